@@ -1,0 +1,430 @@
+package bundle_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"pgregory.net/rapid"
+)
+
+// files is a bundle as a test writes it: path → content.
+type files map[string]string
+
+func (f files) list() []bundle.File {
+	var out []bundle.File
+	for _, p := range slices.Sorted(maps.Keys(f)) {
+		out = append(out, bundle.File{Path: p, Content: []byte(f[p])})
+	}
+	return out
+}
+
+// with is a good bundle and the given files.
+func with(more files) files {
+	f := files{"schema.cedarschema": "namespace Shop {}\n"}
+	maps.Copy(f, more)
+	return f
+}
+
+func mustRead(t *testing.T, f files) *bundle.Bundle {
+	t.Helper()
+	b, err := bundle.FromFiles("shop", f.list())
+	if err != nil {
+		t.Fatalf("FromFiles:\n%v", err)
+	}
+	return b
+}
+
+// wantProblems compares problems by their text, in any order.
+func wantProblems(t *testing.T, err error, want ...string) {
+	t.Helper()
+	probs, ok := errors.AsType[bundle.Problems](err)
+	if !ok {
+		t.Fatalf("error is %v, want Problems", err)
+	}
+	var got []string
+	for _, p := range probs {
+		got = append(got, p.String())
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("problems:\n  %s\nwant:\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+	}
+}
+
+func TestWholeBundle(t *testing.T) {
+	b := mustRead(t, files{
+		"schema.cedarschema":    "namespace Shop {}\n",
+		"views.cedar":           "permit (principal, action, resource);\n",
+		"a/deep/er.cedar":       "forbid (principal, action, resource);\n",
+		"README.md":             "for people\n",
+		"notes.txt":             "for people\n",
+		".github/workflow.yaml": "not ours\n",
+		"entities.json":         "[]\n",
+		"bundle.yaml":           "name: web-shop\ndescription: The shop.\nowners: [ann, ben]\napprovals: 2\non_forbid_error: skip\n",
+		"fields.yaml": `
+Shop::Order:
+  total: money
+  customer.email: [pii, Order.visible]
+  id: []
+Shop::FieldGroup:
+  pii: [personal]
+`,
+	})
+	if b.Name != "web-shop" || b.Description != "The shop." || b.Approvals != 2 || b.OnForbidError != bundle.Skip ||
+		!slices.Equal(b.Owners, []string{"ann", "ben"}) {
+		t.Errorf("manifest: %+v", b)
+	}
+	var policies, all []string
+	for _, f := range b.Policies {
+		policies = append(policies, f.Path)
+	}
+	for _, f := range b.Files {
+		all = append(all, f.Path)
+	}
+	if want := []string{"a/deep/er.cedar", "views.cedar"}; !slices.Equal(policies, want) {
+		t.Errorf("policies %q, want %q", policies, want)
+	}
+	if want := []string{"a/deep/er.cedar", "bundle.yaml", "entities.json", "fields.yaml", "schema.cedarschema", "views.cedar"}; !slices.Equal(all, want) {
+		t.Errorf("files %q, want %q", all, want)
+	}
+	want := []bundle.Field{
+		{Type: "Shop::FieldGroup", Path: "pii", Groups: []string{"personal"}, Line: 7, Column: 3},
+		{Type: "Shop::Order", Path: "customer.email", Groups: []string{"pii", "Order.visible"}, Line: 4, Column: 3},
+		{Type: "Shop::Order", Path: "id", Groups: []string{}, Line: 5, Column: 3},
+		{Type: "Shop::Order", Path: "total", Groups: []string{"money"}, Line: 3, Column: 3},
+	}
+	if !reflect.DeepEqual(b.Fields, want) {
+		t.Errorf("fields\n%+v\nwant\n%+v", b.Fields, want)
+	}
+	if !b.Fields[0].IsGroup() || b.Fields[1].IsGroup() {
+		t.Error("only FieldGroup entries nest groups")
+	}
+	if string(b.Entities) != "[]\n" || b.Schema.Path != "schema.cedarschema" {
+		t.Errorf("entities %q, schema %q", b.Entities, b.Schema.Path)
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	b := mustRead(t, with(files{"bundle.yaml": "# nothing yet\n", "fields.yaml": "", "tests.yaml": "---\n"}))
+	if b.Name != "shop" || b.OnForbidError != bundle.Deny || b.Approvals != 0 || b.Entities != nil || b.Fields != nil || b.Tests != nil {
+		t.Errorf("%+v", b)
+	}
+}
+
+func TestChecks(t *testing.T) {
+	b := mustRead(t, with(files{"tests.yaml": `checks:
+  - name: everything given
+    principal: Shop::User::"bob"
+    action: {type: Shop::Action, id: EditOrder}
+    resource: {type: "Shop::Order", id: 42}
+    context: {mfa: true, tries: 3, when: 2026-01-02, list: [a, {b: -1}]}
+    fields: [id, customer.email]
+    require_all: true
+    entities:
+      - uid: {type: Shop::Order, id: "42"}
+        attrs: {owner: {__entity: {type: Shop::User, id: bob}}}
+        parents: []
+    expect: Deny
+    permitted: []
+    denied: [id]
+    denied_at: field
+    determining: [a]
+    obligations: notify
+    advice: []
+  - name: little given
+    principal: 'Shop::User::"bo\"b"'
+    action: Shop::Action::"ViewOrder"
+    resource: Shop::Order::"42"
+    fields: all
+    expect: allow
+`}))
+	want := []bundle.Test{
+		{
+			Name: "everything given", Line: 2,
+			Principal: bundle.Ref{Type: "Shop::User", ID: "bob"},
+			Action:    bundle.Ref{Type: "Shop::Action", ID: "EditOrder"},
+			Resource:  bundle.Ref{Type: "Shop::Order", ID: "42"},
+			Context: map[string]any{"mfa": true, "tries": int64(3), "when": "2026-01-02",
+				"list": []any{"a", map[string]any{"b": int64(-1)}}},
+			Entities: []any{map[string]any{
+				"uid":     map[string]any{"type": "Shop::Order", "id": "42"},
+				"attrs":   map[string]any{"owner": map[string]any{"__entity": map[string]any{"type": "Shop::User", "id": "bob"}}},
+				"parents": []any{},
+			}},
+			Fields: []string{"id", "customer.email"}, RequireAll: true,
+			Expect: bundle.Expect{Decision: "deny", DeniedAt: "FIELD", Permitted: []string{}, Denied: []string{"id"},
+				Determining: []string{"a"}, Obligations: []string{"notify"}, Advice: []string{}},
+		},
+		{
+			Name: "little given", Line: 20,
+			Principal: bundle.Ref{Type: "Shop::User", ID: `bo"b`},
+			Action:    bundle.Ref{Type: "Shop::Action", ID: "ViewOrder"},
+			Resource:  bundle.Ref{Type: "Shop::Order", ID: "42"},
+			AllFields: true,
+			Expect:    bundle.Expect{Decision: "allow"},
+		},
+	}
+	for i := range want {
+		if !reflect.DeepEqual(b.Tests[i], want[i]) {
+			t.Errorf("check %d\n%+v\nwant\n%+v", i, b.Tests[i], want[i])
+		}
+	}
+}
+
+func TestProblems(t *testing.T) {
+	check := func(more string) files {
+		return with(files{"tests.yaml": "checks:\n" +
+			"  - name: n\n    principal: U::\"u\"\n    action: Action::\"a\"\n    resource: R::\"r\"\n" + more})
+	}
+	for _, tt := range []struct {
+		name string
+		in   files
+		want []string
+	}{
+		{"no schema", files{"a.cedar": ""}, []string{"schema.cedarschema: is missing"}},
+		{"two schemas", with(files{"other.cedarschema": ""}), []string{"other.cedarschema: a bundle has one schema, schema.cedarschema"}},
+		{"typo in a name", with(files{"field.yaml": ""}), []string{"field.yaml: a bundle knows no file of this name"}},
+		{"yml", with(files{"fields.yml": ""}), []string{"fields.yml: a bundle knows no file of this name"}},
+		{"unknown json", with(files{"data.json": ""}), []string{"data.json: a bundle knows no file of this name"}},
+		{"catalogue too deep", with(files{"sub/fields.yaml": ""}), []string{"sub/fields.yaml: fields.yaml belongs at the top of the bundle"}},
+		{"policy in capitals", with(files{"sub/a.CEDAR": ""}), []string{"sub/a.CEDAR: would not be read"}},
+		{"policy in JSON", with(files{"sub/a.cedar.json": ""}), []string{"sub/a.cedar.json: policies and schema are read in Cedar's own syntax, not in JSON"}},
+		{"not UTF-8", with(files{"a.cedar": "x\ny\xffz"}), []string{"a.cedar:2:2: is not UTF-8"}},
+		{"NUL", with(files{"bundle.yaml": "name: a\x00"}), []string{"bundle.yaml:1:8: holds a NUL byte"}},
+		{"byte order mark", with(files{"a.cedar": "\ufeffpermit"}), []string{"a.cedar:1:1: starts with a byte order mark"}},
+
+		{"unknown key", with(files{"bundle.yaml": "name: a\nowner: b\n"}), []string{`bundle.yaml:2:1: unknown key "owner"`}},
+		{"bad name", with(files{"bundle.yaml": "name: Shop\n"}), []string{`bundle.yaml:1:7: "Shop" cannot be a bundle's name`}},
+		{"number for a name", with(files{"bundle.yaml": "name: 12\n"}), []string{`bundle.yaml:1:7: name must be text, not a number`}},
+		{"bad values", with(files{"bundle.yaml": "approvals: -1\non_forbid_error: maybe\nowners: {a: b}\ndescription: [x]\n"}), []string{
+			"bundle.yaml:1:12: approvals must be a whole number from 0 to 100",
+			"bundle.yaml:2:18: on_forbid_error must be deny or skip",
+			"bundle.yaml:3:9: owners must be a list of texts, not a mapping",
+			"bundle.yaml:4:14: description must be text, not a list"}},
+		{"list for a mapping", with(files{"bundle.yaml": "- a\n"}), []string{"bundle.yaml:1:1: bundle.yaml must be a mapping, not a list"}},
+		{"two documents", with(files{"bundle.yaml": "name: a\n---\nname: b\n"}), []string{"bundle.yaml:2:1: holds more than one YAML document"}},
+		{"alias", with(files{"fields.yaml": "A:\n  x: &a [g]\n  y: *a\n"}), []string{
+			"fields.yaml:2:6: anchors are not allowed", "fields.yaml:3:6: aliases are not allowed"}},
+		{"tag", with(files{"bundle.yaml": "name: !!str a\n"}), []string{"bundle.yaml:1:7: tags are not allowed"}},
+		{"merge", with(files{"bundle.yaml": "<<: {name: a}\n"}), []string{"bundle.yaml:1:1: merge keys are not allowed"}},
+		{"too large", with(files{"fields.yaml": strings.Repeat("#", bundle.MaxYAMLBytes+1)}), []string{"fields.yaml: is larger than 1024 KiB"}},
+
+		{"bad type", with(files{"fields.yaml": "Shop.Order:\n  id: []\n"}), []string{`fields.yaml:1:1: "Shop.Order" is not an entity type`}},
+		{"the Field type", with(files{"fields.yaml": "Shop::Field:\n  id: []\n"}), []string{"fields.yaml:1:1: Shop::Field is what the catalogue becomes"}},
+		{"bad paths and groups", with(files{"fields.yaml": "A:\n  a..b: []\n  items[].x: []\n  ok: [\"a b\"]\n  no:\n  two: [g, g]\n" +
+			"  " + strings.Repeat("x", 65) + ": []\n  " + strings.Repeat("x.", 16) + "x: []\n"}), []string{
+			`fields.yaml:2:3: "a..b" is not a field path`,
+			`fields.yaml:3:3: "items[].x" is not a field path`,
+			`fields.yaml:4:7: "a b" is not a group's name`,
+			`fields.yaml:5:6: groups must be a list of texts, not nothing`,
+			`fields.yaml:6:12: "g" is listed twice`,
+			fmt.Sprintf(`fields.yaml:7:3: %q is not a field path`, strings.Repeat("x", 65)),
+			fmt.Sprintf(`fields.yaml:8:3: %q is not a field path`, strings.Repeat("x.", 16)+"x")}},
+		{"group in itself", with(files{"fields.yaml": "FieldGroup:\n  a: [b]\n  b: [a]\n  c: c\n"}), []string{
+			"fields.yaml:3:3: group a is inside itself, through b", "fields.yaml:4:3: group c is inside itself, through c"}},
+
+		{"empty check", with(files{"tests.yaml": "checks:\n  - {}\n"}), []string{
+			"tests.yaml:2:5: the check has no name", "tests.yaml:2:5: the check has no principal", "tests.yaml:2:5: the check has no action",
+			"tests.yaml:2:5: the check has no resource", "tests.yaml:2:5: the check has no expect"}},
+		{"tests without checks", with(files{"tests.yaml": "tests: []\n"}), []string{`tests.yaml:1:1: unknown key "tests"`}},
+		{"bad references", with(files{"tests.yaml": "checks:\n  - {name: n, principal: bob, action: {type: A}, resource: {type: a-b, id: 1.5, x: y}, expect: allow}\n"}), []string{
+			`tests.yaml:2:26: "bob": an entity reference looks like Type::"id"; the id in quotes is missing`,
+			`tests.yaml:2:39: an entity reference has a type and an id`,
+			`tests.yaml:2:67: "a-b" is not an entity type`,
+			`tests.yaml:2:76: id must be text, not a number`,
+			`tests.yaml:2:81: unknown key "x"`}},
+		{"bad expectations", check("    expect: permit\n    denied_at: nowhere\n    require_all: yes\n    fields: [id, 'a b']\n"), []string{
+			"tests.yaml:6:13: expect must be one of allow, deny",
+			"tests.yaml:7:16: denied_at must be one of FUNCTION, OBJECT, FIELD",
+			"tests.yaml:8:18: require_all must be true or false, not text",
+			`tests.yaml:9:13: fields: "a b" is not a field path`}},
+		{"can never hold", check("    expect: allow\n    denied_at: FIELD\n    permitted: [id]\n"), []string{
+			"tests.yaml:7:16: a check that expects allow cannot have denied_at",
+			"tests.yaml:7:16: only a check that requires all fields is denied at FIELD",
+			"tests.yaml:8:16: permitted makes no sense in a check that asks for no fields"}},
+		{"values Cedar lacks", check("    expect: allow\n    context: {a: 1.5, b: null, c: 0x10, d: 99999999999999999999}\n"), []string{
+			"tests.yaml:7:18: Cedar has no floating-point numbers", "tests.yaml:7:26: Cedar has no null",
+			`tests.yaml:7:35: "0x10" is not a plain number`, "tests.yaml:7:44: 99999999999999999999 does not fit in 64 bits"}},
+		{"bad entities", check("    expect: allow\n    entities: [{attributes: {}}, 7]\n    context: []\n"), []string{
+			`tests.yaml:7:17: unknown key "attributes"`, "tests.yaml:7:16: an entity has a uid",
+			"tests.yaml:7:34: an entity must be a mapping, not a number", "tests.yaml:8:14: context must be a mapping, not a list"}},
+		{"same name twice", check("    expect: allow\n  - {name: n, principal: 'U::\"u\"', action: 'Action::\"a\"', resource: 'R::\"r\"', expect: allow}\n"),
+			[]string{`tests.yaml:7:5: check "n" is given twice, first on line 2`}},
+		{"several files at once", files{"bundle.yaml": "x: 1\n", "fields.yaml": "y: 1\n", "field.yaml": ""}, []string{
+			`bundle.yaml:1:1: unknown key "x"`, "fields.yaml:1:4: the fields of y must be a mapping, not a number",
+			"field.yaml: a bundle knows no file of this name", "schema.cedarschema: is missing"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := bundle.FromFiles("shop", tt.in.list())
+			wantProblems(t, err, tt.want...)
+		})
+	}
+}
+
+func TestYAMLErrorsHavePositions(t *testing.T) {
+	for name, in := range map[string]string{
+		"same key twice":     "name: a\nname: b\n",
+		"not closed":         "owners: [a, b\nname: c\n",
+		"tab":                "owners:\n\t- a\n",
+		"nested flow":        "owners: " + strings.Repeat("[", 100_000),
+		"nested blocks":      strings.Repeat("- ", 10_000) + "a\n",
+		"same key, in a map": "owners: {a: b, a: c}\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := bundle.FromFiles("shop", with(files{"bundle.yaml": in}).list())
+			probs, ok := errors.AsType[bundle.Problems](err)
+			if !ok || probs[0].File != "bundle.yaml" || probs[0].Line == 0 || probs[0].Column == 0 {
+				t.Errorf("%#v", err)
+			}
+			t.Log(err)
+		})
+	}
+}
+
+func TestManyProblemsAreCapped(t *testing.T) {
+	_, err := bundle.FromFiles("shop", with(files{"bundle.yaml": manyKeys(5_000)}).list())
+	probs, _ := errors.AsType[bundle.Problems](err)
+	if n := len(probs); n != 201 {
+		t.Errorf("%d problems", n)
+	}
+}
+
+func manyKeys(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "k%d: v\n", i)
+	}
+	return b.String()
+}
+
+func TestTooManyFields(t *testing.T) {
+	_, err := bundle.FromFiles("shop", with(files{"fields.yaml": "A: {" +
+		strings.ReplaceAll(strings.ReplaceAll(manyKeys(bundle.MaxFields+2), ": v", ": []"), "\n", ", ") + "}\n"}).list())
+	probs, _ := errors.AsType[bundle.Problems](err)
+	if len(probs) != 1 || probs[0].Message != "the catalogue holds more than 10000 fields" {
+		t.Error(err)
+	}
+}
+
+func TestUploadPaths(t *testing.T) {
+	for _, p := range []string{"", ".", "..", "../a.cedar", "a/../b.cedar", "/etc/a.cedar", `a\b.cedar`, "C:a.cedar", "a//b.cedar",
+		"./a.cedar", "a/", "a\nb.cedar", "\xff.cedar", strings.Repeat("a", 600) + ".cedar"} {
+		_, err := bundle.FromFiles("shop", with(files{p: ""}).list())
+		probs, ok := errors.AsType[bundle.Problems](err)
+		if !ok || len(probs) != 1 || probs[0].Message != "is not a path inside a bundle" {
+			t.Errorf("path %q: %v", p, err)
+		}
+		if err := bundle.WriteDir(filepath.Join(t.TempDir(), "x"), []bundle.File{{Path: p}}); err == nil {
+			t.Errorf("WriteDir took path %q", p)
+		}
+	}
+	_, err := bundle.FromFiles("shop", append(with(nil).list(), with(nil).list()...))
+	wantProblems(t, err, "schema.cedarschema: is given twice")
+	_, err = bundle.FromFiles("shop", make([]bundle.File, bundle.MaxFiles+1))
+	wantProblems(t, err, "the bundle holds more than 10000 files")
+	_, err = bundle.FromFiles("The Shop", with(nil).list())
+	wantProblems(t, err, `bundle.yaml: "The Shop" cannot be a bundle's name: it must be 1 to 64 of a-z, 0-9, dot, underscore and dash, and start with a letter or digit`)
+}
+
+func TestReadDir(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "shop")
+	want := with(files{"orders/view.cedar": "permit (principal, action, resource);"})
+	if err := bundle.WriteDir(dir, want.list()); err != nil {
+		t.Fatal(err)
+	}
+	if err := bundle.WriteDir(dir, want.list()); err == nil {
+		t.Error("WriteDir wrote over a bundle")
+	}
+	b, err := bundle.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.Name != "shop" || !reflect.DeepEqual(b.Files, want.list()) {
+		t.Errorf("%+v", b)
+	}
+	if again := mustRead(t, want); again.Digest() != b.Digest() {
+		t.Error("the same files have two digests")
+	}
+
+	// A link to a file inside is read: a mounted ConfigMap is made of such links.
+	link := func(target, name string) {
+		t.Helper()
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link("orders/view.cedar", "again.cedar")
+	if b, err := bundle.ReadDir(dir); err != nil || len(b.Policies) != 2 {
+		t.Errorf("link inside: %v", err)
+	}
+
+	outside := filepath.Join(t.TempDir(), "out.cedar")
+	if err := os.WriteFile(outside, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link(outside, "out.cedar")
+	link("nowhere", "broken.cedar")
+	link("orders", "folder")
+	link(outside, "ignored.txt")
+	link("/", ".hidden")
+	if err := os.MkdirAll(filepath.Join(dir, "dir.cedar"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err = bundle.ReadDir(dir)
+	wantProblems(t, err,
+		"broken.cedar: is a link that is broken or leaves the bundle's folder",
+		"folder: is a link to a folder, which is not followed",
+		"out.cedar: is a link that is broken or leaves the bundle's folder")
+
+	if _, err := bundle.ReadDir(filepath.Join(dir, "missing")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("missing folder: %v", err)
+	}
+	if _, err := bundle.Read(fstest.MapFS{}, "shop"); err == nil {
+		t.Error("an empty folder is a bundle")
+	}
+}
+
+func TestDigestTellsFilesApart(t *testing.T) {
+	a := mustRead(t, with(files{"a.cedar": "xy", "b.cedar": ""}))
+	b := mustRead(t, with(files{"a.cedar": "x", "b.cedar": "y"}))
+	c := mustRead(t, with(files{"a.cedar": "xy", "c.cedar": ""}))
+	if a.Digest() == b.Digest() || a.Digest() == c.Digest() || len(a.Digest()) != 64 {
+		t.Errorf("%s %s %s", a.Digest(), b.Digest(), c.Digest())
+	}
+}
+
+func TestDigestIsStable(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		more := rapid.MapOfN(rapid.StringMatching(`([a-z]{1,3}/){0,2}[a-z]{1,5}\.cedar`), rapid.String().Filter(func(s string) bool {
+			return !strings.ContainsRune(s, 0) && !strings.HasPrefix(s, "\ufeff")
+		}), 0, 8).Draw(rt, "files")
+		in := with(more).list()
+		one, err := bundle.FromFiles("shop", in)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		rand.Shuffle(len(in), func(i, j int) { in[i], in[j] = in[j], in[i] })
+		two, err := bundle.FromFiles("shop", in)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		three, err := bundle.FromFiles("shop", one.Files)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		if one.Digest() != two.Digest() || one.Digest() != three.Digest() || !reflect.DeepEqual(one, two) {
+			rt.Fatal("the order of an upload shows")
+		}
+	})
+}

@@ -1,0 +1,101 @@
+package bundle_test
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/cedarpost/cedarpost/bundle"
+)
+
+// fuzzFile feeds one file of a bundle. Whatever it holds, reading ends without
+// a panic, twice with the same outcome, and every problem says where it is.
+func fuzzFile(f *testing.F, name string, seeds ...string) {
+	for _, s := range append(seeds, "", "a", "[]", "{}", "null", "? ? a", "- - a", "a: &a [*a]", "<<: {}", "---\n---\n", "!!x y", "\"\\xff\"") {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if len(in) > 1<<16 {
+			t.Skip()
+		}
+		files := append(with(nil).list(), bundle.File{Path: name, Content: in})
+		one, err := bundle.FromFiles("shop", files)
+		two, err2 := bundle.FromFiles("shop", files)
+		if !reflect.DeepEqual(one, two) || !reflect.DeepEqual(err, err2) {
+			t.Fatal("two readings differ")
+		}
+		if err == nil {
+			checkSound(t, one)
+			return
+		}
+		if one != nil {
+			t.Fatal("a bundle beside an error")
+		}
+		for _, p := range err.(bundle.Problems) {
+			if p.File != name || p.Message == "" || strings.ContainsRune(p.Message, '\n') && p.Line == 0 {
+				t.Fatalf("%#v", p)
+			}
+		}
+	})
+}
+
+// checkSound checks what holds for every bundle that is read without problems.
+func checkSound(t *testing.T, b *bundle.Bundle) {
+	if b.Name == "" || b.Schema.Path == "" || b.OnForbidError != bundle.Deny && b.OnForbidError != bundle.Skip {
+		t.Fatalf("%+v", b)
+	}
+	for _, f := range b.Fields {
+		if f.Type == "" || f.Path == "" || f.Groups == nil || f.Line == 0 {
+			t.Fatalf("%+v", f)
+		}
+	}
+	for _, c := range b.Tests {
+		if c.Name == "" || c.Principal.Type == "" || c.Action.Type == "" || c.Resource.Type == "" || c.Expect.Decision == "" || c.Line == 0 {
+			t.Fatalf("%+v", c)
+		}
+	}
+}
+
+func FuzzBundleYAML(f *testing.F) {
+	fuzzFile(f, bundle.ManifestName, "name: shop\ndescription: d\nowners: [a, b]\napprovals: 1\non_forbid_error: deny\n", "name: 1\nname: 2\n", "approvals: 1e3\n")
+}
+
+func FuzzFields(f *testing.F) {
+	fuzzFile(f, bundle.FieldsName, "Shop::Order:\n  id: [a, b]\n  customer.email: pii\nShop::FieldGroup:\n  pii: [personal]\n", "A: {x: [x, x]}\n", "FieldGroup: {a: b, b: a}\n")
+}
+
+func FuzzTests(f *testing.F) {
+	fuzzFile(f, bundle.TestsName, `checks:
+  - name: n
+    principal: Shop::User::"bob"
+    action: {type: Shop::Action, id: ViewOrder}
+    resource: {type: Shop::Order, id: 42}
+    context: {mfa: true, n: 1, l: [a, {b: c}]}
+    fields: all
+    require_all: true
+    entities: [{uid: {type: A, id: b}, attrs: {}, parents: []}]
+    expect: deny
+    permitted: []
+    denied: [id]
+    denied_at: field
+    determining: [p]
+    obligations: o
+    advice: []
+`, "checks: [{}]", "checks: [{context: {a: 1.5, b: ~, c: 0o7}}]")
+}
+
+func FuzzParseUID(f *testing.F) {
+	for _, s := range []string{`Shop::User::"bob"`, `A::"\u{1F600}\\\"\n\0\x41"`, `A::"`, `::""`, `A::"\u{`, `A"b"`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		typ, id, err := bundle.ParseUID(s)
+		if err != nil {
+			return
+		}
+		typ2, id2, err := bundle.ParseUID(bundle.Ref{Type: typ, ID: id}.String())
+		if err != nil || typ2 != typ || id2 != id {
+			t.Fatalf("%q: %q, %q came back as %q, %q, %v", s, typ, id, typ2, id2, err)
+		}
+	})
+}

@@ -1,0 +1,360 @@
+package bundle
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// Caps on what is read. What policies and entities may hold inside is for the
+// server to say.
+const (
+	MaxFiles     = 10_000
+	MaxBytes     = 256 << 20 // all files together
+	MaxYAMLBytes = 1 << 20   // one YAML file
+	MaxFields    = 10_000
+	MaxTests     = 10_000
+
+	maxPathBytes = 512     // one file's path
+	maxEntries   = 100_000 // directory entries looked at, known files or not
+	maxTypeBytes = 512
+)
+
+// ReadDir reads the bundle in a folder. The folder's name is the bundle's,
+// unless bundle.yaml names it. A symbolic link may point to a file inside the
+// folder, not out of it. On mistakes the error is a Problems.
+func ReadDir(dir string) (*Bundle, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read bundle: %w", err)
+	}
+	// A Root, and not os.DirFS: it refuses links that lead out, without a race.
+	root, err := os.OpenRoot(abs)
+	if err != nil {
+		return nil, fmt.Errorf("read bundle: %w", err)
+	}
+	defer root.Close()
+	return Read(root.FS(), filepath.Base(abs))
+}
+
+// Read reads the bundle at the root of a file system. Names that start with a
+// dot, README files and file types that a bundle does not know are left out,
+// but a file that looks like a misspelt part of a bundle is a problem.
+func Read(fsys fs.FS, defaultName string) (*Bundle, error) {
+	w := walker{fsys: fsys}
+	if err := fs.WalkDir(fsys, ".", w.visit); err != nil && !errors.Is(err, errStop) {
+		return nil, fmt.Errorf("read bundle: %w", err)
+	}
+	return fromFiles(defaultName, w.files, w.probs)
+}
+
+// errStop ends a walk whose problem is already noted.
+var errStop = errors.New("stop")
+
+type walker struct {
+	fsys  fs.FS
+	files []File
+	probs Problems
+	seen  int
+	bytes int
+}
+
+func (w *walker) visit(name string, d fs.DirEntry, err error) error {
+	if name == "." {
+		return err
+	}
+	if strings.HasPrefix(path.Base(name), ".") {
+		if d != nil && d.IsDir() {
+			return fs.SkipDir
+		}
+		return nil
+	}
+	if err != nil {
+		w.probs.add(Problem{File: name, Message: "cannot be read: " + cause(err)})
+		if d != nil && d.IsDir() {
+			return fs.SkipDir
+		}
+		return nil
+	}
+	if w.seen++; w.seen > maxEntries {
+		w.probs.add(Problem{Message: fmt.Sprintf("the folder holds more than %d entries", maxEntries),
+			Hint: "is this the bundle's folder?"})
+		return errStop
+	}
+	if d.IsDir() {
+		return nil
+	}
+	return w.file(name, d)
+}
+
+// file reads one entry that is not a directory, if the bundle wants it.
+func (w *walker) file(name string, d fs.DirEntry) error {
+	kind, prob := classify(name)
+	mode := d.Type()
+	if mode&fs.ModeSymlink != 0 {
+		info, err := fs.Stat(w.fsys, name)
+		switch {
+		case err == nil && info.IsDir():
+			w.probs.add(Problem{File: name, Message: "is a link to a folder, which is not followed",
+				Hint: "put the folder itself here"})
+			return nil
+		case err != nil && kind != kindIgnored:
+			w.probs.add(Problem{File: name, Message: "is a link that is broken or leaves the bundle's folder"})
+			return nil
+		case err == nil:
+			mode = info.Mode().Type()
+		}
+	}
+	switch {
+	case prob != nil:
+		w.probs.add(*prob)
+		return nil
+	case kind == kindIgnored:
+		return nil
+	case !mode.IsRegular():
+		w.probs.add(Problem{File: name, Message: "is not a regular file"})
+		return nil
+	case len(w.files) == MaxFiles:
+		w.probs.add(Problem{Message: fmt.Sprintf("the bundle holds more than %d files", MaxFiles)})
+		return errStop
+	}
+	content, err := w.read(name)
+	if err != nil {
+		w.probs.add(Problem{File: name, Message: "cannot be read: " + cause(err)})
+		return nil
+	}
+	if w.bytes += len(content); w.bytes > MaxBytes {
+		w.probs.add(tooBig())
+		return errStop
+	}
+	w.files = append(w.files, File{Path: name, Content: content})
+	return nil
+}
+
+// read returns a file's content, at most one byte more than there is room for.
+func (w *walker) read(name string) (_ []byte, err error) {
+	f, err := w.fsys.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, int64(MaxBytes-w.bytes)+1))
+}
+
+// cause is an error without the path in front, which a Problem already has.
+func cause(err error) string {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+func tooBig() Problem {
+	return Problem{Message: fmt.Sprintf("the bundle is larger than %d MiB", MaxBytes>>20)}
+}
+
+// FromFiles makes a bundle of files that came over the wire. Every path must be
+// relative, clean, with forward slashes, and given once.
+func FromFiles(name string, files []File) (*Bundle, error) {
+	return fromFiles(name, files, nil)
+}
+
+// fromFiles is FromFiles with the problems that reading already met.
+func fromFiles(name string, files []File, probs Problems) (*Bundle, error) {
+	var (
+		kept  []File
+		total int
+		seen  = make(map[string]bool, len(files))
+	)
+	if len(files) > MaxFiles {
+		return nil, Problems{{Message: fmt.Sprintf("the bundle holds more than %d files", MaxFiles)}}
+	}
+	for _, f := range files {
+		if !validFilePath(f.Path) {
+			probs.add(Problem{File: fmt.Sprintf("%.100q", f.Path), Message: "is not a path inside a bundle",
+				Hint: "relative, with forward slashes, without .. and ."})
+			continue
+		}
+		if seen[f.Path] {
+			probs.add(Problem{File: f.Path, Message: "is given twice"})
+			continue
+		}
+		seen[f.Path] = true
+		kind, prob := classify(f.Path)
+		if prob != nil {
+			probs.add(*prob)
+		}
+		if kind == kindIgnored {
+			continue
+		}
+		if total += len(f.Content); total > MaxBytes {
+			return nil, append(probs, tooBig())
+		}
+		kept = append(kept, f)
+	}
+	return build(name, kept, probs)
+}
+
+// validFilePath reports whether p names a file inside a bundle on every system.
+func validFilePath(p string) bool {
+	return len(p) <= maxPathBytes && p != "." && fs.ValidPath(p) &&
+		!strings.ContainsFunc(p, func(r rune) bool { return r == '\\' || r == ':' || r < ' ' || r == 0x7f })
+}
+
+type kind int
+
+const (
+	kindIgnored kind = iota
+	kindKnown
+	kindPolicy
+)
+
+// classify says from its path alone what a file is to a bundle. The problem is
+// set for a file that would be dropped in silence although its author meant it:
+// a catalogue or a forbid that is not read is worse than an error.
+func classify(name string) (kind, *Problem) {
+	base := path.Base(name)
+	for seg := range strings.SplitSeq(name, "/") {
+		if strings.HasPrefix(seg, ".") {
+			return kindIgnored, nil
+		}
+	}
+	if strings.HasPrefix(strings.ToUpper(base), "README") && path.Ext(base) != ".cedar" {
+		return kindIgnored, nil
+	}
+	top := base == name
+	known := []string{ManifestName, SchemaName, FieldsName, EntitiesName, TestsName}
+	if slices.Contains(known, base) {
+		if top {
+			return kindKnown, nil
+		}
+		return kindIgnored, &Problem{File: name, Message: base + " belongs at the top of the bundle"}
+	}
+	ext := path.Ext(base)
+	switch strings.ToLower(ext) {
+	case ".cedar":
+		if ext != ".cedar" {
+			return kindIgnored, &Problem{File: name, Message: "would not be read", Hint: "policy files end in .cedar, in small letters"}
+		}
+		return kindPolicy, nil
+	case ".cedarschema":
+		return kindIgnored, &Problem{File: name, Message: "a bundle has one schema, " + SchemaName}
+	case ".yaml", ".yml", ".json":
+		lower := strings.ToLower(base)
+		if strings.HasSuffix(lower, ".cedar.json") || strings.HasSuffix(lower, ".cedarschema.json") {
+			return kindIgnored, &Problem{File: name, Message: "policies and schema are read in Cedar's own syntax, not in JSON"}
+		}
+		if top {
+			return kindIgnored, &Problem{File: name, Message: "a bundle knows no file of this name",
+				Hint: "known are " + strings.Join(known, ", ")}
+		}
+	}
+	return kindIgnored, nil
+}
+
+// build makes the bundle of files whose paths are already known to be good.
+func build(name string, files []File, probs Problems) (*Bundle, error) {
+	files = slices.Clone(files)
+	slices.SortFunc(files, func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
+	b := &Bundle{Name: name, OnForbidError: Deny, Files: files}
+	var hasSchema bool
+	for _, f := range files {
+		if p := checkText(f); p != nil {
+			probs.add(*p)
+			hasSchema = hasSchema || f.Path == SchemaName
+			continue
+		}
+		switch f.Path {
+		case ManifestName:
+			readManifest(f, b, &probs)
+		case SchemaName:
+			b.Schema, hasSchema = f, true
+		case FieldsName:
+			b.Fields = readFields(f, &probs)
+		case EntitiesName:
+			b.Entities = f.Content
+		case TestsName:
+			b.Tests = readTests(f, &probs)
+		default:
+			b.Policies = append(b.Policies, f)
+		}
+	}
+	if !hasSchema {
+		probs.add(Problem{File: SchemaName, Message: "is missing", Hint: "a bundle has one schema, at its top"})
+	}
+	if b.Name == name && !validName(name) {
+		probs.add(Problem{File: ManifestName, Message: fmt.Sprintf("%.100q cannot be a bundle's name: %s", name, nameRule),
+			Hint: "give a name in " + ManifestName})
+	}
+	if len(probs) > 0 {
+		return nil, probs
+	}
+	return b, nil
+}
+
+// checkText refuses what no part of a bundle may hold.
+func checkText(f File) *Problem {
+	at := -1
+	var msg, hint string
+	if i := bytes.IndexByte(f.Content, 0); i >= 0 {
+		at, msg = i, "holds a NUL byte"
+	} else if !utf8.Valid(f.Content) {
+		at, msg = 0, "is not UTF-8"
+		for at < len(f.Content) {
+			r, n := utf8.DecodeRune(f.Content[at:])
+			if r == utf8.RuneError && n == 1 {
+				break
+			}
+			at += n
+		}
+	} else if bytes.HasPrefix(f.Content, []byte("\ufeff")) {
+		at, msg, hint = 0, "starts with a byte order mark", "save it as UTF-8 without one"
+	}
+	if at < 0 {
+		return nil
+	}
+	before := f.Content[:at]
+	return &Problem{File: f.Path, Line: bytes.Count(before, []byte("\n")) + 1,
+		Column: at - bytes.LastIndexByte(before, '\n'), Message: msg, Hint: hint}
+}
+
+// WriteDir writes files into a folder, which it makes if need be and which must
+// be empty: a file left over from before would become part of the bundle.
+func WriteDir(dir string, files []File) (err error) {
+	for _, f := range files {
+		if !validFilePath(f.Path) {
+			return fmt.Errorf("write bundle: %q is not a path inside a bundle", f.Path)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("write bundle: %w", err)
+	}
+	if old, err := os.ReadDir(dir); err != nil {
+		return fmt.Errorf("write bundle: %w", err)
+	} else if len(old) > 0 {
+		return fmt.Errorf("write bundle: %s is not empty", dir)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("write bundle: %w", err)
+	}
+	defer root.Close()
+	for _, f := range files {
+		if err := root.MkdirAll(path.Dir(f.Path), 0o755); err != nil {
+			return fmt.Errorf("write bundle: %w", err)
+		}
+		if err := root.WriteFile(f.Path, f.Content, 0o644); err != nil {
+			return fmt.Errorf("write bundle: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,267 @@
+package bundle
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// maxYAMLDepth bounds nesting. The deepest thing a bundle needs is an entity
+// with nested records inside a check.
+const maxYAMLDepth = 64
+
+// depthLimit makes the parser itself refuse deep nesting.
+type depthLimit struct{}
+
+func (depthLimit) CheckDepth(depth int, _ *yaml.DepthContext) error {
+	if depth > maxYAMLDepth {
+		return fmt.Errorf("nested deeper than %d levels", maxYAMLDepth)
+	}
+	return nil
+}
+
+// CheckAlias lets every count pass: nodes are not expanded while they are
+// loaded, and plain refuses any alias it meets.
+func (depthLimit) CheckAlias(int, int) error { return nil }
+
+// A yamlFile reads one YAML file by its nodes, so that every problem has a
+// line and a column, and so that one bad value does not hide the next.
+type yamlFile struct {
+	path  string
+	probs *Problems
+}
+
+func (y yamlFile) fail(n *yaml.Node, hint, format string, args ...any) {
+	y.probs.add(Problem{File: y.path, Line: n.Line, Column: n.Column,
+		Message: fmt.Sprintf(format, args...), Hint: hint})
+}
+
+// load parses the file and checks what holds for every YAML file here. It
+// returns nil if the file is empty or not worth reading further.
+func (y yamlFile) load(content []byte) *yaml.Node {
+	if len(content) > MaxYAMLBytes {
+		y.probs.add(Problem{File: y.path, Message: fmt.Sprintf("is larger than %d KiB", MaxYAMLBytes>>10)})
+		return nil
+	}
+	l, err := yaml.NewLoader(bytes.NewReader(content), yaml.WithV4Defaults(), yaml.WithPlugin(depthLimit{}))
+	if err != nil {
+		y.syntax(err)
+		return nil
+	}
+	var doc, more yaml.Node
+	if err := l.Load(&doc); errors.Is(err, io.EOF) {
+		return nil
+	} else if err != nil {
+		y.syntax(err)
+		return nil
+	}
+	if err := l.Load(&more); err == nil {
+		y.fail(&more, "", "holds more than one YAML document")
+		return nil
+	} else if !errors.Is(err, io.EOF) {
+		y.syntax(err)
+		return nil
+	}
+	root := &doc
+	if root.Kind == yaml.DocumentNode {
+		if len(root.Content) == 0 {
+			return nil
+		}
+		root = root.Content[0]
+	}
+	if !y.plain(root) || isNull(root) {
+		return nil
+	}
+	return root
+}
+
+// syntax notes an error of the parser.
+func (y yamlFile) syntax(err error) {
+	p := Problem{File: y.path, Message: err.Error()}
+	if le, ok := errors.AsType[*yaml.LoadError](err); ok {
+		p.Line, p.Column = le.Mark.Line, le.Mark.Column
+		p.Message = le.Message
+		if p.Line == 0 {
+			p.Line, p.Column = le.ContextMark.Line, le.ContextMark.Column
+		}
+	}
+	p.Message = "is not valid YAML: " + p.Message
+	y.probs.add(p)
+}
+
+// plain refuses, anywhere below n, what makes YAML mean something other than
+// what it shows: anchors, aliases, merges, tags and keys given twice.
+func (y yamlFile) plain(n *yaml.Node) bool {
+	switch {
+	case n.Kind == yaml.AliasNode:
+		y.fail(n, "write the value out", "aliases are not allowed")
+		return false
+	case n.Anchor != "":
+		y.fail(n, "write the value out where it is needed", "anchors are not allowed")
+		return false
+	case n.Style&yaml.TaggedStyle != 0:
+		y.fail(n, "", "tags are not allowed")
+		return false
+	}
+	ok := true
+	keys := map[string]int{}
+	for i, c := range n.Content {
+		ok = y.plain(c) && ok
+		if n.Kind != yaml.MappingNode || i%2 == 1 {
+			continue
+		}
+		switch line, twice := keys[c.Value]; {
+		case c.Kind != yaml.ScalarNode:
+			y.fail(c, "", "a key must be plain text")
+			ok = false
+		case c.ShortTag() == "!!merge":
+			y.fail(c, "write the values out", "merge keys are not allowed")
+			ok = false
+		case twice:
+			y.fail(c, "", "key %.100q is given twice, first on line %d", c.Value, line)
+			ok = false
+		default:
+			keys[c.Value] = c.Line
+		}
+	}
+	return ok
+}
+
+// each calls f for every key of a mapping, in order.
+func (y yamlFile) each(n *yaml.Node, what string, f func(key, value *yaml.Node)) {
+	if n.Kind != yaml.MappingNode {
+		y.fail(n, "", "%s must be a mapping, not %s", what, kindName(n))
+		return
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		f(n.Content[i], n.Content[i+1])
+	}
+}
+
+// unknown notes a key that nobody asked for.
+func (y yamlFile) unknown(key *yaml.Node, known ...string) {
+	y.fail(key, "known are "+strings.Join(known, ", "), "unknown key %.100q", key.Value)
+}
+
+// str reads text. It does not take a number or a bool for text.
+func (y yamlFile) str(n *yaml.Node, what string) string {
+	if !isText(n) {
+		hint := ""
+		if n.Kind == yaml.ScalarNode && !isNull(n) {
+			hint = "put it in quotes"
+		}
+		y.fail(n, hint, "%s must be text, not %s", what, kindName(n))
+		return ""
+	}
+	return n.Value
+}
+
+func (y yamlFile) boolean(n *yaml.Node, what string) bool {
+	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!bool" {
+		y.fail(n, "", "%s must be true or false, not %s", what, kindName(n))
+		return false
+	}
+	return strings.EqualFold(n.Value, "true")
+}
+
+// strs reads a list of texts, or one text for a list of one. It never returns
+// nil: nil is for what was not given.
+func (y yamlFile) strs(n *yaml.Node, what string) []string {
+	out := []string{}
+	if isText(n) {
+		return append(out, n.Value)
+	}
+	if n.Kind != yaml.SequenceNode {
+		y.fail(n, "", "%s must be a list of texts, not %s", what, kindName(n))
+		return out
+	}
+	seen := make(map[string]bool, len(n.Content))
+	for _, c := range n.Content {
+		if !isText(c) {
+			y.str(c, "each of "+what)
+			continue
+		}
+		if seen[c.Value] {
+			y.fail(c, "", "%.100q is listed twice", c.Value)
+			continue
+		}
+		seen[c.Value] = true
+		out = append(out, c.Value)
+	}
+	return out
+}
+
+var decimal = regexp.MustCompile(`^-?(0|[1-9][0-9]*)$`)
+
+// value reads what a Cedar value can be: text, bool, whole number, list, record.
+func (y yamlFile) value(n *yaml.Node) any {
+	switch n.Kind {
+	case yaml.SequenceNode:
+		out := make([]any, 0, len(n.Content))
+		for _, c := range n.Content {
+			out = append(out, y.value(c))
+		}
+		return out
+	case yaml.MappingNode:
+		out := make(map[string]any, len(n.Content)/2)
+		y.each(n, "a record", func(k, v *yaml.Node) { out[k.Value] = y.value(v) })
+		return out
+	}
+	switch {
+	case isText(n):
+		return n.Value
+	case n.ShortTag() == "!!bool":
+		return strings.EqualFold(n.Value, "true")
+	case n.ShortTag() == "!!int" || decimal.MatchString(n.Value): // a long one is a float to YAML
+		if !decimal.MatchString(n.Value) {
+			y.fail(n, "write it in plain decimal, or in quotes if it is text", "%.100q is not a plain number", n.Value)
+			return nil
+		}
+		v, err := strconv.ParseInt(n.Value, 10, 64)
+		if err != nil {
+			y.fail(n, "", "%.100s does not fit in 64 bits", n.Value)
+			return nil
+		}
+		return v
+	case n.ShortTag() == "!!float":
+		y.fail(n, `write a decimal as {__extn: {fn: decimal, arg: "1.5"}}`, "Cedar has no floating-point numbers")
+	case isNull(n):
+		y.fail(n, "leave the key out", "Cedar has no null")
+	default:
+		y.fail(n, "", "a value must be text, a bool, a whole number, a list or a record")
+	}
+	return nil
+}
+
+// isText reports whether n is text. What looks like a date is text here too.
+func isText(n *yaml.Node) bool {
+	return n.Kind == yaml.ScalarNode && (n.ShortTag() == "!!str" || n.ShortTag() == "!!timestamp")
+}
+
+func isNull(n *yaml.Node) bool {
+	return n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null"
+}
+
+func kindName(n *yaml.Node) string {
+	switch n.Kind {
+	case yaml.MappingNode:
+		return "a mapping"
+	case yaml.SequenceNode:
+		return "a list"
+	}
+	switch n.ShortTag() {
+	case "!!null":
+		return "nothing"
+	case "!!bool":
+		return "a bool"
+	case "!!int", "!!float":
+		return "a number"
+	}
+	return "text"
+}
