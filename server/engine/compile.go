@@ -1,0 +1,465 @@
+package engine
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/cedar-policy/cedar-go"
+	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
+	sast "github.com/cedar-policy/cedar-go/x/exp/schema/ast"
+	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
+	"github.com/cedar-policy/cedar-go/x/exp/schema/validate"
+)
+
+// Source is one bundle as text.
+type Source struct {
+	Name string
+	// SchemaFile names the schema in findings; Schema is its text in Cedar's
+	// schema syntax.
+	SchemaFile, Schema string
+	Policies           []PolicyText
+	// FieldsFile names the catalogue in findings.
+	FieldsFile string
+	Fields     []Field
+	// SkipForbidErrors restores Cedar's rule that a policy that fails is left
+	// out, for forbids too.
+	SkipForbidErrors bool
+}
+
+// PolicyText is a text of one or more policies. Line is where it begins in its
+// file, from 1 (0 is read as 1).
+type PolicyText struct {
+	File string
+	Line int
+	Text string
+}
+
+// Field is one catalogued path of an entity type with the groups it is in; for
+// the type FieldGroup, Path names a group.
+type Field struct {
+	Type, Path   string
+	Groups       []string
+	Line, Column int
+}
+
+// Finding is one problem of a bundle. Line and Column count from 1, 0 is
+// unknown.
+type Finding struct {
+	Bundle       string
+	File         string
+	Line, Column int
+	Policy       string
+	Message      string
+	Hint         string
+	Warning      bool
+}
+
+// String returns "file:line:column: message".
+func (f Finding) String() string {
+	var b strings.Builder
+	if f.File != "" {
+		b.WriteString(f.File)
+		if f.Line > 0 {
+			fmt.Fprintf(&b, ":%d", f.Line)
+			if f.Column > 0 {
+				fmt.Fprintf(&b, ":%d", f.Column)
+			}
+		}
+		b.WriteString(": ")
+	}
+	if f.Policy != "" {
+		fmt.Fprintf(&b, "policy %s: ", f.Policy)
+	}
+	b.WriteString(f.Message)
+	return b.String()
+}
+
+// PolicyInfo is one policy as the compiler cut it out of its file.
+type PolicyInfo struct {
+	ID, File string
+	Line     int
+	Text     string
+}
+
+// Set is all bundles compiled: what every decision of one policy state needs.
+// It is immutable and safe for concurrent use.
+type Set struct {
+	bundles  map[string]*compiledBundle
+	owners   map[string]string // namespace → bundle
+	schema   *resolved.Schema
+	digest   [sha256.Size]byte // of all schemas and catalogues
+	actions  map[cedar.EntityUID]*action
+	static   map[cedar.EntityUID]cedar.Entity // actions, fields, groups; closed
+	parsed   map[parseKey]*policy
+	verified map[*policy][]Finding // with the warnings it has
+
+	actionTypes, requestTypes, fieldTypes map[cedar.EntityType]bool
+	catalogues                            map[cedar.EntityType]*catalogue
+}
+
+type compiledBundle struct {
+	name             string
+	namespaces       []string
+	policies         []*policy
+	skipForbidErrors bool
+}
+
+type parseKey struct {
+	bundle, file, text string
+	line, column       int
+}
+
+// Compile compiles and checks all bundles together. What previous (which may be
+// nil) compiled from equal text is taken over. When some finding is not a
+// warning the Set is nil.
+func Compile(sources []Source, previous *Set) (*Set, []Finding) {
+	c := &compiler{previous: previous, set: &Set{
+		bundles:      map[string]*compiledBundle{},
+		owners:       map[string]string{},
+		actions:      map[cedar.EntityUID]*action{},
+		static:       map[cedar.EntityUID]cedar.Entity{},
+		parsed:       map[parseKey]*policy{},
+		verified:     map[*policy][]Finding{},
+		actionTypes:  map[cedar.EntityType]bool{},
+		requestTypes: map[cedar.EntityType]bool{},
+		fieldTypes:   map[cedar.EntityType]bool{},
+		catalogues:   map[cedar.EntityType]*catalogue{},
+	}}
+	sources = slices.Clone(sources)
+	sort.Slice(sources, func(i, j int) bool { return sources[i].Name < sources[j].Name })
+	if c.schemas(sources) {
+		for _, src := range sources {
+			c.policies(src)
+		}
+		if !c.failed {
+			c.index()
+		}
+	}
+	slices.SortStableFunc(c.findings, func(a, b Finding) int {
+		if a.Warning != b.Warning {
+			if b.Warning {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a.Bundle+"\x00"+a.File, b.Bundle+"\x00"+b.File)
+	})
+	if c.failed {
+		return nil, c.findings
+	}
+	return c.set, c.findings
+}
+
+type compiler struct {
+	set      *Set
+	previous *Set
+	findings []Finding
+	failed   bool
+}
+
+func (c *compiler) report(f Finding) {
+	c.findings = append(c.findings, f)
+	c.failed = c.failed || !f.Warning
+}
+
+// schemas parses, joins and resolves the schemas and reads the catalogues. It
+// says whether policies can be looked at.
+func (c *compiler) schemas(sources []Source) bool {
+	h := sha256.New()
+	var all []*sast.Schema
+	files := map[string]string{}
+	for _, src := range sources {
+		files[src.Name] = src.SchemaFile
+		_ = json.NewEncoder(h).Encode([]any{src.Name, src.Schema, src.Fields})
+		sc, terr := parseSchema(src.Schema)
+		if terr != nil {
+			c.report(Finding{Bundle: src.Name, File: src.SchemaFile, Line: terr.line, Column: terr.column, Message: terr.msg, Hint: terr.hint})
+			continue
+		}
+		b := &compiledBundle{name: src.Name, namespaces: namespacesOf(sc), skipForbidErrors: src.SkipForbidErrors}
+		c.set.bundles[src.Name] = b
+		for _, ns := range b.namespaces {
+			if ns == reservedNamespace || strings.HasPrefix(ns, reservedNamespace+"::") {
+				c.report(Finding{Bundle: src.Name, File: src.SchemaFile, Message: fmt.Sprintf("namespace %s belongs to the service itself", ns)})
+			}
+			if other, taken := c.set.owners[ns]; taken {
+				c.report(Finding{Bundle: src.Name, File: src.SchemaFile, Message: fmt.Sprintf("namespace %q is owned by bundle %s", ns, other), Hint: "a namespace has one owner"})
+			}
+			c.set.owners[ns] = src.Name
+		}
+		all = append(all, sc)
+	}
+	h.Sum(c.set.digest[:0])
+	if c.failed {
+		return false
+	}
+	var err error
+	if c.set.schema, err = resolved.Resolve(mergeSchemas(all)); err != nil {
+		c.report(c.resolveFinding(err, sources))
+		return false
+	}
+	c.set.readSchema(func(bundle, msg, hint string) {
+		c.report(Finding{Bundle: bundle, File: files[bundle], Message: msg, Hint: hint})
+	})
+	for _, src := range sources {
+		c.set.readFields(src, func(line, column int, msg, hint string) {
+			c.report(Finding{Bundle: src.Name, File: src.FieldsFile, Line: line, Column: column, Message: msg, Hint: hint})
+		})
+	}
+	return !c.failed
+}
+
+// resolveFinding finds the bundle that an error of the joined schemas is about,
+// by resolving each with the others' types left out.
+func (c *compiler) resolveFinding(err error, sources []Source) Finding {
+	f := Finding{Message: err.Error()}
+	for _, src := range sources {
+		for _, ns := range c.set.bundles[src.Name].namespaces {
+			prefix := `"` + ns + "::"
+			if ns != "" && strings.Contains(err.Error(), prefix) {
+				f.Bundle, f.File = src.Name, src.SchemaFile
+				return f
+			}
+		}
+	}
+	if len(sources) == 1 {
+		f.Bundle, f.File = sources[0].Name, sources[0].SchemaFile
+	}
+	return f
+}
+
+// policies parses and checks the policies of one bundle.
+func (c *compiler) policies(src Source) {
+	b := c.set.bundles[src.Name]
+	where := map[string]*policy{}
+	for _, text := range src.Policies {
+		first := max(text.Line, 1)
+		statements, errs := split(text.Text)
+		for _, e := range errs {
+			c.report(Finding{Bundle: src.Name, File: text.File, Line: first + e.line - 1, Column: e.column, Message: e.msg, Hint: e.hint})
+		}
+		for _, st := range statements {
+			st.line += first - 1
+			p, terr := c.parse(src.Name, text.File, st)
+			if terr != nil {
+				c.report(Finding{Bundle: src.Name, File: text.File, Line: terr.line, Column: terr.column, Message: terr.msg, Hint: terr.hint})
+				continue
+			}
+			if other, twice := where[p.ref.ID]; twice {
+				c.report(finding(p, fmt.Sprintf("@id is used already, at %s:%d", other.file, other.line), "give each policy a name of its own"))
+				continue
+			}
+			where[p.ref.ID] = p
+			b.policies = append(b.policies, p)
+		}
+	}
+	slices.SortFunc(b.policies, comparePolicies)
+	v := validate.New(c.set.restrictedTo(src.Name))
+	same := c.previous != nil && c.previous.digest == c.set.digest
+	for _, p := range b.policies {
+		if same {
+			if warnings, ok := c.previous.verified[p]; ok {
+				c.set.verified[p] = warnings
+				c.findings = append(c.findings, warnings...)
+				continue
+			}
+		}
+		n := len(c.findings)
+		if c.check(v, b, p) {
+			c.set.verified[p] = slices.Clone(c.findings[n:])
+		}
+	}
+}
+
+func (c *compiler) parse(bundle, file string, st statement) (*policy, *textError) {
+	key := parseKey{bundle, file, st.text, st.line, st.column}
+	if c.previous != nil {
+		if p, ok := c.previous.parsed[key]; ok {
+			// A level is of policy and schema together.
+			if c.previous.digest != c.set.digest {
+				fresh := *p
+				p = &fresh
+			}
+			c.set.parsed[key] = p
+			return p, nil
+		}
+	}
+	p, err := parsePolicy(bundle, file, st)
+	if err == nil {
+		c.set.parsed[key] = p
+	}
+	return p, err
+}
+
+func finding(p *policy, msg, hint string) Finding {
+	return Finding{Bundle: p.ref.Bundle, File: p.file, Line: p.line, Column: p.column, Policy: p.ref.ID, Message: msg, Hint: hint}
+}
+
+// check validates one policy against the schema and lints what Cedar's
+// validator does not.
+func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bool {
+	before := c.failed
+	c.failed = false
+	defer func() { c.failed = c.failed || before }()
+	tree := p.tree()
+	if b.name == Guardrails && !p.forbid {
+		c.report(finding(p, "the bundle guardrails may hold only forbid policies", "its policies join every decision"))
+	}
+	if err := v.Policy(p.ref.ID, tree); err != nil {
+		for msg := range strings.SplitSeq(err.Error(), "\n") {
+			msg = strings.TrimPrefix(msg, fmt.Sprintf("for policy `%s`, ", p.ref.ID))
+			c.report(finding(p, msg, ""))
+		}
+	}
+	literals(tree, func(uid cedar.EntityUID) {
+		if err := c.set.checkEnum(uid, "literal"); err != nil {
+			c.report(finding(p, err.Error(), ""))
+		}
+		if c.set.fieldTypes[uid.Type] {
+			if _, ok := c.set.static[uid]; !ok {
+				c.report(finding(p, fmt.Sprintf("%s is not in the field catalogue", uid), "check its spelling in fields.yaml"))
+			}
+		}
+	})
+	if c.failed {
+		return false
+	}
+	p.level = c.levelOf(p, tree)
+	if !p.forbid && !p.looksAtField {
+		for _, a := range c.set.matchedActions(p) {
+			if a.fieldOf != nil {
+				f := finding(p, fmt.Sprintf("permits %s without looking at context.field, so it grants every field, later ones too", a.uid), "add a condition on context.field, or name the actions it is for")
+				f.Warning = true
+				c.report(f)
+				break
+			}
+		}
+	}
+	return !c.failed
+}
+
+// levelOf computes how deep p dereferences and refuses what no slice can hold.
+func (c *compiler) levelOf(p *policy, tree *xast.Policy) int {
+	l := &leveler{schema: c.set.schema}
+	seenP, seenR := map[cedar.EntityType]bool{}, map[cedar.EntityType]bool{}
+	for _, a := range c.set.matchedActions(p) {
+		if a.appliesTo == nil {
+			continue
+		}
+		for _, t := range a.appliesTo.Principals {
+			if !seenP[t] {
+				seenP[t] = true
+				l.principals = append(l.principals, resolved.EntityType(t))
+			}
+		}
+		for _, t := range a.appliesTo.Resources {
+			if !seenR[t] {
+				seenR[t] = true
+				l.resources = append(l.resources, resolved.EntityType(t))
+			}
+		}
+		l.contexts = append(l.contexts, a.appliesTo.Context)
+	}
+	for _, cond := range tree.Conditions {
+		l.expr(cond.Body)
+	}
+	if l.literal != nil {
+		c.report(finding(p, fmt.Sprintf("dereferences the literal %s, which is not part of any request", l.literal), "start from principal, resource or context"))
+	}
+	if l.level > MaxLevel {
+		c.report(finding(p, fmt.Sprintf("dereferences entities %d deep, the limit is %d", l.level, MaxLevel), "store the attribute nearer, or ask with it in the context"))
+	}
+	return max(l.level, 1)
+}
+
+// restrictedTo is the schema with all entity types but only the actions that
+// the bundle's policies decide.
+func (s *Set) restrictedTo(bundle string) *resolved.Schema {
+	if bundle == Guardrails {
+		return s.schema
+	}
+	out := *s.schema
+	out.Actions = maps.Clone(s.schema.Actions)
+	maps.DeleteFunc(out.Actions, func(uid cedar.EntityUID, _ resolved.Action) bool {
+		return s.owners[namespaceOf(uid.Type)] != bundle
+	})
+	return &out
+}
+
+// matchedActions returns the actions p could decide: of its own bundle's
+// namespaces, or of all for guardrails, by its action scope.
+func (s *Set) matchedActions(p *policy) []*action {
+	var out []*action
+	own := func(a *action) bool { return p.ref.Bundle == Guardrails || a.bundle == p.ref.Bundle }
+	switch {
+	case p.action.all:
+		for _, a := range s.actions {
+			if own(a) {
+				out = append(out, a)
+			}
+		}
+	case !p.action.in:
+		if a, ok := s.actions[p.action.uids[0]]; ok && own(a) {
+			out = append(out, a)
+		}
+	default:
+		for _, a := range s.actions {
+			if own(a) && slices.ContainsFunc(p.action.uids, func(g cedar.EntityUID) bool {
+				return g == a.uid || s.static[a.uid].Parents.Contains(g)
+			}) {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
+}
+
+// index puts each policy under the actions it could decide.
+func (c *compiler) index() {
+	for _, b := range c.set.bundles {
+		for _, p := range b.policies {
+			for _, a := range c.set.matchedActions(p) {
+				a.index.add(p)
+			}
+		}
+	}
+}
+
+// Namespaces returns the namespaces a bundle owns, sorted.
+func (s *Set) Namespaces(bundle string) []string { return s.bundles[bundle].namespaces }
+
+// Policies returns the policies of a bundle by id.
+func (s *Set) Policies(bundle string) []PolicyInfo {
+	var out []PolicyInfo
+	for _, p := range s.bundles[bundle].policies {
+		out = append(out, PolicyInfo{p.ref.ID, p.file, p.line, p.text})
+	}
+	return out
+}
+
+// EntityTypes returns the entity types that can be stored, of one bundle's
+// namespaces, sorted.
+func (s *Set) EntityTypes(bundle string) []string {
+	var out []string
+	for t := range s.schema.Entities {
+		if s.owners[namespaceOf(t)] == bundle {
+			out = append(out, string(t))
+		}
+	}
+	for t := range s.schema.Enums {
+		if s.owners[namespaceOf(t)] == bundle {
+			out = append(out, string(t))
+		}
+	}
+	sort.Strings(out)
+	return out
+}
+
+// SameSchema says whether two Sets read entities alike: their schemas and
+// catalogues have the same text.
+func (s *Set) SameSchema(o *Set) bool { return s.digest == o.digest }

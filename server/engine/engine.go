@@ -1,0 +1,261 @@
+// Package engine decides. It turns the text of bundles into a Set, and a Set,
+// a question and the entities the question touches into a Result, without
+// looking at a clock, a network or a database: the same inputs give the same
+// result for ever, which is what makes a recorded decision replayable. It
+// knows Cedar and nothing of Postgres or of the wire.
+package engine
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/cedar-policy/cedar-go"
+)
+
+// Version names the rules this engine decides by. It goes into every record,
+// and changes when an equal question could get another answer.
+const Version = "cedarpost-1 cedar-go-1.9.0"
+
+// DeniedAt says which of the three checks denied.
+type DeniedAt int
+
+// The three checks, in the order they are made.
+const (
+	// NotDenied is the zero value, of an allow.
+	NotDenied DeniedAt = iota
+	// AtFunction: no resource of this type could have been allowed.
+	AtFunction
+	// AtObject: this resource is not allowed.
+	AtObject
+	// AtField: every field asked for was required and some are denied.
+	AtField
+)
+
+// PolicyRef names a policy: its bundle and its @id within the bundle.
+type PolicyRef struct {
+	Bundle, ID string
+}
+
+// String returns "bundle/id".
+func (r PolicyRef) String() string { return r.Bundle + "/" + r.ID }
+
+func (r PolicyRef) compare(o PolicyRef) int {
+	if c := strings.Compare(r.Bundle, o.Bundle); c != 0 {
+		return c
+	}
+	return strings.Compare(r.ID, o.ID)
+}
+
+// PolicyError is a policy whose evaluation failed, with Cedar's message.
+type PolicyError struct {
+	Policy  PolicyRef
+	Message string
+}
+
+// Obligation is the @obligation of a permit that determined an allow.
+type Obligation struct {
+	Policy PolicyRef
+	Text   string
+}
+
+// Advice is the @advice of a forbid that denied the object (Paths empty) or
+// some fields.
+type Advice struct {
+	Policy PolicyRef
+	Text   string
+	Paths  []string
+}
+
+// Result is a decision with its reasons. All lists are in a stable order.
+type Result struct {
+	Allowed  bool
+	DeniedAt DeniedAt
+	// Permitted and Denied split the fields asked for; both nil when none were.
+	Permitted, Denied []string
+	// Policies determined the decision: object policies by bundle and id, then
+	// field policies by bundle and id.
+	Policies    []PolicyRef
+	Errors      []PolicyError
+	Obligations []Obligation
+	Advice      []Advice
+}
+
+// verdict is the outcome of one Cedar evaluation under our rule for forbids
+// that fail.
+type verdict struct {
+	allowed bool
+	reasons []*policy
+	errors  []PolicyError
+}
+
+// Decide makes the three checks of a question. The slice must be complete:
+// Missing has returned nothing.
+func (s *Set) Decide(q *Question, sl *Slice) (*Result, error) {
+	entities, err := sl.entities()
+	if err != nil {
+		return nil, err
+	}
+	res := &Result{}
+	if q.inapplicable {
+		// The schema rules the combination out, so no policy can allow it and
+		// none is asked. https://docs.cedarpolicy.com/policies/validation.html
+		res.DeniedAt = AtFunction
+		res.denyAll(q)
+		return res, nil
+	}
+
+	object := s.evaluate(q, q.action, q.request, entities)
+	res.Errors = object.errors
+	if !object.allowed {
+		res.DeniedAt = AtObject
+		if s.deniedAtFunction(q, object, entities) {
+			res.DeniedAt = AtFunction
+		}
+		res.Policies = refs(object.reasons)
+		res.advise(object.reasons, "")
+		res.denyAll(q)
+		return res, nil
+	}
+
+	fields := s.decideFields(q, entities, res)
+	if q.requireAll && len(res.Denied) > 0 {
+		res.DeniedAt = AtField
+		// Denied keeps the paths that were in the way; nothing is permitted.
+		res.Permitted = []string{}
+		res.Policies = refs(fields.forbids)
+		return res, nil
+	}
+	res.Allowed = true
+	res.Policies = append(refs(object.reasons), refs(fields.permits)...)
+	for _, p := range append(object.reasons, fields.permits...) {
+		if p.obligation != "" {
+			res.Obligations = append(res.Obligations, Obligation{p.ref, p.obligation})
+		}
+	}
+	return res, nil
+}
+
+// evaluate runs the candidate policies of one action. It is Cedar's
+// authorization algorithm (https://docs.cedarpolicy.com/auth/authorization.html)
+// with one switch: a forbid that fails counts as satisfied unless its bundle
+// says on_forbid_error: skip.
+func (s *Set) evaluate(q *Question, a *action, req cedar.Request, e *entities) verdict {
+	cands := a.index.candidates(q.request.Principal, q.request.Resource, e)
+	decision, diag := cedar.Authorize(cands, e, req)
+	v := verdict{allowed: bool(decision)}
+	if len(diag.Errors) == 0 {
+		v.reasons = cands.find(diag.Reasons)
+		return v
+	}
+	var failed []*policy
+	for _, pe := range diag.Errors {
+		p := cands.get(pe.PolicyID)
+		v.errors = append(v.errors, PolicyError{p.ref, pe.Message})
+		if p.forbid && !s.bundles[p.ref.Bundle].skipForbidErrors {
+			failed = append(failed, p)
+		}
+	}
+	reasons := cands.find(diag.Reasons)
+	if len(failed) > 0 {
+		if v.allowed {
+			reasons = nil
+		}
+		v.allowed = false
+		reasons = append(reasons, failed...)
+		slices.SortFunc(reasons, comparePolicies)
+	}
+	v.reasons = reasons
+	return v
+}
+
+// fieldReasons are the policies behind the fields of one decision, each once.
+type fieldReasons struct {
+	permits, forbids []*policy
+}
+
+// decideFields asks the ".field" action for every leaf, and fills Permitted,
+// Denied, Errors and Advice. A path that is not in the catalogue is denied
+// without evaluation: one new column must not break an endpoint.
+func (s *Set) decideFields(q *Question, e *entities, res *Result) fieldReasons {
+	var out fieldReasons
+	if !q.fieldsAsked {
+		return out
+	}
+	res.Permitted = make([]string, 0, len(q.leaves))
+	res.Denied = []string{}
+	seen := map[*policy]bool{}
+	failed := map[PolicyRef]bool{}
+	for _, leaf := range q.leaves {
+		req := q.request
+		req.Action = q.action.field.uid
+		req.Context = withField(q.request.Context, leaf.uid)
+		v := s.evaluate(q, q.action.field, req, e)
+		for _, pe := range v.errors {
+			if !failed[pe.Policy] {
+				failed[pe.Policy] = true
+				res.Errors = append(res.Errors, pe)
+			}
+		}
+		list := &out.forbids
+		if v.allowed {
+			res.Permitted = append(res.Permitted, leaf.path)
+			list = &out.permits
+		} else {
+			res.Denied = append(res.Denied, leaf.path)
+			res.advise(v.reasons, leaf.path)
+		}
+		for _, p := range v.reasons {
+			if !seen[p] {
+				seen[p] = true
+				*list = append(*list, p)
+			}
+		}
+	}
+	res.Denied = append(res.Denied, q.unknownPaths...)
+	slices.SortFunc(out.permits, comparePolicies)
+	slices.SortFunc(out.forbids, comparePolicies)
+	return out
+}
+
+// advise adds the advice of forbids that denied the object (path empty) or a
+// field.
+func (r *Result) advise(reasons []*policy, path string) {
+	for _, p := range reasons {
+		if !p.forbid || p.advice == "" {
+			continue
+		}
+		i := slices.IndexFunc(r.Advice, func(a Advice) bool { return a.Policy == p.ref })
+		if i < 0 {
+			r.Advice = append(r.Advice, Advice{Policy: p.ref, Text: p.advice})
+			i = len(r.Advice) - 1
+		}
+		if path != "" {
+			r.Advice[i].Paths = append(r.Advice[i].Paths, path)
+		}
+	}
+}
+
+// denyAll denies every field asked for.
+func (r *Result) denyAll(q *Question) {
+	if q.fieldsAsked {
+		r.Permitted = []string{}
+		r.Denied = q.allPaths()
+	}
+}
+
+func refs(policies []*policy) []PolicyRef {
+	out := make([]PolicyRef, len(policies))
+	for i, p := range policies {
+		out[i] = p.ref
+	}
+	return out
+}
+
+func withField(ctx cedar.Record, field cedar.EntityUID) cedar.Record {
+	m := ctx.Map()
+	if m == nil {
+		m = cedar.RecordMap{}
+	}
+	m["field"] = field
+	return cedar.NewRecord(m)
+}

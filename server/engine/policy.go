@@ -1,0 +1,353 @@
+package engine
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/cedar-policy/cedar-go"
+	"github.com/cedar-policy/cedar-go/ast"
+	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
+)
+
+// Caps on policy text. cedar-go's parser, compiler and evaluator recurse without
+// a limit, and a stack overflow cannot be recovered, so depth is bounded before
+// a byte is parsed.
+const (
+	MaxPolicyBytes = 64 << 10
+	MaxNesting     = 100
+)
+
+// policy is one compiled policy with what a static walk can say about it. It is
+// immutable and shared by the Sets that hold the same text.
+type policy struct {
+	ref          PolicyRef
+	name         cedar.PolicyID
+	file         string
+	line, column int
+	text         string
+
+	compiled   *cedar.Policy
+	forbid     bool
+	obligation string
+	advice     string
+
+	principal, resource scope
+	action              actionScope
+
+	// conjuncts are the top-level conjuncts of a permit that do not mention the
+	// resource, each compiled as a policy of its own.
+	conjuncts []*cedar.Policy
+	// anyResource: neither the scope (beyond a type) nor a condition looks at
+	// the resource.
+	anyResource bool
+	// looksAtField: a condition mentions context.field or the whole context.
+	looksAtField bool
+	// level is how deep it dereferences entities, computed against the schema.
+	level int
+}
+
+// scope is what a policy's head says about its principal or resource.
+type scope struct {
+	hasType bool
+	typ     cedar.EntityType
+	hasUID  bool
+	uid     cedar.EntityUID
+	in      bool
+}
+
+func (s scope) couldBe(t cedar.EntityType) bool { return !s.hasType || s.typ == t }
+
+// actionScope is what it says about the action.
+type actionScope struct {
+	all  bool
+	uids []cedar.EntityUID
+	in   bool
+}
+
+// statement is one policy's text, cut out of its file.
+type statement struct {
+	text         string
+	line, column int
+}
+
+// textError is a problem at a place in a text. Line and column count from 1.
+type textError struct {
+	line, column int
+	msg, hint    string
+}
+
+// split cuts a file into statements at their semicolons and checks size and
+// nesting, without parsing.
+func split(src string) ([]statement, []textError) {
+	var (
+		out        []statement
+		errs       []textError
+		line, col  = 1, 1
+		start      = -1
+		sl, sc     int
+		depth, pre int
+		tooDeep    bool
+	)
+	if !utf8.ValidString(src) {
+		return nil, []textError{{1, 1, "not valid UTF-8", ""}}
+	}
+	step := func(i int) int { // advance over one rune
+		r, n := utf8.DecodeRuneInString(src[i:])
+		if r == '\n' {
+			line, col = line+1, 1
+		} else {
+			col++
+		}
+		return i + n
+	}
+	for i := 0; i < len(src); {
+		c := src[i]
+		switch {
+		case c == ' ' || c == '\t' || c == '\r' || c == '\n':
+			i = step(i)
+			continue
+		case c == '/' && i+1 < len(src) && src[i+1] == '/':
+			for i < len(src) && src[i] != '\n' {
+				i = step(i)
+			}
+			continue
+		}
+		if start < 0 {
+			start, sl, sc = i, line, col
+			depth, pre, tooDeep = 0, 0, false
+		}
+		prefix := false
+		switch c {
+		case '"':
+			i = step(i)
+			for i < len(src) && src[i] != '"' {
+				if src[i] == '\\' && i+1 < len(src) {
+					i = step(i)
+				}
+				i = step(i)
+			}
+		case '(', '[', '{':
+			depth++
+		case ')', ']', '}':
+			depth--
+		case '!', '-':
+			prefix = true
+			pre++
+		}
+		if !prefix {
+			pre = 0
+		}
+		if depth+pre > MaxNesting && !tooDeep {
+			tooDeep = true
+			errs = append(errs, textError{line, col, fmt.Sprintf("nested deeper than %d", MaxNesting), "split the policy"})
+		}
+		if i < len(src) {
+			i = step(i)
+		}
+		if c == ';' {
+			if i-start > MaxPolicyBytes {
+				errs = append(errs, textError{sl, sc, fmt.Sprintf("policy of %d bytes, the limit is %d", i-start, MaxPolicyBytes), "split the policy"})
+			} else if !tooDeep {
+				out = append(out, statement{src[start:i], sl, sc})
+			}
+			start = -1
+		}
+	}
+	if start >= 0 {
+		if len(src)-start > MaxPolicyBytes || tooDeep {
+			errs = append(errs, textError{sl, sc, "policy does not end", `a policy ends with ";"`})
+		} else {
+			out = append(out, statement{src[start:], sl, sc})
+		}
+	}
+	return out, errs
+}
+
+var parseErrorAt = regexp.MustCompile(`^(?:parser error: )?parse error at [^:]*:(\d+):(\d+) ("(?:[^"\\]|\\.)*"): (.*)$`)
+
+// parsePolicy parses one statement. Each policy must have an @id.
+func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
+	list, err := cedar.NewPolicyListFromBytes(file, []byte(st.text))
+	if err != nil {
+		te := &textError{line: st.line, column: st.column, msg: err.Error()}
+		if m := parseErrorAt.FindStringSubmatch(err.Error()); m != nil {
+			l, _ := strconv.Atoi(m[1])
+			c, _ := strconv.Atoi(m[2])
+			te.line = st.line + l - 1
+			te.column = c
+			if l == 1 {
+				te.column = st.column + c - 1
+			}
+			te.msg = m[4]
+			if m[3] != `""` {
+				te.msg += ", at " + m[3]
+			} else {
+				te.msg += ", at the end"
+				te.hint = `a policy ends with ";"`
+			}
+		}
+		return nil, te
+	}
+	if len(list) != 1 {
+		return nil, &textError{st.line, st.column, fmt.Sprintf("%d policies in one statement", len(list)), ""}
+	}
+	compiled := list[0]
+	tree := (*xast.Policy)(compiled.AST())
+	notes := compiled.Annotations()
+	id := string(notes["id"])
+	if id == "" {
+		return nil, &textError{st.line, st.column, "policy without @id", `give each policy a name of its own: @id("…")`}
+	}
+	if len(id) > 256 || strings.ContainsFunc(id, func(r rune) bool { return r < ' ' }) {
+		return nil, &textError{st.line, st.column, "@id is longer than 256 bytes or has control characters", ""}
+	}
+	p := &policy{
+		ref: PolicyRef{bundle, id}, name: cedar.PolicyID(bundle + "/" + id),
+		file: file, line: st.line, column: st.column, text: st.text,
+		compiled:   compiled,
+		forbid:     compiled.Effect() == cedar.Forbid,
+		obligation: string(notes["obligation"]),
+		advice:     string(notes["advice"]),
+		principal:  scopeOf(tree.Principal),
+		resource:   scopeOf(tree.Resource),
+		action:     actionScopeOf(tree.Action),
+	}
+	p.walk(tree)
+	return p, nil
+}
+
+func scopeOf(n xast.IsScopeNode) scope {
+	switch n := n.(type) {
+	case xast.ScopeTypeEq:
+		return scope{hasType: true, typ: n.Entity.Type, hasUID: true, uid: n.Entity}
+	case xast.ScopeTypeIn:
+		return scope{hasUID: true, uid: n.Entity, in: true}
+	case xast.ScopeTypeIs:
+		return scope{hasType: true, typ: n.Type}
+	case xast.ScopeTypeIsIn:
+		return scope{hasType: true, typ: n.Type, hasUID: true, uid: n.Entity, in: true}
+	}
+	return scope{}
+}
+
+func actionScopeOf(n xast.IsActionScopeNode) actionScope {
+	switch n := n.(type) {
+	case xast.ScopeTypeEq:
+		return actionScope{uids: []cedar.EntityUID{n.Entity}}
+	case xast.ScopeTypeIn:
+		return actionScope{uids: []cedar.EntityUID{n.Entity}, in: true}
+	case xast.ScopeTypeInSet:
+		return actionScope{uids: n.Entities, in: true}
+	}
+	return actionScope{all: true}
+}
+
+// walk fills what the conditions alone tell.
+func (p *policy) walk(tree *xast.Policy) {
+	p.anyResource = !p.resource.hasUID
+	for _, c := range tree.Conditions {
+		if mentions(c.Body, "resource") {
+			p.anyResource = false
+		}
+		p.looksAtField = p.looksAtField || looksAtField(c.Body)
+		if p.forbid {
+			continue
+		}
+		for _, part := range conjuncts(c.Body, c.Condition == xast.ConditionUnless) {
+			if mentions(part, "resource") {
+				continue
+			}
+			one := &xast.Policy{
+				Effect:     xast.EffectPermit,
+				Principal:  xast.ScopeTypeAll{},
+				Action:     xast.ScopeTypeAll{},
+				Resource:   xast.ScopeTypeAll{},
+				Conditions: []xast.ConditionType{{Condition: xast.ConditionWhen, Body: part}},
+			}
+			p.conjuncts = append(p.conjuncts, cedar.NewPolicyFromAST((*ast.Policy)(one)))
+		}
+	}
+}
+
+// conjuncts takes apart what must all be true for n (negated: for !n) to be
+// true: a && b into a and b, !(a || b) into !a and !b.
+func conjuncts(n xast.IsNode, negated bool) []xast.IsNode {
+	switch t := n.(type) {
+	case xast.NodeTypeAnd:
+		if !negated {
+			return append(conjuncts(t.Left, false), conjuncts(t.Right, false)...)
+		}
+	case xast.NodeTypeOr:
+		if negated {
+			return append(conjuncts(t.Left, true), conjuncts(t.Right, true)...)
+		}
+	case xast.NodeTypeNot:
+		return conjuncts(t.Arg, !negated)
+	}
+	if negated {
+		n = xast.NodeTypeNot{UnaryNode: xast.UnaryNode{Arg: n}}
+	}
+	return []xast.IsNode{n}
+}
+
+// mentions says whether a variable occurs in n.
+func mentions(n xast.IsNode, variable string) bool {
+	found := false
+	xast.Inspect(xast.NewNode(n), func(n xast.IsNode) bool {
+		if v, ok := n.(xast.NodeTypeVariable); ok && string(v.Name) == variable {
+			found = true
+		}
+		return !found
+	})
+	return found
+}
+
+// looksAtField says whether n can depend on context.field: it names that
+// attribute, or uses the context as a whole.
+func looksAtField(n xast.IsNode) bool {
+	found := false
+	xast.Inspect(xast.NewNode(n), func(n xast.IsNode) bool {
+		switch t := n.(type) {
+		case xast.NodeTypeAccess:
+			if v, ok := t.Arg.(xast.NodeTypeVariable); ok && v.Name == "context" {
+				found = found || t.Value == "field"
+				return false
+			}
+		case xast.NodeTypeHas:
+			if v, ok := t.Arg.(xast.NodeTypeVariable); ok && v.Name == "context" {
+				return false
+			}
+		case xast.NodeTypeVariable:
+			found = found || t.Name == "context"
+		}
+		return !found
+	})
+	return found
+}
+
+// literals calls fn for each entity that the policy names, in scope and
+// conditions.
+func literals(tree *xast.Policy, fn func(cedar.EntityUID)) {
+	for _, s := range []scope{scopeOf(tree.Principal), scopeOf(tree.Resource)} {
+		if s.hasUID {
+			fn(s.uid)
+		}
+	}
+	for _, uid := range actionScopeOf(tree.Action).uids {
+		fn(uid)
+	}
+	for _, c := range tree.Conditions {
+		xast.Inspect(xast.NewNode(c.Body), func(n xast.IsNode) bool {
+			if v, ok := n.(xast.NodeValue); ok {
+				entitiesIn(v.Value, fn)
+			}
+			return true
+		})
+	}
+}
+
+// tree returns the policy's syntax tree.
+func (p *policy) tree() *xast.Policy { return (*xast.Policy)(p.compiled.AST()) }

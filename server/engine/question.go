@@ -1,0 +1,314 @@
+package engine
+
+import (
+	"slices"
+
+	"github.com/cedar-policy/cedar-go"
+	"github.com/cedar-policy/cedar-go/types"
+	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
+)
+
+// Ask is a question as it came: decoded JSON, not yet read by any schema.
+type Ask struct {
+	Principal, Action, Resource cedar.EntityUID
+	Context                     map[string]any
+	// FieldsAsked says whether fields were asked for at all. Paths lists them,
+	// All stands for every leaf of the catalogue.
+	FieldsAsked bool
+	Paths       []string
+	All         bool
+	RequireAll  bool
+	Inline      []RawEntity
+	// NowMillis is the server's time in milliseconds since 1970, for actions
+	// whose context declares "now: datetime".
+	NowMillis int64
+}
+
+// RawEntity is an entity as decoded JSON.
+type RawEntity struct {
+	UID         cedar.EntityUID
+	Attrs, Tags map[string]any
+	Parents     []cedar.EntityUID
+}
+
+// Question is a question that the schemas understand, ready to be decided by
+// the Set that read it.
+type Question struct {
+	request      cedar.Request
+	action       *action
+	inapplicable bool
+	inline       map[cedar.EntityUID]*Entity
+	usesNow      bool
+
+	fieldsAsked  bool
+	requireAll   bool
+	leaves       []leaf
+	unknownPaths []string
+}
+
+// Context returns the context as it is evaluated, with what the server filled.
+func (q *Question) Context() cedar.Record { return q.request.Context }
+
+// AlwaysAudited says whether the schema marks the action @audit("always").
+func (q *Question) AlwaysAudited() bool { return q.action.auditAlways }
+
+// Read reads a question. Errors are of type *RequestError.
+func (s *Set) Read(a Ask) (*Question, error) {
+	act, ok := s.actions[a.Action]
+	if !ok {
+		return nil, badf("action %s is not declared by any schema", a.Action)
+	}
+	if act.fieldOf != nil {
+		return nil, badf("action %s is asked by asking for fields of %s", a.Action, act.fieldOf.uid)
+	}
+	for _, p := range []struct {
+		what string
+		uid  cedar.EntityUID
+	}{{"principal", a.Principal}, {"resource", a.Resource}} {
+		if !s.knowsType(p.uid.Type) {
+			return nil, badf("%s: type %s is not declared by any schema", p.what, quote(string(p.uid.Type)))
+		}
+		if err := s.checkEnum(p.uid, p.what); err != nil {
+			return nil, err
+		}
+	}
+	if act.appliesTo == nil {
+		return nil, badf("action %s is a group of actions: it applies to nothing itself", a.Action)
+	}
+	q := &Question{
+		request: cedar.Request{Principal: a.Principal, Action: a.Action, Resource: a.Resource},
+		action:  act,
+		inapplicable: !slices.Contains(act.appliesTo.Principals, a.Principal.Type) ||
+			!slices.Contains(act.appliesTo.Resources, a.Resource.Type),
+	}
+	if err := s.readContext(q, a); err != nil {
+		return nil, err
+	}
+	if err := s.readInline(q, a.Inline); err != nil {
+		return nil, err
+	}
+	if a.FieldsAsked {
+		if act.field == nil {
+			return nil, badf("action %s has no fields: the schema declares no action %s", a.Action, quote(string(a.Action.ID)+fieldSuffix))
+		}
+		q.fieldsAsked, q.requireAll = true, a.RequireAll
+		s.readPaths(q, a)
+	}
+	return q, nil
+}
+
+func (s *Set) readContext(q *Question, a Ask) error {
+	ctx := a.Context
+	if ctx == nil {
+		ctx = map[string]any{}
+	}
+	shape := q.action.appliesTo.Context
+	if q.action.fillsNow {
+		if _, given := ctx["now"]; given {
+			return badf(`context.now is filled by the server and cannot be sent`)
+		}
+		q.usesNow = true
+		rest := make(resolved.RecordType, len(shape))
+		for k, v := range shape {
+			if k != "now" {
+				rest[k] = v
+			}
+		}
+		shape = rest
+	}
+	rec, err := s.projectRecord(shape, ctx, "context")
+	if err != nil {
+		return err
+	}
+	if q.usesNow {
+		m := rec.Map()
+		if m == nil {
+			m = cedar.RecordMap{}
+		}
+		m["now"] = types.NewDatetimeFromMillis(a.NowMillis)
+		rec = cedar.NewRecord(m)
+	}
+	q.request.Context = rec
+	return nil
+}
+
+func (s *Set) readInline(q *Question, raw []RawEntity) error {
+	if len(raw) == 0 {
+		return nil
+	}
+	q.inline = make(map[cedar.EntityUID]*Entity, len(raw))
+	for _, r := range raw {
+		if !s.knowsType(r.UID.Type) {
+			return badf("entity %s: type %s is not declared by any schema", r.UID, quote(string(r.UID.Type)))
+		}
+		if !s.requestOnly(r.UID.Type) {
+			return badf(`entity %s: only types that the schema marks @source("request") may come with a request`, r.UID)
+		}
+		if _, twice := q.inline[r.UID]; twice {
+			return badf("entity %s came twice", r.UID)
+		}
+		e, err := s.readEntity(r)
+		if err != nil {
+			return err
+		}
+		q.inline[r.UID] = e
+	}
+	return nil
+}
+
+// readPaths turns the paths asked for into leaves: a leaf stands for itself, a
+// path above others for all leaves below it.
+func (s *Set) readPaths(q *Question, a Ask) {
+	cat := s.catalogues[q.request.Resource.Type]
+	if a.All {
+		if cat != nil {
+			q.leaves = cat.leaves
+		}
+		return
+	}
+	picked := map[int]bool{}
+	unknown := map[string]bool{}
+	for _, path := range a.Paths {
+		var below []int
+		if cat != nil {
+			below = cat.below[path]
+		}
+		for _, i := range below {
+			picked[i] = true
+		}
+		if len(below) == 0 && !unknown[path] {
+			unknown[path] = true
+			q.unknownPaths = append(q.unknownPaths, path)
+		}
+	}
+	for i := range picked {
+		q.leaves = append(q.leaves, cat.leaves[i])
+	}
+	slices.SortFunc(q.leaves, func(a, b leaf) int { return a.index - b.index })
+}
+
+// allPaths returns every leaf and unknown path asked for.
+func (q *Question) allPaths() []string {
+	out := make([]string, 0, len(q.leaves)+len(q.unknownPaths))
+	for _, l := range q.leaves {
+		out = append(out, l.path)
+	}
+	return append(out, q.unknownPaths...)
+}
+
+// ReadEntity reads an entity that is to be stored. Errors are of type
+// *RequestError and name the entity and the attribute.
+func (s *Set) ReadEntity(r RawEntity) (*Entity, error) {
+	if err := s.checkStorable(r.UID); err != nil {
+		return nil, err
+	}
+	return s.readEntity(r)
+}
+
+// ReadAttributes reads single attributes that are to be set on a stored entity,
+// and checks that those to be removed are optional.
+func (s *Set) ReadAttributes(uid cedar.EntityUID, attrs map[string]any, remove []string) (cedar.Record, error) {
+	if err := s.checkStorable(uid); err != nil {
+		return cedar.Record{}, err
+	}
+	decl := s.schema.Entities[uid.Type].Shape
+	out := cedar.RecordMap{}
+	for name, v := range attrs {
+		attr, ok := decl[cedar.String(name)]
+		if !ok {
+			return cedar.Record{}, badf("entity %s: attribute %s is not declared in the schema", uid, quote(name))
+		}
+		val, err := s.project(attr.Type, v, "entity "+uid.String()+": "+name)
+		if err != nil {
+			return cedar.Record{}, err
+		}
+		out[cedar.String(name)] = val
+	}
+	for _, name := range remove {
+		attr, ok := decl[cedar.String(name)]
+		if !ok {
+			return cedar.Record{}, badf("entity %s: attribute %s is not declared in the schema", uid, quote(name))
+		}
+		if !attr.Optional {
+			return cedar.Record{}, badf("entity %s: attribute %s is required and cannot be removed", uid, quote(name))
+		}
+		if _, both := attrs[name]; both {
+			return cedar.Record{}, badf("entity %s: attribute %s is both set and removed", uid, quote(name))
+		}
+	}
+	return cedar.NewRecord(out), nil
+}
+
+// CheckParents checks that an entity that is stored may have these parents.
+func (s *Set) CheckParents(uid cedar.EntityUID, parents []cedar.EntityUID) error {
+	if err := s.checkStorable(uid); err != nil {
+		return err
+	}
+	return s.checkParents(uid, parents)
+}
+
+// CheckStorable refuses entities that may not be stored: unknown types, actions,
+// the Field and FieldGroup types of a bundle, and types marked
+// @source("request").
+func (s *Set) CheckStorable(uid cedar.EntityUID) error { return s.checkStorable(uid) }
+
+func (s *Set) checkStorable(uid cedar.EntityUID) error {
+	if isActionType(uid.Type) {
+		return badf("entity %s: actions come from the schema and cannot be written", uid)
+	}
+	if !s.knowsType(uid.Type) {
+		return badf("entity %s: type %s is not declared by any schema", uid, quote(string(uid.Type)))
+	}
+	if s.fieldTypes[uid.Type] {
+		return badf("entity %s: fields and field groups come from a bundle's fields.yaml and cannot be written", uid)
+	}
+	if s.requestOnly(uid.Type) {
+		return badf(`entity %s: the schema marks its type @source("request"): it comes with requests and is never stored`, uid)
+	}
+	return checkText(string(uid.ID), "entity "+uid.String()+": id")
+}
+
+func (s *Set) readEntity(r RawEntity) (*Entity, error) {
+	at := "entity " + r.UID.String()
+	if err := s.checkEnum(r.UID, at); err != nil {
+		return nil, err
+	}
+	decl := s.schema.Entities[r.UID.Type] // an enumerated type has no attributes
+	attrs, err := s.projectRecord(decl.Shape, r.Attrs, at)
+	if err != nil {
+		return nil, err
+	}
+	e := &Entity{UID: r.UID, Attrs: attrs, Parents: r.Parents}
+	if len(r.Tags) > 0 {
+		if decl.Tags == nil {
+			return nil, badf("%s: its type declares no tags", at)
+		}
+		tags := cedar.RecordMap{}
+		for name, v := range r.Tags {
+			if err := checkText(name, at+": tag"); err != nil {
+				return nil, err
+			}
+			if tags[cedar.String(name)], err = s.project(decl.Tags, v, at+": tag "+name); err != nil {
+				return nil, err
+			}
+		}
+		e.Tags = cedar.NewRecord(tags)
+	}
+	return e, s.checkParents(r.UID, r.Parents)
+}
+
+func (s *Set) checkParents(uid cedar.EntityUID, parents []cedar.EntityUID) error {
+	allowed := s.schema.Entities[uid.Type].ParentTypes
+	for _, p := range parents {
+		if !slices.Contains(allowed, p.Type) {
+			return badf("entity %s: the schema does not allow a parent of type %s", uid, quote(string(p.Type)))
+		}
+		if err := s.checkEnum(p, "entity "+uid.String()+": parent"); err != nil {
+			return err
+		}
+		if err := checkText(string(p.ID), "entity "+uid.String()+": parent"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
