@@ -1,0 +1,303 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/cedar-policy/cedar-go"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// authorizationService answers questions. A call goes: snapshot, question,
+// slice, decision, record, answer. Nothing leaves before the record is
+// committed, and whatever fails on the way is an error, never an allow.
+type authorizationService struct {
+	db       *store.DB
+	follower *follower
+	recorder *recorder
+	limits   *limits
+	name     string // of this server, in records
+}
+
+// Authorize implements cedarpost.v1.AuthorizationService.
+func (s *authorizationService) Authorize(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
+	snap, err := s.snapshot(ctx, req.GetConsistency())
+	if err != nil {
+		return nil, publicError(err)
+	}
+	answers, err := s.decide(ctx, snap, []*cedarpostv1.AuthorizeRequest{req})
+	if err != nil {
+		return nil, publicError(err)
+	}
+	if answers[0].err != nil {
+		return nil, publicError(answers[0].err)
+	}
+	return answers[0].response, nil
+}
+
+// AuthorizeBatch implements cedarpost.v1.AuthorizationService.
+func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
+	if !s.limits.allow(callerFrom(ctx), len(req.GetChecks())-1) {
+		return nil, errRateLimited
+	}
+	snap, err := s.snapshot(ctx, req.GetConsistency())
+	if err != nil {
+		return nil, publicError(err)
+	}
+	answers, err := s.decide(ctx, snap, req.GetChecks())
+	if err != nil {
+		return nil, publicError(err)
+	}
+	out := &cedarpostv1.AuthorizeBatchResponse{Revision: encodeRevision(snap.position, snap.position.Number)}
+	for _, a := range answers {
+		r := &cedarpostv1.AuthorizeBatchResult{Result: &cedarpostv1.AuthorizeBatchResult_Response{Response: a.response}}
+		if a.err != nil {
+			pe := publicError(a.err)
+			r.Result = &cedarpostv1.AuthorizeBatchResult_Error{Error: &cedarpostv1.BatchError{Code: pe.Code().String(), Message: pe.Message()}}
+		}
+		out.Results = append(out.Results, r)
+	}
+	return out, nil
+}
+
+// GetRevision implements cedarpost.v1.AuthorizationService.
+func (s *authorizationService) GetRevision(ctx context.Context, _ *cedarpostv1.GetRevisionRequest) (*cedarpostv1.GetRevisionResponse, error) {
+	p, err := s.db.Current(ctx)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	return &cedarpostv1.GetRevisionResponse{Revision: encodeRevision(p, p.Number)}, nil
+}
+
+// snapshot picks the snapshot that the caller's consistency asks for.
+func (s *authorizationService) snapshot(ctx context.Context, c *cedarpostv1.Consistency) (*snapshot, error) {
+	switch {
+	case c.GetFullyConsistent():
+		p, err := s.db.Current(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return s.follower.atLeast(ctx, p.Number)
+	case c.GetAtLeastAsFresh() != nil:
+		snap, err := s.follower.current()
+		if err != nil {
+			return nil, err
+		}
+		number, err := decodeRevision(snap.position, c.GetAtLeastAsFresh())
+		if err != nil {
+			return nil, err
+		}
+		return s.follower.atLeast(ctx, number)
+	}
+	return s.follower.current()
+}
+
+// answer is the outcome of one check: a response that was recorded, or why there
+// is none.
+type answer struct {
+	question *engine.Question
+	slice    *engine.Slice
+	response *cedarpostv1.AuthorizeResponse
+	err      error
+}
+
+// decide makes and records the decisions of checks at one snapshot. Its error
+// is about all of them; an answer's error about one.
+func (s *authorizationService) decide(ctx context.Context, snap *snapshot, checks []*cedarpostv1.AuthorizeRequest) ([]answer, error) {
+	began := time.Now()
+	answers := make([]answer, len(checks))
+	pool := engine.NewPool()
+	for i, c := range checks {
+		a := &answers[i]
+		if a.question, a.err = snap.set.Read(askFrom(c, began.UnixMilli())); a.err == nil {
+			a.slice = snap.set.NewSlice(a.question, pool)
+		}
+	}
+	if err := s.load(ctx, snap, answers, pool); err != nil {
+		return nil, err
+	}
+	rows := make([]store.Decision, 0, len(checks))
+	for i, c := range checks {
+		a := &answers[i]
+		if a.err != nil {
+			continue
+		}
+		var res *engine.Result
+		if res, a.err = snap.set.Decide(a.question, a.slice); a.err != nil {
+			continue
+		}
+		row, err := s.row(ctx, snap, c, a, res, time.Since(began))
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, row)
+	}
+	if err := s.recorder.record(ctx, rows); err != nil {
+		return nil, err
+	}
+	return answers, nil
+}
+
+// load fills the pool until every slice is complete, all slices together in one
+// round trip for each level of dereference.
+func (s *authorizationService) load(ctx context.Context, snap *snapshot, answers []answer, pool *engine.Pool) error {
+	for {
+		var missing []cedar.EntityUID
+		wanted := map[cedar.EntityUID]bool{}
+		for _, a := range answers {
+			if a.err != nil {
+				continue
+			}
+			for _, uid := range a.slice.Missing() {
+				if !wanted[uid] {
+					wanted[uid] = true
+					missing = append(missing, uid)
+				}
+			}
+		}
+		if len(missing) == 0 {
+			return nil
+		}
+		uids := make([]store.UID, len(missing))
+		for i, uid := range missing {
+			uids[i] = storeUID(uid)
+		}
+		rows, err := s.db.LoadEntities(ctx, snap.position.Number, uids)
+		if err != nil {
+			return err
+		}
+		found := make([]engine.Entity, len(rows))
+		for i, row := range rows {
+			e, err := readStored(snap.set, row)
+			if err != nil {
+				return err
+			}
+			found[i] = *e
+		}
+		pool.Add(missing, found)
+	}
+}
+
+// row turns a result into the answer and the record of it.
+func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *cedarpostv1.AuthorizeRequest, a *answer, res *engine.Result, took time.Duration) (store.Decision, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return store.Decision{}, err
+	}
+	at := time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
+	resp := respond(res)
+	resp.DecisionId = id.String()
+	resp.Revision = encodeRevision(snap.position, snap.position.Number)
+	a.response = resp
+
+	evaluated, err := structpb.NewStruct(engine.PlainRecord(a.question.Context()))
+	if err != nil {
+		return store.Decision{}, fmt.Errorf("record context: %w", err)
+	}
+	rec := &cedarpostv1.DecisionRecord{
+		DecisionId: resp.DecisionId, Time: timestamppb.New(at), Revision: snap.position.Number,
+		Caller: callerFrom(ctx), Server: s.name,
+		Principal: req.Principal, Action: req.Action, Resource: req.Resource,
+		Context: evaluated, FieldsAsked: req.Fields, Entities: req.Entities,
+		Decision: resp.Decision, DeniedAt: resp.DeniedAt, Fields: resp.Fields,
+		DeterminingPolicies: resp.DeterminingPolicies, Errors: resp.Errors,
+		Obligations: resp.Obligations, Advice: resp.Advice,
+		RequestId: req.RequestId, TraceId: traceFrom(ctx),
+		EvaluationTime: durationpb.New(took), Engine: engine.Version,
+	}
+	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(rec)
+	if err != nil {
+		return store.Decision{}, fmt.Errorf("record: %w", err)
+	}
+	row := store.Decision{
+		ID: id, At: at, Revision: snap.position.Number, Caller: rec.Caller, Server: s.name,
+		Principal: protoToStore(req.Principal), Action: protoToStore(req.Action), Resource: protoToStore(req.Resource),
+		Allowed: res.Allowed, DeniedAt: int16(res.DeniedAt),
+		RequestID: req.RequestId, TraceID: rec.TraceId, Record: bytes,
+	}
+	for _, p := range res.Policies {
+		row.Policies = append(row.Policies, p.String())
+	}
+	return row, nil
+}
+
+// respond puts a result on the wire.
+func respond(res *engine.Result) *cedarpostv1.AuthorizeResponse {
+	out := &cedarpostv1.AuthorizeResponse{Decision: cedarpostv1.Decision_ALLOW}
+	if !res.Allowed {
+		out.Decision = cedarpostv1.Decision_DENY
+		out.DeniedAt = cedarpostv1.DeniedAt(res.DeniedAt).Enum()
+	}
+	if res.Permitted != nil {
+		out.Fields = &cedarpostv1.Fields{Permitted: res.Permitted, Denied: res.Denied}
+	}
+	for _, p := range res.Policies {
+		out.DeterminingPolicies = append(out.DeterminingPolicies, policyRef(p))
+	}
+	for _, e := range res.Errors {
+		out.Errors = append(out.Errors, &cedarpostv1.PolicyError{Policy: policyRef(e.Policy), Message: e.Message})
+	}
+	for _, o := range res.Obligations {
+		out.Obligations = append(out.Obligations, &cedarpostv1.Obligation{Policy: policyRef(o.Policy), Text: o.Text})
+	}
+	for _, a := range res.Advice {
+		out.Advice = append(out.Advice, &cedarpostv1.Advice{Policy: policyRef(a.Policy), Text: a.Text, Paths: a.Paths})
+	}
+	return out
+}
+
+func policyRef(r engine.PolicyRef) *cedarpostv1.PolicyRef {
+	return &cedarpostv1.PolicyRef{Bundle: r.Bundle, Id: r.ID}
+}
+
+// askFrom reads a request into the engine's words.
+func askFrom(r *cedarpostv1.AuthorizeRequest, nowMillis int64) engine.Ask {
+	a := engine.Ask{
+		Principal: cedarUID(r.Principal), Action: cedarUID(r.Action), Resource: cedarUID(r.Resource),
+		Context: r.Context.AsMap(), NowMillis: nowMillis,
+	}
+	if f := r.Fields; f != nil && (f.All || len(f.Paths) > 0) {
+		a.FieldsAsked, a.Paths, a.All, a.RequireAll = true, f.Paths, f.All, f.RequireAll
+	}
+	for _, e := range r.Entities {
+		a.Inline = append(a.Inline, rawEntity(e))
+	}
+	return a
+}
+
+// publicError is the one table from errors inside to codes outside. What is not
+// in it leaves as a bare code.
+func publicError(err error) *connect.Error {
+	var ce *connect.Error
+	var bad *engine.RequestError
+	switch {
+	case errors.As(err, &ce):
+		return ce
+	case errors.As(err, &bad):
+		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
+	case errors.Is(err, errStale), errors.Is(err, errBehind):
+		return connect.NewError(connect.CodeUnavailable, err.Error())
+	case errors.Is(err, errQueueFull):
+		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
+	case errors.Is(err, store.ErrNotFound):
+		return connect.NewError(connect.CodeNotFound, "not found")
+	case errors.Is(err, store.ErrPolicyChanged):
+		return connect.NewError(connect.CodeAborted, "policies changed meanwhile; try again")
+	case errors.Is(err, context.Canceled):
+		return connect.NewError(connect.CodeCanceled, "the call was given up")
+	}
+	// Postgres away, a commit that failed, a deadline: what could not be decided
+	// and recorded was not decided.
+	return connect.NewError(connect.CodeUnavailable, "the service could not read or record; nothing was decided").WithCause(err)
+}

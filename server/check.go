@@ -1,0 +1,219 @@
+package server
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cedar-policy/cedar-go"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/server/engine"
+)
+
+// TestResult is the outcome of one check of a bundle's tests.yaml.
+type TestResult struct {
+	Name string
+	Line int
+	// Failures says what differs, nothing when the test passed.
+	Failures []string
+}
+
+// Report is the outcome of checking a bundle.
+type Report struct {
+	Findings []engine.Finding
+	Tests    []TestResult
+}
+
+// Valid says whether nothing but warnings was found. Tests are apart.
+func (r *Report) Valid() bool {
+	return !slices.ContainsFunc(r.Findings, func(f engine.Finding) bool { return !f.Warning })
+}
+
+// Failed counts the tests that failed.
+func (r *Report) Failed() int {
+	n := 0
+	for _, t := range r.Tests {
+		if len(t.Failures) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// CheckBundle compiles a bundle together with the sources of others, checks its
+// entities, and runs its tests on them, offline. The Set is nil unless the
+// bundle is valid. The command line and ApplyBundle check by this same function.
+func CheckBundle(b *bundle.Bundle, others []engine.Source, previous *engine.Set) (*Report, *engine.Set) {
+	sources := append(slices.Clone(others), SourceOf(b))
+	r := &Report{}
+	set, findings := engine.Compile(sources, previous)
+	r.Findings = findings
+	if set == nil {
+		return r, nil
+	}
+	pool, refused := seedPool(b, set)
+	r.Findings = append(r.Findings, refused...)
+	if !r.Valid() {
+		return r, nil
+	}
+	for _, t := range b.Tests {
+		r.Tests = append(r.Tests, TestResult{t.Name, t.Line, runTest(set, pool, b.Name, t)})
+	}
+	return r, set
+}
+
+// SourceOf turns a bundle into what the engine compiles.
+func SourceOf(b *bundle.Bundle) engine.Source {
+	src := engine.Source{
+		Name: b.Name, SchemaFile: b.Schema.Path, Schema: string(b.Schema.Content), FieldsFile: bundle.FieldsName,
+		SkipForbidErrors: b.OnForbidError == bundle.Skip,
+	}
+	for _, f := range b.Policies {
+		src.Policies = append(src.Policies, engine.PolicyText{File: f.Path, Text: string(f.Content)})
+	}
+	for _, f := range b.Fields {
+		src.Fields = append(src.Fields, engine.Field{Type: f.Type, Path: f.Path, Groups: f.Groups, Line: f.Line, Column: f.Column})
+	}
+	return src
+}
+
+// seedPool reads entities.json into a pool, where the tests find it.
+func seedPool(b *bundle.Bundle, set *engine.Set) (*engine.Pool, []engine.Finding) {
+	pool := engine.NewPool()
+	if b.Entities == nil {
+		return pool, nil
+	}
+	refuse := func(err error) engine.Finding {
+		return engine.Finding{Bundle: b.Name, File: bundle.EntitiesName, Message: err.Error()}
+	}
+	list, err := ParseEntities(b.Entities)
+	if err != nil {
+		return nil, []engine.Finding{refuse(err)}
+	}
+	var refused []engine.Finding
+	var stored []engine.Entity
+	seen := map[cedar.EntityUID]bool{}
+	for _, e := range list {
+		raw := rawEntity(e)
+		if seen[raw.UID] {
+			refused = append(refused, refuse(fmt.Errorf("entity %s stands twice", raw.UID)))
+			continue
+		}
+		seen[raw.UID] = true
+		ent, err := set.ReadEntity(raw)
+		if err != nil {
+			refused = append(refused, refuse(err))
+			continue
+		}
+		stored = append(stored, *ent)
+	}
+	pool.Add(nil, stored)
+	return pool, refused
+}
+
+// runTest asks one question and compares what was expected of the answer.
+func runTest(set *engine.Set, pool *engine.Pool, bundleName string, t bundle.Test) []string {
+	ask := engine.Ask{
+		Principal: refUID(t.Principal), Action: refUID(t.Action), Resource: refUID(t.Resource),
+		Context: numbers(t.Context).(map[string]any), FieldsAsked: t.AllFields || len(t.Fields) > 0,
+		Paths: t.Fields, All: t.AllFields, RequireAll: t.RequireAll,
+	}
+	for _, e := range t.Entities {
+		m, ok := e.(map[string]any)
+		if !ok {
+			return []string{"entities: not a list of entities in Cedar's JSON format"}
+		}
+		pe, err := parseEntity(m)
+		if err != nil {
+			return []string{"entities: " + err.Error()}
+		}
+		ask.Inline = append(ask.Inline, rawEntity(pe))
+	}
+	q, err := set.Read(ask)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	sl := set.NewSlice(q, pool)
+	for m := sl.Missing(); len(m) > 0; m = sl.Missing() {
+		pool.Add(m, nil)
+	}
+	res, err := set.Decide(q, sl)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	return compareResult(bundleName, t.Expect, res)
+}
+
+func compareResult(bundleName string, want bundle.Expect, res *engine.Result) []string {
+	var out []string
+	differ := func(what, want, got string) {
+		if want != got {
+			out = append(out, fmt.Sprintf("%s: expected %s, got %s", what, want, got))
+		}
+	}
+	decision, deniedAt := "allow", ""
+	if !res.Allowed {
+		decision = "deny"
+		deniedAt = [...]string{"", "FUNCTION", "OBJECT", "FIELD"}[res.DeniedAt]
+	}
+	differ("decision", want.Decision, decision)
+	if want.DeniedAt != "" {
+		differ("denied_at", want.DeniedAt, deniedAt)
+	}
+	list := func(what string, want, got []string) {
+		if want == nil {
+			return
+		}
+		want, got = slices.Clone(want), slices.Clone(got)
+		slices.Sort(want)
+		slices.Sort(got)
+		differ(what, "["+strings.Join(want, ", ")+"]", "["+strings.Join(got, ", ")+"]")
+	}
+	list("permitted", want.Permitted, res.Permitted)
+	list("denied", want.Denied, res.Denied)
+	var determining, obligations, advice []string
+	for _, p := range res.Policies {
+		name := p.ID
+		if p.Bundle != bundleName {
+			name = p.String()
+		}
+		determining = append(determining, name)
+	}
+	for _, o := range res.Obligations {
+		obligations = append(obligations, o.Text)
+	}
+	for _, a := range res.Advice {
+		advice = append(advice, a.Text)
+	}
+	list("determining", want.Determining, determining)
+	list("obligations", want.Obligations, obligations)
+	list("advice", want.Advice, advice)
+	return out
+}
+
+func refUID(r bundle.Ref) cedar.EntityUID {
+	return cedar.NewEntityUID(cedar.EntityType(r.Type), cedar.String(r.ID))
+}
+
+// numbers turns the int64 of YAML into what the engine reads.
+func numbers(v any) any {
+	switch v := v.(type) {
+	case int64:
+		return json.Number(fmt.Sprint(v))
+	case []any:
+		out := make([]any, len(v))
+		for i := range v {
+			out[i] = numbers(v[i])
+		}
+		return out
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		for k := range v {
+			out[k] = numbers(v[k])
+		}
+		return out
+	}
+	return v
+}

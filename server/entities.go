@@ -1,0 +1,321 @@
+package server
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"connectrpc.com/connect/v2"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+const (
+	defaultPage = 100
+	// publishRetries bounds how often a write is checked anew because policies
+	// changed between its check and its commit.
+	publishRetries = 5
+)
+
+// entityService writes and reads entities. Everything written is checked against
+// the schema first, and committed only if that schema is still the one in force.
+type entityService struct {
+	db       *store.DB
+	follower *follower
+}
+
+// WriteEntities implements cedarpost.v1.EntityService.
+func (s *entityService) WriteEntities(ctx context.Context, req *cedarpostv1.WriteEntitiesRequest) (*cedarpostv1.WriteEntitiesResponse, error) {
+	res, snap, err := s.write(ctx, req.GetOperations())
+	if err != nil {
+		return nil, publicError(err)
+	}
+	return &cedarpostv1.WriteEntitiesResponse{
+		Revision: encodeRevision(snap.position, res.Revision), Changed: int32(res.Changed),
+	}, nil
+}
+
+// write checks and commits operations, and lets this server apply them before
+// it returns, so that a caller who stays with it reads its own write.
+func (s *entityService) write(ctx context.Context, ops []*cedarpostv1.EntityOperation) (store.WriteResult, *snapshot, error) {
+	for range publishRetries {
+		snap, err := s.follower.current()
+		if err != nil {
+			return store.WriteResult{}, nil, err
+		}
+		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: snap.policyRevision, Ops: make([]store.Op, len(ops))}
+		for i, op := range ops {
+			if w.Ops[i], err = readOperation(snap, op); err != nil {
+				return store.WriteResult{}, nil, atOperation(i, err)
+			}
+		}
+		res, err := s.db.WriteEntities(ctx, w)
+		if errors.Is(err, store.ErrPolicyChanged) {
+			if err := s.catchUp(ctx); err != nil {
+				return store.WriteResult{}, nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return store.WriteResult{}, nil, writeError(err)
+		}
+		// Committed. That this server is late applying it is no failure of the
+		// write: the caller has its revision.
+		_, _ = s.follower.atLeast(ctx, res.Revision)
+		return res, snap, nil
+	}
+	return store.WriteResult{}, nil, store.ErrPolicyChanged
+}
+
+// catchUp waits until this server has applied what is committed.
+func (s *entityService) catchUp(ctx context.Context) error {
+	p, err := s.db.Current(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = s.follower.atLeast(ctx, p.Number)
+	return err
+}
+
+// readOperation checks one operation against the schema.
+func readOperation(snap *snapshot, op *cedarpostv1.EntityOperation) (store.Op, error) {
+	var out store.Op
+	set := snap.set
+	switch o := op.GetOperation().(type) {
+	case *cedarpostv1.EntityOperation_Put:
+		e, err := set.ReadEntity(rawEntity(o.Put))
+		if err != nil {
+			return out, err
+		}
+		out.Kind = store.Put
+		if out.Entity, err = entityToStore(e); err != nil {
+			return out, err
+		}
+	case *cedarpostv1.EntityOperation_Delete:
+		if err := set.CheckStorable(cedarUID(o.Delete.GetUid())); err != nil {
+			return out, err
+		}
+		out.Kind, out.Cascade = store.Delete, o.Delete.GetCascade()
+		out.Entity.UID = protoToStore(o.Delete.GetUid())
+	case *cedarpostv1.EntityOperation_AddParents:
+		parents := cedarUIDs(o.AddParents.GetParents())
+		if err := set.CheckParents(cedarUID(o.AddParents.GetUid()), parents); err != nil {
+			return out, err
+		}
+		out.Kind = store.AddParents
+		out.Entity = store.Entity{UID: protoToStore(o.AddParents.GetUid()), Parents: storeUIDs(parents)}
+	case *cedarpostv1.EntityOperation_RemoveParents:
+		if err := set.CheckStorable(cedarUID(o.RemoveParents.GetUid())); err != nil {
+			return out, err
+		}
+		out.Kind = store.RemoveParents
+		out.Entity = store.Entity{UID: protoToStore(o.RemoveParents.GetUid()), Parents: storeUIDs(cedarUIDs(o.RemoveParents.GetParents()))}
+	case *cedarpostv1.EntityOperation_SetAttributes:
+		uid := cedarUID(o.SetAttributes.GetUid())
+		rec, err := set.ReadAttributes(uid, o.SetAttributes.GetAttrs().AsMap(), o.SetAttributes.GetRemove())
+		if err != nil {
+			return out, err
+		}
+		out.Kind, out.Remove = store.SetAttributes, o.SetAttributes.GetRemove()
+		out.Entity.UID = storeUID(uid)
+		if out.Entity.Attrs, err = recordJSON(rec); err != nil {
+			return out, err
+		}
+	}
+	return out, readPrecondition(snap, op.GetPrecondition(), &out.Precondition)
+}
+
+func readPrecondition(snap *snapshot, p *cedarpostv1.Precondition, out *store.Precondition) (err error) {
+	switch c := p.GetCondition().(type) {
+	case *cedarpostv1.Precondition_IfRevision:
+		var number int64
+		number, err = decodeRevision(snap.position, c.IfRevision)
+		out.IfRevision = &number
+	case *cedarpostv1.Precondition_MustExist:
+		out.MustExist = true
+	case *cedarpostv1.Precondition_MustNotExist:
+		out.MustNotExist = true
+	}
+	return err
+}
+
+func atOperation(i int, err error) error {
+	pe := publicError(err)
+	return connect.Errorf(pe.Code(), "operation %d: %s", i+1, pe.Message()).WithCause(pe.Unwrap())
+}
+
+// writeError words what the store refused.
+func writeError(err error) error {
+	var oe *store.OpError
+	if !errors.As(err, &oe) {
+		return err
+	}
+	code := connect.CodeFailedPrecondition
+	msg := oe.Err.Error()
+	var members *store.HasMembersError
+	switch {
+	case errors.As(oe.Err, &members):
+		msg = fmt.Sprintf("%d entities name it as parent; drop those memberships first, or set cascade", members.Count)
+	case errors.Is(oe.Err, store.ErrStale):
+		code, msg = connect.CodeAborted, "it changed after that revision; read it again and decide anew"
+	case errors.Is(oe.Err, store.ErrMustExist):
+		msg = "it must exist and does not"
+	case errors.Is(oe.Err, store.ErrMustNotExist):
+		msg = "it must not exist and does"
+	case errors.Is(oe.Err, store.ErrNotFound):
+		msg = "it is not stored; put it first"
+	case errors.Is(oe.Err, store.ErrCycle):
+		code, msg = connect.CodeInvalidArgument, "these parents would make it its own ancestor"
+	case errors.Is(oe.Err, store.ErrTooManyMembers):
+		msg = "too many memberships for one cascade; drop them in several writes"
+	}
+	return connect.Errorf(code, "operation %d: entity %s: %s", oe.Index+1, cedarUID(protoUID(oe.UID)), msg)
+}
+
+// GetEntity implements cedarpost.v1.EntityService.
+func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntityRequest) (*cedarpostv1.GetEntityResponse, error) {
+	snap, at, err := s.readAt(ctx, req.GetAt())
+	if err != nil {
+		return nil, publicError(err)
+	}
+	row, err := s.db.GetEntity(ctx, at, protoToStore(req.GetUid()))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, connect.Errorf(connect.CodeNotFound, "entity %s is not stored", cedarUID(req.GetUid()))
+	}
+	if err != nil {
+		return nil, publicError(err)
+	}
+	e, err := storedToProto(snap, row)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	return &cedarpostv1.GetEntityResponse{Entity: e, Revision: encodeRevision(snap.position, at)}, nil
+}
+
+// readAt returns the revision to read at: the one given, once this server has
+// it, or the current one.
+func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (*snapshot, int64, error) {
+	snap, err := s.follower.current()
+	if err != nil || at == nil {
+		return snap, snapNumber(snap), err
+	}
+	number, err := decodeRevision(snap.position, at)
+	if err != nil {
+		return nil, 0, err
+	}
+	snap, err = s.follower.atLeast(ctx, number)
+	return snap, number, err
+}
+
+func snapNumber(s *snapshot) int64 {
+	if s == nil {
+		return 0
+	}
+	return s.position.Number
+}
+
+func storedToProto(snap *snapshot, row store.Entity) (*cedarpostv1.StoredEntity, error) {
+	e, err := entityToProto(row)
+	if err != nil {
+		return nil, err
+	}
+	return &cedarpostv1.StoredEntity{Entity: e, ChangedAt: encodeRevision(snap.position, row.Since)}, nil
+}
+
+// entityPage is where a page of ListEntities ended, and of which query.
+type entityPage struct {
+	Token string `json:"r"` // revision
+	Type  string `json:"t"`
+	After [2]string
+}
+
+// ListEntities implements cedarpost.v1.EntityService.
+func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListEntitiesRequest) (*cedarpostv1.ListEntitiesResponse, error) {
+	var page entityPage
+	var at *cedarpostv1.Revision
+	if req.GetPageToken() != "" {
+		if err := parsePage(req.GetPageToken(), &page); err != nil || page.Type != req.GetType() {
+			return nil, errPageToken
+		}
+		at = &cedarpostv1.Revision{Token: page.Token}
+	}
+	snap, number, err := s.readAt(ctx, at)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	size := pageSize(req.GetPageSize())
+	rows, err := s.db.ListEntities(ctx, number, req.GetType(), store.UID{Type: page.After[0], ID: page.After[1]}, size+1)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	out := &cedarpostv1.ListEntitiesResponse{Revision: encodeRevision(snap.position, number)}
+	if len(rows) > size {
+		rows = rows[:size]
+		last := rows[size-1].UID
+		out.NextPageToken = formatPage(entityPage{out.Revision.Token, req.GetType(), [2]string{last.Type, last.ID}})
+	}
+	for _, row := range rows {
+		e, err := storedToProto(snap, row)
+		if err != nil {
+			return nil, publicError(err)
+		}
+		out.Entities = append(out.Entities, e)
+	}
+	return out, nil
+}
+
+// ImportEntities implements cedarpost.v1.EntityService.
+func (s *entityService) ImportEntities(ctx context.Context, stream cedarpostv1connect.EntityServiceImportEntitiesServerStream) (*cedarpostv1.ImportEntitiesResponse, error) {
+	out := &cedarpostv1.ImportEntitiesResponse{}
+	for {
+		msg, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			if out.Revision == nil {
+				return nil, connect.NewError(connect.CodeInvalidArgument, "nothing to import")
+			}
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		ops := make([]*cedarpostv1.EntityOperation, len(msg.GetEntities()))
+		for i, e := range msg.GetEntities() {
+			ops[i] = &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: e}}
+		}
+		res, snap, err := s.write(ctx, ops)
+		if err != nil {
+			pe := publicError(err)
+			return nil, connect.Errorf(pe.Code(), "%s; the %d entities before this chunk are stored", pe.Message(), out.Entities).WithCause(pe.Unwrap())
+		}
+		out.Entities += int64(len(ops))
+		out.Changed += int64(res.Changed)
+		out.Revision = encodeRevision(snap.position, res.Revision)
+	}
+}
+
+var errPageToken = connect.NewError(connect.CodeInvalidArgument, "page_token: not one of this query; start again without it")
+
+func pageSize(asked int32) int {
+	if asked == 0 {
+		return defaultPage
+	}
+	return int(asked)
+}
+
+func formatPage(v any) string {
+	b, _ := json.Marshal(v)
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+func parsePage(token string, into any) error {
+	b, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, into)
+}

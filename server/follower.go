@@ -1,0 +1,268 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+const (
+	pollInterval  = time.Second
+	changesPage   = 10_000
+	freshWait     = time.Second // for at_least_as_fresh and one's own writes
+	loadTimeout   = 30 * time.Second
+	listenBackoff = 500 * time.Millisecond
+)
+
+// snapshot is everything a request needs of one revision, entities apart. It is
+// immutable; a request takes one and keeps it to its end.
+type snapshot struct {
+	position store.Position // Number is the applied revision
+	// policyRevision is the newest publish in it.
+	policyRevision int64
+	set            *engine.Set
+	bundles        []store.Bundle
+	callers        map[[sha256.Size]byte]string // hash of a key → caller
+}
+
+// follower applies revisions in order and holds the current snapshot. It owns
+// snap; everyone else reads it.
+type follower struct {
+	db           *store.DB
+	log          *slog.Logger
+	maxStaleness time.Duration
+
+	snap   atomic.Pointer[snapshot]
+	wakeup chan struct{}
+
+	mu        sync.Mutex
+	applied   chan struct{} // closed and replaced at each swap
+	confirmed time.Time     // when a question was sent whose answer snap covers
+}
+
+func newFollower(db *store.DB, log *slog.Logger, maxStaleness time.Duration) *follower {
+	return &follower{
+		db: db, log: log, maxStaleness: maxStaleness,
+		wakeup:  make(chan struct{}, 1),
+		applied: make(chan struct{}),
+	}
+}
+
+// wake makes the follower look now. Lost or doubled wake-ups do no harm: it
+// looks each second anyway.
+func (f *follower) wake() {
+	select {
+	case f.wakeup <- struct{}{}:
+	default:
+	}
+}
+
+// run follows until ctx ends.
+func (f *follower) run(ctx context.Context) {
+	go func() {
+		for ctx.Err() == nil {
+			if err := f.db.Listen(ctx, f.wake); err != nil && ctx.Err() == nil {
+				f.log.Warn("notifications lost, polling instead", "err", err)
+			}
+			sleep(ctx, listenBackoff)
+		}
+	}()
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-f.wakeup:
+		}
+		if err := f.catchUp(ctx); err != nil && ctx.Err() == nil {
+			f.log.Error("revisions not applied", "err", err)
+		}
+	}
+}
+
+// catchUp applies what was committed since the snapshot. After an error the old
+// snapshot stays, and ages.
+func (f *follower) catchUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	asked := time.Now()
+	now, err := f.db.Current(ctx)
+	if err != nil {
+		return err
+	}
+	old := f.snap.Load()
+	if old != nil && old.position == now {
+		f.confirm(nil, asked)
+		return nil
+	}
+	next := &snapshot{position: now}
+	policy, keys := true, true
+	// On another timeline the same numbers can mean other things: start anew.
+	if old != nil && old.position.Database == now.Database && old.position.Timeline == now.Timeline && old.position.Number < now.Number {
+		*next = *old
+		next.position = now
+		if policy, keys, err = f.changed(ctx, old.position.Number, now.Number); err != nil {
+			return err
+		}
+	}
+	if policy {
+		var previous *engine.Set
+		if old != nil {
+			previous = old.set
+		}
+		if err := f.loadPolicy(ctx, next, previous); err != nil {
+			return err
+		}
+	}
+	if keys {
+		if err := f.loadKeys(ctx, next); err != nil {
+			return err
+		}
+	}
+	f.confirm(next, asked)
+	return nil
+}
+
+// changed says what kinds of things changed after one revision up to another.
+func (f *follower) changed(ctx context.Context, after, upTo int64) (policy, keys bool, err error) {
+	for after < upTo {
+		changes, err := f.db.Changes(ctx, after, changesPage)
+		if err != nil {
+			return false, false, err
+		}
+		if len(changes) == 0 {
+			break
+		}
+		for _, c := range changes {
+			policy = policy || c.Kind == store.KindBundle
+			keys = keys || c.Kind == store.KindKey
+			after = c.Revision
+		}
+	}
+	return policy, keys, nil
+}
+
+func (f *follower) loadPolicy(ctx context.Context, next *snapshot, previous *engine.Set) error {
+	var err error
+	if next.bundles, err = f.db.Bundles(ctx, next.position.Number); err != nil {
+		return err
+	}
+	if next.policyRevision, err = f.db.PolicyRevision(ctx, next.position.Number); err != nil {
+		return err
+	}
+	sources := make([]engine.Source, len(next.bundles))
+	for i, b := range next.bundles {
+		if sources[i], err = sourceFromStore(b); err != nil {
+			return err
+		}
+	}
+	set, findings := engine.Compile(sources, previous)
+	if set == nil {
+		return fmt.Errorf("revision %d does not compile: %s", next.position.Number, findings[0])
+	}
+	next.set = set
+	return nil
+}
+
+func (f *follower) loadKeys(ctx context.Context, next *snapshot) error {
+	keys, err := f.db.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	next.callers = make(map[[sha256.Size]byte]string, len(keys))
+	for _, k := range keys {
+		next.callers[[sha256.Size]byte(k.Hash)] = k.Name
+	}
+	return nil
+}
+
+// confirm swaps the snapshot (nil: the old one is current) and notes the moment
+// it is known to be current for.
+func (f *follower) confirm(next *snapshot, asked time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if next != nil {
+		f.snap.Store(next)
+		close(f.applied)
+		f.applied = make(chan struct{})
+	}
+	f.confirmed = asked
+}
+
+// staleness is how old the snapshot may be at most.
+func (f *follower) staleness() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return time.Since(f.confirmed)
+}
+
+var (
+	errStale  = errors.New("policy and data are older than this server may use; the database cannot be reached or does not answer")
+	errBehind = errors.New("this server has not applied that revision yet")
+)
+
+// current returns the snapshot, unless it may be older than allowed.
+func (f *follower) current() (*snapshot, error) {
+	if f.staleness() > f.maxStaleness {
+		return nil, errStale
+	}
+	return f.snap.Load(), nil
+}
+
+// atLeast returns a snapshot that has applied a revision, waiting for it a
+// bounded time.
+func (f *follower) atLeast(ctx context.Context, number int64) (*snapshot, error) {
+	deadline := time.NewTimer(freshWait)
+	defer deadline.Stop()
+	for {
+		f.mu.Lock()
+		applied := f.applied
+		f.mu.Unlock()
+		if f.snap.Load().position.Number >= number {
+			return f.current()
+		}
+		f.wake()
+		select {
+		case <-applied:
+		case <-deadline.C:
+			return nil, errBehind
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// sourceFromStore turns a stored bundle into what the engine compiles. The
+// store keeps the catalogue as JSON of bundle.Field.
+func sourceFromStore(b store.Bundle) (engine.Source, error) {
+	src := engine.Source{
+		Name: b.Name, SchemaFile: bundle.SchemaName, Schema: b.Schema, FieldsFile: bundle.FieldsName,
+		SkipForbidErrors: b.OnForbidError == bundle.Skip,
+	}
+	for _, p := range b.Policies {
+		src.Policies = append(src.Policies, engine.PolicyText{File: p.File, Line: p.Line, Text: p.Text})
+	}
+	if err := json.Unmarshal([]byte(b.Fields), &src.Fields); err != nil {
+		return src, fmt.Errorf("bundle %s: catalogue: %w", b.Name, err)
+	}
+	return src, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

@@ -1,0 +1,388 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+const (
+	maxBundleBytes = 256 << 20
+	maxBundleFiles = 10_000
+	filePart       = 1 << 20
+	maxMisfits     = 20 // stored entities that a refusal names
+)
+
+// policyService publishes and reads bundles.
+type policyService struct {
+	db       *store.DB
+	follower *follower
+}
+
+// ApplyBundle implements cedarpost.v1.PolicyService.
+func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1connect.PolicyServiceApplyBundleServerStream) (*cedarpostv1.ApplyBundleResponse, error) {
+	header, files, err := receiveBundle(stream)
+	if err != nil {
+		return nil, err
+	}
+	b, err := bundle.FromFiles(header.GetName(), files)
+	var problems bundle.Problems
+	if errors.As(err, &problems) {
+		return nil, refusal(connect.CodeInvalidArgument, "the bundle cannot be read", problemsToProto(problems))
+	}
+	if err != nil {
+		return nil, publicError(err)
+	}
+	if b.Name != header.GetName() {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "bundle.yaml names the bundle %q, the upload names it %q", b.Name, header.GetName())
+	}
+	for range publishRetries {
+		out, err := s.publish(ctx, b, header.GetDryRun())
+		if errors.Is(err, store.ErrPolicyChanged) {
+			if err := (&entityService{s.db, s.follower}).catchUp(ctx); err != nil {
+				return nil, publicError(err)
+			}
+			continue
+		}
+		if err != nil {
+			return nil, publicError(err)
+		}
+		return out, nil
+	}
+	return nil, publicError(store.ErrPolicyChanged)
+}
+
+// receiveBundle reads an upload within its caps.
+func receiveBundle(stream cedarpostv1connect.PolicyServiceApplyBundleServerStream) (*cedarpostv1.BundleHeader, []bundle.File, error) {
+	var header *cedarpostv1.BundleHeader
+	var files []bundle.File
+	total := 0
+	seen := map[string]bool{}
+	for {
+		msg, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			if header == nil {
+				return nil, nil, connect.NewError(connect.CodeInvalidArgument, "the upload has no header")
+			}
+			return header, files, nil
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if h := msg.GetHeader(); h != nil {
+			if header != nil {
+				return nil, nil, connect.NewError(connect.CodeInvalidArgument, "the upload has two headers")
+			}
+			header = h
+			continue
+		}
+		if header == nil {
+			return nil, nil, connect.NewError(connect.CodeInvalidArgument, "the first message of an upload is its header")
+		}
+		part := msg.GetFile()
+		if total += len(part.GetData()); total > maxBundleBytes {
+			return nil, nil, connect.Errorf(connect.CodeInvalidArgument, "the bundle is larger than %d bytes", maxBundleBytes)
+		}
+		if n := len(files); n > 0 && files[n-1].Path == part.GetPath() {
+			files[n-1].Content = append(files[n-1].Content, part.GetData()...)
+			continue
+		}
+		if seen[part.GetPath()] {
+			return nil, nil, connect.Errorf(connect.CodeInvalidArgument, "file %q was sent twice", part.GetPath())
+		}
+		seen[part.GetPath()] = true
+		if len(files) == maxBundleFiles {
+			return nil, nil, connect.Errorf(connect.CodeInvalidArgument, "the bundle has more than %d files", maxBundleFiles)
+		}
+		files = append(files, bundle.File{Path: part.GetPath(), Content: part.GetData()})
+	}
+}
+
+// publish checks a bundle against the current snapshot and commits it if no
+// other publish came between.
+func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bool) (*cedarpostv1.ApplyBundleResponse, error) {
+	snap, err := s.follower.current()
+	if err != nil {
+		return nil, err
+	}
+	var others []engine.Source
+	for _, o := range snap.bundles {
+		if o.Name == b.Name {
+			continue
+		}
+		src, err := sourceFromStore(o)
+		if err != nil {
+			return nil, err
+		}
+		others = append(others, src)
+	}
+	report, set := CheckBundle(b, others, snap.set)
+	if !report.Valid() || report.Failed() > 0 {
+		return nil, reportRefusal(b.Name, report)
+	}
+	if !dryRun {
+		if i := slices.IndexFunc(snap.bundles, func(o store.Bundle) bool { return o.Name == b.Name }); i >= 0 && snap.bundles[i].Digest == b.Digest() {
+			return applied(snap, snap.bundles[i], snap.position.Number, false, report), nil
+		}
+	}
+	schemaChanged := !set.SameSchema(snap.set)
+	if schemaChanged {
+		if err := s.checkStored(ctx, snap, set, b.Name); err != nil {
+			return nil, err
+		}
+	}
+	p, err := publication(b, set)
+	if err != nil {
+		return nil, err
+	}
+	if dryRun {
+		return applied(snap, p.Bundle, snap.position.Number, false, report), nil
+	}
+	p.Caller = callerFrom(ctx)
+	p.Bundle.PublishedBy = p.Caller
+	p.BaseRevision, p.EntitiesRevision = snap.policyRevision, snap.position.Number
+	p.Recheck = func(changed []store.Entity) error {
+		if !schemaChanged {
+			return nil
+		}
+		return misfits(set, changed)
+	}
+	revision, _, err := s.db.PublishBundle(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	// Committed: a server that is late applying it is no failure of the publish.
+	if now, err := s.follower.atLeast(ctx, revision); err == nil {
+		snap = now
+	}
+	out := applied(snap, p.Bundle, revision, true, report)
+	for _, o := range snap.bundles {
+		if o.Name == b.Name {
+			out.Bundle = bundleToProto(snap, o)
+		}
+	}
+	return out, nil
+}
+
+// publication is a checked bundle as the store keeps it.
+func publication(b *bundle.Bundle, set *engine.Set) (store.Publish, error) {
+	src := SourceOf(b)
+	fields, err := json.Marshal(src.Fields)
+	if err != nil {
+		return store.Publish{}, err
+	}
+	p := store.Publish{Bundle: store.Bundle{
+		Name: b.Name, Digest: b.Digest(), Description: b.Description, Owners: b.Owners,
+		OnForbidError: b.OnForbidError, Namespaces: set.Namespaces(b.Name),
+		Schema: src.Schema, Fields: string(fields),
+	}}
+	for _, pol := range set.Policies(b.Name) {
+		p.Bundle.Policies = append(p.Bundle.Policies, store.Policy{
+			Bundle: b.Name, ID: pol.ID, File: pol.File, Line: pol.Line, Text: pol.Text,
+		})
+	}
+	p.Bundle.PolicyCount = int32(len(p.Bundle.Policies))
+	for _, f := range b.Files {
+		p.Files = append(p.Files, store.File{Path: f.Path, Content: f.Content})
+	}
+	return p, nil
+}
+
+// checkStored reads every stored entity by the new schema.
+func (s *policyService) checkStored(ctx context.Context, snap *snapshot, set *engine.Set, name string) error {
+	var bad misfitList
+	err := s.db.EachEntity(ctx, snap.position.Number, nil, func(e store.Entity) error {
+		bad.check(set, e)
+		return nil
+	})
+	return cmp.Or(err, bad.err(name))
+}
+
+func misfits(set *engine.Set, entities []store.Entity) error {
+	var bad misfitList
+	for _, e := range entities {
+		bad.check(set, e)
+	}
+	return bad.err("")
+}
+
+// misfitList collects stored entities that a new schema refuses.
+type misfitList struct {
+	count int
+	named []*cedarpostv1.Finding
+}
+
+func (m *misfitList) check(set *engine.Set, e store.Entity) {
+	if _, err := readStored(set, e); err != nil {
+		if m.count++; len(m.named) < maxMisfits {
+			m.named = append(m.named, &cedarpostv1.Finding{
+				Severity: cedarpostv1.Finding_ERROR, File: bundle.SchemaName, Message: err.Error(),
+				Hint: "change or delete the entity first",
+			})
+		}
+	}
+}
+
+func (m *misfitList) err(string) error {
+	if m.count == 0 {
+		return nil
+	}
+	return refusal(connect.CodeFailedPrecondition, fmt.Sprintf("%d stored entities do not fit the new schema", m.count), m.named)
+}
+
+// refusal is an error that carries findings, for people in its text and for
+// programs as a detail.
+func refusal(code connect.Code, msg string, findings []*cedarpostv1.Finding) error {
+	var b strings.Builder
+	b.WriteString(msg)
+	for i, f := range findings {
+		if i == 5 {
+			fmt.Fprintf(&b, "; and %d more", len(findings)-i)
+			break
+		}
+		sep := ": "
+		if i > 0 {
+			sep = "; "
+		}
+		b.WriteString(sep + findingText(f))
+	}
+	err := connect.NewError(code, b.String())
+	if d, derr := connectproto.NewErrorDetail(&cedarpostv1.BundleFindings{Findings: findings}); derr == nil {
+		err = err.WithDetail(d)
+	}
+	return err
+}
+
+func findingText(f *cedarpostv1.Finding) string {
+	return engine.Finding{
+		File: f.File, Line: int(f.Line), Column: int(f.Column), Policy: f.Policy, Message: f.Message,
+	}.String()
+}
+
+// reportRefusal refuses a bundle that did not check: as a bad bundle, or, when
+// the findings are about another one, as one that would break that.
+func reportRefusal(name string, r *Report) error {
+	findings := findingsToProto(r.Findings)
+	for _, t := range r.Tests {
+		for _, f := range t.Failures {
+			findings = append(findings, &cedarpostv1.Finding{
+				Severity: cedarpostv1.Finding_ERROR, File: bundle.TestsName, Line: int32(t.Line), Test: true,
+				Message: fmt.Sprintf("%s: %s", t.Name, f),
+			})
+		}
+	}
+	for _, f := range r.Findings {
+		if !f.Warning && f.Bundle != "" && f.Bundle != name {
+			return refusal(connect.CodeFailedPrecondition, fmt.Sprintf("it would break bundle %s", f.Bundle), findings)
+		}
+	}
+	if r.Valid() {
+		return refusal(connect.CodeInvalidArgument, fmt.Sprintf("%d of %d tests failed", r.Failed(), len(r.Tests)), findings)
+	}
+	return refusal(connect.CodeInvalidArgument, "the bundle does not check", findings)
+}
+
+func findingsToProto(list []engine.Finding) []*cedarpostv1.Finding {
+	out := make([]*cedarpostv1.Finding, 0, len(list))
+	for _, f := range list {
+		severity := cedarpostv1.Finding_ERROR
+		if f.Warning {
+			severity = cedarpostv1.Finding_WARNING
+		}
+		out = append(out, &cedarpostv1.Finding{
+			Severity: severity, File: f.File, Line: int32(f.Line), Column: int32(f.Column),
+			Policy: f.Policy, Message: f.Message, Hint: f.Hint,
+		})
+	}
+	return out
+}
+
+func problemsToProto(list bundle.Problems) []*cedarpostv1.Finding {
+	out := make([]*cedarpostv1.Finding, 0, len(list))
+	for _, p := range list {
+		out = append(out, &cedarpostv1.Finding{
+			Severity: cedarpostv1.Finding_ERROR, File: p.File, Line: int32(p.Line), Column: int32(p.Column),
+			Message: p.Message, Hint: p.Hint,
+		})
+	}
+	return out
+}
+
+func applied(snap *snapshot, b store.Bundle, revision int64, published bool, r *Report) *cedarpostv1.ApplyBundleResponse {
+	return &cedarpostv1.ApplyBundleResponse{
+		Bundle: bundleToProto(snap, b), Revision: encodeRevision(snap.position, revision),
+		Published: published, Warnings: findingsToProto(r.Findings),
+	}
+}
+
+func bundleToProto(snap *snapshot, b store.Bundle) *cedarpostv1.Bundle {
+	out := &cedarpostv1.Bundle{
+		Name: b.Name, Version: b.Version, Digest: b.Digest, Description: b.Description, Owners: b.Owners,
+		Namespaces: b.Namespaces, Policies: b.PolicyCount, OnForbidError: b.OnForbidError, PublishedBy: b.PublishedBy,
+	}
+	if b.Since > 0 {
+		out.Revision = encodeRevision(snap.position, b.Since)
+		out.PublishedAt = timestamppb.New(b.PublishedAt)
+	}
+	return out
+}
+
+// ListBundles implements cedarpost.v1.PolicyService.
+func (s *policyService) ListBundles(context.Context, *cedarpostv1.ListBundlesRequest) (*cedarpostv1.ListBundlesResponse, error) {
+	snap, err := s.follower.current()
+	if err != nil {
+		return nil, publicError(err)
+	}
+	out := &cedarpostv1.ListBundlesResponse{Revision: encodeRevision(snap.position, snap.position.Number)}
+	for _, b := range snap.bundles {
+		out.Bundles = append(out.Bundles, bundleToProto(snap, b))
+	}
+	return out, nil
+}
+
+// GetBundle implements cedarpost.v1.PolicyService.
+func (s *policyService) GetBundle(ctx context.Context, req *cedarpostv1.GetBundleRequest, stream cedarpostv1connect.PolicyServiceGetBundleServerStream) error {
+	snap, err := s.follower.current()
+	if err != nil {
+		return publicError(err)
+	}
+	i := slices.IndexFunc(snap.bundles, func(b store.Bundle) bool { return b.Name == req.GetName() })
+	if i < 0 {
+		return connect.Errorf(connect.CodeNotFound, "there is no bundle %q", req.GetName())
+	}
+	files, err := s.db.BundleFiles(ctx, snap.position.Number, req.GetName())
+	if err != nil {
+		return publicError(err)
+	}
+	err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_Bundle{Bundle: bundleToProto(snap, snap.bundles[i])}})
+	for _, f := range files {
+		parts := slices.Collect(slices.Chunk(f.Content, filePart))
+		if len(parts) == 0 {
+			parts = [][]byte{nil}
+		}
+		for _, data := range parts {
+			if err != nil {
+				return err
+			}
+			err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_File{
+				File: &cedarpostv1.FilePart{Path: f.Path, Data: data},
+			}})
+		}
+	}
+	return err
+}

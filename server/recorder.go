@@ -1,0 +1,123 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/cedarpost/cedarpost/store"
+)
+
+const (
+	recordQueue   = 4096                   // calls waiting for a commit
+	recordRows    = 2000                   // rows in one commit
+	recordTimeout = 5 * time.Second        // of one commit
+	recordWait    = 100 * time.Millisecond // for a place in a full queue
+)
+
+var (
+	errQueueFull    = errors.New("decision log: queue is full")
+	errRecorderDown = errors.New("decision log: stopped")
+)
+
+// recorder commits decision records in batches. One commit is in flight at a
+// time; what comes meanwhile forms the next batch, so batches grow with the load
+// and a lone caller never waits for company.
+type recorder struct {
+	writer *store.DecisionWriter
+	log    *slog.Logger
+	queue  chan *pendingRecord
+	done   chan struct{}
+}
+
+// pendingRecord is one call's rows and who waits for them.
+type pendingRecord struct {
+	rows []store.Decision
+	err  chan error
+}
+
+func newRecorder(db *store.DB, log *slog.Logger) *recorder {
+	r := &recorder{
+		writer: db.NewDecisionWriter(),
+		log:    log,
+		queue:  make(chan *pendingRecord, recordQueue),
+		done:   make(chan struct{}),
+	}
+	go r.run()
+	return r
+}
+
+// record returns nil only after all rows are committed. After any error the
+// decisions must not be answered; rows whose commit was lost on the way back may
+// be in the log all the same.
+func (r *recorder) record(ctx context.Context, rows []store.Decision) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	p := &pendingRecord{rows: rows, err: make(chan error, 1)}
+	select {
+	case r.queue <- p:
+	default:
+		full := time.NewTimer(recordWait)
+		defer full.Stop()
+		select {
+		case r.queue <- p:
+		case <-full.C:
+			return errQueueFull
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	select {
+	case err := <-p.err:
+		return err
+	case <-r.done:
+		select {
+		case err := <-p.err:
+			return err
+		default:
+			return errRecorderDown
+		}
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run is the one batcher of the process.
+func (r *recorder) run() {
+	defer close(r.done)
+	defer r.writer.Close()
+	for first := range r.queue {
+		batch := []*pendingRecord{first}
+		rows := first.rows
+	fill:
+		for len(rows) < recordRows {
+			select {
+			case p, ok := <-r.queue:
+				if !ok {
+					break fill
+				}
+				batch = append(batch, p)
+				rows = append(rows, p.rows...)
+			default:
+				break fill
+			}
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+		err := r.writer.Write(ctx, rows)
+		cancel()
+		if err != nil {
+			r.log.Error("decisions not recorded", "rows", len(rows), "err", err)
+		}
+		for _, p := range batch {
+			p.err <- err
+		}
+	}
+}
+
+// close commits what is queued and stops. No record call may come after it.
+func (r *recorder) close() {
+	close(r.queue)
+	<-r.done
+}

@@ -1,0 +1,272 @@
+// Package server stands between the socket and the store: it authenticates,
+// checks, decides through its engine, records and answers. Each service of the
+// contract has its file, and one Authorize call reads from edge.go through
+// authorize.go to recorder.go.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"connectrpc.com/grpcreflect/v2"
+	"connectrpc.com/validate"
+
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// Config says how to serve. DB is required; every other zero value works.
+type Config struct {
+	DB *store.DB
+	// Listen is the decision plane's address, default 127.0.0.1:8080; AdminListen
+	// the admin plane's, 127.0.0.1:8081; OpsListen health's, 127.0.0.1:9090. Port
+	// 0 takes a free one.
+	Listen, AdminListen, OpsListen string
+	// TLSCert and TLSKey are PEM files for decision and admin plane, read again
+	// when they change. Without them only loopback addresses are served, unless
+	// AllowPlaintext.
+	TLSCert, TLSKey string
+	AllowPlaintext  bool
+	// MaxStaleness is how old policy and data may be before the server refuses to
+	// decide, default 5 s.
+	MaxStaleness time.Duration
+	// RateLimit is how many checks a second one caller may ask, 0 for no limit.
+	RateLimit float64
+	// Name is this server in decision records, default the host's name.
+	Name string
+	// Log gets the server's log; default slog.Default.
+	Log *slog.Logger
+}
+
+func (c *Config) setDefaults() {
+	c.Listen = or(c.Listen, "127.0.0.1:8080")
+	c.AdminListen = or(c.AdminListen, "127.0.0.1:8081")
+	c.OpsListen = or(c.OpsListen, "127.0.0.1:9090")
+	c.MaxStaleness = or(c.MaxStaleness, 5*time.Second)
+	c.Log = or(c.Log, slog.Default())
+	if c.Name == "" {
+		c.Name, _ = os.Hostname()
+	}
+}
+
+func or[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+const (
+	decisionTimeout = 2 * time.Second
+	adminTimeout    = 20 * time.Second
+	drainTimeout    = 10 * time.Second
+	partitionCheck  = time.Hour
+)
+
+// Server serves one database. Make it with New, run it once with Run.
+type Server struct {
+	cfg      Config
+	follower *follower
+	recorder *recorder
+	planes   []*plane
+}
+
+// plane is one listener with what it serves.
+type plane struct {
+	name     string
+	listener net.Listener
+	http     *http.Server
+}
+
+// New loads the current policies and opens the listeners, so that a busy port
+// or a database that cannot be served is an error here.
+func New(ctx context.Context, cfg Config) (_ *Server, err error) {
+	cfg.setDefaults()
+	s := &Server{cfg: cfg, follower: newFollower(cfg.DB, cfg.Log, cfg.MaxStaleness)}
+	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
+		return nil, err
+	}
+	if err := s.follower.catchUp(ctx); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.closeListeners()
+		}
+	}()
+	var cert *certificate
+	if cfg.TLSCert != "" || cfg.TLSKey != "" {
+		if cert, err = newCertificate(cfg.TLSCert, cfg.TLSKey, cfg.Log); err != nil {
+			return nil, fmt.Errorf("TLS: %w", err)
+		}
+	}
+	s.recorder = newRecorder(cfg.DB, cfg.Log)
+	defer func() {
+		if err != nil {
+			s.recorder.close()
+		}
+	}()
+	limits := &limits{perSecond: cfg.RateLimit}
+
+	decision := func(cs *connect.Server) {
+		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
+			db: cfg.DB, follower: s.follower, recorder: s.recorder, limits: limits, name: cfg.Name,
+		})
+	}
+	admin := func(cs *connect.Server) {
+		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower})
+		cedarpostv1connect.RegisterPolicyServiceHandler(cs, &policyService{cfg.DB, s.follower})
+		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{cfg.DB})
+	}
+	ops := &health{db: cfg.DB, follower: s.follower}
+	for _, p := range []struct {
+		name, addr string
+		handler    http.Handler
+		open       bool // serves no secrets, may stay in the clear
+	}{
+		{"decision", cfg.Listen, s.rpcHandler(decision, limits, decisionTimeout), false},
+		{"admin", cfg.AdminListen, s.rpcHandler(admin, limits, adminTimeout), false},
+		{"ops", cfg.OpsListen, ops.opsHandler(), true},
+	} {
+		if cert == nil && !p.open && !cfg.AllowPlaintext {
+			if err := checkPlaintext(p.addr); err != nil {
+				return nil, err
+			}
+		}
+		if err := s.listen(p.name, p.addr, p.handler, cert, p.open); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// rpcHandler builds a plane's handler: guard, validation, services, health and
+// reflection, in Connect, gRPC and gRPC-Web.
+func (s *Server) rpcHandler(register func(*connect.Server), limits *limits, timeout time.Duration) http.Handler {
+	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, timeout: timeout}
+	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
+	register(cs)
+	h := &health{db: s.cfg.DB, follower: s.follower, services: map[string]bool{}}
+	healthv1connect.RegisterHealthHandler(cs, h)
+	grpcreflect.Register(cs)
+	for spec := range cs.Specs() {
+		h.services[serviceOf(spec.Procedure)] = true
+	}
+	mux := http.NewServeMux()
+	connecthttp.Mount(mux, cs, wireOptions()...)
+	return http.MaxBytesHandler(withController(mux), maxStreamBytes)
+}
+
+// serviceOf cuts "/package.Service/Method".
+func serviceOf(procedure string) string {
+	for i := 1; i < len(procedure); i++ {
+		if procedure[i] == '/' {
+			return procedure[1:i]
+		}
+	}
+	return ""
+}
+
+func (s *Server) listen(name, addr string, h http.Handler, cert *certificate, open bool) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("%s plane: %w", name, err)
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	srv := &http.Server{
+		Handler: h, Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
+		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelWarn),
+	}
+	if cert != nil && !open {
+		srv.TLSConfig = cert.config()
+	}
+	s.planes = append(s.planes, &plane{name, l, srv})
+	return nil
+}
+
+func (s *Server) closeListeners() {
+	for _, p := range s.planes {
+		_ = p.listener.Close()
+	}
+}
+
+// Addr returns the address of the "decision", "admin" or "ops" plane.
+func (s *Server) Addr(plane string) string {
+	for _, p := range s.planes {
+		if p.name == plane {
+			return p.listener.Addr().String()
+		}
+	}
+	return ""
+}
+
+// Run serves until ctx ends, then lets calls in flight finish and commits what
+// is queued. It returns nil after a clean stop.
+func (s *Server) Run(ctx context.Context) error {
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	wg.Go(func() { s.follower.run(background) })
+	wg.Go(func() { s.keepPartitions(background) })
+
+	failed := make(chan error, len(s.planes))
+	for _, p := range s.planes {
+		go func() {
+			var err error
+			if p.http.TLSConfig != nil {
+				err = p.http.ServeTLS(p.listener, "", "")
+			} else {
+				err = p.http.Serve(p.listener)
+			}
+			if !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("%s plane: %w", p.name, err)
+			}
+		}()
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	for _, p := range s.planes {
+		if serr := p.http.Shutdown(drain); serr != nil {
+			s.cfg.Log.Warn("calls cut off", "plane", p.name, "err", serr)
+			_ = p.http.Close()
+		}
+	}
+	// Handlers that Close cut off may still be at the recorder; it refuses them.
+	s.recorder.close()
+	stop()
+	wg.Wait()
+	return err
+}
+
+// keepPartitions makes the decision log's partitions ahead of time.
+func (s *Server) keepPartitions(ctx context.Context) {
+	for {
+		sleep(ctx, partitionCheck)
+		if ctx.Err() != nil {
+			return
+		}
+		if err := s.cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
+			s.cfg.Log.Error("partitions not made", "err", err)
+		}
+	}
+}
