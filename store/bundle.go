@@ -1,0 +1,303 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Bundle is one published version of a bundle.
+type Bundle struct {
+	Name string
+	// Version counts the publishes of this bundle, from 1.
+	Version int64
+	// Digest identifies the content.
+	Digest        string
+	Description   string
+	Owners        []string
+	OnForbidError string
+	Namespaces    []string
+	Schema        string // Cedar schema text
+	Fields        string // fields.yaml
+	PolicyCount   int32  `db:"policies"`
+	PublishedBy   string
+	PublishedAt   time.Time // set by the database
+	// Since is the revision that published it.
+	Since int64
+	// Policies are in order of id.
+	Policies []Policy `db:"-"`
+}
+
+// Policy is one policy of a bundle.
+type Policy struct {
+	Bundle string
+	ID     string // unique in the bundle
+	File   string // path in the bundle's folder
+	Line   int    // where it starts, from 1
+	Text   string
+	Since  int64 // the revision that wrote it so
+}
+
+// File is a file of the folder a bundle was published from.
+type File struct {
+	Path    string
+	Content []byte
+}
+
+// Publish replaces one bundle.
+type Publish struct {
+	// Bundle is the new state. Version, PolicyCount, PublishedBy, PublishedAt and
+	// every Since are filled in by the store, as is Policy.Bundle.
+	Bundle Bundle
+	// Files are the files it was made from.
+	Files []File
+	// Caller publishes it.
+	Caller string
+	// BaseRevision is the [DB.PolicyRevision] it was checked against; 0 when there
+	// was no bundle.
+	BaseRevision int64
+	// EntitiesRevision is the revision of the entities it was checked against.
+	EntitiesRevision int64
+	// Recheck, if not nil, gets the live entities that changed after
+	// EntitiesRevision, while nothing can change any more. Its error refuses the
+	// publish, and is returned wrapped. All writers wait for it.
+	Recheck func(changed []Entity) error
+}
+
+// PublishBundle makes the bundle the live one under its name, as one revision.
+// Policies and files that did not change keep their rows. The error is
+// [ErrPolicyChanged] when any bundle was published after BaseRevision.
+func (db *DB) PublishBundle(ctx context.Context, p Publish) (revision, version int64, err error) {
+	defer wrap(&err, "publish bundle")
+	err = pgx.BeginTxFunc(ctx, db.pool, readCommitted, func(tx pgx.Tx) error {
+		// Compare before the lock: if the policies are still at BaseRevision after it,
+		// then so they were here.
+		policies, err := comparePolicies(ctx, tx, p.Bundle)
+		if err != nil {
+			return err
+		}
+		files, err := compareFiles(ctx, tx, p.Bundle.Name, p.Files)
+		if err != nil {
+			return err
+		}
+		if revision, err = nextRevision(ctx, tx, p.Caller, ""); err != nil {
+			return err
+		}
+		if err := recheck(ctx, tx, p); err != nil {
+			return err
+		}
+		if version, err = insertBundle(ctx, tx, revision, p); err != nil {
+			return err
+		}
+		if err := writePolicies(ctx, tx, revision, p.Bundle.Name, policies); err != nil {
+			return err
+		}
+		if err := writeFiles(ctx, tx, revision, p.Bundle.Name, files); err != nil {
+			return err
+		}
+		return addEntry(ctx, tx, revision, KindBundle, p.Bundle.Name)
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	return revision, version, nil
+}
+
+// recheck makes sure, under the lock, that what the publish was checked against
+// still holds.
+func recheck(ctx context.Context, tx pgx.Tx, p Publish) error {
+	var newest int64
+	err := tx.QueryRow(ctx, "select coalesce(greatest(max(since), max(until)), 0) from bundles").Scan(&newest)
+	if err != nil {
+		return err
+	}
+	if newest != p.BaseRevision {
+		return ErrPolicyChanged
+	}
+	if p.Recheck == nil {
+		return nil
+	}
+	const query = `
+		select e.type, e.id, e.attrs, e.tags, e.parents, e.since
+		from (select distinct type, id from revision_entries where revision > $1 and kind = 'entity') changed
+		join entities e on e.type = changed.type and e.id = changed.id and e.until is null`
+	rows, _ := tx.Query(ctx, query, p.EntitiesRevision)
+	changed, err := pgx.CollectRows(rows, scanEntity)
+	if err != nil {
+		return err
+	}
+	return p.Recheck(changed)
+}
+
+func insertBundle(ctx context.Context, tx pgx.Tx, n int64, p Publish) (version int64, err error) {
+	b := p.Bundle
+	_, err = tx.Exec(ctx, "update bundles set until = $1 where name = $2 and until is null", n, b.Name)
+	if err != nil {
+		return 0, err
+	}
+	const query = `
+		insert into bundles (name, version, digest, description, owners, on_forbid_error, namespaces,
+		                     schema, fields, policies, published_by, since)
+		values ($1, (select coalesce(max(version), 0) + 1 from bundles where name = $1),
+		        $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+		returning version`
+	err = tx.QueryRow(ctx, query, b.Name, b.Digest, b.Description, orEmpty(b.Owners), b.OnForbidError,
+		orEmpty(b.Namespaces), b.Schema, b.Fields, len(b.Policies), p.Caller, n).Scan(&version)
+	return version, err
+}
+
+// difference is what a publish changes: the keys of the live rows to close, and
+// the rows to insert. A changed one is in both.
+type difference[T any] struct {
+	gone []string
+	come []T
+}
+
+func comparePolicies(ctx context.Context, tx pgx.Tx, b Bundle) (diff difference[Policy], err error) {
+	type row struct {
+		File string
+		Line int
+		Sum  [sha256.Size]byte
+	}
+	live := map[string]row{}
+	rows, _ := tx.Query(ctx, `
+		select id, file, line, sha256(convert_to(text, 'UTF8'))
+		from policies
+		where bundle = $1 and until is null`, b.Name)
+	var id string
+	var r row
+	var sum []byte
+	_, err = pgx.ForEachRow(rows, []any{&id, &r.File, &r.Line, &sum}, func() error {
+		r.Sum = [sha256.Size]byte(sum)
+		live[id] = r
+		return nil
+	})
+	for _, p := range b.Policies {
+		if was, ok := live[p.ID]; !ok || was != (row{p.File, p.Line, sha256.Sum256([]byte(p.Text))}) {
+			diff.come = append(diff.come, p)
+			continue
+		}
+		delete(live, p.ID)
+	}
+	for id := range live {
+		diff.gone = append(diff.gone, id)
+	}
+	return diff, err
+}
+
+func writePolicies(ctx context.Context, tx pgx.Tx, n int64, bundle string, diff difference[Policy]) error {
+	_, err := tx.Exec(ctx, "update policies set until = $1 where bundle = $2 and id = any($3) and until is null",
+		n, bundle, diff.gone)
+	if err != nil {
+		return err
+	}
+	_, err = tx.CopyFrom(ctx, pgx.Identifier{"policies"}, []string{"bundle", "id", "file", "line", "text", "since"},
+		pgx.CopyFromSlice(len(diff.come), func(i int) ([]any, error) {
+			p := &diff.come[i]
+			return []any{bundle, p.ID, p.File, p.Line, p.Text, n}, nil
+		}))
+	return err
+}
+
+func compareFiles(ctx context.Context, tx pgx.Tx, bundle string, files []File) (diff difference[File], err error) {
+	live := map[string][sha256.Size]byte{}
+	rows, _ := tx.Query(ctx, `
+		select path, sha256(content)
+		from bundle_files
+		where bundle = $1 and until is null`, bundle)
+	var path string
+	var sum []byte
+	_, err = pgx.ForEachRow(rows, []any{&path, &sum}, func() error {
+		live[path] = [sha256.Size]byte(sum)
+		return nil
+	})
+	for _, f := range files {
+		if was, ok := live[f.Path]; !ok || was != sha256.Sum256(f.Content) {
+			diff.come = append(diff.come, f)
+			continue
+		}
+		delete(live, f.Path)
+	}
+	for path := range live {
+		diff.gone = append(diff.gone, path)
+	}
+	return diff, err
+}
+
+func writeFiles(ctx context.Context, tx pgx.Tx, n int64, bundle string, diff difference[File]) error {
+	_, err := tx.Exec(ctx, "update bundle_files set until = $1 where bundle = $2 and path = any($3) and until is null",
+		n, bundle, diff.gone)
+	if err != nil {
+		return err
+	}
+	_, err = tx.CopyFrom(ctx, pgx.Identifier{"bundle_files"}, []string{"bundle", "path", "content", "since"},
+		pgx.CopyFromSlice(len(diff.come), func(i int) ([]any, error) {
+			f := &diff.come[i]
+			content := f.Content
+			if content == nil {
+				content = []byte{} // an empty file, not null
+			}
+			return []any{bundle, f.Path, content, n}, nil
+		}))
+	return err
+}
+
+// PolicyRevision is the revision of the newest change to any bundle, at or before
+// the given revision; 0 if there was none.
+func (db *DB) PolicyRevision(ctx context.Context, revision int64) (n int64, err error) {
+	defer wrap(&err, "read policy revision")
+	const query = `
+		select coalesce(max(greatest(since, case when until <= $1 then until end)), 0)
+		from bundles
+		where since <= $1`
+	err = db.pool.QueryRow(ctx, query, revision).Scan(&n)
+	return n, err
+}
+
+// Bundles reads the bundles that were live at the revision, by name, with their
+// policies, without their files.
+func (db *DB) Bundles(ctx context.Context, revision int64) (_ []Bundle, err error) {
+	defer wrap(&err, "read bundles")
+	rows, _ := db.pool.Query(ctx, `
+		select name, version, digest, description, owners, on_forbid_error, namespaces, schema, fields, policies,
+		       published_by, published_at, since
+		from bundles
+		where since <= $1 and (until is null or until > $1)
+		order by name`, revision)
+	bundles, err := pgx.CollectRows(rows, pgx.RowToStructByName[Bundle])
+	if err != nil {
+		return nil, err
+	}
+	// The two reads agree without a transaction: a revision never changes.
+	rows, _ = db.pool.Query(ctx, `
+		select bundle, id, file, line, text, since
+		from policies
+		where since <= $1 and (until is null or until > $1)
+		order by bundle, id`, revision)
+	policies, err := pgx.CollectRows(rows, pgx.RowToStructByName[Policy])
+	if err != nil {
+		return nil, err
+	}
+	for i := range bundles {
+		n := 0
+		for n < len(policies) && policies[n].Bundle == bundles[i].Name {
+			n++
+		}
+		bundles[i].Policies, policies = policies[:n:n], policies[n:]
+	}
+	return bundles, nil
+}
+
+// BundleFiles reads the files of a bundle as they were at the revision, by path.
+// There are none if the bundle was not live then.
+func (db *DB) BundleFiles(ctx context.Context, revision int64, name string) (_ []File, err error) {
+	defer wrap(&err, "read bundle files")
+	rows, _ := db.pool.Query(ctx, `
+		select path, content
+		from bundle_files
+		where bundle = $2 and since <= $1 and (until is null or until > $1)
+		order by path`, revision, name)
+	return pgx.CollectRows(rows, pgx.RowToStructByName[File])
+}

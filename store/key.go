@@ -1,0 +1,76 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Key is an API key that is not revoked. The secret is not in the database.
+type Key struct {
+	// ID names the key, for ever.
+	ID string
+	// Name is for people.
+	Name string
+	// Hash is the SHA-256 of the secret, 32 bytes.
+	Hash []byte
+	// CreatedAt is set by the database.
+	CreatedAt time.Time
+}
+
+const selectKeys = `
+	select id, name, hash, created_at
+	from api_keys
+	where revoked_at is null
+	order by id`
+
+// Keys reads the keys that are not revoked, by id, as they are now.
+func (db *DB) Keys(ctx context.Context) (_ []Key, err error) {
+	defer wrap(&err, "read API keys")
+	rows, _ := db.pool.Query(ctx, selectKeys)
+	return pgx.CollectRows(rows, pgx.RowToStructByName[Key])
+}
+
+// CreateKey stores a key, as a revision.
+func (db *DB) CreateKey(ctx context.Context, key Key, caller string) (err error) {
+	defer wrap(&err, "create API key")
+	return db.write(ctx, caller, "", func(tx pgx.Tx, n int64) error {
+		return insertKey(ctx, tx, n, key)
+	})
+}
+
+// Bootstrap calls fn with the keys there are; if fn returns one, it is stored.
+// Servers that start at the same time take turns, so that fn sees what the one
+// before it stored. When fn fails, or the commit does, nothing is stored.
+func (db *DB) Bootstrap(ctx context.Context, fn func(ctx context.Context, existing []Key) (*Key, error)) (err error) {
+	defer wrap(&err, "bootstrap")
+	return pgx.BeginTxFunc(ctx, db.pool, readCommitted, func(tx pgx.Tx) error {
+		// A statement of its own, so that the next one sees what came before the lock.
+		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", migrationLock); err != nil {
+			return err
+		}
+		rows, _ := tx.Query(ctx, selectKeys)
+		existing, err := pgx.CollectRows(rows, pgx.RowToStructByName[Key])
+		if err != nil {
+			return err
+		}
+		key, err := fn(ctx, existing)
+		if err != nil || key == nil {
+			return err
+		}
+		n, err := nextRevision(ctx, tx, "bootstrap", "")
+		if err != nil {
+			return err
+		}
+		return insertKey(ctx, tx, n, *key)
+	})
+}
+
+func insertKey(ctx context.Context, tx pgx.Tx, n int64, key Key) error {
+	_, err := tx.Exec(ctx, "insert into api_keys (id, name, hash) values ($1, $2, $3)", key.ID, key.Name, key.Hash)
+	if err != nil {
+		return err
+	}
+	return addEntry(ctx, tx, n, KindKey, key.ID)
+}

@@ -1,0 +1,102 @@
+//go:build unix
+
+package localpg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// process is a running Postgres.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed once it exited and was waited for
+}
+
+// command prepares to run one of the binaries as the owner. Nothing of our
+// environment reaches it: PGPORT and its like would.
+func (s *Server) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, name), args...)
+	cmd.Dir = s.cluster
+	cmd.Env = []string{"PATH=" + s.bin + ":/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential: s.owner.credential(),
+		// Ctrl-C in the terminal is for us; we stop the database after the rest.
+		Setpgid: true,
+	}
+	dieWithParent(cmd.SysProcAttr)
+	return cmd
+}
+
+// startProcess starts cmd and waits for its end in the background.
+func startProcess(cmd *exec.Cmd) (*process, error) {
+	p := &process{cmd: cmd, done: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		// To Linux the parent is the thread, not the process: it must live as long as
+		// the child.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // its ProcessState says how it went
+		}
+		close(p.done)
+	}()
+	return p, <-started
+}
+
+// state says how the process ended.
+func (p *process) state() *os.ProcessState { return p.cmd.ProcessState }
+
+// stop sends the signal and waits; what does not end in time is killed.
+func (p *process) stop(signal syscall.Signal, patience time.Duration) error {
+	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(patience):
+	}
+	_ = p.cmd.Process.Kill() // it may just have ended
+	<-p.done
+	return fmt.Errorf("the server did not stop within %v and was killed", patience)
+}
+
+// stopOrphan stops a server that still runs on the data although its parent, who
+// held the lock, is gone.
+func stopOrphan(data string) error {
+	file, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	line, _, _ := strings.Cut(string(file), "\n")
+	pid, err := strconv.Atoi(line)
+	if err != nil || !servesData(pid, data) {
+		return nil // left behind by a crash; Postgres clears it away
+	}
+	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
+		_ = syscall.Kill(pid, signal) // it may just have ended
+		for range 500 {
+			if !servesData(pid, data) {
+				return nil
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	return fmt.Errorf("a server left over from before does not stop: process %d", pid)
+}

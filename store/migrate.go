@@ -1,0 +1,99 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+
+	"github.com/cedarpost/cedarpost/migrations"
+)
+
+// migrationLock is the advisory lock that servers starting at the same time take
+// turns on: to migrate, and to make the first API key.
+const migrationLock = 0x6365646172706f73 // "cedarpos"
+
+// Migrate brings the database's schema up to what this binary needs, and sees to
+// it that the decision log has partitions for the days ahead. Any number of
+// processes may call it at once. The error is [ErrTooNew] when a newer binary
+// has migrated before. A nil log is silent.
+func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err error) {
+	defer wrap(&err, "migrate")
+	config, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		return err
+	}
+	setDefaults(config)
+	// A migration takes as long as it takes, and so does waiting for another's.
+	config.RuntimeParams["statement_timeout"] = "0"
+
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn) // which also lets go of the lock
+	if _, err := conn.Exec(ctx, "select pg_advisory_lock($1)", migrationLock); err != nil {
+		return err
+	}
+
+	pool := stdlib.OpenDB(*config)
+	defer pool.Close()
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	provider, err := goose.NewProvider(goose.DialectPostgres, pool, migrations.FS,
+		goose.WithSlog(log), goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return err
+	}
+	have, err := provider.GetDBVersion(ctx)
+	if err != nil {
+		return err
+	}
+	if want := newestMigration(); have > want {
+		return fmt.Errorf("%w (its version is %d, ours %d)", ErrTooNew, have, want)
+	}
+	results, err := provider.Up(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range results {
+		log.InfoContext(ctx, "migrated", "version", r.Source.Version, "took", r.Duration)
+	}
+	return ensurePartitions(ctx, conn, time.Now())
+}
+
+// checkMigrated fails with ErrNotMigrated when a migration of ours is missing. A
+// newer schema is fine: migrations only add what older binaries can ignore, so
+// that servers can be replaced one by one.
+func checkMigrated(ctx context.Context, pool *pgxpool.Pool) error {
+	var have int64
+	err := pool.QueryRow(ctx,
+		"select coalesce(max(version_id), 0) from goose_db_version where is_applied").Scan(&have)
+	if err != nil && sqlState(err) != "42P01" { // undefined_table: never migrated
+		return err
+	}
+	if want := newestMigration(); have < want {
+		return fmt.Errorf("%w (its version is %d, ours %d)", ErrNotMigrated, have, want)
+	}
+	return nil
+}
+
+// newestMigration is the version of the newest embedded migration.
+func newestMigration() int64 {
+	files, err := migrations.FS.ReadDir(".")
+	if err != nil || len(files) == 0 {
+		panic(errors.Join(errors.New("no embedded migrations"), err))
+	}
+	version, err := goose.NumericComponent(files[len(files)-1].Name())
+	if err != nil {
+		panic(err)
+	}
+	return version
+}

@@ -1,0 +1,55 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// The decision log is kept ready from the day before, for a clock that is behind,
+// to a week ahead, for a maintenance job that does not run.
+const (
+	daysBehind = 1
+	daysAhead  = 7
+)
+
+// EnsurePartitions makes the missing partitions of the decision log, from the day
+// before now to a week after it, in UTC days. It costs next to nothing when none
+// is missing, and does not stop those who write to the log.
+func (db *DB) EnsurePartitions(ctx context.Context, now time.Time) (err error) {
+	defer wrap(&err, "make partitions of the decision log")
+	conn, err := db.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	return ensurePartitions(ctx, conn.Conn(), now)
+}
+
+func ensurePartitions(ctx context.Context, conn *pgx.Conn, now time.Time) error {
+	_, err := conn.Exec(ctx, "select create_decision_partitions($1::date, $2)",
+		now.UTC().AddDate(0, 0, -daysBehind), daysBehind+1+daysAhead)
+	return err
+}
+
+// PartitionReady reports whether the decision log can take decisions of the UTC
+// day that the time is in.
+func (db *DB) PartitionReady(ctx context.Context, day time.Time) (ready bool, err error) {
+	defer wrap(&err, "look for a partition of the decision log")
+	const query = `
+		select exists (
+			select from pg_inherits
+			where inhparent = 'decisions'::regclass and inhrelid = to_regclass($1))`
+	err = db.pool.QueryRow(ctx, query, "decisions_"+day.UTC().Format("20060102")).Scan(&ready)
+	return ready, err
+}
+
+// isNoPartition tells "no partition for this row" from the log's check
+// constraints, which have the same code, and a name.
+func isNoPartition(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "23514" && pgErr.ConstraintName == ""
+}

@@ -1,0 +1,321 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+)
+
+// plan works a write out in memory: the entities it touches, as they were and as
+// they will be.
+type plan struct {
+	drafts  map[UID]*draft
+	order   []*draft         // the drafts, in the order they came in, so that results are too
+	named   int              // so many of them are named by operations; members follow
+	members map[int][]*draft // the stored members that the cascade of an operation reaches
+}
+
+// draft is one entity in a plan.
+type draft struct {
+	uid         UID
+	before, now *Entity // nil: not stored; never changed in place
+	lastChange  int64   // revision of the newest change before this write; 0: never stored
+	grownBy     int     // the last operation that may have added parents
+	deletedBy   int     // the last operation that deleted it without cascade, or -1
+	members     int     // how many name it as parent after the write, if deletedBy ≥ 0
+}
+
+func newPlan() *plan {
+	return &plan{drafts: map[UID]*draft{}, members: map[int][]*draft{}}
+}
+
+// touch makes room for an entity named by an operation, and reports whether it is
+// new to the plan.
+func (p *plan) touch(uid UID) bool {
+	if p.drafts[uid] != nil {
+		return false
+	}
+	p.add(uid)
+	p.named++
+	return true
+}
+
+func (p *plan) add(uid UID) *draft {
+	d := &draft{uid: uid, deletedBy: -1}
+	p.drafts[uid] = d
+	p.order = append(p.order, d)
+	return d
+}
+
+// load takes the newest version of an entity, live unless until is set.
+func (p *plan) load(e Entity, until *int64) {
+	d := p.drafts[e.UID]
+	if until != nil {
+		d.lastChange = *until
+		return
+	}
+	d.lastChange = e.Since
+	d.before, d.now = &e, &e
+}
+
+// loadMember takes a stored entity that the cascade of an operation reaches.
+func (p *plan) loadMember(op int, e Entity) {
+	d := p.drafts[e.UID]
+	if d == nil {
+		d = p.add(e.UID)
+		d.before, d.now = &e, &e
+	}
+	p.members[op] = append(p.members[op], d)
+}
+
+// apply does operation i to what those before it left.
+func (p *plan) apply(i int, op Op) error {
+	d := p.drafts[op.Entity.UID]
+	switch pre := op.Precondition; {
+	case pre.MustExist && d.now == nil:
+		return ErrMustExist
+	case pre.MustNotExist && d.now != nil:
+		return ErrMustNotExist
+	case pre.IfRevision != nil && d.lastChange > *pre.IfRevision:
+		return ErrStale
+	}
+	if d.now == nil && (op.Kind == AddParents || op.Kind == RemoveParents || op.Kind == SetAttributes) {
+		return ErrNotFound
+	}
+	switch op.Kind {
+	case Put:
+		e := op.Entity
+		e.Attrs, e.Tags = orObject(e.Attrs), orObject(e.Tags)
+		e.Parents = sortedSet(e.Parents)
+		d.now, d.grownBy = &e, i
+	case Delete:
+		if op.Cascade {
+			p.dropMembers(i, d.uid)
+		} else if d.now != nil {
+			d.deletedBy = i
+		}
+		d.now = nil
+	case AddParents:
+		e := *d.now
+		e.Parents = sortedSet(slices.Concat(e.Parents, op.Entity.Parents))
+		d.now, d.grownBy = &e, i
+	case RemoveParents:
+		d.now = without(d.now, op.Entity.Parents)
+	case SetAttributes:
+		e := *d.now
+		var err error
+		if e.Attrs, err = mergeAttrs(e.Attrs, op.Entity.Attrs, op.Remove); err != nil {
+			return err
+		}
+		d.now = &e
+	default:
+		return fmt.Errorf("unknown kind of operation: %d", op.Kind)
+	}
+	return nil
+}
+
+// dropMembers drops every membership in the parent that operation i deletes.
+func (p *plan) dropMembers(i int, parent UID) {
+	for _, list := range [][]*draft{p.order[:p.named], p.members[i]} {
+		for _, d := range list {
+			if d.now != nil && slices.Contains(d.now.Parents, parent) {
+				d.now = without(d.now, []UID{parent})
+			}
+		}
+	}
+}
+
+// changed lists the drafts that differ from what is stored.
+func (p *plan) changed() []*draft {
+	var list []*draft
+	for _, d := range p.order {
+		if !sameEntity(d.before, d.now) {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+// deleted lists the drafts that were deleted without cascade, with the members
+// they have in the plan itself. One that was put again after that is among them:
+// who was a member of the old one must not become one of the new by accident.
+func (p *plan) deleted() []*draft {
+	var list []*draft
+	byUID := map[UID]*draft{}
+	for _, d := range p.order {
+		if d.deletedBy >= 0 {
+			list, byUID[d.uid] = append(list, d), d
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	for _, d := range p.order {
+		if d.now == nil {
+			continue
+		}
+		for _, parent := range d.now.Parents {
+			if gone := byUID[parent]; gone != nil {
+				gone.members++
+			}
+		}
+	}
+	return list
+}
+
+// grown lists the drafts that have parents they did not have before.
+func (p *plan) grown() []*draft {
+	var list []*draft
+	for _, d := range p.order {
+		if d.now == nil {
+			continue
+		}
+		isNew := func(parent UID) bool { return d.before == nil || !slices.Contains(d.before.Parents, parent) }
+		if slices.ContainsFunc(d.now.Parents, isNew) {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+// uids lists every entity of the plan.
+func (p *plan) uids() []UID { return slices.Collect(maps.Keys(p.drafts)) }
+
+// overlay puts the parents as they will be over those that are stored.
+func (p *plan) overlay(parentsOf map[UID][]UID) {
+	for uid, d := range p.drafts {
+		delete(parentsOf, uid)
+		if d.now != nil {
+			parentsOf[uid] = d.now.Parents
+		}
+	}
+}
+
+// onCycles returns the nodes that can reach themselves (Tarjan's strongly
+// connected components).
+func onCycles(parentsOf map[UID][]UID) map[UID]bool {
+	found := map[UID]bool{}
+	index, low := map[UID]int{}, map[UID]int{}
+	onStack := map[UID]bool{}
+	var stack []UID
+	var visit func(u UID)
+	visit = func(u UID) {
+		index[u] = len(index) + 1
+		low[u] = index[u]
+		stack, onStack[u] = append(stack, u), true
+		for _, v := range parentsOf[u] {
+			if index[v] == 0 {
+				visit(v)
+				low[u] = min(low[u], low[v])
+			} else if onStack[v] {
+				low[u] = min(low[u], index[v])
+			}
+			found[u] = found[u] || v == u
+		}
+		if low[u] != index[u] {
+			return
+		}
+		at := len(stack) - 1
+		for stack[at] != u {
+			at--
+		}
+		for _, v := range stack[at:] {
+			found[v] = found[v] || len(stack)-at > 1
+			onStack[v] = false
+		}
+		stack = stack[:at]
+	}
+	for u := range parentsOf {
+		if index[u] == 0 {
+			visit(u)
+		}
+	}
+	return found
+}
+
+// without returns a copy of e that lacks the parents.
+func without(e *Entity, parents []UID) *Entity {
+	c := *e
+	c.Parents = slices.DeleteFunc(slices.Clone(e.Parents), func(p UID) bool { return slices.Contains(parents, p) })
+	return &c
+}
+
+// sortedSet returns the UIDs in order, each once.
+func sortedSet(uids []UID) []UID {
+	return slices.Compact(slices.SortedFunc(slices.Values(uids), UID.compare))
+}
+
+// orObject makes nothing the empty object.
+func orObject(object []byte) []byte {
+	if len(object) == 0 {
+		return []byte("{}")
+	}
+	return object
+}
+
+// mergeAttrs sets and removes members of a JSON object.
+func mergeAttrs(attrs, set []byte, remove []string) ([]byte, error) {
+	var merged map[string]json.RawMessage
+	if err := json.Unmarshal(attrs, &merged); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(orObject(set), &merged); err != nil {
+		return nil, err
+	}
+	for _, name := range remove {
+		delete(merged, name)
+	}
+	return json.Marshal(merged)
+}
+
+func sameEntity(a, b *Entity) bool {
+	if a == nil || b == nil || a == b {
+		return a == b
+	}
+	return slices.Equal(a.Parents, b.Parents) && sameJSON(a.Attrs, b.Attrs) && sameJSON(a.Tags, b.Tags)
+}
+
+// sameJSON reports whether two documents mean the same. It may take equal numbers
+// that are written differently, like 100 and 1e2, for different, never the other
+// way round: an entity then gets a version it did not need.
+func sameJSON(a, b []byte) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	x, errX := decode(a)
+	y, errY := decode(b)
+	return errX == nil && errY == nil && sameValue(x, y)
+}
+
+func decode(document []byte) (value any, err error) {
+	d := json.NewDecoder(bytes.NewReader(document))
+	d.UseNumber()
+	err = d.Decode(&value)
+	return value, err
+}
+
+func sameValue(a, b any) bool {
+	switch a := a.(type) {
+	case map[string]any:
+		b, ok := b.(map[string]any)
+		return ok && maps.EqualFunc(a, b, sameValue)
+	case []any:
+		b, ok := b.([]any)
+		return ok && slices.EqualFunc(a, b, sameValue)
+	case json.Number:
+		b, ok := b.(json.Number)
+		return ok && (a == b || sameInteger(string(a), string(b)))
+	default: // string, bool, nil
+		return a == b
+	}
+}
+
+// sameInteger knows that -0 is 0.
+func sameInteger(a, b string) bool {
+	x, errX := strconv.ParseInt(a, 10, 64)
+	y, errY := strconv.ParseInt(b, 10, 64)
+	return errX == nil && errY == nil && x == y
+}

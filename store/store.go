@@ -1,0 +1,271 @@
+// Package store is the only place that talks to Postgres. It exists so that one
+// package answers for what is durable and in which order: every write of policy
+// or data takes the next revision under a lock held to its commit, nothing is
+// overwritten, and a decision counts as recorded only after its commit.
+//
+// It takes and gives plain structs. It knows neither Cedar nor the wire: an
+// attribute is JSON, a policy is text, a decision record is bytes. Whoever calls
+// has checked what they mean.
+//
+// Reads name the revision they want, and give the same answer for it for ever,
+// as long as it is not above [DB.Current].
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// The reasons to refuse that callers tell apart with [errors.Is]. Errors of
+// Postgres itself stay wrapped, as *pgconn.PgError or *pgconn.ConnectError.
+var (
+	// ErrNotFound: there is nothing under this name at this revision.
+	ErrNotFound = errors.New("not found")
+	// ErrMustExist: the precondition that the entity is stored does not hold.
+	ErrMustExist = errors.New("does not exist")
+	// ErrMustNotExist: the precondition that the entity is not stored does not hold.
+	ErrMustNotExist = errors.New("exists already")
+	// ErrStale: the entity changed after the revision the precondition names.
+	ErrStale = errors.New("changed since")
+	// ErrCycle: the parents would make the entity its own ancestor.
+	ErrCycle = errors.New("would be its own ancestor")
+	// ErrTooManyMembers: a cascade would drop more than [MaxCascade] memberships.
+	ErrTooManyMembers = errors.New("too many members to drop at once")
+	// ErrPolicyChanged: a bundle was published since the write was checked.
+	// Nothing was written: check again against the new policies, and retry.
+	ErrPolicyChanged = errors.New("policies changed meanwhile")
+	// ErrNotMigrated: the database's schema is older than this binary needs.
+	ErrNotMigrated = errors.New("database schema is not up to date: run cedarpost migrate")
+	// ErrTooNew: the database's schema is newer than this binary knows.
+	ErrTooNew = errors.New("database schema is newer than this binary: use a newer cedarpost")
+	// ErrNoPartition: the decision log has no partition for the day of a decision.
+	ErrNoPartition = errors.New("decision log has no partition for that day")
+)
+
+// Config says which database to use.
+type Config struct {
+	// DatabaseURL is a Postgres URL or a key=value connection string. The
+	// connection parameters connect_timeout (default 5 s), application_name
+	// (cedarpost), statement_timeout (30 s) and
+	// idle_in_transaction_session_timeout (60 s) can be set in it.
+	DatabaseURL string
+	// MaxConns bounds the pool. 0 takes pool_max_conns from the URL, or the larger
+	// of 4 and the number of CPUs. Listeners and decision writers have a connection
+	// of their own besides.
+	MaxConns int32
+}
+
+// DB is an open database. It is safe for concurrent use.
+type DB struct {
+	pool *pgxpool.Pool
+	conn *pgx.ConnConfig // for the connections outside of the pool; copied, never changed
+}
+
+// Open connects to a migrated database. The error is [ErrNotMigrated] when
+// [Migrate] has to run first.
+func Open(ctx context.Context, cfg Config) (db *DB, err error) {
+	defer wrap(&err, "open database")
+	poolConfig, err := pgxpool.ParseConfig(cfg.DatabaseURL)
+	if err != nil {
+		return nil, err
+	}
+	setDefaults(poolConfig.ConnConfig)
+	if cfg.MaxConns > 0 {
+		poolConfig.MaxConns = cfg.MaxConns
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkMigrated(ctx, pool); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return &DB{pool: pool, conn: poolConfig.ConnConfig.Copy()}, nil
+}
+
+// setDefaults fills what the URL does not say. No statement waits for ever, and a
+// writer that stopped halfway does not hold the revision lock for ever.
+func setDefaults(c *pgx.ConnConfig) {
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = 5 * time.Second
+	}
+	for name, value := range map[string]string{
+		"application_name":                    "cedarpost",
+		"statement_timeout":                   "30s",
+		"idle_in_transaction_session_timeout": "60s",
+	} {
+		if _, ok := c.RuntimeParams[name]; !ok {
+			c.RuntimeParams[name] = value
+		}
+	}
+}
+
+// Close closes the pool, after the calls in progress are done.
+func (db *DB) Close() { db.pool.Close() }
+
+// Ping asks the database for a sign of life.
+func (db *DB) Ping(ctx context.Context) (err error) {
+	defer wrap(&err, "ping")
+	return db.pool.Ping(ctx)
+}
+
+// Position is a place in the history of one database. Numbers of two positions
+// can be compared only where Database and Timeline are equal: after a failover, or
+// a restore from a backup, the same number can mean another content.
+type Position struct {
+	// Database is made with the schema and kept by replicas and backups.
+	Database uuid.UUID
+	// Timeline is the timeline of the write-ahead log, which every promotion of a
+	// standby and every point-in-time recovery raises.
+	Timeline uint32
+	// Number is the newest revision; 0 in a database that was never written to.
+	Number int64
+}
+
+// Current reads the newest committed revision. It fails on a standby, which cannot
+// know it.
+func (db *DB) Current(ctx context.Context) (p Position, err error) {
+	defer wrap(&err, "read revision")
+	// pg_walfile_name starts with the timeline in eight hex digits, and unlike
+	// pg_control_checkpoint is not a checkpoint late.
+	const query = `
+		select database,
+		       ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint as timeline,
+		       n as number
+		from revision`
+	rows, _ := db.pool.Query(ctx, query)
+	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Position])
+}
+
+// The kinds of a [Change].
+const (
+	KindEntity = "entity" // Type and ID are the entity's
+	KindBundle = "bundle" // ID is the bundle's name
+	KindKey    = "key"    // ID is the API key's
+)
+
+// Change says that a revision changed a thing, not how: read it at that revision.
+type Change struct {
+	Revision int64
+	Kind     string
+	Type     string
+	ID       string
+}
+
+// Changes reads what changed after a revision, in the order of revisions. It
+// stops after the revision that reaches the limit, and never within one, so there
+// can be more than limit. No changes means that after was the newest revision:
+// every revision changes something.
+func (db *DB) Changes(ctx context.Context, after int64, limit int) (_ []Change, err error) {
+	defer wrap(&err, "read changes")
+	const query = `
+		select revision, kind, type, id
+		from revision_entries
+		where revision > $1
+		  and revision <= coalesce(
+		      (select revision from revision_entries where revision > $1
+		       order by revision offset $2 limit 1), 9223372036854775807)
+		order by revision, kind, type, id`
+	rows, _ := db.pool.Query(ctx, query, after, max(limit, 1)-1)
+	return pgx.CollectRows(rows, pgx.RowToStructByName[Change])
+}
+
+// Listen calls wake once it hears of new revisions, and again at each of them. A
+// wake-up can stand for several revisions, and one can come for nothing; none is
+// lost while Listen runs. It holds a connection of its own, and returns when that
+// breaks or ctx ends, never with nil: the caller calls it again.
+func (db *DB) Listen(ctx context.Context, wake func()) (err error) {
+	defer wrap(&err, "listen for revisions")
+	conn, err := pgx.ConnectConfig(ctx, db.conn.Copy())
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn)
+	if _, err := conn.Exec(ctx, "listen cedarpost_revision"); err != nil {
+		return err
+	}
+	for {
+		wake()
+		if _, err := conn.WaitForNotification(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// write runs fn in a transaction that holds the revision lock: fn gets the number
+// of the revision to be, and everything committed before it is visible to fn.
+// Prepare before, for all other writers wait meanwhile.
+func (db *DB) write(ctx context.Context, caller, note string, fn func(tx pgx.Tx, n int64) error) error {
+	return pgx.BeginTxFunc(ctx, db.pool, readCommitted, func(tx pgx.Tx) error {
+		n, err := nextRevision(ctx, tx, caller, note)
+		if err != nil {
+			return err
+		}
+		return fn(tx, n)
+	})
+}
+
+// readCommitted is what the revision lock needs: each statement after it must see
+// what was committed before it, whatever isolation the server is set to.
+var readCommitted = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+
+// nextRevision takes the revision lock, which the transaction holds to its end,
+// and signs the new revision with the caller.
+//
+// Don't merge the two statements: the first may wait, and the second's snapshot
+// must be later than that.
+func nextRevision(ctx context.Context, tx pgx.Tx, caller, note string) (n int64, err error) {
+	err = tx.QueryRow(ctx, "update revision set n = n + 1 returning n").Scan(&n)
+	if err != nil {
+		return 0, err
+	}
+	_, err = tx.Exec(ctx, "insert into revisions (n, caller, note) values ($1, $2, $3)", n, caller, note)
+	return n, err
+}
+
+// addEntry records that revision n changed the thing.
+func addEntry(ctx context.Context, tx pgx.Tx, n int64, kind, id string) error {
+	_, err := tx.Exec(ctx,
+		"insert into revision_entries (revision, kind, type, id) values ($1, $2, '', $3)", n, kind, id)
+	return err
+}
+
+// closeConn says goodbye to the server, briefly, even when the caller's context
+// is over.
+func closeConn(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx) // nothing is pending that could be lost
+}
+
+// wrap names the operation, once, at the edge of the package.
+func wrap(err *error, op string) {
+	if *err != nil {
+		*err = fmt.Errorf("%s: %w", op, *err)
+	}
+}
+
+// sqlState is the SQLSTATE of an error of the server, or "".
+func sqlState(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
+}
+
+// orEmpty makes nil an empty array, where a column is not null.
+func orEmpty(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
+}

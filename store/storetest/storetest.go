@@ -1,0 +1,208 @@
+// Package storetest gives each test its own real database, in tens of
+// milliseconds, so that no test has a reason to mock the store or to share data
+// with another. A server is started on first use, once for the process; a database
+// is a copy of a migrated template.
+//
+// There is no way to skip: where no Postgres can be found, tests fail.
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/localpg"
+)
+
+const (
+	// URLEnv names an existing server to use, by the URL of a superuser.
+	URLEnv = "CEDARPOST_TEST_DATABASE_URL"
+	// KeepEnv, if not empty, keeps the server's folder when a test failed.
+	KeepEnv = "CEDARPOST_TEST_KEEP"
+)
+
+// shared is the server of this process with its template. A process has one, so
+// this is the rare place for a global.
+var shared struct {
+	once     sync.Once
+	err      error
+	server   *localpg.Server // nil with URLEnv
+	dir      string          // of the server
+	url      string          // of a superuser
+	template string          // name of the migrated database that others are copied from
+	failed   atomic.Bool     // a test that has a database failed
+}
+
+// New returns the URL of a new, migrated, empty database. It is dropped with the
+// test, unless the test failed: then it stays as long as the server does, and its
+// URL is logged.
+func New(t testing.TB) string {
+	t.Helper()
+	shared.once.Do(func() { shared.err = start() })
+	if shared.err != nil {
+		t.Fatalf("storetest: %v", shared.err)
+	}
+	name := "test_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	if err := create(name); err != nil {
+		t.Fatalf("storetest: %v", err)
+	}
+	// A copy, but a database of its own: positions must tell the two apart.
+	if err := execIn(name, "update revision set database = gen_random_uuid()"); err != nil {
+		t.Fatalf("storetest: %v", err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			shared.failed.Store(true)
+			t.Logf("storetest: the database is kept (see %s): %s", KeepEnv, withDatabase(shared.url, name))
+			return
+		}
+		if err := exec("drop database " + name + " with (force)"); err != nil {
+			t.Errorf("storetest: %v", err)
+		}
+	})
+	return withDatabase(shared.url, name)
+}
+
+// Open is New, opened: the store is closed with the test.
+func Open(t testing.TB) *store.DB {
+	t.Helper()
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: New(t), MaxConns: 8})
+	if err != nil {
+		t.Fatalf("storetest: %v", err)
+	}
+	t.Cleanup(db.Close)
+	return db
+}
+
+// NewServer returns a server of the test's own, not migrated, to stop and to kill.
+// It is durable, as in production. It is gone with the test.
+func NewServer(t testing.TB) *localpg.Server {
+	t.Helper()
+	dir, err := tempDir()
+	if err != nil {
+		t.Fatalf("storetest: %v", err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	server, err := localpg.Start(t.Context(), localpg.Config{Dir: dir, Durable: true})
+	if err != nil {
+		t.Fatalf("storetest: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			t.Errorf("storetest: %v", err)
+		}
+		os.RemoveAll(server.ClusterDir())
+	})
+	return server
+}
+
+// Main runs the tests of a package that uses New, stops the server, and exits:
+//
+//	func TestMain(m *testing.M) { storetest.Main(m) }
+func Main(m *testing.M) {
+	code := m.Run()
+	if err := stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "storetest:", err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+// start starts the server and makes the template.
+func start() error {
+	shared.url = os.Getenv(URLEnv)
+	if shared.url == "" {
+		dir, err := tempDir()
+		if err != nil {
+			return err
+		}
+		shared.dir = dir
+		shared.server, err = localpg.Start(context.Background(), localpg.Config{Dir: dir, MaxConnections: 200})
+		if err != nil {
+			return err
+		}
+		shared.url = shared.server.URL()
+	}
+	// Named for this process: on a server that is shared, other processes make
+	// theirs, perhaps with other migrations.
+	shared.template = "template_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	if err := exec("create database " + shared.template); err != nil {
+		return err
+	}
+	return store.Migrate(context.Background(), withDatabase(shared.url, shared.template), nil)
+}
+
+// stop undoes start, if it ran.
+func stop() error {
+	if shared.server == nil {
+		if shared.template == "" {
+			return nil
+		}
+		return exec("drop database if exists " + shared.template + " with (force)")
+	}
+	err := shared.server.Stop()
+	if shared.failed.Load() && os.Getenv(KeepEnv) != "" {
+		fmt.Fprintf(os.Stderr, "storetest: kept %s\n", shared.dir)
+		return err
+	}
+	return errors.Join(err, os.RemoveAll(shared.server.ClusterDir()), os.RemoveAll(shared.dir))
+}
+
+// tempDir makes a folder that the user Postgres runs as can reach, unlike
+// testing.T's.
+func tempDir() (string, error) {
+	dir, err := os.MkdirTemp("", "cedarpost-test-")
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, 0o755)
+}
+
+// create copies the template. The files' copy is the faster way where nothing is
+// synced to disk, and the only one before Postgres 15, which has no word for it.
+func create(name string) error {
+	sql := "create database " + name + " template " + shared.template
+	err := exec(sql + " strategy file_copy")
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) && pgErr.Code == "42601" { // syntax_error
+		err = exec(sql)
+	}
+	return err
+}
+
+// exec runs one statement on the server, outside of the databases of tests.
+func exec(sql string) error { return execIn("postgres", sql) }
+
+func execIn(database, sql string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, withDatabase(shared.url, database))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, sql)
+	return err
+}
+
+// withDatabase returns a URL to another database of the same server.
+func withDatabase(serverURL, name string) string {
+	u, err := url.Parse(serverURL)
+	if err != nil {
+		return serverURL // connecting to it will say what is wrong
+	}
+	u.Path = "/" + name
+	return u.String()
+}
