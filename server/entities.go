@@ -157,7 +157,7 @@ func writeError(err error) error {
 	}
 	code := connect.CodeFailedPrecondition
 	msg := oe.Err.Error()
-	var members *store.HasMembersError
+	var members store.HasMembersError
 	switch {
 	case errors.As(oe.Err, &members):
 		msg = fmt.Sprintf("%d entities name it as parent; drop those memberships first, or set cascade", members.Count)

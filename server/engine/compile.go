@@ -200,7 +200,7 @@ func (c *compiler) schemas(sources []Source) bool {
 	}
 	var err error
 	if c.set.schema, err = resolved.Resolve(mergeSchemas(all)); err != nil {
-		c.report(c.resolveFinding(err, sources))
+		c.report(c.resolveFinding(err, sources, all))
 		return false
 	}
 	c.set.readSchema(func(bundle, msg, hint string) {
@@ -214,23 +214,22 @@ func (c *compiler) schemas(sources []Source) bool {
 	return !c.failed
 }
 
-// resolveFinding finds the bundle that an error of the joined schemas is about,
-// by resolving each with the others' types left out.
-func (c *compiler) resolveFinding(err error, sources []Source) Finding {
-	f := Finding{Message: err.Error()}
-	for _, src := range sources {
-		for _, ns := range c.set.bundles[src.Name].namespaces {
-			prefix := `"` + ns + "::"
-			if ns != "" && strings.Contains(err.Error(), prefix) {
-				f.Bundle, f.File = src.Name, src.SchemaFile
-				return f
+// resolveFinding finds the bundle that an error of the joined schemas is about:
+// the first that does not resolve even when of the others only the names stand.
+func (c *compiler) resolveFinding(err error, sources []Source, parsed []*sast.Schema) Finding {
+	for i, src := range sources {
+		joined := make([]*sast.Schema, len(parsed))
+		for j := range parsed {
+			joined[j] = parsed[j]
+			if i != j {
+				joined[j] = namesOnly(parsed[j])
 			}
 		}
+		if _, err := resolved.Resolve(mergeSchemas(joined)); err != nil {
+			return Finding{Bundle: src.Name, File: src.SchemaFile, Message: err.Error()}
+		}
 	}
-	if len(sources) == 1 {
-		f.Bundle, f.File = sources[0].Name, sources[0].SchemaFile
-	}
-	return f
+	return Finding{Message: err.Error()}
 }
 
 // policies parses and checks the policies of one bundle.

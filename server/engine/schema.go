@@ -159,6 +159,28 @@ func mergeSchemas(all []*sast.Schema) *sast.Schema {
 	return out
 }
 
+// namesOnly is a schema without what its declarations refer to.
+func namesOnly(sc *sast.Schema) *sast.Schema {
+	strip := func(entities sast.Entities, actions sast.Actions) (sast.Entities, sast.Actions) {
+		e, a := sast.Entities{}, sast.Actions{}
+		for name := range entities {
+			e[name] = sast.Entity{}
+		}
+		for name := range actions {
+			a[name] = sast.Action{}
+		}
+		return e, a
+	}
+	out := *sc
+	out.Entities, out.Actions = strip(sc.Entities, sc.Actions)
+	out.Namespaces = sast.Namespaces{}
+	for ns, decl := range sc.Namespaces {
+		decl.Entities, decl.Actions = strip(decl.Entities, decl.Actions)
+		out.Namespaces[ns] = decl
+	}
+	return &out
+}
+
 // knowsType says whether some schema declares the entity type.
 func (s *Set) knowsType(t cedar.EntityType) bool {
 	_, entity := s.schema.Entities[t]

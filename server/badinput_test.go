@@ -1,0 +1,149 @@
+package server_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/cedarpost/cedarpost/server/servertest"
+)
+
+const authorizePath = "/cedarpost.v1.AuthorizationService/Authorize"
+
+// post sends a body as a stranger with curl would and returns status, Connect
+// code and message.
+func post(t *testing.T, url, token, contentType string, body []byte, header ...string) (int, string, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), "POST", url, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", contentType)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var e struct{ Code, Message string }
+	_ = json.Unmarshal(text, &e)
+	return res.StatusCode, e.Code, e.Message
+}
+
+func TestBadRequests(t *testing.T) {
+	s := servertest.New(t)
+	s.MustLoadShop()
+	const (
+		bob    = `"principal":{"type":"Shop::User","id":"bob"}`
+		view   = `"action":{"type":"Shop::Action","id":"ViewOrder"}`
+		order  = `"resource":{"type":"Shop::Order","id":"42"}`
+		mfa    = `"context":{"mfa":true}`
+		prefix = "{" + bob + "," + view + "," + order + ","
+	)
+	for _, c := range []struct{ name, body, code, message string }{
+		{"good", prefix + mfa + "}", "", ""},
+		{"entity not stored", `{"principal":{"type":"Shop::User","id":"nobody"},` + view + "," + order + "," + mfa + "}", "", ""},
+		{"not JSON", `{"principal":`, "invalid_argument", "unexpected"},
+		{"not an object", `[1]`, "invalid_argument", ""},
+		{"empty", ``, "invalid_argument", "zero-length"},
+		{"unknown field", prefix + mfa + `,"explian":true}`, "invalid_argument", `unknown field "explian"`},
+		{"wrong JSON type", `{"principal":"bob",` + view + "," + order + "," + mfa + "}", "invalid_argument", ""},
+		{"no principal", "{" + view + "," + order + "," + mfa + "}", "invalid_argument", "principal"},
+		{"unknown action", `{` + bob + `,"action":{"type":"Shop::Action","id":"Fly"},` + order + "," + mfa + "}", "invalid_argument", `Shop::Action::"Fly" is not declared`},
+		{"action group", `{` + bob + `,"action":{"type":"Shop::Action","id":"Read"},` + order + "," + mfa + "}", "invalid_argument", "group"},
+		{"field action", `{` + bob + `,"action":{"type":"Shop::Action","id":"ViewOrder.field"},` + order + "," + mfa + "}", "invalid_argument", "asking for fields"},
+		{"unknown type", `{"principal":{"type":"Shop::Robot","id":"r"},` + view + "," + order + "," + mfa + "}", "invalid_argument", "Shop::Robot"},
+		{"NUL in id", `{"principal":{"type":"Shop::User","id":"a\u0000b"},` + view + "," + order + "," + mfa + "}", "invalid_argument", "principal.id"},
+		{"context wrong type", prefix + `"context":{"mfa":"yes"}}`, "invalid_argument", "context.mfa: expected a Bool, got a string"},
+		{"context null", prefix + `"context":{"mfa":null}}`, "invalid_argument", "context.mfa"},
+		{"context missing", prefix + `"context":{}}`, "invalid_argument", `required attribute "mfa" is missing`},
+		{"context undeclared", prefix + `"context":{"mfa":true,"admin":true}}`, "invalid_argument", `"admin" is not declared`},
+		{"stored type inline", prefix + mfa + `,"entities":[{"uid":{"type":"Shop::Order","id":"42"}}]}`, "invalid_argument", "@source"},
+		{"paths and all", prefix + mfa + `,"fields":{"all":true,"paths":["id"]}}`, "invalid_argument", "not both"},
+		{"foreign revision", prefix + mfa + `,"consistency":{"atLeastAsFresh":{"token":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE"}}}`, "invalid_argument", "another database"},
+		{"broken revision", prefix + mfa + `,"consistency":{"atLeastAsFresh":{"token":"zzz"}}}`, "invalid_argument", "not a revision token"},
+		{"deep", prefix + `"context":{"mfa":` + strings.Repeat(`{"a":`, 5000) + "1" + strings.Repeat("}", 5000) + "}}", "invalid_argument", "depth"},
+		{"too large", prefix + mfa + `,"requestId":"` + strings.Repeat("x", 70_000) + `"}`, "resource_exhausted", "larger"},
+		{"request id too long", prefix + mfa + `,"requestId":"` + strings.Repeat("x", 200) + `"}`, "invalid_argument", "request_id"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, code, message := post(t, s.API+authorizePath, s.Token, "application/json", []byte(c.body))
+			if code != c.code || !strings.Contains(message, c.message) {
+				t.Errorf("got %q %q, want %q with %q", code, message, c.code, c.message)
+			}
+		})
+	}
+	// Only the two good ones were decided, so only they are in the log.
+	if n := count(t, s); n != 2 {
+		t.Errorf("%d records, want 2", n)
+	}
+
+	t.Run("unknown binary field", func(t *testing.T) {
+		_, code, _ := post(t, s.API+authorizePath, s.Token, "application/proto", []byte{0xfa, 0x3f, 0x01, 'x'})
+		if code != "invalid_argument" {
+			t.Errorf("got %q", code)
+		}
+	})
+	t.Run("gzip bomb", func(t *testing.T) {
+		var b bytes.Buffer
+		w := gzip.NewWriter(&b)
+		_, _ = w.Write(bytes.Repeat([]byte(" "), 64<<20))
+		_ = w.Close()
+		_, code, _ := post(t, s.API+authorizePath, s.Token, "application/json", b.Bytes(), "Content-Encoding", "gzip")
+		if code != "unimplemented" {
+			t.Errorf("got %q", code)
+		}
+	})
+	t.Run("callers", func(t *testing.T) {
+		body := []byte(prefix + mfa + "}")
+		for name, token := range map[string]string{"none": "", "wrong": "cedarpost_nope", "prefix": s.Token[:20], "case": strings.ToUpper(s.Token)} {
+			if status, code, _ := post(t, s.API+authorizePath, token, "application/json", body); status != 401 || code != "unauthenticated" {
+				t.Errorf("%s key: %d %q", name, status, code)
+			}
+			if status, code, _ := post(t, s.Admin+"/cedarpost.v1.EntityService/ListEntities", token, "application/json", []byte("{}")); status != 401 || code != "unauthenticated" {
+				t.Errorf("%s key on the admin plane: %d %q", name, status, code)
+			}
+		}
+		// Who is not known does not even get his body read.
+		if _, code, _ := post(t, s.API+authorizePath, "", "application/json", []byte("{not json")); code != "unauthenticated" {
+			t.Errorf("got %q", code)
+		}
+		// The planes do not serve each other's services.
+		if status, _, _ := post(t, s.API+"/cedarpost.v1.EntityService/ListEntities", s.Token, "application/json", []byte("{}")); status != 404 {
+			t.Errorf("entities on the decision plane: %d", status)
+		}
+	})
+}
+
+func TestOps(t *testing.T) {
+	s := servertest.New(t)
+	for path, want := range map[string]int{"/livez": 200, "/readyz": 200, "/nothing": 404} {
+		res, err := http.Get(s.Ops + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != want {
+			t.Errorf("%s: %d", path, res.StatusCode)
+		}
+	}
+	// Health needs no key, on either plane.
+	for _, url := range []string{s.API, s.Admin} {
+		if status, code, _ := post(t, url+"/grpc.health.v1.Health/Check", "", "application/json", []byte("{}")); status != 200 {
+			t.Errorf("health: %d %q", status, code)
+		}
+	}
+}

@@ -1,0 +1,9 @@
+package server_test
+
+import (
+	"testing"
+
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+func TestMain(m *testing.M) { storetest.Main(m) }

@@ -1,0 +1,263 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/servertest"
+)
+
+// findings returns what a refused bundle's error carries.
+func findings(t testing.TB, err error) []*cedarpostv1.Finding {
+	t.Helper()
+	var ce *connect.Error
+	if !errors.As(err, &ce) || len(ce.Details()) == 0 {
+		t.Fatalf("no findings in %v", err)
+	}
+	m, derr := connectproto.UnmarshalErrorDetail(ce.Details()[0])
+	if derr != nil {
+		t.Fatal(derr)
+	}
+	return m.(*cedarpostv1.BundleFindings).Findings
+}
+
+func revision(t testing.TB, s *servertest.Server) int64 {
+	t.Helper()
+	r, err := s.Authorization.GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Revision.Number
+}
+
+func TestBundlesThatAreRefused(t *testing.T) {
+	s := docServer(t)
+	s.MustPut(user(t, "ann"))
+	before := revision(t, s)
+	with := func(old, new string) []bundle.File {
+		return servertest.Files("schema.cedarschema", strings.ReplaceAll(docSchema, old, new), "policies.cedar", docPolicies)
+	}
+	policy := func(text string, more ...string) []bundle.File {
+		return servertest.Files(append([]string{"schema.cedarschema", docSchema, "p.cedar", text}, more...)...)
+	}
+	permit := `permit (principal, action == Doc::Action::"Read", resource)`
+	for _, c := range []struct {
+		name  string
+		files []bundle.File
+		code  connect.Code
+		at    string // file:line:column
+		text  string
+	}{
+		{"no schema", servertest.Files("p.cedar", docPolicies), connect.CodeInvalidArgument, "", "schema"},
+		{"broken schema", with("entity Group", "entty Group"), connect.CodeInvalidArgument, "schema.cedarschema:2:3", ""},
+		{"unknown type", with("readers: Group", "readers: Grp"), connect.CodeInvalidArgument, "", "Grp"},
+		{"broken policy", policy("@id(\"a\")\n" + permit + " when { principal. };"), connect.CodeInvalidArgument, "p.cedar:2:80", "ident"},
+		{"missing semicolon", policy(`@id("a") ` + permit), connect.CodeInvalidArgument, "p.cedar:1", ""},
+		{"no id", policy(permit + ";"), connect.CodeInvalidArgument, "p.cedar:1:1", "@id"},
+		{"same id", policy(`@id("a") ` + permit + ";\n" + `@id("a") ` + permit + ";"), connect.CodeInvalidArgument, "p.cedar:2:1", "used already"},
+		{"attribute", policy(`@id("a") ` + permit + " when { resource.owner == principal };"), connect.CodeInvalidArgument, "p.cedar:1:1", "owner"},
+		{"foreign action", policy(`@id("a") permit (principal, action == Shop::Action::"ViewOrder", resource);`), connect.CodeInvalidArgument, "p.cedar:1:1", ""},
+		{"literal dereference", policy(`@id("a") ` + permit + ` when { Doc::User::"root".level > 1 };`), connect.CodeInvalidArgument, "p.cedar:1:1", "literal"},
+		{"nesting", policy(`@id("a") ` + permit + " when { " + strings.Repeat("(", 200) + "true" + strings.Repeat(")", 200) + " };"), connect.CodeInvalidArgument, "p.cedar:1", "nested deeper"},
+		{"many !", policy(`@id("a") ` + permit + " when { " + strings.Repeat("!", 60_000) + "true };"), connect.CodeInvalidArgument, "p.cedar:1", "nested deeper"},
+		{"megabyte of !", policy(`@id("a") ` + permit + " when { " + strings.Repeat("!", 1<<20) + "true };"), connect.CodeInvalidArgument, "p.cedar:1", ""},
+		{"request type as parent", with("entity User in [Group]", "entity User in [Group, Draft]"), connect.CodeInvalidArgument, "", "never stored"},
+		{"reserved namespace", servertest.Files("schema.cedarschema", "namespace Cedarpost { entity X; }"), connect.CodeInvalidArgument, "", "belongs to the service"},
+		{"failing test", policy(docPolicies, "tests.yaml", `checks: [{name: t, principal: 'Doc::User::"a"', action: 'Doc::Action::"Read"', resource: 'Doc::Paper::"p"', expect: allow}]`), connect.CodeInvalidArgument, "tests.yaml:1", "expected allow, got deny"},
+		{"typo in file name", policy(docPolicies, "field.yaml", "{}"), connect.CodeInvalidArgument, "field.yaml", ""},
+		{"path", policy(docPolicies, "../../etc/x.cedar", ""), connect.CodeInvalidArgument, "", ""},
+		{"stored entity does not fit", with("level: Long", "level: String"), connect.CodeFailedPrecondition, "", `Doc::User::"ann"`},
+		{"stored type is gone", servertest.Files("schema.cedarschema", "namespace Doc { entity Other; }"), connect.CodeFailedPrecondition, "", `Doc::User::"ann"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := s.Apply("doc", c.files)
+			wantCode(t, err, c.code, "")
+			if err == nil {
+				return
+			}
+			var all strings.Builder
+			found := false
+			for _, f := range findings(t, err) {
+				at := fmt.Sprintf("%s:%d:%d", f.File, f.Line, f.Column)
+				found = found || strings.HasPrefix(at, c.at)
+				fmt.Fprintf(&all, "%s: %s (%s)\n", at, f.Message, f.Hint)
+			}
+			if !found || !strings.Contains(all.String(), c.text) {
+				t.Errorf("want %q at %s, got:\n%s", c.text, c.at, all.String())
+			}
+		})
+	}
+	if after := revision(t, s); after != before {
+		t.Errorf("refused bundles moved the revision from %d to %d", before, after)
+	}
+	if r := read(t, s, "ann", nil); r != cedarpostv1.Decision_DENY {
+		t.Errorf("the old bundle should still decide: %s", r)
+	}
+}
+
+// Several bundles decide side by side, each only its own namespaces' actions,
+// and the guardrails join all of them.
+func TestSeveralBundles(t *testing.T) {
+	s := docServer(t)
+	s.MustApply("org", "schema.cedarschema", `namespace Org { entity User { blocked: Bool }; action Enter appliesTo { principal: [User], resource: [User] }; }`,
+		"p.cedar", `@id("all") permit (principal, action, resource);`)
+	s.MustApply("wiki", "schema.cedarschema", `namespace Wiki { entity Page; action Edit appliesTo { principal: [Org::User], resource: [Page] }; }`,
+		"p.cedar", `@id("none") forbid (principal, action, resource) when { false };`)
+	enter := func(action, resource string) *cedarpostv1.AuthorizeResponse {
+		t.Helper()
+		r, err := s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
+			Principal: servertest.UID(`Org::User::"u"`), Action: servertest.UID(action), Resource: servertest.UID(resource),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	// Org's open permit does not open Wiki's door.
+	if r := enter(`Org::Action::"Enter"`, `Org::User::"u"`); r.Decision != cedarpostv1.Decision_ALLOW || r.DeterminingPolicies[0].Bundle != "org" {
+		t.Errorf("got %v", r)
+	}
+	if r := enter(`Wiki::Action::"Edit"`, `Wiki::Page::"p"`); r.Decision != cedarpostv1.Decision_DENY {
+		t.Errorf("another bundle's permit opened it: %v", r)
+	}
+	// A type that another bundle uses cannot go.
+	_, err := s.Apply("org", servertest.Files("schema.cedarschema", `namespace Org { entity Person; }`))
+	wantCode(t, err, connect.CodeFailedPrecondition, "Org::User")
+	// A namespace has one owner.
+	_, err = s.Apply("thief", servertest.Files("schema.cedarschema", `namespace Org { entity Loot; }`))
+	if err == nil || !strings.Contains(err.Error(), "owned by") {
+		t.Errorf("got %v", err)
+	}
+	// Guardrails: forbids only, on everybody.
+	_, err = s.Apply("guardrails", servertest.Files("schema.cedarschema", "", "g.cedar", `@id("open") permit (principal, action, resource);`))
+	wantCode(t, err, connect.CodeInvalidArgument, "only forbid")
+	s.MustApply("guardrails", "schema.cedarschema", "", "g.cedar",
+		`@id("blocked") forbid (principal, action, resource) when { principal is Org::User && principal.blocked };`)
+	s.MustPut(entity(t, `{"uid":{"type":"Org::User","id":"u"},"attrs":{"blocked":true}}`))
+	r := enter(`Org::Action::"Enter"`, `Org::User::"u"`)
+	if r.Decision != cedarpostv1.Decision_DENY || r.DeterminingPolicies[0].Bundle != "guardrails" || r.GetDeniedAt() != cedarpostv1.DeniedAt_FUNCTION {
+		t.Errorf("guardrail did not fire: %v", r)
+	}
+	list, err := s.Policies.ListBundles(t.Context(), &cedarpostv1.ListBundlesRequest{})
+	if err != nil || len(list.Bundles) != 4 {
+		t.Errorf("got %v %v", list, err)
+	}
+}
+
+// A forbid that fails denies, unless the bundle says skip.
+func TestForbidThatFails(t *testing.T) {
+	const schema = `namespace E { entity U { n?: Long, big: Long }; action A appliesTo { principal: [U], resource: [U] }; }`
+	const text = `@id("p") permit (principal, action, resource); @id("f") forbid (principal, action, resource) when { principal.big + 1 > 0 && false };`
+	for mode, want := range map[string]cedarpostv1.Decision{"deny": cedarpostv1.Decision_DENY, "skip": cedarpostv1.Decision_ALLOW} {
+		t.Run(mode, func(t *testing.T) {
+			s := servertest.New(t)
+			s.MustApply("e", "bundle.yaml", "on_forbid_error: "+mode, "schema.cedarschema", schema, "p.cedar", text)
+			s.MustPut(entity(t, `{"uid":{"type":"E::U","id":"u"},"attrs":{"big":9223372036854775807}}`))
+			r, err := s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
+				Principal: servertest.UID(`E::U::"u"`), Action: servertest.UID(`E::Action::"A"`), Resource: servertest.UID(`E::U::"u"`),
+			})
+			if err != nil || r.Decision != want || len(r.Errors) != 1 || r.Errors[0].Policy.Id != "f" || len(r.DeterminingPolicies) != 1 {
+				t.Errorf("got %v %v", r, err)
+			}
+		})
+	}
+}
+
+// The server fills context.now, records it, and lets nobody send it.
+func TestServerTime(t *testing.T) {
+	s := servertest.New(t)
+	s.MustApply("clock", "schema.cedarschema", `namespace T { entity U; action A appliesTo { principal: [U], resource: [U], context: { now: datetime } }; }`,
+		"p.cedar", `@id("p") permit (principal, action, resource) when { context.now > datetime("2020-01-01") };`)
+	req := &cedarpostv1.AuthorizeRequest{Principal: servertest.UID(`T::U::"u"`), Action: servertest.UID(`T::Action::"A"`), Resource: servertest.UID(`T::U::"u"`)}
+	r, err := s.Authorization.Authorize(t.Context(), req)
+	if err != nil || r.Decision != cedarpostv1.Decision_ALLOW {
+		t.Fatalf("got %v %v", r, err)
+	}
+	rec, err := s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: r.DecisionId})
+	if err != nil || rec.Decision.Context.Fields["now"] == nil {
+		t.Errorf("now is not in the record: %v %v", rec, err)
+	}
+	req.Context, _ = structpb.NewStruct(map[string]any{"now": "2030-01-01"})
+	_, err = s.Authorization.Authorize(t.Context(), req)
+	wantCode(t, err, connect.CodeInvalidArgument, "filled by the server")
+}
+
+// What was uploaded comes back byte for byte, and the same again changes
+// nothing.
+func TestBundleComesBack(t *testing.T) {
+	s := servertest.New(t)
+	files := servertest.ShopFiles(t)
+	first, err := s.Apply("shop", files)
+	if err != nil || !first.Published || first.Bundle.Version != 1 {
+		t.Fatalf("got %v %v", first, err)
+	}
+	again, err := s.Apply("shop", files)
+	if err != nil || again.Published || again.Revision.Number != first.Revision.Number {
+		t.Errorf("the same again: %v %v", again, err)
+	}
+	stream, err := s.Policies.GetBundle(t.Context(), &cedarpostv1.GetBundleRequest{Name: "shop"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for {
+		msg, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f := msg.GetFile(); f != nil {
+			got[f.Path] += string(f.Data)
+		}
+	}
+	if len(got) != len(files) {
+		t.Errorf("%d files came back of %d", len(got), len(files))
+	}
+	for _, f := range files {
+		if got[f.Path] != string(f.Content) {
+			t.Errorf("%s came back changed", f.Path)
+		}
+	}
+}
+
+// Many publishers at once: each publish is checked against the one before it,
+// and all of them are there in the end.
+func TestConcurrentPublishers(t *testing.T) {
+	s := servertest.New(t)
+	const n = 5
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			files := servertest.Files("schema.cedarschema", fmt.Sprintf("namespace N%d { entity E; action A appliesTo { principal: [E], resource: [E] }; }", i),
+				"p.cedar", `@id("p") permit (principal, action, resource);`)
+			for {
+				_, err := s.Apply(fmt.Sprintf("b%d", i), files)
+				if connect.CodeOf(err) == connect.CodeAborted && err != nil {
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+		})
+	}
+	wg.Wait()
+	list, err := s.Policies.ListBundles(context.Background(), &cedarpostv1.ListBundlesRequest{})
+	if err != nil || len(list.Bundles) != n || list.Revision.Number < n {
+		t.Errorf("got %v %v", list, err)
+	}
+}
