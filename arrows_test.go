@@ -1,0 +1,111 @@
+// Package cedarpost has no code of its own. Its test keeps the rooms of the
+// repository apart, as ARCHITECTURE.md draws them.
+package cedarpost
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/cedarpost/cedarpost/"
+
+// arrows says which rooms a room may import. A room is the longest prefix of a
+// package's folder that stands here.
+var arrows = map[string][]string{
+	"cmd":               {"server", "server/engine", "store", "store/localpg", "bundle", "policies", "proto", "sdk/go"},
+	"server":            {"server/engine", "store", "bundle", "policies", "proto"},
+	"server/engine":     {},
+	"server/servertest": {"server", "store", "store/storetest", "bundle", "policies", "proto"},
+	"store":             {"migrations"},
+	"store/localpg":     {},
+	"store/storetest":   {"store", "store/localpg", "migrations"},
+	"bundle":            {},
+	"policies":          {},
+	"migrations":        {},
+	"proto":             {},
+	"sdk/go":            {"proto"},
+}
+
+// outside says which modules only some rooms may know.
+var outside = map[string][]string{
+	"github.com/cedar-policy/cedar-go": {"server/engine", "server"},
+	"github.com/jackc/pgx":             {"store", "store/localpg", "store/storetest"},
+	"connectrpc.com":                   {"cmd", "server", "server/servertest", "proto", "sdk/go"},
+}
+
+func roomOf(folder string) string {
+	best := ""
+	for room := range arrows {
+		if (folder == room || strings.HasPrefix(folder, room+"/")) && len(room) > len(best) {
+			best = room
+		}
+	}
+	return best
+}
+
+func TestArrows(t *testing.T) {
+	packages := 0
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && path != "." && strings.HasPrefix(d.Name(), ".") {
+			return filepath.SkipDir
+		}
+		folder := filepath.ToSlash(filepath.Dir(path))
+		// Tests may look into other rooms; they prove them together.
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || folder == "." {
+			return nil
+		}
+		packages++
+		room := roomOf(folder)
+		if room == "" {
+			t.Errorf("%s stands in no room", path)
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, spec := range file.Imports {
+			name, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				return err
+			}
+			check(t, path, room, name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if packages < 20 {
+		t.Errorf("only %d files were looked at", packages)
+	}
+}
+
+func check(t *testing.T, path, room, name string) {
+	if folder, ours := strings.CutPrefix(name, module); ours {
+		if to := roomOf(folder); to != room && !slices.Contains(arrows[room], to) {
+			t.Errorf("%s: a new arrow, %s → %s", path, room, to)
+		}
+		return
+	}
+	if room == "server/engine" && strings.Contains(name, ".") && !strings.HasPrefix(name, "github.com/cedar-policy/cedar-go") {
+		t.Errorf("%s: the engine knows Cedar and the standard library, not %s", path, name)
+	}
+	if room == "server/engine" && slices.Contains([]string{"context", "time", "os", "net", "net/http", "log/slog"}, name) {
+		t.Errorf("%s: the engine is pure and has no use for %s", path, name)
+	}
+	for mod, rooms := range outside {
+		if strings.HasPrefix(name, mod) && !slices.Contains(rooms, room) {
+			t.Errorf("%s: %s may not know %s", path, room, mod)
+		}
+	}
+}
