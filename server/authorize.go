@@ -27,6 +27,7 @@ type authorizationService struct {
 	follower *follower
 	recorder *recorder
 	limits   *limits
+	metric   *metrics
 	name     string // of this server, in records
 }
 
@@ -145,6 +146,11 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, check
 	}
 	if err := s.recorder.record(ctx, rows); err != nil {
 		return nil, err
+	}
+	for _, a := range answers {
+		if a.response != nil {
+			s.metric.decision(a.response.Decision == cedarpostv1.Decision_ALLOW, a.response.GetDeniedAt().String())
+		}
 	}
 	return answers, nil
 }

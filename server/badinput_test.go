@@ -130,7 +130,7 @@ func TestBadRequests(t *testing.T) {
 
 func TestOps(t *testing.T) {
 	s := servertest.New(t)
-	for path, want := range map[string]int{"/livez": 200, "/readyz": 200, "/nothing": 404} {
+	for path, want := range map[string]int{"/livez": 200, "/readyz": 200, "/metrics": 200, "/nothing": 404} {
 		res, err := http.Get(s.Ops + path)
 		if err != nil {
 			t.Fatal(err)

@@ -70,6 +70,7 @@ type edge struct {
 	follower *follower
 	limits   *limits
 	log      *slog.Logger
+	metric   *metrics
 	timeout  time.Duration // of a unary handler
 }
 
@@ -80,12 +81,14 @@ var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[
 // a stranger cannot make the server decode anything.
 func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) (err error) {
+		began := time.Now()
 		defer func() {
 			if r := recover(); r != nil {
 				e.log.Error("panic", "procedure", spec.Procedure, "panic", r, "stack", string(debug.Stack()))
 				err = connect.NewError(connect.CodeInternal, "internal error")
 			}
 			e.logFailure(ctx, spec, err)
+			e.metric.call(spec, began, err)
 		}()
 		// Load balancers ask for health and have no key.
 		if strings.HasPrefix(spec.Procedure, "/"+healthv1connect.HealthName+"/") {

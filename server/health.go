@@ -76,9 +76,11 @@ func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, st
 	return nil
 }
 
-// opsHandler serves /livez and /readyz in plain text.
-func (h *health) opsHandler() http.Handler {
+// opsHandler serves /livez and /readyz in plain text, and /metrics for
+// Prometheus.
+func (h *health) opsHandler(m *metrics) http.Handler {
 	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", m.handler())
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})

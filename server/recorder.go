@@ -27,6 +27,7 @@ var (
 type recorder struct {
 	writer *store.DecisionWriter
 	log    *slog.Logger
+	metric *metrics
 	queue  chan *pendingRecord
 	done   chan struct{}
 }
@@ -37,10 +38,11 @@ type pendingRecord struct {
 	err  chan error
 }
 
-func newRecorder(db *store.DB, log *slog.Logger) *recorder {
+func newRecorder(db *store.DB, log *slog.Logger, m *metrics) *recorder {
 	r := &recorder{
 		writer: db.NewDecisionWriter(),
 		log:    log,
+		metric: m,
 		queue:  make(chan *pendingRecord, recordQueue),
 		done:   make(chan struct{}),
 	}
@@ -105,9 +107,13 @@ func (r *recorder) run() {
 			}
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+		began := time.Now()
 		err := r.writer.Write(ctx, rows)
 		cancel()
+		r.metric.commit.Observe(time.Since(began).Seconds())
+		r.metric.batchRows.Observe(float64(len(rows)))
 		if err != nil {
+			r.metric.commitFails.Inc()
 			r.log.Error("decisions not recorded", "rows", len(rows), "err", err)
 		}
 		for _, p := range batch {

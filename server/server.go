@@ -79,6 +79,7 @@ type Server struct {
 	cfg      Config
 	follower *follower
 	recorder *recorder
+	metrics  *metrics
 	planes   []*plane
 }
 
@@ -93,7 +94,7 @@ type plane struct {
 // or a database that cannot be served is an error here.
 func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	cfg.setDefaults()
-	s := &Server{cfg: cfg, follower: newFollower(cfg.DB, cfg.Log, cfg.MaxStaleness)}
+	s := &Server{cfg: cfg, follower: newFollower(cfg.DB, cfg.Log, cfg.MaxStaleness), metrics: newMetrics()}
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
 		return nil, err
 	}
@@ -111,7 +112,8 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
 	}
-	s.recorder = newRecorder(cfg.DB, cfg.Log)
+	s.recorder = newRecorder(cfg.DB, cfg.Log, s.metrics)
+	s.metrics.watch(s.follower, s.recorder)
 	defer func() {
 		if err != nil {
 			s.recorder.close()
@@ -121,7 +123,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
-			db: cfg.DB, follower: s.follower, recorder: s.recorder, limits: limits, name: cfg.Name,
+			db: cfg.DB, follower: s.follower, recorder: s.recorder, limits: limits, metric: s.metrics, name: cfg.Name,
 		})
 	}
 	admin := func(cs *connect.Server) {
@@ -137,7 +139,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}{
 		{"decision", cfg.Listen, s.rpcHandler(decision, limits, decisionTimeout), false},
 		{"admin", cfg.AdminListen, s.rpcHandler(admin, limits, adminTimeout), false},
-		{"ops", cfg.OpsListen, ops.opsHandler(), true},
+		{"ops", cfg.OpsListen, ops.opsHandler(s.metrics), true},
 	} {
 		if cert == nil && !p.open && !cfg.AllowPlaintext {
 			if err := checkPlaintext(p.addr); err != nil {
@@ -154,7 +156,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 // rpcHandler builds a plane's handler: guard, validation, services, health and
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *limits, timeout time.Duration) http.Handler {
-	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, timeout: timeout}
+	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.metrics, timeout: timeout}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
 	h := &health{db: s.cfg.DB, follower: s.follower, services: map[string]bool{}}

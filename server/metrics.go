@@ -1,0 +1,81 @@
+package server
+
+import (
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics is what one server counts, in a registry of its own. No label holds
+// an id or a key, so their number is bounded.
+type metrics struct {
+	registry    *prometheus.Registry
+	calls       *prometheus.CounterVec   // procedure, code
+	seconds     *prometheus.HistogramVec // procedure
+	decisions   *prometheus.CounterVec   // decision, denied_at
+	batchRows   prometheus.Histogram
+	commit      prometheus.Histogram
+	commitFails prometheus.Counter
+}
+
+func newMetrics() *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_calls_total", Help: "Calls by procedure and Connect code."}, []string{"procedure", "code"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "cedarpost_call_seconds", Help: "Time from authentication to answer, recording included.",
+			Buckets: prometheus.ExponentialBuckets(0.0002, 2, 14)}, []string{"procedure"}),
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_decisions_total", Help: "Recorded decisions by outcome and by the check that denied."}, []string{"decision", "denied_at"}),
+		batchRows: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "cedarpost_record_batch_rows", Help: "Decision records in one commit.", Buckets: prometheus.ExponentialBuckets(1, 2, 12)}),
+		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "cedarpost_record_commit_seconds", Help: "Time of one commit of decision records.", Buckets: prometheus.ExponentialBuckets(0.0002, 2, 14)}),
+		commitFails: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_record_failures_total", Help: "Commits of decision records that failed; their decisions were not answered."}),
+	}
+	m.registry.MustRegister(m.calls, m.seconds, m.decisions, m.batchRows, m.commit, m.commitFails,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// watch adds what is read off other parts when it is asked for.
+func (m *metrics) watch(f *follower, r *recorder) {
+	gauge := func(name, help string, read func() float64) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
+	}
+	gauge("cedarpost_revision", "The applied revision.", func() float64 { return float64(f.snap.Load().position.Number) })
+	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
+	gauge("cedarpost_record_queue", "Calls that wait for a commit.", func() float64 { return float64(len(r.queue)) })
+}
+
+func (m *metrics) call(spec connect.Spec, began time.Time, err error) {
+	code := "ok"
+	if err != nil {
+		code = connect.CodeOf(err).String()
+	}
+	// A procedure that nobody registered is named by whoever calls.
+	procedure := spec.Procedure
+	if spec.Schema == nil {
+		procedure = "unknown"
+	}
+	m.calls.WithLabelValues(procedure, code).Inc()
+	m.seconds.WithLabelValues(procedure).Observe(time.Since(began).Seconds())
+}
+
+func (m *metrics) decision(allowed bool, deniedAt string) {
+	if allowed {
+		m.decisions.WithLabelValues("allow", "").Inc()
+	} else {
+		m.decisions.WithLabelValues("deny", deniedAt).Inc()
+	}
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
