@@ -100,6 +100,10 @@ type Set struct {
 
 	actionTypes, requestTypes, fieldTypes map[cedar.EntityType]bool
 	catalogues                            map[cedar.EntityType]*catalogue
+
+	// plainFields decides field by field with every candidate: what the classes
+	// must equal. Only tests set it.
+	plainFields bool
 }
 
 type compiledBundle struct {
@@ -329,7 +333,7 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 		return false
 	}
 	p.level = c.levelOf(p, tree)
-	if !p.forbid && !p.looksAtField {
+	if !p.forbid && !p.field.looks() {
 		for _, a := range c.set.matchedActions(p) {
 			if a.fieldOf != nil {
 				f := finding(p, fmt.Sprintf("permits %s without looking at context.field, so it grants every field, later ones too", a.uid), "add a condition on context.field, or name the actions it is for")
@@ -425,6 +429,11 @@ func (c *compiler) index() {
 			for _, a := range c.set.matchedActions(p) {
 				a.index.add(p)
 			}
+		}
+	}
+	for _, a := range c.set.actions {
+		if a.fieldOf != nil {
+			c.set.classify(a)
 		}
 	}
 }

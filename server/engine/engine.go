@@ -104,7 +104,7 @@ func (s *Set) Decide(q *Question, sl *Slice) (*Result, error) {
 		return res, nil
 	}
 
-	object := s.evaluate(q, q.action, q.request, entities)
+	object := s.evaluate(q.action.index.candidates(q.request.Principal, q.request.Resource, entities), q.request, entities)
 	res.Errors = object.errors
 	if !object.allowed {
 		res.DeniedAt = AtObject
@@ -135,12 +135,11 @@ func (s *Set) Decide(q *Question, sl *Slice) (*Result, error) {
 	return res, nil
 }
 
-// evaluate runs the candidate policies of one action. It is Cedar's
+// evaluate runs candidate policies. It is Cedar's
 // authorization algorithm (https://docs.cedarpolicy.com/auth/authorization.html)
 // with one switch: a forbid that fails counts as satisfied unless its bundle
 // says on_forbid_error: skip.
-func (s *Set) evaluate(q *Question, a *action, req cedar.Request, e *entities) verdict {
-	cands := a.index.candidates(q.request.Principal, q.request.Resource, e)
+func (s *Set) evaluate(cands policies, req cedar.Request, e *entities) verdict {
 	decision, diag := cedar.Authorize(cands, e, req)
 	v := verdict{allowed: bool(decision)}
 	if len(diag.Errors) == 0 {
@@ -166,55 +165,6 @@ func (s *Set) evaluate(q *Question, a *action, req cedar.Request, e *entities) v
 	}
 	v.reasons = reasons
 	return v
-}
-
-// fieldReasons are the policies behind the fields of one decision, each once.
-type fieldReasons struct {
-	permits, forbids []*policy
-}
-
-// decideFields asks the ".field" action for every leaf, and fills Permitted,
-// Denied, Errors and Advice. A path that is not in the catalogue is denied
-// without evaluation: one new column must not break an endpoint.
-func (s *Set) decideFields(q *Question, e *entities, res *Result) fieldReasons {
-	var out fieldReasons
-	if !q.fieldsAsked {
-		return out
-	}
-	res.Permitted = make([]string, 0, len(q.leaves))
-	res.Denied = []string{}
-	seen := map[*policy]bool{}
-	failed := map[PolicyRef]bool{}
-	for _, leaf := range q.leaves {
-		req := q.request
-		req.Action = q.action.field.uid
-		req.Context = withField(q.request.Context, leaf.uid)
-		v := s.evaluate(q, q.action.field, req, e)
-		for _, pe := range v.errors {
-			if !failed[pe.Policy] {
-				failed[pe.Policy] = true
-				res.Errors = append(res.Errors, pe)
-			}
-		}
-		list := &out.forbids
-		if v.allowed {
-			res.Permitted = append(res.Permitted, leaf.path)
-			list = &out.permits
-		} else {
-			res.Denied = append(res.Denied, leaf.path)
-			res.advise(v.reasons, leaf.path)
-		}
-		for _, p := range v.reasons {
-			if !seen[p] {
-				seen[p] = true
-				*list = append(*list, p)
-			}
-		}
-	}
-	res.Denied = append(res.Denied, q.unknownPaths...)
-	slices.SortFunc(out.permits, comparePolicies)
-	slices.SortFunc(out.forbids, comparePolicies)
-	return out
 }
 
 // advise adds the advice of forbids that denied the object (path empty) or a
@@ -249,13 +199,4 @@ func refs(policies []*policy) []PolicyRef {
 		out[i] = p.ref
 	}
 	return out
-}
-
-func withField(ctx cedar.Record, field cedar.EntityUID) cedar.Record {
-	m := ctx.Map()
-	if m == nil {
-		m = cedar.RecordMap{}
-	}
-	m["field"] = field
-	return cedar.NewRecord(m)
 }

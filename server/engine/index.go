@@ -46,6 +46,20 @@ func (ix *index) add(p *policy) {
 	}
 }
 
+// each calls fn for every policy.
+func (ix *index) each(fn func(*policy)) {
+	for _, p := range ix.rest {
+		fn(p)
+	}
+	for _, by := range []map[cedar.EntityUID][]*policy{ix.byPrincipal, ix.byResource} {
+		for _, list := range by {
+			for _, p := range list {
+				fn(p)
+			}
+		}
+	}
+}
+
 // candidates returns the policies that could match, in stable order.
 func (ix *index) candidates(principal, resource cedar.EntityUID, e *entities) policies {
 	var out policies

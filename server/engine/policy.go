@@ -43,8 +43,8 @@ type policy struct {
 	// anyResource: neither the scope (beyond a type) nor a condition looks at
 	// the resource.
 	anyResource bool
-	// looksAtField: a condition mentions context.field or the whole context.
-	looksAtField bool
+	// field is what it does with context.field.
+	field fieldUse
 	// level is how deep it dereferences entities, computed against the schema.
 	level int
 }
@@ -247,12 +247,12 @@ func actionScopeOf(n xast.IsActionScopeNode) actionScope {
 
 // walk fills what the conditions alone tell.
 func (p *policy) walk(tree *xast.Policy) {
+	p.field = usesField(tree)
 	p.anyResource = !p.resource.hasUID
 	for _, c := range tree.Conditions {
 		if mentions(c.Body, "resource") {
 			p.anyResource = false
 		}
-		p.looksAtField = p.looksAtField || looksAtField(c.Body)
 		if p.forbid {
 			continue
 		}
@@ -299,29 +299,6 @@ func mentions(n xast.IsNode, variable string) bool {
 	xast.Inspect(xast.NewNode(n), func(n xast.IsNode) bool {
 		if v, ok := n.(xast.NodeTypeVariable); ok && string(v.Name) == variable {
 			found = true
-		}
-		return !found
-	})
-	return found
-}
-
-// looksAtField says whether n can depend on context.field: it names that
-// attribute, or uses the context as a whole.
-func looksAtField(n xast.IsNode) bool {
-	found := false
-	xast.Inspect(xast.NewNode(n), func(n xast.IsNode) bool {
-		switch t := n.(type) {
-		case xast.NodeTypeAccess:
-			if v, ok := t.Arg.(xast.NodeTypeVariable); ok && v.Name == "context" {
-				found = found || t.Value == "field"
-				return false
-			}
-		case xast.NodeTypeHas:
-			if v, ok := t.Arg.(xast.NodeTypeVariable); ok && v.Name == "context" {
-				return false
-			}
-		case xast.NodeTypeVariable:
-			found = found || t.Name == "context"
 		}
 		return !found
 	})

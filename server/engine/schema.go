@@ -37,6 +37,8 @@ type action struct {
 	fillsNow       bool
 	auditAlways    bool
 	index          *index
+	// classes sorts the leaves of each resource type, for a ".field" action.
+	classes map[cedar.EntityType][]int
 }
 
 // leaf is one field that is decided: a catalogued path with no path below it.

@@ -1,0 +1,315 @@
+package engine
+
+import (
+	"slices"
+
+	"github.com/cedar-policy/cedar-go"
+	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
+)
+
+// A field is decided by asking the ".field" action with the field in
+// context.field. Asking once for each of many fields is waste where many must
+// come out alike. A policy can tell two fields apart only by what it does with
+// context.field, and nearly all do one of a few things: "context.field in G",
+// "context.field == F", with G and F written out. Call these probes. Fields that
+// answer every probe of every policy alike are one class: no policy can tell them
+// apart, so one evaluation decides for all. A policy that does anything else with
+// context.field, or uses the context as a whole, is opaque, and a request that
+// has one among its candidates is decided field by field.
+
+// fieldUse is what a policy does with context.field.
+type fieldUse struct {
+	opaque bool
+	probes []probe
+	// lead is the policy's leading condition when it consists of probes alone.
+	// Where it is false the policy is false too, and cannot fail: Cedar evaluates
+	// conditions in order and stops at the first that is false.
+	lead probeExpr
+}
+
+func (u fieldUse) looks() bool { return u.opaque || len(u.probes) > 0 }
+
+// probe is one question about a field: is it, or is it in, the entity.
+type probe struct {
+	uid   cedar.EntityUID
+	equal bool
+}
+
+func (p probe) ask(field cedar.Entity) bool {
+	return field.UID == p.uid || (!p.equal && field.Parents.Contains(p.uid))
+}
+
+// probeExpr is a Boolean expression over probes alone.
+type probeExpr interface{ ask(field cedar.Entity) bool }
+
+type (
+	anyOf  []probeExpr
+	allOf  []probeExpr
+	negate struct{ probeExpr }
+)
+
+func (l anyOf) ask(f cedar.Entity) bool {
+	return slices.ContainsFunc(l, func(e probeExpr) bool { return e.ask(f) })
+}
+
+func (l allOf) ask(f cedar.Entity) bool {
+	return !slices.ContainsFunc(l, func(e probeExpr) bool { return !e.ask(f) })
+}
+
+func (n negate) ask(f cedar.Entity) bool { return !n.probeExpr.ask(f) }
+
+// usesField finds what a policy does with context.field.
+func usesField(tree *xast.Policy) fieldUse {
+	var u fieldUse
+	for _, c := range tree.Conditions {
+		u.find(c.Body)
+	}
+	if len(tree.Conditions) > 0 {
+		first := tree.Conditions[0]
+		parts := conjuncts(first.Body, first.Condition == xast.ConditionUnless)
+		if lead, ok := probesOnly(parts[0]); ok {
+			u.lead = lead
+		}
+	}
+	return u
+}
+
+// find walks n and sorts each use of the context into probes and the rest.
+func (u *fieldUse) find(n xast.IsNode) {
+	if p, ok := probesOf(n); ok {
+		u.probes = append(u.probes, p...)
+		return
+	}
+	switch t := n.(type) {
+	case xast.NodeTypeVariable:
+		u.opaque = u.opaque || t.Name == "context"
+		return
+	case xast.NodeTypeAccess:
+		if isContext(t.Arg) {
+			u.opaque = u.opaque || t.Value == "field"
+			return
+		}
+	case xast.NodeTypeHas:
+		if isContext(t.Arg) {
+			return
+		}
+	}
+	first := true
+	xast.Inspect(xast.NewNode(n), func(child xast.IsNode) bool {
+		if first {
+			first = false
+			return true
+		}
+		u.find(child)
+		return false
+	})
+}
+
+func isContext(n xast.IsNode) bool {
+	v, ok := n.(xast.NodeTypeVariable)
+	return ok && v.Name == "context"
+}
+
+func isContextField(n xast.IsNode) bool {
+	a, ok := n.(xast.NodeTypeAccess)
+	return ok && a.Value == "field" && isContext(a.Arg)
+}
+
+// probesOf recognizes "context.field == F", "F == context.field",
+// "context.field in G" and "context.field in [F, G]".
+func probesOf(n xast.IsNode) ([]probe, bool) {
+	switch t := n.(type) {
+	case xast.NodeTypeEquals:
+		if isContextField(t.Right) {
+			t.Left, t.Right = t.Right, t.Left
+		}
+		if uid, ok := entityLiteral(t.Right); ok && isContextField(t.Left) {
+			return []probe{{uid, true}}, true
+		}
+	case xast.NodeTypeIn:
+		if !isContextField(t.Left) {
+			return nil, false
+		}
+		if uid, ok := entityLiteral(t.Right); ok {
+			return []probe{{uid, false}}, true
+		}
+		if set, ok := t.Right.(xast.NodeTypeSet); ok {
+			out := make([]probe, 0, len(set.Elements))
+			for _, e := range set.Elements {
+				uid, ok := entityLiteral(e)
+				if !ok {
+					return nil, false
+				}
+				out = append(out, probe{uid, false})
+			}
+			return out, true
+		}
+	}
+	return nil, false
+}
+
+func entityLiteral(n xast.IsNode) (cedar.EntityUID, bool) {
+	v, ok := n.(xast.NodeValue)
+	if !ok {
+		return cedar.EntityUID{}, false
+	}
+	uid, ok := v.Value.(cedar.EntityUID)
+	return uid, ok
+}
+
+// probesOnly turns n into a probeExpr when it consists of probes alone.
+func probesOnly(n xast.IsNode) (probeExpr, bool) {
+	if list, ok := probesOf(n); ok {
+		out := make(anyOf, len(list))
+		for i, p := range list {
+			out[i] = p
+		}
+		return out, true
+	}
+	switch t := n.(type) {
+	case xast.NodeTypeOr:
+		l, okL := probesOnly(t.Left)
+		r, okR := probesOnly(t.Right)
+		return anyOf{l, r}, okL && okR
+	case xast.NodeTypeAnd:
+		l, okL := probesOnly(t.Left)
+		r, okR := probesOnly(t.Right)
+		return allOf{l, r}, okL && okR
+	case xast.NodeTypeNot:
+		e, ok := probesOnly(t.Arg)
+		return negate{e}, ok
+	}
+	return nil, false
+}
+
+// classify sorts the leaves of each resource type that a ".field" action takes
+// into classes. It runs when the action's index is complete.
+func (s *Set) classify(f *action) {
+	asked := map[probe]bool{}
+	var probes []probe
+	f.index.each(func(p *policy) {
+		for _, q := range p.field.probes {
+			if !asked[q] {
+				asked[q] = true
+				probes = append(probes, q)
+			}
+		}
+	})
+	f.classes = map[cedar.EntityType][]int{}
+	for _, t := range f.appliesTo.Resources {
+		cat := s.catalogues[t]
+		if cat == nil {
+			continue
+		}
+		ids := map[string]int{}
+		classes := make([]int, len(cat.leaves))
+		for i, l := range cat.leaves {
+			signature := make([]byte, (len(probes)+7)/8)
+			for j, p := range probes {
+				if p.ask(s.static[l.uid]) {
+					signature[j/8] |= 1 << (j % 8)
+				}
+			}
+			id, ok := ids[string(signature)]
+			if !ok {
+				id = len(ids)
+				ids[string(signature)] = id
+			}
+			classes[i] = id
+		}
+		f.classes[t] = classes
+	}
+}
+
+// fieldReasons are the policies behind the fields of one decision, each once.
+type fieldReasons struct {
+	permits, forbids []*policy
+}
+
+// decideFields asks the ".field" action for every leaf, once for each class, and
+// fills Permitted, Denied, Errors and Advice. A path that is not in the
+// catalogue is denied without evaluation: one new column must not break an
+// endpoint.
+func (s *Set) decideFields(q *Question, e *entities, res *Result) fieldReasons {
+	var out fieldReasons
+	if !q.fieldsAsked {
+		return out
+	}
+	res.Permitted = make([]string, 0, len(q.leaves))
+	res.Denied = []string{}
+	seen := map[*policy]bool{}
+	failed := map[PolicyRef]bool{}
+	s.eachField(q, e, func(l leaf, v verdict) {
+		for _, pe := range v.errors {
+			if !failed[pe.Policy] {
+				failed[pe.Policy] = true
+				res.Errors = append(res.Errors, pe)
+			}
+		}
+		list := &out.forbids
+		if v.allowed {
+			res.Permitted = append(res.Permitted, l.path)
+			list = &out.permits
+		} else {
+			res.Denied = append(res.Denied, l.path)
+			res.advise(v.reasons, l.path)
+		}
+		for _, p := range v.reasons {
+			if !seen[p] {
+				seen[p] = true
+				*list = append(*list, p)
+			}
+		}
+	})
+	res.Denied = append(res.Denied, q.unknownPaths...)
+	slices.SortFunc(out.permits, comparePolicies)
+	slices.SortFunc(out.forbids, comparePolicies)
+	return out
+}
+
+// eachField calls fn for each leaf asked for, in order, with its verdict.
+func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
+	f := q.action.field
+	cands := f.index.candidates(q.request.Principal, q.request.Resource, e)
+	classes := f.classes[q.request.Resource.Type]
+	if s.plainFields || slices.ContainsFunc(cands, func(p *policy) bool { return p.field.opaque }) {
+		classes = nil
+	}
+	verdicts := map[int]verdict{}
+	var narrowed policies
+	for _, l := range q.leaves {
+		if classes != nil {
+			if v, ok := verdicts[classes[l.index]]; ok {
+				fn(l, v)
+				continue
+			}
+		}
+		use := cands
+		if !s.plainFields {
+			narrowed = narrowed[:0]
+			for _, p := range cands {
+				if p.field.lead == nil || p.field.lead.ask(s.static[l.uid]) {
+					narrowed = append(narrowed, p)
+				}
+			}
+			use = narrowed
+		}
+		req := q.request
+		req.Action = f.uid
+		req.Context = withField(q.request.Context, l.uid)
+		v := s.evaluate(use, req, e)
+		if classes != nil {
+			verdicts[classes[l.index]] = v
+		}
+		fn(l, v)
+	}
+}
+
+func withField(ctx cedar.Record, field cedar.EntityUID) cedar.Record {
+	m := ctx.Map()
+	if m == nil {
+		m = cedar.RecordMap{}
+	}
+	m["field"] = field
+	return cedar.NewRecord(m)
+}
