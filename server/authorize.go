@@ -138,11 +138,19 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, check
 		if res, a.err = snap.set.Decide(a.question, a.slice); a.err != nil {
 			continue
 		}
-		row, err := s.row(ctx, snap, c, a, res, time.Since(began))
+		took := time.Since(began)
+		row, err := s.row(ctx, snap, c, a, res, took)
 		if err != nil {
 			return nil, err
 		}
 		rows = append(rows, row)
+		if c.Explain {
+			x, err := snap.set.Explain(a.question, a.slice, res)
+			if err != nil {
+				return nil, err
+			}
+			a.response.Explanation = explain(x)
+		}
 	}
 	if err := s.recorder.record(ctx, rows); err != nil {
 		return nil, err
@@ -259,6 +267,21 @@ func respond(res *engine.Result) *cedarpostv1.AuthorizeResponse {
 	}
 	for _, a := range res.Advice {
 		out.Advice = append(out.Advice, &cedarpostv1.Advice{Policy: policyRef(a.Policy), Text: a.Text, Paths: a.Paths})
+	}
+	return out
+}
+
+func explain(x *engine.Explanation) *cedarpostv1.Explanation {
+	out := &cedarpostv1.Explanation{Summary: x.Summary, Omitted: int32(x.Omitted)}
+	for _, p := range x.Policies {
+		e := &cedarpostv1.PolicyExplanation{
+			Policy: policyRef(p.Policy), Forbid: p.Forbid, Outcome: cedarpostv1.PolicyExplanation_Outcome(p.Outcome),
+			Reason: p.Reason, Condition: p.Condition, Paths: p.Paths, File: p.File, Line: int32(p.Line),
+		}
+		for _, v := range p.Values {
+			e.Values = append(e.Values, &cedarpostv1.ExplainedValue{Expression: v.Expression, Value: v.Value})
+		}
+		out.Policies = append(out.Policies, e)
 	}
 	return out
 }

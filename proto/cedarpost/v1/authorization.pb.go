@@ -137,6 +137,67 @@ func (DeniedAt) EnumDescriptor() ([]byte, []int) {
 	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{1}
 }
 
+// What a policy came to.
+type PolicyExplanation_Outcome int32
+
+const (
+	// Never sent.
+	PolicyExplanation_OUTCOME_UNSPECIFIED PolicyExplanation_Outcome = 0
+	// Scope and conditions hold: a permit permits, a forbid forbids.
+	PolicyExplanation_SATISFIED PolicyExplanation_Outcome = 1
+	// Its evaluation failed.
+	PolicyExplanation_FAILED PolicyExplanation_Outcome = 2
+	// A condition is false.
+	PolicyExplanation_CONDITION_FALSE PolicyExplanation_Outcome = 3
+	// Its scope is about another principal or resource.
+	PolicyExplanation_SCOPE_MISMATCH PolicyExplanation_Outcome = 4
+)
+
+// Enum value maps for PolicyExplanation_Outcome.
+var (
+	PolicyExplanation_Outcome_name = map[int32]string{
+		0: "OUTCOME_UNSPECIFIED",
+		1: "SATISFIED",
+		2: "FAILED",
+		3: "CONDITION_FALSE",
+		4: "SCOPE_MISMATCH",
+	}
+	PolicyExplanation_Outcome_value = map[string]int32{
+		"OUTCOME_UNSPECIFIED": 0,
+		"SATISFIED":           1,
+		"FAILED":              2,
+		"CONDITION_FALSE":     3,
+		"SCOPE_MISMATCH":      4,
+	}
+)
+
+func (x PolicyExplanation_Outcome) Enum() *PolicyExplanation_Outcome {
+	p := new(PolicyExplanation_Outcome)
+	*p = x
+	return p
+}
+
+func (x PolicyExplanation_Outcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PolicyExplanation_Outcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_cedarpost_v1_authorization_proto_enumTypes[2].Descriptor()
+}
+
+func (PolicyExplanation_Outcome) Type() protoreflect.EnumType {
+	return &file_cedarpost_v1_authorization_proto_enumTypes[2]
+}
+
+func (x PolicyExplanation_Outcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PolicyExplanation_Outcome.Descriptor instead.
+func (PolicyExplanation_Outcome) EnumDescriptor() ([]byte, []int) {
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{5, 0}
+}
+
 // AuthorizeRequest is one question.
 type AuthorizeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -158,6 +219,10 @@ type AuthorizeRequest struct {
 	Entities []*Entity `protobuf:"bytes,6,rep,name=entities,proto3" json:"entities,omitempty"`
 	// How fresh the data must be. Absent: minimize_latency.
 	Consistency *Consistency `protobuf:"bytes,7,opt,name=consistency,proto3" json:"consistency,omitempty"`
+	// Also explain the decision, policy by policy. For people who look into one
+	// decision: it costs more than the decision itself. The explanation is not
+	// recorded.
+	Explain bool `protobuf:"varint,8,opt,name=explain,proto3" json:"explain,omitempty"`
 	// The caller's own id for the request it is serving, kept in the record. At
 	// most 128 bytes.
 	RequestId     string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -242,6 +307,13 @@ func (x *AuthorizeRequest) GetConsistency() *Consistency {
 		return x.Consistency
 	}
 	return nil
+}
+
+func (x *AuthorizeRequest) GetExplain() bool {
+	if x != nil {
+		return x.Explain
+	}
+	return false
 }
 
 func (x *AuthorizeRequest) GetRequestId() string {
@@ -448,7 +520,9 @@ type AuthorizeResponse struct {
 	// The revision of policy and data that the decision was made at.
 	Revision *Revision `protobuf:"bytes,8,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The id of the record in the decision log, a UUIDv7.
-	DecisionId    string `protobuf:"bytes,9,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
+	DecisionId string `protobuf:"bytes,9,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
+	// Why, when explain was asked for.
+	Explanation   *Explanation `protobuf:"bytes,11,opt,name=explanation,proto3" json:"explanation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -546,6 +620,253 @@ func (x *AuthorizeResponse) GetDecisionId() string {
 	return ""
 }
 
+func (x *AuthorizeResponse) GetExplanation() *Explanation {
+	if x != nil {
+		return x.Explanation
+	}
+	return nil
+}
+
+// Explanation says of each policy that could bear on a decision what it came to.
+type Explanation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The decision in one sentence.
+	Summary string `protobuf:"bytes,1,opt,name=summary,proto3" json:"summary,omitempty"`
+	// The policies: those that decided first, then those that failed, that were
+	// not satisfied, and whose scope does not match; each by bundle and id. At
+	// most 200.
+	Policies []*PolicyExplanation `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	// How many more there are.
+	Omitted       int32 `protobuf:"varint,3,opt,name=omitted,proto3" json:"omitted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Explanation) Reset() {
+	*x = Explanation{}
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Explanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Explanation) ProtoMessage() {}
+
+func (x *Explanation) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
+func (*Explanation) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Explanation) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *Explanation) GetPolicies() []*PolicyExplanation {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *Explanation) GetOmitted() int32 {
+	if x != nil {
+		return x.Omitted
+	}
+	return 0
+}
+
+// PolicyExplanation is what one policy came to.
+type PolicyExplanation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policy.
+	Policy *PolicyRef `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// True for a forbid, false for a permit.
+	Forbid bool `protobuf:"varint,2,opt,name=forbid,proto3" json:"forbid,omitempty"`
+	// What it came to.
+	Outcome PolicyExplanation_Outcome `protobuf:"varint,3,opt,name=outcome,proto3,enum=cedarpost.v1.PolicyExplanation_Outcome" json:"outcome,omitempty"`
+	// Why, in words.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The condition that was false or failed, as Cedar text; empty when none was.
+	Condition string `protobuf:"bytes,5,opt,name=condition,proto3" json:"condition,omitempty"`
+	// What the parts of that condition were.
+	Values []*ExplainedValue `protobuf:"bytes,6,rep,name=values,proto3" json:"values,omitempty"`
+	// For a policy on fields, the paths it came to this for; empty for the object.
+	Paths []string `protobuf:"bytes,7,rep,name=paths,proto3" json:"paths,omitempty"`
+	// The file in the bundle's folder, and the line it begins at.
+	File string `protobuf:"bytes,8,opt,name=file,proto3" json:"file,omitempty"`
+	// From 1.
+	Line          int32 `protobuf:"varint,9,opt,name=line,proto3" json:"line,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyExplanation) Reset() {
+	*x = PolicyExplanation{}
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyExplanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyExplanation) ProtoMessage() {}
+
+func (x *PolicyExplanation) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyExplanation.ProtoReflect.Descriptor instead.
+func (*PolicyExplanation) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PolicyExplanation) GetPolicy() *PolicyRef {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *PolicyExplanation) GetForbid() bool {
+	if x != nil {
+		return x.Forbid
+	}
+	return false
+}
+
+func (x *PolicyExplanation) GetOutcome() PolicyExplanation_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return PolicyExplanation_OUTCOME_UNSPECIFIED
+}
+
+func (x *PolicyExplanation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PolicyExplanation) GetCondition() string {
+	if x != nil {
+		return x.Condition
+	}
+	return ""
+}
+
+func (x *PolicyExplanation) GetValues() []*ExplainedValue {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *PolicyExplanation) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *PolicyExplanation) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *PolicyExplanation) GetLine() int32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+// ExplainedValue is what an expression came to.
+type ExplainedValue struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The expression, as Cedar text: "resource.owner".
+	Expression string `protobuf:"bytes,1,opt,name=expression,proto3" json:"expression,omitempty"`
+	// Its value, as Cedar text, shortened beyond 200 bytes. An attribute that the
+	// schema marks @sensitive is withheld.
+	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedValue) Reset() {
+	*x = ExplainedValue{}
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedValue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedValue) ProtoMessage() {}
+
+func (x *ExplainedValue) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedValue.ProtoReflect.Descriptor instead.
+func (*ExplainedValue) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ExplainedValue) GetExpression() string {
+	if x != nil {
+		return x.Expression
+	}
+	return ""
+}
+
+func (x *ExplainedValue) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 // Fields splits the asked-for field paths into leaves that are permitted and
 // paths that are denied. An empty permitted list means none.
 type Fields struct {
@@ -560,7 +881,7 @@ type Fields struct {
 
 func (x *Fields) Reset() {
 	*x = Fields{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[4]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +893,7 @@ func (x *Fields) String() string {
 func (*Fields) ProtoMessage() {}
 
 func (x *Fields) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[4]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +906,7 @@ func (x *Fields) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fields.ProtoReflect.Descriptor instead.
 func (*Fields) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{4}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Fields) GetPermitted() []string {
@@ -615,7 +936,7 @@ type PolicyRef struct {
 
 func (x *PolicyRef) Reset() {
 	*x = PolicyRef{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[5]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +948,7 @@ func (x *PolicyRef) String() string {
 func (*PolicyRef) ProtoMessage() {}
 
 func (x *PolicyRef) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[5]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +961,7 @@ func (x *PolicyRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRef.ProtoReflect.Descriptor instead.
 func (*PolicyRef) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{5}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PolicyRef) GetBundle() string {
@@ -670,7 +991,7 @@ type PolicyError struct {
 
 func (x *PolicyError) Reset() {
 	*x = PolicyError{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[6]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +1003,7 @@ func (x *PolicyError) String() string {
 func (*PolicyError) ProtoMessage() {}
 
 func (x *PolicyError) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[6]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +1016,7 @@ func (x *PolicyError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyError.ProtoReflect.Descriptor instead.
 func (*PolicyError) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{6}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PolicyError) GetPolicy() *PolicyRef {
@@ -725,7 +1046,7 @@ type Obligation struct {
 
 func (x *Obligation) Reset() {
 	*x = Obligation{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +1058,7 @@ func (x *Obligation) String() string {
 func (*Obligation) ProtoMessage() {}
 
 func (x *Obligation) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +1071,7 @@ func (x *Obligation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Obligation.ProtoReflect.Descriptor instead.
 func (*Obligation) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{7}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Obligation) GetPolicy() *PolicyRef {
@@ -782,7 +1103,7 @@ type Advice struct {
 
 func (x *Advice) Reset() {
 	*x = Advice{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +1115,7 @@ func (x *Advice) String() string {
 func (*Advice) ProtoMessage() {}
 
 func (x *Advice) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +1128,7 @@ func (x *Advice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Advice.ProtoReflect.Descriptor instead.
 func (*Advice) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{8}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Advice) GetPolicy() *PolicyRef {
@@ -844,7 +1165,7 @@ type AuthorizeBatchRequest struct {
 
 func (x *AuthorizeBatchRequest) Reset() {
 	*x = AuthorizeBatchRequest{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +1177,7 @@ func (x *AuthorizeBatchRequest) String() string {
 func (*AuthorizeBatchRequest) ProtoMessage() {}
 
 func (x *AuthorizeBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +1190,7 @@ func (x *AuthorizeBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizeBatchRequest.ProtoReflect.Descriptor instead.
 func (*AuthorizeBatchRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{9}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AuthorizeBatchRequest) GetChecks() []*AuthorizeRequest {
@@ -899,7 +1220,7 @@ type AuthorizeBatchResponse struct {
 
 func (x *AuthorizeBatchResponse) Reset() {
 	*x = AuthorizeBatchResponse{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1232,7 @@ func (x *AuthorizeBatchResponse) String() string {
 func (*AuthorizeBatchResponse) ProtoMessage() {}
 
 func (x *AuthorizeBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1245,7 @@ func (x *AuthorizeBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizeBatchResponse.ProtoReflect.Descriptor instead.
 func (*AuthorizeBatchResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{10}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AuthorizeBatchResponse) GetResults() []*AuthorizeBatchResult {
@@ -957,7 +1278,7 @@ type AuthorizeBatchResult struct {
 
 func (x *AuthorizeBatchResult) Reset() {
 	*x = AuthorizeBatchResult{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1290,7 @@ func (x *AuthorizeBatchResult) String() string {
 func (*AuthorizeBatchResult) ProtoMessage() {}
 
 func (x *AuthorizeBatchResult) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1303,7 @@ func (x *AuthorizeBatchResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizeBatchResult.ProtoReflect.Descriptor instead.
 func (*AuthorizeBatchResult) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{11}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AuthorizeBatchResult) GetResult() isAuthorizeBatchResult_Result {
@@ -1041,7 +1362,7 @@ type BatchError struct {
 
 func (x *BatchError) Reset() {
 	*x = BatchError{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1374,7 @@ func (x *BatchError) String() string {
 func (*BatchError) ProtoMessage() {}
 
 func (x *BatchError) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1387,7 @@ func (x *BatchError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchError.ProtoReflect.Descriptor instead.
 func (*BatchError) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{12}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BatchError) GetCode() string {
@@ -1092,7 +1413,7 @@ type GetRevisionRequest struct {
 
 func (x *GetRevisionRequest) Reset() {
 	*x = GetRevisionRequest{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1425,7 @@ func (x *GetRevisionRequest) String() string {
 func (*GetRevisionRequest) ProtoMessage() {}
 
 func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1438,7 @@ func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionRequest.ProtoReflect.Descriptor instead.
 func (*GetRevisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{13}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{16}
 }
 
 // GetRevisionResponse has the newest committed revision.
@@ -1131,7 +1452,7 @@ type GetRevisionResponse struct {
 
 func (x *GetRevisionResponse) Reset() {
 	*x = GetRevisionResponse{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1464,7 @@ func (x *GetRevisionResponse) String() string {
 func (*GetRevisionResponse) ProtoMessage() {}
 
 func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1477,7 @@ func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionResponse.ProtoReflect.Descriptor instead.
 func (*GetRevisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{14}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetRevisionResponse) GetRevision() *Revision {
@@ -1170,7 +1491,7 @@ var File_cedarpost_v1_authorization_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\n" +
-	" cedarpost/v1/authorization.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xe2\x03\n" +
+	" cedarpost/v1/authorization.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xf6\x03\n" +
 	"\x10AuthorizeRequest\x12=\n" +
 	"\tprincipal\x18\x01 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\tprincipal\x127\n" +
 	"\x06action\x18\x02 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\x06action\x12;\n" +
@@ -1178,9 +1499,10 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\acontext\x18\x04 \x01(\v2\x17.google.protobuf.StructR\acontext\x124\n" +
 	"\x06fields\x18\x05 \x01(\v2\x1c.cedarpost.v1.FieldSelectionR\x06fields\x12:\n" +
 	"\bentities\x18\x06 \x03(\v2\x14.cedarpost.v1.EntityB\b\xbaH\x05\x92\x01\x02\x10dR\bentities\x12;\n" +
-	"\vconsistency\x18\a \x01(\v2\x19.cedarpost.v1.ConsistencyR\vconsistency\x12+\n" +
+	"\vconsistency\x18\a \x01(\v2\x19.cedarpost.v1.ConsistencyR\vconsistency\x12\x18\n" +
+	"\aexplain\x18\b \x01(\bR\aexplain\x12+\n" +
 	"\n" +
-	"request_id\x18\t \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\trequestIdJ\x04\b\b\x10\tJ\x04\b\n" +
+	"request_id\x18\t \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\trequestIdJ\x04\b\n" +
 	"\x10\v\"\xcf\x01\n" +
 	"\x0eFieldSelection\x12,\n" +
 	"\x05paths\x18\x01 \x03(\tB\x16\xbaH\x13\x92\x01\x10\x10\xe8\a\"\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x05paths\x12\x10\n" +
@@ -1192,7 +1514,7 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\x10minimize_latency\x18\x01 \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\x0fminimizeLatency\x12C\n" +
 	"\x11at_least_as_fresh\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionH\x00R\x0eatLeastAsFresh\x124\n" +
 	"\x10fully_consistent\x18\x03 \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\x0ffullyConsistentB\r\n" +
-	"\vrequirement\"\x87\x04\n" +
+	"\vrequirement\"\xbe\x04\n" +
 	"\x11AuthorizeResponse\x122\n" +
 	"\bdecision\x18\x01 \x01(\x0e2\x16.cedarpost.v1.DecisionR\bdecision\x128\n" +
 	"\tdenied_at\x18\x02 \x01(\x0e2\x16.cedarpost.v1.DeniedAtH\x00R\bdeniedAt\x88\x01\x01\x12,\n" +
@@ -1203,10 +1525,37 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\x06advice\x18\a \x03(\v2\x14.cedarpost.v1.AdviceR\x06advice\x122\n" +
 	"\brevision\x18\b \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x1f\n" +
 	"\vdecision_id\x18\t \x01(\tR\n" +
-	"decisionIdB\f\n" +
+	"decisionId\x12;\n" +
+	"\vexplanation\x18\v \x01(\v2\x19.cedarpost.v1.ExplanationR\vexplanationB\f\n" +
 	"\n" +
 	"_denied_atJ\x04\b\n" +
-	"\x10\vJ\x04\b\v\x10\f\">\n" +
+	"\x10\v\"~\n" +
+	"\vExplanation\x12\x18\n" +
+	"\asummary\x18\x01 \x01(\tR\asummary\x12;\n" +
+	"\bpolicies\x18\x02 \x03(\v2\x1f.cedarpost.v1.PolicyExplanationR\bpolicies\x12\x18\n" +
+	"\aomitted\x18\x03 \x01(\x05R\aomitted\"\xb1\x03\n" +
+	"\x11PolicyExplanation\x12/\n" +
+	"\x06policy\x18\x01 \x01(\v2\x17.cedarpost.v1.PolicyRefR\x06policy\x12\x16\n" +
+	"\x06forbid\x18\x02 \x01(\bR\x06forbid\x12A\n" +
+	"\aoutcome\x18\x03 \x01(\x0e2'.cedarpost.v1.PolicyExplanation.OutcomeR\aoutcome\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1c\n" +
+	"\tcondition\x18\x05 \x01(\tR\tcondition\x124\n" +
+	"\x06values\x18\x06 \x03(\v2\x1c.cedarpost.v1.ExplainedValueR\x06values\x12\x14\n" +
+	"\x05paths\x18\a \x03(\tR\x05paths\x12\x12\n" +
+	"\x04file\x18\b \x01(\tR\x04file\x12\x12\n" +
+	"\x04line\x18\t \x01(\x05R\x04line\"f\n" +
+	"\aOutcome\x12\x17\n" +
+	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\r\n" +
+	"\tSATISFIED\x10\x01\x12\n" +
+	"\n" +
+	"\x06FAILED\x10\x02\x12\x13\n" +
+	"\x0fCONDITION_FALSE\x10\x03\x12\x12\n" +
+	"\x0eSCOPE_MISMATCH\x10\x04\"F\n" +
+	"\x0eExplainedValue\x12\x1e\n" +
+	"\n" +
+	"expression\x18\x01 \x01(\tR\n" +
+	"expression\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\">\n" +
 	"\x06Fields\x12\x1c\n" +
 	"\tpermitted\x18\x01 \x03(\tR\tpermitted\x12\x16\n" +
 	"\x06denied\x18\x02 \x03(\tR\x06denied\"3\n" +
@@ -1269,69 +1618,78 @@ func file_cedarpost_v1_authorization_proto_rawDescGZIP() []byte {
 	return file_cedarpost_v1_authorization_proto_rawDescData
 }
 
-var file_cedarpost_v1_authorization_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cedarpost_v1_authorization_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_cedarpost_v1_authorization_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_cedarpost_v1_authorization_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_cedarpost_v1_authorization_proto_goTypes = []any{
 	(Decision)(0),                  // 0: cedarpost.v1.Decision
 	(DeniedAt)(0),                  // 1: cedarpost.v1.DeniedAt
-	(*AuthorizeRequest)(nil),       // 2: cedarpost.v1.AuthorizeRequest
-	(*FieldSelection)(nil),         // 3: cedarpost.v1.FieldSelection
-	(*Consistency)(nil),            // 4: cedarpost.v1.Consistency
-	(*AuthorizeResponse)(nil),      // 5: cedarpost.v1.AuthorizeResponse
-	(*Fields)(nil),                 // 6: cedarpost.v1.Fields
-	(*PolicyRef)(nil),              // 7: cedarpost.v1.PolicyRef
-	(*PolicyError)(nil),            // 8: cedarpost.v1.PolicyError
-	(*Obligation)(nil),             // 9: cedarpost.v1.Obligation
-	(*Advice)(nil),                 // 10: cedarpost.v1.Advice
-	(*AuthorizeBatchRequest)(nil),  // 11: cedarpost.v1.AuthorizeBatchRequest
-	(*AuthorizeBatchResponse)(nil), // 12: cedarpost.v1.AuthorizeBatchResponse
-	(*AuthorizeBatchResult)(nil),   // 13: cedarpost.v1.AuthorizeBatchResult
-	(*BatchError)(nil),             // 14: cedarpost.v1.BatchError
-	(*GetRevisionRequest)(nil),     // 15: cedarpost.v1.GetRevisionRequest
-	(*GetRevisionResponse)(nil),    // 16: cedarpost.v1.GetRevisionResponse
-	(*EntityUid)(nil),              // 17: cedarpost.v1.EntityUid
-	(*structpb.Struct)(nil),        // 18: google.protobuf.Struct
-	(*Entity)(nil),                 // 19: cedarpost.v1.Entity
-	(*Revision)(nil),               // 20: cedarpost.v1.Revision
+	(PolicyExplanation_Outcome)(0), // 2: cedarpost.v1.PolicyExplanation.Outcome
+	(*AuthorizeRequest)(nil),       // 3: cedarpost.v1.AuthorizeRequest
+	(*FieldSelection)(nil),         // 4: cedarpost.v1.FieldSelection
+	(*Consistency)(nil),            // 5: cedarpost.v1.Consistency
+	(*AuthorizeResponse)(nil),      // 6: cedarpost.v1.AuthorizeResponse
+	(*Explanation)(nil),            // 7: cedarpost.v1.Explanation
+	(*PolicyExplanation)(nil),      // 8: cedarpost.v1.PolicyExplanation
+	(*ExplainedValue)(nil),         // 9: cedarpost.v1.ExplainedValue
+	(*Fields)(nil),                 // 10: cedarpost.v1.Fields
+	(*PolicyRef)(nil),              // 11: cedarpost.v1.PolicyRef
+	(*PolicyError)(nil),            // 12: cedarpost.v1.PolicyError
+	(*Obligation)(nil),             // 13: cedarpost.v1.Obligation
+	(*Advice)(nil),                 // 14: cedarpost.v1.Advice
+	(*AuthorizeBatchRequest)(nil),  // 15: cedarpost.v1.AuthorizeBatchRequest
+	(*AuthorizeBatchResponse)(nil), // 16: cedarpost.v1.AuthorizeBatchResponse
+	(*AuthorizeBatchResult)(nil),   // 17: cedarpost.v1.AuthorizeBatchResult
+	(*BatchError)(nil),             // 18: cedarpost.v1.BatchError
+	(*GetRevisionRequest)(nil),     // 19: cedarpost.v1.GetRevisionRequest
+	(*GetRevisionResponse)(nil),    // 20: cedarpost.v1.GetRevisionResponse
+	(*EntityUid)(nil),              // 21: cedarpost.v1.EntityUid
+	(*structpb.Struct)(nil),        // 22: google.protobuf.Struct
+	(*Entity)(nil),                 // 23: cedarpost.v1.Entity
+	(*Revision)(nil),               // 24: cedarpost.v1.Revision
 }
 var file_cedarpost_v1_authorization_proto_depIdxs = []int32{
-	17, // 0: cedarpost.v1.AuthorizeRequest.principal:type_name -> cedarpost.v1.EntityUid
-	17, // 1: cedarpost.v1.AuthorizeRequest.action:type_name -> cedarpost.v1.EntityUid
-	17, // 2: cedarpost.v1.AuthorizeRequest.resource:type_name -> cedarpost.v1.EntityUid
-	18, // 3: cedarpost.v1.AuthorizeRequest.context:type_name -> google.protobuf.Struct
-	3,  // 4: cedarpost.v1.AuthorizeRequest.fields:type_name -> cedarpost.v1.FieldSelection
-	19, // 5: cedarpost.v1.AuthorizeRequest.entities:type_name -> cedarpost.v1.Entity
-	4,  // 6: cedarpost.v1.AuthorizeRequest.consistency:type_name -> cedarpost.v1.Consistency
-	20, // 7: cedarpost.v1.Consistency.at_least_as_fresh:type_name -> cedarpost.v1.Revision
+	21, // 0: cedarpost.v1.AuthorizeRequest.principal:type_name -> cedarpost.v1.EntityUid
+	21, // 1: cedarpost.v1.AuthorizeRequest.action:type_name -> cedarpost.v1.EntityUid
+	21, // 2: cedarpost.v1.AuthorizeRequest.resource:type_name -> cedarpost.v1.EntityUid
+	22, // 3: cedarpost.v1.AuthorizeRequest.context:type_name -> google.protobuf.Struct
+	4,  // 4: cedarpost.v1.AuthorizeRequest.fields:type_name -> cedarpost.v1.FieldSelection
+	23, // 5: cedarpost.v1.AuthorizeRequest.entities:type_name -> cedarpost.v1.Entity
+	5,  // 6: cedarpost.v1.AuthorizeRequest.consistency:type_name -> cedarpost.v1.Consistency
+	24, // 7: cedarpost.v1.Consistency.at_least_as_fresh:type_name -> cedarpost.v1.Revision
 	0,  // 8: cedarpost.v1.AuthorizeResponse.decision:type_name -> cedarpost.v1.Decision
 	1,  // 9: cedarpost.v1.AuthorizeResponse.denied_at:type_name -> cedarpost.v1.DeniedAt
-	6,  // 10: cedarpost.v1.AuthorizeResponse.fields:type_name -> cedarpost.v1.Fields
-	7,  // 11: cedarpost.v1.AuthorizeResponse.determining_policies:type_name -> cedarpost.v1.PolicyRef
-	8,  // 12: cedarpost.v1.AuthorizeResponse.errors:type_name -> cedarpost.v1.PolicyError
-	9,  // 13: cedarpost.v1.AuthorizeResponse.obligations:type_name -> cedarpost.v1.Obligation
-	10, // 14: cedarpost.v1.AuthorizeResponse.advice:type_name -> cedarpost.v1.Advice
-	20, // 15: cedarpost.v1.AuthorizeResponse.revision:type_name -> cedarpost.v1.Revision
-	7,  // 16: cedarpost.v1.PolicyError.policy:type_name -> cedarpost.v1.PolicyRef
-	7,  // 17: cedarpost.v1.Obligation.policy:type_name -> cedarpost.v1.PolicyRef
-	7,  // 18: cedarpost.v1.Advice.policy:type_name -> cedarpost.v1.PolicyRef
-	2,  // 19: cedarpost.v1.AuthorizeBatchRequest.checks:type_name -> cedarpost.v1.AuthorizeRequest
-	4,  // 20: cedarpost.v1.AuthorizeBatchRequest.consistency:type_name -> cedarpost.v1.Consistency
-	13, // 21: cedarpost.v1.AuthorizeBatchResponse.results:type_name -> cedarpost.v1.AuthorizeBatchResult
-	20, // 22: cedarpost.v1.AuthorizeBatchResponse.revision:type_name -> cedarpost.v1.Revision
-	5,  // 23: cedarpost.v1.AuthorizeBatchResult.response:type_name -> cedarpost.v1.AuthorizeResponse
-	14, // 24: cedarpost.v1.AuthorizeBatchResult.error:type_name -> cedarpost.v1.BatchError
-	20, // 25: cedarpost.v1.GetRevisionResponse.revision:type_name -> cedarpost.v1.Revision
-	2,  // 26: cedarpost.v1.AuthorizationService.Authorize:input_type -> cedarpost.v1.AuthorizeRequest
-	11, // 27: cedarpost.v1.AuthorizationService.AuthorizeBatch:input_type -> cedarpost.v1.AuthorizeBatchRequest
-	15, // 28: cedarpost.v1.AuthorizationService.GetRevision:input_type -> cedarpost.v1.GetRevisionRequest
-	5,  // 29: cedarpost.v1.AuthorizationService.Authorize:output_type -> cedarpost.v1.AuthorizeResponse
-	12, // 30: cedarpost.v1.AuthorizationService.AuthorizeBatch:output_type -> cedarpost.v1.AuthorizeBatchResponse
-	16, // 31: cedarpost.v1.AuthorizationService.GetRevision:output_type -> cedarpost.v1.GetRevisionResponse
-	29, // [29:32] is the sub-list for method output_type
-	26, // [26:29] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	10, // 10: cedarpost.v1.AuthorizeResponse.fields:type_name -> cedarpost.v1.Fields
+	11, // 11: cedarpost.v1.AuthorizeResponse.determining_policies:type_name -> cedarpost.v1.PolicyRef
+	12, // 12: cedarpost.v1.AuthorizeResponse.errors:type_name -> cedarpost.v1.PolicyError
+	13, // 13: cedarpost.v1.AuthorizeResponse.obligations:type_name -> cedarpost.v1.Obligation
+	14, // 14: cedarpost.v1.AuthorizeResponse.advice:type_name -> cedarpost.v1.Advice
+	24, // 15: cedarpost.v1.AuthorizeResponse.revision:type_name -> cedarpost.v1.Revision
+	7,  // 16: cedarpost.v1.AuthorizeResponse.explanation:type_name -> cedarpost.v1.Explanation
+	8,  // 17: cedarpost.v1.Explanation.policies:type_name -> cedarpost.v1.PolicyExplanation
+	11, // 18: cedarpost.v1.PolicyExplanation.policy:type_name -> cedarpost.v1.PolicyRef
+	2,  // 19: cedarpost.v1.PolicyExplanation.outcome:type_name -> cedarpost.v1.PolicyExplanation.Outcome
+	9,  // 20: cedarpost.v1.PolicyExplanation.values:type_name -> cedarpost.v1.ExplainedValue
+	11, // 21: cedarpost.v1.PolicyError.policy:type_name -> cedarpost.v1.PolicyRef
+	11, // 22: cedarpost.v1.Obligation.policy:type_name -> cedarpost.v1.PolicyRef
+	11, // 23: cedarpost.v1.Advice.policy:type_name -> cedarpost.v1.PolicyRef
+	3,  // 24: cedarpost.v1.AuthorizeBatchRequest.checks:type_name -> cedarpost.v1.AuthorizeRequest
+	5,  // 25: cedarpost.v1.AuthorizeBatchRequest.consistency:type_name -> cedarpost.v1.Consistency
+	17, // 26: cedarpost.v1.AuthorizeBatchResponse.results:type_name -> cedarpost.v1.AuthorizeBatchResult
+	24, // 27: cedarpost.v1.AuthorizeBatchResponse.revision:type_name -> cedarpost.v1.Revision
+	6,  // 28: cedarpost.v1.AuthorizeBatchResult.response:type_name -> cedarpost.v1.AuthorizeResponse
+	18, // 29: cedarpost.v1.AuthorizeBatchResult.error:type_name -> cedarpost.v1.BatchError
+	24, // 30: cedarpost.v1.GetRevisionResponse.revision:type_name -> cedarpost.v1.Revision
+	3,  // 31: cedarpost.v1.AuthorizationService.Authorize:input_type -> cedarpost.v1.AuthorizeRequest
+	15, // 32: cedarpost.v1.AuthorizationService.AuthorizeBatch:input_type -> cedarpost.v1.AuthorizeBatchRequest
+	19, // 33: cedarpost.v1.AuthorizationService.GetRevision:input_type -> cedarpost.v1.GetRevisionRequest
+	6,  // 34: cedarpost.v1.AuthorizationService.Authorize:output_type -> cedarpost.v1.AuthorizeResponse
+	16, // 35: cedarpost.v1.AuthorizationService.AuthorizeBatch:output_type -> cedarpost.v1.AuthorizeBatchResponse
+	20, // 36: cedarpost.v1.AuthorizationService.GetRevision:output_type -> cedarpost.v1.GetRevisionResponse
+	34, // [34:37] is the sub-list for method output_type
+	31, // [31:34] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_authorization_proto_init() }
@@ -1346,7 +1704,7 @@ func file_cedarpost_v1_authorization_proto_init() {
 		(*Consistency_FullyConsistent)(nil),
 	}
 	file_cedarpost_v1_authorization_proto_msgTypes[3].OneofWrappers = []any{}
-	file_cedarpost_v1_authorization_proto_msgTypes[11].OneofWrappers = []any{
+	file_cedarpost_v1_authorization_proto_msgTypes[14].OneofWrappers = []any{
 		(*AuthorizeBatchResult_Response)(nil),
 		(*AuthorizeBatchResult_Error)(nil),
 	}
@@ -1355,8 +1713,8 @@ func file_cedarpost_v1_authorization_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_authorization_proto_rawDesc), len(file_cedarpost_v1_authorization_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   15,
+			NumEnums:      3,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
