@@ -58,6 +58,13 @@ func CheckBundle(b *bundle.Bundle, others []engine.Source, previous *engine.Set)
 	if !r.Valid() {
 		return r, nil
 	}
+	if b.Entities != nil {
+		for _, m := range set.Mentions(b.Name) {
+			if !pool.Has(m.UID) {
+				r.Findings = append(r.Findings, m.Missing())
+			}
+		}
+	}
 	for _, t := range b.Tests {
 		r.Tests = append(r.Tests, TestResult{t.Name, t.Line, runTest(set, pool, b.Name, t)})
 	}

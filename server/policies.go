@@ -25,7 +25,9 @@ const (
 	maxBundleBytes = 256 << 20
 	maxBundleFiles = 10_000
 	filePart       = 1 << 20
-	maxMisfits     = 20 // stored entities that a refusal names
+	maxMisfits     = 20     // stored entities that a refusal names
+	maxMentions    = 10_000 // entities named by policies that are looked up
+	maxUnstored    = 50     // warnings of such entities
 )
 
 // policyService publishes and reads bundles.
@@ -142,9 +144,12 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	}
 	schemaChanged := !set.SameSchema(snap.set)
 	if schemaChanged {
-		if err := s.checkStored(ctx, snap, set, b.Name); err != nil {
+		if err := s.checkStored(ctx, snap, set); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.mentions(ctx, snap, set, b.Name, report); err != nil {
+		return nil, err
 	}
 	p, err := publication(b, set)
 	if err != nil {
@@ -179,6 +184,37 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	return out, nil
 }
 
+// mentions warns of entities that the policies name and that are not stored.
+// What the check said of entities.json does not count here: the store does.
+func (s *policyService) mentions(ctx context.Context, snap *snapshot, set *engine.Set, name string, report *Report) error {
+	mentions := set.Mentions(name)
+	if len(mentions) > maxMentions {
+		mentions = mentions[:maxMentions]
+	}
+	uids := make([]store.UID, len(mentions))
+	for i, m := range mentions {
+		uids[i] = storeUID(m.UID)
+	}
+	rows, err := s.db.LoadEntities(ctx, snap.position.Number, uids)
+	if err != nil {
+		return err
+	}
+	stored := map[store.UID]bool{}
+	for _, row := range rows {
+		stored[row.UID] = true
+	}
+	warned := 0
+	for i, m := range mentions {
+		missing := m.Missing()
+		report.Findings = slices.DeleteFunc(report.Findings, func(f engine.Finding) bool { return f == missing })
+		if !stored[uids[i]] && warned < maxUnstored {
+			warned++
+			report.Findings = append(report.Findings, missing)
+		}
+	}
+	return nil
+}
+
 // publication is a checked bundle as the store keeps it.
 func publication(b *bundle.Bundle, set *engine.Set) (store.Publish, error) {
 	src := SourceOf(b)
@@ -204,13 +240,13 @@ func publication(b *bundle.Bundle, set *engine.Set) (store.Publish, error) {
 }
 
 // checkStored reads every stored entity by the new schema.
-func (s *policyService) checkStored(ctx context.Context, snap *snapshot, set *engine.Set, name string) error {
+func (s *policyService) checkStored(ctx context.Context, snap *snapshot, set *engine.Set) error {
 	var bad misfitList
 	err := s.db.EachEntity(ctx, snap.position.Number, nil, func(e store.Entity) error {
 		bad.check(set, e)
 		return nil
 	})
-	return cmp.Or(err, bad.err(name))
+	return cmp.Or(err, bad.err())
 }
 
 func misfits(set *engine.Set, entities []store.Entity) error {
@@ -218,7 +254,7 @@ func misfits(set *engine.Set, entities []store.Entity) error {
 	for _, e := range entities {
 		bad.check(set, e)
 	}
-	return bad.err("")
+	return bad.err()
 }
 
 // misfitList collects stored entities that a new schema refuses.
@@ -238,7 +274,7 @@ func (m *misfitList) check(set *engine.Set, e store.Entity) {
 	}
 }
 
-func (m *misfitList) err(string) error {
+func (m *misfitList) err() error {
 	if m.count == 0 {
 		return nil
 	}

@@ -66,7 +66,7 @@ func TestBundlesThatAreRefused(t *testing.T) {
 		{"missing semicolon", policy(`@id("a") ` + permit), connect.CodeInvalidArgument, "p.cedar:1", ""},
 		{"no id", policy(permit + ";"), connect.CodeInvalidArgument, "p.cedar:1:1", "@id"},
 		{"same id", policy(`@id("a") ` + permit + ";\n" + `@id("a") ` + permit + ";"), connect.CodeInvalidArgument, "p.cedar:2:1", "used already"},
-		{"attribute", policy(`@id("a") ` + permit + " when { resource.owner == principal };"), connect.CodeInvalidArgument, "p.cedar:1:1", "owner"},
+		{"attribute", policy(`@id("a") ` + permit + " when { resource.owner == principal };"), connect.CodeInvalidArgument, "p.cedar:1:85", "owner"},
 		{"foreign action", policy(`@id("a") permit (principal, action == Shop::Action::"ViewOrder", resource);`), connect.CodeInvalidArgument, "p.cedar:1:1", ""},
 		{"literal dereference", policy(`@id("a") ` + permit + ` when { Doc::User::"root".level > 1 };`), connect.CodeInvalidArgument, "p.cedar:1:1", "literal"},
 		{"nesting", policy(`@id("a") ` + permit + " when { " + strings.Repeat("(", 200) + "true" + strings.Repeat(")", 200) + " };"), connect.CodeInvalidArgument, "p.cedar:1", "nested deeper"},

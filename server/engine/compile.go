@@ -316,16 +316,20 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 	if err := v.Policy(p.ref.ID, tree); err != nil {
 		for msg := range strings.SplitSeq(err.Error(), "\n") {
 			msg = strings.TrimPrefix(msg, fmt.Sprintf("for policy `%s`, ", p.ref.ID))
-			c.report(finding(p, msg, ""))
+			c.report(c.set.explainFinding(p, msg))
 		}
 	}
 	literals(tree, func(uid cedar.EntityUID) {
-		if err := c.set.checkEnum(uid, "literal"); err != nil {
-			c.report(finding(p, err.Error(), ""))
+		if err := c.set.checkEnum(uid, uid.String()); err != nil {
+			f := finding(p, err.Error(), "")
+			f.place(p, uid.String())
+			c.report(f)
 		}
 		if c.set.fieldTypes[uid.Type] {
 			if _, ok := c.set.static[uid]; !ok {
-				c.report(finding(p, fmt.Sprintf("%s is not in the field catalogue", uid), "check its spelling in fields.yaml"))
+				f := finding(p, fmt.Sprintf("%s is not in the field catalogue", uid), didYouMean(uid.String(), c.set.fieldNames(uid.Type)))
+				f.place(p, uid.String())
+				c.report(f)
 			}
 		}
 	})
@@ -333,16 +337,7 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 		return false
 	}
 	p.level = c.levelOf(p, tree)
-	if !p.forbid && !p.field.looks() {
-		for _, a := range c.set.matchedActions(p) {
-			if a.fieldOf != nil {
-				f := finding(p, fmt.Sprintf("permits %s without looking at context.field, so it grants every field, later ones too", a.uid), "add a condition on context.field, or name the actions it is for")
-				f.Warning = true
-				c.report(f)
-				break
-			}
-		}
-	}
+	c.lint(p, tree)
 	return !c.failed
 }
 

@@ -48,6 +48,9 @@ func (p *Pool) Add(asked []cedar.EntityUID, found []Entity) {
 	}
 }
 
+// Has says whether the entity is in the pool as a stored one.
+func (p *Pool) Has(uid cedar.EntityUID) bool { return p.known[uid] != nil }
+
 // Slice is the part of the entities that one question can touch: what it names,
 // their ancestors, and what their attributes refer to, as deep as the policies
 // of its action dereference.
