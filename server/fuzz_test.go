@@ -1,0 +1,93 @@
+package server
+
+import (
+	"bytes"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/policies"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/engine"
+)
+
+// FuzzRevisionToken: a token either is refused or is exactly one this service
+// writes, so two different tokens never name the same revision.
+func FuzzRevisionToken(f *testing.F) {
+	f.Add("")
+	f.Add("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE")
+	f.Add("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAF")
+	f.Fuzz(func(t *testing.T, token string) {
+		p, err := parseToken(token)
+		if err != nil {
+			return
+		}
+		if again := encodeRevision(p, p.Number).Token; again != token {
+			t.Errorf("%q reads as %v, which is written %q", token, p, again)
+		}
+	})
+}
+
+// FuzzEntities feeds files to the reader of Cedar's entity JSON.
+func FuzzEntities(f *testing.F) {
+	for _, seed := range []string{
+		`[]`, `[{"uid":{"type":"A","id":"b"}}]`, `[{"uid":{"__entity":{"type":"A","id":"b"}},"attrs":{"n":9007199254740993,"l":[1,{"x":null}]},"parents":[{"type":"A","id":"c"}],"tags":{}}]`,
+		`[{"uid":1}]`, `[{}]`, `{}`, `[{"uid":{"type":"A","id":"b"},"attrs":[]}]`, `[{"uid":{"type":"A","id":"\ud800"}}]`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		list, err := ParseEntities(data)
+		if err != nil {
+			return
+		}
+		for _, e := range list {
+			if e.Uid == nil {
+				t.Error("an entity without a name was accepted")
+			}
+			if _, err := proto.Marshal(e); err != nil {
+				t.Errorf("accepted, and cannot be sent: %v", err)
+			}
+		}
+	})
+}
+
+// FuzzAuthorizeJSON feeds bodies to the codec and the question reader: no panic,
+// and whatever is read is a question of a known action.
+func FuzzAuthorizeJSON(f *testing.F) {
+	b, err := bundle.Read(policies.Shop(), "shop")
+	if err != nil {
+		f.Fatal(err)
+	}
+	set, findings := engine.Compile([]engine.Source{SourceOf(b)}, nil)
+	if set == nil {
+		f.Fatal(findings)
+	}
+	const good = `{"principal":{"type":"Shop::User","id":"bob"},"action":{"type":"Shop::Action","id":"ViewOrder"},"resource":{"type":"Shop::Order","id":"42"},"context":{"mfa":true}`
+	for _, seed := range []string{good + `}`, good + `,"fields":{"all":true}}`, good + `,"fields":{"paths":["customer","nope"],"requireAll":true}}`,
+		good + `,"entities":[{"uid":{"type":"Shop::Order","id":"1"}}]}`, good + `,"consistency":{"fullyConsistent":true},"explain":true}`, `{`, `null`, `{"context":{"mfa":{"a":[[[]]]}}}`} {
+		f.Add([]byte(seed))
+	}
+	codec := newStrictJSON()
+	f.Fuzz(func(t *testing.T, body []byte) {
+		req := &cedarpostv1.AuthorizeRequest{}
+		if codec.UnmarshalRead(t.Context(), bytes.NewReader(body), req) != nil {
+			return
+		}
+		q, err := set.Read(askFrom(req, 0))
+		if err != nil {
+			return
+		}
+		pool := engine.NewPool()
+		sl := set.NewSlice(q, pool)
+		for m := sl.Missing(); len(m) > 0; m = sl.Missing() {
+			pool.Add(m, nil)
+		}
+		if _, err := set.Decide(q, sl); err != nil {
+			if _, bad := err.(*engine.RequestError); !bad {
+				t.Fatal(err)
+			}
+		}
+	})
+}
