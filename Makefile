@@ -1,0 +1,125 @@
+# Everything is pinned and comes from the Go module mirror; no tool needs to be
+# installed first, apart from Go. What is downloaded stays in .build.
+
+SHELL := /bin/sh
+.SHELLFLAGS := -eu -c
+.DEFAULT_GOAL := help
+
+BUF_VERSION             := v1.75.0
+PROTOC_GEN_GO_VERSION   := v1.36.12
+CONNECT_VERSION         := v2.0.2
+PROTOVALIDATE_VERSION   := v1.2.2
+GOLANGCI_LINT_VERSION   := v2.15.0
+
+BUILD := $(CURDIR)/.build
+BIN   := $(BUILD)/bin
+
+FUZZTIME ?= 10s
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/cedarpost
+	CGO_ENABLED=0 go build -trimpath -o bin/cedarpost ./cmd/cedarpost
+
+.PHONY: postgres
+postgres:
+	@scripts/install-postgres.sh
+
+.PHONY: demo
+demo: postgres build ## Tell the story of the example shop, with a server of its own, and stop it
+	@scripts/demo.sh bin/cedarpost
+
+.PHONY: dev
+dev: postgres build ## Run a server with a private Postgres and the example bundle, until Ctrl-C
+	@exec bin/cedarpost dev
+
+.PHONY: test
+test: postgres ## Run all tests, with a real Postgres and the race detector
+	go vet ./...
+	go test -race -timeout 9m ./...
+
+# Tests that take minutes are named TestSoak... and run only when CEDARPOST_SOAK
+# is set.
+.PHONY: soak
+soak: postgres ## Run the tests that take minutes
+	CEDARPOST_SOAK=1 go test -race -count 1 -timeout 60m -run Soak ./...
+
+.PHONY: fuzz-short
+fuzz-short: ## Run each fuzz target for 10 s (FUZZTIME=1m for more)
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+.PHONY: bench
+bench: postgres ## Run the benchmarks
+	go test -run '^$$' -bench . -benchmem -timeout 30m ./...
+
+.PHONY: lint
+lint: ## Look for mistakes with golangci-lint
+	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION) run
+
+.PHONY: check
+check: lint check-generated ## All checks that are not tests
+
+.PHONY: clean
+clean: ## Remove what was built; the data of make dev stay
+	rm -rf bin
+	chmod -R u+w $(BUILD) 2>/dev/null || true
+	rm -rf $(BUILD)
+
+# Generated code. A stamp names the version, so that a new one is installed when
+# a version above changes.
+
+BUF_STAMP           := $(BUILD)/buf-$(BUF_VERSION).stamp
+PROTOC_GEN_GO_STAMP := $(BUILD)/protoc-gen-go-$(PROTOC_GEN_GO_VERSION).stamp
+CONNECT_STAMP       := $(BUILD)/protoc-gen-connect-go-$(CONNECT_VERSION).stamp
+PROTOVALIDATE_STAMP := $(BUILD)/protovalidate-$(PROTOVALIDATE_VERSION).stamp
+GENERATORS          := $(BUF_STAMP) $(PROTOC_GEN_GO_STAMP) $(CONNECT_STAMP) $(PROTOVALIDATE_STAMP)
+
+# install makes a stamp, by installing a tool if that version is not there:
+# package, version.
+define install
+@mkdir -p $(BIN); rm -f $(BUILD)/$(notdir $(1))-v*.stamp
+@go version -m $(BIN)/$(notdir $(1)) 2>/dev/null | grep -q "^	mod	.*	$(2)	" || { \
+	echo "install $(1)@$(2)"; GOBIN=$(BIN) go install $(1)@$(2); }
+@touch $@
+endef
+
+$(BUF_STAMP):
+	$(call install,github.com/bufbuild/buf/cmd/buf,$(BUF_VERSION))
+
+$(PROTOC_GEN_GO_STAMP):
+	$(call install,google.golang.org/protobuf/cmd/protoc-gen-go,$(PROTOC_GEN_GO_VERSION))
+
+$(CONNECT_STAMP):
+	$(call install,connectrpc.com/connect/v2/cmd/protoc-gen-connect-go,$(CONNECT_VERSION))
+
+# The definitions of the validation rules, from the module that publishes them.
+$(PROTOVALIDATE_STAMP):
+	@mkdir -p $(BUILD); \
+	dir=$$(go mod download -json github.com/bufbuild/protovalidate@$(PROTOVALIDATE_VERSION) | sed -n 's/^.*"Dir": "\(.*\)".*$$/\1/p'); \
+	rm -rf $(BUILD)/protovalidate $(BUILD)/protovalidate-v*.stamp; \
+	cp -r "$$dir/proto/protovalidate" $(BUILD)/protovalidate; \
+	chmod -R u+w $(BUILD)/protovalidate; \
+	touch $@
+
+.PHONY: generate
+generate: $(GENERATORS) ## Make the generated code again
+	$(BIN)/buf lint
+	$(BIN)/buf generate
+	go generate ./...
+
+.PHONY: check-generated
+check-generated: $(GENERATORS) ## Fail if the committed code is not what is generated
+	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
+	cp -r proto buf.yaml buf.gen.yaml "$$copy/"; \
+	mkdir "$$copy/.build"; cp -r $(BUILD)/protovalidate "$$copy/.build/"; ln -s $(BIN) "$$copy/.build/bin"; \
+	find "$$copy/proto" -name '*.go' -exec grep -l '^// Code generated' {} + | xargs rm -f; \
+	(cd "$$copy" && $(BIN)/buf lint && $(BIN)/buf generate); \
+	diff -r proto "$$copy/proto" || { echo "generated code is stale: run make generate" >&2; exit 1; }

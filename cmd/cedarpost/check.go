@@ -1,0 +1,165 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/engine"
+)
+
+type checkCmd struct {
+	outputFlags
+	Dirs []string `arg:"" name:"dir" help:"Bundle folders. Those given together are checked together, as one server would hold them." type:"path"`
+}
+
+// Help is the long help of check.
+func (*checkCmd) Help() string {
+	return `Compiles and validates each folder as the server does when it is applied, and runs its tests.yaml on its entities.json. Needs no server and no database.
+
+With -o json, a line for each folder: {"bundle", "valid", "findings": [{"severity", "file", "line", "column", "policy", "message", "hint"}], "tests": [{"name", "line", "passed", "failures"}]}. valid is about the findings alone.
+
+Exits with 3 if something does not compile or validate, else with 4 if a test failed.`
+}
+
+// checked is what is known about one folder.
+type checked struct {
+	dir      string
+	bundle   *bundle.Bundle // nil if it cannot be read
+	Name     string         `json:"bundle"`
+	Valid    bool           `json:"valid"`
+	Findings []finding      `json:"findings"`
+	Tests    []testOutcome  `json:"tests"`
+}
+
+type testOutcome struct {
+	Name     string   `json:"name"`
+	Line     int      `json:"line"`
+	Passed   bool     `json:"passed"`
+	Failures []string `json:"failures,omitempty"`
+}
+
+// Run checks and prints.
+func (k *checkCmd) Run(c *console) error {
+	list, err := readFolders(k.Dirs)
+	if err != nil {
+		return err
+	}
+	checkTogether(list)
+	code := codeOK
+	for i := range list {
+		f := &list[i]
+		f.Valid = severe(f.Findings) == codeOK
+		switch {
+		case !f.Valid:
+			code = codeInvalid
+		case f.failed() > 0 && code == codeOK:
+			code = codeTests
+		}
+		if k.json() {
+			if err := c.object(f); err != nil {
+				return err
+			}
+			continue
+		}
+		f.print(c)
+	}
+	if code != codeOK {
+		return exitWith(code)
+	}
+	return nil
+}
+
+// readFolders reads the folders as far as they can be.
+func readFolders(dirs []string) ([]checked, error) {
+	var list []checked
+	for _, dir := range dirs {
+		f := checked{dir: relative(dir), Name: filepath.Base(dir), Findings: []finding{}, Tests: []testOutcome{}}
+		b, err := readBundle(dir, "")
+		if f.Findings = append(f.Findings, findingsFromError(err)...); err != nil && len(f.Findings) == 0 {
+			return nil, err
+		}
+		if b != nil {
+			f.Name, f.bundle = b.Name, b
+			if i := slices.IndexFunc(list, func(o checked) bool { return o.bundle != nil && o.Name == b.Name }); i >= 0 {
+				return nil, misuse("%s and %s are both the bundle %q", list[i].dir, f.dir, b.Name)
+			}
+		}
+		list = append(list, f)
+	}
+	return list, nil
+}
+
+// checkTogether checks each bundle that could be read beside the others.
+func checkTogether(list []checked) {
+	for i := range list {
+		f := &list[i]
+		if f.bundle == nil {
+			continue
+		}
+		var others []engine.Source
+		for j := range list {
+			if j != i && list[j].bundle != nil {
+				others = append(others, server.SourceOf(list[j].bundle))
+			}
+		}
+		report, _ := server.CheckBundle(f.bundle, others, nil)
+		for _, found := range report.Findings {
+			// What is found in another bundle, that one's own check finds.
+			if found.Bundle == "" || found.Bundle == f.Name {
+				f.Findings = append(f.Findings, findingFromEngine(found))
+			}
+		}
+		for _, t := range report.Tests {
+			f.Tests = append(f.Tests, testOutcome{t.Name, t.Line, len(t.Failures) == 0, t.Failures})
+		}
+	}
+}
+
+func (f *checked) failed() int {
+	n := 0
+	for _, t := range f.Tests {
+		if !t.Passed {
+			n++
+		}
+	}
+	return n
+}
+
+func (f *checked) print(c *console) {
+	c.printFindings(c.out, f.dir, f.Findings)
+	tests := filepath.Join(f.dir, bundle.TestsName)
+	for _, t := range f.Tests {
+		if t.Passed {
+			continue
+		}
+		fmt.Fprintf(c.out, "%s:%d: %s: %s\n", clean(tests), t.Line, c.paint(red, "test failed"), clean(t.Name))
+		for _, failure := range t.Failures {
+			fmt.Fprintf(c.out, "  %s\n", clean(failure))
+		}
+	}
+	switch {
+	case !f.Valid:
+		fmt.Fprintf(c.out, "%s: %s\n", clean(f.Name), c.paint(red, "not valid"))
+	case f.failed() > 0:
+		fmt.Fprintf(c.out, "%s: valid, %s\n", clean(f.Name), c.paint(red, fmt.Sprintf("%d of %d tests failed", f.failed(), len(f.Tests))))
+	case len(f.Tests) == 0:
+		fmt.Fprintf(c.out, "%s: %s, no tests\n", clean(f.Name), c.paint(green, "valid"))
+	default:
+		fmt.Fprintf(c.out, "%s: %s, %s passed\n", clean(f.Name), c.paint(green, "valid"), count(len(f.Tests), "test", "tests"))
+	}
+}
+
+// relative is the path as seen from here, when that is no detour.
+func relative(dir string) string {
+	here, err := filepath.Abs(".")
+	if err != nil {
+		return dir
+	}
+	if r, err := filepath.Rel(here, dir); err == nil && filepath.IsLocal(r) {
+		return r
+	}
+	return dir
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+)
+
+const (
+	callTimeout = 10 * time.Second // of a unary call
+	dialTimeout = 5 * time.Second
+
+	tokenEnv = "CEDARPOST_TOKEN"
+	apiEnv   = "CEDARPOST_API_URL"
+	adminEnv = "CEDARPOST_ADMIN_URL"
+)
+
+// tokenFlags say where the API key is. The key itself is never a flag: other
+// users of the machine can read the arguments of a process.
+type tokenFlags struct {
+	TokenFile string `help:"File with the API key. Without it, the key is in $CEDARPOST_TOKEN." env:"CEDARPOST_TOKEN_FILE" type:"path" placeholder:"FILE" group:"client"`
+}
+
+// apiFlags say where the decision plane is.
+type apiFlags struct {
+	APIURL string `name:"api-url" help:"Decision plane (default ${default})." env:"CEDARPOST_API_URL" default:"http://127.0.0.1:8080" placeholder:"URL" group:"client"`
+	tokenFlags
+}
+
+// adminFlags say where the admin plane is.
+type adminFlags struct {
+	AdminURL string `name:"admin-url" help:"Admin plane (default ${default})." env:"CEDARPOST_ADMIN_URL" default:"http://127.0.0.1:8081" placeholder:"URL" group:"client"`
+	tokenFlags
+}
+
+func (f *apiFlags) dial() (*peer, error)   { return dial(f.APIURL, apiEnv, f.TokenFile) }
+func (f *adminFlags) dial() (*peer, error) { return dial(f.AdminURL, adminEnv, f.TokenFile) }
+
+// peer is a plane of a server, and how to tell the user about it.
+type peer struct {
+	*connect.Client
+	url    string
+	urlEnv string // variable that the URL can be set with
+	keyIn  string // where the key came from; "" if there is none
+}
+
+func dial(rawURL, urlEnv, tokenFile string) (*peer, error) {
+	p := &peer{url: strings.TrimRight(rawURL, "/"), urlEnv: urlEnv}
+	u, err := url.Parse(rawURL)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return nil, misuse("%q is not a URL like http://127.0.0.1:8080 (see %s)", rawURL, urlEnv)
+	}
+	token := os.Getenv(tokenEnv)
+	if token != "" {
+		p.keyIn = tokenEnv
+	}
+	if tokenFile != "" {
+		if token, err = readSecret(tokenFile); err != nil {
+			return nil, fmt.Errorf("API key: %w", err)
+		}
+		p.keyIn = tokenFile
+	}
+	p.connect(token)
+	return p, nil
+}
+
+// connect makes the client. Nothing is sent yet.
+func (p *peer) connect(token string) {
+	authenticate := func(next connect.ClientFunc) connect.ClientFunc {
+		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+			if info, ok := connect.CallInfoForClientContext(ctx); ok && token != "" {
+				info.RequestHeader().Set("Authorization", "Bearer "+token)
+			}
+			return next(ctx, spec)
+		}
+	}
+	transport := &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSHandshakeTimeout: dialTimeout,
+		ForceAttemptHTTP2:   true,
+	}
+	client := &http.Client{
+		Transport: transport,
+		// A key is for the server it was given for, not for where that one points.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	p.Client = connect.NewClient(connecthttp.NewTransport(client, p.url), authenticate)
+}
+
+func (p *peer) authorization() cedarpostv1connect.AuthorizationServiceClient {
+	return cedarpostv1connect.NewAuthorizationServiceClient(p.Client)
+}
+
+func (p *peer) entities() cedarpostv1connect.EntityServiceClient {
+	return cedarpostv1connect.NewEntityServiceClient(p.Client)
+}
+
+func (p *peer) policies() cedarpostv1connect.PolicyServiceClient {
+	return cedarpostv1connect.NewPolicyServiceClient(p.Client)
+}
+
+func (p *peer) audit() cedarpostv1connect.AuditServiceClient {
+	return cedarpostv1connect.NewAuditServiceClient(p.Client)
+}
+
+// call makes a unary call, and says what to do when it fails.
+func call[Req, Res any](ctx context.Context, p *peer, rpc func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	res, err := rpc(ctx, req)
+	return res, p.explain(err)
+}
+
+// explain adds to an error of a call what the user can do about it.
+func (p *peer) explain(err error) error {
+	var e *connect.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	hint := ""
+	switch {
+	case e.Code() == connect.CodeUnauthenticated && p.keyIn == "":
+		hint = fmt.Sprintf("\nno API key was sent: set %s, or give --token-file", tokenEnv)
+	case e.Code() == connect.CodeUnauthenticated:
+		hint = fmt.Sprintf("\nthe key from %s is not one of %s", p.keyIn, p.url)
+	case e.Code() == connect.CodeCanceled && !e.IsRemote():
+		return errors.New("interrupted")
+	case e.Code() == connect.CodeDeadlineExceeded && !e.IsRemote():
+		hint = fmt.Sprintf("\n%s did not answer in time", p.url)
+	case untrusted(err):
+		hint = "\nSSL_CERT_FILE can name a file with the certificates to trust"
+	case e.Code() == connect.CodeUnavailable && !e.IsRemote():
+		hint = fmt.Sprintf("\nis the server running at %s? (%s says where)", p.url, p.urlEnv)
+	case e.Code() == connect.CodeUnavailable:
+		hint = "\nask again later; `cedarpost health` says whether the server is ready"
+	case e.Code() == connect.CodeUnimplemented || e.Code() == connect.CodeUnknown,
+		e.Code() == connect.CodeInternal && !e.IsRemote():
+		hint = fmt.Sprintf("\nis %s the right plane of a cedarpost server? (%s says where)", p.url, p.urlEnv)
+	}
+	return fmt.Errorf("%s: %s%s", e.Code(), e.Message(), hint)
+}
+
+func untrusted(err error) bool {
+	_, ok := errors.AsType[*tls.CertificateVerificationError](err)
+	return ok
+}

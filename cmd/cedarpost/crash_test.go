@@ -1,0 +1,126 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// TestKillUnderLoad kills the server at a moment it does not choose, again and
+// again, with many callers waiting for answers. Every answer anyone ever got must
+// be in the table, once.
+func TestKillUnderLoad(t *testing.T) { killUnderLoad(t, 3) }
+
+// TestSoakKillUnderLoad is the long form.
+func TestSoakKillUnderLoad(t *testing.T) {
+	if os.Getenv("CEDARPOST_SOAK") == "" {
+		t.Skip("long: make soak")
+	}
+	killUnderLoad(t, 40)
+}
+
+func killUnderLoad(t *testing.T, rounds int) {
+	dir := dataDir(t)
+	args := append([]string{"dev", "--data", dir}, anyPort...)
+	answered := map[string]bool{}
+	for round := range rounds {
+		dev := newShell().start(t, args...)
+		env := readEnv(t, filepath.Join(dir, "dev.env"))
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		// The kill comes after a count of answers that differs from round to round.
+		killAfter := 300 + 137*round%400
+		killed := make(chan struct{})
+		got := 0
+		for caller := range 16 {
+			wg.Go(func() {
+				for i := 0; ; i++ {
+					id, err := askOnce(value(env, "CEDARPOST_API_URL"), value(env, "CEDARPOST_TOKEN"), fmt.Sprint((caller*31+i)%500))
+					if err != nil {
+						return // killed
+					}
+					mu.Lock()
+					answered[id] = true
+					if got++; got == killAfter {
+						close(killed)
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		<-killed
+		dev.stop(t, syscall.SIGKILL)
+		wg.Wait()
+	}
+	dev := newShell().start(t, args...)
+	env := readEnv(t, filepath.Join(dir, "dev.env"))
+	conn, err := pgx.Connect(t.Context(), value(env, "CEDARPOST_DATABASE_URL"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	rows, err := conn.Query(t.Context(), `select decision_id::text from decisions`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	recorded := map[string]bool{}
+	for _, id := range ids {
+		recorded[id] = true
+	}
+	missing := 0
+	for id := range answered {
+		if !recorded[id] {
+			missing++
+		}
+	}
+	if missing > 0 || len(recorded) != len(ids) {
+		t.Errorf("%d answered decisions are missing, %d rows stand twice", missing, len(ids)-len(recorded))
+	}
+	t.Logf("%d kills, %d answered, %d recorded, %d missing", rounds, len(answered), len(ids), missing)
+	dev.stop(t, syscall.SIGTERM)
+}
+
+// askOnce asks for one order as a plain HTTP client and returns the decision id.
+func askOnce(url, token, order string) (string, error) {
+	body, err := json.Marshal(map[string]any{
+		"principal": map[string]string{"type": "Shop::User", "id": "dave"},
+		"action":    map[string]string{"type": "Shop::Action", "id": "ViewOrder"},
+		"resource":  map[string]string{"type": "Shop::Order", "id": order},
+		"context":   map[string]bool{"mfa": true},
+	})
+	if err != nil {
+		return "", err
+	}
+	req, err := http.NewRequest(http.MethodPost, url+"/cedarpost.v1.AuthorizationService/Authorize", bytes.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+token)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	var answer struct{ DecisionID string }
+	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil {
+		return "", err
+	}
+	if res.StatusCode != http.StatusOK || answer.DecisionID == "" {
+		return "", fmt.Errorf("status %d", res.StatusCode)
+	}
+	return answer.DecisionID, nil
+}

@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/policies"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/localpg"
+)
+
+// devMark is in the URL of the private Postgres, so that dev in a shell that has
+// read a dev.env starts its own, and not what that file names.
+const devMark = "application_name=cedarpost-dev"
+
+type devCmd struct {
+	Data  string `help:"Folder for the database, the API key and dev.env (default ${default})." env:"CEDARPOST_DATA" type:"path" default:".cedarpost" placeholder:"DIR"`
+	Empty bool   `help:"Do not load the example bundle." env:"CEDARPOST_EMPTY"`
+	databaseFlags
+	listenFlags `set:"loglevel=warn"`
+}
+
+// Help is the long help of dev.
+func (*devCmd) Help() string {
+	return `Starts a private Postgres in the data folder, unless --database-url names one, migrates it, serves, and loads the example bundle with its entities if there is no bundle. Then writes dev.env into the folder, for other shells and programs,
+
+  . .cedarpost/dev.env
+  cedarpost authorize --principal Shop::User::bob --action Shop::Action::ViewOrder --resource Shop::Order::42 --context '{"mfa":false}' --fields all
+
+and prints one line to stdout: ready decision=URL admin=URL ops=URL env=FILE. Data and key stay in the folder for the next time; dev.env goes when dev stops.`
+}
+
+// Run serves until ctx ends.
+func (d *devCmd) Run(ctx context.Context, k *kong.Context, c *console) (err error) {
+	given, err := d.url(k)
+	if err != nil {
+		return err
+	}
+	if strings.Contains(given, devMark) && !onCommandLine(k, "database-url") {
+		given = ""
+	}
+	if err := os.MkdirAll(d.Data, 0o755); err != nil {
+		return err
+	}
+	unlock, err := lockFolder(d.Data)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	envFile := filepath.Join(d.Data, "dev.env")
+	// One that a killed dev left behind names ports that nobody serves.
+	if err := os.Remove(envFile); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+
+	log := d.logger(c.err)
+	url := given
+	if url == "" {
+		pg, err := localpg.Start(ctx, localpg.Config{Dir: d.Data, Durable: true})
+		if ctx.Err() != nil && err != nil {
+			return ctx.Err() // what was cut short is of no interest
+		}
+		if err != nil {
+			return err
+		}
+		watched := watch(pg, log)
+		defer func() {
+			close(watched)
+			err = errors.Join(err, pg.Stop())
+		}()
+		url = pg.URL() + "&" + devMark
+	}
+	return d.serve(ctx, c, log, url, envFile)
+}
+
+// watch says loudly when the private Postgres ends before it is asked to. The
+// server goes on, and answers that it is unavailable.
+func watch(pg *localpg.Server, log *slog.Logger) chan struct{} {
+	stopping := make(chan struct{})
+	go func() {
+		select {
+		case <-stopping:
+		case <-pg.Done():
+			select {
+			case <-stopping: // just now, by us
+				return
+			default:
+			}
+			log.Error("the private Postgres has ended, so nothing can be decided: stop dev and start it again", "log", pg.LogFile())
+		}
+	}()
+	return stopping
+}
+
+// serve runs the server on a database, and prepares what dev promises.
+func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, envFile string) error {
+	if err := store.Migrate(ctx, url, log); err != nil {
+		return err
+	}
+	db, err := store.Open(ctx, store.Config{DatabaseURL: url})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	keyFile := filepath.Join(d.Data, "bootstrap.key")
+	if _, err := server.BootstrapKey(ctx, db, keyFile, true); err != nil {
+		return err
+	}
+	srv, err := server.New(ctx, d.config(db, log))
+	if err != nil {
+		return d.explain(err)
+	}
+
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Run(serving) }()
+	if err := d.prepare(serving, c, srv, url, keyFile, envFile); err != nil {
+		stop()
+		return errors.Join(err, <-ended)
+	}
+	err = <-ended
+	return errors.Join(err, os.Remove(envFile))
+}
+
+// prepare loads the example, writes dev.env and says ready.
+func (d *devCmd) prepare(ctx context.Context, c *console, srv *server.Server, url, keyFile, envFile string) error {
+	admin, err := dial(planeURL(srv, "admin", false), adminEnv, keyFile)
+	if err != nil {
+		return err
+	}
+	if !d.Empty {
+		if err := loadExample(ctx, admin); err != nil {
+			return fmt.Errorf("load the example: %w", err)
+		}
+	}
+	key, err := readSecret(keyFile)
+	if err != nil {
+		return err
+	}
+	err = writeEnv(envFile, [][2]string{
+		{apiEnv, planeURL(srv, "decision", false)}, {adminEnv, admin.url}, {opsEnv, planeURL(srv, "ops", false)},
+		{tokenEnv, key}, {databaseURLEnv, url},
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.err, "In another shell: . %s\n", quoteShell(envFile))
+	fmt.Fprintf(c.out, "ready %s env=%s\n", planeURLs(srv, false), envFile)
+	return nil
+}
+
+// loadExample publishes the example bundle and imports its entities, unless there
+// is something else in the database.
+func loadExample(ctx context.Context, admin *peer) error {
+	b, err := bundle.Read(policies.Shop(), "shop")
+	if err != nil {
+		return err
+	}
+	live, err := call(ctx, admin, admin.policies().ListBundles, &cedarpostv1.ListBundlesRequest{})
+	if err != nil {
+		return err
+	}
+	switch bundles := live.GetBundles(); {
+	case len(bundles) == 0:
+		if _, err := upload(ctx, admin, b.Name, false, b.Files); err != nil {
+			return admin.explain(err)
+		}
+	case len(bundles) > 1 || bundles[0].GetName() != b.Name:
+		return nil
+	}
+	// An example without entities is one whose loading was cut short.
+	stored, err := call(ctx, admin, admin.entities().ListEntities, &cedarpostv1.ListEntitiesRequest{PageSize: 1})
+	if err != nil || len(stored.GetEntities()) > 0 {
+		return err
+	}
+	list, err := server.ParseEntities(b.Entities)
+	if err != nil {
+		return err
+	}
+	_, err = importEntities(ctx, admin, list, nil)
+	return err
+}
+
+// lockFolder keeps a second dev off a folder. It is a lock of its own, because
+// there is no private Postgres to hold one when --database-url is given.
+func lockFolder(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "dev.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another cedarpost dev is running on %s\nstop it, or give another folder with --data", dir)
+		}
+		return nil, err
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// writeEnv writes variables for a shell to read: all of the file or nothing, and
+// for the owner's eyes only.
+func writeEnv(file string, vars [][2]string) (err error) {
+	var b strings.Builder
+	b.WriteString("# Made by cedarpost dev, gone when it stops. Read it with: . " + quoteShell(file) + "\n")
+	for _, v := range vars {
+		b.WriteString("export " + v[0] + "=" + quoteShell(v[1]) + "\n")
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(file), ".dev-env-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(tmp.Name()) }()
+	_, err = tmp.WriteString(b.String())
+	err = errors.Join(err, tmp.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), file)
+}
+
+// quoteShell quotes a word for a POSIX shell.
+func quoteShell(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

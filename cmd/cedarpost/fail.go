@@ -1,0 +1,81 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/alecthomas/kong"
+)
+
+// The exit codes, which scripts rely on.
+const (
+	codeOK      = 0
+	codeFailed  = 1
+	codeUsage   = 2
+	codeInvalid = 3 // does not compile or validate
+	codeTests   = 4 // tests failed
+	codeDenied  = 5
+)
+
+// exitError ends the command with a code. Without err, everything is said.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// exitWith ends the command with a code and no further words.
+func exitWith(code int) error { return &exitError{code: code} }
+
+// misuse is wrong usage that the flags alone do not show.
+func misuse(format string, args ...any) error {
+	return &exitError{codeUsage, fmt.Errorf(format, args...)}
+}
+
+// usageError says what is wrong with the command line and where help is.
+func usageError(err error) error {
+	if err == nil {
+		return nil
+	}
+	command := ""
+	if parse, ok := errors.AsType[*kong.ParseError](err); ok && parse.Context != nil {
+		if node := parse.Context.Selected(); node != nil {
+			command = " " + node.Path()
+		}
+	}
+	return misuse("%w\ntry: cedarpost%s --help", err, command)
+}
+
+// say prints an error, line by line.
+func (c *console) say(err error) {
+	for i, line := range strings.Split(err.Error(), "\n") {
+		prefix := "cedarpost: "
+		if i > 0 {
+			prefix = "  "
+		}
+		fmt.Fprintf(c.err, "%s%s\n", prefix, clean(line))
+	}
+}
+
+// readSecret reads the one line of a secret's file.
+func readSecret(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	s := strings.TrimSpace(string(b))
+	if s == "" || strings.ContainsAny(s, "\r\n") {
+		return "", fmt.Errorf("%s does not hold exactly one line", file)
+	}
+	return s, nil
+}

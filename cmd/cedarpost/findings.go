@@ -1,0 +1,118 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/engine"
+)
+
+// finding is a problem of a bundle folder, for people and as JSON. File is below
+// the folder.
+type finding struct {
+	Severity string `json:"severity"`
+	File     string `json:"file,omitempty"`
+	Line     int    `json:"line,omitempty"`
+	Column   int    `json:"column,omitempty"`
+	Policy   string `json:"policy,omitempty"`
+	Message  string `json:"message"`
+	Hint     string `json:"hint,omitempty"`
+	test     bool   // a failed test
+}
+
+const (
+	severityError   = "error"
+	severityWarning = "warning"
+)
+
+func findingFromEngine(f engine.Finding) finding {
+	out := finding{severityError, f.File, f.Line, f.Column, f.Policy, f.Message, f.Hint, false}
+	if f.Warning {
+		out.Severity = severityWarning
+	}
+	return out
+}
+
+func findingsFromProto(list []*cedarpostv1.Finding) []finding {
+	out := make([]finding, len(list))
+	for i, f := range list {
+		out[i] = finding{
+			severityError, f.GetFile(), int(f.GetLine()), int(f.GetColumn()),
+			f.GetPolicy(), f.GetMessage(), f.GetHint(), f.GetTest(),
+		}
+		if f.GetSeverity() == cedarpostv1.Finding_WARNING {
+			out[i].Severity = severityWarning
+		}
+	}
+	return out
+}
+
+// findingsFromError are the problems that reading a folder met. Any other error is
+// no finding.
+func findingsFromError(err error) []finding {
+	var out []finding
+	problems, _ := errors.AsType[bundle.Problems](err)
+	for _, p := range problems {
+		out = append(out, finding{severityError, p.File, p.Line, p.Column, "", p.Message, p.Hint, false})
+	}
+	return out
+}
+
+// printFindings prints findings as compilers do, with paths that an editor can
+// follow.
+func (c *console) printFindings(w io.Writer, dir string, list []finding) {
+	for _, f := range list {
+		where := filepath.Join(dir, f.File)
+		if f.Line > 0 {
+			where += fmt.Sprintf(":%d", f.Line)
+			if f.Column > 0 {
+				where += fmt.Sprintf(":%d", f.Column)
+			}
+		}
+		severity := c.paint(red, f.Severity)
+		if f.Severity == severityWarning {
+			severity = c.paint(yellow, f.Severity)
+		}
+		policy := ""
+		if f.Policy != "" {
+			policy = "policy " + f.Policy + ": "
+		}
+		fmt.Fprintf(w, "%s: %s: %s\n", clean(where), severity, clean(policy+f.Message))
+		if f.Hint != "" {
+			fmt.Fprintf(w, "  hint: %s\n", clean(f.Hint))
+		}
+	}
+}
+
+// severe returns the exit code for findings: codeOK if there are only warnings.
+func severe(list []finding) int {
+	code := codeOK
+	for _, f := range list {
+		switch {
+		case f.Severity != severityError:
+		case !f.test:
+			return codeInvalid
+		default:
+			code = codeTests
+		}
+	}
+	return code
+}
+
+// readBundle reads a folder. A name that is given stands in for the folder's.
+func readBundle(dir, name string) (*bundle.Bundle, error) {
+	if name == "" {
+		return bundle.ReadDir(dir)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read bundle: %w", err)
+	}
+	defer root.Close()
+	return bundle.Read(root.FS(), name)
+}

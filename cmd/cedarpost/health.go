@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/cedarpost/cedarpost/server/engine"
+)
+
+const (
+	opsEnv        = "CEDARPOST_OPS_URL"
+	healthTimeout = 5 * time.Second
+)
+
+type healthCmd struct {
+	OpsURL string `name:"ops-url" help:"Operations plane (default ${default})." env:"CEDARPOST_OPS_URL" default:"http://127.0.0.1:9090" placeholder:"URL" group:"client"`
+}
+
+// Help is the long help of health.
+func (*healthCmd) Help() string {
+	return `Ready means that a question asked now would be decided and recorded. Exits with 0 if so, else with 1.`
+}
+
+// Run asks once.
+func (h *healthCmd) Run(ctx context.Context, c *console) error {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(h.OpsURL, "/")+"/readyz", http.NoBody)
+	if err != nil {
+		return misuse("%q is not a URL like http://127.0.0.1:9090 (see %s)", h.OpsURL, opsEnv)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("%w\nis the server running? (%s says where)", err, opsEnv)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 4096))
+	if err != nil {
+		return err
+	}
+	text := strings.TrimSpace(string(body))
+	if res.StatusCode != http.StatusOK {
+		return errors.New(text)
+	}
+	fmt.Fprintln(c.out, clean(text))
+	return nil
+}
+
+type versionCmd struct {
+	outputFlags
+}
+
+// Run prints the version.
+func (v *versionCmd) Run(c *console) error {
+	version, commit := "devel", ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if m := info.Main.Version; m != "" && m != "(devel)" {
+			version = m
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				commit = s.Value
+			}
+		}
+	}
+	if v.json() {
+		return c.object(map[string]string{"version": version, "commit": commit, "engine": engine.Version, "go": runtime.Version()})
+	}
+	fmt.Fprintf(c.out, "cedarpost %s\n", version)
+	c.pair("commit", commit)
+	c.pair("engine", engine.Version)
+	c.pair("go", runtime.Version())
+	return nil
+}

@@ -1,0 +1,112 @@
+// Package main is the cedarpost command. It reads flags, wires the rooms
+// together, and turns what comes back into words, JSON and exit codes; whatever
+// it decides by itself belongs into one of the rooms.
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// cli is the whole command line. A flag with an env tag is a setting: it can also
+// be given in the environment and in the YAML file of --config.
+type cli struct {
+	Config string `help:"YAML file with settings. A key is the name of a flag that shows an environment variable in its help." env:"CEDARPOST_CONFIG" type:"path" placeholder:"FILE"`
+
+	Serve   serveCmd   `cmd:"" group:"run" help:"Serve decisions from a database."`
+	Dev     devCmd     `cmd:"" group:"run" help:"Serve from a private Postgres, with the example bundle: to try things out."`
+	Migrate migrateCmd `cmd:"" group:"run" help:"Bring a database up to what this version needs."`
+	Health  healthCmd  `cmd:"" group:"run" help:"Ask a server whether it is ready."`
+
+	Check   checkCmd   `cmd:"" group:"policy" help:"Check bundle folders and run their tests, without a server."`
+	Apply   applyCmd   `cmd:"" group:"policy" help:"Publish a bundle folder."`
+	Bundles bundlesCmd `cmd:"" group:"policy" help:"List the published bundles, or fetch one."`
+
+	Authorize authorizeCmd `cmd:"" group:"ask" help:"Ask for one decision."`
+	Entities  entitiesCmd  `cmd:"" group:"ask" help:"Import and read principals and resources."`
+	Decisions decisionsCmd `cmd:"" group:"ask" help:"Read the decision log."`
+
+	Version versionCmd `cmd:"" group:"about" help:"Print the version."`
+	Help    helpCmd    `cmd:"" group:"about" help:"Print help about a command."`
+}
+
+const description = `Cedarpost decides who may do what, on which object and which of its fields, and records every decision.
+
+Settings come from flags, then the environment, then the YAML file of --config. Commands that call a server send the API key of CEDARPOST_TOKEN, or of --token-file.
+
+Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 does not compile or validate, 4 tests failed, 5 denied.`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // the second signal ends the process at once
+	os.Exit(run(ctx, os.Args[1:], newConsole()))
+}
+
+func run(ctx context.Context, args []string, c *console) int {
+	dropEmptySettings()
+	parser := newParser(ctx, c)
+	k, err := parser.Parse(args)
+	if err == nil {
+		err = k.Run(c)
+	} else {
+		err = usageError(err)
+	}
+	if err == nil {
+		return codeOK
+	}
+	failure := &exitError{code: codeFailed, err: err}
+	if !errors.As(err, &failure) && errors.Is(err, context.Canceled) {
+		failure.err = errors.New("interrupted")
+	}
+	if failure.err != nil {
+		c.say(failure.err)
+	}
+	return failure.code
+}
+
+func newParser(ctx context.Context, c *console) *kong.Kong {
+	return kong.Must(&cli{},
+		kong.Name("cedarpost"),
+		kong.Description(description),
+		kong.Writers(c.out, c.err),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100, NoExpandSubcommands: true}),
+		kong.ExplicitGroups([]kong.Group{
+			{Key: "run", Title: "Run the service"},
+			{Key: "policy", Title: "Policies"},
+			{Key: "ask", Title: "Decisions and data"},
+			{Key: "about", Title: "About"},
+			{Key: "server", Title: "Server"},
+			{Key: "client", Title: "Connection"},
+		}),
+		kong.WithBeforeResolve(loadSettings),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+	)
+}
+
+// helpCmd is "cedarpost help COMMAND" for "cedarpost COMMAND --help".
+type helpCmd struct {
+	Command []string `arg:"" optional:"" help:"The command."`
+}
+
+// Run prints the help.
+func (h *helpCmd) Run(ctx context.Context, c *console) error {
+	// The flag prints and ends the process, unless the command is not one.
+	_, err := newParser(ctx, c).Parse(append(h.Command, "--help"))
+	return usageError(err)
+}
+
+// dropEmptySettings takes a setting that is empty in the environment for one that
+// is not given, as container tools leave it.
+func dropEmptySettings() {
+	for _, kv := range os.Environ() {
+		if name, value, _ := strings.Cut(kv, "="); value == "" && strings.HasPrefix(name, "CEDARPOST_") {
+			_ = os.Unsetenv(name)
+		}
+	}
+}

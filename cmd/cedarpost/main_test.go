@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// binary is the command under test: these tests use it as people do.
+var binary string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "cedarpost-test-")
+	if err != nil {
+		panic(err)
+	}
+	binary = filepath.Join(dir, "cedarpost")
+	build := exec.Command("go", "build", "-o", binary, ".")
+	build.Stdout, build.Stderr = os.Stderr, os.Stderr
+	code := 1
+	if err := build.Run(); err == nil {
+		code = m.Run()
+	}
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// result is how a command ended.
+type result struct {
+	code     int
+	out, err string
+}
+
+// shell runs commands with an environment of its own, and remembers all output.
+type shell struct {
+	env []string
+	log *strings.Builder
+}
+
+func newShell(env ...string) *shell {
+	s := &shell{log: &strings.Builder{}}
+	for _, kv := range os.Environ() {
+		if !strings.HasPrefix(kv, "CEDARPOST_") || strings.HasPrefix(kv, "CEDARPOST_POSTGRES_BIN=") {
+			s.env = append(s.env, kv)
+		}
+	}
+	s.env = append(s.env, env...)
+	return s
+}
+
+func (s *shell) with(env ...string) *shell {
+	return &shell{append(append([]string{}, s.env...), env...), s.log}
+}
+
+func (s *shell) run(t *testing.T, args ...string) result {
+	t.Helper()
+	cmd := exec.Command(binary, args...)
+	var out, errs bytes.Buffer
+	cmd.Env, cmd.Stdout, cmd.Stderr = s.env, &out, &errs
+	err := cmd.Run()
+	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
+		t.Fatal(err)
+	}
+	s.log.WriteString(out.String() + errs.String())
+	return result{cmd.ProcessState.ExitCode(), out.String(), errs.String()}
+}
+
+// exits runs a command and fails unless it ends with the code and says each of the
+// words, on stdout or stderr.
+func (s *shell) exits(t *testing.T, code int, words []string, args ...string) result {
+	t.Helper()
+	r := s.run(t, args...)
+	if r.code != code {
+		t.Errorf("cedarpost %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), r.code, code, r.out, r.err)
+	}
+	for _, w := range words {
+		if !strings.Contains(r.out+r.err, w) {
+			t.Errorf("cedarpost %s: does not say %q\n%s%s", strings.Join(args, " "), w, r.out, r.err)
+		}
+	}
+	return r
+}
+
+// says is for exits.
+func says(words ...string) []string { return words }
+
+// daemon is a dev or serve that runs.
+type daemon struct {
+	cmd   *exec.Cmd
+	shell *shell
+	ready string // the rest of the line
+	errs  *syncBuffer
+	dead  chan struct{}
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// start runs a server until the test ends, and waits until it is ready.
+func (s *shell) start(t *testing.T, args ...string) *daemon {
+	t.Helper()
+	d := &daemon{cmd: exec.Command(binary, args...), shell: s, errs: &syncBuffer{}, dead: make(chan struct{})}
+	d.cmd.Env, d.cmd.Stderr = s.env, d.errs
+	out, err := d.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := make(chan string, 1)
+	go func() {
+		r := bufio.NewReader(out)
+		line, _ := r.ReadString('\n')
+		lines <- line
+		rest, _ := io.ReadAll(r)
+		if len(rest) > 0 {
+			fmt.Fprintf(d.errs, "more on stdout: %s", rest)
+		}
+		_ = d.cmd.Wait()
+		close(d.dead)
+	}()
+	t.Cleanup(func() {
+		_ = d.cmd.Process.Signal(syscall.SIGTERM)
+		<-d.dead
+	})
+	select {
+	case line := <-lines:
+		rest, ok := strings.CutPrefix(line, "ready ")
+		if !ok {
+			<-d.dead
+			t.Fatalf("not ready: %q\n%s", line, d.errs)
+		}
+		d.ready = strings.TrimSpace(rest)
+	case <-time.After(time.Minute):
+		_ = d.cmd.Process.Kill()
+		t.Fatalf("not ready in a minute\n%s", d.errs)
+	}
+	return d
+}
+
+// url is the address of a plane in the ready line.
+func (d *daemon) url(plane string) string {
+	m := regexp.MustCompile(plane + `=(\S+)`).FindStringSubmatch(d.ready)
+	if m == nil {
+		return ""
+	}
+	return m[1]
+}
+
+// stop sends a signal and waits for the end.
+func (d *daemon) stop(t *testing.T, signal syscall.Signal) int {
+	t.Helper()
+	if err := d.cmd.Process.Signal(signal); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-d.dead:
+	case <-time.After(30 * time.Second):
+		t.Fatalf("still running after %v\n%s", signal, d.errs)
+	}
+	d.shell.log.WriteString(d.errs.String())
+	return d.cmd.ProcessState.ExitCode()
+}
+
+// anyPort makes a server take free ports.
+var anyPort = []string{"--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--ops-listen=127.0.0.1:0"}
+
+// dataDir is a folder for dev, gone after the test with the database that may be
+// outside of it.
+func dataDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Cleanup(func() {
+		if cluster, err := filepath.EvalSymlinks(filepath.Join(dir, "postgres")); err == nil {
+			_ = os.RemoveAll(cluster)
+		}
+	})
+	return dir
+}
+
+// readEnv reads a dev.env as a shell does.
+func readEnv(t *testing.T, file string) []string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", `. "$1" && env`, "sh", file).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var env []string
+	for line := range strings.SplitSeq(string(out), "\n") {
+		if strings.HasPrefix(line, "CEDARPOST_") {
+			env = append(env, line)
+		}
+	}
+	return env
+}
+
+func value(env []string, name string) string {
+	for _, kv := range env {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+func write(t *testing.T, dir, name, text string) string {
+	t.Helper()
+	file := filepath.Join(dir, name)
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// shopCopy is the example bundle in a folder named shop, with more text appended to
+// some of its files.
+func shopCopy(t *testing.T, more map[string]string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "shop")
+	if err := os.CopyFS(dir, os.DirFS("../../policies/shop")); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range more {
+		old, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		write(t, dir, name, string(old)+text)
+	}
+	return dir
+}
+
+const failingTest = `
+  - name: bob sees the order of carol
+    principal: Shop::User::"bob"
+    action: Shop::Action::"ViewOrder"
+    resource: Shop::Order::"99"
+    context: {mfa: true}
+    expect: allow
+`

@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// listenFlags are the settings that serve and dev share.
+type listenFlags struct {
+	Listen         string        `help:"Address of the decision plane (default ${default}). Port 0 takes a free one." env:"CEDARPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" group:"server"`
+	AdminListen    string        `help:"Address of the admin plane (default ${default})." env:"CEDARPOST_ADMIN_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" group:"server"`
+	OpsListen      string        `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
+	AllowPlaintext bool          `help:"Serve other machines without TLS, when something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
+	MaxStaleness   time.Duration `help:"Refuse to decide when policies or data may be older than this (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"TIME" group:"server"`
+	RateLimit      float64       `help:"Checks a second that one caller may ask; 0 is no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
+	Name           string        `help:"Name of this server in decision records (default: the name of the host)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
+	LogFormat      string        `help:"Log lines as text or json, on stderr (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
+	LogLevel       string        `help:"Log debug, info, warn or error and above (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
+}
+
+// Validate refuses what the server would silently take for its default.
+func (f *listenFlags) Validate() error {
+	if f.MaxStaleness <= 0 {
+		return errors.New("--max-staleness must be more than 0")
+	}
+	if f.RateLimit < 0 {
+		return errors.New("--rate-limit must not be negative")
+	}
+	return nil
+}
+
+func (f *listenFlags) config(db *store.DB, log *slog.Logger) server.Config {
+	return server.Config{
+		DB: db, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
+		AllowPlaintext: f.AllowPlaintext, MaxStaleness: f.MaxStaleness, RateLimit: f.RateLimit, Name: f.Name, Log: log,
+	}
+}
+
+func (f *listenFlags) logger(w io.Writer) *slog.Logger { return newLogger(w, f.LogFormat, f.LogLevel) }
+
+func newLogger(w io.Writer, format, level string) *slog.Logger {
+	var l slog.Level
+	_ = l.UnmarshalText([]byte(level)) // one of the flag's values
+	options := &slog.HandlerOptions{Level: l}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// explain says which flag to change when a port is taken.
+func (f *listenFlags) explain(err error) error {
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return err
+	}
+	for _, p := range []struct{ plane, flag, addr string }{
+		{"decision", "--listen", f.Listen}, {"admin", "--admin-listen", f.AdminListen}, {"ops", "--ops-listen", f.OpsListen},
+	} {
+		if strings.HasPrefix(err.Error(), p.plane+" plane:") {
+			return fmt.Errorf("%s is in use by another process\ngive the %s plane another address with %s (port 0 takes a free one)", p.addr, p.plane, p.flag)
+		}
+	}
+	return err
+}
+
+const databaseURLEnv = "CEDARPOST_DATABASE_URL"
+
+// databaseFlags say which database to use.
+type databaseFlags struct {
+	DatabaseURL     string `name:"database-url" help:"Postgres URL. Other users of this machine can read it in the list of processes; the environment and a file they cannot." env:"CEDARPOST_DATABASE_URL" placeholder:"URL" group:"server"`
+	DatabaseURLFile string `name:"database-url-file" help:"File with the Postgres URL." env:"CEDARPOST_DATABASE_URL_FILE" type:"path" placeholder:"FILE" group:"server"`
+}
+
+// url is the database's URL, "" if none was given.
+func (f *databaseFlags) url(k *kong.Context) (string, error) {
+	useFile := f.DatabaseURLFile != ""
+	if useFile && f.DatabaseURL != "" {
+		useFile = onCommandLine(k, "database-url-file")
+		if useFile == onCommandLine(k, "database-url") {
+			return "", misuse("both --database-url and --database-url-file are given; give one")
+		}
+	}
+	if !useFile {
+		return f.DatabaseURL, nil
+	}
+	url, err := readSecret(f.DatabaseURLFile)
+	if err != nil {
+		return "", fmt.Errorf("database URL: %w", err)
+	}
+	return url, nil
+}
+
+// required is url, and wrong usage if there is none.
+func (f *databaseFlags) required(k *kong.Context) (string, error) {
+	url, err := f.url(k)
+	if err == nil && url == "" {
+		err = misuse("no database: set %s, or give --database-url or --database-url-file", databaseURLEnv)
+	}
+	return url, err
+}
+
+type serveCmd struct {
+	databaseFlags
+	listenFlags      `set:"loglevel=info"`
+	TLSCert          string `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. Read again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
+	TLSKey           string `name:"tls-key" help:"PEM file with the certificate's key." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
+	BootstrapKeyFile string `help:"Make the first API key of a database that has none, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	Migrate          bool   `help:"Bring the database up to date first." env:"CEDARPOST_MIGRATE" group:"server"`
+}
+
+// Help is the long help of serve.
+func (*serveCmd) Help() string {
+	return `When the listeners are open, one line goes to stdout:
+
+  ready decision=URL admin=URL ops=URL
+
+SIGTERM and Ctrl-C stop the server after the calls in flight; a second one stops it at once.`
+}
+
+// Run serves until ctx ends.
+func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
+	url, err := s.required(k)
+	if err != nil {
+		return err
+	}
+	log := s.logger(c.err)
+	if s.Migrate {
+		if err := store.Migrate(ctx, url, log); err != nil {
+			return err
+		}
+	}
+	db, err := store.Open(ctx, store.Config{DatabaseURL: url})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if s.BootstrapKeyFile != "" {
+		made, err := server.BootstrapKey(ctx, db, s.BootstrapKeyFile, false)
+		if err != nil {
+			return err
+		}
+		if made {
+			log.Info("first API key made", "file", s.BootstrapKeyFile)
+		}
+	}
+	config := s.config(db, log)
+	config.TLSCert, config.TLSKey = s.TLSCert, s.TLSKey
+	srv, err := server.New(ctx, config)
+	if err != nil {
+		return s.explain(err)
+	}
+	fmt.Fprintf(c.out, "ready %s\n", planeURLs(srv, s.TLSCert != ""))
+	return srv.Run(ctx)
+}
+
+func planeURLs(srv *server.Server, tls bool) string {
+	return fmt.Sprintf("decision=%s admin=%s ops=%s",
+		planeURL(srv, "decision", tls), planeURL(srv, "admin", tls), planeURL(srv, "ops", false))
+}
+
+// planeURL is where a client on this machine finds a plane.
+func planeURL(srv *server.Server, plane string, tls bool) string {
+	scheme := "http://"
+	if tls {
+		scheme = "https://"
+	}
+	addr := srv.Addr(plane)
+	if host, port, err := net.SplitHostPort(addr); err == nil && net.ParseIP(host).IsUnspecified() {
+		addr = net.JoinHostPort("127.0.0.1", port)
+	}
+	return scheme + addr
+}
+
+type migrateCmd struct {
+	databaseFlags
+}
+
+// Run migrates.
+func (m *migrateCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
+	url, err := m.required(k)
+	if err != nil {
+		return err
+	}
+	if err := store.Migrate(ctx, url, newLogger(c.err, "text", "info")); err != nil {
+		return err
+	}
+	fmt.Fprintln(c.out, "the database is up to date")
+	return nil
+}
