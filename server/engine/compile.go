@@ -89,14 +89,16 @@ type PolicyInfo struct {
 // Set is all bundles compiled: what every decision of one policy state needs.
 // It is immutable and safe for concurrent use.
 type Set struct {
-	bundles  map[string]*compiledBundle
-	owners   map[string]string // namespace → bundle
-	schema   *resolved.Schema
-	digest   [sha256.Size]byte // of all schemas and catalogues
-	actions  map[cedar.EntityUID]*action
-	static   map[cedar.EntityUID]cedar.Entity // actions, fields, groups; closed
-	parsed   map[parseKey]*policy
-	verified map[*policy][]Finding // with the warnings it has
+	bundles map[string]*compiledBundle
+	owners  map[string]string // namespace → bundle
+	schema  *resolved.Schema
+	digest  [sha256.Size]byte // of all schemas and catalogues
+	actions map[cedar.EntityUID]*action
+	static  map[cedar.EntityUID]cedar.Entity // actions, fields, groups; closed
+	// parsed holds each policy by its text, for the next Compile; clean, those
+	// that were checked against this schema without a finding.
+	parsed map[parseKey]*policy
+	clean  map[parseKey]bool
 
 	actionTypes, requestTypes, fieldTypes map[cedar.EntityType]bool
 	catalogues                            map[cedar.EntityType]*catalogue
@@ -113,9 +115,10 @@ type compiledBundle struct {
 	skipForbidErrors bool
 }
 
+// parseKey is what a policy is parsed from. Where it stands does not matter: a
+// line more at the top of a file compiles nothing again.
 type parseKey struct {
-	bundle, file, text string
-	line, column       int
+	bundle, text string
 }
 
 // Compile compiles and checks all bundles together. What previous (which may be
@@ -128,7 +131,7 @@ func Compile(sources []Source, previous *Set) (*Set, []Finding) {
 		actions:      map[cedar.EntityUID]*action{},
 		static:       map[cedar.EntityUID]cedar.Entity{},
 		parsed:       map[parseKey]*policy{},
-		verified:     map[*policy][]Finding{},
+		clean:        map[parseKey]bool{},
 		actionTypes:  map[cedar.EntityType]bool{},
 		requestTypes: map[cedar.EntityType]bool{},
 		fieldTypes:   map[cedar.EntityType]bool{},
@@ -265,27 +268,23 @@ func (c *compiler) policies(src Source) {
 	v := validate.New(c.set.restrictedTo(src.Name))
 	same := c.previous != nil && c.previous.digest == c.set.digest
 	for _, p := range b.policies {
-		if same {
-			if warnings, ok := c.previous.verified[p]; ok {
-				c.set.verified[p] = warnings
-				c.findings = append(c.findings, warnings...)
-				continue
-			}
-		}
-		n := len(c.findings)
-		if c.check(v, b, p) {
-			c.set.verified[p] = slices.Clone(c.findings[n:])
+		key := parseKey{p.ref.Bundle, p.text}
+		if n := len(c.findings); same && c.previous.clean[key] || c.check(v, b, p) {
+			c.set.clean[key] = n == len(c.findings)
 		}
 	}
 }
 
 func (c *compiler) parse(bundle, file string, st statement) (*policy, *textError) {
-	key := parseKey{bundle, file, st.text, st.line, st.column}
+	key := parseKey{bundle, st.text}
 	if c.previous != nil {
 		if p, ok := c.previous.parsed[key]; ok {
-			// A level is of policy and schema together.
-			if c.previous.digest != c.set.digest {
+			// The policy of another Set is never written to: place and level, which
+			// is of policy and schema together, go into a copy.
+			moved := p.file != file || p.line != st.line || p.column != st.column
+			if moved || !c.previous.clean[key] || c.previous.digest != c.set.digest {
 				fresh := *p
+				fresh.file, fresh.line, fresh.column = file, st.line, st.column
 				p = &fresh
 			}
 			c.set.parsed[key] = p
