@@ -313,7 +313,7 @@ func findingText(f *cedarpostv1.Finding) string {
 // reportRefusal refuses a bundle that did not check: as a bad bundle, or, when
 // the findings are about another one, as one that would break that.
 func reportRefusal(name string, r *Report) error {
-	findings := findingsToProto(r.Findings)
+	findings := findingsToProto(name, r.Findings)
 	for _, t := range r.Tests {
 		for _, f := range t.Failures {
 			findings = append(findings, &cedarpostv1.Finding{
@@ -333,17 +333,21 @@ func reportRefusal(name string, r *Report) error {
 	return refusal(connect.CodeInvalidArgument, "the bundle does not check", findings)
 }
 
-func findingsToProto(list []engine.Finding) []*cedarpostv1.Finding {
+func findingsToProto(name string, list []engine.Finding) []*cedarpostv1.Finding {
 	out := make([]*cedarpostv1.Finding, 0, len(list))
 	for _, f := range list {
 		severity := cedarpostv1.Finding_ERROR
 		if f.Warning {
 			severity = cedarpostv1.Finding_WARNING
 		}
-		out = append(out, &cedarpostv1.Finding{
+		pf := &cedarpostv1.Finding{
 			Severity: severity, File: f.File, Line: int32(f.Line), Column: int32(f.Column),
 			Policy: f.Policy, Message: f.Message, Hint: f.Hint,
-		})
+		}
+		if f.Bundle != name {
+			pf.Bundle = f.Bundle
+		}
+		out = append(out, pf)
 	}
 	return out
 }
@@ -362,7 +366,7 @@ func problemsToProto(list bundle.Problems) []*cedarpostv1.Finding {
 func applied(snap *snapshot, b store.Bundle, revision int64, published bool, r *Report) *cedarpostv1.ApplyBundleResponse {
 	return &cedarpostv1.ApplyBundleResponse{
 		Bundle: bundleToProto(snap, b), Revision: encodeRevision(snap.position, revision),
-		Published: published, Warnings: findingsToProto(r.Findings),
+		Published: published, Warnings: findingsToProto(b.Name, r.Findings),
 	}
 }
 

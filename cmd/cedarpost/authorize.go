@@ -50,6 +50,7 @@ type authorizeCmd struct {
 	RequestID       string   `name:"request-id" help:"Your id of the request, for the record." placeholder:"ID"`
 	AtLeastAsFresh  string   `help:"Decide at this revision or later: the token that a write gave back." placeholder:"TOKEN" xor:"freshness"`
 	FullyConsistent bool     `help:"Decide on what is committed now." xor:"freshness"`
+	Explain         bool     `help:"Also say of each policy what it came to, and why."`
 	apiFlags
 }
 
@@ -83,6 +84,9 @@ func (a *authorizeCmd) Run(ctx context.Context, c *console) error {
 		c.printReasons(res)
 		c.pair("revision", fmt.Sprint(res.GetRevision().GetNumber()))
 		c.pair("decision", res.GetDecisionId())
+		if a.Explain {
+			c.printExplanation(res.GetExplanation())
+		}
 	}
 	// Whatever is not plainly an allow is a deny.
 	if err == nil && res.GetDecision() != cedarpostv1.Decision_ALLOW {
@@ -94,6 +98,7 @@ func (a *authorizeCmd) Run(ctx context.Context, c *console) error {
 func (a *authorizeCmd) request() (*cedarpostv1.AuthorizeRequest, error) {
 	req := &cedarpostv1.AuthorizeRequest{
 		Principal: a.Principal.EntityUid, Action: a.Action.EntityUid, Resource: a.Resource.EntityUid, RequestId: a.RequestID,
+		Explain: a.Explain,
 	}
 	var err error
 	if a.Context != "" {

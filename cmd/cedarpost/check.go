@@ -11,15 +11,15 @@ import (
 )
 
 type checkCmd struct {
-	outputFlags
-	Dirs []string `arg:"" name:"dir" help:"Bundle folders. Those given together are checked together, as one server would hold them." type:"path"`
+	Output string   `short:"o" help:"text for people, json for programs, junit for CI (default ${default})." env:"CEDARPOST_OUTPUT" enum:"text,json,junit" default:"text" placeholder:"FORMAT"`
+	Dirs   []string `arg:"" name:"dir" help:"Bundle folders. Those given together are checked together, as one server would hold them." type:"path"`
 }
 
 // Help is the long help of check.
 func (*checkCmd) Help() string {
 	return `Compiles and validates each folder as the server does when it is applied, and runs its tests.yaml on its entities.json. Needs no server and no database.
 
-With -o json, a line for each folder: {"bundle", "valid", "findings": [{"severity", "file", "line", "column", "policy", "message", "hint"}], "tests": [{"name", "line", "passed", "failures"}]}. valid is about the findings alone.
+With -o json, a line for each folder: {"bundle", "valid", "findings": [{"severity", "file", "line", "column", "policy", "message", "hint"}], "tests": [{"name", "line", "passed", "failures"}]}. valid is about the findings alone. With -o junit, JUnit XML: a suite for each folder.
 
 Exits with 3 if something does not compile or validate, else with 4 if a test failed.`
 }
@@ -58,13 +58,19 @@ func (k *checkCmd) Run(c *console) error {
 		case f.failed() > 0 && code == codeOK:
 			code = codeTests
 		}
-		if k.json() {
+		switch k.Output {
+		case "json":
 			if err := c.object(f); err != nil {
 				return err
 			}
-			continue
+		case "text":
+			f.print(c)
 		}
-		f.print(c)
+	}
+	if k.Output == "junit" {
+		if err := writeJUnit(c.out, list); err != nil {
+			return err
+		}
 	}
 	if code != codeOK {
 		return exitWith(code)

@@ -22,6 +22,7 @@ type finding struct {
 	Policy   string `json:"policy,omitempty"`
 	Message  string `json:"message"`
 	Hint     string `json:"hint,omitempty"`
+	Bundle   string `json:"bundle,omitempty"` // when it is another one
 	test     bool   // a failed test
 }
 
@@ -31,7 +32,7 @@ const (
 )
 
 func findingFromEngine(f engine.Finding) finding {
-	out := finding{severityError, f.File, f.Line, f.Column, f.Policy, f.Message, f.Hint, false}
+	out := finding{severityError, f.File, f.Line, f.Column, f.Policy, f.Message, f.Hint, "", false}
 	if f.Warning {
 		out.Severity = severityWarning
 	}
@@ -43,7 +44,7 @@ func findingsFromProto(list []*cedarpostv1.Finding) []finding {
 	for i, f := range list {
 		out[i] = finding{
 			severityError, f.GetFile(), int(f.GetLine()), int(f.GetColumn()),
-			f.GetPolicy(), f.GetMessage(), f.GetHint(), f.GetTest(),
+			f.GetPolicy(), f.GetMessage(), f.GetHint(), f.GetBundle(), f.GetTest(),
 		}
 		if f.GetSeverity() == cedarpostv1.Finding_WARNING {
 			out[i].Severity = severityWarning
@@ -58,7 +59,7 @@ func findingsFromError(err error) []finding {
 	var out []finding
 	problems, _ := errors.AsType[bundle.Problems](err)
 	for _, p := range problems {
-		out = append(out, finding{severityError, p.File, p.Line, p.Column, "", p.Message, p.Hint, false})
+		out = append(out, finding{severityError, p.File, p.Line, p.Column, "", p.Message, p.Hint, "", false})
 	}
 	return out
 }
@@ -68,6 +69,9 @@ func findingsFromError(err error) []finding {
 func (c *console) printFindings(w io.Writer, dir string, list []finding) {
 	for _, f := range list {
 		where := filepath.Join(dir, f.File)
+		if f.Bundle != "" {
+			where = "bundle " + f.Bundle + ": " + f.File
+		}
 		if f.Line > 0 {
 			where += fmt.Sprintf(":%d", f.Line)
 			if f.Column > 0 {

@@ -246,3 +246,11 @@ func TestWhatATerminalWouldObeyIsShown(t *testing.T) {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
+
+func TestCheckForCI(t *testing.T) {
+	sh := newShell()
+	sh.exits(t, 0, says(`<testsuite name="shop"`, `failures="0"`), "check", "-o", "junit", "../../policies/shop")
+	broken := shopCopy(t, map[string]string{"broken.cedar": `@id("x") permit (principal, action, resource) when { resource.ownr == principal };`})
+	sh.exits(t, 3, says("<failure message=", "broken.cedar:1:"), "check", "-o", "junit", broken)
+	sh.exits(t, 3, says("did you mean owner?"), "check", broken)
+}

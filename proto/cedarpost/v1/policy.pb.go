@@ -547,7 +547,9 @@ type Finding struct {
 	// What to do about it; may be empty.
 	Hint string `protobuf:"bytes,7,opt,name=hint,proto3" json:"hint,omitempty"`
 	// True for a failed test of tests.yaml.
-	Test          bool `protobuf:"varint,8,opt,name=test,proto3" json:"test,omitempty"`
+	Test bool `protobuf:"varint,8,opt,name=test,proto3" json:"test,omitempty"`
+	// The bundle it is about, when that is another one than was uploaded.
+	Bundle        string `protobuf:"bytes,9,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -636,6 +638,13 @@ func (x *Finding) GetTest() bool {
 		return x.Test
 	}
 	return false
+}
+
+func (x *Finding) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
 }
 
 // ListBundlesRequest asks for the live bundles.
@@ -899,7 +908,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\vpublishedAt\x12!\n" +
 	"\fpublished_by\x18\v \x01(\tR\vpublishedBy\"C\n" +
 	"\x0eBundleFindings\x121\n" +
-	"\bfindings\x18\x01 \x03(\v2\x15.cedarpost.v1.FindingR\bfindings\"\x9d\x02\n" +
+	"\bfindings\x18\x01 \x03(\v2\x15.cedarpost.v1.FindingR\bfindings\"\xb5\x02\n" +
 	"\aFinding\x12:\n" +
 	"\bseverity\x18\x01 \x01(\x0e2\x1e.cedarpost.v1.Finding.SeverityR\bseverity\x12\x12\n" +
 	"\x04file\x18\x02 \x01(\tR\x04file\x12\x12\n" +
@@ -908,7 +917,8 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x06policy\x18\x05 \x01(\tR\x06policy\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12\x12\n" +
 	"\x04hint\x18\a \x01(\tR\x04hint\x12\x12\n" +
-	"\x04test\x18\b \x01(\bR\x04test\"<\n" +
+	"\x04test\x18\b \x01(\bR\x04test\x12\x16\n" +
+	"\x06bundle\x18\t \x01(\tR\x06bundle\"<\n" +
 	"\bSeverity\x12\x18\n" +
 	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05ERROR\x10\x01\x12\v\n" +
