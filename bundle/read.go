@@ -48,7 +48,7 @@ func ReadDir(dir string) (*Bundle, error) {
 
 // Read reads the bundle at the root of a file system. Names that start with a
 // dot, README files and file types that a bundle does not know are left out,
-// but a file that looks like a misspelt part of a bundle is a problem.
+// but a file that looks like a misspelled part of a bundle is a problem.
 func Read(fsys fs.FS, defaultName string) (*Bundle, error) {
 	w := walker{fsys: fsys}
 	if err := fs.WalkDir(fsys, ".", w.visit); err != nil && !errors.Is(err, errStop) {

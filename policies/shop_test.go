@@ -121,10 +121,9 @@ func (s *shop) catalogue() {
 		segs := strings.Split("Order."+f.Path, ".")
 		for i := range segs {
 			uid := types.NewEntityUID("Shop::Field", types.String(strings.Join(segs[:i+1], ".")))
-			switch {
-			case i == 0:
+			if i == 0 {
 				add(uid)
-			default:
+			} else {
 				add(uid, types.NewEntityUID("Shop::Field", types.String(strings.Join(segs[:i], "."))))
 			}
 			if i == len(segs)-1 {

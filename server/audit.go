@@ -120,7 +120,7 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 func decodeRecord(row store.Decision) (*cedarpostv1.DecisionRecord, error) {
 	rec := &cedarpostv1.DecisionRecord{}
 	if err := proto.Unmarshal(row.Record, rec); err != nil {
-		return nil, fmt.Errorf("record of decision %s: %w", uuid.UUID(row.ID), err)
+		return nil, fmt.Errorf("record of decision %s: %w", row.ID, err)
 	}
 	return rec, nil
 }

@@ -18,7 +18,7 @@ const authorizePath = "/cedarpost.v1.AuthorizationService/Authorize"
 // code and message.
 func post(t *testing.T, url, token, contentType string, body []byte, header ...string) (int, string, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), "POST", url, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -90,6 +90,12 @@ func rawFromStore(row store.Entity) (engine.RawEntity, error) {
 	return raw, nil
 }
 
+// storedError is a stored entity that its own schema refuses. It is deliberately
+// no engine.RequestError: the caller did nothing wrong.
+type storedError struct{ msg string }
+
+func (e *storedError) Error() string { return "stored: " + e.msg }
+
 // readStored reads a stored entity by the schema of a set.
 func readStored(set *engine.Set, row store.Entity) (*engine.Entity, error) {
 	raw, err := rawFromStore(row)
@@ -99,7 +105,7 @@ func readStored(set *engine.Set, row store.Entity) (*engine.Entity, error) {
 	e, err := set.ReadEntity(raw)
 	if err != nil {
 		// Not the caller's mistake: publishing makes sure stored entities fit.
-		return nil, fmt.Errorf("stored: %s", err)
+		return nil, &storedError{err.Error()}
 	}
 	return e, nil
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"errors"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -85,7 +86,8 @@ func FuzzAuthorizeJSON(f *testing.F) {
 			pool.Add(m, nil)
 		}
 		if _, err := set.Decide(q, sl); err != nil {
-			if _, bad := err.(*engine.RequestError); !bad {
+			var bad *engine.RequestError
+			if !errors.As(err, &bad) {
 				t.Fatal(err)
 			}
 		}

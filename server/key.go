@@ -24,8 +24,8 @@ const keyPrefix = "cedarpost_"
 // bootstrapName is the caller that the first key stands for.
 const bootstrapName = "bootstrap"
 
-// ErrKeyElsewhere: a first key was made before, and the file does not hold one
-// that the database knows.
+// ErrKeyElsewhere says that a first key was made before, and that the file does not
+// hold one that the database knows.
 var ErrKeyElsewhere = errors.New("the database has a bootstrap key already, and this file does not hold it")
 
 // BootstrapKey makes the first API key, with all rights, once for a database,

@@ -45,8 +45,8 @@ func TestBundlesThatAreRefused(t *testing.T) {
 	s := docServer(t)
 	s.MustPut(user(t, "ann"))
 	before := revision(t, s)
-	with := func(old, new string) []bundle.File {
-		return servertest.Files("schema.cedarschema", strings.ReplaceAll(docSchema, old, new), "policies.cedar", docPolicies)
+	with := func(old, now string) []bundle.File {
+		return servertest.Files("schema.cedarschema", strings.ReplaceAll(docSchema, old, now), "policies.cedar", docPolicies)
 	}
 	policy := func(text string, more ...string) []bundle.File {
 		return servertest.Files(append([]string{"schema.cedarschema", docSchema, "p.cedar", text}, more...)...)

@@ -146,7 +146,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 				return nil, err
 			}
 		}
-		if err := s.listen(p.name, p.addr, p.handler, cert, p.open); err != nil {
+		if err := s.listen(ctx, p.name, p.addr, p.handler, cert, p.open); err != nil {
 			return nil, err
 		}
 	}
@@ -180,8 +180,8 @@ func serviceOf(procedure string) string {
 	return ""
 }
 
-func (s *Server) listen(name, addr string, h http.Handler, cert *certificate, open bool) error {
-	l, err := net.Listen("tcp", addr)
+func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, cert *certificate, open bool) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 	if err != nil {
 		return fmt.Errorf("%s plane: %w", name, err)
 	}

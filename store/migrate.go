@@ -43,7 +43,7 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 	}
 
 	pool := stdlib.OpenDB(*config)
-	defer pool.Close()
+	defer func() { _ = pool.Close() }()
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}

@@ -59,9 +59,9 @@ func condition(t *rapid.T, depth int, box, field bool) string {
 		`context.field in W::Field::"Box.c"`, `context.field in [W::FieldGroup::"g2", W::Field::"Box.a"]`, `context.field != W::Field::"Box.f"`,
 		`[W::Field::"Box.a", W::Field::"Box.h"].contains(context.field)`,
 	}
-	list := append(atoms, resource...)
+	list := slices.Concat(atoms, resource)
 	if field {
-		list = append(append(list, fields...), fields...)
+		list = slices.Concat(list, fields, fields)
 	}
 	if depth == 0 {
 		return pick(t, "atom", list...)

@@ -112,9 +112,10 @@ func checkSchemaNesting(text string) *textError {
 			line, col, inComment = line+1, 0, false
 		case inComment:
 		case inString:
-			if c == '\\' {
+			switch c {
+			case '\\':
 				i++
-			} else if c == '"' {
+			case '"':
 				inString = false
 			}
 		case c == '"':

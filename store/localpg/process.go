@@ -86,8 +86,9 @@ func stopOrphan(data string) error {
 	}
 	line, _, _ := strings.Cut(string(file), "\n")
 	pid, err := strconv.Atoi(line)
+	// Left behind by a crash, Postgres clears it away itself.
 	if err != nil || !servesData(pid, data) {
-		return nil // left behind by a crash; Postgres clears it away
+		return nil //nolint:nilerr // a file without a number was left behind, too
 	}
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
 		_ = syscall.Kill(pid, signal) // it may just have ended

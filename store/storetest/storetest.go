@@ -29,7 +29,7 @@ import (
 const (
 	// URLEnv names an existing server to use, by the URL of a superuser.
 	URLEnv = "CEDARPOST_TEST_DATABASE_URL"
-	// KeepEnv, if not empty, keeps the server's folder when a test failed.
+	// KeepEnv keeps, if it is not empty, the server's folder when a test failed.
 	KeepEnv = "CEDARPOST_TEST_KEEP"
 )
 
