@@ -29,7 +29,8 @@ type recorder struct {
 	log    *slog.Logger
 	metric *metrics
 	queue  chan *pendingRecord
-	done   chan struct{}
+	stop   chan struct{} // closed to ask run to finish
+	done   chan struct{} // closed when it has
 }
 
 // pendingRecord is one call's rows and who waits for them.
@@ -44,6 +45,7 @@ func newRecorder(db *store.DB, log *slog.Logger, m *metrics) *recorder {
 		log:    log,
 		metric: m,
 		queue:  make(chan *pendingRecord, recordQueue),
+		stop:   make(chan struct{}),
 		done:   make(chan struct{}),
 	}
 	go r.run()
@@ -90,16 +92,23 @@ func (r *recorder) record(ctx context.Context, rows []store.Decision) error {
 func (r *recorder) run() {
 	defer close(r.done)
 	defer r.writer.Close()
-	for first := range r.queue {
+	for {
+		var first *pendingRecord
+		select {
+		case first = <-r.queue:
+		case <-r.stop:
+			select {
+			case first = <-r.queue:
+			default:
+				return
+			}
+		}
 		batch := []*pendingRecord{first}
 		rows := first.rows
 	fill:
 		for len(rows) < recordRows {
 			select {
-			case p, ok := <-r.queue:
-				if !ok {
-					break fill
-				}
+			case p := <-r.queue:
 				batch = append(batch, p)
 				rows = append(rows, p.rows...)
 			default:
@@ -122,8 +131,9 @@ func (r *recorder) run() {
 	}
 }
 
-// close commits what is queued and stops. No record call may come after it.
+// close commits what is queued and stops. A record call that comes later, or too
+// late to be committed, gets an error.
 func (r *recorder) close() {
-	close(r.queue)
+	close(r.stop)
 	<-r.done
 }
