@@ -319,6 +319,8 @@ func publicError(err error) *connect.Error {
 		return connect.NewError(connect.CodeUnavailable, err.Error())
 	case errors.Is(err, errQueueFull):
 		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
+	case errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
+		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors; nothing was decided", engine.MaxAncestors)
 	case errors.Is(err, store.ErrNotFound):
 		return connect.NewError(connect.CodeNotFound, "not found")
 	case errors.Is(err, store.ErrPolicyChanged):

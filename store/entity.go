@@ -77,9 +77,12 @@ func scanEntity(row pgx.CollectableRow) (Entity, error) {
 	return r.entity(), err
 }
 
+// MaxLoad bounds the ancestors that one LoadEntities reads.
+const MaxLoad = 20_000
+
 // LoadEntities reads the named entities as they were at the revision, and all
 // their ancestors, each once, in no particular order, in one round trip. What is
-// not stored is left out.
+// not stored is left out. The error is [ErrTooManyAncestors] beyond [MaxLoad].
 func (db *DB) LoadEntities(ctx context.Context, revision int64, uids []UID) (_ []Entity, err error) {
 	defer wrap(&err, "load entities")
 	// UNION drops what was reached before, so cycles end. The lateral joins look one
@@ -106,10 +109,17 @@ func (db *DB) LoadEntities(ctx context.Context, revision int64, uids []UID) (_ [
 			select attrs, tags, parents, since, until from entities
 			where type = reached.type and id = reached.id and since <= $1
 			order by since desc limit 1
-		) e on e.until is null or e.until > $1`
+		) e on e.until is null or e.until > $1
+		limit $4`
 	types, ids := split(uids)
-	rows, _ := db.pool.Query(ctx, query, revision, types, ids)
-	return pgx.CollectRows(rows, scanEntity)
+	most := len(uids) + MaxLoad
+	rows, _ := db.pool.Query(ctx, query, revision, types, ids, most+1)
+	found, err := pgx.CollectRows(rows, scanEntity)
+	if err == nil && len(found) > most {
+		// A part of the ancestors would decide as if the others were not there.
+		return nil, ErrTooManyAncestors
+	}
+	return found, err
 }
 
 // GetEntity reads one entity as it was at the revision. The error is

@@ -38,6 +38,8 @@ var (
 	ErrCycle = errors.New("would be its own ancestor")
 	// ErrTooManyMembers: a cascade would drop more than [MaxCascade] memberships.
 	ErrTooManyMembers = errors.New("too many members to drop at once")
+	// ErrTooManyAncestors: more than [MaxLoad] ancestors would have to be read.
+	ErrTooManyAncestors = errors.New("too many ancestors")
 	// ErrPolicyChanged: a bundle was published since the write was checked.
 	// Nothing was written: check again against the new policies, and retry.
 	ErrPolicyChanged = errors.New("policies changed meanwhile")

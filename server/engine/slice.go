@@ -1,14 +1,19 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 
 	"github.com/cedar-policy/cedar-go"
 )
 
-// MaxAncestors bounds the ancestors that one question may visit.
+// MaxAncestors bounds the ancestors of one entity in a question.
 const MaxAncestors = 10_000
+
+// ErrTooManyAncestors is a question that cannot be decided because an entity has
+// more than MaxAncestors.
+var ErrTooManyAncestors = errors.New("too many ancestors")
 
 // Entity is one entity as stored or as it came with a request.
 type Entity struct {
@@ -183,7 +188,7 @@ func (sl *Slice) closure(e *Entity) ([]cedar.EntityUID, error) {
 		seen[uid] = true
 		out = append(out, uid)
 		if len(out) > MaxAncestors {
-			return nil, badf("%s has more than %d ancestors", e.UID, MaxAncestors)
+			return nil, fmt.Errorf("%w: %s has more than %d", ErrTooManyAncestors, e.UID, MaxAncestors)
 		}
 		if parent, _ := sl.lookup(uid); parent != nil {
 			queue = append(queue, parent.Parents...)
