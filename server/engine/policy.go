@@ -215,8 +215,30 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 		resource:   scopeOf(tree.Resource),
 		action:     actionScopeOf(tree.Action),
 	}
+	if tooLong(tree) {
+		return nil, &textError{st.line, st.column, fmt.Sprintf("has a text of more than %d bytes", MaxStringBytes), "comparing long texts takes long"}
+	}
 	p.walk(tree)
 	return p, nil
+}
+
+// tooLong finds text literals and patterns beyond the cap on strings. Matching a
+// pattern takes time by its length times that of the text.
+func tooLong(tree *xast.Policy) bool {
+	found := false
+	for _, c := range tree.Conditions {
+		xast.Inspect(xast.NewNode(c.Body), func(n xast.IsNode) bool {
+			switch t := n.(type) {
+			case xast.NodeTypeLike:
+				found = found || len(t.Value.MarshalCedar()) > MaxStringBytes
+			case xast.NodeValue:
+				s, ok := t.Value.(cedar.String)
+				found = found || ok && len(s) > MaxStringBytes
+			}
+			return !found
+		})
+	}
+	return found
 }
 
 func scopeOf(n xast.IsScopeNode) scope {
