@@ -60,6 +60,10 @@ fuzz-short: ## Run each fuzz target for 10 s (FUZZTIME=1m for more)
 bench: postgres ## Run the benchmarks
 	go test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
+.PHONY: bench-engine
+bench-engine: ## Run the benchmarks of the engine alone
+	go test -run '^$$' -bench . -benchmem -timeout 30m ./server/engine
+
 .PHONY: lint
 lint: ## Look for mistakes with golangci-lint
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION) run

@@ -418,14 +418,36 @@ func (s *Set) matchedActions(p *policy) []*action {
 
 // index puts each policy under the actions it could decide.
 func (c *compiler) index() {
+	type scope struct {
+		bundle string
+		group  cedar.EntityUID // zero: every action
+	}
+	parts := map[scope]*part{}
 	for _, b := range c.set.bundles {
 		for _, p := range b.policies {
-			for _, a := range c.set.matchedActions(p) {
-				a.index.add(p)
+			if !p.action.all && (!p.action.in || len(p.action.uids) > 1) {
+				for _, a := range c.set.matchedActions(p) {
+					a.index.add(p)
+				}
+				continue
 			}
+			key := scope{bundle: b.name}
+			if !p.action.all {
+				key.group = p.action.uids[0]
+			}
+			pt := parts[key]
+			if pt == nil {
+				pt = newPart()
+				parts[key] = pt
+				for _, a := range c.set.matchedActions(p) {
+					a.index.share(pt)
+				}
+			}
+			pt.add(p)
 		}
 	}
 	for _, a := range c.set.actions {
+		a.index.done()
 		if a.fieldOf != nil {
 			c.set.classify(a)
 		}

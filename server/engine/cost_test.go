@@ -22,7 +22,9 @@ func TestCostlyShapes(t *testing.T) {
 		}
 		sets = append(sets, inner)
 	}
-	nest := func(open, body, shut string, n int) string { return strings.Repeat(open, n) + body + strings.Repeat(shut, n) }
+	nest := func(open, body, shut string, n int) string {
+		return strings.Repeat(open, n) + body + strings.Repeat(shut, n)
+	}
 	for name, condition := range map[string]string{
 		"pattern":     `context.s like "` + strings.Repeat("*a", MaxStringBytes/2-10) + `b"`,
 		"sets":        `context.sets.containsAll(principal.sets) && principal.sets.containsAny(context.sets) && principal.sets == context.sets`,

@@ -196,6 +196,7 @@ func (s *Set) classify(f *action) {
 		}
 	})
 	f.classes = map[cedar.EntityType][]int{}
+	f.leads = map[cedar.EntityType]map[*policy][]uint64{}
 	for _, t := range f.appliesTo.Resources {
 		cat := s.catalogues[t]
 		if cat == nil {
@@ -218,7 +219,31 @@ func (s *Set) classify(f *action) {
 			classes[i] = id
 		}
 		f.classes[t] = classes
+		f.leads[t] = s.leadsByClass(f, cat, classes, len(ids))
 	}
+}
+
+// leadsByClass asks each policy's leading condition once for each class: one bit
+// each.
+func (s *Set) leadsByClass(f *action, cat *catalogue, classes []int, n int) map[*policy][]uint64 {
+	one := make([]cedar.Entity, n) // a leaf of each class
+	for i, c := range classes {
+		one[c] = s.static[cat.leaves[i].uid]
+	}
+	out := map[*policy][]uint64{}
+	f.index.each(func(p *policy) {
+		if p.field.lead == nil {
+			return
+		}
+		bits := make([]uint64, (n+63)/64)
+		for c, field := range one {
+			if p.field.lead.ask(field) {
+				bits[c/64] |= 1 << (c % 64)
+			}
+		}
+		out[p] = bits
+	})
+	return out
 }
 
 // fieldReasons are the policies behind the fields of one decision, each once.
@@ -277,6 +302,14 @@ func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 	}
 	verdicts := map[int]verdict{}
 	var narrowed policies
+	var leads [][]uint64 // of cands
+	if classes != nil {
+		byPolicy := f.leads[q.request.Resource.Type]
+		leads = make([][]uint64, len(cands))
+		for i, p := range cands {
+			leads[i] = byPolicy[p]
+		}
+	}
 	for _, l := range q.leaves {
 		if classes != nil {
 			if v, ok := verdicts[classes[l.index]]; ok {
@@ -287,8 +320,18 @@ func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 		use := cands
 		if !s.plainFields {
 			narrowed = narrowed[:0]
-			for _, p := range cands {
-				if p.field.lead == nil || p.field.lead.ask(s.static[l.uid]) {
+			for i, p := range cands {
+				var pass bool
+				switch {
+				case p.field.lead == nil:
+					pass = true
+				case classes != nil:
+					c := classes[l.index]
+					pass = leads[i][c/64]&(1<<(c%64)) != 0
+				default:
+					pass = p.field.lead.ask(s.static[l.uid])
+				}
+				if pass {
 					narrowed = append(narrowed, p)
 				}
 			}

@@ -38,24 +38,33 @@ func (s *Set) deniedAtFunction(q *Question, object verdict, e *entities) bool {
 }
 
 // permitsFor yields the permits whose scope does not exclude the principal, for
-// any resource.
+// any resource; of permits that no principal can tell apart, one.
 func (ix *index) permitsFor(principal cedar.EntityUID, e *entities) iter.Seq[*policy] {
 	return func(yield func(*policy) bool) {
 		each := func(list []*policy) bool {
 			for _, p := range list {
-				if !p.forbid && !yield(p) {
+				// "principal == X" does not match by an ancestor.
+				if p.principal.hasUID && !p.principal.in && p.principal.uid != principal {
+					continue
+				}
+				if !yield(p) {
 					return false
 				}
 			}
 			return true
 		}
-		if !each(ix.rest) || !each(ix.permitsByResource) || !each(ix.byPrincipal[principal]) {
-			return
-		}
-		for a := range e.ancestors(principal) {
-			// "principal == X" does not match by an ancestor.
-			for _, p := range ix.byPrincipal[a] {
-				if a != principal && !p.forbid && p.principal.in && !yield(p) {
+		for n := range ix.nodes(principal, e) {
+			if !each(n.doors) {
+				return
+			}
+			if len(n.doorsIn) == 0 {
+				continue
+			}
+			if !each(n.doorsIn[principal]) {
+				return
+			}
+			for a := range e.ancestors(principal) {
+				if a != principal && !each(n.doorsIn[a]) {
 					return
 				}
 			}

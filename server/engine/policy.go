@@ -40,6 +40,11 @@ type policy struct {
 	// conjuncts are the top-level conjuncts of a permit that do not mention the
 	// resource, each compiled as a policy of its own.
 	conjuncts []*cedar.Policy
+	// conjunctText is their text: permits of one text are shut alike.
+	conjunctText string
+	// within is the X of a conjunct "principal in X": who is not in X finds the
+	// permit shut.
+	within *cedar.EntityUID
 	// anyResource: neither the scope (beyond a type) nor a condition looks at
 	// the resource.
 	anyResource bool
@@ -289,7 +294,14 @@ func (p *policy) walk(tree *xast.Policy) {
 				Resource:   xast.ScopeTypeAll{},
 				Conditions: []xast.ConditionType{{Condition: xast.ConditionWhen, Body: part}},
 			}
-			p.conjuncts = append(p.conjuncts, cedar.NewPolicyFromAST((*ast.Policy)(one)))
+			compiled := cedar.NewPolicyFromAST((*ast.Policy)(one))
+			p.conjuncts = append(p.conjuncts, compiled)
+			p.conjunctText += string(compiled.MarshalCedar())
+			if in, ok := part.(xast.NodeTypeIn); ok && isPrincipal(in.Left) {
+				if uid, ok := entityLiteral(in.Right); ok {
+					p.within = &uid
+				}
+			}
 		}
 	}
 }
@@ -350,3 +362,8 @@ func literals(tree *xast.Policy, fn func(cedar.EntityUID)) {
 
 // tree returns the policy's syntax tree.
 func (p *policy) tree() *xast.Policy { return (*xast.Policy)(p.compiled.AST()) }
+
+func isPrincipal(n xast.IsNode) bool {
+	v, ok := n.(xast.NodeTypeVariable)
+	return ok && v.Name == "principal"
+}

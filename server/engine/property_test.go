@@ -84,7 +84,7 @@ func worldPolicy(t *rapid.T, id int) string {
 	effect := pick(t, "effect", "permit", "permit", "forbid")
 	principal := pick(t, "principal", "principal", "principal is W::User", `principal == W::User::"u1"`, `principal in W::Group::"x"`, `principal is W::User in W::Group::"z"`)
 	action := pick(t, "action", `action == W::Action::"Look"`, `action == W::Action::"Look"`, `action == W::Action::"Look.field"`, `action == W::Action::"Look.field"`,
-		`action in W::Action::"All"`, `action == W::Action::"Burn"`, `action in [W::Action::"Look", W::Action::"Burn"]`)
+		"action", `action in W::Action::"All"`, `action == W::Action::"Burn"`, `action in [W::Action::"Look", W::Action::"Burn"]`)
 	resource := pick(t, "resource", "resource", "resource is W::Box", "resource is W::Box", "resource is W::Lid", `resource == W::Box::"b1"`, `resource in W::Box::"b2"`)
 	if strings.Contains(action, "Burn") && resource == "resource is W::Lid" {
 		resource = "resource"
@@ -105,10 +105,20 @@ func world(t *rapid.T) *Set {
 		texts = append(texts, worldPolicy(t, i))
 	}
 	src := Source{Name: "w", Schema: worldSchema, Fields: worldFields, SkipForbidErrors: rapid.Bool().Draw(t, "skip")}
+	// Guardrails join; a neighbour's permits must not.
+	rails := Source{Name: Guardrails, Policies: []PolicyText{{Text: `@id("calm") forbid (principal, action, resource);`}}}
+	if rapid.Bool().Draw(t, "calm") {
+		rails.Policies[0].Text = `@id("calm") forbid (principal in W::Group::"z", action, resource) when { principal is W::User && principal.n > 3 };`
+	}
+	if rapid.Bool().Draw(t, "no rails") {
+		rails.Policies = nil
+	}
+	open := Source{Name: "open", Schema: "namespace O { entity E; action A appliesTo { principal: [W::User], resource: [W::Box] }; }",
+		Policies: []PolicyText{{Text: `@id("all") permit (principal, action, resource);`}}}
 	for _, text := range texts {
 		src.Policies = append(src.Policies, PolicyText{File: "p.cedar", Text: text})
 	}
-	set, findings := Compile([]Source{src}, nil)
+	set, findings := Compile([]Source{src, rails, open}, nil)
 	if set == nil {
 		// Some draws do not validate, for example a condition that is false for
 		// every type; they say nothing here.
@@ -249,8 +259,10 @@ func TestSlicedEqualsFull(t *testing.T) {
 				continue
 			}
 			all := cedar.NewPolicySet()
-			for _, p := range set.bundles["w"].policies {
+			skip := map[cedar.PolicyID]bool{}
+			for _, p := range slices.Concat(set.bundles["w"].policies, set.bundles[Guardrails].policies) {
 				all.Add(p.name, p.compiled)
+				skip[p.name] = set.bundles[p.ref.Bundle].skipForbidErrors
 			}
 			decision, diag := cedar.Authorize(all, full(set, stored), q.request)
 			var reasons, failed []string
@@ -259,7 +271,7 @@ func TestSlicedEqualsFull(t *testing.T) {
 			}
 			for _, e := range diag.Errors {
 				failed = append(failed, string(e.PolicyID))
-				if all.Get(e.PolicyID).Effect() == cedar.Forbid && !set.bundles["w"].skipForbidErrors {
+				if all.Get(e.PolicyID).Effect() == cedar.Forbid && !skip[e.PolicyID] {
 					if decision == cedar.Allow {
 						reasons = nil
 					}

@@ -39,6 +39,8 @@ type action struct {
 	index          *index
 	// classes sorts the leaves of each resource type, for a ".field" action.
 	classes map[cedar.EntityType][]int
+	// leads says for which classes a policy's leading condition holds.
+	leads map[cedar.EntityType]map[*policy][]uint64
 }
 
 // leaf is one field that is decided: a catalogued path with no path below it.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/cedar-policy/cedar-go"
 )
@@ -65,6 +66,8 @@ type Slice struct {
 	pool    *Pool
 	visited map[cedar.EntityUID]int // remaining depth, 0 for ancestors and plain references
 	missing []cedar.EntityUID
+	// complete: the last walk found everything, so visited stands.
+	complete bool
 }
 
 // NewSlice starts the slice of a question on a pool, which several questions of
@@ -77,7 +80,10 @@ func (s *Set) NewSlice(q *Question, pool *Pool) *Slice {
 // nothing when the slice is complete. It asks at most once for each level of
 // dereference.
 func (sl *Slice) Missing() []cedar.EntityUID {
-	sl.visited = map[cedar.EntityUID]int{}
+	if sl.complete {
+		return nil
+	}
+	sl.visited = make(map[cedar.EntityUID]int, 16)
 	sl.missing = nil
 	if sl.q.inapplicable {
 		return nil
@@ -89,6 +95,7 @@ func (sl *Slice) Missing() []cedar.EntityUID {
 	sl.visit(sl.q.request.Principal, level)
 	sl.visit(sl.q.request.Resource, level)
 	entitiesIn(sl.q.request.Context, func(uid cedar.EntityUID) { sl.visit(uid, level) })
+	sl.complete = len(sl.missing) == 0
 	return sl.missing
 }
 
@@ -155,7 +162,7 @@ func (sl *Slice) entities() (*entities, error) {
 			return nil, badf("entity %s came with the request, but nothing in the request refers to it", uid)
 		}
 	}
-	out := &entities{static: sl.set.static, slice: make(map[cedar.EntityUID]cedar.Entity, len(sl.visited))}
+	out := &entities{static: sl.set.static, slice: make(map[cedar.EntityUID]cedar.Entity, 4)}
 	for uid, depth := range sl.visited {
 		e, _ := sl.lookup(uid)
 		if e == nil || depth < 1 {
@@ -165,10 +172,11 @@ func (sl *Slice) entities() (*entities, error) {
 		if err != nil {
 			return nil, err
 		}
-		out.slice[uid] = cedar.Entity{
-			UID: uid, Attributes: e.Attrs, Tags: e.Tags,
-			Parents: cedar.NewEntityUIDSet(closed...),
+		ent := cedar.Entity{UID: uid, Attributes: e.Attrs, Tags: e.Tags}
+		if len(closed) > 0 {
+			ent.Parents = cedar.NewEntityUIDSet(closed...)
 		}
+		out.slice[uid] = ent
 	}
 	return out, nil
 }
@@ -176,22 +184,38 @@ func (sl *Slice) entities() (*entities, error) {
 // closure returns all ancestors of e. Giving them to Cedar as direct parents
 // equals the real graph and saves it the walk.
 func (sl *Slice) closure(e *Entity) ([]cedar.EntityUID, error) {
-	seen := map[cedar.EntityUID]bool{}
-	queue := append([]cedar.EntityUID(nil), e.Parents...)
-	var out []cedar.EntityUID
-	for len(queue) > 0 {
-		uid := queue[0]
-		queue = queue[1:]
-		if seen[uid] {
-			continue
+	if len(e.Parents) == 0 {
+		return nil, nil
+	}
+	const few = 16 // up to so many, looking through a list beats a map
+	var seen map[cedar.EntityUID]bool
+	out := make([]cedar.EntityUID, 0, len(e.Parents)+4)
+	add := func(list []cedar.EntityUID) {
+		for _, uid := range list {
+			if seen == nil && len(out) == few {
+				seen = make(map[cedar.EntityUID]bool, 4*few)
+				for _, u := range out {
+					seen[u] = true
+				}
+			}
+			if seen != nil {
+				if seen[uid] {
+					continue
+				}
+				seen[uid] = true
+			} else if slices.Contains(out, uid) {
+				continue
+			}
+			out = append(out, uid)
 		}
-		seen[uid] = true
-		out = append(out, uid)
+	}
+	add(e.Parents)
+	for i := 0; i < len(out); i++ { // out grows
 		if len(out) > MaxAncestors {
 			return nil, fmt.Errorf("%w: %s has more than %d", ErrTooManyAncestors, e.UID, MaxAncestors)
 		}
-		if parent, _ := sl.lookup(uid); parent != nil {
-			queue = append(queue, parent.Parents...)
+		if parent, _ := sl.lookup(out[i]); parent != nil {
+			add(parent.Parents)
 		}
 	}
 	return out, nil
