@@ -19,6 +19,9 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
+// maxErrors caps the failed policies that an answer and its record list.
+const maxErrors = 100
+
 // authorizationService answers questions. A call goes: snapshot, question,
 // slice, decision, record, answer. Nothing leaves before the record is
 // committed, and whatever fails on the way is an error, never an allow.
@@ -131,6 +134,9 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, check
 	rows := make([]store.Decision, 0, len(checks))
 	for i, c := range checks {
 		a := &answers[i]
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		if a.err != nil {
 			continue
 		}
@@ -225,7 +231,7 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 		Principal: req.Principal, Action: req.Action, Resource: req.Resource,
 		Context: evaluated, FieldsAsked: req.Fields, Entities: req.Entities,
 		Decision: resp.Decision, DeniedAt: resp.DeniedAt, Fields: resp.Fields,
-		DeterminingPolicies: resp.DeterminingPolicies, Errors: resp.Errors,
+		DeterminingPolicies: resp.DeterminingPolicies, Errors: resp.Errors, ErrorsOmitted: resp.ErrorsOmitted,
 		Obligations: resp.Obligations, Advice: resp.Advice,
 		RequestId: req.RequestId, TraceId: traceFrom(ctx),
 		EvaluationTime: durationpb.New(took), Engine: engine.Version,
@@ -259,7 +265,11 @@ func respond(res *engine.Result) *cedarpostv1.AuthorizeResponse {
 	for _, p := range res.Policies {
 		out.DeterminingPolicies = append(out.DeterminingPolicies, policyRef(p))
 	}
-	for _, e := range res.Errors {
+	for i, e := range res.Errors {
+		if i == maxErrors {
+			out.ErrorsOmitted = int32(len(res.Errors) - i)
+			break
+		}
 		out.Errors = append(out.Errors, &cedarpostv1.PolicyError{Policy: policyRef(e.Policy), Message: e.Message})
 	}
 	for _, o := range res.Obligations {
@@ -296,7 +306,7 @@ func askFrom(r *cedarpostv1.AuthorizeRequest, nowMillis int64) engine.Ask {
 		Principal: cedarUID(r.Principal), Action: cedarUID(r.Action), Resource: cedarUID(r.Resource),
 		Context: r.Context.AsMap(), NowMillis: nowMillis,
 	}
-	if f := r.Fields; f != nil && (f.All || len(f.Paths) > 0) {
+	if f := r.Fields; f != nil {
 		a.FieldsAsked, a.Paths, a.All, a.RequireAll = true, f.Paths, f.All, f.RequireAll
 	}
 	for _, e := range r.Entities {

@@ -20,6 +20,9 @@ const (
 	// publishRetries bounds how often a write is checked anew because policies
 	// changed between its check and its commit.
 	publishRetries = 5
+	// outcomeUnknown is what a writer hears when the reply to a commit may have
+	// been lost.
+	outcomeUnknown = "the service could not write, or could not learn whether it did; read before you try again"
 )
 
 // entityService writes and reads entities. Everything written is checked against
@@ -153,7 +156,7 @@ func atOperation(i int, err error) error {
 func writeError(err error) error {
 	var oe *store.OpError
 	if !errors.As(err, &oe) {
-		return err
+		return connect.NewError(connect.CodeUnavailable, outcomeUnknown).WithCause(err)
 	}
 	code := connect.CodeFailedPrecondition
 	msg := oe.Err.Error()

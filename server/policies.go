@@ -26,6 +26,7 @@ const (
 	maxBundleFiles = 10_000
 	filePart       = 1 << 20
 	maxMisfits     = 20     // stored entities that a refusal names
+	maxUploads     = 4      // bundles at once, each up to maxBundleBytes
 	maxMentions    = 10_000 // entities named by policies that are looked up
 	maxUnstored    = 50     // warnings of such entities
 )
@@ -34,10 +35,21 @@ const (
 type policyService struct {
 	db       *store.DB
 	follower *follower
+	uploads  chan struct{} // a place for each upload at once
+}
+
+func newPolicyService(db *store.DB, f *follower) *policyService {
+	return &policyService{db: db, follower: f, uploads: make(chan struct{}, maxUploads)}
 }
 
 // ApplyBundle implements cedarpost.v1.PolicyService.
 func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1connect.PolicyServiceApplyBundleServerStream) (*cedarpostv1.ApplyBundleResponse, error) {
+	select {
+	case s.uploads <- struct{}{}:
+		defer func() { <-s.uploads }()
+	default:
+		return nil, connect.NewError(connect.CodeResourceExhausted, "other bundles are being uploaded; try again in a moment")
+	}
 	header, files, err := receiveBundle(stream)
 	if err != nil {
 		return nil, err
@@ -142,11 +154,9 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 			return applied(snap, snap.bundles[i], snap.position.Number, false, report), nil
 		}
 	}
-	schemaChanged := !set.SameSchema(snap.set)
-	if schemaChanged {
-		if err := s.checkStored(ctx, snap, set); err != nil {
-			return nil, err
-		}
+	changed := set.ChangedTypes(snap.set)
+	if err := s.checkStored(ctx, snap, set, changed); err != nil {
+		return nil, err
 	}
 	if err := s.mentions(ctx, snap, set, b.Name, report); err != nil {
 		return nil, err
@@ -161,13 +171,14 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	p.Caller = callerFrom(ctx)
 	p.Bundle.PublishedBy = p.Caller
 	p.BaseRevision, p.EntitiesRevision = snap.policyRevision, snap.position.Number
-	p.Recheck = func(changed []store.Entity) error {
-		if !schemaChanged {
-			return nil
-		}
-		return misfits(set, changed)
+	p.Recheck = func(entities []store.Entity) error {
+		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }))
 	}
 	revision, _, err := s.db.PublishBundle(ctx, p)
+	var refused *connect.Error
+	if err != nil && !errors.As(err, &refused) && !errors.Is(err, store.ErrPolicyChanged) {
+		err = connect.NewError(connect.CodeUnavailable, outcomeUnknown).WithCause(err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -239,10 +250,13 @@ func publication(b *bundle.Bundle, set *engine.Set) (store.Publish, error) {
 	return p, nil
 }
 
-// checkStored reads every stored entity by the new schema.
-func (s *policyService) checkStored(ctx context.Context, snap *snapshot, set *engine.Set) error {
+// checkStored reads the stored entities of types that changed by the new schema.
+func (s *policyService) checkStored(ctx context.Context, snap *snapshot, set *engine.Set, types []string) error {
+	if len(types) == 0 {
+		return nil
+	}
 	var bad misfitList
-	err := s.db.EachEntity(ctx, snap.position.Number, nil, func(e store.Entity) error {
+	err := s.db.EachEntity(ctx, snap.position.Number, types, func(e store.Entity) error {
 		bad.check(set, e)
 		return nil
 	})

@@ -74,6 +74,10 @@ func TestBundlesThatAreRefused(t *testing.T) {
 		{"megabyte of !", policy(`@id("a") ` + permit + " when { " + strings.Repeat("!", 1<<20) + "true };"), connect.CodeInvalidArgument, "p.cedar:1", ""},
 		{"long pattern", policy(`@id("a") ` + permit + ` when { principal has nick && principal.nick like "` + strings.Repeat("*a", 3000) + `" };`), connect.CodeInvalidArgument, "p.cedar:1", "more than 4096 bytes"},
 		{"request type as parent", with("entity User in [Group]", "entity User in [Group, Draft]"), connect.CodeInvalidArgument, "", "never stored"},
+		{"name of Cedar's own", servertest.Files("schema.cedarschema", "entity String;"), connect.CodeInvalidArgument, "schema.cedarschema", "name of Cedar's own"},
+		{"types that double", servertest.Files("schema.cedarschema", doubling(30)), connect.CodeInvalidArgument, "", "common types are written out"},
+		{"types in a circle", servertest.Files("schema.cedarschema", "namespace A { type T = { a: U }; type U = { b: T }; entity E { t: T }; }"), connect.CodeInvalidArgument, "schema.cedarschema", ""},
+		{"too many combinations", servertest.Files("schema.cedarschema", combinations(150)), connect.CodeInvalidArgument, "schema.cedarschema", "limit is 20000"},
 		{"reserved namespace", servertest.Files("schema.cedarschema", "namespace Cedarpost { entity X; }"), connect.CodeInvalidArgument, "", "belongs to the service"},
 		{"failing test", policy(docPolicies, "tests.yaml", `checks: [{name: t, principal: 'Doc::User::"a"', action: 'Doc::Action::"Read"', resource: 'Doc::Paper::"p"', expect: allow}]`), connect.CodeInvalidArgument, "tests.yaml:1", "expected allow, got deny"},
 		{"typo in file name", policy(docPolicies, "field.yaml", "{}"), connect.CodeInvalidArgument, "field.yaml", ""},
@@ -104,6 +108,56 @@ func TestBundlesThatAreRefused(t *testing.T) {
 	}
 	if r := read(t, s, "ann", nil); r != cedarpostv1.Decision_DENY {
 		t.Errorf("the old bundle should still decide: %s", r)
+	}
+}
+
+// doubling is a schema whose types double with each line.
+func doubling(lines int) string {
+	s := "namespace A { type T0 = Long;"
+	for i := range lines {
+		s += fmt.Sprintf(" type T%d = { a: T%d, b: T%d };", i+1, i, i)
+	}
+	return s + fmt.Sprintf(" entity E { t: T%d }; }", lines)
+}
+
+// combinations is a schema with an action on n types of principals and resources.
+func combinations(n int) string {
+	var names []string
+	for i := range n {
+		names = append(names, fmt.Sprintf("E%d", i))
+	}
+	list := strings.Join(names, ", ")
+	return "namespace A { entity " + list + "; action X appliesTo { principal: [" + list + "], resource: [" + list + "] }; }"
+}
+
+// An address that only hexadecimal writes correctly is stored so that it can be
+// read again.
+func TestMappedAddressComesBack(t *testing.T) {
+	s := servertest.New(t)
+	const schema = `namespace I { entity U { ip: ipaddr }; action A appliesTo { principal: [U], resource: [U] }; }`
+	s.MustApply("i", "schema.cedarschema", schema, "p.cedar", `@id("p") permit (principal, action, resource) when { principal.ip == ip("::ffff:102:304") };`)
+	s.MustPut(entity(t, `{"uid":{"type":"I::U","id":"u"},"attrs":{"ip":"::ffff:102:304"}}`))
+	r, err := s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
+		Principal: servertest.UID(`I::U::"u"`), Action: servertest.UID(`I::Action::"A"`), Resource: servertest.UID(`I::U::"u"`),
+	})
+	if err != nil || r.Decision != cedarpostv1.Decision_ALLOW {
+		t.Fatalf("got %v %v", r, err)
+	}
+	s.MustApply("i", "schema.cedarschema", strings.Replace(schema, "ip: ipaddr", "ip: ipaddr, more?: Long", 1))
+}
+
+// A write of a type without a catalogue is not open to everybody.
+func TestRequireAllWithoutCatalogue(t *testing.T) {
+	s := servertest.New(t)
+	s.MustApply("n", "schema.cedarschema", `namespace N { entity FieldGroup in [FieldGroup]; entity Field in [Field, FieldGroup]; entity U;
+		action A appliesTo { principal: [U], resource: [U], context: {} }; action "A.field" appliesTo { principal: [U], resource: [U], context: { field: Field } }; }`,
+		"p.cedar", `@id("p") permit (principal, action, resource);`)
+	r, err := s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
+		Principal: servertest.UID(`N::U::"u"`), Action: servertest.UID(`N::Action::"A"`), Resource: servertest.UID(`N::U::"u"`),
+		Fields: &cedarpostv1.FieldSelection{All: true, RequireAll: true},
+	})
+	if err != nil || r.Decision != cedarpostv1.Decision_DENY || r.GetDeniedAt() != cedarpostv1.DeniedAt_FIELD {
+		t.Errorf("got %v %v", r, err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"sort"
 	"strings"
@@ -125,7 +126,18 @@ type parseKey struct {
 // nil) compiled from equal text is taken over. When some finding is not a
 // warning the Set is nil.
 func Compile(sources []Source, previous *Set) (*Set, []Finding) {
-	c := &compiler{previous: previous, set: &Set{
+	return compile(sources, previous, false)
+}
+
+// Load compiles bundles that Compile accepted before, without checking them
+// again: a server must come up with what was published, whatever rules a later
+// version adds, and checking takes much longer than compiling.
+func Load(sources []Source, previous *Set) (*Set, []Finding) {
+	return compile(sources, previous, true)
+}
+
+func compile(sources []Source, previous *Set, trusted bool) (*Set, []Finding) {
+	c := &compiler{previous: previous, trusted: trusted, set: &Set{
 		bundles:      map[string]*compiledBundle{},
 		owners:       map[string]string{},
 		actions:      map[cedar.EntityUID]*action{},
@@ -165,6 +177,7 @@ func Compile(sources []Source, previous *Set) (*Set, []Finding) {
 type compiler struct {
 	set      *Set
 	previous *Set
+	trusted  bool
 	findings []Finding
 	failed   bool
 }
@@ -172,6 +185,14 @@ type compiler struct {
 func (c *compiler) report(f Finding) {
 	c.findings = append(c.findings, f)
 	c.failed = c.failed || !f.Warning
+}
+
+// rule reports what breaks a rule of ours and yet compiles. What was published
+// once is not held to it.
+func (c *compiler) rule(f Finding) {
+	if !c.trusted {
+		c.report(f)
+	}
 }
 
 // schemas parses, joins and resolves the schemas and reads the catalogues. It
@@ -199,10 +220,17 @@ func (c *compiler) schemas(sources []Source) bool {
 			}
 			c.set.owners[ns] = src.Name
 		}
+		for _, name := range declaredBuiltins(sc) {
+			c.rule(Finding{Bundle: src.Name, File: src.SchemaFile, Message: fmt.Sprintf("%s is a name of Cedar's own and cannot be declared outside of a namespace", name), Hint: "other bundles' schemas would read differently"})
+		}
 		all = append(all, sc)
 	}
 	h.Sum(c.set.digest[:0])
 	if c.failed {
+		return false
+	}
+	if n := schemaNodes(mergeSchemas(all)); n > maxSchemaNodes {
+		c.report(Finding{Message: fmt.Sprintf("the schemas have more than %d types when their common types are written out", maxSchemaNodes), Hint: "common types that hold others twice double with each step"})
 		return false
 	}
 	var err error
@@ -211,11 +239,11 @@ func (c *compiler) schemas(sources []Source) bool {
 		return false
 	}
 	c.set.readSchema(func(bundle, msg, hint string) {
-		c.report(Finding{Bundle: bundle, File: files[bundle], Message: msg, Hint: hint})
+		c.rule(Finding{Bundle: bundle, File: files[bundle], Message: msg, Hint: hint})
 	})
 	for _, src := range sources {
 		c.set.readFields(src, func(line, column int, msg, hint string) {
-			c.report(Finding{Bundle: src.Name, File: src.FieldsFile, Line: line, Column: column, Message: msg, Hint: hint})
+			c.rule(Finding{Bundle: src.Name, File: src.FieldsFile, Line: line, Column: column, Message: msg, Hint: hint})
 		})
 	}
 	return !c.failed
@@ -265,12 +293,36 @@ func (c *compiler) policies(src Source) {
 		}
 	}
 	slices.SortFunc(b.policies, comparePolicies)
-	v := validate.New(c.set.restrictedTo(src.Name))
+	c.checkAll(b)
+}
+
+// checkAll checks the policies of a bundle that the previous Set did not check
+// against the same schemas. Cedar's validator goes through every environment of
+// its schema for every policy, so policies of one action scope are checked
+// together, against a schema in which no other action applies to anything.
+func (c *compiler) checkAll(b *compiledBundle) {
 	same := c.previous != nil && c.previous.digest == c.set.digest
+	scopes := map[string][]*policy{}
 	for _, p := range b.policies {
 		key := parseKey{p.ref.Bundle, p.text}
-		if n := len(c.findings); same && c.previous.clean[key] || c.check(v, b, p) {
-			c.set.clean[key] = n == len(c.findings)
+		switch {
+		case same && c.previous.clean[key]:
+			c.set.clean[key] = true
+		case c.trusted:
+			p.level = c.levelOf(p, p.tree())
+			c.set.clean[key] = true
+		default:
+			s := p.action.key()
+			scopes[s] = append(scopes[s], p)
+		}
+	}
+	for _, s := range slices.Sorted(maps.Keys(scopes)) {
+		v := validate.New(c.set.schemaOf(scopes[s][0]))
+		for _, p := range scopes[s] {
+			n := len(c.findings)
+			if c.check(v, b, p) {
+				c.set.clean[parseKey{p.ref.Bundle, p.text}] = n == len(c.findings)
+			}
 		}
 	}
 }
@@ -366,25 +418,33 @@ func (c *compiler) levelOf(p *policy, tree *xast.Policy) int {
 		l.expr(cond.Body)
 	}
 	if l.literal != nil {
-		c.report(finding(p, fmt.Sprintf("dereferences the literal %s, which is not part of any request", l.literal), "start from principal, resource or context"))
+		c.rule(finding(p, fmt.Sprintf("dereferences the literal %s, which is not part of any request", l.literal), "start from principal, resource or context"))
 	}
 	if l.level > MaxLevel {
-		c.report(finding(p, fmt.Sprintf("dereferences entities %d deep, the limit is %d", l.level, MaxLevel), "store the attribute nearer, or ask with it in the context"))
+		c.rule(finding(p, fmt.Sprintf("dereferences entities %d deep, the limit is %d", l.level, MaxLevel), "store the attribute nearer, or ask with it in the context"))
 	}
 	return max(l.level, 1)
 }
 
-// restrictedTo is the schema with all entity types but only the actions that
-// the bundle's policies decide.
-func (s *Set) restrictedTo(bundle string) *resolved.Schema {
-	if bundle == Guardrails {
-		return s.schema
+// schemaOf is the schema that a policy is validated against: all entity types,
+// the actions that its bundle decides, and of those only the ones that its scope
+// names apply to anything.
+func (s *Set) schemaOf(p *policy) *resolved.Schema {
+	matched := map[cedar.EntityUID]bool{}
+	for _, a := range s.matchedActions(p) {
+		matched[a.uid] = true
 	}
 	out := *s.schema
-	out.Actions = maps.Clone(s.schema.Actions)
-	maps.DeleteFunc(out.Actions, func(uid cedar.EntityUID, _ resolved.Action) bool {
-		return s.owners[namespaceOf(uid.Type)] != bundle
-	})
+	out.Actions = make(map[cedar.EntityUID]resolved.Action, len(s.schema.Actions))
+	for uid, a := range s.schema.Actions {
+		if p.ref.Bundle != Guardrails && s.owners[namespaceOf(uid.Type)] != p.ref.Bundle {
+			continue
+		}
+		if !matched[uid] {
+			a.AppliesTo = nil
+		}
+		out.Actions[uid] = a
+	}
 	return &out
 }
 
@@ -484,6 +544,31 @@ func (s *Set) EntityTypes(bundle string) []string {
 	return out
 }
 
-// SameSchema says whether two Sets read entities alike: their schemas and
-// catalogues have the same text.
-func (s *Set) SameSchema(o *Set) bool { return s.digest == o.digest }
+// ChangedTypes lists the entity types that s and old read differently: declared
+// by one of them alone, or otherwise. Values of enumerated types are part of
+// every type that may refer to them, so where those changed, all types count.
+func (s *Set) ChangedTypes(old *Set) []string {
+	if s.digest == old.digest {
+		return nil
+	}
+	changed := map[cedar.EntityType]bool{}
+	all := !reflect.DeepEqual(s.schema.Enums, old.schema.Enums)
+	for _, pair := range [][2]*Set{{s, old}, {old, s}} {
+		for t, decl := range pair[0].schema.Entities {
+			other, ok := pair[1].schema.Entities[t]
+			changed[t] = changed[t] || all || !ok || pair[0].fieldTypes[t] != pair[1].fieldTypes[t] || pair[0].requestTypes[t] != pair[1].requestTypes[t] ||
+				!reflect.DeepEqual(decl.Shape, other.Shape) || !reflect.DeepEqual(decl.Tags, other.Tags) || !sameTypes(decl.ParentTypes, other.ParentTypes)
+		}
+		for t := range pair[0].schema.Enums {
+			changed[t] = changed[t] || all
+		}
+	}
+	out := []string{}
+	for t, c := range changed {
+		if c {
+			out = append(out, string(t))
+		}
+	}
+	sort.Strings(out)
+	return out
+}

@@ -118,7 +118,9 @@ func (s *Set) Decide(q *Question, sl *Slice) (*Result, error) {
 	}
 
 	fields := s.decideFields(q, entities, res)
-	if q.requireAll && len(res.Denied) > 0 {
+	// Nothing asked for and all required: a type without a catalogue must not be
+	// open to every write.
+	if q.requireAll && (len(res.Denied) > 0 || len(res.Permitted) == 0) {
 		res.DeniedAt = AtField
 		// Denied keeps the paths that were in the way; nothing is permitted.
 		res.Permitted = []string{}
@@ -147,8 +149,13 @@ func (s *Set) evaluate(cands policies, req cedar.Request, e *entities) verdict {
 		return v
 	}
 	var failed []*policy
+	i := 0
 	for _, pe := range diag.Errors {
-		p := cands.get(pe.PolicyID)
+		// Errors come in the order of the candidates.
+		for cands[i].name != pe.PolicyID {
+			i++
+		}
+		p := cands[i]
 		v.errors = append(v.errors, PolicyError{p.ref, pe.Message})
 		if p.forbid && !s.bundles[p.ref.Bundle].skipForbidErrors {
 			failed = append(failed, p)

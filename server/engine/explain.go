@@ -17,8 +17,9 @@ import (
 const MaxExplained = 200
 
 const (
-	maxExplainedValue = 200 // bytes of one value
-	withheld          = "(withheld: @sensitive)"
+	maxExplainedValue  = 200 // bytes of one value
+	maxExplainedFields = 500
+	withheld           = "(withheld: @sensitive)"
 )
 
 // Outcome is what one policy came to, the most telling first.
@@ -122,19 +123,35 @@ func (x *Explanation) addFields(s *Set, q *Question, e *entities) {
 	}
 	at := map[group]int{}
 	cands := q.action.field.index.candidates(q.request.Principal, q.request.Resource, e)
-	for _, l := range q.leaves {
-		req := q.request
-		req.Action = q.action.field.uid
-		req.Context = withField(q.request.Context, l.uid)
-		for _, c := range cands {
-			p := s.explainPolicy(q, c, req, e)
+	classes := s.classesFor(q, cands)
+	explained := map[int][]PolicyExplanation{}
+	for i, l := range q.leaves {
+		if i == maxExplainedFields {
+			x.Summary += fmt.Sprintf(" Only the first %d fields are explained.", i)
+			break
+		}
+		class := l.index
+		if classes != nil {
+			class = classes[l.index]
+		}
+		list, ok := explained[class]
+		if !ok {
+			req := q.request
+			req.Action = q.action.field.uid
+			req.Context = withField(q.request.Context, l.uid)
+			for _, c := range cands {
+				list = append(list, s.explainPolicy(q, c, req, e))
+			}
+			explained[class] = list
+		}
+		for _, p := range list {
 			g := group{p.Policy, p.Outcome, p.Reason, p.Condition}
 			i, ok := at[g]
 			if !ok {
 				i = len(x.Policies)
 				at[g] = i
 				// The field itself differs from path to path.
-				p.Values = slices.DeleteFunc(p.Values, func(v ExplainedValue) bool { return v.Expression == "context.field" })
+				p.Values = slices.DeleteFunc(slices.Clone(p.Values), func(v ExplainedValue) bool { return v.Expression == "context.field" })
 				x.Policies = append(x.Policies, p)
 			}
 			x.Policies[i].Paths = append(x.Policies[i].Paths, l.path)
@@ -168,6 +185,10 @@ func (s *Set) explainPolicy(q *Question, p *policy, req cedar.Request, e *entiti
 			x.Outcome, x.Reason = ConditionFalse, "its condition is false"
 			if err != nil {
 				x.Outcome, x.Reason = Failed, "its condition cannot be evaluated: "+err.Error()
+				// The message can hold the operands.
+				if slices.ContainsFunc(x.Values, func(v ExplainedValue) bool { return v.Value == withheld }) {
+					x.Reason = "its condition cannot be evaluated"
+				}
 			}
 			if p.forbid && x.Outcome == ConditionFalse {
 				x.Reason += ", so it does not forbid"
@@ -267,6 +288,11 @@ func (s *Set) pathType(q *Question, n xast.IsNode) (t resolved.IsType, sensitive
 			return nil, sensitive, true
 		}
 		_, marked := attr.Annotations["sensitive"]
+		if isContext(n.Arg) {
+			// X and "X.field" both declare the context; a mark on either counts.
+			_, also := q.action.appliesTo.Context[n.Value].Annotations["sensitive"]
+			marked = marked || also
+		}
 		return attr.Type, sensitive || marked, true
 	}
 	return nil, false, false

@@ -292,14 +292,19 @@ func (s *Set) decideFields(q *Question, e *entities, res *Result) fieldReasons {
 	return out
 }
 
+// classesFor returns the class of each leaf, nil when a candidate is opaque.
+func (s *Set) classesFor(q *Question, cands policies) []int {
+	if s.plainFields || slices.ContainsFunc(cands, func(p *policy) bool { return p.field.opaque }) {
+		return nil
+	}
+	return q.action.field.classes[q.request.Resource.Type]
+}
+
 // eachField calls fn for each leaf asked for, in order, with its verdict.
 func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 	f := q.action.field
 	cands := f.index.candidates(q.request.Principal, q.request.Resource, e)
-	classes := f.classes[q.request.Resource.Type]
-	if s.plainFields || slices.ContainsFunc(cands, func(p *policy) bool { return p.field.opaque }) {
-		classes = nil
-	}
+	classes := s.classesFor(q, cands)
 	verdicts := map[int]verdict{}
 	var narrowed policies
 	var leads [][]uint64 // of cands

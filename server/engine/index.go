@@ -229,15 +229,6 @@ func (l policies) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
 	}
 }
 
-func (l policies) get(id cedar.PolicyID) *policy {
-	for _, p := range l {
-		if p.name == id {
-			return p
-		}
-	}
-	panic("engine: Cedar named a policy that it was not given: " + string(id))
-}
-
 // find returns the policies of reasons, which come in our own order.
 func (l policies) find(reasons []cedar.DiagnosticReason) []*policy {
 	if len(reasons) == 0 {

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"slices"
+
 	"github.com/cedar-policy/cedar-go"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
@@ -53,10 +55,36 @@ func merge(a, b operand) operand {
 		out.literal = b.literal
 	}
 	if a.types != nil && b.types != nil {
-		out.types = append(append([]resolved.IsType{}, a.types...), b.types...)
+		out.types = union(a.types, b.types)
 	}
 	return out
 }
+
+// union joins two lists of types, entity types each once. Of records there are
+// too many: what is one of several counts as unknown.
+func union(a, b []resolved.IsType) []resolved.IsType {
+	out := make([]resolved.IsType, 0, len(a)+len(b))
+	seen := map[resolved.EntityType]bool{}
+	for _, t := range slices.Concat(a, b) {
+		e, ok := t.(resolved.EntityType)
+		if !ok {
+			if len(out) >= maxUnion {
+				return nil
+			}
+			out = append(out, t)
+			continue
+		}
+		if !seen[e] {
+			seen[e] = true
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// maxUnion bounds the types that one expression is known by; beyond it, it may
+// be anything, which costs a level and nothing more.
+const maxUnion = 64
 
 var noEntity = operand{types: []resolved.IsType{}}
 

@@ -72,6 +72,18 @@ type actionScope struct {
 	in   bool
 }
 
+// key is the same for scopes that match the same actions.
+func (s actionScope) key() string {
+	if s.all {
+		return ""
+	}
+	names := make([]string, len(s.uids))
+	for i, uid := range s.uids {
+		names[i] = uid.String()
+	}
+	return fmt.Sprint(s.in, names)
+}
+
 // statement is one policy's text, cut out of its file.
 type statement struct {
 	text         string

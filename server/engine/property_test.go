@@ -118,12 +118,23 @@ func world(t *rapid.T) *Set {
 	for _, text := range texts {
 		src.Policies = append(src.Policies, PolicyText{File: "p.cedar", Text: text})
 	}
-	set, findings := Compile([]Source{src, rails, open}, nil)
+	sources := []Source{src, rails, open}
+	set, findings := Compile(sources, nil)
 	if set == nil {
 		// Some draws do not validate, for example a condition that is false for
 		// every type; they say nothing here.
 		t.Logf("%v", findings)
 		t.SkipNow()
+	}
+	// A server loads what another one checked; it decides the same.
+	switch rapid.IntRange(0, 2).Draw(t, "loaded") {
+	case 1:
+		set, findings = Load(sources, nil)
+	case 2:
+		set, findings = Load(sources, set)
+	}
+	if set == nil {
+		t.Fatalf("checked and not loaded: %v", findings)
 	}
 	return set
 }

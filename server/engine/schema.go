@@ -22,6 +22,9 @@ const (
 	reservedNamespace = "Cedarpost"
 	// Guardrails is the reserved bundle of forbids that join every decision.
 	Guardrails = "guardrails"
+	// maxEnvironments caps the combinations of action, principal type and resource
+	// type of one bundle.
+	maxEnvironments = 20_000
 	// MaxSchemaBytes caps one bundle's schema.
 	MaxSchemaBytes = 1 << 20
 )
@@ -149,6 +152,102 @@ func namespacesOf(sc *sast.Schema) []string {
 	return out
 }
 
+// builtinNames cannot be declared in the empty namespace: a name there stands for
+// every namespace that does not declare it, so one bundle could change how the
+// schemas of all others read.
+var builtinNames = []sast.Ident{"Bool", "Boolean", "Long", "String", "ipaddr", "decimal", "datetime", "duration", "Set", "Record", "Entity", "Extension"}
+
+// declaredBuiltins lists the built-in names that a schema declares in the empty
+// namespace.
+func declaredBuiltins(sc *sast.Schema) []sast.Ident {
+	var out []sast.Ident
+	for _, name := range builtinNames {
+		_, entity := sc.Entities[name]
+		_, enum := sc.Enums[name]
+		_, common := sc.CommonTypes[name]
+		if entity || enum || common {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// maxSchemaNodes caps the types of a schema after its common types are written
+// out, which doubles with every line of "type B = { x: A, y: A };".
+const maxSchemaNodes = 100_000
+
+// sizer counts the nodes of types with common types written out.
+type sizer struct {
+	common map[types.Path]sast.CommonType
+	known  map[types.Path]int
+}
+
+// schemaNodes counts all nodes of a schema, up to a little more than the cap.
+func schemaNodes(sc *sast.Schema) int {
+	z := sizer{map[types.Path]sast.CommonType{}, map[types.Path]int{}}
+	total := 0
+	each := func(fn func(ns string, e sast.Entities, a sast.Actions, c sast.CommonTypes)) {
+		fn("", sc.Entities, sc.Actions, sc.CommonTypes)
+		for ns, d := range sc.Namespaces {
+			fn(string(ns), d.Entities, d.Actions, d.CommonTypes)
+		}
+	}
+	each(func(ns string, _ sast.Entities, _ sast.Actions, c sast.CommonTypes) {
+		for name, t := range c {
+			z.common[types.Path(qualify(ns, string(name)))] = t
+		}
+	})
+	each(func(ns string, e sast.Entities, a sast.Actions, c sast.CommonTypes) {
+		for _, ent := range e {
+			total += z.size(ns, ent.Shape) + z.size(ns, ent.Tags)
+		}
+		for _, act := range a {
+			if act.AppliesTo != nil {
+				total += z.size(ns, act.AppliesTo.Context)
+			}
+		}
+		for name := range c {
+			total += z.named(types.Path(qualify(ns, string(name))))
+		}
+	})
+	return total
+}
+
+func (z sizer) size(ns string, t sast.IsType) int {
+	n := 1
+	switch t := t.(type) {
+	case nil:
+		return 0
+	case sast.RecordType:
+		for _, a := range t {
+			n = min(n+z.size(ns, a.Type), maxSchemaNodes+1)
+		}
+	case sast.SetType:
+		n += z.size(ns, t.Element)
+	case sast.TypeRef:
+		name := types.Path(qualify(ns, string(t)))
+		if _, ok := z.common[name]; !ok {
+			name = types.Path(t)
+		}
+		n += z.named(name)
+	}
+	return min(n, maxSchemaNodes+1)
+}
+
+func (z sizer) named(name types.Path) int {
+	t, ok := z.common[name]
+	if !ok {
+		return 0
+	}
+	n, ok := z.known[name]
+	if !ok {
+		z.known[name] = 0 // a circle, which resolving refuses, ends here
+		n = z.size(namespaceOf(types.EntityType(name)), t.Type)
+		z.known[name] = n
+	}
+	return n
+}
+
 // mergeSchemas joins the schemas of all bundles, each namespace having one
 // owner.
 func mergeSchemas(all []*sast.Schema) *sast.Schema {
@@ -219,7 +318,11 @@ func (s *Set) readSchema(report func(bundle, msg, hint string)) {
 			}
 		}
 	}
+	environments := map[string]int{}
 	for uid, decl := range s.schema.Actions {
+		if decl.AppliesTo != nil {
+			environments[owner(uid.Type)] += len(decl.AppliesTo.Principals) * len(decl.AppliesTo.Resources)
+		}
 		a := &action{uid: uid, bundle: owner(uid.Type), appliesTo: decl.AppliesTo, index: newIndex()}
 		if decl.AppliesTo != nil {
 			if now, ok := decl.AppliesTo.Context["now"]; ok {
@@ -237,6 +340,11 @@ func (s *Set) readSchema(report func(bundle, msg, hint string)) {
 		s.actions[uid] = a
 		s.actionTypes[uid.Type] = true
 		s.static[uid] = cedar.Entity{UID: uid, Parents: cedar.NewEntityUIDSet(s.actionAncestors(uid)...)}
+	}
+	for bundle, n := range environments {
+		if n > maxEnvironments {
+			report(bundle, fmt.Sprintf("its actions apply to %d combinations of principal and resource types, the limit is %d", n, maxEnvironments), "a policy is checked for each of them")
+		}
 	}
 	s.pairFieldActions(report)
 }

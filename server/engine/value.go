@@ -288,7 +288,7 @@ func Plain(v cedar.Value) any {
 		}
 		return out
 	case cedar.IPAddr:
-		return extn("ip", v.String())
+		return extn("ip", ipText(v))
 	case cedar.Decimal:
 		return extn("decimal", v.String())
 	case cedar.Datetime:
@@ -306,6 +306,20 @@ func PlainRecord(r cedar.Record) map[string]any {
 		out[string(k)] = Plain(e)
 	}
 	return out
+}
+
+// ipText writes an address so that Cedar reads it back. An IPv4 address mapped
+// into IPv6 is the exception to String: Cedar takes it in hexadecimal only.
+func ipText(ip cedar.IPAddr) string {
+	if !ip.Addr().Is4In6() {
+		return ip.String()
+	}
+	b := ip.Addr().As16()
+	s := fmt.Sprintf("::ffff:%x:%x", uint16(b[12])<<8|uint16(b[13]), uint16(b[14])<<8|uint16(b[15]))
+	if n := ip.Prefix().Bits(); n < 128 {
+		s += "/" + strconv.Itoa(n)
+	}
+	return s
 }
 
 func extn(fn, arg string) any {

@@ -72,7 +72,9 @@ type DecisionRecord struct {
 	// How long deciding took, recording not included.
 	EvaluationTime *durationpb.Duration `protobuf:"bytes,21,opt,name=evaluation_time,json=evaluationTime,proto3" json:"evaluation_time,omitempty"`
 	// The version of the engine that decided.
-	Engine        string `protobuf:"bytes,22,opt,name=engine,proto3" json:"engine,omitempty"`
+	Engine string `protobuf:"bytes,22,opt,name=engine,proto3" json:"engine,omitempty"`
+	// How many more policies failed than errors lists.
+	ErrorsOmitted int32 `protobuf:"varint,23,opt,name=errors_omitted,json=errorsOmitted,proto3" json:"errors_omitted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -259,6 +261,13 @@ func (x *DecisionRecord) GetEngine() string {
 		return x.Engine
 	}
 	return ""
+}
+
+func (x *DecisionRecord) GetErrorsOmitted() int32 {
+	if x != nil {
+		return x.ErrorsOmitted
+	}
+	return 0
 }
 
 // QueryDecisionsRequest filters the log. All filters given must match.
@@ -557,7 +566,7 @@ var File_cedarpost_v1_audit_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x18cedarpost/v1/audit.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a cedarpost/v1/authorization.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\b\n" +
+	"\x18cedarpost/v1/audit.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a cedarpost/v1/authorization.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc0\b\n" +
 	"\x0eDecisionRecord\x12\x1f\n" +
 	"\vdecision_id\x18\x01 \x01(\tR\n" +
 	"decisionId\x12.\n" +
@@ -583,7 +592,8 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"request_id\x18\x13 \x01(\tR\trequestId\x12\x19\n" +
 	"\btrace_id\x18\x14 \x01(\tR\atraceId\x12B\n" +
 	"\x0fevaluation_time\x18\x15 \x01(\v2\x19.google.protobuf.DurationR\x0eevaluationTime\x12\x16\n" +
-	"\x06engine\x18\x16 \x01(\tR\x06engineB\f\n" +
+	"\x06engine\x18\x16 \x01(\tR\x06engine\x12%\n" +
+	"\x0eerrors_omitted\x18\x17 \x01(\x05R\rerrorsOmittedB\f\n" +
 	"\n" +
 	"_denied_at\"\xe3\x04\n" +
 	"\x15QueryDecisionsRequest\x12.\n" +

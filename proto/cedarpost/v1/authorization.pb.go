@@ -509,7 +509,7 @@ type AuthorizeResponse struct {
 	// id): the permits of an allow, the forbids of a deny. Empty when nothing
 	// permitted. Policies that decided fields are listed after them.
 	DeterminingPolicies []*PolicyRef `protobuf:"bytes,4,rep,name=determining_policies,json=determiningPolicies,proto3" json:"determining_policies,omitempty"`
-	// Policies whose evaluation failed, as Cedar reports them.
+	// Policies whose evaluation failed, as Cedar reports them; at most 100.
 	Errors []*PolicyError `protobuf:"bytes,5,rep,name=errors,proto3" json:"errors,omitempty"`
 	// From @obligation on permits that determined an allow: the caller must meet
 	// every one, or treat the answer as deny.
@@ -522,7 +522,9 @@ type AuthorizeResponse struct {
 	// The id of the record in the decision log, a UUIDv7.
 	DecisionId string `protobuf:"bytes,9,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
 	// Why, when explain was asked for.
-	Explanation   *Explanation `protobuf:"bytes,11,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	Explanation *Explanation `protobuf:"bytes,11,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	// How many more policies failed than errors lists.
+	ErrorsOmitted int32 `protobuf:"varint,12,opt,name=errors_omitted,json=errorsOmitted,proto3" json:"errors_omitted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -625,6 +627,13 @@ func (x *AuthorizeResponse) GetExplanation() *Explanation {
 		return x.Explanation
 	}
 	return nil
+}
+
+func (x *AuthorizeResponse) GetErrorsOmitted() int32 {
+	if x != nil {
+		return x.ErrorsOmitted
+	}
+	return 0
 }
 
 // Explanation says of each policy that could bear on a decision what it came to.
@@ -1155,7 +1164,8 @@ func (x *Advice) GetPaths() []string {
 // AuthorizeBatchRequest is up to 100 questions answered at one revision.
 type AuthorizeBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The questions. None may carry a consistency of its own.
+	// The questions. None may carry a consistency of its own, or ask for an
+	// explanation.
 	Checks []*AuthorizeRequest `protobuf:"bytes,1,rep,name=checks,proto3" json:"checks,omitempty"`
 	// How fresh the data must be, for all of them.
 	Consistency   *Consistency `protobuf:"bytes,2,opt,name=consistency,proto3" json:"consistency,omitempty"`
@@ -1503,18 +1513,18 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\aexplain\x18\b \x01(\bR\aexplain\x12+\n" +
 	"\n" +
 	"request_id\x18\t \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\trequestIdJ\x04\b\n" +
-	"\x10\v\"\xcf\x01\n" +
+	"\x10\v\"\xd4\x01\n" +
 	"\x0eFieldSelection\x12,\n" +
 	"\x05paths\x18\x01 \x03(\tB\x16\xbaH\x13\x92\x01\x10\x10\xe8\a\"\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x05paths\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\x12\x1f\n" +
 	"\vrequire_all\x18\x03 \x01(\bR\n" +
-	"requireAll:\\\xbaHY\x1aW\n" +
-	"\x13fields.paths_or_all\x12\x1bgive paths or all, not both\x1a#!(this.all && size(this.paths) > 0)\"\xcd\x01\n" +
+	"requireAll:a\xbaH^\x1a\\\n" +
+	"\x13fields.paths_or_all\x12!give paths or all, one of the two\x1a\"this.all != (size(this.paths) > 0)\"\xcd\x01\n" +
 	"\vConsistency\x124\n" +
 	"\x10minimize_latency\x18\x01 \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\x0fminimizeLatency\x12C\n" +
 	"\x11at_least_as_fresh\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionH\x00R\x0eatLeastAsFresh\x124\n" +
 	"\x10fully_consistent\x18\x03 \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\x0ffullyConsistentB\r\n" +
-	"\vrequirement\"\xbe\x04\n" +
+	"\vrequirement\"\xe5\x04\n" +
 	"\x11AuthorizeResponse\x122\n" +
 	"\bdecision\x18\x01 \x01(\x0e2\x16.cedarpost.v1.DecisionR\bdecision\x128\n" +
 	"\tdenied_at\x18\x02 \x01(\x0e2\x16.cedarpost.v1.DeniedAtH\x00R\bdeniedAt\x88\x01\x01\x12,\n" +
@@ -1526,7 +1536,8 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\brevision\x18\b \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x1f\n" +
 	"\vdecision_id\x18\t \x01(\tR\n" +
 	"decisionId\x12;\n" +
-	"\vexplanation\x18\v \x01(\v2\x19.cedarpost.v1.ExplanationR\vexplanationB\f\n" +
+	"\vexplanation\x18\v \x01(\v2\x19.cedarpost.v1.ExplanationR\vexplanation\x12%\n" +
+	"\x0eerrors_omitted\x18\f \x01(\x05R\rerrorsOmittedB\f\n" +
 	"\n" +
 	"_denied_atJ\x04\b\n" +
 	"\x10\v\"~\n" +
@@ -1572,10 +1583,11 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\x06Advice\x12/\n" +
 	"\x06policy\x18\x01 \x01(\v2\x17.cedarpost.v1.PolicyRefR\x06policy\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x14\n" +
-	"\x05paths\x18\x03 \x03(\tR\x05paths\"\xf8\x01\n" +
-	"\x15AuthorizeBatchRequest\x12\xa1\x01\n" +
-	"\x06checks\x18\x01 \x03(\v2\x1e.cedarpost.v1.AuthorizeRequestBi\xbaHf\x92\x01c\b\x01\x10d\"]\xba\x01Z\n" +
-	"\x12checks.consistency\x12,set consistency on the batch, not on a check\x1a\x16!has(this.consistency)R\x06checks\x12;\n" +
+	"\x05paths\x18\x03 \x03(\tR\x05paths\"\xc2\x02\n" +
+	"\x15AuthorizeBatchRequest\x12\xeb\x01\n" +
+	"\x06checks\x18\x01 \x03(\v2\x1e.cedarpost.v1.AuthorizeRequestB\xb2\x01\xbaH\xae\x01\x92\x01\xaa\x01\b\x01\x10d\"\xa3\x01\xba\x01Z\n" +
+	"\x12checks.consistency\x12,set consistency on the batch, not on a check\x1a\x16!has(this.consistency)\xba\x01C\n" +
+	"\x0echecks.explain\x12\"explanations are for single checks\x1a\r!this.explainR\x06checks\x12;\n" +
 	"\vconsistency\x18\x02 \x01(\v2\x19.cedarpost.v1.ConsistencyR\vconsistency\"\x8a\x01\n" +
 	"\x16AuthorizeBatchResponse\x12<\n" +
 	"\aresults\x18\x01 \x03(\v2\".cedarpost.v1.AuthorizeBatchResultR\aresults\x122\n" +
