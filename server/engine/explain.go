@@ -67,7 +67,7 @@ func (s *Set) Explain(q *Question, sl *Slice, res *Result) (*Explanation, error)
 	if err != nil {
 		return nil, err
 	}
-	x := &Explanation{Summary: summary(q, res)}
+	x := &Explanation{Summary: inWords(q, res)}
 	if q.inapplicable {
 		return x, nil
 	}
@@ -96,7 +96,7 @@ func (s *Set) Explain(q *Question, sl *Slice, res *Result) (*Explanation, error)
 	return x, nil
 }
 
-func summary(q *Question, res *Result) string {
+func inWords(q *Question, res *Result) string {
 	switch {
 	case q.inapplicable:
 		return fmt.Sprintf("Denied: the schema does not let %s apply to a principal of type %s and a resource of type %s.",
