@@ -60,6 +60,10 @@ fuzz-short: ## Run each fuzz target for 10 s (FUZZTIME=1m for more)
 bench: postgres ## Run the benchmarks
 	go test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
+.PHONY: conformance
+conformance: postgres ## Run the reference corpus through the engine, and a sample of it over the wire
+	@go test -count 1 -run Conformance -v ./server/engine ./server | grep -v -e '^=== ' -e '^--- '
+
 .PHONY: bench-engine
 bench-engine: ## Run the benchmarks of the engine alone
 	go test -run '^$$' -bench . -benchmem -timeout 30m ./server/engine

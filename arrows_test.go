@@ -18,18 +18,20 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows says which rooms a room may import. A room is the longest prefix of a
 // package's folder that stands here.
 var arrows = map[string][]string{
-	"cmd":               {"server", "server/engine", "store", "store/localpg", "bundle", "policies", "proto", "sdk/go"},
-	"server":            {"server/engine", "store", "bundle", "policies", "proto"},
-	"server/engine":     {},
-	"server/servertest": {"server", "store", "store/storetest", "bundle", "policies", "proto"},
-	"store":             {"migrations"},
-	"store/localpg":     {},
-	"store/storetest":   {"store", "store/localpg", "migrations"},
-	"bundle":            {},
-	"policies":          {},
-	"migrations":        {},
-	"proto":             {},
-	"sdk/go":            {"proto"},
+	"cmd":           {"server", "server/engine", "store", "store/localpg", "bundle", "policies", "proto", "sdk/go"},
+	"server":        {"server/engine", "store", "bundle", "policies", "proto"},
+	"server/engine": {},
+	// Reads the reference corpus for tests.
+	"server/engine/corpustest": {},
+	"server/servertest":        {"server", "store", "store/storetest", "bundle", "policies", "proto"},
+	"store":                    {"migrations"},
+	"store/localpg":            {},
+	"store/storetest":          {"store", "store/localpg", "migrations"},
+	"bundle":                   {},
+	"policies":                 {},
+	"migrations":               {},
+	"proto":                    {},
+	"sdk/go":                   {"proto"},
 }
 
 // outside says which modules only some rooms may know.

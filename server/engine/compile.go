@@ -370,6 +370,16 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 			c.report(c.set.explainFinding(p, msg))
 		}
 	}
+	if hasPlusDecimal(tree) {
+		c.report(finding(p, `decimal("+…") is not a decimal`, "Cedar's decimals have no plus sign"))
+	}
+	// Cedar's validator passes over a type after "is" that nothing declares.
+	typesAfterIs(tree, func(t cedar.EntityType) {
+		msg := fmt.Sprintf("unrecognized entity type `%s`", t)
+		if !c.set.knowsType(t) && !slices.ContainsFunc(c.findings, func(f Finding) bool { return f.Policy == p.ref.ID && f.Message == msg }) {
+			c.report(c.set.explainFinding(p, msg))
+		}
+	})
 	literals(tree, func(uid cedar.EntityUID) {
 		if err := c.set.checkEnum(uid, uid.String()); err != nil {
 			f := finding(p, err.Error(), "")

@@ -29,7 +29,8 @@ type policy struct {
 	line, column int
 	text         string
 
-	compiled   *cedar.Policy
+	source     *xast.Policy  // as written
+	compiled   *cedar.Policy // as evaluated
 	forbid     bool
 	obligation string
 	advice     string
@@ -132,6 +133,11 @@ func split(src string) ([]statement, []textError) {
 			}
 			continue
 		}
+		if c == '/' {
+			// cedar-go takes block comments, Cedar does not.
+			errs = append(errs, textError{line, col, `unexpected "/"`, "a comment begins with //"})
+			return out, errs
+		}
 		if start < 0 {
 			start, sl, sc = i, line, col
 			depth, pre, tooDeep = 0, 0, false
@@ -224,7 +230,8 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 	p := &policy{
 		ref: PolicyRef{bundle, id}, name: cedar.PolicyID(bundle + "/" + id),
 		file: file, line: st.line, column: st.column, text: st.text,
-		compiled:   compiled,
+		source:     tree,
+		compiled:   exactDates(compiled),
 		forbid:     compiled.Effect() == cedar.Forbid,
 		obligation: string(notes["obligation"]),
 		advice:     string(notes["advice"]),
@@ -237,6 +244,24 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 	}
 	p.walk(tree)
 	return p, nil
+}
+
+// hasPlusDecimal finds a decimal with a plus sign, which cedar-go takes and Cedar
+// does not.
+func hasPlusDecimal(tree *xast.Policy) bool {
+	found := false
+	for _, c := range tree.Conditions {
+		xast.Inspect(xast.NewNode(c.Body), func(n xast.IsNode) bool {
+			call, ok := n.(xast.NodeTypeExtensionCall)
+			if ok && call.Name == "decimal" && len(call.Args) == 1 {
+				v, _ := call.Args[0].(xast.NodeValue)
+				s, _ := v.Value.(cedar.String)
+				found = found || strings.HasPrefix(string(s), "+")
+			}
+			return !found
+		})
+	}
+	return found
 }
 
 // tooLong finds text literals and patterns beyond the cap on strings. Matching a
@@ -306,7 +331,7 @@ func (p *policy) walk(tree *xast.Policy) {
 				Resource:   xast.ScopeTypeAll{},
 				Conditions: []xast.ConditionType{{Condition: xast.ConditionWhen, Body: part}},
 			}
-			compiled := cedar.NewPolicyFromAST((*ast.Policy)(one))
+			compiled := exactDates(cedar.NewPolicyFromAST((*ast.Policy)(one)))
 			p.conjuncts = append(p.conjuncts, compiled)
 			p.conjunctText += string(compiled.MarshalCedar())
 			if in, ok := part.(xast.NodeTypeIn); ok && isPrincipal(in.Left) {
@@ -372,8 +397,23 @@ func literals(tree *xast.Policy, fn func(cedar.EntityUID)) {
 	}
 }
 
+// typesAfterIs calls fn for each entity type that a condition tests for.
+func typesAfterIs(tree *xast.Policy, fn func(cedar.EntityType)) {
+	for _, c := range tree.Conditions {
+		xast.Inspect(xast.NewNode(c.Body), func(n xast.IsNode) bool {
+			switch t := n.(type) {
+			case xast.NodeTypeIs:
+				fn(t.EntityType)
+			case xast.NodeTypeIsIn:
+				fn(t.EntityType)
+			}
+			return true
+		})
+	}
+}
+
 // tree returns the policy's syntax tree.
-func (p *policy) tree() *xast.Policy { return (*xast.Policy)(p.compiled.AST()) }
+func (p *policy) tree() *xast.Policy { return p.source }
 
 func isPrincipal(n xast.IsNode) bool {
 	v, ok := n.(xast.NodeTypeVariable)

@@ -54,6 +54,10 @@ func (p *Pool) Add(asked []cedar.EntityUID, found []Entity) {
 	}
 }
 
+// Put adds one entity that is known by itself, nil when it is not stored. Nothing
+// is said of its parents.
+func (p *Pool) Put(uid cedar.EntityUID, e *Entity) { p.known[uid] = e }
+
 // Has says whether the entity is in the pool as a stored one.
 func (p *Pool) Has(uid cedar.EntityUID) bool { return p.known[uid] != nil }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -180,9 +181,17 @@ var extensions = map[string]struct {
 	parse func(string) (cedar.Value, error)
 }{
 	"ipaddr":   {"ip", func(s string) (cedar.Value, error) { return types.ParseIPAddr(s) }},
-	"decimal":  {"decimal", func(s string) (cedar.Value, error) { return types.ParseDecimal(s) }},
+	"decimal":  {"decimal", parseDecimal},
 	"datetime": {"datetime", func(s string) (cedar.Value, error) { return types.ParseDatetime(s) }},
 	"duration": {"duration", func(s string) (cedar.Value, error) { return types.ParseDuration(s) }},
+}
+
+// parseDecimal refuses the plus sign, which cedar-go takes and Cedar does not.
+func parseDecimal(s string) (cedar.Value, error) {
+	if strings.HasPrefix(s, "+") {
+		return nil, errors.New("plus sign")
+	}
+	return types.ParseDecimal(s)
 }
 
 // projectExtension reads "text" or {"__extn":{"fn","arg"}}.

@@ -1,0 +1,58 @@
+#!/bin/sh
+# Makes sure that Node.js and npm are on this machine, for the tests that ask
+# the reference implementation of Cedar. Does nothing if they are here already.
+set -eu
+
+MINIMUM=20
+
+# usable says whether node is new enough and npm is beside it.
+usable() {
+    command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 || return 1
+    version=$(node --version)
+    major=${version#v}
+    [ "${major%%.*}" -ge "$MINIMUM" ]
+}
+
+# as_root runs a command as root, or says that it cannot.
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null 2>&1; then
+        sudo "$@"
+    else
+        echo "install-node: needs root for: $*" >&2
+        return 1
+    fi
+}
+
+by_hand() {
+    echo "Install Node.js $MINIMUM or later by hand, so that node and npm are in the PATH," >&2
+    echo "and run this again." >&2
+    exit 1
+}
+
+if usable; then
+    echo "install-node: found $(command -v node) $(node --version)"
+    exit 0
+fi
+
+if command -v apt-get >/dev/null 2>&1; then
+    as_root apt-get update
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends nodejs npm
+elif command -v dnf >/dev/null 2>&1; then
+    as_root dnf install -y nodejs npm
+elif command -v apk >/dev/null 2>&1; then
+    as_root apk add --no-cache nodejs npm
+elif command -v brew >/dev/null 2>&1; then
+    brew install node
+else
+    echo "install-node: no apt-get, dnf, apk or brew here." >&2
+    by_hand
+fi
+
+hash -r
+if ! usable; then
+    echo "install-node: this system's packages hold no Node.js $MINIMUM: there is $(node --version 2>/dev/null || echo none)." >&2
+    by_hand
+fi
+echo "install-node: installed $(command -v node) $(node --version)"

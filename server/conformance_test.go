@@ -1,0 +1,186 @@
+package server_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+	"github.com/cedar-policy/cedar-go"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/corpustest"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/servertest"
+)
+
+// How many policy sets of the corpus one run serves: such in which stored
+// entities make a difference, of which there are few, and such in which only
+// policies fail.
+const dataSample, failSample = 10, 15
+
+// Served over the wire, from Postgres, the answers are those of the reference
+// too. Each run takes other policy sets; CEDARPOST_SEED takes the same again.
+func TestConformanceOverTheWire(t *testing.T) {
+	seed := rand.Uint64()
+	if text := os.Getenv("CEDARPOST_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("CEDARPOST_SEED: %v", err)
+		}
+	}
+	t.Logf("CEDARPOST_SEED=%d", seed)
+	cases := corpustest.Load(t)
+	r := rand.New(rand.NewPCG(seed, 0))
+	r.Shuffle(len(cases), func(i, j int) { cases[i], cases[j] = cases[j], cases[i] })
+	wanted := [2]int{dataSample, failSample}
+	var served, unpublishable, unstorable, requests, refused int
+	for _, c := range cases {
+		if wanted == [2]int{} {
+			break
+		}
+		policies, err := c.Named()
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := server.ParseEntities([]byte(c.Entities))
+		if err != nil {
+			t.Fatalf("%s: %v", c.Name, err)
+		}
+		// Actions come from the schema.
+		list = slices.DeleteFunc(list, func(e *cedarpostv1.Entity) bool {
+			return e.Uid.Type == "Action" || strings.HasSuffix(e.Uid.Type, "::Action")
+		})
+		hasData := slices.ContainsFunc(list, func(e *cedarpostv1.Entity) bool {
+			return len(e.Attrs.GetFields())+len(e.Tags.GetFields())+len(e.Parents) > 0
+		})
+		hasErrors := slices.ContainsFunc(c.Requests, func(r corpustest.Request) bool { return len(r.Errors) > 0 })
+		if (!hasData || wanted[0] == 0) && (!hasErrors || wanted[1] == 0) {
+			continue
+		}
+		set, _ := engine.Compile([]engine.Source{{Name: "corpus", SkipForbidErrors: true, Schema: c.Schema, Policies: []engine.PolicyText{{Text: policies}}}}, nil)
+		if set == nil {
+			unpublishable++
+			continue
+		}
+		// NUL is Cedar, and cannot be stored.
+		if slices.ContainsFunc(list, func(e *cedarpostv1.Entity) bool { return strings.Contains(e.String(), `\x00`) }) {
+			unstorable++
+			continue
+		}
+		kind := 1
+		if slices.ContainsFunc(c.Requests, func(r corpustest.Request) bool { return !answersWithout(t, set, r) }) {
+			kind = 0
+		}
+		if wanted[kind] == 0 || kind == 1 && !hasErrors {
+			continue
+		}
+		wanted[kind]--
+		served++
+		t.Run(c.Name, func(t *testing.T) {
+			s := servertest.New(t)
+			s.MustApply("corpus", "schema.cedarschema", c.Schema, "policies.cedar", policies, "bundle.yaml", "on_forbid_error: skip\n")
+			if len(list) > 0 {
+				s.MustPut(list...)
+			}
+			for i, r := range c.Requests {
+				requests++
+				if !serveRequest(t, s, i, r) {
+					refused++
+				}
+			}
+		})
+	}
+	if wanted != [2]int{} || requests == refused {
+		t.Errorf("only %d policy sets served, %d requests of which %d refused", served, requests, refused)
+	}
+	t.Logf("%d policy sets served (%d passed over as not publishable, %d as not storable), %d requests, %d refused for a NUL, the others agree",
+		served, unpublishable, unstorable, requests, refused)
+}
+
+// serveRequest asks the server and compares its answer with the reference's. It
+// returns false when the request is one that is refused by design.
+func serveRequest(t *testing.T, s *servertest.Server, i int, r corpustest.Request) bool {
+	t.Helper()
+	uid := func(u cedar.EntityUID) *cedarpostv1.EntityUid {
+		return &cedarpostv1.EntityUid{Type: string(u.Type), Id: string(u.ID)}
+	}
+	// A file of one entity is how JSON with exact numbers gets on the wire.
+	carrier, err := server.ParseEntities(fmt.Appendf(nil, `[{"uid":{"type":"T","id":""},"attrs":%s}]`, r.Context))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
+		Principal: uid(r.Principal), Action: uid(r.Action), Resource: uid(r.Resource), Context: carrier[0].Attrs,
+		Consistency: &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_FullyConsistent{FullyConsistent: true}},
+	})
+	if err != nil {
+		raw, _ := json.Marshal([]any{r.Principal, r.Action, r.Resource, r.Context})
+		if connect.CodeOf(err) == connect.CodeInvalidArgument && strings.Contains(string(raw), `\u0000`) {
+			return false
+		}
+		t.Errorf("request %d: %v", i, err)
+		return true
+	}
+	var reasons, failed []string
+	for _, p := range got.DeterminingPolicies {
+		reasons = append(reasons, p.Id)
+	}
+	for _, e := range got.Errors {
+		failed = append(failed, e.Policy.Id)
+	}
+	if got, want := answer(strings.ToLower(got.Decision.String()), reasons, failed), answer(r.Decision, r.Reasons, r.Errors); got != want {
+		t.Errorf("request %d: got %s, want %s", i, got, want)
+	}
+	return true
+}
+
+// answer writes an answer so that equal ones are equal text.
+func answer(decision string, reasons, failed []string) string {
+	reasons, failed = slices.Clone(reasons), slices.Clone(failed)
+	slices.Sort(reasons)
+	slices.Sort(failed)
+	return fmt.Sprint(decision, reasons, failed)
+}
+
+// answersWithout says whether the engine gives the right answer without any
+// entity.
+func answersWithout(t *testing.T, set *engine.Set, r corpustest.Request) bool {
+	t.Helper()
+	ask := engine.Ask{Principal: r.Principal, Action: r.Action, Resource: r.Resource}
+	d := json.NewDecoder(bytes.NewReader(r.Context))
+	d.UseNumber()
+	if err := d.Decode(&ask.Context); err != nil {
+		t.Fatal(err)
+	}
+	q, err := set.Read(ask)
+	if err != nil {
+		return true
+	}
+	pool := engine.NewPool()
+	slice := set.NewSlice(q, pool)
+	pool.Add(slice.Missing(), nil)
+	res, err := set.Decide(q, slice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	decision := "deny"
+	if res.Allowed {
+		decision = "allow"
+	}
+	var reasons, failed []string
+	for _, p := range res.Policies {
+		reasons = append(reasons, p.ID)
+	}
+	for _, e := range res.Errors {
+		failed = append(failed, e.Policy.ID)
+	}
+	return answer(decision, reasons, failed) == answer(r.Decision, r.Reasons, r.Errors)
+}
