@@ -92,7 +92,7 @@ func (s *authorizationService) snapshot(ctx context.Context, c *cedarpostv1.Cons
 		if err != nil {
 			return nil, err
 		}
-		return s.follower.atLeast(ctx, p.Number)
+		return s.follower.atPosition(ctx, p)
 	case c.GetAtLeastAsFresh() != nil:
 		snap, err := s.follower.current()
 		if err != nil {
@@ -169,8 +169,9 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, check
 	return answers, nil
 }
 
-// load fills the pool until every slice is complete, all slices together in one
-// round trip for each level of dereference.
+// load fills the pool until every slice is complete: from the cache, and what is
+// not there from the store, all slices together in one round trip for each level
+// of dereference.
 func (s *authorizationService) load(ctx context.Context, snap *snapshot, answers []answer, pool *engine.Pool) error {
 	for {
 		var missing []cedar.EntityUID
@@ -189,24 +190,52 @@ func (s *authorizationService) load(ctx context.Context, snap *snapshot, answers
 		if len(missing) == 0 {
 			return nil
 		}
-		uids := make([]store.UID, len(missing))
-		for i, uid := range missing {
-			uids[i] = storeUID(uid)
+		rest := missing[:0]
+		for _, uid := range missing {
+			if e, known := s.follower.cache.get(snap, uid); known {
+				pool.Put(uid, e)
+			} else {
+				rest = append(rest, uid)
+			}
 		}
-		rows, err := s.db.LoadEntities(ctx, snap.position.Number, uids)
+		if len(rest) == 0 {
+			continue // what the cached ones refer to may be missing now
+		}
+		if err := s.loadStored(ctx, snap, rest, pool); err != nil {
+			return err
+		}
+	}
+}
+
+// loadStored reads entities with their ancestors from the store, for the pool and
+// the cache.
+func (s *authorizationService) loadStored(ctx context.Context, snap *snapshot, missing []cedar.EntityUID, pool *engine.Pool) error {
+	uids := make([]store.UID, len(missing))
+	for i, uid := range missing {
+		uids[i] = storeUID(uid)
+	}
+	rows, err := s.db.LoadEntitiesAt(ctx, snap.position, uids)
+	if err != nil {
+		return err
+	}
+	found := make([]engine.Entity, len(rows))
+	kept := make([]loaded, 0, len(rows)+len(missing))
+	for i, row := range rows {
+		e, err := readStored(snap.set, row)
 		if err != nil {
 			return err
 		}
-		found := make([]engine.Entity, len(rows))
-		for i, row := range rows {
-			e, err := readStored(snap.set, row)
-			if err != nil {
-				return err
-			}
-			found[i] = *e
-		}
-		pool.Add(missing, found)
+		found[i] = *e
+		kept = append(kept, loaded{e.UID, e, row.Since, len(row.Attrs) + len(row.Tags)})
 	}
+	pool.Add(missing, found)
+	for _, uid := range missing {
+		if !pool.Has(uid) {
+			kept = append(kept, loaded{uid: uid})
+		}
+	}
+	s.follower.cache.keep(snap, kept)
+	return nil
 }
 
 // row turns a result into the answer and the record of it.
@@ -327,6 +356,8 @@ func publicError(err error) *connect.Error {
 		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
 	case errors.Is(err, errStale), errors.Is(err, errBehind):
 		return connect.NewError(connect.CodeUnavailable, err.Error())
+	case errors.Is(err, store.ErrBehind):
+		return connect.NewError(connect.CodeUnavailable, "the database is at another revision than this server; nothing was decided")
 	case errors.Is(err, errQueueFull):
 		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
 	case errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):

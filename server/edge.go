@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"regexp"
 	"runtime/debug"
 	"strings"
@@ -35,12 +36,21 @@ const (
 	maxStreamBytes    = 300 << 20
 	maxNesting        = 100 // of JSON
 
-	headerTimeout  = 5 * time.Second
-	readTimeout    = 10 * time.Second
-	writeTimeout   = 30 * time.Second
-	idleTimeout    = 60 * time.Second
-	messageTimeout = 30 * time.Second // between two messages of a stream
 )
+
+// timeouts bound how long a caller may keep the server waiting.
+type timeouts struct {
+	header, read, write, idle time.Duration // of a connection, as in http.Server
+
+	message time.Duration // to receive or send one message of a stream
+	upload  time.Duration // for all that a caller streams in one call
+	discard time.Duration // to read on what a caller sends to a call that has ended
+}
+
+var defaultTimeouts = timeouts{
+	header: 5 * time.Second, read: 10 * time.Second, write: 30 * time.Second, idle: time.Minute,
+	message: 30 * time.Second, upload: 15 * time.Minute, discard: 2 * time.Second,
+}
 
 type contextKey int
 
@@ -72,6 +82,7 @@ type edge struct {
 	log      *slog.Logger
 	metric   *metrics
 	timeout  time.Duration // of a unary handler
+	times    timeouts
 }
 
 var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}`)
@@ -91,33 +102,49 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			e.metric.call(spec, began, err)
 		}()
 		// Load balancers ask for health and have no key.
-		if strings.HasPrefix(spec.Procedure, "/"+healthv1connect.HealthName+"/") {
-			return next(ctx, spec, stream)
-		}
-		info, ok := connect.CallInfoForServerContext(ctx)
-		if !ok {
-			return errUnauthenticated
-		}
-		caller, err := e.authenticate(info.RequestHeader().Values("Authorization"))
-		if err != nil {
-			return err
-		}
-		ctx = context.WithValue(ctx, callerKey, caller)
-		if m := traceparent.FindStringSubmatch(info.RequestHeader().Get("Traceparent")); m != nil {
-			ctx = context.WithValue(ctx, traceKey, m[1])
-		}
-		if !e.limits.allow(caller, 1) {
-			return errRateLimited
+		if !isHealth(spec) {
+			if ctx, err = e.admit(ctx); err != nil {
+				return err
+			}
 		}
 		if spec.StreamType == connect.StreamTypeUnary {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, e.timeout)
+			ctx, cancel := context.WithTimeout(ctx, e.timeout)
 			defer cancel()
 			return next(ctx, spec, stream)
 		}
-		rc, _ := ctx.Value(controllerKey).(*http.ResponseController)
-		return next(ctx, spec, &pacedStream{stream, rc})
+		if spec.StreamType == connect.StreamTypeClient {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, e.times.upload)
+			defer cancel()
+		}
+		paced := e.pace(ctx, stream)
+		defer paced.end()
+		return next(ctx, spec, paced)
 	}
+}
+
+func isHealth(spec connect.Spec) bool {
+	return strings.HasPrefix(spec.Procedure, "/"+healthv1connect.HealthName+"/")
+}
+
+// admit puts the caller and the trace into the context, if the caller may call.
+func (e *edge) admit(ctx context.Context) (context.Context, error) {
+	info, ok := connect.CallInfoForServerContext(ctx)
+	if !ok {
+		return ctx, errUnauthenticated
+	}
+	caller, err := e.authenticate(info.RequestHeader().Values("Authorization"))
+	if err != nil {
+		return ctx, err
+	}
+	ctx = context.WithValue(ctx, callerKey, caller)
+	if m := traceparent.FindStringSubmatch(info.RequestHeader().Get("Traceparent")); m != nil {
+		ctx = context.WithValue(ctx, traceKey, m[1])
+	}
+	if !e.limits.allow(caller, 1) {
+		return ctx, errRateLimited
+	}
+	return ctx, nil
 }
 
 // authenticate finds the caller of an API key. Keys are random 256-bit values,
@@ -161,25 +188,77 @@ func (e *edge) logFailure(ctx context.Context, spec connect.Spec, err error) {
 	}
 }
 
-// pacedStream gives each message of a stream its own deadline, so that a long
-// upload lives and a stalled one does not.
+// pacedStream gives each message of a stream its own deadline, in place of one
+// for the whole: a long upload lives, and a stalled one does not. Between
+// messages there is none, for the handler has a time of its own.
 type pacedStream struct {
 	connect.ServerStream
-	rc *http.ResponseController
+	ctx   context.Context
+	rc    *http.ResponseController
+	times timeouts
+}
+
+func (e *edge) pace(ctx context.Context, stream connect.ServerStream) *pacedStream {
+	rc, ok := ctx.Value(controllerKey).(*http.ResponseController)
+	if !ok {
+		panic("no withController around the handler")
+	}
+	s := &pacedStream{stream, ctx, rc, e.times}
+	s.readWithin(0)
+	s.writeWithin(0)
+	return s
+}
+
+// readWithin and writeWithin set a deadline; 0 is none. They fail only on a
+// connection that is gone, which the next read or write tells too.
+func (s *pacedStream) readWithin(d time.Duration)  { _ = s.rc.SetReadDeadline(deadline(d)) }
+func (s *pacedStream) writeWithin(d time.Duration) { _ = s.rc.SetWriteDeadline(deadline(d)) }
+
+func deadline(d time.Duration) (t time.Time) {
+	if d > 0 {
+		t = time.Now().Add(d)
+	}
+	return t
 }
 
 func (s *pacedStream) Receive(msg any) error {
-	if s.rc != nil {
-		_ = s.rc.SetReadDeadline(time.Now().Add(messageTimeout))
+	wait := s.times.message
+	end, bounded := s.ctx.Deadline()
+	if bounded {
+		wait = min(wait, time.Until(end))
 	}
-	return s.ServerStream.Receive(msg)
+	err := os.ErrDeadlineExceeded
+	if wait > 0 {
+		s.readWithin(wait)
+		err = s.ServerStream.Receive(msg)
+		s.readWithin(0)
+	}
+	switch {
+	case !errors.Is(err, os.ErrDeadlineExceeded):
+		return err
+	case bounded && time.Until(end) <= 0:
+		return connect.Errorf(connect.CodeDeadlineExceeded, "the stream took longer than %v in all", s.times.upload).WithCause(err)
+	}
+	return connect.Errorf(connect.CodeDeadlineExceeded, "no message came within %v", s.times.message).WithCause(err)
+}
+
+func (s *pacedStream) SendHeaders() error {
+	s.writeWithin(s.times.message)
+	defer s.writeWithin(0)
+	return s.ServerStream.SendHeaders()
 }
 
 func (s *pacedStream) Send(msg any) error {
-	if s.rc != nil {
-		_ = s.rc.SetWriteDeadline(time.Now().Add(messageTimeout))
-	}
+	s.writeWithin(s.times.message)
+	defer s.writeWithin(0)
 	return s.ServerStream.Send(msg)
+}
+
+// end bounds what follows the handler: the end of the answer, before which
+// HTTP/1.1 reads on some of what the caller still sends.
+func (s *pacedStream) end() {
+	s.readWithin(s.times.discard)
+	s.writeWithin(s.times.discard + s.times.message)
 }
 
 // limits is a token bucket for each caller. The zero rate means no limit.
@@ -221,7 +300,8 @@ func wireOptions() []connecthttp.Option {
 				limit = maxAuthorizeBytes
 			case cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure:
 				limit = maxBatchBytes
-			case cedarpostv1connect.AuthorizationServiceGetRevisionProcedure:
+			case cedarpostv1connect.AuthorizationServiceGetRevisionProcedure,
+				healthv1connect.HealthCheckProcedure, healthv1connect.HealthWatchProcedure:
 				limit = maxHeaderBytes
 			}
 			return []connecthttp.Option{connecthttp.WithReadMaxBytes(limit)}

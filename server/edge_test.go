@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,11 +13,14 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -183,5 +187,156 @@ func TestRecorderTellsAllOfAFailedCommit(t *testing.T) {
 	}
 	if err := r.record(t.Context(), []store.Decision{good}); err != nil {
 		t.Errorf("the recorder did not recover: %v", err)
+	}
+}
+
+// blocked starts a recorder whose first commit waits until release, with that
+// commit under way.
+func blocked(t *testing.T) (r *recorder, conn *pgx.Conn, release func()) {
+	t.Helper()
+	url := storetest.New(t)
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	if conn, err = pgx.Connect(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	locker, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release = sync.OnceFunc(func() { locker.Close(context.Background()) })
+	t.Cleanup(release)
+	if _, err := locker.Exec(t.Context(), "begin; lock table decisions in exclusive mode"); err != nil {
+		t.Fatal(err)
+	}
+	r = newRecorder(db, slog.New(slog.DiscardHandler), newMetrics())
+	t.Cleanup(r.close)
+	go func() { _ = r.record(t.Context(), []store.Decision{aDecision(t)}) }()
+	for waiting := false; !waiting; {
+		err := conn.QueryRow(t.Context(), `select exists (select from pg_stat_activity
+			where datname = current_database() and wait_event_type = 'Lock')`).Scan(&waiting)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r, conn, release
+}
+
+// queued waits until so many calls wait for the commit after the one under way.
+func queued(t *testing.T, r *recorder, n int) {
+	t.Helper()
+	for len(r.queue) != n {
+		if t.Context().Err() != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// A commit is bounded by the bytes of its records too, but for a single call that
+// is larger.
+func TestCommitsAreBoundedByBytes(t *testing.T) {
+	r, conn, release := blocked(t)
+	const mib = 1 << 20
+	var group sync.WaitGroup
+	for i, size := range []int{3 * mib, 3 * mib, 3 * mib, 10 * mib, 1 * mib, 1 * mib} {
+		group.Go(func() {
+			d := aDecision(t)
+			d.Record = make([]byte, size)
+			if err := r.record(t.Context(), []store.Decision{d}); err != nil {
+				t.Error(err)
+			}
+		})
+		queued(t, r, i+1)
+	}
+	release()
+	group.Wait()
+	// Rows of one commit have one xmin.
+	rows, _ := conn.Query(t.Context(), "select sum(length(record)) / (1024 * 1024) from decisions group by xmin::text order by max(decision_id::text)")
+	sizes, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil || !slices.Equal(sizes, []int64{0, 6, 3, 10, 2}) {
+		t.Errorf("commits of %v MiB, %v", sizes, err)
+	}
+}
+
+// What nobody waits for any more is not recorded.
+func TestGivenUpCallsAreNotRecorded(t *testing.T) {
+	r, conn, release := blocked(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	given := aDecision(t)
+	result := make(chan error, 1)
+	go func() { result <- r.record(ctx, []store.Decision{given}) }()
+	queued(t, r, 1)
+	cancel()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	release()
+	last := aDecision(t)
+	if err := r.record(t.Context(), []store.Decision{last}); err != nil {
+		t.Fatal(err)
+	}
+	var recorded []string
+	err := conn.QueryRow(t.Context(), "select array_agg(decision_id::text) from decisions").Scan(&recorded)
+	if err != nil || len(recorded) != 2 || slices.Contains(recorded, given.ID.String()) {
+		t.Errorf("recorded %v, %v; %v was given up", recorded, err, given.ID)
+	}
+}
+
+// before is a moment whose wall clock says so much more than the monotonic one,
+// as when the machine was suspended since.
+func before(suspended time.Duration) time.Time {
+	now := time.Now()
+	// A time with a monotonic reading has its seconds above 30 bits of nanoseconds.
+	*(*uint64)(unsafe.Pointer(&now)) -= uint64(suspended/time.Second) << 30
+	return now
+}
+
+// A machine that slept has old data, though its monotonic clock did not move.
+func TestStalenessCountsSuspension(t *testing.T) {
+	f := newFollower(nil, slog.New(slog.DiscardHandler), 5*time.Second, nil)
+	ready := newReadiness(nil, f)
+	ready.found.Store(new(error))
+	f.confirm(&snapshot{}, time.Now())
+	if _, err := f.current(); err != nil || ready.err() != nil {
+		t.Errorf("%v, %v", err, ready.err())
+	}
+	f.confirm(nil, before(time.Hour))
+	if _, err := f.current(); !errors.Is(err, errStale) || !errors.Is(ready.err(), errStale) {
+		t.Errorf("%v, %v after an hour", err, ready.err())
+	}
+	// Nor does a clock that was set back make it young.
+	f.confirm(nil, before(-time.Hour).Add(-time.Minute))
+	if _, err := f.current(); !errors.Is(err, errStale) {
+		t.Errorf("%v after a minute", err)
+	}
+}
+
+// A position is met by the same history only.
+func TestAtPosition(t *testing.T) {
+	db := storetest.Open(t)
+	f := newFollower(db, slog.New(slog.DiscardHandler), time.Minute, newEntityCache(0))
+	if err := f.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p, err := db.Current(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if snap, err := f.atPosition(t.Context(), p); err != nil || snap.position != p {
+		t.Errorf("%+v, %v", snap, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	p.Timeline++
+	if _, err := f.atPosition(ctx, p); err == nil {
+		t.Error("a snapshot of another timeline will do")
+	}
+	if _, err := f.atLeast(t.Context(), p.Number); err != nil {
+		t.Error(err)
 	}
 }

@@ -31,6 +31,7 @@ type snapshot struct {
 	// policyRevision is the newest publish in it.
 	policyRevision int64
 	set            *engine.Set
+	schema         int64 // generation of the entity cache that goes with set
 	bundles        []store.Bundle
 	callers        map[[sha256.Size]byte]string // hash of a key → caller
 }
@@ -41,6 +42,7 @@ type follower struct {
 	db           *store.DB
 	log          *slog.Logger
 	maxStaleness time.Duration
+	cache        *entityCache
 
 	snap   atomic.Pointer[snapshot]
 	wakeup chan struct{}
@@ -50,9 +52,9 @@ type follower struct {
 	confirmed time.Time     // when a question was sent whose answer snap covers
 }
 
-func newFollower(db *store.DB, log *slog.Logger, maxStaleness time.Duration) *follower {
+func newFollower(db *store.DB, log *slog.Logger, maxStaleness time.Duration, cache *entityCache) *follower {
 	return &follower{
-		db: db, log: log, maxStaleness: maxStaleness,
+		db: db, log: log, maxStaleness: maxStaleness, cache: cache,
 		wakeup:  make(chan struct{}, 1),
 		applied: make(chan struct{}),
 	}
@@ -108,11 +110,12 @@ func (f *follower) catchUp(ctx context.Context) error {
 		return nil
 	}
 	next := &snapshot{position: now}
-	policy, keys := true, true
+	policy, keys, anew := true, true, true
 	// On another timeline the same numbers can mean other things: start anew.
-	if old != nil && old.position.Database == now.Database && old.position.Timeline == now.Timeline && old.position.Number < now.Number {
+	if old != nil && old.position.SameHistory(now) && old.position.Number < now.Number {
 		*next = *old
 		next.position = now
+		anew = false
 		if policy, keys, err = f.changed(ctx, old.position.Number, now.Number); err != nil {
 			return err
 		}
@@ -131,11 +134,15 @@ func (f *follower) catchUp(ctx context.Context) error {
 			return err
 		}
 	}
+	if anew || len(next.set.ChangedTypes(old.set)) > 0 {
+		next.schema = f.cache.reset(now.Number)
+	}
 	f.confirm(next, asked)
 	return nil
 }
 
-// changed says what kinds of things changed after one revision up to another.
+// changed says what kinds of things changed after one revision up to another,
+// and drops the entities among them from the cache.
 func (f *follower) changed(ctx context.Context, after, upTo int64) (policy, keys bool, err error) {
 	for after < upTo {
 		changes, err := f.db.Changes(ctx, after, changesPage)
@@ -145,6 +152,7 @@ func (f *follower) changed(ctx context.Context, after, upTo int64) (policy, keys
 		if len(changes) == 0 {
 			break
 		}
+		f.cache.apply(changes)
 		for _, c := range changes {
 			policy = policy || c.Kind == store.KindBundle
 			keys = keys || c.Kind == store.KindKey
@@ -168,7 +176,7 @@ func (f *follower) loadPolicy(ctx context.Context, next *snapshot, previous *eng
 			return err
 		}
 	}
-	set, findings := engine.Compile(sources, previous)
+	set, findings := engine.Load(sources, previous)
 	if set == nil {
 		return fmt.Errorf("revision %d does not compile: %s", next.position.Number, findings[0])
 	}
@@ -205,7 +213,14 @@ func (f *follower) confirm(next *snapshot, asked time.Time) {
 func (f *follower) staleness() time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return time.Since(f.confirmed)
+	return age(f.confirmed)
+}
+
+// age is how long ago a moment was, by the clock that says more: the monotonic
+// one stops while the machine is suspended, the other can be set back.
+func age(t time.Time) time.Duration {
+	now := time.Now()
+	return max(now.Sub(t), now.Round(0).Sub(t.Round(0)))
 }
 
 var (
@@ -221,17 +236,30 @@ func (f *follower) current() (*snapshot, error) {
 	return f.snap.Load(), nil
 }
 
-// atLeast returns a snapshot that has applied a revision, waiting for it a
-// bounded time.
+// atLeast returns a snapshot that has applied a revision of the history that
+// this server follows, waiting for it a bounded time.
 func (f *follower) atLeast(ctx context.Context, number int64) (*snapshot, error) {
+	return f.await(ctx, func(has store.Position) bool { return has.Number >= number })
+}
+
+// atPosition is atLeast for a position: the same number of another history, as
+// after a failover, does not do.
+func (f *follower) atPosition(ctx context.Context, p store.Position) (*snapshot, error) {
+	return f.await(ctx, func(has store.Position) bool { return has.SameHistory(p) && has.Number >= p.Number })
+}
+
+func (f *follower) await(ctx context.Context, enough func(store.Position) bool) (*snapshot, error) {
 	deadline := time.NewTimer(freshWait)
 	defer deadline.Stop()
 	for {
 		f.mu.Lock()
 		applied := f.applied
 		f.mu.Unlock()
-		if f.snap.Load().position.Number >= number {
-			return f.current()
+		if snap := f.snap.Load(); enough(snap.position) {
+			if _, err := f.current(); err != nil {
+				return nil, err
+			}
+			return snap, nil
 		}
 		f.wake()
 		select {

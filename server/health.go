@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -13,45 +14,103 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-const readyTimeout = 2 * time.Second
+const (
+	readyInterval = time.Second
+	readyTimeout  = 2 * time.Second
+	maxWatches    = 64 // of health, open at once on one plane
+)
 
-// health says whether this server can decide and record. Live means the process
-// answers; ready means a question asked now would be decided.
-type health struct {
+var (
+	errStopping  = errors.New("the server is stopping")
+	errNotLooked = errors.New("the server has not looked at its database yet")
+)
+
+// readiness says whether a question asked now would be decided. One loop asks
+// the database; whoever wants to know reads what it found, so that strangers who
+// ask for health cost the database nothing.
+type readiness struct {
 	db       *store.DB
 	follower *follower
-	services map[string]bool // full names served on this listener
+	found    atomic.Pointer[error] // what speaks against it in the database, or nil in there
+	stopping chan struct{}         // closed when the server stops
 }
 
-// ready returns nil, or why not.
-func (h *health) ready(ctx context.Context) error {
-	if _, err := h.follower.current(); err != nil {
-		return err
+func newReadiness(db *store.DB, f *follower) *readiness {
+	r := &readiness{db: db, follower: f, stopping: make(chan struct{})}
+	r.found.Store(&errNotLooked)
+	return r
+}
+
+// run looks each second until ctx ends.
+func (r *readiness) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		r.look(ctx)
+		sleep(ctx, readyInterval)
 	}
+}
+
+// look asks whether decisions of today and tomorrow could be recorded.
+func (r *readiness) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	for _, day := range []time.Time{time.Now(), time.Now().Add(24 * time.Hour)} {
-		ok, err := h.db.PartitionReady(ctx, day.UTC())
-		if err != nil {
-			return errors.New("the database does not answer")
+	var found error
+	for _, day := range []time.Time{time.Now().UTC(), time.Now().UTC().AddDate(0, 0, 1)} {
+		switch ok, err := r.db.PartitionReady(ctx, day); {
+		case err != nil:
+			found = errors.New("the database does not answer")
+		case !ok:
+			found = errors.New("the decision log has no partition for " + day.Format(time.DateOnly))
 		}
-		if !ok {
-			return errors.New("the decision log has no partition for " + day.UTC().Format(time.DateOnly))
+		if found != nil {
+			break
 		}
 	}
-	return nil
+	r.found.Store(&found)
+}
+
+// stop turns readiness off for good, and ends the watches.
+func (r *readiness) stop() { close(r.stopping) }
+
+// err returns nil, or why a question would not be decided.
+func (r *readiness) err() error {
+	select {
+	case <-r.stopping:
+		return errStopping
+	default:
+	}
+	// In memory, so asked each time.
+	if _, err := r.follower.current(); err != nil {
+		return err
+	}
+	return *r.found.Load()
+}
+
+// health answers for the services of one plane. Live means the process answers;
+// ready means a question asked now would be decided.
+type health struct {
+	ready    *readiness
+	services map[string]bool // full names served on this listener
+	watches  chan struct{}   // a place for each that is open
+}
+
+func newHealth(r *readiness) *health {
+	return &health{ready: r, services: map[string]bool{}, watches: make(chan struct{}, maxWatches)}
 }
 
 // Check implements grpc.health.v1.Health.
-func (h *health) Check(ctx context.Context, req *healthv1.HealthCheckRequest) (*healthv1.HealthCheckResponse, error) {
-	if req.GetService() != "" && !h.services[req.GetService()] {
+func (h *health) Check(_ context.Context, req *healthv1.HealthCheckRequest) (*healthv1.HealthCheckResponse, error) {
+	status := h.status(req.GetService())
+	if status == healthv1.HealthCheckResponse_SERVICE_UNKNOWN {
 		return nil, connect.NewError(connect.CodeNotFound, "no such service on this listener")
 	}
-	return &healthv1.HealthCheckResponse{Status: h.status(ctx)}, nil
+	return &healthv1.HealthCheckResponse{Status: status}, nil
 }
 
-func (h *health) status(ctx context.Context) healthv1.HealthCheckResponse_ServingStatus {
-	if h.ready(ctx) != nil {
+func (h *health) status(service string) healthv1.HealthCheckResponse_ServingStatus {
+	switch {
+	case service != "" && !h.services[service]:
+		return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
+	case h.ready.err() != nil:
 		return healthv1.HealthCheckResponse_NOT_SERVING
 	}
 	return healthv1.HealthCheckResponse_SERVING
@@ -59,33 +118,45 @@ func (h *health) status(ctx context.Context) healthv1.HealthCheckResponse_Servin
 
 // Watch implements grpc.health.v1.Health.
 func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, stream healthv1connect.HealthWatchServerStream) error {
+	select {
+	case h.watches <- struct{}{}:
+		defer func() { <-h.watches }()
+	default:
+		return connect.Errorf(connect.CodeResourceExhausted, "%d callers watch already; ask with Check", maxWatches)
+	}
+	tick := time.NewTicker(readyInterval)
+	defer tick.Stop()
 	last := healthv1.HealthCheckResponse_UNKNOWN
-	for ctx.Err() == nil {
-		status := healthv1.HealthCheckResponse_SERVICE_UNKNOWN
-		if req.GetService() == "" || h.services[req.GetService()] {
-			status = h.status(ctx)
-		}
-		if status != last {
+	for stopping := false; ; {
+		if status := h.status(req.GetService()); status != last {
 			if err := stream.Send(&healthv1.HealthCheckResponse{Status: status}); err != nil {
 				return err
 			}
 			last = status
 		}
-		sleep(ctx, time.Second)
+		if stopping {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-h.ready.stopping:
+			stopping = true // once more, to say so
+		case <-ctx.Done():
+			return nil
+		}
 	}
-	return nil
 }
 
 // opsHandler serves /livez and /readyz in plain text, and /metrics for
 // Prometheus.
-func (h *health) opsHandler(m *metrics) http.Handler {
+func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", m.handler())
+	mux.Handle("GET /metrics", s.metrics.handler())
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		if err := h.ready(r.Context()); err != nil {
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := s.ready.err(); err != nil {
 			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 			return
 		}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
@@ -25,10 +26,11 @@ const (
 	maxBundleBytes = 256 << 20
 	maxBundleFiles = 10_000
 	filePart       = 1 << 20
-	maxMisfits     = 20     // stored entities that a refusal names
-	maxUploads     = 4      // bundles at once, each up to maxBundleBytes
-	maxMentions    = 10_000 // entities named by policies that are looked up
-	maxUnstored    = 50     // warnings of such entities
+	maxMisfits     = 20               // stored entities that a refusal names
+	maxUploads     = 4                // bundles at once, each up to maxBundleBytes
+	uploadWait     = 10 * time.Second // for a place
+	maxMentions    = 10_000           // entities named by policies that are looked up
+	maxUnstored    = 50               // warnings of such entities
 )
 
 // policyService publishes and reads bundles.
@@ -47,7 +49,9 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 	select {
 	case s.uploads <- struct{}{}:
 		defer func() { <-s.uploads }()
-	default:
+	case <-ctx.Done():
+		return nil, publicError(ctx.Err())
+	case <-time.After(uploadWait):
 		return nil, connect.NewError(connect.CodeResourceExhausted, "other bundles are being uploaded; try again in a moment")
 	}
 	header, files, err := receiveBundle(stream)

@@ -11,7 +11,8 @@ import (
 
 const (
 	recordQueue   = 4096                   // calls waiting for a commit
-	recordRows    = 2000                   // rows in one commit
+	recordRows    = 2000                   // rows in one commit, and
+	recordBytes   = 8 << 20                // bytes of their records
 	recordTimeout = 5 * time.Second        // of one commit
 	recordWait    = 100 * time.Millisecond // for a place in a full queue
 )
@@ -35,8 +36,28 @@ type recorder struct {
 
 // pendingRecord is one call's rows and who waits for them.
 type pendingRecord struct {
-	rows []store.Decision
-	err  chan error
+	ctx   context.Context // of the call
+	rows  []store.Decision
+	bytes int // of their records
+	err   chan error
+}
+
+func newPending(ctx context.Context, rows []store.Decision) *pendingRecord {
+	p := &pendingRecord{ctx: ctx, rows: rows, err: make(chan error, 1)}
+	for i := range rows {
+		p.bytes += len(rows[i].Record)
+	}
+	return p
+}
+
+// wanted reports whether the call still waits. One that was given up is told
+// so, and not recorded: after an overload the commits are for those who are there.
+func (p *pendingRecord) wanted() bool {
+	err := p.ctx.Err()
+	if err != nil {
+		p.err <- err
+	}
+	return err == nil
 }
 
 func newRecorder(db *store.DB, log *slog.Logger, m *metrics) *recorder {
@@ -59,7 +80,7 @@ func (r *recorder) record(ctx context.Context, rows []store.Decision) error {
 	if len(rows) == 0 {
 		return nil
 	}
-	p := &pendingRecord{rows: rows, err: make(chan error, 1)}
+	p := newPending(ctx, rows)
 	select {
 	case r.queue <- p:
 	default:
@@ -92,42 +113,87 @@ func (r *recorder) record(ctx context.Context, rows []store.Decision) error {
 func (r *recorder) run() {
 	defer close(r.done)
 	defer r.writer.Close()
+	var over *pendingRecord // did not fit into the batch before
 	for {
-		var first *pendingRecord
+		first := over
+		if first == nil || !first.wanted() {
+			first = r.wait()
+		}
+		if first == nil {
+			return
+		}
+		var batch []*pendingRecord
+		batch, over = r.fill(first)
+		r.commit(batch)
+	}
+}
+
+// wait returns the next that is wanted, or nil when the recorder is stopped and
+// the queue empty.
+func (r *recorder) wait() *pendingRecord {
+	for {
+		var p *pendingRecord
 		select {
-		case first = <-r.queue:
+		case p = <-r.queue:
 		case <-r.stop:
-			select {
-			case first = <-r.queue:
-			default:
-				return
+			if p = r.take(); p == nil {
+				return nil
 			}
 		}
-		batch := []*pendingRecord{first}
-		rows := first.rows
-	fill:
-		for len(rows) < recordRows {
-			select {
-			case p := <-r.queue:
-				batch = append(batch, p)
-				rows = append(rows, p.rows...)
-			default:
-				break fill
-			}
+		if p.wanted() {
+			return p
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
-		began := time.Now()
-		err := r.writer.Write(ctx, rows)
-		cancel()
-		r.metric.commit.Observe(time.Since(began).Seconds())
-		r.metric.batchRows.Observe(float64(len(rows)))
-		if err != nil {
-			r.metric.commitFails.Inc()
-			r.log.Error("decisions not recorded", "rows", len(rows), "err", err)
+	}
+}
+
+// take returns the next in the queue, or nil.
+func (r *recorder) take() *pendingRecord {
+	select {
+	case p := <-r.queue:
+		return p
+	default:
+		return nil
+	}
+}
+
+// fill adds what is queued and wanted to first, within the bounds of a batch. A
+// call that is larger than those goes alone.
+func (r *recorder) fill(first *pendingRecord) (batch []*pendingRecord, over *pendingRecord) {
+	batch = append(batch, first)
+	rows, bytes := len(first.rows), first.bytes
+	for {
+		p := r.take()
+		switch {
+		case p == nil:
+			return batch, nil
+		case !p.wanted():
+		case rows+len(p.rows) > recordRows || bytes+p.bytes > recordBytes:
+			return batch, p
+		default:
+			batch = append(batch, p)
+			rows, bytes = rows+len(p.rows), bytes+p.bytes
 		}
-		for _, p := range batch {
-			p.err <- err
-		}
+	}
+}
+
+// commit writes a batch and tells everyone in it.
+func (r *recorder) commit(batch []*pendingRecord) {
+	var rows []store.Decision
+	for _, p := range batch {
+		rows = append(rows, p.rows...)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+	defer cancel()
+	began := time.Now()
+	err := r.writer.Write(ctx, rows)
+	r.metric.commit.Observe(time.Since(began).Seconds())
+	r.metric.batchRows.Observe(float64(len(rows)))
+	if err != nil {
+		r.metric.commitFails.Inc()
+		r.log.Error("decisions not recorded", "rows", len(rows), "err", err)
+	}
+	for _, p := range batch {
+		p.err <- err
 	}
 }
 

@@ -40,20 +40,27 @@ type Config struct {
 	// MaxStaleness is how old policy and data may be before the server refuses to
 	// decide, default 5 s.
 	MaxStaleness time.Duration
+	// CacheBytes is how much memory entities may take, about; default 64 MiB,
+	// negative for no cache.
+	CacheBytes int64
 	// RateLimit is how many checks a second one caller may ask, 0 for no limit.
 	RateLimit float64
 	// Name is this server in decision records, default the host's name.
 	Name string
 	// Log gets the server's log; default slog.Default.
 	Log *slog.Logger
+
+	times timeouts // of tests that are in a hurry
 }
 
 func (c *Config) setDefaults() {
 	c.Listen = or(c.Listen, "127.0.0.1:8080")
 	c.AdminListen = or(c.AdminListen, "127.0.0.1:8081")
 	c.OpsListen = or(c.OpsListen, "127.0.0.1:9090")
+	c.CacheBytes = or(c.CacheBytes, 64<<20)
 	c.MaxStaleness = or(c.MaxStaleness, 5*time.Second)
 	c.Log = or(c.Log, slog.Default())
+	c.times = or(c.times, defaultTimeouts)
 	if c.Name == "" {
 		c.Name, _ = os.Hostname()
 	}
@@ -78,6 +85,7 @@ const (
 type Server struct {
 	cfg      Config
 	follower *follower
+	ready    *readiness
 	recorder *recorder
 	metrics  *metrics
 	planes   []*plane
@@ -94,13 +102,15 @@ type plane struct {
 // or a database that cannot be served is an error here.
 func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	cfg.setDefaults()
-	s := &Server{cfg: cfg, follower: newFollower(cfg.DB, cfg.Log, cfg.MaxStaleness), metrics: newMetrics()}
+	s := &Server{cfg: cfg, follower: newFollower(cfg.DB, cfg.Log, cfg.MaxStaleness, newEntityCache(uint64(max(cfg.CacheBytes, 0)))), metrics: newMetrics()}
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
 		return nil, err
 	}
 	if err := s.follower.catchUp(ctx); err != nil {
 		return nil, err
 	}
+	s.ready = newReadiness(cfg.DB, s.follower)
+	s.ready.look(ctx)
 	defer func() {
 		if err != nil {
 			s.closeListeners()
@@ -128,10 +138,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower})
-		cedarpostv1connect.RegisterPolicyServiceHandler(cs, &policyService{cfg.DB, s.follower})
+		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
 		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{cfg.DB})
 	}
-	ops := &health{db: cfg.DB, follower: s.follower}
 	for _, p := range []struct {
 		name, addr string
 		handler    http.Handler
@@ -139,7 +148,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}{
 		{"decision", cfg.Listen, s.rpcHandler(decision, limits, decisionTimeout), false},
 		{"admin", cfg.AdminListen, s.rpcHandler(admin, limits, adminTimeout), false},
-		{"ops", cfg.OpsListen, ops.opsHandler(s.metrics), true},
+		{"ops", cfg.OpsListen, s.opsHandler(), true},
 	} {
 		if cert == nil && !p.open && !cfg.AllowPlaintext {
 			if err := checkPlaintext(p.addr); err != nil {
@@ -156,10 +165,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 // rpcHandler builds a plane's handler: guard, validation, services, health and
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *limits, timeout time.Duration) http.Handler {
-	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.metrics, timeout: timeout}
+	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.metrics, timeout: timeout, times: s.cfg.times}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
-	h := &health{db: s.cfg.DB, follower: s.follower, services: map[string]bool{}}
+	h := newHealth(s.ready)
 	healthv1connect.RegisterHealthHandler(cs, h)
 	grpcreflect.Register(cs)
 	for spec := range cs.Specs() {
@@ -191,7 +200,8 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{
 		Handler: h, Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
-		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
+		ReadHeaderTimeout: s.cfg.times.header, ReadTimeout: s.cfg.times.read,
+		WriteTimeout: s.cfg.times.write, IdleTimeout: s.cfg.times.idle,
 		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelWarn),
 	}
 	if cert != nil && !open {
@@ -223,6 +233,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { s.follower.run(background) })
+	wg.Go(func() { s.ready.run(background) })
 	wg.Go(func() { s.keepPartitions(background) })
 
 	failed := make(chan error, len(s.planes))
@@ -245,19 +256,29 @@ func (s *Server) Run(ctx context.Context) error {
 	case err = <-failed:
 	}
 
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-	defer cancel()
-	for _, p := range s.planes {
-		if serr := p.http.Shutdown(drain); serr != nil {
-			s.cfg.Log.Warn("calls cut off", "plane", p.name, "err", serr)
-			_ = p.http.Close()
-		}
-	}
+	s.ready.stop()
+	s.drain(context.WithoutCancel(ctx))
 	// Handlers that Close cut off may still be at the recorder; it refuses them.
 	s.recorder.close()
 	stop()
 	wg.Wait()
 	return err
+}
+
+// drain closes all planes at once, and lets the calls in flight finish.
+func (s *Server) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, p := range s.planes {
+		wg.Go(func() {
+			if err := p.http.Shutdown(ctx); err != nil {
+				s.cfg.Log.Warn("calls cut off", "plane", p.name, "err", err)
+				_ = p.http.Close()
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // keepPartitions makes the decision log's partitions ahead of time.

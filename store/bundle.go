@@ -71,7 +71,7 @@ type Publish struct {
 // [ErrPolicyChanged] when any bundle was published after BaseRevision.
 func (db *DB) PublishBundle(ctx context.Context, p Publish) (revision, version int64, err error) {
 	defer wrap(&err, "publish bundle")
-	err = pgx.BeginTxFunc(ctx, db.pool, readCommitted, func(tx pgx.Tx) error {
+	err = db.inTurn(ctx, func(tx pgx.Tx) error {
 		// Compare before the lock: if the policies are still at BaseRevision after it,
 		// then so they were here.
 		policies, err := comparePolicies(ctx, tx, p.Bundle)
@@ -294,7 +294,7 @@ func (db *DB) Bundles(ctx context.Context, revision int64) (_ []Bundle, err erro
 // There are none if the bundle was not live then.
 func (db *DB) BundleFiles(ctx context.Context, revision int64, name string) (_ []File, err error) {
 	defer wrap(&err, "read bundle files")
-	rows, _ := db.pool.Query(ctx, `
+	rows, _ := db.admin.Query(ctx, `
 		select path, content
 		from bundle_files
 		where bundle = $2 and since <= $1 and (until is null or until > $1)

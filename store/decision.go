@@ -43,16 +43,16 @@ type DecisionWriter struct {
 
 	mu   sync.Mutex // held for the whole of a write
 	conn *pgx.Conn  // nil: not connected
-	buf  []byte     // reused from write to write
+	buf  []byte     // reused from write to write, unless it grew large
 }
+
+// keptBuffer is what a writer keeps between writes. Batches are seldom larger.
+const keptBuffer = 1 << 20
 
 // NewDecisionWriter returns a writer that is not connected yet. One write at a
 // time goes through it: for more, make more.
 func (db *DB) NewDecisionWriter() *DecisionWriter {
-	config := db.conn.Copy()
-	// Whatever the server's or the role's default: recorded means on disk.
-	config.RuntimeParams["synchronous_commit"] = "on"
-	return &DecisionWriter{config: config}
+	return &DecisionWriter{config: db.conn.Copy()}
 }
 
 // Write records the decisions, all or none, and returns nil only after the commit.
@@ -66,6 +66,11 @@ func (w *DecisionWriter) Write(ctx context.Context, decisions []Decision) (err e
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.buf = appendCopy(w.buf[:0], decisions)
+	defer func() {
+		if cap(w.buf) > keptBuffer {
+			w.buf = nil
+		}
+	}()
 	if w.conn == nil {
 		if w.conn, err = pgx.ConnectConfig(ctx, w.config.Copy()); err != nil {
 			return err
@@ -239,7 +244,7 @@ func (db *DB) GetDecision(ctx context.Context, id uuid.UUID) (_ Decision, err er
 		       allowed, denied_at, policies, request_id, trace_id, record
 		from decisions
 		where at = $1 and decision_id = $2`
-	rows, _ := db.pool.Query(ctx, query, idTime(id), id)
+	rows, _ := db.admin.Query(ctx, query, idTime(id), id)
 	d, err := pgx.CollectExactlyOneRow(rows, scanDecision)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = ErrNotFound
@@ -294,7 +299,7 @@ func (db *DB) QueryDecisions(ctx context.Context, q DecisionQuery) (_ []Decision
 	resourceType, resourceID := uidArgs(q.Resource)
 	// Planned anew for these values each time: a filter that is not there then costs
 	// nothing, and one that is finds its index.
-	rows, _ := db.pool.Query(ctx, query, pgx.QueryExecModeCacheDescribe,
+	rows, _ := db.admin.Query(ctx, query, pgx.QueryExecModeCacheDescribe,
 		orNull(q.From), orNull(q.To),
 		principalType, principalID, actionType, actionID, resourceType, resourceID,
 		q.Allowed, orNull(q.DeniedAt), orNull(q.Policy), orNull(q.Caller), orNull(q.RequestID),

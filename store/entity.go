@@ -80,40 +80,79 @@ func scanEntity(row pgx.CollectableRow) (Entity, error) {
 // MaxLoad bounds the ancestors that one LoadEntities reads.
 const MaxLoad = 20_000
 
+// selectSlice reads the entities named by $2 and $3 and their ancestors, at most
+// $4, at revision $1.
+//
+// UNION drops what was reached before, so cycles end. The lateral joins look one
+// entity up at a time, by the primary key: the planner cannot know how few of a
+// million entities are asked for, and would rather read them all.
+const selectSlice = `
+	with recursive reached (type, id) as (
+		select type collate "C", id collate "C"
+		from unnest($2::text[], $3::text[]) as named (type, id)
+		union
+		select split_part(parent, ' ', 1) collate "C",
+		       substr(parent, strpos(parent, ' ') + 1) collate "C"
+		from reached
+		join lateral (
+			select parents, until from entities
+			where type = reached.type and id = reached.id and since <= $1
+			order by since desc limit 1
+		) e on e.until is null or e.until > $1
+		cross join unnest(e.parents) as parent
+	)
+	select reached.type, reached.id, e.attrs, e.tags, e.parents, e.since
+	from reached
+	join lateral (
+		select attrs, tags, parents, since, until from entities
+		where type = reached.type and id = reached.id and since <= $1
+		order by since desc limit 1
+	) e on e.until is null or e.until > $1
+	limit $4`
+
 // LoadEntities reads the named entities as they were at the revision, and all
 // their ancestors, each once, in no particular order, in one round trip. What is
 // not stored is left out. The error is [ErrTooManyAncestors] beyond [MaxLoad].
 func (db *DB) LoadEntities(ctx context.Context, revision int64, uids []UID) (_ []Entity, err error) {
 	defer wrap(&err, "load entities")
-	// UNION drops what was reached before, so cycles end. The lateral joins look one
-	// entity up at a time, by the primary key: the planner cannot know how few of a
-	// million entities are asked for, and would rather read them all.
-	const query = `
-		with recursive reached (type, id) as (
-			select type collate "C", id collate "C"
-			from unnest($2::text[], $3::text[]) as named (type, id)
-			union
-			select split_part(parent, ' ', 1) collate "C",
-			       substr(parent, strpos(parent, ' ') + 1) collate "C"
-			from reached
-			join lateral (
-				select parents, until from entities
-				where type = reached.type and id = reached.id and since <= $1
-				order by since desc limit 1
-			) e on e.until is null or e.until > $1
-			cross join unnest(e.parents) as parent
-		)
-		select reached.type, reached.id, e.attrs, e.tags, e.parents, e.since
-		from reached
-		join lateral (
-			select attrs, tags, parents, since, until from entities
-			where type = reached.type and id = reached.id and since <= $1
-			order by since desc limit 1
-		) e on e.until is null or e.until > $1
-		limit $4`
+	args, most := sliceArgs(revision, uids)
+	rows, _ := db.pool.Query(ctx, selectSlice, args...)
+	return collectSlice(rows, most)
+}
+
+// LoadEntitiesAt is LoadEntities for who knows the whole position. The error is
+// [ErrBehind] when the database that answers has not got there. That is looked at
+// in the same round trip: after a failover each connection can lead to another
+// server than the one that the position was read from.
+func (db *DB) LoadEntitiesAt(ctx context.Context, at Position, uids []UID) (found []Entity, err error) {
+	defer wrap(&err, "load entities")
+	args, most := sliceArgs(at.Number, uids)
+	var batch pgx.Batch
+	// First the position: what the second statement sees is not older.
+	batch.Queue(selectPosition).Query(func(rows pgx.Rows) error {
+		here, err := scanPosition(rows)
+		if err == nil && (!here.SameHistory(at) || here.Number < at.Number) {
+			err = ErrBehind
+		}
+		return err
+	})
+	batch.Queue(selectSlice, args...).Query(func(rows pgx.Rows) (err error) {
+		found, err = collectSlice(rows, most)
+		return err
+	})
+	if err := db.pool.SendBatch(ctx, &batch).Close(); err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+func sliceArgs(revision int64, uids []UID) (args []any, most int) {
 	types, ids := split(uids)
-	most := len(uids) + MaxLoad
-	rows, _ := db.pool.Query(ctx, query, revision, types, ids, most+1)
+	most = len(uids) + MaxLoad
+	return []any{revision, types, ids, most + 1}, most
+}
+
+func collectSlice(rows pgx.Rows, most int) ([]Entity, error) {
 	found, err := pgx.CollectRows(rows, scanEntity)
 	if err == nil && len(found) > most {
 		// A part of the ancestors would decide as if the others were not there.
@@ -130,7 +169,7 @@ func (db *DB) GetEntity(ctx context.Context, revision int64, uid UID) (_ Entity,
 		select type, id, attrs, tags, parents, since
 		from entities
 		where type = $2 and id = $3 and since <= $1 and (until is null or until > $1)`
-	rows, _ := db.pool.Query(ctx, query, revision, uid.Type, uid.ID)
+	rows, _ := db.admin.Query(ctx, query, revision, uid.Type, uid.ID)
 	e, err := pgx.CollectExactlyOneRow(rows, scanEntity)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = ErrNotFound
@@ -152,7 +191,7 @@ func (db *DB) ListEntities(ctx context.Context, revision int64, typ string, afte
 		limit $5`
 	// Planned for these values: the condition on the type must be seen to be there
 	// or not.
-	rows, _ := db.pool.Query(ctx, query, pgx.QueryExecModeCacheDescribe,
+	rows, _ := db.admin.Query(ctx, query, pgx.QueryExecModeCacheDescribe,
 		revision, after.Type, after.ID, typ, limit)
 	return pgx.CollectRows(rows, scanEntity)
 }
@@ -167,7 +206,7 @@ func (db *DB) EachEntity(ctx context.Context, revision int64, types []string, fn
 		from entities
 		where ($2::text[] is null or type = any($2))
 		  and since <= $1 and (until is null or until > $1)`
-	return pgx.BeginTxFunc(ctx, db.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	return pgx.BeginTxFunc(ctx, db.admin, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
 			return err
 		}

@@ -45,7 +45,7 @@ func (db *DB) CreateKey(ctx context.Context, key Key, caller string) (err error)
 // before it stored. When fn fails, or the commit does, nothing is stored.
 func (db *DB) Bootstrap(ctx context.Context, fn func(ctx context.Context, existing []Key) (*Key, error)) (err error) {
 	defer wrap(&err, "bootstrap")
-	return pgx.BeginTxFunc(ctx, db.pool, readCommitted, func(tx pgx.Tx) error {
+	return db.inTurn(ctx, func(tx pgx.Tx) error {
 		// A statement of its own, so that the next one sees what came before the lock.
 		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", migrationLock); err != nil {
 			return err

@@ -21,7 +21,7 @@ const (
 // is missing, and does not stop those who write to the log.
 func (db *DB) EnsurePartitions(ctx context.Context, now time.Time) (err error) {
 	defer wrap(&err, "make partitions of the decision log")
-	conn, err := db.pool.Acquire(ctx)
+	conn, err := db.admin.Acquire(ctx)
 	if err != nil {
 		return err
 	}
@@ -43,7 +43,7 @@ func (db *DB) PartitionReady(ctx context.Context, day time.Time) (ready bool, er
 		select exists (
 			select from pg_inherits
 			where inhparent = 'decisions'::regclass and inhrelid = to_regclass($1))`
-	err = db.pool.QueryRow(ctx, query, "decisions_"+day.UTC().Format("20060102")).Scan(&ready)
+	err = db.vital.QueryRow(ctx, query, "decisions_"+day.UTC().Format("20060102")).Scan(&ready)
 	return ready, err
 }
 

@@ -40,6 +40,9 @@ var (
 	ErrTooManyMembers = errors.New("too many members to drop at once")
 	// ErrTooManyAncestors: more than [MaxLoad] ancestors would have to be read.
 	ErrTooManyAncestors = errors.New("too many ancestors")
+	// ErrBehind: the database that answered has not got to that position, or is
+	// another one: a standby that took over without the newest revisions.
+	ErrBehind = errors.New("the database is not at that revision")
 	// ErrPolicyChanged: a bundle was published since the write was checked.
 	// Nothing was written: check again against the new policies, and retry.
 	ErrPolicyChanged = errors.New("policies changed meanwhile")
@@ -56,23 +59,39 @@ type Config struct {
 	// DatabaseURL is a Postgres URL or a key=value connection string. The
 	// connection parameters connect_timeout (default 5 s), application_name
 	// (cedarpost), statement_timeout (30 s) and
-	// idle_in_transaction_session_timeout (60 s) can be set in it.
+	// idle_in_transaction_session_timeout (60 s) can be set in it. Of several hosts
+	// one that takes writes is chosen. Commits are always synchronous.
 	DatabaseURL string
-	// MaxConns bounds the pool. 0 takes pool_max_conns from the URL, or the larger
-	// of 4 and the number of CPUs. Listeners and decision writers have a connection
-	// of their own besides.
+	// MaxConns bounds each of the two pools, that of decisions and that of
+	// administration. 0 takes pool_max_conns from the URL, or the larger of 4 and
+	// the number of CPUs. Listeners and decision writers have a connection of their
+	// own besides, and the look at the newest revision has two.
 	MaxConns int32
 }
 
 // DB is an open database. It is safe for concurrent use.
+//
+// It has several pools, so that no kind of work waits for connections behind
+// another: whatever administration does, decisions go on, and however many of
+// those there are, the newest revision can be told.
 type DB struct {
-	pool *pgxpool.Pool
-	conn *pgx.ConnConfig // for the connections outside of the pool; copied, never changed
+	pool  *pgxpool.Pool // for decisions, and for followers
+	admin *pgxpool.Pool // for writes, lists and the log
+	vital *pgxpool.Pool // for what tells whether decisions can be made at all
+	// turn has one place: who is in it may take the revision lock. The others of
+	// this process wait here, where waiting costs no connection.
+	turn    chan struct{}
+	current latest[Position]
+	conn    *pgx.ConnConfig // for the connections outside of the pools; copied, never changed
 }
+
+// vitalConns is one for Current, which never needs more, and one for
+// PartitionReady.
+const vitalConns = 2
 
 // Open connects to a migrated database. The error is [ErrNotMigrated] when
 // [Migrate] has to run first.
-func Open(ctx context.Context, cfg Config) (db *DB, err error) {
+func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 	defer wrap(&err, "open database")
 	poolConfig, err := pgxpool.ParseConfig(cfg.DatabaseURL)
 	if err != nil {
@@ -82,20 +101,38 @@ func Open(ctx context.Context, cfg Config) (db *DB, err error) {
 	if cfg.MaxConns > 0 {
 		poolConfig.MaxConns = cfg.MaxConns
 	}
-	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
-	if err != nil {
+	vitalConfig := poolConfig.Copy()
+	vitalConfig.MaxConns, vitalConfig.MinConns, vitalConfig.MinIdleConns = vitalConns, 0, 0
+	db := &DB{turn: make(chan struct{}, 1), conn: poolConfig.ConnConfig.Copy()}
+	defer func() {
+		if err != nil {
+			db.Close()
+		}
+	}()
+	for _, p := range []struct {
+		pool   **pgxpool.Pool
+		config *pgxpool.Config
+	}{{&db.pool, poolConfig}, {&db.admin, poolConfig}, {&db.vital, vitalConfig}} {
+		if *p.pool, err = pgxpool.NewWithConfig(ctx, p.config.Copy()); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkMigrated(ctx, db.pool); err != nil {
 		return nil, err
 	}
-	if err := checkMigrated(ctx, pool); err != nil {
-		pool.Close()
-		return nil, err
-	}
-	return &DB{pool: pool, conn: poolConfig.ConnConfig.Copy()}, nil
+	return db, nil
 }
 
 // setDefaults fills what the URL does not say. No statement waits for ever, and a
 // writer that stopped halfway does not hold the revision lock for ever.
 func setDefaults(c *pgx.ConnConfig) {
+	// Whatever the URL or the server says: what was committed is on disk. A
+	// revision that a crash takes back would be given out again for another content.
+	c.RuntimeParams["synchronous_commit"] = "on"
+	// A standby can neither be written to nor tell the newest revision.
+	if c.ValidateConnect == nil && severalHosts(c) {
+		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = 5 * time.Second
 	}
@@ -110,8 +147,24 @@ func setDefaults(c *pgx.ConnConfig) {
 	}
 }
 
-// Close closes the pool, after the calls in progress are done.
-func (db *DB) Close() { db.pool.Close() }
+// severalHosts tells them from one host that is tried with and without TLS.
+func severalHosts(c *pgx.ConnConfig) bool {
+	for _, f := range c.Fallbacks {
+		if f.Host != c.Host || f.Port != c.Port {
+			return true
+		}
+	}
+	return false
+}
+
+// Close closes the pools, after the calls in progress are done.
+func (db *DB) Close() {
+	for _, pool := range []*pgxpool.Pool{db.pool, db.admin, db.vital} {
+		if pool != nil {
+			pool.Close()
+		}
+	}
+}
 
 // Ping asks the database for a sign of life.
 func (db *DB) Ping(ctx context.Context) (err error) {
@@ -132,19 +185,37 @@ type Position struct {
 	Number int64
 }
 
-// Current reads the newest committed revision. It fails on a standby, which cannot
-// know it.
+// SameHistory reports whether the numbers of two positions can be compared.
+func (p Position) SameHistory(q Position) bool {
+	return p.Database == q.Database && p.Timeline == q.Timeline
+}
+
+// pg_walfile_name starts with the timeline in eight hex digits, and unlike
+// pg_control_checkpoint is not a checkpoint late.
+const selectPosition = `
+	select database,
+	       ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint as timeline,
+	       n as number
+	from revision`
+
+func scanPosition(rows pgx.Rows) (Position, error) {
+	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Position])
+}
+
+// currentTimeout is less than the time a server may be without an answer.
+const currentTimeout = 2 * time.Second
+
+// Current reads the newest committed revision, in a read that begins after the
+// call. Calls that wait share one, so any number of them costs next to nothing. It
+// fails on a standby, which cannot know it.
 func (db *DB) Current(ctx context.Context) (p Position, err error) {
 	defer wrap(&err, "read revision")
-	// pg_walfile_name starts with the timeline in eight hex digits, and unlike
-	// pg_control_checkpoint is not a checkpoint late.
-	const query = `
-		select database,
-		       ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint as timeline,
-		       n as number
-		from revision`
-	rows, _ := db.pool.Query(ctx, query)
-	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Position])
+	return db.current.get(ctx, func() (Position, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), currentTimeout)
+		defer cancel()
+		rows, _ := db.vital.Query(ctx, selectPosition)
+		return scanPosition(rows)
+	})
 }
 
 // The kinds of a [Change].
@@ -206,13 +277,26 @@ func (db *DB) Listen(ctx context.Context, wake func()) (err error) {
 // of the revision to be, and everything committed before it is visible to fn.
 // Prepare before, for all other writers wait meanwhile.
 func (db *DB) write(ctx context.Context, caller, note string, fn func(tx pgx.Tx, n int64) error) error {
-	return pgx.BeginTxFunc(ctx, db.pool, readCommitted, func(tx pgx.Tx) error {
+	return db.inTurn(ctx, func(tx pgx.Tx) error {
 		n, err := nextRevision(ctx, tx, caller, note)
 		if err != nil {
 			return err
 		}
 		return fn(tx, n)
 	})
+}
+
+// inTurn runs fn in a transaction that may take the revision lock, one at a time.
+// The turn comes before the connection: the other way round, those who wait would
+// hold the connections that the one whose turn it is needs.
+func (db *DB) inTurn(ctx context.Context, fn func(tx pgx.Tx) error) error {
+	select {
+	case db.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-db.turn }()
+	return pgx.BeginTxFunc(ctx, db.admin, readCommitted, fn)
 }
 
 // readCommitted is what the revision lock needs: each statement after it must see

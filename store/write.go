@@ -104,7 +104,7 @@ var errUnchanged = errors.New("unchanged")
 // ends as it was gets none.
 func (db *DB) WriteEntities(ctx context.Context, w EntityWrite) (result WriteResult, err error) {
 	defer wrap(&err, "write entities")
-	err = pgx.BeginTxFunc(ctx, db.pool, readCommitted, func(tx pgx.Tx) error {
+	err = db.inTurn(ctx, func(tx pgx.Tx) error {
 		n, p, err := lockAndRead(ctx, tx, w)
 		if err != nil {
 			return err

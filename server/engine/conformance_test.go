@@ -42,7 +42,6 @@ func classes(rows ...any) []class {
 var setClasses = classes(
 	`^dereferences the literal `, "a policy dereferences a literal", true,
 	`^dereferences entities \d+ deep`, "a policy dereferences deeper than 3", true,
-	`^to(Date|Time)\(\) is not supported`, "a policy calls toDate or toTime, which cedar-go gets wrong", true,
 	`: ".*" is not a value of the enumerated type `, "a policy names an unlisted id of an enumerated type", false,
 	``, "a policy does not validate", false,
 )

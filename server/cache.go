@@ -1,0 +1,156 @@
+package server
+
+import (
+	"sync"
+
+	"github.com/cedar-policy/cedar-go"
+	"github.com/maypok86/otter/v2"
+
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// rememberedChanges is how many changed entities the cache remembers, to tell a
+// load that raced with a change.
+const rememberedChanges = 100_000
+
+// entityCache keeps entities in memory, as the schema reads them, bounded by
+// bytes. It holds what is stored and what is known not to be, direct parents
+// only, so that a change of one entity touches one entry.
+//
+// An entry is good for every revision from the one it was written at, or was
+// missed at, until a change of the entity is applied, which drops it. A load that
+// raced with a change, or with a new schema, is not kept. So what get returns for
+// a snapshot is what the store would return for its revision.
+type entityCache struct {
+	entries *otter.Cache[cedar.EntityUID, *cachedEntity]
+
+	// mu orders keeping (many, shared) against applying (one, exclusive).
+	mu      sync.RWMutex
+	changed map[cedar.EntityUID]int64 // the newest applied revision that changed it
+	order   []change                  // of changed, oldest first
+	floor   int64                     // changes up to here are forgotten
+	schema  int64                     // the schema generation in force
+}
+
+type change struct {
+	uid      cedar.EntityUID
+	revision int64
+}
+
+// cachedEntity is immutable.
+type cachedEntity struct {
+	entity *engine.Entity // nil: not stored
+	from   int64          // the first revision it is good for
+	schema int64          // the generation it was read by
+	weight uint32         // bytes, about
+}
+
+// newEntityCache makes a cache of about so many bytes; 0 makes none.
+func newEntityCache(bytes uint64) *entityCache {
+	c := &entityCache{changed: map[cedar.EntityUID]int64{}}
+	if bytes > 0 {
+		c.entries = otter.Must(&otter.Options[cedar.EntityUID, *cachedEntity]{
+			MaximumWeight: bytes,
+			Weigher:       func(_ cedar.EntityUID, e *cachedEntity) uint32 { return e.weight },
+		})
+	}
+	return c
+}
+
+// get returns an entity as of a snapshot; e is nil when it is not stored, known
+// is false when the store has to be asked.
+func (c *entityCache) get(snap *snapshot, uid cedar.EntityUID) (e *engine.Entity, known bool) {
+	if c.entries == nil {
+		return nil, false
+	}
+	v, ok := c.entries.GetIfPresent(uid)
+	if !ok || v.from > snap.position.Number || v.schema != snap.schema {
+		return nil, false
+	}
+	return v.entity, true
+}
+
+// loaded is an entity as a load found it. Entity is nil when it is not stored;
+// since is the revision of its row, size the bytes of its row.
+type loaded struct {
+	uid    cedar.EntityUID
+	entity *engine.Entity
+	since  int64
+	size   int
+}
+
+// keep takes in what was loaded at a snapshot, but for what changed meanwhile.
+func (c *entityCache) keep(snap *snapshot, list []loaded) {
+	if c.entries == nil {
+		return
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	at := snap.position.Number
+	if at < c.floor || snap.schema != c.schema {
+		return
+	}
+	for _, l := range list {
+		if c.changed[l.uid] > at {
+			continue
+		}
+		v := &cachedEntity{entity: l.entity, from: at, schema: snap.schema, weight: weigh(l)}
+		if l.entity != nil {
+			v.from = l.since
+		}
+		c.entries.Set(l.uid, v)
+	}
+}
+
+// weigh estimates the bytes of an entry: Cedar values take several times their
+// JSON.
+func weigh(l loaded) uint32 {
+	n := 250 + 2*(len(l.uid.Type)+len(l.uid.ID)) + 4*l.size
+	if l.entity != nil {
+		n += 100 * len(l.entity.Parents)
+	}
+	return uint32(min(n, 1<<31))
+}
+
+// apply drops what changed. It is called with the changes of a snapshot before
+// that snapshot is given out, by the follower alone.
+func (c *entityCache) apply(changes []store.Change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ch := range changes {
+		if ch.Kind != store.KindEntity {
+			continue
+		}
+		uid := cedar.NewEntityUID(cedar.EntityType(ch.Type), cedar.String(ch.ID))
+		c.changed[uid] = ch.Revision
+		c.order = append(c.order, change{uid, ch.Revision})
+		if c.entries != nil {
+			c.entries.Invalidate(uid)
+		}
+	}
+	if drop := len(c.order) - rememberedChanges; drop > 0 {
+		for _, old := range c.order[:drop] {
+			c.floor = old.revision
+			if c.changed[old.uid] == old.revision {
+				delete(c.changed, old.uid)
+			}
+		}
+		c.order = append([]change(nil), c.order[drop:]...)
+	}
+}
+
+// reset forgets everything up to a revision and returns the generation that
+// snapshots carry from then on: another schema reads the same rows differently,
+// and another timeline has other rows.
+func (c *entityCache) reset(floor int64) (schema int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.schema++
+	c.floor = floor
+	c.changed, c.order = map[cedar.EntityUID]int64{}, nil
+	if c.entries != nil {
+		c.entries.InvalidateAll()
+	}
+	return c.schema
+}

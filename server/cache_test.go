@@ -1,0 +1,118 @@
+package server
+
+import (
+	"testing"
+
+	"github.com/cedar-policy/cedar-go"
+	"pgregory.net/rapid"
+
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// Whatever the order of writes, applied changes, loads that take their time,
+// new schemas and evictions: what the cache returns for a snapshot is what is
+// stored at its revision.
+func TestCacheNeverDiffersFromTheStore(t *testing.T) {
+	hits := 0
+	rapid.Check(t, func(t *rapid.T) {
+		type version struct {
+			revision int64
+			stored   bool
+		}
+		// The same row is another entity under another schema.
+		type reading struct {
+			uid              cedar.EntityUID
+			revision, schema int64
+		}
+		readings := map[reading]*engine.Entity{}
+		type load struct {
+			snap *snapshot
+			list []loaded
+		}
+		// Small enough to evict.
+		c := newEntityCache(uint64(rapid.SampledFrom([]int{1 << 20, 3000}).Draw(t, "bytes")))
+		history := map[cedar.EntityUID][]version{}
+		var committed int64
+		var unapplied []store.Change
+		schema := c.reset(0)
+		snaps := []*snapshot{{schema: schema}}
+		var loads []load
+		names := []string{"a", "b", "c", "d", "e", "f"}
+		uid := func() cedar.EntityUID {
+			return cedar.NewEntityUID("T", cedar.String(rapid.SampledFrom(names).Draw(t, "uid")))
+		}
+		stored := func(u cedar.EntityUID, at int64) (out version) {
+			for _, v := range history[u] {
+				if v.revision <= at {
+					out = v
+				}
+			}
+			return out
+		}
+		read := func(u cedar.EntityUID, snap *snapshot) (*engine.Entity, int64) {
+			v := stored(u, snap.position.Number)
+			if !v.stored {
+				return nil, v.revision
+			}
+			r := reading{u, v.revision, snap.schema}
+			if readings[r] == nil {
+				readings[r] = &engine.Entity{UID: u}
+			}
+			return readings[r], v.revision
+		}
+		recent := func() *snapshot {
+			return snaps[rapid.IntRange(max(0, len(snaps)-4), len(snaps)-1).Draw(t, "snapshot")]
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"write": func(t *rapid.T) {
+				committed++
+				u := uid()
+				history[u] = append(history[u], version{committed, rapid.IntRange(0, 3).Draw(t, "delete") > 0})
+				unapplied = append(unapplied, store.Change{Revision: committed, Kind: store.KindEntity, Type: string(u.Type), ID: string(u.ID)})
+			},
+			"apply": func(*rapid.T) {
+				c.apply(unapplied)
+				unapplied = nil
+				snaps = append(snaps, &snapshot{position: store.Position{Number: committed}, schema: schema})
+			},
+			"new schema": func(*rapid.T) {
+				c.apply(unapplied)
+				unapplied = nil
+				schema = c.reset(committed)
+				snaps = append(snaps, &snapshot{position: store.Position{Number: committed}, schema: schema})
+			},
+			"load begins": func(t *rapid.T) {
+				snap, u := recent(), uid()
+				e, since := read(u, snap)
+				loads = append(loads, load{snap, []loaded{{uid: u, entity: e, since: since, size: 10}}})
+			},
+			"load ends": func(t *rapid.T) {
+				if len(loads) == 0 {
+					t.SkipNow()
+				}
+				i := rapid.IntRange(0, len(loads)-1).Draw(t, "load")
+				c.keep(loads[i].snap, loads[i].list)
+				loads = append(loads[:i], loads[i+1:]...)
+			},
+			"": func(t *rapid.T) {
+				for _, snap := range snaps[max(0, len(snaps)-4):] {
+					for _, name := range names {
+						u := cedar.NewEntityUID("T", cedar.String(name))
+						e, known := c.get(snap, u)
+						if !known {
+							continue
+						}
+						hits++
+						if want, _ := read(u, snap); e != want {
+							t.Fatalf("%s at revision %d: %p, stored is %p", u, snap.position.Number, e, want)
+						}
+					}
+				}
+			},
+		})
+	})
+	if hits == 0 {
+		t.Error("the cache never had anything")
+	}
+}

@@ -1,0 +1,149 @@
+// Package corpustest reads the corpus of the reference implementation of Cedar
+// for tests: policies, schemas, entities and requests with the answers that are
+// right. cedar-go ships it in its module, so the version tested is the version
+// used, and nothing is copied into this repository.
+package corpustest
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cedar-policy/cedar-go"
+)
+
+// Case is one policy set with its requests.
+type Case struct {
+	Name                       string
+	Schema, Policies, Entities string
+	// Strict says whether the reference accepts the policies in strict mode.
+	Strict bool
+	// The reference accepts all entities and requests under the schema.
+	Requests []Request
+}
+
+// Request is one request with the reference's answer. Policies are named
+// policy0, policy1 and so on, by their place in the text.
+type Request struct {
+	Principal cedar.EntityUID `json:"principal"`
+	Action    cedar.EntityUID `json:"action"`
+	Resource  cedar.EntityUID `json:"resource"`
+	// Context is in Cedar's JSON format.
+	Context  json.RawMessage `json:"context"`
+	Decision string          `json:"decision"` // allow or deny
+	Reasons  []string        `json:"reason"`
+	Errors   []string        `json:"errors"`
+}
+
+// Named returns the policies with an @id for each, which a bundle must have.
+func (c Case) Named() (string, error) {
+	list, err := cedar.NewPolicyListFromBytes("", []byte(c.Policies))
+	if err != nil {
+		return "", err
+	}
+	text := c.Policies
+	for i, p := range slices.Backward(list) {
+		at := p.Position().Offset
+		text = fmt.Sprintf("%s@id(\"policy%d\")\n%s", text[:at], i, text[at:])
+	}
+	return text, nil
+}
+
+// Load returns the whole corpus, by name.
+func Load(t testing.TB) []Case {
+	t.Helper()
+	cases, err := load(t.Context())
+	if err != nil {
+		t.Fatalf("the reference corpus: %v", err)
+	}
+	return cases
+}
+
+func load(ctx context.Context) ([]Case, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/cedar-policy/cedar-go").Output()
+	if err != nil {
+		return nil, fmt.Errorf("go list: %w", err)
+	}
+	dir := strings.TrimSpace(string(out))
+	files, err := untar(filepath.Join(dir, "corpus-tests.tar.gz"))
+	if err != nil {
+		return nil, err
+	}
+	verdicts, err := untar(filepath.Join(dir, "corpus-tests-validation.tar.gz"))
+	if err != nil {
+		return nil, err
+	}
+	var cases []Case
+	for name, data := range files {
+		base, isCase := strings.CutSuffix(path.Base(name), ".json")
+		if !isCase || strings.HasSuffix(base, ".entities") {
+			continue
+		}
+		var head struct {
+			Schema, Policies, Entities string
+			Requests                   []Request
+		}
+		if err := json.Unmarshal(data, &head); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		var verdict struct {
+			PolicyValidation struct{ Strict *bool }
+		}
+		if err := json.Unmarshal(verdicts["corpus-tests-validation/"+base+".validation.json"], &verdict); err != nil {
+			return nil, fmt.Errorf("%s: its validation: %w", name, err)
+		}
+		if verdict.PolicyValidation.Strict == nil {
+			return nil, fmt.Errorf("%s: its validation is missing", name)
+		}
+		c := Case{
+			Name: base, Requests: head.Requests, Strict: *verdict.PolicyValidation.Strict,
+			Schema: string(files[head.Schema]), Policies: string(files[head.Policies]), Entities: string(files[head.Entities]),
+		}
+		cases = append(cases, c)
+	}
+	if len(cases) == 0 {
+		return nil, errors.New("no cases in it")
+	}
+	slices.SortFunc(cases, func(a, b Case) int { return strings.Compare(a.Name, b.Name) })
+	return cases, nil
+}
+
+func untar(name string) (map[string][]byte, error) {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	zr, err := gzip.NewReader(bytes.NewReader(data))
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]byte{}
+	tr := tar.NewReader(zr)
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		if h.Typeflag != tar.TypeReg {
+			continue
+		}
+		if out[h.Name], err = io.ReadAll(tr); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+}

@@ -1,0 +1,278 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/jackc/pgx/v5"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
+	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
+	"github.com/cedarpost/cedarpost/server/servertest"
+)
+
+// eventually waits for what must come soon, and gives it plenty of time.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 1500 {
+		if ok() {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatalf("never happened: %s", what)
+}
+
+// session is one beside the server's.
+func session(t *testing.T, url string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
+}
+
+func mustExec(t *testing.T, conn *pgx.Conn, sql string) {
+	t.Helper()
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// waiting counts the sessions that wait for a lock.
+func waiting(t *testing.T, conn *pgx.Conn) (n int) {
+	t.Helper()
+	err := conn.QueryRow(t.Context(), `select count(*) from pg_stat_activity
+		where datname = current_database() and wait_event_type = 'Lock'`).Scan(&n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// healthOf is a client without a key.
+func healthOf(s *servertest.Server, plane string) healthv1connect.HealthClient {
+	return healthv1connect.NewHealthClient(s.Client(plane, ""))
+}
+
+func readyz(t *testing.T, s *servertest.Server) (status int, reason string) {
+	t.Helper()
+	res, err := http.Get(s.Ops + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, strings.TrimSpace(string(body))
+}
+
+// Whoever asks for health, and how often, the database is asked by one loop
+// alone, and its state shows everywhere.
+func TestHealthDoesNotAskTheDatabase(t *testing.T) {
+	s := servertest.New(t)
+	h := healthOf(s, s.API)
+	check := func() healthv1.HealthCheckResponse_ServingStatus {
+		res, err := h.Check(t.Context(), &healthv1.HealthCheckRequest{})
+		if err != nil {
+			t.Error(err)
+		}
+		return res.GetStatus()
+	}
+	eventually(t, "serving", func() bool { return check() == healthv1.HealthCheckResponse_SERVING })
+	if status, reason := readyz(t, s); status != http.StatusOK {
+		t.Errorf("%d %s", status, reason)
+	}
+	watch, err := h.Watch(t.Context(), &healthv1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Close()
+	watched := func(want healthv1.HealthCheckResponse_ServingStatus) {
+		t.Helper()
+		if res, err := watch.Receive(); err != nil || res.Status != want {
+			t.Errorf("watched %v, %v, want %v", res, err, want)
+		}
+	}
+	watched(healthv1.HealthCheckResponse_SERVING)
+
+	// What looks for partitions hangs now.
+	locker, observer := session(t, s.URL), session(t, s.URL)
+	mustExec(t, locker, "begin; lock table pg_catalog.pg_inherits")
+	eventually(t, "not serving", func() bool { return check() == healthv1.HealthCheckResponse_NOT_SERVING })
+	watched(healthv1.HealthCheckResponse_NOT_SERVING)
+	if status, reason := readyz(t, s); status != http.StatusServiceUnavailable || reason != "not ready: the database does not answer" {
+		t.Errorf("%d %s", status, reason)
+	}
+	var group sync.WaitGroup
+	for range 100 {
+		group.Go(func() { check() })
+	}
+	for range 20 {
+		if n := waiting(t, observer); n > 1 {
+			t.Errorf("%d sessions look for partitions", n)
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	group.Wait()
+	mustExec(t, locker, "rollback")
+	eventually(t, "serving again", func() bool { return check() == healthv1.HealthCheckResponse_SERVING })
+	watched(healthv1.HealthCheckResponse_SERVING)
+
+	if _, err := h.Check(t.Context(), &healthv1.HealthCheckRequest{Service: "cedarpost.v1.EntityService"}); connect.CodeOf(err) != connect.CodeNotFound {
+		t.Errorf("a service of the other plane: %v", err)
+	}
+}
+
+// Strangers cannot open watches without end.
+func TestWatchesAreBounded(t *testing.T) {
+	s := servertest.New(t)
+	h := healthOf(s, s.Admin)
+	open := func() (cancel func(), err error) {
+		ctx, cancel := context.WithCancel(t.Context())
+		t.Cleanup(cancel)
+		stream, err := h.Watch(ctx, &healthv1.HealthCheckRequest{})
+		if err == nil {
+			_, err = stream.Receive()
+		}
+		return cancel, err
+	}
+	first, err := open()
+	for range 63 {
+		if err == nil {
+			_, err = open()
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(); connect.CodeOf(err) != connect.CodeResourceExhausted {
+		t.Errorf("one too many: %v", err)
+	}
+	if _, err := h.Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil {
+		t.Error(err)
+	}
+	first()
+	eventually(t, "a free place", func() bool { _, err := open(); return err == nil })
+}
+
+// Stopping tells those who watch at once, and neither they nor the other planes
+// take time from a call in flight.
+func TestShutdownFinishesCallsInFlight(t *testing.T) {
+	s := docServer(t)
+	watch, err := healthOf(s, s.API).Watch(t.Context(), &healthv1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Close()
+	if res, err := watch.Receive(); err != nil || res.Status != healthv1.HealthCheckResponse_SERVING {
+		t.Fatalf("%v, %v", res, err)
+	}
+	locker, observer := session(t, s.URL), session(t, s.URL)
+	mustExec(t, locker, "begin; update revision set n = n")
+	written := make(chan error, 1)
+	go func() {
+		_, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: user(t, "ann")}})
+		written <- err
+	}()
+	eventually(t, "a write in flight", func() bool { return waiting(t, observer) == 1 })
+
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		s.Stop()
+	}()
+	if res, err := watch.Receive(); err != nil || res.Status != healthv1.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("watched %v, %v", res, err)
+	}
+	if _, err := watch.Receive(); !errors.Is(err, io.EOF) {
+		t.Errorf("the watch goes on: %v", err)
+	}
+	mustExec(t, locker, "rollback")
+	if err := <-written; err != nil {
+		t.Errorf("a call in flight was cut: %v", err)
+	}
+	<-stopped
+}
+
+// All planes stop at the same time: one that is kept busy does not leave another
+// open.
+func TestPlanesStopTogether(t *testing.T) {
+	s := servertest.New(t)
+	dial := func(plane string) (net.Conn, error) {
+		return net.Dial("tcp", strings.TrimPrefix(plane, "http://"))
+	}
+	busy, err := dial(s.API)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	if _, err := busy.Write([]byte("POST ")); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		s.Stop()
+	}()
+	eventually(t, "a closed admin plane", func() bool {
+		c, err := dial(s.Admin)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	if err := busy.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := busy.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the decision plane was through before: %v", err)
+	}
+	busy.Close()
+	<-stopped
+}
+
+// Writers that wait for each other do not stop decisions.
+func TestDecisionsGoOnWhileWritersWait(t *testing.T) {
+	s := docServer(t)
+	locker, observer := session(t, s.URL), session(t, s.URL)
+	mustExec(t, locker, "begin; update revision set n = n")
+	const writers = 20
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer mustExec(t, locker, "rollback")
+	for range writers {
+		group.Go(func() {
+			if _, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: user(t, "ann")}}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	eventually(t, "a writer that waits", func() bool { return waiting(t, observer) > 0 })
+	time.Sleep(200 * time.Millisecond) // the others come
+	newest := &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_FullyConsistent{FullyConsistent: true}}
+	for i := range 20 {
+		r, err := s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
+			Principal: servertest.UID(`Doc::User::"bob"`), Action: servertest.UID(`Doc::Action::"Read"`), Resource: servertest.UID(`Doc::Paper::"p"`),
+			Consistency: []*cedarpostv1.Consistency{nil, newest}[i%2],
+		})
+		if err != nil || r.DecisionId == "" {
+			t.Fatalf("%v, %v", r, err)
+		}
+	}
+}

@@ -1,0 +1,239 @@
+package server
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/policies"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+// wires are the ways a stream can come.
+var wires = []struct {
+	name    string
+	http2   bool
+	options []connecthttp.Option
+}{
+	{"HTTP/1.1 binary", false, nil},
+	{"HTTP/1.1 JSON", false, []connecthttp.Option{connecthttp.WithProtoJSON()}},
+	{"HTTP/2 binary", true, nil},
+	{"HTTP/2 gRPC", true, []connecthttp.Option{connecthttp.WithGRPC()}},
+}
+
+// hurried starts a real server with times of its own, and returns a way to its
+// policies for each of the wires, with what a client without a library needs.
+func hurried(t *testing.T, times timeouts) (clients []cedarpostv1connect.PolicyServiceClient, addr, key string) {
+	t.Helper()
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: storetest.New(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyFile := filepath.Join(t.TempDir(), "key")
+	if _, err := BootstrapKey(t.Context(), db, keyFile, true); err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(t.Context(), Config{
+		DB: db, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0",
+		Log: slog.New(slog.DiscardHandler), times: times,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, key = s.Addr("admin"), strings.TrimSpace(string(text))
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		db.Close()
+	})
+	for _, w := range wires {
+		protocols := new(http.Protocols)
+		protocols.SetHTTP1(!w.http2)
+		protocols.SetUnencryptedHTTP2(w.http2)
+		transport := &http.Transport{Protocols: protocols}
+		t.Cleanup(transport.CloseIdleConnections)
+		clients = append(clients, cedarpostv1connect.NewPolicyServiceClient(connect.NewClient(
+			connecthttp.NewTransport(&http.Client{Transport: transport, Timeout: time.Minute}, "http://"+addr, w.options...),
+			func(next connect.ClientFunc) connect.ClientFunc {
+				return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+					if info, ok := connect.CallInfoForClientContext(ctx); ok {
+						info.RequestHeader().Set("Authorization", "Bearer "+key)
+					}
+					return next(ctx, spec)
+				}
+			})))
+	}
+	return clients, addr, key
+}
+
+// shopUpload is the example bundle as the messages of an upload.
+func shopUpload(t *testing.T) []*cedarpostv1.ApplyBundleRequest {
+	t.Helper()
+	shop, err := bundle.Read(policies.Shop(), "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages := []*cedarpostv1.ApplyBundleRequest{header()}
+	for _, f := range shop.Files {
+		messages = append(messages, file(f.Path, f.Content))
+	}
+	return messages
+}
+
+func header() *cedarpostv1.ApplyBundleRequest {
+	return &cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{
+		Header: &cedarpostv1.BundleHeader{Name: "shop", DryRun: true}}}
+}
+
+func file(path string, content []byte) *cedarpostv1.ApplyBundleRequest {
+	return &cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_File{
+		File: &cedarpostv1.FilePart{Path: path, Data: content}}}
+}
+
+func slowUpload(ctx context.Context, c cedarpostv1connect.PolicyServiceClient, messages []*cedarpostv1.ApplyBundleRequest, pause time.Duration) (*cedarpostv1.ApplyBundleResponse, error) {
+	stream, err := c.ApplyBundle(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range messages {
+		if stream.Send(m) != nil {
+			break // the answer says why
+		}
+		time.Sleep(pause)
+	}
+	return stream.CloseAndReceive()
+}
+
+// An upload may take longer than any connection is given, as long as each of its
+// messages comes in time; and what the server says to it arrives.
+func TestSlowUpload(t *testing.T) {
+	times := defaultTimeouts
+	times.read, times.write = time.Second, time.Second
+	clients, _, _ := hurried(t, times)
+	for i, c := range clients {
+		t.Run(wires[i].name, func(t *testing.T) {
+			t.Parallel()
+			messages := shopUpload(t)
+			pause := 2 * times.write / time.Duration(len(messages))
+			res, err := slowUpload(t.Context(), c, messages, pause)
+			if err != nil || res.GetBundle().GetName() != "shop" {
+				t.Errorf("%v, %v", res, err)
+			}
+			_, err = slowUpload(t.Context(), c, append(messages, header()), pause)
+			if connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), "two headers") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// An upload that stalls is ended, and told why, though the caller sends nothing
+// that could wake the server up.
+func TestStalledUpload(t *testing.T) {
+	times := defaultTimeouts
+	times.message, times.discard = 300*time.Millisecond, 100*time.Millisecond
+	clients, addr, key := hurried(t, times)
+	first, err := proto.Marshal(header())
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(first)))) + string(first)
+	for upload, want := range map[string]string{
+		"\x00":            "deadline_exceeded", // less than a message
+		message + message: "invalid_argument",  // a refusal, without the end of what is refused
+	} {
+		answer := stall(t, addr, key, upload)
+		if !strings.Contains(answer, want) || !strings.HasSuffix(answer, "\r\n0\r\n\r\n") {
+			t.Errorf("answered %q, want %s", answer, want)
+		}
+	}
+	for i, c := range clients {
+		t.Run(wires[i].name, func(t *testing.T) {
+			t.Parallel()
+			stream, err := c.ApplyBundle(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for stream.Send(header()) == nil && t.Context().Err() == nil {
+				time.Sleep(5 * times.message) // each time too late, until the end is noticed
+			}
+			_, err = stream.CloseAndReceive()
+			if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !strings.Contains(err.Error(), "no message came") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// stall begins an upload, never goes on with it, and returns all of the answer.
+func stall(t *testing.T, addr, key, upload string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n"+
+		"Content-Type: application/connect+proto\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n",
+		cedarpostv1connect.PolicyServiceApplyBundleProcedure, addr, key, len(upload), upload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil {
+		t.Errorf("the answer has no end: %v", err)
+	}
+	return string(answer)
+}
+
+// An upload that never ends is ended, though each message comes in time.
+func TestEndlessUpload(t *testing.T) {
+	times := defaultTimeouts
+	times.upload, times.discard = time.Second, 100*time.Millisecond
+	clients, _, _ := hurried(t, times)
+	for i, c := range clients {
+		t.Run(wires[i].name, func(t *testing.T) {
+			t.Parallel()
+			stream, err := c.ApplyBundle(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for m := header(); stream.Send(m) == nil && t.Context().Err() == nil; m = file("a.cedar", []byte("//\n")) {
+				time.Sleep(times.upload / 20)
+			}
+			_, err = stream.CloseAndReceive()
+			if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !strings.Contains(err.Error(), "longer than 1s in all") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}

@@ -1,0 +1,8 @@
+package store
+
+// Kept is the size of what a writer keeps between writes.
+func (w *DecisionWriter) Kept() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return cap(w.buf)
+}
