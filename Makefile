@@ -15,6 +15,7 @@ BUILD := $(CURDIR)/.build
 BIN   := $(BUILD)/bin
 
 FUZZTIME ?= 10s
+CASES    ?= 1500
 
 .PHONY: help
 help: ## List the targets
@@ -28,6 +29,10 @@ build: ## Build bin/cedarpost
 postgres:
 	@scripts/install-postgres.sh
 
+.PHONY: node
+node:
+	@scripts/install-node.sh
+
 .PHONY: demo
 demo: postgres build ## Tell the story of the example shop, with a server of its own, and stop it
 	@scripts/demo.sh bin/cedarpost
@@ -37,7 +42,7 @@ dev: postgres build ## Run a server with a private Postgres and the example bund
 	@exec bin/cedarpost dev
 
 .PHONY: test
-test: postgres ## Run all tests, with a real Postgres and the race detector
+test: postgres node ## Run all tests, with a real Postgres and the race detector
 	go vet ./...
 	go test -race -timeout 9m ./...
 
@@ -61,8 +66,8 @@ bench: postgres ## Run the benchmarks
 	go test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
 .PHONY: conformance
-conformance: postgres ## Run the reference corpus through the engine, and a sample of it over the wire
-	@go test -count 1 -run Conformance -v ./server/engine ./server | grep -v -e '^=== ' -e '^--- '
+conformance: postgres node ## Run the reference corpus, a sample of it over the wire, and CASES drawn worlds against the reference
+	@CEDARPOST_DIFF_CASES=$(CASES) go test -count 1 -timeout 4h -run 'Conformance|Differential' -v ./server/engine ./server | grep -v -e '^=== ' -e '^--- '
 
 .PHONY: bench-engine
 bench-engine: ## Run the benchmarks of the engine alone

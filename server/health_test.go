@@ -101,7 +101,7 @@ func TestHealthDoesNotAskTheDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer watch.Close()
+	defer func() { _ = watch.Close() }()
 	watched := func(want healthv1.HealthCheckResponse_ServingStatus) {
 		t.Helper()
 		if res, err := watch.Receive(); err != nil || res.Status != want {
@@ -179,7 +179,7 @@ func TestShutdownFinishesCallsInFlight(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer watch.Close()
+	defer func() { _ = watch.Close() }()
 	if res, err := watch.Receive(); err != nil || res.Status != healthv1.HealthCheckResponse_SERVING {
 		t.Fatalf("%v, %v", res, err)
 	}
@@ -221,7 +221,7 @@ func TestPlanesStopTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer busy.Close()
+	defer func() { _ = busy.Close() }()
 	if _, err := busy.Write([]byte("POST ")); err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func TestPlanesStopTogether(t *testing.T) {
 	eventually(t, "a closed admin plane", func() bool {
 		c, err := dial(s.Admin)
 		if err == nil {
-			c.Close()
+			_ = c.Close()
 		}
 		return err != nil
 	})
@@ -243,7 +243,7 @@ func TestPlanesStopTogether(t *testing.T) {
 	if _, err := busy.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the decision plane was through before: %v", err)
 	}
-	busy.Close()
+	_ = busy.Close()
 	<-stopped
 }
 
