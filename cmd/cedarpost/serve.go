@@ -24,6 +24,7 @@ type listenFlags struct {
 	OpsListen      string        `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
 	AllowPlaintext bool          `help:"Serve other machines without TLS, when something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
 	MaxStaleness   time.Duration `help:"Refuse to decide when policies or data may be older than this (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"TIME" group:"server"`
+	CacheMiB       int64         `name:"cache-mib" help:"Memory for entities, about, in MiB; 0 is no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
 	RateLimit      float64       `help:"Checks a second that one caller may ask; 0 is no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
 	Name           string        `help:"Name of this server in decision records (default: the name of the host)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
 	LogFormat      string        `help:"Log lines as text or json, on stderr (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
@@ -35,6 +36,9 @@ func (f *listenFlags) Validate() error {
 	if f.MaxStaleness <= 0 {
 		return errors.New("--max-staleness must be more than 0")
 	}
+	if f.CacheMiB < 0 {
+		return errors.New("--cache-mib must not be negative")
+	}
 	if f.RateLimit < 0 {
 		return errors.New("--rate-limit must not be negative")
 	}
@@ -44,7 +48,8 @@ func (f *listenFlags) Validate() error {
 func (f *listenFlags) config(db *store.DB, log *slog.Logger) server.Config {
 	return server.Config{
 		DB: db, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
-		AllowPlaintext: f.AllowPlaintext, MaxStaleness: f.MaxStaleness, RateLimit: f.RateLimit, Name: f.Name, Log: log,
+		AllowPlaintext: f.AllowPlaintext, MaxStaleness: f.MaxStaleness, CacheBytes: cacheBytes(f.CacheMiB),
+		RateLimit: f.RateLimit, Name: f.Name, Log: log,
 	}
 }
 
@@ -198,4 +203,13 @@ func (m *migrateCmd) Run(ctx context.Context, k *kong.Context, c *console) error
 	}
 	fmt.Fprintln(c.out, "the database is up to date")
 	return nil
+}
+
+// cacheBytes turns MiB into what the server takes: there, 0 is the default and
+// less than 0 no cache.
+func cacheBytes(mib int64) int64 {
+	if mib == 0 {
+		return -1
+	}
+	return mib << 20
 }
