@@ -222,3 +222,39 @@ func TestTwoServers(t *testing.T) {
 		t.Errorf("the new bundle does not decide on the other server: %s", got)
 	}
 }
+
+// A group two levels up leaves another group: its members' members lose at once
+// what came with it, on a server whose cache is warm, and gain it again.
+func TestGroupTwoLevelsUp(t *testing.T) {
+	a := docServer(t)
+	b := servertest.On(t, a.URL)
+	a.MustPut(
+		entity(t, `{"uid":{"type":"Doc::Group","id":"staff"}}`),
+		entity(t, `{"uid":{"type":"Doc::Group","id":"dept"}}`),
+		entity(t, `{"uid":{"type":"Doc::Group","id":"team"},"parents":[{"type":"Doc::Group","id":"dept"}]}`),
+		entity(t, `{"uid":{"type":"Doc::Paper","id":"p"},"attrs":{"readers":{"type":"Doc::Group","id":"staff"}}}`),
+		user(t, "ann", "team"))
+	change := &cedarpostv1.ChangeParents{Uid: servertest.UID(`Doc::Group::"dept"`), Parents: []*cedarpostv1.EntityUid{servertest.UID(`Doc::Group::"staff"`)}}
+	for range 10 {
+		for _, step := range []struct {
+			op   *cedarpostv1.EntityOperation
+			want cedarpostv1.Decision
+		}{
+			{&cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_AddParents{AddParents: change}}, cedarpostv1.Decision_ALLOW},
+			{&cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_RemoveParents{RemoveParents: change}}, cedarpostv1.Decision_DENY},
+		} {
+			res, err := write(t, a, step.op)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fresh := &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: res.Revision}}
+			for name, s := range map[string]*servertest.Server{"writer": a, "other": b} {
+				for range 3 { // cold, then warm
+					if got := read(t, s, "ann", fresh); got != step.want {
+						t.Fatalf("%s: %s, want %s", name, got, step.want)
+					}
+				}
+			}
+		}
+	}
+}

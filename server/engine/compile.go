@@ -370,6 +370,9 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 			c.report(c.set.explainFinding(p, msg))
 		}
 	}
+	if escapedStar.MatchString(p.text) {
+		c.report(finding(p, `writes * as an escape, which Cedar takes for a wildcard and cedar-go for the sign`, `write * for the wildcard, \* for the sign`))
+	}
 	if hasPlusDecimal(tree) {
 		c.report(finding(p, `decimal("+…") is not a decimal`, "Cedar's decimals have no plus sign"))
 	}

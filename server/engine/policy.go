@@ -246,6 +246,9 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 	return p, nil
 }
 
+// escapedStar finds a star that is written by its code.
+var escapedStar = regexp.MustCompile(`\\x2[aA]|\\u\{0*2[aA]\}`)
+
 // hasPlusDecimal finds a decimal with a plus sign, which cedar-go takes and Cedar
 // does not.
 func hasPlusDecimal(tree *xast.Policy) bool {
