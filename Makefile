@@ -15,7 +15,7 @@ BUILD := $(CURDIR)/.build
 BIN   := $(BUILD)/bin
 
 FUZZTIME ?= 10s
-CASES    ?= 1500
+CASES    ?= 2000
 
 .PHONY: help
 help: ## List the targets

@@ -81,7 +81,7 @@ func (s *entityService) catchUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.follower.atLeast(ctx, p.Number)
+	_, err = s.follower.atPosition(ctx, p)
 	return err
 }
 

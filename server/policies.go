@@ -210,7 +210,7 @@ func (s *policyService) mentions(ctx context.Context, snap *snapshot, set *engin
 	for i, m := range mentions {
 		uids[i] = storeUID(m.UID)
 	}
-	rows, err := s.db.LoadEntities(ctx, snap.position.Number, uids)
+	rows, err := s.db.LoadEntitiesAt(ctx, snap.position, uids)
 	if err != nil {
 		return err
 	}
