@@ -15,7 +15,7 @@ BUILD := $(CURDIR)/.build
 BIN   := $(BUILD)/bin
 
 FUZZTIME ?= 10s
-CASES    ?= 2000
+CASES    ?= 3000
 
 .PHONY: help
 help: ## List the targets

@@ -24,7 +24,7 @@ import (
 // How many policy sets of the corpus one run serves: such in which stored
 // entities make a difference, of which there are few, and such in which only
 // policies fail.
-const dataSample, failSample = 10, 15
+const dataSample, failSample = 5, 8
 
 // Served over the wire, from Postgres, the answers are those of the reference
 // too. Each run takes other policy sets; CEDARPOST_SEED takes the same again.
