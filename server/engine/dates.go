@@ -9,12 +9,14 @@ import (
 )
 
 // cedar-go rounds toDate() towards 1970 where Cedar rounds down, and toTime() is
-// negative before 1970 where Cedar's never is. Both are right for later times, so
-// the compiled policy moves the time up by a whole number of days that brings it
-// there, and a date back down again. What is validated and shown is the policy as
-// written. Times more than two million years before 1970 stay as cedar-go has
-// them.
-const dateShift = 1_000_000_000 * 24 * 60 * 60 * 1000 // ms
+// negative before 1970 where Cedar's never is. So the compiled policy takes the
+// time of day of "a day and the time of day", and for a date moves the time up by
+// days enough and the date back down. What is validated and shown is the policy as
+// written. Dates are exact but within two million years of the ends of time.
+const (
+	dayMillis = 24 * 60 * 60 * 1000
+	dateShift = 1_000_000_000 * dayMillis
+)
 
 // exactDates compiles a policy with exact dates.
 func exactDates(compiled *cedar.Policy) *cedar.Policy {
@@ -55,7 +57,10 @@ func shiftDates(n xast.IsNode) xast.IsNode {
 	}
 	switch call.Name {
 	case "toTime":
-		return xast.NodeTypeExtensionCall{Name: "toTime", Args: []xast.IsNode{offset(call.Args[0], dateShift)}}
+		// One day and the time, which may be negative, have the time of day wanted.
+		day := xast.NodeValue{Value: cedar.NewDatetimeFromMillis(dayMillis)}
+		sum := xast.NodeTypeExtensionCall{Name: "offset", Args: []xast.IsNode{day, call}}
+		return xast.NodeTypeExtensionCall{Name: "toTime", Args: []xast.IsNode{sum}}
 	case "toDate":
 		date := xast.NodeTypeExtensionCall{Name: "toDate", Args: []xast.IsNode{offset(call.Args[0], dateShift)}}
 		return offset(date, -dateShift)
