@@ -72,6 +72,7 @@ func TestBundlesThatAreRefused(t *testing.T) {
 		{"nesting", policy(`@id("a") ` + permit + " when { " + strings.Repeat("(", 200) + "true" + strings.Repeat(")", 200) + " };"), connect.CodeInvalidArgument, "p.cedar:1", "nested deeper"},
 		{"many !", policy(`@id("a") ` + permit + " when { " + strings.Repeat("!", 60_000) + "true };"), connect.CodeInvalidArgument, "p.cedar:1", "nested deeper"},
 		{"megabyte of !", policy(`@id("a") ` + permit + " when { " + strings.Repeat("!", 1<<20) + "true };"), connect.CodeInvalidArgument, "p.cedar:1", ""},
+		{"mixed comparison", policy(`@id("a") ` + permit + ` when { principal.level < datetime("2020-01-01") };`), connect.CodeInvalidArgument, "p.cedar:1", "different types"},
 		{"long pattern", policy(`@id("a") ` + permit + ` when { principal has nick && principal.nick like "` + strings.Repeat("*a", 3000) + `" };`), connect.CodeInvalidArgument, "p.cedar:1", "more than 4096 bytes"},
 		{"request type as parent", with("entity User in [Group]", "entity User in [Group, Draft]"), connect.CodeInvalidArgument, "", "never stored"},
 		{"name of Cedar's own", servertest.Files("schema.cedarschema", "entity String;"), connect.CodeInvalidArgument, "schema.cedarschema", "name of Cedar's own"},

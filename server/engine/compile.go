@@ -370,6 +370,9 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 			c.report(c.set.explainFinding(p, msg))
 		}
 	}
+	if alike := comparedAlike(tree); alike != nil && !c.failed && v.Policy(p.ref.ID, alike) != nil {
+		c.report(finding(p, "compares values of different types with <, <=, > or >=", "both sides must be Long, or datetime, or duration"))
+	}
 	if escapedStar.MatchString(p.text) {
 		c.report(finding(p, `writes * as an escape, which Cedar takes for a wildcard and cedar-go for the sign`, `write * for the wildcard, \* for the sign`))
 	}

@@ -35,21 +35,17 @@ func exactDates(compiled *cedar.Policy) *cedar.Policy {
 	exact := *tree
 	exact.Conditions = nil
 	for _, c := range tree.Conditions {
-		c.Body = shiftDates(c.Body)
+		c.Body = mapNode(c.Body, shiftDate)
 		exact.Conditions = append(exact.Conditions, c)
 	}
 	return cedar.NewPolicyFromAST((*ast.Policy)(&exact))
 }
 
-// shiftDates returns a copy of n with every toDate and toTime made exact.
-func shiftDates(n xast.IsNode) xast.IsNode {
-	v := reflect.New(reflect.TypeOf(n)).Elem()
-	v.Set(reflect.ValueOf(n))
-	shiftFields(v)
-	out := v.Interface().(xast.IsNode)
-	call, ok := out.(xast.NodeTypeExtensionCall)
+// shiftDate makes a toDate or toTime exact.
+func shiftDate(n xast.IsNode) xast.IsNode {
+	call, ok := n.(xast.NodeTypeExtensionCall)
 	if !ok || len(call.Args) != 1 {
-		return out
+		return n
 	}
 	offset := func(n xast.IsNode, ms int64) xast.IsNode {
 		by := xast.NodeValue{Value: cedar.NewDurationFromMillis(ms)}
@@ -65,23 +61,73 @@ func shiftDates(n xast.IsNode) xast.IsNode {
 		date := xast.NodeTypeExtensionCall{Name: "toDate", Args: []xast.IsNode{offset(call.Args[0], dateShift)}}
 		return offset(date, -dateShift)
 	}
-	return out
+	return n
+}
+
+// oneType turns a comparison into an expression that Cedar's validator holds to
+// one type on both sides. It takes "<" between a Long and a datetime, which fails
+// when it is evaluated, so that a forbid of it might never fire.
+func oneType(n xast.IsNode) xast.IsNode {
+	var b xast.BinaryNode
+	switch t := n.(type) {
+	case xast.NodeTypeLessThan:
+		b = t.BinaryNode
+	case xast.NodeTypeLessThanOrEqual:
+		b = t.BinaryNode
+	case xast.NodeTypeGreaterThan:
+		b = t.BinaryNode
+	case xast.NodeTypeGreaterThanOrEqual:
+		b = t.BinaryNode
+	default:
+		return n
+	}
+	return xast.NodeTypeContains{BinaryNode: xast.BinaryNode{Left: xast.NodeTypeSet{Elements: []xast.IsNode{b.Left}}, Right: b.Right}}
+}
+
+// comparedAlike is the policy with every comparison as oneType has it, nil when it
+// compares nothing.
+func comparedAlike(tree *xast.Policy) *xast.Policy {
+	compares := false
+	out := *tree
+	out.Conditions = nil
+	for _, c := range tree.Conditions {
+		c.Body = mapNode(c.Body, func(n xast.IsNode) xast.IsNode {
+			m := oneType(n)
+			_, was := n.(xast.NodeTypeContains)
+			_, is := m.(xast.NodeTypeContains)
+			compares = compares || is && !was
+			return m
+		})
+		out.Conditions = append(out.Conditions, c)
+	}
+	if !compares {
+		return nil
+	}
+	return &out
+}
+
+// mapNode returns a copy of n with fn applied to every node, the inner ones first.
+func mapNode(n xast.IsNode, fn func(xast.IsNode) xast.IsNode) xast.IsNode {
+	v := reflect.New(reflect.TypeOf(n)).Elem()
+	v.Set(reflect.ValueOf(n))
+	mapFields(v, fn)
+	return fn(v.Interface().(xast.IsNode))
 }
 
 var nodeType = reflect.TypeFor[xast.IsNode]()
 
-// shiftFields goes through the nodes that a node holds, in fields, embedded
+// mapFields goes through the nodes that a node holds, in fields, embedded
 // structs and slices. The slices are copied, never written to.
-func shiftFields(v reflect.Value) {
+func mapFields(v reflect.Value, fn func(xast.IsNode) xast.IsNode) {
 	switch v.Kind() {
 	case reflect.Interface:
 		if v.Type() == nodeType && !v.IsNil() {
-			v.Set(reflect.ValueOf(shiftDates(v.Interface().(xast.IsNode))))
+			v.Set(reflect.ValueOf(mapNode(v.Interface().(xast.IsNode), fn)))
 		}
 	case reflect.Struct:
 		for i := range v.NumField() {
 			if v.Field(i).CanSet() {
-				shiftFields(v.Field(i))
+				mapFields(v.Field(i), fn)
 			}
 		}
 	case reflect.Slice:
@@ -91,7 +137,7 @@ func shiftFields(v reflect.Value) {
 		fresh := reflect.MakeSlice(v.Type(), v.Len(), v.Len())
 		reflect.Copy(fresh, v)
 		for i := range fresh.Len() {
-			shiftFields(fresh.Index(i))
+			mapFields(fresh.Index(i), fn)
 		}
 		v.Set(fresh)
 	}
