@@ -59,6 +59,12 @@ func (db *DB) NewDecisionWriter() *DecisionWriter {
 // After an error they may or may not have been recorded; the ids tell. The error
 // is [ErrNoPartition] when the log has no place for one of them.
 func (w *DecisionWriter) Write(ctx context.Context, decisions []Decision) (err error) {
+	defer func() {
+		// pgx may go on reading the buffer after a failed copy.
+		if err != nil {
+			w.buf = nil
+		}
+	}()
 	defer wrap(&err, "record decisions")
 	if len(decisions) == 0 {
 		return nil

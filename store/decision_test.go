@@ -46,7 +46,7 @@ func TestDecisions(t *testing.T) {
 	db := storetest.Open(t)
 	w := db.NewDecisionWriter()
 	t.Cleanup(w.Close)
-	now := time.Now()
+	now := time.Now().Truncate(time.Millisecond)
 	var written []store.Decision
 	for n := range byte(20) {
 		// Several share a millisecond, some are of another day.
