@@ -11,6 +11,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	structpb "google.golang.org/protobuf/types/known/structpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -22,6 +23,63 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// What a change did.
+type EntityChange_Kind int32
+
+const (
+	// Never sent.
+	EntityChange_KIND_UNSPECIFIED EntityChange_Kind = 0
+	// The entity was not stored before.
+	EntityChange_CREATED EntityChange_Kind = 1
+	// It was.
+	EntityChange_CHANGED EntityChange_Kind = 2
+	// It is gone.
+	EntityChange_DELETED EntityChange_Kind = 3
+)
+
+// Enum value maps for EntityChange_Kind.
+var (
+	EntityChange_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "CREATED",
+		2: "CHANGED",
+		3: "DELETED",
+	}
+	EntityChange_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"CREATED":          1,
+		"CHANGED":          2,
+		"DELETED":          3,
+	}
+)
+
+func (x EntityChange_Kind) Enum() *EntityChange_Kind {
+	p := new(EntityChange_Kind)
+	*p = x
+	return p
+}
+
+func (x EntityChange_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EntityChange_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_cedarpost_v1_entity_proto_enumTypes[0].Descriptor()
+}
+
+func (EntityChange_Kind) Type() protoreflect.EnumType {
+	return &file_cedarpost_v1_entity_proto_enumTypes[0]
+}
+
+func (x EntityChange_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EntityChange_Kind.Descriptor instead.
+func (EntityChange_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{20, 0}
+}
 
 // WriteEntitiesRequest is a list of operations, applied in order.
 type WriteEntitiesRequest struct {
@@ -561,7 +619,8 @@ type GetEntityRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which.
 	Uid *EntityUid `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
-	// At this revision; absent: now.
+	// At this revision; absent: now. out_of_range if history does not go back so
+	// far.
 	At            *Revision `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -721,15 +780,22 @@ func (x *GetEntityResponse) GetRevision() *Revision {
 	return nil
 }
 
-// ListEntitiesRequest asks for a page.
+// ListEntitiesRequest asks for a page. All filters given must match.
 type ListEntitiesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only this type; empty: all.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// At most so many, 1 to 1000; 0: 100.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Where the last page ended, from next_page_token, with the same type.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Where the last page ended, from next_page_token, with the same filters.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only entities below this one: its members, their members, and so on.
+	Ancestor *EntityUid `protobuf:"bytes,4,opt,name=ancestor,proto3" json:"ancestor,omitempty"`
+	// Only entities whose attributes have these values; needs type.
+	Attributes []*AttributeEquals `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty"`
+	// At this revision; absent: now. out_of_range if history does not go back so
+	// far.
+	At            *Revision `protobuf:"bytes,6,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -785,6 +851,82 @@ func (x *ListEntitiesRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListEntitiesRequest) GetAncestor() *EntityUid {
+	if x != nil {
+		return x.Ancestor
+	}
+	return nil
+}
+
+func (x *ListEntitiesRequest) GetAttributes() []*AttributeEquals {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *ListEntitiesRequest) GetAt() *Revision {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+// AttributeEquals asks for one attribute's value.
+type AttributeEquals struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The attribute, declared by the type.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The value, read by the declared type as in Entity.attrs.
+	Value         *structpb.Value `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttributeEquals) Reset() {
+	*x = AttributeEquals{}
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttributeEquals) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttributeEquals) ProtoMessage() {}
+
+func (x *AttributeEquals) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttributeEquals.ProtoReflect.Descriptor instead.
+func (*AttributeEquals) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AttributeEquals) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AttributeEquals) GetValue() *structpb.Value {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
 // ListEntitiesResponse is a page.
 type ListEntitiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -800,7 +942,7 @@ type ListEntitiesResponse struct {
 
 func (x *ListEntitiesResponse) Reset() {
 	*x = ListEntitiesResponse{}
-	mi := &file_cedarpost_v1_entity_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +954,7 @@ func (x *ListEntitiesResponse) String() string {
 func (*ListEntitiesResponse) ProtoMessage() {}
 
 func (x *ListEntitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_entity_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +967,7 @@ func (x *ListEntitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEntitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListEntitiesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{11}
+	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListEntitiesResponse) GetEntities() []*StoredEntity {
@@ -853,14 +995,16 @@ func (x *ListEntitiesResponse) GetRevision() *Revision {
 type ImportEntitiesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 1000 entities to put.
-	Entities      []*Entity `protobuf:"bytes,1,rep,name=entities,proto3" json:"entities,omitempty"`
+	Entities []*Entity `protobuf:"bytes,1,rep,name=entities,proto3" json:"entities,omitempty"`
+	// How to import; read from the first message only.
+	Options       *ImportOptions `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ImportEntitiesRequest) Reset() {
 	*x = ImportEntitiesRequest{}
-	mi := &file_cedarpost_v1_entity_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +1016,7 @@ func (x *ImportEntitiesRequest) String() string {
 func (*ImportEntitiesRequest) ProtoMessage() {}
 
 func (x *ImportEntitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_entity_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +1029,7 @@ func (x *ImportEntitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportEntitiesRequest.ProtoReflect.Descriptor instead.
 func (*ImportEntitiesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{12}
+	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ImportEntitiesRequest) GetEntities() []*Entity {
@@ -895,10 +1039,85 @@ func (x *ImportEntitiesRequest) GetEntities() []*Entity {
 	return nil
 }
 
+func (x *ImportEntitiesRequest) GetOptions() *ImportOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+// ImportOptions says how to import.
+type ImportOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the import, so that it can go on after it was cut off. Empty: it
+	// cannot. An import of the same name that begins anew forgets the old one.
+	ImportId string `protobuf:"bytes,1,opt,name=import_id,json=importId,proto3" json:"import_id,omitempty"`
+	// Goes on with the import of that id: the first entity sent is the one after
+	// so many, which must be what GetImport says. 0: begins anew.
+	Skip int64 `protobuf:"varint,2,opt,name=skip,proto3" json:"skip,omitempty"`
+	// Commit all messages together as one revision, at the end; at most 10,000
+	// entities, for all other writes wait meanwhile. An atomic import cannot be
+	// cut off halfway, so it takes no import_id.
+	Atomic        bool `protobuf:"varint,3,opt,name=atomic,proto3" json:"atomic,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportOptions) Reset() {
+	*x = ImportOptions{}
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportOptions) ProtoMessage() {}
+
+func (x *ImportOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportOptions.ProtoReflect.Descriptor instead.
+func (*ImportOptions) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ImportOptions) GetImportId() string {
+	if x != nil {
+		return x.ImportId
+	}
+	return ""
+}
+
+func (x *ImportOptions) GetSkip() int64 {
+	if x != nil {
+		return x.Skip
+	}
+	return 0
+}
+
+func (x *ImportOptions) GetAtomic() bool {
+	if x != nil {
+		return x.Atomic
+	}
+	return false
+}
+
 // ImportEntitiesResponse sums up an import.
 type ImportEntitiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many entities were read.
+	// How many entities were read, skipped ones not counted.
 	Entities int64 `protobuf:"varint,1,opt,name=entities,proto3" json:"entities,omitempty"`
 	// How many of them are new or changed.
 	Changed int64 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
@@ -910,7 +1129,7 @@ type ImportEntitiesResponse struct {
 
 func (x *ImportEntitiesResponse) Reset() {
 	*x = ImportEntitiesResponse{}
-	mi := &file_cedarpost_v1_entity_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1141,7 @@ func (x *ImportEntitiesResponse) String() string {
 func (*ImportEntitiesResponse) ProtoMessage() {}
 
 func (x *ImportEntitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_entity_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1154,7 @@ func (x *ImportEntitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportEntitiesResponse.ProtoReflect.Descriptor instead.
 func (*ImportEntitiesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{13}
+	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ImportEntitiesResponse) GetEntities() int64 {
@@ -959,11 +1178,367 @@ func (x *ImportEntitiesResponse) GetRevision() *Revision {
 	return nil
 }
 
+// GetImportRequest names an import.
+type GetImportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	ImportId      string `protobuf:"bytes,1,opt,name=import_id,json=importId,proto3" json:"import_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImportRequest) Reset() {
+	*x = GetImportRequest{}
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImportRequest) ProtoMessage() {}
+
+func (x *GetImportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImportRequest.ProtoReflect.Descriptor instead.
+func (*GetImportRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GetImportRequest) GetImportId() string {
+	if x != nil {
+		return x.ImportId
+	}
+	return ""
+}
+
+// GetImportResponse says how far an import got.
+type GetImportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many entities are stored, from the start of the import.
+	Entities int64 `protobuf:"varint,1,opt,name=entities,proto3" json:"entities,omitempty"`
+	// The revision of its last chunk.
+	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Who imports.
+	Caller string `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
+	// When the last chunk was stored.
+	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImportResponse) Reset() {
+	*x = GetImportResponse{}
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImportResponse) ProtoMessage() {}
+
+func (x *GetImportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImportResponse.ProtoReflect.Descriptor instead.
+func (*GetImportResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GetImportResponse) GetEntities() int64 {
+	if x != nil {
+		return x.Entities
+	}
+	return 0
+}
+
+func (x *GetImportResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+func (x *GetImportResponse) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *GetImportResponse) GetUpdatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return nil
+}
+
+// QueryEntityChangesRequest filters the changes. All filters given must match.
+type QueryEntityChangesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only changes of this entity.
+	Uid *EntityUid `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	// Only changes of entities of this type.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// Only changes that this caller made.
+	Caller string `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
+	// Not before this time; absent: from the beginning.
+	From *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	// Before this time; absent: until now.
+	To *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
+	// At most so many, 1 to 1000; 0: 100.
+	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Where the last page ended, from next_page_token, with the same filters.
+	PageToken     string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QueryEntityChangesRequest) Reset() {
+	*x = QueryEntityChangesRequest{}
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueryEntityChangesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueryEntityChangesRequest) ProtoMessage() {}
+
+func (x *QueryEntityChangesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueryEntityChangesRequest.ProtoReflect.Descriptor instead.
+func (*QueryEntityChangesRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *QueryEntityChangesRequest) GetUid() *EntityUid {
+	if x != nil {
+		return x.Uid
+	}
+	return nil
+}
+
+func (x *QueryEntityChangesRequest) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *QueryEntityChangesRequest) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *QueryEntityChangesRequest) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *QueryEntityChangesRequest) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *QueryEntityChangesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *QueryEntityChangesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// QueryEntityChangesResponse is a page.
+type QueryEntityChangesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The changes, newest first; those of one revision by type and id.
+	Changes []*EntityChange `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QueryEntityChangesResponse) Reset() {
+	*x = QueryEntityChangesResponse{}
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueryEntityChangesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueryEntityChangesResponse) ProtoMessage() {}
+
+func (x *QueryEntityChangesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueryEntityChangesResponse.ProtoReflect.Descriptor instead.
+func (*QueryEntityChangesResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *QueryEntityChangesResponse) GetChanges() []*EntityChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *QueryEntityChangesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// EntityChange is a change of one entity.
+type EntityChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revision that made it.
+	Revision *Revision `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// When, by the database's clock.
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// Who.
+	Caller string `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
+	// Which entity.
+	Uid *EntityUid `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	// What.
+	Kind          EntityChange_Kind `protobuf:"varint,5,opt,name=kind,proto3,enum=cedarpost.v1.EntityChange_Kind" json:"kind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntityChange) Reset() {
+	*x = EntityChange{}
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntityChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntityChange) ProtoMessage() {}
+
+func (x *EntityChange) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_entity_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntityChange.ProtoReflect.Descriptor instead.
+func (*EntityChange) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_entity_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *EntityChange) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+func (x *EntityChange) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *EntityChange) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *EntityChange) GetUid() *EntityUid {
+	if x != nil {
+		return x.Uid
+	}
+	return nil
+}
+
+func (x *EntityChange) GetKind() EntityChange_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return EntityChange_KIND_UNSPECIFIED
+}
+
 var File_cedarpost_v1_entity_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_entity_proto_rawDesc = "" +
 	"\n" +
-	"\x19cedarpost/v1/entity.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1cgoogle/protobuf/struct.proto\"b\n" +
+	"\x19cedarpost/v1/entity.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"b\n" +
 	"\x14WriteEntitiesRequest\x12J\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x1d.cedarpost.v1.EntityOperationB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\n" +
@@ -1006,28 +1581,76 @@ const file_cedarpost_v1_entity_proto_rawDesc = "" +
 	"changed_at\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\tchangedAt\"{\n" +
 	"\x11GetEntityResponse\x122\n" +
 	"\x06entity\x18\x01 \x01(\v2\x1a.cedarpost.v1.StoredEntityR\x06entity\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x89\x01\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xaf\x02\n" +
 	"\x13ListEntitiesRequest\x12 \n" +
 	"\x04type\x18\x01 \x01(\tB\f\xbaH\tr\a(\x80\x04\xba\x01\x01\x00R\x04type\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageToken\"\xaa\x01\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageToken\x123\n" +
+	"\bancestor\x18\x04 \x01(\v2\x17.cedarpost.v1.EntityUidR\bancestor\x12G\n" +
+	"\n" +
+	"attributes\x18\x05 \x03(\v2\x1d.cedarpost.v1.AttributeEqualsB\b\xbaH\x05\x92\x01\x02\x10\n" +
+	"R\n" +
+	"attributes\x12&\n" +
+	"\x02at\x18\x06 \x01(\v2\x16.cedarpost.v1.RevisionR\x02at\"k\n" +
+	"\x0fAttributeEquals\x12\"\n" +
+	"\x04name\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x04name\x124\n" +
+	"\x05value\x18\x02 \x01(\v2\x16.google.protobuf.ValueB\x06\xbaH\x03\xc8\x01\x01R\x05value\"\xaa\x01\n" +
 	"\x14ListEntitiesResponse\x126\n" +
 	"\bentities\x18\x01 \x03(\v2\x1a.cedarpost.v1.StoredEntityR\bentities\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x122\n" +
-	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"V\n" +
+	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x8d\x01\n" +
 	"\x15ImportEntitiesRequest\x12=\n" +
-	"\bentities\x18\x01 \x03(\v2\x14.cedarpost.v1.EntityB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\bentities\"\x82\x01\n" +
+	"\bentities\x18\x01 \x03(\v2\x14.cedarpost.v1.EntityB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\bentities\x125\n" +
+	"\aoptions\x18\x02 \x01(\v2\x1b.cedarpost.v1.ImportOptionsR\aoptions\"o\n" +
+	"\rImportOptions\x12)\n" +
+	"\timport_id\x18\x01 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\bimportId\x12\x1b\n" +
+	"\x04skip\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04skip\x12\x16\n" +
+	"\x06atomic\x18\x03 \x01(\bR\x06atomic\"\x82\x01\n" +
 	"\x16ImportEntitiesResponse\x12\x1a\n" +
 	"\bentities\x18\x01 \x01(\x03R\bentities\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x03R\achanged\x122\n" +
-	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision2\xed\x02\n" +
+	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"?\n" +
+	"\x10GetImportRequest\x12+\n" +
+	"\timport_id\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x01\xba\x01\x01\x00R\bimportId\"\xb6\x01\n" +
+	"\x11GetImportResponse\x12\x1a\n" +
+	"\bentities\x18\x01 \x01(\x03R\bentities\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x16\n" +
+	"\x06caller\x18\x03 \x01(\tR\x06caller\x129\n" +
+	"\n" +
+	"updated_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\"\xbc\x02\n" +
+	"\x19QueryEntityChangesRequest\x12)\n" +
+	"\x03uid\x18\x01 \x01(\v2\x17.cedarpost.v1.EntityUidR\x03uid\x12 \n" +
+	"\x04type\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80\x04\xba\x01\x01\x00R\x04type\x12$\n" +
+	"\x06caller\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x02\xba\x01\x01\x00R\x06caller\x12.\n" +
+	"\x04from\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12'\n" +
+	"\tpage_size\x18\x06 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageToken\"z\n" +
+	"\x1aQueryEntityChangesResponse\x124\n" +
+	"\achanges\x18\x01 \x03(\v2\x1a.cedarpost.v1.EntityChangeR\achanges\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xaf\x02\n" +
+	"\fEntityChange\x122\n" +
+	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06caller\x18\x03 \x01(\tR\x06caller\x12)\n" +
+	"\x03uid\x18\x04 \x01(\v2\x17.cedarpost.v1.EntityUidR\x03uid\x123\n" +
+	"\x04kind\x18\x05 \x01(\x0e2\x1f.cedarpost.v1.EntityChange.KindR\x04kind\"C\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\v\n" +
+	"\aCREATED\x10\x01\x12\v\n" +
+	"\aCHANGED\x10\x02\x12\v\n" +
+	"\aDELETED\x10\x032\xa4\x04\n" +
 	"\rEntityService\x12X\n" +
 	"\rWriteEntities\x12\".cedarpost.v1.WriteEntitiesRequest\x1a#.cedarpost.v1.WriteEntitiesResponse\x12L\n" +
 	"\tGetEntity\x12\x1e.cedarpost.v1.GetEntityRequest\x1a\x1f.cedarpost.v1.GetEntityResponse\x12U\n" +
 	"\fListEntities\x12!.cedarpost.v1.ListEntitiesRequest\x1a\".cedarpost.v1.ListEntitiesResponse\x12]\n" +
-	"\x0eImportEntities\x12#.cedarpost.v1.ImportEntitiesRequest\x1a$.cedarpost.v1.ImportEntitiesResponse(\x01B?Z=github.com/cedarpost/cedarpost/proto/cedarpost/v1;cedarpostv1b\x06proto3"
+	"\x0eImportEntities\x12#.cedarpost.v1.ImportEntitiesRequest\x1a$.cedarpost.v1.ImportEntitiesResponse(\x01\x12L\n" +
+	"\tGetImport\x12\x1e.cedarpost.v1.GetImportRequest\x1a\x1f.cedarpost.v1.GetImportResponse\x12g\n" +
+	"\x12QueryEntityChanges\x12'.cedarpost.v1.QueryEntityChangesRequest\x1a(.cedarpost.v1.QueryEntityChangesResponseB?Z=github.com/cedarpost/cedarpost/proto/cedarpost/v1;cedarpostv1b\x06proto3"
 
 var (
 	file_cedarpost_v1_entity_proto_rawDescOnce sync.Once
@@ -1041,65 +1664,95 @@ func file_cedarpost_v1_entity_proto_rawDescGZIP() []byte {
 	return file_cedarpost_v1_entity_proto_rawDescData
 }
 
-var file_cedarpost_v1_entity_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_cedarpost_v1_entity_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_cedarpost_v1_entity_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_cedarpost_v1_entity_proto_goTypes = []any{
-	(*WriteEntitiesRequest)(nil),   // 0: cedarpost.v1.WriteEntitiesRequest
-	(*EntityOperation)(nil),        // 1: cedarpost.v1.EntityOperation
-	(*DeleteEntity)(nil),           // 2: cedarpost.v1.DeleteEntity
-	(*ChangeParents)(nil),          // 3: cedarpost.v1.ChangeParents
-	(*SetAttributes)(nil),          // 4: cedarpost.v1.SetAttributes
-	(*Precondition)(nil),           // 5: cedarpost.v1.Precondition
-	(*WriteEntitiesResponse)(nil),  // 6: cedarpost.v1.WriteEntitiesResponse
-	(*GetEntityRequest)(nil),       // 7: cedarpost.v1.GetEntityRequest
-	(*StoredEntity)(nil),           // 8: cedarpost.v1.StoredEntity
-	(*GetEntityResponse)(nil),      // 9: cedarpost.v1.GetEntityResponse
-	(*ListEntitiesRequest)(nil),    // 10: cedarpost.v1.ListEntitiesRequest
-	(*ListEntitiesResponse)(nil),   // 11: cedarpost.v1.ListEntitiesResponse
-	(*ImportEntitiesRequest)(nil),  // 12: cedarpost.v1.ImportEntitiesRequest
-	(*ImportEntitiesResponse)(nil), // 13: cedarpost.v1.ImportEntitiesResponse
-	(*Entity)(nil),                 // 14: cedarpost.v1.Entity
-	(*EntityUid)(nil),              // 15: cedarpost.v1.EntityUid
-	(*structpb.Struct)(nil),        // 16: google.protobuf.Struct
-	(*Revision)(nil),               // 17: cedarpost.v1.Revision
+	(EntityChange_Kind)(0),             // 0: cedarpost.v1.EntityChange.Kind
+	(*WriteEntitiesRequest)(nil),       // 1: cedarpost.v1.WriteEntitiesRequest
+	(*EntityOperation)(nil),            // 2: cedarpost.v1.EntityOperation
+	(*DeleteEntity)(nil),               // 3: cedarpost.v1.DeleteEntity
+	(*ChangeParents)(nil),              // 4: cedarpost.v1.ChangeParents
+	(*SetAttributes)(nil),              // 5: cedarpost.v1.SetAttributes
+	(*Precondition)(nil),               // 6: cedarpost.v1.Precondition
+	(*WriteEntitiesResponse)(nil),      // 7: cedarpost.v1.WriteEntitiesResponse
+	(*GetEntityRequest)(nil),           // 8: cedarpost.v1.GetEntityRequest
+	(*StoredEntity)(nil),               // 9: cedarpost.v1.StoredEntity
+	(*GetEntityResponse)(nil),          // 10: cedarpost.v1.GetEntityResponse
+	(*ListEntitiesRequest)(nil),        // 11: cedarpost.v1.ListEntitiesRequest
+	(*AttributeEquals)(nil),            // 12: cedarpost.v1.AttributeEquals
+	(*ListEntitiesResponse)(nil),       // 13: cedarpost.v1.ListEntitiesResponse
+	(*ImportEntitiesRequest)(nil),      // 14: cedarpost.v1.ImportEntitiesRequest
+	(*ImportOptions)(nil),              // 15: cedarpost.v1.ImportOptions
+	(*ImportEntitiesResponse)(nil),     // 16: cedarpost.v1.ImportEntitiesResponse
+	(*GetImportRequest)(nil),           // 17: cedarpost.v1.GetImportRequest
+	(*GetImportResponse)(nil),          // 18: cedarpost.v1.GetImportResponse
+	(*QueryEntityChangesRequest)(nil),  // 19: cedarpost.v1.QueryEntityChangesRequest
+	(*QueryEntityChangesResponse)(nil), // 20: cedarpost.v1.QueryEntityChangesResponse
+	(*EntityChange)(nil),               // 21: cedarpost.v1.EntityChange
+	(*Entity)(nil),                     // 22: cedarpost.v1.Entity
+	(*EntityUid)(nil),                  // 23: cedarpost.v1.EntityUid
+	(*structpb.Struct)(nil),            // 24: google.protobuf.Struct
+	(*Revision)(nil),                   // 25: cedarpost.v1.Revision
+	(*structpb.Value)(nil),             // 26: google.protobuf.Value
+	(*timestamppb.Timestamp)(nil),      // 27: google.protobuf.Timestamp
 }
 var file_cedarpost_v1_entity_proto_depIdxs = []int32{
-	1,  // 0: cedarpost.v1.WriteEntitiesRequest.operations:type_name -> cedarpost.v1.EntityOperation
-	14, // 1: cedarpost.v1.EntityOperation.put:type_name -> cedarpost.v1.Entity
-	2,  // 2: cedarpost.v1.EntityOperation.delete:type_name -> cedarpost.v1.DeleteEntity
-	3,  // 3: cedarpost.v1.EntityOperation.add_parents:type_name -> cedarpost.v1.ChangeParents
-	3,  // 4: cedarpost.v1.EntityOperation.remove_parents:type_name -> cedarpost.v1.ChangeParents
-	4,  // 5: cedarpost.v1.EntityOperation.set_attributes:type_name -> cedarpost.v1.SetAttributes
-	5,  // 6: cedarpost.v1.EntityOperation.precondition:type_name -> cedarpost.v1.Precondition
-	15, // 7: cedarpost.v1.DeleteEntity.uid:type_name -> cedarpost.v1.EntityUid
-	15, // 8: cedarpost.v1.ChangeParents.uid:type_name -> cedarpost.v1.EntityUid
-	15, // 9: cedarpost.v1.ChangeParents.parents:type_name -> cedarpost.v1.EntityUid
-	15, // 10: cedarpost.v1.SetAttributes.uid:type_name -> cedarpost.v1.EntityUid
-	16, // 11: cedarpost.v1.SetAttributes.attrs:type_name -> google.protobuf.Struct
-	17, // 12: cedarpost.v1.Precondition.if_revision:type_name -> cedarpost.v1.Revision
-	17, // 13: cedarpost.v1.WriteEntitiesResponse.revision:type_name -> cedarpost.v1.Revision
-	15, // 14: cedarpost.v1.GetEntityRequest.uid:type_name -> cedarpost.v1.EntityUid
-	17, // 15: cedarpost.v1.GetEntityRequest.at:type_name -> cedarpost.v1.Revision
-	14, // 16: cedarpost.v1.StoredEntity.entity:type_name -> cedarpost.v1.Entity
-	17, // 17: cedarpost.v1.StoredEntity.changed_at:type_name -> cedarpost.v1.Revision
-	8,  // 18: cedarpost.v1.GetEntityResponse.entity:type_name -> cedarpost.v1.StoredEntity
-	17, // 19: cedarpost.v1.GetEntityResponse.revision:type_name -> cedarpost.v1.Revision
-	8,  // 20: cedarpost.v1.ListEntitiesResponse.entities:type_name -> cedarpost.v1.StoredEntity
-	17, // 21: cedarpost.v1.ListEntitiesResponse.revision:type_name -> cedarpost.v1.Revision
-	14, // 22: cedarpost.v1.ImportEntitiesRequest.entities:type_name -> cedarpost.v1.Entity
-	17, // 23: cedarpost.v1.ImportEntitiesResponse.revision:type_name -> cedarpost.v1.Revision
-	0,  // 24: cedarpost.v1.EntityService.WriteEntities:input_type -> cedarpost.v1.WriteEntitiesRequest
-	7,  // 25: cedarpost.v1.EntityService.GetEntity:input_type -> cedarpost.v1.GetEntityRequest
-	10, // 26: cedarpost.v1.EntityService.ListEntities:input_type -> cedarpost.v1.ListEntitiesRequest
-	12, // 27: cedarpost.v1.EntityService.ImportEntities:input_type -> cedarpost.v1.ImportEntitiesRequest
-	6,  // 28: cedarpost.v1.EntityService.WriteEntities:output_type -> cedarpost.v1.WriteEntitiesResponse
-	9,  // 29: cedarpost.v1.EntityService.GetEntity:output_type -> cedarpost.v1.GetEntityResponse
-	11, // 30: cedarpost.v1.EntityService.ListEntities:output_type -> cedarpost.v1.ListEntitiesResponse
-	13, // 31: cedarpost.v1.EntityService.ImportEntities:output_type -> cedarpost.v1.ImportEntitiesResponse
-	28, // [28:32] is the sub-list for method output_type
-	24, // [24:28] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	2,  // 0: cedarpost.v1.WriteEntitiesRequest.operations:type_name -> cedarpost.v1.EntityOperation
+	22, // 1: cedarpost.v1.EntityOperation.put:type_name -> cedarpost.v1.Entity
+	3,  // 2: cedarpost.v1.EntityOperation.delete:type_name -> cedarpost.v1.DeleteEntity
+	4,  // 3: cedarpost.v1.EntityOperation.add_parents:type_name -> cedarpost.v1.ChangeParents
+	4,  // 4: cedarpost.v1.EntityOperation.remove_parents:type_name -> cedarpost.v1.ChangeParents
+	5,  // 5: cedarpost.v1.EntityOperation.set_attributes:type_name -> cedarpost.v1.SetAttributes
+	6,  // 6: cedarpost.v1.EntityOperation.precondition:type_name -> cedarpost.v1.Precondition
+	23, // 7: cedarpost.v1.DeleteEntity.uid:type_name -> cedarpost.v1.EntityUid
+	23, // 8: cedarpost.v1.ChangeParents.uid:type_name -> cedarpost.v1.EntityUid
+	23, // 9: cedarpost.v1.ChangeParents.parents:type_name -> cedarpost.v1.EntityUid
+	23, // 10: cedarpost.v1.SetAttributes.uid:type_name -> cedarpost.v1.EntityUid
+	24, // 11: cedarpost.v1.SetAttributes.attrs:type_name -> google.protobuf.Struct
+	25, // 12: cedarpost.v1.Precondition.if_revision:type_name -> cedarpost.v1.Revision
+	25, // 13: cedarpost.v1.WriteEntitiesResponse.revision:type_name -> cedarpost.v1.Revision
+	23, // 14: cedarpost.v1.GetEntityRequest.uid:type_name -> cedarpost.v1.EntityUid
+	25, // 15: cedarpost.v1.GetEntityRequest.at:type_name -> cedarpost.v1.Revision
+	22, // 16: cedarpost.v1.StoredEntity.entity:type_name -> cedarpost.v1.Entity
+	25, // 17: cedarpost.v1.StoredEntity.changed_at:type_name -> cedarpost.v1.Revision
+	9,  // 18: cedarpost.v1.GetEntityResponse.entity:type_name -> cedarpost.v1.StoredEntity
+	25, // 19: cedarpost.v1.GetEntityResponse.revision:type_name -> cedarpost.v1.Revision
+	23, // 20: cedarpost.v1.ListEntitiesRequest.ancestor:type_name -> cedarpost.v1.EntityUid
+	12, // 21: cedarpost.v1.ListEntitiesRequest.attributes:type_name -> cedarpost.v1.AttributeEquals
+	25, // 22: cedarpost.v1.ListEntitiesRequest.at:type_name -> cedarpost.v1.Revision
+	26, // 23: cedarpost.v1.AttributeEquals.value:type_name -> google.protobuf.Value
+	9,  // 24: cedarpost.v1.ListEntitiesResponse.entities:type_name -> cedarpost.v1.StoredEntity
+	25, // 25: cedarpost.v1.ListEntitiesResponse.revision:type_name -> cedarpost.v1.Revision
+	22, // 26: cedarpost.v1.ImportEntitiesRequest.entities:type_name -> cedarpost.v1.Entity
+	15, // 27: cedarpost.v1.ImportEntitiesRequest.options:type_name -> cedarpost.v1.ImportOptions
+	25, // 28: cedarpost.v1.ImportEntitiesResponse.revision:type_name -> cedarpost.v1.Revision
+	25, // 29: cedarpost.v1.GetImportResponse.revision:type_name -> cedarpost.v1.Revision
+	27, // 30: cedarpost.v1.GetImportResponse.updated_at:type_name -> google.protobuf.Timestamp
+	23, // 31: cedarpost.v1.QueryEntityChangesRequest.uid:type_name -> cedarpost.v1.EntityUid
+	27, // 32: cedarpost.v1.QueryEntityChangesRequest.from:type_name -> google.protobuf.Timestamp
+	27, // 33: cedarpost.v1.QueryEntityChangesRequest.to:type_name -> google.protobuf.Timestamp
+	21, // 34: cedarpost.v1.QueryEntityChangesResponse.changes:type_name -> cedarpost.v1.EntityChange
+	25, // 35: cedarpost.v1.EntityChange.revision:type_name -> cedarpost.v1.Revision
+	27, // 36: cedarpost.v1.EntityChange.time:type_name -> google.protobuf.Timestamp
+	23, // 37: cedarpost.v1.EntityChange.uid:type_name -> cedarpost.v1.EntityUid
+	0,  // 38: cedarpost.v1.EntityChange.kind:type_name -> cedarpost.v1.EntityChange.Kind
+	1,  // 39: cedarpost.v1.EntityService.WriteEntities:input_type -> cedarpost.v1.WriteEntitiesRequest
+	8,  // 40: cedarpost.v1.EntityService.GetEntity:input_type -> cedarpost.v1.GetEntityRequest
+	11, // 41: cedarpost.v1.EntityService.ListEntities:input_type -> cedarpost.v1.ListEntitiesRequest
+	14, // 42: cedarpost.v1.EntityService.ImportEntities:input_type -> cedarpost.v1.ImportEntitiesRequest
+	17, // 43: cedarpost.v1.EntityService.GetImport:input_type -> cedarpost.v1.GetImportRequest
+	19, // 44: cedarpost.v1.EntityService.QueryEntityChanges:input_type -> cedarpost.v1.QueryEntityChangesRequest
+	7,  // 45: cedarpost.v1.EntityService.WriteEntities:output_type -> cedarpost.v1.WriteEntitiesResponse
+	10, // 46: cedarpost.v1.EntityService.GetEntity:output_type -> cedarpost.v1.GetEntityResponse
+	13, // 47: cedarpost.v1.EntityService.ListEntities:output_type -> cedarpost.v1.ListEntitiesResponse
+	16, // 48: cedarpost.v1.EntityService.ImportEntities:output_type -> cedarpost.v1.ImportEntitiesResponse
+	18, // 49: cedarpost.v1.EntityService.GetImport:output_type -> cedarpost.v1.GetImportResponse
+	20, // 50: cedarpost.v1.EntityService.QueryEntityChanges:output_type -> cedarpost.v1.QueryEntityChangesResponse
+	45, // [45:51] is the sub-list for method output_type
+	39, // [39:45] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_entity_proto_init() }
@@ -1125,13 +1778,14 @@ func file_cedarpost_v1_entity_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_entity_proto_rawDesc), len(file_cedarpost_v1_entity_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   14,
+			NumEnums:      1,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_cedarpost_v1_entity_proto_goTypes,
 		DependencyIndexes: file_cedarpost_v1_entity_proto_depIdxs,
+		EnumInfos:         file_cedarpost_v1_entity_proto_enumTypes,
 		MessageInfos:      file_cedarpost_v1_entity_proto_msgTypes,
 	}.Build()
 	File_cedarpost_v1_entity_proto = out.File

@@ -34,6 +34,11 @@ const (
 	// EntityServiceImportEntitiesProcedure is the procedure name of the EntityService's ImportEntities
 	// RPC.
 	EntityServiceImportEntitiesProcedure = "/cedarpost.v1.EntityService/ImportEntities"
+	// EntityServiceGetImportProcedure is the procedure name of the EntityService's GetImport RPC.
+	EntityServiceGetImportProcedure = "/cedarpost.v1.EntityService/GetImport"
+	// EntityServiceQueryEntityChangesProcedure is the procedure name of the EntityService's
+	// QueryEntityChanges RPC.
+	EntityServiceQueryEntityChangesProcedure = "/cedarpost.v1.EntityService/QueryEntityChanges"
 )
 
 var (
@@ -65,6 +70,20 @@ var (
 			Procedure:  EntityServiceImportEntitiesProcedure,
 		}
 	})
+	entityServiceGetImportSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_entity_proto.Services().ByName("EntityService").Methods().ByName("GetImport"),
+			Procedure:  EntityServiceGetImportProcedure,
+		}
+	})
+	entityServiceQueryEntityChangesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_entity_proto.Services().ByName("EntityService").Methods().ByName("QueryEntityChanges"),
+			Procedure:  EntityServiceQueryEntityChangesProcedure,
+		}
+	})
 )
 
 // EntityServiceClient is a client for the cedarpost.v1.EntityService service.
@@ -84,8 +103,16 @@ type EntityServiceClient interface {
 	ListEntities(context.Context, *v1.ListEntitiesRequest) (*v1.ListEntitiesResponse, error)
 	// ImportEntities puts many entities. Each message is committed as a revision
 	// of its own, so that other writes never wait behind an import. When one is
-	// refused, the messages before it stay, and the error says how many.
+	// refused, the messages before it stay, and the error says how many. An import
+	// with an id that was cut off can go on where it ended: see GetImport.
 	ImportEntities(context.Context) (EntityServiceImportEntitiesClientStream, error)
+	// GetImport says how far an unfinished import got. not_found if none of that
+	// id is unfinished.
+	GetImport(context.Context, *v1.GetImportRequest) (*v1.GetImportResponse, error)
+	// QueryEntityChanges reads who changed which entity when, newest first, page
+	// by page, as far back as history goes. GetEntity at the revision of a change
+	// reads what it changed the entity to.
+	QueryEntityChanges(context.Context, *v1.QueryEntityChangesRequest) (*v1.QueryEntityChangesResponse, error)
 }
 
 // NewEntityServiceClient constructs a client for the cedarpost.v1.EntityService service. Multiple
@@ -141,8 +168,16 @@ type EntityServiceHandler interface {
 	ListEntities(context.Context, *v1.ListEntitiesRequest) (*v1.ListEntitiesResponse, error)
 	// ImportEntities puts many entities. Each message is committed as a revision
 	// of its own, so that other writes never wait behind an import. When one is
-	// refused, the messages before it stay, and the error says how many.
+	// refused, the messages before it stay, and the error says how many. An import
+	// with an id that was cut off can go on where it ended: see GetImport.
 	ImportEntities(context.Context, EntityServiceImportEntitiesServerStream) (*v1.ImportEntitiesResponse, error)
+	// GetImport says how far an unfinished import got. not_found if none of that
+	// id is unfinished.
+	GetImport(context.Context, *v1.GetImportRequest) (*v1.GetImportResponse, error)
+	// QueryEntityChanges reads who changed which entity when, newest first, page
+	// by page, as far back as history goes. GetEntity at the revision of a change
+	// reads what it changed the entity to.
+	QueryEntityChanges(context.Context, *v1.QueryEntityChangesRequest) (*v1.QueryEntityChangesResponse, error)
 }
 
 // RegisterEntityServiceHandler registers svc as the cedarpost.v1.EntityService implementation on
@@ -154,6 +189,8 @@ func RegisterEntityServiceHandler(server *connect.Server, svc EntityServiceHandl
 		connect.Method{Spec: entityServiceGetEntitySpec(), Handler: adapter.getEntity},
 		connect.Method{Spec: entityServiceListEntitiesSpec(), Handler: adapter.listEntities},
 		connect.Method{Spec: entityServiceImportEntitiesSpec(), Handler: adapter.importEntities},
+		connect.Method{Spec: entityServiceGetImportSpec(), Handler: adapter.getImport},
+		connect.Method{Spec: entityServiceQueryEntityChangesSpec(), Handler: adapter.queryEntityChanges},
 	)
 }
 
@@ -191,6 +228,14 @@ func (UnimplementedEntityServiceHandler) ImportEntities(context.Context, EntityS
 	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.EntityService.ImportEntities is not implemented")
 }
 
+func (UnimplementedEntityServiceHandler) GetImport(context.Context, *v1.GetImportRequest) (*v1.GetImportResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.EntityService.GetImport is not implemented")
+}
+
+func (UnimplementedEntityServiceHandler) QueryEntityChanges(context.Context, *v1.QueryEntityChangesRequest) (*v1.QueryEntityChangesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.EntityService.QueryEntityChanges is not implemented")
+}
+
 type entityServiceClient struct {
 	client *connect.Client
 }
@@ -225,6 +270,22 @@ func (c *entityServiceClient) ImportEntities(ctx context.Context) (EntityService
 		return EntityServiceImportEntitiesClientStream{}, err
 	}
 	return EntityServiceImportEntitiesClientStream{stream: stream}, nil
+}
+
+func (c *entityServiceClient) GetImport(ctx context.Context, req *v1.GetImportRequest) (*v1.GetImportResponse, error) {
+	var res v1.GetImportResponse
+	if err := c.client.CallUnary(ctx, entityServiceGetImportSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *entityServiceClient) QueryEntityChanges(ctx context.Context, req *v1.QueryEntityChangesRequest) (*v1.QueryEntityChangesResponse, error) {
+	var res v1.QueryEntityChangesResponse
+	if err := c.client.CallUnary(ctx, entityServiceQueryEntityChangesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
 }
 
 type entityServiceHandler struct{ svc EntityServiceHandler }
@@ -267,6 +328,30 @@ func (h entityServiceHandler) listEntities(ctx context.Context, _ connect.Spec, 
 
 func (h entityServiceHandler) importEntities(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 	res, err := h.svc.ImportEntities(ctx, EntityServiceImportEntitiesServerStream{stream: stream})
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h entityServiceHandler) getImport(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetImportRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetImport(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h entityServiceHandler) queryEntityChanges(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.QueryEntityChangesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.QueryEntityChanges(ctx, &req)
 	if err != nil {
 		return err
 	}
