@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"github.com/cedar-policy/cedar-go"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -28,6 +27,7 @@ const maxErrors = 100
 type authorizationService struct {
 	db       *store.DB
 	follower *follower
+	loader   *loader
 	recorder *recorder
 	limits   *limits
 	metric   *metrics
@@ -128,7 +128,13 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, check
 			a.slice = snap.set.NewSlice(a.question, pool)
 		}
 	}
-	if err := s.load(ctx, snap, answers, pool); err != nil {
+	slices := make([]*engine.Slice, 0, len(answers))
+	for _, a := range answers {
+		if a.slice != nil {
+			slices = append(slices, a.slice)
+		}
+	}
+	if err := s.loader.load(ctx, snap, slices, pool); err != nil {
 		return nil, err
 	}
 	rows := make([]store.Decision, 0, len(checks))
@@ -167,75 +173,6 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, check
 		}
 	}
 	return answers, nil
-}
-
-// load fills the pool until every slice is complete: from the cache, and what is
-// not there from the store, all slices together in one round trip for each level
-// of dereference.
-func (s *authorizationService) load(ctx context.Context, snap *snapshot, answers []answer, pool *engine.Pool) error {
-	for {
-		var missing []cedar.EntityUID
-		wanted := map[cedar.EntityUID]bool{}
-		for _, a := range answers {
-			if a.err != nil {
-				continue
-			}
-			for _, uid := range a.slice.Missing() {
-				if !wanted[uid] {
-					wanted[uid] = true
-					missing = append(missing, uid)
-				}
-			}
-		}
-		if len(missing) == 0 {
-			return nil
-		}
-		rest := missing[:0]
-		for _, uid := range missing {
-			if e, known := s.follower.cache.get(snap, uid); known {
-				pool.Put(uid, e)
-			} else {
-				rest = append(rest, uid)
-			}
-		}
-		if len(rest) == 0 {
-			continue // what the cached ones refer to may be missing now
-		}
-		if err := s.loadStored(ctx, snap, rest, pool); err != nil {
-			return err
-		}
-	}
-}
-
-// loadStored reads entities with their ancestors from the store, for the pool and
-// the cache.
-func (s *authorizationService) loadStored(ctx context.Context, snap *snapshot, missing []cedar.EntityUID, pool *engine.Pool) error {
-	uids := make([]store.UID, len(missing))
-	for i, uid := range missing {
-		uids[i] = storeUID(uid)
-	}
-	rows, err := s.db.LoadEntitiesAt(ctx, snap.position, uids)
-	if err != nil {
-		return err
-	}
-	found := make([]engine.Entity, len(rows))
-	kept := make([]loaded, 0, len(rows)+len(missing))
-	for i, row := range rows {
-		e, err := readStored(snap.set, row)
-		if err != nil {
-			return err
-		}
-		found[i] = *e
-		kept = append(kept, loaded{e.UID, e, row.Since, len(row.Attrs) + len(row.Tags)})
-	}
-	pool.Add(missing, found)
-	for _, uid := range missing {
-		if !pool.Has(uid) {
-			kept = append(kept, loaded{uid: uid})
-		}
-	}
-	s.follower.cache.keep(snap, kept)
-	return nil
 }
 
 // row turns a result into the answer and the record of it.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"hash/maphash"
 	"sync"
 
 	"github.com/cedar-policy/cedar-go"
@@ -10,9 +11,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// rememberedChanges is how many changed entities the cache remembers, to tell a
-// load that raced with a change.
-const rememberedChanges = 100_000
+// changeSlots is how many slots remember the newest changes.
+const changeSlots = 1 << 16
 
 // entityCache keeps entities in memory, as the schema reads them, bounded by
 // bytes. It holds what is stored and what is known not to be, direct parents
@@ -22,20 +22,19 @@ const rememberedChanges = 100_000
 // missed at, until a change of the entity is applied, which drops it. A load that
 // raced with a change, or with a new schema, is not kept. So what get returns for
 // a snapshot is what the store would return for its revision.
+//
+// Closed versions are not kept: they would serve only the few requests that began
+// before the newest snapshot and are not done. So an entry needs the start of its
+// interval alone, and the library needs to know nothing of intervals: it evicts.
 type entityCache struct {
 	entries *otter.Cache[cedar.EntityUID, *cachedEntity]
 
 	// mu orders keeping (many, shared) against applying (one, exclusive).
-	mu      sync.RWMutex
-	changed map[cedar.EntityUID]int64 // the newest applied revision that changed it
-	order   []change                  // of changed, oldest first
-	floor   int64                     // changes up to here are forgotten
-	schema  int64                     // the schema generation in force
-}
-
-type change struct {
-	uid      cedar.EntityUID
-	revision int64
+	mu     sync.RWMutex
+	seed   maphash.Seed
+	newest []int64 // by hash of entity: the newest applied revision that changed one of them
+	floor  int64   // nothing loaded before it is kept
+	schema int64   // the schema generation in force
 }
 
 // cachedEntity is immutable.
@@ -48,7 +47,7 @@ type cachedEntity struct {
 
 // newEntityCache makes a cache of about so many bytes; 0 makes none.
 func newEntityCache(bytes uint64) *entityCache {
-	c := &entityCache{changed: map[cedar.EntityUID]int64{}}
+	c := &entityCache{seed: maphash.MakeSeed(), newest: make([]int64, changeSlots)}
 	if bytes > 0 {
 		c.entries = otter.Must(&otter.Options[cedar.EntityUID, *cachedEntity]{
 			MaximumWeight: bytes,
@@ -92,7 +91,8 @@ func (c *entityCache) keep(snap *snapshot, list []loaded) {
 		return
 	}
 	for _, l := range list {
-		if c.changed[l.uid] > at {
+		// Two entities can share a slot: then one of them is loaded once more.
+		if *c.slot(l.uid) > at {
 			continue
 		}
 		v := &cachedEntity{entity: l.entity, from: at, schema: snap.schema, weight: weigh(l)}
@@ -123,21 +123,15 @@ func (c *entityCache) apply(changes []store.Change) {
 			continue
 		}
 		uid := cedar.NewEntityUID(cedar.EntityType(ch.Type), cedar.String(ch.ID))
-		c.changed[uid] = ch.Revision
-		c.order = append(c.order, change{uid, ch.Revision})
+		*c.slot(uid) = ch.Revision
 		if c.entries != nil {
 			c.entries.Invalidate(uid)
 		}
 	}
-	if drop := len(c.order) - rememberedChanges; drop > 0 {
-		for _, old := range c.order[:drop] {
-			c.floor = old.revision
-			if c.changed[old.uid] == old.revision {
-				delete(c.changed, old.uid)
-			}
-		}
-		c.order = append([]change(nil), c.order[drop:]...)
-	}
+}
+
+func (c *entityCache) slot(uid cedar.EntityUID) *int64 {
+	return &c.newest[maphash.Comparable(c.seed, uid)%changeSlots]
 }
 
 // reset forgets everything up to a revision and returns the generation that
@@ -148,9 +142,17 @@ func (c *entityCache) reset(floor int64) (schema int64) {
 	defer c.mu.Unlock()
 	c.schema++
 	c.floor = floor
-	c.changed, c.order = map[cedar.EntityUID]int64{}, nil
+	clear(c.newest) // the floor covers them
 	if c.entries != nil {
 		c.entries.InvalidateAll()
 	}
 	return c.schema
+}
+
+// bytes is what the entries weigh, about.
+func (c *entityCache) bytes() uint64 {
+	if c.entries == nil {
+		return 0
+	}
+	return c.entries.WeightedSize()
 }

@@ -298,7 +298,7 @@ func before(suspended time.Duration) time.Time {
 
 // A machine that slept has old data, though its monotonic clock did not move.
 func TestStalenessCountsSuspension(t *testing.T) {
-	f := newFollower(nil, slog.New(slog.DiscardHandler), 5*time.Second, nil)
+	f := newFollower(nil, slog.New(slog.DiscardHandler), 5*time.Second, nil, newMetrics())
 	ready := newReadiness(nil, f)
 	ready.found.Store(new(error))
 	f.confirm(&snapshot{}, time.Now())
@@ -319,7 +319,7 @@ func TestStalenessCountsSuspension(t *testing.T) {
 // A position is met by the same history only.
 func TestAtPosition(t *testing.T) {
 	db := storetest.Open(t)
-	f := newFollower(db, slog.New(slog.DiscardHandler), time.Minute, newEntityCache(0))
+	f := newFollower(db, slog.New(slog.DiscardHandler), time.Minute, newEntityCache(0), newMetrics())
 	if err := f.catchUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,8 +18,10 @@ import (
 )
 
 const (
-	pollInterval  = time.Second
-	changesPage   = 10_000
+	pollInterval = time.Second
+	// changesPage is how many changes are read at once. Whoever is further behind
+	// begins with an empty cache: that is cheaper, and takes bounded memory.
+	changesPage   = 50_000
 	freshWait     = time.Second // for at_least_as_fresh and one's own writes
 	loadTimeout   = 30 * time.Second
 	listenBackoff = 500 * time.Millisecond
@@ -43,18 +46,21 @@ type follower struct {
 	log          *slog.Logger
 	maxStaleness time.Duration
 	cache        *entityCache
+	metric       *metrics
 
 	snap   atomic.Pointer[snapshot]
+	newest atomic.Int64 // the newest revision heard of, applied or not
 	wakeup chan struct{}
 
 	mu        sync.Mutex
 	applied   chan struct{} // closed and replaced at each swap
 	confirmed time.Time     // when a question was sent whose answer snap covers
+	trouble   error         // why the last attempt failed; nil: it did not
 }
 
-func newFollower(db *store.DB, log *slog.Logger, maxStaleness time.Duration, cache *entityCache) *follower {
+func newFollower(db *store.DB, log *slog.Logger, maxStaleness time.Duration, cache *entityCache, m *metrics) *follower {
 	return &follower{
-		db: db, log: log, maxStaleness: maxStaleness, cache: cache,
+		db: db, log: log, maxStaleness: maxStaleness, cache: cache, metric: m,
 		wakeup:  make(chan struct{}, 1),
 		applied: make(chan struct{}),
 	}
@@ -94,80 +100,89 @@ func (f *follower) run(ctx context.Context) {
 	}
 }
 
+// errCompile is a published bundle that does not compile: this server is too old
+// for it, or somebody wrote to the tables.
+var errCompile = errors.New("does not compile")
+
 // catchUp applies what was committed since the snapshot. After an error the old
 // snapshot stays, and ages.
 func (f *follower) catchUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	asked := time.Now()
-	now, err := f.db.Current(ctx)
-	if err != nil {
+	var next *snapshot
+	err := f.db.View(ctx, func(v *store.View) (err error) {
+		f.newest.Store(v.Position.Number)
+		next, err = f.next(ctx, v)
 		return err
+	})
+	switch {
+	case err == nil:
+		f.confirm(next, asked)
+	case errors.Is(err, errCompile):
+		f.metric.followFails.WithLabelValues("policy").Inc()
+	default:
+		f.metric.followFails.WithLabelValues("database").Inc()
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.trouble = err
+	return err
+}
+
+// next makes the snapshot of a view, nil when the one there is it.
+func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, error) {
 	old := f.snap.Load()
-	if old != nil && old.position == now {
-		f.confirm(nil, asked)
-		return nil
+	if old != nil && old.position == v.Position {
+		return nil, nil
 	}
-	next := &snapshot{position: now}
-	policy, keys, anew := true, true, true
-	// On another timeline the same numbers can mean other things: start anew.
-	if old != nil && old.position.SameHistory(now) && old.position.Number < now.Number {
+	var changes []store.Change
+	next := &snapshot{position: v.Position}
+	// On another timeline the same numbers can mean other things; and what was swept
+	// away can no longer be followed.
+	anew := old == nil || !old.position.SameHistory(v.Position) ||
+		old.position.Number >= v.Position.Number || old.position.Number < v.Oldest
+	if !anew {
 		*next = *old
-		next.position = now
-		anew = false
-		if policy, keys, err = f.changed(ctx, old.position.Number, now.Number); err != nil {
-			return err
+		next.position = v.Position
+		var err error
+		if changes, err = v.Changes(ctx, old.position.Number, changesPage); err != nil {
+			return nil, err
+		}
+		anew = len(changes) == 0 || changes[len(changes)-1].Revision < v.Position.Number
+	}
+	changed := func(kind string) bool {
+		return anew || slices.ContainsFunc(changes, func(c store.Change) bool { return c.Kind == kind })
+	}
+	if changed(store.KindBundle) {
+		if err := f.loadPolicy(ctx, v, next, old); err != nil {
+			return nil, err
 		}
 	}
-	if policy {
-		var previous *engine.Set
-		if old != nil {
-			previous = old.set
-		}
-		if err := f.loadPolicy(ctx, next, previous); err != nil {
-			return err
-		}
-	}
-	if keys {
-		if err := f.loadKeys(ctx, next); err != nil {
-			return err
-		}
-	}
-	if anew || len(next.set.ChangedTypes(old.set)) > 0 {
-		next.schema = f.cache.reset(now.Number)
-	}
-	f.confirm(next, asked)
-	return nil
-}
-
-// changed says what kinds of things changed after one revision up to another,
-// and drops the entities among them from the cache.
-func (f *follower) changed(ctx context.Context, after, upTo int64) (policy, keys bool, err error) {
-	for after < upTo {
-		changes, err := f.db.Changes(ctx, after, changesPage)
+	if changed(store.KindKey) {
+		keys, err := v.Keys(ctx)
 		if err != nil {
-			return false, false, err
+			return nil, err
 		}
-		if len(changes) == 0 {
-			break
-		}
-		f.cache.apply(changes)
-		for _, c := range changes {
-			policy = policy || c.Kind == store.KindBundle
-			keys = keys || c.Kind == store.KindKey
-			after = c.Revision
+		next.callers = make(map[[sha256.Size]byte]string, len(keys))
+		for _, k := range keys {
+			next.callers[[sha256.Size]byte(k.Hash)] = k.Name
 		}
 	}
-	return policy, keys, nil
+	// Nothing can fail any more. The cache comes before the snapshot is given out.
+	if anew || len(next.set.ChangedTypes(old.set)) > 0 {
+		next.schema = f.cache.reset(v.Position.Number)
+	} else {
+		f.cache.apply(changes)
+	}
+	return next, nil
 }
 
-func (f *follower) loadPolicy(ctx context.Context, next *snapshot, previous *engine.Set) error {
-	var err error
-	if next.bundles, err = f.db.Bundles(ctx, next.position.Number); err != nil {
+func (f *follower) loadPolicy(ctx context.Context, v *store.View, next, old *snapshot) (err error) {
+	if next.bundles, err = v.Bundles(ctx); err != nil {
 		return err
 	}
-	if next.policyRevision, err = f.db.PolicyRevision(ctx, next.position.Number); err != nil {
+	if next.policyRevision, err = v.PolicyRevision(ctx); err != nil {
 		return err
 	}
 	sources := make([]engine.Source, len(next.bundles))
@@ -176,23 +191,15 @@ func (f *follower) loadPolicy(ctx context.Context, next *snapshot, previous *eng
 			return err
 		}
 	}
+	var previous *engine.Set
+	if old != nil {
+		previous = old.set
+	}
 	set, findings := engine.Load(sources, previous)
 	if set == nil {
-		return fmt.Errorf("revision %d does not compile: %s", next.position.Number, findings[0])
+		return fmt.Errorf("revision %d %w: %s", v.Position.Number, errCompile, findings[0])
 	}
 	next.set = set
-	return nil
-}
-
-func (f *follower) loadKeys(ctx context.Context, next *snapshot) error {
-	keys, err := f.db.Keys(ctx)
-	if err != nil {
-		return err
-	}
-	next.callers = make(map[[sha256.Size]byte]string, len(keys))
-	for _, k := range keys {
-		next.callers[[sha256.Size]byte(k.Hash)] = k.Name
-	}
 	return nil
 }
 
@@ -216,6 +223,17 @@ func (f *follower) staleness() time.Duration {
 	return age(f.confirmed)
 }
 
+// why tells what keeps the snapshot from being current, nil when nothing does.
+func (f *follower) why() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.trouble
+}
+
+// behind is how many revisions are committed, as far as this server heard, and not
+// applied.
+func (f *follower) behind() int64 { return max(f.newest.Load()-f.snap.Load().position.Number, 0) }
+
 // age is how long ago a moment was, by the clock that says more: the monotonic
 // one stops while the machine is suspended, the other can be set back.
 func age(t time.Time) time.Duration {
@@ -224,7 +242,7 @@ func age(t time.Time) time.Duration {
 }
 
 var (
-	errStale  = errors.New("policy and data are older than this server may use; the database cannot be reached or does not answer")
+	errStale  = errors.New("policy and data are older than this server may use")
 	errBehind = errors.New("this server has not applied that revision yet")
 )
 

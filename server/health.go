@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ const (
 
 var (
 	errStopping  = errors.New("the server is stopping")
+	errStuck     = errors.New("a published bundle does not compile on this server, its log says why")
 	errNotLooked = errors.New("the server has not looked at its database yet")
 )
 
@@ -80,6 +82,9 @@ func (r *readiness) err() error {
 	}
 	// In memory, so asked each time.
 	if _, err := r.follower.current(); err != nil {
+		if errors.Is(r.follower.why(), errCompile) {
+			return fmt.Errorf("%w: %w", errStale, errStuck)
+		}
 		return err
 	}
 	return *r.found.Load()

@@ -3,6 +3,7 @@ package server_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -222,8 +223,16 @@ func TestPlanesStopTogether(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = busy.Close() }()
-	if _, err := busy.Write([]byte("POST ")); err != nil {
+	// The answer to this comes when the call waits for its body.
+	_, err = fmt.Fprintf(busy, "POST /cedarpost.v1.AuthorizationService/Authorize HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n"+
+		"Content-Type: application/json\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n", s.Token)
+	if err != nil {
 		t.Fatal(err)
+	}
+	const goOn = "HTTP/1.1 100 Continue\r\n\r\n"
+	got := make([]byte, len(goOn))
+	if _, err := io.ReadFull(busy, got); err != nil || string(got) != goOn {
+		t.Fatalf("%q, %v", got, err)
 	}
 	stopped := make(chan struct{})
 	go func() {

@@ -20,6 +20,10 @@ type metrics struct {
 	batchRows   prometheus.Histogram
 	commit      prometheus.Histogram
 	commitFails prometheus.Counter
+	followFails *prometheus.CounterVec // cause
+	lookups     *prometheus.CounterVec // result
+	loads       prometheus.Counter
+	loadedRows  prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -38,8 +42,19 @@ func newMetrics() *metrics {
 			Name: "cedarpost_record_commit_seconds", Help: "Time of one commit of decision records.", Buckets: prometheus.ExponentialBuckets(0.0002, 2, 14)}),
 		commitFails: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_record_failures_total", Help: "Commits of decision records that failed; their decisions were not answered."}),
+		followFails: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_follow_failures_total", Help: "Attempts to apply new revisions that failed: policy, when a bundle does not compile (alert on it), or database."}, []string{"cause"}),
+		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_entity_lookups_total", Help: "Entities that decisions needed: hit, from the cache; miss, loaded; shared, by a load under way for another call."}, []string{"result"}),
+		loads: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_entity_loads_total", Help: "Round trips that loaded entities."}),
+		loadedRows: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_entity_loaded_rows_total", Help: "Entities that those brought."}),
 	}
+	m.followFails.WithLabelValues("policy")
+	m.followFails.WithLabelValues("database")
 	m.registry.MustRegister(m.calls, m.seconds, m.decisions, m.batchRows, m.commit, m.commitFails,
+		m.followFails, m.lookups, m.loads, m.loadedRows,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -50,6 +65,8 @@ func (m *metrics) watch(f *follower, r *recorder) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
 	}
 	gauge("cedarpost_revision", "The applied revision.", func() float64 { return float64(f.snap.Load().position.Number) })
+	gauge("cedarpost_revisions_behind", "Revisions committed, as far as this server heard, and not applied.", func() float64 { return float64(f.behind()) })
+	gauge("cedarpost_entity_cache_bytes", "What the cached entities weigh, about.", func() float64 { return float64(f.cache.bytes()) })
 	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
 	gauge("cedarpost_record_queue", "Calls that wait for a commit.", func() float64 { return float64(len(r.queue)) })
 }

@@ -102,7 +102,9 @@ type plane struct {
 // or a database that cannot be served is an error here.
 func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	cfg.setDefaults()
-	s := &Server{cfg: cfg, follower: newFollower(cfg.DB, cfg.Log, cfg.MaxStaleness, newEntityCache(uint64(max(cfg.CacheBytes, 0)))), metrics: newMetrics()}
+	s := &Server{cfg: cfg, metrics: newMetrics()}
+	cache := newEntityCache(uint64(max(cfg.CacheBytes, 0)))
+	s.follower = newFollower(cfg.DB, cfg.Log, cfg.MaxStaleness, cache, s.metrics)
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
 		return nil, err
 	}
@@ -133,7 +135,8 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
-			db: cfg.DB, follower: s.follower, recorder: s.recorder, limits: limits, metric: s.metrics, name: cfg.Name,
+			db: cfg.DB, follower: s.follower, loader: newLoader(cfg.DB, cache, s.metrics),
+			recorder: s.recorder, limits: limits, metric: s.metrics, name: cfg.Name,
 		})
 	}
 	admin := func(cs *connect.Server) {

@@ -248,11 +248,15 @@ func writeFiles(ctx context.Context, tx pgx.Tx, n int64, bundle string, diff dif
 // the given revision; 0 if there was none.
 func (db *DB) PolicyRevision(ctx context.Context, revision int64) (n int64, err error) {
 	defer wrap(&err, "read policy revision")
+	return readPolicyRevision(ctx, db.pool, revision)
+}
+
+func readPolicyRevision(ctx context.Context, q querier, revision int64) (n int64, err error) {
 	const query = `
 		select coalesce(max(greatest(since, case when until <= $1 then until end)), 0)
 		from bundles
 		where since <= $1`
-	err = db.pool.QueryRow(ctx, query, revision).Scan(&n)
+	err = q.QueryRow(ctx, query, revision).Scan(&n)
 	return n, err
 }
 
@@ -260,7 +264,11 @@ func (db *DB) PolicyRevision(ctx context.Context, revision int64) (n int64, err 
 // policies, without their files.
 func (db *DB) Bundles(ctx context.Context, revision int64) (_ []Bundle, err error) {
 	defer wrap(&err, "read bundles")
-	rows, _ := db.pool.Query(ctx, `
+	return readBundles(ctx, db.pool, revision)
+}
+
+func readBundles(ctx context.Context, q querier, revision int64) ([]Bundle, error) {
+	rows, _ := q.Query(ctx, `
 		select name, version, digest, description, owners, on_forbid_error, namespaces, schema, fields, policies,
 		       published_by, published_at, since
 		from bundles
@@ -271,7 +279,7 @@ func (db *DB) Bundles(ctx context.Context, revision int64) (_ []Bundle, err erro
 		return nil, err
 	}
 	// The two reads agree without a transaction: a revision never changes.
-	rows, _ = db.pool.Query(ctx, `
+	rows, _ = q.Query(ctx, `
 		select bundle, id, file, line, text, since
 		from policies
 		where since <= $1 and (until is null or until > $1)

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // UID names an entity. Neither part holds a zero byte; Type holds no space.
@@ -120,18 +121,34 @@ func (db *DB) LoadEntities(ctx context.Context, revision int64, uids []UID) (_ [
 	return collectSlice(rows, most)
 }
 
-// LoadEntitiesAt is LoadEntities for who knows the whole position. The error is
-// [ErrBehind] when the database that answers has not got there. That is looked at
-// in the same round trip: after a failover each connection can lead to another
-// server than the one that the position was read from.
-func (db *DB) LoadEntitiesAt(ctx context.Context, at Position, uids []UID) (found []Entity, err error) {
+// LoadEntitiesAt is LoadEntities for who knows the whole position. It reads from a
+// standby where there is one that has got there. The error is [ErrBehind] when not
+// even the primary has, which can happen after a failover: the revision is then
+// lost, or its number means something else now.
+func (db *DB) LoadEntitiesAt(ctx context.Context, at Position, uids []UID) (_ []Entity, err error) {
 	defer wrap(&err, "load entities")
+	if at.Number == 0 {
+		return nil, nil // before the first write
+	}
+	for _, s := range db.standbys.inTurn() {
+		if found, ok := s.load(ctx, at, uids); ok {
+			return found, nil
+		}
+	}
+	return loadAt(ctx, db.pool, at, uids)
+}
+
+// loadAt reads a slice in one round trip. That the revision is there is looked at
+// in the same one: each connection can lead to another server than the one that
+// the position was read from.
+func loadAt(ctx context.Context, pool *pgxpool.Pool, at Position, uids []UID) (found []Entity, err error) {
 	args, most := sliceArgs(at.Number, uids)
 	var batch pgx.Batch
-	// First the position: what the second statement sees is not older.
-	batch.Queue(selectPosition).Query(func(rows pgx.Rows) error {
-		here, err := scanPosition(rows)
-		if err == nil && (!here.SameHistory(at) || here.Number < at.Number) {
+	// First the revision: what the second statement sees is not older.
+	batch.Queue("select exists (select from revisions where n = $1 and mark = $2)", at.Number, at.Mark).QueryRow(func(row pgx.Row) error {
+		var there bool
+		err := row.Scan(&there)
+		if err == nil && !there {
 			err = ErrBehind
 		}
 		return err
@@ -140,7 +157,7 @@ func (db *DB) LoadEntitiesAt(ctx context.Context, at Position, uids []UID) (foun
 		found, err = collectSlice(rows, most)
 		return err
 	})
-	if err := db.pool.SendBatch(ctx, &batch).Close(); err != nil {
+	if err := pool.SendBatch(ctx, &batch).Close(); err != nil {
 		return nil, err
 	}
 	return found, nil

@@ -28,7 +28,11 @@ const selectKeys = `
 // Keys reads the keys that are not revoked, by id, as they are now.
 func (db *DB) Keys(ctx context.Context) (_ []Key, err error) {
 	defer wrap(&err, "read API keys")
-	rows, _ := db.pool.Query(ctx, selectKeys)
+	return readKeys(ctx, db.pool)
+}
+
+func readKeys(ctx context.Context, q querier) ([]Key, error) {
+	rows, _ := q.Query(ctx, selectKeys)
 	return pgx.CollectRows(rows, pgx.RowToStructByName[Key])
 }
 
@@ -50,8 +54,7 @@ func (db *DB) Bootstrap(ctx context.Context, fn func(ctx context.Context, existi
 		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", migrationLock); err != nil {
 			return err
 		}
-		rows, _ := tx.Query(ctx, selectKeys)
-		existing, err := pgx.CollectRows(rows, pgx.RowToStructByName[Key])
+		existing, err := readKeys(ctx, tx)
 		if err != nil {
 			return err
 		}

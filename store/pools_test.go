@@ -158,9 +158,8 @@ func TestLoadEntitiesAt(t *testing.T) {
 		}
 	}
 	for name, change := range map[string]func(p *store.Position){
-		"another database": func(p *store.Position) { p.Database[0]++ },
-		"another timeline": func(p *store.Position) { p.Timeline++ },
-		"not there yet":    func(p *store.Position) { p.Number += 2 },
+		"another history": func(p *store.Position) { p.Mark[0]++ },
+		"not there yet":   func(p *store.Position) { p.Number += 2 },
 	} {
 		elsewhere := at
 		change(&elsewhere)

@@ -67,6 +67,10 @@ type Config struct {
 	// the number of CPUs. Listeners and decision writers have a connection of their
 	// own besides, and the look at the newest revision has two.
 	MaxConns int32
+	// ReadURLs are standbys of the same database, to read the entities of decisions
+	// from. Each has a pool of MaxConns. One that is behind, or does not answer, is
+	// passed over, in the end for the primary: an answer never depends on them.
+	ReadURLs []string
 }
 
 // DB is an open database. It is safe for concurrent use.
@@ -78,6 +82,8 @@ type DB struct {
 	pool  *pgxpool.Pool // for decisions, and for followers
 	admin *pgxpool.Pool // for writes, lists and the log
 	vital *pgxpool.Pool // for what tells whether decisions can be made at all
+	// standbys serve decisions before pool does.
+	standbys standbys
 	// turn has one place: who is in it may take the revision lock. The others of
 	// this process wait here, where waiting costs no connection.
 	turn    chan struct{}
@@ -85,9 +91,9 @@ type DB struct {
 	conn    *pgx.ConnConfig // for the connections outside of the pools; copied, never changed
 }
 
-// vitalConns is one for Current, which never needs more, and one for
-// PartitionReady.
-const vitalConns = 2
+// vitalConns is one for Current, which never needs more, one for PartitionReady
+// and one for View.
+const vitalConns = 3
 
 // Open connects to a migrated database. The error is [ErrNotMigrated] when
 // [Migrate] has to run first.
@@ -119,6 +125,11 @@ func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 	}
 	if err := checkMigrated(ctx, db.pool); err != nil {
 		return nil, err
+	}
+	for _, url := range cfg.ReadURLs {
+		if err := db.standbys.add(ctx, url, cfg.MaxConns); err != nil {
+			return nil, err
+		}
 	}
 	return db, nil
 }
@@ -164,6 +175,7 @@ func (db *DB) Close() {
 			pool.Close()
 		}
 	}
+	db.standbys.close()
 }
 
 // Ping asks the database for a sign of life.
@@ -183,6 +195,9 @@ type Position struct {
 	Timeline uint32
 	// Number is the newest revision; 0 in a database that was never written to.
 	Number int64
+	// Mark is made with the revision. A number that was given out again, for another
+	// content, has another mark. The zero UUID at revision 0.
+	Mark uuid.UUID
 }
 
 // SameHistory reports whether the numbers of two positions can be compared.
@@ -195,7 +210,8 @@ func (p Position) SameHistory(q Position) bool {
 const selectPosition = `
 	select database,
 	       ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint as timeline,
-	       n as number
+	       n as number,
+	       coalesce((select mark from revisions where revisions.n = revision.n), '00000000-0000-0000-0000-000000000000') as mark
 	from revision`
 
 func scanPosition(rows pgx.Rows) (Position, error) {
@@ -239,6 +255,10 @@ type Change struct {
 // every revision changes something.
 func (db *DB) Changes(ctx context.Context, after int64, limit int) (_ []Change, err error) {
 	defer wrap(&err, "read changes")
+	return readChanges(ctx, db.pool, after, limit)
+}
+
+func readChanges(ctx context.Context, q querier, after int64, limit int) ([]Change, error) {
 	const query = `
 		select revision, kind, type, id
 		from revision_entries
@@ -247,7 +267,7 @@ func (db *DB) Changes(ctx context.Context, after int64, limit int) (_ []Change, 
 		      (select revision from revision_entries where revision > $1
 		       order by revision offset $2 limit 1), 9223372036854775807)
 		order by revision, kind, type, id`
-	rows, _ := db.pool.Query(ctx, query, after, max(limit, 1)-1)
+	rows, _ := q.Query(ctx, query, after, max(limit, 1)-1)
 	return pgx.CollectRows(rows, pgx.RowToStructByName[Change])
 }
 

@@ -1,0 +1,174 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync"
+
+	"github.com/cedar-policy/cedar-go"
+
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// loader brings the entities of questions: from the cache, and what is not there
+// from the store. An entity that many calls miss at once is loaded once.
+type loader struct {
+	db     *store.DB
+	cache  *entityCache
+	metric *metrics
+
+	mu      sync.Mutex
+	flights map[flightKey]*flight
+}
+
+// flightKey is an entity at a snapshot. What is loaded for another one is another
+// thing.
+type flightKey struct {
+	snap *snapshot
+	uid  cedar.EntityUID
+}
+
+// flight is one load under way. The fields below done are set once it is closed.
+type flight struct {
+	asked []cedar.EntityUID
+	done  chan struct{}
+	found []engine.Entity // with all ancestors
+	err   error
+}
+
+func newLoader(db *store.DB, cache *entityCache, m *metrics) *loader {
+	return &loader{db: db, cache: cache, metric: m, flights: map[flightKey]*flight{}}
+}
+
+// load fills the pool until every slice is complete, all of them together in at
+// most one round trip for each level of dereference.
+func (l *loader) load(ctx context.Context, snap *snapshot, slices []*engine.Slice, pool *engine.Pool) error {
+	for {
+		missing := missingFrom(slices)
+		if len(missing) == 0 {
+			return nil
+		}
+		rest := missing[:0]
+		for _, uid := range missing {
+			if e, known := l.cache.get(snap, uid); known {
+				pool.Put(uid, e)
+			} else {
+				rest = append(rest, uid)
+			}
+		}
+		l.metric.lookups.WithLabelValues("hit").Add(float64(len(missing) - len(rest)))
+		// If all were cached, what those refer to may be missing now.
+		for _, f := range l.fly(ctx, snap, rest) {
+			select {
+			case <-f.done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if f.err != nil {
+				return f.err
+			}
+			pool.Add(f.asked, f.found)
+		}
+	}
+}
+
+// missingFrom lists what slices lack, each once.
+func missingFrom(slices []*engine.Slice) []cedar.EntityUID {
+	if len(slices) == 1 {
+		return slices[0].Missing()
+	}
+	var missing []cedar.EntityUID
+	wanted := map[cedar.EntityUID]bool{}
+	for _, s := range slices {
+		for _, uid := range s.Missing() {
+			if !wanted[uid] {
+				wanted[uid] = true
+				missing = append(missing, uid)
+			}
+		}
+	}
+	return missing
+}
+
+// fly returns the loads that bring the entities: those under way already, and one
+// of its own for the rest.
+func (l *loader) fly(ctx context.Context, snap *snapshot, uids []cedar.EntityUID) []*flight {
+	if len(uids) == 0 {
+		return nil
+	}
+	var flights []*flight
+	joined := map[*flight]bool{}
+	own := &flight{done: make(chan struct{})}
+	l.mu.Lock()
+	for _, uid := range uids {
+		key := flightKey{snap, uid}
+		f := l.flights[key]
+		if f == nil {
+			f, l.flights[key] = own, own
+			own.asked = append(own.asked, uid)
+		}
+		if !joined[f] {
+			joined[f] = true
+			flights = append(flights, f)
+		}
+	}
+	l.mu.Unlock()
+	l.metric.lookups.WithLabelValues("miss").Add(float64(len(own.asked)))
+	l.metric.lookups.WithLabelValues("shared").Add(float64(len(uids) - len(own.asked)))
+	if len(own.asked) > 0 {
+		// Others may wait for it, so it does not end with this call.
+		go l.run(context.WithoutCancel(ctx), snap, own)
+	}
+	return flights
+}
+
+// run does one load, for those who wait and for the cache.
+func (l *loader) run(ctx context.Context, snap *snapshot, f *flight) {
+	ctx, cancel := context.WithTimeout(ctx, decisionTimeout)
+	defer cancel()
+	func() {
+		defer func() {
+			if r := recover(); r != nil {
+				f.err = fmt.Errorf("load entities: panic: %v\n%s", r, debug.Stack())
+			}
+		}()
+		f.found, f.err = l.read(ctx, snap, f.asked)
+	}()
+	l.mu.Lock()
+	for _, uid := range f.asked {
+		delete(l.flights, flightKey{snap, uid})
+	}
+	l.mu.Unlock()
+	close(f.done)
+}
+
+// read loads entities with their ancestors, in one round trip.
+func (l *loader) read(ctx context.Context, snap *snapshot, asked []cedar.EntityUID) ([]engine.Entity, error) {
+	rows, err := l.db.LoadEntitiesAt(ctx, snap.position, storeUIDs(asked))
+	if err != nil {
+		return nil, err
+	}
+	l.metric.loads.Inc()
+	l.metric.loadedRows.Add(float64(len(rows)))
+	found := make([]engine.Entity, len(rows))
+	kept := make([]loaded, 0, len(rows)+len(asked))
+	stored := make(map[cedar.EntityUID]bool, len(rows))
+	for i, row := range rows {
+		e, err := readStored(snap.set, row)
+		if err != nil {
+			return nil, err
+		}
+		found[i] = *e
+		stored[e.UID] = true
+		kept = append(kept, loaded{e.UID, e, row.Since, len(row.Attrs) + len(row.Tags)})
+	}
+	for _, uid := range asked {
+		if !stored[uid] {
+			kept = append(kept, loaded{uid: uid})
+		}
+	}
+	l.cache.keep(snap, kept)
+	return found, nil
+}

@@ -1,0 +1,131 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// What a decision may lose on a standby before it asks the next one. A revision
+// that is committed on the primary arrives within milliseconds, so a standby that
+// is a little behind is waited for; one that stays behind, or does not answer, is
+// left alone for a while.
+const (
+	standbyTimeout = 300 * time.Millisecond // of one read
+	behindTries    = 4
+	behindPause    = 5 * time.Millisecond // between them
+	restBehind     = 500 * time.Millisecond
+	restBroken     = 5 * time.Second
+)
+
+// standbys are read from in turn.
+type standbys struct {
+	list []*standby
+	next atomic.Uint32
+}
+
+// standby is one hot standby of the primary.
+type standby struct {
+	name      string // host and port
+	pool      *pgxpool.Pool
+	restUntil atomic.Int64 // in Unix nanoseconds
+
+	reads, behind, failed atomic.Int64
+}
+
+func (s *standbys) add(ctx context.Context, rawURL string, maxConns int32) error {
+	config, err := pgxpool.ParseConfig(rawURL)
+	if err != nil {
+		return fmt.Errorf("standby: %w", err)
+	}
+	c := config.ConnConfig
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = time.Second
+	}
+	setDefaults(c)
+	c.ValidateConnect = nil // any of several hosts will do
+	if maxConns > 0 {
+		config.MaxConns = maxConns
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return fmt.Errorf("standby: %w", err)
+	}
+	s.list = append(s.list, &standby{name: fmt.Sprintf("%s:%d", c.Host, c.Port), pool: pool})
+	return nil
+}
+
+func (s *standbys) close() {
+	for _, st := range s.list {
+		st.pool.Close()
+	}
+}
+
+// inTurn lists those that are not resting, each time beginning with another one.
+func (s *standbys) inTurn() []*standby {
+	if len(s.list) == 0 {
+		return nil
+	}
+	first := int(s.next.Add(1))
+	now := time.Now().UnixNano()
+	awake := make([]*standby, 0, len(s.list))
+	for i := range s.list {
+		if st := s.list[(first+i)%len(s.list)]; st.restUntil.Load() <= now {
+			awake = append(awake, st)
+		}
+	}
+	return awake
+}
+
+// load reads a slice; ok is false when somebody else has to be asked, whatever the
+// reason: the primary's word counts.
+func (s *standby) load(caller context.Context, at Position, uids []UID) (found []Entity, ok bool) {
+	ctx, cancel := context.WithTimeout(caller, standbyTimeout)
+	defer cancel()
+	for try := 1; ; try++ {
+		found, err := loadAt(ctx, s.pool, at, uids)
+		switch {
+		case err == nil:
+			s.reads.Add(1)
+			return found, true
+		case errors.Is(err, ErrTooManyAncestors), caller.Err() != nil:
+			return nil, false // no fault of the standby
+		case !errors.Is(err, ErrBehind):
+			s.failed.Add(1)
+			s.rest(restBroken)
+			return nil, false
+		case try == behindTries:
+			s.behind.Add(1)
+			s.rest(restBehind)
+			return nil, false
+		}
+		select {
+		case <-time.After(behindPause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (s *standby) rest(d time.Duration) { s.restUntil.Store(time.Now().Add(d).UnixNano()) }
+
+// StandbyStats counts what was asked of one standby.
+type StandbyStats struct {
+	// Name is its host and port.
+	Name string
+	// Reads were answered; Behind and Failed had to be answered by another server.
+	Reads, Behind, Failed int64
+}
+
+// Standbys tells how the standbys of [Config.ReadURLs] are doing, in their order.
+func (db *DB) Standbys() []StandbyStats {
+	stats := make([]StandbyStats, len(db.standbys.list))
+	for i, s := range db.standbys.list {
+		stats[i] = StandbyStats{s.name, s.reads.Load(), s.behind.Load(), s.failed.Load()}
+	}
+	return stats
+}
+

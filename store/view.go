@@ -1,0 +1,63 @@
+package store
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// querier is what reads need, of a pool or of a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// View is the database as it is at one moment, for those who follow it. All reads
+// come from the same server and the same snapshot, so that a failover in between
+// cannot mix two histories.
+type View struct {
+	tx pgx.Tx
+	// Position is the newest revision in it.
+	Position Position
+	// Oldest is the first revision that can still be read. Changes are known from
+	// the one after it on.
+	Oldest int64
+}
+
+// View calls fn with a view of the primary. It fails on a standby, which cannot
+// know the newest revision.
+func (db *DB) View(ctx context.Context, fn func(*View) error) (err error) {
+	defer wrap(&err, "read the database")
+	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+	return pgx.BeginTxFunc(ctx, db.vital, options, func(tx pgx.Tx) error {
+		v := &View{tx: tx}
+		var batch pgx.Batch
+		batch.Queue(selectPosition).Query(func(rows pgx.Rows) (err error) {
+			v.Position, err = scanPosition(rows)
+			return err
+		})
+		batch.Queue("select oldest from history").QueryRow(func(row pgx.Row) error { return row.Scan(&v.Oldest) })
+		if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+			return err
+		}
+		return fn(v)
+	})
+}
+
+// Changes is [DB.Changes] in the view.
+func (v *View) Changes(ctx context.Context, after int64, limit int) (_ []Change, err error) {
+	return readChanges(ctx, v.tx, after, limit)
+}
+
+// Bundles is [DB.Bundles] at the view's revision.
+func (v *View) Bundles(ctx context.Context) (_ []Bundle, err error) {
+	return readBundles(ctx, v.tx, v.Position.Number)
+}
+
+// PolicyRevision is [DB.PolicyRevision] at the view's revision.
+func (v *View) PolicyRevision(ctx context.Context) (int64, error) {
+	return readPolicyRevision(ctx, v.tx, v.Position.Number)
+}
+
+// Keys is [DB.Keys] in the view.
+func (v *View) Keys(ctx context.Context) (_ []Key, err error) { return readKeys(ctx, v.tx) }
