@@ -8,6 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/cedarpost/cedarpost/store"
 )
 
 // metrics is what one server counts, in a registry of its own. No label holds
@@ -69,6 +71,22 @@ func (m *metrics) watch(f *follower, r *recorder) {
 	gauge("cedarpost_entity_cache_bytes", "What the cached entities weigh, about.", func() float64 { return float64(f.cache.bytes()) })
 	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
 	gauge("cedarpost_record_queue", "Calls that wait for a commit.", func() float64 { return float64(len(r.queue)) })
+}
+
+// watchStandbys counts what was asked of each standby.
+func (m *metrics) watchStandbys(db *store.DB) {
+	for i, s := range db.Standbys() {
+		for result, read := range map[string]func(store.StandbyStats) int64{
+			"read":   func(s store.StandbyStats) int64 { return s.Reads },
+			"behind": func(s store.StandbyStats) int64 { return s.Behind },
+			"failed": func(s store.StandbyStats) int64 { return s.Failed },
+		} {
+			m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+				Name: "cedarpost_standby_reads_total", Help: "Loads that a standby answered, and those that it had to leave to another server, being behind or failing.",
+				ConstLabels: prometheus.Labels{"standby": s.Name, "result": result},
+			}, func() float64 { return float64(read(db.Standbys()[i])) }))
+		}
+	}
 }
 
 func (m *metrics) call(spec connect.Spec, began time.Time, err error) {

@@ -126,6 +126,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	s.recorder = newRecorder(cfg.DB, cfg.Log, s.metrics)
 	s.metrics.watch(s.follower, s.recorder)
+	s.metrics.watchStandbys(cfg.DB)
 	defer func() {
 		if err != nil {
 			s.recorder.close()

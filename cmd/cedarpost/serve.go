@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -116,8 +118,30 @@ func (f *databaseFlags) required(k *kong.Context) (string, error) {
 	return url, err
 }
 
+// readFlags say which standbys to read from.
+type readFlags struct {
+	ReadDatabaseURLs     []string `name:"read-database-urls" help:"Postgres URLs of standbys, with a space in between, to read entities from. One that is behind or does not answer is passed over." env:"CEDARPOST_READ_DATABASE_URLS" sep:" " placeholder:"URL" group:"server"`
+	ReadDatabaseURLsFile string   `name:"read-database-urls-file" help:"File with those URLs, one on each line." env:"CEDARPOST_READ_DATABASE_URLS_FILE" type:"path" placeholder:"FILE" group:"server"`
+}
+
+func (f *readFlags) urls() ([]string, error) {
+	urls := f.ReadDatabaseURLs
+	if f.ReadDatabaseURLsFile != "" {
+		if len(urls) > 0 {
+			return nil, misuse("both --read-database-urls and --read-database-urls-file are given; give one")
+		}
+		text, err := os.ReadFile(f.ReadDatabaseURLsFile)
+		if err != nil {
+			return nil, fmt.Errorf("read database URLs: %w", err)
+		}
+		urls = strings.Split(string(text), "\n")
+	}
+	return slices.DeleteFunc(slices.Clone(urls), func(u string) bool { return strings.TrimSpace(u) == "" }), nil
+}
+
 type serveCmd struct {
 	databaseFlags
+	readFlags
 	listenFlags      `set:"loglevel=info"`
 	TLSCert          string `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. Read again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
 	TLSKey           string `name:"tls-key" help:"PEM file with the certificate's key." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
@@ -146,7 +170,11 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 			return err
 		}
 	}
-	db, err := store.Open(ctx, store.Config{DatabaseURL: url})
+	standbys, err := s.urls()
+	if err != nil {
+		return err
+	}
+	db, err := store.Open(ctx, store.Config{DatabaseURL: url, ReadURLs: standbys})
 	if err != nil {
 		return err
 	}
