@@ -18,13 +18,14 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows says which rooms a room may import. A room is the longest prefix of a
 // package's folder that stands here.
 var arrows = map[string][]string{
-	"cmd":           {"server", "server/engine", "store", "store/localpg", "bundle", "policies", "proto", "sdk/go"},
-	"server":        {"server/engine", "store", "bundle", "policies", "proto"},
+	"cmd":           {"server", "server/engine", "store", "store/localpg", "auditlog", "bundle", "policies", "proto", "sdk/go"},
+	"server":        {"server/engine", "store", "auditlog", "bundle", "policies", "proto"},
+	"auditlog":      {},
 	"server/engine": {},
 	// Reads the reference corpus for tests.
 	"server/corpustest": {},
 	"server/servertest": {"server", "store", "store/storetest", "bundle", "policies", "proto"},
-	"store":             {"migrations"},
+	"store":             {"migrations", "auditlog"},
 	"store/localpg":     {},
 	"store/storetest":   {"store", "store/localpg", "migrations"},
 	"bundle":            {},

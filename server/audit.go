@@ -17,7 +17,8 @@ import (
 
 // auditService answers what was decided, from the bytes that were recorded.
 type auditService struct {
-	db *store.DB
+	db     *store.DB
+	events *eventLog
 }
 
 // decisionPage is where a page of QueryDecisions ended, and of which query.

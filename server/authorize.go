@@ -164,7 +164,7 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, check
 			a.response.Explanation = explain(x)
 		}
 	}
-	if err := s.recorder.record(ctx, rows); err != nil {
+	if err := s.recorder.record(ctx, rows, nil); err != nil {
 		return nil, err
 	}
 	for _, a := range answers {
@@ -295,6 +295,8 @@ func publicError(err error) *connect.Error {
 		return connect.NewError(connect.CodeUnavailable, err.Error())
 	case errors.Is(err, store.ErrBehind):
 		return connect.NewError(connect.CodeUnavailable, "the database is at another revision than this server; nothing was decided")
+	case errors.Is(err, errRecorderDown):
+		return connect.NewError(connect.CodeUnavailable, "the decision log is not available; nothing was decided")
 	case errors.Is(err, errQueueFull):
 		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
 	case errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):

@@ -22,6 +22,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -117,7 +118,7 @@ func aDecision(t *testing.T) store.Decision {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return store.Decision{ID: id, Caller: "c", Principal: store.UID{Type: "T", ID: "p"}, Record: []byte("x")}
+	return store.Decision{ID: id, At: time.Now(), Caller: "c", Principal: store.UID{Type: "T", ID: "p"}, Record: []byte("x")}
 }
 
 // Stopping commits what is queued and refuses what comes later, whatever the
@@ -127,7 +128,7 @@ func TestRecorderStops(t *testing.T) {
 	if err := db.EnsurePartitions(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	r := newRecorder(db, slog.New(slog.DiscardHandler), newMetrics())
+	r := newRecorder(db, "test", auditlog.Strict, slog.New(slog.DiscardHandler), newMetrics(), nil)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	recorded := map[uuid.UUID]bool{}
@@ -135,7 +136,7 @@ func TestRecorderStops(t *testing.T) {
 		wg.Go(func() {
 			for {
 				d := aDecision(t)
-				err := r.record(t.Context(), []store.Decision{d})
+				err := r.record(t.Context(), []store.Decision{d}, nil)
 				if errors.Is(err, errRecorderDown) {
 					return
 				}
@@ -174,18 +175,18 @@ func TestRecorderTellsAllOfAFailedCommit(t *testing.T) {
 	if err := db.EnsurePartitions(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	r := newRecorder(db, slog.New(slog.DiscardHandler), newMetrics())
+	r := newRecorder(db, "test", auditlog.Strict, slog.New(slog.DiscardHandler), newMetrics(), nil)
 	defer r.close()
 	bad := aDecision(t)
 	bad.Principal.ID = "nul\x00"
 	good := aDecision(t)
-	if err := r.record(t.Context(), []store.Decision{good, bad}); err == nil {
+	if err := r.record(t.Context(), []store.Decision{good, bad}, nil); err == nil {
 		t.Fatal("a row that cannot be stored was reported as recorded")
 	}
 	if _, err := db.GetDecision(t.Context(), good.ID); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("half a commit is there: %v", err)
 	}
-	if err := r.record(t.Context(), []store.Decision{good}); err != nil {
+	if err := r.record(t.Context(), []store.Decision{good}, nil); err != nil {
 		t.Errorf("the recorder did not recover: %v", err)
 	}
 }
@@ -213,9 +214,9 @@ func blocked(t *testing.T) (r *recorder, conn *pgx.Conn, release func()) {
 	if _, err := locker.Exec(t.Context(), "begin; lock table decisions in exclusive mode"); err != nil {
 		t.Fatal(err)
 	}
-	r = newRecorder(db, slog.New(slog.DiscardHandler), newMetrics())
+	r = newRecorder(db, "test", auditlog.Strict, slog.New(slog.DiscardHandler), newMetrics(), nil)
 	t.Cleanup(r.close)
-	go func() { _ = r.record(t.Context(), []store.Decision{aDecision(t)}) }()
+	go func() { _ = r.record(t.Context(), []store.Decision{aDecision(t)}, nil) }()
 	for waiting := false; !waiting; {
 		err := conn.QueryRow(t.Context(), `select exists (select from pg_stat_activity
 			where datname = current_database() and wait_event_type = 'Lock')`).Scan(&waiting)
@@ -247,7 +248,7 @@ func TestCommitsAreBoundedByBytes(t *testing.T) {
 		group.Go(func() {
 			d := aDecision(t)
 			d.Record = make([]byte, size)
-			if err := r.record(t.Context(), []store.Decision{d}); err != nil {
+			if err := r.record(t.Context(), []store.Decision{d}, nil); err != nil {
 				t.Error(err)
 			}
 		})
@@ -269,7 +270,7 @@ func TestGivenUpCallsAreNotRecorded(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	given := aDecision(t)
 	result := make(chan error, 1)
-	go func() { result <- r.record(ctx, []store.Decision{given}) }()
+	go func() { result <- r.record(ctx, []store.Decision{given}, nil) }()
 	queued(t, r, 1)
 	cancel()
 	if err := <-result; !errors.Is(err, context.Canceled) {
@@ -277,7 +278,7 @@ func TestGivenUpCallsAreNotRecorded(t *testing.T) {
 	}
 	release()
 	last := aDecision(t)
-	if err := r.record(t.Context(), []store.Decision{last}); err != nil {
+	if err := r.record(t.Context(), []store.Decision{last}, nil); err != nil {
 		t.Fatal(err)
 	}
 	var recorded []string
@@ -305,12 +306,12 @@ func TestStalenessCountsSuspension(t *testing.T) {
 	if _, err := f.current(); err != nil || ready.err() != nil {
 		t.Errorf("%v, %v", err, ready.err())
 	}
-	f.confirm(nil, before(time.Hour))
+	f.confirm(&snapshot{}, before(time.Hour))
 	if _, err := f.current(); !errors.Is(err, errStale) || !errors.Is(ready.err(), errStale) {
 		t.Errorf("%v, %v after an hour", err, ready.err())
 	}
 	// Nor does a clock that was set back make it young.
-	f.confirm(nil, before(-time.Hour).Add(-time.Minute))
+	f.confirm(&snapshot{}, before(-time.Hour).Add(-time.Minute))
 	if _, err := f.current(); !errors.Is(err, errStale) {
 		t.Errorf("%v after a minute", err)
 	}

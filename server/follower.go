@@ -213,7 +213,28 @@ func (f *follower) confirm(next *snapshot, asked time.Time) {
 		close(f.applied)
 		f.applied = make(chan struct{})
 	}
-	f.confirmed = asked
+	// A commit may have confirmed the same snapshot meanwhile.
+	if next != nil || asked.After(f.confirmed) {
+		f.confirmed = asked
+	}
+}
+
+// heard takes a position that somebody else read from the primary, in a question
+// sent at that time. Each commit to the log brings one.
+func (f *follower) heard(p store.Position, asked time.Time) {
+	snap := f.snap.Load()
+	if snap.position == p {
+		f.mu.Lock()
+		if asked.After(f.confirmed) {
+			f.confirmed = asked
+		}
+		f.mu.Unlock()
+		return
+	}
+	if snap.position.SameHistory(p) && p.Number > f.newest.Load() {
+		f.newest.Store(p.Number)
+	}
+	f.wake()
 }
 
 // staleness is how old the snapshot may be at most.

@@ -22,6 +22,7 @@ type metrics struct {
 	batchRows   prometheus.Histogram
 	commit      prometheus.Histogram
 	commitFails prometheus.Counter
+	lost        prometheus.Counter
 	followFails *prometheus.CounterVec // cause
 	lookups     *prometheus.CounterVec // result
 	loads       prometheus.Counter
@@ -43,7 +44,9 @@ func newMetrics() *metrics {
 		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "cedarpost_record_commit_seconds", Help: "Time of one commit of decision records.", Buckets: prometheus.ExponentialBuckets(0.0002, 2, 14)}),
 		commitFails: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cedarpost_record_failures_total", Help: "Commits of decision records that failed; their decisions were not answered."}),
+			Name: "cedarpost_record_failures_total", Help: "Commits to the log that failed. In strict mode their decisions were not answered."}),
+		lost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_decisions_lost_total", Help: "Decisions that were answered and never recorded: buffered mode, stopped while the log was not available."}),
 		followFails: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_follow_failures_total", Help: "Attempts to apply new revisions that failed: policy, when a bundle does not compile (alert on it), or database."}, []string{"cause"}),
 		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -55,7 +58,7 @@ func newMetrics() *metrics {
 	}
 	m.followFails.WithLabelValues("policy")
 	m.followFails.WithLabelValues("database")
-	m.registry.MustRegister(m.calls, m.seconds, m.decisions, m.batchRows, m.commit, m.commitFails,
+	m.registry.MustRegister(m.calls, m.seconds, m.decisions, m.batchRows, m.commit, m.commitFails, m.lost,
 		m.followFails, m.lookups, m.loads, m.loadedRows,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -71,6 +74,7 @@ func (m *metrics) watch(f *follower, r *recorder) {
 	gauge("cedarpost_entity_cache_bytes", "What the cached entities weigh, about.", func() float64 { return float64(f.cache.bytes()) })
 	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
 	gauge("cedarpost_record_queue", "Calls that wait for a commit.", func() float64 { return float64(len(r.queue)) })
+	gauge("cedarpost_decisions_at_risk", "Decisions that were answered and are not committed yet; always 0 in strict mode.", func() float64 { return float64(r.atRisk.Load()) })
 }
 
 // watchStandbys counts what was asked of each standby.

@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync/atomic"
 	"time"
 
+	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -13,46 +17,79 @@ const (
 	recordQueue   = 4096                   // calls waiting for a commit
 	recordRows    = 2000                   // rows in one commit, and
 	recordBytes   = 8 << 20                // bytes of their records
-	recordTimeout = 5 * time.Second        // of one commit
+	recordTimeout = 5 * time.Second        // of one commit, with finding out what became of it
 	recordWait    = 100 * time.Millisecond // for a place in a full queue
+	heartbeat     = time.Minute            // an idle server says so often that it is there
 )
+
+// bufferBound is how many decisions a server that answers before the commit may
+// have at risk: those in its queue and those in flight.
+const bufferBound = 10_000
 
 var (
 	errQueueFull    = errors.New("decision log: queue is full")
-	errRecorderDown = errors.New("decision log: stopped")
+	errRecorderDown = errors.New("decision log: not available")
 )
 
-// recorder commits decision records in batches. One commit is in flight at a
-// time; what comes meanwhile forms the next batch, so batches grow with the load
-// and a lone caller never waits for company.
+// recorder commits records in batches. One commit is in flight at a time; what
+// comes meanwhile forms the next batch, so batches grow with the load and a lone
+// caller never waits for company.
 type recorder struct {
-	writer *store.DecisionWriter
+	writer *store.LogWriter
+	mode   auditlog.Mode
 	log    *slog.Logger
 	metric *metrics
+	// heard, if not nil, learns of the newest revision after each commit, and when
+	// the question was sent.
+	heard func(p store.Position, asked time.Time)
+
 	queue  chan *pendingRecord
 	stop   chan struct{} // closed to ask run to finish
 	done   chan struct{} // closed when it has
+	down   atomic.Bool   // the last commit failed
+	atRisk atomic.Int64  // decisions that were answered and are not committed
 }
 
 // pendingRecord is one call's rows and who waits for them.
 type pendingRecord struct {
-	ctx   context.Context // of the call
-	rows  []store.Decision
-	bytes int // of their records
-	err   chan error
+	ctx       context.Context // of the call; nil when it does not wait
+	decisions []store.Decision
+	events    []store.Event
+	bytes     int // of their records
+	err       chan error
 }
 
-func newPending(ctx context.Context, rows []store.Decision) *pendingRecord {
-	p := &pendingRecord{ctx: ctx, rows: rows, err: make(chan error, 1)}
-	for i := range rows {
-		p.bytes += len(rows[i].Record)
+func newPending(ctx context.Context, decisions []store.Decision, events []store.Event) *pendingRecord {
+	p := &pendingRecord{ctx: ctx, decisions: decisions, events: events, err: make(chan error, 1)}
+	for i := range decisions {
+		p.bytes += len(decisions[i].Record)
+	}
+	for i := range events {
+		p.bytes += len(events[i].Record)
 	}
 	return p
+}
+
+func (p *pendingRecord) rows() int { return len(p.decisions) + len(p.events) }
+
+// day is the UTC day of the rows. The log is dropped by days, so a batch is of one.
+func (p *pendingRecord) day() string {
+	at := time.Time{}
+	switch {
+	case len(p.decisions) > 0:
+		at = p.decisions[0].At
+	case len(p.events) > 0:
+		at = p.events[0].At
+	}
+	return at.UTC().Format(time.DateOnly)
 }
 
 // wanted reports whether the call still waits. One that was given up is told
 // so, and not recorded: after an overload the commits are for those who are there.
 func (p *pendingRecord) wanted() bool {
+	if p.ctx == nil {
+		return true
+	}
 	err := p.ctx.Err()
 	if err != nil {
 		p.err <- err
@@ -60,11 +97,17 @@ func (p *pendingRecord) wanted() bool {
 	return err == nil
 }
 
-func newRecorder(db *store.DB, log *slog.Logger, m *metrics) *recorder {
+func newRecorder(db *store.DB, name string, mode auditlog.Mode, log *slog.Logger, m *metrics, heard func(store.Position, time.Time)) *recorder {
+	bound := 0
+	if mode == auditlog.Buffered {
+		bound = bufferBound
+	}
 	r := &recorder{
-		writer: db.NewDecisionWriter(),
+		writer: db.NewLogWriter(name, mode, bound),
+		mode:   mode,
 		log:    log,
 		metric: m,
+		heard:  heard,
 		queue:  make(chan *pendingRecord, recordQueue),
 		stop:   make(chan struct{}),
 		done:   make(chan struct{}),
@@ -76,23 +119,20 @@ func newRecorder(db *store.DB, log *slog.Logger, m *metrics) *recorder {
 // record returns nil only after all rows are committed. After any error the
 // decisions must not be answered; rows whose commit was lost on the way back may
 // be in the log all the same.
-func (r *recorder) record(ctx context.Context, rows []store.Decision) error {
-	if len(rows) == 0 {
+//
+// In buffered mode, decisions are as good as recorded when they are in the queue.
+// Even then nothing is taken while the log is known not to be available.
+func (r *recorder) record(ctx context.Context, decisions []store.Decision, events []store.Event) error {
+	if len(decisions)+len(events) == 0 {
 		return nil
 	}
-	p := newPending(ctx, rows)
-	select {
-	case r.queue <- p:
-	default:
-		full := time.NewTimer(recordWait)
-		defer full.Stop()
-		select {
-		case r.queue <- p:
-		case <-full.C:
-			return errQueueFull
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	p := newPending(ctx, decisions, events)
+	if r.mode == auditlog.Buffered && len(events) == 0 {
+		p.ctx = nil
+		return r.buffer(ctx, p)
+	}
+	if err := r.enqueue(ctx, p); err != nil {
+		return err
 	}
 	select {
 	case err := <-p.err:
@@ -104,6 +144,50 @@ func (r *recorder) record(ctx context.Context, rows []store.Decision) error {
 		default:
 			return errRecorderDown
 		}
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// buffer takes decisions that are answered before they are committed.
+func (r *recorder) buffer(ctx context.Context, p *pendingRecord) error {
+	if r.down.Load() {
+		return errRecorderDown
+	}
+	n := int64(len(p.decisions))
+	if r.atRisk.Add(n) > bufferBound {
+		r.atRisk.Add(-n)
+		return errQueueFull
+	}
+	if err := r.enqueue(ctx, p); err != nil {
+		r.atRisk.Add(-n)
+		return err
+	}
+	return nil
+}
+
+// enqueue waits a short time for a place in a full queue.
+func (r *recorder) enqueue(ctx context.Context, p *pendingRecord) error {
+	select {
+	case <-r.stop:
+		return errRecorderDown
+	default:
+	}
+	select {
+	case r.queue <- p:
+		return nil
+	default:
+	}
+	full := time.NewTimer(recordWait)
+	defer full.Stop()
+	select {
+	case r.queue <- p:
+		return nil
+	case <-full.C:
+		if r.down.Load() {
+			return errRecorderDown
+		}
+		return errQueueFull
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -131,10 +215,15 @@ func (r *recorder) run() {
 // wait returns the next that is wanted, or nil when the recorder is stopped and
 // the queue empty.
 func (r *recorder) wait() *pendingRecord {
+	idle := time.NewTicker(heartbeat)
+	defer idle.Stop()
 	for {
 		var p *pendingRecord
 		select {
 		case p = <-r.queue:
+		case <-idle.C:
+			_ = r.write(nil, nil) // an empty batch; what failed is logged
+			continue
 		case <-r.stop:
 			if p = r.take(); p == nil {
 				return nil
@@ -160,40 +249,120 @@ func (r *recorder) take() *pendingRecord {
 // call that is larger than those goes alone.
 func (r *recorder) fill(first *pendingRecord) (batch []*pendingRecord, over *pendingRecord) {
 	batch = append(batch, first)
-	rows, bytes := len(first.rows), first.bytes
+	rows, bytes, day := first.rows(), first.bytes, first.day()
 	for {
 		p := r.take()
 		switch {
 		case p == nil:
 			return batch, nil
 		case !p.wanted():
-		case rows+len(p.rows) > recordRows || bytes+p.bytes > recordBytes:
+		case rows+p.rows() > recordRows || bytes+p.bytes > recordBytes || p.day() != day:
 			return batch, p
 		default:
 			batch = append(batch, p)
-			rows, bytes = rows+len(p.rows), bytes+p.bytes
+			rows, bytes = rows+p.rows(), bytes+p.bytes
 		}
 	}
 }
 
 // commit writes a batch and tells everyone in it.
 func (r *recorder) commit(batch []*pendingRecord) {
-	var rows []store.Decision
+	var decisions []store.Decision
+	var events []store.Event
+	risked := 0
 	for _, p := range batch {
-		rows = append(rows, p.rows...)
+		decisions = append(decisions, p.decisions...)
+		events = append(events, p.events...)
+		if p.ctx == nil {
+			risked += len(p.decisions)
+		}
 	}
+	var err error
+	for {
+		if err = r.write(decisions, events); err == nil || risked == 0 || r.stopping() {
+			break
+		}
+		// They were answered: try until they are in the log. Meanwhile nobody gets an
+		// answer, for down is set.
+		time.Sleep(recordWait)
+	}
+	if err != nil && risked > 0 {
+		r.log.Error("answered decisions lost: the server stops and the log is not available", "decisions", risked)
+		r.metric.lost.Add(float64(risked))
+	}
+	r.atRisk.Add(-int64(risked))
+	for _, p := range batch {
+		p.err <- err
+	}
+}
+
+// write is one attempt at a commit.
+func (r *recorder) write(decisions []store.Decision, events []store.Event) error {
 	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
 	defer cancel()
 	began := time.Now()
-	err := r.writer.Write(ctx, rows)
+	var done store.Appended
+	var err error
+	for _, d := range splitDays(decisions, events) {
+		if done, err = r.writer.Append(ctx, d.decisions, d.events); err != nil {
+			break
+		}
+	}
 	r.metric.commit.Observe(time.Since(began).Seconds())
-	r.metric.batchRows.Observe(float64(len(rows)))
+	r.metric.batchRows.Observe(float64(len(decisions) + len(events)))
+	r.down.Store(err != nil)
 	if err != nil {
 		r.metric.commitFails.Inc()
-		r.log.Error("decisions not recorded", "rows", len(rows), "err", err)
+		r.log.Error("not recorded", "decisions", len(decisions), "events", len(events), "err", err)
+		return err
 	}
-	for _, p := range batch {
-		p.err <- err
+	if r.heard != nil && !done.Asked.IsZero() {
+		r.heard(done.Position, done.Asked)
+	}
+	return nil
+}
+
+// dayRows are rows of one UTC day.
+type dayRows struct {
+	decisions []store.Decision
+	events    []store.Event
+}
+
+// splitDays divides rows by day. There is more than one only when a call was at
+// work at midnight.
+func splitDays(decisions []store.Decision, events []store.Event) []dayRows {
+	day := func(at time.Time) int64 { return at.Unix() / (24 * 3600) }
+	byDay := map[int64]*dayRows{}
+	of := func(at time.Time) *dayRows {
+		if byDay[day(at)] == nil {
+			byDay[day(at)] = &dayRows{}
+		}
+		return byDay[day(at)]
+	}
+	for _, d := range decisions {
+		rows := of(d.At)
+		rows.decisions = append(rows.decisions, d)
+	}
+	for _, e := range events {
+		rows := of(e.At)
+		rows.events = append(rows.events, e)
+	}
+	if len(byDay) < 2 {
+		return []dayRows{{decisions, events}} // as ever
+	}
+	var days []dayRows
+	for _, d := range slices.Sorted(maps.Keys(byDay)) {
+		days = append(days, *byDay[d])
+	}
+	return days
+}
+
+func (r *recorder) stopping() bool {
+	select {
+	case <-r.stop:
+		return true
+	default:
+		return false
 	}
 }
 

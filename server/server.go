@@ -20,6 +20,7 @@ import (
 	"connectrpc.com/grpcreflect/v2"
 	"connectrpc.com/validate"
 
+	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
 	"github.com/cedarpost/cedarpost/store"
@@ -43,6 +44,9 @@ type Config struct {
 	// CacheBytes is how much memory entities may take, about; default 64 MiB,
 	// negative for no cache.
 	CacheBytes int64
+	// Record says when decisions are answered: auditlog.Strict, the default, after
+	// their commit to the log, or auditlog.Buffered, before it.
+	Record auditlog.Mode
 	// RateLimit is how many checks a second one caller may ask, 0 for no limit.
 	RateLimit float64
 	// Name is this server in decision records, default the host's name.
@@ -58,6 +62,7 @@ func (c *Config) setDefaults() {
 	c.AdminListen = or(c.AdminListen, "127.0.0.1:8081")
 	c.OpsListen = or(c.OpsListen, "127.0.0.1:9090")
 	c.CacheBytes = or(c.CacheBytes, 64<<20)
+	c.Record = or(c.Record, auditlog.Strict)
 	c.MaxStaleness = or(c.MaxStaleness, 5*time.Second)
 	c.Log = or(c.Log, slog.Default())
 	c.times = or(c.times, defaultTimeouts)
@@ -124,7 +129,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
 	}
-	s.recorder = newRecorder(cfg.DB, cfg.Log, s.metrics)
+	s.recorder = newRecorder(cfg.DB, cfg.Name, cfg.Record, cfg.Log, s.metrics, s.follower.heard)
 	s.metrics.watch(s.follower, s.recorder)
 	s.metrics.watchStandbys(cfg.DB)
 	defer func() {
@@ -143,7 +148,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
-		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{cfg.DB})
+		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{db: cfg.DB, events: &eventLog{s.recorder, cfg.Name}})
 	}
 	for _, p := range []struct {
 		name, addr string

@@ -1,12 +1,9 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -32,167 +29,13 @@ type Decision struct {
 	Policies  []string // "bundle/id" of the determining ones
 	RequestID string   // may be empty
 	TraceID   string   // may be empty
+	Fields    []string // leaf paths that were decided, "+path" or "-path"
+	Masked    [][]byte // keyed hashes that stand in the record for sensitive values
 	Record    []byte   // stored and given back byte for byte
-}
-
-// DecisionWriter appends to the decision log over a connection of its own, so
-// that recording never waits for a connection behind reads. It connects when it
-// first writes, and again after any error.
-type DecisionWriter struct {
-	config *pgx.ConnConfig
-
-	mu   sync.Mutex // held for the whole of a write
-	conn *pgx.Conn  // nil: not connected
-	buf  []byte     // reused from write to write, unless it grew large
-}
-
-// keptBuffer is what a writer keeps between writes. Batches are seldom larger.
-const keptBuffer = 1 << 20
-
-// NewDecisionWriter returns a writer that is not connected yet. One write at a
-// time goes through it: for more, make more.
-func (db *DB) NewDecisionWriter() *DecisionWriter {
-	return &DecisionWriter{config: db.conn.Copy()}
-}
-
-// Write records the decisions, all or none, and returns nil only after the commit.
-// After an error they may or may not have been recorded; the ids tell. The error
-// is [ErrNoPartition] when the log has no place for one of them.
-func (w *DecisionWriter) Write(ctx context.Context, decisions []Decision) (err error) {
-	defer func() {
-		// pgx may go on reading the buffer after a failed copy.
-		if err != nil {
-			w.buf = nil
-		}
-	}()
-	defer wrap(&err, "record decisions")
-	if len(decisions) == 0 {
-		return nil
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.buf = appendCopy(w.buf[:0], decisions)
-	defer func() {
-		if cap(w.buf) > keptBuffer {
-			w.buf = nil
-		}
-	}()
-	if w.conn == nil {
-		if w.conn, err = pgx.ConnectConfig(ctx, w.config.Copy()); err != nil {
-			return err
-		}
-	}
-	// One COPY outside of a transaction is one, and one round trip. Conn.CopyFrom
-	// would take another to ask for the columns' types.
-	if _, err = w.conn.PgConn().CopyFrom(ctx, bytes.NewReader(w.buf), copyDecisions); err != nil {
-		w.drop()
-		if isNoPartition(err) {
-			err = fmt.Errorf("%w: %w", ErrNoPartition, err)
-		}
-	}
-	return err
-}
-
-// Close closes the connection, after the write in progress. A write after that
-// connects again.
-func (w *DecisionWriter) Close() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.drop()
-}
-
-func (w *DecisionWriter) drop() {
-	if w.conn != nil {
-		closeConn(w.conn)
-		w.conn = nil
-	}
-}
-
-const copyDecisions = `
-	copy decisions (decision_id, at, revision, caller, server,
-	                principal_type, principal_id, action_type, action_id, resource_type, resource_id,
-	                allowed, denied_at, policies, request_id, trace_id, record)
-	from stdin (format binary)`
-
-// appendCopy encodes the rows of copyDecisions in the binary format of COPY.
-func appendCopy(b []byte, decisions []Decision) []byte {
-	b = append(b, "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"...)
-	for i := range decisions {
-		d := &decisions[i]
-		b = binary.BigEndian.AppendUint16(b, 17)
-		b = appendField(b, d.ID[:])
-		b = appendInt64(b, idTime(d.ID).UnixMicro()-postgresEpoch)
-		b = appendInt64(b, d.Revision)
-		for _, s := range [...]string{
-			d.Caller, d.Server,
-			d.Principal.Type, d.Principal.ID, d.Action.Type, d.Action.ID, d.Resource.Type, d.Resource.ID,
-		} {
-			b = appendField(b, s)
-		}
-		b = appendLen(b, 1)
-		if d.Allowed {
-			b = append(b, 1)
-		} else {
-			b = append(b, 0)
-		}
-		if d.DeniedAt == 0 {
-			b = appendLen(b, null)
-		} else {
-			b = appendLen(b, 2)
-			b = binary.BigEndian.AppendUint16(b, uint16(d.DeniedAt))
-		}
-		b = appendTextArray(b, d.Policies)
-		b = appendOptional(b, d.RequestID)
-		b = appendOptional(b, d.TraceID)
-		b = appendField(b, d.Record)
-	}
-	return binary.BigEndian.AppendUint16(b, 0xffff)
-}
-
-const (
-	null          = -1
-	textOID       = 25
-	postgresEpoch = 946684800_000000 // 2000-01-01 in microseconds since 1970
-)
-
-func appendLen(b []byte, n int) []byte { return binary.BigEndian.AppendUint32(b, uint32(int32(n))) }
-
-func appendField[T string | []byte](b []byte, value T) []byte {
-	return append(appendLen(b, len(value)), value...)
-}
-
-func appendOptional(b []byte, s string) []byte {
-	if s == "" {
-		return appendLen(b, null)
-	}
-	return appendField(b, s)
-}
-
-func appendInt64(b []byte, n int64) []byte {
-	return binary.BigEndian.AppendUint64(appendLen(b, 8), uint64(n))
-}
-
-func appendTextArray(b []byte, list []string) []byte {
-	if len(list) == 0 {
-		b = appendLen(b, 12)
-		b = appendLen(b, 0) // dimensions
-		b = appendLen(b, 0) // no nulls
-		return appendLen(b, textOID)
-	}
-	size := 20
-	for _, s := range list {
-		size += 4 + len(s)
-	}
-	b = appendLen(b, size)
-	b = appendLen(b, 1) // dimension
-	b = appendLen(b, 0) // no nulls
-	b = appendLen(b, textOID)
-	b = appendLen(b, len(list))
-	b = appendLen(b, 1) // the first index
-	for _, s := range list {
-		b = appendField(b, s)
-	}
-	return b
+	// Batch and Pos say which leaf of which batch it is. They are read, never
+	// written: the writer knows.
+	Batch uuid.UUID
+	Pos   int
 }
 
 // idTime is the time inside a UUIDv7.
@@ -218,7 +61,11 @@ type decisionRow struct {
 	Policies      []string
 	RequestID     *string
 	TraceID       *string
+	Fields        []string
+	Masked        [][]byte
 	Record        []byte
+	Batch         uuid.UUID
+	Pos           int
 }
 
 func scanDecision(row pgx.CollectableRow) (Decision, error) {
@@ -229,7 +76,8 @@ func scanDecision(row pgx.CollectableRow) (Decision, error) {
 		Action:    UID{r.ActionType, r.ActionID},
 		Resource:  UID{r.ResourceType, r.ResourceID},
 		Allowed:   r.Allowed, DeniedAt: orZero(r.DeniedAt), Policies: r.Policies,
-		RequestID: orZero(r.RequestID), TraceID: orZero(r.TraceID), Record: r.Record,
+		RequestID: orZero(r.RequestID), TraceID: orZero(r.TraceID), Fields: r.Fields, Masked: r.Masked,
+		Record: r.Record, Batch: r.Batch, Pos: r.Pos,
 	}, err
 }
 
@@ -247,7 +95,7 @@ func (db *DB) GetDecision(ctx context.Context, id uuid.UUID) (_ Decision, err er
 	const query = `
 		select decision_id, at, revision, caller, server,
 		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
-		       allowed, denied_at, policies, request_id, trace_id, record
+		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos
 		from decisions
 		where at = $1 and decision_id = $2`
 	rows, _ := db.admin.Query(ctx, query, idTime(id), id)
@@ -284,7 +132,7 @@ func (db *DB) QueryDecisions(ctx context.Context, q DecisionQuery) (_ []Decision
 	const query = `
 		select decision_id, at, revision, caller, server,
 		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
-		       allowed, denied_at, policies, request_id, trace_id, record
+		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos
 		from decisions
 		where ($1::timestamptz is null or at >= $1)
 		  and ($2::timestamptz is null or at < $2)

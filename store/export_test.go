@@ -1,7 +1,7 @@
 package store
 
 // Kept is the size of what a writer keeps between writes.
-func (w *DecisionWriter) Kept() int {
+func (w *LogWriter) Kept() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return cap(w.buf)

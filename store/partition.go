@@ -30,7 +30,7 @@ func (db *DB) EnsurePartitions(ctx context.Context, now time.Time) (err error) {
 }
 
 func ensurePartitions(ctx context.Context, conn *pgx.Conn, now time.Time) error {
-	_, err := conn.Exec(ctx, "select create_decision_partitions($1::date, $2)",
+	_, err := conn.Exec(ctx, "select create_log_partitions($1::date, $2)",
 		now.UTC().AddDate(0, 0, -daysBehind), daysBehind+1+daysAhead)
 	return err
 }

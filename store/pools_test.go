@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -184,9 +185,9 @@ func TestCommitsAreSynchronous(t *testing.T) {
 		create trigger see after insert on decisions for each row execute function see()`)
 	db := openSmall(t, url+"&synchronous_commit=off")
 	write(t, db, put("User a", `{}`))
-	w := db.NewDecisionWriter()
+	w := db.NewLogWriter("s1", auditlog.Strict, 0)
 	t.Cleanup(w.Close)
-	if err := w.Write(t.Context(), []store.Decision{decision(time.Now(), 1)}); err != nil {
+	if _, err := w.Append(t.Context(), []store.Decision{decision(time.Now(), 1)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	mustRaw(t, url, `do $$ begin assert (select array_agg(setting) from seen) = '{on,on}'; end $$`)
@@ -214,12 +215,12 @@ func TestSeveralHosts(t *testing.T) {
 
 func TestWriterLetsGoOfALargeBuffer(t *testing.T) {
 	db := storetest.Open(t)
-	w := db.NewDecisionWriter()
+	w := db.NewLogWriter("s1", auditlog.Strict, 0)
 	t.Cleanup(w.Close)
 	for n, size := range []int{100, 8 << 20, 100} {
 		d := decision(time.Now(), byte(n))
 		d.Record = make([]byte, size)
-		if err := w.Write(t.Context(), []store.Decision{d}); err != nil {
+		if _, err := w.Append(t.Context(), []store.Decision{d}, nil); err != nil {
 			t.Fatal(err)
 		}
 		if kept := w.Kept(); kept > 1<<20 {

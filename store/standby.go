@@ -128,4 +128,3 @@ func (db *DB) Standbys() []StandbyStats {
 	}
 	return stats
 }
-

@@ -25,6 +25,193 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// What an event is.
+type EventRecord_Kind int32
+
+const (
+	// Never sent.
+	EventRecord_KIND_UNSPECIFIED EventRecord_Kind = 0
+	// Policy, data or keys changed.
+	EventRecord_CHANGE EventRecord_Kind = 1
+	// Somebody could not prove who they are.
+	EventRecord_AUTHENTICATION_FAILURE EventRecord_Kind = 2
+	// A caller that proved who it is may not do what it asked for.
+	EventRecord_REFUSED_RIGHT EventRecord_Kind = 3
+	// The log was read.
+	EventRecord_LOG_READ EventRecord_Kind = 4
+	// A day of the log is about to be dropped.
+	EventRecord_RETENTION_DROP EventRecord_Kind = 5
+	// Checkpoints are signed with a key for the first time.
+	EventRecord_CHECKPOINT_KEY EventRecord_Kind = 6
+)
+
+// Enum value maps for EventRecord_Kind.
+var (
+	EventRecord_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "CHANGE",
+		2: "AUTHENTICATION_FAILURE",
+		3: "REFUSED_RIGHT",
+		4: "LOG_READ",
+		5: "RETENTION_DROP",
+		6: "CHECKPOINT_KEY",
+	}
+	EventRecord_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED":       0,
+		"CHANGE":                 1,
+		"AUTHENTICATION_FAILURE": 2,
+		"REFUSED_RIGHT":          3,
+		"LOG_READ":               4,
+		"RETENTION_DROP":         5,
+		"CHECKPOINT_KEY":         6,
+	}
+)
+
+func (x EventRecord_Kind) Enum() *EventRecord_Kind {
+	p := new(EventRecord_Kind)
+	*p = x
+	return p
+}
+
+func (x EventRecord_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EventRecord_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_cedarpost_v1_audit_proto_enumTypes[0].Descriptor()
+}
+
+func (EventRecord_Kind) Type() protoreflect.EnumType {
+	return &file_cedarpost_v1_audit_proto_enumTypes[0]
+}
+
+func (x EventRecord_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EventRecord_Kind.Descriptor instead.
+func (EventRecord_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{1, 0}
+}
+
+// What to count by.
+type CountDecisionsRequest_Group int32
+
+const (
+	// Refused.
+	CountDecisionsRequest_GROUP_UNSPECIFIED CountDecisionsRequest_Group = 0
+	// The principal.
+	CountDecisionsRequest_PRINCIPAL CountDecisionsRequest_Group = 1
+	// The action.
+	CountDecisionsRequest_ACTION CountDecisionsRequest_Group = 2
+	// Each determining policy; a decision with two counts for both.
+	CountDecisionsRequest_POLICY CountDecisionsRequest_Group = 3
+	// Allowed, or where it was denied.
+	CountDecisionsRequest_OUTCOME CountDecisionsRequest_Group = 4
+)
+
+// Enum value maps for CountDecisionsRequest_Group.
+var (
+	CountDecisionsRequest_Group_name = map[int32]string{
+		0: "GROUP_UNSPECIFIED",
+		1: "PRINCIPAL",
+		2: "ACTION",
+		3: "POLICY",
+		4: "OUTCOME",
+	}
+	CountDecisionsRequest_Group_value = map[string]int32{
+		"GROUP_UNSPECIFIED": 0,
+		"PRINCIPAL":         1,
+		"ACTION":            2,
+		"POLICY":            3,
+		"OUTCOME":           4,
+	}
+)
+
+func (x CountDecisionsRequest_Group) Enum() *CountDecisionsRequest_Group {
+	p := new(CountDecisionsRequest_Group)
+	*p = x
+	return p
+}
+
+func (x CountDecisionsRequest_Group) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CountDecisionsRequest_Group) Descriptor() protoreflect.EnumDescriptor {
+	return file_cedarpost_v1_audit_proto_enumTypes[1].Descriptor()
+}
+
+func (CountDecisionsRequest_Group) Type() protoreflect.EnumType {
+	return &file_cedarpost_v1_audit_proto_enumTypes[1]
+}
+
+func (x CountDecisionsRequest_Group) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CountDecisionsRequest_Group.Descriptor instead.
+func (CountDecisionsRequest_Group) EnumDescriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12, 0}
+}
+
+// How the replay came out.
+type ReplayDecisionResponse_Outcome int32
+
+const (
+	// Never sent.
+	ReplayDecisionResponse_OUTCOME_UNSPECIFIED ReplayDecisionResponse_Outcome = 0
+	// The same in every part.
+	ReplayDecisionResponse_EQUAL ReplayDecisionResponse_Outcome = 1
+	// Not the same: differences says where.
+	ReplayDecisionResponse_DIFFERENT ReplayDecisionResponse_Outcome = 2
+	// It cannot be replayed exactly: reason says why.
+	ReplayDecisionResponse_NOT_REPLAYABLE ReplayDecisionResponse_Outcome = 3
+)
+
+// Enum value maps for ReplayDecisionResponse_Outcome.
+var (
+	ReplayDecisionResponse_Outcome_name = map[int32]string{
+		0: "OUTCOME_UNSPECIFIED",
+		1: "EQUAL",
+		2: "DIFFERENT",
+		3: "NOT_REPLAYABLE",
+	}
+	ReplayDecisionResponse_Outcome_value = map[string]int32{
+		"OUTCOME_UNSPECIFIED": 0,
+		"EQUAL":               1,
+		"DIFFERENT":           2,
+		"NOT_REPLAYABLE":      3,
+	}
+)
+
+func (x ReplayDecisionResponse_Outcome) Enum() *ReplayDecisionResponse_Outcome {
+	p := new(ReplayDecisionResponse_Outcome)
+	*p = x
+	return p
+}
+
+func (x ReplayDecisionResponse_Outcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReplayDecisionResponse_Outcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_cedarpost_v1_audit_proto_enumTypes[2].Descriptor()
+}
+
+func (ReplayDecisionResponse_Outcome) Type() protoreflect.EnumType {
+	return &file_cedarpost_v1_audit_proto_enumTypes[2]
+}
+
+func (x ReplayDecisionResponse_Outcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReplayDecisionResponse_Outcome.Descriptor instead.
+func (ReplayDecisionResponse_Outcome) EnumDescriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16, 0}
+}
+
 // DecisionRecord is what the log keeps of one decision. Its serialized bytes are
 // stored as they were made.
 type DecisionRecord struct {
@@ -45,7 +232,8 @@ type DecisionRecord struct {
 	Action *EntityUid `protobuf:"bytes,7,opt,name=action,proto3" json:"action,omitempty"`
 	// The resource.
 	Resource *EntityUid `protobuf:"bytes,8,opt,name=resource,proto3" json:"resource,omitempty"`
-	// The context as it was evaluated, values that the server filled included.
+	// The context as it was evaluated, values that the server filled included, and
+	// values of attributes marked @sensitive masked.
 	Context *structpb.Struct `protobuf:"bytes,9,opt,name=context,proto3" json:"context,omitempty"`
 	// The fields asked for.
 	FieldsAsked *FieldSelection `protobuf:"bytes,10,opt,name=fields_asked,json=fieldsAsked,proto3" json:"fields_asked,omitempty"`
@@ -75,6 +263,14 @@ type DecisionRecord struct {
 	Engine string `protobuf:"bytes,22,opt,name=engine,proto3" json:"engine,omitempty"`
 	// How many more policies failed than errors lists.
 	ErrorsOmitted int32 `protobuf:"varint,23,opt,name=errors_omitted,json=errorsOmitted,proto3" json:"errors_omitted,omitempty"`
+	// How the answer left: "strict", after the commit, or "buffered", before it.
+	Mode string `protobuf:"bytes,24,opt,name=mode,proto3" json:"mode,omitempty"`
+	// The paths of values that are masked: "context.ssn",
+	// "entities[0].attrs.ssn". In place of each stands {"__masked": "<hex of an
+	// HMAC-SHA-256>"}. A decision with masked values cannot be replayed exactly.
+	Masked []string `protobuf:"bytes,25,rep,name=masked,proto3" json:"masked,omitempty"`
+	// How long loading the entities took.
+	LoadTime      *durationpb.Duration `protobuf:"bytes,26,opt,name=load_time,json=loadTime,proto3" json:"load_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +466,678 @@ func (x *DecisionRecord) GetErrorsOmitted() int32 {
 	return 0
 }
 
+func (x *DecisionRecord) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *DecisionRecord) GetMasked() []string {
+	if x != nil {
+		return x.Masked
+	}
+	return nil
+}
+
+func (x *DecisionRecord) GetLoadTime() *durationpb.Duration {
+	if x != nil {
+		return x.LoadTime
+	}
+	return nil
+}
+
+// EventRecord is what the log keeps of anything that is not a decision.
+type EventRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id, a UUIDv7; its time is the event's time.
+	EventId string `protobuf:"bytes,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	// When, to the millisecond.
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// What it is.
+	Kind EventRecord_Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=cedarpost.v1.EventRecord_Kind" json:"kind,omitempty"`
+	// The authenticated caller; empty when there is none.
+	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
+	// The server.
+	Server string `protobuf:"bytes,5,opt,name=server,proto3" json:"server,omitempty"`
+	// What it is about: an entity, a bundle, a key, a procedure, a day.
+	Subject string `protobuf:"bytes,6,opt,name=subject,proto3" json:"subject,omitempty"`
+	// The caller's request id.
+	RequestId string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The W3C trace id.
+	TraceId string `protobuf:"bytes,8,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	// The revision that a change made.
+	Revision int64 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
+	// More, by kind.
+	//
+	// Types that are valid to be assigned to Detail:
+	//
+	//	*EventRecord_Change
+	//	*EventRecord_AuthenticationFailure
+	//	*EventRecord_RefusedRight
+	//	*EventRecord_LogRead
+	//	*EventRecord_RetentionDrop
+	//	*EventRecord_CheckpointKey
+	Detail        isEventRecord_Detail `protobuf_oneof:"detail"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventRecord) Reset() {
+	*x = EventRecord{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventRecord) ProtoMessage() {}
+
+func (x *EventRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventRecord.ProtoReflect.Descriptor instead.
+func (*EventRecord) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EventRecord) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *EventRecord) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *EventRecord) GetKind() EventRecord_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return EventRecord_KIND_UNSPECIFIED
+}
+
+func (x *EventRecord) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *EventRecord) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *EventRecord) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *EventRecord) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *EventRecord) GetTraceId() string {
+	if x != nil {
+		return x.TraceId
+	}
+	return ""
+}
+
+func (x *EventRecord) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *EventRecord) GetDetail() isEventRecord_Detail {
+	if x != nil {
+		return x.Detail
+	}
+	return nil
+}
+
+func (x *EventRecord) GetChange() *Change {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_Change); ok {
+			return x.Change
+		}
+	}
+	return nil
+}
+
+func (x *EventRecord) GetAuthenticationFailure() *AuthenticationFailure {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_AuthenticationFailure); ok {
+			return x.AuthenticationFailure
+		}
+	}
+	return nil
+}
+
+func (x *EventRecord) GetRefusedRight() *RefusedRight {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_RefusedRight); ok {
+			return x.RefusedRight
+		}
+	}
+	return nil
+}
+
+func (x *EventRecord) GetLogRead() *LogRead {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_LogRead); ok {
+			return x.LogRead
+		}
+	}
+	return nil
+}
+
+func (x *EventRecord) GetRetentionDrop() *RetentionDrop {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_RetentionDrop); ok {
+			return x.RetentionDrop
+		}
+	}
+	return nil
+}
+
+func (x *EventRecord) GetCheckpointKey() *CheckpointKey {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_CheckpointKey); ok {
+			return x.CheckpointKey
+		}
+	}
+	return nil
+}
+
+type isEventRecord_Detail interface {
+	isEventRecord_Detail()
+}
+
+type EventRecord_Change struct {
+	// Of CHANGE.
+	Change *Change `protobuf:"bytes,10,opt,name=change,proto3,oneof"`
+}
+
+type EventRecord_AuthenticationFailure struct {
+	// Of AUTHENTICATION_FAILURE.
+	AuthenticationFailure *AuthenticationFailure `protobuf:"bytes,11,opt,name=authentication_failure,json=authenticationFailure,proto3,oneof"`
+}
+
+type EventRecord_RefusedRight struct {
+	// Of REFUSED_RIGHT.
+	RefusedRight *RefusedRight `protobuf:"bytes,12,opt,name=refused_right,json=refusedRight,proto3,oneof"`
+}
+
+type EventRecord_LogRead struct {
+	// Of LOG_READ.
+	LogRead *LogRead `protobuf:"bytes,13,opt,name=log_read,json=logRead,proto3,oneof"`
+}
+
+type EventRecord_RetentionDrop struct {
+	// Of RETENTION_DROP.
+	RetentionDrop *RetentionDrop `protobuf:"bytes,14,opt,name=retention_drop,json=retentionDrop,proto3,oneof"`
+}
+
+type EventRecord_CheckpointKey struct {
+	// Of CHECKPOINT_KEY.
+	CheckpointKey *CheckpointKey `protobuf:"bytes,15,opt,name=checkpoint_key,json=checkpointKey,proto3,oneof"`
+}
+
+func (*EventRecord_Change) isEventRecord_Detail() {}
+
+func (*EventRecord_AuthenticationFailure) isEventRecord_Detail() {}
+
+func (*EventRecord_RefusedRight) isEventRecord_Detail() {}
+
+func (*EventRecord_LogRead) isEventRecord_Detail() {}
+
+func (*EventRecord_RetentionDrop) isEventRecord_Detail() {}
+
+func (*EventRecord_CheckpointKey) isEventRecord_Detail() {}
+
+// Change is a committed write. It is recorded in the transaction of the write.
+type Change struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was done: "WriteEntities", "ImportEntities", "ApplyBundle",
+	// "CreateKey".
+	Operation string `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	// The entities that have a new version or are gone, the first 100 by type and
+	// id.
+	Entities []*EntityUid `protobuf:"bytes,2,rep,name=entities,proto3" json:"entities,omitempty"`
+	// How many there are.
+	EntityCount int32 `protobuf:"varint,3,opt,name=entity_count,json=entityCount,proto3" json:"entity_count,omitempty"`
+	// What was there before: SHA-256 over the entities, or the bundle's digest.
+	// Empty: nothing. docs/audit.md says over which bytes.
+	Before []byte `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"`
+	// What is there after.
+	After []byte `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
+	// The bundle's new version.
+	Version       int64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Change) Reset() {
+	*x = Change{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Change) ProtoMessage() {}
+
+func (x *Change) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Change.ProtoReflect.Descriptor instead.
+func (*Change) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Change) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *Change) GetEntities() []*EntityUid {
+	if x != nil {
+		return x.Entities
+	}
+	return nil
+}
+
+func (x *Change) GetEntityCount() int32 {
+	if x != nil {
+		return x.EntityCount
+	}
+	return 0
+}
+
+func (x *Change) GetBefore() []byte {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *Change) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *Change) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+// AuthenticationFailure counts failures of one kind from one address. The first
+// is recorded at once, those that follow within ten seconds together.
+type AuthenticationFailure struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why: "no credentials", "unknown key".
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The address of the peer, without its port.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// The procedure of the first.
+	Procedure string `protobuf:"bytes,3,opt,name=procedure,proto3" json:"procedure,omitempty"`
+	// How many.
+	Count int64 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	// When the first came.
+	First *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first,proto3" json:"first,omitempty"`
+	// When the last came.
+	Last          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthenticationFailure) Reset() {
+	*x = AuthenticationFailure{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthenticationFailure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthenticationFailure) ProtoMessage() {}
+
+func (x *AuthenticationFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthenticationFailure.ProtoReflect.Descriptor instead.
+func (*AuthenticationFailure) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AuthenticationFailure) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AuthenticationFailure) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AuthenticationFailure) GetProcedure() string {
+	if x != nil {
+		return x.Procedure
+	}
+	return ""
+}
+
+func (x *AuthenticationFailure) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *AuthenticationFailure) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *AuthenticationFailure) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+// RefusedRight is a call that the caller's rights do not cover.
+type RefusedRight struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was called.
+	Procedure string `protobuf:"bytes,1,opt,name=procedure,proto3" json:"procedure,omitempty"`
+	// Why not.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusedRight) Reset() {
+	*x = RefusedRight{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusedRight) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusedRight) ProtoMessage() {}
+
+func (x *RefusedRight) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusedRight.ProtoReflect.Descriptor instead.
+func (*RefusedRight) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RefusedRight) GetProcedure() string {
+	if x != nil {
+		return x.Procedure
+	}
+	return ""
+}
+
+func (x *RefusedRight) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// LogRead is a read of the log. It is recorded before the answer leaves.
+type LogRead struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was called.
+	Procedure string `protobuf:"bytes,1,opt,name=procedure,proto3" json:"procedure,omitempty"`
+	// The request, as JSON.
+	Request string `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
+	// How many rows were given out; of a stream, -1.
+	Rows          int64 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogRead) Reset() {
+	*x = LogRead{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogRead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogRead) ProtoMessage() {}
+
+func (x *LogRead) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogRead.ProtoReflect.Descriptor instead.
+func (*LogRead) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LogRead) GetProcedure() string {
+	if x != nil {
+		return x.Procedure
+	}
+	return ""
+}
+
+func (x *LogRead) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
+func (x *LogRead) GetRows() int64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+// RetentionDrop is written before a day is dropped.
+type RetentionDrop struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The day, as "2026-01-31", UTC.
+	Day string `protobuf:"bytes,1,opt,name=day,proto3" json:"day,omitempty"`
+	// How many decisions it had.
+	Decisions int64 `protobuf:"varint,2,opt,name=decisions,proto3" json:"decisions,omitempty"`
+	// How many events.
+	Events        int64 `protobuf:"varint,3,opt,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetentionDrop) Reset() {
+	*x = RetentionDrop{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetentionDrop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetentionDrop) ProtoMessage() {}
+
+func (x *RetentionDrop) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetentionDrop.ProtoReflect.Descriptor instead.
+func (*RetentionDrop) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RetentionDrop) GetDay() string {
+	if x != nil {
+		return x.Day
+	}
+	return ""
+}
+
+func (x *RetentionDrop) GetDecisions() int64 {
+	if x != nil {
+		return x.Decisions
+	}
+	return 0
+}
+
+func (x *RetentionDrop) GetEvents() int64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+// CheckpointKey is a key that checkpoints are signed with from here on.
+type CheckpointKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The verifier key, in the format of the Go checksum database's notes.
+	VerifierKey   string `protobuf:"bytes,1,opt,name=verifier_key,json=verifierKey,proto3" json:"verifier_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointKey) Reset() {
+	*x = CheckpointKey{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointKey) ProtoMessage() {}
+
+func (x *CheckpointKey) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointKey.ProtoReflect.Descriptor instead.
+func (*CheckpointKey) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CheckpointKey) GetVerifierKey() string {
+	if x != nil {
+		return x.VerifierKey
+	}
+	return ""
+}
+
 // QueryDecisionsRequest filters the log. All filters given must match.
 type QueryDecisionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -296,14 +1164,23 @@ type QueryDecisionsRequest struct {
 	// At most so many, 1 to 1000; 0: 100.
 	PageSize int32 `protobuf:"varint,11,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// Where the last page ended, from next_page_token, with the same filters.
-	PageToken     string `protobuf:"bytes,12,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,12,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only this trace id.
+	TraceId string `protobuf:"bytes,13,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	// Only decisions made at this revision (its number).
+	Revision int64 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Only decisions about this leaf path of the fields, permitted or denied.
+	Field string `protobuf:"bytes,15,opt,name=field,proto3" json:"field,omitempty"`
+	// Only decisions whose record holds this value masked: what stood there, as
+	// JSON text. The service hashes it with its key; the value is not recorded.
+	MaskedValue   string `protobuf:"bytes,16,opt,name=masked_value,json=maskedValue,proto3" json:"masked_value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *QueryDecisionsRequest) Reset() {
 	*x = QueryDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[1]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -315,7 +1192,7 @@ func (x *QueryDecisionsRequest) String() string {
 func (*QueryDecisionsRequest) ProtoMessage() {}
 
 func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[1]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -328,7 +1205,7 @@ func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{1}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *QueryDecisionsRequest) GetFrom() *timestamppb.Timestamp {
@@ -415,6 +1292,34 @@ func (x *QueryDecisionsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *QueryDecisionsRequest) GetTraceId() string {
+	if x != nil {
+		return x.TraceId
+	}
+	return ""
+}
+
+func (x *QueryDecisionsRequest) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *QueryDecisionsRequest) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *QueryDecisionsRequest) GetMaskedValue() string {
+	if x != nil {
+		return x.MaskedValue
+	}
+	return ""
+}
+
 // QueryDecisionsResponse is a page.
 type QueryDecisionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -428,7 +1333,7 @@ type QueryDecisionsResponse struct {
 
 func (x *QueryDecisionsResponse) Reset() {
 	*x = QueryDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[2]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -440,7 +1345,7 @@ func (x *QueryDecisionsResponse) String() string {
 func (*QueryDecisionsResponse) ProtoMessage() {}
 
 func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[2]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -453,7 +1358,7 @@ func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{2}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *QueryDecisionsResponse) GetDecisions() []*DecisionRecord {
@@ -481,7 +1386,7 @@ type GetDecisionRequest struct {
 
 func (x *GetDecisionRequest) Reset() {
 	*x = GetDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[3]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +1398,7 @@ func (x *GetDecisionRequest) String() string {
 func (*GetDecisionRequest) ProtoMessage() {}
 
 func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[3]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +1411,7 @@ func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionRequest.ProtoReflect.Descriptor instead.
 func (*GetDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{3}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetDecisionRequest) GetDecisionId() string {
@@ -527,7 +1432,7 @@ type GetDecisionResponse struct {
 
 func (x *GetDecisionResponse) Reset() {
 	*x = GetDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -539,7 +1444,7 @@ func (x *GetDecisionResponse) String() string {
 func (*GetDecisionResponse) ProtoMessage() {}
 
 func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -552,7 +1457,7 @@ func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionResponse.ProtoReflect.Descriptor instead.
 func (*GetDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{4}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetDecisionResponse) GetDecision() *DecisionRecord {
@@ -562,11 +1467,1070 @@ func (x *GetDecisionResponse) GetDecision() *DecisionRecord {
 	return nil
 }
 
+// CountDecisionsRequest asks for counts.
+type CountDecisionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The decisions to count; page_size and page_token do not apply.
+	Filter *QueryDecisionsRequest `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// What to count by.
+	Group CountDecisionsRequest_Group `protobuf:"varint,2,opt,name=group,proto3,enum=cedarpost.v1.CountDecisionsRequest_Group" json:"group,omitempty"`
+	// At most so many groups, the largest first, 1 to 1000; 0: 100.
+	Limit         int32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountDecisionsRequest) Reset() {
+	*x = CountDecisionsRequest{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountDecisionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountDecisionsRequest) ProtoMessage() {}
+
+func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountDecisionsRequest.ProtoReflect.Descriptor instead.
+func (*CountDecisionsRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CountDecisionsRequest) GetFilter() *QueryDecisionsRequest {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *CountDecisionsRequest) GetGroup() CountDecisionsRequest_Group {
+	if x != nil {
+		return x.Group
+	}
+	return CountDecisionsRequest_GROUP_UNSPECIFIED
+}
+
+func (x *CountDecisionsRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// CountDecisionsResponse has the counts.
+type CountDecisionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The groups, the largest first.
+	Counts []*DecisionCount `protobuf:"bytes,1,rep,name=counts,proto3" json:"counts,omitempty"`
+	// How many decisions there are in all groups, those not listed included.
+	Total         int64 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountDecisionsResponse) Reset() {
+	*x = CountDecisionsResponse{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountDecisionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountDecisionsResponse) ProtoMessage() {}
+
+func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountDecisionsResponse.ProtoReflect.Descriptor instead.
+func (*CountDecisionsResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CountDecisionsResponse) GetCounts() []*DecisionCount {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *CountDecisionsResponse) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+// DecisionCount is the size of one group.
+type DecisionCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The group: a principal or an action as Cedar text, a policy as "bundle/id",
+	// "ALLOW", or "DENY at OBJECT".
+	Group string `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	// How many were allowed.
+	Allowed int64 `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	// How many were denied.
+	Denied        int64 `protobuf:"varint,3,opt,name=denied,proto3" json:"denied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecisionCount) Reset() {
+	*x = DecisionCount{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecisionCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecisionCount) ProtoMessage() {}
+
+func (x *DecisionCount) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecisionCount.ProtoReflect.Descriptor instead.
+func (*DecisionCount) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DecisionCount) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *DecisionCount) GetAllowed() int64 {
+	if x != nil {
+		return x.Allowed
+	}
+	return 0
+}
+
+func (x *DecisionCount) GetDenied() int64 {
+	if x != nil {
+		return x.Denied
+	}
+	return 0
+}
+
+// ReplayDecisionRequest names a record.
+type ReplayDecisionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	DecisionId    string `protobuf:"bytes,1,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplayDecisionRequest) Reset() {
+	*x = ReplayDecisionRequest{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplayDecisionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplayDecisionRequest) ProtoMessage() {}
+
+func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplayDecisionRequest.ProtoReflect.Descriptor instead.
+func (*ReplayDecisionRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ReplayDecisionRequest) GetDecisionId() string {
+	if x != nil {
+		return x.DecisionId
+	}
+	return ""
+}
+
+// ReplayDecisionResponse compares the outcomes.
+type ReplayDecisionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How it came out.
+	Outcome ReplayDecisionResponse_Outcome `protobuf:"varint,1,opt,name=outcome,proto3,enum=cedarpost.v1.ReplayDecisionResponse_Outcome" json:"outcome,omitempty"`
+	// The parts that differ: "decision: recorded ALLOW, replayed DENY".
+	Differences []string `protobuf:"bytes,2,rep,name=differences,proto3" json:"differences,omitempty"`
+	// Why it cannot be replayed.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The record.
+	Recorded *DecisionRecord `protobuf:"bytes,4,opt,name=recorded,proto3" json:"recorded,omitempty"`
+	// What the replay came to: the parts of a record that are an outcome.
+	Replayed      *DecisionRecord `protobuf:"bytes,5,opt,name=replayed,proto3" json:"replayed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplayDecisionResponse) Reset() {
+	*x = ReplayDecisionResponse{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplayDecisionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplayDecisionResponse) ProtoMessage() {}
+
+func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplayDecisionResponse.ProtoReflect.Descriptor instead.
+func (*ReplayDecisionResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ReplayDecisionResponse) GetOutcome() ReplayDecisionResponse_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return ReplayDecisionResponse_OUTCOME_UNSPECIFIED
+}
+
+func (x *ReplayDecisionResponse) GetDifferences() []string {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *ReplayDecisionResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReplayDecisionResponse) GetRecorded() *DecisionRecord {
+	if x != nil {
+		return x.Recorded
+	}
+	return nil
+}
+
+func (x *ReplayDecisionResponse) GetReplayed() *DecisionRecord {
+	if x != nil {
+		return x.Replayed
+	}
+	return nil
+}
+
+// ExportDecisionsRequest says where to begin, and when to end.
+type ExportDecisionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first leaf: 0, or the one after the last received.
+	FromLeaf int64 `protobuf:"varint,1,opt,name=from_leaf,json=fromLeaf,proto3" json:"from_leaf,omitempty"`
+	// Begin with the first batch that has rows from this time on, if that is later.
+	From *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	// End before the first batch that has rows from this time on only; absent: at
+	// the end.
+	To *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	// At the end wait for more, until the caller hangs up.
+	Follow        bool `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportDecisionsRequest) Reset() {
+	*x = ExportDecisionsRequest{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportDecisionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportDecisionsRequest) ProtoMessage() {}
+
+func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportDecisionsRequest.ProtoReflect.Descriptor instead.
+func (*ExportDecisionsRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ExportDecisionsRequest) GetFromLeaf() int64 {
+	if x != nil {
+		return x.FromLeaf
+	}
+	return 0
+}
+
+func (x *ExportDecisionsRequest) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *ExportDecisionsRequest) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *ExportDecisionsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+// ExportDecisionsResponse is one batch.
+type ExportDecisionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its leaf. To go on after it, ask from leaf + 1.
+	Leaf int64 `protobuf:"varint,1,opt,name=leaf,proto3" json:"leaf,omitempty"`
+	// Its rows, in order. A batch of a day that was dropped has none.
+	Entries []*LogEntry `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
+	// The header, whose hash is the leaf's.
+	Header        []byte `protobuf:"bytes,3,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportDecisionsResponse) Reset() {
+	*x = ExportDecisionsResponse{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportDecisionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportDecisionsResponse) ProtoMessage() {}
+
+func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportDecisionsResponse.ProtoReflect.Descriptor instead.
+func (*ExportDecisionsResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ExportDecisionsResponse) GetLeaf() int64 {
+	if x != nil {
+		return x.Leaf
+	}
+	return 0
+}
+
+func (x *ExportDecisionsResponse) GetEntries() []*LogEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ExportDecisionsResponse) GetHeader() []byte {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+// LogEntry is one row of the log.
+type LogEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is.
+	//
+	// Types that are valid to be assigned to Entry:
+	//
+	//	*LogEntry_Decision
+	//	*LogEntry_Event
+	Entry         isLogEntry_Entry `protobuf_oneof:"entry"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogEntry) Reset() {
+	*x = LogEntry{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogEntry) ProtoMessage() {}
+
+func (x *LogEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
+func (*LogEntry) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *LogEntry) GetEntry() isLogEntry_Entry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *LogEntry) GetDecision() *DecisionRecord {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Decision); ok {
+			return x.Decision
+		}
+	}
+	return nil
+}
+
+func (x *LogEntry) GetEvent() *EventRecord {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Event); ok {
+			return x.Event
+		}
+	}
+	return nil
+}
+
+type isLogEntry_Entry interface {
+	isLogEntry_Entry()
+}
+
+type LogEntry_Decision struct {
+	// A decision.
+	Decision *DecisionRecord `protobuf:"bytes,1,opt,name=decision,proto3,oneof"`
+}
+
+type LogEntry_Event struct {
+	// Anything else.
+	Event *EventRecord `protobuf:"bytes,2,opt,name=event,proto3,oneof"`
+}
+
+func (*LogEntry_Decision) isLogEntry_Entry() {}
+
+func (*LogEntry_Event) isLogEntry_Entry() {}
+
+// QueryEventsRequest filters the events. All filters given must match.
+type QueryEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Not before this time; absent: from the beginning.
+	From *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// Before this time; absent: until now.
+	To *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// Only this kind.
+	Kind EventRecord_Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=cedarpost.v1.EventRecord_Kind" json:"kind,omitempty"`
+	// Only this caller.
+	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
+	// Only about this.
+	Subject string `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
+	// At most so many, 1 to 1000; 0: 100.
+	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Where the last page ended, from next_page_token, with the same filters.
+	PageToken     string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QueryEventsRequest) Reset() {
+	*x = QueryEventsRequest{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueryEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueryEventsRequest) ProtoMessage() {}
+
+func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueryEventsRequest.ProtoReflect.Descriptor instead.
+func (*QueryEventsRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *QueryEventsRequest) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *QueryEventsRequest) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *QueryEventsRequest) GetKind() EventRecord_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return EventRecord_KIND_UNSPECIFIED
+}
+
+func (x *QueryEventsRequest) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *QueryEventsRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *QueryEventsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *QueryEventsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// QueryEventsResponse is a page.
+type QueryEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The events, newest first.
+	Events []*EventRecord `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QueryEventsResponse) Reset() {
+	*x = QueryEventsResponse{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueryEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueryEventsResponse) ProtoMessage() {}
+
+func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueryEventsResponse.ProtoReflect.Descriptor instead.
+func (*QueryEventsResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *QueryEventsResponse) GetEvents() []*EventRecord {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *QueryEventsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// GetCheckpointRequest says which.
+type GetCheckpointRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The one of this size; 0: the newest.
+	Size          int64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCheckpointRequest) Reset() {
+	*x = GetCheckpointRequest{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCheckpointRequest) ProtoMessage() {}
+
+func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *GetCheckpointRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+// GetCheckpointResponse has a checkpoint.
+type GetCheckpointResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The signed note: C2SP tlog-checkpoint.
+	Checkpoint string `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// The keys that sign now, as verifier keys.
+	VerifierKeys  []string `protobuf:"bytes,2,rep,name=verifier_keys,json=verifierKeys,proto3" json:"verifier_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCheckpointResponse) Reset() {
+	*x = GetCheckpointResponse{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCheckpointResponse) ProtoMessage() {}
+
+func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *GetCheckpointResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *GetCheckpointResponse) GetVerifierKeys() []string {
+	if x != nil {
+		return x.VerifierKeys
+	}
+	return nil
+}
+
+// GetInclusionProofRequest names a record.
+type GetInclusionProofRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of a decision or an event.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Prove it for the checkpoint of this size; 0: the newest.
+	Size          int64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetInclusionProofRequest) Reset() {
+	*x = GetInclusionProofRequest{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetInclusionProofRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetInclusionProofRequest) ProtoMessage() {}
+
+func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetInclusionProofRequest.ProtoReflect.Descriptor instead.
+func (*GetInclusionProofRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *GetInclusionProofRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GetInclusionProofRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+// GetInclusionProofResponse is the proof, in two steps: the row in its batch, and
+// the batch in the log. Hashes are 32 bytes, as in RFC 6962.
+type GetInclusionProofResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The record's bytes, as they were hashed.
+	Record []byte `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	// Its row in the batch, from 0.
+	Row int64 `protobuf:"varint,2,opt,name=row,proto3" json:"row,omitempty"`
+	// From the row to the root in the header.
+	RowProof [][]byte `protobuf:"bytes,3,rep,name=row_proof,json=rowProof,proto3" json:"row_proof,omitempty"`
+	// The batch's header, as it was hashed.
+	Header []byte `protobuf:"bytes,4,opt,name=header,proto3" json:"header,omitempty"`
+	// Its leaf in the log, from 0.
+	Leaf int64 `protobuf:"varint,5,opt,name=leaf,proto3" json:"leaf,omitempty"`
+	// From the leaf to the root of the checkpoint.
+	Proof [][]byte `protobuf:"bytes,6,rep,name=proof,proto3" json:"proof,omitempty"`
+	// The checkpoint.
+	Checkpoint    string `protobuf:"bytes,7,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetInclusionProofResponse) Reset() {
+	*x = GetInclusionProofResponse{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetInclusionProofResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetInclusionProofResponse) ProtoMessage() {}
+
+func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetInclusionProofResponse.ProtoReflect.Descriptor instead.
+func (*GetInclusionProofResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *GetInclusionProofResponse) GetRecord() []byte {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *GetInclusionProofResponse) GetRow() int64 {
+	if x != nil {
+		return x.Row
+	}
+	return 0
+}
+
+func (x *GetInclusionProofResponse) GetRowProof() [][]byte {
+	if x != nil {
+		return x.RowProof
+	}
+	return nil
+}
+
+func (x *GetInclusionProofResponse) GetHeader() []byte {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *GetInclusionProofResponse) GetLeaf() int64 {
+	if x != nil {
+		return x.Leaf
+	}
+	return 0
+}
+
+func (x *GetInclusionProofResponse) GetProof() [][]byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *GetInclusionProofResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+// GetConsistencyProofRequest names two sizes.
+type GetConsistencyProofRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The smaller.
+	First int64 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	// The larger; 0: that of the newest checkpoint.
+	Second        int64 `protobuf:"varint,2,opt,name=second,proto3" json:"second,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConsistencyProofRequest) Reset() {
+	*x = GetConsistencyProofRequest{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConsistencyProofRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConsistencyProofRequest) ProtoMessage() {}
+
+func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConsistencyProofRequest.ProtoReflect.Descriptor instead.
+func (*GetConsistencyProofRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *GetConsistencyProofRequest) GetFirst() int64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *GetConsistencyProofRequest) GetSecond() int64 {
+	if x != nil {
+		return x.Second
+	}
+	return 0
+}
+
+// GetConsistencyProofResponse is the proof.
+type GetConsistencyProofResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The hashes, as in RFC 6962.
+	Proof [][]byte `protobuf:"bytes,1,rep,name=proof,proto3" json:"proof,omitempty"`
+	// The checkpoint of the larger size.
+	Checkpoint    string `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConsistencyProofResponse) Reset() {
+	*x = GetConsistencyProofResponse{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConsistencyProofResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConsistencyProofResponse) ProtoMessage() {}
+
+func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConsistencyProofResponse.ProtoReflect.Descriptor instead.
+func (*GetConsistencyProofResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *GetConsistencyProofResponse) GetProof() [][]byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *GetConsistencyProofResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
 var File_cedarpost_v1_audit_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x18cedarpost/v1/audit.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a cedarpost/v1/authorization.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc0\b\n" +
+	"\x18cedarpost/v1/audit.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a cedarpost/v1/authorization.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\t\n" +
 	"\x0eDecisionRecord\x12\x1f\n" +
 	"\vdecision_id\x18\x01 \x01(\tR\n" +
 	"decisionId\x12.\n" +
@@ -593,9 +2557,67 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\btrace_id\x18\x14 \x01(\tR\atraceId\x12B\n" +
 	"\x0fevaluation_time\x18\x15 \x01(\v2\x19.google.protobuf.DurationR\x0eevaluationTime\x12\x16\n" +
 	"\x06engine\x18\x16 \x01(\tR\x06engine\x12%\n" +
-	"\x0eerrors_omitted\x18\x17 \x01(\x05R\rerrorsOmittedB\f\n" +
+	"\x0eerrors_omitted\x18\x17 \x01(\x05R\rerrorsOmitted\x12\x12\n" +
+	"\x04mode\x18\x18 \x01(\tR\x04mode\x12\x16\n" +
+	"\x06masked\x18\x19 \x03(\tR\x06masked\x126\n" +
+	"\tload_time\x18\x1a \x01(\v2\x19.google.protobuf.DurationR\bloadTimeB\f\n" +
 	"\n" +
-	"_denied_at\"\xe3\x04\n" +
+	"_denied_at\"\xd7\x06\n" +
+	"\vEventRecord\x12\x19\n" +
+	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x122\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x1e.cedarpost.v1.EventRecord.KindR\x04kind\x12\x16\n" +
+	"\x06caller\x18\x04 \x01(\tR\x06caller\x12\x16\n" +
+	"\x06server\x18\x05 \x01(\tR\x06server\x12\x18\n" +
+	"\asubject\x18\x06 \x01(\tR\asubject\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\a \x01(\tR\trequestId\x12\x19\n" +
+	"\btrace_id\x18\b \x01(\tR\atraceId\x12\x1a\n" +
+	"\brevision\x18\t \x01(\x03R\brevision\x12.\n" +
+	"\x06change\x18\n" +
+	" \x01(\v2\x14.cedarpost.v1.ChangeH\x00R\x06change\x12\\\n" +
+	"\x16authentication_failure\x18\v \x01(\v2#.cedarpost.v1.AuthenticationFailureH\x00R\x15authenticationFailure\x12A\n" +
+	"\rrefused_right\x18\f \x01(\v2\x1a.cedarpost.v1.RefusedRightH\x00R\frefusedRight\x122\n" +
+	"\blog_read\x18\r \x01(\v2\x15.cedarpost.v1.LogReadH\x00R\alogRead\x12D\n" +
+	"\x0eretention_drop\x18\x0e \x01(\v2\x1b.cedarpost.v1.RetentionDropH\x00R\rretentionDrop\x12D\n" +
+	"\x0echeckpoint_key\x18\x0f \x01(\v2\x1b.cedarpost.v1.CheckpointKeyH\x00R\rcheckpointKey\"\x8d\x01\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
+	"\n" +
+	"\x06CHANGE\x10\x01\x12\x1a\n" +
+	"\x16AUTHENTICATION_FAILURE\x10\x02\x12\x11\n" +
+	"\rREFUSED_RIGHT\x10\x03\x12\f\n" +
+	"\bLOG_READ\x10\x04\x12\x12\n" +
+	"\x0eRETENTION_DROP\x10\x05\x12\x12\n" +
+	"\x0eCHECKPOINT_KEY\x10\x06B\b\n" +
+	"\x06detail\"\xc6\x01\n" +
+	"\x06Change\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x123\n" +
+	"\bentities\x18\x02 \x03(\v2\x17.cedarpost.v1.EntityUidR\bentities\x12!\n" +
+	"\fentity_count\x18\x03 \x01(\x05R\ventityCount\x12\x16\n" +
+	"\x06before\x18\x04 \x01(\fR\x06before\x12\x14\n" +
+	"\x05after\x18\x05 \x01(\fR\x05after\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\x03R\aversion\"\xdf\x01\n" +
+	"\x15AuthenticationFailure\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1c\n" +
+	"\tprocedure\x18\x03 \x01(\tR\tprocedure\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x03R\x05count\x120\n" +
+	"\x05first\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"D\n" +
+	"\fRefusedRight\x12\x1c\n" +
+	"\tprocedure\x18\x01 \x01(\tR\tprocedure\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"U\n" +
+	"\aLogRead\x12\x1c\n" +
+	"\tprocedure\x18\x01 \x01(\tR\tprocedure\x12\x18\n" +
+	"\arequest\x18\x02 \x01(\tR\arequest\x12\x12\n" +
+	"\x04rows\x18\x03 \x01(\x03R\x04rows\"W\n" +
+	"\rRetentionDrop\x12\x10\n" +
+	"\x03day\x18\x01 \x01(\tR\x03day\x12\x1c\n" +
+	"\tdecisions\x18\x02 \x01(\x03R\tdecisions\x12\x16\n" +
+	"\x06events\x18\x03 \x01(\x03R\x06events\"2\n" +
+	"\rCheckpointKey\x12!\n" +
+	"\fverifier_key\x18\x01 \x01(\tR\vverifierKey\"\x81\x06\n" +
 	"\x15QueryDecisionsRequest\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
 	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x125\n" +
@@ -612,7 +2634,11 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\tpage_size\x18\v \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\f \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageToken\"|\n" +
+	"page_token\x18\f \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageToken\x12&\n" +
+	"\btrace_id\x18\r \x01(\tB\v\xbaH\br\x06( \xba\x01\x01\x00R\atraceId\x12#\n" +
+	"\brevision\x18\x0e \x01(\x03B\a\xbaH\x04\"\x02(\x00R\brevision\x12\"\n" +
+	"\x05field\x18\x0f \x01(\tB\f\xbaH\tr\a(\x80\x02\xba\x01\x01\x00R\x05field\x12+\n" +
+	"\fmasked_value\x18\x10 \x01(\tB\b\xbaH\x05r\x03(\x80 R\vmaskedValue\"|\n" +
 	"\x16QueryDecisionsResponse\x12:\n" +
 	"\tdecisions\x18\x01 \x03(\v2\x1c.cedarpost.v1.DecisionRecordR\tdecisions\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"?\n" +
@@ -620,10 +2646,106 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\vdecision_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\n" +
 	"decisionId\"O\n" +
 	"\x13GetDecisionResponse\x128\n" +
-	"\bdecision\x18\x01 \x01(\v2\x1c.cedarpost.v1.DecisionRecordR\bdecision2\xbf\x01\n" +
+	"\bdecision\x18\x01 \x01(\v2\x1c.cedarpost.v1.DecisionRecordR\bdecision\"\x97\x02\n" +
+	"\x15CountDecisionsRequest\x12;\n" +
+	"\x06filter\x18\x01 \x01(\v2#.cedarpost.v1.QueryDecisionsRequestR\x06filter\x12K\n" +
+	"\x05group\x18\x02 \x01(\x0e2).cedarpost.v1.CountDecisionsRequest.GroupB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x05group\x12 \n" +
+	"\x05limit\x18\x03 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\x05limit\"R\n" +
+	"\x05Group\x12\x15\n" +
+	"\x11GROUP_UNSPECIFIED\x10\x00\x12\r\n" +
+	"\tPRINCIPAL\x10\x01\x12\n" +
+	"\n" +
+	"\x06ACTION\x10\x02\x12\n" +
+	"\n" +
+	"\x06POLICY\x10\x03\x12\v\n" +
+	"\aOUTCOME\x10\x04\"c\n" +
+	"\x16CountDecisionsResponse\x123\n" +
+	"\x06counts\x18\x01 \x03(\v2\x1b.cedarpost.v1.DecisionCountR\x06counts\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x03R\x05total\"W\n" +
+	"\rDecisionCount\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12\x18\n" +
+	"\aallowed\x18\x02 \x01(\x03R\aallowed\x12\x16\n" +
+	"\x06denied\x18\x03 \x01(\x03R\x06denied\"B\n" +
+	"\x15ReplayDecisionRequest\x12)\n" +
+	"\vdecision_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\n" +
+	"decisionId\"\xe0\x02\n" +
+	"\x16ReplayDecisionResponse\x12F\n" +
+	"\aoutcome\x18\x01 \x01(\x0e2,.cedarpost.v1.ReplayDecisionResponse.OutcomeR\aoutcome\x12 \n" +
+	"\vdifferences\x18\x02 \x03(\tR\vdifferences\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x128\n" +
+	"\brecorded\x18\x04 \x01(\v2\x1c.cedarpost.v1.DecisionRecordR\brecorded\x128\n" +
+	"\breplayed\x18\x05 \x01(\v2\x1c.cedarpost.v1.DecisionRecordR\breplayed\"P\n" +
+	"\aOutcome\x12\x17\n" +
+	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05EQUAL\x10\x01\x12\r\n" +
+	"\tDIFFERENT\x10\x02\x12\x12\n" +
+	"\x0eNOT_REPLAYABLE\x10\x03\"\xb2\x01\n" +
+	"\x16ExportDecisionsRequest\x12$\n" +
+	"\tfrom_leaf\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bfromLeaf\x12.\n" +
+	"\x04from\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12\x16\n" +
+	"\x06follow\x18\x04 \x01(\bR\x06follow\"w\n" +
+	"\x17ExportDecisionsResponse\x12\x12\n" +
+	"\x04leaf\x18\x01 \x01(\x03R\x04leaf\x120\n" +
+	"\aentries\x18\x02 \x03(\v2\x16.cedarpost.v1.LogEntryR\aentries\x12\x16\n" +
+	"\x06header\x18\x03 \x01(\fR\x06header\"\x82\x01\n" +
+	"\bLogEntry\x12:\n" +
+	"\bdecision\x18\x01 \x01(\v2\x1c.cedarpost.v1.DecisionRecordH\x00R\bdecision\x121\n" +
+	"\x05event\x18\x02 \x01(\v2\x19.cedarpost.v1.EventRecordH\x00R\x05eventB\a\n" +
+	"\x05entry\"\xce\x02\n" +
+	"\x12QueryEventsRequest\x12.\n" +
+	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12<\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x1e.cedarpost.v1.EventRecord.KindB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04kind\x12$\n" +
+	"\x06caller\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x02\xba\x01\x01\x00R\x06caller\x12&\n" +
+	"\asubject\x18\x05 \x01(\tB\f\xbaH\tr\a(\x80\x10\xba\x01\x01\x00R\asubject\x12'\n" +
+	"\tpage_size\x18\x06 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageToken\"p\n" +
+	"\x13QueryEventsResponse\x121\n" +
+	"\x06events\x18\x01 \x03(\v2\x19.cedarpost.v1.EventRecordR\x06events\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"3\n" +
+	"\x14GetCheckpointRequest\x12\x1b\n" +
+	"\x04size\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04size\"\\\n" +
+	"\x15GetCheckpointResponse\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\tR\n" +
+	"checkpoint\x12#\n" +
+	"\rverifier_keys\x18\x02 \x03(\tR\fverifierKeys\"Q\n" +
+	"\x18GetInclusionProofRequest\x12\x18\n" +
+	"\x02id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\x02id\x12\x1b\n" +
+	"\x04size\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04size\"\xc4\x01\n" +
+	"\x19GetInclusionProofResponse\x12\x16\n" +
+	"\x06record\x18\x01 \x01(\fR\x06record\x12\x10\n" +
+	"\x03row\x18\x02 \x01(\x03R\x03row\x12\x1b\n" +
+	"\trow_proof\x18\x03 \x03(\fR\browProof\x12\x16\n" +
+	"\x06header\x18\x04 \x01(\fR\x06header\x12\x12\n" +
+	"\x04leaf\x18\x05 \x01(\x03R\x04leaf\x12\x14\n" +
+	"\x05proof\x18\x06 \x03(\fR\x05proof\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\a \x01(\tR\n" +
+	"checkpoint\"\\\n" +
+	"\x1aGetConsistencyProofRequest\x12\x1d\n" +
+	"\x05first\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x05first\x12\x1f\n" +
+	"\x06second\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x06second\"S\n" +
+	"\x1bGetConsistencyProofResponse\x12\x14\n" +
+	"\x05proof\x18\x01 \x03(\fR\x05proof\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint2\xdb\x06\n" +
 	"\fAuditService\x12[\n" +
-	"\x0eQueryDecisions\x12#.cedarpost.v1.QueryDecisionsRequest\x1a$.cedarpost.v1.QueryDecisionsResponse\x12R\n" +
-	"\vGetDecision\x12 .cedarpost.v1.GetDecisionRequest\x1a!.cedarpost.v1.GetDecisionResponseB?Z=github.com/cedarpost/cedarpost/proto/cedarpost/v1;cedarpostv1b\x06proto3"
+	"\x0eQueryDecisions\x12#.cedarpost.v1.QueryDecisionsRequest\x1a$.cedarpost.v1.QueryDecisionsResponse\x12[\n" +
+	"\x0eCountDecisions\x12#.cedarpost.v1.CountDecisionsRequest\x1a$.cedarpost.v1.CountDecisionsResponse\x12R\n" +
+	"\vGetDecision\x12 .cedarpost.v1.GetDecisionRequest\x1a!.cedarpost.v1.GetDecisionResponse\x12[\n" +
+	"\x0eReplayDecision\x12#.cedarpost.v1.ReplayDecisionRequest\x1a$.cedarpost.v1.ReplayDecisionResponse\x12`\n" +
+	"\x0fExportDecisions\x12$.cedarpost.v1.ExportDecisionsRequest\x1a%.cedarpost.v1.ExportDecisionsResponse0\x01\x12R\n" +
+	"\vQueryEvents\x12 .cedarpost.v1.QueryEventsRequest\x1a!.cedarpost.v1.QueryEventsResponse\x12X\n" +
+	"\rGetCheckpoint\x12\".cedarpost.v1.GetCheckpointRequest\x1a#.cedarpost.v1.GetCheckpointResponse\x12d\n" +
+	"\x11GetInclusionProof\x12&.cedarpost.v1.GetInclusionProofRequest\x1a'.cedarpost.v1.GetInclusionProofResponse\x12j\n" +
+	"\x13GetConsistencyProof\x12(.cedarpost.v1.GetConsistencyProofRequest\x1a).cedarpost.v1.GetConsistencyProofResponseB?Z=github.com/cedarpost/cedarpost/proto/cedarpost/v1;cedarpostv1b\x06proto3"
 
 var (
 	file_cedarpost_v1_audit_proto_rawDescOnce sync.Once
@@ -637,62 +2759,130 @@ func file_cedarpost_v1_audit_proto_rawDescGZIP() []byte {
 	return file_cedarpost_v1_audit_proto_rawDescData
 }
 
-var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_cedarpost_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_cedarpost_v1_audit_proto_goTypes = []any{
-	(*DecisionRecord)(nil),         // 0: cedarpost.v1.DecisionRecord
-	(*QueryDecisionsRequest)(nil),  // 1: cedarpost.v1.QueryDecisionsRequest
-	(*QueryDecisionsResponse)(nil), // 2: cedarpost.v1.QueryDecisionsResponse
-	(*GetDecisionRequest)(nil),     // 3: cedarpost.v1.GetDecisionRequest
-	(*GetDecisionResponse)(nil),    // 4: cedarpost.v1.GetDecisionResponse
-	(*timestamppb.Timestamp)(nil),  // 5: google.protobuf.Timestamp
-	(*EntityUid)(nil),              // 6: cedarpost.v1.EntityUid
-	(*structpb.Struct)(nil),        // 7: google.protobuf.Struct
-	(*FieldSelection)(nil),         // 8: cedarpost.v1.FieldSelection
-	(*Entity)(nil),                 // 9: cedarpost.v1.Entity
-	(Decision)(0),                  // 10: cedarpost.v1.Decision
-	(DeniedAt)(0),                  // 11: cedarpost.v1.DeniedAt
-	(*Fields)(nil),                 // 12: cedarpost.v1.Fields
-	(*PolicyRef)(nil),              // 13: cedarpost.v1.PolicyRef
-	(*PolicyError)(nil),            // 14: cedarpost.v1.PolicyError
-	(*Obligation)(nil),             // 15: cedarpost.v1.Obligation
-	(*Advice)(nil),                 // 16: cedarpost.v1.Advice
-	(*durationpb.Duration)(nil),    // 17: google.protobuf.Duration
+	(EventRecord_Kind)(0),               // 0: cedarpost.v1.EventRecord.Kind
+	(CountDecisionsRequest_Group)(0),    // 1: cedarpost.v1.CountDecisionsRequest.Group
+	(ReplayDecisionResponse_Outcome)(0), // 2: cedarpost.v1.ReplayDecisionResponse.Outcome
+	(*DecisionRecord)(nil),              // 3: cedarpost.v1.DecisionRecord
+	(*EventRecord)(nil),                 // 4: cedarpost.v1.EventRecord
+	(*Change)(nil),                      // 5: cedarpost.v1.Change
+	(*AuthenticationFailure)(nil),       // 6: cedarpost.v1.AuthenticationFailure
+	(*RefusedRight)(nil),                // 7: cedarpost.v1.RefusedRight
+	(*LogRead)(nil),                     // 8: cedarpost.v1.LogRead
+	(*RetentionDrop)(nil),               // 9: cedarpost.v1.RetentionDrop
+	(*CheckpointKey)(nil),               // 10: cedarpost.v1.CheckpointKey
+	(*QueryDecisionsRequest)(nil),       // 11: cedarpost.v1.QueryDecisionsRequest
+	(*QueryDecisionsResponse)(nil),      // 12: cedarpost.v1.QueryDecisionsResponse
+	(*GetDecisionRequest)(nil),          // 13: cedarpost.v1.GetDecisionRequest
+	(*GetDecisionResponse)(nil),         // 14: cedarpost.v1.GetDecisionResponse
+	(*CountDecisionsRequest)(nil),       // 15: cedarpost.v1.CountDecisionsRequest
+	(*CountDecisionsResponse)(nil),      // 16: cedarpost.v1.CountDecisionsResponse
+	(*DecisionCount)(nil),               // 17: cedarpost.v1.DecisionCount
+	(*ReplayDecisionRequest)(nil),       // 18: cedarpost.v1.ReplayDecisionRequest
+	(*ReplayDecisionResponse)(nil),      // 19: cedarpost.v1.ReplayDecisionResponse
+	(*ExportDecisionsRequest)(nil),      // 20: cedarpost.v1.ExportDecisionsRequest
+	(*ExportDecisionsResponse)(nil),     // 21: cedarpost.v1.ExportDecisionsResponse
+	(*LogEntry)(nil),                    // 22: cedarpost.v1.LogEntry
+	(*QueryEventsRequest)(nil),          // 23: cedarpost.v1.QueryEventsRequest
+	(*QueryEventsResponse)(nil),         // 24: cedarpost.v1.QueryEventsResponse
+	(*GetCheckpointRequest)(nil),        // 25: cedarpost.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 26: cedarpost.v1.GetCheckpointResponse
+	(*GetInclusionProofRequest)(nil),    // 27: cedarpost.v1.GetInclusionProofRequest
+	(*GetInclusionProofResponse)(nil),   // 28: cedarpost.v1.GetInclusionProofResponse
+	(*GetConsistencyProofRequest)(nil),  // 29: cedarpost.v1.GetConsistencyProofRequest
+	(*GetConsistencyProofResponse)(nil), // 30: cedarpost.v1.GetConsistencyProofResponse
+	(*timestamppb.Timestamp)(nil),       // 31: google.protobuf.Timestamp
+	(*EntityUid)(nil),                   // 32: cedarpost.v1.EntityUid
+	(*structpb.Struct)(nil),             // 33: google.protobuf.Struct
+	(*FieldSelection)(nil),              // 34: cedarpost.v1.FieldSelection
+	(*Entity)(nil),                      // 35: cedarpost.v1.Entity
+	(Decision)(0),                       // 36: cedarpost.v1.Decision
+	(DeniedAt)(0),                       // 37: cedarpost.v1.DeniedAt
+	(*Fields)(nil),                      // 38: cedarpost.v1.Fields
+	(*PolicyRef)(nil),                   // 39: cedarpost.v1.PolicyRef
+	(*PolicyError)(nil),                 // 40: cedarpost.v1.PolicyError
+	(*Obligation)(nil),                  // 41: cedarpost.v1.Obligation
+	(*Advice)(nil),                      // 42: cedarpost.v1.Advice
+	(*durationpb.Duration)(nil),         // 43: google.protobuf.Duration
 }
 var file_cedarpost_v1_audit_proto_depIdxs = []int32{
-	5,  // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
-	6,  // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
-	6,  // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
-	6,  // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
-	7,  // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
-	8,  // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
-	9,  // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
-	10, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
-	11, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
-	12, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
-	13, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
-	14, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
-	15, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
-	16, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
-	17, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
-	5,  // 15: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	5,  // 16: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	6,  // 17: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
-	6,  // 18: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
-	6,  // 19: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
-	10, // 20: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
-	11, // 21: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
-	13, // 22: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
-	0,  // 23: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
-	0,  // 24: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
-	1,  // 25: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
-	3,  // 26: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
-	2,  // 27: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
-	4,  // 28: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
-	27, // [27:29] is the sub-list for method output_type
-	25, // [25:27] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	31, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
+	32, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
+	32, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
+	32, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
+	33, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
+	34, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
+	35, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
+	36, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
+	37, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
+	38, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
+	39, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
+	40, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
+	41, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
+	42, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
+	43, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
+	43, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
+	31, // 16: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
+	0,  // 17: cedarpost.v1.EventRecord.kind:type_name -> cedarpost.v1.EventRecord.Kind
+	5,  // 18: cedarpost.v1.EventRecord.change:type_name -> cedarpost.v1.Change
+	6,  // 19: cedarpost.v1.EventRecord.authentication_failure:type_name -> cedarpost.v1.AuthenticationFailure
+	7,  // 20: cedarpost.v1.EventRecord.refused_right:type_name -> cedarpost.v1.RefusedRight
+	8,  // 21: cedarpost.v1.EventRecord.log_read:type_name -> cedarpost.v1.LogRead
+	9,  // 22: cedarpost.v1.EventRecord.retention_drop:type_name -> cedarpost.v1.RetentionDrop
+	10, // 23: cedarpost.v1.EventRecord.checkpoint_key:type_name -> cedarpost.v1.CheckpointKey
+	32, // 24: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
+	31, // 25: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
+	31, // 26: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
+	31, // 27: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	31, // 28: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	32, // 29: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
+	32, // 30: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
+	32, // 31: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
+	36, // 32: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
+	37, // 33: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
+	39, // 34: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
+	3,  // 35: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
+	3,  // 36: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
+	11, // 37: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
+	1,  // 38: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
+	17, // 39: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
+	2,  // 40: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
+	3,  // 41: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
+	3,  // 42: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
+	31, // 43: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	31, // 44: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	22, // 45: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
+	3,  // 46: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
+	4,  // 47: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
+	31, // 48: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
+	31, // 49: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
+	0,  // 50: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
+	4,  // 51: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
+	11, // 52: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
+	15, // 53: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
+	13, // 54: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
+	18, // 55: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
+	20, // 56: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
+	23, // 57: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
+	25, // 58: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
+	27, // 59: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
+	29, // 60: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
+	12, // 61: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
+	16, // 62: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
+	14, // 63: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
+	19, // 64: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
+	21, // 65: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
+	24, // 66: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
+	26, // 67: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
+	28, // 68: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
+	30, // 69: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
+	61, // [61:70] is the sub-list for method output_type
+	52, // [52:61] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_audit_proto_init() }
@@ -703,18 +2893,31 @@ func file_cedarpost_v1_audit_proto_init() {
 	file_cedarpost_v1_authorization_proto_init()
 	file_cedarpost_v1_cedar_proto_init()
 	file_cedarpost_v1_audit_proto_msgTypes[0].OneofWrappers = []any{}
+	file_cedarpost_v1_audit_proto_msgTypes[1].OneofWrappers = []any{
+		(*EventRecord_Change)(nil),
+		(*EventRecord_AuthenticationFailure)(nil),
+		(*EventRecord_RefusedRight)(nil),
+		(*EventRecord_LogRead)(nil),
+		(*EventRecord_RetentionDrop)(nil),
+		(*EventRecord_CheckpointKey)(nil),
+	}
+	file_cedarpost_v1_audit_proto_msgTypes[19].OneofWrappers = []any{
+		(*LogEntry_Decision)(nil),
+		(*LogEntry_Event)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_audit_proto_rawDesc), len(file_cedarpost_v1_audit_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   5,
+			NumEnums:      3,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_cedarpost_v1_audit_proto_goTypes,
 		DependencyIndexes: file_cedarpost_v1_audit_proto_depIdxs,
+		EnumInfos:         file_cedarpost_v1_audit_proto_enumTypes,
 		MessageInfos:      file_cedarpost_v1_audit_proto_msgTypes,
 	}.Build()
 	File_cedarpost_v1_audit_proto = out.File

@@ -27,8 +27,27 @@ const (
 	// AuditServiceQueryDecisionsProcedure is the procedure name of the AuditService's QueryDecisions
 	// RPC.
 	AuditServiceQueryDecisionsProcedure = "/cedarpost.v1.AuditService/QueryDecisions"
+	// AuditServiceCountDecisionsProcedure is the procedure name of the AuditService's CountDecisions
+	// RPC.
+	AuditServiceCountDecisionsProcedure = "/cedarpost.v1.AuditService/CountDecisions"
 	// AuditServiceGetDecisionProcedure is the procedure name of the AuditService's GetDecision RPC.
 	AuditServiceGetDecisionProcedure = "/cedarpost.v1.AuditService/GetDecision"
+	// AuditServiceReplayDecisionProcedure is the procedure name of the AuditService's ReplayDecision
+	// RPC.
+	AuditServiceReplayDecisionProcedure = "/cedarpost.v1.AuditService/ReplayDecision"
+	// AuditServiceExportDecisionsProcedure is the procedure name of the AuditService's ExportDecisions
+	// RPC.
+	AuditServiceExportDecisionsProcedure = "/cedarpost.v1.AuditService/ExportDecisions"
+	// AuditServiceQueryEventsProcedure is the procedure name of the AuditService's QueryEvents RPC.
+	AuditServiceQueryEventsProcedure = "/cedarpost.v1.AuditService/QueryEvents"
+	// AuditServiceGetCheckpointProcedure is the procedure name of the AuditService's GetCheckpoint RPC.
+	AuditServiceGetCheckpointProcedure = "/cedarpost.v1.AuditService/GetCheckpoint"
+	// AuditServiceGetInclusionProofProcedure is the procedure name of the AuditService's
+	// GetInclusionProof RPC.
+	AuditServiceGetInclusionProofProcedure = "/cedarpost.v1.AuditService/GetInclusionProof"
+	// AuditServiceGetConsistencyProofProcedure is the procedure name of the AuditService's
+	// GetConsistencyProof RPC.
+	AuditServiceGetConsistencyProofProcedure = "/cedarpost.v1.AuditService/GetConsistencyProof"
 )
 
 var (
@@ -39,6 +58,13 @@ var (
 			Procedure:  AuditServiceQueryDecisionsProcedure,
 		}
 	})
+	auditServiceCountDecisionsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_audit_proto.Services().ByName("AuditService").Methods().ByName("CountDecisions"),
+			Procedure:  AuditServiceCountDecisionsProcedure,
+		}
+	})
 	auditServiceGetDecisionSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -46,14 +72,86 @@ var (
 			Procedure:  AuditServiceGetDecisionProcedure,
 		}
 	})
+	auditServiceReplayDecisionSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_audit_proto.Services().ByName("AuditService").Methods().ByName("ReplayDecision"),
+			Procedure:  AuditServiceReplayDecisionProcedure,
+		}
+	})
+	auditServiceExportDecisionsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_cedarpost_v1_audit_proto.Services().ByName("AuditService").Methods().ByName("ExportDecisions"),
+			Procedure:  AuditServiceExportDecisionsProcedure,
+		}
+	})
+	auditServiceQueryEventsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_audit_proto.Services().ByName("AuditService").Methods().ByName("QueryEvents"),
+			Procedure:  AuditServiceQueryEventsProcedure,
+		}
+	})
+	auditServiceGetCheckpointSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_audit_proto.Services().ByName("AuditService").Methods().ByName("GetCheckpoint"),
+			Procedure:  AuditServiceGetCheckpointProcedure,
+		}
+	})
+	auditServiceGetInclusionProofSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_audit_proto.Services().ByName("AuditService").Methods().ByName("GetInclusionProof"),
+			Procedure:  AuditServiceGetInclusionProofProcedure,
+		}
+	})
+	auditServiceGetConsistencyProofSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_audit_proto.Services().ByName("AuditService").Methods().ByName("GetConsistencyProof"),
+			Procedure:  AuditServiceGetConsistencyProofProcedure,
+		}
+	})
 )
 
 // AuditServiceClient is a client for the cedarpost.v1.AuditService service.
 type AuditServiceClient interface {
 	// QueryDecisions reads recorded decisions, newest first, page by page.
+	//
+	// Time, principal, resource, denials, request id and decision id are indexed.
+	// Without one of the last five, any other filter has to read all rows of the
+	// time asked for, which may then be at most one day long: invalid_argument
+	// says so.
 	QueryDecisions(context.Context, *v1.QueryDecisionsRequest) (*v1.QueryDecisionsResponse, error)
+	// CountDecisions counts recorded decisions by group, within the same bounds:
+	// at most one day, unless a principal, a resource or denials alone are asked
+	// for.
+	CountDecisions(context.Context, *v1.CountDecisionsRequest) (*v1.CountDecisionsResponse, error)
 	// GetDecision reads one record by its id. not_found if there is none.
 	GetDecision(context.Context, *v1.GetDecisionRequest) (*v1.GetDecisionResponse, error)
+	// ReplayDecision evaluates a recorded decision again, with policies and data
+	// as they were at its revision, and says whether the outcome is the same.
+	// failed_precondition when history no longer goes back so far.
+	ReplayDecision(context.Context, *v1.ReplayDecisionRequest) (*v1.ReplayDecisionResponse, error)
+	// ExportDecisions streams the whole log in the order of its batches, from a
+	// place on: decisions and events. A stream that broke goes on from the last
+	// leaf received; a batch can then come twice.
+	ExportDecisions(context.Context, *v1.ExportDecisionsRequest) (AuditServiceExportDecisionsClientStream, error)
+	// QueryEvents reads what else is in the log, newest first, page by page:
+	// changes of policy and data, failed authentication, refused rights, reads of
+	// the log and what the service did to the log itself.
+	QueryEvents(context.Context, *v1.QueryEventsRequest) (*v1.QueryEventsResponse, error)
+	// GetCheckpoint returns the newest signed checkpoint of the log, or the one of
+	// a size. not_found if there is none.
+	GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error)
+	// GetInclusionProof proves that a decision or an event is in the log.
+	// failed_precondition while no checkpoint covers it yet: try a second later.
+	GetInclusionProof(context.Context, *v1.GetInclusionProofRequest) (*v1.GetInclusionProofResponse, error)
+	// GetConsistencyProof proves that the log of one checkpoint is the beginning
+	// of the log of another.
+	GetConsistencyProof(context.Context, *v1.GetConsistencyProofRequest) (*v1.GetConsistencyProofResponse, error)
 }
 
 // NewAuditServiceClient constructs a client for the cedarpost.v1.AuditService service. Multiple
@@ -62,12 +160,63 @@ func NewAuditServiceClient(client *connect.Client) AuditServiceClient {
 	return &auditServiceClient{client: client}
 }
 
+// AuditServiceExportDecisionsClientStream is the client stream for the AuditService's
+// ExportDecisions RPC.
+type AuditServiceExportDecisionsClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s AuditServiceExportDecisionsClientStream) Receive() (*v1.ExportDecisionsResponse, error) {
+	var res v1.ExportDecisionsResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s AuditServiceExportDecisionsClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // AuditServiceHandler is an implementation of the cedarpost.v1.AuditService service.
 type AuditServiceHandler interface {
 	// QueryDecisions reads recorded decisions, newest first, page by page.
+	//
+	// Time, principal, resource, denials, request id and decision id are indexed.
+	// Without one of the last five, any other filter has to read all rows of the
+	// time asked for, which may then be at most one day long: invalid_argument
+	// says so.
 	QueryDecisions(context.Context, *v1.QueryDecisionsRequest) (*v1.QueryDecisionsResponse, error)
+	// CountDecisions counts recorded decisions by group, within the same bounds:
+	// at most one day, unless a principal, a resource or denials alone are asked
+	// for.
+	CountDecisions(context.Context, *v1.CountDecisionsRequest) (*v1.CountDecisionsResponse, error)
 	// GetDecision reads one record by its id. not_found if there is none.
 	GetDecision(context.Context, *v1.GetDecisionRequest) (*v1.GetDecisionResponse, error)
+	// ReplayDecision evaluates a recorded decision again, with policies and data
+	// as they were at its revision, and says whether the outcome is the same.
+	// failed_precondition when history no longer goes back so far.
+	ReplayDecision(context.Context, *v1.ReplayDecisionRequest) (*v1.ReplayDecisionResponse, error)
+	// ExportDecisions streams the whole log in the order of its batches, from a
+	// place on: decisions and events. A stream that broke goes on from the last
+	// leaf received; a batch can then come twice.
+	ExportDecisions(context.Context, *v1.ExportDecisionsRequest, AuditServiceExportDecisionsServerStream) error
+	// QueryEvents reads what else is in the log, newest first, page by page:
+	// changes of policy and data, failed authentication, refused rights, reads of
+	// the log and what the service did to the log itself.
+	QueryEvents(context.Context, *v1.QueryEventsRequest) (*v1.QueryEventsResponse, error)
+	// GetCheckpoint returns the newest signed checkpoint of the log, or the one of
+	// a size. not_found if there is none.
+	GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error)
+	// GetInclusionProof proves that a decision or an event is in the log.
+	// failed_precondition while no checkpoint covers it yet: try a second later.
+	GetInclusionProof(context.Context, *v1.GetInclusionProofRequest) (*v1.GetInclusionProofResponse, error)
+	// GetConsistencyProof proves that the log of one checkpoint is the beginning
+	// of the log of another.
+	GetConsistencyProof(context.Context, *v1.GetConsistencyProofRequest) (*v1.GetConsistencyProofResponse, error)
 }
 
 // RegisterAuditServiceHandler registers svc as the cedarpost.v1.AuditService implementation on
@@ -76,8 +225,31 @@ func RegisterAuditServiceHandler(server *connect.Server, svc AuditServiceHandler
 	adapter := auditServiceHandler{svc: svc}
 	server.Register(
 		connect.Method{Spec: auditServiceQueryDecisionsSpec(), Handler: adapter.queryDecisions},
+		connect.Method{Spec: auditServiceCountDecisionsSpec(), Handler: adapter.countDecisions},
 		connect.Method{Spec: auditServiceGetDecisionSpec(), Handler: adapter.getDecision},
+		connect.Method{Spec: auditServiceReplayDecisionSpec(), Handler: adapter.replayDecision},
+		connect.Method{Spec: auditServiceExportDecisionsSpec(), Handler: adapter.exportDecisions},
+		connect.Method{Spec: auditServiceQueryEventsSpec(), Handler: adapter.queryEvents},
+		connect.Method{Spec: auditServiceGetCheckpointSpec(), Handler: adapter.getCheckpoint},
+		connect.Method{Spec: auditServiceGetInclusionProofSpec(), Handler: adapter.getInclusionProof},
+		connect.Method{Spec: auditServiceGetConsistencyProofSpec(), Handler: adapter.getConsistencyProof},
 	)
+}
+
+// AuditServiceExportDecisionsServerStream is the server stream for the AuditService's
+// ExportDecisions RPC.
+type AuditServiceExportDecisionsServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s AuditServiceExportDecisionsServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s AuditServiceExportDecisionsServerStream) Send(res *v1.ExportDecisionsResponse) error {
+	return s.stream.Send(res)
 }
 
 // UnimplementedAuditServiceHandler returns CodeUnimplemented from all methods.
@@ -87,8 +259,36 @@ func (UnimplementedAuditServiceHandler) QueryDecisions(context.Context, *v1.Quer
 	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuditService.QueryDecisions is not implemented")
 }
 
+func (UnimplementedAuditServiceHandler) CountDecisions(context.Context, *v1.CountDecisionsRequest) (*v1.CountDecisionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuditService.CountDecisions is not implemented")
+}
+
 func (UnimplementedAuditServiceHandler) GetDecision(context.Context, *v1.GetDecisionRequest) (*v1.GetDecisionResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuditService.GetDecision is not implemented")
+}
+
+func (UnimplementedAuditServiceHandler) ReplayDecision(context.Context, *v1.ReplayDecisionRequest) (*v1.ReplayDecisionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuditService.ReplayDecision is not implemented")
+}
+
+func (UnimplementedAuditServiceHandler) ExportDecisions(context.Context, *v1.ExportDecisionsRequest, AuditServiceExportDecisionsServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuditService.ExportDecisions is not implemented")
+}
+
+func (UnimplementedAuditServiceHandler) QueryEvents(context.Context, *v1.QueryEventsRequest) (*v1.QueryEventsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuditService.QueryEvents is not implemented")
+}
+
+func (UnimplementedAuditServiceHandler) GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuditService.GetCheckpoint is not implemented")
+}
+
+func (UnimplementedAuditServiceHandler) GetInclusionProof(context.Context, *v1.GetInclusionProofRequest) (*v1.GetInclusionProofResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuditService.GetInclusionProof is not implemented")
+}
+
+func (UnimplementedAuditServiceHandler) GetConsistencyProof(context.Context, *v1.GetConsistencyProofRequest) (*v1.GetConsistencyProofResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuditService.GetConsistencyProof is not implemented")
 }
 
 type auditServiceClient struct {
@@ -103,9 +303,65 @@ func (c *auditServiceClient) QueryDecisions(ctx context.Context, req *v1.QueryDe
 	return &res, nil
 }
 
+func (c *auditServiceClient) CountDecisions(ctx context.Context, req *v1.CountDecisionsRequest) (*v1.CountDecisionsResponse, error) {
+	var res v1.CountDecisionsResponse
+	if err := c.client.CallUnary(ctx, auditServiceCountDecisionsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
 func (c *auditServiceClient) GetDecision(ctx context.Context, req *v1.GetDecisionRequest) (*v1.GetDecisionResponse, error) {
 	var res v1.GetDecisionResponse
 	if err := c.client.CallUnary(ctx, auditServiceGetDecisionSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *auditServiceClient) ReplayDecision(ctx context.Context, req *v1.ReplayDecisionRequest) (*v1.ReplayDecisionResponse, error) {
+	var res v1.ReplayDecisionResponse
+	if err := c.client.CallUnary(ctx, auditServiceReplayDecisionSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *auditServiceClient) ExportDecisions(ctx context.Context, req *v1.ExportDecisionsRequest) (AuditServiceExportDecisionsClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, auditServiceExportDecisionsSpec(), req)
+	if err != nil {
+		return AuditServiceExportDecisionsClientStream{}, err
+	}
+	return AuditServiceExportDecisionsClientStream{stream: stream}, nil
+}
+
+func (c *auditServiceClient) QueryEvents(ctx context.Context, req *v1.QueryEventsRequest) (*v1.QueryEventsResponse, error) {
+	var res v1.QueryEventsResponse
+	if err := c.client.CallUnary(ctx, auditServiceQueryEventsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *auditServiceClient) GetCheckpoint(ctx context.Context, req *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error) {
+	var res v1.GetCheckpointResponse
+	if err := c.client.CallUnary(ctx, auditServiceGetCheckpointSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *auditServiceClient) GetInclusionProof(ctx context.Context, req *v1.GetInclusionProofRequest) (*v1.GetInclusionProofResponse, error) {
+	var res v1.GetInclusionProofResponse
+	if err := c.client.CallUnary(ctx, auditServiceGetInclusionProofSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *auditServiceClient) GetConsistencyProof(ctx context.Context, req *v1.GetConsistencyProofRequest) (*v1.GetConsistencyProofResponse, error) {
+	var res v1.GetConsistencyProofResponse
+	if err := c.client.CallUnary(ctx, auditServiceGetConsistencyProofSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -125,12 +381,92 @@ func (h auditServiceHandler) queryDecisions(ctx context.Context, _ connect.Spec,
 	return stream.Send(res)
 }
 
+func (h auditServiceHandler) countDecisions(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CountDecisionsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CountDecisions(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
 func (h auditServiceHandler) getDecision(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 	var req v1.GetDecisionRequest
 	if err := stream.Receive(&req); err != nil {
 		return err
 	}
 	res, err := h.svc.GetDecision(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h auditServiceHandler) replayDecision(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ReplayDecisionRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ReplayDecision(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h auditServiceHandler) exportDecisions(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ExportDecisionsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.ExportDecisions(ctx, &req, AuditServiceExportDecisionsServerStream{stream: stream})
+}
+
+func (h auditServiceHandler) queryEvents(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.QueryEventsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.QueryEvents(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h auditServiceHandler) getCheckpoint(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetCheckpointRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetCheckpoint(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h auditServiceHandler) getInclusionProof(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetInclusionProofRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetInclusionProof(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h auditServiceHandler) getConsistencyProof(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetConsistencyProofRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetConsistencyProof(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,202 @@
+// Package auditlog is the format of the decision log and its proofs: what bytes are
+// hashed, how, and what a checkpoint says. It is pure, so that whoever writes to the
+// log, proves something of it, or verifies it from the outside uses the same few
+// functions, and docs/audit.md describes them.
+//
+// A row is a record's bytes. The rows of one commit are the leaves of a small tree;
+// its root stands in the header of the batch. The headers are the leaves of the tree
+// of the whole log. Both trees are those of RFC 6962, section 2.1.
+package auditlog
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// headerFormat is the first line of a header.
+const headerFormat = "cedarpost-batch-v1"
+
+// Header describes one batch. Its bytes are a leaf of the log.
+type Header struct {
+	// Batch names the batch, which its rows do too.
+	Batch uuid.UUID
+	// Writer is the process that wrote it, WriterSeq counts its batches from 0, and
+	// Server is the name of the server.
+	Writer    uuid.UUID
+	WriterSeq int64
+	Server    string
+	// Mode is how decisions in it were answered: Strict or Buffered.
+	Mode Mode
+	// Made is when the batch was made, by the server's clock, to the millisecond.
+	Made time.Time
+	// Rows is how many there are; Root is the root of their tree.
+	Rows int
+	Root tlog.Hash
+	// Unclean are writers of the same server that ended without a word.
+	Unclean []Unclean
+}
+
+// Mode says when a decision was answered.
+type Mode string
+
+// The modes.
+const (
+	// Strict answers after the commit.
+	Strict Mode = "strict"
+	// Buffered answers before it; a crash loses a bounded number of decisions.
+	Buffered Mode = "buffered"
+)
+
+// Unclean is a writer that ended without a word.
+type Unclean struct {
+	Writer uuid.UUID
+	// Lost is how many answered decisions can be missing at most: 0 for a strict one.
+	Lost int
+}
+
+const timeFormat = "2006-01-02T15:04:05.000Z"
+
+// Bytes returns the header as it is hashed: lines of a key, a space and a value, in
+// this order.
+func (h Header) Bytes() []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s\nbatch %s\nwriter %s\nwriter-seq %d\nserver %s\nmode %s\nmade %s\nrows %d\nroot %s\n",
+		headerFormat, h.Batch, h.Writer, h.WriterSeq, strconv.Quote(h.Server), h.Mode,
+		h.Made.UTC().Format(timeFormat), h.Rows, base64.StdEncoding.EncodeToString(h.Root[:]))
+	for _, u := range h.Unclean {
+		fmt.Fprintf(&b, "unclean %s %d\n", u.Writer, u.Lost)
+	}
+	return b.Bytes()
+}
+
+var errHeader = errors.New("not the header of a batch")
+
+// ParseHeader reads a header. It takes what [Header.Bytes] writes and nothing else,
+// so two headers with different bytes are different headers.
+func ParseHeader(text []byte) (Header, error) {
+	lines := strings.Split(string(text), "\n")
+	keys := []string{"batch", "writer", "writer-seq", "server", "mode", "made", "rows", "root"}
+	if len(lines) < len(keys)+2 || lines[0] != headerFormat {
+		return Header{}, errHeader
+	}
+	values := make([]string, len(keys))
+	for i, key := range keys {
+		value, ok := strings.CutPrefix(lines[i+1], key+" ")
+		if !ok {
+			return Header{}, errHeader
+		}
+		values[i] = value
+	}
+	var h Header
+	var errs [7]error
+	h.Batch, errs[0] = uuid.Parse(values[0])
+	h.Writer, errs[1] = uuid.Parse(values[1])
+	h.WriterSeq, errs[2] = strconv.ParseInt(values[2], 10, 64)
+	h.Server, errs[3] = strconv.Unquote(values[3])
+	h.Mode = Mode(values[4])
+	h.Made, errs[4] = time.Parse(timeFormat, values[5])
+	h.Rows, errs[5] = strconv.Atoi(values[6])
+	h.Root, errs[6] = tlog.ParseHash(values[7])
+	if err := errors.Join(errs[:]...); err != nil {
+		return Header{}, errHeader
+	}
+	for _, line := range lines[len(keys)+1 : len(lines)-1] {
+		var u Unclean
+		var writer string
+		if _, err := fmt.Sscanf(line, "unclean %s %d", &writer, &u.Lost); err != nil {
+			return Header{}, errHeader
+		}
+		var err error
+		if u.Writer, err = uuid.Parse(writer); err != nil {
+			return Header{}, errHeader
+		}
+		h.Unclean = append(h.Unclean, u)
+	}
+	if !bytes.Equal(h.Bytes(), text) {
+		return Header{}, errHeader
+	}
+	return h, nil
+}
+
+// Hash is the hash of a leaf: of a record in its batch, and of a header in the log.
+func Hash(leaf []byte) tlog.Hash { return tlog.RecordHash(leaf) }
+
+// emptyRoot is the SHA-256 of nothing, the root of an empty tree.
+var emptyRoot = tlog.Hash{
+	0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24,
+	0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+}
+
+// Root is the root of the tree over the hashes of leaves.
+func Root(leaves []tlog.Hash) tlog.Hash {
+	switch len(leaves) {
+	case 0:
+		return emptyRoot
+	case 1:
+		return leaves[0]
+	}
+	k := 1
+	for k*2 < len(leaves) {
+		k *= 2
+	}
+	return tlog.NodeHash(Root(leaves[:k]), Root(leaves[k:]))
+}
+
+// ProveRow proves that the leaf stands at index i below the root of all leaves.
+func ProveRow(leaves []tlog.Hash, i int) (tlog.RecordProof, error) {
+	var stored []tlog.Hash
+	read := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
+		out := make([]tlog.Hash, len(indexes))
+		for n, index := range indexes {
+			out[n] = stored[index]
+		}
+		return out, nil
+	})
+	for n, leaf := range leaves {
+		more, err := tlog.StoredHashesForRecordHash(int64(n), leaf, read)
+		if err != nil {
+			return nil, err
+		}
+		stored = append(stored, more...)
+	}
+	return tlog.ProveRecord(int64(len(leaves)), int64(i), read)
+}
+
+// Inclusion proves that a record is in the log that a checkpoint is of.
+type Inclusion struct {
+	Record   []byte
+	Row      int // of the record in its batch, from 0
+	RowProof tlog.RecordProof
+	Header   []byte
+	Leaf     int64 // of the batch in the log, from 0
+	Proof    tlog.RecordProof
+}
+
+// Check returns nil if the proof holds for the checkpoint.
+func (p Inclusion) Check(c Checkpoint) error {
+	h, err := ParseHeader(p.Header)
+	if err != nil {
+		return err
+	}
+	if p.Row < 0 || p.Row >= h.Rows {
+		return fmt.Errorf("row %d of a batch of %d", p.Row, h.Rows)
+	}
+	if err := tlog.CheckRecord(p.RowProof, int64(h.Rows), h.Root, int64(p.Row), Hash(p.Record)); err != nil {
+		return fmt.Errorf("row in batch: %w", err)
+	}
+	if p.Leaf < 0 || p.Leaf >= c.Size {
+		return fmt.Errorf("leaf %d of a log of %d", p.Leaf, c.Size)
+	}
+	if err := tlog.CheckRecord(p.Proof, c.Size, c.Root, p.Leaf, Hash(p.Header)); err != nil {
+		return fmt.Errorf("batch in log: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,91 @@
+package auditlog
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// Checkpoint commits to the whole log up to a size, as C2SP tlog-checkpoint has it.
+type Checkpoint struct {
+	// Origin names the log: the name of the key that signs first.
+	Origin string
+	// Size is the number of batches.
+	Size int64
+	Root tlog.Hash
+}
+
+// text is the body of the note: three lines.
+func (c Checkpoint) text() string {
+	return fmt.Sprintf("%s\n%d\n%s\n", c.Origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))
+}
+
+// Sign signs the checkpoint with each of the keys.
+func (c Checkpoint) Sign(keys ...note.Signer) ([]byte, error) {
+	return note.Sign(&note.Note{Text: c.text()}, keys...)
+}
+
+// ErrUnsigned: no signature on a checkpoint is by a key that is trusted.
+var ErrUnsigned = errors.New("the checkpoint is not signed by a trusted key")
+
+// OpenCheckpoint reads a signed checkpoint. At least one of the keys must have
+// signed it, or the error is [ErrUnsigned].
+func OpenCheckpoint(signed []byte, keys ...note.Verifier) (Checkpoint, error) {
+	n, err := note.Open(signed, note.VerifierList(keys...))
+	var unverified *note.UnverifiedNoteError
+	switch {
+	case errors.As(err, &unverified):
+		return Checkpoint{}, ErrUnsigned
+	case err != nil:
+		return Checkpoint{}, fmt.Errorf("checkpoint: %w", err)
+	}
+	return parseCheckpoint(n.Text)
+}
+
+// PeekCheckpoint reads a checkpoint without trusting it.
+func PeekCheckpoint(signed []byte) (Checkpoint, error) {
+	text, _, ok := strings.Cut(string(signed), "\n\n")
+	if !ok {
+		return Checkpoint{}, errCheckpoint
+	}
+	return parseCheckpoint(text + "\n")
+}
+
+var errCheckpoint = errors.New("not a checkpoint")
+
+// parseCheckpoint reads the body. Lines after the third are extensions, which this
+// log does not write and a reader has to ignore.
+func parseCheckpoint(text string) (c Checkpoint, err error) {
+	lines := strings.SplitN(text, "\n", 4)
+	if len(lines) < 4 || lines[0] == "" {
+		return c, errCheckpoint
+	}
+	c.Origin = lines[0]
+	if c.Size, err = strconv.ParseInt(lines[1], 10, 64); err != nil || c.Size < 0 || strconv.FormatInt(c.Size, 10) != lines[1] {
+		return c, errCheckpoint
+	}
+	if c.Root, err = tlog.ParseHash(lines[2]); err != nil {
+		return c, errCheckpoint
+	}
+	return c, nil
+}
+
+// ReadKey reads a file with a private key as note.GenerateKey makes it.
+func ReadKey(file string) (note.Signer, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := note.NewSigner(strings.TrimSpace(string(text)))
+	if err != nil {
+		// The library's error does not show the key, and neither do we.
+		return nil, fmt.Errorf("%s: not a private key of the note format", file)
+	}
+	return signer, nil
+}

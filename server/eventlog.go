@@ -1,0 +1,69 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// eventLog records what is not a decision, in the same log.
+type eventLog struct {
+	recorder *recorder
+	server   string // its name
+}
+
+// newEvent completes a record and makes the row of it.
+func newEvent(ctx context.Context, server string, rec *cedarpostv1.EventRecord) (store.Event, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return store.Event{}, err
+	}
+	at := time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
+	rec.EventId, rec.Time, rec.Server = id.String(), timestamppb.New(at), server
+	rec.Caller, rec.TraceId = callerFrom(ctx), traceFrom(ctx)
+	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(rec)
+	if err != nil {
+		return store.Event{}, fmt.Errorf("event: %w", err)
+	}
+	return store.Event{
+		ID: id, At: at, Kind: strings.ToLower(rec.Kind.String()), Caller: rec.Caller, Server: server,
+		Subject: rec.Subject, Revision: rec.Revision, RequestID: rec.RequestId, TraceID: rec.TraceId, Record: bytes,
+	}, nil
+}
+
+// add records an event, and returns only after its commit.
+func (l *eventLog) add(ctx context.Context, rec *cedarpostv1.EventRecord) error {
+	e, err := newEvent(ctx, l.server, rec)
+	if err != nil {
+		return err
+	}
+	return l.recorder.record(ctx, nil, []store.Event{e})
+}
+
+// maxLoggedRequest bounds what of a request is kept.
+const maxLoggedRequest = 4 << 10
+
+// read records that the log was read. Nothing of what was read may leave before it
+// returns nil. rows is how many are given out, -1 when that is not known yet.
+func (l *eventLog) read(ctx context.Context, procedure string, req proto.Message, rows int) error {
+	text, err := protojson.Marshal(req)
+	if err != nil {
+		return err
+	}
+	if len(text) > maxLoggedRequest {
+		text = []byte(strings.ToValidUTF8(string(text[:maxLoggedRequest]), ""))
+	}
+	return l.add(ctx, &cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_LOG_READ, Subject: procedure,
+		Detail: &cedarpostv1.EventRecord_LogRead{LogRead: &cedarpostv1.LogRead{Procedure: procedure, Request: string(text), Rows: int64(rows)}},
+	})
+}
