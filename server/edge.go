@@ -57,6 +57,7 @@ type contextKey int
 const (
 	callerKey contextKey = iota
 	traceKey
+	procedureKey
 	controllerKey
 )
 
@@ -93,6 +94,7 @@ var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[
 func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) (err error) {
 		began := time.Now()
+		ctx = context.WithValue(ctx, procedureKey, spec.Procedure)
 		defer func() {
 			if r := recover(); r != nil {
 				e.log.Error("panic", "procedure", spec.Procedure, "panic", r, "stack", string(debug.Stack()))

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"path"
 	"strings"
 	"time"
 
@@ -28,8 +29,10 @@ func newEvent(ctx context.Context, server string, rec *cedarpostv1.EventRecord) 
 		return store.Event{}, err
 	}
 	at := time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
-	rec.EventId, rec.Time, rec.Server = id.String(), timestamppb.New(at), server
-	rec.Caller, rec.TraceId = callerFrom(ctx), traceFrom(ctx)
+	rec.EventId, rec.Time, rec.Server, rec.TraceId = id.String(), timestamppb.New(at), server, traceFrom(ctx)
+	if rec.Caller == "" {
+		rec.Caller = callerFrom(ctx)
+	}
 	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(rec)
 	if err != nil {
 		return store.Event{}, fmt.Errorf("event: %w", err)
@@ -47,6 +50,38 @@ func (l *eventLog) add(ctx context.Context, rec *cedarpostv1.EventRecord) error 
 		return err
 	}
 	return l.recorder.record(ctx, nil, []store.Event{e})
+}
+
+// maxListed bounds the entities that the record of a change lists.
+const maxListed = 100
+
+// ChangeEvents returns what makes the records of changes, for store.Config.Event.
+// server is the name of the server.
+func ChangeEvents(server string) func(context.Context, store.Changed) (store.Event, error) {
+	return func(ctx context.Context, c store.Changed) (store.Event, error) {
+		change := &cedarpostv1.Change{
+			Operation: operationFrom(ctx, c.Kind), EntityCount: int32(len(c.Entities)), Before: c.Before, After: c.After, Version: c.Version,
+		}
+		subject := c.ID
+		for _, uid := range c.Entities[:min(len(c.Entities), maxListed)] {
+			change.Entities = append(change.Entities, protoUID(uid))
+		}
+		if len(c.Entities) == 1 {
+			subject = cedarUID(change.Entities[0]).String()
+		}
+		return newEvent(ctx, server, &cedarpostv1.EventRecord{
+			Kind: cedarpostv1.EventRecord_CHANGE, Caller: c.Caller, Subject: subject, Revision: c.Revision,
+			Detail: &cedarpostv1.EventRecord_Change{Change: change},
+		})
+	}
+}
+
+// operationFrom is the method that was called, or what a command does.
+func operationFrom(ctx context.Context, kind string) string {
+	if procedure, ok := ctx.Value(procedureKey).(string); ok {
+		return path.Base(procedure)
+	}
+	return map[string]string{store.KindEntity: "WriteEntities", store.KindBundle: "ApplyBundle", store.KindKey: "CreateKey"}[kind]
 }
 
 // maxLoggedRequest bounds what of a request is kept.

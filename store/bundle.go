@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -88,7 +89,8 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (revision, version i
 		if err := recheck(ctx, tx, p); err != nil {
 			return err
 		}
-		if version, err = insertBundle(ctx, tx, revision, p); err != nil {
+		var before []byte
+		if version, before, err = insertBundle(ctx, tx, revision, p); err != nil {
 			return err
 		}
 		if err := writePolicies(ctx, tx, revision, p.Bundle.Name, policies); err != nil {
@@ -97,7 +99,13 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (revision, version i
 		if err := writeFiles(ctx, tx, revision, p.Bundle.Name, files); err != nil {
 			return err
 		}
-		return addEntry(ctx, tx, revision, KindBundle, p.Bundle.Name)
+		if err := addEntry(ctx, tx, revision, KindBundle, p.Bundle.Name); err != nil {
+			return err
+		}
+		return db.changes.send(ctx, tx, Changed{
+			Revision: revision, Caller: p.Caller, Kind: KindBundle, ID: p.Bundle.Name, Version: version,
+			Before: before, After: []byte(p.Bundle.Digest),
+		})
 	})
 	if err != nil {
 		return 0, 0, err
@@ -131,11 +139,14 @@ func recheck(ctx context.Context, tx pgx.Tx, p Publish) error {
 	return p.Recheck(changed)
 }
 
-func insertBundle(ctx context.Context, tx pgx.Tx, n int64, p Publish) (version int64, err error) {
+// insertBundle closes the live version, whose digest it returns, and inserts the
+// new one.
+func insertBundle(ctx context.Context, tx pgx.Tx, n int64, p Publish) (version int64, before []byte, err error) {
 	b := p.Bundle
-	_, err = tx.Exec(ctx, "update bundles set until = $1 where name = $2 and until is null", n, b.Name)
-	if err != nil {
-		return 0, err
+	const closing = "update bundles set until = $1 where name = $2 and until is null returning convert_to(digest, 'UTF8')"
+	err = tx.QueryRow(ctx, closing, n, b.Name).Scan(&before)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return 0, nil, err
 	}
 	const query = `
 		insert into bundles (name, version, digest, description, owners, on_forbid_error, namespaces,
@@ -145,7 +156,7 @@ func insertBundle(ctx context.Context, tx pgx.Tx, n int64, p Publish) (version i
 		returning version`
 	err = tx.QueryRow(ctx, query, b.Name, b.Digest, b.Description, orEmpty(b.Owners), b.OnForbidError,
 		orEmpty(b.Namespaces), b.Schema, b.Fields, len(b.Policies), p.Caller, n).Scan(&version)
-	return version, err
+	return version, before, err
 }
 
 // difference is what a publish changes: the keys of the live rows to close, and

@@ -40,7 +40,7 @@ func readKeys(ctx context.Context, q querier) ([]Key, error) {
 func (db *DB) CreateKey(ctx context.Context, key Key, caller string) (err error) {
 	defer wrap(&err, "create API key")
 	return db.write(ctx, caller, "", func(tx pgx.Tx, n int64) error {
-		return insertKey(ctx, tx, n, key)
+		return db.insertKey(ctx, tx, n, key, caller)
 	})
 }
 
@@ -66,14 +66,17 @@ func (db *DB) Bootstrap(ctx context.Context, fn func(ctx context.Context, existi
 		if err != nil {
 			return err
 		}
-		return insertKey(ctx, tx, n, *key)
+		return db.insertKey(ctx, tx, n, *key, "bootstrap")
 	})
 }
 
-func insertKey(ctx context.Context, tx pgx.Tx, n int64, key Key) error {
+func (db *DB) insertKey(ctx context.Context, tx pgx.Tx, n int64, key Key, caller string) error {
 	_, err := tx.Exec(ctx, "insert into api_keys (id, name, hash) values ($1, $2, $3)", key.ID, key.Name, key.Hash)
 	if err != nil {
 		return err
 	}
-	return addEntry(ctx, tx, n, KindKey, key.ID)
+	if err := addEntry(ctx, tx, n, KindKey, key.ID); err != nil {
+		return err
+	}
+	return db.changes.send(ctx, tx, Changed{Revision: n, Caller: caller, Kind: KindKey, ID: key.ID})
 }

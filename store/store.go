@@ -71,6 +71,12 @@ type Config struct {
 	// from. Each has a pool of MaxConns. One that is behind, or does not answer, is
 	// passed over, in the end for the primary: an answer never depends on them.
 	ReadURLs []string
+	// Server is the name of this server in the log.
+	Server string
+	// Event makes the record of a write, which is committed with it. It is called
+	// while all other writers wait. Nil: writes leave no record, which is for tests of
+	// this package.
+	Event func(context.Context, Changed) (Event, error)
 }
 
 // DB is an open database. It is safe for concurrent use.
@@ -87,6 +93,7 @@ type DB struct {
 	// turn has one place: who is in it may take the revision lock. The others of
 	// this process wait here, where waiting costs no connection.
 	turn    chan struct{}
+	changes changeLog
 	current latest[Position]
 	conn    *pgx.ConnConfig // for the connections outside of the pools; copied, never changed
 }
@@ -110,6 +117,7 @@ func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 	vitalConfig := poolConfig.Copy()
 	vitalConfig.MaxConns, vitalConfig.MinConns, vitalConfig.MinIdleConns = vitalConns, 0, 0
 	db := &DB{turn: make(chan struct{}, 1), conn: poolConfig.ConnConfig.Copy()}
+	db.changes.event, db.changes.server, db.changes.writer = cfg.Event, cfg.Server, uuid.New()
 	defer func() {
 		if err != nil {
 			db.Close()

@@ -123,7 +123,7 @@ func (db *DB) WriteEntities(ctx context.Context, w EntityWrite) (result WriteRes
 			return errUnchanged
 		}
 		result = WriteResult{Revision: n, Changed: len(changed)}
-		return writeVersions(ctx, tx, n, w, changed)
+		return db.writeVersions(ctx, tx, n, w, changed)
 	})
 	if err != nil && !errors.Is(err, errUnchanged) {
 		return WriteResult{}, err
@@ -290,9 +290,9 @@ func checkMemberships(ctx context.Context, tx pgx.Tx, p *plan) error {
 	return nil
 }
 
-// writeVersions closes the versions that were live and inserts the new ones, in
-// one round trip.
-func writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWrite, changed []*draft) error {
+// writeVersions closes the versions that were live and inserts the new ones, with
+// the event of it, in one round trip.
+func (db *DB) writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWrite, changed []*draft) error {
 	type row struct {
 		Type    string          `json:"type"`
 		ID      string          `json:"id"`
@@ -341,5 +341,14 @@ func writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWrite, chang
 	batch.Queue(`
 		insert into revision_entries (revision, kind, type, id)
 		select $1, 'entity', type, id from unnest($2::text[], $3::text[]) as changed (type, id)`, n, types, ids)
+	if db.changes.event != nil {
+		c, err := changedEntities(n, w.Caller, changed)
+		if err != nil {
+			return err
+		}
+		if err := db.changes.record(ctx, &batch, c); err != nil {
+			return err
+		}
+	}
 	return tx.SendBatch(ctx, &batch).Close()
 }

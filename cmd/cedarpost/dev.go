@@ -108,7 +108,7 @@ func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, e
 	if err := store.Migrate(ctx, url, log); err != nil {
 		return err
 	}
-	db, err := store.Open(ctx, store.Config{DatabaseURL: url})
+	db, err := store.Open(ctx, d.store(url, nil))
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -27,6 +28,7 @@ type listenFlags struct {
 	AllowPlaintext bool          `help:"Serve other machines without TLS, when something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
 	MaxStaleness   time.Duration `help:"Refuse to decide when policies or data may be older than this (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"TIME" group:"server"`
 	CacheMiB       int64         `name:"cache-mib" help:"Memory for entities, about, in MiB; 0 is no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
+	RecordMode     string        `help:"When decisions are answered: strict, after they are in the log, or buffered, before (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
 	RateLimit      float64       `help:"Checks a second that one caller may ask; 0 is no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
 	Name           string        `help:"Name of this server in decision records (default: the name of the host)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
 	LogFormat      string        `help:"Log lines as text or json, on stderr (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
@@ -51,8 +53,18 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) server.Config {
 	return server.Config{
 		DB: db, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
 		AllowPlaintext: f.AllowPlaintext, MaxStaleness: f.MaxStaleness, CacheBytes: cacheBytes(f.CacheMiB),
-		RateLimit: f.RateLimit, Name: f.Name, Log: log,
+		Record: auditlog.Mode(f.RecordMode), RateLimit: f.RateLimit, Name: f.Name, Log: log,
 	}
+}
+
+// store is how to open the database. All writes go into the log under the server's
+// name.
+func (f *listenFlags) store(url string, standbys []string) store.Config {
+	name := f.Name
+	if name == "" {
+		name, _ = os.Hostname()
+	}
+	return store.Config{DatabaseURL: url, ReadURLs: standbys, Server: name, Event: server.ChangeEvents(name)}
 }
 
 func (f *listenFlags) logger(w io.Writer) *slog.Logger { return newLogger(w, f.LogFormat, f.LogLevel) }
@@ -174,7 +186,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	db, err := store.Open(ctx, store.Config{DatabaseURL: url, ReadURLs: standbys})
+	db, err := store.Open(ctx, s.store(url, standbys))
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func New(t testing.TB, opts ...Option) *Server {
 func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 	t.Helper()
 	ctx := context.Background()
-	db, err := store.Open(ctx, store.Config{DatabaseURL: databaseURL})
+	db, err := store.Open(ctx, store.Config{DatabaseURL: databaseURL, Server: "test", Event: server.ChangeEvents("test")})
 	if err != nil {
 		t.Fatal(err)
 	}
