@@ -1,6 +1,7 @@
 package auditlog
 
 import (
+	"crypto/ed25519"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -27,8 +28,12 @@ func (c Checkpoint) text() string {
 }
 
 // Sign signs the checkpoint with each of the keys.
-func (c Checkpoint) Sign(keys ...note.Signer) ([]byte, error) {
-	return note.Sign(&note.Note{Text: c.text()}, keys...)
+func (c Checkpoint) Sign(keys ...Key) ([]byte, error) {
+	signers := make([]note.Signer, len(keys))
+	for i, k := range keys {
+		signers[i] = k.Signer
+	}
+	return note.Sign(&note.Note{Text: c.text()}, signers...)
 }
 
 // ErrUnsigned: no signature on a checkpoint is by a key that is trusted.
@@ -76,16 +81,32 @@ func parseCheckpoint(text string) (c Checkpoint, err error) {
 	return c, nil
 }
 
-// ReadKey reads a file with a private key as note.GenerateKey makes it.
-func ReadKey(file string) (note.Signer, error) {
+// Key signs checkpoints.
+type Key struct {
+	note.Signer
+	// Verifier is the key to verify them with, as text.
+	Verifier string
+}
+
+// ReadKey reads a private key as note.GenerateKey writes it. Its errors do not show
+// it.
+func ReadKey(file string) (Key, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return nil, err
+		return Key{}, err
 	}
-	signer, err := note.NewSigner(strings.TrimSpace(string(text)))
+	secret := strings.TrimSpace(string(text))
+	signer, err := note.NewSigner(secret)
 	if err != nil {
-		// The library's error does not show the key, and neither do we.
-		return nil, fmt.Errorf("%s: not a private key of the note format", file)
+		return Key{}, fmt.Errorf("%s: not a private key of the note format", file)
 	}
-	return signer, nil
+	// PRIVATE+KEY+name+hash+data: the algorithm, and the seed of an Ed25519 key.
+	parts := strings.SplitN(secret, "+", 5)
+	seed, err := base64.StdEncoding.DecodeString(parts[len(parts)-1])
+	if err != nil || len(seed) != 1+ed25519.SeedSize {
+		return Key{}, fmt.Errorf("%s: not an Ed25519 key of the note format", file)
+	}
+	public := ed25519.NewKeyFromSeed(seed[1:]).Public().(ed25519.PublicKey)
+	verifier, err := note.NewEd25519VerifierKey(signer.Name(), public)
+	return Key{signer, verifier}, err
 }

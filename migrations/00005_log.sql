@@ -5,14 +5,16 @@
 
 -- +goose Up
 
--- `batch` and `pos` say which leaf of which batch the row is. `fields` are the leaf
+-- `batch` and `pos` say which leaf of which batch the row is; `crc`, the CRC-32C of the
+-- record, proves nothing, but tells which row of a batch is damaged. `fields` are the leaf
 -- paths that were decided, "+path" or "-path". `masked` are the keyed hashes that
 -- stand in the record for sensitive values.
 alter table decisions
 	add column fields text[] collate "C" not null default '{}',
 	add column masked bytea[] not null default '{}',
 	add column batch  uuid not null default '00000000-0000-0000-0000-000000000000',
-	add column pos    integer not null default 0;
+	add column pos    integer not null default 0,
+	add column crc    integer not null default 0;
 alter table decisions
 	alter column fields drop default,
 	alter column masked drop default,
@@ -34,6 +36,7 @@ create table events (
 	record     bytea       not null,
 	batch      uuid        not null,
 	pos        integer     not null,
+	crc        integer     not null,
 	primary key (at, event_id)
 ) partition by range (at);
 create index events_kind on events (kind, at desc, event_id desc);

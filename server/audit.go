@@ -19,6 +19,7 @@ import (
 type auditService struct {
 	db     *store.DB
 	events *eventLog
+	signer *signer
 }
 
 // decisionPage is where a page of QueryDecisions ended, and of which query.

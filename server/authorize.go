@@ -206,16 +206,7 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 	if err != nil {
 		return store.Decision{}, fmt.Errorf("record: %w", err)
 	}
-	row := store.Decision{
-		ID: id, At: at, Revision: snap.position.Number, Caller: rec.Caller, Server: s.name,
-		Principal: protoToStore(req.Principal), Action: protoToStore(req.Action), Resource: protoToStore(req.Resource),
-		Allowed: res.Allowed, DeniedAt: int16(res.DeniedAt),
-		RequestID: req.RequestId, TraceID: rec.TraceId, Record: bytes,
-	}
-	for _, p := range res.Policies {
-		row.Policies = append(row.Policies, p.String())
-	}
-	return row, nil
+	return decisionRow(rec, bytes)
 }
 
 // respond puts a result on the wire.

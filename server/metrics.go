@@ -77,6 +77,19 @@ func (m *metrics) watch(f *follower, r *recorder) {
 	gauge("cedarpost_decisions_at_risk", "Decisions that were answered and are not committed yet; always 0 in strict mode.", func() float64 { return float64(r.atRisk.Load()) })
 }
 
+func (m *metrics) watchSigner(s *signer) {
+	m.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_checkpoint_size", Help: "Batches that the newest checkpoint covers, on the server that signs."},
+			func() float64 { return float64(s.size.Load()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_checkpoint_refused", Help: "1 while this server refuses to sign, because the log contradicts an earlier checkpoint. Alert on it."},
+			func() float64 {
+				if s.refused.Load() {
+					return 1
+				}
+				return 0
+			}))
+}
+
 // watchStandbys counts what was asked of each standby.
 func (m *metrics) watchStandbys(db *store.DB) {
 	for i, s := range db.Standbys() {

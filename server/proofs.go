@@ -2,23 +2,129 @@ package server
 
 import (
 	"context"
+	"errors"
 
 	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+	"golang.org/x/mod/sumdb/tlog"
 
+	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/store"
 )
 
 // GetCheckpoint implements cedarpost.v1.AuditService.
-func (s *auditService) GetCheckpoint(context.Context, *cedarpostv1.GetCheckpointRequest) (*cedarpostv1.GetCheckpointResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "not yet")
+func (s *auditService) GetCheckpoint(ctx context.Context, req *cedarpostv1.GetCheckpointRequest) (*cedarpostv1.GetCheckpointResponse, error) {
+	c, err := s.checkpoint(ctx, req.GetSize())
+	if err != nil {
+		return nil, err
+	}
+	return &cedarpostv1.GetCheckpointResponse{Checkpoint: string(c.Note), VerifierKeys: s.signer.verifierKeys()}, nil
+}
+
+// checkpoint reads the checkpoint of a size, the newest for 0.
+func (s *auditService) checkpoint(ctx context.Context, size int64) (store.Checkpoint, error) {
+	c, err := s.db.LatestCheckpoint(ctx, "")
+	if size > 0 {
+		c, err = s.db.CheckpointOf(ctx, size)
+	}
+	switch {
+	case errors.Is(err, store.ErrNotFound) && size > 0:
+		return c, connect.Errorf(connect.CodeNotFound, "there is no checkpoint of size %d", size)
+	case errors.Is(err, store.ErrNotFound):
+		return c, connect.NewError(connect.CodeNotFound, "there is no checkpoint: the log is not signed, or not yet")
+	case err != nil:
+		return c, publicError(err)
+	}
+	return c, nil
 }
 
 // GetInclusionProof implements cedarpost.v1.AuditService.
-func (s *auditService) GetInclusionProof(context.Context, *cedarpostv1.GetInclusionProofRequest) (*cedarpostv1.GetInclusionProofResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "not yet")
+func (s *auditService) GetInclusionProof(ctx context.Context, req *cedarpostv1.GetInclusionProofRequest) (*cedarpostv1.GetInclusionProofResponse, error) {
+	id, err := uuid.Parse(req.GetId())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "id: not a UUID")
+	}
+	c, err := s.checkpoint(ctx, req.GetSize())
+	if err != nil {
+		return nil, err
+	}
+	in, err := s.prove(ctx, id, c.Size)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	// The proof holds the record.
+	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceGetInclusionProofProcedure, req, 1); err != nil {
+		return nil, publicError(err)
+	}
+	return &cedarpostv1.GetInclusionProofResponse{
+		Record: in.Record, Row: int64(in.Row), RowProof: hashBytes(in.RowProof),
+		Header: in.Header, Leaf: in.Leaf, Proof: hashBytes(in.Proof), Checkpoint: string(c.Note),
+	}, nil
+}
+
+// prove finds a record and proves it for the tree of a size.
+func (s *auditService) prove(ctx context.Context, id uuid.UUID, size int64) (in auditlog.Inclusion, err error) {
+	var batchID uuid.UUID
+	d, err := s.db.GetDecision(ctx, id)
+	if err == nil {
+		batchID, in.Row, in.Record = d.Batch, d.Pos, d.Record
+	} else if errors.Is(err, store.ErrNotFound) {
+		e, err := s.db.GetEvent(ctx, id)
+		if errors.Is(err, store.ErrNotFound) {
+			return in, connect.Errorf(connect.CodeNotFound, "no record %s is in the log", id)
+		}
+		if err != nil {
+			return in, err
+		}
+		batchID, in.Row, in.Record = e.Batch, e.Pos, e.Record
+	} else {
+		return in, err
+	}
+	batch, err := s.db.BatchByID(ctx, batchID)
+	if err != nil {
+		return in, err
+	}
+	if batch.Seq >= size {
+		return in, connect.Errorf(connect.CodeFailedPrecondition, "no checkpoint covers the record yet; one is made each second")
+	}
+	in.Header, in.Leaf = batch.Header, batch.Seq
+	rows, err := s.db.RowsOf(ctx, []store.Batch{batch})
+	if err != nil {
+		return in, err
+	}
+	leaves, err := rowHashes(batch, rows)
+	if err != nil {
+		return in, connect.NewError(connect.CodeDataLoss, "the batch of the record is not whole: verify the log").WithCause(err)
+	}
+	if in.RowProof, err = auditlog.ProveRow(leaves, in.Row); err != nil {
+		return in, err
+	}
+	in.Proof, err = tlog.ProveRecord(size, batch.Seq, s.db.Tiles(ctx))
+	return in, err
 }
 
 // GetConsistencyProof implements cedarpost.v1.AuditService.
-func (s *auditService) GetConsistencyProof(context.Context, *cedarpostv1.GetConsistencyProofRequest) (*cedarpostv1.GetConsistencyProofResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "not yet")
+func (s *auditService) GetConsistencyProof(ctx context.Context, req *cedarpostv1.GetConsistencyProofRequest) (*cedarpostv1.GetConsistencyProofResponse, error) {
+	c, err := s.checkpoint(ctx, req.GetSecond())
+	if err != nil {
+		return nil, err
+	}
+	if req.GetFirst() > c.Size {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "first: the log has %d batches", c.Size)
+	}
+	proof, err := tlog.ProveTree(c.Size, req.GetFirst(), s.db.Tiles(ctx))
+	if err != nil {
+		return nil, publicError(err)
+	}
+	return &cedarpostv1.GetConsistencyProofResponse{Proof: hashBytes(proof), Checkpoint: string(c.Note)}, nil
+}
+
+func hashBytes(hashes []tlog.Hash) [][]byte {
+	out := make([][]byte, len(hashes))
+	for i := range hashes {
+		out[i] = hashes[i][:]
+	}
+	return out
 }

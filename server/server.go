@@ -47,6 +47,8 @@ type Config struct {
 	// Record says when decisions are answered: auditlog.Strict, the default, after
 	// their commit to the log, or auditlog.Buffered, before it.
 	Record auditlog.Mode
+	// Signing says how checkpoints of the log are signed.
+	Signing Signing
 	// RateLimit is how many checks a second one caller may ask, 0 for no limit.
 	RateLimit float64
 	// Name is this server in decision records, default the host's name.
@@ -92,6 +94,7 @@ type Server struct {
 	follower *follower
 	ready    *readiness
 	recorder *recorder
+	signer   *signer
 	metrics  *metrics
 	planes   []*plane
 }
@@ -130,6 +133,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		}
 	}
 	s.recorder = newRecorder(cfg.DB, cfg.Name, cfg.Record, cfg.Log, s.metrics, s.follower.heard)
+	events := &eventLog{s.recorder, cfg.Name}
 	s.metrics.watch(s.follower, s.recorder)
 	s.metrics.watchStandbys(cfg.DB)
 	defer func() {
@@ -137,6 +141,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 			s.recorder.close()
 		}
 	}()
+	if s.signer, err = newSigner(cfg.DB, events, cfg.Log, cfg.Signing); err != nil {
+		return nil, err
+	}
+	s.metrics.watchSigner(s.signer)
 	limits := &limits{perSecond: cfg.RateLimit}
 
 	decision := func(cs *connect.Server) {
@@ -148,7 +156,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
-		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{db: cfg.DB, events: &eventLog{s.recorder, cfg.Name}})
+		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{cfg.DB, events, s.signer})
 	}
 	for _, p := range []struct {
 		name, addr string
@@ -244,6 +252,7 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.follower.run(background) })
 	wg.Go(func() { s.ready.run(background) })
 	wg.Go(func() { s.keepPartitions(background) })
+	wg.Go(func() { s.signer.run(background) })
 
 	failed := make(chan error, len(s.planes))
 	for _, p := range s.planes {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/binary"
+	"hash/crc32"
 
 	"github.com/google/uuid"
 )
@@ -9,11 +10,11 @@ import (
 const copyDecisions = `
 	copy decisions (decision_id, at, revision, caller, server,
 	                principal_type, principal_id, action_type, action_id, resource_type, resource_id,
-	                allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos)
+	                allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos, crc)
 	from stdin (format binary)`
 
 const copyEvents = `
-	copy events (event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos)
+	copy events (event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos, crc)
 	from stdin (format binary)`
 
 const copyHead = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
@@ -23,7 +24,7 @@ func appendDecisions(b []byte, batch uuid.UUID, decisions []Decision) []byte {
 	b = append(b, copyHead...)
 	for i := range decisions {
 		d := &decisions[i]
-		b = binary.BigEndian.AppendUint16(b, 21)
+		b = binary.BigEndian.AppendUint16(b, 22)
 		b = appendField(b, d.ID[:])
 		b = appendInt64(b, idTime(d.ID).UnixMicro()-postgresEpoch)
 		b = appendInt64(b, d.Revision)
@@ -53,6 +54,7 @@ func appendDecisions(b []byte, batch uuid.UUID, decisions []Decision) []byte {
 		b = appendField(b, d.Record)
 		b = appendField(b, batch[:])
 		b = appendInt32(b, i)
+		b = appendInt32(b, int(Checksum(d.Record)))
 	}
 	return binary.BigEndian.AppendUint16(b, 0xffff)
 }
@@ -62,7 +64,7 @@ func appendEvents(b []byte, batch uuid.UUID, events []Event, pos int) []byte {
 	b = append(b, copyHead...)
 	for i := range events {
 		e := &events[i]
-		b = binary.BigEndian.AppendUint16(b, 12)
+		b = binary.BigEndian.AppendUint16(b, 13)
 		b = appendField(b, e.ID[:])
 		b = appendInt64(b, idTime(e.ID).UnixMicro()-postgresEpoch)
 		for _, s := range [...]string{e.Kind, e.Caller, e.Server, e.Subject} {
@@ -78,6 +80,7 @@ func appendEvents(b []byte, batch uuid.UUID, events []Event, pos int) []byte {
 		b = appendField(b, e.Record)
 		b = appendField(b, batch[:])
 		b = appendInt32(b, pos+i)
+		b = appendInt32(b, int(Checksum(e.Record)))
 	}
 	return binary.BigEndian.AppendUint16(b, 0xffff)
 }
@@ -88,6 +91,11 @@ const (
 	textOID       = 25
 	postgresEpoch = 946684800_000000 // 2000-01-01 in microseconds since 1970
 )
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Checksum is the CRC-32C of a record, which its row keeps beside it.
+func Checksum(record []byte) int32 { return int32(crc32.Checksum(record, castagnoli)) }
 
 func appendLen(b []byte, n int) []byte { return binary.BigEndian.AppendUint32(b, uint32(int32(n))) }
 

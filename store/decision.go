@@ -36,6 +36,8 @@ type Decision struct {
 	// written: the writer knows.
 	Batch uuid.UUID
 	Pos   int
+	// CRC is the checksum of the record when it was written; read by [DB.RowsOf] only.
+	CRC int32
 }
 
 // idTime is the time inside a UUIDv7.
@@ -66,10 +68,11 @@ type decisionRow struct {
 	Record        []byte
 	Batch         uuid.UUID
 	Pos           int
+	CRC           int32
 }
 
 func scanDecision(row pgx.CollectableRow) (Decision, error) {
-	r, err := pgx.RowToStructByName[decisionRow](row)
+	r, err := pgx.RowToStructByNameLax[decisionRow](row)
 	return Decision{
 		ID: r.DecisionID, At: r.At.UTC(), Revision: r.Revision, Caller: r.Caller, Server: r.Server,
 		Principal: UID{r.PrincipalType, r.PrincipalID},
@@ -77,7 +80,7 @@ func scanDecision(row pgx.CollectableRow) (Decision, error) {
 		Resource:  UID{r.ResourceType, r.ResourceID},
 		Allowed:   r.Allowed, DeniedAt: orZero(r.DeniedAt), Policies: r.Policies,
 		RequestID: orZero(r.RequestID), TraceID: orZero(r.TraceID), Fields: r.Fields, Masked: r.Masked,
-		Record: r.Record, Batch: r.Batch, Pos: r.Pos,
+		Record: r.Record, Batch: r.Batch, Pos: r.Pos, CRC: r.CRC,
 	}, err
 }
 

@@ -43,7 +43,7 @@ func decision(at time.Time, n byte) store.Decision {
 // same compares what was written with what is read, which knows its batch.
 func same(got, wrote store.Decision) bool {
 	a, b := got, wrote
-	b.Batch, b.Pos = a.Batch, a.Pos
+	b.Batch, b.Pos, b.CRC = a.Batch, a.Pos, a.CRC
 	return slices.Equal(a.Policies, b.Policies) && bytes.Equal(a.Record, b.Record) &&
 		fmt.Sprint(a) == fmt.Sprint(b) && a.At.Equal(b.At)
 }

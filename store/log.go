@@ -34,6 +34,8 @@ type Event struct {
 	// Batch and Pos say which leaf of which batch it is. They are read, never written.
 	Batch uuid.UUID
 	Pos   int
+	// CRC is the checksum of the record when it was written; read by [DB.RowsOf] only.
+	CRC int32
 }
 
 // LogWriter appends batches to the log over a connection of its own, so that

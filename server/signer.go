@@ -1,0 +1,314 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+const (
+	signInterval = time.Second
+	signLeaves   = 1 << 15 // added to the tree at once
+	signRetry    = 10 * time.Second
+)
+
+// Signing says how checkpoints of the log are signed. The zero value signs none.
+type Signing struct {
+	// KeyFiles hold private keys of the note format; all must have the same name,
+	// which is the origin of the log. The first is the one in use, the others sign
+	// too while a rotation is under way.
+	KeyFiles []string
+	// CheckpointFile gets every checkpoint, outside of the database. What stands in it
+	// is what the log must never contradict.
+	CheckpointFile string
+}
+
+// signer makes the tree and its checkpoints: one of all servers, each second when
+// the log has grown. It keeps what it signed in a file outside of the database, and
+// signs nothing that contradicts it: a database that was restored to an earlier
+// state must not be passed off as the same log.
+type signer struct {
+	db      *store.DB
+	events  *eventLog
+	log     *slog.Logger
+	keys    []auditlog.Key
+	origin  string
+	file    string
+	refused atomic.Bool  // what the database holds contradicts what was signed
+	size    atomic.Int64 // of the newest checkpoint, as far as this server knows
+}
+
+// errContradiction is a log that is not what it was when it was signed.
+var errContradiction = errors.New("the log contradicts an earlier checkpoint")
+
+func newSigner(db *store.DB, events *eventLog, log *slog.Logger, cfg Signing) (*signer, error) {
+	s := &signer{db: db, events: events, log: log, file: cfg.CheckpointFile}
+	for _, file := range cfg.KeyFiles {
+		key, err := auditlog.ReadKey(file)
+		if err != nil {
+			return nil, fmt.Errorf("audit key: %w", err)
+		}
+		if s.origin = key.Name(); s.keys != nil && s.keys[0].Name() != s.origin {
+			return nil, fmt.Errorf("audit key: %s is named %q and another key %q: the name is that of the log, and must be the same", file, s.origin, s.keys[0].Name())
+		}
+		s.keys = append(s.keys, key)
+	}
+	if len(s.keys) > 0 && s.file == "" {
+		return nil, errors.New("audit key: without a checkpoint file an earlier state of the database could be signed as if nothing had happened")
+	}
+	return s, nil
+}
+
+// run leads if nobody else does, until ctx ends.
+func (s *signer) run(ctx context.Context) {
+	if len(s.keys) == 0 {
+		s.log.Warn("no audit key: the log is not signed, so nobody can prove that it is whole")
+		return
+	}
+	for ctx.Err() == nil {
+		_, err := s.db.Lead(ctx, "signer", s.lead)
+		if err != nil && ctx.Err() == nil {
+			s.refused.Store(errors.Is(err, errContradiction))
+			s.log.Error("no checkpoint signed", "err", err)
+			sleep(ctx, signRetry)
+		}
+		sleep(ctx, signInterval)
+	}
+}
+
+// lead signs until something fails.
+func (s *signer) lead(ctx context.Context, alive func(context.Context) error) error {
+	if err := s.check(ctx); err != nil {
+		return err
+	}
+	s.refused.Store(false)
+	if err := s.announce(ctx); err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		grown, err := s.sign(ctx)
+		if err != nil {
+			return err
+		}
+		if grown {
+			continue
+		}
+		sleep(ctx, signInterval)
+		if err := alive(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check compares the log with the newest checkpoint in the database, and with the
+// one in the file.
+func (s *signer) check(ctx context.Context) error {
+	stored, err := s.db.LatestCheckpoint(ctx, "")
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	read := s.db.Tiles(ctx)
+	var latest auditlog.Checkpoint
+	if err == nil {
+		if latest, err = auditlog.PeekCheckpoint(stored.Note); err != nil {
+			return fmt.Errorf("%w: the newest one in the database cannot be read", errContradiction)
+		}
+		if err := holds(latest, stored.Size, read); err != nil {
+			return err
+		}
+	}
+	signed, err := lastCheckpoint(s.file, s.origin)
+	if err != nil {
+		return err
+	}
+	if signed.Size > latest.Size {
+		return s.holdsAhead(ctx, signed, latest.Size, read)
+	}
+	return holds(signed, latest.Size, read)
+}
+
+// holdsAhead is holds for a checkpoint that was signed last of all: after a crash
+// its tree may not be in the database, but its batches are.
+func (s *signer) holdsAhead(ctx context.Context, c auditlog.Checkpoint, size int64, read auditlog.Tiles) error {
+	missing := c.Size - size
+	batches, err := s.db.Batches(ctx, size, int(min(missing, signLeaves)))
+	if err != nil {
+		return err
+	}
+	if int64(len(batches)) < missing {
+		return fmt.Errorf("%w: %d batches were signed, the database has %d", errContradiction, c.Size, size+int64(len(batches)))
+	}
+	root, _, err := grow(size, batches, read)
+	if err == nil && root != c.Root {
+		err = fmt.Errorf("%w: at %d batches the tree has another root", errContradiction, c.Size)
+	}
+	return err
+}
+
+// grow adds batches to a tree.
+func grow(size int64, batches []store.Batch, read auditlog.Tiles) (root tlog.Hash, tiles []auditlog.TileData, err error) {
+	leaves := make([]tlog.Hash, len(batches))
+	for i, b := range batches {
+		if b.Seq != size+int64(i) {
+			return root, nil, fmt.Errorf("%w: batch %d is missing", errContradiction, size+int64(i))
+		}
+		leaves[i] = auditlog.Hash(b.Header)
+	}
+	return auditlog.Grow(size, leaves, read)
+}
+
+// holds makes sure that a tree has the root of a checkpoint.
+func holds(c auditlog.Checkpoint, size int64, read auditlog.Tiles) error {
+	if c.Size == 0 {
+		return nil
+	}
+	root, err := tlog.TreeHash(c.Size, read)
+	if err != nil {
+		return err
+	}
+	if root != c.Root || c.Size > size {
+		return fmt.Errorf("%w: at %d batches the tree has another root", errContradiction, c.Size)
+	}
+	return nil
+}
+
+// announce puts the keys that sign from now on into the log.
+func (s *signer) announce(ctx context.Context) error {
+	for _, key := range s.verifierKeys() {
+		known, err := s.db.KnowsCheckpointKey(ctx, key)
+		if err != nil {
+			return err
+		}
+		if known {
+			continue
+		}
+		err = s.events.add(ctx, &cedarpostv1.EventRecord{
+			Kind: cedarpostv1.EventRecord_CHECKPOINT_KEY, Subject: key,
+			Detail: &cedarpostv1.EventRecord_CheckpointKey{CheckpointKey: &cedarpostv1.CheckpointKey{VerifierKey: key}},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *signer) verifierKeys() []string {
+	keys := make([]string, len(s.keys))
+	for i, k := range s.keys {
+		keys[i] = k.Verifier
+	}
+	return keys
+}
+
+// sign adds what was committed to the tree and signs the root of it.
+func (s *signer) sign(ctx context.Context) (grown bool, err error) {
+	stored, err := s.db.LatestCheckpoint(ctx, "")
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return false, err
+	}
+	s.size.Store(stored.Size)
+	batches, err := s.db.Batches(ctx, stored.Size, signLeaves)
+	if err != nil || len(batches) == 0 {
+		return false, err
+	}
+	root, tiles, err := grow(stored.Size, batches, s.db.Tiles(ctx))
+	if err != nil {
+		return false, err
+	}
+	c := auditlog.Checkpoint{Origin: s.origin, Size: stored.Size + int64(len(batches)), Root: root}
+	signed, err := c.Sign(s.keys...)
+	if err != nil {
+		return false, err
+	}
+	// First the file: were it second, a crash in between would leave a checkpoint that
+	// an earlier backup could contradict unnoticed.
+	if err := appendCheckpoint(s.file, signed); err != nil {
+		return false, fmt.Errorf("checkpoint file: %w", err)
+	}
+	if err := s.db.SaveTree(ctx, tiles, store.Checkpoint{Origin: c.Origin, Size: c.Size, Note: signed}); err != nil {
+		return false, err
+	}
+	s.size.Store(c.Size)
+	s.log.Info("checkpoint", "origin", c.Origin, "size", c.Size, "root", c.Root.String())
+	return true, nil
+}
+
+// A checkpoint file holds signed notes, each followed by an empty line. Only its
+// last checkpoint counts; what was cut off while it was written does not.
+
+func appendCheckpoint(file string, signed []byte) (err error) {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(append(bytes.Clone(signed), '\n')); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// lastCheckpoint reads the newest checkpoint of a log in a file; the zero value if
+// there is none.
+func lastCheckpoint(file, origin string) (last auditlog.Checkpoint, err error) {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return last, nil
+	}
+	if err != nil {
+		return last, err
+	}
+	defer func() { _ = f.Close() }()
+	err = eachCheckpoint(f, func(signed []byte) error {
+		if c, err := auditlog.PeekCheckpoint(signed); err == nil && c.Origin == origin && c.Size >= last.Size {
+			last = c
+		}
+		return nil
+	})
+	return last, err
+}
+
+// eachCheckpoint calls fn with each signed note of a checkpoint file. A note is a
+// body, an empty line and its signatures.
+func eachCheckpoint(r io.Reader, fn func(signed []byte) error) error {
+	lines := bufio.NewReader(r)
+	var text strings.Builder
+	for empty := 0; ; {
+		line, err := lines.ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			return nil // a last note without its empty line is not whole
+		}
+		if err != nil {
+			return err
+		}
+		if line == "\n" {
+			empty++
+		}
+		if line == "\n" && empty == 2 {
+			if err := fn([]byte(text.String())); err != nil {
+				return err
+			}
+			text.Reset()
+			empty = 0
+			continue
+		}
+		text.WriteString(line)
+	}
+}

@@ -1,0 +1,311 @@
+package server_test
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// logKey makes a key file, and the verifier for it.
+func logKey(t *testing.T, name string) (file string, verifier note.Verifier) {
+	t.Helper()
+	secret, public, err := note.GenerateKey(rand.Reader, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file = filepath.Join(t.TempDir(), "audit.key")
+	if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if verifier, err = note.NewVerifier(public); err != nil {
+		t.Fatal(err)
+	}
+	return file, verifier
+}
+
+// signed starts a server with the example that signs its log.
+func signed(t *testing.T) (s *servertest.Server, verifier note.Verifier, checkpoints string) {
+	t.Helper()
+	key, verifier := logKey(t, "test.example/log")
+	checkpoints = filepath.Join(t.TempDir(), "checkpoints")
+	s = servertest.New(t, signing(key, checkpoints))
+	s.MustLoadShop()
+	return s, verifier, checkpoints
+}
+
+func signing(key, checkpoints string) servertest.Option {
+	return func(c *server.Config) {
+		c.Signing = server.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}
+	}
+}
+
+// decide makes decisions, singly and in batches, and returns their ids.
+func decide(t *testing.T, s *servertest.Server, n int) (ids []string) {
+	t.Helper()
+	for i := 0; len(ids) < n; i++ {
+		if i%3 > 0 {
+			r, err := s.Authorization.Authorize(t.Context(), withAllFields(ask("bob", "ViewOrder", fmt.Sprint(40+i%5), i%2 == 0)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, r.DecisionId)
+			continue
+		}
+		req := &cedarpostv1.AuthorizeBatchRequest{}
+		for k := range 4 {
+			req.Checks = append(req.Checks, ask("alice", "ViewOrder", fmt.Sprint(k), false))
+		}
+		res, err := s.Authorization.AuthorizeBatch(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range res.Results {
+			ids = append(ids, r.GetResponse().DecisionId)
+		}
+	}
+	return ids
+}
+
+// covered waits until a checkpoint covers all that is committed, and returns it.
+func covered(t *testing.T, s *servertest.Server, verifier note.Verifier) (c auditlog.Checkpoint, signed string) {
+	t.Helper()
+	var batches int64
+	if err := session(t, s.URL).QueryRow(t.Context(), "select count(*) from audit_batches").Scan(&batches); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a checkpoint that covers the log", func() bool {
+		r, err := s.Audit.GetCheckpoint(t.Context(), &cedarpostv1.GetCheckpointRequest{})
+		if err != nil {
+			if connect.CodeOf(err) != connect.CodeNotFound {
+				t.Fatal(err)
+			}
+			return false
+		}
+		signed = r.Checkpoint
+		c, err = auditlog.OpenCheckpoint([]byte(signed), verifier)
+		return err == nil && c.Size >= batches
+	})
+	return c, signed
+}
+
+func hashes(t *testing.T, list [][]byte) (out []tlog.Hash) {
+	t.Helper()
+	for _, h := range list {
+		out = append(out, tlog.Hash(h))
+	}
+	return out
+}
+
+// Every record can be proven to be below a signed checkpoint, and each checkpoint
+// to be the beginning of the next.
+func TestProofs(t *testing.T) {
+	s, verifier, checkpoints := signed(t)
+	ids := decide(t, s, 30)
+	first, _ := covered(t, s, verifier)
+	for _, id := range ids {
+		p, err := s.Audit.GetInclusionProof(t.Context(), &cedarpostv1.GetInclusionProofRequest{Id: id, Size: first.Size})
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := auditlog.Inclusion{
+			Record: p.Record, Row: int(p.Row), RowProof: hashes(t, p.RowProof),
+			Header: p.Header, Leaf: p.Leaf, Proof: hashes(t, p.Proof),
+		}
+		if err := in.Check(first); err != nil {
+			t.Fatalf("%s: %v", id, err)
+		}
+		in.Record[len(in.Record)/2] ^= 1
+		if in.Check(first) == nil {
+			t.Fatalf("%s: an altered record is proven", id)
+		}
+	}
+	decide(t, s, 10)
+	second, _ := covered(t, s, verifier)
+	if second.Size <= first.Size {
+		t.Fatalf("the log did not grow from %d", first.Size)
+	}
+	p, err := s.Audit.GetConsistencyProof(t.Context(), &cedarpostv1.GetConsistencyProofRequest{First: first.Size, Second: second.Size})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tlog.CheckTree(hashes(t, p.Proof), second.Size, second.Root, first.Size, first.Root); err != nil {
+		t.Error(err)
+	}
+	// Every checkpoint is outside of the database too.
+	file, err := os.ReadFile(checkpoints)
+	if err != nil || !strings.Contains(string(file), fmt.Sprintf("test.example/log\n%d\n%s\n", second.Size, second.Root)) {
+		t.Errorf("the file does not hold the checkpoint: %v\n%s", err, file)
+	}
+	_, err = s.Audit.GetInclusionProof(t.Context(), &cedarpostv1.GetInclusionProofRequest{Id: "01890a5d-ac96-774b-bcce-b302099a8057"})
+	wantCode(t, err, connect.CodeNotFound, "no record")
+	_, err = s.Audit.GetConsistencyProof(t.Context(), &cedarpostv1.GetConsistencyProofRequest{First: 1 << 40})
+	wantCode(t, err, connect.CodeInvalidArgument, "the log has")
+}
+
+// tamper changes the log behind its back, as somebody who owns the database can.
+func tamper(t *testing.T, url, sql string) {
+	t.Helper()
+	conn := session(t, url)
+	mustExec(t, conn, "set session_replication_role = replica") // no triggers
+	tag, err := conn.Exec(t.Context(), sql)
+	if err != nil || tag.RowsAffected() == 0 {
+		t.Fatalf("%s: %v, %v", sql, tag, err)
+	}
+}
+
+// Whatever is altered, removed or moved is found and named.
+func TestVerifyFinds(t *testing.T) {
+	s, verifier, _ := signed(t)
+	decide(t, s, 12)
+	_, kept := covered(t, s, verifier)
+	s.Stop()
+	verify := func(t *testing.T, sql string) error {
+		url := copyDatabase(t, s.URL)
+		if sql != "" {
+			tamper(t, url, sql)
+		}
+		_, err := server.VerifyLog(t.Context(), openStore(t, url),
+			server.Verification{Keys: []note.Verifier{verifier}, Against: [][]byte{[]byte(kept)}})
+		return err
+	}
+	if err := verify(t, ""); err != nil {
+		t.Fatalf("a whole log: %v", err)
+	}
+	const victim = "(select decision_id from decisions order by batch, pos offset 5 limit 1)"
+	flip := func(column string) string {
+		return fmt.Sprintf("set_byte(%[1]s, length(%[1]s) / 2, get_byte(%[1]s, length(%[1]s) / 2) # 1)", column)
+	}
+	for name, c := range map[string]struct{ sql, want string }{
+		"a byte of a row":             {"update decisions set record = " + flip("record") + " where decision_id = " + victim, "row"},
+		"a byte and its checksum":     {"update decisions set record = " + flip("record") + ", crc = 0 where decision_id = " + victim, "altered"},
+		"a column":                    {"update decisions set allowed = not allowed where decision_id = " + victim, "column allowed"},
+		"who asked":                   {"update decisions set caller = 'nobody' where decision_id = " + victim, "column caller"},
+		"a byte of a header":          {"update audit_batches set header = " + flip("header") + " where seq = 3", "batch 3: "},
+		"a column of a batch":         {"update audit_batches set writer_seq = 99 where seq = 3", "batch 3: column writer_seq"},
+		"a byte of a node":            {"update audit_nodes set hashes = set_byte(hashes, 40, get_byte(hashes, 40) # 1) where level = 0", "the tree is not that of the batches"},
+		"a row that is gone":          {"delete from decisions where decision_id = " + victim, "is missing"},
+		"an event that is gone":       {"delete from events where subject = 'shop'", "is missing"},
+		"a batch that is gone":        {"delete from audit_batches where seq = 3", "batch 3: is missing"},
+		"the tail of the log":         {"delete from audit_batches where seq >= (select max(seq) - 2 from audit_batches)", "is missing"},
+		"two rows that changed place": {"update decisions set pos = 1 - pos where batch = (select batch from decisions where pos = 1 limit 1) and pos < 2", "changed places"},
+		"a row that is new": {`insert into decisions select gen_random_uuid(), at, revision, caller, server, principal_type, principal_id, action_type, action_id,
+			resource_type, resource_id, allowed, denied_at, policies, request_id, trace_id, record, fields, masked, batch, pos, crc from decisions where decision_id = ` + victim, "twice"},
+		"a checkpoint": {"update checkpoints set note = " + flip("note") + " where size = (select max(size) from checkpoints)", "checkpoint"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := verify(t, c.sql)
+			var bad *server.BadLogError
+			if !errors.As(err, &bad) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			t.Log(err)
+		})
+	}
+}
+
+// A database that went back to an earlier state is not signed as if nothing had
+// happened, but under another name it is.
+func TestRestoredBackupIsNotSigned(t *testing.T) {
+	key, verifier := logKey(t, "test.example/log")
+	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
+	s := servertest.New(t, signing(key, checkpoints))
+	s.MustLoadShop()
+	decide(t, s, 5)
+	before, _ := covered(t, s, verifier)
+	s.Stop()
+	backup := copyDatabase(t, s.URL)
+	s = servertest.On(t, s.URL, signing(key, checkpoints))
+	decide(t, s, 5)
+	after, kept := covered(t, s, verifier)
+	s.Stop()
+	if after.Size <= before.Size {
+		t.Fatal("the log did not grow")
+	}
+
+	restored := servertest.On(t, backup, signing(key, checkpoints))
+	decide(t, restored, 20) // the log is longer than the one that was signed
+	conn := session(t, backup)
+	eventually(t, "a refusal to sign", func() bool { return strings.Contains(metrics(t, restored), "cedarpost_checkpoint_refused 1") })
+	var newest int64
+	if err := conn.QueryRow(t.Context(), "select max(size) from checkpoints").Scan(&newest); err != nil || newest != before.Size {
+		t.Errorf("%d batches were signed, %v; before the backup %d", newest, err, before.Size)
+	}
+	_, err := server.VerifyLog(t.Context(), restored.DB, server.Verification{Against: [][]byte{[]byte(kept)}})
+	if err == nil {
+		t.Error("a restored log passes for the one that was signed")
+	}
+	restored.Stop()
+
+	other, otherVerifier := logKey(t, "test.example/log-2")
+	anew := servertest.On(t, backup, signing(other, checkpoints))
+	if c, _ := covered(t, anew, otherVerifier); c.Origin != "test.example/log-2" || c.Size <= before.Size {
+		t.Errorf("signed anew: %+v", c)
+	}
+}
+
+// copyDatabase is a backup and its restore.
+func copyDatabase(t *testing.T, url string) string {
+	t.Helper()
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, name := config.Database, "copy_"+strings.ReplaceAll(uuid.NewString(), "-", "")
+	config.Database = "postgres"
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_, _ = conn.Exec(context.Background(), "drop database if exists "+name+" with (force)")
+		conn.Close(context.Background())
+	})
+	// Sessions that have ended may linger.
+	mustExec(t, conn, "select pg_terminate_backend(pid) from pg_stat_activity where datname = '"+from+"'")
+	mustExec(t, conn, "create database "+name+" template "+from)
+	return strings.Replace(url, "/"+from, "/"+name, 1)
+}
+
+func openStore(t *testing.T, url string) *store.DB {
+	t.Helper()
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	return db
+}
+
+// metrics reads what a server counts.
+func metrics(t *testing.T, s *servertest.Server) string {
+	t.Helper()
+	res, err := http.Get(s.Ops + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}

@@ -1,0 +1,260 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+)
+
+// Batch is one leaf of the log, as it is stored.
+type Batch struct {
+	Seq       int64 // its place in the log, from 0
+	Batch     uuid.UUID
+	Writer    uuid.UUID
+	WriterSeq int64
+	Rows      int
+	Header    []byte    // the bytes that are hashed
+	Day       time.Time // UTC, of its rows
+	// FirstAt and LastAt bound the time of its rows; nil when there are none.
+	FirstAt, LastAt *time.Time
+}
+
+const selectBatches = `
+	select seq, batch, writer, writer_seq, rows, header, day, first_at, last_at
+	from audit_batches`
+
+// Batches reads at most limit leaves from one on, in order.
+func (db *DB) Batches(ctx context.Context, from int64, limit int) (_ []Batch, err error) {
+	defer wrap(&err, "read batches")
+	rows, _ := db.admin.Query(ctx, selectBatches+" where seq >= $1 order by seq limit $2", from, limit)
+	return pgx.CollectRows(rows, pgx.RowToStructByName[Batch])
+}
+
+// BatchByID reads one leaf. The error is [ErrNotFound] if there is none.
+func (db *DB) BatchByID(ctx context.Context, id uuid.UUID) (_ Batch, err error) {
+	defer wrap(&err, "read batch")
+	rows, _ := db.admin.Query(ctx, selectBatches+" where batch = $1", id)
+	b, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Batch])
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = ErrNotFound
+	}
+	return b, err
+}
+
+// BatchAt is the first leaf with rows of that time or later, or the number of leaves
+// when there is none.
+func (db *DB) BatchAt(ctx context.Context, at time.Time) (seq int64, err error) {
+	defer wrap(&err, "find batch")
+	// By day there is an index; within one, clocks of several servers differ.
+	const query = `
+		select coalesce(
+			(select min(seq) from audit_batches where day >= $1 and last_at >= $2),
+			(select max(seq) + 1 from audit_batches), 0)`
+	err = db.admin.QueryRow(ctx, query, at.UTC().Truncate(24*time.Hour), at).Scan(&seq)
+	return seq, err
+}
+
+// LogRows are the rows of some batches.
+type LogRows struct {
+	Decisions []Decision
+	Events    []Event
+}
+
+// RowsOf reads the rows of batches, decisions and events each in the order of batch
+// and place.
+func (db *DB) RowsOf(ctx context.Context, batches []Batch) (out LogRows, err error) {
+	defer wrap(&err, "read rows of batches")
+	var ids []uuid.UUID
+	var from, to time.Time
+	for _, b := range batches {
+		if b.FirstAt == nil {
+			continue
+		}
+		ids = append(ids, b.Batch)
+		if from.IsZero() || b.FirstAt.Before(from) {
+			from = *b.FirstAt
+		}
+		if b.LastAt.After(to) {
+			to = *b.LastAt
+		}
+	}
+	if len(ids) == 0 {
+		return out, nil
+	}
+	var batch pgx.Batch
+	batch.Queue(`
+		select decision_id, at, revision, caller, server,
+		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
+		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos, crc
+		from decisions
+		where at >= $1 and at <= $2 and batch = any($3)
+		order by batch, pos`, from, to, ids).Query(func(rows pgx.Rows) (err error) {
+		out.Decisions, err = pgx.CollectRows(rows, scanDecision)
+		return err
+	})
+	batch.Queue(`
+		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos, crc
+		from events
+		where at >= $1 and at <= $2 and batch = any($3)
+		order by batch, pos`, from, to, ids).Query(func(rows pgx.Rows) (err error) {
+		out.Events, err = pgx.CollectRows(rows, scanEvent)
+		return err
+	})
+	return out, db.admin.SendBatch(ctx, &batch).Close()
+}
+
+// eventRow is a row of events.
+type eventRow struct {
+	EventID   uuid.UUID
+	At        time.Time
+	Kind      string
+	Caller    string
+	Server    string
+	Subject   string
+	Revision  *int64
+	RequestID *string
+	TraceID   *string
+	Record    []byte
+	Batch     uuid.UUID
+	Pos       int
+	CRC       int32
+}
+
+func scanEvent(row pgx.CollectableRow) (Event, error) {
+	r, err := pgx.RowToStructByNameLax[eventRow](row)
+	return Event{
+		ID: r.EventID, At: r.At.UTC(), Kind: r.Kind, Caller: r.Caller, Server: r.Server, Subject: r.Subject,
+		Revision: orZero(r.Revision), RequestID: orZero(r.RequestID), TraceID: orZero(r.TraceID),
+		Record: r.Record, Batch: r.Batch, Pos: r.Pos, CRC: r.CRC,
+	}, err
+}
+
+// GetEvent reads one event by its id. The error is [ErrNotFound] if there is none.
+func (db *DB) GetEvent(ctx context.Context, id uuid.UUID) (_ Event, err error) {
+	defer wrap(&err, "get event")
+	rows, _ := db.admin.Query(ctx, `
+		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos
+		from events
+		where at = $1 and event_id = $2`, idTime(id), id)
+	e, err := pgx.CollectExactlyOneRow(rows, scanEvent)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = ErrNotFound
+	}
+	return e, err
+}
+
+// DayDropped reports whether an event says that a day of the log, as 2026-01-31, was
+// dropped.
+func (db *DB) DayDropped(ctx context.Context, day string) (dropped bool, err error) {
+	defer wrap(&err, "look for a dropped day")
+	err = db.admin.QueryRow(ctx,
+		"select exists (select from events where kind = 'retention_drop' and subject = $1)", day).Scan(&dropped)
+	return dropped, err
+}
+
+// Tiles returns a reader of the tree's tiles. What it read it does not read again.
+func (db *DB) Tiles(ctx context.Context) auditlog.Tiles {
+	known := map[auditlog.TileID][]byte{}
+	return func(ids []auditlog.TileID) (data [][]byte, err error) {
+		defer wrap(&err, "read tiles")
+		var levels, tiles []int64
+		for _, id := range ids {
+			if known[id] == nil {
+				levels, tiles = append(levels, int64(id.Level)), append(tiles, id.Tile)
+			}
+		}
+		if len(levels) > 0 {
+			rows, _ := db.admin.Query(ctx, `
+				select n.level, n.tile, n.hashes
+				from unnest($1::bigint[], $2::bigint[]) as named (level, tile)
+				join audit_nodes n on n.level = named.level and n.tile = named.tile`, levels, tiles)
+			var id auditlog.TileID
+			var hashes []byte
+			_, err := pgx.ForEachRow(rows, []any{&id.Level, &id.Tile, &hashes}, func() error {
+				known[id] = append([]byte(nil), hashes...)
+				return nil
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+		for _, id := range ids {
+			if known[id] == nil {
+				return nil, fmt.Errorf("%w: tile %d of level %d", ErrNotFound, id.Tile, id.Level)
+			}
+			data = append(data, known[id])
+		}
+		return data, nil
+	}
+}
+
+// Checkpoint is a signed checkpoint, as it was given out.
+type Checkpoint struct {
+	Origin string
+	Size   int64
+	Note   []byte
+	At     time.Time // set by the database
+}
+
+const selectCheckpoints = "select origin, size, note, at from checkpoints"
+
+// LatestCheckpoint reads the largest checkpoint of a log, or the newest of any log
+// when origin is empty. The error is [ErrNotFound] if there is none.
+func (db *DB) LatestCheckpoint(ctx context.Context, origin string) (_ Checkpoint, err error) {
+	defer wrap(&err, "read checkpoint")
+	rows, _ := db.admin.Query(ctx, selectCheckpoints+" where $1 = '' or origin = $1 order by size desc, at desc limit 1", origin)
+	return oneCheckpoint(rows)
+}
+
+// CheckpointOf reads the checkpoint of a size, the newest if several logs have one.
+// The error is [ErrNotFound] if there is none.
+func (db *DB) CheckpointOf(ctx context.Context, size int64) (_ Checkpoint, err error) {
+	defer wrap(&err, "read checkpoint")
+	rows, _ := db.admin.Query(ctx, selectCheckpoints+" where size = $1 order by at desc limit 1", size)
+	return oneCheckpoint(rows)
+}
+
+// Checkpoints reads at most limit checkpoints larger than a size, in order.
+func (db *DB) Checkpoints(ctx context.Context, after int64, limit int) (_ []Checkpoint, err error) {
+	defer wrap(&err, "read checkpoints")
+	rows, _ := db.admin.Query(ctx, selectCheckpoints+" where size > $1 order by size, at limit $2", after, limit)
+	return pgx.CollectRows(rows, pgx.RowToStructByName[Checkpoint])
+}
+
+func oneCheckpoint(rows pgx.Rows) (Checkpoint, error) {
+	c, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Checkpoint])
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = ErrNotFound
+	}
+	return c, err
+}
+
+// SaveTree stores tiles and the checkpoint that covers them. A tile only grows. The
+// checkpoint is not stored twice: the error of a second one is Postgres's.
+func (db *DB) SaveTree(ctx context.Context, tiles []auditlog.TileData, c Checkpoint) (err error) {
+	defer wrap(&err, "save tree")
+	var batch pgx.Batch
+	for _, t := range tiles {
+		batch.Queue(`
+			insert into audit_nodes (level, tile, hashes) values ($1, $2, $3)
+			on conflict (level, tile) do update set hashes = excluded.hashes
+			where length(audit_nodes.hashes) <= length(excluded.hashes)`, t.Level, t.Tile, t.Hashes)
+	}
+	batch.Queue("insert into checkpoints (origin, size, note) values ($1, $2, $3)", c.Origin, c.Size, c.Note)
+	return pgx.BeginFunc(ctx, db.admin, func(tx pgx.Tx) error { return tx.SendBatch(ctx, &batch).Close() })
+}
+
+// KnowsCheckpointKey reports whether an event says that checkpoints are signed with
+// that verifier key.
+func (db *DB) KnowsCheckpointKey(ctx context.Context, verifierKey string) (known bool, err error) {
+	defer wrap(&err, "look for a checkpoint key")
+	err = db.admin.QueryRow(ctx,
+		"select exists (select from events where kind = 'checkpoint_key' and subject = $1)", verifierKey).Scan(&known)
+	return known, err
+}
