@@ -82,6 +82,7 @@ type edge struct {
 	limits   *limits
 	log      *slog.Logger
 	metric   *metrics
+	unknown  *strangers
 	timeout  time.Duration // of a unary handler
 	times    timeouts
 }
@@ -135,7 +136,16 @@ func (e *edge) admit(ctx context.Context) (context.Context, error) {
 	if !ok {
 		return ctx, errUnauthenticated
 	}
-	caller, err := e.authenticate(info.RequestHeader().Values("Authorization"))
+	headers := info.RequestHeader().Values("Authorization")
+	caller, err := e.authenticate(headers)
+	if errors.Is(err, errUnauthenticated) {
+		reason := "unknown key"
+		if len(headers) == 0 {
+			reason = "no credentials"
+		}
+		procedure, _ := ctx.Value(procedureKey).(string)
+		e.unknown.note(info.PeerAddr, procedure, reason)
+	}
 	if err != nil {
 		return ctx, err
 	}

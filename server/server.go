@@ -95,6 +95,7 @@ type Server struct {
 	ready    *readiness
 	recorder *recorder
 	signer   *signer
+	unknown  *strangers
 	metrics  *metrics
 	planes   []*plane
 }
@@ -134,6 +135,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	s.recorder = newRecorder(cfg.DB, cfg.Name, cfg.Record, cfg.Log, s.metrics, s.follower.heard)
 	events := &eventLog{s.recorder, cfg.Name}
+	s.unknown = newStrangers(events)
 	s.metrics.watch(s.follower, s.recorder)
 	s.metrics.watchStandbys(cfg.DB)
 	defer func() {
@@ -182,7 +184,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 // rpcHandler builds a plane's handler: guard, validation, services, health and
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *limits, timeout time.Duration) http.Handler {
-	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.metrics, timeout: timeout, times: s.cfg.times}
+	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.metrics, unknown: s.unknown, timeout: timeout, times: s.cfg.times}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
 	h := newHealth(s.ready)
@@ -253,6 +255,7 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.ready.run(background) })
 	wg.Go(func() { s.keepPartitions(background) })
 	wg.Go(func() { s.signer.run(background) })
+	wg.Go(func() { s.unknown.run(background) })
 
 	failed := make(chan error, len(s.planes))
 	for _, p := range s.planes {
@@ -276,10 +279,10 @@ func (s *Server) Run(ctx context.Context) error {
 
 	s.ready.stop()
 	s.drain(context.WithoutCancel(ctx))
-	// Handlers that Close cut off may still be at the recorder; it refuses them.
-	s.recorder.close()
 	stop()
 	wg.Wait()
+	// Handlers that Close cut off may still be at the recorder; it refuses them.
+	s.recorder.close()
 	return err
 }
 

@@ -1,16 +1,10 @@
 package server
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"log/slog"
-	"os"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -133,7 +127,7 @@ func (s *signer) check(ctx context.Context) error {
 			return err
 		}
 	}
-	signed, err := lastCheckpoint(s.file, s.origin)
+	signed, err := auditlog.LastCheckpoint(s.file, s.origin)
 	if err != nil {
 		return err
 	}
@@ -239,7 +233,7 @@ func (s *signer) sign(ctx context.Context) (grown bool, err error) {
 	}
 	// First the file: were it second, a crash in between would leave a checkpoint that
 	// an earlier backup could contradict unnoticed.
-	if err := appendCheckpoint(s.file, signed); err != nil {
+	if err := auditlog.AppendCheckpoint(s.file, signed); err != nil {
 		return false, fmt.Errorf("checkpoint file: %w", err)
 	}
 	if err := s.db.SaveTree(ctx, tiles, store.Checkpoint{Origin: c.Origin, Size: c.Size, Note: signed}); err != nil {
@@ -248,67 +242,4 @@ func (s *signer) sign(ctx context.Context) (grown bool, err error) {
 	s.size.Store(c.Size)
 	s.log.Info("checkpoint", "origin", c.Origin, "size", c.Size, "root", c.Root.String())
 	return true, nil
-}
-
-// A checkpoint file holds signed notes, each followed by an empty line. Only its
-// last checkpoint counts; what was cut off while it was written does not.
-
-func appendCheckpoint(file string, signed []byte) (err error) {
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := f.Write(append(bytes.Clone(signed), '\n')); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-// lastCheckpoint reads the newest checkpoint of a log in a file; the zero value if
-// there is none.
-func lastCheckpoint(file, origin string) (last auditlog.Checkpoint, err error) {
-	f, err := os.Open(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return last, nil
-	}
-	if err != nil {
-		return last, err
-	}
-	defer func() { _ = f.Close() }()
-	err = eachCheckpoint(f, func(signed []byte) error {
-		if c, err := auditlog.PeekCheckpoint(signed); err == nil && c.Origin == origin && c.Size >= last.Size {
-			last = c
-		}
-		return nil
-	})
-	return last, err
-}
-
-// eachCheckpoint calls fn with each signed note of a checkpoint file. A note is a
-// body, an empty line and its signatures.
-func eachCheckpoint(r io.Reader, fn func(signed []byte) error) error {
-	lines := bufio.NewReader(r)
-	var text strings.Builder
-	for empty := 0; ; {
-		line, err := lines.ReadString('\n')
-		if errors.Is(err, io.EOF) {
-			return nil // a last note without its empty line is not whole
-		}
-		if err != nil {
-			return err
-		}
-		if line == "\n" {
-			empty++
-		}
-		if line == "\n" && empty == 2 {
-			if err := fn([]byte(text.String())); err != nil {
-				return err
-			}
-			text.Reset()
-			empty = 0
-			continue
-		}
-		text.WriteString(line)
-	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -117,7 +119,11 @@ func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, e
 	if _, err := server.BootstrapKey(ctx, db, keyFile, true); err != nil {
 		return err
 	}
-	srv, err := server.New(ctx, d.config(db, log))
+	config := d.config(db, log)
+	if config.Signing, err = d.signing(); err != nil {
+		return err
+	}
+	srv, err := server.New(ctx, config)
 	if err != nil {
 		return d.explain(err)
 	}
@@ -132,6 +138,22 @@ func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, e
 	}
 	err = <-ended
 	return errors.Join(err, os.Remove(envFile))
+}
+
+// signing makes the key of the log, once.
+func (d *devCmd) signing() (server.Signing, error) {
+	key := filepath.Join(d.Data, "audit.key")
+	if _, err := makeAuditKey(key, "localhost/cedarpost-dev"); err != nil && !errors.Is(err, fs.ErrExist) {
+		return server.Signing{}, fmt.Errorf("audit key: %w", err)
+	}
+	made, err := auditlog.ReadKey(key)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(d.Data, "audit.pub"), []byte(made.Verifier+"\n"), 0o644)
+	}
+	if err != nil {
+		return server.Signing{}, fmt.Errorf("audit key: %w", err)
+	}
+	return server.Signing{KeyFiles: []string{key}, CheckpointFile: filepath.Join(d.Data, "checkpoints")}, nil
 }
 
 // prepare loads the example, writes dev.env and says ready.

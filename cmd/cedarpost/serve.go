@@ -154,11 +154,13 @@ func (f *readFlags) urls() ([]string, error) {
 type serveCmd struct {
 	databaseFlags
 	readFlags
-	listenFlags      `set:"loglevel=info"`
-	TLSCert          string `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. Read again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
-	TLSKey           string `name:"tls-key" help:"PEM file with the certificate's key." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
-	BootstrapKeyFile string `help:"Make the first API key of a database that has none, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
-	Migrate          bool   `help:"Bring the database up to date first." env:"CEDARPOST_MIGRATE" group:"server"`
+	listenFlags         `set:"loglevel=info"`
+	TLSCert             string   `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. Read again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
+	TLSKey              string   `name:"tls-key" help:"PEM file with the certificate's key." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
+	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen. While keys rotate, several with a space in between: the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
+	AuditCheckpointFile string   `help:"File that gets every checkpoint, outside of the database. Nothing that contradicts it is signed." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
+	BootstrapKeyFile    string   `help:"Make the first API key of a database that has none, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	Migrate             bool     `help:"Bring the database up to date first." env:"CEDARPOST_MIGRATE" group:"server"`
 }
 
 // Help is the long help of serve.
@@ -202,6 +204,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	}
 	config := s.config(db, log)
 	config.TLSCert, config.TLSKey = s.TLSCert, s.TLSKey
+	config.Signing = server.Signing{KeyFiles: s.AuditKeyFile, CheckpointFile: s.AuditCheckpointFile}
 	srv, err := server.New(ctx, config)
 	if err != nil {
 		return s.explain(err)

@@ -1,0 +1,388 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+type auditCmd struct {
+	Verify     verifyCmd     `cmd:"" help:"Recompute the log in a database, and compare it with its checkpoints."`
+	Witness    witnessCmd    `cmd:"" help:"Keep checkpoints elsewhere, and cry when the log contradicts them."`
+	Prove      proveCmd      `cmd:"" help:"Prove that one record is in the log."`
+	Checkpoint checkpointCmd `cmd:"" help:"Print the newest signed checkpoint."`
+	Keygen     keygenCmd     `cmd:"" help:"Make a key to sign checkpoints with."`
+}
+
+// keyFlags say which keys a checkpoint must be signed with.
+type keyFlags struct {
+	VerifierKey     []string `help:"Key that checkpoints must be signed with, as keygen prints it; may be repeated." env:"CEDARPOST_VERIFIER_KEY" sep:" " placeholder:"KEY"`
+	VerifierKeyFile string   `help:"File with such keys, one on each line." env:"CEDARPOST_VERIFIER_KEY_FILE" type:"path" placeholder:"FILE"`
+}
+
+func (f *keyFlags) verifiers() (keys []note.Verifier, err error) {
+	texts := f.VerifierKey
+	if f.VerifierKeyFile != "" {
+		content, err := os.ReadFile(f.VerifierKeyFile)
+		if err != nil {
+			return nil, err
+		}
+		texts = append(texts, strings.Fields(string(content))...)
+	}
+	for _, text := range texts {
+		key, err := note.NewVerifier(text)
+		if err != nil {
+			return nil, misuse("%q is not a verifier key, which looks like name+hash+key", text)
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// required is verifiers, and wrong usage if there are none.
+func (f *keyFlags) required() ([]note.Verifier, error) {
+	keys, err := f.verifiers()
+	if err == nil && len(keys) == 0 {
+		err = misuse("no key to verify with: give --verifier-key, or --verifier-key-file")
+	}
+	return keys, err
+}
+
+type verifyCmd struct {
+	outputFlags
+	databaseFlags
+	keyFlags
+	Since   moment   `help:"Only rows and batches from this time on: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
+	Against []string `help:"File with checkpoints that were kept elsewhere, by serve --audit-checkpoint-file or by audit witness; may be repeated." type:"path" sep:"none" placeholder:"FILE"`
+}
+
+// Help is the long help of verify.
+func (*verifyCmd) Help() string {
+	return `Recomputes each row from its bytes, each batch from its rows and the tree from its batches, compares the columns with the records, and the tree with every checkpoint. It reads the database itself, as a role that may read the log, and trusts no server. The first thing that is not in order is named, and the exit code is 1.
+
+Without --against, a log that was cut off or replaced as a whole, checkpoints and all, can pass. Without a verifier key, signatures are not looked at. docs/audit.md says what is proven.`
+}
+
+// Run verifies.
+func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
+	url, err := v.databaseFlags.required(k)
+	if err != nil {
+		return err
+	}
+	keys, err := v.verifiers()
+	if err != nil {
+		return err
+	}
+	var against [][]byte
+	for _, file := range v.Against {
+		notes, err := checkpointsIn(file)
+		if err != nil {
+			return err
+		}
+		if len(notes) == 0 {
+			return fmt.Errorf("%s holds no checkpoint", file)
+		}
+		against = append(against, notes...)
+	}
+	db, err := store.Open(ctx, store.Config{DatabaseURL: url})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	began, said := time.Now(), time.Now()
+	done, err := server.VerifyLog(ctx, db, server.Verification{
+		Since: v.Since.Time, Keys: keys, Against: against,
+		Progress: func(d server.Verified) {
+			if time.Since(said) >= time.Second {
+				said = time.Now()
+				fmt.Fprintf(c.err, "%d of %d batches, %d rows (%.0f rows/s)\n", d.Batches, d.Total,
+					d.Decisions+d.Events, float64(d.Decisions+d.Events)/time.Since(began).Seconds())
+			}
+		},
+	})
+	var bad *server.BadLogError
+	if err != nil && !errors.As(err, &bad) {
+		return err
+	}
+	if v.json() {
+		result := map[string]any{
+			"ok": bad == nil, "batches": done.Batches, "decisions": done.Decisions, "events": done.Events, "dropped_rows": done.Dropped,
+			"signed_batches": done.Size, "unsigned_batches": done.Unsigned, "checkpoints": done.Checkpoints,
+		}
+		if bad != nil {
+			result["bad"] = map[string]any{"batch": bad.Leaf, "row": bad.Row, "what": bad.What}
+		}
+		if err := c.object(result); err != nil {
+			return err
+		}
+	}
+	if bad != nil {
+		return fmt.Errorf("the log is NOT in order: %w", bad)
+	}
+	if !v.json() {
+		fmt.Fprintln(c.out, c.paint(green, "the log is in order"))
+		c.pair("batches", fmt.Sprintf("%d, %d of them not under a checkpoint yet", done.Batches, done.Unsigned))
+		c.pair("decisions", fmt.Sprint(done.Decisions))
+		c.pair("events", fmt.Sprint(done.Events))
+		if done.Dropped > 0 {
+			c.pair("dropped", fmt.Sprintf("%d rows of days that were dropped, as the log says", done.Dropped))
+		}
+		signatures := "signatures not looked at: no verifier key"
+		if len(keys) > 0 {
+			signatures = "signatures verified"
+		}
+		c.pair("checkpoints", fmt.Sprintf("%d compared, %d of them kept elsewhere; %s", done.Checkpoints, len(against), signatures))
+		c.pair("took", time.Since(began).Round(time.Millisecond).String())
+	}
+	return nil
+}
+
+// checkpointsIn reads the checkpoints of a file.
+func checkpointsIn(file string) (notes [][]byte, err error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	err = auditlog.EachCheckpoint(f, func(signed []byte) error {
+		notes = append(notes, signed)
+		return nil
+	})
+	return notes, err
+}
+
+type witnessCmd struct {
+	keyFlags
+	State    string        `help:"File that keeps the checkpoints. It should be on another machine than the service and its database." required:"" type:"path" placeholder:"FILE"`
+	Interval time.Duration `help:"Ask so often (default ${default})." default:"10s" placeholder:"TIME"`
+	Once     bool          `help:"Ask once: for a timer that runs it."`
+	adminFlags
+}
+
+// Help is the long help of witness.
+func (*witnessCmd) Help() string {
+	return `Asks the service for its newest checkpoint, verifies the signature, has it proven that the log of the last checkpoint it kept is the beginning of this one, and keeps it. When that fails, the log was altered, cut off or replaced: it says so, keeps the checkpoint that proves it in FILE.bad, and ends with exit code 1.
+
+While the service cannot be reached it says so and asks again.`
+}
+
+// Run watches the log.
+func (w *witnessCmd) Run(ctx context.Context, c *console) error {
+	keys, err := w.required()
+	if err != nil {
+		return err
+	}
+	if w.Interval < time.Second {
+		return misuse("--interval must be at least 1s")
+	}
+	admin, err := w.dial()
+	if err != nil {
+		return err
+	}
+	for {
+		grown, err := w.look(ctx, admin, keys)
+		var forked *forkError
+		switch {
+		case errors.As(err, &forked):
+			return err
+		case err != nil && w.Once:
+			return err
+		case err != nil && ctx.Err() == nil:
+			fmt.Fprintf(c.err, "%s not looked at: %v\n", time.Now().UTC().Format(time.RFC3339), err)
+		case grown != nil:
+			fmt.Fprintf(c.out, "%s %s size %d root %s\n", time.Now().UTC().Format(time.RFC3339), clean(grown.Origin), grown.Size, grown.Root)
+		}
+		if w.Once {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(w.Interval):
+		}
+	}
+}
+
+// forkError is a log that is not the one that was witnessed.
+type forkError struct{ what string }
+
+func (e *forkError) Error() string { return "THE LOG CONTRADICTS ITS CHECKPOINTS: " + e.what }
+
+// look compares the newest checkpoint with the last one kept, and keeps it. The
+// checkpoint is nil when the log has not grown.
+func (w *witnessCmd) look(ctx context.Context, admin *peer, keys []note.Verifier) (*auditlog.Checkpoint, error) {
+	res, err := call(ctx, admin, admin.audit().GetCheckpoint, &cedarpostv1.GetCheckpointRequest{})
+	if err != nil {
+		return nil, err
+	}
+	signed := []byte(res.GetCheckpoint())
+	cry := func(format string, args ...any) (*auditlog.Checkpoint, error) {
+		_ = auditlog.AppendCheckpoint(w.State+".bad", signed) // crying matters more
+		return nil, &forkError{fmt.Sprintf(format, args...)}
+	}
+	now, err := auditlog.OpenCheckpoint(signed, keys...)
+	if err != nil {
+		return cry("%v", err)
+	}
+	before, err := auditlog.LastCheckpoint(w.State, now.Origin)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case now.Size < before.Size:
+		return cry("it has %d batches and had %d", now.Size, before.Size)
+	case now.Size == before.Size && now.Root != before.Root:
+		return cry("at %d batches it has another root than before", now.Size)
+	case now.Size == before.Size:
+		return nil, nil
+	case before.Size > 0:
+		p, err := call(ctx, admin, admin.audit().GetConsistencyProof,
+			&cedarpostv1.GetConsistencyProofRequest{First: before.Size, Second: now.Size})
+		if err != nil {
+			return nil, err
+		}
+		proof, ok := proofOf(p.GetProof())
+		if !ok || tlog.CheckTree(proof, now.Size, now.Root, before.Size, before.Root) != nil {
+			return cry("the log of %d batches is not the beginning of the log of %d", before.Size, now.Size)
+		}
+	}
+	return &now, auditlog.AppendCheckpoint(w.State, signed)
+}
+
+func proofOf(list [][]byte) (hashes []tlog.Hash, ok bool) {
+	for _, h := range list {
+		if len(h) != tlog.HashSize {
+			return nil, false
+		}
+		hashes = append(hashes, tlog.Hash(h))
+	}
+	return hashes, true
+}
+
+type proveCmd struct {
+	outputFlags
+	keyFlags
+	ID string `arg:"" help:"The id of a decision or an event."`
+	adminFlags
+}
+
+// Help is the long help of prove.
+func (*proveCmd) Help() string {
+	return `Asks for a proof and checks it here: the row in its batch, the batch in the log, and the signature of the checkpoint, if a verifier key is given. With -o json, the GetInclusionProofResponse of the API, for another verifier.`
+}
+
+// Run proves.
+func (p *proveCmd) Run(ctx context.Context, c *console) error {
+	keys, err := p.verifiers()
+	if err != nil {
+		return err
+	}
+	admin, err := p.dial()
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, admin, admin.audit().GetInclusionProof, &cedarpostv1.GetInclusionProofRequest{Id: p.ID})
+	if err != nil {
+		return err
+	}
+	rowProof, ok := proofOf(res.GetRowProof())
+	proof, ok2 := proofOf(res.GetProof())
+	if !ok || !ok2 {
+		return errors.New("the proof is malformed")
+	}
+	signed := []byte(res.GetCheckpoint())
+	checkpoint, err := auditlog.PeekCheckpoint(signed)
+	if err == nil && len(keys) > 0 {
+		checkpoint, err = auditlog.OpenCheckpoint(signed, keys...)
+	}
+	if err != nil {
+		return err
+	}
+	in := auditlog.Inclusion{
+		Record: res.GetRecord(), Row: int(res.GetRow()), RowProof: rowProof, Header: res.GetHeader(), Leaf: res.GetLeaf(), Proof: proof,
+	}
+	if err := in.Check(checkpoint); err != nil {
+		return fmt.Errorf("the proof does NOT hold: %w", err)
+	}
+	if p.json() {
+		return c.message(res)
+	}
+	fmt.Fprintln(c.out, c.paint(green, "the record is in the log"))
+	c.pair("record", fmt.Sprintf("%d bytes, row %d of batch %d", len(in.Record), in.Row, in.Leaf))
+	c.pair("checkpoint", fmt.Sprintf("%s, %d batches, root %s", checkpoint.Origin, checkpoint.Size, checkpoint.Root))
+	if len(keys) == 0 {
+		c.pair("signature", "not looked at: no verifier key")
+	} else {
+		c.pair("signature", "verified")
+	}
+	return nil
+}
+
+type checkpointCmd struct {
+	adminFlags
+}
+
+// Run prints the note as it is signed.
+func (p *checkpointCmd) Run(ctx context.Context, c *console) error {
+	admin, err := p.dial()
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, admin, admin.audit().GetCheckpoint, &cedarpostv1.GetCheckpointRequest{})
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(c.out, res.GetCheckpoint())
+	return nil
+}
+
+type keygenCmd struct {
+	Name string `help:"Name of the log, which checkpoints begin with: a host name and a path, like audit.example.org/cedarpost. A key that takes the place of another one has the same name." required:"" placeholder:"NAME"`
+	File string `arg:"" help:"File for the private key, which must not exist." type:"path"`
+}
+
+// Help is the long help of keygen.
+func (*keygenCmd) Help() string {
+	return `Writes the private key to the file (mode 0600) for serve --audit-key-file, and prints the verifier key, which everybody may know and verifiers need.`
+}
+
+// Run makes a key.
+func (k *keygenCmd) Run(c *console) error {
+	verifier, err := makeAuditKey(k.File, k.Name)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s exists: a key is never overwritten", k.File)
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(c.out, verifier)
+	return nil
+}
+
+// makeAuditKey writes a new private key, unless the file exists.
+func makeAuditKey(file, name string) (verifier string, err error) {
+	secret, verifier, err := note.GenerateKey(rand.Reader, name)
+	if err != nil {
+		return "", fmt.Errorf("%q cannot name a log: %w", name, err)
+	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return "", err
+	}
+	_, err = f.WriteString(secret + "\n")
+	return verifier, errors.Join(err, f.Sync(), f.Close())
+}
