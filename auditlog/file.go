@@ -10,24 +10,38 @@ import (
 	"strings"
 )
 
-// A checkpoint file holds signed notes, each followed by an empty line. Only its
-// last checkpoint counts; what was cut off while it was written does not.
+// A checkpoint file holds signed notes, each followed by an empty line. So a note
+// is two paragraphs: its body, and its signatures, which begin with a dash. One that
+// was cut off while it was written is passed over.
 
-// AppendCheckpoint adds a signed checkpoint to a file, and returns when it is on disk.
+// AppendCheckpoint adds a signed checkpoint to a file, and returns when it is on
+// disk.
 func AppendCheckpoint(file string, signed []byte) (err error) {
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := f.Write(append(bytes.Clone(signed), '\n')); err != nil {
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	text := append(bytes.Clone(signed), '\n')
+	tail := make([]byte, min(end, 2))
+	if _, err := f.ReadAt(tail, end-int64(len(tail))); err != nil {
+		return err
+	}
+	if end > 0 && string(tail) != "\n\n" {
+		text = append([]byte("\n\n"), text...) // what was cut off ends here
+	}
+	if _, err := f.Write(text); err != nil {
 		return err
 	}
 	return f.Sync()
 }
 
-// LastCheckpoint reads the newest checkpoint of a log in a file; the zero value if
-// there is none.
+// LastCheckpoint reads the largest checkpoint of a log in a file; the zero value if
+// there is none. Signatures are not looked at.
 func LastCheckpoint(file, origin string) (last Checkpoint, err error) {
 	f, err := os.Open(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -46,30 +60,35 @@ func LastCheckpoint(file, origin string) (last Checkpoint, err error) {
 	return last, err
 }
 
-// EachCheckpoint calls fn with each signed note of a checkpoint file. A note is a
-// body, an empty line and its signatures.
+// EachCheckpoint calls fn with each signed note of a checkpoint file.
 func EachCheckpoint(r io.Reader, fn func(signed []byte) error) error {
 	lines := bufio.NewReader(r)
-	var text strings.Builder
-	for empty := 0; ; {
+	var body, paragraph strings.Builder
+	for {
 		line, err := lines.ReadString('\n')
 		if errors.Is(err, io.EOF) {
-			return nil // a last note without its empty line is not whole
+			return nil // a paragraph without its empty line is not whole
 		}
 		if err != nil {
 			return err
 		}
-		if line == "\n" {
-			empty++
-		}
-		if line == "\n" && empty == 2 {
-			if err := fn([]byte(text.String())); err != nil {
-				return err
-			}
-			text.Reset()
-			empty = 0
+		if line != "\n" {
+			paragraph.WriteString(line)
 			continue
 		}
-		text.WriteString(line)
+		text := paragraph.String()
+		paragraph.Reset()
+		if !strings.HasPrefix(text, "— ") {
+			body.Reset()
+			body.WriteString(text)
+			continue
+		}
+		if body.Len() == 0 {
+			continue
+		}
+		if err := fn([]byte(body.String() + "\n" + text)); err != nil {
+			return err
+		}
+		body.Reset()
 	}
 }
