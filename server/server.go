@@ -56,7 +56,8 @@ type Config struct {
 	// Log gets the server's log; default slog.Default.
 	Log *slog.Logger
 
-	times timeouts // of tests that are in a hurry
+	times      timeouts // of tests that are in a hurry
+	unrecorded bool     // of the benchmark that measures what recording costs
 }
 
 func (c *Config) setDefaults() {
@@ -149,10 +150,14 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s.metrics.watchSigner(s.signer)
 	limits := &limits{perSecond: cfg.RateLimit}
 
+	record := s.recorder.record
+	if cfg.unrecorded {
+		record = func(context.Context, []store.Decision, []store.Event) error { return nil }
+	}
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower, loader: newLoader(cfg.DB, cache, s.metrics),
-			recorder: s.recorder, limits: limits, metric: s.metrics, name: cfg.Name,
+			record: record, limits: limits, metric: s.metrics, name: cfg.Name,
 		})
 	}
 	admin := func(cs *connect.Server) {
