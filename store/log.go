@@ -87,22 +87,22 @@ func (w *LogWriter) Append(ctx context.Context, decisions []Decision, events []E
 	defer wrap(&err, "append to the log")
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.connect(ctx); err != nil {
+		return done, err // nothing was sent
+	}
 	b := sealBatch(auditlog.Header{
 		Writer: w.id, WriterSeq: w.seq, Server: w.server, Mode: w.mode, Unclean: w.unclean,
 	}, decisions, events)
-	for sent := false; ; {
+	w.seq++ // even if it is refused: an attempt may yet go through under this number
+	for again := false; ; again = true {
 		var refused bool
 		if err = w.connect(ctx); err == nil {
-			done, refused, err = w.try(ctx, b, sent, decisions, events)
-			sent = true
-		}
-		if err == nil || sent {
-			w.seq = b.seq + 1 // an attempt may yet go through under this number
+			done, refused, err = w.try(ctx, b, again, decisions, events)
 		}
 		if err == nil {
 			w.unclean = nil
 		}
-		if err == nil || refused || !sent {
+		if err == nil || refused {
 			return done, err
 		}
 		w.drop()
