@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/localpg"
@@ -139,4 +140,65 @@ func TestFailover(t *testing.T) {
 	finds(p.late, "DADA", newest.Number)
 	refuses(p.late)
 	dense(t, p.standby.URL())
+}
+
+// Entities come from a standby, as far as it can be trusted: not when it is behind,
+// not when it is away, and not when it has become a primary itself, with another
+// content under the same numbers.
+func TestReadsFromAStandby(t *testing.T) {
+	primary := storetest.NewServer(t)
+	if err := store.Migrate(t.Context(), primary.URL(), nil); err != nil {
+		t.Fatal(err)
+	}
+	standby := storetest.NewStandby(t, primary)
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: primary.URL(), ReadURLs: []string{standby.URL()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	s := servertest.On(t, primary.URL(), func(c *server.Config) { c.DB, c.CacheBytes = db, -1 })
+	s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies)
+	s.MustPut(paper(t, "p", "staff"))
+	toggle := func(in bool) {
+		t.Helper()
+		groups, want := []string{"staff"}, "A"
+		if !in {
+			groups, want = nil, "D"
+		}
+		r := s.MustPut(user(t, "ann", groups...))
+		for range 3 {
+			if got, revision := patiently(t, s, atLeast(r), "ann p"); got != want || revision != r.Number {
+				t.Errorf("%s at revision %d, want %s at %d", got, revision, want, r.Number)
+			}
+		}
+	}
+	// uses runs until the standby has been asked with the outcome that is counted.
+	uses := func(what string, count func(store.StandbyStats) int64) {
+		t.Helper()
+		before := count(db.Standbys()[0])
+		eventually(t, "the standby "+what, func() bool {
+			toggle(true)
+			toggle(false)
+			return count(db.Standbys()[0]) > before || t.Failed()
+		})
+	}
+	answers := func(s store.StandbyStats) int64 { return s.Reads }
+	behind := func(s store.StandbyStats) int64 { return s.Behind }
+	uses("answers", answers)
+	storetest.PauseReplay(t, standby)
+	uses("is behind", behind)
+	storetest.ResumeReplay(t, standby)
+	uses("answers", answers)
+	storetest.Promote(t, standby)
+	other := servertest.On(t, standby.URL())
+	for revision(t, other) < revision(t, s)+20 {
+		other.MustPut(user(t, "ann"))
+		other.MustPut(user(t, "ann", "staff"))
+	}
+	uses("is another database", behind)
+	other.Stop()
+	if err := standby.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	uses("fails", func(s store.StandbyStats) int64 { return s.Failed })
 }
