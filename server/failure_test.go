@@ -58,82 +58,178 @@ func recorded(t *testing.T, url string) map[string]bool {
 	return out
 }
 
-// Postgres dies under load and comes back. Meanwhile every answer is an error
-// and never a decision; before and after, every answered decision is in the log.
-func TestPostgresDiesUnderLoad(t *testing.T) {
+// Postgres dies under load, by kill -9, and comes back. Meanwhile every answer is
+// an error and never a decision. Whatever was answered before and after is there:
+// decisions, writes, and no gap between revisions.
+func TestPostgresDiesUnderLoad(t *testing.T) { postgresDies(t, 1) }
+
+// TestSoakPostgresDiesUnderLoad is the long form.
+func TestSoakPostgresDiesUnderLoad(t *testing.T) {
+	soak(t)
+	postgresDies(t, 25)
+}
+
+func postgresDies(t *testing.T, rounds int) {
 	s, pg := ownCluster(t)
-	var (
-		mu       sync.Mutex
-		answered = map[string]bool{}
-		failures atomic.Int64
-		stop     = make(chan struct{})
-		wg       sync.WaitGroup
-	)
-	for w := range 8 {
-		wg.Go(func() {
-			for i := 0; ; i++ {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				req := withAllFields(ask("bob", "ViewOrder", fmt.Sprint(w*50+i%50), false))
-				r, err := s.Authorization.Authorize(context.Background(), req)
-				if err != nil {
-					failures.Add(1)
-					if code := connect.CodeOf(err); code != connect.CodeUnavailable && code != connect.CodeDeadlineExceeded {
-						t.Errorf("got %v, want unavailable", err)
-					}
-					continue
-				}
-				mu.Lock()
-				answered[r.DecisionId] = true
-				mu.Unlock()
-			}
+	l := newTraffic(t, s)
+	for round := range rounds {
+		// The kill comes after a count that differs from round to round.
+		eventually(t, "answers", l.more(200+137*round%400, 20+13*round%40))
+		failed := l.failures.Load()
+		if err := pg.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "errors", func() bool { return l.failures.Load() > failed+20 })
+		eventually(t, "not ready", func() bool {
+			status, _ := readyz(t, s)
+			return status == http.StatusServiceUnavailable
 		})
-	}
-	answers := func() int {
-		mu.Lock()
-		defer mu.Unlock()
-		return len(answered)
-	}
-	waitFor := func(what string, ok func() bool) {
-		t.Helper()
-		for range 3000 {
-			if ok() {
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
+		if err := pg.Restart(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-		t.Errorf("never happened: %s", what)
+		eventually(t, "answers after the restart", l.more(200, 20))
 	}
-	waitFor("answers", func() bool { return answers() > 200 })
-	if err := pg.Kill(); err != nil {
-		t.Fatal(err)
+	l.keeps(t, pg.URL())
+}
+
+// traffic is many callers at work on the shop, asking and writing, with all that they
+// were promised.
+type traffic struct {
+	running  sync.WaitGroup
+	over     atomic.Bool
+	failures atomic.Int64
+
+	mu       sync.Mutex
+	answered map[string]bool  // ids of decisions
+	written  map[string]int64 // ids of users, with the revision of each
+}
+
+func newTraffic(t *testing.T, s *servertest.Server) *traffic {
+	l := &traffic{answered: map[string]bool{}, written: map[string]int64{}}
+	for w := range 8 {
+		l.running.Go(func() { l.ask(t, s, w) })
 	}
-	waitFor("errors", func() bool { return failures.Load() > 20 })
-	waitFor("not ready", func() bool {
-		res, err := http.Get(s.Ops + "/readyz")
-		if err != nil {
-			return false
-		}
-		res.Body.Close()
-		return res.StatusCode == http.StatusServiceUnavailable
-	})
-	if err := pg.Restart(t.Context()); err != nil {
-		t.Fatal(err)
+	for w := range 3 {
+		l.running.Go(func() { l.write(t, s, w) })
 	}
-	before := answers()
-	waitFor("answers after the restart", func() bool { return answers() > before+200 })
-	close(stop)
-	wg.Wait()
-	log := recorded(t, pg.URL())
-	for id := range answered {
+	t.Cleanup(l.end)
+	return l
+}
+
+func (l *traffic) end() {
+	l.over.Store(true)
+	l.running.Wait()
+}
+
+// more says when so many more answers and writes have come in.
+func (l *traffic) more(answers, writes int) func() bool {
+	count := func() (int, int) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.answered), len(l.written)
+	}
+	a, w := count()
+	return func() bool {
+		answered, written := count()
+		return answered >= a+answers && written >= w+writes
+	}
+}
+
+// keeps ends the traffic, and fails unless the database has what was promised.
+func (l *traffic) keeps(t *testing.T, url string) {
+	t.Helper()
+	l.end()
+	log := recorded(t, url)
+	for id := range l.answered {
 		if !log[id] {
 			t.Errorf("decision %s was answered and is not in the log", id)
 		}
 	}
-	t.Logf("%d answered, %d recorded, %d refused", len(answered), len(log), failures.Load())
+	stored := storedSince(t, url, "Shop::User")
+	for id, n := range l.written {
+		if stored[id] != n {
+			t.Errorf("user %s was written at revision %d, and is there since %d", id, n, stored[id])
+		}
+	}
+	newest := dense(t, url)
+	t.Logf("%d of %d recorded decisions answered, %d of %d revisions acknowledged, %d errors",
+		len(l.answered), len(log), len(l.written), newest, l.failures.Load())
+}
+
+// ask asks one question after the other. What one caller sees never goes back.
+func (l *traffic) ask(t *testing.T, s *servertest.Server, caller int) {
+	newest := int64(0)
+	for i := 0; !l.over.Load(); i++ {
+		req := withAllFields(ask("bob", "ViewOrder", fmt.Sprint(caller*50+i%50), false))
+		r, err := s.Authorization.Authorize(t.Context(), req)
+		if err != nil {
+			l.failed(t, err)
+			continue
+		}
+		if r.Revision.Number < newest {
+			t.Errorf("revision %d was answered after %d", r.Revision.Number, newest)
+		}
+		newest = r.Revision.Number
+		l.mu.Lock()
+		l.answered[r.DecisionId] = true
+		l.mu.Unlock()
+	}
+}
+
+// write makes one user after the other.
+func (l *traffic) write(t *testing.T, s *servertest.Server, caller int) {
+	for i := 0; !l.over.Load(); i++ {
+		id := fmt.Sprintf("new-%d-%d", caller, i)
+		r, err := write(t, s, put(entity(t, `{"uid":{"type":"Shop::User","id":"`+id+`"},"attrs":{"region":"eu","suspended":false}}`)))
+		if err != nil {
+			l.failed(t, err)
+			continue
+		}
+		l.mu.Lock()
+		l.written[id] = r.Revision.Number
+		l.mu.Unlock()
+	}
+}
+
+func (l *traffic) failed(t *testing.T, err error) {
+	l.failures.Add(1)
+	if code := connect.CodeOf(err); code != connect.CodeUnavailable && code != connect.CodeDeadlineExceeded {
+		t.Errorf("got %v, want unavailable", err)
+	}
+	time.Sleep(5 * time.Millisecond) // errors come fast
+}
+
+// storedSince reads the ids of the live entities of a type, with the revision of
+// each.
+func storedSince(t *testing.T, url, typ string) map[string]int64 {
+	t.Helper()
+	rows, err := session(t, url).Query(t.Context(), `select id, since from entities where type = $1 and until is null`, typ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]int64{}
+	var id string
+	var since int64
+	if _, err := pgx.ForEachRow(rows, []any{&id, &since}, func() error { out[id] = since; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// dense fails unless every revision up to the newest is there, once.
+func dense(t *testing.T, url string) (newest int64) {
+	t.Helper()
+	var count, first, last int64
+	err := session(t, url).QueryRow(t.Context(), `
+		select n, (select count(*) from revisions), (select min(n) from revisions), (select max(n) from revisions)
+		from revision`).Scan(&newest, &count, &first, &last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first != 1 || count != newest || last != newest {
+		t.Errorf("%d revisions from %d to %d, and the counter is at %d", count, first, last, newest)
+	}
+	return newest
 }
 
 // A server that cannot learn whether its data is current stops deciding when the

@@ -50,12 +50,12 @@ func killUnderLoad(t *testing.T, rounds int, mode string) {
 		for caller := range 16 {
 			wg.Go(func() {
 				for i := 0; ; i++ {
-					id, err := askOnce(value(env, "CEDARPOST_API_URL"), value(env, "CEDARPOST_TOKEN"), fmt.Sprint((caller*31+i)%500))
+					a, err := askOnce(value(env, "CEDARPOST_API_URL"), value(env, "CEDARPOST_TOKEN"), fmt.Sprint((caller*31+i)%500))
 					if err != nil {
 						return // killed
 					}
 					mu.Lock()
-					answered[id] = true
+					answered[a.DecisionID] = true
 					if got++; got == killAfter {
 						close(killed)
 					}
@@ -117,8 +117,16 @@ func killUnderLoad(t *testing.T, rounds int, mode string) {
 	dev.stop(t, syscall.SIGTERM)
 }
 
-// askOnce asks for one order as a plain HTTP client and returns the decision id.
-func askOnce(url, token, order string) (string, error) {
+// answer is what tests look at in one.
+type answer struct {
+	DecisionID, Decision string
+	Revision             struct {
+		Number int64 `json:",string"`
+	}
+}
+
+// askOnce asks for one order as a plain HTTP client.
+func askOnce(url, token, order string) (a answer, err error) {
 	body, err := json.Marshal(map[string]any{
 		"principal": map[string]string{"type": "Shop::User", "id": "dave"},
 		"action":    map[string]string{"type": "Shop::Action", "id": "ViewOrder"},
@@ -126,25 +134,24 @@ func askOnce(url, token, order string) (string, error) {
 		"context":   map[string]bool{"mfa": true},
 	})
 	if err != nil {
-		return "", err
+		return a, err
 	}
 	req, err := http.NewRequest(http.MethodPost, url+"/cedarpost.v1.AuthorizationService/Authorize", bytes.NewReader(body))
 	if err != nil {
-		return "", err
+		return a, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+token)
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return "", err
+		return a, err
 	}
 	defer res.Body.Close()
-	var answer struct{ DecisionID string }
-	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil {
-		return "", err
+	if err := json.NewDecoder(res.Body).Decode(&a); err != nil {
+		return a, err
 	}
-	if res.StatusCode != http.StatusOK || answer.DecisionID == "" {
-		return "", fmt.Errorf("status %d", res.StatusCode)
+	if res.StatusCode != http.StatusOK || a.DecisionID == "" {
+		return a, fmt.Errorf("status %d", res.StatusCode)
 	}
-	return answer.DecisionID, nil
+	return a, nil
 }

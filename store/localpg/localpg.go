@@ -136,12 +136,13 @@ func (s *Server) Stop() (err error) {
 	return s.process.stop(syscall.SIGINT, time.Minute)
 }
 
-// Kill ends the server as a crash would: nothing is written any more, and the next
-// start has to recover.
+// Kill ends the server as kill -9 of all its processes does: nothing is written any
+// more, its clients are told nothing, and the next start has to recover. It returns
+// when the last process is gone, for until then the data cannot be used again.
 func (s *Server) Kill() (err error) {
 	defer wrap(&err)
 	defer s.unlock()
-	return s.process.stop(syscall.SIGQUIT, 10*time.Second)
+	return s.process.kill(10 * time.Second)
 }
 
 func (s *Server) start(ctx context.Context) (err error) {
@@ -277,10 +278,12 @@ func (s *Server) runOnce(ctx context.Context) error {
 	}
 }
 
+// createDatabase makes the database, unless it is there: a standby has it from its
+// primary, and could not make it.
 func (s *Server) createDatabase(ctx context.Context) error {
-	err := s.exec(ctx, "postgres", "create database "+role)
-	if err != nil && strings.Contains(err.Error(), "42P04") { // duplicate_database
-		return nil
+	err := s.exec(ctx, role, "select 1")
+	if err != nil && strings.Contains(err.Error(), "3D000") { // invalid_catalog_name
+		return s.exec(ctx, "postgres", "create database "+role)
 	}
 	return err
 }

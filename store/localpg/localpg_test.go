@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/cedarpost/cedarpost/store/localpg"
 )
@@ -109,8 +110,18 @@ func TestKillAndRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	url := server.URL()
+	session, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close(context.Background())
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
+	}
+	// The session's process went with the first one, and had no time to say so.
+	var said *pgconn.PgError
+	if _, err := session.Exec(t.Context(), "select 1"); err == nil || errors.As(err, &said) {
+		t.Errorf("got %v, want a broken connection", err)
 	}
 	select {
 	case <-server.Done():
@@ -124,6 +135,10 @@ func TestKillAndRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, url, "select x from kept", "yes")
+	log, err := os.ReadFile(server.LogFile())
+	if err != nil || !strings.Contains(string(log), "was not properly shut down") || strings.Contains(string(log), "shutdown request") {
+		t.Errorf("not a kill -9: %v\n%s", err, log)
+	}
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
 	}

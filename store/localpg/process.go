@@ -74,6 +74,34 @@ func (p *process) stop(signal syscall.Signal, patience time.Duration) error {
 	return fmt.Errorf("the server did not stop within %v and was killed", patience)
 }
 
+// kill kills the process and its children, which are in sessions of their own, and
+// waits until none is left. The parent is stopped meanwhile, so that it neither
+// starts others nor tells the rest that one died.
+func (p *process) kill(patience time.Duration) error {
+	defer func() {
+		_ = p.cmd.Process.Kill() // it may have ended before
+		<-p.done
+	}()
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		if errors.Is(err, os.ErrProcessDone) {
+			return nil
+		}
+		return err
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		living, err := children(p.cmd.Process.Pid)
+		if err != nil || len(living) == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%d processes of the server are still there %v after they were killed", len(living), patience)
+		}
+		for _, pid := range living {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may just have ended
+		}
+	}
+}
+
 // stopOrphan stops a server that still runs on the data although its parent, who
 // held the lock, is gone.
 func stopOrphan(data string) error {

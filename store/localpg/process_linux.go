@@ -1,9 +1,12 @@
 package localpg
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -20,4 +23,30 @@ func servesData(pid int, data string) bool {
 	}
 	data, err = filepath.EvalSymlinks(data)
 	return err == nil && cwd == data
+}
+
+// children lists the processes that one has started and that have not ended.
+func children(parent int) ([]int, error) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil, err
+	}
+	var living []int
+	for _, name := range stats {
+		stat, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has just ended
+		}
+		// 7 (name, which can hold anything) S 1 …: the state, the parent
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(fields) < 2 || fields[0] == "Z" || fields[1] != strconv.Itoa(parent) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err != nil {
+			return nil, err
+		}
+		living = append(living, pid)
+	}
+	return living, nil
 }

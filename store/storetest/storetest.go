@@ -59,7 +59,7 @@ func New(t testing.TB) string {
 		t.Fatalf("storetest: %v", err)
 	}
 	// A copy, but a database of its own: positions must tell the two apart.
-	if err := execIn(name, "update revision set database = gen_random_uuid()"); err != nil {
+	if err := runIn(name, "update revision set database = gen_random_uuid()"); err != nil {
 		t.Fatalf("storetest: %v", err)
 	}
 	t.Cleanup(func() {
@@ -68,7 +68,7 @@ func New(t testing.TB) string {
 			t.Logf("storetest: the database is kept (see %s): %s", KeepEnv, withDatabase(shared.url, name))
 			return
 		}
-		if err := exec("drop database " + name + " with (force)"); err != nil {
+		if err := run("drop database " + name + " with (force)"); err != nil {
 			t.Errorf("storetest: %v", err)
 		}
 	})
@@ -138,7 +138,7 @@ func start() error {
 	// Named for this process: on a server that is shared, other processes make
 	// theirs, perhaps with other migrations.
 	shared.template = "template_" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	if err := exec("create database " + shared.template); err != nil {
+	if err := run("create database " + shared.template); err != nil {
 		return err
 	}
 	return store.Migrate(context.Background(), withDatabase(shared.url, shared.template), nil)
@@ -150,7 +150,7 @@ func stop() error {
 		if shared.template == "" {
 			return nil
 		}
-		return exec("drop database if exists " + shared.template + " with (force)")
+		return run("drop database if exists " + shared.template + " with (force)")
 	}
 	err := shared.server.Stop()
 	if shared.failed.Load() && os.Getenv(KeepEnv) != "" {
@@ -174,21 +174,23 @@ func tempDir() (string, error) {
 // synced to disk, and the only one before Postgres 15, which has no word for it.
 func create(name string) error {
 	sql := "create database " + name + " template " + shared.template
-	err := exec(sql + " strategy file_copy")
+	err := run(sql + " strategy file_copy")
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) && pgErr.Code == "42601" { // syntax_error
-		err = exec(sql)
+		err = run(sql)
 	}
 	return err
 }
 
-// exec runs one statement on the server, outside of the databases of tests.
-func exec(sql string) error { return execIn("postgres", sql) }
+// run executes one statement on the server, outside of the databases of tests.
+func run(sql string) error { return runIn("postgres", sql) }
 
-func execIn(database, sql string) error {
+func runIn(database, sql string) error { return runAt(withDatabase(shared.url, database), sql) }
+
+func runAt(databaseURL, sql string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, withDatabase(shared.url, database))
+	conn, err := pgx.Connect(ctx, databaseURL)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,185 @@
+package server_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+// follows waits until a server that nobody tells of a revision has applied it. What
+// is asked later than the bound after the write is not answered from before it.
+func follows(t *testing.T, s *servertest.Server, r *cedarpostv1.Revision, bound time.Duration, question, want string) {
+	t.Helper()
+	written := time.Now()
+	eventually(t, fmt.Sprintf("revision %d is applied", r.Number), func() bool {
+		asked := time.Now()
+		got, revision, err := reads(t, s, nil, question)
+		switch {
+		case err != nil:
+			if code := connect.CodeOf(err); code != connect.CodeUnavailable && code != connect.CodeDeadlineExceeded {
+				t.Fatalf("got %v, want unavailable", err)
+			}
+			return false
+		case revision < r.Number:
+			if late := asked.Sub(written); late > bound {
+				t.Fatalf("revision %d was answered, %v after %d was written", revision, late, r.Number)
+			}
+			return false
+		case got != want:
+			t.Fatalf("%s at revision %d, want %s", got, revision, want)
+		}
+		return true
+	})
+}
+
+const defaultStaleness = 5 * time.Second
+
+// A server that hears nothing of what is written looks for itself.
+func TestLostNotifications(t *testing.T) {
+	a := docServer(t)
+	b := servertest.On(t, a.URL)
+	first := a.MustPut(paper(t, "p", "staff"), user(t, "ann", "staff"))
+	follows(t, b, first, defaultStaleness, "ann p", "A")
+	conn := session(t, a.URL)
+	mustExec(t, conn, "alter table revision disable trigger notify_revision")
+	follows(t, b, a.MustPut(user(t, "ann")), defaultStaleness, "ann p", "D")
+	mustExec(t, conn, "alter table revision enable trigger notify_revision")
+	follows(t, b, a.MustPut(user(t, "ann", "staff")), defaultStaleness, "ann p", "A")
+}
+
+// Wake-ups that come twice, or for nothing, with whatever text, do no harm.
+func TestNotificationsForNothing(t *testing.T) {
+	a := docServer(t)
+	b := servertest.On(t, a.URL)
+	a.MustPut(paper(t, "p", "staff"))
+	conn := session(t, a.URL)
+	for i := range 30 {
+		groups, want := []string{"staff"}, "A"
+		if i%2 == 1 {
+			groups, want = nil, "D"
+		}
+		mustExec(t, conn, `select pg_notify('cedarpost_revision', (n + 1)::text) from revision`)
+		r := a.MustPut(user(t, "ann", groups...))
+		mustExec(t, conn, `select pg_notify('cedarpost_revision', n::text || repeat('x', i)) from revision, generate_series(0, 50) as i`)
+		for _, s := range []*servertest.Server{a, b} {
+			if got, revision := patiently(t, s, atLeast(r), "ann p"); got != want || revision != r.Number {
+				t.Fatalf("%s at revision %d, want %s at %d", got, revision, want, r.Number)
+			}
+		}
+	}
+}
+
+// The connections to Postgres break off under load, again and again, in the middle
+// of commits, of loads and of listening. What was answered is there, and the server
+// listens again.
+func TestConnectionsCutUnderLoad(t *testing.T) { cutUnderLoad(t, 5) }
+
+// TestSoakConnectionsCutUnderLoad is the long form.
+func TestSoakConnectionsCutUnderLoad(t *testing.T) {
+	soak(t)
+	cutUnderLoad(t, 400)
+}
+
+func cutUnderLoad(t *testing.T, cuts int) {
+	url := storetest.New(t)
+	p := shaken(t, url, 5, time.Millisecond)
+	s := servertest.On(t, p.URL())
+	s.MustLoadShop()
+	l := newTraffic(t, s)
+	for cut := range cuts {
+		eventually(t, "answers", l.more(20+13*cut%70, 2+cut%5))
+		p.Refuse(cut%4 == 3)
+		p.Cut()
+		if cut%4 == 3 {
+			failed := l.failures.Load()
+			eventually(t, "errors", func() bool { return l.failures.Load() > failed+20 })
+			p.Refuse(false)
+		}
+	}
+	eventually(t, "answers", l.more(100, 10))
+	l.keeps(t, url)
+	conn := session(t, url)
+	eventually(t, "the server listens", func() (listens bool) {
+		err := conn.QueryRow(t.Context(), `select exists (select from pg_stat_activity
+			where datname = current_database() and query = 'listen cedarpost_revision')`).Scan(&listens)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return listens
+	})
+}
+
+// The network to Postgres swallows everything and says nothing. The server cannot
+// know what it misses: it stops deciding in time, and goes on when it can.
+func TestBlackHole(t *testing.T) {
+	const bound = 1500 * time.Millisecond
+	a := docServer(t)
+	p := servertest.NewProxy(t, a.URL)
+	b := servertest.On(t, p.URL(), func(c *server.Config) { c.MaxStaleness = bound })
+	follows(t, b, a.MustPut(paper(t, "p", "staff"), user(t, "ann", "staff")), bound, "ann p", "A")
+
+	p.Blackhole(true)
+	since := time.Now()
+	revoked := a.MustPut(user(t, "ann"))
+	var callers sync.WaitGroup
+	for range 4 {
+		callers.Go(func() { // nothing can be recorded, either
+			if got, revision, err := reads(t, b, nil, "ann p"); err == nil {
+				t.Errorf("%s at revision %d, recorded nowhere", got, revision)
+			}
+		})
+	}
+	time.Sleep(time.Until(since.Add(bound)))
+	asked := time.Now()
+	_, _, err := reads(t, b, nil, "ann p")
+	wantCode(t, err, connect.CodeUnavailable, "older than this server may use")
+	if took := time.Since(asked); took > bound {
+		t.Errorf("it took %v to say so", took)
+	}
+	if status, reason := readyz(t, b); status != http.StatusServiceUnavailable || !strings.Contains(reason, "older than") {
+		t.Errorf("readiness: %d %s", status, reason)
+	}
+	callers.Wait()
+	if p.Connections() == 0 {
+		t.Error("the server gave all its connections up, and none is half open")
+	}
+
+	p.Blackhole(false)
+	p.Cut() // what was swallowed would be waited for
+	follows(t, b, revoked, 0, "ann p", "D")
+	eventually(t, "ready", func() bool {
+		status, _ := readyz(t, b)
+		return status == http.StatusOK
+	})
+	follows(t, b, a.MustPut(user(t, "ann", "staff")), bound, "ann p", "A")
+}
+
+// Decisions could be recorded, but the database does not tell what is new.
+func TestRevisionNotTold(t *testing.T) {
+	const bound = 1500 * time.Millisecond
+	s := docServer(t, func(c *server.Config) { c.MaxStaleness = bound })
+	s.MustPut(paper(t, "p", "staff"), user(t, "ann", "staff"))
+	if read(t, s, "ann", fully()) != cedarpostv1.Decision_ALLOW {
+		t.Fatal("ann is in staff")
+	}
+	conn := session(t, s.URL)
+	mustExec(t, conn, "begin; lock table revision in access exclusive mode")
+	time.Sleep(bound)
+	_, _, err := reads(t, s, nil, "ann p")
+	wantCode(t, err, connect.CodeUnavailable, "older than this server may use")
+	mustExec(t, conn, "rollback")
+	eventually(t, "an answer", func() bool {
+		got, _, err := reads(t, s, nil, "ann p")
+		return err == nil && got == "A"
+	})
+}

@@ -1,0 +1,204 @@
+package server_test
+
+import (
+	"net/url"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/localpg"
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+// pair is a primary with a standby that lacks its last writes, and servers that
+// know the addresses of both.
+type pair struct {
+	primary, standby *localpg.Server
+	s                *servertest.Server
+	// late reaches the standby through this network.
+	late    *servertest.Server
+	network *servertest.Proxy
+	kept    *cedarpostv1.Revision // the standby has it
+	lost    *cedarpostv1.Revision // it has neither this one nor the one before
+}
+
+var everyone = []string{"ann p", "bob p", "cleo p", "dan p"}
+
+// newPair: ann is let in by the lost writes, and bob is thrown out. Cleo is in all
+// the time.
+func newPair(t *testing.T) *pair {
+	t.Helper()
+	p := &pair{primary: storetest.NewServer(t)}
+	if err := store.Migrate(t.Context(), p.primary.URL(), nil); err != nil {
+		t.Fatal(err)
+	}
+	p.standby = storetest.NewStandby(t, p.primary)
+	p.network = servertest.NewProxy(t, p.standby.URL())
+	p.s = servertest.On(t, twoHosts(t, p.primary.URL(), p.standby.URL()))
+	p.late = servertest.On(t, twoHosts(t, p.primary.URL(), p.network.URL()))
+	p.s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies)
+	p.kept = p.s.MustPut(paper(t, "p", "staff"), user(t, "ann"), user(t, "bob", "staff"), user(t, "cleo", "staff"))
+	storetest.CutOff(t, p.standby, p.primary)
+	p.s.MustPut(user(t, "ann", "staff"))
+	p.lost = p.s.MustPut(user(t, "bob"))
+	for _, s := range []*servertest.Server{p.s, p.late} {
+		if got, _ := patiently(t, s, atLeast(p.lost), everyone...); got != "ADAD" {
+			t.Fatalf("%s before the failover", got)
+		}
+	}
+	return p
+}
+
+// twoHosts is a URL that names the hosts of both.
+func twoHosts(t *testing.T, first, second string) string {
+	t.Helper()
+	a, err := url.Parse(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := url.Parse(second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Host = strings.Join([]string{a.Host, b.Host}, ",")
+	return a.String()
+}
+
+// failOver kills the primary and lets the standby take over.
+func (p *pair) failOver(t *testing.T) {
+	t.Helper()
+	if err := p.primary.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	storetest.Promote(t, p.standby)
+}
+
+// A standby takes over without the last writes. Servers find it by themselves, and
+// forget what is lost: in their caches, in tokens, and in pages. One of them finds
+// it only when the lost numbers were given out again, for another content.
+func TestFailover(t *testing.T) {
+	p := newPair(t)
+	page, err := p.s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{PageSize: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	finds := func(s *servertest.Server, want string, revision int64) {
+		t.Helper()
+		eventually(t, "the server has found the new primary", func() bool {
+			got, at, err := reads(t, s, fully(), everyone...)
+			if err == nil && (got != want || at != revision) {
+				t.Fatalf("%s at revision %d, want %s at %d", got, at, want, revision)
+			}
+			return err == nil
+		})
+	}
+	refuses := func(s *servertest.Server) {
+		t.Helper()
+		_, _, err := reads(t, s, atLeast(p.lost), everyone...)
+		wantCode(t, err, connect.CodeInvalidArgument, "failover")
+		_, err = s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: servertest.UID(`Doc::User::"ann"`), At: p.lost})
+		wantCode(t, err, connect.CodeInvalidArgument, "failover")
+		_, err = s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{PageSize: 1, PageToken: page.NextPageToken})
+		wantCode(t, err, connect.CodeInvalidArgument, "failover")
+		op := put(user(t, "ann", "staff"))
+		op.Precondition = &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: p.lost}}
+		_, err = write(t, s, op)
+		wantCode(t, err, connect.CodeInvalidArgument, "failover")
+	}
+
+	p.network.Refuse(true)
+	p.failOver(t)
+	finds(p.s, "DAAD", p.kept.Number)
+	refuses(p.s)
+	// A connection to the old primary may be found broken only in use.
+	eventually(t, "the first write", func() bool {
+		_, err := write(t, p.s, put(user(t, "dan")))
+		return err == nil
+	})
+	staff := []string{"staff"}
+	var newest *cedarpostv1.Revision
+	for _, step := range []struct {
+		dan, cleo []string
+		want      string
+	}{{staff, nil, "DADA"}, {nil, staff, "DAAD"}, {staff, nil, "DADA"}} {
+		newest = p.s.MustPut(user(t, "dan", step.dan...), user(t, "cleo", step.cleo...))
+		if got, revision := patiently(t, p.s, atLeast(newest), everyone...); got != step.want || revision != newest.Number {
+			t.Errorf("%s at revision %d, want %s at %d", got, revision, step.want, newest.Number)
+		}
+	}
+	if newest.Number <= p.lost.Number {
+		t.Errorf("revision %d was lost, and now only %d is there", p.lost.Number, newest.Number)
+	}
+	refuses(p.s)
+
+	p.network.Refuse(false)
+	finds(p.late, "DADA", newest.Number)
+	refuses(p.late)
+	dense(t, p.standby.URL())
+}
+
+// Entities come from a standby, as far as it can be trusted: not when it is behind,
+// not when it is away, and not when it has become a primary itself, with another
+// content under the same numbers.
+func TestReadsFromAStandby(t *testing.T) {
+	primary := storetest.NewServer(t)
+	if err := store.Migrate(t.Context(), primary.URL(), nil); err != nil {
+		t.Fatal(err)
+	}
+	standby := storetest.NewStandby(t, primary)
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: primary.URL(), ReadURLs: []string{standby.URL()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	s := servertest.On(t, primary.URL(), func(c *server.Config) { c.DB, c.CacheBytes = db, -1 })
+	s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies)
+	s.MustPut(paper(t, "p", "staff"))
+	toggle := func(in bool) {
+		t.Helper()
+		groups, want := []string{"staff"}, "A"
+		if !in {
+			groups, want = nil, "D"
+		}
+		r := s.MustPut(user(t, "ann", groups...))
+		for range 3 {
+			if got, revision := patiently(t, s, atLeast(r), "ann p"); got != want || revision != r.Number {
+				t.Errorf("%s at revision %d, want %s at %d", got, revision, want, r.Number)
+			}
+		}
+	}
+	// uses runs until the standby has been asked with the outcome that is counted.
+	uses := func(what string, count func(store.StandbyStats) int64) {
+		t.Helper()
+		before := count(db.Standbys()[0])
+		eventually(t, "the standby "+what, func() bool {
+			toggle(true)
+			toggle(false)
+			return count(db.Standbys()[0]) > before || t.Failed()
+		})
+	}
+	answers := func(s store.StandbyStats) int64 { return s.Reads }
+	behind := func(s store.StandbyStats) int64 { return s.Behind }
+	uses("answers", answers)
+	storetest.PauseReplay(t, standby)
+	uses("is behind", behind)
+	storetest.ResumeReplay(t, standby)
+	uses("answers", answers)
+	storetest.Promote(t, standby)
+	other := servertest.On(t, standby.URL())
+	for revision(t, other) < revision(t, s)+20 {
+		other.MustPut(user(t, "ann"))
+		other.MustPut(user(t, "ann", "staff"))
+	}
+	uses("is another database", behind)
+	other.Stop()
+	if err := standby.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	uses("fails", func(s store.StandbyStats) int64 { return s.Failed })
+}
