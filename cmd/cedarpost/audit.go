@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect/v2"
 	"github.com/alecthomas/kong"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -226,6 +227,13 @@ func (e *forkError) Error() string { return "THE LOG CONTRADICTS ITS CHECKPOINTS
 // checkpoint is nil when the log has not grown.
 func (w *witnessCmd) look(ctx context.Context, admin *peer, keys []note.Verifier) (*auditlog.Checkpoint, error) {
 	res, err := call(ctx, admin, admin.audit().GetCheckpoint, &cedarpostv1.GetCheckpointRequest{})
+	if connect.CodeOf(err) == connect.CodeNotFound {
+		for _, key := range keys {
+			if before, err := auditlog.LastCheckpoint(w.State, key.Name()); err == nil && before.Size > 0 {
+				return nil, &forkError{fmt.Sprintf("it has no checkpoint, and had one of %d batches", before.Size)}
+			}
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -376,6 +384,9 @@ func (k *keygenCmd) Run(c *console) error {
 // makeAuditKey writes a new private key, unless the file exists.
 func makeAuditKey(file, name string) (verifier string, err error) {
 	secret, verifier, err := note.GenerateKey(rand.Reader, name)
+	if err == nil {
+		_, err = note.NewVerifier(verifier) // knows which names are good
+	}
 	if err != nil {
 		return "", fmt.Errorf("%q cannot name a log: %w", name, err)
 	}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// TestAudit is the life of a log as its auditor lives it: keys, proofs, a witness, a
+// verification, and somebody who alters a row.
+func TestAudit(t *testing.T) {
+	dir := dataDir(t)
+	dev := newShell().start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
+	env := readEnv(t, filepath.Join(dir, "dev.env"))
+	sh := newShell().with(env...)
+	pub := "--verifier-key-file=" + filepath.Join(dir, "audit.pub")
+	database := value(env, "CEDARPOST_DATABASE_URL")
+	decide := func() (id string) {
+		t.Helper()
+		r := sh.exits(t, 0, nil, ask("ViewOrder", "42", "-o", "json")...)
+		var answer struct{ DecisionID string }
+		if err := json.Unmarshal([]byte(r.out), &answer); err != nil {
+			t.Fatal(err)
+		}
+		return answer.DecisionID
+	}
+	id := decide()
+	proven := func(id string) {
+		t.Helper()
+		for range 100 { // until a checkpoint covers it
+			if r := sh.run(t, "audit", "prove", id, pub); r.code == 0 {
+				if !strings.Contains(r.out, "the record is in the log") || !strings.Contains(r.out, "signature    verified") {
+					t.Errorf("prove says %s", r.out)
+				}
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		t.Fatalf("%s is never proven", id)
+	}
+	proven(id)
+
+	key := filepath.Join(t.TempDir(), "other.key")
+	r := sh.exits(t, 0, says("audit.example.org/x+"), "audit", "keygen", "--name=audit.example.org/x", key)
+	stranger := "--verifier-key=" + strings.TrimSpace(r.out)
+	if info, err := os.Stat(key); err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v, want mode 0600", info, err)
+	}
+	sh.exits(t, 1, says("never overwritten"), "audit", "keygen", "--name=audit.example.org/x", key)
+	sh.exits(t, 1, says("cannot name a log"), "audit", "keygen", "--name=two words", filepath.Join(t.TempDir(), "key"))
+	sh.exits(t, 1, says("not signed by a trusted key"), "audit", "prove", id, stranger)
+	sh.exits(t, 1, says("no record"), "audit", "prove", "01890a5d-ac96-774b-bcce-b302099a8057", pub)
+
+	state := filepath.Join(t.TempDir(), "witness")
+	witness := []string{"audit", "witness", "--once", "--state=" + state}
+	sh.exits(t, 2, says("no key to verify with"), witness...)
+	sh.exits(t, 0, says("localhost/cedarpost-dev size"), append(witness, pub)...)
+	proven(decide())
+	sh.exits(t, 0, says("localhost/cedarpost-dev size"), append(witness, pub)...)
+	sh.exits(t, 1, says("THE LOG CONTRADICTS", "not signed by a trusted key"), append(witness, stranger)...)
+	if _, err := os.Stat(state + ".bad"); err != nil {
+		t.Errorf("what the witness cried about is not kept: %v", err)
+	}
+
+	verify := []string{"audit", "verify", pub, "--against=" + state, "--against=" + filepath.Join(dir, "checkpoints")}
+	sh.exits(t, 0, says("the log is in order", "signatures verified"), verify...)
+	sh.exits(t, 0, says("the log is in order"), append(verify, "--since=1h")...)
+	r = sh.exits(t, 0, nil, append(verify, "-o", "json")...)
+	var result struct {
+		OK        bool
+		Decisions int
+	}
+	if err := json.Unmarshal([]byte(r.out), &result); err != nil || !result.OK || result.Decisions != 2 {
+		t.Errorf("%s %v", r.out, err)
+	}
+	sh.exits(t, 1, says("holds no checkpoint"), "audit", "verify", "--against="+filepath.Join(dir, "audit.pub"))
+
+	// Somebody who owns the database makes an allow of a denial.
+	conn, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), "set session_replication_role = replica; update decisions set caller = 'nobody'"); err != nil {
+		t.Fatal(err)
+	}
+	sh.exits(t, 1, says("the log is NOT in order", "column caller"), verify...)
+
+	// And then replaces the log by a shorter one, checkpoints and all.
+	dev.stop(t, syscall.SIGTERM)
+	dev = newShell().start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
+	sh = newShell().with(readEnv(t, filepath.Join(dir, "dev.env"))...)
+	_, err = conn.Exec(t.Context(), "select 1")
+	if err == nil {
+		t.Error("the database outlived dev")
+	}
+	conn, err = pgx.Connect(t.Context(), value(readEnv(t, filepath.Join(dir, "dev.env")), "CEDARPOST_DATABASE_URL"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), `set session_replication_role = replica;
+		delete from checkpoints where size > 1; delete from audit_batches where seq > 1`); err != nil {
+		t.Fatal(err)
+	}
+	sh.exits(t, 1, says("THE LOG CONTRADICTS", "it has no checkpoint, and had one of"), append(witness, pub)...)
+	sh.exits(t, 1, says("the log was cut off"), verify...)
+	dev.stop(t, syscall.SIGTERM)
+}
