@@ -217,6 +217,9 @@ func (s *signer) sign(ctx context.Context) (grown bool, err error) {
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return false, err
 	}
+	if stored.Size < s.size.Load() {
+		return false, fmt.Errorf("%w: the newest one in the database is of %d batches, and was of %d", errContradiction, stored.Size, s.size.Load())
+	}
 	s.size.Store(stored.Size)
 	batches, err := s.db.Batches(ctx, stored.Size, signLeaves)
 	if err != nil || len(batches) == 0 {

@@ -106,6 +106,12 @@ func TestAudit(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
+	for signed := false; !signed; time.Sleep(50 * time.Millisecond) {
+		err := conn.QueryRow(t.Context(), "select (select max(size) from checkpoints) = (select count(*) from audit_batches)").Scan(&signed)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	if _, err := conn.Exec(t.Context(), `set session_replication_role = replica;
 		delete from checkpoints where size > 1; delete from audit_batches where seq > 1`); err != nil {
 		t.Fatal(err)
