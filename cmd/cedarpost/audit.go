@@ -226,7 +226,9 @@ func (e *forkError) Error() string { return "THE LOG CONTRADICTS ITS CHECKPOINTS
 // look compares the newest checkpoint with the last one kept, and keeps it. The
 // checkpoint is nil when the log has not grown.
 func (w *witnessCmd) look(ctx context.Context, admin *peer, keys []note.Verifier) (*auditlog.Checkpoint, error) {
-	res, err := call(ctx, admin, admin.audit().GetCheckpoint, &cedarpostv1.GetCheckpointRequest{})
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	res, err := admin.audit().GetCheckpoint(ctx, &cedarpostv1.GetCheckpointRequest{})
 	if connect.CodeOf(err) == connect.CodeNotFound {
 		for _, key := range keys {
 			if before, err := auditlog.LastCheckpoint(w.State, key.Name()); err == nil && before.Size > 0 {
@@ -235,7 +237,7 @@ func (w *witnessCmd) look(ctx context.Context, admin *peer, keys []note.Verifier
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, admin.explain(err)
 	}
 	signed := []byte(res.GetCheckpoint())
 	cry := func(format string, args ...any) (*auditlog.Checkpoint, error) {
