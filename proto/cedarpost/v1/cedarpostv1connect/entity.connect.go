@@ -103,8 +103,13 @@ type EntityServiceClient interface {
 	ListEntities(context.Context, *v1.ListEntitiesRequest) (*v1.ListEntitiesResponse, error)
 	// ImportEntities puts many entities. Each message is committed as a revision
 	// of its own, so that other writes never wait behind an import. When one is
-	// refused, the messages before it stay, and the error says how many. An import
-	// with an id that was cut off can go on where it ended: see GetImport.
+	// refused, the messages before it stay, and the error says how many entities
+	// they hold. An import with an id that was cut off can go on where it ended:
+	// see GetImport.
+	//
+	// Errors: invalid_argument for an entity the schema refuses; failed_precondition
+	// when skip is not what is stored; aborted when another stream continues the
+	// import.
 	ImportEntities(context.Context) (EntityServiceImportEntitiesClientStream, error)
 	// GetImport says how far an unfinished import got. not_found if none of that
 	// id is unfinished.
@@ -168,8 +173,13 @@ type EntityServiceHandler interface {
 	ListEntities(context.Context, *v1.ListEntitiesRequest) (*v1.ListEntitiesResponse, error)
 	// ImportEntities puts many entities. Each message is committed as a revision
 	// of its own, so that other writes never wait behind an import. When one is
-	// refused, the messages before it stay, and the error says how many. An import
-	// with an id that was cut off can go on where it ended: see GetImport.
+	// refused, the messages before it stay, and the error says how many entities
+	// they hold. An import with an id that was cut off can go on where it ended:
+	// see GetImport.
+	//
+	// Errors: invalid_argument for an entity the schema refuses; failed_precondition
+	// when skip is not what is stored; aborted when another stream continues the
+	// import.
 	ImportEntities(context.Context, EntityServiceImportEntitiesServerStream) (*v1.ImportEntitiesResponse, error)
 	// GetImport says how far an unfinished import got. not_found if none of that
 	// id is unfinished.
