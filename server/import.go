@@ -90,15 +90,14 @@ func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOp
 	if err != nil {
 		return nil, err
 	}
-	i.place, err = s.db.GetImport(ctx, o.GetImportId())
-	if errors.Is(err, store.ErrNotFound) {
+	i.place, err = s.db.ContinueImport(ctx, o.GetImportId(), o.GetSkip())
+	switch {
+	case errors.Is(err, store.ErrNotFound):
 		return nil, connect.NewError(connect.CodeFailedPrecondition, "skip: no unfinished import of that id, so there is nothing to skip")
-	}
-	if err != nil {
-		return nil, err
-	}
-	if i.place.Entities != o.GetSkip() {
+	case errors.Is(err, store.ErrImportMoved):
 		return nil, connect.Errorf(connect.CodeFailedPrecondition, "skip: %d entities of this import are stored, not %d", i.place.Entities, o.GetSkip())
+	case err != nil:
+		return nil, err
 	}
 	i.out.Revision = encodeRevision(snap.position, i.place.Revision)
 	return i, nil

@@ -15,10 +15,14 @@ type Import struct {
 	Entities int64
 	Revision int64  // of its last chunk
 	Caller   string // who sent that
-	// UpdatedAt is when it was stored. With Entities it tells one run of an import
-	// from another of the same ID.
+	// UpdatedAt is when it was stored, or when the import was last continued. With
+	// Entities it tells who has the import from who had it.
 	UpdatedAt time.Time
 }
+
+// importKept is how long an import can be continued. It bounds the table: nobody
+// ends an import whose file was corrected and got another name.
+const importKept = 30 * 24 * time.Hour
 
 // ImportStep moves an import on, in the transaction of the write that makes it
 // true, so that no entity is counted that is not stored, nor the other way round.
@@ -38,6 +42,10 @@ func scanImport(rows pgx.Rows) (Import, error) {
 // moveImport records the step of a write that the revision holds.
 func moveImport(ctx context.Context, tx pgx.Tx, step ImportStep, caller string, revision int64) (Import, error) {
 	if step.From.Entities == 0 {
+		_, err := tx.Exec(ctx, "delete from imports where updated_at < clock_timestamp() - $1::interval", importKept)
+		if err != nil {
+			return Import{}, err
+		}
 		rows, _ := tx.Query(ctx, `
 			insert into imports (id, entities, revision, caller) values ($1, $2, $3, $4)
 			on conflict (id) do update
@@ -67,6 +75,23 @@ func (db *DB) GetImport(ctx context.Context, id string) (_ Import, err error) {
 	i, err := scanImport(rows)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = ErrNotFound
+	}
+	return i, err
+}
+
+// ContinueImport takes an import over: whoever had it gets [ErrImportMoved] from now
+// on, also for what they sent before. When the import does not stand at so many
+// entities, that is its error too, and it tells where it stands.
+func (db *DB) ContinueImport(ctx context.Context, id string, entities int64) (_ Import, err error) {
+	defer wrap(&err, "continue import")
+	rows, _ := db.admin.Query(ctx, `
+		update imports set updated_at = clock_timestamp() where id = $1 and entities = $2
+		returning id, entities, revision, caller, updated_at`, id, entities)
+	i, err := scanImport(rows)
+	if errors.Is(err, pgx.ErrNoRows) {
+		if i, err = db.GetImport(ctx, id); err == nil {
+			err = ErrImportMoved
+		}
 	}
 	return i, err
 }

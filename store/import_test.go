@@ -149,3 +149,42 @@ func TestImportBegunAnew(t *testing.T) {
 	}
 	is(t, db, "User c", "absent")
 }
+
+// Who continues an import takes it away from who had it.
+func TestContinueImport(t *testing.T) {
+	db := storetest.Open(t)
+	if _, err := db.ContinueImport(t.Context(), "people", 1); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+	first := mustChunk(t, db, store.Import{ID: "people"}, put("User a", `{}`))
+	if at, err := db.ContinueImport(t.Context(), "people", 2); !errors.Is(err, store.ErrImportMoved) || at.Entities != 1 {
+		t.Errorf("%+v, %v", at, err)
+	}
+	first = mustChunk(t, db, first, put("User b", `{}`))
+	second, err := db.ContinueImport(t.Context(), "people", 2)
+	if err != nil || second.Revision != first.Revision {
+		t.Fatalf("%+v, %v", second, err)
+	}
+	if _, err := chunk(t, db, first, put("User c", `{}`)); !errors.Is(err, store.ErrImportMoved) {
+		t.Errorf("got %v", err)
+	}
+	if err := db.FinishImport(t.Context(), first); err != nil {
+		t.Error(err)
+	}
+	mustChunk(t, db, second, put("User d", `{}`))
+	wantStored(t, db, "3 entities at revision 3")
+	is(t, db, "User c", "absent")
+}
+
+// An import that nobody continued for long is forgotten when another one begins.
+func TestOldImportsAreForgotten(t *testing.T) {
+	db, url := openURL(t)
+	mustChunk(t, db, store.Import{ID: "old"}, put("User a", `{}`))
+	mustChunk(t, db, store.Import{ID: "people"}, put("User b", `{}`))
+	mustRaw(t, url, `update imports set updated_at = updated_at - case id when 'old' then interval '31 days' else interval '29 days' end`)
+	mustChunk(t, db, store.Import{ID: "new"}, put("User c", `{}`))
+	wantStored(t, db, "1 entities at revision 2")
+	if got := stored(t, db, "old"); got != "none" {
+		t.Errorf("the old one has %s", got)
+	}
+}

@@ -1054,7 +1054,8 @@ type ImportOptions struct {
 	// cannot. An import of the same name that begins anew forgets the old one.
 	ImportId string `protobuf:"bytes,1,opt,name=import_id,json=importId,proto3" json:"import_id,omitempty"`
 	// Goes on with the import of that id: the first entity sent is the one after
-	// so many, which must be what GetImport says. 0: begins anew.
+	// so many, which must be what GetImport says. A stream that went on with it
+	// before is refused from then on. 0: begins anew.
 	Skip int64 `protobuf:"varint,2,opt,name=skip,proto3" json:"skip,omitempty"`
 	// Commit all messages together as one revision, at the end; at most 10,000
 	// entities, for all other writes wait meanwhile. An atomic import cannot be
@@ -1245,7 +1246,7 @@ type GetImportResponse struct {
 	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Who imports.
 	Caller string `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
-	// When the last chunk was stored.
+	// When the last chunk was stored, or the import last continued.
 	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -112,7 +112,7 @@ type EntityServiceClient interface {
 	// import.
 	ImportEntities(context.Context) (EntityServiceImportEntitiesClientStream, error)
 	// GetImport says how far an unfinished import got. not_found if none of that
-	// id is unfinished.
+	// id is unfinished. One that is not continued for 30 days is forgotten.
 	GetImport(context.Context, *v1.GetImportRequest) (*v1.GetImportResponse, error)
 	// QueryEntityChanges reads who changed which entity when, newest first, page
 	// by page, as far back as history goes. GetEntity at the revision of a change
@@ -182,7 +182,7 @@ type EntityServiceHandler interface {
 	// import.
 	ImportEntities(context.Context, EntityServiceImportEntitiesServerStream) (*v1.ImportEntitiesResponse, error)
 	// GetImport says how far an unfinished import got. not_found if none of that
-	// id is unfinished.
+	// id is unfinished. One that is not continued for 30 days is forgotten.
 	GetImport(context.Context, *v1.GetImportRequest) (*v1.GetImportResponse, error)
 	// QueryEntityChanges reads who changed which entity when, newest first, page
 	// by page, as far back as history goes. GetEntity at the revision of a change
