@@ -3,9 +3,7 @@ package server
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 
 	"github.com/cedar-policy/cedar-go"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -129,116 +127,4 @@ func entityToProto(row store.Entity) (*cedarpostv1.Entity, error) {
 		}
 	}
 	return e, nil
-}
-
-// ParseEntities reads a file in Cedar's entity JSON format: an array of
-// {"uid", "attrs", "parents", "tags"}. Numbers that JSON readers commonly round
-// become strings of digits, as the wire format wants them.
-func ParseEntities(data []byte) ([]*cedarpostv1.Entity, error) {
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.UseNumber()
-	var list []map[string]any
-	if err := d.Decode(&list); err != nil {
-		return nil, fmt.Errorf("not an array of entities in Cedar's JSON format: %w", err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows the array of entities")
-	}
-	out := make([]*cedarpostv1.Entity, len(list))
-	for i, m := range list {
-		e, err := parseEntity(m)
-		if err != nil {
-			return nil, fmt.Errorf("entity %d: %w", i+1, err)
-		}
-		out[i] = e
-	}
-	return out, nil
-}
-
-func parseEntity(m map[string]any) (*cedarpostv1.Entity, error) {
-	e := &cedarpostv1.Entity{}
-	for key, v := range m {
-		var err error
-		switch key {
-		case "uid":
-			e.Uid, err = parseUID(v)
-		case "attrs":
-			e.Attrs, err = parseStruct(v)
-		case "tags":
-			e.Tags, err = parseStruct(v)
-		case "parents":
-			list, ok := v.([]any)
-			if !ok {
-				return nil, errors.New("parents: not an array")
-			}
-			for _, p := range list {
-				uid, err := parseUID(p)
-				if err != nil {
-					return nil, fmt.Errorf("parents: %w", err)
-				}
-				e.Parents = append(e.Parents, uid)
-			}
-		default:
-			return nil, fmt.Errorf("unknown key %q", key)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", key, err)
-		}
-	}
-	if e.Uid == nil {
-		return nil, errors.New("uid is missing")
-	}
-	return e, nil
-}
-
-func parseUID(v any) (*cedarpostv1.EntityUid, error) {
-	m, ok := v.(map[string]any)
-	if inner, explicit := m["__entity"].(map[string]any); explicit && len(m) == 1 {
-		m = inner
-	}
-	typ, okType := m["type"].(string)
-	id, okID := m["id"].(string)
-	if !ok || !okType || !okID || len(m) != 2 {
-		return nil, errors.New(`not {"type": "…", "id": "…"}`)
-	}
-	return &cedarpostv1.EntityUid{Type: typ, Id: id}, nil
-}
-
-func parseStruct(v any) (*structpb.Struct, error) {
-	m, ok := v.(map[string]any)
-	if !ok {
-		return nil, errors.New("not an object")
-	}
-	plain, err := exact(m)
-	if err != nil {
-		return nil, err
-	}
-	return structpb.NewStruct(plain.(map[string]any))
-}
-
-// exact replaces json.Number by float64 where that is exact and by its digits
-// where it is not.
-func exact(v any) (any, error) {
-	switch v := v.(type) {
-	case json.Number:
-		if i, err := v.Int64(); err == nil && (i > 1<<53-1 || i < -(1<<53-1)) {
-			return v.String(), nil
-		}
-		return v.Float64()
-	case []any:
-		for i := range v {
-			var err error
-			if v[i], err = exact(v[i]); err != nil {
-				return nil, err
-			}
-		}
-	case map[string]any:
-		for k := range v {
-			var err error
-			if v[k], err = exact(v[k]); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return v, nil
 }

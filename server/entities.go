@@ -6,12 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"strings"
 
 	"connectrpc.com/connect/v2"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -34,7 +33,7 @@ type entityService struct {
 
 // WriteEntities implements cedarpost.v1.EntityService.
 func (s *entityService) WriteEntities(ctx context.Context, req *cedarpostv1.WriteEntitiesRequest) (*cedarpostv1.WriteEntitiesResponse, error) {
-	res, snap, err := s.write(ctx, req.GetOperations())
+	res, snap, err := s.write(ctx, edit{ops: req.GetOperations()})
 	if err != nil {
 		return nil, publicError(err)
 	}
@@ -43,18 +42,34 @@ func (s *entityService) WriteEntities(ctx context.Context, req *cedarpostv1.Writ
 	}, nil
 }
 
-// write checks and commits operations, and lets this server apply them before
-// it returns, so that a caller who stays with it reads its own write.
-func (s *entityService) write(ctx context.Context, ops []*cedarpostv1.EntityOperation) (store.WriteResult, *snapshot, error) {
+// edit is a list of operations to commit together.
+type edit struct {
+	ops   []*cedarpostv1.EntityOperation
+	first int64             // number of the first in its import; 0: this is no import
+	step  *store.ImportStep // of an import that has an id
+}
+
+// at says of which operation a message is, as the caller counts.
+func (e edit) at(i int, message string) string {
+	if e.first > 0 {
+		return fmt.Sprintf("entity %d: %s", e.first+int64(i), strings.TrimPrefix(message, "entity "))
+	}
+	return fmt.Sprintf("operation %d: %s", i+1, message)
+}
+
+// write checks and commits an edit, and lets this server apply it before it
+// returns, so that a caller who stays with it reads its own write.
+func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, *snapshot, error) {
 	for range publishRetries {
 		snap, err := s.follower.current()
 		if err != nil {
 			return store.WriteResult{}, nil, err
 		}
-		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: snap.policyRevision, Ops: make([]store.Op, len(ops))}
-		for i, op := range ops {
+		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: snap.policyRevision, Ops: make([]store.Op, len(e.ops)), Import: e.step}
+		for i, op := range e.ops {
 			if w.Ops[i], err = readOperation(snap, op); err != nil {
-				return store.WriteResult{}, nil, atOperation(i, err)
+				pe := publicError(err)
+				return store.WriteResult{}, nil, connect.NewError(pe.Code(), e.at(i, pe.Message())).WithCause(pe.Unwrap())
 			}
 		}
 		res, err := s.db.WriteEntities(ctx, w)
@@ -65,7 +80,7 @@ func (s *entityService) write(ctx context.Context, ops []*cedarpostv1.EntityOper
 			continue
 		}
 		if err != nil {
-			return store.WriteResult{}, nil, writeError(err)
+			return store.WriteResult{}, nil, writeError(e, err)
 		}
 		// Committed. That this server is late applying it is no failure of the
 		// write: the caller has its revision.
@@ -147,13 +162,11 @@ func readPrecondition(snap *snapshot, p *cedarpostv1.Precondition, out *store.Pr
 	return err
 }
 
-func atOperation(i int, err error) error {
-	pe := publicError(err)
-	return connect.Errorf(pe.Code(), "operation %d: %s", i+1, pe.Message()).WithCause(pe.Unwrap())
-}
-
 // writeError words what the store refused.
-func writeError(err error) error {
+func writeError(e edit, err error) error {
+	if errors.Is(err, store.ErrImportMoved) {
+		return connect.NewError(connect.CodeAborted, store.ErrImportMoved.Error())
+	}
 	var oe *store.OpError
 	if !errors.As(err, &oe) {
 		return connect.NewError(connect.CodeUnavailable, outcomeUnknown).WithCause(err)
@@ -177,7 +190,7 @@ func writeError(err error) error {
 	case errors.Is(oe.Err, store.ErrTooManyMembers):
 		msg = "too many memberships for one cascade; drop them in several writes"
 	}
-	return connect.Errorf(code, "operation %d: entity %s: %s", oe.Index+1, cedarUID(protoUID(oe.UID)), msg)
+	return connect.NewError(code, e.at(oe.Index, fmt.Sprintf("entity %s: %s", cedarUID(protoUID(oe.UID)), msg)))
 }
 
 // GetEntity implements cedarpost.v1.EntityService.
@@ -270,35 +283,6 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 		out.Entities = append(out.Entities, e)
 	}
 	return out, nil
-}
-
-// ImportEntities implements cedarpost.v1.EntityService.
-func (s *entityService) ImportEntities(ctx context.Context, stream cedarpostv1connect.EntityServiceImportEntitiesServerStream) (*cedarpostv1.ImportEntitiesResponse, error) {
-	out := &cedarpostv1.ImportEntitiesResponse{}
-	for {
-		msg, err := stream.Receive()
-		if errors.Is(err, io.EOF) {
-			if out.Revision == nil {
-				return nil, connect.NewError(connect.CodeInvalidArgument, "nothing to import")
-			}
-			return out, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		ops := make([]*cedarpostv1.EntityOperation, len(msg.GetEntities()))
-		for i, e := range msg.GetEntities() {
-			ops[i] = &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: e}}
-		}
-		res, snap, err := s.write(ctx, ops)
-		if err != nil {
-			pe := publicError(err)
-			return nil, connect.Errorf(pe.Code(), "%s; the %d entities before this chunk are stored", pe.Message(), out.Entities).WithCause(pe.Unwrap())
-		}
-		out.Entities += int64(len(ops))
-		out.Changed += int64(res.Changed)
-		out.Revision = encodeRevision(snap.position, res.Revision)
-	}
 }
 
 var errPageToken = connect.NewError(connect.CodeInvalidArgument, "page_token: not one of this query; start again without it")

@@ -2,13 +2,182 @@ package server
 
 import (
 	"context"
+	"errors"
+	"io"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/store"
 )
 
+// An atomic import is kept in memory to its end, and keeps all other writers
+// waiting while it is written.
+const (
+	maxAtomicEntities = 10_000
+	maxAtomicBytes    = 40 << 20
+)
+
+// importing is one stream of an import.
+type importing struct {
+	*entityService
+	options *cedarpostv1.ImportOptions
+	place   store.Import // of an import that has an id
+	stored  int64        // entities from the start of the import, skipped ones included
+
+	held      []*cedarpostv1.EntityOperation // of an atomic import, until its end
+	heldBytes int
+
+	out *cedarpostv1.ImportEntitiesResponse
+}
+
+// ImportEntities implements cedarpost.v1.EntityService.
+func (s *entityService) ImportEntities(ctx context.Context, stream cedarpostv1connect.EntityServiceImportEntitiesServerStream) (*cedarpostv1.ImportEntitiesResponse, error) {
+	msg, err := stream.Receive()
+	if errors.Is(err, io.EOF) {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "nothing to import")
+	}
+	if err != nil {
+		return nil, err
+	}
+	i, err := s.beginImport(ctx, msg.GetOptions())
+	if err != nil {
+		return nil, publicError(err)
+	}
+	// The first message of an import that goes on may be its end.
+	if len(msg.GetEntities()) > 0 || i.stored == 0 {
+		if err := i.take(ctx, msg); err != nil {
+			return nil, i.explain(err)
+		}
+	}
+	for {
+		msg, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err == nil && msg.GetOptions() != nil {
+			err = connect.NewError(connect.CodeInvalidArgument, "options: only the first message of a stream has them")
+		}
+		if err == nil {
+			err = i.take(ctx, msg)
+		}
+		if err != nil {
+			return nil, i.explain(err)
+		}
+	}
+	if err := i.end(ctx); err != nil {
+		return nil, i.explain(err)
+	}
+	return i.out, nil
+}
+
+// beginImport reads the options. An import that goes on does so from where it is.
+func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOptions) (*importing, error) {
+	i := &importing{entityService: s, options: o, stored: o.GetSkip(), out: &cedarpostv1.ImportEntitiesResponse{}}
+	i.place.ID = o.GetImportId()
+	switch {
+	case o.GetAtomic() && (i.place.ID != "" || o.GetSkip() > 0 || o.GetMore()):
+		return nil, connect.NewError(connect.CodeInvalidArgument, "atomic: all or nothing is stored, so that there is nothing to go on with: leave import_id, skip and more away")
+	case i.place.ID == "" && (o.GetSkip() > 0 || o.GetMore()):
+		return nil, connect.NewError(connect.CodeInvalidArgument, "import_id: skip and more need one")
+	case o.GetSkip() == 0:
+		return i, nil
+	}
+	snap, err := s.follower.current()
+	if err != nil {
+		return nil, err
+	}
+	i.place, err = s.db.ContinueImport(ctx, o.GetImportId(), o.GetSkip())
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil, connect.NewError(connect.CodeFailedPrecondition, "skip: no unfinished import of that id, so there is nothing to skip")
+	case errors.Is(err, store.ErrImportMoved):
+		return nil, connect.Errorf(connect.CodeFailedPrecondition, "skip: %d entities of this import are stored, not %d", i.place.Entities, o.GetSkip())
+	case err != nil:
+		return nil, err
+	}
+	i.out.Revision = encodeRevision(snap.position, i.place.Revision)
+	return i, nil
+}
+
+// take stores the entities of a message, or keeps them to the end.
+func (i *importing) take(ctx context.Context, msg *cedarpostv1.ImportEntitiesRequest) error {
+	if len(msg.GetEntities()) == 0 {
+		return connect.NewError(connect.CodeInvalidArgument, "entities: a message has 1 to 1000")
+	}
+	ops := make([]*cedarpostv1.EntityOperation, len(msg.GetEntities()))
+	for n, e := range msg.GetEntities() {
+		ops[n] = &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: e}}
+	}
+	if !i.options.GetAtomic() {
+		return i.store(ctx, ops)
+	}
+	i.held = append(i.held, ops...)
+	i.heldBytes += proto.Size(msg)
+	if len(i.held) > maxAtomicEntities || i.heldBytes > maxAtomicBytes {
+		return connect.Errorf(connect.CodeInvalidArgument, "atomic: at most %d entities or %d MiB at once, for all other writes wait meanwhile", maxAtomicEntities, maxAtomicBytes>>20)
+	}
+	return nil
+}
+
+// store commits entities, and with them the place of the import.
+func (i *importing) store(ctx context.Context, ops []*cedarpostv1.EntityOperation) error {
+	e := edit{ops: ops, first: i.stored + 1}
+	stored := i.stored + int64(len(ops))
+	if i.place.ID != "" {
+		e.step = &store.ImportStep{From: i.place, Entities: stored}
+	}
+	res, snap, err := i.write(ctx, e)
+	if err != nil {
+		return err
+	}
+	i.place, i.stored = res.Import, stored
+	i.out.Entities += int64(len(ops))
+	i.out.Changed += int64(res.Changed)
+	i.out.Revision = encodeRevision(snap.position, res.Revision)
+	return nil
+}
+
+// end is what remains after the last message.
+func (i *importing) end(ctx context.Context) error {
+	if i.options.GetAtomic() {
+		return i.store(ctx, i.held)
+	}
+	if i.place.ID == "" || i.options.GetMore() {
+		return nil
+	}
+	if err := i.db.FinishImport(ctx, i.place); err != nil {
+		return connect.NewError(connect.CodeUnavailable, "the service could not note the end of the import").WithCause(err)
+	}
+	return nil
+}
+
+// explain adds to an error what is stored in spite of it.
+func (i *importing) explain(err error) error {
+	pe := publicError(err)
+	if i.options.GetAtomic() {
+		return pe
+	}
+	return connect.Errorf(pe.Code(), "%s; the %d entities before this chunk are stored", pe.Message(), i.stored).WithCause(pe.Unwrap())
+}
+
 // GetImport implements cedarpost.v1.EntityService.
-func (s *entityService) GetImport(context.Context, *cedarpostv1.GetImportRequest) (*cedarpostv1.GetImportResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "not yet")
+func (s *entityService) GetImport(ctx context.Context, req *cedarpostv1.GetImportRequest) (*cedarpostv1.GetImportResponse, error) {
+	snap, err := s.follower.current()
+	if err != nil {
+		return nil, publicError(err)
+	}
+	i, err := s.db.GetImport(ctx, req.GetImportId())
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, connect.NewError(connect.CodeNotFound, "no unfinished import of that id")
+	}
+	if err != nil {
+		return nil, publicError(err)
+	}
+	return &cedarpostv1.GetImportResponse{
+		Entities: i.Entities, Revision: encodeRevision(snap.position, i.Revision), Caller: i.Caller, UpdatedAt: timestamppb.New(i.UpdatedAt),
+	}, nil
 }

@@ -46,6 +46,8 @@ var (
 	// ErrPolicyChanged: a bundle was published since the write was checked.
 	// Nothing was written: check again against the new policies, and retry.
 	ErrPolicyChanged = errors.New("policies changed meanwhile")
+	// ErrImportMoved: somebody else has continued the import, or begun it anew.
+	ErrImportMoved = errors.New("somebody else continues this import")
 	// ErrNotMigrated: the database's schema is older than this binary needs.
 	ErrNotMigrated = errors.New("database schema is not up to date: run cedarpost migrate")
 	// ErrTooNew: the database's schema is newer than this binary knows.

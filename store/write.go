@@ -57,6 +57,8 @@ type EntityWrite struct {
 	// PolicyRevision is the [DB.PolicyRevision] the operations were checked
 	// against; 0 when there was no bundle.
 	PolicyRevision int64
+	// Import, if not nil, is moved on with this write, even if it changes nothing.
+	Import *ImportStep
 }
 
 // WriteResult says what became of a write.
@@ -66,6 +68,8 @@ type WriteResult struct {
 	Revision int64
 	// Changed counts the entities that have a new version or are gone.
 	Changed int
+	// Import is the import of the write, moved on.
+	Import Import
 }
 
 // MaxCascade bounds the memberships that the deletes of one write may drop.
@@ -120,10 +124,23 @@ func (db *DB) WriteEntities(ctx context.Context, w EntityWrite) (result WriteRes
 		changed := p.changed()
 		if len(changed) == 0 {
 			result.Revision = n - 1 // the lock is ours: nobody else made a newer one
-			return errUnchanged
+			if w.Import == nil {
+				return errUnchanged
+			}
+			// The import alone is to be committed: the number is as good as never taken.
+			if _, err := tx.Exec(ctx, "update revision set n = n - 1"); err != nil {
+				return err
+			}
+		} else {
+			result = WriteResult{Revision: n, Changed: len(changed)}
+			if err := db.writeVersions(ctx, tx, n, w, changed); err != nil {
+				return err
+			}
 		}
-		result = WriteResult{Revision: n, Changed: len(changed)}
-		return db.writeVersions(ctx, tx, n, w, changed)
+		if w.Import != nil {
+			result.Import, err = moveImport(ctx, tx, *w.Import, w.Caller, result.Revision)
+		}
+		return err
 	})
 	if err != nil && !errors.Is(err, errUnchanged) {
 		return WriteResult{}, err

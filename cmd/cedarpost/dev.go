@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -207,12 +208,8 @@ func loadExample(ctx context.Context, admin *peer) error {
 	if err != nil || len(stored.GetEntities()) > 0 {
 		return err
 	}
-	list, err := server.ParseEntities(b.Entities)
-	if err != nil {
-		return err
-	}
-	_, err = importEntities(ctx, admin, list, nil)
-	return err
+	i := newImporter(admin, &input{name: bundle.EntitiesName, format: formatJSON, r: bytes.NewReader(b.Entities)}, nil)
+	return admin.explain(i.run(ctx))
 }
 
 // lockFolder keeps a second dev off a folder. It is a lock of its own, because

@@ -2,123 +2,19 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/server"
 )
 
-const (
-	chunkEntities = 1000
-	chunkBytes    = 3 << 20 // the server takes messages of 4 MiB
-	maxPage       = 1000
-)
+const maxPage = 1000
 
 type entitiesCmd struct {
 	Import importCmd       `cmd:"" help:"Put entities from a file."`
 	Get    getEntityCmd    `cmd:"" help:"Read one entity."`
 	List   listEntitiesCmd `cmd:"" help:"List entities by type and id."`
-}
-
-type importCmd struct {
-	outputFlags
-	File string `arg:"" help:"A JSON array of entities in Cedar's format, or - for stdin."`
-	adminFlags
-}
-
-// Help is the long help of import.
-func (*importCmd) Help() string {
-	return `Each entity is created, or replaced whole. They are committed 1000 at a time, each lot as a revision of its own; when one is refused, the lots before it stay. With -o json, the ImportEntitiesResponse of the API.`
-}
-
-// Run imports.
-func (i *importCmd) Run(ctx context.Context, c *console) error {
-	var text []byte
-	var err error
-	if i.File == "-" {
-		text, err = io.ReadAll(c.in)
-	} else {
-		text, err = os.ReadFile(i.File)
-	}
-	if err != nil {
-		return err
-	}
-	list, err := server.ParseEntities(text)
-	if err != nil {
-		return fmt.Errorf("%s: %w", i.File, err)
-	}
-	if len(list) == 0 {
-		return fmt.Errorf("%s holds no entities", i.File)
-	}
-	admin, err := i.dial()
-	if err != nil {
-		return err
-	}
-	res, err := importEntities(ctx, admin, list, c.progress)
-	if err != nil {
-		return err
-	}
-	if i.json() {
-		return c.message(res)
-	}
-	fmt.Fprintf(c.out, "%s imported, %d new or changed\n", count(res.GetEntities(), "entity", "entities"), res.GetChanged())
-	c.printRevision(res.GetRevision())
-	return nil
-}
-
-// progress says how far an import is.
-func (c *console) progress(sent, total int) {
-	end := "\n"
-	if c.live && sent < total {
-		end = ""
-	}
-	start := ""
-	if c.live {
-		start = "\r"
-	}
-	fmt.Fprintf(c.err, "%ssent %d of %d%s", start, sent, total, end)
-}
-
-// importEntities sends entities in chunks. progress may be nil.
-func importEntities(ctx context.Context, admin *peer, list []*cedarpostv1.Entity, progress func(sent, total int)) (*cedarpostv1.ImportEntitiesResponse, error) {
-	stream, err := admin.entities().ImportEntities(ctx)
-	if err != nil {
-		return nil, admin.explain(err)
-	}
-	for sent := 0; sent < len(list); {
-		n := chunk(list[sent:])
-		err := stream.Send(&cedarpostv1.ImportEntitiesRequest{Entities: list[sent : sent+n]})
-		if errors.Is(err, io.EOF) {
-			break // the server has answered already, see below
-		}
-		if err != nil {
-			return nil, admin.explain(err)
-		}
-		sent += n
-		if progress != nil {
-			progress(sent, len(list))
-		}
-	}
-	res, err := stream.CloseAndReceive()
-	return res, admin.explain(err)
-}
-
-// chunk is how many entities go into the next message, at least one.
-func chunk(list []*cedarpostv1.Entity) int {
-	size := 0
-	for i, e := range list {
-		size += proto.Size(e) + 8
-		if i == chunkEntities || (size > chunkBytes && i > 0) {
-			return i
-		}
-	}
-	return len(list)
 }
 
 type getEntityCmd struct {

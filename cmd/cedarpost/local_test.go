@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
 func TestWrongUsageExits2(t *testing.T) {
@@ -35,6 +33,12 @@ func TestWrongUsageExits2(t *testing.T) {
 		{"dev --max-staleness 0s", `--max-staleness must be more than 0`},
 		{"bundles --admin-url localhost:8081", `is not a URL like`},
 		{"help bogus", `unexpected argument bogus`},
+		{"entities import a.csv", `a CSV file needs --map`},
+		{"entities import a.json --map m.yaml", `--map is for CSV, and a.json is read as json`},
+		{"entities import a.json --format xml", `must be one of`},
+		{"entities import a.json --atomic --resume", `leave --import-id and --resume away`},
+		{"entities import a.json --atomic --import-id x", `leave --import-id and --resume away`},
+		{"entities import - --resume", `--resume needs --import-id`},
 	} {
 		t.Run(line.args, func(t *testing.T) {
 			r := sh.exits(t, 2, says(line.says), strings.Fields(line.args)...)
@@ -214,26 +218,6 @@ func TestUID(t *testing.T) {
 			}
 		} else if err != nil || uidText(u.EntityUid) != want {
 			t.Errorf("%s: %s, %v, want %s", text, uidText(u.EntityUid), err, want)
-		}
-	}
-}
-
-func TestChunk(t *testing.T) {
-	small := make([]*cedarpostv1.Entity, 2500)
-	for i := range small {
-		small[i] = &cedarpostv1.Entity{Uid: &cedarpostv1.EntityUid{Type: "T", Id: "x"}}
-	}
-	large := make([]*cedarpostv1.Entity, 3)
-	for i := range large {
-		large[i] = &cedarpostv1.Entity{Uid: &cedarpostv1.EntityUid{Type: "T", Id: strings.Repeat("x", 2<<20)}}
-	}
-	huge := []*cedarpostv1.Entity{{Uid: &cedarpostv1.EntityUid{Type: "T", Id: strings.Repeat("x", 5<<20)}}, small[0]}
-	for _, line := range []struct {
-		list []*cedarpostv1.Entity
-		want int
-	}{{small, 1000}, {small[2000:], 500}, {small[:1000], 1000}, {large, 1}, {huge, 1}} {
-		if got := chunk(line.list); got != line.want {
-			t.Errorf("chunk of %d: %d, want %d", len(line.list), got, line.want)
 		}
 	}
 }

@@ -63,6 +63,7 @@ func TestDev(t *testing.T) {
 	t.Run("authorize", testAuthorize(sh))
 	t.Run("decisions", testDecisions(sh))
 	t.Run("entities", testEntities(sh))
+	t.Run("import", testImport(sh))
 	t.Run("bundles", testBundles(sh))
 	t.Run("wrong key", testWrongKey(sh, dir))
 	t.Run("second dev on the folder", func(t *testing.T) {
@@ -162,10 +163,10 @@ func testEntities(sh *shell) func(*testing.T) {
 			users = append(users, fmt.Sprintf(`{"uid": {"type": "Shop::User", "id": "u%d"}, "attrs": {"region": "eu", "suspended": false}, "parents": []}`, i))
 		}
 		file := write(t, t.TempDir(), "users.json", "["+strings.Join(users, ",\n")+"]")
-		r := sh.exits(t, 0, says("1200 entities imported, 1200 new or changed", "sent 1000 of 1200\nsent 1200 of 1200\n", "token "), "entities", "import", file)
+		r := sh.exits(t, 0, says("1,200 entities imported, 1,200 new or changed in ", "/s)\n", "token "), "entities", "import", file)
 		token := strings.TrimSpace(r.out[strings.Index(r.out, "token")+5:])
 		sh.exits(t, 5, says("DENY at OBJECT"), ask("ViewOrder", "42", "--principal=Shop::User::u1199", "--at-least-as-fresh="+token)...)
-		sh.exits(t, 0, says("1200 entities imported, 0 new or changed"), "entities", "import", file)
+		sh.exits(t, 0, says("1,200 entities imported, 0 new or changed"), "entities", "import", file)
 		sh.exits(t, 0, says(`Shop::User::"u7"`, `attributes   {"region":"eu","suspended":false}`), "entities", "get", "Shop::User::u7", "--at", token)
 		sh.exits(t, 1, says("not_found"), "entities", "get", "Shop::User::nobody")
 		r = sh.exits(t, 0, nil, "entities", "list", "--type=Shop::User", "-o", "json")

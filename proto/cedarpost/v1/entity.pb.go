@@ -994,9 +994,10 @@ func (x *ListEntitiesResponse) GetRevision() *Revision {
 // ImportEntitiesRequest is one chunk of an import.
 type ImportEntitiesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 1000 entities to put.
+	// 1 to 1000 entities to put. None only in the first message of an import that
+	// goes on: when all are stored, that ends it.
 	Entities []*Entity `protobuf:"bytes,1,rep,name=entities,proto3" json:"entities,omitempty"`
-	// How to import; read from the first message only.
+	// How to import; in the first message only.
 	Options       *ImportOptions `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1053,12 +1054,17 @@ type ImportOptions struct {
 	// cannot. An import of the same name that begins anew forgets the old one.
 	ImportId string `protobuf:"bytes,1,opt,name=import_id,json=importId,proto3" json:"import_id,omitempty"`
 	// Goes on with the import of that id: the first entity sent is the one after
-	// so many, which must be what GetImport says. 0: begins anew.
+	// so many, which must be what GetImport says. A stream that went on with it
+	// before is refused from then on. 0: begins anew.
 	Skip int64 `protobuf:"varint,2,opt,name=skip,proto3" json:"skip,omitempty"`
 	// Commit all messages together as one revision, at the end; at most 10,000
 	// entities, for all other writes wait meanwhile. An atomic import cannot be
 	// cut off halfway, so it takes no import_id.
-	Atomic        bool `protobuf:"varint,3,opt,name=atomic,proto3" json:"atomic,omitempty"`
+	Atomic bool `protobuf:"varint,3,opt,name=atomic,proto3" json:"atomic,omitempty"`
+	// Another stream goes on with the import: keep its place when this one ends.
+	// Without it, a stream that ends cleanly ends the import. A stream is bounded in
+	// bytes and time, an import is not.
+	More          bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1110,6 +1116,13 @@ func (x *ImportOptions) GetSkip() int64 {
 func (x *ImportOptions) GetAtomic() bool {
 	if x != nil {
 		return x.Atomic
+	}
+	return false
+}
+
+func (x *ImportOptions) GetMore() bool {
+	if x != nil {
+		return x.More
 	}
 	return false
 }
@@ -1233,7 +1246,7 @@ type GetImportResponse struct {
 	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Who imports.
 	Caller string `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
-	// When the last chunk was stored.
+	// When the last chunk was stored, or the import last continued.
 	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1600,14 +1613,15 @@ const file_cedarpost_v1_entity_proto_rawDesc = "" +
 	"\x14ListEntitiesResponse\x126\n" +
 	"\bentities\x18\x01 \x03(\v2\x1a.cedarpost.v1.StoredEntityR\bentities\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x122\n" +
-	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x8d\x01\n" +
-	"\x15ImportEntitiesRequest\x12=\n" +
-	"\bentities\x18\x01 \x03(\v2\x14.cedarpost.v1.EntityB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\bentities\x125\n" +
-	"\aoptions\x18\x02 \x01(\v2\x1b.cedarpost.v1.ImportOptionsR\aoptions\"o\n" +
+	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x8b\x01\n" +
+	"\x15ImportEntitiesRequest\x12;\n" +
+	"\bentities\x18\x01 \x03(\v2\x14.cedarpost.v1.EntityB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\bentities\x125\n" +
+	"\aoptions\x18\x02 \x01(\v2\x1b.cedarpost.v1.ImportOptionsR\aoptions\"\x83\x01\n" +
 	"\rImportOptions\x12)\n" +
 	"\timport_id\x18\x01 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\bimportId\x12\x1b\n" +
 	"\x04skip\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04skip\x12\x16\n" +
-	"\x06atomic\x18\x03 \x01(\bR\x06atomic\"\x82\x01\n" +
+	"\x06atomic\x18\x03 \x01(\bR\x06atomic\x12\x12\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\"\x82\x01\n" +
 	"\x16ImportEntitiesResponse\x12\x1a\n" +
 	"\bentities\x18\x01 \x01(\x03R\bentities\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x03R\achanged\x122\n" +

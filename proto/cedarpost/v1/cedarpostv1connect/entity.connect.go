@@ -103,11 +103,16 @@ type EntityServiceClient interface {
 	ListEntities(context.Context, *v1.ListEntitiesRequest) (*v1.ListEntitiesResponse, error)
 	// ImportEntities puts many entities. Each message is committed as a revision
 	// of its own, so that other writes never wait behind an import. When one is
-	// refused, the messages before it stay, and the error says how many. An import
-	// with an id that was cut off can go on where it ended: see GetImport.
+	// refused, the messages before it stay, and the error says how many entities
+	// they hold. An import with an id that was cut off can go on where it ended:
+	// see GetImport.
+	//
+	// Errors: invalid_argument for an entity the schema refuses; failed_precondition
+	// when skip is not what is stored; aborted when another stream continues the
+	// import.
 	ImportEntities(context.Context) (EntityServiceImportEntitiesClientStream, error)
 	// GetImport says how far an unfinished import got. not_found if none of that
-	// id is unfinished.
+	// id is unfinished. One that is not continued for 30 days is forgotten.
 	GetImport(context.Context, *v1.GetImportRequest) (*v1.GetImportResponse, error)
 	// QueryEntityChanges reads who changed which entity when, newest first, page
 	// by page, as far back as history goes. GetEntity at the revision of a change
@@ -168,11 +173,16 @@ type EntityServiceHandler interface {
 	ListEntities(context.Context, *v1.ListEntitiesRequest) (*v1.ListEntitiesResponse, error)
 	// ImportEntities puts many entities. Each message is committed as a revision
 	// of its own, so that other writes never wait behind an import. When one is
-	// refused, the messages before it stay, and the error says how many. An import
-	// with an id that was cut off can go on where it ended: see GetImport.
+	// refused, the messages before it stay, and the error says how many entities
+	// they hold. An import with an id that was cut off can go on where it ended:
+	// see GetImport.
+	//
+	// Errors: invalid_argument for an entity the schema refuses; failed_precondition
+	// when skip is not what is stored; aborted when another stream continues the
+	// import.
 	ImportEntities(context.Context, EntityServiceImportEntitiesServerStream) (*v1.ImportEntitiesResponse, error)
 	// GetImport says how far an unfinished import got. not_found if none of that
-	// id is unfinished.
+	// id is unfinished. One that is not continued for 30 days is forgotten.
 	GetImport(context.Context, *v1.GetImportRequest) (*v1.GetImportResponse, error)
 	// QueryEntityChanges reads who changed which entity when, newest first, page
 	// by page, as far back as history goes. GetEntity at the revision of a change

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"google.golang.org/protobuf/proto"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
+)
+
+// The formats of entities.
+const (
+	formatJSON   = "json"
+	formatNDJSON = "ndjson"
+	formatCSV    = "csv"
+)
+
+// The server bounds each message.
+const (
+	lotEntities = 1000
+	lotBytes    = 3 << 20
+)
+
+// input is where the entities come from.
+type input struct {
+	name    string
+	format  string
+	mapping *server.ImportMapping // of a CSV file
+	mapText []byte
+	r       io.Reader
+	again   bool         // r can be read again, from its start
+	size    int64        // of r; 0: not known
+	read    atomic.Int64 // of r so far
+}
+
+// inputError is what is wrong with the file.
+type inputError struct{ err error }
+
+func (e *inputError) Error() string { return e.err.Error() }
+func (e *inputError) Unwrap() error { return e.err }
+
+func formatOf(file string) string {
+	switch strings.ToLower(filepath.Ext(file)) {
+	case ".ndjson", ".jsonl":
+		return formatNDJSON
+	case ".csv":
+		return formatCSV
+	}
+	return formatJSON
+}
+
+// fingerprint names what is imported by its content, with the mapping that gives
+// it its meaning.
+func (in *input) fingerprint() (string, error) {
+	if err := in.rewind(); err != nil {
+		return "", err
+	}
+	hash := sha256.New()
+	if _, err := io.Copy(hash, in.r); err != nil {
+		return "", err
+	}
+	_, _ = hash.Write(in.mapText) // never fails
+	return "sha256:" + hex.EncodeToString(hash.Sum(nil)), nil
+}
+
+func (in *input) rewind() error {
+	in.read.Store(0)
+	if !in.again {
+		return nil
+	}
+	_, err := in.r.(io.Seeker).Seek(0, io.SeekStart)
+	return err
+}
+
+// entities reads from the start, if it can be read again.
+func (in *input) entities() (*server.EntityReader, error) {
+	if err := in.rewind(); err != nil {
+		return nil, err
+	}
+	switch in.format {
+	case formatNDJSON:
+		return server.ReadNDJSON(in), nil
+	case formatCSV:
+		return server.ReadCSV(in, in.mapping), nil
+	}
+	return server.ReadJSON(in), nil
+}
+
+// Read implements io.Reader, and counts.
+func (in *input) Read(p []byte) (int, error) {
+	n, err := in.r.Read(p)
+	in.read.Add(int64(n))
+	return n, err
+}
+
+func (in *input) empty() error { return fmt.Errorf("%s holds no entities", in.name) }
+
+// lot is what goes into one message.
+type lot struct {
+	entities []*cedarpostv1.Entity
+	size     int
+	read     int64 // of the input, up to here
+	err      error // why there are no more: io.EOF, or what is wrong with the input
+}
+
+// lots reads entities while others are sent, after those to skip. The last lot has
+// an error and no entities.
+func (in *input) lots(ctx context.Context, r *server.EntityReader, skip int64) <-chan lot {
+	lots := make(chan lot)
+	put := func(l lot) bool {
+		l.read = in.read.Load()
+		select {
+		case lots <- l:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	go func() {
+		defer close(lots)
+		for n := range skip {
+			if ctx.Err() != nil {
+				return
+			}
+			if _, err := r.Next(); errors.Is(err, io.EOF) {
+				put(lot{err: &inputError{fmt.Errorf("holds %s, fewer than the %d that are stored of this import", entities(n), skip)}})
+				return
+			} else if err != nil {
+				put(lot{err: &inputError{err}})
+				return
+			}
+		}
+		for l := (lot{}); ; {
+			e, err := r.Next()
+			size := proto.Size(e) + 8
+			// What comes before a mistake in the same lot is not sent either, so that
+			// a small file is imported whole or not at all.
+			full := len(l.entities) == lotEntities || l.size+size > lotBytes || errors.Is(err, io.EOF)
+			if len(l.entities) > 0 && full {
+				if !put(l) {
+					return
+				}
+				l = lot{}
+			}
+			if errors.Is(err, io.EOF) {
+				put(lot{err: err})
+				return
+			} else if err != nil {
+				put(lot{err: &inputError{err}})
+				return
+			}
+			l.entities, l.size = append(l.entities, e), l.size+size
+		}
+	}()
+	return lots
+}

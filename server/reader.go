@@ -1,0 +1,313 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+// maxEntityText bounds one entity in a file: a larger one could not be sent.
+const maxEntityText = maxAdminBytes
+
+var errEntityText = fmt.Errorf("an entity of more than %d MiB", maxEntityText>>20)
+
+// EntityReader reads the entities of a file one by one, so that a file of any
+// length takes no more memory than its largest entity. It is made by
+// [ReadJSON], [ReadNDJSON] or [ReadCSV].
+type EntityReader struct {
+	next func() (*cedarpostv1.Entity, error)
+	err  error // what ended it
+}
+
+// Next returns the next entity, or [io.EOF] after the last. Another error says
+// where in the file it is, and ends the reading.
+func (r *EntityReader) Next() (*cedarpostv1.Entity, error) {
+	if r.err != nil {
+		return nil, r.err
+	}
+	var e *cedarpostv1.Entity
+	e, r.err = r.next()
+	return e, r.err
+}
+
+// ReadJSON reads Cedar's entity JSON format: an array of {"uid", "attrs",
+// "parents", "tags"}. Numbers that JSON readers commonly round become strings of
+// digits, as the wire format wants them.
+func ReadJSON(r io.Reader) *EntityReader {
+	src := &countedText{entityText: entityText{r: withoutMark(r)}}
+	d := json.NewDecoder(src)
+	number := 0
+	return &EntityReader{next: func() (*cedarpostv1.Entity, error) {
+		src.left = maxEntityText
+		if number == 0 {
+			t, err := d.Token()
+			if err != nil {
+				return nil, fmt.Errorf("not an array of entities in Cedar's JSON format: %w", unexpected(err))
+			}
+			if t != json.Delim('[') {
+				return nil, errors.New("not an array of entities in Cedar's JSON format")
+			}
+		}
+		number++
+		if !d.More() {
+			return nil, endArray(d, src)
+		}
+		var text json.RawMessage
+		if err := d.Decode(&text); err != nil {
+			return nil, fmt.Errorf("entity %d, near line %d: %w", number, src.line(d.InputOffset()), unexpected(err))
+		}
+		line := src.line(d.InputOffset() - int64(len(text)))
+		e, err := parseEntityText(text)
+		if err != nil {
+			return nil, fmt.Errorf("entity %d, line %d: %w", number, line, err)
+		}
+		return e, nil
+	}}
+}
+
+// endArray reads what follows the last entity.
+func endArray(d *json.Decoder, src *countedText) error {
+	if _, err := d.Token(); err != nil {
+		return fmt.Errorf("the array of entities has no end, near line %d: %w", src.line(d.InputOffset()), unexpected(err))
+	}
+	src.left = maxEntityText
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("something follows the array of entities, near line %d", src.line(d.InputOffset()))
+	}
+	return io.EOF
+}
+
+// ReadNDJSON reads entities of Cedar's JSON format, one on each line. Empty lines
+// are none.
+func ReadNDJSON(r io.Reader) *EntityReader {
+	lines := bufio.NewScanner(withoutMark(r))
+	lines.Buffer(nil, maxEntityText)
+	line := 0
+	return &EntityReader{next: func() (*cedarpostv1.Entity, error) {
+		for lines.Scan() {
+			line++
+			text := bytes.TrimSpace(lines.Bytes())
+			if len(text) == 0 {
+				continue
+			}
+			e, err := parseEntityText(text)
+			if err != nil {
+				return nil, fmt.Errorf("line %d: %w", line, err)
+			}
+			return e, nil
+		}
+		err := lines.Err()
+		if errors.Is(err, bufio.ErrTooLong) {
+			err = errEntityText
+		}
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", line+1, err)
+		}
+		return nil, io.EOF
+	}}
+}
+
+// ParseEntities is [ReadJSON] of all that there is.
+func ParseEntities(data []byte) ([]*cedarpostv1.Entity, error) {
+	r := ReadJSON(bytes.NewReader(data))
+	list := []*cedarpostv1.Entity{}
+	for {
+		e, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return list, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, e)
+	}
+}
+
+// withoutMark skips the byte order mark that some programs put before UTF-8.
+func withoutMark(r io.Reader) io.Reader {
+	b := bufio.NewReaderSize(r, 64<<10)
+	if mark, _ := b.Peek(3); string(mark) == "\ufeff" {
+		_, _ = b.Discard(3) // it was just seen
+	}
+	return b
+}
+
+// entityText bounds what is read for one entity: a quote or a bracket that is
+// never closed must not draw all of a file into memory.
+type entityText struct {
+	r    io.Reader
+	left int // that may be read before the next entity
+}
+
+// Read implements io.Reader.
+func (t *entityText) Read(p []byte) (int, error) {
+	if t.left == 0 {
+		return 0, errEntityText
+	}
+	n, err := t.r.Read(p[:min(len(p), t.left)])
+	t.left -= n
+	return n, err
+}
+
+// countedText knows the lines of what it read.
+type countedText struct {
+	entityText
+	read  int64   // so far
+	ends  []int64 // of lines that were read and not passed yet
+	lines int     // that were passed
+}
+
+// Read implements io.Reader.
+func (t *countedText) Read(p []byte) (int, error) {
+	n, err := t.entityText.Read(p)
+	for i, c := range p[:n] {
+		if c == '\n' {
+			t.ends = append(t.ends, t.read+int64(i))
+		}
+	}
+	t.read += int64(n)
+	return n, err
+}
+
+// line is the line of an offset, which must not be before the last one asked for.
+func (t *countedText) line(offset int64) int {
+	passed := 0
+	for passed < len(t.ends) && t.ends[passed] < offset {
+		passed++
+	}
+	t.ends = t.ends[passed:]
+	t.lines += passed
+	return t.lines + 1
+}
+
+// unexpected is an error in the middle of an entity, where the end is one too.
+func unexpected(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// parseEntityText reads one entity in Cedar's JSON format.
+func parseEntityText(text []byte) (*cedarpostv1.Entity, error) {
+	if !utf8.Valid(text) {
+		return nil, errors.New("not valid UTF-8")
+	}
+	if text[0] != '{' {
+		return nil, errors.New(`not an object {"uid", "attrs", "parents", "tags"}`)
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	var m map[string]any
+	if err := d.Decode(&m); err != nil {
+		return nil, unexpected(err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("something follows the entity")
+	}
+	return parseEntity(m)
+}
+
+func parseEntity(m map[string]any) (*cedarpostv1.Entity, error) {
+	e := &cedarpostv1.Entity{}
+	for key, v := range m {
+		var err error
+		switch key {
+		case "uid":
+			e.Uid, err = parseUID(v)
+		case "attrs":
+			e.Attrs, err = parseStruct(v)
+		case "tags":
+			e.Tags, err = parseStruct(v)
+		case "parents":
+			list, ok := v.([]any)
+			if !ok {
+				return nil, errors.New("parents: not an array")
+			}
+			for _, p := range list {
+				uid, err := parseUID(p)
+				if err != nil {
+					return nil, fmt.Errorf("parents: %w", err)
+				}
+				e.Parents = append(e.Parents, uid)
+			}
+		default:
+			return nil, fmt.Errorf("unknown key %q", key)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	if e.Uid == nil {
+		return nil, errors.New("uid is missing")
+	}
+	return e, nil
+}
+
+func parseUID(v any) (*cedarpostv1.EntityUid, error) {
+	m, ok := v.(map[string]any)
+	if inner, explicit := m["__entity"].(map[string]any); explicit && len(m) == 1 {
+		m = inner
+	}
+	typ, okType := m["type"].(string)
+	id, okID := m["id"].(string)
+	if !ok || !okType || !okID || len(m) != 2 {
+		return nil, errors.New(`not {"type": "…", "id": "…"}`)
+	}
+	return &cedarpostv1.EntityUid{Type: typ, Id: id}, nil
+}
+
+func parseStruct(v any) (*structpb.Struct, error) {
+	m, ok := v.(map[string]any)
+	if !ok {
+		return nil, errors.New("not an object")
+	}
+	plain, err := exact(m)
+	if err != nil {
+		return nil, err
+	}
+	return structpb.NewStruct(plain.(map[string]any))
+}
+
+// exact replaces json.Number by float64 where that is exact and by its digits
+// where it is not.
+func exact(v any) (any, error) {
+	switch v := v.(type) {
+	case json.Number:
+		if i, err := v.Int64(); err == nil {
+			return exactLong(i), nil
+		}
+		return v.Float64()
+	case []any:
+		for i := range v {
+			var err error
+			if v[i], err = exact(v[i]); err != nil {
+				return nil, err
+			}
+		}
+	case map[string]any:
+		for k := range v {
+			var err error
+			if v[k], err = exact(v[k]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return v, nil
+}
+
+func exactLong(i int64) any {
+	if i > 1<<53-1 || i < -(1<<53-1) {
+		return strconv.FormatInt(i, 10)
+	}
+	return float64(i)
+}
