@@ -73,6 +73,10 @@ conformance: postgres node ## Run the reference corpus, a sample of it over the 
 bench-engine: ## Run the benchmarks of the engine alone
 	go test -run '^$$' -bench . -benchmem -timeout 30m ./server/engine
 
+.PHONY: bench-data
+bench-data: postgres ## Measure decisions, writes and imports with a million entities stored
+	CEDARPOST_BENCH=1 go test -v -count 1 -timeout 30m -run TestData ./bench
+
 .PHONY: lint
 lint: ## Look for mistakes with golangci-lint
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION) run
