@@ -77,6 +77,10 @@ bench-engine: ## Run the benchmarks of the engine alone
 bench-log: postgres ## Measure what recording costs
 	CEDARPOST_BENCH=1 go test -run '^TestBenchLog$$' -count 1 -timeout 30m -v ./server
 
+.PHONY: bench-data
+bench-data: postgres ## Measure decisions, writes and imports with a million entities stored
+	CEDARPOST_BENCH=1 go test -v -count 1 -timeout 30m -run TestData ./bench
+
 .PHONY: lint
 lint: ## Look for mistakes with golangci-lint
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION) run

@@ -33,6 +33,7 @@ var arrows = map[string][]string{
 	"migrations":        {},
 	"proto":             {},
 	"sdk/go":            {"proto"},
+	"bench":             {}, // only tests
 }
 
 // outside says which modules only some rooms may know.

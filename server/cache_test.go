@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/cedar-policy/cedar-go"
@@ -11,8 +12,8 @@ import (
 )
 
 // Whatever the order of writes, applied changes, loads that take their time,
-// new schemas and evictions: what the cache returns for a snapshot is what is
-// stored at its revision.
+// new schemas, failovers and evictions: what the cache returns for a snapshot is
+// what is stored at its revision.
 func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 	hits := 0
 	rapid.Check(t, func(t *rapid.T) {
@@ -30,28 +31,33 @@ func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 			snap *snapshot
 			list []loaded
 		}
-		// Small enough to evict.
-		c := newEntityCache(uint64(rapid.SampledFrom([]int{1 << 20, 3000}).Draw(t, "bytes")))
+		// Some are small enough to evict.
+		c := newEntityCache(uint64(rapid.SampledFrom([]int{1 << 20, 1000}).Draw(t, "bytes")))
+		// A failover begins another history; who reads by the old one still can.
 		history := map[cedar.EntityUID][]version{}
+		histories := map[*snapshot]map[cedar.EntityUID][]version{}
 		var committed int64
 		var unapplied []store.Change
 		schema := c.reset(0)
-		snaps := []*snapshot{{schema: schema}}
+		var snaps []*snapshot
+		give := func() {
+			unapplied = nil
+			snap := &snapshot{position: store.Position{Number: committed}, schema: schema}
+			snaps, histories[snap] = append(snaps, snap), history
+		}
+		give()
 		var loads []load
-		names := []string{"a", "b", "c", "d", "e", "f"}
+		names := []string{"a", "b", "c", "d"}
 		uid := func() cedar.EntityUID {
 			return cedar.NewEntityUID("T", cedar.String(rapid.SampledFrom(names).Draw(t, "uid")))
 		}
-		stored := func(u cedar.EntityUID, at int64) (out version) {
-			for _, v := range history[u] {
-				if v.revision <= at {
-					out = v
+		read := func(u cedar.EntityUID, snap *snapshot) (*engine.Entity, int64) {
+			var v version
+			for _, w := range histories[snap][u] {
+				if w.revision <= snap.position.Number {
+					v = w
 				}
 			}
-			return out
-		}
-		read := func(u cedar.EntityUID, snap *snapshot) (*engine.Entity, int64) {
-			v := stored(u, snap.position.Number)
 			if !v.stored {
 				return nil, v.revision
 			}
@@ -64,7 +70,7 @@ func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 		recent := func() *snapshot {
 			return snaps[rapid.IntRange(max(0, len(snaps)-4), len(snaps)-1).Draw(t, "snapshot")]
 		}
-		t.Repeat(map[string]func(*rapid.T){
+		actions := map[string]func(*rapid.T){
 			"write": func(t *rapid.T) {
 				committed++
 				u := uid()
@@ -73,19 +79,26 @@ func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 			},
 			"apply": func(*rapid.T) {
 				c.apply(unapplied)
-				unapplied = nil
-				snaps = append(snaps, &snapshot{position: store.Position{Number: committed}, schema: schema})
+				give()
 			},
 			"new schema": func(*rapid.T) {
-				c.apply(unapplied)
-				unapplied = nil
 				schema = c.reset(committed)
-				snaps = append(snaps, &snapshot{position: store.Position{Number: committed}, schema: schema})
+				give()
+			},
+			"failover": func(t *rapid.T) {
+				committed = rapid.Int64Range(max(0, committed-3), committed).Draw(t, "what is left")
+				kept := map[cedar.EntityUID][]version{}
+				for u, versions := range history {
+					kept[u] = slices.DeleteFunc(slices.Clone(versions), func(v version) bool { return v.revision > committed })
+				}
+				history = kept
+				schema = c.reset(committed)
+				give()
 			},
 			"load begins": func(t *rapid.T) {
 				snap, u := recent(), uid()
 				e, since := read(u, snap)
-				loads = append(loads, load{snap, []loaded{{uid: u, entity: e, since: since, size: 10}}})
+				loads = append(loads, load{snap, []loaded{{uid: u, entity: e, since: since}}})
 			},
 			"load ends": func(t *rapid.T) {
 				if len(loads) == 0 {
@@ -110,7 +123,10 @@ func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 					}
 				}
 			},
-		})
+		}
+		for range 8 { // a mistake can take many steps to show
+			t.Repeat(actions)
+		}
 	})
 	if hits == 0 {
 		t.Error("the cache never had anything")

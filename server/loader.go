@@ -162,7 +162,7 @@ func (l *loader) read(ctx context.Context, snap *snapshot, asked []cedar.EntityU
 		}
 		found[i] = *e
 		stored[e.UID] = true
-		kept = append(kept, loaded{e.UID, e, row.Since, len(row.Attrs) + len(row.Tags)})
+		kept = append(kept, loaded{e.UID, e, row.Since})
 	}
 	for _, uid := range asked {
 		if !stored[uid] {

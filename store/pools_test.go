@@ -193,6 +193,16 @@ func TestCommitsAreSynchronous(t *testing.T) {
 	mustRaw(t, url, `do $$ begin assert (select array_agg(setting) from seen) = '{on,on}'; end $$`)
 }
 
+// A write of many entities, whose plan looks costly, is not compiled first.
+func TestPlansAreNotCompiled(t *testing.T) {
+	url := storetest.New(t)
+	mustRaw(t, url, `
+		create function look() returns trigger language plpgsql as
+			$$ begin assert current_setting('jit') = 'off'; return null; end $$;
+		create trigger look after insert on revisions for each row execute function look()`)
+	write(t, openSmall(t, url), put("User a", `{}`))
+}
+
 // Of several hosts the one that takes writes is found, without being told to.
 func TestSeveralHosts(t *testing.T) {
 	standby, primary := storetest.NewServer(t), storetest.NewServer(t)

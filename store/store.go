@@ -60,7 +60,7 @@ var (
 type Config struct {
 	// DatabaseURL is a Postgres URL or a key=value connection string. The
 	// connection parameters connect_timeout (default 5 s), application_name
-	// (cedarpost), statement_timeout (30 s) and
+	// (cedarpost), statement_timeout (30 s), jit (off) and
 	// idle_in_transaction_session_timeout (60 s) can be set in it. Of several hosts
 	// one that takes writes is chosen. Commits are always synchronous.
 	DatabaseURL string
@@ -158,7 +158,10 @@ func setDefaults(c *pgx.ConnConfig) {
 		c.ConnectTimeout = 5 * time.Second
 	}
 	for name, value := range map[string]string{
-		"application_name":                    "cedarpost",
+		"application_name": "cedarpost",
+		// Recursive queries over named entities are costed far too high, and would be
+		// compiled to machine code for half a second to run for one millisecond.
+		"jit":                                 "off",
 		"statement_timeout":                   "30s",
 		"idle_in_transaction_session_timeout": "60s",
 	} {

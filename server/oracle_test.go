@@ -1,0 +1,453 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cedar-policy/cedar-go"
+	"pgregory.net/rapid"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+// Several servers follow one database over a slow network, while others write and
+// publish. Whatever a server answered at a revision is what an oracle without
+// cache, follower or hurry works out from history afterwards.
+func TestOracle(t *testing.T) { consultOracle(t, 4, 250) }
+
+// TestSoakOracle is the long form.
+func TestSoakOracle(t *testing.T) {
+	if os.Getenv("CEDARPOST_SOAK") == "" {
+		t.Skip("set CEDARPOST_SOAK=1 to run")
+	}
+	consultOracle(t, 20, 1500)
+}
+
+// consultOracle plays worlds of at most so many writes each. Rapid draws them, and
+// that is all: a race does not come again for being asked, so nothing is shrunk.
+func consultOracle(t *testing.T, worlds, writes int) {
+	var total tally
+	rapid.Check(t, func(rt *rapid.T) {
+		p := drawWorld(rt, writes)
+		if worlds > 0 && !t.Failed() {
+			worlds--
+			total.add(p.play(t))
+		}
+	})
+	t.Logf("%+v", total)
+	if total.Hits == 0 || total.Allowed == 0 || total.Denied == 0 || total.Publishes == 0 || total.Policies < 5 {
+		t.Errorf("nothing was put to the test: %+v", total)
+	}
+}
+
+// tally says what happened.
+type tally struct {
+	Writes, Publishes, Questions, Hits, Revisions, Answers, Allowed, Denied, Policies int
+}
+
+func (a *tally) add(b tally) {
+	a.Writes += b.Writes
+	a.Publishes += b.Publishes
+	a.Questions += b.Questions
+	a.Hits += b.Hits
+	a.Revisions += b.Revisions
+	a.Answers += b.Answers
+	a.Allowed += b.Allowed
+	a.Denied += b.Denied
+	a.Policies = max(a.Policies, b.Policies)
+}
+
+// worldPlan is what is drawn of a world. The rest is up to the scheduler.
+type worldPlan struct {
+	Seed                     uint64
+	Writes, Writers, Readers int
+	CacheBytes               []uint64 // of each server
+	SlowOneIn, AskMany       int
+	// At most: what the network takes, what a follower takes to notice, and what
+	// goes by between writes and between publishes.
+	Delay, Lag, WriteEvery, PublishEvery time.Duration
+}
+
+func drawWorld(rt *rapid.T, writes int) worldPlan {
+	draw := func(name string, from, to int) int { return rapid.IntRange(from, to).Draw(rt, name) }
+	return worldPlan{
+		Seed:         rapid.Uint64().Draw(rt, "seed"),
+		Writes:       draw("writes", writes/2, writes),
+		Writers:      draw("writers", 2, 4),
+		Readers:      draw("readers of each server", 2, 4),
+		PublishEvery: time.Duration(draw("ms between publishes", 10, 200)) * time.Millisecond,
+		Delay:        time.Duration(draw("delay in ms", 2, 15)) * time.Millisecond,
+		Lag:          time.Duration(draw("lag in ms", 1, 30)) * time.Millisecond,
+		// One without, one that keeps everything, and some that evict.
+		CacheBytes: []uint64{0, 1 << 20, 3000, uint64(draw("bytes", 1500, 6000))},
+		SlowOneIn:  draw("one slow answer in", 2, 8),
+		WriteEvery: time.Duration(draw("ms between writes", 1, 8)) * time.Millisecond,
+		AskMany:    draw("questions at once", 1, 4),
+	}
+}
+
+// world is one under way.
+type world struct {
+	worldPlan
+	t        *testing.T
+	ctx      context.Context
+	db       *store.DB // by the short way, for writers and for the oracle
+	replicas []*replica
+	acked    atomic.Int64 // the newest revision that a writer was told
+	policies atomic.Int64 // the newest publish that a writer heard of
+	over     atomic.Bool
+
+	mu      sync.Mutex
+	tally   tally
+	answers map[int64]map[question]map[string]string // revision → question → answer → server that gave it
+}
+
+// replica is a server, as far as it decides.
+type replica struct {
+	name     string
+	db       *store.DB
+	follower *follower
+	loader   *loader
+}
+
+// question asks whether a user may read a document.
+type question struct{ user, doc string }
+
+func (p worldPlan) play(t *testing.T) tally {
+	w := &world{worldPlan: p, t: t, ctx: t.Context(), answers: map[int64]map[question]map[string]string{}}
+	defer func() {
+		if t.Failed() {
+			t.Logf("%+v", p)
+		}
+	}()
+	databaseURL := storetest.New(t)
+	w.db = w.open(databaseURL)
+	defer w.db.Close()
+	slow := w.slowly(databaseURL)
+	defer func() {
+		for _, r := range w.replicas {
+			r.db.Close()
+		}
+	}()
+	for _, bytes := range p.CacheBytes {
+		w.join(w.open(slow), bytes)
+	}
+
+	var following, reading, writing sync.WaitGroup
+	var caughtUp atomic.Bool
+	for i, r := range w.replicas {
+		following.Go(func() { w.follow(r, w.rand(i), &caughtUp) })
+	}
+	w.publish(w.replicas[0], w.rand(9))
+	w.write(w.first())
+	for i, r := range w.replicas {
+		reading.Go(func() { w.hinder(r) })
+		for j := range p.Readers {
+			reading.Go(func() { w.read(r, w.rand(10*i+j+100)) })
+		}
+	}
+	for i := range p.Writers {
+		writing.Go(func() { w.change(w.rand(i + 1000)) })
+	}
+	reading.Go(func() {
+		for rnd := w.rand(10); !w.over.Load() && !t.Failed(); w.publish(pick(rnd, w.replicas...), rnd) {
+			time.Sleep(rand.N(p.PublishEvery))
+		}
+	})
+	writing.Wait()
+	time.Sleep(2 * p.Lag) // to answer after the last write, too
+	w.over.Store(true)
+	reading.Wait()
+	caughtUp.Store(true)
+	following.Wait()
+	for _, r := range w.replicas {
+		w.tally.Hits += r.hits(t)
+		if n := r.follower.snap.Load().position.Number; n != w.acked.Load() {
+			t.Errorf("%s ends at revision %d, the last write was %d", r.name, n, w.acked.Load())
+		}
+	}
+	if !t.Failed() {
+		w.judge()
+	}
+	return w.tally
+}
+
+// rand is chance of its own for each who asks.
+func (w *world) rand(stream int) *rand.Rand { return rand.New(rand.NewPCG(w.Seed, uint64(stream))) }
+
+func (w *world) open(databaseURL string) *store.DB {
+	w.t.Helper()
+	db, err := store.Open(w.ctx, store.Config{DatabaseURL: databaseURL, MaxConns: 8})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return db
+}
+
+// join starts a server, but for what drives its follower.
+func (w *world) join(db *store.DB, cacheBytes uint64) {
+	r := &replica{name: fmt.Sprintf("server %d (%d bytes)", len(w.replicas), cacheBytes), db: db}
+	w.replicas = append(w.replicas, r)
+	cache, m := newEntityCache(cacheBytes), newMetrics()
+	r.follower = newFollower(db, slog.New(slog.DiscardHandler), time.Minute, cache, m)
+	r.loader = newLoader(db, cache, m)
+	if err := r.follower.catchUp(w.ctx); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (r *replica) hits(t *testing.T) int {
+	families, err := r.loader.metric.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			if f.GetName() == "cedarpost_entity_lookups_total" && m.Label[0].GetValue() == "hit" {
+				return int(m.GetCounter().GetValue())
+			}
+		}
+	}
+	return 0
+}
+
+// slowly leads to a database by a network that sometimes holds an answer up.
+func (w *world) slowly(databaseURL string) string {
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { l.Close() })
+	target := u.Host
+	carry := func(to, from net.Conn, delay bool) {
+		defer func() { _ = to.Close() }()
+		buffer := make([]byte, 32<<10)
+		for {
+			n, err := from.Read(buffer)
+			if delay && rand.IntN(w.SlowOneIn) == 0 {
+				time.Sleep(rand.N(w.Delay))
+			}
+			if _, failed := to.Write(buffer[:n]); err != nil || failed != nil {
+				return
+			}
+		}
+	}
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", target)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			go carry(server, client, false)
+			go carry(client, server, true)
+		}
+	}()
+	u.Host = l.Addr().String()
+	return u.String()
+}
+
+// follow drives a follower by hand: notifications are late, lost and doubled.
+func (w *world) follow(r *replica, rnd *rand.Rand, last *atomic.Bool) {
+	for done := false; !done; {
+		time.Sleep(rand.N(w.Lag))
+		done = last.Load()
+		for range 1 + rnd.IntN(2) {
+			if err := r.follower.catchUp(w.ctx); err != nil {
+				w.t.Errorf("%s: %v", r.name, err)
+				return
+			}
+		}
+	}
+}
+
+// hinder keeps as a large load does: for a while nothing can be applied.
+func (w *world) hinder(r *replica) {
+	for !w.over.Load() {
+		time.Sleep(rand.N(w.Lag))
+		r.loader.cache.mu.RLock()
+		time.Sleep(rand.N(3 * time.Millisecond))
+		r.loader.cache.mu.RUnlock()
+	}
+}
+
+// read asks a server until the world is over, as fast callers and slow ones do: a
+// slow one's snapshot is no longer the newest.
+func (w *world) read(r *replica, rnd *rand.Rand) {
+	var newest int64
+	slow := r.follower.snap.Load()
+	for !w.over.Load() && !w.t.Failed() {
+		time.Sleep(rand.N(time.Millisecond)) // others want to run, too
+		snap := r.follower.snap.Load()
+		if snap.position.Number < newest {
+			w.t.Errorf("%s went back from revision %d to %d", r.name, newest, snap.position.Number)
+			return
+		}
+		newest = snap.position.Number
+		switch rnd.IntN(6) {
+		case 0, 1:
+			slow, snap = pick(rnd, slow, slow, slow, snap), slow
+		case 2:
+			written := w.acked.Load()
+			fresh, err := r.follower.atLeast(w.ctx, written)
+			if errors.Is(err, errBehind) {
+				continue
+			}
+			if err != nil || fresh.position.Number < written {
+				w.t.Errorf("%s: asked for revision %d, got %+v, %v", r.name, written, fresh, err)
+				return
+			}
+			snap = fresh
+		}
+		if len(snap.bundles) > 0 {
+			w.ask(r, snap, rnd)
+		}
+	}
+}
+
+// ask has questions decided at one snapshot, and notes the answers.
+func (w *world) ask(r *replica, snap *snapshot, rnd *rand.Rand) {
+	pool := engine.NewPool()
+	asked := map[question]*engine.Question{}
+	slicesOf := map[question]*engine.Slice{}
+	for range 1 + rnd.IntN(w.AskMany) {
+		q := question{pick(rnd, users...), pick(rnd, docs...)}
+		asked[q] = q.read(w.t, snap.set)
+		slicesOf[q] = snap.set.NewSlice(asked[q], pool)
+	}
+	err := r.loader.load(w.ctx, snap, slices.Collect(maps.Values(slicesOf)), pool)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return // no answer is no wrong answer
+	}
+	if err != nil {
+		w.t.Errorf("%s at revision %d: %v", r.name, snap.position.Number, err)
+		return
+	}
+	for q, parsed := range asked {
+		_, answer := decide(w.t, snap.set, parsed, slicesOf[q])
+		w.note(snap.position.Number, q, answer, r.name)
+	}
+}
+
+func (q question) read(t *testing.T, set *engine.Set) *engine.Question {
+	parsed, err := set.Read(engine.Ask{
+		Principal: cedar.NewEntityUID("W::User", cedar.String(q.user)),
+		Action:    cedar.NewEntityUID("W::Action", "Read"),
+		Resource:  cedar.NewEntityUID("W::Doc", cedar.String(q.doc)),
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return parsed
+}
+
+// decide answers a question, also in words that hold all a caller would see.
+func decide(t *testing.T, set *engine.Set, q *engine.Question, sl *engine.Slice) (res *engine.Result, words string) {
+	res, err := set.Decide(q, sl)
+	if err != nil {
+		t.Error(err)
+		return &engine.Result{}, err.Error()
+	}
+	return res, fmt.Sprintf("%+v", *res)
+}
+
+func (w *world) note(revision int64, q question, answer, by string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tally.Questions++
+	if w.answers[revision] == nil {
+		w.answers[revision] = map[question]map[string]string{}
+	}
+	if w.answers[revision][q] == nil {
+		w.answers[revision][q] = map[string]string{}
+	}
+	w.answers[revision][q][answer] = by
+}
+
+// change writes, until it has written its share.
+func (w *world) change(rnd *rand.Rand) {
+	for range w.Writes / w.Writers {
+		time.Sleep(rand.N(w.WriteEvery))
+		if w.t.Failed() {
+			return
+		}
+		w.write(drawWrite(rnd))
+	}
+}
+
+// write commits operations, unless they are refused. They fit every version of the
+// bundle.
+func (w *world) write(ops []store.Op) {
+	write := store.EntityWrite{Ops: ops, Caller: "test", PolicyRevision: w.policies.Load()}
+	res, err := w.db.WriteEntities(w.ctx, write)
+	for errors.Is(err, store.ErrPolicyChanged) {
+		if write.PolicyRevision, err = w.db.PolicyRevision(w.ctx, math.MaxInt64); err == nil {
+			res, err = w.db.WriteEntities(w.ctx, write)
+		}
+	}
+	w.policies.Store(write.PolicyRevision)
+	var refused *store.OpError
+	switch {
+	case errors.As(err, &refused):
+	case err != nil:
+		w.t.Error(err)
+	default:
+		w.acknowledge(res.Revision, &w.tally.Writes)
+	}
+}
+
+func (w *world) acknowledge(revision int64, count *int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.acked.Store(max(w.acked.Load(), revision))
+	*count++
+}
+
+// publish replaces the bundle through a server.
+func (w *world) publish(r *replica, rnd *rand.Rand) {
+	b, err := bundle.FromFiles("w", drawBundle(rnd))
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	at, err := w.db.Current(w.ctx)
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	if _, err := r.follower.atLeast(w.ctx, at.Number); err != nil {
+		return // a server that is too late does not publish
+	}
+	res, err := newPolicyService(r.db, r.follower).publish(w.ctx, b, false)
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	if res.Published {
+		w.acknowledge(res.Revision.Number, &w.tally.Publishes)
+	}
+}
