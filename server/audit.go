@@ -19,6 +19,7 @@ import (
 type auditService struct {
 	db     *store.DB
 	events *eventLog
+	mask   *masker
 }
 
 // decisionPage is where a page of QueryDecisions ended, and of which query.
@@ -30,13 +31,14 @@ type decisionPage struct {
 
 // QueryDecisions implements cedarpost.v1.AuditService.
 func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.QueryDecisionsRequest) (*cedarpostv1.QueryDecisionsResponse, error) {
+	req, masked := s.mask.hide(req)
 	fingerprint, err := queryFingerprint(req)
 	if err != nil {
 		return nil, publicError(err)
 	}
 	size := pageSize(req.GetPageSize())
 	q := store.DecisionQuery{
-		DeniedAt: int16(req.GetDeniedAt()), Caller: req.GetCaller(), RequestID: req.GetRequestId(), Limit: size + 1,
+		DeniedAt: int16(req.GetDeniedAt()), Caller: req.GetCaller(), RequestID: req.GetRequestId(), Masked: masked, Limit: size + 1,
 	}
 	if req.From != nil {
 		q.From = req.From.AsTime()
