@@ -19,7 +19,9 @@ import (
 type auditService struct {
 	db     *store.DB
 	events *eventLog
-	mask   *masker
+	// mask hashes a value, given as JSON, as it stands in records.
+	mask func(json string) []byte
+	past *past
 }
 
 // decisionPage is where a page of QueryDecisions ended, and of which query.
@@ -31,14 +33,13 @@ type decisionPage struct {
 
 // QueryDecisions implements cedarpost.v1.AuditService.
 func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.QueryDecisionsRequest) (*cedarpostv1.QueryDecisionsResponse, error) {
-	req, masked := s.mask.hide(req)
 	fingerprint, err := queryFingerprint(req)
 	if err != nil {
 		return nil, publicError(err)
 	}
 	size := pageSize(req.GetPageSize())
 	q := store.DecisionQuery{
-		DeniedAt: int16(req.GetDeniedAt()), Caller: req.GetCaller(), RequestID: req.GetRequestId(), Masked: masked, Limit: size + 1,
+		DeniedAt: int16(req.GetDeniedAt()), Caller: req.GetCaller(), RequestID: req.GetRequestId(), Limit: size + 1,
 	}
 	if req.From != nil {
 		q.From = req.From.AsTime()
@@ -60,6 +61,9 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 	}
 	if p := req.GetPolicy(); p != nil {
 		q.Policy = p.GetBundle() + "/" + p.GetId()
+	}
+	if value := req.GetMaskedValue(); value != "" {
+		q.Masked = s.mask(value)
 	}
 	if req.GetPageToken() != "" {
 		var page decisionPage

@@ -14,10 +14,6 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-
-	"google.golang.org/protobuf/proto"
-
-	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
 // maskKeyBytes is the length of a mask key.
@@ -58,10 +54,11 @@ func (m *masker) hash(value any) []byte {
 // maskedHash is the hash of a value that somebody looks for, as JSON text. What is
 // not JSON is taken for a string, so that one can be given without quotes.
 func (m *masker) maskedHash(text string) []byte {
-	if v, err := readJSON(text); err == nil {
-		return m.hash(v)
+	v, err := readJSON(text)
+	if err != nil {
+		v = text
 	}
-	return m.hash(text)
+	return m.hash(v)
 }
 
 func readJSON(text string) (v any, err error) {
@@ -74,19 +71,6 @@ func readJSON(text string) (v any, err error) {
 		return nil, errors.New("something follows")
 	}
 	return exact(v)
-}
-
-// hide puts the hash in place of the value that a query looks for, before page
-// tokens are made of the query, and the record that the log was read. hash is nil
-// when it looks for none.
-func (m *masker) hide(req *cedarpostv1.QueryDecisionsRequest) (hidden *cedarpostv1.QueryDecisionsRequest, hash []byte) {
-	if req.GetMaskedValue() == "" {
-		return req, nil
-	}
-	hidden = proto.CloneOf(req)
-	hash = m.maskedHash(req.GetMaskedValue())
-	hidden.MaskedValue = hex.EncodeToString(hash)
-	return hidden, hash
 }
 
 // ReadMaskKey reads a mask key: one line, 32 bytes in hexadecimal or base64. It

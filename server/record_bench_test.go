@@ -16,7 +16,7 @@ import (
 // BenchmarkAuthorize is a warm decision in process, its record committed: alice
 // asks for all fields of order 42.
 func BenchmarkAuthorize(b *testing.B) {
-	s := benchService(b)
+	s := shopService(b)
 	req := benchRequest()
 	ctx := context.WithValue(b.Context(), callerKey, "bench")
 	b.ReportAllocs()
@@ -37,8 +37,8 @@ func benchRequest() *cedarpostv1.AuthorizeRequest {
 	}
 }
 
-// benchService is the decision service on a database of its own, with the shop.
-func benchService(b *testing.B) *authorizationService {
+// shopService is the decision service on a database of its own, with the shop.
+func shopService(b testing.TB) *authorizationService {
 	b.Helper()
 	must := func(err error) {
 		b.Helper()

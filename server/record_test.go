@@ -10,11 +10,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -127,7 +129,8 @@ func TestMasking(t *testing.T) {
 	}
 	find := func(s *servertest.Server, text string) int {
 		t.Helper()
-		page, err := s.Audit.QueryDecisions(t.Context(), &cedarpostv1.QueryDecisionsRequest{MaskedValue: text, PageSize: 1})
+		q := &cedarpostv1.QueryDecisionsRequest{MaskedValue: text, PageSize: 1, From: timestamppb.New(time.Now().Add(-time.Hour))}
+		page, err := s.Audit.QueryDecisions(t.Context(), q)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -136,7 +139,8 @@ func TestMasking(t *testing.T) {
 			if token, err := base64.RawURLEncoding.DecodeString(page.NextPageToken); err != nil || bytes.Contains(token, []byte(text)) {
 				t.Errorf("page token %s %v", token, err)
 			}
-			page, err = s.Audit.QueryDecisions(t.Context(), &cedarpostv1.QueryDecisionsRequest{MaskedValue: text, PageSize: 1, PageToken: page.NextPageToken})
+			q.PageToken = page.NextPageToken
+			page, err = s.Audit.QueryDecisions(t.Context(), q)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -236,5 +240,18 @@ func TestMaskKeyFile(t *testing.T) {
 	}
 	if _, err := server.New(t.Context(), server.Config{DB: servertest.New(t).DB, MaskKey: []byte("short")}); err == nil || !strings.Contains(err.Error(), "5 bytes") {
 		t.Errorf("a short key: %v", err)
+	}
+}
+
+// exec runs SQL beside the server.
+func exec(t testing.TB, url, sql string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -156,7 +156,8 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
-		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{db: cfg.DB, events: &eventLog{s.recorder, cfg.Name}, mask: mask})
+		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{db: cfg.DB, events: &eventLog{s.recorder, cfg.Name}, mask: mask.maskedHash,
+			past: &past{db: cfg.DB, follower: s.follower}})
 	}
 	for _, p := range []struct {
 		name, addr string
