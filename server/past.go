@@ -133,15 +133,15 @@ func (p *past) load(ctx context.Context, revision int64, set *engine.Set, slice 
 }
 
 // beyondRecall is why a decision cannot be replayed here, "" when that is not what
-// the error says.
-func beyondRecall(err error, revision int64) string {
+// the error says. Many decisions have the same reason in the same words.
+func beyondRecall(err error) string {
 	switch {
 	case errors.Is(err, store.ErrSwept):
-		return fmt.Sprintf("history no longer goes back to revision %d", revision)
+		return "history no longer goes back to its revision"
 	case errors.Is(err, store.ErrNotFound):
-		return fmt.Sprintf("this database has no revision %d", revision)
+		return "this database has no such revision"
 	case errors.Is(err, errCompile):
-		return fmt.Sprintf("the policies of revision %d do not compile with %s", revision, engine.Version)
+		return "the policies of its revision do not compile with " + engine.Version
 	}
 	return ""
 }

@@ -62,7 +62,7 @@ func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionReco
 	out.Replayed, err = s.decideAgain(ctx, rec)
 	var bad *engine.RequestError
 	var stored *storedError
-	switch why := beyondRecall(err, rec.GetRevision()); {
+	switch why := beyondRecall(err); {
 	case why != "":
 		out.Outcome, out.Reason = cedarpostv1.ReplayDecisionResponse_NOT_REPLAYABLE, why
 		return out, nil

@@ -367,13 +367,13 @@ func TestReplayNotPossible(t *testing.T) {
 	impossible(masked.DecisionId, "values are masked: context.codes, context.pin, entities[0].attrs.ssn")
 	rec, _ := recordOf(t, s, first)
 	rec.Revision += 1000
-	impossible(insert(t, s, rec), fmt.Sprintf("this database has no revision %d", rec.Revision))
+	impossible(insert(t, s, rec), "this database has no such revision")
 	if got := replay(t, s, first.DecisionId); got.Outcome != replayedEqual {
 		t.Errorf("before history was swept: %v", got)
 	}
 	s.MustPut(entity(t, `{"uid":{"type":"Shop::Role","id":"new"}}`))
 	exec(t, s.URL, fmt.Sprintf("update history set oldest = %d", first.Revision.Number+1))
-	impossible(first.DecisionId, fmt.Sprintf("history no longer goes back to revision %d", first.Revision.Number))
+	impossible(first.DecisionId, "history no longer goes back to its revision")
 
 	unknown := uuid.Must(uuid.NewV7()).String()
 	_, err := s.Audit.ReplayDecision(t.Context(), &cedarpostv1.ReplayDecisionRequest{DecisionId: unknown})
