@@ -20,6 +20,9 @@ type auditService struct {
 	db     *store.DB
 	events *eventLog
 	signer *signer
+	// mask hashes a value, given as JSON, as it stands in records.
+	mask func(json string) []byte
+	past *past
 }
 
 // decisionPage is where a page of QueryDecisions ended, and of which query.
@@ -59,6 +62,9 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 	}
 	if p := req.GetPolicy(); p != nil {
 		q.Policy = p.GetBundle() + "/" + p.GetId()
+	}
+	if value := req.GetMaskedValue(); value != "" {
+		q.Masked = s.mask(value)
 	}
 	if req.GetPageToken() != "" {
 		var page decisionPage

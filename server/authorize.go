@@ -3,16 +3,11 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"github.com/google/uuid"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/structpb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
@@ -29,6 +24,8 @@ type authorizationService struct {
 	follower *follower
 	loader   *loader
 	record   func(context.Context, []store.Decision, []store.Event) error // of the recorder
+	mode     auditlog.Mode                                                // of the recorder
+	mask     *masker
 	limits   *limits
 	metric   *metrics
 	name     string // of this server, in records
@@ -134,9 +131,11 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, check
 			slices = append(slices, a.slice)
 		}
 	}
+	loadBegan := time.Now()
 	if err := s.loader.load(ctx, snap, slices, pool); err != nil {
 		return nil, err
 	}
+	loading := time.Since(loadBegan)
 	rows := make([]store.Decision, 0, len(checks))
 	for i, c := range checks {
 		a := &answers[i]
@@ -150,8 +149,7 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, check
 		if res, a.err = snap.set.Decide(a.question, a.slice); a.err != nil {
 			continue
 		}
-		took := time.Since(began)
-		row, err := s.row(ctx, snap, c, a, res, took)
+		row, err := s.row(ctx, snap, c, a, res, loading, time.Since(began))
 		if err != nil {
 			return nil, err
 		}
@@ -173,40 +171,6 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, check
 		}
 	}
 	return answers, nil
-}
-
-// row turns a result into the answer and the record of it.
-func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *cedarpostv1.AuthorizeRequest, a *answer, res *engine.Result, took time.Duration) (store.Decision, error) {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return store.Decision{}, err
-	}
-	at := time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
-	resp := respond(res)
-	resp.DecisionId = id.String()
-	resp.Revision = encodeRevision(snap.position, snap.position.Number)
-	a.response = resp
-
-	evaluated, err := structpb.NewStruct(engine.PlainRecord(a.question.Context()))
-	if err != nil {
-		return store.Decision{}, fmt.Errorf("record context: %w", err)
-	}
-	rec := &cedarpostv1.DecisionRecord{
-		DecisionId: resp.DecisionId, Time: timestamppb.New(at), Revision: snap.position.Number,
-		Caller: callerFrom(ctx), Server: s.name,
-		Principal: req.Principal, Action: req.Action, Resource: req.Resource,
-		Context: evaluated, FieldsAsked: req.Fields, Entities: req.Entities,
-		Decision: resp.Decision, DeniedAt: resp.DeniedAt, Fields: resp.Fields,
-		DeterminingPolicies: resp.DeterminingPolicies, Errors: resp.Errors, ErrorsOmitted: resp.ErrorsOmitted,
-		Obligations: resp.Obligations, Advice: resp.Advice,
-		RequestId: req.RequestId, TraceId: traceFrom(ctx),
-		EvaluationTime: durationpb.New(took), Engine: engine.Version,
-	}
-	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(rec)
-	if err != nil {
-		return store.Decision{}, fmt.Errorf("record: %w", err)
-	}
-	return decisionRow(rec, bytes)
 }
 
 // respond puts a result on the wire.

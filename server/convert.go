@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/cedar-policy/cedar-go"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -67,7 +68,37 @@ func entityToStore(e *engine.Entity) (store.Entity, error) {
 	return store.Entity{UID: storeUID(e.UID), Attrs: attrs, Tags: tags, Parents: storeUIDs(e.Parents)}, nil
 }
 
-func recordJSON(r cedar.Record) ([]byte, error) { return json.Marshal(engine.PlainRecord(r)) }
+// recordJSON writes a record as the store keeps it. Equal records are equal JSON:
+// otherwise one that is put again would be another version, and could not be found
+// by its value.
+func recordJSON(r cedar.Record) ([]byte, error) { return canonicalJSON(engine.PlainRecord(r)) }
+
+// canonicalJSON writes the elements of arrays, all of which are sets and come in
+// any order, in that of their JSON.
+func canonicalJSON(v any) (json.RawMessage, error) {
+	switch v := v.(type) {
+	case map[string]any:
+		members := make(map[string]json.RawMessage, len(v))
+		for k, e := range v {
+			var err error
+			if members[k], err = canonicalJSON(e); err != nil {
+				return nil, err
+			}
+		}
+		return json.Marshal(members)
+	case []any:
+		elements := make([]json.RawMessage, len(v))
+		for i, e := range v {
+			var err error
+			if elements[i], err = canonicalJSON(e); err != nil {
+				return nil, err
+			}
+		}
+		slices.SortFunc(elements, func(a, b json.RawMessage) int { return bytes.Compare(a, b) })
+		return json.Marshal(elements)
+	}
+	return json.Marshal(v)
+}
 
 // rawFromStore decodes a stored entity.
 func rawFromStore(row store.Entity) (engine.RawEntity, error) {

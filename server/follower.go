@@ -185,22 +185,30 @@ func (f *follower) loadPolicy(ctx context.Context, v *store.View, next, old *sna
 	if next.policyRevision, err = v.PolicyRevision(ctx); err != nil {
 		return err
 	}
-	sources := make([]engine.Source, len(next.bundles))
-	for i, b := range next.bundles {
-		if sources[i], err = sourceFromStore(b); err != nil {
-			return err
-		}
-	}
 	var previous *engine.Set
 	if old != nil {
 		previous = old.set
 	}
+	if next.set, err = compileStored(next.bundles, previous); err != nil {
+		return fmt.Errorf("revision %d %w", v.Position.Number, err)
+	}
+	return nil
+}
+
+// compileStored compiles what was published. The error is [errCompile] where that
+// does not compile.
+func compileStored(bundles []store.Bundle, previous *engine.Set) (_ *engine.Set, err error) {
+	sources := make([]engine.Source, len(bundles))
+	for i, b := range bundles {
+		if sources[i], err = sourceFromStore(b); err != nil {
+			return nil, err
+		}
+	}
 	set, findings := engine.Load(sources, previous)
 	if set == nil {
-		return fmt.Errorf("revision %d %w: %s", v.Position.Number, errCompile, findings[0])
+		return nil, fmt.Errorf("%w: %s", errCompile, findings[0])
 	}
-	next.set = set
-	return nil
+	return set, nil
 }
 
 // confirm swaps the snapshot (nil: the old one is current) and notes the moment

@@ -86,20 +86,25 @@ func readKey(file string) (string, error) {
 	return token, nil
 }
 
-// writeNewKey makes a key and writes it so that a crash leaves all of it or
-// nothing.
+// writeNewKey makes a key and writes it.
 func writeNewKey(file string) (string, error) {
 	secret := make([]byte, 32)
 	if _, err := rand.Read(secret); err != nil {
 		return "", err
 	}
 	token := keyPrefix + base64.RawURLEncoding.EncodeToString(secret)
+	return token, writeSecret(file, token)
+}
+
+// writeSecret writes one line so that a crash leaves all of it or nothing, for the
+// owner's eyes only.
+func writeSecret(file, line string) error {
 	tmp, err := os.CreateTemp(filepath.Dir(file), ".key-*") // 0600
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer os.Remove(tmp.Name())
-	if _, err = tmp.WriteString(token + "\n"); err == nil {
+	if _, err = tmp.WriteString(line + "\n"); err == nil {
 		err = tmp.Sync()
 	}
 	if cerr := tmp.Close(); err == nil {
@@ -108,5 +113,5 @@ func writeNewKey(file string) (string, error) {
 	if err == nil {
 		err = os.Rename(tmp.Name(), file)
 	}
-	return token, err
+	return err
 }

@@ -2,13 +2,247 @@ package server
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
 
 	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
 )
 
 // ReplayDecision implements cedarpost.v1.AuditService.
-func (s *auditService) ReplayDecision(context.Context, *cedarpostv1.ReplayDecisionRequest) (*cedarpostv1.ReplayDecisionResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "not yet")
+func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.ReplayDecisionRequest) (*cedarpostv1.ReplayDecisionResponse, error) {
+	id, err := uuid.Parse(req.GetDecisionId())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "decision_id: not a UUID")
+	}
+	row, err := s.db.GetDecision(ctx, id)
+	missing := errors.Is(err, store.ErrNotFound)
+	if err != nil && !missing {
+		return nil, publicError(err)
+	}
+	var out *cedarpostv1.ReplayDecisionResponse
+	rows := 0
+	if !missing {
+		rows = 1
+		rec, err := decodeRecord(row)
+		if err != nil {
+			return nil, publicError(err)
+		}
+		if out, err = s.replay(ctx, rec); err != nil {
+			return nil, publicError(err)
+		}
+	}
+	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceReplayDecisionProcedure, req, rows); err != nil {
+		return nil, publicError(err)
+	}
+	if missing {
+		return nil, connect.Errorf(connect.CodeNotFound, "no decision %s is recorded", id)
+	}
+	return out, nil
+}
+
+// replay decides again what a record says was decided: its question, at its
+// revision. An error means that it could not be tried.
+func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionRecord) (*cedarpostv1.ReplayDecisionResponse, error) {
+	out := &cedarpostv1.ReplayDecisionResponse{Recorded: rec}
+	if len(rec.GetMasked()) > 0 {
+		out.Outcome = cedarpostv1.ReplayDecisionResponse_NOT_REPLAYABLE
+		out.Reason = "values are masked: " + some(rec.GetMasked())
+		return out, nil
+	}
+	var err error
+	out.Replayed, err = s.decideAgain(ctx, rec)
+	var bad *engine.RequestError
+	var stored *storedError
+	switch why := beyondRecall(err); {
+	case why != "":
+		out.Outcome, out.Reason = cedarpostv1.ReplayDecisionResponse_NOT_REPLAYABLE, why
+		return out, nil
+	case errors.As(err, &bad), errors.As(err, &stored), errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
+		// It was decided once, so question or data are not what they were.
+		out.Differences = []string{"decision: recorded " + rec.GetDecision().String() + ", replayed to an error: " + err.Error()}
+	case err != nil:
+		return nil, err
+	default:
+		out.Differences = differences(rec, out.Replayed)
+	}
+	out.Outcome = cedarpostv1.ReplayDecisionResponse_EQUAL
+	if len(out.Differences) > 0 {
+		out.Outcome = cedarpostv1.ReplayDecisionResponse_DIFFERENT
+		if rec.GetEngine() != engine.Version {
+			out.Reason = fmt.Sprintf("another engine decided: recorded %s, replayed %s", rec.GetEngine(), engine.Version)
+		}
+	}
+	return out, nil
+}
+
+// replayTries are made while nothing but the messages of failed policies differs:
+// cedar-go evaluates the members of a record literal in any order, so of two that
+// fail it tells of either.
+const replayTries = 50
+
+// decideAgain returns the outcome of the question of a record.
+func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.DecisionRecord) (*cedarpostv1.DecisionRecord, error) {
+	set, err := s.past.policies(ctx, rec.GetRevision())
+	if err != nil {
+		return nil, err
+	}
+	ask := askFrom(&cedarpostv1.AuthorizeRequest{
+		Principal: rec.Principal, Action: rec.Action, Resource: rec.Resource,
+		Context: rec.Context, Fields: rec.FieldsAsked, Entities: rec.Entities,
+	}, 0)
+	ask.Recorded = true
+	q, err := set.Read(ask)
+	if err != nil {
+		return nil, err
+	}
+	pool := engine.NewPool()
+	slice := set.NewSlice(q, pool)
+	if err := s.past.load(ctx, rec.GetRevision(), set, slice, pool); err != nil {
+		return nil, err
+	}
+	for try := 1; ; try++ {
+		res, err := set.Decide(q, slice)
+		if err != nil {
+			return nil, err
+		}
+		again := outcomeOf(respond(res))
+		if try == replayTries || ctx.Err() != nil || !differInMessages(rec, again) {
+			return again, nil
+		}
+	}
+}
+
+// outcomeOf is the outcome as a record has it.
+func outcomeOf(res *cedarpostv1.AuthorizeResponse) *cedarpostv1.DecisionRecord {
+	return &cedarpostv1.DecisionRecord{
+		Decision: res.Decision, DeniedAt: res.DeniedAt, Fields: res.Fields,
+		DeterminingPolicies: res.DeterminingPolicies, Errors: res.Errors, ErrorsOmitted: res.ErrorsOmitted,
+		Obligations: res.Obligations, Advice: res.Advice,
+	}
+}
+
+// differInMessages says whether all that differs are messages of failed policies.
+func differInMessages(rec, again *cedarpostv1.DecisionRecord) bool {
+	same := slices.EqualFunc(rec.GetErrors(), again.GetErrors(), func(a, b *cedarpostv1.PolicyError) bool { return proto.Equal(a.GetPolicy(), b.GetPolicy()) })
+	differ := differences(rec, again)
+	return same && len(differ) == 1 && strings.HasPrefix(differ[0], partErrors+":")
+}
+
+const partErrors = "errors"
+
+// differences says part by part where two outcomes differ; nothing where they do
+// not.
+func differences(rec, again *cedarpostv1.DecisionRecord) []string {
+	var c comparison
+	c.text("decision", rec.GetDecision().String(), again.GetDecision().String())
+	c.text("denied at", deniedAtText(rec), deniedAtText(again))
+	c.text("fields", askedOrNot(rec.Fields), askedOrNot(again.Fields))
+	c.list("permitted fields", rec.GetFields().GetPermitted(), again.GetFields().GetPermitted())
+	c.list("denied fields", rec.GetFields().GetDenied(), again.GetFields().GetDenied())
+	messages(&c, "policies", rec.GetDeterminingPolicies(), again.GetDeterminingPolicies(), refText)
+	messages(&c, partErrors, rec.GetErrors(), again.GetErrors(), func(e *cedarpostv1.PolicyError) string {
+		return refText(e.GetPolicy()) + " (" + e.GetMessage() + ")"
+	})
+	c.text("errors omitted", fmt.Sprint(rec.GetErrorsOmitted()), fmt.Sprint(again.GetErrorsOmitted()))
+	messages(&c, "obligations", rec.GetObligations(), again.GetObligations(), func(o *cedarpostv1.Obligation) string {
+		return o.GetText() + " of " + refText(o.GetPolicy())
+	})
+	messages(&c, "advice", rec.GetAdvice(), again.GetAdvice(), func(a *cedarpostv1.Advice) string {
+		return a.GetText() + " of " + refText(a.GetPolicy()) + " for " + some(a.GetPaths())
+	})
+	return c.found
+}
+
+func deniedAtText(rec *cedarpostv1.DecisionRecord) string {
+	if rec.DeniedAt == nil {
+		return "nothing"
+	}
+	return rec.GetDeniedAt().String()
+}
+
+func askedOrNot(f *cedarpostv1.Fields) string {
+	if f == nil {
+		return "none decided"
+	}
+	return "decided"
+}
+
+func refText(p *cedarpostv1.PolicyRef) string { return p.GetBundle() + "/" + p.GetId() }
+
+// comparison collects differences in words.
+type comparison struct{ found []string }
+
+func (c *comparison) text(part, recorded, replayed string) {
+	if recorded != replayed {
+		c.found = append(c.found, fmt.Sprintf("%s: recorded %s, replayed %s", part, recorded, replayed))
+	}
+}
+
+func (c *comparison) list(part string, recorded, replayed []string) {
+	if slices.Equal(recorded, replayed) {
+		return
+	}
+	gone, come := without(recorded, replayed), without(replayed, recorded)
+	switch {
+	case len(gone) > 0 && len(come) > 0:
+		c.text(part, some(gone), some(come))
+	case len(gone) > 0:
+		c.found = append(c.found, fmt.Sprintf("%s: only recorded: %s", part, some(gone)))
+	case len(come) > 0:
+		c.found = append(c.found, fmt.Sprintf("%s: only replayed: %s", part, some(come)))
+	default:
+		c.text(part, some(recorded), some(replayed)) // other order, or other count
+	}
+}
+
+// messages is list of messages. Their words may be shortened: whether they are
+// equal is not told by those.
+func messages[T proto.Message](c *comparison, part string, recorded, replayed []T, text func(T) string) {
+	if slices.EqualFunc(recorded, replayed, func(a, b T) bool { return proto.Equal(a, b) }) {
+		return
+	}
+	before := len(c.found)
+	words := func(list []T) (out []string) {
+		for _, m := range list {
+			out = append(out, text(m))
+		}
+		return out
+	}
+	if c.list(part, words(recorded), words(replayed)); len(c.found) == before {
+		c.found = append(c.found, part+": not the same")
+	}
+}
+
+func without(list, other []string) (out []string) {
+	in := make(map[string]bool, len(other))
+	for _, s := range other {
+		in[s] = true
+	}
+	for _, s := range list {
+		if !in[s] {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// some writes a list out, shortened.
+func some(list []string) string {
+	const most = 10
+	switch n := len(list); {
+	case n == 0:
+		return "none"
+	case n > most:
+		return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), n-most)
+	}
+	return strings.Join(list, ", ")
 }

@@ -51,6 +51,10 @@ type Config struct {
 	Signing Signing
 	// RateLimit is how many checks a second one caller may ask, 0 for no limit.
 	RateLimit float64
+	// MaskKey is the key of the hashes that stand in decision records for values
+	// marked @sensitive: 32 random bytes, the same on every server of a database.
+	// Without one each server makes up its own, for as long as it runs.
+	MaskKey []byte
 	// Name is this server in decision records, default the host's name.
 	Name string
 	// Log gets the server's log; default slog.Default.
@@ -121,6 +125,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := s.follower.catchUp(ctx); err != nil {
 		return nil, err
 	}
+	mask, err := newMasker(cfg.MaskKey, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
 	s.ready = newReadiness(cfg.DB, s.follower)
 	s.ready.look(ctx)
 	defer func() {
@@ -157,13 +165,15 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower, loader: newLoader(cfg.DB, cache, s.metrics),
-			record: record, limits: limits, metric: s.metrics, name: cfg.Name,
+			record: record, mode: cfg.Record, mask: mask, limits: limits, metric: s.metrics, name: cfg.Name,
 		})
 	}
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
-		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{cfg.DB, events, s.signer})
+		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{
+			db: cfg.DB, events: events, signer: s.signer, mask: mask.maskedHash, past: &past{db: cfg.DB, follower: s.follower},
+		})
 	}
 	for _, p := range []struct {
 		name, addr string

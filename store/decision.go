@@ -119,6 +119,7 @@ type DecisionQuery struct {
 	Policy                      string // "bundle/id", one of the determining ones
 	Caller                      string
 	RequestID                   string
+	Masked                      []byte // a hash that stands for a sensitive value
 
 	// BeforeAt and BeforeID continue after a page: At and ID of its last decision.
 	BeforeAt time.Time
@@ -149,6 +150,7 @@ func (db *DB) QueryDecisions(ctx context.Context, q DecisionQuery) (_ []Decision
 		  and ($13::text is null or request_id = $13)
 		  and ($14::timestamptz is null or at <= $14)
 		  and ($14::timestamptz is null or (at, decision_id) < ($14, $15))
+		  and ($17::bytea is null or $17 = any(masked))
 		order by at desc, decision_id desc
 		limit $16`
 	principalType, principalID := uidArgs(q.Principal)
@@ -160,7 +162,7 @@ func (db *DB) QueryDecisions(ctx context.Context, q DecisionQuery) (_ []Decision
 		orNull(q.From), orNull(q.To),
 		principalType, principalID, actionType, actionID, resourceType, resourceID,
 		q.Allowed, orNull(q.DeniedAt), orNull(q.Policy), orNull(q.Caller), orNull(q.RequestID),
-		orNull(q.BeforeAt), q.BeforeID, q.Limit)
+		orNull(q.BeforeAt), q.BeforeID, q.Limit, q.Masked)
 	return pgx.CollectRows(rows, scanDecision)
 }
 

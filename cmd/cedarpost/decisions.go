@@ -14,6 +14,8 @@ import (
 type decisionsCmd struct {
 	List listDecisionsCmd `cmd:"" default:"withargs" help:"List recorded decisions, newest first."`
 	Get  getDecisionCmd   `cmd:"" help:"Read one record whole."`
+
+	Replay replayDecisionsCmd `cmd:"" help:"Decide again, with policies and data as they were, and compare."`
 }
 
 // Help is the long help of decisions.
@@ -21,8 +23,8 @@ func (*decisionsCmd) Help() string {
 	return `Without a further word this is "decisions list", and takes its flags: see cedarpost decisions list --help.`
 }
 
-type listDecisionsCmd struct {
-	outputFlags
+// filterFlags choose decisions.
+type filterFlags struct {
 	Principal *uid   `help:"Only this principal: Shop::User::bob." placeholder:"UID"`
 	Action    *uid   `help:"Only this action." placeholder:"UID"`
 	Resource  *uid   `help:"Only this resource." placeholder:"UID"`
@@ -33,7 +35,12 @@ type listDecisionsCmd struct {
 	RequestID string `name:"request-id" help:"Only this request id." placeholder:"ID"`
 	Since     moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
 	Until     moment `help:"Before this time." placeholder:"TIME"`
-	Limit     int    `help:"At most so many; 0 is all (default ${default})." default:"20" placeholder:"N"`
+}
+
+type listDecisionsCmd struct {
+	outputFlags
+	filterFlags
+	Limit int `help:"At most so many; 0 is all (default ${default})." default:"20" placeholder:"N"`
 	adminFlags
 }
 
@@ -71,39 +78,39 @@ func (m moment) timestamp() *timestamppb.Timestamp {
 	return timestamppb.New(m.Time)
 }
 
-// query is the filters on the wire.
-func (l *listDecisionsCmd) query() (*cedarpostv1.QueryDecisionsRequest, error) {
+// request is the filters on the wire.
+func (f *filterFlags) request() (*cedarpostv1.QueryDecisionsRequest, error) {
 	req := &cedarpostv1.QueryDecisionsRequest{
-		From: l.Since.timestamp(), To: l.Until.timestamp(), Caller: l.Caller, RequestId: l.RequestID,
-		Decision: cedarpostv1.Decision(cedarpostv1.Decision_value[strings.ToUpper(l.Decision)]),
-		DeniedAt: cedarpostv1.DeniedAt(cedarpostv1.DeniedAt_value[strings.ToUpper(l.DeniedAt)]),
+		From: f.Since.timestamp(), To: f.Until.timestamp(), Caller: f.Caller, RequestId: f.RequestID,
+		Decision: cedarpostv1.Decision(cedarpostv1.Decision_value[strings.ToUpper(f.Decision)]),
+		DeniedAt: cedarpostv1.DeniedAt(cedarpostv1.DeniedAt_value[strings.ToUpper(f.DeniedAt)]),
 	}
-	for _, f := range []struct {
+	for _, u := range []struct {
 		given *uid
 		into  **cedarpostv1.EntityUid
-	}{{l.Principal, &req.Principal}, {l.Action, &req.Action}, {l.Resource, &req.Resource}} {
-		if f.given != nil {
-			*f.into = f.given.EntityUid
+	}{{f.Principal, &req.Principal}, {f.Action, &req.Action}, {f.Resource, &req.Resource}} {
+		if u.given != nil {
+			*u.into = u.given.EntityUid
 		}
 	}
-	if l.Policy != "" {
-		bundle, id, ok := strings.Cut(l.Policy, "/")
+	if f.Policy != "" {
+		bundle, id, ok := strings.Cut(f.Policy, "/")
 		if !ok {
-			return nil, misuse("--policy: %q is not bundle/id", l.Policy)
+			return nil, misuse("--policy: %q is not bundle/id", f.Policy)
 		}
 		req.Policy = &cedarpostv1.PolicyRef{Bundle: bundle, Id: id}
-	}
-	if l.Limit < 0 {
-		return nil, misuse("--limit must not be negative")
 	}
 	return req, nil
 }
 
 // Run lists.
 func (l *listDecisionsCmd) Run(ctx context.Context, c *console) error {
-	req, err := l.query()
+	req, err := l.request()
 	if err != nil {
 		return err
+	}
+	if l.Limit < 0 {
+		return misuse("--limit must not be negative")
 	}
 	admin, err := l.dial()
 	if err != nil {
@@ -188,7 +195,9 @@ func (g *getDecisionCmd) Run(ctx context.Context, c *console) error {
 	c.pair("fields asked", askedText(d.GetFieldsAsked()))
 	c.printReasons(d)
 	c.pair("time", d.GetTime().AsTime().Local().Format("2006-01-02 15:04:05.000 -07:00"))
-	c.pair("took", fmt.Sprint(d.GetEvaluationTime().AsDuration()))
+	c.pair("masked", strings.Join(d.GetMasked(), ", "))
+	c.pair("took", fmt.Sprintf("%v, of which loading %v", d.GetEvaluationTime().AsDuration(), d.GetLoadTime().AsDuration()))
+	c.pair("mode", d.GetMode())
 	c.pair("revision", fmt.Sprint(d.GetRevision()))
 	c.pair("caller", d.GetCaller())
 	c.pair("server", d.GetServer())

@@ -28,7 +28,7 @@ import (
 const devMark = "application_name=cedarpost-dev"
 
 type devCmd struct {
-	Data  string `help:"Folder for the database, the API key and dev.env (default ${default})." env:"CEDARPOST_DATA" type:"path" default:".cedarpost" placeholder:"DIR"`
+	Data  string `help:"Folder for the database, the keys and dev.env (default ${default})." env:"CEDARPOST_DATA" type:"path" default:".cedarpost" placeholder:"DIR"`
 	Empty bool   `help:"Do not load the example bundle." env:"CEDARPOST_EMPTY"`
 	databaseFlags
 	listenFlags `set:"loglevel=warn"`
@@ -41,7 +41,7 @@ func (*devCmd) Help() string {
   . .cedarpost/dev.env
   cedarpost authorize --principal Shop::User::bob --action Shop::Action::ViewOrder --resource Shop::Order::42 --context '{"mfa":false}' --fields all
 
-and prints one line to stdout: ready decision=URL admin=URL ops=URL env=FILE. Data and key stay in the folder for the next time; dev.env goes when dev stops.`
+and prints one line to stdout: ready decision=URL admin=URL ops=URL env=FILE. Data and keys stay in the folder for the next time; dev.env goes when dev stops.`
 }
 
 // Run serves until ctx ends.
@@ -120,7 +120,16 @@ func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, e
 	if _, err := server.BootstrapKey(ctx, db, keyFile, true); err != nil {
 		return err
 	}
-	config := d.config(db, log)
+	if d.MaskKeyFile == "" {
+		d.MaskKeyFile = filepath.Join(d.Data, "mask.key")
+		if err := server.MakeMaskKey(d.MaskKeyFile); err != nil {
+			return err
+		}
+	}
+	config, err := d.config(db, log)
+	if err != nil {
+		return err
+	}
 	if config.Signing, err = d.signing(); err != nil {
 		return err
 	}

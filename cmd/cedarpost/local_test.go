@@ -54,7 +54,7 @@ func TestHelp(t *testing.T) {
 	sh.exits(t, 0, says("Exit codes", "CEDARPOST_CONFIG", "authorize"), "--help")
 	for _, command := range []string{
 		"serve", "dev", "migrate", "health", "check", "apply", "bundles", "bundles get", "authorize",
-		"entities import", "entities get", "entities list", "decisions", "decisions list", "decisions get", "version",
+		"entities import", "entities get", "entities list", "decisions", "decisions list", "decisions get", "decisions replay", "version",
 	} {
 		sh.exits(t, 0, says("Usage: cedarpost "+command), append([]string{"help"}, strings.Fields(command)...)...)
 	}

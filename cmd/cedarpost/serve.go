@@ -30,6 +30,7 @@ type listenFlags struct {
 	CacheMiB       int64         `name:"cache-mib" help:"Memory for entities, about, in MiB; 0 is no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
 	RecordMode     string        `help:"When decisions are answered: strict, after they are in the log, or buffered, before (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
 	RateLimit      float64       `help:"Checks a second that one caller may ask; 0 is no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
+	MaskKeyFile    string        `help:"File with the key of the hashes that stand in decision records for sensitive values: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
 	Name           string        `help:"Name of this server in decision records (default: the name of the host)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
 	LogFormat      string        `help:"Log lines as text or json, on stderr (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
 	LogLevel       string        `help:"Log debug, info, warn or error and above (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
@@ -49,12 +50,18 @@ func (f *listenFlags) Validate() error {
 	return nil
 }
 
-func (f *listenFlags) config(db *store.DB, log *slog.Logger) server.Config {
+func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, err error) {
+	var maskKey []byte
+	if f.MaskKeyFile != "" {
+		if maskKey, err = server.ReadMaskKey(f.MaskKeyFile, log); err != nil {
+			return server.Config{}, err
+		}
+	}
 	return server.Config{
-		DB: db, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
+		DB: db, MaskKey: maskKey, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
 		AllowPlaintext: f.AllowPlaintext, MaxStaleness: f.MaxStaleness, CacheBytes: cacheBytes(f.CacheMiB),
 		Record: auditlog.Mode(f.RecordMode), RateLimit: f.RateLimit, Name: f.Name, Log: log,
-	}
+	}, nil
 }
 
 // store is how to open the database. All writes go into the log under the server's
@@ -202,7 +209,10 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 			log.Info("first API key made", "file", s.BootstrapKeyFile)
 		}
 	}
-	config := s.config(db, log)
+	config, err := s.config(db, log)
+	if err != nil {
+		return err
+	}
 	config.TLSCert, config.TLSKey = s.TLSCert, s.TLSKey
 	config.Signing = server.Signing{KeyFiles: s.AuditKeyFile, CheckpointFile: s.AuditCheckpointFile}
 	srv, err := server.New(ctx, config)

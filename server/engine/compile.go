@@ -104,6 +104,11 @@ type Set struct {
 	actionTypes, requestTypes, fieldTypes map[cedar.EntityType]bool
 	catalogues                            map[cedar.EntityType]*catalogue
 
+	// sensitive is what types that come with requests have that is marked
+	// @sensitive; sensitiveNames are the names of all attributes so marked.
+	sensitive      map[cedar.EntityType]entityMarks
+	sensitiveNames map[cedar.String]bool
+
 	// plainFields decides field by field with every candidate: what the classes
 	// must equal. Only tests set it.
 	plainFields bool
@@ -148,6 +153,9 @@ func compile(sources []Source, previous *Set, trusted bool) (*Set, []Finding) {
 		requestTypes: map[cedar.EntityType]bool{},
 		fieldTypes:   map[cedar.EntityType]bool{},
 		catalogues:   map[cedar.EntityType]*catalogue{},
+
+		sensitive:      map[cedar.EntityType]entityMarks{},
+		sensitiveNames: map[cedar.String]bool{},
 	}}
 	sources = slices.Clone(sources)
 	sort.Slice(sources, func(i, j int) bool { return sources[i].Name < sources[j].Name })

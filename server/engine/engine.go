@@ -46,7 +46,8 @@ func (r PolicyRef) compare(o PolicyRef) int {
 	return strings.Compare(r.ID, o.ID)
 }
 
-// PolicyError is a policy whose evaluation failed, with Cedar's message.
+// PolicyError is a policy whose evaluation failed, with Cedar's message, unless
+// that could hold a value that the schema marks @sensitive.
 type PolicyError struct {
 	Policy  PolicyRef
 	Message string
@@ -156,7 +157,7 @@ func (s *Set) evaluate(cands policies, req cedar.Request, e *entities) verdict {
 			i++
 		}
 		p := cands[i]
-		v.errors = append(v.errors, PolicyError{p.ref, pe.Message})
+		v.errors = append(v.errors, PolicyError{p.ref, s.message(p, pe.Message)})
 		if p.forbid && !s.bundles[p.ref.Bundle].skipForbidErrors {
 			failed = append(failed, p)
 		}

@@ -184,11 +184,7 @@ func (s *Set) explainPolicy(q *Question, p *policy, req cedar.Request, e *entiti
 			x.Values = s.values(q, part, env)
 			x.Outcome, x.Reason = ConditionFalse, "its condition is false"
 			if err != nil {
-				x.Outcome, x.Reason = Failed, "its condition cannot be evaluated: "+err.Error()
-				// The message can hold the operands.
-				if slices.ContainsFunc(x.Values, func(v ExplainedValue) bool { return v.Value == withheld }) {
-					x.Reason = "its condition cannot be evaluated"
-				}
+				x.Outcome, x.Reason = Failed, "its condition cannot be evaluated: "+s.message(p, err.Error())
 			}
 			if p.forbid && x.Outcome == ConditionFalse {
 				x.Reason += ", so it does not forbid"

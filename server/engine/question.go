@@ -22,6 +22,9 @@ type Ask struct {
 	// NowMillis is the server's time in milliseconds since 1970, for actions
 	// whose context declares "now: datetime".
 	NowMillis int64
+	// Recorded: the question was asked before, and Context is as it was evaluated,
+	// with what the server filled.
+	Recorded bool
 }
 
 // RawEntity is an entity as decoded JSON.
@@ -103,11 +106,12 @@ func (s *Set) readContext(q *Question, a Ask) error {
 		ctx = map[string]any{}
 	}
 	shape := q.action.appliesTo.Context
-	if q.action.fillsNow {
+	q.usesNow = q.action.fillsNow
+	fill := q.usesNow && !a.Recorded
+	if fill {
 		if _, given := ctx["now"]; given {
 			return badf(`context.now is filled by the server and cannot be sent`)
 		}
-		q.usesNow = true
 		rest := make(resolved.RecordType, len(shape))
 		for k, v := range shape {
 			if k != "now" {
@@ -120,7 +124,7 @@ func (s *Set) readContext(q *Question, a Ask) error {
 	if err != nil {
 		return err
 	}
-	if q.usesNow {
+	if fill {
 		m := rec.Map()
 		if m == nil {
 			m = cedar.RecordMap{}

@@ -39,7 +39,9 @@ type action struct {
 	field, fieldOf *action
 	fillsNow       bool
 	auditAlways    bool
-	index          *index
+	// sensitive is what the context has that is marked @sensitive.
+	sensitive *marks
+	index     *index
 	// classes sorts the leaves of each resource type, for a ".field" action.
 	classes map[cedar.EntityType][]int
 	// leads says for which classes a policy's leading condition holds.
@@ -347,6 +349,7 @@ func (s *Set) readSchema(report func(bundle, msg, hint string)) {
 		}
 	}
 	s.pairFieldActions(report)
+	s.readSensitive()
 }
 
 // actionAncestors returns all groups an action is in.

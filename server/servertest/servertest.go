@@ -71,7 +71,8 @@ func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 	}
 	cfg := server.Config{
 		DB: db, Name: "test", Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0",
-		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		MaskKey: make([]byte, 32),
+		Log:     slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	for _, o := range opts {
 		o(&cfg)

@@ -132,8 +132,8 @@ type AuditServiceClient interface {
 	// GetDecision reads one record by its id. not_found if there is none.
 	GetDecision(context.Context, *v1.GetDecisionRequest) (*v1.GetDecisionResponse, error)
 	// ReplayDecision evaluates a recorded decision again, with policies and data
-	// as they were at its revision, and says whether the outcome is the same.
-	// failed_precondition when history no longer goes back so far.
+	// as they were at its revision, and says whether the outcome is the same. That
+	// history no longer goes back so far is an outcome too, NOT_REPLAYABLE.
 	ReplayDecision(context.Context, *v1.ReplayDecisionRequest) (*v1.ReplayDecisionResponse, error)
 	// ExportDecisions streams the whole log in the order of its batches, from a
 	// place on: decisions and events. A stream that broke goes on from the last
@@ -197,8 +197,8 @@ type AuditServiceHandler interface {
 	// GetDecision reads one record by its id. not_found if there is none.
 	GetDecision(context.Context, *v1.GetDecisionRequest) (*v1.GetDecisionResponse, error)
 	// ReplayDecision evaluates a recorded decision again, with policies and data
-	// as they were at its revision, and says whether the outcome is the same.
-	// failed_precondition when history no longer goes back so far.
+	// as they were at its revision, and says whether the outcome is the same. That
+	// history no longer goes back so far is an outcome too, NOT_REPLAYABLE.
 	ReplayDecision(context.Context, *v1.ReplayDecisionRequest) (*v1.ReplayDecisionResponse, error)
 	// ExportDecisions streams the whole log in the order of its batches, from a
 	// place on: decisions and events. A stream that broke goes on from the last

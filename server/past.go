@@ -1,0 +1,147 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// pastSetsKept are compiled sets of the past that are kept. Whoever replays an hour
+// of the log, on several connections, seldom goes through more at once.
+const pastSetsKept = 4
+
+// past gives policies and entities as they were at a revision.
+type past struct {
+	db       *store.DB
+	follower *follower
+
+	mu     sync.Mutex
+	recent []*pastSet // the last used one first
+}
+
+// pastSet is a set that is compiled, or being compiled. The fields below done are
+// set once it is closed.
+type pastSet struct {
+	policies string // its name in the store
+	done     chan struct{}
+	set      *engine.Set
+	err      error
+}
+
+// policies returns the policies of a revision. Those of now are at hand, those of a
+// while ago perhaps; others are compiled, once for all who wait.
+func (p *past) policies(ctx context.Context, revision int64) (*engine.Set, error) {
+	name, err := p.db.PastPolicies(ctx, revision)
+	if err != nil {
+		return nil, err
+	}
+	if live := p.follower.snap.Load(); nameOfPolicies(live.bundles) == name {
+		return live.set, nil
+	}
+	ps, found := p.find(name)
+	if !found {
+		// Others may wait for it, so it does not end with this call.
+		go p.compile(context.WithoutCancel(ctx), revision, ps)
+	}
+	select {
+	case <-ps.done:
+		return ps.set, ps.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// nameOfPolicies is [store.DB.PastPolicies] of bundles that were read.
+func nameOfPolicies(bundles []store.Bundle) string {
+	names := make([]string, len(bundles))
+	for i, b := range bundles {
+		names[i] = fmt.Sprintf("%d %s %s", b.Version, b.Digest, b.Name)
+	}
+	return strings.Join(names, "\n")
+}
+
+// find returns the set of a name, to be compiled by the caller if it is a new one.
+func (p *past) find(name string) (ps *pastSet, found bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := slices.IndexFunc(p.recent, func(ps *pastSet) bool { return ps.policies == name })
+	if found = i >= 0; found {
+		ps = p.recent[i]
+		p.recent = slices.Delete(p.recent, i, i+1)
+	} else {
+		ps = &pastSet{policies: name, done: make(chan struct{})}
+	}
+	p.recent = slices.Insert(p.recent, 0, ps)
+	if len(p.recent) > pastSetsKept {
+		p.recent = slices.Delete(p.recent, pastSetsKept, len(p.recent))
+	}
+	return ps, found
+}
+
+func (p *past) compile(ctx context.Context, revision int64, ps *pastSet) {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	defer close(ps.done)
+	defer func() {
+		if r := recover(); r != nil {
+			ps.err = fmt.Errorf("compile policies of the past: panic: %v\n%s", r, debug.Stack())
+		}
+		if ps.err != nil { // the next may have more luck
+			p.mu.Lock()
+			p.recent = slices.DeleteFunc(p.recent, func(o *pastSet) bool { return o == ps })
+			p.mu.Unlock()
+		}
+	}()
+	var bundles []store.Bundle
+	if bundles, ps.err = p.db.PastBundles(ctx, revision); ps.err != nil {
+		return
+	}
+	if ps.set, ps.err = compileStored(bundles, p.follower.snap.Load().set); ps.err != nil {
+		ps.err = fmt.Errorf("revision %d %w", revision, ps.err)
+	}
+}
+
+// load fills the pool until the slice is complete. It goes past the cache, which
+// knows only the present.
+func (p *past) load(ctx context.Context, revision int64, set *engine.Set, slice *engine.Slice, pool *engine.Pool) error {
+	for {
+		missing := slice.Missing()
+		if len(missing) == 0 {
+			return nil
+		}
+		rows, err := p.db.PastEntities(ctx, revision, storeUIDs(missing))
+		if err != nil {
+			return err
+		}
+		found := make([]engine.Entity, len(rows))
+		for i, row := range rows {
+			e, err := readStored(set, row)
+			if err != nil {
+				return err
+			}
+			found[i] = *e
+		}
+		pool.Add(missing, found)
+	}
+}
+
+// beyondRecall is why a decision cannot be replayed here, "" when that is not what
+// the error says. Many decisions have the same reason in the same words.
+func beyondRecall(err error) string {
+	switch {
+	case errors.Is(err, store.ErrSwept):
+		return "history no longer goes back to its revision"
+	case errors.Is(err, store.ErrNotFound):
+		return "this database has no such revision"
+	case errors.Is(err, errCompile):
+		return "the policies of its revision do not compile with " + engine.Version
+	}
+	return ""
+}

@@ -1,0 +1,82 @@
+package server
+
+import (
+	"context"
+	"testing"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/policies"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+// BenchmarkAuthorize is a warm decision in process, its record committed: alice
+// asks for all fields of order 42.
+func BenchmarkAuthorize(b *testing.B) {
+	s := shopService(b)
+	req := benchRequest()
+	ctx := context.WithValue(b.Context(), callerKey, "bench")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := s.Authorize(ctx, req); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func benchRequest() *cedarpostv1.AuthorizeRequest {
+	uid := func(typ, id string) *cedarpostv1.EntityUid { return &cedarpostv1.EntityUid{Type: typ, Id: id} }
+	return &cedarpostv1.AuthorizeRequest{
+		Principal: uid("Shop::User", "alice"), Action: uid("Shop::Action", "ViewOrder"), Resource: uid("Shop::Order", "42"),
+		Context:   &structpb.Struct{Fields: map[string]*structpb.Value{"mfa": structpb.NewBoolValue(true)}},
+		Fields:    &cedarpostv1.FieldSelection{All: true},
+		RequestId: "req-1",
+	}
+}
+
+// shopService is the decision service on a database of its own, with the shop.
+func shopService(b testing.TB) *authorizationService {
+	b.Helper()
+	must := func(err error) {
+		b.Helper()
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	ctx := b.Context()
+	db := storetest.Open(b)
+	shop, err := bundle.Read(policies.Shop(), "shop")
+	must(err)
+	_, set := CheckBundle(shop, nil, nil)
+	p, err := publication(shop, set)
+	must(err)
+	revision, _, err := db.PublishBundle(ctx, p)
+	must(err)
+	list, err := ParseEntities(shop.Entities)
+	must(err)
+	w := store.EntityWrite{Caller: "bench", PolicyRevision: revision}
+	for _, e := range list {
+		checked, err := set.ReadEntity(rawEntity(e))
+		must(err)
+		row, err := entityToStore(checked)
+		must(err)
+		w.Ops = append(w.Ops, store.Op{Kind: store.Put, Entity: row})
+	}
+	_, err = db.WriteEntities(ctx, w)
+	must(err)
+	srv, err := New(ctx, Config{DB: db, Name: "bench", MaskKey: make([]byte, maskKeyBytes), Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0"})
+	must(err)
+	b.Cleanup(func() {
+		srv.closeListeners()
+		srv.recorder.close()
+	})
+	// Nobody follows here: what it knows does not age.
+	srv.follower.maxStaleness = 1 << 60
+	return &authorizationService{
+		db: db, follower: srv.follower, loader: newLoader(db, srv.follower.cache, srv.metrics),
+		record: srv.recorder.record, mode: srv.recorder.mode, mask: &masker{make([]byte, maskKeyBytes)}, limits: &limits{}, metric: srv.metrics, name: "bench",
+	}
+}
