@@ -148,7 +148,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
-		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{db: cfg.DB, events: &eventLog{s.recorder, cfg.Name}})
+		cedarpostv1connect.RegisterAuditServiceHandler(cs, newAuditService(cfg.DB, &eventLog{s.recorder, cfg.Name}, s.ready.stopping))
 	}
 	for _, p := range []struct {
 		name, addr string
