@@ -47,6 +47,10 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 			if err := s.events.read(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure, req, -1); err != nil {
 				return publicError(err)
 			}
+			// The first batch can be long in coming.
+			if err := stream.SendHeaders(); err != nil {
+				return err
+			}
 		}
 		for _, b := range batches {
 			if s.stops() {

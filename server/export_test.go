@@ -121,11 +121,11 @@ func TestExportOfATime(t *testing.T) {
 }
 
 // follow opens an export that waits for more, and returns what it receives.
-func follow(t *testing.T, s *servertest.Server, from int64) (next func() (*cedarpostv1.ExportDecisionsResponse, error), hangUp func()) {
+func follow(t *testing.T, s *servertest.Server, from time.Time) (next func() (*cedarpostv1.ExportDecisionsResponse, error), hangUp func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
-	stream, err := s.Audit.ExportDecisions(ctx, &cedarpostv1.ExportDecisionsRequest{FromLeaf: from, Follow: true})
+	stream, err := s.Audit.ExportDecisions(ctx, &cedarpostv1.ExportDecisionsRequest{From: timestamppb.New(from), Follow: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func TestExportFollows(t *testing.T) {
 	s := servertest.New(t)
 	first := logged(time.Now(), nil)
 	mustLog(t, s, first)
-	next, _ := follow(t, s, 0)
+	next, _ := follow(t, s, time.Unix(0, 0))
 	seen := int64(-1)
 	until := func(want store.Decision) {
 		t.Helper()
@@ -181,12 +181,28 @@ func TestExportFollows(t *testing.T) {
 	}
 }
 
+// One who follows from a time to come waits for it.
+func TestExportFollowsFromATimeToCome(t *testing.T) {
+	s := servertest.New(t)
+	mustLog(t, s, logged(time.Now(), nil))
+	next, _ := follow(t, s, time.Now().Add(time.Hour))
+	later := logged(time.Now().Add(2*time.Hour), nil)
+	mustLog(t, s, logged(time.Now(), nil))
+	time.Sleep(1500 * time.Millisecond) // it has looked once
+	mustLog(t, s, logged(time.Now(), nil))
+	mustLog(t, s, later)
+	b, err := next()
+	if err != nil || b.Entries[0].GetDecision().GetDecisionId() != later.ID.String() {
+		t.Errorf("%v, %v", b, err)
+	}
+}
+
 // Exports have places, and leave them when their caller hangs up.
 func TestExportsAreBounded(t *testing.T) {
 	s := servertest.New(t)
 	mustLog(t, s, logged(time.Now(), nil))
 	open := func() (hangUp func(), err error) {
-		next, hangUp := follow(t, s, 0)
+		next, hangUp := follow(t, s, time.Unix(0, 0))
 		_, err = next()
 		return hangUp, err
 	}

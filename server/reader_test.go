@@ -141,3 +141,17 @@ func TestReadTakesTooLong(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// The bound on time is of what is still to be read: pages that take their time do
+// not run into it.
+func TestSpanOfLaterPages(t *testing.T) {
+	now := time.Now()
+	q := store.DecisionQuery{Caller: "shop", From: now.Add(-25 * time.Hour)}
+	if err := checkSpan(q, "caller"); err == nil {
+		t.Error("25 hours are taken for a day")
+	}
+	q.BeforeAt = now.Add(-2 * time.Hour)
+	if err := checkSpan(q, "caller"); err != nil {
+		t.Error(err)
+	}
+}

@@ -136,13 +136,13 @@ const decisionFilter = `
 		  and ($7::text is null or resource_type = $7 and resource_id = $8)
 		  and ($9::boolean is null or allowed = $9)
 		  and ($10::smallint is null or denied_at = $10 and not allowed)
-		  and ($11::text is null or $11 = any(policies))
+		  and ($11::text is null or policies @> array[$11])
 		  and ($12::text is null or caller = $12)
 		  and ($13::text is null or request_id = $13)
 		  and ($14::text is null or trace_id = $14)
 		  and ($15::bigint is null or revision = $15)
 		  and ($16::text is null or fields && array['+' || $16, '-' || $16])
-		  and ($17::bytea is null or $17 = any(masked))
+		  and ($17::bytea is null or masked @> array[$17])
 		  and ($18::timestamptz is null or at <= $18)
 		  and ($18::timestamptz is null or (at, decision_id) < ($18, $19))`
 
