@@ -54,7 +54,7 @@ func (g Group) query() string {
 	case ByPolicy:
 		// A decision can name a policy twice, for the object and for its fields.
 		return fmt.Sprintf(countDecisions, "'' as type, policy as id, 0::smallint as denied_at", "n = 1",
-			"cross join lateral (select policy, min(n) as n from unnest(policies) with ordinality as p (policy, n) group by policy) as p")
+			"join lateral unnest(policies) with ordinality as p (policy, n) on array_position(policies, policy) = n")
 	case ByOutcome:
 		return fmt.Sprintf(countDecisions, "'' as type, '' as id, case when allowed then 0 else coalesce(denied_at, 0) end::smallint as denied_at", "true", "")
 	}
