@@ -151,6 +151,8 @@ func setDefaults(c *pgx.ConnConfig) {
 		"application_name":                    "cedarpost",
 		"statement_timeout":                   "30s",
 		"idle_in_transaction_session_timeout": "60s",
+		// To compile a statement for each of many partitions takes longer than to run it.
+		"jit": "off",
 	} {
 		if _, ok := c.RuntimeParams[name]; !ok {
 			c.RuntimeParams[name] = value
