@@ -31,6 +31,7 @@ type cli struct {
 	Authorize authorizeCmd `cmd:"" group:"ask" help:"Ask for one decision."`
 	Entities  entitiesCmd  `cmd:"" group:"ask" help:"Import and read principals and resources."`
 	Decisions decisionsCmd `cmd:"" group:"ask" help:"Read the decision log."`
+	Events    eventsCmd    `cmd:"" group:"ask" help:"List what else is in the log: changes, failed authentication, reads."`
 
 	Version versionCmd `cmd:"" group:"about" help:"Print the version."`
 	Help    helpCmd    `cmd:"" group:"about" help:"Print help about a command."`
