@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -10,23 +11,41 @@ import (
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// auditService answers what was decided, from the bytes that were recorded.
+// auditService answers what was decided, from the bytes that were recorded. Each
+// read is recorded too, between the reading and the answer.
 type auditService struct {
-	db     *store.DB
-	events *eventLog
-	signer *signer
+	db       *store.DB
+	events   *eventLog
+	stopping <-chan struct{} // closed when the server stops
+	exports  chan struct{}   // a place for each export that is under way
+	signer   *signer
 	// mask hashes a value, given as JSON, as it stands in records.
 	mask func(json string) []byte
 	past *past
 }
 
-// decisionPage is where a page of QueryDecisions ended, and of which query.
-type decisionPage struct {
+func newAuditService(db *store.DB, events *eventLog, stopping <-chan struct{}) *auditService {
+	return &auditService{db: db, events: events, stopping: stopping, exports: make(chan struct{}, maxExports)}
+}
+
+const (
+	// maxScan is how much of the log a question may read row by row.
+	maxScan = 24 * time.Hour
+	// scanLeeway is for a caller that says "since 24 hours ago" some time before this
+	// server says what the time is.
+	scanLeeway = time.Minute
+)
+
+// logPage is where a page of QueryDecisions or QueryEvents ended, and of which
+// query.
+type logPage struct {
 	Query []byte
 	At    time.Time
 	ID    uuid.UUID
@@ -34,24 +53,60 @@ type decisionPage struct {
 
 // QueryDecisions implements cedarpost.v1.AuditService.
 func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.QueryDecisionsRequest) (*cedarpostv1.QueryDecisionsResponse, error) {
-	fingerprint, err := queryFingerprint(req)
+	q, shown, err := s.filter(req)
 	if err != nil {
 		return nil, publicError(err)
 	}
+	filters := proto.CloneOf(shown)
+	filters.PageSize, filters.PageToken = 0, ""
+	page, err := readPage(filters, req.GetPageToken())
+	if err != nil {
+		return nil, publicError(err)
+	}
+	q.BeforeAt, q.BeforeID = page.At, page.ID
+	if name := scanned(q); name != "" {
+		if err := checkSpan(q, name); err != nil {
+			return nil, err
+		}
+	}
 	size := pageSize(req.GetPageSize())
-	q := store.DecisionQuery{
-		DeniedAt: int16(req.GetDeniedAt()), Caller: req.GetCaller(), RequestID: req.GetRequestId(), Limit: size + 1,
+	q.Limit = size + 1
+	rows, err := s.db.QueryDecisions(ctx, q)
+	if err != nil {
+		return nil, readError(err)
 	}
-	if req.From != nil {
-		q.From = req.From.AsTime()
+	out := &cedarpostv1.QueryDecisionsResponse{}
+	if len(rows) > size {
+		rows = rows[:size]
+		out.NextPageToken = formatPage(logPage{page.Query, rows[size-1].At, rows[size-1].ID})
 	}
-	if req.To != nil {
-		q.To = req.To.AsTime()
+	for _, row := range rows {
+		rec, err := decodeRecord(row)
+		if err != nil {
+			return nil, publicError(err)
+		}
+		out.Decisions = append(out.Decisions, rec)
+	}
+	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceQueryDecisionsProcedure, shown, len(rows)); err != nil {
+		return nil, publicError(err)
+	}
+	return out, nil
+}
+
+// filter reads the filters of a request. shown is the request as it may be kept: it
+// has the hash of the value that is looked for in place of the value.
+func (s *auditService) filter(req *cedarpostv1.QueryDecisionsRequest) (q store.DecisionQuery, shown *cedarpostv1.QueryDecisionsRequest, err error) {
+	q = store.DecisionQuery{
+		DeniedAt: int16(req.GetDeniedAt()), Caller: req.GetCaller(), RequestID: req.GetRequestId(), TraceID: req.GetTraceId(),
+		Revision: req.GetRevision(), Field: req.GetField(),
+	}
+	if q.From, q.To, err = timeRange(req.GetFrom(), req.GetTo()); err != nil {
+		return q, nil, err
 	}
 	for _, f := range []struct {
 		from *cedarpostv1.EntityUid
 		into **store.UID
-	}{{req.Principal, &q.Principal}, {req.Action, &q.Action}, {req.Resource, &q.Resource}} {
+	}{{req.GetPrincipal(), &q.Principal}, {req.GetAction(), &q.Action}, {req.GetResource(), &q.Resource}} {
 		if f.from != nil {
 			uid := protoToStore(f.from)
 			*f.into = &uid
@@ -63,46 +118,101 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 	if p := req.GetPolicy(); p != nil {
 		q.Policy = p.GetBundle() + "/" + p.GetId()
 	}
+	shown = req
 	if value := req.GetMaskedValue(); value != "" {
 		q.Masked = s.mask(value)
+		shown = proto.CloneOf(req)
+		shown.MaskedValue = "hash " + hex.EncodeToString(q.Masked)
 	}
-	if req.GetPageToken() != "" {
-		var page decisionPage
-		if err := parsePage(req.GetPageToken(), &page); err != nil || string(page.Query) != string(fingerprint) {
-			return nil, errPageToken
-		}
-		q.BeforeAt, q.BeforeID = page.At, page.ID
-	}
-	rows, err := s.db.QueryDecisions(ctx, q)
-	if err != nil {
-		return nil, publicError(err)
-	}
-	out := &cedarpostv1.QueryDecisionsResponse{}
-	if len(rows) > size {
-		rows = rows[:size]
-		last := rows[size-1]
-		out.NextPageToken = formatPage(decisionPage{fingerprint, last.At, last.ID})
-	}
-	for _, row := range rows {
-		rec, err := decodeRecord(row)
-		if err != nil {
-			return nil, publicError(err)
-		}
-		out.Decisions = append(out.Decisions, rec)
-	}
-	return out, nil
+	return q, shown, nil
 }
 
-// queryFingerprint binds a page token to the filters it was made for.
-func queryFingerprint(req *cedarpostv1.QueryDecisionsRequest) ([]byte, error) {
-	filters := proto.CloneOf(req)
-	filters.PageSize, filters.PageToken = 0, ""
+// timeRange reads the bounds of a time; what is absent is zero.
+func timeRange(from, to *timestamppb.Timestamp) (a, b time.Time, err error) {
+	for _, t := range []struct {
+		name string
+		from *timestamppb.Timestamp
+		into *time.Time
+	}{{"from", from, &a}, {"to", to, &b}} {
+		if t.from == nil {
+			continue
+		}
+		if err := t.from.CheckValid(); err != nil {
+			return a, b, connect.Errorf(connect.CodeInvalidArgument, "%s: not a time", t.name)
+		}
+		*t.into = t.from.AsTime()
+	}
+	if from != nil && to != nil && !a.Before(b) {
+		return a, b, connect.NewError(connect.CodeInvalidArgument, "from: not before to")
+	}
+	return a, b, nil
+}
+
+// indexed reports whether an index leads to the rows of a query, besides their time.
+func indexed(q store.DecisionQuery) bool {
+	return q.Principal != nil || q.Resource != nil || q.RequestID != "" || q.DeniedAt != 0 || q.Allowed != nil && !*q.Allowed
+}
+
+// scanned names a filter for which all rows of the time have to be read, or is "".
+func scanned(q store.DecisionQuery) string {
+	if indexed(q) {
+		return ""
+	}
+	for _, f := range []struct {
+		name  string
+		given bool
+	}{
+		{"action", q.Action != nil}, {"policy", q.Policy != ""}, {"caller", q.Caller != ""}, {"trace_id", q.TraceID != ""},
+		{"revision", q.Revision != 0}, {"field", q.Field != ""}, {"masked_value", q.Masked != nil}, {"decision", q.Allowed != nil},
+	} {
+		if f.given {
+			return f.name
+		}
+	}
+	return ""
+}
+
+// checkSpan refuses to read more than a day of the log for what has no index.
+func checkSpan(q store.DecisionQuery, what string) error {
+	end := time.Now()
+	if !q.To.IsZero() {
+		end = q.To
+	}
+	if !q.BeforeAt.IsZero() {
+		end = q.BeforeAt
+	}
+	if !q.From.IsZero() && end.Sub(q.From) <= maxScan+scanLeeway {
+		return nil
+	}
+	return connect.Errorf(connect.CodeInvalidArgument, "%s: has to read all decisions of a time: give from, and to (absent: now) at most %.0f hours later; "+
+		"or principal, resource, request_id, denied_at or decision DENY, which are indexed", what, maxScan.Hours())
+}
+
+// readPage reads a page token of these filters; "" is the first page. It is bound
+// to them, for on the page of another query it would skip rows.
+func readPage(filters proto.Message, token string) (logPage, error) {
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(filters)
 	if err != nil {
-		return nil, err
+		return logPage{}, err
 	}
 	sum := sha256.Sum256(b)
-	return sum[:16], nil
+	page := logPage{Query: sum[:16]}
+	if token == "" {
+		return page, nil
+	}
+	var got logPage
+	if err := parsePage(token, &got); err != nil || string(got.Query) != string(page.Query) {
+		return page, errPageToken
+	}
+	return got, nil
+}
+
+// readError is publicError, for a read that can take longer than it may.
+func readError(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return connect.NewError(connect.CodeDeadlineExceeded, "reading the log took too long: ask about a shorter time").WithCause(err)
+	}
+	return publicError(err)
 }
 
 // GetDecision implements cedarpost.v1.AuditService.
@@ -112,11 +222,19 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 		return nil, connect.NewError(connect.CodeInvalidArgument, "decision_id: not a UUID")
 	}
 	row, err := s.db.GetDecision(ctx, id)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, connect.Errorf(connect.CodeNotFound, "no decision %s is recorded", id)
+	missing := errors.Is(err, store.ErrNotFound)
+	if err != nil && !missing {
+		return nil, readError(err)
 	}
-	if err != nil {
+	rows := 1
+	if missing {
+		rows = 0 // that there is none is an answer too
+	}
+	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceGetDecisionProcedure, req, rows); err != nil {
 		return nil, publicError(err)
+	}
+	if missing {
+		return nil, connect.Errorf(connect.CodeNotFound, "no decision %s is recorded", id)
 	}
 	rec, err := decodeRecord(row)
 	if err != nil {

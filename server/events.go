@@ -2,13 +2,57 @@ package server
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
-	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/store"
 )
 
+// eventKind is a kind as the column has it.
+func eventKind(k cedarpostv1.EventRecord_Kind) string { return strings.ToLower(k.String()) }
+
 // QueryEvents implements cedarpost.v1.AuditService.
-func (s *auditService) QueryEvents(context.Context, *cedarpostv1.QueryEventsRequest) (*cedarpostv1.QueryEventsResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "not yet")
+func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEventsRequest) (*cedarpostv1.QueryEventsResponse, error) {
+	from, to, err := timeRange(req.GetFrom(), req.GetTo())
+	if err != nil {
+		return nil, err
+	}
+	filters := proto.CloneOf(req)
+	filters.PageSize, filters.PageToken = 0, ""
+	page, err := readPage(filters, req.GetPageToken())
+	if err != nil {
+		return nil, publicError(err)
+	}
+	size := pageSize(req.GetPageSize())
+	q := store.EventQuery{
+		From: from, To: to, Caller: req.GetCaller(), Subject: req.GetSubject(),
+		BeforeAt: page.At, BeforeID: page.ID, Limit: size + 1,
+	}
+	if k := req.GetKind(); k != cedarpostv1.EventRecord_KIND_UNSPECIFIED {
+		q.Kind = eventKind(k)
+	}
+	rows, err := s.db.QueryEvents(ctx, q)
+	if err != nil {
+		return nil, readError(err)
+	}
+	out := &cedarpostv1.QueryEventsResponse{}
+	if len(rows) > size {
+		rows = rows[:size]
+		out.NextPageToken = formatPage(logPage{page.Query, rows[size-1].At, rows[size-1].ID})
+	}
+	for _, row := range rows {
+		rec := &cedarpostv1.EventRecord{}
+		if err := proto.Unmarshal(row.Record, rec); err != nil {
+			return nil, publicError(fmt.Errorf("record of event %s: %w", row.ID, err))
+		}
+		out.Events = append(out.Events, rec)
+	}
+	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceQueryEventsProcedure, req, len(rows)); err != nil {
+		return nil, publicError(err)
+	}
+	return out, nil
 }

@@ -86,10 +86,10 @@ func (s *auditService) prove(ctx context.Context, id uuid.UUID, size int64) (in 
 	if err != nil {
 		return in, err
 	}
-	if batch.Seq >= size {
+	if batch.Leaf >= size {
 		return in, connect.Errorf(connect.CodeFailedPrecondition, "no checkpoint covers the record yet; one is made each second")
 	}
-	in.Header, in.Leaf = batch.Header, batch.Seq
+	in.Header, in.Leaf = batch.Header, batch.Leaf
 	rows, err := s.db.RowsOf(ctx, []store.Batch{batch})
 	if err != nil {
 		return in, err
@@ -101,7 +101,7 @@ func (s *auditService) prove(ctx context.Context, id uuid.UUID, size int64) (in 
 	if in.RowProof, err = auditlog.ProveRow(leaves, in.Row); err != nil {
 		return in, err
 	}
-	in.Proof, err = tlog.ProveRecord(size, batch.Seq, s.db.Tiles(ctx))
+	in.Proof, err = tlog.ProveRecord(size, batch.Leaf, s.db.Tiles(ctx))
 	return in, err
 }
 

@@ -171,9 +171,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
-		cedarpostv1connect.RegisterAuditServiceHandler(cs, &auditService{
-			db: cfg.DB, events: events, signer: s.signer, mask: mask.maskedHash, past: &past{db: cfg.DB, follower: s.follower},
-		})
+		audit := newAuditService(cfg.DB, events, s.ready.stopping)
+		audit.signer, audit.mask, audit.past = s.signer, mask.maskedHash, &past{db: cfg.DB, follower: s.follower}
+		cedarpostv1connect.RegisterAuditServiceHandler(cs, audit)
 	}
 	for _, p := range []struct {
 		name, addr string

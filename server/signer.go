@@ -159,7 +159,7 @@ func (s *signer) holdsAhead(ctx context.Context, c auditlog.Checkpoint, size int
 func grow(size int64, batches []store.Batch, read auditlog.Tiles) (root tlog.Hash, tiles []auditlog.TileData, err error) {
 	leaves := make([]tlog.Hash, len(batches))
 	for i, b := range batches {
-		if b.Seq != size+int64(i) {
+		if b.Leaf != size+int64(i) {
 			return root, nil, fmt.Errorf("%w: batch %d is missing", errContradiction, size+int64(i))
 		}
 		leaves[i] = auditlog.Hash(b.Header)

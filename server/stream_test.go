@@ -42,6 +42,15 @@ var wires = []struct {
 // policies for each of the wires, with what a client without a library needs.
 func hurried(t *testing.T, times timeouts) (clients []cedarpostv1connect.PolicyServiceClient, addr, key string) {
 	t.Helper()
+	_, conns, addr, key := hurriedServer(t, times)
+	for _, c := range conns {
+		clients = append(clients, cedarpostv1connect.NewPolicyServiceClient(c))
+	}
+	return clients, addr, key
+}
+
+func hurriedServer(t *testing.T, times timeouts) (db *store.DB, clients []*connect.Client, addr, key string) {
+	t.Helper()
 	db, err := store.Open(t.Context(), store.Config{DatabaseURL: storetest.New(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +87,7 @@ func hurried(t *testing.T, times timeouts) (clients []cedarpostv1connect.PolicyS
 		protocols.SetUnencryptedHTTP2(w.http2)
 		transport := &http.Transport{Protocols: protocols}
 		t.Cleanup(transport.CloseIdleConnections)
-		clients = append(clients, cedarpostv1connect.NewPolicyServiceClient(connect.NewClient(
+		clients = append(clients, connect.NewClient(
 			connecthttp.NewTransport(&http.Client{Transport: transport, Timeout: time.Minute}, "http://"+addr, w.options...),
 			func(next connect.ClientFunc) connect.ClientFunc {
 				return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
@@ -87,9 +96,9 @@ func hurried(t *testing.T, times timeouts) (clients []cedarpostv1connect.PolicyS
 					}
 					return next(ctx, spec)
 				}
-			})))
+			}))
 	}
-	return clients, addr, key
+	return db, clients, addr, key
 }
 
 // shopUpload is the example bundle as the messages of an upload.

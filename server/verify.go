@@ -99,7 +99,7 @@ func (v *verification) verify(ctx context.Context) error {
 		return err
 	}
 	v.done.Size = latest.Size
-	end, err := v.db.BatchAt(ctx, time.Unix(1<<40, 0)) // none is so late
+	end, err := v.db.NextLeaf(ctx)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (v *verification) verify(ctx context.Context) error {
 	v.done.Unsigned = end - latest.Size
 	start := int64(0)
 	if !v.v.Since.IsZero() {
-		if start, err = v.db.BatchAt(ctx, v.v.Since); err != nil {
+		if start, err = v.db.FindBatch(ctx, 0, v.v.Since); err != nil {
 			return err
 		}
 	}
@@ -170,7 +170,7 @@ func (v *verification) batches(ctx context.Context, from int64, batches []store.
 
 // checkHeader compares a batch's columns with its header.
 func checkHeader(leaf int64, b store.Batch) error {
-	if b.Seq != leaf {
+	if b.Leaf != leaf {
 		return badBatch(leaf, "is missing")
 	}
 	h, err := auditlog.ParseHeader(b.Header)
@@ -181,9 +181,9 @@ func checkHeader(leaf int64, b store.Batch) error {
 		name string
 		same bool
 	}{
-		{"batch", h.Batch == b.Batch}, {"writer", h.Writer == b.Writer},
+		{"batch", h.Batch == b.ID}, {"writer", h.Writer == b.Writer},
 		{"writer_seq", h.WriterSeq == b.WriterSeq}, {"rows", h.Rows == b.Rows},
-		{"first_at", (b.FirstAt != nil) == (h.Rows > 0)}, {"last_at", (b.LastAt != nil) == (h.Rows > 0)},
+		{"first_at", b.FirstAt.IsZero() == (h.Rows == 0)}, {"last_at", b.LastAt.IsZero() == (h.Rows == 0)},
 	} {
 		if !c.same {
 			return badBatch(leaf, "column %s is not what its header says", c.name)
@@ -200,22 +200,22 @@ func (v *verification) rows(ctx context.Context, b store.Batch, found store.LogR
 	}
 	h, err := auditlog.ParseHeader(b.Header)
 	if err != nil {
-		return badBatch(b.Seq, "its header cannot be read")
+		return badBatch(b.Leaf, "its header cannot be read")
 	}
-	for _, d := range of(found.Decisions, b.Batch, func(d store.Decision) uuid.UUID { return d.Batch }) {
+	for _, d := range of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch }) {
 		if err := cmp.Or(checkBytes(d.Record, d.CRC), checkDecision(d)); err != nil {
-			return &BadLogError{b.Seq, d.Pos, fmt.Sprintf("decision %s: %s", d.ID, err)}
+			return &BadLogError{b.Leaf, d.Pos, fmt.Sprintf("decision %s: %s", d.ID, err)}
 		}
 		v.done.Decisions++
 	}
-	for _, e := range of(found.Events, b.Batch, func(e store.Event) uuid.UUID { return e.Batch }) {
+	for _, e := range of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch }) {
 		if err := cmp.Or(checkBytes(e.Record, e.CRC), checkEvent(e)); err != nil {
-			return &BadLogError{b.Seq, e.Pos, fmt.Sprintf("event %s: %s", e.ID, err)}
+			return &BadLogError{b.Leaf, e.Pos, fmt.Sprintf("event %s: %s", e.ID, err)}
 		}
 		v.done.Events++
 	}
 	if auditlog.Root(leaves) != h.Root {
-		return badBatch(b.Seq, "a record was altered, or rows changed places: they are not those its header commits to%s", whichRow(b, found))
+		return badBatch(b.Leaf, "a record was altered, or rows changed places: they are not those its header commits to%s", whichRow(b, found))
 	}
 	v.done.Batches++
 	return nil
@@ -224,10 +224,10 @@ func (v *verification) rows(ctx context.Context, b store.Batch, found store.LogR
 // whichRow names the rows of a bad batch, for the root alone does not say which.
 func whichRow(b store.Batch, found store.LogRows) string {
 	var ids []string
-	for _, d := range of(found.Decisions, b.Batch, func(d store.Decision) uuid.UUID { return d.Batch }) {
+	for _, d := range of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch }) {
 		ids = append(ids, d.ID.String())
 	}
-	for _, e := range of(found.Events, b.Batch, func(e store.Event) uuid.UUID { return e.Batch }) {
+	for _, e := range of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch }) {
 		ids = append(ids, e.ID.String())
 	}
 	const most = 5
@@ -273,23 +273,23 @@ func rowHashes(b store.Batch, found store.LogRows) ([]tlog.Hash, error) {
 	taken := make([]bool, b.Rows)
 	put := func(pos int, record []byte) error {
 		if pos < 0 || pos >= b.Rows || taken[pos] {
-			return &BadLogError{b.Seq, pos, "stands there twice, or is one too many"}
+			return &BadLogError{b.Leaf, pos, "stands there twice, or is one too many"}
 		}
 		leaves[pos], taken[pos] = auditlog.Hash(record), true
 		return nil
 	}
-	for _, d := range of(found.Decisions, b.Batch, func(d store.Decision) uuid.UUID { return d.Batch }) {
+	for _, d := range of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch }) {
 		if err := put(d.Pos, d.Record); err != nil {
 			return nil, err
 		}
 	}
-	for _, e := range of(found.Events, b.Batch, func(e store.Event) uuid.UUID { return e.Batch }) {
+	for _, e := range of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch }) {
 		if err := put(e.Pos, e.Record); err != nil {
 			return nil, err
 		}
 	}
 	if i := slices.Index(taken, false); i >= 0 {
-		return nil, &BadLogError{b.Seq, i, "is missing"}
+		return nil, &BadLogError{b.Leaf, i, "is missing"}
 	}
 	return leaves, nil
 }

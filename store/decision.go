@@ -117,27 +117,21 @@ type DecisionQuery struct {
 	Allowed                     *bool
 	DeniedAt                    int16
 	Policy                      string // "bundle/id", one of the determining ones
-	Caller                      string
-	RequestID                   string
-	Masked                      []byte // a hash that stands for a sensitive value
+	Caller, RequestID, TraceID  string
+	Revision                    int64
+	Field                       string // a leaf path, permitted or denied
+	Masked                      []byte // a keyed hash that stands in the record
 
 	// BeforeAt and BeforeID continue after a page: At and ID of its last decision.
 	BeforeAt time.Time
 	BeforeID uuid.UUID
-	// Limit is the size of a page.
+	// Limit is the size of a page, or the number of groups.
 	Limit int
 }
 
-// QueryDecisions reads a page of decisions, newest first; those of the same
-// millisecond by id, backwards.
-func (db *DB) QueryDecisions(ctx context.Context, q DecisionQuery) (_ []Decision, err error) {
-	defer wrap(&err, "query decisions")
-	// `at <= $14` follows from the line after it, but only it leaves partitions out.
-	const query = `
-		select decision_id, at, revision, caller, server,
-		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
-		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos
-		from decisions
+// decisionFilter takes [DecisionQuery.args]. `at <= $18` follows from the line after
+// it, but only it leaves partitions out.
+const decisionFilter = `
 		where ($1::timestamptz is null or at >= $1)
 		  and ($2::timestamptz is null or at < $2)
 		  and ($3::text is null or principal_type = $3 and principal_id = $4)
@@ -145,24 +139,46 @@ func (db *DB) QueryDecisions(ctx context.Context, q DecisionQuery) (_ []Decision
 		  and ($7::text is null or resource_type = $7 and resource_id = $8)
 		  and ($9::boolean is null or allowed = $9)
 		  and ($10::smallint is null or denied_at = $10 and not allowed)
-		  and ($11::text is null or $11 = any(policies))
+		  and ($11::text is null or policies @> array[$11])
 		  and ($12::text is null or caller = $12)
 		  and ($13::text is null or request_id = $13)
-		  and ($14::timestamptz is null or at <= $14)
-		  and ($14::timestamptz is null or (at, decision_id) < ($14, $15))
-		  and ($17::bytea is null or $17 = any(masked))
-		order by at desc, decision_id desc
-		limit $16`
+		  and ($14::text is null or trace_id = $14)
+		  and ($15::bigint is null or revision = $15)
+		  and ($16::text is null or fields && array['+' || $16, '-' || $16])
+		  and ($17::bytea is null or masked @> array[$17])
+		  and ($18::timestamptz is null or at <= $18)
+		  and ($18::timestamptz is null or (at, decision_id) < ($18, $19))`
+
+// args are the arguments of decisionFilter, and the limit, $20. The first one makes
+// pgx have the statement planned anew for these values each time: a filter that is
+// not there then costs nothing, and one that is finds its index.
+func (q DecisionQuery) args() []any {
 	principalType, principalID := uidArgs(q.Principal)
 	actionType, actionID := uidArgs(q.Action)
 	resourceType, resourceID := uidArgs(q.Resource)
-	// Planned anew for these values each time: a filter that is not there then costs
-	// nothing, and one that is finds its index.
-	rows, _ := db.admin.Query(ctx, query, pgx.QueryExecModeCacheDescribe,
+	return []any{
+		pgx.QueryExecModeCacheDescribe,
 		orNull(q.From), orNull(q.To),
 		principalType, principalID, actionType, actionID, resourceType, resourceID,
-		q.Allowed, orNull(q.DeniedAt), orNull(q.Policy), orNull(q.Caller), orNull(q.RequestID),
-		orNull(q.BeforeAt), q.BeforeID, q.Limit, q.Masked)
+		q.Allowed, orNull(q.DeniedAt), orNull(q.Policy), orNull(q.Caller), orNull(q.RequestID), orNull(q.TraceID),
+		orNull(q.Revision), orNull(q.Field), q.Masked,
+		orNull(q.BeforeAt), q.BeforeID, q.Limit,
+	}
+}
+
+const queryDecisions = `
+		select decision_id, at, revision, caller, server,
+		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
+		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos
+		from decisions` + decisionFilter + `
+		order by at desc, decision_id desc
+		limit $20`
+
+// QueryDecisions reads a page of decisions, newest first; those of the same
+// millisecond by id, backwards.
+func (db *DB) QueryDecisions(ctx context.Context, q DecisionQuery) (_ []Decision, err error) {
+	defer wrap(&err, "query decisions")
+	rows, _ := db.admin.Query(ctx, queryDecisions, q.args()...)
 	return pgx.CollectRows(rows, scanDecision)
 }
 

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -125,6 +126,16 @@ func TestDecisions(t *testing.T) {
 		"caller":       {store.DecisionQuery{Caller: "shop"}, 20},
 		"no caller":    {store.DecisionQuery{Caller: "other"}, 0},
 		"request":      {store.DecisionQuery{RequestID: "r1"}, 10},
+		"trace":        {store.DecisionQuery{TraceID: "t1"}, 10},
+		"no trace":     {store.DecisionQuery{TraceID: "t2"}, 0},
+		"revision":     {store.DecisionQuery{Revision: 7}, 20},
+		"no revision":  {store.DecisionQuery{Revision: 8}, 0},
+		"permitted":    {store.DecisionQuery{Field: "id"}, 20},
+		"field denied": {store.DecisionQuery{Field: "total"}, 20},
+		"half a field": {store.DecisionQuery{Field: "tota"}, 0},
+		"a sign":       {store.DecisionQuery{Field: "+id"}, 0},
+		"masked":       {store.DecisionQuery{Masked: []byte{3}}, 20},
+		"not masked":   {store.DecisionQuery{Masked: []byte{1}}, 0},
 		"from":         {store.DecisionQuery{From: now.Add(time.Hour)}, 4},
 		"to":           {store.DecisionQuery{To: written[4].At}, 4},
 		"both":         {store.DecisionQuery{From: written[4].At, To: written[8].At, Principal: &alice}, 2},
@@ -216,5 +227,30 @@ func TestPartitions(t *testing.T) {
 		if got, err := db.GetDecision(t.Context(), d.ID); err != nil || !same(got, d) {
 			t.Errorf("%+v, %v", got, err)
 		}
+	}
+}
+
+// The longest names that the contract allows fit into the indexes, or the decision
+// could not be recorded.
+func TestLongestNames(t *testing.T) {
+	db := storetest.Open(t)
+	w := db.NewLogWriter("s1", auditlog.Strict, 0)
+	t.Cleanup(w.Close)
+	long := func(n int) string { // does not compress
+		var b strings.Builder
+		for b.Len() < n {
+			b.WriteString(rand.Text())
+		}
+		return b.String()[:n]
+	}
+	d := decision(time.Now(), 1)
+	d.Allowed, d.DeniedAt, d.RequestID = false, 2, long(128)
+	d.Principal, d.Action, d.Resource = store.UID{Type: long(512), ID: long(1024)}, store.UID{Type: long(512), ID: long(1024)}, store.UID{Type: long(512), ID: long(1024)}
+	if _, err := w.Append(t.Context(), []store.Decision{d}, nil); err != nil {
+		t.Fatal(err)
+	}
+	got, err := db.QueryDecisions(t.Context(), store.DecisionQuery{Principal: &d.Principal, Resource: &d.Resource, DeniedAt: 2, Limit: 1})
+	if err != nil || len(got) != 1 || !same(got[0], d) {
+		t.Errorf("%d, %v", len(got), err)
 	}
 }

@@ -158,12 +158,12 @@ func setDefaults(c *pgx.ConnConfig) {
 		c.ConnectTimeout = 5 * time.Second
 	}
 	for name, value := range map[string]string{
-		"application_name": "cedarpost",
-		// Recursive queries over named entities are costed far too high, and would be
-		// compiled to machine code for half a second to run for one millisecond.
-		"jit":                                 "off",
+		"application_name":                    "cedarpost",
 		"statement_timeout":                   "30s",
 		"idle_in_transaction_session_timeout": "60s",
+		// Recursive queries over named entities, and those over many partitions, would be
+		// compiled to machine code for longer than they run.
+		"jit": "off",
 	} {
 		if _, ok := c.RuntimeParams[name]; !ok {
 			c.RuntimeParams[name] = value

@@ -12,54 +12,6 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 )
 
-// Batch is one leaf of the log, as it is stored.
-type Batch struct {
-	Seq       int64 // its place in the log, from 0
-	Batch     uuid.UUID
-	Writer    uuid.UUID
-	WriterSeq int64
-	Rows      int
-	Header    []byte    // the bytes that are hashed
-	Day       time.Time // UTC, of its rows
-	// FirstAt and LastAt bound the time of its rows; nil when there are none.
-	FirstAt, LastAt *time.Time
-}
-
-const selectBatches = `
-	select seq, batch, writer, writer_seq, rows, header, day, first_at, last_at
-	from audit_batches`
-
-// Batches reads at most limit leaves from one on, in order.
-func (db *DB) Batches(ctx context.Context, from int64, limit int) (_ []Batch, err error) {
-	defer wrap(&err, "read batches")
-	rows, _ := db.admin.Query(ctx, selectBatches+" where seq >= $1 order by seq limit $2", from, limit)
-	return pgx.CollectRows(rows, pgx.RowToStructByName[Batch])
-}
-
-// BatchByID reads one leaf. The error is [ErrNotFound] if there is none.
-func (db *DB) BatchByID(ctx context.Context, id uuid.UUID) (_ Batch, err error) {
-	defer wrap(&err, "read batch")
-	rows, _ := db.admin.Query(ctx, selectBatches+" where batch = $1", id)
-	b, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Batch])
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = ErrNotFound
-	}
-	return b, err
-}
-
-// BatchAt is the first leaf with rows of that time or later, or the number of leaves
-// when there is none.
-func (db *DB) BatchAt(ctx context.Context, at time.Time) (seq int64, err error) {
-	defer wrap(&err, "find batch")
-	// By day there is an index; within one, clocks of several servers differ.
-	const query = `
-		select coalesce(
-			(select min(seq) from audit_batches where day >= $1 and last_at >= $2),
-			(select max(seq) + 1 from audit_batches), 0)`
-	err = db.admin.QueryRow(ctx, query, at.UTC().Truncate(24*time.Hour), at).Scan(&seq)
-	return seq, err
-}
-
 // LogRows are the rows of some batches.
 type LogRows struct {
 	Decisions []Decision
@@ -73,15 +25,15 @@ func (db *DB) RowsOf(ctx context.Context, batches []Batch) (out LogRows, err err
 	var ids []uuid.UUID
 	var from, to time.Time
 	for _, b := range batches {
-		if b.FirstAt == nil {
+		if b.FirstAt.IsZero() {
 			continue
 		}
-		ids = append(ids, b.Batch)
+		ids = append(ids, b.ID)
 		if from.IsZero() || b.FirstAt.Before(from) {
-			from = *b.FirstAt
+			from = b.FirstAt
 		}
 		if b.LastAt.After(to) {
-			to = *b.LastAt
+			to = b.LastAt
 		}
 	}
 	if len(ids) == 0 {
@@ -107,32 +59,6 @@ func (db *DB) RowsOf(ctx context.Context, batches []Batch) (out LogRows, err err
 		return err
 	})
 	return out, db.admin.SendBatch(ctx, &batch).Close()
-}
-
-// eventRow is a row of events.
-type eventRow struct {
-	EventID   uuid.UUID
-	At        time.Time
-	Kind      string
-	Caller    string
-	Server    string
-	Subject   string
-	Revision  *int64
-	RequestID *string
-	TraceID   *string
-	Record    []byte
-	Batch     uuid.UUID
-	Pos       int
-	CRC       int32
-}
-
-func scanEvent(row pgx.CollectableRow) (Event, error) {
-	r, err := pgx.RowToStructByNameLax[eventRow](row)
-	return Event{
-		ID: r.EventID, At: r.At.UTC(), Kind: r.Kind, Caller: r.Caller, Server: r.Server, Subject: r.Subject,
-		Revision: orZero(r.Revision), RequestID: orZero(r.RequestID), TraceID: orZero(r.TraceID),
-		Record: r.Record, Batch: r.Batch, Pos: r.Pos, CRC: r.CRC,
-	}, err
 }
 
 // GetEvent reads one event by its id. The error is [ErrNotFound] if there is none.

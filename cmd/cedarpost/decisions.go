@@ -3,19 +3,23 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
 type decisionsCmd struct {
-	List listDecisionsCmd `cmd:"" default:"withargs" help:"List recorded decisions, newest first."`
-	Get  getDecisionCmd   `cmd:"" help:"Read one record whole."`
-
+	List   listDecisionsCmd   `cmd:"" default:"withargs" help:"List recorded decisions, newest first."`
+	Get    getDecisionCmd     `cmd:"" help:"Read one record whole."`
 	Replay replayDecisionsCmd `cmd:"" help:"Decide again, with policies and data as they were, and compare."`
+	Count  countDecisionsCmd  `cmd:"" help:"Count decisions by principal, action, policy or outcome."`
+	Export exportDecisionsCmd `cmd:"" help:"Write out the log, decisions and events, as it was recorded."`
 }
 
 // Help is the long help of decisions.
@@ -25,28 +29,99 @@ func (*decisionsCmd) Help() string {
 
 // filterFlags choose decisions.
 type filterFlags struct {
-	Principal *uid   `help:"Only this principal: Shop::User::bob." placeholder:"UID"`
-	Action    *uid   `help:"Only this action." placeholder:"UID"`
-	Resource  *uid   `help:"Only this resource." placeholder:"UID"`
-	Decision  string `help:"Only allow, or only deny." enum:",allow,deny" default:"" placeholder:"WORD"`
-	DeniedAt  string `help:"Only denials at function, object or field." enum:",function,object,field" default:"" placeholder:"CHECK"`
-	Policy    string `help:"Only decisions that this policy determined." placeholder:"BUNDLE/ID"`
-	Caller    string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
-	RequestID string `name:"request-id" help:"Only this request id." placeholder:"ID"`
-	Since     moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
-	Until     moment `help:"Before this time." placeholder:"TIME"`
+	Principal   *uid   `help:"Only this principal: Shop::User::bob." placeholder:"UID"`
+	Action      *uid   `help:"Only this action." placeholder:"UID"`
+	Resource    *uid   `help:"Only this resource." placeholder:"UID"`
+	Decision    string `help:"Only allow, or only deny." enum:",allow,deny" default:"" placeholder:"WORD"`
+	DeniedAt    string `help:"Only denials at function, object or field." enum:",function,object,field" default:"" placeholder:"CHECK"`
+	Policy      string `help:"Only decisions that this policy determined." placeholder:"BUNDLE/ID"`
+	Caller      string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
+	RequestID   string `name:"request-id" help:"Only this request id." placeholder:"ID"`
+	TraceID     string `name:"trace-id" help:"Only this W3C trace id." placeholder:"ID"`
+	Revision    int64  `help:"Only decisions at this revision." placeholder:"N"`
+	Field       string `help:"Only decisions about this field, permitted or denied: customer.email." placeholder:"PATH"`
+	MaskedValue string `name:"masked-value" help:"Only decisions whose record holds this value masked, as JSON or @FILE. Others on the machine can read what is not in a file." placeholder:"JSON"`
+	Since       moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
+	Until       moment `help:"Before this time." placeholder:"TIME"`
+}
+
+// filterHelp is the part of the long help that filters share.
+const filterHelp = `All filters that are given must match. Principal, resource, denials (--decision deny, --denied-at) and request id are indexed. Without one of them, any other filter needs --since, and --until at most a day later.`
+
+// request is the filters on the wire.
+func (f *filterFlags) request() (*cedarpostv1.QueryDecisionsRequest, error) {
+	req := &cedarpostv1.QueryDecisionsRequest{
+		From: f.Since.timestamp(), To: f.Until.timestamp(), Caller: f.Caller, RequestId: f.RequestID,
+		TraceId: f.TraceID, Revision: f.Revision, Field: f.Field,
+		Decision: cedarpostv1.Decision(cedarpostv1.Decision_value[strings.ToUpper(f.Decision)]),
+		DeniedAt: cedarpostv1.DeniedAt(cedarpostv1.DeniedAt_value[strings.ToUpper(f.DeniedAt)]),
+	}
+	for _, u := range []struct {
+		given *uid
+		into  **cedarpostv1.EntityUid
+	}{{f.Principal, &req.Principal}, {f.Action, &req.Action}, {f.Resource, &req.Resource}} {
+		if u.given != nil {
+			*u.into = u.given.EntityUid
+		}
+	}
+	if f.Policy != "" {
+		bundle, id, ok := strings.Cut(f.Policy, "/")
+		if !ok {
+			return nil, misuse("--policy: %q is not bundle/id", f.Policy)
+		}
+		req.Policy = &cedarpostv1.PolicyRef{Bundle: bundle, Id: id}
+	}
+	req.MaskedValue = f.MaskedValue
+	if file, ok := strings.CutPrefix(f.MaskedValue, "@"); ok {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		req.MaskedValue = strings.TrimSpace(string(text))
+	}
+	return req, nil
+}
+
+// matches reports whether a decision is one that a query of these filters would
+// find. A masked value is not looked at: only the server can hash it.
+func matches(req *cedarpostv1.QueryDecisionsRequest, d *cedarpostv1.DecisionRecord) bool {
+	at := d.GetTime().AsTime()
+	fields := append(slices.Clone(d.GetFields().GetPermitted()), d.GetFields().GetDenied()...)
+	for _, f := range []struct{ given, holds bool }{
+		{req.From != nil, !at.Before(req.GetFrom().AsTime())},
+		{req.To != nil, at.Before(req.GetTo().AsTime())},
+		{req.Principal != nil, proto.Equal(req.GetPrincipal(), d.GetPrincipal())},
+		{req.Action != nil, proto.Equal(req.GetAction(), d.GetAction())},
+		{req.Resource != nil, proto.Equal(req.GetResource(), d.GetResource())},
+		{req.Decision != 0, req.GetDecision() == d.GetDecision()},
+		{req.DeniedAt != 0, d.DeniedAt != nil && req.GetDeniedAt() == d.GetDeniedAt()},
+		{req.Policy != nil, slices.ContainsFunc(d.GetDeterminingPolicies(), func(p *cedarpostv1.PolicyRef) bool { return proto.Equal(p, req.GetPolicy()) })},
+		{req.Caller != "", req.GetCaller() == d.GetCaller()},
+		{req.RequestId != "", req.GetRequestId() == d.GetRequestId()},
+		{req.TraceId != "", req.GetTraceId() == d.GetTraceId()},
+		{req.Revision != 0, req.GetRevision() == d.GetRevision()},
+		{req.Field != "", slices.Contains(fields, req.GetField())},
+	} {
+		if f.given && !f.holds {
+			return false
+		}
+	}
+	return true
 }
 
 type listDecisionsCmd struct {
 	outputFlags
 	filterFlags
-	Limit int `help:"At most so many; 0 is all (default ${default})." default:"20" placeholder:"N"`
+	Limit  int  `help:"At most so many; 0 is all (default ${default})." default:"20" placeholder:"N"`
+	Follow bool `help:"Show decisions as they are recorded, until interrupted."`
 	adminFlags
 }
 
 // Help is the long help of list.
 func (*listDecisionsCmd) Help() string {
-	return `All filters that are given must match. With -o json, a line for each DecisionRecord of the API.`
+	return filterHelp + ` With -o json, a line for each DecisionRecord of the API.
+
+With --follow, decisions come in the order of their commits, oldest first, within about a second, from --since on (default: now, by this machine's clock) and without a limit. The whole log is read for it and filtered here, so no filter needs a time, and --masked-value cannot be given.`
 }
 
 // moment is a point in time on the command line, absolute or so long ago.
@@ -78,31 +153,6 @@ func (m moment) timestamp() *timestamppb.Timestamp {
 	return timestamppb.New(m.Time)
 }
 
-// request is the filters on the wire.
-func (f *filterFlags) request() (*cedarpostv1.QueryDecisionsRequest, error) {
-	req := &cedarpostv1.QueryDecisionsRequest{
-		From: f.Since.timestamp(), To: f.Until.timestamp(), Caller: f.Caller, RequestId: f.RequestID,
-		Decision: cedarpostv1.Decision(cedarpostv1.Decision_value[strings.ToUpper(f.Decision)]),
-		DeniedAt: cedarpostv1.DeniedAt(cedarpostv1.DeniedAt_value[strings.ToUpper(f.DeniedAt)]),
-	}
-	for _, u := range []struct {
-		given *uid
-		into  **cedarpostv1.EntityUid
-	}{{f.Principal, &req.Principal}, {f.Action, &req.Action}, {f.Resource, &req.Resource}} {
-		if u.given != nil {
-			*u.into = u.given.EntityUid
-		}
-	}
-	if f.Policy != "" {
-		bundle, id, ok := strings.Cut(f.Policy, "/")
-		if !ok {
-			return nil, misuse("--policy: %q is not bundle/id", f.Policy)
-		}
-		req.Policy = &cedarpostv1.PolicyRef{Bundle: bundle, Id: id}
-	}
-	return req, nil
-}
-
 // Run lists.
 func (l *listDecisionsCmd) Run(ctx context.Context, c *console) error {
 	req, err := l.request()
@@ -115,6 +165,9 @@ func (l *listDecisionsCmd) Run(ctx context.Context, c *console) error {
 	admin, err := l.dial()
 	if err != nil {
 		return err
+	}
+	if l.Follow {
+		return l.follow(ctx, c, admin, req)
 	}
 	rows := [][]string{{"TIME", "DECISION", "PRINCIPAL", "ACTION", "RESOURCE", "DENIED AT", "POLICIES", "ID"}}
 	for seen := 0; ; {
@@ -145,6 +198,40 @@ func (l *listDecisionsCmd) Run(ctx context.Context, c *console) error {
 		c.table(rows)
 	}
 	return nil
+}
+
+// follow shows what the export brings, as far as it matches.
+func (l *listDecisionsCmd) follow(ctx context.Context, c *console, admin *peer, req *cedarpostv1.QueryDecisionsRequest) error {
+	if req.GetMaskedValue() != "" {
+		return misuse("--masked-value cannot be given with --follow")
+	}
+	if req.From == nil {
+		req.From = timestamppb.Now()
+	}
+	err := admin.export(ctx, &cedarpostv1.ExportDecisionsRequest{From: req.From, To: req.To, Follow: true}, func(b *cedarpostv1.ExportDecisionsResponse) error {
+		for _, e := range b.GetEntries() {
+			d := e.GetDecision()
+			if d == nil || !matches(req, d) {
+				continue
+			}
+			if l.json() {
+				if err := c.message(d); err != nil {
+					return err
+				}
+				continue
+			}
+			row := decisionRow(d)
+			for i := range row {
+				row[i] = clean(row[i])
+			}
+			fmt.Fprintln(c.out, strings.Join(row, "  "))
+		}
+		return nil
+	})
+	if ctx.Err() != nil {
+		return nil // that is how it ends
+	}
+	return err
 }
 
 func decisionRow(d *cedarpostv1.DecisionRecord) []string {
@@ -195,9 +282,7 @@ func (g *getDecisionCmd) Run(ctx context.Context, c *console) error {
 	c.pair("fields asked", askedText(d.GetFieldsAsked()))
 	c.printReasons(d)
 	c.pair("time", d.GetTime().AsTime().Local().Format("2006-01-02 15:04:05.000 -07:00"))
-	c.pair("masked", strings.Join(d.GetMasked(), ", "))
-	c.pair("took", fmt.Sprintf("%v, of which loading %v", d.GetEvaluationTime().AsDuration(), d.GetLoadTime().AsDuration()))
-	c.pair("mode", d.GetMode())
+	c.pair("took", fmt.Sprint(d.GetEvaluationTime().AsDuration()))
 	c.pair("revision", fmt.Sprint(d.GetRevision()))
 	c.pair("caller", d.GetCaller())
 	c.pair("server", d.GetServer())

@@ -53,13 +53,9 @@ func (h *healthCmd) Run(ctx context.Context, c *console) error {
 	return nil
 }
 
-type versionCmd struct {
-	outputFlags
-}
-
-// Run prints the version.
-func (v *versionCmd) Run(c *console) error {
-	version, commit := "devel", ""
+// buildVersion is what Go recorded of this binary.
+func buildVersion() (version, commit string) {
+	version = "devel"
 	if info, ok := debug.ReadBuildInfo(); ok {
 		if m := info.Main.Version; m != "" && m != "(devel)" {
 			version = m
@@ -70,6 +66,16 @@ func (v *versionCmd) Run(c *console) error {
 			}
 		}
 	}
+	return version, commit
+}
+
+type versionCmd struct {
+	outputFlags
+}
+
+// Run prints the version.
+func (v *versionCmd) Run(c *console) error {
+	version, commit := buildVersion()
 	if v.json() {
 		return c.object(map[string]string{"version": version, "commit": commit, "engine": engine.Version, "go": runtime.Version()})
 	}

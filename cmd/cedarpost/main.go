@@ -32,6 +32,7 @@ type cli struct {
 	Entities  entitiesCmd  `cmd:"" group:"ask" help:"Import and read principals and resources."`
 	Decisions decisionsCmd `cmd:"" group:"ask" help:"Read the decision log."`
 	Audit     auditCmd     `cmd:"" group:"ask" help:"Prove and verify the log."`
+	Events    eventsCmd    `cmd:"" group:"ask" help:"List what else is in the log: changes, failed authentication, reads."`
 
 	Version versionCmd `cmd:"" group:"about" help:"Print the version."`
 	Help    helpCmd    `cmd:"" group:"about" help:"Print help about a command."`

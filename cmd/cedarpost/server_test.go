@@ -65,6 +65,7 @@ func TestDev(t *testing.T) {
 	t.Run("entities", testEntities(sh))
 	t.Run("import", testImport(sh))
 	t.Run("bundles", testBundles(sh))
+	t.Run("log", testLog(sh))
 	t.Run("wrong key", testWrongKey(sh, dir))
 	t.Run("second dev on the folder", func(t *testing.T) {
 		before, err := os.ReadFile(envFile)
@@ -128,8 +129,8 @@ func testDecisions(sh *shell) func(*testing.T) {
 			"--request-id req-1":                                   `ALLOW     Shop::User::"bob"  Shop::Action::"ViewOrder"  Shop::Order::"42"             shop/owner-views, shop/owner-fields  `,
 			"--denied-at function":                                 `Shop::Action::"DeleteOrder"`,
 			"--principal Shop::User::alice":                        "shop/support-fields",
-			"--policy shop/finance-refunds":                        "RefundOrder",
-			"--decision allow --action Shop::Action::RefundOrder":  "RefundOrder",
+			"--policy shop/finance-refunds --since 1h":             "RefundOrder",
+			"--action Shop::Action::RefundOrder --since 24h":       "RefundOrder",
 			"list --denied-at field --since 1h --caller bootstrap": "FIELD",
 			"--limit 1": `Shop::Order::"99"`,
 			"--until 2100-01-01T00:00:00Z --denied-at field --limit 0": "FIELD",

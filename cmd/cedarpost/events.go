@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+type eventsCmd struct {
+	outputFlags
+	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop or checkpoint_key." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key" default:"" placeholder:"KIND"`
+	Caller  string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
+	Subject string `help:"Only about this: an entity, a bundle, a key, a procedure, a day." placeholder:"TEXT"`
+	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
+	Until   moment `help:"Before this time." placeholder:"TIME"`
+	Limit   int    `help:"At most so many; 0 is all (default ${default})." default:"20" placeholder:"N"`
+	adminFlags
+}
+
+// Help is the long help of events.
+func (*eventsCmd) Help() string {
+	return `Newest first. All filters that are given must match, and each is indexed. With -o json, a line for each EventRecord of the API.`
+}
+
+// Run lists.
+func (l *eventsCmd) Run(ctx context.Context, c *console) error {
+	if l.Limit < 0 {
+		return misuse("--limit must not be negative")
+	}
+	admin, err := l.dial()
+	if err != nil {
+		return err
+	}
+	req := &cedarpostv1.QueryEventsRequest{
+		From: l.Since.timestamp(), To: l.Until.timestamp(), Caller: l.Caller, Subject: l.Subject,
+		Kind: cedarpostv1.EventRecord_Kind(cedarpostv1.EventRecord_Kind_value[strings.ToUpper(l.Kind)]),
+	}
+	rows := [][]string{{"TIME", "KIND", "CALLER", "SUBJECT", "DETAIL", "ID"}}
+	for seen := 0; ; {
+		req.PageSize = pageOf(l.Limit, seen)
+		res, err := call(ctx, admin, admin.audit().QueryEvents, req)
+		if err != nil {
+			return err
+		}
+		for _, e := range res.GetEvents() {
+			if seen++; l.json() {
+				if err := c.message(e); err != nil {
+					return err
+				}
+				continue
+			}
+			rows = append(rows, []string{
+				e.GetTime().AsTime().Local().Format(time.DateTime), strings.ToLower(e.GetKind().String()),
+				e.GetCaller(), e.GetSubject(), eventDetail(e), e.GetEventId(),
+			})
+		}
+		req.PageToken = res.GetNextPageToken()
+		if req.GetPageToken() == "" || seen == l.Limit {
+			break
+		}
+	}
+	switch {
+	case l.json():
+	case len(rows) == 1:
+		fmt.Fprintln(c.out, "no events")
+	default:
+		c.table(rows)
+	}
+	return nil
+}
+
+// eventDetail says in a few words what is particular to the kind.
+func eventDetail(e *cedarpostv1.EventRecord) string {
+	switch d := e.GetDetail().(type) {
+	case *cedarpostv1.EventRecord_Change:
+		text := d.Change.GetOperation()
+		if n := d.Change.GetEntityCount(); n > 0 {
+			text += ", " + count(n, "entity", "entities")
+		}
+		if v := d.Change.GetVersion(); v > 0 {
+			text += fmt.Sprintf(", version %d", v)
+		}
+		return text
+	case *cedarpostv1.EventRecord_AuthenticationFailure:
+		f := d.AuthenticationFailure
+		return fmt.Sprintf("%s, %s from %s", f.GetReason(), count(f.GetCount(), "time", "times"), f.GetAddress())
+	case *cedarpostv1.EventRecord_RefusedRight:
+		return d.RefusedRight.GetReason()
+	case *cedarpostv1.EventRecord_LogRead:
+		if d.LogRead.GetRows() < 0 {
+			return "a stream"
+		}
+		return count(d.LogRead.GetRows(), "row", "rows")
+	case *cedarpostv1.EventRecord_RetentionDrop:
+		return fmt.Sprintf("%s, %s", count(d.RetentionDrop.GetDecisions(), "decision", "decisions"), count(d.RetentionDrop.GetEvents(), "event", "events"))
+	}
+	return ""
+}

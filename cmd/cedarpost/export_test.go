@@ -1,0 +1,287 @@
+package main
+
+import (
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+func TestCSV(t *testing.T) {
+	var text strings.Builder
+	text.WriteString(csvHead)
+	for _, c := range entries {
+		line, err := csvLine(5, 1, c.entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text.WriteString(line)
+	}
+	odd := decisionEntry(func(d *cedarpostv1.DecisionRecord) {
+		d.Caller, d.RequestId, d.TraceId = `=cmd|"/c calc"!A1`, "+1", "a,\"b\"\nc"
+	})
+	line, err := csvLine(9, 0, odd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows, err := csv.NewReader(strings.NewReader(text.String() + line)).ReadAll()
+	if err != nil || len(rows) != len(entries)+2 {
+		t.Fatal(len(rows), err)
+	}
+	cell := func(row int, column string) string { return rows[row][slices.Index(csvColumns, column)] }
+	for _, c := range []struct {
+		row          int
+		column, want string
+	}{
+		{0, "denied_at", "denied_at"},
+		{1, "leaf", "5"},
+		{1, "kind", "decision"},
+		{1, "time", "2026-03-04T05:06:07.890Z"},
+		{1, "principal", `Shop::User::"bob"`},
+		{1, "policies", `["shop/owner-views","shop/owner-fields"]`},
+		{1, "fields_denied", `["internal.notes"]`},
+		{2, "decision", "DENY"},
+		{2, "denied_at", "OBJECT"},
+		{2, "policies", `[]`},
+		{2, "fields_denied", ""},
+		{3, "kind", "change"},
+		{3, "subject", "shop"},
+		{3, "decision", ""},
+		{6, "detail", `{"reason":"unknown key","address":"192.0.2.7","procedure":"/p","count":"12","first":"2026-03-04T05:06:07.890Z","last":"2026-03-04T05:06:07.890Z"}`},
+		{13, "caller", `'=cmd|"/c calc"!A1`},
+		{13, "request_id", "'+1"},
+		{13, "trace_id", "a,\"b\"\nc"},
+	} {
+		if got := cell(c.row, c.column); got != c.want {
+			t.Errorf("row %d, %s: %q, want %q", c.row, c.column, got, c.want)
+		}
+	}
+	for _, cells := range rows {
+		for _, c := range cells {
+			if c != "" && strings.Contains("=+-@\t\r", c[:1]) {
+				t.Errorf("a formula: %q", c)
+			}
+		}
+	}
+	if !strings.HasSuffix(csvHead, "\r\n") || csvRow([]string{"", "-", "\t"}) != ",'-,'\t\r\n" {
+		t.Error("not RFC 4180")
+	}
+}
+
+// What an export wrote after its state is taken back, and nothing else is.
+func TestSink(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "out")
+	lines := func(state *exportState, text string) (*sink, error) {
+		s, err := openSink(file, nil, state)
+		if err == nil {
+			err = s.line(text)
+		}
+		if err == nil {
+			err = s.sync()
+		}
+		return s, err
+	}
+	is := func(want string) {
+		t.Helper()
+		if got, err := os.ReadFile(file); err != nil || string(got) != want {
+			t.Errorf("%q, %v, want %q", got, err, want)
+		}
+	}
+	s, err := lines(nil, "one\n")
+	if err != nil || !s.empty || s.size != 4 {
+		t.Fatal(s, err)
+	}
+	state := exportState{Leaf: 3, Header: "h", File: file, Size: s.size}
+	if err := state.write(filepath.Join(dir, "state")); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.line("torn")
+	if err := s.close(); err != nil {
+		t.Fatal(err)
+	}
+	is("one\ntorn")
+	if _, err := lines(nil, "x"); err == nil || !strings.Contains(err.Error(), "not empty") {
+		t.Errorf("written into another's file: %v", err)
+	}
+	read, err := readExportState(filepath.Join(dir, "state"))
+	if err != nil || *read != state {
+		t.Fatal(read, err)
+	}
+	if s, err = lines(read, "two\n"); err != nil || s.empty || s.size != 8 {
+		t.Fatal(s, err)
+	}
+	is("one\ntwo\n")
+	// The state of another file cuts nothing; nor does one of a file that was rotated.
+	if _, err = lines(&exportState{File: file + "x", Size: 2}, "three\n"); err != nil {
+		t.Fatal(err)
+	}
+	is("one\ntwo\nthree\n")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = lines(read, "four\n"); err != nil || !s.empty {
+		t.Fatal(s, err)
+	}
+	is("four\n")
+
+	if s, err := readExportState(filepath.Join(dir, "none")); s != nil || err != nil {
+		t.Error(s, err)
+	}
+	if _, err := readExportState(write(t, dir, "bad", `{"leaf":1}`)); err == nil {
+		t.Error("a state without a header was taken")
+	}
+}
+
+func testLog(sh *shell) func(*testing.T) {
+	return func(t *testing.T) {
+		counted := func(by string, args ...string) []string {
+			return append([]string{"decisions", "count", "--by", by}, args...)
+		}
+		sh.exits(t, 0, says("PRINCIPAL", `Shop::User::"bob"`, "decisions since"), counted("principal")...)
+		sh.exits(t, 0, says("DENY at FIELD  0        1       1"), counted("outcome", "--denied-at", "field")...)
+		sh.exits(t, 0, says("shop/owner-views"), counted("policy", "--decision", "allow")...)
+		sh.exits(t, 0, says("0 decisions since"), counted("action", "--caller", "nobody")...)
+		sh.exits(t, 0, says(`"total":"1"`), counted("action", "--denied-at", "field", "-o", "json")...)
+		sh.exits(t, 1, says("invalid_argument", "filter:"), counted("action", "--since", "48h")...)
+		sh.exits(t, 2, nil, counted("weather")...)
+
+		sh.exits(t, 0, says("log_read", "bootstrap", "/cedarpost.v1.AuditService/CountDecisions", "rows"), "events", "--kind", "log_read")
+		sh.exits(t, 0, says("no events"), "events", "--caller", "nobody")
+		if r := sh.exits(t, 0, nil, "events", "--subject", "/cedarpost.v1.AuditService/CountDecisions", "--since", "1h", "--limit", "3", "-o", "json"); len(lines(r.out)) != 3 {
+			t.Errorf("--limit 3:\n%s", r.out)
+		}
+
+		sh.exits(t, 1, says("invalid_argument", "trace_id:"), "decisions", "--trace-id", "t")
+		sh.exits(t, 0, says("no decisions"), "decisions", "--trace-id", "t", "--since", "24h")
+		sh.exits(t, 0, says("no decisions"), "decisions", "--revision", "999999", "--since", "1h")
+		sh.exits(t, 1, says("masked_value"), "decisions", "--masked-value", "@"+write(t, t.TempDir(), "v", `"x"`), "--since", "1h")
+		sh.exits(t, 2, says("--follow"), "decisions", "--masked-value", "1", "--follow")
+
+		for format, want := range map[string]string{
+			"ndjson": `"decision":{"decisionId":"`, "csv": "leaf,row,kind,time,id,caller", "ocsf": `"class_uid":6003`,
+		} {
+			r := sh.exits(t, 0, says(want), "decisions", "export", "--format", format)
+			if n := len(lines(r.out)); n < 20 {
+				t.Errorf("%s has %d lines", format, n)
+			}
+		}
+		r := sh.exits(t, 0, nil, "decisions", "export", "--from-leaf", "3")
+		if !strings.HasPrefix(r.out, `{"leaf":3,"row":0,`) {
+			t.Errorf("from leaf 3: %.200s", r.out)
+		}
+		if r := sh.exits(t, 0, nil, "decisions", "export", "--since", "2100-01-01T00:00:00Z"); r.out != "" {
+			t.Errorf("of the future: %.200s", r.out)
+		}
+		t.Run("killed", testExportKilled(sh))
+		t.Run("another log", func(t *testing.T) {
+			state := write(t, t.TempDir(), "state", `{"leaf":2,"header":"00","file":"","size":0}`)
+			sh.exits(t, 1, says("not the log that"), "decisions", "export", "--resume", state)
+			state = write(t, t.TempDir(), "state", `{"leaf":1000000,"header":"00","file":"","size":0}`)
+			sh.exits(t, 1, says("not the log that"), "decisions", "export", "--resume", state)
+		})
+		t.Run("follow", testListFollow(sh))
+	}
+}
+
+// testExportKilled kills an export again and again. In the end each decision is in
+// the file once.
+func testExportKilled(sh *shell) func(*testing.T) {
+	return func(t *testing.T) {
+		dir := t.TempDir()
+		file, state := filepath.Join(dir, "log.ndjson"), filepath.Join(dir, "state.json")
+		export := []string{"decisions", "export", "--to", file, "--resume", state}
+		var asked []string
+		for round := range 4 {
+			cmd := exec.Command(binary, append(export, "--follow")...)
+			cmd.Env = sh.env
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for range 10 {
+				r := sh.exits(t, 0, nil, ask("ViewOrder", "42", "-o", "json")...)
+				var got struct{ DecisionID string }
+				if err := json.Unmarshal([]byte(r.out), &got); err != nil {
+					t.Fatal(err)
+				}
+				asked = append(asked, got.DecisionID)
+			}
+			if round == 3 {
+				// A follower that is asked to end does so with what it has.
+				_ = cmd.Process.Signal(syscall.SIGTERM)
+				if err := cmd.Wait(); err != nil {
+					t.Errorf("asked to end: %v", err)
+				}
+				break
+			}
+			time.Sleep(time.Duration(round) * 700 * time.Millisecond)
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			// As if it had been in the middle of a line.
+			f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprint(f, `{"leaf":`)
+			f.Close()
+		}
+		sh.exits(t, 0, nil, export...)
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]int{}
+		last := int64(-1)
+		for _, line := range lines(string(text)) {
+			var row struct {
+				Leaf     int64
+				Decision struct{ DecisionID string }
+			}
+			if err := json.Unmarshal([]byte(line), &row); err != nil || row.Leaf < last {
+				t.Fatalf("%v: %s", err, line)
+			}
+			last = row.Leaf
+			seen[row.Decision.DecisionID]++
+		}
+		for _, id := range asked {
+			if seen[id] != 1 {
+				t.Errorf("decision %s is in the file %d times", id, seen[id])
+			}
+		}
+		sh.exits(t, 1, says("is not empty"), "decisions", "export", "--to", file)
+	}
+}
+
+// testListFollow: what is decided while somebody follows is shown soon.
+func testListFollow(sh *shell) func(*testing.T) {
+	return func(t *testing.T) {
+		out := &syncBuffer{}
+		cmd := exec.Command(binary, "decisions", "--follow", "--denied-at", "function", "--since", "1s")
+		cmd.Env, cmd.Stdout, cmd.Stderr = sh.env, out, out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			sh.exits(t, 5, nil, ask("DeleteOrder", "42")...)
+			sh.exits(t, 0, nil, ask("ViewOrder", "42")...)
+		}
+		deadline := time.Now().Add(20 * time.Second)
+		for strings.Count(out.String(), "FUNCTION") < 3 && time.Now().Before(deadline) {
+			time.Sleep(50 * time.Millisecond)
+		}
+		_ = cmd.Process.Signal(os.Interrupt)
+		err := cmd.Wait()
+		if text := out.String(); err != nil || strings.Count(text, "FUNCTION") != 3 || strings.Contains(text, "ALLOW") {
+			t.Errorf("%v\n%s", err, text)
+		}
+	}
+}

@@ -1,0 +1,248 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// exportTo reads an export to its end.
+func exportTo(t *testing.T, s *servertest.Server, req *cedarpostv1.ExportDecisionsRequest) (batches []*cedarpostv1.ExportDecisionsResponse) {
+	t.Helper()
+	stream, err := s.Audit.ExportDecisions(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		b, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return batches
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		batches = append(batches, b)
+	}
+}
+
+// The export is the log: each batch in its place, each row in its batch, with the
+// header that proves it.
+func TestExport(t *testing.T) {
+	s := servertest.New(t)
+	s.MustLoadShop()
+	var asked []string
+	for i := range 40 {
+		res, err := s.Authorization.Authorize(t.Context(), ask([]string{"bob", "carol"}[i%2], "ViewOrder", "42", true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked = append(asked, res.DecisionId)
+	}
+	var got []string
+	read := func(b *cedarpostv1.ExportDecisionsResponse) {
+		h, err := auditlog.ParseHeader(b.Header)
+		if err != nil || h.Rows != len(b.Entries) {
+			t.Errorf("leaf %d has %d rows, its header says %+v, %v", b.Leaf, len(b.Entries), h, err)
+		}
+		for _, e := range b.Entries {
+			if d := e.GetDecision(); d != nil {
+				got = append(got, d.DecisionId)
+			}
+		}
+	}
+	batches := exportTo(t, s, &cedarpostv1.ExportDecisionsRequest{})
+	for i, b := range batches {
+		if b.Leaf != int64(i) {
+			t.Errorf("leaf %d comes as number %d", b.Leaf, i)
+		}
+		read(b)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(asked) {
+		t.Errorf("exported %v, want %v", got, asked)
+	}
+	// It goes on where another broke off. The first export is in there too.
+	last := batches[len(batches)-1].Leaf
+	rest := exportTo(t, s, &cedarpostv1.ExportDecisionsRequest{FromLeaf: last + 1})
+	if len(rest) != 1 || rest[0].Leaf != last+1 || rest[0].Entries[0].GetEvent().GetLogRead().GetRows() != -1 {
+		t.Errorf("after leaf %d: %v", last, rest)
+	}
+}
+
+func TestExportOfATime(t *testing.T) {
+	s := servertest.New(t)
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	for _, hours := range []time.Duration{-20, -10, -11, -2, -1} {
+		mustLog(t, s, logged(today.Add(hours*time.Hour), nil))
+	}
+	for _, c := range []struct {
+		from, to int
+		leaf     int64
+		want     string
+	}{
+		{-100, -1, 0, "[0 1 2 3]"},
+		{-10, -1, 0, "[1 2 3]"},
+		{-10, -1, 2, "[3]"},
+		{-100, -1, 2, "[2 3]"},
+		{-15, -2, 0, "[1 2]"},
+		{-9, -2, 0, "[]"},
+		{-100, -50, 0, "[]"},
+	} {
+		leaves := []int64{}
+		for _, b := range exportTo(t, s, &cedarpostv1.ExportDecisionsRequest{
+			FromLeaf: c.leaf, From: timestamppb.New(today.Add(time.Duration(c.from) * time.Hour)), To: timestamppb.New(today.Add(time.Duration(c.to) * time.Hour)),
+		}) {
+			leaves = append(leaves, b.Leaf)
+		}
+		if fmt.Sprint(leaves) != c.want {
+			t.Errorf("from %d to %d, leaf %d: %v, want %s", c.from, c.to, c.leaf, leaves, c.want)
+		}
+	}
+	stream, err := s.Audit.ExportDecisions(t.Context(), &cedarpostv1.ExportDecisionsRequest{
+		From: timestamppb.New(today), To: timestamppb.New(today)})
+	if err == nil {
+		_, err = stream.Receive()
+	}
+	if connect.CodeOf(err) != connect.CodeInvalidArgument {
+		t.Errorf("no time at all: %v", err)
+	}
+}
+
+// follow opens an export that waits for more, and returns what it receives.
+func follow(t *testing.T, s *servertest.Server, from time.Time) (next func() (*cedarpostv1.ExportDecisionsResponse, error), hangUp func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	stream, err := s.Audit.ExportDecisions(ctx, &cedarpostv1.ExportDecisionsRequest{From: timestamppb.New(from), Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream.Receive, cancel
+}
+
+// One who follows sees what comes, soon and in order, and is told when the server
+// stops.
+func TestExportFollows(t *testing.T) {
+	s := servertest.New(t)
+	first := logged(time.Now(), nil)
+	mustLog(t, s, first)
+	next, _ := follow(t, s, time.Unix(0, 0))
+	seen := int64(-1)
+	until := func(want store.Decision) {
+		t.Helper()
+		for {
+			b, err := next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if seen++; b.Leaf != seen {
+				t.Fatalf("leaf %d after %d", b.Leaf, seen-1)
+			}
+			for _, e := range b.Entries {
+				if e.GetDecision().GetDecisionId() == want.ID.String() {
+					return
+				}
+			}
+		}
+	}
+	until(first)
+	for range 3 {
+		d := logged(time.Now(), nil)
+		mustLog(t, s, d)
+		began := time.Now()
+		until(d)
+		if took := time.Since(began); took > 4*time.Second {
+			t.Errorf("seen after %v", took)
+		}
+	}
+	time.AfterFunc(100*time.Millisecond, s.Stop)
+	began := time.Now()
+	for {
+		_, err := next()
+		if err == nil {
+			continue
+		}
+		if connect.CodeOf(err) != connect.CodeUnavailable || time.Since(began) > 5*time.Second {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+		return
+	}
+}
+
+// One who follows from a time to come waits for it.
+func TestExportFollowsFromATimeToCome(t *testing.T) {
+	s := servertest.New(t)
+	mustLog(t, s, logged(time.Now(), nil))
+	next, _ := follow(t, s, time.Now().Add(time.Hour))
+	later := logged(time.Now().Add(2*time.Hour), nil)
+	mustLog(t, s, logged(time.Now(), nil))
+	time.Sleep(1500 * time.Millisecond) // it has looked once
+	mustLog(t, s, logged(time.Now(), nil))
+	mustLog(t, s, later)
+	b, err := next()
+	if err != nil || b.Entries[0].GetDecision().GetDecisionId() != later.ID.String() {
+		t.Errorf("%v, %v", b, err)
+	}
+}
+
+// Exports have places, and leave them when their caller hangs up.
+func TestExportsAreBounded(t *testing.T) {
+	s := servertest.New(t)
+	mustLog(t, s, logged(time.Now(), nil))
+	open := func() (hangUp func(), err error) {
+		next, hangUp := follow(t, s, time.Unix(0, 0))
+		_, err = next()
+		return hangUp, err
+	}
+	hangUp, err := open()
+	for range 15 {
+		if err == nil {
+			_, err = open()
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(); connect.CodeOf(err) != connect.CodeResourceExhausted {
+		t.Errorf("one too many: %v", err)
+	}
+	hangUp()
+	eventually(t, "a free place", func() bool { _, err := open(); return err == nil })
+	// Whoever only waits holds no connection that others need.
+	for range 5 {
+		if _, err := s.Audit.QueryDecisions(t.Context(), &cedarpostv1.QueryDecisionsRequest{}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// In each protocol.
+func TestExportOnTheWires(t *testing.T) {
+	s := servertest.New(t)
+	d := logged(time.Now(), nil)
+	mustLog(t, s, d)
+	for name, options := range map[string][]connecthttp.Option{
+		"connect":  nil,
+		"json":     {connecthttp.WithProtoJSON()},
+		"grpc":     {connecthttp.WithGRPC()},
+		"grpc-web": {connecthttp.WithGRPCWeb()},
+	} {
+		s.Audit = cedarpostv1connect.NewAuditServiceClient(s.Client(s.Admin, s.Token, options...))
+		got := exportTo(t, s, &cedarpostv1.ExportDecisionsRequest{})
+		if len(got) == 0 || got[0].Entries[0].GetDecision().GetDecisionId() != d.ID.String() {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

@@ -1,0 +1,157 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+func newDecision(t *testing.T, bytes int) store.Decision {
+	t.Helper()
+	id := uuid.Must(uuid.NewV7())
+	record, err := proto.Marshal(&cedarpostv1.DecisionRecord{DecisionId: id.String(), RequestId: strings.Repeat("x", bytes)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store.Decision{ID: id, Policies: []string{}, Allowed: true, Record: record}
+}
+
+// One who opens an export and does not read it is cut off, and nothing waits for him
+// meanwhile.
+func TestSlowReaderOfAnExport(t *testing.T) {
+	times := defaultTimeouts
+	times.message, times.discard = 300*time.Millisecond, 100*time.Millisecond
+	db, clients, _, _ := hurriedServer(t, times)
+	w := db.NewLogWriter("s", auditlog.Strict, 0)
+	defer w.Close()
+	const batches, size = 24, 2 << 20 // more than the buffers of both sides
+	for range batches {
+		if _, err := w.Append(t.Context(), []store.Decision{newDecision(t, size)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, c := range clients {
+		t.Run(wires[i].name, func(t *testing.T) {
+			t.Parallel()
+			stream, err := cedarpostv1connect.NewAuditServiceClient(c).ExportDecisions(t.Context(), &cedarpostv1.ExportDecisionsRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			// As fast as it comes at first, longer than one message may take in all.
+			for range 4 {
+				if _, err := stream.Receive(); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(times.message / 3)
+			}
+			time.Sleep(8 * times.message)
+			received := 4
+			for err == nil {
+				if _, err = stream.Receive(); err == nil {
+					received++
+				}
+			}
+			if received >= batches || errors.Is(err, io.EOF) {
+				t.Errorf("received %d of %d batches, then %v", received, batches, err)
+			}
+		})
+	}
+}
+
+// The value that a query looks for is hashed, and stands neither in the log of reads
+// nor, in a form that could be tried out, in a page token.
+func TestMaskedValueIsNotKept(t *testing.T) {
+	db := storetest.Open(t)
+	r := newRecorder(db, "s", auditlog.Strict, slog.New(slog.DiscardHandler), newMetrics(), nil)
+	t.Cleanup(r.close)
+	s := newAuditService(db, &eventLog{r, "s"}, nil)
+	key := "first"
+	s.mask = func(json string) []byte {
+		sum := sha256.Sum256([]byte(key + json))
+		return sum[:]
+	}
+	const secret = `"123-45-6789"`
+	hash := s.mask(secret)
+	var rows []store.Decision
+	for i := range 3 {
+		d := newDecision(t, 0)
+		if d.Masked = [][]byte{{1}, hash}; i == 2 {
+			d.Masked = [][]byte{{2}}
+		}
+		rows = append(rows, d)
+	}
+	if err := r.record(t.Context(), rows, nil); err != nil {
+		t.Fatal(err)
+	}
+	q := &cedarpostv1.QueryDecisionsRequest{MaskedValue: secret, From: timestamppb.New(time.Now().Add(-time.Hour)), PageSize: 1}
+	res, err := s.QueryDecisions(t.Context(), q)
+	if err != nil || len(res.Decisions) != 1 || res.Decisions[0].DecisionId != rows[1].ID.String() {
+		t.Fatal(res, err)
+	}
+	q.PageToken = res.NextPageToken
+	if res, err = s.QueryDecisions(t.Context(), q); err != nil || len(res.Decisions) != 1 || res.NextPageToken != "" {
+		t.Fatal(res, err)
+	}
+	counts, err := s.CountDecisions(t.Context(), &cedarpostv1.CountDecisionsRequest{Filter: q, Group: cedarpostv1.CountDecisionsRequest_OUTCOME})
+	if err != nil || counts.Total != 2 {
+		t.Error(counts, err)
+	}
+	events, err := db.QueryEvents(t.Context(), store.EventQuery{Limit: 10})
+	if err != nil || len(events) != 3 {
+		t.Fatal(events, err)
+	}
+	for _, e := range events {
+		if bytes.Contains(e.Record, []byte("6789")) || !bytes.Contains(e.Record, []byte("hash ")) {
+			t.Errorf("recorded: %q", e.Record)
+		}
+	}
+	// The token comes of the keyed hash, not of the value.
+	key = "second"
+	if _, err := s.QueryDecisions(t.Context(), q); connect.CodeOf(err) != connect.CodeInvalidArgument {
+		t.Errorf("with another key: %v", err)
+	}
+}
+
+// A read that takes too long says so, not that the service is away.
+func TestReadTakesTooLong(t *testing.T) {
+	s := newAuditService(storetest.Open(t), nil, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	if _, err := s.QueryDecisions(ctx, &cedarpostv1.QueryDecisionsRequest{}); connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+		t.Errorf("got %v", err)
+	}
+	if _, err := s.QueryEvents(ctx, &cedarpostv1.QueryEventsRequest{}); connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The bound on time is of what is still to be read: pages that take their time do
+// not run into it.
+func TestSpanOfLaterPages(t *testing.T) {
+	now := time.Now()
+	q := store.DecisionQuery{Caller: "shop", From: now.Add(-25 * time.Hour)}
+	if err := checkSpan(q, "caller"); err == nil {
+		t.Error("25 hours are taken for a day")
+	}
+	q.BeforeAt = now.Add(-2 * time.Hour)
+	if err := checkSpan(q, "caller"); err != nil {
+		t.Error(err)
+	}
+}

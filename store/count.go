@@ -1,0 +1,83 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Group is what decisions are counted by.
+type Group int
+
+// The groups.
+const (
+	ByPrincipal Group = iota + 1
+	ByAction
+	// ByPolicy counts a decision once for each policy that determined it.
+	ByPolicy
+	ByOutcome
+)
+
+// DecisionCount is how many decisions there are of one group.
+type DecisionCount struct {
+	// Type and ID are the principal's or the action's. A policy is "bundle/id" in ID.
+	Type, ID string
+	// DeniedAt is the outcome, 0 for allowed.
+	DeniedAt        int16
+	Allowed, Denied int64
+	// Total is how many decisions there are in all groups, the same in each.
+	Total int64
+}
+
+// countDecisions is a format: the columns of a group. Partial counts come first, so
+// that workers can share them.
+const countDecisions = `
+		with groups as (
+			select %s,
+			       count(*) filter (where allowed) as allowed,
+			       count(*) filter (where not allowed) as denied
+			from decisions` + decisionFilter + `
+			group by 1, 2, 3)
+		select type, id, denied_at, allowed, denied, (sum(allowed + denied) over ())::bigint as total
+		from groups
+		order by allowed + denied desc, type, id, denied_at
+		limit $20`
+
+// countByPolicy counts lists of policies first: there are few of them. A list can
+// have a policy twice, for the object and for its fields.
+const countByPolicy = `
+		with lists as (
+			select policies,
+			       count(*) filter (where allowed) as allowed,
+			       count(*) filter (where not allowed) as denied
+			from decisions` + decisionFilter + `
+			group by policies)
+		select '' as type, policy as id, 0::smallint as denied_at,
+		       sum(allowed)::bigint as allowed, sum(denied)::bigint as denied,
+		       (select sum(allowed + denied) from lists where policies <> '{}')::bigint as total
+		from lists cross join lateral (select distinct unnest(policies) as policy) as of_list
+		group by policy
+		order by sum(allowed + denied) desc, policy
+		limit $20`
+
+func (g Group) query() string {
+	switch g {
+	case ByPrincipal:
+		return fmt.Sprintf(countDecisions, "principal_type as type, principal_id as id, 0::smallint as denied_at")
+	case ByAction:
+		return fmt.Sprintf(countDecisions, "action_type as type, action_id as id, 0::smallint as denied_at")
+	case ByPolicy:
+		return countByPolicy
+	case ByOutcome:
+		return fmt.Sprintf(countDecisions, "'' as type, '' as id, case when allowed then 0 else coalesce(denied_at, 0) end::smallint as denied_at")
+	}
+	panic(fmt.Sprintf("no group %d", g))
+}
+
+// CountDecisions counts decisions by group, the largest groups first.
+func (db *DB) CountDecisions(ctx context.Context, q DecisionQuery, by Group) (_ []DecisionCount, err error) {
+	defer wrap(&err, "count decisions")
+	rows, _ := db.admin.Query(ctx, by.query(), q.args()...)
+	return pgx.CollectRows(rows, pgx.RowToStructByName[DecisionCount])
+}

@@ -1,0 +1,78 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// EventQuery filters the events of the log. The zero value of a field does not
+// filter; what is given must all match.
+type EventQuery struct {
+	From, To              time.Time // from (inclusive), to (exclusive)
+	Kind, Caller, Subject string
+
+	// BeforeAt and BeforeID continue after a page: At and ID of its last event.
+	BeforeAt time.Time
+	BeforeID uuid.UUID
+	// Limit is the size of a page.
+	Limit int
+}
+
+// eventRow is a row of events.
+type eventRow struct {
+	EventID   uuid.UUID
+	At        time.Time
+	Kind      string
+	Caller    string
+	Server    string
+	Subject   string
+	Revision  *int64
+	RequestID *string
+	TraceID   *string
+	Record    []byte
+	Batch     uuid.UUID
+	Pos       int
+	CRC       int32
+}
+
+func scanEvent(row pgx.CollectableRow) (Event, error) {
+	r, err := pgx.RowToStructByNameLax[eventRow](row)
+	return Event{
+		ID: r.EventID, At: r.At.UTC(), Kind: r.Kind, Caller: r.Caller, Server: r.Server, Subject: r.Subject,
+		Revision: orZero(r.Revision), RequestID: orZero(r.RequestID), TraceID: orZero(r.TraceID),
+		Record: r.Record, Batch: r.Batch, Pos: r.Pos, CRC: r.CRC,
+	}, err
+}
+
+const queryEvents = `
+		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos
+		from events
+		where ($1::timestamptz is null or at >= $1)
+		  and ($2::timestamptz is null or at < $2)
+		  and ($3::text is null or kind = $3)
+		  and ($4::text is null or caller = $4)
+		  and ($5::text is null or subject = $5)
+		  and ($6::timestamptz is null or at <= $6)
+		  and ($6::timestamptz is null or (at, event_id) < ($6, $7))
+		order by at desc, event_id desc
+		limit $8`
+
+// args are the arguments of queryEvents, as those of [DecisionQuery].
+func (q EventQuery) args() []any {
+	return []any{
+		pgx.QueryExecModeCacheDescribe,
+		orNull(q.From), orNull(q.To), orNull(q.Kind), orNull(q.Caller), orNull(q.Subject),
+		orNull(q.BeforeAt), q.BeforeID, q.Limit,
+	}
+}
+
+// QueryEvents reads a page of events, newest first; those of the same millisecond by
+// id, backwards.
+func (db *DB) QueryEvents(ctx context.Context, q EventQuery) (_ []Event, err error) {
+	defer wrap(&err, "query events")
+	rows, _ := db.admin.Query(ctx, queryEvents, q.args()...)
+	return pgx.CollectRows(rows, scanEvent)
+}
