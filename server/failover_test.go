@@ -3,6 +3,8 @@ package server_test
 import (
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"connectrpc.com/connect/v2"
@@ -201,4 +203,35 @@ func TestReadsFromAStandby(t *testing.T) {
 		t.Fatal(err)
 	}
 	uses("fails", func(s store.StandbyStats) int64 { return s.Failed })
+}
+
+// Callers go on asking while it fails over. Once the new primary is there, nothing
+// is answered of what is lost, and nothing is recorded in its log that it does not
+// know.
+func TestDecisionsWhileItFailsOver(t *testing.T) {
+	p := newPair(t)
+	var promoted, over atomic.Bool
+	var after atomic.Int64
+	var callers sync.WaitGroup
+	for range 4 {
+		callers.Go(func() {
+			for !over.Load() {
+				late := promoted.Load()
+				got, revision, err := reads(t, p.s, nil, everyone...)
+				if err == nil && late && after.Add(1) > 0 && got != "DAAD" {
+					t.Errorf("%s at revision %d, want DAAD at %d", got, revision, p.kept.Number)
+				}
+			}
+		})
+	}
+	p.failOver(t)
+	promoted.Store(true)
+	eventually(t, "answers", func() bool { return after.Load() > 100 })
+	over.Store(true)
+	callers.Wait()
+	var unknown int
+	err := session(t, p.standby.URL()).QueryRow(t.Context(), "select count(*) from decisions where revision > (select n from revision)").Scan(&unknown)
+	if err != nil || unknown > 0 {
+		t.Errorf("%d decisions are recorded at revisions that there are not, %v", unknown, err)
+	}
 }
