@@ -235,3 +235,39 @@ func TestDecisionsWhileItFailsOver(t *testing.T) {
 		t.Errorf("%d decisions are recorded at revisions that there are not, %v", unknown, err)
 	}
 }
+
+// Callers go on writing while it fails over. What the new primary takes is not built
+// on what is lost, and is acknowledged with a revision that it knows.
+func TestWritesWhileItFailsOver(t *testing.T) {
+	p := newPair(t)
+	if err := p.primary.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { // until the condition, of what is lost, is refused
+		defer close(ended)
+		op := put(user(t, "ann", "staff", "more"))
+		op.Precondition = &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: p.lost}}
+		for {
+			res, err := write(t, p.s, op)
+			if err == nil {
+				t.Errorf("ann is written at revision %d, on the condition that she is as she was at %d, which is lost", res.Revision.Number, p.lost.Number)
+				return
+			}
+			if connect.CodeOf(err) == connect.CodeInvalidArgument {
+				return
+			}
+		}
+	}()
+	storetest.Promote(t, p.standby)
+	var acknowledged *cedarpostv1.Revision
+	eventually(t, "a write", func() bool {
+		res, err := write(t, p.s, put(user(t, "dan", "staff")))
+		acknowledged = res.GetRevision()
+		return err == nil
+	})
+	if got, _ := patiently(t, p.s, atLeast(acknowledged), "dan p"); got != "A" {
+		t.Errorf("%s, with the revision of the write", got)
+	}
+	<-ended
+}
