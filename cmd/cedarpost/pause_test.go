@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/store/localpg"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -128,4 +131,45 @@ func replicaPaused(t *testing.T, bound, pause time.Duration) {
 			t.Fatalf("does not recover: %v\n%s", err, r.paused.errs)
 		}
 	}
+}
+
+// TestReplicaPausedBeforeItsAnswer stops the server when it has decided, and waits for
+// the commit. When it goes on, its data is older than it may use.
+func TestReplicaPausedBeforeItsAnswer(t *testing.T) {
+	const bound = 1200 * time.Millisecond
+	r := newReplicas(t, bound)
+	conn, err := pgx.Connect(t.Context(), r.pg.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), "begin; lock table decisions in exclusive mode"); err != nil {
+		t.Fatal(err)
+	}
+	var asked sync.WaitGroup
+	for range 8 {
+		asked.Go(func() {
+			if a, err := r.ask(r.paused); err == nil && a.Decision != "DENY" {
+				t.Errorf("%s at revision %d, more than %v after it was asked", a.Decision, a.Revision.Number, bound)
+			}
+		})
+	}
+	observer, err := pgx.Connect(t.Context(), r.pg.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer observer.Close(context.Background())
+	for commits := false; !commits; {
+		err := observer.QueryRow(t.Context(), "select exists (select from pg_stat_activity where query like '%copy decisions%' and wait_event_type = 'Lock')").Scan(&commits)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	resume := r.pause(t)
+	if _, err := conn.Exec(t.Context(), "rollback"); err != nil {
+		t.Fatal(err)
+	}
+	r.revoke(t)
+	resume(bound + 200*time.Millisecond)
+	asked.Wait()
 }
