@@ -183,3 +183,24 @@ func TestRevisionNotTold(t *testing.T) {
 		return err == nil && got == "A"
 	})
 }
+
+// The network is there again, but what it swallowed is lost for good: whoever waits
+// for it waits in vain. The server does not wait long.
+func TestBlackHoleThatHeals(t *testing.T) {
+	const bound = 1500 * time.Millisecond
+	a := docServer(t)
+	p := servertest.NewProxy(t, a.URL)
+	b := servertest.On(t, p.URL(), func(c *server.Config) { c.MaxStaleness = bound })
+	follows(t, b, a.MustPut(paper(t, "p", "staff"), user(t, "ann", "staff")), bound, "ann p", "A")
+	defer p.Cut() // to stop, it may wait
+	p.Blackhole(true)
+	time.Sleep(bound)
+	_, _, err := reads(t, b, nil, "ann p")
+	wantCode(t, err, connect.CodeUnavailable, "older than this server may use")
+	p.Blackhole(false)
+	since := time.Now()
+	follows(t, b, a.MustPut(user(t, "ann")), 0, "ann p", "D")
+	if took := time.Since(since); took > 10*time.Second {
+		t.Errorf("unavailable for %v with a database that answers", took)
+	}
+}

@@ -3,6 +3,8 @@ package server_test
 import (
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"connectrpc.com/connect/v2"
@@ -201,4 +203,71 @@ func TestReadsFromAStandby(t *testing.T) {
 		t.Fatal(err)
 	}
 	uses("fails", func(s store.StandbyStats) int64 { return s.Failed })
+}
+
+// Callers go on asking while it fails over. Once the new primary is there, nothing
+// is answered of what is lost, and nothing is recorded in its log that it does not
+// know.
+func TestDecisionsWhileItFailsOver(t *testing.T) {
+	p := newPair(t)
+	var promoted, over atomic.Bool
+	var after atomic.Int64
+	var callers sync.WaitGroup
+	for range 4 {
+		callers.Go(func() {
+			for !over.Load() {
+				late := promoted.Load()
+				got, revision, err := reads(t, p.s, nil, everyone...)
+				if err == nil && late && after.Add(1) > 0 && got != "DAAD" {
+					t.Errorf("%s at revision %d, want DAAD at %d", got, revision, p.kept.Number)
+				}
+			}
+		})
+	}
+	p.failOver(t)
+	promoted.Store(true)
+	eventually(t, "answers", func() bool { return after.Load() > 100 })
+	over.Store(true)
+	callers.Wait()
+	var unknown int
+	err := session(t, p.standby.URL()).QueryRow(t.Context(), "select count(*) from decisions where revision > (select n from revision)").Scan(&unknown)
+	if err != nil || unknown > 0 {
+		t.Errorf("%d decisions are recorded at revisions that there are not, %v", unknown, err)
+	}
+}
+
+// Callers go on writing while it fails over. What the new primary takes is not built
+// on what is lost, and is acknowledged with a revision that it knows.
+func TestWritesWhileItFailsOver(t *testing.T) {
+	p := newPair(t)
+	if err := p.primary.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { // until the condition, of what is lost, is refused
+		defer close(ended)
+		op := put(user(t, "ann", "staff", "more"))
+		op.Precondition = &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: p.lost}}
+		for {
+			res, err := write(t, p.s, op)
+			if err == nil {
+				t.Errorf("ann is written at revision %d, on the condition that she is as she was at %d, which is lost", res.Revision.Number, p.lost.Number)
+				return
+			}
+			if connect.CodeOf(err) == connect.CodeInvalidArgument {
+				return
+			}
+		}
+	}()
+	storetest.Promote(t, p.standby)
+	var acknowledged *cedarpostv1.Revision
+	eventually(t, "a write", func() bool {
+		res, err := write(t, p.s, put(user(t, "dan", "staff")))
+		acknowledged = res.GetRevision()
+		return err == nil
+	})
+	if got, _ := patiently(t, p.s, atLeast(acknowledged), "dan p"); got != "A" {
+		t.Errorf("%s, with the revision of the write", got)
+	}
+	<-ended
 }

@@ -1,17 +1,93 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"github.com/cedarpost/cedarpost/store/localpg"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
+
+// replicas are two servers on one database, where dave may see an order.
+type replicas struct {
+	pg              *localpg.Server
+	running, paused *daemon
+	admin           *shell // of the running one
+	key             string
+}
+
+func newReplicas(t *testing.T, bound time.Duration) *replicas {
+	t.Helper()
+	r := &replicas{pg: storetest.NewServer(t)}
+	keyFile := filepath.Join(t.TempDir(), "key")
+	sh := newShell("CEDARPOST_DATABASE_URL="+r.pg.URL(), "CEDARPOST_BOOTSTRAP_KEY_FILE="+keyFile, "CEDARPOST_TOKEN_FILE="+keyFile,
+		"CEDARPOST_MAX_STALENESS="+bound.String())
+	serve := append([]string{"serve", "--migrate"}, anyPort...)
+	r.running = sh.start(t, serve...)
+	r.admin = sh.with("CEDARPOST_ADMIN_URL=" + r.running.url("admin"))
+	r.admin.exits(t, 0, nil, "apply", "../../policies/shop")
+	r.admin.exits(t, 0, nil, "entities", "import", "../../policies/shop/entities.json")
+	r.paused = sh.start(t, serve...)
+	key, err := os.ReadFile(keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.key = strings.TrimSpace(string(key))
+	for _, d := range []*daemon{r.running, r.paused} {
+		a, err := r.ask(d)
+		for range 100 { // a bound that is near the poll's second can be missed
+			if err == nil {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+			a, err = r.ask(d)
+		}
+		if err != nil || a.Decision != "ALLOW" {
+			t.Fatalf("%v, %v before", a, err)
+		}
+	}
+	return r
+}
+
+func (r *replicas) ask(d *daemon) (answer, error) { return askOnce(d.url("decision"), r.key, "42") }
+
+// revoke takes dave's right away, through the server that runs.
+func (r *replicas) revoke(t *testing.T) (denied answer) {
+	t.Helper()
+	r.admin.exits(t, 0, nil, "entities", "import", write(t, t.TempDir(), "dave.json",
+		`[{"uid":{"type":"Shop::User","id":"dave"},"attrs":{"region":"eu","suspended":false},"parents":[]}]`))
+	denied, err := r.ask(r.running)
+	if err != nil || denied.Decision != "DENY" {
+		t.Fatalf("%v, %v from the other server", denied, err)
+	}
+	return denied
+}
+
+// pause stops the other one. It goes on with resume, so long after it stopped.
+func (r *replicas) pause(t *testing.T) (resume func(after time.Duration)) {
+	t.Helper()
+	signal := func(s syscall.Signal) {
+		if err := r.paused.cmd.Process.Signal(s); err != nil {
+			t.Error(err)
+		}
+	}
+	signal(syscall.SIGSTOP)
+	since := time.Now()
+	cont := sync.OnceFunc(func() { signal(syscall.SIGCONT) })
+	t.Cleanup(cont)
+	return func(after time.Duration) {
+		time.Sleep(time.Until(since.Add(after)))
+		cont()
+	}
+}
 
 // TestReplicaPaused stops one of two servers, as a suspended machine does, for
 // longer than its data may be old. Meanwhile a right is revoked through the other.
@@ -26,78 +102,74 @@ func TestSoakReplicaPaused(t *testing.T) {
 }
 
 func replicaPaused(t *testing.T, bound, pause time.Duration) {
-	pg := storetest.NewServer(t)
-	dir := t.TempDir()
-	keyFile := filepath.Join(dir, "key")
-	sh := newShell("CEDARPOST_DATABASE_URL="+pg.URL(), "CEDARPOST_BOOTSTRAP_KEY_FILE="+keyFile, "CEDARPOST_TOKEN_FILE="+keyFile,
-		"CEDARPOST_MAX_STALENESS="+bound.String())
-	serve := append([]string{"serve", "--migrate"}, anyPort...)
-	running := sh.start(t, serve...)
-	admin := sh.with("CEDARPOST_ADMIN_URL=" + running.url("admin"))
-	admin.exits(t, 0, nil, "apply", "../../policies/shop")
-	admin.exits(t, 0, nil, "entities", "import", "../../policies/shop/entities.json")
-	paused := sh.start(t, serve...)
-	key, err := os.ReadFile(keyFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ask := func(d *daemon) (answer, error) {
-		return askOnce(d.url("decision"), strings.TrimSpace(string(key)), "42")
-	}
-	for _, d := range []*daemon{running, paused} {
-		if a, err := ask(d); err != nil || a.Decision != "ALLOW" {
-			t.Fatalf("%v, %v before", a, err)
+	r := newReplicas(t, bound)
+	resume := r.pause(t)
+	revoked := r.revoke(t)
+	check := func(a answer) {
+		if a.Decision != "DENY" || a.Revision.Number < revoked.Revision.Number {
+			t.Errorf("%s at revision %d after the pause, revoked at %d", a.Decision, a.Revision.Number, revoked.Revision.Number)
 		}
 	}
-
-	// Some ask all the time, so that there are calls in flight when it stops.
-	var over atomic.Bool
-	var callers sync.WaitGroup
-	defer callers.Wait()
-	defer over.Store(true)
-	for range 16 {
-		callers.Go(func() {
-			for !over.Load() {
-				_, _ = ask(paused)
-			}
-		})
-	}
-	time.Sleep(100 * time.Millisecond)
-	if err := paused.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = paused.cmd.Process.Signal(syscall.SIGCONT) }()
-	since := time.Now()
-	admin.exits(t, 0, nil, "entities", "import", write(t, dir, "dave.json",
-		`[{"uid":{"type":"Shop::User","id":"dave"},"attrs":{"region":"eu","suspended":false},"parents":[]}]`))
-	revoked, err := ask(running)
-	if err != nil || revoked.Decision != "DENY" {
-		t.Fatalf("%v, %v from the other server", revoked, err)
-	}
-	// Others ask while it is stopped: the first thing that it finds when it wakes up.
+	// Some ask while it is stopped: the first thing that it finds when it wakes up.
 	var asked sync.WaitGroup
 	for range 20 {
 		asked.Go(func() {
-			if a, err := ask(paused); err == nil && (a.Decision != "DENY" || a.Revision.Number < revoked.Revision.Number) {
-				t.Errorf("%s at revision %d after the pause, revoked at %d", a.Decision, a.Revision.Number, revoked.Revision.Number)
+			if a, err := r.ask(r.paused); err == nil {
+				check(a)
 			}
 		})
 	}
-	time.Sleep(time.Until(since.Add(pause)))
-	if err := paused.cmd.Process.Signal(syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	resume(pause)
 	asked.Wait()
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		a, err := ask(paused)
+		a, err := r.ask(r.paused)
 		if err == nil {
-			if a.Decision != "DENY" || a.Revision.Number < revoked.Revision.Number {
-				t.Errorf("%s at revision %d, revoked at %d", a.Decision, a.Revision.Number, revoked.Revision.Number)
-			}
-			break
+			check(a)
+			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("does not recover: %v\n%s", err, paused.errs)
+			t.Fatalf("does not recover: %v\n%s", err, r.paused.errs)
 		}
 	}
+}
+
+// TestReplicaPausedBeforeItsAnswer stops the server when it has decided, and waits for
+// the commit. When it goes on, its data is older than it may use.
+func TestReplicaPausedBeforeItsAnswer(t *testing.T) {
+	const bound = 1200 * time.Millisecond
+	r := newReplicas(t, bound)
+	conn, err := pgx.Connect(t.Context(), r.pg.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), "begin; lock table decisions in exclusive mode"); err != nil {
+		t.Fatal(err)
+	}
+	var asked sync.WaitGroup
+	for range 8 {
+		asked.Go(func() {
+			if a, err := r.ask(r.paused); err == nil && a.Decision != "DENY" {
+				t.Errorf("%s at revision %d, more than %v after it was asked", a.Decision, a.Revision.Number, bound)
+			}
+		})
+	}
+	observer, err := pgx.Connect(t.Context(), r.pg.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer observer.Close(context.Background())
+	for commits := false; !commits; {
+		err := observer.QueryRow(t.Context(), "select exists (select from pg_stat_activity where query like '%copy decisions%' and wait_event_type = 'Lock')").Scan(&commits)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	resume := r.pause(t)
+	if _, err := conn.Exec(t.Context(), "rollback"); err != nil {
+		t.Fatal(err)
+	}
+	r.revoke(t)
+	resume(bound + 200*time.Millisecond)
+	asked.Wait()
 }

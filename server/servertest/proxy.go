@@ -117,12 +117,12 @@ func (p *Proxy) accept() {
 
 // connect carries a new connection until both sides have hung up, or it is cut.
 func (p *Proxy) connect(client *net.TCPConn) {
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	l := p.link(client)
 	if l == nil {
 		return
 	}
-	defer l.server.Close()
+	defer func() { _ = l.server.Close() }()
 	var both sync.WaitGroup
 	both.Go(func() { p.carry(l, l.server, l.client, false) })
 	both.Go(func() { p.carry(l, l.client, l.server, true) })
@@ -180,8 +180,8 @@ func (p *Proxy) carry(l *link, to, from *net.TCPConn, slowly bool) {
 			return
 		}
 		p.mu.Lock()
-		defer p.mu.Unlock()
 		p.drop(l)
+		p.mu.Unlock()
 		return
 	}
 }

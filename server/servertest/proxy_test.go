@@ -29,8 +29,8 @@ func echo(t *testing.T) (addr string, left chan struct{}) {
 				return
 			}
 			go func() {
-				defer c.Close()
 				_, _ = io.Copy(c, c)
+				_ = c.Close()
 				left <- struct{}{}
 			}()
 		}
@@ -44,7 +44,7 @@ func dial(t *testing.T, addr string) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -121,7 +121,7 @@ func TestProxy(t *testing.T) {
 		}
 	}
 	open(2)
-	quitter.Close()
+	_ = quitter.Close()
 	select {
 	case <-left:
 		t.Error("the other side heard someone hang up")
