@@ -33,11 +33,12 @@ type authorizationService struct {
 
 // Authorize implements cedarpost.v1.AuthorizationService.
 func (s *authorizationService) Authorize(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
+	asOf := s.follower.asOf()
 	snap, err := s.snapshot(ctx, req.GetConsistency())
 	if err != nil {
 		return nil, publicError(err)
 	}
-	answers, err := s.decide(ctx, snap, []*cedarpostv1.AuthorizeRequest{req})
+	answers, err := s.decide(ctx, snap, asOf, []*cedarpostv1.AuthorizeRequest{req})
 	if err != nil {
 		return nil, publicError(err)
 	}
@@ -52,11 +53,12 @@ func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpos
 	if !s.limits.allow(callerFrom(ctx), len(req.GetChecks())-1) {
 		return nil, errRateLimited
 	}
+	asOf := s.follower.asOf()
 	snap, err := s.snapshot(ctx, req.GetConsistency())
 	if err != nil {
 		return nil, publicError(err)
 	}
-	answers, err := s.decide(ctx, snap, req.GetChecks())
+	answers, err := s.decide(ctx, snap, asOf, req.GetChecks())
 	if err != nil {
 		return nil, publicError(err)
 	}
@@ -115,7 +117,7 @@ type answer struct {
 
 // decide makes and records the decisions of checks at one snapshot. Its error
 // is about all of them; an answer's error about one.
-func (s *authorizationService) decide(ctx context.Context, snap *snapshot, checks []*cedarpostv1.AuthorizeRequest) ([]answer, error) {
+func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf time.Time, checks []*cedarpostv1.AuthorizeRequest) ([]answer, error) {
 	began := time.Now()
 	answers := make([]answer, len(checks))
 	pool := engine.NewPool()
@@ -163,6 +165,9 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, check
 		}
 	}
 	if err := s.record(ctx, rows, nil); err != nil {
+		return nil, err
+	}
+	if err := s.follower.answerable(snap, asOf); err != nil {
 		return nil, err
 	}
 	for _, a := range answers {

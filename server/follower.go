@@ -247,9 +247,7 @@ func (f *follower) heard(p store.Position, asked time.Time) {
 
 // staleness is how old the snapshot may be at most.
 func (f *follower) staleness() time.Duration {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return age(f.confirmed)
+	return age(f.asOf())
 }
 
 // why tells what keeps the snapshot from being current, nil when nothing does.
@@ -268,6 +266,27 @@ func (f *follower) behind() int64 { return max(f.newest.Load()-f.snap.Load().pos
 func age(t time.Time) time.Duration {
 	now := time.Now()
 	return max(now.Sub(t), now.Round(0).Sub(t.Round(0)))
+}
+
+// asOf is the moment that the snapshot is known to be current for. What is taken
+// after the call is not older.
+func (f *follower) asOf() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.confirmed
+}
+
+// answerable refuses an answer that was long in the making: its snapshot, taken after
+// asOf was read, may by now be older than allowed. A machine that was suspended
+// between a decision and its answer has not noticed.
+func (f *follower) answerable(snap *snapshot, asOf time.Time) error {
+	if f.snap.Load() == snap {
+		asOf = f.asOf()
+	}
+	if age(asOf) > f.maxStaleness {
+		return errStale
+	}
+	return nil
 }
 
 var (
