@@ -113,6 +113,19 @@ end
 $$;
 -- +goose StatementEnd
 
+-- log_guard refuses a batch with decisions at a revision that this database does not
+-- have: after a failover, those made on what was lost.
+-- +goose StatementBegin
+create function log_guard(revision bigint, mark uuid) returns void language plpgsql as $$
+begin
+	perform from revisions r where r.n = log_guard.revision and r.mark = log_guard.mark;
+	if not found then
+		raise exception 'revision % is not one of this database', log_guard.revision using errcode = 'CP001';
+	end if;
+end
+$$;
+-- +goose StatementEnd
+
 create trigger refuse_rewrite before update or delete or truncate on audit_batches
 	for each statement execute function refuse_rewrite();
 create trigger refuse_rewrite before update or delete or truncate on checkpoints

@@ -65,7 +65,7 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, *
 		if err != nil {
 			return store.WriteResult{}, nil, err
 		}
-		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: snap.policyRevision, Ops: make([]store.Op, len(e.ops)), Import: e.step}
+		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: snap.policyRevision, At: snap.position, Ops: make([]store.Op, len(e.ops)), Import: e.step}
 		for i, op := range e.ops {
 			if w.Ops[i], err = readOperation(snap, op); err != nil {
 				pe := publicError(err)

@@ -174,7 +174,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	}
 	p.Caller = callerFrom(ctx)
 	p.Bundle.PublishedBy = p.Caller
-	p.BaseRevision, p.EntitiesRevision = snap.policyRevision, snap.position.Number
+	p.BaseRevision, p.EntitiesRevision, p.At = snap.policyRevision, snap.position.Number, snap.position
 	p.Recheck = func(entities []store.Entity) error {
 		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }))
 	}

@@ -82,7 +82,8 @@ func TestQueriesAreBounded(t *testing.T) {
 		{"a caller before now", &request{Caller: "shop", To: at(0)}, "caller:", "filter:"},
 		{"a caller's denials", &request{Caller: "shop", Decision: cedarpostv1.Decision_DENY}, "", ""},
 		{"no time at all", &request{From: at(0), To: at(day)}, "from:", "from:"},
-		{"a masked value", &request{MaskedValue: `"x"`, From: at(day)}, "masked_value:", "masked_value:"},
+		{"a masked value", &request{MaskedValue: `"x"`}, "masked_value:", "filter:"},
+		{"a masked value in a day", &request{MaskedValue: `"x"`, From: at(day)}, "", ""},
 	} {
 		_, err := s.Audit.QueryDecisions(t.Context(), c.query)
 		refused(t, c.name, err, c.refused)

@@ -39,7 +39,7 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 	a.response = resp
 
 	row := store.Decision{
-		ID: id, At: at, Revision: snap.position.Number, Caller: callerFrom(ctx), Server: s.name,
+		ID: id, At: at, Revision: snap.position.Number, Mark: snap.position.Mark, Caller: callerFrom(ctx), Server: s.name,
 		Principal: protoToStore(req.Principal), Action: protoToStore(req.Action), Resource: protoToStore(req.Resource),
 		Allowed: res.Allowed, DeniedAt: int16(res.DeniedAt), Fields: decidedFields(res.Permitted, res.Denied),
 		RequestID: req.RequestId, TraceID: traceFrom(ctx),

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -284,6 +286,13 @@ func (r *recorder) commit(batch []*pendingRecord) {
 		}
 		// They were answered: try until they are in the log. Meanwhile nobody gets an
 		// answer, for down is set.
+		if errors.Is(err, store.ErrBehind) {
+			// Their revision was lost in a failover. The log has to say that they were answered.
+			for i := range decisions {
+				decisions[i].Mark = uuid.Nil
+			}
+			continue
+		}
 		time.Sleep(recordWait)
 	}
 	if err != nil && risked > 0 {

@@ -61,6 +61,9 @@ type Publish struct {
 	BaseRevision int64
 	// EntitiesRevision is the revision of the entities it was checked against.
 	EntitiesRevision int64
+	// At, if it has a number, is the position of both. When the database does not have
+	// it, as after a failover, the error is [ErrPolicyChanged].
+	At Position
 	// Recheck, if not nil, gets the live entities that changed after
 	// EntitiesRevision, while nothing can change any more. Its error refuses the
 	// publish, and is returned wrapped. All writers wait for it.
@@ -123,6 +126,11 @@ func recheck(ctx context.Context, tx pgx.Tx, p Publish) error {
 	}
 	if newest != p.BaseRevision {
 		return ErrPolicyChanged
+	}
+	var batch pgx.Batch
+	checkPosition(&batch, p.At)
+	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+		return err
 	}
 	if p.Recheck == nil {
 		return nil

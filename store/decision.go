@@ -17,8 +17,11 @@ type Decision struct {
 	ID uuid.UUID
 	// At is the millisecond time inside ID, in UTC. It is read, never written:
 	// writes take it from ID, so that the two cannot disagree.
-	At        time.Time
-	Revision  int64
+	At       time.Time
+	Revision int64
+	// Mark is that of the revision, if it is to be made sure that the log is of a
+	// database that has it. It is neither stored nor read.
+	Mark      uuid.UUID
 	Caller    string
 	Server    string
 	Principal UID

@@ -82,7 +82,8 @@ type Appended struct {
 // When the reply to a commit is lost, it is found out whether it took place, for as
 // long as ctx lives: nothing is ever recorded twice. Only if that ends without an
 // answer may the batch be in the log although there is an error. The error is
-// [ErrNoPartition] when the log has no place for that day.
+// [ErrNoPartition] when the log has no place for that day, and [ErrBehind] when the
+// database does not have the revision that a decision was made at.
 func (w *LogWriter) Append(ctx context.Context, decisions []Decision, events []Event) (done Appended, err error) {
 	defer wrap(&err, "append to the log")
 	w.mu.Lock()
@@ -132,6 +133,8 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 		// The earlier attempt went through just now.
 		done.Leaf, err = w.find(ctx, b)
 		return done, false, err
+	case pgErr.Code == "CP001": // of log_guard
+		err = fmt.Errorf("%w: %w", ErrBehind, err)
 	case isNoPartition(err):
 		err = fmt.Errorf("%w: %w", ErrNoPartition, err)
 	}
@@ -209,6 +212,7 @@ func (w *LogWriter) connect(ctx context.Context) (err error) {
 	}
 	for _, sql := range []string{
 		"prepare log_append(uuid, uuid, bigint, int, bytea, date, timestamptz, timestamptz) as select log_append($1, $2, $3, $4, $5, $6, $7, $8)",
+		"prepare log_guard(bigint, uuid) as select log_guard($1, $2)",
 		"prepare log_position as " + selectPosition,
 	} {
 		if _, err := conn.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
@@ -289,6 +293,9 @@ func (w *LogWriter) send(ctx context.Context, b sealedBatch, decisions []Decisio
 		sql.WriteString(copyEvents + ";")
 		w.buf = appendEvents(w.buf, b.id, events, len(decisions))
 	}
+	if i := newest(decisions); i >= 0 {
+		fmt.Fprintf(&sql, "execute log_guard(%d, '%s');", decisions[i].Revision, decisions[i].Mark)
+	}
 	for _, u := range b.unclean {
 		fmt.Fprintf(&sql, "update audit_writers set ended = true where writer = '%s';", u.Writer)
 	}
@@ -312,6 +319,18 @@ func (w *LogWriter) send(ctx context.Context, b sealedBatch, decisions []Decisio
 	}
 	_ = conn.Conn().SetDeadline(time.Time{}) // fails only on a connection that the next use finds broken
 	return leaf, p, nil
+}
+
+// newest finds the decision at the newest revision that has a mark, or -1. The
+// database that has it has those before it too.
+func newest(decisions []Decision) int {
+	found := -1
+	for i := range decisions {
+		if decisions[i].Mark != uuid.Nil && (found < 0 || decisions[i].Revision > decisions[found].Revision) {
+			found = i
+		}
+	}
+	return found
 }
 
 // receive reads to the end of the query: one row of log_append, one of
@@ -342,6 +361,10 @@ func receive(conn *pgconn.PgConn) (leaf int64, p Position, err error) {
 }
 
 func readAppended(rows [][]string) (leaf int64, p Position, err error) {
+	// log_guard's row comes first, if it was called.
+	if len(rows) == 3 {
+		rows = rows[1:]
+	}
 	if len(rows) != 2 || len(rows[0]) != 1 || len(rows[1]) != 4 {
 		return 0, p, errors.New("the server's answer is not that of log_append")
 	}

@@ -231,6 +231,22 @@ func scanPosition(rows pgx.Rows) (Position, error) {
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Position])
 }
 
+// checkPosition makes a batch fail, with ErrPolicyChanged, if the database does not
+// have a position that something was checked against.
+func checkPosition(batch *pgx.Batch, p Position) {
+	if p.Number == 0 {
+		return
+	}
+	batch.Queue("select exists (select from revisions where n = $1 and mark = $2)", p.Number, p.Mark).QueryRow(func(row pgx.Row) error {
+		var there bool
+		err := row.Scan(&there)
+		if err == nil && !there {
+			err = ErrPolicyChanged
+		}
+		return err
+	})
+}
+
 // currentTimeout is less than the time a server may be without an answer.
 const currentTimeout = 2 * time.Second
 

@@ -57,6 +57,10 @@ type EntityWrite struct {
 	// PolicyRevision is the [DB.PolicyRevision] the operations were checked
 	// against; 0 when there was no bundle.
 	PolicyRevision int64
+	// At, if it has a number, is the position that the operations and their
+	// preconditions were read at. When the database does not have it, as after a
+	// failover, the error is [ErrPolicyChanged].
+	At Position
 	// Import, if not nil, is moved on with this write, even if it changes nothing.
 	Import *ImportStep
 }
@@ -180,6 +184,7 @@ func lockAndRead(ctx context.Context, tx pgx.Tx, w EntityWrite) (n int64, p *pla
 		}
 		return nil
 	})
+	checkPosition(&batch, w.At)
 	types, ids := split(uids)
 	batch.Queue(`
 		select named.type, named.id, e.attrs, e.tags, e.parents, e.since, e.until
