@@ -298,6 +298,7 @@ func visibility(t *testing.T, a *target) {
 			if res.Revision.Number >= revision {
 				return
 			}
+			time.Sleep(500 * time.Microsecond) // to take the processor from nobody
 		}
 	}
 	for i := range 1000 {
