@@ -2,6 +2,8 @@ package server_test
 
 import (
 	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"log/slog"
@@ -120,6 +122,14 @@ func TestMasking(t *testing.T) {
 	masked := rec.Entities[0].Attrs.Fields["ssn"].GetStructValue().GetFields()["__masked"].GetStringValue()
 	if masked != hex.EncodeToString(row.Masked[2]) || len(masked) != 64 {
 		t.Errorf("in place of the value: %q", masked)
+	}
+	// The hash is what docs/audit.md says, for others to compute.
+	for i, text := range []string{`["x","y"]`, `4242424242424`, `"756.1234"`} {
+		h := hmac.New(sha256.New, bytes.Repeat([]byte{1}, 32))
+		h.Write([]byte(text))
+		if !bytes.Equal(h.Sum(nil), row.Masked[i]) {
+			t.Errorf("%s is not hashed as documented", text)
+		}
 	}
 	if rec.Entities[0].Attrs.Fields["city"].GetStringValue() != "Bern" || len(rec.Context.Fields["tags"].GetListValue().GetValues()) != 2 {
 		t.Errorf("what is not marked is not as it came: %v", rec)

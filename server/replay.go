@@ -115,7 +115,7 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 			return nil, err
 		}
 		again := outcomeOf(respond(res))
-		if try == replayTries || ctx.Err() != nil || !differInMessages(rec, again) {
+		if try == replayTries || !differInMessages(rec, again) {
 			return again, nil
 		}
 	}

@@ -164,7 +164,7 @@ func (l lab) fields(paths ...string) *cedarpostv1.FieldSelection {
 		f.All = true
 	default:
 		l.Shuffle(len(paths), func(i, j int) { paths[i], paths[j] = paths[j], paths[i] })
-		f.Paths = append(paths[:1+l.IntN(len(paths)-1)], l.pick("a", "not.catalogued"))
+		f.Paths = append([]string{l.pick("a", "not.catalogued")}, paths[:1+l.IntN(len(paths)-1)]...)
 	}
 	return f
 }
@@ -286,7 +286,7 @@ func insert(t *testing.T, s *servertest.Server, rec *cedarpostv1.DecisionRecord)
 func TestReplayFindsDifferences(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
-	real := authorize(t, s, withAllFields(ask("alice", "ViewOrder", "42", false)))
+	view := authorize(t, s, withAllFields(ask("alice", "ViewOrder", "42", false)))
 	refund := authorize(t, s, ask("erin", "RefundOrder", "42", true))
 	stranger := authorize(t, s, ask("stranger", "ViewOrder", "42", true))
 	own := authorize(t, s, ask("bob", "ViewOrder", "42", true))
@@ -298,20 +298,20 @@ func TestReplayFindsDifferences(t *testing.T) {
 		change func(*cedarpostv1.DecisionRecord)
 		want   []string
 	}{
-		{"as it was", real, func(*cedarpostv1.DecisionRecord) {}, nil},
+		{"as it was", view, func(*cedarpostv1.DecisionRecord) {}, nil},
 		{"another revision", own, func(r *cedarpostv1.DecisionRecord) { r.Revision = later.Number },
 			[]string{"decision: recorded ALLOW, replayed DENY", "denied at: recorded nothing, replayed OBJECT", "policies: only recorded: shop/owner-views"}},
 		{"decision", own, func(r *cedarpostv1.DecisionRecord) {
 			r.Decision, r.DeniedAt, r.DeterminingPolicies = cedarpostv1.Decision_DENY, cedarpostv1.DeniedAt_FUNCTION.Enum(), nil
 		}, []string{"decision: recorded DENY, replayed ALLOW", "denied at: recorded FUNCTION, replayed nothing", "policies: only replayed: shop/owner-views"}},
-		{"permitted field", real, func(r *cedarpostv1.DecisionRecord) { r.Fields.Permitted = append(r.Fields.Permitted, "total") },
+		{"permitted field", view, func(r *cedarpostv1.DecisionRecord) { r.Fields.Permitted = append(r.Fields.Permitted, "total") },
 			[]string{"permitted fields: only recorded: total"}},
-		{"denied field", real, func(r *cedarpostv1.DecisionRecord) { r.Fields.Denied = r.Fields.Denied[1:] },
+		{"denied field", view, func(r *cedarpostv1.DecisionRecord) { r.Fields.Denied = r.Fields.Denied[1:] },
 			[]string{"denied fields: only replayed: customer.email"}},
-		{"no fields", real, func(r *cedarpostv1.DecisionRecord) { r.Fields = nil }, []string{"fields: recorded none decided, replayed decided", "permitted fields: only replayed: id, items, status", "denied fields: only replayed: "}},
-		{"order of policies", real, func(r *cedarpostv1.DecisionRecord) { slices.Reverse(r.DeterminingPolicies) },
+		{"no fields", view, func(r *cedarpostv1.DecisionRecord) { r.Fields = nil }, []string{"fields: recorded none decided, replayed decided", "permitted fields: only replayed: id, items, status", "denied fields: only replayed: "}},
+		{"order of policies", view, func(r *cedarpostv1.DecisionRecord) { slices.Reverse(r.DeterminingPolicies) },
 			[]string{"policies: recorded shop/support-fields, shop/support-views, replayed shop/support-views, shop/support-fields"}},
-		{"advice", real, func(r *cedarpostv1.DecisionRecord) { r.Advice[0].Paths = r.Advice[0].Paths[1:] },
+		{"advice", view, func(r *cedarpostv1.DecisionRecord) { r.Advice[0].Paths = r.Advice[0].Paths[1:] },
 			[]string{"advice: recorded step_up_mfa of shop/pii-needs-mfa for customer.name, shipping.address, replayed step_up_mfa of shop/pii-needs-mfa for customer.email, "}},
 		{"obligation", refund, func(r *cedarpostv1.DecisionRecord) { r.Obligations = nil },
 			[]string{"obligations: only replayed: notify_customer of shop/finance-refunds"}},
@@ -319,7 +319,7 @@ func TestReplayFindsDifferences(t *testing.T) {
 			[]string{"errors: recorded shop/suspended (is fine), replayed shop/suspended (entity `Shop::User::\"stranger\"` does not exist)"}},
 		{"errors omitted", stranger, func(r *cedarpostv1.DecisionRecord) { r.ErrorsOmitted = 3 }, []string{"errors omitted: recorded 3, replayed 0"}},
 		{"principal", own, func(r *cedarpostv1.DecisionRecord) { r.Principal.Id = "carol" }, []string{"decision: recorded ALLOW, replayed DENY", "denied at", "policies"}},
-		{"context", real, func(r *cedarpostv1.DecisionRecord) { r.Context = structOf(t, `{"mfa": true}`) }, []string{"permitted fields: only replayed: customer.email", "denied fields", "advice"}},
+		{"context", view, func(r *cedarpostv1.DecisionRecord) { r.Context = structOf(t, `{"mfa": true}`) }, []string{"permitted fields: only replayed: customer.email", "denied fields", "advice"}},
 		{"no context", own, func(r *cedarpostv1.DecisionRecord) { r.Context = nil }, []string{`decision: recorded ALLOW, replayed to an error: context: required attribute "mfa" is missing`}},
 		{"everything gone", own, func(r *cedarpostv1.DecisionRecord) {
 			proto.Reset(r)

@@ -11,7 +11,7 @@ import (
 // the connections of administration: however many replays there are, decisions do
 // not wait for them.
 
-// ErrSwept: history does not go back to the revision.
+// ErrSwept says that history does not go back to the revision.
 var ErrSwept = errors.New("is older than history is kept")
 
 // PastPolicies names the bundles that were live at the revision, and their content:

@@ -174,7 +174,7 @@ func (m *marks) mask(v any, at string, mask Mask) {
 			case a.whole:
 				v[a.name] = mask(at, inner)
 			default:
-				a.marks.mask(inner, at, mask)
+				a.mask(inner, at, mask)
 			}
 		}
 	case []any:

@@ -1,0 +1,102 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+// The past reads the same whatever came after it, under one name for as long as no
+// bundle changed, until it is swept.
+func TestPast(t *testing.T) {
+	db, url := openURL(t)
+	publish := func(name, digest string) int64 {
+		t.Helper()
+		base, err := db.PolicyRevision(t.Context(), current(t, db))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, _, err := db.PublishBundle(t.Context(), store.Publish{
+			Bundle: store.Bundle{Name: name, Digest: digest, OnForbidError: "deny", Policies: []store.Policy{policy("p", digest, 1)}}, BaseRevision: base,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	named := func(revision int64) string {
+		t.Helper()
+		name, err := db.PastPolicies(t.Context(), revision)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	first := publish("a", "d1")
+	change := func(ops ...store.Op) {
+		t.Helper()
+		policies, err := db.PolicyRevision(t.Context(), current(t, db))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.WriteEntities(t.Context(), store.EntityWrite{Ops: ops, PolicyRevision: policies}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(put("User u", `{"n": 1}`, "Group g"), put("Group g", `{}`))
+	old := current(t, db)
+	second := publish("b", "d2")
+	third := publish("a", "d3")
+	change(put("User u", `{"n": 2}`))
+
+	if named(first) != named(old) || named(0) != "" || named(third) != named(current(t, db)) {
+		t.Error("one state of policies has several names")
+	}
+	if named(first) == named(second) || named(second) == named(third) {
+		t.Error("two states of policies have one name")
+	}
+	if _, err := db.PastPolicies(t.Context(), current(t, db)+1); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("a revision to come: %v", err)
+	}
+	bundles, err := db.PastBundles(t.Context(), second)
+	if err != nil || len(bundles) != 2 || bundles[0].Policies[0].Text != "d1" {
+		t.Errorf("%+v %v", bundles, err)
+	}
+	found, err := db.PastEntities(t.Context(), old, uids("User u", "User none"))
+	if err != nil || len(found) != 2 {
+		t.Fatalf("%v %v", found, err)
+	}
+	for _, e := range found {
+		if e.ID == "u" && string(e.Attrs) != `{"n": 1}` {
+			t.Errorf("%s", e.Attrs)
+		}
+	}
+	mustRaw(t, url, fmt.Sprintf("update history set oldest = %d", old+1))
+	if _, err := db.PastEntities(t.Context(), old, uids("User u")); !errors.Is(err, store.ErrSwept) {
+		t.Errorf("a revision that was swept: %v", err)
+	}
+	if named(old) != named(first) {
+		t.Error("policies are not kept for good")
+	}
+}
+
+// However many replays there are, the connections of decisions are free.
+func TestPastLeavesDecisionsAlone(t *testing.T) {
+	url := storetest.New(t)
+	db := openSmall(t, url)
+	write(t, db, put("User a", `{}`))
+	release := hold(t, url, "lock table history")
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer release()
+	for range 5 {
+		wg.Go(func() { _, _ = db.PastEntities(t.Context(), 1, uids("User a")) })
+	}
+	waitForLocks(t, url, 2)
+	within(t, "bundles", func(ctx context.Context) error { _, err := db.Bundles(ctx, 1); return err })
+}
