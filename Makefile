@@ -65,6 +65,12 @@ fuzz-short: ## Run each fuzz target for 10 s (FUZZTIME=1m for more)
 bench: postgres ## Run the benchmarks
 	go test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
+ROWS ?= 1000000
+
+.PHONY: bench-queries
+bench-queries: postgres ## Fill a decision log with ROWS decisions and print what each question to it takes
+	CEDARPOST_QUERY_ROWS=$(ROWS) go test -count 1 -timeout 4h -run TestQueriesAtScale -v ./store
+
 .PHONY: conformance
 conformance: postgres node ## Run the reference corpus, a sample of it over the wire, and CASES drawn worlds against the reference
 	CEDARPOST_DIFF_CASES=$(CASES) go test -count 1 -timeout 4h -run 'Conformance|Differential' -v ./server/engine ./server

@@ -75,9 +75,19 @@ func (g Group) query() string {
 	panic(fmt.Sprintf("no group %d", g))
 }
 
+// countMemory is enough for the groups of a busy day, which would else go to disk.
+const countMemory = "64MB"
+
 // CountDecisions counts decisions by group, the largest groups first.
-func (db *DB) CountDecisions(ctx context.Context, q DecisionQuery, by Group) (_ []DecisionCount, err error) {
+func (db *DB) CountDecisions(ctx context.Context, q DecisionQuery, by Group) (counts []DecisionCount, err error) {
 	defer wrap(&err, "count decisions")
-	rows, _ := db.admin.Query(ctx, by.query(), q.args()...)
-	return pgx.CollectRows(rows, pgx.RowToStructByName[DecisionCount])
+	err = pgx.BeginTxFunc(ctx, db.admin, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "set local work_mem = '"+countMemory+"'"); err != nil {
+			return err
+		}
+		rows, _ := tx.Query(ctx, by.query(), q.args()...)
+		counts, err = pgx.CollectRows(rows, pgx.RowToStructByName[DecisionCount])
+		return err
+	})
+	return counts, err
 }

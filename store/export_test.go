@@ -14,11 +14,20 @@ func (w *LogWriter) Kept() int {
 }
 
 // Explain runs a query of the log and returns its plan; by is 0 for a page.
-func (db *DB) Explain(ctx context.Context, q DecisionQuery, by Group) ([]string, error) {
+func (db *DB) Explain(ctx context.Context, q DecisionQuery, by Group) (plan []string, err error) {
 	sql := queryDecisions
 	if by != 0 {
 		sql = by.query()
 	}
-	rows, _ := db.admin.Query(ctx, "explain (analyze)"+sql, q.args()...)
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+	err = pgx.BeginFunc(ctx, db.admin, func(tx pgx.Tx) error {
+		if by != 0 {
+			if _, err := tx.Exec(ctx, "set local work_mem = '"+countMemory+"'"); err != nil {
+				return err
+			}
+		}
+		rows, _ := tx.Query(ctx, "explain (analyze)"+sql, q.args()...)
+		plan, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	})
+	return plan, err
 }

@@ -228,10 +228,12 @@ func (l *listDecisionsCmd) follow(ctx context.Context, c *console, admin *peer, 
 		}
 		return nil
 	})
-	if ctx.Err() != nil {
+	select {
+	case <-ctx.Done():
 		return nil // that is how it ends
+	default:
+		return err
 	}
-	return err
 }
 
 func decisionRow(d *cedarpostv1.DecisionRecord) []string {

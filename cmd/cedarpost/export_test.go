@@ -67,7 +67,7 @@ func TestCSV(t *testing.T) {
 	}
 	for _, cells := range rows {
 		for _, c := range cells {
-			if c != "" && strings.Contains("=+-@\t\r", c[:1]) {
+			if c != "" && strings.ContainsAny(c[:1], "=+-@\t\r") {
 				t.Errorf("a formula: %q", c)
 			}
 		}

@@ -60,7 +60,7 @@ func (s exportState) write(file string) error {
 	if err == nil {
 		err = tmp.Sync()
 	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
+	if err := errors.Join(err, tmp.Close()); err != nil {
 		return err
 	}
 	if err := os.Rename(tmp.Name(), file); err != nil {

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+// --follow filters here as a query does there.
+func TestMatches(t *testing.T) {
+	type request = cedarpostv1.QueryDecisionsRequest
+	before, after := timestamppb.New(at.AsTime().Add(-time.Millisecond)), timestamppb.New(at.AsTime().Add(time.Millisecond))
+	for name, c := range map[string]struct{ yes, no *request }{
+		"from":      {&request{From: at}, &request{From: after}},
+		"to":        {&request{To: after}, &request{To: at}},
+		"period":    {&request{From: before, To: after}, &request{From: after, To: after}},
+		"principal": {&request{Principal: uidOf("Shop::User", "bob")}, &request{Principal: uidOf("Shop::User", "ann")}},
+		"action":    {&request{Action: uidOf("Shop::Action", "ViewOrder")}, &request{Action: uidOf("Action", "ViewOrder")}},
+		"resource":  {&request{Resource: uidOf("Shop::Order", "42")}, &request{Resource: uidOf("Shop::Order", "4")}},
+		"decision":  {&request{Decision: cedarpostv1.Decision_ALLOW}, &request{Decision: cedarpostv1.Decision_DENY}},
+		"denied at": {&request{}, &request{DeniedAt: cedarpostv1.DeniedAt_OBJECT}},
+		"policy":    {&request{Policy: &cedarpostv1.PolicyRef{Bundle: "shop", Id: "owner-fields"}}, &request{Policy: &cedarpostv1.PolicyRef{Bundle: "shop"}}},
+		"caller":    {&request{Caller: "shop"}, &request{Caller: "sho"}},
+		"request":   {&request{RequestId: "req-1"}, &request{RequestId: "req"}},
+		"trace":     {&request{TraceId: "4bf92f3577b34da6a3ce929d0e0e4736"}, &request{TraceId: "4"}},
+		"revision":  {&request{Revision: 7}, &request{Revision: 8}},
+		"field":     {&request{Field: "internal.notes"}, &request{Field: "internal"}},
+		"both":      {&request{Caller: "shop", Field: "id"}, &request{Caller: "shop", Field: "total"}},
+	} {
+		if !matches(c.yes, oneDecision()) || matches(c.no, oneDecision()) {
+			t.Errorf("%s: %v, %v", name, matches(c.yes, oneDecision()), matches(c.no, oneDecision()))
+		}
+	}
+}
