@@ -98,7 +98,7 @@ func (db *DB) GetDecision(ctx context.Context, id uuid.UUID) (_ Decision, err er
 		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos
 		from decisions
 		where at = $1 and decision_id = $2`
-	rows, _ := db.admin.Query(ctx, query, idTime(id), id)
+	rows, _ := db.audit.Query(ctx, query, idTime(id), id)
 	d, err := pgx.CollectExactlyOneRow(rows, scanDecision)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = ErrNotFound
@@ -153,7 +153,7 @@ func (db *DB) QueryDecisions(ctx context.Context, q DecisionQuery) (_ []Decision
 	resourceType, resourceID := uidArgs(q.Resource)
 	// Planned anew for these values each time: a filter that is not there then costs
 	// nothing, and one that is finds its index.
-	rows, _ := db.admin.Query(ctx, query, pgx.QueryExecModeCacheDescribe,
+	rows, _ := db.audit.Query(ctx, query, pgx.QueryExecModeCacheDescribe,
 		orNull(q.From), orNull(q.To),
 		principalType, principalID, actionType, actionID, resourceType, resourceID,
 		q.Allowed, orNull(q.DeniedAt), orNull(q.Policy), orNull(q.Caller), orNull(q.RequestID),
