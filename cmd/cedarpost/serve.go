@@ -27,6 +27,7 @@ type listenFlags struct {
 	AllowPlaintext bool          `help:"Serve other machines without TLS, when something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
 	MaxStaleness   time.Duration `help:"Refuse to decide when policies or data may be older than this (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"TIME" group:"server"`
 	CacheMiB       int64         `name:"cache-mib" help:"Memory for entities, about, in MiB; 0 is no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
+	Retention      span          `name:"decision-retention" help:"Drop a day of the decision log so long after its end; 0 is never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"TIME" group:"server"`
 	RateLimit      float64       `help:"Checks a second that one caller may ask; 0 is no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
 	Name           string        `help:"Name of this server in decision records (default: the name of the host)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
 	LogFormat      string        `help:"Log lines as text or json, on stderr (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
@@ -51,7 +52,7 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) server.Config {
 	return server.Config{
 		DB: db, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
 		AllowPlaintext: f.AllowPlaintext, MaxStaleness: f.MaxStaleness, CacheBytes: cacheBytes(f.CacheMiB),
-		RateLimit: f.RateLimit, Name: f.Name, Log: log,
+		DecisionRetention: retention(f.Retention), RateLimit: f.RateLimit, Name: f.Name, Log: log,
 	}
 }
 
@@ -231,6 +232,14 @@ func (m *migrateCmd) Run(ctx context.Context, k *kong.Context, c *console) error
 	}
 	fmt.Fprintln(c.out, "the database is up to date")
 	return nil
+}
+
+// retention turns a span into what the server takes: there, less than 0 is for ever.
+func retention(s span) time.Duration {
+	if s == 0 {
+		return -1
+	}
+	return time.Duration(s)
 }
 
 // cacheBytes turns MiB into what the server takes: there, 0 is the default and
