@@ -147,7 +147,8 @@ type serveCmd struct {
 	TLSCert          string `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. Read again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
 	TLSKey           string `name:"tls-key" help:"PEM file with the certificate's key." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
 	BootstrapKeyFile string `help:"Make the first API key of a database that has none, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
-	Migrate          bool   `help:"Bring the database up to date first." env:"CEDARPOST_MIGRATE" group:"server"`
+	Migrate          bool   `help:"Bring the database up to date first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
+	Development      bool   `name:"development-database" help:"Serve although the database can lose what was committed, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
 }
 
 // Help is the long help of serve.
@@ -165,6 +166,9 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err != nil {
 		return err
 	}
+	if s.Migrate && !s.Development {
+		return misuse("--migrate needs --development-database: a login that can migrate can rewrite the log; run cedarpost migrate with a login of its own")
+	}
 	log := s.logger(c.err)
 	if s.Migrate {
 		if err := store.Migrate(ctx, url, log); err != nil {
@@ -180,6 +184,15 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		return err
 	}
 	defer db.Close()
+	if !s.Development {
+		err := db.CheckProduction(ctx)
+		if errors.Is(err, store.ErrUnsafe) {
+			err = fmt.Errorf("%w\nor give --development-database, if it is one", err)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if s.BootstrapKeyFile != "" {
 		made, err := server.BootstrapKey(ctx, db, s.BootstrapKeyFile, false)
 		if err != nil {
@@ -219,10 +232,20 @@ func planeURL(srv *server.Server, plane string, tls bool) string {
 
 type migrateCmd struct {
 	databaseFlags
+	PrintRoles bool `help:"Print the SQL that makes the database roles and two logins, for an administrator, and do nothing."`
+}
+
+// Help is the long help of migrate.
+func (*migrateCmd) Help() string {
+	return `All tables belong to the role cedarpost_owner, which the login has to be a member of. Roles that are missing are made; a login that may not make them is told which SQL an administrator has to run.`
 }
 
 // Run migrates.
 func (m *migrateCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
+	if m.PrintRoles {
+		fmt.Fprint(c.out, store.Roles())
+		return nil
+	}
 	url, err := m.required(k)
 	if err != nil {
 		return err
