@@ -27,6 +27,8 @@ type metrics struct {
 	lookups     *prometheus.CounterVec // result
 	loads       prometheus.Counter
 	loadedRows  prometheus.Counter
+	daysDropped prometheus.Counter
+	logCareFail prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -55,11 +57,15 @@ func newMetrics() *metrics {
 			Name: "cedarpost_entity_loads_total", Help: "Round trips that loaded entities."}),
 		loadedRows: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_entity_loaded_rows_total", Help: "Entities that those brought."}),
+		daysDropped: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_log_days_dropped_total", Help: "Days of the log that this server dropped, being past their retention."}),
+		logCareFail: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_log_care_failures_total", Help: "Attempts of this server to make partitions of the log, or to drop old days, that failed."}),
 	}
 	m.followFails.WithLabelValues("policy")
 	m.followFails.WithLabelValues("database")
 	m.registry.MustRegister(m.calls, m.seconds, m.decisions, m.batchRows, m.commit, m.commitFails, m.lost,
-		m.followFails, m.lookups, m.loads, m.loadedRows,
+		m.followFails, m.lookups, m.loads, m.loadedRows, m.daysDropped, m.logCareFail,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -49,6 +49,9 @@ type Config struct {
 	Record auditlog.Mode
 	// Signing says how checkpoints of the log are signed.
 	Signing Signing
+	// DecisionRetention is how long a day of the log stays after its end: default 90
+	// days, at least [store.DB.MinRetention], negative for ever.
+	DecisionRetention time.Duration
 	// RateLimit is how many checks a second one caller may ask, 0 for no limit.
 	RateLimit float64
 	// MaskKey is the key of the hashes that stand in decision records for values
@@ -60,8 +63,9 @@ type Config struct {
 	// Log gets the server's log; default slog.Default.
 	Log *slog.Logger
 
-	times      timeouts // of tests that are in a hurry
-	unrecorded bool     // of the benchmark that measures what recording costs
+	times      timeouts      // of tests that are in a hurry
+	unrecorded bool          // of the benchmark that measures what recording costs
+	logCare    time.Duration // until the first look after the log; then an hour
 }
 
 func (c *Config) setDefaults() {
@@ -71,8 +75,10 @@ func (c *Config) setDefaults() {
 	c.CacheBytes = or(c.CacheBytes, 64<<20)
 	c.Record = or(c.Record, auditlog.Strict)
 	c.MaxStaleness = or(c.MaxStaleness, 5*time.Second)
+	c.DecisionRetention = or(c.DecisionRetention, 90*24*time.Hour)
 	c.Log = or(c.Log, slog.Default())
 	c.times = or(c.times, defaultTimeouts)
+	c.logCare = or(c.logCare, firstLogCare)
 	if c.Name == "" {
 		c.Name, _ = os.Hostname()
 	}
@@ -90,7 +96,6 @@ const (
 	decisionTimeout = 2 * time.Second
 	adminTimeout    = 20 * time.Second
 	drainTimeout    = 10 * time.Second
-	partitionCheck  = time.Hour
 )
 
 // Server serves one database. Make it with New, run it once with Run.
@@ -116,6 +121,9 @@ type plane struct {
 // or a database that cannot be served is an error here.
 func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	cfg.setDefaults()
+	if err := checkRetention(ctx, cfg.DB, cfg.DecisionRetention); err != nil {
+		return nil, err
+	}
 	s := &Server{cfg: cfg, metrics: newMetrics()}
 	cache := newEntityCache(uint64(max(cfg.CacheBytes, 0)))
 	s.follower = newFollower(cfg.DB, cfg.Log, cfg.MaxStaleness, cache, s.metrics)
@@ -268,9 +276,9 @@ func (s *Server) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.follower.run(background) })
 	wg.Go(func() { s.ready.run(background) })
-	wg.Go(func() { s.keepPartitions(background) })
 	wg.Go(func() { s.signer.run(background) })
 	wg.Go(func() { s.unknown.run(background) })
+	wg.Go(func() { s.keepLog(background) })
 
 	failed := make(chan error, len(s.planes))
 	for _, p := range s.planes {
@@ -315,17 +323,4 @@ func (s *Server) drain(ctx context.Context) {
 		})
 	}
 	wg.Wait()
-}
-
-// keepPartitions makes the decision log's partitions ahead of time.
-func (s *Server) keepPartitions(ctx context.Context) {
-	for {
-		sleep(ctx, partitionCheck)
-		if ctx.Err() != nil {
-			return
-		}
-		if err := s.cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
-			s.cfg.Log.Error("partitions not made", "err", err)
-		}
-	}
 }

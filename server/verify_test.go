@@ -287,7 +287,7 @@ func copyDatabase(t *testing.T, url string) string {
 
 func openStore(t *testing.T, url string) *store.DB {
 	t.Helper()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	db, err := store.OpenAuditor(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ type Entry struct {
 // NextLeaf is how many batches the log has.
 func (db *DB) NextLeaf(ctx context.Context) (leaf int64, err error) {
 	defer wrap(&err, "read the end of the log")
-	err = db.admin.QueryRow(ctx, "select coalesce(max(seq), -1) + 1 from audit_batches").Scan(&leaf)
+	err = db.audit.QueryRow(ctx, "select coalesce(max(seq), -1) + 1 from audit_batches").Scan(&leaf)
 	return leaf, err
 }
 
@@ -64,7 +64,7 @@ func (db *DB) FindBatch(ctx context.Context, leaf int64, at time.Time) (_ int64,
 			 where seq >= greatest($1, coalesce((select seq from day), 9223372036854775807)) and last_at >= $3
 			 order by seq limit 1),
 			greatest($1, (select max(seq) + 1 from audit_batches)))`
-	err = db.admin.QueryRow(ctx, query, leaf, at.UTC(), at).Scan(&leaf)
+	err = db.audit.QueryRow(ctx, query, leaf, at.UTC(), at).Scan(&leaf)
 	return leaf, err
 }
 
@@ -95,7 +95,7 @@ func scanBatch(row pgx.CollectableRow) (Batch, error) {
 // Batches reads batches without their rows, in the order of the log.
 func (db *DB) Batches(ctx context.Context, leaf int64, limit int) (_ []Batch, err error) {
 	defer wrap(&err, "read batches")
-	rows, _ := db.admin.Query(ctx, selectBatches+" where seq >= $1 order by seq limit $2", leaf, limit)
+	rows, _ := db.audit.Query(ctx, selectBatches+" where seq >= $1 order by seq limit $2", leaf, limit)
 	return pgx.CollectRows(rows, scanBatch)
 }
 
@@ -103,7 +103,7 @@ func (db *DB) Batches(ctx context.Context, leaf int64, limit int) (_ []Batch, er
 // none.
 func (db *DB) BatchByID(ctx context.Context, id uuid.UUID) (_ Batch, err error) {
 	defer wrap(&err, "read batch")
-	rows, _ := db.admin.Query(ctx, selectBatches+" where batch = $1", id)
+	rows, _ := db.audit.Query(ctx, selectBatches+" where batch = $1", id)
 	b, err := pgx.CollectExactlyOneRow(rows, scanBatch)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = ErrNotFound
@@ -135,7 +135,7 @@ func (db *DB) ReadEntries(ctx context.Context, batches []Batch, maxBytes int) (n
 	for _, b := range batches {
 		ids, first, last = append(ids, b.ID), append(first, b.FirstAt), append(last, b.LastAt)
 	}
-	rows, err := db.admin.Query(ctx, readEntries, ids, first, last)
+	rows, err := db.audit.Query(ctx, readEntries, ids, first, last)
 	if err != nil {
 		return 0, err
 	}

@@ -104,7 +104,7 @@ func (db *DB) GetDecision(ctx context.Context, id uuid.UUID) (_ Decision, err er
 		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos
 		from decisions
 		where at = $1 and decision_id = $2`
-	rows, _ := db.admin.Query(ctx, query, idTime(id), id)
+	rows, _ := db.audit.Query(ctx, query, idTime(id), id)
 	d, err := pgx.CollectExactlyOneRow(rows, scanDecision)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = ErrNotFound
@@ -181,7 +181,7 @@ const queryDecisions = `
 // millisecond by id, backwards.
 func (db *DB) QueryDecisions(ctx context.Context, q DecisionQuery) (_ []Decision, err error) {
 	defer wrap(&err, "query decisions")
-	rows, _ := db.admin.Query(ctx, queryDecisions, q.args()...)
+	rows, _ := db.audit.Query(ctx, queryDecisions, q.args()...)
 	return pgx.CollectRows(rows, scanDecision)
 }
 

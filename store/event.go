@@ -73,6 +73,6 @@ func (q EventQuery) args() []any {
 // id, backwards.
 func (db *DB) QueryEvents(ctx context.Context, q EventQuery) (_ []Event, err error) {
 	defer wrap(&err, "query events")
-	rows, _ := db.admin.Query(ctx, queryEvents, q.args()...)
+	rows, _ := db.audit.Query(ctx, queryEvents, q.args()...)
 	return pgx.CollectRows(rows, scanEvent)
 }

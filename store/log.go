@@ -63,7 +63,7 @@ const keptBuffer = 1 << 20
 // can lose so many answered decisions in a crash: 0 in strict mode. One append at a
 // time goes through it: for more, make more.
 func (db *DB) NewLogWriter(server string, mode auditlog.Mode, bound int) *LogWriter {
-	return &LogWriter{config: db.conn.Copy(), id: uuid.New(), server: server, mode: mode, bound: bound}
+	return &LogWriter{config: as(db.conn, writerRole), id: uuid.New(), server: server, mode: mode, bound: bound}
 }
 
 // Appended says where a batch came to stand.

@@ -20,9 +20,11 @@ import (
 const migrationLock = 0x6365646172706f73 // "cedarpos"
 
 // Migrate brings the database's schema up to what this binary needs, and sees to
-// it that the decision log has partitions for the days ahead. Any number of
-// processes may call it at once. The error is [ErrTooNew] when a newer binary
-// has migrated before. A nil log is silent.
+// it that the decision log has partitions for the days ahead. All of it belongs to
+// the role cedarpost_owner, which the login must be a member of, or a superuser;
+// roles that are missing are made, and if they cannot be, the error is [ErrRoles].
+// Any number of processes may call it at once. The error is [ErrTooNew] when a
+// newer binary has migrated before. A nil log is silent.
 func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err error) {
 	defer wrap(&err, "migrate")
 	config, err := pgx.ParseConfig(databaseURL)
@@ -41,8 +43,17 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 	if _, err := conn.Exec(ctx, "select pg_advisory_lock($1)", migrationLock); err != nil {
 		return err
 	}
+	if err := ensureRoles(ctx, conn); err != nil {
+		return err
+	}
+	if err := adopt(ctx, conn); err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, "set role "+ownerRole); err != nil {
+		return err
+	}
 
-	pool := stdlib.OpenDB(*config)
+	pool := stdlib.OpenDB(*as(config, ownerRole))
 	defer func() { _ = pool.Close() }()
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -76,7 +87,8 @@ func checkMigrated(ctx context.Context, pool *pgxpool.Pool) error {
 	var have int64
 	err := pool.QueryRow(ctx,
 		"select coalesce(max(version_id), 0) from goose_db_version where is_applied").Scan(&have)
-	if err != nil && sqlState(err) != "42P01" { // undefined_table: never migrated
+	// undefined_table: never migrated; insufficient_privilege: not since there are roles
+	if state := sqlState(err); err != nil && state != "42P01" && state != "42501" {
 		return err
 	}
 	if want := newestMigration(); have < want {

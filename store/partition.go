@@ -35,15 +35,15 @@ func ensurePartitions(ctx context.Context, conn *pgx.Conn, now time.Time) error 
 	return err
 }
 
-// PartitionReady reports whether the decision log can take decisions of the UTC
+// PartitionReady reports whether the log can take decisions and events of the UTC
 // day that the time is in.
 func (db *DB) PartitionReady(ctx context.Context, day time.Time) (ready bool, err error) {
 	defer wrap(&err, "look for a partition of the decision log")
 	const query = `
-		select exists (
-			select from pg_inherits
-			where inhparent = 'decisions'::regclass and inhrelid = to_regclass($1))`
-	err = db.vital.QueryRow(ctx, query, "decisions_"+day.UTC().Format("20060102")).Scan(&ready)
+		select count(*) = 2
+		from unnest(array['decisions', 'events']) as whole
+		join pg_inherits on inhparent = whole::regclass and inhrelid = to_regclass(whole || $1)`
+	err = db.vital.QueryRow(ctx, query, day.UTC().Format("_20060102")).Scan(&ready)
 	return ready, err
 }
 

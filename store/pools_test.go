@@ -179,6 +179,7 @@ func TestCommitsAreSynchronous(t *testing.T) {
 	url := storetest.New(t)
 	mustRaw(t, url, `
 		create table seen (setting text);
+		grant insert on seen to public;
 		create function see() returns trigger language plpgsql as
 			$$ begin insert into seen values (current_setting('synchronous_commit')); return null; end $$;
 		create trigger see after insert on revisions for each row execute function see();

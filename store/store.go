@@ -64,8 +64,8 @@ type Config struct {
 	// idle_in_transaction_session_timeout (60 s) can be set in it. Of several hosts
 	// one that takes writes is chosen. Commits are always synchronous.
 	DatabaseURL string
-	// MaxConns bounds each of the two pools, that of decisions and that of
-	// administration. 0 takes pool_max_conns from the URL, or the larger of 4 and
+	// MaxConns bounds each of the three pools, those of decisions, of administration
+	// and of reads of the log. 0 takes pool_max_conns from the URL, or the larger of 4 and
 	// the number of CPUs. Listeners and decision writers have a connection of their
 	// own besides, and the look at the newest revision has two.
 	MaxConns int32
@@ -88,7 +88,8 @@ type Config struct {
 // those there are, the newest revision can be told.
 type DB struct {
 	pool  *pgxpool.Pool // for decisions, and for followers
-	admin *pgxpool.Pool // for writes, lists and the log
+	admin *pgxpool.Pool // for writes and lists
+	audit *pgxpool.Pool // for reads of the log: it can read, and nothing else
 	vital *pgxpool.Pool // for what tells whether decisions can be made at all
 	// standbys serve decisions before pool does.
 	standbys standbys
@@ -97,7 +98,7 @@ type DB struct {
 	turn    chan struct{}
 	changes changeLog
 	current latest[Position]
-	conn    *pgx.ConnConfig // for the connections outside of the pools; copied, never changed
+	conn    *pgx.ConnConfig // for the connections outside of the pools; the application's; copied, never changed
 }
 
 // vitalConns is one for Current, which never needs more, one for PartitionReady
@@ -105,7 +106,8 @@ type DB struct {
 const vitalConns = 3
 
 // Open connects to a migrated database. The error is [ErrNotMigrated] when
-// [Migrate] has to run first.
+// [Migrate] has to run first, and [ErrRoles] when the login may not take the roles
+// on that a server needs.
 func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 	defer wrap(&err, "open database")
 	poolConfig, err := pgxpool.ParseConfig(cfg.DatabaseURL)
@@ -118,18 +120,27 @@ func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 	}
 	vitalConfig := poolConfig.Copy()
 	vitalConfig.MaxConns, vitalConfig.MinConns, vitalConfig.MinIdleConns = vitalConns, 0, 0
-	db := &DB{turn: make(chan struct{}, 1), conn: poolConfig.ConnConfig.Copy()}
+	db := &DB{turn: make(chan struct{}, 1), conn: as(poolConfig.ConnConfig, appRole)}
 	db.changes.event, db.changes.server, db.changes.writer = cfg.Event, cfg.Server, uuid.New()
 	defer func() {
 		if err != nil {
 			db.Close()
 		}
 	}()
+	if err := checkRoles(ctx, poolConfig.ConnConfig, servingRoles...); err != nil {
+		return nil, err
+	}
 	for _, p := range []struct {
 		pool   **pgxpool.Pool
 		config *pgxpool.Config
-	}{{&db.pool, poolConfig}, {&db.admin, poolConfig}, {&db.vital, vitalConfig}} {
-		if *p.pool, err = pgxpool.NewWithConfig(ctx, p.config.Copy()); err != nil {
+		role   string
+	}{
+		{&db.pool, poolConfig, appRole}, {&db.admin, poolConfig, appRole},
+		{&db.audit, poolConfig, auditorRole}, {&db.vital, vitalConfig, appRole},
+	} {
+		config := p.config.Copy()
+		config.ConnConfig = as(config.ConnConfig, p.role)
+		if *p.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 			return nil, err
 		}
 	}
@@ -140,6 +151,30 @@ func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 		if err := db.standbys.add(ctx, url, cfg.MaxConns); err != nil {
 			return nil, err
 		}
+	}
+	return db, nil
+}
+
+// OpenAuditor connects as an auditor does: to read the log, with the methods that
+// only read it, and to nothing else.
+func OpenAuditor(ctx context.Context, databaseURL string) (_ *DB, err error) {
+	defer wrap(&err, "open database")
+	config, err := pgxpool.ParseConfig(databaseURL)
+	if err != nil {
+		return nil, err
+	}
+	setDefaults(config.ConnConfig)
+	if err := checkRoles(ctx, config.ConnConfig, auditorRole); err != nil {
+		return nil, err
+	}
+	config.ConnConfig = as(config.ConnConfig, auditorRole)
+	db := &DB{}
+	if db.audit, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		return nil, err
+	}
+	if err := checkMigrated(ctx, db.audit); err != nil {
+		db.Close()
+		return nil, err
 	}
 	return db, nil
 }
@@ -183,7 +218,7 @@ func severalHosts(c *pgx.ConnConfig) bool {
 
 // Close closes the pools, after the calls in progress are done.
 func (db *DB) Close() {
-	for _, pool := range []*pgxpool.Pool{db.pool, db.admin, db.vital} {
+	for _, pool := range []*pgxpool.Pool{db.pool, db.admin, db.audit, db.vital} {
 		if pool != nil {
 			pool.Close()
 		}

@@ -58,13 +58,13 @@ func (db *DB) RowsOf(ctx context.Context, batches []Batch) (out LogRows, err err
 		out.Events, err = pgx.CollectRows(rows, scanEvent)
 		return err
 	})
-	return out, db.admin.SendBatch(ctx, &batch).Close()
+	return out, db.audit.SendBatch(ctx, &batch).Close()
 }
 
 // GetEvent reads one event by its id. The error is [ErrNotFound] if there is none.
 func (db *DB) GetEvent(ctx context.Context, id uuid.UUID) (_ Event, err error) {
 	defer wrap(&err, "get event")
-	rows, _ := db.admin.Query(ctx, `
+	rows, _ := db.audit.Query(ctx, `
 		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos
 		from events
 		where at = $1 and event_id = $2`, idTime(id), id)
@@ -79,7 +79,7 @@ func (db *DB) GetEvent(ctx context.Context, id uuid.UUID) (_ Event, err error) {
 // dropped.
 func (db *DB) DayDropped(ctx context.Context, day string) (dropped bool, err error) {
 	defer wrap(&err, "look for a dropped day")
-	err = db.admin.QueryRow(ctx,
+	err = db.audit.QueryRow(ctx,
 		"select exists (select from events where kind = 'retention_drop' and subject = $1)", day).Scan(&dropped)
 	return dropped, err
 }
@@ -96,7 +96,7 @@ func (db *DB) Tiles(ctx context.Context) auditlog.Tiles {
 			}
 		}
 		if len(levels) > 0 {
-			rows, _ := db.admin.Query(ctx, `
+			rows, _ := db.audit.Query(ctx, `
 				select n.level, n.tile, n.hashes
 				from unnest($1::bigint[], $2::bigint[]) as named (level, tile)
 				join audit_nodes n on n.level = named.level and n.tile = named.tile`, levels, tiles)
@@ -134,7 +134,7 @@ const selectCheckpoints = "select origin, size, note, at from checkpoints"
 // when origin is empty. The error is [ErrNotFound] if there is none.
 func (db *DB) LatestCheckpoint(ctx context.Context, origin string) (_ Checkpoint, err error) {
 	defer wrap(&err, "read checkpoint")
-	rows, _ := db.admin.Query(ctx, selectCheckpoints+" where $1 = '' or origin = $1 order by size desc, at desc limit 1", origin)
+	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where $1 = '' or origin = $1 order by size desc, at desc limit 1", origin)
 	return oneCheckpoint(rows)
 }
 
@@ -142,14 +142,14 @@ func (db *DB) LatestCheckpoint(ctx context.Context, origin string) (_ Checkpoint
 // The error is [ErrNotFound] if there is none.
 func (db *DB) CheckpointOf(ctx context.Context, size int64) (_ Checkpoint, err error) {
 	defer wrap(&err, "read checkpoint")
-	rows, _ := db.admin.Query(ctx, selectCheckpoints+" where size = $1 order by at desc limit 1", size)
+	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where size = $1 order by at desc limit 1", size)
 	return oneCheckpoint(rows)
 }
 
 // Checkpoints reads at most limit checkpoints larger than a size, in order.
 func (db *DB) Checkpoints(ctx context.Context, after int64, limit int) (_ []Checkpoint, err error) {
 	defer wrap(&err, "read checkpoints")
-	rows, _ := db.admin.Query(ctx, selectCheckpoints+" where size > $1 order by size, at limit $2", after, limit)
+	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where size > $1 order by size, at limit $2", after, limit)
 	return pgx.CollectRows(rows, pgx.RowToStructByName[Checkpoint])
 }
 
@@ -180,7 +180,7 @@ func (db *DB) SaveTree(ctx context.Context, tiles []auditlog.TileData, c Checkpo
 // that verifier key.
 func (db *DB) KnowsCheckpointKey(ctx context.Context, verifierKey string) (known bool, err error) {
 	defer wrap(&err, "look for a checkpoint key")
-	err = db.admin.QueryRow(ctx,
+	err = db.audit.QueryRow(ctx,
 		"select exists (select from events where kind = 'checkpoint_key' and subject = $1)", verifierKey).Scan(&known)
 	return known, err
 }

@@ -99,7 +99,7 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 		}
 		against = append(against, notes...)
 	}
-	db, err := store.Open(ctx, store.Config{DatabaseURL: url})
+	db, err := store.OpenAuditor(ctx, url)
 	if err != nil {
 		return err
 	}

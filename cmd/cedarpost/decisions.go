@@ -133,15 +133,29 @@ func (m *moment) UnmarshalText(text []byte) (err error) {
 	if m.Time, err = time.Parse(time.RFC3339, s); err == nil {
 		return nil
 	}
-	var days int
-	if n, _ := fmt.Sscanf(s, "%dd", &days); n == 1 && s == fmt.Sprintf("%dd", days) {
-		s = fmt.Sprintf("%dh", 24*days)
-	}
-	ago, err := time.ParseDuration(s)
-	if err != nil || ago < 0 {
+	var ago span
+	if err := ago.UnmarshalText(text); err != nil {
 		return fmt.Errorf("%q is neither a time like 2006-01-02T15:04:05Z nor a span like 90m, 12h or 7d", text)
 	}
-	m.Time = time.Now().Add(-ago)
+	m.Time = time.Now().Add(-time.Duration(ago))
+	return nil
+}
+
+// span is a length of time on the command line, in days too.
+type span time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *span) UnmarshalText(text []byte) error {
+	t := string(text)
+	var days int
+	if n, _ := fmt.Sscanf(t, "%dd", &days); n == 1 && t == fmt.Sprintf("%dd", days) {
+		t = fmt.Sprintf("%dh", 24*days)
+	}
+	d, err := time.ParseDuration(t)
+	if err != nil || d < 0 {
+		return fmt.Errorf("%q is not a span like 90m, 12h or 7d", text)
+	}
+	*s = span(d)
 	return nil
 }
 

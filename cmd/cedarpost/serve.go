@@ -29,6 +29,7 @@ type listenFlags struct {
 	MaxStaleness   time.Duration `help:"Refuse to decide when policies or data may be older than this (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"TIME" group:"server"`
 	CacheMiB       int64         `name:"cache-mib" help:"Memory for entities, about, in MiB; 0 is no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
 	RecordMode     string        `help:"When decisions are answered: strict, after they are in the log, or buffered, before (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
+	Retention      span          `name:"decision-retention" help:"Drop a day of the decision log so long after its end; 0 is never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"TIME" group:"server"`
 	RateLimit      float64       `help:"Checks a second that one caller may ask; 0 is no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
 	MaskKeyFile    string        `help:"File with the key of the hashes that stand in decision records for sensitive values: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
 	Name           string        `help:"Name of this server in decision records (default: the name of the host)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
@@ -60,7 +61,7 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, e
 	return server.Config{
 		DB: db, MaskKey: maskKey, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
 		AllowPlaintext: f.AllowPlaintext, MaxStaleness: f.MaxStaleness, CacheBytes: cacheBytes(f.CacheMiB),
-		Record: auditlog.Mode(f.RecordMode), RateLimit: f.RateLimit, Name: f.Name, Log: log,
+		Record: auditlog.Mode(f.RecordMode), DecisionRetention: retention(f.Retention), RateLimit: f.RateLimit, Name: f.Name, Log: log,
 	}, nil
 }
 
@@ -167,7 +168,8 @@ type serveCmd struct {
 	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen. While keys rotate, several with a space in between: the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
 	AuditCheckpointFile string   `help:"File that gets every checkpoint, outside of the database. Nothing that contradicts it is signed." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
 	BootstrapKeyFile    string   `help:"Make the first API key of a database that has none, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
-	Migrate             bool     `help:"Bring the database up to date first." env:"CEDARPOST_MIGRATE" group:"server"`
+	Migrate             bool     `help:"Bring the database up to date first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
+	Development         bool     `name:"development-database" help:"Serve although the database can lose what was committed, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
 }
 
 // Help is the long help of serve.
@@ -185,6 +187,9 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err != nil {
 		return err
 	}
+	if s.Migrate && !s.Development {
+		return misuse("--migrate needs --development-database: a login that can migrate can rewrite the log; run cedarpost migrate with a login of its own")
+	}
 	log := s.logger(c.err)
 	if s.Migrate {
 		if err := store.Migrate(ctx, url, log); err != nil {
@@ -200,6 +205,15 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		return err
 	}
 	defer db.Close()
+	if !s.Development {
+		err := db.CheckProduction(ctx)
+		if errors.Is(err, store.ErrUnsafe) {
+			err = fmt.Errorf("%w\nor give --development-database, if it is one", err)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if s.BootstrapKeyFile != "" {
 		made, err := server.BootstrapKey(ctx, db, s.BootstrapKeyFile, false)
 		if err != nil {
@@ -243,10 +257,20 @@ func planeURL(srv *server.Server, plane string, tls bool) string {
 
 type migrateCmd struct {
 	databaseFlags
+	PrintRoles bool `help:"Print the SQL that makes the database roles and two logins, for an administrator, and do nothing."`
+}
+
+// Help is the long help of migrate.
+func (*migrateCmd) Help() string {
+	return `All tables belong to the role cedarpost_owner, which the login has to be a member of. Roles that are missing are made; a login that may not make them is told which SQL an administrator has to run.`
 }
 
 // Run migrates.
 func (m *migrateCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
+	if m.PrintRoles {
+		fmt.Fprint(c.out, store.Roles())
+		return nil
+	}
 	url, err := m.required(k)
 	if err != nil {
 		return err
@@ -256,6 +280,14 @@ func (m *migrateCmd) Run(ctx context.Context, k *kong.Context, c *console) error
 	}
 	fmt.Fprintln(c.out, "the database is up to date")
 	return nil
+}
+
+// retention turns a span into what the server takes: there, less than 0 is for ever.
+func retention(s span) time.Duration {
+	if s == 0 {
+		return -1
+	}
+	return time.Duration(s)
 }
 
 // cacheBytes turns MiB into what the server takes: there, 0 is the default and

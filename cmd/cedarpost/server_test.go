@@ -268,7 +268,7 @@ func TestServe(t *testing.T) {
 	dir := t.TempDir()
 	urlFile := write(t, dir, "url", pg.URL()+"\n")
 	keyFile := filepath.Join(dir, "key")
-	serve := append([]string{"serve", "--bootstrap-key-file", keyFile, "--database-url-file", urlFile}, anyPort...)
+	serve := append([]string{"serve", "--development-database", "--bootstrap-key-file", keyFile, "--database-url-file", urlFile}, anyPort...)
 	sh := newShell()
 
 	sh.exits(t, 1, says("run cedarpost migrate"), serve...)

@@ -86,6 +86,34 @@ func Open(t testing.TB) *store.DB {
 	return db
 }
 
+// Login makes a login that has these roles and nothing else, and returns the URL of
+// the database as that login. URL is a superuser's. The login is gone with the test.
+func Login(t testing.TB, databaseURL string, roles ...string) string {
+	t.Helper()
+	name, password := "login_"+strings.ReplaceAll(uuid.NewString(), "-", ""), uuid.NewString()
+	run := func(sql string) {
+		t.Helper()
+		if err := runAt(databaseURL, sql); err != nil {
+			t.Fatalf("storetest: %v", err)
+		}
+	}
+	run("create role " + name + " login password '" + password + "'")
+	t.Cleanup(func() {
+		if !t.Failed() {
+			run("drop role " + name)
+		}
+	})
+	for _, role := range roles {
+		run("grant " + role + " to " + name)
+	}
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		t.Fatalf("storetest: %v", err)
+	}
+	u.User = url.UserPassword(name, password)
+	return u.String()
+}
+
 // NewServer returns a server of the test's own, not migrated, to stop and to kill.
 // It is durable, as in production. It is gone with the test.
 func NewServer(t testing.TB) *localpg.Server {

@@ -1,0 +1,12 @@
+-- Run once by the Postgres of docker-compose.yml: what cedarpost migrate
+-- --print-roles prints, with passwords.
+create role cedarpost_migrate login password 'local-only';
+create role cedarpost_serve login password 'local-only';
+create role cedarpost_owner;
+create role cedarpost_app;
+create role cedarpost_writer;
+create role cedarpost_auditor;
+grant cedarpost_owner to cedarpost_migrate;
+grant cedarpost_app, cedarpost_writer, cedarpost_auditor to cedarpost_serve;
+grant usage, create on schema "public" to cedarpost_owner;
+grant usage on schema "public" to cedarpost_app, cedarpost_writer, cedarpost_auditor;

@@ -1,0 +1,68 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+const (
+	// firstLogCare keeps out of the way of a server that has just begun.
+	firstLogCare = 5 * time.Minute
+	logCareEvery = time.Hour
+)
+
+// checkRetention refuses a retention that the database would not go along with.
+func checkRetention(ctx context.Context, db *store.DB, keep time.Duration) error {
+	if keep < 0 {
+		return nil
+	}
+	least, err := db.MinRetention(ctx)
+	if err == nil && keep < least {
+		err = fmt.Errorf("the log is to be kept for %.4g days, and the database keeps it for %.4g at least (its table log_retention)",
+			keep.Hours()/24, least.Hours()/24)
+	}
+	return err
+}
+
+// keepLog makes the partitions of the log ahead of time, which any server may do,
+// and drops the days that are past their retention, which one does at a time.
+func (s *Server) keepLog(ctx context.Context) {
+	for wait := s.cfg.logCare; ; wait = logCareEvery {
+		if sleep(ctx, wait); ctx.Err() != nil {
+			return
+		}
+		if err := s.cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			s.metrics.logCareFail.Inc()
+			s.cfg.Log.Error("partitions not made", "err", err)
+		}
+		if s.cfg.DecisionRetention >= 0 {
+			s.dropLogDays(ctx)
+		}
+	}
+}
+
+// dropLogDays drops old days, each only after the log says so.
+func (s *Server) dropLogDays(ctx context.Context) {
+	events := &eventLog{s.recorder, s.cfg.Name}
+	dropped, err := s.cfg.DB.DropLogDays(ctx, s.cfg.DecisionRetention, func(ctx context.Context, d store.LogDay) error {
+		day := d.Day.Format(time.DateOnly)
+		return events.add(ctx, &cedarpostv1.EventRecord{
+			Kind: cedarpostv1.EventRecord_RETENTION_DROP, Subject: day,
+			Detail: &cedarpostv1.EventRecord_RetentionDrop{RetentionDrop: &cedarpostv1.RetentionDrop{
+				Day: day, Decisions: d.Decisions, Events: d.Events,
+			}},
+		})
+	})
+	for _, d := range dropped {
+		s.metrics.daysDropped.Inc()
+		s.cfg.Log.Info("day of the log dropped", "day", d.Day.Format(time.DateOnly), "decisions", d.Decisions, "events", d.Events)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.metrics.logCareFail.Inc()
+		s.cfg.Log.Error("days of the log not dropped", "err", err)
+	}
+}

@@ -1,0 +1,178 @@
+package server_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+const day = 24 * time.Hour
+
+// metric reads a value without labels.
+func metric(t *testing.T, s *servertest.Server, name string) string {
+	t.Helper()
+	res, err := http.Get(s.Ops + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "\n"+name+" ")
+	value, _, _ := strings.Cut(rest, "\n")
+	return value
+}
+
+// decisionOf makes a decision of a time, with an id that says so.
+func decisionOf(at time.Time) store.Decision {
+	id := uuid.Must(uuid.NewV7())
+	for i := range 6 {
+		id[i] = byte(at.UnixMilli() >> (8 * (5 - i)))
+	}
+	uid := store.UID{Type: "T", ID: "x"}
+	return store.Decision{ID: id, Principal: uid, Action: uid, Resource: uid, Allowed: true, Record: id[:]}
+}
+
+// A server drops what is past its retention, and the log says so first.
+func TestRetention(t *testing.T) {
+	url := storetest.New(t)
+	conn := session(t, url)
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	w := db.NewLogWriter("gone", auditlog.Strict, 0)
+	defer w.Close()
+	noon := time.Now().UTC().Truncate(day).Add(day / 2)
+	for _, days := range []int{39, 45, 50} {
+		at := noon.AddDate(0, 0, -days)
+		mustExec(t, conn, fmt.Sprintf("select create_log_partitions('%s', 1)", at.Format(time.DateOnly)))
+		if _, err := w.Append(t.Context(), []store.Decision{decisionOf(at), decisionOf(at)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The login of two servers, which look after the log at the same time.
+	login := storetest.Login(t, url, "cedarpost_app", "cedarpost_writer", "cedarpost_auditor")
+	keep := func(c *server.Config) { c.DecisionRetention = 40 * day }
+	s := servertest.On(t, login, keep, server.LogCare(time.Millisecond))
+	other := servertest.On(t, login, keep, server.LogCare(time.Millisecond))
+	eventually(t, "two days dropped", func() bool {
+		var a, b int
+		_, err := fmt.Sscan(metric(t, s, "cedarpost_log_days_dropped_total")+" "+metric(t, other, "cedarpost_log_days_dropped_total"), &a, &b)
+		return err == nil && a+b == 2
+	})
+
+	var left int
+	if err := conn.QueryRow(t.Context(), "select count(*) from decisions").Scan(&left); err != nil || left != 2 {
+		t.Errorf("%d decisions are left, want those of 39 days ago, %v", left, err)
+	}
+	rows, err := conn.Query(t.Context(), "select record from events where kind = 'retention_drop' order by subject")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for _, days := range []int{50, 45} {
+		var text []byte
+		var got cedarpostv1.EventRecord
+		if !rows.Next() || rows.Scan(&text) != nil || proto.Unmarshal(text, &got) != nil {
+			t.Fatalf("no record of %d days ago: %v", days, rows.Err())
+		}
+		want := &cedarpostv1.RetentionDrop{Day: noon.AddDate(0, 0, -days).Format(time.DateOnly), Decisions: 2}
+		if got.Subject != want.Day || got.Kind != cedarpostv1.EventRecord_RETENTION_DROP || !proto.Equal(got.GetRetentionDrop(), want) {
+			t.Errorf("recorded %v, want %v", &got, want)
+		}
+	}
+	if rows.Next() {
+		t.Error("a day is recorded twice")
+	}
+}
+
+func TestRetentionOfTheDatabaseIsTheLeast(t *testing.T) {
+	db := storetest.Open(t)
+	start := func(keep time.Duration) error {
+		_, err := server.New(t.Context(), server.Config{DB: db, DecisionRetention: keep, AdminListen: "nowhere"})
+		return err
+	}
+	if err := start(29 * day); err == nil || !strings.Contains(err.Error(), "kept for 29 days, and the database keeps it for 30 at least") {
+		t.Errorf("got %v", err)
+	}
+	for _, keep := range []time.Duration{30 * day, 0, -1} {
+		if err := start(keep); err == nil || !strings.Contains(err.Error(), "nowhere") {
+			t.Errorf("%v: got %v", keep, err)
+		}
+	}
+}
+
+// A server that could not record tomorrow says so today.
+func TestUnreadyWithoutTomorrow(t *testing.T) {
+	s := servertest.New(t)
+	conn := session(t, s.URL)
+	tomorrow := time.Now().UTC().AddDate(0, 0, 1)
+	for _, table := range []string{"decisions", "events"} {
+		eventually(t, "ready", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
+		mustExec(t, conn, "drop table "+table+tomorrow.Format("_20060102"))
+		eventually(t, "not ready without "+table, func() bool {
+			status, reason := readyz(t, s)
+			return status == http.StatusServiceUnavailable && reason == "not ready: the decision log has no partition for "+tomorrow.Format(time.DateOnly)
+		})
+		if err := s.DB.EnsurePartitions(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "ready again", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
+}
+
+// The whole service works with a login that has the three roles, and no more.
+func TestRestrictedLogin(t *testing.T) {
+	login := storetest.Login(t, storetest.New(t), "cedarpost_app", "cedarpost_writer", "cedarpost_auditor")
+	s := servertest.On(t, login, server.LogCare(time.Millisecond))
+	s.MustLoadShop()
+	if _, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
+		Delete: &cedarpostv1.DeleteEntity{Uid: servertest.UID(`Shop::User::"mallory"`), Cascade: true},
+	}}); err != nil {
+		t.Error(err)
+	}
+	s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies)
+	groups(t, s, 10, func(int) string { return "" })
+	r, err := s.Authorization.Authorize(t.Context(), withAllFields(ask("bob", "ViewOrder", "42", false)))
+	if err != nil || r.Decision != cedarpostv1.Decision_ALLOW {
+		t.Fatalf("%v, %v", r, err)
+	}
+	got, err := s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: r.DecisionId})
+	if err != nil || got.Decision.DecisionId != r.DecisionId {
+		t.Errorf("%v, %v", got, err)
+	}
+	list, err := s.Audit.QueryDecisions(t.Context(), &cedarpostv1.QueryDecisionsRequest{})
+	if err != nil || len(list.Decisions) != 1 {
+		t.Errorf("%v, %v", list, err)
+	}
+	if _, err := s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{}); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Policies.GetBundle(t.Context(), &cedarpostv1.GetBundleRequest{Name: "shop"}); err != nil {
+		t.Error(err)
+	}
+	if err := s.DB.EnsurePartitions(t.Context(), time.Now().AddDate(0, 0, 60)); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "ready", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
+	if n := metric(t, s, "cedarpost_log_care_failures_total"); n != "0" {
+		t.Errorf("%s failures to look after the log", n)
+	}
+}

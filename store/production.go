@@ -1,0 +1,84 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// ErrUnsafe means that the log would not be what it promises to be, because the
+// database can lose what was committed, or the login of the server can rewrite it.
+var ErrUnsafe = errors.New("this database is not fit for production")
+
+// CheckProduction refuses a database that can lose what was committed, and a login
+// that can rewrite the log: the roles that a server takes on cannot, but whoever
+// gets hold of the server has its login. The error is [ErrUnsafe] and says what is
+// wrong.
+//
+// It does not look at full_page_writes, which a file system that never tears a page
+// can do without.
+func (db *DB) CheckProduction(ctx context.Context) (err error) {
+	defer wrap(&err, "check the database")
+	rows, _ := db.admin.Query(ctx, selectUnsafe)
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(found) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w:\n  - %s\nserve with a login that has no more than the roles %s (cedarpost migrate --print-roles)",
+		ErrUnsafe, strings.Join(found, "\n  - "), strings.Join(servingRoles, ", "))
+}
+
+// A member counts whether or not it inherits, for it may take the role on. That
+// is why a superuser, who is a member of all, is not looked at any further.
+const selectUnsafe = `
+	with login as (
+		select rolname, rolsuper from pg_roles where rolname = session_user
+	), self as (
+		select oid, rolname, rolsuper, rolcreaterole from pg_roles
+		where pg_has_role(session_user, oid, 'MEMBER') and not (select rolsuper from login)
+	), log as (
+		select oid, relowner from pg_class
+		where oid in ('decisions'::regclass, 'events'::regclass, 'audit_batches'::regclass, 'checkpoints'::regclass)
+		   or oid in (select inhrelid from pg_inherits where inhparent in ('decisions'::regclass, 'events'::regclass))
+	), schema as (
+		select oid, nspname, nspowner from pg_namespace
+		where oid = (select relnamespace from pg_class where oid = 'decisions'::regclass)
+	)
+	select 'fsync is off: what was committed can be lost' as found
+	where current_setting('fsync') = 'off'
+	union all
+	select format('the login %I is a superuser', rolname)
+	from login where rolsuper
+	union all
+	select format('the login may act as %I, a superuser', rolname)
+	from self where rolsuper
+	union all
+	select format('the login may act as %I, who may make itself a member of others (CREATEROLE)', rolname)
+	from self where rolcreaterole
+	union all
+	select format('the login may act as %I', rolname)
+	from self
+	where rolname in ('pg_write_all_data', 'pg_write_server_files', 'pg_execute_server_program')
+	   or oid in (select relowner from log)
+	union all
+	select format('the login may act as %I, who may rewrite the log (%s)', rolname, string_agg(distinct privilege, ', '))
+	from self, log, unnest(array['UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) as privilege
+	where has_table_privilege(self.oid, log.oid, privilege)
+	   or privilege = 'UPDATE' and has_any_column_privilege(self.oid, log.oid, privilege)
+	group by rolname
+	having bool_and(self.oid <> relowner)
+	union all
+	select format('the login may act as %I, who owns the schema %I, and may drop what is in it', rolname, nspname)
+	from self, schema where self.oid = nspowner
+	union all
+	select format('the login may act as %I, who may make tables and functions in the schema %I', rolname, nspname)
+	from self, schema where has_schema_privilege(self.oid, schema.oid, 'CREATE') and self.oid <> nspowner
+	union all
+	select format('the login may act as %I, who owns the database', rolname)
+	from self, pg_database where datname = current_database() and self.oid = datdba
+	union all
+	select format('the login may act as %I, who may set session_replication_role and so turn triggers off', rolname)
+	from self where has_parameter_privilege(self.oid, 'session_replication_role', 'SET')`
