@@ -11,16 +11,17 @@
 -- which is first where it is not named, comes last.
 select set_config('search_path', format('%I, pg_temp', current_schema()), true);
 alter function log_append set search_path from current;
+alter function log_guard set search_path from current;
 alter function create_log_partitions set search_path from current;
 
 -- Functions are for everybody unless it is said otherwise: here, and for later files.
-revoke execute on function log_append, create_log_partitions from public;
+revoke execute on function log_append, log_guard, create_log_partitions from public;
 alter default privileges revoke execute on functions from public;
 
 -- The writer appends to the log. Of a partition it knows nothing: to write to the
 -- table above is enough.
 grant insert on decisions, events to cedarpost_writer;
-grant execute on function log_append to cedarpost_writer;
+grant execute on function log_append, log_guard to cedarpost_writer;
 grant select on audit_batches to cedarpost_writer; -- a batch whose reply was lost
 grant select, insert, update (ended) on audit_writers to cedarpost_writer;
 grant select on revision, revisions to cedarpost_writer;

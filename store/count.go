@@ -81,7 +81,7 @@ const countMemory = "64MB"
 // CountDecisions counts decisions by group, the largest groups first.
 func (db *DB) CountDecisions(ctx context.Context, q DecisionQuery, by Group) (counts []DecisionCount, err error) {
 	defer wrap(&err, "count decisions")
-	err = pgx.BeginTxFunc(ctx, db.admin, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	err = pgx.BeginTxFunc(ctx, db.audit, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "set local work_mem = '"+countMemory+"'"); err != nil {
 			return err
 		}

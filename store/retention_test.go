@@ -136,8 +136,8 @@ func TestDropNeedsItsRecord(t *testing.T) {
 		}
 	}
 	drop("another thing is recorded", notYet)
-	const insert = `insert into events (event_id, at, kind, caller, server, subject, record, batch, pos)
-		values (gen_random_uuid(), now(), 'retention_drop', '', '', '%s', '', '%s', 0)`
+	const insert = `insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)
+		values (gen_random_uuid(), now(), 'retention_drop', '', '', '%s', '', '%s', 0, 0)`
 	const batch = "00000000-0000-0000-0000-00000000000a"
 	mustRaw(t, url, fmt.Sprintf(insert, date(50), batch))
 	drop("the record is in no batch", notYet)

@@ -193,7 +193,7 @@ func adopt(ctx context.Context, conn *pgx.Conn) error {
 				from pg_proc
 				where pronamespace = ours
 				  and proname in ('notify_revision', 'refuse_rewrite', 'create_decision_partitions',
-				                  'log_append', 'create_log_partitions')
+				                  'log_append', 'log_guard', 'create_log_partitions')
 			loop
 				execute command;
 			end loop;
