@@ -37,7 +37,7 @@ grant select, update on revision, history to cedarpost_app;
 grant select, insert, delete on revisions, revision_entries to cedarpost_app;
 grant select, insert, update, delete on entities, imports to cedarpost_app;
 grant select, insert, update on bundles, policies, bundle_files, api_keys to cedarpost_app;
-grant select on goose_db_version to cedarpost_app;
+grant select on goose_db_version to cedarpost_app, cedarpost_auditor;
 -- The sweeper notes what the decisions of a day need.
 -- +goose StatementBegin
 do $$

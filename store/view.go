@@ -28,24 +28,32 @@ type View struct {
 // know the newest revision.
 func (db *DB) View(ctx context.Context, fn func(*View) error) (err error) {
 	defer wrap(&err, "read the database")
-	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-	return pgx.BeginTxFunc(ctx, db.vital, options, func(tx pgx.Tx) error {
-		v := &View{tx: tx}
-		var batch pgx.Batch
-		batch.Queue(selectPosition).Query(func(rows pgx.Rows) (err error) {
-			v.Position, err = scanPosition(rows)
-			return err
-		})
-		batch.Queue("select oldest from history").QueryRow(func(row pgx.Row) error { return row.Scan(&v.Oldest) })
-		if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
-			return err
-		}
-		return fn(v)
+	// What fn reads may take its time. This may not: a connection that leads nowhere
+	// has to be noticed.
+	short, cancel := context.WithTimeout(ctx, currentTimeout)
+	defer cancel()
+	tx, err := db.vital.BeginTx(short, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(ctx) }() // it only reads
+	v := &View{tx: tx}
+	var batch pgx.Batch
+	batch.Queue(selectPosition).Query(func(rows pgx.Rows) (err error) {
+		v.Position, err = scanPosition(rows)
+		return err
 	})
+	batch.Queue("select oldest from history").QueryRow(func(row pgx.Row) error { return row.Scan(&v.Oldest) })
+	if err := tx.SendBatch(short, &batch).Close(); err != nil {
+		return err
+	}
+	return fn(v)
 }
 
 // Changes is [DB.Changes] in the view.
 func (v *View) Changes(ctx context.Context, after int64, limit int) (_ []Change, err error) {
+	ctx, cancel := context.WithTimeout(ctx, currentTimeout)
+	defer cancel()
 	return readChanges(ctx, v.tx, after, limit)
 }
 
