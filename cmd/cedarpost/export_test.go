@@ -164,7 +164,7 @@ func testLog(sh *shell) func(*testing.T) {
 		sh.exits(t, 1, says("invalid_argument", "trace_id:"), "decisions", "--trace-id", "t")
 		sh.exits(t, 0, says("no decisions"), "decisions", "--trace-id", "t", "--since", "24h")
 		sh.exits(t, 0, says("no decisions"), "decisions", "--revision", "999999", "--since", "1h")
-		sh.exits(t, 1, says("masked_value"), "decisions", "--masked-value", "@"+write(t, t.TempDir(), "v", `"x"`), "--since", "1h")
+		sh.exits(t, 0, says("no decisions"), "decisions", "--masked-value", "@"+write(t, t.TempDir(), "v", `"x"`), "--since", "1h")
 		sh.exits(t, 2, says("--follow"), "decisions", "--masked-value", "1", "--follow")
 
 		for format, want := range map[string]string{
