@@ -264,6 +264,8 @@ func publicError(err error) *connect.Error {
 		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors; nothing was decided", engine.MaxAncestors)
 	case errors.As(err, &swept):
 		return connect.Errorf(connect.CodeOutOfRange, "history begins at revision %d; what was before cannot be read any more", swept.Oldest)
+	case errors.Is(err, store.ErrTooManyGroups):
+		return connect.Errorf(connect.CodeFailedPrecondition, "ancestor: more than %d groups are below it; ask for one of them", store.MaxGroups)
 	case errors.Is(err, store.ErrNotFound):
 		return connect.NewError(connect.CodeNotFound, "not found")
 	case errors.Is(err, store.ErrPolicyChanged):

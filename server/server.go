@@ -170,6 +170,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if cfg.unrecorded {
 		record = func(context.Context, []store.Decision, []store.Event) error { return nil }
 	}
+	history := &past{db: cfg.DB, follower: s.follower}
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower, loader: newLoader(cfg.DB, cache, s.metrics),
@@ -177,10 +178,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		})
 	}
 	admin := func(cs *connect.Server) {
-		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower})
+		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower, history})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
 		audit := newAuditService(cfg.DB, events, s.ready.stopping)
-		audit.signer, audit.mask, audit.past = s.signer, mask.maskedHash, &past{db: cfg.DB, follower: s.follower}
+		audit.signer, audit.mask, audit.past = s.signer, mask.maskedHash, history
 		cedarpostv1connect.RegisterAuditServiceHandler(cs, audit)
 	}
 	for _, p := range []struct {

@@ -215,30 +215,6 @@ func (db *DB) GetEntity(ctx context.Context, revision int64, uid UID) (e Entity,
 	return found[0], nil
 }
 
-// ListEntities reads the entities of a type, or of all types when typ is empty, as
-// they were at the revision: at most limit of those after the given one, in order
-// of type and id. The zero UID is before them all. The error is [ErrSwept] if
-// history does not go back to the revision.
-func (db *DB) ListEntities(ctx context.Context, revision int64, typ string, after UID, limit int) (_ []Entity, err error) {
-	defer wrap(&err, "list entities")
-	const query = `
-		select type, id, attrs, tags, parents, since
-		from entities
-		where (type, id) > ($2, $3) and ($4 = '' or type = $4)
-		  and since <= $1 and (until is null or until > $1)
-		order by type, id
-		limit $5`
-	// Planned for these values: the condition on the type must be seen to be there
-	// or not.
-	rows, _ := db.admin.Query(ctx, query, pgx.QueryExecModeCacheDescribe,
-		revision, after.Type, after.ID, typ, limit)
-	page, err := pgx.CollectRows(rows, scanEntity)
-	if err != nil {
-		return nil, err
-	}
-	return page, checkSwept(db.admin.QueryRow(ctx, selectOldest), revision)
-}
-
 // EachEntity calls fn with every entity of the types, or of all types when types
 // is nil, as they were at the revision, in no particular order. They are streamed:
 // fn may be slow, and its first error ends the stream and is returned. The error

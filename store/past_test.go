@@ -126,7 +126,7 @@ func reads(db *store.DB) map[string]func(context.Context, int64) (int, error) {
 			return 1, err
 		},
 		"list": func(ctx context.Context, revision int64) (int, error) {
-			list, err := db.ListEntities(ctx, revision, "", store.UID{}, 10)
+			list, err := db.ListEntities(ctx, revision, store.EntityQuery{Limit: 10})
 			return len(list), err
 		},
 		"load": func(ctx context.Context, revision int64) (int, error) {
