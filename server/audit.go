@@ -191,12 +191,11 @@ func checkSpan(q store.DecisionQuery, what string) error {
 // readPage reads a page token of these filters; "" is the first page. It is bound
 // to them, for on the page of another query it would skip rows.
 func readPage(filters proto.Message, token string) (logPage, error) {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(filters)
+	query, err := fingerprint(filters)
 	if err != nil {
 		return logPage{}, err
 	}
-	sum := sha256.Sum256(b)
-	page := logPage{Query: sum[:16]}
+	page := logPage{Query: query}
 	if token == "" {
 		return page, nil
 	}
@@ -205,6 +204,16 @@ func readPage(filters proto.Message, token string) (logPage, error) {
 		return page, errPageToken
 	}
 	return got, nil
+}
+
+// fingerprint stands for filters in a page token.
+func fingerprint(filters proto.Message) ([]byte, error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(filters)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(b)
+	return sum[:16], nil
 }
 
 // readError is publicError, for a read that can take longer than it may.

@@ -246,6 +246,7 @@ func askFrom(r *cedarpostv1.AuthorizeRequest, nowMillis int64) engine.Ask {
 func publicError(err error) *connect.Error {
 	var ce *connect.Error
 	var bad *engine.RequestError
+	var swept *store.SweptError
 	switch {
 	case errors.As(err, &ce):
 		return ce
@@ -261,6 +262,10 @@ func publicError(err error) *connect.Error {
 		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
 	case errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
 		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors; nothing was decided", engine.MaxAncestors)
+	case errors.As(err, &swept):
+		return connect.Errorf(connect.CodeOutOfRange, "history begins at revision %d; what was before cannot be read any more", swept.Oldest)
+	case errors.Is(err, store.ErrTooManyGroups):
+		return connect.Errorf(connect.CodeFailedPrecondition, "ancestor: more than %d groups are below it; ask for one of them", store.MaxGroups)
 	case errors.Is(err, store.ErrNotFound):
 		return connect.NewError(connect.CodeNotFound, "not found")
 	case errors.Is(err, store.ErrPolicyChanged):

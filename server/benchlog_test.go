@@ -164,7 +164,7 @@ func (b *bench) loadShop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &entityService{b.db, b.server.follower}
+	e := &entityService{db: b.db, follower: b.server.follower}
 	req := &cedarpostv1.WriteEntitiesRequest{}
 	for _, entity := range list {
 		req.Operations = append(req.Operations, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: entity}})

@@ -3,12 +3,73 @@ package server
 import (
 	"context"
 
-	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/store"
 )
 
+// changePage is where a page of QueryEntityChanges ended, and of which query.
+// Pages go back in time, so what is written meanwhile does not move them.
+type changePage struct {
+	Query []byte
+	Token string // revision of the last change
+	After [2]string
+}
+
+var changeKinds = map[store.ChangeKind]cedarpostv1.EntityChange_Kind{
+	store.EntityCreated: cedarpostv1.EntityChange_CREATED,
+	store.EntityChanged: cedarpostv1.EntityChange_CHANGED,
+	store.EntityDeleted: cedarpostv1.EntityChange_DELETED,
+}
+
 // QueryEntityChanges implements cedarpost.v1.EntityService.
-func (s *entityService) QueryEntityChanges(context.Context, *cedarpostv1.QueryEntityChangesRequest) (*cedarpostv1.QueryEntityChangesResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "not yet")
+func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1.QueryEntityChangesRequest) (*cedarpostv1.QueryEntityChangesResponse, error) {
+	filters := proto.CloneOf(req)
+	filters.PageSize, filters.PageToken = 0, ""
+	query, err := fingerprint(filters)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	snap, err := s.follower.current()
+	if err != nil {
+		return nil, publicError(err)
+	}
+	size := pageSize(req.GetPageSize())
+	q := store.ChangeQuery{Type: req.GetType(), Caller: req.GetCaller(), Limit: size + 1}
+	if req.Uid != nil {
+		uid := protoToStore(req.Uid)
+		q.UID = &uid
+	}
+	if q.From, q.To, err = timeRange(req.GetFrom(), req.GetTo()); err != nil {
+		return nil, err
+	}
+	if req.GetPageToken() != "" {
+		var page changePage
+		if err := parsePage(req.GetPageToken(), &page); err != nil || string(page.Query) != string(query) {
+			return nil, errPageToken
+		}
+		if q.BeforeRevision, err = decodeRevision(snap.position, &cedarpostv1.Revision{Token: page.Token}); err != nil {
+			return nil, err
+		}
+		q.AfterUID = store.UID{Type: page.After[0], ID: page.After[1]}
+	}
+	rows, err := s.db.QueryEntityChanges(ctx, q)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	out := &cedarpostv1.QueryEntityChangesResponse{}
+	if len(rows) > size {
+		rows = rows[:size]
+		last := rows[size-1]
+		out.NextPageToken = formatPage(changePage{query, encodeRevision(snap.position, last.Revision).Token, [2]string{last.UID.Type, last.UID.ID}})
+	}
+	for _, c := range rows {
+		out.Changes = append(out.Changes, &cedarpostv1.EntityChange{
+			Revision: encodeRevision(snap.position, c.Revision), Time: timestamppb.New(c.At), Caller: c.Caller,
+			Uid: protoUID(c.UID), Kind: changeKinds[c.Kind],
+		})
+	}
+	return out, nil
 }

@@ -29,6 +29,7 @@ const (
 type entityService struct {
 	db       *store.DB
 	follower *follower
+	past     *past
 }
 
 // WriteEntities implements cedarpost.v1.EntityService.
@@ -241,48 +242,6 @@ func storedToProto(snap *snapshot, row store.Entity) (*cedarpostv1.StoredEntity,
 		return nil, err
 	}
 	return &cedarpostv1.StoredEntity{Entity: e, ChangedAt: encodeRevision(snap.position, row.Since)}, nil
-}
-
-// entityPage is where a page of ListEntities ended, and of which query.
-type entityPage struct {
-	Token string `json:"r"` // revision
-	Type  string `json:"t"`
-	After [2]string
-}
-
-// ListEntities implements cedarpost.v1.EntityService.
-func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListEntitiesRequest) (*cedarpostv1.ListEntitiesResponse, error) {
-	var page entityPage
-	var at *cedarpostv1.Revision
-	if req.GetPageToken() != "" {
-		if err := parsePage(req.GetPageToken(), &page); err != nil || page.Type != req.GetType() {
-			return nil, errPageToken
-		}
-		at = &cedarpostv1.Revision{Token: page.Token}
-	}
-	snap, number, err := s.readAt(ctx, at)
-	if err != nil {
-		return nil, publicError(err)
-	}
-	size := pageSize(req.GetPageSize())
-	rows, err := s.db.ListEntities(ctx, number, req.GetType(), store.UID{Type: page.After[0], ID: page.After[1]}, size+1)
-	if err != nil {
-		return nil, publicError(err)
-	}
-	out := &cedarpostv1.ListEntitiesResponse{Revision: encodeRevision(snap.position, number)}
-	if len(rows) > size {
-		rows = rows[:size]
-		last := rows[size-1].UID
-		out.NextPageToken = formatPage(entityPage{out.Revision.Token, req.GetType(), [2]string{last.Type, last.ID}})
-	}
-	for _, row := range rows {
-		e, err := storedToProto(snap, row)
-		if err != nil {
-			return nil, publicError(err)
-		}
-		out.Entities = append(out.Entities, e)
-	}
-	return out, nil
 }
 
 var errPageToken = connect.NewError(connect.CodeInvalidArgument, "page_token: not one of this query; start again without it")

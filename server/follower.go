@@ -50,6 +50,7 @@ type follower struct {
 
 	snap   atomic.Pointer[snapshot]
 	newest atomic.Int64 // the newest revision heard of, applied or not
+	oldest atomic.Int64 // the first revision that can be read, as far as this server heard
 	wakeup chan struct{}
 
 	mu        sync.Mutex
@@ -113,6 +114,7 @@ func (f *follower) catchUp(ctx context.Context) error {
 	var next *snapshot
 	err := f.db.View(ctx, func(v *store.View) (err error) {
 		f.newest.Store(v.Position.Number)
+		f.oldest.Store(v.Oldest)
 		next, err = f.next(ctx, v)
 		return err
 	})

@@ -29,6 +29,8 @@ type metrics struct {
 	loadedRows  prometheus.Counter
 	daysDropped prometheus.Counter
 	logCareFail prometheus.Counter
+	sweptRows   *prometheus.CounterVec // table
+	sweepFails  prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -61,11 +63,15 @@ func newMetrics() *metrics {
 			Name: "cedarpost_log_days_dropped_total", Help: "Days of the log that this server dropped, being past their retention."}),
 		logCareFail: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_log_care_failures_total", Help: "Attempts of this server to make partitions of the log, or to drop old days, that failed."}),
+		sweptRows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_history_swept_rows_total", Help: "Rows of history that this server removed."}, []string{"table"}),
+		sweepFails: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_history_sweep_failures_total", Help: "Attempts of this server to remove history that failed."}),
 	}
 	m.followFails.WithLabelValues("policy")
 	m.followFails.WithLabelValues("database")
 	m.registry.MustRegister(m.calls, m.seconds, m.decisions, m.batchRows, m.commit, m.commitFails, m.lost,
-		m.followFails, m.lookups, m.loads, m.loadedRows, m.daysDropped, m.logCareFail,
+		m.followFails, m.lookups, m.loads, m.loadedRows, m.daysDropped, m.logCareFail, m.sweptRows, m.sweepFails,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -77,6 +83,7 @@ func (m *metrics) watch(f *follower, r *recorder) {
 	}
 	gauge("cedarpost_revision", "The applied revision.", func() float64 { return float64(f.snap.Load().position.Number) })
 	gauge("cedarpost_revisions_behind", "Revisions committed, as far as this server heard, and not applied.", func() float64 { return float64(f.behind()) })
+	gauge("cedarpost_history_oldest_revision", "The first revision that can be read.", func() float64 { return float64(f.oldest.Load()) })
 	gauge("cedarpost_entity_cache_bytes", "What the cached entities weigh, about.", func() float64 { return float64(f.cache.bytes()) })
 	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
 	gauge("cedarpost_record_queue", "Calls that wait for a commit.", func() float64 { return float64(len(r.queue)) })

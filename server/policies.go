@@ -72,7 +72,7 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 	for range publishRetries {
 		out, err := s.publish(ctx, b, header.GetDryRun())
 		if errors.Is(err, store.ErrPolicyChanged) {
-			if err := (&entityService{s.db, s.follower}).catchUp(ctx); err != nil {
+			if err := (&entityService{db: s.db, follower: s.follower}).catchUp(ctx); err != nil {
 				return nil, publicError(err)
 			}
 			continue

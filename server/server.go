@@ -58,6 +58,10 @@ type Config struct {
 	// marked @sensitive: 32 random bytes, the same on every server of a database.
 	// Without one each server makes up its own, for as long as it runs.
 	MaskKey []byte
+	// HistoryRetention is how long earlier states of entities can be read, and who
+	// changed them, if no decision in the log needs them longer: default 90 days, at
+	// least [store.MinKeep], negative for ever.
+	HistoryRetention time.Duration
 	// Name is this server in decision records, default the host's name.
 	Name string
 	// Log gets the server's log; default slog.Default.
@@ -65,7 +69,7 @@ type Config struct {
 
 	times      timeouts      // of tests that are in a hurry
 	unrecorded bool          // of the benchmark that measures what recording costs
-	logCare    time.Duration // until the first look after the log; then an hour
+	logCare    time.Duration // until the first look after log and history; then an hour
 }
 
 func (c *Config) setDefaults() {
@@ -76,6 +80,7 @@ func (c *Config) setDefaults() {
 	c.Record = or(c.Record, auditlog.Strict)
 	c.MaxStaleness = or(c.MaxStaleness, 5*time.Second)
 	c.DecisionRetention = or(c.DecisionRetention, 90*24*time.Hour)
+	c.HistoryRetention = or(c.HistoryRetention, 90*24*time.Hour)
 	c.Log = or(c.Log, slog.Default())
 	c.times = or(c.times, defaultTimeouts)
 	c.logCare = or(c.logCare, firstLogCare)
@@ -124,6 +129,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := checkRetention(ctx, cfg.DB, cfg.DecisionRetention); err != nil {
 		return nil, err
 	}
+	if keep := cfg.HistoryRetention; keep >= 0 && keep < store.MinKeep {
+		return nil, fmt.Errorf("history retention of %v: the decisions of today and yesterday may need %v", keep, store.MinKeep)
+	}
 	s := &Server{cfg: cfg, metrics: newMetrics()}
 	cache := newEntityCache(uint64(max(cfg.CacheBytes, 0)))
 	s.follower = newFollower(cfg.DB, cfg.Log, cfg.MaxStaleness, cache, s.metrics)
@@ -170,6 +178,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if cfg.unrecorded {
 		record = func(context.Context, []store.Decision, []store.Event) error { return nil }
 	}
+	history := &past{db: cfg.DB, follower: s.follower}
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower, loader: newLoader(cfg.DB, cache, s.metrics),
@@ -177,10 +186,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		})
 	}
 	admin := func(cs *connect.Server) {
-		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower})
+		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower, history})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
 		audit := newAuditService(cfg.DB, events, s.ready.stopping)
-		audit.signer, audit.mask, audit.past = s.signer, mask.maskedHash, &past{db: cfg.DB, follower: s.follower}
+		audit.signer, audit.mask, audit.past = s.signer, mask.maskedHash, history
 		cedarpostv1connect.RegisterAuditServiceHandler(cs, audit)
 	}
 	for _, p := range []struct {
@@ -279,6 +288,7 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.signer.run(background) })
 	wg.Go(func() { s.unknown.run(background) })
 	wg.Go(func() { s.keepLog(background) })
+	wg.Go(func() { s.sweepHistory(background) })
 
 	failed := make(chan error, len(s.planes))
 	for _, p := range s.planes {

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -113,12 +112,25 @@ const selectSlice = `
 
 // LoadEntities reads the named entities as they were at the revision, and all
 // their ancestors, each once, in no particular order, in one round trip. What is
-// not stored is left out. The error is [ErrTooManyAncestors] beyond [MaxLoad].
+// not stored is left out. The error is [ErrTooManyAncestors] beyond [MaxLoad], and
+// [ErrSwept] for a revision that history does not go back to.
 func (db *DB) LoadEntities(ctx context.Context, revision int64, uids []UID) (_ []Entity, err error) {
 	defer wrap(&err, "load entities")
+	return loadEntities(ctx, db.pool, revision, uids)
+}
+
+func loadEntities(ctx context.Context, pool *pgxpool.Pool, revision int64, uids []UID) (found []Entity, err error) {
 	args, most := sliceArgs(revision, uids)
-	rows, _ := db.pool.Query(ctx, selectSlice, args...)
-	return collectSlice(rows, most)
+	var batch pgx.Batch
+	batch.Queue(selectSlice, args...).Query(func(rows pgx.Rows) (err error) {
+		found, err = collectSlice(rows, most)
+		return err
+	})
+	batch.Queue(selectOldest).QueryRow(func(row pgx.Row) error { return checkSwept(row, revision) })
+	if err := pool.SendBatch(ctx, &batch).Close(); err != nil {
+		return nil, err
+	}
+	return found, nil
 }
 
 // LoadEntitiesAt is LoadEntities for who knows the whole position. It reads from a
@@ -179,43 +191,35 @@ func collectSlice(rows pgx.Rows, most int) ([]Entity, error) {
 }
 
 // GetEntity reads one entity as it was at the revision. The error is
-// [ErrNotFound] if it was not stored then.
-func (db *DB) GetEntity(ctx context.Context, revision int64, uid UID) (_ Entity, err error) {
+// [ErrNotFound] if it was not stored then, and [ErrSwept] if history does not go
+// back to it.
+func (db *DB) GetEntity(ctx context.Context, revision int64, uid UID) (e Entity, err error) {
 	defer wrap(&err, "get entity")
-	const query = `
+	var found []Entity
+	var batch pgx.Batch
+	batch.Queue(`
 		select type, id, attrs, tags, parents, since
 		from entities
-		where type = $2 and id = $3 and since <= $1 and (until is null or until > $1)`
-	rows, _ := db.admin.Query(ctx, query, revision, uid.Type, uid.ID)
-	e, err := pgx.CollectExactlyOneRow(rows, scanEntity)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = ErrNotFound
+		where type = $2 and id = $3 and since <= $1 and (until is null or until > $1)`,
+		revision, uid.Type, uid.ID).Query(func(rows pgx.Rows) (err error) {
+		found, err = pgx.CollectRows(rows, scanEntity)
+		return err
+	})
+	batch.Queue(selectOldest).QueryRow(func(row pgx.Row) error { return checkSwept(row, revision) })
+	if err := db.admin.SendBatch(ctx, &batch).Close(); err != nil {
+		return e, err
 	}
-	return e, err
-}
-
-// ListEntities reads the entities of a type, or of all types when typ is empty, as
-// they were at the revision: at most limit of those after the given one, in order
-// of type and id. The zero UID is before them all.
-func (db *DB) ListEntities(ctx context.Context, revision int64, typ string, after UID, limit int) (_ []Entity, err error) {
-	defer wrap(&err, "list entities")
-	const query = `
-		select type, id, attrs, tags, parents, since
-		from entities
-		where (type, id) > ($2, $3) and ($4 = '' or type = $4)
-		  and since <= $1 and (until is null or until > $1)
-		order by type, id
-		limit $5`
-	// Planned for these values: the condition on the type must be seen to be there
-	// or not.
-	rows, _ := db.admin.Query(ctx, query, pgx.QueryExecModeCacheDescribe,
-		revision, after.Type, after.ID, typ, limit)
-	return pgx.CollectRows(rows, scanEntity)
+	if len(found) == 0 {
+		return e, ErrNotFound
+	}
+	return found[0], nil
 }
 
 // EachEntity calls fn with every entity of the types, or of all types when types
 // is nil, as they were at the revision, in no particular order. They are streamed:
-// fn may be slow, and its first error ends the stream and is returned.
+// fn may be slow, and its first error ends the stream and is returned. The error
+// is [ErrSwept], before the first of them, if history does not go back to the
+// revision.
 func (db *DB) EachEntity(ctx context.Context, revision int64, types []string, fn func(Entity) error) (err error) {
 	defer wrap(&err, "read entities")
 	const query = `
@@ -223,8 +227,12 @@ func (db *DB) EachEntity(ctx context.Context, revision int64, types []string, fn
 		from entities
 		where ($2::text[] is null or type = any($2))
 		  and since <= $1 and (until is null or until > $1)`
-	return pgx.BeginTxFunc(ctx, db.admin, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+	return pgx.BeginTxFunc(ctx, db.admin, options, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+			return err
+		}
+		if err := checkSwept(tx.QueryRow(ctx, selectOldest), revision); err != nil {
 			return err
 		}
 		rows, err := tx.Query(ctx, query, pgx.QueryExecModeCacheDescribe, revision, types)

@@ -31,3 +31,6 @@ func (db *DB) Explain(ctx context.Context, q DecisionQuery, by Group) (plan []st
 	})
 	return plan, err
 }
+
+// SweepRows are removed at once.
+const SweepRows = sweepRows

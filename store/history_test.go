@@ -18,31 +18,48 @@ import (
 func TestHistory(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		db := storetest.Open(t)
-		world := model{}
-		states := []model{world} // by revision
+		w := newWorld()
 		for range rapid.IntRange(1, 12).Draw(rt, "writes") {
-			var ops []store.Op
-			for range rapid.IntRange(1, 4).Draw(rt, "operations") {
-				ops = append(ops, drawOp(rt))
-			}
-			next, refusedByModel := world.apply(ops)
-			result, err := db.WriteEntities(t.Context(), store.EntityWrite{Ops: ops, Caller: "test"})
-			var opErr *store.OpError
-			if refusedByModel != errors.As(err, &opErr) || err != nil && opErr == nil {
-				rt.Fatalf("the store says %v, the model refused: %v; for %v", err, refusedByModel, ops)
-			}
-			if err == nil && result.Changed > 0 {
-				world = next
-				states = append(states, world)
-			}
-			if err == nil && (result.Revision != int64(len(states)-1) || !maps.EqualFunc(world, next, sameModel)) {
-				rt.Fatalf("%+v at revision %d of the model, from %v to %v", result, len(states)-1, world, next)
-			}
+			w.draw(rt, t, db)
 		}
-		for revision, state := range states {
+		for revision, state := range w {
 			compare(rt, t, db, int64(revision), state)
 		}
 	})
+}
+
+// world is every state that a model was in, by revision.
+type world []model
+
+func newWorld() world { return world{model{}} }
+
+// newest is the newest revision.
+func (w world) newest() int64 { return int64(len(w) - 1) }
+
+// draw writes at random.
+func (w *world) draw(rt *rapid.T, t *testing.T, db *store.DB) {
+	var ops []store.Op
+	for range rapid.IntRange(1, 4).Draw(rt, "operations") {
+		ops = append(ops, drawOp(rt))
+	}
+	w.write(rt, t, db, ops...)
+}
+
+// write writes to the store and to the model.
+func (w *world) write(rt *rapid.T, t *testing.T, db *store.DB, ops ...store.Op) {
+	now := (*w)[w.newest()]
+	next, refusedByModel := now.apply(ops)
+	result, err := db.WriteEntities(t.Context(), store.EntityWrite{Ops: ops, Caller: "test"})
+	var opErr *store.OpError
+	if refusedByModel != errors.As(err, &opErr) || err != nil && opErr == nil {
+		rt.Fatalf("the store says %v, the model refused: %v; for %v", err, refusedByModel, ops)
+	}
+	if err == nil && result.Changed > 0 {
+		*w = append(*w, next)
+	}
+	if err == nil && (result.Revision != w.newest() || !maps.EqualFunc((*w)[w.newest()], next, sameModel)) {
+		rt.Fatalf("%+v at revision %d of the model, from %v to %v", result, w.newest(), now, next)
+	}
 }
 
 // ids are few, so that operations meet.
@@ -182,7 +199,7 @@ func compare(rt *rapid.T, t *testing.T, db *store.DB, revision int64, state mode
 			rt.Fatalf("revision %d: above %s are %v, want %v", revision, name, got, wanted)
 		}
 	}
-	list, err := db.ListEntities(t.Context(), revision, "", store.UID{}, 100)
+	list, err := db.ListEntities(t.Context(), revision, store.EntityQuery{Limit: 100})
 	if err != nil || len(list) != len(state) {
 		rt.Fatalf("revision %d: %d listed of %d, %v", revision, len(list), len(state), err)
 	}
@@ -205,7 +222,7 @@ func TestListAndEach(t *testing.T) {
 	var paged []string
 	after := store.UID{}
 	for {
-		page, err := db.ListEntities(t.Context(), then, "", after, 4)
+		page, err := db.ListEntities(t.Context(), then, store.EntityQuery{After: after, Limit: 4})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,7 +237,7 @@ func TestListAndEach(t *testing.T) {
 	if !slices.Equal(paged, all) {
 		t.Errorf("pages of %q", paged)
 	}
-	if list, err := db.ListEntities(t.Context(), then, "B", uid("B X"), 100); err != nil || len(list) != 4 {
+	if list, err := db.ListEntities(t.Context(), then, store.EntityQuery{Type: "B", After: uid("B X"), Limit: 100}); err != nil || len(list) != 4 {
 		t.Errorf("%v, %v", list, err)
 	}
 

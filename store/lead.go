@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -12,14 +13,29 @@ import (
 // safe by itself.
 func (db *DB) Lead(ctx context.Context, name string, fn func(ctx context.Context, alive func(context.Context) error) error) (led bool, err error) {
 	defer wrap(&err, "lead "+name)
+	return db.lead(ctx, name, func(conn *pgx.Conn) error { return fn(ctx, conn.Ping) })
+}
+
+// lead is Lead for work that is done on the very connection that holds the lock: who
+// loses the one cannot go on with the other.
+func (db *DB) lead(ctx context.Context, name string, fn func(conn *pgx.Conn) error) (led bool, err error) {
 	conn, err := pgx.ConnectConfig(ctx, db.conn.Copy())
 	if err != nil {
 		return false, err
 	}
 	defer closeConn(conn)
-	err = conn.QueryRow(ctx, "select pg_try_advisory_lock(hashtextextended($1, 0))", "cedarpost.lead."+name).Scan(&led)
+	err = conn.QueryRow(ctx, "select pg_try_advisory_lock(hashtextextended($1, 0))", leadLock+name).Scan(&led)
 	if err != nil || !led {
 		return false, err
 	}
-	return true, fn(ctx, conn.Ping)
+	// The server may notice only after a while that the connection is closed, and the
+	// next one need not wait for that.
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_, _ = conn.Exec(ctx, "select pg_advisory_unlock_all()")
+	}()
+	return true, fn(conn)
 }
+
+const leadLock = "cedarpost.lead."

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -11,8 +12,34 @@ import (
 // the connections of administration: however many replays there are, decisions do
 // not wait for them.
 
-// ErrSwept says that history does not go back to the revision.
+// ErrSwept says that history does not go back to the revision; see [SweptError].
 var ErrSwept = errors.New("is older than history is kept")
+
+// SweptError refuses to read a revision that is older than what history is kept
+// for. It is an [ErrSwept].
+type SweptError struct {
+	Oldest int64 // the first revision that can be read
+}
+
+// Error says how far back history goes.
+func (e *SweptError) Error() string { return fmt.Sprintf("history begins at revision %d", e.Oldest) }
+
+// Is makes it an [ErrSwept].
+func (e *SweptError) Is(target error) bool { return target == ErrSwept }
+
+const selectOldest = "select oldest from history"
+
+// checkSwept fails if the revision cannot be read any more. The sweeper moves
+// oldest up before it removes anything. So a read is whole if this succeeds after
+// it, or in the same snapshot; before it would prove nothing.
+func checkSwept(row pgx.Row, revision int64) error {
+	var oldest int64
+	err := row.Scan(&oldest)
+	if err == nil && revision < oldest {
+		err = &SweptError{oldest}
+	}
+	return err
+}
 
 // PastPolicies names the bundles that were live at the revision, and their content:
 // where the name is the same, so are schemas, catalogues and policies. They are kept
@@ -38,28 +65,8 @@ func (db *DB) PastBundles(ctx context.Context, revision int64) (_ []Bundle, err 
 	return readBundles(ctx, db.admin, revision)
 }
 
-// PastEntities is [DB.LoadEntities]. The error is [ErrSwept] for a revision that
-// history does not go back to.
-func (db *DB) PastEntities(ctx context.Context, revision int64, uids []UID) (found []Entity, err error) {
+// PastEntities is [DB.LoadEntities].
+func (db *DB) PastEntities(ctx context.Context, revision int64, uids []UID) (_ []Entity, err error) {
 	defer wrap(&err, "load entities of the past")
-	args, most := sliceArgs(revision, uids)
-	var batch pgx.Batch
-	batch.Queue(selectSlice, args...).Query(func(rows pgx.Rows) (err error) {
-		found, err = collectSlice(rows, most)
-		return err
-	})
-	// The sweeper moves oldest up before it removes anything: what was read is whole
-	// if this holds after it.
-	batch.Queue("select oldest from history").QueryRow(func(row pgx.Row) error {
-		var oldest int64
-		err := row.Scan(&oldest)
-		if err == nil && revision < oldest {
-			err = ErrSwept
-		}
-		return err
-	})
-	if err := db.admin.SendBatch(ctx, &batch).Close(); err != nil {
-		return nil, err
-	}
-	return found, nil
+	return loadEntities(ctx, db.admin, revision, uids)
 }

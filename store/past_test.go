@@ -100,3 +100,80 @@ func TestPastLeavesDecisionsAlone(t *testing.T) {
 	waitForLocks(t, url, 2)
 	within(t, "bundles", func(ctx context.Context) error { _, err := db.Bundles(ctx, 1); return err })
 }
+
+// Every way to read says that the revision is gone, and none gives what is left.
+func TestReadsOfWhatIsSwept(t *testing.T) {
+	db, url := openURL(t)
+	old := write(t, db, put("U a", `{}`, "G x"), put("U b", `{}`)).Revision
+	write(t, db, remove("U a"))
+	at := write(t, db, put("U c", `{}`)).Revision
+	mustRaw(t, url, "update history set oldest = $1", at)
+	for name, read := range reads(db) {
+		if _, err := read(t.Context(), old); !errors.Is(err, store.ErrSwept) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n, err := read(t.Context(), at); err != nil || n == 0 {
+			t.Errorf("%s: %d entities, %v", name, n, err)
+		}
+	}
+}
+
+// reads are the ways to read entities of a revision. Each tells how many.
+func reads(db *store.DB) map[string]func(context.Context, int64) (int, error) {
+	return map[string]func(context.Context, int64) (int, error){
+		"get": func(ctx context.Context, revision int64) (int, error) {
+			_, err := db.GetEntity(ctx, revision, uid("U b"))
+			return 1, err
+		},
+		"list": func(ctx context.Context, revision int64) (int, error) {
+			list, err := db.ListEntities(ctx, revision, store.EntityQuery{Limit: 10})
+			return len(list), err
+		},
+		"load": func(ctx context.Context, revision int64) (int, error) {
+			list, err := db.LoadEntities(ctx, revision, uids("U a", "U b"))
+			return len(list), err
+		},
+		"each": func(ctx context.Context, revision int64) (n int, err error) {
+			err = db.EachEntity(ctx, revision, nil, func(store.Entity) error { n++; return nil })
+			return n, err
+		},
+	}
+}
+
+// A sweep that comes between the looks of a read does not make it see less than
+// there was.
+func TestReadsBesideASweep(t *testing.T) {
+	db, url := openURL(t)
+	all := reads(db)
+	all["write"] = func(ctx context.Context, revision int64) (int, error) {
+		_, err := db.WriteEntities(ctx, store.EntityWrite{Ops: []store.Op{ifRevision(revision, put("U b", `{"n": 1}`))}})
+		if errors.Is(err, store.ErrStale) {
+			err = store.ErrSwept
+		}
+		return 0, err // that it is taken is not enough
+	}
+	for name, read := range all {
+		t.Run(name, func(t *testing.T) {
+			before := write(t, db, put("U a", `{}`), put("U b", `{}`)).Revision
+			// So that its statements are prepared, which would wait as well.
+			if _, err := read(t.Context(), before); err != nil {
+				t.Fatal(err)
+			}
+			old := current(t, db)
+			deleted := write(t, db, remove("U a"), remove("U b")).Revision
+			write(t, db, put("U c", fmt.Sprintf(`{"n": %d}`, deleted)))
+
+			sweeper := session(t, url)
+			mustExec(t, sweeper, "begin; lock table entities in access exclusive mode")
+			var group sync.WaitGroup
+			group.Go(func() {
+				if n, err := read(t.Context(), old); !errors.Is(err, store.ErrSwept) && (err != nil || n == 0) {
+					t.Errorf("%d entities, %v", n, err)
+				}
+			})
+			waitForLocks(t, url, 1)
+			mustExec(t, sweeper, fmt.Sprintf("update history set oldest = %d; delete from entities where until <= %[1]d; commit", deleted))
+			group.Wait()
+		})
+	}
+}

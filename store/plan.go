@@ -22,7 +22,7 @@ type plan struct {
 type draft struct {
 	uid         UID
 	before, now *Entity // nil: not stored; never changed in place
-	lastChange  int64   // revision of the newest change before this write; 0: never stored
+	lastChange  int64   // revision of the newest change before this write, or later, see forget; 0: never stored
 	grownBy     int     // the last operation that may have added parents
 	deletedBy   int     // the last operation that deleted it without cascade, or -1
 	members     int     // how many name it as parent after the write, if deletedBy ≥ 0
@@ -59,6 +59,16 @@ func (p *plan) load(e Entity, until *int64) {
 	}
 	d.lastChange = e.Since
 	d.before, d.now = &e, &e
+}
+
+// forget takes the revision that history begins at: an entity that left no version
+// was never stored, or was deleted at that revision at the latest.
+func (p *plan) forget(oldest int64) {
+	for _, d := range p.order {
+		if d.lastChange == 0 {
+			d.lastChange = oldest
+		}
+	}
 }
 
 // loadMember takes a stored entity that the cascade of an operation reaches.

@@ -8,7 +8,8 @@
 // has checked what they mean.
 //
 // Reads name the revision they want, and give the same answer for it for ever,
-// as long as it is not above [DB.Current].
+// as long as it is not above [DB.Current], or [ErrSwept] once history does not go
+// back to it any more.
 package store
 
 import (
@@ -40,6 +41,9 @@ var (
 	ErrTooManyMembers = errors.New("too many members to drop at once")
 	// ErrTooManyAncestors: more than [MaxLoad] ancestors would have to be read.
 	ErrTooManyAncestors = errors.New("too many ancestors")
+	// ErrTooManyGroups: more than [MaxGroups] entities that can have members are
+	// below the ancestor of a listing.
+	ErrTooManyGroups = errors.New("too many groups below")
 	// ErrBehind: the database that answered has not got to that position, or is
 	// another one: a standby that took over without the newest revisions.
 	ErrBehind = errors.New("the database is not at that revision")
@@ -316,7 +320,8 @@ type Change struct {
 // Changes reads what changed after a revision, in the order of revisions. It
 // stops after the revision that reaches the limit, and never within one, so there
 // can be more than limit. No changes means that after was the newest revision:
-// every revision changes something.
+// every revision changes something. What was swept is left out: after must not be
+// below [View.Oldest].
 func (db *DB) Changes(ctx context.Context, after int64, limit int) (_ []Change, err error) {
 	defer wrap(&err, "read changes")
 	return readChanges(ctx, db.pool, after, limit)

@@ -41,7 +41,8 @@ type Op struct {
 // always holds.
 type Precondition struct {
 	// IfRevision, if not nil: nobody changed, made or deleted the entity after that
-	// revision ([ErrStale]). What this write does to it does not count.
+	// revision ([ErrStale]). What this write does to it does not count. An entity that
+	// is not stored may have been deleted at any revision that was swept.
 	IfRevision *int64
 	// MustExist and MustNotExist: the entity is stored, or is not, when the
 	// operation's turn comes ([ErrMustExist], [ErrMustNotExist]).
@@ -159,6 +160,7 @@ func lockAndRead(ctx context.Context, tx pgx.Tx, w EntityWrite) (n int64, p *pla
 	var uids []UID
 	var cascades []string // parents to be deleted, and
 	var cascadeOps []int  // by which operation
+	conditional := false
 	for i, op := range w.Ops {
 		if p.touch(op.Entity.UID) {
 			uids = append(uids, op.Entity.UID)
@@ -166,9 +168,10 @@ func lockAndRead(ctx context.Context, tx pgx.Tx, w EntityWrite) (n int64, p *pla
 		if op.Kind == Delete && op.Cascade {
 			cascades, cascadeOps = append(cascades, op.Entity.parent()), append(cascadeOps, i)
 		}
+		conditional = conditional || op.Precondition.IfRevision != nil
 	}
 
-	// One round trip, but four statements: each sees what was committed before it
+	// One round trip, but several statements: each sees what was committed before it
 	// began, which for those after the first is all that came before the lock.
 	var batch pgx.Batch
 	batch.Queue("update revision set n = n + 1 returning n").QueryRow(func(row pgx.Row) error {
@@ -204,6 +207,15 @@ func lockAndRead(ctx context.Context, tx pgx.Tx, w EntityWrite) (n int64, p *pla
 		}
 		return err
 	})
+	if conditional {
+		// After the entities: the sweeper raises it before it takes one away.
+		batch.Queue(selectOldest).QueryRow(func(row pgx.Row) error {
+			var oldest int64
+			err := row.Scan(&oldest)
+			p.forget(oldest)
+			return err
+		})
+	}
 	if len(cascades) > 0 {
 		batch.Queue(`
 			select named.n, e.type, e.id, e.attrs, e.tags, e.parents, e.since

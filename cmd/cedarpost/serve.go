@@ -30,6 +30,7 @@ type listenFlags struct {
 	CacheMiB       int64         `name:"cache-mib" help:"Memory for entities, about, in MiB; 0 is no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
 	RecordMode     string        `help:"When decisions are answered: strict, after they are in the log, or buffered, before (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
 	Retention      span          `name:"decision-retention" help:"Drop a day of the decision log so long after its end; 0 is never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"TIME" group:"server"`
+	KeepHistory    span          `name:"history-retention" help:"How long earlier states of entities can be read, like 90d or 1000h: at least 48h, 0 is for ever (default ${default}). What a recorded decision was made on is kept as long as its record." env:"CEDARPOST_HISTORY_RETENTION" default:"90d" placeholder:"TIME" group:"server"`
 	RateLimit      float64       `help:"Checks a second that one caller may ask; 0 is no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
 	MaskKeyFile    string        `help:"File with the key of the hashes that stand in decision records for sensitive values: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
 	Name           string        `help:"Name of this server in decision records (default: the name of the host)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
@@ -44,6 +45,9 @@ func (f *listenFlags) Validate() error {
 	}
 	if f.CacheMiB < 0 {
 		return errors.New("--cache-mib must not be negative")
+	}
+	if keep := time.Duration(f.KeepHistory); keep != 0 && keep < store.MinKeep {
+		return fmt.Errorf("--history-retention must be %.0fh or more, for the newest decisions may need so much, or 0", store.MinKeep.Hours())
 	}
 	if f.RateLimit < 0 {
 		return errors.New("--rate-limit must not be negative")
@@ -61,7 +65,8 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, e
 	return server.Config{
 		DB: db, MaskKey: maskKey, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
 		AllowPlaintext: f.AllowPlaintext, MaxStaleness: f.MaxStaleness, CacheBytes: cacheBytes(f.CacheMiB),
-		Record: auditlog.Mode(f.RecordMode), DecisionRetention: retention(f.Retention), RateLimit: f.RateLimit, Name: f.Name, Log: log,
+		Record: auditlog.Mode(f.RecordMode), DecisionRetention: retention(f.Retention), HistoryRetention: retention(f.KeepHistory),
+		RateLimit: f.RateLimit, Name: f.Name, Log: log,
 	}, nil
 }
 

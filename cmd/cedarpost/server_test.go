@@ -64,6 +64,7 @@ func TestDev(t *testing.T) {
 	t.Run("decisions", testDecisions(sh))
 	t.Run("entities", testEntities(sh))
 	t.Run("import", testImport(sh))
+	t.Run("history of entities", testEntityHistory(sh))
 	t.Run("bundles", testBundles(sh))
 	t.Run("log", testLog(sh))
 	t.Run("wrong key", testWrongKey(sh, dir))

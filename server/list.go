@@ -1,0 +1,112 @@
+package server
+
+import (
+	"context"
+
+	"connectrpc.com/connect/v2"
+	"github.com/cedar-policy/cedar-go"
+	"google.golang.org/protobuf/proto"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// entityPage is where a page of ListEntities ended, of which query, and at which
+// revision.
+type entityPage struct {
+	Query []byte
+	Token string
+	After [2]string
+}
+
+// ListEntities implements cedarpost.v1.EntityService.
+func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListEntitiesRequest) (*cedarpostv1.ListEntitiesResponse, error) {
+	filters := proto.CloneOf(req)
+	filters.PageSize, filters.PageToken = 0, ""
+	query, err := fingerprint(filters)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	var page entityPage
+	at := req.GetAt()
+	if req.GetPageToken() != "" {
+		if err := parsePage(req.GetPageToken(), &page); err != nil || string(page.Query) != string(query) {
+			return nil, errPageToken
+		}
+		at = &cedarpostv1.Revision{Token: page.Token}
+	}
+	snap, number, err := s.readAt(ctx, at)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	q, err := s.entityQuery(ctx, snap, number, req)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	size := pageSize(req.GetPageSize())
+	q.After, q.Limit = store.UID{Type: page.After[0], ID: page.After[1]}, size+1
+	rows, err := s.db.ListEntities(ctx, number, q)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	out := &cedarpostv1.ListEntitiesResponse{Revision: encodeRevision(snap.position, number)}
+	if len(rows) > size {
+		rows = rows[:size]
+		last := rows[size-1].UID
+		out.NextPageToken = formatPage(entityPage{query, out.Revision.Token, [2]string{last.Type, last.ID}})
+	}
+	for _, row := range rows {
+		e, err := storedToProto(snap, row)
+		if err != nil {
+			return nil, publicError(err)
+		}
+		out.Entities = append(out.Entities, e)
+	}
+	return out, nil
+}
+
+// entityQuery reads the filters by the schema of the revision that is listed.
+func (s *entityService) entityQuery(ctx context.Context, snap *snapshot, at int64, req *cedarpostv1.ListEntitiesRequest) (q store.EntityQuery, err error) {
+	q.Type = req.GetType()
+	if req.Ancestor == nil && len(req.GetAttributes()) == 0 {
+		return q, nil
+	}
+	set := snap.set
+	if at < snap.policyRevision {
+		if set, err = s.past.policies(ctx, at); err != nil {
+			return q, err
+		}
+	}
+	if req.Ancestor != nil {
+		uid := protoToStore(req.Ancestor)
+		q.Ancestor = &uid
+		if q.ParentTypes, err = set.GroupTypes(cedarUID(req.Ancestor)); err != nil {
+			return q, err
+		}
+	}
+	if len(req.GetAttributes()) > 0 {
+		q.Attrs, err = readAttributes(set, q.Type, req.GetAttributes())
+	}
+	return q, err
+}
+
+// readAttributes reads what attributes are asked to be, as the store keeps it.
+func readAttributes(set *engine.Set, typ string, asked []*cedarpostv1.AttributeEquals) ([]byte, error) {
+	if typ == "" {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "attributes: needs type as well, whose schema says how to read them")
+	}
+	values := cedar.RecordMap{}
+	for _, a := range asked {
+		name := cedar.String(a.GetName())
+		if _, twice := values[name]; twice {
+			return nil, connect.Errorf(connect.CodeInvalidArgument, "attributes: %q is given twice", a.GetName())
+		}
+		value, err := set.ReadAttribute(cedar.EntityType(typ), a.GetName(), a.GetValue().AsInterface())
+		if err != nil {
+			return nil, err
+		}
+		values[name] = value
+	}
+	return recordJSON(cedar.NewRecord(values))
+}

@@ -1,0 +1,43 @@
+package server
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+)
+
+// sweepHistory removes each hour what is past its retention, unless another server
+// is at it.
+func (s *Server) sweepHistory(ctx context.Context) {
+	if s.cfg.HistoryRetention < 0 {
+		return
+	}
+	for wait := s.cfg.logCare; ; wait = logCareEvery {
+		if sleep(ctx, wait); ctx.Err() != nil {
+			return
+		}
+		s.sweep(ctx)
+	}
+}
+
+func (s *Server) sweep(ctx context.Context) {
+	began := time.Now()
+	swept, err := s.cfg.DB.Sweep(ctx, s.cfg.HistoryRetention)
+	attrs := []any{"oldest", swept.Oldest, "took", time.Since(began).Round(time.Millisecond)}
+	removed := int64(0)
+	for _, table := range slices.Sorted(maps.Keys(swept.Rows)) {
+		rows := swept.Rows[table]
+		s.metrics.sweptRows.WithLabelValues(table).Add(float64(rows))
+		attrs = append(attrs, table, rows)
+		removed += rows
+	}
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		s.metrics.sweepFails.Inc()
+		s.cfg.Log.Error("history not swept", append(attrs, "err", err)...)
+	case removed > 0:
+		s.cfg.Log.Info("history swept", attrs...)
+	}
+}

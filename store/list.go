@@ -1,0 +1,182 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// EntityQuery says which entities to list. The zero value of a field does not
+// filter; what is given must all match.
+type EntityQuery struct {
+	Type string
+	// Ancestor: only entities below it, its members, their members, and so on.
+	// ParentTypes are the types of those members that can have members themselves:
+	// a group of a million users is not looked into user by user.
+	Ancestor    *UID
+	ParentTypes []string
+	// Attrs is a JSON object: only entities whose attributes of these names have
+	// equal values.
+	Attrs []byte
+
+	// After continues after a page: UID of its last entity. The zero UID is before
+	// them all.
+	After UID
+	// Limit is the size of a page.
+	Limit int
+}
+
+// MaxGroups bounds the groups below an ancestor that a listing looks into.
+const MaxGroups = 10_000
+
+// ListEntities reads a page of entities as they were at the revision, in order of
+// type and id. The error is [ErrTooManyGroups] when there are more than
+// [MaxGroups] groups below the ancestor, and [ErrSwept] when history does not go
+// back to the revision.
+func (db *DB) ListEntities(ctx context.Context, revision int64, q EntityQuery) (page []Entity, err error) {
+	defer wrap(&err, "list entities")
+	l := listing{revision: revision, attrs: q.Attrs}
+	if l.whole, err = wholeValues(q.Attrs); err != nil {
+		return nil, err
+	}
+	err = db.admin.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		if q.Ancestor != nil {
+			if l.groups, err = groupsBelow(ctx, conn, revision, *q.Ancestor, q.ParentTypes); err != nil {
+				return err
+			}
+		}
+		for _, r := range q.ranges() {
+			found, err := l.read(ctx, conn, r, q.Limit-len(page))
+			if err != nil {
+				return err
+			}
+			if page = append(page, found...); len(page) == q.Limit {
+				break
+			}
+		}
+		return checkSwept(conn.QueryRow(ctx, selectOldest), revision)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return page, nil
+}
+
+// listRange is a range of types and ids. What is nil does not bound it.
+type listRange struct{ typ, afterID, afterType *string }
+
+// ranges are what comes after q.After, in order. Each is one that an index can begin
+// at and the planner can estimate, which (type, id) > (…, …) is not: it would be
+// taken for type > ….
+func (q *EntityQuery) ranges() []listRange {
+	var all listRange
+	if q.Type != "" {
+		all.typ = &q.Type
+	}
+	if q.After == (UID{}) {
+		return []listRange{all}
+	}
+	rest := []listRange{{typ: &q.After.Type, afterID: &q.After.ID}}
+	if q.Type == "" {
+		rest = append(rest, listRange{afterType: &q.After.Type})
+	}
+	return rest
+}
+
+// groupsBelow finds the ancestor and all entities of the types below it, as the
+// parents column has them, one level at a time.
+func groupsBelow(ctx context.Context, q querier, revision int64, ancestor UID, types []string) ([]string, error) {
+	groups := []string{ancestor.parent()}
+	known := map[string]bool{groups[0]: true}
+	for level := groups; len(level) > 0; {
+		members := listing{revision: revision, groups: level}
+		level = nil
+		for i := range types {
+			found, err := members.read(ctx, q, listRange{typ: &types[i]}, MaxGroups+1)
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range found {
+				if group := e.parent(); !known[group] {
+					known[group] = true
+					level = append(level, group)
+				}
+			}
+		}
+		if groups = append(groups, level...); len(groups) > MaxGroups {
+			return nil, ErrTooManyGroups
+		}
+	}
+	return groups, nil
+}
+
+// listing is what of entities is listed, of all ranges alike.
+type listing struct {
+	revision int64
+	groups   []string // only direct members of them; nil: all
+	attrs    []byte   // only those with these attributes; nil: all
+	whole    []byte   // those of attrs that @> would take a part for
+}
+
+// read reads the first entities of a range.
+func (l *listing) read(ctx context.Context, q querier, r listRange, limit int) ([]Entity, error) {
+	// Planned for these values: a filter that is not there then costs nothing, and one
+	// that is finds its index, if it selects few enough.
+	rows, _ := q.Query(ctx, listEntities, pgx.QueryExecModeCacheDescribe,
+		l.revision, r.typ, r.afterID, r.afterType, l.groups, l.attrs, l.whole, limit)
+	return pgx.CollectRows(rows, scanEntity)
+}
+
+// What was live at revision $1 is read from the two places where it is: what still
+// is, of which there are indexes, and what was closed since, which is little unless
+// the revision is an old one.
+const listEntities = `
+	select type, id, attrs, tags, parents, since
+	from (
+		(select type, id, attrs, tags, parents, since
+		 from entities
+		 where until is null` + isListed + `
+		 order by type, id
+		 limit $8)
+		union all
+		(select type, id, attrs, tags, parents, since
+		 from entities
+		 where until > $1` + isListed + `
+		 order by type, id
+		 limit $8)
+	) as live
+	order by type, id
+	limit $8`
+
+// && can use the index of parents, but looks at every group for every row, which the
+// planner does not see. Among many groups, = any finds each parent by its hash.
+const isListed = `
+		 and since <= $1
+		 and ($2::text is null or type = $2)
+		 and ($3::text is null or id > $3)
+		 and ($4::text is null or type > $4)
+		 and ($5::text[] is null or case when cardinality($5) <= 100 then parents && $5
+			else exists (select from unnest(parents) as parent where parent = any ($5)) end)
+		 and ($6::jsonb is null or attrs @> $6)
+		 and ($7::jsonb is null or not exists (
+			select from jsonb_each($7) as wanted where attrs -> wanted.key <> wanted.value))`
+
+// wholeValues are the members of a JSON object that are arrays or objects, nil if
+// there are none: @> takes a part of one for the whole.
+func wholeValues(object []byte) ([]byte, error) {
+	if object == nil {
+		return nil, nil
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(object, &members); err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(members, func(_ string, v json.RawMessage) bool { return v[0] != '[' && v[0] != '{' })
+	if len(members) == 0 {
+		return nil, nil
+	}
+	return json.Marshal(members)
+}
