@@ -112,7 +112,7 @@ func newGround(t *testing.T) *ground {
 	t.Helper()
 	cluster := storetest.NewServer(t)
 	g := &ground{key: filepath.Join(t.TempDir(), "key")}
-	g.args = append([]string{"serve", "--database-url", cluster.URL(), "--bootstrap-key-file", g.key}, anyPort...)
+	g.args = append([]string{"serve", "--development-database", "--database-url", cluster.URL(), "--bootstrap-key-file", g.key}, anyPort...)
 	newShell().exits(t, 0, nil, "migrate", "--database-url", cluster.URL())
 	g.daemon = newShell().start(t, g.args...)
 	g.args = append(g.args, "--admin-listen", strings.TrimPrefix(g.daemon.url("admin"), "http://"))

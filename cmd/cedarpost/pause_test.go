@@ -30,7 +30,7 @@ func newReplicas(t *testing.T, bound time.Duration) *replicas {
 	keyFile := filepath.Join(t.TempDir(), "key")
 	sh := newShell("CEDARPOST_DATABASE_URL="+r.pg.URL(), "CEDARPOST_BOOTSTRAP_KEY_FILE="+keyFile, "CEDARPOST_TOKEN_FILE="+keyFile,
 		"CEDARPOST_MAX_STALENESS="+bound.String())
-	serve := append([]string{"serve", "--migrate"}, anyPort...)
+	serve := append([]string{"serve", "--migrate", "--development-database"}, anyPort...)
 	r.running = sh.start(t, serve...)
 	r.admin = sh.with("CEDARPOST_ADMIN_URL=" + r.running.url("admin"))
 	r.admin.exits(t, 0, nil, "apply", "../../policies/shop")
