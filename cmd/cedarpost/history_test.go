@@ -26,9 +26,9 @@ func testEntityHistory(sh *shell) func(*testing.T) {
 		r = sh.exits(t, 0, nil, "entities", "history", "--type=Shop::User", "--by=bootstrap", "--since=1h", "--limit=1", "-o", "json")
 		var change struct {
 			Kind, Caller string
-			Uid          struct{ ID string }
+			UID          struct{ ID string }
 		}
-		if err := json.Unmarshal([]byte(r.out), &change); err != nil || change.Kind != "CHANGED" || change.Uid.ID != "hal" || change.Caller != "bootstrap" {
+		if err := json.Unmarshal([]byte(r.out), &change); err != nil || change.Kind != "CHANGED" || change.UID.ID != "hal" || change.Caller != "bootstrap" {
 			t.Errorf("%s %v", r.out, err)
 		}
 		sh.exits(t, 0, says("no changes"), "entities", "history", "--by=nobody")
