@@ -36,7 +36,7 @@ func (c Checkpoint) Sign(keys ...Key) ([]byte, error) {
 	return note.Sign(&note.Note{Text: c.text()}, signers...)
 }
 
-// ErrUnsigned: no signature on a checkpoint is by a key that is trusted.
+// ErrUnsigned says that no signature on a checkpoint is by a key that is trusted.
 var ErrUnsigned = errors.New("the checkpoint is not signed by a trusted key")
 
 // OpenCheckpoint reads a signed checkpoint. At least one of the keys must have

@@ -203,7 +203,7 @@ func (b *bench) drive(t *testing.T, callers, checks, calls int) run {
 				t.Error(err)
 				return
 			}
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			answer := bufio.NewReaderSize(conn, 64<<10)
 			for range calls / callers {
 				sent := time.Now()

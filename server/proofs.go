@@ -68,18 +68,16 @@ func (s *auditService) GetInclusionProof(ctx context.Context, req *cedarpostv1.G
 func (s *auditService) prove(ctx context.Context, id uuid.UUID, size int64) (in auditlog.Inclusion, err error) {
 	var batchID uuid.UUID
 	d, err := s.db.GetDecision(ctx, id)
-	if err == nil {
-		batchID, in.Row, in.Record = d.Batch, d.Pos, d.Record
-	} else if errors.Is(err, store.ErrNotFound) {
-		e, err := s.db.GetEvent(ctx, id)
-		if errors.Is(err, store.ErrNotFound) {
-			return in, connect.Errorf(connect.CodeNotFound, "no record %s is in the log", id)
-		}
-		if err != nil {
-			return in, err
-		}
+	batchID, in.Row, in.Record = d.Batch, d.Pos, d.Record
+	if errors.Is(err, store.ErrNotFound) {
+		var e store.Event
+		e, err = s.db.GetEvent(ctx, id)
 		batchID, in.Row, in.Record = e.Batch, e.Pos, e.Record
-	} else {
+	}
+	if errors.Is(err, store.ErrNotFound) {
+		err = connect.Errorf(connect.CodeNotFound, "no record %s is in the log", id)
+	}
+	if err != nil {
 		return in, err
 	}
 	batch, err := s.db.BatchByID(ctx, batchID)

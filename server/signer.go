@@ -57,7 +57,7 @@ func newSigner(db *store.DB, events *eventLog, log *slog.Logger, cfg Signing) (*
 		if err != nil {
 			return nil, fmt.Errorf("audit key: %w", err)
 		}
-		if s.origin = key.Name(); s.keys != nil && s.keys[0].Name() != s.origin {
+		if s.origin = key.Name(); len(s.keys) > 0 && s.keys[0].Name() != s.origin {
 			return nil, fmt.Errorf("audit key: %s is named %q and another key %q: the name is that of the log, and must be the same", file, s.origin, s.keys[0].Name())
 		}
 		s.keys = append(s.keys, key)

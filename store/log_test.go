@@ -43,12 +43,12 @@ func deafProxy(t *testing.T, databaseURL string) (proxied string, lose *atomic.B
 			}
 			upstream, err := net.Dial("tcp", server)
 			if err != nil {
-				client.Close()
+				_ = client.Close()
 				continue
 			}
-			go func() { _, _ = io.Copy(upstream, client); upstream.Close() }()
+			go func() { _, _ = io.Copy(upstream, client); _ = upstream.Close() }()
 			go func() {
-				defer client.Close()
+				defer func() { _ = client.Close() }()
 				buf := make([]byte, 64<<10)
 				for {
 					n, err := upstream.Read(buf)
