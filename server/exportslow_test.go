@@ -37,7 +37,7 @@ func newDecision(t *testing.T, bytes int) store.Decision {
 // meanwhile.
 func TestSlowReaderOfAnExport(t *testing.T) {
 	times := defaultTimeouts
-	times.message, times.discard = 300*time.Millisecond, 100*time.Millisecond
+	times.message, times.discard = 900*time.Millisecond, 100*time.Millisecond
 	db, clients, _, _ := hurriedServer(t, times)
 	w := db.NewLogWriter("s", auditlog.Strict, 0)
 	defer w.Close()
@@ -61,7 +61,7 @@ func TestSlowReaderOfAnExport(t *testing.T) {
 				}
 				time.Sleep(times.message / 3)
 			}
-			time.Sleep(8 * times.message)
+			time.Sleep(3 * times.message)
 			received := 4
 			for err == nil {
 				if _, err = stream.Receive(); err == nil {
