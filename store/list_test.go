@@ -93,7 +93,7 @@ func TestListingOfManyMembers(t *testing.T) {
 	write(t, db, put("U late", `{}`, "G s1"), put("U 00007", `{}`))
 	list := func(revision int64, q store.EntityQuery) (ids []string, err error) {
 		q.ParentTypes = []string{"G"}
-		for q.Limit = 1000; ; {
+		for q.Limit = 5000; ; {
 			page, err := db.ListEntities(t.Context(), revision, q)
 			for _, e := range page {
 				ids, q.After = append(ids, e.ID), e.UID
