@@ -227,7 +227,7 @@ func stall(t *testing.T, addr, key, upload string) string {
 // An upload that never ends is ended, though each message comes in time.
 func TestEndlessUpload(t *testing.T) {
 	times := defaultTimeouts
-	times.upload, times.discard = time.Second, 100*time.Millisecond
+	times.upload, times.discard = time.Second, 5*time.Second // over HTTP/1.1, time to see the answer while it sends
 	clients, _, _ := hurried(t, times)
 	for i, c := range clients {
 		t.Run(wires[i].name, func(t *testing.T) {
