@@ -168,6 +168,39 @@ func TestRecorderStops(t *testing.T) {
 	}
 }
 
+// An answered decision whose commit went through unheard is tried again, found in the
+// log, and does not keep those after it out.
+func TestBufferedRetryFindsItsRecord(t *testing.T) {
+	db := storetest.Open(t)
+	r := newRecorder(db, "test", auditlog.Buffered, slog.New(slog.DiscardHandler), newMetrics(), nil)
+	defer r.close()
+	unheard, next := aDecision(t), aDecision(t)
+	w := db.NewLogWriter("test", auditlog.Strict, 0)
+	defer w.Close()
+	if _, err := w.Append(t.Context(), []store.Decision{unheard}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.record(t.Context(), []store.Decision{unheard}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 500 {
+		if r.atRisk.Load() == 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := r.record(t.Context(), []store.Decision{next}, nil); err != nil || r.down.Load() {
+		t.Fatalf("the recorder is stuck: %v", err)
+	}
+	for range 500 {
+		if _, err := db.GetDecision(t.Context(), next.ID); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("the next decision never came")
+}
+
 // One row that Postgres refuses must not take others with it unnoticed: the
 // whole commit fails, and everyone in it is told.
 func TestRecorderTellsAllOfAFailedCommit(t *testing.T) {

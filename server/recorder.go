@@ -224,7 +224,7 @@ func (r *recorder) wait() *pendingRecord {
 		select {
 		case p = <-r.queue:
 		case <-idle.C:
-			_ = r.write(nil, nil) // an empty batch; what failed is logged
+			_ = r.write(dayRows{}) // an empty batch; what failed is logged
 			continue
 		case <-r.stop:
 			if p = r.take(); p == nil {
@@ -280,20 +280,24 @@ func (r *recorder) commit(batch []*pendingRecord) {
 		}
 	}
 	var err error
-	for {
-		if err = r.write(decisions, events); err == nil || risked == 0 || r.stopping() {
-			break
-		}
+	for _, d := range splitDays(decisions, events) {
+		err = r.write(d)
 		// They were answered: try until they are in the log. Meanwhile nobody gets an
 		// answer, for down is set.
-		if errors.Is(err, store.ErrBehind) {
-			// Their revision was lost in a failover. The log has to say that they were answered.
-			for i := range decisions {
-				decisions[i].Mark = uuid.Nil
+		for err != nil && risked > 0 && !r.stopping() {
+			if errors.Is(err, store.ErrBehind) {
+				// Their revision was lost in a failover. The log has to say that they were answered.
+				for i := range d.decisions {
+					d.decisions[i].Mark = uuid.Nil
+				}
+			} else {
+				time.Sleep(recordWait)
 			}
-			continue
+			err = r.write(d)
 		}
-		time.Sleep(recordWait)
+		if err != nil {
+			break
+		}
 	}
 	if err != nil && risked > 0 {
 		r.log.Error("answered decisions lost: the server stops and the log is not available", "decisions", risked)
@@ -306,23 +310,20 @@ func (r *recorder) commit(batch []*pendingRecord) {
 }
 
 // write is one attempt at a commit.
-func (r *recorder) write(decisions []store.Decision, events []store.Event) error {
+func (r *recorder) write(rows dayRows) error {
 	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
 	defer cancel()
 	began := time.Now()
-	var done store.Appended
-	var err error
-	for _, d := range splitDays(decisions, events) {
-		if done, err = r.writer.Append(ctx, d.decisions, d.events); err != nil {
-			break
-		}
+	done, err := r.writer.Append(ctx, rows.decisions, rows.events)
+	if r.mode == auditlog.Buffered && errors.Is(err, store.ErrRecorded) {
+		err = nil // the attempt before this one went through
 	}
 	r.metric.commit.Observe(time.Since(began).Seconds())
-	r.metric.batchRows.Observe(float64(len(decisions) + len(events)))
+	r.metric.batchRows.Observe(float64(len(rows.decisions) + len(rows.events)))
 	r.down.Store(err != nil)
 	if err != nil {
 		r.metric.commitFails.Inc()
-		r.log.Error("not recorded", "decisions", len(decisions), "events", len(events), "err", err)
+		r.log.Error("not recorded", "decisions", len(rows.decisions), "events", len(rows.events), "err", err)
 		return err
 	}
 	if r.heard != nil && !done.Asked.IsZero() {

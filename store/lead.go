@@ -8,9 +8,9 @@ import (
 )
 
 // Lead runs fn if no other process leads under that name, and says whether it did.
-// It leads as long as the session lives that holds the lock: fn gets a context that
-// ends with it, at most a heartbeat late, so what must not be done twice has to be
-// safe by itself.
+// It leads as long as the session lives that holds the lock, which alive asks for now
+// and then. In between another can have taken over, so what must not be done twice
+// has to be safe by itself.
 func (db *DB) Lead(ctx context.Context, name string, fn func(ctx context.Context, alive func(context.Context) error) error) (led bool, err error) {
 	defer wrap(&err, "lead "+name)
 	return db.lead(ctx, name, func(conn *pgx.Conn) error { return fn(ctx, conn.Ping) })

@@ -83,7 +83,9 @@ type Appended struct {
 // long as ctx lives: nothing is ever recorded twice. Only if that ends without an
 // answer may the batch be in the log although there is an error. The error is
 // [ErrNoPartition] when the log has no place for that day, and [ErrBehind] when the
-// database does not have the revision that a decision was made at.
+// database does not have the revision that a decision was made at. It is
+// [ErrRecorded] when an append before this one, of which no more was heard, went
+// through.
 func (w *LogWriter) Append(ctx context.Context, decisions []Decision, events []Event) (done Appended, err error) {
 	defer wrap(&err, "append to the log")
 	w.mu.Lock()
@@ -135,6 +137,8 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 		return done, false, err
 	case pgErr.Code == "CP001": // of log_guard
 		err = fmt.Errorf("%w: %w", ErrBehind, err)
+	case pgErr.Code == "23505" && (strings.HasPrefix(pgErr.TableName, "decisions_") || strings.HasPrefix(pgErr.TableName, "events_")):
+		err = fmt.Errorf("%w: %w", ErrRecorded, err)
 	case isNoPartition(err):
 		err = fmt.Errorf("%w: %w", ErrNoPartition, err)
 	}

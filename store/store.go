@@ -56,6 +56,9 @@ var (
 	ErrNotMigrated = errors.New("database schema is not up to date: run cedarpost migrate")
 	// ErrTooNew: the database's schema is newer than this binary knows.
 	ErrTooNew = errors.New("database schema is newer than this binary: use a newer cedarpost")
+	// ErrRecorded: the log holds one of these records already, by an attempt whose
+	// outcome nobody learned.
+	ErrRecorded = errors.New("recorded already")
 	// ErrNoPartition: the decision log has no partition for the day of a decision.
 	ErrNoPartition = errors.New("decision log has no partition for that day")
 )
