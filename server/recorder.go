@@ -153,7 +153,7 @@ func (r *recorder) record(ctx context.Context, decisions []store.Decision, event
 
 // buffer takes decisions that are answered before they are committed.
 func (r *recorder) buffer(ctx context.Context, p *pendingRecord) error {
-	if r.down.Load() {
+	if r.down.Load() || r.writer.Trouble() {
 		return errRecorderDown
 	}
 	n := int64(len(p.decisions))
@@ -186,7 +186,7 @@ func (r *recorder) enqueue(ctx context.Context, p *pendingRecord) error {
 	case r.queue <- p:
 		return nil
 	case <-full.C:
-		if r.down.Load() {
+		if r.down.Load() || r.writer.Trouble() {
 			return errRecorderDown
 		}
 		return errQueueFull

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -47,6 +48,8 @@ type LogWriter struct {
 	server string
 	mode   auditlog.Mode
 	bound  int
+
+	trouble atomic.Bool // the last attempt broke off
 
 	mu      sync.Mutex // held for the whole of an append
 	seq     int64      // of the next batch
@@ -102,6 +105,7 @@ func (w *LogWriter) Append(ctx context.Context, decisions []Decision, events []E
 		if err = w.connect(ctx); err == nil {
 			done, refused, err = w.try(ctx, b, again, decisions, events)
 		}
+		w.trouble.Store(err != nil && !refused)
 		if err == nil {
 			w.unclean = nil
 		}
@@ -145,6 +149,10 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 	// While a server shuts down, its word is not taken for it.
 	return done, pgErr.Code[:2] != "57", err
 }
+
+// Trouble reports whether the last attempt broke off, while it may still be tried
+// again.
+func (w *LogWriter) Trouble() bool { return w.trouble.Load() }
 
 // sealedBatch is what log_append takes.
 type sealedBatch struct {
