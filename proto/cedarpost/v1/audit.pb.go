@@ -43,6 +43,10 @@ const (
 	EventRecord_RETENTION_DROP EventRecord_Kind = 5
 	// Checkpoints are signed with a key for the first time.
 	EventRecord_CHECKPOINT_KEY EventRecord_Kind = 6
+	// A caller gave answers again from its cache.
+	EventRecord_REUSE EventRecord_Kind = 7
+	// A caller let checks through without an answer.
+	EventRecord_FAILED_OPEN EventRecord_Kind = 8
 )
 
 // Enum value maps for EventRecord_Kind.
@@ -55,6 +59,8 @@ var (
 		4: "LOG_READ",
 		5: "RETENTION_DROP",
 		6: "CHECKPOINT_KEY",
+		7: "REUSE",
+		8: "FAILED_OPEN",
 	}
 	EventRecord_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED":       0,
@@ -64,6 +70,8 @@ var (
 		"LOG_READ":               4,
 		"RETENTION_DROP":         5,
 		"CHECKPOINT_KEY":         6,
+		"REUSE":                  7,
+		"FAILED_OPEN":            8,
 	}
 )
 
@@ -152,7 +160,7 @@ func (x CountDecisionsRequest_Group) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CountDecisionsRequest_Group.Descriptor instead.
 func (CountDecisionsRequest_Group) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15, 0}
 }
 
 // How the replay came out.
@@ -209,7 +217,7 @@ func (x ReplayDecisionResponse_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplayDecisionResponse_Outcome.Descriptor instead.
 func (ReplayDecisionResponse_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19, 0}
 }
 
 // DecisionRecord is what the log keeps of one decision. Its serialized bytes are
@@ -270,7 +278,9 @@ type DecisionRecord struct {
 	// HMAC-SHA-256>"}. A decision with masked values cannot be replayed exactly.
 	Masked []string `protobuf:"bytes,25,rep,name=masked,proto3" json:"masked,omitempty"`
 	// How long loading the entities took.
-	LoadTime      *durationpb.Duration `protobuf:"bytes,26,opt,name=load_time,json=loadTime,proto3" json:"load_time,omitempty"`
+	LoadTime *durationpb.Duration `protobuf:"bytes,26,opt,name=load_time,json=loadTime,proto3" json:"load_time,omitempty"`
+	// How long the caller may keep the answer and use it again; absent: not at all.
+	MayBeKept     *durationpb.Duration `protobuf:"bytes,27,opt,name=may_be_kept,json=mayBeKept,proto3" json:"may_be_kept,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -487,6 +497,13 @@ func (x *DecisionRecord) GetLoadTime() *durationpb.Duration {
 	return nil
 }
 
+func (x *DecisionRecord) GetMayBeKept() *durationpb.Duration {
+	if x != nil {
+		return x.MayBeKept
+	}
+	return nil
+}
+
 // EventRecord is what the log keeps of anything that is not a decision.
 type EventRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -518,6 +535,8 @@ type EventRecord struct {
 	//	*EventRecord_LogRead
 	//	*EventRecord_RetentionDrop
 	//	*EventRecord_CheckpointKey
+	//	*EventRecord_Reuse
+	//	*EventRecord_FailedOpen
 	Detail        isEventRecord_Detail `protobuf_oneof:"detail"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -677,6 +696,24 @@ func (x *EventRecord) GetCheckpointKey() *CheckpointKey {
 	return nil
 }
 
+func (x *EventRecord) GetReuse() *ReuseReport {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_Reuse); ok {
+			return x.Reuse
+		}
+	}
+	return nil
+}
+
+func (x *EventRecord) GetFailedOpen() *FailedOpen {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_FailedOpen); ok {
+			return x.FailedOpen
+		}
+	}
+	return nil
+}
+
 type isEventRecord_Detail interface {
 	isEventRecord_Detail()
 }
@@ -711,6 +748,16 @@ type EventRecord_CheckpointKey struct {
 	CheckpointKey *CheckpointKey `protobuf:"bytes,15,opt,name=checkpoint_key,json=checkpointKey,proto3,oneof"`
 }
 
+type EventRecord_Reuse struct {
+	// Of REUSE.
+	Reuse *ReuseReport `protobuf:"bytes,16,opt,name=reuse,proto3,oneof"`
+}
+
+type EventRecord_FailedOpen struct {
+	// Of FAILED_OPEN.
+	FailedOpen *FailedOpen `protobuf:"bytes,17,opt,name=failed_open,json=failedOpen,proto3,oneof"`
+}
+
 func (*EventRecord_Change) isEventRecord_Detail() {}
 
 func (*EventRecord_AuthenticationFailure) isEventRecord_Detail() {}
@@ -722,6 +769,10 @@ func (*EventRecord_LogRead) isEventRecord_Detail() {}
 func (*EventRecord_RetentionDrop) isEventRecord_Detail() {}
 
 func (*EventRecord_CheckpointKey) isEventRecord_Detail() {}
+
+func (*EventRecord_Reuse) isEventRecord_Detail() {}
+
+func (*EventRecord_FailedOpen) isEventRecord_Detail() {}
 
 // Change is a committed write. It is recorded in the transaction of the write.
 type Change struct {
@@ -1138,6 +1189,200 @@ func (x *CheckpointKey) GetVerifierKey() string {
 	return ""
 }
 
+// ReuseReport is what a caller used again. Reports of a caller with the same id
+// are one, sent more than once.
+type ReuseReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id that the caller gave it.
+	ReportId string `protobuf:"bytes,1,opt,name=report_id,json=reportId,proto3" json:"report_id,omitempty"`
+	// The decisions used again.
+	Reuses []*Reuse `protobuf:"bytes,2,rep,name=reuses,proto3" json:"reuses,omitempty"`
+	// How many uses the caller lost count of.
+	Lost int64 `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"`
+	// How many reuses were not taken.
+	Refused       int32 `protobuf:"varint,4,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReuseReport) Reset() {
+	*x = ReuseReport{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReuseReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReuseReport) ProtoMessage() {}
+
+func (x *ReuseReport) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReuseReport.ProtoReflect.Descriptor instead.
+func (*ReuseReport) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ReuseReport) GetReportId() string {
+	if x != nil {
+		return x.ReportId
+	}
+	return ""
+}
+
+func (x *ReuseReport) GetReuses() []*Reuse {
+	if x != nil {
+		return x.Reuses
+	}
+	return nil
+}
+
+func (x *ReuseReport) GetLost() int64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *ReuseReport) GetRefused() int32 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+// FailedOpen is what a caller let through. Reports of a caller with the same id are
+// one, sent more than once.
+type FailedOpen struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id that the caller gave the report.
+	ReportId string `protobuf:"bytes,1,opt,name=report_id,json=reportId,proto3" json:"report_id,omitempty"`
+	// What was let through.
+	FailOpens     []*FailOpen `protobuf:"bytes,2,rep,name=fail_opens,json=failOpens,proto3" json:"fail_opens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailedOpen) Reset() {
+	*x = FailedOpen{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailedOpen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailedOpen) ProtoMessage() {}
+
+func (x *FailedOpen) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailedOpen.ProtoReflect.Descriptor instead.
+func (*FailedOpen) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FailedOpen) GetReportId() string {
+	if x != nil {
+		return x.ReportId
+	}
+	return ""
+}
+
+func (x *FailedOpen) GetFailOpens() []*FailOpen {
+	if x != nil {
+		return x.FailOpens
+	}
+	return nil
+}
+
+// DecisionUses sums up how often a decision was used again by its caller.
+type DecisionUses struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many times, the first answer not counted.
+	Hits int64 `protobuf:"varint,1,opt,name=hits,proto3" json:"hits,omitempty"`
+	// When that first was, by the caller's clock.
+	First *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=first,proto3" json:"first,omitempty"`
+	// When it last was.
+	Last          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecisionUses) Reset() {
+	*x = DecisionUses{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecisionUses) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecisionUses) ProtoMessage() {}
+
+func (x *DecisionUses) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecisionUses.ProtoReflect.Descriptor instead.
+func (*DecisionUses) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *DecisionUses) GetHits() int64 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
+func (x *DecisionUses) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *DecisionUses) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
 // QueryDecisionsRequest filters the log. All filters given must match.
 type QueryDecisionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1180,7 +1425,7 @@ type QueryDecisionsRequest struct {
 
 func (x *QueryDecisionsRequest) Reset() {
 	*x = QueryDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1437,7 @@ func (x *QueryDecisionsRequest) String() string {
 func (*QueryDecisionsRequest) ProtoMessage() {}
 
 func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1450,7 @@ func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{8}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *QueryDecisionsRequest) GetFrom() *timestamppb.Timestamp {
@@ -1327,13 +1572,15 @@ type QueryDecisionsResponse struct {
 	Decisions []*DecisionRecord `protobuf:"bytes,1,rep,name=decisions,proto3" json:"decisions,omitempty"`
 	// For the next page; empty on the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// The uses of those decisions whose answers were used again, by decision id.
+	Uses          map[string]*DecisionUses `protobuf:"bytes,3,rep,name=uses,proto3" json:"uses,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *QueryDecisionsResponse) Reset() {
 	*x = QueryDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1592,7 @@ func (x *QueryDecisionsResponse) String() string {
 func (*QueryDecisionsResponse) ProtoMessage() {}
 
 func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1605,7 @@ func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{9}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *QueryDecisionsResponse) GetDecisions() []*DecisionRecord {
@@ -1375,6 +1622,13 @@ func (x *QueryDecisionsResponse) GetNextPageToken() string {
 	return ""
 }
 
+func (x *QueryDecisionsResponse) GetUses() map[string]*DecisionUses {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
 // GetDecisionRequest names a record.
 type GetDecisionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1386,7 +1640,7 @@ type GetDecisionRequest struct {
 
 func (x *GetDecisionRequest) Reset() {
 	*x = GetDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1652,7 @@ func (x *GetDecisionRequest) String() string {
 func (*GetDecisionRequest) ProtoMessage() {}
 
 func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +1665,7 @@ func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionRequest.ProtoReflect.Descriptor instead.
 func (*GetDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{10}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetDecisionRequest) GetDecisionId() string {
@@ -1425,14 +1679,16 @@ func (x *GetDecisionRequest) GetDecisionId() string {
 type GetDecisionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The record.
-	Decision      *DecisionRecord `protobuf:"bytes,1,opt,name=decision,proto3" json:"decision,omitempty"`
+	Decision *DecisionRecord `protobuf:"bytes,1,opt,name=decision,proto3" json:"decision,omitempty"`
+	// Its uses beyond the first answer; absent: none are reported.
+	Uses          *DecisionUses `protobuf:"bytes,2,opt,name=uses,proto3" json:"uses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetDecisionResponse) Reset() {
 	*x = GetDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1700,7 @@ func (x *GetDecisionResponse) String() string {
 func (*GetDecisionResponse) ProtoMessage() {}
 
 func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,12 +1713,19 @@ func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionResponse.ProtoReflect.Descriptor instead.
 func (*GetDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{11}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetDecisionResponse) GetDecision() *DecisionRecord {
 	if x != nil {
 		return x.Decision
+	}
+	return nil
+}
+
+func (x *GetDecisionResponse) GetUses() *DecisionUses {
+	if x != nil {
+		return x.Uses
 	}
 	return nil
 }
@@ -1482,7 +1745,7 @@ type CountDecisionsRequest struct {
 
 func (x *CountDecisionsRequest) Reset() {
 	*x = CountDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1757,7 @@ func (x *CountDecisionsRequest) String() string {
 func (*CountDecisionsRequest) ProtoMessage() {}
 
 func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1770,7 @@ func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*CountDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CountDecisionsRequest) GetFilter() *QueryDecisionsRequest {
@@ -1544,7 +1807,7 @@ type CountDecisionsResponse struct {
 
 func (x *CountDecisionsResponse) Reset() {
 	*x = CountDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1819,7 @@ func (x *CountDecisionsResponse) String() string {
 func (*CountDecisionsResponse) ProtoMessage() {}
 
 func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1832,7 @@ func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*CountDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CountDecisionsResponse) GetCounts() []*DecisionCount {
@@ -1602,7 +1865,7 @@ type DecisionCount struct {
 
 func (x *DecisionCount) Reset() {
 	*x = DecisionCount{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1877,7 @@ func (x *DecisionCount) String() string {
 func (*DecisionCount) ProtoMessage() {}
 
 func (x *DecisionCount) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1890,7 @@ func (x *DecisionCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionCount.ProtoReflect.Descriptor instead.
 func (*DecisionCount) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DecisionCount) GetGroup() string {
@@ -1662,7 +1925,7 @@ type ReplayDecisionRequest struct {
 
 func (x *ReplayDecisionRequest) Reset() {
 	*x = ReplayDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1937,7 @@ func (x *ReplayDecisionRequest) String() string {
 func (*ReplayDecisionRequest) ProtoMessage() {}
 
 func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1950,7 @@ func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionRequest.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReplayDecisionRequest) GetDecisionId() string {
@@ -1717,7 +1980,7 @@ type ReplayDecisionResponse struct {
 
 func (x *ReplayDecisionResponse) Reset() {
 	*x = ReplayDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1729,7 +1992,7 @@ func (x *ReplayDecisionResponse) String() string {
 func (*ReplayDecisionResponse) ProtoMessage() {}
 
 func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1742,7 +2005,7 @@ func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionResponse.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReplayDecisionResponse) GetOutcome() ReplayDecisionResponse_Outcome {
@@ -1798,7 +2061,7 @@ type ExportDecisionsRequest struct {
 
 func (x *ExportDecisionsRequest) Reset() {
 	*x = ExportDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +2073,7 @@ func (x *ExportDecisionsRequest) String() string {
 func (*ExportDecisionsRequest) ProtoMessage() {}
 
 func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +2086,7 @@ func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExportDecisionsRequest) GetFromLeaf() int64 {
@@ -1869,7 +2132,7 @@ type ExportDecisionsResponse struct {
 
 func (x *ExportDecisionsResponse) Reset() {
 	*x = ExportDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +2144,7 @@ func (x *ExportDecisionsResponse) String() string {
 func (*ExportDecisionsResponse) ProtoMessage() {}
 
 func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +2157,7 @@ func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExportDecisionsResponse) GetLeaf() int64 {
@@ -1934,7 +2197,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2209,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +2222,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogEntry) GetEntry() isLogEntry_Entry {
@@ -2028,7 +2291,7 @@ type QueryEventsRequest struct {
 
 func (x *QueryEventsRequest) Reset() {
 	*x = QueryEventsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2303,7 @@ func (x *QueryEventsRequest) String() string {
 func (*QueryEventsRequest) ProtoMessage() {}
 
 func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2316,7 @@ func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsRequest.ProtoReflect.Descriptor instead.
 func (*QueryEventsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *QueryEventsRequest) GetFrom() *timestamppb.Timestamp {
@@ -2118,7 +2381,7 @@ type QueryEventsResponse struct {
 
 func (x *QueryEventsResponse) Reset() {
 	*x = QueryEventsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2130,7 +2393,7 @@ func (x *QueryEventsResponse) String() string {
 func (*QueryEventsResponse) ProtoMessage() {}
 
 func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,7 +2406,7 @@ func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsResponse.ProtoReflect.Descriptor instead.
 func (*QueryEventsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *QueryEventsResponse) GetEvents() []*EventRecord {
@@ -2171,7 +2434,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2183,7 +2446,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2196,7 +2459,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetCheckpointRequest) GetSize() int64 {
@@ -2219,7 +2482,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2494,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2507,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -2274,7 +2537,7 @@ type GetInclusionProofRequest struct {
 
 func (x *GetInclusionProofRequest) Reset() {
 	*x = GetInclusionProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2286,7 +2549,7 @@ func (x *GetInclusionProofRequest) String() string {
 func (*GetInclusionProofRequest) ProtoMessage() {}
 
 func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2299,7 +2562,7 @@ func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofRequest.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetInclusionProofRequest) GetId() string {
@@ -2340,7 +2603,7 @@ type GetInclusionProofResponse struct {
 
 func (x *GetInclusionProofResponse) Reset() {
 	*x = GetInclusionProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2352,7 +2615,7 @@ func (x *GetInclusionProofResponse) String() string {
 func (*GetInclusionProofResponse) ProtoMessage() {}
 
 func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2365,7 +2628,7 @@ func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofResponse.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetInclusionProofResponse) GetRecord() []byte {
@@ -2430,7 +2693,7 @@ type GetConsistencyProofRequest struct {
 
 func (x *GetConsistencyProofRequest) Reset() {
 	*x = GetConsistencyProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2705,7 @@ func (x *GetConsistencyProofRequest) String() string {
 func (*GetConsistencyProofRequest) ProtoMessage() {}
 
 func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2718,7 @@ func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetConsistencyProofRequest) GetFirst() int64 {
@@ -2485,7 +2748,7 @@ type GetConsistencyProofResponse struct {
 
 func (x *GetConsistencyProofResponse) Reset() {
 	*x = GetConsistencyProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2760,7 @@ func (x *GetConsistencyProofResponse) String() string {
 func (*GetConsistencyProofResponse) ProtoMessage() {}
 
 func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2773,7 @@ func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetConsistencyProofResponse) GetProof() [][]byte {
@@ -2531,7 +2794,7 @@ var File_cedarpost_v1_audit_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x18cedarpost/v1/audit.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a cedarpost/v1/authorization.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\t\n" +
+	"\x18cedarpost/v1/audit.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a cedarpost/v1/authorization.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\t\n" +
 	"\x0eDecisionRecord\x12\x1f\n" +
 	"\vdecision_id\x18\x01 \x01(\tR\n" +
 	"decisionId\x12.\n" +
@@ -2561,9 +2824,10 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x0eerrors_omitted\x18\x17 \x01(\x05R\rerrorsOmitted\x12\x12\n" +
 	"\x04mode\x18\x18 \x01(\tR\x04mode\x12\x16\n" +
 	"\x06masked\x18\x19 \x03(\tR\x06masked\x126\n" +
-	"\tload_time\x18\x1a \x01(\v2\x19.google.protobuf.DurationR\bloadTimeB\f\n" +
+	"\tload_time\x18\x1a \x01(\v2\x19.google.protobuf.DurationR\bloadTime\x129\n" +
+	"\vmay_be_kept\x18\x1b \x01(\v2\x19.google.protobuf.DurationR\tmayBeKeptB\f\n" +
 	"\n" +
-	"_denied_at\"\xd7\x06\n" +
+	"_denied_at\"\xe3\a\n" +
 	"\vEventRecord\x12\x19\n" +
 	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x122\n" +
@@ -2581,7 +2845,10 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\rrefused_right\x18\f \x01(\v2\x1a.cedarpost.v1.RefusedRightH\x00R\frefusedRight\x122\n" +
 	"\blog_read\x18\r \x01(\v2\x15.cedarpost.v1.LogReadH\x00R\alogRead\x12D\n" +
 	"\x0eretention_drop\x18\x0e \x01(\v2\x1b.cedarpost.v1.RetentionDropH\x00R\rretentionDrop\x12D\n" +
-	"\x0echeckpoint_key\x18\x0f \x01(\v2\x1b.cedarpost.v1.CheckpointKeyH\x00R\rcheckpointKey\"\x8d\x01\n" +
+	"\x0echeckpoint_key\x18\x0f \x01(\v2\x1b.cedarpost.v1.CheckpointKeyH\x00R\rcheckpointKey\x121\n" +
+	"\x05reuse\x18\x10 \x01(\v2\x19.cedarpost.v1.ReuseReportH\x00R\x05reuse\x12;\n" +
+	"\vfailed_open\x18\x11 \x01(\v2\x18.cedarpost.v1.FailedOpenH\x00R\n" +
+	"failedOpen\"\xa9\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
@@ -2590,7 +2857,9 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\rREFUSED_RIGHT\x10\x03\x12\f\n" +
 	"\bLOG_READ\x10\x04\x12\x12\n" +
 	"\x0eRETENTION_DROP\x10\x05\x12\x12\n" +
-	"\x0eCHECKPOINT_KEY\x10\x06B\b\n" +
+	"\x0eCHECKPOINT_KEY\x10\x06\x12\t\n" +
+	"\x05REUSE\x10\a\x12\x0f\n" +
+	"\vFAILED_OPEN\x10\bB\b\n" +
 	"\x06detail\"\xc6\x01\n" +
 	"\x06Change\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x123\n" +
@@ -2618,7 +2887,21 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\tdecisions\x18\x02 \x01(\x03R\tdecisions\x12\x16\n" +
 	"\x06events\x18\x03 \x01(\x03R\x06events\"2\n" +
 	"\rCheckpointKey\x12!\n" +
-	"\fverifier_key\x18\x01 \x01(\tR\vverifierKey\"\x81\x06\n" +
+	"\fverifier_key\x18\x01 \x01(\tR\vverifierKey\"\x85\x01\n" +
+	"\vReuseReport\x12\x1b\n" +
+	"\treport_id\x18\x01 \x01(\tR\breportId\x12+\n" +
+	"\x06reuses\x18\x02 \x03(\v2\x13.cedarpost.v1.ReuseR\x06reuses\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\x03R\x04lost\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\x05R\arefused\"`\n" +
+	"\n" +
+	"FailedOpen\x12\x1b\n" +
+	"\treport_id\x18\x01 \x01(\tR\breportId\x125\n" +
+	"\n" +
+	"fail_opens\x18\x02 \x03(\v2\x16.cedarpost.v1.FailOpenR\tfailOpens\"\x84\x01\n" +
+	"\fDecisionUses\x12\x12\n" +
+	"\x04hits\x18\x01 \x01(\x03R\x04hits\x120\n" +
+	"\x05first\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\x81\x06\n" +
 	"\x15QueryDecisionsRequest\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
 	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x125\n" +
@@ -2639,15 +2922,20 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\btrace_id\x18\r \x01(\tB\v\xbaH\br\x06( \xba\x01\x01\x00R\atraceId\x12#\n" +
 	"\brevision\x18\x0e \x01(\x03B\a\xbaH\x04\"\x02(\x00R\brevision\x12\"\n" +
 	"\x05field\x18\x0f \x01(\tB\f\xbaH\tr\a(\x80\x02\xba\x01\x01\x00R\x05field\x12+\n" +
-	"\fmasked_value\x18\x10 \x01(\tB\b\xbaH\x05r\x03(\x80 R\vmaskedValue\"|\n" +
+	"\fmasked_value\x18\x10 \x01(\tB\b\xbaH\x05r\x03(\x80 R\vmaskedValue\"\x95\x02\n" +
 	"\x16QueryDecisionsResponse\x12:\n" +
 	"\tdecisions\x18\x01 \x03(\v2\x1c.cedarpost.v1.DecisionRecordR\tdecisions\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"?\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12B\n" +
+	"\x04uses\x18\x03 \x03(\v2..cedarpost.v1.QueryDecisionsResponse.UsesEntryR\x04uses\x1aS\n" +
+	"\tUsesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.cedarpost.v1.DecisionUsesR\x05value:\x028\x01\"?\n" +
 	"\x12GetDecisionRequest\x12)\n" +
 	"\vdecision_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\n" +
-	"decisionId\"O\n" +
+	"decisionId\"\x7f\n" +
 	"\x13GetDecisionResponse\x128\n" +
-	"\bdecision\x18\x01 \x01(\v2\x1c.cedarpost.v1.DecisionRecordR\bdecision\"\x97\x02\n" +
+	"\bdecision\x18\x01 \x01(\v2\x1c.cedarpost.v1.DecisionRecordR\bdecision\x12.\n" +
+	"\x04uses\x18\x02 \x01(\v2\x1a.cedarpost.v1.DecisionUsesR\x04uses\"\x97\x02\n" +
 	"\x15CountDecisionsRequest\x12;\n" +
 	"\x06filter\x18\x01 \x01(\v2#.cedarpost.v1.QueryDecisionsRequestR\x06filter\x12K\n" +
 	"\x05group\x18\x02 \x01(\x0e2).cedarpost.v1.CountDecisionsRequest.GroupB\n" +
@@ -2761,7 +3049,7 @@ func file_cedarpost_v1_audit_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(EventRecord_Kind)(0),               // 0: cedarpost.v1.EventRecord.Kind
 	(CountDecisionsRequest_Group)(0),    // 1: cedarpost.v1.CountDecisionsRequest.Group
@@ -2774,116 +3062,132 @@ var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(*LogRead)(nil),                     // 8: cedarpost.v1.LogRead
 	(*RetentionDrop)(nil),               // 9: cedarpost.v1.RetentionDrop
 	(*CheckpointKey)(nil),               // 10: cedarpost.v1.CheckpointKey
-	(*QueryDecisionsRequest)(nil),       // 11: cedarpost.v1.QueryDecisionsRequest
-	(*QueryDecisionsResponse)(nil),      // 12: cedarpost.v1.QueryDecisionsResponse
-	(*GetDecisionRequest)(nil),          // 13: cedarpost.v1.GetDecisionRequest
-	(*GetDecisionResponse)(nil),         // 14: cedarpost.v1.GetDecisionResponse
-	(*CountDecisionsRequest)(nil),       // 15: cedarpost.v1.CountDecisionsRequest
-	(*CountDecisionsResponse)(nil),      // 16: cedarpost.v1.CountDecisionsResponse
-	(*DecisionCount)(nil),               // 17: cedarpost.v1.DecisionCount
-	(*ReplayDecisionRequest)(nil),       // 18: cedarpost.v1.ReplayDecisionRequest
-	(*ReplayDecisionResponse)(nil),      // 19: cedarpost.v1.ReplayDecisionResponse
-	(*ExportDecisionsRequest)(nil),      // 20: cedarpost.v1.ExportDecisionsRequest
-	(*ExportDecisionsResponse)(nil),     // 21: cedarpost.v1.ExportDecisionsResponse
-	(*LogEntry)(nil),                    // 22: cedarpost.v1.LogEntry
-	(*QueryEventsRequest)(nil),          // 23: cedarpost.v1.QueryEventsRequest
-	(*QueryEventsResponse)(nil),         // 24: cedarpost.v1.QueryEventsResponse
-	(*GetCheckpointRequest)(nil),        // 25: cedarpost.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),       // 26: cedarpost.v1.GetCheckpointResponse
-	(*GetInclusionProofRequest)(nil),    // 27: cedarpost.v1.GetInclusionProofRequest
-	(*GetInclusionProofResponse)(nil),   // 28: cedarpost.v1.GetInclusionProofResponse
-	(*GetConsistencyProofRequest)(nil),  // 29: cedarpost.v1.GetConsistencyProofRequest
-	(*GetConsistencyProofResponse)(nil), // 30: cedarpost.v1.GetConsistencyProofResponse
-	(*timestamppb.Timestamp)(nil),       // 31: google.protobuf.Timestamp
-	(*EntityUid)(nil),                   // 32: cedarpost.v1.EntityUid
-	(*structpb.Struct)(nil),             // 33: google.protobuf.Struct
-	(*FieldSelection)(nil),              // 34: cedarpost.v1.FieldSelection
-	(*Entity)(nil),                      // 35: cedarpost.v1.Entity
-	(Decision)(0),                       // 36: cedarpost.v1.Decision
-	(DeniedAt)(0),                       // 37: cedarpost.v1.DeniedAt
-	(*Fields)(nil),                      // 38: cedarpost.v1.Fields
-	(*PolicyRef)(nil),                   // 39: cedarpost.v1.PolicyRef
-	(*PolicyError)(nil),                 // 40: cedarpost.v1.PolicyError
-	(*Obligation)(nil),                  // 41: cedarpost.v1.Obligation
-	(*Advice)(nil),                      // 42: cedarpost.v1.Advice
-	(*durationpb.Duration)(nil),         // 43: google.protobuf.Duration
+	(*ReuseReport)(nil),                 // 11: cedarpost.v1.ReuseReport
+	(*FailedOpen)(nil),                  // 12: cedarpost.v1.FailedOpen
+	(*DecisionUses)(nil),                // 13: cedarpost.v1.DecisionUses
+	(*QueryDecisionsRequest)(nil),       // 14: cedarpost.v1.QueryDecisionsRequest
+	(*QueryDecisionsResponse)(nil),      // 15: cedarpost.v1.QueryDecisionsResponse
+	(*GetDecisionRequest)(nil),          // 16: cedarpost.v1.GetDecisionRequest
+	(*GetDecisionResponse)(nil),         // 17: cedarpost.v1.GetDecisionResponse
+	(*CountDecisionsRequest)(nil),       // 18: cedarpost.v1.CountDecisionsRequest
+	(*CountDecisionsResponse)(nil),      // 19: cedarpost.v1.CountDecisionsResponse
+	(*DecisionCount)(nil),               // 20: cedarpost.v1.DecisionCount
+	(*ReplayDecisionRequest)(nil),       // 21: cedarpost.v1.ReplayDecisionRequest
+	(*ReplayDecisionResponse)(nil),      // 22: cedarpost.v1.ReplayDecisionResponse
+	(*ExportDecisionsRequest)(nil),      // 23: cedarpost.v1.ExportDecisionsRequest
+	(*ExportDecisionsResponse)(nil),     // 24: cedarpost.v1.ExportDecisionsResponse
+	(*LogEntry)(nil),                    // 25: cedarpost.v1.LogEntry
+	(*QueryEventsRequest)(nil),          // 26: cedarpost.v1.QueryEventsRequest
+	(*QueryEventsResponse)(nil),         // 27: cedarpost.v1.QueryEventsResponse
+	(*GetCheckpointRequest)(nil),        // 28: cedarpost.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 29: cedarpost.v1.GetCheckpointResponse
+	(*GetInclusionProofRequest)(nil),    // 30: cedarpost.v1.GetInclusionProofRequest
+	(*GetInclusionProofResponse)(nil),   // 31: cedarpost.v1.GetInclusionProofResponse
+	(*GetConsistencyProofRequest)(nil),  // 32: cedarpost.v1.GetConsistencyProofRequest
+	(*GetConsistencyProofResponse)(nil), // 33: cedarpost.v1.GetConsistencyProofResponse
+	nil,                                 // 34: cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	(*timestamppb.Timestamp)(nil),       // 35: google.protobuf.Timestamp
+	(*EntityUid)(nil),                   // 36: cedarpost.v1.EntityUid
+	(*structpb.Struct)(nil),             // 37: google.protobuf.Struct
+	(*FieldSelection)(nil),              // 38: cedarpost.v1.FieldSelection
+	(*Entity)(nil),                      // 39: cedarpost.v1.Entity
+	(Decision)(0),                       // 40: cedarpost.v1.Decision
+	(DeniedAt)(0),                       // 41: cedarpost.v1.DeniedAt
+	(*Fields)(nil),                      // 42: cedarpost.v1.Fields
+	(*PolicyRef)(nil),                   // 43: cedarpost.v1.PolicyRef
+	(*PolicyError)(nil),                 // 44: cedarpost.v1.PolicyError
+	(*Obligation)(nil),                  // 45: cedarpost.v1.Obligation
+	(*Advice)(nil),                      // 46: cedarpost.v1.Advice
+	(*durationpb.Duration)(nil),         // 47: google.protobuf.Duration
+	(*Reuse)(nil),                       // 48: cedarpost.v1.Reuse
+	(*FailOpen)(nil),                    // 49: cedarpost.v1.FailOpen
 }
 var file_cedarpost_v1_audit_proto_depIdxs = []int32{
-	31, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
-	32, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
-	32, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
-	32, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
-	33, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
-	34, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
-	35, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
-	36, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
-	37, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
-	38, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
-	39, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
-	40, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
-	41, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
-	42, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
-	43, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
-	43, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
-	31, // 16: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
-	0,  // 17: cedarpost.v1.EventRecord.kind:type_name -> cedarpost.v1.EventRecord.Kind
-	5,  // 18: cedarpost.v1.EventRecord.change:type_name -> cedarpost.v1.Change
-	6,  // 19: cedarpost.v1.EventRecord.authentication_failure:type_name -> cedarpost.v1.AuthenticationFailure
-	7,  // 20: cedarpost.v1.EventRecord.refused_right:type_name -> cedarpost.v1.RefusedRight
-	8,  // 21: cedarpost.v1.EventRecord.log_read:type_name -> cedarpost.v1.LogRead
-	9,  // 22: cedarpost.v1.EventRecord.retention_drop:type_name -> cedarpost.v1.RetentionDrop
-	10, // 23: cedarpost.v1.EventRecord.checkpoint_key:type_name -> cedarpost.v1.CheckpointKey
-	32, // 24: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
-	31, // 25: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
-	31, // 26: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
-	31, // 27: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	31, // 28: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	32, // 29: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
-	32, // 30: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
-	32, // 31: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
-	36, // 32: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
-	37, // 33: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
-	39, // 34: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
-	3,  // 35: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
-	3,  // 36: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
-	11, // 37: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
-	1,  // 38: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
-	17, // 39: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
-	2,  // 40: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
-	3,  // 41: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
-	3,  // 42: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
-	31, // 43: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	31, // 44: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	22, // 45: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
-	3,  // 46: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
-	4,  // 47: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
-	31, // 48: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
-	31, // 49: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
-	0,  // 50: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
-	4,  // 51: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
-	11, // 52: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
-	15, // 53: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
-	13, // 54: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
-	18, // 55: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
-	20, // 56: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
-	23, // 57: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
-	25, // 58: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
-	27, // 59: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
-	29, // 60: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
-	12, // 61: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
-	16, // 62: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
-	14, // 63: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
-	19, // 64: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
-	21, // 65: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
-	24, // 66: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
-	26, // 67: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
-	28, // 68: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
-	30, // 69: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
-	61, // [61:70] is the sub-list for method output_type
-	52, // [52:61] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	35, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
+	36, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
+	36, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
+	36, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
+	37, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
+	38, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
+	39, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
+	40, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
+	41, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
+	42, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
+	43, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
+	44, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
+	45, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
+	46, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
+	47, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
+	47, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
+	47, // 16: cedarpost.v1.DecisionRecord.may_be_kept:type_name -> google.protobuf.Duration
+	35, // 17: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
+	0,  // 18: cedarpost.v1.EventRecord.kind:type_name -> cedarpost.v1.EventRecord.Kind
+	5,  // 19: cedarpost.v1.EventRecord.change:type_name -> cedarpost.v1.Change
+	6,  // 20: cedarpost.v1.EventRecord.authentication_failure:type_name -> cedarpost.v1.AuthenticationFailure
+	7,  // 21: cedarpost.v1.EventRecord.refused_right:type_name -> cedarpost.v1.RefusedRight
+	8,  // 22: cedarpost.v1.EventRecord.log_read:type_name -> cedarpost.v1.LogRead
+	9,  // 23: cedarpost.v1.EventRecord.retention_drop:type_name -> cedarpost.v1.RetentionDrop
+	10, // 24: cedarpost.v1.EventRecord.checkpoint_key:type_name -> cedarpost.v1.CheckpointKey
+	11, // 25: cedarpost.v1.EventRecord.reuse:type_name -> cedarpost.v1.ReuseReport
+	12, // 26: cedarpost.v1.EventRecord.failed_open:type_name -> cedarpost.v1.FailedOpen
+	36, // 27: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
+	35, // 28: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
+	35, // 29: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
+	48, // 30: cedarpost.v1.ReuseReport.reuses:type_name -> cedarpost.v1.Reuse
+	49, // 31: cedarpost.v1.FailedOpen.fail_opens:type_name -> cedarpost.v1.FailOpen
+	35, // 32: cedarpost.v1.DecisionUses.first:type_name -> google.protobuf.Timestamp
+	35, // 33: cedarpost.v1.DecisionUses.last:type_name -> google.protobuf.Timestamp
+	35, // 34: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	35, // 35: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	36, // 36: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
+	36, // 37: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
+	36, // 38: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
+	40, // 39: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
+	41, // 40: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
+	43, // 41: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
+	3,  // 42: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
+	34, // 43: cedarpost.v1.QueryDecisionsResponse.uses:type_name -> cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	3,  // 44: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
+	13, // 45: cedarpost.v1.GetDecisionResponse.uses:type_name -> cedarpost.v1.DecisionUses
+	14, // 46: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
+	1,  // 47: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
+	20, // 48: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
+	2,  // 49: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
+	3,  // 50: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
+	3,  // 51: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
+	35, // 52: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	35, // 53: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	25, // 54: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
+	3,  // 55: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
+	4,  // 56: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
+	35, // 57: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
+	35, // 58: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
+	0,  // 59: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
+	4,  // 60: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
+	13, // 61: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
+	14, // 62: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
+	18, // 63: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
+	16, // 64: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
+	21, // 65: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
+	23, // 66: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
+	26, // 67: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
+	28, // 68: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
+	30, // 69: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
+	32, // 70: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
+	15, // 71: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
+	19, // 72: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
+	17, // 73: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
+	22, // 74: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
+	24, // 75: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
+	27, // 76: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
+	29, // 77: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
+	31, // 78: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
+	33, // 79: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
+	71, // [71:80] is the sub-list for method output_type
+	62, // [62:71] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_audit_proto_init() }
@@ -2901,8 +3205,10 @@ func file_cedarpost_v1_audit_proto_init() {
 		(*EventRecord_LogRead)(nil),
 		(*EventRecord_RetentionDrop)(nil),
 		(*EventRecord_CheckpointKey)(nil),
+		(*EventRecord_Reuse)(nil),
+		(*EventRecord_FailedOpen)(nil),
 	}
-	file_cedarpost_v1_audit_proto_msgTypes[19].OneofWrappers = []any{
+	file_cedarpost_v1_audit_proto_msgTypes[22].OneofWrappers = []any{
 		(*LogEntry_Decision)(nil),
 		(*LogEntry_Event)(nil),
 	}
@@ -2912,7 +3218,7 @@ func file_cedarpost_v1_audit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_audit_proto_rawDesc), len(file_cedarpost_v1_audit_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   28,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

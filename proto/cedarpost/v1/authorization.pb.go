@@ -10,7 +10,9 @@ import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	structpb "google.golang.org/protobuf/types/known/structpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -195,7 +197,7 @@ func (x PolicyExplanation_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PolicyExplanation_Outcome.Descriptor instead.
 func (PolicyExplanation_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{5, 0}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{6, 0}
 }
 
 // AuthorizeRequest is one question.
@@ -225,7 +227,10 @@ type AuthorizeRequest struct {
 	Explain bool `protobuf:"varint,8,opt,name=explain,proto3" json:"explain,omitempty"`
 	// The caller's own id for the request it is serving, kept in the record. At
 	// most 128 bytes.
-	RequestId     string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Also say how long the answer may be kept, and by what changes it falls. Only
+	// for callers that watch, and report what they use again.
+	WantCacheHint bool `protobuf:"varint,10,opt,name=want_cache_hint,json=wantCacheHint,proto3" json:"want_cache_hint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -321,6 +326,13 @@ func (x *AuthorizeRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *AuthorizeRequest) GetWantCacheHint() bool {
+	if x != nil {
+		return x.WantCacheHint
+	}
+	return false
 }
 
 // FieldSelection says which fields of the resource are asked for.
@@ -521,6 +533,10 @@ type AuthorizeResponse struct {
 	Revision *Revision `protobuf:"bytes,8,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The id of the record in the decision log, a UUIDv7.
 	DecisionId string `protobuf:"bytes,9,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
+	// How the answer may be kept, when that was asked for. Absent: not at all.
+	// So it is for actions that the schema marks @audit("always"), for answers that
+	// depend on the server's time, and for those with more than 256 tags.
+	CacheHint *CacheHint `protobuf:"bytes,10,opt,name=cache_hint,json=cacheHint,proto3" json:"cache_hint,omitempty"`
 	// Why, when explain was asked for.
 	Explanation *Explanation `protobuf:"bytes,11,opt,name=explanation,proto3" json:"explanation,omitempty"`
 	// How many more policies failed than errors lists.
@@ -622,6 +638,13 @@ func (x *AuthorizeResponse) GetDecisionId() string {
 	return ""
 }
 
+func (x *AuthorizeResponse) GetCacheHint() *CacheHint {
+	if x != nil {
+		return x.CacheHint
+	}
+	return nil
+}
+
 func (x *AuthorizeResponse) GetExplanation() *Explanation {
 	if x != nil {
 		return x.Explanation
@@ -634,6 +657,65 @@ func (x *AuthorizeResponse) GetErrorsOmitted() int32 {
 		return x.ErrorsOmitted
 	}
 	return 0
+}
+
+// CacheHint says how an answer may be kept. It holds from its revision on, until
+// a change has one of its tags.
+type CacheHint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long at most, from when the question was sent.
+	MaxAge *durationpb.Duration `protobuf:"bytes,1,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
+	// What the answer depends on: a hash of each entity that was read for it, those
+	// that are not stored and all ancestors included, and of the bundles that
+	// decided. At most 256. Two things may share a tag; then a change of one is
+	// taken for a change of both.
+	Tags          []uint64 `protobuf:"fixed64,2,rep,packed,name=tags,proto3" json:"tags,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CacheHint) Reset() {
+	*x = CacheHint{}
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CacheHint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CacheHint) ProtoMessage() {}
+
+func (x *CacheHint) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CacheHint.ProtoReflect.Descriptor instead.
+func (*CacheHint) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *CacheHint) GetMaxAge() *durationpb.Duration {
+	if x != nil {
+		return x.MaxAge
+	}
+	return nil
+}
+
+func (x *CacheHint) GetTags() []uint64 {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
 }
 
 // Explanation says of each policy that could bear on a decision what it came to.
@@ -653,7 +735,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[4]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +747,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[4]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +760,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{4}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Explanation) GetSummary() string {
@@ -729,7 +811,7 @@ type PolicyExplanation struct {
 
 func (x *PolicyExplanation) Reset() {
 	*x = PolicyExplanation{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[5]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +823,7 @@ func (x *PolicyExplanation) String() string {
 func (*PolicyExplanation) ProtoMessage() {}
 
 func (x *PolicyExplanation) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[5]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +836,7 @@ func (x *PolicyExplanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyExplanation.ProtoReflect.Descriptor instead.
 func (*PolicyExplanation) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{5}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PolicyExplanation) GetPolicy() *PolicyRef {
@@ -834,7 +916,7 @@ type ExplainedValue struct {
 
 func (x *ExplainedValue) Reset() {
 	*x = ExplainedValue{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[6]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +928,7 @@ func (x *ExplainedValue) String() string {
 func (*ExplainedValue) ProtoMessage() {}
 
 func (x *ExplainedValue) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[6]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +941,7 @@ func (x *ExplainedValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedValue.ProtoReflect.Descriptor instead.
 func (*ExplainedValue) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{6}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ExplainedValue) GetExpression() string {
@@ -890,7 +972,7 @@ type Fields struct {
 
 func (x *Fields) Reset() {
 	*x = Fields{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +984,7 @@ func (x *Fields) String() string {
 func (*Fields) ProtoMessage() {}
 
 func (x *Fields) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +997,7 @@ func (x *Fields) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fields.ProtoReflect.Descriptor instead.
 func (*Fields) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{7}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Fields) GetPermitted() []string {
@@ -945,7 +1027,7 @@ type PolicyRef struct {
 
 func (x *PolicyRef) Reset() {
 	*x = PolicyRef{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1039,7 @@ func (x *PolicyRef) String() string {
 func (*PolicyRef) ProtoMessage() {}
 
 func (x *PolicyRef) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1052,7 @@ func (x *PolicyRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRef.ProtoReflect.Descriptor instead.
 func (*PolicyRef) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{8}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PolicyRef) GetBundle() string {
@@ -1000,7 +1082,7 @@ type PolicyError struct {
 
 func (x *PolicyError) Reset() {
 	*x = PolicyError{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1012,7 +1094,7 @@ func (x *PolicyError) String() string {
 func (*PolicyError) ProtoMessage() {}
 
 func (x *PolicyError) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1025,7 +1107,7 @@ func (x *PolicyError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyError.ProtoReflect.Descriptor instead.
 func (*PolicyError) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{9}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PolicyError) GetPolicy() *PolicyRef {
@@ -1055,7 +1137,7 @@ type Obligation struct {
 
 func (x *Obligation) Reset() {
 	*x = Obligation{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1149,7 @@ func (x *Obligation) String() string {
 func (*Obligation) ProtoMessage() {}
 
 func (x *Obligation) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1162,7 @@ func (x *Obligation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Obligation.ProtoReflect.Descriptor instead.
 func (*Obligation) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{10}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Obligation) GetPolicy() *PolicyRef {
@@ -1112,7 +1194,7 @@ type Advice struct {
 
 func (x *Advice) Reset() {
 	*x = Advice{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1206,7 @@ func (x *Advice) String() string {
 func (*Advice) ProtoMessage() {}
 
 func (x *Advice) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1219,7 @@ func (x *Advice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Advice.ProtoReflect.Descriptor instead.
 func (*Advice) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{11}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Advice) GetPolicy() *PolicyRef {
@@ -1175,7 +1257,7 @@ type AuthorizeBatchRequest struct {
 
 func (x *AuthorizeBatchRequest) Reset() {
 	*x = AuthorizeBatchRequest{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1269,7 @@ func (x *AuthorizeBatchRequest) String() string {
 func (*AuthorizeBatchRequest) ProtoMessage() {}
 
 func (x *AuthorizeBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1282,7 @@ func (x *AuthorizeBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizeBatchRequest.ProtoReflect.Descriptor instead.
 func (*AuthorizeBatchRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{12}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AuthorizeBatchRequest) GetChecks() []*AuthorizeRequest {
@@ -1230,7 +1312,7 @@ type AuthorizeBatchResponse struct {
 
 func (x *AuthorizeBatchResponse) Reset() {
 	*x = AuthorizeBatchResponse{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1324,7 @@ func (x *AuthorizeBatchResponse) String() string {
 func (*AuthorizeBatchResponse) ProtoMessage() {}
 
 func (x *AuthorizeBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1337,7 @@ func (x *AuthorizeBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizeBatchResponse.ProtoReflect.Descriptor instead.
 func (*AuthorizeBatchResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{13}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AuthorizeBatchResponse) GetResults() []*AuthorizeBatchResult {
@@ -1288,7 +1370,7 @@ type AuthorizeBatchResult struct {
 
 func (x *AuthorizeBatchResult) Reset() {
 	*x = AuthorizeBatchResult{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1382,7 @@ func (x *AuthorizeBatchResult) String() string {
 func (*AuthorizeBatchResult) ProtoMessage() {}
 
 func (x *AuthorizeBatchResult) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1395,7 @@ func (x *AuthorizeBatchResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizeBatchResult.ProtoReflect.Descriptor instead.
 func (*AuthorizeBatchResult) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{14}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AuthorizeBatchResult) GetResult() isAuthorizeBatchResult_Result {
@@ -1372,7 +1454,7 @@ type BatchError struct {
 
 func (x *BatchError) Reset() {
 	*x = BatchError{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1466,7 @@ func (x *BatchError) String() string {
 func (*BatchError) ProtoMessage() {}
 
 func (x *BatchError) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1479,7 @@ func (x *BatchError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchError.ProtoReflect.Descriptor instead.
 func (*BatchError) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{15}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BatchError) GetCode() string {
@@ -1423,7 +1505,7 @@ type GetRevisionRequest struct {
 
 func (x *GetRevisionRequest) Reset() {
 	*x = GetRevisionRequest{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1517,7 @@ func (x *GetRevisionRequest) String() string {
 func (*GetRevisionRequest) ProtoMessage() {}
 
 func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1530,7 @@ func (x *GetRevisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionRequest.ProtoReflect.Descriptor instead.
 func (*GetRevisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{16}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{17}
 }
 
 // GetRevisionResponse has the newest committed revision.
@@ -1462,7 +1544,7 @@ type GetRevisionResponse struct {
 
 func (x *GetRevisionResponse) Reset() {
 	*x = GetRevisionResponse{}
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1556,7 @@ func (x *GetRevisionResponse) String() string {
 func (*GetRevisionResponse) ProtoMessage() {}
 
 func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_authorization_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1569,7 @@ func (x *GetRevisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRevisionResponse.ProtoReflect.Descriptor instead.
 func (*GetRevisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{17}
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetRevisionResponse) GetRevision() *Revision {
@@ -1497,11 +1579,436 @@ func (x *GetRevisionResponse) GetRevision() *Revision {
 	return nil
 }
 
+// WatchRequest says where to begin.
+type WatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The last revision that the watcher has applied. Absent: begin with the newest.
+	After         *Revision `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *WatchRequest) GetAfter() *Revision {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+// WatchResponse tells what changed in some revisions.
+type WatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of the revision that the message goes on from. A watcher that has
+	// applied less has missed something, and must drop all that it keeps.
+	After int64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	// The revision up to which the message tells. The same as after: nothing
+	// changed, which is said at times, so that both ends notice a dead connection.
+	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// What changed, in the words of CacheHint.tags.
+	Tags []uint64 `protobuf:"fixed64,3,rep,packed,name=tags,proto3" json:"tags,omitempty"`
+	// What changed is not known, or was too much to tell: drop every answer made
+	// before revision. after does not matter then.
+	Reset_        bool `protobuf:"varint,4,opt,name=reset,proto3" json:"reset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *WatchResponse) GetAfter() int64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *WatchResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetTags() []uint64 {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetReset_() bool {
+	if x != nil {
+		return x.Reset_
+	}
+	return false
+}
+
+// ReportReuseRequest reports what was answered from a cache since the last one.
+type ReportReuseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Made by the caller for this report, and the same when it is sent again.
+	ReportId string `protobuf:"bytes,1,opt,name=report_id,json=reportId,proto3" json:"report_id,omitempty"`
+	// The answers used again, each decision once; at most 100.
+	Reuses []*Reuse `protobuf:"bytes,2,rep,name=reuses,proto3" json:"reuses,omitempty"`
+	// The checks that the caller let through without an answer, because it was told
+	// to fail open for them; at most 100.
+	FailOpens []*FailOpen `protobuf:"bytes,3,rep,name=fail_opens,json=failOpens,proto3" json:"fail_opens,omitempty"`
+	// How many uses the caller could not keep in mind, and so cannot report.
+	Lost          int64 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportReuseRequest) Reset() {
+	*x = ReportReuseRequest{}
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportReuseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportReuseRequest) ProtoMessage() {}
+
+func (x *ReportReuseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportReuseRequest.ProtoReflect.Descriptor instead.
+func (*ReportReuseRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ReportReuseRequest) GetReportId() string {
+	if x != nil {
+		return x.ReportId
+	}
+	return ""
+}
+
+func (x *ReportReuseRequest) GetReuses() []*Reuse {
+	if x != nil {
+		return x.Reuses
+	}
+	return nil
+}
+
+func (x *ReportReuseRequest) GetFailOpens() []*FailOpen {
+	if x != nil {
+		return x.FailOpens
+	}
+	return nil
+}
+
+func (x *ReportReuseRequest) GetLost() int64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+// Reuse is a number of uses of one recorded decision.
+type Reuse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The decision. It must not be older than a day.
+	DecisionId string `protobuf:"bytes,1,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
+	// How many times its answer was given again.
+	Hits int64 `protobuf:"varint,2,opt,name=hits,proto3" json:"hits,omitempty"`
+	// When that first was, by the caller's clock.
+	First *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=first,proto3" json:"first,omitempty"`
+	// When it last was.
+	Last          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reuse) Reset() {
+	*x = Reuse{}
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reuse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reuse) ProtoMessage() {}
+
+func (x *Reuse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reuse.ProtoReflect.Descriptor instead.
+func (*Reuse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Reuse) GetDecisionId() string {
+	if x != nil {
+		return x.DecisionId
+	}
+	return ""
+}
+
+func (x *Reuse) GetHits() int64 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
+func (x *Reuse) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *Reuse) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+// FailOpen is a number of equal checks that went through without an answer.
+type FailOpen struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who acted.
+	Principal *EntityUid `protobuf:"bytes,1,opt,name=principal,proto3" json:"principal,omitempty"`
+	// What it did.
+	Action *EntityUid `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
+	// On what.
+	Resource *EntityUid `protobuf:"bytes,3,opt,name=resource,proto3" json:"resource,omitempty"`
+	// Why the caller lets such checks through, in its words.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Why there was no answer, as an error code: "unavailable".
+	Code string `protobuf:"bytes,5,opt,name=code,proto3" json:"code,omitempty"`
+	// How many times.
+	Count int64 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	// When that first was, by the caller's clock.
+	First *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=first,proto3" json:"first,omitempty"`
+	// When it last was.
+	Last          *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailOpen) Reset() {
+	*x = FailOpen{}
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailOpen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailOpen) ProtoMessage() {}
+
+func (x *FailOpen) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailOpen.ProtoReflect.Descriptor instead.
+func (*FailOpen) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *FailOpen) GetPrincipal() *EntityUid {
+	if x != nil {
+		return x.Principal
+	}
+	return nil
+}
+
+func (x *FailOpen) GetAction() *EntityUid {
+	if x != nil {
+		return x.Action
+	}
+	return nil
+}
+
+func (x *FailOpen) GetResource() *EntityUid {
+	if x != nil {
+		return x.Resource
+	}
+	return nil
+}
+
+func (x *FailOpen) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *FailOpen) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *FailOpen) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *FailOpen) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *FailOpen) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+// ReportReuseResponse says that the report is in the log.
+type ReportReuseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many reuses were not taken, because their decision is older than a day or
+	// in the future. The record says so too.
+	Refused       int32 `protobuf:"varint,1,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportReuseResponse) Reset() {
+	*x = ReportReuseResponse{}
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportReuseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportReuseResponse) ProtoMessage() {}
+
+func (x *ReportReuseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_authorization_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportReuseResponse.ProtoReflect.Descriptor instead.
+func (*ReportReuseResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ReportReuseResponse) GetRefused() int32 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
 var File_cedarpost_v1_authorization_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\n" +
-	" cedarpost/v1/authorization.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xf6\x03\n" +
+	" cedarpost/v1/authorization.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x04\n" +
 	"\x10AuthorizeRequest\x12=\n" +
 	"\tprincipal\x18\x01 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\tprincipal\x127\n" +
 	"\x06action\x18\x02 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\x06action\x12;\n" +
@@ -1512,8 +2019,9 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\vconsistency\x18\a \x01(\v2\x19.cedarpost.v1.ConsistencyR\vconsistency\x12\x18\n" +
 	"\aexplain\x18\b \x01(\bR\aexplain\x12+\n" +
 	"\n" +
-	"request_id\x18\t \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\trequestIdJ\x04\b\n" +
-	"\x10\v\"\xd4\x01\n" +
+	"request_id\x18\t \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\trequestId\x12&\n" +
+	"\x0fwant_cache_hint\x18\n" +
+	" \x01(\bR\rwantCacheHint\"\xd4\x01\n" +
 	"\x0eFieldSelection\x12,\n" +
 	"\x05paths\x18\x01 \x03(\tB\x16\xbaH\x13\x92\x01\x10\x10\xe8\a\"\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x05paths\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\x12\x1f\n" +
@@ -1524,7 +2032,7 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\x10minimize_latency\x18\x01 \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\x0fminimizeLatency\x12C\n" +
 	"\x11at_least_as_fresh\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionH\x00R\x0eatLeastAsFresh\x124\n" +
 	"\x10fully_consistent\x18\x03 \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\x0ffullyConsistentB\r\n" +
-	"\vrequirement\"\xe5\x04\n" +
+	"\vrequirement\"\x97\x05\n" +
 	"\x11AuthorizeResponse\x122\n" +
 	"\bdecision\x18\x01 \x01(\x0e2\x16.cedarpost.v1.DecisionR\bdecision\x128\n" +
 	"\tdenied_at\x18\x02 \x01(\x0e2\x16.cedarpost.v1.DeniedAtH\x00R\bdeniedAt\x88\x01\x01\x12,\n" +
@@ -1535,12 +2043,17 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\x06advice\x18\a \x03(\v2\x14.cedarpost.v1.AdviceR\x06advice\x122\n" +
 	"\brevision\x18\b \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x1f\n" +
 	"\vdecision_id\x18\t \x01(\tR\n" +
-	"decisionId\x12;\n" +
+	"decisionId\x126\n" +
+	"\n" +
+	"cache_hint\x18\n" +
+	" \x01(\v2\x17.cedarpost.v1.CacheHintR\tcacheHint\x12;\n" +
 	"\vexplanation\x18\v \x01(\v2\x19.cedarpost.v1.ExplanationR\vexplanation\x12%\n" +
 	"\x0eerrors_omitted\x18\f \x01(\x05R\rerrorsOmittedB\f\n" +
 	"\n" +
-	"_denied_atJ\x04\b\n" +
-	"\x10\v\"~\n" +
+	"_denied_at\"S\n" +
+	"\tCacheHint\x122\n" +
+	"\amax_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x06maxAge\x12\x12\n" +
+	"\x04tags\x18\x02 \x03(\x06R\x04tags\"~\n" +
 	"\vExplanation\x12\x18\n" +
 	"\asummary\x18\x01 \x01(\tR\asummary\x12;\n" +
 	"\bpolicies\x18\x02 \x03(\v2\x1f.cedarpost.v1.PolicyExplanationR\bpolicies\x12\x18\n" +
@@ -1602,7 +2115,37 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"\x14\n" +
 	"\x12GetRevisionRequest\"I\n" +
 	"\x13GetRevisionResponse\x122\n" +
-	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision*9\n" +
+	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"<\n" +
+	"\fWatchRequest\x12,\n" +
+	"\x05after\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\x05after\"\x83\x01\n" +
+	"\rWatchResponse\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x03R\x05after\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x12\n" +
+	"\x04tags\x18\x03 \x03(\x06R\x04tags\x12\x14\n" +
+	"\x05reset\x18\x04 \x01(\bR\x05reset\"\xd0\x01\n" +
+	"\x12ReportReuseRequest\x12%\n" +
+	"\treport_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\breportId\x125\n" +
+	"\x06reuses\x18\x02 \x03(\v2\x13.cedarpost.v1.ReuseB\b\xbaH\x05\x92\x01\x02\x10dR\x06reuses\x12?\n" +
+	"\n" +
+	"fail_opens\x18\x03 \x03(\v2\x16.cedarpost.v1.FailOpenB\b\xbaH\x05\x92\x01\x02\x10dR\tfailOpens\x12\x1b\n" +
+	"\x04lost\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04lost\"\xc1\x01\n" +
+	"\x05Reuse\x12)\n" +
+	"\vdecision_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\n" +
+	"decisionId\x12\x1b\n" +
+	"\x04hits\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02 \x00R\x04hits\x128\n" +
+	"\x05first\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x05first\x126\n" +
+	"\x04last\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x04last\"\x99\x03\n" +
+	"\bFailOpen\x12=\n" +
+	"\tprincipal\x18\x01 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\tprincipal\x127\n" +
+	"\x06action\x18\x02 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\x06action\x12;\n" +
+	"\bresource\x18\x03 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\bresource\x12&\n" +
+	"\x06reason\x18\x04 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x06reason\x12\x1f\n" +
+	"\x04code\x18\x05 \x01(\tB\v\xbaH\br\x06(@\xba\x01\x01\x00R\x04code\x12\x1d\n" +
+	"\x05count\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02 \x00R\x05count\x128\n" +
+	"\x05first\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x05first\x126\n" +
+	"\x04last\x18\b \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x04last\"/\n" +
+	"\x13ReportReuseResponse\x12\x18\n" +
+	"\arefused\x18\x01 \x01(\x05R\arefused*9\n" +
 	"\bDecision\x12\x18\n" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05ALLOW\x10\x01\x12\b\n" +
@@ -1612,11 +2155,13 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\bFUNCTION\x10\x01\x12\n" +
 	"\n" +
 	"\x06OBJECT\x10\x02\x12\t\n" +
-	"\x05FIELD\x10\x032\x95\x02\n" +
+	"\x05FIELD\x10\x032\xad\x03\n" +
 	"\x14AuthorizationService\x12L\n" +
 	"\tAuthorize\x12\x1e.cedarpost.v1.AuthorizeRequest\x1a\x1f.cedarpost.v1.AuthorizeResponse\x12[\n" +
 	"\x0eAuthorizeBatch\x12#.cedarpost.v1.AuthorizeBatchRequest\x1a$.cedarpost.v1.AuthorizeBatchResponse\x12R\n" +
-	"\vGetRevision\x12 .cedarpost.v1.GetRevisionRequest\x1a!.cedarpost.v1.GetRevisionResponseB?Z=github.com/cedarpost/cedarpost/proto/cedarpost/v1;cedarpostv1b\x06proto3"
+	"\vGetRevision\x12 .cedarpost.v1.GetRevisionRequest\x1a!.cedarpost.v1.GetRevisionResponse\x12B\n" +
+	"\x05Watch\x12\x1a.cedarpost.v1.WatchRequest\x1a\x1b.cedarpost.v1.WatchResponse0\x01\x12R\n" +
+	"\vReportReuse\x12 .cedarpost.v1.ReportReuseRequest\x1a!.cedarpost.v1.ReportReuseResponseB?Z=github.com/cedarpost/cedarpost/proto/cedarpost/v1;cedarpostv1b\x06proto3"
 
 var (
 	file_cedarpost_v1_authorization_proto_rawDescOnce sync.Once
@@ -1631,7 +2176,7 @@ func file_cedarpost_v1_authorization_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_authorization_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_cedarpost_v1_authorization_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_cedarpost_v1_authorization_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_cedarpost_v1_authorization_proto_goTypes = []any{
 	(Decision)(0),                  // 0: cedarpost.v1.Decision
 	(DeniedAt)(0),                  // 1: cedarpost.v1.DeniedAt
@@ -1640,68 +2185,94 @@ var file_cedarpost_v1_authorization_proto_goTypes = []any{
 	(*FieldSelection)(nil),         // 4: cedarpost.v1.FieldSelection
 	(*Consistency)(nil),            // 5: cedarpost.v1.Consistency
 	(*AuthorizeResponse)(nil),      // 6: cedarpost.v1.AuthorizeResponse
-	(*Explanation)(nil),            // 7: cedarpost.v1.Explanation
-	(*PolicyExplanation)(nil),      // 8: cedarpost.v1.PolicyExplanation
-	(*ExplainedValue)(nil),         // 9: cedarpost.v1.ExplainedValue
-	(*Fields)(nil),                 // 10: cedarpost.v1.Fields
-	(*PolicyRef)(nil),              // 11: cedarpost.v1.PolicyRef
-	(*PolicyError)(nil),            // 12: cedarpost.v1.PolicyError
-	(*Obligation)(nil),             // 13: cedarpost.v1.Obligation
-	(*Advice)(nil),                 // 14: cedarpost.v1.Advice
-	(*AuthorizeBatchRequest)(nil),  // 15: cedarpost.v1.AuthorizeBatchRequest
-	(*AuthorizeBatchResponse)(nil), // 16: cedarpost.v1.AuthorizeBatchResponse
-	(*AuthorizeBatchResult)(nil),   // 17: cedarpost.v1.AuthorizeBatchResult
-	(*BatchError)(nil),             // 18: cedarpost.v1.BatchError
-	(*GetRevisionRequest)(nil),     // 19: cedarpost.v1.GetRevisionRequest
-	(*GetRevisionResponse)(nil),    // 20: cedarpost.v1.GetRevisionResponse
-	(*EntityUid)(nil),              // 21: cedarpost.v1.EntityUid
-	(*structpb.Struct)(nil),        // 22: google.protobuf.Struct
-	(*Entity)(nil),                 // 23: cedarpost.v1.Entity
-	(*Revision)(nil),               // 24: cedarpost.v1.Revision
+	(*CacheHint)(nil),              // 7: cedarpost.v1.CacheHint
+	(*Explanation)(nil),            // 8: cedarpost.v1.Explanation
+	(*PolicyExplanation)(nil),      // 9: cedarpost.v1.PolicyExplanation
+	(*ExplainedValue)(nil),         // 10: cedarpost.v1.ExplainedValue
+	(*Fields)(nil),                 // 11: cedarpost.v1.Fields
+	(*PolicyRef)(nil),              // 12: cedarpost.v1.PolicyRef
+	(*PolicyError)(nil),            // 13: cedarpost.v1.PolicyError
+	(*Obligation)(nil),             // 14: cedarpost.v1.Obligation
+	(*Advice)(nil),                 // 15: cedarpost.v1.Advice
+	(*AuthorizeBatchRequest)(nil),  // 16: cedarpost.v1.AuthorizeBatchRequest
+	(*AuthorizeBatchResponse)(nil), // 17: cedarpost.v1.AuthorizeBatchResponse
+	(*AuthorizeBatchResult)(nil),   // 18: cedarpost.v1.AuthorizeBatchResult
+	(*BatchError)(nil),             // 19: cedarpost.v1.BatchError
+	(*GetRevisionRequest)(nil),     // 20: cedarpost.v1.GetRevisionRequest
+	(*GetRevisionResponse)(nil),    // 21: cedarpost.v1.GetRevisionResponse
+	(*WatchRequest)(nil),           // 22: cedarpost.v1.WatchRequest
+	(*WatchResponse)(nil),          // 23: cedarpost.v1.WatchResponse
+	(*ReportReuseRequest)(nil),     // 24: cedarpost.v1.ReportReuseRequest
+	(*Reuse)(nil),                  // 25: cedarpost.v1.Reuse
+	(*FailOpen)(nil),               // 26: cedarpost.v1.FailOpen
+	(*ReportReuseResponse)(nil),    // 27: cedarpost.v1.ReportReuseResponse
+	(*EntityUid)(nil),              // 28: cedarpost.v1.EntityUid
+	(*structpb.Struct)(nil),        // 29: google.protobuf.Struct
+	(*Entity)(nil),                 // 30: cedarpost.v1.Entity
+	(*Revision)(nil),               // 31: cedarpost.v1.Revision
+	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 33: google.protobuf.Timestamp
 }
 var file_cedarpost_v1_authorization_proto_depIdxs = []int32{
-	21, // 0: cedarpost.v1.AuthorizeRequest.principal:type_name -> cedarpost.v1.EntityUid
-	21, // 1: cedarpost.v1.AuthorizeRequest.action:type_name -> cedarpost.v1.EntityUid
-	21, // 2: cedarpost.v1.AuthorizeRequest.resource:type_name -> cedarpost.v1.EntityUid
-	22, // 3: cedarpost.v1.AuthorizeRequest.context:type_name -> google.protobuf.Struct
+	28, // 0: cedarpost.v1.AuthorizeRequest.principal:type_name -> cedarpost.v1.EntityUid
+	28, // 1: cedarpost.v1.AuthorizeRequest.action:type_name -> cedarpost.v1.EntityUid
+	28, // 2: cedarpost.v1.AuthorizeRequest.resource:type_name -> cedarpost.v1.EntityUid
+	29, // 3: cedarpost.v1.AuthorizeRequest.context:type_name -> google.protobuf.Struct
 	4,  // 4: cedarpost.v1.AuthorizeRequest.fields:type_name -> cedarpost.v1.FieldSelection
-	23, // 5: cedarpost.v1.AuthorizeRequest.entities:type_name -> cedarpost.v1.Entity
+	30, // 5: cedarpost.v1.AuthorizeRequest.entities:type_name -> cedarpost.v1.Entity
 	5,  // 6: cedarpost.v1.AuthorizeRequest.consistency:type_name -> cedarpost.v1.Consistency
-	24, // 7: cedarpost.v1.Consistency.at_least_as_fresh:type_name -> cedarpost.v1.Revision
+	31, // 7: cedarpost.v1.Consistency.at_least_as_fresh:type_name -> cedarpost.v1.Revision
 	0,  // 8: cedarpost.v1.AuthorizeResponse.decision:type_name -> cedarpost.v1.Decision
 	1,  // 9: cedarpost.v1.AuthorizeResponse.denied_at:type_name -> cedarpost.v1.DeniedAt
-	10, // 10: cedarpost.v1.AuthorizeResponse.fields:type_name -> cedarpost.v1.Fields
-	11, // 11: cedarpost.v1.AuthorizeResponse.determining_policies:type_name -> cedarpost.v1.PolicyRef
-	12, // 12: cedarpost.v1.AuthorizeResponse.errors:type_name -> cedarpost.v1.PolicyError
-	13, // 13: cedarpost.v1.AuthorizeResponse.obligations:type_name -> cedarpost.v1.Obligation
-	14, // 14: cedarpost.v1.AuthorizeResponse.advice:type_name -> cedarpost.v1.Advice
-	24, // 15: cedarpost.v1.AuthorizeResponse.revision:type_name -> cedarpost.v1.Revision
-	7,  // 16: cedarpost.v1.AuthorizeResponse.explanation:type_name -> cedarpost.v1.Explanation
-	8,  // 17: cedarpost.v1.Explanation.policies:type_name -> cedarpost.v1.PolicyExplanation
-	11, // 18: cedarpost.v1.PolicyExplanation.policy:type_name -> cedarpost.v1.PolicyRef
-	2,  // 19: cedarpost.v1.PolicyExplanation.outcome:type_name -> cedarpost.v1.PolicyExplanation.Outcome
-	9,  // 20: cedarpost.v1.PolicyExplanation.values:type_name -> cedarpost.v1.ExplainedValue
-	11, // 21: cedarpost.v1.PolicyError.policy:type_name -> cedarpost.v1.PolicyRef
-	11, // 22: cedarpost.v1.Obligation.policy:type_name -> cedarpost.v1.PolicyRef
-	11, // 23: cedarpost.v1.Advice.policy:type_name -> cedarpost.v1.PolicyRef
-	3,  // 24: cedarpost.v1.AuthorizeBatchRequest.checks:type_name -> cedarpost.v1.AuthorizeRequest
-	5,  // 25: cedarpost.v1.AuthorizeBatchRequest.consistency:type_name -> cedarpost.v1.Consistency
-	17, // 26: cedarpost.v1.AuthorizeBatchResponse.results:type_name -> cedarpost.v1.AuthorizeBatchResult
-	24, // 27: cedarpost.v1.AuthorizeBatchResponse.revision:type_name -> cedarpost.v1.Revision
-	6,  // 28: cedarpost.v1.AuthorizeBatchResult.response:type_name -> cedarpost.v1.AuthorizeResponse
-	18, // 29: cedarpost.v1.AuthorizeBatchResult.error:type_name -> cedarpost.v1.BatchError
-	24, // 30: cedarpost.v1.GetRevisionResponse.revision:type_name -> cedarpost.v1.Revision
-	3,  // 31: cedarpost.v1.AuthorizationService.Authorize:input_type -> cedarpost.v1.AuthorizeRequest
-	15, // 32: cedarpost.v1.AuthorizationService.AuthorizeBatch:input_type -> cedarpost.v1.AuthorizeBatchRequest
-	19, // 33: cedarpost.v1.AuthorizationService.GetRevision:input_type -> cedarpost.v1.GetRevisionRequest
-	6,  // 34: cedarpost.v1.AuthorizationService.Authorize:output_type -> cedarpost.v1.AuthorizeResponse
-	16, // 35: cedarpost.v1.AuthorizationService.AuthorizeBatch:output_type -> cedarpost.v1.AuthorizeBatchResponse
-	20, // 36: cedarpost.v1.AuthorizationService.GetRevision:output_type -> cedarpost.v1.GetRevisionResponse
-	34, // [34:37] is the sub-list for method output_type
-	31, // [31:34] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	11, // 10: cedarpost.v1.AuthorizeResponse.fields:type_name -> cedarpost.v1.Fields
+	12, // 11: cedarpost.v1.AuthorizeResponse.determining_policies:type_name -> cedarpost.v1.PolicyRef
+	13, // 12: cedarpost.v1.AuthorizeResponse.errors:type_name -> cedarpost.v1.PolicyError
+	14, // 13: cedarpost.v1.AuthorizeResponse.obligations:type_name -> cedarpost.v1.Obligation
+	15, // 14: cedarpost.v1.AuthorizeResponse.advice:type_name -> cedarpost.v1.Advice
+	31, // 15: cedarpost.v1.AuthorizeResponse.revision:type_name -> cedarpost.v1.Revision
+	7,  // 16: cedarpost.v1.AuthorizeResponse.cache_hint:type_name -> cedarpost.v1.CacheHint
+	8,  // 17: cedarpost.v1.AuthorizeResponse.explanation:type_name -> cedarpost.v1.Explanation
+	32, // 18: cedarpost.v1.CacheHint.max_age:type_name -> google.protobuf.Duration
+	9,  // 19: cedarpost.v1.Explanation.policies:type_name -> cedarpost.v1.PolicyExplanation
+	12, // 20: cedarpost.v1.PolicyExplanation.policy:type_name -> cedarpost.v1.PolicyRef
+	2,  // 21: cedarpost.v1.PolicyExplanation.outcome:type_name -> cedarpost.v1.PolicyExplanation.Outcome
+	10, // 22: cedarpost.v1.PolicyExplanation.values:type_name -> cedarpost.v1.ExplainedValue
+	12, // 23: cedarpost.v1.PolicyError.policy:type_name -> cedarpost.v1.PolicyRef
+	12, // 24: cedarpost.v1.Obligation.policy:type_name -> cedarpost.v1.PolicyRef
+	12, // 25: cedarpost.v1.Advice.policy:type_name -> cedarpost.v1.PolicyRef
+	3,  // 26: cedarpost.v1.AuthorizeBatchRequest.checks:type_name -> cedarpost.v1.AuthorizeRequest
+	5,  // 27: cedarpost.v1.AuthorizeBatchRequest.consistency:type_name -> cedarpost.v1.Consistency
+	18, // 28: cedarpost.v1.AuthorizeBatchResponse.results:type_name -> cedarpost.v1.AuthorizeBatchResult
+	31, // 29: cedarpost.v1.AuthorizeBatchResponse.revision:type_name -> cedarpost.v1.Revision
+	6,  // 30: cedarpost.v1.AuthorizeBatchResult.response:type_name -> cedarpost.v1.AuthorizeResponse
+	19, // 31: cedarpost.v1.AuthorizeBatchResult.error:type_name -> cedarpost.v1.BatchError
+	31, // 32: cedarpost.v1.GetRevisionResponse.revision:type_name -> cedarpost.v1.Revision
+	31, // 33: cedarpost.v1.WatchRequest.after:type_name -> cedarpost.v1.Revision
+	31, // 34: cedarpost.v1.WatchResponse.revision:type_name -> cedarpost.v1.Revision
+	25, // 35: cedarpost.v1.ReportReuseRequest.reuses:type_name -> cedarpost.v1.Reuse
+	26, // 36: cedarpost.v1.ReportReuseRequest.fail_opens:type_name -> cedarpost.v1.FailOpen
+	33, // 37: cedarpost.v1.Reuse.first:type_name -> google.protobuf.Timestamp
+	33, // 38: cedarpost.v1.Reuse.last:type_name -> google.protobuf.Timestamp
+	28, // 39: cedarpost.v1.FailOpen.principal:type_name -> cedarpost.v1.EntityUid
+	28, // 40: cedarpost.v1.FailOpen.action:type_name -> cedarpost.v1.EntityUid
+	28, // 41: cedarpost.v1.FailOpen.resource:type_name -> cedarpost.v1.EntityUid
+	33, // 42: cedarpost.v1.FailOpen.first:type_name -> google.protobuf.Timestamp
+	33, // 43: cedarpost.v1.FailOpen.last:type_name -> google.protobuf.Timestamp
+	3,  // 44: cedarpost.v1.AuthorizationService.Authorize:input_type -> cedarpost.v1.AuthorizeRequest
+	16, // 45: cedarpost.v1.AuthorizationService.AuthorizeBatch:input_type -> cedarpost.v1.AuthorizeBatchRequest
+	20, // 46: cedarpost.v1.AuthorizationService.GetRevision:input_type -> cedarpost.v1.GetRevisionRequest
+	22, // 47: cedarpost.v1.AuthorizationService.Watch:input_type -> cedarpost.v1.WatchRequest
+	24, // 48: cedarpost.v1.AuthorizationService.ReportReuse:input_type -> cedarpost.v1.ReportReuseRequest
+	6,  // 49: cedarpost.v1.AuthorizationService.Authorize:output_type -> cedarpost.v1.AuthorizeResponse
+	17, // 50: cedarpost.v1.AuthorizationService.AuthorizeBatch:output_type -> cedarpost.v1.AuthorizeBatchResponse
+	21, // 51: cedarpost.v1.AuthorizationService.GetRevision:output_type -> cedarpost.v1.GetRevisionResponse
+	23, // 52: cedarpost.v1.AuthorizationService.Watch:output_type -> cedarpost.v1.WatchResponse
+	27, // 53: cedarpost.v1.AuthorizationService.ReportReuse:output_type -> cedarpost.v1.ReportReuseResponse
+	49, // [49:54] is the sub-list for method output_type
+	44, // [44:49] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_authorization_proto_init() }
@@ -1716,7 +2287,7 @@ func file_cedarpost_v1_authorization_proto_init() {
 		(*Consistency_FullyConsistent)(nil),
 	}
 	file_cedarpost_v1_authorization_proto_msgTypes[3].OneofWrappers = []any{}
-	file_cedarpost_v1_authorization_proto_msgTypes[14].OneofWrappers = []any{
+	file_cedarpost_v1_authorization_proto_msgTypes[15].OneofWrappers = []any{
 		(*AuthorizeBatchResult_Response)(nil),
 		(*AuthorizeBatchResult_Error)(nil),
 	}
@@ -1726,7 +2297,7 @@ func file_cedarpost_v1_authorization_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_authorization_proto_rawDesc), len(file_cedarpost_v1_authorization_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   18,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -33,6 +33,11 @@ const (
 	// AuthorizationServiceGetRevisionProcedure is the procedure name of the AuthorizationService's
 	// GetRevision RPC.
 	AuthorizationServiceGetRevisionProcedure = "/cedarpost.v1.AuthorizationService/GetRevision"
+	// AuthorizationServiceWatchProcedure is the procedure name of the AuthorizationService's Watch RPC.
+	AuthorizationServiceWatchProcedure = "/cedarpost.v1.AuthorizationService/Watch"
+	// AuthorizationServiceReportReuseProcedure is the procedure name of the AuthorizationService's
+	// ReportReuse RPC.
+	AuthorizationServiceReportReuseProcedure = "/cedarpost.v1.AuthorizationService/ReportReuse"
 )
 
 var (
@@ -57,6 +62,20 @@ var (
 			Procedure:  AuthorizationServiceGetRevisionProcedure,
 		}
 	})
+	authorizationServiceWatchSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_cedarpost_v1_authorization_proto.Services().ByName("AuthorizationService").Methods().ByName("Watch"),
+			Procedure:  AuthorizationServiceWatchProcedure,
+		}
+	})
+	authorizationServiceReportReuseSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_authorization_proto.Services().ByName("AuthorizationService").Methods().ByName("ReportReuse"),
+			Procedure:  AuthorizationServiceReportReuseProcedure,
+		}
+	})
 )
 
 // AuthorizationServiceClient is a client for the cedarpost.v1.AuthorizationService service.
@@ -76,12 +95,48 @@ type AuthorizationServiceClient interface {
 	// GetRevision returns the newest committed revision, from a read of the
 	// primary database that began after the question came.
 	GetRevision(context.Context, *v1.GetRevisionRequest) (*v1.GetRevisionResponse, error)
+	// Watch tells what changes, for those who keep answers: each message covers
+	// the revisions after one number up to another and has the tags of all that
+	// changed in them. The first message comes at once. A stream that broke goes
+	// on from the last revision applied; where that cannot be, the first message
+	// is a reset.
+	//
+	// Errors: resource_exhausted for a watcher that does not keep up (its last
+	// message is a reset) or one too many, unauthenticated once the caller's key
+	// is gone, unavailable when the server stops.
+	Watch(context.Context, *v1.WatchRequest) (AuthorizationServiceWatchClientStream, error)
+	// ReportReuse puts into the log how often answers were used again from a
+	// cache, and which checks were let through without an answer. It may be sent
+	// again: a report counts once, however often it comes. It returns after the
+	// commit.
+	ReportReuse(context.Context, *v1.ReportReuseRequest) (*v1.ReportReuseResponse, error)
 }
 
 // NewAuthorizationServiceClient constructs a client for the cedarpost.v1.AuthorizationService
 // service. Multiple service clients may share a single connect.Client.
 func NewAuthorizationServiceClient(client *connect.Client) AuthorizationServiceClient {
 	return &authorizationServiceClient{client: client}
+}
+
+// AuthorizationServiceWatchClientStream is the client stream for the AuthorizationService's Watch
+// RPC.
+type AuthorizationServiceWatchClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s AuthorizationServiceWatchClientStream) Receive() (*v1.WatchResponse, error) {
+	var res v1.WatchResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s AuthorizationServiceWatchClientStream) Close() error {
+	return s.stream.Close()
 }
 
 // AuthorizationServiceHandler is an implementation of the cedarpost.v1.AuthorizationService
@@ -102,6 +157,21 @@ type AuthorizationServiceHandler interface {
 	// GetRevision returns the newest committed revision, from a read of the
 	// primary database that began after the question came.
 	GetRevision(context.Context, *v1.GetRevisionRequest) (*v1.GetRevisionResponse, error)
+	// Watch tells what changes, for those who keep answers: each message covers
+	// the revisions after one number up to another and has the tags of all that
+	// changed in them. The first message comes at once. A stream that broke goes
+	// on from the last revision applied; where that cannot be, the first message
+	// is a reset.
+	//
+	// Errors: resource_exhausted for a watcher that does not keep up (its last
+	// message is a reset) or one too many, unauthenticated once the caller's key
+	// is gone, unavailable when the server stops.
+	Watch(context.Context, *v1.WatchRequest, AuthorizationServiceWatchServerStream) error
+	// ReportReuse puts into the log how often answers were used again from a
+	// cache, and which checks were let through without an answer. It may be sent
+	// again: a report counts once, however often it comes. It returns after the
+	// commit.
+	ReportReuse(context.Context, *v1.ReportReuseRequest) (*v1.ReportReuseResponse, error)
 }
 
 // RegisterAuthorizationServiceHandler registers svc as the cedarpost.v1.AuthorizationService
@@ -112,7 +182,25 @@ func RegisterAuthorizationServiceHandler(server *connect.Server, svc Authorizati
 		connect.Method{Spec: authorizationServiceAuthorizeSpec(), Handler: adapter.authorize},
 		connect.Method{Spec: authorizationServiceAuthorizeBatchSpec(), Handler: adapter.authorizeBatch},
 		connect.Method{Spec: authorizationServiceGetRevisionSpec(), Handler: adapter.getRevision},
+		connect.Method{Spec: authorizationServiceWatchSpec(), Handler: adapter.watch},
+		connect.Method{Spec: authorizationServiceReportReuseSpec(), Handler: adapter.reportReuse},
 	)
+}
+
+// AuthorizationServiceWatchServerStream is the server stream for the AuthorizationService's Watch
+// RPC.
+type AuthorizationServiceWatchServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s AuthorizationServiceWatchServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s AuthorizationServiceWatchServerStream) Send(res *v1.WatchResponse) error {
+	return s.stream.Send(res)
 }
 
 // UnimplementedAuthorizationServiceHandler returns CodeUnimplemented from all methods.
@@ -128,6 +216,14 @@ func (UnimplementedAuthorizationServiceHandler) AuthorizeBatch(context.Context, 
 
 func (UnimplementedAuthorizationServiceHandler) GetRevision(context.Context, *v1.GetRevisionRequest) (*v1.GetRevisionResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuthorizationService.GetRevision is not implemented")
+}
+
+func (UnimplementedAuthorizationServiceHandler) Watch(context.Context, *v1.WatchRequest, AuthorizationServiceWatchServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuthorizationService.Watch is not implemented")
+}
+
+func (UnimplementedAuthorizationServiceHandler) ReportReuse(context.Context, *v1.ReportReuseRequest) (*v1.ReportReuseResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.AuthorizationService.ReportReuse is not implemented")
 }
 
 type authorizationServiceClient struct {
@@ -153,6 +249,22 @@ func (c *authorizationServiceClient) AuthorizeBatch(ctx context.Context, req *v1
 func (c *authorizationServiceClient) GetRevision(ctx context.Context, req *v1.GetRevisionRequest) (*v1.GetRevisionResponse, error) {
 	var res v1.GetRevisionResponse
 	if err := c.client.CallUnary(ctx, authorizationServiceGetRevisionSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *authorizationServiceClient) Watch(ctx context.Context, req *v1.WatchRequest) (AuthorizationServiceWatchClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, authorizationServiceWatchSpec(), req)
+	if err != nil {
+		return AuthorizationServiceWatchClientStream{}, err
+	}
+	return AuthorizationServiceWatchClientStream{stream: stream}, nil
+}
+
+func (c *authorizationServiceClient) ReportReuse(ctx context.Context, req *v1.ReportReuseRequest) (*v1.ReportReuseResponse, error) {
+	var res v1.ReportReuseResponse
+	if err := c.client.CallUnary(ctx, authorizationServiceReportReuseSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -190,6 +302,26 @@ func (h authorizationServiceHandler) getRevision(ctx context.Context, _ connect.
 		return err
 	}
 	res, err := h.svc.GetRevision(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h authorizationServiceHandler) watch(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.WatchRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.Watch(ctx, &req, AuthorizationServiceWatchServerStream{stream: stream})
+}
+
+func (h authorizationServiceHandler) reportReuse(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ReportReuseRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ReportReuse(ctx, &req)
 	if err != nil {
 		return err
 	}
