@@ -18,13 +18,17 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows says which rooms a room may import. A room is the longest prefix of a
 // package's folder that stands here.
 var arrows = map[string][]string{
-	"cmd":           {"server", "server/engine", "store", "store/localpg", "auditlog", "bundle", "policies", "proto", "sdk/go"},
-	"server":        {"server/engine", "store", "auditlog", "bundle", "policies", "proto"},
+	"cmd":           {"server", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "bundle", "policies", "proto", "sdk/go"},
+	"server":        {"server/engine", "server/wire", "server/entityfile", "server/offline", "store", "auditlog", "bundle", "policies", "proto"},
 	"auditlog":      {},
 	"server/engine": {},
+	// What also runs without a server and its database.
+	"server/wire":       {"server/engine", "proto"},
+	"server/entityfile": {"proto"},
+	"server/offline":    {"server/engine", "server/entityfile", "server/wire", "bundle"},
 	// Reads the reference corpus for tests.
 	"server/corpustest": {},
-	"server/servertest": {"server", "store", "store/storetest", "bundle", "policies", "proto"},
+	"server/servertest": {"server", "server/entityfile", "store", "store/storetest", "bundle", "policies", "proto"},
 	"store":             {"migrations", "auditlog"},
 	"store/localpg":     {},
 	"store/storetest":   {"store", "store/localpg", "migrations"},
@@ -33,14 +37,17 @@ var arrows = map[string][]string{
 	"migrations":        {},
 	"proto":             {},
 	"sdk/go":            {"proto"},
-	"bench":             {}, // only tests
+	// The real engine in process, for the tests of those who use the SDK.
+	"sdk/go/cedarposttest": {"sdk/go", "server/engine", "server/entityfile", "server/offline", "server/wire", "bundle", "proto"},
+	"examples":             {"sdk/go", "proto"},
+	"bench":                {}, // only tests
 }
 
 // outside says which modules only some rooms may know.
 var outside = map[string][]string{
-	"github.com/cedar-policy/cedar-go": {"server/engine", "server", "server/corpustest"},
+	"github.com/cedar-policy/cedar-go": {"server/engine", "server", "server/wire", "server/offline", "server/corpustest", "sdk/go/cedarposttest"},
 	"github.com/jackc/pgx":             {"store", "store/localpg", "store/storetest"},
-	"connectrpc.com":                   {"cmd", "server", "server/servertest", "proto", "sdk/go"},
+	"connectrpc.com":                   {"cmd", "server", "server/servertest", "proto", "sdk/go", "sdk/go/cedarposttest", "examples"},
 }
 
 func roomOf(folder string) string {

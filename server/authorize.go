@@ -10,11 +10,9 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
-
-// maxErrors caps the failed policies that an answer and its record list.
-const maxErrors = 100
 
 // authorizationService answers questions. A call goes: snapshot, question,
 // slice, decision, record, answer. Nothing leaves before the record is
@@ -123,7 +121,7 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf 
 	pool := engine.NewPool()
 	for i, c := range checks {
 		a := &answers[i]
-		if a.question, a.err = snap.set.Read(askFrom(c, began.UnixMilli())); a.err == nil {
+		if a.question, a.err = snap.set.Read(wire.Ask(c, began.UnixMilli())); a.err == nil {
 			a.slice = snap.set.NewSlice(a.question, pool)
 		}
 	}
@@ -161,7 +159,7 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf 
 			if err != nil {
 				return nil, err
 			}
-			a.response.Explanation = explain(x)
+			a.response.Explanation = wire.Explanation(x)
 		}
 	}
 	if err := s.record(ctx, rows, nil); err != nil {
@@ -176,69 +174,6 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf 
 		}
 	}
 	return answers, nil
-}
-
-// respond puts a result on the wire.
-func respond(res *engine.Result) *cedarpostv1.AuthorizeResponse {
-	out := &cedarpostv1.AuthorizeResponse{Decision: cedarpostv1.Decision_ALLOW}
-	if !res.Allowed {
-		out.Decision = cedarpostv1.Decision_DENY
-		out.DeniedAt = cedarpostv1.DeniedAt(res.DeniedAt).Enum()
-	}
-	if res.Permitted != nil {
-		out.Fields = &cedarpostv1.Fields{Permitted: res.Permitted, Denied: res.Denied}
-	}
-	for _, p := range res.Policies {
-		out.DeterminingPolicies = append(out.DeterminingPolicies, policyRef(p))
-	}
-	for i, e := range res.Errors {
-		if i == maxErrors {
-			out.ErrorsOmitted = int32(len(res.Errors) - i)
-			break
-		}
-		out.Errors = append(out.Errors, &cedarpostv1.PolicyError{Policy: policyRef(e.Policy), Message: e.Message})
-	}
-	for _, o := range res.Obligations {
-		out.Obligations = append(out.Obligations, &cedarpostv1.Obligation{Policy: policyRef(o.Policy), Text: o.Text})
-	}
-	for _, a := range res.Advice {
-		out.Advice = append(out.Advice, &cedarpostv1.Advice{Policy: policyRef(a.Policy), Text: a.Text, Paths: a.Paths})
-	}
-	return out
-}
-
-func explain(x *engine.Explanation) *cedarpostv1.Explanation {
-	out := &cedarpostv1.Explanation{Summary: x.Summary, Omitted: int32(x.Omitted)}
-	for _, p := range x.Policies {
-		e := &cedarpostv1.PolicyExplanation{
-			Policy: policyRef(p.Policy), Forbid: p.Forbid, Outcome: cedarpostv1.PolicyExplanation_Outcome(p.Outcome),
-			Reason: p.Reason, Condition: p.Condition, Paths: p.Paths, File: p.File, Line: int32(p.Line),
-		}
-		for _, v := range p.Values {
-			e.Values = append(e.Values, &cedarpostv1.ExplainedValue{Expression: v.Expression, Value: v.Value})
-		}
-		out.Policies = append(out.Policies, e)
-	}
-	return out
-}
-
-func policyRef(r engine.PolicyRef) *cedarpostv1.PolicyRef {
-	return &cedarpostv1.PolicyRef{Bundle: r.Bundle, Id: r.ID}
-}
-
-// askFrom reads a request into the engine's words.
-func askFrom(r *cedarpostv1.AuthorizeRequest, nowMillis int64) engine.Ask {
-	a := engine.Ask{
-		Principal: cedarUID(r.Principal), Action: cedarUID(r.Action), Resource: cedarUID(r.Resource),
-		Context: r.Context.AsMap(), NowMillis: nowMillis,
-	}
-	if f := r.Fields; f != nil {
-		a.FieldsAsked, a.Paths, a.All, a.RequireAll = true, f.Paths, f.All, f.RequireAll
-	}
-	for _, e := range r.Entities {
-		a.Inline = append(a.Inline, rawEntity(e))
-	}
-	return a
 }
 
 // publicError is the one table from errors inside to codes outside. What is not

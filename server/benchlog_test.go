@@ -25,6 +25,7 @@ import (
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -161,7 +162,7 @@ func (b *bench) loadShop(t *testing.T) {
 	if _, err := p.publish(t.Context(), files, false); err != nil {
 		t.Fatal(err)
 	}
-	list, err := ParseEntities(files.Entities)
+	list, err := entityfile.Parse(files.Entities)
 	if err != nil {
 		t.Fatal(err)
 	}

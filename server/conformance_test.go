@@ -15,9 +15,9 @@ import (
 	"github.com/cedar-policy/cedar-go"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/corpustest"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
@@ -50,7 +50,7 @@ func TestConformanceOverTheWire(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		list, err := server.ParseEntities([]byte(c.Entities))
+		list, err := entityfile.Parse([]byte(c.Entities))
 		if err != nil {
 			t.Fatalf("%s: %v", c.Name, err)
 		}
@@ -113,7 +113,7 @@ func serveRequest(t *testing.T, s *servertest.Server, i int, r corpustest.Reques
 		return &cedarpostv1.EntityUid{Type: string(u.Type), Id: string(u.ID)}
 	}
 	// A file of one entity is how JSON with exact numbers gets on the wire.
-	carrier, err := server.ParseEntities(fmt.Appendf(nil, `[{"uid":{"type":"T","id":""},"attrs":%s}]`, r.Context))
+	carrier, err := entityfile.Parse(fmt.Appendf(nil, `[{"uid":{"type":"T","id":""},"attrs":%s}]`, r.Context))
 	if err != nil {
 		t.Fatal(err)
 	}

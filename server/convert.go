@@ -17,18 +17,6 @@ import (
 // The same entity has three forms: on the wire (cedarpostv1), in the engine
 // (Cedar values) and in the store (JSON). This file is where they meet.
 
-func cedarUID(u *cedarpostv1.EntityUid) cedar.EntityUID {
-	return cedar.NewEntityUID(cedar.EntityType(u.GetType()), cedar.String(u.GetId()))
-}
-
-func cedarUIDs(us []*cedarpostv1.EntityUid) []cedar.EntityUID {
-	out := make([]cedar.EntityUID, len(us))
-	for i, u := range us {
-		out[i] = cedarUID(u)
-	}
-	return out
-}
-
 func storeUID(u cedar.EntityUID) store.UID {
 	return store.UID{Type: string(u.Type), ID: string(u.ID)}
 }
@@ -47,12 +35,6 @@ func protoToStore(u *cedarpostv1.EntityUid) store.UID {
 
 func protoUID(u store.UID) *cedarpostv1.EntityUid {
 	return &cedarpostv1.EntityUid{Type: u.Type, Id: u.ID}
-}
-
-func rawEntity(e *cedarpostv1.Entity) engine.RawEntity {
-	return engine.RawEntity{
-		UID: cedarUID(e.GetUid()), Attrs: e.GetAttrs().AsMap(), Tags: e.GetTags().AsMap(), Parents: cedarUIDs(e.GetParents()),
-	}
 }
 
 // entityToStore writes a checked entity as the store keeps it.

@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -107,7 +108,7 @@ func readOperation(snap *snapshot, op *cedarpostv1.EntityOperation) (store.Op, e
 	set := snap.set
 	switch o := op.GetOperation().(type) {
 	case *cedarpostv1.EntityOperation_Put:
-		e, err := set.ReadEntity(rawEntity(o.Put))
+		e, err := set.ReadEntity(wire.Entity(o.Put))
 		if err != nil {
 			return out, err
 		}
@@ -116,26 +117,26 @@ func readOperation(snap *snapshot, op *cedarpostv1.EntityOperation) (store.Op, e
 			return out, err
 		}
 	case *cedarpostv1.EntityOperation_Delete:
-		if err := set.CheckStorable(cedarUID(o.Delete.GetUid())); err != nil {
+		if err := set.CheckStorable(wire.UID(o.Delete.GetUid())); err != nil {
 			return out, err
 		}
 		out.Kind, out.Cascade = store.Delete, o.Delete.GetCascade()
 		out.Entity.UID = protoToStore(o.Delete.GetUid())
 	case *cedarpostv1.EntityOperation_AddParents:
-		parents := cedarUIDs(o.AddParents.GetParents())
-		if err := set.CheckParents(cedarUID(o.AddParents.GetUid()), parents); err != nil {
+		parents := wire.UIDs(o.AddParents.GetParents())
+		if err := set.CheckParents(wire.UID(o.AddParents.GetUid()), parents); err != nil {
 			return out, err
 		}
 		out.Kind = store.AddParents
 		out.Entity = store.Entity{UID: protoToStore(o.AddParents.GetUid()), Parents: storeUIDs(parents)}
 	case *cedarpostv1.EntityOperation_RemoveParents:
-		if err := set.CheckStorable(cedarUID(o.RemoveParents.GetUid())); err != nil {
+		if err := set.CheckStorable(wire.UID(o.RemoveParents.GetUid())); err != nil {
 			return out, err
 		}
 		out.Kind = store.RemoveParents
-		out.Entity = store.Entity{UID: protoToStore(o.RemoveParents.GetUid()), Parents: storeUIDs(cedarUIDs(o.RemoveParents.GetParents()))}
+		out.Entity = store.Entity{UID: protoToStore(o.RemoveParents.GetUid()), Parents: storeUIDs(wire.UIDs(o.RemoveParents.GetParents()))}
 	case *cedarpostv1.EntityOperation_SetAttributes:
-		uid := cedarUID(o.SetAttributes.GetUid())
+		uid := wire.UID(o.SetAttributes.GetUid())
 		rec, err := set.ReadAttributes(uid, o.SetAttributes.GetAttrs().AsMap(), o.SetAttributes.GetRemove())
 		if err != nil {
 			return out, err
@@ -191,7 +192,7 @@ func writeError(e edit, err error) error {
 	case errors.Is(oe.Err, store.ErrTooManyMembers):
 		msg = "too many memberships for one cascade; drop them in several writes"
 	}
-	return connect.NewError(code, e.at(oe.Index, fmt.Sprintf("entity %s: %s", cedarUID(protoUID(oe.UID)), msg)))
+	return connect.NewError(code, e.at(oe.Index, fmt.Sprintf("entity %s: %s", wire.UID(protoUID(oe.UID)), msg)))
 }
 
 // GetEntity implements cedarpost.v1.EntityService.
@@ -202,7 +203,7 @@ func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntit
 	}
 	row, err := s.db.GetEntity(ctx, at, protoToStore(req.GetUid()))
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, connect.Errorf(connect.CodeNotFound, "entity %s is not stored", cedarUID(req.GetUid()))
+		return nil, connect.Errorf(connect.CodeNotFound, "entity %s is not stored", wire.UID(req.GetUid()))
 	}
 	if err != nil {
 		return nil, publicError(err)

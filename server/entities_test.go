@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
@@ -41,7 +41,7 @@ func docServer(t *testing.T, opts ...servertest.Option) *servertest.Server {
 // entity reads one entity in Cedar's JSON format.
 func entity(t testing.TB, text string) *cedarpostv1.Entity {
 	t.Helper()
-	list, err := server.ParseEntities([]byte("[" + text + "]"))
+	list, err := entityfile.Parse([]byte("[" + text + "]"))
 	if err != nil {
 		t.Fatal(err)
 	}

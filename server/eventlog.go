@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -67,7 +68,7 @@ func ChangeEvents(server string) func(context.Context, store.Changed) (store.Eve
 			change.Entities = append(change.Entities, protoUID(uid))
 		}
 		if len(c.Entities) == 1 {
-			subject = cedarUID(change.Entities[0]).String()
+			subject = wire.UID(change.Entities[0]).String()
 		}
 		return newEvent(ctx, server, &cedarpostv1.EventRecord{
 			Kind: cedarpostv1.EventRecord_CHANGE, Caller: c.Caller, Subject: subject, Revision: c.Revision,

@@ -9,6 +9,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -81,7 +82,7 @@ func (s *entityService) entityQuery(ctx context.Context, snap *snapshot, at int6
 	if req.Ancestor != nil {
 		uid := protoToStore(req.Ancestor)
 		q.Ancestor = &uid
-		if q.ParentTypes, err = set.GroupTypes(cedarUID(req.Ancestor)); err != nil {
+		if q.ParentTypes, err = set.GroupTypes(wire.UID(req.Ancestor)); err != nil {
 			return q, err
 		}
 	}

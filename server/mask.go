@@ -14,6 +14,8 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+
+	"github.com/cedarpost/cedarpost/server/entityfile"
 )
 
 // maskKeyBytes is the length of a mask key.
@@ -70,7 +72,7 @@ func readJSON(text string) (v any, err error) {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("something follows")
 	}
-	return exact(v)
+	return entityfile.Exact(v)
 }
 
 // ReadMaskKey reads a mask key: one line, 32 bytes in hexadecimal or base64. It

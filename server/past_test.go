@@ -9,6 +9,7 @@ import (
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/offline"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -20,7 +21,7 @@ func TestPastPolicies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, set := CheckBundle(shop, nil, nil)
+	_, set := offline.Check(shop, nil, nil)
 	publish := func(schema string) int64 {
 		t.Helper()
 		p, err := publication(shop, set)

@@ -19,6 +19,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/offline"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -149,7 +150,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		}
 		others = append(others, src)
 	}
-	report, set := CheckBundle(b, others, snap.set)
+	report, set := offline.Check(b, others, snap.set)
 	if !report.Valid() || report.Failed() > 0 {
 		return nil, reportRefusal(b.Name, report)
 	}
@@ -201,7 +202,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 
 // mentions warns of entities that the policies name and that are not stored.
 // What the check said of entities.json does not count here: the store does.
-func (s *policyService) mentions(ctx context.Context, snap *snapshot, set *engine.Set, name string, report *Report) error {
+func (s *policyService) mentions(ctx context.Context, snap *snapshot, set *engine.Set, name string, report *offline.Report) error {
 	mentions := set.Mentions(name)
 	if len(mentions) > maxMentions {
 		mentions = mentions[:maxMentions]
@@ -232,7 +233,7 @@ func (s *policyService) mentions(ctx context.Context, snap *snapshot, set *engin
 
 // publication is a checked bundle as the store keeps it.
 func publication(b *bundle.Bundle, set *engine.Set) (store.Publish, error) {
-	src := SourceOf(b)
+	src := offline.Source(b)
 	fields, err := json.Marshal(src.Fields)
 	if err != nil {
 		return store.Publish{}, err
@@ -330,7 +331,7 @@ func findingText(f *cedarpostv1.Finding) string {
 
 // reportRefusal refuses a bundle that did not check: as a bad bundle, or, when
 // the findings are about another one, as one that would break that.
-func reportRefusal(name string, r *Report) error {
+func reportRefusal(name string, r *offline.Report) error {
 	findings := findingsToProto(name, r.Findings)
 	for _, t := range r.Tests {
 		for _, f := range t.Failures {
@@ -381,7 +382,7 @@ func problemsToProto(list bundle.Problems) []*cedarpostv1.Finding {
 	return out
 }
 
-func applied(snap *snapshot, b store.Bundle, revision int64, published bool, r *Report) *cedarpostv1.ApplyBundleResponse {
+func applied(snap *snapshot, b store.Bundle, revision int64, published bool, r *offline.Report) *cedarpostv1.ApplyBundleResponse {
 	return &cedarpostv1.ApplyBundleResponse{
 		Bundle: bundleToProto(snap, b), Revision: encodeRevision(snap.position, revision),
 		Published: published, Warnings: findingsToProto(b.Name, r.Findings),

@@ -16,6 +16,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -33,7 +34,7 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 		return store.Decision{}, err
 	}
 	at := time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
-	resp := respond(res)
+	resp := wire.Response(res)
 	resp.DecisionId = id.String()
 	resp.Revision = encodeRevision(snap.position, snap.position.Number)
 	a.response = resp
@@ -81,7 +82,7 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 func maskEntities(set *engine.Set, q *engine.Question, came []*cedarpostv1.Entity, mask engine.Mask) ([]*cedarpostv1.Entity, error) {
 	out := came
 	for i, e := range came {
-		attrs, tags, marked := set.MaskEntity(q, cedarUID(e.GetUid()), i, mask)
+		attrs, tags, marked := set.MaskEntity(q, wire.UID(e.GetUid()), i, mask)
 		if !marked {
 			continue
 		}

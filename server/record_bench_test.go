@@ -9,6 +9,9 @@ import (
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/entityfile"
+	"github.com/cedarpost/cedarpost/server/offline"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -50,16 +53,16 @@ func shopService(b testing.TB) *authorizationService {
 	db := storetest.Open(b)
 	shop, err := bundle.Read(policies.Shop(), "shop")
 	must(err)
-	_, set := CheckBundle(shop, nil, nil)
+	_, set := offline.Check(shop, nil, nil)
 	p, err := publication(shop, set)
 	must(err)
 	revision, _, err := db.PublishBundle(ctx, p)
 	must(err)
-	list, err := ParseEntities(shop.Entities)
+	list, err := entityfile.Parse(shop.Entities)
 	must(err)
 	w := store.EntityWrite{Caller: "bench", PolicyRevision: revision}
 	for _, e := range list {
-		checked, err := set.ReadEntity(rawEntity(e))
+		checked, err := set.ReadEntity(wire.Entity(e))
 		must(err)
 		row, err := entityToStore(checked)
 		must(err)

@@ -14,6 +14,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -95,7 +96,7 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 	if err != nil {
 		return nil, err
 	}
-	ask := askFrom(&cedarpostv1.AuthorizeRequest{
+	ask := wire.Ask(&cedarpostv1.AuthorizeRequest{
 		Principal: rec.Principal, Action: rec.Action, Resource: rec.Resource,
 		Context: rec.Context, Fields: rec.FieldsAsked, Entities: rec.Entities,
 	}, 0)
@@ -114,7 +115,7 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 		if err != nil {
 			return nil, err
 		}
-		again := outcomeOf(respond(res))
+		again := outcomeOf(wire.Response(res))
 		if try == replayTries || !differInMessages(rec, again) {
 			return again, nil
 		}

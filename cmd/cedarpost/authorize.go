@@ -13,7 +13,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/entityfile"
 )
 
 // uid is an entity's name on the command line: Cedar text, or the same without the
@@ -119,7 +119,7 @@ func (a *authorizeCmd) request() (*cedarpostv1.AuthorizeRequest, error) {
 		if err != nil {
 			return nil, err
 		}
-		if req.Entities, err = server.ParseEntities(text); err != nil {
+		if req.Entities, err = entityfile.Parse(text); err != nil {
 			return nil, fmt.Errorf("%s: %w", a.Entities, err)
 		}
 	}
@@ -150,7 +150,7 @@ func parseContext(s string) (*structpb.Struct, error) {
 	// Attributes of an entity have the same form, and their reader keeps large
 	// numbers exact.
 	entity := bytes.Join([][]byte{[]byte(`[{"uid": {"type": "T", "id": ""}, "attrs": `), text, []byte(`}]`)}, nil)
-	list, err := server.ParseEntities(entity)
+	list, err := entityfile.Parse(entity)
 	if err != nil {
 		return nil, err
 	}

@@ -6,8 +6,8 @@ import (
 	"slices"
 
 	"github.com/cedarpost/cedarpost/bundle"
-	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/offline"
 )
 
 type checkCmd struct {
@@ -108,10 +108,10 @@ func checkTogether(list []checked) {
 		var others []engine.Source
 		for j := range list {
 			if j != i && list[j].bundle != nil {
-				others = append(others, server.SourceOf(list[j].bundle))
+				others = append(others, offline.Source(list[j].bundle))
 			}
 		}
-		report, _ := server.CheckBundle(f.bundle, others, nil)
+		report, _ := offline.Check(f.bundle, others, nil)
 		for _, found := range report.Findings {
 			// What is found in another bundle, that one's own check finds.
 			if found.Bundle == "" || found.Bundle == f.Name {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/entityfile"
 )
 
 type importCmd struct {
@@ -147,7 +147,7 @@ func (i *importCmd) open(c *console) (*input, error) {
 		if in.mapText, err = os.ReadFile(i.Map); err != nil {
 			return nil, err
 		}
-		if in.mapping, err = server.ParseImportMapping(in.mapText); err != nil {
+		if in.mapping, err = entityfile.ParseMapping(in.mapText); err != nil {
 			return nil, fmt.Errorf("%s: %w", i.Map, err)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/entityfile"
 )
 
 // The formats of entities.
@@ -34,7 +34,7 @@ const (
 type input struct {
 	name    string
 	format  string
-	mapping *server.ImportMapping // of a CSV file
+	mapping *entityfile.Mapping // of a CSV file
 	mapText []byte
 	r       io.Reader
 	again   bool         // r can be read again, from its start
@@ -82,17 +82,17 @@ func (in *input) rewind() error {
 }
 
 // entities reads from the start, if it can be read again.
-func (in *input) entities() (*server.EntityReader, error) {
+func (in *input) entities() (*entityfile.Reader, error) {
 	if err := in.rewind(); err != nil {
 		return nil, err
 	}
 	switch in.format {
 	case formatNDJSON:
-		return server.ReadNDJSON(in), nil
+		return entityfile.ReadNDJSON(in), nil
 	case formatCSV:
-		return server.ReadCSV(in, in.mapping), nil
+		return entityfile.ReadCSV(in, in.mapping), nil
 	}
-	return server.ReadJSON(in), nil
+	return entityfile.ReadJSON(in), nil
 }
 
 // Read implements io.Reader, and counts.
@@ -114,7 +114,7 @@ type lot struct {
 
 // lots reads entities while others are sent, after those to skip. The last lot has
 // an error and no entities.
-func (in *input) lots(ctx context.Context, r *server.EntityReader, skip int64) <-chan lot {
+func (in *input) lots(ctx context.Context, r *entityfile.Reader, skip int64) <-chan lot {
 	lots := make(chan lot)
 	put := func(l lot) bool {
 		l.read = in.read.Load()

@@ -23,6 +23,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -179,7 +180,7 @@ func (s *Server) MustLoadShop() {
 	}
 	for _, f := range files {
 		if f.Path == bundle.EntitiesName {
-			list, err := server.ParseEntities(f.Content)
+			list, err := entityfile.Parse(f.Content)
 			if err != nil {
 				s.t.Fatal(err)
 			}

@@ -1,11 +1,11 @@
-package server_test
+package offline_test
 
 import (
 	"testing"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
-	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/offline"
 )
 
 // The example bundle must pass its own checks through the real engine.
@@ -14,7 +14,7 @@ func TestShopChecks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report, set := server.CheckBundle(b, nil, nil)
+	report, set := offline.Check(b, nil, nil)
 	for _, f := range report.Findings {
 		t.Errorf("%s", f)
 	}

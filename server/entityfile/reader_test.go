@@ -1,4 +1,4 @@
-package server_test
+package entityfile_test
 
 import (
 	"encoding/json"
@@ -9,11 +9,11 @@ import (
 	"testing"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/entityfile"
 )
 
 // readAll reads entities as lines `A b {"n":1} [A c]`, up to the end or an error.
-func readAll(r *server.EntityReader) (string, error) {
+func readAll(r *entityfile.Reader) (string, error) {
 	var lines []string
 	for {
 		e, err := r.Next()
@@ -60,18 +60,18 @@ attrs:
 
 const header = "employee,roles,team,region,lvl,mgr,active,since,labels,sizes,unused\n"
 
-func csvReader(t testing.TB, mapping, text string) *server.EntityReader {
+func csvReader(t testing.TB, mapping, text string) *entityfile.Reader {
 	t.Helper()
-	m, err := server.ParseImportMapping([]byte(mapping))
+	m, err := entityfile.ParseMapping([]byte(mapping))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return server.ReadCSV(strings.NewReader(text), m)
+	return entityfile.ReadCSV(strings.NewReader(text), m)
 }
 
 const a, b = `{"uid":{"type":"A","id":"a"}}`, `{"uid":{"type":"A","id":"b"}}`
 
-func TestEntityReader(t *testing.T) {
+func TestReader(t *testing.T) {
 	for _, c := range []struct {
 		name, format, text string
 		want               string // the entities, a slash between them
@@ -121,12 +121,12 @@ func TestEntityReader(t *testing.T) {
 		{"Latin-1", "csv", header + "M\xfcller,,,,,,,,,,\n", ``, `line 2: column "employee": not valid UTF-8`},
 		{"Latin-1 that nobody reads", "csv", header + "e1,,,,,,,,,,M\xfcller\n", `User e1 {} []`, ``},
 	} {
-		var r *server.EntityReader
+		var r *entityfile.Reader
 		switch c.format {
 		case "json":
-			r = server.ReadJSON(strings.NewReader(c.text))
+			r = entityfile.ReadJSON(strings.NewReader(c.text))
 		case "ndjson":
-			r = server.ReadNDJSON(strings.NewReader(c.text))
+			r = entityfile.ReadNDJSON(strings.NewReader(c.text))
 		case "csv":
 			r = csvReader(t, mapping, c.text)
 		}
@@ -140,7 +140,7 @@ func TestEntityReader(t *testing.T) {
 	}
 }
 
-func TestImportMapping(t *testing.T) {
+func TestMapping(t *testing.T) {
 	for _, c := range []struct{ text, err string }{
 		{mapping, ``},
 		{"type: T\nid: i\n", ``},
@@ -164,7 +164,7 @@ func TestImportMapping(t *testing.T) {
 		{"type: T\nid: i\nattrs:\n  a: {column: c, split: ''}", `line 4: an empty text`},
 		{"type: T\nid: i\nattrs:\n  yes: &x c\n  no: *x", `line 5: not a single text`},
 	} {
-		_, err := server.ParseImportMapping([]byte(c.text))
+		_, err := entityfile.ParseMapping([]byte(c.text))
 		if (err == nil) != (c.err == "") || (err != nil && !strings.HasPrefix(err.Error(), c.err)) {
 			t.Errorf("%q: got %v, want %q", c.text, err, c.err)
 		}
@@ -186,17 +186,17 @@ func (e *endless) Read(p []byte) (int, error) {
 // Reading an entity reads little beyond it, so a file's length is no matter.
 func TestReadersDoNotReadAhead(t *testing.T) {
 	const entities, ahead = 20_000, 256 << 10
-	open := map[string]func(io.Reader) *server.EntityReader{
-		a + ",\n": func(r io.Reader) *server.EntityReader {
-			return server.ReadJSON(io.MultiReader(strings.NewReader("["), r))
+	open := map[string]func(io.Reader) *entityfile.Reader{
+		a + ",\n": func(r io.Reader) *entityfile.Reader {
+			return entityfile.ReadJSON(io.MultiReader(strings.NewReader("["), r))
 		},
-		a + "\n": server.ReadNDJSON,
-		"e1,admin,,,,,,,,,\n": func(r io.Reader) *server.EntityReader {
-			m, err := server.ParseImportMapping([]byte(mapping))
+		a + "\n": entityfile.ReadNDJSON,
+		"e1,admin,,,,,,,,,\n": func(r io.Reader) *entityfile.Reader {
+			m, err := entityfile.ParseMapping([]byte(mapping))
 			if err != nil {
 				t.Fatal(err)
 			}
-			return server.ReadCSV(io.MultiReader(strings.NewReader(header), r), m)
+			return entityfile.ReadCSV(io.MultiReader(strings.NewReader(header), r), m)
 		},
 	}
 	for text, open := range open {

@@ -1,4 +1,6 @@
-package server
+// Package offline checks a bundle with no server and no database: it compiles, its
+// entities are read, its tests are run, all by the engine that decides.
+package offline
 
 import (
 	"encoding/json"
@@ -10,6 +12,8 @@ import (
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/entityfile"
+	"github.com/cedarpost/cedarpost/server/wire"
 )
 
 // TestResult is the outcome of one check of a bundle's tests.yaml.
@@ -42,18 +46,18 @@ func (r *Report) Failed() int {
 	return n
 }
 
-// CheckBundle compiles a bundle together with the sources of others, checks its
+// Check compiles a bundle together with the sources of others, checks its
 // entities, and runs its tests on them, offline. The Set is nil unless the
 // bundle is valid. The command line and ApplyBundle check by this same function.
-func CheckBundle(b *bundle.Bundle, others []engine.Source, previous *engine.Set) (*Report, *engine.Set) {
-	sources := append(slices.Clone(others), SourceOf(b))
+func Check(b *bundle.Bundle, others []engine.Source, previous *engine.Set) (*Report, *engine.Set) {
+	sources := append(slices.Clone(others), Source(b))
 	r := &Report{}
 	set, findings := engine.Compile(sources, previous)
 	r.Findings = findings
 	if set == nil {
 		return r, nil
 	}
-	pool, refused := seedPool(b, set)
+	pool, refused := Seed(b, set)
 	r.Findings = append(r.Findings, refused...)
 	if !r.Valid() {
 		return r, nil
@@ -71,8 +75,8 @@ func CheckBundle(b *bundle.Bundle, others []engine.Source, previous *engine.Set)
 	return r, set
 }
 
-// SourceOf turns a bundle into what the engine compiles.
-func SourceOf(b *bundle.Bundle) engine.Source {
+// Source turns a bundle into what the engine compiles.
+func Source(b *bundle.Bundle) engine.Source {
 	src := engine.Source{
 		Name: b.Name, SchemaFile: b.Schema.Path, Schema: string(b.Schema.Content), FieldsFile: bundle.FieldsName,
 		SkipForbidErrors: b.OnForbidError == bundle.Skip,
@@ -86,8 +90,9 @@ func SourceOf(b *bundle.Bundle) engine.Source {
 	return src
 }
 
-// seedPool reads entities.json into a pool, where the tests find it.
-func seedPool(b *bundle.Bundle, set *engine.Set) (*engine.Pool, []engine.Finding) {
+// Seed reads a bundle's entities.json into a pool, where questions find it, and
+// says which entities are refused.
+func Seed(b *bundle.Bundle, set *engine.Set) (*engine.Pool, []engine.Finding) {
 	pool := engine.NewPool()
 	if b.Entities == nil {
 		return pool, nil
@@ -95,7 +100,7 @@ func seedPool(b *bundle.Bundle, set *engine.Set) (*engine.Pool, []engine.Finding
 	refuse := func(err error) engine.Finding {
 		return engine.Finding{Bundle: b.Name, File: bundle.EntitiesName, Message: err.Error()}
 	}
-	list, err := ParseEntities(b.Entities)
+	list, err := entityfile.Parse(b.Entities)
 	if err != nil {
 		return nil, []engine.Finding{refuse(err)}
 	}
@@ -103,7 +108,7 @@ func seedPool(b *bundle.Bundle, set *engine.Set) (*engine.Pool, []engine.Finding
 	var stored []engine.Entity
 	seen := map[cedar.EntityUID]bool{}
 	for _, e := range list {
-		raw := rawEntity(e)
+		raw := wire.Entity(e)
 		if seen[raw.UID] {
 			refused = append(refused, refuse(fmt.Errorf("entity %s stands twice", raw.UID)))
 			continue
@@ -132,11 +137,11 @@ func runTest(set *engine.Set, pool *engine.Pool, bundleName string, t bundle.Tes
 		if !ok {
 			return []string{"entities: not a list of entities in Cedar's JSON format"}
 		}
-		pe, err := parseEntity(m)
+		pe, err := entityfile.FromMap(m)
 		if err != nil {
 			return []string{"entities: " + err.Error()}
 		}
-		ask.Inline = append(ask.Inline, rawEntity(pe))
+		ask.Inline = append(ask.Inline, wire.Entity(pe))
 	}
 	q, err := set.Read(ask)
 	if err != nil {

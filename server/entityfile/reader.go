@@ -1,4 +1,7 @@
-package server
+// Package entityfile reads entities out of files people keep: Cedar's entity JSON,
+// one array or one entity a line, and CSV by a mapping. A file of any length takes
+// no more memory than its largest entity.
+package entityfile
 
 import (
 	"bufio"
@@ -16,21 +19,21 @@ import (
 )
 
 // maxEntityText bounds one entity in a file: a larger one could not be sent.
-const maxEntityText = maxAdminBytes
+const maxEntityText = 4 << 20
 
 var errEntityText = fmt.Errorf("an entity of more than %d MiB", maxEntityText>>20)
 
-// EntityReader reads the entities of a file one by one, so that a file of any
+// Reader reads the entities of a file one by one, so that a file of any
 // length takes no more memory than its largest entity. It is made by
 // [ReadJSON], [ReadNDJSON] or [ReadCSV].
-type EntityReader struct {
+type Reader struct {
 	next func() (*cedarpostv1.Entity, error)
 	err  error // what ended it
 }
 
 // Next returns the next entity, or [io.EOF] after the last. Another error says
 // where in the file it is, and ends the reading.
-func (r *EntityReader) Next() (*cedarpostv1.Entity, error) {
+func (r *Reader) Next() (*cedarpostv1.Entity, error) {
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -42,11 +45,11 @@ func (r *EntityReader) Next() (*cedarpostv1.Entity, error) {
 // ReadJSON reads Cedar's entity JSON format: an array of {"uid", "attrs",
 // "parents", "tags"}. Numbers that JSON readers commonly round become strings of
 // digits, as the wire format wants them.
-func ReadJSON(r io.Reader) *EntityReader {
+func ReadJSON(r io.Reader) *Reader {
 	src := &countedText{entityText: entityText{r: withoutMark(r)}}
 	d := json.NewDecoder(src)
 	number := 0
-	return &EntityReader{next: func() (*cedarpostv1.Entity, error) {
+	return &Reader{next: func() (*cedarpostv1.Entity, error) {
 		src.left = maxEntityText
 		if number == 0 {
 			t, err := d.Token()
@@ -88,11 +91,11 @@ func endArray(d *json.Decoder, src *countedText) error {
 
 // ReadNDJSON reads entities of Cedar's JSON format, one on each line. Empty lines
 // are none.
-func ReadNDJSON(r io.Reader) *EntityReader {
+func ReadNDJSON(r io.Reader) *Reader {
 	lines := bufio.NewScanner(withoutMark(r))
 	lines.Buffer(nil, maxEntityText)
 	line := 0
-	return &EntityReader{next: func() (*cedarpostv1.Entity, error) {
+	return &Reader{next: func() (*cedarpostv1.Entity, error) {
 		for lines.Scan() {
 			line++
 			text := bytes.TrimSpace(lines.Bytes())
@@ -116,8 +119,8 @@ func ReadNDJSON(r io.Reader) *EntityReader {
 	}}
 }
 
-// ParseEntities is [ReadJSON] of all that there is.
-func ParseEntities(data []byte) ([]*cedarpostv1.Entity, error) {
+// Parse is [ReadJSON] of all that there is.
+func Parse(data []byte) ([]*cedarpostv1.Entity, error) {
 	r := ReadJSON(bytes.NewReader(data))
 	list := []*cedarpostv1.Entity{}
 	for {
@@ -214,10 +217,11 @@ func parseEntityText(text []byte) (*cedarpostv1.Entity, error) {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("something follows the entity")
 	}
-	return parseEntity(m)
+	return FromMap(m)
 }
 
-func parseEntity(m map[string]any) (*cedarpostv1.Entity, error) {
+// FromMap reads one entity from decoded JSON in Cedar's format.
+func FromMap(m map[string]any) (*cedarpostv1.Entity, error) {
 	e := &cedarpostv1.Entity{}
 	for key, v := range m {
 		var err error
@@ -271,16 +275,16 @@ func parseStruct(v any) (*structpb.Struct, error) {
 	if !ok {
 		return nil, errors.New("not an object")
 	}
-	plain, err := exact(m)
+	plain, err := Exact(m)
 	if err != nil {
 		return nil, err
 	}
 	return structpb.NewStruct(plain.(map[string]any))
 }
 
-// exact replaces json.Number by float64 where that is exact and by its digits
+// Exact replaces json.Number by float64 where that is exact and by its digits
 // where it is not.
-func exact(v any) (any, error) {
+func Exact(v any) (any, error) {
 	switch v := v.(type) {
 	case json.Number:
 		if i, err := v.Int64(); err == nil {
@@ -290,14 +294,14 @@ func exact(v any) (any, error) {
 	case []any:
 		for i := range v {
 			var err error
-			if v[i], err = exact(v[i]); err != nil {
+			if v[i], err = Exact(v[i]); err != nil {
 				return nil, err
 			}
 		}
 	case map[string]any:
 		for k := range v {
 			var err error
-			if v[k], err = exact(v[k]); err != nil {
+			if v[k], err = Exact(v[k]); err != nil {
 				return nil, err
 			}
 		}

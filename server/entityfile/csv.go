@@ -1,4 +1,4 @@
-package server
+package entityfile
 
 import (
 	"bytes"
@@ -18,9 +18,9 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// ImportMapping says which columns of a CSV file make up an entity: the id, the
+// Mapping says which columns of a CSV file make up an entity: the id, the
 // parents and the attributes. All rows are of one type.
-type ImportMapping struct {
+type Mapping struct {
 	entityType string
 	id         string // its column
 	parents    []cellRule
@@ -40,7 +40,7 @@ type cellRule struct {
 // ReadCSV reads a CSV file with a header. An empty cell is no value, so that an
 // optional attribute is absent. Of a cell that is split, spaces around a value do
 // not count, nor do empty values.
-func ReadCSV(r io.Reader, m *ImportMapping) *EntityReader {
+func ReadCSV(r io.Reader, m *Mapping) *Reader {
 	text := &entityText{r: withoutMark(r)}
 	rows := csv.NewReader(text)
 	rows.ReuseRecord = true
@@ -54,7 +54,7 @@ func ReadCSV(r io.Reader, m *ImportMapping) *EntityReader {
 		}
 		return row, csvError(err, line, len(row), rows.FieldsPerRecord)
 	}
-	return &EntityReader{next: func() (*cedarpostv1.Entity, error) {
+	return &Reader{next: func() (*cedarpostv1.Entity, error) {
 		if columns == nil {
 			header, err := read()
 			if errors.Is(err, io.EOF) {
@@ -94,7 +94,7 @@ func csvError(err error, line, fields, want int) error {
 }
 
 // find returns the place of each column that the mapping names.
-func (m *ImportMapping) find(header []string) (map[string]int, error) {
+func (m *Mapping) find(header []string) (map[string]int, error) {
 	columns := map[string]int{}
 	var missing []string
 	for _, name := range m.columns {
@@ -115,7 +115,7 @@ func (m *ImportMapping) find(header []string) (map[string]int, error) {
 }
 
 // readRow makes the entity of a row.
-func (m *ImportMapping) readRow(cell func(column string) string) (*cedarpostv1.Entity, error) {
+func (m *Mapping) readRow(cell func(column string) string) (*cedarpostv1.Entity, error) {
 	for _, column := range m.columns {
 		if !utf8.ValidString(cell(column)) {
 			return nil, fmt.Errorf("column %q: not valid UTF-8", column)
@@ -201,7 +201,7 @@ func (c cellRule) readValue(text string) (*structpb.Value, error) {
 	return structpb.NewStringValue(text), nil
 }
 
-// ParseImportMapping reads a mapping, a YAML file like
+// ParseMapping reads a mapping, a YAML file like
 //
 //	type: Shop::User
 //	id: employee_id
@@ -211,7 +211,7 @@ func (c cellRule) readValue(text string) (*structpb.Value, error) {
 //	  region: region
 //	  level: {column: lvl, as: long}
 //	  manager: {column: mgr, entity: Shop::User}
-func ParseImportMapping(text []byte) (*ImportMapping, error) {
+func ParseMapping(text []byte) (*Mapping, error) {
 	loader, err := yaml.NewLoader(bytes.NewReader(text), yaml.WithV4Defaults())
 	if err != nil {
 		return nil, err
@@ -227,7 +227,7 @@ func ParseImportMapping(text []byte) (*ImportMapping, error) {
 	if root.Kind == yaml.DocumentNode && len(root.Content) == 1 {
 		root = root.Content[0]
 	}
-	m := &ImportMapping{}
+	m := &Mapping{}
 	err = readKeys(root, "a mapping", map[string]func(*yaml.Node) error{
 		"type":    intoText(&m.entityType),
 		"id":      intoText(&m.id),
@@ -250,7 +250,7 @@ func ParseImportMapping(text []byte) (*ImportMapping, error) {
 	return m, nil
 }
 
-func (m *ImportMapping) readParents(n *yaml.Node) error {
+func (m *Mapping) readParents(n *yaml.Node) error {
 	if n.Kind != yaml.SequenceNode {
 		return atNode(n, "parents is not a list")
 	}
@@ -270,7 +270,7 @@ func (m *ImportMapping) readParents(n *yaml.Node) error {
 	return nil
 }
 
-func (m *ImportMapping) readAttrs(n *yaml.Node) error {
+func (m *Mapping) readAttrs(n *yaml.Node) error {
 	return eachKey(n, "attrs", func(key, value *yaml.Node) error {
 		rule := cellRule{attr: key.Value}
 		read := intoText(&rule.column) // the short form
