@@ -87,6 +87,9 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 		}
 		out.Decisions = append(out.Decisions, rec)
 	}
+	if out.Uses, err = s.uses(ctx, rows); err != nil {
+		return nil, readError(err)
+	}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceQueryDecisionsProcedure, shown, len(rows)); err != nil {
 		return nil, publicError(err)
 	}
@@ -236,8 +239,11 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 		return nil, readError(err)
 	}
 	rows := 1
+	var uses map[string]*cedarpostv1.DecisionUses
 	if missing {
 		rows = 0 // that there is none is an answer too
+	} else if uses, err = s.uses(ctx, []store.Decision{row}); err != nil {
+		return nil, readError(err)
 	}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceGetDecisionProcedure, req, rows); err != nil {
 		return nil, publicError(err)
@@ -249,7 +255,7 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 	if err != nil {
 		return nil, publicError(err)
 	}
-	return &cedarpostv1.GetDecisionResponse{Decision: rec}, nil
+	return &cedarpostv1.GetDecisionResponse{Decision: rec, Uses: uses[row.ID.String()]}, nil
 }
 
 func decodeRecord(row store.Decision) (*cedarpostv1.DecisionRecord, error) {

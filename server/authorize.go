@@ -27,6 +27,10 @@ type authorizationService struct {
 	limits   *limits
 	metric   *metrics
 	name     string // of this server, in records
+
+	maxReuse  time.Duration   // how long an answer may be kept; 0 or less: not at all
+	heartbeat time.Duration   // of watches
+	stopping  <-chan struct{} // closed when the server stops
 }
 
 // Authorize implements cedarpost.v1.AuthorizationService.

@@ -33,6 +33,7 @@ const (
 	maxAuthorizeBytes = 64 << 10
 	maxBatchBytes     = 1 << 20
 	maxAdminBytes     = 4 << 20
+	maxReportBytes    = 512 << 10
 	maxStreamBytes    = 300 << 20
 	maxNesting        = 100 // of JSON
 
@@ -45,11 +46,14 @@ type timeouts struct {
 	message time.Duration // to receive or send one message of a stream
 	upload  time.Duration // for all that a caller streams in one call
 	discard time.Duration // to read on what a caller sends to a call that has ended
+
+	heartbeat time.Duration // between two messages of a watch where nothing changes
 }
 
 var defaultTimeouts = timeouts{
 	header: 5 * time.Second, read: 10 * time.Second, write: 30 * time.Second, idle: time.Minute,
 	message: 30 * time.Second, upload: 15 * time.Minute, discard: 2 * time.Second,
+	heartbeat: 10 * time.Second,
 }
 
 type contextKey int
@@ -312,7 +316,9 @@ func wireOptions() []connecthttp.Option {
 				limit = maxAuthorizeBytes
 			case cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure:
 				limit = maxBatchBytes
-			case cedarpostv1connect.AuthorizationServiceGetRevisionProcedure,
+			case cedarpostv1connect.AuthorizationServiceReportReuseProcedure:
+				limit = maxReportBytes
+			case cedarpostv1connect.AuthorizationServiceGetRevisionProcedure, cedarpostv1connect.AuthorizationServiceWatchProcedure,
 				healthv1connect.HealthCheckProcedure, healthv1connect.HealthWatchProcedure:
 				limit = maxHeaderBytes
 			}

@@ -38,9 +38,13 @@ func newEvent(ctx context.Context, server string, rec *cedarpostv1.EventRecord) 
 	if err != nil {
 		return store.Event{}, fmt.Errorf("event: %w", err)
 	}
+	decisions, err := reusedBy(rec)
+	if err != nil {
+		return store.Event{}, err
+	}
 	return store.Event{
 		ID: id, At: at, Kind: strings.ToLower(rec.Kind.String()), Caller: rec.Caller, Server: server,
-		Subject: rec.Subject, Revision: rec.Revision, RequestID: rec.RequestId, TraceID: rec.TraceId, Record: bytes,
+		Subject: rec.Subject, Revision: rec.Revision, RequestID: rec.RequestId, TraceID: rec.TraceId, Decisions: decisions, Record: bytes,
 	}, nil
 }
 

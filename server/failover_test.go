@@ -102,15 +102,15 @@ func TestFailover(t *testing.T) {
 	refuses := func(s *servertest.Server) {
 		t.Helper()
 		_, _, err := reads(t, s, atLeast(p.lost), everyone...)
-		wantCode(t, err, connect.CodeInvalidArgument, "failover")
+		wantCode(t, err, connect.CodeAborted, "failover")
 		_, err = s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: servertest.UID(`Doc::User::"ann"`), At: p.lost})
-		wantCode(t, err, connect.CodeInvalidArgument, "failover")
+		wantCode(t, err, connect.CodeAborted, "failover")
 		_, err = s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{PageSize: 1, PageToken: page.NextPageToken})
-		wantCode(t, err, connect.CodeInvalidArgument, "failover")
+		wantCode(t, err, connect.CodeAborted, "failover")
 		op := put(user(t, "ann", "staff"))
 		op.Precondition = &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: p.lost}}
 		_, err = write(t, s, op)
-		wantCode(t, err, connect.CodeInvalidArgument, "failover")
+		wantCode(t, err, connect.CodeAborted, "failover")
 	}
 
 	p.network.Refuse(true)
@@ -254,7 +254,7 @@ func TestWritesWhileItFailsOver(t *testing.T) {
 				t.Errorf("ann is written at revision %d, on the condition that she is as she was at %d, which is lost", res.Revision.Number, p.lost.Number)
 				return
 			}
-			if connect.CodeOf(err) == connect.CodeInvalidArgument {
+			if connect.CodeOf(err) == connect.CodeAborted {
 				return
 			}
 		}

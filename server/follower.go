@@ -37,6 +37,7 @@ type snapshot struct {
 	schema         int64 // generation of the entity cache that goes with set
 	bundles        []store.Bundle
 	callers        map[[sha256.Size]byte]string // hash of a key → caller
+	names          map[string]bool              // of callers
 }
 
 // follower applies revisions in order and holds the current snapshot. It owns
@@ -47,6 +48,7 @@ type follower struct {
 	maxStaleness time.Duration
 	cache        *entityCache
 	metric       *metrics
+	hub          *hub // for watchers
 
 	snap   atomic.Pointer[snapshot]
 	newest atomic.Int64 // the newest revision heard of, applied or not
@@ -61,7 +63,7 @@ type follower struct {
 
 func newFollower(db *store.DB, log *slog.Logger, maxStaleness time.Duration, cache *entityCache, m *metrics) *follower {
 	return &follower{
-		db: db, log: log, maxStaleness: maxStaleness, cache: cache, metric: m,
+		db: db, log: log, maxStaleness: maxStaleness, cache: cache, metric: m, hub: newHub(db),
 		wakeup:  make(chan struct{}, 1),
 		applied: make(chan struct{}),
 	}
@@ -112,15 +114,21 @@ func (f *follower) catchUp(ctx context.Context) error {
 	defer cancel()
 	asked := time.Now()
 	var next *snapshot
+	var told *watchEvent
 	err := f.db.View(ctx, func(v *store.View) (err error) {
 		f.newest.Store(v.Position.Number)
 		f.oldest.Store(v.Oldest)
-		next, err = f.next(ctx, v)
+		next, told, err = f.next(ctx, v)
 		return err
 	})
 	switch {
 	case err == nil:
 		f.confirm(next, asked)
+		// After the swap: who hears of a revision may ask this server for it at once.
+		if told != nil {
+			f.hub.publish(told)
+			f.metric.watchEvents.Inc()
+		}
 	case errors.Is(err, errCompile):
 		f.metric.followFails.WithLabelValues("policy").Inc()
 	default:
@@ -132,11 +140,12 @@ func (f *follower) catchUp(ctx context.Context) error {
 	return err
 }
 
-// next makes the snapshot of a view, nil when the one there is it.
-func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, error) {
+// next makes the snapshot of a view, and what watchers are told of it; both nil when
+// the one there is it.
+func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, *watchEvent, error) {
 	old := f.snap.Load()
 	if old != nil && old.position == v.Position {
-		return nil, nil
+		return nil, nil, nil
 	}
 	var changes []store.Change
 	next := &snapshot{position: v.Position}
@@ -149,7 +158,7 @@ func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, error) {
 		next.position = v.Position
 		var err error
 		if changes, err = v.Changes(ctx, old.position.Number, changesPage); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		anew = len(changes) == 0 || changes[len(changes)-1].Revision < v.Position.Number
 	}
@@ -158,17 +167,19 @@ func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, error) {
 	}
 	if changed(store.KindBundle) {
 		if err := f.loadPolicy(ctx, v, next, old); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	if changed(store.KindKey) {
 		keys, err := v.Keys(ctx)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		next.callers = make(map[[sha256.Size]byte]string, len(keys))
+		next.names = make(map[string]bool, len(keys))
 		for _, k := range keys {
 			next.callers[[sha256.Size]byte(k.Hash)] = k.Name
+			next.names[k.Name] = true
 		}
 	}
 	// Nothing can fail any more. The cache comes before the snapshot is given out.
@@ -177,7 +188,30 @@ func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, error) {
 	} else {
 		f.cache.apply(changes)
 	}
-	return next, nil
+	if anew {
+		return next, newBreak(next.position), nil
+	}
+	return next, newWatchEvent(old.position.Number, next.position, changes, !onlyPolicies(old.bundles, next.bundles, changes)), nil
+}
+
+// onlyPolicies reports whether bundles differ in their policies at most, at every
+// revision on the way from one state to the other. Policies concern the decisions of
+// their bundle alone, or, of guardrails, are in the tags of all. But schemas are read
+// together: who owns a type, or what an attribute of it is, concerns other bundles too.
+func onlyPolicies(old, now []store.Bundle, changes []store.Change) bool {
+	published := map[string]bool{}
+	for _, c := range changes {
+		if c.Kind != store.KindBundle {
+			continue
+		}
+		if published[c.ID] {
+			return false // what lies between the two is not known here, and others answered by it
+		}
+		published[c.ID] = true
+	}
+	return slices.EqualFunc(old, now, func(a, b store.Bundle) bool {
+		return a.Name == b.Name && a.Schema == b.Schema && a.Fields == b.Fields && a.OnForbidError == b.OnForbidError
+	})
 }
 
 func (f *follower) loadPolicy(ctx context.Context, v *store.View, next, old *snapshot) (err error) {

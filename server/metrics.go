@@ -31,6 +31,11 @@ type metrics struct {
 	logCareFail prometheus.Counter
 	sweptRows   *prometheus.CounterVec // table
 	sweepFails  prometheus.Counter
+	watchEvents prometheus.Counter
+	watchCuts   prometheus.Counter
+	reuses      prometheus.Counter
+	failOpens   prometheus.Counter
+	reuseLost   prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -67,11 +72,22 @@ func newMetrics() *metrics {
 			Name: "cedarpost_history_swept_rows_total", Help: "Rows of history that this server removed."}, []string{"table"}),
 		sweepFails: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_history_sweep_failures_total", Help: "Attempts of this server to remove history that failed."}),
+		watchEvents: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_watch_events_total", Help: "Changes of the snapshot that watchers were told of, or would have been."}),
+		watchCuts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_watchers_cut_total", Help: "Watchers that did not keep up and were cut off."}),
+		reuses: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_reuse_reported_total", Help: "Uses of kept answers that callers reported; what they report again counts again."}),
+		failOpens: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_fail_open_reported_total", Help: "Checks that callers let through without an answer, as they reported. Alert on it."}),
+		reuseLost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_reuse_lost_total", Help: "Uses of kept answers that callers lost count of, as they reported."}),
 	}
 	m.followFails.WithLabelValues("policy")
 	m.followFails.WithLabelValues("database")
 	m.registry.MustRegister(m.calls, m.seconds, m.decisions, m.batchRows, m.commit, m.commitFails, m.lost,
 		m.followFails, m.lookups, m.loads, m.loadedRows, m.daysDropped, m.logCareFail, m.sweptRows, m.sweepFails,
+		m.watchEvents, m.watchCuts, m.reuses, m.failOpens, m.reuseLost,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -86,6 +102,7 @@ func (m *metrics) watch(f *follower, r *recorder) {
 	gauge("cedarpost_history_oldest_revision", "The first revision that can be read.", func() float64 { return float64(f.oldest.Load()) })
 	gauge("cedarpost_entity_cache_bytes", "What the cached entities weigh, about.", func() float64 { return float64(f.cache.bytes()) })
 	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
+	gauge("cedarpost_watchers", "Callers that watch what changes.", func() float64 { return float64(len(f.hub.places)) })
 	gauge("cedarpost_record_queue", "Calls that wait for a commit.", func() float64 { return float64(len(r.queue)) })
 	gauge("cedarpost_decisions_at_risk", "Decisions that were answered and are not committed yet; always 0 in strict mode.", func() float64 { return float64(r.atRisk.Load()) })
 }

@@ -37,6 +37,7 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 	resp := wire.Response(res)
 	resp.DecisionId = id.String()
 	resp.Revision = encodeRevision(snap.position, snap.position.Number)
+	resp.CacheHint = s.hint(snap, req, a)
 	a.response = resp
 
 	row := store.Decision{
@@ -58,7 +59,7 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 		Obligations: resp.Obligations, Advice: resp.Advice,
 		RequestId: req.RequestId, TraceId: row.TraceID,
 		EvaluationTime: durationpb.New(took), LoadTime: durationpb.New(loading),
-		Engine: engine.Version, Mode: string(s.mode),
+		Engine: engine.Version, Mode: string(s.mode), MayBeKept: resp.CacheHint.GetMaxAge(),
 	}
 	mask := func(path string, value any) any {
 		hash := s.mask.hash(value)

@@ -49,7 +49,8 @@ func parseToken(token string) (store.Position, error) {
 }
 
 // decodeRevision reads a revision from the wire and refuses one that another
-// database, or an abandoned timeline of this one, gave out.
+// database, or an abandoned timeline of this one, gave out. The latter is no mistake
+// of the caller, who has to begin afresh.
 func decodeRevision(here store.Position, r *cedarpostv1.Revision) (int64, error) {
 	p, err := parseToken(r.GetToken())
 	if err != nil {
@@ -59,7 +60,7 @@ func decodeRevision(here store.Position, r *cedarpostv1.Revision) (int64, error)
 		return 0, connect.NewError(connect.CodeInvalidArgument, "revision: the token was given out by another database")
 	}
 	if p.Timeline != here.Timeline {
-		return 0, connect.NewError(connect.CodeInvalidArgument, "revision: the token was given out before a failover; read again and use a new one")
+		return 0, connect.NewError(connect.CodeAborted, "revision: the token was given out before a failover; read again and use a new one")
 	}
 	return p.Number, nil
 }

@@ -16,7 +16,8 @@ type mutation struct {
 	edits []patch
 }
 
-// patch replaces text that stands in a file of this package exactly once.
+// patch replaces text that stands in a file of this package, or of one below it,
+// exactly once.
 type patch struct{ file, old, replacement string }
 
 // smallPages is no mutation: the follower begins anew so often that a mistake in
@@ -50,10 +51,24 @@ var mutations = []mutation{
 		{"loader.go", "delete(l.flights, flightKey{snap, uid})", "delete(l.flights, flightKey{uid: uid})"}}},
 	{"any snapshot is fresh enough", []patch{
 		{"follower.go", "func(has store.Position) bool { return has.Number >= number }", "func(store.Position) bool { return true }"}}},
+	{"hints leave ancestors out", []patch{
+		{"engine/slice.go", "inline || sl.set.requestOnly(uid.Type)", "inline || sl.visited[uid] == 0"}}},
+	{"hints leave out what is not stored", []patch{
+		{"engine/slice.go", "inline || sl.set.requestOnly(uid.Type)", "inline || sl.pool.known[uid] == nil"}}},
+	{"hints leave guardrails out", []patch{
+		{"hint.go", ", bundleTag(database, engine.Guardrails))", ")"}}},
+	{"hints leave the bundle out", []patch{
+		{"hint.go", "bundleTag(database, q.Bundle()), ", ""}}},
+	{"watchers are not told of entities", []patch{
+		{"hub.go", "c.Kind != store.KindKey", "c.Kind == store.KindBundle"}}},
+	{"watchers are not told of bundles", []patch{
+		{"hub.go", "c.Kind != store.KindKey", "c.Kind == store.KindEntity"}}},
+	{"a new schema is no reset", []patch{
+		{"follower.go", "a.Name == b.Name && a.Schema == b.Schema", "a.Name == b.Name"}}},
 }
 
-// Each safeguard of followers, loader and cache matters: without it, TestOracle or
-// the cache's own test fails.
+// Each safeguard of followers, loader, cache and hints matters: without it, an oracle's
+// test or the cache's own fails.
 func TestSoakSafeguards(t *testing.T) {
 	if os.Getenv("CEDARPOST_SOAK") == "" {
 		t.Skip("set CEDARPOST_SOAK=1 to run")
@@ -107,7 +122,7 @@ func (m mutation) run(t *testing.T) (output string, err error) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		overlay.Replace[source] = filepath.Join(dir, file)
+		overlay.Replace[source] = filepath.Join(dir, filepath.Base(file))
 		if err := os.WriteFile(overlay.Replace[source], []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -121,6 +136,6 @@ func (m mutation) run(t *testing.T) (output string, err error) {
 		t.Fatal(err)
 	}
 	out, err := exec.CommandContext(t.Context(), "go", "test", "-overlay", file, "-count", "1", "-v",
-		"-run", "^(TestOracle|TestCacheNeverDiffersFromTheStore)$", ".", "-rapid.nofailfile", "-rapid.shrinktime", "0s").CombinedOutput()
+		"-run", "^(TestOracle|TestCacheNeverDiffersFromTheStore|TestHintsAreSound|TestOnlyPolicies)$", ".", "-rapid.nofailfile", "-rapid.shrinktime", "0s").CombinedOutput()
 	return string(out), err
 }

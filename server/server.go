@@ -62,6 +62,9 @@ type Config struct {
 	// changed them, if no decision in the log needs them longer: default 90 days, at
 	// least [store.MinKeep], negative for ever.
 	HistoryRetention time.Duration
+	// MaxReuse is how long callers that watch what changes may keep an answer, default 5
+	// minutes, negative for not at all.
+	MaxReuse time.Duration
 	// Name is this server in decision records, default the host's name.
 	Name string
 	// Log gets the server's log; default slog.Default.
@@ -81,6 +84,7 @@ func (c *Config) setDefaults() {
 	c.MaxStaleness = or(c.MaxStaleness, 5*time.Second)
 	c.DecisionRetention = or(c.DecisionRetention, 90*24*time.Hour)
 	c.HistoryRetention = or(c.HistoryRetention, 90*24*time.Hour)
+	c.MaxReuse = or(c.MaxReuse, 5*time.Minute)
 	c.Log = or(c.Log, slog.Default())
 	c.times = or(c.times, defaultTimeouts)
 	c.logCare = or(c.logCare, firstLogCare)
@@ -183,6 +187,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower, loader: newLoader(cfg.DB, cache, s.metrics),
 			record: record, mode: cfg.Record, mask: mask, limits: limits, metric: s.metrics, name: cfg.Name,
+			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
 	}
 	admin := func(cs *connect.Server) {

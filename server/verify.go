@@ -385,6 +385,10 @@ func checkEvent(e store.Event) error {
 	if err := proto.Unmarshal(e.Record, rec); err != nil {
 		return errors.New("its record cannot be read")
 	}
+	decisions, err := reusedBy(rec)
+	if err != nil {
+		return err
+	}
 	for _, c := range []struct {
 		name string
 		same bool
@@ -393,6 +397,7 @@ func checkEvent(e store.Event) error {
 		{"kind", e.Kind == strings.ToLower(rec.Kind.String())}, {"caller", e.Caller == rec.Caller},
 		{"server", e.Server == rec.Server}, {"subject", e.Subject == rec.Subject}, {"revision", e.Revision == rec.Revision},
 		{"request_id", e.RequestID == rec.RequestId}, {"trace_id", e.TraceID == rec.TraceId},
+		{"decisions", slices.Equal(e.Decisions, decisions)},
 	} {
 		if !c.same {
 			return fmt.Errorf("column %s is not what its record says", c.name)

@@ -53,8 +53,8 @@ func (l *changeLog) record(ctx context.Context, batch *pgx.Batch, c Changed) err
 		Writer: l.writer, WriterSeq: l.seq.Add(1) - 1, Server: l.server, Mode: auditlog.Strict,
 	}, nil, []Event{e})
 	batch.Queue(`
-		insert into events (event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos, crc)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12)`,
+		insert into events (event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos, crc)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, '{}', $10, $11, 0, $12)`,
 		e.ID, idTime(e.ID), e.Kind, e.Caller, e.Server, e.Subject, orNull(e.Revision), orNull(e.RequestID), orNull(e.TraceID), e.Record, b.id, Checksum(e.Record))
 	// Last of all, for its lock is held to the commit.
 	batch.Queue("select log_append($1, $2, $3, $4, $5, $6, $7, $8)",

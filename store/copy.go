@@ -14,7 +14,7 @@ const copyDecisions = `
 	from stdin (format binary)`
 
 const copyEvents = `
-	copy events (event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos, crc)
+	copy events (event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos, crc)
 	from stdin (format binary)`
 
 const copyHead = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
@@ -64,7 +64,7 @@ func appendEvents(b []byte, batch uuid.UUID, events []Event, pos int) []byte {
 	b = append(b, copyHead...)
 	for i := range events {
 		e := &events[i]
-		b = binary.BigEndian.AppendUint16(b, 13)
+		b = binary.BigEndian.AppendUint16(b, 14)
 		b = appendField(b, e.ID[:])
 		b = appendInt64(b, idTime(e.ID).UnixMicro()-postgresEpoch)
 		for _, s := range [...]string{e.Kind, e.Caller, e.Server, e.Subject} {
@@ -77,6 +77,7 @@ func appendEvents(b []byte, batch uuid.UUID, events []Event, pos int) []byte {
 		}
 		b = appendOptional(b, e.RequestID)
 		b = appendOptional(b, e.TraceID)
+		b = appendArray(b, uuidOID, uuidBytes(e.Decisions))
 		b = appendField(b, e.Record)
 		b = appendField(b, batch[:])
 		b = appendInt32(b, pos+i)
@@ -89,6 +90,7 @@ const (
 	null          = -1
 	byteaOID      = 17
 	textOID       = 25
+	uuidOID       = 2950
 	postgresEpoch = 946684800_000000 // 2000-01-01 in microseconds since 1970
 )
 
@@ -108,6 +110,15 @@ func appendOptional(b []byte, s string) []byte {
 		return appendLen(b, null)
 	}
 	return appendField(b, s)
+}
+
+// uuidBytes is a list of UUIDs as Postgres sends them.
+func uuidBytes(ids []uuid.UUID) [][]byte {
+	out := make([][]byte, len(ids))
+	for i := range ids {
+		out[i] = ids[i][:]
+	}
+	return out
 }
 
 func appendInt32(b []byte, n int) []byte { return appendLen(appendLen(b, 4), n) }

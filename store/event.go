@@ -32,6 +32,7 @@ type eventRow struct {
 	Revision  *int64
 	RequestID *string
 	TraceID   *string
+	Decisions []uuid.UUID
 	Record    []byte
 	Batch     uuid.UUID
 	Pos       int
@@ -43,12 +44,12 @@ func scanEvent(row pgx.CollectableRow) (Event, error) {
 	return Event{
 		ID: r.EventID, At: r.At.UTC(), Kind: r.Kind, Caller: r.Caller, Server: r.Server, Subject: r.Subject,
 		Revision: orZero(r.Revision), RequestID: orZero(r.RequestID), TraceID: orZero(r.TraceID),
-		Record: r.Record, Batch: r.Batch, Pos: r.Pos, CRC: r.CRC,
+		Decisions: r.Decisions, Record: r.Record, Batch: r.Batch, Pos: r.Pos, CRC: r.CRC,
 	}, err
 }
 
 const queryEvents = `
-		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos
+		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos
 		from events
 		where ($1::timestamptz is null or at >= $1)
 		  and ($2::timestamptz is null or at < $2)
@@ -75,4 +76,47 @@ func (db *DB) QueryEvents(ctx context.Context, q EventQuery) (_ []Event, err err
 	defer wrap(&err, "query events")
 	rows, _ := db.audit.Query(ctx, queryEvents, q.args()...)
 	return pgx.CollectRows(rows, scanEvent)
+}
+
+// UsesQuery asks for reports of the uses of some decisions.
+type UsesQuery struct {
+	Decisions []uuid.UUID
+	// Callers are those whose reports are wanted.
+	Callers []string
+	// From and To bound the time of the reports, both inclusive.
+	From, To time.Time
+	// Limit is how many reports are read at most.
+	Limit int
+}
+
+// What is not empty is in an index, and the planner has to be told that what
+// overlaps is not empty.
+const queryUses = `
+		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos
+		from events
+		where at >= $1 and at <= $2 and kind = 'reuse'
+		  and decisions && $3 and decisions <> '{}'
+		  and caller = any($4)
+		order by at, event_id
+		limit $5`
+
+// EachUse calls fn with each report that names one of the decisions, the oldest
+// first. They are not gathered: there can be many.
+func (db *DB) EachUse(ctx context.Context, q UsesQuery, fn func(Event) error) (err error) {
+	defer wrap(&err, "read uses of decisions")
+	rows, err := db.audit.Query(ctx, queryUses, pgx.QueryExecModeCacheDescribe, q.From, q.To, q.Decisions, q.Callers, q.Limit)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		e, err := scanEvent(rows)
+		if err == nil {
+			err = fn(e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return rows.Err()
 }

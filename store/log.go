@@ -31,7 +31,9 @@ type Event struct {
 	Kind, Caller, Server, Subject string
 	Revision                      int64  // of a change; 0 of anything else
 	RequestID, TraceID            string // may be empty
-	Record                        []byte // stored and given back byte for byte
+	// Decisions are those that it reports the uses of.
+	Decisions []uuid.UUID
+	Record    []byte // stored and given back byte for byte
 	// Batch and Pos say which leaf of which batch it is. They are read, never written.
 	Batch uuid.UUID
 	Pos   int

@@ -51,7 +51,7 @@ func (db *DB) RowsOf(ctx context.Context, batches []Batch) (out LogRows, err err
 		return err
 	})
 	batch.Queue(`
-		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos, crc
+		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos, crc
 		from events
 		where at >= $1 and at <= $2 and batch = any($3)
 		order by batch, pos`, from, to, ids).Query(func(rows pgx.Rows) (err error) {

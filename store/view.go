@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -48,6 +49,32 @@ func (db *DB) View(ctx context.Context, fn func(*View) error) (err error) {
 		return err
 	}
 	return fn(v)
+}
+
+// ChangesUpTo reads what changed after one revision, up to another one, in a database
+// that has a position. known is false where that cannot be told: it is more than
+// limit, history no longer goes back so far, or the database is not at the position.
+func (db *DB) ChangesUpTo(ctx context.Context, after, to int64, at Position, limit int) (changes []Change, known bool, err error) {
+	defer wrap(&err, "read changes")
+	var batch pgx.Batch
+	batch.Queue(`
+		select revision, kind, type, id
+		from revision_entries
+		where revision > $1 and revision <= $2
+		order by revision, kind, type, id
+		limit $3`, after, to, limit+1).Query(func(rows pgx.Rows) (err error) {
+		changes, err = pgx.CollectRows(rows, pgx.RowToStructByName[Change])
+		return err
+	})
+	checkPosition(&batch, at)
+	// The sweeper moves it up first: if it is not above after now, all were there.
+	var oldest int64
+	batch.Queue(selectOldest).QueryRow(func(row pgx.Row) error { return row.Scan(&oldest) })
+	err = db.pool.SendBatch(ctx, &batch).Close()
+	if errors.Is(err, ErrPolicyChanged) {
+		return nil, false, nil
+	}
+	return changes, err == nil && oldest <= after && len(changes) <= limit, err
 }
 
 // Changes is [DB.Changes] in the view.

@@ -1,0 +1,191 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+const (
+	// maxReportAge is how old a decision may be whose use is reported: where its uses
+	// are looked for depends on it. maxReportAhead is how far the clocks of two servers
+	// may be apart.
+	maxReportAge   = 24 * time.Hour
+	maxReportAhead = time.Minute
+	// usesLeeway is for reports that took their time to be committed.
+	usesLeeway = time.Hour
+	// maxReports is how many reports the uses of one page are summed up from.
+	maxReports = 100_000
+)
+
+// ReportReuse implements cedarpost.v1.AuthorizationService. Who sends a report again,
+// for want of an answer, has it in the log twice: it is counted once when it is read.
+func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error) {
+	for i, f := range req.GetFailOpens() {
+		if err := checkTimes("fail_opens", i, f.First, f.Last); err != nil {
+			return nil, err
+		}
+	}
+	report := &cedarpostv1.ReuseReport{ReportId: req.GetReportId(), Lost: req.GetLost()}
+	now := time.Now()
+	seen := map[uuid.UUID]bool{}
+	hits := 0.0
+	for i, r := range req.GetReuses() {
+		if err := checkTimes("reuses", i, r.First, r.Last); err != nil {
+			return nil, err
+		}
+		id, err := uuid.Parse(r.GetDecisionId())
+		if err != nil {
+			return nil, connect.Errorf(connect.CodeInvalidArgument, "reuses[%d].decision_id: not a UUID", i)
+		}
+		if seen[id] {
+			return nil, connect.Errorf(connect.CodeInvalidArgument, "reuses[%d].decision_id: stands there twice", i)
+		}
+		seen[id] = true
+		if at := time.Unix(id.Time().UnixTime()); id.Version() != 7 || now.Sub(at) > maxReportAge || at.Sub(now) > maxReportAhead {
+			report.Refused++
+			continue
+		}
+		report.Reuses = append(report.Reuses, &cedarpostv1.Reuse{DecisionId: id.String(), Hits: r.Hits, First: r.First, Last: r.Last})
+		hits += float64(r.Hits)
+	}
+	var events []store.Event
+	add := func(rec *cedarpostv1.EventRecord) error {
+		rec.Subject = req.GetReportId()
+		e, err := newEvent(ctx, s.name, rec)
+		events = append(events, e)
+		return err
+	}
+	if len(req.GetReuses()) > 0 || req.GetLost() > 0 {
+		if err := add(&cedarpostv1.EventRecord{Kind: cedarpostv1.EventRecord_REUSE, Detail: &cedarpostv1.EventRecord_Reuse{Reuse: report}}); err != nil {
+			return nil, publicError(err)
+		}
+	}
+	failed := 0.0
+	if len(req.GetFailOpens()) > 0 {
+		for _, f := range req.GetFailOpens() {
+			failed += float64(f.Count)
+		}
+		if err := add(&cedarpostv1.EventRecord{Kind: cedarpostv1.EventRecord_FAILED_OPEN, Detail: &cedarpostv1.EventRecord_FailedOpen{
+			FailedOpen: &cedarpostv1.FailedOpen{ReportId: req.GetReportId(), FailOpens: req.GetFailOpens()}}}); err != nil {
+			return nil, publicError(err)
+		}
+	}
+	if err := s.record(ctx, nil, events); err != nil {
+		return nil, publicError(err)
+	}
+	s.metric.reuses.Add(hits)
+	s.metric.failOpens.Add(failed)
+	s.metric.reuseLost.Add(float64(req.GetLost()))
+	return &cedarpostv1.ReportReuseResponse{Refused: report.Refused}, nil
+}
+
+// reusedBy is the column that uses are found by: the decisions that a record says were
+// used again, in its order.
+func reusedBy(rec *cedarpostv1.EventRecord) (ids []uuid.UUID, err error) {
+	for _, r := range rec.GetReuse().GetReuses() {
+		id, err := uuid.Parse(r.GetDecisionId())
+		if err != nil {
+			return nil, fmt.Errorf("record: %w", err)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// checkTimes refuses what is no time; which comes first was looked at before.
+func checkTimes(list string, i int, first, last *timestamppb.Timestamp) error {
+	if first.CheckValid() != nil || last.CheckValid() != nil {
+		return connect.Errorf(connect.CodeInvalidArgument, "%s[%d]: first or last is not a time", list, i)
+	}
+	return nil
+}
+
+// uses sums up the uses of decisions, by their ids. Each report of a caller counts
+// once, and for the decisions of that caller alone.
+func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (map[string]*cedarpostv1.DecisionUses, error) {
+	if len(decisions) == 0 {
+		return nil, nil
+	}
+	callers := map[string]string{} // of the decisions, by id
+	q := store.UsesQuery{Limit: maxReports + 1, From: decisions[0].At, To: decisions[0].At}
+	named := map[string]bool{}
+	for _, d := range decisions {
+		q.Decisions = append(q.Decisions, d.ID)
+		callers[d.ID.String()] = d.Caller
+		if !named[d.Caller] {
+			named[d.Caller] = true
+			q.Callers = append(q.Callers, d.Caller)
+		}
+		if d.At.Before(q.From) {
+			q.From = d.At
+		}
+		if d.At.After(q.To) {
+			q.To = d.At
+		}
+	}
+	// A server whose clock is behind can take a report before the decision was made.
+	q.From, q.To = q.From.Add(-2*maxReportAhead), q.To.Add(maxReportAge+usesLeeway)
+
+	out := map[string]*cedarpostv1.DecisionUses{}
+	type reportKey struct{ caller, id string }
+	counted := map[reportKey]bool{}
+	rows := 0
+	err := s.db.EachUse(ctx, q, func(e store.Event) error {
+		if rows++; rows > maxReports {
+			return nil
+		}
+		rec := &cedarpostv1.EventRecord{}
+		if err := proto.Unmarshal(e.Record, rec); err != nil {
+			return fmt.Errorf("record of event %s: %w", e.ID, err)
+		}
+		report := rec.GetReuse()
+		key := reportKey{e.Caller, report.GetReportId()}
+		if counted[key] {
+			return nil
+		}
+		counted[key] = true
+		for _, r := range report.GetReuses() {
+			if caller, asked := callers[r.DecisionId]; asked && caller == e.Caller {
+				out[r.DecisionId] = addUses(out[r.DecisionId], r)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if rows > maxReports {
+		for id := range callers {
+			if out[id] == nil {
+				out[id] = &cedarpostv1.DecisionUses{}
+			}
+			out[id].Incomplete = true
+		}
+	}
+	return out, nil
+}
+
+// addUses adds what a report says to what others said; nil is nothing yet.
+func addUses(sum *cedarpostv1.DecisionUses, r *cedarpostv1.Reuse) *cedarpostv1.DecisionUses {
+	if sum == nil {
+		return &cedarpostv1.DecisionUses{Hits: r.Hits, First: r.First, Last: r.Last}
+	}
+	sum.Hits += min(r.Hits, math.MaxInt64-sum.Hits)
+	if r.First.AsTime().Before(sum.First.AsTime()) {
+		sum.First = r.First
+	}
+	if r.Last.AsTime().After(sum.Last.AsTime()) {
+		sum.Last = r.Last
+	}
+	return sum
+}
