@@ -213,3 +213,15 @@ func (p *Proxy) drop(l *link) {
 		_ = side.Close()
 	}
 }
+
+// Retarget leads new connections to another server.
+func (p *Proxy) Retarget(t testing.TB, rawURL string) {
+	t.Helper()
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = u.Host
+}

@@ -87,6 +87,10 @@ func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1
 			done(nil) // its caller gave up; that says nothing of the server
 			return ctx.Err()
 		}
+		if connect.CodeOf(attemptErr) == connect.CodeCanceled {
+			// Nobody gave up: that is how a broken connection can look.
+			attemptErr = connect.NewError(connect.CodeUnavailable, "the connection broke").WithCause(attemptErr)
+		}
 		done(attemptErr)
 		if attemptErr == nil {
 			return nil

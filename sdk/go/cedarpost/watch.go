@@ -24,8 +24,7 @@ var errStuck = errors.New("the watch is behind what the service has")
 // on where it was, on whatever server answers.
 func (c *Client) watch(ctx context.Context) {
 	for wait := watchBackoff; ctx.Err() == nil; {
-		began := time.Now()
-		err := c.follow(ctx)
+		worked, err := c.follow(ctx)
 		if ctx.Err() != nil {
 			return
 		}
@@ -35,7 +34,7 @@ func (c *Client) watch(ctx context.Context) {
 		case connect.CodeInvalidArgument, connect.CodeAborted:
 			c.cache.forget() // of another database or history
 		}
-		if time.Since(began) > maxWatchBackoff {
+		if worked && connect.CodeOf(err) != connect.CodeResourceExhausted {
 			wait = watchBackoff
 		}
 		level := slog.LevelWarn
@@ -48,11 +47,11 @@ func (c *Client) watch(ctx context.Context) {
 	}
 }
 
-// follow watches one server until that ends.
-func (c *Client) follow(ctx context.Context) error {
+// follow watches one server until that ends. worked says whether it began.
+func (c *Client) follow(ctx context.Context) (worked bool, err error) {
 	p, done := c.servers.pick()
 	if p == nil {
-		return errAllOpen
+		return false, errAllOpen
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -64,22 +63,22 @@ func (c *Client) follow(ctx context.Context) error {
 	stream, err := p.client.Watch(ctx, req)
 	if err != nil {
 		done(err)
-		return err
+		return false, err
 	}
 	defer func() { _ = stream.Close() }()
-	for first := true; ; first = false {
+	for ; ; worked = true {
 		m, err := stream.Receive()
-		if first {
+		if !worked {
 			done(err)
 		}
 		if cause := context.Cause(ctx); cause != nil {
-			return cause
+			return worked, cause
 		}
 		if err != nil {
-			return err
+			return worked, err
 		}
 		c.cache.apply(m)
-		if first {
+		if !worked {
 			signal(c.begun)
 		}
 	}

@@ -1,0 +1,248 @@
+package cedarpost_test
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/servertest"
+)
+
+// through puts a network before a server's decision plane.
+func through(t testing.TB, s *servertest.Server) (*servertest.Proxy, func(*cedarpost.Config)) {
+	t.Helper()
+	p := servertest.NewProxy(t, s.API)
+	return p, func(cfg *cedarpost.Config) { cfg.Servers = []string{p.URL()} }
+}
+
+// bound is short, so that a test does not wait long for it; what is tested does not
+// depend on how long it is.
+func bound(d time.Duration) func(*cedarpost.Config) {
+	return func(cfg *cedarpost.Config) { cfg.MaxStaleness, cfg.Timeout = d, 300*time.Millisecond }
+}
+
+// A service that is away, in any of its ways, leads to errors, and to nothing else:
+// first the answers that are kept go on for the bound, then none is given. When it is
+// back, all is as before.
+func TestServiceAway(t *testing.T) {
+	for _, way := range []struct {
+		name        string
+		leave, back func(*servertest.Proxy)
+	}{
+		{"gone", func(p *servertest.Proxy) { p.Refuse(true); p.Cut() }, func(p *servertest.Proxy) { p.Refuse(false) }},
+		{"half open", func(p *servertest.Proxy) { p.Blackhole(true) }, func(p *servertest.Proxy) { p.Blackhole(false) }},
+		{"too slow", func(p *servertest.Proxy) { p.Delay(func() time.Duration { return 2 * time.Second }) }, func(p *servertest.Proxy) { p.Delay(nil) }},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			t.Parallel()
+			s := shop(t)
+			network, via := through(t, s)
+			c := dial(t, s, via, bound(time.Second))
+			leased(t, c)
+			mustAsk(t, c, view("alice", "42"))
+			way.leave(network)
+			member(t, s, "alice", "support", false)
+			written := time.Now() // and committed before
+			stale := 0
+			eventually(t, "no answer", func() bool {
+				began := time.Now()
+				r, err := c.Authorize(t.Context(), view("alice", "42"))
+				if err == nil && r.Allowed() {
+					stale++
+					if began.Sub(written) > time.Second {
+						t.Fatalf("a right can be used %v after it was revoked", began.Sub(written))
+					}
+					return false
+				}
+				return err != nil
+			})
+			t.Logf("%d answers from the cache meanwhile", stale)
+			r, err := c.Authorize(t.Context(), view("alice", "42"))
+			if !errors.Is(err, cedarpost.ErrUnavailable) || r.Allowed() {
+				t.Errorf("%v, %v", r.Allowed(), err)
+			}
+			open := view("alice", "42")
+			open.FailOpen = "reads may go on"
+			r, err = c.Authorize(t.Context(), open)
+			if err != nil || !r.Allowed() || !r.FailedOpen() || len(r.Fields().Permitted()) > 0 || r.DecisionID() != "" {
+				t.Errorf("failing open: %+v, %v", r, err)
+			}
+			way.back(network)
+			eventually(t, "answers again", func() bool {
+				r, err := c.Authorize(t.Context(), view("alice", "42"))
+				if err == nil && r.Allowed() {
+					t.Fatal("what was revoked meanwhile is allowed")
+				}
+				return err == nil
+			})
+			leased(t, c)
+			eventually(t, "answers from the cache", func() bool { return mustAsk(t, c, view("alice", "42")).Reused() })
+			eventually(t, "the log has what failed open", func() bool {
+				events, err := s.Audit.QueryEvents(t.Context(), &cedarpostv1.QueryEventsRequest{Kind: cedarpostv1.EventRecord_FAILED_OPEN})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range events.GetEvents() {
+					f := e.GetFailedOpen().GetFailOpens()
+					return len(f) == 1 && f[0].GetCount() == 1 && f[0].GetReason() == "reads may go on" && f[0].GetResource().GetId() == "42"
+				}
+				return false
+			})
+		})
+	}
+}
+
+// A slow network slows calls down, and breaks none.
+func TestSlowNetwork(t *testing.T) {
+	s := shop(t)
+	network, via := through(t, s)
+	network.Delay(func() time.Duration { return 10 * time.Millisecond })
+	c := dial(t, s, via)
+	leased(t, c)
+	for i := range 50 {
+		member(t, s, "alice", "support", i%2 == 1)
+		eventually(t, "the change", func() bool { return mustAsk(t, c, view("alice", "42")).Allowed() == (i%2 == 1) })
+	}
+	if st := c.Stats(); st.Errors > 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// The watch is cut again and again, and goes on each time: nothing is lost, and what
+// was revoked stays revoked.
+func TestCutWatch(t *testing.T) {
+	s := shop(t)
+	network, via := through(t, s)
+	c := dial(t, s, via)
+	leased(t, c)
+	for i := range 40 {
+		if i%2 == 0 {
+			network.Cut()
+		}
+		member(t, s, "alice", "support", i%2 == 1)
+		eventually(t, "the change", func() bool {
+			r, err := c.Authorize(t.Context(), view("alice", "42"))
+			return err == nil && r.Allowed() == (i%2 == 1)
+		})
+	}
+	leased(t, c)
+	eventually(t, "answers from the cache", func() bool { return mustAsk(t, c, view("alice", "42")).Reused() })
+}
+
+// Of two servers one leads nowhere: every question is answered by the other.
+func TestOneOfTwo(t *testing.T) {
+	s := shop(t)
+	other := servertest.On(t, s.URL)
+	network, _ := through(t, other)
+	c := dial(t, s, func(cfg *cedarpost.Config) { cfg.Servers, cfg.CacheBytes, cfg.Timeout = []string{s.API, network.URL()}, -1, 2*time.Second })
+	ask := func(n int) {
+		for i := range n {
+			if r := mustAsk(t, c, view("alice", fmt.Sprint(i))); !r.Allowed() {
+				t.Fatal("alice may not")
+			}
+		}
+	}
+	ask(20)
+	for name, leave := range map[string]func(){"silent": func() { network.Blackhole(true) }, "gone": func() { network.Refuse(true); network.Cut() }} {
+		leave()
+		if ask(60); c.Stats().Errors > 0 {
+			t.Errorf("%s: %+v", name, c.Stats())
+		}
+	}
+}
+
+// A server that has not come to what this client knows is not believed.
+func TestServerBehind(t *testing.T) {
+	s := shop(t)
+	database := servertest.NewProxy(t, s.URL)
+	behind := servertest.On(t, database.URL(), func(cfg *server.Config) { cfg.MaxStaleness = time.Minute })
+	c := dial(t, s, func(cfg *cedarpost.Config) { cfg.Servers = []string{s.API, behind.API} })
+	leased(t, c)
+	database.Refuse(true)
+	database.Cut()
+	fresh := view("alice", "42")
+	fresh.AtLeastAsFresh = member(t, s, "alice", "support", false)
+	eventually(t, "the revocation", func() bool {
+		r, err := c.Authorize(t.Context(), fresh)
+		return err == nil && !r.Allowed()
+	})
+	// From here on this client knows, and never hears otherwise.
+	for i := range 30 {
+		if r, err := c.Authorize(t.Context(), view("alice", fmt.Sprint(i))); err == nil && r.Allowed() {
+			t.Fatalf("order %d: an older answer", i)
+		}
+	}
+}
+
+// Servers stop and start under load, and a revoked right is gone for good.
+func TestServersRestart(t *testing.T) {
+	s := shop(t)
+	first := servertest.On(t, s.URL)
+	network := servertest.NewProxy(t, first.API)
+	c := dial(t, s, func(cfg *cedarpost.Config) { cfg.Servers = []string{network.URL()} })
+	leased(t, c)
+	var revoked atomic.Bool
+	var all sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		all.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				was := revoked.Load()
+				if r, err := c.Authorize(t.Context(), view("alice", fmt.Sprint(i%10))); err == nil && r.Allowed() && was {
+					t.Error("a right that was seen revoked is back")
+					return
+				}
+			}
+		})
+	}
+	for range 3 {
+		network.Refuse(true)
+		network.Cut()
+		first.Stop()
+		first = servertest.On(t, s.URL)
+		network.Retarget(t, first.API)
+		network.Refuse(false)
+		leased(t, c)
+	}
+	fresh := view("alice", "42")
+	fresh.AtLeastAsFresh = member(t, s, "alice", "support", false)
+	eventually(t, "the revocation", func() bool {
+		r, err := c.Authorize(t.Context(), fresh)
+		if err == nil && r.Allowed() {
+			t.Fatal("alice may still")
+		}
+		return err == nil
+	})
+	// Seen through the cache too: from then on it is seen by all.
+	eventually(t, "the cache knows", func() bool { return !mustAsk(t, c, view("alice", "0")).Allowed() })
+	for i := range 10 {
+		eventually(t, "all know", func() bool { return !mustAsk(t, c, view("alice", fmt.Sprint(i))).Allowed() })
+	}
+	revoked.Store(true)
+	eventually(t, "some thousand answers more", func() func() bool {
+		had := c.Stats().Reused
+		return func() bool { return c.Stats().Reused > had+5000 }
+	}())
+	close(stop)
+	all.Wait()
+	if err := c.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	// What a server recorded whose answer was lost is in the log without an answer.
+	st := c.Stats()
+	if rows, uses := logged(t, s); uses != st.Reused || rows < st.Decided {
+		t.Errorf("%d rows, %d uses; %+v", rows, uses, st)
+	}
+}
