@@ -46,7 +46,7 @@ func TestSlowWatcher(t *testing.T) {
 			slow, at := watch()
 			quick, _ := watch()
 			defer leave(t, hub)
-			defer quick.Close()
+			defer func() { _ = quick.Close() }()
 			newest := at
 			for range 300 { // more than the buffers of both sides
 				newest = hub.tell(uint64(newest))

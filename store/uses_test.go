@@ -56,11 +56,11 @@ func TestEachUse(t *testing.T) {
 		"a time":      {ids[:1], []string{"shop"}, time.Millisecond, day - time.Second, 10, "[3]"},
 		"a limit":     {ids[:1], []string{"shop"}, 0, day, 2, "[1 3]"},
 	} {
-		got := []byte{}
+		got := []int{}
 		err := db.EachUse(t.Context(), store.UsesQuery{
 			Decisions: c.of, Callers: c.callers, From: now.Add(c.from).Truncate(time.Millisecond), To: now.Add(c.to), Limit: c.limit,
 		}, func(e store.Event) error {
-			got = append(got, e.Record[1])
+			got = append(got, int(e.Record[1]))
 			return nil
 		})
 		if err != nil || fmt.Sprint(got) != c.want {
