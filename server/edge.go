@@ -194,6 +194,9 @@ func (e *edge) logFailure(ctx context.Context, spec connect.Spec, err error) {
 	if errors.As(err, &ce) && ce.Unwrap() != nil {
 		attrs = append(attrs, "cause", ce.Unwrap())
 	}
+	if errors.Is(err, errWatchStopped) {
+		return // one line for each watcher would say nothing
+	}
 	switch code {
 	case connect.CodeUnavailable, connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss:
 		e.log.Error("call failed", attrs...)

@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -106,4 +108,31 @@ func (l *eventLog) read(ctx context.Context, procedure string, req proto.Message
 		Kind: cedarpostv1.EventRecord_LOG_READ, Subject: procedure,
 		Detail: &cedarpostv1.EventRecord_LogRead{LogRead: &cedarpostv1.LogRead{Procedure: procedure, Request: string(text), Rows: int64(rows)}},
 	})
+}
+
+// checkEvent compares the columns of a row with its record.
+func checkEvent(e store.Event) error {
+	rec := &cedarpostv1.EventRecord{}
+	if err := proto.Unmarshal(e.Record, rec); err != nil {
+		return errors.New("its record cannot be read")
+	}
+	decisions, err := reusedBy(rec)
+	if err != nil {
+		return err
+	}
+	for _, c := range []struct {
+		name string
+		same bool
+	}{
+		{"event_id", e.ID.String() == rec.EventId}, {"at", e.At.Equal(rec.Time.AsTime())},
+		{"kind", e.Kind == strings.ToLower(rec.Kind.String())}, {"caller", e.Caller == rec.Caller},
+		{"server", e.Server == rec.Server}, {"subject", e.Subject == rec.Subject}, {"revision", e.Revision == rec.Revision},
+		{"request_id", e.RequestID == rec.RequestId}, {"trace_id", e.TraceID == rec.TraceId},
+		{"decisions", slices.Equal(e.Decisions, decisions)},
+	} {
+		if !c.same {
+			return fmt.Errorf("column %s is not what its record says", c.name)
+		}
+	}
+	return nil
 }

@@ -113,10 +113,21 @@ func TestFailover(t *testing.T) {
 		wantCode(t, err, connect.CodeAborted, "failover")
 	}
 
+	watching, _ := watch(t, p.s, p.kept)
 	p.network.Refuse(true)
 	p.failOver(t)
 	finds(p.s, "DAAD", p.kept.Number)
 	refuses(p.s)
+	// Who watches learns of it, and so does who comes again with what is lost, or with
+	// what was there before: the same number need not mean the same.
+	if m := watching.next(); !m.Reset_ || m.Revision.Number != p.kept.Number || m.Revision.Token[:28] == p.kept.Token[:28] {
+		t.Errorf("a watcher is told %v", m)
+	}
+	for _, after := range []*cedarpostv1.Revision{p.lost, p.kept} {
+		if _, m := watch(t, p.s, after); !m.Reset_ || m.Revision.Number != p.kept.Number {
+			t.Errorf("after %v: %v", after, m)
+		}
+	}
 	// A connection to the old primary may be found broken only in use.
 	eventually(t, "the first write", func() bool {
 		_, err := write(t, p.s, put(user(t, "dan")))
@@ -132,6 +143,9 @@ func TestFailover(t *testing.T) {
 		if got, revision := patiently(t, p.s, atLeast(newest), everyone...); got != step.want || revision != newest.Number {
 			t.Errorf("%s at revision %d, want %s at %d", got, revision, step.want, newest.Number)
 		}
+	}
+	if tags, reset := watching.until(newest.Number); reset || !tags[userTag(t, p.s, "cleo")] {
+		t.Errorf("afterwards a watcher is told of %v, reset %v", tags, reset)
 	}
 	if newest.Number <= p.lost.Number {
 		t.Errorf("revision %d was lost, and now only %d is there", p.lost.Number, newest.Number)

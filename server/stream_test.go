@@ -51,6 +51,12 @@ func hurried(t *testing.T, times timeouts) (clients []cedarpostv1connect.PolicyS
 
 func hurriedServer(t *testing.T, times timeouts) (db *store.DB, clients []*connect.Client, addr, key string) {
 	t.Helper()
+	_, db, clients, addr, key = hurriedPlane(t, "admin", times)
+	return db, clients, addr, key
+}
+
+func hurriedPlane(t *testing.T, plane string, times timeouts) (s *Server, db *store.DB, clients []*connect.Client, addr, key string) {
+	t.Helper()
 	db, err := store.Open(t.Context(), store.Config{DatabaseURL: storetest.New(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +65,7 @@ func hurriedServer(t *testing.T, times timeouts) (db *store.DB, clients []*conne
 	if _, err := BootstrapKey(t.Context(), db, keyFile, true); err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(t.Context(), Config{
+	s, err = New(t.Context(), Config{
 		DB: db, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0",
 		Log: slog.New(slog.DiscardHandler), times: times,
 	})
@@ -70,7 +76,7 @@ func hurriedServer(t *testing.T, times timeouts) (db *store.DB, clients []*conne
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr, key = s.Addr("admin"), strings.TrimSpace(string(text))
+	addr, key = s.Addr(plane), strings.TrimSpace(string(text))
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -98,7 +104,7 @@ func hurriedServer(t *testing.T, times timeouts) (db *store.DB, clients []*conne
 				}
 			}))
 	}
-	return db, clients, addr, key
+	return s, db, clients, addr, key
 }
 
 // shopUpload is the example bundle as the messages of an upload.

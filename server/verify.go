@@ -379,33 +379,6 @@ func sameHashes(a, b [][]byte) bool {
 	return slices.EqualFunc(slices.SortedFunc(slices.Values(a), bytes.Compare), slices.SortedFunc(slices.Values(b), bytes.Compare), bytes.Equal)
 }
 
-// checkEvent compares the columns of a row with its record.
-func checkEvent(e store.Event) error {
-	rec := &cedarpostv1.EventRecord{}
-	if err := proto.Unmarshal(e.Record, rec); err != nil {
-		return errors.New("its record cannot be read")
-	}
-	decisions, err := reusedBy(rec)
-	if err != nil {
-		return err
-	}
-	for _, c := range []struct {
-		name string
-		same bool
-	}{
-		{"event_id", e.ID.String() == rec.EventId}, {"at", e.At.Equal(rec.Time.AsTime())},
-		{"kind", e.Kind == strings.ToLower(rec.Kind.String())}, {"caller", e.Caller == rec.Caller},
-		{"server", e.Server == rec.Server}, {"subject", e.Subject == rec.Subject}, {"revision", e.Revision == rec.Revision},
-		{"request_id", e.RequestID == rec.RequestId}, {"trace_id", e.TraceID == rec.TraceId},
-		{"decisions", slices.Equal(e.Decisions, decisions)},
-	} {
-		if !c.same {
-			return fmt.Errorf("column %s is not what its record says", c.name)
-		}
-	}
-	return nil
-}
-
 // tree computes the tiles of leaves from the headers, and compares them with those
 // stored, as far as the tree goes.
 func (v *verification) tree(from int64, batches []store.Batch, size int64) error {

@@ -90,13 +90,17 @@ type UsesQuery struct {
 }
 
 // What is not empty is in an index, and the planner has to be told that what
-// overlaps is not empty.
+// overlaps is not empty. It takes a few ids for many rows: without `offset 0` it
+// would rather read all of the time in order, up to the limit.
 const queryUses = `
 		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos
-		from events
-		where at >= $1 and at <= $2 and kind = 'reuse'
-		  and decisions && $3 and decisions <> '{}'
-		  and caller = any($4)
+		from (
+			select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos
+			from events
+			where at >= $1 and at <= $2 and kind = 'reuse'
+			  and decisions && $3 and decisions <> '{}'
+			  and caller = any($4)
+			offset 0) as reports
 		order by at, event_id
 		limit $5`
 

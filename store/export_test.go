@@ -34,3 +34,6 @@ func (db *DB) Explain(ctx context.Context, q DecisionQuery, by Group) (plan []st
 
 // SweepRows are removed at once.
 const SweepRows = sweepRows
+
+// QueryUses is what EachUse asks.
+const QueryUses = queryUses

@@ -119,7 +119,7 @@ type listDecisionsCmd struct {
 
 // Help is the long help of list.
 func (*listDecisionsCmd) Help() string {
-	return filterHelp + ` With -o json, a line for each DecisionRecord of the API.
+	return filterHelp + ` With -o json, a line for each DecisionRecord of the API, and in it, as uses, the DecisionUses of an answer that was used again from a cache.
 
 With --follow, decisions come in the order of their commits, oldest first, within about a second, from --since on (default: now, by this machine's clock) and without a limit. The whole log is read for it and filtered here, so no filter needs a time, and --masked-value cannot be given.`
 }
@@ -183,7 +183,7 @@ func (l *listDecisionsCmd) Run(ctx context.Context, c *console) error {
 	if l.Follow {
 		return l.follow(ctx, c, admin, req)
 	}
-	rows := [][]string{{"TIME", "DECISION", "PRINCIPAL", "ACTION", "RESOURCE", "DENIED AT", "POLICIES", "ID"}}
+	rows := [][]string{{"TIME", "DECISION", "PRINCIPAL", "ACTION", "RESOURCE", "DENIED AT", "POLICIES", "REUSED", "ID"}}
 	for seen := 0; ; {
 		req.PageSize = pageOf(l.Limit, seen)
 		res, err := call(ctx, admin, admin.audit().QueryDecisions, req)
@@ -191,13 +191,15 @@ func (l *listDecisionsCmd) Run(ctx context.Context, c *console) error {
 			return err
 		}
 		for _, d := range res.GetDecisions() {
+			uses := res.GetUses()[d.GetDecisionId()]
 			if seen++; l.json() {
-				if err := c.message(d); err != nil {
+				if err := c.decision(d, uses); err != nil {
 					return err
 				}
 				continue
 			}
-			rows = append(rows, decisionRow(d))
+			row := decisionRow(d)
+			rows = append(rows, slices.Insert(row, len(row)-1, hitsText(uses)))
 		}
 		req.PageToken = res.GetNextPageToken()
 		if req.GetPageToken() == "" || seen == l.Limit {
@@ -271,7 +273,9 @@ type getDecisionCmd struct {
 }
 
 // Help is the long help of get.
-func (*getDecisionCmd) Help() string { return `With -o json, the DecisionRecord of the API.` }
+func (*getDecisionCmd) Help() string {
+	return `With -o json, the DecisionRecord of the API, and in it, as uses, the DecisionUses if the answer was used again from a cache.`
+}
 
 // Run reads one record.
 func (g *getDecisionCmd) Run(ctx context.Context, c *console) error {
@@ -285,7 +289,7 @@ func (g *getDecisionCmd) Run(ctx context.Context, c *console) error {
 	}
 	d := res.GetDecision()
 	if g.json() {
-		return c.message(d)
+		return c.decision(d, res.GetUses())
 	}
 	c.printDecision(d.GetDecision(), d.DeniedAt)
 	c.pair("principal", uidText(d.GetPrincipal()))
@@ -301,6 +305,10 @@ func (g *getDecisionCmd) Run(ctx context.Context, c *console) error {
 	c.pair("masked", strings.Join(d.GetMasked(), ", "))
 	c.pair("took", fmt.Sprintf("%v, of which loading %v", d.GetEvaluationTime().AsDuration(), d.GetLoadTime().AsDuration()))
 	c.pair("mode", d.GetMode())
+	if d.GetMayBeKept() != nil {
+		c.pair("may be kept", d.GetMayBeKept().AsDuration().String())
+	}
+	c.pair("used again", usesText(res.GetUses()))
 	c.pair("revision", fmt.Sprint(d.GetRevision()))
 	c.pair("caller", d.GetCaller())
 	c.pair("server", d.GetServer())

@@ -11,9 +11,9 @@ import (
 
 type eventsCmd struct {
 	outputFlags
-	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop or checkpoint_key." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key" default:"" placeholder:"KIND"`
+	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse or failed_open." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open" default:"" placeholder:"KIND"`
 	Caller  string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
-	Subject string `help:"Only about this: an entity, a bundle, a key, a procedure, a day." placeholder:"TEXT"`
+	Subject string `help:"Only about this: an entity, a bundle, a key, a procedure, a day, a report." placeholder:"TEXT"`
 	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
 	Until   moment `help:"Before this time." placeholder:"TIME"`
 	Limit   int    `help:"At most so many; 0 is all (default ${default})." default:"20" placeholder:"N"`
@@ -96,6 +96,10 @@ func eventDetail(e *cedarpostv1.EventRecord) string {
 		return count(d.LogRead.GetRows(), "row", "rows")
 	case *cedarpostv1.EventRecord_RetentionDrop:
 		return fmt.Sprintf("%s, %s", count(d.RetentionDrop.GetDecisions(), "decision", "decisions"), count(d.RetentionDrop.GetEvents(), "event", "events"))
+	case *cedarpostv1.EventRecord_Reuse:
+		return reuseText(d.Reuse)
+	case *cedarpostv1.EventRecord_FailedOpen:
+		return failedOpenText(d.FailedOpen)
 	}
 	return ""
 }

@@ -57,9 +57,9 @@ func TestCSV(t *testing.T) {
 		{3, "subject", "shop"},
 		{3, "decision", ""},
 		{6, "detail", `{"reason":"unknown key","address":"192.0.2.7","procedure":"/p","count":"12","first":"2026-03-04T05:06:07.890Z","last":"2026-03-04T05:06:07.890Z"}`},
-		{13, "caller", `'=cmd|"/c calc"!A1`},
-		{13, "request_id", "'+1"},
-		{13, "trace_id", "a,\"b\"\nc"},
+		{16, "caller", `'=cmd|"/c calc"!A1`},
+		{16, "request_id", "'+1"},
+		{16, "trace_id", "a,\"b\"\nc"},
 	} {
 		if got := cell(c.row, c.column); got != c.want {
 			t.Errorf("row %d, %s: %q, want %q", c.row, c.column, got, c.want)

@@ -267,6 +267,15 @@ func ocsfOther(v *cedarpostv1.EventRecord) object {
 		return o
 	case *cedarpostv1.EventRecord_CheckpointKey:
 		return managed(activityCreate, severityInformational, "checkpoint key", d.CheckpointKey.GetVerifierKey(), "CheckpointKey")
+	case *cedarpostv1.EventRecord_Reuse:
+		o := call(activityOther, severityInformational, "ReportReuse", reuseText(d.Reuse))
+		ocsfReuse(o, d.Reuse)
+		return o
+	case *cedarpostv1.EventRecord_FailedOpen:
+		o := call(activityOther, severityMedium, "ReportReuse", failedOpenText(d.FailedOpen))
+		controlled(o, true)
+		ocsfFailedOpen(o, d.FailedOpen)
+		return o
 	}
 	// A kind that this version does not know.
 	return call(activityOther, severityInformational, kind, kind+" "+v.GetSubject())

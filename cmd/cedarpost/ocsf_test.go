@@ -92,6 +92,20 @@ var entries = []struct {
 	{"a checkpoint key", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_CHECKPOINT_KEY, Detail: &cedarpostv1.EventRecord_CheckpointKey{CheckpointKey: &cedarpostv1.CheckpointKey{VerifierKey: "log+1+2"}},
 	}), "3004.1 severity 1"},
+	{"answers used again", eventEntry(&cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_REUSE, Caller: "shop", Subject: "r",
+		Detail: &cedarpostv1.EventRecord_Reuse{Reuse: &cedarpostv1.ReuseReport{ReportId: "r", Lost: 2, Reuses: []*cedarpostv1.Reuse{
+			{DecisionId: "01900000-0000-7000-8000-000000000001", Hits: 3, First: at, Last: at}}}},
+	}), "6003.99 severity 1"},
+	{"only lost ones", eventEntry(&cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_REUSE, Detail: &cedarpostv1.EventRecord_Reuse{Reuse: &cedarpostv1.ReuseReport{ReportId: "r", Lost: 2}},
+	}), "6003.99 severity 1"},
+	{"checks let through", eventEntry(&cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_FAILED_OPEN, Caller: "shop", Subject: "r",
+		Detail: &cedarpostv1.EventRecord_FailedOpen{FailedOpen: &cedarpostv1.FailedOpen{ReportId: "r", FailOpens: []*cedarpostv1.FailOpen{
+			{Principal: uidOf("Shop::User", "bob"), Action: uidOf("Shop::Action", "ViewOrder"), Resource: uidOf("Shop::Order", "42"),
+				Reason: "catalogue", Code: "unavailable", Count: 4, First: at, Last: at}}}},
+	}), "6003.99 severity 3 allowed"},
 	{"a kind of tomorrow", eventEntry(&cedarpostv1.EventRecord{Kind: 99, Caller: "shop"}), "6003.99 severity 1"},
 }
 

@@ -27,6 +27,7 @@ type listenFlags struct {
 	OpsListen      string        `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
 	AllowPlaintext bool          `help:"Serve other machines without TLS, when something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
 	MaxStaleness   time.Duration `help:"Refuse to decide when policies or data may be older than this (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"TIME" group:"server"`
+	MaxReuse       time.Duration `help:"How long callers that watch what changes may keep an answer and use it again; less than 0 is not at all (default ${default})." env:"CEDARPOST_MAX_REUSE" default:"5m" placeholder:"TIME" group:"server"`
 	CacheMiB       int64         `name:"cache-mib" help:"Memory for entities, about, in MiB; 0 is no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
 	RecordMode     string        `help:"When decisions are answered: strict, after they are in the log, or buffered, before (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
 	Retention      span          `name:"decision-retention" help:"Drop a day of the decision log so long after its end; 0 is never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"TIME" group:"server"`
@@ -64,7 +65,7 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, e
 	}
 	return server.Config{
 		DB: db, MaskKey: maskKey, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
-		AllowPlaintext: f.AllowPlaintext, MaxStaleness: f.MaxStaleness, CacheBytes: cacheBytes(f.CacheMiB),
+		AllowPlaintext: f.AllowPlaintext, MaxStaleness: f.MaxStaleness, MaxReuse: f.MaxReuse, CacheBytes: cacheBytes(f.CacheMiB),
 		Record: auditlog.Mode(f.RecordMode), DecisionRetention: retention(f.Retention), HistoryRetention: retention(f.KeepHistory),
 		RateLimit: f.RateLimit, Name: f.Name, Log: log,
 	}, nil

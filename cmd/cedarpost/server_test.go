@@ -67,6 +67,7 @@ func TestDev(t *testing.T) {
 	t.Run("history of entities", testEntityHistory(sh))
 	t.Run("bundles", testBundles(sh))
 	t.Run("log", testLog(sh))
+	t.Run("uses", testUses(sh))
 	t.Run("wrong key", testWrongKey(sh, dir))
 	t.Run("second dev on the folder", func(t *testing.T) {
 		before, err := os.ReadFile(envFile)

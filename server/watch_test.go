@@ -1,0 +1,380 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// watcher is a stream that is read.
+type watcher struct {
+	t    testing.TB
+	in   cedarpostv1connect.AuthorizationServiceWatchClientStream
+	last int64 // the number that it was told of last
+}
+
+// watch opens a stream and returns its first message.
+func watch(t testing.TB, s *servertest.Server, after *cedarpostv1.Revision) (*watcher, *cedarpostv1.WatchResponse) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	in, err := s.Authorization.Watch(ctx, &cedarpostv1.WatchRequest{After: after})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &watcher{t: t, in: in}
+	first, err := in.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.last = first.Revision.Number
+	return w, first
+}
+
+// next returns the next message, which must go on from the one before.
+func (w *watcher) next() *cedarpostv1.WatchResponse {
+	w.t.Helper()
+	m, err := w.in.Receive()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if m.After != w.last || m.Revision.Number < m.After && !m.Reset_ {
+		w.t.Fatalf("%v comes after revision %d", m, w.last)
+	}
+	w.last = m.Revision.Number
+	return m
+}
+
+// until reads up to a revision. reset says whether one was among the messages.
+func (w *watcher) until(revision int64) (tags map[uint64]bool, reset bool) {
+	w.t.Helper()
+	tags = map[uint64]bool{}
+	for w.last < revision {
+		m := w.next()
+		for _, tag := range m.Tags {
+			tags[tag] = true
+		}
+		reset = reset || m.Reset_
+	}
+	return tags, reset
+}
+
+// end reads to the end, and returns the last message and the error.
+func (w *watcher) end() (last *cedarpostv1.WatchResponse, err error) {
+	for {
+		m, err := w.in.Receive()
+		if err != nil {
+			return last, err
+		}
+		last = m
+	}
+}
+
+func database(t testing.TB, s *servertest.Server) uuid.UUID {
+	t.Helper()
+	p, err := s.DB.Current(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Database
+}
+
+func userTag(t testing.TB, s *servertest.Server, id string) uint64 {
+	return server.EntityTag(database(t, s), "Doc::User", id)
+}
+
+// Each revision is told of once, by each server, with what changed in it, however many
+// write.
+func TestWatchIsContiguous(t *testing.T) {
+	a := docServer(t)
+	servers := []*servertest.Server{a, servertest.On(t, a.URL)}
+	first := servers[1].MustPut(user(t, "first"))
+	db := database(t, a)
+	var watchers []*watcher
+	for _, s := range servers {
+		w, m := watch(t, s, first)
+		if m.After != first.Number || m.Revision.Number != first.Number || len(m.Tags) != 0 || m.Reset_ {
+			t.Fatalf("began with %v", m)
+		}
+		watchers = append(watchers, w)
+	}
+	var mu sync.Mutex
+	wrote := map[int64][]uint64{} // by revision
+	var writers sync.WaitGroup
+	const many, each = 8, 12
+	for i := range many {
+		writers.Go(func() {
+			for j := range each {
+				ids := []string{fmt.Sprint("u", i), fmt.Sprint("u", i, "-", j)}
+				res, err := write(t, servers[j%2], put(user(t, ids[0], fmt.Sprint("g", j))), put(user(t, ids[1])))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				var tags []uint64
+				for _, id := range ids {
+					tags = append(tags, server.EntityTag(db, "Doc::User", id))
+				}
+				mu.Lock()
+				wrote[res.Revision.Number] = tags
+				mu.Unlock()
+			}
+		})
+	}
+	writers.Wait()
+	end := slices.Max(slices.Collect(maps.Keys(wrote)))
+	if end != first.Number+many*each {
+		t.Fatalf("%d revisions, want %d", end-first.Number, many*each)
+	}
+	for i, w := range watchers {
+		for w.last < end {
+			m := w.next()
+			var want []uint64
+			for n := m.After + 1; n <= m.Revision.Number; n++ {
+				want = append(want, wrote[n]...)
+			}
+			slices.Sort(want)
+			if want = slices.Compact(want); !slices.Equal(m.Tags, want) || m.Reset_ {
+				t.Errorf("server %d: %v, want the tags %v", i, m, want)
+			}
+		}
+	}
+}
+
+// A watcher goes on where it broke off: from what the server remembers, and from what
+// the store does.
+func TestWatchResumes(t *testing.T) {
+	old := docServer(t)
+	start := old.MustPut(user(t, "ann"))
+	middle := old.MustPut(user(t, "bob"))
+	end := old.MustPut(user(t, "carl"))
+	ann, bob, carl := userTag(t, old, "ann"), userTag(t, old, "bob"), userTag(t, old, "carl")
+	fresh := servertest.On(t, old.URL) // which makes a key: one revision more
+	end = server.TokenAt(end, end.Number+1)
+	for name, s := range map[string]*servertest.Server{"remembers": old, "has just started": fresh} {
+		if _, _, err := reads(t, s, atLeast(end), "ann p"); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			after *cedarpostv1.Revision
+			from  int64
+			tags  []uint64
+			reset bool
+		}{
+			{nil, end.Number, nil, false},
+			{end, end.Number, nil, false},
+			{middle, middle.Number, []uint64{carl}, false},
+			{start, start.Number, []uint64{bob, carl}, false},
+			{server.TokenAt(start, start.Number-1), start.Number - 1, []uint64{ann, bob, carl}, false},
+			{middle, middle.Number, []uint64{carl}, false}, // once more
+			{server.TokenAt(end, end.Number+1000), end.Number, nil, true},
+			{&cedarpostv1.Revision{Token: "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE"}, end.Number, nil, true}, // another database
+		} {
+			_, m := watch(t, s, c.after)
+			slices.Sort(c.tags)
+			if m.After != c.from || m.Revision.Number != end.Number || !slices.Equal(m.Tags, c.tags) || m.Reset_ != c.reset {
+				t.Errorf("a server that %s, after %v: %v", name, c.after, m)
+			}
+		}
+	}
+	// What the newest server cannot know: how a bundle was before.
+	if _, m := watch(t, fresh, server.TokenAt(start, 1)); !m.Reset_ || m.Revision.Number != end.Number {
+		t.Errorf("beyond a publish: %v", m)
+	}
+	// It learns of a revision that is not there yet, if it comes soon.
+	w, m := watch(t, fresh, old.MustPut(user(t, "dan")))
+	if m.Reset_ || m.After != end.Number+1 {
+		t.Errorf("of the newest: %v", m)
+	}
+	last := old.MustPut(user(t, "eve"))
+	if tags, reset := w.until(last.Number); reset || len(tags) != 1 || !tags[userTag(t, old, "eve")] {
+		t.Errorf("then %v, %v", tags, reset)
+	}
+
+	stream, err := old.Authorization.Watch(t.Context(), &cedarpostv1.WatchRequest{After: &cedarpostv1.Revision{Token: "x"}})
+	if err == nil {
+		_, err = stream.Receive()
+	}
+	wantCode(t, err, connect.CodeInvalidArgument, "after: not a revision token")
+
+	// What was swept is not known any more, but to those who remember it.
+	mustExec(t, session(t, old.URL), "update revisions set at = now() - interval '100 days'")
+	if _, err := old.DB.Sweep(t.Context(), store.MinKeep); err != nil {
+		t.Fatal(err)
+	}
+	later := servertest.On(t, old.URL)
+	if _, m := watch(t, later, middle); !m.Reset_ {
+		t.Errorf("of what is swept: %v", m)
+	}
+	if _, m := watch(t, fresh, middle); m.Reset_ || !slices.Contains(m.Tags, carl) {
+		t.Errorf("of what is swept and remembered: %v", m)
+	}
+}
+
+// Policies alone concern their bundle. Whatever else of a bundle is new concerns all.
+func TestWatchOfPublishing(t *testing.T) {
+	s := docServer(t)
+	w, _ := watch(t, s, nil)
+	publish := func(name string, want uint64, files ...string) {
+		t.Helper()
+		res := s.MustApply(name, files...)
+		tags, reset := w.until(res.Revision.Number)
+		if reset != (want == 0) || !reset && (len(tags) != 1 || !tags[want]) {
+			t.Errorf("%s: %v, reset %v, want %v", name, tags, reset, want)
+		}
+	}
+	db := database(t, s)
+	doc, guards, other := server.BundleTag(db, "doc"), server.BundleTag(db, "guardrails"), server.BundleTag(db, "other")
+	const schema, policies = "schema.cedarschema", "policies.cedar"
+	publish("doc", doc, schema, docSchema, policies, docPolicies+"// more\n@id(\"x\") forbid (principal, action, resource) when { principal == Doc::User::\"x\" };")
+	publish("doc", 0, schema, docSchema+" ", policies, docPolicies)
+	publish("doc", 0, schema, docSchema+" ", policies, docPolicies, "bundle.yaml", "on_forbid_error: skip\n")
+	publish("guardrails", 0, schema, "", policies, `@id("a") forbid (principal, action, resource) when { principal == Doc::User::"x" };`)
+	publish("guardrails", guards, schema, "", policies, `@id("a") forbid (principal, action, resource) when { principal == Doc::User::"y" };`)
+	const otherSchema = `namespace O { entity U; entity R; entity FieldGroup in [FieldGroup]; entity Field in [Field, FieldGroup]; action Do appliesTo { principal: [U], resource: [R] }; }`
+	publish("other", 0, schema, otherSchema, policies, `@id("a") permit (principal, action, resource);`)
+	publish("other", other, schema, otherSchema, policies, `@id("b") permit (principal, action, resource);`)
+	publish("other", 0, schema, otherSchema, policies, `@id("b") permit (principal, action, resource);`,
+		"fields.yaml", "O::R:\n  a: []\n")
+}
+
+func TestManyWatchers(t *testing.T) {
+	s := docServer(t)
+	const many = 1000
+	watchers := make([]*watcher, many)
+	for i := range watchers {
+		watchers[i], _ = watch(t, s, nil)
+	}
+	var last *cedarpostv1.Revision
+	for i := range 30 {
+		last = s.MustPut(user(t, fmt.Sprint("u", i)))
+	}
+	var all sync.WaitGroup
+	for _, w := range watchers {
+		all.Go(func() {
+			for w.last < last.Number {
+				m, err := w.in.Receive()
+				if err != nil || m.After != w.last || m.Reset_ || len(m.Tags) == 0 {
+					t.Errorf("%v, %v after %d", m, err, w.last)
+					return
+				}
+				w.last = m.Revision.Number
+			}
+		})
+	}
+	all.Wait()
+
+	// They do not hold the server up, and learn that it stops.
+	began := time.Now()
+	s.Stop()
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("it took %v to stop", took)
+	}
+	for _, w := range watchers {
+		if _, err := w.end(); connect.CodeOf(err) != connect.CodeUnavailable || errors.Is(err, io.EOF) {
+			t.Fatalf("ended with %v", err)
+		}
+	}
+}
+
+// Who has no key any more is not told anything more.
+func TestWatchEndsWithTheKey(t *testing.T) {
+	s := docServer(t)
+	w, _ := watch(t, s, nil)
+	revoke := func(which string) {
+		mustExec(t, session(t, s.URL), `do $$
+			declare k record; num bigint;
+			begin
+				for k in select id from api_keys where revoked_at is null `+which+` loop
+					update revision set n = n + 1 returning n into num;
+					insert into revisions (n, caller) values (num, 'test');
+					update api_keys set revoked_at = now() where id = k.id;
+					insert into revision_entries (revision, kind, type, id) values (num, 'key', '', k.id);
+				end loop;
+			end $$`)
+	}
+	// Another key of the caller does as well.
+	second := servertest.On(t, s.URL)
+	revoke("order by created_at limit 1")
+	res, err := write(t, second, put(user(t, "ann")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tags, _ := w.until(res.Revision.Number); !tags[userTag(t, second, "ann")] {
+		t.Errorf("told of %v", tags)
+	}
+	revoke("")
+	_, err = w.end()
+	wantCode(t, err, connect.CodeUnauthenticated, "revoked")
+}
+
+// An import is told of message by message; a watcher that reads learns of each entity.
+func TestWatchOfAnImport(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long")
+	}
+	s := docServer(t)
+	w, _ := watch(t, s, nil)
+	_, first := watch(t, s, nil)
+	stream, err := s.Entities.ImportEntities(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const all, each = 100_000, 1000
+	sent := make(chan error, 1)
+	go func() {
+		for from := 0; from < all; from += each {
+			var list []*cedarpostv1.Entity
+			for i := from; i < from+each; i++ {
+				list = append(list, user(t, fmt.Sprint(i)))
+			}
+			if err := stream.Send(&cedarpostv1.ImportEntitiesRequest{Entities: list}); err != nil {
+				break
+			}
+		}
+		_, err := stream.CloseAndReceive()
+		sent <- err
+	}()
+	db := database(t, s)
+	missing := map[uint64]bool{}
+	for i := range all {
+		missing[server.EntityTag(db, "Doc::User", fmt.Sprint(i))] = true
+	}
+	for len(missing) > 0 {
+		m := w.next()
+		if m.Reset_ {
+			t.Fatal("a reset")
+		}
+		for _, tag := range m.Tags {
+			if !missing[tag] {
+				t.Fatal("told twice, or of nothing")
+			}
+			delete(missing, tag)
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	// Who comes back after all of it is not told one by one.
+	if _, m := watch(t, s, first.Revision); !m.Reset_ {
+		t.Errorf("told of %d tags", len(m.Tags))
+	}
+	if _, m := watch(t, servertest.On(t, s.URL), first.Revision); !m.Reset_ {
+		t.Errorf("told of %d tags", len(m.Tags))
+	}
+}
