@@ -42,7 +42,7 @@ func TestServiceAway(t *testing.T) {
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			t.Parallel()
-			s := shop(t)
+			s := startShop(t)
 			network, via := through(t, s)
 			c := dial(t, s, via, bound(time.Second))
 			leased(t, c)
@@ -101,7 +101,7 @@ func TestServiceAway(t *testing.T) {
 
 // A slow network slows calls down, and breaks none.
 func TestSlowNetwork(t *testing.T) {
-	s := shop(t)
+	s := startShop(t)
 	network, via := through(t, s)
 	network.Delay(func() time.Duration { return 10 * time.Millisecond })
 	c := dial(t, s, via)
@@ -118,7 +118,7 @@ func TestSlowNetwork(t *testing.T) {
 // The watch is cut again and again, and goes on each time: nothing is lost, and what
 // was revoked stays revoked.
 func TestCutWatch(t *testing.T) {
-	s := shop(t)
+	s := startShop(t)
 	network, via := through(t, s)
 	c := dial(t, s, via)
 	leased(t, c)
@@ -138,10 +138,12 @@ func TestCutWatch(t *testing.T) {
 
 // Of two servers one leads nowhere: every question is answered by the other.
 func TestOneOfTwo(t *testing.T) {
-	s := shop(t)
+	s := startShop(t)
 	other := servertest.On(t, s.URL)
 	network, _ := through(t, other)
-	c := dial(t, s, func(cfg *cedarpost.Config) { cfg.Servers, cfg.CacheBytes, cfg.Timeout = []string{s.API, network.URL()}, -1, 2*time.Second })
+	c := dial(t, s, func(cfg *cedarpost.Config) {
+		cfg.Servers, cfg.CacheBytes, cfg.Timeout = []string{s.API, network.URL()}, -1, 2*time.Second
+	})
 	ask := func(n int) {
 		for i := range n {
 			if r := mustAsk(t, c, view("alice", fmt.Sprint(i))); !r.Allowed() {
@@ -160,7 +162,7 @@ func TestOneOfTwo(t *testing.T) {
 
 // A server that has not come to what this client knows is not believed.
 func TestServerBehind(t *testing.T) {
-	s := shop(t)
+	s := startShop(t)
 	database := servertest.NewProxy(t, s.URL)
 	behind := servertest.On(t, database.URL(), func(cfg *server.Config) { cfg.MaxStaleness = time.Minute })
 	c := dial(t, s, func(cfg *cedarpost.Config) { cfg.Servers = []string{s.API, behind.API} })
@@ -183,7 +185,7 @@ func TestServerBehind(t *testing.T) {
 
 // Servers stop and start under load, and a revoked right is gone for good.
 func TestServersRestart(t *testing.T) {
-	s := shop(t)
+	s := startShop(t)
 	first := servertest.On(t, s.URL)
 	network := servertest.NewProxy(t, first.API)
 	c := dial(t, s, func(cfg *cedarpost.Config) { cfg.Servers = []string{network.URL()} })

@@ -29,7 +29,7 @@ func view(who, what string) cedarpost.Check {
 	}
 }
 
-func shop(t testing.TB, opts ...servertest.Option) *servertest.Server {
+func startShop(t testing.TB, opts ...servertest.Option) *servertest.Server {
 	t.Helper()
 	s := servertest.New(t, opts...)
 	s.MustLoadShop()
@@ -99,7 +99,7 @@ func member(t testing.TB, s *servertest.Server, who, role string, is bool) (toke
 }
 
 func TestAnswerIsKeptUntilItChanges(t *testing.T) {
-	s := shop(t)
+	s := startShop(t)
 	c := dial(t, s)
 	leased(t, c)
 	first := mustAsk(t, c, view("alice", "42"))
@@ -144,7 +144,7 @@ func TestAnswerIsKeptUntilItChanges(t *testing.T) {
 }
 
 func TestMistakesAreTold(t *testing.T) {
-	s := shop(t)
+	s := startShop(t)
 	c := dial(t, s)
 	bad := view("alice", "42")
 	bad.Action.ID = "NoSuch"
@@ -182,7 +182,7 @@ func TestMistakesAreTold(t *testing.T) {
 }
 
 func TestBatch(t *testing.T) {
-	s := shop(t)
+	s := startShop(t)
 	c := dial(t, s)
 	leased(t, c)
 	mustAsk(t, c, view("alice", "42"))
@@ -235,7 +235,7 @@ func logged(t testing.TB, s *servertest.Server) (rows, uses int64) {
 
 // Every answer is in the log, as a decision or as a use of one, exactly.
 func TestEveryAnswerIsAccountedFor(t *testing.T) {
-	s := shop(t)
+	s := startShop(t)
 	coalesced := func(cfg *cedarpost.Config) { cfg.Coalesce = true }
 	brief := func(cfg *cedarpost.Config) { cfg.ReportInterval = 20 * time.Millisecond }
 	clients := []*cedarpost.Client{dial(t, s, brief), dial(t, s, coalesced), dial(t, s, brief, coalesced)}
@@ -299,7 +299,7 @@ func TestEveryAnswerIsAccountedFor(t *testing.T) {
 
 // Ten thousand at once, who all want to know the same few things, ask a few questions.
 func TestTenThousandAtOnce(t *testing.T) {
-	s := shop(t)
+	s := startShop(t)
 	c := dial(t, s, func(cfg *cedarpost.Config) { cfg.Timeout = 30 * time.Second })
 	leased(t, c)
 	var all sync.WaitGroup

@@ -1,0 +1,149 @@
+package cedarpost_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
+	"github.com/cedarpost/cedarpost/sdk/go/cedarposttest"
+)
+
+// in runs a test in a time of its own, with a service and a client that keeps answers.
+func in(t *testing.T, fn func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client), opts ...func(*cedarpost.Config)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		svc := cedarposttest.New(t, "../../../policies/shop")
+		c := svc.Client(append(opts, func(cfg *cedarpost.Config) { cfg.CacheBytes = 1 << 20 })...)
+		synctest.Wait()
+		if !c.Stats().Leased {
+			t.Fatal("no lease")
+		}
+		fn(t, svc, c)
+	})
+}
+
+var support = cedarpost.UID("Shop::Role", "support")
+
+// With the service away, the longest that a revoked right can be used is the bound.
+func TestLongestStaleAnswer(t *testing.T) {
+	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
+		mustAsk(t, c, view("alice", "42"))
+		svc.Away(true)
+		svc.RemoveParents(user("alice"), support)
+		revoked, last := time.Now(), time.Duration(0)
+		for time.Since(revoked) < time.Minute {
+			if r, err := c.Authorize(t.Context(), view("alice", "42")); err == nil && r.Allowed() {
+				last = time.Since(revoked)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if last > 5*time.Second || last == 0 {
+			t.Errorf("used %v after it was revoked", last)
+		}
+		t.Logf("used %v after it was revoked", last)
+		svc.Away(false)
+		time.Sleep(10 * time.Second)
+		if r := mustAsk(t, c, view("alice", "42")); r.Allowed() {
+			t.Error("alice may still")
+		}
+		if r := mustAsk(t, c, view("alice", "42")); !r.Reused() {
+			t.Error("nothing is kept any more")
+		}
+	})
+}
+
+// The clock jumps by hours, as on a machine that slept: no answer survives it without
+// a word of the service.
+func TestClockJumps(t *testing.T) {
+	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
+		mustAsk(t, c, view("alice", "42"))
+		for range 3 {
+			svc.Away(true)
+			time.Sleep(6 * time.Hour)
+			if r, err := c.Authorize(t.Context(), view("alice", "42")); !errors.Is(err, cedarpost.ErrUnavailable) || r.Allowed() {
+				t.Fatalf("after hours: %v, %v", r.Allowed(), err)
+			}
+			svc.Away(false)
+			time.Sleep(10 * time.Second)
+			before := len(svc.Decisions())
+			if r := mustAsk(t, c, view("alice", "42")); !r.Allowed() || r.Reused() || len(svc.Decisions()) != before+1 {
+				t.Error("an old answer was given")
+			}
+			if r := mustAsk(t, c, view("alice", "42")); !r.Reused() {
+				t.Error("nothing is kept any more")
+			}
+		}
+	})
+}
+
+// An answer is kept no longer than the client or the service says, however often it is
+// used.
+func TestMaxAge(t *testing.T) {
+	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
+		for range 100 {
+			mustAsk(t, c, view("alice", "42"))
+			time.Sleep(time.Second)
+		}
+		if n := len(svc.Decisions()); n != 10 {
+			t.Errorf("%d questions in 100 s, with answers that are kept for 10 s", n)
+		}
+	}, func(cfg *cedarpost.Config) { cfg.MaxAge = 10*time.Second - time.Millisecond })
+}
+
+// Uses are in the log within the interval.
+func TestReportsInTime(t *testing.T) {
+	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
+		for range 1000 {
+			mustAsk(t, c, view("alice", "42"))
+		}
+		time.Sleep(5*time.Second + time.Millisecond)
+		synctest.Wait()
+		if d := svc.Decisions(); len(d) != 1 || d[0].Uses != 999 {
+			t.Errorf("%+v", d)
+		}
+	})
+}
+
+// With nowhere to report to, uses wait; they are in the log once there is.
+func TestReportsWait(t *testing.T) {
+	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
+		for range 10 {
+			mustAsk(t, c, view("alice", "42"))
+		}
+		svc.Away(true)
+		time.Sleep(time.Hour)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if st := c.Stats(); st.Reported != 0 || st.Lost != 0 {
+			t.Errorf("%+v", st)
+		}
+		svc.Away(false)
+		if err := c.Close(ctx); err != nil {
+			t.Error(err)
+		}
+		if d := svc.Decisions(); len(d) != 1 || d[0].Uses != 9 {
+			t.Errorf("%+v", d)
+		}
+	})
+}
+
+// What cannot be reported is told.
+func TestCloseTellsWhatIsLost(t *testing.T) {
+	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
+		for range 10 {
+			mustAsk(t, c, view("alice", "42"))
+		}
+		svc.Away(true)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := c.Close(ctx); err == nil {
+			t.Error("all is well")
+		}
+		if st := c.Stats(); st.Lost != 9 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
