@@ -113,7 +113,8 @@ func ExampleTwoUsers() {
 		B:          customer("carol", "99"),
 	}.Report(context.Background())
 	if err != nil {
-		log.Fatal(err)
+		fmt.Println(err)
+		return
 	}
 	for _, failure := range report.Failures() {
 		fmt.Println(failure)
