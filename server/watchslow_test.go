@@ -145,6 +145,20 @@ func TestHubForgets(t *testing.T) {
 	if _, _, _, ok := h.next(h.first - 1); ok {
 		t.Error("goes on from what is forgotten")
 	}
+	// A watcher may be so many behind, and no more.
+	small := newHub(nil)
+	small.publish(newBreak(small.position))
+	for n := range int64(2 * hubEvents) {
+		p := small.position
+		p.Number = n + 1
+		small.publish(watchEventOf(n, p, []uint64{uint64(n)}, false))
+	}
+	for behind, known := range map[int64]bool{0: true, maxBehind: true, maxBehind + 1: false} {
+		events, _, _, ok := small.next(small.end() - behind)
+		if ok != known || ok && int64(len(events)) != behind || len(small.events) != hubEvents {
+			t.Errorf("%d behind: %d events, %v", behind, len(events), ok)
+		}
+	}
 	// A break stands for all before it, and those who come later have nothing to do
 	// with it.
 	waits := h.first - 1
