@@ -162,6 +162,7 @@ func TestHubForgets(t *testing.T) {
 	// A break stands for all before it, and those who come later have nothing to do
 	// with it.
 	waits := h.first - 1
+	p = h.position
 	p.Timeline++
 	h.publish(newBreak(p))
 	events, next, _, ok := h.next(waits)
