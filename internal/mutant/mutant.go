@@ -1,0 +1,92 @@
+// Package mutant shows that tests can fail: it takes one safeguard after another out
+// of a package, and wants some test to notice.
+package mutant
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Mutant is a package without one of its safeguards.
+type Mutant struct {
+	// Name says what is wrong with it.
+	Name  string
+	Edits []Edit
+}
+
+// Edit replaces text that stands in a file of the package exactly once.
+type Edit struct{ File, Old, New string }
+
+// Test runs the tests of the package in the current folder that match a pattern, as
+// they are, which has to pass, and on each mutant, where one has to fail. extra are
+// more arguments to go test.
+func Test(t *testing.T, pattern string, mutants []Mutant, extra ...string) {
+	t.Run("as it is", func(t *testing.T) {
+		if out, err := (Mutant{}).run(t, pattern, extra); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+	for _, m := range mutants {
+		t.Run(m.Name, func(t *testing.T) {
+			out, err := m.run(t, pattern, extra)
+			var exit *exec.ExitError
+			switch {
+			case err == nil:
+				t.Error("nothing failed")
+			case !errors.As(err, &exit) || !strings.Contains(out, "--- FAIL: Test"):
+				t.Errorf("no test failed, but the run did: %v\n%s", err, out)
+			}
+			for line := range strings.Lines(out) {
+				if strings.HasPrefix(line, "--- ") {
+					t.Log(strings.TrimSpace(line))
+				}
+			}
+		})
+	}
+}
+
+// run tests the package with the edits laid over it.
+func (m Mutant) run(t *testing.T, pattern string, extra []string) (output string, err error) {
+	texts := map[string]string{}
+	for _, e := range m.Edits {
+		if texts[e.File] == "" {
+			source, err := os.ReadFile(e.File)
+			if err != nil {
+				t.Fatal(err)
+			}
+			texts[e.File] = string(source)
+		}
+		if n := strings.Count(texts[e.File], e.Old); n != 1 {
+			t.Fatalf("this mutant is stale: %q stands in %s %d times", e.Old, e.File, n)
+		}
+		texts[e.File] = strings.Replace(texts[e.File], e.Old, e.New, 1)
+	}
+	dir := t.TempDir()
+	overlay := struct{ Replace map[string]string }{map[string]string{}}
+	for file, text := range texts {
+		source, err := filepath.Abs(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		overlay.Replace[source] = filepath.Join(dir, file)
+		if err := os.WriteFile(overlay.Replace[source], []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, err := json.Marshal(overlay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(file, list, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := append([]string{"test", "-overlay", file, "-count", "1", "-v", "-run", pattern, "."}, extra...)
+	out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput()
+	return string(out), err
+}

@@ -1,0 +1,211 @@
+package cedarpost
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"go.opentelemetry.io/otel/trace"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+)
+
+// maxBatch is how many checks the service takes at once.
+const maxBatch = 100
+
+// Answer is one of a batch: a result, or why there is none.
+type Answer struct {
+	Result
+	// Err is as that of [Client.Authorize]. It means deny.
+	Err error
+}
+
+// AuthorizeBatch asks many questions, in as few calls as can be, and returns an answer
+// to each in the same order. Those that go to the service together, up to 100, are
+// decided at one revision. FullyConsistent and AtLeastAsFresh of one are those of all.
+func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
+	answers := make([]Answer, len(checks))
+	if !c.enter() {
+		for i := range answers {
+			answers[i].Err = ErrClosed
+		}
+		return answers
+	}
+	defer c.leave()
+	var fresh string
+	var fully bool
+	for _, check := range checks {
+		fresh = newer(check.AtLeastAsFresh, fresh)
+		fully = fully || check.FullyConsistent
+	}
+	var asked []question
+	for i := range checks {
+		q := question{check: &checks[i], answer: &answers[i]}
+		key, err := appendKey(nil, q.check)
+		if err == nil && c.cache != nil && !fully {
+			var ok bool
+			if q.answer.Result, ok = c.reuse(string(key), fresh); ok {
+				continue
+			}
+			q.key = string(key)
+		}
+		if err == nil {
+			q.req, err = request(q.check)
+		}
+		if err != nil {
+			q.answer.Err = fmt.Errorf("%w: %w", ErrInvalid, err)
+			continue
+		}
+		q.req.WantCacheHint = q.key != ""
+		asked = append(asked, q)
+	}
+	for len(asked) > 0 {
+		n := min(len(asked), maxBatch)
+		c.askBatch(ctx, asked[:n], fresh, fully)
+		asked = asked[n:]
+	}
+	return answers
+}
+
+// question is one of a batch that the service is asked.
+type question struct {
+	check  *Check
+	req    *cedarpostv1.AuthorizeRequest
+	key    string // "": the answer is not to be kept
+	answer *Answer
+}
+
+func (c *Client) askBatch(ctx context.Context, list []question, fresh string, fully bool) {
+	ctx, span := c.tracer.Start(ctx, "cedarpost.AuthorizeBatch", trace.WithSpanKind(trace.SpanKindClient))
+	defer span.End()
+	bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	reqs := make([]*cedarpostv1.AuthorizeRequest, len(list))
+	for i, q := range list {
+		reqs[i] = q.req
+	}
+	sent := c.cfg.clock()
+	results, err := c.sendBatch(bounded, reqs, fresh, fully)
+	if err != nil {
+		span.RecordError(err)
+	}
+	for i, q := range list {
+		var res *cedarpostv1.AuthorizeResponse
+		one := err
+		if err == nil {
+			res, one = unpack(results[i])
+		}
+		if one != nil {
+			q.answer.Result, q.answer.Err = c.failed(ctx, q.check, one)
+			continue
+		}
+		c.see(res.GetRevision().GetToken())
+		if q.key != "" {
+			c.cache.put(q.key, res, sent)
+		}
+		c.counts.decided.Add(1)
+		q.answer.Result = Result{res, decided}
+	}
+}
+
+// sendBatch sends up to 100 questions, and returns as many results.
+func (c *Client) sendBatch(ctx context.Context, checks []*cedarpostv1.AuthorizeRequest, fresh string, fully bool) (results []*cedarpostv1.AuthorizeBatchResult, err error) {
+	err = c.consistently(fresh, fully, func(consistency *cedarpostv1.Consistency) error {
+		return c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) error {
+			res, err := client.AuthorizeBatch(ctx, &cedarpostv1.AuthorizeBatchRequest{Checks: checks, Consistency: consistency})
+			if err == nil && len(res.GetResults()) != len(checks) {
+				err = connect.NewError(connect.CodeInternal, "the batch has another number of results than questions")
+			}
+			results = res.GetResults()
+			return err
+		})
+	})
+	return results, err
+}
+
+func unpack(r *cedarpostv1.AuthorizeBatchResult) (*cedarpostv1.AuthorizeResponse, error) {
+	if r.GetResponse() != nil {
+		return r.GetResponse(), nil
+	}
+	var code connect.Code
+	if err := code.UnmarshalText([]byte(r.GetError().GetCode())); err != nil {
+		code = connect.CodeUnknown
+	}
+	return nil, connect.NewError(code, r.GetError().GetMessage())
+}
+
+// batcher sends questions that come at the same time together: while some are under
+// way, others gather.
+type batcher struct {
+	send    func(context.Context, []*cedarpostv1.AuthorizeRequest, string, bool) ([]*cedarpostv1.AuthorizeBatchResult, error)
+	timeout time.Duration
+
+	mu      sync.Mutex
+	waiting []*waiter
+	under   int // batches under way
+}
+
+// maxUnder is how many batches are under way at once; questions gather beyond that.
+const maxUnder = 4
+
+type waiter struct {
+	req  *cedarpostv1.AuthorizeRequest
+	done chan struct{}
+	res  *cedarpostv1.AuthorizeResponse
+	err  error
+}
+
+// do asks one question. It gives up with ctx; its batch does not.
+func (b *batcher) do(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
+	w := &waiter{req: req, done: make(chan struct{})}
+	b.mu.Lock()
+	b.waiting = append(b.waiting, w)
+	if b.under < maxUnder {
+		b.under++
+		go b.run()
+	}
+	b.mu.Unlock()
+	select {
+	case <-w.done:
+		return w.res, w.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// run sends batches until nobody waits.
+func (b *batcher) run() {
+	for {
+		b.mu.Lock()
+		n := min(len(b.waiting), maxBatch)
+		list := b.waiting[:n:n]
+		b.waiting = b.waiting[n:]
+		if n == 0 {
+			b.under--
+		}
+		b.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		b.answer(list)
+	}
+}
+
+func (b *batcher) answer(list []*waiter) {
+	ctx, cancel := context.WithTimeout(context.Background(), b.timeout)
+	defer cancel()
+	reqs := make([]*cedarpostv1.AuthorizeRequest, len(list))
+	for i, w := range list {
+		reqs[i] = w.req
+	}
+	results, err := b.send(ctx, reqs, "", false)
+	for i, w := range list {
+		if w.err = err; err == nil {
+			w.res, w.err = unpack(results[i])
+		}
+		close(w.done)
+	}
+}

@@ -1,0 +1,290 @@
+package cedarpost
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+	"google.golang.org/protobuf/proto"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+// cache keeps answers, and gives one again only while it would be the answer of a
+// service that is at most the bound behind.
+//
+// What makes that so:
+//
+//   - An answer depends on what its tags say. The watch tells of every change by its
+//     tags, and for each tag the newest change is kept: an answer made before that is
+//     never given. It does not matter when the answer arrives; one that comes late,
+//     after a change of what it was made from, is refused like one that was there.
+//   - The watch has to be known to be up to date. A question to the service for its
+//     newest revision, sent at some time and answered with a revision that the watch
+//     has applied, proves that all that was committed before it was sent is applied.
+//     The lease runs from then, for the bound. Without a lease nothing is given.
+//   - What the watch missed cannot be known. After a gap, only answers made since are
+//     given.
+//   - Revisions compare within one history alone. Another one, as after a failover,
+//     begins with nothing.
+type cache struct {
+	entries *otter.Cache[string, *entry]
+	bound   time.Duration
+	maxAge  time.Duration // beside that of the hint; 0: none
+	coarse  bool
+	clock   func() instant
+
+	epoch atomic.Pointer[epoch] // nil: no watch has begun
+
+	gaps atomic.Int64 // how often something was missed
+
+	mu    sync.Mutex // of those who change an epoch
+	asked []proof    // those that the watch has not reached, oldest first
+}
+
+// maxProofs bounds the proofs that wait. A watch so far behind has no lease.
+const maxProofs = 16
+
+// proof is a revision that the service had after a question was sent.
+type proof struct {
+	number int64
+	sent   instant
+}
+
+const (
+	changeSlots  = 1 << 16
+	historyChars = 28 // of a token, before its number
+)
+
+// epoch is one history of revisions, as the watch has followed it. All that is in it
+// grows only.
+type epoch struct {
+	history string
+	applied atomic.Int64 // the watch has told of all changes up to it
+	floor   atomic.Int64 // what changed before it is not known
+	lease   atomic.Pointer[instant]
+	token   atomic.Pointer[string] // of applied
+	// newest has, by hash of a tag, the newest change of one of them.
+	newest [changeSlots]atomic.Int64
+}
+
+// entry is a kept answer. All but the counts stays as it is.
+type entry struct {
+	response *cedarpostv1.AuthorizeResponse
+	epoch    *epoch
+	number   int64 // of the revision that it was decided at
+	tags     []uint64
+	sent     instant // when its question was
+	maxAge   time.Duration
+	uses
+}
+
+// newCache makes a cache of about so many bytes.
+func newCache(bytes uint64, cfg *Config) *cache {
+	return &cache{
+		entries: otter.Must(&otter.Options[string, *entry]{
+			MaximumWeight: bytes,
+			Weigher:       weigh,
+		}),
+		bound: cfg.MaxStaleness, maxAge: cfg.MaxAge, coarse: cfg.Coarse, clock: cfg.clock,
+	}
+}
+
+// weigh is about what an answer takes in memory.
+func weigh(key string, e *entry) uint32 {
+	return uint32(500 + len(key) + 8*len(e.tags) + 3*proto.Size(e.response))
+}
+
+// get returns the answer to a question, if one is kept that may be given now. fresh is
+// the token of a revision that the answer has to know of, or "".
+func (c *cache) get(key string, fresh string) (*entry, instant) {
+	now := c.clock()
+	ep := c.epoch.Load()
+	if ep == nil {
+		return nil, now
+	}
+	// The lease is read before what it vouches for: a change that is applied in
+	// between makes the answer miss, and not the other way round.
+	lease := ep.lease.Load()
+	if lease == nil || now.since(*lease) > c.bound {
+		return nil, now
+	}
+	if fresh != "" && !ep.covers(fresh) {
+		return nil, now
+	}
+	e, ok := c.entries.GetIfPresent(key)
+	if !ok || !ep.valid(e) || now.since(e.sent) > e.maxAge {
+		return nil, now
+	}
+	return e, now
+}
+
+// valid says whether nothing that the answer depends on has changed since.
+func (ep *epoch) valid(e *entry) bool {
+	if e.epoch != ep || e.number < ep.floor.Load() {
+		return false
+	}
+	for _, tag := range e.tags {
+		if ep.newest[tag%changeSlots].Load() > e.number {
+			return false
+		}
+	}
+	return true
+}
+
+// covers says whether the revision of a token is applied.
+func (ep *epoch) covers(token string) bool {
+	history, number, ok := readToken(token)
+	return ok && history == ep.history && number <= ep.applied.Load()
+}
+
+// put keeps an answer whose question was sent at a time, if it may be kept.
+func (c *cache) put(key string, r *cedarpostv1.AuthorizeResponse, sent instant) {
+	hint, ep := r.GetCacheHint(), c.epoch.Load()
+	history, number, ok := readToken(r.GetRevision().GetToken())
+	if hint == nil || ep == nil || !ok || history != ep.history {
+		return
+	}
+	e := &entry{response: r, epoch: ep, number: number, tags: hint.GetTags(), sent: sent, maxAge: hint.GetMaxAge().AsDuration()}
+	if c.maxAge > 0 {
+		e.maxAge = min(e.maxAge, c.maxAge)
+	}
+	if ep.valid(e) {
+		c.entries.Set(key, e)
+	}
+}
+
+// apply takes a message of the watch. They may come doubled, late or not at all: what
+// is missing shows in where the next one begins.
+func (c *cache) apply(m *cedarpostv1.WatchResponse) {
+	token := m.GetRevision().GetToken()
+	history, number, ok := readToken(token)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ep := c.epoch.Load()
+	if !ok {
+		c.drop()
+		return
+	}
+	if ep == nil || ep.history != history {
+		ep = &epoch{history: history}
+		ep.floor.Store(number)
+		ep.reach(number, token)
+		c.asked = nil
+		c.epoch.Store(ep)
+		c.entries.InvalidateAll()
+		return
+	}
+	applied := ep.applied.Load()
+	changed := number > m.GetAfter()
+	if m.GetReset_() || m.GetAfter() > applied {
+		c.gaps.Add(1)
+		raise(&ep.floor, max(number, applied))
+	} else if c.coarse && changed && number > applied {
+		raise(&ep.floor, number)
+	}
+	for _, tag := range m.GetTags() {
+		raise(&ep.newest[tag%changeSlots], number)
+	}
+	ep.reach(number, token)
+	c.grant(ep)
+}
+
+func (ep *epoch) reach(number int64, token string) {
+	if ep.token.Load() == nil || number > ep.applied.Load() {
+		ep.token.Store(&token)
+		ep.applied.Store(number)
+	}
+}
+
+// raise makes a number larger, by one writer at a time.
+func raise(a *atomic.Int64, n int64) {
+	if n > a.Load() {
+		a.Store(n)
+	}
+}
+
+// prove takes the newest revision that the service had, from a question sent at a
+// time. The lease begins then, as soon as the watch is there.
+func (c *cache) prove(r *cedarpostv1.Revision, sent instant) {
+	history, number, ok := readToken(r.GetToken())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ep := c.epoch.Load()
+	if !ok || ep == nil || ep.history != history {
+		return
+	}
+	c.asked = append(c.asked, proof{number, sent})
+	if len(c.asked) > maxProofs {
+		c.asked = c.asked[1:]
+	}
+	c.grant(ep)
+}
+
+// grant begins the newest lease that the watch has reached.
+func (c *cache) grant(ep *epoch) {
+	for len(c.asked) > 0 && c.asked[0].number <= ep.applied.Load() {
+		sent := c.asked[0].sent
+		c.asked = c.asked[1:]
+		if old := ep.lease.Load(); old == nil || sent.mono > old.mono {
+			ep.lease.Store(&sent)
+		}
+	}
+}
+
+// behind says whether the watch has not reached a revision that the service had so
+// long ago.
+func (c *cache) behind(d time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.asked) > 0 && c.clock().since(c.asked[0].sent) > d
+}
+
+// forget drops all, as when the service does not know this client any more, or has
+// another history.
+func (c *cache) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.drop()
+}
+
+func (c *cache) drop() {
+	c.asked = nil
+	c.epoch.Store(nil)
+	c.entries.InvalidateAll()
+}
+
+// leased says whether answers are given.
+func (c *cache) leased() bool {
+	ep := c.epoch.Load()
+	if ep == nil {
+		return false
+	}
+	lease := ep.lease.Load()
+	return lease != nil && c.clock().since(*lease) <= c.bound
+}
+
+// reached is the token of the revision that the watch has applied, or "".
+func (c *cache) reached() string {
+	if ep := c.epoch.Load(); ep != nil {
+		return *ep.token.Load()
+	}
+	return ""
+}
+
+// readToken takes a revision's token apart, as far as that has to be known: what
+// names its history, and its number.
+func readToken(token string) (history string, number int64, ok bool) {
+	var buf [40]byte
+	if len(token) <= historyChars || base64.RawURLEncoding.DecodedLen(len(token)) > len(buf) {
+		return "", 0, false
+	}
+	n, err := base64.RawURLEncoding.Decode(buf[:], []byte(token))
+	if err != nil || n != 29 || buf[0] != 1 {
+		return "", 0, false
+	}
+	return token[:historyChars], int64(binary.BigEndian.Uint64(buf[21:])), true
+}

@@ -1,0 +1,66 @@
+package cedarpost
+
+import "errors"
+
+// Check is one question: may this principal do this action on this resource, and
+// which fields? Principal, Action and Resource are required.
+type Check struct {
+	Principal, Action, Resource EntityUID
+
+	// Context is what the action's context declares. Values are bool, string, any
+	// integer, json.Number, [EntityUID], time.Time (datetime), time.Duration
+	// (duration), netip.Addr and netip.Prefix (ipaddr), slices and maps of these.
+	Context map[string]any
+
+	// Fields are the paths asked for; AllFields asks for all of the catalogue. Neither:
+	// no fields are asked for, and none are permitted.
+	Fields    []string
+	AllFields bool
+	// RequireAllFields is for writes: deny unless every field asked for is permitted.
+	RequireAllFields bool
+
+	// Entities come with the question, of types the schema marks @source("request").
+	Entities []Entity
+
+	// RequestID is the id of the request that is being served, for the record of the
+	// decision. An answer from the cache has the record of the first question.
+	RequestID string
+
+	// AtLeastAsFresh is the token of a revision, as a write returned it: the answer
+	// is to know of that write. Empty: what is at most as old as the client's
+	// MaxStaleness.
+	AtLeastAsFresh string
+	// FullyConsistent asks for the newest there is, past every cache.
+	FullyConsistent bool
+
+	// FailOpen says why this check is let through when the service cannot be asked:
+	// away, overloaded or too slow. Empty, the default: it is not, and Authorize
+	// returns an error. What is let through has no fields, is counted, and is put into
+	// the service's log with this reason once it is back. A question that the service
+	// refuses is never let through, and neither is one whose caller gave up.
+	FailOpen string
+}
+
+// Entity is an entity that comes with a question.
+type Entity struct {
+	UID         EntityUID
+	Attrs, Tags map[string]any
+	Parents     []EntityUID
+}
+
+// Errors of a call. Each means that there is no decision: deny. They are told apart
+// by errors.Is; the cause is there for errors.As, a *connect.Error where the service
+// said something.
+var (
+	// ErrUnavailable: the service could not be asked, could not decide or could not
+	// record; asking again later may help.
+	ErrUnavailable = errors.New("cedarpost: no decision")
+	// ErrInvalid: the question makes no sense to the service; asking again does not
+	// help.
+	ErrInvalid = errors.New("cedarpost: bad question")
+	// ErrUnauthenticated: the service does not know this client's API key, or does not
+	// let it ask.
+	ErrUnauthenticated = errors.New("cedarpost: this client may not ask")
+	// ErrClosed: the client was closed.
+	ErrClosed = errors.New("cedarpost: client is closed")
+)

@@ -1,0 +1,335 @@
+// Package cedarpost is the client of the Cedarpost policy decision service: it asks
+// "may this principal do this action on this resource, and which fields?", and keeps
+// the answers, so that most questions are answered in the process that asks.
+//
+// A kept answer is given again only while the service would give it too: a change
+// that bears on it drops it within milliseconds, and where the connection is lost it
+// is given for [Config].MaxStaleness at most. Each use is reported, so that the log
+// of the service has all that was decided and used.
+//
+// Whatever goes wrong is an error, and an error means deny.
+package cedarpost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"connectrpc.com/connect/v2"
+	"go.opentelemetry.io/otel/trace"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+)
+
+// Client asks one service. Make it with [New], share it, and close it. All its
+// methods may be called by many at once.
+type Client struct {
+	cfg     Config
+	servers *servers
+	cache   *cache // nil: answers are not kept
+	reports *reporter
+	batches *batcher // nil: checks are sent alone
+	tracer  trace.Tracer
+	counts  counts
+
+	// seen is the newest revision that an answer came with: later ones are not older.
+	seen atomic.Pointer[string]
+
+	cut   atomic.Pointer[context.CancelCauseFunc] // ends the watch under way
+	begun chan struct{}                           // a watch began
+
+	flights flights
+
+	// open is held, shared, by each call, so that Close knows all uses.
+	open   sync.RWMutex
+	closed atomic.Bool
+	stop   context.CancelFunc
+	loops  sync.WaitGroup
+	gauges func() // unregisters them
+}
+
+// New makes a client. It does not wait for the service: one that is away is noticed by
+// the first question. Errors are mistakes in the configuration.
+func New(cfg Config) (*Client, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	c := &Client{cfg: cfg, reports: newReporter(), begun: make(chan struct{}, 1)}
+	var err error
+	if c.servers, err = c.cfg.dial(); err != nil {
+		return nil, err
+	}
+	c.tracer = cfg.TracerProvider.Tracer(scope)
+	if c.gauges, err = c.observe(cfg.MeterProvider.Meter(scope)); err != nil {
+		return nil, err
+	}
+	c.reports.send = func(ctx context.Context, req *cedarpostv1.ReportReuseRequest) (res *cedarpostv1.ReportReuseResponse, err error) {
+		err = c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) (err error) {
+			res, err = client.ReportReuse(ctx, req)
+			return err
+		})
+		return res, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	if cfg.Coalesce {
+		c.batches = &batcher{send: c.sendBatch, timeout: cfg.Timeout}
+	}
+	c.loops.Go(func() { c.reports.run(ctx, cfg.ReportInterval) })
+	if cfg.CacheBytes > 0 {
+		c.cache = newCache(uint64(cfg.CacheBytes), &c.cfg)
+		c.loops.Go(func() { c.watch(ctx) })
+		c.loops.Go(func() { c.renew(ctx) })
+	}
+	return c, nil
+}
+
+// Close waits for calls under way, reports what was not reported yet, and ends the
+// client. Its error says how many uses could not be reported until ctx ended. Calls
+// that come later get [ErrClosed].
+func (c *Client) Close(ctx context.Context) error {
+	if c.closed.Swap(true) {
+		return nil
+	}
+	c.open.Lock() // held for good: nobody may come in any more
+	c.stop()
+	c.loops.Wait()
+	err := c.reports.close(ctx)
+	c.gauges()
+	c.servers.close()
+	return err
+}
+
+// enter lets a call in, unless the client is closed. Whoever was let in leaves.
+func (c *Client) enter() bool { return !c.closed.Load() && c.open.TryRLock() }
+
+func (c *Client) leave() { c.open.RUnlock() }
+
+// keys are buffers for keys.
+var keys = sync.Pool{New: func() any { return new(make([]byte, 0, 512)) }}
+
+// Authorize asks one question. The error is one of [ErrUnavailable], [ErrInvalid],
+// [ErrUnauthenticated] and [ErrClosed], or that of ctx; each means deny.
+func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
+	if !c.enter() {
+		return Result{}, ErrClosed
+	}
+	defer c.leave()
+	if c.cache == nil || check.FullyConsistent {
+		return c.ask(ctx, check)
+	}
+	buf := keys.Get().(*[]byte)
+	defer keys.Put(buf)
+	key, err := appendKey((*buf)[:0], &check)
+	if err != nil {
+		return Result{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	*buf = key[:0]
+	// The cache keeps no key that it looks for.
+	if r, ok := c.reuse(unsafe.String(unsafe.SliceData(key), len(key)), check.AtLeastAsFresh); ok {
+		return r, nil
+	}
+	return c.miss(ctx, check, string(key))
+}
+
+// reuse gives a kept answer, after its use was counted.
+func (c *Client) reuse(key, fresh string) (Result, bool) {
+	e, now := c.cache.get(key, fresh)
+	if e == nil || !c.reports.use(e, now) {
+		return Result{}, false
+	}
+	c.counts.reused.Add(1)
+	return Result{e.response, reused}, true
+}
+
+// miss asks a question whose answer is not kept. If many do at once, one asks, and
+// the others see whether its answer is one for them too.
+func (c *Client) miss(ctx context.Context, check Check, key string) (Result, error) {
+	if !c.cache.leased() {
+		c.counts.unleased.Add(1)
+		return c.askToKeep(ctx, check, key)
+	}
+	wait, leave := c.flights.join(key)
+	if wait != nil {
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return Result{}, ctx.Err()
+		}
+		if r, ok := c.reuse(key, check.AtLeastAsFresh); ok {
+			return r, nil
+		}
+		return c.askToKeep(ctx, check, key)
+	}
+	defer leave()
+	return c.askToKeep(ctx, check, key)
+}
+
+func (c *Client) askToKeep(ctx context.Context, check Check, key string) (Result, error) {
+	return c.askWith(ctx, check, func(res *cedarpostv1.AuthorizeResponse, sent instant) { c.cache.put(key, res, sent) })
+}
+
+func (c *Client) ask(ctx context.Context, check Check) (Result, error) {
+	return c.askWith(ctx, check, nil)
+}
+
+// askWith asks the service, and hands the answer to keep, if that is not nil.
+func (c *Client) askWith(ctx context.Context, check Check, keep func(*cedarpostv1.AuthorizeResponse, instant)) (Result, error) {
+	req, err := request(&check)
+	if err != nil {
+		return Result{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	req.WantCacheHint = keep != nil
+	ctx, span := c.tracer.Start(ctx, "cedarpost.Authorize", trace.WithSpanKind(trace.SpanKindClient))
+	defer span.End()
+	bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	sent := c.cfg.clock()
+	res, err := c.send(bounded, req, check.AtLeastAsFresh, check.FullyConsistent)
+	if err != nil {
+		span.RecordError(err)
+		return c.failed(ctx, &check, err)
+	}
+	c.see(res.GetRevision().GetToken())
+	if keep != nil {
+		keep(res, sent)
+	}
+	c.counts.decided.Add(1)
+	return Result{res, decided}, nil
+}
+
+// send sends one question, alone or with others.
+func (c *Client) send(ctx context.Context, req *cedarpostv1.AuthorizeRequest, fresh string, fully bool) (res *cedarpostv1.AuthorizeResponse, err error) {
+	if c.batches != nil && fresh == "" && !fully {
+		return c.batches.do(ctx, req)
+	}
+	err = c.consistently(fresh, fully, func(consistency *cedarpostv1.Consistency) error {
+		req.Consistency = consistency
+		return c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) (err error) {
+			res, err = client.Authorize(ctx, req)
+			return err
+		})
+	})
+	return res, err
+}
+
+// consistently calls fn with how fresh an answer has to be: as the caller wants, and
+// not older than what this client has seen. What it has seen may be lost in a
+// failover; then it begins anew.
+func (c *Client) consistently(fresh string, fully bool, fn func(*cedarpostv1.Consistency) error) error {
+	if fully {
+		return fn(&cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_FullyConsistent{FullyConsistent: true}})
+	}
+	own := newer(c.newest(), fresh)
+	err := fn(atLeast(own))
+	if connect.CodeOf(err) == connect.CodeAborted && own != fresh {
+		c.seen.Store(nil)
+		if c.cache != nil {
+			c.cache.forget()
+			if cut := c.cut.Load(); cut != nil {
+				(*cut)(errHistory)
+			}
+		}
+		err = fn(atLeast(fresh))
+	}
+	return err
+}
+
+var errHistory = errors.New("the service is on another history")
+
+// newest is the newest revision that this client knows of, or "".
+func (c *Client) newest() string {
+	token := ""
+	if seen := c.seen.Load(); seen != nil {
+		token = *seen
+	}
+	if c.cache != nil {
+		token = newer(c.cache.reached(), token)
+	}
+	return token
+}
+
+// newer picks the newer of two tokens: the second, where they do not compare.
+func newer(a, b string) string {
+	ha, na, okA := readToken(a)
+	hb, nb, okB := readToken(b)
+	if okA && (b == "" || okB && ha == hb && na > nb) {
+		return a
+	}
+	return b
+}
+
+func atLeast(token string) *cedarpostv1.Consistency {
+	if token == "" {
+		return nil
+	}
+	return &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: &cedarpostv1.Revision{Token: token}}}
+}
+
+// see remembers the newest revision of an answer.
+func (c *Client) see(token string) {
+	for {
+		old := c.seen.Load()
+		if old != nil && newer(*old, token) == *old {
+			return
+		}
+		if c.seen.CompareAndSwap(old, &token) {
+			return
+		}
+	}
+}
+
+// failed turns what went wrong into an error of this package, or lets the check
+// through if it says so.
+func (c *Client) failed(ctx context.Context, check *Check, err error) (Result, error) {
+	if ctx.Err() != nil {
+		c.counts.errors.Add(1)
+		return Result{}, fmt.Errorf("cedarpost: %w", ctx.Err())
+	}
+	kind := ErrUnavailable
+	code := connect.CodeOf(err)
+	switch code {
+	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeOutOfRange, connect.CodeAborted:
+		kind = ErrInvalid
+	case connect.CodeUnauthenticated, connect.CodePermissionDenied:
+		kind = ErrUnauthenticated
+	}
+	if kind == ErrUnavailable && check.FailOpen != "" {
+		c.reports.letThrough(check, code, c.cfg.clock())
+		c.counts.failedOpen.Add(1)
+		return Result{source: failedOpen}, nil
+	}
+	c.counts.errors.Add(1)
+	return Result{}, fmt.Errorf("%w: %w", kind, err)
+}
+
+// flights are the questions under way, by their key.
+type flights struct {
+	mu    sync.Mutex
+	under map[string]chan struct{}
+}
+
+// join returns what to wait for if a question is under way already; else it is now,
+// until leave is called.
+func (f *flights) join(key string) (wait <-chan struct{}, leave func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if ch, ok := f.under[key]; ok {
+		return ch, nil
+	}
+	if f.under == nil {
+		f.under = map[string]chan struct{}{}
+	}
+	ch := make(chan struct{})
+	f.under[key] = ch
+	return nil, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.under, key)
+		close(ch)
+	}
+}

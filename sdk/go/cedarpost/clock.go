@@ -1,0 +1,22 @@
+package cedarpost
+
+import "time"
+
+// instant is a moment on two clocks, in nanoseconds: the monotonic one, which stops
+// while a machine is suspended, and the wall clock, which can be set back.
+type instant struct{ mono, wall int64 }
+
+var base = time.Now()
+
+// realClock reads both clocks.
+func realClock() instant {
+	now := time.Now()
+	return instant{int64(now.Sub(base)), now.UnixNano()}
+}
+
+// since is how long ago an earlier moment was, by the clock that says more: to take
+// an answer for older than it is costs a question, to take it for younger could
+// cost more.
+func (now instant) since(t instant) time.Duration {
+	return time.Duration(max(now.mono-t.mono, now.wall-t.wall))
+}

@@ -1,0 +1,272 @@
+package cedarpost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Config says how to reach the service and how to keep its answers. The zero value
+// works, and fails closed: it takes servers and key from the environment, keeps
+// answers, and gives none that may be more than 5 s old.
+type Config struct {
+	// Servers are the URLs of the decision plane, of one service: any of them may be
+	// asked. None: those in $CEDARPOST_API_URL, separated by commas, or
+	// http://127.0.0.1:8080. Plain http is for loopback alone, unless AllowPlaintext,
+	// for the key goes with each question.
+	Servers        []string
+	AllowPlaintext bool
+
+	// TokenFile holds the API key, and is read again when it changes. Token is the key
+	// itself. Neither: $CEDARPOST_TOKEN_FILE, then $CEDARPOST_TOKEN.
+	TokenFile, Token string
+
+	// Timeout bounds one call with all its attempts. 0: 1 s.
+	Timeout time.Duration
+
+	// MaxStaleness bounds how old an answer from the cache can be: what was committed
+	// that long before an answer was given, the answer knows of. 0: 5 s. It also bounds
+	// for how long a revoked right can be used when the connection is lost; while it is
+	// there, milliseconds do.
+	MaxStaleness time.Duration
+	// CacheBytes is how much memory kept answers may take, about. 0: 32 MiB. Negative:
+	// none are kept.
+	CacheBytes int64
+	// MaxAge bounds how long an answer is kept, where that is less than the service
+	// says. 0: as the service says.
+	MaxAge time.Duration
+	// Coarse drops all answers at any change, instead of those that depend on it. It is
+	// for finding out whether the finer way is to blame for something.
+	Coarse bool
+	// ReportInterval is how often reuse is reported. 0: 5 s. A client that is killed
+	// has not reported the uses of its last interval.
+	ReportInterval time.Duration
+
+	// Coalesce sends checks that come at the same time together. It costs one check
+	// alone nothing, and many at once fewer calls.
+	Coalesce bool
+
+	// HTTPClient sends the calls. Nil: one that speaks HTTP/2 and notices dead
+	// connections. It needs no timeout of its own, and must not have one: the watch is
+	// one long call.
+	HTTPClient *http.Client
+	// Transports take the place of Servers, for tests within one process.
+	Transports []connect.Transport
+
+	// TracerProvider and MeterProvider are those of OpenTelemetry. Nil: the global
+	// ones.
+	TracerProvider trace.TracerProvider
+	MeterProvider  metric.MeterProvider
+	// Log gets what goes wrong beside the calls, such as a watch that breaks. Nil:
+	// slog.Default.
+	Log *slog.Logger
+
+	clock func() instant // of tests
+}
+
+func (c *Config) setDefaults() error {
+	c.Timeout = or(c.Timeout, time.Second)
+	c.MaxStaleness = or(c.MaxStaleness, 5*time.Second)
+	c.CacheBytes = or(c.CacheBytes, 32<<20)
+	c.ReportInterval = or(c.ReportInterval, 5*time.Second)
+	c.Log = or(c.Log, slog.Default())
+	if c.clock == nil {
+		c.clock = realClock
+	}
+	if c.TracerProvider == nil {
+		c.TracerProvider = otel.GetTracerProvider()
+	}
+	if c.MeterProvider == nil {
+		c.MeterProvider = otel.GetMeterProvider()
+	}
+	for name, d := range map[string]time.Duration{
+		"Timeout": c.Timeout, "MaxStaleness": c.MaxStaleness, "MaxAge": c.MaxAge, "ReportInterval": c.ReportInterval,
+	} {
+		if d < 0 {
+			return fmt.Errorf("cedarpost: %s is negative", name)
+		}
+	}
+	if c.ReportInterval > maxReportInterval {
+		return fmt.Errorf("cedarpost: ReportInterval is more than %v", maxReportInterval)
+	}
+	if len(c.Servers) == 0 {
+		env := or(os.Getenv("CEDARPOST_API_URL"), "http://127.0.0.1:8080")
+		c.Servers = strings.FieldsFunc(env, func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	if c.Token == "" && c.TokenFile == "" {
+		if c.TokenFile = os.Getenv("CEDARPOST_TOKEN_FILE"); c.TokenFile == "" {
+			c.Token = os.Getenv("CEDARPOST_TOKEN")
+		}
+	}
+	return nil
+}
+
+// maxReportInterval is what the service promises its auditors.
+const maxReportInterval = 10 * time.Second
+
+func or[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// dial makes the way to each server. Nothing is sent yet.
+func (c *Config) dial() (*servers, error) {
+	authenticate, err := c.authenticate()
+	if err != nil {
+		return nil, err
+	}
+	if len(c.Transports) > 0 {
+		names := make([]string, len(c.Transports))
+		for i := range names {
+			names[i] = fmt.Sprintf("transport %d", i)
+		}
+		return newServers(names, c.Transports, authenticate, traced), nil
+	}
+	httpClient, closeIdle := c.HTTPClient, func() {}
+	if httpClient == nil {
+		httpClient = newHTTPClient()
+		closeIdle = httpClient.CloseIdleConnections
+	}
+	if httpClient.Timeout != 0 {
+		return nil, errors.New("cedarpost: HTTPClient has a timeout, which would cut the watch; use Timeout")
+	}
+	var transports []connect.Transport
+	for _, server := range c.Servers {
+		u, err := url.Parse(server)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+			return nil, fmt.Errorf("cedarpost: server %q is not a URL like https://host:8080", server)
+		}
+		if u.Scheme == "http" && !c.AllowPlaintext && !loopback(u.Hostname()) {
+			return nil, fmt.Errorf("cedarpost: server %s would get the API key in the clear; use https, or set AllowPlaintext", server)
+		}
+		transports = append(transports, connecthttp.NewTransport(httpClient, strings.TrimRight(server, "/"), connecthttp.WithCompressors()))
+	}
+	s := newServers(c.Servers, transports, authenticate, traced)
+	s.close = closeIdle
+	return s, nil
+}
+
+func loopback(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.IsLoopback()
+}
+
+func newHTTPClient() *http.Client {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Client{
+		Transport: &http.Transport{
+			Proxy:               http.ProxyFromEnvironment,
+			DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+			TLSHandshakeTimeout: 2 * time.Second,
+			IdleConnTimeout:     90 * time.Second,
+			Protocols:           protocols,
+			// A connection that leads nowhere is noticed by a ping that is not answered.
+			HTTP2: &http.HTTP2Config{SendPingTimeout: 2 * time.Second, PingTimeout: time.Second, WriteByteTimeout: 2 * time.Second},
+		},
+		// A key is for the server it was given for, not for where that one points.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// authenticate sends the key with each call.
+func (c *Config) authenticate() (connect.ClientInterceptor, error) {
+	key := func() string { return c.Token }
+	if c.TokenFile != "" {
+		f := &secretFile{name: c.TokenFile, log: c.Log}
+		if err := f.read(); err != nil {
+			return nil, err
+		}
+		key = f.value
+	}
+	return func(next connect.ClientFunc) connect.ClientFunc {
+		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+			if info, ok := connect.CallInfoForClientContext(ctx); ok {
+				if key := key(); key != "" {
+					info.RequestHeader().Set("Authorization", "Bearer "+key)
+				}
+			}
+			return next(ctx, spec)
+		}
+	}, nil
+}
+
+// traced sends the trace that a call belongs to.
+func traced(next connect.ClientFunc) connect.ClientFunc {
+	return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+		if info, ok := connect.CallInfoForClientContext(ctx); ok && trace.SpanContextFromContext(ctx).IsValid() {
+			carrier := propagation.MapCarrier{}
+			propagation.TraceContext{}.Inject(ctx, carrier)
+			for name, value := range carrier {
+				info.RequestHeader().Set(name, value)
+			}
+		}
+		return next(ctx, spec)
+	}
+}
+
+// secretFile is a key that may be replaced while it is in use.
+type secretFile struct {
+	name string
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	secret  string
+	changed time.Time // of the file that secret was read from
+	looked  time.Time
+}
+
+const secretInterval = time.Second // between looks at the file
+
+func (f *secretFile) read() error {
+	info, err := os.Stat(f.name)
+	if err != nil {
+		return fmt.Errorf("cedarpost: API key: %w", err)
+	}
+	if info.ModTime().Equal(f.changed) {
+		return nil
+	}
+	text, err := os.ReadFile(f.name)
+	if err != nil {
+		return fmt.Errorf("cedarpost: API key: %w", err)
+	}
+	secret := strings.TrimSpace(string(text))
+	if secret == "" || strings.ContainsAny(secret, "\r\n") {
+		return fmt.Errorf("cedarpost: API key: %s does not hold one line", f.name)
+	}
+	f.secret, f.changed = secret, info.ModTime()
+	return nil
+}
+
+// value is the key. What cannot be read leaves the old one.
+func (f *secretFile) value() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if now := time.Now(); now.Sub(f.looked) > secretInterval {
+		f.looked = now
+		if err := f.read(); err != nil {
+			f.log.Warn("API key not read again", "err", err)
+		}
+	}
+	return f.secret
+}

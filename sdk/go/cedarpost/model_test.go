@@ -1,0 +1,366 @@
+package cedarpost
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+// The model: a service of several servers, each as far behind as it likes, whose
+// messages come late, twice, in any order or never; and an oracle that knows what the
+// answer to each question was at each moment. The cache is the real one.
+
+const (
+	modelBound   = 10 * time.Second
+	modelThings  = 5 // entities
+	modelServers = 2
+)
+
+// state is what the service has at one revision: each thing's value, which is the
+// number of the write that made it.
+type state struct {
+	history int
+	number  int64
+	things  [modelThings]int64
+	changed []int // by this revision
+	at      int64 // when it became the newest there is, in nanoseconds
+}
+
+// question i depends on thing i, and on the one that thing i's value leads to, as
+// membership does. What it depends on changes with the data.
+func (s *state) answer(q int) (value string, tags []uint64) {
+	next := int(s.things[q]) % modelThings
+	return fmt.Sprintf("%d: %d, %d: %d", q, s.things[q], next, s.things[next]), []uint64{tagOf(q), tagOf(next)}
+}
+
+func tagOf(thing int) uint64 { return uint64(thing)*1_000_003 + 7 }
+
+func modelToken(history int, number int64) string {
+	b := make([]byte, 29)
+	b[0] = 1
+	binary.BigEndian.PutUint32(b[17:], uint32(history))
+	binary.BigEndian.PutUint64(b[21:], uint64(number))
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// ask is a question under way.
+type ask struct {
+	q     int
+	sent  instant
+	state *state // that it was decided at
+	age   time.Duration
+}
+
+// probe is a question for the newest revision under way. newest was read after it
+// was sent.
+type probe struct {
+	sent   instant
+	newest *state
+}
+
+type model struct {
+	cache  *cache
+	now    instant
+	states []*state // what was the newest, one after the other
+	writes int64
+
+	server  [modelServers]int // index into states that a server has reached
+	asks    []ask
+	probes  []probe
+	stream  int                          // the server that the watch follows, -1 for none
+	told    int                          // index into states that its stream has sent up to
+	flying  []*cedarpostv1.WatchResponse // messages that have not arrived
+	epoch   *epoch                       // as it was after the last step
+	applied int64
+	hits    int
+}
+
+func newModel(coarse bool) *model {
+	m := &model{stream: -1, states: []*state{{history: 1, number: 1}}}
+	m.cache = newCache(1<<20, &Config{MaxStaleness: modelBound, Coarse: coarse, clock: func() instant { return m.now }})
+	return m
+}
+
+func (m *model) newest() *state { return m.states[len(m.states)-1] }
+
+// write commits a revision.
+func (m *model) write(t *run) {
+	next := *m.newest()
+	next.number++
+	next.at = m.now.wall
+	next.changed = nil
+	for range t.between(1, 2) {
+		thing := t.between(0, modelThings-1)
+		m.writes++
+		next.things[thing] = m.writes
+		next.changed = append(next.changed, thing)
+	}
+	m.states = append(m.states, &next)
+}
+
+// failover loses the newest revisions and begins another history, which the servers
+// notice when they follow.
+func (m *model) failover(t *run) {
+	old := m.newest()
+	from := old
+	for _, s := range slices.Backward(m.states) {
+		if s.history != old.history || old.number-s.number > int64(t.between(0, 3)) {
+			break
+		}
+		from = s
+	}
+	next := *from
+	next.history, next.at, next.changed = old.history+1, m.now.wall, nil
+	m.states = append(m.states, &next)
+}
+
+// follow lets a server apply what was committed. It never leaves its history out.
+func (m *model) follow(t *run) {
+	i := t.between(0, modelServers-1)
+	m.server[i] = t.between(m.server[i], len(m.states)-1)
+}
+
+// ask sends a question, as a client does that has missed: with what it has applied.
+func (m *model) ask(t *run) {
+	s := m.states[m.server[t.between(0, modelServers-1)]]
+	if token := m.cache.reached(); token != "" {
+		history, number, _ := readToken(token)
+		if own, _, _ := readToken(modelToken(s.history, 0)); own != history {
+			m.cache.forget()
+		} else if s.number < number {
+			return // the server does not come to it in time
+		}
+	}
+	m.asks = append(m.asks, ask{
+		q: t.between(0, modelThings-1), sent: m.now, state: s,
+		age: time.Duration(t.between(1, 40)) * time.Second,
+	})
+}
+
+// arrive delivers an answer, in any order.
+func (m *model) arrive(t *run) {
+	a, ok := take(t, &m.asks)
+	if !ok {
+		return
+	}
+	value, tags := a.state.answer(a.q)
+	m.cache.put(strconv.Itoa(a.q), &cedarpostv1.AuthorizeResponse{
+		DecisionId: value,
+		Revision:   &cedarpostv1.Revision{Token: modelToken(a.state.history, a.state.number)},
+		CacheHint:  &cedarpostv1.CacheHint{MaxAge: durationpb.New(a.age), Tags: tags},
+	}, a.sent)
+}
+
+func take[T any](t *run, list *[]T) (v T, ok bool) {
+	if len(*list) == 0 {
+		return v, false
+	}
+	i := t.between(0, len(*list)-1)
+	v = (*list)[i]
+	*list = slices.Delete(*list, i, i+1)
+	return v, true
+}
+
+// watch begins a stream at a server, from where the cache is.
+func (m *model) watch(t *run) {
+	m.stream = t.between(0, modelServers-1)
+	m.flying = nil // of the stream before
+	at := m.server[m.stream]
+	s := m.states[at]
+	msg := &cedarpostv1.WatchResponse{After: s.number, Revision: &cedarpostv1.Revision{Token: modelToken(s.history, s.number)}}
+	m.told = at
+	if token := m.cache.reached(); token != "" {
+		history, number, _ := readToken(token)
+		own, _, _ := readToken(modelToken(s.history, 0))
+		if own == history && number <= s.number && t.between(0, 1) == 0 {
+			// It goes on where the cache was.
+			for i, old := range m.states[:at+1] {
+				if old.history == s.history && old.number == number {
+					m.told = i
+					msg = nil
+				}
+			}
+		}
+		if msg != nil {
+			msg.Reset_ = true
+		}
+	}
+	if msg != nil {
+		m.flying = append(m.flying, msg)
+	}
+}
+
+// tell sends what the watched server has applied since, all at once or a part.
+func (m *model) tell(t *run) {
+	if m.stream < 0 || m.told >= m.server[m.stream] {
+		return
+	}
+	to := t.between(m.told+1, m.server[m.stream])
+	from, last := m.states[m.told], m.states[to]
+	msg := &cedarpostv1.WatchResponse{After: from.number, Revision: &cedarpostv1.Revision{Token: modelToken(last.history, last.number)}}
+	// It may also be too much to tell.
+	msg.Reset_ = last.history != from.history || t.between(0, 9) == 0
+	for _, s := range m.states[m.told+1 : to+1] {
+		if msg.Reset_ {
+			break
+		}
+		for _, thing := range s.changed {
+			msg.Tags = append(msg.Tags, tagOf(thing))
+		}
+	}
+	m.told = to
+	m.flying = append(m.flying, msg)
+}
+
+// deliver brings a message, any of them; it may stay and come again.
+func (m *model) deliver(t *run) {
+	again := t.between(0, 4) == 0
+	msg, ok := take(t, &m.flying)
+	if !ok {
+		return
+	}
+	if again {
+		m.flying = append(m.flying, msg)
+	}
+	m.cache.apply(msg)
+}
+
+func (m *model) prove(t *run) {
+	m.probes = append(m.probes, probe{sent: m.now, newest: m.newest()})
+}
+
+// proven delivers what was the newest when it was read: at some time after the
+// question was sent.
+func (m *model) proven(t *run) {
+	if p, ok := take(t, &m.probes); ok {
+		m.cache.prove(&cedarpostv1.Revision{Token: modelToken(p.newest.history, p.newest.number)}, p.sent)
+	}
+}
+
+// check asks the cache, and the oracle whether its answer may be given.
+func (m *model) check(t *run) {
+	q := t.between(0, modelThings-1)
+	var fresh *state
+	token := ""
+	if t.between(0, 3) == 0 {
+		fresh = m.states[t.between(0, len(m.states)-1)]
+		token = modelToken(fresh.history, fresh.number)
+	}
+	e, now := m.cache.get(strconv.Itoa(q), token)
+	if e == nil {
+		return
+	}
+	m.hits++
+	if age := now.wall - e.sent.wall; age > int64(e.maxAge) {
+		t.Errorf("an answer was given %v after it was asked, and may be kept for %v", time.Duration(age), e.maxAge)
+	}
+	since := m.now.wall - int64(modelBound)
+	for i, s := range slices.Backward(m.states) {
+		over := m.now.wall // when s was no longer the newest
+		if i+1 < len(m.states) {
+			over = m.states[i+1].at
+		}
+		if over < since {
+			break
+		}
+		if fresh != nil && (s.history != fresh.history || s.number < fresh.number) {
+			continue
+		}
+		if value, _ := s.answer(q); value == e.response.GetDecisionId() {
+			return
+		}
+	}
+	t.Errorf("the answer %q to %d (made at %d) was right at no moment of the last %v with %+v; now it is at %+v", e.response.GetDecisionId(), q, e.number, modelBound, fresh, m.newest())
+}
+
+// invariant: what was applied never goes back.
+func (m *model) invariant(t *run) {
+	ep := m.cache.epoch.Load()
+	if ep == nil {
+		return
+	}
+	if ep == m.epoch && ep.applied.Load() < m.applied {
+		t.Errorf("the revision went back from %d to %d", m.applied, ep.applied.Load())
+	}
+	m.epoch, m.applied = ep, ep.applied.Load()
+}
+
+func (m *model) pass(t *run) {
+	d := int64(t.between(0, int(4*time.Second)))
+	m.now.mono += d
+	m.now.wall += d
+}
+
+// suspend lets time pass that the monotonic clock does not see.
+func (m *model) suspend(t *run) {
+	m.now.wall += int64(t.between(0, int(15*time.Second)))
+}
+
+// run is one run of the model. It draws evenly, which finds more here than what can be
+// shrunk does.
+type run struct {
+	*testing.T
+	rand *rand.Rand
+}
+
+// between draws a number from a to b.
+func (r *run) between(a, b int) int { return a + r.rand.IntN(b-a+1) }
+
+// TestNoAnswerIsOlderThanTheBound runs the real cache against the model.
+func TestNoAnswerIsOlderThanTheBound(t *testing.T) {
+	runs := 1500
+	if n, err := strconv.Atoi(os.Getenv("CEDARPOST_MODEL_RUNS")); err == nil {
+		runs = n
+	}
+	for _, coarse := range []bool{false, true} {
+		t.Run(fmt.Sprintf("coarse %v", coarse), func(t *testing.T) {
+			hits := 0
+			for seed := range uint64(runs) {
+				m := newModel(coarse)
+				m.run(&run{t, rand.New(rand.NewPCG(seed, 0))}, 200)
+				if hits += m.hits; t.Failed() {
+					t.Fatalf("with seed %d", seed)
+				}
+			}
+			if t.Logf("%d answers came from the cache in %d runs", hits, runs); hits < runs {
+				t.Error("too few to tell anything")
+			}
+		})
+	}
+}
+
+// run takes steps, some more often than others.
+func (m *model) run(t *run, steps int) {
+	var bag []func(*run)
+	for _, s := range []struct {
+		share int
+		do    func(*run)
+	}{
+		{4, m.write}, {6, m.follow}, {10, m.ask}, {10, m.arrive}, {2, m.watch}, {8, m.tell}, {16, m.deliver},
+		{6, m.prove}, {6, m.proven}, {3, m.pass}, {2, m.failover}, {20, m.check},
+	} {
+		for range s.share {
+			bag = append(bag, s.do)
+		}
+	}
+	if t.between(0, 3) == 0 {
+		bag = append(bag, m.suspend)
+	}
+	m.watch(t)
+	for range steps {
+		if bag[t.between(0, len(bag)-1)](t); t.Failed() {
+			return
+		}
+		m.invariant(t)
+	}
+}

@@ -1,0 +1,232 @@
+package cedarpost
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+const (
+	reportSize = 100 // reuses, and fail-opens, of one report
+	// maxUnreported bounds the answers whose reuse waits to be reported. Beyond it no
+	// answer is reused: what cannot be accounted for is asked.
+	maxUnreported = 100_000
+	maxFailOpens  = 1000 // told apart in one interval
+	reportTimeout = 5 * time.Second
+)
+
+// uses counts how often an answer was given again, since that was last reported.
+type uses struct {
+	hits atomic.Int64
+	last atomic.Int64 // wall clock
+}
+
+// reporter tells the service of every answer that was given again, so that its log
+// has all that was answered. A report that may have been lost is sent again as it
+// was, and counts once.
+type reporter struct {
+	send func(context.Context, *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error)
+
+	unreported atomic.Int64 // answers that used and pending have
+	reported   atomic.Int64 // uses that are in the log
+	lost       atomic.Int64 // uses that will not be
+	wakeup     chan struct{}
+
+	mu   sync.Mutex
+	used []firstUse
+	open map[failOpen]*openCount
+	// lostOpen are fail-opens beyond maxFailOpens.
+	lostOpen int64
+
+	// sending is held by who sends. It owns pending, oldest first, and told.
+	sending sync.Mutex
+	pending []*cedarpostv1.ReportReuseRequest
+	told    int64 // of lost, what the service was told of
+}
+
+// firstUse is an answer that was given again, and when that first was.
+type firstUse struct {
+	entry *entry
+	at    int64 // wall clock
+}
+
+type failOpen struct {
+	principal, action, resource EntityUID
+	reason                      string
+	code                        connect.Code
+}
+
+type openCount struct{ count, first, last int64 }
+
+func newReporter() *reporter {
+	return &reporter{wakeup: make(chan struct{}, 1), open: map[failOpen]*openCount{}}
+}
+
+// use counts a use of an answer, or says that it may not be used. It is called before
+// the answer is given.
+func (r *reporter) use(e *entry, now instant) bool {
+	if r.unreported.Load() >= maxUnreported {
+		return false
+	}
+	if e.last.Load() < now.wall {
+		e.last.Store(now.wall)
+	}
+	if e.hits.Add(1) > 1 {
+		return true
+	}
+	n := r.unreported.Add(1)
+	r.mu.Lock()
+	r.used = append(r.used, firstUse{e, now.wall})
+	r.mu.Unlock()
+	if n == maxUnreported/10 {
+		signal(r.wakeup) // sooner than its time
+	}
+	return true
+}
+
+// letThrough counts a check that failed open.
+func (r *reporter) letThrough(c *Check, code connect.Code, now instant) {
+	key := failOpen{c.Principal, c.Action, c.Resource, cut(c.FailOpen), code}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.open[key]
+	if n == nil && len(r.open) >= maxFailOpens {
+		r.lostOpen++
+		return
+	}
+	if n == nil {
+		n = &openCount{first: now.wall}
+		r.open[key] = n
+	}
+	n.count++
+	n.last = now.wall
+}
+
+// cut shortens a reason to what a report may carry.
+func cut(reason string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(reason[:min(len(reason), 256)], ""), "\x00", "")
+}
+
+// run reports at intervals until ctx ends.
+func (r *reporter) run(ctx context.Context, interval time.Duration) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-r.wakeup:
+		}
+		_ = r.flush(ctx) // what remains is sent the next time
+	}
+}
+
+// flush reports all that there is. After an error the rest is kept.
+func (r *reporter) flush(ctx context.Context) error {
+	r.sending.Lock()
+	defer r.sending.Unlock()
+	r.gather()
+	for len(r.pending) > 0 {
+		report := r.pending[0]
+		ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+		res, err := r.send(ctx, report)
+		cancel()
+		lost := int64(res.GetRefused()) // at least one use each
+		if connect.CodeOf(err) == connect.CodeInvalidArgument {
+			lost, err = hits(report), nil // it will never be taken, and those behind it can be
+		}
+		if err != nil {
+			return err
+		}
+		r.pending = r.pending[1:]
+		r.unreported.Add(-int64(len(report.GetReuses())))
+		r.lost.Add(lost)
+		r.reported.Add(hits(report) - lost)
+	}
+	return nil
+}
+
+func hits(report *cedarpostv1.ReportReuseRequest) (n int64) {
+	for _, u := range report.GetReuses() {
+		n += u.GetHits()
+	}
+	return n
+}
+
+// gather makes reports of what was counted since.
+func (r *reporter) gather() {
+	r.mu.Lock()
+	used, open := r.used, r.open
+	r.used, r.open = nil, map[failOpen]*openCount{}
+	r.lost.Add(r.lostOpen)
+	r.lostOpen = 0
+	r.mu.Unlock()
+
+	var reuses []*cedarpostv1.Reuse
+	for _, u := range used {
+		// Whoever counts from here on puts the answer on the next list.
+		n := u.entry.hits.Swap(0)
+		reuses = append(reuses, &cedarpostv1.Reuse{
+			DecisionId: u.entry.response.GetDecisionId(), Hits: n,
+			First: wallTime(u.at), Last: wallTime(max(u.entry.last.Load(), u.at)),
+		})
+	}
+	var opens []*cedarpostv1.FailOpen
+	for k, n := range open {
+		opens = append(opens, &cedarpostv1.FailOpen{
+			Principal: protoUID(k.principal), Action: protoUID(k.action), Resource: protoUID(k.resource),
+			Reason: k.reason, Code: k.code.String(), Count: n.count, First: wallTime(n.first), Last: wallTime(n.last),
+		})
+	}
+	lost := r.lost.Load() - r.told
+	r.told += lost
+	for len(reuses) > 0 || len(opens) > 0 || lost > 0 {
+		report := &cedarpostv1.ReportReuseRequest{ReportId: uuid.NewString(), Lost: lost}
+		lost = 0
+		report.Reuses, reuses = split(reuses)
+		report.FailOpens, opens = split(opens)
+		r.pending = append(r.pending, report)
+	}
+}
+
+func split[T any](list []T) (head, tail []T) {
+	n := min(len(list), reportSize)
+	return list[:n:n], list[n:]
+}
+
+func wallTime(nanos int64) *timestamppb.Timestamp { return timestamppb.New(time.Unix(0, nanos)) }
+
+// close reports the rest, trying until ctx ends.
+func (r *reporter) close(ctx context.Context) error {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		err := r.flush(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			r.sending.Lock()
+			defer r.sending.Unlock()
+			n, opened := int64(0), int64(0)
+			for _, p := range r.pending {
+				n += hits(p)
+				for _, o := range p.GetFailOpens() {
+					opened += o.GetCount()
+				}
+			}
+			r.lost.Add(n)
+			return fmt.Errorf("cedarpost: %d uses of answers and %d checks that failed open are not in the log: %w", n, opened, err)
+		case <-time.After(wait):
+		}
+	}
+}

@@ -1,0 +1,141 @@
+package cedarpost
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+// request writes a check as it is sent, without its consistency.
+func request(c *Check) (*cedarpostv1.AuthorizeRequest, error) {
+	req := &cedarpostv1.AuthorizeRequest{
+		Principal: protoUID(c.Principal), Action: protoUID(c.Action), Resource: protoUID(c.Resource),
+		RequestId: c.RequestID,
+	}
+	if len(c.Fields) > 0 || c.AllFields || c.RequireAllFields {
+		req.Fields = &cedarpostv1.FieldSelection{Paths: c.Fields, All: c.AllFields, RequireAll: c.RequireAllFields}
+	}
+	var err error
+	if req.Context, err = toStruct(c.Context); err != nil {
+		return nil, fmt.Errorf("context%w", err)
+	}
+	for i, e := range c.Entities {
+		pe := &cedarpostv1.Entity{Uid: protoUID(e.UID)}
+		if pe.Attrs, err = toStruct(e.Attrs); err != nil {
+			return nil, fmt.Errorf("entities[%d].attrs%w", i, err)
+		}
+		if pe.Tags, err = toStruct(e.Tags); err != nil {
+			return nil, fmt.Errorf("entities[%d].tags%w", i, err)
+		}
+		for _, p := range e.Parents {
+			pe.Parents = append(pe.Parents, protoUID(p))
+		}
+		req.Entities = append(req.Entities, pe)
+	}
+	return req, nil
+}
+
+func protoUID(u EntityUID) *cedarpostv1.EntityUid {
+	return &cedarpostv1.EntityUid{Type: u.Type, Id: u.ID}
+}
+
+func toStruct(m map[string]any) (*structpb.Struct, error) {
+	if len(m) == 0 {
+		return nil, nil
+	}
+	v, err := plainMap(m, 0)
+	if err != nil {
+		return nil, err
+	}
+	s, err := structpb.NewStruct(v)
+	if err != nil {
+		return nil, valueError(err.Error())
+	}
+	return s, nil
+}
+
+func plainMap[V any](m map[string]V, depth int) (map[string]any, error) {
+	out := make(map[string]any, len(m))
+	for name, v := range m {
+		var err error
+		if out[name], err = toPlain(v, depth+1); err != nil {
+			return nil, fmt.Errorf(".%s%w", name, err)
+		}
+	}
+	return out, nil
+}
+
+func plainList[V any](list []V, depth int) ([]any, error) {
+	out := make([]any, len(list))
+	for i, v := range list {
+		var err error
+		if out[i], err = toPlain(v, depth+1); err != nil {
+			return nil, fmt.Errorf("[%d]%w", i, err)
+		}
+	}
+	return out, nil
+}
+
+// toPlain turns a value into what JSON has, in Cedar's forms
+// (https://docs.cedarpolicy.com/auth/entities-syntax.html). It has the same cases as
+// [appendValue].
+func toPlain(v any, depth int) (any, error) {
+	if depth > maxNesting {
+		return nil, valueError("nested too deep")
+	}
+	switch v := v.(type) {
+	case bool, string:
+		return v, nil
+	case int:
+		return plainLong(int64(v)), nil
+	case int64:
+		return plainLong(v), nil
+	case EntityUID:
+		return map[string]any{"__entity": map[string]any{"type": v.Type, "id": v.ID}}, nil
+	case time.Time:
+		return extension("datetime", v.UTC().Format("2006-01-02T15:04:05.000Z")), nil
+	case time.Duration:
+		return extension("duration", strconv.FormatInt(v.Milliseconds(), 10)+"ms"), nil
+	case netip.Addr:
+		return extension("ip", v.String()), nil
+	case netip.Prefix:
+		return extension("ip", v.String()), nil
+	case map[string]any:
+		return plainMap(v, depth)
+	case map[string]string:
+		return plainMap(v, depth)
+	case []any:
+		return plainList(v, depth)
+	case []string:
+		return plainList(v, depth)
+	case []EntityUID:
+		return plainList(v, depth)
+	}
+	n, err := number(v)
+	if err != nil {
+		return nil, err
+	}
+	switch n := n.(type) {
+	case int64:
+		return plainLong(n), nil
+	case float64:
+		return n, nil
+	}
+	return nil, valueError(fmt.Sprintf("a %T cannot be sent", v))
+}
+
+func plainLong(n int64) any {
+	if n > maxExact || n < -maxExact {
+		return strconv.FormatInt(n, 10)
+	}
+	return float64(n)
+}
+
+func extension(fn, arg string) any {
+	return map[string]any{"__extn": map[string]any{"fn": fn, "arg": arg}}
+}

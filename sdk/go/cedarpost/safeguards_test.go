@@ -1,0 +1,59 @@
+package cedarpost
+
+import (
+	"os"
+	"testing"
+
+	"github.com/cedarpost/cedarpost/internal/mutant"
+)
+
+// mutants are caches that lack a safeguard.
+var mutants = []mutant.Mutant{
+	{Name: "an answer that comes late is taken for a new one", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "epoch: ep, number: number,", New: "epoch: ep, number: max(number, ep.applied.Load()),"}}},
+	{Name: "a gap goes unnoticed", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "m.GetReset_() || m.GetAfter() > applied", New: "m.GetReset_()"}}},
+	{Name: "a reset goes unnoticed", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "m.GetReset_() || m.GetAfter() > applied", New: "m.GetAfter() > applied"}}},
+	{Name: "a change does not reach its tags", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "raise(&ep.newest[tag%changeSlots], number)", New: "_ = tag"}}},
+	{Name: "the lease begins when the proof arrives", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "proof{number, sent})", New: "proof{number, c.clock()})"}}},
+	{Name: "the lease begins before the watch is there", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "len(c.asked) > 0 && c.asked[0].number <= ep.applied.Load()", New: "len(c.asked) > 0"}}},
+	{Name: "nobody looks at the lease", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "lease == nil || now.since(*lease) > c.bound {", New: "lease == nil {"}}},
+	{Name: "time stands still while the machine is suspended", Edits: []mutant.Edit{
+		{File: "clock.go", Old: "max(now.mono-t.mono, now.wall-t.wall)", New: "now.mono-t.mono"}}},
+	{Name: "an answer of another history is kept", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "|| history != ep.history {\n\t\treturn\n\t}\n\te := ", New: "|| history == \"\" {\n\t\treturn\n\t}\n\te := "}}},
+	{Name: "answers outlive their history", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "e.epoch != ep || e.number < ep.floor.Load()", New: "e.number < ep.floor.Load()"},
+		{File: "cache.go", Old: "c.epoch.Store(ep)\n\t\tc.entries.InvalidateAll()", New: "c.epoch.Store(ep)"},
+		{File: "cache.go", Old: "c.epoch.Store(nil)\n\tc.entries.InvalidateAll()", New: "c.epoch.Store(nil)"}}},
+	{Name: "a lease outlives its history", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "if !ok || ep == nil || ep.history != history {\n\t\treturn\n\t}\n\tc.asked", New: "if !ok || ep == nil {\n\t\t_ = history\n\t\treturn\n\t}\n\tc.asked"}}},
+	{Name: "what was before the watch is taken for known", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "ep.floor.Store(number)", New: "_ = number"}}},
+	{Name: "an answer never gets too old", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "|| now.since(e.sent) > e.maxAge", New: ""}}},
+	{Name: "any answer is fresh enough", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "ok && history == ep.history && number <= ep.applied.Load()", New: "ok && (history != \"\" || number > 0)"}}},
+	{Name: "what was applied goes back", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "if ep.token.Load() == nil || number > ep.applied.Load() {", New: "{"}}},
+}
+
+const modelTest = "^TestNoAnswerIsOlderThanTheBound$"
+
+// An answer can come when what it was made from has changed already. Without the rule
+// about those, the model finds an old answer.
+func TestLateAnswersMatter(t *testing.T) { mutant.Test(t, modelTest, mutants[:1]) }
+
+// Each safeguard of the cache matters.
+func TestSoakSafeguards(t *testing.T) {
+	if os.Getenv("CEDARPOST_SOAK") == "" {
+		t.Skip("set CEDARPOST_SOAK=1 to run")
+	}
+	t.Setenv("CEDARPOST_MODEL_RUNS", "20000")
+	mutant.Test(t, modelTest, mutants)
+}

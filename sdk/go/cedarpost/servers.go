@@ -1,0 +1,158 @@
+package cedarpost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/sony/gobreaker/v2"
+
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+)
+
+const (
+	maxAttempts = 3
+	retryWait   = 20 * time.Millisecond // doubled each time
+	// retryShare is how many of the questions may be asked once more: without a bound,
+	// a service in trouble gets several times the load.
+	retryShare   = 10 // one in so many
+	retryReserve = 20 // and so many at once
+
+	breakAfter = 5 // failures in a row
+	breakFor   = time.Second
+)
+
+// servers are the servers of one service. Each is as good as the others.
+type servers struct {
+	list []*peer
+	next atomic.Uint32
+	// retries is how many more are allowed, times retryShare.
+	retries atomic.Int64
+	close   func() // idle connections
+}
+
+// peer is one server. Its breaker opens when it fails several times in a row, and
+// lets one question through after a while.
+type peer struct {
+	name    string
+	client  cedarpostv1connect.AuthorizationServiceClient
+	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
+}
+
+func newServers(names []string, transports []connect.Transport, interceptors ...connect.ClientInterceptor) *servers {
+	s := &servers{close: func() {}}
+	s.retries.Store(retryReserve * retryShare)
+	for i, t := range transports {
+		s.list = append(s.list, &peer{
+			name:   names[i],
+			client: cedarpostv1connect.NewAuthorizationServiceClient(connect.NewClient(t, interceptors...)),
+			breaker: gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+				Name: names[i], Timeout: breakFor,
+				ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakAfter },
+				IsSuccessful: func(err error) bool { return !failed(err) },
+			}),
+		})
+	}
+	return s
+}
+
+// failed says whether an error tells that a server does not work, rather than what it
+// thinks of a question.
+func failed(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss:
+		return err != nil
+	}
+	return false
+}
+
+// errAllOpen: every server failed so often lately that none is asked.
+var errAllOpen = connect.NewError(connect.CodeUnavailable, "no server works; not asked again yet")
+
+// call asks one server after another, until one answers or the time is over. fn may
+// run more than once: it has to be a question, or one that counts once.
+func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
+	s.earn()
+	err := error(errAllOpen)
+	for attempt := range maxAttempts {
+		p, done := s.pick()
+		if p == nil {
+			return err
+		}
+		attemptErr := s.try(ctx, p, attempt, fn)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			done(nil) // its caller gave up; that says nothing of the server
+			return ctx.Err()
+		}
+		done(attemptErr)
+		if attemptErr == nil {
+			return nil
+		}
+		err = fmt.Errorf("%s: %w", p.name, attemptErr)
+		if !again(attemptErr) || attempt == maxAttempts-1 || !s.spend() {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(retryWait << attempt):
+		}
+	}
+	return err
+}
+
+// try asks one server. Where there are others, it does not get all of the time: one
+// that took the connection and says nothing would use it up.
+func (s *servers) try(ctx context.Context, p *peer, attempt int, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
+	if end, ok := ctx.Deadline(); ok && len(s.list) > 1 && attempt < maxAttempts-1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/2)
+		defer cancel()
+	}
+	return fn(ctx, p.client)
+}
+
+// again says whether asking once more can help, and does no harm: a question that
+// was not answered, or whose answer was lost. Overload is left alone.
+func again(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeDeadlineExceeded:
+		return true
+	}
+	return false
+}
+
+// pick takes the next server whose breaker lets a question through. done says how it
+// went.
+func (s *servers) pick() (p *peer, done func(error)) {
+	from := int(s.next.Add(1) % uint32(len(s.list)))
+	for i := range s.list {
+		p := s.list[(from+i)%len(s.list)]
+		if done, err := p.breaker.Allow(); err == nil {
+			return p, done
+		}
+	}
+	return nil, nil
+}
+
+// earn and spend keep the balance of retries.
+func (s *servers) earn() {
+	if n := s.retries.Load(); n < retryReserve*retryShare {
+		s.retries.CompareAndSwap(n, n+1)
+	}
+}
+
+func (s *servers) spend() bool {
+	for {
+		n := s.retries.Load()
+		if n < retryShare {
+			return false
+		}
+		if s.retries.CompareAndSwap(n, n-retryShare) {
+			return true
+		}
+	}
+}

@@ -1,0 +1,142 @@
+package cedarpost
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+)
+
+const (
+	watchBackoff    = 20 * time.Millisecond // doubled up to the next
+	maxWatchBackoff = 2 * time.Second
+)
+
+var errStuck = errors.New("the watch is behind what the service has")
+
+// watch keeps the cache told of what changes, until ctx ends. A watch that breaks goes
+// on where it was, on whatever server answers.
+func (c *Client) watch(ctx context.Context) {
+	for wait := watchBackoff; ctx.Err() == nil; {
+		began := time.Now()
+		err := c.follow(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		switch connect.CodeOf(err) {
+		case connect.CodeUnauthenticated, connect.CodePermissionDenied:
+			c.cache.forget() // who may not ask may not use what was answered
+		case connect.CodeInvalidArgument, connect.CodeAborted:
+			c.cache.forget() // of another database or history
+		}
+		if time.Since(began) > maxWatchBackoff {
+			wait = watchBackoff
+		}
+		level := slog.LevelWarn
+		if wait > watchBackoff {
+			level = slog.LevelDebug // the same trouble still
+		}
+		c.cfg.Log.Log(ctx, level, "cedarpost: the watch of changes broke", "err", err)
+		sleep(ctx, wait/2+rand.N(wait/2+1))
+		wait = min(2*wait, maxWatchBackoff)
+	}
+}
+
+// follow watches one server until that ends.
+func (c *Client) follow(ctx context.Context) error {
+	p, done := c.servers.pick()
+	if p == nil {
+		return errAllOpen
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c.cut.Store(&cancel)
+	req := &cedarpostv1.WatchRequest{}
+	if after := c.cache.reached(); after != "" {
+		req.After = &cedarpostv1.Revision{Token: after}
+	}
+	stream, err := p.client.Watch(ctx, req)
+	if err != nil {
+		done(err)
+		return err
+	}
+	defer func() { _ = stream.Close() }()
+	for first := true; ; first = false {
+		m, err := stream.Receive()
+		if first {
+			done(err)
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		if err != nil {
+			return err
+		}
+		c.cache.apply(m)
+		if first {
+			signal(c.begun)
+		}
+	}
+}
+
+// renew keeps the lease, until ctx ends: it asks for the newest revision at every half
+// of the bound, when a watch begins, and soon again when that failed.
+func (c *Client) renew(ctx context.Context) {
+	for {
+		wait := c.cfg.MaxStaleness / 2
+		if err := c.prove(ctx, wait); err != nil {
+			wait /= 5
+		}
+		if c.cache.behind(c.cfg.MaxStaleness / 3) {
+			// It leads nowhere, or to a server that is behind. Another may do.
+			if cut := c.cut.Load(); cut != nil {
+				(*cut)(errStuck)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait*9/10 + rand.N(wait/10+1)):
+		case <-c.begun:
+		}
+	}
+}
+
+// prove asks once.
+func (c *Client) prove(ctx context.Context, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var sent instant // of the attempt that is answered
+	var revision *cedarpostv1.Revision
+	err := c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) error {
+		sent = c.cfg.clock()
+		r, err := client.GetRevision(ctx, &cedarpostv1.GetRevisionRequest{})
+		revision = r.GetRevision()
+		return err
+	})
+	if err == nil {
+		c.cache.prove(revision, sent)
+	}
+	return err
+}
+
+// signal makes a channel of one ready, if it is not.
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
