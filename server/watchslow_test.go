@@ -169,13 +169,24 @@ func TestHubForgets(t *testing.T) {
 	if !ok || len(events) != 1 || !events[0].reset || next != h.end() {
 		t.Errorf("over a break: %v, %d, %v", events, next, ok)
 	}
-	h.tell(7)
-	if e, _, ok := h.recall(p, nil); !ok || e.reset || len(e.tags) != maxEventTags {
+	later := p
+	later.Number++
+	h.publish(watchEventOf(p.Number, later, []uint64{7}, false))
+	if e, _, ok := h.recall(p, nil); !ok || e.reset || len(e.tags) != 1 {
 		t.Errorf("after a break: %v, %v", e, ok)
 	}
-	older := watchEventOf(p.Number-5, p, []uint64{1}, false)
-	p.Number -= 2
-	if e, _, ok := h.recall(p, older); !ok || e.after != p.Number || e.reset != true {
-		t.Errorf("more than an event may have: %+v, %v", e, ok)
+	before := p
+	before.Number -= 2
+	if e, _, ok := h.recall(before, nil); ok {
+		t.Errorf("from before a break: %+v", e)
+	}
+	// The store knows more of the new history. Who watches does not notice.
+	end := h.end()
+	e, _, ok := h.recall(before, watchEventOf(p.Number-5, p, []uint64{1}, false))
+	if !ok || e.after != before.Number || e.reset || len(e.tags) != 2 || h.end() != end {
+		t.Errorf("with what the store knows: %+v, %v, %d", e, ok, h.end()-end)
+	}
+	if e, _, ok := h.recall(before, nil); !ok || e.reset || len(e.tags) != 2 {
+		t.Errorf("once more: %+v, %v", e, ok)
 	}
 }
