@@ -137,9 +137,8 @@ func TestReportsThatAreRefused(t *testing.T) {
 	id := decide(t, s, 4)[0]
 	now := time.Now()
 	good := used(id, 2, 0)
-	random := uuid.MustParse(idAt(now))
-	random[6] = random[6]&0x0f | 0x40 // of now, and yet not of the version
-	mixed := report(good, used(random.String(), 1, 0), used(idAt(now.Add(-25*time.Hour)), 1, 0), used(idAt(now.Add(2*time.Minute)), 1, 0), used(uuid.NewString(), 1, 0))
+	old := uuid.Must(uuid.NewUUID()) // of now, and of a version that has another layout
+	mixed := report(good, used(old.String(), 1, 0), used(idAt(now.Add(-25*time.Hour)), 1, 0), used(idAt(now.Add(2*time.Minute)), 1, 0), used(uuid.NewString(), 1, 0))
 	if res := mustReport(t, s, mixed); res.Refused != 4 {
 		t.Error(res)
 	}
