@@ -25,6 +25,7 @@ type auditService struct {
 	events   *eventLog
 	stopping <-chan struct{} // closed when the server stops
 	exports  chan struct{}   // a place for each export that is under way
+	reports  int             // of reuse, that one page is summed up from
 	signer   *signer
 	// mask hashes a value, given as JSON, as it stands in records.
 	mask func(json string) []byte
@@ -32,7 +33,7 @@ type auditService struct {
 }
 
 func newAuditService(db *store.DB, events *eventLog, stopping <-chan struct{}) *auditService {
-	return &auditService{db: db, events: events, stopping: stopping, exports: make(chan struct{}, maxExports)}
+	return &auditService{db: db, events: events, stopping: stopping, exports: make(chan struct{}, maxExports), reports: maxReports}
 }
 
 const (

@@ -129,6 +129,42 @@ func TestMaskedValueIsNotKept(t *testing.T) {
 	}
 }
 
+// Of more reports than are read, what is counted says that it is not all.
+func TestManyReports(t *testing.T) {
+	db := storetest.Open(t)
+	r := newRecorder(db, "s", auditlog.Strict, slog.New(slog.DiscardHandler), newMetrics(), nil)
+	t.Cleanup(r.close)
+	s := newAuditService(db, &eventLog{r, "s"}, nil)
+	reporter := &authorizationService{record: r.record, metric: newMetrics(), name: "s"}
+	ctx := context.WithValue(t.Context(), callerKey, "shop")
+	rows := []store.Decision{newDecision(t, 0), newDecision(t, 0)}
+	for i := range rows {
+		rows[i].Caller = "shop"
+	}
+	if err := r.record(ctx, rows, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, most := range []int{4, 3} {
+		if s.reports = most; most == 4 {
+			for range 4 {
+				now := timestamppb.Now()
+				if _, err := reporter.ReportReuse(ctx, &cedarpostv1.ReportReuseRequest{ReportId: uuid.NewString(), Reuses: []*cedarpostv1.Reuse{
+					{DecisionId: rows[0].ID.String(), Hits: 2, First: now, Last: now}}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		page, err := s.QueryDecisions(ctx, &cedarpostv1.QueryDecisionsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		used, other := page.Uses[rows[0].ID.String()], page.Uses[rows[1].ID.String()]
+		if whole := most == 4; used.GetHits() != int64(2*most) || used.Incomplete == whole || (other == nil) != whole || !whole && !other.Incomplete {
+			t.Errorf("of %d: %v, %v", most, used, other)
+		}
+	}
+}
+
 // A read that takes too long says so, not that the service is away.
 func TestReadTakesTooLong(t *testing.T) {
 	s := newAuditService(storetest.Open(t), nil, nil)

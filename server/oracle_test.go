@@ -302,7 +302,12 @@ func (w *world) read(r *replica, rnd *rand.Rand) {
 	slow := r.follower.snap.Load()
 	for !w.over.Load() && !w.t.Failed() {
 		time.Sleep(rand.N(time.Millisecond)) // others want to run, too
+		told, _, _ := r.follower.hub.newest()
 		snap := r.follower.snap.Load()
+		if told.Number > snap.position.Number {
+			w.t.Errorf("%s tells of revision %d, and answers by %d", r.name, told.Number, snap.position.Number)
+			return
+		}
 		if snap.position.Number < newest {
 			w.t.Errorf("%s went back from revision %d to %d", r.name, newest, snap.position.Number)
 			return

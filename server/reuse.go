@@ -117,7 +117,7 @@ func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (ma
 		return nil, nil
 	}
 	callers := map[string]string{} // of the decisions, by id
-	q := store.UsesQuery{Limit: maxReports + 1, From: decisions[0].At, To: decisions[0].At}
+	q := store.UsesQuery{Limit: s.reports + 1, From: decisions[0].At, To: decisions[0].At}
 	named := map[string]bool{}
 	for _, d := range decisions {
 		q.Decisions = append(q.Decisions, d.ID)
@@ -141,7 +141,7 @@ func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (ma
 	counted := map[reportKey]bool{}
 	rows := 0
 	err := s.db.EachUse(ctx, q, func(e store.Event) error {
-		if rows++; rows > maxReports {
+		if rows++; rows > s.reports {
 			return nil
 		}
 		rec := &cedarpostv1.EventRecord{}
@@ -164,7 +164,7 @@ func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (ma
 	if err != nil {
 		return nil, err
 	}
-	if rows > maxReports {
+	if rows > s.reports {
 		for id := range callers {
 			if out[id] == nil {
 				out[id] = &cedarpostv1.DecisionUses{}

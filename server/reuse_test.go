@@ -137,14 +137,15 @@ func TestReportsThatAreRefused(t *testing.T) {
 	id := decide(t, s, 4)[0]
 	now := time.Now()
 	good := used(id, 2, 0)
-	mixed := report(good, used(idAt(now.Add(-25*time.Hour)), 1, 0), used(idAt(now.Add(2*time.Minute)), 1, 0), used(uuid.NewString(), 1, 0))
-	if res := mustReport(t, s, mixed); res.Refused != 3 {
+	old := uuid.Must(uuid.NewUUID()) // of now, and of a version that has another layout
+	mixed := report(good, used(old.String(), 1, 0), used(idAt(now.Add(-25*time.Hour)), 1, 0), used(idAt(now.Add(2*time.Minute)), 1, 0), used(uuid.NewString(), 1, 0))
+	if res := mustReport(t, s, mixed); res.Refused != 4 {
 		t.Error(res)
 	}
 	if got := uses(t, s, id); got != "2 from 0 to 10" {
 		t.Errorf("beside bad ones: %s", got)
 	}
-	if r := events(t, s, "reuse")[0].GetReuse(); r.Refused != 3 || len(r.Reuses) != 1 {
+	if r := events(t, s, "reuse")[0].GetReuse(); r.Refused != 4 || len(r.Reuses) != 1 {
 		t.Errorf("recorded %v", r)
 	}
 	if res := mustReport(t, s, report(used(uuid.NewString(), 1, 0))); res.Refused != 1 || len(events(t, s, "reuse")) != 2 {

@@ -63,6 +63,8 @@ var mutations = []mutation{
 		{"hub.go", "c.Kind != store.KindKey", "c.Kind == store.KindBundle"}}},
 	{"watchers are not told of bundles", []patch{
 		{"hub.go", "c.Kind != store.KindKey", "c.Kind == store.KindEntity"}}},
+	{"watchers hear before the server answers by it", []patch{
+		{"follower.go", "next, told, err = f.next(ctx, v)\n", "if next, told, err = f.next(ctx, v); told != nil {\nf.hub.publish(told)\ntold = nil\n}\n"}}},
 	{"a new schema is no reset", []patch{
 		{"follower.go", "a.Name == b.Name && a.Schema == b.Schema", "a.Name == b.Name"}}},
 }

@@ -145,22 +145,48 @@ func TestHubForgets(t *testing.T) {
 	if _, _, _, ok := h.next(h.first - 1); ok {
 		t.Error("goes on from what is forgotten")
 	}
+	// A watcher may be so many behind, and no more.
+	small := newHub(nil)
+	small.publish(newBreak(small.position))
+	for n := range int64(2 * hubEvents) {
+		p := small.position
+		p.Number = n + 1
+		small.publish(watchEventOf(n, p, []uint64{uint64(n)}, false))
+	}
+	for behind, known := range map[int64]bool{0: true, maxBehind: true, maxBehind + 1: false} {
+		events, _, _, ok := small.next(small.end() - behind)
+		if ok != known || ok && int64(len(events)) != behind || len(small.events) != hubEvents {
+			t.Errorf("%d behind: %d events, %v", behind, len(events), ok)
+		}
+	}
 	// A break stands for all before it, and those who come later have nothing to do
 	// with it.
 	waits := h.first - 1
+	p = h.position
 	p.Timeline++
 	h.publish(newBreak(p))
 	events, next, _, ok := h.next(waits)
 	if !ok || len(events) != 1 || !events[0].reset || next != h.end() {
 		t.Errorf("over a break: %v, %d, %v", events, next, ok)
 	}
-	h.tell(7)
-	if e, _, ok := h.recall(p, nil); !ok || e.reset || len(e.tags) != maxEventTags {
+	later := p
+	later.Number++
+	h.publish(watchEventOf(p.Number, later, []uint64{7}, false))
+	if e, _, ok := h.recall(p, nil); !ok || e.reset || len(e.tags) != 1 {
 		t.Errorf("after a break: %v, %v", e, ok)
 	}
-	older := watchEventOf(p.Number-5, p, []uint64{1}, false)
-	p.Number -= 2
-	if e, _, ok := h.recall(p, older); !ok || e.after != p.Number || e.reset != true {
-		t.Errorf("more than an event may have: %+v, %v", e, ok)
+	before := p
+	before.Number -= 2
+	if e, _, ok := h.recall(before, nil); ok {
+		t.Errorf("from before a break: %+v", e)
+	}
+	// The store knows more of the new history. Who watches does not notice.
+	end := h.end()
+	e, _, ok := h.recall(before, watchEventOf(p.Number-5, p, []uint64{1}, false))
+	if !ok || e.after != before.Number || e.reset || len(e.tags) != 2 || h.end() != end {
+		t.Errorf("with what the store knows: %+v, %v, %d", e, ok, h.end()-end)
+	}
+	if e, _, ok := h.recall(before, nil); !ok || e.reset || len(e.tags) != 2 {
+		t.Errorf("once more: %+v, %v", e, ok)
 	}
 }
