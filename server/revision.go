@@ -57,7 +57,7 @@ func decodeRevision(here store.Position, r *cedarpostv1.Revision) (int64, error)
 		return 0, connect.Errorf(connect.CodeInvalidArgument, "revision: %s", err)
 	}
 	if !bytes.Equal(p.Database[:], here.Database[:]) {
-		return 0, connect.NewError(connect.CodeInvalidArgument, "revision: the token was given out by another database")
+		return 0, connect.NewError(connect.CodeAborted, "revision: the token was given out by another database")
 	}
 	if p.Timeline != here.Timeline {
 		return 0, connect.NewError(connect.CodeAborted, "revision: the token was given out before a failover; read again and use a new one")

@@ -35,11 +35,12 @@ func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
 		return answers
 	}
 	defer c.leave()
-	var fresh string
-	var fully bool
-	for _, check := range checks {
-		fresh = newer(check.AtLeastAsFresh, fresh)
-		fully = fully || check.FullyConsistent
+	fresh, fully, err := together(checks)
+	if err != nil {
+		for i := range answers {
+			answers[i].Err = err
+		}
+		return answers
 	}
 	var asked []question
 	for i := range checks {
@@ -68,6 +69,23 @@ func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
 		asked = asked[n:]
 	}
 	return answers
+}
+
+// together is how fresh all of some answers have to be.
+func together(checks []Check) (fresh string, fully bool, err error) {
+	for i, check := range checks {
+		fully = fully || check.FullyConsistent
+		if check.AtLeastAsFresh == "" {
+			continue
+		}
+		history, _, ok := readToken(check.AtLeastAsFresh)
+		before, _, _ := readToken(fresh)
+		if !ok || fresh != "" && history != before {
+			return "", false, fmt.Errorf("%w: checks[%d].AtLeastAsFresh is no revision, or of another history than that of a check before it", ErrInvalid, i)
+		}
+		fresh = newer(check.AtLeastAsFresh, fresh)
+	}
+	return fresh, fully, nil
 }
 
 // question is one of a batch that the service is asked.

@@ -120,7 +120,9 @@ func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
 	}
 	defer c.leave()
 	if c.cache == nil || check.FullyConsistent {
-		return c.ask(ctx, check)
+		bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+		defer cancel()
+		return c.ask(ctx, bounded, check, nil)
 	}
 	buf := keys.Get().(*[]byte)
 	defer keys.Put(buf)
@@ -149,45 +151,39 @@ func (c *Client) reuse(key, fresh string) (Result, bool) {
 // miss asks a question whose answer is not kept. If many do at once, one asks, and
 // the others see whether its answer is one for them too.
 func (c *Client) miss(ctx context.Context, check Check, key string) (Result, error) {
+	bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	keep := func(res *cedarpostv1.AuthorizeResponse, sent instant) { c.cache.put(key, res, sent) }
 	if !c.cache.leased() {
 		c.counts.unleased.Add(1)
-		return c.askToKeep(ctx, check, key)
+		return c.ask(ctx, bounded, check, keep)
 	}
 	wait, leave := c.flights.join(key)
-	if wait != nil {
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return Result{}, ctx.Err()
-		}
-		if r, ok := c.reuse(key, check.AtLeastAsFresh); ok {
-			return r, nil
-		}
-		return c.askToKeep(ctx, check, key)
+	if wait == nil {
+		defer leave()
+		return c.ask(ctx, bounded, check, keep)
 	}
-	defer leave()
-	return c.askToKeep(ctx, check, key)
+	select {
+	case <-wait:
+	case <-bounded.Done():
+		return c.failed(ctx, &check, bounded.Err())
+	}
+	if r, ok := c.reuse(key, check.AtLeastAsFresh); ok {
+		return r, nil
+	}
+	return c.ask(ctx, bounded, check, keep)
 }
 
-func (c *Client) askToKeep(ctx context.Context, check Check, key string) (Result, error) {
-	return c.askWith(ctx, check, func(res *cedarpostv1.AuthorizeResponse, sent instant) { c.cache.put(key, res, sent) })
-}
-
-func (c *Client) ask(ctx context.Context, check Check) (Result, error) {
-	return c.askWith(ctx, check, nil)
-}
-
-// askWith asks the service, and hands the answer to keep, if that is not nil.
-func (c *Client) askWith(ctx context.Context, check Check, keep func(*cedarpostv1.AuthorizeResponse, instant)) (Result, error) {
+// ask asks the service within bounded, and hands the answer to keep, if that is not
+// nil. ctx is the caller's.
+func (c *Client) ask(ctx, bounded context.Context, check Check, keep func(*cedarpostv1.AuthorizeResponse, instant)) (Result, error) {
 	req, err := request(&check)
 	if err != nil {
 		return Result{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	req.WantCacheHint = keep != nil
-	ctx, span := c.tracer.Start(ctx, "cedarpost.Authorize", trace.WithSpanKind(trace.SpanKindClient))
+	bounded, span := c.tracer.Start(bounded, "cedarpost.Authorize", trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
-	bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
-	defer cancel()
 	sent := c.cfg.clock()
 	res, err := c.send(bounded, req, check.AtLeastAsFresh, check.FullyConsistent)
 	if err != nil {
@@ -248,7 +244,8 @@ func (c *Client) newest() string {
 		token = *seen
 	}
 	if c.cache != nil {
-		token = newer(c.cache.reached(), token)
+		// Where they are of two histories, the watch knows better.
+		token = newer(token, c.cache.reached())
 	}
 	return token
 }

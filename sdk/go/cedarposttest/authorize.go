@@ -193,7 +193,7 @@ func (s *Service) fresh(c *cedarpostv1.Consistency) error {
 	case !ok:
 		return connect.NewError(connect.CodeInvalidArgument, "revision: not a revision token of this service")
 	case database != s.database:
-		return connect.NewError(connect.CodeInvalidArgument, "revision: the token was given out by another database")
+		return connect.NewError(connect.CodeAborted, "revision: the token was given out by another database")
 	case line != timeline:
 		return connect.NewError(connect.CodeAborted, "revision: the token was given out before a failover; read again and use a new one")
 	case number > s.number:
