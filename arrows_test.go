@@ -40,6 +40,7 @@ var arrows = map[string][]string{
 	// The real engine in process, for the tests of those who use the SDK.
 	"sdk/go/cedarposttest": {"sdk/go", "server/engine", "server/entityfile", "server/offline", "server/wire", "bundle", "proto"},
 	"examples":             {"sdk/go", "proto"},
+	"internal/mutant":      {}, // for tests
 	"bench":                {}, // only tests
 }
 

@@ -131,8 +131,8 @@ func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
 		return Result{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	*buf = key[:0]
-	// The cache keeps no key that it looks for.
-	if r, ok := c.reuse(unsafe.String(unsafe.SliceData(key), len(key)), check.AtLeastAsFresh); ok {
+	// The cache keeps no key that it looks for, so that this one need not be copied.
+	if r, ok := c.reuse(unsafe.String(unsafe.SliceData(key), len(key)), check.AtLeastAsFresh); ok { //nolint:gosec // as said
 		return r, nil
 	}
 	return c.miss(ctx, check, string(key))
@@ -287,15 +287,15 @@ func (c *Client) failed(ctx context.Context, check *Check, err error) (Result, e
 		c.counts.errors.Add(1)
 		return Result{}, fmt.Errorf("cedarpost: %w", ctx.Err())
 	}
-	kind := ErrUnavailable
+	kind, away := ErrUnavailable, true
 	code := connect.CodeOf(err)
 	switch code {
 	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeOutOfRange, connect.CodeAborted:
-		kind = ErrInvalid
+		kind, away = ErrInvalid, false
 	case connect.CodeUnauthenticated, connect.CodePermissionDenied:
-		kind = ErrUnauthenticated
+		kind, away = ErrUnauthenticated, false
 	}
-	if kind == ErrUnavailable && check.FailOpen != "" {
+	if away && check.FailOpen != "" {
 		c.reports.letThrough(check, code, c.cfg.clock())
 		c.counts.failedOpen.Add(1)
 		return Result{source: failedOpen}, nil

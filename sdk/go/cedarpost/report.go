@@ -215,18 +215,23 @@ func (r *reporter) close(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			r.sending.Lock()
-			defer r.sending.Unlock()
-			n, opened := int64(0), int64(0)
-			for _, p := range r.pending {
-				n += hits(p)
-				for _, o := range p.GetFailOpens() {
-					opened += o.GetCount()
-				}
-			}
-			r.lost.Add(n)
-			return fmt.Errorf("cedarpost: %d uses of answers and %d checks that failed open are not in the log: %w", n, opened, err)
+			return r.giveUp(err)
 		case <-time.After(wait):
 		}
 	}
+}
+
+// giveUp counts what is not reported as lost.
+func (r *reporter) giveUp(err error) error {
+	r.sending.Lock()
+	defer r.sending.Unlock()
+	used, opened := int64(0), int64(0)
+	for _, p := range r.pending {
+		used += hits(p)
+		for _, o := range p.GetFailOpens() {
+			opened += o.GetCount()
+		}
+	}
+	r.lost.Add(used)
+	return fmt.Errorf("cedarpost: %d uses of answers and %d checks that failed open are not in the log: %w", used, opened, err)
 }

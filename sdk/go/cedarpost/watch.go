@@ -42,7 +42,7 @@ func (c *Client) watch(ctx context.Context) {
 			level = slog.LevelDebug // the same trouble still
 		}
 		c.cfg.Log.Log(ctx, level, "cedarpost: the watch of changes broke", "err", err)
-		sleep(ctx, wait/2+rand.N(wait/2+1))
+		sleep(ctx, about(wait))
 		wait = min(2*wait, maxWatchBackoff)
 	}
 }
@@ -101,7 +101,7 @@ func (c *Client) renew(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(wait*9/10 + rand.N(wait/10+1)):
+		case <-time.After(about(wait)):
 		case <-c.begun:
 		}
 	}
@@ -123,6 +123,12 @@ func (c *Client) prove(ctx context.Context, timeout time.Duration) error {
 		c.cache.prove(revision, sent)
 	}
 	return err
+}
+
+// about is a time of half as long or more, so that many clients do not all come at
+// once.
+func about(d time.Duration) time.Duration {
+	return d/2 + rand.N(d/2+1) //nolint:gosec // nothing secret
 }
 
 // signal makes a channel of one ready, if it is not.
