@@ -1,0 +1,172 @@
+package cedarpost
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+// ledger takes reports as the service does: each once, however often it comes.
+type ledger struct {
+	mu   sync.Mutex
+	seen map[string]bool
+	uses map[string]int64
+	open int64
+	// fail says what happens to a report: "" it is taken, "lost" it is taken and the
+	// caller does not hear of it, "away" it is not taken.
+	fail func() string
+}
+
+func (l *ledger) send(_ context.Context, req *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	how := ""
+	if l.fail != nil {
+		how = l.fail()
+	}
+	if how == "refused" {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "no report")
+	}
+	if how != "away" && !l.seen[req.GetReportId()] {
+		l.seen[req.GetReportId()] = true
+		for _, u := range req.GetReuses() {
+			l.uses[u.GetDecisionId()] += u.GetHits()
+		}
+		for _, o := range req.GetFailOpens() {
+			l.open += o.GetCount()
+		}
+	}
+	if how != "" {
+		return nil, connect.NewError(connect.CodeUnavailable, "away")
+	}
+	return &cedarpostv1.ReportReuseResponse{}, nil
+}
+
+func newLedger() *ledger { return &ledger{seen: map[string]bool{}, uses: map[string]int64{}} }
+
+func answer(i int) *entry {
+	return &entry{response: &cedarpostv1.AuthorizeResponse{DecisionId: fmt.Sprint("decision ", i)}}
+}
+
+// Whatever becomes of single reports and of their answers, each use counts once.
+func TestReportsCountOnce(t *testing.T) {
+	l := newLedger()
+	turn := 0
+	l.fail = func() string {
+		turn++
+		return []string{"", "lost", "away", "lost", ""}[turn%5]
+	}
+	r := newReporter()
+	r.send = l.send
+	const answers, askers, each = 350, 8, 4000
+	var list []*entry
+	for i := range answers {
+		list = append(list, answer(i))
+	}
+	var all sync.WaitGroup
+	for a := range askers {
+		all.Go(func() {
+			for i := range each {
+				if !r.use(list[(i*7+a)%answers], realClock()) {
+					t.Error("a use was refused")
+				}
+			}
+		})
+	}
+	stop := make(chan struct{})
+	var flushing sync.WaitGroup
+	flushing.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = r.flush(t.Context())
+			}
+		}
+	})
+	all.Wait()
+	close(stop)
+	flushing.Wait()
+	if err := r.close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var sum int64
+	for _, n := range l.uses {
+		sum += n
+	}
+	if sum != askers*each || r.reported.Load() != sum || r.lost.Load() != 0 || r.unreported.Load() != 0 {
+		t.Errorf("%d of %d uses; %d reported, %d lost, %d left", sum, askers*each, r.reported.Load(), r.lost.Load(), r.unreported.Load())
+	}
+}
+
+// What cannot be reported is not used.
+func TestUsesAreBounded(t *testing.T) {
+	l := newLedger()
+	l.fail = func() string { return "away" }
+	r := newReporter()
+	r.send = l.send
+	for i := range maxUnreported {
+		if !r.use(answer(i), realClock()) {
+			t.Fatalf("use %d was refused", i)
+		}
+	}
+	if r.use(answer(0), realClock()) {
+		t.Error("an answer was used beyond what can be reported")
+	}
+	if r.flush(t.Context()) == nil || r.use(answer(0), realClock()) {
+		t.Error("an answer was used beyond what can be reported, after a try to report")
+	}
+	l.fail = nil
+	if err := r.flush(t.Context()); err != nil || !r.use(answer(0), realClock()) {
+		t.Errorf("after the report: %v", err)
+	}
+}
+
+// A report that the service will never take does not hold up those behind it, and what
+// it said is counted as lost.
+func TestRefusedReport(t *testing.T) {
+	l := newLedger()
+	first := true
+	l.fail = func() string {
+		if first {
+			first = false
+			return "refused"
+		}
+		return ""
+	}
+	r := newReporter()
+	r.send = l.send
+	for i := range 150 {
+		r.use(answer(i), realClock())
+	}
+	if err := r.flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r.lost.Load() != reportSize || r.reported.Load() != 150-reportSize {
+		t.Errorf("%d lost, %d reported", r.lost.Load(), r.reported.Load())
+	}
+}
+
+func TestFailOpensAreReported(t *testing.T) {
+	l := newLedger()
+	r := newReporter()
+	r.send = l.send
+	check := hitCheck
+	check.FailOpen = "reads may go on\x00\xff"
+	for i := range 2 * maxFailOpens {
+		check.Resource.ID = fmt.Sprint(i % (maxFailOpens + 10))
+		r.letThrough(&check, connect.CodeUnavailable, realClock())
+	}
+	if err := r.flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.open + r.lost.Load(); got != 2*maxFailOpens || l.open < 2*maxFailOpens-20 {
+		t.Errorf("%d reported, %d lost", l.open, r.lost.Load())
+	}
+}
