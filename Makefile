@@ -87,6 +87,10 @@ bench-log: postgres ## Measure what recording costs
 bench-data: postgres ## Measure decisions, writes and imports with a million entities stored
 	CEDARPOST_BENCH=1 go test -v -count 1 -timeout 30m -run TestData ./bench
 
+.PHONY: bench-sdk
+bench-sdk: postgres ## Measure the Go client: hits, hit rate, how long a revoked right lives
+	CEDARPOST_BENCH=1 go test -v -count 1 -timeout 30m -run TestSDK ./bench
+
 .PHONY: lint
 lint: ## Look for mistakes with golangci-lint
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION) run

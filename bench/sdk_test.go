@@ -118,7 +118,7 @@ func reuse(s *target, w world) {
 	fmt.Println("\n| client | checks/s | answered from the cache | p50 | p99 |\n|---|---:|---:|---:|---:|")
 	var rates []float64
 	answered := int64(0)
-	rowsBefore, _ := s.logged()
+	rowsBefore, usesBefore := s.logged()
 	for _, kind := range []struct {
 		name string
 		opt  func(*cedarpost.Config)
@@ -150,8 +150,9 @@ func reuse(s *target, w world) {
 		fmt.Printf("| %s | %.0f | %.1f %% | %s | %s |\n", kind.name, rate, 100*float64(st.Reused)/float64(checks), us(f.quantile(.5)), us(f.quantile(.99)))
 	}
 	rows, uses := s.logged()
+	rows, uses = rows-rowsBefore, uses-usesBefore
 	fmt.Printf("\nThe cache answers %.1f times as many. Of %d answers the log has %d decisions and %d uses: %d too few.\n",
-		rates[2]/rates[0], answered, rows-rowsBefore, uses, answered-(rows-rowsBefore)-uses)
+		rates[2]/rates[0], answered, rows, uses, answered-rows-uses)
 }
 
 func us(d time.Duration) string { return fmt.Sprintf("%.1f µs", float64(d.Nanoseconds())/1000) }
