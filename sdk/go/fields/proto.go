@@ -22,7 +22,7 @@ import (
 // of unknown names go there too, for one of them might be it. Fields that are not set are not counted. A message
 // that loses a required field (proto2) can no longer be marshaled.
 func (f *Filter) Proto(m proto.Message) Dropped {
-	if m == nil || !m.ProtoReflect().IsValid() {
+	if m == nil {
 		return Dropped{}
 	}
 	var w protoWalk
@@ -42,7 +42,7 @@ func (w *protoWalk) message(m protoreflect.Message, n *node) bool {
 	if keep, ok := w.known(n); ok {
 		return keep
 	}
-	if !m.IsValid() { // a nil pointer in a list or map
+	if !m.IsValid() { // a nil pointer
 		return w.null(n)
 	}
 	before := w.total()
