@@ -52,8 +52,18 @@ type Question struct {
 // Context returns the context as it is evaluated, with what the server filled.
 func (q *Question) Context() cedar.Record { return q.request.Context }
 
-// AlwaysAudited says whether the schema marks the action @audit("always").
-func (q *Question) AlwaysAudited() bool { return q.action.auditAlways }
+// Bundle names the bundle that owns the action. The policies of this one, and
+// guardrails, decide.
+func (q *Question) Bundle() string { return q.action.bundle }
+
+// Reusable says whether the answer holds for as long as nothing changes that
+// [Slice.Reads] and the bundles: not if the schema marks the action, or that of the
+// fields asked for, @audit("always"), nor if it depends on the server's time.
+func (q *Question) Reusable() bool { return !q.usesNow && !q.alwaysAudited() }
+
+func (q *Question) alwaysAudited() bool {
+	return q.action.auditAlways || q.fieldsAsked && q.action.field.auditAlways
+}
 
 // Read reads a question. Errors are of type *RequestError.
 func (s *Set) Read(a Ask) (*Question, error) {

@@ -103,6 +103,22 @@ func (sl *Slice) Missing() []cedar.EntityUID {
 	return sl.missing
 }
 
+// Reads yields the stored entities that the decision of a complete slice depends on,
+// in no order: those that it read, those that turned out not to be stored, and all
+// ancestors. What came with the request is not among them, nor what bundles define.
+func (sl *Slice) Reads() iter.Seq[cedar.EntityUID] {
+	return func(yield func(cedar.EntityUID) bool) {
+		for uid := range sl.visited {
+			if _, inline := sl.q.inline[uid]; inline || sl.set.requestOnly(uid.Type) {
+				continue
+			}
+			if !yield(uid) {
+				return
+			}
+		}
+	}
+}
+
 // lookup finds an entity. known is false when it has to be loaded first.
 func (sl *Slice) lookup(uid cedar.EntityUID) (e *Entity, known bool) {
 	if e, ok := sl.q.inline[uid]; ok {

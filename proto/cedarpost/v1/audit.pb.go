@@ -1319,7 +1319,8 @@ func (x *FailedOpen) GetFailOpens() []*FailOpen {
 	return nil
 }
 
-// DecisionUses sums up how often a decision was used again by its caller.
+// DecisionUses sums up how often a decision was used again by its caller, as far as
+// that was reported.
 type DecisionUses struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many times, the first answer not counted.
@@ -1327,7 +1328,10 @@ type DecisionUses struct {
 	// When that first was, by the caller's clock.
 	First *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=first,proto3" json:"first,omitempty"`
 	// When it last was.
-	Last          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last,proto3" json:"last,omitempty"`
+	Last *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last,proto3" json:"last,omitempty"`
+	// There are more reports of the decisions asked for than are read at once, so
+	// there may be more uses than are counted here.
+	Incomplete    bool `protobuf:"varint,4,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1381,6 +1385,13 @@ func (x *DecisionUses) GetLast() *timestamppb.Timestamp {
 		return x.Last
 	}
 	return nil
+}
+
+func (x *DecisionUses) GetIncomplete() bool {
+	if x != nil {
+		return x.Incomplete
+	}
+	return false
 }
 
 // QueryDecisionsRequest filters the log. All filters given must match.
@@ -2897,11 +2908,14 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"FailedOpen\x12\x1b\n" +
 	"\treport_id\x18\x01 \x01(\tR\breportId\x125\n" +
 	"\n" +
-	"fail_opens\x18\x02 \x03(\v2\x16.cedarpost.v1.FailOpenR\tfailOpens\"\x84\x01\n" +
+	"fail_opens\x18\x02 \x03(\v2\x16.cedarpost.v1.FailOpenR\tfailOpens\"\xa4\x01\n" +
 	"\fDecisionUses\x12\x12\n" +
 	"\x04hits\x18\x01 \x01(\x03R\x04hits\x120\n" +
 	"\x05first\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
-	"\x04last\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\x81\x06\n" +
+	"\x04last\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\x04 \x01(\bR\n" +
+	"incomplete\"\x81\x06\n" +
 	"\x15QueryDecisionsRequest\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
 	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x125\n" +

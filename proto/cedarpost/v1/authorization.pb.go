@@ -1778,7 +1778,8 @@ func (x *ReportReuseRequest) GetLost() int64 {
 // Reuse is a number of uses of one recorded decision.
 type Reuse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The decision. It must not be older than a day.
+	// The decision. One that is older than a day, or that is no decision's id, is
+	// refused, and the rest of the report is taken.
 	DecisionId string `protobuf:"bytes,1,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
 	// How many times its answer was given again.
 	Hits int64 `protobuf:"varint,2,opt,name=hits,proto3" json:"hits,omitempty"`
@@ -1960,8 +1961,8 @@ func (x *FailOpen) GetLast() *timestamppb.Timestamp {
 // ReportReuseResponse says that the report is in the log.
 type ReportReuseResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many reuses were not taken, because their decision is older than a day or
-	// in the future. The record says so too.
+	// How many reuses were not taken, because their decision is older than a day,
+	// in the future, or cannot be one. The record says so too.
 	Refused       int32 `protobuf:"varint,1,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2122,19 +2123,21 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x03R\x05after\x122\n" +
 	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x12\n" +
 	"\x04tags\x18\x03 \x03(\x06R\x04tags\x12\x14\n" +
-	"\x05reset\x18\x04 \x01(\bR\x05reset\"\xd0\x01\n" +
+	"\x05reset\x18\x04 \x01(\bR\x05reset\"\xeb\x02\n" +
 	"\x12ReportReuseRequest\x12%\n" +
 	"\treport_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\breportId\x125\n" +
 	"\x06reuses\x18\x02 \x03(\v2\x13.cedarpost.v1.ReuseB\b\xbaH\x05\x92\x01\x02\x10dR\x06reuses\x12?\n" +
 	"\n" +
 	"fail_opens\x18\x03 \x03(\v2\x16.cedarpost.v1.FailOpenB\b\xbaH\x05\x92\x01\x02\x10dR\tfailOpens\x12\x1b\n" +
-	"\x04lost\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04lost\"\xc1\x01\n" +
+	"\x04lost\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04lost:\x98\x01\xbaH\x94\x01\x1a\x91\x01\n" +
+	"\x10report.something\x128the report says nothing: give reuses, fail_opens or lost\x1aCsize(this.reuses) > 0 || size(this.fail_opens) > 0 || this.lost > 0\"\xab\x02\n" +
 	"\x05Reuse\x12)\n" +
 	"\vdecision_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\n" +
 	"decisionId\x12\x1b\n" +
 	"\x04hits\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02 \x00R\x04hits\x128\n" +
 	"\x05first\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x05first\x126\n" +
-	"\x04last\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x04last\"\x99\x03\n" +
+	"\x04last\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x04last:h\xbaHe\x1ac\n" +
+	"\vreuse.order\x12\x14last is before first\x1a>!has(this.first) || !has(this.last) || this.last >= this.first\"\x87\x04\n" +
 	"\bFailOpen\x12=\n" +
 	"\tprincipal\x18\x01 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\tprincipal\x127\n" +
 	"\x06action\x18\x02 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\x06action\x12;\n" +
@@ -2143,7 +2146,8 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\x04code\x18\x05 \x01(\tB\v\xbaH\br\x06(@\xba\x01\x01\x00R\x04code\x12\x1d\n" +
 	"\x05count\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02 \x00R\x05count\x128\n" +
 	"\x05first\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x05first\x126\n" +
-	"\x04last\x18\b \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x04last\"/\n" +
+	"\x04last\x18\b \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x04last:l\xbaHi\x1ag\n" +
+	"\x0ffail_open.order\x12\x14last is before first\x1a>!has(this.first) || !has(this.last) || this.last >= this.first\"/\n" +
 	"\x13ReportReuseResponse\x12\x18\n" +
 	"\arefused\x18\x01 \x01(\x05R\arefused*9\n" +
 	"\bDecision\x12\x18\n" +

@@ -165,8 +165,10 @@ type Revision struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Opaque. It names the database and its timeline beside the number, so that a
 	// revision of another database, or of a timeline lost in a failover, is
-	// refused and not mistaken for a newer one. Send it back as it came. Its first
-	// 28 characters name the history: numbers compare only where they are equal.
+	// refused and not mistaken for a newer one: of another database with
+	// invalid_argument, of a lost timeline with aborted, after which the caller
+	// begins afresh. Send it back as it came. Its first 28 characters name the
+	// history: numbers compare only where they are equal.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The number, for people and for comparing two revisions of one service.
 	// Ignored in requests: the token decides.

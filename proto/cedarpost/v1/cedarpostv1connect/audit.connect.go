@@ -127,7 +127,7 @@ type AuditServiceClient interface {
 	QueryDecisions(context.Context, *v1.QueryDecisionsRequest) (*v1.QueryDecisionsResponse, error)
 	// CountDecisions counts recorded decisions by group, within the same bounds:
 	// at most one day, unless a principal, a resource or denials alone are asked
-	// for.
+	// for. How often their answers were used again is not counted.
 	CountDecisions(context.Context, *v1.CountDecisionsRequest) (*v1.CountDecisionsResponse, error)
 	// GetDecision reads one record by its id. not_found if there is none.
 	GetDecision(context.Context, *v1.GetDecisionRequest) (*v1.GetDecisionResponse, error)
@@ -192,7 +192,7 @@ type AuditServiceHandler interface {
 	QueryDecisions(context.Context, *v1.QueryDecisionsRequest) (*v1.QueryDecisionsResponse, error)
 	// CountDecisions counts recorded decisions by group, within the same bounds:
 	// at most one day, unless a principal, a resource or denials alone are asked
-	// for.
+	// for. How often their answers were used again is not counted.
 	CountDecisions(context.Context, *v1.CountDecisionsRequest) (*v1.CountDecisionsResponse, error)
 	// GetDecision reads one record by its id. not_found if there is none.
 	GetDecision(context.Context, *v1.GetDecisionRequest) (*v1.GetDecisionResponse, error)

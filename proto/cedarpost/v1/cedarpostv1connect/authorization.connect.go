@@ -97,18 +97,23 @@ type AuthorizationServiceClient interface {
 	GetRevision(context.Context, *v1.GetRevisionRequest) (*v1.GetRevisionResponse, error)
 	// Watch tells what changes, for those who keep answers: each message covers
 	// the revisions after one number up to another and has the tags of all that
-	// changed in them. The first message comes at once. A stream that broke goes
-	// on from the last revision applied; where that cannot be, the first message
-	// is a reset.
+	// changed in them. The first message comes at once. Each one goes on from the
+	// revision that the message before it told up to. A stream that broke goes on
+	// from the last revision applied; where that cannot be, because it is too long
+	// ago, or of another history than the server's, the first message is a reset.
 	//
-	// Errors: resource_exhausted for a watcher that does not keep up (its last
-	// message is a reset) or one too many, unauthenticated once the caller's key
-	// is gone, unavailable when the server stops.
+	// A server tells of a revision when it answers by it: a question that is asked
+	// there at_least_as_fresh as that does not wait.
+	//
+	// Errors: invalid_argument for a token that is none, resource_exhausted for a
+	// watcher that does not keep up (its last message is a reset) or one too many,
+	// unauthenticated once the caller has no key any more, unavailable when the
+	// server stops.
 	Watch(context.Context, *v1.WatchRequest) (AuthorizationServiceWatchClientStream, error)
 	// ReportReuse puts into the log how often answers were used again from a
 	// cache, and which checks were let through without an answer. It may be sent
-	// again: a report counts once, however often it comes. It returns after the
-	// commit.
+	// again: a report counts once, however often it comes. It counts for decisions
+	// of the same caller alone. It returns after the commit.
 	ReportReuse(context.Context, *v1.ReportReuseRequest) (*v1.ReportReuseResponse, error)
 }
 
@@ -159,18 +164,23 @@ type AuthorizationServiceHandler interface {
 	GetRevision(context.Context, *v1.GetRevisionRequest) (*v1.GetRevisionResponse, error)
 	// Watch tells what changes, for those who keep answers: each message covers
 	// the revisions after one number up to another and has the tags of all that
-	// changed in them. The first message comes at once. A stream that broke goes
-	// on from the last revision applied; where that cannot be, the first message
-	// is a reset.
+	// changed in them. The first message comes at once. Each one goes on from the
+	// revision that the message before it told up to. A stream that broke goes on
+	// from the last revision applied; where that cannot be, because it is too long
+	// ago, or of another history than the server's, the first message is a reset.
 	//
-	// Errors: resource_exhausted for a watcher that does not keep up (its last
-	// message is a reset) or one too many, unauthenticated once the caller's key
-	// is gone, unavailable when the server stops.
+	// A server tells of a revision when it answers by it: a question that is asked
+	// there at_least_as_fresh as that does not wait.
+	//
+	// Errors: invalid_argument for a token that is none, resource_exhausted for a
+	// watcher that does not keep up (its last message is a reset) or one too many,
+	// unauthenticated once the caller has no key any more, unavailable when the
+	// server stops.
 	Watch(context.Context, *v1.WatchRequest, AuthorizationServiceWatchServerStream) error
 	// ReportReuse puts into the log how often answers were used again from a
 	// cache, and which checks were let through without an answer. It may be sent
-	// again: a report counts once, however often it comes. It returns after the
-	// commit.
+	// again: a report counts once, however often it comes. It counts for decisions
+	// of the same caller alone. It returns after the commit.
 	ReportReuse(context.Context, *v1.ReportReuseRequest) (*v1.ReportReuseResponse, error)
 }
 

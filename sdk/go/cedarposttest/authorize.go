@@ -1,0 +1,223 @@
+package cedarposttest
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/wire"
+)
+
+// What follows does what server/ does with a database: the same order, the same
+// errors. conformance_test.go compares the two.
+
+const (
+	maxAuthorizeBytes = 64 << 10
+	maxBatchBytes     = 1 << 20
+	maxOtherBytes     = 4 << 20
+
+	maxReuse = 5 * time.Minute // how long answers may be kept
+
+	tokenFormat = 1
+	tokenBytes  = 1 + 16 + 4 + 8
+	timeline    = 1
+)
+
+// handler implements cedarpost.v1.AuthorizationService. It is a type of its own so
+// that its methods are none of the Service.
+type handler struct{ *Service }
+
+func (s *Service) handler() cedarpostv1connect.AuthorizationServiceHandler { return handler{s} }
+
+// overTheWire hands a message on as bytes, so that a test cannot send what a network
+// could not carry, and neither side sees the other change it.
+func overTheWire(dst, src any) error {
+	in, ok := src.(proto.Message)
+	out, okOut := dst.(proto.Message)
+	if !ok || !okOut {
+		return connect.Errorf(connect.CodeInternal, "%T is no message", src)
+	}
+	b, err := proto.Marshal(in)
+	if err != nil {
+		return connect.Errorf(connect.CodeInternal, "marshal message: %s", err.Error())
+	}
+	limit := 0 // of answers: none
+	switch in.(type) {
+	case *cedarpostv1.AuthorizeRequest:
+		limit = maxAuthorizeBytes
+	case *cedarpostv1.AuthorizeBatchRequest:
+		limit = maxBatchBytes
+	case *cedarpostv1.ReportReuseRequest:
+		limit = maxOtherBytes
+	}
+	if limit > 0 && len(b) > limit {
+		return connect.Errorf(connect.CodeResourceExhausted, "message size %d is larger than configured max %d", len(b), limit)
+	}
+	return proto.Unmarshal(b, out)
+}
+
+// guard lets calls in while the service works.
+func (s *Service) guard(next connect.ServerFunc) connect.ServerFunc {
+	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
+		if err := s.broken(); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return next(ctx, spec, stream)
+	}
+}
+
+var errClosed = connect.NewError(connect.CodeUnavailable, "the server is stopping; watch another one")
+
+// broken is why calls fail now, or nil.
+func (s *Service) broken() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return errClosed
+	}
+	return s.failure
+}
+
+// Authorize implements cedarpost.v1.AuthorizationService.
+func (s handler) Authorize(_ context.Context, req *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if err := s.fresh(req.GetConsistency()); err != nil {
+		return nil, err
+	}
+	res, err := s.decide(req, engine.NewPool())
+	if err != nil {
+		return nil, publicError(err)
+	}
+	return res, nil
+}
+
+// AuthorizeBatch implements cedarpost.v1.AuthorizationService.
+func (s handler) AuthorizeBatch(_ context.Context, req *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
+	s.mu.RLock() // to the end: a batch is decided at one revision
+	defer s.mu.RUnlock()
+	if err := s.fresh(req.GetConsistency()); err != nil {
+		return nil, err
+	}
+	pool := engine.NewPool()
+	out := &cedarpostv1.AuthorizeBatchResponse{Revision: s.revision(s.number)}
+	for _, check := range req.GetChecks() {
+		r := &cedarpostv1.AuthorizeBatchResult{}
+		if res, err := s.decide(check, pool); err != nil {
+			pe := publicError(err)
+			r.Result = &cedarpostv1.AuthorizeBatchResult_Error{Error: &cedarpostv1.BatchError{Code: pe.Code().String(), Message: pe.Message()}}
+		} else {
+			r.Result = &cedarpostv1.AuthorizeBatchResult_Response{Response: res}
+		}
+		out.Results = append(out.Results, r)
+	}
+	return out, nil
+}
+
+// GetRevision implements cedarpost.v1.AuthorizationService.
+func (s handler) GetRevision(context.Context, *cedarpostv1.GetRevisionRequest) (*cedarpostv1.GetRevisionResponse, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return &cedarpostv1.GetRevisionResponse{Revision: s.revision(s.number)}, nil
+}
+
+// decide answers one check and notes it. Its caller holds mu.
+func (s *Service) decide(req *cedarpostv1.AuthorizeRequest, pool *engine.Pool) (*cedarpostv1.AuthorizeResponse, error) {
+	q, err := s.set.Read(wire.Ask(req, time.Now().UnixMilli()))
+	if err != nil {
+		return nil, err
+	}
+	slice := s.set.NewSlice(q, pool)
+	for missing := slice.Missing(); len(missing) > 0; missing = slice.Missing() {
+		for _, uid := range missing {
+			pool.Put(uid, s.entities[uid])
+		}
+	}
+	result, err := s.set.Decide(q, slice)
+	if err != nil {
+		return nil, err
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, err
+	}
+	res := wire.Response(result)
+	res.DecisionId = id.String()
+	res.Revision = s.revision(s.number)
+	if req.GetExplain() {
+		x, err := s.set.Explain(q, slice, result)
+		if err != nil {
+			return nil, err
+		}
+		res.Explanation = wire.Explanation(x)
+	} else if req.GetWantCacheHint() && q.Reusable() {
+		res.CacheHint = &cedarpostv1.CacheHint{MaxAge: durationpb.New(maxReuse), Tags: anything}
+	}
+	s.log.add(req, res)
+	return res, nil
+}
+
+// publicError has the errors of server/ that can happen here.
+func publicError(err error) *connect.Error {
+	var bad *engine.RequestError
+	switch {
+	case errors.As(err, &bad):
+		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
+	case errors.Is(err, engine.ErrTooManyAncestors):
+		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors; nothing was decided", engine.MaxAncestors)
+	}
+	return connect.NewError(connect.CodeUnavailable, "the service could not read or record; nothing was decided").WithCause(err)
+}
+
+// fresh refuses a question that has to know of what is not there. Its caller holds mu.
+func (s *Service) fresh(c *cedarpostv1.Consistency) error {
+	at := c.GetAtLeastAsFresh()
+	if at == nil {
+		return nil // nothing here is older than the newest
+	}
+	database, line, number, ok := parseToken(at.GetToken())
+	switch {
+	case !ok:
+		return connect.NewError(connect.CodeInvalidArgument, "revision: not a revision token of this service")
+	case database != s.database:
+		return connect.NewError(connect.CodeInvalidArgument, "revision: the token was given out by another database")
+	case line != timeline:
+		return connect.NewError(connect.CodeAborted, "revision: the token was given out before a failover; read again and use a new one")
+	case number > s.number:
+		return connect.NewError(connect.CodeUnavailable, "this server has not applied that revision yet")
+	}
+	return nil
+}
+
+// revision is one on the wire.
+func (s *Service) revision(number int64) *cedarpostv1.Revision {
+	b := make([]byte, 0, tokenBytes)
+	b = append(b, tokenFormat)
+	b = append(b, s.database[:]...)
+	b = binary.BigEndian.AppendUint32(b, timeline)
+	b = binary.BigEndian.AppendUint64(b, uint64(number))
+	return &cedarpostv1.Revision{Token: base64.RawURLEncoding.EncodeToString(b), Number: number}
+}
+
+func parseToken(token string) (database uuid.UUID, line uint32, number int64, ok bool) {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(token)
+	if err != nil || len(b) != tokenBytes || b[0] != tokenFormat {
+		return database, 0, 0, false
+	}
+	copy(database[:], b[1:17])
+	number = int64(binary.BigEndian.Uint64(b[21:]))
+	return database, binary.BigEndian.Uint32(b[17:]), number, number >= 0
+}

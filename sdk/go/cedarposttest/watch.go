@@ -1,0 +1,102 @@
+package cedarposttest
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+)
+
+// anything is the one tag there is: every answer depends on everything, so that each
+// write drops every kept answer. The real service tells what depends on what.
+var anything = []uint64{1}
+
+const heartbeat = 10 * time.Second
+
+// Watch implements cedarpost.v1.AuthorizationService.
+func (s handler) Watch(ctx context.Context, req *cedarpostv1.WatchRequest, stream cedarpostv1connect.AuthorizationServiceWatchServerStream) error {
+	if !s.beginWatch() {
+		return errClosed
+	}
+	defer s.watches.Done()
+	message, err := s.resume(req.GetAfter())
+	if err != nil {
+		return err
+	}
+	var told *cedarpostv1.Revision // up to which the watcher knows
+	idle := time.NewTimer(heartbeat)
+	defer idle.Stop()
+	for {
+		if message != nil {
+			if err := stream.Send(message); err != nil {
+				return err
+			}
+			told = message.GetRevision()
+			idle.Reset(heartbeat)
+		}
+		var moved <-chan struct{}
+		if message, moved, err = s.after(told); err != nil {
+			return err
+		}
+		if message != nil {
+			continue
+		}
+		select {
+		case <-moved:
+		case <-idle.C:
+			message = &cedarpostv1.WatchResponse{After: told.GetNumber(), Revision: told} // nothing changed
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// beginWatch counts a watch, unless the service has ended.
+func (s *Service) beginWatch() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if !s.closed {
+		s.watches.Add(1)
+	}
+	return !s.closed
+}
+
+// resume is the first message to a watcher that has applied a revision, or none.
+func (s *Service) resume(applied *cedarpostv1.Revision) (*cedarpostv1.WatchResponse, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	here := s.revision(s.number)
+	if applied == nil {
+		return &cedarpostv1.WatchResponse{After: s.number, Revision: here}, nil
+	}
+	database, line, number, ok := parseToken(applied.GetToken())
+	switch {
+	case !ok:
+		return nil, connect.NewError(connect.CodeInvalidArgument, "after: not a revision token of this service")
+	case database != s.database, line != timeline, number > s.number:
+		return &cedarpostv1.WatchResponse{After: s.number, Revision: here, Reset_: true}, nil
+	}
+	message := &cedarpostv1.WatchResponse{After: number, Revision: here}
+	if number < s.number {
+		message.Tags = anything
+	}
+	return message, nil
+}
+
+// after is what to tell next, or what to wait for, or why there will be no more.
+func (s *Service) after(last *cedarpostv1.Revision) (next *cedarpostv1.WatchResponse, moved <-chan struct{}, err error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	switch {
+	case s.closed:
+		return nil, nil, errClosed
+	case s.failure != nil:
+		return nil, nil, s.failure
+	case s.number > last.GetNumber():
+		return &cedarpostv1.WatchResponse{After: last.GetNumber(), Revision: s.revision(s.number), Tags: anything}, nil, nil
+	}
+	return nil, s.moved, nil
+}

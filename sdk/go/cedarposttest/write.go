@@ -1,0 +1,226 @@
+package cedarposttest
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/cedar-policy/cedar-go"
+
+	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
+	"github.com/cedarpost/cedarpost/server/engine"
+)
+
+// Put stores entities whole, all of them or none, in one revision. It returns the
+// token of that, for [cedarpost.Check].AtLeastAsFresh, as all writes do. Values are as
+// in [cedarpost.Check].Context. What the schema refuses fails the test.
+func (s *Service) Put(entities ...cedarpost.Entity) (revision string) {
+	s.t.Helper()
+	return s.write(func(next map[cedar.EntityUID]*engine.Entity) error {
+		for _, e := range entities {
+			raw := engine.RawEntity{UID: cedarUID(e.UID), Parents: cedarUIDs(e.Parents)}
+			var err error
+			if raw.Attrs, err = plainRecord(e.Attrs); err == nil {
+				raw.Tags, err = plainRecord(e.Tags)
+			}
+			if err != nil {
+				return fmt.Errorf("entity %s: %w", e.UID, err)
+			}
+			entity, err := s.set.ReadEntity(raw)
+			if err != nil {
+				return err
+			}
+			next[entity.UID] = entity
+		}
+		return nil
+	})
+}
+
+// Delete removes entities, with the memberships in them.
+func (s *Service) Delete(uids ...cedarpost.EntityUID) (revision string) {
+	s.t.Helper()
+	return s.write(func(next map[cedar.EntityUID]*engine.Entity) error {
+		for _, uid := range cedarUIDs(uids) {
+			if err := s.set.CheckStorable(uid); err != nil {
+				return err
+			}
+			delete(next, uid)
+			for member, e := range next {
+				if slices.Contains(e.Parents, uid) {
+					next[member] = withParents(e, without(e.Parents, uid))
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// AddParents makes a stored entity a member of others.
+func (s *Service) AddParents(uid cedarpost.EntityUID, parents ...cedarpost.EntityUID) (revision string) {
+	s.t.Helper()
+	return s.reparent(uid, parents, func(has, given []cedar.EntityUID) []cedar.EntityUID {
+		return append(without(has, given...), given...)
+	})
+}
+
+// RemoveParents ends memberships of a stored entity.
+func (s *Service) RemoveParents(uid cedarpost.EntityUID, parents ...cedarpost.EntityUID) (revision string) {
+	s.t.Helper()
+	return s.reparent(uid, parents, func(has, given []cedar.EntityUID) []cedar.EntityUID { return without(has, given...) })
+}
+
+func (s *Service) reparent(uid cedarpost.EntityUID, parents []cedarpost.EntityUID, change func(has, given []cedar.EntityUID) []cedar.EntityUID) string {
+	s.t.Helper()
+	return s.write(func(next map[cedar.EntityUID]*engine.Entity) error {
+		u, given := cedarUID(uid), cedarUIDs(parents)
+		if err := s.set.CheckParents(u, given); err != nil {
+			return err
+		}
+		e := next[u]
+		if e == nil {
+			return fmt.Errorf("entity %s: it is not stored; put it first", uid)
+		}
+		next[u] = withParents(e, change(e.Parents, given))
+		return nil
+	})
+}
+
+// write makes a revision of what fn does to the entities, unless that is refused.
+func (s *Service) write(fn func(next map[cedar.EntityUID]*engine.Entity) error) string {
+	s.t.Helper()
+	revision, err := s.commit(fn)
+	if err != nil {
+		s.t.Fatalf("cedarposttest: %v", err)
+	}
+	return revision
+}
+
+func (s *Service) commit(fn func(next map[cedar.EntityUID]*engine.Entity) error) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := make(map[cedar.EntityUID]*engine.Entity, len(s.entities)+1)
+	for uid, e := range s.entities {
+		next[uid] = e
+	}
+	if err := fn(next); err != nil {
+		return "", err
+	}
+	for uid, e := range next {
+		if e != s.entities[uid] && inCycle(next, uid) {
+			return "", fmt.Errorf("entity %s: these parents would make it its own ancestor", uid)
+		}
+	}
+	s.entities = next
+	s.number++
+	s.signal()
+	return s.revision(s.number).GetToken(), nil
+}
+
+// inCycle says whether an entity is its own ancestor.
+func inCycle(all map[cedar.EntityUID]*engine.Entity, uid cedar.EntityUID) bool {
+	seen := map[cedar.EntityUID]bool{}
+	for todo := []cedar.EntityUID{uid}; len(todo) > 0; {
+		e := all[todo[0]]
+		if todo = todo[1:]; e == nil {
+			continue
+		}
+		for _, p := range e.Parents {
+			if p == uid {
+				return true
+			}
+			if !seen[p] {
+				seen[p] = true
+				todo = append(todo, p)
+			}
+		}
+	}
+	return false
+}
+
+// withParents is a copy of an entity with other parents.
+func withParents(e *engine.Entity, parents []cedar.EntityUID) *engine.Entity {
+	c := *e
+	c.Parents = parents
+	return &c
+}
+
+// without is a copy of a list that lacks some of it.
+func without(list []cedar.EntityUID, some ...cedar.EntityUID) []cedar.EntityUID {
+	return slices.DeleteFunc(slices.Clone(list), func(u cedar.EntityUID) bool { return slices.Contains(some, u) })
+}
+
+func cedarUID(u cedarpost.EntityUID) cedar.EntityUID {
+	return cedar.NewEntityUID(cedar.EntityType(u.Type), cedar.String(u.ID))
+}
+
+func cedarUIDs(us []cedarpost.EntityUID) []cedar.EntityUID {
+	out := make([]cedar.EntityUID, len(us))
+	for i, u := range us {
+		out[i] = cedarUID(u)
+	}
+	return out
+}
+
+func plainRecord(m map[string]any) (map[string]any, error) {
+	out := make(map[string]any, len(m))
+	for name, v := range m {
+		var err error
+		if out[name], err = plain(v); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return out, nil
+}
+
+// plain turns a value into decoded JSON, which the engine reads by the schema.
+func plain(v any) (any, error) {
+	extension := func(fn, arg string) any {
+		return map[string]any{"__extn": map[string]any{"fn": fn, "arg": arg}}
+	}
+	switch v := v.(type) {
+	case cedarpost.EntityUID:
+		return map[string]any{"__entity": map[string]any{"type": v.Type, "id": v.ID}}, nil
+	case time.Time:
+		return extension("datetime", v.UTC().Format("2006-01-02T15:04:05.000Z")), nil
+	case time.Duration:
+		return extension("duration", strconv.FormatInt(v.Milliseconds(), 10)+"ms"), nil
+	case netip.Addr:
+		return extension("ip", v.String()), nil
+	case netip.Prefix:
+		return extension("ip", v.String()), nil
+	case json.Number:
+		return v, nil
+	}
+	switch r := reflect.ValueOf(v); r.Kind() {
+	case reflect.Bool:
+		return r.Bool(), nil
+	case reflect.String:
+		return r.String(), nil
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		return json.Number(strconv.FormatInt(r.Int(), 10)), nil
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return json.Number(strconv.FormatUint(r.Uint(), 10)), nil
+	case reflect.Float32, reflect.Float64:
+		return r.Float(), nil
+	case reflect.Slice, reflect.Array:
+		out := make([]any, r.Len())
+		for i := range out {
+			var err error
+			if out[i], err = plain(r.Index(i).Interface()); err != nil {
+				return nil, fmt.Errorf("[%d]: %w", i, err)
+			}
+		}
+		return out, nil
+	case reflect.Map:
+		m := make(map[string]any, r.Len())
+		for _, k := range r.MapKeys() {
+			m[fmt.Sprint(k)] = r.MapIndex(k).Interface()
+		}
+		return plainRecord(m)
+	}
+	return nil, fmt.Errorf("a %T cannot be stored", v)
+}
