@@ -74,7 +74,9 @@ func TestStruct(t *testing.T) {
 		{"in a map", "byName.bob.name", func(o *order) { o.ByName = map[string]*customer{"bob": {Name: "b"}} }},
 		{"in a map by numbers", "byNumber.7.name", func(o *order) { o.ByNumber = map[int]customer{7: {Name: "s"}} }},
 		{"in an interface", "any.x.price", func(o *order) { o.Any = map[string]any{"x": []any{item{Price: 9}}} }},
-		{"a leaf that marshals itself", "at raw blob", func(o *order) { o.At, o.Raw, o.Blob = time.Unix(1, 0).UTC(), json.RawMessage(`{"x":1}`), []byte("blob") }},
+		{"a leaf that marshals itself", "at raw blob", func(o *order) {
+			o.At, o.Raw, o.Blob = time.Unix(1, 0).UTC(), json.RawMessage(`{"x":1}`), []byte("blob")
+		}},
 		{"inside what marshals itself", "at.wall raw.x", func(*order) {}},
 		{"a denied path inside what marshals itself", "raw -raw.x", func(*order) {}},
 		{"a denied path below a permitted one", "customer -customer.name", func(o *order) { o.Customer = &customer{Email: "e"} }},

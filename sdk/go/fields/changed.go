@@ -1,0 +1,109 @@
+package fields
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// Changed returns the paths at which two values differ as JSON, sorted, each once; none
+// if they do not. Of an object that came or went, those are the fields that it has.
+// Lists of one length are compared element by element; one that grew or shrank has
+// changed as a whole, and so has a value that is an object on one side only. A path
+// above others of the catalogue stands for all of them. Numbers are compared as they
+// are written: 1 and 1.0 differ.
+//
+// Both values are objects, or lists of objects of one length. It fails if one cannot be
+// marshaled or is something else, and for the reasons of MergePatch, but for the size.
+func Changed(before, after any) ([]string, error) {
+	a, err := asJSON(before)
+	if err != nil {
+		return nil, err
+	}
+	b, err := asJSON(after)
+	if err != nil {
+		return nil, err
+	}
+	d := differ{pathSet{}}
+	if err := d.diff("", a, b, 0); err != nil {
+		return nil, err
+	}
+	return d.paths.sorted(), nil
+}
+
+func asJSON(v any) (any, error) {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("fields: %w", err)
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	var out any
+	if err := d.Decode(&out); err != nil {
+		return nil, fmt.Errorf("fields: %w", err)
+	}
+	return out, nil
+}
+
+type differ struct{ paths pathSet }
+
+// absent stands for a member that is not there.
+type absent struct{}
+
+func (d differ) diff(path string, a, b any, depth int) error {
+	if depth > maxDepth {
+		return fmt.Errorf("fields: nested deeper than %d", maxDepth)
+	}
+	objectA, isA := a.(map[string]any)
+	objectB, isB := b.(map[string]any)
+	if isA && isB || len(objectA) > 0 && b == any(absent{}) || len(objectB) > 0 && a == any(absent{}) {
+		return d.members(path, objectA, objectB, depth)
+	}
+	listA, isA := a.([]any)
+	listB, isB := b.([]any)
+	switch {
+	case isA && isB && len(listA) == len(listB):
+		for i := range listA {
+			if err := d.diff(path, listA[i], listB[i], depth+1); err != nil {
+				return err
+			}
+		}
+		return nil
+	case !isA && !isB && objectA == nil && objectB == nil && a == b:
+		return nil
+	case path == "":
+		return errors.New("fields: the values are neither two objects nor two lists of one length")
+	}
+	return d.paths.add(path)
+}
+
+func (d differ) members(path string, a, b map[string]any, depth int) error {
+	one := func(key string) error {
+		below, err := join(path, key)
+		if err != nil {
+			return err
+		}
+		return d.diff(below, member(a, key), member(b, key), depth+1)
+	}
+	for key := range a {
+		if err := one(key); err != nil {
+			return err
+		}
+	}
+	for key := range b {
+		if _, both := a[key]; !both {
+			if err := one(key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func member(object map[string]any, key string) any {
+	if v, ok := object[key]; ok {
+		return v
+	}
+	return absent{}
+}

@@ -1,0 +1,212 @@
+package fields
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// maxPatchBytes bounds a patch, which has to be in memory.
+const maxPatchBytes = 1 << 20
+
+// MergePatch returns the paths that a JSON merge patch (RFC 7396) changes, sorted, each
+// once; none if it changes nothing. A null removes the path it stands at. An empty
+// object or a list is put there as a whole. Such a path may lie above others of the
+// catalogue; then it stands for all of them.
+//
+// What the patch is applied to is not known here. Where that has a list or a plain
+// value and the patch an object, the patch replaces the whole: use Changed where that
+// matters.
+//
+// It fails if doc is not one JSON object, has more than 1 MiB, is nested deeper than
+// 100, or has a key that is empty or holds a dot, which could be mistaken for a path;
+// and on more than 1000 paths, or one of more than 256 bytes.
+func MergePatch(doc []byte) ([]string, error) {
+	p, err := newPatch(doc)
+	if err != nil {
+		return nil, err
+	}
+	if c, err := p.next(); err != nil {
+		return nil, err
+	} else if c != '{' {
+		return nil, p.fail("a merge patch that is not an object replaces everything")
+	}
+	if err := p.merge(""); err != nil {
+		return nil, err
+	}
+	if err := p.end(); err != nil {
+		return nil, err
+	}
+	return p.paths.sorted(), nil
+}
+
+type patch struct {
+	*scanner
+	paths pathSet
+}
+
+func newPatch(doc []byte) (*patch, error) {
+	if len(doc) > maxPatchBytes {
+		return nil, fmt.Errorf("fields: a patch of more than %d bytes", maxPatchBytes)
+	}
+	return &patch{newScanner(bytes.NewReader(doc)), pathSet{}}, nil
+}
+
+func (p *patch) merge(path string) error {
+	empty := true
+	err := p.object(func(key []byte) error {
+		empty = false
+		said, err := name(key)
+		if err != nil {
+			return p.fail("%w", err)
+		}
+		below, err := join(path, said)
+		if err != nil {
+			return err
+		}
+		c, err := p.next()
+		if err != nil {
+			return err
+		}
+		if c == '{' {
+			return p.merge(below)
+		}
+		if err := p.paths.add(below); err != nil {
+			return err
+		}
+		return p.value(io.Discard)
+	})
+	if err == nil && empty && path != "" {
+		err = p.paths.add(path)
+	}
+	return err
+}
+
+// operations are those of RFC 6902 with the members that each has beside "op".
+var operations = map[string][]string{
+	"add":     {"path", "value"},
+	"remove":  {"path"},
+	"replace": {"path", "value"},
+	"move":    {"path", "from"},
+	"copy":    {"path", "from"},
+	"test":    {"path", "value"},
+}
+
+// JSONPatch returns the paths that a JSON patch (RFC 6902) touches, sorted, each once:
+// what its operations change, and what "copy" and "test" read, because a copy shows
+// what it copied, and a test that fails or not shows what it tested. Indices of lists
+// and "-" are left out of paths ("/items/3/price" is "items.price"), and so are keys
+// that look like one.
+//
+// It fails if doc is not a JSON list of operations, or an operation is unknown, or has
+// members that are unknown, missing, twice there or of the wrong type: another reader
+// might understand them. It fails on a path that is the whole document (or the whole of
+// an element of a list that is the document), on a segment that is empty or holds a
+// dot, and on the limits that MergePatch has.
+func JSONPatch(doc []byte) ([]string, error) {
+	p, err := newPatch(doc)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.array(p.operation); err != nil {
+		return nil, err
+	}
+	if err := p.end(); err != nil {
+		return nil, err
+	}
+	return p.paths.sorted(), nil
+}
+
+func (p *patch) operation() error {
+	texts := map[string]string{} // the members; that of value is not looked at
+	err := p.object(func(key []byte) error {
+		member, err := name(key)
+		if err != nil {
+			return p.fail("%w", err)
+		}
+		if _, twice := texts[member]; twice {
+			return p.fail("%.60q twice in an operation", member)
+		}
+		texts[member] = ""
+		if member == "value" {
+			return p.value(io.Discard)
+		}
+		if c, err := p.next(); err != nil {
+			return err
+		} else if c != '"' {
+			return p.fail("%.60q in an operation is not a string", member)
+		}
+		p.text = p.text[:0]
+		if err := p.str(&p.text); err != nil {
+			return err
+		}
+		texts[member], err = name(p.text)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	op := texts["op"]
+	wanted, ok := operations[op]
+	if !ok {
+		return p.fail("unknown operation %.60q", op)
+	}
+	for _, member := range wanted {
+		if _, ok := texts[member]; !ok {
+			return p.fail("operation %q without %q", op, member)
+		}
+	}
+	for member, text := range texts {
+		switch member {
+		case "op", "value":
+		case "path", "from":
+			path, err := pointed(text)
+			if err != nil {
+				return err
+			}
+			if err := p.paths.add(path); err != nil {
+				return err
+			}
+		default:
+			return p.fail("unknown member %.60q of an operation", member)
+		}
+	}
+	if len(texts) != len(wanted)+1 {
+		return p.fail("operation %q has a member too many", op)
+	}
+	return nil
+}
+
+// pointed turns a JSON pointer (RFC 6901) into a path.
+func pointed(pointer string) (string, error) {
+	if pointer != "" && pointer[0] != '/' {
+		return "", fmt.Errorf("fields: %.60q is not a JSON pointer", pointer)
+	}
+	path := ""
+	segments := strings.Split(pointer, "/")[1:]
+	if len(segments) > maxDepth {
+		return "", fmt.Errorf("fields: %.60q... is deeper than %d", pointer, maxDepth)
+	}
+	for _, s := range segments {
+		if isIndex(s) {
+			continue
+		}
+		if rest := strings.NewReplacer("~0", "", "~1", "").Replace(s); strings.Contains(rest, "~") {
+			return "", fmt.Errorf("fields: %.60q is not a JSON pointer: %q is neither ~0 nor ~1", pointer, "~")
+		}
+		var err error
+		if path, err = join(path, strings.NewReplacer("~0", "~", "~1", "/").Replace(s)); err != nil {
+			return "", err
+		}
+	}
+	if path == "" {
+		return "", fmt.Errorf("fields: %.60q is the whole document: name the fields", pointer)
+	}
+	return path, nil
+}
+
+// isIndex says that a segment names an element of a list, or the end of one.
+func isIndex(s string) bool {
+	return s == "-" || s == "0" || s != "" && s[0] != '0' && strings.Trim(s, "0123456789") == ""
+}

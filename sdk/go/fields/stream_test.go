@@ -1,0 +1,146 @@
+package fields_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+// generator makes a document of many orders and of one long text, and looks, each
+// 4 MiB, at what is in use.
+type generator struct {
+	parts   []io.Reader
+	made    int
+	next    int
+	inUse   uint64
+	atStart uint64
+}
+
+func (g *generator) Read(p []byte) (int, error) {
+	if g.made >= g.next {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		if g.next == 0 {
+			g.atStart = m.HeapAlloc
+		}
+		g.inUse = max(g.inUse, m.HeapAlloc)
+		g.next += 4 << 20
+	}
+	for len(g.parts) > 0 {
+		n, err := g.parts[0].Read(p)
+		if err == io.EOF {
+			g.parts = g.parts[1:]
+		}
+		if n > 0 {
+			g.made += n
+			return n, nil
+		}
+	}
+	return 0, io.EOF
+}
+
+// repeated is a text, many times.
+type repeated struct {
+	text string
+	left int
+	from int
+}
+
+func (r *repeated) Read(p []byte) (int, error) {
+	if r.left == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, r.text[r.from:])
+	if r.from += n; r.from == len(r.text) {
+		r.from = 0
+		r.left--
+	}
+	return n, nil
+}
+
+// A document of 64 MiB, half of it in one text, passes through in less than one.
+func TestStreamingTakesBoundedMemory(t *testing.T) {
+	const orders = 300_000
+	for says, paths := range map[string]string{
+		"most of it stays": "orders text -orders.secret", "some of it stays": "orders.id", "nothing stays": "", "what stays is deep": "orders.list.x",
+	} {
+		g := &generator{parts: []io.Reader{
+			strings.NewReader(`{"orders":[{"id":0}`),
+			&repeated{text: `,{"id":123456789,"secret":"a secret that is to be dropped","list":[[1,2,{"x":1,"y":2}],[]],"unknown":{}}`, left: orders},
+			strings.NewReader(`],"text":"`), &repeated{text: strings.Repeat("long and é ", 1000), left: 3000}, strings.NewReader(`"}`),
+		}}
+		pr, pw := io.Pipe()
+		failed := make(chan error, 1)
+		var written int64
+		go func() {
+			n, err := io.Copy(io.Discard, pr)
+			written = n
+			failed <- err
+		}()
+		dropped, err := filter(paths).JSON(pw, g)
+		pw.Close()
+		if readErr := <-failed; err != nil || readErr != nil {
+			t.Fatal(err, readErr)
+		}
+		if g.made < 60<<20 || g.inUse > g.atStart+1<<20 {
+			t.Errorf("%s: of %d MiB in %d MiB out, %d KiB were in use", says, g.made>>20, written>>20, (int64(g.inUse)-int64(g.atStart))>>10)
+		}
+		if paths == "orders.id" && (written < orders*int64(len(`,{"id":123456789}`)) || dropped.Unknown != 3*orders+1) {
+			t.Errorf("%s: %d bytes, %v", says, written, dropped)
+		}
+	}
+}
+
+// Nothing is written that is to be dropped, even if what follows cannot be read.
+func TestNothingDeniedIsWrittenBeforeAnError(t *testing.T) {
+	doc := `{"a":{"secret":"s3cret","b":1},"list":[{"secret":"s3cret"}],"long":"` + strings.Repeat("x", 1<<16) + `"}`
+	for cut := range len(doc) - 1<<16 {
+		var out bytes.Buffer
+		if _, err := filter("a.b list.b long -a.secret").JSON(&out, strings.NewReader(doc[:cut])); err == nil || strings.Contains(out.String(), "s3c") {
+			t.Fatalf("%q, %v", out.String(), err)
+		}
+	}
+}
+
+// orders is a document such as a list endpoint answers with.
+func orders() []byte {
+	one := `{"id":123456,"status":"paid","total":99.90,"customer":{"name":"Bob","email":"bob@example.com"},` +
+		`"items":[{"sku":"a-1","price":9.90,"cost":4.10},{"sku":"b-2","price":90.00,"cost":40.00}],"internal":{"margin":0.3,"notes":"é"}}`
+	return []byte("[" + strings.Repeat(one+",", 999) + one + "]")
+}
+
+// BenchmarkJSON and BenchmarkDecodeEncode do the same work on the same document, one
+// by filtering it, the other by decoding and encoding the whole. Divide the times of
+// two runs made one right after the other; the filter should take a fraction.
+func BenchmarkJSON(b *testing.B) {
+	doc := orders()
+	f := filter("id status total customer.name items.sku items.price -customer.email -items.cost -internal.margin -internal.notes")
+	b.SetBytes(int64(len(doc)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := f.JSON(io.Discard, bytes.NewReader(doc)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDecodeEncode(b *testing.B) {
+	doc := orders()
+	b.SetBytes(int64(len(doc)))
+	b.ReportAllocs()
+	for b.Loop() {
+		d := json.NewDecoder(bytes.NewReader(doc))
+		d.UseNumber()
+		var v any
+		if err := d.Decode(&v); err != nil {
+			b.Fatal(err)
+		}
+		if err := json.NewEncoder(io.Discard).Encode(v); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
