@@ -22,6 +22,7 @@ import (
 // The handler's writer cannot be flushed, hijacked or unwrapped: each would go around
 // the filter.
 func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpost.Result) {
+	before := w.Header().Clone()
 	body, pipe := io.Pipe()
 	f := &filtered{to: w, head: r.Method == http.MethodHead, own: w.Header().Clone(), pipe: pipe, done: make(chan error, 1)}
 	if f.own == nil {
@@ -51,6 +52,8 @@ func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpo
 		if f.committed {
 			panic(http.ErrAbortHandler)
 		}
+		clear(w.Header()) // of what the handler sent ahead
+		maps.Copy(w.Header(), before)
 		refuse(w, r, &enforce.Refusal{Kind: enforce.Fault})
 		return
 	}
