@@ -61,7 +61,7 @@ func overTheWire(dst, src any) error {
 		limit = maxOtherBytes
 	}
 	if limit > 0 && len(b) > limit {
-		return connect.Errorf(connect.CodeResourceExhausted, "message size %d is larger than configured max %d", len(b), limit)
+		return connect.Errorf(connect.CodeResourceExhausted, "message is larger than configured max %d", limit)
 	}
 	return proto.Unmarshal(b, out)
 }

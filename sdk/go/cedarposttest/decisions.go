@@ -4,11 +4,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
-	"time"
 
 	"connectrpc.com/connect/v2"
-	"github.com/google/uuid"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
@@ -60,7 +59,7 @@ type journal struct {
 	decisions []Decision
 	byID      map[string]int // place in decisions
 	failOpens []FailOpen
-	reports   map[string]int32 // reports taken, by id, with how many reuses were refused
+	reports   map[string]bool // that were taken, by id
 }
 
 func uidOf(u *cedarpostv1.EntityUid) cedarpost.EntityUID {
@@ -106,42 +105,27 @@ func (s *Service) FailOpens() []FailOpen {
 	return slices.Clone(s.log.failOpens)
 }
 
-const (
-	maxReportAge   = 24 * time.Hour
-	maxReportAhead = time.Minute
-)
-
-// ReportReuse implements cedarpost.v1.AuthorizationService.
+// ReportReuse implements cedarpost.v1.AuthorizationService. Unlike the real one, it
+// does not look at how old a decision is: a test may have a clock of its own.
 func (s handler) ReportReuse(_ context.Context, req *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error) {
 	j := &s.log
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	seen := map[uuid.UUID]bool{}
-	taken := map[string]int64{}
-	refused := int32(0)
+	seen := map[string]bool{}
 	for i, r := range req.GetReuses() {
-		id, err := uuid.Parse(r.GetDecisionId())
-		if err != nil {
-			return nil, connect.Errorf(connect.CodeInvalidArgument, "reuses[%d].decision_id: not a UUID", i)
-		}
+		id := strings.ToLower(r.GetDecisionId())
 		if seen[id] {
 			return nil, connect.Errorf(connect.CodeInvalidArgument, "reuses[%d].decision_id: stands there twice", i)
 		}
 		seen[id] = true
-		now, at := time.Now(), time.Unix(id.Time().UnixTime())
-		if id.Version() != 7 || now.Sub(at) > maxReportAge || at.Sub(now) > maxReportAhead {
-			refused++
-			continue
-		}
-		taken[id.String()] += r.GetHits()
 	}
-	if before, again := j.reports[req.GetReportId()]; again {
-		return &cedarpostv1.ReportReuseResponse{Refused: before}, nil
+	if j.reports[req.GetReportId()] {
+		return &cedarpostv1.ReportReuseResponse{}, nil // sent again, and counts once
 	}
-	j.reports[req.GetReportId()] = refused
-	for id, hits := range taken {
-		if i, ok := j.byID[id]; ok {
-			j.decisions[i].Uses += hits
+	j.reports[req.GetReportId()] = true
+	for _, r := range req.GetReuses() {
+		if i, ok := j.byID[strings.ToLower(r.GetDecisionId())]; ok {
+			j.decisions[i].Uses += r.GetHits()
 		}
 	}
 	for _, f := range req.GetFailOpens() {
@@ -150,5 +134,5 @@ func (s handler) ReportReuse(_ context.Context, req *cedarpostv1.ReportReuseRequ
 			Reason: f.GetReason(), Code: f.GetCode(), Count: f.GetCount(),
 		})
 	}
-	return &cedarpostv1.ReportReuseResponse{Refused: refused}, nil
+	return &cedarpostv1.ReportReuseResponse{}, nil
 }

@@ -115,7 +115,7 @@ func open(bundles []*bundle.Bundle) (*Service, error) {
 	}
 	s := &Service{
 		t: noTest{}, database: uuid.New(), entities: map[cedar.EntityUID]*engine.Entity{}, number: 1, moved: make(chan struct{}),
-		log: journal{byID: map[string]int{}, reports: map[string]int32{}},
+		log: journal{byID: map[string]int{}, reports: map[string]bool{}},
 	}
 	for i, b := range bundles {
 		var others []engine.Source

@@ -28,7 +28,7 @@ func (s *Service) Put(entities ...cedarpost.Entity) (revision string) {
 				raw.Tags, err = plainRecord(e.Tags)
 			}
 			if err != nil {
-				return fmt.Errorf("entity %s: %w", e.UID, err)
+				return fmt.Errorf("entity %s: %w", raw.UID, err)
 			}
 			entity, err := s.set.ReadEntity(raw)
 			if err != nil {
@@ -82,7 +82,7 @@ func (s *Service) reparent(uid cedarpost.EntityUID, parents []cedarpost.EntityUI
 		}
 		e := next[u]
 		if e == nil {
-			return fmt.Errorf("entity %s: it is not stored; put it first", uid)
+			return fmt.Errorf("entity %s: it is not stored; put it first", u)
 		}
 		next[u] = withParents(e, change(e.Parents, given))
 		return nil

@@ -1,0 +1,347 @@
+package cedarposttest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+	"pgregory.net/rapid"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/policies"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
+	"github.com/cedarpost/cedarpost/server/servertest"
+)
+
+// twins are the real server, over the wire and with its database, and this one.
+type twins struct {
+	server *servertest.Server
+	real   cedarpostv1connect.AuthorizationServiceClient
+	svc    *Service
+	kit    cedarpostv1connect.AuthorizationServiceClient
+}
+
+func newTwins(t *testing.T) *twins {
+	t.Helper()
+	s := servertest.New(t)
+	s.MustLoadShop()
+	svc := NewFS(t, policies.Shop())
+	return &twins{s, s.Authorization, svc, cedarpostv1connect.NewAuthorizationServiceClient(connect.NewClient(svc.transport))}
+}
+
+type tester interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// sameError says whether both failed in the same way; ok, that neither did.
+func sameError(t tester, what any, real, kit error) (ok bool) {
+	t.Helper()
+	text := func(err error) string {
+		if err == nil {
+			return "no error"
+		}
+		return err.Error()
+	}
+	if text(real) != text(kit) || connect.CodeOf(real) != connect.CodeOf(kit) {
+		t.Errorf("%.1000v\n real: %s\n  kit: %s", what, text(real), text(kit))
+	}
+	return real == nil && kit == nil
+}
+
+// bare is an answer without what no two have in common, and without its cache hint,
+// which here is coarser.
+func bare(r *cedarpostv1.AuthorizeResponse) *cedarpostv1.AuthorizeResponse {
+	if r != nil {
+		r.DecisionId, r.Revision, r.CacheHint = "", nil, nil
+	}
+	return r
+}
+
+func same(t tester, what any, real, kit *cedarpostv1.AuthorizeResponse) {
+	t.Helper()
+	if !proto.Equal(bare(real), bare(kit)) {
+		t.Errorf("%v\n real: %v\n  kit: %v", what, real, kit)
+	}
+}
+
+// ask asks both the same.
+func (w *twins) ask(t tester, req *cedarpostv1.AuthorizeRequest) {
+	t.Helper()
+	real, realErr := w.real.Authorize(context.Background(), req)
+	kit, kitErr := w.kit.Authorize(context.Background(), req)
+	if sameError(t, req, realErr, kitErr) {
+		same(t, req, real, kit)
+	}
+}
+
+func (w *twins) askBatch(t tester, checks []*cedarpostv1.AuthorizeRequest) {
+	t.Helper()
+	req := &cedarpostv1.AuthorizeBatchRequest{Checks: checks}
+	real, realErr := w.real.AuthorizeBatch(context.Background(), req)
+	kit, kitErr := w.kit.AuthorizeBatch(context.Background(), req)
+	if !sameError(t, req, realErr, kitErr) {
+		return
+	}
+	if len(real.Results) != len(kit.Results) {
+		t.Fatalf("%d results, the kit has %d", len(real.Results), len(kit.Results))
+	}
+	for i := range real.Results {
+		bare(real.Results[i].GetResponse())
+		bare(kit.Results[i].GetResponse())
+		if !proto.Equal(real.Results[i], kit.Results[i]) {
+			t.Errorf("%v\n real: %v\n  kit: %v", checks[i], real.Results[i], kit.Results[i])
+		}
+	}
+}
+
+// Every check of the example's tests gets the same answer from the real server.
+func TestConformanceOfChecks(t *testing.T) {
+	w := newTwins(t)
+	b, err := bundle.Read(policies.Shop(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var batch []*cedarpostv1.AuthorizeRequest
+	for _, test := range b.Tests {
+		ctx, err := structpb.NewStruct(test.Context)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref := func(r bundle.Ref) *cedarpostv1.EntityUid { return &cedarpostv1.EntityUid{Type: r.Type, Id: r.ID} }
+		req := &cedarpostv1.AuthorizeRequest{
+			Principal: ref(test.Principal), Action: ref(test.Action), Resource: ref(test.Resource), Context: ctx, WantCacheHint: true,
+		}
+		if test.AllFields || len(test.Fields) > 0 {
+			req.Fields = &cedarpostv1.FieldSelection{Paths: test.Fields, All: test.AllFields, RequireAll: test.RequireAll}
+		}
+		w.ask(t, req)
+		batch = append(batch, proto.CloneOf(req))
+		req.Explain = true
+		w.ask(t, req)
+	}
+	if len(batch) < 30 {
+		t.Errorf("only %d checks", len(batch))
+	}
+	w.askBatch(t, batch)
+}
+
+// pick draws one of a list.
+func pick[T any](t *rapid.T, name string, list ...T) T { return rapid.SampledFrom(list).Draw(t, name) }
+
+func drawUID(t *rapid.T, name string, usual ...string) *cedarpostv1.EntityUid {
+	switch rapid.IntRange(0, 19).Draw(t, name+" kind") {
+	case 0:
+		return nil
+	case 1:
+		return &cedarpostv1.EntityUid{Type: pick(t, name, "Shop::Nothing", "", "Shop::Field", "Shop::Action", "a b"), Id: "x"}
+	case 2:
+		return servertest.UID(pick(t, name, `Shop::User::"bob"`, `Shop::Order::"42"`, `Shop::Store::"main"`, `Shop::Role::"staff"`))
+	}
+	return servertest.UID(pick(t, name, usual...))
+}
+
+var (
+	users   = []string{"bob", "carol", "alice", "erin", "dave", "mallory", "grace", "heidi", "judy", "nobody", "é\n\"'"}
+	orders  = []string{"42", "43", "44", "99", "1", "none"}
+	actions = []string{"ViewOrder", "EditOrder", "DeleteOrder", "RefundOrder", "CreateOrder", "ListOrders", "Read", "ViewOrder.field", "Fly"}
+	paths   = []string{"id", "status", "items", "total", "customer", "customer.name", "customer.email", "shipping.address", "internal", "internal.notes", "internal.margin", "supplier", ""}
+)
+
+func named(typ string, ids []string) []string {
+	out := make([]string, len(ids))
+	for i, id := range ids {
+		out[i] = bundle.Ref{Type: typ, ID: id}.String()
+	}
+	return out
+}
+
+func drawContext(t *rapid.T) *structpb.Struct {
+	m := map[string]any{"mfa": rapid.Bool().Draw(t, "mfa")}
+	switch rapid.IntRange(0, 19).Draw(t, "context") {
+	case 0:
+		return nil
+	case 1:
+		m["mfa"] = pick[any](t, "no mfa", "yes", 1.0, nil, []any{true}, map[string]any{"__entity": map[string]any{"type": "A", "id": "b"}})
+	case 2:
+		m[pick(t, "more", "now", "field", "", "é")] = pick[any](t, "value", true, "x", 1.5)
+	}
+	s, err := structpb.NewStruct(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func drawRequest(t *rapid.T) *cedarpostv1.AuthorizeRequest {
+	resources := append(named("Shop::Order", orders), `Shop::Store::"main"`, `Shop::Store::"other"`)
+	req := &cedarpostv1.AuthorizeRequest{
+		Principal: drawUID(t, "principal", named("Shop::User", users)...),
+		Action:    drawUID(t, "action", named("Shop::Action", actions)...),
+		Resource:  drawUID(t, "resource", resources...),
+		Context:   drawContext(t),
+	}
+	if rapid.Bool().Draw(t, "fields") {
+		req.Fields = &cedarpostv1.FieldSelection{
+			Paths: rapid.SliceOfN(rapid.SampledFrom(paths), 0, 4).Draw(t, "paths"), All: rapid.IntRange(0, 3).Draw(t, "all") == 0,
+			RequireAll: rapid.Bool().Draw(t, "require all"),
+		}
+		if req.Fields.All && rapid.IntRange(0, 9).Draw(t, "both") > 0 {
+			req.Fields.Paths = nil
+		}
+	}
+	if rapid.IntRange(0, 19).Draw(t, "inline") == 0 {
+		req.Entities = []*cedarpostv1.Entity{{Uid: drawUID(t, "entity", `Shop::Order::"new"`)}}
+	}
+	return req
+}
+
+// change writes the same to both.
+func (w *twins) change(t *rapid.T) {
+	uid := cedarpost.UID("Shop::User", pick(t, "written", users...))
+	to := []cedarpost.EntityUID{cedarpost.UID("Shop::Role", pick(t, "role", "support", "finance", "manager", "staff"))}
+	wire := func(u cedarpost.EntityUID) *cedarpostv1.EntityUid {
+		return &cedarpostv1.EntityUid{Type: u.Type, Id: u.ID}
+	}
+	op := &cedarpostv1.EntityOperation{}
+	var own func() string
+	switch rapid.IntRange(0, 4).Draw(t, "write") {
+	case 0:
+		suspended, region := rapid.Bool().Draw(t, "suspended"), pick[any](t, "region", "eu", "us", 3.0)
+		attrs := map[string]any{"region": region, "suspended": suspended}
+		e := &cedarpostv1.Entity{Uid: wire(uid), Parents: []*cedarpostv1.EntityUid{wire(to[0])}}
+		e.Attrs, _ = structpb.NewStruct(attrs)
+		op.Operation = &cedarpostv1.EntityOperation_Put{Put: e}
+		own = func() string { return w.svc.Put(cedarpost.Entity{UID: uid, Attrs: attrs, Parents: to}) }
+	case 1:
+		op.Operation = &cedarpostv1.EntityOperation_Delete{Delete: &cedarpostv1.DeleteEntity{Uid: wire(uid), Cascade: true}}
+		own = func() string { return w.svc.Delete(uid) }
+	case 2:
+		op.Operation = &cedarpostv1.EntityOperation_AddParents{AddParents: &cedarpostv1.ChangeParents{Uid: wire(uid), Parents: []*cedarpostv1.EntityUid{wire(to[0])}}}
+		own = func() string { return w.svc.AddParents(uid, to...) }
+	case 3:
+		op.Operation = &cedarpostv1.EntityOperation_RemoveParents{RemoveParents: &cedarpostv1.ChangeParents{Uid: wire(uid), Parents: []*cedarpostv1.EntityUid{wire(to[0])}}}
+		own = func() string { return w.svc.RemoveParents(uid, to...) }
+	case 4: // roles may come to be their own ancestors
+		parent := cedarpost.UID("Shop::Role", pick(t, "parent", "support", "finance", "staff"))
+		op.Operation = &cedarpostv1.EntityOperation_AddParents{AddParents: &cedarpostv1.ChangeParents{Uid: wire(to[0]), Parents: []*cedarpostv1.EntityUid{wire(parent)}}}
+		own = func() string { return w.svc.AddParents(to[0], parent) }
+	}
+	_, realErr := w.server.Entities.WriteEntities(context.Background(), &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{op}})
+	refused := w.svc.refusal(own)
+	if (realErr == nil) != (refused == "") || realErr != nil && !strings.HasSuffix(realErr.Error(), refused) {
+		t.Errorf("%v\n real: %v\n  kit: %s", op, realErr, refused)
+	}
+}
+
+// catch is a test whose failure is looked at.
+type catch struct{ noTest }
+
+// refusal is what a write was refused with, or "".
+func (s *Service) refusal(write func() string) (message string) {
+	old := s.t
+	s.t = catch{}
+	defer func() {
+		s.t = old
+		if r := recover(); r != nil {
+			message = strings.TrimPrefix(fmt.Sprint(r), "cedarposttest: ")
+		}
+	}()
+	write()
+	return ""
+}
+
+// Whatever is asked, after whatever was written, both answer the same.
+func TestConformance(t *testing.T) {
+	w := newTwins(t)
+	rapid.Check(t, func(t *rapid.T) {
+		if rapid.Bool().Draw(t, "change") {
+			w.change(t)
+		}
+		var batch []*cedarpostv1.AuthorizeRequest
+		for range rapid.IntRange(1, 10).Draw(t, "questions") {
+			req := drawRequest(t)
+			batch = append(batch, proto.CloneOf(req))
+			req.Explain = rapid.IntRange(0, 3).Draw(t, "explain") == 0
+			w.ask(t, req)
+		}
+		w.askBatch(t, batch)
+	})
+}
+
+// What a message may be at most, and how fresh an answer may have to be, is the same.
+func TestConformanceOfTheEdge(t *testing.T) {
+	w := newTwins(t)
+	good := func() *cedarpostv1.AuthorizeRequest {
+		ctx, _ := structpb.NewStruct(map[string]any{"mfa": true})
+		return &cedarpostv1.AuthorizeRequest{
+			Principal: servertest.UID(`Shop::User::"bob"`), Action: servertest.UID(`Shop::Action::"ViewOrder"`),
+			Resource: servertest.UID(`Shop::Order::"42"`), Context: ctx,
+		}
+	}
+	for name, spoil := range map[string]func(*cedarpostv1.AuthorizeRequest){
+		"large": func(r *cedarpostv1.AuthorizeRequest) {
+			r.Context.Fields["mfa"] = structpb.NewStringValue(strings.Repeat("x", 70_000))
+		},
+		"not UTF-8":  func(r *cedarpostv1.AuthorizeRequest) { r.Principal.Id = "\xff" },
+		"long id":    func(r *cedarpostv1.AuthorizeRequest) { r.Principal.Id = strings.Repeat("x", 5000) },
+		"request id": func(r *cedarpostv1.AuthorizeRequest) { r.RequestId = strings.Repeat("x", 129) },
+		"no token":   func(r *cedarpostv1.AuthorizeRequest) { r.Consistency = atLeast("") },
+		"bad token":  func(r *cedarpostv1.AuthorizeRequest) { r.Consistency = atLeast("AAAA") },
+		"of another database": func(r *cedarpostv1.AuthorizeRequest) {
+			r.Consistency = atLeast(NewFS(t, policies.Shop()).revision(1).Token)
+		},
+		"fully consistent": func(r *cedarpostv1.AuthorizeRequest) {
+			r.Consistency = &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_FullyConsistent{FullyConsistent: true}}
+		},
+		"not at all consistent": func(r *cedarpostv1.AuthorizeRequest) {
+			r.Consistency = &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_FullyConsistent{}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			req := good()
+			spoil(req)
+			w.ask(t, req)
+			w.askBatch(t, []*cedarpostv1.AuthorizeRequest{req})
+		})
+	}
+	for name, n := range map[string]int{"empty batch": 0, "large batch": 101} {
+		t.Run(name, func(t *testing.T) {
+			var batch []*cedarpostv1.AuthorizeRequest
+			for range n {
+				batch = append(batch, good())
+			}
+			w.askBatch(t, batch)
+		})
+	}
+	t.Run("revision to come", func(t *testing.T) {
+		ask := func(c cedarpostv1connect.AuthorizationServiceClient) error {
+			res, err := c.GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			req := good()
+			req.Consistency = atLeast(later(res.Revision.Token))
+			_, err = c.Authorize(t.Context(), req)
+			return err
+		}
+		sameError(t, "later", ask(w.real), ask(w.kit))
+	})
+}
+
+func atLeast(token string) *cedarpostv1.Consistency {
+	return &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: &cedarpostv1.Revision{Token: token}}}
+}
+
+// later is a token of the same history whose number is far off.
+func later(token string) string {
+	database, _, number, _ := parseToken(token)
+	return (&Service{database: database}).revision(number + 1000).Token
+}

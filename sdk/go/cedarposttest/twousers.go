@@ -1,0 +1,323 @@
+package cedarposttest
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TwoUsers finds routes that let one user at what is another's: holes that tests with
+// one user, or with one user of each role, do not see. It tries each route
+//
+//   - as each user on the other's object, which has to get 403 or 404,
+//   - as nobody, which has to get 401, 403 or 404,
+//   - as each user on an own object, which has to succeed: otherwise the refusals
+//     could be for any reason, and prove nothing.
+//
+// No answer to one user may have a secret of the other. The two should have the same
+// role, so that it is only the object that makes a difference.
+//
+// What should be refused is tried first, and within that what changes nothing, so that
+// a success does not take from the others what they need. DELETE comes last.
+type TwoUsers struct {
+	// Handler is the program under test. Nil: what runs at URL.
+	Handler http.Handler
+	URL     string
+
+	Routes []Route
+	A, B   User
+
+	// Registered are the patterns of all routes that the program has. Each has to be
+	// among Routes, or in Skip. Nil: nothing is compared.
+	Registered []string
+	// Skip has the patterns of routes that are not tried, each with the reason.
+	Skip map[string]string
+}
+
+// Route is one that is tried.
+type Route struct {
+	// Pattern is as for [http.ServeMux], with a method: "GET /orders/{id}".
+	Pattern string
+	// Object is the kind of the object that the route is about, "order". Empty: it is
+	// about none, as a list of one's own, and there is no try on another's.
+	Object string
+	// Query and Body go with the request. In them, as in Pattern, {id} stands for the
+	// object's value of that name.
+	Query, Body string
+	// Header is added to the request. A Body is JSON, unless it says otherwise.
+	Header http.Header
+	// Success is the status of a try on an own object. 0: any from 200 to 299.
+	Success int
+}
+
+// User is one of the two.
+type User struct {
+	Name string
+	// Authenticate makes a request one of this user, as by a header or a cookie.
+	Authenticate func(*http.Request)
+	// Objects has an object of this user for each kind that routes are about.
+	Objects map[string]Object
+	// Secrets are texts that only this user may get, as a name or an address.
+	Secrets []string
+}
+
+// Object is one that belongs to a user.
+type Object struct {
+	// Values are what stands in its routes, by name: {"id": "42"}.
+	Values map[string]string
+	// Body takes the place of that of the routes. Empty: theirs.
+	Body string
+}
+
+// String is the values of an object: "42".
+func (o Object) String() string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(o.Values)) {
+		out = append(out, o.Values[name])
+	}
+	return strings.Join(out, "/")
+}
+
+// Run makes all tries, and fails a subtest of t for each route that is not as it has
+// to be. The table of all tries is in the log of t.
+func (k TwoUsers) Run(t *testing.T) {
+	t.Helper()
+	report, err := k.Report(t.Context())
+	if err != nil {
+		t.Fatalf("cedarposttest: %v", err)
+	}
+	for i, route := range k.Routes {
+		t.Run(route.Pattern, func(t *testing.T) {
+			for _, try := range report.Tries {
+				if try.route == i && try.Failure != "" {
+					t.Error(try.Failure)
+				}
+			}
+		})
+	}
+	for _, failure := range report.Uncovered {
+		t.Error(failure)
+	}
+	t.Logf("as two users:\n%s", report)
+}
+
+// Report makes all tries and says what came of them. Its error is a mistake in what
+// was given.
+func (k TwoUsers) Report(ctx context.Context) (*Report, error) {
+	if err := k.check(); err != nil {
+		return nil, err
+	}
+	base := k.URL
+	if k.Handler != nil {
+		server := httptest.NewUnstartedServer(k.Handler)
+		server.Config.ErrorLog = log.New(io.Discard, "", 0) // what a handler did shows in its answer
+		server.Start()
+		defer server.Close()
+		base = server.URL
+	}
+	client := &http.Client{
+		Timeout:       10 * time.Second,
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	report := &Report{Uncovered: k.uncovered()}
+	for _, try := range k.tries() {
+		try.send(ctx, client, strings.TrimRight(base, "/"))
+		report.add(try)
+	}
+	return report, nil
+}
+
+// check finds mistakes without which the tries mean something.
+func (k TwoUsers) check() error {
+	if (k.Handler == nil) == (k.URL == "") {
+		return errors.New("give Handler or URL, one of the two")
+	}
+	if len(k.Routes) == 0 {
+		return errors.New("no routes to try")
+	}
+	if k.A.Name == "" || k.B.Name == "" || k.A.Name == k.B.Name {
+		return errors.New("the two users need two names")
+	}
+	for _, u := range []User{k.A, k.B} {
+		if u.Authenticate == nil {
+			return fmt.Errorf("%s cannot authenticate", u.Name)
+		}
+		if slices.Contains(u.Secrets, "") {
+			return fmt.Errorf("a secret of %s is empty, which every answer has in it", u.Name)
+		}
+	}
+	for _, r := range k.Routes {
+		if err := k.checkRoute(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (k TwoUsers) checkRoute(r Route) error {
+	if _, _, ok := r.split(); !ok {
+		return fmt.Errorf("route %q is not like GET /orders/{id}", r.Pattern)
+	}
+	var targets [2]string
+	for i, u := range []User{k.A, k.B} {
+		object, ok := u.Objects[r.Object]
+		if !ok && r.Object != "" {
+			return fmt.Errorf("%s: %s has no %s", r.Pattern, u.Name, r.Object)
+		}
+		target, body := r.fill(object)
+		if left := names.FindString(target); left != "" {
+			return fmt.Errorf("%s: nothing says what %s is for %s", r.Pattern, left, u.Name)
+		}
+		targets[i] = target + "\n" + body
+	}
+	if r.Object != "" && targets[0] == targets[1] {
+		return fmt.Errorf("%s: the request is the same for the %s of %s and that of %s", r.Pattern, r.Object, k.A.Name, k.B.Name)
+	}
+	return nil
+}
+
+// uncovered compares what the program has with what is tried.
+func (k TwoUsers) uncovered() (out []string) {
+	if k.Registered == nil {
+		return nil
+	}
+	tried := map[string]bool{}
+	for _, r := range k.Routes {
+		tried[r.Pattern] = true
+		if !slices.Contains(k.Registered, r.Pattern) {
+			out = append(out, r.Pattern+" is tried, and not registered")
+		}
+	}
+	for _, pattern := range k.Registered {
+		if _, skipped := k.Skip[pattern]; !skipped && !tried[pattern] {
+			out = append(out, pattern+" is registered, and nothing tries it")
+		}
+	}
+	for _, pattern := range slices.Sorted(maps.Keys(k.Skip)) {
+		switch {
+		case !slices.Contains(k.Registered, pattern):
+			out = append(out, pattern+" is skipped, and not registered")
+		case k.Skip[pattern] == "":
+			out = append(out, pattern+" is skipped for no reason")
+		}
+	}
+	return out
+}
+
+// tries are all of them, in the order they are made.
+func (k TwoUsers) tries() []*Try {
+	var refused, own []*Try
+	for i, r := range k.Routes {
+		try := func(user, owner *User, others ...*User) *Try {
+			return &Try{Pattern: r.Pattern, route: i, request: r, user: user, owner: owner, others: others}
+		}
+		if r.Object != "" {
+			refused = append(refused, try(&k.A, &k.B, &k.B), try(&k.B, &k.A, &k.A), try(nil, &k.B, &k.A, &k.B))
+		}
+		refused = append(refused, try(nil, &k.A, &k.A, &k.B))
+		own = append(own, try(&k.A, &k.A, &k.B), try(&k.B, &k.B, &k.A))
+	}
+	for _, part := range [][]*Try{refused, own} {
+		slices.SortStableFunc(part, func(a, b *Try) int { return a.request.harm() - b.request.harm() })
+	}
+	return append(refused, own...)
+}
+
+// harm orders routes by what a success may take from others.
+func (r Route) harm() int {
+	switch method, _, _ := r.split(); method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+		return 0
+	case http.MethodDelete:
+		return 2
+	}
+	return 1
+}
+
+// split takes a pattern apart. A host in it is left out.
+func (r Route) split() (method, path string, ok bool) {
+	method, rest, _ := strings.Cut(r.Pattern, " ")
+	slash := strings.Index(rest, "/")
+	if slash < 0 || method == "" || strings.Contains(method, "/") {
+		return "", "", false
+	}
+	return method, strings.TrimSuffix(rest[slash:], "{$}"), true
+}
+
+// names are what values stand for in a path.
+var names = regexp.MustCompile(`\{[^{}/]+\}`)
+
+// fill puts values in the place of their names.
+func fill(text string, values map[string]string, escape func(string) string) string {
+	for name, value := range values {
+		text = strings.ReplaceAll(text, "{"+name+"}", escape(value))
+		text = strings.ReplaceAll(text, "{"+name+"...}", strings.ReplaceAll(url.PathEscape(value), "%2F", "/"))
+	}
+	return text
+}
+
+// fill is the request for an object: path with query, and body.
+func (r Route) fill(o Object) (target, body string) {
+	_, path, _ := r.split()
+	target = fill(path, o.Values, url.PathEscape)
+	if r.Query != "" {
+		target += "?" + fill(strings.TrimPrefix(r.Query, "?"), o.Values, url.QueryEscape)
+	}
+	return target, fill(cmp.Or(o.Body, r.Body), o.Values, func(s string) string { return s })
+}
+
+// newRequest is the request of a try.
+func (t *Try) newRequest(ctx context.Context, base string) (*http.Request, error) {
+	method, _, _ := t.request.split()
+	target, body := t.request.fill(t.owner.Objects[t.request.Object])
+	req, err := http.NewRequestWithContext(ctx, method, base+target, strings.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for name, values := range t.request.Header {
+		req.Header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
+	}
+	if t.user != nil {
+		t.user.Authenticate(req)
+	}
+	return req, nil
+}
+
+const maxAnswer = 16 << 20
+
+// send makes the try.
+func (t *Try) send(ctx context.Context, client *http.Client, base string) {
+	req, err := t.newRequest(ctx, base)
+	if err != nil {
+		t.err = err
+		return
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		t.err = err
+		return
+	}
+	defer res.Body.Close()
+	t.Status = res.StatusCode
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	t.answer, t.err = string(body), err
+	for _, values := range res.Header {
+		t.answer += "\n" + strings.Join(values, "\n")
+	}
+}
