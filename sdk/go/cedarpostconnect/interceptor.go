@@ -83,8 +83,7 @@ func (i *Interceptor) Intercept(next connect.ServerFunc) connect.ServerFunc {
 		}
 		s := &checked{ctx: ctx, guard: i.guard, route: c, procedure: spec.Procedure, inner: stream, held: held}
 		if c.Filter && spec.StreamType&connect.StreamTypeClient != 0 {
-			s.fault(errFilter)
-			return s.end(nil)
+			return toError(ctx, s.fault(errFilter), false)
 		}
 		return s.end(next(ctx, spec, s))
 	}

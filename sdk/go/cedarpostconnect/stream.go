@@ -86,7 +86,7 @@ func (s *checked) open() error {
 		return plainError(r)
 	}
 	if !s.passed.Load() {
-		return plainError(s.fault(errSent))
+		return plainError(s.unchecked(errSent))
 	}
 	s.sent.Store(true)
 	return nil
@@ -119,7 +119,19 @@ func (s *checked) Send(msg any) error {
 
 // fault refuses the call by a mistake of the service.
 func (s *checked) fault(err error) *enforce.Refusal {
-	r := &enforce.Refusal{Kind: enforce.Fault, Err: err}
+	return s.refuse(&enforce.Refusal{Kind: enforce.Fault, Err: err})
+}
+
+// unchecked refuses a call in which no message was checked: by the client's mistake if
+// it sent none, or else by the handler's.
+func (s *checked) unchecked(err error) *enforce.Refusal {
+	if s.closed.Load() {
+		return s.refuse(&enforce.Refusal{Kind: enforce.Malformed, Err: err})
+	}
+	return s.fault(err)
+}
+
+func (s *checked) refuse(r *enforce.Refusal) *enforce.Refusal {
 	s.guard.Refuse(s.procedure, r)
 	s.refused.Store(r)
 	return r
@@ -127,16 +139,11 @@ func (s *checked) fault(err error) *enforce.Refusal {
 
 // end turns what the handler returned into what the client gets.
 func (s *checked) end(err error) error {
-	if s.refused.Load() == nil && err == nil && !s.passed.Load() {
-		if s.closed.Load() {
-			none := &enforce.Refusal{Kind: enforce.Malformed, Err: io.EOF}
-			s.guard.Refuse(s.procedure, none)
-			s.refused.Store(none)
-		} else {
-			s.fault(errUnchecked)
-		}
+	r := s.refused.Load()
+	if r == nil && err == nil && !s.passed.Load() {
+		r = s.unchecked(errUnchecked)
 	}
-	if r := s.refused.Load(); r != nil {
+	if r != nil {
 		return toError(s.ctx, r, s.sent.Load())
 	}
 	return err

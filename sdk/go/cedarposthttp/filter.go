@@ -41,7 +41,7 @@ func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpo
 	defer func() {
 		if !finished { // the handler panics: net/http cuts the answer off
 			_ = pipe.CloseWithError(errPanic)
-			f.wait()
+			_ = f.wait() // the panic says more
 		}
 	}()
 	c.next.ServeHTTP(f, r)

@@ -22,12 +22,16 @@ import (
 // Mux is an [http.ServeMux] whose every route has a [Route]. What matches none is
 // refused with 404 and counted.
 type Mux struct {
-	guard *enforce.Guard
-	mux   *http.ServeMux
+	guard    *enforce.Guard
+	mux      *http.ServeMux
+	patterns []string
 }
 
 // NewMux makes a Mux without routes.
-func NewMux(guard *enforce.Guard) *Mux { return &Mux{guard, http.NewServeMux()} }
+func NewMux(guard *enforce.Guard) *Mux { return &Mux{guard: guard, mux: http.NewServeMux()} }
+
+// Patterns are those of all routes, as for a test that tries each of them.
+func (m *Mux) Patterns() []string { return slices.Clone(m.patterns) }
 
 // Handle registers a handler for a pattern of [http.ServeMux], and what has to be
 // allowed before it runs. It panics if the pattern or the route cannot be, as ServeMux
@@ -38,6 +42,7 @@ func (m *Mux) Handle(pattern string, route Route, handler http.Handler) {
 		panic(err)
 	}
 	m.mux.Handle(pattern, h)
+	m.patterns = append(m.patterns, pattern)
 }
 
 // HandleFunc is Handle for a function.

@@ -95,15 +95,18 @@ func TestWhoGetsWhere(t *testing.T) {
 	} {
 		a := w.as(c.who, c.method, c.path, c.body, "Content-Type", "application/json")
 		got := strings.Join(w.take(), ", ")
-		if a.StatusCode != c.status || got != c.reached {
-			t.Errorf("%q %s %s %s: %d, reached %q; want %d, %q\n%s", c.who, c.method, c.path, c.body, a.StatusCode, got, c.status, c.reached, a.body)
+		if a.status != c.status || got != c.reached {
+			t.Errorf("%q %s %s %s: %d, reached %q; want %d, %q\n%s", c.who, c.method, c.path, c.body, a.status, got, c.status, c.reached, a.body)
 		}
-		if a.StatusCode >= 400 && a.Header.Get("Content-Type") != "application/problem+json" {
+		if a.status >= 400 && a.Header.Get("Content-Type") != "application/problem+json" {
 			t.Errorf("%q %s %s: refused as %s", c.who, c.method, c.path, a.Header.Get("Content-Type"))
 		}
 		if strings.Contains(a.body, "owner-") || strings.Contains(a.body, "shop/") || strings.Contains(a.body, "mfa") {
 			t.Errorf("%q %s %s names a policy: %s", c.who, c.method, c.path, a.body)
 		}
+	}
+	if got := w.mux.Patterns(); len(got) != 7 || got[0] != "GET /orders/{id}" {
+		t.Errorf("patterns: %v", got)
 	}
 	s := w.guard.Stats()
 	if s.Public != 2 || s.Unmapped["no pattern"] != 4 || s.Faults != 1 || s.Unmet != 1 || s.StepUp != 2 || s.Hidden != 3 || s.NoPrincipal != 2 || s.Malformed != 3 {
@@ -131,7 +134,7 @@ func TestBodiesOfRefusals(t *testing.T) {
 	}
 	// "internal" stands for its leaves, whose names the user has not said.
 	a = w.as("bob", "PATCH", "/orders/42", `{"internal":null}`, "Content-Type", "application/json")
-	if a.StatusCode != 403 || strings.Contains(a.body, "margin") {
+	if a.status != 403 || strings.Contains(a.body, "margin") {
 		t.Errorf("the catalogue is shown: %s", a.body)
 	}
 
@@ -168,8 +171,8 @@ func TestHiddenIsNotFound(t *testing.T) {
 	denied := w.as("bob", "GET", "/orders/99", "")
 	for _, path := range []string{"/gone/42", "/filtered/42", "/filtered/99"} {
 		gone := w.as("bob", "GET", path, "")
-		if denied.StatusCode != 404 || gone.StatusCode != 404 || denied.body != gone.body {
-			t.Errorf("%s: %d %s\n%d %s", path, denied.StatusCode, denied.body, gone.StatusCode, gone.body)
+		if denied.status != 404 || gone.status != 404 || denied.body != gone.body {
+			t.Errorf("%s: %d %s\n%d %s", path, denied.status, denied.body, gone.status, gone.body)
 		}
 		for name := range denied.Header {
 			if !slices.Equal(denied.Header[name], gone.Header[name]) || len(denied.Header) != len(gone.Header) {
@@ -188,31 +191,31 @@ func TestNoDecision(t *testing.T) {
 		Context: func(*http.Request) (map[string]any, error) { return map[string]any{"undeclared": 1}, nil },
 	}, w.reach("context"))
 
-	if a := w.as("bob", "GET", "/wrong/42", ""); a.StatusCode != 500 || strings.Contains(a.body, "NoSuchAction") {
-		t.Errorf("a question that makes no sense: %d %s", a.StatusCode, a.body)
+	if a := w.as("bob", "GET", "/wrong/42", ""); a.status != 500 || strings.Contains(a.body, "NoSuchAction") {
+		t.Errorf("a question that makes no sense: %d %s", a.status, a.body)
 	}
-	if a := w.as("bob", "GET", "/context/42", ""); a.StatusCode != 500 {
-		t.Errorf("a context that no schema knows: %d", a.StatusCode)
+	if a := w.as("bob", "GET", "/context/42", ""); a.status != 500 {
+		t.Errorf("a context that no schema knows: %d", a.status)
 	}
 	w.svc.Away(true)
 	a := w.as("bob", "GET", "/orders/42", "")
-	if a.StatusCode != 503 || a.Header.Get("Retry-After") != "1" {
-		t.Errorf("service away: %d, retry after %q", a.StatusCode, a.Header.Get("Retry-After"))
+	if a.status != 503 || a.Header.Get("Retry-After") != "1" {
+		t.Errorf("service away: %d, retry after %q", a.status, a.Header.Get("Retry-After"))
 	}
 	if got := w.take(); got != nil {
 		t.Errorf("reached %v without a decision", got)
 	}
-	if a := w.as("bob", "GET", "/open/42", ""); a.StatusCode != 200 || len(w.take()) != 1 {
-		t.Errorf("a route that fails open: %d", a.StatusCode)
+	if a := w.as("bob", "GET", "/open/42", ""); a.status != 200 || len(w.take()) != 1 {
+		t.Errorf("a route that fails open: %d", a.status)
 	}
 	w.svc.Away(false)
-	if a := w.as("bob", "GET", "/open/99", ""); a.StatusCode != 403 {
-		t.Errorf("a route that fails open is open always: %d", a.StatusCode)
+	if a := w.as("bob", "GET", "/open/99", ""); a.status != 403 {
+		t.Errorf("a route that fails open is open always: %d", a.status)
 	}
 	// The service does not know our key.
 	w.svc.Fail(connect.NewError(connect.CodeUnauthenticated, "who are you?"))
-	if a := w.as("bob", "GET", "/orders/42", ""); a.StatusCode != 503 || w.take() != nil || !strings.Contains(w.log.String(), "who are you?") {
-		t.Errorf("a key that is not known: %d", a.StatusCode)
+	if a := w.as("bob", "GET", "/orders/42", ""); a.status != 503 || w.take() != nil || !strings.Contains(w.log.String(), "who are you?") {
+		t.Errorf("a key that is not known: %d", a.status)
 	}
 }
 
@@ -234,8 +237,8 @@ func TestIDsThatCannotBe(t *testing.T) {
 		"/orders/" + strings.Repeat("x", 1024): 403, "/tree/": 400, "/tree/%ff": 400,
 		"/query?id=%ff": 400, "/query?id=%00": 400,
 	} {
-		if a := w.as("bob", "GET", path, ""); a.StatusCode != status || w.take() != nil {
-			t.Errorf("%.40s: %d, want %d", path, a.StatusCode, status)
+		if a := w.as("bob", "GET", path, ""); a.status != status || w.take() != nil {
+			t.Errorf("%.40s: %d, want %d", path, a.status, status)
 		}
 	}
 }
@@ -253,8 +256,8 @@ func TestMistakesOfTheService(t *testing.T) {
 	} {
 		w := shopWorld(t, change)
 		a := w.as("bob", "GET", "/orders/42", "")
-		if a.StatusCode != 500 || w.take() != nil || strings.Contains(a.body, "fire") || !strings.Contains(w.log.String(), "fire") {
-			t.Errorf("%s: %d %s", name, a.StatusCode, a.body)
+		if a.status != 500 || w.take() != nil || strings.Contains(a.body, "fire") || !strings.Contains(w.log.String(), "fire") {
+			t.Errorf("%s: %d %s", name, a.status, a.body)
 		}
 	}
 	w := newWorld(t)
@@ -267,8 +270,8 @@ func TestMistakesOfTheService(t *testing.T) {
 	changes.Changes = func(*http.Request, []byte) ([]string, error) { panic("no changes") }
 	w.mux.Handle("PATCH /c/{id}", changes, w.reach("c"))
 	for target, method := range map[string]string{"/a/42": "GET", "/b/42": "GET", "/c/42": "PATCH"} {
-		if a := w.as("bob", method, target, "{}"); a.StatusCode != 500 || w.take() != nil {
-			t.Errorf("%s: %d", target, a.StatusCode)
+		if a := w.as("bob", method, target, "{}"); a.status != 500 || w.take() != nil {
+			t.Errorf("%s: %d", target, a.status)
 		}
 	}
 }
@@ -282,16 +285,16 @@ func TestObligations(t *testing.T) {
 			return cannot
 		}}
 	})
-	if a := w.as("erin+mfa", "POST", "/orders/42/refund", ""); a.StatusCode != 200 || len(told) != 1 || len(w.take()) != 1 {
-		t.Errorf("an obligation that is met: %d, told %v", a.StatusCode, told)
+	if a := w.as("erin+mfa", "POST", "/orders/42/refund", ""); a.status != 200 || len(told) != 1 || len(w.take()) != 1 {
+		t.Errorf("an obligation that is met: %d, told %v", a.status, told)
 	}
 	cannot = errors.New("no mail today")
 	a := w.as("erin+mfa", "POST", "/orders/42/refund", "")
-	if a.StatusCode != 403 || w.take() != nil || strings.Contains(a.body, "mail") || a.problem["decision_id"] != told[1] {
-		t.Errorf("an obligation that fails: %d %s", a.StatusCode, a.body)
+	if a.status != 403 || w.take() != nil || strings.Contains(a.body, "mail") || a.problem["decision_id"] != told[1] {
+		t.Errorf("an obligation that fails: %d %s", a.status, a.body)
 	}
-	if a := w.as("erin", "POST", "/orders/42/refund", ""); a.StatusCode != 401 || len(told) != 2 {
-		t.Errorf("an obligation of a denial: %d, told %v", a.StatusCode, told)
+	if a := w.as("erin", "POST", "/orders/42/refund", ""); a.status != 401 || len(told) != 2 {
+		t.Errorf("an obligation of a denial: %d, told %v", a.status, told)
 	}
 }
 
@@ -318,8 +321,8 @@ func TestBodyReachesTheHandler(t *testing.T) {
 	doc := ` {"shipping": {"address": "a street"}} `
 	for _, path := range []string{"/orders/42", "/vandal/42"} {
 		got = ""
-		if a := w.as("bob", "PATCH", path, doc, "Content-Type", "application/merge-patch+json; charset=utf-8"); a.StatusCode != 200 || got != doc {
-			t.Errorf("%s: %d, the handler read %q", path, a.StatusCode, got)
+		if a := w.as("bob", "PATCH", path, doc, "Content-Type", "application/merge-patch+json; charset=utf-8"); a.status != 200 || got != doc {
+			t.Errorf("%s: %d, the handler read %q", path, a.status, got)
 		}
 	}
 }
@@ -361,8 +364,8 @@ func TestBodiesThatAreNotRead(t *testing.T) {
 			header = append(header, "Content-Encoding", c.encoding)
 		}
 		a := w.as("bob", "PATCH", c.path, c.body, header...)
-		if got := w.take(); a.StatusCode != c.status || (got != nil) != (c.status == 200) {
-			t.Errorf("%s %.60s as %q %s: %d, want %d", c.path, c.body, c.typ, c.encoding, a.StatusCode, c.status)
+		if got := w.take(); a.status != c.status || (got != nil) != (c.status == 200) {
+			t.Errorf("%s %.60s as %q %s: %d, want %d", c.path, c.body, c.typ, c.encoding, a.status, c.status)
 		}
 	}
 }
@@ -395,11 +398,11 @@ func TestManyAtOnce(t *testing.T) {
 	for range 8 {
 		wait.Go(func() {
 			for range 50 {
-				if a := w.as("bob", "GET", "/orders/42", ""); a.StatusCode != 200 {
-					t.Errorf("bob's own order: %d", a.StatusCode)
+				if a := w.as("bob", "GET", "/orders/42", ""); a.status != 200 {
+					t.Errorf("bob's own order: %d", a.status)
 				}
-				if a := w.as("bob", "GET", "/secret/99", ""); a.StatusCode != 404 {
-					t.Errorf("carol's order: %d", a.StatusCode)
+				if a := w.as("bob", "GET", "/secret/99", ""); a.status != 404 {
+					t.Errorf("carol's order: %d", a.status)
 				}
 			}
 		})

@@ -68,8 +68,8 @@ func TestPathTricks(t *testing.T) {
 				t.Errorf("%s: asked about a %s", c.path, d.Resource.Type)
 			}
 		}
-		if got := strings.Join(w.take(), ", "); a.StatusCode != c.status || asked != c.asked || got != c.reached {
-			t.Errorf("%s: %d, asked about %q, reached %q; want %d, %q, %q", c.path, a.StatusCode, asked, got, c.status, c.asked, c.reached)
+		if got := strings.Join(w.take(), ", "); a.status != c.status || asked != c.asked || got != c.reached {
+			t.Errorf("%s: %d, asked about %q, reached %q; want %d, %q, %q", c.path, a.status, asked, got, c.status, c.asked, c.reached)
 		}
 	}
 }
@@ -83,11 +83,11 @@ func TestMethodTricks(t *testing.T) {
 			t.Errorf("CONNECT %s", target)
 		}
 	}
-	if a := w.as("bob", "GET", "/orders/42", "", "X-Http-Method-Override", "DELETE"); a.StatusCode != 200 || w.take()[0] != "view 42" {
+	if a := w.as("bob", "GET", "/orders/42", "", "X-Http-Method-Override", "DELETE"); a.status != 200 || w.take()[0] != "view 42" {
 		t.Error("a header changed the method")
 	}
-	if a := w.as("bob", "OPTIONS", "*", ""); a.StatusCode < 400 {
-		t.Errorf("OPTIONS *: %d", a.StatusCode)
+	if a := w.as("bob", "OPTIONS", "*", ""); a.status < 400 {
+		t.Errorf("OPTIONS *: %d", a.status)
 	}
 }
 
@@ -231,8 +231,8 @@ func TestRoutesThatCannotBe(t *testing.T) {
 			t.Errorf("%s: %s", want, got)
 		}
 	}
-	if a := w.as("bob", "GET", "/o/42", ""); a.StatusCode != 404 {
-		t.Errorf("a route that was refused is served: %d", a.StatusCode)
+	if a := w.as("bob", "GET", "/o/42", ""); a.status != 404 {
+		t.Errorf("a route that was refused is served: %d", a.status)
 	}
 }
 
@@ -272,8 +272,8 @@ func TestWrap(t *testing.T) {
 		{"bob", "GET", "/orders/../admin/", 404, ""}, // would be sent on to /admin/
 	} {
 		a := w.send(h, c.who, c.method, c.target, "")
-		if got := strings.Join(w.take(), ","); a.StatusCode != c.status || got != c.reached {
-			t.Errorf("%s %s by %q: %d, reached %q", c.method, c.target, c.who, a.StatusCode, got)
+		if got := strings.Join(w.take(), ","); a.status != c.status || got != c.reached {
+			t.Errorf("%s %s by %q: %d, reached %q", c.method, c.target, c.who, a.status, got)
 		}
 	}
 	if got := w.guard.Stats().Unmapped; got["GET /orders/export"] != 1 || got["/admin/"] != 3 || got["no pattern"] != 3 {
@@ -308,8 +308,8 @@ func TestHandlerAlone(t *testing.T) {
 		method, id string
 		status     int
 	}{{"GET", "42", 200}, {"HEAD", "42", 200}, {"GET", "99", 403}, {"GET", "", 400}, {"DELETE", "42", 405}} {
-		if a := w.send(router(c.id), "bob", c.method, "/orders/99", ""); a.StatusCode != c.status {
-			t.Errorf("%s %s: %d", c.method, c.id, a.StatusCode)
+		if a := w.send(router(c.id), "bob", c.method, "/orders/99", ""); a.status != c.status {
+			t.Errorf("%s %s: %d", c.method, c.id, a.status)
 		}
 	}
 }

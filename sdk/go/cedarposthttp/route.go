@@ -128,7 +128,7 @@ func (r *Route) asks() bool {
 // ServeHTTP implements http.Handler.
 func (c *compiled) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if c.method != "" && r.Method != c.method && (c.method != http.MethodGet || r.Method != http.MethodHead) {
-		c.guard.Unmapped("another method than " + c.pattern)
+		_ = c.guard.Unmapped("another method than " + c.pattern)
 		w.Header().Set("Allow", c.method)
 		writeProblem(w, r, problem{Title: "Method Not Allowed", Status: http.StatusMethodNotAllowed})
 		return

@@ -108,6 +108,7 @@ func (w *world) take() []string {
 
 type answer struct {
 	*http.Response
+	status  int
 	body    string
 	problem map[string]any
 }
@@ -140,7 +141,7 @@ func read(t *testing.T, res *http.Response) answer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := answer{Response: res, body: string(text)}
+	a := answer{Response: res, status: res.StatusCode, body: string(text)}
 	if res.Header.Get("Content-Type") == "application/problem+json" && len(text) > 0 {
 		if err := json.Unmarshal(text, &a.problem); err != nil {
 			t.Fatalf("%s: %v", text, err)
