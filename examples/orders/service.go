@@ -165,7 +165,7 @@ func (s *service) refund(w http.ResponseWriter, r *http.Request) {
 		cedarposthttp.NotFound(w, r)
 		return
 	}
-	log.Printf("order %s: money is on its way", r.PathValue("id"))
+	log.Printf("order %q: money is on its way", r.PathValue("id"))
 	w.WriteHeader(http.StatusNoContent)
 }
 

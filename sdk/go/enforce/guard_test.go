@@ -254,8 +254,8 @@ func TestMetrics(t *testing.T) {
 	cfg := config(t)
 	cfg.MeterProvider = provider{m: m}
 	g := newGuard(t, cfg)
-	ask(g, open("1", nil))
-	ask(g, open("1", map[string]any{"banned": true}))
+	_, _ = ask(g, open("1", nil))
+	_, _ = ask(g, open("1", map[string]any{"banned": true}))
 	g.Public()
 	_ = g.Unmapped("GET /x")
 	var got []string
