@@ -12,7 +12,7 @@ import (
 // Lists of one length are compared element by element; one that grew or shrank has
 // changed as a whole, and so has a value that is an object on one side only. A path
 // above others of the catalogue stands for all of them. Numbers are compared as they
-// are written: 1 and 1.0 differ.
+// are written: 1 and 1.0 differ. What encoding/json leaves out is not compared.
 //
 // Both values are objects, or lists of objects of one length. It fails if one cannot be
 // marshaled or is something else, and for the reasons of MergePatch, but for the size.

@@ -83,7 +83,7 @@ func (n *node) put(segments []string) *node {
 // saw above.
 func (n *node) settle(whole bool) {
 	if n.denied {
-		n.kids, n.whole = nil, false
+		n.whole = false
 		return
 	}
 	n.whole = n.whole || whole

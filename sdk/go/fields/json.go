@@ -90,21 +90,16 @@ func stays(n *node, c byte) bool {
 	return n.whole
 }
 
-// filter reads the value that comes next. If it stays, the caller has written what
-// goes before it.
+// filter reads the value that comes next, and counts what is dropped of it. The caller
+// has asked whether it stays, and written what goes before it; if not, to is
+// io.Discard.
 func (j *jsonWalk) filter(n *node, to io.Writer) error {
-	if keep, ok := j.known(n); ok {
-		if !keep {
-			to = io.Discard
-		}
+	if _, ok := j.known(n); ok {
 		return j.value(to)
 	}
 	c, err := j.next()
 	if err != nil {
 		return err
-	}
-	if !stays(n, c) {
-		to = io.Discard
 	}
 	switch c {
 	case '{', '[':

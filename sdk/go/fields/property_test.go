@@ -152,6 +152,11 @@ func TestExactlyThePermittedLeavesRemain(t *testing.T) {
 		if got, want := leaves(t, nil, out), r.expected(leaves(t, nil, doc)); !sameLeaves(got, want) {
 			t.Fatalf("%s\nleaves %s:\n%v\nwant\n%v", doc, out, got, want)
 		}
+		for _, path := range holders(nil, decode(t, out)) {
+			if !r.allows(path) && !r.above(path) {
+				t.Fatalf("%s\nleaves %s, with %q", doc, out, path)
+			}
+		}
 		if whole := sameLayout(t, doc, out); whole != (dropped.Denied+dropped.Unknown == 0) {
 			t.Fatalf("%s\nis the same as %s: %v; %s", doc, out, whole, show(dropped))
 		}
@@ -163,6 +168,26 @@ func TestExactlyThePermittedLeavesRemain(t *testing.T) {
 			t.Fatalf("%v", dropped)
 		}
 	})
+}
+
+// holders lists the paths of objects and lists, but for the document itself.
+func holders(path []string, v any) (out [][]string) {
+	switch v := v.(type) {
+	case map[string]any:
+		for key, below := range v {
+			out = append(out, holders(append(slices.Clone(path), key), below)...)
+		}
+	case []any:
+		for _, below := range v {
+			out = append(out, holders(path, below)...)
+		}
+	default:
+		return nil
+	}
+	if len(path) > 0 {
+		out = append(out, path)
+	}
+	return out
 }
 
 // sameLayout says that two documents differ at most in white space.

@@ -18,7 +18,8 @@ import (
 // ("labels.env"). google.protobuf.Struct, Value and ListValue are filtered as the JSON
 // they stand for. Any, Timestamp, Duration, FieldMask and the wrappers are plain values. Extensions, and fields that the message type does not know, have no path:
 // they stay inside a permitted field only, and are dropped as unknown elsewhere, with
-// "#" and the number for a name. Fields that are not set are not counted. A message
+// "#" and the number for a name. Where a path inside a permitted field is denied, fields
+// of unknown names go there too, for one of them might be it. Fields that are not set are not counted. A message
 // that loses a required field (proto2) can no longer be marshaled.
 func (f *Filter) Proto(m proto.Message) Dropped {
 	if m == nil || !m.ProtoReflect().IsValid() {
@@ -40,6 +41,9 @@ type protoWalk struct{ tally }
 func (w *protoWalk) message(m protoreflect.Message, n *node) bool {
 	if keep, ok := w.known(n); ok {
 		return keep
+	}
+	if !m.IsValid() { // a nil pointer in a list or map
+		return w.null(n)
 	}
 	before := w.total()
 	fields := m.Descriptor().Fields()
@@ -160,7 +164,9 @@ func (w *protoWalk) elements(l protoreflect.List, n *node, messages bool) bool {
 			keep = w.scalar(n)
 		}
 		if keep {
-			l.Set(left, l.Get(i))
+			if left < i {
+				l.Set(left, l.Get(i))
+			}
 			left++
 		}
 	}

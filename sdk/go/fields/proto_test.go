@@ -213,14 +213,40 @@ func TestProtoExtensions(t *testing.T) {
 	if seen == 0 {
 		t.Fatal("no extension to drop")
 	}
-	if dropped := filter("deprecated").Proto(options); dropped.Unknown != seen || !sameJSON(t, protoText(t, options), `{"deprecated":true}`) {
+	// "field" is the name of the extension without its package.
+	if dropped := filter("deprecated field").Proto(options); dropped.Unknown != seen || !sameJSON(t, protoText(t, options), `{"deprecated":true}`) {
 		t.Error(show(dropped), options)
+	}
+}
+
+// What goes as a whole is as it was, for others who hold it.
+func TestWhatGoesOfAMessageIsNotChanged(t *testing.T) {
+	entity := &cedarpostv1.Entity{Uid: &cedarpostv1.EntityUid{Type: "T", Id: "x"}}
+	entity.Attrs = &structpb.Struct{Fields: map[string]*structpb.Value{
+		"a": structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{structpb.NewBoolValue(true)}})}}
+	was := proto.Clone(entity)
+	m := &cedarpostv1.AuthorizeRequest{Entities: []*cedarpostv1.Entity{entity}}
+	filter("-entities.uid.id -entities.attrs.a.b -entities.attrs.c").Proto(m)
+	if len(m.Entities) > 0 || !proto.Equal(entity, was) {
+		t.Error(m, entity)
 	}
 }
 
 func TestProtoOddMessages(t *testing.T) {
 	filter("a").Proto(nil)
 	filter("a").Proto((*cedarpostv1.AuthorizeRequest)(nil))
+	filter("seconds").Proto((*timestamppb.Timestamp)(nil))
+	holes := &structpb.ListValue{Values: []*structpb.Value{nil, structpb.NewStructValue(nil), structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{"a": nil}})}}
+	if dropped := filter("a.b").Proto(holes); show(dropped) != "0 denied, 0 unknown " {
+		t.Error(show(dropped))
+	}
+	empty := &cedarpostv1.AuthorizeRequest{Entities: []*cedarpostv1.Entity{nil, {}, nil}}
+	if dropped := filter("entities.uid.id").Proto(empty); len(empty.Entities) != 3 || dropped.Unknown > 0 {
+		t.Error(show(dropped))
+	}
+	if dropped := filter("-entities.uid.id").Proto(empty); empty.Entities != nil || dropped.Denied != 3 {
+		t.Error(show(dropped))
+	}
 	if dropped := filter("seconds").Proto(timestamppb.New(timestamppb.Now().AsTime())); show(dropped) != "0 denied, 1 unknown ." {
 		t.Error(show(dropped))
 	}

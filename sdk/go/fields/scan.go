@@ -1,10 +1,8 @@
 package fields
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"unicode/utf8"
@@ -20,35 +18,57 @@ const (
 // UTF-8 and lone surrogates without a word, holds each string as a whole, and writes
 // strings anew; here what was judged is, byte for byte, what is passed on.
 type scanner struct {
-	in    *bufio.Reader
-	at    int64 // bytes taken
-	depth int
-	text  text // the last key or number
-	ended bool // there is no more to read
+	src    io.Reader
+	err    error  // of src
+	buf    []byte // the next bytes are buf[at:]
+	at     int
+	before int64 // bytes that have left buf
+	depth  int
+	text   text // the last key or number
 }
 
 func newScanner(src io.Reader) *scanner {
-	return &scanner{in: bufio.NewReaderSize(src, 8<<10)}
+	return &scanner{src: src, buf: make([]byte, 0, 8<<10)}
 }
 
 // fail makes an error that says where, and quotes no value: that may be one that the
 // reader of the error must not see.
 func (s *scanner) fail(format string, args ...any) error {
-	return fmt.Errorf("fields: JSON, byte %d: %w", s.at, fmt.Errorf(format, args...))
+	return fmt.Errorf("fields: JSON, byte %d: %w", s.before+int64(s.at), fmt.Errorf(format, args...))
+}
+
+// fill reads until n bytes are there, or there are no more. n is small.
+func (s *scanner) fill(n int) {
+	s.before += int64(s.at)
+	s.buf, s.at = s.buf[:copy(s.buf, s.buf[s.at:])], 0
+	for empty := 0; len(s.buf) < n && s.err == nil; {
+		var got int
+		got, s.err = s.src.Read(s.buf[len(s.buf):cap(s.buf)])
+		s.buf = s.buf[:len(s.buf)+got]
+		if empty++; got > 0 {
+			empty = 0
+		} else if empty == 100 {
+			s.err = io.ErrNoProgress
+		}
+	}
 }
 
 // peek looks at the next n bytes, or fails.
 func (s *scanner) peek(n int) ([]byte, error) {
-	p, err := s.in.Peek(n)
-	switch {
-	case err == nil:
-		return p, nil
-	case errors.Is(err, io.EOF):
-		s.ended = true
-		return p, s.fail("%w", io.ErrUnexpectedEOF)
-	default:
-		return p, s.fail("%w", err)
+	if len(s.buf)-s.at < n {
+		if s.fill(n); len(s.buf) < n {
+			return nil, s.ended()
+		}
 	}
+	return s.buf[s.at : s.at+n], nil
+}
+
+// ended says why there are no more bytes.
+func (s *scanner) ended() error {
+	if s.err == io.EOF { //nolint:errorlint // as io.Reader has it; one that is wrapped is a failure
+		return s.fail("%w", io.ErrUnexpectedEOF)
+	}
+	return s.fail("%w", s.err)
 }
 
 // take passes the next bytes on, which were looked at.
@@ -59,28 +79,22 @@ func (s *scanner) take(p []byte, to io.Writer) error {
 	if _, err := to.Write(p); err != nil {
 		return fmt.Errorf("fields: write: %w", err)
 	}
-	s.drop(len(p))
+	s.at += len(p)
 	return nil
-}
-
-// drop takes n bytes that were looked at, so that it cannot fail.
-func (s *scanner) drop(n int) {
-	d, _ := s.in.Discard(n)
-	s.at += int64(d)
 }
 
 // next is the next byte that is not white space. It is not taken.
 func (s *scanner) next() (byte, error) {
 	for {
-		p, err := s.peek(1)
-		if err != nil {
-			return 0, err
+		for ; s.at < len(s.buf); s.at++ {
+			switch c := s.buf[s.at]; c {
+			case ' ', '\t', '\r', '\n':
+			default:
+				return c, nil
+			}
 		}
-		switch p[0] {
-		case ' ', '\t', '\r', '\n':
-			s.drop(1)
-		default:
-			return p[0], nil
+		if _, err := s.peek(1); err != nil {
+			return 0, err
 		}
 	}
 }
@@ -89,12 +103,12 @@ func (s *scanner) next() (byte, error) {
 func (s *scanner) end() error {
 	c, err := s.next()
 	switch {
-	case s.ended:
+	case err == nil:
+		return s.fail("%q after the document", c)
+	case s.err == io.EOF: //nolint:errorlint // as in ended
 		return nil
-	case err != nil:
-		return err
 	}
-	return s.fail("%q after the document", c)
+	return err
 }
 
 // value passes on the value that comes next, whatever it is.
@@ -150,7 +164,7 @@ func (s *scanner) object(member func(key []byte) error) error {
 		} else if c != ':' {
 			return s.fail("%q after a key", c)
 		}
-		s.drop(1)
+		s.at++
 		return member(s.text)
 	})
 }
@@ -167,7 +181,7 @@ func (s *scanner) list(open, end byte, item func() error) error {
 	} else if c != open {
 		return s.fail("%q in place of %q", c, open)
 	}
-	s.drop(1)
+	s.at++
 	for first := true; ; first = false {
 		c, err := s.next()
 		if err != nil {
@@ -180,13 +194,13 @@ func (s *scanner) list(open, end byte, item func() error) error {
 			if c != ',' {
 				return s.fail("%q in place of %q or %q", c, ',', end)
 			}
-			s.drop(1)
+			s.at++
 		}
 		if err := item(); err != nil {
 			return err
 		}
 	}
-	s.drop(1)
+	s.at++
 	s.depth--
 	return nil
 }
@@ -205,10 +219,7 @@ func (s *scanner) str(to io.Writer) error {
 		if _, err := s.peek(1); err != nil {
 			return err
 		}
-		ahead, err := s.peek(s.in.Buffered())
-		if err != nil {
-			return err
-		}
+		ahead := s.buf[s.at:]
 		n := 0
 		for n < len(ahead) && ahead[n] >= ' ' && ahead[n] < utf8.RuneSelf && ahead[n] != '"' && ahead[n] != '\\' {
 			n++
@@ -237,16 +248,18 @@ func (s *scanner) str(to io.Writer) error {
 
 // char passes on one character beyond ASCII.
 func (s *scanner) char(to io.Writer) error {
-	p, err := s.in.Peek(utf8.UTFMax)
-	r, n := utf8.DecodeRune(p)
-	if r == utf8.RuneError && n <= 1 {
-		if err != nil && !utf8.FullRune(p) {
-			_, err = s.peek(len(p) + 1)
-			return err
-		}
-		return s.fail("bad UTF-8")
+	if !utf8.FullRune(s.buf[s.at:]) {
+		s.fill(utf8.UTFMax)
 	}
-	return s.take(p[:n], to)
+	p := s.buf[s.at:]
+	r, n := utf8.DecodeRune(p)
+	switch {
+	case r != utf8.RuneError || n > 1:
+		return s.take(p[:n], to)
+	case !utf8.FullRune(p):
+		return s.ended()
+	}
+	return s.fail("bad UTF-8")
 }
 
 func (s *scanner) escape(to io.Writer) error {
@@ -311,14 +324,14 @@ func (s *scanner) word(w string, to io.Writer) error {
 func (s *scanner) number(to io.Writer) error {
 	s.text = s.text[:0]
 	for {
-		p, err := s.in.Peek(1)
+		p, err := s.peek(1)
 		if err != nil || bytes.IndexByte([]byte("+-.0123456789Ee"), p[0]) < 0 {
-			break // a failed read shows when the next byte is asked for
+			break // a failure to read shows when the next byte is asked for
 		}
 		if s.text = append(s.text, p[0]); len(s.text) > maxNumberBytes {
 			return s.fail("a number of more than %d digits", maxNumberBytes)
 		}
-		s.drop(1)
+		s.at++
 	}
 	if !json.Valid(s.text) {
 		return s.fail("not a value")

@@ -12,7 +12,7 @@ import (
 // leave of the marshaled map: nested maps, slices, pointers and interfaces are gone
 // through, and structs as Struct does it. A slice that loses elements is replaced by a
 // new one; maps and what pointers lead to are changed where they are, also for others
-// who hold them. A type that marshals itself (MarshalJSON, MarshalText), a []byte or a
+// who hold them, unless they go as a whole. A type that marshals itself (MarshalJSON, MarshalText), a []byte or a
 // json.RawMessage is a plain value: it stays at a permitted path only. A map whose keys
 // cannot be JSON is dropped.
 func (f *Filter) Map(m map[string]any) Dropped {
@@ -24,8 +24,9 @@ func (f *Filter) Map(m map[string]any) Dropped {
 // Struct sets what is not permitted to zero, in place, in what ptr points to: a struct,
 // or a map, slice or array of such. Names are those of encoding/json: tags, and fields
 // promoted from embedded structs. An exported field that encoding/json would leave out,
-// such as one tagged "-", can never be permitted and is set to zero too, as denied. An
-// unexported field cannot be set and stays: do not print a struct with "%v".
+// such as one tagged "-", has no path: it is set to zero too, as denied, unless it lies
+// inside a permitted path. An unexported field cannot be set and stays: do not print a
+// filtered struct with "%v".
 //
 // Inside, everything is as for Map. A value that already is zero is not counted. A
 // value that has two paths, by two pointers to it, keeps what both permit. Cycles are

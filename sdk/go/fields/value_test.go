@@ -205,11 +205,30 @@ type Under struct {
 type tagged struct {
 	Plain  string `json:"Name"`
 	Name   string
-	Dash   string `json:"-,"`
-	Quote  string `json:"a\"b"`
+	Dash   string `json:"-,"`   //nolint:staticcheck // odd on purpose
+	Quote  string `json:"a\"b"` //nolint:staticcheck // odd on purpose
 	Dotted string `json:"a.b"`
 	Omit   string `json:",omitempty"`
 }
+type One struct {
+	X string `json:"twice"`
+}
+type Two struct {
+	Y string `json:"twice"`
+}
+
+// both embeds two structs with one tag, which vet would not have written down.
+func both() any {
+	one, two := reflect.TypeFor[One](), reflect.TypeFor[Two]()
+	v := reflect.New(reflect.StructOf([]reflect.StructField{
+		{Name: "One", Type: one, Anonymous: true}, {Name: "Two", Type: two, Anonymous: true}, {Name: "Z", Type: reflect.TypeFor[string]()},
+	}))
+	v.Elem().Field(0).Set(reflect.ValueOf(One{"x"}))
+	v.Elem().Field(1).Set(reflect.ValueOf(Two{"y"}))
+	v.Elem().Field(2).SetString("z")
+	return v.Interface()
+}
+
 type loop struct {
 	*loop
 	Name string
@@ -221,6 +240,7 @@ func TestNamesAreThoseOfEncodingJSON(t *testing.T) {
 		func() any { return &mixed{unexported{"a", "b"}, "n", "l"} },
 		func() any { return &clash{left{"s", "l"}, &right{"s", "r"}, Deep{Under{"s", "l", &Deep{}}}} },
 		func() any { return &tagged{"a", "b", "c", "d", "e", "f"} },
+		both,
 		func() any { return &loop{&loop{nil, "inner"}, "outer"} },
 		func() any { return sample() },
 	} {
@@ -241,12 +261,19 @@ func TestNamesAreThoseOfEncodingJSON(t *testing.T) {
 				t.Errorf("%T: permitting %s leaves %s, want %s", v, name, got, want)
 			}
 		}
-		v := fresh()
-		if _, err := filter("").Struct(v); err != nil {
-			t.Fatal(err)
-		}
-		if left := exported(reflect.ValueOf(v).Elem()); left != "" {
-			t.Errorf("%T: %s is left", v, left)
+		for _, paths := range []string{"", "Same L Deep.Same Deep.Deep twice X in.C Away hidden Hidden private named"} {
+			for name := range strings.FieldsSeq(paths) {
+				if members[name] != nil {
+					paths = strings.ReplaceAll(paths, name, "")
+				}
+			}
+			v := fresh()
+			if _, err := filter(paths).Struct(v); err != nil {
+				t.Fatal(err)
+			}
+			if left := exported(reflect.ValueOf(v).Elem()); left != "" {
+				t.Errorf("%T: permitting %s leaves %s", v, paths, left)
+			}
 		}
 	}
 }
@@ -278,20 +305,35 @@ func TestMap(t *testing.T) {
 		"a": 1, "b": map[string]string{"x": "1", "y": "2"}, "c": []map[string]any{{"x": 1, "y": 2}},
 		"d": []customer{{"n", "e"}}, "e": customer{"n", "e"}, "f": &customer{"n", "e"}, "g": map[int]any{7: 1, 8: 2},
 		"h": []*int{&price}, "i": []string{"x"}, "j": map[unsafe.Pointer]int{nil: 1}, "k": (*customer)(nil),
-		"l": map[text]int{{"x"}: 1}, "m": json.Number("1.0"), "n": time.Unix(1, 0), "o": [1]customer{{"n", "e"}},
+		"l": map[text]int{{"x"}: 1}, "m": json.Number("1.0"), "n": time.Unix(1, 0), "o": [1]customer{{"n", "e"}}, "p": []byte("p"), "q": byPointer{"q"}, "r": &byPointer{"r"},
 	}
-	dropped := filter("b.x c.x d.name e.name f.name g.7 h.x i.x j.x k.name l.x m n.x o.name").Map(m)
+	dropped := filter("b.x c.x d.name e.name f.name g.7 h.x i.x j.x k.name l.x m n.x o.name p.x q.x r.x").Map(m)
 	want := `{"b":{"x":"1"},"c":[{"x":1}],"d":[{"email":"","name":"n"}],"e":{"email":"","name":"n"},` +
 		`"f":{"email":"","name":"n"},"g":{"7":1},"h":[],"i":[],"k":null,"l":{"x":1},"m":1.0,"o":[{"email":"","name":"n"}]}`
 	if got := toJSON(t, m); !sameJSON(t, got, want) {
 		t.Errorf("%s\nwant %s", got, want)
 	}
-	if show(dropped) != "0 denied, 12 unknown a b.y c.y d.email e.email f.email g.8 h i j n o.email" {
+	if show(dropped) != "0 denied, 15 unknown a b.y c.y d.email e.email f.email g.8 h i j n o.email p q r" {
 		t.Error(show(dropped))
 	}
 	filter("a").Map(nil)
 }
 
+// What goes as a whole is as it was, for others who hold it.
+func TestWhatGoesIsNotChanged(t *testing.T) {
+	inner := map[string]any{"b": 1, "c": []any{map[string]any{"b": 1}}}
+	person := &customer{"n", "e"}
+	m := map[string]any{"a": inner, "p": person, "l": []*customer{person}}
+	filter("-a.b -a.c.b -p.name -l.email").Map(m)
+	if len(m) != 0 || toJSON(t, inner) != `{"b":1,"c":[{"b":1}]}` || *person != (customer{"n", "e"}) {
+		t.Error(m, inner, *person)
+	}
+}
+
 type text struct{ s string }
+
+type byPointer struct{ X string }
+
+func (b *byPointer) MarshalJSON() ([]byte, error) { return json.Marshal(b.X) }
 
 func (t text) MarshalText() ([]byte, error) { return []byte(t.s), nil }
