@@ -22,7 +22,7 @@ import (
 // twins are the real server, over the wire and with its database, and this one.
 type twins struct {
 	server *servertest.Server
-	real   cedarpostv1connect.AuthorizationServiceClient
+	served cedarpostv1connect.AuthorizationServiceClient
 	svc    *Service
 	kit    cedarpostv1connect.AuthorizationServiceClient
 }
@@ -42,7 +42,7 @@ type tester interface {
 }
 
 // sameError says whether both failed in the same way; ok, that neither did.
-func sameError(t tester, what any, real, kit error) (ok bool) {
+func sameError(t tester, what any, served, kit error) (ok bool) {
 	t.Helper()
 	text := func(err error) string {
 		if err == nil {
@@ -50,10 +50,10 @@ func sameError(t tester, what any, real, kit error) (ok bool) {
 		}
 		return err.Error()
 	}
-	if text(real) != text(kit) || connect.CodeOf(real) != connect.CodeOf(kit) {
-		t.Errorf("%.1000v\n real: %s\n  kit: %s", what, text(real), text(kit))
+	if text(served) != text(kit) || connect.CodeOf(served) != connect.CodeOf(kit) {
+		t.Errorf("%.1000v\n real: %s\n  kit: %s", what, text(served), text(kit))
 	}
-	return real == nil && kit == nil
+	return served == nil && kit == nil
 }
 
 // bare is an answer without what no two have in common, and without its cache hint,
@@ -65,39 +65,39 @@ func bare(r *cedarpostv1.AuthorizeResponse) *cedarpostv1.AuthorizeResponse {
 	return r
 }
 
-func same(t tester, what any, real, kit *cedarpostv1.AuthorizeResponse) {
+func same(t tester, what any, served, kit *cedarpostv1.AuthorizeResponse) {
 	t.Helper()
-	if !proto.Equal(bare(real), bare(kit)) {
-		t.Errorf("%v\n real: %v\n  kit: %v", what, real, kit)
+	if !proto.Equal(bare(served), bare(kit)) {
+		t.Errorf("%v\n real: %v\n  kit: %v", what, served, kit)
 	}
 }
 
 // ask asks both the same.
 func (w *twins) ask(t tester, req *cedarpostv1.AuthorizeRequest) {
 	t.Helper()
-	real, realErr := w.real.Authorize(context.Background(), req)
+	served, servedErr := w.served.Authorize(context.Background(), req)
 	kit, kitErr := w.kit.Authorize(context.Background(), req)
-	if sameError(t, req, realErr, kitErr) {
-		same(t, req, real, kit)
+	if sameError(t, req, servedErr, kitErr) {
+		same(t, req, served, kit)
 	}
 }
 
 func (w *twins) askBatch(t tester, checks []*cedarpostv1.AuthorizeRequest) {
 	t.Helper()
 	req := &cedarpostv1.AuthorizeBatchRequest{Checks: checks}
-	real, realErr := w.real.AuthorizeBatch(context.Background(), req)
+	served, servedErr := w.served.AuthorizeBatch(context.Background(), req)
 	kit, kitErr := w.kit.AuthorizeBatch(context.Background(), req)
-	if !sameError(t, req, realErr, kitErr) {
+	if !sameError(t, req, servedErr, kitErr) {
 		return
 	}
-	if len(real.Results) != len(kit.Results) {
-		t.Fatalf("%d results, the kit has %d", len(real.Results), len(kit.Results))
+	if len(served.Results) != len(kit.Results) {
+		t.Fatalf("%d results, the kit has %d", len(served.Results), len(kit.Results))
 	}
-	for i := range real.Results {
-		bare(real.Results[i].GetResponse())
+	for i := range served.Results {
+		bare(served.Results[i].GetResponse())
 		bare(kit.Results[i].GetResponse())
-		if !proto.Equal(real.Results[i], kit.Results[i]) {
-			t.Errorf("%v\n real: %v\n  kit: %v", checks[i], real.Results[i], kit.Results[i])
+		if !proto.Equal(served.Results[i], kit.Results[i]) {
+			t.Errorf("%v\n real: %v\n  kit: %v", checks[i], served.Results[i], kit.Results[i])
 		}
 	}
 }
@@ -234,10 +234,10 @@ func (w *twins) change(t *rapid.T) {
 		op.Operation = &cedarpostv1.EntityOperation_AddParents{AddParents: &cedarpostv1.ChangeParents{Uid: wire(to[0]), Parents: []*cedarpostv1.EntityUid{wire(parent)}}}
 		own = func() string { return w.svc.AddParents(to[0], parent) }
 	}
-	_, realErr := w.server.Entities.WriteEntities(context.Background(), &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{op}})
+	_, servedErr := w.server.Entities.WriteEntities(context.Background(), &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{op}})
 	refused := w.svc.refusal(own)
-	if (realErr == nil) != (refused == "") || realErr != nil && !strings.HasSuffix(realErr.Error(), refused) {
-		t.Errorf("%v\n real: %v\n  kit: %s", op, realErr, refused)
+	if (servedErr == nil) != (refused == "") || servedErr != nil && !strings.HasSuffix(servedErr.Error(), refused) {
+		t.Errorf("%v\n real: %v\n  kit: %s", op, servedErr, refused)
 	}
 }
 
@@ -332,7 +332,7 @@ func TestConformanceOfTheEdge(t *testing.T) {
 			_, err = c.Authorize(t.Context(), req)
 			return err
 		}
-		sameError(t, "later", ask(w.real), ask(w.kit))
+		sameError(t, "later", ask(w.served), ask(w.kit))
 	})
 }
 
