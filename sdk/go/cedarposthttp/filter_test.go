@@ -9,7 +9,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 	"github.com/cedarpost/cedarpost/sdk/go/cedarposthttp"
@@ -263,6 +266,48 @@ func TestFilterStreams(t *testing.T) {
 		res.Body.Close()
 		t.Errorf("a handler that panics early: %d", res.StatusCode)
 	}
+}
+
+// slow is a client that takes its time, and a server that takes the writer away when
+// the handler is done.
+type slow struct {
+	*httptest.ResponseRecorder
+	t     *testing.T
+	begun chan struct{}
+	once  sync.Once
+	over  atomic.Bool
+}
+
+func (s *slow) Write(p []byte) (int, error) {
+	s.once.Do(func() { close(s.begun) })
+	time.Sleep(50 * time.Millisecond)
+	if s.over.Load() {
+		s.t.Error("the filter writes after the request is over")
+	}
+	return len(p), nil
+}
+
+// A handler that panics takes the filter with it.
+func TestFilterEndsWithItsHandler(t *testing.T) {
+	w := newWorld(t)
+	to := &slow{ResponseRecorder: httptest.NewRecorder(), t: t, begun: make(chan struct{})}
+	w.filters(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		rw.WriteHeader(http.StatusOK)
+		go func() {
+			_, _ = io.WriteString(rw, "["+strings.Repeat(`{"id":"x"},`, 5000))
+		}()
+		<-to.begun
+		panic(http.ErrAbortHandler)
+	})
+	r := httptest.NewRequest(http.MethodGet, "/orders/42", http.NoBody)
+	r.Header.Set("X-User", "bob")
+	func() {
+		defer func() { _ = recover() }()
+		signedIn(w.mux).ServeHTTP(to, r)
+	}()
+	to.over.Store(true)
+	time.Sleep(100 * time.Millisecond)
 }
 
 func TestFilterOfWhatFailedOpen(t *testing.T) {

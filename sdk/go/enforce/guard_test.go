@@ -158,6 +158,22 @@ func TestContextOfGuardAndRoute(t *testing.T) {
 	}
 }
 
+// A principal without a type or an id is nobody, whatever policies say of nobody.
+func TestNobody(t *testing.T) {
+	svc := cedarposttest.NewFS(t, vault)
+	for _, who := range []cedarpost.EntityUID{{}, {Type: "Vault::User"}, {ID: "bob"}} {
+		cfg := config(t)
+		cfg.Client = svc.Client()
+		cfg.Principal = func(context.Context) (cedarpost.EntityUID, error) { return who, nil }
+		if _, r := ask(newGuard(t, cfg), open("1", nil)); r == nil || r.Kind != enforce.NoPrincipal || r.Challenge != "Bearer" {
+			t.Errorf("%s: %v", who, r)
+		}
+	}
+	if n := len(svc.Decisions()); n != 0 {
+		t.Errorf("%d decisions", n)
+	}
+}
+
 // What a client sends too much of is its mistake, and no question is asked.
 func TestTooMuch(t *testing.T) {
 	svc := cedarposttest.NewFS(t, vault)
