@@ -161,11 +161,12 @@ func (s *service) remove(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *service) refund(w http.ResponseWriter, r *http.Request) {
-	if _, ok := s.orders.get(r.PathValue("id")); !ok {
+	o, ok := s.orders.get(r.PathValue("id"))
+	if !ok {
 		cedarposthttp.NotFound(w, r)
 		return
 	}
-	log.Printf("order %q: money is on its way", r.PathValue("id"))
+	log.Printf("order %s: money is on its way", o.ID)
 	w.WriteHeader(http.StatusNoContent)
 }
 

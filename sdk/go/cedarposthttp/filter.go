@@ -19,9 +19,16 @@ import (
 // writes to the client. An answer that turns out not to be JSON after its beginning
 // has left is cut off, so that nobody takes the part for the whole.
 //
+// The handler gets no conditions and ranges of the client: that its data did not change
+// does not mean that what the user may see of them did not.
+//
 // The handler's writer cannot be flushed, hijacked or unwrapped: each would go around
 // the filter.
 func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpost.Result) {
+	r.Header = r.Header.Clone()
+	for _, name := range []string{"If-None-Match", "If-Modified-Since", "If-Range", "Range"} {
+		r.Header.Del(name)
+	}
 	before := w.Header().Clone()
 	body, pipe := io.Pipe()
 	f := &filtered{to: w, head: r.Method == http.MethodHead, own: w.Header().Clone(), pipe: pipe, done: make(chan error, 1)}

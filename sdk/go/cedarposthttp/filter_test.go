@@ -268,6 +268,23 @@ func TestFilterStreams(t *testing.T) {
 	}
 }
 
+// What a client has may be what it no longer may see, or less than it now may.
+func TestFilterIsUnconditional(t *testing.T) {
+	w := newWorld(t)
+	w.filters(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		rw.Header().Set("ETag", `"v1"`)
+		http.ServeContent(rw, r, "", time.Unix(1e9, 0), strings.NewReader(whole))
+	})
+	for name, value := range map[string]string{
+		"If-None-Match": `"v1"`, "If-Modified-Since": "Sun, 09 Sep 2001 01:46:40 GMT", "Range": "bytes=0-10",
+	} {
+		if a := w.as("alice", "GET", "/orders/42", "", name, value); a.status != 200 || a.body != `{"id":"42","status":"open","items":[{"sku":"a"}]}` {
+			t.Errorf("%s: %d %s", name, a.status, a.body)
+		}
+	}
+}
+
 // slow is a client that takes its time, and a server that takes the writer away when
 // the handler is done.
 type slow struct {
