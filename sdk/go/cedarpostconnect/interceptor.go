@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"connectrpc.com/connect/v2"
 
@@ -22,9 +23,14 @@ import (
 //
 //	server := connect.NewServer(authenticate, interceptor.Intercept)
 type Interceptor struct {
-	guard  *enforce.Guard
-	routes map[string]*compiled
+	guard   *enforce.Guard
+	routes  map[string]*compiled
+	recheck time.Duration
 }
+
+// recheck is how old a check may be when an answer is sent. It is what a client's cache
+// may be old, so that a revoked right ends a stream as it ends everything else.
+const recheck = 5 * time.Second
 
 // New makes an interceptor of routes by procedure: "/shop.v1.OrderService/GetOrder".
 // What is not among them is refused. Call [Interceptor.Verify] once the server has its
@@ -33,7 +39,7 @@ func New(guard *enforce.Guard, routes map[string]Route) (*Interceptor, error) {
 	if guard == nil {
 		return nil, errors.New("cedarpostconnect: no guard")
 	}
-	i := &Interceptor{guard: guard, routes: map[string]*compiled{}}
+	i := &Interceptor{guard: guard, routes: map[string]*compiled{}, recheck: recheck}
 	for procedure, route := range routes {
 		c, err := compile(route)
 		if err != nil {
@@ -81,7 +87,7 @@ func (i *Interceptor) Intercept(next connect.ServerFunc) connect.ServerFunc {
 			i.guard.Public()
 			return next(ctx, spec, stream)
 		}
-		s := &checked{ctx: ctx, guard: i.guard, route: c, procedure: spec.Procedure, inner: stream, held: held}
+		s := &checked{ctx: ctx, guard: i.guard, route: c, procedure: spec.Procedure, inner: stream, held: held, recheck: i.recheck}
 		if c.Filter && spec.StreamType&connect.StreamTypeClient != 0 {
 			return toError(ctx, s.fault(errFilter), false)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpostconnect"
+	"github.com/cedarpost/cedarpost/sdk/go/enforce"
 )
 
 const (
@@ -186,10 +187,62 @@ func TestStreams(t *testing.T) {
 	}
 }
 
+// A right that is revoked ends a call that streams, and one field less is one less from
+// then on. Obligations are met once.
+func TestRevokedInMidStream(t *testing.T) {
+	told := 0
+	w := newWorld(t, func(c *enforce.Config) {
+		c.Obligations = map[string]func(context.Context, cedarpost.Result) error{"notify_customer": func(context.Context, cedarpost.Result) error {
+			told++
+			return nil
+		}}
+	})
+	w.interceptor.Recheck(0) // each time
+	support, alice := cedarpost.UID("Shop::Role", "support"), cedarpost.UID("Shop::User", "alice")
+	f := &fake{in: []proto.Message{of(newRequest(), `{"order":{"id":"42"}}`)}}
+	call := func(who, method string, handler func(connect.ServerStream)) error {
+		return w.interceptor.Intercept(func(_ context.Context, _ connect.Spec, s connect.ServerStream) error {
+			if err := s.Receive(newRequest()); err != nil {
+				return err
+			}
+			handler(s)
+			return nil
+		})(context.WithValue(t.Context(), userKey{}, who), spec(method), f)
+	}
+	err := call("alice+mfa", "Follow", func(s connect.ServerStream) {
+		if err := s.Send(stored); err != nil || !strings.Contains(text(f.last), "1Road") || strings.Contains(text(f.last), "4999") {
+			t.Errorf("support: %s, %v", text(f.last), err)
+		}
+		w.svc.RemoveParents(alice, support)
+		w.svc.AddParents(alice, cedarpost.UID("Shop::Role", "finance"))
+		if err := s.Send(stored); err != nil || strings.Contains(text(f.last), "1Road") || !strings.Contains(text(f.last), "4999") {
+			t.Errorf("finance: %s, %v", text(f.last), err)
+		}
+		w.svc.RemoveParents(alice, cedarpost.UID("Shop::Role", "finance"))
+		if err := s.Send(stored); err == nil {
+			t.Error("it streams on")
+		}
+		w.svc.AddParents(alice, support)
+		if err := s.Send(stored); err == nil {
+			t.Error("it streams again")
+		}
+	})
+	if connect.CodeOf(err) != denied || f.sent != 2 {
+		t.Errorf("sent %d, %v", f.sent, err)
+	}
+
+	f = &fake{in: []proto.Message{of(newRequest(), `{"order":{"id":"42"}}`)}}
+	err = call("erin+mfa", "Refund", func(s connect.ServerStream) { _ = s.SendHeaders(); _ = s.Send(stored) })
+	if err != nil || told != 1 {
+		t.Errorf("the customer was told %d times, %v", told, err)
+	}
+}
+
 // fake is a stream without a network, for handlers that do what generated ones do not.
 type fake struct {
 	in   []proto.Message
 	sent int
+	last proto.Message
 }
 
 func (f *fake) Receive(msg any) error {
@@ -200,7 +253,11 @@ func (f *fake) Receive(msg any) error {
 	f.in = f.in[1:]
 	return nil
 }
-func (f *fake) Send(any) error     { f.sent++; return nil }
+func (f *fake) Send(msg any) error {
+	f.sent++
+	f.last = msg.(proto.Message)
+	return nil
+}
 func (f *fake) SendHeaders() error { f.sent++; return nil }
 
 func TestHandlersThatGoAround(t *testing.T) {

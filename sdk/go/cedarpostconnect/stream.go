@@ -20,7 +20,8 @@ import (
 
 // checked is the stream that a handler gets. Each message is checked before the handler
 // has it. Once one was refused the call is over, whatever the handler makes of the
-// error. Nothing is sent before a message has passed.
+// error. Nothing is sent before a message has passed. What passed long ago is asked
+// about again before something is sent.
 //
 // Receive and Send may run at the same time.
 type checked struct {
@@ -30,12 +31,19 @@ type checked struct {
 	procedure string
 	inner     connect.ServerStream
 	held      *enforce.Held
+	recheck   time.Duration
 
-	passed  atomic.Bool // a message has passed
-	closed  atomic.Bool // the client has no more
-	sent    atomic.Bool // the headers are on their way
+	passed  atomic.Pointer[passed] // the newest message that did; nil: none
+	closed  atomic.Bool            // the client has no more
+	sent    atomic.Bool            // the headers are on their way
 	refused atomic.Pointer[enforce.Refusal]
 	filter  atomic.Pointer[fields.Filter]
+}
+
+// passed is a check that let a message through.
+type passed struct {
+	check cedarpost.Check
+	at    time.Time
 }
 
 var (
@@ -55,28 +63,43 @@ func (s *checked) Receive(msg any) error {
 		return err
 	}
 	m, isMessage := msg.(proto.Message)
+	if !isMessage {
+		return plainError(s.fault(fmt.Errorf("a %T is not a protobuf message", msg)))
+	}
+	refused := s.enforce(nil, func() (cedarpost.Check, error) { return s.route.check(s.ctx, m) })
+	if refused != nil {
+		proto.Reset(m) // for handlers that do not look at errors
+		return plainError(refused)
+	}
+	return nil
+}
+
+// enforce makes a check, or the one of before again, and remembers what came of it.
+func (s *checked) enforce(before *passed, question func() (cedarpost.Check, error)) *enforce.Refusal {
+	now := time.Now()
+	var check cedarpost.Check
 	result, refused := s.guard.Enforce(s.ctx, enforce.Question{
-		Route: s.procedure, Hide: s.route.Hide,
-		Check: func() (cedarpost.Check, error) {
-			if !isMessage {
-				return cedarpost.Check{}, fmt.Errorf("a %T is not a protobuf message", msg)
-			}
-			return s.route.check(s.ctx, m)
+		Route: s.procedure, Hide: s.route.Hide, Again: before != nil,
+		Check: func() (_ cedarpost.Check, err error) {
+			check, err = question()
+			return check, err
 		},
 	})
 	if refused != nil {
 		s.refused.Store(refused)
-		if isMessage {
-			proto.Reset(m) // for handlers that do not look at errors
-		}
-		return plainError(refused)
+		return refused
 	}
 	if s.route.Filter {
 		f := result.Fields()
 		s.filter.Store(fields.New(f.Permitted(), f.Denied()))
 	}
-	s.held.Set(result)
-	s.passed.Store(true)
+	// A newer message may have passed meanwhile; it counts from then on.
+	if p := (&passed{check, now}); before == nil {
+		s.held.Set(result)
+		s.passed.Store(p)
+	} else if s.passed.CompareAndSwap(before, p) {
+		s.held.Set(result)
+	}
 	return nil
 }
 
@@ -85,8 +108,14 @@ func (s *checked) open() error {
 	if r := s.refused.Load(); r != nil {
 		return plainError(r)
 	}
-	if !s.passed.Load() {
+	p := s.passed.Load()
+	if p == nil {
 		return plainError(s.unchecked(errSent))
+	}
+	if time.Since(p.at) >= s.recheck {
+		if r := s.enforce(p, func() (cedarpost.Check, error) { return p.check, nil }); r != nil {
+			return plainError(r)
+		}
 	}
 	s.sent.Store(true)
 	return nil
@@ -140,7 +169,7 @@ func (s *checked) refuse(r *enforce.Refusal) *enforce.Refusal {
 // end turns what the handler returned into what the client gets.
 func (s *checked) end(err error) error {
 	r := s.refused.Load()
-	if r == nil && err == nil && !s.passed.Load() {
+	if r == nil && err == nil && s.passed.Load() == nil {
 		r = s.unchecked(errUnchecked)
 	}
 	if r != nil {

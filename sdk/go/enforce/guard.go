@@ -118,6 +118,9 @@ type Question struct {
 	Route string
 	// Hide answers a denial as if the resource did not exist. See [Refused].
 	Hide bool
+	// Again says that the same was let through before, in the same call: its obligations
+	// are met already.
+	Again bool
 	// Check makes the check, all of it but the principal. It is called after the
 	// principal is known. Its error refuses the request: as it says, if it is a
 	// *Refusal, else as the service's fault.
@@ -179,7 +182,7 @@ func (g *Guard) decide(ctx context.Context, q Question) (none cedarpost.Result, 
 	case !result.Allowed():
 		return none, g.denied(result, check, q.Hide)
 	}
-	return result, g.meet(ctx, result)
+	return result, g.meet(ctx, result, q.Again)
 }
 
 // What of a question comes from the client. The service takes no more; that it refuses
@@ -234,13 +237,17 @@ func (g *Guard) context(ctx context.Context, own map[string]any) (map[string]any
 	return all, nil
 }
 
-// meet meets the obligations of an allow. It does not count if one is not met.
-func (g *Guard) meet(ctx context.Context, result cedarpost.Result) error {
+// meet meets the obligations of an allow, unless they are met already. The allow does
+// not count if one is not met.
+func (g *Guard) meet(ctx context.Context, result cedarpost.Result, already bool) error {
 	obligations := result.Obligations()
 	for _, o := range obligations {
 		if g.cfg.Obligations[o.Text] == nil {
 			return &Refusal{Kind: Unmet, DecisionID: result.DecisionID(), Err: fmt.Errorf("nothing meets the obligation %q of %s", o.Text, o.Policy)}
 		}
+	}
+	if already {
+		return nil
 	}
 	var met []string // two policies may oblige to the same
 	for _, o := range obligations {
