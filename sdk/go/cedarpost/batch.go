@@ -8,13 +8,32 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 )
 
-// maxBatch is how many checks the service takes at once.
-const maxBatch = 100
+const (
+	// maxBatch is how many checks the service takes at once.
+	maxBatch = 100
+	// maxBatchBytes is how large they may be together, with room for what is added to
+	// each.
+	maxBatchBytes = 960 << 10
+)
+
+// fit returns how many of n questions go into one batch. One that is too large would be
+// refused as a whole, for everybody in it.
+func fit(n int, req func(int) *cedarpostv1.AuthorizeRequest) int {
+	n = min(n, maxBatch)
+	bytes := 0
+	for i := range n {
+		if bytes += proto.Size(req(i)) + 16; bytes > maxBatchBytes {
+			return i
+		}
+	}
+	return n
+}
 
 // Answer is one of a batch: a result, or why there is none.
 type Answer struct {
@@ -64,7 +83,7 @@ func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
 		asked = append(asked, q)
 	}
 	for len(asked) > 0 {
-		n := min(len(asked), maxBatch)
+		n := fit(len(asked), func(i int) *cedarpostv1.AuthorizeRequest { return asked[i].req })
 		c.askBatch(ctx, asked[:n], fresh, fully)
 		asked = asked[n:]
 	}
@@ -198,7 +217,7 @@ func (b *batcher) do(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*c
 func (b *batcher) run() {
 	for {
 		b.mu.Lock()
-		n := min(len(b.waiting), maxBatch)
+		n := fit(len(b.waiting), func(i int) *cedarpostv1.AuthorizeRequest { return b.waiting[i].req })
 		list := b.waiting[:n:n]
 		b.waiting = b.waiting[n:]
 		if n == 0 {

@@ -5,7 +5,9 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -37,7 +39,34 @@ func request(c *Check) (*cedarpostv1.AuthorizeRequest, error) {
 		}
 		req.Entities = append(req.Entities, pe)
 	}
-	return req, nil
+	return req, sendable(c, req)
+}
+
+// maxRequest is what the service takes for one question, less room for what is added
+// when it is sent.
+const maxRequest = 63 << 10
+
+// sendable refuses what cannot be sent, or is never taken. When it is sent, such a
+// question fails in the same way as one to a service that is away, and would be let
+// through where that is: whoever chooses an id or a path could open the door.
+func sendable(c *Check, req *cedarpostv1.AuthorizeRequest) error {
+	texts := append([]string{c.RequestID}, c.Fields...)
+	uids := []EntityUID{c.Principal, c.Action, c.Resource}
+	for _, e := range c.Entities {
+		uids = append(append(uids, e.UID), e.Parents...)
+	}
+	for _, u := range uids {
+		texts = append(texts, u.Type, u.ID)
+	}
+	for _, text := range texts {
+		if !utf8.ValidString(text) {
+			return fmt.Errorf("%.60q is not Unicode", text)
+		}
+	}
+	if n := proto.Size(req); n > maxRequest {
+		return fmt.Errorf("the question has %d bytes, more than %d", n, maxRequest)
+	}
+	return nil
 }
 
 func protoUID(u EntityUID) *cedarpostv1.EntityUid {

@@ -1,0 +1,94 @@
+// Command orders is a small shop's API, whose every route asks Cedarpost first. It is
+// there to be read: README.md says in which order.
+package main
+
+import (
+	"context"
+	"errors"
+	"log"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
+)
+
+func main() {
+	if err := run(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run() error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	client, err := cedarpost.New(cedarpost.Config{}) // from the environment
+	if err != nil {
+		return err
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := client.Close(closing); err != nil {
+			log.Print(err)
+		}
+	}()
+	api := &service{client: client, orders: someOrders(), publish: publishTo(entities(os.Getenv("CEDARPOST_ADMIN_URL"), os.Getenv("CEDARPOST_TOKEN")))}
+	handler, err := api.handler()
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Addr: "127.0.0.1:8000", Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second}
+	go func() {
+		<-ctx.Done()
+		closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = server.Shutdown(closing)
+	}()
+	log.Printf("orders on http://%s", server.Addr)
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// entities is where policies get their data from.
+func entities(url, token string) cedarpostv1connect.EntityServiceClient {
+	transport := connecthttp.NewTransport(&http.Client{Timeout: 5 * time.Second}, url)
+	return cedarpostv1connect.NewEntityServiceClient(connect.NewClient(transport, func(next connect.ClientFunc) connect.ClientFunc {
+		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+			if info, ok := connect.CallInfoForClientContext(ctx); ok {
+				info.RequestHeader().Set("Authorization", "Bearer "+token)
+			}
+			return next(ctx, spec)
+		}
+	}))
+}
+
+// publishTo tells Cedarpost of a new order, or of one that is gone: who owns it is what
+// policies decide by.
+func publishTo(client cedarpostv1connect.EntityServiceClient) func(context.Context, order, bool) error {
+	return func(ctx context.Context, o order, gone bool) error {
+		uid := &cedarpostv1.EntityUid{Type: "Shop::Order", Id: o.ID}
+		op := &cedarpostv1.EntityOperation{}
+		if gone {
+			op.Operation = &cedarpostv1.EntityOperation_Delete{Delete: &cedarpostv1.DeleteEntity{Uid: uid}}
+		} else {
+			attrs, err := attributes(o)
+			if err != nil {
+				return err
+			}
+			store := &cedarpostv1.EntityUid{Type: "Shop::Store", Id: "main"}
+			op.Operation = &cedarpostv1.EntityOperation_Put{Put: &cedarpostv1.Entity{Uid: uid, Attrs: attrs, Parents: []*cedarpostv1.EntityUid{store}}}
+		}
+		_, err := client.WriteEntities(ctx, &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{op}})
+		return err
+	}
+}

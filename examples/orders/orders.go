@@ -1,0 +1,114 @@
+package main
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// order is what a handler answers with, all of it. Which of its fields leave is not its
+// business. The names are those of policies/shop/fields.yaml.
+type order struct {
+	ID       string   `json:"id"`
+	Status   string   `json:"status"`
+	Items    []string `json:"items"`
+	Total    int64    `json:"total"`
+	Customer customer `json:"customer"`
+	Shipping shipping `json:"shipping"`
+	Internal internal `json:"internal"`
+
+	owner string
+}
+
+type customer struct {
+	Name  string `json:"name"`
+	Email string `json:"email"`
+}
+
+type shipping struct {
+	Address string `json:"address"`
+}
+
+type internal struct {
+	Margin int64  `json:"margin"`
+	Notes  string `json:"notes"`
+}
+
+// attributes are what policies know of an order.
+func attributes(o order) (*structpb.Struct, error) {
+	return structpb.NewStruct(map[string]any{
+		"owner":  map[string]any{"type": "Shop::User", "id": o.owner},
+		"region": "eu", "status": o.Status, "total": float64(o.Total),
+	})
+}
+
+// table keeps the orders in memory.
+type table struct {
+	mu     sync.Mutex
+	orders map[string]order
+	last   int
+}
+
+func someOrders() *table {
+	t := &table{orders: map[string]order{}, last: 1000}
+	for _, o := range []order{
+		{
+			ID: "42", Status: "open", Items: []string{"teapot"}, Total: 4999, owner: "bob",
+			Customer: customer{"Bob", "bob@example.com"}, Shipping: shipping{"1 Elm Road"}, Internal: internal{1200, "pays late"},
+		},
+		{
+			ID: "99", Status: "open", Items: []string{"kettle"}, Total: 12900, owner: "carol",
+			Customer: customer{"Carol", "carol@example.com"}, Shipping: shipping{"7 Oak Street"}, Internal: internal{3100, "a friend of dave"},
+		},
+	} {
+		t.orders[o.ID] = o
+	}
+	return t
+}
+
+func (t *table) get(id string) (order, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	o, ok := t.orders[id]
+	return o, ok
+}
+
+func (t *table) all() []order {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []order
+	for _, id := range slices.Sorted(maps.Keys(t.orders)) {
+		out = append(out, t.orders[id])
+	}
+	return out
+}
+
+// add gives a new order its id.
+func (t *table) add(o order) order {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	o.ID = strconv.Itoa(t.last)
+	t.orders[o.ID] = o
+	return o
+}
+
+func (t *table) update(id string, change func(*order) error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	o := t.orders[id]
+	if err := change(&o); err != nil {
+		return err
+	}
+	t.orders[id] = o
+	return nil
+}
+
+func (t *table) remove(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.orders, id)
+}

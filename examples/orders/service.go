@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"log"
+	"net/http"
+	"slices"
+
+	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
+	"github.com/cedarpost/cedarpost/sdk/go/cedarposthttp"
+	"github.com/cedarpost/cedarpost/sdk/go/enforce"
+	"github.com/cedarpost/cedarpost/sdk/go/fields"
+)
+
+// service is the API. Its handlers have no check in them, but for the list.
+type service struct {
+	client *cedarpost.Client
+	orders *table
+	// publish tells Cedarpost of an order that is new or gone.
+	publish func(ctx context.Context, o order, gone bool) error
+
+	guard *enforce.Guard
+	mux   *cedarposthttp.Mux
+}
+
+func action(name string) cedarpost.EntityUID { return cedarpost.UID("Shop::Action", name) }
+
+const (
+	theStore = `Shop::Store::"main"`
+	theOrder = `Shop::Order::"{id}"`
+)
+
+// handler is the whole API: who may do what stands beside the pattern.
+func (s *service) handler() (http.Handler, error) {
+	var err error
+	s.guard, err = enforce.New(enforce.Config{
+		Client:    s.client,
+		Principal: principal,
+		Context:   factors,
+		// What the advice of a policy means here: sign in again, with a second factor.
+		StepUp: map[string]enforce.Challenge{"step_up_mfa": {ACRValues: []string{"mfa"}}},
+		// Finance may refund, and has to tell the customer.
+		Obligations: map[string]func(context.Context, cedarpost.Result) error{"notify_customer": s.notify},
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.mux = cedarposthttp.NewMux(s.guard)
+	s.mux.HandleFunc("GET /orders", cedarposthttp.Route{Action: action("ListOrders"), Resource: theStore}, s.list)
+	s.mux.HandleFunc("POST /orders", cedarposthttp.Route{Action: action("CreateOrder"), Resource: theStore}, s.create)
+	s.mux.HandleFunc("GET /orders/{id}", cedarposthttp.Route{Action: action("ViewOrder"), Resource: theOrder, Hide: true, Filter: true}, s.get)
+	s.mux.HandleFunc("PATCH /orders/{id}", cedarposthttp.Route{Action: action("EditOrder"), Resource: theOrder, Hide: true, Changes: cedarposthttp.MergePatch}, s.patch)
+	s.mux.HandleFunc("DELETE /orders/{id}", cedarposthttp.Route{Action: action("DeleteOrder"), Resource: theOrder, Hide: true}, s.remove)
+	s.mux.HandleFunc("POST /orders/{id}/refund", cedarposthttp.Route{Action: action("RefundOrder"), Resource: theOrder, Hide: true}, s.refund)
+	s.mux.HandleFunc("GET /health", cedarposthttp.Route{Public: "a load balancer asks, and has no user"}, func(http.ResponseWriter, *http.Request) {})
+	return authenticate(s.mux), nil
+}
+
+// get answers with all of an order; the filter leaves what the user may see.
+func (s *service) get(w http.ResponseWriter, r *http.Request) {
+	o, ok := s.orders.get(r.PathValue("id"))
+	if !ok {
+		cedarposthttp.NotFound(w, r)
+		return
+	}
+	answer(w, http.StatusOK, o)
+}
+
+// list may be used by staff. Which orders are in it, and which of their fields, is
+// asked in one call for all of them.
+func (s *service) list(w http.ResponseWriter, r *http.Request) {
+	orders := s.orders.all()
+	who, err := principal(r.Context())
+	if err != nil {
+		http.Error(w, "who are you?", http.StatusUnauthorized)
+		return
+	}
+	attrs, err := factors(r.Context())
+	if err != nil {
+		http.Error(w, "a mistake of ours", http.StatusInternalServerError)
+		return
+	}
+	checks := make([]cedarpost.Check, len(orders))
+	for i, o := range orders {
+		checks[i] = cedarpost.Check{
+			Principal: who, Action: action("ViewOrder"), Resource: cedarpost.UID("Shop::Order", o.ID), Context: attrs, AllFields: true,
+		}
+	}
+	shown := []json.RawMessage{}
+	for i, a := range s.client.AuthorizeBatch(r.Context(), checks) {
+		if a.Err != nil {
+			http.Error(w, "try again", http.StatusServiceUnavailable)
+			return
+		}
+		if !a.Allowed() {
+			continue
+		}
+		kept, _, err := fields.New(a.Fields().Permitted(), a.Fields().Denied()).Marshal(orders[i])
+		if err != nil {
+			http.Error(w, "a mistake of ours", http.StatusInternalServerError)
+			return
+		}
+		shown = append(shown, kept)
+	}
+	answer(w, http.StatusOK, shown)
+}
+
+// create makes an order of the user, who owns it from the moment Cedarpost knows.
+func (s *service) create(w http.ResponseWriter, r *http.Request) {
+	var wish struct {
+		Items   []string `json:"items"`
+		Address string   `json:"address"`
+	}
+	who, err := principal(r.Context())
+	if err != nil || json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&wish) != nil {
+		http.Error(w, "not an order", http.StatusBadRequest)
+		return
+	}
+	o := s.orders.add(order{Status: "open", Items: wish.Items, Shipping: shipping{wish.Address}, owner: who.ID})
+	if err := s.publish(r.Context(), o, false); err != nil {
+		log.Printf("order %s: %v", o.ID, err)
+		s.orders.remove(o.ID)
+		http.Error(w, "try again", http.StatusServiceUnavailable)
+		return
+	}
+	answer(w, http.StatusCreated, map[string]string{"id": o.ID})
+}
+
+// patch changes what the body says. All of its paths were permitted, or it had not come
+// here. It answers nothing: what may be written need not be what may be read.
+func (s *service) patch(w http.ResponseWriter, r *http.Request) {
+	if _, ok := s.orders.get(r.PathValue("id")); !ok {
+		cedarposthttp.NotFound(w, r)
+		return
+	}
+	err := s.orders.update(r.PathValue("id"), func(o *order) error {
+		o.Items = slices.Clone(o.Items)
+		return json.NewDecoder(r.Body).Decode(o)
+	})
+	if err != nil {
+		http.Error(w, "not a patch of an order", http.StatusBadRequest)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *service) remove(w http.ResponseWriter, r *http.Request) {
+	o, ok := s.orders.get(r.PathValue("id"))
+	if !ok {
+		cedarposthttp.NotFound(w, r)
+		return
+	}
+	if err := s.publish(r.Context(), o, true); err != nil {
+		log.Printf("order %s: %v", o.ID, err)
+		http.Error(w, "try again", http.StatusServiceUnavailable)
+		return
+	}
+	s.orders.remove(o.ID)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *service) refund(w http.ResponseWriter, r *http.Request) {
+	o, ok := s.orders.get(r.PathValue("id"))
+	if !ok {
+		cedarposthttp.NotFound(w, r)
+		return
+	}
+	log.Printf("order %s: money is on its way", o.ID)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// notify meets the obligation to tell the customer, before the money moves.
+func (s *service) notify(_ context.Context, result cedarpost.Result) error {
+	log.Printf("a letter to the customer, by decision %s", result.DecisionID())
+	return nil
+}
+
+func answer(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // whoever went away needs no answer
+}

@@ -1,0 +1,229 @@
+package cedarpostconnect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
+	"github.com/cedarpost/cedarpost/sdk/go/enforce"
+	"github.com/cedarpost/cedarpost/sdk/go/fields"
+)
+
+// checked is the stream that a handler gets. Each message is checked before the handler
+// has it. Once one was refused the call is over, whatever the handler makes of the
+// error. Nothing is sent before a message has passed. What passed long ago is asked
+// about again before something is sent.
+//
+// Receive and Send may run at the same time.
+type checked struct {
+	ctx       context.Context
+	guard     *enforce.Guard
+	route     *compiled
+	procedure string
+	inner     connect.ServerStream
+	held      *enforce.Held
+	recheck   time.Duration
+
+	passed  atomic.Pointer[passed] // the newest message that did; nil: none
+	closed  atomic.Bool            // the client has no more
+	sent    atomic.Bool            // the headers are on their way
+	refused atomic.Pointer[enforce.Refusal]
+	filter  atomic.Pointer[fields.Filter]
+}
+
+// passed is a check that let a message through.
+type passed struct {
+	check cedarpost.Check
+	at    time.Time
+}
+
+var (
+	errSent      = errors.New("the handler sends before a message was checked")
+	errUnchecked = errors.New("the handler is done, and no message was checked")
+)
+
+// Receive implements connect.ServerStream.
+func (s *checked) Receive(msg any) error {
+	if r := s.refused.Load(); r != nil {
+		return plainError(r)
+	}
+	if err := s.inner.Receive(msg); err != nil {
+		if errors.Is(err, io.EOF) {
+			s.closed.Store(true)
+		}
+		return err
+	}
+	m, isMessage := msg.(proto.Message)
+	if !isMessage {
+		return plainError(s.fault(fmt.Errorf("a %T is not a protobuf message", msg)))
+	}
+	refused := s.enforce(nil, func() (cedarpost.Check, error) { return s.route.check(s.ctx, m) })
+	if refused != nil {
+		proto.Reset(m) // for handlers that do not look at errors
+		return plainError(refused)
+	}
+	return nil
+}
+
+// enforce makes a check, or the one of before again, and remembers what came of it.
+func (s *checked) enforce(before *passed, question func() (cedarpost.Check, error)) *enforce.Refusal {
+	now := time.Now()
+	var check cedarpost.Check
+	result, refused := s.guard.Enforce(s.ctx, enforce.Question{
+		Route: s.procedure, Hide: s.route.Hide, Again: before != nil,
+		Check: func() (_ cedarpost.Check, err error) {
+			check, err = question()
+			return check, err
+		},
+	})
+	if refused != nil {
+		s.refused.Store(refused)
+		return refused
+	}
+	if s.route.Filter {
+		f := result.Fields()
+		s.filter.Store(fields.New(f.Permitted(), f.Denied()))
+	}
+	// A newer message may have passed meanwhile; it counts from then on.
+	if p := (&passed{check, now}); before == nil {
+		s.held.Set(result)
+		s.passed.Store(p)
+	} else if s.passed.CompareAndSwap(before, p) {
+		s.held.Set(result)
+	}
+	return nil
+}
+
+// open says whether the handler may send.
+func (s *checked) open() error {
+	if r := s.refused.Load(); r != nil {
+		return plainError(r)
+	}
+	p := s.passed.Load()
+	if p == nil {
+		return plainError(s.unchecked(errSent))
+	}
+	if time.Since(p.at) >= s.recheck {
+		if r := s.enforce(p, func() (cedarpost.Check, error) { return p.check, nil }); r != nil {
+			return plainError(r)
+		}
+	}
+	s.sent.Store(true)
+	return nil
+}
+
+// SendHeaders implements connect.ServerStream.
+func (s *checked) SendHeaders() error {
+	if err := s.open(); err != nil {
+		return err
+	}
+	return s.inner.SendHeaders()
+}
+
+// Send implements connect.ServerStream.
+func (s *checked) Send(msg any) error {
+	if err := s.open(); err != nil {
+		return err
+	}
+	if !s.route.Filter {
+		return s.inner.Send(msg)
+	}
+	m, ok := msg.(proto.Message)
+	if !ok {
+		return plainError(s.fault(fmt.Errorf("a %T cannot be filtered", msg)))
+	}
+	m = proto.Clone(m) // the handler may keep it
+	s.guard.Dropped(s.procedure, s.filter.Load().Proto(m))
+	return s.inner.Send(m)
+}
+
+// fault refuses the call by a mistake of the service.
+func (s *checked) fault(err error) *enforce.Refusal {
+	return s.refuse(&enforce.Refusal{Kind: enforce.Fault, Err: err})
+}
+
+// unchecked refuses a call in which no message was checked: by the client's mistake if
+// it sent none, or else by the handler's.
+func (s *checked) unchecked(err error) *enforce.Refusal {
+	if s.closed.Load() {
+		return s.refuse(&enforce.Refusal{Kind: enforce.Malformed, Err: err})
+	}
+	return s.fault(err)
+}
+
+func (s *checked) refuse(r *enforce.Refusal) *enforce.Refusal {
+	s.guard.Refuse(s.procedure, r)
+	s.refused.Store(r)
+	return r
+}
+
+// end turns what the handler returned into what the client gets.
+func (s *checked) end(err error) error {
+	r := s.refused.Load()
+	if r == nil && err == nil && s.passed.Load() == nil {
+		r = s.unchecked(errUnchecked)
+	}
+	if r != nil {
+		return toError(s.ctx, r, s.sent.Load())
+	}
+	return err
+}
+
+var codes = map[enforce.Kind]connect.Code{
+	enforce.Forbidden: connect.CodePermissionDenied, enforce.Hidden: connect.CodeNotFound,
+	enforce.NoPrincipal: connect.CodeUnauthenticated, enforce.StepUp: connect.CodeUnauthenticated,
+	enforce.Unmet: connect.CodePermissionDenied, enforce.Unavailable: connect.CodeUnavailable,
+	enforce.Fault: connect.CodeInternal, enforce.Malformed: connect.CodeInvalidArgument,
+	enforce.TooLarge: connect.CodeResourceExhausted, enforce.WrongType: connect.CodeInvalidArgument,
+	enforce.Unmapped: connect.CodePermissionDenied,
+}
+
+// NotFound is the error that says there is no such object, in the very words in which a
+// route with Hide says so of one that the user may not know of.
+func NotFound() *connect.Error { return plainError(&enforce.Refusal{Kind: enforce.Hidden}) }
+
+// plainError says a refusal to the client.
+func plainError(r *enforce.Refusal) *connect.Error {
+	code, known := codes[r.Kind]
+	if !known {
+		code = connect.CodeInternal
+	}
+	text := []string{r.Kind.Detail()}
+	if text[0] == "" {
+		text[0] = r.Kind.Title() + "."
+	}
+	if len(r.Fields) > 0 {
+		text = append(text, "Denied fields: "+strings.Join(r.Fields, ", ")+".")
+	}
+	if r.DecisionID != "" && r.Kind != enforce.Hidden {
+		text = append(text, "Decision "+r.DecisionID+".")
+	}
+	return connect.NewError(code, strings.Join(text, " ")).WithCause(r)
+}
+
+// toError is plainError with what goes into the headers of the answer, or into its
+// trailers if the headers have left. Nobody else uses them any more.
+func toError(ctx context.Context, r *enforce.Refusal, sent bool) error {
+	if info, ok := connect.CallInfoForServerContext(ctx); ok {
+		header := info.ResponseHeader()
+		if sent {
+			header = info.ResponseTrailer()
+		}
+		if r.Challenge != "" {
+			header.Set("WWW-Authenticate", r.Challenge)
+		}
+		if r.RetryAfter > 0 {
+			header.Set("Retry-After", strconv.FormatInt(int64((r.RetryAfter+time.Second-1)/time.Second), 10))
+		}
+	}
+	return plainError(r)
+}

@@ -1,0 +1,75 @@
+package cedarposthttp
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"slices"
+
+	"github.com/cedarpost/cedarpost/sdk/go/enforce"
+	"github.com/cedarpost/cedarpost/sdk/go/fields"
+)
+
+// Changes finds the paths that the body of a request changes, in the words of the
+// field catalogue. It must find all that the handler would change. A path it does not
+// know it returns as it is: the service denies it. An error refuses the request with
+// 400, or as it says if it is an [*enforce.Refusal].
+type Changes func(r *http.Request, body []byte) ([]string, error)
+
+// MergePatch finds the paths that a JSON merge patch (RFC 7396) changes. The body is
+// application/merge-patch+json or application/json. See [fields.MergePatch].
+func MergePatch(r *http.Request, body []byte) ([]string, error) {
+	if err := typed(r, "application/merge-patch+json", "application/json"); err != nil {
+		return nil, err
+	}
+	return fields.MergePatch(body)
+}
+
+// JSONPatch finds the paths that a JSON patch (RFC 6902) changes or reads. The body is
+// application/json-patch+json. See [fields.JSONPatch].
+func JSONPatch(r *http.Request, body []byte) ([]string, error) {
+	if err := typed(r, "application/json-patch+json"); err != nil {
+		return nil, err
+	}
+	return fields.JSONPatch(body)
+}
+
+// typed refuses bodies of other types: a handler that takes several kinds of patch
+// would read them in another way than they were checked.
+func typed(r *http.Request, want ...string) error {
+	values := r.Header.Values("Content-Type")
+	if len(values) == 1 {
+		if got, _, err := mime.ParseMediaType(values[0]); err == nil && slices.Contains(want, got) {
+			return nil
+		}
+	}
+	return &enforce.Refusal{Kind: enforce.WrongType}
+}
+
+// changes reads the body, finds what it changes, and puts it back.
+func (c *compiled) changes(w http.ResponseWriter, r *http.Request) ([]string, error) {
+	if r.Header.Get("Content-Encoding") != "" {
+		return nil, &enforce.Refusal{Kind: enforce.WrongType}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, c.MaxBody))
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return nil, &enforce.Refusal{Kind: enforce.TooLarge}
+	}
+	if err != nil {
+		return nil, &enforce.Refusal{Kind: enforce.Malformed, Err: err}
+	}
+	// What Changes does to its copy does not reach the handler.
+	r.Body = io.NopCloser(bytes.NewReader(slices.Clone(body)))
+	r.ContentLength = int64(len(body))
+	r.TransferEncoding = nil
+	paths, err := c.Changes(r, body)
+	if err != nil {
+		if refused, ok := errors.AsType[*enforce.Refusal](err); ok {
+			return nil, refused
+		}
+		return nil, &enforce.Refusal{Kind: enforce.Malformed, Err: err}
+	}
+	return paths, nil
+}

@@ -1,0 +1,211 @@
+package cedarposthttp
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"mime"
+	"net/http"
+	"strings"
+
+	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
+	"github.com/cedarpost/cedarpost/sdk/go/enforce"
+	"github.com/cedarpost/cedarpost/sdk/go/fields"
+)
+
+// filter runs the handler and keeps its answer to the permitted fields. The body
+// streams: what the handler writes goes through a pipe to the filter, which alone
+// writes to the client. An answer that turns out not to be JSON after its beginning
+// has left is cut off, so that nobody takes the part for the whole.
+//
+// The handler gets no conditions and ranges of the client: that its data did not change
+// does not mean that what the user may see of them did not.
+//
+// The handler's writer cannot be flushed, hijacked or unwrapped: each would go around
+// the filter.
+func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpost.Result) {
+	r.Header = r.Header.Clone()
+	for _, name := range []string{"If-None-Match", "If-Modified-Since", "If-Range", "Range"} {
+		r.Header.Del(name)
+	}
+	before := w.Header().Clone()
+	body, pipe := io.Pipe()
+	f := &filtered{to: w, head: r.Method == http.MethodHead, own: w.Header().Clone(), pipe: pipe, done: make(chan error, 1)}
+	if f.own == nil {
+		f.own = http.Header{}
+	}
+	permitted := result.Fields()
+	f.start = func() {
+		go func() {
+			dropped, err := fields.New(permitted.Permitted(), permitted.Denied()).JSON(committing{f}, body)
+			c.guard.Dropped(c.pattern, dropped)
+			_ = body.CloseWithError(err) // the handler may still write
+			f.done <- err
+		}()
+	}
+	finished := false
+	defer func() {
+		if !finished { // the handler panics: net/http cuts the answer off
+			_ = pipe.CloseWithError(errPanic)
+			_ = f.wait() // the panic says more
+		}
+	}()
+	c.next.ServeHTTP(f, r)
+	finished = true
+	_ = pipe.Close()
+	if err := f.wait(); err != nil {
+		c.guard.Refuse(c.pattern, &enforce.Refusal{Kind: enforce.Fault, Err: fmt.Errorf("the answer cannot be filtered: %w", err)})
+		if f.committed {
+			panic(http.ErrAbortHandler)
+		}
+		clear(w.Header()) // of what the handler sent ahead
+		maps.Copy(w.Header(), before)
+		refuse(w, r, &enforce.Refusal{Kind: enforce.Fault})
+		return
+	}
+	f.commit() // an answer without a body
+}
+
+var errPanic = errors.New("the handler panicked")
+
+// filtered is the writer of a handler whose answer is filtered. The handler's goroutine
+// owns all of it until start, and after wait. Between the two, the filter's goroutine
+// owns to and committed.
+type filtered struct {
+	to    http.ResponseWriter
+	head  bool // nobody gets the body
+	own   http.Header
+	pipe  *io.PipeWriter
+	start func()
+	done  chan error
+
+	status  int // 0: the handler has not said
+	sent    http.Header
+	mode    mode
+	failure error
+
+	committed bool // status and header are on their way
+}
+
+type mode uint8
+
+const (
+	undecided mode = iota
+	asItIs         // not a success: the handler's own words
+	dropping       // the body of an answer to HEAD
+	filtering
+	failed
+)
+
+// Header implements http.ResponseWriter.
+func (f *filtered) Header() http.Header { return f.own }
+
+// WriteHeader implements http.ResponseWriter.
+func (f *filtered) WriteHeader(status int) {
+	if f.status != 0 {
+		return
+	}
+	if status >= 100 && status < 200 && status != http.StatusSwitchingProtocols {
+		maps.Copy(f.to.Header(), f.own)
+		f.to.WriteHeader(status)
+		return
+	}
+	f.status = status
+	f.sent = f.own.Clone() // what is set later comes too late, as always
+	if status < 200 || status > 299 {
+		f.mode = asItIs
+	}
+	if status == http.StatusSwitchingProtocols {
+		f.fail("a connection that switches protocols cannot be filtered")
+	}
+}
+
+// Write implements http.ResponseWriter.
+func (f *filtered) Write(p []byte) (int, error) {
+	if f.status == 0 {
+		f.WriteHeader(http.StatusOK)
+	}
+	if f.mode == undecided {
+		f.decide()
+	}
+	switch f.mode {
+	case failed:
+		return 0, f.failure
+	case dropping:
+		return len(p), nil
+	case filtering:
+		return f.pipe.Write(p)
+	case asItIs, undecided:
+	}
+	f.commit()
+	return f.to.Write(p)
+}
+
+func (f *filtered) fail(format string, args ...any) {
+	f.mode, f.failure = failed, fmt.Errorf(format, args...)
+}
+
+// decide looks whether a body that is about to come can be filtered.
+func (f *filtered) decide() {
+	types := f.sent.Values("Content-Type")
+	var media string
+	if len(types) == 1 {
+		if parsed, _, err := mime.ParseMediaType(types[0]); err == nil {
+			media = parsed
+		}
+	}
+	switch {
+	case media != "application/json" && !strings.HasSuffix(media, "+json"):
+		f.fail("its Content-Type is %q, not JSON", types)
+	case f.status == http.StatusPartialContent:
+		f.fail("it is a part of a document")
+	case f.sent.Get("Content-Encoding") != "":
+		f.fail("it is encoded as %q", f.sent.Get("Content-Encoding"))
+	case f.head:
+		f.mode = dropping
+	default:
+		f.mode = filtering
+		f.start()
+	}
+}
+
+// wait ends the answer and returns why it cannot be sent.
+func (f *filtered) wait() error {
+	if f.mode == filtering {
+		return <-f.done
+	}
+	return f.failure
+}
+
+// commit sends status and header.
+func (f *filtered) commit() {
+	if f.committed {
+		return
+	}
+	f.committed = true
+	if f.status == 0 {
+		f.WriteHeader(http.StatusOK)
+	}
+	h := f.to.Header()
+	clear(h)
+	maps.Copy(h, f.sent)
+	if f.mode != asItIs {
+		// These are of the whole body, and tell of what was left out.
+		for _, name := range []string{"Content-Length", "Etag", "Accept-Ranges", "Content-Range", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest"} {
+			h.Del(name)
+		}
+		if h.Get("Cache-Control") == "" {
+			h.Set("Cache-Control", "private") // the next user sees other fields
+		}
+	}
+	f.to.WriteHeader(f.status)
+}
+
+// committing sends the header before the first byte that the filter lets through.
+type committing struct{ *filtered }
+
+func (c committing) Write(p []byte) (int, error) {
+	c.commit()
+	return c.to.Write(p)
+}

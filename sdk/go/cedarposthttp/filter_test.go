@@ -1,0 +1,368 @@
+package cedarposthttp_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
+	"github.com/cedarpost/cedarpost/sdk/go/cedarposthttp"
+	"github.com/cedarpost/cedarpost/sdk/go/enforce"
+)
+
+const whole = `{"id":"42","status":"open","items":[{"sku":"a"}],"total":4999,` +
+	`"customer":{"name":"Bob","email":"bob@example.com"},"shipping":{"address":"1 Road"},"internal":{"margin":7,"notes":"likes tea"},"supplier":"ACME"}`
+
+var filtered = cedarposthttp.Route{Action: action("ViewOrder"), Resource: `Shop::Order::"{id}"`, Filter: true}
+
+func (w *world) filters(h http.HandlerFunc) { w.mux.Handle("GET /orders/{id}", filtered, h) }
+
+func TestFilterKeepsWhatIsPermitted(t *testing.T) {
+	w := newWorld(t)
+	w.filters(func(rw http.ResponseWriter, _ *http.Request) {
+		h := rw.Header()
+		h.Set("Content-Type", "application/json; charset=utf-8")
+		h.Set("Content-Length", fmt.Sprint(len(whole)))
+		h.Set("ETag", `"all-of-it"`)
+		h.Set("Accept-Ranges", "bytes")
+		h.Set("X-Kept", "yes")
+		rw.WriteHeader(http.StatusAccepted)
+		h.Set("X-Late", "too late")
+		_, _ = io.WriteString(rw, whole[:30])
+		_, _ = io.WriteString(rw, whole[30:])
+	})
+	for _, c := range []struct{ who, want string }{
+		{"bob", `{"id":"42","status":"open","items":[{"sku":"a"}],"total":4999,"customer":{"name":"Bob","email":"bob@example.com"},"shipping":{"address":"1 Road"}}`},
+		{"alice", `{"id":"42","status":"open","items":[{"sku":"a"}]}`},
+		{"alice+mfa", `{"id":"42","status":"open","items":[{"sku":"a"}],"customer":{"name":"Bob","email":"bob@example.com"},"shipping":{"address":"1 Road"}}`},
+		{"erin", `{"id":"42","status":"open","items":[{"sku":"a"}],"total":4999,"internal":{"margin":7}}`},
+	} {
+		a := w.as(c.who, "GET", "/orders/42", "")
+		if a.status != http.StatusAccepted || a.body != c.want {
+			t.Errorf("%s sees %d %s", c.who, a.status, a.body)
+		}
+		for name, want := range map[string]string{
+			"Content-Type": "application/json; charset=utf-8", "X-Kept": "yes", "Cache-Control": "private",
+			"Content-Length": "", "Etag": "", "Accept-Ranges": "", "X-Late": "",
+		} {
+			if got := a.Header.Get(name); got != want {
+				t.Errorf("%s: %s is %q", c.who, name, got)
+			}
+		}
+		head := w.as(c.who, "HEAD", "/orders/42", "")
+		if head.status != http.StatusAccepted || head.body != "" || head.Header.Get("Content-Length") != "" || head.Header.Get("Etag") != "" {
+			t.Errorf("%s by HEAD: %d %q %v", c.who, head.status, head.body, head.Header)
+		}
+	}
+	if s := w.guard.Stats(); s.FieldsUnknown != 4 || s.FieldsDenied == 0 || strings.Count(w.log.String(), "supplier") != 1 {
+		t.Errorf("what was left out: %+v\n%s", s, &w.log)
+	}
+}
+
+func TestFilterAnswersThatPass(t *testing.T) {
+	for name, c := range map[string]struct {
+		handler http.HandlerFunc
+		status  int
+		body    string
+	}{
+		"the handler's own error": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no tea", http.StatusTeapot) }, 418, "no tea\n"},
+		"a redirect":              {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusSeeOther) }, 303, "<a href=\"/x\">See Other</a>.\n\n"},
+		"nothing":                 {func(http.ResponseWriter, *http.Request) {}, 200, ""},
+		"no content":              {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }, 204, ""},
+		"a list": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/vnd.shop+json")
+			_, _ = io.WriteString(w, `[{"id":"42","internal":{"notes":"x"}}, {"total":1}]`)
+		}, 200, `[{"id":"42"},{"total":1}]`},
+	} {
+		w := newWorld(t)
+		w.filters(c.handler)
+		if a := w.as("bob", "GET", "/orders/42", ""); a.status != c.status || a.body != c.body {
+			t.Errorf("%s: %d %q", name, a.status, a.body)
+		}
+	}
+}
+
+// What cannot be filtered is not sent.
+func TestFilterFailsClosed(t *testing.T) {
+	says := func(contentType, body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			if contentType != "" {
+				w.Header().Set("Content-Type", contentType)
+			}
+			_, _ = io.WriteString(w, body)
+		}
+	}
+	for name, h := range map[string]http.HandlerFunc{
+		"no type":            says("", whole),
+		"text":               says("text/plain", whole),
+		"lines of JSON":      says("application/x-ndjson", whole),
+		"events":             says("text/event-stream", "data: "+whole+"\n\n"),
+		"not JSON":           says("application/json", "internal notes: likes tea"),
+		"half JSON":          says("application/json", whole[:len(whole)-1]),
+		"two documents":      says("application/json", whole+whole),
+		"a plain value":      says("application/json", `"likes tea"`),
+		"JSON with a suffix": says("application/json", whole+"likes tea"),
+		"two types": func(w http.ResponseWriter, r *http.Request) {
+			w.Header()["Content-Type"] = []string{"application/json", "text/plain"}
+			says("", whole)(w, r)
+		},
+		"compressed": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			says("application/json", whole)(w, r)
+		},
+		"a part": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusPartialContent)
+			says("application/json", whole)(w, r)
+		},
+		"a file with ranges": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Secret", "likes tea")
+			says("application/octet-stream", whole)(w, r)
+		},
+	} {
+		w := newWorld(t)
+		w.filters(h)
+		a := w.as("bob", "GET", "/orders/42", "")
+		if a.status != 500 || strings.Contains(a.body, "tea") || strings.Contains(fmt.Sprint(a.Header), "tea") || a.problem == nil {
+			t.Errorf("%s: %d %s %v", name, a.status, a.body, a.Header)
+		}
+		if w.guard.Stats().Faults != 1 || !strings.Contains(w.log.String(), "cannot be filtered") {
+			t.Errorf("%s is not counted or logged", name)
+		}
+	}
+}
+
+func TestFilterGoesAround(t *testing.T) {
+	w := newWorld(t)
+	w.filters(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Link", "</style.css>; rel=preload")
+		rw.WriteHeader(http.StatusEarlyHints)
+		rw.Header().Set("Content-Type", "application/json")
+		if _, _, err := http.NewResponseController(rw).Hijack(); err == nil {
+			t.Error("the connection can be taken over")
+		}
+		if err := http.NewResponseController(rw).Flush(); err == nil {
+			t.Error("what is not filtered yet can be flushed")
+		}
+		if _, ok := rw.(interface{ Unwrap() http.ResponseWriter }); ok {
+			t.Error("the writer behind the filter can be had")
+		}
+		if _, ok := rw.(io.ReaderFrom); ok {
+			t.Error("a copy goes around the filter")
+		}
+		if _, err := io.Copy(rw, strings.NewReader(whole)); err != nil {
+			t.Error(err)
+		}
+	})
+	server := httptest.NewServer(signedIn(w.mux))
+	defer server.Close()
+	a := get(t, server.URL+"/orders/42", "alice")
+	if a.body != `{"id":"42","status":"open","items":[{"sku":"a"}]}` {
+		t.Errorf("%s", a.body)
+	}
+
+	hinted := newWorld(t)
+	hinted.filters(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("X-Secret", "likes tea")
+		rw.WriteHeader(http.StatusEarlyHints)
+		_, _ = io.WriteString(rw, "no type")
+	})
+	hints := httptest.NewServer(signedIn(hinted.mux))
+	defer hints.Close()
+	if a := get(t, hints.URL+"/orders/42", "bob"); a.status != 500 || a.Header.Get("X-Secret") != "" {
+		t.Errorf("after an early hint: %d %v", a.status, a.Header)
+	}
+
+	switches := newWorld(t)
+	switches.filters(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusSwitchingProtocols) })
+	if a := switches.as("bob", "GET", "/orders/42", ""); a.status != 500 {
+		t.Errorf("another protocol: %d", a.status)
+	}
+}
+
+func get(t *testing.T, url, who string) answer {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("X-User", who)
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		body = append(body, "!"+err.Error()...)
+	}
+	return answer{Response: res, status: res.StatusCode, body: string(body)}
+}
+
+// A large answer streams, and one that breaks in its middle is cut off.
+func TestFilterStreams(t *testing.T) {
+	w := newWorld(t)
+	const n = 5000
+	row := `{"id":"x","total":1,"internal":{"notes":"likes tea"}}`
+	rows := func(rw http.ResponseWriter, n int) {
+		rw.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(rw, "[")
+		for i := range n {
+			if i > 0 {
+				_, _ = io.WriteString(rw, ",")
+			}
+			if _, err := io.WriteString(rw, row); err != nil {
+				return
+			}
+		}
+	}
+	var failed error
+	w.filters(func(rw http.ResponseWriter, _ *http.Request) {
+		rows(rw, n)
+		_, _ = io.WriteString(rw, "]")
+	})
+	w.mux.Handle("GET /broken/{id}", filtered, http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		rows(rw, n)
+		_, _ = io.WriteString(rw, "oh no")
+		_, failed = rw.Write(make([]byte, 1<<20))
+	}))
+	w.mux.Handle("GET /panics/{id}", filtered, http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		rows(rw, n)
+		panic(http.ErrAbortHandler)
+	}))
+	w.mux.Handle("GET /early/{id}", filtered, http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		rows(rw, 1)
+		panic(http.ErrAbortHandler)
+	}))
+	server := httptest.NewServer(signedIn(w.mux))
+	defer server.Close()
+
+	a := get(t, server.URL+"/orders/42", "bob")
+	var list []map[string]any
+	if err := json.Unmarshal([]byte(a.body), &list); err != nil || len(list) != n || strings.Contains(a.body, "tea") {
+		t.Errorf("%d rows, %v", len(list), err)
+	}
+	for _, path := range []string{"/broken/42", "/panics/42"} {
+		a := get(t, server.URL+path, "bob")
+		if a.status != 200 || !strings.Contains(a.body, "!unexpected EOF") || strings.Contains(a.body, "tea") {
+			t.Errorf("%s: %d, ends in %s", path, a.status, a.body[max(0, len(a.body)-60):])
+		}
+	}
+	if failed == nil {
+		t.Error("the handler writes on, and is not told that nobody listens")
+	}
+	r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"/early/42", http.NoBody)
+	r.Header.Set("X-User", "bob")
+	if res, err := http.DefaultClient.Do(r); err == nil {
+		res.Body.Close()
+		t.Errorf("a handler that panics early: %d", res.StatusCode)
+	}
+}
+
+// What a client has may be what it no longer may see, or less than it now may.
+func TestFilterIsUnconditional(t *testing.T) {
+	w := newWorld(t)
+	w.filters(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		rw.Header().Set("ETag", `"v1"`)
+		http.ServeContent(rw, r, "", time.Unix(1e9, 0), strings.NewReader(whole))
+	})
+	for name, value := range map[string]string{
+		"If-None-Match": `"v1"`, "If-Modified-Since": "Sun, 09 Sep 2001 01:46:40 GMT", "Range": "bytes=0-10",
+	} {
+		if a := w.as("alice", "GET", "/orders/42", "", name, value); a.status != 200 || a.body != `{"id":"42","status":"open","items":[{"sku":"a"}]}` {
+			t.Errorf("%s: %d %s", name, a.status, a.body)
+		}
+	}
+}
+
+// slow is a client that takes its time, and a server that takes the writer away when
+// the handler is done.
+type slow struct {
+	*httptest.ResponseRecorder
+	t     *testing.T
+	begun chan struct{}
+	once  sync.Once
+	over  atomic.Bool
+}
+
+func (s *slow) Write(p []byte) (int, error) {
+	s.once.Do(func() { close(s.begun) })
+	time.Sleep(50 * time.Millisecond)
+	if s.over.Load() {
+		s.t.Error("the filter writes after the request is over")
+	}
+	return len(p), nil
+}
+
+// A handler that panics takes the filter with it.
+func TestFilterEndsWithItsHandler(t *testing.T) {
+	w := newWorld(t)
+	to := &slow{ResponseRecorder: httptest.NewRecorder(), t: t, begun: make(chan struct{})}
+	w.filters(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		rw.WriteHeader(http.StatusOK)
+		go func() {
+			_, _ = io.WriteString(rw, "["+strings.Repeat(`{"id":"x"},`, 5000))
+		}()
+		<-to.begun
+		panic(http.ErrAbortHandler)
+	})
+	r := httptest.NewRequest(http.MethodGet, "/orders/42", http.NoBody)
+	r.Header.Set("X-User", "bob")
+	func() {
+		defer func() { _ = recover() }()
+		signedIn(w.mux).ServeHTTP(to, r)
+	}()
+	to.over.Store(true)
+	time.Sleep(100 * time.Millisecond)
+}
+
+func TestFilterOfWhatFailedOpen(t *testing.T) {
+	w := newWorld(t)
+	open := filtered
+	open.FailOpen = "the shop must go on"
+	w.mux.HandleFunc("GET /orders/{id}", open, func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(rw, whole)
+	})
+	w.svc.Away(true)
+	if a := w.as("bob", "GET", "/orders/42", ""); a.status != 200 || a.body != "{}" {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
+func TestNewGuard(t *testing.T) {
+	good := enforce.Config{Client: &cedarpost.Client{}, Principal: principal}
+	for want, change := range map[string]func(*enforce.Config){
+		"needs a Client":  func(c *enforce.Config) { c.Client = nil },
+		"and a Principal": func(c *enforce.Config) { c.Principal = nil },
+		"nothing meets": func(c *enforce.Config) {
+			c.Obligations = map[string]func(context.Context, cedarpost.Result) error{"x": nil}
+		},
+		"asks for nothing": func(c *enforce.Config) { c.StepUp = map[string]enforce.Challenge{"x": {}} },
+		"cannot be an ACR": func(c *enforce.Config) {
+			c.StepUp = map[string]enforce.Challenge{"x": {ACRValues: []string{`a", x="`}}}
+		},
+		"of seconds": func(c *enforce.Config) { c.StepUp = map[string]enforce.Challenge{"x": {MaxAge: 1}} },
+		"negative":   func(c *enforce.Config) { c.RetryAfter = -1 },
+	} {
+		cfg := good
+		change(&cfg)
+		if _, err := enforce.New(cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	if _, err := cedarposthttp.Handler(nil, "GET /", filtered, http.NotFoundHandler()); err == nil || errors.Is(err, enforce.ErrNoPrincipal) {
+		t.Errorf("without a guard: %v", err)
+	}
+}
