@@ -171,7 +171,7 @@ func unpack(r *cedarpostv1.AuthorizeBatchResult) (*cedarpostv1.AuthorizeResponse
 	if err := code.UnmarshalText([]byte(r.GetError().GetCode())); err != nil {
 		code = connect.CodeUnknown
 	}
-	return nil, connect.NewError(code, r.GetError().GetMessage())
+	return nil, connect.NewError(code, r.GetError().GetMessage()).WithRemote()
 }
 
 // batcher sends questions that come at the same time together: while some are under
@@ -209,7 +209,7 @@ func (b *batcher) do(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*c
 	case <-w.done:
 		return w.res, w.err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, connect.NewError(connect.CodeDeadlineExceeded, "no answer in time").WithCause(ctx.Err())
 	}
 }
 

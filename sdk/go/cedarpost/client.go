@@ -166,7 +166,7 @@ func (c *Client) miss(ctx context.Context, check Check, key string) (Result, err
 	select {
 	case <-wait:
 	case <-bounded.Done():
-		return c.failed(ctx, &check, bounded.Err())
+		return c.failed(ctx, &check, connect.NewError(connect.CodeDeadlineExceeded, "the same question is under way still"))
 	}
 	if r, ok := c.reuse(key, check.AtLeastAsFresh); ok {
 		return r, nil
@@ -287,13 +287,17 @@ func (c *Client) failed(ctx context.Context, check *Check, err error) (Result, e
 		c.counts.errors.Add(1)
 		return Result{}, fmt.Errorf("cedarpost: %w", ctx.Err())
 	}
-	kind, away := ErrUnavailable, true
+	kind, away := ErrUnavailable, false
 	code := connect.CodeOf(err)
 	switch code {
+	case connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeResourceExhausted:
+		// Nothing else is being away: what a question did to the service, it could do to
+		// open the door.
+		away = true
 	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeOutOfRange, connect.CodeAborted:
-		kind, away = ErrInvalid, false
+		kind = ErrInvalid
 	case connect.CodeUnauthenticated, connect.CodePermissionDenied:
-		kind, away = ErrUnauthenticated, false
+		kind = ErrUnauthenticated
 	}
 	if away && check.FailOpen != "" {
 		c.reports.letThrough(check, code, c.cfg.clock())

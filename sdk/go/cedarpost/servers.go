@@ -87,10 +87,7 @@ func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1
 			done(nil) // its caller gave up; that says nothing of the server
 			return ctx.Err()
 		}
-		if connect.CodeOf(attemptErr) == connect.CodeCanceled {
-			// Nobody gave up: that is how a broken connection can look.
-			attemptErr = connect.NewError(connect.CodeUnavailable, "the connection broke").WithCause(attemptErr)
-		}
+		attemptErr = broken(attemptErr)
 		done(attemptErr)
 		if attemptErr == nil {
 			return nil
@@ -104,6 +101,20 @@ func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1
 			return err
 		case <-time.After(retryWait << attempt):
 		}
+	}
+	return err
+}
+
+// broken tells a connection that broke from what a server says. It can look like
+// several things; that somebody gave up is none of them, for the caller did not.
+func broken(err error) error {
+	var ce *connect.Error
+	if !errors.As(err, &ce) || ce.IsRemote() && ce.Code() != connect.CodeCanceled {
+		return err
+	}
+	switch ce.Code() {
+	case connect.CodeCanceled, connect.CodeInternal, connect.CodeUnknown:
+		return connect.NewError(connect.CodeUnavailable, "the connection broke").WithCause(err)
 	}
 	return err
 }

@@ -7,6 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"connectrpc.com/connect/v2"
+
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 	"github.com/cedarpost/cedarpost/sdk/go/cedarposttest"
 )
@@ -146,4 +148,51 @@ func TestCloseTellsWhatIsLost(t *testing.T) {
 			t.Errorf("%+v", st)
 		}
 	})
+}
+
+// A check fails open where the service cannot be asked, and nowhere else: what a
+// question does to the service must not open the door.
+func TestWhatFailsOpen(t *testing.T) {
+	open := view("alice", "42")
+	open.FailOpen = "reads may go on"
+	for _, way := range []func(*cedarpost.Config){
+		func(cfg *cedarpost.Config) { cfg.CacheBytes = -1 },
+		func(cfg *cedarpost.Config) { cfg.CacheBytes, cfg.Coalesce = -1, true },
+	} {
+		for code, opens := range map[connect.Code]bool{
+			connect.CodeUnavailable: true, connect.CodeResourceExhausted: true, connect.CodeDeadlineExceeded: true,
+			connect.CodeInternal: false, connect.CodeUnknown: false, connect.CodeUnimplemented: false, connect.CodeDataLoss: false,
+			connect.CodeInvalidArgument: false, connect.CodeFailedPrecondition: false, connect.CodeUnauthenticated: false, connect.CodePermissionDenied: false,
+		} {
+			svc := cedarposttest.New(t, "../../../policies/shop")
+			c := svc.Client(way)
+			svc.Fail(connect.NewError(code, "the test says so"))
+			r, err := c.Authorize(t.Context(), open)
+			if r.FailedOpen() != opens || r.Allowed() != opens || (err == nil) != opens {
+				t.Errorf("%s: allowed %v, %v", code, r.Allowed(), err)
+			}
+			for _, a := range c.AuthorizeBatch(t.Context(), []cedarpost.Check{open, view("alice", "42")}) {
+				if a.Allowed() != (opens && a.FailedOpen()) {
+					t.Errorf("%s, in a batch: allowed %v, %v", code, a.Allowed(), a.Err)
+				}
+			}
+		}
+	}
+}
+
+// A connection that breaks is a service that is away, however it is asked.
+func TestBrokenConnection(t *testing.T) {
+	for _, coalesce := range []bool{false, true} {
+		in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
+			svc.Fail(connect.NewError(connect.CodeCanceled, "a connection that broke"))
+			open := view("alice", "42")
+			open.FailOpen = "reads may go on"
+			if r, err := c.Authorize(t.Context(), open); err != nil || !r.FailedOpen() {
+				t.Errorf("%v, %v", r, err)
+			}
+			if r, err := c.Authorize(t.Context(), view("alice", "42")); !errors.Is(err, cedarpost.ErrUnavailable) || r.Allowed() {
+				t.Errorf("%v, %v", r, err)
+			}
+		}, func(cfg *cedarpost.Config) { cfg.Coalesce = coalesce })
+	}
 }
