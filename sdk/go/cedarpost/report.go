@@ -3,6 +3,7 @@ package cedarpost
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -104,11 +105,12 @@ func (r *reporter) letThrough(c *Check, code connect.Code, now instant) {
 		return
 	}
 	if n == nil {
-		n = &openCount{first: now.wall}
+		n = &openCount{first: now.wall, last: now.wall}
 		r.open[key] = n
 	}
 	n.count++
-	n.last = now.wall
+	// Who read the clock first need not come first.
+	n.first, n.last = min(n.first, now.wall), max(n.last, now.wall)
 }
 
 // cut shortens a reason to what a report may carry.
@@ -131,19 +133,35 @@ func (r *reporter) run(ctx context.Context, interval time.Duration) {
 	}
 }
 
-// flush reports all that there is. After an error the rest is kept.
+// flush reports all that there is. After an error the rest is kept. What waits already
+// goes first, and only then more is put behind it: so it does not grow while there is
+// nowhere to report to.
 func (r *reporter) flush(ctx context.Context) error {
 	r.sending.Lock()
 	defer r.sending.Unlock()
+	if err := r.sendAll(ctx); err != nil {
+		return err
+	}
 	r.gather()
+	return r.sendAll(ctx)
+}
+
+func (r *reporter) sendAll(ctx context.Context) error {
 	for len(r.pending) > 0 {
 		report := r.pending[0]
 		ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 		res, err := r.send(ctx, report)
 		cancel()
-		lost := int64(res.GetRefused()) // at least one use each
+		lost := refused(report, int(res.GetRefused()))
 		if connect.CodeOf(err) == connect.CodeInvalidArgument {
-			lost, err = hits(report), nil // it will never be taken, and those behind it can be
+			// One thing in it is to blame. It will never be taken, and all else can be.
+			if a, b := halve(report); a != nil {
+				r.pending = append([]*cedarpostv1.ReportReuseRequest{a, b}, r.pending[1:]...)
+				continue
+			}
+			r.told -= report.GetLost()
+			r.lost.Add(opened(report))
+			lost, err = hits(report), nil
 		}
 		if err != nil {
 			return err
@@ -156,9 +174,43 @@ func (r *reporter) flush(ctx context.Context) error {
 	return nil
 }
 
+// halve makes two reports of one, neither of which was sent, or nil of one that tells
+// of one thing.
+func halve(r *cedarpostv1.ReportReuseRequest) (a, b *cedarpostv1.ReportReuseRequest) {
+	n := len(r.GetReuses()) + len(r.GetFailOpens())
+	if n < 2 {
+		return nil, nil
+	}
+	reuses := min(n/2, len(r.GetReuses()))
+	opens := n/2 - reuses
+	a = &cedarpostv1.ReportReuseRequest{ReportId: uuid.NewString(), Lost: r.GetLost(), Reuses: r.GetReuses()[:reuses], FailOpens: r.GetFailOpens()[:opens]}
+	b = &cedarpostv1.ReportReuseRequest{ReportId: uuid.NewString(), Reuses: r.GetReuses()[reuses:], FailOpens: r.GetFailOpens()[opens:]}
+	return a, b
+}
+
+// refused are the uses of the so many decisions of a report that were refused for
+// their age: the oldest, as their ids begin with the time.
+func refused(r *cedarpostv1.ReportReuseRequest, decisions int) (n int64) {
+	reuses := slices.SortedFunc(slices.Values(r.GetReuses()), func(a, b *cedarpostv1.Reuse) int {
+		return strings.Compare(a.GetDecisionId(), b.GetDecisionId())
+	})
+	for _, u := range reuses[:min(decisions, len(reuses))] {
+		n += u.GetHits()
+	}
+	return n
+}
+
 func hits(report *cedarpostv1.ReportReuseRequest) (n int64) {
 	for _, u := range report.GetReuses() {
 		n += u.GetHits()
+	}
+	return n
+}
+
+// opened are the checks that failed open.
+func opened(report *cedarpostv1.ReportReuseRequest) (n int64) {
+	for _, f := range report.GetFailOpens() {
+		n += f.GetCount()
 	}
 	return n
 }
@@ -225,13 +277,12 @@ func (r *reporter) close(ctx context.Context) error {
 func (r *reporter) giveUp(err error) error {
 	r.sending.Lock()
 	defer r.sending.Unlock()
-	used, opened := int64(0), int64(0)
+	r.gather()
+	used, open := int64(0), int64(0)
 	for _, p := range r.pending {
 		used += hits(p)
-		for _, o := range p.GetFailOpens() {
-			opened += o.GetCount()
-		}
+		open += opened(p)
 	}
 	r.lost.Add(used)
-	return fmt.Errorf("cedarpost: %d uses of answers and %d checks that failed open are not in the log: %w", used, opened, err)
+	return fmt.Errorf("cedarpost: %d uses of answers and %d checks that failed open are not in the log: %w", used, open, err)
 }
