@@ -63,6 +63,7 @@ func New(cfg Config) (*Client, error) {
 	if c.servers, err = c.cfg.dial(); err != nil {
 		return nil, err
 	}
+	c.servers.patience = cfg.Timeout / 2
 	c.tracer = cfg.TracerProvider.Tracer(scope)
 	if c.gauges, err = c.observe(cfg.MeterProvider.Meter(scope)); err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -29,9 +30,15 @@ const (
 type servers struct {
 	list []*peer
 	next atomic.Uint32
+	// watched is next for watches. In step with the questions, they would always come to
+	// the same server again.
+	watched atomic.Uint32
 	// retries is how many more are allowed, times retryShare.
 	retries atomic.Int64
-	close   func() // idle connections
+	// patience is how long a server has to have had for an answer, before it is blamed
+	// for none.
+	patience time.Duration
+	close    func() // idle connections
 }
 
 // peer is one server. Its breaker opens when it fails several times in a row, and
@@ -45,6 +52,7 @@ type peer struct {
 func newServers(names []string, transports []connect.Transport, interceptors ...connect.ClientInterceptor) *servers {
 	s := &servers{close: func() {}}
 	s.retries.Store(retryReserve * retryShare)
+	s.watched.Store(rand.Uint32()) //nolint:gosec // so that not all clients watch the same one
 	for i, t := range transports {
 		s.list = append(s.list, &peer{
 			name:   names[i],
@@ -53,6 +61,7 @@ func newServers(names []string, transports []connect.Transport, interceptors ...
 				Name: names[i], Timeout: breakFor,
 				ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakAfter },
 				IsSuccessful: func(err error) bool { return !failed(err) },
+				IsExcluded:   func(err error) bool { return errors.Is(err, errNoVerdict) },
 			}),
 		})
 	}
@@ -72,10 +81,16 @@ func failed(err error) bool {
 // errAllOpen: every server failed so often lately that none is asked.
 var errAllOpen = connect.NewError(connect.CodeUnavailable, "no server works; not asked again yet")
 
+// errNoVerdict: what came of a question says nothing of the server.
+var errNoVerdict = errors.New("no verdict")
+
 // call asks one server after another, until one answers or the time is over. fn may
 // run more than once: it has to be a question, or one that counts once.
 func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
 	s.earn()
+	// Who gives a server no time to answer must not take it from all others.
+	end, bounded := ctx.Deadline()
+	hurried := bounded && time.Until(end) < s.patience
 	err := error(errAllOpen)
 	for attempt := range maxAttempts {
 		p, done := s.pick()
@@ -84,11 +99,15 @@ func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1
 		}
 		attemptErr := s.try(ctx, p, attempt, fn)
 		if errors.Is(ctx.Err(), context.Canceled) {
-			done(nil) // its caller gave up; that says nothing of the server
+			done(errNoVerdict) // its caller gave up
 			return ctx.Err()
 		}
 		attemptErr = broken(attemptErr)
-		done(attemptErr)
+		if hurried && connect.CodeOf(attemptErr) == connect.CodeDeadlineExceeded {
+			done(errNoVerdict)
+		} else {
+			done(attemptErr)
+		}
 		if attemptErr == nil {
 			return nil
 		}
@@ -151,6 +170,18 @@ func (s *servers) pick() (p *peer, done func(error)) {
 		}
 	}
 	return nil, nil
+}
+
+// pickWatch takes the next server that works, as far as is known. A watch has no say in
+// that: it may break where questions are answered, and hang where one is let through.
+func (s *servers) pickWatch() *peer {
+	from := int(s.watched.Add(1) % uint32(len(s.list)))
+	for i := range s.list {
+		if p := s.list[(from+i)%len(s.list)]; p.breaker.State() != gobreaker.StateOpen {
+			return p
+		}
+	}
+	return nil
 }
 
 // earn and spend keep the balance of retries.

@@ -16,9 +16,16 @@ import (
 const (
 	watchBackoff    = 20 * time.Millisecond // doubled up to the next
 	maxWatchBackoff = 2 * time.Second
+	// firstWait is for the first message, which comes at once. What lies between may
+	// hold it back for ever.
+	firstWait = 10 * time.Second
+	minRenew  = 10 * time.Millisecond
 )
 
-var errStuck = errors.New("the watch is behind what the service has")
+var (
+	errStuck  = errors.New("the watch is behind what the service has")
+	errSilent = errors.New("the watch does not begin")
+)
 
 // watch keeps the cache told of what changes, until ctx ends. A watch that breaks goes
 // on where it was, on whatever server answers.
@@ -34,7 +41,8 @@ func (c *Client) watch(ctx context.Context) {
 		case connect.CodeInvalidArgument, connect.CodeAborted:
 			c.cache.forget() // of another database or history
 		}
-		if worked && connect.CodeOf(err) != connect.CodeResourceExhausted {
+		// Who is too slow, or on a server that is behind, would only come to the same end.
+		if worked && connect.CodeOf(err) != connect.CodeResourceExhausted && !errors.Is(err, errStuck) {
 			wait = watchBackoff
 		}
 		level := slog.LevelWarn
@@ -49,28 +57,26 @@ func (c *Client) watch(ctx context.Context) {
 
 // follow watches one server until that ends. worked says whether it began.
 func (c *Client) follow(ctx context.Context) (worked bool, err error) {
-	p, done := c.servers.pick()
+	p := c.servers.pickWatch()
 	if p == nil {
 		return false, errAllOpen
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	c.cut.Store(&cancel)
+	silent := time.AfterFunc(firstWait, func() { cancel(errSilent) })
+	defer silent.Stop()
 	req := &cedarpostv1.WatchRequest{}
 	if after := c.cache.reached(); after != "" {
 		req.After = &cedarpostv1.Revision{Token: after}
 	}
 	stream, err := p.client.Watch(ctx, req)
 	if err != nil {
-		done(err)
 		return false, err
 	}
 	defer func() { _ = stream.Close() }()
 	for ; ; worked = true {
 		m, err := stream.Receive()
-		if !worked {
-			done(err)
-		}
 		if cause := context.Cause(ctx); cause != nil {
 			return worked, cause
 		}
@@ -79,6 +85,7 @@ func (c *Client) follow(ctx context.Context) (worked bool, err error) {
 		}
 		c.cache.apply(m)
 		if !worked {
+			silent.Stop()
 			signal(c.begun)
 		}
 	}
@@ -92,6 +99,7 @@ func (c *Client) renew(ctx context.Context) {
 		if err := c.prove(ctx, wait); err != nil {
 			wait /= 5
 		}
+		wait = max(wait, minRenew)
 		if c.cache.behind(c.cfg.MaxStaleness / 3) {
 			// It leads nowhere, or to a server that is behind. Another may do.
 			if cut := c.cut.Load(); cut != nil {
