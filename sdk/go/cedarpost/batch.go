@@ -3,6 +3,7 @@ package cedarpost
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -136,7 +137,7 @@ func (c *Client) askBatch(ctx context.Context, list []question, fresh string, fu
 			res, one = unpack(results[i])
 		}
 		if one != nil {
-			q.answer.Result, q.answer.Err = c.failed(ctx, q.check, one)
+			q.answer.Result, q.answer.Err = c.failed(ctx, bounded, q.check, one)
 			continue
 		}
 		c.see(res.GetRevision().GetToken())
@@ -154,7 +155,7 @@ func (c *Client) sendBatch(ctx context.Context, checks []*cedarpostv1.AuthorizeR
 		return c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) error {
 			res, err := client.AuthorizeBatch(ctx, &cedarpostv1.AuthorizeBatchRequest{Checks: checks, Consistency: consistency})
 			if err == nil && len(res.GetResults()) != len(checks) {
-				err = connect.NewError(connect.CodeInternal, "the batch has another number of results than questions")
+				err = connect.NewError(connect.CodeInternal, "the batch has another number of results than questions").WithRemote()
 			}
 			results = res.GetResults()
 			return err
@@ -179,6 +180,8 @@ func unpack(r *cedarpostv1.AuthorizeBatchResult) (*cedarpostv1.AuthorizeResponse
 type batcher struct {
 	send    func(context.Context, []*cedarpostv1.AuthorizeRequest, string, bool) ([]*cedarpostv1.AuthorizeBatchResult, error)
 	timeout time.Duration
+	ctx     context.Context //nolint:containedctx // the client's: a batch is of no caller
+	start   func(func())
 
 	mu      sync.Mutex
 	waiting []*waiter
@@ -189,6 +192,7 @@ type batcher struct {
 const maxUnder = 4
 
 type waiter struct {
+	ctx  context.Context //nolint:containedctx // says whether it still waits
 	req  *cedarpostv1.AuthorizeRequest
 	done chan struct{}
 	res  *cedarpostv1.AuthorizeResponse
@@ -197,12 +201,12 @@ type waiter struct {
 
 // do asks one question. It gives up with ctx; its batch does not.
 func (b *batcher) do(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
-	w := &waiter{req: req, done: make(chan struct{})}
+	w := &waiter{ctx: ctx, req: req, done: make(chan struct{})}
 	b.mu.Lock()
 	b.waiting = append(b.waiting, w)
 	if b.under < maxUnder {
 		b.under++
-		go b.run()
+		b.start(b.run)
 	}
 	b.mu.Unlock()
 	select {
@@ -217,6 +221,9 @@ func (b *batcher) do(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*c
 func (b *batcher) run() {
 	for {
 		b.mu.Lock()
+		// A service that is too slow would be asked for what nobody waits for any more,
+		// and those who wait would stand behind that.
+		b.waiting = slices.DeleteFunc(b.waiting, func(w *waiter) bool { return w.ctx.Err() != nil })
 		n := fit(len(b.waiting), func(i int) *cedarpostv1.AuthorizeRequest { return b.waiting[i].req })
 		list := b.waiting[:n:n]
 		b.waiting = b.waiting[n:]
@@ -232,13 +239,19 @@ func (b *batcher) run() {
 }
 
 func (b *batcher) answer(list []*waiter) {
-	ctx, cancel := context.WithTimeout(context.Background(), b.timeout)
+	ctx, cancel := context.WithTimeout(b.ctx, b.timeout)
 	defer cancel()
 	reqs := make([]*cedarpostv1.AuthorizeRequest, len(list))
 	for i, w := range list {
 		reqs[i] = w.req
 	}
 	results, err := b.send(ctx, reqs, "", false)
+	if half := len(list) / 2; half > 0 && connect.CodeOf(err) == connect.CodeInvalidArgument {
+		// One of them is to blame, and the others are somebody else's.
+		b.answer(list[:half])
+		b.answer(list[half:])
+		return
+	}
 	for i, w := range list {
 		if w.err = err; err == nil {
 			w.res, w.err = unpack(results[i])

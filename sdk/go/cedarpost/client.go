@@ -47,6 +47,7 @@ type Client struct {
 	// open is held, shared, by each call, so that Close knows all uses.
 	open   sync.RWMutex
 	closed atomic.Bool
+	done   chan struct{} // Close has ended
 	stop   context.CancelFunc
 	loops  sync.WaitGroup
 	gauges func() // unregisters them
@@ -58,7 +59,7 @@ func New(cfg Config) (*Client, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, reports: newReporter(), begun: make(chan struct{}, 1)}
+	c := &Client{cfg: cfg, reports: newReporter(), begun: make(chan struct{}, 1), done: make(chan struct{})}
 	var err error
 	if c.servers, err = c.cfg.dial(); err != nil {
 		return nil, err
@@ -78,7 +79,7 @@ func New(cfg Config) (*Client, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	c.stop = stop
 	if cfg.Coalesce {
-		c.batches = &batcher{send: c.sendBatch, timeout: cfg.Timeout}
+		c.batches = &batcher{send: c.sendBatch, timeout: cfg.Timeout, ctx: ctx, start: c.loops.Go}
 	}
 	c.loops.Go(func() { c.reports.run(ctx, cfg.ReportInterval) })
 	if cfg.CacheBytes > 0 {
@@ -94,8 +95,13 @@ func New(cfg Config) (*Client, error) {
 // that come later get [ErrClosed].
 func (c *Client) Close(ctx context.Context) error {
 	if c.closed.Swap(true) {
+		select { // who ends the program now would end what is under way
+		case <-c.done:
+		case <-ctx.Done():
+		}
 		return nil
 	}
+	defer close(c.done)
 	c.open.Lock() // held for good: nobody may come in any more
 	c.stop()
 	c.loops.Wait()
@@ -167,7 +173,7 @@ func (c *Client) miss(ctx context.Context, check Check, key string) (Result, err
 	select {
 	case <-wait:
 	case <-bounded.Done():
-		return c.failed(ctx, &check, connect.NewError(connect.CodeDeadlineExceeded, "the same question is under way still"))
+		return c.failed(ctx, bounded, &check, connect.NewError(connect.CodeDeadlineExceeded, "the same question is under way still"))
 	}
 	if r, ok := c.reuse(key, check.AtLeastAsFresh); ok {
 		return r, nil
@@ -189,7 +195,7 @@ func (c *Client) ask(ctx, bounded context.Context, check Check, keep func(*cedar
 	res, err := c.send(bounded, req, check.AtLeastAsFresh, check.FullyConsistent)
 	if err != nil {
 		span.RecordError(err)
-		return c.failed(ctx, &check, err)
+		return c.failed(ctx, bounded, &check, err)
 	}
 	c.see(res.GetRevision().GetToken())
 	if keep != nil {
@@ -281,15 +287,21 @@ func (c *Client) see(token string) {
 	}
 }
 
-// failed turns what went wrong into an error of this package, or lets the check
-// through if it says so.
-func (c *Client) failed(ctx context.Context, check *Check, err error) (Result, error) {
-	if ctx.Err() != nil {
+// failed turns what went wrong within bounded into an error of this package, or lets
+// the check through if it says so. ctx is the caller's.
+func (c *Client) failed(ctx, bounded context.Context, check *Check, err error) (Result, error) {
+	code, gaveUp := connect.CodeOf(err), ctx.Err()
+	if end, ok := ctx.Deadline(); ok && code == connect.CodeDeadlineExceeded {
+		// The service knows when its caller gives up, and may say so before.
+		if ours, _ := bounded.Deadline(); ours.Equal(end) {
+			gaveUp = context.DeadlineExceeded
+		}
+	}
+	if gaveUp != nil {
 		c.counts.errors.Add(1)
-		return Result{}, fmt.Errorf("cedarpost: %w", ctx.Err())
+		return Result{}, fmt.Errorf("cedarpost: %w", gaveUp)
 	}
 	kind, away := ErrUnavailable, false
-	code := connect.CodeOf(err)
 	switch code {
 	case connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeResourceExhausted:
 		// Nothing else is being away: what a question did to the service, it could do to

@@ -108,6 +108,9 @@ func (c *Config) setDefaults() error {
 	if len(c.Servers) == 0 {
 		env := or(os.Getenv("CEDARPOST_API_URL"), "http://127.0.0.1:8080")
 		c.Servers = strings.FieldsFunc(env, func(r rune) bool { return r == ',' || r == ' ' })
+		if len(c.Servers) == 0 {
+			return errors.New("cedarpost: $CEDARPOST_API_URL names no server")
+		}
 	}
 	if c.Token == "" && c.TokenFile == "" {
 		if c.TokenFile = os.Getenv("CEDARPOST_TOKEN_FILE"); c.TokenFile == "" {

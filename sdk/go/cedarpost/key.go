@@ -129,6 +129,9 @@ func appendValue(b []byte, v any, depth int) ([]byte, error) {
 	case EntityUID:
 		return appendUID(append(b, 'e'), v), nil
 	case time.Time:
+		if err := inCalendar(v); err != nil {
+			return nil, err
+		}
 		return binary.AppendVarint(append(b, 'd'), v.UnixMilli()), nil
 	case time.Duration:
 		return binary.AppendVarint(append(b, 'p'), v.Milliseconds()), nil
@@ -176,6 +179,15 @@ func digits(n int64) int {
 
 func appendFloat(b []byte, f float64) []byte {
 	return binary.BigEndian.AppendUint64(append(b, 'n'), math.Float64bits(f))
+}
+
+// inCalendar refuses a time that a datetime cannot have. Far out, two of them can even
+// be the same number of milliseconds.
+func inCalendar(t time.Time) error {
+	if year := t.UTC().Year(); year < 0 || year > 9999 {
+		return valueError("not a year of four digits")
+	}
+	return nil
 }
 
 // number reads the rarer kinds of numbers into int64 or float64; what is none is

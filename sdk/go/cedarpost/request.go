@@ -1,9 +1,12 @@
 package cedarpost
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -42,29 +45,59 @@ func request(c *Check) (*cedarpostv1.AuthorizeRequest, error) {
 	return req, sendable(c, req)
 }
 
-// maxRequest is what the service takes for one question, less room for what is added
-// when it is sent.
-const maxRequest = 63 << 10
+// What the service takes for one question (cedarpost/v1/*.proto).
+const (
+	maxRequest   = 63 << 10 // less room for what is added when it is sent
+	maxType      = 512
+	maxID        = 1024
+	maxField     = 256
+	maxFields    = 1000
+	maxRequestID = 128
+	maxEntities  = 100
+	maxParents   = 1000
+)
 
 // sendable refuses what cannot be sent, or is never taken. When it is sent, such a
 // question fails in the same way as one to a service that is away, and would be let
-// through where that is: whoever chooses an id or a path could open the door.
+// through where that is: whoever chooses an id or a path could open the door. In a
+// batch or a report it would have all refused that is with it.
 func sendable(c *Check, req *cedarpostv1.AuthorizeRequest) error {
-	texts := append([]string{c.RequestID}, c.Fields...)
 	uids := []EntityUID{c.Principal, c.Action, c.Resource}
 	for _, e := range c.Entities {
 		uids = append(append(uids, e.UID), e.Parents...)
-	}
-	for _, u := range uids {
-		texts = append(texts, u.Type, u.ID)
-	}
-	for _, text := range texts {
-		if !utf8.ValidString(text) {
-			return fmt.Errorf("%.60q is not Unicode", text)
+		if len(e.Parents) > maxParents {
+			return fmt.Errorf("an entity has %d parents, more than %d", len(e.Parents), maxParents)
 		}
+	}
+	err := sendableText(c.RequestID, 0, maxRequestID)
+	for _, u := range uids {
+		err = cmp.Or(err, sendableText(u.Type, 1, maxType), sendableText(u.ID, 0, maxID))
+	}
+	for _, path := range c.Fields {
+		err = cmp.Or(err, sendableText(path, 1, maxField))
+	}
+	switch {
+	case err != nil:
+		return err
+	case !utf8.ValidString(c.AtLeastAsFresh):
+		return errors.New("AtLeastAsFresh is no revision")
+	case c.AllFields && len(c.Fields) > 0 || c.RequireAllFields && !c.AllFields && len(c.Fields) == 0:
+		return errors.New("give Fields or AllFields, one of the two")
+	case len(c.Fields) > maxFields || len(c.Entities) > maxEntities:
+		return fmt.Errorf("%d fields, of at most %d, and %d entities, of at most %d", len(c.Fields), maxFields, len(c.Entities), maxEntities)
 	}
 	if n := proto.Size(req); n > maxRequest {
 		return fmt.Errorf("the question has %d bytes, more than %d", n, maxRequest)
+	}
+	return nil
+}
+
+func sendableText(s string, least, most int) error {
+	switch {
+	case !utf8.ValidString(s):
+		return fmt.Errorf("%.60q is not Unicode", s)
+	case len(s) < least || len(s) > most || strings.Contains(s, "\x00"):
+		return fmt.Errorf("%.60q has %d bytes, of %d to %d, or one of them is 0", s, len(s), least, most)
 	}
 	return nil
 }
@@ -127,6 +160,9 @@ func toPlain(v any, depth int) (any, error) {
 	case EntityUID:
 		return map[string]any{"__entity": map[string]any{"type": v.Type, "id": v.ID}}, nil
 	case time.Time:
+		if err := inCalendar(v); err != nil {
+			return nil, err
+		}
 		return extension("datetime", v.UTC().Format("2006-01-02T15:04:05.000Z")), nil
 	case time.Duration:
 		return extension("duration", strconv.FormatInt(v.Milliseconds(), 10)+"ms"), nil
