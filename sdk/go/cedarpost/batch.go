@@ -66,12 +66,14 @@ func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
 	for i := range checks {
 		q := question{check: &checks[i], answer: &answers[i]}
 		key, err := appendKey(nil, q.check)
-		if err == nil && c.cache != nil && !fully {
-			var ok bool
-			if q.answer.Result, ok = c.reuse(string(key), fresh); ok {
-				continue
-			}
+		if err == nil && c.cache != nil {
 			q.key = string(key)
+			if !fully {
+				var ok bool
+				if q.answer.Result, ok = c.reuse(q.key, fresh); ok {
+					continue
+				}
+			}
 		}
 		if err == nil {
 			q.req, err = request(q.check)
@@ -140,7 +142,7 @@ func (c *Client) askBatch(ctx context.Context, list []question, fresh string, fu
 			q.answer.Result, q.answer.Err = c.failed(ctx, bounded, q.check, one)
 			continue
 		}
-		c.see(res.GetRevision().GetToken())
+		c.seen.see(res.GetRevision().GetToken())
 		if q.key != "" {
 			c.cache.put(q.key, res, sent)
 		}

@@ -36,6 +36,7 @@ type cache struct {
 	maxAge  time.Duration // beside that of the hint; 0: none
 	coarse  bool
 	clock   func() instant
+	seen    *seen
 
 	epoch atomic.Pointer[epoch] // nil: no watch has begun
 
@@ -83,13 +84,13 @@ type entry struct {
 }
 
 // newCache makes a cache of about so many bytes.
-func newCache(bytes uint64, cfg *Config) *cache {
+func newCache(bytes uint64, cfg *Config, seen *seen) *cache {
 	return &cache{
 		entries: otter.Must(&otter.Options[string, *entry]{
 			MaximumWeight: bytes,
 			Weigher:       weigh,
 		}),
-		bound: cfg.MaxStaleness, maxAge: cfg.MaxAge, coarse: cfg.Coarse, clock: cfg.clock,
+		bound: cfg.MaxStaleness, maxAge: cfg.MaxAge, coarse: cfg.Coarse, clock: cfg.clock, seen: seen,
 	}
 }
 
@@ -141,20 +142,32 @@ func (ep *epoch) covers(token string) bool {
 	return ok && history == ep.history && number <= ep.applied.Load()
 }
 
-// put keeps an answer whose question was sent at a time, if it may be kept.
+// put keeps an answer whose question was sent at a time, if it may be kept. Either way
+// it takes the place of an older one, and one that comes after a newer one is not
+// kept: who has seen an answer is not given one from before it.
 func (c *cache) put(key string, r *cedarpostv1.AuthorizeResponse, sent instant) {
 	hint, ep := r.GetCacheHint(), c.epoch.Load()
 	history, number, ok := readToken(r.GetRevision().GetToken())
-	if hint == nil || ep == nil || !ok || history != ep.history {
+	if ep == nil || !ok {
+		return
+	}
+	if history != ep.history {
+		c.entries.Invalidate(key)
 		return
 	}
 	e := &entry{response: r, epoch: ep, number: number, tags: hint.GetTags(), sent: sent, maxAge: hint.GetMaxAge().AsDuration()}
 	if c.maxAge > 0 {
 		e.maxAge = min(e.maxAge, c.maxAge)
 	}
-	if ep.valid(e) {
-		c.entries.Set(key, e)
-	}
+	c.entries.Compute(key, func(old *entry, found bool) (*entry, otter.ComputeOp) {
+		switch {
+		case found && old.epoch == ep && old.number > number:
+			return old, otter.CancelOp
+		case hint != nil && ep.valid(e) && !c.seen.beyond(history, number):
+			return e, otter.WriteOp
+		}
+		return nil, otter.InvalidateOp
+	})
 }
 
 // apply takes a message of the watch. They may come doubled, late or not at all: what

@@ -37,7 +37,7 @@ type Client struct {
 	counts  counts
 
 	// seen is the newest revision that an answer came with: later ones are not older.
-	seen atomic.Pointer[string]
+	seen seen
 
 	cut   atomic.Pointer[context.CancelCauseFunc] // ends the watch under way
 	begun chan struct{}                           // a watch began
@@ -83,7 +83,7 @@ func New(cfg Config) (*Client, error) {
 	}
 	c.loops.Go(func() { c.reports.run(ctx, cfg.ReportInterval) })
 	if cfg.CacheBytes > 0 {
-		c.cache = newCache(uint64(cfg.CacheBytes), &c.cfg)
+		c.cache = newCache(uint64(cfg.CacheBytes), &c.cfg, &c.seen)
 		c.loops.Go(func() { c.watch(ctx) })
 		c.loops.Go(func() { c.renew(ctx) })
 	}
@@ -126,7 +126,7 @@ func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
 		return Result{}, ErrClosed
 	}
 	defer c.leave()
-	if c.cache == nil || check.FullyConsistent {
+	if c.cache == nil {
 		bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 		defer cancel()
 		return c.ask(ctx, bounded, check, nil)
@@ -138,6 +138,11 @@ func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
 		return Result{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	*buf = key[:0]
+	if check.FullyConsistent {
+		bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+		defer cancel()
+		return c.ask(ctx, bounded, check, c.keep(string(key)))
+	}
 	// The cache keeps no key that it looks for, so that this one need not be copied.
 	if r, ok := c.reuse(unsafe.String(unsafe.SliceData(key), len(key)), check.AtLeastAsFresh); ok { //nolint:gosec // as said
 		return r, nil
@@ -160,7 +165,7 @@ func (c *Client) reuse(key, fresh string) (Result, bool) {
 func (c *Client) miss(ctx context.Context, check Check, key string) (Result, error) {
 	bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
-	keep := func(res *cedarpostv1.AuthorizeResponse, sent instant) { c.cache.put(key, res, sent) }
+	keep := c.keep(key)
 	if !c.cache.leased() {
 		c.counts.unleased.Add(1)
 		return c.ask(ctx, bounded, check, keep)
@@ -181,6 +186,11 @@ func (c *Client) miss(ctx context.Context, check Check, key string) (Result, err
 	return c.ask(ctx, bounded, check, keep)
 }
 
+// keep takes the answer to the question of a key.
+func (c *Client) keep(key string) func(*cedarpostv1.AuthorizeResponse, instant) {
+	return func(res *cedarpostv1.AuthorizeResponse, sent instant) { c.cache.put(key, res, sent) }
+}
+
 // ask asks the service within bounded, and hands the answer to keep, if that is not
 // nil. ctx is the caller's.
 func (c *Client) ask(ctx, bounded context.Context, check Check, keep func(*cedarpostv1.AuthorizeResponse, instant)) (Result, error) {
@@ -197,7 +207,7 @@ func (c *Client) ask(ctx, bounded context.Context, check Check, keep func(*cedar
 		span.RecordError(err)
 		return c.failed(ctx, bounded, &check, err)
 	}
-	c.see(res.GetRevision().GetToken())
+	c.seen.see(res.GetRevision().GetToken())
 	if keep != nil {
 		keep(res, sent)
 	}
@@ -274,17 +284,30 @@ func atLeast(token string) *cedarpostv1.Consistency {
 	return &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: &cedarpostv1.Revision{Token: token}}}
 }
 
-// see remembers the newest revision of an answer.
-func (c *Client) see(token string) {
+// seen is the token of the newest revision that an answer came with.
+type seen struct{ atomic.Pointer[string] }
+
+// see takes that of an answer, before the answer is used.
+func (s *seen) see(token string) {
 	for {
-		old := c.seen.Load()
+		old := s.Load()
 		if old != nil && newer(*old, token) == *old {
 			return
 		}
-		if c.seen.CompareAndSwap(old, &token) {
+		if s.CompareAndSwap(old, &token) {
 			return
 		}
 	}
+}
+
+// beyond says whether an answer came from after a revision.
+func (s *seen) beyond(history string, number int64) bool {
+	token := s.Load()
+	if token == nil {
+		return false
+	}
+	h, n, ok := readToken(*token)
+	return ok && h == history && n > number
 }
 
 // failed turns what went wrong within bounded into an error of this package, or lets

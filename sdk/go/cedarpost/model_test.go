@@ -82,12 +82,15 @@ type model struct {
 	flying  []*cedarpostv1.WatchResponse // messages that have not arrived
 	epoch   *epoch                       // as it was after the last step
 	applied int64
+	seen    [modelThings]*state // the newest that an answer to a question was of,
+	history int                 // of this history, the last one that an answer was of
+	newer   seen
 	hits    int
 }
 
 func newModel(coarse bool) *model {
 	m := &model{stream: -1, states: []*state{{history: 1, number: 1}}}
-	m.cache = newCache(1<<20, &Config{MaxStaleness: modelBound, Coarse: coarse, clock: func() instant { return m.now }})
+	m.cache = newCache(1<<20, &Config{MaxStaleness: modelBound, Coarse: coarse, clock: func() instant { return m.now }}, &m.newer)
 	return m
 }
 
@@ -130,10 +133,13 @@ func (m *model) follow(t *run) {
 	m.server[i] = t.between(m.server[i], len(m.states)-1)
 }
 
-// ask sends a question, as a client does that has missed: with what it has applied.
+// ask sends a question, as a client does that has missed: with what it has applied. Or
+// it asks for the newest there is, whose answer may be ahead of the watch.
 func (m *model) ask(t *run) {
 	s := m.states[m.server[t.between(0, modelServers-1)]]
-	if token := m.cache.reached(); token != "" {
+	if t.between(0, 5) == 0 {
+		s = m.newest()
+	} else if token := m.cache.reached(); token != "" {
 		history, number, _ := readToken(token)
 		if own, _, _ := readToken(modelToken(s.history, 0)); own != history {
 			m.cache.forget()
@@ -154,10 +160,21 @@ func (m *model) arrive(t *run) {
 		return
 	}
 	value, tags := a.state.answer(a.q)
+	if m.history != a.state.history {
+		m.history, m.seen = a.state.history, [modelThings]*state{} // which is the newer one is not known
+	}
+	if old := m.seen[a.q]; old == nil || old.number < a.state.number {
+		m.seen[a.q] = a.state
+	}
+	hint := &cedarpostv1.CacheHint{MaxAge: durationpb.New(a.age), Tags: tags}
+	if t.between(0, 9) == 0 {
+		hint = nil // it may not be kept
+	}
+	m.newer.see(modelToken(a.state.history, a.state.number))
 	m.cache.put(strconv.Itoa(a.q), &cedarpostv1.AuthorizeResponse{
 		DecisionId: value,
 		Revision:   &cedarpostv1.Revision{Token: modelToken(a.state.history, a.state.number)},
-		CacheHint:  &cedarpostv1.CacheHint{MaxAge: durationpb.New(a.age), Tags: tags},
+		CacheHint:  hint,
 	}, a.sent)
 }
 
@@ -272,6 +289,9 @@ func (m *model) check(t *run) {
 		}
 		if over < since {
 			break
+		}
+		if last := m.seen[q]; last != nil && s.history == last.history && s.number < last.number {
+			continue // who has seen that is not given what was before
 		}
 		if fresh != nil && (s.history != fresh.history || s.number < fresh.number) {
 			continue

@@ -1,0 +1,147 @@
+package cedarpost
+
+import (
+	"context"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+// Strange hints and tokens are no reason to keep an answer for longer, or to panic.
+func TestStrangeHints(t *testing.T) {
+	for _, change := range []func(*cedarpostv1.AuthorizeResponse){
+		func(r *cedarpostv1.AuthorizeResponse) { r.Revision = nil },
+		func(r *cedarpostv1.AuthorizeResponse) { r.Revision.Token = "x" },
+		func(r *cedarpostv1.AuthorizeResponse) { r.Revision.Token += "A" },
+		func(r *cedarpostv1.AuthorizeResponse) { r.Revision.Token = r.Revision.Token[:historyChars] },
+		func(r *cedarpostv1.AuthorizeResponse) { r.Revision.Token = strings.Repeat("\n", 40) },
+		func(r *cedarpostv1.AuthorizeResponse) { r.Revision.Token = modelToken(2, 1) },
+		func(r *cedarpostv1.AuthorizeResponse) { r.Revision.Token = modelToken(1, -1) },
+		func(r *cedarpostv1.AuthorizeResponse) { r.Revision.Token = modelToken(1, 0) },
+		func(r *cedarpostv1.AuthorizeResponse) { r.CacheHint = nil },
+		func(r *cedarpostv1.AuthorizeResponse) { r.CacheHint.MaxAge = nil },
+		func(r *cedarpostv1.AuthorizeResponse) { r.CacheHint.MaxAge = durationpb.New(-time.Hour) },
+		func(r *cedarpostv1.AuthorizeResponse) { r.CacheHint.MaxAge = &durationpb.Duration{Seconds: -1 << 62} },
+	} {
+		c := warm(t, hitCheck, 1)
+		res := allow(1)
+		change(res)
+		check := hitCheck
+		check.Resource.ID = "another"
+		key, err := appendKey(nil, &check)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.cache.put(string(key), res, c.cfg.clock())
+		time.Sleep(time.Microsecond)
+		if e, _ := c.cache.get(string(key), ""); e != nil {
+			t.Errorf("%v is kept", res)
+		}
+		c.seen.see(res.GetRevision().GetToken())
+		c.cache.apply(&cedarpostv1.WatchResponse{Revision: res.GetRevision()})
+		c.cache.prove(res.GetRevision(), c.cfg.clock())
+	}
+}
+
+// Who has seen an answer gets none from before it, while the watch is on its way.
+func TestNewerAnswerStays(t *testing.T) {
+	c := warm(t, hitCheck, 1) // at 1
+	bytes, err := appendKey(nil, &hitCheck)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := string(bytes)
+	put := func(number int64, change func(*cedarpostv1.AuthorizeResponse)) {
+		res := allow(number)
+		if change != nil {
+			change(res)
+		}
+		c.seen.see(res.GetRevision().GetToken())
+		c.cache.put(key, res, c.cfg.clock())
+	}
+	has := func() int64 {
+		if e, _ := c.cache.get(key, ""); e != nil {
+			return e.number
+		}
+		return -1
+	}
+	put(3, nil)
+	put(2, nil)
+	if n := has(); n != 3 {
+		t.Errorf("after the one of 3 comes that of %d", n)
+	}
+	put(4, func(r *cedarpostv1.AuthorizeResponse) { r.CacheHint = nil })
+	if n := has(); n != -1 {
+		t.Errorf("after one that is not kept comes that of %d", n)
+	}
+	put(5, nil)
+	put(6, func(r *cedarpostv1.AuthorizeResponse) { r.Revision.Token = modelToken(2, 1) })
+	if n := has(); n != -1 {
+		t.Errorf("after one of another history comes that of %d", n)
+	}
+}
+
+// The newest there is takes the place of what is kept.
+func TestFullyConsistentAnswerIsKept(t *testing.T) {
+	var number atomic.Int64
+	number.Store(1)
+	one := func() *cedarpostv1.AuthorizeResponse {
+		res := allow(number.Load())
+		if number.Load() > 1 {
+			res.Decision = cedarpostv1.Decision_DENY
+		}
+		return res
+	}
+	c := (&strange{
+		authorize: func(context.Context, *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
+			return one(), nil
+		},
+		batch: func(context.Context, *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
+			return &cedarpostv1.AuthorizeBatchResponse{Results: []*cedarpostv1.AuthorizeBatchResult{
+				{Result: &cedarpostv1.AuthorizeBatchResult_Response{Response: one()}}}}, nil
+		},
+		revision: func() (*cedarpostv1.GetRevisionResponse, error) {
+			return &cedarpostv1.GetRevisionResponse{Revision: at(1)}, nil
+		},
+		watch: func(ctx context.Context, send func(*cedarpostv1.WatchResponse) error) error {
+			_ = send(&cedarpostv1.WatchResponse{After: 1, Revision: at(1)})
+			<-ctx.Done()
+			return ctx.Err()
+		},
+		report: func(*cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error) {
+			return &cedarpostv1.ReportReuseResponse{}, nil
+		},
+	}).serve(t)
+	for deadline := time.Now().Add(5 * time.Second); !c.Stats().Leased && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	full := hitCheck
+	full.FullyConsistent = true
+	for name, ask := range map[string]func(Check) (Result, error){
+		"alone": func(check Check) (Result, error) { return c.Authorize(t.Context(), check) },
+		"in a batch": func(check Check) (Result, error) {
+			a := c.AuthorizeBatch(t.Context(), []Check{check})[0]
+			return a.Result, a.Err
+		},
+	} {
+		c.cache.entries.InvalidateAll()
+		number.Store(1)
+		for range 2 {
+			if r, err := ask(hitCheck); err != nil || !r.Allowed() {
+				t.Fatal(name, err)
+			}
+		}
+		number.Store(2)
+		if r, err := ask(full); err != nil || r.Allowed() || r.Reused() {
+			t.Errorf("%s: the newest: %v, %v", name, r.Allowed(), err)
+		}
+		if r, err := ask(hitCheck); err != nil || r.Allowed() {
+			t.Errorf("%s: after that: %v, %v", name, r.Allowed(), err)
+		}
+	}
+}
