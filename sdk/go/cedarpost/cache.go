@@ -96,7 +96,7 @@ func newCache(bytes uint64, cfg *Config, seen *seen) *cache {
 
 // weigh is about what an answer takes in memory.
 func weigh(key string, e *entry) uint32 {
-	return uint32(500 + len(key) + 8*len(e.tags) + 3*proto.Size(e.response))
+	return uint32(250 + len(key) + 8*len(e.tags) + 3*proto.Size(e.response))
 }
 
 // get returns the answer to a question, if one is kept that may be given now. fresh is

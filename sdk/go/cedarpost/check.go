@@ -7,9 +7,10 @@ import "errors"
 type Check struct {
 	Principal, Action, Resource EntityUID
 
-	// Context is what the action's context declares. Values are bool, string, any
-	// integer, json.Number, [EntityUID], time.Time (datetime), time.Duration
-	// (duration), netip.Addr and netip.Prefix (ipaddr), slices and maps of these.
+	// Context is what the action's context declares. Values are bool, string, numbers,
+	// json.Number, [EntityUID], time.Time (datetime), time.Duration (duration),
+	// netip.Addr and netip.Prefix (ipaddr), slices and maps by string of these, and
+	// types made of them. Cedar has whole numbers only.
 	Context map[string]any
 
 	// Fields are the paths asked for; AllFields asks for all of the catalogue. Neither:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"time"
@@ -126,6 +127,11 @@ func appendValue(b []byte, v any, depth int) ([]byte, error) {
 		return appendLong(b, int64(v)), nil
 	case int64:
 		return appendLong(b, v), nil
+	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return nil, valueError("not a number")
+		}
+		return appendFloat(b, v), nil
 	case EntityUID:
 		return appendUID(append(b, 'e'), v), nil
 	case time.Time:
@@ -150,17 +156,11 @@ func appendValue(b []byte, v any, depth int) ([]byte, error) {
 	case []EntityUID:
 		return appendList(b, v, depth)
 	}
-	n, err := number(v)
+	simple, err := simplify(v)
 	if err != nil {
 		return nil, err
 	}
-	switch n := n.(type) {
-	case int64:
-		return appendLong(b, n), nil
-	case float64:
-		return appendFloat(b, n), nil
-	}
-	return nil, valueError(fmt.Sprintf("a %T cannot be sent", v))
+	return appendValue(b, simple, depth)
 }
 
 // appendLong writes a whole number as it is sent: beyond what JSON has exactly, its
@@ -190,55 +190,51 @@ func inCalendar(t time.Time) error {
 	return nil
 }
 
-// number reads the rarer kinds of numbers into int64 or float64; what is none is
-// returned as it is.
-func number(v any) (any, error) {
-	switch v := v.(type) {
-	case int:
-		return int64(v), nil
-	case int8:
-		return int64(v), nil
-	case int16:
-		return int64(v), nil
-	case int32:
-		return int64(v), nil
-	case uint8:
-		return int64(v), nil
-	case uint16:
-		return int64(v), nil
-	case uint32:
-		return int64(v), nil
-	case uint:
-		return unsigned(uint64(v))
-	case uint64:
-		return unsigned(v)
-	case float32:
-		return finite(float64(v))
-	case float64:
-		return finite(v)
-	case json.Number:
-		if n, err := v.Int64(); err == nil {
-			return n, nil
+// simplify turns the rarer types into those that [appendValue] and [toPlain] know:
+// bool, string, int64, float64, []any, map[string]any.
+func simplify(v any) (any, error) {
+	if n, ok := v.(json.Number); ok {
+		if i, err := n.Int64(); err == nil {
+			return i, nil
 		}
-		f, err := v.Float64()
+		f, err := n.Float64()
 		if err != nil {
-			return nil, valueError(fmt.Sprintf("%q is not a number", string(v)))
+			return nil, valueError(fmt.Sprintf("%q is not a number", string(n)))
 		}
-		return finite(f)
+		return f, nil
 	}
-	return v, nil
-}
-
-func unsigned(n uint64) (any, error) {
-	if n > math.MaxInt64 {
-		return nil, valueError("larger than any Long")
+	switch r := reflect.ValueOf(v); r.Kind() {
+	case reflect.Bool:
+		return r.Bool(), nil
+	case reflect.String:
+		return r.String(), nil
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		return r.Int(), nil
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		if r.Uint() > math.MaxInt64 {
+			return nil, valueError("larger than any Long")
+		}
+		return int64(r.Uint()), nil
+	case reflect.Float32, reflect.Float64:
+		return r.Float(), nil
+	case reflect.Slice, reflect.Array:
+		if r.Type().Elem().Kind() == reflect.Uint8 {
+			break // bytes are no set of numbers
+		}
+		list := make([]any, r.Len())
+		for i := range list {
+			list[i] = r.Index(i).Interface()
+		}
+		return list, nil
+	case reflect.Map:
+		if r.Type().Key().Kind() != reflect.String {
+			break
+		}
+		m := make(map[string]any, r.Len())
+		for key, value := range r.Seq2() {
+			m[key.String()] = value.Interface()
+		}
+		return m, nil
 	}
-	return int64(n), nil
-}
-
-func finite(f float64) (any, error) {
-	if math.IsNaN(f) || math.IsInf(f, 0) {
-		return nil, valueError("not a number")
-	}
-	return f, nil
+	return nil, valueError(fmt.Sprintf("a %T cannot be sent", v))
 }

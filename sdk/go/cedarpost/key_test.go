@@ -52,6 +52,9 @@ func drawValue(t *rapid.T, depth int) any {
 	case 11:
 		return []EntityUID{drawUID(t, "one")}
 	case 12:
+		if rapid.Bool().Draw(t, "named") {
+			return []any{status(drawText(t, "status")), level(rapid.Byte().Draw(t, "level")), labels{status(drawText(t, "label")): 1}, [1]status{"x"}}
+		}
 		return map[string]string{drawText(t, "name"): drawText(t, "value")}
 	case 13:
 		list := make([]any, rapid.IntRange(0, 3).Draw(t, "length"))
@@ -62,6 +65,12 @@ func drawValue(t *rapid.T, depth int) any {
 	}
 	return drawMap(t, depth+1)
 }
+
+type (
+	status string
+	level  uint8
+	labels map[status]level
+)
 
 func drawMap(t *rapid.T, depth int) map[string]any {
 	m := map[string]any{}
@@ -182,7 +191,7 @@ func TestValuesThatCannotBeSent(t *testing.T) {
 		deep = []any{deep}
 	}
 	for name, v := range map[string]any{
-		"nil": nil, "a NaN": math.NaN(), "an infinity": math.Inf(1), "a struct": struct{}{}, "a channel": make(chan int),
+		"nil": nil, "a NaN": math.NaN(), "an infinity": math.Inf(1), "a struct": struct{}{}, "a channel": make(chan int), "bytes": []byte("x"), "a map by number": map[int]string{1: "x"}, "a pointer": new(int),
 		"no number": json.Number("x"), "a number beyond Long": uint64(math.MaxUint64), "deep nesting": deep, "a nil inside": []any{map[string]any{"a": nil}},
 	} {
 		c := Check{Context: map[string]any{"v": v}}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -30,15 +31,9 @@ func request(c *Check) (*cedarpostv1.AuthorizeRequest, error) {
 		return nil, fmt.Errorf("context%w", err)
 	}
 	for i, e := range c.Entities {
-		pe := &cedarpostv1.Entity{Uid: protoUID(e.UID)}
-		if pe.Attrs, err = toStruct(e.Attrs); err != nil {
-			return nil, fmt.Errorf("entities[%d].attrs%w", i, err)
-		}
-		if pe.Tags, err = toStruct(e.Tags); err != nil {
-			return nil, fmt.Errorf("entities[%d].tags%w", i, err)
-		}
-		for _, p := range e.Parents {
-			pe.Parents = append(pe.Parents, protoUID(p))
+		pe, err := e.Proto()
+		if err != nil {
+			return nil, fmt.Errorf("entities[%d].%w", i, err)
 		}
 		req.Entities = append(req.Entities, pe)
 	}
@@ -102,6 +97,22 @@ func sendableText(s string, least, most int) error {
 	return nil
 }
 
+// Proto is the entity in the words of the contract, to be written with its
+// EntityService. The error names a value that cannot be sent.
+func (e Entity) Proto() (_ *cedarpostv1.Entity, err error) {
+	out := &cedarpostv1.Entity{Uid: protoUID(e.UID)}
+	if out.Attrs, err = toStruct(e.Attrs); err != nil {
+		return nil, fmt.Errorf("attrs%w", err)
+	}
+	if out.Tags, err = toStruct(e.Tags); err != nil {
+		return nil, fmt.Errorf("tags%w", err)
+	}
+	for _, p := range e.Parents {
+		out.Parents = append(out.Parents, protoUID(p))
+	}
+	return out, nil
+}
+
 func protoUID(u EntityUID) *cedarpostv1.EntityUid {
 	return &cedarpostv1.EntityUid{Type: u.Type, Id: u.ID}
 }
@@ -157,6 +168,11 @@ func toPlain(v any, depth int) (any, error) {
 		return plainLong(int64(v)), nil
 	case int64:
 		return plainLong(v), nil
+	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return nil, valueError("not a number")
+		}
+		return v, nil
 	case EntityUID:
 		return map[string]any{"__entity": map[string]any{"type": v.Type, "id": v.ID}}, nil
 	case time.Time:
@@ -181,17 +197,11 @@ func toPlain(v any, depth int) (any, error) {
 	case []EntityUID:
 		return plainList(v, depth)
 	}
-	n, err := number(v)
+	simple, err := simplify(v)
 	if err != nil {
 		return nil, err
 	}
-	switch n := n.(type) {
-	case int64:
-		return plainLong(n), nil
-	case float64:
-		return n, nil
-	}
-	return nil, valueError(fmt.Sprintf("a %T cannot be sent", v))
+	return toPlain(simple, depth)
 }
 
 func plainLong(n int64) any {

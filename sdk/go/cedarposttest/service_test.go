@@ -153,8 +153,8 @@ func TestMistakes(t *testing.T) {
 		"nowhere: read bundle: open ": func(t testing.TB) { cedarposttest.New(t, "nowhere") },
 		`bundle broken is not valid:
 	p.cedar:1:`: func(t testing.TB) { cedarposttest.New(t, dir) },
-		`Shop::User::"x".region: expected a String`:  put(user("x"), map[string]any{"region": 1, "suspended": false}),
-		`Shop::User::"x": region: a chan int cannot`: put(user("x"), map[string]any{"region": make(chan int)}),
+		`Shop::User::"x".region: expected a String`:        put(user("x"), map[string]any{"region": 1, "suspended": false}),
+		`Shop::User::"x": attrs.region: a chan int cannot`: put(user("x"), map[string]any{"region": make(chan int)}),
 		`Shop::User::"nobody": it is not stored; put it first`: func(t testing.TB) {
 			cedarposttest.New(t, shop).AddParents(user("nobody"), role("staff"))
 		},

@@ -1,18 +1,14 @@
 package cedarposttest
 
 import (
-	"encoding/json"
 	"fmt"
-	"net/netip"
-	"reflect"
 	"slices"
-	"strconv"
-	"time"
 
 	"github.com/cedar-policy/cedar-go"
 
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/wire"
 )
 
 // Put stores entities whole, all of them or none, in one revision. It returns the
@@ -22,15 +18,11 @@ func (s *Service) Put(entities ...cedarpost.Entity) (revision string) {
 	s.t.Helper()
 	return s.write(func(next map[cedar.EntityUID]*engine.Entity) error {
 		for _, e := range entities {
-			raw := engine.RawEntity{UID: cedarUID(e.UID), Parents: cedarUIDs(e.Parents)}
-			var err error
-			if raw.Attrs, err = plainRecord(e.Attrs); err == nil {
-				raw.Tags, err = plainRecord(e.Tags)
-			}
+			sent, err := e.Proto()
 			if err != nil {
-				return fmt.Errorf("entity %s: %w", raw.UID, err)
+				return fmt.Errorf("entity %s: %w", e.UID, err)
 			}
-			entity, err := s.set.ReadEntity(raw)
+			entity, err := s.set.ReadEntity(wire.Entity(sent))
 			if err != nil {
 				return err
 			}
@@ -163,64 +155,4 @@ func cedarUIDs(us []cedarpost.EntityUID) []cedar.EntityUID {
 		out[i] = cedarUID(u)
 	}
 	return out
-}
-
-func plainRecord(m map[string]any) (map[string]any, error) {
-	out := make(map[string]any, len(m))
-	for name, v := range m {
-		var err error
-		if out[name], err = plain(v); err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-	}
-	return out, nil
-}
-
-// plain turns a value into decoded JSON, which the engine reads by the schema.
-func plain(v any) (any, error) {
-	extension := func(fn, arg string) any {
-		return map[string]any{"__extn": map[string]any{"fn": fn, "arg": arg}}
-	}
-	switch v := v.(type) {
-	case cedarpost.EntityUID:
-		return map[string]any{"__entity": map[string]any{"type": v.Type, "id": v.ID}}, nil
-	case time.Time:
-		return extension("datetime", v.UTC().Format("2006-01-02T15:04:05.000Z")), nil
-	case time.Duration:
-		return extension("duration", strconv.FormatInt(v.Milliseconds(), 10)+"ms"), nil
-	case netip.Addr:
-		return extension("ip", v.String()), nil
-	case netip.Prefix:
-		return extension("ip", v.String()), nil
-	case json.Number:
-		return v, nil
-	}
-	switch r := reflect.ValueOf(v); r.Kind() {
-	case reflect.Bool:
-		return r.Bool(), nil
-	case reflect.String:
-		return r.String(), nil
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		return json.Number(strconv.FormatInt(r.Int(), 10)), nil
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
-		return json.Number(strconv.FormatUint(r.Uint(), 10)), nil
-	case reflect.Float32, reflect.Float64:
-		return r.Float(), nil
-	case reflect.Slice, reflect.Array:
-		out := make([]any, r.Len())
-		for i := range out {
-			var err error
-			if out[i], err = plain(r.Index(i).Interface()); err != nil {
-				return nil, fmt.Errorf("[%d]: %w", i, err)
-			}
-		}
-		return out, nil
-	case reflect.Map:
-		m := make(map[string]any, r.Len())
-		for _, k := range r.MapKeys() {
-			m[fmt.Sprint(k)] = r.MapIndex(k).Interface()
-		}
-		return plainRecord(m)
-	}
-	return nil, fmt.Errorf("a %T cannot be stored", v)
 }

@@ -1,11 +1,12 @@
 package fields
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // JSON copies the document in src to dst without what is not permitted. The document
@@ -24,19 +25,19 @@ import (
 // Where nothing below a path is permitted, the key goes with the value. A key matches
 // one segment of a path, exactly: "customer.email" as one key is unknown.
 //
-// The document is never held as a whole; memory is bounded for any size. It fails on
-// what is not exactly one JSON document of valid Unicode, on nesting deeper than 100,
-// on a key of more than 64 KiB or a number of more than 1 KiB, on a document that is
-// one plain value, and when reading or writing fails. Then dst holds the beginning of
-// a document, which must not be used: it holds nothing that is not permitted, but a
-// reader could take a part for the whole.
+// The document is never held as a whole; memory is bounded for any size, by a few times
+// the longest text in it. It fails on what is not exactly one JSON document of valid
+// Unicode, on nesting deeper than 100, on a key of more than 64 KiB, on a text, a number
+// or a run of white space of more than 16 MiB, on a document that is one plain value,
+// and when reading or writing fails. Then dst holds the beginning of a document, which
+// must not be used: it holds nothing that is not permitted, but a reader could take a
+// part for the whole.
 func (f *Filter) JSON(dst io.Writer, src io.Reader) (Dropped, error) {
-	out := bufio.NewWriterSize(dst, 8<<10)
-	j := jsonWalk{scanner: newScanner(src)}
-	if err := j.document(f.top(), out); err != nil {
+	j := jsonWalk{tokens: newTokens(dst, src)}
+	if err := j.document(f.top()); err != nil {
 		return j.result(), err
 	}
-	if err := out.Flush(); err != nil {
+	if err := j.out.Flush(); err != nil {
 		return j.result(), fmt.Errorf("fields: write: %w", err)
 	}
 	return j.result(), nil
@@ -58,106 +59,81 @@ func (f *Filter) Marshal(v any) ([]byte, Dropped, error) {
 	return kept.Bytes(), dropped, nil
 }
 
-// jsonWalk passes on what is kept. What is not kept goes to io.Discard: it still has
-// to be read, and what is in it counted.
+// jsonWalk passes on what is kept. What is not still has to be read, and what is in it
+// counted.
 type jsonWalk struct {
-	*scanner
+	*tokens
 	tally
+	key []byte // as it is written
 }
 
-func (j *jsonWalk) document(root *node, to io.Writer) error {
-	c, err := j.next()
+func (j *jsonWalk) document(root *node) error {
+	kind, err := j.peek()
 	if err != nil {
 		return err
 	}
-	if c != '{' && c != '[' && c != 'n' {
+	if kind != '{' && kind != '[' && kind != 'n' {
 		return j.fail("the document is neither an object nor a list")
 	}
-	if err := j.filter(root, to); err != nil {
+	if err := j.filter(root, true); err != nil {
 		return err
 	}
 	return j.end()
 }
 
-// stays says whether the value that begins with c is kept at n.
-func stays(n *node, c byte) bool {
+// stays says whether a value of a kind is kept at n.
+func stays(n *node, kind jsontext.Kind) bool {
 	switch {
 	case n == nil || n.denied:
 		return false
-	case c == '{', c == '[', c == 'n':
+	case kind == '{', kind == '[', kind == 'n':
 		return n.keeps()
 	}
 	return n.whole
 }
 
-// filter reads the value that comes next, and counts what is dropped of it. The caller
-// has asked whether it stays, and written what goes before it; if not, to is
-// io.Discard.
-func (j *jsonWalk) filter(n *node, to io.Writer) error {
-	if _, ok := j.known(n); ok {
-		return j.value(to)
-	}
-	c, err := j.next()
+// filter reads the value that comes next, and counts what is dropped of it. keep says
+// that what it is in stays. A key is passed on only once it is known that its value
+// stays.
+func (j *jsonWalk) filter(n *node, keep bool) error {
+	kind, err := j.peek()
 	if err != nil {
 		return err
 	}
-	switch c {
-	case '{', '[':
-		before := j.total()
-		if c == '{' {
-			err = j.members(n, to)
-		} else {
-			err = j.elements(n, to)
+	keep = keep && stays(n, kind)
+	if keep && j.atKey() {
+		if err := j.put(j.key); err != nil {
+			return err
 		}
-		j.settled(n, before)
-		return err
+	}
+	if _, ok := j.known(n); ok {
+		return j.value(keep)
+	}
+	before := j.total()
+	switch kind {
+	case '{':
+		err = j.list('{', keep, func() error { return j.member(n, keep) })
+	case '[':
+		err = j.list('[', keep, func() error { return j.filter(n, keep) })
 	case 'n':
 		j.null(n)
+		return j.value(keep)
 	default:
 		j.scalar(n)
+		return j.value(keep)
 	}
-	return j.value(to)
+	j.settled(n, before)
+	return err
 }
 
-func (j *jsonWalk) members(n *node, to io.Writer) error {
-	out := brackets{to: to, pair: "{}"}
-	return out.close(j.object(func(key []byte) error {
-		said, err := name(key)
-		if err != nil {
-			return j.fail("%w", err)
-		}
-		child := n.child(said)
-		mark := j.push(said, child != nil)
-		defer j.pop(mark)
-		// A key may lie in the scanner's buffer only until the value is read, so it is
-		// written now, and what begins the value decides.
-		c, err := j.next()
-		if err != nil {
-			return err
-		}
-		if !stays(child, c) {
-			return j.filter(child, io.Discard)
-		}
-		if err := out.member(key); err != nil {
-			return err
-		}
-		return j.filter(child, to)
-	}))
-}
-
-func (j *jsonWalk) elements(n *node, to io.Writer) error {
-	out := brackets{to: to, pair: "[]"}
-	return out.close(j.array(func() error {
-		c, err := j.next()
-		if err != nil {
-			return err
-		}
-		if !stays(n, c) {
-			return j.filter(n, io.Discard)
-		}
-		if err := out.element(); err != nil {
-			return err
-		}
-		return j.filter(n, to)
-	}))
+func (j *jsonWalk) member(n *node, keep bool) error {
+	written, name, err := j.text()
+	if err != nil {
+		return err
+	}
+	j.key = append(j.key[:0], written...)
+	child := n.child(name)
+	mark := j.push(name, child != nil)
+	defer j.pop(mark)
+	return j.filter(child, keep)
 }

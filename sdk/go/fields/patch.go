@@ -27,9 +27,9 @@ func MergePatch(doc []byte) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c, err := p.next(); err != nil {
+	if kind, err := p.peek(); err != nil {
 		return nil, err
-	} else if c != '{' {
+	} else if kind != '{' {
 		return nil, p.fail("a merge patch that is not an object replaces everything")
 	}
 	if err := p.merge(""); err != nil {
@@ -42,7 +42,7 @@ func MergePatch(doc []byte) ([]string, error) {
 }
 
 type patch struct {
-	*scanner
+	*tokens
 	paths pathSet
 }
 
@@ -50,32 +50,32 @@ func newPatch(doc []byte) (*patch, error) {
 	if len(doc) > maxPatchBytes {
 		return nil, fmt.Errorf("fields: a patch of more than %d bytes", maxPatchBytes)
 	}
-	return &patch{newScanner(bytes.NewReader(doc)), pathSet{}}, nil
+	return &patch{newTokens(io.Discard, bytes.NewReader(doc)), pathSet{}}, nil
 }
 
 func (p *patch) merge(path string) error {
 	empty := true
-	err := p.object(func(key []byte) error {
+	err := p.list('{', false, func() error {
 		empty = false
-		said, err := name(key)
-		if err != nil {
-			return p.fail("%w", err)
-		}
-		below, err := join(path, said)
+		_, key, err := p.text()
 		if err != nil {
 			return err
 		}
-		c, err := p.next()
+		below, err := join(path, key)
 		if err != nil {
 			return err
 		}
-		if c == '{' {
+		kind, err := p.peek()
+		if err != nil {
+			return err
+		}
+		if kind == '{' {
 			return p.merge(below)
 		}
 		if err := p.paths.add(below); err != nil {
 			return err
 		}
-		return p.value(io.Discard)
+		return p.value(false)
 	})
 	if err == nil && empty && path != "" {
 		err = p.paths.add(path)
@@ -109,7 +109,7 @@ func JSONPatch(doc []byte) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.array(p.operation); err != nil {
+	if err := p.list('[', false, p.operation); err != nil {
 		return nil, err
 	}
 	if err := p.end(); err != nil {
@@ -120,28 +120,24 @@ func JSONPatch(doc []byte) ([]string, error) {
 
 func (p *patch) operation() error {
 	texts := map[string]string{} // the members; that of value is not looked at
-	err := p.object(func(key []byte) error {
-		member, err := name(key)
+	err := p.list('{', false, func() error {
+		_, member, err := p.text()
 		if err != nil {
-			return p.fail("%w", err)
+			return err
 		}
 		if _, twice := texts[member]; twice {
 			return p.fail("%.60q twice in an operation", member)
 		}
 		texts[member] = ""
 		if member == "value" {
-			return p.value(io.Discard)
+			return p.value(false)
 		}
-		if c, err := p.next(); err != nil {
+		if kind, err := p.peek(); err != nil {
 			return err
-		} else if c != '"' {
+		} else if kind != '"' {
 			return p.fail("%.60q in an operation is not a string", member)
 		}
-		p.text = p.text[:0]
-		if err := p.str(&p.text); err != nil {
-			return err
-		}
-		texts[member], err = name(p.text)
+		_, texts[member], err = p.text()
 		return err
 	})
 	if err != nil {

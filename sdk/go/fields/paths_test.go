@@ -54,7 +54,7 @@ func TestMergePatch(t *testing.T) {
 		{"null", `null`, "replaces everything"},
 		{"nothing", ``, "unexpected EOF"},
 		{"two documents", `{"a":1}{"b":1}`, "after the document"},
-		{"bad UTF-8", "{\"a\":\"\xff\"}", "bad UTF-8"},
+		{"bad UTF-8", "{\"a\":\"\xff\"}", "byte 6: not JSON"},
 		{"too deep", deep(101), "deeper than 100"},
 		{"too deep in a list", `{"a":` + nested(100) + `}`, "deeper than 100"},
 		{"too many", many(1001), "more than 1000 paths"},

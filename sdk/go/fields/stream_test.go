@@ -9,8 +9,7 @@ import (
 	"testing"
 )
 
-// generator makes a document of many orders and of one long text, and looks, each
-// 4 MiB, at what is in use.
+// generator makes a document of its parts, and looks, each 4 MiB, at what is in use.
 type generator struct {
 	parts   []io.Reader
 	made    int
@@ -62,22 +61,23 @@ func (r *repeated) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// A document of 64 MiB, half of it in one text, passes through in less than one; and
-// so do smaller ones, of which other parts stay.
+// A document of 64 MiB, all of it in one object, passes through in less than one; and so
+// do smaller ones, of which other parts stay.
 func TestStreamingTakesBoundedMemory(t *testing.T) {
 	for _, c := range []struct {
 		says, paths string
 		orders      int
 	}{
 		{"some of it stays", "orders.id -orders.secret", 300_000},
-		{"most of it stays", "orders text -orders.secret", 30_000},
+		{"most of it stays", "orders texts -orders.secret", 30_000},
+		{"all of it stays", "orders texts", 30_000},
 		{"nothing stays", "", 30_000},
 		{"what stays is deep", "orders.list.x", 30_000},
 	} {
 		g := &generator{parts: []io.Reader{
 			strings.NewReader(`{"orders":[{"id":0}`),
 			&repeated{text: `,{"id":123456789,"secret":"a secret that is to be dropped","list":[[1,2,{"x":1,"y":2}],[]],"unknown":{}}`, left: c.orders},
-			strings.NewReader(`],"text":"`), &repeated{text: strings.Repeat("long and é ", 1000), left: c.orders / 100}, strings.NewReader(`"}`),
+			strings.NewReader(`],"texts":{"":""`), &repeated{text: `,"":null,"":"` + strings.Repeat("long and é ", 1000) + `"`, left: c.orders / 100}, strings.NewReader(`}}`),
 		}}
 		pr, pw := io.Pipe()
 		failed := make(chan error, 1)
@@ -97,6 +97,38 @@ func TestStreamingTakesBoundedMemory(t *testing.T) {
 		}
 		if c.says == "some of it stays" && (written < int64(c.orders*len(`,{"id":123456789}`)) || dropped.Denied != c.orders || dropped.Unknown != 2*c.orders+1) {
 			t.Errorf("%s: %d bytes, %v", c.says, written, dropped)
+		}
+	}
+}
+
+// What has to be held as a whole is bounded, wherever it is.
+func TestLongTokensTakeBoundedMemory(t *testing.T) {
+	const most = 16 << 20
+	long := strings.Repeat("x", most-len(`""`))
+	for doc, refused := range map[string]bool{`{"a":"` + long + `"}`: false, `{"a":"` + long + `x"}`: true, `{"b":"` + long + `x"}`: true} {
+		if out, _, err := run(filter("a"), doc); (err != nil) != refused || err == nil && out != doc {
+			t.Errorf("%.10s of %d bytes: %d bytes, %v", doc, len(doc), len(out), err)
+		}
+	}
+	for _, c := range []struct{ says, before, endless, want string }{
+		{"a text", `{"a":"`, "x", "more than 16777216 bytes"},
+		{"one that is dropped", `{"b":"`, "x", "more than 16777216 bytes"},
+		{"one in what is kept whole", `{"a":[{"b":"`, "x", "more than 16777216 bytes"},
+		{"one below a leaf", `{"c":[{"d":"`, "é", "more than 16777216 bytes"},
+		{"a key", `{"`, "x", "more than 16777216 bytes"},
+		{"a key in what is kept whole", `{"a":{"`, "x", "more than 16777216 bytes"},
+		{"a number", `{"a":1`, "0", "more than 16777216 bytes"},
+		{"white space", `{"a":`, " ", "more than 16777216 bytes"},
+		{"white space before", ``, " ", "more than 16777216 bytes"},
+		{"white space after", `{"a":1}`, " ", "more than 16777216 bytes"},
+		{"objects where a key belongs", `{`, `{"":`, "not JSON"},
+	} {
+		g := &generator{parts: []io.Reader{strings.NewReader(c.before), &repeated{text: strings.Repeat(c.endless, 1<<12), left: 3 * most >> 12}}}
+		if _, err := filter("a c.d").JSON(io.Discard, g); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v; want %q", c.says, err, c.want)
+		}
+		if g.made > most+8<<10 || g.inUse > g.atStart+40<<20 {
+			t.Errorf("%s: of %d KiB, %d KiB were in use", c.says, g.made>>10, (int64(g.inUse)-int64(g.atStart))>>10)
 		}
 	}
 }

@@ -1,0 +1,68 @@
+package cedarpost
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+// What the cache counts is about what it takes.
+func TestWeight(t *testing.T) {
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	for name, fields := range map[string]int{"no fields": 0, "10 fields": 10, "100 fields": 100} {
+		c := warm(t, hitCheck, 8)
+		before := heap()
+		const n = 2000
+		for i := range n {
+			// As it comes from the wire, so that nothing in it is shared.
+			r := &cedarpostv1.AuthorizeResponse{
+				Decision: cedarpostv1.Decision_ALLOW, DecisionId: "019f6e2b-5c1e-7a54-9d6a-0c3f0e6b8a11",
+				Revision:            &cedarpostv1.Revision{Token: modelToken(1, 1), Number: 1},
+				DeterminingPolicies: []*cedarpostv1.PolicyRef{{Bundle: "shop", Id: "support-views"}, {Bundle: "shop", Id: "support-fields"}},
+				CacheHint:           &cedarpostv1.CacheHint{MaxAge: durationpb.New(1 << 40), Tags: make([]uint64, 12)},
+			}
+			if fields > 0 {
+				r.Fields = &cedarpostv1.Fields{}
+				for f := range fields {
+					r.Fields.Permitted = append(r.Fields.Permitted, fmt.Sprint("customer.address.", f))
+				}
+			}
+			wire, err := proto.Marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			own := &cedarpostv1.AuthorizeResponse{}
+			if err := proto.Unmarshal(wire, own); err != nil {
+				t.Fatal(err)
+			}
+			check := hitCheck
+			check.Resource.ID = fmt.Sprint(i)
+			key, err := appendKey(nil, &check)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.cache.put(string(key), own, c.cfg.clock())
+		}
+		c.cache.entries.CleanUp()
+		took, counted := heap()-before, c.cache.entries.WeightedSize()
+		if got := c.cache.entries.EstimatedSize(); got < n {
+			t.Fatalf("%d of %d are kept", got, n)
+		}
+		t.Logf("%s: %d bytes each, counted as %d", name, took/n, counted/n)
+		if ratio := float64(took) / float64(counted); ratio < 0.7 || ratio > 1.3 {
+			t.Errorf("%s: it takes %.2f times what is counted", name, ratio)
+		}
+		runtime.KeepAlive(c)
+	}
+}
