@@ -26,7 +26,12 @@ var mutants = []mutant.Mutant{
 	{Name: "time stands still while the machine is suspended", Edits: []mutant.Edit{
 		{File: "clock.go", Old: "max(now.mono-t.mono, now.wall-t.wall)", New: "now.mono-t.mono"}}},
 	{Name: "an answer of another history is kept", Edits: []mutant.Edit{
-		{File: "cache.go", Old: "|| history != ep.history {\n\t\treturn\n\t}\n\te := ", New: "|| history == \"\" {\n\t\treturn\n\t}\n\te := "}}},
+		{File: "cache.go", Old: "if history != ep.history {\n\t\tc.entries.Invalidate(key)\n\t\treturn\n\t}\n", New: ""}}},
+	{Name: "an answer takes the place of a newer one", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "found && old.epoch == ep && old.number > number", New: "found && false"},
+		{File: "cache.go", Old: " && !c.seen.beyond(history, number)", New: ""}}},
+	{Name: "an answer that may not be kept leaves an older one", Edits: []mutant.Edit{
+		{File: "cache.go", Old: "return nil, otter.InvalidateOp", New: "return nil, otter.CancelOp"}}},
 	{Name: "answers outlive their history", Edits: []mutant.Edit{
 		{File: "cache.go", Old: "e.epoch != ep || e.number < ep.floor.Load()", New: "e.number < ep.floor.Load()"},
 		{File: "cache.go", Old: "c.epoch.Store(ep)\n\t\tc.entries.InvalidateAll()", New: "c.epoch.Store(ep)"},

@@ -317,7 +317,7 @@ func TestSilentWatchHarmsNoQuestion(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		},
-	}).serve(t)
+	}).serve(t, func(cfg *Config) { cfg.MaxStaleness = time.Hour }) // so that nothing else is asked
 	for range breakAfter {
 		_, _ = c.Authorize(t.Context(), hitCheck)
 	}
@@ -351,7 +351,7 @@ func TestWatchOfAServerBehind(t *testing.T) {
 
 // Two servers, one of them behind: the watch comes to the other.
 func TestWatchLeavesAServerBehind(t *testing.T) {
-	make := func(number int64) *strange {
+	serving := func(number int64) *strange {
 		return &strange{
 			revision: func() (*cedarpostv1.GetRevisionResponse, error) {
 				return &cedarpostv1.GetRevisionResponse{Revision: at(10)}, nil
@@ -363,9 +363,9 @@ func TestWatchLeavesAServerBehind(t *testing.T) {
 			},
 		}
 	}
-	good := make(10).serve(t, uncached)
+	good := serving(10).serve(t, uncached)
 	for range 4 { // for it begins with any of them
-		c := make(5).serve(t, func(cfg *Config) {
+		c := serving(5).serve(t, func(cfg *Config) {
 			cfg.Servers = append(cfg.Servers, good.cfg.Servers...)
 			cfg.MaxStaleness = 300 * time.Millisecond
 		})
