@@ -133,7 +133,7 @@ func broken(err error) error {
 	}
 	switch ce.Code() {
 	case connect.CodeCanceled, connect.CodeInternal, connect.CodeUnknown:
-		return connect.NewError(connect.CodeUnavailable, "the connection broke").WithCause(err)
+		return connect.NewError(connect.CodeUnavailable, "the connection broke: "+ce.Message()).WithCause(err)
 	}
 	return err
 }
