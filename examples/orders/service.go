@@ -145,7 +145,7 @@ func (s *service) patch(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, errNoPatch):
 		http.Error(w, errNoPatch.Error(), http.StatusBadRequest)
 	case err != nil:
-		log.Printf("order %s: %v", r.PathValue("id"), err)
+		log.Printf("patch: %v", err)
 		http.Error(w, "try again", http.StatusServiceUnavailable)
 	default:
 		w.WriteHeader(http.StatusNoContent)
