@@ -46,7 +46,9 @@ func run() error {
 		return err
 	}
 	server := &http.Server{Addr: "127.0.0.1:8000", Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second}
+	drained := make(chan struct{})
 	go func() {
+		defer close(drained)
 		<-ctx.Done()
 		closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
@@ -56,6 +58,7 @@ func run() error {
 	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
+	<-drained // requests under way still ask
 	return nil
 }
 
@@ -72,23 +75,26 @@ func entities(url, token string) cedarpostv1connect.EntityServiceClient {
 	}))
 }
 
-// publishTo tells Cedarpost of a new order, or of one that is gone: who owns it is what
-// policies decide by.
-func publishTo(client cedarpostv1connect.EntityServiceClient) func(context.Context, order, bool) error {
-	return func(ctx context.Context, o order, gone bool) error {
+// publishTo tells Cedarpost what became of an order: who owns it, and how far it is, is
+// what policies decide by.
+func publishTo(client cedarpostv1connect.EntityServiceClient) func(context.Context, event, order) error {
+	return func(ctx context.Context, e event, o order) error {
 		uid := &cedarpostv1.EntityUid{Type: "Shop::Order", Id: o.ID}
 		op := &cedarpostv1.EntityOperation{}
-		if gone {
-			op.Operation = &cedarpostv1.EntityOperation_Delete{Delete: &cedarpostv1.DeleteEntity{Uid: uid}}
-		} else {
-			attrs, err := attributes(o)
-			if err != nil {
-				return err
-			}
+		attrs, err := attributes(e, o)
+		if err != nil {
+			return err
+		}
+		switch e {
+		case made:
 			store := &cedarpostv1.EntityUid{Type: "Shop::Store", Id: "main"}
 			op.Operation = &cedarpostv1.EntityOperation_Put{Put: &cedarpostv1.Entity{Uid: uid, Attrs: attrs, Parents: []*cedarpostv1.EntityUid{store}}}
+		case changed:
+			op.Operation = &cedarpostv1.EntityOperation_SetAttributes{SetAttributes: &cedarpostv1.SetAttributes{Uid: uid, Attrs: attrs}}
+		case gone:
+			op.Operation = &cedarpostv1.EntityOperation_Delete{Delete: &cedarpostv1.DeleteEntity{Uid: uid}}
 		}
-		_, err := client.WriteEntities(ctx, &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{op}})
+		_, err = client.WriteEntities(ctx, &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{op}})
 		return err
 	}
 }

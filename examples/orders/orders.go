@@ -37,12 +37,23 @@ type internal struct {
 	Notes  string `json:"notes"`
 }
 
-// attributes are what policies know of an order.
-func attributes(o order) (*structpb.Struct, error) {
-	return structpb.NewStruct(map[string]any{
-		"owner":  map[string]any{"type": "Shop::User", "id": o.owner},
-		"region": "eu", "status": o.Status, "total": float64(o.Total),
-	})
+// event is what may become of an order.
+type event uint8
+
+const (
+	made event = iota
+	changed
+	gone
+)
+
+// attributes are what policies know of an order; after a change, those that can change.
+func attributes(e event, o order) (*structpb.Struct, error) {
+	attrs := map[string]any{"status": o.Status, "total": float64(o.Total)}
+	if e == made {
+		attrs["owner"] = map[string]any{"type": "Shop::User", "id": o.owner}
+		attrs["region"] = "eu"
+	}
+	return structpb.NewStruct(attrs)
 }
 
 // table keeps the orders in memory.
@@ -96,15 +107,21 @@ func (t *table) add(o order) order {
 	return o
 }
 
-func (t *table) update(id string, change func(*order) error) error {
+// update changes an order if it is there. It holds the lock meanwhile, so that changes
+// are published in the order in which they are made, as in a database's transaction.
+func (t *table) update(id string, change func(*order) error) (found bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	o := t.orders[id]
-	if err := change(&o); err != nil {
-		return err
+	o, found := t.orders[id]
+	if !found {
+		return false, nil
 	}
+	if err := change(&o); err != nil {
+		return true, err
+	}
+	o.ID = id // it is what was asked about
 	t.orders[id] = o
-	return nil
+	return true, nil
 }
 
 func (t *table) remove(id string) {

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"log"
 	"net/http"
 	"slices"
@@ -17,8 +19,8 @@ import (
 type service struct {
 	client *cedarpost.Client
 	orders *table
-	// publish tells Cedarpost of an order that is new or gone.
-	publish func(ctx context.Context, o order, gone bool) error
+	// publish tells Cedarpost what became of an order.
+	publish func(context.Context, event, order) error
 
 	guard *enforce.Guard
 	mux   *cedarposthttp.Mux
@@ -93,7 +95,7 @@ func (s *service) list(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "try again", http.StatusServiceUnavailable)
 			return
 		}
-		if !a.Allowed() {
+		if !a.Allowed() || len(a.Obligations()) > 0 { // nothing here would meet them
 			continue
 		}
 		kept, _, err := fields.New(a.Fields().Permitted(), a.Fields().Denied()).Marshal(orders[i])
@@ -118,7 +120,7 @@ func (s *service) create(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	o := s.orders.add(order{Status: "open", Items: wish.Items, Shipping: shipping{wish.Address}, owner: who.ID})
-	if err := s.publish(r.Context(), o, false); err != nil {
+	if err := s.publish(r.Context(), made, o); err != nil {
 		log.Printf("order %s: %v", o.ID, err)
 		s.orders.remove(o.ID)
 		http.Error(w, "try again", http.StatusServiceUnavailable)
@@ -130,20 +132,27 @@ func (s *service) create(w http.ResponseWriter, r *http.Request) {
 // patch changes what the body says. All of its paths were permitted, or it had not come
 // here. It answers nothing: what may be written need not be what may be read.
 func (s *service) patch(w http.ResponseWriter, r *http.Request) {
-	if _, ok := s.orders.get(r.PathValue("id")); !ok {
-		cedarposthttp.NotFound(w, r)
-		return
-	}
-	err := s.orders.update(r.PathValue("id"), func(o *order) error {
+	found, err := s.orders.update(r.PathValue("id"), func(o *order) error {
 		o.Items = slices.Clone(o.Items)
-		return json.NewDecoder(r.Body).Decode(o)
+		if err := json.NewDecoder(r.Body).Decode(o); err != nil {
+			return fmt.Errorf("%w: %w", errNoPatch, err)
+		}
+		return s.publish(r.Context(), changed, *o)
 	})
-	if err != nil {
-		http.Error(w, "not a patch of an order", http.StatusBadRequest)
-		return
+	switch {
+	case !found:
+		cedarposthttp.NotFound(w, r)
+	case errors.Is(err, errNoPatch):
+		http.Error(w, errNoPatch.Error(), http.StatusBadRequest)
+	case err != nil:
+		log.Printf("patch: %v", err)
+		http.Error(w, "try again", http.StatusServiceUnavailable)
+	default:
+		w.WriteHeader(http.StatusNoContent)
 	}
-	w.WriteHeader(http.StatusNoContent)
 }
+
+var errNoPatch = errors.New("not a patch of an order")
 
 func (s *service) remove(w http.ResponseWriter, r *http.Request) {
 	o, ok := s.orders.get(r.PathValue("id"))
@@ -151,7 +160,7 @@ func (s *service) remove(w http.ResponseWriter, r *http.Request) {
 		cedarposthttp.NotFound(w, r)
 		return
 	}
-	if err := s.publish(r.Context(), o, true); err != nil {
+	if err := s.publish(r.Context(), gone, o); err != nil {
 		log.Printf("order %s: %v", o.ID, err)
 		http.Error(w, "try again", http.StatusServiceUnavailable)
 		return

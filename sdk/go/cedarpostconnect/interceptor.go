@@ -80,7 +80,11 @@ func (i *Interceptor) Intercept(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
 		c, ok := i.routes[spec.Procedure]
 		if !ok {
-			return toError(ctx, i.guard.Unmapped(spec.Procedure), false)
+			name := spec.Procedure
+			if spec.Schema == nil { // the server does not have it: the name is the client's own
+				name = "no procedure"
+			}
+			return toError(ctx, i.guard.Unmapped(name), false)
 		}
 		ctx, held := enforce.Hold(ctx)
 		if c.Public != "" {

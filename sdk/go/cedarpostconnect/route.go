@@ -55,7 +55,8 @@ type Route struct {
 	Hide bool
 
 	// FailOpen says why a call is let through when nobody can be asked. Empty, the
-	// default: it is not. See [cedarpost.Check].
+	// default: it is not. It has no fields then, so there is none with a Mask. See
+	// [cedarpost.Check].
 	FailOpen string
 
 	// Public says why this procedure needs no check. It is counted.
@@ -86,6 +87,8 @@ func compile(r Route) (*compiled, error) {
 		return nil, errors.New("the route has both Fields and AllFields")
 	case r.Mask != "" && (len(r.Fields) > 0 || r.AllFields || r.Filter):
 		return nil, errors.New("a route with a Mask asks for what is in it, and cannot ask for other fields or filter")
+	case r.Mask != "" && r.FailOpen != "":
+		return nil, errors.New("what is let through by FailOpen has no fields, and a route with a Mask needs them")
 	}
 	if r.Filter && len(r.Fields) == 0 {
 		c.AllFields = true

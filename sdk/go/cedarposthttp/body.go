@@ -50,7 +50,7 @@ func typed(r *http.Request, want ...string) error {
 
 // changes reads the body, finds what it changes, and puts it back.
 func (c *compiled) changes(w http.ResponseWriter, r *http.Request) ([]string, error) {
-	if r.Header.Get("Content-Encoding") != "" {
+	if len(r.Header["Content-Encoding"]) > 0 { // Get has the first only
 		return nil, &enforce.Refusal{Kind: enforce.WrongType}
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, c.MaxBody))

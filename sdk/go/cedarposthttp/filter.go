@@ -7,6 +7,7 @@ import (
 	"maps"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
@@ -20,13 +21,14 @@ import (
 // has left is cut off, so that nobody takes the part for the whole.
 //
 // The handler gets no conditions and ranges of the client: that its data did not change
-// does not mean that what the user may see of them did not.
+// does not mean that what the user may see of them did not, and whether a guessed ETag
+// matches tells what is in the data.
 //
 // The handler's writer cannot be flushed, hijacked or unwrapped: each would go around
 // the filter.
 func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpost.Result) {
 	r.Header = r.Header.Clone()
-	for _, name := range []string{"If-None-Match", "If-Modified-Since", "If-Range", "Range"} {
+	for _, name := range []string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range", "Range"} {
 		r.Header.Del(name)
 	}
 	before := w.Header().Clone()
@@ -103,7 +105,7 @@ func (f *filtered) Header() http.Header { return f.own }
 
 // WriteHeader implements http.ResponseWriter.
 func (f *filtered) WriteHeader(status int) {
-	if f.status != 0 {
+	if f.status != 0 || f.mode == failed {
 		return
 	}
 	if status >= 100 && status < 200 && status != http.StatusSwitchingProtocols {
@@ -113,11 +115,13 @@ func (f *filtered) WriteHeader(status int) {
 	}
 	f.status = status
 	f.sent = f.own.Clone() // what is set later comes too late, as always
-	if status < 200 || status > 299 {
-		f.mode = asItIs
-	}
-	if status == http.StatusSwitchingProtocols {
+	switch {
+	case status < 100: // 0 would count as not said yet
+		f.fail("%d is no status", status)
+	case status == http.StatusSwitchingProtocols:
 		f.fail("a connection that switches protocols cannot be filtered")
+	case status < 200 || status > 299:
+		f.mode = asItIs
 	}
 }
 
@@ -178,6 +182,11 @@ func (f *filtered) wait() error {
 	return f.failure
 }
 
+// ofTheWhole are headers that are made of the whole body, and tell of what was left out.
+var ofTheWhole = []string{
+	"Content-Length", "Etag", "Last-Modified", "Accept-Ranges", "Content-Range", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest",
+}
+
 // commit sends status and header.
 func (f *filtered) commit() {
 	if f.committed {
@@ -191,10 +200,9 @@ func (f *filtered) commit() {
 	clear(h)
 	maps.Copy(h, f.sent)
 	if f.mode != asItIs {
-		// These are of the whole body, and tell of what was left out.
-		for _, name := range []string{"Content-Length", "Etag", "Accept-Ranges", "Content-Range", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest"} {
-			h.Del(name)
-		}
+		maps.DeleteFunc(h, func(name string, _ []string) bool {
+			return slices.Contains(ofTheWhole, http.CanonicalHeaderKey(name)) // it may stand there as "ETag"
+		})
 		if h.Get("Cache-Control") == "" {
 			h.Set("Cache-Control", "private") // the next user sees other fields
 		}

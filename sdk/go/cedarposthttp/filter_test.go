@@ -124,6 +124,14 @@ func TestFilterFailsClosed(t *testing.T) {
 			w.WriteHeader(http.StatusPartialContent)
 			says("application/json", whole)(w, r)
 		},
+		"no status": func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(0)
+			says("application/json", whole)(w, r)
+		},
+		"no status, then one": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(0)
+			http.Error(w, whole, http.StatusNotFound)
+		},
 		"a file with ranges": func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("X-Secret", "likes tea")
 			says("application/octet-stream", whole)(w, r)
@@ -277,10 +285,30 @@ func TestFilterIsUnconditional(t *testing.T) {
 		http.ServeContent(rw, r, "", time.Unix(1e9, 0), strings.NewReader(whole))
 	})
 	for name, value := range map[string]string{
+		"If-Match": `"guess"`, "If-Unmodified-Since": "Sat, 01 Jan 2000 00:00:00 GMT",
 		"If-None-Match": `"v1"`, "If-Modified-Since": "Sun, 09 Sep 2001 01:46:40 GMT", "Range": "bytes=0-10",
 	} {
 		if a := w.as("alice", "GET", "/orders/42", "", name, value); a.status != 200 || a.body != `{"id":"42","status":"open","items":[{"sku":"a"}]}` {
 			t.Errorf("%s: %d %s", name, a.status, a.body)
+		}
+	}
+}
+
+// A header that is made of the whole answer would tell of what was left out.
+func TestFilterRemovesWhatTellsOfTheWhole(t *testing.T) {
+	w := newWorld(t)
+	w.filters(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		rw.Header()["ETag"] = []string{`"v1"`} // spelled so that Header.Del does not find it
+		rw.Header().Set("Content-MD5", "x")
+		rw.Header().Set("Last-Modified", "Sun, 09 Sep 2001 01:46:40 GMT")
+		rw.Header().Set("X-Other", "stays")
+		_, _ = io.WriteString(rw, whole)
+	})
+	a := w.as("alice", "GET", "/orders/42", "")
+	for name := range a.Header {
+		if name != "Content-Type" && name != "Cache-Control" && name != "X-Other" {
+			t.Errorf("the answer has %s", name)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -367,6 +368,14 @@ func TestBodiesThatAreNotRead(t *testing.T) {
 		if got := w.take(); a.status != c.status || (got != nil) != (c.status == 200) {
 			t.Errorf("%s %.60s as %q %s: %d, want %d", c.path, c.body, c.typ, c.encoding, a.status, c.status)
 		}
+	}
+	// Header.Get would see only the first.
+	r := httptest.NewRequest(http.MethodPatch, "/orders/42", strings.NewReader(`{}`))
+	r.Header = http.Header{"X-User": {"bob"}, "Content-Type": {merge}, "Content-Encoding": {"", "deflate"}}
+	rec := httptest.NewRecorder()
+	signedIn(w.mux).ServeHTTP(rec, r)
+	if rec.Code != 415 || w.take() != nil {
+		t.Errorf("a second Content-Encoding: %d", rec.Code)
 	}
 }
 

@@ -207,20 +207,21 @@ func TestRoutesThatCannotBe(t *testing.T) {
 		route   cedarposthttp.Route
 		handler http.Handler
 	}{
-		"no Action":                {"GET /o/{id}", cedarposthttp.Route{Resource: order}, ok},
-		"one of Resource":          {"GET /o/{id}", cedarposthttp.Route{Action: a}, ok},
-		"of Resource and":          {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: order, ResourceOf: byFunc}, ok},
-		"names no method":          {"/o/{id}", cedarposthttp.Route{Action: a, Resource: order}, ok},
-		"the path has not":         {"GET /o/{other}", cedarposthttp.Route{Action: a, Resource: order}, ok},
-		"is not a template":        {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: "{id}"}, ok},
-		"either Public":            {"GET /o/{id}", cedarposthttp.Route{Action: a, Public: "both"}, ok},
-		"either Public or has som": {"GET /o/{id}", cedarposthttp.Route{Hide: true, Public: "both"}, ok},
-		"both Fields and All":      {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: order, Fields: []string{"id"}, AllFields: true}, ok},
-		"a route with Changes":     {"PATCH /o/{id}", cedarposthttp.Route{Action: a, Resource: order, Changes: cedarposthttp.MergePatch, Filter: true}, ok},
-		"MaxBody":                  {"PATCH /o/{id}", cedarposthttp.Route{Action: a, Resource: order, MaxBody: 5}, ok},
-		"no handler":               {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: order}, nil},
-		"parsing":                  {"GET o", cedarposthttp.Route{Action: a, Resource: order}, ok},
-		"no Action; if it needs":   {"GET /o", cedarposthttp.Route{}, ok},
+		"no Action":                 {"GET /o/{id}", cedarposthttp.Route{Resource: order}, ok},
+		"one of Resource":           {"GET /o/{id}", cedarposthttp.Route{Action: a}, ok},
+		"of Resource and":           {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: order, ResourceOf: byFunc}, ok},
+		"names no method":           {"/o/{id}", cedarposthttp.Route{Action: a, Resource: order}, ok},
+		"the path has not":          {"GET /o/{other}", cedarposthttp.Route{Action: a, Resource: order}, ok},
+		"is not a template":         {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: "{id}"}, ok},
+		"either Public":             {"GET /o/{id}", cedarposthttp.Route{Action: a, Public: "both"}, ok},
+		"either Public or has som":  {"GET /o/{id}", cedarposthttp.Route{Hide: true, Public: "both"}, ok},
+		"both Fields and All":       {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: order, Fields: []string{"id"}, AllFields: true}, ok},
+		"a route with Changes":      {"PATCH /o/{id}", cedarposthttp.Route{Action: a, Resource: order, Changes: cedarposthttp.MergePatch, Filter: true}, ok},
+		"by FailOpen has no fields": {"PATCH /o/{id}", cedarposthttp.Route{Action: a, Resource: order, Changes: cedarposthttp.MergePatch, FailOpen: "why not"}, ok},
+		"MaxBody":                   {"PATCH /o/{id}", cedarposthttp.Route{Action: a, Resource: order, MaxBody: 5}, ok},
+		"no handler":                {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: order}, nil},
+		"parsing":                   {"GET o", cedarposthttp.Route{Action: a, Resource: order}, ok},
+		"no Action; if it needs":    {"GET /o", cedarposthttp.Route{}, ok},
 	} {
 		got := func() (got string) {
 			defer func() { got = fmt.Sprint(recover()) }()

@@ -50,7 +50,8 @@ type Route struct {
 	Hide bool
 
 	// FailOpen says why a request is let through when nobody can be asked. Empty, the
-	// default: it is not. See [cedarpost.Check].
+	// default: it is not. It has no fields then, so there is none with Changes. See
+	// [cedarpost.Check].
 	FailOpen string
 
 	// Public says why this route needs no check. It is counted.
@@ -94,6 +95,8 @@ func compile(pattern string, r Route) (*compiled, error) {
 		return nil, errors.New("the route has both Fields and AllFields")
 	case r.Changes != nil && (len(r.Fields) > 0 || r.AllFields || r.Filter):
 		return nil, errors.New("a route with Changes asks for what a body changes, and cannot ask for other fields or filter")
+	case r.Changes != nil && r.FailOpen != "":
+		return nil, errors.New("what is let through by FailOpen has no fields, and a route with Changes needs them")
 	case r.Changes == nil && r.MaxBody != 0 || r.MaxBody < 0:
 		return nil, errors.New("MaxBody is for Changes, and positive")
 	}

@@ -56,11 +56,15 @@ func sameError(t tester, what any, served, kit error) (ok bool) {
 	return served == nil && kit == nil
 }
 
-// bare is an answer without what no two have in common, and without its cache hint,
-// which here is coarser.
+// bare is an answer without what no two have in common. Of a cache hint it keeps that
+// there is one: here it is coarser.
 func bare(r *cedarpostv1.AuthorizeResponse) *cedarpostv1.AuthorizeResponse {
-	if r != nil {
-		r.DecisionId, r.Revision, r.CacheHint = "", nil, nil
+	if r == nil {
+		return nil
+	}
+	r.DecisionId, r.Revision = "", nil
+	if r.CacheHint != nil {
+		r.CacheHint = &cedarpostv1.CacheHint{}
 	}
 	return r
 }
@@ -186,7 +190,7 @@ func drawRequest(t *rapid.T) *cedarpostv1.AuthorizeRequest {
 		Principal: drawUID(t, "principal", named("Shop::User", users)...),
 		Action:    drawUID(t, "action", named("Shop::Action", actions)...),
 		Resource:  drawUID(t, "resource", resources...),
-		Context:   drawContext(t),
+		Context:   drawContext(t), WantCacheHint: rapid.Bool().Draw(t, "cache hint"),
 	}
 	if rapid.Bool().Draw(t, "fields") {
 		req.Fields = &cedarpostv1.FieldSelection{

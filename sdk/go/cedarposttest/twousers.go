@@ -3,6 +3,7 @@ package cedarposttest
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -171,6 +172,9 @@ func (k TwoUsers) checkRoute(r Route) error {
 	if _, _, ok := r.split(); !ok {
 		return fmt.Errorf("route %q is not like GET /orders/{id}", r.Pattern)
 	}
+	if slices.Contains([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound}, r.Success) {
+		return fmt.Errorf("%s: a success of %d cannot be told from a refusal", r.Pattern, r.Success)
+	}
 	var targets [2]string
 	for i, u := range []User{k.A, k.B} {
 		object, ok := u.Objects[r.Object]
@@ -315,9 +319,22 @@ func (t *Try) send(ctx context.Context, client *http.Client, base string) {
 	}
 	defer res.Body.Close()
 	t.Status = res.StatusCode
-	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	t.answer, t.err = string(body), err
-	for _, values := range res.Header {
-		t.answer += "\n" + strings.Join(values, "\n")
+	switch encoding := res.Header.Get("Content-Encoding"); {
+	case len(body) > maxAnswer:
+		t.err = fmt.Errorf("it has more than %d bytes, and the rest may have a secret", maxAnswer)
+	case encoding != "":
+		t.err = fmt.Errorf("it is encoded as %q, in which no secret can be seen", encoding)
+	}
+	var value any
+	if json.Unmarshal(body, &value) == nil { // other programs escape other characters than leak does
+		again, _ := json.Marshal(value) // it was JSON
+		t.answer += "\n" + string(again)
+	}
+	for _, header := range []http.Header{res.Header, res.Trailer} {
+		for _, values := range header {
+			t.answer += "\n" + strings.Join(values, "\n")
+		}
 	}
 }

@@ -3,6 +3,7 @@ package cedarposttest_test
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -172,6 +173,41 @@ func TestTwoUsersFind(t *testing.T) {
 			`GET /orders/{id}: bob was refused order 99 of carol with 403, and the answer has "2 Carol Lane", a secret of carol`,
 			`GET /orders/{id}: carol was refused order 42 of bob with 403, and the answer has "1 Bob's Road", a secret of bob`)
 	})
+	t.Run("a secret that is hard to see", func(t *testing.T) {
+		const secret = `Jürgen & "Co", 1/2 Road`
+		for want, refuse := range map[string]func(http.ResponseWriter){
+			"a secret of carol": func(w http.ResponseWriter) {
+				w.WriteHeader(http.StatusForbidden)
+				_, _ = io.WriteString(w, `{"address": "J\u00fcrgen & \"Co\", 1\/2 Road"}`)
+			},
+			"and the answer has": func(w http.ResponseWriter) {
+				w.WriteHeader(http.StatusForbidden)
+				_ = http.NewResponseController(w).Flush() // or there is no trailer
+				w.Header().Set(http.TrailerPrefix+"X-Address", secret)
+			},
+			`no answer: it is encoded as "br"`: func(w http.ResponseWriter) {
+				w.Header().Set("Content-Encoding", "br")
+				w.WriteHeader(http.StatusForbidden)
+			},
+			"no answer: it has more than": func(w http.ResponseWriter) {
+				w.WriteHeader(http.StatusForbidden)
+				_, _ = io.WriteString(w, strings.Repeat(" ", 16<<20)+secret)
+			},
+		} {
+			a := newApp(t)
+			a.refuse = func(w http.ResponseWriter, _ string) { refuse(w) }
+			kit := a.kit()
+			kit.Routes, kit.Registered = kit.Routes[1:2], nil
+			kit.B.Secrets = []string{secret}
+			report, err := kit.Report(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f := report.Failures(); len(f) == 0 || !strings.Contains(f[0], want) {
+				t.Errorf("want %q, found %q", want, f)
+			}
+		}
+	})
 	t.Run("other answers than a refusal", func(t *testing.T) {
 		a := newApp(t)
 		a.refuse = func(w http.ResponseWriter, id string) {
@@ -243,6 +279,7 @@ func TestTwoUsersRefuse(t *testing.T) {
 		"carol cannot authenticate":                                                           func(k *cedarposttest.TwoUsers) { k.B.Authenticate = nil },
 		"a secret of bob is empty, which every answer has in it":                              func(k *cedarposttest.TwoUsers) { k.A.Secrets = []string{""} },
 		`route "/orders/{id}" is not like GET /orders/{id}`:                                   func(k *cedarposttest.TwoUsers) { k.Routes[0].Pattern = "/orders/{id}" },
+		"DELETE /orders/{id}: a success of 404 cannot be told from a refusal":                 func(k *cedarposttest.TwoUsers) { k.Routes[0].Success = 404 },
 		"DELETE /orders/{id}: bob has no invoice":                                             func(k *cedarposttest.TwoUsers) { k.Routes[0].Object = "invoice" },
 		"DELETE /orders/{id}: nothing says what {id} is for bob":                              func(k *cedarposttest.TwoUsers) { k.Routes[0].Object = "" },
 		"DELETE /orders/{id}: the request is the same for the order of bob and that of carol": func(k *cedarposttest.TwoUsers) { k.B.Objects = k.A.Objects },

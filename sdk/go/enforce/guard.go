@@ -144,7 +144,7 @@ func (g *Guard) Enforce(ctx context.Context, q Question) (result cedarpost.Resul
 		return result, nil
 	}
 	refused, known := errors.AsType[*Refusal](err)
-	if !known || refused == nil {
+	if !known || refused == nil || refused.Kind == 0 || refused.Kind >= kinds {
 		refused = &Refusal{Kind: Fault, Err: err}
 	}
 	g.counts.refuse(refused)

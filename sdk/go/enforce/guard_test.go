@@ -31,7 +31,8 @@ var vault = fstest.MapFS{
 }`)},
 	"fields.yaml": {Data: []byte("Vault::Safe:\n  note: []\n  code: [secret]\n  owner: [fixed]\nVault::FieldGroup:\n  all: []\n")},
 	"policies.cedar": {Data: []byte(`
-@id("opens") @obligation("log") permit (principal, action == Vault::Action::"Open", resource is Vault::Safe);
+@id("opens") @obligation("log") permit (principal, action == Vault::Action::"Open", resource is Vault::Safe)
+  when { resource != Vault::Safe::"private" };
 @id("opens-too") @obligation("log") permit (principal, action == Vault::Action::"Open", resource == Vault::Safe::"twice");
 @id("rings") @obligation("ring") permit (principal, action == Vault::Action::"Open", resource == Vault::Safe::"rings");
 @id("edits") permit (principal, action == Vault::Action::"Edit", resource is Vault::Safe);
@@ -40,6 +41,7 @@ var vault = fstest.MapFS{
 @id("mfa") @advice("mfa") forbid (principal, action == Vault::Action::"Open", resource) when { context has mfa && !context.mfa };
 @id("recent") @advice("recent") forbid (principal, action == Vault::Action::"Open", resource) when { context has recent && !context.recent };
 @id("odd") @advice("odd") forbid (principal, action == Vault::Action::"Open", resource == Vault::Safe::"odd");
+@id("private") @advice("mfa") forbid (principal, action == Vault::Action::"Open", resource == Vault::Safe::"private") unless { context has mfa && context.mfa };
 @id("banned") forbid (principal, action == Vault::Action::"Open", resource) when { context has banned && context.banned };
 @id("code-mfa") @advice("mfa") forbid (principal, action == Vault::Action::"Edit.field", resource)
   when { context.field in Vault::FieldGroup::"secret" && context has mfa && !context.mfa };
@@ -81,6 +83,38 @@ func newGuard(t *testing.T, cfg enforce.Config) *enforce.Guard {
 	}
 	t.Cleanup(g.Close)
 	return g
+}
+
+// A forbid that looks at the resource tells, by its advice, that there is one.
+func TestStepUpOfWhatIsHidden(t *testing.T) {
+	g := newGuard(t, config(t))
+	for what, c := range map[string]struct {
+		check cedarpost.Check
+		kind  enforce.Kind
+	}{
+		"nobody may open it, with a second factor or without": {open("private", nil), enforce.Hidden},
+		"no object could be opened without a second factor":   {open("1", map[string]any{"mfa": false}), enforce.StepUp},
+		"the object is allowed, a field is not":               {edit(map[string]any{"mfa": false}, "code"), enforce.StepUp},
+	} {
+		_, r := g.Enforce(t.Context(), enforce.Question{Route: "test", Hide: true, Check: func() (cedarpost.Check, error) { return c.check, nil }})
+		if r == nil || r.Kind != c.kind || (r.Challenge != "") != (c.kind == enforce.StepUp) {
+			t.Errorf("%s: %v", what, r)
+		}
+	}
+}
+
+// A refusal of no kind, such as one that a route's own function made, is a fault.
+func TestRefusalOfNoKind(t *testing.T) {
+	g := newGuard(t, config(t))
+	for _, kind := range []enforce.Kind{0, 200} {
+		_, r := g.Enforce(t.Context(), enforce.Question{Route: "test", Check: func() (cedarpost.Check, error) { return cedarpost.Check{}, &enforce.Refusal{Kind: kind} }})
+		if r == nil || r.Kind != enforce.Fault {
+			t.Errorf("%d: %v", kind, r)
+		}
+	}
+	if n := g.Stats().Faults; n != 2 {
+		t.Errorf("%d faults", n)
+	}
 }
 
 // A step-up is offered where it is all that is missing, and nowhere else.

@@ -103,7 +103,9 @@ func (k Kind) Detail() string { return details[k] }
 
 // denied makes the refusal of a denial. A denial at the function is never hidden: it
 // holds for every object, so it tells nothing about this one. Neither is one at a
-// field: the object itself was allowed.
+// field: the object itself was allowed. One at the object is hidden whatever would help:
+// the advice of a policy that looks at the object tells that there is one, also to
+// somebody whom nothing would let at it.
 func (g *Guard) denied(result cedarpost.Result, check cedarpost.Check, hide bool) *Refusal {
 	r := &Refusal{Kind: Forbidden, DecisionID: result.DecisionID(), At: result.DeniedAt()}
 	if r.At == cedarpost.AtField {
@@ -113,12 +115,12 @@ func (g *Guard) denied(result cedarpost.Result, check cedarpost.Check, hide bool
 			}
 		}
 	}
-	if challenge, ok := g.stepUp(result); ok {
-		r.Kind, r.Challenge = StepUp, challenge.header()
-		return r
-	}
 	if hide && r.At != cedarpost.AtFunction && r.At != cedarpost.AtField {
 		r.Kind = Hidden
+		return r
+	}
+	if challenge, ok := g.stepUp(result); ok {
+		r.Kind, r.Challenge = StepUp, challenge.header()
 	}
 	return r
 }
