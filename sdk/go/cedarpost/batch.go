@@ -85,9 +85,9 @@ func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
 		q.req.WantCacheHint = q.key != ""
 		asked = append(asked, q)
 	}
-	for len(asked) > 0 {
+	for err = nil; len(asked) > 0; {
 		n := fit(len(asked), func(i int) *cedarpostv1.AuthorizeRequest { return asked[i].req })
-		c.askBatch(ctx, asked[:n], fresh, fully)
+		err = c.askBatch(ctx, asked[:n], fresh, fully, err)
 		asked = asked[n:]
 	}
 	return answers
@@ -118,7 +118,10 @@ type question struct {
 	answer *Answer
 }
 
-func (c *Client) askBatch(ctx context.Context, list []question, fresh string, fully bool) {
+// askBatch asks the questions of one batch. If the one before it failed as a whole, with
+// an error, this one fails with that too, for all have to end in time. It returns the
+// error of the whole.
+func (c *Client) askBatch(ctx context.Context, list []question, fresh string, fully bool, err error) error {
 	ctx, span := c.tracer.Start(ctx, "cedarpost.AuthorizeBatch", trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
 	bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
@@ -128,7 +131,10 @@ func (c *Client) askBatch(ctx context.Context, list []question, fresh string, fu
 		reqs[i] = q.req
 	}
 	sent := c.cfg.clock()
-	results, err := c.sendBatch(bounded, reqs, fresh, fully)
+	var results []*cedarpostv1.AuthorizeBatchResult
+	if err == nil {
+		results, err = c.sendBatch(bounded, reqs, fresh, fully)
+	}
 	if err != nil {
 		span.RecordError(err)
 	}
@@ -149,6 +155,7 @@ func (c *Client) askBatch(ctx context.Context, list []question, fresh string, fu
 		c.counts.decided.Add(1)
 		q.answer.Result = Result{res, decided}
 	}
+	return err
 }
 
 // sendBatch sends up to 100 questions, and returns as many results.

@@ -144,12 +144,11 @@ func (c *Config) dial() (*servers, error) {
 		}
 		return newServers(names, c.Transports, authenticate, traced), nil
 	}
-	httpClient, closeIdle := c.HTTPClient, func() {}
-	if httpClient == nil {
-		httpClient = newHTTPClient()
-		closeIdle = httpClient.CloseIdleConnections
-	}
-	if httpClient.Timeout != 0 {
+	plain, secure, closeIdle := c.HTTPClient, c.HTTPClient, func() {}
+	if c.HTTPClient == nil {
+		plain, secure = newHTTPClient(false), newHTTPClient(true)
+		closeIdle = func() { plain.CloseIdleConnections(); secure.CloseIdleConnections() }
+	} else if c.HTTPClient.Timeout != 0 {
 		return nil, errors.New("cedarpost: HTTPClient has a timeout, which would cut the watch; use Timeout")
 	}
 	var transports []connect.Transport
@@ -161,7 +160,12 @@ func (c *Config) dial() (*servers, error) {
 		if u.Scheme == "http" && !c.AllowPlaintext && !loopback(u.Hostname()) {
 			return nil, fmt.Errorf("cedarpost: server %s would get the API key in the clear; use https, or set AllowPlaintext", server)
 		}
-		transports = append(transports, connecthttp.NewTransport(httpClient, strings.TrimRight(server, "/"), connecthttp.WithCompressors()))
+		httpClient := secure
+		if u.Scheme == "http" {
+			httpClient = plain
+		}
+		transports = append(transports, connecthttp.NewTransport(httpClient, strings.TrimRight(server, "/"),
+			connecthttp.WithCompressors(), connecthttp.WithReadMaxBytes(maxAnswer)))
 	}
 	s := newServers(c.Servers, transports, authenticate, traced)
 	s.close = closeIdle
@@ -173,10 +177,16 @@ func loopback(host string) bool {
 	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
-func newHTTPClient() *http.Client {
+// maxAnswer is what this client takes from a server at once: far more than any answer.
+const maxAnswer = 64 << 20
+
+// newHTTPClient speaks HTTP/2. With TLS, what is between can choose HTTP/1.1; without,
+// nobody could.
+func newHTTPClient(secure bool) *http.Client {
 	protocols := new(http.Protocols)
-	protocols.SetHTTP2(true)
-	protocols.SetUnencryptedHTTP2(true)
+	protocols.SetHTTP1(secure)
+	protocols.SetHTTP2(secure)
+	protocols.SetUnencryptedHTTP2(!secure)
 	return &http.Client{
 		Transport: &http.Transport{
 			Proxy:               http.ProxyFromEnvironment,

@@ -262,6 +262,10 @@ func wallTime(nanos int64) *timestamppb.Timestamp { return timestamppb.New(time.
 func (r *reporter) close(ctx context.Context) error {
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		err := r.flush(ctx)
+		switch connect.CodeOf(err) {
+		case connect.CodeUnauthenticated, connect.CodePermissionDenied, connect.CodeUnimplemented:
+			return r.giveUp(err) // it will not be taken later either
+		}
 		if err == nil {
 			return nil
 		}

@@ -29,9 +29,6 @@ func (l *ledger) send(_ context.Context, req *cedarpostv1.ReportReuseRequest) (*
 	if l.fail != nil {
 		how = l.fail()
 	}
-	if how == "refused" {
-		return nil, connect.NewError(connect.CodeInvalidArgument, "no report")
-	}
 	if how != "away" && !l.seen[req.GetReportId()] {
 		l.seen[req.GetReportId()] = true
 		for _, u := range req.GetReuses() {
@@ -128,28 +125,27 @@ func TestUsesAreBounded(t *testing.T) {
 	}
 }
 
-// A report that the service will never take does not hold up those behind it, and what
-// it said is counted as lost.
+// What the service will never take does not hold up what is reported with it, and
+// counts as lost.
 func TestRefusedReport(t *testing.T) {
 	l := newLedger()
-	first := true
-	l.fail = func() string {
-		if first {
-			first = false
-			return "refused"
-		}
-		return ""
-	}
 	r := newReporter()
-	r.send = l.send
+	r.send = func(ctx context.Context, req *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error) {
+		for _, u := range req.GetReuses() {
+			if u.GetDecisionId() == "decision 42" {
+				return nil, connect.NewError(connect.CodeInvalidArgument, "no report")
+			}
+		}
+		return l.send(ctx, req)
+	}
 	for i := range 150 {
 		r.use(answer(i), realClock())
 	}
 	if err := r.flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if r.lost.Load() != reportSize || r.reported.Load() != 150-reportSize {
-		t.Errorf("%d lost, %d reported", r.lost.Load(), r.reported.Load())
+	if r.lost.Load() != 1 || r.reported.Load() != 149 || len(l.uses) != 149 {
+		t.Errorf("%d lost, %d reported, %d taken", r.lost.Load(), r.reported.Load(), len(l.uses))
 	}
 }
 

@@ -3,6 +3,7 @@ package cedarpost_test
 import (
 	"context"
 	"errors"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,16 +58,16 @@ func TestLongestStaleAnswer(t *testing.T) {
 	})
 }
 
-// The clock jumps by hours, as on a machine that slept: no answer survives it without
+// The clock jumps by an hour, as on a machine that slept: no answer survives it without
 // a word of the service.
 func TestClockJumps(t *testing.T) {
 	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
 		mustAsk(t, c, view("alice", "42"))
 		for range 3 {
 			svc.Away(true)
-			time.Sleep(6 * time.Hour)
+			time.Sleep(time.Hour)
 			if r, err := c.Authorize(t.Context(), view("alice", "42")); !errors.Is(err, cedarpost.ErrUnavailable) || r.Allowed() {
-				t.Fatalf("after hours: %v, %v", r.Allowed(), err)
+				t.Fatalf("after an hour: %v, %v", r.Allowed(), err)
 			}
 			svc.Away(false)
 			time.Sleep(10 * time.Second)
@@ -195,4 +196,41 @@ func TestBrokenConnection(t *testing.T) {
 			}
 		}, func(cfg *cedarpost.Config) { cfg.Coalesce = coalesce })
 	}
+}
+
+// A batch of several calls ends with the first that gets no answer.
+func TestBatchEndsWithTheFirstFailure(t *testing.T) {
+	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
+		svc.Fail(connect.NewError(connect.CodeDeadlineExceeded, "too slow"))
+		var checks []cedarpost.Check
+		for i := range 1000 {
+			checks = append(checks, view("bob", strconv.Itoa(i)))
+		}
+		for i, a := range c.AuthorizeBatch(t.Context(), checks) {
+			if !errors.Is(a.Err, cedarpost.ErrUnavailable) || a.Allowed() {
+				t.Fatalf("%d: %v, %v", i, a.Allowed(), a.Err)
+			}
+		}
+		svc.Fail(nil)
+		if st := c.Stats(); st.Errors != 1000 || st.Decided != 0 {
+			t.Errorf("%+v", st)
+		}
+		for _, a := range c.AuthorizeBatch(t.Context(), checks) {
+			if a.Err != nil {
+				t.Fatal(a.Err)
+			}
+		}
+	})
+}
+
+// Close does not wait for what will never be taken.
+func TestCloseWithARevokedKey(t *testing.T) {
+	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
+		mustAsk(t, c, view("alice", "42"))
+		mustAsk(t, c, view("alice", "42"))
+		svc.Fail(connect.NewError(connect.CodeUnauthenticated, "unknown key"))
+		if err := c.Close(context.Background()); err == nil || c.Stats().Lost != 1 {
+			t.Errorf("%v, %+v", err, c.Stats())
+		}
+	})
 }

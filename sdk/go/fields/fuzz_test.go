@@ -3,6 +3,7 @@ package fields_test
 import (
 	"bytes"
 	"encoding/json"
+	"iter"
 	"slices"
 	"strings"
 	"testing"
@@ -129,8 +130,20 @@ func FuzzJSONPatch(f *testing.F) {
 				if pointer != "" && !slices.Contains(paths, strings.Join(path, ".")) {
 					t.Fatalf("%q touches %q, which is not in %q", doc, path, paths)
 				}
-				if pointer != "" {
-					named++
+				if pointer == "" {
+					continue
+				}
+				named++
+				if pointer == op.Path && len(op.Value) > 0 {
+					var value any
+					if err := json.Unmarshal(op.Value, &value); err != nil {
+						t.Fatalf("%q: %v", doc, err)
+					}
+					for below := range heldBy(strings.Join(path, "."), value) {
+						if named++; !slices.Contains(paths, below) {
+							t.Fatalf("%q puts %q, which is not in %q", doc, below, paths)
+						}
+					}
 				}
 			}
 		}
@@ -138,4 +151,21 @@ func FuzzJSONPatch(f *testing.F) {
 			t.Fatalf("%q: %d operations, %d places, %q", doc, len(ops), named, paths)
 		}
 	})
+}
+
+// heldBy are the paths of all members in a value.
+func heldBy(path string, value any) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		switch value := value.(type) {
+		case []any:
+			for _, v := range value {
+				heldBy(path, v)(yield)
+			}
+		case map[string]any:
+			for key, v := range value {
+				yield(path + "." + key)
+				heldBy(path+"."+key, v)(yield)
+			}
+		}
+	}
 }

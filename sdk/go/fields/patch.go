@@ -75,12 +75,40 @@ func (p *patch) merge(path string) error {
 		if err := p.paths.add(below); err != nil {
 			return err
 		}
-		return p.value(false)
+		return p.inside(below, p.paths)
 	})
 	if err == nil && empty && path != "" {
 		err = p.paths.add(path)
 	}
 	return err
+}
+
+// inside reads a value that is put at a path as a whole, and names all that is in it:
+// a member that no catalogue knows would be written with the rest.
+func (p *patch) inside(path string, into pathSet) error {
+	kind, err := p.peek()
+	switch {
+	case err != nil:
+		return err
+	case kind == '[':
+		return p.list('[', false, func() error { return p.inside(path, into) })
+	case kind != '{':
+		return p.value(false)
+	}
+	return p.list('{', false, func() error {
+		_, key, err := p.text()
+		if err != nil {
+			return err
+		}
+		below, err := join(path, key)
+		if err != nil {
+			return err
+		}
+		if err := into.add(below); err != nil {
+			return err
+		}
+		return p.inside(below, into)
+	})
 }
 
 // operations are those of RFC 6902 with the members that each has beside "op".
@@ -95,14 +123,15 @@ var operations = map[string][]string{
 
 // JSONPatch returns the paths that a JSON patch (RFC 6902) touches, sorted, each once:
 // what its operations change, and what "copy" and "test" read, because a copy shows
-// what it copied, and a test that fails or not shows what it tested. Indices of lists
+// what it copied, and a test that fails or not shows what it tested. A value that is an
+// object, or has some, is named with all that it holds. Indices of lists
 // and "-" are left out of paths ("/items/3/price" is "items.price"), and so are keys
 // that look like one.
 //
 // It fails if doc is not a JSON list of operations, or an operation is unknown, or has
 // members that are unknown, missing, twice there or of the wrong type: another reader
-// might understand them. It fails on a path that is the whole document (or the whole of
-// an element of a list that is the document), on a segment that is empty or holds a
+// might understand them. It fails on a path that is the whole document or begins with an
+// index, on a segment that is empty or holds a
 // dot, and on the limits that MergePatch has.
 func JSONPatch(doc []byte) ([]string, error) {
 	p, err := newPatch(doc)
@@ -119,7 +148,8 @@ func JSONPatch(doc []byte) ([]string, error) {
 }
 
 func (p *patch) operation() error {
-	texts := map[string]string{} // the members; that of value is not looked at
+	texts := map[string]string{} // the members, but what value holds
+	within := pathSet{}          // of value, below its path
 	err := p.list('{', false, func() error {
 		_, member, err := p.text()
 		if err != nil {
@@ -130,7 +160,7 @@ func (p *patch) operation() error {
 		}
 		texts[member] = ""
 		if member == "value" {
-			return p.value(false)
+			return p.inside("", within)
 		}
 		if kind, err := p.peek(); err != nil {
 			return err
@@ -164,6 +194,14 @@ func (p *patch) operation() error {
 			if err := p.paths.add(path); err != nil {
 				return err
 			}
+			if member == "from" {
+				continue
+			}
+			for below := range within {
+				if err := p.paths.add(path + "." + below); err != nil {
+					return err
+				}
+			}
 		default:
 			return p.fail("unknown member %.60q of an operation", member)
 		}
@@ -184,9 +222,11 @@ func pointed(pointer string) (string, error) {
 	if len(segments) > maxDepth {
 		return "", fmt.Errorf("fields: %.60q... is deeper than %d", pointer, maxDepth)
 	}
-	for _, s := range segments {
-		if isIndex(s) {
+	for i, s := range segments {
+		if isIndex(s) && i > 0 {
 			continue
+		} else if isIndex(s) {
+			return "", fmt.Errorf("fields: %.60q begins with an index: a patch is of one object", pointer)
 		}
 		if rest := strings.NewReplacer("~0", "", "~1", "").Replace(s); strings.Contains(rest, "~") {
 			return "", fmt.Errorf("fields: %.60q is not a JSON pointer: %q is neither ~0 nor ~1", pointer, "~")

@@ -35,7 +35,8 @@ func TestMergePatch(t *testing.T) {
 		{"leaves are sorted", `{"b":1,"a":{"d":2,"c":3}}`, "a.c a.d b"},
 		{"null removes", `{"customer":{"email":null},"items":null}`, "customer.email items"},
 		{"an empty object is put there", `{"customer":{}}`, "customer"},
-		{"a list is put there whole", `{"items":[{"a.b":1}]}`, "items"},
+		{"a list is put there whole", `{"items":["a",1]}`, "items"},
+		{"what is in a list is named", `{"items":[{"a":{"b":1}},[{"c":{}}]]}`, "items items.a items.a.b items.c"},
 		{"an empty patch", `{}`, ""},
 		{"equal keys both count", `{"a":{"b":1},"a":{"c":2}}`, "a.b a.c"},
 		{"a path once", `{"a":1,"a":2}`, "a"},
@@ -74,11 +75,12 @@ func TestMergePatch(t *testing.T) {
 
 func TestJSONPatch(t *testing.T) {
 	for _, c := range []struct{ says, doc, want string }{
-		{"each operation", `[{"op":"add","path":"/a","value":1},{"op":"remove","path":"/b"},{"op":"replace","path":"/c/d","value":{"x.y":2}}]`, "a b c.d"},
+		{"each operation", `[{"op":"add","path":"/a","value":1},{"op":"remove","path":"/b"},{"op":"replace","path":"/c/d","value":2}]`, "a b c.d"},
+		{"a value is named with what it holds", `[{"op":"replace","value":{"address":"x","more":[{"y":{}}]},"path":"/shipping"}]`, "shipping shipping.address shipping.more shipping.more.y"},
 		{"what is moved and where to", `[{"op":"move","from":"/a","path":"/b"}]`, "a b"},
 		{"a copy reads", `[{"op":"copy","from":"/secret","path":"/b"}]`, "b secret"},
 		{"a test reads", `[{"op":"test","path":"/secret","value":7}]`, "secret"},
-		{"indices are left out", `[{"op":"add","path":"/items/0/tags/-","value":1},{"op":"remove","path":"/items/12"},{"op":"remove","path":"/3/x"}]`, "items items.tags x"},
+		{"indices are left out", `[{"op":"add","path":"/items/0/tags/-","value":1},{"op":"remove","path":"/items/12"}]`, "items items.tags"},
 		{"a number that is no index", `[{"op":"remove","path":"/items/01"},{"op":"remove","path":"/a/-1"}]`, "a.-1 items.01"},
 		{"slash and tilde", `[{"op":"remove","path":"/a~1b/c~0d/~01"}]`, "a/b.c~d.~1"},
 		{"no operations", `[]`, ""},
@@ -90,7 +92,9 @@ func TestJSONPatch(t *testing.T) {
 	for _, c := range []struct{ says, doc, want string }{
 		{"the whole document", `[{"op":"replace","path":"","value":{}}]`, "whole document"},
 		{"a copy of the whole document", `[{"op":"copy","from":"","path":"/a"}]`, "whole document"},
-		{"an element of the document", `[{"op":"remove","path":"/0"}]`, "whole document"},
+		{"an element of the document", `[{"op":"remove","path":"/0"}]`, "begins with an index"},
+		{"a field of an element of the document", `[{"op":"remove","path":"/3/x"}]`, "begins with an index"},
+		{"a key with a dot in a value", `[{"op":"add","path":"/a","value":{"x.y":2}}]`, `"x.y"`},
 		{"an unknown operation", `[{"op":"merge","path":"/a"}]`, "unknown operation"},
 		{"an operation in capitals", `[{"op":"Add","path":"/a","value":1}]`, "unknown operation"},
 		{"no operation", `[{"path":"/a"}]`, "unknown operation"},

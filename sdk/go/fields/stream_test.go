@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -102,6 +103,7 @@ func TestStreamingTakesBoundedMemory(t *testing.T) {
 }
 
 // What has to be held as a whole is bounded, wherever it is.
+// With CEDARPOST_SOAK it is tried wherever a token can stand.
 func TestLongTokensTakeBoundedMemory(t *testing.T) {
 	const most = 16 << 20
 	long := strings.Repeat("x", most-len(`""`))
@@ -123,6 +125,9 @@ func TestLongTokensTakeBoundedMemory(t *testing.T) {
 		{"white space after", `{"a":1}`, " ", "more than 16777216 bytes"},
 		{"objects where a key belongs", `{`, `{"":`, "not JSON"},
 	} {
+		if c.says != "a text" && c.says != "white space" && os.Getenv("CEDARPOST_SOAK") == "" {
+			continue
+		}
 		g := &generator{parts: []io.Reader{strings.NewReader(c.before), &repeated{text: strings.Repeat(c.endless, 1<<12), left: 3 * most >> 12}}}
 		if _, err := filter("a c.d").JSON(io.Discard, g); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v; want %q", c.says, err, c.want)
