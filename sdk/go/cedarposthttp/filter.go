@@ -40,8 +40,7 @@ func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpo
 	permitted := result.Fields()
 	f.start = func() {
 		go func() {
-			dropped, err := fields.New(permitted.Permitted(), permitted.Denied()).JSON(committing{f}, body)
-			c.guard.Dropped(c.pattern, dropped)
+			err := c.pass(f, body, permitted)
 			_ = body.CloseWithError(err) // the handler may still write
 			f.done <- err
 		}()
@@ -67,6 +66,19 @@ func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpo
 		return
 	}
 	f.commit() // an answer without a body
+}
+
+// pass filters the body of an answer. A panic in what is around would end the program
+// here, where no server waits for it.
+func (c *compiled) pass(f *filtered, body io.Reader, permitted cedarpost.Fields) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v", r)
+		}
+	}()
+	dropped, err := fields.New(permitted.Permitted(), permitted.Denied()).JSON(committing{f}, body)
+	c.guard.Dropped(c.pattern, dropped)
+	return err
 }
 
 var errPanic = errors.New("the handler panicked")

@@ -355,6 +355,31 @@ func TestFilterEndsWithItsHandler(t *testing.T) {
 	time.Sleep(100 * time.Millisecond)
 }
 
+// panicking is a middleware's writer with a mistake.
+type panicking struct{ *httptest.ResponseRecorder }
+
+func (panicking) Write([]byte) (int, error) { panic("a mistake in a middleware") }
+
+// What panics while the filter writes ends the answer, and not the program.
+func TestFilterSurvivesItsWriter(t *testing.T) {
+	w := newWorld(t)
+	w.filters(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(rw, whole)
+	})
+	r := httptest.NewRequest(http.MethodGet, "/orders/42", http.NoBody)
+	r.Header.Set("X-User", "bob")
+	defer func() {
+		if got := recover(); !errors.Is(got.(error), http.ErrAbortHandler) {
+			t.Errorf("it ends with %v", got)
+		}
+		if n := w.guard.Stats().Faults; n != 1 {
+			t.Errorf("%d faults are counted", n)
+		}
+	}()
+	signedIn(w.mux).ServeHTTP(panicking{httptest.NewRecorder()}, r)
+}
+
 func TestFilterOfWhatFailedOpen(t *testing.T) {
 	w := newWorld(t)
 	open := filtered
