@@ -79,20 +79,18 @@ func entities(url, token string) cedarpostv1connect.EntityServiceClient {
 // what policies decide by.
 func publishTo(client cedarpostv1connect.EntityServiceClient) func(context.Context, event, order) error {
 	return func(ctx context.Context, e event, o order) error {
-		uid := &cedarpostv1.EntityUid{Type: "Shop::Order", Id: o.ID}
-		op := &cedarpostv1.EntityOperation{}
-		attrs, err := attributes(e, o)
+		known, err := entity(e, o).Proto()
 		if err != nil {
 			return err
 		}
+		op := &cedarpostv1.EntityOperation{}
 		switch e {
 		case made:
-			store := &cedarpostv1.EntityUid{Type: "Shop::Store", Id: "main"}
-			op.Operation = &cedarpostv1.EntityOperation_Put{Put: &cedarpostv1.Entity{Uid: uid, Attrs: attrs, Parents: []*cedarpostv1.EntityUid{store}}}
+			op.Operation = &cedarpostv1.EntityOperation_Put{Put: known}
 		case changed:
-			op.Operation = &cedarpostv1.EntityOperation_SetAttributes{SetAttributes: &cedarpostv1.SetAttributes{Uid: uid, Attrs: attrs}}
+			op.Operation = &cedarpostv1.EntityOperation_SetAttributes{SetAttributes: &cedarpostv1.SetAttributes{Uid: known.Uid, Attrs: known.Attrs}}
 		case gone:
-			op.Operation = &cedarpostv1.EntityOperation_Delete{Delete: &cedarpostv1.DeleteEntity{Uid: uid}}
+			op.Operation = &cedarpostv1.EntityOperation_Delete{Delete: &cedarpostv1.DeleteEntity{Uid: known.Uid}}
 		}
 		_, err = client.WriteEntities(ctx, &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{op}})
 		return err

@@ -6,7 +6,7 @@ import (
 	"strconv"
 	"sync"
 
-	"google.golang.org/protobuf/types/known/structpb"
+	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 )
 
 // order is what a handler answers with, all of it. Which of its fields leave is not its
@@ -46,14 +46,18 @@ const (
 	gone
 )
 
-// attributes are what policies know of an order; after a change, those that can change.
-func attributes(e event, o order) (*structpb.Struct, error) {
-	attrs := map[string]any{"status": o.Status, "total": float64(o.Total)}
-	if e == made {
-		attrs["owner"] = map[string]any{"type": "Shop::User", "id": o.owner}
-		attrs["region"] = "eu"
+// entity is what policies know of an order; after a change, what can change of that.
+func entity(e event, o order) cedarpost.Entity {
+	known := cedarpost.Entity{
+		UID:     cedarpost.UID("Shop::Order", o.ID),
+		Attrs:   map[string]any{"status": o.Status, "total": o.Total},
+		Parents: []cedarpost.EntityUID{cedarpost.UID("Shop::Store", "main")},
 	}
-	return structpb.NewStruct(attrs)
+	if e == made {
+		known.Attrs["owner"] = cedarpost.UID("Shop::User", o.owner)
+		known.Attrs["region"] = "eu"
+	}
+	return known
 }
 
 // table keeps the orders in memory.
