@@ -19,6 +19,7 @@ func FuzzRevisionToken(f *testing.F) {
 	f.Add("")
 	f.Add("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE")
 	f.Add("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAF")
+	f.Add("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\nAAE")
 	f.Fuzz(func(t *testing.T, token string) {
 		p, err := parseToken(token)
 		if err != nil {

@@ -163,11 +163,15 @@ func (x *Entity) GetTags() *structpb.Struct {
 // returns one.
 type Revision struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Opaque. It names the database and its timeline beside the number, so that a
-	// revision of another database, or of a timeline lost in a failover, is
-	// refused and not mistaken for a newer one: with aborted, after which the
-	// caller begins afresh. Send it back as it came. Its first 28 characters name the
-	// history: numbers compare only where they are equal.
+	// Send it back as it came. It names the database and its timeline beside the
+	// number, so that a revision of another database, or of a timeline lost in a
+	// failover, is refused and not mistaken for a newer one: with aborted, after
+	// which the caller begins afresh.
+	//
+	// Who keeps answers may read it: it is base64url without padding of a byte 1,
+	// the database (16 bytes), the timeline (4) and the number (8), big endian. Its
+	// first 28 characters are the history: numbers compare only where they are
+	// equal. Of a token that reads otherwise nothing may be concluded.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The number, for people and for comparing two revisions of one service.
 	// Ignored in requests: the token decides.

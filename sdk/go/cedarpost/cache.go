@@ -57,7 +57,8 @@ type proof struct {
 
 const (
 	changeSlots  = 1 << 16
-	historyChars = 28 // of a token, before its number
+	tokenBytes   = 29
+	historyChars = 28 // of a token's text, before its number
 )
 
 // epoch is one history of revisions, as the watch has followed it. All that is in it
@@ -289,15 +290,18 @@ func (c *cache) reached() string {
 }
 
 // readToken takes a revision's token apart, as far as that has to be known: what
-// names its history, and its number.
+// names its history, and its number. The contract has its form.
 func readToken(token string) (history string, number int64, ok bool) {
-	var buf [40]byte
-	if len(token) <= historyChars || base64.RawURLEncoding.DecodedLen(len(token)) > len(buf) {
+	var buf [tokenBytes]byte
+	if len(token) != tokenText.EncodedLen(tokenBytes) {
 		return "", 0, false
 	}
-	n, err := base64.RawURLEncoding.Decode(buf[:], []byte(token))
-	if err != nil || n != 29 || buf[0] != 1 {
+	n, err := tokenText.Decode(buf[:], []byte(token))
+	if err != nil || n != tokenBytes || buf[0] != 1 { // line breaks are skipped
 		return "", 0, false
 	}
-	return token[:historyChars], int64(binary.BigEndian.Uint64(buf[21:])), true
+	number = int64(binary.BigEndian.Uint64(buf[21:]))
+	return token[:historyChars], number, number >= 0
 }
+
+var tokenText = base64.RawURLEncoding.Strict()

@@ -10,6 +10,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
+
+	"github.com/cedarpost/cedarpost/server/wire"
 )
 
 func drawUID(t *rapid.T, label string) EntityUID {
@@ -240,4 +242,27 @@ func TestUIDText(t *testing.T) {
 			t.Errorf("%s reads as %v", bad, u)
 		}
 	}
+}
+
+// FuzzToken: the client reads a token as the service does, and two tokens have one
+// history exactly if they name the same.
+func FuzzToken(f *testing.F) {
+	f.Add(modelToken(1, 7), modelToken(2, 7))
+	f.Add(modelToken(1, -1), modelToken(1, 1)+"=")
+	f.Add("", "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAF")
+	f.Fuzz(func(t *testing.T, a, b string) {
+		historyA, numberA, okA := readToken(a)
+		historyB, _, okB := readToken(b)
+		tokenA, errA := wire.ParseToken(a)
+		tokenB, errB := wire.ParseToken(b)
+		if okA != (errA == nil) || okB != (errB == nil) {
+			t.Fatalf("%q: %v, %v; %q: %v, %v", a, okA, errA, b, okB, errB)
+		}
+		if okA && numberA != tokenA.Number {
+			t.Fatalf("%q: %d, %d", a, numberA, tokenA.Number)
+		}
+		if okA && okB && (historyA == historyB) != (tokenA.Database == tokenB.Database && tokenA.Timeline == tokenB.Timeline) {
+			t.Fatalf("%q and %q: %v, %v", a, b, tokenA, tokenB)
+		}
+	})
 }

@@ -2,8 +2,6 @@ package cedarposttest
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"time"
 
@@ -28,9 +26,7 @@ const (
 
 	maxReuse = 5 * time.Minute // how long answers may be kept
 
-	tokenFormat = 1
-	tokenBytes  = 1 + 16 + 4 + 8
-	timeline    = 1
+	timeline = 1
 )
 
 // handler implements cedarpost.v1.AuthorizationService. It is a type of its own so
@@ -188,15 +184,15 @@ func (s *Service) fresh(c *cedarpostv1.Consistency) error {
 	if at == nil {
 		return nil // nothing here is older than the newest
 	}
-	database, line, number, ok := parseToken(at.GetToken())
+	token, err := wire.ParseToken(at.GetToken())
 	switch {
-	case !ok:
-		return connect.NewError(connect.CodeInvalidArgument, "revision: not a revision token of this service")
-	case database != s.database:
+	case err != nil:
+		return connect.Errorf(connect.CodeInvalidArgument, "revision: %s", err)
+	case token.Database != s.database:
 		return connect.NewError(connect.CodeAborted, "revision: the token was given out by another database")
-	case line != timeline:
+	case token.Timeline != timeline:
 		return connect.NewError(connect.CodeAborted, "revision: the token was given out before a failover; read again and use a new one")
-	case number > s.number:
+	case token.Number > s.number:
 		return connect.NewError(connect.CodeUnavailable, "this server has not applied that revision yet")
 	}
 	return nil
@@ -204,20 +200,5 @@ func (s *Service) fresh(c *cedarpostv1.Consistency) error {
 
 // revision is one on the wire.
 func (s *Service) revision(number int64) *cedarpostv1.Revision {
-	b := make([]byte, 0, tokenBytes)
-	b = append(b, tokenFormat)
-	b = append(b, s.database[:]...)
-	b = binary.BigEndian.AppendUint32(b, timeline)
-	b = binary.BigEndian.AppendUint64(b, uint64(number))
-	return &cedarpostv1.Revision{Token: base64.RawURLEncoding.EncodeToString(b), Number: number}
-}
-
-func parseToken(token string) (database uuid.UUID, line uint32, number int64, ok bool) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err != nil || len(b) != tokenBytes || b[0] != tokenFormat {
-		return database, 0, 0, false
-	}
-	copy(database[:], b[1:17])
-	number = int64(binary.BigEndian.Uint64(b[21:]))
-	return database, binary.BigEndian.Uint32(b[17:]), number, number >= 0
+	return wire.Token{Database: s.database, Timeline: timeline, Number: number}.Revision()
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/server/wire"
 )
 
 // twins are the real server, over the wire and with its database, and this one.
@@ -346,6 +347,10 @@ func atLeast(token string) *cedarpostv1.Consistency {
 
 // later is a token of the same history whose number is far off.
 func later(token string) string {
-	database, _, number, _ := parseToken(token)
-	return (&Service{database: database}).revision(number + 1000).Token
+	t, err := wire.ParseToken(token)
+	if err != nil {
+		panic(err)
+	}
+	t.Number += 1000
+	return t.Revision().Token
 }

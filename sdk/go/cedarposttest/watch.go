@@ -8,6 +8,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/wire"
 )
 
 // anything is the one tag there is: every answer depends on everything, so that each
@@ -72,15 +73,15 @@ func (s *Service) resume(applied *cedarpostv1.Revision) (*cedarpostv1.WatchRespo
 	if applied == nil {
 		return &cedarpostv1.WatchResponse{After: s.number, Revision: here}, nil
 	}
-	database, line, number, ok := parseToken(applied.GetToken())
+	token, err := wire.ParseToken(applied.GetToken())
 	switch {
-	case !ok:
-		return nil, connect.NewError(connect.CodeInvalidArgument, "after: not a revision token of this service")
-	case database != s.database, line != timeline, number > s.number:
+	case err != nil:
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "after: %s", err)
+	case token.Database != s.database, token.Timeline != timeline, token.Number > s.number:
 		return &cedarpostv1.WatchResponse{After: s.number, Revision: here, Reset_: true}, nil
 	}
-	message := &cedarpostv1.WatchResponse{After: number, Revision: here}
-	if number < s.number {
+	message := &cedarpostv1.WatchResponse{After: token.Number, Revision: here}
+	if token.Number < s.number {
 		message.Tags = anything
 	}
 	return message, nil
