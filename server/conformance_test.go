@@ -29,6 +29,7 @@ const dataSample, failSample = 5, 8
 // Served over the wire, from Postgres, the answers are those of the reference
 // too. Each run takes other policy sets; CEDARPOST_SEED takes the same again.
 func TestConformanceOverTheWire(t *testing.T) {
+	t.Parallel() // it takes long
 	seed := rand.Uint64()
 	if text := os.Getenv("CEDARPOST_SEED"); text != "" {
 		var err error

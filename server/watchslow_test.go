@@ -28,6 +28,7 @@ func (h *hub) tell(first uint64) int64 {
 // One who does not read is cut off, with a reset for a last message. Others hear
 // everything meanwhile.
 func TestSlowWatcher(t *testing.T) {
+	t.Parallel() // it takes long
 	s, _, clients, _, _ := hurriedPlane(t, "decision", defaultTimeouts)
 	hub := s.follower.hub
 	for i, c := range clients {

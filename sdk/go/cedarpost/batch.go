@@ -46,6 +46,7 @@ type Answer struct {
 // AuthorizeBatch asks many questions, in as few calls as can be, and returns an answer
 // to each in the same order. Those that go to the service together, up to 100, are
 // decided at one revision. FullyConsistent and AtLeastAsFresh of one are those of all.
+// The client's Timeout bounds each call; after one that failed no more are made.
 func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
 	answers := make([]Answer, len(checks))
 	if !c.enter() {

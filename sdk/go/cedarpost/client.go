@@ -91,8 +91,8 @@ func New(cfg Config) (*Client, error) {
 }
 
 // Close waits for calls under way, reports what was not reported yet, and ends the
-// client. Its error says how many uses could not be reported until ctx ended. Calls
-// that come later get [ErrClosed].
+// client. Its error says how many uses could not be reported until ctx ended, or will
+// not be taken, as of a key that was revoked. Calls that come later get [ErrClosed].
 func (c *Client) Close(ctx context.Context) error {
 	if c.closed.Swap(true) {
 		select { // who ends the program now would end what is under way

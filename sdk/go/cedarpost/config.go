@@ -62,8 +62,8 @@ type Config struct {
 	// alone nothing, and many at once fewer calls.
 	Coalesce bool
 
-	// HTTPClient sends the calls. Nil: one that speaks HTTP/2 and notices dead
-	// connections. It needs no timeout of its own, and must not have one: the watch is
+	// HTTPClient sends the calls. Nil: one that speaks HTTP/2, with TLS also HTTP/1.1,
+	// and notices dead connections. It needs no timeout of its own, and must not have one: the watch is
 	// one long call.
 	HTTPClient *http.Client
 	// Transports take the place of Servers, for tests within one process.

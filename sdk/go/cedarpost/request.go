@@ -40,13 +40,18 @@ func request(c *Check) (*cedarpostv1.AuthorizeRequest, error) {
 	return req, sendable(c, req)
 }
 
-// What the service takes for one question (cedarpost/v1/*.proto).
+// What the service takes of one question that may come from a user
+// (cedarpost/v1/*.proto): bytes of an id, bytes of a field's path, and how many paths.
+const (
+	MaxIDBytes    = 1024
+	MaxFieldBytes = 256
+	MaxFields     = 1000
+)
+
+// What else it takes.
 const (
 	maxRequest   = 63 << 10 // less room for what is added when it is sent
 	maxType      = 512
-	maxID        = 1024
-	maxField     = 256
-	maxFields    = 1000
 	maxRequestID = 128
 	maxEntities  = 100
 	maxParents   = 1000
@@ -66,10 +71,10 @@ func sendable(c *Check, req *cedarpostv1.AuthorizeRequest) error {
 	}
 	err := sendableText(c.RequestID, 0, maxRequestID)
 	for _, u := range uids {
-		err = cmp.Or(err, sendableText(u.Type, 1, maxType), sendableText(u.ID, 0, maxID))
+		err = cmp.Or(err, sendableText(u.Type, 1, maxType), sendableText(u.ID, 0, MaxIDBytes))
 	}
 	for _, path := range c.Fields {
-		err = cmp.Or(err, sendableText(path, 1, maxField))
+		err = cmp.Or(err, sendableText(path, 1, MaxFieldBytes))
 	}
 	switch {
 	case err != nil:
@@ -78,8 +83,8 @@ func sendable(c *Check, req *cedarpostv1.AuthorizeRequest) error {
 		return errors.New("AtLeastAsFresh is no revision")
 	case c.AllFields && len(c.Fields) > 0 || c.RequireAllFields && !c.AllFields && len(c.Fields) == 0:
 		return errors.New("give Fields or AllFields, one of the two")
-	case len(c.Fields) > maxFields || len(c.Entities) > maxEntities:
-		return fmt.Errorf("%d fields, of at most %d, and %d entities, of at most %d", len(c.Fields), maxFields, len(c.Entities), maxEntities)
+	case len(c.Fields) > MaxFields || len(c.Entities) > maxEntities:
+		return fmt.Errorf("%d fields, of at most %d, and %d entities, of at most %d", len(c.Fields), MaxFields, len(c.Entities), maxEntities)
 	}
 	if n := proto.Size(req); n > maxRequest {
 		return fmt.Errorf("the question has %d bytes, more than %d", n, maxRequest)

@@ -185,19 +185,14 @@ func (g *Guard) decide(ctx context.Context, q Question) (none cedarpost.Result, 
 	return result, g.meet(ctx, result, q.Again)
 }
 
-// What of a question comes from the client. The service takes no more; that it refuses
-// to is told here from a question that is wrong by itself.
-const (
-	maxID         = 1024
-	maxPaths      = 1000
-	maxPath       = 256
-	maxPathsBytes = 32 << 10 // the service takes 64 KiB for all of the question
-)
+// maxPathsBytes is for all paths together: the service takes 64 KiB for the question.
+const maxPathsBytes = 32 << 10
 
 // askable says what of a check cannot be sent, of what a client decides: the id of the
-// resource, and the paths it wants to change.
+// resource, and the paths it wants to change. That is the client's mistake; whatever
+// else the service does not take is this one's.
 func askable(check *cedarpost.Check) error {
-	if id := check.Resource.ID; len(id) > maxID || !plain(id) {
+	if id := check.Resource.ID; len(id) > cedarpost.MaxIDBytes || !plain(id) {
 		return errors.New("no such id")
 	}
 	if !check.RequireAllFields {
@@ -206,11 +201,11 @@ func askable(check *cedarpost.Check) error {
 	size := 0
 	for _, path := range check.Fields {
 		size += len(path)
-		if path == "" || len(path) > maxPath || !plain(path) {
+		if path == "" || len(path) > cedarpost.MaxFieldBytes || !plain(path) {
 			return errors.New("no such field")
 		}
 	}
-	if len(check.Fields) > maxPaths || size > maxPathsBytes {
+	if len(check.Fields) > cedarpost.MaxFields || size > maxPathsBytes {
 		return errors.New("too many fields change")
 	}
 	return nil

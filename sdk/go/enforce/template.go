@@ -125,7 +125,7 @@ func (t Template) Fill(value func(name string) string) (cedarpost.EntityUID, err
 		id.WriteString(v)
 	}
 	uid := cedarpost.EntityUID{Type: t.typ, ID: id.String()}
-	if uid.ID == "" || len(uid.ID) > maxID || !plain(uid.ID) {
+	if uid.ID == "" || len(uid.ID) > cedarpost.MaxIDBytes || !plain(uid.ID) {
 		return cedarpost.EntityUID{}, malformed(errors.New("no such id"))
 	}
 	return uid, nil
