@@ -13,6 +13,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,11 +22,17 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// headerFormat is the first line of a header.
-const headerFormat = "cedarpost-batch-v1"
+// headerFormats are the first lines of a header, by version. Version 1 has no times
+// of the rows. It is read for logs that earlier builds wrote, and never written.
+var headerFormats = [...]string{1: "cedarpost-batch-v1", 2: "cedarpost-batch-v2"}
+
+const newestHeader = 2
 
 // Header describes one batch. Its bytes are a leaf of the log.
 type Header struct {
+	// Version is that of the format: 0 writes the newest one, and a header that was
+	// read has 1 or 2.
+	Version int
 	// Batch names the batch, which its rows do too.
 	Batch uuid.UUID
 	// Writer is the process that wrote it, WriterSeq counts its batches from 0, and
@@ -40,6 +47,10 @@ type Header struct {
 	// Rows is how many there are; Root is the root of their tree.
 	Rows int
 	Root tlog.Hash
+	// First and Last are the smallest and the largest time of the rows, in UTC, to the
+	// millisecond: the times inside of their ids. Both are zero in version 1, and in a
+	// batch without rows.
+	First, Last time.Time
 	// Unclean are writers of the same server that ended without a word.
 	Unclean []Unclean
 }
@@ -67,10 +78,17 @@ const timeFormat = "2006-01-02T15:04:05.000Z"
 // Bytes returns the header as it is hashed: lines of a key, a space and a value, in
 // this order.
 func (h Header) Bytes() []byte {
+	version := h.Version
+	if version == 0 {
+		version = newestHeader
+	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s\nbatch %s\nwriter %s\nwriter-seq %d\nserver %s\nmode %s\nmade %s\nrows %d\nroot %s\n",
-		headerFormat, h.Batch, h.Writer, h.WriterSeq, strconv.Quote(h.Server), h.Mode,
+		headerFormats[version], h.Batch, h.Writer, h.WriterSeq, strconv.Quote(h.Server), h.Mode,
 		h.Made.UTC().Format(timeFormat), h.Rows, base64.StdEncoding.EncodeToString(h.Root[:]))
+	if version > 1 && h.Rows > 0 {
+		fmt.Fprintf(&b, "first %s\nlast %s\n", h.First.UTC().Format(timeFormat), h.Last.UTC().Format(timeFormat))
+	}
 	for _, u := range h.Unclean {
 		fmt.Fprintf(&b, "unclean %s %d\n", u.Writer, u.Lost)
 	}
@@ -82,21 +100,34 @@ var errHeader = errors.New("not the header of a batch")
 // ParseHeader reads a header. It takes what [Header.Bytes] writes and nothing else,
 // so two headers with different bytes are different headers.
 func ParseHeader(text []byte) (Header, error) {
-	lines := strings.Split(string(text), "\n")
-	keys := []string{"batch", "writer", "writer-seq", "server", "mode", "made", "rows", "root"}
-	if len(lines) < len(keys)+2 || lines[0] != headerFormat {
+	first, rest, _ := strings.Cut(string(text), "\n")
+	version := slices.Index(headerFormats[:], first)
+	if version < 1 {
 		return Header{}, errHeader
+	}
+	lines := strings.Split(rest, "\n") // the last one is empty
+	keys := []string{"batch", "writer", "writer-seq", "server", "mode", "made", "rows", "root"}
+	if len(lines) <= len(keys) {
+		return Header{}, errHeader
+	}
+	value := func(key string) (value string, ok bool) {
+		if len(lines) == 0 {
+			return "", false
+		}
+		if value, ok = strings.CutPrefix(lines[0], key+" "); ok {
+			lines = lines[1:]
+		}
+		return value, ok
 	}
 	values := make([]string, len(keys))
 	for i, key := range keys {
-		value, ok := strings.CutPrefix(lines[i+1], key+" ")
-		if !ok {
+		var ok bool
+		if values[i], ok = value(key); !ok {
 			return Header{}, errHeader
 		}
-		values[i] = value
 	}
-	var h Header
-	var errs [7]error
+	h := Header{Version: version}
+	var errs [9]error
 	h.Batch, errs[0] = uuid.Parse(values[0])
 	h.Writer, errs[1] = uuid.Parse(values[1])
 	h.WriterSeq, errs[2] = strconv.ParseInt(values[2], 10, 64)
@@ -105,13 +136,19 @@ func ParseHeader(text []byte) (Header, error) {
 	h.Made, errs[4] = time.Parse(timeFormat, values[5])
 	h.Rows, errs[5] = strconv.Atoi(values[6])
 	h.Root, errs[6] = tlog.ParseHash(values[7])
-	if err := errors.Join(errs[:]...); err != nil {
+	if version > 1 && h.Rows > 0 {
+		first, _ := value("first")
+		last, _ := value("last")
+		h.First, errs[7] = time.Parse(timeFormat, first)
+		h.Last, errs[8] = time.Parse(timeFormat, last)
+	}
+	if err := errors.Join(errs[:]...); err != nil || h.Rows < 0 {
 		return Header{}, errHeader
 	}
-	for _, line := range lines[len(keys)+1 : len(lines)-1] {
+	for len(lines) > 1 {
 		var u Unclean
 		var writer string
-		if _, err := fmt.Sscanf(line, "unclean %s %d", &writer, &u.Lost); err != nil {
+		if _, err := fmt.Sscanf(lines[0], "unclean %s %d", &writer, &u.Lost); err != nil {
 			return Header{}, errHeader
 		}
 		var err error
@@ -119,6 +156,7 @@ func ParseHeader(text []byte) (Header, error) {
 			return Header{}, errHeader
 		}
 		h.Unclean = append(h.Unclean, u)
+		lines = lines[1:]
 	}
 	if !bytes.Equal(h.Bytes(), text) {
 		return Header{}, errHeader

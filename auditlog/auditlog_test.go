@@ -111,10 +111,15 @@ func drawHeader(t *rapid.T) auditlog.Header {
 		return uuid.UUID(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, label))
 	}
 	h := auditlog.Header{
-		Batch: id("batch"), Writer: id("writer"), WriterSeq: rapid.Int64().Draw(t, "seq"), Server: rapid.String().Draw(t, "server"),
+		Version: rapid.IntRange(1, 2).Draw(t, "version"),
+		Batch:   id("batch"), Writer: id("writer"), WriterSeq: rapid.Int64().Draw(t, "seq"), Server: rapid.String().Draw(t, "server"),
 		Mode: rapid.SampledFrom([]auditlog.Mode{auditlog.Strict, auditlog.Buffered}).Draw(t, "mode"),
 		Made: time.UnixMilli(rapid.Int64Range(0, 4e12).Draw(t, "made")).UTC(), Rows: rapid.IntRange(0, 1e6).Draw(t, "rows"),
 		Root: tlog.Hash(rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "root")),
+	}
+	if h.Version > 1 && h.Rows > 0 {
+		h.First = time.UnixMilli(rapid.Int64Range(0, 4e12).Draw(t, "first")).UTC()
+		h.Last = time.UnixMilli(rapid.Int64Range(0, 4e12).Draw(t, "last")).UTC()
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "unclean") {
 		h.Unclean = append(h.Unclean, auditlog.Unclean{Writer: id("unclean writer"), Lost: rapid.IntRange(0, 1e6).Draw(t, "lost")})
@@ -139,8 +144,16 @@ func FuzzParseHeader(f *testing.F) {
 	f.Add(h.Bytes())
 	h.Unclean = []auditlog.Unclean{{Writer: uuid.New(), Lost: 7}}
 	f.Add(h.Bytes())
+	h.Rows, h.First, h.Last = 2, time.Unix(1e9, 0), time.Unix(1e9, 1e6)
+	f.Add(h.Bytes())
+	h.Version = 1
+	f.Add(h.Bytes())
 	f.Fuzz(func(t *testing.T, text []byte) {
-		if h, err := auditlog.ParseHeader(text); err == nil && !bytes.Equal(h.Bytes(), text) {
+		h, err := auditlog.ParseHeader(text)
+		if err == nil && h.Rows < 0 {
+			t.Errorf("%q has %d rows", text, h.Rows)
+		}
+		if err == nil && !bytes.Equal(h.Bytes(), text) {
 			t.Errorf("%q is read as %q", text, h.Bytes())
 		}
 	})

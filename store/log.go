@@ -187,6 +187,7 @@ func sealBatch(h auditlog.Header, decisions []Decision, events []Event) sealedBa
 		add(events[i].ID, events[i].Record)
 	}
 	h.Batch, h.Made, h.Rows, h.Root = b.id, time.Now(), b.rows, auditlog.Root(leaves)
+	h.First, h.Last = b.first, b.latest
 	b.header = h.Bytes()
 	return b
 }
