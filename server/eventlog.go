@@ -110,15 +110,16 @@ func (l *eventLog) read(ctx context.Context, procedure string, req proto.Message
 	})
 }
 
-// checkEvent compares the columns of a row with its record.
-func checkEvent(e store.Event) error {
+// checkEvent compares the columns of a row with its record, which it returns if it can
+// be read.
+func checkEvent(e store.Event) (*cedarpostv1.EventRecord, error) {
 	rec := &cedarpostv1.EventRecord{}
 	if err := proto.Unmarshal(e.Record, rec); err != nil {
-		return errors.New("its record cannot be read")
+		return nil, errors.New("its record cannot be read")
 	}
 	decisions, err := reusedBy(rec)
 	if err != nil {
-		return err
+		return rec, err
 	}
 	for _, c := range []struct {
 		name string
@@ -131,8 +132,8 @@ func checkEvent(e store.Event) error {
 		{"decisions", slices.Equal(e.Decisions, decisions)},
 	} {
 		if !c.same {
-			return fmt.Errorf("column %s is not what its record says", c.name)
+			return rec, fmt.Errorf("column %s is not what its record says", c.name)
 		}
 	}
-	return nil
+	return rec, nil
 }

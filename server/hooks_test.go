@@ -27,3 +27,6 @@ func TokenAt(r *cedarpostv1.Revision, number int64) *cedarpostv1.Revision {
 	}
 	return encodeRevision(p, number)
 }
+
+// Grow adds batches to a tree.
+var Grow = grow

@@ -108,7 +108,7 @@ func (m *metrics) watch(f *follower, r *recorder) {
 }
 
 func (m *metrics) watchSigner(s *signer) {
-	m.registry.MustRegister(
+	m.registry.MustRegister(s.failures,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_checkpoint_size", Help: "Batches that the newest checkpoint covers, on the server that signs."},
 			func() float64 { return float64(s.size.Load()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_checkpoint_refused", Help: "1 while this server refuses to sign, because the log contradicts an earlier checkpoint. Alert on it."},

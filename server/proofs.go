@@ -25,7 +25,7 @@ func (s *auditService) GetCheckpoint(ctx context.Context, req *cedarpostv1.GetCh
 
 // checkpoint reads the checkpoint of a size, the newest for 0.
 func (s *auditService) checkpoint(ctx context.Context, size int64) (store.Checkpoint, error) {
-	c, err := s.db.LatestCheckpoint(ctx, "")
+	c, err := s.db.LatestCheckpoint(ctx, s.signer.origin)
 	if size > 0 {
 		c, err = s.db.CheckpointOf(ctx, size)
 	}
@@ -88,13 +88,13 @@ func (s *auditService) prove(ctx context.Context, id uuid.UUID, size int64) (in 
 		return in, connect.Errorf(connect.CodeFailedPrecondition, "no checkpoint covers the record yet; one is made each second")
 	}
 	in.Header, in.Leaf = batch.Header, batch.Leaf
-	rows, err := s.db.RowsOf(ctx, []store.Batch{batch})
+	rows, err := s.db.RowsOf(ctx, []store.Batch{batch}, batch.Rows+1)
 	if err != nil {
 		return in, err
 	}
-	leaves, err := rowHashes(batch, rows)
-	if err != nil {
-		return in, connect.NewError(connect.CodeDataLoss, "the batch of the record is not whole: verify the log").WithCause(err)
+	leaves, faults := rowHashes(batch, rows)
+	if len(faults) > 0 {
+		return in, connect.NewError(connect.CodeDataLoss, "the batch of the record is not whole: verify the log").WithCause(&BadLogError{Faults: faults})
 	}
 	if in.RowProof, err = auditlog.ProveRow(leaves, in.Row); err != nil {
 		return in, err

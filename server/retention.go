@@ -53,7 +53,7 @@ func (s *Server) dropLogDays(ctx context.Context) {
 		return events.add(ctx, &cedarpostv1.EventRecord{
 			Kind: cedarpostv1.EventRecord_RETENTION_DROP, Subject: day,
 			Detail: &cedarpostv1.EventRecord_RetentionDrop{RetentionDrop: &cedarpostv1.RetentionDrop{
-				Day: day, Decisions: d.Decisions, Events: d.Events,
+				Day: day, Decisions: d.Decisions, Events: d.Events, FirstLeaf: d.FirstLeaf,
 			}},
 		})
 	})

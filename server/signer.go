@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/cedarpost/cedarpost/auditlog"
@@ -45,6 +47,12 @@ type signer struct {
 	file    string
 	refused atomic.Bool  // what the database holds contradicts what was signed
 	size    atomic.Int64 // of the newest checkpoint, as far as this server knows
+
+	failures prometheus.Counter // of attempts to sign, and of what is found strange
+
+	// base is what the next checkpoint goes on from: signed by this log's key and true of
+	// the tree, or nothing. Only lead uses it.
+	base auditlog.Checkpoint
 }
 
 // errContradiction is a log that is not what it was when it was signed.
@@ -52,6 +60,8 @@ var errContradiction = errors.New("the log contradicts an earlier checkpoint")
 
 func newSigner(db *store.DB, events *eventLog, log *slog.Logger, cfg Signing) (*signer, error) {
 	s := &signer{db: db, events: events, log: log, file: cfg.CheckpointFile}
+	s.failures = prometheus.NewCounter(prometheus.CounterOpts{Name: "cedarpost_checkpoint_failures_total",
+		Help: "Times that this server could not sign, or found checkpoints that are not this log's. Alert on it."})
 	for _, file := range cfg.KeyFiles {
 		key, err := auditlog.ReadKey(file)
 		if err != nil {
@@ -77,6 +87,7 @@ func (s *signer) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		_, err := s.db.Lead(ctx, "signer", s.lead)
 		if err != nil && ctx.Err() == nil {
+			s.failures.Inc()
 			s.refused.Store(errors.Is(err, errContradiction))
 			s.log.Error("no checkpoint signed", "err", err)
 			sleep(ctx, signRetry)
@@ -110,49 +121,116 @@ func (s *signer) lead(ctx context.Context, alive func(context.Context) error) er
 	return nil
 }
 
-// check compares the log with the newest checkpoint in the database, and with the
+// check finds what to go on from: the newest checkpoint in the database that this log's
+// keys signed. It must be true of the stored tree, and must not contradict the newest
 // one in the file.
-func (s *signer) check(ctx context.Context) error {
-	stored, err := s.db.LatestCheckpoint(ctx, "")
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+func (s *signer) check(ctx context.Context) (err error) {
+	read := s.db.Tiles(ctx)
+	if s.base, err = s.newestStored(ctx, read); err != nil {
 		return err
 	}
-	read := s.db.Tiles(ctx)
-	var latest auditlog.Checkpoint
-	if err == nil {
-		if latest, err = auditlog.PeekCheckpoint(stored.Note); err != nil {
-			return fmt.Errorf("%w: the newest one in the database cannot be read", errContradiction)
-		}
-		if err := holds(latest, stored.Size, read); err != nil {
-			return err
-		}
-	}
+	s.size.Store(s.base.Size)
 	signed, err := auditlog.LastCheckpoint(s.file, s.origin)
 	if err != nil {
 		return err
 	}
-	if signed.Size > latest.Size {
-		return s.holdsAhead(ctx, signed, latest.Size, read)
+	if signed.Size > s.base.Size {
+		return s.holdsAhead(ctx, signed, read)
 	}
-	return holds(signed, latest.Size, read)
+	return holds(signed, s.base.Size, read)
 }
 
-// holdsAhead is holds for a checkpoint that was signed last of all: after a crash
-// its tree may not be in the database, but its batches are.
-func (s *signer) holdsAhead(ctx context.Context, c auditlog.Checkpoint, size int64, read auditlog.Tiles) error {
-	missing := c.Size - size
-	batches, err := s.db.Batches(ctx, size, int(min(missing, signLeaves)))
+// signCandidates is how many checkpoints are looked at for one to go on from.
+const signCandidates = 1000
+
+// newestStored is the newest checkpoint in the database that is signed with this log's
+// keys. Others under its name prove nothing: they are passed over, and reported. Without
+// any the tree is made again from its first batch.
+func (s *signer) newestStored(ctx context.Context, read auditlog.Tiles) (none auditlog.Checkpoint, err error) {
+	end, err := s.db.NextLeaf(ctx)
 	if err != nil {
-		return err
+		return none, err
 	}
-	if int64(len(batches)) < missing {
-		return fmt.Errorf("%w: %d batches were signed, the database has %d", errContradiction, c.Size, size+int64(len(batches)))
+	stored, err := s.db.NewestCheckpoints(ctx, s.origin, signCandidates)
+	if err != nil {
+		return none, err
 	}
-	root, _, err := grow(size, batches, read)
-	if err == nil && root != c.Root {
-		err = fmt.Errorf("%w: at %d batches the tree has another root", errContradiction, c.Size)
+	strange := 0
+	defer func() {
+		if strange > 0 {
+			s.failures.Inc()
+			s.log.Error("the database has checkpoints under this log's name that its keys did not sign: audit verify lists them", "count", strange)
+		}
+	}()
+	for _, row := range stored {
+		c, err := auditlog.OpenCheckpoint(row.Note, s.verifiers()...)
+		if err != nil || c.Origin != row.Origin || c.Size != row.Size {
+			strange++
+			continue
+		}
+		if c.Size > end {
+			return none, fmt.Errorf("%w: %d batches were signed, the database has %d", errContradiction, c.Size, end)
+		}
+		return c, holds(c, c.Size, read)
 	}
-	return err
+	// Where the oldest batches were removed, their part of the tree is all that is left.
+	first, err := s.db.FirstLeaf(ctx)
+	if err != nil || first == 0 {
+		return none, err
+	}
+	root, err := tlog.TreeHash(first, read)
+	return auditlog.Checkpoint{Origin: s.origin, Size: first, Root: root}, err
+}
+
+func (s *signer) verifiers() (keys []note.Verifier) {
+	for _, key := range s.verifierKeys() {
+		if v, err := note.NewVerifier(key); err == nil { // it is made by ReadKey
+			keys = append(keys, v)
+		}
+	}
+	return keys
+}
+
+// holdsAhead makes sure that the log goes on from base to a checkpoint in the file: after
+// a crash its tree may not be in the database, but its batches are.
+func (s *signer) holdsAhead(ctx context.Context, c auditlog.Checkpoint, read auditlog.Tiles) error {
+	grown := map[auditlog.TileID][]byte{}
+	overlay := func(ids []auditlog.TileID) (data [][]byte, err error) {
+		for _, id := range ids {
+			tile := grown[id]
+			if tile == nil {
+				stored, err := read([]auditlog.TileID{id})
+				if err != nil {
+					return nil, err
+				}
+				tile = stored[0]
+			}
+			data = append(data, tile)
+		}
+		return data, nil
+	}
+	root := s.base.Root
+	for size := s.base.Size; size < c.Size; {
+		batches, err := s.db.Batches(ctx, size, int(min(c.Size-size, signLeaves)))
+		if err != nil {
+			return err
+		}
+		if len(batches) == 0 {
+			return fmt.Errorf("%w: %d batches were signed, the database has %d", errContradiction, c.Size, size)
+		}
+		var tiles []auditlog.TileData
+		if root, tiles, err = grow(size, batches, overlay); err != nil {
+			return err
+		}
+		for _, t := range tiles {
+			grown[t.TileID] = t.Hashes
+		}
+		size += int64(len(batches))
+	}
+	if root != c.Root {
+		return fmt.Errorf("%w: at %d batches the tree has another root", errContradiction, c.Size)
+	}
+	return nil
 }
 
 // grow adds batches to a tree.
@@ -213,23 +291,22 @@ func (s *signer) verifierKeys() []string {
 
 // sign adds what was committed to the tree and signs the root of it.
 func (s *signer) sign(ctx context.Context) (grown bool, err error) {
-	stored, err := s.db.LatestCheckpoint(ctx, "")
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return false, err
-	}
-	if stored.Size < s.size.Load() {
-		return false, fmt.Errorf("%w: the newest one in the database is of %d batches, and was of %d", errContradiction, stored.Size, s.size.Load())
-	}
-	s.size.Store(stored.Size)
-	batches, err := s.db.Batches(ctx, stored.Size, signLeaves)
+	batches, err := s.db.Batches(ctx, s.base.Size, signLeaves)
 	if err != nil || len(batches) == 0 {
 		return false, err
 	}
-	root, tiles, err := grow(stored.Size, batches, s.db.Tiles(ctx))
+	// The new root is made from the batches and from hashes of the stored tree: those
+	// that the root of base is made from. So they are the right ones if they still lead
+	// to it.
+	read := s.db.Tiles(ctx)
+	if err := holds(s.base, s.base.Size, read); err != nil {
+		return false, err
+	}
+	root, tiles, err := grow(s.base.Size, batches, read)
 	if err != nil {
 		return false, err
 	}
-	c := auditlog.Checkpoint{Origin: s.origin, Size: stored.Size + int64(len(batches)), Root: root}
+	c := auditlog.Checkpoint{Origin: s.origin, Size: s.base.Size + int64(len(batches)), Root: root}
 	signed, err := c.Sign(s.keys...)
 	if err != nil {
 		return false, err
@@ -242,6 +319,7 @@ func (s *signer) sign(ctx context.Context) (grown bool, err error) {
 	if err := s.db.SaveTree(ctx, tiles, store.Checkpoint{Origin: c.Origin, Size: c.Size, Note: signed}); err != nil {
 		return false, err
 	}
+	s.base = c
 	s.size.Store(c.Size)
 	s.log.Info("checkpoint", "origin", c.Origin, "size", c.Size, "root", c.Root.String())
 	return true, nil

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -31,194 +32,396 @@ type Verification struct {
 	Keys []note.Verifier
 	// Against are signed checkpoints that were kept elsewhere.
 	Against [][]byte
+	// MinRetention is how long after its end a day of the log is kept at least. A record
+	// that a younger day is dropped is not believed. 0 is 30 days, which is what a
+	// database has unless its owner changes it.
+	MinRetention time.Duration
 	// Progress, if not nil, is called now and then.
 	Progress func(Verified)
 }
+
+// defaultMinRetention is what the table log_retention has unless it is changed.
+const defaultMinRetention = 30 * 24 * time.Hour
 
 // Verified counts what was found to be in order.
 type Verified struct {
 	Batches, Decisions, Events int64
 	// Total is how many batches there are to verify.
 	Total int64
-	// Dropped are rows of days that were dropped, as the log itself says.
+	// Dropped are rows of days that were dropped, as the log itself proves.
 	Dropped int64
-	// Size is what the newest checkpoint covers; Unsigned are the batches after it.
+	// Size is what the newest checkpoint covers; Unsigned are the batches after it, and
+	// UnsignedSince is when the first of them was made.
 	Size, Unsigned int64
+	UnsignedSince  time.Time
 	// Checkpoints that were compared with the tree.
 	Checkpoints int64
 }
 
-// A BadLogError names the first thing in a log that is not in order.
-type BadLogError struct {
+// A Fault is one thing in a log that is not in order.
+type Fault struct {
 	Leaf int64  // of the batch, or -1
 	Row  int    // in the batch, or -1
 	What string // in words
 }
 
-// Error names the place and the reason.
-func (e *BadLogError) Error() string {
+// String names the place and the reason.
+func (f Fault) String() string {
 	switch {
-	case e.Leaf < 0:
-		return e.What
-	case e.Row < 0:
-		return fmt.Sprintf("batch %d: %s", e.Leaf, e.What)
+	case f.Leaf < 0:
+		return f.What
+	case f.Row < 0:
+		return fmt.Sprintf("batch %d: %s", f.Leaf, f.What)
 	}
-	return fmt.Sprintf("batch %d, row %d: %s", e.Leaf, e.Row, e.What)
+	return fmt.Sprintf("batch %d, row %d: %s", f.Leaf, f.Row, f.What)
 }
 
-func badBatch(leaf int64, format string, args ...any) error {
-	return &BadLogError{leaf, -1, fmt.Sprintf(format, args...)}
+// A BadLogError has what is not in order in a log.
+type BadLogError struct {
+	// Faults are the first ones, at least one.
+	Faults []Fault
+	// More is how many there are besides.
+	More int
+}
+
+// Error lists the faults.
+func (e *BadLogError) Error() string {
+	if len(e.Faults) == 1 && e.More == 0 {
+		return e.Faults[0].String()
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d faults", len(e.Faults)+e.More)
+	for _, f := range e.Faults {
+		fmt.Fprintf(&b, "\n  %s", f)
+	}
+	if e.More > 0 {
+		fmt.Fprintf(&b, "\n  and %d more", e.More)
+	}
+	return b.String()
 }
 
 const (
 	verifyBatches = 1 << 12 // leaves added to the tree at once
 	verifyRows    = 5_000   // rows read at once, about
+	maxFaults     = 1_000   // listed
+	maxStrays     = 100     // listed of one day
 )
 
-// VerifyLog recomputes the log: each row from its bytes, each batch from its rows,
-// the tree from the batches, and compares every step with what is stored and with
-// what was signed. The error is a [*BadLogError] when something is not in order.
+// VerifyLog recomputes the log: each row from its bytes, each batch from its rows, the
+// tree from the batches, and compares every step with what is stored and with what was
+// signed. It trusts no column that is not derived from what the tree commits to. After
+// something that is not in order it goes on; the error is a [*BadLogError] then.
 //
 // It reads while the log grows, and ends at what there was when it began.
 func VerifyLog(ctx context.Context, db *store.DB, v Verification) (Verified, error) {
-	run := &verification{db: db, v: v}
+	v.MinRetention = cmp.Or(v.MinRetention, defaultMinRetention)
+	run := &verification{db: db, v: v, gone: map[time.Time]*goneRows{}, isGone: map[time.Time]bool{}}
 	err := run.verify(ctx)
+	if err == nil && len(run.bad.Faults) > 0 {
+		err = &run.bad
+	}
 	return run.done, err
 }
 
 type verification struct {
 	db   *store.DB
 	v    Verification
-	read auditlog.Tiles // of the tree as it is stored; a new one for each part, since it keeps what it read
 	done Verified
+	bad  BadLogError
+	tree treeCheck
+	// gone are the batches without rows of days that have no partition, by day. They are
+	// in order if the log proves that the day was dropped, which it says later.
+	gone   map[time.Time]*goneRows
+	isGone map[time.Time]bool // whether a day has no partition
+	// droppedDay is the newest day that the log proves was dropped, and with it all days
+	// before, and droppedBefore the first batch that has rows of a later day, if the
+	// record says so.
+	droppedDay    time.Time
+	droppedBefore int64
+	// announced: the log says that checkpoints are signed.
+	announced bool
+}
+
+// goneRows are rows of one day that are not there.
+type goneRows struct {
+	leaf, batches, rows int64 // leaf is the first one
+}
+
+// fault reports something that is not in order.
+func (v *verification) fault(leaf int64, row int, format string, args ...any) {
+	if len(v.bad.Faults) == maxFaults {
+		v.bad.More++
+		return
+	}
+	v.bad.Faults = append(v.bad.Faults, Fault{leaf, row, fmt.Sprintf(format, args...)})
 }
 
 func (v *verification) verify(ctx context.Context) error {
-	latest, err := v.db.LatestCheckpoint(ctx, "")
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return err
-	}
-	v.done.Size = latest.Size
 	end, err := v.db.NextLeaf(ctx)
 	if err != nil {
 		return err
 	}
-	if end < latest.Size {
-		return badBatch(end, "is missing: %d were signed", latest.Size)
+	latest, err := v.db.CheckpointUpTo(ctx, end)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
 	}
-	v.done.Unsigned = end - latest.Size
-	start := int64(0)
+	v.done.Size, v.done.Unsigned = latest.Size, end-latest.Size
+	first, err := v.db.FirstLeaf(ctx)
+	if err != nil {
+		return err
+	}
+	start := first
 	if !v.v.Since.IsZero() {
-		if start, err = v.db.FindBatch(ctx, 0, v.v.Since); err != nil {
+		if start, err = v.findStart(ctx, first, end); err != nil {
 			return err
 		}
 	}
 	v.done.Total = end - start
-	for from := start; from < end; {
-		v.read = v.db.Tiles(ctx)
-		batches, err := v.db.Batches(ctx, from, int(min(verifyBatches, end-from)))
-		if err != nil {
-			return err
-		}
-		if err := v.batches(ctx, from, batches); err != nil {
-			return err
-		}
-		if int64(len(batches)) < min(verifyBatches, end-from) {
-			return badBatch(from+int64(len(batches)), "is missing")
-		}
-		if err := v.tree(from, batches, latest.Size); err != nil {
-			return err
-		}
-		from += int64(len(batches))
-	}
+	v.startTree(start, latest.Size)
 	if err := v.checkpoints(ctx, start); err != nil {
 		return err
 	}
-	return v.against(latest.Size)
+	for from := start; from < end; {
+		if from, err = v.chunk(ctx, from, min(from+verifyBatches, end)); err != nil {
+			return err
+		}
+	}
+	if v.v.Since.IsZero() && first > 0 {
+		if err := v.head(ctx, first); err != nil {
+			return err
+		}
+	}
+	v.goneDays()
+	if err := v.strays(ctx); err != nil {
+		return err
+	}
+	return v.endTree(ctx, end)
 }
 
-// batches verifies headers and rows.
-func (v *verification) batches(ctx context.Context, from int64, batches []store.Batch) error {
-	for len(batches) > 0 {
-		n, rows := 0, 0
-		for n < len(batches) && (n == 0 || rows+batches[n].Rows <= verifyRows) {
+// findStart finds the batch to begin with, so that all rows since the time asked for
+// are verified. It looks at the headers, from the end: a page of batches that were all
+// made before that time ends the search, and is verified too, so that nobody gains
+// anything by making a header look old.
+func (v *verification) findStart(ctx context.Context, first, end int64) (int64, error) {
+	start, err := v.db.FindBatch(ctx, first, v.v.Since)
+	if err != nil {
+		return 0, err
+	}
+	for to := end; to > first; to -= verifyBatches {
+		from := max(first, to-verifyBatches)
+		start = min(start, from)
+		page, err := v.db.Batches(ctx, from, int(to-from))
+		if err != nil {
+			return 0, err
+		}
+		old := func(b store.Batch) bool {
+			h, err := auditlog.ParseHeader(b.Header)
+			return err == nil && h.Made.Before(v.v.Since) && h.Last.Before(v.v.Since)
+		}
+		if len(page) > 0 && !slices.ContainsFunc(page, func(b store.Batch) bool { return !old(b) }) {
+			break
+		}
+	}
+	return max(start, first), nil
+}
+
+// chunk verifies the batches up to a leaf, and says where to go on.
+func (v *verification) chunk(ctx context.Context, from, to int64) (int64, error) {
+	batches, err := v.db.Batches(ctx, from, int(to-from))
+	if err != nil {
+		return 0, err
+	}
+	if len(batches) > 0 && batches[0].Leaf >= to {
+		v.fault(from, -1, "is missing, and all batches up to %d", batches[0].Leaf-1)
+		v.tree.broken = true // from here on, nothing can be said of the tree
+		return batches[0].Leaf, nil
+	}
+	if i := slices.IndexFunc(batches, func(b store.Batch) bool { return b.Leaf >= to }); i >= 0 {
+		batches = batches[:i] // there are gaps
+	}
+	headers := make([]*auditlog.Header, len(batches)) // nil: cannot be read
+	for i := range batches {
+		headers[i] = v.header(&batches[i])
+	}
+	if err := v.growTree(ctx, from, to, batches); err != nil {
+		return 0, err
+	}
+	for rest := 0; rest < len(batches); {
+		n, rows := rest, 0
+		for n < len(batches) && (n == rest || rows+batches[n].Rows <= verifyRows) {
 			rows += batches[n].Rows
 			n++
 		}
-		some := batches[:n]
-		for i, b := range some {
-			if err := checkHeader(from+int64(i), b); err != nil {
-				return err
-			}
+		if err := v.group(ctx, batches[rest:n], headers[rest:n]); err != nil {
+			return 0, err
 		}
-		found, err := v.db.RowsOf(ctx, some)
-		if err != nil {
-			return err
-		}
-		for _, b := range some {
-			if err := v.rows(ctx, b, found); err != nil {
-				return err
-			}
-		}
-		batches, from = batches[n:], from+int64(n)
+		rest = n
 		if v.v.Progress != nil {
 			v.v.Progress(v.done)
 		}
 	}
-	return nil
+	return to, nil
 }
 
-// checkHeader compares a batch's columns with its header.
-func checkHeader(leaf int64, b store.Batch) error {
-	if b.Leaf != leaf {
-		return badBatch(leaf, "is missing")
-	}
+// header compares a batch's columns with its header, and puts what the header says in
+// their place. It returns nil if the header cannot be read.
+func (v *verification) header(b *store.Batch) *auditlog.Header {
 	h, err := auditlog.ParseHeader(b.Header)
 	if err != nil {
-		return badBatch(leaf, "its header cannot be read")
+		v.fault(b.Leaf, -1, "its header cannot be read")
+		return nil
 	}
-	for _, c := range []struct {
+	if b.Leaf >= v.done.Size && v.done.UnsignedSince.IsZero() {
+		v.done.UnsignedSince = h.Made
+	}
+	type column struct {
 		name string
 		same bool
-	}{
-		{"batch", h.Batch == b.ID}, {"writer", h.Writer == b.Writer},
-		{"writer_seq", h.WriterSeq == b.WriterSeq}, {"rows", h.Rows == b.Rows},
-		{"first_at", b.FirstAt.IsZero() == (h.Rows == 0)}, {"last_at", b.LastAt.IsZero() == (h.Rows == 0)},
-	} {
+	}
+	columns := []column{
+		{"batch", h.Batch == b.ID}, {"writer", h.Writer == b.Writer}, {"writer_seq", h.WriterSeq == b.WriterSeq}, {"rows", h.Rows == b.Rows},
+	}
+	made := dayOf(h.Made)
+	switch {
+	case h.Rows == 0:
+		// An empty batch has the day on which it was sent, maybe just after midnight.
+		columns = append(columns, column{"day", b.Day.Equal(made) || b.Day.Equal(made.AddDate(0, 0, 1))},
+			column{"first_at", b.FirstAt.IsZero()}, column{"last_at", b.LastAt.IsZero()})
+	case h.Version > 1:
+		columns = append(columns, column{"day", b.Day.Equal(dayOf(h.First))},
+			column{"first_at", b.FirstAt.Equal(h.First)}, column{"last_at", b.LastAt.Equal(h.Last)})
+		b.Day, b.FirstAt, b.LastAt = dayOf(h.First), h.First, h.Last
+	default:
+		// Version 1 does not have the times: the rows tell them, if they are there. They are
+		// at most a day older than their batch.
+		columns = append(columns, column{"day", b.Day.Equal(made) || b.Day.Equal(made.AddDate(0, 0, -1))},
+			column{"first_at", dayOf(b.FirstAt).Equal(b.Day)}, column{"last_at", dayOf(b.LastAt).Equal(b.Day) && !b.LastAt.Before(b.FirstAt)})
+	}
+	for _, c := range columns {
 		if !c.same {
-			return badBatch(leaf, "column %s is not what its header says", c.name)
+			v.fault(b.Leaf, -1, "column %s is not what its header says", c.name)
+		}
+	}
+	b.ID, b.Rows = h.Batch, h.Rows
+	return &h
+}
+
+func dayOf(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
+
+// group reads and verifies the rows of some batches.
+func (v *verification) group(ctx context.Context, batches []store.Batch, headers []*auditlog.Header) error {
+	limit := 100
+	for _, b := range batches {
+		limit += b.Rows
+	}
+	found, err := v.db.RowsOf(ctx, batches, limit)
+	if err != nil {
+		return err
+	}
+	if len(found.Decisions) == limit || len(found.Events) == limit {
+		if len(batches) > 1 {
+			// One of them has far too many rows, which push those of others out.
+			for i := range batches {
+				if err := v.group(ctx, batches[i:i+1], headers[i:i+1]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		v.fault(batches[0].Leaf, -1, "it has more than the %d rows that its header says", batches[0].Rows)
+	}
+	for i, b := range batches {
+		if headers[i] == nil {
+			continue
+		}
+		if err := v.rows(ctx, b, *headers[i], found); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
 // rows verifies the rows of one batch, which are among those found.
-func (v *verification) rows(ctx context.Context, b store.Batch, found store.LogRows) error {
-	leaves, err := rowHashes(b, found)
-	if err != nil {
-		return v.excuse(ctx, b, err)
+func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Header, found store.LogRows) error {
+	decisions := of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch })
+	events := of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch })
+	if h.Rows > 0 && len(decisions)+len(events) == 0 {
+		return v.allGone(ctx, b)
 	}
-	h, err := auditlog.ParseHeader(b.Header)
-	if err != nil {
-		return badBatch(b.Leaf, "its header cannot be read")
+	var first, last time.Time
+	see := func(at time.Time) {
+		if first.IsZero() || at.Before(first) {
+			first = at
+		}
+		if at.After(last) {
+			last = at
+		}
 	}
-	for _, d := range of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch }) {
+	good := true
+	for _, d := range decisions {
+		see(d.At)
 		if err := cmp.Or(checkBytes(d.Record, d.CRC), checkDecision(d)); err != nil {
-			return &BadLogError{b.Leaf, d.Pos, fmt.Sprintf("decision %s: %s", d.ID, err)}
+			v.fault(b.Leaf, d.Pos, "decision %s: %s", d.ID, err)
+			good = false
 		}
-		v.done.Decisions++
 	}
-	for _, e := range of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch }) {
-		if err := cmp.Or(checkBytes(e.Record, e.CRC), checkEvent(e)); err != nil {
-			return &BadLogError{b.Leaf, e.Pos, fmt.Sprintf("event %s: %s", e.ID, err)}
+	records := make([]*cedarpostv1.EventRecord, len(events))
+	for i, e := range events {
+		see(e.At)
+		rec, err := checkEvent(e)
+		if err := cmp.Or(checkBytes(e.Record, e.CRC), err); err != nil {
+			v.fault(b.Leaf, e.Pos, "event %s: %s", e.ID, err)
+			good = false
 		}
-		v.done.Events++
+		records[i] = rec
 	}
-	if auditlog.Root(leaves) != h.Root {
-		return badBatch(b.Leaf, "a record was altered, or rows changed places: they are not those its header commits to%s", whichRow(b, found))
+	leaves, faults := rowHashes(b, found)
+	for _, f := range faults {
+		v.fault(f.Leaf, f.Row, "%s", f.What)
 	}
-	v.done.Batches++
+	switch {
+	case len(faults) > 0:
+		return nil
+	case auditlog.Root(leaves) != h.Root:
+		v.fault(b.Leaf, -1, "a record was altered, or rows changed places: they are not those its header commits to%s", whichRow(b, found))
+		return nil
+	case h.Rows > 0 && (!first.Equal(b.FirstAt) || !last.Equal(b.LastAt)):
+		v.fault(b.Leaf, -1, "its rows are not of the time that first_at and last_at say")
+		good = false
+	}
+	if good {
+		v.done.Batches++
+		v.done.Decisions += int64(len(decisions))
+		v.done.Events += int64(len(events))
+	}
+	for _, rec := range records {
+		if rec != nil {
+			v.event(b.Leaf, h, rec)
+		}
+	}
 	return nil
+}
+
+// event takes notice of an event whose record is one of those that the tree commits
+// to. Events come in the order of the log.
+func (v *verification) event(leaf int64, h auditlog.Header, rec *cedarpostv1.EventRecord) {
+	switch rec.Kind {
+	case cedarpostv1.EventRecord_CHECKPOINT_KEY:
+		v.announced = true
+	case cedarpostv1.EventRecord_RETENTION_DROP:
+		drop := rec.GetRetentionDrop()
+		day, err := time.Parse(time.DateOnly, drop.GetDay())
+		if err != nil || h.Made.Before(day.AddDate(0, 0, 1).Add(v.v.MinRetention)) {
+			return // not believed: the day was too young
+		}
+		before := drop.GetFirstLeaf()
+		switch {
+		case day.After(v.droppedDay):
+			v.droppedDay, v.droppedBefore = day, before
+		case day.Equal(v.droppedDay):
+			v.droppedBefore = min(v.droppedBefore, before)
+		}
+	}
 }
 
 // whichRow names the rows of a bad batch, for the root alone does not say which.
@@ -237,19 +440,85 @@ func whichRow(b store.Batch, found store.LogRows) string {
 	return "; it is one of " + strings.Join(ids, ", ")
 }
 
-// excuse takes missing rows for dropped ones, where the log says that their day was
-// dropped.
-func (v *verification) excuse(ctx context.Context, b store.Batch, missing error) error {
-	day := b.Day.Format(time.DateOnly)
-	dropped, err := v.db.DayDropped(ctx, day)
+// allGone notes a batch that has no rows any more. Where the partition of their day is
+// gone too, goneDays decides.
+func (v *verification) allGone(ctx context.Context, b store.Batch) error {
+	gone, known := v.isGone[b.Day]
+	if !known {
+		var err error
+		if gone, err = v.db.DayGone(ctx, b.Day); err != nil {
+			return err
+		}
+		v.isGone[b.Day] = gone
+	}
+	if !gone {
+		v.fault(b.Leaf, -1, "row 0 is missing, and all %d", b.Rows)
+		return nil
+	}
+	g := v.gone[b.Day]
+	if g == nil {
+		g = &goneRows{leaf: b.Leaf}
+		v.gone[b.Day] = g
+	}
+	g.batches++
+	g.rows += int64(b.Rows)
+	return nil
+}
+
+// goneDays takes missing rows for dropped ones, where the log proves that their day was
+// dropped: days go oldest first, so the record of one stands for all before it.
+func (v *verification) goneDays() {
+	for _, day := range slices.SortedFunc(maps.Keys(v.gone), time.Time.Compare) {
+		g := v.gone[day]
+		if day.After(v.droppedDay) {
+			v.fault(g.leaf, -1, "row 0 is missing, and all %d rows of %d batches of %s: no record in the log, made %.4g days after that day or later, says that it was dropped",
+				g.rows, g.batches, day.Format(time.DateOnly), v.v.MinRetention.Hours()/24)
+			continue
+		}
+		v.done.Dropped += g.rows
+		v.done.Batches += g.batches
+	}
+}
+
+// head makes sure that the batches before the first one are those of dropped days: the
+// owner of the database may remove them in whole tiles of the tree.
+func (v *verification) head(ctx context.Context, first int64) error {
+	batches, err := v.db.Batches(ctx, first, 1)
 	if err != nil {
 		return err
 	}
-	if !dropped {
-		return missing
+	var day time.Time
+	if len(batches) > 0 {
+		if h, err := auditlog.ParseHeader(batches[0].Header); err == nil {
+			day = dayOf(h.Made)
+		}
 	}
-	v.done.Dropped += int64(b.Rows)
-	v.done.Batches++
+	dropped := first%(1<<auditlog.TileHeight) == 0 && !v.droppedDay.IsZero() && !day.IsZero() &&
+		!day.After(v.droppedDay.AddDate(0, 0, 1)) && (v.droppedBefore == 0 || first <= v.droppedBefore)
+	if !dropped {
+		v.fault(0, -1, "is missing, and all batches up to %d: no record in the log says that they are of dropped days", first-1)
+	}
+	return nil
+}
+
+// strays finds rows that readers of the tables could take for rows of the log.
+func (v *verification) strays(ctx context.Context) error {
+	rows, err := v.db.StrayRows(ctx, v.v.Since, maxStrays)
+	if err != nil {
+		return err
+	}
+	for _, r := range rows {
+		kind := "decision"
+		if r.Event {
+			kind = "event"
+		}
+		at := r.At.UTC().Format(time.RFC3339Nano)
+		if r.Leaf == nil {
+			v.fault(-1, -1, "%s %s of %s belongs to no batch of the log", kind, r.ID, at)
+		} else {
+			v.fault(*r.Leaf, -1, "%s %s of %s names this batch, and is outside of its time or its places", kind, r.ID, at)
+		}
+	}
 	return nil
 }
 
@@ -268,30 +537,30 @@ func of[T any](rows []T, batch uuid.UUID, batchOf func(T) uuid.UUID) []T {
 
 // rowHashes are the leaves of a batch, whose rows are among those found. Each place
 // must be taken once.
-func rowHashes(b store.Batch, found store.LogRows) ([]tlog.Hash, error) {
-	leaves := make([]tlog.Hash, b.Rows)
-	taken := make([]bool, b.Rows)
-	put := func(pos int, record []byte) error {
-		if pos < 0 || pos >= b.Rows || taken[pos] {
-			return &BadLogError{b.Leaf, pos, "stands there twice, or is one too many"}
+func rowHashes(b store.Batch, found store.LogRows) (leaves []tlog.Hash, faults []Fault) {
+	places := map[int]tlog.Hash{}
+	put := func(pos int, record []byte) {
+		if _, taken := places[pos]; pos < 0 || pos >= b.Rows || taken {
+			faults = append(faults, Fault{b.Leaf, pos, "stands there twice, or is one too many"})
+			return
 		}
-		leaves[pos], taken[pos] = auditlog.Hash(record), true
-		return nil
+		places[pos] = auditlog.Hash(record)
 	}
 	for _, d := range of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch }) {
-		if err := put(d.Pos, d.Record); err != nil {
-			return nil, err
-		}
+		put(d.Pos, d.Record)
 	}
 	for _, e := range of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch }) {
-		if err := put(e.Pos, e.Record); err != nil {
-			return nil, err
+		put(e.Pos, e.Record)
+	}
+	for pos := range b.Rows {
+		hash, there := places[pos]
+		if !there {
+			// The first one is enough: a header can say any number of rows.
+			return nil, append(faults, Fault{b.Leaf, pos, fmt.Sprintf("is missing; %d of %d rows are there", len(places), b.Rows)})
 		}
+		leaves = append(leaves, hash)
 	}
-	if i := slices.Index(taken, false); i >= 0 {
-		return nil, &BadLogError{b.Leaf, i, "is missing"}
-	}
-	return leaves, nil
+	return leaves, faults
 }
 
 // checkBytes finds a record that was altered by someone who forgot its checksum.
@@ -377,97 +646,4 @@ func collectMasked(v *structpb.Value, into *[][]byte) {
 // sameHashes compares hashes in any order.
 func sameHashes(a, b [][]byte) bool {
 	return slices.EqualFunc(slices.SortedFunc(slices.Values(a), bytes.Compare), slices.SortedFunc(slices.Values(b), bytes.Compare), bytes.Equal)
-}
-
-// tree computes the tiles of leaves from the headers, and compares them with those
-// stored, as far as the tree goes.
-func (v *verification) tree(from int64, batches []store.Batch, size int64) error {
-	if from >= size {
-		return nil
-	}
-	batches = batches[:min(int64(len(batches)), size-from)]
-	// What is read of the tree before is either verified, or that of a time before
-	// since, and then the root of a checkpoint that follows depends on it.
-	_, tiles, err := grow(from, batches, v.read)
-	if err != nil {
-		return err
-	}
-	ids := make([]auditlog.TileID, len(tiles))
-	for i, t := range tiles {
-		ids[i] = t.TileID
-	}
-	stored, err := v.read(ids)
-	if errors.Is(err, store.ErrNotFound) {
-		return badBatch(from, "the tree of the batches from here on is not whole: %v", err)
-	}
-	if err != nil {
-		return err
-	}
-	for i, t := range tiles {
-		if !bytes.HasPrefix(stored[i], t.Hashes) {
-			leaf := t.Tile << (auditlog.TileHeight * (t.Level + 1))
-			return badBatch(leaf, "the tree is not that of the batches: tile %d of level %d, which begins there", t.Tile, t.Level)
-		}
-	}
-	return nil
-}
-
-const checkpointPage = 1000
-
-// checkpoints compares those in the database with the tree.
-func (v *verification) checkpoints(ctx context.Context, after int64) error {
-	for {
-		v.read = v.db.Tiles(ctx)
-		page, err := v.db.Checkpoints(ctx, after, checkpointPage)
-		if err != nil {
-			return err
-		}
-		for _, c := range page {
-			if err := v.checkpoint(c.Note, c.Size, "in the database"); err != nil {
-				return err
-			}
-			after = c.Size
-		}
-		if len(page) < checkpointPage {
-			return nil
-		}
-	}
-}
-
-// against compares checkpoints that were kept elsewhere with the tree.
-func (v *verification) against(size int64) error {
-	for _, signed := range v.v.Against {
-		c, err := auditlog.PeekCheckpoint(signed)
-		if err != nil {
-			return &BadLogError{-1, -1, "a checkpoint to compare with cannot be read"}
-		}
-		if c.Size > size {
-			return badBatch(size, "the log was cut off: a checkpoint that was kept elsewhere covers %d batches, the database has %d", c.Size, size)
-		}
-		if err := v.checkpoint(signed, c.Size, "kept elsewhere"); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// checkpoint compares one with the tree, which has been verified up to there.
-func (v *verification) checkpoint(signed []byte, size int64, where string) error {
-	c, err := auditlog.PeekCheckpoint(signed)
-	if err == nil && len(v.v.Keys) > 0 {
-		c, err = auditlog.OpenCheckpoint(signed, v.v.Keys...)
-	}
-	name := fmt.Sprintf("the checkpoint of size %d %s", size, where)
-	if err != nil {
-		return &BadLogError{-1, -1, fmt.Sprintf("%s: %s", name, err)}
-	}
-	root, err := tlog.TreeHash(c.Size, v.read)
-	if err != nil {
-		return err
-	}
-	if c.Size != size || root != c.Root {
-		return &BadLogError{-1, -1, fmt.Sprintf("%s is not of the same log: the tree has another root", name)}
-	}
-	v.done.Checkpoints++
-	return nil
 }

@@ -37,10 +37,25 @@ type Entry struct {
 	Record []byte
 }
 
+// ofBatch is the condition that a row of decisions or events belongs to a batch of the
+// log: no reader shows one that was put beside the log. That the row is one of those
+// that the header commits to is for a verification to find.
+const ofBatch = `exists (
+			select from audit_batches b
+			where b.batch = r.batch and at between b.first_at and b.last_at and pos >= 0 and pos < b.rows)`
+
 // NextLeaf is how many batches the log has.
 func (db *DB) NextLeaf(ctx context.Context) (leaf int64, err error) {
 	defer wrap(&err, "read the end of the log")
 	err = db.audit.QueryRow(ctx, "select coalesce(max(seq), -1) + 1 from audit_batches").Scan(&leaf)
+	return leaf, err
+}
+
+// FirstLeaf is the place of the oldest batch that is still there: 0, unless the owner of
+// the database removed those of dropped days.
+func (db *DB) FirstLeaf(ctx context.Context) (leaf int64, err error) {
+	defer wrap(&err, "read the beginning of the log")
+	err = db.audit.QueryRow(ctx, "select coalesce(min(seq), 0) from audit_batches").Scan(&leaf)
 	return leaf, err
 }
 

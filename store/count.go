@@ -37,7 +37,7 @@ const countDecisions = `
 			select %s,
 			       count(*) filter (where allowed) as allowed,
 			       count(*) filter (where not allowed) as denied
-			from decisions` + decisionFilter + `
+			from decisions r` + decisionFilter + `
 			group by 1, 2, 3)
 		select type, id, denied_at, allowed, denied, (sum(allowed + denied) over ())::bigint as total
 		from groups
@@ -51,7 +51,7 @@ const countByPolicy = `
 			select policies,
 			       count(*) filter (where allowed) as allowed,
 			       count(*) filter (where not allowed) as denied
-			from decisions` + decisionFilter + `
+			from decisions r` + decisionFilter + `
 			group by policies)
 		select '' as type, policy as id, 0::smallint as denied_at,
 		       sum(allowed)::bigint as allowed, sum(denied)::bigint as denied,

@@ -102,8 +102,8 @@ func (db *DB) GetDecision(ctx context.Context, id uuid.UUID) (_ Decision, err er
 		select decision_id, at, revision, caller, server,
 		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
 		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos
-		from decisions
-		where at = $1 and decision_id = $2`
+		from decisions r
+		where at = $1 and decision_id = $2 and ` + ofBatch
 	rows, _ := db.audit.Query(ctx, query, idTime(id), id)
 	d, err := pgx.CollectExactlyOneRow(rows, scanDecision)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -132,7 +132,7 @@ type DecisionQuery struct {
 	Limit int
 }
 
-// decisionFilter takes [DecisionQuery.args]. `at <= $18` follows from the line after
+// decisionFilter takes [DecisionQuery.args], of rows that are named r. `at <= $18` follows from the line after
 // it, but only it leaves partitions out.
 const decisionFilter = `
 		where ($1::timestamptz is null or at >= $1)
@@ -150,7 +150,8 @@ const decisionFilter = `
 		  and ($16::text is null or fields && array['+' || $16, '-' || $16])
 		  and ($17::bytea is null or masked @> array[$17])
 		  and ($18::timestamptz is null or at <= $18)
-		  and ($18::timestamptz is null or (at, decision_id) < ($18, $19))`
+		  and ($18::timestamptz is null or (at, decision_id) < ($18, $19))
+		  and ` + ofBatch
 
 // args are the arguments of decisionFilter, and the limit, $20. The first one makes
 // pgx have the statement planned anew for these values each time: a filter that is
@@ -173,7 +174,7 @@ const queryDecisions = `
 		select decision_id, at, revision, caller, server,
 		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
 		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos
-		from decisions` + decisionFilter + `
+		from decisions r` + decisionFilter + `
 		order by at desc, decision_id desc
 		limit $20`
 

@@ -50,7 +50,7 @@ func scanEvent(row pgx.CollectableRow) (Event, error) {
 
 const queryEvents = `
 		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos
-		from events
+		from events r
 		where ($1::timestamptz is null or at >= $1)
 		  and ($2::timestamptz is null or at < $2)
 		  and ($3::text is null or kind = $3)
@@ -58,6 +58,7 @@ const queryEvents = `
 		  and ($5::text is null or subject = $5)
 		  and ($6::timestamptz is null or at <= $6)
 		  and ($6::timestamptz is null or (at, event_id) < ($6, $7))
+		  and ` + ofBatch + `
 		order by at desc, event_id desc
 		limit $8`
 
@@ -96,10 +97,11 @@ const queryUses = `
 		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos
 		from (
 			select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos
-			from events
+			from events r
 			where at >= $1 and at <= $2 and kind = 'reuse'
 			  and decisions && $3 and decisions <> '{}'
 			  and caller = any($4)
+			  and ` + ofBatch + `
 			offset 0) as reports
 		order by at, event_id
 		limit $5`

@@ -23,6 +23,8 @@ type LogDay struct {
 	Day time.Time
 	// Decisions and Events are how many it has.
 	Decisions, Events int64
+	// FirstLeaf is the place of the first batch that has rows of a later day.
+	FirstLeaf int64
 }
 
 // MinRetention reads for how long the database keeps a day of the log, whoever
@@ -88,8 +90,12 @@ func countLogDay(ctx context.Context, conn *pgx.Conn, day time.Time) (d LogDay, 
 	d.Day = day
 	err = conn.QueryRow(ctx, `
 		select (select count(*) from decisions where at >= $1 and at < $2),
-		       (select count(*) from events where at >= $1 and at < $2)`,
-		day, day.AddDate(0, 0, 1)).Scan(&d.Decisions, &d.Events)
+		       (select count(*) from events where at >= $1 and at < $2),
+		       (select coalesce(min(first.seq), (select max(seq) + 1 from audit_batches), 0)
+		        from generate_series($2::timestamptz at time zone 'UTC', (select max(day) from audit_batches), '1 day') as d (day)
+		        cross join lateral (
+		        	select seq from audit_batches where day = d.day::date order by day, seq limit 1) as first)`,
+		day, day.AddDate(0, 0, 1)).Scan(&d.Decisions, &d.Events, &d.FirstLeaf)
 	return d, err
 }
 

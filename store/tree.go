@@ -1,9 +1,11 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,9 +20,9 @@ type LogRows struct {
 	Events    []Event
 }
 
-// RowsOf reads the rows of batches, decisions and events each in the order of batch
-// and place.
-func (db *DB) RowsOf(ctx context.Context, batches []Batch) (out LogRows, err error) {
+// RowsOf reads at most limit decisions and limit events of batches, each in the order
+// of batch and place. It looks at the time between FirstAt and LastAt of the batches.
+func (db *DB) RowsOf(ctx context.Context, batches []Batch, limit int) (out LogRows, err error) {
 	defer wrap(&err, "read rows of batches")
 	var ids []uuid.UUID
 	var from, to time.Time
@@ -46,7 +48,8 @@ func (db *DB) RowsOf(ctx context.Context, batches []Batch) (out LogRows, err err
 		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos, crc
 		from decisions
 		where at >= $1 and at <= $2 and batch = any($3)
-		order by batch, pos`, from, to, ids).Query(func(rows pgx.Rows) (err error) {
+		order by batch, pos
+		limit $4`, from, to, ids, limit).Query(func(rows pgx.Rows) (err error) {
 		out.Decisions, err = pgx.CollectRows(rows, scanDecision)
 		return err
 	})
@@ -54,7 +57,8 @@ func (db *DB) RowsOf(ctx context.Context, batches []Batch) (out LogRows, err err
 		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos, crc
 		from events
 		where at >= $1 and at <= $2 and batch = any($3)
-		order by batch, pos`, from, to, ids).Query(func(rows pgx.Rows) (err error) {
+		order by batch, pos
+		limit $4`, from, to, ids, limit).Query(func(rows pgx.Rows) (err error) {
 		out.Events, err = pgx.CollectRows(rows, scanEvent)
 		return err
 	})
@@ -66,8 +70,8 @@ func (db *DB) GetEvent(ctx context.Context, id uuid.UUID) (_ Event, err error) {
 	defer wrap(&err, "get event")
 	rows, _ := db.audit.Query(ctx, `
 		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos
-		from events
-		where at = $1 and event_id = $2`, idTime(id), id)
+		from events r
+		where at = $1 and event_id = $2 and `+ofBatch, idTime(id), id)
 	e, err := pgx.CollectExactlyOneRow(rows, scanEvent)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = ErrNotFound
@@ -75,40 +79,138 @@ func (db *DB) GetEvent(ctx context.Context, id uuid.UUID) (_ Event, err error) {
 	return e, err
 }
 
-// DayDropped reports whether an event says that a day of the log, as 2026-01-31, was
-// dropped.
-func (db *DB) DayDropped(ctx context.Context, day string) (dropped bool, err error) {
-	defer wrap(&err, "look for a dropped day")
+// DayGone reports whether the log has no partition of a day any more, attached or not.
+func (db *DB) DayGone(ctx context.Context, day time.Time) (gone bool, err error) {
+	defer wrap(&err, "look for a day of the log")
 	err = db.audit.QueryRow(ctx,
-		"select exists (select from events where kind = 'retention_drop' and subject = $1)", day).Scan(&dropped)
-	return dropped, err
+		"select to_regclass('decisions_' || $1) is null and to_regclass('events_' || $1) is null", day.Format("20060102")).Scan(&gone)
+	return gone, err
 }
 
-// Tiles returns a reader of the tree's tiles. What it read it does not read again.
+// StrayRow is a row of the log that does not belong to the batch it names.
+type StrayRow struct {
+	Event bool // or a decision
+	ID    uuid.UUID
+	At    time.Time
+	Batch uuid.UUID
+	// Leaf is the place of the batch, nil if there is none.
+	Leaf *int64
+}
+
+// A row belongs to a batch if its time and its place are within those of the batch.
+// Rows of a day can only belong to batches of that day ($3), which are fewer to join.
+const strayRows = `
+	select %[1]t as event, %[2]s as id, r.at, r.batch, b.seq as leaf
+	from %[3]s r
+	left join (select batch, seq, rows, first_at, last_at from audit_batches where $3::date is null or day = $3) b
+	  on b.batch = r.batch
+	where ($1::timestamptz is null or r.at >= $1) and ($2::timestamptz is null or r.at < $2)
+	  and (r.at between b.first_at and b.last_at and r.pos >= 0 and r.pos < b.rows) is not true
+	limit $4`
+
+// StrayRows finds rows, from a day on, that belong to no batch of the log, at most
+// limit of each day; the zero time is all days. It reads one day after the other, and
+// batches that are added meanwhile do no harm.
+func (db *DB) StrayRows(ctx context.Context, from time.Time, limit int) (found []StrayRow, err error) {
+	defer wrap(&err, "look for rows of no batch")
+	rows, _ := db.audit.Query(ctx, `
+		select distinct to_date(substring(relname from '_([0-9]{8})$'), 'YYYYMMDD') as day
+		from pg_inherits join pg_class on pg_class.oid = inhrelid
+		where inhparent in ('decisions'::regclass, 'events'::regclass)
+		order by day`)
+	days, err := pgx.CollectRows(rows, pgx.RowTo[*time.Time])
+	if err != nil {
+		return nil, err
+	}
+	// Besides the days, what may be before, between and after them.
+	type span struct{ from, to, day *time.Time }
+	var spans []span
+	var end *time.Time
+	if !from.IsZero() {
+		start := from.UTC().Truncate(24 * time.Hour)
+		end = &start
+	}
+	for _, day := range days {
+		if day == nil || end != nil && day.Before(*end) {
+			continue
+		}
+		next := day.AddDate(0, 0, 1)
+		spans = append(spans, span{end, day, nil}, span{day, &next, day})
+		end = &next
+	}
+	spans = append(spans, span{end, nil, nil})
+	err = pgx.BeginTxFunc(ctx, db.audit, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil { // a large day takes its time
+			return err
+		}
+		for _, s := range spans {
+			for _, query := range []string{
+				fmt.Sprintf(strayRows, false, "r.decision_id", "decisions"), fmt.Sprintf(strayRows, true, "r.event_id", "events"),
+			} {
+				rows, _ := tx.Query(ctx, query, pgx.QueryExecModeCacheDescribe, s.from, s.to, s.day, limit)
+				some, err := pgx.CollectRows(rows, pgx.RowToStructByName[StrayRow])
+				if err != nil {
+					return err
+				}
+				found = append(found, some...)
+			}
+		}
+		return nil
+	})
+	return found, err
+}
+
+// TileLevel counts the tiles that are stored of one level of the tree.
+type TileLevel struct {
+	Level       int
+	Count, Last int64 // Last is the largest number of a tile
+}
+
+// TileLevels counts the tiles that are stored, by level.
+func (db *DB) TileLevels(ctx context.Context) (_ []TileLevel, err error) {
+	defer wrap(&err, "count tiles")
+	rows, _ := db.audit.Query(ctx, "select level, count(*) as count, max(tile) as last from audit_nodes group by level order by level")
+	return pgx.CollectRows(rows, pgx.RowToStructByName[TileLevel])
+}
+
+// ReadTiles reads those of the tree's tiles that are stored.
+func (db *DB) ReadTiles(ctx context.Context, ids []auditlog.TileID) (tiles map[auditlog.TileID][]byte, err error) {
+	defer wrap(&err, "read tiles")
+	tiles = map[auditlog.TileID][]byte{}
+	var levels, numbers []int64
+	for _, id := range ids {
+		levels, numbers = append(levels, int64(id.Level)), append(numbers, id.Tile)
+	}
+	rows, _ := db.audit.Query(ctx, `
+		select n.level, n.tile, n.hashes
+		from unnest($1::bigint[], $2::bigint[]) as named (level, tile)
+		join audit_nodes n on n.level = named.level and n.tile = named.tile`, levels, numbers)
+	var id auditlog.TileID
+	var hashes []byte
+	_, err = pgx.ForEachRow(rows, []any{&id.Level, &id.Tile, &hashes}, func() error {
+		tiles[id] = bytes.Clone(hashes)
+		return nil
+	})
+	return tiles, err
+}
+
+// Tiles returns a reader of the tree's tiles. What it read it does not read again. Its
+// error is [ErrNotFound] when one is not stored.
 func (db *DB) Tiles(ctx context.Context) auditlog.Tiles {
 	known := map[auditlog.TileID][]byte{}
 	return func(ids []auditlog.TileID) (data [][]byte, err error) {
-		defer wrap(&err, "read tiles")
-		var levels, tiles []int64
+		var unknown []auditlog.TileID
 		for _, id := range ids {
 			if known[id] == nil {
-				levels, tiles = append(levels, int64(id.Level)), append(tiles, id.Tile)
+				unknown = append(unknown, id)
 			}
 		}
-		if len(levels) > 0 {
-			rows, _ := db.audit.Query(ctx, `
-				select n.level, n.tile, n.hashes
-				from unnest($1::bigint[], $2::bigint[]) as named (level, tile)
-				join audit_nodes n on n.level = named.level and n.tile = named.tile`, levels, tiles)
-			var id auditlog.TileID
-			var hashes []byte
-			_, err := pgx.ForEachRow(rows, []any{&id.Level, &id.Tile, &hashes}, func() error {
-				known[id] = append([]byte(nil), hashes...)
-				return nil
-			})
+		if len(unknown) > 0 {
+			tiles, err := db.ReadTiles(ctx, unknown)
 			if err != nil {
 				return nil, err
 			}
+			maps.Copy(known, tiles)
 		}
 		for _, id := range ids {
 			if known[id] == nil {
@@ -138,6 +240,14 @@ func (db *DB) LatestCheckpoint(ctx context.Context, origin string) (_ Checkpoint
 	return oneCheckpoint(rows)
 }
 
+// CheckpointUpTo reads the largest checkpoint that covers at most so many batches. The
+// error is [ErrNotFound] if there is none.
+func (db *DB) CheckpointUpTo(ctx context.Context, size int64) (_ Checkpoint, err error) {
+	defer wrap(&err, "read checkpoint")
+	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where size <= $1 order by size desc, at desc limit 1", size)
+	return oneCheckpoint(rows)
+}
+
 // CheckpointOf reads the checkpoint of a size, the newest if several logs have one.
 // The error is [ErrNotFound] if there is none.
 func (db *DB) CheckpointOf(ctx context.Context, size int64) (_ Checkpoint, err error) {
@@ -146,10 +256,18 @@ func (db *DB) CheckpointOf(ctx context.Context, size int64) (_ Checkpoint, err e
 	return oneCheckpoint(rows)
 }
 
-// Checkpoints reads at most limit checkpoints larger than a size, in order.
-func (db *DB) Checkpoints(ctx context.Context, after int64, limit int) (_ []Checkpoint, err error) {
+// Checkpoints reads at most limit checkpoints that come after one, by size and origin.
+// The zero value comes before all that can be signed.
+func (db *DB) Checkpoints(ctx context.Context, after Checkpoint, limit int) (_ []Checkpoint, err error) {
 	defer wrap(&err, "read checkpoints")
-	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where size > $1 order by size, at limit $2", after, limit)
+	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where (size, origin) > ($1, $2) order by size, origin limit $3", after.Size, after.Origin, limit)
+	return pgx.CollectRows(rows, pgx.RowToStructByName[Checkpoint])
+}
+
+// NewestCheckpoints reads at most limit checkpoints of a log, the largest first.
+func (db *DB) NewestCheckpoints(ctx context.Context, origin string, limit int) (_ []Checkpoint, err error) {
+	defer wrap(&err, "read checkpoints")
+	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where origin = $1 order by size desc limit $2", origin, limit)
 	return pgx.CollectRows(rows, pgx.RowToStructByName[Checkpoint])
 }
 
@@ -161,19 +279,19 @@ func oneCheckpoint(rows pgx.Rows) (Checkpoint, error) {
 	return c, err
 }
 
-// SaveTree stores tiles and the checkpoint that covers them. A tile only grows. The
-// checkpoint is not stored twice: the error of a second one is Postgres's.
+// SaveTree stores tiles, in order of level, and the checkpoint that covers them. The
+// database refuses tiles that do not follow from the batches. Where there is a checkpoint
+// of that origin and size, it stays, and this one is not stored.
 func (db *DB) SaveTree(ctx context.Context, tiles []auditlog.TileData, c Checkpoint) (err error) {
 	defer wrap(&err, "save tree")
-	var batch pgx.Batch
+	var levels []int16
+	var numbers []int64
+	var hashes [][]byte
 	for _, t := range tiles {
-		batch.Queue(`
-			insert into audit_nodes (level, tile, hashes) values ($1, $2, $3)
-			on conflict (level, tile) do update set hashes = excluded.hashes
-			where length(audit_nodes.hashes) <= length(excluded.hashes)`, t.Level, t.Tile, t.Hashes)
+		levels, numbers, hashes = append(levels, int16(t.Level)), append(numbers, t.Tile), append(hashes, t.Hashes)
 	}
-	batch.Queue("insert into checkpoints (origin, size, note) values ($1, $2, $3)", c.Origin, c.Size, c.Note)
-	return pgx.BeginFunc(ctx, db.admin, func(tx pgx.Tx) error { return tx.SendBatch(ctx, &batch).Close() })
+	_, err = db.admin.Exec(ctx, "select log_checkpoint($1, $2, $3, $4, $5, $6)", levels, numbers, hashes, c.Origin, c.Size, c.Note)
+	return err
 }
 
 // KnowsCheckpointKey reports whether an event says that checkpoints are signed with
@@ -181,6 +299,6 @@ func (db *DB) SaveTree(ctx context.Context, tiles []auditlog.TileData, c Checkpo
 func (db *DB) KnowsCheckpointKey(ctx context.Context, verifierKey string) (known bool, err error) {
 	defer wrap(&err, "look for a checkpoint key")
 	err = db.audit.QueryRow(ctx,
-		"select exists (select from events where kind = 'checkpoint_key' and subject = $1)", verifierKey).Scan(&known)
+		"select exists (select from events r where kind = 'checkpoint_key' and subject = $1 and "+ofBatch+")", verifierKey).Scan(&known)
 	return known, err
 }

@@ -67,13 +67,16 @@ type verifyCmd struct {
 	outputFlags
 	databaseFlags
 	keyFlags
-	Since   moment   `help:"Only rows and batches from this time on: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
-	Against []string `help:"File with checkpoints that were kept elsewhere, by serve --audit-checkpoint-file or by audit witness; may be repeated." type:"path" sep:"none" placeholder:"FILE"`
+	Since        moment   `help:"Only rows and batches from this time on: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
+	MinRetention span     `help:"How long after its end a day of the log is kept at least, as the database's table log_retention says: that a younger day was dropped is not believed." default:"30d" placeholder:"TIME"`
+	Against      []string `help:"File with checkpoints that were kept elsewhere, by serve --audit-checkpoint-file or by audit witness; may be repeated." type:"path" sep:"none" placeholder:"FILE"`
 }
 
 // Help is the long help of verify.
 func (*verifyCmd) Help() string {
-	return `Recomputes each row from its bytes, each batch from its rows and the tree from its batches, compares the columns with the records, and the tree with every checkpoint. It reads the database itself, as a role that may read the log, and trusts no server. The first thing that is not in order is named, and the exit code is 1.
+	return `Recomputes each row from its bytes, each batch from its rows and the tree from its batches, compares the columns with the records, looks for rows that belong to no batch, and compares the tree with every checkpoint. It reads the database itself, as a role that may read the log, and trusts no server. What is not in order is listed, and the exit code is 1.
+
+Rows may be missing only where the log proves that their whole day was dropped, at least --min-retention after the day's end.
 
 Without --against, a log that was cut off or replaced as a whole, checkpoints and all, can pass. Without a verifier key, signatures are not looked at. docs/audit.md says what is proven.`
 }
@@ -106,7 +109,7 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 	defer db.Close()
 	began, said := time.Now(), time.Now()
 	done, err := server.VerifyLog(ctx, db, server.Verification{
-		Since: v.Since.Time, Keys: keys, Against: against,
+		Since: v.Since.Time, Keys: keys, Against: against, MinRetention: time.Duration(v.MinRetention),
 		Progress: func(d server.Verified) {
 			if time.Since(said) >= time.Second {
 				said = time.Now()
@@ -124,8 +127,15 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 			"ok": bad == nil, "batches": done.Batches, "decisions": done.Decisions, "events": done.Events, "dropped_rows": done.Dropped,
 			"signed_batches": done.Size, "unsigned_batches": done.Unsigned, "checkpoints": done.Checkpoints,
 		}
+		if !done.UnsignedSince.IsZero() {
+			result["unsigned_since"] = done.UnsignedSince.Format(time.RFC3339Nano)
+		}
 		if bad != nil {
-			result["bad"] = map[string]any{"batch": bad.Leaf, "row": bad.Row, "what": bad.What}
+			faults := make([]map[string]any, len(bad.Faults))
+			for i, f := range bad.Faults {
+				faults[i] = map[string]any{"batch": f.Leaf, "row": f.Row, "what": f.What}
+			}
+			result["faults"], result["more_faults"] = faults, bad.More
 		}
 		if err := c.object(result); err != nil {
 			return err
@@ -136,11 +146,19 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 	}
 	if !v.json() {
 		fmt.Fprintln(c.out, c.paint(green, "the log is in order"))
-		c.pair("batches", fmt.Sprintf("%d, %d of them not under a checkpoint yet", done.Batches, done.Unsigned))
+		c.pair("batches", fmt.Sprint(done.Batches))
+		unsigned := "none"
+		if done.Unsigned > 0 {
+			unsigned = fmt.Sprintf("%d batches, since %s", done.Unsigned, done.UnsignedSince.Format(time.RFC3339))
+			if time.Since(done.UnsignedSince) > unsignedNormal {
+				unsigned += ": the log is NOT being signed"
+			}
+		}
+		c.pair("unsigned", unsigned)
 		c.pair("decisions", fmt.Sprint(done.Decisions))
 		c.pair("events", fmt.Sprint(done.Events))
 		if done.Dropped > 0 {
-			c.pair("dropped", fmt.Sprintf("%d rows of days that were dropped, as the log says", done.Dropped))
+			c.pair("dropped", fmt.Sprintf("%d rows of days that were dropped, as the log proves", done.Dropped))
 		}
 		signatures := "signatures not looked at: no verifier key"
 		if len(keys) > 0 {
@@ -151,6 +169,10 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 	}
 	return nil
 }
+
+// unsignedNormal is for how long the newest batches may be without a checkpoint while
+// all is well. It allows for a change of the server that signs.
+const unsignedNormal = time.Minute
 
 // checkpointsIn reads the checkpoints of a file.
 func checkpointsIn(file string) (notes [][]byte, err error) {

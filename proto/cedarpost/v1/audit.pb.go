@@ -1079,7 +1079,8 @@ func (x *LogRead) GetRows() int64 {
 	return 0
 }
 
-// RetentionDrop is written before a day is dropped.
+// RetentionDrop is written before a day is dropped. Days are dropped oldest first, so
+// it says that the log has nothing before that day either.
 type RetentionDrop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The day, as "2026-01-31", UTC.
@@ -1087,7 +1088,10 @@ type RetentionDrop struct {
 	// How many decisions it had.
 	Decisions int64 `protobuf:"varint,2,opt,name=decisions,proto3" json:"decisions,omitempty"`
 	// How many events.
-	Events        int64 `protobuf:"varint,3,opt,name=events,proto3" json:"events,omitempty"`
+	Events int64 `protobuf:"varint,3,opt,name=events,proto3" json:"events,omitempty"`
+	// The leaf of the first batch that has rows of a later day; 0 in records of builds
+	// that did not write it.
+	FirstLeaf     int64 `protobuf:"varint,4,opt,name=first_leaf,json=firstLeaf,proto3" json:"first_leaf,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1139,6 +1143,13 @@ func (x *RetentionDrop) GetDecisions() int64 {
 func (x *RetentionDrop) GetEvents() int64 {
 	if x != nil {
 		return x.Events
+	}
+	return 0
+}
+
+func (x *RetentionDrop) GetFirstLeaf() int64 {
+	if x != nil {
+		return x.FirstLeaf
 	}
 	return 0
 }
@@ -2892,11 +2903,13 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\aLogRead\x12\x1c\n" +
 	"\tprocedure\x18\x01 \x01(\tR\tprocedure\x12\x18\n" +
 	"\arequest\x18\x02 \x01(\tR\arequest\x12\x12\n" +
-	"\x04rows\x18\x03 \x01(\x03R\x04rows\"W\n" +
+	"\x04rows\x18\x03 \x01(\x03R\x04rows\"v\n" +
 	"\rRetentionDrop\x12\x10\n" +
 	"\x03day\x18\x01 \x01(\tR\x03day\x12\x1c\n" +
 	"\tdecisions\x18\x02 \x01(\x03R\tdecisions\x12\x16\n" +
-	"\x06events\x18\x03 \x01(\x03R\x06events\"2\n" +
+	"\x06events\x18\x03 \x01(\x03R\x06events\x12\x1d\n" +
+	"\n" +
+	"first_leaf\x18\x04 \x01(\x03R\tfirstLeaf\"2\n" +
 	"\rCheckpointKey\x12!\n" +
 	"\fverifier_key\x18\x01 \x01(\tR\vverifierKey\"\x85\x01\n" +
 	"\vReuseReport\x12\x1b\n" +

@@ -1,0 +1,302 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// treeCheck is the tree as the headers make it, to compare checkpoints and the stored
+// tiles with.
+type treeCheck struct {
+	size   int64                      // leaves so far
+	signed int64                      // the newest checkpoint covers so many: all tiles of them must be stored
+	tiles  map[auditlog.TileID][]byte // computed; of level 0 only those of the last chunk
+	stored auditlog.Tiles             // what was there before the first leaf
+	broken bool                       // a leaf is not known: roots cannot be computed from there on
+
+	pages     []store.Checkpoint // in the order of size, not compared yet
+	after     store.Checkpoint   // the last one that was read
+	all       bool               // all were read
+	kept      []auditlog.Checkpoint
+	keptNotes map[auditlog.Checkpoint][]byte
+	found     int64
+	faults    map[string]*checkpointFault
+}
+
+// checkpointFault is what is wrong with a number of checkpoints. When one leaf was
+// altered, all later roots are other ones.
+type checkpointFault struct {
+	first int64 // size
+	what  string
+	more  int
+}
+
+// read is what the tree is grown from: computed tiles, and stored ones for what was
+// before the first leaf.
+func (t *treeCheck) read(ids []auditlog.TileID) ([][]byte, error) {
+	out := make([][]byte, len(ids))
+	for i, id := range ids {
+		if out[i] = t.tiles[id]; out[i] != nil {
+			continue
+		}
+		stored, err := t.stored([]auditlog.TileID{id})
+		if err != nil {
+			return nil, err
+		}
+		out[i] = stored[0]
+	}
+	return out, nil
+}
+
+// startTree begins at a leaf. What is read of the tree before it is not verified by
+// itself, but the roots of later checkpoints depend on it.
+func (v *verification) startTree(start, signed int64) {
+	v.tree = treeCheck{
+		size: start, signed: signed, tiles: map[auditlog.TileID][]byte{}, keptNotes: map[auditlog.Checkpoint][]byte{},
+		faults: map[string]*checkpointFault{},
+	}
+	for _, signed := range v.v.Against {
+		c, err := auditlog.PeekCheckpoint(signed)
+		if err != nil {
+			v.fault(-1, -1, "a checkpoint to compare with cannot be read")
+			continue
+		}
+		v.tree.kept = append(v.tree.kept, c)
+		v.tree.keptNotes[c] = signed
+	}
+	slices.SortStableFunc(v.tree.kept, func(a, b auditlog.Checkpoint) int { return int(a.Size - b.Size) })
+}
+
+// growTree adds the batches of a chunk, compares the tiles with those stored, and the
+// checkpoints up to there with the tree.
+func (v *verification) growTree(ctx context.Context, from, to int64, batches []store.Batch) error {
+	t := &v.tree
+	if t.stored == nil {
+		t.stored = v.db.Tiles(ctx)
+	}
+	leaves := make([]tlog.Hash, 0, to-from)
+	for _, b := range batches {
+		for int64(len(leaves)) < b.Leaf-from {
+			if err := v.missing(ctx, from+int64(len(leaves)), &leaves); err != nil {
+				return err
+			}
+		}
+		leaves = append(leaves, auditlog.Hash(b.Header))
+	}
+	for int64(len(leaves)) < to-from {
+		if err := v.missing(ctx, from+int64(len(leaves)), &leaves); err != nil {
+			return err
+		}
+	}
+	if t.broken {
+		return nil
+	}
+	_, tiles, err := auditlog.Grow(t.size, leaves, t.read)
+	if errors.Is(err, store.ErrNotFound) {
+		v.fault(from, -1, "the tree of the batches before is not whole: %v", err)
+		t.broken = true
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, tile := range tiles {
+		t.tiles[tile.TileID] = tile.Hashes
+	}
+	t.size = to
+	if err := v.compareTiles(ctx, tiles); err != nil {
+		return err
+	}
+	if err := v.checkpoints(ctx, to); err != nil {
+		return err
+	}
+	maps.DeleteFunc(t.tiles, func(id auditlog.TileID, _ []byte) bool {
+		return id.Level == 0 && (id.Tile+1)<<auditlog.TileHeight <= t.size
+	})
+	return nil
+}
+
+// missing reports a batch that is not there, and takes its leaf from the stored tree, so
+// that what follows can be verified.
+func (v *verification) missing(ctx context.Context, leaf int64, leaves *[]tlog.Hash) error {
+	v.fault(leaf, -1, "is missing")
+	id := auditlog.TileID{Tile: leaf >> auditlog.TileHeight}
+	stored, err := v.db.ReadTiles(ctx, []auditlog.TileID{id})
+	if err != nil {
+		return err
+	}
+	var hash tlog.Hash
+	at := int(leaf%(1<<auditlog.TileHeight)) * tlog.HashSize
+	if tile := stored[id]; len(tile) >= at+tlog.HashSize {
+		hash = tlog.Hash(tile[at : at+tlog.HashSize])
+	} else {
+		v.tree.broken = true
+	}
+	*leaves = append(*leaves, hash)
+	return nil
+}
+
+// compareTiles compares computed tiles with stored ones, as far as a checkpoint covers
+// them, and beyond that as far as they are stored.
+func (v *verification) compareTiles(ctx context.Context, tiles []auditlog.TileData) error {
+	ids := make([]auditlog.TileID, len(tiles))
+	for i, tile := range tiles {
+		ids[i] = tile.TileID
+	}
+	stored, err := v.db.ReadTiles(ctx, ids)
+	if err != nil {
+		return err
+	}
+	for _, tile := range tiles {
+		got := stored[tile.TileID]
+		shift := auditlog.TileHeight * tile.Level
+		need := min(max((v.tree.signed>>shift)-tile.Tile<<auditlog.TileHeight, 0)*tlog.HashSize, int64(len(tile.Hashes)))
+		n := min(len(got), len(tile.Hashes)) // the log may have grown
+		for at := 0; at < n; at += tlog.HashSize {
+			if end := min(at+tlog.HashSize, n); !bytes.Equal(got[at:end], tile.Hashes[at:end]) {
+				leaf := (tile.Tile<<auditlog.TileHeight + int64(at/tlog.HashSize)) << shift
+				v.fault(leaf, -1, "the tree is not that of the batches: tile %d of level %d has another hash for what begins there", tile.Tile, tile.Level)
+				break
+			}
+		}
+		if int64(n) < need {
+			leaf := (tile.Tile<<auditlog.TileHeight + int64(n/tlog.HashSize)) << shift
+			v.fault(leaf, -1, "the tree is not whole: tile %d of level %d has no hash for what begins there", tile.Tile, tile.Level)
+		}
+	}
+	return nil
+}
+
+const checkpointPage = 1000
+
+// checkpoints compares the checkpoints up to a size, in the database and kept
+// elsewhere, with the tree.
+func (v *verification) checkpoints(ctx context.Context, to int64) error {
+	t := &v.tree
+	if t.stored == nil {
+		t.stored = v.db.Tiles(ctx)
+	}
+	for len(t.kept) > 0 && t.kept[0].Size <= to {
+		c := t.kept[0]
+		t.kept = t.kept[1:]
+		if err := v.checkpoint(store.Checkpoint{Origin: c.Origin, Size: c.Size, Note: t.keptNotes[c]}, "kept elsewhere"); err != nil {
+			return err
+		}
+	}
+	for {
+		if len(t.pages) == 0 && !t.all {
+			page, err := v.db.Checkpoints(ctx, t.after, checkpointPage)
+			if err != nil {
+				return err
+			}
+			t.all = len(page) < checkpointPage
+			if len(page) > 0 {
+				t.after = page[len(page)-1]
+			}
+			t.pages = page
+		}
+		if len(t.pages) == 0 || t.pages[0].Size > to {
+			return nil
+		}
+		c := t.pages[0]
+		t.pages = t.pages[1:]
+		t.found++
+		if err := v.checkpoint(c, "in the database"); err != nil {
+			return err
+		}
+	}
+}
+
+// checkpoint compares one with the tree.
+func (v *verification) checkpoint(stored store.Checkpoint, where string) error {
+	c, err := auditlog.PeekCheckpoint(stored.Note)
+	if err == nil && len(v.v.Keys) > 0 {
+		c, err = auditlog.OpenCheckpoint(stored.Note, v.v.Keys...)
+	}
+	switch {
+	case err != nil:
+		v.badCheckpoint(stored, where, err.Error())
+		return nil
+	case c.Origin != stored.Origin:
+		v.badCheckpoint(stored, where, "column origin is not what its text says")
+		return nil
+	case c.Size != stored.Size:
+		v.badCheckpoint(stored, where, "column size is not what its text says")
+		return nil
+	case v.tree.broken:
+		return nil
+	}
+	root, err := tlog.TreeHash(c.Size, auditlog.Tiles(v.tree.read))
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		v.badCheckpoint(stored, where, "the tree is not whole: "+err.Error())
+	case err != nil:
+		return err
+	case root != c.Root:
+		v.badCheckpoint(stored, where, "it is not of the same log: the tree has another root")
+	default:
+		v.done.Checkpoints++
+	}
+	return nil
+}
+
+// badCheckpoint notes what is wrong with a checkpoint. Those that have the same wrong
+// are reported as one.
+func (v *verification) badCheckpoint(c store.Checkpoint, where, what string) {
+	f := v.tree.faults[where+what]
+	if f == nil {
+		v.tree.faults[where+what] = &checkpointFault{first: c.Size, what: fmt.Sprintf("the checkpoint of size %d %s: %s", c.Size, where, what)}
+		return
+	}
+	f.more++
+}
+
+// endTree verifies what can be said of the tree and its checkpoints in the end.
+func (v *verification) endTree(ctx context.Context, end int64) error {
+	t := &v.tree
+	now, err := v.db.NextLeaf(ctx) // the log may have grown
+	if err != nil {
+		return err
+	}
+	if len(t.kept) > 0 {
+		c := t.kept[len(t.kept)-1]
+		v.fault(end, -1, "is missing: the log was cut off. A checkpoint that was kept elsewhere covers %d batches, the database has %d", c.Size, end)
+	}
+	last, err := v.db.LatestCheckpoint(ctx, "")
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		if end > 0 && (t.found > 0 || v.announced || len(v.v.Keys) > 0) {
+			v.fault(-1, -1, "the database has no checkpoint: none of the %d batches is signed", end)
+		}
+	case err != nil:
+		return err
+	case last.Size > now:
+		v.fault(now, -1, "is missing: a checkpoint in the database covers %d batches, the database has %d", last.Size, now)
+	}
+	for _, f := range slices.SortedFunc(maps.Values(t.faults), func(a, b *checkpointFault) int { return int(a.first - b.first) }) {
+		if f.more > 0 {
+			f.what += fmt.Sprintf("; and %d larger ones likewise", f.more)
+		}
+		v.fault(-1, -1, "%s", f.what)
+	}
+	levels, err := v.db.TileLevels(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range levels {
+		hashes := now >> min(auditlog.TileHeight*max(l.Level, 0), 62)
+		if most := (hashes + 1<<auditlog.TileHeight - 1) >> auditlog.TileHeight; l.Level < 0 || l.Last >= most {
+			v.fault(-1, -1, "the tree has tile %d of level %d, and no batch of the log is below it", l.Last, l.Level)
+		}
+	}
+	return nil
+}
