@@ -39,7 +39,7 @@ begin
 			had bytea := '';
 			must bytea;
 		begin
-			if w < 1 or w > 256 or w * 32 <> length(h) then
+			if (w between 1 and 256 and w * 32 = length(h)) is not true then
 				raise exception 'tile % of level % has % bytes', t, l, length(h) using errcode = 'data_corrupted';
 			end if;
 			select n.hashes into had from audit_nodes n where n.level = l and n.tile = t for update;

@@ -25,7 +25,7 @@ func (s *auditService) GetCheckpoint(ctx context.Context, req *cedarpostv1.GetCh
 
 // checkpoint reads the checkpoint of a size, the newest for 0.
 func (s *auditService) checkpoint(ctx context.Context, size int64) (store.Checkpoint, error) {
-	c, err := s.db.LatestCheckpoint(ctx, s.signer.origin)
+	c, err := s.signer.newest(ctx)
 	if size > 0 {
 		c, err = s.db.CheckpointOf(ctx, size)
 	}

@@ -141,7 +141,7 @@ func (s *signer) check(ctx context.Context) (err error) {
 }
 
 // signCandidates is how many checkpoints are looked at for one to go on from.
-const signCandidates = 1000
+const signCandidates = 100
 
 // newestStored is the newest checkpoint in the database that is signed with this log's
 // keys. Others under its name prove nothing: they are passed over, and reported. Without
@@ -155,6 +155,7 @@ func (s *signer) newestStored(ctx context.Context, read auditlog.Tiles) (none au
 	if err != nil {
 		return none, err
 	}
+	keys := s.verifiers()
 	strange := 0
 	defer func() {
 		if strange > 0 {
@@ -163,7 +164,7 @@ func (s *signer) newestStored(ctx context.Context, read auditlog.Tiles) (none au
 		}
 	}()
 	for _, row := range stored {
-		c, err := auditlog.OpenCheckpoint(row.Note, s.verifiers()...)
+		c, err := auditlog.OpenCheckpoint(row.Note, keys...)
 		if err != nil || c.Origin != row.Origin || c.Size != row.Size {
 			strange++
 			continue
@@ -180,6 +181,25 @@ func (s *signer) newestStored(ctx context.Context, read auditlog.Tiles) (none au
 	}
 	root, err := tlog.TreeHash(first, read)
 	return auditlog.Checkpoint{Origin: s.origin, Size: first, Root: root}, err
+}
+
+// newest reads the newest checkpoint to give out: one that this server's keys signed, or
+// if there is none, and on a server without keys, the newest of all. The error is
+// [store.ErrNotFound] if there is none.
+func (s *signer) newest(ctx context.Context) (store.Checkpoint, error) {
+	if len(s.keys) > 0 {
+		stored, err := s.db.NewestCheckpoints(ctx, s.origin, signCandidates)
+		if err != nil {
+			return store.Checkpoint{}, err
+		}
+		keys := s.verifiers()
+		for _, c := range stored {
+			if opened, err := auditlog.OpenCheckpoint(c.Note, keys...); err == nil && opened.Origin == c.Origin && opened.Size == c.Size {
+				return c, nil
+			}
+		}
+	}
+	return s.db.LatestCheckpoint(ctx, "")
 }
 
 func (s *signer) verifiers() (keys []note.Verifier) {

@@ -309,3 +309,49 @@ func metrics(t *testing.T, s *servertest.Server) string {
 	}
 	return string(body)
 }
+
+// Checkpoints that this log's keys did not sign stop nobody from signing, and are
+// counted, and a tree that was changed is not signed.
+func TestSignsOnlyWhatIsTrue(t *testing.T) {
+	key, verifier := logKey(t, "test.example/log")
+	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
+	s := servertest.New(t, signing(key, checkpoints))
+	s.MustLoadShop()
+	decide(t, s, 5)
+	before, _ := covered(t, s, verifier)
+	s.Stop()
+	conn := session(t, s.URL)
+	for _, size := range []int64{before.Size + 1, before.Size + 2, 1e9} {
+		mustExec(t, conn, fmt.Sprintf("insert into checkpoints (origin, size, note) values ('test.example/log', %d, 'junk')", size))
+	}
+	again := servertest.On(t, s.URL, signing(key, checkpoints))
+	decide(t, again, 5)
+	if c, _ := covered(t, again, verifier); c.Size <= before.Size {
+		t.Errorf("signed up to %d, before the junk up to %d", c.Size, before.Size)
+	}
+	text := metrics(t, again)
+	if strings.Contains(text, "cedarpost_checkpoint_failures_total 0") || !strings.Contains(text, "cedarpost_checkpoint_refused 0") {
+		t.Error("the junk is not counted, or signing is refused")
+	}
+	_, err := server.VerifyLog(t.Context(), openStore(t, s.URL), server.Verification{Keys: []note.Verifier{verifier}})
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("checkpoint of size %d in the database", before.Size+1)) || !strings.Contains(err.Error(), "covers 1000000000 batches") {
+		t.Errorf("got %v", err)
+	}
+	again.Stop()
+
+	tamper(t, s.URL, "update audit_nodes set hashes = set_byte(hashes, 0, get_byte(hashes, 0) # 1) where level = 0 and tile = 0")
+	changed := servertest.On(t, s.URL, signing(key, checkpoints))
+	decide(t, changed, 5)
+	eventually(t, "a refusal to sign", func() bool { return strings.Contains(metrics(t, changed), "cedarpost_checkpoint_refused 1") })
+}
+
+// A tree that is changed while a server signs is not signed on.
+func TestSignerNoticesAChangedTree(t *testing.T) {
+	s, verifier, _ := signed(t)
+	decide(t, s, 5)
+	covered(t, s, verifier)
+	conn := session(t, s.URL)
+	mustExec(t, conn, "update audit_nodes set hashes = set_byte(hashes, 0, get_byte(hashes, 0) # 1) where level = 0 and tile = 0")
+	decide(t, s, 5)
+	eventually(t, "a refusal to sign", func() bool { return strings.Contains(metrics(t, s), "cedarpost_checkpoint_refused 1") })
+}

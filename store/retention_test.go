@@ -26,7 +26,7 @@ func ago(days int) time.Time {
 }
 
 // oldLog makes the partitions of days that long ago, each with two decisions and an
-// event.
+// event; and today the root of the stored data, without which none is dropped.
 func oldLog(t *testing.T, db *store.DB, url string, days ...int) *store.LogWriter {
 	t.Helper()
 	w := db.NewLogWriter("s1", auditlog.Strict, 0)
@@ -37,6 +37,9 @@ func oldLog(t *testing.T, db *store.DB, url string, days ...int) *store.LogWrite
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+	if _, err := w.Append(t.Context(), nil, []store.Event{logEvent(time.Now(), "state_root", "")}); err != nil {
+		t.Fatal(err)
 	}
 	return w
 }
@@ -93,8 +96,8 @@ func TestDropLogDays(t *testing.T) {
 	// The leaves of the tree are all there.
 	mustRaw(t, url, `do $$ begin
 		assert (select count(*) = 2 from decisions);
-		assert (select count(*) = 1 + 3 from events);
-		assert (select count(*) = 4 + 3 from audit_batches);
+		assert (select count(*) = 1 + 1 + 3 from events);
+		assert (select count(*) = 4 + 1 + 3 from audit_batches);
 	end $$`)
 
 	recorded = nil
@@ -123,14 +126,14 @@ func TestDropNeedsItsRecord(t *testing.T) {
 	conn := connect(t, storetest.Login(t, url, serving...))
 	drop := func(says, want string) {
 		t.Helper()
-		err := actAs(t, conn, "cedarpost_app", "select drop_log_day('"+date(50)+"')")
+		err := actAs(t, conn, "cedarpost_app", "select drop_log_day('"+date(51)+"')")
 		if got := state(err); got != want {
 			t.Errorf("%s: %q, want %q", says, got, want)
 		}
 	}
 	const notYet = "55000" // object_not_in_prerequisite_state
 	drop("nothing is recorded", notYet)
-	for kind, subject := range map[string]string{"change": date(50), "retention_drop": date(51)} {
+	for kind, subject := range map[string]string{"change": date(51), "retention_drop": date(50)} {
 		if _, err := w.Append(t.Context(), nil, []store.Event{logEvent(time.Now(), kind, subject)}); err != nil {
 			t.Fatal(err)
 		}
@@ -139,17 +142,17 @@ func TestDropNeedsItsRecord(t *testing.T) {
 	const insert = `insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)
 		values (gen_random_uuid(), now(), 'retention_drop', '', '', '%s', '', '%s', 0, 0)`
 	const batch = "00000000-0000-0000-0000-00000000000a"
-	mustRaw(t, url, fmt.Sprintf(insert, date(50), batch))
+	mustRaw(t, url, fmt.Sprintf(insert, date(51), batch))
 	drop("the record is in no batch", notYet)
 	seal := fmt.Sprintf("select log_append('%s', gen_random_uuid(), 0, 1, 'header', current_date, now(), now())", batch)
 	other := strings.ReplaceAll(seal, batch, "00000000-0000-0000-0000-00000000000b")
-	insertOther := fmt.Sprintf(insert, date(50), "00000000-0000-0000-0000-00000000000b")
+	insertOther := fmt.Sprintf(insert, date(51), "00000000-0000-0000-0000-00000000000b")
 	for says, sql := range map[string]string{
 		"the record is of the same transaction":    insertOther + "; " + other,
 		"the record is of the same subtransaction": "savepoint s; " + insertOther + "; " + other + "; release s",
 		"its batch is of the same transaction":     seal,
 	} {
-		if got := state(actAs(t, conn, "cedarpost_app", sql+"; select drop_log_day('"+date(50)+"')")); got != notYet {
+		if got := state(actAs(t, conn, "cedarpost_app", sql+"; select drop_log_day('"+date(51)+"')")); got != notYet {
 			t.Errorf("%s: %q", says, got)
 		}
 	}
@@ -164,6 +167,45 @@ func TestDropNeedsItsRecord(t *testing.T) {
 	never := func(context.Context, store.LogDay) error { return errors.New("recorded twice") }
 	if dropped, err := db.DropLogDays(t.Context(), 49*day, never); err != nil || len(dropped) != 2 {
 		t.Errorf("got %v, %v", dropped, err)
+	}
+}
+
+// Days go oldest first, and only when the log has the root of the stored data of a later
+// day.
+func TestDropOldestFirst(t *testing.T) {
+	db, url := openURL(t)
+	w := oldLog(t, db, url, 50, 51)
+	conn := connect(t, storetest.Login(t, url, serving...))
+	for _, n := range []int{50, 51} {
+		if err := record(w)(t.Context(), store.LogDay{Day: ago(n)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drop := func(days int) error {
+		return actAs(t, conn, "cedarpost_app", "select drop_log_day('"+ago(days).Format(time.DateOnly)+"')")
+	}
+	if err := drop(50); state(err) != "23001" || !strings.Contains(err.Error(), "only after that of "+ago(51).Format(time.DateOnly)) {
+		t.Errorf("the younger one: %v", err)
+	}
+	root := "delete from events where kind = 'state_root'"
+	mustRaw(t, url, "set session_replication_role = replica; "+root)
+	if err := drop(51); state(err) != "23001" || !strings.Contains(err.Error(), "no root of the stored data") {
+		t.Errorf("without a root: %v", err)
+	}
+	// One in no batch is none, and neither is one of the same day.
+	mustRaw(t, url, `insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)
+		values (gen_random_uuid(), now(), 'state_root', '', '', '', '', gen_random_uuid(), 0, 0)`)
+	if _, err := w.Append(t.Context(), nil, []store.Event{logEvent(ago(51), "state_root", "")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := drop(51); state(err) != "23001" {
+		t.Errorf("without a root: %v", err)
+	}
+	if _, err := w.Append(t.Context(), nil, []store.Event{logEvent(ago(50), "state_root", "")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := drop(51); err != nil {
+		t.Error(err)
 	}
 }
 

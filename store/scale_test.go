@@ -25,7 +25,7 @@ const scaleDays = 30
 
 // fillDay makes the decisions of one day ($1), $2 of them, as a shop could have: a
 // few busy principals and many that come once, one denial in twenty, and one in
-// fifty of those at a field. They are in no batch.
+// fifty of those at a field. A hundred are a batch.
 const fillDay = `
 	insert into decisions (decision_id, at, revision, caller, server,
 	                       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
@@ -41,7 +41,7 @@ const fillDay = `
 	       'req-' || h, h,
 	       case when r6 < 0.4 then array['+id', '+items', '+status', '+total', '-internal.margin', '-internal.notes'] else '{}' end,
 	       case when r6 > 0.98 then array[sha256(h::bytea)] else '{}' end,
-	       decode(repeat(h, 28), 'hex'), '00000000-0000-0000-0000-000000000000', 0
+	       decode(repeat(h, 28), 'hex'), md5($1::text || i / 100)::uuid, i % 100
 	from (
 		select i, at, lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0') as ms, md5($1::text || i) as h,
 		       random() as r1, random() as r2, random() as r3, random() as r4, random() as r5, random() as r6
@@ -55,13 +55,24 @@ const fillEvents = `
 	select (left(ms, 8) || '-' || right(ms, 4) || '-7' || left(h, 3) || '-8' || substr(h, 4, 3) || '-' || substr(h, 7, 12))::uuid,
 	       at, (array['change', 'log_read', 'refused_right', 'authentication_failure'])[1 + i % 4],
 	       'caller-' || i % 50, 'pdp-1', 'subject-' || i % 1000, null, null, h, decode(repeat(h, 8), 'hex'),
-	       '00000000-0000-0000-0000-000000000000', 0
+	       md5('events' || $1::text || i / 100)::uuid, i % 100
 	from (
 		select i, at, lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0') as ms, md5($1::text || i) as h
 		from generate_series(0, $2::int - 1) as i
 		cross join lateral (
 			select date_trunc('milliseconds', ($1::date)::timestamp at time zone 'UTC' + i * interval '1 day' / $2) as at) as t
 	) as drawn`
+
+// fillBatches makes the batches of the rows of a day ($1), without their proofs.
+const fillBatches = `
+	insert into audit_batches (seq, batch, writer, writer_seq, rows, header, day, first_at, last_at)
+	select (select coalesce(max(seq), -1) from audit_batches) + row_number() over (order by min(at)),
+	       batch, batch, 0, count(*), '', $1::date, min(at), max(at)
+	from (
+		select batch, at from decisions where at >= $1::date::timestamp at time zone 'UTC' and at < ($1::date + 1)::timestamp at time zone 'UTC'
+		union all
+		select batch, at from events where at >= $1::date::timestamp at time zone 'UTC' and at < ($1::date + 1)::timestamp at time zone 'UTC') as r
+	group by batch`
 
 // TestQueriesAtScale fills a log and prints, as Markdown, what each question to it
 // takes: `make bench-queries ROWS=10000000`. With CEDARPOST_QUERY_URL it is the log of
@@ -105,9 +116,11 @@ func TestQueriesAtScale(t *testing.T) {
 			date := end.AddDate(0, 0, day-scaleDays)
 			exec(fillDay, date.Format(time.DateOnly), rows/scaleDays)
 			exec(fillEvents, date.Format(time.DateOnly), rows/scaleDays/20)
+			exec(fillBatches, date.Format(time.DateOnly))
 		}
 		exec("vacuum (analyze) decisions")
 		exec("vacuum (analyze) events")
+		exec("vacuum (analyze) audit_batches")
 		exec("checkpoint")
 		fmt.Printf("%d decisions over %d days, filled in %v\n\n", rows/scaleDays*scaleDays, scaleDays, time.Since(began).Round(time.Second))
 	}
