@@ -51,11 +51,11 @@ const fillDay = `
 	) as drawn`
 
 const fillEvents = `
-	insert into events (event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos)
+	insert into events (event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos, crc)
 	select (left(ms, 8) || '-' || right(ms, 4) || '-7' || left(h, 3) || '-8' || substr(h, 4, 3) || '-' || substr(h, 7, 12))::uuid,
 	       at, (array['change', 'log_read', 'refused_right', 'authentication_failure'])[1 + i % 4],
 	       'caller-' || i % 50, 'pdp-1', 'subject-' || i % 1000, null, null, h, decode(repeat(h, 8), 'hex'),
-	       md5('events' || $1::text || i / 100)::uuid, i % 100
+	       md5('events' || $1::text || i / 100)::uuid, i % 100, 0
 	from (
 		select i, at, lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0') as ms, md5($1::text || i) as h
 		from generate_series(0, $2::int - 1) as i
