@@ -112,7 +112,7 @@ func TestCheckTogether(t *testing.T) {
 	org := filepath.Join(t.TempDir(), "org")
 	app := filepath.Join(t.TempDir(), "app")
 	for dir, files := range map[string][2]string{
-		org: {`namespace Org { entity User; }`, ``},
+		org: {`namespace Org { entity User; }`, `// it has users only`},
 		app: {
 			`namespace App { entity Doc; action Read appliesTo { principal: [Org::User], resource: [Doc], context: {} }; }`,
 			`@id("all") permit (principal, action == App::Action::"Read", resource);`,
