@@ -71,7 +71,7 @@ func TestWholeBundle(t *testing.T) {
 		"notes.txt":             "for people\n",
 		".github/workflow.yaml": "not ours\n",
 		"entities.json":         "[]\n",
-		"bundle.yaml":           "name: web-shop\ndescription: The shop.\nowners: [ann, ben]\napprovals: 2\non_forbid_error: skip\n",
+		"bundle.yaml":           "name: web-shop\ndescription: The shop.\nowners: [ann, ben]\napprovals: 0\non_forbid_error: skip\n",
 		"fields.yaml": `
 Shop::Order:
   total: money
@@ -81,7 +81,7 @@ Shop::FieldGroup:
   pii: [personal]
 `,
 	})
-	if b.Name != "web-shop" || b.Description != "The shop." || b.Approvals != 2 || b.OnForbidError != bundle.Skip ||
+	if b.Name != "web-shop" || b.Description != "The shop." || b.OnForbidError != bundle.Skip ||
 		!slices.Equal(b.Owners, []string{"ann", "ben"}) {
 		t.Errorf("manifest: %+v", b)
 	}
@@ -117,7 +117,7 @@ Shop::FieldGroup:
 
 func TestDefaults(t *testing.T) {
 	b := mustRead(t, with(files{"bundle.yaml": "# nothing yet\n", "fields.yaml": "", "tests.yaml": "---\n"}))
-	if b.Name != "shop" || b.OnForbidError != bundle.Deny || b.Approvals != 0 || b.Entities != nil || b.Fields != nil || b.Tests != nil {
+	if b.Name != "shop" || b.OnForbidError != bundle.Deny || b.Entities != nil || b.Fields != nil || b.Tests != nil {
 		t.Errorf("%+v", b)
 	}
 }
@@ -215,10 +215,14 @@ func TestProblems(t *testing.T) {
 		{"bad name", with(files{"bundle.yaml": "name: Shop\n"}), []string{`bundle.yaml:1:7: "Shop" cannot be a bundle's name`}},
 		{"number for a name", with(files{"bundle.yaml": "name: 12\n"}), []string{`bundle.yaml:1:7: name must be text, not a number`}},
 		{"bad values", with(files{"bundle.yaml": "approvals: -1\non_forbid_error: maybe\nowners: {a: b}\ndescription: [x]\n"}), []string{
-			"bundle.yaml:1:12: approvals must be a whole number from 0 to 100",
+			"bundle.yaml:1:12: approvals are not enforced by this version: it publishes a bundle without any",
 			"bundle.yaml:2:18: on_forbid_error must be deny or skip",
 			"bundle.yaml:3:9: owners must be a list of texts, not a mapping",
 			"bundle.yaml:4:14: description must be text, not a list"}},
+		{"rules for publishing that are not enforced", with(files{"bundle.yaml": "approvals: 2\nimpact: required\nfreeze: []\n"}), []string{
+			"bundle.yaml:1:12: approvals are not enforced by this version: it publishes a bundle without any",
+			`bundle.yaml:2:1: unknown key "impact"`, `bundle.yaml:3:1: unknown key "freeze"`}},
+		{"approvals in other words", with(files{"bundle.yaml": "approvals: 00\n"}), []string{"bundle.yaml:1:12: approvals are not enforced by this version: it publishes a bundle without any"}},
 		{"list for a mapping", with(files{"bundle.yaml": "- a\n"}), []string{"bundle.yaml:1:1: bundle.yaml must be a mapping, not a list"}},
 		{"two documents", with(files{"bundle.yaml": "name: a\n---\nname: b\n"}), []string{"bundle.yaml:2:1: holds more than one YAML document"}},
 		{"alias", with(files{"fields.yaml": "A:\n  x: &a [g]\n  y: *a\n"}), []string{

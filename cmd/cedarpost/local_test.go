@@ -82,7 +82,7 @@ func TestCheck(t *testing.T) {
 	sh.exits(t, 0, says("shop: valid, ", " tests passed"), "check", shop)
 	sh.exits(t, 3, says("new.cedar:1:1: error: policy typo: ", "VeiwOrder", "shop: not valid"), "check", invalid)
 	sh.exits(t, 4, says("tests.yaml:", "test failed: bob sees the order of carol", "decision: expected allow, got deny"), "check", failing)
-	sh.exits(t, 3, says("bundle.yaml:6:1: error: ", "color"), "check", unreadable)
+	sh.exits(t, 3, says("bundle.yaml:5:1: error: ", "color"), "check", unreadable)
 	sh.exits(t, 1, says("no such file"), "check", filepath.Join(t.TempDir(), "none"))
 	sh.exits(t, 2, says("are both the bundle"), "check", shop, failing)
 
@@ -123,7 +123,7 @@ func TestCheckTogether(t *testing.T) {
 		write(t, dir, "policies.cedar", files[1])
 	}
 	sh.exits(t, 3, says("Org::User"), "check", app)
-	sh.exits(t, 0, says("app: valid", "org: valid"), "check", app, org)
+	sh.exits(t, 0, says("app: valid", "org: valid", "policies.cedar: warning: holds no policy"), "check", app, org)
 }
 
 // probe answers /readyz with a word.
