@@ -20,6 +20,8 @@ func TestWrongUsageExits2(t *testing.T) {
 		{"authorize", `missing flags: --action=UID, --principal=UID, --resource=UID`},
 		{"authorize --principal bob --action A::b --resource C::d", `"bob" is not an entity`},
 		{"authorize --principal A::b --action A::b --resource C::d --context [1]", `--context: not a JSON object`},
+		{`authorize --principal A::b --action A::b --resource C::d --context {"mfa":false,"mfa":true}`, `--context: not a JSON object like {"mfa": true}: member "mfa" stands twice in an object, at /mfa`},
+		{`entities list --type A --attr of={"type":"A","id":"b","id":"c"}`, `--attr of: not a JSON object like {"mfa": true}: member "id" stands twice in an object, at /value/id`},
 		{"authorize --principal A::b --action A::b --resource C::d --require-all", `--require-all needs --fields`},
 		{"authorize --principal A::b --action A::b --resource C::d --fully-consistent --at-least-as-fresh x", `can't be used together`},
 		{"check", `expected "<dir> ..."`},
