@@ -39,10 +39,10 @@ type File struct {
 // application, as the folder holds them. It shares file contents with whoever
 // made it; nobody changes them.
 type Bundle struct {
-	Name        string
+	Name string
+	// Description and Owners are shown with the bundle and have no effect.
 	Description string
 	Owners      []string
-	Approvals   int // approvals a change needs before it is published; 0 if not given
 	// OnForbidError says what a forbid that errors does: Deny (the default)
 	// or Skip, which is Cedar's own rule.
 	OnForbidError string

@@ -60,7 +60,7 @@ func checkSound(t *testing.T, b *bundle.Bundle) {
 }
 
 func FuzzBundleYAML(f *testing.F) {
-	fuzzFile(f, bundle.ManifestName, "name: shop\ndescription: d\nowners: [a, b]\napprovals: 1\non_forbid_error: deny\n", "name: 1\nname: 2\n", "approvals: 1e3\n")
+	fuzzFile(f, bundle.ManifestName, "name: shop\ndescription: d\nowners: [a, b]\napprovals: 0\non_forbid_error: deny\n", "name: 1\nname: 2\n", "approvals: 1e3\n")
 }
 
 func FuzzFields(f *testing.F) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -23,10 +22,9 @@ var (
 )
 
 const (
-	nameRule     = "it must be 1 to 64 of a-z, 0-9, dot, underscore and dash, and start with a letter or digit"
-	pathRule     = "a path is at most 16 segments joined by dots, each 1 to 64 of letters, digits, underscore and dash, 256 bytes in all"
-	maxApprovals = 100
-	maxGroups    = 100 // of one field
+	nameRule  = "it must be 1 to 64 of a-z, 0-9, dot, underscore and dash, and start with a letter or digit"
+	pathRule  = "a path is at most 16 segments joined by dots, each 1 to 64 of letters, digits, underscore and dash, 256 bytes in all"
+	maxGroups = 100 // of one field
 )
 
 func validName(s string) bool { return namePattern.MatchString(s) }
@@ -54,12 +52,11 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 		case "owners":
 			b.Owners = y.strs(v, "owners")
 		case "approvals":
-			n, err := strconv.Atoi(v.Value)
-			if v.Kind != yaml.ScalarNode || !decimal.MatchString(v.Value) || isText(v) || err != nil || n < 0 || n > maxApprovals {
-				y.fail(v, "", "approvals must be a whole number from 0 to %d", maxApprovals)
-				return
+			// Only 0 is what happens: everything is published without approval.
+			if v.Kind != yaml.ScalarNode || isText(v) || v.Value != "0" {
+				y.fail(v, "remove the line, and have changes approved before they are published",
+					"approvals are not enforced by this version: it publishes a bundle without any")
 			}
-			b.Approvals = n
 		case "on_forbid_error":
 			s := y.str(v, "on_forbid_error")
 			if isText(v) && s != Deny && s != Skip {
@@ -68,7 +65,7 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 			}
 			b.OnForbidError = s
 		default:
-			y.unknown(k, "name", "description", "owners", "approvals", "on_forbid_error")
+			y.unknown(k, "name", "description", "owners", "on_forbid_error")
 		}
 	})
 }

@@ -30,8 +30,8 @@ const (
 )
 
 // ReadDir reads the bundle in a folder. The folder's name is the bundle's,
-// unless bundle.yaml names it. A symbolic link may point to a file inside the
-// folder, not out of it. On mistakes the error is a Problems.
+// unless bundle.yaml names it. Read says how links are read. On mistakes the
+// error is a Problems.
 func ReadDir(dir string) (*Bundle, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -49,9 +49,15 @@ func ReadDir(dir string) (*Bundle, error) {
 // Read reads the bundle at the root of a file system. Names that start with a
 // dot, README files and file types that a bundle does not know are left out,
 // but a file that looks like a misspelled part of a bundle is a problem.
+//
+// A symbolic link must lead to a file inside the file system, or to a folder
+// below a name that starts with a dot, which is read under the link's name: a
+// mounted ConfigMap of Kubernetes is made of such links. Any other link is a
+// problem, whatever its name says, because policies may be behind it. So is a
+// link to a folder without a dot, which is read at its own place.
 func Read(fsys fs.FS, defaultName string) (*Bundle, error) {
-	w := walker{fsys: fsys}
-	if err := fs.WalkDir(fsys, ".", w.visit); err != nil && !errors.Is(err, errStop) {
+	w := walker{fsys: fsys, folders: map[string]string{}}
+	if err := w.folder(".", "."); err != nil && !errors.Is(err, errStop) {
 		return nil, fmt.Errorf("read bundle: %w", err)
 	}
 	return fromFiles(defaultName, w.files, w.probs)
@@ -61,59 +67,124 @@ func Read(fsys fs.FS, defaultName string) (*Bundle, error) {
 var errStop = errors.New("stop")
 
 type walker struct {
-	fsys  fs.FS
-	files []File
-	probs Problems
-	seen  int
-	bytes int
+	fsys    fs.FS
+	folders map[string]string // those that were read: path without links → name in the bundle
+	files   []File
+	probs   Problems
+	seen    int
+	bytes   int
 }
 
-func (w *walker) visit(name string, d fs.DirEntry, err error) error {
-	if name == "." {
-		return err
-	}
-	if strings.HasPrefix(path.Base(name), ".") {
-		if d != nil && d.IsDir() {
-			return fs.SkipDir
-		}
+// folder reads all that is in a folder. Its name is where it stands in the
+// bundle, real is its path without links.
+func (w *walker) folder(name, real string) error {
+	if first, twice := w.folders[real]; twice {
+		w.probs.add(Problem{File: name, Message: "is the same folder as " + first, Hint: "policies are read once: remove one of the two"})
 		return nil
+	}
+	w.folders[real] = name
+	entries, err := fs.ReadDir(w.fsys, real)
+	switch {
+	case err != nil && name == ".":
+		return err
+	case err != nil:
+		w.probs.add(Problem{File: name, Message: "cannot be read: " + cause(err)})
+		return nil
+	}
+	for _, d := range entries {
+		if strings.HasPrefix(d.Name(), ".") {
+			continue
+		}
+		if w.seen++; w.seen > maxEntries {
+			w.probs.add(Problem{Message: fmt.Sprintf("the folder holds more than %d entries", maxEntries),
+				Hint: "is this the bundle's folder?"})
+			return errStop
+		}
+		if err := w.entry(path.Join(name, d.Name()), path.Join(real, d.Name()), d.Type()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// entry reads one entry of a folder.
+func (w *walker) entry(name, real string, mode fs.FileMode) error {
+	if mode&fs.ModeSymlink != 0 {
+		target, info, err := resolve(w.fsys, real)
+		switch {
+		case err != nil:
+			w.probs.add(Problem{File: name, Message: "is a link that cannot be followed inside the bundle: " + cause(err),
+				Hint: "put here what it links to"})
+			return nil
+		case info.IsDir() && !hidden(target):
+			w.probs.add(Problem{File: name, Message: "is a link to a folder that is read at its own place", Hint: "remove the link"})
+			return nil
+		}
+		real, mode = target, info.Mode().Type()
+	}
+	if !mode.IsDir() {
+		return w.file(name, real, mode)
+	}
+	if p := folderProblem(name); p != nil {
+		w.probs.add(*p)
+		return nil
+	}
+	return w.folder(name, real)
+}
+
+// maxLinks bounds the links on the way to one file, as Linux does.
+const maxLinks = 40
+
+// resolve follows the links in a path inside the file system, and returns the
+// path without links.
+func resolve(fsys fs.FS, name string) (string, fs.FileInfo, error) {
+	links, real, rest := 0, ".", strings.Split(name, "/")
+	info, err := fs.Stat(fsys, ".")
+	for err == nil && len(rest) > 0 {
+		var segment string
+		segment, rest = rest[0], rest[1:]
+		switch {
+		case !info.IsDir():
+			return "", nil, errors.New("not a folder")
+		case segment == "" || segment == ".":
+			continue
+		case segment == ".." && real == ".":
+			return "", nil, errors.New("it leaves the bundle's folder")
+		case segment == "..":
+			real = path.Dir(real)
+			continue
+		}
+		next := path.Join(real, segment)
+		var found fs.FileInfo
+		if found, err = fs.Lstat(fsys, next); err != nil {
+			break
+		}
+		if found.Mode()&fs.ModeSymlink == 0 {
+			real, info = next, found
+			continue
+		}
+		var target string
+		if target, err = fs.ReadLink(fsys, next); err != nil {
+			break
+		}
+		target = filepath.ToSlash(target)
+		if links++; links > maxLinks {
+			return "", nil, errors.New("too many links, one after the other or in a circle")
+		}
+		if path.IsAbs(target) {
+			return "", nil, errors.New("its target is an absolute path")
+		}
+		rest = append(strings.Split(target, "/"), rest...)
 	}
 	if err != nil {
-		w.probs.add(Problem{File: name, Message: "cannot be read: " + cause(err)})
-		if d != nil && d.IsDir() {
-			return fs.SkipDir
-		}
-		return nil
+		return "", nil, err
 	}
-	if w.seen++; w.seen > maxEntries {
-		w.probs.add(Problem{Message: fmt.Sprintf("the folder holds more than %d entries", maxEntries),
-			Hint: "is this the bundle's folder?"})
-		return errStop
-	}
-	if d.IsDir() {
-		return nil
-	}
-	return w.file(name, d)
+	return real, info, nil
 }
 
-// file reads one entry that is not a directory, if the bundle wants it.
-func (w *walker) file(name string, d fs.DirEntry) error {
+// file reads one entry that is not a folder, if the bundle wants it.
+func (w *walker) file(name, real string, mode fs.FileMode) error {
 	kind, prob := classify(name)
-	mode := d.Type()
-	if mode&fs.ModeSymlink != 0 {
-		info, err := fs.Stat(w.fsys, name)
-		switch {
-		case err == nil && info.IsDir():
-			w.probs.add(Problem{File: name, Message: "is a link to a folder, which is not followed",
-				Hint: "put the folder itself here"})
-			return nil
-		case err != nil && kind != kindIgnored:
-			w.probs.add(Problem{File: name, Message: "is a link that is broken or leaves the bundle's folder"})
-			return nil
-		case err == nil:
-			mode = info.Mode().Type()
-		}
-	}
 	switch {
 	case prob != nil:
 		w.probs.add(*prob)
@@ -127,7 +198,7 @@ func (w *walker) file(name string, d fs.DirEntry) error {
 		w.probs.add(Problem{Message: fmt.Sprintf("the bundle holds more than %d files", MaxFiles)})
 		return errStop
 	}
-	content, err := w.read(name)
+	content, err := w.read(real)
 	if err != nil {
 		w.probs.add(Problem{File: name, Message: "cannot be read: " + cause(err)})
 		return nil
@@ -174,6 +245,8 @@ func fromFiles(name string, files []File, probs Problems) (*Bundle, error) {
 		kept  []File
 		total int
 		seen  = make(map[string]bool, len(files))
+
+		byFolded = make(map[string]string, len(files)) // path in small letters → path
 	)
 	if len(files) > MaxFiles {
 		return nil, Problems{{Message: fmt.Sprintf("the bundle holds more than %d files", MaxFiles)}}
@@ -196,6 +269,13 @@ func fromFiles(name string, files []File, probs Problems) (*Bundle, error) {
 		if kind == kindIgnored {
 			continue
 		}
+		folded := strings.ToLower(f.Path)
+		if other, twice := byFolded[folded]; twice {
+			probs.add(Problem{File: f.Path, Message: fmt.Sprintf("differs from %s in upper and lower case only", other),
+				Hint: "on some systems the two are one file: rename one"})
+			continue
+		}
+		byFolded[folded] = f.Path
 		if total += len(f.Content); total > MaxBytes {
 			return nil, append(probs, tooBig())
 		}
@@ -223,29 +303,34 @@ const (
 // a catalogue or a forbid that is not read is worse than an error.
 func classify(name string) (kind, *Problem) {
 	base := path.Base(name)
-	for seg := range strings.SplitSeq(name, "/") {
-		if strings.HasPrefix(seg, ".") {
-			return kindIgnored, nil
+	if hidden(name) {
+		if isPolicyName(base) { // of an upload: folders are not searched for hidden files
+			return kindIgnored, &Problem{File: name, Message: "would not be read", Hint: "names that start with a dot are left out of a bundle"}
+		}
+		return kindIgnored, nil
+	}
+	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		if p := folderProblem(dir); p != nil {
+			return kindIgnored, p
 		}
 	}
-	if strings.HasPrefix(strings.ToUpper(base), "README") && path.Ext(base) != ".cedar" {
+	if isPolicyName(base) {
+		if path.Ext(base) != ".cedar" {
+			return kindIgnored, &Problem{File: name, Message: "would not be read", Hint: "policy files end in .cedar, in small letters"}
+		}
+		return kindPolicy, nil
+	}
+	if strings.HasPrefix(strings.ToUpper(base), "README") {
 		return kindIgnored, nil
 	}
 	top := base == name
-	known := []string{ManifestName, SchemaName, FieldsName, EntitiesName, TestsName}
 	if slices.Contains(known, base) {
 		if top {
 			return kindKnown, nil
 		}
 		return kindIgnored, &Problem{File: name, Message: base + " belongs at the top of the bundle"}
 	}
-	ext := path.Ext(base)
-	switch strings.ToLower(ext) {
-	case ".cedar":
-		if ext != ".cedar" {
-			return kindIgnored, &Problem{File: name, Message: "would not be read", Hint: "policy files end in .cedar, in small letters"}
-		}
-		return kindPolicy, nil
+	switch strings.ToLower(path.Ext(base)) {
 	case ".cedarschema":
 		return kindIgnored, &Problem{File: name, Message: "a bundle has one schema, " + SchemaName}
 	case ".yaml", ".yml", ".json":
@@ -259,6 +344,30 @@ func classify(name string) (kind, *Problem) {
 		}
 	}
 	return kindIgnored, nil
+}
+
+// known are the files that a bundle has at its top, beside policies.
+var known = []string{ManifestName, SchemaName, FieldsName, EntitiesName, TestsName}
+
+// hidden reports whether a name in the path starts with a dot.
+func hidden(name string) bool {
+	return name != "." && (strings.HasPrefix(name, ".") || strings.Contains(name, "/."))
+}
+
+// isPolicyName reports whether a name is that of a policy file, or looks like one
+// to people: "A.CEDAR", or with a space or a dot at its end, which not every system
+// shows.
+func isPolicyName(base string) bool {
+	return strings.HasSuffix(strings.ToLower(strings.TrimRight(base, ". \t\r\n")), ".cedar")
+}
+
+// folderProblem refuses a folder in the place of a file. Container engines make one
+// where a file that they are to mount does not exist.
+func folderProblem(name string) *Problem {
+	if base := path.Base(name); isPolicyName(base) || slices.Contains(known, name) {
+		return &Problem{File: name, Message: "is a folder, and its name is that of a file", Hint: "was a file to be mounted here that does not exist?"}
+	}
+	return nil
 }
 
 // build makes the bundle of files whose paths are already known to be good.
@@ -285,6 +394,9 @@ func build(name string, files []File, probs Problems) (*Bundle, error) {
 		case TestsName:
 			b.Tests = readTests(f, &probs)
 		default:
+			if len(bytes.TrimSpace(f.Content)) == 0 {
+				probs.add(Problem{File: f.Path, Message: "is empty", Hint: "remove the file if it is to have no policies"})
+			}
 			b.Policies = append(b.Policies, f)
 		}
 	}
@@ -352,9 +464,20 @@ func WriteDir(dir string, files []File) (err error) {
 		if err := root.MkdirAll(path.Dir(f.Path), 0o755); err != nil {
 			return fmt.Errorf("write bundle: %w", err)
 		}
-		if err := root.WriteFile(f.Path, f.Content, 0o644); err != nil {
+		if err := writeNew(root, f); err != nil {
 			return fmt.Errorf("write bundle: %w", err)
 		}
 	}
 	return nil
+}
+
+// writeNew fails if there is a file of the name, such as one whose name differs in
+// case only where that is no difference.
+func writeNew(root *os.Root, f File) error {
+	out, err := root.OpenFile(f.Path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(f.Content)
+	return errors.Join(err, out.Close())
 }

@@ -28,7 +28,7 @@ type auditService struct {
 	reports  int             // of reuse, that one page is summed up from
 	signer   *signer
 	// mask hashes a value, given as JSON, as it stands in records.
-	mask func(json string) []byte
+	mask func(json string) ([]byte, error)
 	past *past
 }
 
@@ -124,7 +124,9 @@ func (s *auditService) filter(req *cedarpostv1.QueryDecisionsRequest) (q store.D
 	}
 	shown = req
 	if value := req.GetMaskedValue(); value != "" {
-		q.Masked = s.mask(value)
+		if q.Masked, err = s.mask(value); err != nil {
+			return q, nil, connect.Errorf(connect.CodeInvalidArgument, "masked_value: %s", err)
+		}
 		shown = proto.CloneOf(req)
 		shown.MaskedValue = "hash " + hex.EncodeToString(q.Masked)
 	}

@@ -83,12 +83,12 @@ func TestMaskedValueIsNotKept(t *testing.T) {
 	t.Cleanup(r.close)
 	s := newAuditService(db, &eventLog{r, "s"}, nil)
 	key := "first"
-	s.mask = func(json string) []byte {
+	s.mask = func(json string) ([]byte, error) {
 		sum := sha256.Sum256([]byte(key + json))
-		return sum[:]
+		return sum[:], nil
 	}
 	const secret = `"123-45-6789"`
-	hash := s.mask(secret)
+	hash, _ := s.mask(secret)
 	var rows []store.Decision
 	for i := range 3 {
 		d := newDecision(t, 0)

@@ -379,7 +379,7 @@ func (f *follower) await(ctx context.Context, enough func(store.Position) bool) 
 func sourceFromStore(b store.Bundle) (engine.Source, error) {
 	src := engine.Source{
 		Name: b.Name, SchemaFile: bundle.SchemaName, Schema: b.Schema, FieldsFile: bundle.FieldsName,
-		SkipForbidErrors: b.OnForbidError == bundle.Skip,
+		SkipForbidErrors: b.OnForbidError == bundle.Skip, Published: true,
 	}
 	for _, p := range b.Policies {
 		src.Policies = append(src.Policies, engine.PolicyText{File: p.File, Line: p.Line, Text: p.Text})

@@ -11,6 +11,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -30,6 +31,7 @@ type importing struct {
 
 	held      []*cedarpostv1.EntityOperation // of an atomic import, until its end
 	heldBytes int
+	lot       map[store.UID]int64 // what is committed together: name → number in the import
 
 	out *cedarpostv1.ImportEntitiesResponse
 }
@@ -109,7 +111,16 @@ func (i *importing) take(ctx context.Context, msg *cedarpostv1.ImportEntitiesReq
 		return connect.NewError(connect.CodeInvalidArgument, "entities: a message has 1 to 1000")
 	}
 	ops := make([]*cedarpostv1.EntityOperation, len(msg.GetEntities()))
+	before := i.stored + int64(len(i.held))
+	if len(i.held) == 0 {
+		i.lot = map[store.UID]int64{}
+	}
 	for n, e := range msg.GetEntities() {
+		number, uid := before+int64(n)+1, protoToStore(e.GetUid())
+		if first, twice := i.lot[uid]; twice {
+			return connect.Errorf(connect.CodeInvalidArgument, "entity %d: %s stands twice, it is also entity %d; an import puts each entity once", number, wire.UID(e.GetUid()), first)
+		}
+		i.lot[uid] = number
 		ops[n] = &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: e}}
 	}
 	if !i.options.GetAtomic() {

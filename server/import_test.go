@@ -136,6 +136,29 @@ func TestImportGoesOn(t *testing.T) {
 	wantCode(t, err, connect.CodeFailedPrecondition, "no unfinished import of that id")
 }
 
+// An entity that stands twice in what is committed together is refused: which of the
+// two is right, only the file's author knows.
+func TestImportOfOneEntityTwice(t *testing.T) {
+	s := docServer(t)
+	twice := people(t, nil, 3, 5)
+	twice.Entities = append(twice.Entities, user(t, "u3"))
+	_, err := importAll(t, s, people(t, nil, 0, 3), twice)
+	wantCode(t, err, connect.CodeInvalidArgument, `entity 6: Doc::User::"u3" stands twice, it is also entity 4; an import puts each entity once; the 3 entities before this chunk are stored`)
+	if n := listed(t, s); n != 3 {
+		t.Errorf("%d users of 3", n)
+	}
+	_, err = importAll(t, s, people(t, &cedarpostv1.ImportOptions{Atomic: true}, 10, 20), people(t, nil, 20, 25), people(t, nil, 19, 20))
+	wantCode(t, err, connect.CodeInvalidArgument, `entity 16: Doc::User::"u19" stands twice, it is also entity 10`)
+	if n := listed(t, s); n != 3 {
+		t.Errorf("%d users of 3", n)
+	}
+	// In two messages, as two imports would have it.
+	res, err := importAll(t, s, people(t, nil, 0, 3), people(t, nil, 2, 5))
+	if err != nil || res.Entities != 6 {
+		t.Errorf("%v, %v", res, err)
+	}
+}
+
 // An import may take several streams, and is over when the last one ends.
 func TestImportInSeveralStreams(t *testing.T) {
 	s := docServer(t)

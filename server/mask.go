@@ -6,10 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -55,24 +53,18 @@ func (m *masker) hash(value any) []byte {
 
 // maskedHash is the hash of a value that somebody looks for, as JSON text. What is
 // not JSON is taken for a string, so that one can be given without quotes.
-func (m *masker) maskedHash(text string) []byte {
-	v, err := readJSON(text)
+func (m *masker) maskedHash(text string) ([]byte, error) {
+	v, err := entityfile.DecodeJSON([]byte(text))
+	if errors.Is(err, entityfile.ErrTwice) {
+		return nil, err
+	}
+	if err == nil {
+		v, err = entityfile.Exact(v)
+	}
 	if err != nil {
 		v = text
 	}
-	return m.hash(v)
-}
-
-func readJSON(text string) (v any, err error) {
-	d := json.NewDecoder(strings.NewReader(text))
-	d.UseNumber()
-	if err := d.Decode(&v); err != nil {
-		return nil, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows")
-	}
-	return entityfile.Exact(v)
+	return m.hash(v), nil
 }
 
 // ReadMaskKey reads a mask key: one line, 32 bytes in hexadecimal or base64. It

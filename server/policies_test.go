@@ -80,6 +80,10 @@ func TestBundlesThatAreRefused(t *testing.T) {
 		{"types in a circle", servertest.Files("schema.cedarschema", "namespace A { type T = { a: U }; type U = { b: T }; entity E { t: T }; }"), connect.CodeInvalidArgument, "schema.cedarschema", ""},
 		{"too many combinations", servertest.Files("schema.cedarschema", combinations(150)), connect.CodeInvalidArgument, "schema.cedarschema", "limit is 20000"},
 		{"reserved namespace", servertest.Files("schema.cedarschema", "namespace Cedarpost { entity X; }"), connect.CodeInvalidArgument, "", "belongs to the service"},
+		{"approvals", policy(docPolicies, "bundle.yaml", "name: doc\napprovals: 2\n"), connect.CodeInvalidArgument, "bundle.yaml:2:12", "not enforced"},
+		{"hidden policy", policy(docPolicies, ".old/f.cedar", "forbid (principal, action, resource);"), connect.CodeInvalidArgument, ".old/f.cedar", "would not be read"},
+		{"annotation that is not enforced", with("level: Long", `@velocity("attempts") level: Long`), connect.CodeInvalidArgument, "schema.cedarschema", "@velocity is not enforced"},
+		{"annotation at the wrong place", policy(`@id("a") @sensitive ` + permit + ";"), connect.CodeInvalidArgument, "p.cedar:1:1", "@sensitive has no effect at a policy"},
 		{"failing test", policy(docPolicies, "tests.yaml", `checks: [{name: t, principal: 'Doc::User::"a"', action: 'Doc::Action::"Read"', resource: 'Doc::Paper::"p"', expect: allow}]`), connect.CodeInvalidArgument, "tests.yaml:1", "expected allow, got deny"},
 		{"typo in file name", policy(docPolicies, "field.yaml", "{}"), connect.CodeInvalidArgument, "field.yaml", ""},
 		{"path", policy(docPolicies, "../../etc/x.cedar", ""), connect.CodeInvalidArgument, "", ""},
@@ -316,4 +320,26 @@ func TestConcurrentPublishers(t *testing.T) {
 	if err != nil || len(list.Bundles) != n || list.Revision.Number < n {
 		t.Errorf("got %v %v", list, err)
 	}
+}
+
+// What an earlier version accepted, and this one refuses to publish, is loaded and
+// served all the same, and other bundles can be published beside it.
+func TestBundleOfAnEarlierVersion(t *testing.T) {
+	first := docServer(t)
+	first.MustPut(user(t, "ann"))
+	first.Stop()
+	exec(t, first.URL, `
+		update bundles set schema = replace(schema, 'entity Group', '@sensitive entity Group');
+		update policies set text = replace(text, '@id', '@velocity("attempts") @id');
+		insert into bundle_files select name, 'bundle.yaml', 'approvals: 2', since from bundles`)
+
+	s := servertest.On(t, first.URL)
+	if got := read(t, s, "ann", nil); got != cedarpostv1.Decision_DENY {
+		t.Errorf("got %v", got)
+	}
+	s.MustApply("other", "schema.cedarschema", `namespace Other { entity X; action A appliesTo { principal: [X], resource: [X] }; }`,
+		"p.cedar", `@id("p") permit (principal, action, resource) when { principal == resource };`)
+	_, err := s.Apply("doc", servertest.Files("schema.cedarschema", docSchema, "p.cedar", docPolicies, "bundle.yaml", "approvals: 2"))
+	wantCode(t, err, connect.CodeInvalidArgument, "not enforced")
+	s.MustApply("doc", "schema.cedarschema", docSchema, "p.cedar", docPolicies)
 }

@@ -1,10 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -143,18 +140,11 @@ func parseContext(s string) (*structpb.Struct, error) {
 			return nil, err
 		}
 	}
-	var object map[string]json.RawMessage
-	if err := json.Unmarshal(text, &object); err != nil || object == nil {
-		return nil, errors.Join(errors.New(`not a JSON object like {"mfa": true}`), err)
-	}
-	// Attributes of an entity have the same form, and their reader keeps large
-	// numbers exact.
-	entity := bytes.Join([][]byte{[]byte(`[{"uid": {"type": "T", "id": ""}, "attrs": `), text, []byte(`}]`)}, nil)
-	list, err := entityfile.Parse(entity)
+	record, err := entityfile.ParseRecord(text)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf(`not a JSON object like {"mfa": true}: %w`, err)
 	}
-	return list[0].GetAttrs(), nil
+	return record, nil
 }
 
 // printDecision prints the first line about a decision.

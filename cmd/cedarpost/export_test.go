@@ -117,6 +117,14 @@ func TestSink(t *testing.T) {
 	if err != nil || *read != state {
 		t.Fatal(read, err)
 	}
+	for text, says := range map[string]string{
+		`{"leaf":3,"header":"h","file":"f","size":4,"leaf":9}`: `"leaf"`, `{"leaf":3,"Leaf":9,"header":"h"}`: `"Leaf"`, `{"leaf":3} {}`: ``, `{"leaf":3}`: ``,
+	} {
+		bad := write(t, dir, "bad", text)
+		if got, err := readExportState(bad); err == nil || !strings.Contains(err.Error(), "bad: not the state of an export") || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, %v", text, got, err)
+		}
+	}
 	if s, err = lines(read, "two\n"); err != nil || s.empty || s.size != 8 {
 		t.Fatal(s, err)
 	}

@@ -28,6 +28,8 @@ type importCmd struct {
 func (*importCmd) Help() string {
 	return `Each entity is created, or replaced whole. They are committed 1,000 at a time, each lot as a revision of its own, so that other writers never wait for long; when one is refused, the lots before it stay.
 
+An entity that stands twice in the file is refused, with both lines; so is a member that stands twice in a JSON object. Of more than 1,000,000 entities, the later ones are compared with the first 1,000,000 and with those that they are committed with; beyond that, the last one counts.
+
 An import that was cut off goes on with --resume: what is stored is not sent again, so that nothing that was changed meanwhile is changed back. When the server is lost, the import of a file waits for it up to 30 seconds, and goes on by itself.
 
 json is an array in Cedar's entity format (.json), ndjson the same entities without the array, one on a line (.ndjson, .jsonl):

@@ -57,6 +57,11 @@ func testImport(sh *shell) func(*testing.T) {
 			{"bad.ndjson", users(3, 5) + "{}\n", `--dry-run`, 1, "bad.ndjson: line 3: uid is missing"},
 			{"late.ndjson", users(1000, 2100) + "{}\n", ``, 1, "late.ndjson: line 1101: uid is missing\n  1,000 entities are stored; when the cause is corrected, --import-id sha256:"},
 			{"schema.ndjson", users(1000, 2000) + `{"uid": {"type": "Shop::Ghost", "id": "x"}}`, `--import-id ghosts`, 1, `invalid_argument: entity 1001: Shop::Ghost`},
+			{"twice.json", `[{"uid": {"type": "Shop::User", "id": "twice"}, "attrs": {"region": "eu", "suspended": true, "suspended": false}}]`, ``, 1, "twice.json: entity 1, line 1: member \"suspended\" stands twice in an object, at /attrs/suspended\n  nothing was sent"},
+			{"twice.ndjson", users(2200, 2300) + users(2250, 2251), ``, 1, "twice.ndjson: line 101: entity Shop::User::\"n2250\" stands twice, first on line 51\n  nothing was sent"},
+			{"far.ndjson", users(4200, 5300) + users(4250, 4251), ``, 1, "line 1101: entity Shop::User::\"n4250\" stands twice, first on line 51\n  1,000 entities are stored; when the second of the two is corrected, --import-id sha256:"},
+			{"far.ndjson", users(4200, 5300) + users(4250, 4251), `--dry-run`, 1, "line 1101: entity Shop::User::\"n4250\" stands twice, first on line 51"},
+			{"twice.csv", "login,off,roles,region\na,true,,eu\na,false,,eu\n", `--map ` + mapping, 1, `twice.csv: line 3: entity Shop::User::"a" stands twice, first on line 2`},
 			{"atomic.ndjson", users(3000, 4100) + "{}\n", `--atomic`, 1, "line 1101: uid is missing\n  nothing is stored"},
 			{"columns.csv", "login,off,roles\na,true,\n", `--map ` + mapping, 1, `columns.csv: line 1: no column "region"; there are ["login" "off" "roles"]`},
 			{"cell.csv", "login,off,roles,region\na,true,,eu\nb,no,,eu\n", `--map ` + mapping, 1, `cell.csv: line 3: column "off": "no" is neither true nor false`},
@@ -352,7 +357,11 @@ func TestLostOrRefused(t *testing.T) {
 // to be sent.
 func TestLots(t *testing.T) {
 	large := func(n int) string {
-		return strings.Repeat(`{"uid": {"type": "T", "id": "`+strings.Repeat("x", 1<<20)+`"}}`+"\n", n)
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `{"uid": {"type": "T", "id": "%d%s"}}`+"\n", i, strings.Repeat("x", 1<<20))
+		}
+		return b.String()
 	}
 	for _, c := range []struct {
 		name, text string

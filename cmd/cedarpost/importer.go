@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/entityfile"
 )
 
 // The server bounds each stream in bytes and in time, and the pauses in it.
@@ -341,6 +342,8 @@ func (i *importer) advise(failure error) error {
 		return fmt.Errorf("%w\nnothing of it is stored", err)
 	case asked != nil:
 		return fmt.Errorf("%w\nwhat was sent may be stored; run the same command with --resume to go on", err)
+	case inFile && errors.Is(failure, entityfile.ErrTwice):
+		return fmt.Errorf("%w\n%s are stored; when the second of the two is corrected, --import-id %s --resume goes on after them; when the first is, import the file anew", err, entities(res.GetEntities()), i.id)
 	case inFile || refused:
 		return fmt.Errorf("%w\n%s are stored; when the cause is corrected, --import-id %s --resume goes on after them", err, entities(res.GetEntities()), i.id)
 	default:

@@ -20,6 +20,8 @@ func TestWrongUsageExits2(t *testing.T) {
 		{"authorize", `missing flags: --action=UID, --principal=UID, --resource=UID`},
 		{"authorize --principal bob --action A::b --resource C::d", `"bob" is not an entity`},
 		{"authorize --principal A::b --action A::b --resource C::d --context [1]", `--context: not a JSON object`},
+		{`authorize --principal A::b --action A::b --resource C::d --context {"mfa":false,"mfa":true}`, `--context: not a JSON object like {"mfa": true}: member "mfa" stands twice in an object, at /mfa`},
+		{`entities list --type A --attr of={"type":"A","id":"b","id":"c"}`, `--attr of: not a JSON object like {"mfa": true}: member "id" stands twice in an object, at /value/id`},
 		{"authorize --principal A::b --action A::b --resource C::d --require-all", `--require-all needs --fields`},
 		{"authorize --principal A::b --action A::b --resource C::d --fully-consistent --at-least-as-fresh x", `can't be used together`},
 		{"check", `expected "<dir> ..."`},
@@ -82,7 +84,7 @@ func TestCheck(t *testing.T) {
 	sh.exits(t, 0, says("shop: valid, ", " tests passed"), "check", shop)
 	sh.exits(t, 3, says("new.cedar:1:1: error: policy typo: ", "VeiwOrder", "shop: not valid"), "check", invalid)
 	sh.exits(t, 4, says("tests.yaml:", "test failed: bob sees the order of carol", "decision: expected allow, got deny"), "check", failing)
-	sh.exits(t, 3, says("bundle.yaml:6:1: error: ", "color"), "check", unreadable)
+	sh.exits(t, 3, says("bundle.yaml:5:1: error: ", "color"), "check", unreadable)
 	sh.exits(t, 1, says("no such file"), "check", filepath.Join(t.TempDir(), "none"))
 	sh.exits(t, 2, says("are both the bundle"), "check", shop, failing)
 
@@ -112,7 +114,7 @@ func TestCheckTogether(t *testing.T) {
 	org := filepath.Join(t.TempDir(), "org")
 	app := filepath.Join(t.TempDir(), "app")
 	for dir, files := range map[string][2]string{
-		org: {`namespace Org { entity User; }`, ``},
+		org: {`namespace Org { entity User; }`, `// it has users only`},
 		app: {
 			`namespace App { entity Doc; action Read appliesTo { principal: [Org::User], resource: [Doc], context: {} }; }`,
 			`@id("all") permit (principal, action == App::Action::"Read", resource);`,
@@ -123,7 +125,7 @@ func TestCheckTogether(t *testing.T) {
 		write(t, dir, "policies.cedar", files[1])
 	}
 	sh.exits(t, 3, says("Org::User"), "check", app)
-	sh.exits(t, 0, says("app: valid", "org: valid"), "check", app, org)
+	sh.exits(t, 0, says("app: valid", "org: valid", "policies.cedar: warning: holds no policy"), "check", app, org)
 }
 
 // probe answers /readyz with a word.

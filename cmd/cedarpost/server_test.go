@@ -206,7 +206,8 @@ func testBundles(sh *shell) func(*testing.T) {
 		sh.exits(t, 3, says(`"findings":[{"severity":"ERROR","file":"more.cedar"`), "apply", invalid, "-o", "json")
 		sh.exits(t, 4, says("bob sees the order of carol", "refused, nothing changed: 1 of 48 tests failed"),
 			"apply", shopCopy(t, map[string]string{"tests.yaml": failingTest}))
-		sh.exits(t, 3, says("bundle.yaml:6:1: error: ", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "color: blue\n"}))
+		sh.exits(t, 3, says("bundle.yaml:5:1: error: ", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "color: blue\n"}))
+		sh.exits(t, 3, says("bundle.yaml:5:12: error: approvals are not enforced", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "approvals: 2\n"}))
 		sh.exits(t, 1, says("invalid_argument", "names the bundle"), "apply", more, "--name", "other")
 		sh.exits(t, 0, says("shop"), "bundles")
 	}

@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	jsonv2 "github.com/go-json-experiment/json"
 )
 
 // exportState is how far an export is on disk.
@@ -39,7 +41,11 @@ func readExportState(file string) (*exportState, error) {
 		return nil, err
 	}
 	s := &exportState{}
-	if err := json.Unmarshal(text, s); err != nil || s.begun() && s.Header == "" {
+	// Unlike encoding/json, it refuses a member that stands twice, or in other case.
+	if err := jsonv2.Unmarshal(text, s, jsonv2.RejectUnknownMembers(true)); err != nil {
+		return nil, fmt.Errorf("%s: not the state of an export: %w", file, err)
+	}
+	if s.begun() && s.Header == "" {
 		return nil, fmt.Errorf("%s: not the state of an export", file)
 	}
 	return s, nil

@@ -27,6 +27,10 @@ type Source struct {
 	// FieldsFile names the catalogue in findings.
 	FieldsFile string
 	Fields     []Field
+	// Published bundles were accepted before, perhaps by a version without some of
+	// today's rules for annotations. They are not held to these when another bundle
+	// is checked beside them.
+	Published bool
 	// SkipForbidErrors restores Cedar's rule that a policy that fails is left
 	// out, for forbids too.
 	SkipForbidErrors bool
@@ -228,6 +232,11 @@ func (c *compiler) schemas(sources []Source) bool {
 			}
 			c.set.owners[ns] = src.Name
 		}
+		if !src.Published {
+			annotationProblems(sc, func(msg, hint string) {
+				c.rule(Finding{Bundle: src.Name, File: src.SchemaFile, Message: msg, Hint: hint})
+			})
+		}
 		for _, name := range declaredBuiltins(sc) {
 			c.rule(Finding{Bundle: src.Name, File: src.SchemaFile, Message: fmt.Sprintf("%s is a name of Cedar's own and cannot be declared outside of a namespace", name), Hint: "other bundles' schemas would read differently"})
 		}
@@ -282,6 +291,9 @@ func (c *compiler) policies(src Source) {
 	for _, text := range src.Policies {
 		first := max(text.Line, 1)
 		statements, errs := split(text.Text)
+		if len(statements)+len(errs) == 0 && !src.Published {
+			c.rule(Finding{Bundle: src.Name, File: text.File, Message: "holds no policy", Hint: "remove the file, or what comments its policies out", Warning: true})
+		}
 		for _, e := range errs {
 			c.report(Finding{Bundle: src.Name, File: text.File, Line: first + e.line - 1, Column: e.column, Message: e.msg, Hint: e.hint})
 		}
@@ -297,11 +309,24 @@ func (c *compiler) policies(src Source) {
 				continue
 			}
 			where[p.ref.ID] = p
+			if !src.Published {
+				c.annotations(p)
+			}
 			b.policies = append(b.policies, p)
 		}
 	}
 	slices.SortFunc(b.policies, comparePolicies)
 	c.checkAll(b)
+}
+
+// annotations reports the annotations of a policy that have no effect.
+func (c *compiler) annotations(p *policy) {
+	found := p.compiled.Annotations()
+	for _, key := range sortedKeys(found) {
+		if msg, hint := annotationProblem(key, found[key], atPolicy); msg != "" {
+			c.rule(finding(p, msg, hint))
+		}
+	}
 }
 
 // checkAll checks the policies of a bundle that the previous Set did not check

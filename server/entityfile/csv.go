@@ -54,29 +54,29 @@ func ReadCSV(r io.Reader, m *Mapping) *Reader {
 		}
 		return row, csvError(err, line, len(row), rows.FieldsPerRecord)
 	}
-	return &Reader{next: func() (*cedarpostv1.Entity, error) {
+	return newReader(func() (*cedarpostv1.Entity, int, error) {
 		if columns == nil {
 			header, err := read()
 			if errors.Is(err, io.EOF) {
-				return nil, errors.New("line 1: no header with the names of the columns")
+				return nil, 0, errors.New("line 1: no header with the names of the columns")
 			}
 			if err != nil {
-				return nil, err
+				return nil, 0, err
 			}
 			if columns, err = m.find(header); err != nil {
-				return nil, fmt.Errorf("line %d: %w", line, err)
+				return nil, 0, fmt.Errorf("line %d: %w", line, err)
 			}
 		}
 		row, err := read()
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		e, err := m.readRow(func(column string) string { return row[columns[column]] })
 		if err != nil {
-			return nil, fmt.Errorf("line %d: %w", line, err)
+			return nil, 0, fmt.Errorf("line %d: %w", line, err)
 		}
-		return e, nil
-	}}
+		return e, line, nil
+	})
 }
 
 // csvError words what package csv refuses. The line is that of the last good row.

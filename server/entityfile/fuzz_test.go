@@ -3,12 +3,14 @@ package entityfile
 import (
 	"bytes"
 	"encoding/csv"
+	"encoding/json"
 	"errors"
 	"io"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -53,6 +55,7 @@ func FuzzReader(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, format byte, data []byte) {
 		r := formats[int(format)%len(formats)](bytes.NewReader(data))
+		seen := map[[2]string]bool{}
 		for range len(data) + 1 {
 			e, err := r.Next()
 			if err != nil {
@@ -64,11 +67,45 @@ func FuzzReader(f *testing.F) {
 			if e.GetUid() == nil {
 				t.Error("an entity without a name was accepted")
 			}
+			name := [2]string{e.GetUid().GetType(), e.GetUid().GetId()}
+			if seen[name] {
+				t.Errorf("%q was accepted twice", name)
+			}
+			seen[name] = true
 			if _, err := proto.Marshal(e); err != nil {
 				t.Errorf("accepted, and cannot be sent: %v", err)
 			}
 		}
 		t.Error("more entities than bytes")
+	})
+}
+
+// FuzzDecodeJSON feeds texts to the reader of all JSON: what it accepts, a second reader
+// that refuses members that stand twice accepts too, and understands it in the same way.
+func FuzzDecodeJSON(f *testing.F) {
+	for _, seed := range []string{
+		`{"a":1,"b":[{"a":1},{"a":2.50}]}`, `{"a":1,"a":2}`, `[{"a":{"b":0,"\u0062":0}}]`, `"\ud800"`, `"\ud83d\ude00"`, `{} {}`, `1e400`, ` null `, ``, "\"\xff\"", `{"":{"":""}}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		got, err := DecodeJSON(text)
+		second := jsontext.Value(text)
+		if (err == nil) != second.IsValid() {
+			t.Fatalf("%q: %v, and to the second reader valid: %v", text, err, second.IsValid())
+		}
+		if err != nil {
+			return
+		}
+		again, err := json.Marshal(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rewritten := jsontext.Value(again)
+		same := []jsontext.Options{jsontext.ReorderRawObjects(true), jsontext.CanonicalizeRawInts(false), jsontext.CanonicalizeRawFloats(false), jsontext.PreserveRawStrings(false)}
+		if err := errors.Join(second.Format(same...), rewritten.Format(same...)); err != nil || string(second) != string(rewritten) {
+			t.Errorf("%q is read as %q: %v", second, rewritten, err)
+		}
 	})
 }
 

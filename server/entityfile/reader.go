@@ -1,11 +1,12 @@
 // Package entityfile reads entities out of files people keep: Cedar's entity JSON,
-// one array or one entity a line, and CSV by a mapping. A file of any length takes
-// no more memory than its largest entity.
+// one array or one entity a line, and CSV by a mapping. Memory is bounded for a file
+// of any length.
 package entityfile
 
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,12 +24,22 @@ const maxEntityText = 4 << 20
 
 var errEntityText = fmt.Errorf("an entity of more than %d MiB", maxEntityText>>20)
 
-// Reader reads the entities of a file one by one, so that a file of any
-// length takes no more memory than its largest entity. It is made by
-// [ReadJSON], [ReadNDJSON] or [ReadCSV].
+// MaxCompared is how many entities of a file are remembered, as 16 bytes and a line
+// each, to find one that stands twice. All that follow are compared with these.
+const MaxCompared = 1_000_000
+
+// Reader reads the entities of a file one by one, so that memory is bounded for a
+// file of any length. An entity that stands twice is refused with [ErrTwice]. It is
+// made by [ReadJSON], [ReadNDJSON] or [ReadCSV].
 type Reader struct {
-	next func() (*cedarpostv1.Entity, error)
-	err  error // what ended it
+	next func() (*cedarpostv1.Entity, int, error) // and the line where it begins
+	err  error                                    // what ended it
+	seen map[[16]byte]int                         // digest of a name → the line where it stands
+	most int                                      // how many of them
+}
+
+func newReader(next func() (*cedarpostv1.Entity, int, error)) *Reader {
+	return &Reader{next: next, seen: map[[16]byte]int{}, most: MaxCompared}
 }
 
 // Next returns the next entity, or [io.EOF] after the last. Another error says
@@ -37,9 +48,27 @@ func (r *Reader) Next() (*cedarpostv1.Entity, error) {
 	if r.err != nil {
 		return nil, r.err
 	}
-	var e *cedarpostv1.Entity
-	e, r.err = r.next()
-	return e, r.err
+	e, line, err := r.next()
+	if err == nil {
+		err = r.twice(e.GetUid(), line)
+	}
+	if r.err = err; err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// twice refuses an entity that was read before.
+func (r *Reader) twice(u *cedarpostv1.EntityUid, line int) error {
+	all := sha256.Sum256(fmt.Appendf(nil, "%d:%s%s", len(u.GetType()), u.GetType(), u.GetId()))
+	key := [16]byte(all[:])
+	if first, ok := r.seen[key]; ok {
+		return fmt.Errorf("line %d: entity %s::%.100q %w, first on line %d", line, u.GetType(), u.GetId(), ErrTwice, first)
+	}
+	if len(r.seen) < r.most {
+		r.seen[key] = line
+	}
+	return nil
 }
 
 // ReadJSON reads Cedar's entity JSON format: an array of {"uid", "attrs",
@@ -49,32 +78,32 @@ func ReadJSON(r io.Reader) *Reader {
 	src := &countedText{entityText: entityText{r: withoutMark(r)}}
 	d := json.NewDecoder(src)
 	number := 0
-	return &Reader{next: func() (*cedarpostv1.Entity, error) {
+	return newReader(func() (*cedarpostv1.Entity, int, error) {
 		src.left = maxEntityText
 		if number == 0 {
 			t, err := d.Token()
 			if err != nil {
-				return nil, fmt.Errorf("not an array of entities in Cedar's JSON format: %w", unexpected(err))
+				return nil, 0, fmt.Errorf("not an array of entities in Cedar's JSON format: %w", unexpected(err))
 			}
 			if t != json.Delim('[') {
-				return nil, errors.New("not an array of entities in Cedar's JSON format")
+				return nil, 0, errors.New("not an array of entities in Cedar's JSON format")
 			}
 		}
 		number++
 		if !d.More() {
-			return nil, endArray(d, src)
+			return nil, 0, endArray(d, src)
 		}
 		var text json.RawMessage
 		if err := d.Decode(&text); err != nil {
-			return nil, fmt.Errorf("entity %d, near line %d: %w", number, src.line(d.InputOffset()), unexpected(err))
+			return nil, 0, fmt.Errorf("entity %d, near line %d: %w", number, src.line(d.InputOffset()), unexpected(err))
 		}
 		line := src.line(d.InputOffset() - int64(len(text)))
 		e, err := parseEntityText(text)
 		if err != nil {
-			return nil, fmt.Errorf("entity %d, line %d: %w", number, line, err)
+			return nil, 0, fmt.Errorf("entity %d, line %d: %w", number, line, err)
 		}
-		return e, nil
-	}}
+		return e, line, nil
+	})
 }
 
 // endArray reads what follows the last entity.
@@ -95,7 +124,7 @@ func ReadNDJSON(r io.Reader) *Reader {
 	lines := bufio.NewScanner(withoutMark(r))
 	lines.Buffer(nil, maxEntityText)
 	line := 0
-	return &Reader{next: func() (*cedarpostv1.Entity, error) {
+	return newReader(func() (*cedarpostv1.Entity, int, error) {
 		for lines.Scan() {
 			line++
 			text := bytes.TrimSpace(lines.Bytes())
@@ -104,19 +133,19 @@ func ReadNDJSON(r io.Reader) *Reader {
 			}
 			e, err := parseEntityText(text)
 			if err != nil {
-				return nil, fmt.Errorf("line %d: %w", line, err)
+				return nil, 0, fmt.Errorf("line %d: %w", line, err)
 			}
-			return e, nil
+			return e, line, nil
 		}
 		err := lines.Err()
 		if errors.Is(err, bufio.ErrTooLong) {
 			err = errEntityText
 		}
 		if err != nil {
-			return nil, fmt.Errorf("line %d: %w", line+1, err)
+			return nil, 0, fmt.Errorf("line %d: %w", line+1, err)
 		}
-		return nil, io.EOF
-	}}
+		return nil, 0, io.EOF
+	})
 }
 
 // Parse is [ReadJSON] of all that there is.
@@ -208,16 +237,11 @@ func parseEntityText(text []byte) (*cedarpostv1.Entity, error) {
 	if text[0] != '{' {
 		return nil, errors.New(`not an object {"uid", "attrs", "parents", "tags"}`)
 	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber()
-	var m map[string]any
-	if err := d.Decode(&m); err != nil {
-		return nil, unexpected(err)
+	v, err := DecodeJSON(text)
+	if err != nil {
+		return nil, err
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows the entity")
-	}
-	return FromMap(m)
+	return FromMap(v.(map[string]any))
 }
 
 // FromMap reads one entity from decoded JSON in Cedar's format.

@@ -93,12 +93,22 @@ func TestReader(t *testing.T) {
 		{"Latin-1", "json", "[{\"uid\":{\"type\":\"A\",\"id\":\"M\xfcller\"}}]", ``, `entity 1, line 1: not valid UTF-8`},
 		{"a large entity", "json", "[" + a + `,{"uid":"` + strings.Repeat("x", 5<<20) + `"}]`, `A a {} []`, `entity 2, near line 1: an entity of more than 4 MiB`},
 
+		{"a member twice", "json", "[" + a + ",\n" + `{"uid":{"type":"A","id":"b"},"attrs":{"r":[{"s":true,"s":false}]}}]`, `A a {} []`, `entity 2, line 2: member "s" stands twice in an object, at /attrs/r/0/s`},
+		{"a member twice, once by its code", "json", `[{"uid":{"type":"A","id":"a"},"attrs":{"ab":1,"\u0061b":2}}]`, ``, `entity 1, line 1: member "ab" stands twice in an object, at /attrs/ab`},
+		{"attributes twice", "json", `[{"uid":{"type":"A","id":"a"},"attrs":{},"attrs":{}}]`, ``, `entity 1, line 1: member "attrs" stands twice in an object, at /attrs`},
+		{"an id twice", "json", `[{"uid":{"type":"A","id":"a","id":"b"}}]`, ``, `entity 1, line 1: member "id" stands twice in an object, at /uid/id`},
+		{"half a character", "json", `[{"uid":{"type":"A","id":"\ud800"}}]`, ``, `entity 1, line 1: not valid Unicode, at /uid/id`},
+		{"an entity twice", "json", "[" + a + ",\n" + b + ",\n" + `{"parents":[],"uid":{"__entity":{"id":"a","type":"A"}}}]`, `A a {} []/A b {} []`, `line 3: entity A::"a" stands twice, first on line 1`},
+		{"two that only look alike", "json", `[{"uid":{"type":"A","id":"ab"}},{"uid":{"type":"Aa","id":"b"}}]`, `A ab {} []/Aa b {} []`, ``},
+
 		{"no lines", "ndjson", ``, ``, ``},
 		{"two lines", "ndjson", a + "\n\n \r\n" + b, `A a {} []/A b {} []`, ``},
 		{"a byte order mark", "ndjson", "\ufeff" + a + "\r\n", `A a {} []`, ``},
 		{"an array", "ndjson", "[" + a + "]", ``, `line 1: not an object`},
-		{"two on a line", "ndjson", a + "\n" + b + " " + a + "\n", `A a {} []`, `line 2: something follows the entity`},
+		{"two on a line", "ndjson", a + "\n" + b + " " + a + "\n", `A a {} []`, `line 2: something follows the value`},
 		{"half an entity", "ndjson", a + "\n\n" + `{"uid"`, `A a {} []`, `line 3: unexpected EOF`},
+		{"a member twice", "ndjson", a + "\n" + `{"uid":{"type":"A","id":"b"},"tags":{"t":1,"t":1}}`, `A a {} []`, `line 2: member "t" stands twice in an object, at /tags/t`},
+		{"an entity twice", "ndjson", a + "\n\n" + b + "\n" + a, `A a {} []/A b {} []`, `line 4: entity A::"a" stands twice, first on line 1`},
 		{"no name", "ndjson", a + "\n{}", `A a {} []`, `line 2: uid is missing`},
 		{"a large entity", "ndjson", a + "\n" + strings.Repeat("x", 5<<20), `A a {} []`, `line 2: an entity of more than 4 MiB`},
 
@@ -112,6 +122,7 @@ func TestReader(t *testing.T) {
 		{"a column that is not there", "csv", "employee,roles,team,region,lvl,mgr,active,since\n", ``, `line 1: no column "labels", "sizes"; there are ["employee" "roles" "team" "region" "lvl" "mgr" "active" "since"]`},
 		{"a column twice", "csv", "employee," + header, ``, `line 1: two columns "employee"`},
 		{"no id", "csv", header + "e1,,,,,,,,,,\n,,,,,,,,,,\n", `User e1 {} []`, `line 3: column "employee": the id is empty`},
+		{"an entity twice", "csv", header + "\"e\n1\",admin,,,,,,,,,\n\"e\n1\",sales,,,,,,,,,\n", "User e\n1 {} [Role admin]", `line 4: entity User::"e\n1" stands twice, first on line 2`},
 		{"a word for a number", "csv", header + "\"e\n1\",,,,,,,,,,\ne2,,,,high,,,,,,\n", "User e\n1 {} []", `line 4: column "lvl": "high" is not a whole number of 64 bits`},
 		{"a fraction in a set", "csv", header + "e1,,,,,,,,,1 2.5,\n", ``, `line 2: column "sizes": "2.5" is not a whole number of 64 bits`},
 		{"a strange bool", "csv", header + "e1,,,,,,yes,,,,\n", ``, `line 2: column "active": "yes" is neither true nor false`},
@@ -171,27 +182,35 @@ func TestMapping(t *testing.T) {
 	}
 }
 
-// endless is a file without end, of which it is known how much was read.
+// endless is a file without end, of which it is known how much was read. Each # in its
+// text is another number.
 type endless struct {
 	text string // again and again
+	n    int
+	rest string
 	read int
 }
 
 func (e *endless) Read(p []byte) (int, error) {
-	n := copy(p, e.text[e.read%len(e.text):])
+	if e.rest == "" {
+		e.n++
+		e.rest = strings.ReplaceAll(e.text, "#", fmt.Sprintf("%09d", e.n))
+	}
+	n := copy(p, e.rest)
+	e.rest = e.rest[n:]
 	e.read += n
 	return n, nil
 }
 
-// Reading an entity reads little beyond it, so a file's length is no matter.
-func TestReadersDoNotReadAhead(t *testing.T) {
-	const entities, ahead = 20_000, 256 << 10
-	open := map[string]func(io.Reader) *entityfile.Reader{
-		a + ",\n": func(r io.Reader) *entityfile.Reader {
+// openers open files of entities without end, by the text of one.
+func openers(t *testing.T) map[string]func(io.Reader) *entityfile.Reader {
+	const entity = `{"uid":{"type":"A","id":"#"}}`
+	return map[string]func(io.Reader) *entityfile.Reader{
+		entity + ",\n": func(r io.Reader) *entityfile.Reader {
 			return entityfile.ReadJSON(io.MultiReader(strings.NewReader("["), r))
 		},
-		a + "\n": entityfile.ReadNDJSON,
-		"e1,admin,,,,,,,,,\n": func(r io.Reader) *entityfile.Reader {
+		entity + "\n": entityfile.ReadNDJSON,
+		"e#,admin,,,,,,,,,\n": func(r io.Reader) *entityfile.Reader {
 			m, err := entityfile.ParseMapping([]byte(mapping))
 			if err != nil {
 				t.Fatal(err)
@@ -199,16 +218,73 @@ func TestReadersDoNotReadAhead(t *testing.T) {
 			return entityfile.ReadCSV(io.MultiReader(strings.NewReader(header), r), m)
 		},
 	}
-	for text, open := range open {
+}
+
+// Reading an entity reads little beyond it, so a file's length is no matter.
+func TestReadersDoNotReadAhead(t *testing.T) {
+	const entities, ahead = 20_000, 256 << 10
+	for text, open := range openers(t) {
 		file := &endless{text: text}
 		r := open(file)
 		for i := range entities {
 			if _, err := r.Next(); err != nil {
 				t.Fatal(err)
 			}
-			if file.read > (i+1)*len(text)+ahead {
+			if file.read > (i+1)*(len(text)+8)+ahead {
 				t.Fatalf("%q: %d bytes read for %d entities", text, file.read, i+1)
 			}
+		}
+	}
+}
+
+// What is remembered to find an entity that stands twice is bounded, and what is
+// remembered is found.
+func TestMemoryOfNamesIsBounded(t *testing.T) {
+	for text, open := range openers(t) {
+		r := open(io.MultiReader(&fixed{endless: endless{text: text}, rows: 2_000}, &endless{text: text}))
+		entityfile.Compare(r, 1_000)
+		for range 2_000 {
+			if _, err := r.Next(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := entityfile.Compared(r); n != 1_000 {
+			t.Errorf("%q: %d names are remembered", text, n)
+		}
+		if _, err := r.Next(); !errors.Is(err, entityfile.ErrTwice) {
+			t.Errorf("%q: the first again, after 2,000 others: %v", text, err)
+		}
+	}
+}
+
+// fixed is so many rows of an endless file.
+type fixed struct {
+	endless
+	rows int
+}
+
+func (f *fixed) Read(p []byte) (int, error) {
+	if f.n == f.rows && f.rest == "" {
+		return 0, io.EOF
+	}
+	return f.endless.Read(p)
+}
+
+// A context, and whatever else is a record by itself.
+func TestParseRecord(t *testing.T) {
+	for _, c := range []struct{ text, err string }{
+		{`{}`, ``},
+		{` {"n": 9007199254740993, "s": [{"a": 1}, {"a": 1}]} `, ``},
+		{`null`, `not an object`},
+		{`{"mfa": true} {}`, `something follows the value`},
+		{`{"mfa": `, `unexpected EOF`},
+		{`{"mfa": true, "mfa": false}`, `member "mfa" stands twice in an object, at /mfa`},
+		{`{"a": {"b/c": [{"d": 1, "d": 1}]}}`, `member "d" stands twice in an object, at /a/b~1c/0/d`},
+		{"{\"a\": \"\xff\"}", `not valid Unicode, at /a`},
+	} {
+		_, err := entityfile.ParseRecord([]byte(c.text))
+		if (err == nil) != (c.err == "") || err != nil && err.Error() != c.err {
+			t.Errorf("%s: got %v, want %s", c.text, err, c.err)
 		}
 	}
 }

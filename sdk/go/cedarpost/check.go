@@ -10,7 +10,9 @@ type Check struct {
 	// Context is what the action's context declares. Values are bool, string, numbers,
 	// json.Number, [EntityUID], time.Time (datetime), time.Duration (duration),
 	// netip.Addr and netip.Prefix (ipaddr), slices and maps by string of these, and
-	// types made of them. Cedar has whole numbers only.
+	// types made of them. Cedar has whole numbers only. An IPv4 address or range that is
+	// mapped into IPv6, such as ::ffff:10.1.2.3, is sent as the IPv4 one; a string is
+	// sent as it is.
 	Context map[string]any
 
 	// Fields are the paths asked for; AllFields asks for all of the catalogue. Neither:

@@ -142,9 +142,11 @@ func appendValue(b []byte, v any, depth int) ([]byte, error) {
 	case time.Duration:
 		return binary.AppendVarint(append(b, 'p'), v.Milliseconds()), nil
 	case netip.Addr:
-		return appendText(append(b, 'i'), v.String()), nil
+		text, err := addrText(v)
+		return appendText(append(b, 'i'), text), err
 	case netip.Prefix:
-		return appendText(append(b, 'i'), v.String()), nil
+		text, err := prefixText(v)
+		return appendText(append(b, 'i'), text), err
 	case map[string]any:
 		return appendMap(append(b, '{'), v, depth)
 	case map[string]string:
@@ -188,6 +190,32 @@ func inCalendar(t time.Time) error {
 		return valueError("not a year of four digits")
 	}
 	return nil
+}
+
+// addrText writes an address as Cedar reads it. A listener for IPv4 and IPv6 gives the
+// IPv4 address 10.1.2.3 as ::ffff:10.1.2.3. It is sent as 10.1.2.3: Cedar takes the
+// other for no address, or, in hexadecimal, for one that is in no range of IPv4.
+func addrText(a netip.Addr) (string, error) {
+	switch {
+	case !a.IsValid():
+		return "", valueError("the zero netip.Addr is no address")
+	case a.Zone() != "":
+		return "", valueError(fmt.Sprintf("%.60q has a zone, which Cedar does not have: leave it out with WithZone", a))
+	}
+	return a.Unmap().String(), nil
+}
+
+// prefixText is addrText for a range.
+func prefixText(p netip.Prefix) (string, error) {
+	switch {
+	case !p.IsValid():
+		return "", valueError("not a valid netip.Prefix")
+	case !p.Addr().Is4In6():
+		return p.String(), nil
+	case p.Bits() < 96:
+		return "", valueError(fmt.Sprintf("%q is a range of IPv6 around IPv4 addresses: give one of the two", p))
+	}
+	return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96).String(), nil
 }
 
 // simplify turns the rarer types into those that [appendValue] and [toPlain] know:

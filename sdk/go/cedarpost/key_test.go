@@ -266,3 +266,21 @@ func FuzzToken(f *testing.F) {
 		}
 	})
 }
+
+// A mapped address is the question about the IPv4 address; any other two differ.
+func TestKeysOfAddresses(t *testing.T) {
+	key := func(ip any) string {
+		b, err := appendKey(nil, &Check{Context: map[string]any{"ip": ip}})
+		if err != nil {
+			t.Fatalf("%v: %v", ip, err)
+		}
+		return string(b)
+	}
+	four, mapped := netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("::ffff:10.1.2.3")
+	if key(four) != key(mapped) || key(netip.PrefixFrom(four, 8)) != key(netip.PrefixFrom(mapped, 104)) {
+		t.Error("a mapped address is another question")
+	}
+	if key(four) == key(netip.MustParseAddr("::10.1.2.3")) || key(four) == key("10.1.2.3") || key(netip.PrefixFrom(four, 8)) == key(netip.PrefixFrom(four, 9)) {
+		t.Error("two questions have one key")
+	}
+}

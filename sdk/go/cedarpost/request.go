@@ -188,9 +188,11 @@ func toPlain(v any, depth int) (any, error) {
 	case time.Duration:
 		return extension("duration", strconv.FormatInt(v.Milliseconds(), 10)+"ms"), nil
 	case netip.Addr:
-		return extension("ip", v.String()), nil
+		text, err := addrText(v)
+		return extension("ip", text), err
 	case netip.Prefix:
-		return extension("ip", v.String()), nil
+		text, err := prefixText(v)
+		return extension("ip", text), err
 	case map[string]any:
 		return plainMap(v, depth)
 	case map[string]string:

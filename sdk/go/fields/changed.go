@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // Changed returns the paths at which two values differ as JSON, sorted, each once; none
@@ -15,7 +17,8 @@ import (
 // are written: 1 and 1.0 differ. What encoding/json leaves out is not compared.
 //
 // Both values are objects, or lists of objects of one length. It fails if one cannot be
-// marshaled or is something else, and for the reasons of MergePatch, but for the size.
+// marshaled or is something else, or has a member twice, as a json.RawMessage can; and
+// for the reasons of MergePatch, but for the size.
 func Changed(before, after any) ([]string, error) {
 	a, err := asJSON(before)
 	if err != nil {
@@ -36,6 +39,14 @@ func asJSON(v any) (any, error) {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("fields: %w", err)
+	}
+	_, err = jsontext.NewDecoder(bytes.NewReader(text)).ReadValue()
+	grammar, _ := errors.AsType[*jsontext.SyntacticError](err)
+	switch {
+	case errors.Is(err, jsontext.ErrDuplicateName): // of the two, another reader might take the other
+		return nil, fmt.Errorf("fields: %.60q twice in an object", grammar.JSONPointer.LastToken())
+	case err != nil:
+		return nil, errors.New("fields: not Unicode")
 	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()

@@ -1,6 +1,7 @@
 package fields_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -205,6 +206,16 @@ func TestChanged(t *testing.T) {
 		}
 		if _, err := fields.Changed(map[string]any{}, bad); err == nil && says != "deep" {
 			t.Errorf("%s was taken", says)
+		}
+	}
+	// Of a member that stands twice, two readers may take different ones.
+	for _, c := range []struct{ before, after, err string }{
+		{`{"total":1}`, `{"total":2,"total":1}`, `fields: "total" twice in an object`},
+		{`{"a":[{"b":1,"c":2,"b":1}]}`, `{"a":[{"b":1,"c":2}]}`, `fields: "b" twice in an object`},
+		{`{"a":"b"}`, `{"a":"\ud800"}`, `fields: not Unicode`},
+	} {
+		if got, err := fields.Changed(json.RawMessage(c.before), json.RawMessage(c.after)); err == nil || err.Error() != c.err {
+			t.Errorf("%s to %s changes %q, %v, want %s", c.before, c.after, got, err, c.err)
 		}
 	}
 	x := decode(t, `{"a":`+nested(101)+`}`)

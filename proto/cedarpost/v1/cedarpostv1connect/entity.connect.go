@@ -105,9 +105,11 @@ type EntityServiceClient interface {
 	// of its own, so that other writes never wait behind an import. When one is
 	// refused, the messages before it stay, and the error says how many entities
 	// they hold. An import with an id that was cut off can go on where it ended:
-	// see GetImport.
+	// see GetImport. An entity that stands twice in what is committed together is
+	// refused; one that stands in two messages is replaced by the later.
 	//
-	// Errors: invalid_argument for an entity the schema refuses; failed_precondition
+	// Errors: invalid_argument for an entity the schema refuses, or that stands
+	// twice in what is committed together; failed_precondition
 	// when skip is not what is stored; aborted when another stream continues the
 	// import.
 	ImportEntities(context.Context) (EntityServiceImportEntitiesClientStream, error)
@@ -175,9 +177,11 @@ type EntityServiceHandler interface {
 	// of its own, so that other writes never wait behind an import. When one is
 	// refused, the messages before it stay, and the error says how many entities
 	// they hold. An import with an id that was cut off can go on where it ended:
-	// see GetImport.
+	// see GetImport. An entity that stands twice in what is committed together is
+	// refused; one that stands in two messages is replaced by the later.
 	//
-	// Errors: invalid_argument for an entity the schema refuses; failed_precondition
+	// Errors: invalid_argument for an entity the schema refuses, or that stands
+	// twice in what is committed together; failed_precondition
 	// when skip is not what is stored; aborted when another stream continues the
 	// import.
 	ImportEntities(context.Context, EntityServiceImportEntitiesServerStream) (*v1.ImportEntitiesResponse, error)
