@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/cedar-policy/cedar-go"
@@ -372,20 +373,23 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 	if b.name == Guardrails && !p.forbid {
 		c.report(finding(p, "the bundle guardrails may hold only forbid policies", "its policies join every decision"))
 	}
-	if err := v.Policy(p.ref.ID, tree); err != nil {
+	valid := validatable(tree)
+	if err := v.Policy(p.ref.ID, valid); err != nil {
 		for msg := range strings.SplitSeq(err.Error(), "\n") {
 			msg = strings.TrimPrefix(msg, fmt.Sprintf("for policy `%s`, ", p.ref.ID))
 			c.report(c.set.explainFinding(p, msg))
 		}
 	}
-	if alike := comparedAlike(tree); alike != nil && !c.failed && v.Policy(p.ref.ID, alike) != nil {
+	if alike := comparedAlike(valid); alike != nil && !c.failed && v.Policy(p.ref.ID, alike) != nil {
 		c.report(finding(p, "compares values of different types with <, <=, > or >=", "both sides must be Long, or datetime, or duration"))
 	}
 	if escapedStar.MatchString(p.text) {
 		c.report(finding(p, `writes * as an escape, which Cedar takes for a wildcard and cedar-go for the sign`, `write * for the wildcard, \* for the sign`))
 	}
-	if hasPlusDecimal(tree) {
-		c.report(finding(p, `decimal("+…") is not a decimal`, "Cedar's decimals have no plus sign"))
+	for _, l := range refusedLiterals(tree) {
+		f := finding(p, fmt.Sprintf("%s is not a %s", quote(l.text), l.typ), l.hint())
+		f.place(p, strconv.Quote(l.text))
+		c.report(f)
 	}
 	// Cedar's validator passes over a type after "is" that nothing declares.
 	typesAfterIs(tree, func(t cedar.EntityType) {

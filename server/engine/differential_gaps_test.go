@@ -4,7 +4,6 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
-	"strings"
 
 	"github.com/cedar-policy/cedar-go"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
@@ -67,28 +66,29 @@ var gaps = []gap{
 	},
 }
 
-// evaluatedOtherwise says whether cedar-go is known to evaluate something in a
-// policy otherwise than the reference: it takes a decimal with the sign +. That is
-// refused at publish, so no request meets it; here such a policy is left out of
-// what is evaluated.
-func evaluatedOtherwise(p *policy) bool {
-	found := false
-	for _, cond := range p.tree().Conditions {
-		xast.Inspect(xast.NewNode(cond.Body), func(n xast.IsNode) bool {
-			if call, ok := n.(xast.NodeTypeExtensionCall); ok && call.Name == "decimal" && len(call.Args) > 0 {
-				v, _ := call.Args[0].(xast.NodeValue)
-				text, _ := v.Value.(cedar.String)
-				found = found || strings.HasPrefix(string(text), "+")
+// readOtherwise says whether cedar-go, without a schema, reads a drawn value
+// otherwise than the reference. This service reads values itself, by the schema.
+func readOtherwise(v any) bool {
+	switch v := v.(type) {
+	case diffExt:
+		for _, ext := range extensions {
+			if ext.fn == v[0] {
+				_, ours := ext.parse(v[1])
+				_, cedarGo := ext.cedarGo(v[1])
+				return (ours == nil) != (cedarGo == nil)
 			}
-			return !found
-		})
+		}
+	case []any:
+		return slices.ContainsFunc(v, readOtherwise)
+	case map[string]any:
+		for _, e := range v {
+			if readOtherwise(e) {
+				return true
+			}
+		}
 	}
-	return found
+	return false
 }
-
-// plusDecimal is what the reference says of a value that cedar-go reads by
-// itself. This service reads values by the schema and refuses it.
-var plusDecimal = regexp.MustCompile("`\\+[0-9.]+` is not a well-formed decimal value")
 
 const appliesToNothing = "unable to find an applicable action given the policy scope constraints"
 

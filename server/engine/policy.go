@@ -231,7 +231,7 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 		ref: PolicyRef{bundle, id}, name: cedar.PolicyID(bundle + "/" + id),
 		file: file, line: st.line, column: st.column, text: st.text,
 		source:     tree,
-		compiled:   exactDates(compiled),
+		compiled:   exact(compiled),
 		forbid:     compiled.Effect() == cedar.Forbid,
 		obligation: string(notes["obligation"]),
 		advice:     string(notes["advice"]),
@@ -248,24 +248,6 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 
 // escapedStar finds a star that is written by its code.
 var escapedStar = regexp.MustCompile(`\\x2[aA]|\\u\{0*2[aA]\}`)
-
-// hasPlusDecimal finds a decimal with a plus sign, which cedar-go takes and Cedar
-// does not.
-func hasPlusDecimal(tree *xast.Policy) bool {
-	found := false
-	for _, c := range tree.Conditions {
-		xast.Inspect(xast.NewNode(c.Body), func(n xast.IsNode) bool {
-			call, ok := n.(xast.NodeTypeExtensionCall)
-			if ok && call.Name == "decimal" && len(call.Args) == 1 {
-				v, _ := call.Args[0].(xast.NodeValue)
-				s, _ := v.Value.(cedar.String)
-				found = found || strings.HasPrefix(string(s), "+")
-			}
-			return !found
-		})
-	}
-	return found
-}
 
 // tooLong finds text literals and patterns beyond the cap on strings. Matching a
 // pattern takes time by its length times that of the text.
@@ -334,8 +316,8 @@ func (p *policy) walk(tree *xast.Policy) {
 				Resource:   xast.ScopeTypeAll{},
 				Conditions: []xast.ConditionType{{Condition: xast.ConditionWhen, Body: part}},
 			}
-			compiled := exactDates(cedar.NewPolicyFromAST((*ast.Policy)(one)))
-			p.conjuncts = append(p.conjuncts, compiled)
+			compiled := cedar.NewPolicyFromAST((*ast.Policy)(one))
+			p.conjuncts = append(p.conjuncts, exact(compiled))
 			p.conjunctText += string(compiled.MarshalCedar())
 			if in, ok := part.(xast.NodeTypeIn); ok && isPrincipal(in.Left) {
 				if uid, ok := entityLiteral(in.Right); ok {
