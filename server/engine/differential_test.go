@@ -331,7 +331,7 @@ func parseAlone(text string) *policy {
 		return nil
 	}
 	p, err := parsePolicy(corpusBundle, "", statements[0])
-	if err != nil {
+	if _, found := tooManySigns(text); err != nil || found {
 		return nil
 	}
 	return p

@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -205,7 +206,10 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 				te.column = st.column + c - 1
 			}
 			te.msg = m[4]
-			if m[3] != `""` {
+			if isSlot(st.text, l, c, m[3]) {
+				te.column--
+				te.msg, te.hint = "templates are not supported: ?principal and ?resource have no value", "write a policy for each principal or resource, or use a group"
+			} else if m[3] != `""` {
 				te.msg += ", at " + m[3]
 			} else {
 				te.msg += ", at the end"
@@ -244,6 +248,78 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 	}
 	p.walk(tree)
 	return p, nil
+}
+
+// isSlot says whether a token at a place, in lines and columns from 1, is the name of
+// a template's slot, ?principal or ?resource.
+func isSlot(text string, line, column int, token string) bool {
+	lines := strings.Split(text, "\n")
+	if token != `"principal"` && token != `"resource"` || line > len(lines) {
+		return false
+	}
+	before := []rune(lines[line-1])
+	return column >= 2 && column-2 < len(before) && before[column-2] == '?'
+}
+
+// maxSigns is how many of ! or - Cedar takes in a row. cedar-go takes any number.
+const maxSigns = 4
+
+// tooManySigns finds more than maxSigns of ! or - in a row that stand before an
+// operand, and returns where. Only the text tells: in the syntax tree they are the
+// same with parentheses between them.
+func tooManySigns(text string) (at int, found bool) {
+	var (
+		sign    byte
+		run     int
+		operand bool // what comes before is one, so that - subtracts
+		dot     bool // what comes before is a dot, so that a word is a name
+	)
+	for i := 0; i < len(text); {
+		c := text[i]
+		switch {
+		case c == ' ' || c == '\t' || c == '\r' || c == '\n':
+			i++
+			continue
+		case strings.HasPrefix(text[i:], "//"):
+			i += len(text[i:]) - len(strings.TrimLeftFunc(text[i:], func(r rune) bool { return r != '\n' }))
+			continue
+		case strings.HasPrefix(text[i:], "!="):
+			operand, run = false, 0
+			i += 2
+		case c == '!' || c == '-' && !operand:
+			if c != sign {
+				sign, run = c, 0
+			}
+			if run++; run > maxSigns {
+				return i, true
+			}
+			operand = false
+			i++
+		case c == '"':
+			for i++; i < len(text) && text[i] != '"'; i++ {
+				if text[i] == '\\' {
+					i++
+				}
+			}
+			operand, run = true, 0
+			i++
+		case wordByte(c):
+			start := i
+			for i < len(text) && wordByte(text[i]) {
+				i++
+			}
+			operand, run = dot || !slices.Contains([]string{"if", "then", "else", "in", "has", "like", "is"}, text[start:i]), 0
+		default:
+			operand, run = c == ')' || c == ']' || c == '}', 0
+			i++
+		}
+		dot = c == '.'
+	}
+	return 0, false
+}
+
+func wordByte(c byte) bool {
+	return c == '_' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
 // escapedStar finds a star that is written by its code.
