@@ -41,14 +41,14 @@ var gaps = []gap{
 		what:  "accepted: a part behind a variable compared with itself is not sound",
 		guard: "none needed: the part is never evaluated",
 		covers: func(s *Set, p *policy, ours, _ []string) bool {
-			return len(ours) == 0 && validate.New(s.schema).Policy("", rewrite(p.tree(), hideSelfComparison)) != nil
+			return len(ours) == 0 && validate.New(s.schema).Policy("", rewrite(validatable(p.tree()), hideSelfComparison)) != nil
 		},
 	},
 	{
 		what:  "accepted: < between two of Long, datetime and duration",
 		guard: "fails when it is evaluated: such a permit permits nothing, such a forbid denies",
 		covers: func(s *Set, p *policy, ours, _ []string) bool {
-			return len(ours) == 0 && validate.New(s.schema).Policy("", rewrite(p.tree(), comparesAlike)) != nil
+			return len(ours) == 0 && validate.New(s.schema).Policy("", rewrite(validatable(p.tree()), comparesAlike)) != nil
 		},
 	},
 	{
@@ -93,7 +93,7 @@ var nestedTypes = regexp.MustCompile(`^the types .*[{<].* are not compatible$`)
 func validForEachAction(s *Set, p *policy) bool {
 	v := validate.New(s.schema)
 	for _, a := range s.matchedActions(p) {
-		tree := rewrite(joined(p.tree()), func(n xast.IsNode) xast.IsNode {
+		tree := rewrite(joined(validatable(p.tree())), func(n xast.IsNode) xast.IsNode {
 			switch t := n.(type) {
 			case xast.NodeTypeIsIn:
 				return xast.NodeTypeAnd{BinaryNode: xast.BinaryNode{Left: t.NodeTypeIs, Right: xast.NodeTypeIn{BinaryNode: xast.BinaryNode{Left: t.Left, Right: t.Entity}}}}
