@@ -67,7 +67,8 @@ create index entities_parents on entities using gin (parents) where until is nul
 create index entities_until on entities (until) where until is not null;
 
 -- One row per published version of a bundle; schema is Cedar schema text, fields
--- the text of fields.yaml.
+-- the field catalogue as the engine reads it: a JSON array of paths with their
+-- groups, or null. The text of fields.yaml is in bundle_files.
 create table bundles (
 	name            text        collate "C" not null,
 	version         bigint      not null,

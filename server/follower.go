@@ -375,7 +375,7 @@ func (f *follower) await(ctx context.Context, enough func(store.Position) bool) 
 }
 
 // sourceFromStore turns a stored bundle into what the engine compiles. The
-// store keeps the catalogue as JSON of bundle.Field.
+// store keeps the catalogue as JSON of []engine.Field.
 func sourceFromStore(b store.Bundle) (engine.Source, error) {
 	src := engine.Source{
 		Name: b.Name, SchemaFile: bundle.SchemaName, Schema: b.Schema, FieldsFile: bundle.FieldsName,

@@ -43,24 +43,28 @@ func newLoader(db *store.DB, cache *entityCache, m *metrics) *loader {
 }
 
 // load fills the pool until every slice is complete, all of them together in at
-// most one round trip for each level of dereference.
+// most one round trip for each level of dereference. The walk itself takes what the
+// cache has and ends with the context.
 func (l *loader) load(ctx context.Context, snap *snapshot, slices []*engine.Slice, pool *engine.Pool) error {
+	hits := 0
+	defer func() { l.metric.lookups.WithLabelValues("hit").Add(float64(hits)) }()
+	pool.SetSource(func(uid cedar.EntityUID) (*engine.Entity, bool) {
+		if ctx.Err() != nil {
+			return nil, false // ends the walk; load returns the error
+		}
+		e, known := l.cache.get(snap, uid)
+		if known {
+			hits++
+		}
+		return e, known
+	})
+	defer pool.SetSource(nil)
 	for {
-		missing := missingFrom(slices)
-		if len(missing) == 0 {
-			return nil
+		missing, err := missingFrom(ctx, slices)
+		if err != nil || len(missing) == 0 {
+			return err
 		}
-		rest := missing[:0]
-		for _, uid := range missing {
-			if e, known := l.cache.get(snap, uid); known {
-				pool.Put(uid, e)
-			} else {
-				rest = append(rest, uid)
-			}
-		}
-		l.metric.lookups.WithLabelValues("hit").Add(float64(len(missing) - len(rest)))
-		// If all were cached, what those refer to may be missing now.
-		for _, f := range l.fly(ctx, snap, rest) {
+		for _, f := range l.fly(ctx, snap, missing) {
 			select {
 			case <-f.done:
 			case <-ctx.Done():
@@ -75,11 +79,7 @@ func (l *loader) load(ctx context.Context, snap *snapshot, slices []*engine.Slic
 }
 
 // missingFrom lists what slices lack, each once.
-func missingFrom(slices []*engine.Slice) []cedar.EntityUID {
-	if len(slices) == 1 {
-		return slices[0].Missing()
-	}
-	var missing []cedar.EntityUID
+func missingFrom(ctx context.Context, slices []*engine.Slice) (missing []cedar.EntityUID, err error) {
 	wanted := map[cedar.EntityUID]bool{}
 	for _, s := range slices {
 		for _, uid := range s.Missing() {
@@ -88,8 +88,11 @@ func missingFrom(slices []*engine.Slice) []cedar.EntityUID {
 				missing = append(missing, uid)
 			}
 		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 	}
-	return missing
+	return missing, nil
 }
 
 // fly returns the loads that bring the entities: those under way already, and one

@@ -21,7 +21,7 @@ type Bundle struct {
 	OnForbidError string
 	Namespaces    []string
 	Schema        string // Cedar schema text
-	Fields        string // fields.yaml
+	Fields        string // the field catalogue: JSON of []engine.Field, not the text of fields.yaml
 	PolicyCount   int32  `db:"policies"`
 	PublishedBy   string
 	PublishedAt   time.Time // set by the database

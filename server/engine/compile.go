@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/cedar-policy/cedar-go"
@@ -397,28 +398,24 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 	if b.name == Guardrails && !p.forbid {
 		c.report(finding(p, "the bundle guardrails may hold only forbid policies", "its policies join every decision"))
 	}
-	if err := v.Policy(p.ref.ID, tree); err != nil {
+	valid := validatable(tree)
+	impossible := false // it applies to nothing, so that its conditions do not count
+	if err := v.Policy(p.ref.ID, valid); err != nil {
 		for msg := range strings.SplitSeq(err.Error(), "\n") {
 			msg = strings.TrimPrefix(msg, fmt.Sprintf("for policy `%s`, ", p.ref.ID))
 			c.report(c.set.explainFinding(p, msg))
+			impossible = impossible || strings.Contains(msg, noActionApplies)
 		}
 	}
-	if alike := comparedAlike(tree); alike != nil && !c.failed && v.Policy(p.ref.ID, alike) != nil {
-		c.report(finding(p, "compares values of different types with <, <=, > or >=", "both sides must be Long, or datetime, or duration"))
+	if !impossible {
+		c.checkConditions(v, p, valid)
 	}
-	if escapedStar.MatchString(p.text) {
-		c.report(finding(p, `writes * as an escape, which Cedar takes for a wildcard and cedar-go for the sign`, `write * for the wildcard, \* for the sign`))
+	if at, found := tooManySigns(p.text); found {
+		f := finding(p, fmt.Sprintf("more than %d of ! or - in a row", maxSigns), "two of them are as good as none")
+		f.placeAt(p, at)
+		c.report(f)
 	}
-	if hasPlusDecimal(tree) {
-		c.report(finding(p, `decimal("+…") is not a decimal`, "Cedar's decimals have no plus sign"))
-	}
-	// Cedar's validator passes over a type after "is" that nothing declares.
-	typesAfterIs(tree, func(t cedar.EntityType) {
-		msg := fmt.Sprintf("unrecognized entity type `%s`", t)
-		if !c.set.knowsType(t) && !slices.ContainsFunc(c.findings, func(f Finding) bool { return f.Policy == p.ref.ID && f.Message == msg }) {
-			c.report(c.set.explainFinding(p, msg))
-		}
-	})
+	c.checkNames(p, tree, impossible)
 	literals(tree, func(uid cedar.EntityUID) {
 		if err := c.set.checkEnum(uid, uid.String()); err != nil {
 			f := finding(p, err.Error(), "")
@@ -437,8 +434,52 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 		return false
 	}
 	p.level = c.levelOf(p, tree)
-	c.lint(p, tree)
+	c.lint(p, tree, impossible)
 	return !c.failed
+}
+
+// checkConditions refuses what Cedar's validator refuses in conditions and that of
+// cedar-go does not, or what cedar-go evaluates otherwise.
+func (c *compiler) checkConditions(v *validate.Validator, p *policy, valid *xast.Policy) {
+	if alike := comparedAlike(valid); alike != nil && !c.failed && v.Policy(p.ref.ID, alike) != nil {
+		c.report(finding(p, "compares values of different types with <, <=, > or >=", "both sides must be Long, or datetime, or duration"))
+	}
+	if escapedStar.MatchString(p.text) {
+		c.report(finding(p, `writes * as an escape, which Cedar takes for a wildcard and cedar-go for the sign`, `write * for the wildcard, \* for the sign`))
+	}
+	for _, l := range refusedLiterals(p.tree()) {
+		f := finding(p, fmt.Sprintf("%s is not a %s", quote(l.text), l.typ), l.hint())
+		f.place(p, strconv.Quote(l.text))
+		c.report(f)
+	}
+}
+
+// checkNames refuses types and actions that nothing declares where Cedar's validator
+// passes over them: types after "is", and all that stands in the conditions of a
+// policy that applies to nothing.
+func (c *compiler) checkNames(p *policy, tree *xast.Policy, impossible bool) {
+	report := func(msg string) {
+		if !slices.ContainsFunc(c.findings, func(f Finding) bool { return f.Bundle == p.ref.Bundle && f.Policy == p.ref.ID && f.Message == msg }) {
+			c.report(c.set.explainFinding(p, msg))
+		}
+	}
+	typ := func(t cedar.EntityType) {
+		if !c.set.knowsType(t) {
+			report(fmt.Sprintf("unrecognized entity type `%s`", t))
+		}
+	}
+	typesAfterIs(tree, typ)
+	if !impossible {
+		return
+	}
+	actions := c.set.schemaOf(p).Actions
+	literals(tree, func(uid cedar.EntityUID) {
+		if !isActionType(uid.Type) {
+			typ(uid.Type)
+		} else if _, ok := actions[uid]; !ok {
+			report(fmt.Sprintf("unrecognized action `%s`", uid))
+		}
+	})
 }
 
 // levelOf computes how deep p dereferences and refuses what no slice can hold.

@@ -18,28 +18,27 @@ const (
 	dateShift = 1_000_000_000 * dayMillis
 )
 
-// exactDates compiles a policy with exact dates.
-func exactDates(compiled *cedar.Policy) *cedar.Policy {
+// exact compiles a policy so that cedar-go evaluates it as Cedar does: dates before
+// 1970, and literals that the two read differently.
+func exact(compiled *cedar.Policy) *cedar.Policy {
 	tree := (*xast.Policy)(compiled.AST())
 	uses := false
 	for _, c := range tree.Conditions {
 		xast.Inspect(xast.NewNode(c.Body), func(n xast.IsNode) bool {
 			call, ok := n.(xast.NodeTypeExtensionCall)
-			uses = uses || ok && (call.Name == "toDate" || call.Name == "toTime")
+			_, odd := oddLiteral(n)
+			uses = uses || odd || ok && (call.Name == "toDate" || call.Name == "toTime")
 			return !uses
 		})
 	}
 	if !uses {
 		return compiled
 	}
-	exact := *tree
-	exact.Conditions = nil
-	for _, c := range tree.Conditions {
-		c.Body = mapNode(c.Body, shiftDate)
-		exact.Conditions = append(exact.Conditions, c)
-	}
-	return cedar.NewPolicyFromAST((*ast.Policy)(&exact))
+	return cedar.NewPolicyFromAST((*ast.Policy)(mapPolicy(tree, exactNode)))
 }
+
+// exactNode makes a node exact whose inner nodes are.
+func exactNode(n xast.IsNode) xast.IsNode { return shiftDate(exactLiteral(n)) }
 
 // shiftDate makes a toDate or toTime exact.
 func shiftDate(n xast.IsNode) xast.IsNode {
@@ -88,20 +87,27 @@ func oneType(n xast.IsNode) xast.IsNode {
 // compares nothing.
 func comparedAlike(tree *xast.Policy) *xast.Policy {
 	compares := false
+	out := mapPolicy(tree, func(n xast.IsNode) xast.IsNode {
+		m := oneType(n)
+		_, was := n.(xast.NodeTypeContains)
+		_, is := m.(xast.NodeTypeContains)
+		compares = compares || is && !was
+		return m
+	})
+	if !compares {
+		return nil
+	}
+	return out
+}
+
+// mapPolicy returns a copy of a policy with fn applied to every node of its
+// conditions, the inner ones first.
+func mapPolicy(tree *xast.Policy, fn func(xast.IsNode) xast.IsNode) *xast.Policy {
 	out := *tree
 	out.Conditions = nil
 	for _, c := range tree.Conditions {
-		c.Body = mapNode(c.Body, func(n xast.IsNode) xast.IsNode {
-			m := oneType(n)
-			_, was := n.(xast.NodeTypeContains)
-			_, is := m.(xast.NodeTypeContains)
-			compares = compares || is && !was
-			return m
-		})
+		c.Body = mapNode(c.Body, fn)
 		out.Conditions = append(out.Conditions, c)
-	}
-	if !compares {
-		return nil
 	}
 	return &out
 }

@@ -8,7 +8,9 @@ import (
 )
 
 const syntaxSchema = `entity G in [G];
-entity U in [G] { a: Long, b?: { c: Long, "if"?: Bool }, s: String, l: Set<Long>, "if": Bool } tags String;
+entity E enum ["x", "y"];
+entity Alone;
+entity U in [G, E] { a: Long, b?: { c: Long, "if"?: Bool }, s: String, l: Set<Long>, "if": Bool } tags String;
 action "g";
 action "act" in ["g"] appliesTo { principal: [U], resource: [U], context: { a: Long, s: String } };
 `
@@ -16,7 +18,48 @@ action "act" in ["g"] appliesTo { principal: [U], resource: [U], context: { a: L
 // Odd spellings of conditions, one on a line.
 const syntaxConditions = `
 !!!!true
+!!!!!true
+! ! ! ! !true
+!!!!(!true)
+!!!!!!!!true
+1 != 2 && !!!!true
+1 != !!!!!true
+principal.if == !!!!true
+principal.if == !!!!!true
 ----1 == 1
+-----1 == -1
+- - - - - 1 == -1
+1 - ----1 == 2
+1 - -----1 == 2
+1-----1 == 2
+1------1 == 2
+(1)-----1 == 2
+principal.a-----1 == 2
+principal["a"] -----1 == 2
+principal["a"] ------1 == 2
+if true then ----1 == 1 else true
+if true then -----1 == 1 else true
+[----1].isEmpty()
+[-----1].isEmpty()
+{a: -----1} has a
+----1 < -----1
+2 * -----1 == -2
+2 * ----1 == 2
+"-----" == "!!!!!"
+"a\"-----" like "*!!!!!*"
+E::"x" in G::"a"
+E::"x" in E::"x"
+E::"x" in E::"y"
+E::"x" in [G::"a"]
+E::"x" in principal
+E::"x" in [E::"y", E::"x"]
+E::"x" is E in G::"a"
+E::"x" is E in E::"x"
+E::"x" has a
+E::"z" in E::"x"
+principal in E::"x"
+principal in E::"z"
+(if true then E::"x" else E::"y") in E::"y"
 1 < 2 < 3
 1 == 1 == true
 (1 == 1) == true
@@ -300,6 +343,22 @@ duration("106751991167d7h12m55s808ms") > duration("1d")
 duration("٣ms") == duration("3ms")
 duration("1.5h") == duration("90m")
 duration("-90m").toHours() == -1
+duration("-9223372036854775808ms").toMilliseconds() == -9223372036854775808
+duration("-9223372036854775808ms").toSeconds() == -9223372036854775
+duration("-9223372036854775808ms").toDays() == -106751991167
+duration("-9223372036854775808ms") < duration("-9223372036854775807ms")
+duration("-9223372036854775808ms") == duration("-106751991167d7h12m55s808ms")
+[duration("-9223372036854775808ms"), duration("0ms")].contains(duration("-106751991167d7h12m55s808ms"))
+datetime("1970-01-01").offset(duration("-9223372036854775808ms")) < datetime("0000-01-01")
+datetime("1969-12-31").offset(duration("-9223372036854775808ms")) < datetime("0000-01-01")
+datetime("9999-12-31").offset(duration("-9223372036854775808ms")).durationSince(datetime("1970-01-01")) < duration("0ms")
+datetime("1970-01-01").offset(duration("-9223372036854775808ms")).durationSince(datetime("1970-01-02")) < duration("0ms")
+datetime("1970-01-01").durationSince(datetime("1970-01-01").offset(duration("-9223372036854775808ms"))) < duration("0ms")
+datetime("+999999999-12-31") < datetime("2024-01-01")
+datetime("+000002024-01-01") == datetime("2024-01-01")
+datetime("9999-12-31T23:59:59-2359") > datetime("9999-12-31T23:59:59Z")
+datetime("0000-01-01T00:00:00+2359") < datetime("0000-01-01")
+datetime("9999-12-31T23:59:59-2359").toDate() == datetime("9999-12-31").offset(duration("1d"))
 duration("-1ms").toSeconds() == 0
 duration("1d").toMilliseconds() == 86400000
 `
@@ -332,7 +391,34 @@ var syntaxPolicies = []string{
 	`permit (principal is Nowhere, action, resource);`,
 	`permit (principal is U in Nowhere::"a", action, resource);`,
 	`permit (principal == ?principal, action, resource);`,
+	`permit (principal in ?principal, action, resource == ?resource);`,
 	`permit (principal: U, action, resource);`,
+	`permit (principal is Alone, action, resource);`,
+	`forbid (principal == Alone::"a", action, resource);`,
+	`permit (principal is E, action, resource);`,
+	`permit (principal == E::"x", action, resource);`,
+	`permit (principal == E::"z", action, resource);`,
+	`permit (principal in E::"x", action, resource);`,
+	`permit (principal is G in E::"x", action, resource);`,
+	`permit (principal is U in Alone::"x", action, resource);`,
+	`permit (principal in Action::"g", action, resource);`,
+	`permit (principal is Alone, action, resource) when { principal.nothing };`,
+	`permit (principal is Alone, action, resource) when { 1 + "a" == [] };`,
+	`permit (principal is Alone, action, resource) when { 1 };`,
+	`permit (principal is Alone, action, resource) when { principal == Nowhere::"a" };`,
+	`permit (principal is Alone, action, resource) when { principal is Nowhere };`,
+	`permit (principal is Alone, action, resource) when { principal == E::"z" };`,
+	`permit (principal is Alone, action, resource) when { action == Action::"nowhere" };`,
+	`permit (principal is Alone, action, resource) when { [Nowhere::"a"] == [] };`,
+	`permit (principal is Alone, action, resource) when { ip("x") == decimal("y") };`,
+	`permit (principal is Alone, action, resource) when { datetime("+000002024-01-01") == decimal("+1.0") };`,
+	`permit (principal is Alone, action, resource) when { 1 < datetime("2024-01-01") };`,
+	`permit (principal is Alone, action, resource) when { "ab" like "a\u{2a}" };`,
+	`permit (principal is Alone, action in [], resource);`,
+	`permit (principal is Alone, action == Action::"nowhere", resource);`,
+	`permit (principal is Alone, action == Action::"g", resource);`,
+	"permit (principal, action, resource) when { !!!! // a comment\n !true };",
+	"permit (principal, action, resource) when { !!! // a comment !!!\n !true };",
 	`permit (principal : U, action: Action, resource: U);`,
 	`permit (principal is Action, action, resource);`,
 	`permit (principal == principal, action, resource);`,
@@ -365,15 +451,12 @@ var syntaxPolicies = []string{
 // syntaxGaps are the spellings that only one side takes, with what keeps it from
 // doing harm.
 var syntaxGaps = map[string]string{
-	`permit (principal, action, resource) when { !!!!!true };`:                                           "accepted, means what it says; the reference takes four in a row",
-	`permit (principal, action, resource) when { -----1 == -1 };`:                                        "accepted, means what it says; the reference takes four in a row",
-	`permit (principal, action, resource) when { !-1 == 1 };`:                                            "refused as of a wrong type, which is so; the reference does not parse it",
-	`permit (principal, action == U::"act", resource);`:                                                  "refused as of an unknown action; the reference does not parse it",
-	"permit\u00a0(principal, action, resource);":                                                         "refused; the reference takes any white space of Unicode",
-	"permit (principal, action, resource) when { \"a\nb\" == \"\" };":                                    "refused; the reference takes a line break in a string",
-	`forbid (principal, action, resource) when { "ab" like "a\u{2a}" };`:                                 "the reference takes an escaped * for a wildcard, cedar-go for the sign",
-	`forbid (principal, action, resource) when { "ab" like "a\x2a" };`:                                   "the reference takes an escaped * for a wildcard, cedar-go for the sign",
-	`permit (principal, action, resource) when { duration("-9223372036854775808ms") < duration("1d") };`: "refused; the reference takes the least of all durations",
+	`permit (principal, action, resource) when { !-1 == 1 };`:            "refused as of a wrong type, which is so; the reference does not parse it",
+	`permit (principal, action == U::"act", resource);`:                  "refused as of an unknown action; the reference does not parse it",
+	"permit\u00a0(principal, action, resource);":                         "refused; the reference takes any white space of Unicode",
+	"permit (principal, action, resource) when { \"a\nb\" == \"\" };":    "refused; the reference takes a line break in a string",
+	`forbid (principal, action, resource) when { "ab" like "a\u{2a}" };`: "the reference takes an escaped * for a wildcard, cedar-go for the sign",
+	`forbid (principal, action, resource) when { "ab" like "a\x2a" };`:   "the reference takes an escaped * for a wildcard, cedar-go for the sign",
 }
 
 // Odd spellings mean the same to this engine and to the reference, or nothing to

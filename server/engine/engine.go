@@ -14,7 +14,7 @@ import (
 
 // Version names the rules this engine decides by. It goes into every record,
 // and changes when an equal question could get another answer.
-const Version = "cedarpost-1 cedar-go-1.9.0"
+const Version = "cedarpost-2 cedar-go-1.9.0"
 
 // DeniedAt says which of the three checks denied.
 type DeniedAt int
@@ -59,8 +59,9 @@ type Obligation struct {
 	Text   string
 }
 
-// Advice is the @advice of a forbid that denied the object (Paths empty) or
-// some fields.
+// Advice is the @advice of a forbid that is satisfied and so denied the object
+// (Paths empty) or some fields. A forbid that denies because it failed gives no
+// advice: following it would not help.
 type Advice struct {
 	Policy PolicyRef
 	Text   string
@@ -74,8 +75,9 @@ type Result struct {
 	// Permitted and Denied split the fields asked for; both nil when none were.
 	Permitted, Denied []string
 	// Policies determined the decision: object policies by bundle and id, then
-	// field policies by bundle and id.
-	Policies    []PolicyRef
+	// field policies by bundle and id that are not among them.
+	Policies []PolicyRef
+	// Errors has each policy that failed once, with its first message.
 	Errors      []PolicyError
 	Obligations []Obligation
 	Advice      []Advice
@@ -87,6 +89,15 @@ type verdict struct {
 	allowed bool
 	reasons []*policy
 	errors  []PolicyError
+	failed  []*policy // of reasons, the forbids that deny because they failed
+}
+
+// advising are the reasons that give their advice.
+func (v verdict) advising() []*policy {
+	if len(v.failed) == 0 {
+		return v.reasons
+	}
+	return slices.DeleteFunc(slices.Clone(v.reasons), func(p *policy) bool { return slices.Contains(v.failed, p) })
 }
 
 // Decide makes the three checks of a question. The slice must be complete:
@@ -113,7 +124,7 @@ func (s *Set) Decide(q *Question, sl *Slice) (*Result, error) {
 			res.DeniedAt = AtFunction
 		}
 		res.Policies = refs(object.reasons)
-		res.advise(object.reasons, "")
+		res.advise(object.advising(), "")
 		res.denyAll(q)
 		return res, nil
 	}
@@ -129,8 +140,14 @@ func (s *Set) Decide(q *Question, sl *Slice) (*Result, error) {
 		return res, nil
 	}
 	res.Allowed = true
-	res.Policies = append(refs(object.reasons), refs(fields.permits)...)
-	for _, p := range append(object.reasons, fields.permits...) {
+	both := slices.Clone(object.reasons)
+	for _, p := range fields.permits {
+		if !slices.Contains(object.reasons, p) {
+			both = append(both, p)
+		}
+	}
+	res.Policies = refs(both)
+	for _, p := range both {
 		if p.obligation != "" {
 			res.Obligations = append(res.Obligations, Obligation{p.ref, p.obligation})
 		}
@@ -149,7 +166,6 @@ func (s *Set) evaluate(cands policies, req cedar.Request, e *entities) verdict {
 		v.reasons = cands.find(diag.Reasons)
 		return v
 	}
-	var failed []*policy
 	i := 0
 	for _, pe := range diag.Errors {
 		// Errors come in the order of the candidates.
@@ -159,16 +175,16 @@ func (s *Set) evaluate(cands policies, req cedar.Request, e *entities) verdict {
 		p := cands[i]
 		v.errors = append(v.errors, PolicyError{p.ref, s.message(p, pe.Message)})
 		if p.forbid && !s.bundles[p.ref.Bundle].skipForbidErrors {
-			failed = append(failed, p)
+			v.failed = append(v.failed, p)
 		}
 	}
 	reasons := cands.find(diag.Reasons)
-	if len(failed) > 0 {
+	if len(v.failed) > 0 {
 		if v.allowed {
 			reasons = nil
 		}
 		v.allowed = false
-		reasons = append(reasons, failed...)
+		reasons = append(reasons, v.failed...)
 		slices.SortFunc(reasons, comparePolicies)
 	}
 	v.reasons = reasons

@@ -176,7 +176,7 @@ func (s *Set) explainPolicy(q *Question, p *policy, req cedar.Request, e *entiti
 	for _, c := range tree.Conditions {
 		negated := c.Condition == xast.ConditionUnless
 		for _, part := range conjuncts(c.Body, negated) {
-			v, err := eval.Eval(part, env)
+			v, err := eval.Eval(mapNode(part, exactNode), env)
 			if err == nil && v == cedar.Boolean(true) {
 				continue
 			}
@@ -236,7 +236,7 @@ func (s *Set) values(q *Question, n xast.IsNode, env eval.Env) []ExplainedValue 
 			if err != nil {
 				value = "cannot be evaluated: " + err.Error()
 			} else {
-				value = shorten(string(v.MarshalCedar()))
+				value = shorten(cedarValue(v))
 			}
 		}
 		out = append(out, ExplainedValue{text, value})

@@ -264,6 +264,9 @@ func (s *Set) decideFields(q *Question, e *entities, res *Result) fieldReasons {
 	res.Denied = []string{}
 	seen := map[*policy]bool{}
 	failed := map[PolicyRef]bool{}
+	for _, pe := range res.Errors { // a policy can be about the object and its fields
+		failed[pe.Policy] = true
+	}
 	s.eachField(q, e, func(l leaf, v verdict) {
 		for _, pe := range v.errors {
 			if !failed[pe.Policy] {
@@ -277,7 +280,7 @@ func (s *Set) decideFields(q *Question, e *entities, res *Result) fieldReasons {
 			list = &out.permits
 		} else {
 			res.Denied = append(res.Denied, l.path)
-			res.advise(v.reasons, l.path)
+			res.advise(v.advising(), l.path)
 		}
 		for _, p := range v.reasons {
 			if !seen[p] {

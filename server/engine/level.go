@@ -117,7 +117,11 @@ func (l *leveler) expr(n xast.IsNode) operand {
 			if _, isAction := l.schema.Actions[uid]; isAction {
 				return noEntity
 			}
-			return operand{types: []resolved.IsType{resolved.EntityType(uid.Type)}, literal: &uid}
+			o := operand{types: []resolved.IsType{resolved.EntityType(uid.Type)}}
+			if _, enum := l.schema.Enums[uid.Type]; !enum { // those have neither attributes nor parents
+				o.literal = &uid
+			}
+			return o
 		}
 		return noEntity
 	case xast.NodeTypeAccess:

@@ -58,6 +58,8 @@ func (s *Set) explainFinding(p *policy, msg string) Finding {
 		return f
 	}
 	if strings.Contains(msg, noActionApplies) {
+		// Cedar warns of it: the policy is never evaluated.
+		f.Warning = true
 		f.Hint = "no action that this bundle decides takes this principal and resource together"
 	}
 	return f
@@ -66,18 +68,21 @@ func (s *Set) explainFinding(p *policy, msg string) Finding {
 // place moves a finding to the first of the texts that occurs in the policy.
 func (f *Finding) place(p *policy, texts ...string) {
 	for _, text := range texts {
-		i := strings.Index(p.text, text)
-		if i < 0 {
-			continue
+		if i := strings.Index(p.text, text); i >= 0 {
+			f.placeAt(p, i)
+			return
 		}
-		before := p.text[:i]
-		if n := strings.Count(before, "\n"); n > 0 {
-			f.Line = p.line + n
-			f.Column = len([]rune(before[strings.LastIndexByte(before, '\n')+1:])) + 1
-		} else {
-			f.Column = p.column + len([]rune(before))
-		}
-		return
+	}
+}
+
+// placeAt moves a finding to a place in the text of the policy.
+func (f *Finding) placeAt(p *policy, at int) {
+	before := p.text[:at]
+	if n := strings.Count(before, "\n"); n > 0 {
+		f.Line = p.line + n
+		f.Column = len([]rune(before[strings.LastIndexByte(before, '\n')+1:])) + 1
+	} else {
+		f.Column = p.column + len([]rune(before))
 	}
 }
 
@@ -153,8 +158,9 @@ func editDistance(a, b string, limit int) int {
 	return row[len(b)]
 }
 
-// lint warns of policies that validate and cannot be meant.
-func (c *compiler) lint(p *policy, tree *xast.Policy) {
+// lint warns of policies that validate and cannot be meant. An impossible one applies
+// to nothing, which Cedar's validator told of.
+func (c *compiler) lint(p *policy, tree *xast.Policy, impossible bool) {
 	warn := func(msg, hint string) {
 		f := finding(p, msg, hint)
 		f.Warning = true
@@ -180,6 +186,7 @@ func (c *compiler) lint(p *policy, tree *xast.Policy) {
 	}
 	n := never{principals, resources}
 	switch {
+	case impossible: // that was said
 	case !applies:
 		warn("can never apply: none of its actions applies to anything", "")
 	case n.conditions(tree):

@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -205,7 +206,10 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 				te.column = st.column + c - 1
 			}
 			te.msg = m[4]
-			if m[3] != `""` {
+			if isSlot(st.text, l, c, m[3]) {
+				te.column--
+				te.msg, te.hint = "templates are not supported: ?principal and ?resource have no value", "write a policy for each principal or resource, or use a group"
+			} else if m[3] != `""` {
 				te.msg += ", at " + m[3]
 			} else {
 				te.msg += ", at the end"
@@ -231,7 +235,7 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 		ref: PolicyRef{bundle, id}, name: cedar.PolicyID(bundle + "/" + id),
 		file: file, line: st.line, column: st.column, text: st.text,
 		source:     tree,
-		compiled:   exactDates(compiled),
+		compiled:   exact(compiled),
 		forbid:     compiled.Effect() == cedar.Forbid,
 		obligation: string(notes["obligation"]),
 		advice:     string(notes["advice"]),
@@ -246,26 +250,80 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 	return p, nil
 }
 
+// isSlot says whether a token at a place, in lines and columns from 1, is the name of
+// a template's slot, ?principal or ?resource.
+func isSlot(text string, line, column int, token string) bool {
+	lines := strings.Split(text, "\n")
+	if token != `"principal"` && token != `"resource"` || line > len(lines) {
+		return false
+	}
+	before := []rune(lines[line-1])
+	return column >= 2 && column-2 < len(before) && before[column-2] == '?'
+}
+
+// maxSigns is how many of ! or - Cedar takes in a row. cedar-go takes any number.
+const maxSigns = 4
+
+// tooManySigns finds more than maxSigns of ! or - in a row that stand before an
+// operand, and returns where. Only the text tells: in the syntax tree they are the
+// same with parentheses between them.
+func tooManySigns(text string) (at int, found bool) {
+	var (
+		sign    byte
+		run     int
+		operand bool // what comes before is one, so that - subtracts
+		dot     bool // what comes before is a dot, so that a word is a name
+	)
+	for i := 0; i < len(text); {
+		c := text[i]
+		switch {
+		case c == ' ' || c == '\t' || c == '\r' || c == '\n':
+			i++
+			continue
+		case strings.HasPrefix(text[i:], "//"):
+			i += len(text[i:]) - len(strings.TrimLeftFunc(text[i:], func(r rune) bool { return r != '\n' }))
+			continue
+		case strings.HasPrefix(text[i:], "!="):
+			operand, run = false, 0
+			i += 2
+		case c == '!' || c == '-' && !operand:
+			if c != sign {
+				sign, run = c, 0
+			}
+			if run++; run > maxSigns {
+				return i, true
+			}
+			operand = false
+			i++
+		case c == '"':
+			for i++; i < len(text) && text[i] != '"'; i++ {
+				if text[i] == '\\' {
+					i++
+				}
+			}
+			operand, run = true, 0
+			i++
+		case wordByte(c):
+			start := i
+			for i < len(text) && wordByte(text[i]) {
+				i++
+			}
+			operand, run = dot || !slices.Contains([]string{"if", "then", "else", "in", "has", "like", "is"}, text[start:i]), 0
+		default:
+			operand, run = c == ')' || c == ']' || c == '}', 0
+			i++
+		}
+		dot = c == '.'
+	}
+	return 0, false
+}
+
+func wordByte(c byte) bool {
+	return c == '_' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+}
+
 // escapedStar finds a star that is written by its code.
 var escapedStar = regexp.MustCompile(`\\x2[aA]|\\u\{0*2[aA]\}`)
-
-// hasPlusDecimal finds a decimal with a plus sign, which cedar-go takes and Cedar
-// does not.
-func hasPlusDecimal(tree *xast.Policy) bool {
-	found := false
-	for _, c := range tree.Conditions {
-		xast.Inspect(xast.NewNode(c.Body), func(n xast.IsNode) bool {
-			call, ok := n.(xast.NodeTypeExtensionCall)
-			if ok && call.Name == "decimal" && len(call.Args) == 1 {
-				v, _ := call.Args[0].(xast.NodeValue)
-				s, _ := v.Value.(cedar.String)
-				found = found || strings.HasPrefix(string(s), "+")
-			}
-			return !found
-		})
-	}
-	return found
-}
 
 // tooLong finds text literals and patterns beyond the cap on strings. Matching a
 // pattern takes time by its length times that of the text.
@@ -334,8 +392,8 @@ func (p *policy) walk(tree *xast.Policy) {
 				Resource:   xast.ScopeTypeAll{},
 				Conditions: []xast.ConditionType{{Condition: xast.ConditionWhen, Body: part}},
 			}
-			compiled := exactDates(cedar.NewPolicyFromAST((*ast.Policy)(one)))
-			p.conjuncts = append(p.conjuncts, compiled)
+			compiled := cedar.NewPolicyFromAST((*ast.Policy)(one))
+			p.conjuncts = append(p.conjuncts, exact(compiled))
 			p.conjunctText += string(compiled.MarshalCedar())
 			if in, ok := part.(xast.NodeTypeIn); ok && isPrincipal(in.Left) {
 				if uid, ok := entityLiteral(in.Right); ok {

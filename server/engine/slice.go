@@ -26,11 +26,29 @@ type Entity struct {
 // Pool holds entities of one revision while questions of that revision are
 // answered. It is not safe for concurrent use.
 type Pool struct {
-	known map[cedar.EntityUID]*Entity // nil: known not to be stored
+	known  map[cedar.EntityUID]*Entity // nil: known not to be stored
+	source func(cedar.EntityUID) (*Entity, bool)
 }
 
 // NewPool returns an empty pool.
 func NewPool() *Pool { return &Pool{known: map[cedar.EntityUID]*Entity{}} }
+
+// SetSource sets where a pool looks for an entity that it does not have, nil for
+// nowhere. The source returns nil and true for an entity that is not stored, and
+// false for one that has to be loaded. It is asked once for each entity it knows.
+func (p *Pool) SetSource(source func(cedar.EntityUID) (*Entity, bool)) { p.source = source }
+
+// get finds an entity, nil when it is not stored. known is false when it has to be
+// loaded first.
+func (p *Pool) get(uid cedar.EntityUID) (e *Entity, known bool) {
+	if e, known = p.known[uid]; known || p.source == nil {
+		return e, known
+	}
+	if e, known = p.source(uid); known {
+		p.known[uid] = e
+	}
+	return e, known
+}
 
 // Add puts the answer to a load into the pool: asked are the entities asked for,
 // found those that are stored, which must include every stored ancestor of the
@@ -68,10 +86,16 @@ type Slice struct {
 	set     *Set
 	q       *Question
 	pool    *Pool
-	visited map[cedar.EntityUID]int // remaining depth, 0 for ancestors and plain references
-	missing []cedar.EntityUID
-	// complete: the last walk found everything, so visited stands.
-	complete bool
+	visited map[cedar.EntityUID]reached // nil: the walk has not begun
+	todo    []cedar.EntityUID           // reached, and not yet walked from at their depth
+	missing []cedar.EntityUID           // reached, and not in the pool when they were looked up
+	steps   int                         // edges that the walk has followed, for tests
+}
+
+// reached says how far the walk has come with an entity.
+type reached struct {
+	depth int // how deep to follow from it, 0 for ancestors and plain references
+	done  int // how deep that was done, -1 before its parents were followed
 }
 
 // NewSlice starts the slice of a question on a pool, which several questions of
@@ -81,26 +105,87 @@ func (s *Set) NewSlice(q *Question, pool *Pool) *Slice {
 }
 
 // Missing returns the entities to load and Add to the pool before asking again,
-// nothing when the slice is complete. It asks at most once for each level of
-// dereference.
+// nothing when the slice is complete. Each call goes on where the one before it
+// stopped, so however many it takes, an entity's parents are followed once, and
+// what its attributes name once for each level of dereference. If each load brings
+// all ancestors, Missing asks at most once for each level.
 func (sl *Slice) Missing() []cedar.EntityUID {
-	if sl.complete {
-		return nil
-	}
-	sl.visited = make(map[cedar.EntityUID]int, 16)
-	sl.missing = nil
 	if sl.q.inapplicable {
 		return nil
 	}
-	level := sl.q.action.index.level
-	if sl.q.fieldsAsked {
-		level = max(level, sl.q.action.field.index.level)
+	if sl.visited == nil {
+		sl.visited = make(map[cedar.EntityUID]reached, 16)
+		level := sl.q.action.index.level
+		if sl.q.fieldsAsked {
+			level = max(level, sl.q.action.field.index.level)
+		}
+		sl.reach(sl.q.request.Principal, level)
+		sl.reach(sl.q.request.Resource, level)
+		entitiesIn(sl.q.request.Context, func(uid cedar.EntityUID) { sl.reach(uid, level) })
 	}
-	sl.visit(sl.q.request.Principal, level)
-	sl.visit(sl.q.request.Resource, level)
-	entitiesIn(sl.q.request.Context, func(uid cedar.EntityUID) { sl.visit(uid, level) })
-	sl.complete = len(sl.missing) == 0
+	sl.todo, sl.missing = append(sl.todo, sl.missing...), nil
+	for len(sl.todo) > 0 {
+		last := len(sl.todo) - 1
+		uid := sl.todo[last]
+		sl.todo = sl.todo[:last]
+		sl.walk(uid)
+	}
 	return sl.missing
+}
+
+// reach notes that the walk has to go from an entity so deep.
+func (sl *Slice) reach(uid cedar.EntityUID, depth int) {
+	sl.steps++
+	if _, static := sl.set.static[uid]; static {
+		return
+	}
+	r, seen := sl.visited[uid]
+	switch {
+	case !seen:
+		r.done = -1
+	case r.depth >= depth:
+		return
+	}
+	// An entity that is missing stands in todo or missing already.
+	if known := !seen || r.done >= 0; known {
+		sl.todo = append(sl.todo, uid)
+	}
+	r.depth = depth
+	sl.visited[uid] = r
+}
+
+// walk goes on from an entity: to its parents, and for depth > 1 to what its
+// attributes name.
+func (sl *Slice) walk(uid cedar.EntityUID) {
+	e, known := sl.lookup(uid)
+	if !known {
+		sl.missing = append(sl.missing, uid)
+		return
+	}
+	r := sl.visited[uid]
+	before := r.done
+	r.done = r.depth
+	sl.visited[uid] = r
+	if e == nil {
+		return
+	}
+	if before < 0 {
+		for _, p := range e.Parents {
+			sl.reach(p, 0)
+		}
+	}
+	if r.depth < 1 || r.depth <= before {
+		return
+	}
+	follow := func(ref cedar.EntityUID) {
+		if r.depth > 1 {
+			sl.reach(ref, r.depth-1)
+		} else if _, inline := sl.q.inline[ref]; inline {
+			sl.reach(ref, 0)
+		}
+	}
+	entitiesIn(e.Attrs, follow)
+	entitiesIn(e.Tags, follow)
 }
 
 // Reads yields the stored entities that the decision of a complete slice depends on,
@@ -127,48 +212,7 @@ func (sl *Slice) lookup(uid cedar.EntityUID) (e *Entity, known bool) {
 	if sl.set.requestOnly(uid.Type) {
 		return nil, true
 	}
-	e, known = sl.pool.known[uid]
-	return e, known
-}
-
-// visit walks from uid: to its ancestors, and for depth > 1 to what its
-// attributes name.
-func (sl *Slice) visit(uid cedar.EntityUID, depth int) {
-	if _, static := sl.set.static[uid]; static {
-		return
-	}
-	before, seen := sl.visited[uid]
-	if seen && before >= depth {
-		return
-	}
-	sl.visited[uid] = depth
-	e, known := sl.lookup(uid)
-	if !known {
-		if !seen {
-			sl.missing = append(sl.missing, uid)
-		}
-		return
-	}
-	if e == nil {
-		return
-	}
-	if !seen {
-		for _, p := range e.Parents {
-			sl.visit(p, 0)
-		}
-	}
-	if depth < 1 {
-		return
-	}
-	follow := func(ref cedar.EntityUID) {
-		if depth > 1 {
-			sl.visit(ref, depth-1)
-		} else if _, inline := sl.q.inline[ref]; inline {
-			sl.visit(ref, 0)
-		}
-	}
-	entitiesIn(e.Attrs, follow)
-	entitiesIn(e.Tags, follow)
+	return sl.pool.get(uid)
 }
 
 // entities builds what Cedar evaluates against. It refuses inline entities that
@@ -182,34 +226,32 @@ func (sl *Slice) entities() (*entities, error) {
 			return nil, badf("entity %s came with the request, but nothing in the request refers to it", uid)
 		}
 	}
-	out := &entities{static: sl.set.static, slice: make(map[cedar.EntityUID]cedar.Entity, 4)}
-	for uid, depth := range sl.visited {
-		e, _ := sl.lookup(uid)
-		if e == nil || depth < 1 {
-			continue
+	out := &entities{static: sl.set.static, slice: make(map[cedar.EntityUID]cedar.Entity, 4), from: sl, left: maxClosed}
+	for _, uid := range []cedar.EntityUID{sl.q.request.Principal, sl.q.request.Resource} {
+		if sl.visited[uid].depth < 1 {
+			continue // the question is inapplicable, or the entity is static
 		}
-		closed, err := sl.closure(e)
-		if err != nil {
-			return nil, err
+		if e, _ := sl.lookup(uid); e != nil {
+			closed, ok := sl.closure(e, MaxAncestors)
+			if !ok {
+				return nil, fmt.Errorf("%w: %s has more than %d", ErrTooManyAncestors, e.UID, MaxAncestors)
+			}
+			out.put(e, 1, closed)
 		}
-		ent := cedar.Entity{UID: uid, Attributes: e.Attrs, Tags: e.Tags}
-		if len(closed) > 0 {
-			ent.Parents = cedar.NewEntityUIDSet(closed...)
-		}
-		out.slice[uid] = ent
 	}
 	return out, nil
 }
 
-// closure returns all ancestors of e. Giving them to Cedar as direct parents
-// equals the real graph and saves it the walk.
-func (sl *Slice) closure(e *Entity) ([]cedar.EntityUID, error) {
+// closure returns all ancestors of e; ok is false if there are more than limit.
+// Giving them to Cedar as direct parents equals the real graph and saves it the
+// walk.
+func (sl *Slice) closure(e *Entity, limit int) (out []cedar.EntityUID, ok bool) {
 	if len(e.Parents) == 0 {
-		return nil, nil
+		return nil, true
 	}
 	const few = 16 // up to so many, looking through a list beats a map
 	var seen map[cedar.EntityUID]bool
-	out := make([]cedar.EntityUID, 0, len(e.Parents)+4)
+	out = make([]cedar.EntityUID, 0, len(e.Parents)+4)
 	add := func(list []cedar.EntityUID) {
 		for _, uid := range list {
 			if seen == nil && len(out) == few {
@@ -231,21 +273,33 @@ func (sl *Slice) closure(e *Entity) ([]cedar.EntityUID, error) {
 	}
 	add(e.Parents)
 	for i := 0; i < len(out); i++ { // out grows
-		if len(out) > MaxAncestors {
-			return nil, fmt.Errorf("%w: %s has more than %d", ErrTooManyAncestors, e.UID, MaxAncestors)
+		if len(out) > limit {
+			return nil, false
 		}
 		if parent, _ := sl.lookup(out[i]); parent != nil {
 			add(parent.Parents)
 		}
 	}
-	return out, nil
+	return out, true
 }
 
-// entities is a complete slice, closed over ancestors, with the action, field
-// and group entities of the bundles.
+// maxClosed bounds the ancestors that are given to entities of one question besides
+// principal and resource. Many entities with the same many ancestors would take the
+// product of both.
+const maxClosed = MaxAncestors
+
+// entities is a complete slice, with the action, field and group entities of the
+// bundles. Entities are made when Cedar asks for them.
+//
+// The principal, the resource and the first others get all their ancestors as
+// parents, and the ancestors themselves are left out. Once maxClosed is spent, an
+// entity has its direct parents, the ancestors are there, and Cedar walks: the
+// answers are equal, and the cost is linear in the slice for each "in".
 type entities struct {
-	slice  map[cedar.EntityUID]cedar.Entity
+	slice  map[cedar.EntityUID]cedar.Entity // made already
 	static map[cedar.EntityUID]cedar.Entity
+	from   *Slice // nil: slice is all there is
+	left   int    // of maxClosed, less than 0 when it is spent
 }
 
 // Get implements cedar.EntityGetter.
@@ -253,11 +307,46 @@ func (e *entities) Get(uid cedar.EntityUID) (cedar.Entity, bool) {
 	if ent, ok := e.static[uid]; ok {
 		return ent, true
 	}
-	ent, ok := e.slice[uid]
-	return ent, ok
+	if ent, ok := e.slice[uid]; ok || e.from == nil {
+		return ent, ok
+	}
+	r, reached := e.from.visited[uid]
+	if !reached || r.depth < 1 && e.left >= 0 {
+		return cedar.Entity{}, false
+	}
+	stored, _ := e.from.lookup(uid)
+	if stored == nil {
+		return cedar.Entity{}, false
+	}
+	parents := stored.Parents
+	if e.left >= 0 {
+		closed, ok := e.from.closure(stored, e.left)
+		if ok {
+			parents = closed
+			e.left -= len(closed)
+		} else {
+			e.left = -1
+		}
+	}
+	return e.put(stored, r.depth, parents), true
 }
 
-// ancestors yields all ancestors of uid.
+// put makes an entity for Cedar. One that is only an ancestor has no attributes:
+// no policy reads them.
+func (e *entities) put(stored *Entity, depth int, parents []cedar.EntityUID) cedar.Entity {
+	ent := cedar.Entity{UID: stored.UID}
+	if depth >= 1 {
+		ent.Attributes, ent.Tags = stored.Attrs, stored.Tags
+	}
+	if len(parents) > 0 {
+		ent.Parents = cedar.NewEntityUIDSet(parents...)
+	}
+	e.slice[stored.UID] = ent
+	return ent
+}
+
+// ancestors yields all ancestors of the principal, the resource, an action or a
+// field.
 func (e *entities) ancestors(uid cedar.EntityUID) iter.Seq[cedar.EntityUID] {
 	ent, _ := e.Get(uid)
 	return ent.Parents.All()

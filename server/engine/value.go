@@ -2,7 +2,6 @@ package engine
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -10,7 +9,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/cedar-policy/cedar-go"
-	"github.com/cedar-policy/cedar-go/types"
 	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
 )
 
@@ -175,25 +173,6 @@ func (s *Set) checkEnum(uid cedar.EntityUID, at string) error {
 	return badf("%s: %s is not a value of the enumerated type %s", at, quote(string(uid.ID)), uid.Type)
 }
 
-// extensions maps a type's name to the constructor's name and the parser.
-var extensions = map[string]struct {
-	fn    string
-	parse func(string) (cedar.Value, error)
-}{
-	"ipaddr":   {"ip", func(s string) (cedar.Value, error) { return types.ParseIPAddr(s) }},
-	"decimal":  {"decimal", parseDecimal},
-	"datetime": {"datetime", func(s string) (cedar.Value, error) { return types.ParseDatetime(s) }},
-	"duration": {"duration", func(s string) (cedar.Value, error) { return types.ParseDuration(s) }},
-}
-
-// parseDecimal refuses the plus sign, which cedar-go takes and Cedar does not.
-func parseDecimal(s string) (cedar.Value, error) {
-	if strings.HasPrefix(s, "+") {
-		return nil, errors.New("plus sign")
-	}
-	return types.ParseDecimal(s)
-}
-
 // projectExtension reads "text" or {"__extn":{"fn","arg"}}.
 func projectExtension(name string, v any, at string) (cedar.Value, error) {
 	ext, ok := extensions[name]
@@ -301,9 +280,9 @@ func Plain(v cedar.Value) any {
 	case cedar.Decimal:
 		return extn("decimal", v.String())
 	case cedar.Datetime:
-		return extn("datetime", v.String())
+		return extn("datetime", datetimeText(v))
 	case cedar.Duration:
-		return extn("duration", v.String())
+		return extn("duration", durationText(v))
 	}
 	return nil
 }
@@ -315,20 +294,6 @@ func PlainRecord(r cedar.Record) map[string]any {
 		out[string(k)] = Plain(e)
 	}
 	return out
-}
-
-// ipText writes an address so that Cedar reads it back. An IPv4 address mapped
-// into IPv6 is the exception to String: Cedar takes it in hexadecimal only.
-func ipText(ip cedar.IPAddr) string {
-	if !ip.Addr().Is4In6() {
-		return ip.String()
-	}
-	b := ip.Addr().As16()
-	s := fmt.Sprintf("::ffff:%x:%x", uint16(b[12])<<8|uint16(b[13]), uint16(b[14])<<8|uint16(b[15]))
-	if n := ip.Prefix().Bits(); n < 128 {
-		s += "/" + strconv.Itoa(n)
-	}
-	return s
 }
 
 func extn(fn, arg string) any {

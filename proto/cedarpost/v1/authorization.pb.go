@@ -519,15 +519,17 @@ type AuthorizeResponse struct {
 	Fields *Fields `protobuf:"bytes,3,opt,name=fields,proto3" json:"fields,omitempty"`
 	// The policies that made the decision, in a stable order (by bundle, then
 	// id): the permits of an allow, the forbids of a deny. Empty when nothing
-	// permitted. Policies that decided fields are listed after them.
+	// permitted. Policies that decided fields alone are listed after them.
 	DeterminingPolicies []*PolicyRef `protobuf:"bytes,4,rep,name=determining_policies,json=determiningPolicies,proto3" json:"determining_policies,omitempty"`
-	// Policies whose evaluation failed, as Cedar reports them; at most 100.
+	// Policies whose evaluation failed, each once, with the first message as Cedar
+	// reports it; at most 100.
 	Errors []*PolicyError `protobuf:"bytes,5,rep,name=errors,proto3" json:"errors,omitempty"`
 	// From @obligation on permits that determined an allow: the caller must meet
 	// every one, or treat the answer as deny.
 	Obligations []*Obligation `protobuf:"bytes,6,rep,name=obligations,proto3" json:"obligations,omitempty"`
 	// From @advice on forbids that denied the object or some fields: what would
-	// help, for example stepping up to MFA.
+	// help, for example stepping up to MFA. A forbid that denies because it could
+	// not be evaluated gives none.
 	Advice []*Advice `protobuf:"bytes,7,rep,name=advice,proto3" json:"advice,omitempty"`
 	// The revision of policy and data that the decision was made at.
 	Revision *Revision `protobuf:"bytes,8,opt,name=revision,proto3" json:"revision,omitempty"`

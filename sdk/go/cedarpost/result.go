@@ -81,7 +81,8 @@ type Advice struct {
 	Paths []string
 }
 
-// Advice is what would help.
+// Advice is what would help. A policy that denies because it could not be evaluated
+// gives none.
 func (r Result) Advice() []Advice {
 	var out []Advice
 	for _, a := range r.response.GetAdvice() {

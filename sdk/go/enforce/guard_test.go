@@ -23,7 +23,7 @@ import (
 var vault = fstest.MapFS{
 	"bundle.yaml": {Data: []byte("name: vault\n")},
 	"schema.cedarschema": {Data: []byte(`namespace Vault {
-  entity User; entity Safe;
+  entity User; entity Safe { sealed: Bool };
   entity FieldGroup in [FieldGroup]; entity Field in [Field, FieldGroup];
   action Open appliesTo { principal: [User], resource: [Safe], context: { mfa?: Bool, recent?: Bool, banned?: Bool } };
   action Edit appliesTo { principal: [User], resource: [Safe], context: { mfa?: Bool, recent?: Bool, banned?: Bool } };
@@ -43,6 +43,12 @@ var vault = fstest.MapFS{
 @id("odd") @advice("odd") forbid (principal, action == Vault::Action::"Open", resource == Vault::Safe::"odd");
 @id("private") @advice("mfa") forbid (principal, action == Vault::Action::"Open", resource == Vault::Safe::"private") unless { context has mfa && context.mfa };
 @id("banned") forbid (principal, action == Vault::Action::"Open", resource) when { context has banned && context.banned };
+@id("sealed") @advice("mfa") forbid (principal, action == Vault::Action::"Open", resource == Vault::Safe::"unknown")
+  when { resource.sealed && !(context has mfa && context.mfa) };
+@id("note-mfa") @advice("mfa") forbid (principal, action == Vault::Action::"Edit.field", resource == Vault::Safe::"unknown")
+  when { context.field == Vault::Field::"Safe.note" } unless { context has mfa && context.mfa };
+@id("note-sealed") forbid (principal, action == Vault::Action::"Edit.field", resource == Vault::Safe::"unknown")
+  when { context.field == Vault::Field::"Safe.note" && resource.sealed };
 @id("code-mfa") @advice("mfa") forbid (principal, action == Vault::Action::"Edit.field", resource)
   when { context.field in Vault::FieldGroup::"secret" && context has mfa && !context.mfa };
 `)},
@@ -58,8 +64,12 @@ func open(safe string, context map[string]any) cedarpost.Check {
 }
 
 func edit(context map[string]any, fields ...string) cedarpost.Check {
+	return editOf("1", context, fields...)
+}
+
+func editOf(safe string, context map[string]any, fields ...string) cedarpost.Check {
 	return cedarpost.Check{
-		Action: cedarpost.UID("Vault::Action", "Edit"), Resource: cedarpost.UID("Vault::Safe", "1"), Context: context,
+		Action: cedarpost.UID("Vault::Action", "Edit"), Resource: cedarpost.UID("Vault::Safe", safe), Context: context,
 		Fields: fields, RequireAllFields: true,
 	}
 }
@@ -137,6 +147,9 @@ func TestStepUp(t *testing.T) {
 		{"or that comes on top", open("odd", m{"mfa": false}), enforce.Forbidden, ""},
 		{"a field needs it", edit(m{"mfa": false}, "note", "code"), enforce.StepUp, common + `acr_values="mfa key", max_age="3600"`},
 		{"another field is not to be had", edit(m{"mfa": false}, "code", "owner"), enforce.Forbidden, ""},
+		{"a policy that cannot be evaluated stays, whatever the user does", open("unknown", m{"mfa": false}), enforce.Forbidden, ""},
+		{"and has not gone once it is done", open("unknown", m{"mfa": true}), enforce.Forbidden, ""},
+		{"another policy denies the same field", editOf("unknown", m{"mfa": false}, "note"), enforce.Forbidden, ""},
 		{"the field is to be had", edit(m{"mfa": true}, "note", "code"), 0, ""},
 	} {
 		_, r := ask(g, c.check)

@@ -126,7 +126,7 @@ func (g *Guard) denied(result cedarpost.Result, check cedarpost.Check, hide bool
 }
 
 // stepUp returns what would lead to an allow. It is offered only where nothing else
-// stands in the way: every policy that denied advises it, or every field that was
+// stands in the way: every policy that denied advises it, and every field that was
 // denied was denied by one that does. A user who signs in again and then still is
 // refused was sent for nothing.
 func (g *Guard) stepUp(result cedarpost.Result) (Challenge, bool) {
@@ -144,12 +144,16 @@ func (g *Guard) stepUp(result cedarpost.Result) (Challenge, bool) {
 	if len(policies) == 0 {
 		return Challenge{}, false
 	}
-	obstacles, helped := result.DeterminingPolicies(), policies
 	if result.DeniedAt() == cedarpost.AtField {
-		obstacles, helped = result.Fields().Denied(), paths
+		// Nothing may permit a field, so that no policy stands for its denial.
+		for _, path := range result.Fields().Denied() {
+			if !slices.Contains(paths, path) {
+				return Challenge{}, false
+			}
+		}
 	}
-	for _, o := range obstacles {
-		if !slices.Contains(helped, o) {
+	for _, policy := range result.DeterminingPolicies() {
+		if !slices.Contains(policies, policy) {
 			return Challenge{}, false
 		}
 	}
