@@ -67,7 +67,8 @@ const maxListed = 100
 func ChangeEvents(server string) func(context.Context, store.Changed) (store.Event, error) {
 	return func(ctx context.Context, c store.Changed) (store.Event, error) {
 		change := &cedarpostv1.Change{
-			Operation: operationFrom(ctx, c.Kind), EntityCount: int32(len(c.Entities)), Before: c.Before, After: c.After, Version: c.Version,
+			Operation: operationFrom(ctx, c.Kind), EntityCount: int32(len(c.Entities)), Before: c.Before, After: c.After,
+			Version: c.Version, Stored: c.Stored,
 		}
 		subject := c.ID
 		for _, uid := range c.Entities[:min(len(c.Entities), maxListed)] {

@@ -12,6 +12,9 @@ import (
 // LogCare sets how soon a server looks after the log.
 func LogCare(d time.Duration) func(*Config) { return func(c *Config) { c.logCare = d } }
 
+// StateRootEvent makes the record of a state root.
+var StateRootEvent = stateRootEvent
+
 // EntityTag and BundleTag are what watchers are told.
 func EntityTag(database uuid.UUID, typ, id string) uint64 {
 	return tag(database, store.KindEntity, typ, id)

@@ -28,8 +28,9 @@ func checkRetention(ctx context.Context, db *store.DB, keep time.Duration) error
 	return err
 }
 
-// keepLog makes the partitions of the log ahead of time, which any server may do,
-// and drops the days that are past their retention, which one does at a time.
+// keepLog makes the partitions of the log ahead of time, which any server may do. One
+// at a time records each day's state root, and drops the days that are past their
+// retention.
 func (s *Server) keepLog(ctx context.Context) {
 	for wait := s.cfg.logCare; ; wait = logCareEvery {
 		if sleep(ctx, wait); ctx.Err() != nil {
@@ -39,9 +40,34 @@ func (s *Server) keepLog(ctx context.Context) {
 			s.metrics.logCareFail.Inc()
 			s.cfg.Log.Error("partitions not made", "err", err)
 		}
-		if s.cfg.DecisionRetention >= 0 {
+		if s.writeStateRoot(ctx) && s.cfg.DecisionRetention >= 0 {
 			s.dropLogDays(ctx)
 		}
+	}
+}
+
+// writeStateRoot puts today's state root into the log, unless it is there or another
+// server is at it, and reports whether it is there. Days of the log go only then: the
+// events in them are no longer needed to prove what is stored now.
+func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
+	there, err := s.cfg.DB.WriteStateRoot(ctx, stateRootEvent(s.cfg.Name))
+	if err != nil && ctx.Err() == nil {
+		s.metrics.logCareFail.Inc()
+		s.cfg.Log.Error("state root not recorded", "err", err)
+	}
+	return there
+}
+
+// stateRootEvent returns what makes the record of a state root. server is the name of
+// the server.
+func stateRootEvent(server string) func(context.Context, store.StateRoot) (store.Event, error) {
+	return func(ctx context.Context, root store.StateRoot) (store.Event, error) {
+		return newEvent(ctx, server, &cedarpostv1.EventRecord{
+			Kind: cedarpostv1.EventRecord_STATE_ROOT, Subject: fmt.Sprint(root.Revision), Revision: root.Revision,
+			Detail: &cedarpostv1.EventRecord_StateRoot{StateRoot: &cedarpostv1.StateRoot{
+				Revision: root.Revision, Root: root.Root[:], Entities: root.Entities, Bundles: root.Bundles, Keys: root.Keys,
+			}},
+		})
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 func oldHistory(t *testing.T) (db *store.DB, grow func()) {
 	t.Helper()
 	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, Event: storetest.Event})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,6 +36,9 @@ type Verification struct {
 	// that a younger day is dropped is not believed. 0 is 30 days, which is what a
 	// database has unless its owner changes it.
 	MinRetention time.Duration
+	// History compares the stored entities, bundles and keys with the log. Since must
+	// be zero.
+	History bool
 	// Progress, if not nil, is called now and then.
 	Progress func(Verified)
 }
@@ -56,6 +59,8 @@ type Verified struct {
 	UnsignedSince  time.Time
 	// Checkpoints that were compared with the tree.
 	Checkpoints int64
+	// History is nil if it was not verified.
+	History *HistoryVerified
 }
 
 // A Fault is one thing in a log that is not in order.
@@ -140,6 +145,8 @@ type verification struct {
 	droppedBefore int64
 	// announced: the log says that checkpoints are signed.
 	announced bool
+	// history compares what is stored with the log; nil: not to be done.
+	history *historyCheck
 }
 
 // goneRows are rows of one day that are not there.
@@ -157,6 +164,14 @@ func (v *verification) fault(leaf int64, row int, format string, args ...any) {
 }
 
 func (v *verification) verify(ctx context.Context) error {
+	if v.v.History {
+		var err error
+		v.history, err = newHistoryCheck(ctx, v.db, func(what string) { v.fault(-1, -1, "%s", what) })
+		if err != nil {
+			return err
+		}
+		defer v.history.close()
+	}
 	end, err := v.db.NextLeaf(ctx)
 	if err != nil {
 		return err
@@ -175,6 +190,9 @@ func (v *verification) verify(ctx context.Context) error {
 		if start, err = v.findStart(ctx, first, end); err != nil {
 			return err
 		}
+	}
+	if v.history != nil && first > 0 {
+		v.history.missing(first)
 	}
 	v.done.Total = end - start
 	v.startTree(start, latest.Size)
@@ -195,7 +213,11 @@ func (v *verification) verify(ctx context.Context) error {
 	if err := v.strays(ctx); err != nil {
 		return err
 	}
-	return v.endTree(ctx, end)
+	if err := v.endTree(ctx, end); err != nil || v.history == nil {
+		return err
+	}
+	v.done.History, err = v.history.finish(ctx)
+	return err
 }
 
 // findStart finds the batch to begin with, so that all rows since the time asked for
@@ -395,8 +417,14 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 		v.done.Events += int64(len(events))
 	}
 	for _, rec := range records {
-		if rec != nil {
-			v.event(b.Leaf, h, rec)
+		if rec == nil {
+			continue
+		}
+		v.event(b.Leaf, h, rec)
+		if v.history != nil {
+			if err := v.history.event(ctx, b.Leaf, rec); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -454,6 +482,9 @@ func (v *verification) allGone(ctx context.Context, b store.Batch) error {
 	if !gone {
 		v.fault(b.Leaf, -1, "row 0 is missing, and all %d", b.Rows)
 		return nil
+	}
+	if v.history != nil {
+		v.history.missing(1)
 	}
 	g := v.gone[b.Day]
 	if g == nil {

@@ -105,9 +105,13 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (revision, version i
 		if err := addEntry(ctx, tx, revision, KindBundle, p.Bundle.Name); err != nil {
 			return err
 		}
+		stored, err := readStoredBundle(ctx, tx, p.Bundle.Name, revision)
+		if err != nil {
+			return err
+		}
 		return db.changes.send(ctx, tx, Changed{
 			Revision: revision, Caller: p.Caller, Kind: KindBundle, ID: p.Bundle.Name, Version: version,
-			Before: before, After: []byte(p.Bundle.Digest),
+			Before: before, After: []byte(p.Bundle.Digest), Stored: stored.Stored,
 		})
 	})
 	if err != nil {

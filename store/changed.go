@@ -26,9 +26,11 @@ type Changed struct {
 	ID string
 	// Version is the bundle's new one.
 	Version int64
-	// Before and After are digests: the bundle's, or one over all the entities (see
-	// docs/audit.md), nil when there was or will be nothing.
+	// Before and After are digests: the bundle's, or one over all the entities or the
+	// key (see docs/audit.md), nil when there was or will be nothing.
 	Before, After []byte
+	// Stored is the digest over all that is stored of the bundle.
+	Stored []byte
 }
 
 // changeLog puts the event of each write into the log, in the transaction of the
@@ -49,6 +51,12 @@ func (l *changeLog) record(ctx context.Context, batch *pgx.Batch, c Changed) err
 	if err != nil {
 		return err
 	}
+	l.queue(batch, e)
+	return nil
+}
+
+// queue adds the statements that put an event into the log.
+func (l *changeLog) queue(batch *pgx.Batch, e Event) {
 	b := sealBatch(auditlog.Header{
 		Writer: l.writer, WriterSeq: l.seq.Add(1) - 1, Server: l.server, Mode: auditlog.Strict,
 	}, nil, []Event{e})
@@ -59,7 +67,6 @@ func (l *changeLog) record(ctx context.Context, batch *pgx.Batch, c Changed) err
 	// Last of all, for its lock is held to the commit.
 	batch.Queue("select log_append($1, $2, $3, $4, $5, $6, $7, $8)",
 		b.id, l.writer, b.seq, b.rows, b.header, b.first, b.first, b.latest)
-	return nil
 }
 
 // send is record for a write that has nothing else to send with it.
@@ -104,19 +111,39 @@ func appendCanonical(b *bytes.Buffer, e *Entity) error {
 	if e == nil {
 		return nil
 	}
-	attrs, err := decode(e.Attrs)
+	values, err := canonical(e)
 	if err != nil {
 		return err
 	}
+	b.Write(jsonLine(values...))
+	return nil
+}
+
+// canonical are the values of an entity's line.
+func canonical(e *Entity) ([]any, error) {
+	attrs, err := decode(e.Attrs)
+	if err != nil {
+		return nil, err
+	}
 	tags, err := decode(e.Tags)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	parents := make([][2]string, len(e.Parents))
 	for i, p := range e.Parents {
 		parents[i] = [2]string{p.Type, p.ID}
 	}
-	enc := json.NewEncoder(b)
+	return []any{e.Type, e.ID, attrs, tags, parents}, nil
+}
+
+// jsonLine is an array of values as one line of JSON: text, numbers, and what decode
+// returns.
+func jsonLine(values ...any) []byte {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	return enc.Encode([]any{e.Type, e.ID, attrs, tags, parents})
+	if err := enc.Encode(values); err != nil {
+		panic(err) // none of these values fails
+	}
+	return b.Bytes()
 }

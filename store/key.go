@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -70,13 +72,23 @@ func (db *DB) Bootstrap(ctx context.Context, fn func(ctx context.Context, existi
 	})
 }
 
+// insertKey records the event before it adds the key: the database demands it.
 func (db *DB) insertKey(ctx context.Context, tx pgx.Tx, n int64, key Key, caller string) error {
-	_, err := tx.Exec(ctx, "insert into api_keys (id, name, hash) values ($1, $2, $3)", key.ID, key.Name, key.Hash)
-	if err != nil {
-		return err
-	}
 	if err := addEntry(ctx, tx, n, KindKey, key.ID); err != nil {
 		return err
 	}
-	return db.changes.send(ctx, tx, Changed{Revision: n, Caller: caller, Kind: KindKey, ID: key.ID})
+	hash := sha256.Sum256(key.Hash)
+	after := sha256.Sum256(keyLine(key.ID, key.Name, hash[:]))
+	c := Changed{Revision: n, Caller: caller, Kind: KindKey, ID: key.ID, After: after[:]}
+	if err := db.changes.send(ctx, tx, c); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, "select add_api_key($1, $2, $3, $4)", key.ID, key.Name, key.Hash, n)
+	return err
+}
+
+// keyLine is the line that the digest of a key is over; hash is the SHA-256 of the
+// stored one.
+func keyLine(id, name string, hash []byte) []byte {
+	return jsonLine(id, name, hex.EncodeToString(hash))
 }

@@ -163,7 +163,7 @@ func mustRaw(t testing.TB, url, sql string, args ...any) {
 func openURL(t testing.TB) (*store.DB, string) {
 	t.Helper()
 	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, MaxConns: 8})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, MaxConns: 8, Event: storetest.Event})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -125,6 +125,31 @@ func TestWhatRolesMayNotDo(t *testing.T) {
 		{"the application may not cut down the tree", app, "delete from audit_nodes"},
 		{"the application may not shorten the retention", app, "update log_retention set days = 1"},
 		{"the application may not remove batches", app, "select drop_log_batches('2020-01-01', 1)"},
+		{"the application may not change an entity", app, "update entities set attrs = '{}'"},
+		{"the application may not move an entity back", app, "update entities set since = 0"},
+		{"the application may not remove an entity", app, "delete from entities"},
+		{"the application may not change a bundle", app, "update bundles set schema = ''"},
+		{"the application may not change a policy", app, "update policies set text = ''"},
+		{"the application may not change a file", app, "update bundle_files set content = ''"},
+		{"the application may not remove a file", app, "delete from bundle_files"},
+		{"the application may not add a key by hand", app, "insert into api_keys (id, name, hash) values ('k', 'k', 'k')"},
+		{"the application may not change a key", app, "update api_keys set hash = ''"},
+		{"the application may not bring a key back", app, "update api_keys set revoked_at = null"},
+		{"the application may not choose when a revision was made", app, "insert into revisions (n, at, caller) values (1, '2020-01-01', '')"},
+		{"the application may not choose the mark of a revision", app, "insert into revisions (n, mark, caller) values (1, gen_random_uuid(), '')"},
+		{"the application may not remove a revision", app, "delete from revisions"},
+		{"the application may not remove what a revision changed", app, "delete from revision_entries"},
+		{"the application may not take another database for its own", app, "update revision set database = gen_random_uuid()"},
+		{"the application may not give history up", app, "update history set oldest = 9"},
+		{"the application may not say what decisions need", app, "update decision_days set min_revision = 9"},
+		{"the application may not say that decisions need nothing", app, "insert into decision_days values ('2020-01-01')"},
+		{"the application may not forget what decisions need", app, "delete from decision_days"},
+		{"the application may not list keys as an auditor", app, "select audited_keys()"},
+		{"the writer may not add a key", writer, "select add_api_key('k', 'k', 'k', 1)"},
+		{"the writer may not sweep", writer, "select sweep_history('entities', 0, 1)"},
+		{"the writer may not give history up", writer, "select raise_oldest('90 days')"},
+		{"the auditor may not add a key", auditor, "select add_api_key('k', 'k', 'k', 1)"},
+		{"the auditor may not sweep", auditor, "select sweep_history('entities', 0, 1)"},
 		{"the application may not change what was migrated", app, "update goose_db_version set is_applied = false"},
 	} {
 		t.Run(line.says, func(t *testing.T) { denied(t, line.role, line.sql) })
@@ -177,6 +202,88 @@ func TestOwnerDoesNotRewriteByMistake(t *testing.T) {
 		if got := state(actAs(t, conn, role, sql)); got != "23001" {
 			t.Errorf("as %s: %s: %q", role, sql, got)
 		}
+	}
+}
+
+// A key is added in the transaction that puts its event into the log, and not without.
+func TestKeyNeedsItsEvent(t *testing.T) {
+	conn := connect(t, storetest.New(t))
+	const (
+		count = "update revision set n = n + 1; "
+		event = `insert into events (event_id, at, kind, caller, server, subject, revision, record, batch, pos, crc)
+			values (gen_random_uuid(), now(), '%s', '', '', '%s', %d, '', '00000000-0000-0000-0000-00000000000a', 0, 0); `
+		seal = "select log_append('00000000-0000-0000-0000-00000000000a', gen_random_uuid(), 0, 1, 'header', current_date, now(), now()); "
+		add  = "select add_api_key('k', 'k', 'secret', 1)"
+	)
+	of := func(kind, subject string, revision int) string { return fmt.Sprintf(event, kind, subject, revision) }
+	const refused = "55000" // object_not_in_prerequisite_state
+	for _, c := range []struct{ says, sql, want string }{
+		{"there is no event", count + add, refused},
+		{"the event is in no batch", count + of("change", "k", 1) + add, refused},
+		{"the event is of another key", count + of("change", "other", 1) + seal + add, refused},
+		{"the event is of another kind", count + of("log_read", "k", 1) + seal + add, refused},
+		{"the event is of another revision", count + of("change", "k", 2) + seal + add, refused},
+		{"the revision is not the newest", count + count + of("change", "k", 1) + seal + add, refused},
+		{"the event is there", count + of("change", "k", 1) + seal + add, ""},
+	} {
+		if got := state(actAs(t, conn, "cedarpost_app", c.sql)); got != c.want {
+			t.Errorf("%s: %q, want %q", c.says, got, c.want)
+		}
+	}
+	// Nor is an event from before enough.
+	if _, err := conn.Exec(t.Context(), count+of("change", "k", 1)+seal); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(actAs(t, conn, "cedarpost_app", add)); got != refused {
+		t.Errorf("the event was committed before: %q", got)
+	}
+}
+
+// The login that serves sweeps through functions, which give up nothing that is needed.
+func TestSweepCannotBeForged(t *testing.T) {
+	db, url := openURL(t)
+	conn := connect(t, url)
+	for range 4 {
+		write(t, db, put("U a", fmt.Sprintf(`{"n": %d}`, current(t, db))))
+	}
+	as := func(sql string) string { t.Helper(); return state(actAs(t, conn, "cedarpost_app", sql)) }
+	if got := as("select raise_oldest('47 hours')"); got != "23001" { // restrict_violation
+		t.Errorf("history of 47 hours: %q", got)
+	}
+	if got := as("select raise_oldest(null)"); got != "23001" {
+		t.Errorf("history of no time: %q", got)
+	}
+	if got := as("select sweep_history('bundles', 0, 1)"); got != "22023" { // invalid_parameter_value
+		t.Errorf("bundles are swept: %q", got)
+	}
+	nothing := func(says string) {
+		t.Helper()
+		for _, sql := range []string{"do $$ begin assert raise_oldest('48 hours') = 0; end $$",
+			"do $$ begin assert (select gone = 0 from sweep_history('entities', 0, 9)); end $$"} {
+			if got := as(sql); got != "" {
+				t.Errorf("%s: %s: %q", says, sql, got)
+			}
+		}
+	}
+	nothing("the revisions are young")
+	// A counter that was moved ahead gives up nothing young.
+	if got := as("update revision set n = 1000; do $$ begin assert raise_oldest('48 hours') = 0; end $$"); got != "" {
+		t.Errorf("the counter is ahead: %q", got)
+	}
+	// What decisions of an old day need is found by the database alone, and until then
+	// nothing is given up.
+	grow(t, conn, 4)
+	mustExec(t, conn, "select create_log_partitions($1::date, 1)", ago(20))
+	d := decision(ago(20), 1)
+	d.Revision = 2
+	w := db.NewLogWriter("s1", auditlog.Strict, 0)
+	t.Cleanup(w.Close)
+	if _, err := w.Append(t.Context(), []store.Decision{d}, nil); err != nil {
+		t.Fatal(err)
+	}
+	nothing("a day was not looked at")
+	if got := as("select read_decision_day(); do $$ begin assert raise_oldest('48 hours') = 2; end $$"); got != "" {
+		t.Errorf("a decision needs revision 2: %q", got)
 	}
 }
 
@@ -351,6 +458,25 @@ func TestMigrateMakesRoles(t *testing.T) {
 	}
 }
 
+// migrateTo migrates up to a version, as a role, as a binary of that time did.
+func migrateTo(t *testing.T, url, role string, version int64) {
+	t.Helper()
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.RuntimeParams["role"] = role
+	pool := stdlib.OpenDB(*config)
+	t.Cleanup(func() { _ = pool.Close() })
+	before, err := goose.NewProvider(goose.DialectPostgres, pool, migrations.FS, goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := before.UpTo(t.Context(), version); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A database that was migrated before there were roles is taken over.
 func TestMigrateAdopts(t *testing.T) {
 	u, err := url.Parse(storetest.New(t))
@@ -369,19 +495,7 @@ func TestMigrateAdopts(t *testing.T) {
 	})
 	u.Path = "/" + name
 	root := u.String()
-	config, err := pgx.ParseConfig(root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := stdlib.OpenDB(*config)
-	t.Cleanup(func() { _ = pool.Close() })
-	before, err := goose.NewProvider(goose.DialectPostgres, pool, migrations.FS, goose.WithDisableGlobalRegistry(true))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := before.UpTo(t.Context(), 5); err != nil {
-		t.Fatal(err)
-	}
+	migrateTo(t, root, "none", 5)
 	mustRaw(t, root, "select create_log_partitions(current_date - 1, 3)")
 	if _, err := store.Open(t.Context(), store.Config{DatabaseURL: root}); !errors.Is(err, store.ErrNotMigrated) {
 		t.Errorf("got %v", err)

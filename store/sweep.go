@@ -13,13 +13,8 @@ import (
 // still coming in: at most 48 hours old, they are covered by this.
 const MinKeep = 48 * time.Hour
 
-const (
-	// sweepRows are removed by one statement, which takes some ten milliseconds.
-	sweepRows = 5000
-	// sweepSlack is kept besides: a decision can be made at a revision that another
-	// one replaced seconds before, by a server whose clock is not the database's.
-	sweepSlack = time.Hour
-)
+// sweepRows are removed by one statement, which takes some ten milliseconds.
+const sweepRows = 5000
 
 // Swept says what a sweep did.
 type Swept struct {
@@ -36,7 +31,8 @@ type Swept struct {
 // files stay for good; imports that can no longer go on go too.
 //
 // Nobody waits for it: what it removes, and locks, no writer touches. Of several
-// that are called at once, one sweeps.
+// that are called at once, one sweeps. Functions of the database's owner remove the
+// rows, for the login that serves may not, and check what may go.
 func (db *DB) Sweep(ctx context.Context, keep time.Duration) (swept Swept, err error) {
 	defer wrap(&err, "sweep history")
 	if keep < MinKeep {
@@ -51,16 +47,17 @@ func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, keep time.Duration) (
 	if err := readDecisionDays(ctx, conn); err != nil {
 		return err
 	}
-	if s.Oldest, err = raiseOldest(ctx, conn, keep+sweepSlack); err != nil {
+	if err := conn.QueryRow(ctx, "select raise_oldest($1)", keep).Scan(&s.Oldest); err != nil {
 		return err
 	}
 	s.Rows = map[string]int64{}
-	for _, r := range removals {
-		for from, n := int64(0), int64(sweepRows); n == sweepRows; {
-			if err := conn.QueryRow(ctx, r.query, from, s.Oldest, sweepRows).Scan(&n, &from); err != nil {
-				return fmt.Errorf("%s: %w", r.table, err)
+	for _, table := range []string{"entities", "revision_entries", "revisions"} {
+		for start, n := int64(0), int64(sweepRows); n == sweepRows; {
+			err := conn.QueryRow(ctx, "select gone, last from sweep_history($1, $2, $3)", table, start, sweepRows).Scan(&n, &start)
+			if err != nil {
+				return fmt.Errorf("%s: %w", table, err)
 			}
-			s.Rows[r.table] += n
+			s.Rows[table] += n
 		}
 	}
 	tag, err := conn.Exec(ctx, "delete from imports where updated_at < now() - $1::interval", importKept)
@@ -68,104 +65,17 @@ func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, keep time.Duration) (
 	return err
 }
 
-// removals remove what only revisions before $2 need: at most $3 rows, in the order
-// of an index, from where the statement before got to ($1). Without that, each would
-// walk once more over all that those before it removed, which stays in the index
-// as long as some old snapshot may see it.
-//
-// The rows of revision $2 itself stay, and so do the newest revision's.
-var removals = []struct{ table, query string }{
-	{"entities", `
-		with gone as (
-			delete from entities
-			where ctid = any (array (
-				select ctid from entities
-				where until >= $1 and until <= $2
-				order by until limit $3))
-			returning until as n
-		)
-		select count(*), coalesce(max(n), 0) from gone`},
-	{"revision_entries", `
-		with gone as (
-			delete from revision_entries
-			where ctid = any (array (
-				select ctid from revision_entries
-				where revision >= $1 and revision < $2
-				order by revision limit $3))
-			returning revision as n
-		)
-		select count(*), coalesce(max(n), 0) from gone`},
-	{"revisions", `
-		with gone as (
-			delete from revisions
-			where ctid = any (array (
-				select ctid from revisions
-				where revisions.n >= $1 and revisions.n < $2
-				order by revisions.n limit $3))
-			returning revisions.n
-		)
-		select count(*), coalesce(max(n), 0) from gone`},
-}
-
-// raiseOldest moves the first revision that can be read up to the newest of those
-// made before the time to keep, or to the smallest that a decision in the log was
-// made at.
-//
-// It looks for the first young revision, and not for the last old one: when the
-// clock was set back meanwhile, rather too much is kept. And it looks from the old
-// end: at most one sweep's worth of revisions is passed.
-func raiseOldest(ctx context.Context, conn *pgx.Conn, keep time.Duration) (oldest int64, err error) {
-	const query = `
-		with bound as (
-			select least(n, (select min(min_revision) from decision_days)) as n from revision
-		)
-		update history
-		set oldest = greatest(oldest, coalesce(
-			(select revisions.n - 1 from revisions
-			 where revisions.n > history.oldest and revisions.n <= bound.n and at >= now() - $1::interval
-			 order by revisions.n limit 1),
-			bound.n))
-		from bound
-		returning oldest`
-	err = conn.QueryRow(ctx, query, keep).Scan(&oldest)
-	return oldest, err
-}
-
-// partitionDays are the days that the decision log has a partition for.
-const partitionDays = `
-	select to_date(right(relname, 8), 'YYYYMMDD') as day
-	from pg_inherits join pg_class on pg_class.oid = inhrelid
-	where inhparent = 'decisions'::regclass and relname ~ '^decisions_[0-9]{8}$'`
-
-// readDecisionDays brings decision_days up to the day before yesterday. A decision
-// that is written to one of its days later than that is from a server whose clock
-// is days behind; its revision is a new one all the same.
+// readDecisionDays has the database note what the decisions of each past day need. A
+// large day takes its time, once.
 func readDecisionDays(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, "delete from decision_days where day not in ("+partitionDays+")")
-	if err != nil {
-		return err
-	}
-	rows, _ := conn.Query(ctx, `
-		select day from (`+partitionDays+`) as partitions
-		where day < (now() at time zone 'UTC')::date - 1
-		  and not exists (select from decision_days where decision_days.day = partitions.day)
-		order by day`)
-	days, err := pgx.CollectRows(rows, pgx.RowTo[time.Time])
-	if err != nil || len(days) == 0 {
-		return err
-	}
-	// There is no index to tell the smallest: a large day takes its time, once.
 	if _, err := conn.Exec(ctx, "set statement_timeout = 0"); err != nil {
 		return err
 	}
-	for _, day := range days {
-		_, err := conn.Exec(ctx, `
-			insert into decision_days (day, min_revision)
-			select $1, min(revision) from decisions where at >= $2 and at < $3`, day, day, day.AddDate(0, 0, 1))
-		if err != nil {
+	for day := new(time.Time); day != nil; {
+		if err := conn.QueryRow(ctx, "select read_decision_day()").Scan(&day); err != nil {
 			return err
 		}
 	}
-	_, err = conn.Exec(ctx, "reset statement_timeout")
+	_, err := conn.Exec(ctx, "reset statement_timeout")
 	return err
 }

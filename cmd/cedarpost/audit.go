@@ -69,6 +69,7 @@ type verifyCmd struct {
 	keyFlags
 	Since        moment   `help:"Only rows and batches from this time on: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
 	MinRetention span     `help:"How long after its end a day of the log is kept at least, as the database's table log_retention says: that a younger day was dropped is not believed." default:"30d" placeholder:"TIME"`
+	History      bool     `help:"Also compare the stored entities, bundles and API keys with what the log says of them. Not with --since."`
 	Against      []string `help:"File with checkpoints that were kept elsewhere, by serve --audit-checkpoint-file or by audit witness; may be repeated." type:"path" sep:"none" placeholder:"FILE"`
 }
 
@@ -78,6 +79,8 @@ func (*verifyCmd) Help() string {
 
 Rows may be missing only where the log proves that their whole day was dropped, at least --min-retention after the day's end.
 
+With --history, each stored version of an entity and of a bundle and each API key must be what its event in the log says. It begins at the first state root in the log, or at the empty database; what was stored before that, and what is older than history is kept, cannot be proven.
+
 Without --against, a log that was cut off or replaced as a whole, checkpoints and all, can pass. Without a verifier key, signatures are not looked at. docs/audit.md says what is proven.`
 }
 
@@ -86,6 +89,9 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 	url, err := v.databaseFlags.required(k)
 	if err != nil {
 		return err
+	}
+	if v.History && !v.Since.IsZero() {
+		return misuse("--history reads the log from its beginning: it cannot be combined with --since")
 	}
 	keys, err := v.verifiers()
 	if err != nil {
@@ -109,7 +115,7 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 	defer db.Close()
 	began, said := time.Now(), time.Now()
 	done, err := server.VerifyLog(ctx, db, server.Verification{
-		Since: v.Since.Time, Keys: keys, Against: against, MinRetention: time.Duration(v.MinRetention),
+		Since: v.Since.Time, Keys: keys, Against: against, MinRetention: time.Duration(v.MinRetention), History: v.History,
 		Progress: func(d server.Verified) {
 			if time.Since(said) >= time.Second {
 				said = time.Now()
@@ -129,6 +135,12 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 		}
 		if !done.UnsignedSince.IsZero() {
 			result["unsigned_since"] = done.UnsignedSince.Format(time.RFC3339Nano)
+		}
+		if h := done.History; h != nil {
+			result["history"] = map[string]any{
+				"base": h.Base, "oldest": h.Oldest, "newest": h.Newest, "entities": h.Entities, "bundles": h.Bundles, "keys": h.Keys,
+				"revisions": h.Revisions, "not_provable": h.NotProvable,
+			}
 		}
 		if bad != nil {
 			faults := make([]map[string]any, len(bad.Faults))
@@ -165,9 +177,24 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 			signatures = "signatures verified"
 		}
 		c.pair("checkpoints", fmt.Sprintf("%d compared, %d of them kept elsewhere; %s", done.Checkpoints, len(against), signatures))
+		if done.History != nil {
+			printHistory(c, done.History)
+		}
 		c.pair("took", time.Since(began).Round(time.Millisecond).String())
 	}
 	return nil
+}
+
+// printHistory says what of the stored history was compared with the log.
+func printHistory(c *console, h *server.HistoryVerified) {
+	base := "the empty database"
+	if h.Base > 0 {
+		base = fmt.Sprintf("the state root of revision %d", h.Base)
+	}
+	c.pair("history", fmt.Sprintf("revisions %d to %d, from %s", h.Oldest, h.Newest, base))
+	c.pair("revisions", fmt.Sprintf("%d compared with their events, %d not provable: their events are gone", h.Revisions, h.NotProvable))
+	c.pair("stored", fmt.Sprintf("%s, %s, %s", count(h.Entities, "version of an entity", "versions of entities"),
+		count(h.Bundles, "version of a bundle", "versions of bundles"), count(h.Keys, "API key", "API keys")))
 }
 
 // unsignedNormal is for how long the newest batches may be without a checkpoint while

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -80,7 +81,34 @@ func TestAudit(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.out), &result); err != nil || !result.OK || result.Decisions != 2 {
 		t.Errorf("%s %v", r.out, err)
 	}
+	sh.exits(t, 2, says("cannot be combined with --since"), append(verify, "--history", "--since=1h")...)
+	sh.exits(t, 0, says("the log is in order", "from the empty database", "1 version of a bundle, 1 API key"), append(verify, "--history")...)
+	r = sh.exits(t, 0, nil, append(verify, "--history", "-o", "json")...)
+	var stored struct {
+		OK      bool
+		History struct{ Base, Newest, Revisions, Keys int }
+	}
+	if err := json.Unmarshal([]byte(r.out), &stored); err != nil || !stored.OK || stored.History.Keys != 1 || stored.History.Revisions != stored.History.Newest {
+		t.Errorf("%s %v", r.out, err)
+	}
 	sh.exits(t, 1, says("holds no checkpoint"), "audit", "verify", "--against="+filepath.Join(dir, "audit.pub"))
+
+	// Somebody who owns the database gives a user another role.
+	rewritten, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rewritten.Close(context.Background())
+	const parents = "update entities set parents = array_%s(parents, 'Shop::Role finance') where type = 'Shop::User' and id = 'bob' and until is null"
+	if _, err := rewritten.Exec(t.Context(), fmt.Sprintf(parents, "append")); err != nil {
+		t.Fatal(err)
+	}
+	sh.exits(t, 0, says("the log is in order"), verify...)
+	sh.exits(t, 1, says("the log is NOT in order", "is not stored as the log says", "revision "), append(verify, "--history")...)
+	if _, err := rewritten.Exec(t.Context(), fmt.Sprintf(parents, "remove")); err != nil {
+		t.Fatal(err)
+	}
+	sh.exits(t, 0, says("the log is in order"), append(verify, "--history")...)
 
 	// Somebody who owns the database makes an allow of a denial.
 	conn, err := pgx.Connect(t.Context(), database)

@@ -11,7 +11,7 @@ import (
 
 type eventsCmd struct {
 	outputFlags
-	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse or failed_open." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open" default:"" placeholder:"KIND"`
+	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open or state_root." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root" default:"" placeholder:"KIND"`
 	Caller  string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
 	Subject string `help:"Only about this: an entity, a bundle, a key, a procedure, a day, a report." placeholder:"TEXT"`
 	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
@@ -100,6 +100,9 @@ func eventDetail(e *cedarpostv1.EventRecord) string {
 		return reuseText(d.Reuse)
 	case *cedarpostv1.EventRecord_FailedOpen:
 		return failedOpenText(d.FailedOpen)
+	case *cedarpostv1.EventRecord_StateRoot:
+		r := d.StateRoot
+		return fmt.Sprintf("%s, %s, %s", count(r.GetEntities(), "entity", "entities"), count(r.GetBundles(), "bundle", "bundles"), count(r.GetKeys(), "key", "keys"))
 	}
 	return ""
 }

@@ -267,6 +267,12 @@ func ocsfOther(v *cedarpostv1.EventRecord) object {
 		return o
 	case *cedarpostv1.EventRecord_CheckpointKey:
 		return managed(activityCreate, severityInformational, "checkpoint key", d.CheckpointKey.GetVerifierKey(), "CheckpointKey")
+	case *cedarpostv1.EventRecord_StateRoot:
+		r := d.StateRoot
+		o := managed(activityCreate, severityInformational, "state root", v.GetSubject(), "StateRoot")
+		more := o["unmapped"].(object)
+		more["root"], more["entities"], more["bundles"], more["keys"] = hex.EncodeToString(r.GetRoot()), r.GetEntities(), r.GetBundles(), r.GetKeys()
+		return o
 	case *cedarpostv1.EventRecord_Reuse:
 		o := call(activityOther, severityInformational, "ReportReuse", reuseText(d.Reuse))
 		ocsfReuse(o, d.Reuse)
@@ -305,6 +311,9 @@ func ocsfChange(v *cedarpostv1.EventRecord, d *cedarpostv1.Change, managed func(
 	}
 	if d.GetVersion() > 0 {
 		more["version"] = d.GetVersion()
+	}
+	if len(d.GetStored()) > 0 {
+		more["stored"] = hex.EncodeToString(d.GetStored())
 	}
 	more["before"], more["after"] = hex.EncodeToString(d.GetBefore()), hex.EncodeToString(d.GetAfter())
 	return o

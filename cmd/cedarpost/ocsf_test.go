@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -91,6 +92,10 @@ var entries = []struct {
 	}), "3004.4 severity 2"},
 	{"a checkpoint key", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_CHECKPOINT_KEY, Detail: &cedarpostv1.EventRecord_CheckpointKey{CheckpointKey: &cedarpostv1.CheckpointKey{VerifierKey: "log+1+2"}},
+	}), "3004.1 severity 1"},
+	{"a state root", eventEntry(&cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_STATE_ROOT, Subject: "8", Revision: 8,
+		Detail: &cedarpostv1.EventRecord_StateRoot{StateRoot: &cedarpostv1.StateRoot{Revision: 8, Root: make([]byte, 32), Entities: 5, Bundles: 1, Keys: 1}},
 	}), "3004.1 severity 1"},
 	{"answers used again", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_REUSE, Caller: "shop", Subject: "r",
@@ -208,8 +213,16 @@ func checkOCSF(t *testing.T, where string, o map[string]any, rules ...string) {
 	}
 }
 
-// Each row becomes an event that the schema takes.
+// Each row becomes an event that the schema takes, and no kind is forgotten.
 func TestOCSF(t *testing.T) {
+	kinds := maps.Clone(cedarpostv1.EventRecord_Kind_name)
+	delete(kinds, 0)
+	for _, c := range entries {
+		delete(kinds, int32(c.entry.GetEvent().GetKind()))
+	}
+	if len(kinds) > 0 {
+		t.Errorf("not tried: %v", kinds)
+	}
 	for _, c := range entries {
 		line, err := ocsfLine(5, 1, c.entry)
 		if err != nil || strings.Count(line, "\n") != 1 {
@@ -247,6 +260,18 @@ func TestOCSF(t *testing.T) {
 					t.Errorf("%s: %s without the profile %s", c.name, key, profile)
 				}
 			}
+		}
+	}
+}
+
+// Each kind of event can be asked for.
+func TestKindsOfEvents(t *testing.T) {
+	field, _ := reflect.TypeFor[eventsCmd]().FieldByName("Kind")
+	kinds := strings.Split(field.Tag.Get("enum"), ",")
+	for n, name := range cedarpostv1.EventRecord_Kind_name {
+		name = strings.ToLower(name)
+		if n != 0 && (!slices.Contains(kinds, name) || !strings.Contains(field.Tag.Get("help"), name)) {
+			t.Errorf("events --kind does not know %s", name)
 		}
 	}
 }

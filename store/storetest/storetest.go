@@ -78,12 +78,19 @@ func New(t testing.TB) string {
 // Open is New, opened: the store is closed with the test.
 func Open(t testing.TB) *store.DB {
 	t.Helper()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: New(t), MaxConns: 8})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: New(t), MaxConns: 8, Event: Event})
 	if err != nil {
 		t.Fatalf("storetest: %v", err)
 	}
 	t.Cleanup(db.Close)
 	return db
+}
+
+// Event makes the simplest record of a change, for a store that is opened without a
+// server: without one, no API key can be added.
+func Event(_ context.Context, c store.Changed) (store.Event, error) {
+	id, err := uuid.NewV7()
+	return store.Event{ID: id, Kind: "change", Caller: c.Caller, Subject: c.ID, Revision: c.Revision, Record: id[:]}, err
 }
 
 // Login makes a login that has these roles and nothing else, and returns the URL of

@@ -47,6 +47,8 @@ const (
 	EventRecord_REUSE EventRecord_Kind = 7
 	// A caller let checks through without an answer.
 	EventRecord_FAILED_OPEN EventRecord_Kind = 8
+	// What was stored at a revision, as one hash: once a day.
+	EventRecord_STATE_ROOT EventRecord_Kind = 9
 )
 
 // Enum value maps for EventRecord_Kind.
@@ -61,6 +63,7 @@ var (
 		6: "CHECKPOINT_KEY",
 		7: "REUSE",
 		8: "FAILED_OPEN",
+		9: "STATE_ROOT",
 	}
 	EventRecord_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED":       0,
@@ -72,6 +75,7 @@ var (
 		"CHECKPOINT_KEY":         6,
 		"REUSE":                  7,
 		"FAILED_OPEN":            8,
+		"STATE_ROOT":             9,
 	}
 )
 
@@ -160,7 +164,7 @@ func (x CountDecisionsRequest_Group) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CountDecisionsRequest_Group.Descriptor instead.
 func (CountDecisionsRequest_Group) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16, 0}
 }
 
 // How the replay came out.
@@ -217,7 +221,7 @@ func (x ReplayDecisionResponse_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplayDecisionResponse_Outcome.Descriptor instead.
 func (ReplayDecisionResponse_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20, 0}
 }
 
 // DecisionRecord is what the log keeps of one decision. Its serialized bytes are
@@ -523,7 +527,7 @@ type EventRecord struct {
 	RequestId string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The W3C trace id.
 	TraceId string `protobuf:"bytes,8,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
-	// The revision that a change made.
+	// The revision that a change made, or that a state root is of.
 	Revision int64 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
 	// More, by kind.
 	//
@@ -537,6 +541,7 @@ type EventRecord struct {
 	//	*EventRecord_CheckpointKey
 	//	*EventRecord_Reuse
 	//	*EventRecord_FailedOpen
+	//	*EventRecord_StateRoot
 	Detail        isEventRecord_Detail `protobuf_oneof:"detail"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -714,6 +719,15 @@ func (x *EventRecord) GetFailedOpen() *FailedOpen {
 	return nil
 }
 
+func (x *EventRecord) GetStateRoot() *StateRoot {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_StateRoot); ok {
+			return x.StateRoot
+		}
+	}
+	return nil
+}
+
 type isEventRecord_Detail interface {
 	isEventRecord_Detail()
 }
@@ -758,6 +772,11 @@ type EventRecord_FailedOpen struct {
 	FailedOpen *FailedOpen `protobuf:"bytes,17,opt,name=failed_open,json=failedOpen,proto3,oneof"`
 }
 
+type EventRecord_StateRoot struct {
+	// Of STATE_ROOT.
+	StateRoot *StateRoot `protobuf:"bytes,18,opt,name=state_root,json=stateRoot,proto3,oneof"`
+}
+
 func (*EventRecord_Change) isEventRecord_Detail() {}
 
 func (*EventRecord_AuthenticationFailure) isEventRecord_Detail() {}
@@ -774,6 +793,8 @@ func (*EventRecord_Reuse) isEventRecord_Detail() {}
 
 func (*EventRecord_FailedOpen) isEventRecord_Detail() {}
 
+func (*EventRecord_StateRoot) isEventRecord_Detail() {}
+
 // Change is a committed write. It is recorded in the transaction of the write.
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -785,13 +806,16 @@ type Change struct {
 	Entities []*EntityUid `protobuf:"bytes,2,rep,name=entities,proto3" json:"entities,omitempty"`
 	// How many there are.
 	EntityCount int32 `protobuf:"varint,3,opt,name=entity_count,json=entityCount,proto3" json:"entity_count,omitempty"`
-	// What was there before: SHA-256 over the entities, or the bundle's digest.
-	// Empty: nothing. docs/audit.md says over which bytes.
+	// What was there before: SHA-256 over the entities or the key, or the bundle's
+	// digest. Empty: nothing. docs/audit.md says over which bytes.
 	Before []byte `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"`
 	// What is there after.
 	After []byte `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
 	// The bundle's new version.
-	Version       int64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	Version int64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	// SHA-256 over what is stored of the bundle after the change. docs/audit.md says
+	// over which bytes.
+	Stored        []byte `protobuf:"bytes,7,opt,name=stored,proto3" json:"stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -866,6 +890,13 @@ func (x *Change) GetVersion() int64 {
 		return x.Version
 	}
 	return 0
+}
+
+func (x *Change) GetStored() []byte {
+	if x != nil {
+		return x.Stored
+	}
+	return nil
 }
 
 // AuthenticationFailure counts failures of one kind from one address. The first
@@ -1200,6 +1231,89 @@ func (x *CheckpointKey) GetVerifierKey() string {
 	return ""
 }
 
+// StateRoot commits to all that is stored at a revision.
+type StateRoot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revision.
+	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The root of a tree, as in RFC 6962, over the live entities, the bundles and the
+	// API keys. docs/audit.md says over which bytes.
+	Root []byte `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"`
+	// How many entities there are.
+	Entities int64 `protobuf:"varint,3,opt,name=entities,proto3" json:"entities,omitempty"`
+	// How many bundles.
+	Bundles int64 `protobuf:"varint,4,opt,name=bundles,proto3" json:"bundles,omitempty"`
+	// How many API keys.
+	Keys          int64 `protobuf:"varint,5,opt,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateRoot) Reset() {
+	*x = StateRoot{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateRoot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateRoot) ProtoMessage() {}
+
+func (x *StateRoot) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateRoot.ProtoReflect.Descriptor instead.
+func (*StateRoot) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *StateRoot) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *StateRoot) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *StateRoot) GetEntities() int64 {
+	if x != nil {
+		return x.Entities
+	}
+	return 0
+}
+
+func (x *StateRoot) GetBundles() int64 {
+	if x != nil {
+		return x.Bundles
+	}
+	return 0
+}
+
+func (x *StateRoot) GetKeys() int64 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
 // ReuseReport is what a caller used again. Reports of a caller with the same id
 // are one, sent more than once.
 type ReuseReport struct {
@@ -1218,7 +1332,7 @@ type ReuseReport struct {
 
 func (x *ReuseReport) Reset() {
 	*x = ReuseReport{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1344,7 @@ func (x *ReuseReport) String() string {
 func (*ReuseReport) ProtoMessage() {}
 
 func (x *ReuseReport) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1357,7 @@ func (x *ReuseReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReuseReport.ProtoReflect.Descriptor instead.
 func (*ReuseReport) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{8}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReuseReport) GetReportId() string {
@@ -1288,7 +1402,7 @@ type FailedOpen struct {
 
 func (x *FailedOpen) Reset() {
 	*x = FailedOpen{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1414,7 @@ func (x *FailedOpen) String() string {
 func (*FailedOpen) ProtoMessage() {}
 
 func (x *FailedOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1427,7 @@ func (x *FailedOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailedOpen.ProtoReflect.Descriptor instead.
 func (*FailedOpen) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{9}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FailedOpen) GetReportId() string {
@@ -1349,7 +1463,7 @@ type DecisionUses struct {
 
 func (x *DecisionUses) Reset() {
 	*x = DecisionUses{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1475,7 @@ func (x *DecisionUses) String() string {
 func (*DecisionUses) ProtoMessage() {}
 
 func (x *DecisionUses) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1488,7 @@ func (x *DecisionUses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionUses.ProtoReflect.Descriptor instead.
 func (*DecisionUses) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{10}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DecisionUses) GetHits() int64 {
@@ -1447,7 +1561,7 @@ type QueryDecisionsRequest struct {
 
 func (x *QueryDecisionsRequest) Reset() {
 	*x = QueryDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1573,7 @@ func (x *QueryDecisionsRequest) String() string {
 func (*QueryDecisionsRequest) ProtoMessage() {}
 
 func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1586,7 @@ func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{11}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *QueryDecisionsRequest) GetFrom() *timestamppb.Timestamp {
@@ -1602,7 +1716,7 @@ type QueryDecisionsResponse struct {
 
 func (x *QueryDecisionsResponse) Reset() {
 	*x = QueryDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1728,7 @@ func (x *QueryDecisionsResponse) String() string {
 func (*QueryDecisionsResponse) ProtoMessage() {}
 
 func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1741,7 @@ func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *QueryDecisionsResponse) GetDecisions() []*DecisionRecord {
@@ -1662,7 +1776,7 @@ type GetDecisionRequest struct {
 
 func (x *GetDecisionRequest) Reset() {
 	*x = GetDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1788,7 @@ func (x *GetDecisionRequest) String() string {
 func (*GetDecisionRequest) ProtoMessage() {}
 
 func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1801,7 @@ func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionRequest.ProtoReflect.Descriptor instead.
 func (*GetDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetDecisionRequest) GetDecisionId() string {
@@ -1710,7 +1824,7 @@ type GetDecisionResponse struct {
 
 func (x *GetDecisionResponse) Reset() {
 	*x = GetDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1836,7 @@ func (x *GetDecisionResponse) String() string {
 func (*GetDecisionResponse) ProtoMessage() {}
 
 func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1849,7 @@ func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionResponse.ProtoReflect.Descriptor instead.
 func (*GetDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetDecisionResponse) GetDecision() *DecisionRecord {
@@ -1767,7 +1881,7 @@ type CountDecisionsRequest struct {
 
 func (x *CountDecisionsRequest) Reset() {
 	*x = CountDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1893,7 @@ func (x *CountDecisionsRequest) String() string {
 func (*CountDecisionsRequest) ProtoMessage() {}
 
 func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1906,7 @@ func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*CountDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CountDecisionsRequest) GetFilter() *QueryDecisionsRequest {
@@ -1829,7 +1943,7 @@ type CountDecisionsResponse struct {
 
 func (x *CountDecisionsResponse) Reset() {
 	*x = CountDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +1955,7 @@ func (x *CountDecisionsResponse) String() string {
 func (*CountDecisionsResponse) ProtoMessage() {}
 
 func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +1968,7 @@ func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*CountDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CountDecisionsResponse) GetCounts() []*DecisionCount {
@@ -1887,7 +2001,7 @@ type DecisionCount struct {
 
 func (x *DecisionCount) Reset() {
 	*x = DecisionCount{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2013,7 @@ func (x *DecisionCount) String() string {
 func (*DecisionCount) ProtoMessage() {}
 
 func (x *DecisionCount) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2026,7 @@ func (x *DecisionCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionCount.ProtoReflect.Descriptor instead.
 func (*DecisionCount) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DecisionCount) GetGroup() string {
@@ -1947,7 +2061,7 @@ type ReplayDecisionRequest struct {
 
 func (x *ReplayDecisionRequest) Reset() {
 	*x = ReplayDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1959,7 +2073,7 @@ func (x *ReplayDecisionRequest) String() string {
 func (*ReplayDecisionRequest) ProtoMessage() {}
 
 func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1972,7 +2086,7 @@ func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionRequest.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReplayDecisionRequest) GetDecisionId() string {
@@ -2002,7 +2116,7 @@ type ReplayDecisionResponse struct {
 
 func (x *ReplayDecisionResponse) Reset() {
 	*x = ReplayDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +2128,7 @@ func (x *ReplayDecisionResponse) String() string {
 func (*ReplayDecisionResponse) ProtoMessage() {}
 
 func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2027,7 +2141,7 @@ func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionResponse.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReplayDecisionResponse) GetOutcome() ReplayDecisionResponse_Outcome {
@@ -2083,7 +2197,7 @@ type ExportDecisionsRequest struct {
 
 func (x *ExportDecisionsRequest) Reset() {
 	*x = ExportDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2209,7 @@ func (x *ExportDecisionsRequest) String() string {
 func (*ExportDecisionsRequest) ProtoMessage() {}
 
 func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2222,7 @@ func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExportDecisionsRequest) GetFromLeaf() int64 {
@@ -2154,7 +2268,7 @@ type ExportDecisionsResponse struct {
 
 func (x *ExportDecisionsResponse) Reset() {
 	*x = ExportDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2280,7 @@ func (x *ExportDecisionsResponse) String() string {
 func (*ExportDecisionsResponse) ProtoMessage() {}
 
 func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2293,7 @@ func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExportDecisionsResponse) GetLeaf() int64 {
@@ -2219,7 +2333,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2345,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2358,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LogEntry) GetEntry() isLogEntry_Entry {
@@ -2313,7 +2427,7 @@ type QueryEventsRequest struct {
 
 func (x *QueryEventsRequest) Reset() {
 	*x = QueryEventsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2325,7 +2439,7 @@ func (x *QueryEventsRequest) String() string {
 func (*QueryEventsRequest) ProtoMessage() {}
 
 func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2338,7 +2452,7 @@ func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsRequest.ProtoReflect.Descriptor instead.
 func (*QueryEventsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *QueryEventsRequest) GetFrom() *timestamppb.Timestamp {
@@ -2403,7 +2517,7 @@ type QueryEventsResponse struct {
 
 func (x *QueryEventsResponse) Reset() {
 	*x = QueryEventsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2415,7 +2529,7 @@ func (x *QueryEventsResponse) String() string {
 func (*QueryEventsResponse) ProtoMessage() {}
 
 func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2428,7 +2542,7 @@ func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsResponse.ProtoReflect.Descriptor instead.
 func (*QueryEventsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *QueryEventsResponse) GetEvents() []*EventRecord {
@@ -2456,7 +2570,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2582,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2595,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetCheckpointRequest) GetSize() int64 {
@@ -2504,7 +2618,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2630,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2643,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -2559,7 +2673,7 @@ type GetInclusionProofRequest struct {
 
 func (x *GetInclusionProofRequest) Reset() {
 	*x = GetInclusionProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2571,7 +2685,7 @@ func (x *GetInclusionProofRequest) String() string {
 func (*GetInclusionProofRequest) ProtoMessage() {}
 
 func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2584,7 +2698,7 @@ func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofRequest.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetInclusionProofRequest) GetId() string {
@@ -2625,7 +2739,7 @@ type GetInclusionProofResponse struct {
 
 func (x *GetInclusionProofResponse) Reset() {
 	*x = GetInclusionProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2637,7 +2751,7 @@ func (x *GetInclusionProofResponse) String() string {
 func (*GetInclusionProofResponse) ProtoMessage() {}
 
 func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2650,7 +2764,7 @@ func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofResponse.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{28}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetInclusionProofResponse) GetRecord() []byte {
@@ -2715,7 +2829,7 @@ type GetConsistencyProofRequest struct {
 
 func (x *GetConsistencyProofRequest) Reset() {
 	*x = GetConsistencyProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2727,7 +2841,7 @@ func (x *GetConsistencyProofRequest) String() string {
 func (*GetConsistencyProofRequest) ProtoMessage() {}
 
 func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2740,7 +2854,7 @@ func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetConsistencyProofRequest) GetFirst() int64 {
@@ -2770,7 +2884,7 @@ type GetConsistencyProofResponse struct {
 
 func (x *GetConsistencyProofResponse) Reset() {
 	*x = GetConsistencyProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2782,7 +2896,7 @@ func (x *GetConsistencyProofResponse) String() string {
 func (*GetConsistencyProofResponse) ProtoMessage() {}
 
 func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2795,7 +2909,7 @@ func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{30}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetConsistencyProofResponse) GetProof() [][]byte {
@@ -2849,7 +2963,7 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\tload_time\x18\x1a \x01(\v2\x19.google.protobuf.DurationR\bloadTime\x129\n" +
 	"\vmay_be_kept\x18\x1b \x01(\v2\x19.google.protobuf.DurationR\tmayBeKeptB\f\n" +
 	"\n" +
-	"_denied_at\"\xe3\a\n" +
+	"_denied_at\"\xad\b\n" +
 	"\vEventRecord\x12\x19\n" +
 	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x122\n" +
@@ -2870,7 +2984,9 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x0echeckpoint_key\x18\x0f \x01(\v2\x1b.cedarpost.v1.CheckpointKeyH\x00R\rcheckpointKey\x121\n" +
 	"\x05reuse\x18\x10 \x01(\v2\x19.cedarpost.v1.ReuseReportH\x00R\x05reuse\x12;\n" +
 	"\vfailed_open\x18\x11 \x01(\v2\x18.cedarpost.v1.FailedOpenH\x00R\n" +
-	"failedOpen\"\xa9\x01\n" +
+	"failedOpen\x128\n" +
+	"\n" +
+	"state_root\x18\x12 \x01(\v2\x17.cedarpost.v1.StateRootH\x00R\tstateRoot\"\xb9\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
@@ -2881,15 +2997,18 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x0eRETENTION_DROP\x10\x05\x12\x12\n" +
 	"\x0eCHECKPOINT_KEY\x10\x06\x12\t\n" +
 	"\x05REUSE\x10\a\x12\x0f\n" +
-	"\vFAILED_OPEN\x10\bB\b\n" +
-	"\x06detail\"\xc6\x01\n" +
+	"\vFAILED_OPEN\x10\b\x12\x0e\n" +
+	"\n" +
+	"STATE_ROOT\x10\tB\b\n" +
+	"\x06detail\"\xde\x01\n" +
 	"\x06Change\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x123\n" +
 	"\bentities\x18\x02 \x03(\v2\x17.cedarpost.v1.EntityUidR\bentities\x12!\n" +
 	"\fentity_count\x18\x03 \x01(\x05R\ventityCount\x12\x16\n" +
 	"\x06before\x18\x04 \x01(\fR\x06before\x12\x14\n" +
 	"\x05after\x18\x05 \x01(\fR\x05after\x12\x18\n" +
-	"\aversion\x18\x06 \x01(\x03R\aversion\"\xdf\x01\n" +
+	"\aversion\x18\x06 \x01(\x03R\aversion\x12\x16\n" +
+	"\x06stored\x18\a \x01(\fR\x06stored\"\xdf\x01\n" +
 	"\x15AuthenticationFailure\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1c\n" +
@@ -2912,6 +3031,12 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"first_leaf\x18\x04 \x01(\x03R\tfirstLeaf\"2\n" +
 	"\rCheckpointKey\x12!\n" +
 	"\fverifier_key\x18\x01 \x01(\tR\vverifierKey\"\x85\x01\n" +
+	"\tStateRoot\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x12\n" +
+	"\x04root\x18\x02 \x01(\fR\x04root\x12\x1a\n" +
+	"\bentities\x18\x03 \x01(\x03R\bentities\x12\x18\n" +
+	"\abundles\x18\x04 \x01(\x03R\abundles\x12\x12\n" +
+	"\x04keys\x18\x05 \x01(\x03R\x04keys\"\x85\x01\n" +
 	"\vReuseReport\x12\x1b\n" +
 	"\treport_id\x18\x01 \x01(\tR\breportId\x12+\n" +
 	"\x06reuses\x18\x02 \x03(\v2\x13.cedarpost.v1.ReuseR\x06reuses\x12\x12\n" +
@@ -3076,7 +3201,7 @@ func file_cedarpost_v1_audit_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(EventRecord_Kind)(0),               // 0: cedarpost.v1.EventRecord.Kind
 	(CountDecisionsRequest_Group)(0),    // 1: cedarpost.v1.CountDecisionsRequest.Group
@@ -3089,65 +3214,66 @@ var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(*LogRead)(nil),                     // 8: cedarpost.v1.LogRead
 	(*RetentionDrop)(nil),               // 9: cedarpost.v1.RetentionDrop
 	(*CheckpointKey)(nil),               // 10: cedarpost.v1.CheckpointKey
-	(*ReuseReport)(nil),                 // 11: cedarpost.v1.ReuseReport
-	(*FailedOpen)(nil),                  // 12: cedarpost.v1.FailedOpen
-	(*DecisionUses)(nil),                // 13: cedarpost.v1.DecisionUses
-	(*QueryDecisionsRequest)(nil),       // 14: cedarpost.v1.QueryDecisionsRequest
-	(*QueryDecisionsResponse)(nil),      // 15: cedarpost.v1.QueryDecisionsResponse
-	(*GetDecisionRequest)(nil),          // 16: cedarpost.v1.GetDecisionRequest
-	(*GetDecisionResponse)(nil),         // 17: cedarpost.v1.GetDecisionResponse
-	(*CountDecisionsRequest)(nil),       // 18: cedarpost.v1.CountDecisionsRequest
-	(*CountDecisionsResponse)(nil),      // 19: cedarpost.v1.CountDecisionsResponse
-	(*DecisionCount)(nil),               // 20: cedarpost.v1.DecisionCount
-	(*ReplayDecisionRequest)(nil),       // 21: cedarpost.v1.ReplayDecisionRequest
-	(*ReplayDecisionResponse)(nil),      // 22: cedarpost.v1.ReplayDecisionResponse
-	(*ExportDecisionsRequest)(nil),      // 23: cedarpost.v1.ExportDecisionsRequest
-	(*ExportDecisionsResponse)(nil),     // 24: cedarpost.v1.ExportDecisionsResponse
-	(*LogEntry)(nil),                    // 25: cedarpost.v1.LogEntry
-	(*QueryEventsRequest)(nil),          // 26: cedarpost.v1.QueryEventsRequest
-	(*QueryEventsResponse)(nil),         // 27: cedarpost.v1.QueryEventsResponse
-	(*GetCheckpointRequest)(nil),        // 28: cedarpost.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),       // 29: cedarpost.v1.GetCheckpointResponse
-	(*GetInclusionProofRequest)(nil),    // 30: cedarpost.v1.GetInclusionProofRequest
-	(*GetInclusionProofResponse)(nil),   // 31: cedarpost.v1.GetInclusionProofResponse
-	(*GetConsistencyProofRequest)(nil),  // 32: cedarpost.v1.GetConsistencyProofRequest
-	(*GetConsistencyProofResponse)(nil), // 33: cedarpost.v1.GetConsistencyProofResponse
-	nil,                                 // 34: cedarpost.v1.QueryDecisionsResponse.UsesEntry
-	(*timestamppb.Timestamp)(nil),       // 35: google.protobuf.Timestamp
-	(*EntityUid)(nil),                   // 36: cedarpost.v1.EntityUid
-	(*structpb.Struct)(nil),             // 37: google.protobuf.Struct
-	(*FieldSelection)(nil),              // 38: cedarpost.v1.FieldSelection
-	(*Entity)(nil),                      // 39: cedarpost.v1.Entity
-	(Decision)(0),                       // 40: cedarpost.v1.Decision
-	(DeniedAt)(0),                       // 41: cedarpost.v1.DeniedAt
-	(*Fields)(nil),                      // 42: cedarpost.v1.Fields
-	(*PolicyRef)(nil),                   // 43: cedarpost.v1.PolicyRef
-	(*PolicyError)(nil),                 // 44: cedarpost.v1.PolicyError
-	(*Obligation)(nil),                  // 45: cedarpost.v1.Obligation
-	(*Advice)(nil),                      // 46: cedarpost.v1.Advice
-	(*durationpb.Duration)(nil),         // 47: google.protobuf.Duration
-	(*Reuse)(nil),                       // 48: cedarpost.v1.Reuse
-	(*FailOpen)(nil),                    // 49: cedarpost.v1.FailOpen
+	(*StateRoot)(nil),                   // 11: cedarpost.v1.StateRoot
+	(*ReuseReport)(nil),                 // 12: cedarpost.v1.ReuseReport
+	(*FailedOpen)(nil),                  // 13: cedarpost.v1.FailedOpen
+	(*DecisionUses)(nil),                // 14: cedarpost.v1.DecisionUses
+	(*QueryDecisionsRequest)(nil),       // 15: cedarpost.v1.QueryDecisionsRequest
+	(*QueryDecisionsResponse)(nil),      // 16: cedarpost.v1.QueryDecisionsResponse
+	(*GetDecisionRequest)(nil),          // 17: cedarpost.v1.GetDecisionRequest
+	(*GetDecisionResponse)(nil),         // 18: cedarpost.v1.GetDecisionResponse
+	(*CountDecisionsRequest)(nil),       // 19: cedarpost.v1.CountDecisionsRequest
+	(*CountDecisionsResponse)(nil),      // 20: cedarpost.v1.CountDecisionsResponse
+	(*DecisionCount)(nil),               // 21: cedarpost.v1.DecisionCount
+	(*ReplayDecisionRequest)(nil),       // 22: cedarpost.v1.ReplayDecisionRequest
+	(*ReplayDecisionResponse)(nil),      // 23: cedarpost.v1.ReplayDecisionResponse
+	(*ExportDecisionsRequest)(nil),      // 24: cedarpost.v1.ExportDecisionsRequest
+	(*ExportDecisionsResponse)(nil),     // 25: cedarpost.v1.ExportDecisionsResponse
+	(*LogEntry)(nil),                    // 26: cedarpost.v1.LogEntry
+	(*QueryEventsRequest)(nil),          // 27: cedarpost.v1.QueryEventsRequest
+	(*QueryEventsResponse)(nil),         // 28: cedarpost.v1.QueryEventsResponse
+	(*GetCheckpointRequest)(nil),        // 29: cedarpost.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 30: cedarpost.v1.GetCheckpointResponse
+	(*GetInclusionProofRequest)(nil),    // 31: cedarpost.v1.GetInclusionProofRequest
+	(*GetInclusionProofResponse)(nil),   // 32: cedarpost.v1.GetInclusionProofResponse
+	(*GetConsistencyProofRequest)(nil),  // 33: cedarpost.v1.GetConsistencyProofRequest
+	(*GetConsistencyProofResponse)(nil), // 34: cedarpost.v1.GetConsistencyProofResponse
+	nil,                                 // 35: cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	(*timestamppb.Timestamp)(nil),       // 36: google.protobuf.Timestamp
+	(*EntityUid)(nil),                   // 37: cedarpost.v1.EntityUid
+	(*structpb.Struct)(nil),             // 38: google.protobuf.Struct
+	(*FieldSelection)(nil),              // 39: cedarpost.v1.FieldSelection
+	(*Entity)(nil),                      // 40: cedarpost.v1.Entity
+	(Decision)(0),                       // 41: cedarpost.v1.Decision
+	(DeniedAt)(0),                       // 42: cedarpost.v1.DeniedAt
+	(*Fields)(nil),                      // 43: cedarpost.v1.Fields
+	(*PolicyRef)(nil),                   // 44: cedarpost.v1.PolicyRef
+	(*PolicyError)(nil),                 // 45: cedarpost.v1.PolicyError
+	(*Obligation)(nil),                  // 46: cedarpost.v1.Obligation
+	(*Advice)(nil),                      // 47: cedarpost.v1.Advice
+	(*durationpb.Duration)(nil),         // 48: google.protobuf.Duration
+	(*Reuse)(nil),                       // 49: cedarpost.v1.Reuse
+	(*FailOpen)(nil),                    // 50: cedarpost.v1.FailOpen
 }
 var file_cedarpost_v1_audit_proto_depIdxs = []int32{
-	35, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
-	36, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
-	36, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
-	36, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
-	37, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
-	38, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
-	39, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
-	40, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
-	41, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
-	42, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
-	43, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
-	44, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
-	45, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
-	46, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
-	47, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
-	47, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
-	47, // 16: cedarpost.v1.DecisionRecord.may_be_kept:type_name -> google.protobuf.Duration
-	35, // 17: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
+	36, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
+	37, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
+	37, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
+	37, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
+	38, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
+	39, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
+	40, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
+	41, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
+	42, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
+	43, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
+	44, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
+	45, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
+	46, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
+	47, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
+	48, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
+	48, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
+	48, // 16: cedarpost.v1.DecisionRecord.may_be_kept:type_name -> google.protobuf.Duration
+	36, // 17: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
 	0,  // 18: cedarpost.v1.EventRecord.kind:type_name -> cedarpost.v1.EventRecord.Kind
 	5,  // 19: cedarpost.v1.EventRecord.change:type_name -> cedarpost.v1.Change
 	6,  // 20: cedarpost.v1.EventRecord.authentication_failure:type_name -> cedarpost.v1.AuthenticationFailure
@@ -3155,66 +3281,67 @@ var file_cedarpost_v1_audit_proto_depIdxs = []int32{
 	8,  // 22: cedarpost.v1.EventRecord.log_read:type_name -> cedarpost.v1.LogRead
 	9,  // 23: cedarpost.v1.EventRecord.retention_drop:type_name -> cedarpost.v1.RetentionDrop
 	10, // 24: cedarpost.v1.EventRecord.checkpoint_key:type_name -> cedarpost.v1.CheckpointKey
-	11, // 25: cedarpost.v1.EventRecord.reuse:type_name -> cedarpost.v1.ReuseReport
-	12, // 26: cedarpost.v1.EventRecord.failed_open:type_name -> cedarpost.v1.FailedOpen
-	36, // 27: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
-	35, // 28: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
-	35, // 29: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
-	48, // 30: cedarpost.v1.ReuseReport.reuses:type_name -> cedarpost.v1.Reuse
-	49, // 31: cedarpost.v1.FailedOpen.fail_opens:type_name -> cedarpost.v1.FailOpen
-	35, // 32: cedarpost.v1.DecisionUses.first:type_name -> google.protobuf.Timestamp
-	35, // 33: cedarpost.v1.DecisionUses.last:type_name -> google.protobuf.Timestamp
-	35, // 34: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	35, // 35: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	36, // 36: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
-	36, // 37: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
-	36, // 38: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
-	40, // 39: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
-	41, // 40: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
-	43, // 41: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
-	3,  // 42: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
-	34, // 43: cedarpost.v1.QueryDecisionsResponse.uses:type_name -> cedarpost.v1.QueryDecisionsResponse.UsesEntry
-	3,  // 44: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
-	13, // 45: cedarpost.v1.GetDecisionResponse.uses:type_name -> cedarpost.v1.DecisionUses
-	14, // 46: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
-	1,  // 47: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
-	20, // 48: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
-	2,  // 49: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
-	3,  // 50: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
-	3,  // 51: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
-	35, // 52: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	35, // 53: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	25, // 54: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
-	3,  // 55: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
-	4,  // 56: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
-	35, // 57: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
-	35, // 58: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
-	0,  // 59: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
-	4,  // 60: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
-	13, // 61: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
-	14, // 62: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
-	18, // 63: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
-	16, // 64: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
-	21, // 65: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
-	23, // 66: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
-	26, // 67: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
-	28, // 68: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
-	30, // 69: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
-	32, // 70: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
-	15, // 71: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
-	19, // 72: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
-	17, // 73: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
-	22, // 74: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
-	24, // 75: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
-	27, // 76: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
-	29, // 77: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
-	31, // 78: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
-	33, // 79: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
-	71, // [71:80] is the sub-list for method output_type
-	62, // [62:71] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	12, // 25: cedarpost.v1.EventRecord.reuse:type_name -> cedarpost.v1.ReuseReport
+	13, // 26: cedarpost.v1.EventRecord.failed_open:type_name -> cedarpost.v1.FailedOpen
+	11, // 27: cedarpost.v1.EventRecord.state_root:type_name -> cedarpost.v1.StateRoot
+	37, // 28: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
+	36, // 29: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
+	36, // 30: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
+	49, // 31: cedarpost.v1.ReuseReport.reuses:type_name -> cedarpost.v1.Reuse
+	50, // 32: cedarpost.v1.FailedOpen.fail_opens:type_name -> cedarpost.v1.FailOpen
+	36, // 33: cedarpost.v1.DecisionUses.first:type_name -> google.protobuf.Timestamp
+	36, // 34: cedarpost.v1.DecisionUses.last:type_name -> google.protobuf.Timestamp
+	36, // 35: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	36, // 36: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	37, // 37: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
+	37, // 38: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
+	37, // 39: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
+	41, // 40: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
+	42, // 41: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
+	44, // 42: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
+	3,  // 43: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
+	35, // 44: cedarpost.v1.QueryDecisionsResponse.uses:type_name -> cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	3,  // 45: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
+	14, // 46: cedarpost.v1.GetDecisionResponse.uses:type_name -> cedarpost.v1.DecisionUses
+	15, // 47: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
+	1,  // 48: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
+	21, // 49: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
+	2,  // 50: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
+	3,  // 51: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
+	3,  // 52: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
+	36, // 53: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	36, // 54: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	26, // 55: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
+	3,  // 56: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
+	4,  // 57: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
+	36, // 58: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
+	36, // 59: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
+	0,  // 60: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
+	4,  // 61: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
+	14, // 62: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
+	15, // 63: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
+	19, // 64: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
+	17, // 65: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
+	22, // 66: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
+	24, // 67: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
+	27, // 68: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
+	29, // 69: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
+	31, // 70: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
+	33, // 71: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
+	16, // 72: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
+	20, // 73: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
+	18, // 74: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
+	23, // 75: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
+	25, // 76: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
+	28, // 77: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
+	30, // 78: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
+	32, // 79: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
+	34, // 80: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
+	72, // [72:81] is the sub-list for method output_type
+	63, // [63:72] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_audit_proto_init() }
@@ -3234,8 +3361,9 @@ func file_cedarpost_v1_audit_proto_init() {
 		(*EventRecord_CheckpointKey)(nil),
 		(*EventRecord_Reuse)(nil),
 		(*EventRecord_FailedOpen)(nil),
+		(*EventRecord_StateRoot)(nil),
 	}
-	file_cedarpost_v1_audit_proto_msgTypes[22].OneofWrappers = []any{
+	file_cedarpost_v1_audit_proto_msgTypes[23].OneofWrappers = []any{
 		(*LogEntry_Decision)(nil),
 		(*LogEntry_Event)(nil),
 	}
@@ -3245,7 +3373,7 @@ func file_cedarpost_v1_audit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_audit_proto_rawDesc), len(file_cedarpost_v1_audit_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,34 @@
+package auditlog
+
+import "golang.org/x/mod/sumdb/tlog"
+
+// RootBuilder computes what [Root] does, leaf by leaf, in memory that grows with the
+// logarithm of their number. The zero value has no leaves.
+type RootBuilder struct {
+	size int64
+	// whole are the roots of the complete subtrees, the largest first: one for each
+	// bit of size that is set.
+	whole []tlog.Hash
+}
+
+// Add adds the hash of the next leaf.
+func (b *RootBuilder) Add(leaf tlog.Hash) {
+	for n := b.size; n&1 == 1; n >>= 1 {
+		last := len(b.whole) - 1
+		leaf, b.whole = tlog.NodeHash(b.whole[last], leaf), b.whole[:last]
+	}
+	b.whole = append(b.whole, leaf)
+	b.size++
+}
+
+// Root is the root of the tree over the leaves added so far.
+func (b *RootBuilder) Root() tlog.Hash {
+	if len(b.whole) == 0 {
+		return emptyRoot
+	}
+	root := b.whole[len(b.whole)-1]
+	for i := len(b.whole) - 2; i >= 0; i-- {
+		root = tlog.NodeHash(b.whole[i], root)
+	}
+	return root
+}

@@ -1,0 +1,253 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+)
+
+// StateRoot commits to all that is stored at a revision; docs/audit.md says over
+// which bytes.
+type StateRoot struct {
+	Revision int64
+	Root     tlog.Hash
+	// Entities, Bundles and Keys are how many there are.
+	Entities, Bundles, Keys int64
+}
+
+// snapshotOf are options of a transaction that sees one moment, for as long as it
+// takes.
+var snapshotOf = pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+
+// unhurried lifts the limits on time that a transaction would end by.
+const unhurried = "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0"
+
+// WriteStateRoot records the state root of the newest revision, unless the log has
+// one of today (UTC), and says whether the log has one then. It has none yet when
+// another server is computing it. event makes the record.
+//
+// The state is read as an auditor reads it, in memory that does not grow with it.
+func (db *DB) WriteStateRoot(ctx context.Context, event func(context.Context, StateRoot) (Event, error)) (there bool, err error) {
+	defer wrap(&err, "record state root")
+	if there, err = db.hasStateRoot(ctx); err != nil || there {
+		return there, err
+	}
+	_, err = db.lead(ctx, "state root", func(conn *pgx.Conn) error {
+		if there, err = db.hasStateRoot(ctx); err != nil || there {
+			return err
+		}
+		var root StateRoot
+		var at Position
+		err := pgx.BeginTxFunc(ctx, db.audit, snapshotOf, func(tx pgx.Tx) (err error) {
+			if _, err := tx.Exec(ctx, unhurried); err != nil {
+				return err
+			}
+			rows, _ := tx.Query(ctx, selectPosition)
+			if at, err = scanPosition(rows); err == nil {
+				root, err = readStateRoot(ctx, tx, at.Number)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		e, err := event(ctx, root)
+		if err != nil {
+			return err
+		}
+		// After a failover in between, the number can mean another content.
+		var batch pgx.Batch
+		checkPosition(&batch, at)
+		db.changes.queue(&batch, e)
+		err = pgx.BeginTxFunc(ctx, conn, readCommitted, func(tx pgx.Tx) error { return tx.SendBatch(ctx, &batch).Close() })
+		there = err == nil
+		return err
+	})
+	return there, err
+}
+
+func (db *DB) hasStateRoot(ctx context.Context) (there bool, err error) {
+	err = db.audit.QueryRow(ctx, `
+		select exists (
+			select from events
+			where kind = 'state_root' and at >= date_trunc('day', now() at time zone 'UTC') at time zone 'UTC')`).Scan(&there)
+	return there, err
+}
+
+// readStateRoot computes the state root of a revision.
+func readStateRoot(ctx context.Context, tx pgx.Tx, revision int64) (s StateRoot, err error) {
+	s.Revision = revision
+	var tree auditlog.RootBuilder
+	add := func(values ...any) { tree.Add(auditlog.Hash(jsonLine(values...))) }
+	rows, err := tx.Query(ctx, `
+		select type, id, attrs, tags, parents
+		from entities
+		where since <= $1 and (until is null or until > $1)
+		order by type, id`, pgx.QueryExecModeCacheDescribe, revision)
+	if err != nil {
+		return s, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var r storedEntity
+		if err := rows.Scan(&r.Type, &r.ID, &r.Attrs, &r.Tags, &r.Parents); err != nil {
+			return s, err
+		}
+		values, err := r.values()
+		if err != nil {
+			return s, err
+		}
+		add(append([]any{KindEntity}, values...)...)
+		s.Entities++
+	}
+	if err := rows.Err(); err != nil {
+		return s, err
+	}
+
+	rows, _ = tx.Query(ctx, `
+		select name from bundles
+		where since <= $1 and (until is null or until > $1)
+		order by name`, revision)
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return s, err
+	}
+	for _, name := range names {
+		b, err := readStoredBundle(ctx, tx, name, revision)
+		if err != nil {
+			return s, err
+		}
+		add(KindBundle, name, hex.EncodeToString(b.Stored))
+		s.Bundles++
+	}
+
+	keys, err := readStoredKeys(ctx, tx)
+	if err != nil {
+		return s, err
+	}
+	for _, k := range keys {
+		if !k.Revoked && k.Since <= revision {
+			add(KindKey, k.ID, k.Name, hex.EncodeToString(k.hash))
+			s.Keys++
+		}
+	}
+	s.Root = tree.Root()
+	return s, nil
+}
+
+// storedEntity is a row of entities, read so that what no write of ours stores can
+// be told too.
+type storedEntity struct {
+	Type, ID    string
+	Attrs, Tags []byte
+	Parents     []*string
+}
+
+// values are those of the entity's line. A parent without a space, or null, has a
+// form that no written one has.
+func (r storedEntity) values() ([]any, error) {
+	e := Entity{UID: UID{r.Type, r.ID}, Attrs: r.Attrs, Tags: r.Tags}
+	values, err := canonical(&e)
+	if err != nil {
+		return nil, err
+	}
+	parents := make([]any, len(r.Parents))
+	for i, p := range r.Parents {
+		if p == nil {
+			continue
+		}
+		if typ, id, ok := strings.Cut(*p, " "); ok {
+			parents[i] = [2]string{typ, id}
+		} else {
+			parents[i] = *p
+		}
+	}
+	return append(values[:4], parents), nil
+}
+
+// StoredBundle is what is stored of a bundle at a revision.
+type StoredBundle struct {
+	// Since is the revision that published it, as Version.
+	Since, Version int64
+	Digest         string
+	// Stored is the SHA-256 over all that is stored of it.
+	Stored []byte
+}
+
+// readStoredBundle reads the bundle that was live at a revision. The error is
+// [ErrNotFound] if there was none.
+func readStoredBundle(ctx context.Context, tx pgx.Tx, name string, revision int64) (b StoredBundle, err error) {
+	var description, onForbidError, schema, fields, publishedBy string
+	var owners, namespaces []string
+	var policies int32
+	err = tx.QueryRow(ctx, `
+		select since, version, digest, description, owners, on_forbid_error, namespaces, schema, fields, policies, published_by
+		from bundles
+		where name = $1 and since <= $2 and (until is null or until > $2)
+		order by since desc limit 1`, name, revision).Scan(
+		&b.Since, &b.Version, &b.Digest, &description, &owners, &onForbidError, &namespaces, &schema, &fields, &policies, &publishedBy)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return b, err
+	}
+	sum := sha256.New()
+	add := func(values ...any) { sum.Write(jsonLine(values...)) }
+	add("bundle", name, b.Version, b.Digest, description, orEmpty(owners), onForbidError, orEmpty(namespaces), schema, fields, policies, publishedBy)
+	rows, _ := tx.Query(ctx, `
+		select id, file, line, text
+		from policies
+		where bundle = $1 and since <= $2 and (until is null or until > $2)
+		order by id, since`, name, revision)
+	var id, file, text string
+	var line int32
+	_, err = pgx.ForEachRow(rows, []any{&id, &file, &line, &text}, func() error {
+		add("policy", id, file, line, text)
+		return nil
+	})
+	if err != nil {
+		return b, err
+	}
+	rows, _ = tx.Query(ctx, `
+		select path, sha256(content)
+		from bundle_files
+		where bundle = $1 and since <= $2 and (until is null or until > $2)
+		order by path, since`, name, revision)
+	var hash []byte
+	_, err = pgx.ForEachRow(rows, []any{&file, &hash}, func() error {
+		add("file", file, hex.EncodeToString(hash))
+		return nil
+	})
+	b.Stored = sum.Sum(nil)
+	return b, err
+}
+
+// StoredKey is what an auditor learns of an API key.
+type StoredKey struct {
+	ID, Name string
+	Revoked  bool
+	// Since is the revision that added it; 0 if it was swept before that was stored.
+	Since int64
+	// Digest is that of the event that the key was added with.
+	Digest []byte
+	hash   []byte // the SHA-256 of the stored one
+}
+
+// readStoredKeys reads all keys, by id.
+func readStoredKeys(ctx context.Context, tx pgx.Tx) ([]StoredKey, error) {
+	rows, _ := tx.Query(ctx, `select id, name, revoked, since, hash from audited_keys() order by id collate "C"`)
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (k StoredKey, err error) {
+		err = row.Scan(&k.ID, &k.Name, &k.Revoked, &k.Since, &k.hash)
+		sum := sha256.Sum256(keyLine(k.ID, k.Name, k.hash))
+		k.Digest = sum[:]
+		return k, err
+	})
+}
