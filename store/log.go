@@ -37,7 +37,7 @@ type Event struct {
 	// Batch and Pos say which leaf of which batch it is. They are read, never written.
 	Batch uuid.UUID
 	Pos   int
-	// CRC is the checksum of the record when it was written; read by [DB.RowsOf] only.
+	// CRC is the checksum of the record when it was written. It is read, never written.
 	CRC int32
 }
 

@@ -28,6 +28,11 @@ func TestCSV(t *testing.T) {
 		}
 		text.WriteString(line)
 	}
+	missing, err := csvLine(5, 1, &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Missing{Missing: "not there"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text.WriteString(missing)
 	odd := decisionEntry(func(d *cedarpostv1.DecisionRecord) {
 		d.Caller, d.RequestId, d.TraceId = `=cmd|"/c calc"!A1`, "+1", "a,\"b\"\nc"
 	})
@@ -36,7 +41,7 @@ func TestCSV(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows, err := csv.NewReader(strings.NewReader(text.String() + line)).ReadAll()
-	if err != nil || len(rows) != len(entries)+2 {
+	if err != nil || len(rows) != len(entries)+3 {
 		t.Fatal(len(rows), err)
 	}
 	cell := func(row int, column string) string { return rows[row][slices.Index(csvColumns, column)] }
@@ -59,9 +64,19 @@ func TestCSV(t *testing.T) {
 		{3, "subject", "shop"},
 		{3, "decision", ""},
 		{6, "detail", `{"reason":"unknown key","address":"192.0.2.7","procedure":"/p","count":"12","first":"2026-03-04T05:06:07.890Z","last":"2026-03-04T05:06:07.890Z"}`},
-		{16, "caller", `'=cmd|"/c calc"!A1`},
-		{16, "request_id", "'+1"},
-		{16, "trace_id", "a,\"b\"\nc"},
+		{16, "kind", "damaged"},
+		{16, "id", "01900000-0000-7000-8000-000000000001"},
+		{16, "time", "2026-03-04T05:06:07.890Z"},
+		{16, "decision", ""},
+		{16, "subject", "decision"},
+		{16, "detail", "its record was altered"},
+		{17, "subject", "event"},
+		{18, "kind", "missing"},
+		{18, "time", ""},
+		{18, "detail", "not there"},
+		{19, "caller", `'=cmd|"/c calc"!A1`},
+		{19, "request_id", "'+1"},
+		{19, "trace_id", "a,\"b\"\nc"},
 	} {
 		if got := cell(c.row, c.column); got != c.want {
 			t.Errorf("row %d, %s: %q, want %q", c.row, c.column, got, c.want)
