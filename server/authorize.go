@@ -22,6 +22,7 @@ type authorizationService struct {
 	follower *follower
 	loader   *loader
 	record   func(context.Context, []store.Decision, []store.Event) error // of the recorder
+	ids      *ids                                                         // of the recorder
 	mode     auditlog.Mode                                                // of the recorder
 	mask     *masker
 	limits   *limits

@@ -18,6 +18,9 @@ const (
 	exportRows    = 1000
 	exportBytes   = 8 << 20 // of their records; one batch alone may have more
 	exportPoll    = time.Second
+	// exportLeeway is how long after its end an export that follows waits for batches
+	// of servers that are slow or whose clocks are behind.
+	exportLeeway = 2 * recordTimeout
 )
 
 // ExportDecisions implements cedarpost.v1.AuditService. Between two reads it holds
@@ -114,7 +117,7 @@ type export struct {
 func (x *export) begin(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	if x.end, err = x.db.NextLeaf(ctx); err != nil {
+	if err := x.findEnd(ctx); err != nil {
 		return err
 	}
 	if x.from.IsZero() {
@@ -125,10 +128,27 @@ func (x *export) begin(ctx context.Context) (err error) {
 	return err
 }
 
+// findEnd finds the end of what there is now.
+func (x *export) findEnd(ctx context.Context) (err error) {
+	if x.end, err = x.db.NextLeaf(ctx); err != nil || x.to.IsZero() {
+		return err
+	}
+	// Times do not grow from batch to batch: clocks differ, and are set back.
+	end, err := x.db.EndOf(ctx, x.from, x.to)
+	x.end = min(x.end, end)
+	return err
+}
+
 // read reads on, a bounded number of batches with their rows.
 func (x *export) read(ctx context.Context) ([]store.Batch, error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
+	if x.follow && !x.to.IsZero() && time.Now().After(x.to.Add(exportLeeway)) {
+		x.follow = false // to the end of what there is by now
+		if err := x.findEnd(ctx); err != nil {
+			return nil, err
+		}
+	}
 	all, err := x.db.Batches(ctx, x.next, exportBatches)
 	if err != nil {
 		return nil, err
@@ -137,9 +157,15 @@ func (x *export) read(ctx context.Context) ([]store.Batch, error) {
 	var some []store.Batch
 	rows := 0
 	for _, b := range all {
-		if !x.follow && b.Leaf >= x.end || !x.to.IsZero() && !b.FirstAt.IsZero() && !b.FirstAt.Before(x.to) {
+		if !x.follow && b.Leaf >= x.end {
 			x.ended = true
 			break
+		}
+		if late := !x.to.IsZero() && !b.FirstAt.IsZero() && !b.FirstAt.Before(x.to); late {
+			if len(some) == 0 {
+				x.next = b.Leaf + 1
+			}
+			continue
 		}
 		if rows += b.Rows; rows > exportRows && len(some) > 0 {
 			break

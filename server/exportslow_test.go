@@ -131,7 +131,7 @@ func TestManyReports(t *testing.T) {
 	r := newRecorder(db, "s", auditlog.Strict, slog.New(slog.DiscardHandler), newMetrics(), nil)
 	t.Cleanup(r.close)
 	s := newAuditService(db, &eventLog{r, "s"}, nil)
-	reporter := &authorizationService{record: r.record, metric: newMetrics(), name: "s"}
+	reporter := &authorizationService{record: r.record, ids: r.ids, metric: newMetrics(), name: "s"}
 	ctx := context.WithValue(t.Context(), callerKey, "shop")
 	rows := []store.Decision{newDecision(t, 0), newDecision(t, 0)}
 	if err := r.record(ctx, rows, nil); err != nil {

@@ -60,7 +60,7 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 	var events []store.Event
 	add := func(rec *cedarpostv1.EventRecord) error {
 		rec.Subject = req.GetReportId()
-		e, err := newEvent(ctx, s.name, rec)
+		e, err := newEvent(ctx, s.ids, s.name, rec)
 		events = append(events, e)
 		return err
 	}

@@ -90,6 +90,24 @@ func (db *DB) FindBatch(ctx context.Context, leaf int64, at time.Time) (_ int64,
 	return leaf, err
 }
 
+// EndOf is the place after the last batch that has rows of a time, from (the zero time:
+// any) to (exclusive). Batches before it can have rows of another time.
+func (db *DB) EndOf(ctx context.Context, from, to time.Time) (leaf int64, err error) {
+	defer wrap(&err, "find the last batch of a time")
+	// A batch is of one day, so rows are looked at on the first day and on the last.
+	const query = `
+		select coalesce(max(of_day.seq), -1) + 1
+		from generate_series(
+		         greatest($1::date, (select min(day) from audit_batches)),
+		         least($2::date, (select max(day) from audit_batches)), '1 day') as d (day)
+		cross join lateral (
+			select seq from audit_batches
+			where day = d.day::date and (first_at is null or ($3::timestamptz is null or last_at >= $3) and first_at < $4)
+			order by day desc, seq desc limit 1) as of_day`
+	err = db.audit.QueryRow(ctx, query, orNull(from.UTC()), to.UTC(), orNull(from), to).Scan(&leaf)
+	return leaf, err
+}
+
 const selectBatches = `
 	select seq, batch, writer, writer_seq, day, rows, header, first_at, last_at
 	from audit_batches`

@@ -154,18 +154,20 @@ func readDecisionDays(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil || len(days) == 0 {
 		return err
 	}
-	// There is no index to tell the smallest: a large day takes its time, once.
-	if _, err := conn.Exec(ctx, "set statement_timeout = 0"); err != nil {
-		return err
-	}
 	for _, day := range days {
-		_, err := conn.Exec(ctx, `
-			insert into decision_days (day, min_revision)
-			select $1, min(revision) from decisions where at >= $2 and at < $3`, day, day, day.AddDate(0, 0, 1))
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			// There is no index to tell the smallest: a large day takes its time, once.
+			if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, `
+				insert into decision_days (day, min_revision)
+				select $1, min(revision) from decisions where at >= $2 and at < $3`, day, day, day.AddDate(0, 0, 1))
+			return err
+		})
 		if err != nil {
 			return err
 		}
 	}
-	_, err = conn.Exec(ctx, "reset statement_timeout")
-	return err
+	return nil
 }

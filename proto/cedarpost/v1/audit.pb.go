@@ -2092,8 +2092,9 @@ type ExportDecisionsRequest struct {
 	FromLeaf int64 `protobuf:"varint,1,opt,name=from_leaf,json=fromLeaf,proto3" json:"from_leaf,omitempty"`
 	// Begin with the first batch that has rows from this time on, if that is later.
 	From *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
-	// End before the first batch that has rows from this time on only; absent: at
-	// the end.
+	// Leave out batches that have rows from this time on only, and end after the
+	// last batch that has rows between from and this time; absent: at the end. With
+	// follow, end some seconds after this time.
 	To *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
 	// At the end wait for more, until the caller hangs up.
 	Follow        bool `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"`
