@@ -105,6 +105,7 @@ func tamper(t *testing.T, db *store.DB, id string, n int, change func(*cedarpost
 		t.Fatal(err)
 	}
 	change(rec)
+	row.Allowed, row.DeniedAt = rec.Decision == cedarpostv1.Decision_ALLOW, int16(rec.GetDeniedAt())
 	rows := make([]store.Decision, n)
 	for i := range rows {
 		row.ID = uuid.Must(uuid.NewV7())
