@@ -29,6 +29,10 @@ build: ## Build bin/cedarpost
 postgres:
 	@scripts/install-postgres.sh
 
+.PHONY: pgbouncer
+pgbouncer:
+	@scripts/install-pgbouncer.sh
+
 .PHONY: node
 node:
 	@scripts/install-node.sh
@@ -42,7 +46,7 @@ dev: postgres build ## Run a server with a private Postgres and the example bund
 	@exec bin/cedarpost dev
 
 .PHONY: test
-test: postgres node ## Run all tests, with a real Postgres and the race detector
+test: postgres pgbouncer node ## Run all tests, with a real Postgres and the race detector
 	go vet ./...
 	go test -race -timeout 20m ./...
 

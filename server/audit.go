@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -82,17 +81,13 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 		out.NextPageToken = formatPage(logPage{page.Query, rows[size-1].At, rows[size-1].ID})
 	}
 	for _, row := range rows {
-		rec, err := decodeRecord(row)
-		if err != nil {
-			return nil, publicError(err)
-		}
-		out.Decisions = append(out.Decisions, rec)
+		out.Decisions = append(out.Decisions, readDecision(row))
 	}
 	if out.Uses, err = s.uses(ctx, rows); err != nil {
 		return nil, readError(err)
 	}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceQueryDecisionsProcedure, shown, len(rows)); err != nil {
-		return nil, publicError(err)
+		return nil, readError(err)
 	}
 	return out, nil
 }
@@ -222,12 +217,12 @@ func fingerprint(filters proto.Message) ([]byte, error) {
 	return sum[:16], nil
 }
 
-// readError is publicError, for a read that can take longer than it may.
+// readError is publicError of a read of the log, which can take longer than it may.
 func readError(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return connect.NewError(connect.CodeDeadlineExceeded, "reading the log took too long: ask about a shorter time").WithCause(err)
 	}
-	return publicError(err)
+	return outerError(err, "; nothing was read")
 }
 
 // GetDecision implements cedarpost.v1.AuditService.
@@ -249,22 +244,14 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 		return nil, readError(err)
 	}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceGetDecisionProcedure, req, rows); err != nil {
-		return nil, publicError(err)
+		return nil, readError(err)
 	}
 	if missing {
 		return nil, connect.Errorf(connect.CodeNotFound, "no decision %s is recorded", id)
 	}
-	rec, err := decodeRecord(row)
-	if err != nil {
-		return nil, publicError(err)
+	rec := readDecision(row)
+	if rec.Damaged != "" {
+		return nil, damageError(rec)
 	}
 	return &cedarpostv1.GetDecisionResponse{Decision: rec, Uses: uses[row.ID.String()]}, nil
-}
-
-func decodeRecord(row store.Decision) (*cedarpostv1.DecisionRecord, error) {
-	rec := &cedarpostv1.DecisionRecord{}
-	if err := proto.Unmarshal(row.Record, rec); err != nil {
-		return nil, fmt.Errorf("record of decision %s: %w", row.ID, err)
-	}
-	return rec, nil
 }

@@ -22,6 +22,7 @@ type authorizationService struct {
 	follower *follower
 	loader   *loader
 	record   func(context.Context, []store.Decision, []store.Event) error // of the recorder
+	ids      *ids                                                         // of the recorder
 	mode     auditlog.Mode                                                // of the recorder
 	mask     *masker
 	limits   *limits
@@ -38,14 +39,14 @@ func (s *authorizationService) Authorize(ctx context.Context, req *cedarpostv1.A
 	asOf := s.follower.asOf()
 	snap, err := s.snapshot(ctx, req.GetConsistency())
 	if err != nil {
-		return nil, publicError(err)
+		return nil, decisionError(err)
 	}
 	answers, err := s.decide(ctx, snap, asOf, []*cedarpostv1.AuthorizeRequest{req})
 	if err != nil {
-		return nil, publicError(err)
+		return nil, decisionError(err)
 	}
 	if answers[0].err != nil {
-		return nil, publicError(answers[0].err)
+		return nil, decisionError(answers[0].err)
 	}
 	return answers[0].response, nil
 }
@@ -58,17 +59,17 @@ func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpos
 	asOf := s.follower.asOf()
 	snap, err := s.snapshot(ctx, req.GetConsistency())
 	if err != nil {
-		return nil, publicError(err)
+		return nil, decisionError(err)
 	}
 	answers, err := s.decide(ctx, snap, asOf, req.GetChecks())
 	if err != nil {
-		return nil, publicError(err)
+		return nil, decisionError(err)
 	}
 	out := &cedarpostv1.AuthorizeBatchResponse{Revision: encodeRevision(snap.position, snap.position.Number)}
 	for _, a := range answers {
 		r := &cedarpostv1.AuthorizeBatchResult{Result: &cedarpostv1.AuthorizeBatchResult_Response{Response: a.response}}
 		if a.err != nil {
-			pe := publicError(a.err)
+			pe := decisionError(a.err)
 			r.Result = &cedarpostv1.AuthorizeBatchResult_Error{Error: &cedarpostv1.BatchError{Code: pe.Code().String(), Message: pe.Message()}}
 		}
 		out.Results = append(out.Results, r)
@@ -80,7 +81,7 @@ func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpos
 func (s *authorizationService) GetRevision(ctx context.Context, _ *cedarpostv1.GetRevisionRequest) (*cedarpostv1.GetRevisionResponse, error) {
 	p, err := s.db.Current(ctx)
 	if err != nil {
-		return nil, publicError(err)
+		return nil, decisionError(err)
 	}
 	return &cedarpostv1.GetRevisionResponse{Revision: encodeRevision(p, p.Number)}, nil
 }
@@ -180,9 +181,16 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf 
 	return answers, nil
 }
 
-// publicError is the one table from errors inside to codes outside. What is not
-// in it leaves as a bare code.
-func publicError(err error) *connect.Error {
+// publicError is what leaves of an error.
+func publicError(err error) *connect.Error { return outerError(err, "") }
+
+// decisionError is publicError of a question that is not answered.
+func decisionError(err error) *connect.Error { return outerError(err, "; nothing was decided") }
+
+// outerError is the one table from errors inside to codes outside. What is not
+// in it leaves as a bare code. Where it is not plain by itself, so says what became of
+// the call.
+func outerError(err error, so string) *connect.Error {
 	var ce *connect.Error
 	var bad *engine.RequestError
 	var swept *store.SweptError
@@ -194,13 +202,13 @@ func publicError(err error) *connect.Error {
 	case errors.Is(err, errStale), errors.Is(err, errBehind):
 		return connect.NewError(connect.CodeUnavailable, err.Error())
 	case errors.Is(err, store.ErrBehind):
-		return connect.NewError(connect.CodeUnavailable, "the database is at another revision than this server; nothing was decided")
+		return connect.NewError(connect.CodeUnavailable, "the database is at another revision than this server"+so)
 	case errors.Is(err, errRecorderDown):
-		return connect.NewError(connect.CodeUnavailable, "the decision log is not available; nothing was decided")
+		return connect.NewError(connect.CodeUnavailable, "the decision log is not available"+so)
 	case errors.Is(err, errQueueFull):
 		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
 	case errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
-		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors; nothing was decided", engine.MaxAncestors)
+		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors%s", engine.MaxAncestors, so)
 	case errors.As(err, &swept):
 		return connect.Errorf(connect.CodeOutOfRange, "history begins at revision %d; what was before cannot be read any more", swept.Oldest)
 	case errors.Is(err, store.ErrTooManyGroups):
@@ -214,5 +222,5 @@ func publicError(err error) *connect.Error {
 	}
 	// Postgres away, a commit that failed, a deadline: what could not be decided
 	// and recorded was not decided.
-	return connect.NewError(connect.CodeUnavailable, "the service could not read or record; nothing was decided").WithCause(err)
+	return connect.NewError(connect.CodeUnavailable, "the service could not read or record"+so).WithCause(err)
 }

@@ -33,7 +33,7 @@ func (s *auditService) CountDecisions(ctx context.Context, req *cedarpostv1.Coun
 	}
 	kept := &cedarpostv1.CountDecisionsRequest{Filter: shown, Group: req.GetGroup(), Limit: req.GetLimit()}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceCountDecisionsProcedure, kept, len(counts)); err != nil {
-		return nil, publicError(err)
+		return nil, readError(err)
 	}
 	return out, nil
 }

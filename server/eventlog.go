@@ -7,9 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -26,12 +24,11 @@ type eventLog struct {
 }
 
 // newEvent completes a record and makes the row of it.
-func newEvent(ctx context.Context, server string, rec *cedarpostv1.EventRecord) (store.Event, error) {
-	id, err := uuid.NewV7()
+func newEvent(ctx context.Context, ids *ids, server string, rec *cedarpostv1.EventRecord) (store.Event, error) {
+	id, at, err := ids.next()
 	if err != nil {
 		return store.Event{}, err
 	}
-	at := time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
 	rec.EventId, rec.Time, rec.Server, rec.TraceId = id.String(), timestamppb.New(at), server, traceFrom(ctx)
 	if rec.Caller == "" {
 		rec.Caller = callerFrom(ctx)
@@ -52,7 +49,7 @@ func newEvent(ctx context.Context, server string, rec *cedarpostv1.EventRecord) 
 
 // add records an event, and returns only after its commit.
 func (l *eventLog) add(ctx context.Context, rec *cedarpostv1.EventRecord) error {
-	e, err := newEvent(ctx, l.server, rec)
+	e, err := newEvent(ctx, l.recorder.ids, l.server, rec)
 	if err != nil {
 		return err
 	}
@@ -65,6 +62,7 @@ const maxListed = 100
 // ChangeEvents returns what makes the records of changes, for store.Config.Event.
 // server is the name of the server.
 func ChangeEvents(server string) func(context.Context, store.Changed) (store.Event, error) {
+	ids := newIDs(nil, nil)
 	return func(ctx context.Context, c store.Changed) (store.Event, error) {
 		change := &cedarpostv1.Change{
 			Operation: operationFrom(ctx, c.Kind), EntityCount: int32(len(c.Entities)), Before: c.Before, After: c.After,
@@ -77,7 +75,7 @@ func ChangeEvents(server string) func(context.Context, store.Changed) (store.Eve
 		if len(c.Entities) == 1 {
 			subject = wire.UID(change.Entities[0]).String()
 		}
-		return newEvent(ctx, server, &cedarpostv1.EventRecord{
+		return newEvent(ctx, ids, server, &cedarpostv1.EventRecord{
 			Kind: cedarpostv1.EventRecord_CHANGE, Caller: c.Caller, Subject: subject, Revision: c.Revision,
 			Detail: &cedarpostv1.EventRecord_Change{Change: change},
 		})

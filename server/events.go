@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -45,14 +44,10 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 		out.NextPageToken = formatPage(logPage{page.Query, rows[size-1].At, rows[size-1].ID})
 	}
 	for _, row := range rows {
-		rec := &cedarpostv1.EventRecord{}
-		if err := proto.Unmarshal(row.Record, rec); err != nil {
-			return nil, publicError(fmt.Errorf("record of event %s: %w", row.ID, err))
-		}
-		out.Events = append(out.Events, rec)
+		out.Events = append(out.Events, readEvent(row))
 	}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceQueryEventsProcedure, req, len(rows)); err != nil {
-		return nil, publicError(err)
+		return nil, readError(err)
 	}
 	return out, nil
 }

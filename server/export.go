@@ -2,11 +2,10 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -19,6 +18,9 @@ const (
 	exportRows    = 1000
 	exportBytes   = 8 << 20 // of their records; one batch alone may have more
 	exportPoll    = time.Second
+	// exportLeeway is how long after its end an export that follows waits for batches
+	// of servers that are slow or whose clocks are behind.
+	exportLeeway = 2 * recordTimeout
 )
 
 // ExportDecisions implements cedarpost.v1.AuditService. Between two reads it holds
@@ -30,7 +32,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 	default:
 		return connect.Errorf(connect.CodeResourceExhausted, "%d exports are under way already; try again later", maxExports)
 	}
-	x := &export{db: s.db, next: req.GetFromLeaf(), follow: req.GetFollow()}
+	x := &export{db: s.db, next: req.GetFromLeaf(), follow: req.GetFollow(), gone: map[time.Time]bool{}}
 	var err error
 	if x.from, x.to, err = timeRange(req.GetFrom(), req.GetTo()); err != nil {
 		return err
@@ -45,7 +47,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 		}
 		if !recorded {
 			if err := s.events.read(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure, req, -1); err != nil {
-				return publicError(err)
+				return readError(err)
 			}
 			// The first batch can be long in coming.
 			if err := stream.SendHeaders(); err != nil {
@@ -56,9 +58,9 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 			if s.stops() {
 				return errExportStopped(b.Leaf)
 			}
-			msg, err := batchToProto(b)
+			msg, err := x.message(ctx, b)
 			if err != nil {
-				return publicError(err)
+				return readError(err)
 			}
 			if err := stream.Send(msg); err != nil {
 				return err
@@ -106,6 +108,8 @@ type export struct {
 	begun bool  // a batch with rows from `from` on was seen
 	idle  bool  // the last read came to the end of the log
 	ended bool  // nothing more is to come
+
+	gone map[time.Time]bool // days that are known to be
 }
 
 // begin finds where to start. Without follow, the end is where the log ends now:
@@ -113,7 +117,7 @@ type export struct {
 func (x *export) begin(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	if x.end, err = x.db.NextLeaf(ctx); err != nil {
+	if err := x.findEnd(ctx); err != nil {
 		return err
 	}
 	if x.from.IsZero() {
@@ -124,10 +128,27 @@ func (x *export) begin(ctx context.Context) (err error) {
 	return err
 }
 
+// findEnd finds the end of what there is now.
+func (x *export) findEnd(ctx context.Context) (err error) {
+	if x.end, err = x.db.NextLeaf(ctx); err != nil || x.to.IsZero() {
+		return err
+	}
+	// Times do not grow from batch to batch: clocks differ, and are set back.
+	end, err := x.db.EndOf(ctx, x.from, x.to)
+	x.end = min(x.end, end)
+	return err
+}
+
 // read reads on, a bounded number of batches with their rows.
 func (x *export) read(ctx context.Context) ([]store.Batch, error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
+	if x.follow && !x.to.IsZero() && time.Now().After(x.to.Add(exportLeeway)) {
+		x.follow = false // to the end of what there is by now
+		if err := x.findEnd(ctx); err != nil {
+			return nil, err
+		}
+	}
 	all, err := x.db.Batches(ctx, x.next, exportBatches)
 	if err != nil {
 		return nil, err
@@ -136,9 +157,15 @@ func (x *export) read(ctx context.Context) ([]store.Batch, error) {
 	var some []store.Batch
 	rows := 0
 	for _, b := range all {
-		if !x.follow && b.Leaf >= x.end || !x.to.IsZero() && !b.FirstAt.IsZero() && !b.FirstAt.Before(x.to) {
+		if !x.follow && b.Leaf >= x.end {
 			x.ended = true
 			break
+		}
+		if late := !x.to.IsZero() && !b.FirstAt.IsZero() && !b.FirstAt.Before(x.to); late {
+			if len(some) == 0 {
+				x.next = b.Leaf + 1
+			}
+			continue
 		}
 		if rows += b.Rows; rows > exportRows && len(some) > 0 {
 			break
@@ -165,23 +192,52 @@ func (x *export) read(ctx context.Context) ([]store.Batch, error) {
 	return some[:n], nil
 }
 
-// batchToProto puts a batch on the wire.
-func batchToProto(b store.Batch) (*cedarpostv1.ExportDecisionsResponse, error) {
-	out := &cedarpostv1.ExportDecisionsResponse{Leaf: b.Leaf, Header: b.Header, Entries: make([]*cedarpostv1.LogEntry, len(b.Entries))}
-	for i, e := range b.Entries {
-		var err error
-		if e.Event {
-			rec := &cedarpostv1.EventRecord{}
-			err = proto.Unmarshal(e.Record, rec)
-			out.Entries[i] = &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Event{Event: rec}}
-		} else {
-			rec := &cedarpostv1.DecisionRecord{}
-			err = proto.Unmarshal(e.Record, rec)
-			out.Entries[i] = &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Decision{Decision: rec}}
+// message puts a batch on the wire, each row at its place. A row that is not there is
+// missing, unless its whole day is gone.
+func (x *export) message(ctx context.Context, b store.Batch) (*cedarpostv1.ExportDecisionsResponse, error) {
+	out := &cedarpostv1.ExportDecisionsResponse{Leaf: b.Leaf, Header: b.Header}
+	if len(b.Entries) == 0 && b.Rows > 0 {
+		if gone, err := x.dayGone(ctx, b.Day); gone || err != nil {
+			return out, err
 		}
-		if err != nil {
-			return nil, fmt.Errorf("record %d of leaf %d: %w", i, b.Leaf, err)
+	}
+	out.Entries = make([]*cedarpostv1.LogEntry, b.Rows)
+	for _, e := range b.Entries {
+		if e.Pos < 0 || e.Pos >= b.Rows || out.Entries[e.Pos] != nil {
+			out.Entries = append(out.Entries, odd(e)) // one too many
+			continue
+		}
+		out.Entries[e.Pos] = readEntry(e)
+	}
+	for i, e := range out.Entries {
+		if e == nil {
+			out.Entries[i] = &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Missing{Missing: "the row is not in the database"}}
 		}
 	}
 	return out, nil
+}
+
+// odd is a row that has no place in its batch.
+func odd(e store.Entry) *cedarpostv1.LogEntry {
+	const damage = "its place in the batch is taken, or not one of the batch"
+	id, at := e.ID.String(), timestamppb.New(e.At)
+	if e.Event {
+		return &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Event{Event: &cedarpostv1.EventRecord{EventId: id, Time: at, Damaged: damage}}}
+	}
+	return &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Decision{Decision: &cedarpostv1.DecisionRecord{DecisionId: id, Time: at, Damaged: damage}}}
+}
+
+// dayGone reports whether a day is not in the database any more. Whether it was
+// dropped as the log says is for a verification to find.
+func (x *export) dayGone(ctx context.Context, day time.Time) (bool, error) {
+	if x.gone[day] {
+		return true, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	defer cancel()
+	gone, err := x.db.DayGone(ctx, day)
+	if gone {
+		x.gone[day] = true
+	}
+	return gone, err
 }

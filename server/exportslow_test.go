@@ -13,7 +13,6 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
@@ -26,11 +25,8 @@ import (
 func newDecision(t *testing.T, bytes int) store.Decision {
 	t.Helper()
 	id := uuid.Must(uuid.NewV7())
-	record, err := proto.Marshal(&cedarpostv1.DecisionRecord{DecisionId: id.String(), RequestId: strings.Repeat("x", bytes)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return store.Decision{ID: id, Policies: []string{}, Allowed: true, Record: record}
+	at := time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
+	return Recorded(store.Decision{ID: id, At: at, Caller: "shop", Policies: []string{}, Allowed: true}, strings.Repeat("x", bytes))
 }
 
 // One who opens an export and does not read it is cut off, and nothing waits for him
@@ -135,12 +131,9 @@ func TestManyReports(t *testing.T) {
 	r := newRecorder(db, "s", auditlog.Strict, slog.New(slog.DiscardHandler), newMetrics(), nil)
 	t.Cleanup(r.close)
 	s := newAuditService(db, &eventLog{r, "s"}, nil)
-	reporter := &authorizationService{record: r.record, metric: newMetrics(), name: "s"}
+	reporter := &authorizationService{record: r.record, ids: r.ids, metric: newMetrics(), name: "s"}
 	ctx := context.WithValue(t.Context(), callerKey, "shop")
 	rows := []store.Decision{newDecision(t, 0), newDecision(t, 0)}
-	for i := range rows {
-		rows[i].Caller = "shop"
-	}
 	if err := r.record(ctx, rows, nil); err != nil {
 		t.Fatal(err)
 	}

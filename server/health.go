@@ -35,6 +35,7 @@ type readiness struct {
 	follower *follower
 	found    atomic.Pointer[error] // what speaks against it in the database, or nil in there
 	stopping chan struct{}         // closed when the server stops
+	recorder *recorder             // nil at first: the server is being made
 }
 
 func newReadiness(db *store.DB, f *follower) *readiness {
@@ -55,11 +56,15 @@ func (r *readiness) run(ctx context.Context) {
 func (r *readiness) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
+	if r.recorder != nil {
+		r.recorder.ids.look()
+	}
 	var found error
 	for _, day := range []time.Time{time.Now().UTC(), time.Now().UTC().AddDate(0, 0, 1)} {
 		switch ok, err := r.db.PartitionReady(ctx, day); {
 		case err != nil:
 			found = errors.New("the database does not answer")
+		case !ok && r.recorder != nil && r.recorder.partitions.make(ctx, day):
 		case !ok:
 			found = errors.New("the decision log has no partition for " + day.Format(time.DateOnly))
 		}

@@ -1,9 +1,15 @@
 package server
 
 import (
+	"context"
+	"encoding/hex"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/store"
@@ -13,7 +19,9 @@ import (
 func LogCare(d time.Duration) func(*Config) { return func(c *Config) { c.logCare = d } }
 
 // StateRootEvent makes the record of a state root.
-var StateRootEvent = stateRootEvent
+func StateRootEvent(server string) func(context.Context, store.StateRoot) (store.Event, error) {
+	return stateRootEvent(newIDs(nil, nil), server)
+}
 
 // EntityTag and BundleTag are what watchers are told.
 func EntityTag(database uuid.UUID, typ, id string) uint64 {
@@ -33,3 +41,58 @@ func TokenAt(r *cedarpostv1.Revision, number int64) *cedarpostv1.Revision {
 
 // Grow adds batches to a tree.
 var Grow = grow
+
+// DecisionRow is the row of a record.
+func DecisionRow(rec *cedarpostv1.DecisionRecord) store.Decision {
+	record, err := proto.Marshal(rec)
+	if err != nil {
+		panic(err)
+	}
+	row, err := decisionRow(rec, record)
+	if err != nil {
+		panic(err)
+	}
+	return row
+}
+
+// Recorded gives a row the record that its columns are of. engine is in the record
+// alone.
+func Recorded(d store.Decision, engine string) store.Decision {
+	rec := &cedarpostv1.DecisionRecord{
+		DecisionId: d.ID.String(), Time: timestamppb.New(d.At), Revision: d.Revision, Caller: d.Caller, Server: d.Server,
+		Principal: protoUID(d.Principal), Action: protoUID(d.Action), Resource: protoUID(d.Resource),
+		Decision: cedarpostv1.Decision_DENY, RequestId: d.RequestID, TraceId: d.TraceID, Engine: engine,
+	}
+	if d.Allowed {
+		rec.Decision = cedarpostv1.Decision_ALLOW
+	}
+	if d.DeniedAt != 0 {
+		rec.DeniedAt = cedarpostv1.DeniedAt(d.DeniedAt).Enum()
+	}
+	for _, p := range d.Policies {
+		bundle, id, _ := strings.Cut(p, "/")
+		rec.DeterminingPolicies = append(rec.DeterminingPolicies, &cedarpostv1.PolicyRef{Bundle: bundle, Id: id})
+	}
+	for _, f := range d.Fields {
+		if rec.Fields == nil {
+			rec.Fields = &cedarpostv1.Fields{}
+		}
+		if path, ok := strings.CutPrefix(f, "+"); ok {
+			rec.Fields.Permitted = append(rec.Fields.Permitted, path)
+		} else {
+			rec.Fields.Denied = append(rec.Fields.Denied, f[1:])
+		}
+	}
+	var masked []any
+	for _, m := range d.Masked {
+		masked = append(masked, map[string]any{"__masked": hex.EncodeToString(m)})
+	}
+	if masked != nil {
+		var err error
+		if rec.Context, err = structpb.NewStruct(map[string]any{"masked": masked}); err != nil {
+			panic(err)
+		}
+	}
+	d.Record = DecisionRow(rec).Record
+	return d
+}

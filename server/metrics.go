@@ -36,6 +36,7 @@ type metrics struct {
 	reuses      prometheus.Counter
 	failOpens   prometheus.Counter
 	reuseLost   prometheus.Counter
+	clockSteps  *prometheus.CounterVec // direction
 }
 
 func newMetrics() *metrics {
@@ -83,11 +84,15 @@ func newMetrics() *metrics {
 		reuseLost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_reuse_lost_total", Help: "Uses of kept answers that callers lost count of, as they reported."}),
 	}
+	m.clockSteps = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "cedarpost_clock_steps_total", Help: "Times that the clock of this server was set by more than a second: back, or forward (or the machine slept)."}, []string{"direction"})
+	m.clockSteps.WithLabelValues("back")
+	m.clockSteps.WithLabelValues("forward")
 	m.followFails.WithLabelValues("policy")
 	m.followFails.WithLabelValues("database")
 	m.registry.MustRegister(m.calls, m.seconds, m.decisions, m.batchRows, m.commit, m.commitFails, m.lost,
 		m.followFails, m.lookups, m.loads, m.loadedRows, m.daysDropped, m.logCareFail, m.sweptRows, m.sweepFails,
-		m.watchEvents, m.watchCuts, m.reuses, m.failOpens, m.reuseLost,
+		m.watchEvents, m.watchCuts, m.reuses, m.failOpens, m.reuseLost, m.clockSteps,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -148,6 +153,15 @@ func (m *metrics) call(spec connect.Spec, began time.Time, err error) {
 	}
 	m.calls.WithLabelValues(procedure, code).Inc()
 	m.seconds.WithLabelValues(procedure).Observe(time.Since(began).Seconds())
+}
+
+// clockStep counts that the clock was set.
+func (m *metrics) clockStep(by time.Duration) {
+	if by < 0 {
+		m.clockSteps.WithLabelValues("back").Inc()
+	} else {
+		m.clockSteps.WithLabelValues("forward").Inc()
+	}
 }
 
 func (m *metrics) decision(allowed bool, deniedAt string) {

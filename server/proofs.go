@@ -35,7 +35,7 @@ func (s *auditService) checkpoint(ctx context.Context, size int64) (store.Checkp
 	case errors.Is(err, store.ErrNotFound):
 		return c, connect.NewError(connect.CodeNotFound, "there is no checkpoint: the log is not signed, or not yet")
 	case err != nil:
-		return c, publicError(err)
+		return c, readError(err)
 	}
 	return c, nil
 }
@@ -52,11 +52,11 @@ func (s *auditService) GetInclusionProof(ctx context.Context, req *cedarpostv1.G
 	}
 	in, err := s.prove(ctx, id, c.Size)
 	if err != nil {
-		return nil, publicError(err)
+		return nil, readError(err)
 	}
 	// The proof holds the record.
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceGetInclusionProofProcedure, req, 1); err != nil {
-		return nil, publicError(err)
+		return nil, readError(err)
 	}
 	return &cedarpostv1.GetInclusionProofResponse{
 		Record: in.Record, Row: int64(in.Row), RowProof: hashBytes(in.RowProof),
@@ -114,7 +114,7 @@ func (s *auditService) GetConsistencyProof(ctx context.Context, req *cedarpostv1
 	}
 	proof, err := tlog.ProveTree(c.Size, req.GetFirst(), s.db.Tiles(ctx))
 	if err != nil {
-		return nil, publicError(err)
+		return nil, readError(err)
 	}
 	return &cedarpostv1.GetConsistencyProofResponse{Proof: hashBytes(proof), Checkpoint: string(c.Note)}, nil
 }

@@ -10,11 +10,11 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -31,8 +31,7 @@ func logged(at time.Time, change func(*store.Decision)) store.Decision {
 	if change != nil {
 		change(&d)
 	}
-	d.Record, _ = proto.Marshal(&cedarpostv1.DecisionRecord{DecisionId: id.String(), Time: timestamppb.New(d.At), RequestId: d.RequestID})
-	return d
+	return server.Recorded(d, "")
 }
 
 // mustLog appends one batch.

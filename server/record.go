@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -29,11 +28,10 @@ import (
 // row turns a result into the answer and the record of it. loading is a part of
 // took.
 func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *cedarpostv1.AuthorizeRequest, a *answer, res *engine.Result, loading, took time.Duration) (store.Decision, error) {
-	id, err := uuid.NewV7()
+	id, at, err := s.ids.next()
 	if err != nil {
 		return store.Decision{}, err
 	}
-	at := time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
 	resp := wire.Response(res)
 	resp.DecisionId = id.String()
 	resp.Revision = encodeRevision(snap.position, snap.position.Number)

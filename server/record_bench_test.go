@@ -80,6 +80,6 @@ func shopService(b testing.TB) *authorizationService {
 	srv.follower.maxStaleness = 1 << 60
 	return &authorizationService{
 		db: db, follower: srv.follower, loader: newLoader(db, srv.follower.cache, srv.metrics),
-		record: srv.recorder.record, mode: srv.recorder.mode, mask: &masker{make([]byte, maskKeyBytes)}, limits: &limits{}, metric: srv.metrics, name: "bench",
+		record: srv.recorder.record, ids: srv.recorder.ids, mode: srv.recorder.mode, mask: &masker{make([]byte, maskKeyBytes)}, limits: &limits{}, metric: srv.metrics, name: "bench",
 	}
 }

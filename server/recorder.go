@@ -44,6 +44,9 @@ type recorder struct {
 	// heard, if not nil, learns of the newest revision after each commit, and when
 	// the question was sent.
 	heard func(p store.Position, asked time.Time)
+	// ids are those of all records of this server, but of changes.
+	ids        *ids
+	partitions *partitions
 
 	queue  chan *pendingRecord
 	stop   chan struct{} // closed to ask run to finish
@@ -105,14 +108,16 @@ func newRecorder(db *store.DB, name string, mode auditlog.Mode, log *slog.Logger
 		bound = bufferBound
 	}
 	r := &recorder{
-		writer: db.NewLogWriter(name, mode, bound),
-		mode:   mode,
-		log:    log,
-		metric: m,
-		heard:  heard,
-		queue:  make(chan *pendingRecord, recordQueue),
-		stop:   make(chan struct{}),
-		done:   make(chan struct{}),
+		writer:     db.NewLogWriter(name, mode, bound),
+		mode:       mode,
+		log:        log,
+		metric:     m,
+		heard:      heard,
+		ids:        newIDs(log, m.clockStep),
+		partitions: &partitions{db: db, log: log, fails: m.logCareFail, every: partitionsEvery},
+		queue:      make(chan *pendingRecord, recordQueue),
+		stop:       make(chan struct{}),
+		done:       make(chan struct{}),
 	}
 	go r.run()
 	return r
@@ -315,6 +320,9 @@ func (r *recorder) write(rows dayRows) error {
 	defer cancel()
 	began := time.Now()
 	done, err := r.writer.Append(ctx, rows.decisions, rows.events)
+	if errors.Is(err, store.ErrNoPartition) && r.partitions.make(ctx, rows.day()) {
+		done, err = r.writer.Append(ctx, rows.decisions, rows.events)
+	}
 	if r.mode == auditlog.Buffered && errors.Is(err, store.ErrRecorded) {
 		err = nil // the attempt before this one went through
 	}
@@ -336,6 +344,17 @@ func (r *recorder) write(rows dayRows) error {
 type dayRows struct {
 	decisions []store.Decision
 	events    []store.Event
+}
+
+// day is a time of the day of the rows.
+func (d dayRows) day() time.Time {
+	if len(d.decisions) > 0 {
+		return d.decisions[0].At
+	}
+	if len(d.events) > 0 {
+		return d.events[0].At
+	}
+	return time.Now()
 }
 
 // splitDays divides rows by day. There is more than one only when a call was at

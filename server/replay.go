@@ -27,25 +27,27 @@ func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.Repl
 	row, err := s.db.GetDecision(ctx, id)
 	missing := errors.Is(err, store.ErrNotFound)
 	if err != nil && !missing {
-		return nil, publicError(err)
+		return nil, readError(err)
 	}
 	var out *cedarpostv1.ReplayDecisionResponse
+	var rec *cedarpostv1.DecisionRecord
 	rows := 0
 	if !missing {
-		rows = 1
-		rec, err := decodeRecord(row)
-		if err != nil {
-			return nil, publicError(err)
-		}
-		if out, err = s.replay(ctx, rec); err != nil {
-			return nil, publicError(err)
+		rows, rec = 1, readDecision(row)
+		if rec.Damaged == "" {
+			if out, err = s.replay(ctx, rec); err != nil {
+				return nil, readError(err)
+			}
 		}
 	}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceReplayDecisionProcedure, req, rows); err != nil {
-		return nil, publicError(err)
+		return nil, readError(err)
 	}
 	if missing {
 		return nil, connect.Errorf(connect.CodeNotFound, "no decision %s is recorded", id)
+	}
+	if rec.Damaged != "" {
+		return nil, damageError(rec)
 	}
 	return out, nil
 }

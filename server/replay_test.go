@@ -12,9 +12,11 @@ import (
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -266,17 +268,10 @@ func insert(t *testing.T, s *servertest.Server, rec *cedarpostv1.DecisionRecord)
 	t.Helper()
 	id := uuid.Must(uuid.NewV7())
 	rec.DecisionId = id.String()
-	record, err := proto.Marshal(rec)
-	if err != nil {
-		t.Fatal(err)
-	}
+	rec.Time = timestamppb.New(time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond))
 	w := s.DB.NewLogWriter("tamper", auditlog.Strict, 0)
 	defer w.Close()
-	uid := func(u *cedarpostv1.EntityUid) store.UID { return store.UID{Type: u.GetType(), ID: u.GetId()} }
-	_, err = w.Append(t.Context(), []store.Decision{{
-		ID: id, Revision: rec.Revision, Principal: uid(rec.Principal), Action: uid(rec.Action), Resource: uid(rec.Resource), Record: record,
-	}}, nil)
-	if err != nil {
+	if _, err := w.Append(t.Context(), []store.Decision{server.DecisionRow(rec)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	return rec.DecisionId

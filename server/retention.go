@@ -50,7 +50,7 @@ func (s *Server) keepLog(ctx context.Context) {
 // server is at it, and reports whether it is there. Days of the log go only then: the
 // events in them are no longer needed to prove what is stored now.
 func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
-	there, err := s.cfg.DB.WriteStateRoot(ctx, stateRootEvent(s.cfg.Name))
+	there, err := s.cfg.DB.WriteStateRoot(ctx, stateRootEvent(s.recorder.ids, s.cfg.Name))
 	if err != nil && ctx.Err() == nil {
 		s.metrics.logCareFail.Inc()
 		s.cfg.Log.Error("state root not recorded", "err", err)
@@ -60,9 +60,9 @@ func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
 
 // stateRootEvent returns what makes the record of a state root. server is the name of
 // the server.
-func stateRootEvent(server string) func(context.Context, store.StateRoot) (store.Event, error) {
+func stateRootEvent(ids *ids, server string) func(context.Context, store.StateRoot) (store.Event, error) {
 	return func(ctx context.Context, root store.StateRoot) (store.Event, error) {
-		return newEvent(ctx, server, &cedarpostv1.EventRecord{
+		return newEvent(ctx, ids, server, &cedarpostv1.EventRecord{
 			Kind: cedarpostv1.EventRecord_STATE_ROOT, Subject: fmt.Sprint(root.Revision), Revision: root.Revision,
 			Detail: &cedarpostv1.EventRecord_StateRoot{StateRoot: &cedarpostv1.StateRoot{
 				Revision: root.Revision, Root: root.Root[:], Entities: root.Entities, Bundles: root.Bundles, Keys: root.Keys,

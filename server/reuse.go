@@ -8,7 +8,6 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -61,7 +60,7 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 	var events []store.Event
 	add := func(rec *cedarpostv1.EventRecord) error {
 		rec.Subject = req.GetReportId()
-		e, err := newEvent(ctx, s.name, rec)
+		e, err := newEvent(ctx, s.ids, s.name, rec)
 		events = append(events, e)
 		return err
 	}
@@ -139,14 +138,16 @@ func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (ma
 	out := map[string]*cedarpostv1.DecisionUses{}
 	type reportKey struct{ caller, id string }
 	counted := map[reportKey]bool{}
+	var damaged []uuid.UUID // may have more uses, that a damaged report is of
 	rows := 0
 	err := s.db.EachUse(ctx, q, func(e store.Event) error {
 		if rows++; rows > s.reports {
 			return nil
 		}
-		rec := &cedarpostv1.EventRecord{}
-		if err := proto.Unmarshal(e.Record, rec); err != nil {
-			return fmt.Errorf("record of event %s: %w", e.ID, err)
+		rec := readEvent(e)
+		if rec.Damaged != "" {
+			damaged = append(damaged, e.Decisions...)
+			return nil
 		}
 		report := rec.GetReuse()
 		key := reportKey{e.Caller, report.GetReportId()}
@@ -164,12 +165,20 @@ func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (ma
 	if err != nil {
 		return nil, err
 	}
+	incomplete := func(id string) {
+		if out[id] == nil {
+			out[id] = &cedarpostv1.DecisionUses{}
+		}
+		out[id].Incomplete = true
+	}
+	for _, id := range damaged {
+		if _, asked := callers[id.String()]; asked {
+			incomplete(id.String())
+		}
+	}
 	if rows > s.reports {
 		for id := range callers {
-			if out[id] == nil {
-				out[id] = &cedarpostv1.DecisionUses{}
-			}
-			out[id].Incomplete = true
+			incomplete(id)
 		}
 	}
 	return out, nil

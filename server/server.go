@@ -163,6 +163,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		}
 	}
 	s.recorder = newRecorder(cfg.DB, cfg.Name, cfg.Record, cfg.Log, s.metrics, s.follower.heard)
+	s.ready.recorder = s.recorder
 	events := &eventLog{s.recorder, cfg.Name}
 	s.unknown = newStrangers(events)
 	s.metrics.watch(s.follower, s.recorder)
@@ -186,7 +187,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower, loader: newLoader(cfg.DB, cache, s.metrics),
-			record: record, mode: cfg.Record, mask: mask, limits: limits, metric: s.metrics, name: cfg.Name,
+			record: record, ids: s.recorder.ids, mode: cfg.Record, mask: mask, limits: limits, metric: s.metrics, name: cfg.Name,
 			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
 	}

@@ -20,7 +20,9 @@ import (
 const (
 	signInterval = time.Second
 	signLeaves   = 1 << 15 // added to the tree at once
-	signRetry    = 10 * time.Second
+	// refusedRetry is for a log that contradicts what was signed: it stays so until
+	// somebody comes. While the database is away, what failed is logged as seldom.
+	refusedRetry = 10 * time.Second
 )
 
 // Signing says how checkpoints of the log are signed. The zero value signs none.
@@ -84,16 +86,30 @@ func (s *signer) run(ctx context.Context) {
 		s.log.Warn("no audit key: the log is not signed, so nobody can prove that it is whole")
 		return
 	}
+	var said time.Time
 	for ctx.Err() == nil {
 		_, err := s.db.Lead(ctx, "signer", s.lead)
 		if err != nil && ctx.Err() == nil {
 			s.failures.Inc()
 			s.refused.Store(errors.Is(err, errContradiction))
-			s.log.Error("no checkpoint signed", "err", err)
-			sleep(ctx, signRetry)
+			if said.IsZero() || time.Since(said) >= refusedRetry {
+				said = time.Now()
+				s.log.Error("no checkpoint signed", "err", err)
+			}
+		} else {
+			said = time.Time{}
 		}
-		sleep(ctx, signInterval)
+		sleep(ctx, signPause(err))
 	}
+}
+
+// signPause is how long after an attempt to sign the next one begins. A database that
+// was away may be back any time, and then a checkpoint is due.
+func signPause(err error) time.Duration {
+	if errors.Is(err, errContradiction) {
+		return refusedRetry
+	}
+	return signInterval
 }
 
 // lead signs until something fails.

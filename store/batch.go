@@ -26,15 +26,22 @@ type Batch struct {
 	// Header holds the exact bytes that were hashed.
 	Header []byte
 	// Entries are its rows in order, once [DB.ReadEntries] read them. A batch of a day
-	// that was dropped has none.
+	// that was dropped has none; one that lost rows has a gap in their places.
 	Entries []Entry
 }
 
 // Entry is the record of one row.
 type Entry struct {
+	// Pos is its place in the batch.
+	Pos int
 	// Event tells the record of an event from that of a decision.
-	Event  bool
+	Event bool
+	// ID and At are those of the row.
+	ID     uuid.UUID
+	At     time.Time
 	Record []byte
+	// CRC is the checksum of the record when it was written.
+	CRC int32
 }
 
 // ofBatch is the condition that a row of decisions or events belongs to a batch of the
@@ -80,6 +87,24 @@ func (db *DB) FindBatch(ctx context.Context, leaf int64, at time.Time) (_ int64,
 			 order by seq limit 1),
 			greatest($1, (select max(seq) + 1 from audit_batches)))`
 	err = db.audit.QueryRow(ctx, query, leaf, at.UTC(), at).Scan(&leaf)
+	return leaf, err
+}
+
+// EndOf is the place after the last batch that has rows of a time, from (the zero time:
+// any) to (exclusive). Batches before it can have rows of another time.
+func (db *DB) EndOf(ctx context.Context, from, to time.Time) (leaf int64, err error) {
+	defer wrap(&err, "find the last batch of a time")
+	// A batch is of one day, so rows are looked at on the first day and on the last.
+	const query = `
+		select coalesce(max(of_day.seq), -1) + 1
+		from generate_series(
+		         greatest($1::date, (select min(day) from audit_batches)),
+		         least($2::date, (select max(day) from audit_batches)), '1 day') as d (day)
+		cross join lateral (
+			select seq from audit_batches
+			where day = d.day::date and (first_at is null or ($3::timestamptz is null or last_at >= $3) and first_at < $4)
+			order by day desc, seq desc limit 1) as of_day`
+	err = db.audit.QueryRow(ctx, query, orNull(from.UTC()), to.UTC(), orNull(from), to).Scan(&leaf)
 	return leaf, err
 }
 
@@ -130,13 +155,13 @@ func (db *DB) BatchByID(ctx context.Context, id uuid.UUID) (_ Batch, err error) 
 // leaves out all partitions but one. Without `offset 0` the planner might turn it
 // into a join of the whole log.
 const readEntries = `
-		select b.n - 1 as n, r.event, r.record
+		select b.n - 1 as n, r.pos, r.event, r.id, r.at, r.record, r.crc
 		from unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[]) with ordinality as b (batch, first_at, last_at, n)
 		cross join lateral (
-			select pos, false as event, record from decisions
+			select pos, false as event, decision_id as id, at, record, crc from decisions
 			where at >= b.first_at and at <= b.last_at and batch = b.batch
 			union all
-			select pos, true, record from events
+			select pos, true, event_id, at, record, crc from events
 			where at >= b.first_at and at <= b.last_at and batch = b.batch
 			offset 0) as r
 		order by b.n, r.pos`
@@ -159,7 +184,7 @@ func (db *DB) ReadEntries(ctx context.Context, batches []Batch, maxBytes int) (n
 	at := 0
 	size := 0
 	for rows.Next() {
-		if err := rows.Scan(&at, &entry.Event, &entry.Record); err != nil {
+		if err := rows.Scan(&at, &entry.Pos, &entry.Event, &entry.ID, &entry.At, &entry.Record, &entry.CRC); err != nil {
 			return 0, err
 		}
 		size += len(entry.Record)
@@ -168,7 +193,7 @@ func (db *DB) ReadEntries(ctx context.Context, batches []Batch, maxBytes int) (n
 			batches[at].Entries = nil
 			return at, nil
 		}
-		batches[at].Entries = append(batches[at].Entries, Entry{entry.Event, entry.Record})
+		batches[at].Entries = append(batches[at].Entries, entry)
 	}
 	return len(batches), rows.Err()
 }

@@ -39,7 +39,7 @@ type Decision struct {
 	// written: the writer knows.
 	Batch uuid.UUID
 	Pos   int
-	// CRC is the checksum of the record when it was written; read by [DB.RowsOf] only.
+	// CRC is the checksum of the record when it was written. It is read, never written.
 	CRC int32
 }
 
@@ -101,7 +101,7 @@ func (db *DB) GetDecision(ctx context.Context, id uuid.UUID) (_ Decision, err er
 	const query = `
 		select decision_id, at, revision, caller, server,
 		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
-		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos
+		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos, crc
 		from decisions r
 		where at = $1 and decision_id = $2 and ` + ofBatch
 	rows, _ := db.audit.Query(ctx, query, idTime(id), id)
@@ -173,7 +173,7 @@ func (q DecisionQuery) args() []any {
 const queryDecisions = `
 		select decision_id, at, revision, caller, server,
 		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
-		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos
+		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos, crc
 		from decisions r` + decisionFilter + `
 		order by at desc, decision_id desc
 		limit $20`

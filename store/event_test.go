@@ -61,6 +61,7 @@ func TestEvents(t *testing.T) {
 	}
 	for i, got := range paged {
 		want := written[i]
+		want.CRC = store.Checksum(want.Record)
 		if want.Batch, want.Pos = got.Batch, i; i >= 8 {
 			want.Pos = i - 7 // after the decision
 		}

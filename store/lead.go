@@ -19,7 +19,7 @@ func (db *DB) Lead(ctx context.Context, name string, fn func(ctx context.Context
 // lead is Lead for work that is done on the very connection that holds the lock: who
 // loses the one cannot go on with the other.
 func (db *DB) lead(ctx context.Context, name string, fn func(conn *pgx.Conn) error) (led bool, err error) {
-	conn, err := pgx.ConnectConfig(ctx, db.conn.Copy())
+	conn, err := db.sessions.connect(ctx, db.conn)
 	if err != nil {
 		return false, err
 	}

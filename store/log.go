@@ -37,7 +37,7 @@ type Event struct {
 	// Batch and Pos say which leaf of which batch it is. They are read, never written.
 	Batch uuid.UUID
 	Pos   int
-	// CRC is the checksum of the record when it was written; read by [DB.RowsOf] only.
+	// CRC is the checksum of the record when it was written. It is read, never written.
 	CRC int32
 }
 
@@ -45,11 +45,12 @@ type Event struct {
 // recording never waits for a connection behind reads. It connects when it first
 // writes, and again after a connection broke.
 type LogWriter struct {
-	config *pgx.ConnConfig
-	id     uuid.UUID
-	server string
-	mode   auditlog.Mode
-	bound  int
+	sessions *sessions
+	config   *pgx.ConnConfig
+	id       uuid.UUID
+	server   string
+	mode     auditlog.Mode
+	bound    int
 
 	trouble atomic.Bool // the last attempt broke off
 
@@ -68,7 +69,7 @@ const keptBuffer = 1 << 20
 // can lose so many answered decisions in a crash: 0 in strict mode. One append at a
 // time goes through it: for more, make more.
 func (db *DB) NewLogWriter(server string, mode auditlog.Mode, bound int) *LogWriter {
-	return &LogWriter{config: as(db.conn, writerRole), id: uuid.New(), server: server, mode: mode, bound: bound}
+	return &LogWriter{sessions: &db.sessions, config: as(db.conn, writerRole), id: uuid.New(), server: server, mode: mode, bound: bound}
 }
 
 // Appended says where a batch came to stand.
@@ -147,6 +148,9 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 		err = fmt.Errorf("%w: %w", ErrRecorded, err)
 	case isNoPartition(err):
 		err = fmt.Errorf("%w: %w", ErrNoPartition, err)
+	case pgErr.Code == "26000": // invalid_sql_statement_name: what connect prepared is not there
+		err = fmt.Errorf("%w (%w)", ErrPooler, err)
+		w.drop()
 	}
 	// While a server shuts down, its word is not taken for it.
 	return done, pgErr.Code[:2] != "57", err
@@ -210,7 +214,8 @@ func (w *LogWriter) connect(ctx context.Context) (err error) {
 	if w.conn != nil {
 		return nil
 	}
-	conn, err := pgx.ConnectConfig(ctx, w.config.Copy())
+	w.sessions.tried.Store(false) // there may be a pooler now that was not there before
+	conn, err := w.sessions.connect(ctx, w.config)
 	if err != nil {
 		return err
 	}
@@ -292,6 +297,8 @@ func (w *LogWriter) send(ctx context.Context, b sealedBatch, decisions []Decisio
 		return 0, p, err
 	}
 	var sql strings.Builder
+	// Not only in the session: what is answered has to be on disk.
+	sql.WriteString(durableCommit + ";")
 	front := conn.Frontend()
 	w.buf = w.buf[:0]
 	defer func() {

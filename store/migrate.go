@@ -35,7 +35,8 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 	// A migration takes as long as it takes, and so does waiting for another's.
 	config.RuntimeParams["statement_timeout"] = "0"
 
-	conn, err := pgx.ConnectConfig(ctx, config)
+	var s sessions
+	conn, err := s.connect(ctx, config)
 	if err != nil {
 		return err
 	}
@@ -53,7 +54,11 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 		return err
 	}
 
-	pool := stdlib.OpenDB(*as(config, ownerRole))
+	owner, err := s.prepare(as(config, ownerRole))
+	if err != nil {
+		return err
+	}
+	pool := stdlib.OpenDB(*owner)
 	defer func() { _ = pool.Close() }()
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)

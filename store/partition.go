@@ -29,6 +29,29 @@ func (db *DB) EnsurePartitions(ctx context.Context, now time.Time) (err error) {
 	return ensurePartitions(ctx, conn.Conn(), now)
 }
 
+// EnsurePartition makes the partition of one day, and those around it, if the day is
+// as near to the given clock, or to the database's, as those that [DB.EnsurePartitions]
+// makes. It reports whether it was, and the database's clock.
+func (db *DB) EnsurePartition(ctx context.Context, day, now time.Time) (near bool, clock time.Time, err error) {
+	defer wrap(&err, "make a partition of the decision log")
+	conn, err := db.admin.Acquire(ctx)
+	if err != nil {
+		return false, clock, err
+	}
+	defer conn.Release()
+	if err := conn.QueryRow(ctx, "select clock_timestamp()").Scan(&clock); err != nil {
+		return false, clock, err
+	}
+	midnight := func(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
+	for _, c := range []time.Time{now, clock} {
+		first, last := midnight(c).AddDate(0, 0, -daysBehind), midnight(c).AddDate(0, 0, daysAhead)
+		if d := midnight(day); !d.Before(first) && !d.After(last) {
+			return true, clock, ensurePartitions(ctx, conn.Conn(), c)
+		}
+	}
+	return false, clock, nil
+}
+
 func ensurePartitions(ctx context.Context, conn *pgx.Conn, now time.Time) error {
 	_, err := conn.Exec(ctx, "select create_log_partitions($1::date, $2)",
 		now.UTC().AddDate(0, 0, -daysBehind), daysBehind+1+daysAhead)

@@ -46,7 +46,7 @@ func (db *DB) DropLogDays(ctx context.Context, keep time.Duration, record func(c
 	defer wrap(&err, "drop old days of the log")
 	config := db.conn.Copy()
 	config.RuntimeParams["statement_timeout"] = "0" // a large day takes its time to count
-	conn, err := pgx.ConnectConfig(ctx, config)
+	conn, err := db.sessions.connect(ctx, config)
 	if err != nil {
 		return nil, err
 	}

@@ -285,10 +285,13 @@ func TestWritersRaceADrop(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(200 * time.Millisecond)
-	mu.Lock()
-	before := slices.Clone(took)
-	mu.Unlock()
+	var before []time.Duration
+	for len(before) < 50 && !t.Failed() {
+		time.Sleep(10 * time.Millisecond)
+		mu.Lock()
+		before = slices.Clone(took)
+		mu.Unlock()
+	}
 	began := time.Now()
 	dropped, err := db.DropLogDays(t.Context(), 40*day, record(w))
 	if err != nil || len(dropped) != len(days) {

@@ -26,8 +26,7 @@ var servingRoles = []string{appRole, writerRole, auditorRole}
 // which SQL an administrator of the database has to run.
 var ErrRoles = errors.New("the database login lacks rights")
 
-// as is the config of connections that take a role on as they are made, so that
-// RESET ROLE and DISCARD ALL lead back to it.
+// as is the config of connections that take a role on as they are made.
 func as(c *pgx.ConnConfig, role string) *pgx.ConnConfig {
 	c = c.Copy()
 	c.RuntimeParams["role"] = role
@@ -83,8 +82,8 @@ func readRoles(ctx context.Context, conn *pgx.Conn, names ...string) ([]roleStat
 
 // checkRoles makes sure that the login can take on what is needed, so that one learns
 // of it at the start, and from an error that says what to do.
-func checkRoles(ctx context.Context, config *pgx.ConnConfig, needed ...string) error {
-	conn, err := pgx.ConnectConfig(ctx, config.Copy())
+func checkRoles(ctx context.Context, s *sessions, config *pgx.ConnConfig, needed ...string) error {
+	conn, err := s.connect(ctx, config)
 	if err != nil {
 		return err
 	}

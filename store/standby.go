@@ -48,12 +48,10 @@ func (s *standbys) add(ctx context.Context, rawURL string, maxConns int32) error
 	}
 	setDefaults(c)
 	c.ValidateConnect = nil // any of several hosts will do
-	config.ConnConfig = as(c, appRole)
-	config.ConnConfig = as(c, appRole)
 	if maxConns > 0 {
 		config.MaxConns = maxConns
 	}
-	pool, err := pgxpool.NewWithConfig(ctx, config)
+	pool, err := new(sessions).pool(ctx, config, appRole)
 	if err != nil {
 		return fmt.Errorf("standby: %w", err)
 	}

@@ -59,6 +59,11 @@ var (
 	// ErrRecorded: the log holds one of these records already, by an attempt whose
 	// outcome nobody learned.
 	ErrRecorded = errors.New("recorded already")
+	// ErrPooler: a connection pooler gives one session of the database to several
+	// clients, so that what a connection was told does not hold.
+	ErrPooler = errors.New("the database is reached through a connection pooler that shares sessions between clients (PgBouncer's " +
+		"pool_mode = transaction or statement, or no server_reset_query), which is not supported yet: " +
+		"use pool_mode = session with server_reset_query = DISCARD ALL, or connect to Postgres itself")
 	// ErrNoPartition: the decision log has no partition for the day of a decision.
 	ErrNoPartition = errors.New("decision log has no partition for that day")
 )
@@ -105,7 +110,10 @@ type DB struct {
 	turn    chan struct{}
 	changes changeLog
 	current latest[Position]
-	conn    *pgx.ConnConfig // for the connections outside of the pools; the application's; copied, never changed
+	// sessions makes all connections to the primary; conn is the config of those outside
+	// of the pools, the application's. It is copied, never changed.
+	sessions sessions
+	conn     *pgx.ConnConfig
 }
 
 // vitalConns is one for Current, which never needs more, one for PartitionReady
@@ -134,7 +142,7 @@ func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 			db.Close()
 		}
 	}()
-	if err := checkRoles(ctx, poolConfig.ConnConfig, servingRoles...); err != nil {
+	if err := checkRoles(ctx, &db.sessions, poolConfig.ConnConfig, servingRoles...); err != nil {
 		return nil, err
 	}
 	for _, p := range []struct {
@@ -145,9 +153,7 @@ func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 		{&db.pool, poolConfig, appRole}, {&db.admin, poolConfig, appRole},
 		{&db.audit, poolConfig, auditorRole}, {&db.vital, vitalConfig, appRole},
 	} {
-		config := p.config.Copy()
-		config.ConnConfig = as(config.ConnConfig, p.role)
-		if *p.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		if *p.pool, err = db.sessions.pool(ctx, p.config, p.role); err != nil {
 			return nil, err
 		}
 	}
@@ -171,12 +177,11 @@ func OpenAuditor(ctx context.Context, databaseURL string) (_ *DB, err error) {
 		return nil, err
 	}
 	setDefaults(config.ConnConfig)
-	if err := checkRoles(ctx, config.ConnConfig, auditorRole); err != nil {
+	db := &DB{}
+	if err := checkRoles(ctx, &db.sessions, config.ConnConfig, auditorRole); err != nil {
 		return nil, err
 	}
-	config.ConnConfig = as(config.ConnConfig, auditorRole)
-	db := &DB{}
-	if db.audit, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+	if db.audit, err = db.sessions.pool(ctx, config, auditorRole); err != nil {
 		return nil, err
 	}
 	if err := checkMigrated(ctx, db.audit); err != nil {
@@ -349,7 +354,7 @@ func readChanges(ctx context.Context, q querier, after int64, limit int) ([]Chan
 // breaks or ctx ends, never with nil: the caller calls it again.
 func (db *DB) Listen(ctx context.Context, wake func()) (err error) {
 	defer wrap(&err, "listen for revisions")
-	conn, err := pgx.ConnectConfig(ctx, db.conn.Copy())
+	conn, err := db.sessions.connect(ctx, db.conn)
 	if err != nil {
 		return err
 	}
@@ -392,8 +397,13 @@ func (db *DB) inTurn(ctx context.Context, fn func(tx pgx.Tx) error) error {
 }
 
 // readCommitted is what the revision lock needs: each statement after it must see
-// what was committed before it, whatever isolation the server is set to.
-var readCommitted = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+// what was committed before it, whatever isolation the server is set to. That the
+// commit is on disk is said in the transaction too, so that it does not depend on
+// the session.
+var readCommitted = pgx.TxOptions{BeginQuery: "begin isolation level read committed; " + durableCommit}
+
+// durableCommit makes the commit of its transaction wait for the disk.
+const durableCommit = "set local synchronous_commit = on"
 
 // nextRevision takes the revision lock, which the transaction holds to its end,
 // and signs the new revision with the caller.

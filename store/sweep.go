@@ -68,14 +68,19 @@ func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, keep time.Duration) (
 // readDecisionDays has the database note what the decisions of each past day need. A
 // large day takes its time, once.
 func readDecisionDays(ctx context.Context, conn *pgx.Conn) error {
-	if _, err := conn.Exec(ctx, "set statement_timeout = 0"); err != nil {
-		return err
-	}
-	for day := new(time.Time); day != nil; {
-		if err := conn.QueryRow(ctx, "select read_decision_day()").Scan(&day); err != nil {
+	for done := false; !done; {
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+				return err
+			}
+			var day *time.Time
+			err := tx.QueryRow(ctx, "select read_decision_day()").Scan(&day)
+			done = day == nil
+			return err
+		})
+		if err != nil {
 			return err
 		}
 	}
-	_, err := conn.Exec(ctx, "reset statement_timeout")
-	return err
+	return nil
 }

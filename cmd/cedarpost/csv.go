@@ -21,6 +21,9 @@ var csvHead = csvRow(csvColumns)
 // in a name.
 func csvLine(leaf int64, row int, e *cedarpostv1.LogEntry) (string, error) {
 	head := []string{fmt.Sprint(leaf), fmt.Sprint(row)}
+	if d := damageOf(e); d != nil {
+		return csvDamage(head, d), nil
+	}
 	if d := e.GetDecision(); d != nil {
 		deniedAt := ""
 		if d.DeniedAt != nil {

@@ -121,6 +121,8 @@ type listDecisionsCmd struct {
 func (*listDecisionsCmd) Help() string {
 	return filterHelp + ` With -o json, a line for each DecisionRecord of the API, and in it, as uses, the DecisionUses of an answer that was used again from a cache.
 
+A row that is damaged in the database is shown as DAMAGED, with what is wrong with it in place of the policies (in JSON, as damaged), and its filters match by its columns.
+
 With --follow, decisions come in the order of their commits, oldest first, within about a second, from --since on (default: now, by this machine's clock) and without a limit. The whole log is read for it and filtered here, so no filter needs a time, and --masked-value cannot be given.`
 }
 
@@ -183,7 +185,8 @@ func (l *listDecisionsCmd) Run(ctx context.Context, c *console) error {
 	if l.Follow {
 		return l.follow(ctx, c, admin, req)
 	}
-	rows := [][]string{{"TIME", "DECISION", "PRINCIPAL", "ACTION", "RESOURCE", "DENIED AT", "POLICIES", "REUSED", "ID"}}
+	rows := [][]string{slices.Insert(slices.Clone(listColumns), len(listColumns)-1, "REUSED")}
+	damaged := 0
 	for seen := 0; ; {
 		req.PageSize = pageOf(l.Limit, seen)
 		res, err := call(ctx, admin, admin.audit().QueryDecisions, req)
@@ -192,6 +195,9 @@ func (l *listDecisionsCmd) Run(ctx context.Context, c *console) error {
 		}
 		for _, d := range res.GetDecisions() {
 			uses := res.GetUses()[d.GetDecisionId()]
+			if d.GetDamaged() != "" {
+				damaged++
+			}
 			if seen++; l.json() {
 				if err := c.decision(d, uses); err != nil {
 					return err
@@ -213,6 +219,7 @@ func (l *listDecisionsCmd) Run(ctx context.Context, c *console) error {
 	default:
 		c.table(rows)
 	}
+	c.warnDamaged(damaged)
 	return nil
 }
 
@@ -226,17 +233,27 @@ func (l *listDecisionsCmd) follow(ctx context.Context, c *console, admin *peer, 
 	}
 	err := admin.export(ctx, &cedarpostv1.ExportDecisionsRequest{From: req.From, To: req.To, Follow: true}, func(b *cedarpostv1.ExportDecisionsResponse) error {
 		for _, e := range b.GetEntries() {
-			d := e.GetDecision()
-			if d == nil || !matches(req, d) {
+			d, bad := e.GetDecision(), damageOf(e)
+			// Whether a row that is damaged would match cannot be told, so all are shown.
+			if bad == nil && (d == nil || !matches(req, d)) {
 				continue
 			}
 			if l.json() {
-				if err := c.message(d); err != nil {
+				var m proto.Message = e // of an event, and of a row that is missing
+				if d != nil {
+					m = d
+				}
+				if err := c.message(m); err != nil {
 					return err
 				}
 				continue
 			}
-			row := decisionRow(d)
+			var row []string
+			if bad != nil {
+				row = bad.cells(len(listColumns))
+			} else {
+				row = decisionRow(d)
+			}
 			for i := range row {
 				row[i] = clean(row[i])
 			}
@@ -252,7 +269,13 @@ func (l *listDecisionsCmd) follow(ctx context.Context, c *console, admin *peer, 
 	}
 }
 
+// listColumns are those of the list; the follower leaves REUSED out.
+var listColumns = []string{"TIME", "DECISION", "PRINCIPAL", "ACTION", "RESOURCE", "DENIED AT", "POLICIES", "ID"}
+
 func decisionRow(d *cedarpostv1.DecisionRecord) []string {
+	if bad := damageOf(&cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Decision{Decision: d}}); bad != nil {
+		return bad.cells(len(listColumns))
+	}
 	at, policies := "", policyTexts(d.GetDeterminingPolicies())
 	if d.DeniedAt != nil {
 		at = d.GetDeniedAt().String()

@@ -22,7 +22,7 @@ type eventsCmd struct {
 
 // Help is the long help of events.
 func (*eventsCmd) Help() string {
-	return `Newest first. All filters that are given must match, and each is indexed. With -o json, a line for each EventRecord of the API.`
+	return `Newest first. All filters that are given must match, and each is indexed. With -o json, a line for each EventRecord of the API. A row that is damaged in the database is shown as DAMAGED, with what is wrong with it (in JSON, as damaged).`
 }
 
 // Run lists.
@@ -38,6 +38,7 @@ func (l *eventsCmd) Run(ctx context.Context, c *console) error {
 		From: l.Since.timestamp(), To: l.Until.timestamp(), Caller: l.Caller, Subject: l.Subject,
 		Kind: cedarpostv1.EventRecord_Kind(cedarpostv1.EventRecord_Kind_value[strings.ToUpper(l.Kind)]),
 	}
+	damaged := 0
 	rows := [][]string{{"TIME", "KIND", "CALLER", "SUBJECT", "DETAIL", "ID"}}
 	for seen := 0; ; {
 		req.PageSize = pageOf(l.Limit, seen)
@@ -46,10 +47,18 @@ func (l *eventsCmd) Run(ctx context.Context, c *console) error {
 			return err
 		}
 		for _, e := range res.GetEvents() {
+			bad := damageOf(&cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Event{Event: e}})
+			if bad != nil {
+				damaged++
+			}
 			if seen++; l.json() {
 				if err := c.message(e); err != nil {
 					return err
 				}
+				continue
+			}
+			if bad != nil {
+				rows = append(rows, bad.cells(len(rows[0])))
 				continue
 			}
 			rows = append(rows, []string{
@@ -69,6 +78,7 @@ func (l *eventsCmd) Run(ctx context.Context, c *console) error {
 	default:
 		c.table(rows)
 	}
+	c.warnDamaged(damaged)
 	return nil
 }
 

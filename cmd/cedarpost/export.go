@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -30,7 +33,9 @@ type exportDecisionsCmd struct {
 func (*exportDecisionsCmd) Help() string {
 	return `The log comes whole, decisions and events, batch by batch in the order of the commits; docs/audit.md has the formats. What --since and --until leave out are whole batches, so some rows can lie outside.
 
-With --resume, an export that broke off or was killed goes on after the last batch that is safe on disk, so each row comes at least once. With --to as well, what had been written of later batches is cut off the file first, so each row is in it exactly once. Both are made durable each second. The export refuses to go on with another log.
+The file of --to may be rotated while a follower writes it. When it was renamed or removed, the follower goes on with a new file of that name, within a second, or at once when it gets the signal SIGHUP. When it was cut off (logrotate's copytruncate), it goes on at the new end.
+
+With --resume, an export that broke off or was killed goes on after the last batch that is safe on disk, so each row comes at least once. With --to as well, what had been written of later batches is cut off the file first, so each row is in it exactly once; after a crash within a second of a rotation, some rows can be in the rotated file and in the new one. Both are made durable each second. The export refuses to go on with another log.
 
 A follower ends with exit code 1 when the server stops: start it again.`
 }
@@ -60,6 +65,12 @@ func (e *exportDecisionsCmd) Run(ctx context.Context, c *console) (err error) {
 	if e.FromLeaf < 0 {
 		return misuse("--from-leaf must not be negative")
 	}
+	var reopen chan os.Signal
+	if e.Follow && e.To != "" {
+		reopen = make(chan os.Signal, 1)
+		signal.Notify(reopen, syscall.SIGHUP)
+		defer signal.Stop(reopen)
+	}
 	admin, err := e.dial()
 	if err != nil {
 		return err
@@ -79,7 +90,7 @@ func (e *exportDecisionsCmd) Run(ctx context.Context, c *console) (err error) {
 		// The last batch comes again, to see that it is the same.
 		req.FromLeaf, req.From = state.Leaf, nil
 	}
-	x := &exporter{format: e.Format, out: out, state: state, file: e.Resume, resumed: !state.begun()}
+	x := &exporter{format: e.Format, out: out, state: state, file: e.Resume, resumed: !state.begun(), reopen: reopen}
 	if err := x.begin(); err != nil {
 		return err
 	}
@@ -104,6 +115,7 @@ type exporter struct {
 	state   *exportState // what is safe, nil for nothing
 	file    string       // of the state, "" for none
 	resumed bool         // the batch of the state came, or there was none
+	reopen  <-chan os.Signal
 
 	next   *exportState // what will be safe when it is synced, nil if nothing is new
 	failed error        // of writing
@@ -118,10 +130,25 @@ func (x *exporter) begin() error {
 			return err
 		}
 	}
-	if x.format == "csv" && x.out.empty {
-		return x.out.line(csvHead)
+	if x.format == "csv" {
+		x.out.head = csvHead
 	}
+	x.out.moved = x.save
 	return nil
+}
+
+// save writes what is safe into the state, with the end of the file as it is now.
+func (x *exporter) save() (err error) {
+	if x.file == "" {
+		return nil
+	}
+	state := *x.state
+	state.File = x.out.path
+	if state.Size, state.Tail, err = x.out.mark(); err != nil {
+		return err
+	}
+	x.state = &state
+	return state.write(x.file)
 }
 
 // run receives in another goroutine, so that what came is made durable in time
@@ -147,7 +174,9 @@ func (x *exporter) run(ctx context.Context, admin *peer, req *cedarpostv1.Export
 		case b := <-batches:
 			x.failed = x.write(b)
 		case <-tick.C:
-			x.failed = x.sync()
+			x.failed = x.care(false)
+		case <-x.reopen:
+			x.failed = x.care(true)
 		case err := <-ended:
 			x.failed = x.sync()
 			return errors.Join(err, x.failed)
@@ -204,13 +233,19 @@ func (x *exporter) sync() error {
 	if err := x.out.sync(); err != nil {
 		return err
 	}
-	state := *x.next
-	state.File, state.Size = x.out.path, x.out.size
-	if x.file != "" {
-		if err := state.write(x.file); err != nil {
-			return err
-		}
+	x.state, x.next = x.next, nil
+	return x.save()
+}
+
+// care makes durable what was written, and goes on with another file if the one that
+// is written is not at its path any more, or if it is asked to.
+func (x *exporter) care(reopen bool) error {
+	if err := x.sync(); err != nil {
+		return err
 	}
-	x.state, x.next = &state, nil
-	return nil
+	rotated, err := x.out.rotated()
+	if err != nil || !rotated && !reopen {
+		return err
+	}
+	return x.out.reopen()
 }

@@ -3,7 +3,9 @@ package main
 import (
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +28,11 @@ func TestCSV(t *testing.T) {
 		}
 		text.WriteString(line)
 	}
+	missing, err := csvLine(5, 1, &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Missing{Missing: "not there"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text.WriteString(missing)
 	odd := decisionEntry(func(d *cedarpostv1.DecisionRecord) {
 		d.Caller, d.RequestId, d.TraceId = `=cmd|"/c calc"!A1`, "+1", "a,\"b\"\nc"
 	})
@@ -34,7 +41,7 @@ func TestCSV(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows, err := csv.NewReader(strings.NewReader(text.String() + line)).ReadAll()
-	if err != nil || len(rows) != len(entries)+2 {
+	if err != nil || len(rows) != len(entries)+3 {
 		t.Fatal(len(rows), err)
 	}
 	cell := func(row int, column string) string { return rows[row][slices.Index(csvColumns, column)] }
@@ -57,9 +64,19 @@ func TestCSV(t *testing.T) {
 		{3, "subject", "shop"},
 		{3, "decision", ""},
 		{6, "detail", `{"reason":"unknown key","address":"192.0.2.7","procedure":"/p","count":"12","first":"2026-03-04T05:06:07.890Z","last":"2026-03-04T05:06:07.890Z"}`},
-		{16, "caller", `'=cmd|"/c calc"!A1`},
-		{16, "request_id", "'+1"},
-		{16, "trace_id", "a,\"b\"\nc"},
+		{16, "kind", "damaged"},
+		{16, "id", "01900000-0000-7000-8000-000000000001"},
+		{16, "time", "2026-03-04T05:06:07.890Z"},
+		{16, "decision", ""},
+		{16, "subject", "decision"},
+		{16, "detail", "its record was altered"},
+		{17, "subject", "event"},
+		{18, "kind", "missing"},
+		{18, "time", ""},
+		{18, "detail", "not there"},
+		{19, "caller", `'=cmd|"/c calc"!A1`},
+		{19, "request_id", "'+1"},
+		{19, "trace_id", "a,\"b\"\nc"},
 	} {
 		if got := cell(c.row, c.column); got != c.want {
 			t.Errorf("row %d, %s: %q, want %q", c.row, c.column, got, c.want)
@@ -98,7 +115,7 @@ func TestSink(t *testing.T) {
 		}
 	}
 	s, err := lines(nil, "one\n")
-	if err != nil || !s.empty || s.size != 4 {
+	if err != nil || s.empty || s.size != 4 {
 		t.Fatal(s, err)
 	}
 	state := exportState{Leaf: 3, Header: "h", File: file, Size: s.size}
@@ -137,8 +154,8 @@ func TestSink(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = lines(read, "four\n"); err != nil || !s.empty {
-		t.Fatal(s, err)
+	if _, err = lines(read, "four\n"); err != nil {
+		t.Fatal(err)
 	}
 	is("four\n")
 
@@ -147,6 +164,76 @@ func TestSink(t *testing.T) {
 	}
 	if _, err := readExportState(write(t, dir, "bad", `{"leaf":1}`)); err == nil {
 		t.Error("a state without a header was taken")
+	}
+}
+
+// A file that was rotated after the state was written keeps its whole lines.
+func TestSinkRotatedWhileNobodyWrites(t *testing.T) {
+	for says, line := range map[string]struct{ now, want string }{
+		"what came after the state goes":          {"one\ntwo\ntorn", "one\n"},
+		"a new, empty file":                       {"", ""},
+		"a shorter one":                           {"1\n2", "1\n"},
+		"one of the same length":                  {"1\n2\n", "1\n2\n"},
+		"a longer one":                            {"other\nlines\nto", "other\nlines\n"},
+		"one without a whole line":                {"torn", ""},
+		"one with a long line that is not whole":  {"a\n" + strings.Repeat("b", 3*flushSize), "a\n"},
+		"one that begins like the one it was not": {"on\ntw\n", "on\ntw\n"},
+	} {
+		t.Run(says, func(t *testing.T) {
+			file := write(t, t.TempDir(), "out", "one\n")
+			s, err := openSink(file, nil, &exportState{Leaf: 3, Header: "h", File: file, Size: 4})
+			if err != nil {
+				t.Fatal(err)
+			}
+			state := &exportState{Leaf: 3, Header: "h", File: file}
+			if state.Size, state.Tail, err = s.mark(); err != nil {
+				t.Fatal(err)
+			}
+			s.close()
+			if err := os.WriteFile(file, []byte(line.now), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if s, err = openSink(file, nil, state); err != nil {
+				t.Fatal(err)
+			}
+			s.close()
+			if got, err := os.ReadFile(file); err != nil || string(got) != line.want {
+				t.Errorf("%.100q, %v", got, err)
+			}
+		})
+	}
+}
+
+// A file that is cut off while it is written gets no zeros, and its state fits.
+func TestSinkCutOff(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "out")
+	s, err := openSink(file, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := 0
+	s.head, s.moved = "head\n", func() error { moved++; return nil }
+	put := func(text string) {
+		t.Helper()
+		if err := errors.Join(s.line(text), s.sync()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("one\n")
+	put("two\n")
+	if err := os.Truncate(file, 0); err != nil {
+		t.Fatal(err)
+	}
+	put("three\n")
+	if got, _ := os.ReadFile(file); string(got) != "head\nthree\n" || moved != 1 {
+		t.Errorf("%q, moved %d times", got, moved)
+	}
+	// Cut off before the state is written.
+	if err := os.Truncate(file, 5); err != nil {
+		t.Fatal(err)
+	}
+	if size, _, err := s.mark(); size != 5 || err != nil {
+		t.Error(size, err)
 	}
 }
 
@@ -191,6 +278,7 @@ func testLog(sh *shell) func(*testing.T) {
 			t.Errorf("of the future: %.200s", r.out)
 		}
 		t.Run("killed", testExportKilled(sh))
+		t.Run("rotated", testExportRotated(sh))
 		t.Run("another log", func(t *testing.T) {
 			state := write(t, t.TempDir(), "state", `{"leaf":2,"header":"00","file":"","size":0}`)
 			sh.exits(t, 1, says("not the log that"), "decisions", "export", "--resume", state)
@@ -266,6 +354,133 @@ func testExportKilled(sh *shell) func(*testing.T) {
 			}
 		}
 		sh.exits(t, 1, says("is not empty"), "decisions", "export", "--to", file)
+	}
+}
+
+// testExportRotated rotates the file of a follower in all the ways that logrotate
+// does. In the end each decision is in one of the files, once.
+func testExportRotated(sh *shell) func(*testing.T) {
+	return func(t *testing.T) {
+		dir := t.TempDir()
+		file, state := filepath.Join(dir, "log.ndjson"), filepath.Join(dir, "state.json")
+		read := func(name string) string {
+			text, err := os.ReadFile(name)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+			return string(text)
+		}
+		files := []string{file}
+		var asked []string
+		var cmd *exec.Cmd
+		start := func() {
+			cmd = exec.Command(binary, "decisions", "export", "--to", file, "--resume", state, "--follow")
+			cmd.Env, cmd.Stderr = sh.env, os.Stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		kill := func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+		// decide has a few decisions made, and waits until the newest is in the file.
+		decide := func() {
+			t.Helper()
+			id := ""
+			for range 5 {
+				r := sh.exits(t, 0, nil, ask("ViewOrder", "42", "-o", "json")...)
+				var got struct{ DecisionID string }
+				if err := json.Unmarshal([]byte(r.out), &got); err != nil {
+					t.Fatal(err)
+				}
+				id = got.DecisionID
+				asked = append(asked, id)
+			}
+			for range 1200 {
+				if strings.Contains(read(file), id) && strings.HasSuffix(read(file), "\n") {
+					return
+				}
+				time.Sleep(50 * time.Millisecond)
+			}
+			t.Fatalf("decision %s does not come into %s", id, file)
+		}
+		old := func() string {
+			name := fmt.Sprintf("%s.%d", file, len(files))
+			files = append(files, name)
+			return name
+		}
+		copyTruncate := func() {
+			if err := os.WriteFile(old(), []byte(read(file)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Truncate(file, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rename := func() {
+			if err := os.Rename(file, old()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		start()
+		decide()
+		for says, rotate := range map[string]func(){
+			"copied and cut off": copyTruncate,
+			"renamed":            rename,
+			"renamed, and told so": func() {
+				rename()
+				_ = cmd.Process.Signal(syscall.SIGHUP)
+			},
+			"renamed, with a new file": func() {
+				rename()
+				if err := os.WriteFile(file, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				_ = cmd.Process.Signal(syscall.SIGHUP)
+			},
+			"told so for nothing": func() { _ = cmd.Process.Signal(syscall.SIGHUP) },
+			"renamed while it does not run": func() {
+				kill()
+				rename()
+				start()
+			},
+			"cut off, and killed a little later": func() {
+				copyTruncate()
+				decide()
+				kill()
+				start()
+			},
+			"renamed, and killed a little later": func() {
+				rename()
+				decide()
+				kill()
+				start()
+			},
+		} {
+			t.Log(says)
+			rotate()
+			decide()
+		}
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("asked to end: %v", err)
+		}
+		seen := map[string]int{}
+		for _, name := range files {
+			for _, line := range lines(read(name)) {
+				var row struct{ Decision struct{ DecisionID string } }
+				if err := json.Unmarshal([]byte(line), &row); err != nil {
+					t.Fatalf("%s: %v: %.100q", name, err, line)
+				}
+				seen[row.Decision.DecisionID]++
+			}
+		}
+		for _, id := range asked {
+			if seen[id] != 1 {
+				t.Errorf("decision %s is in the files %d times", id, seen[id])
+			}
+		}
 	}
 }
 

@@ -60,7 +60,9 @@ var (
 // ocsfLine is a row of the log as an event of the schema.
 func ocsfLine(leaf int64, row int, e *cedarpostv1.LogEntry) (string, error) {
 	var o object
-	if d := e.GetDecision(); d != nil {
+	if d := damageOf(e); d != nil {
+		o = ocsfDamage(leaf, row, d)
+	} else if d := e.GetDecision(); d != nil {
 		o = ocsfDecision(d)
 	} else {
 		o = ocsfOther(e.GetEvent())

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -112,6 +113,9 @@ var entries = []struct {
 				Reason: "catalogue", Code: "unavailable", Count: 4, First: at, Last: at}}}},
 	}), "6003.99 severity 3 allowed"},
 	{"a kind of tomorrow", eventEntry(&cedarpostv1.EventRecord{Kind: 99, Caller: "shop"}), "6003.99 severity 1"},
+	{"a decision whose row is damaged", &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Decision{Decision: &cedarpostv1.DecisionRecord{
+		DecisionId: "01900000-0000-7000-8000-000000000001", Time: at, Damaged: "its record was altered"}}}, "6003.99 severity 3"},
+	{"an event whose row is damaged", eventEntry(&cedarpostv1.EventRecord{Damaged: "its record was altered"}), "6003.99 severity 3"},
 }
 
 // Of the schema, version 1.6.0: what an object must have, one at least of what, and
@@ -273,6 +277,18 @@ func TestKindsOfEvents(t *testing.T) {
 		if n != 0 && (!slices.Contains(kinds, name) || !strings.Contains(field.Tag.Get("help"), name)) {
 			t.Errorf("events --kind does not know %s", name)
 		}
+	}
+}
+
+func TestOCSFMissing(t *testing.T) {
+	line, err := ocsfLine(5, 1, &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Missing{Missing: "not there"}})
+	var o map[string]any
+	if err := errors.Join(err, json.Unmarshal([]byte(line), &o)); err != nil {
+		t.Fatal(err)
+	}
+	checkOCSF(t, "missing", o, "", "6003")
+	if !strings.Contains(line, "leaf 5 row 1") || !strings.Contains(line, "missing: not there") {
+		t.Error(line)
 	}
 }
 

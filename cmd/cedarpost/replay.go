@@ -33,7 +33,7 @@ func (*replayDecisionsCmd) Help() string {
   cedarpost decisions replay 019f6e2b-5c1e-7a54-9d6a-0c3f0e6b8a11
   cedarpost decisions replay --since 1h
 
-Exit code 1 says that a decision came out differently; for a single one also that it cannot be replayed. With -o json, the ReplayDecisionResponse of the API for a single one, a summary for many.`
+Exit code 1 says that a decision came out differently, or that its row in the database is damaged; for a single one also that it cannot be replayed. With -o json, the ReplayDecisionResponse of the API for a single one, a summary for many.`
 }
 
 // Run replays one decision or many.
@@ -58,11 +58,11 @@ func (r *replayDecisionsCmd) Run(ctx context.Context, c *console) error {
 	if r.ID != "" {
 		return r.one(ctx, c, admin)
 	}
-	sum := &replaySummary{Reasons: map[string]int{}}
+	sum := &replaySummary{Reasons: map[string]int{}, Damaged: []replayDamaged{}}
 	if err = r.many(ctx, c, admin, req, sum); err == nil || sum.total() > 0 {
 		sum.print(c, r.json())
 	}
-	if err == nil && sum.Different > 0 {
+	if err == nil && sum.Different+len(sum.Damaged) > 0 {
 		err = exitWith(codeFailed)
 	}
 	return err
@@ -114,6 +114,12 @@ type replaySummary struct {
 	NotReplayable int               `json:"notReplayable"`
 	Differing     []replayDifferent `json:"differing"` // by time
 	Reasons       map[string]int    `json:"reasons"`   // why how many are not replayable
+	Damaged       []replayDamaged   `json:"damaged"`   // rows without a record to replay
+}
+
+type replayDamaged struct {
+	DecisionID string `json:"decisionId"`
+	Damage     string `json:"damage"`
 }
 
 type replayDifferent struct {
@@ -135,7 +141,7 @@ func (s *replaySummary) add(res *cedarpostv1.ReplayDecisionResponse) {
 	}
 }
 
-func (s *replaySummary) total() int { return s.Equal + s.Different + s.NotReplayable }
+func (s *replaySummary) total() int { return s.Equal + s.Different + s.NotReplayable + len(s.Damaged) }
 
 func (s *replaySummary) print(c *console, asJSON bool) {
 	slices.SortFunc(s.Differing, func(a, b replayDifferent) int { return cmp.Compare(a.DecisionID, b.DecisionID) })
@@ -143,8 +149,12 @@ func (s *replaySummary) print(c *console, asJSON bool) {
 		_ = c.object(s) // as with all output, a reader that went away has no remedy
 		return
 	}
-	fmt.Fprintf(c.out, "%s replayed: %d equal, %d different, %d not replayable\n",
-		count(s.total(), "decision", "decisions"), s.Equal, s.Different, s.NotReplayable)
+	damaged := ""
+	if n := len(s.Damaged); n > 0 {
+		damaged = fmt.Sprintf(", %d damaged", n)
+	}
+	fmt.Fprintf(c.out, "%s replayed: %d equal, %d different, %d not replayable%s\n",
+		count(s.total(), "decision", "decisions"), s.Equal, s.Different, s.NotReplayable, damaged)
 	for i, d := range s.Differing {
 		if i == replayNamed {
 			fmt.Fprintf(c.out, "  and %d more\n", len(s.Differing)-i)
@@ -154,6 +164,13 @@ func (s *replaySummary) print(c *console, asJSON bool) {
 		if d.Reason != "" {
 			fmt.Fprintf(c.out, "    %s\n", clean(d.Reason))
 		}
+	}
+	for i, d := range s.Damaged {
+		if i == replayNamed {
+			fmt.Fprintf(c.out, "  and %d more damaged\n", len(s.Damaged)-i)
+			break
+		}
+		fmt.Fprintf(c.out, "  %s  damaged: %s\n", c.paint(red, d.DecisionID), clean(d.Damage))
 	}
 	for _, reason := range slices.Sorted(maps.Keys(s.Reasons)) {
 		fmt.Fprintf(c.out, "  %d not replayable: %s\n", s.Reasons[reason], clean(reason))
@@ -186,7 +203,11 @@ func (r *replayDecisionsCmd) many(ctx context.Context, c *console, admin *peer, 
 			}
 		})
 	}
-	err := r.each(ctx, admin, req, ids)
+	err := r.each(ctx, admin, req, ids, func(d *cedarpostv1.DecisionRecord) {
+		mu.Lock()
+		defer mu.Unlock()
+		sum.Damaged = append(sum.Damaged, replayDamaged{d.GetDecisionId(), d.GetDamaged()})
+	})
 	close(ids)
 	workers.Wait()
 	if cause := context.Cause(ctx); cause != nil {
@@ -198,8 +219,9 @@ func (r *replayDecisionsCmd) many(ctx context.Context, c *console, admin *peer, 
 	return err
 }
 
-// each sends the ids of all decisions of a query.
-func (r *replayDecisionsCmd) each(ctx context.Context, admin *peer, req *cedarpostv1.QueryDecisionsRequest, ids chan<- string) error {
+// each sends the ids of all decisions of a query, and calls damaged for those that
+// have no record to replay.
+func (r *replayDecisionsCmd) each(ctx context.Context, admin *peer, req *cedarpostv1.QueryDecisionsRequest, ids chan<- string, damaged func(*cedarpostv1.DecisionRecord)) error {
 	req.PageSize = 500
 	for {
 		res, err := call(ctx, admin, admin.audit().QueryDecisions, req)
@@ -207,6 +229,10 @@ func (r *replayDecisionsCmd) each(ctx context.Context, admin *peer, req *cedarpo
 			return err
 		}
 		for _, d := range res.GetDecisions() {
+			if d.GetDamaged() != "" {
+				damaged(d)
+				continue
+			}
 			select {
 			case ids <- d.GetDecisionId():
 			case <-ctx.Done():

@@ -7,9 +7,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -103,10 +105,12 @@ func tamper(t *testing.T, db *store.DB, id string, n int, change func(*cedarpost
 		t.Fatal(err)
 	}
 	change(rec)
+	row.Allowed, row.DeniedAt = rec.Decision == cedarpostv1.Decision_ALLOW, int16(rec.GetDeniedAt())
 	rows := make([]store.Decision, n)
 	for i := range rows {
 		row.ID = uuid.Must(uuid.NewV7())
 		rec.DecisionId = row.ID.String()
+		rec.Time = timestamppb.New(time.Unix(row.ID.Time().UnixTime()).UTC().Truncate(time.Millisecond))
 		if row.Record, err = proto.Marshal(rec); err != nil {
 			t.Fatal(err)
 		}

@@ -46,6 +46,13 @@ func stepDown() (*account, error) {
 	return &account{uint32(uid), uint32(gid)}, nil
 }
 
+// StepDown returns what a program that must not run as root is to run as, the same
+// that Postgres runs as; nil unless we are root.
+func StepDown() (*syscall.Credential, error) {
+	a, err := stepDown()
+	return a.credential(), err
+}
+
 func (a *account) chown(path string) error {
 	if a == nil {
 		return nil

@@ -164,7 +164,7 @@ func start() error {
 			return err
 		}
 		shared.dir = dir
-		shared.server, err = localpg.Start(context.Background(), localpg.Config{Dir: dir, MaxConnections: 200})
+		shared.server, err = localpg.Start(context.Background(), localpg.Config{Dir: dir, MaxConnections: 300})
 		if err != nil {
 			return err
 		}

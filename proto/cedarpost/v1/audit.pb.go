@@ -284,7 +284,10 @@ type DecisionRecord struct {
 	// How long loading the entities took.
 	LoadTime *durationpb.Duration `protobuf:"bytes,26,opt,name=load_time,json=loadTime,proto3" json:"load_time,omitempty"`
 	// How long the caller may keep the answer and use it again; absent: not at all.
-	MayBeKept     *durationpb.Duration `protobuf:"bytes,27,opt,name=may_be_kept,json=mayBeKept,proto3" json:"may_be_kept,omitempty"`
+	MayBeKept *durationpb.Duration `protobuf:"bytes,27,opt,name=may_be_kept,json=mayBeKept,proto3" json:"may_be_kept,omitempty"`
+	// Never recorded. Not empty when the record is read: the row in the database is
+	// damaged, and this says how. Then nothing but decision_id and time is given.
+	Damaged       string `protobuf:"bytes,28,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -508,6 +511,13 @@ func (x *DecisionRecord) GetMayBeKept() *durationpb.Duration {
 	return nil
 }
 
+func (x *DecisionRecord) GetDamaged() string {
+	if x != nil {
+		return x.Damaged
+	}
+	return ""
+}
+
 // EventRecord is what the log keeps of anything that is not a decision.
 type EventRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -542,7 +552,10 @@ type EventRecord struct {
 	//	*EventRecord_Reuse
 	//	*EventRecord_FailedOpen
 	//	*EventRecord_StateRoot
-	Detail        isEventRecord_Detail `protobuf_oneof:"detail"`
+	Detail isEventRecord_Detail `protobuf_oneof:"detail"`
+	// Never recorded. Not empty when the record is read: the row in the database is
+	// damaged, and this says how. Then nothing but event_id and time is given.
+	Damaged       string `protobuf:"bytes,19,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -726,6 +739,13 @@ func (x *EventRecord) GetStateRoot() *StateRoot {
 		}
 	}
 	return nil
+}
+
+func (x *EventRecord) GetDamaged() string {
+	if x != nil {
+		return x.Damaged
+	}
+	return ""
 }
 
 type isEventRecord_Detail interface {
@@ -1454,8 +1474,8 @@ type DecisionUses struct {
 	First *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=first,proto3" json:"first,omitempty"`
 	// When it last was.
 	Last *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last,proto3" json:"last,omitempty"`
-	// There are more reports of the decisions asked for than are read at once, so
-	// there may be more uses than are counted here.
+	// There may be more uses than are counted here: there are more reports of the
+	// decisions asked for than are read at once, or a report is damaged.
 	Incomplete    bool `protobuf:"varint,4,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2186,8 +2206,9 @@ type ExportDecisionsRequest struct {
 	FromLeaf int64 `protobuf:"varint,1,opt,name=from_leaf,json=fromLeaf,proto3" json:"from_leaf,omitempty"`
 	// Begin with the first batch that has rows from this time on, if that is later.
 	From *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
-	// End before the first batch that has rows from this time on only; absent: at
-	// the end.
+	// Leave out batches that have rows from this time on only, and end after the
+	// last batch that has rows between from and this time; absent: at the end. With
+	// follow, end some seconds after this time.
 	To *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
 	// At the end wait for more, until the caller hangs up.
 	Follow        bool `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"`
@@ -2326,6 +2347,7 @@ type LogEntry struct {
 	//
 	//	*LogEntry_Decision
 	//	*LogEntry_Event
+	//	*LogEntry_Missing
 	Entry         isLogEntry_Entry `protobuf_oneof:"entry"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2386,6 +2408,15 @@ func (x *LogEntry) GetEvent() *EventRecord {
 	return nil
 }
 
+func (x *LogEntry) GetMissing() string {
+	if x != nil {
+		if x, ok := x.Entry.(*LogEntry_Missing); ok {
+			return x.Missing
+		}
+	}
+	return ""
+}
+
 type isLogEntry_Entry interface {
 	isLogEntry_Entry()
 }
@@ -2400,9 +2431,17 @@ type LogEntry_Event struct {
 	Event *EventRecord `protobuf:"bytes,2,opt,name=event,proto3,oneof"`
 }
 
+type LogEntry_Missing struct {
+	// The row is not in the database, and others of its day are; this says it in
+	// words.
+	Missing string `protobuf:"bytes,3,opt,name=missing,proto3,oneof"`
+}
+
 func (*LogEntry_Decision) isLogEntry_Entry() {}
 
 func (*LogEntry_Event) isLogEntry_Entry() {}
+
+func (*LogEntry_Missing) isLogEntry_Entry() {}
 
 // QueryEventsRequest filters the events. All filters given must match.
 type QueryEventsRequest struct {
@@ -2930,7 +2969,7 @@ var File_cedarpost_v1_audit_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x18cedarpost/v1/audit.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a cedarpost/v1/authorization.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\t\n" +
+	"\x18cedarpost/v1/audit.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a cedarpost/v1/authorization.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\t\n" +
 	"\x0eDecisionRecord\x12\x1f\n" +
 	"\vdecision_id\x18\x01 \x01(\tR\n" +
 	"decisionId\x12.\n" +
@@ -2961,9 +3000,10 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x04mode\x18\x18 \x01(\tR\x04mode\x12\x16\n" +
 	"\x06masked\x18\x19 \x03(\tR\x06masked\x126\n" +
 	"\tload_time\x18\x1a \x01(\v2\x19.google.protobuf.DurationR\bloadTime\x129\n" +
-	"\vmay_be_kept\x18\x1b \x01(\v2\x19.google.protobuf.DurationR\tmayBeKeptB\f\n" +
+	"\vmay_be_kept\x18\x1b \x01(\v2\x19.google.protobuf.DurationR\tmayBeKept\x12\x18\n" +
+	"\adamaged\x18\x1c \x01(\tR\adamagedB\f\n" +
 	"\n" +
-	"_denied_at\"\xad\b\n" +
+	"_denied_at\"\xc7\b\n" +
 	"\vEventRecord\x12\x19\n" +
 	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x122\n" +
@@ -2986,7 +3026,8 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\vfailed_open\x18\x11 \x01(\v2\x18.cedarpost.v1.FailedOpenH\x00R\n" +
 	"failedOpen\x128\n" +
 	"\n" +
-	"state_root\x18\x12 \x01(\v2\x17.cedarpost.v1.StateRootH\x00R\tstateRoot\"\xb9\x01\n" +
+	"state_root\x18\x12 \x01(\v2\x17.cedarpost.v1.StateRootH\x00R\tstateRoot\x12\x18\n" +
+	"\adamaged\x18\x13 \x01(\tR\adamaged\"\xb9\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
@@ -3131,10 +3172,11 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x17ExportDecisionsResponse\x12\x12\n" +
 	"\x04leaf\x18\x01 \x01(\x03R\x04leaf\x120\n" +
 	"\aentries\x18\x02 \x03(\v2\x16.cedarpost.v1.LogEntryR\aentries\x12\x16\n" +
-	"\x06header\x18\x03 \x01(\fR\x06header\"\x82\x01\n" +
+	"\x06header\x18\x03 \x01(\fR\x06header\"\x9e\x01\n" +
 	"\bLogEntry\x12:\n" +
 	"\bdecision\x18\x01 \x01(\v2\x1c.cedarpost.v1.DecisionRecordH\x00R\bdecision\x121\n" +
-	"\x05event\x18\x02 \x01(\v2\x19.cedarpost.v1.EventRecordH\x00R\x05eventB\a\n" +
+	"\x05event\x18\x02 \x01(\v2\x19.cedarpost.v1.EventRecordH\x00R\x05event\x12\x1a\n" +
+	"\amissing\x18\x03 \x01(\tH\x00R\amissingB\a\n" +
 	"\x05entry\"\xce\x02\n" +
 	"\x12QueryEventsRequest\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
@@ -3366,6 +3408,7 @@ func file_cedarpost_v1_audit_proto_init() {
 	file_cedarpost_v1_audit_proto_msgTypes[23].OneofWrappers = []any{
 		(*LogEntry_Decision)(nil),
 		(*LogEntry_Event)(nil),
+		(*LogEntry_Missing)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

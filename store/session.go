@@ -1,0 +1,266 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// sessions makes the connections to one database. Settings and role are not sent as
+// start-up parameters, which a connection pooler can drop without a word. They are
+// set once the connection is made, and read back in another transaction, so that
+// they are made in the same way with and without a pooler.
+//
+// That is sound as long as a connection has its session to itself. A pooler that
+// gives a session to several clients is refused with [ErrPooler], see try.
+type sessions struct {
+	tried atomic.Bool // try found nothing
+}
+
+// nameSetting holds a name that each connection gives its session. A session that
+// has another name has, or had, another client.
+const nameSetting = "cedarpost.session"
+
+// tryTimeout bounds try, for a pooler without a place for one more connection.
+const tryTimeout = 5 * time.Second
+
+// connect makes a connection outside of the pools.
+func (s *sessions) connect(ctx context.Context, c *pgx.ConnConfig) (*pgx.Conn, error) {
+	c, err := s.prepare(c)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.ConnectConfig(ctx, c)
+}
+
+// pool makes a pool whose connections take a role on.
+func (s *sessions) pool(ctx context.Context, c *pgxpool.Config, role string) (*pgxpool.Pool, error) {
+	c = c.Copy()
+	var err error
+	if c.ConnConfig, err = s.prepare(as(c.ConnConfig, role)); err != nil {
+		return nil, err
+	}
+	return pgxpool.NewWithConfig(ctx, c)
+}
+
+// prepare returns a config with which a connection makes its settings once it is
+// there. Poolers know application_name, so it stays a start-up parameter.
+func (s *sessions) prepare(c *pgx.ConnConfig) (*pgx.ConnConfig, error) {
+	c = c.Copy()
+	options, err := parseOptions(c.RuntimeParams["options"])
+	if err != nil {
+		return nil, err
+	}
+	delete(c.RuntimeParams, "options")
+	// As Postgres has it, a parameter wins over the same one in options.
+	maps.Copy(options, c.RuntimeParams)
+	delete(options, "application_name")
+	maps.DeleteFunc(c.RuntimeParams, func(name, _ string) bool { return name != "application_name" })
+	bare := c.Copy()
+	c.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		name, err := nameSession(ctx, conn)
+		if err != nil {
+			return err
+		}
+		if err := makeSettings(ctx, conn, name, options); err != nil {
+			return err
+		}
+		if s.tried.Load() {
+			return nil
+		}
+		err = try(ctx, conn, name, &bare.Config)
+		s.tried.Store(err == nil)
+		return err
+	}
+	return c, nil
+}
+
+// nameSession gives the session a name of its own.
+func nameSession(ctx context.Context, conn *pgconn.PgConn) (name string, err error) {
+	name = uuid.NewString()
+	found, err := query(ctx, conn, "select current_setting($1, true), set_config($1, $2, false)", nameSetting, name)
+	if err == nil && found[0] != "" {
+		err = fmt.Errorf("%w (this session has another client, or had one and was not reset)", ErrPooler)
+	}
+	return name, err
+}
+
+// checkName makes sure that the session is still the one with that name.
+func checkName(ctx context.Context, conn *pgconn.PgConn, name string) error {
+	found, err := query(ctx, conn, "select current_setting($1, true)", nameSetting)
+	if err == nil && found[0] != name {
+		err = fmt.Errorf("%w (another session answered)", ErrPooler)
+	}
+	return err
+}
+
+// makeSettings sets what the connection needs, and reads it back.
+func makeSettings(ctx context.Context, conn *pgconn.PgConn, name string, settings map[string]string) error {
+	if len(settings) == 0 {
+		return nil
+	}
+	// The role is last: it may not have the right to the others.
+	names := slices.Sorted(maps.Keys(settings))
+	if i := slices.Index(names, "role"); i >= 0 {
+		names = append(slices.Delete(names, i, i+1), "role")
+	}
+	var set, read []string
+	var args []string
+	for _, n := range names {
+		set = append(set, fmt.Sprintf("set_config($%d, $%d, false)", len(args)+1, len(args)+2))
+		read = append(read, fmt.Sprintf("current_setting($%d)", len(read)+1))
+		args = append(args, n, settings[n])
+	}
+	// set_config returns the value as Postgres writes it.
+	want, err := query(ctx, conn, "select "+strings.Join(set, ", "), args...)
+	if err != nil {
+		return fmt.Errorf("set %s: %w", strings.Join(names, ", "), err)
+	}
+	if err := checkName(ctx, conn, name); err != nil {
+		return err
+	}
+	got, err := query(ctx, conn, "select "+strings.Join(read, ", "), names...)
+	if err != nil {
+		return err
+	}
+	for i, n := range names {
+		if got[i] != want[i] {
+			return fmt.Errorf("%w (%s was set to %q, and is %q)", ErrPooler, n, want[i], got[i])
+		}
+	}
+	return nil
+}
+
+// try finds out whether a connection keeps its session while others use theirs. A
+// pooler gives the session of a client to another one when a transaction ends. So
+// while one connection is in a transaction, another one gets a session of its own;
+// once that transaction has ended, two sessions are free, and such a pooler gives
+// the other connection the one that was used last, or the two by turns.
+func try(ctx context.Context, conn *pgconn.PgConn, name string, bare *pgconn.Config) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	if _, err := conn.Exec(ctx, "begin").ReadAll(); err != nil {
+		return beginError(err)
+	}
+	other, err := pgconn.ConnectConfig(ctx, bare)
+	if err != nil {
+		return fmt.Errorf("a second connection, to see whether a pooler shares sessions: %w", err)
+	}
+	defer func() { _ = other.Close(ctx) }() // nothing is pending that could be lost
+	otherName, err := nameSession(ctx, other)
+	if err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, "commit").ReadAll(); err != nil {
+		return err
+	}
+	for range 3 {
+		if err := checkName(ctx, other, otherName); err != nil {
+			return err
+		}
+		if err := checkName(ctx, conn, name); err != nil {
+			return err
+		}
+		if err := checkName(ctx, other, otherName); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// beginError is the error of a transaction that was refused: a pooler that shares
+// sessions between statements has none.
+func beginError(err error) error {
+	if sqlState(err) != "" {
+		err = fmt.Errorf("%w (%w)", ErrPooler, err)
+	}
+	return err
+}
+
+// query reads one row of text, null as "".
+func query(ctx context.Context, conn *pgconn.PgConn, sql string, args ...string) (row []string, err error) {
+	params := make([][]byte, len(args))
+	for i, a := range args {
+		params[i] = []byte(a)
+	}
+	oids := slices.Repeat([]uint32{textOID}, len(args))
+	result := conn.ExecParams(ctx, sql, params, oids, nil, nil).Read()
+	if result.Err != nil {
+		return nil, result.Err
+	}
+	if len(result.Rows) != 1 {
+		return nil, errors.New("the server's answer is not one row")
+	}
+	for _, value := range result.Rows[0] {
+		row = append(row, string(value))
+	}
+	return row, nil
+}
+
+// parseOptions reads the settings in the connection parameter options, which are
+// written as for the postgres program: "-c name=value" or "--name=value", between
+// spaces, with a backslash before a space that belongs to a value.
+func parseOptions(text string) (settings map[string]string, err error) {
+	settings = map[string]string{}
+	words := splitOptions(text)
+	for i := 0; i < len(words); i++ {
+		word, dashes := words[i], false
+		switch {
+		case word == "-c" && i+1 < len(words):
+			i++
+			word = words[i]
+		case strings.HasPrefix(word, "--"):
+			word, dashes = word[len("--"):], true
+		case strings.HasPrefix(word, "-c"):
+			word = word[len("-c"):]
+		default:
+			return nil, fmt.Errorf("connection parameter options: %q is neither -c name=value nor --name=value", word)
+		}
+		name, value, ok := strings.Cut(word, "=")
+		if !ok || name == "" {
+			return nil, fmt.Errorf("connection parameter options: %q has no name=value", words[i])
+		}
+		if dashes {
+			name = strings.ReplaceAll(name, "-", "_")
+		}
+		settings[strings.ToLower(name)] = value
+	}
+	return settings, nil
+}
+
+// splitOptions splits at spaces, as Postgres does.
+func splitOptions(text string) (words []string) {
+	var word strings.Builder
+	started := false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case strings.IndexByte(" \t\n\v\f\r", c) >= 0:
+			if started {
+				words = append(words, word.String())
+				word.Reset()
+				started = false
+			}
+			continue
+		case c == '\\' && i+1 < len(text):
+			i++
+		case c == '\\':
+			continue
+		}
+		word.WriteByte(text[i])
+		started = true
+	}
+	if started {
+		words = append(words, word.String())
+	}
+	return words
+}
