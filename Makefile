@@ -77,7 +77,7 @@ bench-queries: postgres ## Fill a decision log with ROWS decisions and print wha
 
 .PHONY: conformance
 conformance: postgres node ## Run the reference corpus, a sample of it over the wire, and CASES drawn worlds against the reference
-	CEDARPOST_DIFF_CASES=$(CASES) go test -count 1 -timeout 4h -run 'Conformance|Differential' -v ./server/engine ./server
+	CEDARPOST_SOAK=1 CEDARPOST_DIFF_CASES=$(CASES) go test -count 1 -timeout 4h -run 'Conformance|Differential' -v ./server/engine ./server
 
 .PHONY: bench-engine
 bench-engine: ## Run the benchmarks of the engine alone

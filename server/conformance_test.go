@@ -21,15 +21,23 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// How many policy sets of the corpus one run serves: such in which stored
-// entities make a difference, of which there are few, and such in which only
-// policies fail.
-const dataSample, failSample = 5, 8
-
 // Served over the wire, from Postgres, the answers are those of the reference
 // too. Each run takes other policy sets; CEDARPOST_SEED takes the same again.
 func TestConformanceOverTheWire(t *testing.T) {
 	t.Parallel() // it takes long
+	conformOverTheWire(t, 2, 3)
+}
+
+// TestSoakConformanceOverTheWire is the long form.
+func TestSoakConformanceOverTheWire(t *testing.T) {
+	soak(t)
+	conformOverTheWire(t, 10, 16)
+}
+
+// conformOverTheWire serves so many policy sets of the corpus in which stored entities
+// make a difference, of which there are few, and so many in which only policies fail.
+func conformOverTheWire(t *testing.T, dataSample, failSample int) {
+	t.Helper()
 	seed := rand.Uint64()
 	if text := os.Getenv("CEDARPOST_SEED"); text != "" {
 		var err error

@@ -92,14 +92,14 @@ func TestPlaintextOnlyOnLoopback(t *testing.T) {
 
 func TestRateLimitIsPerCaller(t *testing.T) {
 	l := &limits{perSecond: 100}
-	taken := 0
+	taken, began := 0, time.Now()
 	for range 1000 {
 		if l.allow("a", 1) {
 			taken++
 		}
 	}
-	if taken < 100 || taken > 200 {
-		t.Errorf("a burst of 1000 took %d tokens of 100", taken)
+	if most := 101 + int(100*time.Since(began).Seconds()); taken < 100 || taken > most {
+		t.Errorf("a burst of 1000 took %d tokens of %d", taken, most)
 	}
 	if !l.allow("b", 1) {
 		t.Error("one caller's load refuses another")
@@ -183,20 +183,16 @@ func TestBufferedRetryFindsItsRecord(t *testing.T) {
 	if err := r.record(t.Context(), []store.Decision{unheard}, nil); err != nil {
 		t.Fatal(err)
 	}
-	for range 500 {
-		if r.atRisk.Load() == 0 {
-			break
-		}
+	for deadline := time.Now().Add(time.Minute); r.atRisk.Load() > 0 && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if err := r.record(t.Context(), []store.Decision{next}, nil); err != nil || r.down.Load() {
 		t.Fatalf("the recorder is stuck: %v", err)
 	}
-	for range 500 {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if _, err := db.GetDecision(t.Context(), next.ID); err == nil {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	t.Error("the next decision never came")
 }

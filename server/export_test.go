@@ -135,8 +135,8 @@ func follow(t *testing.T, s *servertest.Server, from time.Time) (next func() (*c
 	return stream.Receive, cancel
 }
 
-// One who follows sees what comes, soon and in order, and is told when the server
-// stops.
+// One who follows sees what comes, in order and without anything that comes after it,
+// and is told when the server stops.
 func TestExportFollows(t *testing.T) {
 	s := servertest.New(t)
 	first := logged(time.Now(), nil)
@@ -164,22 +164,15 @@ func TestExportFollows(t *testing.T) {
 	for range 3 {
 		d := logged(time.Now(), nil)
 		mustLog(t, s, d)
-		began := time.Now()
 		until(d)
-		if took := time.Since(began); took > 4*time.Second {
-			t.Errorf("seen after %v", took)
-		}
 	}
 	time.AfterFunc(100*time.Millisecond, s.Stop)
-	began := time.Now()
 	for {
 		_, err := next()
 		if err == nil {
 			continue
 		}
-		if connect.CodeOf(err) != connect.CodeUnavailable || time.Since(began) > 5*time.Second {
-			t.Errorf("after %v: %v", time.Since(began), err)
-		}
+		wantCode(t, err, connect.CodeUnavailable, "the server is stopping; go on from leaf")
 		return
 	}
 }

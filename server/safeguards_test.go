@@ -12,6 +12,7 @@ import (
 var smallPages = mutant.Edit{File: "follower.go", Old: "= 50_000", New: "= 4"}
 
 var mutants = []mutant.Mutant{
+	mutant.AsItIs,
 	{Name: "small pages", Harmless: true, Edits: []mutant.Edit{smallPages}},
 	{Name: "a load that raced with a change is kept", Edits: []mutant.Edit{
 		{File: "cache.go", Old: "if *c.slot(l.uid) > at {", New: "if false {"}}},

@@ -94,7 +94,7 @@ func hurriedPlane(t *testing.T, plane string, times timeouts) (s *Server, db *st
 		transport := &http.Transport{Protocols: protocols}
 		t.Cleanup(transport.CloseIdleConnections)
 		clients = append(clients, connect.NewClient(
-			connecthttp.NewTransport(&http.Client{Transport: transport, Timeout: time.Minute}, "http://"+addr, w.options...),
+			connecthttp.NewTransport(&http.Client{Transport: transport, Timeout: 10 * time.Minute}, "http://"+addr, w.options...),
 			func(next connect.ClientFunc) connect.ClientFunc {
 				return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 					if info, ok := connect.CallInfoForClientContext(ctx); ok {
@@ -148,14 +148,15 @@ func slowUpload(ctx context.Context, c cedarpostv1connect.PolicyServiceClient, m
 // An upload may take longer than any connection is given, as long as each of its
 // messages comes in time; and what the server says to it arrives.
 func TestSlowUpload(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	times := defaultTimeouts
-	times.read, times.write = time.Second, time.Second
+	times.read, times.write = 4*time.Second, 4*time.Second
 	clients, _, _ := hurried(t, times)
 	for i, c := range clients {
 		t.Run(wires[i].name, func(t *testing.T) {
 			t.Parallel()
 			messages := shopUpload(t)
-			pause := 2 * times.write / time.Duration(len(messages))
+			pause := 3 * times.write / 2 / time.Duration(len(messages))
 			res, err := slowUpload(t.Context(), c, messages, pause)
 			if err != nil || res.GetBundle().GetName() != "shop" {
 				t.Errorf("%v, %v", res, err)
@@ -171,8 +172,9 @@ func TestSlowUpload(t *testing.T) {
 // An upload that stalls is ended, and told why, though the caller sends nothing
 // that could wake the server up.
 func TestStalledUpload(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	times := defaultTimeouts
-	times.message, times.discard = 300*time.Millisecond, 100*time.Millisecond
+	times.message, times.discard = 2*time.Second, 100*time.Millisecond
 	clients, addr, key := hurried(t, times)
 	first, err := proto.Marshal(header())
 	if err != nil {
@@ -196,7 +198,7 @@ func TestStalledUpload(t *testing.T) {
 				t.Fatal(err)
 			}
 			for stream.Send(header()) == nil && t.Context().Err() == nil {
-				time.Sleep(5 * times.message) // each time too late, until the end is noticed
+				time.Sleep(3 * times.message) // each time too late, until the end is noticed
 			}
 			_, err = stream.CloseAndReceive()
 			if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !strings.Contains(err.Error(), "no message came") {
@@ -214,7 +216,7 @@ func stall(t *testing.T, addr, key, upload string) string {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	_, err = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n"+
@@ -232,8 +234,9 @@ func stall(t *testing.T, addr, key, upload string) string {
 
 // An upload that never ends is ended, though each message comes in time.
 func TestEndlessUpload(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	times := defaultTimeouts
-	times.upload, times.discard = time.Second, 5*time.Second // over HTTP/1.1, time to see the answer while it sends
+	times.upload, times.discard = time.Second, time.Minute // over HTTP/1.1, time to see the answer while it sends
 	clients, _, _ := hurried(t, times)
 	for i, c := range clients {
 		t.Run(wires[i].name, func(t *testing.T) {

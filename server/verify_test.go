@@ -279,8 +279,8 @@ func copyDatabase(t *testing.T, url string) string {
 		_, _ = conn.Exec(context.Background(), "drop database if exists "+name+" with (force)")
 		conn.Close(context.Background())
 	})
-	// Sessions that have ended may linger.
-	mustExec(t, conn, "select pg_terminate_backend(pid) from pg_stat_activity where datname = '"+from+"'")
+	// Sessions that were closed may still be ending.
+	mustExec(t, conn, "select pg_terminate_backend(pid, 60000) from pg_stat_activity where datname = '"+from+"'")
 	mustExec(t, conn, "create database "+name+" template "+from)
 	return strings.Replace(url, "/"+from, "/"+name, 1)
 }

@@ -179,15 +179,12 @@ func TestUncleanEnd(t *testing.T) {
 	closed.Close()
 	crashed := db.NewLogWriter("s1", auditlog.Buffered, 500)
 	crashedHeader := append1(crashed, 3)
-	mustRaw(t, url, "select pg_terminate_backend(max(pid)) from pg_locks where locktype = 'advisory' and database = "+
+	// The session of the closed one may still be ending. This waits until both have ended.
+	mustRaw(t, url, "select pg_terminate_backend(pid, 60000) from pg_locks where locktype = 'advisory' and database = "+
 		"(select oid from pg_database where datname = current_database()) and pid <> "+alivePID)
-	var h auditlog.Header
-	for n := byte(4); len(h.Unclean) == 0 && n < 50; n++ { // its session may take a moment to end
-		next := db.NewLogWriter("s1", auditlog.Strict, 0)
-		h = append1(next, n)
-		next.Close()
-		time.Sleep(20 * time.Millisecond)
-	}
+	next := db.NewLogWriter("s1", auditlog.Strict, 0)
+	t.Cleanup(next.Close)
+	h := append1(next, 4)
 	if len(h.Unclean) != 1 || h.Unclean[0] != (auditlog.Unclean{Writer: crashedHeader.Writer, Lost: 500}) {
 		t.Errorf("the next batch names %v, want %v", h.Unclean, crashedHeader.Writer)
 	}

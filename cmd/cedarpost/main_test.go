@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -157,9 +159,9 @@ func (s *shell) start(t *testing.T, args ...string) *daemon {
 			t.Fatalf("not ready: %q\n%s", line, d.errs)
 		}
 		d.ready = strings.TrimSpace(rest)
-	case <-time.After(time.Minute):
+	case <-time.After(2 * time.Minute):
 		_ = d.cmd.Process.Kill()
-		t.Fatalf("not ready in a minute\n%s", d.errs)
+		t.Fatalf("not ready in two minutes\n%s", d.errs)
 	}
 	return d
 }
@@ -181,11 +183,25 @@ func (d *daemon) stop(t *testing.T, signal syscall.Signal) int {
 	}
 	select {
 	case <-d.dead:
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatalf("still running after %v\n%s", signal, d.errs)
 	}
 	d.shell.log.WriteString(d.errs.String())
 	return d.cmd.ProcessState.ExitCode()
+}
+
+// freePort is a port that is free now and stays so: nobody gets it who asks for any.
+func freePort(t *testing.T) string {
+	t.Helper()
+	for range 1000 {
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10_000+rand.IntN(10_000)))
+		if err == nil {
+			_ = l.Close()
+			return l.Addr().String()
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 // anyPort makes a server take free ports.

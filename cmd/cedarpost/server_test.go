@@ -301,7 +301,7 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 	client.exits(t, 1, says("unavailable"), ask("ViewOrder", "42")...)
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for client.run(t, "health").code == 0 {
 		if time.Now().After(deadline) {
 			t.Fatal("still ready without a database")

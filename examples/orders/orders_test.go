@@ -28,7 +28,7 @@ func newShop(t *testing.T) *shop {
 	t.Helper()
 	server := servertest.New(t)
 	server.MustLoadShop()
-	client, err := cedarpost.New(cedarpost.Config{Servers: []string{server.API}, Token: server.Token})
+	client, err := cedarpost.New(cedarpost.Config{Servers: []string{server.API}, Token: server.Token, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,10 +159,10 @@ func TestTokenWithoutScheme(t *testing.T) {
 	})).ServeHTTP(httptest.NewRecorder(), r)
 }
 
-// eventually waits for what a write becomes visible as: milliseconds, and 5 s at most.
+// eventually waits for what a write becomes visible as.
 func (s *shop) eventually(token, method, path, body string, want int) {
 	s.t.Helper()
-	deadline := time.Now().Add(6 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		status, answer, _ := s.as(token, method, path, body)
 		if status == want {

@@ -25,11 +25,13 @@ type Mutant struct {
 // Edit replaces text that stands in a file of the package exactly once.
 type Edit struct{ File, Old, New string }
 
-// Test runs the tests of the package in the current folder that match a pattern, as
-// they are, which has to pass, and on each mutant, where one has to fail. extra are
-// more arguments to go test.
+// AsItIs is the package with all of its safeguards, which has to pass.
+var AsItIs = Mutant{Name: "as it is", Harmless: true}
+
+// Test runs the tests of the package in the current folder that match a pattern on each
+// mutant, where one has to fail. extra are more arguments to go test.
 func Test(t *testing.T, pattern string, mutants []Mutant, extra ...string) {
-	for _, m := range append([]Mutant{{Name: "as it is", Harmless: true}}, mutants...) {
+	for _, m := range mutants {
 		t.Run(m.Name, func(t *testing.T) {
 			out, err := m.run(t, pattern, extra)
 			var exit *exec.ExitError

@@ -5,6 +5,7 @@ package servertest
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -79,6 +80,13 @@ func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 		o(&cfg)
 	}
 	srv, err := server.New(ctx, cfg)
+	// A busy machine may not answer in the time that a start has.
+	for range 10 {
+		if !errors.Is(err, context.DeadlineExceeded) {
+			break
+		}
+		srv, err = server.New(ctx, cfg)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +127,7 @@ func (s *Server) Client(url, token string, opts ...connecthttp.Option) *connect.
 	transport := &http.Transport{Protocols: protocols}
 	s.t.Cleanup(transport.CloseIdleConnections)
 	return connect.NewClient(
-		connecthttp.NewTransport(&http.Client{Transport: transport, Timeout: time.Minute}, url, opts...),
+		connecthttp.NewTransport(&http.Client{Transport: transport, Timeout: 10 * time.Minute}, url, opts...),
 		func(next connect.ClientFunc) connect.ClientFunc {
 			return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 				if info, ok := connect.CallInfoForClientContext(ctx); ok && token != "" {

@@ -27,6 +27,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -142,7 +143,7 @@ func (s *Server) Stop() (err error) {
 func (s *Server) Kill() (err error) {
 	defer wrap(&err)
 	defer s.unlock()
-	return s.process.kill(10 * time.Second)
+	return s.process.kill(time.Minute)
 }
 
 func (s *Server) start(ctx context.Context) (err error) {
@@ -326,8 +327,19 @@ func (s *Server) unlock() {
 	}
 }
 
-// takePort returns the port, or a free one for 0.
+// takePort returns the port, or a free one for 0. That is not one of those that the
+// system gives to whoever asks for any, or else somebody could get it while the server
+// is down, and it could not start again at its URL.
 func takePort(port int) (int, error) {
+	for range 100 {
+		if port != 0 {
+			break
+		}
+		const from, to = 20_000, 32_000 // systems give from 32,768 on
+		if free, err := takePort(from + mathrand.IntN(to-from)); err == nil { //nolint:gosec // no secret
+			return free, nil
+		}
+	}
 	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {

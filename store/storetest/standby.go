@@ -118,11 +118,10 @@ func Promote(t testing.TB, standby *localpg.Server) {
 // until waits for a condition.
 func until(t testing.TB, server *localpg.Server, condition string) {
 	t.Helper()
-	for range 3000 {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if ask[bool](t, server, "select "+condition) {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	t.Fatalf("storetest: never came true: %s", condition)
 }

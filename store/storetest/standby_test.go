@@ -35,13 +35,29 @@ func must(t *testing.T, server *localpg.Server, sql string) string {
 // arrives waits for a row.
 func arrives(t *testing.T, server *localpg.Server, n int) {
 	t.Helper()
-	for range 1000 {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if has(t, server, n) {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	t.Fatalf("row %d never arrives", n)
+}
+
+// received waits until a standby has received, applied or not, what was committed.
+func received(t *testing.T, standby, primary *localpg.Server) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), primary.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	var at string
+	if err := conn.QueryRow(t.Context(), "select pg_current_wal_flush_lsn()::text").Scan(&at); err != nil {
+		t.Fatal(err)
+	}
+	for must(t, standby, "select where pg_last_wal_receive_lsn() >= '"+at+"'") != "SELECT 1" {
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 func has(t *testing.T, server *localpg.Server, n int) bool {
@@ -66,7 +82,7 @@ func TestStandby(t *testing.T) {
 
 	storetest.PauseReplay(t, standby)
 	must(t, primary, "insert into things values (3)")
-	time.Sleep(50 * time.Millisecond)
+	received(t, standby, primary)
 	if has(t, standby, 3) {
 		t.Error("it goes on while it is paused")
 	}

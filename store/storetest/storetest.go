@@ -106,9 +106,13 @@ func Login(t testing.TB, databaseURL string, roles ...string) string {
 	}
 	run("create role " + name + " login password '" + password + "'")
 	t.Cleanup(func() {
-		if !t.Failed() {
-			run("drop role " + name)
+		if t.Failed() {
+			return
 		}
+		// A session that was closed may still be ending on the server, and until it has
+		// ended the login owns the session's temporary tables and cannot be dropped.
+		run("select pg_terminate_backend(pid, 60000) from pg_stat_activity where usename = '" + name + "'")
+		run("drop role " + name)
 	})
 	for _, role := range roles {
 		run("grant " + role + " to " + name)
@@ -223,7 +227,7 @@ func run(sql string) error { return runIn("postgres", sql) }
 func runIn(database, sql string) error { return runAt(withDatabase(shared.url, database), sql) }
 
 func runAt(databaseURL, sql string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, databaseURL)
 	if err != nil {

@@ -18,7 +18,10 @@ func TestNothingIsLeftRunning(t *testing.T) {
 	for range 5 {
 		c := dial(t, s, via, func(cfg *cedarpost.Config) { cfg.Coalesce, cfg.Timeout = true, 200*time.Millisecond })
 		leased(t, c)
-		mustAsk(t, c, view("alice", "42"))
+		eventually(t, "an answer", func() bool { // in the little time that this client has
+			_, err := c.Authorize(t.Context(), view("alice", "42"))
+			return err == nil
+		})
 		network.Cut()
 		network.Blackhole(true)
 		for _, a := range c.AuthorizeBatch(t.Context(), []cedarpost.Check{view("bob", "1"), view("bob", "2")}) {
@@ -32,5 +35,11 @@ func TestNothingIsLeftRunning(t *testing.T) {
 		}
 	}
 	network.Cut()
-	goleak.VerifyNone(t, before)
+	var left error
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if left = goleak.Find(before); left == nil {
+			return
+		}
+	}
+	t.Error(left)
 }

@@ -9,6 +9,7 @@ import (
 
 // mutants are caches that lack a safeguard.
 var mutants = []mutant.Mutant{
+	mutant.AsItIs,
 	{Name: "an answer that comes late is taken for a new one", Edits: []mutant.Edit{
 		{File: "cache.go", Old: "epoch: ep, number: number,", New: "epoch: ep, number: max(number, ep.applied.Load()),"}}},
 	{Name: "a gap goes unnoticed", Edits: []mutant.Edit{
@@ -52,7 +53,7 @@ const modelTest = "^TestNoAnswerIsOlderThanTheBound$"
 
 // An answer can come when what it was made from has changed already. Without the rule
 // about those, the model finds an old answer.
-func TestLateAnswersMatter(t *testing.T) { mutant.Test(t, modelTest, mutants[:1]) }
+func TestLateAnswersMatter(t *testing.T) { mutant.Test(t, modelTest, mutants[1:2]) }
 
 // Each safeguard of the cache matters.
 func TestSoakSafeguards(t *testing.T) {

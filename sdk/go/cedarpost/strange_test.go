@@ -77,7 +77,12 @@ func (s *strange) serve(t *testing.T, opts ...func(*Config)) *Client {
 	hs.Config.Protocols = new(http.Protocols)
 	hs.Config.Protocols.SetUnencryptedHTTP2(true)
 	hs.Start()
-	cfg := Config{Servers: []string{hs.URL}, Timeout: 400 * time.Millisecond, ReportInterval: 10 * time.Second}
+	// On a busy machine pings can be late, too.
+	patient := &http.Transport{Protocols: hs.Config.Protocols}
+	t.Cleanup(patient.CloseIdleConnections)
+	cfg := Config{
+		Servers: []string{hs.URL}, HTTPClient: &http.Client{Transport: patient}, Timeout: time.Minute, ReportInterval: 10 * time.Second,
+	}
 	for _, o := range opts {
 		o(&cfg)
 	}
@@ -152,13 +157,15 @@ func TestSilentServiceIsLeftAlone(t *testing.T) {
 		asked.Add(1)
 		return untilDone(ctx, req)
 	}}).serve(t, uncached, func(cfg *Config) { cfg.Timeout = 30 * time.Millisecond })
+	began := time.Now()
 	for range 3 * breakAfter {
 		if _, err := c.Authorize(t.Context(), hitCheck); !errors.Is(err, ErrUnavailable) {
 			t.Error(err)
 		}
 	}
-	if n := asked.Load(); n > breakAfter+1 {
-		t.Errorf("asked %d times", n)
+	// Once each second one question is let through, to see whether it is back.
+	if n, most := asked.Load(), int64(breakAfter+1+time.Since(began)/breakFor); n > most {
+		t.Errorf("asked %d times, want %d at most", n, most)
 	}
 }
 
@@ -233,7 +240,7 @@ func TestRefusedQuestionOfABatch(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 		return res, nil
-	}}).serve(t, uncached, func(cfg *Config) { cfg.Coalesce, cfg.Timeout = true, 5*time.Second })
+	}}).serve(t, uncached, func(cfg *Config) { cfg.Coalesce = true })
 	var all sync.WaitGroup
 	for i := range 200 {
 		all.Go(func() {
@@ -253,29 +260,43 @@ func TestRefusedQuestionOfABatch(t *testing.T) {
 // A service too slow for all that is asked is not asked for those who gave up.
 func TestNobodyWaitsBehindThoseWhoGaveUp(t *testing.T) {
 	var asked atomic.Int64
+	stuck := make(chan struct{})
 	c := (&strange{batch: func(_ context.Context, req *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
 		asked.Add(int64(len(req.GetChecks())))
-		time.Sleep(300 * time.Millisecond)
+		<-stuck
 		res := &cedarpostv1.AuthorizeBatchResponse{}
 		for range req.GetChecks() {
 			res.Results = append(res.Results, &cedarpostv1.AuthorizeBatchResult{Result: &cedarpostv1.AuthorizeBatchResult_Response{Response: allow(1)}})
 		}
 		return res, nil
-	}}).serve(t, uncached, func(cfg *Config) { cfg.Coalesce, cfg.Timeout = true, time.Second })
+	}}).serve(t, uncached, func(cfg *Config) { cfg.Coalesce = true })
+	const callers = 3000
+	ctx, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
 	var all sync.WaitGroup
-	for i := range 3000 {
+	for i := range callers {
 		all.Go(func() {
 			check := hitCheck
 			check.Resource.ID = fmt.Sprint(i)
-			_, _ = c.Authorize(t.Context(), check)
+			if _, err := c.Authorize(ctx, check); !errors.Is(err, context.Canceled) {
+				t.Errorf("caller %d: %v", i, err)
+			}
 		})
 	}
+	for there := 0; there < callers; time.Sleep(time.Millisecond) {
+		c.batches.mu.Lock()
+		there = int(asked.Load()) + len(c.batches.waiting)
+		c.batches.mu.Unlock()
+	}
+	under := asked.Load()
+	giveUp()
 	all.Wait()
+	close(stuck)
 	if r, err := c.Authorize(t.Context(), hitCheck); err != nil || !r.Allowed() {
 		t.Errorf("who comes later: %v", err)
 	}
-	if n := asked.Load(); n > 2000 {
-		t.Errorf("%d were asked, most for nobody", n)
+	if n := asked.Load(); under > callers/2 || n != under+1 {
+		t.Errorf("%d were asked of %d, and %d of them when all had given up", n, callers, n-under-1)
 	}
 }
 
@@ -287,7 +308,7 @@ func TestBrokenWatchHarmsNoQuestion(t *testing.T) {
 		watches.Add(1)
 		return connect.NewError(connect.CodeUnavailable, "no streams here")
 	}}).serve(t)
-	for deadline := time.Now().Add(10 * time.Second); watches.Load() < breakAfter && time.Now().Before(deadline); {
+	for watches.Load() < breakAfter {
 		time.Sleep(time.Millisecond)
 	}
 	for range 50 {
@@ -343,9 +364,13 @@ func TestWatchOfAServerBehind(t *testing.T) {
 			return ctx.Err()
 		},
 	}).serve(t, func(cfg *Config) { cfg.MaxStaleness = 300 * time.Millisecond })
-	time.Sleep(3 * time.Second)
-	if n, m := watches.Load(), asked.Load(); n < 2 || n > 15 || m > 60 {
-		t.Errorf("watched %d times, asked %d times in 3 s", n, m)
+	began := time.Now()
+	for time.Since(began) < 3*time.Second || watches.Load() < 2 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	seconds := int64(1 + time.Since(began)/time.Second)
+	if n, m := watches.Load(), asked.Load(); n > 5*seconds || m > 20*seconds {
+		t.Errorf("watched %d times, asked %d times in %d s", n, m, seconds)
 	}
 }
 
@@ -369,7 +394,7 @@ func TestWatchLeavesAServerBehind(t *testing.T) {
 			cfg.Servers = append(cfg.Servers, good.cfg.Servers...)
 			cfg.MaxStaleness = 300 * time.Millisecond
 		})
-		for deadline := time.Now().Add(5 * time.Second); !c.Stats().Leased; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); !c.Stats().Leased; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("no lease")
 			}

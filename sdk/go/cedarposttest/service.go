@@ -175,12 +175,13 @@ func (s *Service) seed(b *bundle.Bundle) error {
 
 // Client returns a client of the service. It keeps no answers, so that every check
 // reaches the service and stands in [Service.Decisions]; an option can set CacheBytes
-// to 0 for a client as it is in production, or anything else but Transports.
+// to 0 for a client as it is in production, or anything else but Transports. It waits
+// a minute for an answer, so that a test passes on a busy machine, too.
 //
 // It is closed with the service, if not before.
 func (s *Service) Client(options ...func(*cedarpost.Config)) *cedarpost.Client {
 	s.t.Helper()
-	cfg := cedarpost.Config{CacheBytes: -1, Log: slog.New(slog.NewTextHandler(s.t.Output(), nil))}
+	cfg := cedarpost.Config{CacheBytes: -1, Timeout: time.Minute, Log: slog.New(slog.NewTextHandler(s.t.Output(), nil))}
 	for _, option := range options {
 		option(&cfg)
 	}

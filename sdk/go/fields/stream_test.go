@@ -6,11 +6,12 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// generator makes a document of its parts, and looks, each 4 MiB, at what is in use.
+// generator makes a document of its parts, and looks, each MiB, at what is in use.
 type generator struct {
 	parts   []io.Reader
 	made    int
@@ -28,7 +29,7 @@ func (g *generator) Read(p []byte) (int, error) {
 			g.atStart = m.HeapAlloc
 		}
 		g.inUse = max(g.inUse, m.HeapAlloc)
-		g.next += 4 << 20
+		g.next += 1 << 20
 	}
 	for len(g.parts) > 0 {
 		n, err := g.parts[0].Read(p)
@@ -62,18 +63,34 @@ func (r *repeated) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// A document of 64 MiB, all of it in one object, passes through in less than one; and so
-// do smaller ones, of which other parts stay.
-func TestStreamingTakesBoundedMemory(t *testing.T) {
+// A document of many MiB, all of it in one object, passes through in less than one; and
+// so do smaller ones, of which other parts stay.
+func TestStreamingTakesBoundedMemory(t *testing.T) { streamMany(t, 10_000) }
+
+// TestSoakStreaming is the long form, with a document of 64 MiB.
+func TestSoakStreaming(t *testing.T) {
+	soak(t)
+	streamMany(t, 30_000)
+}
+
+// soak skips a test that takes long, unless it is asked for.
+func soak(t *testing.T) {
+	t.Helper()
+	if os.Getenv("CEDARPOST_SOAK") == "" {
+		t.Skip("long: make soak")
+	}
+}
+
+func streamMany(t *testing.T, orders int) {
 	for _, c := range []struct {
 		says, paths string
 		orders      int
 	}{
-		{"some of it stays", "orders.id -orders.secret", 300_000},
-		{"most of it stays", "orders texts -orders.secret", 30_000},
-		{"all of it stays", "orders texts", 30_000},
-		{"nothing stays", "", 30_000},
-		{"what stays is deep", "orders.list.x", 30_000},
+		{"some of it stays", "orders.id -orders.secret", 10 * orders},
+		{"most of it stays", "orders texts -orders.secret", orders},
+		{"all of it stays", "orders texts", orders},
+		{"nothing stays", "", orders},
+		{"what stays is deep", "orders.list.x", orders},
 	} {
 		g := &generator{parts: []io.Reader{
 			strings.NewReader(`{"orders":[{"id":0}`),
@@ -102,9 +119,17 @@ func TestStreamingTakesBoundedMemory(t *testing.T) {
 	}
 }
 
-// What has to be held as a whole is bounded, wherever it is.
-// With CEDARPOST_SOAK it is tried wherever a token can stand.
-func TestLongTokensTakeBoundedMemory(t *testing.T) {
+// What has to be held as a whole is bounded.
+func TestLongTokensTakeBoundedMemory(t *testing.T) { longTokens(t, "a text", "white space") }
+
+// TestSoakLongTokens is the long form: wherever a token can stand.
+func TestSoakLongTokens(t *testing.T) {
+	soak(t)
+	longTokens(t)
+}
+
+// longTokens tries those that are named, or all.
+func longTokens(t *testing.T, names ...string) {
 	const most = 16 << 20
 	long := strings.Repeat("x", most-len(`""`))
 	for doc, refused := range map[string]bool{`{"a":"` + long + `"}`: false, `{"a":"` + long + `x"}`: true, `{"b":"` + long + `x"}`: true} {
@@ -125,10 +150,10 @@ func TestLongTokensTakeBoundedMemory(t *testing.T) {
 		{"white space after", `{"a":1}`, " ", "more than 16777216 bytes"},
 		{"objects where a key belongs", `{`, `{"":`, "not JSON"},
 	} {
-		if c.says != "a text" && c.says != "white space" && os.Getenv("CEDARPOST_SOAK") == "" {
+		if len(names) > 0 && !slices.Contains(names, c.says) {
 			continue
 		}
-		g := &generator{parts: []io.Reader{strings.NewReader(c.before), &repeated{text: strings.Repeat(c.endless, 1<<12), left: 3 * most >> 12}}}
+		g := &generator{parts: []io.Reader{strings.NewReader(c.before), &repeated{text: strings.Repeat(c.endless, 1<<18), left: 3 * most >> 18}}}
 		if _, err := filter("a c.d").JSON(io.Discard, g); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v; want %q", c.says, err, c.want)
 		}
