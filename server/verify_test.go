@@ -172,6 +172,28 @@ func tamper(t *testing.T, url, sql string) {
 	}
 }
 
+// change is tamper for one column of one row, which a subquery finds by its ctid. The
+// test can take it back.
+func change(t *testing.T, url, table, column, value, row string) (undo func()) {
+	t.Helper()
+	conn := session(t, url)
+	mustExec(t, conn, "set session_replication_role = replica") // no triggers
+	mustExec(t, conn, fmt.Sprintf("create temp table kept as select ctid as id, %[2]s as was from %[1]s where ctid = (%[3]s)", table, column, row))
+	var id string
+	query := fmt.Sprintf("update %[1]s set %[2]s = %[3]s where ctid = (select id from kept) returning ctid::text", table, column, value)
+	if err := conn.QueryRow(t.Context(), query).Scan(&id); err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	return func() {
+		t.Helper()
+		tag, err := conn.Exec(t.Context(), fmt.Sprintf("update %[1]s set %[2]s = (select was from kept) where ctid = '%[3]s'", table, column, id))
+		if err != nil || tag.RowsAffected() != 1 {
+			t.Fatalf("%s.%s is not as it was: %v, %v", table, column, tag, err)
+		}
+		conn.Close(t.Context())
+	}
+}
+
 // Whatever is altered, removed or moved is found and named.
 func TestVerifyFinds(t *testing.T) {
 	s, verifier, _ := signed(t)

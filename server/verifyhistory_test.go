@@ -136,14 +136,12 @@ func TestVerifyHistoryFindsEachColumn(t *testing.T) {
 		// Of a row that lives, and where there is one, of one that does not.
 		for _, which := range []string{"desc", "asc"} {
 			t.Run(name+" "+which, func(t *testing.T) {
-				url := copyDatabase(t, s.URL)
 				ended := "until"
 				if c.Table == "api_keys" {
 					ended = "revoked_at"
 				}
-				tamper(t, url, fmt.Sprintf("update %[1]s set %[2]s = %[3]s where ctid = (select ctid from %[1]s order by %[4]s %[5]s, ctid limit 1)",
-					c.Table, c.Name, value, ended, which))
-				notInOrder(t, url, name+" = "+value, tables[c.Table], "revision ")
+				defer change(t, s.URL, c.Table, c.Name, value, fmt.Sprintf("select ctid from %s order by %s %s, ctid limit 1", c.Table, ended, which))()
+				notInOrder(t, s.URL, name+" = "+value, tables[c.Table], "revision ")
 			})
 		}
 	}
