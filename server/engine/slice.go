@@ -115,6 +115,7 @@ func (sl *Slice) Missing() []cedar.EntityUID {
 	}
 	if sl.visited == nil {
 		sl.visited = make(map[cedar.EntityUID]reached, 16)
+		sl.todo = make([]cedar.EntityUID, 0, 16)
 		level := sl.q.action.index.level
 		if sl.q.fieldsAsked {
 			level = max(level, sl.q.action.field.index.level)
@@ -177,9 +178,10 @@ func (sl *Slice) walk(uid cedar.EntityUID) {
 	if r.depth < 1 || r.depth <= before {
 		return
 	}
+	depth := r.depth
 	follow := func(ref cedar.EntityUID) {
-		if r.depth > 1 {
-			sl.reach(ref, r.depth-1)
+		if depth > 1 {
+			sl.reach(ref, depth-1)
 		} else if _, inline := sl.q.inline[ref]; inline {
 			sl.reach(ref, 0)
 		}
@@ -346,8 +348,11 @@ func (e *entities) put(stored *Entity, depth int, parents []cedar.EntityUID) ced
 }
 
 // ancestors yields all ancestors of the principal, the resource, an action or a
-// field.
+// field, which are made from the start. It is small enough to be inlined.
 func (e *entities) ancestors(uid cedar.EntityUID) iter.Seq[cedar.EntityUID] {
-	ent, _ := e.Get(uid)
+	ent, ok := e.static[uid]
+	if !ok {
+		ent = e.slice[uid]
+	}
 	return ent.Parents.All()
 }
