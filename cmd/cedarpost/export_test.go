@@ -397,7 +397,14 @@ func testExportRotated(sh *shell) func(*testing.T) {
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
 		}
-		// decide has a few decisions made, and waits until the newest is in the file.
+		all := func() (text string) {
+			for _, name := range files {
+				text += read(name)
+			}
+			return text
+		}
+		// decide has a few decisions made, and waits until the newest is in a file: right
+		// after it was renamed, that may be the old one.
 		decide := func() {
 			t.Helper()
 			id := ""
@@ -411,12 +418,12 @@ func testExportRotated(sh *shell) func(*testing.T) {
 				asked = append(asked, id)
 			}
 			for range 1200 {
-				if strings.Contains(read(file), id) && strings.HasSuffix(read(file), "\n") {
+				if strings.Contains(all(), id) {
 					return
 				}
 				time.Sleep(50 * time.Millisecond)
 			}
-			t.Fatalf("decision %s does not come into %s", id, file)
+			t.Fatalf("decision %s does not come into any file", id)
 		}
 		old := func() string {
 			name := fmt.Sprintf("%s.%d", file, len(files))
@@ -474,6 +481,12 @@ func testExportRotated(sh *shell) func(*testing.T) {
 			t.Log(says)
 			rotate()
 			decide()
+			for tries := 0; read(file) == ""; tries++ {
+				if tries == 50 {
+					t.Fatal("nothing comes into the file after it was rotated")
+				}
+				decide()
+			}
 		}
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		if err := cmd.Wait(); err != nil {
