@@ -144,6 +144,7 @@ func TestWhatRolesMayNotDo(t *testing.T) {
 		{"the application may not say what decisions need", app, "update decision_days set min_revision = 9"},
 		{"the application may not say that decisions need nothing", app, "insert into decision_days values ('2020-01-01')"},
 		{"the application may not forget what decisions need", app, "delete from decision_days"},
+		{"the application may not read what decisions need", app, "select revision from decisions"},
 		{"the application may not list keys as an auditor", app, "select audited_keys()"},
 		{"the writer may not add a key", writer, "select add_api_key('k', 'k', 'k', 1)"},
 		{"the writer may not sweep", writer, "select sweep_history('entities', 0, 1)"},

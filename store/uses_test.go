@@ -144,8 +144,10 @@ func TestMigrateALogWithoutUses(t *testing.T) {
 	mustRaw(t, url, store.Roles())
 	migrateTo(t, url, "cedarpost_owner", 7)
 	mustRaw(t, url, "select create_log_partitions(current_date - 1, 3)")
-	insert := fmt.Sprintf(`insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)
-		values (gen_random_uuid(), '%s', 'change', 'shop', 's', '', '\x01', gen_random_uuid(), 0, 0)`, time.Now().Format(time.RFC3339))
+	at := time.Now().Format(time.RFC3339)
+	insert := fmt.Sprintf(`with b as (insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)
+			values (gen_random_uuid(), '%[1]s', 'change', 'shop', 's', '', '\x01', gen_random_uuid(), 0, 0) returning batch)
+		select log_append(batch, gen_random_uuid(), 0, 1, 'header', current_date, '%[1]s', '%[1]s') from b`, at)
 	mustRaw(t, url, insert)
 	if err := store.Migrate(t.Context(), url, nil); err != nil {
 		t.Fatal(err)

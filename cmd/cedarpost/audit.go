@@ -192,7 +192,11 @@ func printHistory(c *console, h *server.HistoryVerified) {
 		base = fmt.Sprintf("the state root of revision %d", h.Base)
 	}
 	c.pair("history", fmt.Sprintf("revisions %d to %d, from %s", h.Oldest, h.Newest, base))
-	c.pair("revisions", fmt.Sprintf("%d compared with their events, %d not provable: their events are gone", h.Revisions, h.NotProvable))
+	revisions := fmt.Sprintf("%d compared with their events", h.Revisions)
+	if h.NotProvable > 0 {
+		revisions += fmt.Sprintf(", %d not provable: their events are gone", h.NotProvable)
+	}
+	c.pair("revisions", revisions)
 	c.pair("stored", fmt.Sprintf("%s, %s, %s", count(h.Entities, "version of an entity", "versions of entities"),
 		count(h.Bundles, "version of a bundle", "versions of bundles"), count(h.Keys, "API key", "API keys")))
 }
