@@ -335,7 +335,8 @@ func takePort(port int) (int, error) {
 		if port != 0 {
 			break
 		}
-		const from, to = 20_000, 32_000 // systems give from 32,768 on
+		// Systems give from 32,768 on.
+		const from, to = 20_000, 32_000
 		if free, err := takePort(from + mathrand.IntN(to-from)); err == nil { //nolint:gosec // no secret
 			return free, nil
 		}
