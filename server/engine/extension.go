@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/cedar-policy/cedar-go"
 	"github.com/cedar-policy/cedar-go/types"
@@ -169,16 +168,17 @@ func validatable(tree *xast.Policy) *xast.Policy {
 // date of the year 0000 before it, and one of 9999 after it: those are written with
 // the time zone that is the farthest.
 func datetimeText(d cedar.Datetime) string {
-	const farthest = 23*time.Hour + 59*time.Minute
-	const layout = "2006-01-02T15:04:05.000"
-	t := d.Time()
-	switch {
-	case t.Year() < 0:
-		return t.Add(farthest).Format(layout) + "+2359"
-	case t.Year() > 9999:
-		return t.Add(-farthest).Format(layout) + "-2359"
+	const farthest = dayMillis - 60_000 // 23 hours and 59 minutes
+	text := d.String()
+	zone, local := "-2359", d.Milliseconds()-farthest
+	switch text[0] {
+	case '+':
+	case '-':
+		zone, local = "+2359", d.Milliseconds()+farthest
+	default: // four digits
+		return text
 	}
-	return d.String()
+	return strings.TrimSuffix(types.NewDatetimeFromMillis(local).String(), "Z") + zone
 }
 
 // durationText writes a duration so that Cedar reads it back. cedar-go cannot write
