@@ -206,12 +206,13 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 				te.column = st.column + c - 1
 			}
 			te.msg = m[4]
-			if isSlot(st.text, l, c, m[3]) {
+			switch {
+			case isSlot(st.text, l, c, m[3]):
 				te.column--
 				te.msg, te.hint = "templates are not supported: ?principal and ?resource have no value", "write a policy for each principal or resource, or use a group"
-			} else if m[3] != `""` {
+			case m[3] != `""`:
 				te.msg += ", at " + m[3]
-			} else {
+			default:
 				te.msg += ", at the end"
 				te.hint = `a policy ends with ";"`
 			}
