@@ -57,7 +57,7 @@ func hurriedServer(t *testing.T, times timeouts) (db *store.DB, clients []*conne
 
 func hurriedPlane(t *testing.T, plane string, times timeouts) (s *Server, db *store.DB, clients []*connect.Client, addr, key string) {
 	t.Helper()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: storetest.New(t)})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: storetest.New(t), Event: ChangeEvents("hurried")})
 	if err != nil {
 		t.Fatal(err)
 	}
