@@ -1,4 +1,5 @@
--- What the login of a server could still do to the proofs of the log.
+-- The login of a server cannot overwrite the tree, or add checkpoints that do not follow
+-- from the batches.
 
 -- +goose Up
 
@@ -44,10 +45,10 @@ begin
 			end if;
 			select n.hashes into had from audit_nodes n where n.level = l and n.tile = t for update;
 			had := coalesce(had, '');
+			continue when substring(had for length(h)) = h; -- it is stored, and may have grown since
 			if had <> substring(h for length(had)) then
 				raise exception 'tile % of level % loses hashes that it has', t, l using errcode = 'data_corrupted';
 			end if;
-			continue when length(had) = length(h);
 			if l = 0 then
 				select string_agg(sha256('\x00'::bytea || b.header), ''::bytea order by b.seq) into must
 				from audit_batches b
@@ -62,7 +63,8 @@ begin
 				raise exception 'tile % of level % is not that of the log', t, l using errcode = 'data_corrupted';
 			end if;
 			insert into audit_nodes (level, tile, hashes) values (l, t, h)
-			on conflict (level, tile) do update set hashes = excluded.hashes;
+			on conflict (level, tile) do update set hashes = excluded.hashes
+			where length(audit_nodes.hashes) < length(excluded.hashes);
 		end;
 	end loop;
 	wrong := case
@@ -112,7 +114,7 @@ begin
 	end if;
 	perform from events
 		join audit_batches on audit_batches.batch = events.batch
-		where kind = 'state_root' and at >= (drop_log_day.day + 1)::timestamp at time zone 'UTC'
+		where kind = 'state_root' and at >= (drop_log_day.day + 1)::timestamp at time zone 'UTC' and at < now() + interval '1 day'
 		limit 1;
 	if not found then
 		raise exception 'the log has no root of the stored data of a day after %', day using errcode = 'restrict_violation';

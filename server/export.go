@@ -201,9 +201,11 @@ func (x *export) message(ctx context.Context, b store.Batch) (*cedarpostv1.Expor
 			return out, err
 		}
 	}
-	out.Entries = make([]*cedarpostv1.LogEntry, b.Rows)
+	// No batch of this service has that many rows. Whoever can append can say any number.
+	const most = 1 << 16
+	out.Entries = make([]*cedarpostv1.LogEntry, min(max(b.Rows, 0), most))
 	for _, e := range b.Entries {
-		if e.Pos < 0 || e.Pos >= b.Rows || out.Entries[e.Pos] != nil {
+		if e.Pos < 0 || e.Pos >= len(out.Entries) || out.Entries[e.Pos] != nil {
 			out.Entries = append(out.Entries, odd(e)) // one too many
 			continue
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// partitionsEvery bounds how often partitions are made out of turn.
+// partitionsEvery bounds how often partitions are made between two runs of keepLog.
 const partitionsEvery = 10 * time.Second
 
 // partitions makes partitions of the log that are missing now: after the clock was
@@ -24,16 +24,17 @@ type partitions struct {
 
 	mu   sync.Mutex
 	last time.Time
+	day  time.Time // made last
 }
 
 // make makes the partition of a day, and those around it, and reports whether it is
-// there. It does so for days near this server's clock or the database's alone, and
-// not again soon.
+// there. It makes only days near this server's or the database's clock, and at most
+// once every p.every.
 func (p *partitions) make(ctx context.Context, day time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.last.IsZero() && time.Since(p.last) < p.every {
-		return false
+		return p.day.Equal(dayOf(day))
 	}
 	p.last = time.Now()
 	made, clock, err := p.db.EnsurePartition(ctx, day, time.Now())
@@ -43,6 +44,7 @@ func (p *partitions) make(ctx context.Context, day time.Time) bool {
 		p.fails.Inc()
 		p.log.Error("partitions not made", "day", day.UTC().Format(time.DateOnly), "err", err)
 	case made:
+		p.day = dayOf(day)
 		p.log.Warn("the log had no partition for a day that is needed now: made", "day", day.UTC().Format(time.DateOnly),
 			"server_ahead_of_database", ahead.Round(time.Second))
 	default:

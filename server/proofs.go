@@ -25,9 +25,12 @@ func (s *auditService) GetCheckpoint(ctx context.Context, req *cedarpostv1.GetCh
 
 // checkpoint reads the checkpoint of a size, the newest for 0.
 func (s *auditService) checkpoint(ctx context.Context, size int64) (store.Checkpoint, error) {
-	c, err := s.signer.newest(ctx)
+	var c store.Checkpoint
+	var err error
 	if size > 0 {
-		c, err = s.db.CheckpointOf(ctx, size)
+		c, err = s.db.CheckpointOf(ctx, s.signer.origin, size)
+	} else {
+		c, err = s.signer.newest(ctx)
 	}
 	switch {
 	case errors.Is(err, store.ErrNotFound) && size > 0:

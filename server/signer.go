@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -50,10 +52,10 @@ type signer struct {
 	refused atomic.Bool  // what the database holds contradicts what was signed
 	size    atomic.Int64 // of the newest checkpoint, as far as this server knows
 
-	failures prometheus.Counter // of attempts to sign, and of what is found strange
+	failures prometheus.Counter // of attempts to sign, and of checkpoints that this log's keys did not sign
 
-	// base is what the next checkpoint goes on from: signed by this log's key and true of
-	// the tree, or nothing. Only lead uses it.
+	// base is what the next checkpoint goes on from: signed by this log's key and verified
+	// against the stored tree; the zero value if there is none. Only lead uses it.
 	base auditlog.Checkpoint
 }
 
@@ -156,39 +158,30 @@ func (s *signer) check(ctx context.Context) (err error) {
 	return holds(signed, s.base.Size, read)
 }
 
-// signCandidates is how many checkpoints are looked at for one to go on from.
+// signCandidates is how many checkpoints are read at once to find one to go on from.
 const signCandidates = 100
 
 // newestStored is the newest checkpoint in the database that is signed with this log's
 // keys. Others under its name prove nothing: they are passed over, and reported. Without
 // any the tree is made again from its first batch.
 func (s *signer) newestStored(ctx context.Context, read auditlog.Tiles) (none auditlog.Checkpoint, err error) {
-	end, err := s.db.NextLeaf(ctx)
-	if err != nil {
-		return none, err
+	_, c, strange, err := s.newestSigned(ctx)
+	if strange > 0 {
+		s.failures.Inc()
+		s.log.Error("the database has checkpoints under this log's name that its keys did not sign: audit verify lists them", "count", strange)
 	}
-	stored, err := s.db.NewestCheckpoints(ctx, s.origin, signCandidates)
-	if err != nil {
-		return none, err
-	}
-	keys := s.verifiers()
-	strange := 0
-	defer func() {
-		if strange > 0 {
-			s.failures.Inc()
-			s.log.Error("the database has checkpoints under this log's name that its keys did not sign: audit verify lists them", "count", strange)
+	if err == nil {
+		end, err := s.db.NextLeaf(ctx) // the log only grows: its size is read last
+		if err == nil && c.Size > end {
+			err = fmt.Errorf("%w: %d batches were signed, the database has %d", errContradiction, c.Size, end)
 		}
-	}()
-	for _, row := range stored {
-		c, err := auditlog.OpenCheckpoint(row.Note, keys...)
-		if err != nil || c.Origin != row.Origin || c.Size != row.Size {
-			strange++
-			continue
-		}
-		if c.Size > end {
-			return none, fmt.Errorf("%w: %d batches were signed, the database has %d", errContradiction, c.Size, end)
+		if err != nil {
+			return none, err
 		}
 		return c, holds(c, c.Size, read)
+	}
+	if !errors.Is(err, store.ErrNotFound) {
+		return none, err
 	}
 	// Where the oldest batches were removed, their part of the tree is all that is left.
 	first, err := s.db.FirstLeaf(ctx)
@@ -199,23 +192,38 @@ func (s *signer) newestStored(ctx context.Context, read auditlog.Tiles) (none au
 	return auditlog.Checkpoint{Origin: s.origin, Size: first, Root: root}, err
 }
 
-// newest reads the newest checkpoint to give out: one that this server's keys signed, or
-// if there is none, and on a server without keys, the newest of all. The error is
-// [store.ErrNotFound] if there is none.
+// newest reads the newest checkpoint to give out: one that this server's keys signed; on
+// a server without keys, the newest of all. The error is [store.ErrNotFound] if there is
+// none.
 func (s *signer) newest(ctx context.Context) (store.Checkpoint, error) {
-	if len(s.keys) > 0 {
-		stored, err := s.db.NewestCheckpoints(ctx, s.origin, signCandidates)
-		if err != nil {
-			return store.Checkpoint{}, err
-		}
-		keys := s.verifiers()
-		for _, c := range stored {
-			if opened, err := auditlog.OpenCheckpoint(c.Note, keys...); err == nil && opened.Origin == c.Origin && opened.Size == c.Size {
-				return c, nil
-			}
-		}
+	if len(s.keys) == 0 {
+		return s.db.LatestCheckpoint(ctx, "")
 	}
-	return s.db.LatestCheckpoint(ctx, "")
+	row, _, _, err := s.newestSigned(ctx)
+	return row, err
+}
+
+// newestSigned finds the newest checkpoint that this server's keys signed, as it is
+// stored and as it reads, and says how many it passed over that they did not. The error
+// is [store.ErrNotFound] if there is none.
+func (s *signer) newestSigned(ctx context.Context) (row store.Checkpoint, c auditlog.Checkpoint, others int, err error) {
+	keys := s.verifiers()
+	for below := int64(math.MaxInt64); ; {
+		page, err := s.db.NewestCheckpoints(ctx, s.origin, below, signCandidates)
+		if err != nil {
+			return row, c, others, err
+		}
+		for _, row := range page {
+			if c, err := auditlog.OpenCheckpoint(row.Note, keys...); err == nil && c.Origin == row.Origin && c.Size == row.Size {
+				return row, c, others, nil
+			}
+			others++
+		}
+		if len(page) < signCandidates {
+			return row, c, others, store.ErrNotFound
+		}
+		below = page[len(page)-1].Size
+	}
 }
 
 func (s *signer) verifiers() (keys []note.Verifier) {
@@ -262,6 +270,9 @@ func (s *signer) holdsAhead(ctx context.Context, c auditlog.Checkpoint, read aud
 			grown[t.TileID] = t.Hashes
 		}
 		size += int64(len(batches))
+		maps.DeleteFunc(grown, func(id auditlog.TileID, _ []byte) bool { // full, and their roots are above
+			return id.Level == 0 && (id.Tile+1)<<auditlog.TileHeight <= size
+		})
 	}
 	if root != c.Root {
 		return fmt.Errorf("%w: at %d batches the tree has another root", errContradiction, c.Size)
@@ -331,9 +342,8 @@ func (s *signer) sign(ctx context.Context) (grown bool, err error) {
 	if err != nil || len(batches) == 0 {
 		return false, err
 	}
-	// The new root is made from the batches and from hashes of the stored tree: those
-	// that the root of base is made from. So they are the right ones if they still lead
-	// to it.
+	// The new root is made from the batches and from hashes of the stored tree. These
+	// hashes give the root of base, so they are right if they still do.
 	read := s.db.Tiles(ctx)
 	if err := holds(s.base, s.base.Size, read); err != nil {
 		return false, err

@@ -119,6 +119,9 @@ const (
 //
 // It reads while the log grows, and ends at what there was when it began.
 func VerifyLog(ctx context.Context, db *store.DB, v Verification) (Verified, error) {
+	if v.History && !v.Since.IsZero() {
+		return Verified{}, errors.New("verify: the stored history can only be verified with the whole log")
+	}
 	v.MinRetention = cmp.Or(v.MinRetention, defaultMinRetention)
 	run := &verification{db: db, v: v, gone: map[time.Time]*goneRows{}, isGone: map[time.Time]bool{}}
 	err := run.verify(ctx)
@@ -145,6 +148,9 @@ type verification struct {
 	droppedBefore int64
 	// announced: the log says that checkpoints are signed.
 	announced bool
+	// rootDay is the day of the newest state root that was read: batches after it have
+	// rows of that day or of the day before.
+	rootDay time.Time
 	// history compares what is stored with the log; nil: not to be done.
 	history *historyCheck
 }
@@ -208,6 +214,9 @@ func (v *verification) verify(ctx context.Context) error {
 		if err := v.head(ctx, first); err != nil {
 			return err
 		}
+	}
+	if err := v.droppedMeanwhile(ctx, end); err != nil {
+		return err
 	}
 	v.goneDays()
 	if err := v.strays(ctx); err != nil {
@@ -405,7 +414,7 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 	case len(faults) > 0:
 		return nil
 	case auditlog.Root(leaves) != h.Root:
-		v.fault(b.Leaf, -1, "a record was altered, or rows changed places: they are not those its header commits to%s", whichRow(b, found))
+		v.fault(b.Leaf, -1, "its rows are not those that its header commits to: a record was altered, or two rows changed places%s", whichRow(b, found))
 		return nil
 	case h.Rows > 0 && (!first.Equal(b.FirstAt) || !last.Equal(b.LastAt)):
 		v.fault(b.Leaf, -1, "its rows are not of the time that first_at and last_at say")
@@ -434,6 +443,10 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 // to. Events come in the order of the log.
 func (v *verification) event(leaf int64, h auditlog.Header, rec *cedarpostv1.EventRecord) {
 	switch rec.Kind {
+	case cedarpostv1.EventRecord_STATE_ROOT:
+		if day := dayOf(h.Made); day.After(v.rootDay) {
+			v.rootDay = day
+		}
 	case cedarpostv1.EventRecord_CHECKPOINT_KEY:
 		v.announced = true
 	case cedarpostv1.EventRecord_RETENTION_DROP:
@@ -480,7 +493,13 @@ func (v *verification) allGone(ctx context.Context, b store.Batch) error {
 		v.isGone[b.Day] = gone
 	}
 	if !gone {
-		v.fault(b.Leaf, -1, "row 0 is missing, and all %d", b.Rows)
+		v.fault(b.Leaf, -1, "all %d rows are missing, and their day was not dropped", b.Rows)
+		return nil
+	}
+	if v.rootDay.After(b.Day.AddDate(0, 0, 1)) {
+		// Whoever can append could make up a batch of a dropped day, and say with it that
+		// the events of some revisions went with that day.
+		v.fault(b.Leaf, -1, "all %d rows are missing, and the batch was appended more than a day after their day", b.Rows)
 		return nil
 	}
 	if v.history != nil {
@@ -496,13 +515,28 @@ func (v *verification) allGone(ctx context.Context, b store.Batch) error {
 	return nil
 }
 
+// droppedMeanwhile reads what was appended since the verification began, if a day may
+// have been dropped meanwhile: the record of that is there.
+func (v *verification) droppedMeanwhile(ctx context.Context, end int64) error {
+	for day := range v.gone {
+		if day.After(v.droppedDay) {
+			now, err := v.db.NextLeaf(ctx)
+			for from := end; from < now && err == nil; {
+				from, err = v.chunk(ctx, from, min(from+verifyBatches, now))
+			}
+			return err
+		}
+	}
+	return nil
+}
+
 // goneDays takes missing rows for dropped ones, where the log proves that their day was
 // dropped: days go oldest first, so the record of one stands for all before it.
 func (v *verification) goneDays() {
 	for _, day := range slices.SortedFunc(maps.Keys(v.gone), time.Time.Compare) {
 		g := v.gone[day]
 		if day.After(v.droppedDay) {
-			v.fault(g.leaf, -1, "row 0 is missing, and all %d rows of %d batches of %s: no record in the log, made %.4g days after that day or later, says that it was dropped",
+			v.fault(g.leaf, -1, "all %d rows of %d batches of %s are missing, and no record in the log made at least %.4g days after that day says that it was dropped",
 				g.rows, g.batches, day.Format(time.DateOnly), v.v.MinRetention.Hours()/24)
 			continue
 		}
@@ -572,7 +606,7 @@ func rowHashes(b store.Batch, found store.LogRows) (leaves []tlog.Hash, faults [
 	places := map[int]tlog.Hash{}
 	put := func(pos int, record []byte) {
 		if _, taken := places[pos]; pos < 0 || pos >= b.Rows || taken {
-			faults = append(faults, Fault{b.Leaf, pos, "stands there twice, or is one too many"})
+			faults = append(faults, Fault{b.Leaf, pos, "another row has this place, or the batch has no such place"})
 			return
 		}
 		places[pos] = auditlog.Hash(record)

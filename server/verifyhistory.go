@@ -218,10 +218,10 @@ func (c *historyCheck) entities(rec *cedarpostv1.EventRecord, d *cedarpostv1.Cha
 		}
 	}
 	if !bytes.Equal(rows.Before, before) {
-		c.fault("revision %d: what it replaced or removed is not stored as the log says: %s", rec.Revision, eventText(rec, d))
+		c.fault("revision %d: the versions that it replaced or removed differ from the log: %s", rec.Revision, eventText(rec, d))
 	}
 	if !bytes.Equal(rows.After, after) {
-		c.fault("revision %d: what it wrote is not stored as the log says: %s", rec.Revision, eventText(rec, d))
+		c.fault("revision %d: the versions that it wrote differ from the log: %s", rec.Revision, eventText(rec, d))
 	}
 }
 
@@ -258,7 +258,7 @@ func (c *historyCheck) key(rec *cedarpostv1.EventRecord, d *cedarpostv1.Change) 
 		c.fault("revision %d: API key %s was added by it and is not stored", rec.Revision, rec.Subject)
 		return
 	case k.Revoked:
-		c.fault("revision %d: API key %s was added by it and is revoked, which the log does not say", rec.Revision, rec.Subject)
+		c.fault("revision %d: API key %s, which it added, is revoked, and the log has no event of that", rec.Revision, rec.Subject)
 	case len(d.After) > 0 && !bytes.Equal(k.Digest, d.After):
 		c.fault("revision %d: API key %s is not stored as the log says", rec.Revision, rec.Subject)
 	case rec.Revision > c.h.Oldest && k.Since != rec.Revision:
@@ -321,8 +321,8 @@ func (c *historyCheck) without(rows *store.StoredRevision) {
 	c.fault("revision %d: %s: a row begins or ends at it, and the log has no event of it", rows.Revision, namesText(names, len(names)))
 }
 
-// root computes a state root anew, if it can be the base, or covers what no event
-// does.
+// root recomputes a state root that can be the base, or that proves changes whose
+// events have no digest.
 func (c *historyCheck) root(ctx context.Context, leaf int64, rec *cedarpostv1.EventRecord, d *cedarpostv1.StateRoot) error {
 	c.highest = max(c.highest, d.Revision)
 	switch {
@@ -349,7 +349,7 @@ func (c *historyCheck) root(ctx context.Context, leaf int64, rec *cedarpostv1.Ev
 	}
 	if !bytes.Equal(stored.Root[:], d.Root) {
 		c.badRoot = true
-		c.fault("revision %d: what is stored of it is not what the state root in batch %d is of: %d entities, %d bundles and %d API keys, and in the log %d, %d and %d",
+		c.fault("revision %d: the stored data does not match the state root in batch %d: %d entities, %d bundles and %d API keys are stored, the log has %d, %d and %d",
 			d.Revision, leaf, stored.Entities, stored.Bundles, stored.Keys, d.Entities, d.Bundles, d.Keys)
 	}
 	return nil
@@ -384,13 +384,13 @@ func (c *historyCheck) finish(ctx context.Context) (*HistoryVerified, error) {
 // empty takes the empty database for the base, where the log is whole.
 func (c *historyCheck) empty() {
 	if c.h.Oldest > 0 || c.gone {
-		c.fault("revision %d: no state root in the log is of it or of a later one, so nothing proves what was stored then", c.h.Oldest)
+		c.fault("revision %d: the log has no state root of it or of a later revision, so what was stored then cannot be verified", c.h.Oldest)
 		return
 	}
 	c.done.Base = 0
 }
 
-// covered reports what neither the base nor an event covers.
+// covered reports revisions and API keys that neither the base nor an event proves.
 func (c *historyCheck) covered() {
 	if first := c.h.Oldest + 1; first <= c.early {
 		if c.base != nil && c.early <= c.base.Revision {

@@ -164,13 +164,13 @@ func (v *verification) compareTiles(ctx context.Context, tiles []auditlog.TileDa
 		for at := 0; at < n; at += tlog.HashSize {
 			if end := min(at+tlog.HashSize, n); !bytes.Equal(got[at:end], tile.Hashes[at:end]) {
 				leaf := (tile.Tile<<auditlog.TileHeight + int64(at/tlog.HashSize)) << shift
-				v.fault(leaf, -1, "the tree is not that of the batches: tile %d of level %d has another hash for what begins there", tile.Tile, tile.Level)
+				v.fault(leaf, -1, "the stored tree does not match the batches: tile %d of level %d has a wrong hash for the subtree that begins here", tile.Tile, tile.Level)
 				break
 			}
 		}
 		if int64(n) < need {
 			leaf := (tile.Tile<<auditlog.TileHeight + int64(n/tlog.HashSize)) << shift
-			v.fault(leaf, -1, "the tree is not whole: tile %d of level %d has no hash for what begins there", tile.Tile, tile.Level)
+			v.fault(leaf, -1, "the stored tree is incomplete: tile %d of level %d lacks the hash of the subtree that begins here", tile.Tile, tile.Level)
 		}
 	}
 	return nil
@@ -249,8 +249,8 @@ func (v *verification) checkpoint(stored store.Checkpoint, where string) error {
 	return nil
 }
 
-// badCheckpoint notes what is wrong with a checkpoint. Those that have the same wrong
-// are reported as one.
+// badCheckpoint notes what is wrong with a checkpoint. Checkpoints with the same fault
+// are reported together.
 func (v *verification) badCheckpoint(c store.Checkpoint, where, what string) {
 	f := v.tree.faults[where+what]
 	if f == nil {
@@ -263,34 +263,35 @@ func (v *verification) badCheckpoint(c store.Checkpoint, where, what string) {
 // endTree verifies what can be said of the tree and its checkpoints in the end.
 func (v *verification) endTree(ctx context.Context, end int64) error {
 	t := &v.tree
-	now, err := v.db.NextLeaf(ctx) // the log may have grown
+	last, lastErr := v.db.LatestCheckpoint(ctx, "")
+	if lastErr != nil && !errors.Is(lastErr, store.ErrNotFound) {
+		return lastErr
+	}
+	levels, err := v.db.TileLevels(ctx)
+	if err != nil {
+		return err
+	}
+	now, err := v.db.NextLeaf(ctx) // the log only grows: its size is read last
 	if err != nil {
 		return err
 	}
 	if len(t.kept) > 0 {
 		c := t.kept[len(t.kept)-1]
-		v.fault(end, -1, "is missing: the log was cut off. A checkpoint that was kept elsewhere covers %d batches, the database has %d", c.Size, end)
+		v.fault(end, -1, "is missing, and all later ones: the log was cut off. A checkpoint that was kept elsewhere covers %d batches, the database has %d", c.Size, end)
 	}
-	last, err := v.db.LatestCheckpoint(ctx, "")
 	switch {
-	case errors.Is(err, store.ErrNotFound):
+	case lastErr != nil:
 		if end > 0 && (t.found > 0 || v.announced || len(v.v.Keys) > 0) {
 			v.fault(-1, -1, "the database has no checkpoint: none of the %d batches is signed", end)
 		}
-	case err != nil:
-		return err
 	case last.Size > now:
-		v.fault(now, -1, "is missing: a checkpoint in the database covers %d batches, the database has %d", last.Size, now)
+		v.fault(now, -1, "is missing, and all later ones: a checkpoint in the database covers %d batches, the database has %d", last.Size, now)
 	}
 	for _, f := range slices.SortedFunc(maps.Values(t.faults), func(a, b *checkpointFault) int { return int(a.first - b.first) }) {
 		if f.more > 0 {
-			f.what += fmt.Sprintf("; and %d larger ones likewise", f.more)
+			f.what += fmt.Sprintf("; %d larger checkpoints have the same fault", f.more)
 		}
 		v.fault(-1, -1, "%s", f.what)
-	}
-	levels, err := v.db.TileLevels(ctx)
-	if err != nil {
-		return err
 	}
 	for _, l := range levels {
 		hashes := now >> min(auditlog.TileHeight*max(l.Level, 0), 62)

@@ -44,12 +44,12 @@ type Entry struct {
 	CRC int32
 }
 
-// ofBatch is the condition that a row of decisions or events belongs to a batch of the
+// ofBatch is the condition that a row r of decisions or events belongs to a batch of the
 // log: no reader shows one that was put beside the log. That the row is one of those
 // that the header commits to is for a verification to find.
 const ofBatch = `exists (
 			select from audit_batches b
-			where b.batch = r.batch and at between b.first_at and b.last_at and pos >= 0 and pos < b.rows)`
+			where b.batch = r.batch and r.at between b.first_at and b.last_at and r.pos >= 0 and r.pos < b.rows)`
 
 // NextLeaf is how many batches the log has.
 func (db *DB) NextLeaf(ctx context.Context) (leaf int64, err error) {

@@ -152,7 +152,7 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 		err = fmt.Errorf("%w (%w)", ErrPooler, err)
 		w.drop()
 	}
-	// While a server shuts down, its word is not taken for it.
+	// SQLSTATE class 57: the commit may have happened, so this is not a refusal.
 	return done, pgErr.Code[:2] != "57", err
 }
 

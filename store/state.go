@@ -76,8 +76,10 @@ func (db *DB) WriteStateRoot(ctx context.Context, event func(context.Context, St
 func (db *DB) hasStateRoot(ctx context.Context) (there bool, err error) {
 	err = db.audit.QueryRow(ctx, `
 		select exists (
-			select from events
-			where kind = 'state_root' and at >= date_trunc('day', now() at time zone 'UTC') at time zone 'UTC')`).Scan(&there)
+			select from events r
+			where kind = 'state_root' and at >= date_trunc('day', now() at time zone 'UTC') at time zone 'UTC'
+			  and at < (date_trunc('day', now() at time zone 'UTC') + interval '1 day') at time zone 'UTC'
+			  and `+ofBatch+`)`).Scan(&there)
 	return there, err
 }
 

@@ -92,7 +92,6 @@ type StrayRow struct {
 	Event bool // or a decision
 	ID    uuid.UUID
 	At    time.Time
-	Batch uuid.UUID
 	// Leaf is the place of the batch, nil if there is none.
 	Leaf *int64
 }
@@ -100,7 +99,7 @@ type StrayRow struct {
 // A row belongs to a batch if its time and its place are within those of the batch.
 // Rows of a day can only belong to batches of that day ($3), which are fewer to join.
 const strayRows = `
-	select %[1]t as event, %[2]s as id, r.at, r.batch, b.seq as leaf
+	select %[1]t as event, %[2]s as id, r.at, b.seq as leaf
 	from %[3]s r
 	left join (select batch, seq, rows, first_at, last_at from audit_batches where $3::date is null or day = $3) b
 	  on b.batch = r.batch
@@ -160,16 +159,16 @@ func (db *DB) StrayRows(ctx context.Context, from time.Time, limit int) (found [
 	return found, err
 }
 
-// TileLevel counts the tiles that are stored of one level of the tree.
+// TileLevel says how far one level of the tree is stored.
 type TileLevel struct {
-	Level       int
-	Count, Last int64 // Last is the largest number of a tile
+	Level int
+	Last  int64 // the largest number of a tile
 }
 
-// TileLevels counts the tiles that are stored, by level.
+// TileLevels says how far the tree is stored, by level.
 func (db *DB) TileLevels(ctx context.Context) (_ []TileLevel, err error) {
-	defer wrap(&err, "count tiles")
-	rows, _ := db.audit.Query(ctx, "select level, count(*) as count, max(tile) as last from audit_nodes group by level order by level")
+	defer wrap(&err, "read the levels of the tree")
+	rows, _ := db.audit.Query(ctx, "select level, max(tile) as last from audit_nodes group by level order by level")
 	return pgx.CollectRows(rows, pgx.RowToStructByName[TileLevel])
 }
 
@@ -248,11 +247,11 @@ func (db *DB) CheckpointUpTo(ctx context.Context, size int64) (_ Checkpoint, err
 	return oneCheckpoint(rows)
 }
 
-// CheckpointOf reads the checkpoint of a size, the newest if several logs have one.
-// The error is [ErrNotFound] if there is none.
-func (db *DB) CheckpointOf(ctx context.Context, size int64) (_ Checkpoint, err error) {
+// CheckpointOf reads the checkpoint of a size: that of the log of an origin, or if it has
+// none, the newest of any. The error is [ErrNotFound] if there is none.
+func (db *DB) CheckpointOf(ctx context.Context, origin string, size int64) (_ Checkpoint, err error) {
 	defer wrap(&err, "read checkpoint")
-	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where size = $1 order by at desc limit 1", size)
+	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where size = $1 order by origin = $2 desc, at desc limit 1", size, origin)
 	return oneCheckpoint(rows)
 }
 
@@ -264,10 +263,11 @@ func (db *DB) Checkpoints(ctx context.Context, after Checkpoint, limit int) (_ [
 	return pgx.CollectRows(rows, pgx.RowToStructByName[Checkpoint])
 }
 
-// NewestCheckpoints reads at most limit checkpoints of a log, the largest first.
-func (db *DB) NewestCheckpoints(ctx context.Context, origin string, limit int) (_ []Checkpoint, err error) {
+// NewestCheckpoints reads at most limit checkpoints of a log that are smaller than a
+// size, the largest first.
+func (db *DB) NewestCheckpoints(ctx context.Context, origin string, below int64, limit int) (_ []Checkpoint, err error) {
 	defer wrap(&err, "read checkpoints")
-	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where origin = $1 order by size desc limit $2", origin, limit)
+	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where origin = $1 and size < $2 order by size desc limit $3", origin, below, limit)
 	return pgx.CollectRows(rows, pgx.RowToStructByName[Checkpoint])
 }
 

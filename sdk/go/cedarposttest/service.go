@@ -176,7 +176,7 @@ func (s *Service) seed(b *bundle.Bundle) error {
 // Client returns a client of the service. It keeps no answers, so that every check
 // reaches the service and stands in [Service.Decisions]; an option can set CacheBytes
 // to 0 for a client as it is in production, or anything else but Transports. It waits
-// a minute for an answer, so that a test passes on a busy machine, too.
+// a minute for an answer, so that slow machines do not fail tests.
 //
 // It is closed with the service, if not before.
 func (s *Service) Client(options ...func(*cedarpost.Config)) *cedarpost.Client {

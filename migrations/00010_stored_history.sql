@@ -1,6 +1,5 @@
 -- The login that serves can add to policies, data and keys, and cannot rewrite or
--- remove what is stored. What it may no longer do itself, functions of the owner do
--- after they have checked it.
+-- remove what is stored. Functions of the owner make the other changes, after checks.
 
 -- +goose Up
 
@@ -11,6 +10,23 @@ select set_config('search_path', format('%I, pg_temp', current_schema()), true);
 -- Content is never overwritten: all that ever changes in a row is `until`.
 revoke update, delete on entities, bundles, policies, bundle_files from cedarpost_app;
 grant update (until) on entities, bundles, policies, bundle_files to cedarpost_app;
+
+-- A version ends once, at the newest revision. Otherwise a version that lives could be
+-- ended in the past, and swept.
+-- +goose StatementBegin
+create function refuse_other_end() returns trigger language plpgsql set search_path from current as $$
+begin
+	if old.until is not null or new.until is distinct from (select n from revision) then
+		raise exception 'a version in % ends once, and at the newest revision', tg_table_name using errcode = 'restrict_violation';
+	end if;
+	return new;
+end
+$$;
+-- +goose StatementEnd
+create trigger refuse_other_end before update of until on entities for each row execute function refuse_other_end();
+create trigger refuse_other_end before update of until on bundles for each row execute function refuse_other_end();
+create trigger refuse_other_end before update of until on policies for each row execute function refuse_other_end();
+create trigger refuse_other_end before update of until on bundle_files for each row execute function refuse_other_end();
 
 -- The counter counts; it does not move to another database. The database itself sets
 -- the time of a revision, which says how long it is kept, and its mark.
@@ -142,8 +158,8 @@ $$;
 
 -- sweep_history removes rows of a table that only revisions before history.oldest
 -- need: at most so many, in the order of an index, from where the call before got to.
--- Without that, each would walk once more over all that those before it removed,
--- which stays in the index as long as some old snapshot may see it.
+-- Otherwise each call would scan again the index entries of rows that earlier calls
+-- removed, which stay as long as an old snapshot may see them.
 --
 -- The rows of revision oldest itself stay, and so do the newest revision's.
 -- +goose StatementBegin
