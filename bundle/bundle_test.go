@@ -200,7 +200,7 @@ func TestProblems(t *testing.T) {
 		{"catalogue too deep", with(files{"sub/fields.yaml": ""}), []string{"sub/fields.yaml: fields.yaml belongs at the top of the bundle"}},
 		{"policy in capitals", with(files{"sub/a.CEDAR": ""}), []string{"sub/a.CEDAR: would not be read"}},
 		{"policies for people to read", with(files{"README.CEDAR": "", "Readme.Cedar": ""}), []string{"README.CEDAR: would not be read", "Readme.Cedar: would not be read"}},
-		{"a space or a dot at the end", with(files{"a.cedar ": "", "b.cedar.": ""}), []string{"a.cedar : would not be read", "b.cedar.: would not be read"}},
+		{"a space or a dot at the end", with(files{"a.cedar" + " ": "", "b.cedar.": ""}), []string{"a.cedar : would not be read", "b.cedar.: would not be read"}},
 		{"hidden policies", with(files{".cedar": "", "a/.old/b.cedar": "", ".git/config": ""}), []string{".cedar: would not be read", "a/.old/b.cedar: would not be read"}},
 		{"no policy at all", with(files{"a.cedar": " \n"}), []string{"a.cedar: is empty"}},
 		{"names that differ in case", with(files{"a/B.cedar": "x", "A/b.cedar": "x"}), []string{"a/B.cedar: differs from A/b.cedar in upper and lower case only"}},

@@ -76,14 +76,14 @@ type walker struct {
 }
 
 // folder reads all that is in a folder. Its name is where it stands in the
-// bundle, real is its path without links.
-func (w *walker) folder(name, real string) error {
-	if first, twice := w.folders[real]; twice {
+// bundle, actual is its path without links.
+func (w *walker) folder(name, actual string) error {
+	if first, twice := w.folders[actual]; twice {
 		w.probs.add(Problem{File: name, Message: "is the same folder as " + first, Hint: "policies are read once: remove one of the two"})
 		return nil
 	}
-	w.folders[real] = name
-	entries, err := fs.ReadDir(w.fsys, real)
+	w.folders[actual] = name
+	entries, err := fs.ReadDir(w.fsys, actual)
 	switch {
 	case err != nil && name == ".":
 		return err
@@ -100,7 +100,7 @@ func (w *walker) folder(name, real string) error {
 				Hint: "is this the bundle's folder?"})
 			return errStop
 		}
-		if err := w.entry(path.Join(name, d.Name()), path.Join(real, d.Name()), d.Type()); err != nil {
+		if err := w.entry(path.Join(name, d.Name()), path.Join(actual, d.Name()), d.Type()); err != nil {
 			return err
 		}
 	}
@@ -108,9 +108,9 @@ func (w *walker) folder(name, real string) error {
 }
 
 // entry reads one entry of a folder.
-func (w *walker) entry(name, real string, mode fs.FileMode) error {
+func (w *walker) entry(name, actual string, mode fs.FileMode) error {
 	if mode&fs.ModeSymlink != 0 {
-		target, info, err := resolve(w.fsys, real)
+		target, info, err := resolve(w.fsys, actual)
 		switch {
 		case err != nil:
 			w.probs.add(Problem{File: name, Message: "is a link that cannot be followed inside the bundle: " + cause(err),
@@ -120,16 +120,16 @@ func (w *walker) entry(name, real string, mode fs.FileMode) error {
 			w.probs.add(Problem{File: name, Message: "is a link to a folder that is read at its own place", Hint: "remove the link"})
 			return nil
 		}
-		real, mode = target, info.Mode().Type()
+		actual, mode = target, info.Mode().Type()
 	}
 	if !mode.IsDir() {
-		return w.file(name, real, mode)
+		return w.file(name, actual, mode)
 	}
 	if p := folderProblem(name); p != nil {
 		w.probs.add(*p)
 		return nil
 	}
-	return w.folder(name, real)
+	return w.folder(name, actual)
 }
 
 // maxLinks bounds the links on the way to one file, as Linux does.
@@ -138,7 +138,7 @@ const maxLinks = 40
 // resolve follows the links in a path inside the file system, and returns the
 // path without links.
 func resolve(fsys fs.FS, name string) (string, fs.FileInfo, error) {
-	links, real, rest := 0, ".", strings.Split(name, "/")
+	links, actual, rest := 0, ".", strings.Split(name, "/")
 	info, err := fs.Stat(fsys, ".")
 	for err == nil && len(rest) > 0 {
 		var segment string
@@ -148,19 +148,19 @@ func resolve(fsys fs.FS, name string) (string, fs.FileInfo, error) {
 			return "", nil, errors.New("not a folder")
 		case segment == "" || segment == ".":
 			continue
-		case segment == ".." && real == ".":
+		case segment == ".." && actual == ".":
 			return "", nil, errors.New("it leaves the bundle's folder")
 		case segment == "..":
-			real = path.Dir(real)
+			actual = path.Dir(actual)
 			continue
 		}
-		next := path.Join(real, segment)
+		next := path.Join(actual, segment)
 		var found fs.FileInfo
 		if found, err = fs.Lstat(fsys, next); err != nil {
 			break
 		}
 		if found.Mode()&fs.ModeSymlink == 0 {
-			real, info = next, found
+			actual, info = next, found
 			continue
 		}
 		var target string
@@ -179,11 +179,11 @@ func resolve(fsys fs.FS, name string) (string, fs.FileInfo, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	return real, info, nil
+	return actual, info, nil
 }
 
 // file reads one entry that is not a folder, if the bundle wants it.
-func (w *walker) file(name, real string, mode fs.FileMode) error {
+func (w *walker) file(name, actual string, mode fs.FileMode) error {
 	kind, prob := classify(name)
 	switch {
 	case prob != nil:
@@ -198,7 +198,7 @@ func (w *walker) file(name, real string, mode fs.FileMode) error {
 		w.probs.add(Problem{Message: fmt.Sprintf("the bundle holds more than %d files", MaxFiles)})
 		return errStop
 	}
-	content, err := w.read(real)
+	content, err := w.read(actual)
 	if err != nil {
 		w.probs.add(Problem{File: name, Message: "cannot be read: " + cause(err)})
 		return nil

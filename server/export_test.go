@@ -250,7 +250,7 @@ func TestExportAfterTheClockWasSetBack(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
 	noon := time.Now().UTC().Truncate(day).Add(-day / 2) // of yesterday
-	at := func(after time.Duration) time.Time { return noon.Add(after) }
+	at := noon.Add
 	for _, after := range []time.Duration{0, 20 * time.Minute, 3 * time.Hour, 40 * time.Minute, 2 * day, 50 * time.Minute, 4 * time.Hour} {
 		mustLog(t, s, logged(at(after), nil))
 	}

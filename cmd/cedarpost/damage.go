@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -40,7 +41,7 @@ func csvDamage(head []string, d *damage) string {
 	if d.at != nil {
 		at = csvTime(d.at.AsTime())
 	}
-	cells := append(head, d.what, at, d.id)
+	cells := append(slices.Clone(head), d.what, at, d.id)
 	for len(cells) < len(csvColumns)-2 {
 		cells = append(cells, "")
 	}

@@ -191,14 +191,18 @@ func TestSinkRotatedWhileNobodyWrites(t *testing.T) {
 			if state.Size, state.Tail, err = s.mark(); err != nil {
 				t.Fatal(err)
 			}
-			s.close()
+			if err := s.close(); err != nil {
+				t.Fatal(err)
+			}
 			if err := os.WriteFile(file, []byte(line.now), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			if s, err = openSink(file, nil, state); err != nil {
 				t.Fatal(err)
 			}
-			s.close()
+			if err := s.close(); err != nil {
+				t.Fatal(err)
+			}
 			if got, err := os.ReadFile(file); err != nil || string(got) != line.want {
 				t.Errorf("%.100q, %v", got, err)
 			}

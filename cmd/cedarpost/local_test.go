@@ -82,7 +82,7 @@ func TestCheck(t *testing.T) {
 	unreadable := shopCopy(t, map[string]string{"bundle.yaml": "color: blue\n"})
 
 	sh.exits(t, 0, says("shop: valid, ", " tests passed"), "check", shop)
-	sh.exits(t, 3, says("new.cedar:1:1: error: policy typo: ", "VeiwOrder", "shop: not valid"), "check", invalid)
+	sh.exits(t, 3, says("new.cedar:2:30: error: policy typo: ", "VeiwOrder", "shop: not valid"), "check", invalid)
 	sh.exits(t, 4, says("tests.yaml:", "test failed: bob sees the order of carol", "decision: expected allow, got deny"), "check", failing)
 	sh.exits(t, 3, says("bundle.yaml:5:1: error: ", "color"), "check", unreadable)
 	sh.exits(t, 1, says("no such file"), "check", filepath.Join(t.TempDir(), "none"))

@@ -204,7 +204,7 @@ func testBundles(sh *shell) func(*testing.T) {
 		sh.exits(t, 0, says(`"published":false`), "apply", more, "-o", "json")
 
 		invalid := shopCopy(t, map[string]string{"more.cedar": "@id(\"typo\")\npermit (principal, action == Shop::Action::\"VeiwOrder\", resource);\n"})
-		sh.exits(t, 3, says("more.cedar:1:1: error: policy typo: ", "cedarpost: refused, nothing changed"), "apply", invalid)
+		sh.exits(t, 3, says("more.cedar:2:30: error: policy typo: ", "cedarpost: refused, nothing changed"), "apply", invalid)
 		sh.exits(t, 3, says(`"findings":[{"severity":"ERROR","file":"more.cedar"`), "apply", invalid, "-o", "json")
 		sh.exits(t, 4, says("bob sees the order of carol", "refused, nothing changed: 1 of 48 tests failed"),
 			"apply", shopCopy(t, map[string]string{"tests.yaml": failingTest}))

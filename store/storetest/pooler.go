@@ -92,10 +92,10 @@ func startPooler(t testing.TB, databaseURL string, settings []string) (string, e
 		alive.Close()
 		_ = cmd.Wait() // PgBouncer's end is asked for
 	})
-	for range 1000 {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		conn, err := net.Dial("unix", filepath.Join(dir, ".s.PGSQL.6432"))
 		if err == nil {
-			conn.Close()
+			_ = conn.Close()
 			u.Host = ""
 			query := u.Query()
 			query.Set("host", dir)
@@ -103,7 +103,6 @@ func startPooler(t testing.TB, databaseURL string, settings []string) (string, e
 			u.RawQuery = strings.ReplaceAll(query.Encode(), "+", "%20")
 			return u.String(), nil
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	said, _ := os.ReadFile(output.Name())
 	return "", fmt.Errorf("does not listen:\n%s", said)
