@@ -504,7 +504,7 @@ func drawTampering(rt *rapid.T, t *testing.T, conn *pgx.Conn) string {
 		return ""
 	}
 	row := fmt.Sprintf("ctid = (select ctid from %s where %s order by ctid offset %d limit 1)", table, needed, rapid.IntRange(0, n-1).Draw(rt, "row"))
-	sql := ""
+	var sql string
 	switch how := rapid.SampledFrom([]string{"delete", "update", "until"}).Draw(rt, "how"); {
 	case how == "delete":
 		sql = "delete from " + table + " where " + row
