@@ -13,6 +13,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -142,7 +143,7 @@ func ParseHeader(text []byte) (Header, error) {
 		h.First, errs[7] = time.Parse(timeFormat, first)
 		h.Last, errs[8] = time.Parse(timeFormat, last)
 	}
-	if err := errors.Join(errs[:]...); err != nil || h.Rows < 0 {
+	if err := errors.Join(errs[:]...); err != nil || h.Rows < 0 || h.Rows > math.MaxInt32 {
 		return Header{}, errHeader
 	}
 	for len(lines) > 1 {

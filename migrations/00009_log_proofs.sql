@@ -92,7 +92,7 @@ grant execute on function log_checkpoint to cedarpost_app;
 -- of all stored data on a later day, which the history after it is proven from.
 -- +goose StatementBegin
 create or replace function drop_log_day(day date) returns integer language plpgsql security definer
-set search_path from current set lock_timeout = '100ms' as $$
+set search_path from current set lock_timeout = '100ms' set datestyle = 'ISO, YMD' as $$
 declare
 	kept    integer;
 	whole   text;
@@ -138,3 +138,69 @@ begin
 end
 $$;
 -- +goose StatementEnd
+
+-- log_append refuses what no batch can be. Nobody could take it away again, and whoever
+-- reads the log would have to bear it. A header is text of some lines.
+-- +goose StatementBegin
+create or replace function log_append(
+	batch uuid, writer uuid, writer_seq bigint, rows integer, header bytea, day date,
+	first_at timestamptz, last_at timestamptz
+) returns bigint language plpgsql security definer set search_path from current as $$
+declare
+	leaf bigint;
+begin
+	if (rows between 0 and 100000 and writer_seq >= 0 and octet_length(header) <= 65536
+	    and day between date '2000-01-01' and date '9999-12-31'
+	    and (first_at is null) = (rows = 0) and (last_at is null) = (rows = 0)
+	    and coalesce(first_at between timestamptz '2000-01-01 00:00:00+00' and last_at, true)
+	    and coalesce(last_at < timestamptz '9999-12-31 00:00:00+00', true)) is not true then
+		raise exception 'this is not a batch of the log' using errcode = 'data_corrupted';
+	end if;
+	perform pg_advisory_xact_lock(hashtextextended('cedarpost.log', 0));
+	-- A statement after the lock sees what was committed before it.
+	select coalesce(max(b.seq), -1) + 1 into leaf from audit_batches b;
+	insert into audit_batches (seq, batch, writer, writer_seq, rows, header, day, first_at, last_at)
+	values (leaf, log_append.batch, log_append.writer, log_append.writer_seq, log_append.rows,
+	        log_append.header, log_append.day, log_append.first_at, log_append.last_at);
+	return leaf;
+end
+$$;
+-- +goose StatementEnd
+
+-- create_log_partitions makes days of the four-digit years alone. Its bounds do not
+-- depend on how the session of its caller writes dates.
+-- +goose StatementBegin
+create or replace function create_log_partitions(from_day date, days integer) returns integer
+language plpgsql security definer set search_path from current set datestyle = 'ISO, YMD' as $$
+declare
+	whole text;
+	day   date;
+	part  text;
+	made  integer := 0;
+begin
+	if days > 400 then
+		raise exception 'not more than 400 days at once';
+	end if;
+	if (from_day between date '2000-01-01' and date '9998-01-01') is not true then
+		raise exception 'the log has no day %', from_day using errcode = 'invalid_parameter_value';
+	end if;
+	perform pg_advisory_xact_lock(hashtextextended('cedarpost.decision_partitions', 0));
+	foreach whole in array array['decisions', 'events'] loop
+		for i in 0 .. days - 1 loop
+			day  := from_day + i;
+			part := whole || '_' || to_char(day, 'YYYYMMDD');
+			continue when to_regclass(part) is not null;
+			execute format('create table %I (like %I including constraints)', part, whole);
+			execute format('create trigger refuse_rewrite before update or delete or truncate on %I
+				for each statement execute function refuse_rewrite()', part);
+			execute format('alter table %I attach partition %I for values from (%L) to (%L)',
+				whole, part, to_char(day, 'YYYY-MM-DD') || ' 00:00:00+00', to_char(day + 1, 'YYYY-MM-DD') || ' 00:00:00+00');
+			made := made + 1;
+		end loop;
+	end loop;
+	return made;
+end
+$$;
+-- +goose StatementEnd
+
+alter function drop_log_batches set datestyle = 'ISO, YMD';

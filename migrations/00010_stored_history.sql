@@ -132,7 +132,8 @@ declare
 	bound  bigint;
 	raised bigint;
 begin
-	if keep is null or keep < interval '48 hours' then
+	-- Months and days of an interval can have other signs, so the times are compared.
+	if (now() - keep <= now() - interval '48 hours') is not true then
 		raise exception 'history is kept for 48 hours at least' using errcode = 'restrict_violation';
 	end if;
 	delete from decision_days where day not in (select day from decision_partitions());

@@ -96,3 +96,14 @@ func Recorded(d store.Decision, engine string) store.Decision {
 	d.Record = DecisionRow(rec).Record
 	return d
 }
+
+// IsDecision and IsEvent tell what the bytes of a record are.
+var IsDecision = isDecision
+
+func IsEvent(record []byte) error {
+	rec := &cedarpostv1.EventRecord{}
+	if err := proto.Unmarshal(record, rec); err != nil {
+		return err
+	}
+	return isEvent(rec)
+}

@@ -25,7 +25,9 @@ import (
 
 // Verification says what of a log to verify, and against what.
 type Verification struct {
-	// Since verifies rows and batches from this time on; the zero time: all.
+	// Since verifies the rows of batches that have rows from this time on; the zero time:
+	// all. Headers, tree and checkpoints are verified whole in any case: a header is
+	// what tells the time of rows, so it has to be proven first.
 	Since time.Time
 	// Keys are those that checkpoints must be signed with. Without any, signatures are
 	// not looked at.
@@ -42,6 +44,9 @@ type Verification struct {
 	// Progress, if not nil, is called now and then.
 	Progress func(Verified)
 }
+
+// clockLeeway is how far the clock of a server may be ahead of that of the verifier.
+const clockLeeway = time.Hour
 
 // defaultMinRetention is what the table log_retention has unless it is changed.
 const defaultMinRetention = 30 * 24 * time.Hour
@@ -191,26 +196,20 @@ func (v *verification) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	start := first
-	if !v.v.Since.IsZero() {
-		if start, err = v.findStart(ctx, first, end); err != nil {
-			return err
-		}
-	}
 	if v.history != nil && first > 0 {
 		v.history.missing(first)
 	}
-	v.done.Total = end - start
-	v.startTree(start, latest.Size)
-	if err := v.checkpoints(ctx, start); err != nil {
+	v.done.Total = end - first
+	v.startTree(first, latest.Size)
+	if err := v.checkpoints(ctx, first); err != nil {
 		return err
 	}
-	for from := start; from < end; {
+	for from := first; from < end; {
 		if from, err = v.chunk(ctx, from, min(from+verifyBatches, end)); err != nil {
 			return err
 		}
 	}
-	if v.v.Since.IsZero() && first > 0 {
+	if first > 0 && v.v.Since.IsZero() { // else the record of the drop may not have been read
 		if err := v.head(ctx, first); err != nil {
 			return err
 		}
@@ -222,38 +221,14 @@ func (v *verification) verify(ctx context.Context) error {
 	if err := v.strays(ctx); err != nil {
 		return err
 	}
+	if err := v.shape(ctx); err != nil {
+		return err
+	}
 	if err := v.endTree(ctx, end); err != nil || v.history == nil {
 		return err
 	}
 	v.done.History, err = v.history.finish(ctx)
 	return err
-}
-
-// findStart finds the batch to begin with, so that all rows since the time asked for
-// are verified. It looks at the headers, from the end: a page of batches that were all
-// made before that time ends the search, and is verified too, so that nobody gains
-// anything by making a header look old.
-func (v *verification) findStart(ctx context.Context, first, end int64) (int64, error) {
-	start, err := v.db.FindBatch(ctx, first, v.v.Since)
-	if err != nil {
-		return 0, err
-	}
-	for to := end; to > first; to -= verifyBatches {
-		from := max(first, to-verifyBatches)
-		start = min(start, from)
-		page, err := v.db.Batches(ctx, from, int(to-from))
-		if err != nil {
-			return 0, err
-		}
-		old := func(b store.Batch) bool {
-			h, err := auditlog.ParseHeader(b.Header)
-			return err == nil && h.Made.Before(v.v.Since) && h.Last.Before(v.v.Since)
-		}
-		if len(page) > 0 && !slices.ContainsFunc(page, func(b store.Batch) bool { return !old(b) }) {
-			break
-		}
-	}
-	return max(start, first), nil
 }
 
 // chunk verifies the batches up to a leaf, and says where to go on.
@@ -314,6 +289,9 @@ func (v *verification) header(b *store.Batch) *auditlog.Header {
 	}
 	made := dayOf(h.Made)
 	switch {
+	case h.Version > 1 && h.Rows > 0 && (h.First.Before(time.UnixMilli(0)) || h.Last.Before(h.First) || !dayOf(h.First).Equal(dayOf(h.Last))):
+		v.fault(b.Leaf, -1, "its header has times that its rows cannot have")
+		return nil
 	case h.Rows == 0:
 		// An empty batch has the day on which it was sent, maybe just after midnight.
 		columns = append(columns, column{"day", b.Day.Equal(made) || b.Day.Equal(made.AddDate(0, 0, 1))},
@@ -337,15 +315,28 @@ func (v *verification) header(b *store.Batch) *auditlog.Header {
 	return &h
 }
 
+// older reports whether a batch has only rows from before the time to verify from.
+func (v *verification) older(h auditlog.Header) bool {
+	last := h.Last
+	if last.IsZero() {
+		last = h.Made // of an empty batch, or one of version 1: its rows are not younger
+	}
+	return last.Before(v.v.Since)
+}
+
 func dayOf(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
 
 // group reads and verifies the rows of some batches.
 func (v *verification) group(ctx context.Context, batches []store.Batch, headers []*auditlog.Header) error {
 	limit := 100
-	for _, b := range batches {
-		limit += b.Rows
+	var young []store.Batch
+	for i, b := range batches {
+		if headers[i] != nil && !v.older(*headers[i]) {
+			limit += b.Rows
+			young = append(young, b)
+		}
 	}
-	found, err := v.db.RowsOf(ctx, batches, limit)
+	found, err := v.db.RowsOf(ctx, young, limit)
 	if err != nil {
 		return err
 	}
@@ -363,6 +354,10 @@ func (v *verification) group(ctx context.Context, batches []store.Batch, headers
 	}
 	for i, b := range batches {
 		if headers[i] == nil {
+			continue
+		}
+		if v.older(*headers[i]) {
+			v.done.Batches++
 			continue
 		}
 		if err := v.rows(ctx, b, *headers[i], found); err != nil {
@@ -391,7 +386,7 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 	good := true
 	for _, d := range decisions {
 		see(d.At)
-		if err := cmp.Or(checkBytes(d.Record, d.CRC), checkDecision(d)); err != nil {
+		if err := cmp.Or(checkBytes(d.Record, d.CRC), checkDecision(d), isDecision(d.Record)); err != nil {
 			v.fault(b.Leaf, d.Pos, "decision %s: %s", d.ID, err)
 			good = false
 		}
@@ -400,7 +395,7 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 	for i, e := range events {
 		see(e.At)
 		rec, err := checkEvent(e)
-		if err := cmp.Or(checkBytes(e.Record, e.CRC), err); err != nil {
+		if err := cmp.Or(checkBytes(e.Record, e.CRC), err, isEvent(rec)); err != nil {
 			v.fault(b.Leaf, e.Pos, "event %s: %s", e.ID, err)
 			good = false
 		}
@@ -452,8 +447,8 @@ func (v *verification) event(leaf int64, h auditlog.Header, rec *cedarpostv1.Eve
 	case cedarpostv1.EventRecord_RETENTION_DROP:
 		drop := rec.GetRetentionDrop()
 		day, err := time.Parse(time.DateOnly, drop.GetDay())
-		if err != nil || h.Made.Before(day.AddDate(0, 0, 1).Add(v.v.MinRetention)) {
-			return // not believed: the day was too young
+		if err != nil || h.Made.Before(day.AddDate(0, 0, 1).Add(v.v.MinRetention)) || h.Made.After(time.Now().Add(clockLeeway)) {
+			return // not believed: the day was too young, or the time is made up
 		}
 		before := drop.GetFirstLeaf()
 		switch {
@@ -519,7 +514,7 @@ func (v *verification) allGone(ctx context.Context, b store.Batch) error {
 // have been dropped meanwhile: the record of that is there.
 func (v *verification) droppedMeanwhile(ctx context.Context, end int64) error {
 	for day := range v.gone {
-		if day.After(v.droppedDay) {
+		if v.droppedDay.IsZero() || day.After(v.droppedDay) {
 			now, err := v.db.NextLeaf(ctx)
 			for from := end; from < now && err == nil; {
 				from, err = v.chunk(ctx, from, min(from+verifyBatches, now))
@@ -535,7 +530,7 @@ func (v *verification) droppedMeanwhile(ctx context.Context, end int64) error {
 func (v *verification) goneDays() {
 	for _, day := range slices.SortedFunc(maps.Keys(v.gone), time.Time.Compare) {
 		g := v.gone[day]
-		if day.After(v.droppedDay) {
+		if v.droppedDay.IsZero() || day.After(v.droppedDay) {
 			v.fault(g.leaf, -1, "all %d rows of %d batches of %s are missing, and no record in the log made at least %.4g days after that day says that it was dropped",
 				g.rows, g.batches, day.Format(time.DateOnly), v.v.MinRetention.Hours()/24)
 			continue
@@ -566,6 +561,49 @@ func (v *verification) head(ctx context.Context, first int64) error {
 	return nil
 }
 
+// isDecision makes sure that the bytes of a record are those of a decision. The tree
+// does not say which table a row is in, and most bytes can be read as an event, too.
+func isDecision(record []byte) error {
+	rec := &cedarpostv1.DecisionRecord{}
+	if err := proto.Unmarshal(record, rec); err != nil || refuseUnknown(rec.ProtoReflect()) != nil ||
+		rec.Principal == nil || rec.Action == nil || rec.Resource == nil ||
+		rec.Decision != cedarpostv1.Decision_ALLOW && rec.Decision != cedarpostv1.Decision_DENY {
+		return errors.New("its record is not that of a decision, or has fields that this version does not know")
+	}
+	return nil
+}
+
+// isEvent makes sure that a record is that of an event: of a known kind, with the detail
+// of that kind and nothing else.
+func isEvent(rec *cedarpostv1.EventRecord) error {
+	m := rec.ProtoReflect()
+	detail := m.WhichOneof(m.Descriptor().Oneofs().ByName("detail"))
+	if refuseUnknown(m) != nil || detail == nil || !strings.EqualFold(string(detail.Name()), rec.Kind.String()) {
+		return errors.New("its record is not that of an event, or has fields that this version does not know")
+	}
+	return nil
+}
+
+// shape makes sure that what is read are the tables themselves, and that no batch is
+// there twice.
+func (v *verification) shape(ctx context.Context) error {
+	odd, err := v.db.OddLogTables(ctx)
+	if err != nil {
+		return err
+	}
+	for _, table := range odd {
+		v.fault(-1, -1, "%s is not a plain table that shows all of its rows", table)
+	}
+	twice, err := v.db.DoubledBatches(ctx, maxStrays)
+	if err != nil {
+		return err
+	}
+	for _, leaf := range twice {
+		v.fault(leaf, -1, "another batch has its id, or the same number of the same writer")
+	}
+	return nil
+}
+
 // strays finds rows that readers of the tables could take for rows of the log.
 func (v *verification) strays(ctx context.Context) error {
 	rows, err := v.db.StrayRows(ctx, v.v.Since, maxStrays)
@@ -577,11 +615,10 @@ func (v *verification) strays(ctx context.Context) error {
 		if r.Event {
 			kind = "event"
 		}
-		at := r.At.UTC().Format(time.RFC3339Nano)
 		if r.Leaf == nil {
-			v.fault(-1, -1, "%s %s of %s belongs to no batch of the log", kind, r.ID, at)
+			v.fault(-1, -1, "%s %s of %s belongs to no batch of the log", kind, r.ID, r.At)
 		} else {
-			v.fault(*r.Leaf, -1, "%s %s of %s names this batch, and is outside of its time or its places", kind, r.ID, at)
+			v.fault(*r.Leaf, -1, "%s %s of %s names this batch, and is outside of its time or its places", kind, r.ID, r.At)
 		}
 	}
 	return nil

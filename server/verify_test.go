@@ -223,14 +223,14 @@ func TestVerifyFinds(t *testing.T) {
 		"who asked":                   {"update decisions set caller = 'nobody' where decision_id = " + victim, "column caller"},
 		"a byte of a header":          {"update audit_batches set header = " + flip("header") + " where seq = 3", "batch 3: "},
 		"a column of a batch":         {"update audit_batches set writer_seq = 99 where seq = 3", "batch 3: column writer_seq"},
-		"a byte of a node":            {"update audit_nodes set hashes = set_byte(hashes, 40, get_byte(hashes, 40) # 1) where level = 0", "the tree is not that of the batches"},
+		"a byte of a node":            {"update audit_nodes set hashes = set_byte(hashes, 40, get_byte(hashes, 40) # 1) where level = 0", "the stored tree does not match the batches"},
 		"a row that is gone":          {"delete from decisions where decision_id = " + victim, "is missing"},
 		"an event that is gone":       {"delete from events where subject = 'shop'", "is missing"},
 		"a batch that is gone":        {"delete from audit_batches where seq = 3", "batch 3: is missing"},
 		"the tail of the log":         {"delete from audit_batches where seq >= (select max(seq) - 2 from audit_batches)", "is missing"},
-		"two rows that changed place": {"update decisions set pos = 1 - pos where batch = (select batch from decisions where pos = 1 limit 1) and pos < 2", "changed places"},
+		"two rows that changed place": {"update decisions set pos = 1 - pos where batch = (select batch from decisions where pos = 1 limit 1) and pos < 2", "two rows changed places"},
 		"a row that is new": {`insert into decisions select gen_random_uuid(), at, revision, caller, server, principal_type, principal_id, action_type, action_id,
-			resource_type, resource_id, allowed, denied_at, policies, request_id, trace_id, record, fields, masked, batch, pos, crc from decisions where decision_id = ` + victim, "twice"},
+			resource_type, resource_id, allowed, denied_at, policies, request_id, trace_id, record, fields, masked, batch, pos, crc from decisions where decision_id = ` + victim, "another row has this place"},
 		"a checkpoint": {"update checkpoints set note = " + flip("note") + " where size = (select max(size) from checkpoints)", "checkpoint"},
 	} {
 		t.Run(name, func(t *testing.T) {

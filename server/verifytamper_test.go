@@ -141,9 +141,9 @@ func TestVerifyFindsRowsOfNoBatch(t *testing.T) {
 		"of an unknown batch":            {fmt.Sprintf(decision, newID, "at", newID, "0"), "belongs to no batch"},
 		"of a batch, before its time":    {fmt.Sprintf(decision, newID, "at - interval '1 second'", "batch", "0"), "outside of its time"},
 		"of a batch, after its time":     {fmt.Sprintf(decision, newID, "at + interval '1 minute'", "batch", "0"), "outside of its time"},
-		"of a batch, beyond its places":  {fmt.Sprintf(decision, newID, "at", "batch", "100"), "one too many"},
-		"of a batch, at a place below 0": {fmt.Sprintf(decision, newID, "at", "batch", "-1"), "one too many"},
-		"of a batch, twice":              {fmt.Sprintf(decision, newID, "at", "batch", "pos"), "twice"},
+		"of a batch, beyond its places":  {fmt.Sprintf(decision, newID, "at", "batch", "100"), "the batch has no such place"},
+		"of a batch, at a place below 0": {fmt.Sprintf(decision, newID, "at", "batch", "-1"), "the batch has no such place"},
+		"of a batch, twice":              {fmt.Sprintf(decision, newID, "at", "batch", "pos"), "another row has this place"},
 		"of the batch of an event":       {fmt.Sprintf(decision, newID, "at", "(select batch from events limit 1)", "0"), "outside of its time"},
 		"an event of no batch":           {fmt.Sprintf(event, newID, "at", newID, "0"), "belongs to no batch"},
 		"an event of another batch":      {fmt.Sprintf(event, newID, "at", "(select batch from decisions limit 1)", "0"), "outside of its time"},
@@ -274,12 +274,12 @@ func TestVerifyBelievesProvenDropsOnly(t *testing.T) {
 		"a dropped day":                        {sql: drop(60)},
 		"two dropped days":                     {sql: drop(60) + drop(50)},
 		"a day, and a later one stays":         {sql: drop(60) + "select 1"},
-		"a day, and nothing says so":           {sql: drop(60) + drop(50) + drop(10), want: "is missing, and all 4 rows of 2 batches of " + date(10)},
-		"a day, and a row of no batch says so": {sql: drop(10) + junk(10), want: "is missing, and all 4 rows of 2 batches of " + date(10)},
-		"a young day, and a record says so":    {sql: drop(20), want: "is missing, and all 4 rows of 2 batches of " + date(20)},
-		"a day that is kept longer":            {sql: drop(60), want: "is missing, and all 4 rows of 2 batches of " + date(60), keep: 90 * day},
-		"rows of a day, which is still there":  {sql: rowsOf(60), want: "row 0 is missing, and all 2"},
-		"rows, and a row of no batch says so":  {sql: rowsOf(10) + junk(10), want: "row 0 is missing, and all 2"},
+		"a day, and nothing says so":           {sql: drop(60) + drop(50) + drop(10), want: "all 4 rows of 2 batches of " + date(10) + " are missing"},
+		"a day, and a row of no batch says so": {sql: drop(10) + junk(10), want: "all 4 rows of 2 batches of " + date(10) + " are missing"},
+		"a young day, and a record says so":    {sql: drop(20), want: "all 4 rows of 2 batches of " + date(20) + " are missing"},
+		"a day that is kept longer":            {sql: drop(60), want: "all 4 rows of 2 batches of " + date(60) + " are missing", keep: 90 * day},
+		"rows of a day, which is still there":  {sql: rowsOf(60), want: "all 2 rows are missing, and their day was not dropped"},
+		"rows, and a row of no batch says so":  {sql: rowsOf(10) + junk(10), want: "all 2 rows are missing, and their day was not dropped"},
 		"rows, and their day is said to be another": {sql: drop(60) + rowsOf(10) +
 			"update audit_batches set day = '" + date(60) + "' where seq = 6", want: "column day"},
 		"one row of a day that is still there": {sql: "delete from decisions_" + ago(60).Format("20060102") + " where pos = 1", want: "row 1: is missing"},
@@ -430,7 +430,7 @@ func TestVerifyGoesOn(t *testing.T) {
 	// What the login of a server can append: a header that is none, and a record that is none.
 	conn := session(t, s.URL)
 	mustExec(t, conn, "set role cedarpost_writer")
-	mustExec(t, conn, "select log_append(gen_random_uuid(), gen_random_uuid(), 0, 2147483647, 'junk', current_date, now(), now())")
+	mustExec(t, conn, "select log_append(gen_random_uuid(), gen_random_uuid(), 0, 100000, 'junk', current_date, now(), now())")
 	mustExec(t, conn, "reset role")
 	tamper(t, s.URL, "update decisions set caller = 'nobody' where decision_id in (select decision_id from decisions order by batch, pos limit 2)")
 	tamper(t, s.URL, "delete from audit_batches where seq = 2")
@@ -450,4 +450,109 @@ func TestVerifyGoesOn(t *testing.T) {
 		t.Errorf("verified %+v, and of the whole log %+v", done, whole)
 	}
 	t.Log(text)
+}
+
+// What the login of a server can append about itself proves nothing: times in headers that
+// no row can have, or that have not come yet.
+func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
+	s, _, _ := signed(t)
+	decide(t, s, 3)
+	s.Stop()
+	today := time.Now().UTC().Truncate(day)
+	root := auditlog.Root(nil)
+	header := func(made, first time.Time, rows int) auditlog.Header {
+		return auditlog.Header{Batch: uuid.New(), Writer: uuid.New(), Server: "forged", Mode: auditlog.Strict, Made: made, Rows: rows, Root: root, First: first, Last: first}
+	}
+	add := func(t *testing.T, url string, h auditlog.Header, events ...store.Event) {
+		t.Helper()
+		conn := session(t, url)
+		for i, e := range events {
+			mustExec(t, conn, fmt.Sprintf(`insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)
+				values ('%s', '%s', '%s', '', '', '%s', '\x%x', '%s', %d, %d)`, e.ID, idTime(e.ID).Format(time.RFC3339Nano), e.Kind, e.Subject, e.Record, h.Batch, i, store.Checksum(e.Record)))
+			h.Root, h.First, h.Last = auditlog.Hash(e.Record), idTime(e.ID), idTime(e.ID)
+		}
+		at := "null, null"
+		if h.Rows > 0 {
+			at = fmt.Sprintf("greatest(timestamptz '%[1]s', '2000-01-01'), greatest(timestamptz '%[1]s', '2000-01-01')", h.First.UTC().Format("2006-01-02 15:04:05.000+00"))
+		}
+		mustExec(t, conn, fmt.Sprintf("select log_append('%s', '%s', 0, %d, '\\x%x', current_date, %s)", h.Batch, h.Writer, h.Rows, h.Bytes(), at))
+	}
+	for name, c := range map[string]struct {
+		do   func(t *testing.T, url string)
+		want string
+	}{
+		"a batch of the zero time": {func(t *testing.T, url string) {
+			add(t, url, header(time.Now(), time.Time{}, 1000))
+		}, "times that its rows cannot have"},
+		"a record of a drop that is made in the future": {func(t *testing.T, url string) {
+			add(t, url, header(time.Now().AddDate(1, 0, 0), time.Time{}, 1), recordedDrop(t, &cedarpostv1.RetentionDrop{Day: today.Format(time.DateOnly)}))
+			tamper(t, url, "delete from decisions")
+			conn := session(t, url)
+			mustExec(t, conn, fmt.Sprintf("drop table decisions_%[1]s; alter table events_%[1]s rename to events_x", today.Format("20060102")))
+		}, "are missing, and no record in the log"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			url := copyDatabase(t, s.URL)
+			c.do(t, url)
+			_, err := server.VerifyLog(t.Context(), openStore(t, url), server.Verification{})
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			t.Log(err)
+		})
+	}
+	// And what no batch can be is refused, for nobody could take it away again.
+	conn := session(t, s.URL)
+	for _, values := range []string{
+		"0, 0, 'x', 'infinity', null, null", "0, 1, 'x', current_date, '-infinity', 'infinity'", "0, 1, 'x', current_date, now(), 'infinity'",
+		"0, -1, 'x', current_date, now(), now()", "-1, 1, 'x', current_date, now(), now()", "0, 2147483647, 'x', current_date, now(), now()",
+		"0, 1, 'x', '5874897-12-31', now(), now()", "0, 1, 'x', current_date, null, null", "0, 0, 'x', current_date, now(), now()",
+		"0, 0, convert_to(repeat('x', 70000), 'UTF8'), current_date, null, null", "null, 0, 'x', current_date, null, null", "0, 0, null, current_date, null, null",
+	} {
+		if _, err := conn.Exec(t.Context(), "select log_append(gen_random_uuid(), gen_random_uuid(), "+values+")"); err == nil {
+			t.Errorf("a batch of %s is taken", values)
+		}
+	}
+	// Days do not depend on how the session writes dates.
+	mustExec(t, conn, "set datestyle = 'German, YMD'; set role cedarpost_app")
+	if _, err := conn.Exec(t.Context(), "select create_log_partitions('0005-12-26', 1)"); err == nil {
+		t.Error("a partition of the year 5 is made")
+	}
+	mustExec(t, conn, fmt.Sprintf("select create_log_partitions(date '%s', 1)", today.AddDate(0, 0, 60).Format("2006-01-02")))
+	var bounds string
+	mustExec(t, conn, "reset datestyle; reset role; set timezone = 'UTC'")
+	if err := conn.QueryRow(t.Context(), "select pg_get_expr(relpartbound, oid) from pg_class where relname = 'decisions_"+today.AddDate(0, 0, 60).Format("20060102")+"'").Scan(&bounds); err != nil ||
+		!strings.Contains(bounds, "FROM ('"+today.AddDate(0, 0, 60).Format(time.DateOnly)+" 00:00:00+00')") {
+		t.Errorf("%s, %v", bounds, err)
+	}
+	// Nor does the time that history is kept for depend on the signs inside of an interval.
+	mustExec(t, conn, "set role cedarpost_app")
+	if _, err := conn.Exec(t.Context(), "select raise_oldest('-1200 mon 36002 days')"); err == nil {
+		t.Error("history is given up that is younger than 48 hours")
+	}
+}
+
+// A decision cannot be passed off as an event, nor an event as a decision.
+func TestVerifyTellsDecisionsFromEvents(t *testing.T) {
+	s, _, _ := signed(t)
+	decide(t, s, 6)
+	s.Stop()
+	rows, err := session(t, s.URL).Query(t.Context(), "select record from decisions union all select record from events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	records, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
+	if err != nil || len(records) < 8 {
+		t.Fatalf("%d records, %v", len(records), err)
+	}
+	for _, record := range records {
+		if decision, event := server.IsDecision(record) == nil, server.IsEvent(record) == nil; decision == event {
+			t.Errorf("%x: a decision: %v, an event: %v", record, decision, event)
+		}
+	}
+}
+
+// idTime is the time inside of an id.
+func idTime(id uuid.UUID) time.Time {
+	return time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -62,7 +63,7 @@ func (t *treeCheck) read(ids []auditlog.TileID) ([][]byte, error) {
 func (v *verification) startTree(start, signed int64) {
 	v.tree = treeCheck{
 		size: start, signed: signed, tiles: map[auditlog.TileID][]byte{}, keptNotes: map[auditlog.Checkpoint][]byte{},
-		faults: map[string]*checkpointFault{},
+		faults: map[string]*checkpointFault{}, after: store.Checkpoint{Size: math.MinInt64},
 	}
 	for _, signed := range v.v.Against {
 		c, err := auditlog.PeekCheckpoint(signed)
@@ -167,6 +168,9 @@ func (v *verification) compareTiles(ctx context.Context, tiles []auditlog.TileDa
 				v.fault(leaf, -1, "the stored tree does not match the batches: tile %d of level %d has a wrong hash for the subtree that begins here", tile.Tile, tile.Level)
 				break
 			}
+		}
+		if full := len(tile.Hashes) == tlog.HashSize<<auditlog.TileHeight; len(got)%tlog.HashSize != 0 || full && len(got) > len(tile.Hashes) {
+			v.fault(-1, -1, "the stored tree has more in tile %d of level %d than hashes of batches", tile.Tile, tile.Level)
 		}
 		if int64(n) < need {
 			leaf := (tile.Tile<<auditlog.TileHeight + int64(n/tlog.HashSize)) << shift
@@ -295,8 +299,8 @@ func (v *verification) endTree(ctx context.Context, end int64) error {
 	}
 	for _, l := range levels {
 		hashes := now >> min(auditlog.TileHeight*max(l.Level, 0), 62)
-		if most := (hashes + 1<<auditlog.TileHeight - 1) >> auditlog.TileHeight; l.Level < 0 || l.Last >= most {
-			v.fault(-1, -1, "the tree has tile %d of level %d, and no batch of the log is below it", l.Last, l.Level)
+		if most := (hashes + 1<<auditlog.TileHeight - 1) >> auditlog.TileHeight; l.Level < 0 || l.First < 0 || l.Last >= most {
+			v.fault(-1, -1, "the tree has tiles %d to %d of level %d, and not all of them are above batches of the log", l.First, l.Last, l.Level)
 		}
 	}
 	return nil

@@ -109,7 +109,10 @@ func (db *DB) EndOf(ctx context.Context, from, to time.Time) (leaf int64, err er
 }
 
 const selectBatches = `
-	select seq, batch, writer, writer_seq, day, rows, header, first_at, last_at
+	select seq, batch, writer, writer_seq, rows, header,
+	       case when isfinite(day) then day end as day,
+	       case when isfinite(first_at) then first_at end as first_at,
+	       case when isfinite(last_at) then last_at end as last_at
 	from audit_batches`
 
 // batchRow is a row of audit_batches.
@@ -118,7 +121,7 @@ type batchRow struct {
 	Batch           uuid.UUID
 	Writer          uuid.UUID
 	WriterSeq       int64
-	Day             time.Time
+	Day             *time.Time
 	Rows            int
 	Header          []byte
 	FirstAt, LastAt *time.Time
@@ -127,7 +130,7 @@ type batchRow struct {
 func scanBatch(row pgx.CollectableRow) (Batch, error) {
 	r, err := pgx.RowToStructByName[batchRow](row)
 	return Batch{
-		Leaf: r.Seq, ID: r.Batch, Writer: r.Writer, WriterSeq: r.WriterSeq, Day: r.Day, Rows: r.Rows, Header: r.Header,
+		Leaf: r.Seq, ID: r.Batch, Writer: r.Writer, WriterSeq: r.WriterSeq, Day: orZero(r.Day), Rows: r.Rows, Header: r.Header,
 		FirstAt: orZero(r.FirstAt).UTC(), LastAt: orZero(r.LastAt).UTC(),
 	}, err
 }

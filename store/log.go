@@ -262,7 +262,8 @@ func (w *LogWriter) register(ctx context.Context, conn *pgx.Conn) error {
 	rows, _ := conn.Query(ctx, `
 		select writer, bound from audit_writers
 		where server = $1 and writer <> $2 and not ended
-		order by started_at`, w.server, w.id)
+		order by started_at
+		limit 500 -- a header has to hold them; the next batch has the next ones`, w.server, w.id)
 	open, err := pgx.CollectRows(rows, pgx.RowToStructByPos[auditlog.Unclean])
 	if err != nil {
 		return err

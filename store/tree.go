@@ -91,7 +91,7 @@ func (db *DB) DayGone(ctx context.Context, day time.Time) (gone bool, err error)
 type StrayRow struct {
 	Event bool // or a decision
 	ID    uuid.UUID
-	At    time.Time
+	At    string // as Postgres prints it: it may be no time that a batch can have
 	// Leaf is the place of the batch, nil if there is none.
 	Leaf *int64
 }
@@ -99,7 +99,7 @@ type StrayRow struct {
 // A row belongs to a batch if its time and its place are within those of the batch.
 // Rows of a day can only belong to batches of that day ($3), which are fewer to join.
 const strayRows = `
-	select %[1]t as event, %[2]s as id, r.at, b.seq as leaf
+	select %[1]t as event, %[2]s as id, r.at::text as at, b.seq as leaf
 	from %[3]s r
 	left join (select batch, seq, rows, first_at, last_at from audit_batches where $3::date is null or day = $3) b
 	  on b.batch = r.batch
@@ -159,16 +159,52 @@ func (db *DB) StrayRows(ctx context.Context, from time.Time, limit int) (found [
 	return found, err
 }
 
+// OddLogTables names the tables of the log that are not plain tables, or partitioned ones,
+// that show all rows to whoever may read them.
+func (db *DB) OddLogTables(ctx context.Context) (_ []string, err error) {
+	defer wrap(&err, "look at the tables of the log")
+	rows, _ := db.audit.Query(ctx, `
+		select name
+		from unnest(array['decisions', 'events', 'audit_batches', 'audit_nodes', 'checkpoints']) as name
+		join pg_class on pg_class.oid = to_regclass(name)
+		where relrowsecurity or relkind not in ('r', 'p') or relkind = 'p' and name not in ('decisions', 'events')
+		union all
+		select inhrelid::regclass::text
+		from pg_inherits join pg_class on pg_class.oid = inhrelid
+		where inhparent in ('decisions'::regclass, 'events'::regclass) and (relrowsecurity or relkind <> 'r')
+		order by 1`)
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// DoubledBatches finds batches whose id, or whose number of a writer, another one has
+// too: by their leaves, at most limit.
+func (db *DB) DoubledBatches(ctx context.Context, limit int) (leaves []int64, err error) {
+	defer wrap(&err, "look for batches that are there twice")
+	err = pgx.BeginTxFunc(ctx, db.audit, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
+			return err
+		}
+		rows, _ := tx.Query(ctx, `
+			select max(seq) from audit_batches group by batch having count(*) > 1
+			union
+			select max(seq) from audit_batches group by writer, writer_seq having count(*) > 1
+			order by 1 limit $1`, limit)
+		leaves, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+		return err
+	})
+	return leaves, err
+}
+
 // TileLevel says how far one level of the tree is stored.
 type TileLevel struct {
-	Level int
-	Last  int64 // the largest number of a tile
+	Level       int
+	First, Last int64 // the smallest and the largest number of a tile
 }
 
 // TileLevels says how far the tree is stored, by level.
 func (db *DB) TileLevels(ctx context.Context) (_ []TileLevel, err error) {
 	defer wrap(&err, "read the levels of the tree")
-	rows, _ := db.audit.Query(ctx, "select level, max(tile) as last from audit_nodes group by level order by level")
+	rows, _ := db.audit.Query(ctx, "select level, min(tile) as first, max(tile) as last from audit_nodes group by level order by level")
 	return pgx.CollectRows(rows, pgx.RowToStructByName[TileLevel])
 }
 
@@ -256,7 +292,6 @@ func (db *DB) CheckpointOf(ctx context.Context, origin string, size int64) (_ Ch
 }
 
 // Checkpoints reads at most limit checkpoints that come after one, by size and origin.
-// The zero value comes before all that can be signed.
 func (db *DB) Checkpoints(ctx context.Context, after Checkpoint, limit int) (_ []Checkpoint, err error) {
 	defer wrap(&err, "read checkpoints")
 	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where (size, origin) > ($1, $2) order by size, origin limit $3", after.Size, after.Origin, limit)

@@ -67,8 +67,8 @@ type verifyCmd struct {
 	outputFlags
 	databaseFlags
 	keyFlags
-	Since        moment   `help:"Only rows and batches from this time on: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
-	MinRetention span     `help:"How long after its end a day of the log is kept at least, as the database's table log_retention says: records that a younger day was dropped are not accepted." default:"30d" placeholder:"TIME"`
+	Since        moment   `help:"Only rows from this time on, beside all headers, the tree and all checkpoints: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
+	MinRetention span     `help:"How long after its end a day of the log is kept at least, as the database's table log_retention says: records that a younger day was dropped are not accepted (default ${default})." default:"30d" placeholder:"TIME"`
 	History      bool     `help:"Also compare the stored entities, bundles and API keys with what the log says of them. Not with --since."`
 	Against      []string `help:"File with checkpoints that were kept elsewhere, by serve --audit-checkpoint-file or by audit witness; may be repeated." type:"path" sep:"none" placeholder:"FILE"`
 }

@@ -130,6 +130,11 @@ func split(src string) ([]statement, []textError) {
 			continue
 		case c == '/' && i+1 < len(src) && src[i+1] == '/':
 			for i < len(src) && src[i] != '\n' {
+				if src[i] == '\r' && i+1 < len(src) && src[i+1] != '\n' {
+					// Cedar ends the comment here, cedar-go does not: what follows could be a forbid.
+					errs = append(errs, textError{line, col, "a carriage return without a line feed in a comment", "end lines with a line feed"})
+					return out, errs
+				}
 				i = step(i)
 			}
 			continue

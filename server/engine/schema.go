@@ -118,6 +118,10 @@ func checkSchemaNesting(text string) *textError {
 		case c == '\n':
 			line, col, inComment = line+1, 0, false
 		case inComment:
+			if c == '\r' && i+1 < len(text) && text[i+1] != '\n' {
+				// Cedar ends the comment here, cedar-go does not.
+				return &textError{line, col, "a carriage return without a line feed in a comment", "end lines with a line feed"}
+			}
 		case inString:
 			switch c {
 			case '\\':
