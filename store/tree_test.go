@@ -91,7 +91,7 @@ func TestTreeIsThatOfTheBatches(t *testing.T) {
 	}
 	other := bytes.Repeat([]byte{7}, tlog.HashSize)
 	refused("a hash of another header", tile(0, size>>8, append(bytes.Clone(tiles[0].Hashes[:len(tiles[0].Hashes)-32]), other...)), c)
-	refused("a tile loses hashes", tile(0, 0, stored[auditlog.TileID{}][:32]), c)
+	refused("a tile that is shorter, of other hashes", tile(0, 0, other), c)
 	refused("a tile changes", tile(1, 0, append(bytes.Clone(other), stored[auditlog.TileID{Level: 1}][32:]...)), c)
 	refused("a hash that is not the root of the tile below", tile(1, 0, append(bytes.Clone(stored[auditlog.TileID{Level: 1}]), other...)), c)
 	refused("a tile beyond the log", tile(0, 1000, other), c)
@@ -107,5 +107,13 @@ func TestTreeIsThatOfTheBatches(t *testing.T) {
 	refused("an origin of several lines", nil, store.Checkpoint{Origin: "test\n3", Size: 3, Note: []byte("test\n3\n3\n")})
 	if err := db.SaveTree(t.Context(), tiles, c); err != nil {
 		t.Error(err)
+	}
+	// A tile as it was before it grew leaves it as it is.
+	if err := db.SaveTree(t.Context(), tile(0, 0, stored[auditlog.TileID{}][:32]), c); err != nil {
+		t.Error(err)
+	}
+	again, err := db.ReadTiles(t.Context(), []auditlog.TileID{{Tile: 0}})
+	if err != nil || !bytes.Equal(again[auditlog.TileID{}], stored[auditlog.TileID{}]) {
+		t.Errorf("a tile lost hashes: %d bytes, %v", len(again[auditlog.TileID{}]), err)
 	}
 }

@@ -103,7 +103,7 @@ func TestAudit(t *testing.T) {
 		t.Fatal(err)
 	}
 	sh.exits(t, 0, says("the log is in order"), verify...)
-	sh.exits(t, 1, says("the log is NOT in order", "is not stored as the log says", "revision "), append(verify, "--history")...)
+	sh.exits(t, 1, says("the log is NOT in order", "the versions that it wrote differ from the log", "revision "), append(verify, "--history")...)
 	if _, err := rewritten.Exec(t.Context(), fmt.Sprintf(parents, "remove")); err != nil {
 		t.Fatal(err)
 	}
