@@ -396,8 +396,16 @@ func mustKey(t *testing.T, db *store.DB, id string) {
 
 // Whatever was written, and wherever history begins, it is in order; and not any more
 // when one thing was changed behind the back of the service.
-func TestVerifyHistoryOfAnything(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) {
+func TestVerifyHistoryOfAnything(t *testing.T) { verifyHistoryOfAnything(t, 20) }
+
+// TestSoakVerifyHistoryOfAnything is the long form.
+func TestSoakVerifyHistoryOfAnything(t *testing.T) {
+	soak(t)
+	verifyHistoryOfAnything(t, 100)
+}
+
+func verifyHistoryOfAnything(t *testing.T, cases int) {
+	storetest.Check(t, cases, func(rt *rapid.T) {
 		url := storetest.New(t)
 		db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, Server: "test", Event: server.ChangeEvents("test"), MaxConns: 2})
 		if err != nil {

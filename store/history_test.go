@@ -16,8 +16,10 @@ import (
 // TestHistory writes at random, beside a model that keeps every state it was in,
 // and then reads every revision.
 func TestHistory(t *testing.T) {
+	db, url := openURL(t)
+	conn := session(t, url)
 	rapid.Check(t, func(rt *rapid.T) {
-		db := storetest.Open(t)
+		emptied(t, conn)
 		w := newWorld()
 		for range rapid.IntRange(1, 12).Draw(rt, "writes") {
 			w.draw(rt, t, db)
