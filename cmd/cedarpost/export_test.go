@@ -399,7 +399,16 @@ func testExportRotated(sh *shell) func(*testing.T) {
 				t.Fatal(err)
 			}
 		}
+		// What was written less than a second before a kill is not in the state yet. If the
+		// file is rotated before the next start, it is written once more.
+		repeated := map[string]bool{}
+		var steps []int
 		kill := func() {
+			if len(steps) > 1 {
+				for _, id := range asked[steps[len(steps)-2]:] {
+					repeated[id] = true
+				}
+			}
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
 		}
@@ -450,6 +459,7 @@ func testExportRotated(sh *shell) func(*testing.T) {
 			}
 		}
 		start()
+		steps = append(steps, len(asked))
 		decide()
 		for says, rotate := range map[string]func(){
 			"copied and cut off": copyTruncate,
@@ -485,6 +495,7 @@ func testExportRotated(sh *shell) func(*testing.T) {
 			},
 		} {
 			t.Log(says)
+			steps = append(steps, len(asked))
 			rotate()
 			decide()
 			for tries := 0; read(file) == ""; tries++ {
@@ -509,7 +520,7 @@ func testExportRotated(sh *shell) func(*testing.T) {
 			}
 		}
 		for _, id := range asked {
-			if seen[id] != 1 {
+			if seen[id] < 1 || seen[id] > 1 && !repeated[id] {
 				t.Errorf("decision %s is in the files %d times", id, seen[id])
 			}
 		}
