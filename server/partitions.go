@@ -36,7 +36,7 @@ func (p *partitions) make(ctx context.Context, day time.Time) bool {
 	if !p.last.IsZero() && time.Since(p.last) < p.every {
 		return p.day.Equal(dayOf(day))
 	}
-	p.last = time.Now()
+	p.last, p.day = time.Now(), time.Time{}
 	made, clock, err := p.db.EnsurePartition(ctx, day, time.Now())
 	ahead := time.Until(clock) * -1
 	switch {
