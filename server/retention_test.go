@@ -122,6 +122,7 @@ func TestRetentionOfTheDatabaseIsTheLeast(t *testing.T) {
 // A server that could not record tomorrow says so today, and makes the partition as
 // soon as it may.
 func TestUnreadyWithoutTomorrow(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	s := servertest.New(t)
 	conn := session(t, s.URL)
 	tomorrow := time.Now().UTC().AddDate(0, 0, 1)
