@@ -303,7 +303,7 @@ func copyDatabase(t *testing.T, url string) string {
 	})
 	// Sessions that were closed may still be ending.
 	mustExec(t, conn, "select pg_terminate_backend(pid, 60000) from pg_stat_activity where datname = '"+from+"'")
-	mustExec(t, conn, "create database "+name+" template "+from)
+	mustExec(t, conn, "create database "+name+" template "+from+" strategy file_copy")
 	return strings.Replace(url, "/"+from, "/"+name, 1)
 }
 
