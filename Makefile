@@ -45,10 +45,11 @@ demo: postgres build ## Tell the story of the example shop, with a server of its
 dev: postgres build ## Run a server with a private Postgres and the example bundle, until Ctrl-C
 	@exec bin/cedarpost dev
 
+# The tests of server take longest: they begin first, and run beside all others.
 .PHONY: test
 test: postgres pgbouncer node ## Run all tests, with a real Postgres and the race detector
 	go vet ./...
-	go test -race -timeout 20m ./...
+	go test -race -timeout 20m ./server ./...
 
 # Tests that take minutes are named TestSoak... and run only when CEDARPOST_SOAK
 # is set.

@@ -36,6 +36,7 @@ var damages = map[string]struct{ set, says string }{
 
 // One row that is damaged is shown as damaged, and all others as they are.
 func TestDamagedDecisions(t *testing.T) {
+	t.Parallel() // it takes long
 	for name, damage := range damages {
 		t.Run(name, func(t *testing.T) {
 			s := servertest.New(t)

@@ -93,6 +93,7 @@ var notProven = map[string]string{
 // named: each column that there is, but for those listed above. While events and rows
 // of all revisions are there, and when only a state root is left of the first ones.
 func TestVerifyHistoryFindsEachColumn(t *testing.T) {
+	t.Parallel() // it takes long
 	s := storedWorld(t)
 	newest := inOrder(t, s.URL, "untouched").Newest
 	s.Stop()
@@ -179,6 +180,7 @@ func TestVerifyHistoryFindsEachColumn(t *testing.T) {
 // After history was swept, and days of the log were dropped, the state root of a later
 // day is what the rest is proven from.
 func TestVerifyHistoryFromAStateRoot(t *testing.T) {
+	t.Parallel() // it takes long
 	s := storedWorld(t)
 	before := inOrder(t, s.URL, "without a root")
 	if before.Base != 0 || before.Revisions != before.Newest || before.NotProvable != 0 || before.Keys != 1 {
@@ -396,7 +398,10 @@ func mustKey(t *testing.T, db *store.DB, id string) {
 
 // Whatever was written, and wherever history begins, it is in order; and not any more
 // when one thing was changed behind the back of the service.
-func TestVerifyHistoryOfAnything(t *testing.T) { verifyHistoryOfAnything(t, 20) }
+func TestVerifyHistoryOfAnything(t *testing.T) {
+	t.Parallel() // it takes long
+	verifyHistoryOfAnything(t, 20)
+}
 
 // TestSoakVerifyHistoryOfAnything is the long form.
 func TestSoakVerifyHistoryOfAnything(t *testing.T) {

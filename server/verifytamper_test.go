@@ -58,6 +58,7 @@ func tampered(t *testing.T, column, typ string) string {
 // Whatever column of the log is changed, in whatever row, is found: all columns that
 // there are, but for those listed above.
 func TestVerifyFindsEachColumn(t *testing.T) {
+	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
 	decide(t, s, 6)
 	covered(t, s, verifier)
@@ -118,6 +119,7 @@ func partitionOf(t *testing.T, url, table string) string {
 // Rows that belong to no batch, or not to theirs, are found, and readers do not show
 // them. Whoever has the login of a server can put them there.
 func TestVerifyFindsRowsOfNoBatch(t *testing.T) {
+	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
 	ids := decide(t, s, 6)
 	if _, err := s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: ids[0]}); err != nil { // an event
@@ -223,6 +225,7 @@ func recordedDrop(t *testing.T, drop *cedarpostv1.RetentionDrop) store.Event {
 // Rows may be missing only where the log proves that their whole day was dropped, when
 // it was old enough.
 func TestVerifyBelievesProvenDropsOnly(t *testing.T) {
+	t.Parallel() // it takes long
 	url := storetest.New(t)
 	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
 	if err != nil {
@@ -306,6 +309,7 @@ func TestVerifyBelievesProvenDropsOnly(t *testing.T) {
 // The oldest batches may be missing in whole tiles, where the log proves that the days
 // of their rows were dropped.
 func TestVerifyWithoutOldestBatches(t *testing.T) {
+	t.Parallel() // it takes long
 	url := storetest.New(t)
 	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
 	if err != nil {
