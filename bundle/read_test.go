@@ -117,8 +117,8 @@ func TestMountedConfigMap(t *testing.T) {
 	}
 }
 
-// Whatever is linked to whatever: of a bundle that is read, every policy is there that
-// a program finds which follows all links.
+// A bundle is either refused, or read with every policy that a program finds by following
+// all links, for any links between its files and folders.
 func TestNoLinkLosesAPolicy(t *testing.T) {
 	names := []string{"a", "b.cedar", "c/d", "c/e.cedar", ".h/f", ".h/g.cedar"}
 	targets := []string{"a", "b.cedar", "c", "../c", ".h", "../.h", "..", "../../shared", "c/p.cedar", ".h/q.cedar", "../.h/q.cedar", "."}

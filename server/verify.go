@@ -492,8 +492,8 @@ func (v *verification) allGone(ctx context.Context, b store.Batch) error {
 		return nil
 	}
 	if v.rootDay.After(b.Day.AddDate(0, 0, 1)) {
-		// Whoever can append could make up a batch of a dropped day, and say with it that
-		// the events of some revisions went with that day.
+		// A caller with the right to append can forge a batch of a dropped day. Such a batch
+		// must not excuse revisions that have no event.
 		v.fault(b.Leaf, -1, "all %d rows are missing, and the batch was appended more than a day after their day", b.Rows)
 		return nil
 	}

@@ -89,9 +89,8 @@ var notProven = map[string]string{
 	"api_keys.created_at":  "when the database stored the key; shown, and nothing else",
 }
 
-// Whatever is changed, removed or added behind the back of the service is found, and
-// named: each column that there is, but for those listed above. While events and rows
-// of all revisions are there, and when only a state root is left of the first ones.
+// The verification finds and names each change that is made past the service: of every
+// column but those listed above, and of rows that are removed or added.
 func TestVerifyHistoryFindsEachColumn(t *testing.T) {
 	t.Parallel() // it takes long
 	s := storedWorld(t)
@@ -322,8 +321,8 @@ func TestVerifyHistoryAfterADroppedDay(t *testing.T) {
 	}
 }
 
-// Whoever has the login of a server can say in the log what is not so. It is found, or
-// it is there to be read.
+// The login of a server can append false events. The verification finds those that
+// contradict the stored data.
 func TestVerifyHistoryFindsForgedEvents(t *testing.T) {
 	url := storetest.New(t)
 	db := openEvents(t, url, server.ChangeEvents("test"))
@@ -396,8 +395,8 @@ func mustKey(t *testing.T, db *store.DB, id string) {
 	}
 }
 
-// Whatever was written, and wherever history begins, it is in order; and not any more
-// when one thing was changed behind the back of the service.
+// The verification accepts every history that the service wrote, wherever it begins, and
+// finds one random change that is made past the service.
 func TestVerifyHistoryOfAnything(t *testing.T) {
 	t.Parallel() // it takes long
 	verifyHistoryOfAnything(t, 20)

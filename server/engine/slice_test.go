@@ -145,8 +145,8 @@ func TestSharedAncestorsAreNotMultiplied(t *testing.T) {
 	}
 }
 
-// Whatever comes with each load, and whatever is closed, a slice holds the same
-// entities as deep, and an entity is in the same others.
+// A slice holds the same entities, and the same memberships, however many entities come
+// with each load and whichever parents are closed.
 func TestSliceProperty(t *testing.T) {
 	// Level 2: what the attributes of the principal and its chief name is read.
 	set := sliceSet(t, `@id("a") permit (principal, action, resource) when { principal has chief && principal.chief has chief && principal.chief.chief in Role::"none" };`)
