@@ -424,7 +424,7 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 		if rec == nil {
 			continue
 		}
-		v.event(b.Leaf, h, rec)
+		v.event(h, rec)
 		if v.history != nil {
 			if err := v.history.event(ctx, b.Leaf, rec); err != nil {
 				return err
@@ -436,7 +436,10 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 
 // event takes notice of an event whose record is one of those that the tree commits
 // to. Events come in the order of the log.
-func (v *verification) event(leaf int64, h auditlog.Header, rec *cedarpostv1.EventRecord) {
+func (v *verification) event(h auditlog.Header, rec *cedarpostv1.EventRecord) {
+	if h.Made.After(time.Now().Add(clockLeeway)) {
+		return // its time is made up, so nothing that depends on it is believed
+	}
 	switch rec.Kind {
 	case cedarpostv1.EventRecord_STATE_ROOT:
 		if day := dayOf(h.Made); day.After(v.rootDay) {
@@ -447,15 +450,17 @@ func (v *verification) event(leaf int64, h auditlog.Header, rec *cedarpostv1.Eve
 	case cedarpostv1.EventRecord_RETENTION_DROP:
 		drop := rec.GetRetentionDrop()
 		day, err := time.Parse(time.DateOnly, drop.GetDay())
-		if err != nil || h.Made.Before(day.AddDate(0, 0, 1).Add(v.v.MinRetention)) || h.Made.After(time.Now().Add(clockLeeway)) {
-			return // not believed: the day was too young, or the time is made up
+		if err != nil || h.Made.Before(day.AddDate(0, 0, 1).Add(v.v.MinRetention)) {
+			return // not believed: the day was too young
 		}
 		before := drop.GetFirstLeaf()
 		switch {
 		case day.After(v.droppedDay):
 			v.droppedDay, v.droppedBefore = day, before
 		case day.Equal(v.droppedDay):
-			v.droppedBefore = min(v.droppedBefore, before)
+			if before > 0 && (v.droppedBefore == 0 || before < v.droppedBefore) {
+				v.droppedBefore = before // of several records the strictest one counts
+			}
 		}
 	}
 }

@@ -333,15 +333,16 @@ func TestVerifyWithoutOldestBatches(t *testing.T) {
 		missing int
 		ok      bool
 	}{
-		"a tile":                            {[]store.Event{drops(today.AddDate(0, 0, -1), 0)}, 256, true},
-		"a tile, and more is said":          {[]store.Event{drops(today.AddDate(0, 0, -1), 512)}, 256, true},
-		"all tiles that may be missing":     {[]store.Event{drops(today.AddDate(0, 0, -1), 512)}, 512, true},
-		"more than is said":                 {[]store.Event{drops(today.AddDate(0, 0, -1), 300)}, 512, false},
-		"more than one of the records says": {[]store.Event{drops(today.AddDate(0, 0, -1), 300), drops(today.AddDate(0, 0, -1), 600)}, 512, false},
-		"not a whole tile":                  {[]store.Event{drops(today.AddDate(0, 0, -1), 512)}, 300, false},
-		"and nothing says so":               {nil, 256, false},
-		"and a young day is said to be":     {[]store.Event{drops(today, 512)}, 256, false},
-		"of a day after the dropped one":    {[]store.Event{drops(today.AddDate(0, 0, -4), 512)}, 256, false},
+		"a tile":                              {[]store.Event{drops(today.AddDate(0, 0, -1), 0)}, 256, true},
+		"a tile, and more is said":            {[]store.Event{drops(today.AddDate(0, 0, -1), 512)}, 256, true},
+		"all tiles that may be missing":       {[]store.Event{drops(today.AddDate(0, 0, -1), 512)}, 512, true},
+		"more than is said":                   {[]store.Event{drops(today.AddDate(0, 0, -1), 300)}, 512, false},
+		"more than one of the records says":   {[]store.Event{drops(today.AddDate(0, 0, -1), 300), drops(today.AddDate(0, 0, -1), 600)}, 512, false},
+		"more than one says, another nothing": {[]store.Event{drops(today.AddDate(0, 0, -1), 300), drops(today.AddDate(0, 0, -1), 0)}, 512, false},
+		"not a whole tile":                    {[]store.Event{drops(today.AddDate(0, 0, -1), 512)}, 300, false},
+		"and nothing says so":                 {nil, 256, false},
+		"and a young day is said to be":       {[]store.Event{drops(today, 512)}, 256, false},
+		"of a day after the dropped one":      {[]store.Event{drops(today.AddDate(0, 0, -4), 512)}, 256, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			url := copyDatabase(t, url)
