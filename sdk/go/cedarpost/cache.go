@@ -81,7 +81,7 @@ type entry struct {
 	tags     []uint64
 	sent     instant // when its question was
 	maxAge   time.Duration
-	uses
+	*uses
 }
 
 // newCache makes a cache of about so many bytes.
@@ -156,7 +156,7 @@ func (c *cache) put(key string, r *cedarpostv1.AuthorizeResponse, sent instant) 
 		c.entries.Invalidate(key)
 		return
 	}
-	e := &entry{response: r, epoch: ep, number: number, tags: hint.GetTags(), sent: sent, maxAge: hint.GetMaxAge().AsDuration()}
+	e := &entry{response: r, epoch: ep, number: number, tags: hint.GetTags(), sent: sent, maxAge: hint.GetMaxAge().AsDuration(), uses: &uses{id: r.GetDecisionId()}}
 	if c.maxAge > 0 {
 		e.maxAge = min(e.maxAge, c.maxAge)
 	}

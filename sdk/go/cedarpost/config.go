@@ -46,7 +46,9 @@ type Config struct {
 	// there, milliseconds do.
 	MaxStaleness time.Duration
 	// CacheBytes is how much memory kept answers may take, about. 0: 32 MiB. Negative:
-	// none are kept.
+	// none are kept. Beside it, uses that wait to be reported take up to 16 MiB: the ids
+	// and counts of some 50,000 answers, not the answers. While they take that much, as
+	// when reports fail for long, no answer is reused: each check is asked.
 	CacheBytes int64
 	// MaxAge bounds how long an answer is kept, where that is less than the service
 	// says. 0: as the service says.

@@ -18,18 +18,27 @@ import (
 
 const (
 	reportSize = 100 // reuses, and fail-opens, of one report
-	// maxUnreported bounds the answers whose reuse waits to be reported. Beyond it no
+	// maxUnreported bounds the bytes that uses take until they are reported. Beyond it no
 	// answer is reused: what cannot be accounted for is asked.
-	maxUnreported = 100_000
+	maxUnreported = 16 << 20
+	// useBytes is about what the uses of one answer take beside its id: their counts, and
+	// then their part of a report.
+	useBytes      = 256
 	maxFailOpens  = 1000 // told apart in one interval
 	reportTimeout = 5 * time.Second
 )
 
-// uses counts how often an answer was given again, since that was last reported.
+// uses counts how often an answer was given again, since that was last reported. It
+// stays until that is reported, and so it does not hold the answer, which the cache may
+// drop meanwhile.
 type uses struct {
+	id   string // of the decision
 	hits atomic.Int64
 	last atomic.Int64 // wall clock
 }
+
+// bytesOf is about what uses of the answer to a decision take until they are reported.
+func bytesOf(id string) int64 { return useBytes + int64(len(id)) }
 
 // reporter tells the service of every answer that was given again, so that its log
 // has all that was answered. A report that may have been lost is sent again as it
@@ -37,7 +46,7 @@ type uses struct {
 type reporter struct {
 	send func(context.Context, *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error)
 
-	unreported atomic.Int64 // answers that used and pending have
+	unreported atomic.Int64 // bytes that used and pending take, about
 	reported   atomic.Int64 // uses that are in the log
 	lost       atomic.Int64 // uses that will not be
 	wakeup     chan struct{}
@@ -54,16 +63,25 @@ type reporter struct {
 	told    int64 // of lost, what the service was told of
 }
 
-// firstUse is an answer that was given again, and when that first was.
+// firstUse has the uses of an answer, and when the first of them was.
 type firstUse struct {
-	entry *entry
-	at    int64 // wall clock
+	*uses
+	at int64 // wall clock
 }
 
 type failOpen struct {
 	principal, action, resource EntityUID
 	reason                      string
 	code                        connect.Code
+}
+
+// clone copies the texts, which may be parts of larger ones of the caller's.
+func (f failOpen) clone() failOpen {
+	for _, u := range []*EntityUID{&f.principal, &f.action, &f.resource} {
+		*u = EntityUID{strings.Clone(u.Type), strings.Clone(u.ID)}
+	}
+	f.reason = strings.Clone(f.reason)
+	return f
 }
 
 type openCount struct{ count, first, last int64 }
@@ -84,11 +102,12 @@ func (r *reporter) use(e *entry, now instant) bool {
 	if e.hits.Add(1) > 1 {
 		return true
 	}
-	n := r.unreported.Add(1)
+	size := bytesOf(e.id)
+	n := r.unreported.Add(size)
 	r.mu.Lock()
-	r.used = append(r.used, firstUse{e, now.wall})
+	r.used = append(r.used, firstUse{e.uses, now.wall})
 	r.mu.Unlock()
-	if n == maxUnreported/10 {
+	if n >= maxUnreported/10 && n-size < maxUnreported/10 {
 		signal(r.wakeup) // sooner than its time
 	}
 	return true
@@ -106,7 +125,7 @@ func (r *reporter) letThrough(c *Check, code connect.Code, now instant) {
 	}
 	if n == nil {
 		n = &openCount{first: now.wall, last: now.wall}
-		r.open[key] = n
+		r.open[key.clone()] = n
 	}
 	n.count++
 	// Who read the clock first need not come first.
@@ -166,8 +185,11 @@ func (r *reporter) sendAll(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		r.pending[0] = nil // or the array behind the rest would hold it
 		r.pending = r.pending[1:]
-		r.unreported.Add(-int64(len(report.GetReuses())))
+		for _, u := range report.GetReuses() {
+			r.unreported.Add(-bytesOf(u.GetDecisionId()))
+		}
 		r.lost.Add(lost)
 		r.reported.Add(hits(report) - lost)
 	}
@@ -227,10 +249,9 @@ func (r *reporter) gather() {
 	var reuses []*cedarpostv1.Reuse
 	for _, u := range used {
 		// Whoever counts from here on puts the answer on the next list.
-		n := u.entry.hits.Swap(0)
+		n := u.hits.Swap(0)
 		reuses = append(reuses, &cedarpostv1.Reuse{
-			DecisionId: u.entry.response.GetDecisionId(), Hits: n,
-			First: wallTime(u.at), Last: wallTime(max(u.entry.last.Load(), u.at)),
+			DecisionId: u.id, Hits: n, First: wallTime(u.at), Last: wallTime(max(u.last.Load(), u.at)),
 		})
 	}
 	var opens []*cedarpostv1.FailOpen
@@ -287,6 +308,7 @@ func (r *reporter) giveUp(err error) error {
 		used += hits(p)
 		open += opened(p)
 	}
+	r.pending = nil
 	r.lost.Add(used)
 	return fmt.Errorf("cedarpost: %d uses of answers and %d checks that failed open are not in the log: %w", used, open, err)
 }

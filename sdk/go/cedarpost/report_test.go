@@ -3,6 +3,7 @@ package cedarpost
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 
@@ -46,8 +47,12 @@ func (l *ledger) send(_ context.Context, req *cedarpostv1.ReportReuseRequest) (*
 
 func newLedger() *ledger { return &ledger{seen: map[string]bool{}, uses: map[string]int64{}} }
 
+func entryOf(r *cedarpostv1.AuthorizeResponse) *entry {
+	return &entry{response: r, uses: &uses{id: r.GetDecisionId()}}
+}
+
 func answer(i int) *entry {
-	return &entry{response: &cedarpostv1.AuthorizeResponse{DecisionId: fmt.Sprint("decision ", i)}}
+	return entryOf(&cedarpostv1.AuthorizeResponse{DecisionId: fmt.Sprint("decision ", i)})
 }
 
 // Whatever becomes of single reports and of their answers, each use counts once.
@@ -108,10 +113,13 @@ func TestUsesAreBounded(t *testing.T) {
 	l.fail = func() string { return "away" }
 	r := newReporter()
 	r.send = l.send
-	for i := range maxUnreported {
-		if !r.use(answer(i), realClock()) {
+	for i, bytes := 0, int64(0); bytes < maxUnreported; i++ {
+		a := answer(i)
+		a.id += strings.Repeat("x", i%2000) // of any length
+		if !r.use(a, realClock()) {
 			t.Fatalf("use %d was refused", i)
 		}
+		bytes += bytesOf(a.id)
 	}
 	if r.use(answer(0), realClock()) {
 		t.Error("an answer was used beyond what can be reported")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,14 +18,16 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// request writes a check as it is sent, without its consistency.
+// request writes a check as it is sent, without its consistency. It shares no memory
+// with the check that the caller could change: with Coalesce the request is sent after
+// a caller that gave up may have begun to reuse its slices and maps.
 func request(c *Check) (*cedarpostv1.AuthorizeRequest, error) {
 	req := &cedarpostv1.AuthorizeRequest{
 		Principal: protoUID(c.Principal), Action: protoUID(c.Action), Resource: protoUID(c.Resource),
 		RequestId: c.RequestID,
 	}
 	if len(c.Fields) > 0 || c.AllFields || c.RequireAllFields {
-		req.Fields = &cedarpostv1.FieldSelection{Paths: c.Fields, All: c.AllFields, RequireAll: c.RequireAllFields}
+		req.Fields = &cedarpostv1.FieldSelection{Paths: slices.Clone(c.Fields), All: c.AllFields, RequireAll: c.RequireAllFields}
 	}
 	var err error
 	if req.Context, err = toStruct(c.Context); err != nil {

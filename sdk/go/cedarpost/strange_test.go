@@ -449,7 +449,7 @@ func TestCloseTwice(t *testing.T) {
 		taken.Store(true)
 		return &cedarpostv1.ReportReuseResponse{}, nil
 	}}).serve(t, uncached)
-	c.reports.use(&entry{response: allow(1)}, realClock())
+	c.reports.use(entryOf(allow(1)), realClock())
 	var all sync.WaitGroup
 	for range 3 {
 		all.Go(func() {

@@ -47,7 +47,7 @@ func TestReportsThatWaitAreBounded(t *testing.T) {
 	}
 	check := hitCheck
 	check.FailOpen = "reads may go on"
-	e := &entry{response: allow(1)}
+	e := entryOf(allow(1))
 	for i := range 100 {
 		for j := range 100 {
 			check.Resource.ID = fmt.Sprint(i%7, j)
@@ -97,7 +97,7 @@ func TestRefusedPartOfAReport(t *testing.T) {
 	check := hitCheck
 	check.FailOpen = "reads may go on"
 	for i := range 120 {
-		r.use(&entry{response: &cedarpostv1.AuthorizeResponse{DecisionId: fmt.Sprint(i)}}, realClock())
+		r.use(entryOf(&cedarpostv1.AuthorizeResponse{DecisionId: fmt.Sprint(i)}), realClock())
 		check.Resource.ID = fmt.Sprint(i)
 		if i%40 == 7 {
 			check.Resource.ID = fmt.Sprint("bad", i)
@@ -121,7 +121,7 @@ func TestRefusedForAge(t *testing.T) {
 		return &cedarpostv1.ReportReuseResponse{Refused: 1}, nil
 	}
 	for id, n := range map[string]int{"0190": 7, "0192": 3, "0191": 2} {
-		e := &entry{response: &cedarpostv1.AuthorizeResponse{DecisionId: id}}
+		e := entryOf(&cedarpostv1.AuthorizeResponse{DecisionId: id})
 		for range n {
 			r.use(e, realClock())
 		}
