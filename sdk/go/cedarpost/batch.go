@@ -125,7 +125,7 @@ type question struct {
 func (c *Client) askBatch(ctx context.Context, list []question, fresh string, fully bool, err error) error {
 	ctx, span := c.tracer.Start(ctx, "cedarpost.AuthorizeBatch", trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
-	bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	bounded, cancel := c.bound(ctx)
 	defer cancel()
 	reqs := make([]*cedarpostv1.AuthorizeRequest, len(list))
 	for i, q := range list {
@@ -236,7 +236,9 @@ func (b *batcher) run() {
 		b.waiting = slices.DeleteFunc(b.waiting, func(w *waiter) bool { return w.ctx.Err() != nil })
 		n := fit(len(b.waiting), func(i int) *cedarpostv1.AuthorizeRequest { return b.waiting[i].req })
 		list := b.waiting[:n:n]
-		b.waiting = b.waiting[n:]
+		if b.waiting = b.waiting[n:]; len(b.waiting) == 0 {
+			b.waiting = nil // or it would hold the questions that were sent
+		}
 		if n == 0 {
 			b.under--
 		}

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"connectrpc.com/connect/v2"
@@ -48,7 +49,10 @@ type Client struct {
 	open   sync.RWMutex
 	closed atomic.Bool
 	done   chan struct{} // Close has ended
+	// life ends with stop, and with it all calls and loops.
+	life   context.Context //nolint:containedctx // the client's own
 	stop   context.CancelFunc
+	cutOff atomic.Int64 // checks that stop ended
 	loops  sync.WaitGroup
 	gauges func() // unregisters them
 }
@@ -77,7 +81,7 @@ func New(cfg Config) (*Client, error) {
 		return res, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	c.stop = stop
+	c.life, c.stop = ctx, stop
 	if cfg.Coalesce {
 		c.batches = &batcher{send: c.sendBatch, timeout: cfg.Timeout, ctx: ctx, start: c.loops.Go}
 	}
@@ -91,8 +95,10 @@ func New(cfg Config) (*Client, error) {
 }
 
 // Close waits for calls under way, reports what was not reported yet, and ends the
-// client. Its error says how many uses could not be reported until ctx ended, or will
-// not be taken, as of a key that was revoked. Calls that come later get [ErrClosed].
+// client. When ctx ends it waits no longer: calls under way are cut off and get
+// [ErrClosed], as calls that come later do. Its error says how many checks were cut
+// off, and how many uses could not be reported until ctx ended, or will not be taken,
+// as of a key that was revoked.
 func (c *Client) Close(ctx context.Context) error {
 	if c.closed.Swap(true) {
 		select { // who ends the program now would end what is under way
@@ -101,14 +107,53 @@ func (c *Client) Close(ctx context.Context) error {
 		}
 		return nil
 	}
-	defer close(c.done)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- c.shut(ctx)
+		close(c.done)
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(closeGrace):
+		// A transport that does not heed its context. What it holds up ends with it.
+		return fmt.Errorf("cedarpost: calls do not end although they were cut off, and uses of answers that were not reported yet are not in the log: %w", context.Cause(ctx))
+	}
+}
+
+// closeGrace is how long Close waits for calls that it cut off. They end at once, unless
+// a transport of the caller's does not heed its context.
+const closeGrace = 250 * time.Millisecond
+
+// shut waits for the calls under way, until ctx ends and cuts them off, and then ends
+// the client.
+func (c *Client) shut(ctx context.Context) error {
+	defer context.AfterFunc(ctx, c.stop)()
 	c.open.Lock() // held for good: nobody may come in any more
 	c.stop()
 	c.loops.Wait()
 	err := c.reports.close(ctx)
 	c.gauges()
 	c.servers.close()
+	if n := c.cutOff.Load(); n > 0 {
+		err = errors.Join(fmt.Errorf("cedarpost: %d checks under way were cut off", n), err)
+	}
 	return err
+}
+
+// bound bounds a call in time, and ends it when Close cuts off what is under way.
+func (c *Client) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	release := context.AfterFunc(c.life, cancel)
+	return bounded, func() {
+		release()
+		cancel()
+	}
 }
 
 // enter lets a call in, unless the client is closed. Whoever was let in leaves.
@@ -127,7 +172,7 @@ func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
 	}
 	defer c.leave()
 	if c.cache == nil {
-		bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+		bounded, cancel := c.bound(ctx)
 		defer cancel()
 		return c.ask(ctx, bounded, check, nil)
 	}
@@ -139,7 +184,7 @@ func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
 	}
 	*buf = key[:0]
 	if check.FullyConsistent {
-		bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+		bounded, cancel := c.bound(ctx)
 		defer cancel()
 		return c.ask(ctx, bounded, check, c.keep(string(key)))
 	}
@@ -163,7 +208,7 @@ func (c *Client) reuse(key, fresh string) (Result, bool) {
 // miss asks a question whose answer is not kept. If many do at once, one asks, and
 // the others see whether its answer is one for them too.
 func (c *Client) miss(ctx context.Context, check Check, key string) (Result, error) {
-	bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	bounded, cancel := c.bound(ctx)
 	defer cancel()
 	keep := c.keep(key)
 	if !c.cache.leased() {
@@ -313,6 +358,11 @@ func (s *seen) beyond(history string, number int64) bool {
 // failed turns what went wrong within bounded into an error of this package, or lets
 // the check through if it says so. ctx is the caller's.
 func (c *Client) failed(ctx, bounded context.Context, check *Check, err error) (Result, error) {
+	if c.life.Err() != nil {
+		c.cutOff.Add(1)
+		c.counts.errors.Add(1)
+		return Result{}, ErrClosed
+	}
 	code, gaveUp := connect.CodeOf(err), ctx.Err()
 	if end, ok := ctx.Deadline(); ok && code == connect.CodeDeadlineExceeded {
 		// The service knows when its caller gives up, and may say so before.
