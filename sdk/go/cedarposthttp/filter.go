@@ -24,6 +24,9 @@ import (
 // does not mean that what the user may see of them did not, and whether a guessed ETag
 // matches tells what is in the data.
 //
+// What tells of the whole answer, as an ETag does, leaves neither in the header nor in
+// that of an informational answer before it; there are no trailers.
+//
 // The handler's writer cannot be flushed, hijacked or unwrapped: each would go around
 // the filter.
 func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpost.Result) {
@@ -122,6 +125,7 @@ func (f *filtered) WriteHeader(status int) {
 	}
 	if status >= 100 && status < 200 && status != http.StatusSwitchingProtocols {
 		maps.Copy(f.to.Header(), f.own)
+		strip(f.to.Header(), false)
 		f.to.WriteHeader(status)
 		return
 	}
@@ -194,9 +198,23 @@ func (f *filtered) wait() error {
 	return f.failure
 }
 
-// ofTheWhole are headers that are made of the whole body, and tell of what was left out.
+// ofTheWhole are headers that are made of the whole body, and tell of what was left out:
+// its length, its validators, digests and signatures.
 var ofTheWhole = []string{
 	"Content-Length", "Etag", "Last-Modified", "Accept-Ranges", "Content-Range", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest",
+	"Unencoded-Digest", "Delta-Base", "Signature", "Signature-Input", "Trailer",
+}
+
+// strip removes them from a header, and trailers. A body that passes as it is keeps its
+// length.
+func strip(h http.Header, length bool) {
+	maps.DeleteFunc(h, func(name string, _ []string) bool {
+		if strings.HasPrefix(name, http.TrailerPrefix) {
+			return true
+		}
+		name = http.CanonicalHeaderKey(name) // it may stand there as "ETag"
+		return slices.Contains(ofTheWhole, name) && !(length && name == "Content-Length")
+	})
 }
 
 // commit sends status and header.
@@ -211,13 +229,10 @@ func (f *filtered) commit() {
 	h := f.to.Header()
 	clear(h)
 	maps.Copy(h, f.sent)
-	if f.mode != asItIs {
-		maps.DeleteFunc(h, func(name string, _ []string) bool {
-			return slices.Contains(ofTheWhole, http.CanonicalHeaderKey(name)) // it may stand there as "ETag"
-		})
-		if h.Get("Cache-Control") == "" {
-			h.Set("Cache-Control", "private") // the next user sees other fields
-		}
+	// A 304, a 412 or a 416 tells of the document that a 200 would have had.
+	strip(h, f.mode == asItIs && f.status != http.StatusNotModified)
+	if f.mode != asItIs && h.Get("Cache-Control") == "" {
+		h.Set("Cache-Control", "private") // the next user sees other fields
 	}
 	f.to.WriteHeader(f.status)
 }

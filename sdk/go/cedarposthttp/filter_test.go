@@ -8,6 +8,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -311,6 +314,108 @@ func TestFilterRemovesWhatTellsOfTheWhole(t *testing.T) {
 			t.Errorf("the answer has %s", name)
 		}
 	}
+}
+
+// Nothing that tells of the whole answer leaves in another way: in an informational
+// answer before it, as a trailer, or with a status that has no body.
+func TestNothingTellsOfTheWhole(t *testing.T) {
+	tell := func(h http.Header, prefix string) {
+		for _, name := range []string{
+			"Content-MD5", "Digest", "Content-Digest", "Repr-Digest", "Unencoded-Digest", "Accept-Ranges", "Delta-Base", "Signature", "Signature-Input",
+		} {
+			h.Set(prefix+name, "secret")
+		}
+		h.Set(prefix+"Last-Modified", "Sun, 09 Sep 2001 01:46:40 GMT")
+		h.Set(prefix+"Content-Range", "bytes */1234")
+		h.Set(prefix+"X-Other", "stays")
+		h[prefix+"ETag"] = []string{`"secret"`} // spelled so that Header.Del does not find it
+	}
+	type exit struct {
+		name string
+		by   http.HandlerFunc
+	}
+	exits := []exit{
+		{"an early hint", func(w http.ResponseWriter, _ *http.Request) {
+			tell(w.Header(), "")
+			w.WriteHeader(http.StatusEarlyHints)
+			w.WriteHeader(http.StatusProcessing)
+			_, _ = io.WriteString(w, whole)
+		}},
+		{"trailers", func(w http.ResponseWriter, _ *http.Request) {
+			tell(w.Header(), http.TrailerPrefix)
+			_, _ = io.WriteString(w, whole)
+			tell(w.Header(), http.TrailerPrefix)
+		}},
+		{"declared trailers", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Trailer", "ETag, Repr-Digest, X-Other")
+			tell(w.Header(), "")
+			_, _ = io.WriteString(w, whole)
+			tell(w.Header(), "")
+		}},
+	}
+	for _, status := range []int{204, 304, 403, 404, 412, 416, 500} {
+		exits = append(exits, exit{fmt.Sprint("status ", status), func(w http.ResponseWriter, _ *http.Request) {
+			if status == http.StatusNotModified {
+				w.Header().Set("Content-Length", fmt.Sprint(len(whole)))
+			}
+			tell(w.Header(), "")
+			tell(w.Header(), http.TrailerPrefix)
+			w.WriteHeader(status)
+		}})
+	}
+	w := newWorld(t)
+	var now exit
+	w.filters(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		now.by(rw, r)
+	})
+	for _, version := range []int{1, 2} {
+		server := httptest.NewUnstartedServer(signedIn(w.mux))
+		server.EnableHTTP2 = version == 2
+		server.StartTLS()
+		defer server.Close()
+		for _, now = range exits {
+			for _, method := range []string{"GET", "HEAD"} {
+				res, headers := overTheWire(t, server, method)
+				if res.ProtoMajor != version || now.name == "an early hint" && len(headers) != 2 {
+					t.Errorf("HTTP/%d, %d informational answers", res.ProtoMajor, len(headers))
+				}
+				if len(res.Trailer) > 0 {
+					t.Errorf("%s: trailers %v", now.name, res.Trailer)
+				}
+				for _, h := range append(headers, res.Header) {
+					for name, value := range h {
+						filtered := name == "Content-Length" && value[0] != fmt.Sprint(len(whole))
+						if !filtered && !slices.Contains([]string{"Content-Type", "Cache-Control", "X-Other", "Date"}, name) {
+							t.Errorf("%s, HTTP/%d %s: there is %s: %s", now.name, version, method, name, value)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// overTheWire asks as alice, and returns the headers of informational answers too.
+func overTheWire(t *testing.T, server *httptest.Server, method string) (res *http.Response, informational []http.Header) {
+	t.Helper()
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+		informational = append(informational, http.Header(h))
+		return nil
+	}})
+	r, err := http.NewRequestWithContext(ctx, method, server.URL+"/orders/42", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("X-User", "alice")
+	if res, err = server.Client().Do(r); err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if _, err := io.Copy(io.Discard, res.Body); err != nil {
+		t.Fatal(err)
+	}
+	return res, informational
 }
 
 // slow is a client that takes its time, and a server that takes the writer away when
