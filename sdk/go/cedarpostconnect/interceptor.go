@@ -91,7 +91,7 @@ func (i *Interceptor) Intercept(next connect.ServerFunc) connect.ServerFunc {
 			i.guard.Public()
 			return next(ctx, spec, stream)
 		}
-		s := &checked{ctx: ctx, guard: i.guard, route: c, procedure: spec.Procedure, inner: stream, held: held, recheck: i.recheck}
+		s := &checked{ctx: ctx, guard: i.guard, route: c, procedure: spec.Procedure, inner: stream, held: held, recheck: i.recheck, before: metadataOf(ctx)}
 		if c.Filter && spec.StreamType&connect.StreamTypeClient != 0 {
 			return toError(ctx, s.fault(errFilter), false)
 		}

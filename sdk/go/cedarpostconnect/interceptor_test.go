@@ -3,12 +3,17 @@ package cedarpostconnect_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
 
 	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
@@ -416,5 +421,75 @@ func TestManyAtOnce(t *testing.T) {
 	wait.Wait()
 	if n := len(w.svc.Decisions()); n != 153 || w.guard.Stats().Allowed != 153 {
 		t.Errorf("%d decisions, %+v", n, w.guard.Stats())
+	}
+}
+
+// A client that is refused gets nothing that the handler set for the answer; what was
+// set around the interceptor stays.
+func TestHeadersOfTheHandlerDoNotReachTheRefused(t *testing.T) {
+	w := newWorld(t)
+	outer := func(next connect.ServerFunc) connect.ServerFunc {
+		return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
+			info, _ := connect.CallInfoForServerContext(ctx)
+			info.ResponseHeader().Set("X-Request-Id", "7")
+			return next(context.WithValue(ctx, userKey{}, info.RequestHeader().Get("X-User")), spec, stream)
+		}
+	}
+	server := connect.NewServer(outer, w.interceptor.Intercept)
+	for _, method := range []string{"Get", "Collect", "Chat", "Follow"} {
+		server.Register(connect.Method{Spec: spec(method), Handler: func(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+			info, _ := connect.CallInfoForServerContext(ctx)
+			for _, h := range []*connect.Header{info.ResponseHeader(), info.ResponseTrailer()} {
+				h.Set("X-Secret", "likes tea")
+				h.Set("X-Request-Id", "tea")
+				h.Add("Etag", `"tea"`)
+			}
+			if info.RequestHeader().Get("X-User") == "nobody looks" {
+				return connect.NewError(connect.CodeAborted, "before a message was checked")
+			}
+			if err := stream.Receive(newRequest()); err != nil {
+				return err
+			}
+			return stream.Send(stored)
+		}})
+	}
+	mux := http.NewServeMux()
+	connecthttp.Mount(mux, server)
+	hs := httptest.NewUnstartedServer(mux)
+	hs.Config.Protocols = new(http.Protocols)
+	hs.Config.Protocols.SetHTTP1(true)
+	hs.Config.Protocols.SetUnencryptedHTTP2(true)
+	hs.Start()
+	defer hs.Close()
+	w.url = hs.URL
+	for _, method := range []string{"Get", "Collect", "Chat", "Follow"} {
+		for protocol, options := range protocols {
+			if protocol == "get" && method != "Get" {
+				continue
+			}
+			for _, who := range []string{"bob", "mallory", "", "nobody looks"} {
+				ctx, info := connect.NewClientContext(t.Context())
+				stream, err := w.client(who, options...).CallClientStream(ctx, spec(method))
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = stream.Send(of(newRequest(), `{"order":{"id":"42"}}`))
+				_ = stream.CloseSend()
+				for err = nil; err == nil; {
+					err = stream.Receive(newOrder())
+				}
+				if refused := !errors.Is(err, io.EOF); refused != (who != "bob") {
+					t.Fatalf("%s %s by %s: %v", who, method, protocol, err)
+				}
+				tea := strings.Contains(fmt.Sprint(maps.Collect(info.ResponseHeader().All()), maps.Collect(info.ResponseTrailer().All())), "tea")
+				if tea != (who == "bob") {
+					t.Errorf("%s %s by %s: %v %v", who, method, protocol, maps.Collect(info.ResponseHeader().All()), maps.Collect(info.ResponseTrailer().All()))
+				}
+				if who != "bob" && header(info, "X-Request-Id") != "7" {
+					t.Errorf("%s %s by %s: request id %q", who, method, protocol, header(info, "X-Request-Id"))
+				}
+				_ = stream.Close()
+			}
+		}
 	}
 }

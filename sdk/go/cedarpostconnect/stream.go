@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -32,6 +34,7 @@ type checked struct {
 	inner     connect.ServerStream
 	held      *enforce.Held
 	recheck   time.Duration
+	before    metadata // of the answer, as the handler found it
 
 	passed  atomic.Pointer[passed] // the newest message that did; nil: none
 	closed  atomic.Bool            // the client has no more
@@ -172,10 +175,53 @@ func (s *checked) end(err error) error {
 	if r == nil && err == nil && s.passed.Load() == nil {
 		r = s.unchecked(errUnchecked)
 	}
+	if r != nil || s.passed.Load() == nil {
+		s.before.restore(s.ctx, s.sent.Load())
+	}
 	if r != nil {
 		return toError(s.ctx, r, s.sent.Load())
 	}
 	return err
+}
+
+// metadata are the headers and trailers of an answer.
+type metadata struct{ header, trailer map[string][]string }
+
+// metadataOf copies what is set so far, as by interceptors around this one.
+func metadataOf(ctx context.Context) (m metadata) {
+	if info, ok := connect.CallInfoForServerContext(ctx); ok {
+		m.header, m.trailer = cloned(info.ResponseHeader()), cloned(info.ResponseTrailer())
+	}
+	return m
+}
+
+func cloned(h *connect.Header) map[string][]string {
+	out := map[string][]string{}
+	for name, values := range h.All() {
+		out[name] = slices.Clone(values)
+	}
+	return out
+}
+
+// restore drops what a handler set since. Headers that have left stay as they are.
+func (m metadata) restore(ctx context.Context, sent bool) {
+	info, ok := connect.CallInfoForServerContext(ctx)
+	if !ok {
+		return
+	}
+	reset(info.ResponseTrailer(), m.trailer)
+	if !sent {
+		reset(info.ResponseHeader(), m.header)
+	}
+}
+
+func reset(h *connect.Header, to map[string][]string) {
+	for name := range maps.Collect(h.All()) {
+		h.Delete(name)
+	}
+	for name, values := range to {
+		h.SetValues(name, values)
+	}
 }
 
 var codes = map[enforce.Kind]connect.Code{
