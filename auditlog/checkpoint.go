@@ -5,12 +5,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/cedarpost/cedarpost/internal/keyfile"
 )
 
 // Checkpoint commits to the whole log up to a size, as C2SP tlog-checkpoint has it.
@@ -91,7 +92,7 @@ type Key struct {
 // ReadKey reads a private key as note.GenerateKey writes it. Its errors do not show
 // it.
 func ReadKey(file string) (Key, error) {
-	text, err := os.ReadFile(file)
+	text, err := keyfile.Read(file)
 	if err != nil {
 		return Key{}, err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -65,17 +66,10 @@ func BootstrapKey(ctx context.Context, db *store.DB, file string, another bool) 
 
 // readKey reads a key from a file, "" if there is none.
 func readKey(file string) (string, error) {
-	info, err := os.Stat(file)
+	b, err := keyfile.Read(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
-	if err != nil {
-		return "", err
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return "", fmt.Errorf("%s: others may read this key; chmod 600 it", file)
-	}
-	b, err := os.ReadFile(file)
 	if err != nil {
 		return "", err
 	}

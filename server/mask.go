@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 )
 
@@ -67,20 +68,15 @@ func (m *masker) maskedHash(text string) ([]byte, error) {
 	return m.hash(v), nil
 }
 
-// ReadMaskKey reads a mask key: one line, 32 bytes in hexadecimal or base64. It
-// warns when others on the machine may read it, and does not refuse: that is how
-// some platforms mount secrets.
-func ReadMaskKey(file string, log *slog.Logger) ([]byte, error) {
-	text, err := os.ReadFile(file)
+// ReadMaskKey reads a mask key: one line, 32 bytes in hexadecimal or base64.
+func ReadMaskKey(file string) ([]byte, error) {
+	text, err := keyfile.Read(file)
 	if err != nil {
 		return nil, fmt.Errorf("mask key: %w", err)
 	}
 	key := decodeMaskKey(strings.TrimSpace(string(text)))
 	if key == nil {
 		return nil, fmt.Errorf("mask key: %s does not hold %d bytes as one line of hexadecimal or base64", file, maskKeyBytes)
-	}
-	if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o077 != 0 {
-		log.Warn("others on this machine may read the mask key: chmod 600 it", "file", file)
 	}
 	return key, nil
 }

@@ -65,7 +65,8 @@ type Config struct {
 	// MaxReuse is how long callers that watch what changes may keep an answer, default 5
 	// minutes, negative for not at all.
 	MaxReuse time.Duration
-	// Name is this server in decision records, default the host's name.
+	// Name is this server in decision records, default the host's name. [CheckName] says
+	// what it may be.
 	Name string
 	// Log gets the server's log; default slog.Default.
 	Log *slog.Logger
@@ -115,6 +116,7 @@ type Server struct {
 	recorder *recorder
 	signer   *signer
 	unknown  *strangers
+	cert     *certificate // nil: no TLS
 	metrics  *metrics
 	planes   []*plane
 }
@@ -130,6 +132,9 @@ type plane struct {
 // or a database that cannot be served is an error here.
 func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	cfg.setDefaults()
+	if err := CheckName(cfg.Name); err != nil {
+		return nil, err
+	}
 	if err := checkRetention(ctx, cfg.DB, cfg.DecisionRetention); err != nil {
 		return nil, err
 	}
@@ -161,6 +166,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		if cert, err = newCertificate(cfg.TLSCert, cfg.TLSKey, cfg.Log); err != nil {
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
+		s.cert = cert
 	}
 	s.recorder = newRecorder(cfg.DB, cfg.Name, cfg.Record, cfg.Log, s.metrics, s.follower.heard)
 	s.ready.recorder = s.recorder

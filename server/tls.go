@@ -47,7 +47,7 @@ func (c *certificate) reload() error {
 	if c.current != nil && stamp == c.stamp {
 		return nil
 	}
-	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+	pair, err := loadPair(c.certFile, c.keyFile)
 	if err != nil {
 		return err
 	}

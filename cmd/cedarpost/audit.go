@@ -68,7 +68,7 @@ type verifyCmd struct {
 	databaseFlags
 	keyFlags
 	Since        moment   `help:"Only rows from this time on, beside all headers, the tree and all checkpoints: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
-	MinRetention span     `help:"How long after its end a day of the log is kept at least, as the database's table log_retention says: records that a younger day was dropped are not accepted (default ${default})." default:"30d" placeholder:"TIME"`
+	MinRetention span     `help:"How long after its end a day of the log is kept at least, as the database's table log_retention says: records that a younger day was dropped are not accepted (default ${default})." default:"30d" placeholder:"DURATION"`
 	History      bool     `help:"Also compare the stored entities, bundles and API keys with what the log says of them. Not with --since."`
 	Against      []string `help:"File with checkpoints that were kept elsewhere, by serve --audit-checkpoint-file or by audit witness; may be repeated." type:"path" sep:"none" placeholder:"FILE"`
 }
@@ -221,9 +221,9 @@ func checkpointsIn(file string) (notes [][]byte, err error) {
 
 type witnessCmd struct {
 	keyFlags
-	State    string        `help:"File that keeps the checkpoints. It should be on another machine than the service and its database." required:"" type:"path" placeholder:"FILE"`
-	Interval time.Duration `help:"Ask so often (default ${default})." default:"10s" placeholder:"TIME"`
-	Once     bool          `help:"Ask once: for a timer that runs it."`
+	State    string `help:"File that keeps the checkpoints. It should be on another machine than the service and its database." required:"" type:"path" placeholder:"FILE"`
+	Interval span   `help:"Ask so often (default ${default})." default:"10s" placeholder:"DURATION"`
+	Once     bool   `help:"Ask once: for a timer that runs it."`
 	adminFlags
 }
 
@@ -236,12 +236,12 @@ While the service cannot be reached it says so and asks again.`
 
 // Run watches the log.
 func (w *witnessCmd) Run(ctx context.Context, c *console) error {
+	if w.Interval < span(time.Second) {
+		return misuse("--interval must be at least 1s")
+	}
 	keys, err := w.required()
 	if err != nil {
 		return err
-	}
-	if w.Interval < time.Second {
-		return misuse("--interval must be at least 1s")
 	}
 	admin, err := w.dial()
 	if err != nil {
@@ -266,7 +266,7 @@ func (w *witnessCmd) Run(ctx context.Context, c *console) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(w.Interval):
+		case <-time.After(time.Duration(w.Interval)):
 		}
 	}
 }
@@ -438,6 +438,9 @@ func (k *keygenCmd) Run(c *console) error {
 
 // makeAuditKey writes a new private key, unless the file exists.
 func makeAuditKey(file, name string) (verifier string, err error) {
+	if err := server.CheckName(name); err != nil {
+		return "", fmt.Errorf("%q cannot name a log: %w", name, err)
+	}
 	secret, verifier, err := note.GenerateKey(rand.Reader, name)
 	if err == nil {
 		_, err = note.NewVerifier(verifier) // knows which names are good

@@ -22,11 +22,17 @@ var rivals = map[string]string{
 	"database-url-file": databaseURLEnv,
 }
 
-// settings are the values of the YAML file, as text.
-type settings map[string]string
+// settings are the values of the YAML file, by their names.
+type settings map[string]*setting
 
-// loadSettings reads the file that --config or CEDARPOST_CONFIG names.
-func loadSettings(k *kong.Context) error {
+type setting struct {
+	value string
+	where string // "FILE:LINE"
+	used  bool   // nothing that comes before the file says otherwise
+}
+
+// load reads the file that --config or CEDARPOST_CONFIG names.
+func (s settings) load(k *kong.Context) error {
 	known := map[string]bool{}
 	var file string
 	var visit func(*kong.Node)
@@ -46,44 +52,42 @@ func loadSettings(k *kong.Context) error {
 	if file == "" {
 		return nil
 	}
-	s, err := readSettings(file, known)
-	if err != nil {
+	if err := s.read(file, known); err != nil {
 		return fmt.Errorf("settings: %w", err)
 	}
 	k.AddResolver(s)
 	return nil
 }
 
-func readSettings(file string, known map[string]bool) (settings, error) {
+func (s settings) read(file string, known map[string]bool) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	loader, err := yaml.NewLoader(bytes.NewReader(text), yaml.WithV4Defaults(), yaml.WithUniqueKeys(true))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	values := map[string]yaml.Node{}
 	if err := loader.Load(&values); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return fmt.Errorf("%s: %w", file, err)
 	}
 	if err := loader.Load(&yaml.Node{}); !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%s: holds more than one YAML document", file)
+		return fmt.Errorf("%s: holds more than one YAML document", file)
 	}
-	s := settings{}
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		value := values[key]
-		where := fmt.Sprintf("%s:%d: %s", file, value.Line, key)
+		where := fmt.Sprintf("%s:%d", file, value.Line)
 		switch {
 		case !known[key]:
-			return nil, fmt.Errorf("%s: no such setting; there are %s", where, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+			return fmt.Errorf("%s: %s: no such setting; there are %s", where, key, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
 		case value.Kind != yaml.ScalarNode:
-			return nil, fmt.Errorf("%s: not a single value", where)
+			return fmt.Errorf("%s: %s: not a single value", where, key)
 		case value.Tag != "!!null":
-			s[key] = value.Value
+			s[key] = &setting{value: value.Value, where: where}
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // Validate implements kong.Resolver.
@@ -92,7 +96,7 @@ func (settings) Validate(*kong.Application) error { return nil }
 // Resolve implements kong.Resolver. Kong asks for all flags that are not on the
 // command line, those that the environment sets included.
 func (s settings) Resolve(_ *kong.Context, _ *kong.Path, f *kong.Flag) (any, error) {
-	value, ok := s[f.Name]
+	set, ok := s[f.Name]
 	if !ok || len(f.Envs) == 0 {
 		return nil, nil
 	}
@@ -101,7 +105,32 @@ func (s settings) Resolve(_ *kong.Context, _ *kong.Path, f *kong.Flag) (any, err
 			return nil, nil
 		}
 	}
-	return value, nil
+	set.used = true
+	return set.value, nil
+}
+
+// locate adds to an error where in the file the settings are that it is about: those
+// whose flags it names, and those of a file or an address that it names. The file names
+// settings without the dashes of the flags, and a long one is searched for the mistake.
+func (s settings) locate(err error) error {
+	text := err.Error()
+	for _, name := range slices.Sorted(maps.Keys(s)) {
+		set := s[name]
+		if set.used && (namesFlag(text, name) || strings.ContainsAny(set.value, "/:") && strings.Contains(text, set.value)) {
+			err = fmt.Errorf("%w\n%s: this sets %s", err, set.where, name)
+		}
+	}
+	return err
+}
+
+// namesFlag reports whether a text has --name, and not only --name-of-another.
+func namesFlag(text, name string) bool {
+	for _, after := range strings.Split(text, "--"+name)[1:] {
+		if after == "" || !strings.ContainsAny(after[:1], "-abcdefghijklmnopqrstuvwxyz0123456789") {
+			return true
+		}
+	}
+	return false
 }
 
 // onCommandLine reports whether a flag stands on the command line itself.

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -137,29 +139,39 @@ func (m *moment) UnmarshalText(text []byte) (err error) {
 	}
 	var ago span
 	if err := ago.UnmarshalText(text); err != nil {
-		return fmt.Errorf("%q is neither a time like 2006-01-02T15:04:05Z nor a span like 90m, 12h or 7d", text)
+		return fmt.Errorf("%q is neither a time like 2006-01-02T15:04:05Z nor a duration like 90m, 12h or 7d", text)
 	}
 	m.Time = time.Now().Add(-time.Duration(ago))
 	return nil
 }
 
-// span is a length of time on the command line, in days too.
+// span is a duration in flags, the environment and the YAML file: as Go writes them, and
+// with days before the rest.
 type span time.Duration
+
+// day is what a span means by d.
+const day = 24 * time.Hour
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (s *span) UnmarshalText(text []byte) error {
-	t := string(text)
-	var days int
-	if n, _ := fmt.Sscanf(t, "%dd", &days); n == 1 && t == fmt.Sprintf("%dd", days) {
-		t = fmt.Sprintf("%dh", 24*days)
+	days, rest, found := strings.Cut(string(text), "d")
+	if !found {
+		days, rest = "0", string(text)
+	} else if rest == "" {
+		rest = "0"
 	}
-	d, err := time.ParseDuration(t)
-	if err != nil || d < 0 {
-		return fmt.Errorf("%q is not a span like 90m, 12h or 7d", text)
+	n, err := strconv.ParseUint(days, 10, 64)
+	d, err2 := time.ParseDuration(rest)
+	signed := strings.ContainsAny(string(text), "+-")
+	if err != nil || err2 != nil || signed || n > uint64((math.MaxInt64-d)/day) {
+		return fmt.Errorf("%q is not a duration like 500ms, 90m, 12h, 7d or 1d12h", text)
 	}
-	*s = span(d)
+	*s = span(time.Duration(n)*day + d)
 	return nil
 }
+
+// String implements fmt.Stringer.
+func (s span) String() string { return time.Duration(s).String() }
 
 // timestamp is nil for a moment that was not given.
 func (m moment) timestamp() *timestamppb.Timestamp {

@@ -3,10 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/cedarpost/cedarpost/internal/keyfile"
 )
 
 // The exit codes, which scripts rely on.
@@ -69,7 +70,7 @@ func (c *console) say(err error) {
 
 // readSecret reads the one line of a secret's file.
 func readSecret(file string) (string, error) {
-	b, err := os.ReadFile(file)
+	b, err := keyfile.Read(file)
 	if err != nil {
 		return "", err
 	}

@@ -57,7 +57,7 @@ func testEntityHistory(sh *shell) func(*testing.T) {
 
 func TestHistoryRetention(t *testing.T) {
 	for given, says := range map[string]string{
-		"47h": "48h or more", "1d": "48h or more", "-1h": "not a span like", "soon": "not a span like", "d": "not a span like",
+		"47h": "48h or more", "1d": "48h or more", "-1h": "not a duration like", "soon": "not a duration like", "d": "not a duration like",
 		"48h": "no database", "2d": "no database", "0": "no database",
 	} {
 		newShell().exits(t, 2, []string{says}, "serve", "--history-retention="+given)
@@ -65,8 +65,8 @@ func TestHistoryRetention(t *testing.T) {
 	}
 	for _, c := range []struct{ keep, want string }{{"0", "-1ns"}, {"90d", "2160h0m0s"}} {
 		var s span
-		if err := s.UnmarshalText([]byte(c.keep)); err != nil || retention(s).String() != c.want {
-			t.Errorf("%s: %v, %v", c.keep, retention(s), err)
+		if err := s.UnmarshalText([]byte(c.keep)); err != nil || neverAtZero(s).String() != c.want {
+			t.Errorf("%s: %v, %v", c.keep, neverAtZero(s), err)
 		}
 	}
 }

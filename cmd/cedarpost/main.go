@@ -40,7 +40,7 @@ type cli struct {
 
 const description = `Cedarpost decides who may do what, on which object and which of its fields, and records every decision.
 
-Settings come from flags, then the environment, then the YAML file of --config. Commands that call a server send the API key of CEDARPOST_TOKEN, or of --token-file.
+Settings come from flags, then the environment, then the YAML file of --config. Durations are like 500ms, 90m, 12h, 7d or 1d12h in each of them. Commands that call a server send the API key of CEDARPOST_TOKEN, or of --token-file.
 
 Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 does not compile or validate, 4 tests failed, 5 denied.`
 
@@ -52,7 +52,8 @@ func main() {
 
 func run(ctx context.Context, args []string, c *console) int {
 	dropEmptySettings()
-	parser := newParser(ctx, c)
+	file := settings{}
+	parser := newParser(ctx, c, file)
 	k, err := parser.Parse(args)
 	if err == nil {
 		err = k.Run(c)
@@ -67,12 +68,12 @@ func run(ctx context.Context, args []string, c *console) int {
 		failure.err = errors.New("interrupted")
 	}
 	if failure.err != nil {
-		c.say(failure.err)
+		c.say(file.locate(failure.err))
 	}
 	return failure.code
 }
 
-func newParser(ctx context.Context, c *console) *kong.Kong {
+func newParser(ctx context.Context, c *console, file settings) *kong.Kong {
 	return kong.Must(&cli{},
 		kong.Name("cedarpost"),
 		kong.Description(description),
@@ -86,7 +87,7 @@ func newParser(ctx context.Context, c *console) *kong.Kong {
 			{Key: "server", Title: "Server"},
 			{Key: "client", Title: "Connection"},
 		}),
-		kong.WithBeforeResolve(loadSettings),
+		kong.WithBeforeResolve(file.load),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
 }
@@ -99,7 +100,7 @@ type helpCmd struct {
 // Run prints the help.
 func (h *helpCmd) Run(ctx context.Context, c *console) error {
 	// The flag prints and ends the process, unless the command is not one.
-	_, err := newParser(ctx, c).Parse(append(h.Command, "--help"))
+	_, err := newParser(ctx, c, settings{}).Parse(append(h.Command, "--help"))
 	return usageError(err)
 }
 

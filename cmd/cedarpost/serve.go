@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
 	"syscall"
@@ -16,27 +17,28 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/store"
 )
 
 // listenFlags are the settings that serve and dev share.
 type listenFlags struct {
-	Listen         string        `help:"Address of the decision plane (default ${default}). Port 0 takes a free one." env:"CEDARPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" group:"server"`
-	AdminListen    string        `help:"Address of the admin plane (default ${default})." env:"CEDARPOST_ADMIN_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" group:"server"`
-	OpsListen      string        `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
-	AllowPlaintext bool          `help:"Serve other machines without TLS, when something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
-	MaxStaleness   time.Duration `help:"Refuse to decide when policies or data may be older than this (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"TIME" group:"server"`
-	MaxReuse       time.Duration `help:"How long callers that watch what changes may keep an answer and use it again; less than 0 is not at all (default ${default})." env:"CEDARPOST_MAX_REUSE" default:"5m" placeholder:"TIME" group:"server"`
-	CacheMiB       int64         `name:"cache-mib" help:"Memory for entities, about, in MiB; 0 is no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
-	RecordMode     string        `help:"When decisions are answered: strict, after they are in the log, or buffered, before (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
-	Retention      span          `name:"decision-retention" help:"Drop a day of the decision log so long after its end; 0 is never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"TIME" group:"server"`
-	KeepHistory    span          `name:"history-retention" help:"How long earlier states of entities can be read, like 90d or 1000h: at least 48h, 0 is for ever (default ${default}). What a recorded decision was made on is kept as long as its record." env:"CEDARPOST_HISTORY_RETENTION" default:"90d" placeholder:"TIME" group:"server"`
-	RateLimit      float64       `help:"Checks a second that one caller may ask; 0 is no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
-	MaskKeyFile    string        `help:"File with the key of the hashes that stand in decision records for sensitive values: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
-	Name           string        `help:"Name of this server in decision records (default: the name of the host)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
-	LogFormat      string        `help:"Log lines as text or json, on stderr (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
-	LogLevel       string        `help:"Log debug, info, warn or error and above (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
+	Listen         string  `help:"Address of the decision plane (default ${default}). Port 0 takes a free one." env:"CEDARPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" group:"server"`
+	AdminListen    string  `help:"Address of the admin plane (default ${default})." env:"CEDARPOST_ADMIN_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" group:"server"`
+	OpsListen      string  `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
+	AllowPlaintext bool    `help:"Serve other machines without TLS, when something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
+	MaxStaleness   span    `help:"Refuse to decide when policies or data may be older than this (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"DURATION" group:"server"`
+	MaxReuse       span    `help:"How long callers that watch what changes may keep an answer and use it again; 0 is not at all (default ${default})." env:"CEDARPOST_MAX_REUSE" default:"5m" placeholder:"DURATION" group:"server"`
+	CacheMiB       int64   `name:"cache-mib" help:"Memory for entities, about, in MiB; 0 is no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
+	RecordMode     string  `help:"When decisions are answered: strict, after they are in the log, or buffered, before (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
+	Retention      span    `name:"decision-retention" help:"Drop a day of the decision log so long after its end; 0 is never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
+	KeepHistory    span    `name:"history-retention" help:"How long earlier states of entities can be read: at least 48h, 0 is for ever (default ${default}). What a recorded decision was made on is kept as long as its record." env:"CEDARPOST_HISTORY_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
+	RateLimit      float64 `help:"Checks a second that one caller may ask; 0 is no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
+	MaskKeyFile    string  `help:"File with the key of the hashes that stand in decision records for sensitive values: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	Name           *string `help:"Name of this server in decision records: one line of at most 255 bytes (default: the name of the host)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
+	LogFormat      string  `help:"Log lines as text or json, on stderr (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
+	LogLevel       string  `help:"Log debug, info, warn or error and above (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
 }
 
 // Validate refuses what the server would silently take for its default.
@@ -53,31 +55,40 @@ func (f *listenFlags) Validate() error {
 	if f.RateLimit < 0 {
 		return errors.New("--rate-limit must not be negative")
 	}
+	if err := server.CheckName(f.name()); err != nil {
+		return fmt.Errorf("--name: %w", err)
+	}
 	return nil
+}
+
+// name is that of the server in records.
+func (f *listenFlags) name() string {
+	if f.Name != nil {
+		return *f.Name
+	}
+	host, _ := os.Hostname()
+	return host
 }
 
 func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, err error) {
 	var maskKey []byte
 	if f.MaskKeyFile != "" {
-		if maskKey, err = server.ReadMaskKey(f.MaskKeyFile, log); err != nil {
+		if maskKey, err = server.ReadMaskKey(f.MaskKeyFile); err != nil {
 			return server.Config{}, err
 		}
 	}
 	return server.Config{
 		DB: db, MaskKey: maskKey, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
-		AllowPlaintext: f.AllowPlaintext, MaxStaleness: f.MaxStaleness, MaxReuse: f.MaxReuse, CacheBytes: cacheBytes(f.CacheMiB),
-		Record: auditlog.Mode(f.RecordMode), DecisionRetention: retention(f.Retention), HistoryRetention: retention(f.KeepHistory),
-		RateLimit: f.RateLimit, Name: f.Name, Log: log,
+		AllowPlaintext: f.AllowPlaintext, MaxStaleness: time.Duration(f.MaxStaleness), MaxReuse: neverAtZero(f.MaxReuse), CacheBytes: cacheBytes(f.CacheMiB),
+		Record: auditlog.Mode(f.RecordMode), DecisionRetention: neverAtZero(f.Retention), HistoryRetention: neverAtZero(f.KeepHistory),
+		RateLimit: f.RateLimit, Name: f.name(), Log: log,
 	}, nil
 }
 
 // store is how to open the database. All writes go into the log under the server's
 // name.
 func (f *listenFlags) store(url string, standbys []string) store.Config {
-	name := f.Name
-	if name == "" {
-		name, _ = os.Hostname()
-	}
+	name := f.name()
 	return store.Config{DatabaseURL: url, ReadURLs: standbys, Server: name, Event: server.ChangeEvents(name)}
 }
 
@@ -93,17 +104,18 @@ func newLogger(w io.Writer, format, level string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// explain says which flag to change when a port is taken.
+// explain says which flag to change when a plane has no listener.
 func (f *listenFlags) explain(err error) error {
-	if !errors.Is(err, syscall.EADDRINUSE) {
-		return err
-	}
 	for _, p := range []struct{ plane, flag, addr string }{
 		{"decision", "--listen", f.Listen}, {"admin", "--admin-listen", f.AdminListen}, {"ops", "--ops-listen", f.OpsListen},
 	} {
-		if strings.HasPrefix(err.Error(), p.plane+" plane:") {
+		if !strings.HasPrefix(err.Error(), p.plane+" plane:") {
+			continue
+		}
+		if errors.Is(err, syscall.EADDRINUSE) {
 			return fmt.Errorf("%s is in use by another process\ngive the %s plane another address with %s (port 0 takes a free one)", p.addr, p.plane, p.flag)
 		}
+		return fmt.Errorf("%s %s: %w", p.flag, p.addr, err)
 	}
 	return err
 }
@@ -156,7 +168,7 @@ func (f *readFlags) urls() ([]string, error) {
 		if len(urls) > 0 {
 			return nil, misuse("both --read-database-urls and --read-database-urls-file are given; give one")
 		}
-		text, err := os.ReadFile(f.ReadDatabaseURLsFile)
+		text, err := keyfile.Read(f.ReadDatabaseURLsFile)
 		if err != nil {
 			return nil, fmt.Errorf("read database URLs: %w", err)
 		}
@@ -184,7 +196,9 @@ func (*serveCmd) Help() string {
 
   ready decision=URL admin=URL ops=URL
 
-SIGTERM and Ctrl-C stop the server after the calls in flight; a second one stops it at once.`
+SIGTERM and Ctrl-C stop the server after the calls in flight; a second one stops it at once. SIGHUP reads the TLS certificate and its key again, as happens within ten seconds of a change anyhow, and says so in the log; all else is read at the start alone.
+
+Files with keys and other secrets are refused if users beside their owner and group may read them.`
 }
 
 // Run serves until ctx ends.
@@ -197,6 +211,9 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		return misuse("--migrate needs --development-database: a login that can migrate can rewrite the log; run cedarpost migrate with a login of its own")
 	}
 	log := s.logger(c.err)
+	reload := make(chan os.Signal, 1) // from here on SIGHUP does not end the process
+	signal.Notify(reload, syscall.SIGHUP)
+	defer signal.Stop(reload)
 	if s.Migrate {
 		if err := store.Migrate(ctx, url, log); err != nil {
 			return err
@@ -240,6 +257,18 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		return s.explain(err)
 	}
 	fmt.Fprintf(c.out, "ready %s\n", planeURLs(srv, s.TLSCert != ""))
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		for {
+			select {
+			case <-running.Done():
+				return
+			case <-reload:
+				srv.Reload()
+			}
+		}
+	}()
 	return srv.Run(ctx)
 }
 
@@ -288,8 +317,9 @@ func (m *migrateCmd) Run(ctx context.Context, k *kong.Context, c *console) error
 	return nil
 }
 
-// retention turns a span into what the server takes: there, less than 0 is for ever.
-func retention(s span) time.Duration {
+// neverAtZero turns a span into what the server takes: there, 0 is the default, and less
+// than 0 what 0 is here.
+func neverAtZero(s span) time.Duration {
 	if s == 0 {
 		return -1
 	}

@@ -20,6 +20,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/cedarpost/cedarpost/internal/keyfile"
 )
 
 // Config says how to reach the service and how to keep its answers. The zero value
@@ -33,7 +35,8 @@ type Config struct {
 	Servers        []string
 	AllowPlaintext bool
 
-	// TokenFile holds the API key, and is read again when it changes. Token is the key
+	// TokenFile holds the API key, and is read again when it changes. It is refused if
+	// users beside its owner and group may read it. Token is the key
 	// itself. Neither: $CEDARPOST_TOKEN_FILE, then $CEDARPOST_TOKEN.
 	TokenFile, Token string
 
@@ -261,7 +264,7 @@ func (f *secretFile) read() error {
 	if info.ModTime().Equal(f.changed) {
 		return nil
 	}
-	text, err := os.ReadFile(f.name)
+	text, err := keyfile.Read(f.name)
 	if err != nil {
 		return fmt.Errorf("cedarpost: API key: %w", err)
 	}

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+// Whatever is wrong with a setting of the file, the error says where it stands; what
+// stands in the file and has no part in it, or is overridden, is not blamed.
+func TestWrongSettingNamesItsLine(t *testing.T) {
+	const database = "database-url: postgres://127.0.0.1:1/x\n"
+	for text, want := range map[string]string{
+		"log-level: debug\nmax-staleness: soon\n":                 "c.yaml:2: this sets max-staleness",
+		"\n\nmax-staleness: 0s\n":                                 "c.yaml:3: this sets max-staleness",
+		"rate-limit: lots\n":                                      "c.yaml:1: this sets rate-limit",
+		"rate-limit: -1\n":                                        "c.yaml:1: this sets rate-limit",
+		"cache-mib: 1.5\n":                                        "c.yaml:1: this sets cache-mib",
+		"name: a\nrecord-mode: fast\n":                            "c.yaml:2: this sets record-mode",
+		"allow-plaintext: perhaps\n":                              "c.yaml:1: this sets allow-plaintext",
+		"history-retention: 1d\n":                                 "c.yaml:1: this sets history-retention",
+		"name: \"a\\nb\"\n":                                       "c.yaml:1: this sets name",
+		"tls-cert: /x.pem\n":                                      "c.yaml:1: this sets tls-cert",
+		"name: a\ndatabase-url-file: /no/such/file\n":             "c.yaml:2: this sets database-url-file",
+		"name: a\nread-database-urls-file: /no/file\n" + database: "c.yaml:2: this sets read-database-urls-file",
+	} {
+		file := write(t, t.TempDir(), "c.yaml", text)
+		r := newShell("CEDARPOST_CONFIG="+file).run(t, "serve")
+		if r.code == 0 || strings.Count(r.err, "this sets") != 1 || !strings.Contains(r.err, want) {
+			t.Errorf("%q: exit code %d, does not say %q\n%s", text, r.code, want, r.err)
+		}
+	}
+	wrong := write(t, t.TempDir(), "c.yaml", "max-staleness: soon\n")
+	for _, r := range []result{
+		newShell("CEDARPOST_CONFIG="+wrong, "CEDARPOST_MAX_STALENESS=never").run(t, "serve"),
+		newShell("CEDARPOST_CONFIG="+wrong).run(t, "serve", "--max-staleness=never"),
+	} {
+		if r.code != codeUsage || !strings.Contains(r.err, "never") || strings.Contains(r.err, wrong) {
+			t.Errorf("the file is blamed for what it does not set\n%s", r.err)
+		}
+	}
+}
+
+// Durations are written in one way in flags, the environment and the file.
+func TestDurationsHaveOneGrammar(t *testing.T) {
+	for _, name := range []string{"max-staleness", "max-reuse", "decision-retention", "history-retention"} {
+		for given, ok := range map[string]bool{
+			"90d": true, "2160h": true, "100d12h": true, "5000000s": true,
+			"soon": false, "90": false, "-90d": false, "+90d": false, "90d-1h": false, "1.5d": false, "d": false, "90d90": false, "106752d": false, "9999999h": false,
+		} {
+			want := "no database"
+			if !ok {
+				want = "is not a duration like 500ms, 90m, 12h, 7d or 1d12h"
+			}
+			file := write(t, t.TempDir(), "c.yaml", name+": "+given+"\n")
+			newShell().exits(t, codeUsage, says(want), "serve", "--"+name+"="+given)
+			newShell("CEDARPOST_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))+"="+given).exits(t, codeUsage, says(want), "serve")
+			newShell("CEDARPOST_CONFIG="+file).exits(t, codeUsage, says(want), "serve")
+		}
+	}
+	newShell().exits(t, codeUsage, says("is not a duration like"), "audit", "witness", "--verifier-key=x", "--state=x", "--interval=soon")
+	newShell().exits(t, codeUsage, says("--interval must be at least 1s"), "audit", "witness", "--verifier-key=x", "--state=x", "--interval=0d")
+	newShell().exits(t, 0, says("--max-staleness=DURATION", "--max-reuse=DURATION", "--decision-retention=DURATION"), "serve", "--help")
+	newShell().exits(t, 0, says("Durations are like"), "--help")
+}
+
+func FuzzSpan(f *testing.F) {
+	for _, seed := range []string{"90d", "1d12h", "500ms", "0", "-1h", "d", "1.5d", "106751d23h", "1µs", "", "0d0"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		var s span
+		if s.UnmarshalText([]byte(text)) != nil {
+			return
+		}
+		if s < 0 {
+			t.Fatalf("%q is %v", text, s)
+		}
+		if d, err := time.ParseDuration(text); err == nil && span(d) != s {
+			t.Fatalf("%q is %v, and in Go %v", text, s, d)
+		}
+		var again span
+		if err := again.UnmarshalText([]byte(s.String())); err != nil || again != s {
+			t.Fatalf("%q is written as %v, which is %v, %v", text, s, again, err)
+		}
+	})
+}
+
+// Names go into records and into lines of text.
+func TestNamesThatCannotStandInRecords(t *testing.T) {
+	for name, want := range map[string]string{
+		"server 7 (Köln)": "no database", strings.Repeat("x", 255): "no database",
+		"": "empty", "a\nb": "cannot be printed", "a\tb": "cannot be printed", "\x1b[31mred": "cannot be printed", "a\u202eb": "cannot be printed",
+		" a": "space", "a\xff": "Unicode", strings.Repeat("x", 256): "256 bytes",
+	} {
+		newShell().exits(t, codeUsage, says(want), "serve", "--name="+name)
+		if name != "" {
+			newShell("CEDARPOST_NAME="+name).exits(t, codeUsage, says(want), "serve")
+		}
+	}
+	file := write(t, t.TempDir(), "c.yaml", "name: \"\"\n")
+	newShell("CEDARPOST_CONFIG="+file).exits(t, codeUsage, says("the name is empty", "c.yaml:1"), "serve")
+	newShell("CEDARPOST_NAME=").exits(t, codeUsage, says("no database"), "serve") // as one that is not set
+
+	key := filepath.Join(t.TempDir(), "audit.key")
+	for _, name := range []string{"", "a\x1bb", "a\u202eb", "a b", "a+b", strings.Repeat("x", 256)} {
+		newShell().exits(t, 1, says("cannot name a log"), "audit", "keygen", "--name="+name, key)
+	}
+	newShell().exits(t, 0, says("audit.example.org/x+"), "audit", "keygen", "--name=audit.example.org/x", key)
+}
+
+// certify writes a certificate for 127.0.0.1 and its key.
+func certify(t *testing.T, dir, name string) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return write(t, dir, "tls.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))),
+		write(t, dir, "tls.key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})))
+}
+
+// SIGHUP reads the certificate again and says so; what does not load, or all may read,
+// leaves the old one.
+func TestReload(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := certify(t, dir, "first")
+	sh := newShell("CEDARPOST_DATABASE_URL=" + storetest.NewServer(t).URL())
+	serve := append([]string{"serve", "--migrate", "--development-database", "--tls-cert=" + cert, "--tls-key=" + key}, anyPort...)
+	d := sh.start(t, serve...)
+	address, err := url.Parse(d.url("decision"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	reload := func(says, serves string) {
+		t.Helper()
+		before := len(d.errs.String())
+		if err := d.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(2 * time.Minute); !strings.Contains(d.errs.String()[before:], "needs a restart"); time.Sleep(5 * time.Millisecond) {
+			select {
+			case <-d.dead:
+				t.Fatalf("SIGHUP ended the server\n%s", d.errs)
+			default:
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("no word of the reload\n%s", d.errs)
+			}
+		}
+		if said := d.errs.String()[before:]; !strings.Contains(said, says) || !strings.Contains(said, cert) {
+			t.Errorf("does not say %q\n%s", says, said)
+		}
+		conn, err := tls.Dial("tcp", address.Host, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // only looks at it
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; got != serves {
+			t.Errorf("serves %s, want %s", got, serves)
+		}
+	}
+	reload("TLS certificate reloaded", "first")
+	certify(t, dir, "second")
+	reload("TLS certificate reloaded", "second")
+	certify(t, dir, "third")
+	if err := os.Chmod(key, 0o604); err != nil {
+		t.Fatal(err)
+	}
+	reload("not reloaded, the old one stays in use", "second")
+	sh.exits(t, 1, says("TLS: "+key, "all users of this machine"), serve...)
+	if err := os.Chmod(key, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	reload("TLS certificate reloaded", "third")
+	write(t, dir, "tls.crt", "broken")
+	reload("not reloaded, the old one stays in use", "third")
+
+	// Each other file with a secret.
+	secret := write(t, dir, "secret", "x\n")
+	if err := os.Chmod(secret, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	plain := append([]string{"serve", "--development-database"}, anyPort...)
+	for _, args := range [][]string{
+		append(plain, "--audit-key-file="+secret, "--audit-checkpoint-file="+filepath.Join(dir, "checkpoints")),
+		append(plain, "--mask-key-file="+secret), append(plain, "--bootstrap-key-file="+secret),
+		append(plain, "--read-database-urls-file="+secret),
+		{"bundles", "--token-file=" + secret},
+	} {
+		sh.exits(t, 1, says(secret, "all users of this machine"), args...)
+	}
+	newShell().exits(t, 1, says(secret, "all users of this machine"), "migrate", "--database-url-file="+secret)
+}
