@@ -9,6 +9,8 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -16,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -214,4 +218,69 @@ func TestReload(t *testing.T) {
 		sh.exits(t, 1, says(secret, "all users of this machine"), args...)
 	}
 	newShell().exits(t, 1, says(secret, "all users of this machine"), "migrate", "--database-url-file="+secret)
+}
+
+// The SQL in the docs makes a second database in a cluster, which the logins of the
+// first one cannot use.
+func TestSecondDatabaseInOneCluster(t *testing.T) {
+	pg := storetest.NewServer(t)
+	text, err := os.ReadFile("../../docs/deployment.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, second, _ := strings.Cut(string(text), "```sql\n")
+	second, _, _ = strings.Cut(second, "```")
+	first := newShell().exits(t, 0, nil, "migrate", "--print-roles").out
+	in := func(database, user string) string {
+		u, err := url.Parse(pg.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.Path = "/" + database
+		if user != "" {
+			u.User = url.UserPassword(user, "secret")
+		}
+		return u.String()
+	}
+	run := func(database, sql string) {
+		t.Helper()
+		conn, err := pgx.Connect(t.Context(), in(database, ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(t.Context())
+		for _, statement := range statements(sql) {
+			if _, err := conn.Exec(t.Context(), statement); err != nil {
+				t.Fatalf("%s: %v", statement, err)
+			}
+		}
+	}
+	for _, name := range []string{"first", "billing"} {
+		run("postgres", "create database "+name)
+	}
+	run("first", first)
+	run("billing", second)
+	run("first", "revoke connect on database first from public;\ngrant connect on database first to cedarpost_migrate, cedarpost_serve;")
+	for _, login := range []string{"cedarpost_migrate", "cedarpost_serve", "billing_migrate", "billing_serve"} {
+		run("postgres", "alter role "+login+" password 'secret'")
+	}
+	for database, logins := range map[string]string{"first": "cedarpost", "billing": "billing"} {
+		newShell(databaseURLEnv+"="+in(database, logins+"_migrate")).exits(t, 0, says("up to date"), "migrate")
+		d := newShell(databaseURLEnv+"="+in(database, logins+"_serve")).start(t, append([]string{"serve", "--development-database"}, anyPort...)...)
+		if code := d.stop(t, syscall.SIGTERM); code != 0 {
+			t.Errorf("%s: exit code %d\n%s", database, code, d.errs)
+		}
+	}
+	for database, other := range map[string]string{"first": "billing", "billing": "cedarpost"} {
+		newShell(databaseURLEnv+"="+in(database, other+"_migrate")).exits(t, 1, says("permission denied for database"), "migrate")
+		newShell(databaseURLEnv+"="+in(database, other+"_serve")).exits(t, 1, says("permission denied for database"), "serve", "--development-database")
+	}
+}
+
+// The command trusts the CA that SSL_CERT_FILE names.
+func TestPrivateCA(t *testing.T) {
+	s := httptest.NewTLSServer(http.NotFoundHandler())
+	defer s.Close()
+	ca := write(t, t.TempDir(), "ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})))
+	newShell("SSL_CERT_FILE="+ca).exits(t, 1, says("the right plane"), "bundles", "--admin-url", s.URL)
 }
