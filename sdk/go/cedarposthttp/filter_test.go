@@ -373,10 +373,10 @@ func TestNothingTellsOfTheWhole(t *testing.T) {
 		server := httptest.NewUnstartedServer(signedIn(w.mux))
 		server.EnableHTTP2 = version == 2
 		server.StartTLS()
-		defer server.Close()
+		t.Cleanup(server.Close)
 		for _, now = range exits {
 			for _, method := range []string{"GET", "HEAD"} {
-				res, headers := overTheWire(t, server, method)
+				res, headers := overTheWire(t, server, method) //nolint:bodyclose // it is closed there
 				if res.ProtoMajor != version || now.name == "an early hint" && len(headers) != 2 {
 					t.Errorf("HTTP/%d, %d informational answers", res.ProtoMajor, len(headers))
 				}
