@@ -112,8 +112,6 @@ func (s *authorizationService) snapshot(ctx context.Context, c *cedarpostv1.Cons
 // answer is the outcome of one check: a response that was recorded, or why there
 // is none.
 type answer struct {
-	question *engine.Question
-	slice    *engine.Slice
 	response *cedarpostv1.AuthorizeResponse
 	err      error
 }
@@ -122,45 +120,33 @@ type answer struct {
 // is about all of them; an answer's error about one.
 func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf time.Time, checks []*cedarpostv1.AuthorizeRequest) ([]answer, error) {
 	began := time.Now()
-	answers := make([]answer, len(checks))
-	pool := engine.NewPool()
+	asks := make([]engine.Ask, len(checks))
 	for i, c := range checks {
-		a := &answers[i]
-		if a.question, a.err = snap.set.Read(wire.Ask(c, began.UnixMilli())); a.err == nil {
-			a.slice = snap.set.NewSlice(a.question, pool)
-		}
+		asks[i] = wire.Ask(c, began.UnixMilli())
 	}
-	slices := make([]*engine.Slice, 0, len(answers))
-	for _, a := range answers {
-		if a.slice != nil {
-			slices = append(slices, a.slice)
-		}
-	}
-	loadBegan := time.Now()
-	if err := s.loader.load(ctx, snap, slices, pool); err != nil {
+	evaluations, err := s.loader.prepare(ctx, snap, asks)
+	if err != nil {
 		return nil, err
 	}
-	loading := time.Since(loadBegan)
+	loading := time.Since(began)
+	answers := make([]answer, len(checks))
 	rows := make([]store.Decision, 0, len(checks))
 	for i, c := range checks {
-		a := &answers[i]
+		a, e := &answers[i], &evaluations[i]
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if a.err != nil {
-			continue
-		}
 		var res *engine.Result
-		if res, a.err = snap.set.Decide(a.question, a.slice); a.err != nil {
+		if res, a.err = e.Decide(); a.err != nil {
 			continue
 		}
-		row, err := s.row(ctx, snap, c, a, res, loading, time.Since(began))
-		if err != nil {
+		var row store.Decision
+		if row, a.response, err = s.row(ctx, snap, c, e, res, loading, time.Since(began)); err != nil {
 			return nil, err
 		}
 		rows = append(rows, row)
 		if c.Explain {
-			x, err := snap.set.Explain(a.question, a.slice, res)
+			x, err := e.Explain(res)
 			if err != nil {
 				return nil, err
 			}

@@ -169,14 +169,15 @@ func answersWithout(t *testing.T, set *engine.Set, r corpustest.Request) bool {
 	if err := d.Decode(&ask.Context); err != nil {
 		t.Fatal(err)
 	}
-	q, err := set.Read(ask)
+	pool := engine.NewPool()
+	e, err := set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
+		pool.Add(missing, nil)
+		return nil
+	})
 	if err != nil {
 		return true
 	}
-	pool := engine.NewPool()
-	slice := set.NewSlice(q, pool)
-	pool.Add(slice.Missing(), nil)
-	res, err := set.Decide(q, slice)
+	res, err := e.Decide()
 	if err != nil {
 		t.Fatal(err)
 	}

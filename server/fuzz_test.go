@@ -5,6 +5,8 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/cedar-policy/cedar-go"
+
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -53,16 +55,15 @@ func FuzzAuthorizeJSON(f *testing.F) {
 		if codec.UnmarshalRead(t.Context(), bytes.NewReader(body), req) != nil {
 			return
 		}
-		q, err := set.Read(wire.Ask(req, 0))
+		pool := engine.NewPool()
+		e, err := set.Prepare(wire.Ask(req, 0), pool, func(missing []cedar.EntityUID) error {
+			pool.Add(missing, nil)
+			return nil
+		})
 		if err != nil {
 			return
 		}
-		pool := engine.NewPool()
-		sl := set.NewSlice(q, pool)
-		for m := sl.Missing(); len(m) > 0; m = sl.Missing() {
-			pool.Add(m, nil)
-		}
-		if _, err := set.Decide(q, sl); err != nil {
+		if _, err := e.Decide(); err != nil {
 			var bad *engine.RequestError
 			if !errors.As(err, &bad) {
 				t.Fatal(err)

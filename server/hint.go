@@ -63,11 +63,11 @@ func hintTags(database uuid.UUID, q *engine.Question, sl *engine.Slice) (tags []
 }
 
 // hint says how the answer to a check may be kept, nil if it may not.
-func (s *authorizationService) hint(snap *snapshot, req *cedarpostv1.AuthorizeRequest, a *answer) *cedarpostv1.CacheHint {
+func (s *authorizationService) hint(snap *snapshot, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation) *cedarpostv1.CacheHint {
 	if !req.WantCacheHint || req.Explain || s.maxReuse <= 0 {
 		return nil
 	}
-	tags, ok := hintTags(snap.position.Database, a.question, a.slice)
+	tags, ok := hintTags(snap.position.Database, e.Question, e.Slice)
 	if !ok {
 		return nil
 	}

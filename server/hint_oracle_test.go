@@ -162,15 +162,13 @@ func (k *keeper) ask(r *replica) {
 		return
 	}
 	q := question{pick(k.rnd, users...), pick(k.rnd, docs...)}
-	pool := engine.NewPool()
-	parsed := q.read(t, snap.set)
-	slice := snap.set.NewSlice(parsed, pool)
-	if err := r.loader.load(t.Context(), snap, []*engine.Slice{slice}, pool); err != nil {
+	evaluations, err := r.loader.prepare(t.Context(), snap, []engine.Ask{q.ask()})
+	if err != nil {
 		t.Error(err)
 		return
 	}
-	_, words := decide(t, snap.set, parsed, slice)
-	tags, ok := hintTags(snap.position.Database, parsed, slice)
+	_, words := decideOne(t, &evaluations[0])
+	tags, ok := hintTags(snap.position.Database, evaluations[0].Question, evaluations[0].Slice)
 	if !ok {
 		t.Errorf("%+v cannot be kept", q)
 	}
@@ -224,8 +222,7 @@ func (k *keeper) compare() {
 		if a.revision > k.applied {
 			continue // newer than what is applied
 		}
-		parsed := q.read(t, set)
-		if _, want := decide(t, set, parsed, set.NewSlice(parsed, pool)); a.words != want {
+		if _, want := q.decideFrom(t, set, pool); a.words != want {
 			t.Errorf("%+v is kept from revision %d on, and at %d it is another one:\n kept %s\n now %s", q, a.revision, k.applied, a.words, want)
 		}
 		k.compared++

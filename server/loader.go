@@ -42,26 +42,26 @@ func newLoader(db *store.DB, cache *entityCache, m *metrics) *loader {
 	return &loader{db: db, cache: cache, metric: m, flights: map[flightKey]*flight{}}
 }
 
-// load fills the pool until every slice is complete, all of them together in at
-// most one round trip for each level of dereference. The walk itself takes what the
-// cache has and ends with the context.
-func (l *loader) load(ctx context.Context, snap *snapshot, slices []*engine.Slice, pool *engine.Pool) error {
+// prepare reads questions at a snapshot and loads the entities that they can touch: from
+// the cache, and all others together, in at most one round trip for each level of
+// dereference. It ends with the context.
+func (l *loader) prepare(ctx context.Context, snap *snapshot, asks []engine.Ask) ([]engine.Evaluation, error) {
+	pool := engine.NewPool()
 	hits := 0
 	defer func() { l.metric.lookups.WithLabelValues("hit").Add(float64(hits)) }()
 	pool.SetSource(func(uid cedar.EntityUID) (*engine.Entity, bool) {
 		if ctx.Err() != nil {
-			return nil, false // ends the walk; load returns the error
+			return nil, false // ends the walk: the load that follows returns the error
 		}
 		e, known := l.cache.get(snap, uid)
 		if known {
 			hits++
 		}
 		return e, known
-	})
-	defer pool.SetSource(nil)
-	for {
-		missing, err := missingFrom(ctx, slices)
-		if err != nil || len(missing) == 0 {
+	}, ctx.Err)
+	defer pool.SetSource(nil, nil)
+	return snap.set.PrepareBatch(asks, pool, func(missing []cedar.EntityUID) error {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
 		for _, f := range l.fly(ctx, snap, missing) {
@@ -75,24 +75,8 @@ func (l *loader) load(ctx context.Context, snap *snapshot, slices []*engine.Slic
 			}
 			pool.Add(f.asked, f.found)
 		}
-	}
-}
-
-// missingFrom lists what slices lack, each once.
-func missingFrom(ctx context.Context, slices []*engine.Slice) (missing []cedar.EntityUID, err error) {
-	wanted := map[cedar.EntityUID]bool{}
-	for _, s := range slices {
-		for _, uid := range s.Missing() {
-			if !wanted[uid] {
-				wanted[uid] = true
-				missing = append(missing, uid)
-			}
-		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-	}
-	return missing, nil
+		return nil
+	})
 }
 
 // fly returns the loads that bring the entities: those under way already, and one

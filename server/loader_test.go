@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/cedar-policy/cedar-go"
@@ -53,29 +54,21 @@ func TestLoadFromTheCache(t *testing.T) {
 	cache.keep(snap, list)
 	l := newLoader(nil, cache, newMetrics()) // without a store: nothing may be missed
 
-	load := func(ctx context.Context, questions int) (*engine.Question, []*engine.Slice, error) {
-		q, err := set.Read(engine.Ask{Principal: uid("User", "u"), Action: uid("Action", "view"), Resource: uid("Doc", "d")})
-		if err != nil {
-			t.Fatal(err)
-		}
-		pool := engine.NewPool()
-		var slices []*engine.Slice
-		for range questions {
-			slices = append(slices, set.NewSlice(q, pool))
-		}
-		return q, slices, l.load(ctx, snap, slices, pool)
+	prepare := func(ctx context.Context, questions int) ([]engine.Evaluation, error) {
+		ask := engine.Ask{Principal: uid("User", "u"), Action: uid("Action", "view"), Resource: uid("Doc", "d")}
+		return l.prepare(ctx, snap, slices.Repeat([]engine.Ask{ask}, questions))
 	}
 	hits := func() int { return (&replica{loader: l}).hits(t) }
 	for range 3 {
 		before := hits()
-		q, sl, err := load(t.Context(), 2)
+		evaluations, err := prepare(t.Context(), 2)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got, want := hits()-before, len(list); got != want {
 			t.Errorf("%d entities were looked up, want %d", got, want)
 		}
-		if res, err := set.Decide(q, sl[1]); err != nil || !res.Allowed {
+		if res, err := evaluations[1].Decide(); err != nil || !res.Allowed {
 			t.Errorf("decided %+v, %v", res, err)
 		}
 	}
@@ -84,7 +77,7 @@ func TestLoadFromTheCache(t *testing.T) {
 	for _, after := range []int{0, 1, 10, 1000, long} {
 		before := hits()
 		looks = after
-		if _, _, err := load(endsAfter{t.Context(), &looks}, 1); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := prepare(endsAfter{t.Context(), &looks}, 1); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("context ended after %d looks: %v", after, err)
 		}
 		if got := hits() - before; got > after {
@@ -93,7 +86,7 @@ func TestLoadFromTheCache(t *testing.T) {
 	}
 	// Slices of one pool are walked again, without looking into the cache.
 	looks = len(list) + 3
-	if _, _, err := load(endsAfter{t.Context(), &looks}, 50); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := prepare(endsAfter{t.Context(), &looks}, 50); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("context ended between questions: %v", err)
 	}
 }

@@ -22,8 +22,7 @@ func (w *world) judge() {
 		set := sets[published]
 		pool := w.stored(revision, set)
 		for q, answers := range questions {
-			parsed := q.read(w.t, set)
-			res, want := decide(w.t, set, parsed, set.NewSlice(parsed, pool))
+			res, want := q.decideFrom(w.t, set, pool)
 			for got, by := range answers {
 				if got != want {
 					w.t.Errorf("%s, revision %d, %+v:\n got %s\nwant %s", by, revision, q, got, want)

@@ -336,15 +336,16 @@ func (w *world) read(r *replica, rnd *rand.Rand) {
 
 // ask has questions decided at one snapshot, and notes the answers.
 func (w *world) ask(r *replica, snap *snapshot, rnd *rand.Rand) {
-	pool := engine.NewPool()
-	asked := map[question]*engine.Question{}
-	slicesOf := map[question]*engine.Slice{}
+	drawn := map[question]bool{}
 	for range 1 + rnd.IntN(w.AskMany) {
-		q := question{pick(rnd, users...), pick(rnd, docs...)}
-		asked[q] = q.read(w.t, snap.set)
-		slicesOf[q] = snap.set.NewSlice(asked[q], pool)
+		drawn[question{pick(rnd, users...), pick(rnd, docs...)}] = true
 	}
-	err := r.loader.load(w.ctx, snap, slices.Collect(maps.Values(slicesOf)), pool)
+	questions := slices.Collect(maps.Keys(drawn))
+	asks := make([]engine.Ask, len(questions))
+	for i, q := range questions {
+		asks[i] = q.ask()
+	}
+	evaluations, err := r.loader.prepare(w.ctx, snap, asks)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return // no answer is no wrong answer
 	}
@@ -352,27 +353,34 @@ func (w *world) ask(r *replica, snap *snapshot, rnd *rand.Rand) {
 		w.t.Errorf("%s at revision %d: %v", r.name, snap.position.Number, err)
 		return
 	}
-	for q, parsed := range asked {
-		_, answer := decide(w.t, snap.set, parsed, slicesOf[q])
+	for i, q := range questions {
+		_, answer := decideOne(w.t, &evaluations[i])
 		w.note(snap.position.Number, q, answer, r.name)
 	}
 }
 
-func (q question) read(t *testing.T, set *engine.Set) *engine.Question {
-	parsed, err := set.Read(engine.Ask{
+func (q question) ask() engine.Ask {
+	return engine.Ask{
 		Principal: cedar.NewEntityUID("W::User", cedar.String(q.user)),
 		Action:    cedar.NewEntityUID("W::Action", "Read"),
 		Resource:  cedar.NewEntityUID("W::Doc", cedar.String(q.doc)),
-	})
-	if err != nil {
-		t.Error(err)
 	}
-	return parsed
 }
 
-// decide answers a question, also in words that hold all a caller would see.
-func decide(t *testing.T, set *engine.Set, q *engine.Question, sl *engine.Slice) (res *engine.Result, words string) {
-	res, err := set.Decide(q, sl)
+// decideFrom answers a question from a pool that has every entity.
+func (q question) decideFrom(t *testing.T, set *engine.Set, pool *engine.Pool) (res *engine.Result, words string) {
+	e, err := set.Prepare(q.ask(), pool, func(missing []cedar.EntityUID) error {
+		return fmt.Errorf("%s is not in the pool", missing[0])
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decideOne(t, e)
+}
+
+// decideOne answers a question, also in words that hold all a caller would see.
+func decideOne(t *testing.T, e *engine.Evaluation) (res *engine.Result, words string) {
+	res, err := e.Decide()
 	if err != nil {
 		t.Error(err)
 		return &engine.Result{}, err.Error()

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/cedar-policy/cedar-go"
+
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -108,14 +110,11 @@ func (p *past) compile(ctx context.Context, revision int64, ps *pastSet) {
 	}
 }
 
-// load fills the pool until the slice is complete. It goes past the cache, which
-// knows only the present.
-func (p *past) load(ctx context.Context, revision int64, set *engine.Set, slice *engine.Slice, pool *engine.Pool) error {
-	for {
-		missing := slice.Missing()
-		if len(missing) == 0 {
-			return nil
-		}
+// prepare reads a question and loads the entities that it can touch, as they were at a
+// revision. It does not use the cache, which knows only the present.
+func (p *past) prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask) (*engine.Evaluation, error) {
+	pool := engine.NewPool()
+	return set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
 		rows, err := p.db.PastEntities(ctx, revision, storeUIDs(missing))
 		if err != nil {
 			return err
@@ -129,7 +128,8 @@ func (p *past) load(ctx context.Context, revision int64, set *engine.Set, slice 
 			found[i] = *e
 		}
 		pool.Add(missing, found)
-	}
+		return nil
+	})
 }
 
 // beyondRecall is why a decision cannot be replayed here, "" when that is not what

@@ -25,20 +25,19 @@ import (
 // with its reasons. Whatever a decision comes to depend on has to come in here, or
 // replays go wrong.
 
-// row turns a result into the answer and the record of it. loading is a part of
+// row turns a result into the record of it, and the answer. loading is a part of
 // took.
-func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *cedarpostv1.AuthorizeRequest, a *answer, res *engine.Result, loading, took time.Duration) (store.Decision, error) {
+func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation, res *engine.Result, loading, took time.Duration) (row store.Decision, resp *cedarpostv1.AuthorizeResponse, err error) {
 	id, at, err := s.ids.next()
 	if err != nil {
-		return store.Decision{}, err
+		return row, nil, err
 	}
-	resp := wire.Response(res)
+	resp = wire.Response(res)
 	resp.DecisionId = id.String()
 	resp.Revision = encodeRevision(snap.position, snap.position.Number)
-	resp.CacheHint = s.hint(snap, req, a)
-	a.response = resp
+	resp.CacheHint = s.hint(snap, req, e)
 
-	row := store.Decision{
+	row = store.Decision{
 		ID: id, At: at, Revision: snap.position.Number, Mark: snap.position.Mark, Caller: callerFrom(ctx), Server: s.name,
 		Principal: protoToStore(req.Principal), Action: protoToStore(req.Action), Resource: protoToStore(req.Resource),
 		Allowed: res.Allowed, DeniedAt: int16(res.DeniedAt), Fields: decidedFields(res.Permitted, res.Denied),
@@ -64,16 +63,16 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 		rec.Masked, row.Masked = append(rec.Masked, path), append(row.Masked, hash)
 		return map[string]any{"__masked": hex.EncodeToString(hash)}
 	}
-	if rec.Context, err = structpb.NewStruct(snap.set.MaskContext(a.question, mask)); err != nil {
-		return store.Decision{}, fmt.Errorf("record context: %w", err)
+	if rec.Context, err = structpb.NewStruct(snap.set.MaskContext(e.Question, mask)); err != nil {
+		return row, nil, fmt.Errorf("record context: %w", err)
 	}
-	if rec.Entities, err = maskEntities(snap.set, a.question, req.Entities, mask); err != nil {
-		return store.Decision{}, err
+	if rec.Entities, err = maskEntities(snap.set, e.Question, req.Entities, mask); err != nil {
+		return row, nil, err
 	}
 	if row.Record, err = (proto.MarshalOptions{Deterministic: true}).Marshal(rec); err != nil {
-		return store.Decision{}, fmt.Errorf("record: %w", err)
+		return row, nil, fmt.Errorf("record: %w", err)
 	}
-	return row, nil
+	return row, resp, nil
 }
 
 // maskEntities is the entities of a request as they are recorded: as they came,

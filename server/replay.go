@@ -103,17 +103,12 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 		Context: rec.Context, Fields: rec.FieldsAsked, Entities: rec.Entities,
 	}, 0)
 	ask.Recorded = true
-	q, err := set.Read(ask)
+	evaluation, err := s.past.prepare(ctx, rec.GetRevision(), set, ask)
 	if err != nil {
 		return nil, err
 	}
-	pool := engine.NewPool()
-	slice := set.NewSlice(q, pool)
-	if err := s.past.load(ctx, rec.GetRevision(), set, slice, pool); err != nil {
-		return nil, err
-	}
 	for try := 1; ; try++ {
-		res, err := set.Decide(q, slice)
+		res, err := evaluation.Decide()
 		if err != nil {
 			return nil, err
 		}

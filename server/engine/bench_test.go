@@ -173,15 +173,15 @@ func poolOf(stored map[cedar.EntityUID]Entity) *Pool {
 
 // decideOnce is a whole decision in process, with the entities at hand.
 func decideOnce(set *Set, pool *Pool, a Ask) (*Result, error) {
-	q, err := set.Read(a)
+	q, err := set.read(a)
 	if err != nil {
 		return nil, err
 	}
-	sl := set.NewSlice(q, pool)
-	if m := sl.Missing(); len(m) > 0 {
+	sl := set.newSlice(q, pool)
+	if m := sl.toLoad(); len(m) > 0 {
 		return nil, fmt.Errorf("%s is not in the pool", m[0])
 	}
-	return set.Decide(q, sl)
+	return set.decide(q, sl)
 }
 
 func mustDecide(tb testing.TB, set *Set, pool *Pool, a Ask) *Result {
@@ -197,11 +197,11 @@ func mustDecide(tb testing.TB, set *Set, pool *Pool, a Ask) *Result {
 // the slice that Decide would use.
 func prepared(tb testing.TB, set *Set, pool *Pool, a Ask) (policies, *entities, *Question) {
 	tb.Helper()
-	q, err := set.Read(a)
+	q, err := set.read(a)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	e, err := set.NewSlice(q, pool).entities()
+	e, err := set.newSlice(q, pool).entities()
 	if err != nil {
 		tb.Fatal(err)
 	}

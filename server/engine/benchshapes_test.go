@@ -224,7 +224,7 @@ func BenchmarkShapes(b *testing.B) {
 			allowed := 0
 			for i := range asks {
 				asks[i] = sh.ask(g, n)
-				q, err := set.Read(asks[i])
+				q, err := set.read(asks[i])
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -275,7 +275,7 @@ func conformPublished(count *tally, c corpustest.Case, set *Set) {
 			count.failf("%s: %v", at, err)
 			continue
 		}
-		q, err := set.Read(ask)
+		q, err := set.read(ask)
 		if err == nil && q.inapplicable {
 			err = errors.New("not applicable")
 		}
@@ -367,11 +367,11 @@ func readCorpusEntities(count *tally, c corpustest.Case, set *Set, full cedar.En
 // decideFrom decides with a slice that is given what it asks for and no more.
 func decideFrom(set *Set, q *Question, store map[cedar.EntityUID]Entity) (*Result, error) {
 	pool := NewPool()
-	sl := set.NewSlice(q, pool)
-	for m := sl.Missing(); len(m) > 0; m = sl.Missing() {
+	sl := set.newSlice(q, pool)
+	for m := sl.toLoad(); len(m) > 0; m = sl.toLoad() {
 		pool.Add(m, withAncestors(store, m))
 	}
-	return set.Decide(q, sl)
+	return set.decide(q, sl)
 }
 
 // ancestorsIn returns all ancestors of an entity.

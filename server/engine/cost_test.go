@@ -52,13 +52,13 @@ func TestCostlyShapes(t *testing.T) {
 				t.Fatal(err)
 			}
 			began = time.Now()
-			q, err := set.Read(Ask{Principal: u, Action: cedar.NewEntityUID("C::Action", "A"), Resource: u, Context: map[string]any{"s": long, "sets": sets}})
+			q, err := set.read(Ask{Principal: u, Action: cedar.NewEntityUID("C::Action", "A"), Resource: u, Context: map[string]any{"s": long, "sets": sets}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			pool := NewPool()
 			pool.Add([]cedar.EntityUID{u}, []Entity{*e})
-			if _, err := set.Decide(q, set.NewSlice(q, pool)); err != nil {
+			if _, err := set.decide(q, set.newSlice(q, pool)); err != nil {
 				t.Fatal(err)
 			}
 			decided := time.Since(began)

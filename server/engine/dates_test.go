@@ -25,13 +25,13 @@ func TestDatesBefore1970(t *testing.T) {
 			t.Fatal(findings)
 		}
 		u := cedar.NewEntityUID("U", "u")
-		q, err := set.Read(Ask{Principal: u, Action: cedar.NewEntityUID("Action", "A"), Resource: u, Context: map[string]any{"t": c.time}})
+		q, err := set.read(Ask{Principal: u, Action: cedar.NewEntityUID("Action", "A"), Resource: u, Context: map[string]any{"t": c.time}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		pool := NewPool()
 		pool.Put(u, nil)
-		res, err := set.Decide(q, set.NewSlice(q, pool))
+		res, err := set.decide(q, set.newSlice(q, pool))
 		if err != nil || !res.Allowed {
 			t.Errorf("%s: %s is not so: %+v %v", c.time, c.condition, res, err)
 		}
@@ -57,7 +57,7 @@ func TestYearsWithSign(t *testing.T) {
 		if want := fmt.Sprintf("entity Doc::\"d\".embargo: %q is not a datetime", date); err == nil || err.Error() != want {
 			t.Errorf("entity: %v, want %s", err, want)
 		}
-		_, err = set.Read(Ask{Principal: u, Action: read, Resource: doc, Context: map[string]any{"now": date}, Recorded: true})
+		_, err = set.read(Ask{Principal: u, Action: read, Resource: doc, Context: map[string]any{"now": date}, Recorded: true})
 		if want := fmt.Sprintf("context.now: %q is not a datetime", date); err == nil || err.Error() != want {
 			t.Errorf("context: %v, want %s", err, want)
 		}
@@ -73,7 +73,7 @@ when { datetime(%q) <= context.now || datetime(%q) > context.now };`, date, date
 		if old == nil {
 			t.Fatal(findings)
 		}
-		q, err := old.Read(Ask{Principal: u, Action: read, Resource: doc, Context: map[string]any{"now": "2024-01-01"}, Recorded: true})
+		q, err := old.read(Ask{Principal: u, Action: read, Resource: doc, Context: map[string]any{"now": "2024-01-01"}, Recorded: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,7 +104,7 @@ func TestExplanationsAreExact(t *testing.T) {
 			"context.least": `duration("-9223372036854775808ms")`, "context.now": `datetime("9999-12-31T23:59:59.000-2359")`, "resource.embargo": `datetime("0000-01-01T00:00:00.000+2359")`,
 		}},
 	} {
-		q, err := set.Read(Ask{
+		q, err := set.read(Ask{
 			Principal: u, Action: cedar.NewEntityUID("Action", "Read"), Resource: doc, Recorded: true,
 			Context: map[string]any{"now": c.now, "least": "-106751991167d7h12m55s808ms"},
 		})
@@ -117,12 +117,12 @@ func TestExplanationsAreExact(t *testing.T) {
 		}
 		pool := NewPool()
 		pool.Add([]cedar.EntityUID{u}, []Entity{*e})
-		sl := set.NewSlice(q, pool)
-		res, err := set.Decide(q, sl)
+		sl := set.newSlice(q, pool)
+		res, err := set.decide(q, sl)
 		if err != nil || res.Allowed != c.allowed {
 			t.Fatalf("%s: %+v %v", c.embargo, res, err)
 		}
-		x, err := set.Explain(q, sl, res)
+		x, err := set.explain(q, sl, res)
 		if err != nil {
 			t.Fatal(err)
 		}

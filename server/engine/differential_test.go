@@ -398,7 +398,7 @@ func (d *diff) answers(acceptedJSON, parseableJSON json.RawMessage) error {
 // may be published and the entities that may be stored.
 func (d *diff) throughAll(at string, r diffRequest, store map[cedar.EntityUID]Entity, want refAnswer, sent refCall) {
 	ask := Ask{Principal: cedarUIDOf(r.principal), Action: cedarUIDOf(r.action), Resource: cedarUIDOf(r.resource), Context: spell(r.context, d.short).(map[string]any)}
-	q, err := d.set.Read(ask)
+	q, err := d.set.read(ask)
 	if err == nil && q.inapplicable {
 		err = errors.New("not applicable")
 	}

@@ -221,7 +221,7 @@ func (d *valueDiff) compare(texts []string) {
 		t.Fatal(findings)
 	}
 	ask := Ask{Principal: cedarUIDOf(u), Action: cedar.NewEntityUID("Action", "act"), Resource: cedarUIDOf(u)}
-	q, err := set.Read(ask)
+	q, err := set.read(ask)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func (d *valueDiff) compare(texts []string) {
 		attrs := map[string]any{d.typ: plainJSON(t, spelled[i])}
 		asked := ask
 		asked.Context = attrs
-		if _, err := set.Read(asked); (err == nil) != isValue {
+		if _, err := set.read(asked); (err == nil) != isValue {
 			t.Errorf("%q in a context: %v", s, err)
 		}
 		if _, err := set.ReadEntity(RawEntity{UID: cedarUIDOf(u), Attrs: attrs}); (err == nil) != isValue {

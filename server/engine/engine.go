@@ -100,9 +100,9 @@ func (v verdict) advising() []*policy {
 	return slices.DeleteFunc(slices.Clone(v.reasons), func(p *policy) bool { return slices.Contains(v.failed, p) })
 }
 
-// Decide makes the three checks of a question. The slice must be complete:
-// Missing has returned nothing.
-func (s *Set) Decide(q *Question, sl *Slice) (*Result, error) {
+// decide makes the three checks of a question. The slice must be complete:
+// toLoad has returned nothing.
+func (s *Set) decide(q *Question, sl *Slice) (*Result, error) {
 	entities, err := sl.entities()
 	if err != nil {
 		return nil, err

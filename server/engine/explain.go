@@ -59,10 +59,10 @@ type ExplainedValue struct {
 	Expression, Value string
 }
 
-// Explain says why a question was decided as it was. It looks at every policy of
+// explain says why a question was decided as it was. It looks at every policy of
 // the action, also those that the index passes over, and evaluates condition by
 // condition; it takes no part in the decision.
-func (s *Set) Explain(q *Question, sl *Slice, res *Result) (*Explanation, error) {
+func (s *Set) explain(q *Question, sl *Slice, res *Result) (*Explanation, error) {
 	e, err := sl.entities()
 	if err != nil {
 		return nil, err

@@ -26,7 +26,7 @@ func decideFailed(t *testing.T, policies string, docStored, mfa, requireAll bool
 	if set == nil {
 		t.Fatal(findings)
 	}
-	q, err := set.Read(Ask{
+	q, err := set.read(Ask{
 		Principal: cedar.NewEntityUID("User", "u"), Action: cedar.NewEntityUID("Action", "view"), Resource: cedar.NewEntityUID("Doc", "d"),
 		Context: map[string]any{"mfa": mfa}, FieldsAsked: true, All: true, RequireAll: requireAll,
 	})
@@ -42,13 +42,13 @@ func decideFailed(t *testing.T, policies string, docStored, mfa, requireAll bool
 		stored[e.UID] = e
 	}
 	pool := NewPool()
-	sl := set.NewSlice(q, pool)
+	sl := set.newSlice(q, pool)
 	fill(sl, pool, stored)
-	res, err := set.Decide(q, sl)
+	res, err := set.decide(q, sl)
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, err := set.Explain(q, sl, res)
+	x, err := set.explain(q, sl, res)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,20 +37,20 @@ func FuzzPolicies(f *testing.F) {
 		}
 		a := Ask{Principal: uid("User", "u"), Action: uid("Action", "Look"), Resource: uid("Box", "b"),
 			Context: map[string]any{"ok": true, "n": 1.0}, FieldsAsked: true, All: true}
-		q, err := set.Read(a)
+		q, err := set.read(a)
 		if err != nil {
 			t.Fatal(err)
 		}
 		pool := NewPool()
-		sl := set.NewSlice(q, pool)
-		for m := sl.Missing(); len(m) > 0; m = sl.Missing() {
+		sl := set.newSlice(q, pool)
+		for m := sl.toLoad(); len(m) > 0; m = sl.toLoad() {
 			pool.Add(m, nil)
 		}
-		res, err := set.Decide(q, sl)
+		res, err := set.decide(q, sl)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := set.Explain(q, sl, res); err != nil {
+		if _, err := set.explain(q, sl, res); err != nil {
 			t.Fatal(err)
 		}
 		// A policy as stored compiles to the same policy as in its file.

@@ -223,20 +223,18 @@ func worldAsk(t *rapid.T) Ask {
 
 // decideWith loads what the slice asks for, and nothing else, and decides.
 func decideWith(t *rapid.T, set *Set, stored map[cedar.EntityUID]Entity, a Ask) *Result {
-	q, err := set.Read(a)
+	pool, rounds := NewPool(), 0
+	e, err := set.Prepare(a, pool, func(missing []cedar.EntityUID) error {
+		if rounds++; rounds > MaxLevel+2 {
+			t.Fatalf("still missing after %d rounds: %v", rounds-1, missing)
+		}
+		pool.Add(missing, withAncestors(stored, missing))
+		return nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool := NewPool()
-	sl := set.NewSlice(q, pool)
-	for range MaxLevel + 2 {
-		m := sl.Missing()
-		if len(m) == 0 {
-			break
-		}
-		pool.Add(m, withAncestors(stored, m))
-	}
-	res, err := set.Decide(q, sl)
+	res, err := e.Decide()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +263,7 @@ func TestSlicedEqualsFull(t *testing.T) {
 			a := worldAsk(t)
 			a.FieldsAsked = false
 			got := decideWith(t, set, stored, a)
-			q, _ := set.Read(a)
+			q, _ := set.read(a)
 			if q.inapplicable {
 				continue
 			}

@@ -65,8 +65,8 @@ func (q *Question) alwaysAudited() bool {
 	return q.action.auditAlways || q.fieldsAsked && q.action.field.auditAlways
 }
 
-// Read reads a question. Errors are of type *RequestError.
-func (s *Set) Read(a Ask) (*Question, error) {
+// read reads a question. Errors are of type *RequestError.
+func (s *Set) read(a Ask) (*Question, error) {
 	act, ok := s.actions[a.Action]
 	if !ok {
 		return nil, badf("action %s is not declared by any schema", a.Action)

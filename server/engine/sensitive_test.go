@@ -48,7 +48,7 @@ func decoded(t *testing.T, text string) (m map[string]any) {
 func TestMask(t *testing.T) {
 	set := compileMarked(t, "")
 	form := cedar.NewEntityUID("M::Form", "f")
-	q, err := set.Read(Ask{
+	q, err := set.read(Ask{
 		Principal: cedar.NewEntityUID("M::User", "u"), Action: cedar.NewEntityUID("M::Action", "A"), Resource: form,
 		Context: decoded(t, `{"pin": "SECRET", "home": {"street": "SECRET", "city": "SECRET"}, "list": [{"street": "SECRET", "city": "open"}],
 			"mfa": true, "who": {"type": "M::User", "id": "SECRET"}, "deep": {"a": {"b": [{"c": "SECRET"}], "e": "SECRET"}}}`),
@@ -106,7 +106,7 @@ func TestMessagesAreWithheld(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		q, err := set.Read(Ask{
+		q, err := set.read(Ask{
 			Principal: u, Action: cedar.NewEntityUID("M::Action", "A"), Resource: form,
 			Context: decoded(t, `{"pin": "", "home": {"street": "", "city": ""}, "list": [], "mfa": true, "deep": {"a": {"b": [], "e": ""}}, "who": {"type": "M::User", "id": "SECRET"}}`),
 		})
@@ -115,12 +115,12 @@ func TestMessagesAreWithheld(t *testing.T) {
 		}
 		pool := NewPool()
 		pool.Add([]cedar.EntityUID{u, form, cedar.NewEntityUID("M::User", "SECRET")}, []Entity{*e})
-		sl := set.NewSlice(q, pool)
-		res, err := set.Decide(q, sl)
+		sl := set.newSlice(q, pool)
+		res, err := set.decide(q, sl)
 		if err != nil || len(res.Errors) != 1 {
 			t.Fatalf("%s: %+v %v", c.condition, res, err)
 		}
-		x, err := set.Explain(q, sl, res)
+		x, err := set.explain(q, sl, res)
 		if err != nil {
 			t.Fatal(err)
 		}

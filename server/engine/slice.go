@@ -28,6 +28,7 @@ type Entity struct {
 type Pool struct {
 	known  map[cedar.EntityUID]*Entity // nil: known not to be stored
 	source func(cedar.EntityUID) (*Entity, bool)
+	ended  func() error // nil: never
 }
 
 // NewPool returns an empty pool.
@@ -36,7 +37,12 @@ func NewPool() *Pool { return &Pool{known: map[cedar.EntityUID]*Entity{}} }
 // SetSource sets where a pool looks for an entity that it does not have, nil for
 // nowhere. The source returns nil and true for an entity that is not stored, and
 // false for one that has to be loaded. It is asked once for each entity it knows.
-func (p *Pool) SetSource(source func(cedar.EntityUID) (*Entity, bool)) { p.source = source }
+//
+// ended, if not nil, is asked before the entities of each question are looked up; the
+// preparation ends with its error, if it returns one.
+func (p *Pool) SetSource(source func(cedar.EntityUID) (*Entity, bool), ended func() error) {
+	p.source, p.ended = source, ended
+}
 
 // get finds an entity, nil when it is not stored. known is false when it has to be
 // loaded first.
@@ -98,18 +104,18 @@ type reached struct {
 	done  int // how deep that was done, -1 before its parents were followed
 }
 
-// NewSlice starts the slice of a question on a pool, which several questions of
+// newSlice starts the slice of a question on a pool, which several questions of
 // one revision may share.
-func (s *Set) NewSlice(q *Question, pool *Pool) *Slice {
+func (s *Set) newSlice(q *Question, pool *Pool) *Slice {
 	return &Slice{set: s, q: q, pool: pool}
 }
 
-// Missing returns the entities to load and Add to the pool before asking again,
+// toLoad returns the entities to load and Add to the pool before asking again,
 // nothing when the slice is complete. Each call goes on where the one before it
 // stopped, so however many it takes, an entity's parents are followed once, and
 // what its attributes name once for each level of dereference. If each load brings
-// all ancestors, Missing asks at most once for each level.
-func (sl *Slice) Missing() []cedar.EntityUID {
+// all ancestors, toLoad asks at most once for each level.
+func (sl *Slice) toLoad() []cedar.EntityUID {
 	if sl.q.inapplicable {
 		return nil
 	}
@@ -220,7 +226,7 @@ func (sl *Slice) lookup(uid cedar.EntityUID) (e *Entity, known bool) {
 // entities builds what Cedar evaluates against. It refuses inline entities that
 // the question does not reach.
 func (sl *Slice) entities() (*entities, error) {
-	if m := sl.Missing(); len(m) > 0 {
+	if m := sl.toLoad(); len(m) > 0 {
 		return nil, fmt.Errorf("engine: slice is not complete, %s is missing", m[0])
 	}
 	for uid := range sl.q.inline {

@@ -39,7 +39,7 @@ func askFor(t interface {
 	for _, i := range roles {
 		refs = append(refs, map[string]any{"type": "Role", "id": fmt.Sprint(i)})
 	}
-	q, err := set.Read(Ask{
+	q, err := set.read(Ask{
 		Principal: cedar.NewEntityUID("User", "u"), Action: cedar.NewEntityUID("Action", "view"), Resource: cedar.NewEntityUID("Doc", "d"),
 		Context: map[string]any{"roles": refs},
 	})
@@ -51,7 +51,7 @@ func askFor(t interface {
 
 // fill completes a slice by bringing what it asks for, and nothing else, each time.
 func fill(sl *Slice, pool *Pool, stored map[cedar.EntityUID]*Entity) (rounds int) {
-	for m := sl.Missing(); len(m) > 0; m = sl.Missing() {
+	for m := sl.toLoad(); len(m) > 0; m = sl.toLoad() {
 		rounds++
 		for _, uid := range m {
 			pool.Put(uid, stored[uid])
@@ -102,7 +102,7 @@ func TestSliceIsWalkedOnce(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			set := sliceSet(t, `@id("a") permit (principal in Role::"none", action, resource);`)
 			pool := NewPool()
-			sl := set.NewSlice(askFor(t, set), pool)
+			sl := set.newSlice(askFor(t, set), pool)
 			rounds := fill(sl, pool, graph([]int{0}, c.parents))
 			const asked = 3 // principal, resource, and the principal's one role
 			if most := c.edges + asked; sl.steps > most {
@@ -126,7 +126,7 @@ func TestSharedAncestorsAreNotMultiplied(t *testing.T) {
 	set := sliceSet(t, `@id("in") permit (principal, action, resource) when { principal in Role::"4000" };
 @id("not in") permit (principal, action, resource) when { principal in Role::"none" };`)
 	pool, q := NewPool(), askFor(t, set, roles...)
-	sl := set.NewSlice(q, pool)
+	sl := set.newSlice(q, pool)
 	fill(sl, pool, graph(user, parents))
 	e, err := sl.entities()
 	if err != nil {
@@ -166,14 +166,14 @@ func TestSliceProperty(t *testing.T) {
 		q := askFor(t, set, some.Draw(t, "context")...)
 
 		all := NewPool()
-		all.SetSource(func(uid cedar.EntityUID) (*Entity, bool) { return stored[uid], true })
-		whole := set.NewSlice(q, all)
-		if m := whole.Missing(); len(m) > 0 {
+		all.SetSource(func(uid cedar.EntityUID) (*Entity, bool) { return stored[uid], true }, nil)
+		whole := set.newSlice(q, all)
+		if m := whole.toLoad(); len(m) > 0 {
 			t.Fatalf("missing %v", m)
 		}
 		pool := NewPool()
-		piecemeal := set.NewSlice(q, pool)
-		for m := piecemeal.Missing(); len(m) > 0; m = piecemeal.Missing() {
+		piecemeal := set.newSlice(q, pool)
+		for m := piecemeal.toLoad(); len(m) > 0; m = piecemeal.toLoad() {
 			come := 0
 			for _, uid := range m {
 				if come == 0 || rapid.Bool().Draw(t, "comes") {

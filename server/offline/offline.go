@@ -143,15 +143,14 @@ func runTest(set *engine.Set, pool *engine.Pool, bundleName string, t bundle.Tes
 		}
 		ask.Inline = append(ask.Inline, wire.Entity(pe))
 	}
-	q, err := set.Read(ask)
+	evaluation, err := set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
+		pool.Add(missing, nil) // the pool has all that the bundle stores
+		return nil
+	})
 	if err != nil {
 		return []string{err.Error()}
 	}
-	sl := set.NewSlice(q, pool)
-	for m := sl.Missing(); len(m) > 0; m = sl.Missing() {
-		pool.Add(m, nil)
-	}
-	res, err := set.Decide(q, sl)
+	res, err := evaluation.Decide()
 	if err != nil {
 		return []string{err.Error()}
 	}

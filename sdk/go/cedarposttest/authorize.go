@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"github.com/cedar-policy/cedar-go"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -132,17 +133,16 @@ func (s handler) GetRevision(context.Context, *cedarpostv1.GetRevisionRequest) (
 
 // decide answers one check and notes it. Its caller holds mu.
 func (s *Service) decide(req *cedarpostv1.AuthorizeRequest, pool *engine.Pool) (*cedarpostv1.AuthorizeResponse, error) {
-	q, err := s.set.Read(wire.Ask(req, time.Now().UnixMilli()))
-	if err != nil {
-		return nil, err
-	}
-	slice := s.set.NewSlice(q, pool)
-	for missing := slice.Missing(); len(missing) > 0; missing = slice.Missing() {
+	evaluation, err := s.set.Prepare(wire.Ask(req, time.Now().UnixMilli()), pool, func(missing []cedar.EntityUID) error {
 		for _, uid := range missing {
 			pool.Put(uid, s.entities[uid])
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	result, err := s.set.Decide(q, slice)
+	result, err := evaluation.Decide()
 	if err != nil {
 		return nil, err
 	}
@@ -154,12 +154,12 @@ func (s *Service) decide(req *cedarpostv1.AuthorizeRequest, pool *engine.Pool) (
 	res.DecisionId = id.String()
 	res.Revision = s.revision(s.number)
 	if req.GetExplain() {
-		x, err := s.set.Explain(q, slice, result)
+		x, err := evaluation.Explain(result)
 		if err != nil {
 			return nil, err
 		}
 		res.Explanation = wire.Explanation(x)
-	} else if req.GetWantCacheHint() && q.Reusable() {
+	} else if req.GetWantCacheHint() && evaluation.Question.Reusable() {
 		res.CacheHint = &cedarpostv1.CacheHint{MaxAge: durationpb.New(maxReuse), Tags: anything}
 	}
 	s.log.add(req, res)

@@ -1,0 +1,100 @@
+package engine
+
+import "github.com/cedar-policy/cedar-go"
+
+// Loader brings entities that the pool of a question lacks, with all their stored
+// ancestors, and adds them to the pool with [Pool.Add] or [Pool.Put]. The entities that
+// are not stored are added too, as absent: each entity that is asked for must be known
+// afterwards. It is called once for each level of dereference.
+type Loader func(missing []cedar.EntityUID) error
+
+// Evaluation is one question that was read, with the entities that it can touch. It is
+// the only way to a decision: [Set.Prepare] and [Set.PrepareBatch] make it.
+type Evaluation struct {
+	// Question is nil if Err says why it was refused.
+	Question *Question
+	Slice    *Slice
+	// Err is a *[RequestError], about this question alone.
+	Err error
+
+	set *Set
+}
+
+// Prepare reads one question and loads what it can touch. The error is a
+// *[RequestError] if the question is wrong, or else as that of [Set.PrepareBatch].
+func (s *Set) Prepare(ask Ask, pool *Pool, load Loader) (*Evaluation, error) {
+	list, err := s.PrepareBatch([]Ask{ask}, pool, load)
+	if err != nil {
+		return nil, err
+	}
+	return &list[0], list[0].Err
+}
+
+// PrepareBatch reads questions that are decided at one revision, and loads what all of
+// them can touch, together. It returns one evaluation for each question, in order. The
+// error is that of load or of [Pool.SetSource]'s ended, and concerns all questions.
+func (s *Set) PrepareBatch(asks []Ask, pool *Pool, load Loader) ([]Evaluation, error) {
+	list := make([]Evaluation, len(asks))
+	for i, ask := range asks {
+		e := &list[i]
+		e.set = s
+		if e.Question, e.Err = s.read(ask); e.Err == nil {
+			e.Slice = s.newSlice(e.Question, pool)
+		}
+	}
+	for {
+		missing, err := missingFrom(list, pool.ended)
+		if err != nil {
+			return nil, err
+		}
+		if len(missing) == 0 {
+			return list, nil
+		}
+		if err := load(missing); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// missingFrom lists the entities that the slices lack, each once.
+func missingFrom(list []Evaluation, ended func() error) ([]cedar.EntityUID, error) {
+	var missing []cedar.EntityUID
+	listed := map[cedar.EntityUID]bool{}
+	for i := range list {
+		if list[i].Slice == nil {
+			continue
+		}
+		if ended != nil {
+			if err := ended(); err != nil {
+				return nil, err
+			}
+		}
+		found := list[i].Slice.toLoad()
+		if len(list) == 1 {
+			return found, nil
+		}
+		for _, uid := range found {
+			if !listed[uid] {
+				listed[uid] = true
+				missing = append(missing, uid)
+			}
+		}
+	}
+	return missing, nil
+}
+
+// Decide makes the three checks of the question. The error is Err, a *[RequestError]
+// about an entity that came with the question, or wraps [ErrTooManyAncestors].
+func (e *Evaluation) Decide() (*Result, error) {
+	if e.Err != nil {
+		return nil, e.Err
+	}
+	return e.set.decide(e.Question, e.Slice)
+}
+
+// Explain says why the question was decided as it was: res is what Decide returned. It
+// looks at every policy of the action, also those that the index passes over, and
+// evaluates condition by condition; it takes no part in the decision.
+func (e *Evaluation) Explain(res *Result) (*Explanation, error) {
+	return e.set.explain(e.Question, e.Slice, res)
+}
