@@ -2,10 +2,8 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path"
-	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -37,14 +35,7 @@ func newEvent(ctx context.Context, ids *ids, server string, rec *cedarpostv1.Eve
 	if err != nil {
 		return store.Event{}, fmt.Errorf("event: %w", err)
 	}
-	decisions, err := reusedBy(rec)
-	if err != nil {
-		return store.Event{}, err
-	}
-	return store.Event{
-		ID: id, At: at, Kind: strings.ToLower(rec.Kind.String()), Caller: rec.Caller, Server: server,
-		Subject: rec.Subject, Revision: rec.Revision, RequestID: rec.RequestId, TraceID: rec.TraceId, Decisions: decisions, Record: bytes,
-	}, nil
+	return eventRow(rec, bytes)
 }
 
 // add records an event, and returns only after its commit.
@@ -107,32 +98,4 @@ func (l *eventLog) read(ctx context.Context, procedure string, req proto.Message
 		Kind: cedarpostv1.EventRecord_LOG_READ, Subject: procedure,
 		Detail: &cedarpostv1.EventRecord_LogRead{LogRead: &cedarpostv1.LogRead{Procedure: procedure, Request: string(text), Rows: int64(rows)}},
 	})
-}
-
-// checkEvent compares the columns of a row with its record, which it returns if it can
-// be read.
-func checkEvent(e store.Event) (*cedarpostv1.EventRecord, error) {
-	rec := &cedarpostv1.EventRecord{}
-	if err := proto.Unmarshal(e.Record, rec); err != nil {
-		return nil, errors.New("its record cannot be read")
-	}
-	decisions, err := reusedBy(rec)
-	if err != nil {
-		return rec, err
-	}
-	for _, c := range []struct {
-		name string
-		same bool
-	}{
-		{"event_id", e.ID.String() == rec.EventId}, {"at", e.At.Equal(rec.Time.AsTime())},
-		{"kind", e.Kind == strings.ToLower(rec.Kind.String())}, {"caller", e.Caller == rec.Caller},
-		{"server", e.Server == rec.Server}, {"subject", e.Subject == rec.Subject}, {"revision", e.Revision == rec.Revision},
-		{"request_id", e.RequestID == rec.RequestId}, {"trace_id", e.TraceID == rec.TraceId},
-		{"decisions", slices.Equal(e.Decisions, decisions)},
-	} {
-		if !c.same {
-			return rec, fmt.Errorf("column %s is not what its record says", c.name)
-		}
-	}
-	return rec, nil
 }

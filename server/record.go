@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -37,30 +36,21 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 	resp.Revision = encodeRevision(snap.position, snap.position.Number)
 	resp.CacheHint = s.hint(snap, req, e)
 
-	row = store.Decision{
-		ID: id, At: at, Revision: snap.position.Number, Mark: snap.position.Mark, Caller: callerFrom(ctx), Server: s.name,
-		Principal: protoToStore(req.Principal), Action: protoToStore(req.Action), Resource: protoToStore(req.Resource),
-		Allowed: res.Allowed, DeniedAt: int16(res.DeniedAt), Fields: decidedFields(res.Permitted, res.Denied),
-		RequestID: req.RequestId, TraceID: traceFrom(ctx),
-	}
-	for _, p := range res.Policies {
-		row.Policies = append(row.Policies, p.String())
-	}
 	rec := &cedarpostv1.DecisionRecord{
-		DecisionId: resp.DecisionId, Time: timestamppb.New(at), Revision: row.Revision,
-		Caller: row.Caller, Server: s.name,
+		DecisionId: resp.DecisionId, Time: timestamppb.New(at), Revision: snap.position.Number,
+		Caller: callerFrom(ctx), Server: s.name,
 		Principal: req.Principal, Action: req.Action, Resource: req.Resource,
 		FieldsAsked: req.Fields,
 		Decision:    resp.Decision, DeniedAt: resp.DeniedAt, Fields: resp.Fields,
 		DeterminingPolicies: resp.DeterminingPolicies, Errors: resp.Errors, ErrorsOmitted: resp.ErrorsOmitted,
 		Obligations: resp.Obligations, Advice: resp.Advice,
-		RequestId: req.RequestId, TraceId: row.TraceID,
+		RequestId: req.RequestId, TraceId: traceFrom(ctx),
 		EvaluationTime: durationpb.New(took), LoadTime: durationpb.New(loading),
 		Engine: engine.Version, Mode: string(s.mode), MayBeKept: resp.CacheHint.GetMaxAge(),
 	}
 	mask := func(path string, value any) any {
 		hash := s.mask.hash(value)
-		rec.Masked, row.Masked = append(rec.Masked, path), append(row.Masked, hash)
+		rec.Masked = append(rec.Masked, path)
 		return map[string]any{"__masked": hex.EncodeToString(hash)}
 	}
 	if rec.Context, err = structpb.NewStruct(snap.set.MaskContext(e.Question, mask)); err != nil {
@@ -69,10 +59,13 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 	if rec.Entities, err = maskEntities(snap.set, e.Question, req.Entities, mask); err != nil {
 		return row, nil, err
 	}
-	if row.Record, err = (proto.MarshalOptions{Deterministic: true}).Marshal(rec); err != nil {
+	record, err := proto.MarshalOptions{Deterministic: true}.Marshal(rec)
+	if err != nil {
 		return row, nil, fmt.Errorf("record: %w", err)
 	}
-	return row, resp, nil
+	row, err = decisionRow(rec, record)
+	row.Mark = snap.position.Mark
+	return row, resp, err
 }
 
 // maskEntities is the entities of a request as they are recorded: as they came,
@@ -100,33 +93,4 @@ func maskEntities(set *engine.Set, q *engine.Question, came []*cedarpostv1.Entit
 		out[i] = masked
 	}
 	return out, nil
-}
-
-// decidedFields is the column that decisions about a field are found by: "+path"
-// or "-path", in order.
-func decidedFields(permitted, denied []string) []string {
-	size := len(permitted) + len(denied)
-	if size == 0 {
-		return nil
-	}
-	out := make([]string, 0, size)
-	for _, list := range [][]string{permitted, denied} {
-		for _, path := range list {
-			size += len(path)
-		}
-	}
-	var all strings.Builder // one allocation for all of them
-	all.Grow(size)
-	add := func(sign byte, paths []string) {
-		for _, path := range paths {
-			start := all.Len()
-			all.WriteByte(sign)
-			all.WriteString(path)
-			out = append(out, all.String()[start:])
-		}
-	}
-	add('+', permitted)
-	add('-', denied)
-	slices.Sort(out)
-	return out
 }

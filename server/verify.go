@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,7 +15,6 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -279,10 +277,6 @@ func (v *verification) header(b *store.Batch) *auditlog.Header {
 	}
 	if b.Leaf >= v.done.Size && v.done.UnsignedSince.IsZero() {
 		v.done.UnsignedSince = h.Made
-	}
-	type column struct {
-		name string
-		same bool
 	}
 	columns := []column{
 		{"batch", h.Batch == b.ID}, {"writer", h.Writer == b.Writer}, {"writer_seq", h.WriterSeq == b.WriterSeq}, {"rows", h.Rows == b.Rows},
@@ -677,80 +671,4 @@ func checkBytes(record []byte, crc int32) error {
 		return errors.New("its record was altered")
 	}
 	return nil
-}
-
-// checkDecision compares the columns of a row with its record.
-func checkDecision(d store.Decision) error {
-	rec := &cedarpostv1.DecisionRecord{}
-	if err := proto.Unmarshal(d.Record, rec); err != nil {
-		return errors.New("its record cannot be read")
-	}
-	want, err := decisionRow(rec, d.Record)
-	if err != nil {
-		return err
-	}
-	var policies, fields []string
-	policies, fields = append(policies, d.Policies...), append(fields, d.Fields...)
-	for _, c := range []struct {
-		name string
-		same bool
-	}{
-		{"decision_id", d.ID == want.ID}, {"at", d.At.Equal(want.At)}, {"revision", d.Revision == want.Revision},
-		{"caller", d.Caller == want.Caller}, {"server", d.Server == want.Server},
-		{"principal", d.Principal == want.Principal}, {"action", d.Action == want.Action}, {"resource", d.Resource == want.Resource},
-		{"allowed", d.Allowed == want.Allowed}, {"denied_at", d.DeniedAt == want.DeniedAt},
-		{"policies", slices.Equal(policies, want.Policies)}, {"fields", slices.Equal(fields, want.Fields)},
-		{"masked", sameHashes(d.Masked, want.Masked)},
-		{"request_id", d.RequestID == want.RequestID}, {"trace_id", d.TraceID == want.TraceID},
-	} {
-		if !c.same {
-			return fmt.Errorf("column %s is not what its record says", c.name)
-		}
-	}
-	return nil
-}
-
-// decisionRow is the row that a record must have: its columns are what the record
-// says. record are the bytes of rec.
-func decisionRow(rec *cedarpostv1.DecisionRecord, record []byte) (store.Decision, error) {
-	id, err := uuid.Parse(rec.DecisionId)
-	if err != nil {
-		return store.Decision{}, fmt.Errorf("record: %w", err)
-	}
-	row := store.Decision{
-		ID: id, At: rec.Time.AsTime(), Revision: rec.Revision, Caller: rec.Caller, Server: rec.Server,
-		Principal: protoToStore(rec.Principal), Action: protoToStore(rec.Action), Resource: protoToStore(rec.Resource),
-		Allowed: rec.Decision == cedarpostv1.Decision_ALLOW, DeniedAt: int16(rec.GetDeniedAt()),
-		RequestID: rec.RequestId, TraceID: rec.TraceId, Record: record,
-	}
-	for _, p := range rec.DeterminingPolicies {
-		row.Policies = append(row.Policies, p.Bundle+"/"+p.Id)
-	}
-	row.Fields = decidedFields(rec.Fields.GetPermitted(), rec.Fields.GetDenied())
-	collectMasked(structpb.NewStructValue(rec.Context), &row.Masked)
-	for _, e := range rec.Entities {
-		collectMasked(structpb.NewStructValue(e.Attrs), &row.Masked)
-		collectMasked(structpb.NewStructValue(e.Tags), &row.Masked)
-	}
-	return row, nil
-}
-
-// collectMasked finds the hashes that stand in a record for sensitive values.
-func collectMasked(v *structpb.Value, into *[][]byte) {
-	for _, e := range v.GetListValue().GetValues() {
-		collectMasked(e, into)
-	}
-	fields := v.GetStructValue().GetFields()
-	if hash, err := hex.DecodeString(fields["__masked"].GetStringValue()); err == nil && len(fields) == 1 && len(hash) > 0 {
-		*into = append(*into, hash)
-		return
-	}
-	for _, e := range fields {
-		collectMasked(e, into)
-	}
-}
-
-// sameHashes compares hashes in any order.
-func sameHashes(a, b [][]byte) bool {
-	return slices.EqualFunc(slices.SortedFunc(slices.Values(a), bytes.Compare), slices.SortedFunc(slices.Values(b), bytes.Compare), bytes.Equal)
 }

@@ -3,28 +3,37 @@ package store
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"strings"
 
 	"github.com/google/uuid"
 )
 
-const copyDecisions = `
-	copy decisions (decision_id, at, revision, caller, server,
-	                principal_type, principal_id, action_type, action_id, resource_type, resource_id,
-	                allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos, crc)
-	from stdin (format binary)`
+// The columns of the two tables of the log, in the order in which they are written.
+const (
+	decisionColumns = `decision_id, at, revision, caller, server,
+		principal_type, principal_id, action_type, action_id, resource_type, resource_id,
+		allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos, crc`
+	eventColumns = `event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions,
+		record, batch, pos, crc`
+)
 
-const copyEvents = `
-	copy events (event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos, crc)
-	from stdin (format binary)`
+const (
+	copyDecisions = `copy decisions (` + decisionColumns + `) from stdin (format binary)`
+	copyEvents    = `copy events (` + eventColumns + `) from stdin (format binary)`
+)
+
+var decisionWidth, eventWidth = countColumns(decisionColumns), countColumns(eventColumns)
+
+func countColumns(list string) uint16 { return uint16(strings.Count(list, ",") + 1) }
 
 const copyHead = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
-// appendCopy encodes the rows of copyDecisions in the binary format of COPY.
+// appendDecisions encodes the rows of copyDecisions in the binary format of COPY.
 func appendDecisions(b []byte, batch uuid.UUID, decisions []Decision) []byte {
 	b = append(b, copyHead...)
 	for i := range decisions {
 		d := &decisions[i]
-		b = binary.BigEndian.AppendUint16(b, 22)
+		b = binary.BigEndian.AppendUint16(b, decisionWidth)
 		b = appendField(b, d.ID[:])
 		b = appendInt64(b, idTime(d.ID).UnixMicro()-postgresEpoch)
 		b = appendInt64(b, d.Revision)
@@ -64,7 +73,7 @@ func appendEvents(b []byte, batch uuid.UUID, events []Event, pos int) []byte {
 	b = append(b, copyHead...)
 	for i := range events {
 		e := &events[i]
-		b = binary.BigEndian.AppendUint16(b, 14)
+		b = binary.BigEndian.AppendUint16(b, eventWidth)
 		b = appendField(b, e.ID[:])
 		b = appendInt64(b, idTime(e.ID).UnixMicro()-postgresEpoch)
 		for _, s := range [...]string{e.Kind, e.Caller, e.Server, e.Subject} {

@@ -99,9 +99,7 @@ func orZero[T any](p *T) (value T) {
 func (db *DB) GetDecision(ctx context.Context, id uuid.UUID) (_ Decision, err error) {
 	defer wrap(&err, "get decision")
 	const query = `
-		select decision_id, at, revision, caller, server,
-		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
-		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos, crc
+		select ` + decisionColumns + `
 		from decisions r
 		where at = $1 and decision_id = $2 and ` + ofBatch
 	rows, _ := db.audit.Query(ctx, query, idTime(id), id)
@@ -171,9 +169,7 @@ func (q DecisionQuery) args() []any {
 }
 
 const queryDecisions = `
-		select decision_id, at, revision, caller, server,
-		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
-		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos, crc
+		select ` + decisionColumns + `
 		from decisions r` + decisionFilter + `
 		order by at desc, decision_id desc
 		limit $20`

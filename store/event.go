@@ -49,7 +49,7 @@ func scanEvent(row pgx.CollectableRow) (Event, error) {
 }
 
 const queryEvents = `
-		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos, crc
+		select ` + eventColumns + `
 		from events r
 		where ($1::timestamptz is null or at >= $1)
 		  and ($2::timestamptz is null or at < $2)
@@ -94,9 +94,9 @@ type UsesQuery struct {
 // overlaps is not empty. It takes a few ids for many rows: without `offset 0` it
 // would rather read all of the time in order, up to the limit.
 const queryUses = `
-		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos, crc
+		select ` + eventColumns + `
 		from (
-			select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos, crc
+			select ` + eventColumns + `
 			from events r
 			where at >= $1 and at <= $2 and kind = 'reuse'
 			  and decisions && $3 and decisions <> '{}'
