@@ -1,0 +1,138 @@
+package engine
+
+import (
+	"crypto/sha256"
+	"reflect"
+	"slices"
+	"sort"
+
+	"github.com/cedar-policy/cedar-go"
+	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
+)
+
+// Set is all bundles compiled: what every decision of one policy state needs.
+// It is immutable and safe for concurrent use.
+type Set struct {
+	bundles map[string]*compiledBundle
+	owners  map[string]string // namespace → bundle
+	schema  *resolved.Schema
+	digest  [sha256.Size]byte // of all schemas and catalogues
+	actions map[cedar.EntityUID]*action
+	static  map[cedar.EntityUID]cedar.Entity // actions, fields, groups; closed
+	// parsed holds each policy by its text, for the next Compile; clean, those
+	// that were checked against this schema without a finding.
+	parsed map[parseKey]*policy
+	clean  map[parseKey]bool
+
+	actionTypes, requestTypes, fieldTypes map[cedar.EntityType]bool
+	catalogues                            map[cedar.EntityType]*catalogue
+
+	// sensitive is what types that come with requests have that is marked
+	// @sensitive; sensitiveNames are the names of all attributes so marked.
+	sensitive      map[cedar.EntityType]entityMarks
+	sensitiveNames map[cedar.String]bool
+
+	// plainFields decides field by field with every candidate: what the classes
+	// must equal. Only tests set it.
+	plainFields bool
+}
+
+type compiledBundle struct {
+	name             string
+	namespaces       []string
+	policies         []*policy
+	skipForbidErrors bool
+}
+
+// parseKey is what a policy is parsed from. Where it stands does not matter: a
+// line more at the top of a file compiles nothing again.
+type parseKey struct {
+	bundle, text string
+}
+
+// Namespaces returns the namespaces a bundle owns, sorted.
+func (s *Set) Namespaces(bundle string) []string { return s.bundles[bundle].namespaces }
+
+// Policies returns the policies of a bundle by id.
+func (s *Set) Policies(bundle string) []PolicyInfo {
+	var out []PolicyInfo
+	for _, p := range s.bundles[bundle].policies {
+		out = append(out, PolicyInfo{p.ref.ID, p.file, p.line, p.text})
+	}
+	return out
+}
+
+// EntityTypes returns the entity types that can be stored, of one bundle's
+// namespaces, sorted.
+func (s *Set) EntityTypes(bundle string) []string {
+	var out []string
+	for t := range s.schema.Entities {
+		if s.owners[namespaceOf(t)] == bundle {
+			out = append(out, string(t))
+		}
+	}
+	for t := range s.schema.Enums {
+		if s.owners[namespaceOf(t)] == bundle {
+			out = append(out, string(t))
+		}
+	}
+	sort.Strings(out)
+	return out
+}
+
+// ChangedTypes lists the entity types that s and old read differently: declared
+// by one of them alone, or otherwise. Values of enumerated types are part of
+// every type that may refer to them, so where those changed, all types count.
+func (s *Set) ChangedTypes(old *Set) []string {
+	if s.digest == old.digest {
+		return nil
+	}
+	changed := map[cedar.EntityType]bool{}
+	all := !reflect.DeepEqual(s.schema.Enums, old.schema.Enums)
+	for _, pair := range [][2]*Set{{s, old}, {old, s}} {
+		for t, decl := range pair[0].schema.Entities {
+			other, ok := pair[1].schema.Entities[t]
+			changed[t] = changed[t] || all || !ok || pair[0].fieldTypes[t] != pair[1].fieldTypes[t] || pair[0].requestTypes[t] != pair[1].requestTypes[t] ||
+				!reflect.DeepEqual(decl.Shape, other.Shape) || !reflect.DeepEqual(decl.Tags, other.Tags) || !sameTypes(decl.ParentTypes, other.ParentTypes)
+		}
+		for t := range pair[0].schema.Enums {
+			changed[t] = changed[t] || all
+		}
+	}
+	out := []string{}
+	for t, c := range changed {
+		if c {
+			out = append(out, string(t))
+		}
+	}
+	sort.Strings(out)
+	return out
+}
+
+// matchedActions returns the actions p could decide: of its own bundle's
+// namespaces, or of all for guardrails, by its action scope.
+func (s *Set) matchedActions(p *policy) []*action {
+	var out []*action
+	own := func(a *action) bool { return p.ref.Bundle == Guardrails || a.bundle == p.ref.Bundle }
+	switch {
+	case p.action.all:
+		for _, a := range s.actions {
+			if own(a) {
+				out = append(out, a)
+			}
+		}
+	case !p.action.in:
+		if a, ok := s.actions[p.action.uids[0]]; ok && own(a) {
+			out = append(out, a)
+		}
+	default:
+		for _, a := range s.actions {
+			if own(a) && slices.ContainsFunc(p.action.uids, func(g cedar.EntityUID) bool {
+				return g == a.uid || s.static[a.uid].Parents.Contains(g)
+			}) {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,84 @@
+package engine
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Source is one bundle as text.
+type Source struct {
+	Name string
+	// SchemaFile names the schema in findings; Schema is its text in Cedar's
+	// schema syntax.
+	SchemaFile, Schema string
+	Policies           []PolicyText
+	// FieldsFile names the catalogue in findings.
+	FieldsFile string
+	Fields     []Field
+	// Published bundles were accepted before, perhaps by a version without some of
+	// today's rules for annotations. They are not held to these when another bundle
+	// is checked beside them.
+	Published bool
+	// SkipForbidErrors restores Cedar's rule that a policy that fails is left
+	// out, for forbids too.
+	SkipForbidErrors bool
+}
+
+// PolicyText is a text of one or more policies. Line is where it begins in its
+// file, from 1 (0 is read as 1).
+type PolicyText struct {
+	File string
+	Line int
+	Text string
+}
+
+// Field is one catalogued path of an entity type with the groups it is in; for
+// the type FieldGroup, Path names a group.
+type Field struct {
+	Type, Path   string
+	Groups       []string
+	Line, Column int
+}
+
+// Finding is one problem of a bundle. Line and Column count from 1, 0 is
+// unknown.
+type Finding struct {
+	Bundle       string
+	File         string
+	Line, Column int
+	Policy       string
+	Message      string
+	Hint         string
+	Warning      bool
+}
+
+// String returns "file:line:column: message".
+func (f Finding) String() string {
+	var b strings.Builder
+	if f.File != "" {
+		b.WriteString(f.File)
+		if f.Line > 0 {
+			fmt.Fprintf(&b, ":%d", f.Line)
+			if f.Column > 0 {
+				fmt.Fprintf(&b, ":%d", f.Column)
+			}
+		}
+		b.WriteString(": ")
+	}
+	if f.Policy != "" {
+		fmt.Fprintf(&b, "policy %s: ", f.Policy)
+	}
+	b.WriteString(f.Message)
+	return b.String()
+}
+
+// PolicyInfo is one policy as the compiler cut it out of its file.
+type PolicyInfo struct {
+	ID, File string
+	Line     int
+	Text     string
+}
+
+func finding(p *policy, msg, hint string) Finding {
+	return Finding{Bundle: p.ref.Bundle, File: p.file, Line: p.line, Column: p.column, Policy: p.ref.ID, Message: msg, Hint: hint}
+}
