@@ -10,7 +10,7 @@ import (
 	sast "github.com/cedar-policy/cedar-go/x/exp/schema/ast"
 )
 
-// What an annotation of the service can be at.
+// The kinds of declarations that an annotation can stand on.
 const (
 	atPolicy    = "a policy"
 	atEntity    = "an entity type"
@@ -18,9 +18,9 @@ const (
 	atAttribute = "an attribute"
 )
 
-// annotated says of each annotation of the service what it has an effect at, and
-// whether it needs a value. Cedar gives annotations no meaning, so all others are
-// the author's own.
+// annotated lists the annotations that the service acts on, with the kind of
+// declaration each must stand on and whether it needs a value. Cedar gives
+// annotations no meaning, so authors may use all others as they like.
 var annotated = map[types.AnnotationKey]struct {
 	at    string
 	value bool
@@ -31,13 +31,14 @@ var annotated = map[types.AnnotationKey]struct {
 	"source":     {atEntity, true},
 	"audit":      {atAction, true},
 	"sensitive":  {atAttribute, false},
-	// Reserved: rules that no version enforces yet.
+	// Reserved for rules that no version enforces yet.
 	"velocity": {},
 	"new":      {},
 }
 
-// annotationProblem says why an annotation has no effect where it stands, although
-// its author must think that it has: "" if it has one, or is the author's own.
+// annotationProblem explains why an annotation that the service knows has no effect on
+// this kind of declaration. It returns "" if the annotation has an effect, or if the
+// service does not know it.
 func annotationProblem(key types.AnnotationKey, value types.String, at string) (msg, hint string) {
 	known, ours := annotated[key]
 	switch {

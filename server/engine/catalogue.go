@@ -7,7 +7,8 @@ import (
 	"github.com/cedar-policy/cedar-go"
 )
 
-// leaf is one field that is decided: a catalogued path with no path below it.
+// leaf is one field that is decided by itself: a path of the catalogue with no other
+// path below it.
 type leaf struct {
 	index int
 	path  string
@@ -118,7 +119,7 @@ func closeOver(uid cedar.EntityUID, parents map[cedar.EntityUID]map[cedar.Entity
 	return out, false
 }
 
-// newCatalogue sorts paths into leaves and what stands above them.
+// newCatalogue finds the leaves among paths, and for each path the leaves below it.
 func newCatalogue(paths []string, uid func(string) cedar.EntityUID) *catalogue {
 	c := &catalogue{below: map[string][]int{}}
 	interior := map[string]bool{}

@@ -13,10 +13,11 @@ import (
 	"github.com/cedar-policy/cedar-go/x/exp/schema/validate"
 )
 
-// checkAll checks the policies of a bundle that the previous Set did not check
-// against the same schemas. Cedar's validator goes through every environment of
-// its schema for every policy, so policies of one action scope are checked
-// together, against a schema in which no other action applies to anything.
+// checkAll checks the policies of a bundle, except those that the previous Set checked
+// against the same schemas. For every policy, Cedar's validator goes through every
+// combination of action, principal type and resource type in its schema. To keep that
+// small, policies with the same action scope are checked against a schema in which no
+// other action applies to anything.
 func (c *compiler) checkAll(b *compiledBundle) {
 	same := c.previous != nil && c.previous.digest == c.set.digest
 	scopes := map[string][]*policy{}
@@ -55,7 +56,7 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 		c.report(finding(p, "the bundle guardrails may hold only forbid policies", "its policies join every decision"))
 	}
 	valid := validatable(tree)
-	impossible := false // it applies to nothing, so that its conditions do not count
+	impossible := false // the policy applies to nothing, so its conditions do not matter
 	if err := v.Policy(p.ref.ID, valid); err != nil {
 		for msg := range strings.SplitSeq(err.Error(), "\n") {
 			msg = strings.TrimPrefix(msg, fmt.Sprintf("for policy `%s`, ", p.ref.ID))
@@ -94,8 +95,8 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 	return !c.failed
 }
 
-// checkConditions refuses what Cedar's validator refuses in conditions and that of
-// cedar-go does not, or what cedar-go evaluates otherwise.
+// checkConditions refuses conditions that Cedar's validator refuses and cedar-go's
+// accepts, and conditions that cedar-go evaluates differently from Cedar.
 func (c *compiler) checkConditions(v *validate.Validator, p *policy, valid *xast.Policy) {
 	if alike := comparedAlike(valid); alike != nil && !c.failed && v.Policy(p.ref.ID, alike) != nil {
 		c.report(finding(p, "compares values of different types with <, <=, > or >=", "both sides must be Long, or datetime, or duration"))
@@ -110,9 +111,9 @@ func (c *compiler) checkConditions(v *validate.Validator, p *policy, valid *xast
 	}
 }
 
-// checkNames refuses types and actions that nothing declares where Cedar's validator
-// passes over them: types after "is", and all that stands in the conditions of a
-// policy that applies to nothing.
+// checkNames refuses undeclared types and actions in the places where Cedar's validator
+// does not look: types after "is", and the conditions of a policy that applies to
+// nothing.
 func (c *compiler) checkNames(p *policy, tree *xast.Policy, impossible bool) {
 	report := func(msg string) {
 		if !slices.ContainsFunc(c.findings, func(f Finding) bool { return f.Bundle == p.ref.Bundle && f.Policy == p.ref.ID && f.Message == msg }) {
@@ -138,7 +139,8 @@ func (c *compiler) checkNames(p *policy, tree *xast.Policy, impossible bool) {
 	})
 }
 
-// levelOf computes how deep p dereferences and refuses what no slice can hold.
+// levelOf computes how deep p dereferences entities. It refuses a policy that
+// dereferences what a slice cannot contain.
 func (c *compiler) levelOf(p *policy, tree *xast.Policy) int {
 	l := &leveler{schema: c.set.schema}
 	seenP, seenR := map[cedar.EntityType]bool{}, map[cedar.EntityType]bool{}
@@ -172,9 +174,9 @@ func (c *compiler) levelOf(p *policy, tree *xast.Policy) int {
 	return max(l.level, 1)
 }
 
-// schemaOf is the schema that a policy is validated against: all entity types,
-// the actions that its bundle decides, and of those only the ones that its scope
-// names apply to anything.
+// schemaOf returns the schema that a policy is validated against. It has all entity
+// types and the actions that the policy's bundle decides. Only the actions in the
+// policy's scope apply to any principal and resource.
 func (s *Set) schemaOf(p *policy) *resolved.Schema {
 	matched := map[cedar.EntityUID]bool{}
 	for _, a := range s.matchedActions(p) {

@@ -13,9 +13,8 @@ import (
 	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
 )
 
-// Compile compiles and checks all bundles together. What previous (which may be
-// nil) compiled from equal text is taken over. When some finding is not a
-// warning the Set is nil.
+// Compile compiles and checks all bundles together. It reuses what previous, which may
+// be nil, compiled from the same text. The Set is nil if any finding is not a warning.
 func Compile(sources []Source, previous *Set) (*Set, []Finding) {
 	return compile(sources, previous, false)
 }
@@ -81,16 +80,16 @@ func (c *compiler) report(f Finding) {
 	c.failed = c.failed || !f.Warning
 }
 
-// rule reports what breaks a rule of ours and yet compiles. What was published
-// once is not held to it.
+// rule reports text that compiles and breaks a rule of this service. Text that was
+// published before the rule existed is accepted.
 func (c *compiler) rule(f Finding) {
 	if !c.trusted {
 		c.report(f)
 	}
 }
 
-// schemas parses, joins and resolves the schemas and reads the catalogues. It
-// says whether policies can be looked at.
+// schemas parses, joins and resolves the schemas and reads the catalogues. It reports
+// whether they are good enough to compile policies against.
 func (c *compiler) schemas(sources []Source) bool {
 	h := sha256.New()
 	var all []*sast.Schema
@@ -148,8 +147,8 @@ func (c *compiler) schemas(sources []Source) bool {
 	return !c.failed
 }
 
-// resolveFinding finds the bundle that an error of the joined schemas is about:
-// the first that does not resolve even when of the others only the names stand.
+// resolveFinding finds the bundle that caused an error in the joined schemas: the first
+// bundle that does not resolve when the others are reduced to their names.
 func (c *compiler) resolveFinding(err error, sources []Source, parsed []*sast.Schema) Finding {
 	for i, src := range sources {
 		joined := make([]*sast.Schema, len(parsed))
@@ -215,8 +214,8 @@ func (c *compiler) parse(bundle, file string, st statement) (*policy, *textError
 	key := parseKey{bundle, st.text}
 	if c.previous != nil {
 		if p, ok := c.previous.parsed[key]; ok {
-			// The policy of another Set is never written to: place and level, which
-			// is of policy and schema together, go into a copy.
+			// Other Sets share the policy, so it must not change. Its place and its
+			// level, which depends on the schema, are set in a copy.
 			moved := p.file != file || p.line != st.line || p.column != st.column
 			if moved || !c.previous.clean[key] || c.previous.digest != c.set.digest {
 				fresh := *p
@@ -234,7 +233,7 @@ func (c *compiler) parse(bundle, file string, st statement) (*policy, *textError
 	return p, err
 }
 
-// index puts each policy under the actions it could decide.
+// index adds each policy to the index of the actions that it can decide.
 func (c *compiler) index() {
 	type scope struct {
 		bundle string

@@ -8,18 +8,18 @@ import (
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 )
 
-// cedar-go rounds toDate() towards 1970 where Cedar rounds down, and toTime() is
-// negative before 1970 where Cedar's never is. So the compiled policy takes the
-// time of day of "a day and the time of day", and for a date moves the time up by
-// days enough and the date back down. What is validated and shown is the policy as
-// written. Dates are exact but within two million years of the ends of time.
+// cedar-go's toDate() rounds towards 1970, where Cedar's rounds down, and its toTime()
+// is negative before 1970, where Cedar's never is. So the compiled policy adds one day
+// before it takes the time of day, and for a date it adds many days, takes the date, and
+// subtracts the days. The policy is validated and shown as it was written. Dates are
+// exact except within two million years of the first and the last datetime.
 const (
 	dayMillis = 24 * 60 * 60 * 1000
 	dateShift = 1_000_000_000 * dayMillis
 )
 
-// exact compiles a policy so that cedar-go evaluates it as Cedar does: dates before
-// 1970, and literals that the two read differently.
+// exact compiles a policy so that cedar-go evaluates it as Cedar does. It rewrites
+// functions on dates, and literals that the two read differently.
 func exact(compiled *cedar.Policy) *cedar.Policy {
 	tree := (*xast.Policy)(compiled.AST())
 	uses := false
@@ -37,10 +37,10 @@ func exact(compiled *cedar.Policy) *cedar.Policy {
 	return cedar.NewPolicyFromAST((*ast.Policy)(mapPolicy(tree, exactNode)))
 }
 
-// exactNode makes a node exact whose inner nodes are.
+// exactNode rewrites a node for [exact]. Its inner nodes are rewritten already.
 func exactNode(n xast.IsNode) xast.IsNode { return shiftDate(exactLiteral(n)) }
 
-// shiftDate makes a toDate or toTime exact.
+// shiftDate rewrites a call of toDate or toTime.
 func shiftDate(n xast.IsNode) xast.IsNode {
 	call, ok := n.(xast.NodeTypeExtensionCall)
 	if !ok || len(call.Args) != 1 {
@@ -52,7 +52,7 @@ func shiftDate(n xast.IsNode) xast.IsNode {
 	}
 	switch call.Name {
 	case "toTime":
-		// One day and the time, which may be negative, have the time of day wanted.
+		// The time of day, which may be negative, plus one day has the right time of day.
 		day := xast.NodeValue{Value: cedar.NewDatetimeFromMillis(dayMillis)}
 		sum := xast.NodeTypeExtensionCall{Name: "offset", Args: []xast.IsNode{day, call}}
 		return xast.NodeTypeExtensionCall{Name: "toTime", Args: []xast.IsNode{sum}}
@@ -63,9 +63,10 @@ func shiftDate(n xast.IsNode) xast.IsNode {
 	return n
 }
 
-// oneType turns a comparison into an expression that Cedar's validator holds to
-// one type on both sides. It takes "<" between a Long and a datetime, which fails
-// when it is evaluated, so that a forbid of it might never fire.
+// oneType turns a comparison into an expression whose two sides Cedar's validator
+// requires to have the same type. The validator accepts "<" between a Long and a
+// datetime, which always fails when it is evaluated, so a forbid with it could never be
+// satisfied.
 func oneType(n xast.IsNode) xast.IsNode {
 	var b xast.BinaryNode
 	switch t := n.(type) {
@@ -83,8 +84,8 @@ func oneType(n xast.IsNode) xast.IsNode {
 	return xast.NodeTypeContains{BinaryNode: xast.BinaryNode{Left: xast.NodeTypeSet{Elements: []xast.IsNode{b.Left}}, Right: b.Right}}
 }
 
-// comparedAlike is the policy with every comparison as oneType has it, nil when it
-// compares nothing.
+// comparedAlike returns the policy with every comparison replaced by oneType, or nil if
+// it has no comparison.
 func comparedAlike(tree *xast.Policy) *xast.Policy {
 	compares := false
 	out := mapPolicy(tree, func(n xast.IsNode) xast.IsNode {
@@ -122,8 +123,8 @@ func mapNode(n xast.IsNode, fn func(xast.IsNode) xast.IsNode) xast.IsNode {
 
 var nodeType = reflect.TypeFor[xast.IsNode]()
 
-// mapFields goes through the nodes that a node holds, in fields, embedded
-// structs and slices. The slices are copied, never written to.
+// mapFields applies fn to the nodes inside a node: in fields, embedded structs and
+// slices. It copies the slices and does not change the original.
 func mapFields(v reflect.Value, fn func(xast.IsNode) xast.IsNode) {
 	switch v.Kind() {
 	case reflect.Interface:

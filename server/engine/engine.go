@@ -1,8 +1,8 @@
-// Package engine decides. It turns the text of bundles into a Set, and a Set,
-// a question and the entities the question touches into a Result, without
-// looking at a clock, a network or a database: the same inputs give the same
-// result for ever, which is what makes a recorded decision replayable. It
-// knows Cedar and nothing of Postgres or of the wire.
+// Package engine decides. It compiles the text of bundles to a [Set]. From a Set, a
+// question and the entities that the question can touch it makes a [Result]. It uses no
+// clock, network or database: equal inputs always give an equal result, which makes it
+// possible to replay recorded decisions. It knows Cedar, and neither Postgres nor the
+// wire format.
 package engine
 
 import (
@@ -12,8 +12,8 @@ import (
 	"github.com/cedar-policy/cedar-go"
 )
 
-// Version names the rules this engine decides by. It goes into every record,
-// and changes when an equal question could get another answer.
+// Version names the rules of this engine. It is part of every record, and changes when
+// the same question could get another answer.
 const Version = "cedarpost-2 cedar-go-1.9.0"
 
 // DeniedAt says which of the three checks denied.
@@ -23,11 +23,11 @@ type DeniedAt int
 const (
 	// NotDenied is the zero value, of an allow.
 	NotDenied DeniedAt = iota
-	// AtFunction: no resource of this type could have been allowed.
+	// AtFunction means that no resource of this type could be allowed.
 	AtFunction
-	// AtObject: this resource is not allowed.
+	// AtObject means that this resource is not allowed.
 	AtObject
-	// AtField: every field asked for was required and some are denied.
+	// AtField means that all fields asked for are required, and some are denied.
 	AtField
 )
 
@@ -46,8 +46,8 @@ func (r PolicyRef) compare(o PolicyRef) int {
 	return strings.Compare(r.ID, o.ID)
 }
 
-// PolicyError is a policy whose evaluation failed, with Cedar's message, unless
-// that could hold a value that the schema marks @sensitive.
+// PolicyError is a policy whose evaluation failed. Message is Cedar's, unless it could
+// contain a value that the schema marks @sensitive.
 type PolicyError struct {
 	Policy  PolicyRef
 	Message string
@@ -83,7 +83,7 @@ type Result struct {
 	Advice      []Advice
 }
 
-// verdict is the outcome of one Cedar evaluation under our rule for forbids
+// verdict is the outcome of one Cedar evaluation, with this service's rule for forbids
 // that fail.
 type verdict struct {
 	allowed bool
@@ -130,11 +130,11 @@ func (s *Set) decide(q *Question, sl *Slice) (*Result, error) {
 	}
 
 	fields := s.decideFields(q, entities, res)
-	// Nothing asked for and all required: a type without a catalogue must not be
-	// open to every write.
+	// If all fields are required and there is none, the type has no catalogue: it must
+	// not be open to every write.
 	if q.requireAll && (len(res.Denied) > 0 || len(res.Permitted) == 0) {
 		res.DeniedAt = AtField
-		// Denied keeps the paths that were in the way; nothing is permitted.
+		// Denied keeps the paths that caused the denial; nothing is permitted.
 		res.Permitted = []string{}
 		res.Policies = refs(fields.forbids)
 		return res, nil

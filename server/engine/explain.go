@@ -22,10 +22,11 @@ const (
 	withheld           = "(withheld: @sensitive)"
 )
 
-// Outcome is what one policy came to, the most telling first.
+// Outcome is the result of one policy in an explanation.
 type Outcome int
 
-// The outcomes, in the order an explanation lists them.
+// The outcomes, in the order in which an explanation lists them: the most informative
+// first.
 const (
 	Satisfied Outcome = iota + 1
 	Failed
@@ -33,15 +34,16 @@ const (
 	ScopeMismatch
 )
 
-// Explanation says of each policy of an action what it came to.
+// Explanation lists the result of each policy of an action. Omitted counts the policies
+// that it leaves out.
 type Explanation struct {
 	Summary  string
 	Policies []PolicyExplanation
 	Omitted  int
 }
 
-// PolicyExplanation is what one policy came to. Paths are the fields it is
-// about, empty for the object.
+// PolicyExplanation is the result of one policy. Paths are the fields that it was
+// evaluated for; it is empty for the object check.
 type PolicyExplanation struct {
 	Policy    PolicyRef
 	Forbid    bool
@@ -54,7 +56,7 @@ type PolicyExplanation struct {
 	Line      int
 }
 
-// ExplainedValue is what an expression came to, both as Cedar text.
+// ExplainedValue is an expression and its value, both as Cedar text.
 type ExplainedValue struct {
 	Expression, Value string
 }
@@ -113,8 +115,8 @@ func inWords(q *Question, res *Result) string {
 	return "Denied: no permit is satisfied for this resource."
 }
 
-// addFields explains the ".field" action, of the policies whose scope can match,
-// fields of one outcome together.
+// addFields explains the ".field" action for the policies whose scope can match. Fields
+// for which a policy has the same outcome are listed together.
 func (x *Explanation) addFields(s *Set, q *Question, e *entities) {
 	type group struct {
 		policy            PolicyRef
@@ -150,7 +152,7 @@ func (x *Explanation) addFields(s *Set, q *Question, e *entities) {
 			if !ok {
 				i = len(x.Policies)
 				at[g] = i
-				// The field itself differs from path to path.
+				// The value of context.field differs from path to path.
 				p.Values = slices.DeleteFunc(slices.Clone(p.Values), func(v ExplainedValue) bool { return v.Expression == "context.field" })
 				x.Policies = append(x.Policies, p)
 			}
@@ -196,7 +198,7 @@ func (s *Set) explainPolicy(q *Question, p *policy, req cedar.Request, e *entiti
 	return x
 }
 
-// scopeMismatch says why a scope leaves the entity out, "" when it does not.
+// scopeMismatch says why a scope does not match the entity, "" if it matches.
 func scopeMismatch(what string, n xast.IsScopeNode, uid cedar.EntityUID, e *entities) string {
 	sc := scopeOf(n)
 	switch {

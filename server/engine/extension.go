@@ -15,11 +15,11 @@ import (
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 )
 
-// This file reads and writes values of the extension types as Cedar does. Where
-// cedar-go reads a text otherwise, it is read here.
+// This file reads and writes values of the extension types as Cedar does, where cedar-go
+// differs from Cedar.
 
-// extension is how the text of an extension type is read: by Cedar, and by
-// cedar-go.
+// extension is one extension type, with two functions that read its text: one as Cedar
+// does, one as cedar-go does.
 type extension struct {
 	fn             string // the constructor
 	parse, cedarGo func(string) (cedar.Value, error)
@@ -37,7 +37,7 @@ func value[V cedar.Value](parse func(string) (V, error)) func(string) (cedar.Val
 	return func(s string) (cedar.Value, error) { return parse(s) }
 }
 
-// parseDecimal refuses the plus sign, which cedar-go takes and Cedar does not.
+// parseDecimal refuses a plus sign, which cedar-go accepts and Cedar does not.
 func parseDecimal(s string) (cedar.Value, error) {
 	if strings.HasPrefix(s, "+") {
 		return nil, errors.New("plus sign")
@@ -45,8 +45,8 @@ func parseDecimal(s string) (cedar.Value, error) {
 	return types.ParseDecimal(s)
 }
 
-// parseDatetime refuses years with a sign and nine digits, which cedar-go takes,
-// without a check of their range if no time follows, and Cedar does not.
+// parseDatetime refuses years with a sign and nine digits. cedar-go accepts them, and
+// does not check their range if no time follows; Cedar does not accept them.
 func parseDatetime(s string) (cedar.Value, error) {
 	if strings.HasPrefix(s, "+") || strings.HasPrefix(s, "-") {
 		return nil, errors.New("sign before the year")
@@ -54,7 +54,7 @@ func parseDatetime(s string) (cedar.Value, error) {
 	return types.ParseDatetime(s)
 }
 
-// parseDuration takes the least of all durations, which cedar-go refuses.
+// parseDuration accepts the smallest duration, which cedar-go refuses.
 func parseDuration(s string) (cedar.Value, error) {
 	d, err := types.ParseDuration(s)
 	if err != nil && isLeastDuration(s) {
@@ -82,14 +82,14 @@ func isLeastDuration(s string) bool {
 	return sum.Neg(sum).IsInt64() && sum.Int64() == math.MinInt64
 }
 
-// literal is a constructor with its text, like decimal("1.0"), that cedar-go reads
-// otherwise than Cedar.
+// literal is a constructor with its text, like decimal("1.0"), that cedar-go and Cedar
+// read differently.
 type literal struct {
 	typ, fn, text string
 	value         cedar.Value // nil: Cedar refuses it, and cedar-go does not
 }
 
-// oddLiteral recognizes a literal that cedar-go reads otherwise than Cedar.
+// oddLiteral recognizes a literal that cedar-go and Cedar read differently.
 func oddLiteral(n xast.IsNode) (literal, bool) {
 	call, ok := n.(xast.NodeTypeExtensionCall)
 	if !ok || len(call.Args) != 1 {
@@ -121,14 +121,14 @@ func exactLiteral(n xast.IsNode) xast.IsNode {
 	case !odd:
 		return n
 	case l.value == nil:
-		// It fails when it is evaluated, as any text does that is no value.
+		// This fails when it is evaluated, like any text that is not a valid value.
 		return xast.NodeTypeExtensionCall{Name: types.Path(l.fn), Args: []xast.IsNode{xast.NodeValue{Value: cedar.String("?" + l.text)}}}
 	}
 	return xast.NodeValue{Value: l.value}
 }
 
-// refusedLiterals are the literals of a policy that Cedar refuses and cedar-go does
-// not.
+// refusedLiterals returns the literals of a policy that Cedar refuses and cedar-go
+// accepts.
 func refusedLiterals(tree *xast.Policy) (out []literal) {
 	for _, c := range tree.Conditions {
 		xast.Inspect(xast.NewNode(c.Body), func(n xast.IsNode) bool {
@@ -141,7 +141,7 @@ func refusedLiterals(tree *xast.Policy) (out []literal) {
 	return out
 }
 
-// hint says how to write such a literal.
+// hint says how to write the literal so that Cedar accepts it.
 func (l literal) hint() string {
 	switch l.typ {
 	case "decimal":
@@ -152,8 +152,9 @@ func (l literal) hint() string {
 	return ""
 }
 
-// validatable is the policy with every literal that cedar-go alone refuses replaced
-// by another of its type. Cedar's validator looks at types only.
+// validatable returns the policy for cedar-go's validator: every literal that only
+// cedar-go refuses is replaced by another one of its type. The validator looks at types
+// only.
 func validatable(tree *xast.Policy) *xast.Policy {
 	return mapPolicy(tree, func(n xast.IsNode) xast.IsNode {
 		if l, odd := oddLiteral(n); odd && l.value != nil {
@@ -164,9 +165,9 @@ func validatable(tree *xast.Policy) *xast.Policy {
 	})
 }
 
-// datetimeText writes a datetime so that Cedar reads it back. A time zone can put a
-// date of the year 0000 before it, and one of 9999 after it: those are written with
-// the time zone that is the farthest.
+// datetimeText writes a datetime so that Cedar reads it back. With a time zone, a
+// datetime can be before the year 0000 or after 9999 in UTC: such a datetime is written
+// with the largest offset.
 func datetimeText(d cedar.Datetime) string {
 	const farthest = dayMillis - 60_000 // 23 hours and 59 minutes
 	text := d.String()
@@ -190,8 +191,8 @@ func durationText(d cedar.Duration) string {
 	return d.String()
 }
 
-// ipText writes an address so that Cedar reads it back. An IPv4 address mapped
-// into IPv6 is the exception to String: Cedar takes it in hexadecimal only.
+// ipText writes an address so that Cedar reads it back. Unlike String, it writes an IPv4
+// address that is mapped into IPv6 in hexadecimal, the only form that Cedar accepts.
 func ipText(ip cedar.IPAddr) string {
 	if !ip.Addr().Is4In6() {
 		return ip.String()

@@ -7,29 +7,29 @@ import (
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 )
 
-// A field is decided by asking the ".field" action with the field in
-// context.field. Asking once for each of many fields is waste where many must
-// come out alike. A policy can tell two fields apart only by what it does with
-// context.field, and nearly all do one of a few things: "context.field in G",
-// "context.field == F", with G and F written out. Call these probes. Fields that
-// answer every probe of every policy alike are one class: no policy can tell them
-// apart, so one evaluation decides for all. A policy that does anything else with
-// context.field, or uses the context as a whole, is opaque, and a request that
-// has one among its candidates is decided field by field.
+// A field is decided by evaluating the ".field" action with the field in context.field.
+// Many fields must get the same answer, so evaluating each of them is a waste. A policy
+// can distinguish two fields only by what it does with context.field, and nearly all
+// policies use only "context.field in G" and "context.field == F", with G and F as
+// literals. Such an expression is called a probe. Fields for which every probe of every
+// policy has the same value form one class: no policy can distinguish them, so one
+// evaluation decides all of them. A policy that does anything else with context.field,
+// or uses the context as a whole, is called opaque. If a candidate policy is opaque,
+// the request is decided field by field.
 
 // fieldUse is what a policy does with context.field.
 type fieldUse struct {
 	opaque bool
 	probes []probe
-	// lead is the policy's leading condition when it consists of probes alone.
-	// Where it is false the policy is false too, and cannot fail: Cedar evaluates
-	// conditions in order and stops at the first that is false.
+	// lead is the policy's first condition if it consists of probes alone. If lead is
+	// false, the policy is false and cannot fail: Cedar evaluates conditions in order
+	// and stops at the first false one.
 	lead probeExpr
 }
 
 func (u fieldUse) looks() bool { return u.opaque || len(u.probes) > 0 }
 
-// probe is one question about a field: is it, or is it in, the entity.
+// probe tests whether a field is equal to an entity, or in it.
 type probe struct {
 	uid   cedar.EntityUID
 	equal bool
@@ -223,8 +223,8 @@ func (s *Set) classify(f *action) {
 	}
 }
 
-// leadsByClass asks each policy's leading condition once for each class: one bit
-// each.
+// leadsByClass evaluates each policy's first condition once for each class, and keeps
+// one bit for each result.
 func (s *Set) leadsByClass(f *action, cat *catalogue, classes []int, n int) map[*policy][]uint64 {
 	one := make([]cedar.Entity, n) // a leaf of each class
 	for i, c := range classes {
@@ -251,10 +251,10 @@ type fieldReasons struct {
 	permits, forbids []*policy
 }
 
-// decideFields asks the ".field" action for every leaf, once for each class, and
-// fills Permitted, Denied, Errors and Advice. A path that is not in the
-// catalogue is denied without evaluation: one new column must not break an
-// endpoint.
+// decideFields evaluates the ".field" action once for each class of the leaves asked
+// for, and fills Permitted, Denied, Errors and Advice. A path that is not in the
+// catalogue is denied and is no error, so that an endpoint that got a new column goes on
+// working.
 func (s *Set) decideFields(q *Question, e *entities, res *Result) fieldReasons {
 	var out fieldReasons
 	if !q.fieldsAsked {

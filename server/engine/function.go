@@ -6,16 +6,15 @@ import (
 	"github.com/cedar-policy/cedar-go"
 )
 
-// deniedAtFunction says whether a denied question was denied for every
-// resource of its type: the principal has no use of the action at all.
+// deniedAtFunction reports whether a denied question is denied for every resource of
+// its type, so that the principal cannot use the action at all.
 //
-// It holds when a forbid that looks at no particular resource fired (or failed,
-// where failing denies): the same forbid fires for all of them. It also holds
-// when each permit that could match this action and resource type is shut for a
-// reason that no resource can change: its scope excludes the principal, or one
-// of its conjuncts that does not mention the resource is false or fails. A
-// conjunction needs each of its parts to be true, so one such part decides,
-// whatever the parts before it say.
+// This is so if a forbid that does not depend on the resource was satisfied (or failed,
+// where failing denies): it is satisfied for all resources. It is also so if no permit
+// for this action and resource type can be satisfied, whatever the resource: the scope
+// of each excludes the principal, or one of its conjuncts that does not mention the
+// resource is false or fails. A conjunction is true only if all of its parts are, so one
+// false part is enough.
 //
 // This is a static walk over the policies, done at compile time, and an
 // evaluation of whole conjuncts here. It is deliberately not partial
@@ -37,8 +36,8 @@ func (s *Set) deniedAtFunction(q *Question, object verdict, e *entities) bool {
 	return true
 }
 
-// permitsFor yields the permits whose scope does not exclude the principal, for
-// any resource; of permits that no principal can tell apart, one.
+// permitsFor yields the permits whose scope does not exclude the principal, for any
+// resource. Of several permits that are equal for the function check it yields one.
 func (ix *index) permitsFor(principal cedar.EntityUID, e *entities) iter.Seq[*policy] {
 	return func(yield func(*policy) bool) {
 		each := func(list []*policy) bool {
@@ -54,17 +53,17 @@ func (ix *index) permitsFor(principal cedar.EntityUID, e *entities) iter.Seq[*po
 			return true
 		}
 		for n := range ix.nodes(principal, e) {
-			if !each(n.doors) {
+			if !each(n.functionPermits) {
 				return
 			}
-			if len(n.doorsIn) == 0 {
+			if len(n.functionPermitsIn) == 0 {
 				continue
 			}
-			if !each(n.doorsIn[principal]) {
+			if !each(n.functionPermitsIn[principal]) {
 				return
 			}
 			for a := range e.ancestors(principal) {
-				if a != principal && !each(n.doorsIn[a]) {
+				if a != principal && !each(n.functionPermitsIn[a]) {
 					return
 				}
 			}
@@ -72,8 +71,8 @@ func (ix *index) permitsFor(principal cedar.EntityUID, e *entities) iter.Seq[*po
 	}
 }
 
-// shut says whether some conjunct that does not mention the resource is not
-// true.
+// shut reports whether a conjunct that does not mention the resource is false or fails,
+// so that the permit cannot be satisfied for any resource.
 func (p *policy) shut(req cedar.Request, e *entities) bool {
 	for _, c := range p.conjuncts {
 		if d, _ := cedar.Authorize(single{c}, e, req); d != cedar.Allow {
@@ -83,7 +82,7 @@ func (p *policy) shut(req cedar.Request, e *entities) bool {
 	return false
 }
 
-// single is one policy that cedar.Authorize can run.
+// single is one policy as a cedar.PolicyIterator.
 type single struct{ p *cedar.Policy }
 
 // All implements cedar.PolicyIterator.

@@ -8,11 +8,11 @@ import (
 )
 
 // index finds the policies of one action that could apply to a request. Cedar
-// evaluates a policy's scope before its conditions, so leaving out a policy
-// whose scope cannot match changes neither decision, reasons nor errors.
+// evaluates a policy's scope before its conditions, so a policy whose scope cannot match
+// can be left out: the decision, its reasons and its errors stay the same.
 type index struct {
-	// parts hold the policies: one those that are about this action, the others
-	// are shared with all actions of a group, or all of a bundle.
+	// parts hold the policies. The first part has those whose scope names this action.
+	// The others are shared with all actions of a group, or of a bundle.
 	parts []*part
 	own   *part
 	// level is how deep the policies dereference entities, at least 1.
@@ -23,7 +23,7 @@ func newIndex() *index { return &index{level: 1} }
 
 func (ix *index) share(pt *part) { ix.parts = append(ix.parts, pt) }
 
-// add puts in a policy that is about this action.
+// add adds a policy whose scope names this action.
 func (ix *index) add(p *policy) {
 	if ix.own == nil {
 		ix.own = newPart()
@@ -62,9 +62,9 @@ func (ix *index) nodes(principal cedar.EntityUID, e *entities) iter.Seq[*node] {
 
 // part is an index of policies of one action scope.
 type part struct {
-	// Each policy stands in exactly one node: of the entity its principal scope
-	// names (== or in), or of no principal; and there under the entity its
-	// resource scope names, or under none.
+	// Each policy is in exactly one node: that of the entity in its principal scope
+	// (== or in), or anyPrincipal if the scope has none. Within the node it is listed
+	// under the entity in its resource scope, or in rest.
 	byPrincipal  map[cedar.EntityUID]*node
 	anyPrincipal node
 	// level is how deep the policies dereference entities, at least 1.
@@ -75,16 +75,17 @@ type part struct {
 type node struct {
 	byResource map[cedar.EntityUID][]*policy
 	rest       []*policy
-	// doors are permits for the function check, which must look past the one
-	// resource asked about: of those that no principal can tell apart, one.
-	// Those that ask whether the principal is in some entity stand under it.
-	doors   []*policy
-	doorsIn map[cedar.EntityUID][]*policy
-	seen    map[doorKey]bool // while compiling
+	// functionPermits are the permits that the function check considers, which is about
+	// all resources and not only the one in the question. Of several permits with equal
+	// keys it has one. Permits with a condition "principal in X" are in
+	// functionPermitsIn, under X.
+	functionPermits   []*policy
+	functionPermitsIn map[cedar.EntityUID][]*policy
+	seen              map[permitKey]bool // used while compiling
 }
 
-// doorKey is all that the function check looks at.
-type doorKey struct {
+// permitKey has everything about a permit that the function check depends on.
+type permitKey struct {
 	conjuncts    string
 	principal    scope
 	resourceType cedar.EntityType
@@ -118,7 +119,7 @@ func (n *node) add(p *policy) {
 	if p.forbid {
 		return
 	}
-	key := doorKey{p.conjunctText, p.principal, ""}
+	key := permitKey{p.conjunctText, p.principal, ""}
 	if p.resource.hasType {
 		key.resourceType = p.resource.typ
 	}
@@ -126,20 +127,20 @@ func (n *node) add(p *policy) {
 		return
 	}
 	if n.seen == nil {
-		n.seen = map[doorKey]bool{}
+		n.seen = map[permitKey]bool{}
 	}
 	n.seen[key] = true
 	if p.within != nil {
-		if n.doorsIn == nil {
-			n.doorsIn = map[cedar.EntityUID][]*policy{}
+		if n.functionPermitsIn == nil {
+			n.functionPermitsIn = map[cedar.EntityUID][]*policy{}
 		}
-		n.doorsIn[*p.within] = append(n.doorsIn[*p.within], p)
+		n.functionPermitsIn[*p.within] = append(n.functionPermitsIn[*p.within], p)
 		return
 	}
-	n.doors = append(n.doors, p)
+	n.functionPermits = append(n.functionPermits, p)
 }
 
-// done drops what only compiling needs.
+// done releases what is needed only while compiling.
 func (ix *part) done() {
 	ix.anyPrincipal.seen = nil
 	for _, n := range ix.byPrincipal {
@@ -215,7 +216,7 @@ func (ix *part) nodes(principal cedar.EntityUID, e *entities) iter.Seq[*node] {
 	}
 }
 
-// policies is an ordered list that cedar.Authorize can run.
+// policies is an ordered list of policies as a cedar.PolicyIterator.
 type policies []*policy
 
 // All implements cedar.PolicyIterator.
@@ -229,7 +230,7 @@ func (l policies) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
 	}
 }
 
-// find returns the policies of reasons, which come in our own order.
+// find returns the policies that reasons names, in the order of the list.
 func (l policies) find(reasons []cedar.DiagnosticReason) []*policy {
 	if len(reasons) == 0 {
 		return nil

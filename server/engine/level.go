@@ -12,9 +12,9 @@ import (
 // request can touch are loaded level by level, so this bounds its round trips.
 const MaxLevel = 3
 
-// leveler computes the level of a policy: 1 when it dereferences only
-// principal, action, resource and entities in the context, 2 when also
-// entities those name in attributes, and so on
+// leveler computes the level of a policy. It is 1 if the policy dereferences only the
+// principal, the action, the resource and entities in the context, 2 if it also
+// dereferences entities in the attributes of those, and so on
 // (https://github.com/cedar-policy/rfcs/blob/main/text/0076-entity-slice-validation.md).
 // "x.a", "x has a", tags, and the left side of "in" dereference x.
 type leveler struct {
@@ -27,16 +27,16 @@ type leveler struct {
 	literal *cedar.EntityUID // a literal that is dereferenced
 }
 
-// operand is what is known of an expression's value: the types it may have (nil:
-// unknown), how many dereferences it took to get it, and whether it may be an
-// entity literal, which no slice holds.
+// operand is what is known about the value of an expression: the types it may have
+// (nil: unknown), how many dereferences lead to it, and whether it may be an entity
+// literal, which a slice does not contain.
 type operand struct {
 	types   []resolved.IsType
 	depth   int
 	literal *cedar.EntityUID
 }
 
-// isEntity says whether the operand may be an entity; unknown types may.
+// isEntity reports whether the operand may be an entity. One of unknown type may be.
 func (o operand) isEntity() bool {
 	if o.types == nil {
 		return true
@@ -60,8 +60,8 @@ func merge(a, b operand) operand {
 	return out
 }
 
-// union joins two lists of types, entity types each once. Of records there are
-// too many: what is one of several counts as unknown.
+// union joins two lists of types and drops doubled entity types. There can be too many
+// record types, so an operand that may be one of several records counts as unknown.
 func union(a, b []resolved.IsType) []resolved.IsType {
 	out := make([]resolved.IsType, 0, len(a)+len(b))
 	seen := map[resolved.EntityType]bool{}
@@ -82,13 +82,13 @@ func union(a, b []resolved.IsType) []resolved.IsType {
 	return out
 }
 
-// maxUnion bounds the types that one expression is known by; beyond it, it may
-// be anything, which costs a level and nothing more.
+// maxUnion bounds the types that one expression may have. An expression with more
+// counts as unknown, which may give the policy a higher level and changes no decision.
 const maxUnion = 64
 
 var noEntity = operand{types: []resolved.IsType{}}
 
-// deref notes that o is dereferenced and returns the depth of what comes out.
+// deref notes that o is dereferenced, and returns the depth of the value.
 func (l *leveler) deref(o operand) int {
 	if !o.isEntity() {
 		return o.depth
@@ -164,7 +164,7 @@ func (l *leveler) expr(n xast.IsNode) operand {
 		out.types = nil
 		return out
 	}
-	// Everything else yields no entity: walk its operands.
+	// No other expression has an entity as its value: only its operands matter.
 	first := true
 	xast.Inspect(xast.NewNode(n), func(child xast.IsNode) bool {
 		if first {
@@ -177,7 +177,8 @@ func (l *leveler) expr(n xast.IsNode) operand {
 	return noEntity
 }
 
-// recordLiteral passes on a literal inside a record of unknown shape.
+// recordLiteral returns the entity literal inside a record of unknown shape, if there is
+// one.
 func recordLiteral(o operand) *cedar.EntityUID {
 	if o.types == nil {
 		return o.literal

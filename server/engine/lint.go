@@ -10,8 +10,9 @@ import (
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 )
 
-// This file turns what Cedar's validator says into findings with a place and a
-// hint, and warns of what it accepts although nobody can have meant it.
+// This file turns the messages of Cedar's validator into findings with a place and a
+// hint. It also warns of policies that the validator accepts and that are probably a
+// mistake.
 
 var (
 	quotedName      = regexp.MustCompile("`([^`]*)`")
@@ -22,8 +23,8 @@ var (
 	noActionApplies = "unable to find an applicable action"
 )
 
-// explainFinding gives a validator's message its place in the policy, as far as
-// the text tells, and a hint.
+// explainFinding adds to a validator's message a hint and its place in the policy, if
+// the text of the message shows it.
 func (s *Set) explainFinding(p *policy, msg string) Finding {
 	f := finding(p, msg, "")
 	if m := optionalName.FindStringSubmatch(msg); m != nil {
@@ -58,7 +59,7 @@ func (s *Set) explainFinding(p *policy, msg string) Finding {
 		return f
 	}
 	if strings.Contains(msg, noActionApplies) {
-		// Cedar warns of it: the policy is never evaluated.
+		// Cedar only warns about a policy that can never apply.
 		f.Warning = true
 		f.Hint = "no action that this bundle decides takes this principal and resource together"
 	}
@@ -134,7 +135,7 @@ func didYouMean(name string, names []string) string {
 	return ""
 }
 
-// editDistance is Levenshtein's, given up at limit.
+// editDistance is the Levenshtein distance of two texts, or limit if it is larger.
 func editDistance(a, b string, limit int) int {
 	if len(a)-len(b) >= limit || len(b)-len(a) >= limit {
 		return limit
@@ -158,8 +159,8 @@ func editDistance(a, b string, limit int) int {
 	return row[len(b)]
 }
 
-// lint warns of policies that validate and cannot be meant. An impossible one applies
-// to nothing, which Cedar's validator told of.
+// lint warns of valid policies that are probably a mistake. impossible says that the
+// policy applies to nothing, which Cedar's validator reported already.
 func (c *compiler) lint(p *policy, tree *xast.Policy, impossible bool) {
 	warn := func(msg, hint string) {
 		f := finding(p, msg, hint)
@@ -186,7 +187,7 @@ func (c *compiler) lint(p *policy, tree *xast.Policy, impossible bool) {
 	}
 	n := never{principals, resources}
 	switch {
-	case impossible: // that was said
+	case impossible: // reported already
 	case !applies:
 		warn("can never apply: none of its actions applies to anything", "")
 	case n.conditions(tree):
@@ -204,9 +205,8 @@ func (c *compiler) lint(p *policy, tree *xast.Policy, impossible bool) {
 	}
 }
 
-// never finds conditions that are false whatever is asked. It knows the types
-// that principal and resource can have; what it does not know it takes for
-// possible.
+// never finds conditions that are false for every question. It knows the types that
+// principal and resource can have, and assumes that everything else is possible.
 type never struct {
 	principals, resources map[cedar.EntityType]bool
 }
@@ -292,9 +292,10 @@ func (m Mention) Missing() Finding {
 	return f
 }
 
-// Mentions lists the entities that the policies of a bundle name and that only
-// the store can tell to exist: no actions, fields, groups of fields, or values
-// of enumerated types. Each stands once, with the first policy that names it.
+// Mentions lists the entities that the policies of a bundle name and that may or may not
+// be stored. Actions, fields, groups of fields and values of enumerated types are not
+// among them, since the schema declares those. Each entity is listed once, with the
+// first policy that names it.
 func (s *Set) Mentions(bundle string) []Mention {
 	var out []Mention
 	seen := map[cedar.EntityUID]bool{}

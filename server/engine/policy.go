@@ -21,8 +21,8 @@ const (
 	MaxNesting     = 100
 )
 
-// policy is one compiled policy with what a static walk can say about it. It is
-// immutable and shared by the Sets that hold the same text.
+// policy is one compiled policy, with what is known from its syntax tree alone. It is
+// immutable, and shared by all Sets that have the same text.
 type policy struct {
 	ref          PolicyRef
 	name         cedar.PolicyID
@@ -42,21 +42,22 @@ type policy struct {
 	// conjuncts are the top-level conjuncts of a permit that do not mention the
 	// resource, each compiled as a policy of its own.
 	conjuncts []*cedar.Policy
-	// conjunctText is their text: permits of one text are shut alike.
+	// conjunctText is the text of conjuncts. Permits with equal texts are shut for the
+	// same principals.
 	conjunctText string
-	// within is the X of a conjunct "principal in X": who is not in X finds the
-	// permit shut.
+	// within is the X of a conjunct "principal in X". The permit is shut for principals
+	// that are not in X.
 	within *cedar.EntityUID
-	// anyResource: neither the scope (beyond a type) nor a condition looks at
-	// the resource.
+	// anyResource says that the policy does not depend on the resource: its scope names
+	// at most a type, and no condition mentions the resource.
 	anyResource bool
-	// field is what it does with context.field.
+	// field says how the policy uses context.field.
 	field fieldUse
-	// level is how deep it dereferences entities, computed against the schema.
+	// level is how deep the policy dereferences entities, computed with the schema.
 	level int
 }
 
-// scope is what a policy's head says about its principal or resource.
+// scope is the part of a policy's scope that concerns its principal or resource.
 type scope struct {
 	hasType bool
 	typ     cedar.EntityType
@@ -67,7 +68,7 @@ type scope struct {
 
 func (s scope) couldBe(t cedar.EntityType) bool { return !s.hasType || s.typ == t }
 
-// actionScope is what it says about the action.
+// actionScope is the part of a policy's scope that concerns the action.
 type actionScope struct {
 	all  bool
 	uids []cedar.EntityUID
@@ -113,7 +114,7 @@ func split(src string) ([]statement, []textError) {
 	if !utf8.ValidString(src) {
 		return nil, []textError{{1, 1, "not valid UTF-8", ""}}
 	}
-	step := func(i int) int { // advance over one rune
+	step := func(i int) int { // moves on by one rune
 		r, n := utf8.DecodeRuneInString(src[i:])
 		if r == '\n' {
 			line, col = line+1, 1
@@ -270,15 +271,15 @@ func isSlot(text string, line, column int, token string) bool {
 // maxSigns is how many of ! or - Cedar takes in a row. cedar-go takes any number.
 const maxSigns = 4
 
-// tooManySigns finds more than maxSigns of ! or - in a row that stand before an
-// operand, and returns where. Only the text tells: in the syntax tree they are the
-// same with parentheses between them.
+// tooManySigns finds more than maxSigns of ! or - in a row before an operand, and
+// returns where they begin. It looks at the text, since the syntax tree is the same
+// with parentheses between the signs, which Cedar allows.
 func tooManySigns(text string) (at int, found bool) {
 	var (
 		sign    byte
 		run     int
-		operand bool // what comes before is one, so that - subtracts
-		dot     bool // what comes before is a dot, so that a word is a name
+		operand bool // an operand comes before, so - is a subtraction
+		dot     bool // a dot comes before, so a word is the name of an attribute
 	)
 	for i := 0; i < len(text); {
 		c := text[i]
@@ -328,11 +329,11 @@ func wordByte(c byte) bool {
 	return c == '_' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
-// escapedStar finds a star that is written by its code.
+// escapedStar finds a star that is written as an escape sequence.
 var escapedStar = regexp.MustCompile(`\\x2[aA]|\\u\{0*2[aA]\}`)
 
-// tooLong finds text literals and patterns beyond the cap on strings. Matching a
-// pattern takes time by its length times that of the text.
+// tooLong finds text literals and patterns that are longer than the limit of strings.
+// The time to match a pattern grows with its length times the length of the text.
 func tooLong(tree *xast.Policy) bool {
 	found := false
 	for _, c := range tree.Conditions {
@@ -376,7 +377,7 @@ func actionScopeOf(n xast.IsActionScopeNode) actionScope {
 	return actionScope{all: true}
 }
 
-// walk fills what the conditions alone tell.
+// walk fills in what is known from the conditions alone.
 func (p *policy) walk(tree *xast.Policy) {
 	p.field = usesField(tree)
 	p.anyResource = !p.resource.hasUID
@@ -410,8 +411,8 @@ func (p *policy) walk(tree *xast.Policy) {
 	}
 }
 
-// conjuncts takes apart what must all be true for n (negated: for !n) to be
-// true: a && b into a and b, !(a || b) into !a and !b.
+// conjuncts returns expressions that must all be true for n (or !n, if negated) to be
+// true. It splits a && b into a and b, and !(a || b) into !a and !b.
 func conjuncts(n xast.IsNode, negated bool) []xast.IsNode {
 	switch t := n.(type) {
 	case xast.NodeTypeAnd:
@@ -431,7 +432,7 @@ func conjuncts(n xast.IsNode, negated bool) []xast.IsNode {
 	return []xast.IsNode{n}
 }
 
-// mentions says whether a variable occurs in n.
+// mentions reports whether a variable occurs in n.
 func mentions(n xast.IsNode, variable string) bool {
 	found := false
 	xast.Inspect(xast.NewNode(n), func(n xast.IsNode) bool {

@@ -8,12 +8,13 @@ import (
 	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
 )
 
-// Ask is a question as it came: decoded JSON, not yet read by any schema.
+// Ask is a question as it was received: decoded JSON that is not checked against the
+// schemas yet.
 type Ask struct {
 	Principal, Action, Resource cedar.EntityUID
 	Context                     map[string]any
-	// FieldsAsked says whether fields were asked for at all. Paths lists them,
-	// All stands for every leaf of the catalogue.
+	// FieldsAsked says whether fields are asked for at all. Paths lists them; All asks
+	// for every leaf of the catalogue.
 	FieldsAsked bool
 	Paths       []string
 	All         bool
@@ -22,8 +23,8 @@ type Ask struct {
 	// NowMillis is the server's time in milliseconds since 1970, for actions
 	// whose context declares "now: datetime".
 	NowMillis int64
-	// Recorded: the question was asked before, and Context is as it was evaluated,
-	// with what the server filled.
+	// Recorded says that the question comes from a record: Context already has the
+	// attributes that the server fills in.
 	Recorded bool
 }
 
@@ -34,8 +35,8 @@ type RawEntity struct {
 	Parents     []cedar.EntityUID
 }
 
-// Question is a question that the schemas understand, ready to be decided by
-// the Set that read it.
+// Question is a question that was checked against the schemas. Only the Set that read
+// it can decide it.
 type Question struct {
 	request      cedar.Request
 	action       *action
@@ -49,16 +50,18 @@ type Question struct {
 	unknownPaths []string
 }
 
-// Context returns the context as it is evaluated, with what the server filled.
+// Context returns the context as it is evaluated, with the attributes that the server
+// filled in.
 func (q *Question) Context() cedar.Record { return q.request.Context }
 
-// Bundle names the bundle that owns the action. The policies of this one, and
-// guardrails, decide.
+// Bundle names the bundle that owns the action. Its policies and those of guardrails
+// decide.
 func (q *Question) Bundle() string { return q.action.bundle }
 
-// Reusable says whether the answer holds for as long as nothing changes that
-// [Slice.Reads] and the bundles: not if the schema marks the action, or that of the
-// fields asked for, @audit("always"), nor if it depends on the server's time.
+// Reusable reports whether the answer stays right until an entity of [Slice.Reads] or a
+// bundle changes. It does not if the answer depends on the server's time. It must also
+// not be reused if the schema marks the action, or the ".field" action of the fields
+// asked for, @audit("always").
 func (q *Question) Reusable() bool { return !q.usesNow && !q.alwaysAudited() }
 
 func (q *Question) alwaysAudited() bool {
@@ -170,8 +173,8 @@ func (s *Set) readInline(q *Question, raw []RawEntity) error {
 	return nil
 }
 
-// readPaths turns the paths asked for into leaves: a leaf stands for itself, a
-// path above others for all leaves below it.
+// readPaths turns the paths asked for into leaves. A path with other paths below it
+// stands for all leaves below it.
 func (s *Set) readPaths(q *Question, a Ask) {
 	cat := s.catalogues[q.request.Resource.Type]
 	if a.All {
@@ -287,7 +290,7 @@ func (s *Set) readEntity(r RawEntity) (*Entity, error) {
 	if err := s.checkEnum(r.UID, at); err != nil {
 		return nil, err
 	}
-	decl := s.schema.Entities[r.UID.Type] // an enumerated type has no attributes
+	decl := s.schema.Entities[r.UID.Type] // the zero value for an enumerated type, which has no attributes
 	attrs, err := s.projectRecord(decl.Shape, r.Attrs, at)
 	if err != nil {
 		return nil, err

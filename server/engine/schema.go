@@ -32,12 +32,12 @@ type action struct {
 	field, fieldOf *action
 	fillsNow       bool
 	auditAlways    bool
-	// sensitive is what the context has that is marked @sensitive.
+	// sensitive says which parts of the context are marked @sensitive.
 	sensitive *marks
 	index     *index
-	// classes sorts the leaves of each resource type, for a ".field" action.
+	// classes has the class of each leaf, by resource type, for a ".field" action.
 	classes map[cedar.EntityType][]int
-	// leads says for which classes a policy's leading condition holds.
+	// leads says for which classes a policy's first condition is true.
 	leads map[cedar.EntityType]map[*policy][]uint64
 }
 
@@ -73,8 +73,8 @@ func (s *Set) knowsType(t cedar.EntityType) bool {
 // requestOnly says whether the type is marked @source("request").
 func (s *Set) requestOnly(t cedar.EntityType) bool { return s.requestTypes[t] }
 
-// readSchema fills the tables that come from the schema alone and reports what
-// the service's own rules refuse.
+// readSchema fills the tables that depend on the schema alone, and reports what is valid
+// in Cedar and not allowed in this service.
 func (s *Set) readSchema(report func(bundle, msg, hint string)) {
 	owner := func(t cedar.EntityType) string { return s.owners[namespaceOf(t)] }
 	for name, e := range s.schema.Entities {

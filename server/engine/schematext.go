@@ -87,9 +87,9 @@ func namespacesOf(sc *sast.Schema) []string {
 	return out
 }
 
-// builtinNames cannot be declared in the empty namespace: a name there stands for
-// every namespace that does not declare it, so one bundle could change how the
-// schemas of all others read.
+// builtinNames must not be declared in the empty namespace. Every namespace that does
+// not declare such a name itself would use that declaration, so one bundle could change
+// the meaning of the schemas of all others.
 var builtinNames = []sast.Ident{"Bool", "Boolean", "Long", "String", "ipaddr", "decimal", "datetime", "duration", "Set", "Record", "Entity", "Extension"}
 
 // declaredBuiltins lists the built-in names that a schema declares in the empty
@@ -107,17 +107,18 @@ func declaredBuiltins(sc *sast.Schema) []sast.Ident {
 	return out
 }
 
-// maxSchemaNodes caps the types of a schema after its common types are written
-// out, which doubles with every line of "type B = { x: A, y: A };".
+// maxSchemaNodes bounds the types of a schema after each use of a common type is
+// replaced with its definition. Every line like "type B = { x: A, y: A };" doubles them.
 const maxSchemaNodes = 100_000
 
-// sizer counts the nodes of types with common types written out.
+// sizer counts the nodes of types after common types are replaced with their
+// definitions.
 type sizer struct {
 	common map[types.Path]sast.CommonType
 	known  map[types.Path]int
 }
 
-// schemaNodes counts all nodes of a schema, up to a little more than the cap.
+// schemaNodes counts all nodes of a schema. It stops soon after maxSchemaNodes.
 func schemaNodes(sc *sast.Schema) int {
 	z := sizer{map[types.Path]sast.CommonType{}, map[types.Path]int{}}
 	total := 0
@@ -176,7 +177,7 @@ func (z sizer) named(name types.Path) int {
 	}
 	n, ok := z.known[name]
 	if !ok {
-		z.known[name] = 0 // a circle, which resolving refuses, ends here
+		z.known[name] = 0 // ends a cycle, which the resolver refuses later
 		n = z.size(namespaceOf(types.EntityType(name)), t.Type)
 		z.known[name] = n
 	}
@@ -198,7 +199,7 @@ func mergeSchemas(all []*sast.Schema) *sast.Schema {
 	return out
 }
 
-// namesOnly is a schema without what its declarations refer to.
+// namesOnly returns a schema that declares the same names and refers to no others.
 func namesOnly(sc *sast.Schema) *sast.Schema {
 	strip := func(entities sast.Entities, actions sast.Actions) (sast.Entities, sast.Actions) {
 		e, a := sast.Entities{}, sast.Actions{}

@@ -11,7 +11,7 @@ import (
 	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
 )
 
-// marks says what of a type the schema marks @sensitive; nil says nothing of it.
+// marks says which parts of a type are marked @sensitive. nil means none.
 type marks struct {
 	whole   bool       // the value itself
 	attrs   []attrMark // of a record or an entity, by name
@@ -36,8 +36,8 @@ func marksOf(t resolved.IsType) *marks {
 	return nil
 }
 
-// recordMarks joins the marks of records of one shape: a mark in any of them
-// counts.
+// recordMarks joins the marks of several declarations of one record: a part is sensitive
+// if any of them marks it.
 func recordMarks(shapes ...resolved.RecordType) *marks {
 	found := map[string]*marks{}
 	for _, shape := range shapes {
@@ -80,8 +80,8 @@ func joinMarks(a, b *marks) *marks {
 	return out
 }
 
-// readSensitive collects what the schema marks @sensitive: for masking, of what a
-// request can bring; and by name, of everything.
+// readSensitive collects what the schema marks @sensitive: the marks of everything that
+// a request can contain, for masking, and the names of all marked attributes.
 func (s *Set) readSensitive() {
 	for _, a := range s.actions {
 		if a.appliesTo == nil {
@@ -124,26 +124,25 @@ func (s *Set) nameSensitive(t resolved.IsType) {
 	}
 }
 
-// A Mask gives what is written down in place of a sensitive value, which it gets
-// as [Plain] has it. Path says where that stood: "context.person.ssn",
+// Mask returns what is recorded in place of a sensitive value, which it gets in the form
+// of [Plain]. The path is the place of the value: "context.person.ssn",
 // "entities[0].attrs.ssn".
 type Mask func(path string, value any) any
 
 // MaskContext is [PlainRecord] of the context as it is evaluated, with every value
-// masked that the schema marks @sensitive. Where X or "X.field" marks it, it is
-// marked.
+// masked that the schema marks @sensitive in the action or in its ".field" action.
 //
-// Only attributes can be marked. The ids of principal, resource and of entities
-// that came with the request cannot, for a record that does not say who and what
-// is none: take ids that mean nothing elsewhere.
+// Only attributes can be marked. The ids of the principal, the resource and the entities
+// of the request cannot: a record must say who did what to which resource. Use ids that
+// reveal nothing.
 func (s *Set) MaskContext(q *Question, mask Mask) map[string]any {
 	out := PlainRecord(q.request.Context)
 	q.action.sensitive.mask(out, "context", mask)
 	return out
 }
 
-// MaskEntity does the same for attributes and tags of an entity that came with the
-// request, as the i-th. ok is false when nothing in it is marked.
+// MaskEntity masks the attributes and tags of the i-th entity of the request. ok is
+// false if nothing in it is marked.
 func (s *Set) MaskEntity(q *Question, uid cedar.EntityUID, i int, mask Mask) (attrs, tags map[string]any, ok bool) {
 	m := s.sensitive[uid.Type]
 	if m.attrs == nil && m.tags == nil {
@@ -184,13 +183,13 @@ func (m *marks) mask(v any, at string, mask Mask) {
 	}
 }
 
-// withheldMessage stands for the message of a policy that fails and reads an
-// attribute marked @sensitive.
+// withheldMessage replaces the message of a failed policy that reads an attribute marked
+// @sensitive.
 const withheldMessage = "evaluation failed (the message is withheld: the policy reads an attribute marked @sensitive)"
 
-// message is what is told of a failed evaluation. Cedar's messages can hold
-// operands: "integer overflow while attempting to add `…` with `…`", "entity `…`
-// does not exist".
+// message is the text of a failed evaluation that may be shown and recorded. Cedar's
+// messages can contain operands: "integer overflow while attempting to add `…` with
+// `…`", "entity `…` does not exist".
 func (s *Set) message(p *policy, text string) string {
 	if s.readsSensitive(p) {
 		return withheldMessage
@@ -198,9 +197,9 @@ func (s *Set) message(p *policy, text string) string {
 	return text
 }
 
-// readsSensitive says whether a condition reads an attribute of a name that is
-// marked @sensitive anywhere. Going by names alone, it errs on the safe side: what
-// an expression's type is does not matter then.
+// readsSensitive reports whether a condition reads an attribute whose name is marked
+// @sensitive in any type. It compares names alone, so it may withhold too much, and it
+// does not need the types of expressions.
 func (s *Set) readsSensitive(p *policy) bool {
 	if len(s.sensitiveNames) == 0 {
 		return false

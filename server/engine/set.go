@@ -10,8 +10,8 @@ import (
 	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
 )
 
-// Set is all bundles compiled: what every decision of one policy state needs.
-// It is immutable and safe for concurrent use.
+// Set is all bundles of one policy state, compiled. It is immutable and safe for
+// concurrent use.
 type Set struct {
 	bundles map[string]*compiledBundle
 	owners  map[string]string // namespace → bundle
@@ -27,13 +27,13 @@ type Set struct {
 	actionTypes, requestTypes, fieldTypes map[cedar.EntityType]bool
 	catalogues                            map[cedar.EntityType]*catalogue
 
-	// sensitive is what types that come with requests have that is marked
-	// @sensitive; sensitiveNames are the names of all attributes so marked.
+	// sensitive has the marks of entity types that requests may contain; sensitiveNames
+	// are the names of all attributes that are marked @sensitive.
 	sensitive      map[cedar.EntityType]entityMarks
 	sensitiveNames map[cedar.String]bool
 
-	// plainFields decides field by field with every candidate: what the classes
-	// must equal. Only tests set it.
+	// plainFields makes decideFields evaluate each field by itself. Only tests set it,
+	// to compare with the answers that classes give.
 	plainFields bool
 }
 
@@ -44,8 +44,8 @@ type compiledBundle struct {
 	skipForbidErrors bool
 }
 
-// parseKey is what a policy is parsed from. Where it stands does not matter: a
-// line more at the top of a file compiles nothing again.
+// parseKey identifies a parsed policy. Its place in the file is not part of the key, so
+// a new line at the top of a file does not make all its policies compile again.
 type parseKey struct {
 	bundle, text string
 }
@@ -62,8 +62,8 @@ func (s *Set) Policies(bundle string) []PolicyInfo {
 	return out
 }
 
-// EntityTypes returns the entity types that can be stored, of one bundle's
-// namespaces, sorted.
+// EntityTypes returns the entity types of one bundle's namespaces that can be stored,
+// sorted.
 func (s *Set) EntityTypes(bundle string) []string {
 	var out []string
 	for t := range s.schema.Entities {
@@ -80,9 +80,9 @@ func (s *Set) EntityTypes(bundle string) []string {
 	return out
 }
 
-// ChangedTypes lists the entity types that s and old read differently: declared
-// by one of them alone, or otherwise. Values of enumerated types are part of
-// every type that may refer to them, so where those changed, all types count.
+// ChangedTypes lists the entity types whose declarations differ between s and old, or
+// that only one of them declares. Every type may refer to enumerated types, so if one
+// of those changed, all types are listed.
 func (s *Set) ChangedTypes(old *Set) []string {
 	if s.digest == old.digest {
 		return nil

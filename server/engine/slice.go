@@ -16,15 +16,15 @@ const MaxAncestors = 10_000
 // more than MaxAncestors.
 var ErrTooManyAncestors = errors.New("too many ancestors")
 
-// Entity is one entity as stored or as it came with a request.
+// Entity is one entity, from the store or from a request.
 type Entity struct {
 	UID         cedar.EntityUID
 	Attrs, Tags cedar.Record
 	Parents     []cedar.EntityUID
 }
 
-// Pool holds entities of one revision while questions of that revision are
-// answered. It is not safe for concurrent use.
+// Pool has the entities of one revision that are known while questions at that revision
+// are decided. It is not safe for concurrent use.
 type Pool struct {
 	known  map[cedar.EntityUID]*Entity // nil: known not to be stored
 	source func(cedar.EntityUID) (*Entity, bool)
@@ -34,9 +34,9 @@ type Pool struct {
 // NewPool returns an empty pool.
 func NewPool() *Pool { return &Pool{known: map[cedar.EntityUID]*Entity{}} }
 
-// SetSource sets where a pool looks for an entity that it does not have, nil for
-// nowhere. The source returns nil and true for an entity that is not stored, and
-// false for one that has to be loaded. It is asked once for each entity it knows.
+// SetSource sets a function that the pool calls for an entity that it does not have, or
+// nil. The function returns nil and true for an entity that is not stored, and false for
+// one that must be loaded. It is called once for each entity that it knows.
 //
 // ended, if not nil, is asked before the entities of each question are looked up; the
 // preparation ends with its error, if it returns one.
@@ -44,8 +44,8 @@ func (p *Pool) SetSource(source func(cedar.EntityUID) (*Entity, bool), ended fun
 	p.source, p.ended = source, ended
 }
 
-// get finds an entity, nil when it is not stored. known is false when it has to be
-// loaded first.
+// get returns an entity, or nil if it is not stored. known is false if the entity must
+// be loaded first.
 func (p *Pool) get(uid cedar.EntityUID) (e *Entity, known bool) {
 	if e, known = p.known[uid]; known || p.source == nil {
 		return e, known
@@ -56,9 +56,9 @@ func (p *Pool) get(uid cedar.EntityUID) (e *Entity, known bool) {
 	return e, known
 }
 
-// Add puts the answer to a load into the pool: asked are the entities asked for,
-// found those that are stored, which must include every stored ancestor of the
-// ones asked for. Whatever is named and not found is not stored.
+// Add adds the result of a load. asked are the entities that were looked for. found are
+// those that are stored, with every stored ancestor of them. An entity that is in asked,
+// or is a parent in found, and is not in found is known not to be stored from then on.
 func (p *Pool) Add(asked []cedar.EntityUID, found []Entity) {
 	for i := range found {
 		p.known[found[i].UID] = &found[i]
@@ -78,16 +78,16 @@ func (p *Pool) Add(asked []cedar.EntityUID, found []Entity) {
 	}
 }
 
-// Put adds one entity that is known by itself, nil when it is not stored. Nothing
-// is said of its parents.
+// Put adds one entity, or nil if it is not stored. It says nothing about the entity's
+// parents: those are loaded if they are needed.
 func (p *Pool) Put(uid cedar.EntityUID, e *Entity) { p.known[uid] = e }
 
-// Has says whether the entity is in the pool as a stored one.
+// Has reports whether the pool has the entity and it is stored.
 func (p *Pool) Has(uid cedar.EntityUID) bool { return p.known[uid] != nil }
 
-// Slice is the part of the entities that one question can touch: what it names,
-// their ancestors, and what their attributes refer to, as deep as the policies
-// of its action dereference.
+// Slice is the set of entities that one question can touch: the entities that it names,
+// their ancestors, and the entities that their attributes refer to, as deep as the
+// policies of its action dereference.
 type Slice struct {
 	set     *Set
 	q       *Question
@@ -98,23 +98,23 @@ type Slice struct {
 	steps   int                         // edges that the walk has followed, for tests
 }
 
-// reached says how far the walk has come with an entity.
+// reached says how far the walk went from one entity.
 type reached struct {
-	depth int // how deep to follow from it, 0 for ancestors and plain references
-	done  int // how deep that was done, -1 before its parents were followed
+	depth int // how deep to follow its attributes, 0 for ancestors and plain references
+	done  int // how deep they were followed, -1 before its parents were
 }
 
-// newSlice starts the slice of a question on a pool, which several questions of
-// one revision may share.
+// newSlice makes an empty slice of a question. Several questions at one revision may
+// share the pool.
 func (s *Set) newSlice(q *Question, pool *Pool) *Slice {
 	return &Slice{set: s, q: q, pool: pool}
 }
 
-// toLoad returns the entities to load and Add to the pool before asking again,
-// nothing when the slice is complete. Each call goes on where the one before it
-// stopped, so however many it takes, an entity's parents are followed once, and
-// what its attributes name once for each level of dereference. If each load brings
-// all ancestors, toLoad asks at most once for each level.
+// toLoad walks on through the entities of the pool, and returns those that must be
+// loaded and added to the pool before it is called again. It returns nothing once the
+// slice is complete. Each call continues where the last one stopped, so an entity's
+// parents are followed once, and its attributes once for each level of dereference. If
+// each load brings all ancestors, toLoad asks at most once for each level.
 func (sl *Slice) toLoad() []cedar.EntityUID {
 	if sl.q.inapplicable {
 		return nil
@@ -140,7 +140,7 @@ func (sl *Slice) toLoad() []cedar.EntityUID {
 	return sl.missing
 }
 
-// reach notes that the walk has to go from an entity so deep.
+// reach notes that the walk must follow the attributes of an entity to this depth.
 func (sl *Slice) reach(uid cedar.EntityUID, depth int) {
 	sl.steps++
 	if _, static := sl.set.static[uid]; static {
@@ -153,7 +153,7 @@ func (sl *Slice) reach(uid cedar.EntityUID, depth int) {
 	case r.depth >= depth:
 		return
 	}
-	// An entity that is missing stands in todo or missing already.
+	// An entity that was missing before is in todo or missing already.
 	if known := !seen || r.done >= 0; known {
 		sl.todo = append(sl.todo, uid)
 	}
@@ -161,8 +161,8 @@ func (sl *Slice) reach(uid cedar.EntityUID, depth int) {
 	sl.visited[uid] = r
 }
 
-// walk goes on from an entity: to its parents, and for depth > 1 to what its
-// attributes name.
+// walk follows the parents of an entity, and for depth > 1 the entities in its
+// attributes.
 func (sl *Slice) walk(uid cedar.EntityUID) {
 	e, known := sl.lookup(uid)
 	if !known {
@@ -196,9 +196,9 @@ func (sl *Slice) walk(uid cedar.EntityUID) {
 	entitiesIn(e.Tags, follow)
 }
 
-// Reads yields the stored entities that the decision of a complete slice depends on,
-// in no order: those that it read, those that turned out not to be stored, and all
-// ancestors. What came with the request is not among them, nor what bundles define.
+// Reads yields the entities of the store that a decision on a complete slice depends on,
+// in no particular order. They include ancestors, and entities that turned out not to be
+// stored. Entities of the request and those that bundles define are not among them.
 func (sl *Slice) Reads() iter.Seq[cedar.EntityUID] {
 	return func(yield func(cedar.EntityUID) bool) {
 		for uid := range sl.visited {
@@ -212,7 +212,8 @@ func (sl *Slice) Reads() iter.Seq[cedar.EntityUID] {
 	}
 }
 
-// lookup finds an entity. known is false when it has to be loaded first.
+// lookup finds an entity, in the request or the pool. known is false if it must be
+// loaded first.
 func (sl *Slice) lookup(uid cedar.EntityUID) (e *Entity, known bool) {
 	if e, ok := sl.q.inline[uid]; ok {
 		return e, true
@@ -223,8 +224,8 @@ func (sl *Slice) lookup(uid cedar.EntityUID) (e *Entity, known bool) {
 	return sl.pool.get(uid)
 }
 
-// entities builds what Cedar evaluates against. It refuses inline entities that
-// the question does not reach.
+// entities returns the entities for Cedar's evaluation. It refuses entities of the
+// request that nothing in the question refers to.
 func (sl *Slice) entities() (*entities, error) {
 	if m := sl.toLoad(); len(m) > 0 {
 		return nil, fmt.Errorf("engine: slice is not complete, %s is missing", m[0])
@@ -250,14 +251,13 @@ func (sl *Slice) entities() (*entities, error) {
 	return out, nil
 }
 
-// closure returns all ancestors of e; ok is false if there are more than limit.
-// Giving them to Cedar as direct parents equals the real graph and saves it the
-// walk.
+// closure returns all ancestors of e; ok is false if there are more than limit. Cedar
+// decides the same if it gets them as direct parents, and does not have to walk.
 func (sl *Slice) closure(e *Entity, limit int) (out []cedar.EntityUID, ok bool) {
 	if len(e.Parents) == 0 {
 		return nil, true
 	}
-	const few = 16 // up to so many, looking through a list beats a map
+	const few = 16 // a list of up to 16 is searched faster than a map
 	var seen map[cedar.EntityUID]bool
 	out = make([]cedar.EntityUID, 0, len(e.Parents)+4)
 	add := func(list []cedar.EntityUID) {
@@ -280,7 +280,7 @@ func (sl *Slice) closure(e *Entity, limit int) (out []cedar.EntityUID, ok bool) 
 		}
 	}
 	add(e.Parents)
-	for i := 0; i < len(out); i++ { // out grows
+	for i := 0; i < len(out); i++ { // out grows in the loop
 		if len(out) > limit {
 			return nil, false
 		}
@@ -291,18 +291,18 @@ func (sl *Slice) closure(e *Entity, limit int) (out []cedar.EntityUID, ok bool) 
 	return out, true
 }
 
-// maxClosed bounds the ancestors that are given to entities of one question besides
-// principal and resource. Many entities with the same many ancestors would take the
-// product of both.
+// maxClosed bounds the ancestors that the other entities of a question, besides the
+// principal and the resource, get as direct parents. Otherwise m entities that share n
+// ancestors would take m × n places.
 const maxClosed = MaxAncestors
 
-// entities is a complete slice, with the action, field and group entities of the
+// entities is a complete slice together with the action, field and group entities of the
 // bundles. Entities are made when Cedar asks for them.
 //
-// The principal, the resource and the first others get all their ancestors as
-// parents, and the ancestors themselves are left out. Once maxClosed is spent, an
-// entity has its direct parents, the ancestors are there, and Cedar walks: the
-// answers are equal, and the cost is linear in the slice for each "in".
+// The principal, the resource and the first other entities get all their ancestors as
+// direct parents, and the ancestors themselves are left out. After maxClosed ancestors,
+// an entity gets its own parents only, the ancestors are included, and Cedar walks. The
+// answers are the same; then each "in" costs time that is linear in the slice.
 type entities struct {
 	slice  map[cedar.EntityUID]cedar.Entity // made already
 	static map[cedar.EntityUID]cedar.Entity
@@ -339,8 +339,8 @@ func (e *entities) Get(uid cedar.EntityUID) (cedar.Entity, bool) {
 	return e.put(stored, r.depth, parents), true
 }
 
-// put makes an entity for Cedar. One that is only an ancestor has no attributes:
-// no policy reads them.
+// put makes an entity for Cedar. An entity that is only an ancestor gets no attributes,
+// since no policy can read them.
 func (e *entities) put(stored *Entity, depth int, parents []cedar.EntityUID) cedar.Entity {
 	ent := cedar.Entity{UID: stored.UID}
 	if depth >= 1 {
@@ -353,8 +353,8 @@ func (e *entities) put(stored *Entity, depth int, parents []cedar.EntityUID) ced
 	return ent
 }
 
-// ancestors yields all ancestors of the principal, the resource, an action or a
-// field, which are made from the start. It is small enough to be inlined.
+// ancestors yields all ancestors of the principal, the resource, an action or a field.
+// Those entities exist from the start. The function is small enough to be inlined.
 func (e *entities) ancestors(uid cedar.EntityUID) iter.Seq[cedar.EntityUID] {
 	ent, ok := e.static[uid]
 	if !ok {

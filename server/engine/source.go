@@ -15,12 +15,12 @@ type Source struct {
 	// FieldsFile names the catalogue in findings.
 	FieldsFile string
 	Fields     []Field
-	// Published bundles were accepted before, perhaps by a version without some of
-	// today's rules for annotations. They are not held to these when another bundle
-	// is checked beside them.
+	// Published says that the bundle was accepted before, perhaps by a version that did
+	// not have all rules for annotations. It is not checked against those rules again
+	// when another bundle is published.
 	Published bool
-	// SkipForbidErrors restores Cedar's rule that a policy that fails is left
-	// out, for forbids too.
+	// SkipForbidErrors applies Cedar's own rule, that a policy that fails is ignored,
+	// to forbids too.
 	SkipForbidErrors bool
 }
 
@@ -72,7 +72,7 @@ func (f Finding) String() string {
 	return b.String()
 }
 
-// PolicyInfo is one policy as the compiler cut it out of its file.
+// PolicyInfo is one policy with its text and its place in a file.
 type PolicyInfo struct {
 	ID, File string
 	Line     int

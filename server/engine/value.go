@@ -12,15 +12,16 @@ import (
 	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
 )
 
-// Caps on values. Sets of sets and long strings make comparison quadratic.
+// Limits of values. The time to compare sets of sets, or long strings with patterns,
+// grows with the square of their size.
 const (
 	MaxStringBytes   = 4 << 10
 	MaxArrayElements = 1000
 	maxSafeInteger   = 1<<53 - 1
 )
 
-// RequestError is a question or an entity that the loaded schemas do not
-// understand. Its text is written for the one who sent it.
+// RequestError says what is wrong with a question or an entity. Its text is written for
+// the client that sent it.
 type RequestError struct{ Message string }
 
 // Error returns the message.
@@ -122,8 +123,8 @@ func projectLong(v any, at string) (cedar.Value, error) {
 		}
 		return cedar.Long(i), nil
 	case string:
-		// Only where a JSON number would not be exact, so that each Long has
-		// one spelling.
+		// Digits are accepted only for numbers that JSON cannot hold exactly, so that
+		// each Long can be written in one way only.
 		i, err := strconv.ParseInt(n, 10, 64)
 		if err != nil || (i >= -maxSafeInteger && i <= maxSafeInteger) || strconv.FormatInt(i, 10) != n {
 			return nil, mismatch(at, "a Long", v)
@@ -250,10 +251,10 @@ func entitiesIn(v cedar.Value, fn func(cedar.EntityUID)) {
 	}
 }
 
-// Plain turns a Cedar value into what encoding/json and structpb take: entity
-// references and extension values in Cedar's explicit form, a Long as float64
-// where that is exact and as digits beyond. Set.Ask and Set.ReadEntity read it
-// back equal.
+// Plain turns a Cedar value into values that encoding/json and structpb accept. Entity
+// references and extension values get Cedar's explicit form. A Long becomes a float64 if
+// that is exact, and a string of digits otherwise. [Set.Prepare] and [Set.ReadEntity]
+// read an equal value back.
 func Plain(v cedar.Value) any {
 	switch v := v.(type) {
 	case cedar.Boolean:
