@@ -44,6 +44,7 @@ func post(t *testing.T, url, token, contentType string, body []byte, header ...s
 }
 
 func TestBadRequests(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
 	const (

@@ -84,6 +84,7 @@ func (p *pair) failOver(t *testing.T) {
 // forget what is lost: in their caches, in tokens, and in pages. One of them finds
 // it only when the lost numbers were given out again, for another content.
 func TestFailover(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newPair(t)
 	page, err := p.s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{PageSize: 1})
 	if err != nil {
@@ -162,6 +163,7 @@ func TestFailover(t *testing.T) {
 // not when it is away, and not when it has become a primary itself, with another
 // content under the same numbers.
 func TestReadsFromAStandby(t *testing.T) {
+	t.Parallel() // it takes long
 	primary := storetest.NewServer(t)
 	if err := store.Migrate(t.Context(), primary.URL(), nil); err != nil {
 		t.Fatal(err)
@@ -223,6 +225,7 @@ func TestReadsFromAStandby(t *testing.T) {
 // is answered of what is lost, and nothing is recorded in its log that it does not
 // know.
 func TestDecisionsWhileItFailsOver(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newPair(t)
 	var promoted, over atomic.Bool
 	var after atomic.Int64
@@ -253,6 +256,7 @@ func TestDecisionsWhileItFailsOver(t *testing.T) {
 // Callers go on writing while it fails over. What the new primary takes is not built
 // on what is lost, and is acknowledged with a revision that it knows.
 func TestWritesWhileItFailsOver(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newPair(t)
 	if err := p.primary.Kill(); err != nil {
 		t.Fatal(err)

@@ -235,6 +235,7 @@ func dense(t *testing.T, url string) (newest int64) {
 // A server that cannot learn whether its data is current stops deciding when the
 // bound is over, even if recording would still work.
 func TestStalenessBound(t *testing.T) {
+	t.Parallel() // it takes long
 	const bound = 1500 * time.Millisecond
 	a, pg := ownCluster(t) // with the usual bound, for the other may be over its own at any time
 	s := servertest.On(t, pg.URL(), func(c *server.Config) { c.MaxStaleness = bound })

@@ -252,6 +252,7 @@ func TestImportsThatAreRefused(t *testing.T) {
 
 // An atomic import is one revision, or nothing.
 func TestAtomicImport(t *testing.T) {
+	t.Parallel() // it takes long
 	s := docServer(t)
 	atomic := &cedarpostv1.ImportOptions{Atomic: true}
 	bad := &cedarpostv1.ImportEntitiesRequest{Entities: []*cedarpostv1.Entity{entity(t, `{"uid":{"type":"Doc::User","id":"bad"}}`)}}
@@ -286,6 +287,7 @@ func TestAtomicImport(t *testing.T) {
 
 // A stream that breaks off is no end of its import, whatever carries it.
 func TestImportBrokenOff(t *testing.T) {
+	t.Parallel() // it takes long
 	s := docServer(t)
 	plain := &http.Transport{}
 	t.Cleanup(plain.CloseIdleConnections)

@@ -38,6 +38,7 @@ func group(i int) string { return fmt.Sprintf(`{"type":"Doc::Group","id":"g%d"}`
 // A chain of groups as deep as the cap is followed to its end; one deeper is an
 // error, not a decision on half of it.
 func TestDeepGroups(t *testing.T) {
+	t.Parallel() // it takes long
 	s := docServer(t)
 	const deep = 10_500
 	groups(t, s, deep, func(i int) string {

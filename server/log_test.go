@@ -128,6 +128,7 @@ func twoServersOneLog(t *testing.T, answers int) {
 // The database is away for a while, in both modes: nobody gets an answer that is not
 // in the log, once everything is over.
 func TestDatabaseAway(t *testing.T) {
+	t.Parallel() // it takes long
 	for _, mode := range []auditlog.Mode{auditlog.Strict, auditlog.Buffered} {
 		t.Run(string(mode), func(t *testing.T) { databaseAway(t, mode, time.Second) })
 	}

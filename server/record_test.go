@@ -61,6 +61,7 @@ func structOf(t testing.TB, text string) *structpb.Struct {
 // The record says how the answer left and how long its data took to load; the
 // column of fields says of each path which way it went.
 func TestRecordModeAndFields(t *testing.T) {
+	t.Parallel() // it takes long
 	for _, mode := range []auditlog.Mode{auditlog.Strict, auditlog.Buffered} {
 		s := servertest.New(t, func(c *server.Config) { c.Record = mode })
 		s.MustLoadShop()

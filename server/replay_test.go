@@ -175,6 +175,7 @@ func (l lab) fields(paths ...string) *cedarpostv1.FieldSelection {
 // same: on the server that decided it, and on one that has to find all of it in the
 // database.
 func TestReplayOfEverythingIsEqual(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
 	seed := uint64(time.Now().UnixNano())
@@ -279,6 +280,7 @@ func insert(t *testing.T, s *servertest.Server, rec *cedarpostv1.DecisionRecord)
 
 // A record that was changed, in whatever part, does not replay to the same.
 func TestReplayFindsDifferences(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
 	view := authorize(t, s, withAllFields(ask("alice", "ViewOrder", "42", false)))

@@ -160,6 +160,7 @@ func setReaders(paper, group string) *cedarpostv1.EntityOperation {
 
 // Whoever writes through one server and asks another sees what they wrote.
 func TestReadYourWrites(t *testing.T) {
+	t.Parallel() // it takes long
 	readYourWrites(t, func(round int) bool { return round < 25 })
 }
 

@@ -50,6 +50,7 @@ func decisionOf(at time.Time) store.Decision {
 
 // A server drops what is past its retention, and the log says so first.
 func TestRetention(t *testing.T) {
+	t.Parallel() // it takes long
 	url := storetest.New(t)
 	conn := session(t, url)
 	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})

@@ -71,6 +71,7 @@ func uses(t testing.TB, s *servertest.Server, id string) string {
 
 // What callers report is found with the decision, each report once.
 func TestReportReuse(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
 	ids := decide(t, s, 6)
@@ -132,6 +133,7 @@ func idAt(at time.Time) string {
 }
 
 func TestReportsThatAreRefused(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
 	id := decide(t, s, 4)[0]
@@ -275,6 +277,7 @@ func TestUsesAreExact(t *testing.T) {
 
 // Where the log is away, a report is not taken; sent again, it counts once.
 func TestReportWhileTheLogIsAway(t *testing.T) {
+	t.Parallel() // it takes long
 	proxy := servertest.NewProxy(t, storetest.New(t))
 	s := servertest.On(t, proxy.URL())
 	s.MustLoadShop()
@@ -304,6 +307,7 @@ func TestReportWhileTheLogIsAway(t *testing.T) {
 
 // A column that leads to other decisions than the record says is found.
 func TestVerifyFindsOtherUses(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
 	mustReport(t, s, report(used(decide(t, s, 4)[0], 3, 0)))

@@ -118,6 +118,7 @@ func hashes(t *testing.T, list [][]byte) (out []tlog.Hash) {
 // Every record can be proven to be below a signed checkpoint, and each checkpoint
 // to be the beginning of the next.
 func TestProofs(t *testing.T) {
+	t.Parallel() // it takes long
 	s, verifier, checkpoints := signed(t)
 	ids := decide(t, s, 30)
 	first, _ := covered(t, s, verifier)
@@ -196,6 +197,7 @@ func change(t *testing.T, url, table, column, value, row string) (undo func()) {
 
 // Whatever is altered, removed or moved is found and named.
 func TestVerifyFinds(t *testing.T) {
+	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
 	decide(t, s, 12)
 	_, kept := covered(t, s, verifier)
@@ -247,6 +249,7 @@ func TestVerifyFinds(t *testing.T) {
 // A database that went back to an earlier state is not signed as if nothing had
 // happened, but under another name it is.
 func TestRestoredBackupIsNotSigned(t *testing.T) {
+	t.Parallel() // it takes long
 	key, verifier := logKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
 	s := servertest.New(t, signing(key, checkpoints))
@@ -335,6 +338,7 @@ func metrics(t *testing.T, s *servertest.Server) string {
 // Checkpoints that this log's keys did not sign stop nobody from signing, and are
 // counted, and a tree that was changed is not signed.
 func TestSignsOnlyWhatIsTrue(t *testing.T) {
+	t.Parallel() // it takes long
 	key, verifier := logKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
 	s := servertest.New(t, signing(key, checkpoints))

@@ -267,6 +267,7 @@ func putStored(t *testing.T, db *store.DB, attrs string, ids ...string) int64 {
 
 // A server records what is stored before it drops the day of the events that say so.
 func TestVerifyHistoryAfterADroppedDay(t *testing.T) {
+	t.Parallel() // it takes long
 	url := storetest.New(t)
 	conn := session(t, url)
 	old := time.Now().UTC().Truncate(day).Add(day/2).AddDate(0, 0, -50)
@@ -324,6 +325,7 @@ func TestVerifyHistoryAfterADroppedDay(t *testing.T) {
 // The login of a server can append false events. The verification finds those that
 // contradict the stored data.
 func TestVerifyHistoryFindsForgedEvents(t *testing.T) {
+	t.Parallel() // it takes long
 	url := storetest.New(t)
 	db := openEvents(t, url, server.ChangeEvents("test"))
 	putStored(t, db, `{"n": 1}`, "a")

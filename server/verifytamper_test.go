@@ -396,6 +396,7 @@ func saveTree(t *testing.T, db *store.DB, size int) {
 
 // Since begins where the headers say, whatever the columns say.
 func TestVerifySinceTrustsHeaders(t *testing.T) {
+	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
 	decide(t, s, 6)
 	covered(t, s, verifier)
@@ -409,6 +410,7 @@ func TestVerifySinceTrustsHeaders(t *testing.T) {
 
 // A log that was signed has checkpoints.
 func TestVerifyMissesCheckpoints(t *testing.T) {
+	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
 	decide(t, s, 2)
 	covered(t, s, verifier)
@@ -424,6 +426,7 @@ func TestVerifyMissesCheckpoints(t *testing.T) {
 
 // Verification goes on after a fault, and lists all.
 func TestVerifyGoesOn(t *testing.T) {
+	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
 	decide(t, s, 12)
 	_, kept := covered(t, s, verifier)
@@ -460,6 +463,7 @@ func TestVerifyGoesOn(t *testing.T) {
 // What the login of a server can append about itself proves nothing: times in headers that
 // no row can have, or that have not come yet.
 func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
+	t.Parallel() // it takes long
 	s, _, _ := signed(t)
 	decide(t, s, 3)
 	s.Stop()

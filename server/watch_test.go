@@ -159,6 +159,7 @@ func TestWatchIsContiguous(t *testing.T) {
 // A watcher goes on where it broke off: from what the server remembers, and from what
 // the store does.
 func TestWatchResumes(t *testing.T) {
+	t.Parallel() // it takes long
 	old := docServer(t)
 	start := old.MustPut(user(t, "ann"))
 	middle := old.MustPut(user(t, "bob"))
