@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/renameio/v2"
 	"github.com/google/uuid"
 
 	"github.com/cedarpost/cedarpost/internal/keyfile"
@@ -90,22 +91,8 @@ func writeNewKey(file string) (string, error) {
 	return token, writeSecret(file, token)
 }
 
-// writeSecret writes one line so that a crash leaves all of it or nothing, for the
-// owner's eyes only.
+// writeSecret writes one line to a file that only the owner can read. A crash leaves
+// the whole file or none.
 func writeSecret(file, line string) error {
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".key-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	if _, err = tmp.WriteString(line + "\n"); err == nil {
-		err = tmp.Sync()
-	}
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), file)
-	}
-	return err
+	return renameio.WriteFile(file, []byte(line+"\n"), 0o600, renameio.WithStaticPermissions(0o600), renameio.WithTempDir(filepath.Dir(file)))
 }

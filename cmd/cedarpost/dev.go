@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+	"github.com/google/renameio/v2"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/bundle"
@@ -238,25 +239,15 @@ func lockFolder(dir string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// writeEnv writes variables for a shell to read: all of the file or nothing, and
-// for the owner's eyes only.
-func writeEnv(file string, vars [][2]string) (err error) {
+// writeEnv writes variables that a shell can read, in a file that only the owner can
+// read. A crash leaves the whole file or none.
+func writeEnv(file string, vars [][2]string) error {
 	var b strings.Builder
 	b.WriteString("# Made by cedarpost dev, gone when it stops. Read it with: . " + quoteShell(file) + "\n")
 	for _, v := range vars {
 		b.WriteString("export " + v[0] + "=" + quoteShell(v[1]) + "\n")
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".dev-env-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(tmp.Name()) }()
-	_, err = tmp.WriteString(b.String())
-	err = errors.Join(err, tmp.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), file)
+	return renameio.WriteFile(file, []byte(b.String()), 0o600, renameio.WithStaticPermissions(0o600), renameio.WithTempDir(filepath.Dir(file)))
 }
 
 // quoteShell quotes a word for a POSIX shell.

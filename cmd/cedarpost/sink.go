@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 
 	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/google/renameio/v2"
 )
 
 // exportState is how far an export is on disk.
@@ -55,25 +56,13 @@ func readExportState(file string) (*exportState, error) {
 	return s, nil
 }
 
-// write replaces the file whole, or, in a crash, not at all.
+// write replaces the file. A crash leaves the old file or the new one, never a part.
 func (s exportState) write(file string) error {
 	text, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(append(text, '\n'))
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), file); err != nil {
+	if err := renameio.WriteFile(file, append(text, '\n'), 0o600, renameio.WithStaticPermissions(0o600), renameio.WithTempDir(filepath.Dir(file))); err != nil {
 		return err
 	}
 	return syncDir(file)
