@@ -173,6 +173,8 @@ func publicError(err error) *connect.Error { return outerError(err, "") }
 // decisionError is publicError of a question that is not answered.
 func decisionError(err error) *connect.Error { return outerError(err, "; nothing was decided") }
 
+const couldNot = "the service could not read or record"
+
 // outerError is the one table from errors inside to codes outside. What is not
 // in it leaves as a bare code. Where it is not plain by itself, so says what became of
 // the call.
@@ -203,10 +205,9 @@ func outerError(err error, so string) *connect.Error {
 		return connect.NewError(connect.CodeNotFound, "not found")
 	case errors.Is(err, store.ErrPolicyChanged):
 		return connect.NewError(connect.CodeAborted, "policies changed meanwhile; try again")
-	case errors.Is(err, context.Canceled):
-		return connect.NewError(connect.CodeCanceled, "the call was given up")
 	}
-	// Postgres away, a commit that failed, a deadline: what could not be decided
-	// and recorded was not decided.
-	return connect.NewError(connect.CodeUnavailable, "the service could not read or record"+so).WithCause(err)
+	// Postgres away, a commit that failed, a timeout of the server itself: what could not
+	// be decided and recorded was not decided. If the call's own context has ended, the
+	// guard says so instead: see callerError.
+	return connect.NewError(connect.CodeUnavailable, couldNot+so).WithCause(err)
 }

@@ -105,6 +105,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 				e.log.Error("panic", "procedure", spec.Procedure, "panic", r, "stack", string(debug.Stack()))
 				err = connect.NewError(connect.CodeInternal, "internal error")
 			}
+			err = callerError(ctx, err)
 			e.logFailure(ctx, spec, err)
 			e.metric.call(spec, began, err)
 		}()
@@ -128,6 +129,39 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 		defer paced.end()
 		return next(ctx, spec, paced)
 	}
+}
+
+// callerError is the error of a call, given the context that the call came with, before
+// the server put a bound of its own on it. If that context has ended, the error is the
+// end of the call and no failure of the server, wherever on the way it came up. Errors
+// about the question itself stay, and so does a panic.
+func callerError(ctx context.Context, err error) error {
+	// What waits on a socket can notice a deadline a moment before the context does.
+	end, bounded := ctx.Deadline()
+	late := bounded && !time.Now().Before(end)
+	if err == nil || ctx.Err() == nil && !late {
+		return err
+	}
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeCanceled, connect.CodeUnknown:
+	case connect.CodeDeadlineExceeded:
+		if !late { // the server stopped reading, which cancels the context too
+			return err
+		}
+	default:
+		return err
+	}
+	code, message := connect.CodeCanceled, "the caller gave up"
+	if late {
+		code, message = connect.CodeDeadlineExceeded, "the deadline that the caller set has ended"
+	}
+	var ce *connect.Error
+	if errors.As(err, &ce) { // it can say what became of the call
+		if so := strings.TrimPrefix(strings.TrimPrefix(ce.Message(), couldNot), "; "); so != "" {
+			message += "; " + so
+		}
+	}
+	return connect.NewError(code, message).WithCause(err)
 }
 
 func isHealth(spec connect.Spec) bool {
@@ -215,6 +249,7 @@ type pacedStream struct {
 	ctx   context.Context
 	rc    *http.ResponseController
 	times timeouts
+	total time.Duration // that the stream has, by the server or by its caller; 0: unbounded
 }
 
 func (e *edge) pace(ctx context.Context, stream connect.ServerStream) *pacedStream {
@@ -222,7 +257,10 @@ func (e *edge) pace(ctx context.Context, stream connect.ServerStream) *pacedStre
 	if !ok {
 		panic("no withController around the handler")
 	}
-	s := &pacedStream{stream, ctx, rc, e.times}
+	s := &pacedStream{ServerStream: stream, ctx: ctx, rc: rc, times: e.times}
+	if end, ok := ctx.Deadline(); ok {
+		s.total = time.Until(end).Round(10 * time.Millisecond)
+	}
 	s.readWithin(0)
 	s.writeWithin(0)
 	return s
@@ -256,7 +294,7 @@ func (s *pacedStream) Receive(msg any) error {
 	case !errors.Is(err, os.ErrDeadlineExceeded):
 		return err
 	case bounded && time.Until(end) <= 0:
-		return connect.Errorf(connect.CodeDeadlineExceeded, "the stream took longer than %v in all", s.times.upload).WithCause(err)
+		return connect.Errorf(connect.CodeDeadlineExceeded, "the stream took longer than %v in all", s.total).WithCause(err)
 	}
 	return connect.Errorf(connect.CodeDeadlineExceeded, "no message came within %v", s.times.message).WithCause(err)
 }

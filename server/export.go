@@ -72,7 +72,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 		case x.idle:
 			select {
 			case <-ctx.Done():
-				return nil // the caller hung up
+				return ctx.Err() // an end without an error means that all was sent
 			case <-s.stopping:
 			case <-time.After(exportPoll):
 			}

@@ -152,7 +152,7 @@ func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, st
 		case <-h.ready.stopping:
 			stopping = true // once more, to say so
 		case <-ctx.Done():
-			return nil
+			return ctx.Err()
 		}
 	}
 }

@@ -71,7 +71,7 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 			idle.Reset(s.heartbeat)
 		case <-s.stopping:
 		case <-ctx.Done():
-			return nil // the caller hung up
+			return ctx.Err()
 		}
 	}
 }
