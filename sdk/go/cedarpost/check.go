@@ -40,7 +40,9 @@ type Check struct {
 	// away, overloaded or too slow. Empty, the default: it is not, and Authorize
 	// returns an error. What is let through has no fields, is counted, and is put into
 	// the service's log with this reason once it is back. A question that the service
-	// refuses is never let through, and neither is one whose caller gave up.
+	// refuses is never let through, and neither is one whose caller gave up or set a
+	// deadline that ended, nor one that cannot be asked for a mistake on this side.
+	// [Config].FailOpenTime bounds for how long checks are let through.
 	FailOpen string
 }
 

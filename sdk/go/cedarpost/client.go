@@ -43,7 +43,8 @@ type Client struct {
 	cut   atomic.Pointer[context.CancelCauseFunc] // ends the watch under way
 	begun chan struct{}                           // a watch began
 
-	flights flights
+	flights  flights
+	failOpen failOpenTime
 
 	// open is held, shared, by each call, so that Close knows all uses.
 	open   sync.RWMutex
@@ -69,6 +70,7 @@ func New(cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c.servers.patience = cfg.Timeout / 2
+	c.failOpen = failOpenTime{most: cfg.FailOpenTime, log: cfg.Log}
 	c.tracer = cfg.TracerProvider.Tracer(scope)
 	if c.gauges, err = c.observe(cfg.MeterProvider.Meter(scope)); err != nil {
 		return nil, err
@@ -364,9 +366,10 @@ func (c *Client) failed(ctx, bounded context.Context, check *Check, err error) (
 		return Result{}, ErrClosed
 	}
 	code, gaveUp := connect.CodeOf(err), ctx.Err()
-	if end, ok := ctx.Deadline(); ok && code == connect.CodeDeadlineExceeded {
-		// The service knows when its caller gives up, and may say so before.
-		if ours, _ := bounded.Deadline(); ours.Equal(end) {
+	if end, ok := ctx.Deadline(); ok && gaveUp == nil && away(err) {
+		// The service knows when its caller gives up, and may say so a moment before.
+		ours, _ := bounded.Deadline()
+		if over(ctx) || code == connect.CodeDeadlineExceeded && ours.Equal(end) {
 			gaveUp = context.DeadlineExceeded
 		}
 	}
@@ -374,18 +377,19 @@ func (c *Client) failed(ctx, bounded context.Context, check *Check, err error) (
 		c.counts.errors.Add(1)
 		return Result{}, fmt.Errorf("cedarpost: %w", gaveUp)
 	}
-	kind, away := ErrUnavailable, false
+	kind := ErrUnavailable
 	switch code {
-	case connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeResourceExhausted:
-		// Nothing else is being away: what a question did to the service, it could do to
-		// open the door.
-		away = true
 	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeOutOfRange, connect.CodeAborted:
 		kind = ErrInvalid
 	case connect.CodeUnauthenticated, connect.CodePermissionDenied:
 		kind = ErrUnauthenticated
 	}
-	if away && check.FailOpen != "" {
+	if check.FailOpen != "" && away(err) {
+		if !c.failOpen.allow(c.cfg.clock()) {
+			c.counts.failOpenRefused.Add(1)
+			c.counts.errors.Add(1)
+			return Result{}, fmt.Errorf("%w: %w: %w", kind, errFailOpenUsedUp, err)
+		}
 		c.reports.letThrough(check, code, c.cfg.clock())
 		c.counts.failedOpen.Add(1)
 		return Result{source: failedOpen}, nil

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -29,15 +30,17 @@ import (
 // answers, and gives none that may be more than 5 s old.
 type Config struct {
 	// Servers are the URLs of the decision plane, of one service: any of them may be
-	// asked. None: those in $CEDARPOST_API_URL, separated by commas, or
+	// asked. They have a host and may have a port and a path, and nothing else. None: those in $CEDARPOST_API_URL, separated by commas, or
 	// http://127.0.0.1:8080. Plain http is for loopback alone, unless AllowPlaintext,
 	// for the key goes with each question.
 	Servers        []string
 	AllowPlaintext bool
 
-	// TokenFile holds the API key, and is read again when it changes. It is refused if
-	// users beside its owner and group may read it. Token is the key
-	// itself. Neither: $CEDARPOST_TOKEN_FILE, then $CEDARPOST_TOKEN.
+	// TokenFile holds the API key, and is read again when it changes; while it does not
+	// hold one, the key before stays in use. It is refused if users beside its owner and
+	// group may read it. Token is the key itself. Neither: $CEDARPOST_TOKEN_FILE, then
+	// $CEDARPOST_TOKEN. White space around a key does not matter; what else is not visible
+	// ASCII is refused.
 	TokenFile, Token string
 
 	// Timeout bounds one call with all its attempts. 0: 1 s.
@@ -67,6 +70,16 @@ type Config struct {
 	// alone nothing, and many at once fewer calls.
 	Coalesce bool
 
+	// FailOpenTime is for how much of an hour checks with FailOpen may be let through
+	// while the service is away. Beyond it they get [ErrUnavailable] until that has become
+	// rare. It counts the seconds in which any check was let through, and not the checks:
+	// an outage makes all checks fail open, so that a number of them would be reached at
+	// once where there is much traffic, and too late where there is little. So an outage
+	// of that length is bridged in full, and whoever can disturb the way to the service
+	// cannot make it the normal case that nobody is asked. 0: 10 minutes. An hour: no
+	// bound.
+	FailOpenTime time.Duration
+
 	// HTTPClient sends the calls. Nil: one that speaks HTTP/2, with TLS also HTTP/1.1,
 	// and notices dead connections. It needs no timeout of its own, and must not have one: the watch is
 	// one long call.
@@ -90,6 +103,7 @@ func (c *Config) setDefaults() error {
 	c.MaxStaleness = or(c.MaxStaleness, 5*time.Second)
 	c.CacheBytes = or(c.CacheBytes, 32<<20)
 	c.ReportInterval = or(c.ReportInterval, 5*time.Second)
+	c.FailOpenTime = or(c.FailOpenTime, 10*time.Minute)
 	c.Log = or(c.Log, slog.Default())
 	if c.clock == nil {
 		c.clock = realClock
@@ -102,6 +116,7 @@ func (c *Config) setDefaults() error {
 	}
 	for name, d := range map[string]time.Duration{
 		"Timeout": c.Timeout, "MaxStaleness": c.MaxStaleness, "MaxAge": c.MaxAge, "ReportInterval": c.ReportInterval,
+		"FailOpenTime": c.FailOpenTime,
 	} {
 		if d < 0 {
 			return fmt.Errorf("cedarpost: %s is negative", name)
@@ -110,6 +125,9 @@ func (c *Config) setDefaults() error {
 	if c.ReportInterval > maxReportInterval {
 		return fmt.Errorf("cedarpost: ReportInterval is more than %v", maxReportInterval)
 	}
+	if c.FailOpenTime > failOpenWindow || c.FailOpenTime < failOpenSlot {
+		return fmt.Errorf("cedarpost: FailOpenTime is not between %v and %v", failOpenSlot, failOpenWindow)
+	}
 	if len(c.Servers) == 0 {
 		env := or(os.Getenv("CEDARPOST_API_URL"), "http://127.0.0.1:8080")
 		c.Servers = strings.FieldsFunc(env, func(r rune) bool { return r == ',' || r == ' ' })
@@ -117,12 +135,34 @@ func (c *Config) setDefaults() error {
 			return errors.New("cedarpost: $CEDARPOST_API_URL names no server")
 		}
 	}
+	from := "Token"
 	if c.Token == "" && c.TokenFile == "" {
 		if c.TokenFile = os.Getenv("CEDARPOST_TOKEN_FILE"); c.TokenFile == "" {
-			c.Token = os.Getenv("CEDARPOST_TOKEN")
+			c.Token, from = os.Getenv("CEDARPOST_TOKEN"), "$CEDARPOST_TOKEN"
+		}
+	}
+	if c.Token != "" {
+		var err error
+		if c.Token, err = apiKey(c.Token); err != nil {
+			return fmt.Errorf("cedarpost: %s: %w", from, err)
 		}
 	}
 	return nil
+}
+
+// apiKey takes white space around an API key away, and the mark that some editors put
+// at the start of a file. The errors do not repeat the key.
+func apiKey(text string) (string, error) {
+	key := strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(text), "\ufeff"))
+	if key == "" {
+		return "", errors.New("no API key in it")
+	}
+	for i := range len(key) {
+		if key[i] <= ' ' || key[i] > '~' {
+			return "", fmt.Errorf("not an API key: byte %d of %d is not visible ASCII", i+1, len(key))
+		}
+	}
+	return key, nil
 }
 
 // maxReportInterval is what the service promises its auditors.
@@ -157,29 +197,67 @@ func (c *Config) dial() (*servers, error) {
 		return nil, errors.New("cedarpost: HTTPClient has a timeout, which would cut the watch; use Timeout")
 	}
 	var transports []connect.Transport
-	for _, server := range c.Servers {
-		u, err := url.Parse(server)
-		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-			return nil, fmt.Errorf("cedarpost: server %q is not a URL like https://host:8080", server)
+	var names []string
+	for i, server := range c.Servers {
+		u, err := serverURL(server)
+		if err != nil {
+			return nil, fmt.Errorf("cedarpost: server %d of %d (%s) %w", i+1, len(c.Servers), redacted(server, c.Servers), err)
 		}
 		if u.Scheme == "http" && !c.AllowPlaintext && !loopback(u.Hostname()) {
-			return nil, fmt.Errorf("cedarpost: server %s would get the API key in the clear; use https, or set AllowPlaintext", server)
+			return nil, fmt.Errorf("cedarpost: server %s would get the API key in the clear; use https, or set AllowPlaintext", u)
 		}
+		names = append(names, u.String())
 		httpClient := secure
 		if u.Scheme == "http" {
 			httpClient = plain
 		}
-		transports = append(transports, connecthttp.NewTransport(httpClient, strings.TrimRight(server, "/"),
+		transports = append(transports, connecthttp.NewTransport(httpClient, u.String(),
 			connecthttp.WithCompressors(), connecthttp.WithReadMaxBytes(maxAnswer)))
 	}
-	s := newServers(c.Servers, transports, authenticate, traced)
+	s := newServers(names, transports, authenticate, traced)
 	s.close = closeIdle
 	return s, nil
 }
 
+// serverURL reads the URL of a server. Its errors do not repeat the URL, which can have
+// a password in it.
+func serverURL(text string) (*url.URL, error) {
+	u, err := url.Parse(strings.TrimSpace(text))
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") {
+		return nil, errors.New("is not a URL like https://host:8080")
+	}
+	if u.User != nil {
+		return nil, errors.New("has a user or a password, which is not sent; the API key goes into Token or TokenFile")
+	}
+	if u.RawQuery != "" || u.ForceQuery || strings.Contains(text, "#") {
+		return nil, errors.New("has a query or a fragment, which is not sent")
+	}
+	if port := u.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return nil, errors.New("has a port that is not between 1 and 65535")
+		}
+	}
+	u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), strings.TrimRight(u.RawPath, "/")
+	return u, nil
+}
+
+// redacted is what an error can show of the URL of a server: nothing of what may be a
+// password or another secret. A password with a comma in it may be in two of all.
+func redacted(text string, all []string) string {
+	if strings.Contains(strings.Join(all, ""), "@") {
+		return "not shown, as it may have a password"
+	}
+	if i := strings.IndexAny(text, "?#"); i >= 0 {
+		text = text[:i] + "…"
+	}
+	return strconv.Quote(text)
+}
+
+// loopback says whether a host is this machine. Names are the same in capitals, and
+// with the dot that ends them.
 func loopback(host string) bool {
 	addr, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && addr.IsLoopback()
+	return strings.EqualFold(strings.TrimSuffix(host, "."), "localhost") || err == nil && addr.IsLoopback()
 }
 
 // maxAnswer is what this client takes from a server at once: far more than any answer.
@@ -268,9 +346,9 @@ func (f *secretFile) read() error {
 	if err != nil {
 		return fmt.Errorf("cedarpost: API key: %w", err)
 	}
-	secret := strings.TrimSpace(string(text))
-	if secret == "" || strings.ContainsAny(secret, "\r\n") {
-		return fmt.Errorf("cedarpost: API key: %s does not hold one line", f.name)
+	secret, err := apiKey(string(text))
+	if err != nil {
+		return fmt.Errorf("cedarpost: %s: %w", f.name, err)
 	}
 	f.secret, f.changed = secret, info.ModTime()
 	return nil

@@ -29,7 +29,7 @@ func TestConfigThatCannotBe(t *testing.T) {
 		"plain http":        {Config{Servers: []string{"http://pdp.example:8080"}}, "in the clear"},
 		"plain http to any": {Config{Servers: []string{"http://0.0.0.0:8080"}}, "in the clear"},
 		"a missing key":     {Config{TokenFile: missing}, "no such file"},
-		"an empty key":      {Config{TokenFile: empty}, "does not hold one line"},
+		"an empty key":      {Config{TokenFile: empty}, "no API key in it"},
 		"a negative time":   {Config{Timeout: -1}, "Timeout is negative"},
 		"rare reports":      {Config{ReportInterval: time.Minute}, "ReportInterval"},
 		"a cutting client":  {Config{HTTPClient: &http.Client{Timeout: time.Second}}, "would cut the watch"},

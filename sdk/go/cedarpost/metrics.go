@@ -13,6 +13,7 @@ const scope = "github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 // counts are of checks, by how they came out.
 type counts struct {
 	decided, reused, failedOpen, errors atomic.Int64
+	failOpenRefused                     atomic.Int64
 	unleased                            atomic.Int64 // of those that were asked
 }
 
@@ -21,6 +22,9 @@ type Stats struct {
 	// Decided is how many checks the service answered, Reused how many the cache did,
 	// FailedOpen how many were let through without an answer, Errors how many had none.
 	Decided, Reused, FailedOpen, Errors int64
+	// FailOpenRefused is how many of Errors would have failed open, had not so much
+	// failed open before: see [Config].FailOpenTime.
+	FailOpenRefused int64
 	// Unleased is how many of the checks had to be asked because it was not certain
 	// that the cache is up to date.
 	Unleased int64
@@ -41,7 +45,8 @@ func (c *Client) Stats() Stats {
 	s := Stats{
 		Decided: c.counts.decided.Load(), Reused: c.counts.reused.Load(),
 		FailedOpen: c.counts.failedOpen.Load(), Errors: c.counts.errors.Load(), Unleased: c.counts.unleased.Load(),
-		Reported: c.reports.reported.Load(), Lost: c.reports.lost.Load(),
+		FailOpenRefused: c.counts.failOpenRefused.Load(),
+		Reported:        c.reports.reported.Load(), Lost: c.reports.lost.Load(),
 	}
 	if c.cache != nil {
 		s.Gaps, s.Leased = c.cache.gaps.Load(), c.cache.leased()
@@ -54,6 +59,10 @@ func (c *Client) Stats() Stats {
 // collected, so that a hit pays for none of it.
 func (c *Client) observe(m metric.Meter) (unregister func(), err error) {
 	checks, err := m.Int64ObservableCounter("cedarpost.client.checks", metric.WithDescription("Checks, by how they came out: decided, reused, failed_open, error."))
+	if err != nil {
+		return nil, err
+	}
+	refused, err := m.Int64ObservableCounter("cedarpost.client.fail_open.refused", metric.WithDescription("Checks that did not fail open because too much did before. They are among the errors."))
 	if err != nil {
 		return nil, err
 	}
@@ -84,13 +93,14 @@ func (c *Client) observe(m metric.Meter) (unregister func(), err error) {
 		o.ObserveInt64(checks, s.Reused, reused)
 		o.ObserveInt64(checks, s.FailedOpen, failedOpen)
 		o.ObserveInt64(checks, s.Errors, failed)
+		o.ObserveInt64(refused, s.FailOpenRefused)
 		o.ObserveInt64(uses, s.Reported, reported)
 		o.ObserveInt64(uses, s.Lost, lost)
 		o.ObserveInt64(gaps, s.Gaps)
 		o.ObserveInt64(leased, map[bool]int64{true: 1}[s.Leased])
 		o.ObserveInt64(size, int64(s.Bytes))
 		return nil
-	}, checks, uses, gaps, leased, size)
+	}, checks, refused, uses, gaps, leased, size)
 	if err != nil {
 		return nil, err
 	}

@@ -47,6 +47,10 @@ type peer struct {
 	name    string
 	client  cedarpostv1connect.AuthorizationServiceClient
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
+	// untrusted says that an attempt found a certificate that is not accepted, or the
+	// like, and that the server has not answered since. While that is so of any server,
+	// no check fails open.
+	untrusted atomic.Bool
 }
 
 func newServers(names []string, transports []connect.Transport, interceptors ...connect.ClientInterceptor) *servers {
@@ -68,16 +72,6 @@ func newServers(names []string, transports []connect.Transport, interceptors ...
 	return s
 }
 
-// failed says whether an error tells that a server does not work, rather than what it
-// thinks of a question.
-func failed(err error) bool {
-	switch connect.CodeOf(err) {
-	case connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss:
-		return err != nil
-	}
-	return false
-}
-
 // errAllOpen: every server failed so often lately that none is asked.
 var errAllOpen = connect.NewError(connect.CodeUnavailable, "no server works; not asked again yet")
 
@@ -87,8 +81,21 @@ var errNoVerdict = errors.New("no verdict")
 // call asks one server after another, until one answers or the time is over. fn may
 // run more than once: it has to be a question, or one that counts once.
 func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
+	err := s.ask(ctx, fn)
+	if err == nil || errors.Is(err, errOwnSide) {
+		return err
+	}
+	for _, p := range s.list {
+		if p.untrusted.Load() && failed(err) {
+			return fmt.Errorf("%s: %w: %w", p.name, errOwnSide, err)
+		}
+	}
+	return err
+}
+
+func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
 	s.earn()
-	// Who gives a server no time to answer must not take it from all others.
+	// A caller that gives a server no time to answer must not take it from all others.
 	end, bounded := ctx.Deadline()
 	hurried := bounded && time.Until(end) < s.patience
 	err := error(errAllOpen)
@@ -102,7 +109,15 @@ func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1
 			done(errNoVerdict) // its caller gave up
 			return ctx.Err()
 		}
-		attemptErr = broken(attemptErr)
+		if untrusted(attemptErr) {
+			p.untrusted.Store(true)
+		} else if answered(attemptErr) {
+			p.untrusted.Store(false)
+		}
+		if exhausted(attemptErr) {
+			done(errNoVerdict)
+			return fmt.Errorf("%s: %w: %w", p.name, errOwnSide, attemptErr)
+		}
 		if hurried && connect.CodeOf(attemptErr) == connect.CodeDeadlineExceeded {
 			done(errNoVerdict)
 		} else {
@@ -124,29 +139,20 @@ func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1
 	return err
 }
 
-// broken tells a connection that broke from what a server says. It can look like
-// several things; that somebody gave up is none of them, for the caller did not.
-func broken(err error) error {
-	var ce *connect.Error
-	if !errors.As(err, &ce) || ce.IsRemote() && ce.Code() != connect.CodeCanceled {
-		return err
-	}
-	switch ce.Code() {
-	case connect.CodeCanceled, connect.CodeInternal, connect.CodeUnknown:
-		return connect.NewError(connect.CodeUnavailable, "the connection broke: "+ce.Message()).WithCause(err)
-	}
-	return err
-}
-
 // try asks one server. Where there are others, it does not get all of the time: one
-// that took the connection and says nothing would use it up.
+// that took the connection and says nothing would use it up. A server that could not
+// answer when its time was over is one that did not answer in time, whatever it says.
 func (s *servers) try(ctx context.Context, p *peer, attempt int, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
 	if end, ok := ctx.Deadline(); ok && len(s.list) > 1 && attempt < maxAttempts-1 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/2)
 		defer cancel()
 	}
-	return fn(ctx, p.client)
+	err := broken(fn(ctx, p.client))
+	if failed(err) && over(ctx) {
+		return connect.NewError(connect.CodeDeadlineExceeded, "no answer in time").WithCause(err)
+	}
+	return err
 }
 
 // again says whether asking once more can help, and does no harm: a question that

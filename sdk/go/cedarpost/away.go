@@ -1,0 +1,119 @@
+package cedarpost
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"connectrpc.com/connect/v2"
+)
+
+// This file says which errors show that the service is away. Only those let a check
+// with FailOpen through, and only those open the breaker of a server. docs/sdk-go/check.md
+// has the same as a table, and TestWhatFailsOpenOverTheWire has a row for each.
+
+// early is how long before the caller's own deadline an error can come that this
+// deadline caused. The deadline travels to the server in whole milliseconds, so the
+// server's copy of it ends up to one millisecond before.
+const early = 2 * time.Millisecond
+
+// over says whether the time of a context has ended, as a server may have seen it.
+func over(ctx context.Context) bool {
+	end, bounded := ctx.Deadline()
+	return ctx.Err() != nil || bounded && time.Until(end) <= early
+}
+
+// away says whether an error shows that the service cannot be asked: it is not reached,
+// it is overloaded, it cannot decide or record, or it does not answer in time. Nothing
+// else is being away: what a question does to the service must not open the door, and
+// neither must a mistake on this side.
+func away(err error) bool {
+	if errors.Is(err, errOwnSide) {
+		return false
+	}
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeDeadlineExceeded:
+		return true
+	case connect.CodeResourceExhausted:
+		// Without the service's word it is an answer that is too large.
+		var ce *connect.Error
+		return errors.As(err, &ce) && ce.IsRemote()
+	}
+	return false
+}
+
+// failed says whether an error shows that a server does not work. An error such as
+// `internal` does not: the server is there, and the question may have caused it.
+func failed(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeDeadlineExceeded:
+		return err != nil
+	}
+	return false
+}
+
+// errOwnSide is in the errors of checks that cannot be asked for a mistake on this side.
+var errOwnSide = errors.New("a mistake on this side, or of the server's certificate, so the check does not fail open")
+
+// untrusted says whether a TLS connection did not come about because one side does not
+// accept the other: a certificate that is not trusted, has another name or has expired,
+// or a port that does not speak TLS. Whoever is between could cause that.
+func untrusted(err error) bool {
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return true
+	}
+	// The TLS library reports alerts of either side in this way.
+	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "remote error" || op.Op == "local error") {
+		return true
+	}
+	return errors.Is(err, http.ErrSchemeMismatch)
+}
+
+// answered says whether a server answered, be it with an error.
+func answered(err error) bool {
+	var ce *connect.Error
+	return err == nil || errors.As(err, &ce) && ce.IsRemote()
+}
+
+// exhausted says whether this machine has nothing left to make a connection with. Many
+// requests to the program can cause that; it tells nothing of the service.
+func exhausted(err error) bool {
+	for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.EADDRNOTAVAIL, syscall.ENOBUFS, syscall.ENOMEM} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// broken tells a connection that broke from what a server says. It can look like
+// several things. An answer that is not the service's, such as a page of a proxy, is
+// none of them.
+func broken(err error) error {
+	var ce *connect.Error
+	if !errors.As(err, &ce) || ce.IsRemote() && ce.Code() != connect.CodeCanceled {
+		return err
+	}
+	switch ce.Code() {
+	case connect.CodeCanceled: // nobody on this side gave up
+	case connect.CodeUnknown: // the answer could not be read, where there is a cause
+		if ce.Unwrap() == nil {
+			return err
+		}
+	case connect.CodeInternal: // a stream that the server ended with an error is none
+		if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return err
+		}
+	default:
+		return err
+	}
+	return connect.NewError(connect.CodeUnavailable, "the connection broke: "+ce.Message()).WithCause(err)
+}
