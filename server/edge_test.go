@@ -81,7 +81,7 @@ func TestCertificateIsReplaced(t *testing.T) {
 
 func TestPlaintextOnlyOnLoopback(t *testing.T) {
 	for addr, ok := range map[string]bool{
-		"127.0.0.1:8080": true, "localhost:1": true, "[::1]:8080": true, "127.9.9.9:0": true,
+		"127.0.0.1:8080": true, "localhost:1": true, "LOCALHOST:1": true, "localhost.:1": true, "[::1]:8080": true, "127.9.9.9:0": true,
 		"0.0.0.0:8080": false, ":8080": false, "[::]:1": false, "10.0.0.1:1": false, "example.org:1": false, "nonsense": false,
 	} {
 		if err := checkPlaintext(addr); (err == nil) != ok {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
@@ -77,7 +78,7 @@ func checkPlaintext(addr string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", addr, err)
 	}
-	if ip := net.ParseIP(host); host == "localhost" || (ip != nil && ip.IsLoopback()) {
+	if ip := net.ParseIP(host); strings.EqualFold(strings.TrimSuffix(host, "."), "localhost") || (ip != nil && ip.IsLoopback()) {
 		return nil
 	}
 	return fmt.Errorf("%s is open to other machines: give --tls-cert and --tls-key, or --allow-plaintext when something else encrypts", addr)
