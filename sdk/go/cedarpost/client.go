@@ -207,8 +207,10 @@ func (c *Client) reuse(key, fresh string) (Result, bool) {
 	return Result{e.response, reused}, true
 }
 
-// miss asks a question whose answer is not kept. If many do at once, one asks, and
-// the others see whether its answer is one for them too.
+// miss asks a question whose answer is not kept. If many calls ask it at once, one of
+// them sends it, and the others use its answer. If it fails, the next one sends it: a
+// service in trouble does not get all of them at once. If it succeeds and the answer may
+// not be used again, each of the others sends the question too.
 func (c *Client) miss(ctx context.Context, check Check, key string) (Result, error) {
 	bounded, cancel := c.bound(ctx)
 	defer cancel()
@@ -217,20 +219,26 @@ func (c *Client) miss(ctx context.Context, check Check, key string) (Result, err
 		c.counts.unleased.Add(1)
 		return c.ask(ctx, bounded, check, keep)
 	}
-	wait, leave := c.flights.join(key)
-	if wait == nil {
-		defer leave()
-		return c.ask(ctx, bounded, check, keep)
+	for {
+		f, first := c.flights.join(key)
+		if first {
+			defer c.flights.end(key, f)
+			r, err := c.ask(ctx, bounded, check, keep)
+			f.answered = err == nil && r.source == decided
+			return r, err
+		}
+		select {
+		case <-f.done:
+		case <-bounded.Done():
+			return c.failed(ctx, bounded, &check, connect.NewError(connect.CodeDeadlineExceeded, "the same question is under way still"))
+		}
+		if r, ok := c.reuse(key, check.AtLeastAsFresh); ok {
+			return r, nil
+		}
+		if f.answered {
+			return c.ask(ctx, bounded, check, keep)
+		}
 	}
-	select {
-	case <-wait:
-	case <-bounded.Done():
-		return c.failed(ctx, bounded, &check, connect.NewError(connect.CodeDeadlineExceeded, "the same question is under way still"))
-	}
-	if r, ok := c.reuse(key, check.AtLeastAsFresh); ok {
-		return r, nil
-	}
-	return c.ask(ctx, bounded, check, keep)
 }
 
 // keep takes the answer to the question of a key.
@@ -401,26 +409,34 @@ func (c *Client) failed(ctx, bounded context.Context, check *Check, err error) (
 // flights are the questions under way, by their key.
 type flights struct {
 	mu    sync.Mutex
-	under map[string]chan struct{}
+	under map[string]*flight
 }
 
-// join returns what to wait for if a question is under way already; else it is now,
-// until leave is called.
-func (f *flights) join(key string) (wait <-chan struct{}, leave func()) {
+// flight is one question under way. answered is set before done is closed.
+type flight struct {
+	done     chan struct{}
+	answered bool
+}
+
+// join returns the flight of a question. If there was none, the caller is the first: it
+// sends the question, and then calls end.
+func (f *flights) join(key string) (_ *flight, first bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if ch, ok := f.under[key]; ok {
-		return ch, nil
+	if under := f.under[key]; under != nil {
+		return under, false
 	}
 	if f.under == nil {
-		f.under = map[string]chan struct{}{}
+		f.under = map[string]*flight{}
 	}
-	ch := make(chan struct{})
-	f.under[key] = ch
-	return nil, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.under, key)
-		close(ch)
-	}
+	own := &flight{done: make(chan struct{})}
+	f.under[key] = own
+	return own, true
+}
+
+func (f *flights) end(key string, own *flight) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.under, key)
+	close(own.done)
 }

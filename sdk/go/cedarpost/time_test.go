@@ -234,3 +234,43 @@ func TestCloseWithARevokedKey(t *testing.T) {
 		}
 	})
 }
+
+// When a question fails that many calls wait for, one of them asks it again, and not
+// all of them at once.
+func TestOneAsksAgain(t *testing.T) {
+	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
+		const waiting = 100
+		svc.Fail(connect.NewError(connect.CodeUnavailable, "busy"))
+		ctx, cancel := context.WithCancel(t.Context())
+		first := make(chan error, 1)
+		go func() {
+			_, err := c.Authorize(ctx, view("alice", "42"))
+			first <- err
+		}()
+		synctest.Wait() // it waits to try again
+		errs := make(chan error, waiting)
+		for range waiting {
+			go func() {
+				r, err := c.Authorize(t.Context(), view("alice", "42"))
+				if err == nil && !r.Allowed() {
+					err = errors.New("denied")
+				}
+				errs <- err
+			}()
+		}
+		synctest.Wait() // they wait for its answer
+		svc.Fail(nil)
+		cancel()
+		if err := <-first; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		for range waiting {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		if n := len(svc.Decisions()); n != 1 {
+			t.Errorf("%d of %d calls asked the service", n, waiting)
+		}
+	})
+}
