@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 
+	"github.com/cedarpost/cedarpost/internal/serverurl"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 )
 
@@ -57,11 +56,11 @@ type peer struct {
 }
 
 func dial(rawURL, urlEnv, tokenFile string) (*peer, error) {
-	p := &peer{url: strings.TrimRight(rawURL, "/"), urlEnv: urlEnv}
-	u, err := url.Parse(rawURL)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return nil, misuse("%q is not a URL like http://127.0.0.1:8080 (see %s)", rawURL, urlEnv)
+	u, err := serverurl.Parse(rawURL)
+	if err != nil {
+		return nil, misuse("the server's URL (%s) %s (see %s)", serverurl.Redacted(rawURL, []string{rawURL}), err, urlEnv)
 	}
+	p := &peer{url: u.String(), urlEnv: urlEnv}
 	token := os.Getenv(tokenEnv)
 	if token != "" {
 		p.keyIn = tokenEnv

@@ -34,6 +34,8 @@ func TestWrongUsageExits2(t *testing.T) {
 		{"serve --tls-cert x", `--tls-key`},
 		{"dev --max-staleness 0s", `--max-staleness must be more than 0`},
 		{"bundles --admin-url localhost:8081", `is not a URL like`},
+		{"bundles --admin-url http://bob:hunter2@localhost:8081", `(not shown, as it may have a password) has a user or a password`},
+		{"bundles --admin-url http://localhost:99999", `has a port that is not between 1 and 65535`},
 		{"help bogus", `unexpected argument bogus`},
 		{"entities import a.csv", `a CSV file needs --map`},
 		{"entities import a.json --map m.yaml", `--map is for CSV, and a.json is read as json`},

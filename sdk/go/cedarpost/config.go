@@ -8,9 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +21,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cedarpost/cedarpost/internal/keyfile"
+	"github.com/cedarpost/cedarpost/internal/serverurl"
 )
 
 // Config says how to reach the service and how to keep its answers. The zero value
@@ -199,9 +198,9 @@ func (c *Config) dial() (*servers, error) {
 	var transports []connect.Transport
 	var names []string
 	for i, server := range c.Servers {
-		u, err := serverURL(server)
+		u, err := serverurl.Parse(server)
 		if err != nil {
-			return nil, fmt.Errorf("cedarpost: server %d of %d (%s) %w", i+1, len(c.Servers), redacted(server, c.Servers), err)
+			return nil, fmt.Errorf("cedarpost: server %d of %d (%s) %w", i+1, len(c.Servers), serverurl.Redacted(server, c.Servers), err)
 		}
 		if u.Scheme == "http" && !c.AllowPlaintext && !loopback(u.Hostname()) {
 			return nil, fmt.Errorf("cedarpost: server %s would get the API key in the clear; use https, or set AllowPlaintext", u)
@@ -217,40 +216,6 @@ func (c *Config) dial() (*servers, error) {
 	s := newServers(names, transports, authenticate, traced)
 	s.close = closeIdle
 	return s, nil
-}
-
-// serverURL reads the URL of a server. Its errors do not repeat the URL, which can have
-// a password in it.
-func serverURL(text string) (*url.URL, error) {
-	u, err := url.Parse(strings.TrimSpace(text))
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") {
-		return nil, errors.New("is not a URL like https://host:8080")
-	}
-	if u.User != nil {
-		return nil, errors.New("has a user or a password, which is not sent; the API key goes into Token or TokenFile")
-	}
-	if u.RawQuery != "" || u.ForceQuery || strings.Contains(text, "#") {
-		return nil, errors.New("has a query or a fragment, which is not sent")
-	}
-	if port := u.Port(); port != "" {
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return nil, errors.New("has a port that is not between 1 and 65535")
-		}
-	}
-	u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), strings.TrimRight(u.RawPath, "/")
-	return u, nil
-}
-
-// redacted is what an error can show of the URL of a server: nothing of what may be a
-// password or another secret. A password with a comma in it may be in two of all.
-func redacted(text string, all []string) string {
-	if strings.Contains(strings.Join(all, ""), "@") {
-		return "not shown, as it may have a password"
-	}
-	if i := strings.IndexAny(text, "?#"); i >= 0 {
-		text = text[:i] + "…"
-	}
-	return strconv.Quote(text)
 }
 
 // loopback says whether a host is this machine. Names are the same in capitals, and

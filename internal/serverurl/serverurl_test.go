@@ -1,0 +1,34 @@
+package serverurl_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/cedarpost/cedarpost/internal/serverurl"
+)
+
+// A URL that is taken names a server and nothing secret, and is read the same again. An
+// error says nothing of the text.
+func FuzzParse(f *testing.F) {
+	for _, text := range []string{
+		"https://host:8080", "http://127.0.0.1:8080/", " http://[::1]:1/a%2Fb// ", "http://bob:hunter2@host", "http://host:99999",
+		"http://host?x", "http://host#", "HTTP://HOST", "ftp://host", "http://", "http://host:", "://", "http://h\x00st", "",
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		u, err := serverurl.Parse(text)
+		if err != nil {
+			if len(text) > 3 && strings.Contains(err.Error(), text) && !strings.Contains("is not a URL like https://host:8080", text) {
+				t.Errorf("%q is in the error: %v", text, err)
+			}
+			return
+		}
+		if u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.HasSuffix(u.String(), "/") {
+			t.Errorf("%q is taken as %q", text, u)
+		}
+		if again, err := serverurl.Parse(u.String()); err != nil || again.String() != u.String() {
+			t.Errorf("%q is read as %q, and that as %v, %v", text, u, again, err)
+		}
+	})
+}
