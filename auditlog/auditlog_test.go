@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -270,5 +272,16 @@ func TestReadKeyDoesNotShowIt(t *testing.T) {
 	}
 	if _, err := auditlog.ReadKey(file); err == nil || bytes.Contains([]byte(err.Error()), []byte("secret")) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A full disk is an error, and nothing but a regular file is read: a device might have
+// no end.
+func TestCheckpointFileIsFull(t *testing.T) {
+	if err := auditlog.AppendCheckpoint("/dev/full", []byte("a\n")); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("a full disk: %v", err)
+	}
+	if _, err := auditlog.LastCheckpoint("/dev/zero", "a"); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a device: %v", err)
 	}
 }

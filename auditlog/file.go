@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -40,13 +41,36 @@ func AppendCheckpoint(file string, signed []byte) (err error) {
 	return f.Sync()
 }
 
+// CheckFile makes sure that checkpoints can be appended to a file and read back. It
+// makes the file if there is none, and changes nothing in one that is there.
+func CheckFile(file string) (err error) {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	return errors.Join(isRegular(file), f.Close())
+}
+
+// isRegular refuses devices and pipes: they do not give back what was written, and
+// some of them can be read without end.
+func isRegular(file string) error {
+	info, err := os.Stat(file)
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", file)
+	}
+	return err
+}
+
 // LastCheckpoint reads the largest checkpoint of a log in a file; the zero value if
 // there is none. Signatures are not looked at.
 func LastCheckpoint(file, origin string) (last Checkpoint, err error) {
-	f, err := os.Open(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return last, nil
+	if err := isRegular(file); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return last, err
 	}
+	f, err := os.Open(file)
 	if err != nil {
 		return last, err
 	}

@@ -176,7 +176,7 @@ func TestReadinessMakesPartitions(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), "drop table decisions_"+day+", events_"+day); err != nil {
 		t.Fatal(err)
 	}
-	ready := newReadiness(db, nil)
+	ready := newReadiness(db, nil, slog.New(slog.DiscardHandler))
 	ready.recorder = r
 	ready.look(t.Context())
 	if err := *ready.found.Load(); err != nil {

@@ -1,19 +1,25 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"io"
+	"log"
 	"log/slog"
 	"math/big"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -30,11 +36,17 @@ import (
 // newPair writes a self-signed certificate for a name.
 func newPair(t *testing.T, dir, name string) (certFile, keyFile string) {
 	t.Helper()
+	return WritePair(t, dir, name, time.Now().Add(time.Hour))
+}
+
+// WritePair writes a self-signed certificate that ends at a time.
+func WritePair(t *testing.T, dir, name string, end time.Time) (certFile, keyFile string) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: end}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)
@@ -61,7 +73,7 @@ func TestCertificateIsReplaced(t *testing.T) {
 	}
 	serves := func(want string) {
 		t.Helper()
-		c.checked = time.Time{} // as if ten seconds had gone by
+		c.reload()
 		pair, err := c.get(nil)
 		if err != nil || pair.Leaf.Subject.CommonName != want {
 			t.Errorf("serves %v %v, want %s", pair.Leaf.Subject, err, want)
@@ -77,6 +89,115 @@ func TestCertificateIsReplaced(t *testing.T) {
 	serves("second")
 	newPair(t, dir, "third")
 	serves("third")
+}
+
+// Under load, files that are broken, expired or gone leave the certificate that is
+// served, are logged once for each change and counted each time.
+func TestCertificateUnderLoad(t *testing.T) {
+	dir := t.TempDir()
+	certFile, keyFile := WritePair(t, dir, "first", time.Now().AddDate(1, 0, 0))
+	var logged bytes.Buffer
+	c, err := newCertificate(certFile, keyFile, slog.New(slog.NewTextHandler(&logged, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	c.now = func() time.Time { return now }
+	m := newMetrics()
+	m.watchCertificate(c)
+	l, err := tls.Listen("tcp", "127.0.0.1:0", c.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0)}
+	go func() { _ = srv.Serve(l) }()
+	served := func() (string, error) {
+		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // the test looks at the certificate itself
+		if err != nil {
+			return "", err
+		}
+		defer conn.Close()
+		return conn.ConnectionState().PeerCertificates[0].Subject.CommonName, nil
+	}
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	for range 4 {
+		load.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := served(); err != nil {
+					t.Errorf("a connection failed: %v", err)
+					return
+				}
+			}
+		})
+	}
+	defer func() {
+		close(stop)
+		load.Wait()
+		_ = srv.Close()
+	}()
+
+	year := time.Now().AddDate(1, 0, 0)
+	write := func(name string, end time.Time) { WritePair(t, dir, name, end) }
+	broken := func(file, text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		change   func()
+		serves   string
+		says     string // one line of the log, which three looks make once; "" is none
+		failures int64  // of these looks
+		warning  string
+	}{
+		{func() {}, "first", "", 0, ""},
+		{func() { broken(certFile, "broken") }, "first", "level=ERROR msg=\"new certificate not taken up", 3, "certificate: new files are not taken up"},
+		{func() { write("expired", now.Add(-time.Minute)) }, "first", "has expired at", 3, "certificate: new files are not taken up"},
+		{func() { _ = os.Remove(keyFile) }, "first", "no such file", 3, "certificate: new files are not taken up"},
+		{func() { write("second", year) }, "second", "level=INFO msg=\"the files of the certificate are in order again", 0, ""},
+		{func() { write("third", now.Add(13*24*time.Hour)) }, "third", "level=WARN msg=\"the TLS certificate ends at", 0, ""},
+		{func() { now = now.Add(14 * 24 * time.Hour) }, "third", "level=ERROR msg=\"the TLS certificate has expired at", 0, "certificate: it has expired at"},
+		{func() { write("expired too", now.Add(-time.Minute)) }, "expired too", "level=ERROR msg=\"the TLS certificate has expired at", 0, "certificate: it has expired at"},
+		{func() { write("fourth", year) }, "fourth", "", 0, ""},
+	} {
+		logged.Reset()
+		before := c.failures.Load()
+		step.change()
+		for range 3 {
+			c.reload()
+		}
+		got, err := served()
+		if err != nil || got != step.serves {
+			t.Errorf("%s: serves %q, %v", step.serves, got, err)
+		}
+		text := strings.Join(slices.DeleteFunc(strings.Split(logged.String(), "\n"), func(line string) bool {
+			return strings.Contains(line, "new certificate taken up")
+		}), "\n")
+		if strings.Count(text, "\n") != min(len(step.says), 1) || !strings.Contains(text, step.says) {
+			t.Errorf("%s: the log says\n%s\nwant %q", step.serves, text, step.says)
+		}
+		if n := c.failures.Load() - before; n != step.failures {
+			t.Errorf("%s: %d failures, want %d", step.serves, n, step.failures)
+		}
+		if w := c.warning(); !strings.HasPrefix(w, step.warning) || (w == "") != (step.warning == "") {
+			t.Errorf("%s: warning %q, want %q", step.serves, w, step.warning)
+		}
+	}
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "cedarpost_certificate_expiry_timestamp_seconds" && int64(f.GetMetric()[0].GetGauge().GetValue()) != year.Unix() {
+			t.Errorf("%v, want %d", f, year.Unix())
+		}
+	}
 }
 
 func TestPlaintextOnlyOnLoopback(t *testing.T) {
@@ -329,7 +450,7 @@ func before(suspended time.Duration) time.Time {
 // A machine that slept has old data, though its monotonic clock did not move.
 func TestStalenessCountsSuspension(t *testing.T) {
 	f := newFollower(nil, slog.New(slog.DiscardHandler), 5*time.Second, nil, newMetrics())
-	ready := newReadiness(nil, f)
+	ready := newReadiness(nil, f, slog.New(slog.DiscardHandler))
 	ready.found.Store(new(error))
 	f.confirm(&snapshot{}, time.Now())
 	if _, err := f.current(); err != nil || ready.err() != nil {

@@ -83,6 +83,7 @@ func (f *follower) run(ctx context.Context) {
 	go func() {
 		for ctx.Err() == nil {
 			if err := f.db.Listen(ctx, f.wake); err != nil && ctx.Err() == nil {
+				f.metric.task(taskNotifications, err)
 				f.log.Warn("notifications lost, polling instead", "err", err)
 			}
 			sleep(ctx, listenBackoff)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -36,10 +38,11 @@ type readiness struct {
 	found    atomic.Pointer[error] // what speaks against it in the database, or nil in there
 	stopping chan struct{}         // closed when the server stops
 	recorder *recorder             // nil at first: the server is being made
+	clock    *skew
 }
 
-func newReadiness(db *store.DB, f *follower) *readiness {
-	r := &readiness{db: db, follower: f, stopping: make(chan struct{})}
+func newReadiness(db *store.DB, f *follower, log *slog.Logger) *readiness {
+	r := &readiness{db: db, follower: f, stopping: make(chan struct{}), clock: &skew{log: log}}
 	r.found.Store(&errNotLooked)
 	return r
 }
@@ -59,16 +62,18 @@ func (r *readiness) look(ctx context.Context) {
 	if r.recorder != nil {
 		r.recorder.ids.look()
 	}
+	asked := time.Now()
+	days := []time.Time{asked.UTC(), asked.UTC().AddDate(0, 0, 1)}
+	ready, clock, err := r.db.PartitionsReady(ctx, days...)
 	var found error
-	for _, day := range []time.Time{time.Now().UTC(), time.Now().UTC().AddDate(0, 0, 1)} {
-		switch ok, err := r.db.PartitionReady(ctx, day); {
-		case err != nil:
-			found = errors.New("the database does not answer")
-		case !ok && r.recorder != nil && r.recorder.partitions.make(ctx, day):
-		case !ok:
-			found = errors.New("the decision log has no partition for " + day.Format(time.DateOnly))
-		}
-		if found != nil {
+	if err != nil {
+		found = errors.New("the database does not answer")
+	} else {
+		r.clock.note(asked, time.Now(), clock)
+	}
+	for i, ok := range ready {
+		if !ok && (r.recorder == nil || !r.recorder.partitions.make(ctx, days[i])) {
+			found = errors.New("the decision log has no partition for " + days[i].Format(time.DateOnly))
 			break
 		}
 	}
@@ -157,8 +162,19 @@ func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, st
 	}
 }
 
-// opsHandler serves /livez and /readyz in plain text, and /metrics for
-// Prometheus.
+// warnings are what somebody has to see to, though questions are decided: each begins
+// with the name of what it is about.
+func (s *Server) warnings() (list []string) {
+	all := []string{s.signer.warning(), s.ready.clock.warning()}
+	if s.cert != nil {
+		all = append(all, s.cert.warning())
+	}
+	return slices.DeleteFunc(all, func(w string) bool { return w == "" })
+}
+
+// opsHandler serves /livez and /readyz in plain text, and /metrics for Prometheus. A
+// warning does not take a server out of rotation: it decides, and so would no other one
+// be better.
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", s.metrics.handler())
@@ -166,11 +182,17 @@ func (s *Server) opsHandler() http.Handler {
 		_, _ = w.Write([]byte("ok\n"))
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		text, status := "ready\n", http.StatusOK
 		if err := s.ready.err(); err != nil {
-			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
-			return
+			text, status = "not ready: "+err.Error()+"\n", http.StatusServiceUnavailable
 		}
-		_, _ = w.Write([]byte("ready\n"))
+		for _, warning := range s.warnings() {
+			text += "warning: " + warning + "\n"
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte(text))
 	})
 	return mux
 }

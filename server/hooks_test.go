@@ -18,6 +18,9 @@ import (
 // LogCare sets how soon a server looks after the log.
 func LogCare(d time.Duration) func(*Config) { return func(c *Config) { c.logCare = d } }
 
+// Overdue sets how long batches may wait for a checkpoint before it is warned of.
+func Overdue(d time.Duration) func(*Config) { return func(c *Config) { c.overdue = d } }
+
 // StateRootEvent makes the record of a state root.
 func StateRootEvent(server string) func(context.Context, store.StateRoot) (store.Event, error) {
 	return stateRootEvent(newIDs(nil, nil), server)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"math"
 	"net/http"
 	"time"
 
@@ -28,15 +29,37 @@ type metrics struct {
 	loads       prometheus.Counter
 	loadedRows  prometheus.Counter
 	daysDropped prometheus.Counter
-	logCareFail prometheus.Counter
 	sweptRows   *prometheus.CounterVec // table
-	sweepFails  prometheus.Counter
 	watchEvents prometheus.Counter
 	watchCuts   prometheus.Counter
 	reuses      prometheus.Counter
 	failOpens   prometheus.Counter
 	reuseLost   prometheus.Counter
 	clockSteps  *prometheus.CounterVec // direction
+	taskFails   *prometheus.CounterVec // task
+	taskDone    *prometheus.GaugeVec   // task
+}
+
+// The tasks that a server does in the background. Signing has metrics of its own.
+const (
+	taskPartitions    = "partitions"              // partitions of the log for the days ahead
+	taskStateRoot     = "state_root"              // the daily state root
+	taskRetention     = "retention"               // old days of the log are dropped
+	taskSweep         = "sweep"                   // old history is removed
+	taskStrangers     = "authentication_failures" // are recorded in the log
+	taskNotifications = "notifications"           // of new revisions; polling goes on without them
+	taskWatchLog      = "watch_log"               // how much of the log is signed
+)
+
+var tasks = []string{taskPartitions, taskStateRoot, taskRetention, taskSweep, taskStrangers, taskNotifications, taskWatchLog}
+
+// task counts the outcome of a task in the background.
+func (m *metrics) task(name string, err error) {
+	if err != nil {
+		m.taskFails.WithLabelValues(name).Inc()
+		return
+	}
+	m.taskDone.WithLabelValues(name).SetToCurrentTime()
 }
 
 func newMetrics() *metrics {
@@ -67,12 +90,8 @@ func newMetrics() *metrics {
 			Name: "cedarpost_entity_loaded_rows_total", Help: "Entities that those brought."}),
 		daysDropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_log_days_dropped_total", Help: "Days of the log that this server dropped, being past their retention."}),
-		logCareFail: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cedarpost_log_care_failures_total", Help: "Attempts of this server to make partitions of the log, or to drop old days, that failed."}),
 		sweptRows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_history_swept_rows_total", Help: "Rows of history that this server removed."}, []string{"table"}),
-		sweepFails: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cedarpost_history_sweep_failures_total", Help: "Attempts of this server to remove history that failed."}),
 		watchEvents: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_watch_events_total", Help: "Changes of the snapshot that watchers were told of, or would have been."}),
 		watchCuts: prometheus.NewCounter(prometheus.CounterOpts{
@@ -86,19 +105,26 @@ func newMetrics() *metrics {
 	}
 	m.clockSteps = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "cedarpost_clock_steps_total", Help: "Times that the clock of this server was set by more than a second: back, or forward (or the machine slept)."}, []string{"direction"})
+	m.taskFails = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "cedarpost_background_failures_total", Help: "Attempts of this server at work in the background that failed, by task. Alert on it."}, []string{"task"})
+	m.taskDone = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "cedarpost_background_success_timestamp_seconds", Help: "When this server last finished work in the background without an error, by task, as Unix time. A task that has not succeeded yet is missing."}, []string{"task"})
+	for _, task := range tasks {
+		m.taskFails.WithLabelValues(task)
+	}
 	m.clockSteps.WithLabelValues("back")
 	m.clockSteps.WithLabelValues("forward")
 	m.followFails.WithLabelValues("policy")
 	m.followFails.WithLabelValues("database")
 	m.registry.MustRegister(m.calls, m.seconds, m.decisions, m.batchRows, m.commit, m.commitFails, m.lost,
-		m.followFails, m.lookups, m.loads, m.loadedRows, m.daysDropped, m.logCareFail, m.sweptRows, m.sweepFails,
+		m.followFails, m.lookups, m.loads, m.loadedRows, m.daysDropped, m.sweptRows, m.taskFails, m.taskDone,
 		m.watchEvents, m.watchCuts, m.reuses, m.failOpens, m.reuseLost, m.clockSteps,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
 // watch adds what is read off other parts when it is asked for.
-func (m *metrics) watch(f *follower, r *recorder) {
+func (m *metrics) watch(f *follower, r *recorder, clock *skew) {
 	gauge := func(name, help string, read func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
 	}
@@ -109,21 +135,50 @@ func (m *metrics) watch(f *follower, r *recorder) {
 	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
 	gauge("cedarpost_watchers", "Callers that watch what changes.", func() float64 { return float64(len(f.hub.places)) })
 	gauge("cedarpost_record_queue", "Calls that wait for a commit.", func() float64 { return float64(len(r.queue)) })
+	gauge("cedarpost_clock_skew_seconds", "How far the clock of this server is ahead of that of the database; less than 0: behind. Alert on 2 s either way.", clock.seconds)
 	gauge("cedarpost_decisions_at_risk", "Decisions that were answered and are not committed yet; always 0 in strict mode.", func() float64 { return float64(r.atRisk.Load()) })
 }
 
 func (m *metrics) watchSigner(s *signer) {
-	m.registry.MustRegister(s.failures,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_checkpoint_size", Help: "Batches that the newest checkpoint covers, on the server that signs."},
-			func() float64 { return float64(s.size.Load()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_checkpoint_refused", Help: "1 while this server refuses to sign, because the log contradicts an earlier checkpoint. Alert on it."},
-			func() float64 {
-				if s.refused.Load() {
-					return 1
-				}
+	gauge := func(name, help string, read func() float64) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
+	}
+	m.registry.MustRegister(s.failures)
+	gauge("cedarpost_checkpoint_size", "Batches that the newest checkpoint covers, whichever server signed it.",
+		func() float64 { return float64(s.state.Load().size) })
+	gauge("cedarpost_checkpoint_timestamp_seconds", "When the newest checkpoint was stored, whichever server signed it, as Unix time; without one, 0 on a server that has keys, and NaN on another one.",
+		func() float64 {
+			switch at := s.state.Load().at; {
+			case !at.IsZero():
+				return unixSeconds(at)
+			case s.signs():
 				return 0
-			}))
+			}
+			return math.NaN()
+		})
+	gauge("cedarpost_checkpoint_unsigned_batches", "Batches of the log that the newest checkpoint does not cover. Alert on it when the checkpoint is old, too.",
+		func() float64 { return float64(s.state.Load().unsigned) })
+	gauge("cedarpost_checkpoint_refused", "1 while this server refuses to sign, because the log contradicts an earlier checkpoint. Alert on it.",
+		func() float64 {
+			if s.refused.Load() {
+				return 1
+			}
+			return 0
+		})
 }
+
+func (m *metrics) watchCertificate(c *certificate) {
+	m.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_certificate_expiry_timestamp_seconds",
+			Help: "When the TLS certificate that is served ends, or one of its chain if that is earlier, as Unix time."},
+			func() float64 { return unixSeconds(chainEnd(c.current.Load())) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "cedarpost_certificate_reload_failures_total",
+			Help: "Attempts to take up a new TLS certificate from its files that failed; one each ten seconds. Alert on it."},
+			func() float64 { return float64(c.failures.Load()) }))
+}
+
+// unixSeconds is a time as Prometheus has it.
+func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 
 // watchStandbys counts what was asked of each standby.
 func (m *metrics) watchStandbys(db *store.DB) {

@@ -114,7 +114,7 @@ func newRecorder(db *store.DB, name string, mode auditlog.Mode, log *slog.Logger
 		metric:     m,
 		heard:      heard,
 		ids:        newIDs(log, m.clockStep),
-		partitions: &partitions{db: db, log: log, fails: m.logCareFail, every: partitionsEvery},
+		partitions: &partitions{db: db, log: log, metric: m, every: partitionsEvery},
 		queue:      make(chan *pendingRecord, recordQueue),
 		stop:       make(chan struct{}),
 		done:       make(chan struct{}),

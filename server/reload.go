@@ -1,13 +1,6 @@
 package server
 
-import (
-	"crypto/tls"
-	"crypto/x509"
-	"os"
-	"time"
-
-	"github.com/cedarpost/cedarpost/internal/keyfile"
-)
+import "time"
 
 // Reload reads the TLS certificate and its key again, now, and says in the log what
 // came of it. A pair that does not load leaves the old one in use. Nothing else is read
@@ -24,31 +17,10 @@ func (s *Server) Reload() {
 	log.Info("settings, database URLs, audit keys and the mask key are read at the start alone: a change of these needs a restart")
 }
 
-// readNow loads the pair whether or not its files have changed, and returns when the
-// certificate expires.
+// readNow takes up what is in the files, and returns when the certificate ends.
 func (c *certificate) readNow() (expires time.Time, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stamp = [2]time.Time{} // of no file
 	if err := c.reload(); err != nil {
 		return expires, err
 	}
-	leaf, err := x509.ParseCertificate(c.current.Certificate[0])
-	if err != nil {
-		return expires, err
-	}
-	return leaf.NotAfter, nil
-}
-
-// loadPair is tls.LoadX509KeyPair, but for a key that all users of the machine may read.
-func loadPair(certFile, keyFile string) (pair tls.Certificate, err error) {
-	cert, err := os.ReadFile(certFile)
-	if err != nil {
-		return pair, err
-	}
-	key, err := keyfile.Read(keyFile)
-	if err != nil {
-		return pair, err
-	}
-	return tls.X509KeyPair(cert, key)
+	return chainEnd(c.current.Load()), nil
 }

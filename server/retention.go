@@ -36,13 +36,21 @@ func (s *Server) keepLog(ctx context.Context) {
 		if sleep(ctx, wait); ctx.Err() != nil {
 			return
 		}
-		if err := s.cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil && ctx.Err() == nil {
-			s.metrics.logCareFail.Inc()
-			s.cfg.Log.Error("partitions not made", "err", err)
-		}
+		s.makePartitions(ctx)
 		if s.writeStateRoot(ctx) && s.cfg.DecisionRetention >= 0 {
 			s.dropLogDays(ctx)
 		}
+	}
+}
+
+func (s *Server) makePartitions(ctx context.Context) {
+	err := s.cfg.DB.EnsurePartitions(ctx, time.Now())
+	if ctx.Err() != nil {
+		return
+	}
+	s.metrics.task(taskPartitions, err)
+	if err != nil {
+		s.cfg.Log.Error("partitions not made", "err", err)
 	}
 }
 
@@ -51,8 +59,10 @@ func (s *Server) keepLog(ctx context.Context) {
 // events in them are no longer needed to prove what is stored now.
 func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
 	there, err := s.cfg.DB.WriteStateRoot(ctx, stateRootEvent(s.recorder.ids, s.cfg.Name))
+	if ctx.Err() == nil && (there || err != nil) { // else another server is at it
+		s.metrics.task(taskStateRoot, err)
+	}
 	if err != nil && ctx.Err() == nil {
-		s.metrics.logCareFail.Inc()
 		s.cfg.Log.Error("state root not recorded", "err", err)
 	}
 	return there
@@ -87,8 +97,11 @@ func (s *Server) dropLogDays(ctx context.Context) {
 		s.metrics.daysDropped.Inc()
 		s.cfg.Log.Info("day of the log dropped", "day", d.Day.Format(time.DateOnly), "decisions", d.Decisions, "events", d.Events)
 	}
-	if err != nil && ctx.Err() == nil {
-		s.metrics.logCareFail.Inc()
+	if ctx.Err() != nil {
+		return
+	}
+	s.metrics.task(taskRetention, err)
+	if err != nil {
 		s.cfg.Log.Error("days of the log not dropped", "err", err)
 	}
 }

@@ -74,6 +74,7 @@ type Config struct {
 	times      timeouts      // of tests that are in a hurry
 	unrecorded bool          // of the benchmark that measures what recording costs
 	logCare    time.Duration // until the first look after log and history; then an hour
+	overdue    time.Duration // how long batches may wait for a checkpoint before it is warned of
 }
 
 func (c *Config) setDefaults() {
@@ -89,6 +90,7 @@ func (c *Config) setDefaults() {
 	c.Log = or(c.Log, slog.Default())
 	c.times = or(c.times, defaultTimeouts)
 	c.logCare = or(c.logCare, firstLogCare)
+	c.overdue = or(c.overdue, signingOverdue)
 	if c.Name == "" {
 		c.Name, _ = os.Hostname()
 	}
@@ -154,25 +156,24 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.ready = newReadiness(cfg.DB, s.follower)
+	s.ready = newReadiness(cfg.DB, s.follower, cfg.Log)
 	s.ready.look(ctx)
 	defer func() {
 		if err != nil {
 			s.closeListeners()
 		}
 	}()
-	var cert *certificate
 	if cfg.TLSCert != "" || cfg.TLSKey != "" {
-		if cert, err = newCertificate(cfg.TLSCert, cfg.TLSKey, cfg.Log); err != nil {
+		if s.cert, err = newCertificate(cfg.TLSCert, cfg.TLSKey, cfg.Log); err != nil {
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
-		s.cert = cert
+		s.metrics.watchCertificate(s.cert)
 	}
 	s.recorder = newRecorder(cfg.DB, cfg.Name, cfg.Record, cfg.Log, s.metrics, s.follower.heard)
 	s.ready.recorder = s.recorder
 	events := &eventLog{s.recorder, cfg.Name}
-	s.unknown = newStrangers(events)
-	s.metrics.watch(s.follower, s.recorder)
+	s.unknown = newStrangers(events, cfg.Log, s.metrics)
+	s.metrics.watch(s.follower, s.recorder, s.ready.clock)
 	s.metrics.watchStandbys(cfg.DB)
 	defer func() {
 		if err != nil {
@@ -182,6 +183,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.signer, err = newSigner(cfg.DB, events, cfg.Log, cfg.Signing); err != nil {
 		return nil, err
 	}
+	s.signer.overdue = cfg.overdue
 	s.metrics.watchSigner(s.signer)
 	limits := &limits{perSecond: cfg.RateLimit}
 
@@ -213,12 +215,12 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		{"admin", cfg.AdminListen, s.rpcHandler(admin, limits, adminTimeout), false},
 		{"ops", cfg.OpsListen, s.opsHandler(), true},
 	} {
-		if cert == nil && !p.open && !cfg.AllowPlaintext {
+		if s.cert == nil && !p.open && !cfg.AllowPlaintext {
 			if err := checkPlaintext(p.addr); err != nil {
 				return nil, err
 			}
 		}
-		if err := s.listen(ctx, p.name, p.addr, p.handler, cert, p.open); err != nil {
+		if err := s.listen(ctx, p.name, p.addr, p.handler, p.open); err != nil {
 			return nil, err
 		}
 	}
@@ -252,7 +254,7 @@ func serviceOf(procedure string) string {
 	return ""
 }
 
-func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, cert *certificate, open bool) error {
+func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, open bool) error {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 	if err != nil {
 		return fmt.Errorf("%s plane: %w", name, err)
@@ -267,8 +269,8 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 		WriteTimeout: s.cfg.times.write, IdleTimeout: s.cfg.times.idle,
 		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelWarn),
 	}
-	if cert != nil && !open {
-		srv.TLSConfig = cert.config()
+	if s.cert != nil && !open {
+		srv.TLSConfig = s.cert.config()
 	}
 	s.planes = append(s.planes, &plane{name, l, srv})
 	return nil
@@ -298,6 +300,10 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.follower.run(background) })
 	wg.Go(func() { s.ready.run(background) })
 	wg.Go(func() { s.signer.run(background) })
+	wg.Go(func() { s.signer.watchLog(background, func(err error) { s.metrics.task(taskWatchLog, err) }) })
+	if s.cert != nil {
+		wg.Go(func() { s.cert.run(background) })
+	}
 	wg.Go(func() { s.unknown.run(background) })
 	wg.Go(func() { s.keepLog(background) })
 	wg.Go(func() { s.sweepHistory(background) })

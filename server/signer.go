@@ -49,10 +49,11 @@ type signer struct {
 	keys    []auditlog.Key
 	origin  string
 	file    string
-	refused atomic.Bool  // what the database holds contradicts what was signed
-	size    atomic.Int64 // of the newest checkpoint, as far as this server knows
+	refused atomic.Bool // what the database holds contradicts what was signed
 
-	failures prometheus.Counter // of attempts to sign, and of checkpoints that this log's keys did not sign
+	failures *prometheus.CounterVec // cause
+	state    atomic.Pointer[signingState]
+	overdue  time.Duration // until warning warns
 
 	// base is what the next checkpoint goes on from: signed by this log's key and verified
 	// against the stored tree; the zero value if there is none. Only lead uses it.
@@ -64,8 +65,8 @@ var errContradiction = errors.New("the log contradicts an earlier checkpoint")
 
 func newSigner(db *store.DB, events *eventLog, log *slog.Logger, cfg Signing) (*signer, error) {
 	s := &signer{db: db, events: events, log: log, file: cfg.CheckpointFile}
-	s.failures = prometheus.NewCounter(prometheus.CounterOpts{Name: "cedarpost_checkpoint_failures_total",
-		Help: "Times that this server could not sign, or found checkpoints that are not this log's. Alert on it."})
+	s.failures = newCheckpointFailures()
+	s.state.Store(&signingState{})
 	for _, file := range cfg.KeyFiles {
 		key, err := auditlog.ReadKey(file)
 		if err != nil {
@@ -78,6 +79,11 @@ func newSigner(db *store.DB, events *eventLog, log *slog.Logger, cfg Signing) (*
 	}
 	if len(s.keys) > 0 && s.file == "" {
 		return nil, errors.New("audit key: without a checkpoint file an earlier state of the database could be signed as if nothing had happened")
+	}
+	if len(s.keys) > 0 {
+		if err := auditlog.CheckFile(s.file); err != nil {
+			return nil, fmt.Errorf("checkpoint file: %w: without it nothing is signed", err)
+		}
 	}
 	return s, nil
 }
@@ -92,7 +98,7 @@ func (s *signer) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		_, err := s.db.Lead(ctx, "signer", s.lead)
 		if err != nil && ctx.Err() == nil {
-			s.failures.Inc()
+			s.failures.WithLabelValues(signFailure(err)).Inc()
 			s.refused.Store(errors.Is(err, errContradiction))
 			if said.IsZero() || time.Since(said) >= refusedRetry {
 				said = time.Now()
@@ -147,10 +153,9 @@ func (s *signer) check(ctx context.Context) (err error) {
 	if s.base, err = s.newestStored(ctx, read); err != nil {
 		return err
 	}
-	s.size.Store(s.base.Size)
 	signed, err := auditlog.LastCheckpoint(s.file, s.origin)
 	if err != nil {
-		return err
+		return &checkpointFileError{err}
 	}
 	if signed.Size > s.base.Size {
 		return s.holdsAhead(ctx, signed, read)
@@ -167,7 +172,7 @@ const signCandidates = 100
 func (s *signer) newestStored(ctx context.Context, read auditlog.Tiles) (none auditlog.Checkpoint, err error) {
 	_, c, strange, err := s.newestSigned(ctx)
 	if strange > 0 {
-		s.failures.Inc()
+		s.failures.WithLabelValues(failedForeign).Inc()
 		s.log.Error("the database has checkpoints under this log's name that its keys did not sign: audit verify lists them", "count", strange)
 	}
 	if err == nil {
@@ -360,13 +365,12 @@ func (s *signer) sign(ctx context.Context) (grown bool, err error) {
 	// First the file: were it second, a crash in between would leave a checkpoint that
 	// an earlier backup could contradict unnoticed.
 	if err := auditlog.AppendCheckpoint(s.file, signed); err != nil {
-		return false, fmt.Errorf("checkpoint file: %w", err)
+		return false, &checkpointFileError{err}
 	}
 	if err := s.db.SaveTree(ctx, tiles, store.Checkpoint{Origin: c.Origin, Size: c.Size, Note: signed}); err != nil {
 		return false, err
 	}
 	s.base = c
-	s.size.Store(c.Size)
 	s.log.Info("checkpoint", "origin", c.Origin, "size", c.Size, "root", c.Root.String())
 	return true, nil
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -22,6 +23,8 @@ const (
 // recorded together.
 type strangers struct {
 	events *eventLog
+	log    *slog.Logger
+	metric *metrics
 	wakeup chan struct{}
 
 	mu   sync.Mutex
@@ -38,8 +41,8 @@ type stranger struct {
 	known       bool // one has been recorded; the others can wait
 }
 
-func newStrangers(events *eventLog) *strangers {
-	return &strangers{events: events, wakeup: make(chan struct{}, 1), seen: map[strangerKey]*stranger{}}
+func newStrangers(events *eventLog, log *slog.Logger, m *metrics) *strangers {
+	return &strangers{events: events, log: log, metric: m, wakeup: make(chan struct{}, 1), seen: map[strangerKey]*stranger{}}
 }
 
 // note counts a failure of the peer, an address with a port.
@@ -104,6 +107,10 @@ func (s *strangers) record(ctx context.Context, all bool) {
 		}
 	}
 	s.mu.Unlock()
+	if len(due) == 0 {
+		return
+	}
+	var failed error
 	for key, f := range due {
 		ctx, cancel := context.WithTimeout(ctx, recordTimeout)
 		err := s.events.add(ctx, &cedarpostv1.EventRecord{
@@ -115,8 +122,14 @@ func (s *strangers) record(ctx context.Context, all bool) {
 		})
 		cancel()
 		if err != nil {
+			failed = err
 			s.again(key, f)
 		}
+	}
+	s.metric.task(taskStrangers, failed)
+	// Of what was just seen nothing is said: callers without a key could fill the log.
+	if failed != nil && all {
+		s.log.Error("failed authentication not recorded yet", "err", failed)
 	}
 }
 

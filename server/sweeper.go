@@ -32,10 +32,12 @@ func (s *Server) sweep(ctx context.Context) {
 		attrs = append(attrs, table, rows)
 		removed += rows
 	}
+	if ctx.Err() != nil {
+		return
+	}
+	s.metrics.task(taskSweep, err)
 	switch {
-	case ctx.Err() != nil:
 	case err != nil:
-		s.metrics.sweepFails.Inc()
 		s.cfg.Log.Error("history not swept", append(attrs, "err", err)...)
 	case removed > 0:
 		s.cfg.Log.Info("history swept", attrs...)

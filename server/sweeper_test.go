@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"github.com/cedar-policy/cedar-go"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -157,7 +159,7 @@ func TestServerSweeps(t *testing.T) {
 		said, missing := metrics()+log.String(), ""
 		for _, text := range []string{
 			`cedarpost_history_swept_rows_total{table="entities"} 1`, `cedarpost_history_swept_rows_total{table="revisions"} 2`,
-			`cedarpost_history_oldest_revision 3`, `cedarpost_history_sweep_failures_total 0`,
+			`cedarpost_history_oldest_revision 3`, `cedarpost_background_failures_total{task="sweep"} 0`,
 			`msg="history swept" oldest=3`, " entities=1 imports=0 revision_entries=2 revisions=2\n",
 		} {
 			if !strings.Contains(said, text) {
@@ -183,13 +185,78 @@ func TestHistoryRetention(t *testing.T) {
 	// A sweep that fails is counted.
 	s := &Server{cfg: Config{DB: db, HistoryRetention: time.Hour, Log: slog.New(slog.DiscardHandler)}, metrics: newMetrics()}
 	s.sweep(t.Context())
-	families, err := s.metrics.registry.Gather()
+	if n := gathered(t, s.metrics, "cedarpost_background_failures_total", taskSweep); n != 1 {
+		t.Errorf("%v failures", n)
+	}
+}
+
+// Each task in the background says when it succeeded last, and counts its failures.
+func TestBackgroundTasksAreCounted(t *testing.T) {
+	db := storetest.Open(t)
+	var logged bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&logged, nil))
+	m := newMetrics()
+	r := newRecorder(db, "s", auditlog.Strict, log, m, func(store.Position, time.Time) {})
+	events := &eventLog{r, "s"}
+	s := &Server{
+		cfg:     Config{DB: db, Name: "s", HistoryRetention: 90 * 24 * time.Hour, DecisionRetention: 90 * 24 * time.Hour, Log: log},
+		metrics: m, recorder: r, unknown: newStrangers(events, log, m),
+	}
+	var err error
+	if s.signer, err = newSigner(db, events, log, Signing{}); err != nil {
+		t.Fatal(err)
+	}
+	work := map[string]func(){
+		taskPartitions: func() { s.makePartitions(t.Context()) },
+		taskStateRoot:  func() { s.writeStateRoot(t.Context()) },
+		taskRetention:  func() { s.dropLogDays(t.Context()) },
+		taskSweep:      func() { s.sweep(t.Context()) },
+		taskStrangers: func() {
+			s.unknown.note("10.0.0.1:1", "p", "no key")
+			s.unknown.record(t.Context(), true)
+		},
+		taskWatchLog: func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			s.signer.watchLog(ctx, func(err error) { m.task(taskWatchLog, err); cancel() })
+		},
+	}
+	for task, do := range work {
+		do()
+		if at := gathered(t, m, "cedarpost_background_success_timestamp_seconds", task); time.Since(time.Unix(int64(at), 0)) > time.Hour {
+			t.Errorf("%s succeeded at %v", task, at)
+		}
+		if n := gathered(t, m, "cedarpost_background_failures_total", task); n != 0 {
+			t.Errorf("%s: %v failures\n%s", task, n, &logged)
+		}
+	}
+	r.close()
+	db.Close()
+	for task, do := range work {
+		logged.Reset()
+		do()
+		if n := gathered(t, m, "cedarpost_background_failures_total", task); n != 1 {
+			t.Errorf("%s: %v failures", task, n)
+		}
+		if task != taskWatchLog && !strings.Contains(logged.String(), "level=ERROR") {
+			t.Errorf("%s: nothing in the log", task)
+		}
+	}
+}
+
+// gathered reads a metric with one label.
+func gathered(t *testing.T, m *metrics, name, label string) float64 {
+	t.Helper()
+	families, err := m.registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range families {
-		if f.GetName() == "cedarpost_history_sweep_failures_total" && f.GetMetric()[0].GetCounter().GetValue() != 1 {
-			t.Errorf("%v", f)
+		for _, metric := range f.GetMetric() {
+			if f.GetName() == name && len(metric.GetLabel()) == 1 && metric.GetLabel()[0].GetValue() == label {
+				return metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
+			}
 		}
 	}
+	t.Fatalf("no %s of %s", name, label)
+	return 0
 }

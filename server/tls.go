@@ -1,70 +1,177 @@
 package server
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/cedarpost/cedarpost/internal/keyfile"
 )
 
-const certificateCheck = 10 * time.Second
+const (
+	certificateCheck = 10 * time.Second
+	// certificateSoon is how long before its end a certificate is warned of.
+	certificateSoon = 14 * 24 * time.Hour
+)
 
 // certificate serves a key pair from files and takes up a new one within ten
-// seconds of its being written. A pair that does not load leaves the old one.
+// seconds of its being written. A pair that does not load, or that is not valid while
+// the one in use is, leaves the old one.
+//
+// An expired certificate is served, with errors in the log: callers that verify it are
+// refused by themselves, and a server that did not start would help nobody.
 type certificate struct {
 	certFile, keyFile string
 	log               *slog.Logger
+	now               func() time.Time
 
-	mu      sync.Mutex
-	current *tls.Certificate
-	stamp   [2]time.Time // modification times of what is loaded
-	checked time.Time
+	current  atomic.Pointer[tls.Certificate]
+	failures atomic.Int64 // attempts to load what is in the files
+
+	mu      sync.Mutex // of what follows, and of loading
+	loaded  [2][]byte  // what the files held
+	trouble string     // why the files were not taken up last time
+	said    string     // what the log was told of the validity
 }
 
 func newCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, error) {
-	c := &certificate{certFile: certFile, keyFile: keyFile, log: log}
-	if err := c.reload(); err != nil {
+	c := &certificate{certFile: certFile, keyFile: keyFile, log: log, now: time.Now}
+	if err := c.load(); err != nil {
 		return nil, err
 	}
+	c.sayValidity()
 	return c, nil
 }
 
-// reload loads the pair if its files changed. The caller holds mu, or is the
-// only one to know c.
-func (c *certificate) reload() error {
-	c.checked = time.Now()
-	var stamp [2]time.Time
-	for i, f := range []string{c.certFile, c.keyFile} {
-		info, err := os.Stat(f)
-		if err != nil {
-			return err
+// run looks at the files until ctx ends.
+func (c *certificate) run(ctx context.Context) {
+	for {
+		if sleep(ctx, certificateCheck); ctx.Err() != nil {
+			return
 		}
-		stamp[i] = info.ModTime()
+		_ = c.reload() // it is in the log
 	}
-	if c.current != nil && stamp == c.stamp {
-		return nil
-	}
-	pair, err := loadPair(c.certFile, c.keyFile)
+}
+
+// reload takes up what is in the files, and logs what has changed since it looked last.
+func (c *certificate) reload() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	trouble := ""
+	err := c.load()
 	if err != nil {
+		c.failures.Add(1)
+		trouble = err.Error()
+	}
+	if trouble != c.trouble {
+		c.trouble = trouble
+		if trouble == "" {
+			c.log.Info("the files of the certificate are in order again")
+		} else {
+			c.log.Error("new certificate not taken up, the one before it is served", "err", trouble)
+		}
+	}
+	c.sayValidity()
+	return err
+}
+
+// load loads the pair if its files changed. The caller holds mu, or is the only one to
+// know c.
+func (c *certificate) load() error {
+	var files [2][]byte
+	var err error
+	if files[0], err = os.ReadFile(c.certFile); err != nil {
 		return err
 	}
-	c.current, c.stamp = &pair, stamp
+	if files[1], err = keyfile.Read(c.keyFile); err != nil {
+		return err
+	}
+	old := c.current.Load()
+	if old != nil && bytes.Equal(files[0], c.loaded[0]) && bytes.Equal(files[1], c.loaded[1]) {
+		return nil
+	}
+	pair, err := tls.X509KeyPair(files[0], files[1])
+	if err != nil {
+		return fmt.Errorf("%s and %s: %w", c.certFile, c.keyFile, err)
+	}
+	if _, problem := c.validity(&pair); problem != "" && old != nil {
+		if _, was := c.validity(old); was == "" {
+			return errors.New("the certificate in " + c.certFile + " " + problem)
+		}
+	}
+	c.loaded = files
+	c.current.Store(&pair)
+	if old != nil {
+		c.log.Info("new certificate taken up", "ends", chainEnd(&pair).UTC())
+	}
 	return nil
 }
 
-func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if time.Since(c.checked) > certificateCheck {
-		if err := c.reload(); err != nil {
-			c.log.Error("new certificate not taken up", "err", err)
+// chainEnd is when the first certificate of a chain ends.
+func chainEnd(pair *tls.Certificate) (end time.Time) {
+	for _, der := range pair.Certificate {
+		if c, err := x509.ParseCertificate(der); err == nil && (end.IsZero() || c.NotAfter.Before(end)) {
+			end = c.NotAfter
 		}
 	}
-	return c.current, nil
+	return end
+}
+
+// validity returns when a certificate ends, and why it is not valid now, or "".
+func (c *certificate) validity(pair *tls.Certificate) (end time.Time, problem string) {
+	now, end := c.now(), chainEnd(pair)
+	switch {
+	case now.After(end):
+		return end, "has expired at " + end.UTC().Format(time.RFC3339)
+	case pair.Leaf != nil && now.Before(pair.Leaf.NotBefore):
+		return end, "is not valid before " + pair.Leaf.NotBefore.UTC().Format(time.RFC3339)
+	}
+	return end, ""
+}
+
+// sayValidity logs that the certificate is not valid, or ends soon: once for each
+// change.
+func (c *certificate) sayValidity() {
+	end, problem := c.validity(c.current.Load())
+	say := ""
+	level := slog.LevelWarn
+	switch {
+	case problem != "":
+		say, level = "the TLS certificate "+problem+": clients that verify it refuse to connect", slog.LevelError
+	case end.Sub(c.now()) < certificateSoon:
+		say = "the TLS certificate ends at " + end.UTC().Format(time.RFC3339)
+	}
+	if say != "" && say != c.said {
+		c.log.Log(context.Background(), level, say)
+	}
+	c.said = say
+}
+
+// warning returns "", or what is wrong with the certificate.
+func (c *certificate) warning() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, problem := c.validity(c.current.Load()); problem != "" {
+		return "certificate: it " + problem
+	}
+	if c.trouble != "" {
+		return "certificate: new files are not taken up, the log of the server says why"
+	}
+	return ""
+}
+
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return c.current.Load(), nil
 }
 
 func (c *certificate) config() *tls.Config {

@@ -296,8 +296,8 @@ func TestVerifyHistoryAfterADroppedDay(t *testing.T) {
 		t.Errorf("the day was dropped in batch %d, before the state root in batch %d", drop, root)
 	}
 	for _, s := range servers {
-		if n := metric(t, s, "cedarpost_log_care_failures_total"); n != "0" {
-			t.Errorf("%s failures", n)
+		if n := taskFailures(t, s); n != 0 {
+			t.Errorf("%d failures", n)
 		}
 		s.Stop()
 	}

@@ -192,11 +192,11 @@ func TestPartitions(t *testing.T) {
 	t.Cleanup(w.Close)
 	now := time.Now()
 	ready := func(day time.Time) bool {
-		ready, err := db.PartitionReady(t.Context(), day)
+		ready, _, err := db.PartitionsReady(t.Context(), day)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return ready
+		return ready[0]
 	}
 	if !ready(now.AddDate(0, 0, -1)) || !ready(now.AddDate(0, 0, 7)) || ready(now.AddDate(0, 0, 8)) {
 		t.Error("a migrated database is not ready for a week")

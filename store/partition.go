@@ -58,16 +58,23 @@ func ensurePartitions(ctx context.Context, conn *pgx.Conn, now time.Time) error 
 	return err
 }
 
-// PartitionReady reports whether the log can take decisions and events of the UTC
-// day that the time is in.
-func (db *DB) PartitionReady(ctx context.Context, day time.Time) (ready bool, err error) {
-	defer wrap(&err, "look for a partition of the decision log")
+// PartitionsReady reports whether the log can take decisions and events of the UTC days
+// that the times are in, one answer for each, and tells the database's clock.
+func (db *DB) PartitionsReady(ctx context.Context, days ...time.Time) (ready []bool, clock time.Time, err error) {
+	defer wrap(&err, "look for partitions of the decision log")
 	const query = `
-		select count(*) = 2
-		from unnest(array['decisions', 'events']) as whole
-		join pg_inherits on inhparent = whole::regclass and inhrelid = to_regclass(whole || $1)`
-	err = db.vital.QueryRow(ctx, query, day.UTC().Format("_20060102")).Scan(&ready)
-	return ready, err
+		select clock_timestamp(), array(
+			select (select count(*) = 2
+			        from unnest(array['decisions', 'events']) as whole
+			        join pg_inherits on inhparent = whole::regclass and inhrelid = to_regclass(whole || day))
+			from unnest($1::text[]) with ordinality as asked (day, n)
+			order by n)`
+	names := make([]string, len(days))
+	for i, day := range days {
+		names[i] = day.UTC().Format("_20060102")
+	}
+	err = db.vital.QueryRow(ctx, query, names).Scan(&clock, &ready)
+	return ready, clock, err
 }
 
 // isNoPartition tells "no partition for this row" from the log's check

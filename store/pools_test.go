@@ -137,7 +137,7 @@ func TestPoolsAreApart(t *testing.T) {
 	}
 	waitForLocks(t, url, 4)
 	within(t, "current", func(ctx context.Context) error { _, err := db.Current(ctx); return err })
-	within(t, "partition", func(ctx context.Context) error { _, err := db.PartitionReady(ctx, time.Now()); return err })
+	within(t, "partition", func(ctx context.Context) error { _, _, err := db.PartitionsReady(ctx, time.Now()); return err })
 }
 
 func TestLoadEntitiesAt(t *testing.T) {

@@ -116,7 +116,7 @@ type DB struct {
 	conn     *pgx.ConnConfig
 }
 
-// vitalConns is one for Current, which never needs more, one for PartitionReady
+// vitalConns is one for Current, which never needs more, one for PartitionsReady
 // and one for View.
 const vitalConns = 3
 

@@ -1,0 +1,115 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cedarpost/cedarpost/store"
+)
+
+const (
+	signingLook = 5 * time.Second
+	// signingOverdue is how long batches may wait for a checkpoint before readiness
+	// warns of it. A server that takes over from another one needs a few seconds.
+	signingOverdue = time.Minute
+)
+
+// The causes of cedarpost_checkpoint_failures_total.
+const (
+	failedContradiction = "contradiction" // the log is not what was signed before
+	failedFile          = "file"          // the checkpoint file cannot be read or written
+	failedDatabase      = "database"      // everything else that keeps a server from signing
+	failedForeign       = "foreign"       // checkpoints under the log's name that its keys did not sign
+)
+
+func newCheckpointFailures() *prometheus.CounterVec {
+	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "cedarpost_checkpoint_failures_total",
+		Help: "Attempts of this server to sign that failed, by cause: contradiction, file, database; and foreign, checkpoints in the database that this log's keys did not sign. Alert on it."},
+		[]string{"cause"})
+	for _, cause := range []string{failedContradiction, failedFile, failedDatabase, failedForeign} {
+		v.WithLabelValues(cause)
+	}
+	return v
+}
+
+// checkpointFileError is a checkpoint file that cannot be read or written.
+type checkpointFileError struct{ err error }
+
+func (e *checkpointFileError) Error() string { return "checkpoint file: " + e.err.Error() }
+func (e *checkpointFileError) Unwrap() error { return e.err }
+
+// signFailure names the cause of an error of an attempt to sign.
+func signFailure(err error) string {
+	if _, ok := errors.AsType[*checkpointFileError](err); ok {
+		return failedFile
+	}
+	if errors.Is(err, errContradiction) {
+		return failedContradiction
+	}
+	return failedDatabase
+}
+
+// signingState is how much of the log is signed, as the database has it.
+type signingState struct {
+	size     int64     // of the newest checkpoint
+	at       time.Time // when it was stored; zero: there is none
+	unsigned int64     // batches after it
+	// since is when this server first saw batches that no checkpoint covers, with no
+	// newer checkpoint since then; zero: there are no such batches.
+	since time.Time
+}
+
+// watchLog looks every few seconds how much of the log is signed, until ctx ends. Every
+// server does, whether or not it signs: one that does not sign would otherwise not know
+// that nobody does.
+func (s *signer) watchLog(ctx context.Context, done func(error)) {
+	for ctx.Err() == nil {
+		err := s.lookAtLog(ctx)
+		if ctx.Err() == nil {
+			done(err)
+		}
+		sleep(ctx, signingLook)
+	}
+}
+
+func (s *signer) lookAtLog(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	row, err := s.newest(ctx)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	end, err := s.db.NextLeaf(ctx) // after the checkpoint, so it is not smaller
+	if err != nil {
+		return err
+	}
+	next := &signingState{size: row.Size, at: row.At, unsigned: max(end-row.Size, 0)}
+	last := s.state.Load()
+	switch {
+	case next.unsigned == 0:
+	case last.since.IsZero() || last.size != next.size:
+		next.since = time.Now()
+	default:
+		next.since = last.since
+	}
+	s.state.Store(next)
+	return nil
+}
+
+// signs reports whether the log is signed, by this server or another one.
+func (s *signer) signs() bool { return len(s.keys) > 0 || !s.state.Load().at.IsZero() }
+
+// warning returns "", or that the log has not been signed for too long. Decisions can be
+// made and recorded all the same.
+func (s *signer) warning() string {
+	state := s.state.Load()
+	if !s.signs() || state.since.IsZero() || time.Since(state.since) < s.overdue {
+		return ""
+	}
+	return fmt.Sprintf("signing: %d batches of the log have waited for a checkpoint for %v",
+		state.unsigned, time.Since(state.since).Round(time.Second))
+}
