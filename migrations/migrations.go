@@ -13,3 +13,10 @@ import "embed"
 //
 //go:embed *.sql
 var FS embed.FS
+
+// Schema describes the schema that the migrations make, one line for each column,
+// index, constraint, trigger, function and right. Migrating compares with it. A test
+// writes it anew: go test ./store -run TestSchemaIsListed -update.
+//
+//go:embed schema.txt
+var Schema string

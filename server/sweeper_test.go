@@ -192,7 +192,15 @@ func TestHistoryRetention(t *testing.T) {
 
 // Each task in the background says when it succeeded last, and counts its failures.
 func TestBackgroundTasksAreCounted(t *testing.T) {
-	db := storetest.Open(t)
+	pg := storetest.NewServer(t)
+	if err := store.Migrate(t.Context(), pg.URL(), nil); err != nil {
+		t.Fatal(err)
+	}
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: pg.URL()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
 	var logged bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&logged, nil))
 	m := newMetrics()
@@ -202,7 +210,6 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 		cfg:     Config{DB: db, Name: "s", HistoryRetention: 90 * 24 * time.Hour, DecisionRetention: 90 * 24 * time.Hour, Log: log},
 		metrics: m, recorder: r, unknown: newStrangers(events, log, m),
 	}
-	var err error
 	if s.signer, err = newSigner(db, events, log, Signing{}); err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +237,9 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 		}
 	}
 	r.close()
-	db.Close()
+	if err := pg.Stop(); err != nil {
+		t.Fatal(err)
+	}
 	for task, do := range work {
 		logged.Reset()
 		do()
@@ -240,6 +249,9 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 		if task != taskWatchLog && !strings.Contains(logged.String(), "level=ERROR") {
 			t.Errorf("%s: nothing in the log", task)
 		}
+	}
+	if err := pg.Restart(t.Context()); err != nil { // it is stopped with the test
+		t.Fatal(err)
 	}
 }
 

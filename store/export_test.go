@@ -80,3 +80,9 @@ func (db *DB) Sessions(ctx context.Context, fail func(...any), w *LogWriter) map
 
 // ParseOptions reads the connection parameter options.
 var ParseOptions = parseOptions
+
+// ReadSchema describes the schema of a database.
+var ReadSchema = readSchema
+
+// Adopt gives the owner what migrations made before there was one.
+var Adopt = adopt

@@ -2,9 +2,9 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -24,7 +24,9 @@ const migrationLock = 0x6365646172706f73 // "cedarpos"
 // the role cedarpost_owner, which the login must be a member of, or a superuser;
 // roles that are missing are made, and if they cannot be, the error is [ErrRoles].
 // Any number of processes may call it at once. The error is [ErrTooNew] when a
-// newer binary has migrated before. A nil log is silent.
+// newer binary has migrated before, [ErrForeign] where the tables are those of
+// something else, and [ErrOtherSchema] when the schema is not the one that our
+// migrations make. A nil log is silent.
 func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err error) {
 	defer wrap(&err, "migrate")
 	config, err := pgx.ParseConfig(databaseURL)
@@ -42,6 +44,9 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 	}
 	defer closeConn(conn) // which also lets go of the lock
 	if _, err := conn.Exec(ctx, "select pg_advisory_lock($1)", migrationLock); err != nil {
+		return err
+	}
+	if err := checkOurs(ctx, conn); err != nil {
 		return err
 	}
 	if err := ensureRoles(ctx, conn); err != nil {
@@ -64,53 +69,47 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 		log = slog.New(slog.DiscardHandler)
 	}
 	provider, err := goose.NewProvider(goose.DialectPostgres, pool, migrations.FS,
-		goose.WithSlog(log), goose.WithDisableGlobalRegistry(true))
+		goose.WithSlog(log), goose.WithDisableGlobalRegistry(true), goose.WithAllowOutofOrder(true))
 	if err != nil {
 		return err
 	}
-	have, err := provider.GetDBVersion(ctx)
+	applied, err := appliedMigrations(ctx, conn)
 	if err != nil {
 		return err
 	}
-	if want := newestMigration(); have > want {
+	if _, err := missingMigrations(applied); err != nil {
+		return err
+	}
+	if have, want := slices.Max(append(applied, 0)), slices.Max(ourMigrations()); have > want {
 		return fmt.Errorf("%w (its version is %d, ours %d)", ErrTooNew, have, want)
 	}
 	results, err := provider.Up(ctx)
 	if err != nil {
-		return err
+		return failedMigration(err)
 	}
 	for _, r := range results {
 		log.InfoContext(ctx, "migrated", "version", r.Source.Version, "took", r.Duration)
 	}
-	return ensurePartitions(ctx, conn, time.Now())
+	if err := ensurePartitions(ctx, conn, time.Now()); err != nil {
+		return err
+	}
+	return checkSchema(ctx, conn)
 }
 
 // checkMigrated fails with ErrNotMigrated when a migration of ours is missing. A
 // newer schema is fine: migrations only add what older binaries can ignore, so
 // that servers can be replaced one by one.
 func checkMigrated(ctx context.Context, pool *pgxpool.Pool) error {
-	var have int64
-	err := pool.QueryRow(ctx,
-		"select coalesce(max(version_id), 0) from goose_db_version where is_applied").Scan(&have)
-	// undefined_table: never migrated; insufficient_privilege: not since there are roles
-	if state := sqlState(err); err != nil && state != "42P01" && state != "42501" {
+	applied, err := appliedMigrations(ctx, pool)
+	if err != nil {
 		return err
 	}
-	if want := newestMigration(); have < want {
-		return fmt.Errorf("%w (its version is %d, ours %d)", ErrNotMigrated, have, want)
+	missing, err := missingMigrations(applied)
+	switch {
+	case err != nil || len(missing) == 0:
+		return err
+	case len(applied) == 0:
+		return ErrNotMigrated
 	}
-	return nil
-}
-
-// newestMigration is the version of the newest embedded migration.
-func newestMigration() int64 {
-	files, err := migrations.FS.ReadDir(".")
-	if err != nil || len(files) == 0 {
-		panic(errors.Join(errors.New("no embedded migrations"), err))
-	}
-	version, err := goose.NumericComponent(files[len(files)-1].Name())
-	if err != nil {
-		panic(err)
-	}
-	return version
+	return fmt.Errorf("%w (it lacks migrations %v)", ErrNotMigrated, missing)
 }
