@@ -86,3 +86,6 @@ var ReadSchema = readSchema
 
 // Adopt gives the owner what migrations made before there was one.
 var Adopt = adopt
+
+// OurMigrations are the versions of the embedded migrations.
+var OurMigrations = ourMigrations

@@ -3,6 +3,7 @@ package store_test
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -34,4 +35,41 @@ func TestSchemaIsListed(t *testing.T) {
 	if text != migrations.Schema {
 		t.Error("migrations/schema.txt is not what the migrations make: go test ./store -run TestSchemaIsListed -update")
 	}
+}
+
+// A number that is left out would be filled later, and databases from before would lack
+// what the file makes.
+func TestMigrationsHaveNoGaps(t *testing.T) {
+	for i, v := range store.OurMigrations() {
+		if v != int64(i+1) {
+			t.Errorf("migration %d is the %dth", v, i+1)
+		}
+	}
+}
+
+// The newest checkpoint is that of an origin, or of all, wherever it is in their order.
+func TestLatestCheckpoint(t *testing.T) {
+	db, databaseURL := openURL(t)
+	newest := func(origin, want string) {
+		t.Helper()
+		c, err := db.LatestCheckpoint(t.Context(), origin)
+		got := fmt.Sprintf("%s %d", c.Origin, c.Size)
+		if errors.Is(err, store.ErrNotFound) {
+			got, err = "", nil
+		}
+		if err != nil || got != want {
+			t.Errorf("of %q: %q, %v, want %q", origin, got, err, want)
+		}
+	}
+	newest("", "")
+	newest("b", "")
+	mustRaw(t, databaseURL, "insert into checkpoints (origin, size, note) values ('a', 5, ''), ('b', 9, ''), ('b', 10, ''), ('b', 2, ''), ('d', 7, '')")
+	newest("", "b 10")
+	newest("a", "a 5")
+	newest("b", "b 10")
+	newest("c", "")
+	newest("d", "d 7")
+	newest("e", "")
+	mustRaw(t, databaseURL, "insert into checkpoints (origin, size, note, at) values ('e', 10, '', now() + interval '1 h')")
+	newest("", "e 10")
 }

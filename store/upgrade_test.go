@@ -268,7 +268,7 @@ func TestMigrateFromEarlierSchemas(t *testing.T) {
 			databaseURL := emptyDatabase(t, fresh)
 			o.migrateAs(t, databaseURL, func(version int64) { fill(t, databaseURL, version) })
 			before := readContents(t, databaseURL, nil)
-			lacks := len(o.files) < len(ourVersions(t))
+			lacks := len(o.files) < len(store.OurMigrations())
 			db, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL})
 			if err == nil {
 				db.Close()
@@ -300,15 +300,6 @@ func writeMore(t *testing.T, db *store.DB) {
 	if err != nil {
 		t.Error(err)
 	}
-}
-
-func ourVersions(t *testing.T) []string {
-	t.Helper()
-	names, err := fs.Glob(migrations.FS, "*.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return names
 }
 
 // Schemas of builds whose migrations had other texts or numbers are refused in plain

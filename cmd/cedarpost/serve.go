@@ -184,7 +184,7 @@ type serveCmd struct {
 	TLSCert             string   `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. Read again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
 	TLSKey              string   `name:"tls-key" help:"PEM file with the certificate's key." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
 	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen. While keys rotate, several with a space in between: the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
-	AuditCheckpointFile string   `help:"File that gets every checkpoint, outside of the database. Nothing that contradicts it is signed." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
+	AuditCheckpointFile string   `help:"File that gets every checkpoint, outside of the database. Nothing that contradicts it is signed. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
 	BootstrapKeyFile    string   `help:"Make the first API key of a database that has none, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
 	Migrate             bool     `help:"Bring the database up to date first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
 	Development         bool     `name:"development-database" help:"Serve although the database can lose what was committed, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
@@ -297,7 +297,9 @@ type migrateCmd struct {
 
 // Help is the long help of migrate.
 func (*migrateCmd) Help() string {
-	return `All tables belong to the role cedarpost_owner, which the login has to be a member of. Roles that are missing are made; a login that may not make them is told which SQL an administrator has to run.`
+	return `All tables belong to the role cedarpost_owner, which the login has to be a member of. Roles that are missing are made; a login that may not make them is told which SQL an administrator has to run.
+
+A database that holds tables of something else is refused. At the end the schema is compared with the one that the migrations make, and what differs is named.`
 }
 
 // Run migrates.
