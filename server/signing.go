@@ -61,6 +61,15 @@ type signingState struct {
 	// since is when this server first saw batches that no checkpoint covers, with no
 	// newer checkpoint since then; zero: there are no such batches.
 	since time.Time
+	seen  time.Time // when this server looked
+}
+
+// waited is how long batches have waited for a checkpoint, as far as was seen.
+func (s *signingState) waited() time.Duration {
+	if s.since.IsZero() {
+		return 0
+	}
+	return s.seen.Sub(s.since)
 }
 
 // watchLog looks every few seconds how much of the log is signed, until ctx ends. Every
@@ -87,12 +96,12 @@ func (s *signer) lookAtLog(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	next := &signingState{size: row.Size, at: row.At, unsigned: max(end-row.Size, 0)}
+	next := &signingState{size: row.Size, at: row.At, unsigned: max(end-row.Size, 0), seen: time.Now()}
 	last := s.state.Load()
 	switch {
 	case next.unsigned == 0:
 	case last.since.IsZero() || last.size != next.size:
-		next.since = time.Now()
+		next.since = next.seen
 	default:
 		next.since = last.since
 	}
@@ -107,9 +116,9 @@ func (s *signer) signs() bool { return len(s.keys) > 0 || !s.state.Load().at.IsZ
 // made and recorded all the same.
 func (s *signer) warning() string {
 	state := s.state.Load()
-	if !s.signs() || state.since.IsZero() || time.Since(state.since) < s.overdue {
+	if waited := state.waited(); waited == 0 || waited < s.overdue || !s.signs() {
 		return ""
 	}
 	return fmt.Sprintf("signing: %d batches of the log have waited for a checkpoint for %v",
-		state.unsigned, time.Since(state.since).Round(time.Second))
+		state.unsigned, state.waited().Round(time.Second))
 }
