@@ -73,7 +73,7 @@ func TestCertificateIsReplaced(t *testing.T) {
 	}
 	serves := func(want string) {
 		t.Helper()
-		c.reload()
+		_ = c.reload()
 		pair, err := c.get(nil)
 		if err != nil || pair.Leaf.Subject.CommonName != want {
 			t.Errorf("serves %v %v, want %s", pair.Leaf.Subject, err, want)
@@ -170,7 +170,9 @@ func TestCertificateUnderLoad(t *testing.T) {
 		before := c.failures.Load()
 		step.change()
 		for range 3 {
-			c.reload()
+			if err := c.reload(); (err != nil) != (step.failures > 0) {
+				t.Errorf("%s: %v", step.serves, err)
+			}
 		}
 		got, err := served()
 		if err != nil || got != step.serves {
