@@ -24,7 +24,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// both serves one behaviour for single questions and for batches.
+// both serves one behavior for single questions and for batches.
 func both(do func(context.Context) error) *strange {
 	return &strange{
 		authorize: func(ctx context.Context, _ *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
@@ -122,7 +122,7 @@ func htmlPage(code int) http.HandlerFunc {
 // more often than it takes to open the breaker, so that the breaker does not turn an
 // error into another one.
 func TestWhatFailsOpenOverTheWire(t *testing.T) {
-	minute := func(ctx context.Context) (context.Context, context.CancelFunc) { return context.WithCancel(ctx) }
+	minute := context.WithCancel
 	says := func(code connect.Code) func(*testing.T, *Config) {
 		return func(t *testing.T, cfg *Config) {
 			c := both(func(context.Context) error { return connect.NewError(code, "the test says so") }).serve(t, uncached)

@@ -222,10 +222,7 @@ func (c *Client) miss(ctx context.Context, check Check, key string) (Result, err
 	for {
 		f, first := c.flights.join(key)
 		if first {
-			defer c.flights.end(key, f)
-			r, err := c.ask(ctx, bounded, check, keep)
-			f.answered = err == nil && r.source == decided
-			return r, err
+			return c.lead(ctx, bounded, check, key, f)
 		}
 		select {
 		case <-f.done:
@@ -239,6 +236,14 @@ func (c *Client) miss(ctx context.Context, check Check, key string) (Result, err
 			return c.ask(ctx, bounded, check, keep)
 		}
 	}
+}
+
+// lead sends the question of a flight, for all who wait for it.
+func (c *Client) lead(ctx, bounded context.Context, check Check, key string, f *flight) (Result, error) {
+	defer c.flights.end(key, f)
+	r, err := c.ask(ctx, bounded, check, c.keep(key))
+	f.answered = err == nil && r.source == decided
+	return r, err
 }
 
 // keep takes the answer to the question of a key.
