@@ -96,15 +96,8 @@ func (s *authorizationService) snapshot(ctx context.Context, c *cedarpostv1.Cons
 		}
 		return s.follower.atPosition(ctx, p)
 	case c.GetAtLeastAsFresh() != nil:
-		snap, err := s.follower.current()
-		if err != nil {
-			return nil, err
-		}
-		number, err := decodeRevision(snap.position, c.GetAtLeastAsFresh())
-		if err != nil {
-			return nil, err
-		}
-		return s.follower.atLeast(ctx, number)
+		snap, _, err := s.follower.atRevision(ctx, c.GetAtLeastAsFresh())
+		return snap, err
 	}
 	return s.follower.current()
 }

@@ -79,7 +79,7 @@ func TestBadRequests(t *testing.T) {
 		{"stored type inline", prefix + mfa + `,"entities":[{"uid":{"type":"Shop::Order","id":"42"}}]}`, "invalid_argument", "@source"},
 		{"paths and all", prefix + mfa + `,"fields":{"all":true,"paths":["id"]}}`, "invalid_argument", "one of the two"},
 		{"neither paths nor all", prefix + mfa + `,"fields":{"requireAll":true}}`, "invalid_argument", "one of the two"},
-		{"foreign revision", prefix + mfa + `,"consistency":{"atLeastAsFresh":{"token":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE"}}}`, "aborted", "another database"},
+		{"foreign revision", prefix + mfa + `,"consistency":{"atLeastAsFresh":{"token":"AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAE"}}}`, "aborted", "another database"},
 		{"broken revision", prefix + mfa + `,"consistency":{"atLeastAsFresh":{"token":"zzz"}}}`, "invalid_argument", "not a revision token"},
 		{"deep", prefix + `"context":{"mfa":` + strings.Repeat(`{"a":`, 5000) + "1" + strings.Repeat("}", 5000) + "}}", "invalid_argument", "depth"},
 		{"too large", prefix + mfa + `,"requestId":"` + strings.Repeat("x", 70_000) + `"}`, "resource_exhausted", "larger"},

@@ -50,7 +50,7 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 		if err := parsePage(req.GetPageToken(), &page); err != nil || string(page.Query) != string(query) {
 			return nil, errPageToken
 		}
-		if q.BeforeRevision, err = decodeRevision(snap.position, &cedarpostv1.Revision{Token: page.Token}); err != nil {
+		if q.BeforeRevision, err = s.follower.decodeRevision(ctx, snap, &cedarpostv1.Revision{Token: page.Token}); err != nil {
 			return nil, err
 		}
 		q.AfterUID = store.UID{Type: page.After[0], ID: page.After[1]}
@@ -59,15 +59,21 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	if err != nil {
 		return nil, publicError(err)
 	}
+	at := snap.position
+	if len(rows) > 0 {
+		if at, err = s.follower.positionOf(ctx, snap, rows[0].Revision); err != nil {
+			return nil, publicError(err)
+		}
+	}
 	out := &cedarpostv1.QueryEntityChangesResponse{}
 	if len(rows) > size {
 		rows = rows[:size]
 		last := rows[size-1]
-		out.NextPageToken = formatPage(changePage{query, encodeRevision(snap.position, last.Revision).Token, [2]string{last.UID.Type, last.UID.ID}})
+		out.NextPageToken = formatPage(changePage{query, encodeRevision(at, last.Revision).Token, [2]string{last.UID.Type, last.UID.ID}})
 	}
 	for _, c := range rows {
 		out.Changes = append(out.Changes, &cedarpostv1.EntityChange{
-			Revision: encodeRevision(snap.position, c.Revision), Time: timestamppb.New(c.At), Caller: c.Caller,
+			Revision: encodeRevision(at, c.Revision), Time: timestamppb.New(c.At), Caller: c.Caller,
 			Uid: protoUID(c.UID), Kind: changeKinds[c.Kind],
 		})
 	}

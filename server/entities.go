@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/wire"
@@ -39,9 +40,14 @@ func (s *entityService) WriteEntities(ctx context.Context, req *cedarpostv1.Writ
 	if err != nil {
 		return nil, publicError(err)
 	}
-	return &cedarpostv1.WriteEntitiesResponse{
-		Revision: encodeRevision(snap.position, res.Revision), Changed: int32(res.Changed),
-	}, nil
+	return &cedarpostv1.WriteEntitiesResponse{Revision: written(snap, res.Revision, res.Mark), Changed: int32(res.Changed)}, nil
+}
+
+// written is the revision of a write that was checked against a snapshot.
+func written(snap *snapshot, number int64, mark uuid.UUID) *cedarpostv1.Revision {
+	p := snap.position
+	p.Number, p.Mark = number, mark
+	return encodeRevision(p, number)
 }
 
 // edit is a list of operations to commit together.
@@ -69,7 +75,7 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, *
 		}
 		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: snap.policyRevision, At: snap.position, Ops: make([]store.Op, len(e.ops)), Import: e.step}
 		for i, op := range e.ops {
-			if w.Ops[i], err = readOperation(snap, op); err != nil {
+			if w.Ops[i], err = s.readOperation(ctx, snap, op); err != nil {
 				pe := publicError(err)
 				return store.WriteResult{}, nil, connect.NewError(pe.Code(), e.at(i, pe.Message())).WithCause(pe.Unwrap())
 			}
@@ -103,7 +109,7 @@ func (s *entityService) catchUp(ctx context.Context) error {
 }
 
 // readOperation checks one operation against the schema.
-func readOperation(snap *snapshot, op *cedarpostv1.EntityOperation) (store.Op, error) {
+func (s *entityService) readOperation(ctx context.Context, snap *snapshot, op *cedarpostv1.EntityOperation) (store.Op, error) {
 	var out store.Op
 	set := snap.set
 	switch o := op.GetOperation().(type) {
@@ -147,14 +153,14 @@ func readOperation(snap *snapshot, op *cedarpostv1.EntityOperation) (store.Op, e
 			return out, err
 		}
 	}
-	return out, readPrecondition(snap, op.GetPrecondition(), &out.Precondition)
+	return out, s.readPrecondition(ctx, snap, op.GetPrecondition(), &out.Precondition)
 }
 
-func readPrecondition(snap *snapshot, p *cedarpostv1.Precondition, out *store.Precondition) (err error) {
+func (s *entityService) readPrecondition(ctx context.Context, snap *snapshot, p *cedarpostv1.Precondition, out *store.Precondition) (err error) {
 	switch c := p.GetCondition().(type) {
 	case *cedarpostv1.Precondition_IfRevision:
 		var number int64
-		number, err = decodeRevision(snap.position, c.IfRevision)
+		number, err = s.follower.decodeRevision(ctx, snap, c.IfRevision)
 		out.IfRevision = &number
 	case *cedarpostv1.Precondition_MustExist:
 		out.MustExist = true
@@ -218,15 +224,15 @@ func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntit
 // readAt returns the revision to read at: the one given, once this server has
 // it, or the current one.
 func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (*snapshot, int64, error) {
-	snap, err := s.follower.current()
-	if err != nil || at == nil {
+	if at == nil {
+		snap, err := s.follower.current()
 		return snap, snapNumber(snap), err
 	}
-	number, err := decodeRevision(snap.position, at)
-	if err != nil {
-		return nil, 0, err
+	snap, number, err := s.follower.atRevision(ctx, at)
+	if errors.Is(err, errForgotten) {
+		// Of whatever history it is, it cannot be read.
+		err = &store.SweptError{Oldest: s.follower.oldest.Load()}
 	}
-	snap, err = s.follower.atLeast(ctx, number)
 	return snap, number, err
 }
 

@@ -73,6 +73,20 @@ func ChangeEvents(server string) func(context.Context, store.Changed) (store.Eve
 	}
 }
 
+// DatabaseEvents returns what makes the records of databases that get another id, for
+// [store.ClaimDatabase]. server is the name of the server.
+func DatabaseEvents(server string) func(context.Context, store.Renewed) (store.Event, error) {
+	ids := newIDs(nil, nil)
+	return func(ctx context.Context, r store.Renewed) (store.Event, error) {
+		return newEvent(ctx, ids, server, &cedarpostv1.EventRecord{
+			Kind: cedarpostv1.EventRecord_DATABASE_RENEWED, Subject: r.After.String(),
+			Detail: &cedarpostv1.EventRecord_DatabaseRenewed{DatabaseRenewed: &cedarpostv1.DatabaseRenewed{
+				Before: r.Before.String(), After: r.After.String(), Copied: r.Copied,
+			}},
+		})
+	}
+}
+
 // operationFrom is the method that was called, or what a command does.
 func operationFrom(ctx context.Context, kind string) string {
 	if procedure, ok := ctx.Value(procedureKey).(string); ok {

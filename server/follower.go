@@ -31,6 +31,7 @@ const (
 // immutable; a request takes one and keeps it to its end.
 type snapshot struct {
 	position store.Position // Number is the applied revision
+	marks    *marks         // of its history
 	// policyRevision is the newest publish in it.
 	policyRevision int64
 	set            *engine.Set
@@ -54,6 +55,10 @@ type follower struct {
 	newest atomic.Int64 // the newest revision heard of, applied or not
 	oldest atomic.Int64 // the first revision that can be read, as far as this server heard
 	wakeup chan struct{}
+	// claim, if not nil, gives a database that is a copy of another one an id of its own.
+	claim func(context.Context) error
+
+	lostSaid atomic.Int64 // when the log last told of tokens of a lost history, in Unix nanoseconds
 
 	mu        sync.Mutex
 	applied   chan struct{} // closed and replaced at each swap
@@ -116,7 +121,9 @@ func (f *follower) catchUp(ctx context.Context) error {
 	asked := time.Now()
 	var next *snapshot
 	var told *watchEvent
+	copied := false
 	err := f.db.View(ctx, func(v *store.View) (err error) {
+		copied = v.Copied
 		f.newest.Store(v.Position.Number)
 		f.oldest.Store(v.Oldest)
 		next, told, err = f.next(ctx, v)
@@ -135,6 +142,12 @@ func (f *follower) catchUp(ctx context.Context) error {
 	default:
 		f.metric.followFails.WithLabelValues("database").Inc()
 	}
+	if copied && f.claim != nil {
+		// What was read stands as it is. The new id makes the next look begin anew.
+		if err := f.claim(ctx); err != nil {
+			f.log.Warn("the database is a copy and has no id of its own yet", "err", err)
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.trouble = err
@@ -150,10 +163,18 @@ func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, *watchEv
 	}
 	var changes []store.Change
 	next := &snapshot{position: v.Position}
-	// On another timeline the same numbers can mean other things; and what was swept
-	// away can no longer be followed.
+	// On another timeline, and in a database that was restored, the same numbers can mean
+	// other things; and what was swept away can no longer be followed.
 	anew := old == nil || !old.position.SameHistory(v.Position) ||
 		old.position.Number >= v.Position.Number || old.position.Number < v.Oldest
+	if !anew {
+		has, err := v.Has(ctx, old.position)
+		if err != nil {
+			return nil, nil, err
+		}
+		anew = !has
+	}
+	sameHistory := !anew // from here on, anew may be for the number of changes alone
 	if !anew {
 		*next = *old
 		next.position = v.Position
@@ -162,6 +183,19 @@ func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, *watchEv
 			return nil, nil, err
 		}
 		anew = len(changes) == 0 || changes[len(changes)-1].Revision < v.Position.Number
+	}
+	after := int64(0)
+	if sameHistory {
+		after = old.position.Number
+	}
+	list, err := v.Marks(ctx, after, keptMarks)
+	if err != nil {
+		return nil, nil, err
+	}
+	if sameHistory {
+		next.marks = old.marks.grow(v.Position.Number, list)
+	} else {
+		next.marks = newMarks(v.Position.Number, list)
 	}
 	changed := func(kind string) bool {
 		return anew || slices.ContainsFunc(changes, func(c store.Change) bool { return c.Kind == kind })
@@ -190,9 +224,13 @@ func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, *watchEv
 		f.cache.apply(changes)
 	}
 	if anew {
-		return next, newBreak(next.position), nil
+		told := newBreak(next.position)
+		told.marks = next.marks
+		return next, told, nil
 	}
-	return next, newWatchEvent(old.position.Number, next.position, changes, !onlyPolicies(old.bundles, next.bundles, changes)), nil
+	told := newWatchEvent(old.position.Number, next.position, changes, !onlyPolicies(old.bundles, next.bundles, changes))
+	told.marks = next.marks
+	return next, told, nil
 }
 
 // onlyPolicies reports whether bundles differ in their policies at most, at every
@@ -342,23 +380,23 @@ func (f *follower) current() (*snapshot, error) {
 // atLeast returns a snapshot that has applied a revision of the history that
 // this server follows, waiting for it a bounded time.
 func (f *follower) atLeast(ctx context.Context, number int64) (*snapshot, error) {
-	return f.await(ctx, func(has store.Position) bool { return has.Number >= number })
+	return f.await(ctx, freshWait, func(s *snapshot) bool { return s.position.Number >= number })
 }
 
-// atPosition is atLeast for a position: the same number of another history, as
-// after a failover, does not do.
+// atPosition is atLeast for a position that was just read: the same number of another
+// history, as after a failover or a restore, does not do.
 func (f *follower) atPosition(ctx context.Context, p store.Position) (*snapshot, error) {
-	return f.await(ctx, func(has store.Position) bool { return has.SameHistory(p) && has.Number >= p.Number })
+	return f.await(ctx, freshWait, func(s *snapshot) bool { return s.position.SameHistory(p) && s.marks.look(p) == known })
 }
 
-func (f *follower) await(ctx context.Context, enough func(store.Position) bool) (*snapshot, error) {
-	deadline := time.NewTimer(freshWait)
+func (f *follower) await(ctx context.Context, patience time.Duration, enough func(*snapshot) bool) (*snapshot, error) {
+	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	for {
 		f.mu.Lock()
 		applied := f.applied
 		f.mu.Unlock()
-		if snap := f.snap.Load(); enough(snap.position) {
+		if snap := f.snap.Load(); enough(snap) {
 			if _, err := f.current(); err != nil {
 				return nil, err
 			}

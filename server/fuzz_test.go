@@ -19,16 +19,16 @@ import (
 // writes, so two different tokens never name the same revision.
 func FuzzRevisionToken(f *testing.F) {
 	f.Add("")
-	f.Add("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE")
-	f.Add("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAF")
-	f.Add("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\nAAE")
+	f.Add("AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAE")
+	f.Add("AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAF")
+	f.Add("AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEA\nAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAE")
 	f.Fuzz(func(t *testing.T, token string) {
-		p, err := parseToken(token)
+		n, err := parseToken(token)
 		if err != nil {
 			return
 		}
-		if again := encodeRevision(p, p.Number).Token; again != token {
-			t.Errorf("%q reads as %v, which is written %q", token, p, again)
+		if again := encodeRevision(n.at, n.number).Token; again != token {
+			t.Errorf("%q reads as %v, which is written %q", token, n, again)
 		}
 	})
 }

@@ -33,13 +33,17 @@ func EntityTag(database uuid.UUID, typ, id string) uint64 {
 
 func BundleTag(database uuid.UUID, name string) uint64 { return bundleTag(database, name) }
 
-// TokenAt is a token of the same history, of another revision.
+// TokenAt is a token of the same history, of another revision. For one that is not made
+// yet the mark is a guess.
 func TokenAt(r *cedarpostv1.Revision, number int64) *cedarpostv1.Revision {
-	p, err := parseToken(r.GetToken())
+	n, err := parseToken(r.GetToken())
 	if err != nil {
 		panic(err)
 	}
-	return encodeRevision(p, number)
+	if number > n.at.Number {
+		n.at.Number = number
+	}
+	return encodeRevision(n.at, number)
 }
 
 // Grow adds batches to a tree.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 
@@ -26,6 +27,7 @@ type watchEvent struct {
 	tags     []uint64       // sorted; none with reset
 	reset    bool           // what changed is not told
 	message  *cedarpostv1.WatchResponse
+	marks    *marks // of the history that position is of
 }
 
 func (e *watchEvent) breaks() bool { return e.reset && e.after == e.position.Number }
@@ -93,6 +95,7 @@ type hub struct {
 
 	mu       sync.Mutex
 	position store.Position // where the newest event ends
+	marks    *marks         // of its history
 	events   []*watchEvent  // each begins where the one before it ends
 	first    int64          // the number of events[0], which counts all that came
 	tags     int            // in events
@@ -127,7 +130,7 @@ func (h *hub) publish(e *watchEvent) {
 	if e.reset {
 		h.reset = h.end() - 1
 	}
-	h.position = e.position
+	h.position, h.marks = e.position, e.marks
 	close(h.moved)
 	h.moved = make(chan struct{})
 }
@@ -181,9 +184,9 @@ func (h *hub) await(ctx context.Context, p store.Position) {
 	}
 }
 
-// resume tells a watcher that has applied a position what came since, in one event,
+// resume tells a watcher that has applied a revision what came since, in one event,
 // and which event comes next. The event is a reset where what changed is not known.
-func (h *hub) resume(ctx context.Context, p store.Position) (e *watchEvent, next int64, err error) {
+func (h *hub) resume(ctx context.Context, p named) (e *watchEvent, next int64, err error) {
 	if e, next, ok := h.recall(p, nil); ok {
 		return e, next, nil
 	}
@@ -208,10 +211,10 @@ func (h *hub) resume(ctx context.Context, p store.Position) (e *watchEvent, next
 
 // recall is resume from memory alone, and from an event of the time before, if that
 // ends where memory begins. ok is false if the store has to be asked.
-func (h *hub) recall(p store.Position, older *watchEvent) (e *watchEvent, next int64, ok bool) {
+func (h *hub) recall(p named, older *watchEvent) (e *watchEvent, next int64, ok bool) {
 	h.mu.Lock()
-	here, next, events := h.position, h.end(), h.events
-	if older != nil && older.position.SameHistory(here) && older.position.Number == h.begin() {
+	here, history, next, events := h.position, h.marks, h.end(), h.events
+	if older != nil && older.position.SameHistory(here) && older.marks.older == history.older && older.position.Number == h.begin() {
 		events = append([]*watchEvent{older}, events...)
 		if h.tags+len(older.tags) <= hubTags && len(h.events) < hubEvents {
 			h.events = events
@@ -219,43 +222,74 @@ func (h *hub) recall(p store.Position, older *watchEvent) (e *watchEvent, next i
 			h.tags += len(older.tags)
 		}
 	}
-	lost := p.Number <= h.lost
+	untold := p.number <= h.lost
 	h.mu.Unlock()
-	switch {
-	case lost, !p.SameHistory(here), p.Number > here.Number:
+	if untold || !p.at.SameHistory(here) || p.at.Number > here.Number {
 		return newBreak(here), next, true
-	case p.Number == here.Number:
+	}
+	switch history.look(p.at) {
+	case known:
+	case unknown:
+		return nil, 0, false
+	default:
+		return newBreak(here), next, true
+	}
+	switch {
+	case p.number == here.Number:
 		return watchEventOf(here.Number, here, nil, false), next, true
-	case len(events) == 0, p.Number < events[0].after:
+	case len(events) == 0, p.number < events[0].after:
 		return nil, 0, false
 	}
-	i := slices.IndexFunc(events, func(e *watchEvent) bool { return e.position.Number > p.Number })
-	return merge(p.Number, events[i:]), next, true
+	i := slices.IndexFunc(events, func(e *watchEvent) bool { return e.position.Number > p.number })
+	return merge(p.number, events[i:]), next, true
 }
 
 // read has the store tell what changed between a position and what the hub knows. If
 // that cannot be told, the position is lost.
-func (h *hub) read(ctx context.Context, p store.Position) (older *watchEvent, err error) {
+func (h *hub) read(ctx context.Context, p named) (older *watchEvent, err error) {
 	ctx, cancel := context.WithTimeout(ctx, decisionTimeout)
 	defer cancel()
 	h.mu.Lock()
-	here, begin := h.position, h.begin()
+	here, history, begin := h.position, h.marks, h.begin()
 	h.mu.Unlock()
-	changes, known, err := h.db.ChangesUpTo(ctx, p.Number, begin, here, maxEventTags)
+	if history.look(p.at) == unknown {
+		// What is found is kept with the marks, where recall sees it.
+		v, err := history.ask(ctx, h.db, p.at, here)
+		if errors.Is(err, store.ErrPolicyChanged) {
+			v, err = lost, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if v == lost {
+			h.untold(history, p.number)
+		}
+		return nil, nil
+	}
+	changes, told, err := h.db.ChangesUpTo(ctx, p.number, begin, here, maxEventTags)
 	if err != nil {
 		return nil, err
 	}
 	// How a bundle differed from the one before is not looked up.
-	known = known && !slices.ContainsFunc(changes, func(c store.Change) bool { return c.Kind == store.KindBundle })
-	if known {
-		to := here
-		to.Number = begin
-		return newWatchEvent(p.Number, to, changes, false), nil
+	told = told && !slices.ContainsFunc(changes, func(c store.Change) bool { return c.Kind == store.KindBundle })
+	if !told {
+		h.untold(history, p.number)
+		return nil, nil
 	}
+	to := here
+	to.Number = begin
+	older = newWatchEvent(p.number, to, changes, false)
+	older.marks = history
+	older.message.Revision = encodeRevision(here, begin)
+	return older, nil
+}
+
+// untold notes that who has applied no more than a number of a history cannot be told
+// what changed.
+func (h *hub) untold(history *marks, number int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.position.SameHistory(here) {
-		h.lost = max(h.lost, p.Number)
+	if h.marks.older == history.older {
+		h.lost = max(h.lost, number)
 	}
-	return nil, nil
 }

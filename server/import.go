@@ -101,8 +101,9 @@ func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOp
 	case err != nil:
 		return nil, err
 	}
-	i.out.Revision = encodeRevision(snap.position, i.place.Revision)
-	return i, nil
+	at, err := s.follower.positionOf(ctx, snap, i.place.Revision)
+	i.out.Revision = encodeRevision(at, i.place.Revision)
+	return i, err
 }
 
 // take stores the entities of a message, or keeps them to the end.
@@ -148,7 +149,7 @@ func (i *importing) store(ctx context.Context, ops []*cedarpostv1.EntityOperatio
 	i.place, i.stored = res.Import, stored
 	i.out.Entities += int64(len(ops))
 	i.out.Changed += int64(res.Changed)
-	i.out.Revision = encodeRevision(snap.position, res.Revision)
+	i.out.Revision = written(snap, res.Revision, res.Mark)
 	return nil
 }
 
@@ -188,7 +189,11 @@ func (s *entityService) GetImport(ctx context.Context, req *cedarpostv1.GetImpor
 	if err != nil {
 		return nil, publicError(err)
 	}
+	at, err := s.follower.positionOf(ctx, snap, i.Revision)
+	if err != nil {
+		return nil, publicError(err)
+	}
 	return &cedarpostv1.GetImportResponse{
-		Entities: i.Entities, Revision: encodeRevision(snap.position, i.Revision), Caller: i.Caller, UpdatedAt: timestamppb.New(i.UpdatedAt),
+		Entities: i.Entities, Revision: encodeRevision(at, i.Revision), Caller: i.Caller, UpdatedAt: timestamppb.New(i.UpdatedAt),
 	}, nil
 }

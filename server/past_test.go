@@ -37,11 +37,11 @@ func TestPastPolicies(t *testing.T) {
 		if p.BaseRevision, err = s.db.PolicyRevision(t.Context(), now.Number); err != nil {
 			t.Fatal(err)
 		}
-		revision, _, err := s.db.PublishBundle(t.Context(), p)
+		made, err := s.db.PublishBundle(t.Context(), p)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return revision
+		return made.Revision
 	}
 	var revisions []int64
 	for i := range pastSetsKept + 2 {

@@ -179,7 +179,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	p.Recheck = func(entities []store.Entity) error {
 		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }))
 	}
-	revision, _, err := s.db.PublishBundle(ctx, p)
+	made, err := s.db.PublishBundle(ctx, p)
 	var refused *connect.Error
 	if err != nil && !errors.As(err, &refused) && !errors.Is(err, store.ErrPolicyChanged) {
 		err = connect.NewError(connect.CodeUnavailable, outcomeUnknown).WithCause(err)
@@ -188,10 +188,12 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		return nil, err
 	}
 	// Committed: a server that is late applying it is no failure of the publish.
-	if now, err := s.follower.atLeast(ctx, revision); err == nil {
+	base := snap
+	if now, err := s.follower.atLeast(ctx, made.Revision); err == nil {
 		snap = now
 	}
-	out := applied(snap, p.Bundle, revision, true, report)
+	out := applied(snap, p.Bundle, made.Revision, true, report)
+	out.Revision = written(base, made.Revision, made.Mark)
 	for _, o := range snap.bundles {
 		if o.Name == b.Name {
 			out.Bundle = bundleToProto(snap, o)

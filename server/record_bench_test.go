@@ -56,11 +56,11 @@ func shopService(b testing.TB) *authorizationService {
 	_, set := offline.Check(shop, nil, nil)
 	p, err := publication(shop, set)
 	must(err)
-	revision, _, err := db.PublishBundle(ctx, p)
+	made, err := db.PublishBundle(ctx, p)
 	must(err)
 	list, err := entityfile.Parse(shop.Entities)
 	must(err)
-	w := store.EntityWrite{Caller: "bench", PolicyRevision: revision}
+	w := store.EntityWrite{Caller: "bench", PolicyRevision: made.Revision}
 	for _, e := range list {
 		checked, err := set.ReadEntity(wire.Entity(e))
 		must(err)

@@ -149,6 +149,18 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
 		return nil, err
 	}
+	event := DatabaseEvents(cfg.Name)
+	s.follower.claim = func(ctx context.Context) error {
+		renewed, err := cfg.DB.Claim(ctx, event)
+		if err == nil && renewed.Copied {
+			cfg.Log.Warn("the database is a copy of another one, and has got an id of its own: tokens that the other one gave out are refused",
+				"before", renewed.Before, "after", renewed.After)
+		}
+		return err
+	}
+	if err := s.follower.claim(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.follower.catchUp(ctx); err != nil {
 		return nil, err
 	}

@@ -383,7 +383,7 @@ func TestVerifyHistoryOfOlderEvents(t *testing.T) {
 		t.Fatal(there, err)
 	}
 	inOrder(t, url, "a key below a root")
-	if _, _, err := db.PublishBundle(t.Context(), store.Publish{Bundle: store.Bundle{Name: "b", Digest: "d"}, Caller: "test"}); err != nil {
+	if _, err := db.PublishBundle(t.Context(), store.Publish{Bundle: store.Bundle{Name: "b", Digest: "d"}, Caller: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	notInOrder(t, url, "a bundle", "bundle b", "revision 2")
@@ -470,10 +470,11 @@ func drawHistory(rt *rapid.T, t *testing.T, db *store.DB, conn *pgx.Conn) {
 				p.Files = append(p.Files, store.File{Path: id, Content: []byte(rapid.SampledFrom([]string{"", "y"}).Draw(rt, "content"))})
 			}
 			p.Bundle = b
-			var err error
-			if policies, _, err = db.PublishBundle(t.Context(), p); err != nil {
+			made, err := db.PublishBundle(t.Context(), p)
+			if err != nil {
 				rt.Fatal(err)
 			}
+			policies = made.Revision
 		case "key":
 			keys++
 			mustKey(t, db, fmt.Sprint("key", keys))

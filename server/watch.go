@@ -87,10 +87,10 @@ func (s *authorizationService) beginWatch(ctx context.Context, after *cedarpostv
 	if err != nil {
 		return nil, 0, connect.Errorf(connect.CodeInvalidArgument, "after: %s", err)
 	}
-	if here, _, _ := hub.newest(); here.SameHistory(p) && here.Number < p.Number {
+	if here, _, _ := hub.newest(); here.SameHistory(p.at) && here.Number < p.at.Number {
 		s.follower.wake()
 		wait, cancel := context.WithTimeout(ctx, freshWait)
-		hub.await(wait, p)
+		hub.await(wait, p.at)
 		cancel()
 	}
 	return hub.resume(ctx, p)

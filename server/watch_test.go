@@ -18,6 +18,7 @@ import (
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -166,7 +167,11 @@ func TestWatchResumes(t *testing.T) {
 	end := old.MustPut(user(t, "carl"))
 	ann, bob, carl := userTag(t, old, "ann"), userTag(t, old, "bob"), userTag(t, old, "carl")
 	fresh := servertest.On(t, old.URL) // which makes a key: one revision more
-	end = server.TokenAt(end, end.Number+1)
+	now, err := fresh.Authorization.GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
+	if err != nil || now.Revision.Number != end.Number+1 {
+		t.Fatalf("%v, %v", now, err)
+	}
+	end = now.Revision
 	for name, s := range map[string]*servertest.Server{"remembers": old, "has just started": fresh} {
 		if _, _, err := reads(t, s, atLeast(end), "ann p"); err != nil {
 			t.Fatal(err)
@@ -184,7 +189,7 @@ func TestWatchResumes(t *testing.T) {
 			{server.TokenAt(start, start.Number-1), start.Number - 1, []uint64{ann, bob, carl}, false},
 			{middle, middle.Number, []uint64{carl}, false}, // once more
 			{server.TokenAt(end, end.Number+1000), end.Number, nil, true},
-			{&cedarpostv1.Revision{Token: "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE"}, end.Number, nil, true}, // another database
+			{&cedarpostv1.Revision{Token: wire.Token{Number: 1, Anchor: 1, Mark: uuid.New()}.Revision().Token}, end.Number, nil, true}, // another database
 		} {
 			_, m := watch(t, s, c.after)
 			slices.Sort(c.tags)

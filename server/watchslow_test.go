@@ -7,9 +7,11 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/store"
 )
 
 // tell makes up that something changed, as large as an event can be.
@@ -21,7 +23,9 @@ func (h *hub) tell(first uint64) int64 {
 	for i := range tags {
 		tags[i] = first + uint64(i)
 	}
-	h.publish(watchEventOf(after, p, tags, false))
+	e := watchEventOf(after, p, tags, false)
+	e.marks = h.marks
+	h.publish(e)
 	return p.Number
 }
 
@@ -126,6 +130,12 @@ func TestTooManyWatchers(t *testing.T) {
 	}
 }
 
+// from is a revision of the history of a position, which is known without its mark.
+func from(p store.Position, number int64) named {
+	p.Number, p.Mark = 0, uuid.Nil
+	return named{number, p}
+}
+
 // What a hub remembers is bounded, and it never says less than what changed.
 func TestHubForgets(t *testing.T) {
 	h := newHub(nil)
@@ -138,8 +148,7 @@ func TestHubForgets(t *testing.T) {
 	}
 	p := h.position
 	for n, known := range map[int64]bool{0: false, 29: false, 30: true, 49: true, 50: true} {
-		p.Number = n
-		e, next, ok := h.recall(p, nil)
+		e, next, ok := h.recall(from(p, n), nil)
 		if ok != known || ok && (e.after != n || e.position.Number != 50 || e.reset != (n == 30) || next != h.end()) {
 			t.Errorf("from %d: %+v, %d, %v", n, e, next, ok)
 		}
@@ -166,26 +175,27 @@ func TestHubForgets(t *testing.T) {
 	waits := h.first - 1
 	p = h.position
 	p.Timeline++
-	h.publish(newBreak(p))
+	history := newMarks(p.Number, nil)
+	of := func(e *watchEvent) *watchEvent { e.marks = history; return e }
+	h.publish(of(newBreak(p)))
 	events, next, _, ok := h.next(waits)
 	if !ok || len(events) != 1 || !events[0].reset || next != h.end() {
 		t.Errorf("over a break: %v, %d, %v", events, next, ok)
 	}
 	later := p
 	later.Number++
-	h.publish(watchEventOf(p.Number, later, []uint64{7}, false))
-	if e, _, ok := h.recall(p, nil); !ok || e.reset || len(e.tags) != 1 {
+	h.publish(of(watchEventOf(p.Number, later, []uint64{7}, false)))
+	if e, _, ok := h.recall(from(p, p.Number), nil); !ok || e.reset || len(e.tags) != 1 {
 		t.Errorf("after a break: %v, %v", e, ok)
 	}
-	before := p
-	before.Number -= 2
+	before := from(p, p.Number-2)
 	if e, _, ok := h.recall(before, nil); ok {
 		t.Errorf("from before a break: %+v", e)
 	}
 	// The store knows more of the new history. Who watches does not notice.
 	end := h.end()
-	e, _, ok := h.recall(before, watchEventOf(p.Number-5, p, []uint64{1}, false))
-	if !ok || e.after != before.Number || e.reset || len(e.tags) != 2 || h.end() != end {
+	e, _, ok := h.recall(before, of(watchEventOf(p.Number-5, p, []uint64{1}, false)))
+	if !ok || e.after != before.number || e.reset || len(e.tags) != 2 || h.end() != end {
 		t.Errorf("with what the store knows: %+v, %v, %d", e, ok, h.end()-end)
 	}
 	if e, _, ok := h.recall(before, nil); !ok || e.reset || len(e.tags) != 2 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 )
 
@@ -70,10 +71,19 @@ type Publish struct {
 	Recheck func(changed []Entity) error
 }
 
+// Published says what a publish made.
+type Published struct {
+	// Revision is the one that holds it, and Mark the mark of that.
+	Revision int64
+	Mark     uuid.UUID
+	// Version is the bundle's new one.
+	Version int64
+}
+
 // PublishBundle makes the bundle the live one under its name, as one revision.
 // Policies and files that did not change keep their rows. The error is
 // [ErrPolicyChanged] when any bundle was published after BaseRevision.
-func (db *DB) PublishBundle(ctx context.Context, p Publish) (revision, version int64, err error) {
+func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err error) {
 	defer wrap(&err, "publish bundle")
 	err = db.inTurn(ctx, func(tx pgx.Tx) error {
 		// Compare before the lock: if the policies are still at BaseRevision after it,
@@ -86,38 +96,41 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (revision, version i
 		if err != nil {
 			return err
 		}
-		if revision, err = nextRevision(ctx, tx, p.Caller, ""); err != nil {
+		if made.Revision, err = nextRevision(ctx, tx, p.Caller, ""); err != nil {
+			return err
+		}
+		if made.Mark, err = readMark(ctx, tx, made.Revision); err != nil {
 			return err
 		}
 		if err := recheck(ctx, tx, p); err != nil {
 			return err
 		}
 		var before []byte
-		if version, before, err = insertBundle(ctx, tx, revision, p); err != nil {
+		if made.Version, before, err = insertBundle(ctx, tx, made.Revision, p); err != nil {
 			return err
 		}
-		if err := writePolicies(ctx, tx, revision, p.Bundle.Name, policies); err != nil {
+		if err := writePolicies(ctx, tx, made.Revision, p.Bundle.Name, policies); err != nil {
 			return err
 		}
-		if err := writeFiles(ctx, tx, revision, p.Bundle.Name, files); err != nil {
+		if err := writeFiles(ctx, tx, made.Revision, p.Bundle.Name, files); err != nil {
 			return err
 		}
-		if err := addEntry(ctx, tx, revision, KindBundle, p.Bundle.Name); err != nil {
+		if err := addEntry(ctx, tx, made.Revision, KindBundle, p.Bundle.Name); err != nil {
 			return err
 		}
-		stored, err := readStoredBundle(ctx, tx, p.Bundle.Name, revision)
+		stored, err := readStoredBundle(ctx, tx, p.Bundle.Name, made.Revision)
 		if err != nil {
 			return err
 		}
 		return db.changes.send(ctx, tx, Changed{
-			Revision: revision, Caller: p.Caller, Kind: KindBundle, ID: p.Bundle.Name, Version: version,
+			Revision: made.Revision, Caller: p.Caller, Kind: KindBundle, ID: p.Bundle.Name, Version: made.Version,
 			Before: before, After: []byte(p.Bundle.Digest), Stored: stored.Stored,
 		})
 	})
 	if err != nil {
-		return 0, 0, err
+		return Published{}, err
 	}
-	return revision, version, nil
+	return made, nil
 }
 
 // recheck makes sure, under the lock, that what the publish was checked against

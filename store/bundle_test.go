@@ -38,7 +38,7 @@ func TestPublish(t *testing.T) {
 		Policies: []store.Policy{policy("b", "permit b", 3), policy("a", "permit a", 1), policy("Z", "permit Z", 5)},
 	}
 	files := []store.File{{Path: "p.cedar", Content: []byte("x")}, {Path: "empty"}}
-	first, version, err := db.PublishBundle(t.Context(), store.Publish{Bundle: bundle, Files: files, Caller: "alice"})
+	first, version, err := publishBundle(t, db, store.Publish{Bundle: bundle, Files: files, Caller: "alice"})
 	if err != nil || version != 1 || first != 1 {
 		t.Fatalf("revision %d, version %d, %v", first, version, err)
 	}
@@ -57,11 +57,11 @@ func TestPublish(t *testing.T) {
 	bundle.Policies = []store.Policy{policy("a", "permit a", 1), policy("b", "permit b2", 3), policy("c", "permit c", 9)}
 	files = []store.File{{Path: "p.cedar", Content: []byte("y")}, {Path: "empty"}}
 	publish := store.Publish{Bundle: bundle, Files: files, Caller: "bob"}
-	if _, _, err := db.PublishBundle(t.Context(), publish); !errors.Is(err, store.ErrPolicyChanged) {
+	if _, _, err := publishBundle(t, db, publish); !errors.Is(err, store.ErrPolicyChanged) {
 		t.Errorf("published on top of what it had not seen: %v", err)
 	}
 	publish.BaseRevision = first
-	second, version, err := db.PublishBundle(t.Context(), publish)
+	second, version, err := publishBundle(t, db, publish)
 	if err != nil || version != 2 || second != 2 {
 		t.Fatalf("revision %d, version %d, %v", second, version, err)
 	}
@@ -83,14 +83,14 @@ func TestPublish(t *testing.T) {
 	// A policy that only moved is changed.
 	bundle.Policies[0].Line = 2
 	publish.BaseRevision = second
-	if third, _, err := db.PublishBundle(t.Context(), publish); err != nil ||
+	if third, _, err := publishBundle(t, db, publish); err != nil ||
 		!slices.Equal(policiesAt(t, db, third), []string{"a@3", "b@2", "c@2"}) {
 		t.Errorf("%v", err)
 	}
 
 	// Another bundle does not disturb it.
 	other := store.Publish{Bundle: store.Bundle{Name: "org", Policies: []store.Policy{policy("a", "permit", 1)}}, BaseRevision: 3}
-	if _, version, err := db.PublishBundle(t.Context(), other); err != nil || version != 1 {
+	if _, version, err := publishBundle(t, db, other); err != nil || version != 1 {
 		t.Errorf("version %d, %v", version, err)
 	}
 	if got := policiesAt(t, db, 4); !slices.Equal(got, []string{"a@4", "a@3", "b@2", "c@2"}) {
@@ -116,7 +116,7 @@ func TestPolicyRevisionAndRecheck(t *testing.T) {
 		}
 		return no
 	}}
-	if _, _, err := db.PublishBundle(t.Context(), publish); !errors.Is(err, no) {
+	if _, _, err := publishBundle(t, db, publish); !errors.Is(err, no) {
 		t.Errorf("got %v", err)
 	}
 	slices.Sort(rechecked)
@@ -124,7 +124,7 @@ func TestPolicyRevisionAndRecheck(t *testing.T) {
 		t.Errorf("rechecked %q", rechecked)
 	}
 	publish.Recheck = nil
-	published, _, err := db.PublishBundle(t.Context(), publish)
+	published, _, err := publishBundle(t, db, publish)
 	if err != nil || published != 3 {
 		t.Fatalf("revision %d, %v", published, err)
 	}
@@ -143,14 +143,14 @@ func TestPublishMany(t *testing.T) {
 		policies[i] = policy(fmt.Sprintf("p%06d", i), fmt.Sprintf("permit (principal, action, resource) when { context.n == %d };", i), i+1)
 	}
 	start := time.Now()
-	first, _, err := db.PublishBundle(t.Context(), store.Publish{Bundle: store.Bundle{Name: "big", Policies: policies}})
+	first, _, err := publishBundle(t, db, store.Publish{Bundle: store.Bundle{Name: "big", Policies: policies}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("%d new policies: %v", many, time.Since(start))
 	start = time.Now()
 	policies[7].Text = "forbid (principal, action, resource);"
-	second, _, err := db.PublishBundle(t.Context(), store.Publish{Bundle: store.Bundle{Name: "big", Policies: policies}, BaseRevision: first})
+	second, _, err := publishBundle(t, db, store.Publish{Bundle: store.Bundle{Name: "big", Policies: policies}, BaseRevision: first})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -188,3 +188,10 @@ func mustExec(t testing.TB, conn *pgx.Conn, sql string, args ...any) {
 		t.Fatal(err)
 	}
 }
+
+// publishBundle publishes a bundle, and returns the revision and the bundle's version.
+func publishBundle(t *testing.T, db *store.DB, p store.Publish) (revision, version int64, err error) {
+	t.Helper()
+	made, err := db.PublishBundle(t.Context(), p)
+	return made.Revision, made.Version, err
+}

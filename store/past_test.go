@@ -21,7 +21,7 @@ func TestPast(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n, _, err := db.PublishBundle(t.Context(), store.Publish{
+		n, _, err := publishBundle(t, db, store.Publish{
 			Bundle: store.Bundle{Name: name, Digest: digest, OnForbidError: "deny", Policies: []store.Policy{policy("p", digest, 1)}}, BaseRevision: base,
 		})
 		if err != nil {

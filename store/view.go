@@ -3,7 +3,9 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 )
 
@@ -23,6 +25,9 @@ type View struct {
 	// Oldest is the first revision that can still be read. Changes are known from
 	// the one after it on.
 	Oldest int64
+	// Copied says that the database is a copy of the one that its id was made for; see
+	// [DB.Claim].
+	Copied bool
 }
 
 // View calls fn with a view of the primary. It fails on a standby, which cannot
@@ -44,7 +49,7 @@ func (db *DB) View(ctx context.Context, fn func(*View) error) (err error) {
 		v.Position, err = scanPosition(rows)
 		return err
 	})
-	batch.Queue("select oldest from history").QueryRow(func(row pgx.Row) error { return row.Scan(&v.Oldest) })
+	batch.Queue("select oldest, database_is_copy() from history").QueryRow(func(row pgx.Row) error { return row.Scan(&v.Oldest, &v.Copied) })
 	if err := tx.SendBatch(short, &batch).Close(); err != nil {
 		return err
 	}
@@ -82,6 +87,64 @@ func (v *View) Changes(ctx context.Context, after int64, limit int) (_ []Change,
 	ctx, cancel := context.WithTimeout(ctx, currentTimeout)
 	defer cancel()
 	return readChanges(ctx, v.tx, after, limit)
+}
+
+// Has says whether the view's history has a position of its database and timeline.
+func (v *View) Has(ctx context.Context, p Position) (has bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, currentTimeout)
+	defer cancel()
+	var batch pgx.Batch
+	checkPosition(&batch, p)
+	if batch.Len() > 0 {
+		err = v.tx.SendBatch(ctx, &batch).Close()
+	}
+	if errors.Is(err, ErrPolicyChanged) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Marks reads the marks of the newest revisions after one, at most limit, in order.
+func (v *View) Marks(ctx context.Context, after int64, limit int) (list []uuid.UUID, err error) {
+	ctx, cancel := context.WithTimeout(ctx, currentTimeout)
+	defer cancel()
+	rows, _ := v.tx.Query(ctx, "select mark from revisions where n > $1 order by n desc limit $2", after, limit)
+	list, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	slices.Reverse(list)
+	return list, err
+}
+
+// Mark reads the mark of a revision, and the first revision that can be read, from a
+// database that has a position. The error is [ErrNotFound] where there is no such
+// revision, and [ErrPolicyChanged] where the database does not have the position.
+func (db *DB) Mark(ctx context.Context, revision int64, at Position) (mark uuid.UUID, oldest int64, err error) {
+	defer wrap(&err, "read the mark of a revision")
+	var batch pgx.Batch
+	checkPosition(&batch, at)
+	found := false
+	batch.Queue("select mark from revisions where n = $1", revision).Query(func(rows pgx.Rows) error {
+		list, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		if found = len(list) > 0; found {
+			mark = list[0]
+		}
+		return err
+	})
+	// The sweeper moves it up first: what is not there any more is below it.
+	batch.Queue(selectOldest).QueryRow(func(row pgx.Row) error { return row.Scan(&oldest) })
+	ctx, cancel := context.WithTimeout(ctx, currentTimeout)
+	defer cancel()
+	if err = db.pool.SendBatch(ctx, &batch).Close(); err == nil && !found {
+		err = ErrNotFound
+	}
+	return mark, oldest, err
+}
+
+// readMark reads the mark of a revision in the transaction that holds the lock.
+func readMark(ctx context.Context, tx pgx.Tx, n int64) (mark uuid.UUID, err error) {
+	if n > 0 {
+		err = tx.QueryRow(ctx, "select mark from revisions where n = $1", n).Scan(&mark)
+	}
+	return mark, err
 }
 
 // Bundles is [DB.Bundles] at the view's revision.

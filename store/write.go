@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 )
 
@@ -71,6 +72,8 @@ type WriteResult struct {
 	// Revision is the one that holds the write. When nothing changed no revision
 	// was made, and this is the newest one there is.
 	Revision int64
+	// Mark is that of the revision.
+	Mark uuid.UUID
 	// Changed counts the entities that have a new version or are gone.
 	Changed int
 	// Import is the import of the write, moved on.
@@ -129,6 +132,9 @@ func (db *DB) WriteEntities(ctx context.Context, w EntityWrite) (result WriteRes
 		changed := p.changed()
 		if len(changed) == 0 {
 			result.Revision = n - 1 // the lock is ours: nobody else made a newer one
+			if result.Mark, err = readMark(ctx, tx, n-1); err != nil {
+				return err
+			}
 			if w.Import == nil {
 				return errUnchanged
 			}
@@ -138,7 +144,7 @@ func (db *DB) WriteEntities(ctx context.Context, w EntityWrite) (result WriteRes
 			}
 		} else {
 			result = WriteResult{Revision: n, Changed: len(changed)}
-			if err := db.writeVersions(ctx, tx, n, w, changed); err != nil {
+			if result.Mark, err = db.writeVersions(ctx, tx, n, w, changed); err != nil {
 				return err
 			}
 		}
@@ -325,8 +331,8 @@ func checkMemberships(ctx context.Context, tx pgx.Tx, p *plan) error {
 }
 
 // writeVersions closes the versions that were live and inserts the new ones, with
-// the event of it, in one round trip.
-func (db *DB) writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWrite, changed []*draft) error {
+// the event of it, in one round trip. It returns the mark of the revision.
+func (db *DB) writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWrite, changed []*draft) (mark uuid.UUID, err error) {
 	type row struct {
 		Type    string          `json:"type"`
 		ID      string          `json:"id"`
@@ -352,11 +358,12 @@ func (db *DB) writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWri
 	}
 	versions, err := json.Marshal(rows)
 	if err != nil {
-		return err
+		return mark, err
 	}
 
 	var batch pgx.Batch
-	batch.Queue("insert into revisions (n, caller, note) values ($1, $2, $3)", n, w.Caller, w.Note)
+	batch.Queue("insert into revisions (n, caller, note) values ($1, $2, $3) returning mark", n, w.Caller, w.Note).QueryRow(
+		func(row pgx.Row) error { return row.Scan(&mark) })
 	if len(gone) > 0 {
 		types, ids := split(gone)
 		batch.Queue(`
@@ -378,11 +385,11 @@ func (db *DB) writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWri
 	if db.changes.event != nil {
 		c, err := changedEntities(n, w.Caller, changed)
 		if err != nil {
-			return err
+			return mark, err
 		}
 		if err := db.changes.record(ctx, &batch, c); err != nil {
-			return err
+			return mark, err
 		}
 	}
-	return tx.SendBatch(ctx, &batch).Close()
+	return mark, tx.SendBatch(ctx, &batch).Close()
 }

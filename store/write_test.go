@@ -163,7 +163,7 @@ func TestCycles(t *testing.T) {
 func TestPolicyChanged(t *testing.T) {
 	db := storetest.Open(t)
 	ops := []store.Op{put("User a", `{}`)}
-	published, _, err := db.PublishBundle(t.Context(), store.Publish{Bundle: store.Bundle{Name: "shop"}})
+	published, _, err := publishBundle(t, db, store.Publish{Bundle: store.Bundle{Name: "shop"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,18 +10,26 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// Token is what a revision's token says. On the wire it is base64url of: one byte 1
-// (its format), the database's id (16 bytes), the timeline (4) and the number (8), big
-// endian.
+// Token is what a revision's token says. On the wire it is base64url of: one byte 2
+// (its format), the database's id (16 bytes), the timeline (4), the number (8), the
+// number of the anchor (8) and the mark of the anchor (16), numbers big endian.
+//
+// The anchor is a revision, as a rule this one itself, of the history that the token
+// was given out in. A history that has a revision of that number and mark has this
+// revision too. A mark is made with its revision: after a restore a number is given out
+// again, for another content, and its mark is another one.
 type Token struct {
 	Database uuid.UUID
 	Timeline uint32
 	Number   int64
+	// Anchor is at least Number. 0 is the empty database, and only that has no Mark.
+	Anchor int64
+	Mark   uuid.UUID
 }
 
 const (
-	tokenFormat = 1
-	tokenBytes  = 1 + 16 + 4 + 8
+	tokenFormat = 2
+	tokenBytes  = 1 + 16 + 4 + 8 + 8 + 16
 )
 
 // Revision puts a token on the wire.
@@ -31,6 +39,8 @@ func (t Token) Revision() *cedarpostv1.Revision {
 	b = append(b, t.Database[:]...)
 	b = binary.BigEndian.AppendUint32(b, t.Timeline)
 	b = binary.BigEndian.AppendUint64(b, uint64(t.Number))
+	b = binary.BigEndian.AppendUint64(b, uint64(t.Anchor))
+	b = append(b, t.Mark[:]...)
 	return &cedarpostv1.Revision{Token: base64.RawURLEncoding.EncodeToString(b), Number: t.Number}
 }
 
@@ -43,9 +53,13 @@ func ParseToken(text string) (Token, error) {
 	if err != nil || len(b) != tokenBytes || len(text) != base64.RawURLEncoding.EncodedLen(tokenBytes) || b[0] != tokenFormat {
 		return Token{}, errToken
 	}
-	t := Token{Timeline: binary.BigEndian.Uint32(b[17:]), Number: int64(binary.BigEndian.Uint64(b[21:]))}
+	t := Token{
+		Timeline: binary.BigEndian.Uint32(b[17:]), Number: int64(binary.BigEndian.Uint64(b[21:])),
+		Anchor: int64(binary.BigEndian.Uint64(b[29:])),
+	}
 	copy(t.Database[:], b[1:17])
-	if t.Number < 0 {
+	copy(t.Mark[:], b[37:])
+	if t.Number < 0 || t.Anchor < t.Number || (t.Anchor == 0) != (t.Mark == uuid.Nil) {
 		return Token{}, errToken
 	}
 	return t, nil

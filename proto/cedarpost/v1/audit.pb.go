@@ -49,21 +49,27 @@ const (
 	EventRecord_FAILED_OPEN EventRecord_Kind = 8
 	// What was stored at a revision, as one hash: once a day.
 	EventRecord_STATE_ROOT EventRecord_Kind = 9
+	// The database got another id: it is a copy, or was restored.
+	EventRecord_DATABASE_RENEWED EventRecord_Kind = 10
+	// The newest batches were lost, and an operator signed a statement about that.
+	EventRecord_LOG_TRUNCATED EventRecord_Kind = 11
 )
 
 // Enum value maps for EventRecord_Kind.
 var (
 	EventRecord_Kind_name = map[int32]string{
-		0: "KIND_UNSPECIFIED",
-		1: "CHANGE",
-		2: "AUTHENTICATION_FAILURE",
-		3: "REFUSED_RIGHT",
-		4: "LOG_READ",
-		5: "RETENTION_DROP",
-		6: "CHECKPOINT_KEY",
-		7: "REUSE",
-		8: "FAILED_OPEN",
-		9: "STATE_ROOT",
+		0:  "KIND_UNSPECIFIED",
+		1:  "CHANGE",
+		2:  "AUTHENTICATION_FAILURE",
+		3:  "REFUSED_RIGHT",
+		4:  "LOG_READ",
+		5:  "RETENTION_DROP",
+		6:  "CHECKPOINT_KEY",
+		7:  "REUSE",
+		8:  "FAILED_OPEN",
+		9:  "STATE_ROOT",
+		10: "DATABASE_RENEWED",
+		11: "LOG_TRUNCATED",
 	}
 	EventRecord_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED":       0,
@@ -76,6 +82,8 @@ var (
 		"REUSE":                  7,
 		"FAILED_OPEN":            8,
 		"STATE_ROOT":             9,
+		"DATABASE_RENEWED":       10,
+		"LOG_TRUNCATED":          11,
 	}
 )
 
@@ -164,7 +172,7 @@ func (x CountDecisionsRequest_Group) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CountDecisionsRequest_Group.Descriptor instead.
 func (CountDecisionsRequest_Group) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18, 0}
 }
 
 // How the replay came out.
@@ -221,7 +229,7 @@ func (x ReplayDecisionResponse_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplayDecisionResponse_Outcome.Descriptor instead.
 func (ReplayDecisionResponse_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22, 0}
 }
 
 // DecisionRecord is what the log keeps of one decision. Its serialized bytes are
@@ -552,6 +560,8 @@ type EventRecord struct {
 	//	*EventRecord_Reuse
 	//	*EventRecord_FailedOpen
 	//	*EventRecord_StateRoot
+	//	*EventRecord_DatabaseRenewed
+	//	*EventRecord_LogTruncated
 	Detail isEventRecord_Detail `protobuf_oneof:"detail"`
 	// Never recorded. Not empty when the record is read: the row in the database is
 	// damaged, and this says how. Then nothing but event_id and time is given.
@@ -741,6 +751,24 @@ func (x *EventRecord) GetStateRoot() *StateRoot {
 	return nil
 }
 
+func (x *EventRecord) GetDatabaseRenewed() *DatabaseRenewed {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_DatabaseRenewed); ok {
+			return x.DatabaseRenewed
+		}
+	}
+	return nil
+}
+
+func (x *EventRecord) GetLogTruncated() *LogTruncated {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_LogTruncated); ok {
+			return x.LogTruncated
+		}
+	}
+	return nil
+}
+
 func (x *EventRecord) GetDamaged() string {
 	if x != nil {
 		return x.Damaged
@@ -797,6 +825,16 @@ type EventRecord_StateRoot struct {
 	StateRoot *StateRoot `protobuf:"bytes,18,opt,name=state_root,json=stateRoot,proto3,oneof"`
 }
 
+type EventRecord_DatabaseRenewed struct {
+	// Of DATABASE_RENEWED.
+	DatabaseRenewed *DatabaseRenewed `protobuf:"bytes,20,opt,name=database_renewed,json=databaseRenewed,proto3,oneof"`
+}
+
+type EventRecord_LogTruncated struct {
+	// Of LOG_TRUNCATED.
+	LogTruncated *LogTruncated `protobuf:"bytes,21,opt,name=log_truncated,json=logTruncated,proto3,oneof"`
+}
+
 func (*EventRecord_Change) isEventRecord_Detail() {}
 
 func (*EventRecord_AuthenticationFailure) isEventRecord_Detail() {}
@@ -814,6 +852,10 @@ func (*EventRecord_Reuse) isEventRecord_Detail() {}
 func (*EventRecord_FailedOpen) isEventRecord_Detail() {}
 
 func (*EventRecord_StateRoot) isEventRecord_Detail() {}
+
+func (*EventRecord_DatabaseRenewed) isEventRecord_Detail() {}
+
+func (*EventRecord_LogTruncated) isEventRecord_Detail() {}
 
 // Change is a committed write. It is recorded in the transaction of the write.
 type Change struct {
@@ -1334,6 +1376,118 @@ func (x *StateRoot) GetKeys() int64 {
 	return 0
 }
 
+// DatabaseRenewed says that the database has another id from here on. Tokens that were
+// given out under the old one are refused.
+type DatabaseRenewed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The old id, a UUID.
+	Before string `protobuf:"bytes,1,opt,name=before,proto3" json:"before,omitempty"`
+	// The new id.
+	After string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	// The database was found to be a copy of another one. Otherwise an operator said that
+	// it was restored.
+	Copied        bool `protobuf:"varint,3,opt,name=copied,proto3" json:"copied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DatabaseRenewed) Reset() {
+	*x = DatabaseRenewed{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DatabaseRenewed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DatabaseRenewed) ProtoMessage() {}
+
+func (x *DatabaseRenewed) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DatabaseRenewed.ProtoReflect.Descriptor instead.
+func (*DatabaseRenewed) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DatabaseRenewed) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *DatabaseRenewed) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *DatabaseRenewed) GetCopied() bool {
+	if x != nil {
+		return x.Copied
+	}
+	return false
+}
+
+// LogTruncated says that batches that were signed are not in the log any more.
+type LogTruncated struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The signed statement, as docs/audit.md has it.
+	Statement     string `protobuf:"bytes,1,opt,name=statement,proto3" json:"statement,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogTruncated) Reset() {
+	*x = LogTruncated{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogTruncated) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogTruncated) ProtoMessage() {}
+
+func (x *LogTruncated) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogTruncated.ProtoReflect.Descriptor instead.
+func (*LogTruncated) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *LogTruncated) GetStatement() string {
+	if x != nil {
+		return x.Statement
+	}
+	return ""
+}
+
 // ReuseReport is what a caller used again. Reports of a caller with the same id
 // are one, sent more than once.
 type ReuseReport struct {
@@ -1352,7 +1506,7 @@ type ReuseReport struct {
 
 func (x *ReuseReport) Reset() {
 	*x = ReuseReport{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1518,7 @@ func (x *ReuseReport) String() string {
 func (*ReuseReport) ProtoMessage() {}
 
 func (x *ReuseReport) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1531,7 @@ func (x *ReuseReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReuseReport.ProtoReflect.Descriptor instead.
 func (*ReuseReport) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{9}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReuseReport) GetReportId() string {
@@ -1422,7 +1576,7 @@ type FailedOpen struct {
 
 func (x *FailedOpen) Reset() {
 	*x = FailedOpen{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1588,7 @@ func (x *FailedOpen) String() string {
 func (*FailedOpen) ProtoMessage() {}
 
 func (x *FailedOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1601,7 @@ func (x *FailedOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailedOpen.ProtoReflect.Descriptor instead.
 func (*FailedOpen) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{10}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FailedOpen) GetReportId() string {
@@ -1483,7 +1637,7 @@ type DecisionUses struct {
 
 func (x *DecisionUses) Reset() {
 	*x = DecisionUses{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1649,7 @@ func (x *DecisionUses) String() string {
 func (*DecisionUses) ProtoMessage() {}
 
 func (x *DecisionUses) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1662,7 @@ func (x *DecisionUses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionUses.ProtoReflect.Descriptor instead.
 func (*DecisionUses) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{11}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DecisionUses) GetHits() int64 {
@@ -1581,7 +1735,7 @@ type QueryDecisionsRequest struct {
 
 func (x *QueryDecisionsRequest) Reset() {
 	*x = QueryDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1747,7 @@ func (x *QueryDecisionsRequest) String() string {
 func (*QueryDecisionsRequest) ProtoMessage() {}
 
 func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1760,7 @@ func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *QueryDecisionsRequest) GetFrom() *timestamppb.Timestamp {
@@ -1736,7 +1890,7 @@ type QueryDecisionsResponse struct {
 
 func (x *QueryDecisionsResponse) Reset() {
 	*x = QueryDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +1902,7 @@ func (x *QueryDecisionsResponse) String() string {
 func (*QueryDecisionsResponse) ProtoMessage() {}
 
 func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +1915,7 @@ func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *QueryDecisionsResponse) GetDecisions() []*DecisionRecord {
@@ -1796,7 +1950,7 @@ type GetDecisionRequest struct {
 
 func (x *GetDecisionRequest) Reset() {
 	*x = GetDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1808,7 +1962,7 @@ func (x *GetDecisionRequest) String() string {
 func (*GetDecisionRequest) ProtoMessage() {}
 
 func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1821,7 +1975,7 @@ func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionRequest.ProtoReflect.Descriptor instead.
 func (*GetDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetDecisionRequest) GetDecisionId() string {
@@ -1844,7 +1998,7 @@ type GetDecisionResponse struct {
 
 func (x *GetDecisionResponse) Reset() {
 	*x = GetDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1856,7 +2010,7 @@ func (x *GetDecisionResponse) String() string {
 func (*GetDecisionResponse) ProtoMessage() {}
 
 func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1869,7 +2023,7 @@ func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionResponse.ProtoReflect.Descriptor instead.
 func (*GetDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetDecisionResponse) GetDecision() *DecisionRecord {
@@ -1901,7 +2055,7 @@ type CountDecisionsRequest struct {
 
 func (x *CountDecisionsRequest) Reset() {
 	*x = CountDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +2067,7 @@ func (x *CountDecisionsRequest) String() string {
 func (*CountDecisionsRequest) ProtoMessage() {}
 
 func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +2080,7 @@ func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*CountDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CountDecisionsRequest) GetFilter() *QueryDecisionsRequest {
@@ -1963,7 +2117,7 @@ type CountDecisionsResponse struct {
 
 func (x *CountDecisionsResponse) Reset() {
 	*x = CountDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2129,7 @@ func (x *CountDecisionsResponse) String() string {
 func (*CountDecisionsResponse) ProtoMessage() {}
 
 func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2142,7 @@ func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*CountDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CountDecisionsResponse) GetCounts() []*DecisionCount {
@@ -2021,7 +2175,7 @@ type DecisionCount struct {
 
 func (x *DecisionCount) Reset() {
 	*x = DecisionCount{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2187,7 @@ func (x *DecisionCount) String() string {
 func (*DecisionCount) ProtoMessage() {}
 
 func (x *DecisionCount) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2200,7 @@ func (x *DecisionCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionCount.ProtoReflect.Descriptor instead.
 func (*DecisionCount) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DecisionCount) GetGroup() string {
@@ -2081,7 +2235,7 @@ type ReplayDecisionRequest struct {
 
 func (x *ReplayDecisionRequest) Reset() {
 	*x = ReplayDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2093,7 +2247,7 @@ func (x *ReplayDecisionRequest) String() string {
 func (*ReplayDecisionRequest) ProtoMessage() {}
 
 func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2106,7 +2260,7 @@ func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionRequest.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReplayDecisionRequest) GetDecisionId() string {
@@ -2136,7 +2290,7 @@ type ReplayDecisionResponse struct {
 
 func (x *ReplayDecisionResponse) Reset() {
 	*x = ReplayDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2302,7 @@ func (x *ReplayDecisionResponse) String() string {
 func (*ReplayDecisionResponse) ProtoMessage() {}
 
 func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2315,7 @@ func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionResponse.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReplayDecisionResponse) GetOutcome() ReplayDecisionResponse_Outcome {
@@ -2218,7 +2372,7 @@ type ExportDecisionsRequest struct {
 
 func (x *ExportDecisionsRequest) Reset() {
 	*x = ExportDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2230,7 +2384,7 @@ func (x *ExportDecisionsRequest) String() string {
 func (*ExportDecisionsRequest) ProtoMessage() {}
 
 func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2243,7 +2397,7 @@ func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExportDecisionsRequest) GetFromLeaf() int64 {
@@ -2289,7 +2443,7 @@ type ExportDecisionsResponse struct {
 
 func (x *ExportDecisionsResponse) Reset() {
 	*x = ExportDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2455,7 @@ func (x *ExportDecisionsResponse) String() string {
 func (*ExportDecisionsResponse) ProtoMessage() {}
 
 func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2468,7 @@ func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExportDecisionsResponse) GetLeaf() int64 {
@@ -2355,7 +2509,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2521,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2534,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LogEntry) GetEntry() isLogEntry_Entry {
@@ -2466,7 +2620,7 @@ type QueryEventsRequest struct {
 
 func (x *QueryEventsRequest) Reset() {
 	*x = QueryEventsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2478,7 +2632,7 @@ func (x *QueryEventsRequest) String() string {
 func (*QueryEventsRequest) ProtoMessage() {}
 
 func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2491,7 +2645,7 @@ func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsRequest.ProtoReflect.Descriptor instead.
 func (*QueryEventsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *QueryEventsRequest) GetFrom() *timestamppb.Timestamp {
@@ -2556,7 +2710,7 @@ type QueryEventsResponse struct {
 
 func (x *QueryEventsResponse) Reset() {
 	*x = QueryEventsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2722,7 @@ func (x *QueryEventsResponse) String() string {
 func (*QueryEventsResponse) ProtoMessage() {}
 
 func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2735,7 @@ func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsResponse.ProtoReflect.Descriptor instead.
 func (*QueryEventsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *QueryEventsResponse) GetEvents() []*EventRecord {
@@ -2609,7 +2763,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2621,7 +2775,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2634,7 +2788,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetCheckpointRequest) GetSize() int64 {
@@ -2657,7 +2811,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +2823,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +2836,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -2712,7 +2866,7 @@ type GetInclusionProofRequest struct {
 
 func (x *GetInclusionProofRequest) Reset() {
 	*x = GetInclusionProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +2878,7 @@ func (x *GetInclusionProofRequest) String() string {
 func (*GetInclusionProofRequest) ProtoMessage() {}
 
 func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +2891,7 @@ func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofRequest.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{28}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetInclusionProofRequest) GetId() string {
@@ -2778,7 +2932,7 @@ type GetInclusionProofResponse struct {
 
 func (x *GetInclusionProofResponse) Reset() {
 	*x = GetInclusionProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +2944,7 @@ func (x *GetInclusionProofResponse) String() string {
 func (*GetInclusionProofResponse) ProtoMessage() {}
 
 func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +2957,7 @@ func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofResponse.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetInclusionProofResponse) GetRecord() []byte {
@@ -2868,7 +3022,7 @@ type GetConsistencyProofRequest struct {
 
 func (x *GetConsistencyProofRequest) Reset() {
 	*x = GetConsistencyProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2880,7 +3034,7 @@ func (x *GetConsistencyProofRequest) String() string {
 func (*GetConsistencyProofRequest) ProtoMessage() {}
 
 func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2893,7 +3047,7 @@ func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{30}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetConsistencyProofRequest) GetFirst() int64 {
@@ -2923,7 +3077,7 @@ type GetConsistencyProofResponse struct {
 
 func (x *GetConsistencyProofResponse) Reset() {
 	*x = GetConsistencyProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3089,7 @@ func (x *GetConsistencyProofResponse) String() string {
 func (*GetConsistencyProofResponse) ProtoMessage() {}
 
 func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3102,7 @@ func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{31}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetConsistencyProofResponse) GetProof() [][]byte {
@@ -3003,7 +3157,7 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\vmay_be_kept\x18\x1b \x01(\v2\x19.google.protobuf.DurationR\tmayBeKept\x12\x18\n" +
 	"\adamaged\x18\x1c \x01(\tR\adamagedB\f\n" +
 	"\n" +
-	"_denied_at\"\xc7\b\n" +
+	"_denied_at\"\xff\t\n" +
 	"\vEventRecord\x12\x19\n" +
 	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x122\n" +
@@ -3026,8 +3180,10 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\vfailed_open\x18\x11 \x01(\v2\x18.cedarpost.v1.FailedOpenH\x00R\n" +
 	"failedOpen\x128\n" +
 	"\n" +
-	"state_root\x18\x12 \x01(\v2\x17.cedarpost.v1.StateRootH\x00R\tstateRoot\x12\x18\n" +
-	"\adamaged\x18\x13 \x01(\tR\adamaged\"\xb9\x01\n" +
+	"state_root\x18\x12 \x01(\v2\x17.cedarpost.v1.StateRootH\x00R\tstateRoot\x12J\n" +
+	"\x10database_renewed\x18\x14 \x01(\v2\x1d.cedarpost.v1.DatabaseRenewedH\x00R\x0fdatabaseRenewed\x12A\n" +
+	"\rlog_truncated\x18\x15 \x01(\v2\x1a.cedarpost.v1.LogTruncatedH\x00R\flogTruncated\x12\x18\n" +
+	"\adamaged\x18\x13 \x01(\tR\adamaged\"\xe2\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
@@ -3040,7 +3196,10 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x05REUSE\x10\a\x12\x0f\n" +
 	"\vFAILED_OPEN\x10\b\x12\x0e\n" +
 	"\n" +
-	"STATE_ROOT\x10\tB\b\n" +
+	"STATE_ROOT\x10\t\x12\x14\n" +
+	"\x10DATABASE_RENEWED\x10\n" +
+	"\x12\x11\n" +
+	"\rLOG_TRUNCATED\x10\vB\b\n" +
 	"\x06detail\"\xde\x01\n" +
 	"\x06Change\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x123\n" +
@@ -3077,7 +3236,13 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x04root\x18\x02 \x01(\fR\x04root\x12\x1a\n" +
 	"\bentities\x18\x03 \x01(\x03R\bentities\x12\x18\n" +
 	"\abundles\x18\x04 \x01(\x03R\abundles\x12\x12\n" +
-	"\x04keys\x18\x05 \x01(\x03R\x04keys\"\x85\x01\n" +
+	"\x04keys\x18\x05 \x01(\x03R\x04keys\"W\n" +
+	"\x0fDatabaseRenewed\x12\x16\n" +
+	"\x06before\x18\x01 \x01(\tR\x06before\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\x12\x16\n" +
+	"\x06copied\x18\x03 \x01(\bR\x06copied\",\n" +
+	"\fLogTruncated\x12\x1c\n" +
+	"\tstatement\x18\x01 \x01(\tR\tstatement\"\x85\x01\n" +
 	"\vReuseReport\x12\x1b\n" +
 	"\treport_id\x18\x01 \x01(\tR\breportId\x12+\n" +
 	"\x06reuses\x18\x02 \x03(\v2\x13.cedarpost.v1.ReuseR\x06reuses\x12\x12\n" +
@@ -3243,7 +3408,7 @@ func file_cedarpost_v1_audit_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(EventRecord_Kind)(0),               // 0: cedarpost.v1.EventRecord.Kind
 	(CountDecisionsRequest_Group)(0),    // 1: cedarpost.v1.CountDecisionsRequest.Group
@@ -3257,65 +3422,67 @@ var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(*RetentionDrop)(nil),               // 9: cedarpost.v1.RetentionDrop
 	(*CheckpointKey)(nil),               // 10: cedarpost.v1.CheckpointKey
 	(*StateRoot)(nil),                   // 11: cedarpost.v1.StateRoot
-	(*ReuseReport)(nil),                 // 12: cedarpost.v1.ReuseReport
-	(*FailedOpen)(nil),                  // 13: cedarpost.v1.FailedOpen
-	(*DecisionUses)(nil),                // 14: cedarpost.v1.DecisionUses
-	(*QueryDecisionsRequest)(nil),       // 15: cedarpost.v1.QueryDecisionsRequest
-	(*QueryDecisionsResponse)(nil),      // 16: cedarpost.v1.QueryDecisionsResponse
-	(*GetDecisionRequest)(nil),          // 17: cedarpost.v1.GetDecisionRequest
-	(*GetDecisionResponse)(nil),         // 18: cedarpost.v1.GetDecisionResponse
-	(*CountDecisionsRequest)(nil),       // 19: cedarpost.v1.CountDecisionsRequest
-	(*CountDecisionsResponse)(nil),      // 20: cedarpost.v1.CountDecisionsResponse
-	(*DecisionCount)(nil),               // 21: cedarpost.v1.DecisionCount
-	(*ReplayDecisionRequest)(nil),       // 22: cedarpost.v1.ReplayDecisionRequest
-	(*ReplayDecisionResponse)(nil),      // 23: cedarpost.v1.ReplayDecisionResponse
-	(*ExportDecisionsRequest)(nil),      // 24: cedarpost.v1.ExportDecisionsRequest
-	(*ExportDecisionsResponse)(nil),     // 25: cedarpost.v1.ExportDecisionsResponse
-	(*LogEntry)(nil),                    // 26: cedarpost.v1.LogEntry
-	(*QueryEventsRequest)(nil),          // 27: cedarpost.v1.QueryEventsRequest
-	(*QueryEventsResponse)(nil),         // 28: cedarpost.v1.QueryEventsResponse
-	(*GetCheckpointRequest)(nil),        // 29: cedarpost.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),       // 30: cedarpost.v1.GetCheckpointResponse
-	(*GetInclusionProofRequest)(nil),    // 31: cedarpost.v1.GetInclusionProofRequest
-	(*GetInclusionProofResponse)(nil),   // 32: cedarpost.v1.GetInclusionProofResponse
-	(*GetConsistencyProofRequest)(nil),  // 33: cedarpost.v1.GetConsistencyProofRequest
-	(*GetConsistencyProofResponse)(nil), // 34: cedarpost.v1.GetConsistencyProofResponse
-	nil,                                 // 35: cedarpost.v1.QueryDecisionsResponse.UsesEntry
-	(*timestamppb.Timestamp)(nil),       // 36: google.protobuf.Timestamp
-	(*EntityUid)(nil),                   // 37: cedarpost.v1.EntityUid
-	(*structpb.Struct)(nil),             // 38: google.protobuf.Struct
-	(*FieldSelection)(nil),              // 39: cedarpost.v1.FieldSelection
-	(*Entity)(nil),                      // 40: cedarpost.v1.Entity
-	(Decision)(0),                       // 41: cedarpost.v1.Decision
-	(DeniedAt)(0),                       // 42: cedarpost.v1.DeniedAt
-	(*Fields)(nil),                      // 43: cedarpost.v1.Fields
-	(*PolicyRef)(nil),                   // 44: cedarpost.v1.PolicyRef
-	(*PolicyError)(nil),                 // 45: cedarpost.v1.PolicyError
-	(*Obligation)(nil),                  // 46: cedarpost.v1.Obligation
-	(*Advice)(nil),                      // 47: cedarpost.v1.Advice
-	(*durationpb.Duration)(nil),         // 48: google.protobuf.Duration
-	(*Reuse)(nil),                       // 49: cedarpost.v1.Reuse
-	(*FailOpen)(nil),                    // 50: cedarpost.v1.FailOpen
+	(*DatabaseRenewed)(nil),             // 12: cedarpost.v1.DatabaseRenewed
+	(*LogTruncated)(nil),                // 13: cedarpost.v1.LogTruncated
+	(*ReuseReport)(nil),                 // 14: cedarpost.v1.ReuseReport
+	(*FailedOpen)(nil),                  // 15: cedarpost.v1.FailedOpen
+	(*DecisionUses)(nil),                // 16: cedarpost.v1.DecisionUses
+	(*QueryDecisionsRequest)(nil),       // 17: cedarpost.v1.QueryDecisionsRequest
+	(*QueryDecisionsResponse)(nil),      // 18: cedarpost.v1.QueryDecisionsResponse
+	(*GetDecisionRequest)(nil),          // 19: cedarpost.v1.GetDecisionRequest
+	(*GetDecisionResponse)(nil),         // 20: cedarpost.v1.GetDecisionResponse
+	(*CountDecisionsRequest)(nil),       // 21: cedarpost.v1.CountDecisionsRequest
+	(*CountDecisionsResponse)(nil),      // 22: cedarpost.v1.CountDecisionsResponse
+	(*DecisionCount)(nil),               // 23: cedarpost.v1.DecisionCount
+	(*ReplayDecisionRequest)(nil),       // 24: cedarpost.v1.ReplayDecisionRequest
+	(*ReplayDecisionResponse)(nil),      // 25: cedarpost.v1.ReplayDecisionResponse
+	(*ExportDecisionsRequest)(nil),      // 26: cedarpost.v1.ExportDecisionsRequest
+	(*ExportDecisionsResponse)(nil),     // 27: cedarpost.v1.ExportDecisionsResponse
+	(*LogEntry)(nil),                    // 28: cedarpost.v1.LogEntry
+	(*QueryEventsRequest)(nil),          // 29: cedarpost.v1.QueryEventsRequest
+	(*QueryEventsResponse)(nil),         // 30: cedarpost.v1.QueryEventsResponse
+	(*GetCheckpointRequest)(nil),        // 31: cedarpost.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 32: cedarpost.v1.GetCheckpointResponse
+	(*GetInclusionProofRequest)(nil),    // 33: cedarpost.v1.GetInclusionProofRequest
+	(*GetInclusionProofResponse)(nil),   // 34: cedarpost.v1.GetInclusionProofResponse
+	(*GetConsistencyProofRequest)(nil),  // 35: cedarpost.v1.GetConsistencyProofRequest
+	(*GetConsistencyProofResponse)(nil), // 36: cedarpost.v1.GetConsistencyProofResponse
+	nil,                                 // 37: cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	(*timestamppb.Timestamp)(nil),       // 38: google.protobuf.Timestamp
+	(*EntityUid)(nil),                   // 39: cedarpost.v1.EntityUid
+	(*structpb.Struct)(nil),             // 40: google.protobuf.Struct
+	(*FieldSelection)(nil),              // 41: cedarpost.v1.FieldSelection
+	(*Entity)(nil),                      // 42: cedarpost.v1.Entity
+	(Decision)(0),                       // 43: cedarpost.v1.Decision
+	(DeniedAt)(0),                       // 44: cedarpost.v1.DeniedAt
+	(*Fields)(nil),                      // 45: cedarpost.v1.Fields
+	(*PolicyRef)(nil),                   // 46: cedarpost.v1.PolicyRef
+	(*PolicyError)(nil),                 // 47: cedarpost.v1.PolicyError
+	(*Obligation)(nil),                  // 48: cedarpost.v1.Obligation
+	(*Advice)(nil),                      // 49: cedarpost.v1.Advice
+	(*durationpb.Duration)(nil),         // 50: google.protobuf.Duration
+	(*Reuse)(nil),                       // 51: cedarpost.v1.Reuse
+	(*FailOpen)(nil),                    // 52: cedarpost.v1.FailOpen
 }
 var file_cedarpost_v1_audit_proto_depIdxs = []int32{
-	36, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
-	37, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
-	37, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
-	37, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
-	38, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
-	39, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
-	40, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
-	41, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
-	42, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
-	43, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
-	44, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
-	45, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
-	46, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
-	47, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
-	48, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
-	48, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
-	48, // 16: cedarpost.v1.DecisionRecord.may_be_kept:type_name -> google.protobuf.Duration
-	36, // 17: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
+	38, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
+	39, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
+	39, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
+	39, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
+	40, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
+	41, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
+	42, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
+	43, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
+	44, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
+	45, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
+	46, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
+	47, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
+	48, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
+	49, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
+	50, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
+	50, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
+	50, // 16: cedarpost.v1.DecisionRecord.may_be_kept:type_name -> google.protobuf.Duration
+	38, // 17: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
 	0,  // 18: cedarpost.v1.EventRecord.kind:type_name -> cedarpost.v1.EventRecord.Kind
 	5,  // 19: cedarpost.v1.EventRecord.change:type_name -> cedarpost.v1.Change
 	6,  // 20: cedarpost.v1.EventRecord.authentication_failure:type_name -> cedarpost.v1.AuthenticationFailure
@@ -3323,67 +3490,69 @@ var file_cedarpost_v1_audit_proto_depIdxs = []int32{
 	8,  // 22: cedarpost.v1.EventRecord.log_read:type_name -> cedarpost.v1.LogRead
 	9,  // 23: cedarpost.v1.EventRecord.retention_drop:type_name -> cedarpost.v1.RetentionDrop
 	10, // 24: cedarpost.v1.EventRecord.checkpoint_key:type_name -> cedarpost.v1.CheckpointKey
-	12, // 25: cedarpost.v1.EventRecord.reuse:type_name -> cedarpost.v1.ReuseReport
-	13, // 26: cedarpost.v1.EventRecord.failed_open:type_name -> cedarpost.v1.FailedOpen
+	14, // 25: cedarpost.v1.EventRecord.reuse:type_name -> cedarpost.v1.ReuseReport
+	15, // 26: cedarpost.v1.EventRecord.failed_open:type_name -> cedarpost.v1.FailedOpen
 	11, // 27: cedarpost.v1.EventRecord.state_root:type_name -> cedarpost.v1.StateRoot
-	37, // 28: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
-	36, // 29: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
-	36, // 30: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
-	49, // 31: cedarpost.v1.ReuseReport.reuses:type_name -> cedarpost.v1.Reuse
-	50, // 32: cedarpost.v1.FailedOpen.fail_opens:type_name -> cedarpost.v1.FailOpen
-	36, // 33: cedarpost.v1.DecisionUses.first:type_name -> google.protobuf.Timestamp
-	36, // 34: cedarpost.v1.DecisionUses.last:type_name -> google.protobuf.Timestamp
-	36, // 35: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	36, // 36: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	37, // 37: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
-	37, // 38: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
-	37, // 39: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
-	41, // 40: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
-	42, // 41: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
-	44, // 42: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
-	3,  // 43: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
-	35, // 44: cedarpost.v1.QueryDecisionsResponse.uses:type_name -> cedarpost.v1.QueryDecisionsResponse.UsesEntry
-	3,  // 45: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
-	14, // 46: cedarpost.v1.GetDecisionResponse.uses:type_name -> cedarpost.v1.DecisionUses
-	15, // 47: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
-	1,  // 48: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
-	21, // 49: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
-	2,  // 50: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
-	3,  // 51: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
-	3,  // 52: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
-	36, // 53: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	36, // 54: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	26, // 55: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
-	3,  // 56: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
-	4,  // 57: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
-	36, // 58: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
-	36, // 59: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
-	0,  // 60: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
-	4,  // 61: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
-	14, // 62: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
-	15, // 63: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
-	19, // 64: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
-	17, // 65: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
-	22, // 66: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
-	24, // 67: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
-	27, // 68: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
-	29, // 69: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
-	31, // 70: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
-	33, // 71: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
-	16, // 72: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
-	20, // 73: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
-	18, // 74: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
-	23, // 75: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
-	25, // 76: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
-	28, // 77: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
-	30, // 78: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
-	32, // 79: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
-	34, // 80: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
-	72, // [72:81] is the sub-list for method output_type
-	63, // [63:72] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	12, // 28: cedarpost.v1.EventRecord.database_renewed:type_name -> cedarpost.v1.DatabaseRenewed
+	13, // 29: cedarpost.v1.EventRecord.log_truncated:type_name -> cedarpost.v1.LogTruncated
+	39, // 30: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
+	38, // 31: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
+	38, // 32: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
+	51, // 33: cedarpost.v1.ReuseReport.reuses:type_name -> cedarpost.v1.Reuse
+	52, // 34: cedarpost.v1.FailedOpen.fail_opens:type_name -> cedarpost.v1.FailOpen
+	38, // 35: cedarpost.v1.DecisionUses.first:type_name -> google.protobuf.Timestamp
+	38, // 36: cedarpost.v1.DecisionUses.last:type_name -> google.protobuf.Timestamp
+	38, // 37: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	38, // 38: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	39, // 39: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
+	39, // 40: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
+	39, // 41: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
+	43, // 42: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
+	44, // 43: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
+	46, // 44: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
+	3,  // 45: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
+	37, // 46: cedarpost.v1.QueryDecisionsResponse.uses:type_name -> cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	3,  // 47: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
+	16, // 48: cedarpost.v1.GetDecisionResponse.uses:type_name -> cedarpost.v1.DecisionUses
+	17, // 49: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
+	1,  // 50: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
+	23, // 51: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
+	2,  // 52: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
+	3,  // 53: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
+	3,  // 54: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
+	38, // 55: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	38, // 56: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	28, // 57: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
+	3,  // 58: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
+	4,  // 59: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
+	38, // 60: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
+	38, // 61: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
+	0,  // 62: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
+	4,  // 63: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
+	16, // 64: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
+	17, // 65: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
+	21, // 66: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
+	19, // 67: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
+	24, // 68: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
+	26, // 69: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
+	29, // 70: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
+	31, // 71: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
+	33, // 72: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
+	35, // 73: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
+	18, // 74: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
+	22, // 75: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
+	20, // 76: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
+	25, // 77: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
+	27, // 78: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
+	30, // 79: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
+	32, // 80: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
+	34, // 81: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
+	36, // 82: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
+	74, // [74:83] is the sub-list for method output_type
+	65, // [65:74] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_audit_proto_init() }
@@ -3404,8 +3573,10 @@ func file_cedarpost_v1_audit_proto_init() {
 		(*EventRecord_Reuse)(nil),
 		(*EventRecord_FailedOpen)(nil),
 		(*EventRecord_StateRoot)(nil),
+		(*EventRecord_DatabaseRenewed)(nil),
+		(*EventRecord_LogTruncated)(nil),
 	}
-	file_cedarpost_v1_audit_proto_msgTypes[23].OneofWrappers = []any{
+	file_cedarpost_v1_audit_proto_msgTypes[25].OneofWrappers = []any{
 		(*LogEntry_Decision)(nil),
 		(*LogEntry_Event)(nil),
 		(*LogEntry_Missing)(nil),
@@ -3416,7 +3587,7 @@ func file_cedarpost_v1_audit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_audit_proto_rawDesc), len(file_cedarpost_v1_audit_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

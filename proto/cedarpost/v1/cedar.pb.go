@@ -163,15 +163,19 @@ func (x *Entity) GetTags() *structpb.Struct {
 // returns one.
 type Revision struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Send it back as it came. It names the database and its timeline beside the
-	// number, so that a revision of another database, or of a timeline lost in a
-	// failover, is refused and not mistaken for a newer one: with aborted, after
-	// which the caller begins afresh.
+	// Send it back as it came. It names the database, its timeline and a mark beside
+	// the number, so that a revision of another database, of a timeline lost in a
+	// failover, or of the time before a restore is refused and not mistaken for one
+	// of the same number: with aborted, after which the caller reads again. So is one
+	// that is older than the history that is kept.
 	//
-	// Who keeps answers may read it: it is base64url without padding of a byte 1,
-	// the database (16 bytes), the timeline (4) and the number (8), big endian. Its
-	// first 28 characters are the history: numbers compare only where they are
-	// equal. Of a token that reads otherwise nothing may be concluded.
+	// Who keeps answers may read it: it is base64url without padding of a byte 2,
+	// the database (16 bytes), the timeline (4), the number (8), the number of its
+	// anchor (8), which is not smaller, and the mark of the anchor (16), numbers big
+	// endian. Two tokens of one revision may have different anchors. The first 28
+	// characters are the history: numbers compare only where they are equal. Tokens
+	// with equal anchor numbers and different marks are of different histories all
+	// the same. Of a token that reads otherwise nothing may be concluded.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The number, for people and for comparing two revisions of one service.
 	// Ignored in requests: the token decides.

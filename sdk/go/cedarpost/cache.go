@@ -57,7 +57,7 @@ type proof struct {
 
 const (
 	changeSlots  = 1 << 16
-	tokenBytes   = 29
+	tokenBytes   = 53
 	historyChars = 28 // of a token's text, before its number
 )
 
@@ -297,11 +297,15 @@ func readToken(token string) (history string, number int64, ok bool) {
 		return "", 0, false
 	}
 	n, err := tokenText.Decode(buf[:], []byte(token))
-	if err != nil || n != tokenBytes || buf[0] != 1 { // line breaks are skipped
+	if err != nil || n != tokenBytes || buf[0] != 2 { // line breaks are skipped
 		return "", 0, false
 	}
 	number = int64(binary.BigEndian.Uint64(buf[21:]))
-	return token[:historyChars], number, number >= 0
+	anchor, mark := int64(binary.BigEndian.Uint64(buf[29:])), [16]byte(buf[37:])
+	if number < 0 || anchor < number || (anchor == 0) != (mark == [16]byte{}) {
+		return "", 0, false
+	}
+	return token[:historyChars], number, true
 }
 
 var tokenText = base64.RawURLEncoding.Strict()

@@ -46,10 +46,14 @@ func (s *state) answer(q int) (value string, tags []uint64) {
 func tagOf(thing int) uint64 { return uint64(thing)*1_000_003 + 7 }
 
 func modelToken(history int, number int64) string {
-	b := make([]byte, 29)
-	b[0] = 1
+	b := make([]byte, 53)
+	b[0] = 2
 	binary.BigEndian.PutUint32(b[17:], uint32(history))
 	binary.BigEndian.PutUint64(b[21:], uint64(number))
+	binary.BigEndian.PutUint64(b[29:], uint64(number))
+	if number > 0 {
+		b[37] = 1
+	}
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 

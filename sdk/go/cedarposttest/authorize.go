@@ -192,13 +192,17 @@ func (s *Service) fresh(c *cedarpostv1.Consistency) error {
 		return connect.NewError(connect.CodeAborted, "revision: the token was given out by another database")
 	case token.Timeline != timeline:
 		return connect.NewError(connect.CodeAborted, "revision: the token was given out before a failover; read again and use a new one")
-	case token.Number > s.number:
-		return connect.NewError(connect.CodeUnavailable, "this server has not applied that revision yet")
+	case token.Anchor > s.number, token.Anchor > 0 && token.Mark != s.database:
+		return connect.NewError(connect.CodeAborted, "revision: the token is of a revision that this database does not have; read again and use a new one")
 	}
 	return nil
 }
 
 // revision is one on the wire.
 func (s *Service) revision(number int64) *cedarpostv1.Revision {
-	return wire.Token{Database: s.database, Timeline: timeline, Number: number}.Revision()
+	t := wire.Token{Database: s.database, Timeline: timeline, Number: number, Anchor: number}
+	if number > 0 {
+		t.Mark = s.database // one history has one
+	}
+	return t.Revision()
 }

@@ -351,6 +351,6 @@ func later(token string) string {
 	if err != nil {
 		panic(err)
 	}
-	t.Number += 1000
+	t.Number, t.Anchor = t.Number+1000, t.Anchor+1000
 	return t.Revision().Token
 }

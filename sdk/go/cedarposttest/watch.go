@@ -77,7 +77,7 @@ func (s *Service) resume(applied *cedarpostv1.Revision) (*cedarpostv1.WatchRespo
 	switch {
 	case err != nil:
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "after: %s", err)
-	case token.Database != s.database, token.Timeline != timeline, token.Number > s.number:
+	case token.Database != s.database, token.Timeline != timeline, token.Anchor > s.number, token.Anchor > 0 && token.Mark != s.database:
 		return &cedarpostv1.WatchResponse{After: s.number, Revision: here, Reset_: true}, nil
 	}
 	message := &cedarpostv1.WatchResponse{After: token.Number, Revision: here}

@@ -1,0 +1,76 @@
+package store
+
+import (
+	"context"
+	"errors"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// Renewed is a database that got another id: it is a copy of the one that had the old
+// id, or its owner says that it was restored.
+type Renewed struct {
+	// Before and After are the ids. Both are zero if nothing was renewed.
+	Before, After uuid.UUID
+	// Copied is false where the owner demanded a new id.
+	Copied bool
+}
+
+// Claim gives the database an id of its own if it is a copy of another one: a restored
+// dump, a database made from a template, an upgraded cluster. What the original gave out,
+// tokens and tags, then means nothing here. The event that says so is committed with it.
+// Any number of servers may call it at once; one of them renews the id.
+func (db *DB) Claim(ctx context.Context, event func(context.Context, Renewed) (Event, error)) (r Renewed, err error) {
+	defer wrap(&err, "claim the database")
+	err = db.inTurn(ctx, func(tx pgx.Tx) error {
+		r, err = claim(ctx, tx, "select before, after from claim_database()", true, &db.changes, event)
+		return err
+	})
+	return r, err
+}
+
+// ClaimDatabase is [DB.Claim] for a login that may migrate. With restored the id is
+// renewed in any case. server names who does it in the log.
+func ClaimDatabase(ctx context.Context, databaseURL, server string, restored bool, event func(context.Context, Renewed) (Event, error)) (r Renewed, err error) {
+	defer wrap(&err, "claim the database")
+	config, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		return r, err
+	}
+	setDefaults(config)
+	var s sessions
+	conn, err := s.connect(ctx, as(config, ownerRole))
+	if err != nil {
+		return r, err
+	}
+	defer closeConn(conn)
+	sql := "select before, after from claim_database()"
+	if restored {
+		sql = "select before, after from renew_database()"
+	}
+	changes := changeLog{writer: uuid.New(), server: server}
+	err = pgx.BeginTxFunc(ctx, conn, readCommitted, func(tx pgx.Tx) error {
+		r, err = claim(ctx, tx, sql, !restored, &changes, event)
+		return err
+	})
+	return r, err
+}
+
+func claim(ctx context.Context, tx pgx.Tx, sql string, copied bool, changes *changeLog, event func(context.Context, Renewed) (Event, error)) (r Renewed, err error) {
+	err = tx.QueryRow(ctx, sql).Scan(&r.Before, &r.After)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Renewed{}, nil
+	}
+	if err != nil {
+		return r, err
+	}
+	r.Copied = copied
+	e, err := event(ctx, r)
+	if err != nil {
+		return r, err
+	}
+	var batch pgx.Batch
+	changes.queue(&batch, e)
+	return r, tx.SendBatch(ctx, &batch).Close()
+}
