@@ -108,12 +108,18 @@ func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 		})
 	}
 	t.Cleanup(s.stop)
-	s.Authorization = cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, s.Token))
-	admin := s.Client(s.Admin, s.Token)
+	s.UseKey(s.Token)
+	return s
+}
+
+// UseKey makes the clients carry another key.
+func (s *Server) UseKey(token string) {
+	s.Token = token
+	s.Authorization = cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, token))
+	admin := s.Client(s.Admin, token)
 	s.Entities = cedarpostv1connect.NewEntityServiceClient(admin)
 	s.Policies = cedarpostv1connect.NewPolicyServiceClient(admin)
 	s.Audit = cedarpostv1connect.NewAuditServiceClient(admin)
-	return s
 }
 
 // Stop stops the server cleanly before the test ends.

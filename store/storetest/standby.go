@@ -23,12 +23,25 @@ import (
 // gone with the test.
 func NewStandby(t testing.TB, primary *localpg.Server) *localpg.Server {
 	t.Helper()
+	return newCopy(t, primary, "--write-recovery-conf")
+}
+
+// NewCopy returns a copy of the files of a server that [NewServer] made, as a snapshot of
+// its disks is one: from here on both are written to, and neither knows of the other. It
+// is gone with the test.
+func NewCopy(t testing.TB, original *localpg.Server) *localpg.Server {
+	t.Helper()
+	return newCopy(t, original)
+}
+
+func newCopy(t testing.TB, primary *localpg.Server, options ...string) *localpg.Server {
+	t.Helper()
 	dir, err := tempDir()
 	if err != nil {
 		t.Fatalf("storetest: %v", err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := copyServer(t.Context(), primary, dir); err != nil {
+	if err := copyServer(t.Context(), primary, dir, options...); err != nil {
 		t.Fatalf("storetest: %v", err)
 	}
 	standby, err := localpg.Start(t.Context(), localpg.Config{Dir: dir, Durable: true})
@@ -44,7 +57,7 @@ func NewStandby(t testing.TB, primary *localpg.Server) *localpg.Server {
 }
 
 // copyServer makes in a folder what localpg finds in one it has used.
-func copyServer(ctx context.Context, from *localpg.Server, dir string) error {
+func copyServer(ctx context.Context, from *localpg.Server, dir string, options ...string) error {
 	bin, err := localpg.FindBinaries()
 	if err != nil {
 		return err
@@ -61,8 +74,8 @@ func copyServer(ctx context.Context, from *localpg.Server, dir string) error {
 	if err := os.Mkdir(cluster, 0o700); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, "pg_basebackup"), "--pgdata", filepath.Join(cluster, "data"),
-		"--dbname", from.URL(), "--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--no-password")
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "pg_basebackup"), append(options, "--pgdata", filepath.Join(cluster, "data"),
+		"--dbname", from.URL(), "--checkpoint=fast", "--no-sync", "--no-password")...)
 	cmd.Dir, cmd.Env = cluster, []string{"LC_ALL=C"}
 	if os.Geteuid() == 0 { // as whom the other one runs
 		info, err := os.Stat(from.ClusterDir())

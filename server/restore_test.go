@@ -1,0 +1,253 @@
+package server_test
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+// papers makes a world in which bob, of the staff, may read the paper.
+func papers(t *testing.T, s *servertest.Server) *cedarpostv1.Revision {
+	t.Helper()
+	s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies)
+	return s.MustPut(paper(t, "p", "staff"), user(t, "ann"), user(t, "bob", "staff"))
+}
+
+// refusesLost: whatever takes a token refuses one of a revision that is lost.
+func refusesLost(t *testing.T, s *servertest.Server, lost *cedarpostv1.Revision, page, text string) {
+	t.Helper()
+	began := time.Now()
+	_, _, err := reads(t, s, atLeast(lost), "bob p")
+	wantCode(t, err, connect.CodeAborted, text)
+	_, err = s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: servertest.UID(`Doc::User::"bob"`), At: lost})
+	wantCode(t, err, connect.CodeAborted, text)
+	_, err = s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{PageSize: 1, PageToken: page})
+	wantCode(t, err, connect.CodeAborted, text)
+	op := put(user(t, "ann", "staff"))
+	op.Precondition = &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: lost}}
+	_, err = write(t, s, op)
+	wantCode(t, err, connect.CodeAborted, text)
+	now, err := s.Authorization.GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now.Revision.Token == lost.Token {
+		t.Errorf("the token of the lost revision is given out again")
+	}
+	if _, m := watch(t, s, lost); !m.Reset_ || m.Revision.Number != now.Revision.Number {
+		t.Errorf("who watched until the lost revision is told %v", m)
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("this took %v", took)
+	}
+}
+
+func firstPage(t *testing.T, s *servertest.Server) string {
+	t.Helper()
+	page, err := s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{PageSize: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return page.NextPageToken
+}
+
+// renewals are the events that say that the database got another id.
+func renewals(t *testing.T, s *servertest.Server) []*cedarpostv1.EventRecord {
+	t.Helper()
+	res, err := s.Audit.QueryEvents(t.Context(), &cedarpostv1.QueryEventsRequest{Kind: cedarpostv1.EventRecord_DATABASE_RENEWED})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.Events
+}
+
+// A copy is another database: it gets an id of its own, once, which its log says, and
+// takes nothing that the original gave out. The original keeps its id.
+func TestCopyIsAnotherDatabase(t *testing.T) {
+	for _, way := range []struct {
+		name string
+		copy func(t *testing.T, url string) (restore func() string)
+	}{
+		{"a restored dump", func(t *testing.T, url string) func() string {
+			file := storetest.Dump(t, url)
+			return func() string { return storetest.Restore(t, file, url) }
+		}},
+		{"a template", func(t *testing.T, url string) func() string {
+			clone := storetest.Clone(t, url)
+			return func() string { return clone }
+		}},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			first := servertest.New(t)
+			papers(t, first)
+			first.Stop()
+			restore := way.copy(t, first.URL)
+			s := servertest.On(t, first.URL) // which makes a key: a revision
+			lost, page := s.MustPut(user(t, "bob")), firstPage(t, s)
+			if got, _ := patiently(t, s, atLeast(lost), "bob p"); got != "D" {
+				t.Fatalf("%s for bob, who was thrown out", got)
+			}
+			if len(renewals(t, s)) > 0 {
+				t.Error("the original has got another id")
+			}
+
+			restored := restore()
+			var dbs [2]*store.DB
+			var renewed [2]store.Renewed
+			for i := range dbs {
+				db, err := store.Open(t.Context(), store.Config{DatabaseURL: restored})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(db.Close)
+				dbs[i] = db
+			}
+			var both sync.WaitGroup
+			for i, db := range dbs {
+				both.Go(func() {
+					var err error
+					if renewed[i], err = db.Claim(context.Background(), server.DatabaseEvents("claims")); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			both.Wait()
+			if renewed[0].Copied == renewed[1].Copied {
+				t.Errorf("of two that start at once, %+v", renewed)
+			}
+			other := servertest.On(t, restored)
+			other.MustPut(user(t, "dan"))
+			if now := revision(t, other); now < lost.Number {
+				t.Fatalf("revision %d, lost was %d", now, lost.Number)
+			}
+			refusesLost(t, other, lost, page, "another database")
+			if got, _ := patiently(t, other, fully(), "bob p"); got != "A" {
+				t.Errorf("%s for bob, whose throwing out is lost", got)
+			}
+			events := renewals(t, other)
+			if len(events) != 1 || !events[0].GetDatabaseRenewed().GetCopied() || events[0].GetDatabaseRenewed().GetBefore() != database(t, s).String() ||
+				events[0].GetDatabaseRenewed().GetAfter() != database(t, other).String() {
+				t.Errorf("the log says %v", events)
+			}
+			if _, err := server.VerifyLog(t.Context(), other.DB, server.Verification{}); err != nil {
+				t.Error(err)
+			}
+			if got, _ := patiently(t, s, atLeast(lost), "bob p"); got != "D" {
+				t.Errorf("%s for bob, in the original", got)
+			}
+		})
+	}
+}
+
+// A copy of the files takes itself for the original. What the other one gave out is
+// refused all the same: before its number is there, and when it is, for another content.
+func TestCopyOfFiles(t *testing.T) {
+	t.Parallel()
+	original := storetest.NewServer(t)
+	if err := store.Migrate(t.Context(), original.URL(), nil); err != nil {
+		t.Fatal(err)
+	}
+	s := servertest.On(t, original.URL())
+	kept := papers(t, s)
+	snapshot := storetest.NewCopy(t, original)
+	lost, page := s.MustPut(user(t, "bob")), ""
+	for range 3 {
+		lost = s.MustPut(user(t, "bob", "staff"))
+		lost = s.MustPut(user(t, "bob"))
+	}
+	page = firstPage(t, s)
+
+	other := servertest.On(t, snapshot.URL())
+	if database(t, s) != database(t, other) {
+		t.Fatal("the copy is noticed, so this test is of something else")
+	}
+	for now := revision(t, other); now <= lost.Number+1; now = other.MustPut(user(t, "dan", strings.Repeat("x", int(now)))).Number {
+		refusesLost(t, other, lost, page, "does not have")
+	}
+	if got, _ := patiently(t, other, atLeast(kept), "bob p"); got != "A" {
+		t.Errorf("%s for bob, with a token from before the copy", got)
+	}
+	if _, m := watch(t, other, kept); m.Reset_ || m.After != kept.Number {
+		t.Errorf("who watched until before the copy is told %v", m)
+	}
+
+	// The owner says so, and then nothing of before is taken.
+	renewed, err := store.ClaimDatabase(t.Context(), snapshot.URL(), "owner", true, server.DatabaseEvents("owner"))
+	if err != nil || renewed.Copied || renewed.Before == renewed.After {
+		t.Fatalf("%+v, %v", renewed, err)
+	}
+	eventually(t, "the new id", func() bool {
+		_, _, err := reads(t, other, atLeast(kept), "bob p")
+		return connect.CodeOf(err) == connect.CodeAborted
+	})
+	if events := renewals(t, other); len(events) != 1 || events[0].GetDatabaseRenewed().GetCopied() {
+		t.Errorf("the log says %v", events)
+	}
+}
+
+// The database of a running server is replaced by an earlier state of it, under the same
+// name. The server forgets what is lost: what it keeps in memory, and what watchers know.
+func TestDatabaseReplacedUnderneath(t *testing.T) {
+	for _, way := range []struct {
+		name string
+		copy func(testing.TB, string) string
+		ahead bool // of the number of the lost revision, when the server sees it
+		text string
+	}{
+		{"a copy", storetest.Clone, false, "another database"},
+		{"files, behind", storetest.CloneAsFiles, false, "does not have"},
+		{"files, ahead", storetest.CloneAsFiles, true, "does not have"},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			first := servertest.New(t)
+			kept := papers(t, first)
+			first.Stop()
+			restored := way.copy(t, first.URL)
+			s := servertest.On(t, first.URL)
+			s.UseKey(first.Token) // the other one is lost with the rest
+			watching, _ := watch(t, s, kept)
+			lost := s.MustPut(user(t, "bob"))
+			page := firstPage(t, s)
+			for range 3 { // from memory, too
+				if got, _ := patiently(t, s, atLeast(lost), "bob p"); got != "D" {
+					t.Fatalf("%s for bob", got)
+				}
+			}
+			watching.until(lost.Number)
+			if way.ahead {
+				other := servertest.On(t, restored)
+				for revision(t, other) <= lost.Number+2 {
+					other.MustPut(user(t, "dan", "x"))
+					other.MustPut(user(t, "dan"))
+				}
+				other.Stop()
+			}
+			storetest.Replace(t, s.URL, restored)
+			eventually(t, "the earlier state", func() bool {
+				got, _, err := reads(t, s, fully(), "bob p")
+				return err == nil && got == "A"
+			})
+			refusesLost(t, s, lost, page, way.text)
+			if m := watching.next(); !m.Reset_ || m.After != lost.Number && m.After != m.Revision.Number {
+				t.Errorf("who watched is told %v", m)
+			}
+			if got, _ := patiently(t, s, nil, "bob p"); got != "A" {
+				t.Errorf("%s for bob, whose throwing out is lost", got)
+			}
+			newest := s.MustPut(user(t, "bob"))
+			if got, _ := patiently(t, s, atLeast(newest), "bob p"); got != "D" {
+				t.Errorf("%s for bob, who was thrown out again", got)
+			}
+		})
+	}
+}
