@@ -71,7 +71,7 @@ func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
 			q.key = string(key)
 			if !fully {
 				var ok bool
-				if q.answer.Result, ok = c.reuse(q.key, fresh); ok {
+				if q.answer.Result, ok = c.reuseAll(q.key, fresh); ok {
 					continue
 				}
 			}
@@ -95,20 +95,35 @@ func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
 }
 
 // together is how fresh all of some answers have to be.
-func together(checks []Check) (fresh string, fully bool, err error) {
+func together(checks []Check) (fresh []string, fully bool, err error) {
 	for i, check := range checks {
 		fully = fully || check.FullyConsistent
-		if check.AtLeastAsFresh == "" {
+		if check.AtLeastAsFresh == "" || slices.Contains(fresh, check.AtLeastAsFresh) {
 			continue
 		}
 		history, _, ok := readToken(check.AtLeastAsFresh)
-		before, _, _ := readToken(fresh)
-		if !ok || fresh != "" && history != before {
-			return "", false, fmt.Errorf("%w: checks[%d].AtLeastAsFresh is no revision, or of another history than that of a check before it", ErrInvalid, i)
+		if ok && len(fresh) > 0 {
+			before, _, _ := readToken(fresh[0])
+			ok = history == before
 		}
-		fresh = newer(check.AtLeastAsFresh, fresh)
+		if !ok {
+			return nil, false, fmt.Errorf("%w: checks[%d].AtLeastAsFresh is no revision, or of another history than that of a check before it", ErrInvalid, i)
+		}
+		fresh = append(fresh, check.AtLeastAsFresh)
 	}
 	return fresh, fully, nil
+}
+
+// reuseAll gives a kept answer that knows of several revisions.
+func (c *Client) reuseAll(key string, fresh []string) (Result, bool) {
+	newest := ""
+	for _, token := range fresh {
+		if !c.seen.trusted().has(token) {
+			return Result{}, false
+		}
+		newest = newer(token, newest)
+	}
+	return c.reuse(key, newest)
 }
 
 // question is one of a batch that the service is asked.
@@ -122,7 +137,7 @@ type question struct {
 // askBatch asks the questions of one batch. If the one before it failed as a whole, with
 // an error, this one fails with that too, for all have to end in time. It returns the
 // error of the whole.
-func (c *Client) askBatch(ctx context.Context, list []question, fresh string, fully bool, err error) error {
+func (c *Client) askBatch(ctx context.Context, list []question, fresh []string, fully bool, err error) error {
 	ctx, span := c.tracer.Start(ctx, "cedarpost.AuthorizeBatch", trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
 	bounded, cancel := c.bound(ctx)
@@ -160,16 +175,17 @@ func (c *Client) askBatch(ctx context.Context, list []question, fresh string, fu
 }
 
 // sendBatch sends up to 100 questions, and returns as many results.
-func (c *Client) sendBatch(ctx context.Context, checks []*cedarpostv1.AuthorizeRequest, fresh string, fully bool) (results []*cedarpostv1.AuthorizeBatchResult, err error) {
-	err = c.consistently(fresh, fully, func(consistency *cedarpostv1.Consistency) error {
-		return c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) error {
+func (c *Client) sendBatch(ctx context.Context, checks []*cedarpostv1.AuthorizeRequest, fresh []string, fully bool) (results []*cedarpostv1.AuthorizeBatchResult, err error) {
+	err = c.consistently(fresh, fully, func(consistency *cedarpostv1.Consistency) (revision string, err error) {
+		err = c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) error {
 			res, err := client.AuthorizeBatch(ctx, &cedarpostv1.AuthorizeBatchRequest{Checks: checks, Consistency: consistency})
 			if err == nil && len(res.GetResults()) != len(checks) {
 				err = connect.NewError(connect.CodeInternal, "the batch has another number of results than questions").WithRemote()
 			}
-			results = res.GetResults()
+			results, revision = res.GetResults(), res.GetRevision().GetToken()
 			return err
 		})
+		return revision, err
 	})
 	return results, err
 }
@@ -188,7 +204,7 @@ func unpack(r *cedarpostv1.AuthorizeBatchResult) (*cedarpostv1.AuthorizeResponse
 // batcher sends questions that come at the same time together: while some are under
 // way, others gather.
 type batcher struct {
-	send    func(context.Context, []*cedarpostv1.AuthorizeRequest, string, bool) ([]*cedarpostv1.AuthorizeBatchResult, error)
+	send    func(context.Context, []*cedarpostv1.AuthorizeRequest, []string, bool) ([]*cedarpostv1.AuthorizeBatchResult, error)
 	timeout time.Duration
 	ctx     context.Context //nolint:containedctx // the client's: a batch is of no caller
 	start   func(func())
@@ -257,7 +273,7 @@ func (b *batcher) answer(list []*waiter) {
 	for i, w := range list {
 		reqs[i] = w.req
 	}
-	results, err := b.send(ctx, reqs, "", false)
+	results, err := b.send(ctx, reqs, nil, false)
 	if half := len(list) / 2; half > 0 && connect.CodeOf(err) == connect.CodeInvalidArgument {
 		// One of them is to blame, and the others are somebody else's.
 		b.answer(list[:half])

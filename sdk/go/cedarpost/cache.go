@@ -29,7 +29,9 @@ import (
 //   - What the watch missed cannot be known. After a gap, only answers made since are
 //     given.
 //   - Revisions compare within one history alone. Another one, as after a failover,
-//     begins with nothing.
+//     begins with nothing. So does a database that was restored and has the same name:
+//     the watch says that it begins anew, or the service has a revision that is older
+//     than what the watch told, or of the same number with another mark.
 type cache struct {
 	entries *otter.Cache[string, *entry]
 	bound   time.Duration
@@ -68,6 +70,8 @@ type epoch struct {
 	applied atomic.Int64 // the watch has told of all changes up to it
 	floor   atomic.Int64 // what changed before it is not known
 	lease   atomic.Pointer[instant]
+	// since is a monotonic time. Answers to questions that were sent before are not given.
+	since atomic.Int64
 	token   atomic.Pointer[string] // of applied
 	// newest has, by hash of a tag, the newest change of one of them.
 	newest [changeSlots]atomic.Int64
@@ -114,7 +118,7 @@ func (c *cache) get(key string, fresh string) (*entry, instant) {
 	if lease == nil || now.since(*lease) > c.bound {
 		return nil, now
 	}
-	if fresh != "" && !ep.covers(fresh) {
+	if fresh != "" && !(ep.covers(fresh) && c.seen.trusted().has(fresh)) {
 		return nil, now
 	}
 	e, ok := c.entries.GetIfPresent(key)
@@ -126,7 +130,7 @@ func (c *cache) get(key string, fresh string) (*entry, instant) {
 
 // valid says whether nothing that the answer depends on has changed since.
 func (ep *epoch) valid(e *entry) bool {
-	if e.epoch != ep || e.number < ep.floor.Load() {
+	if e.epoch != ep || e.number < ep.floor.Load() || e.sent.mono < ep.since.Load() {
 		return false
 	}
 	for _, tag := range e.tags {
@@ -184,19 +188,26 @@ func (c *cache) apply(m *cedarpostv1.WatchResponse) {
 		return
 	}
 	if ep == nil || ep.history != history {
-		ep = &epoch{history: history}
-		ep.floor.Store(number)
-		ep.reach(number, token)
-		c.asked = nil
-		c.epoch.Store(ep)
-		c.entries.InvalidateAll()
+		c.begin(history, number, token)
 		return
 	}
 	applied := ep.applied.Load()
 	changed := number > m.GetAfter()
+	if m.GetReset_() && (!changed || number <= applied) {
+		// The server does not go on from what this client knows, which may be lost. Another
+		// server may answer from what is lost for as long as it may be behind.
+		c.gaps.Add(1)
+		c.seen.forget()
+		c.begin(history, number, token).since.Store(c.clock().mono + int64(c.bound))
+		return
+	}
 	if m.GetReset_() || m.GetAfter() > applied {
 		c.gaps.Add(1)
 		raise(&ep.floor, max(number, applied))
+		c.seen.distrust() // what came before may be of another history
+		if m.GetReset_() {
+			raise(&ep.since, c.clock().mono)
+		}
 	} else if c.coarse && changed && number > applied {
 		raise(&ep.floor, number)
 	}
@@ -204,7 +215,20 @@ func (c *cache) apply(m *cedarpostv1.WatchResponse) {
 		raise(&ep.newest[tag%changeSlots], number)
 	}
 	ep.reach(number, token)
+	c.seen.trusted().add(token)
 	c.grant(ep)
+}
+
+// begin begins a history, with nothing. Its caller holds mu.
+func (c *cache) begin(history string, number int64, token string) *epoch {
+	ep := &epoch{history: history}
+	ep.floor.Store(number)
+	ep.reach(number, token)
+	c.seen.trusted().add(token)
+	c.asked = nil
+	c.epoch.Store(ep)
+	c.entries.InvalidateAll()
+	return ep
 }
 
 func (ep *epoch) reach(number int64, token string) {
@@ -222,20 +246,27 @@ func raise(a *atomic.Int64, n int64) {
 }
 
 // prove takes the newest revision that the service had, from a question sent at a
-// time. The lease begins then, as soon as the watch is there.
-func (c *cache) prove(r *cedarpostv1.Revision, sent instant) {
+// time, when the watch had reached a revision. The lease begins then, as soon as the
+// watch is there. What the watch told before the question was sent, the service had: if
+// it does not have it any more, that is lost, and all is dropped.
+func (c *cache) prove(r *cedarpostv1.Revision, sent instant, reached string) (lost bool) {
 	history, number, ok := readToken(r.GetToken())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ep := c.epoch.Load()
 	if !ok || ep == nil || ep.history != history {
-		return
+		return false
+	}
+	if before, told, ok := readToken(reached); ok && before == history && (number < told || contradict(reached, r.GetToken())) {
+		c.drop()
+		return true
 	}
 	c.asked = append(c.asked, proof{number, sent})
 	if len(c.asked) > maxProofs {
 		c.asked = c.asked[1:]
 	}
 	c.grant(ep)
+	return false
 }
 
 // grant begins the newest lease that the watch has reached.
@@ -306,6 +337,15 @@ func readToken(token string) (history string, number int64, ok bool) {
 		return "", 0, false
 	}
 	return token[:historyChars], number, true
+}
+
+// contradict says whether two tokens cannot be of the same history.
+func contradict(a, b string) bool {
+	var x, y [tokenBytes]byte
+	_, errA := tokenText.Decode(x[:], []byte(a))
+	_, errB := tokenText.Decode(y[:], []byte(b))
+	const anchor, mark = 29, 37
+	return errA == nil && errB == nil && [8]byte(x[anchor:]) == [8]byte(y[anchor:]) && [16]byte(x[mark:]) != [16]byte(y[mark:])
 }
 
 var tokenText = base64.RawURLEncoding.Strict()

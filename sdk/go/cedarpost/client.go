@@ -280,34 +280,58 @@ func (c *Client) send(ctx context.Context, req *cedarpostv1.AuthorizeRequest, fr
 	if c.batches != nil && fresh == "" && !fully {
 		return c.batches.do(ctx, req)
 	}
-	err = c.consistently(fresh, fully, func(consistency *cedarpostv1.Consistency) error {
+	err = c.consistently([]string{fresh}, fully, func(consistency *cedarpostv1.Consistency) (string, error) {
 		req.Consistency = consistency
-		return c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) (err error) {
+		err := c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) (err error) {
 			res, err = client.Authorize(ctx, req)
 			return err
 		})
+		return res.GetRevision().GetToken(), err
 	})
 	return res, err
 }
 
-// consistently calls fn with how fresh an answer has to be: as the caller wants, and
-// not older than what this client has seen. What it has seen may be lost in a
-// failover; then it begins anew.
-func (c *Client) consistently(fresh string, fully bool, fn func(*cedarpostv1.Consistency) error) error {
+// consistently calls fn with how fresh an answer has to be: as the caller wants, who
+// may name several revisions, and not older than what this client has seen. What it has
+// seen may be lost in a failover or a restore; then it begins anew. fn returns the
+// revision of its answer; the last answer is the one that counts.
+//
+// A revision that the caller names is sent at least once: it may be a lost one, which
+// the service alone can tell from another one of the same number.
+func (c *Client) consistently(fresh []string, fully bool, fn func(*cedarpostv1.Consistency) (string, error)) error {
 	if fully {
-		return fn(&cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_FullyConsistent{FullyConsistent: true}})
+		_, err := fn(&cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_FullyConsistent{FullyConsistent: true}})
+		return err
 	}
-	own := newer(c.newest(), fresh)
-	err := fn(atLeast(own))
-	if connect.CodeOf(err) == connect.CodeAborted && own != fresh {
-		c.seen.Store(nil)
+	newest, trusted := "", c.seen.trusted()
+	for _, token := range fresh {
+		newest = newer(token, newest)
+	}
+	own := newer(c.newest(), newest)
+	for _, token := range fresh {
+		if token == "" || token == own || trusted.has(token) {
+			continue
+		}
+		got, err := fn(atLeast(token))
+		if err != nil {
+			return err
+		}
+		trusted.add(token)
+		if len(fresh) == 1 && (got == own || newer(got, own) == got) {
+			return nil
+		}
+	}
+	_, err := fn(atLeast(own))
+	if err == nil && own == newest {
+		trusted.add(own)
+	}
+	if connect.CodeOf(err) == connect.CodeAborted && own != newest {
+		c.seen.forget()
 		if c.cache != nil {
 			c.cache.forget()
-			if cut := c.cut.Load(); cut != nil {
-				(*cut)(errHistory)
-			}
+			c.cutWatch(errHistory)
 		}
-		err = fn(atLeast(fresh))
+		_, err = fn(atLeast(newest))
 	}
 	return err
 }
@@ -345,7 +369,56 @@ func atLeast(token string) *cedarpostv1.Consistency {
 }
 
 // seen is the token of the newest revision that an answer came with.
-type seen struct{ atomic.Pointer[string] }
+type seen struct {
+	atomic.Pointer[string]
+	tokens atomic.Pointer[tokens]
+}
+
+// maxTrusted bounds the tokens that a client remembers to be of the history it is in.
+const maxTrusted = 1024
+
+// tokens are those that the service took, or told, of one history.
+type tokens struct {
+	mu  sync.Mutex
+	set map[string]struct{}
+}
+
+func (t *tokens) has(token string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.set[token]
+	return ok
+}
+
+func (t *tokens) add(token string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.set) >= maxTrusted {
+		clear(t.set)
+	}
+	if token != "" {
+		t.set[token] = struct{}{}
+	}
+}
+
+// trusted are the tokens of the history that the client is in. Whoever adds one that the
+// service took has got them before the question was sent.
+func (s *seen) trusted() *tokens {
+	if t := s.tokens.Load(); t != nil {
+		return t
+	}
+	s.tokens.CompareAndSwap(nil, &tokens{set: map[string]struct{}{}})
+	return s.trusted()
+}
+
+// forget is for another history.
+func (s *seen) forget() {
+	s.Store(nil)
+	s.distrust()
+}
+
+// distrust has the service say of each token anew whether it is of its history.
+func (s *seen) distrust() { s.tokens.Store(&tokens{set: map[string]struct{}{}}) }
 
 // see takes that of an answer, before the answer is used.
 func (s *seen) see(token string) {

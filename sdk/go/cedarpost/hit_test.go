@@ -20,7 +20,7 @@ func warm(t testing.TB, check Check, tags int) *Client {
 	t.Cleanup(func() { c.stop() })
 	revision := &cedarpostv1.Revision{Token: modelToken(1, 1)}
 	c.cache.apply(&cedarpostv1.WatchResponse{After: 1, Revision: revision})
-	c.cache.prove(revision, c.cfg.clock())
+	c.cache.prove(revision, c.cfg.clock(), "")
 	key, err := appendKey(nil, &check)
 	if err != nil {
 		t.Fatal(err)

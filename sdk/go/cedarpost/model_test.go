@@ -68,8 +68,9 @@ type ask struct {
 // probe is a question for the newest revision under way. newest was read after it
 // was sent.
 type probe struct {
-	sent   instant
-	newest *state
+	sent    instant
+	reached string // by the watch, when it was sent
+	newest  *state
 }
 
 type model struct {
@@ -257,14 +258,14 @@ func (m *model) deliver(t *run) {
 }
 
 func (m *model) prove(t *run) {
-	m.probes = append(m.probes, probe{sent: m.now, newest: m.newest()})
+	m.probes = append(m.probes, probe{sent: m.now, reached: m.cache.reached(), newest: m.newest()})
 }
 
 // proven delivers what was the newest when it was read: at some time after the
 // question was sent.
 func (m *model) proven(t *run) {
 	if p, ok := take(t, &m.probes); ok {
-		m.cache.prove(&cedarpostv1.Revision{Token: modelToken(p.newest.history, p.newest.number)}, p.sent)
+		m.cache.prove(&cedarpostv1.Revision{Token: modelToken(p.newest.history, p.newest.number)}, p.sent, p.reached)
 	}
 }
 

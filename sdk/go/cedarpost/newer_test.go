@@ -2,6 +2,7 @@ package cedarpost
 
 import (
 	"context"
+	"encoding/base64"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -44,7 +45,7 @@ func TestStrangeHints(t *testing.T) {
 		}
 		c.seen.see(res.GetRevision().GetToken())
 		c.cache.apply(&cedarpostv1.WatchResponse{Revision: res.GetRevision()})
-		c.cache.prove(res.GetRevision(), c.cfg.clock())
+		c.cache.prove(res.GetRevision(), c.cfg.clock(), "")
 	}
 }
 
@@ -143,5 +144,81 @@ func TestFullyConsistentAnswerIsKept(t *testing.T) {
 		if r, err := ask(hitCheck); err != nil || r.Allowed() {
 			t.Errorf("%s: after that: %v, %v", name, r.Allowed(), err)
 		}
+	}
+}
+
+// otherToken is modelToken of a history that parted from that one before the number.
+func otherToken(history int, number int64) string {
+	b, err := base64.RawURLEncoding.DecodeString(modelToken(history, number))
+	if err != nil {
+		panic(err)
+	}
+	b[52] ^= 1
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// The service was restored under its name. What a client has of the lost revisions goes,
+// and what arrives of them late, or from a server that has not noticed, is not kept.
+func TestRestoredHistoryDropsAnswers(t *testing.T) {
+	const applied = 100
+	for name, restored := range map[string]func(c *Client){
+		"the watch begins anew below":       breaks(60),
+		"the watch begins anew at the same": breaks(applied),
+		"the watch begins anew above":       breaks(applied + 20),
+		"the newest revision is an older one": func(c *Client) {
+			c.cache.prove(&cedarpostv1.Revision{Token: otherToken(1, 60)}, c.cfg.clock(), c.cache.reached())
+		},
+		"the newest revision has another mark": func(c *Client) {
+			c.cache.prove(&cedarpostv1.Revision{Token: otherToken(1, applied)}, c.cfg.clock(), c.cache.reached())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			now := instant{1e12, 1e12}
+			c := (&strange{}).serve(t)
+			c.cache.clock = func() instant { return now }
+			told := at(applied)
+			c.cache.apply(&cedarpostv1.WatchResponse{After: applied, Revision: told})
+			c.cache.prove(told, now, "")
+			sent := now
+			for _, number := range []int64{applied, applied + 50} { // ahead of the watch
+				c.cache.put("q", allow(number), sent)
+			}
+			if e, _ := c.cache.get("q", ""); e == nil {
+				t.Fatal("no answer before the restore")
+			}
+			now.mono, now.wall = now.mono+1e6, now.wall+1e6
+			restored(c)
+			gone := func(when string) {
+				t.Helper()
+				if ep := c.cache.epoch.Load(); ep != nil {
+					ep.lease.Store(&now)
+				}
+				if e, _ := c.cache.get("q", ""); e != nil {
+					t.Errorf("%s: an answer of revision %d", when, e.number)
+				}
+			}
+			gone("after the restore")
+			c.cache.put("q", allow(applied+50), sent)
+			gone("a late answer")
+			if name != "the watch begins anew above" {
+				c.cache.put("q", allow(applied+50), now)
+				gone("from a server that is behind")
+			}
+			if ep := c.cache.epoch.Load(); ep != nil {
+				now.mono, now.wall = now.mono+int64(c.cache.bound), now.wall+int64(c.cache.bound)
+				ep.lease.Store(&now)
+				c.cache.put("q", allow(applied+60), now)
+				if e, _ := c.cache.get("q", ""); e == nil {
+					t.Error("no answer is kept any more")
+				}
+			}
+		})
+	}
+}
+
+// breaks is a watch that tells of a revision of another history, where it goes on from.
+func breaks(number int64) func(c *Client) {
+	return func(c *Client) {
+		c.cache.apply(&cedarpostv1.WatchResponse{After: 100, Revision: &cedarpostv1.Revision{Token: otherToken(1, number)}, Reset_: true})
 	}
 }

@@ -102,9 +102,7 @@ func (c *Client) renew(ctx context.Context) {
 		wait = max(wait, minRenew)
 		if c.cache.behind(c.cfg.MaxStaleness / 3) {
 			// It leads nowhere, or to a server that is behind. Another may do.
-			if cut := c.cut.Load(); cut != nil {
-				(*cut)(errStuck)
-			}
+			c.cutWatch(errStuck)
 		}
 		select {
 		case <-ctx.Done():
@@ -120,17 +118,26 @@ func (c *Client) prove(ctx context.Context, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var sent instant // of the attempt that is answered
+	var reached string
 	var revision *cedarpostv1.Revision
 	err := c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) error {
-		sent = c.cfg.clock()
+		sent, reached = c.cfg.clock(), c.cache.reached()
 		r, err := client.GetRevision(ctx, &cedarpostv1.GetRevisionRequest{})
 		revision = r.GetRevision()
 		return err
 	})
-	if err == nil {
-		c.cache.prove(revision, sent)
+	if err == nil && c.cache.prove(revision, sent, reached) {
+		c.seen.forget()
+		c.cutWatch(errHistory)
 	}
 	return err
+}
+
+// cutWatch ends the watch under way. The next one begins soon.
+func (c *Client) cutWatch(why error) {
+	if cut := c.cut.Load(); cut != nil {
+		(*cut)(why)
+	}
 }
 
 // about is a time of half as long or more, so that many clients do not all come at
