@@ -3,10 +3,12 @@ package auditlog
 import (
 	"crypto/ed25519"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -52,6 +54,23 @@ func OpenCheckpoint(signed []byte, keys ...note.Verifier) (Checkpoint, error) {
 		return Checkpoint{}, fmt.Errorf("checkpoint: %w", err)
 	}
 	return parseCheckpoint(n.Text)
+}
+
+// KeyID names a key as a verifier key begins.
+func KeyID(key note.Verifier) string { return fmt.Sprintf("%s+%08x", key.Name(), key.KeyHash()) }
+
+// Signers reads which keys a note says that it is signed with, as [KeyID] names them. It
+// verifies nothing.
+func Signers(signed []byte) (ids []string) {
+	_, signatures, _ := strings.Cut(string(signed), "\n\n")
+	for line := range strings.SplitSeq(signatures, "\n") {
+		name, text, ok := strings.Cut(strings.TrimPrefix(line, "— "), " ")
+		sig, err := base64.StdEncoding.DecodeString(text)
+		if ok && err == nil && len(sig) > 4 && !strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			ids = append(ids, fmt.Sprintf("%s+%08x", name, binary.BigEndian.Uint32(sig)))
+		}
+	}
+	return ids
 }
 
 // PeekCheckpoint reads a checkpoint without trusting it.

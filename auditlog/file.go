@@ -9,9 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+
+	"golang.org/x/mod/sumdb/note"
 )
 
-// A checkpoint file holds signed notes, each followed by an empty line. So a note
+// A checkpoint file holds signed notes, checkpoints and statements of truncation, each followed by an empty line. So a note
 // is two paragraphs: its body, and its signatures, which begin with a dash. One that
 // was cut off while it was written is passed over.
 
@@ -61,27 +63,73 @@ func isRegular(file string) error {
 	return err
 }
 
-// LastCheckpoint reads the largest checkpoint of a log in a file; the zero value if
-// there is none. Signatures are not looked at.
-func LastCheckpoint(file, origin string) (last Checkpoint, err error) {
+// ReadKept reads what a file has of a log; nothing if there is no file. Signatures of
+// checkpoints are not looked at: one that nobody signed makes the log contradict it, and
+// not the other way round. A statement that the newest batches are lost must be signed
+// with one of the keys, and is an error if it is not or does not follow.
+func ReadKept(file, origin string, keys ...note.Verifier) (k Kept, err error) {
+	err = readKept(file, origin, keys, func(c Checkpoint) { k.Add(c) }, func(t Truncation, signed []byte) error { return k.Truncate(t, signed) })
+	return k, err
+}
+
+func readKept(file, origin string, keys []note.Verifier, add func(Checkpoint), truncate func(Truncation, []byte) error) error {
 	if err := isRegular(file); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
-		return last, err
+		return err
 	}
 	f, err := os.Open(file)
 	if err != nil {
-		return last, err
+		return err
 	}
 	defer func() { _ = f.Close() }()
-	err = EachCheckpoint(f, func(signed []byte) error {
-		if c, err := PeekCheckpoint(signed); err == nil && c.Origin == origin && c.Size >= last.Size {
-			last = c
+	return EachCheckpoint(f, func(signed []byte) error {
+		if IsTruncation(signed) {
+			if t, err := PeekTruncation(signed); err == nil && t.Origin != origin {
+				return nil
+			}
+			t, err := OpenTruncation(signed, keys...)
+			if err == nil {
+				err = truncate(t, signed)
+			}
+			if err != nil {
+				return fmt.Errorf("%s: a statement of truncation does not count: %w", file, err)
+			}
+			return nil
+		}
+		if c, err := PeekCheckpoint(signed); err == nil && c.Origin == origin {
+			add(c)
 		}
 		return nil
 	})
+}
+
+// LastCheckpoint is the last one of [ReadKept], and takes no memory for the others.
+func LastCheckpoint(file, origin string, keys ...note.Verifier) (last Checkpoint, err error) {
+	last, _, err = readLast(file, origin, keys)
 	return last, err
+}
+
+// Truncations are the statements of truncation in a file, as [ReadKept] has them.
+func Truncations(file, origin string, keys ...note.Verifier) (statements [][]byte, err error) {
+	_, statements, err = readLast(file, origin, keys)
+	return statements, err
+}
+
+func readLast(file, origin string, keys []note.Verifier) (last Checkpoint, statements [][]byte, err error) {
+	err = readKept(file, origin, keys, func(c Checkpoint) {
+		if c.Size >= last.Size {
+			last = c
+		}
+	}, func(t Truncation, signed []byte) error {
+		if err := t.follows(last); err != nil {
+			return err
+		}
+		last, statements = t.To, append(statements, signed)
+		return nil
+	})
+	return last, statements, err
 }
 
 // EachCheckpoint calls fn with each signed note of a checkpoint file.

@@ -11,6 +11,22 @@ type RootBuilder struct {
 	whole []tlog.Hash
 }
 
+// NewRootBuilder returns one that has the leaves of a stored tree of a size already.
+func NewRootBuilder(size int64, tree tlog.HashReader) (*RootBuilder, error) {
+	var indexes []int64
+	for level, from := 62, int64(0); level >= 0; level-- {
+		if size&(1<<level) != 0 {
+			indexes = append(indexes, tlog.StoredHashIndex(level, from>>level))
+			from += 1 << level
+		}
+	}
+	if len(indexes) == 0 {
+		return &RootBuilder{}, nil
+	}
+	whole, err := tree.ReadHashes(indexes)
+	return &RootBuilder{size, whole}, err
+}
+
 // Add adds the hash of the next leaf.
 func (b *RootBuilder) Add(leaf tlog.Hash) {
 	for n := b.size; n&1 == 1; n >>= 1 {

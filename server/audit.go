@@ -225,6 +225,23 @@ func readError(err error) error {
 	return outerError(err, "; nothing was read")
 }
 
+// notFound is the error of an id that is not in the log. What is of a day that was
+// dropped may have been there.
+func (s *auditService) notFound(ctx context.Context, id uuid.UUID, text string) error {
+	if id.Version() == 7 {
+		seconds, nanoseconds := id.Time().UnixTime()
+		day := dayOf(time.Unix(seconds, nanoseconds))
+		dropped, err := s.db.DayDropped(ctx, day)
+		if err != nil {
+			return readError(err)
+		}
+		if dropped {
+			return connect.Errorf(connect.CodeNotFound, "%s is of %s, and that day of the log was dropped by retention", id, day.Format(time.DateOnly))
+		}
+	}
+	return connect.Errorf(connect.CodeNotFound, text, id)
+}
+
 // GetDecision implements cedarpost.v1.AuditService.
 func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDecisionRequest) (*cedarpostv1.GetDecisionResponse, error) {
 	id, err := uuid.Parse(req.GetDecisionId())
@@ -247,7 +264,7 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 		return nil, readError(err)
 	}
 	if missing {
-		return nil, connect.Errorf(connect.CodeNotFound, "no decision %s is recorded", id)
+		return nil, s.notFound(ctx, id, "no decision %s is recorded")
 	}
 	rec := readDecision(row)
 	if rec.Damaged != "" {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
@@ -14,13 +15,26 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
+// maxTruncations bounds the statements that are told with a checkpoint.
+const maxTruncations = 100
+
 // GetCheckpoint implements cedarpost.v1.AuditService.
 func (s *auditService) GetCheckpoint(ctx context.Context, req *cedarpostv1.GetCheckpointRequest) (*cedarpostv1.GetCheckpointResponse, error) {
 	c, err := s.checkpoint(ctx, req.GetSize())
 	if err != nil {
 		return nil, err
 	}
-	return &cedarpostv1.GetCheckpointResponse{Checkpoint: string(c.Note), VerifierKeys: s.signer.verifierKeys()}, nil
+	rows, err := s.db.QueryEvents(ctx, store.EventQuery{Kind: eventKind(cedarpostv1.EventRecord_LOG_TRUNCATED), Limit: maxTruncations})
+	if err != nil {
+		return nil, readError(err)
+	}
+	out := &cedarpostv1.GetCheckpointResponse{Checkpoint: string(c.Note), VerifierKeys: s.signer.verifierKeys()}
+	for _, row := range slices.Backward(rows) {
+		if statement := readEvent(row).GetLogTruncated().GetStatement(); statement != "" && !slices.Contains(out.Truncations, statement) {
+			out.Truncations = append(out.Truncations, statement)
+		}
+	}
+	return out, nil
 }
 
 // checkpoint reads the checkpoint of a size, the newest for 0.
@@ -78,7 +92,7 @@ func (s *auditService) prove(ctx context.Context, id uuid.UUID, size int64) (in 
 		batchID, in.Row, in.Record = e.Batch, e.Pos, e.Record
 	}
 	if errors.Is(err, store.ErrNotFound) {
-		err = connect.Errorf(connect.CodeNotFound, "no record %s is in the log", id)
+		err = s.notFound(ctx, id, "no record %s is in the log")
 	}
 	if err != nil {
 		return in, err

@@ -44,7 +44,7 @@ func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.Repl
 		return nil, readError(err)
 	}
 	if missing {
-		return nil, connect.Errorf(connect.CodeNotFound, "no decision %s is recorded", id)
+		return nil, s.notFound(ctx, id, "no decision %s is recorded")
 	}
 	if rec.Damaged != "" {
 		return nil, damageError(rec)

@@ -199,10 +199,10 @@ func TestCopyOfFiles(t *testing.T) {
 // name. The server forgets what is lost: what it keeps in memory, and what watchers know.
 func TestDatabaseReplacedUnderneath(t *testing.T) {
 	for _, way := range []struct {
-		name string
-		copy func(testing.TB, string) string
+		name  string
+		copy  func(testing.TB, string) string
 		ahead bool // of the number of the lost revision, when the server sees it
-		text string
+		text  string
 	}{
 		{"a copy", storetest.Clone, false, "another database"},
 		{"files, behind", storetest.CloneAsFiles, false, "does not have"},

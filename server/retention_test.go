@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
@@ -76,10 +77,12 @@ func TestRetention(t *testing.T) {
 	w := db.NewLogWriter("gone", auditlog.Strict, 0)
 	defer w.Close()
 	noon := time.Now().UTC().Truncate(day).Add(day / 2)
+	var oldest store.Decision
 	for _, days := range []int{39, 45, 50} {
 		at := noon.AddDate(0, 0, -days)
 		mustExec(t, conn, fmt.Sprintf("select create_log_partitions('%s', 1)", at.Format(time.DateOnly)))
-		if _, err := w.Append(t.Context(), []store.Decision{decisionOf(at), decisionOf(at)}, nil); err != nil {
+		oldest = decisionOf(at)
+		if _, err := w.Append(t.Context(), []store.Decision{oldest, decisionOf(at)}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -93,6 +96,14 @@ func TestRetention(t *testing.T) {
 		_, err := fmt.Sscan(metric(t, s, "cedarpost_log_days_dropped_total")+" "+metric(t, other, "cedarpost_log_days_dropped_total"), &a, &b)
 		return err == nil && a+b == 2
 	})
+	_, err = s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: oldest.ID.String()})
+	wantCode(t, err, connect.CodeNotFound, "dropped by retention")
+	_, err = s.Audit.ReplayDecision(t.Context(), &cedarpostv1.ReplayDecisionRequest{DecisionId: oldest.ID.String()})
+	wantCode(t, err, connect.CodeNotFound, "dropped by retention")
+	for _, at := range []time.Time{noon, noon.AddDate(0, 0, -39), noon.AddDate(0, 0, -70)} { // the log did not begin before
+		_, err = s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: decisionOf(at).ID.String()})
+		wantCode(t, err, connect.CodeNotFound, "no decision")
+	}
 
 	var left int
 	if err := conn.QueryRow(t.Context(), "select count(*) from decisions").Scan(&left); err != nil || left != 2 {

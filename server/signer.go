@@ -153,7 +153,7 @@ func (s *signer) check(ctx context.Context) (err error) {
 	if s.base, err = s.newestStored(ctx, read); err != nil {
 		return err
 	}
-	signed, err := auditlog.LastCheckpoint(s.file, s.origin)
+	signed, err := auditlog.LastCheckpoint(s.file, s.origin, s.verifiers()...)
 	if err != nil {
 		return &checkpointFileError{err}
 	}
@@ -326,6 +326,24 @@ func (s *signer) announce(ctx context.Context) error {
 			Kind: cedarpostv1.EventRecord_CHECKPOINT_KEY, Subject: key,
 			Detail: &cedarpostv1.EventRecord_CheckpointKey{CheckpointKey: &cedarpostv1.CheckpointKey{VerifierKey: key}},
 		})
+		if err != nil {
+			return err
+		}
+	}
+	// A statement of truncation is in the file first.
+	kept, err := auditlog.Truncations(s.file, s.origin, s.verifiers()...)
+	if err != nil {
+		return err
+	}
+	for _, signed := range kept {
+		t, err := auditlog.PeekTruncation(signed)
+		if err != nil {
+			return err
+		}
+		known, err := s.db.KnowsTruncation(ctx, truncationSubject(t))
+		if err == nil && !known {
+			err = s.events.add(ctx, truncationEvent(t, signed))
+		}
 		if err != nil {
 			return err
 		}

@@ -30,8 +30,9 @@ type Verification struct {
 	// Keys are those that checkpoints must be signed with. Without any, signatures are
 	// not looked at.
 	Keys []note.Verifier
-	// Against are signed checkpoints that were kept elsewhere.
-	Against [][]byte
+	// Against are signed checkpoints that were kept elsewhere, and statements of
+	// truncation: for each file, in its order.
+	Against [][][]byte
 	// MinRetention is how long after its end a day of the log is kept at least. A record
 	// that a younger day is dropped is not believed. 0 is 30 days, which is what a
 	// database has unless its owner changes it.
@@ -62,8 +63,19 @@ type Verified struct {
 	UnsignedSince  time.Time
 	// Checkpoints that were compared with the tree.
 	Checkpoints int64
+	// Truncations are statements, signed with one of the keys, that batches were lost:
+	// in Against, in the log, or in both.
+	Truncations []TruncationFound
+	// Truncated are checkpoints in Against of batches that were lost so.
+	Truncated int64
 	// History is nil if it was not verified.
 	History *HistoryVerified
+}
+
+// TruncationFound is a statement of truncation, and where it was found.
+type TruncationFound struct {
+	auditlog.Truncation
+	Kept, InLog bool
 }
 
 // A Fault is one thing in a log that is not in order.
@@ -126,7 +138,7 @@ func VerifyLog(ctx context.Context, db *store.DB, v Verification) (Verified, err
 		return Verified{}, errors.New("verify: the stored history can only be verified with the whole log")
 	}
 	v.MinRetention = cmp.Or(v.MinRetention, defaultMinRetention)
-	run := &verification{db: db, v: v, gone: map[time.Time]*goneRows{}, isGone: map[time.Time]bool{}}
+	run := &verification{db: db, v: v, gone: map[time.Time]*goneRows{}, isGone: map[time.Time]bool{}, stated: map[string]*TruncationFound{}}
 	err := run.verify(ctx)
 	if err == nil && len(run.bad.Faults) > 0 {
 		err = &run.bad
@@ -149,6 +161,8 @@ type verification struct {
 	// record says so.
 	droppedDay    time.Time
 	droppedBefore int64
+	// stated are the statements of truncation, by their text.
+	stated map[string]*TruncationFound
 	// announced: the log says that checkpoints are signed.
 	announced bool
 	// rootDay is the day of the newest state root that was read: batches after it have
@@ -222,6 +236,7 @@ func (v *verification) verify(ctx context.Context) error {
 	if err := v.shape(ctx); err != nil {
 		return err
 	}
+	v.truncations()
 	if err := v.endTree(ctx, end); err != nil || v.history == nil {
 		return err
 	}
@@ -441,6 +456,17 @@ func (v *verification) event(h auditlog.Header, rec *cedarpostv1.EventRecord) {
 		}
 	case cedarpostv1.EventRecord_CHECKPOINT_KEY:
 		v.announced = true
+	case cedarpostv1.EventRecord_LOG_TRUNCATED:
+		signed := []byte(rec.GetLogTruncated().GetStatement())
+		if len(v.v.Keys) == 0 {
+			return // nobody knows who made it
+		}
+		t, err := auditlog.OpenTruncation(signed, v.v.Keys...)
+		if err != nil {
+			v.fault(-1, -1, "the log has a statement of truncation that does not count: %s", err)
+			return
+		}
+		v.stateOf(t).InLog = true
 	case cedarpostv1.EventRecord_RETENTION_DROP:
 		drop := rec.GetRetentionDrop()
 		day, err := time.Parse(time.DateOnly, drop.GetDay())
@@ -455,6 +481,31 @@ func (v *verification) event(h auditlog.Header, rec *cedarpostv1.EventRecord) {
 			if before > 0 && (v.droppedBefore == 0 || before < v.droppedBefore) {
 				v.droppedBefore = before // of several records the strictest one counts
 			}
+		}
+	}
+}
+
+// stateOf finds a statement among those that were found, or adds it.
+func (v *verification) stateOf(t auditlog.Truncation) *TruncationFound {
+	key := truncationSubject(t) + t.Time.String() + t.Operator + "\n" + t.Reason
+	if v.stated[key] == nil {
+		v.stated[key] = &TruncationFound{Truncation: t}
+	}
+	return v.stated[key]
+}
+
+// truncations lists the statements that were found. One that was kept elsewhere stands in
+// the log too, unless the log lost it in a later truncation, or dropped its day.
+func (v *verification) truncations() {
+	for _, f := range v.stated {
+		v.done.Truncations = append(v.done.Truncations, *f)
+	}
+	slices.SortFunc(v.done.Truncations, func(a, b TruncationFound) int { return a.Time.Compare(b.Time) })
+	for i, f := range v.done.Truncations {
+		again := slices.ContainsFunc(v.done.Truncations[i+1:], func(g TruncationFound) bool { return g.Kept && g.Origin == f.Origin })
+		dropped := !v.droppedDay.IsZero() && !dayOf(f.Time).After(v.droppedDay)
+		if f.Kept && !f.InLog && !again && !dropped && v.v.Since.IsZero() {
+			v.fault(-1, -1, "the statement of %s that %d batches were lost is not in the log: it is recorded when a server signs again", f.Time.Format(time.RFC3339), f.Lost())
 		}
 	}
 }

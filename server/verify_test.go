@@ -208,7 +208,7 @@ func TestVerifyFinds(t *testing.T) {
 			tamper(t, url, sql)
 		}
 		_, err := server.VerifyLog(t.Context(), openStore(t, url),
-			server.Verification{Keys: []note.Verifier{verifier}, Against: [][]byte{[]byte(kept)}})
+			server.Verification{Keys: []note.Verifier{verifier}, Against: [][][]byte{{[]byte(kept)}}})
 		return err
 	}
 	if err := verify(t, ""); err != nil {
@@ -274,7 +274,7 @@ func TestRestoredBackupIsNotSigned(t *testing.T) {
 	if err := conn.QueryRow(t.Context(), "select max(size) from checkpoints").Scan(&newest); err != nil || newest != before.Size {
 		t.Errorf("%d batches were signed, %v; before the backup %d", newest, err, before.Size)
 	}
-	_, err := server.VerifyLog(t.Context(), restored.DB, server.Verification{Against: [][]byte{[]byte(kept)}})
+	_, err := server.VerifyLog(t.Context(), restored.DB, server.Verification{Against: [][][]byte{{[]byte(kept)}}})
 	if err == nil {
 		t.Error("a restored log passes for the one that was signed")
 	}

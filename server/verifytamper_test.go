@@ -443,7 +443,7 @@ func TestVerifyGoesOn(t *testing.T) {
 	tamper(t, s.URL, "update decisions set caller = 'nobody' where decision_id in (select decision_id from decisions order by batch, pos limit 2)")
 	tamper(t, s.URL, "delete from audit_batches where seq = 2")
 	done, err := server.VerifyLog(context.Background(), openStore(t, s.URL),
-		server.Verification{Keys: []note.Verifier{verifier}, Against: [][]byte{[]byte(kept)}})
+		server.Verification{Keys: []note.Verifier{verifier}, Against: [][][]byte{{[]byte(kept)}}})
 	var bad *server.BadLogError
 	if !errors.As(err, &bad) {
 		t.Fatalf("got %v", err)

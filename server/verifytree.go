@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -29,6 +30,8 @@ type treeCheck struct {
 	all       bool               // all were read
 	kept      []auditlog.Checkpoint
 	keptNotes map[auditlog.Checkpoint][]byte
+	live      map[auditlog.Checkpoint]bool // of kept: after all statements of truncation
+	promised  []auditlog.Checkpoint        // that statements say the log goes on from, where no checkpoint of it was kept
 	found     int64
 	faults    map[string]*checkpointFault
 }
@@ -62,19 +65,68 @@ func (t *treeCheck) read(ids []auditlog.TileID) ([][]byte, error) {
 // itself, but the roots of later checkpoints depend on it.
 func (v *verification) startTree(start, signed int64) {
 	v.tree = treeCheck{
-		size: start, signed: signed, tiles: map[auditlog.TileID][]byte{}, keptNotes: map[auditlog.Checkpoint][]byte{},
+		size: start, signed: signed, tiles: map[auditlog.TileID][]byte{}, keptNotes: map[auditlog.Checkpoint][]byte{}, live: map[auditlog.Checkpoint]bool{},
 		faults: map[string]*checkpointFault{}, after: store.Checkpoint{Size: math.MinInt64},
 	}
-	for _, signed := range v.v.Against {
+	lost := map[auditlog.Checkpoint]bool{}
+	for _, file := range v.v.Against {
+		v.readKept(file, lost)
+	}
+	before := len(v.tree.kept)
+	v.tree.kept = slices.DeleteFunc(v.tree.kept, func(c auditlog.Checkpoint) bool { return lost[c] && !v.tree.live[c] })
+	v.done.Truncated = int64(before - len(v.tree.kept))
+	slices.SortStableFunc(v.tree.kept, func(a, b auditlog.Checkpoint) int { return int(a.Size - b.Size) })
+}
+
+// readKept reads what one file has. A checkpoint that a statement of truncation is about,
+// in this file or another one, is one that the log lost, and need not hold.
+func (v *verification) readKept(file [][]byte, lost map[auditlog.Checkpoint]bool) {
+	logs := map[string]*auditlog.Kept{}
+	of := func(origin string) *auditlog.Kept {
+		if logs[origin] == nil {
+			logs[origin] = &auditlog.Kept{}
+		}
+		return logs[origin]
+	}
+	for _, signed := range file {
+		if auditlog.IsTruncation(signed) {
+			t, err := auditlog.OpenTruncation(signed, v.v.Keys...)
+			if err == nil {
+				err = of(t.Origin).Truncate(t, signed)
+			}
+			if err != nil {
+				v.fault(-1, -1, "a statement of truncation that was kept elsewhere does not count: %s", err)
+				continue
+			}
+			v.stateOf(t).Kept = true
+			continue
+		}
 		c, err := auditlog.PeekCheckpoint(signed)
 		if err != nil {
 			v.fault(-1, -1, "a checkpoint to compare with cannot be read")
 			continue
 		}
+		// A log is followed by what was signed. What was not is a fault by itself.
+		if _, err := auditlog.OpenCheckpoint(signed, v.v.Keys...); err == nil || len(v.v.Keys) == 0 {
+			of(c.Origin).Add(c)
+		}
 		v.tree.kept = append(v.tree.kept, c)
 		v.tree.keptNotes[c] = signed
 	}
-	slices.SortStableFunc(v.tree.kept, func(a, b auditlog.Checkpoint) int { return int(a.Size - b.Size) })
+	for _, k := range logs {
+		for _, c := range k.Lost {
+			lost[c] = true
+		}
+		for _, c := range k.Live {
+			if _, there := v.tree.keptNotes[c]; there {
+				// A file from before all statements does not know what is lost.
+				v.tree.live[c] = v.tree.live[c] || len(k.Truncations) > 0
+			} else { // the one that a statement goes back to
+				v.tree.promised = append(v.tree.promised, c)
+			}
+		}
+	}
+	slices.SortFunc(v.tree.promised, func(a, b auditlog.Checkpoint) int { return int(a.Size - b.Size) })
 }
 
 // growTree adds the batches of a chunk, compares the tiles with those stored, and the
@@ -196,6 +248,13 @@ func (v *verification) checkpoints(ctx context.Context, to int64) error {
 			return err
 		}
 	}
+	for len(t.promised) > 0 && t.promised[0].Size <= to {
+		c := t.promised[0]
+		t.promised = t.promised[1:]
+		if err := v.promise(c); err != nil {
+			return err
+		}
+	}
 	for {
 		if len(t.pages) == 0 && !t.all {
 			page, err := v.db.Checkpoints(ctx, t.after, checkpointPage)
@@ -227,6 +286,10 @@ func (v *verification) checkpoint(stored store.Checkpoint, where string) error {
 		c, err = auditlog.OpenCheckpoint(stored.Note, v.v.Keys...)
 	}
 	switch {
+	case errors.Is(err, auditlog.ErrUnsigned):
+		v.badCheckpoint(stored, where, fmt.Sprintf("none of the given verifier keys signed it, but %s: if that is an earlier key of this log, its verifier key is missing",
+			strings.Join(auditlog.Signers(stored.Note), " and ")))
+		return nil
 	case err != nil:
 		v.badCheckpoint(stored, where, err.Error())
 		return nil
@@ -251,6 +314,20 @@ func (v *verification) checkpoint(stored store.Checkpoint, where string) error {
 		v.done.Checkpoints++
 	}
 	return nil
+}
+
+// promise compares the checkpoint that a statement of truncation goes back to with the
+// tree.
+func (v *verification) promise(c auditlog.Checkpoint) error {
+	if v.tree.broken {
+		return nil
+	}
+	root, err := tlog.TreeHash(c.Size, auditlog.Tiles(v.tree.read))
+	if errors.Is(err, store.ErrNotFound) || err == nil && root != c.Root {
+		v.badCheckpoint(store.Checkpoint{Size: c.Size}, "in a statement of truncation", "it is not of the same log: the tree has another root")
+		return nil
+	}
+	return err
 }
 
 // badCheckpoint notes what is wrong with a checkpoint. Checkpoints with the same fault
@@ -282,6 +359,9 @@ func (v *verification) endTree(ctx context.Context, end int64) error {
 	if len(t.kept) > 0 {
 		c := t.kept[len(t.kept)-1]
 		v.fault(end, -1, "is missing, and all later ones: the log was cut off. A checkpoint that was kept elsewhere covers %d batches, the database has %d", c.Size, end)
+	}
+	if len(t.promised) > 0 {
+		v.fault(end, -1, "is missing, and all later ones: a statement of truncation says that %d batches are left, the database has %d", t.promised[len(t.promised)-1].Size, end)
 	}
 	switch {
 	case lastErr != nil:

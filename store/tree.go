@@ -87,6 +87,19 @@ func (db *DB) DayGone(ctx context.Context, day time.Time) (gone bool, err error)
 	return gone, err
 }
 
+// DayDropped reports whether the log says that a day of it was dropped, or a later one:
+// days are dropped oldest first.
+func (db *DB) DayDropped(ctx context.Context, day time.Time) (dropped bool, err error) {
+	if dropped, err = db.DayGone(ctx, day); err != nil || !dropped {
+		return false, err
+	}
+	defer wrap(&err, "look for a dropped day of the log")
+	err = db.audit.QueryRow(ctx, `
+		select exists (select from events r where kind = 'retention_drop' and subject >= $1 and `+ofBatch+`)
+		   and exists (select from audit_batches where day <= $2)`, day.Format(time.DateOnly), day).Scan(&dropped)
+	return dropped, err
+}
+
 // StrayRow is a row of the log that does not belong to the batch it names.
 type StrayRow struct {
 	Event bool // or a decision
@@ -350,5 +363,13 @@ func (db *DB) KnowsCheckpointKey(ctx context.Context, verifierKey string) (known
 	defer wrap(&err, "look for a checkpoint key")
 	err = db.audit.QueryRow(ctx,
 		"select exists (select from events r where kind = 'checkpoint_key' and subject = $1 and "+ofBatch+")", verifierKey).Scan(&known)
+	return known, err
+}
+
+// KnowsTruncation reports whether an event has the statement of truncation of a subject.
+func (db *DB) KnowsTruncation(ctx context.Context, subject string) (known bool, err error) {
+	defer wrap(&err, "look for a statement of truncation")
+	err = db.audit.QueryRow(ctx,
+		"select exists (select from events r where kind = 'log_truncated' and subject = $1 and "+ofBatch+")", subject).Scan(&known)
 	return known, err
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +27,7 @@ type auditCmd struct {
 	Witness    witnessCmd    `cmd:"" help:"Keep checkpoints elsewhere, and cry when the log contradicts them."`
 	Prove      proveCmd      `cmd:"" help:"Prove that one record is in the log."`
 	Checkpoint checkpointCmd `cmd:"" help:"Print the newest signed checkpoint."`
+	Truncate   truncateCmd   `cmd:"" help:"State that the newest batches were lost, as after a failover, so that the log can be signed again."`
 	Keygen     keygenCmd     `cmd:"" help:"Make a key to sign checkpoints with."`
 }
 
@@ -70,7 +72,7 @@ type verifyCmd struct {
 	Since        moment   `help:"Only rows from this time on, beside all headers, the tree and all checkpoints: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
 	MinRetention span     `help:"How long after its end a day of the log is kept at least, as the database's table log_retention says: records that a younger day was dropped are not accepted (default ${default})." default:"30d" placeholder:"DURATION"`
 	History      bool     `help:"Also compare the stored entities, bundles and API keys with what the log says of them. Not with --since."`
-	Against      []string `help:"File with checkpoints that were kept elsewhere, by serve --audit-checkpoint-file or by audit witness; may be repeated." type:"path" sep:"none" placeholder:"FILE"`
+	Against      []string `help:"File with checkpoints that were kept elsewhere, and statements of truncation, by serve --audit-checkpoint-file or by audit witness; may be repeated." type:"path" sep:"none" placeholder:"FILE"`
 }
 
 // Help is the long help of verify.
@@ -97,7 +99,8 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 	if err != nil {
 		return err
 	}
-	var against [][]byte
+	var against [][][]byte
+	kept := 0
 	for _, file := range v.Against {
 		notes, err := checkpointsIn(file)
 		if err != nil {
@@ -106,7 +109,7 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 		if len(notes) == 0 {
 			return fmt.Errorf("%s holds no checkpoint", file)
 		}
-		against = append(against, notes...)
+		against, kept = append(against, notes), kept+len(notes)
 	}
 	db, err := store.OpenAuditor(ctx, url)
 	if err != nil {
@@ -132,6 +135,17 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 		result := map[string]any{
 			"ok": bad == nil, "batches": done.Batches, "decisions": done.Decisions, "events": done.Events, "dropped_rows": done.Dropped,
 			"signed_batches": done.Size, "unsigned_batches": done.Unsigned, "checkpoints": done.Checkpoints,
+			"signatures_verified": len(keys) > 0, "compared_with_kept": kept > 0, "kept_checkpoints": kept, "truncated_checkpoints": done.Truncated,
+		}
+		if len(done.Truncations) > 0 {
+			list := make([]map[string]any, len(done.Truncations))
+			for i, t := range done.Truncations {
+				list[i] = map[string]any{
+					"origin": t.Origin, "from": t.From.Size, "to": t.To.Size, "lost_batches": t.Lost(), "time": t.Time.Format(time.RFC3339),
+					"operator": t.Operator, "reason": t.Reason, "kept": t.Kept, "in_log": t.InLog,
+				}
+			}
+			result["truncations"] = list
 		}
 		if !done.UnsignedSince.IsZero() {
 			result["unsigned_since"] = done.UnsignedSince.Format(time.RFC3339Nano)
@@ -176,13 +190,26 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 		if len(keys) > 0 {
 			signatures = "signatures verified"
 		}
-		c.pair("checkpoints", fmt.Sprintf("%d compared, %d of them kept elsewhere; %s", done.Checkpoints, len(against), signatures))
+		elsewhere := "nothing kept elsewhere was compared (--against): a log that was cut off or replaced as a whole can look like this"
+		if kept > 0 {
+			elsewhere = fmt.Sprintf("%d kept elsewhere", kept)
+		}
+		c.pair("checkpoints", fmt.Sprintf("%d compared; %s; %s", done.Checkpoints, elsewhere, signatures))
+		for _, t := range done.Truncations {
+			c.pair("truncated", truncatedText(t.Truncation))
+		}
 		if done.History != nil {
 			printHistory(c, done.History)
 		}
 		c.pair("took", time.Since(began).Round(time.Millisecond).String())
 	}
 	return nil
+}
+
+// truncatedText says what a statement of truncation says.
+func truncatedText(t auditlog.Truncation) string {
+	return clean(fmt.Sprintf("%d signed batches were lost, from %d down to %d, as %s stated at %s: %s",
+		t.Lost(), t.From.Size, t.To.Size, t.Operator, t.Time.Format(time.RFC3339), t.Reason))
 }
 
 // printHistory says what of the stored history was compared with the log.
@@ -248,7 +275,7 @@ func (w *witnessCmd) Run(ctx context.Context, c *console) error {
 		return err
 	}
 	for {
-		grown, err := w.look(ctx, admin, keys)
+		grown, err := w.look(ctx, c, admin, keys)
 		var forked *forkError
 		switch {
 		case errors.As(err, &forked):
@@ -278,7 +305,7 @@ func (e *forkError) Error() string { return "THE LOG CONTRADICTS ITS CHECKPOINTS
 
 // look compares the newest checkpoint with the last one kept, and keeps it. The
 // checkpoint is nil when the log has not grown.
-func (w *witnessCmd) look(ctx context.Context, admin *peer, keys []note.Verifier) (*auditlog.Checkpoint, error) {
+func (w *witnessCmd) look(ctx context.Context, c *console, admin *peer, keys []note.Verifier) (*auditlog.Checkpoint, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	res, err := admin.audit().GetCheckpoint(ctx, &cedarpostv1.GetCheckpointRequest{})
@@ -298,12 +325,37 @@ func (w *witnessCmd) look(ctx context.Context, admin *peer, keys []note.Verifier
 		return nil, &forkError{fmt.Sprintf(format, args...)}
 	}
 	now, err := auditlog.OpenCheckpoint(signed, keys...)
+	if errors.Is(err, auditlog.ErrUnsigned) {
+		return nil, w.unsigned(res, keys, cry)
+	}
 	if err != nil {
 		return cry("%v", err)
 	}
-	before, err := auditlog.LastCheckpoint(w.State, now.Origin)
+	kept, err := auditlog.ReadKept(w.State, now.Origin, keys...)
 	if err != nil {
 		return nil, err
+	}
+	before := kept.Last
+	for _, statement := range res.GetTruncations() {
+		t, err := auditlog.OpenTruncation([]byte(statement), keys...)
+		if err != nil || t.Origin != now.Origin || slices.Contains(kept.Truncations, t) {
+			continue // not signed, so it says nothing; or known
+		}
+		// Whoever was not there before the loss has nothing that the statement is about.
+		if kept.Truncate(t, []byte(statement)) != nil {
+			continue
+		}
+		if before, err = w.truncated(ctx, admin, t, kept, now); err != nil {
+			var f *forkError
+			if errors.As(err, &f) {
+				return cry("%s", f.what)
+			}
+			return nil, err
+		}
+		if err := auditlog.AppendCheckpoint(w.State, []byte(statement)); err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(c.out, "%s TRUNCATED: %s\n", time.Now().UTC().Format(time.RFC3339), truncatedText(t))
 	}
 	switch {
 	case now.Size < before.Size:
@@ -324,6 +376,52 @@ func (w *witnessCmd) look(ctx context.Context, admin *peer, keys []note.Verifier
 		}
 	}
 	return &now, auditlog.AppendCheckpoint(w.State, signed)
+}
+
+// unsigned says what is wrong where none of the keys signed the newest checkpoint. As a
+// rule the witness was given another log's key, or lacks one: that says nothing about the
+// log. But one whose checkpoints these keys signed before is another log now.
+func (w *witnessCmd) unsigned(res *cedarpostv1.GetCheckpointResponse, keys []note.Verifier, cry func(string, ...any) (*auditlog.Checkpoint, error)) error {
+	signed := []byte(res.GetCheckpoint())
+	for _, key := range keys {
+		if slices.Contains(auditlog.Signers(signed), auditlog.KeyID(key)) {
+			_, err := cry("its newest checkpoint names the key %s, and the signature is not of that key", auditlog.KeyID(key))
+			return err
+		}
+	}
+	notes, err := checkpointsIn(w.State)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, before := range notes {
+		if _, err := auditlog.OpenCheckpoint(before, keys...); err == nil {
+			_, err := cry("its newest checkpoint is not signed by a trusted key, and those before were; it is signed with %s", strings.Join(auditlog.Signers(signed), ", "))
+			return err
+		}
+	}
+	return unknownKey(signed, res.GetVerifierKeys(), keys)
+}
+
+// truncated makes sure that a log goes on from where a statement of truncation says, and
+// returns that.
+func (w *witnessCmd) truncated(ctx context.Context, admin *peer, t auditlog.Truncation, kept auditlog.Kept, now auditlog.Checkpoint) (auditlog.Checkpoint, error) {
+	if now.Size < t.To.Size {
+		return t.To, &forkError{fmt.Sprintf("it has %d batches, and a statement of truncation says that %d are left", now.Size, t.To.Size)}
+	}
+	for _, c := range kept.Live {
+		if c.Size != t.To.Size && c != kept.Live[max(len(kept.Live)-2, 0)] {
+			continue // the newest two: older ones are below them, as was proven
+		}
+		p, err := call(ctx, admin, admin.audit().GetConsistencyProof, &cedarpostv1.GetConsistencyProofRequest{First: c.Size, Second: now.Size})
+		if err != nil {
+			return t.To, err
+		}
+		proof, ok := proofOf(p.GetProof())
+		if c.Size == now.Size && c != now || c.Size < now.Size && (!ok || tlog.CheckTree(proof, now.Size, now.Root, c.Size, c.Root) != nil) {
+			return t.To, &forkError{fmt.Sprintf("the log of %d batches, which a statement of truncation goes back to, is not the beginning of the log of %d", c.Size, now.Size)}
+		}
+	}
+	return t.To, nil
 }
 
 func proofOf(list [][]byte) (hashes []tlog.Hash, ok bool) {

@@ -2801,6 +2801,10 @@ func (x *GetCheckpointRequest) GetSize() int64 {
 // GetCheckpointResponse has a checkpoint.
 type GetCheckpointResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// The signed statements, if there are any, that the newest batches of the log were
+	// lost, oldest first. Whoever keeps checkpoints keeps them too: a checkpoint of lost
+	// batches need not hold any more, if the statement came after it.
+	Truncations []string `protobuf:"bytes,3,rep,name=truncations,proto3" json:"truncations,omitempty"`
 	// The signed note: C2SP tlog-checkpoint.
 	Checkpoint string `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	// The keys that sign now, as verifier keys.
@@ -2837,6 +2841,13 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
 	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *GetCheckpointResponse) GetTruncations() []string {
+	if x != nil {
+		return x.Truncations
+	}
+	return nil
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() string {
@@ -3357,8 +3368,9 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x06events\x18\x01 \x03(\v2\x19.cedarpost.v1.EventRecordR\x06events\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"3\n" +
 	"\x14GetCheckpointRequest\x12\x1b\n" +
-	"\x04size\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04size\"\\\n" +
-	"\x15GetCheckpointResponse\x12\x1e\n" +
+	"\x04size\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04size\"~\n" +
+	"\x15GetCheckpointResponse\x12 \n" +
+	"\vtruncations\x18\x03 \x03(\tR\vtruncations\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\tR\n" +
 	"checkpoint\x12#\n" +

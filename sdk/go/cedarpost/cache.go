@@ -3,6 +3,7 @@ package cedarpost
 import (
 	"encoding/base64"
 	"encoding/binary"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -222,6 +223,7 @@ func (c *cache) apply(m *cedarpostv1.WatchResponse) {
 // begin begins a history, with nothing. Its caller holds mu.
 func (c *cache) begin(history string, number int64, token string) *epoch {
 	ep := &epoch{history: history}
+	ep.since.Store(math.MinInt64)
 	ep.floor.Store(number)
 	ep.reach(number, token)
 	c.seen.trusted().add(token)

@@ -1,0 +1,184 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// Truncation asks for a signed statement that the newest batches of the log are lost.
+type Truncation struct {
+	Signing
+	// Operator asks for it, and Reason says why.
+	Operator, Reason string
+	// Server is the name in the event.
+	Server string
+	// Confirm signs the statement. Otherwise it is only said what it would be.
+	Confirm bool
+}
+
+// Truncated is a statement, and what the database has.
+type Truncated struct {
+	auditlog.Truncation
+	// Batches are in the database: those after To are what the database says.
+	Batches int64
+}
+
+// The reasons not to truncate.
+var (
+	errNothingLost = errors.New("nothing is lost: the database has all that was signed")
+	errOtherLog    = errors.New("no signed checkpoint holds: this database has another log, which needs a key of another name")
+)
+
+// TruncateLog states that batches are lost that were signed, as after a failover or a
+// recovery to a point in time. The statement is signed with the keys of the log, added to
+// the checkpoint file and recorded in the log. From then on a server signs with the same
+// keys again.
+//
+// The log goes on from the last checkpoint that holds: the first batches of the database,
+// up to there, are those that were signed. Of what comes after it only the database
+// itself says that it was there before the loss.
+func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncated, err error) {
+	s, err := newSigner(db, nil, slog.New(slog.DiscardHandler), t.Signing)
+	if err != nil {
+		return done, err
+	}
+	if len(s.keys) == 0 {
+		return done, errors.New("a statement of truncation has to be signed: no audit key")
+	}
+	led := false
+	for deadline := time.Now().Add(3 * refusedRetry); !led; sleep(ctx, 100*time.Millisecond) {
+		led, err = db.Lead(ctx, "signer", func(ctx context.Context, _ func(context.Context) error) error {
+			done, err = s.truncate(ctx, t)
+			return err
+		})
+		if err == nil && !led && time.Now().After(deadline) {
+			err = errors.New("a server signs the log: the database has what that server signed. Give the checkpoint file of the server that refuses to sign, and stop the others")
+		}
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// truncate does it, while no server signs.
+func (s *signer) truncate(ctx context.Context, t Truncation) (done Truncated, err error) {
+	kept, err := auditlog.ReadKept(s.file, s.origin, s.verifiers()...)
+	if err != nil {
+		return done, err
+	}
+	if kept.Last.Size == 0 {
+		return done, fmt.Errorf("%s has no checkpoint of %s", s.file, s.origin)
+	}
+	to, err := s.lastThatHolds(ctx, kept)
+	if err != nil {
+		return done, err
+	}
+	if done.Batches, err = s.db.NextLeaf(ctx); err != nil {
+		return done, err
+	}
+	if to.Size == kept.Last.Size {
+		return done, errNothingLost
+	}
+	if to.Size == 0 {
+		return done, errOtherLog
+	}
+	// What was restored has no checkpoint of what is lost.
+	_, c, _, err := s.newestSigned(ctx)
+	if err == nil && c.Size > to.Size {
+		if held, err := s.lastThatHolds(ctx, auditlog.Kept{Live: []auditlog.Checkpoint{c}}); err != nil || held != c {
+			return done, errors.Join(err, fmt.Errorf("the log was altered, not truncated: the database has the checkpoint of %d batches itself, and contradicts it; the last one in the file that holds is of %d (audit verify says more)", c.Size, to.Size))
+		}
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return done, err
+	}
+	done.Truncation = auditlog.Truncation{
+		Origin: s.origin, From: kept.Last, To: to, Time: time.Now().UTC().Truncate(time.Second), Operator: t.Operator, Reason: t.Reason,
+	}
+	signed, err := done.Sign(s.keys...)
+	if err != nil || !t.Confirm {
+		return done, err
+	}
+	// First the file, as with a checkpoint. What is not in the log then, the next server
+	// that signs records.
+	if err := auditlog.AppendCheckpoint(s.file, signed); err != nil {
+		return done, fmt.Errorf("checkpoint file: %w", err)
+	}
+	event, err := newEvent(ctx, newIDs(nil, nil), t.Server, truncationEvent(done.Truncation, signed))
+	if err != nil {
+		return done, err
+	}
+	w := s.db.NewLogWriter(t.Server, auditlog.Strict, 0)
+	defer w.Close()
+	_, err = w.Append(ctx, nil, []store.Event{event})
+	return done, err
+}
+
+// lastThatHolds finds the newest kept checkpoint that the batches of the database have
+// the root of, from the first one on; the zero value if there is none.
+func (s *signer) lastThatHolds(ctx context.Context, kept auditlog.Kept) (last auditlog.Checkpoint, err error) {
+	first, err := s.db.FirstLeaf(ctx)
+	if err != nil {
+		return last, err
+	}
+	read := s.db.Tiles(ctx)
+	tree, err := auditlog.NewRootBuilder(first, read)
+	if err != nil {
+		return last, err
+	}
+	size := first
+	for _, c := range kept.Live {
+		var root tlog.Hash
+		if c.Size < first { // its batches were dropped: the stored tree says what they were
+			if root, err = tlog.TreeHash(c.Size, read); err != nil {
+				return last, err
+			}
+		} else {
+			for size < c.Size {
+				batches, err := s.db.Batches(ctx, size, int(min(c.Size-size, signLeaves)))
+				if err != nil {
+					return last, err
+				}
+				for i, b := range batches {
+					if b.Leaf != size+int64(i) {
+						return last, nil // one is missing
+					}
+					tree.Add(auditlog.Hash(b.Header))
+				}
+				size += int64(len(batches))
+				if len(batches) == 0 {
+					return last, nil
+				}
+			}
+			root = tree.Root()
+		}
+		if root != c.Root {
+			return last, nil
+		}
+		last = c
+	}
+	return last, nil
+}
+
+// truncationEvent is the record of a statement.
+func truncationEvent(t auditlog.Truncation, signed []byte) *cedarpostv1.EventRecord {
+	return &cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_LOG_TRUNCATED, Subject: truncationSubject(t),
+		Detail: &cedarpostv1.EventRecord_LogTruncated{LogTruncated: &cedarpostv1.LogTruncated{Statement: string(signed)}},
+	}
+}
+
+// truncationSubject tells the statements of a log apart.
+func truncationSubject(t auditlog.Truncation) string {
+	return fmt.Sprintf("%s %d to %d %s", t.Origin, t.From.Size, t.To.Size, t.From.Root)
+}

@@ -1,0 +1,201 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// notesIn reads a checkpoint file.
+func notesIn(t *testing.T, file string) (notes [][]byte) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = auditlog.EachCheckpoint(bytes.NewReader(text), func(signed []byte) error {
+		notes = append(notes, signed)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return notes
+}
+
+// A restored log is signed on with its key after a signed statement of what was lost.
+// Who verifies sees it, and believes nobody else's.
+func TestTruncation(t *testing.T) {
+	key, verifier := logKey(t, "test.example/log")
+	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
+	s := servertest.New(t, signing(key, checkpoints))
+	s.MustLoadShop()
+	decide(t, s, 5)
+	before, _ := covered(t, s, verifier)
+	s.Stop()
+	backup := copyDatabase(t, s.URL)
+	s = servertest.On(t, s.URL, signing(key, checkpoints))
+	decide(t, s, 5)
+	covered(t, s, verifier)
+	decide(t, s, 5)
+	after, _ := covered(t, s, verifier)
+	truncate := func(db *store.DB, confirm bool) (server.Truncated, error) {
+		return server.TruncateLog(context.Background(), db, server.Truncation{
+			Signing:  server.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints},
+			Operator: "ann", Reason: "the primary burned", Server: "test", Confirm: confirm,
+		})
+	}
+	s.Stop()
+	original := openServer(t, s.URL)
+	if _, err := truncate(original, true); err == nil || !strings.Contains(err.Error(), "nothing is lost") {
+		t.Errorf("where nothing is lost: %v", err)
+	}
+	old := notesIn(t, checkpoints) // as somebody kept them who was away then
+
+	restored := servertest.On(t, backup, signing(key, checkpoints))
+	decide(t, restored, 20) // the log is longer than the one that was signed
+	eventually(t, "a refusal to sign", func() bool { return strings.Contains(metrics(t, restored), "cedarpost_checkpoint_refused 1") })
+	verify := func(keys []note.Verifier, files ...[][]byte) (server.Verified, error) {
+		t.Helper()
+		return server.VerifyLog(t.Context(), openStore(t, backup), server.Verification{Keys: keys, Against: files})
+	}
+	trusted := []note.Verifier{verifier}
+	if _, err := verify(trusted, old); err == nil {
+		t.Error("the loss goes unnoticed")
+	}
+	for _, confirm := range []bool{false, true} {
+		if n := len(notesIn(t, checkpoints)); n != len(old) {
+			t.Fatalf("%d notes in the file, and %d before anything was confirmed", n, len(old))
+		}
+		done, err := truncate(restored.DB, confirm)
+		if err != nil || done.From != after || done.To.Size > before.Size || done.To.Size == 0 || done.Batches <= after.Size {
+			t.Fatalf("%+v, %v", done, err)
+		}
+	}
+	now, _ := covered(t, restored, verifier)
+	if now.Origin != after.Origin {
+		t.Errorf("signed under %s", now.Origin)
+	}
+	kept := notesIn(t, checkpoints)
+	done, err := verify(trusted, kept)
+	if err != nil || len(done.Truncations) != 1 || done.Truncated == 0 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	if f := done.Truncations[0]; !f.Kept || !f.InLog || f.Operator != "ann" || f.Reason != "the primary burned" || f.From != after {
+		t.Errorf("%+v", f)
+	}
+	if done, err := verify(trusted, old, kept); err != nil || len(done.Truncations) != 1 {
+		t.Errorf("beside a file from before it: %+v, %v", done, err)
+	}
+	if done, err := verify(trusted); err != nil || len(done.Truncations) != 1 || done.Truncations[0].Kept {
+		t.Errorf("from the log alone: %+v, %v", done, err)
+	}
+	if _, err := truncate(restored.DB, true); err == nil {
+		t.Error("it is stated twice")
+	}
+
+	// Who has no key, or another one, or moves the statement, excuses nothing.
+	i := slices.IndexFunc(kept, auditlog.IsTruncation)
+	statement := kept[i]
+	with := func(note []byte) [][]byte { return append(slices.Clone(old), note) }
+	strange, strangeVerifier := logKey(t, "test.example/log")
+	forger, err := auditlog.ReadKey(strange)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stated, err := auditlog.OpenTruncation(statement, verifier)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, err := stated.Sign(forger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherKey, otherVerifier := logKey(t, "test.example/other")
+	other, err := auditlog.ReadKey(otherKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := stated.Sign(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _, _ := bytes.Cut(statement, []byte("\n\n"))
+	for name, c := range map[string]struct {
+		keys []note.Verifier
+		file [][]byte
+	}{
+		"without a verifier key":        {nil, kept},
+		"with another verifier key":     {[]note.Verifier{strangeVerifier}, kept},
+		"forged":                        {trusted, with(forged)},
+		"by the key of another log":     {append(slices.Clone(trusted), otherVerifier), with(foreign)},
+		"altered":                       {trusted, with(bytes.Replace(statement, []byte("ann"), []byte("bob"), 1))},
+		"unsigned":                      {trusted, with(append(slices.Clone(text), "\n\n— test.example/log AAAAAAAA\n"...))},
+		"before what it is about":       {trusted, append([][]byte{statement}, old...)},
+		"before the newest it is about": {trusted, slices.Insert(slices.Clone(old), len(old)-1, statement)},
+		"after what was signed on":      {trusted, append(slices.Delete(slices.Clone(kept), i, i+1), statement)},
+		"missing":                       {trusted, old},
+		"twice":                         {trusted, append(slices.Clone(kept), statement)},
+	} {
+		if done, err := verify(c.keys, c.file); err == nil {
+			t.Errorf("%s: %+v", name, done)
+		}
+	}
+
+	// What is altered below is found all the same.
+	restored.Stop()
+	tamper(t, backup, "update decisions set caller = 'nobody' where batch = (select batch from decisions order by at limit 1)")
+	if _, err := verify(trusted, kept); err == nil || !strings.Contains(err.Error(), "column caller") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A log that was altered is not truncated: it has the checkpoint itself.
+func TestTruncationRefusesAnAlteredLog(t *testing.T) {
+	key, verifier := logKey(t, "test.example/log")
+	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
+	s := servertest.New(t, signing(key, checkpoints))
+	s.MustLoadShop()
+	decide(t, s, 5)
+	covered(t, s, verifier)
+	decide(t, s, 5)
+	last, _ := covered(t, s, verifier)
+	s.Stop()
+	tamper(t, s.URL, "update audit_batches set header = header || 'x' where seq = (select max(seq) from audit_batches)")
+	db := openServer(t, s.URL)
+	truncation := server.Truncation{
+		Signing: server.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}, Operator: "ann", Reason: "none", Confirm: true,
+	}
+	if done, err := server.TruncateLog(t.Context(), db, truncation); err == nil || !strings.Contains(err.Error(), "was altered, not truncated") {
+		t.Errorf("%+v, %v", done, err)
+	}
+	tamper(t, s.URL, "update audit_batches set header = header || 'x' where seq = 0")
+	if _, err := server.TruncateLog(t.Context(), db, truncation); err == nil || !strings.Contains(err.Error(), "has another log") {
+		t.Errorf("%v", err)
+	}
+	if kept, err := auditlog.LastCheckpoint(checkpoints, last.Origin, verifier); err != nil || kept != last {
+		t.Errorf("%+v, %v", kept, err)
+	}
+}
+
+// openServer opens a database as a server does.
+func openServer(t *testing.T, url string) *store.DB {
+	t.Helper()
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	return db
+}
