@@ -41,6 +41,10 @@ node:
 demo: postgres build ## Tell the story of the example shop, with a server of its own, and stop it
 	@scripts/demo.sh bin/cedarpost
 
+.PHONY: drill-restore
+drill-restore: postgres build ## Restore a dump beside its original, and see that tokens of what is lost are refused
+	@scripts/drill-restore.sh bin/cedarpost
+
 .PHONY: dev
 dev: postgres build ## Run a server with a private Postgres and the example bundle, until Ctrl-C
 	@exec bin/cedarpost dev

@@ -64,9 +64,12 @@ func TestAudit(t *testing.T) {
 	sh.exits(t, 0, says("localhost/cedarpost-dev size"), append(witness, pub)...)
 	proven(decide())
 	sh.exits(t, 0, says("localhost/cedarpost-dev size"), append(witness, pub)...)
-	sh.exits(t, 1, says("THE LOG CONTRADICTS", "not signed by a trusted key"), append(witness, stranger)...)
-	if _, err := os.Stat(state + ".bad"); err != nil {
-		t.Errorf("what the witness cried about is not kept: %v", err)
+	// A key of another log says nothing about this one.
+	if r := sh.exits(t, 1, says("cannot be verified", "a verifier key is missing"), append(witness, stranger)...); strings.Contains(r.err, "CONTRADICTS") {
+		t.Errorf("the witness cries %s", r.err)
+	}
+	if _, err := os.Stat(state + ".bad"); err == nil {
+		t.Error("the witness keeps what it cannot verify as a contradiction")
 	}
 
 	verify := []string{"audit", "verify", pub, "--against=" + state, "--against=" + filepath.Join(dir, "checkpoints")}
@@ -74,12 +77,20 @@ func TestAudit(t *testing.T) {
 	sh.exits(t, 0, says("the log is in order"), append(verify, "--since=1h")...)
 	r = sh.exits(t, 0, nil, append(verify, "-o", "json")...)
 	var result struct {
-		OK        bool
-		Decisions int
+		OK         bool
+		Decisions  int
+		Signatures bool `json:"signatures_verified"`
+		Compared   bool `json:"compared_with_kept"`
 	}
-	if err := json.Unmarshal([]byte(r.out), &result); err != nil || !result.OK || result.Decisions != 2 {
+	if err := json.Unmarshal([]byte(r.out), &result); err != nil || !result.OK || result.Decisions != 2 || !result.Signatures || !result.Compared {
 		t.Errorf("%s %v", r.out, err)
 	}
+	r = sh.exits(t, 0, nil, "audit", "verify", "-o", "json")
+	if err := json.Unmarshal([]byte(r.out), &result); err != nil || !result.OK || result.Signatures || result.Compared {
+		t.Errorf("without keys and files: %s %v", r.out, err)
+	}
+	sh.exits(t, 0, says("nothing kept elsewhere was compared", "signatures not looked at"), "audit", "verify")
+	sh.exits(t, 1, says("its verifier key is missing", "localhost/cedarpost-dev+"), "audit", "verify", stranger)
 	sh.exits(t, 2, says("cannot be combined with --since"), append(verify, "--history", "--since=1h")...)
 	sh.exits(t, 0, says("the log is in order", "from the empty database", "1 version of a bundle, 1 API key"), append(verify, "--history")...)
 	r = sh.exits(t, 0, nil, append(verify, "--history", "-o", "json")...)

@@ -6,12 +6,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
 type eventsCmd struct {
 	outputFlags
-	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open or state_root." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root" default:"" placeholder:"KIND"`
+	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open, state_root, database_renewed or log_truncated." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root,database_renewed,log_truncated" default:"" placeholder:"KIND"`
 	Caller  string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
 	Subject string `help:"Only about this: an entity, a bundle, a key, a procedure, a day, a report." placeholder:"TEXT"`
 	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
@@ -113,6 +114,18 @@ func eventDetail(e *cedarpostv1.EventRecord) string {
 	case *cedarpostv1.EventRecord_StateRoot:
 		r := d.StateRoot
 		return fmt.Sprintf("%s, %s, %s", count(r.GetEntities(), "entity", "entities"), count(r.GetBundles(), "bundle", "bundles"), count(r.GetKeys(), "key", "keys"))
+	case *cedarpostv1.EventRecord_DatabaseRenewed:
+		why := "it was restored"
+		if d.DatabaseRenewed.GetCopied() {
+			why = "it is a copy"
+		}
+		return why + "; before " + d.DatabaseRenewed.GetBefore()
+	case *cedarpostv1.EventRecord_LogTruncated:
+		t, err := auditlog.PeekTruncation([]byte(d.LogTruncated.GetStatement()))
+		if err != nil {
+			return err.Error()
+		}
+		return truncatedText(t)
 	}
 	return ""
 }

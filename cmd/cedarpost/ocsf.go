@@ -275,6 +275,16 @@ func ocsfOther(v *cedarpostv1.EventRecord) object {
 		more := o["unmapped"].(object)
 		more["root"], more["entities"], more["bundles"], more["keys"] = hex.EncodeToString(r.GetRoot()), r.GetEntities(), r.GetBundles(), r.GetKeys()
 		return o
+	case *cedarpostv1.EventRecord_DatabaseRenewed:
+		r := d.DatabaseRenewed
+		o := managed(activityUpdate, severityMedium, "database", r.GetAfter(), "DatabaseRenewed")
+		more := o["unmapped"].(object)
+		more["before"], more["copied"] = r.GetBefore(), r.GetCopied()
+		return o
+	case *cedarpostv1.EventRecord_LogTruncated:
+		o := managed(activityDelete, severityMedium, "end of the log", v.GetSubject(), "LogTruncated")
+		o["unmapped"].(object)["statement"] = d.LogTruncated.GetStatement()
+		return o
 	case *cedarpostv1.EventRecord_Reuse:
 		o := call(activityOther, severityInformational, "ReportReuse", reuseText(d.Reuse))
 		ocsfReuse(o, d.Reuse)
