@@ -16,7 +16,7 @@ import (
 )
 
 // FuzzRevisionToken: a token either is refused or is exactly one this service
-// writes, so two different tokens never name the same revision.
+// writes, so two different tokens differ in what they name.
 func FuzzRevisionToken(f *testing.F) {
 	f.Add("")
 	f.Add("AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAE")

@@ -248,7 +248,8 @@ func (db *DB) Ping(ctx context.Context) (err error) {
 // can be compared only where Database and Timeline are equal: after a failover, or
 // a restore from a backup, the same number can mean another content.
 type Position struct {
-	// Database is made with the schema and kept by replicas and backups.
+	// Database is made with the schema and kept by physical replicas. A copy gets another
+	// one; see [DB.Claim].
 	Database uuid.UUID
 	// Timeline is the timeline of the write-ahead log, which every promotion of a
 	// standby and every point-in-time recovery raises.
