@@ -55,7 +55,7 @@ func TestUnchangedIsNoRevision(t *testing.T) {
 		{put("User b", `{}`), remove("User b")},
 		{join("User a", "Role z"), leave("User a", "Role z")},
 	} {
-		if r := write(t, db, ops...); r != (store.WriteResult{Revision: first.Revision}) {
+		if r := write(t, db, ops...); r != (store.WriteResult{Revision: first.Revision, Mark: first.Mark}) {
 			t.Errorf("%v: %+v", ops, r)
 		}
 	}
