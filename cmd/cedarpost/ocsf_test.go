@@ -98,6 +98,14 @@ var entries = []struct {
 		Kind: cedarpostv1.EventRecord_STATE_ROOT, Subject: "8", Revision: 8,
 		Detail: &cedarpostv1.EventRecord_StateRoot{StateRoot: &cedarpostv1.StateRoot{Revision: 8, Root: make([]byte, 32), Entities: 5, Bundles: 1, Keys: 1}},
 	}), "3004.1 severity 1"},
+	{"another id of the database", eventEntry(&cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_DATABASE_RENEWED, Subject: "b",
+		Detail: &cedarpostv1.EventRecord_DatabaseRenewed{DatabaseRenewed: &cedarpostv1.DatabaseRenewed{Before: "a", After: "b", Copied: true}},
+	}), "3004.3 severity 3"},
+	{"batches lost", eventEntry(&cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_LOG_TRUNCATED, Subject: "log 7 to 5",
+		Detail: &cedarpostv1.EventRecord_LogTruncated{LogTruncated: &cedarpostv1.LogTruncated{Statement: "cedarpost-truncation-v1\n"}},
+	}), "3004.4 severity 3"},
 	{"answers used again", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_REUSE, Caller: "shop", Subject: "r",
 		Detail: &cedarpostv1.EventRecord_Reuse{Reuse: &cedarpostv1.ReuseReport{ReportId: "r", Lost: 2, Reuses: []*cedarpostv1.Reuse{
