@@ -26,7 +26,7 @@ func TestCallerReusesItsCheckAfterGivingUp(t *testing.T) {
 	}}).serve(t, uncached, func(cfg *Config) { cfg.Coalesce = true })
 	taken, gaveUp := make(chan struct{}), make(chan struct{})
 	send := c.batches.send
-	c.batches.send = func(ctx context.Context, list []*cedarpostv1.AuthorizeRequest, fresh string, fully bool) ([]*cedarpostv1.AuthorizeBatchResult, error) {
+	c.batches.send = func(ctx context.Context, list []*cedarpostv1.AuthorizeRequest, fresh []string, fully bool) ([]*cedarpostv1.AuthorizeBatchResult, error) {
 		close(taken)
 		<-gaveUp
 		return send(ctx, list, fresh, fully)
