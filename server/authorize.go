@@ -117,11 +117,10 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf 
 	for i, c := range checks {
 		asks[i] = wire.Ask(c, began.UnixMilli())
 	}
-	evaluations, err := s.loader.prepare(ctx, snap, asks)
+	evaluations, loading, err := s.loader.prepare(ctx, snap, asks)
 	if err != nil {
 		return nil, err
 	}
-	loading := time.Since(began)
 	answers := make([]answer, len(checks))
 	rows := make([]store.Decision, 0, len(checks))
 	for i, c := range checks {

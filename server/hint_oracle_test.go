@@ -162,7 +162,7 @@ func (k *keeper) ask(r *replica) {
 		return
 	}
 	q := question{pick(k.rnd, users...), pick(k.rnd, docs...)}
-	evaluations, err := r.loader.prepare(t.Context(), snap, []engine.Ask{q.ask()})
+	evaluations, _, err := r.loader.prepare(t.Context(), snap, []engine.Ask{q.ask()})
 	if err != nil {
 		t.Error(err)
 		return

@@ -56,7 +56,8 @@ func TestLoadFromTheCache(t *testing.T) {
 
 	prepare := func(ctx context.Context, questions int) ([]engine.Evaluation, error) {
 		ask := engine.Ask{Principal: uid("User", "u"), Action: uid("Action", "view"), Resource: uid("Doc", "d")}
-		return l.prepare(ctx, snap, slices.Repeat([]engine.Ask{ask}, questions))
+		list, _, err := l.prepare(ctx, snap, slices.Repeat([]engine.Ask{ask}, questions))
+		return list, err
 	}
 	hits := func() int { return (&replica{loader: l}).hits(t) }
 	for range 3 {

@@ -345,7 +345,7 @@ func (w *world) ask(r *replica, snap *snapshot, rnd *rand.Rand) {
 	for i, q := range questions {
 		asks[i] = q.ask()
 	}
-	evaluations, err := r.loader.prepare(w.ctx, snap, asks)
+	evaluations, _, err := r.loader.prepare(w.ctx, snap, asks)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return // no answer is no wrong answer
 	}
