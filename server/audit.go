@@ -55,13 +55,13 @@ type logPage struct {
 func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.QueryDecisionsRequest) (*cedarpostv1.QueryDecisionsResponse, error) {
 	q, shown, err := s.filter(req)
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	filters := proto.CloneOf(shown)
 	filters.PageSize, filters.PageToken = 0, ""
 	page, err := readPage(filters, req.GetPageToken())
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	q.BeforeAt, q.BeforeID = page.At, page.ID
 	if name := scanned(q); name != "" {
@@ -73,7 +73,7 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 	q.Limit = size + 1
 	rows, err := s.db.QueryDecisions(ctx, q)
 	if err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	out := &cedarpostv1.QueryDecisionsResponse{}
 	if len(rows) > size {
@@ -84,10 +84,10 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 		out.Decisions = append(out.Decisions, readDecision(row))
 	}
 	if out.Uses, err = s.uses(ctx, rows); err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceQueryDecisionsProcedure, shown, len(rows)); err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	return out, nil
 }
@@ -217,14 +217,6 @@ func fingerprint(filters proto.Message) ([]byte, error) {
 	return sum[:16], nil
 }
 
-// readError is publicError of a read of the log, which can take longer than it may.
-func readError(err error) error {
-	if errors.Is(err, context.DeadlineExceeded) {
-		return connect.NewError(connect.CodeDeadlineExceeded, "reading the log took too long: ask about a shorter time").WithCause(err)
-	}
-	return outerError(err, "; nothing was read")
-}
-
 // notFound is the error of an id that is not in the log. What is of a day that was
 // dropped may have been there.
 func (s *auditService) notFound(ctx context.Context, id uuid.UUID, text string) error {
@@ -233,7 +225,7 @@ func (s *auditService) notFound(ctx context.Context, id uuid.UUID, text string) 
 		day := dayOf(time.Unix(seconds, nanoseconds))
 		dropped, err := s.db.DayDropped(ctx, day)
 		if err != nil {
-			return readError(err)
+			return err
 		}
 		if dropped {
 			return connect.Errorf(connect.CodeNotFound, "%s is of %s, and that day of the log was dropped by retention", id, day.Format(time.DateOnly))
@@ -251,17 +243,17 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 	row, err := s.db.GetDecision(ctx, id)
 	missing := errors.Is(err, store.ErrNotFound)
 	if err != nil && !missing {
-		return nil, readError(err)
+		return nil, err
 	}
 	rows := 1
 	var uses map[string]*cedarpostv1.DecisionUses
 	if missing {
 		rows = 0 // that there is none is an answer too
 	} else if uses, err = s.uses(ctx, []store.Decision{row}); err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceGetDecisionProcedure, req, rows); err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	if missing {
 		return nil, s.notFound(ctx, id, "no decision %s is recorded")

@@ -2,13 +2,11 @@ package server
 
 import (
 	"context"
-	"errors"
 	"time"
-
-	"connectrpc.com/connect/v2"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
@@ -39,14 +37,14 @@ func (s *authorizationService) Authorize(ctx context.Context, req *cedarpostv1.A
 	asOf := s.follower.asOf()
 	snap, err := s.snapshot(ctx, req.GetConsistency())
 	if err != nil {
-		return nil, decisionError(err)
+		return nil, err
 	}
 	answers, err := s.decide(ctx, snap, asOf, []*cedarpostv1.AuthorizeRequest{req})
 	if err != nil {
-		return nil, decisionError(err)
+		return nil, err
 	}
 	if answers[0].err != nil {
-		return nil, decisionError(answers[0].err)
+		return nil, answers[0].err
 	}
 	return answers[0].response, nil
 }
@@ -59,17 +57,17 @@ func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpos
 	asOf := s.follower.asOf()
 	snap, err := s.snapshot(ctx, req.GetConsistency())
 	if err != nil {
-		return nil, decisionError(err)
+		return nil, err
 	}
 	answers, err := s.decide(ctx, snap, asOf, req.GetChecks())
 	if err != nil {
-		return nil, decisionError(err)
+		return nil, err
 	}
 	out := &cedarpostv1.AuthorizeBatchResponse{Revision: encodeRevision(snap.position, snap.position.Number)}
 	for _, a := range answers {
 		r := &cedarpostv1.AuthorizeBatchResult{Result: &cedarpostv1.AuthorizeBatchResult_Response{Response: a.response}}
 		if a.err != nil {
-			pe := decisionError(a.err)
+			pe := publicError(cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure, a.err)
 			r.Result = &cedarpostv1.AuthorizeBatchResult_Error{Error: &cedarpostv1.BatchError{Code: pe.Code().String(), Message: pe.Message()}}
 		}
 		out.Results = append(out.Results, r)
@@ -81,7 +79,7 @@ func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpos
 func (s *authorizationService) GetRevision(ctx context.Context, _ *cedarpostv1.GetRevisionRequest) (*cedarpostv1.GetRevisionResponse, error) {
 	p, err := s.db.Current(ctx)
 	if err != nil {
-		return nil, decisionError(err)
+		return nil, err
 	}
 	return &cedarpostv1.GetRevisionResponse{Revision: encodeRevision(p, p.Number)}, nil
 }
@@ -157,49 +155,4 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf 
 		}
 	}
 	return answers, nil
-}
-
-// publicError is what leaves of an error.
-func publicError(err error) *connect.Error { return outerError(err, "") }
-
-// decisionError is publicError of a question that is not answered.
-func decisionError(err error) *connect.Error { return outerError(err, "; nothing was decided") }
-
-const couldNot = "the service could not read or record"
-
-// outerError is the one table from errors inside to codes outside. What is not
-// in it leaves as a bare code. Where it is not plain by itself, so says what became of
-// the call.
-func outerError(err error, so string) *connect.Error {
-	var ce *connect.Error
-	var bad *engine.RequestError
-	var swept *store.SweptError
-	switch {
-	case errors.As(err, &ce):
-		return ce
-	case errors.As(err, &bad):
-		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
-	case errors.Is(err, errStale), errors.Is(err, errBehind):
-		return connect.NewError(connect.CodeUnavailable, err.Error())
-	case errors.Is(err, store.ErrBehind):
-		return connect.NewError(connect.CodeUnavailable, "the database is at another revision than this server"+so)
-	case errors.Is(err, errRecorderDown):
-		return connect.NewError(connect.CodeUnavailable, "the decision log is not available"+so)
-	case errors.Is(err, errQueueFull):
-		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
-	case errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
-		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors%s", engine.MaxAncestors, so)
-	case errors.As(err, &swept):
-		return connect.Errorf(connect.CodeOutOfRange, "history begins at revision %d; what was before cannot be read any more", swept.Oldest)
-	case errors.Is(err, store.ErrTooManyGroups):
-		return connect.Errorf(connect.CodeFailedPrecondition, "ancestor: more than %d groups are below it; ask for one of them", store.MaxGroups)
-	case errors.Is(err, store.ErrNotFound):
-		return connect.NewError(connect.CodeNotFound, "not found")
-	case errors.Is(err, store.ErrPolicyChanged):
-		return connect.NewError(connect.CodeAborted, "policies changed meanwhile; try again")
-	}
-	// Postgres away, a commit that failed, a timeout of the server itself: what could not
-	// be decided and recorded was not decided. If the call's own context has ended, the
-	// guard says so instead: see callerError.
-	return connect.NewError(connect.CodeUnavailable, couldNot+so).WithCause(err)
 }

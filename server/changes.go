@@ -30,11 +30,11 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	filters.PageSize, filters.PageToken = 0, ""
 	query, err := fingerprint(filters)
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	snap, err := s.follower.current()
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	size := pageSize(req.GetPageSize())
 	q := store.ChangeQuery{Type: req.GetType(), Caller: req.GetCaller(), Limit: size + 1}
@@ -57,12 +57,12 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	}
 	rows, err := s.db.QueryEntityChanges(ctx, q)
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	at := snap.position
 	if len(rows) > 0 {
 		if at, err = s.follower.positionOf(ctx, snap, rows[0].Revision); err != nil {
-			return nil, publicError(err)
+			return nil, err
 		}
 	}
 	out := &cedarpostv1.QueryEntityChangesResponse{}

@@ -14,7 +14,7 @@ import (
 func (s *auditService) CountDecisions(ctx context.Context, req *cedarpostv1.CountDecisionsRequest) (*cedarpostv1.CountDecisionsResponse, error) {
 	q, shown, err := s.filter(req.GetFilter())
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	if !indexed(q) {
 		if err := checkSpan(q, "filter"); err != nil {
@@ -24,7 +24,7 @@ func (s *auditService) CountDecisions(ctx context.Context, req *cedarpostv1.Coun
 	q.Limit = pageSize(req.GetLimit())
 	counts, err := s.db.CountDecisions(ctx, q, store.Group(req.GetGroup()))
 	if err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	out := &cedarpostv1.CountDecisionsResponse{}
 	for _, n := range counts {
@@ -33,7 +33,7 @@ func (s *auditService) CountDecisions(ctx context.Context, req *cedarpostv1.Coun
 	}
 	kept := &cedarpostv1.CountDecisionsRequest{Filter: shown, Group: req.GetGroup(), Limit: req.GetLimit()}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceCountDecisionsProcedure, kept, len(counts)); err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	return out, nil
 }

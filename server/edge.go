@@ -105,7 +105,9 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 				e.log.Error("panic", "procedure", spec.Procedure, "panic", r, "stack", string(debug.Stack()))
 				err = connect.NewError(connect.CodeInternal, "internal error")
 			}
-			err = callerError(ctx, err)
+			if err != nil {
+				err = callerError(ctx, publicError(spec.Procedure, err))
+			}
 			e.logFailure(ctx, spec, err)
 			e.metric.call(spec, began, err)
 		}()
@@ -120,48 +122,16 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			defer cancel()
 			return next(ctx, spec, stream)
 		}
+		bounded := ctx // callerError needs the context without the server's own bound
 		if spec.StreamType == connect.StreamTypeClient {
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, e.times.upload)
+			bounded, cancel = context.WithTimeout(ctx, e.times.upload)
 			defer cancel()
 		}
-		paced := e.pace(ctx, stream)
+		paced := e.pace(bounded, stream)
 		defer paced.end()
-		return next(ctx, spec, paced)
+		return next(bounded, spec, paced)
 	}
-}
-
-// callerError is the error of a call, given the context that the call came with, before
-// the server put a bound of its own on it. If that context has ended, the error is the
-// end of the call and no failure of the server, wherever on the way it came up. Errors
-// about the question itself stay, and so does a panic.
-func callerError(ctx context.Context, err error) error {
-	// What waits on a socket can notice a deadline a moment before the context does.
-	end, bounded := ctx.Deadline()
-	late := bounded && !time.Now().Before(end)
-	if err == nil || ctx.Err() == nil && !late {
-		return err
-	}
-	switch connect.CodeOf(err) {
-	case connect.CodeUnavailable, connect.CodeCanceled, connect.CodeUnknown:
-	case connect.CodeDeadlineExceeded:
-		if !late { // the server stopped reading, which cancels the context too
-			return err
-		}
-	default:
-		return err
-	}
-	code, message := connect.CodeCanceled, "the caller gave up"
-	if late {
-		code, message = connect.CodeDeadlineExceeded, "the deadline that the caller set has ended"
-	}
-	var ce *connect.Error
-	if errors.As(err, &ce) { // it can say what became of the call
-		if so := strings.TrimPrefix(strings.TrimPrefix(ce.Message(), couldNot), "; "); so != "" {
-			message += "; " + so
-		}
-	}
-	return connect.NewError(code, message).WithCause(err)
 }
 
 func isHealth(spec connect.Spec) bool {
@@ -209,7 +179,7 @@ func (e *edge) authenticate(headers []string) (string, error) {
 	}
 	snap, err := e.follower.current()
 	if err != nil {
-		return "", publicError(err)
+		return "", err
 	}
 	caller, ok := snap.callers[sha256.Sum256([]byte(strings.TrimSpace(token)))]
 	if !ok {

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -38,7 +39,7 @@ type entityService struct {
 func (s *entityService) WriteEntities(ctx context.Context, req *cedarpostv1.WriteEntitiesRequest) (*cedarpostv1.WriteEntitiesResponse, error) {
 	res, snap, err := s.write(ctx, edit{ops: req.GetOperations()})
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	return &cedarpostv1.WriteEntitiesResponse{Revision: written(snap, res.Revision, res.Mark), Changed: int32(res.Changed)}, nil
 }
@@ -76,7 +77,7 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, *
 		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: snap.policyRevision, At: snap.position, Ops: make([]store.Op, len(e.ops)), Import: e.step}
 		for i, op := range e.ops {
 			if w.Ops[i], err = s.readOperation(ctx, snap, op); err != nil {
-				pe := publicError(err)
+				pe := publicError(cedarpostv1connect.EntityServiceWriteEntitiesProcedure, err)
 				return store.WriteResult{}, nil, connect.NewError(pe.Code(), e.at(i, pe.Message())).WithCause(pe.Unwrap())
 			}
 		}
@@ -205,18 +206,18 @@ func writeError(e edit, err error) error {
 func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntityRequest) (*cedarpostv1.GetEntityResponse, error) {
 	snap, at, err := s.readAt(ctx, req.GetAt())
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	row, err := s.db.GetEntity(ctx, at, protoToStore(req.GetUid()))
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, connect.Errorf(connect.CodeNotFound, "entity %s is not stored", wire.UID(req.GetUid()))
 	}
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	e, err := storedToProto(snap, row)
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	return &cedarpostv1.GetEntityResponse{Entity: e, Revision: encodeRevision(snap.position, at)}, nil
 }

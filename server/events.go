@@ -24,7 +24,7 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 	filters.PageSize, filters.PageToken = 0, ""
 	page, err := readPage(filters, req.GetPageToken())
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	size := pageSize(req.GetPageSize())
 	q := store.EventQuery{
@@ -36,7 +36,7 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 	}
 	rows, err := s.db.QueryEvents(ctx, q)
 	if err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	out := &cedarpostv1.QueryEventsResponse{}
 	if len(rows) > size {
@@ -47,7 +47,7 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 		out.Events = append(out.Events, readEvent(row))
 	}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceQueryEventsProcedure, req, len(rows)); err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	return out, nil
 }

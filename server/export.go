@@ -38,16 +38,16 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 		return err
 	}
 	if err := x.begin(ctx); err != nil {
-		return readError(err)
+		return err
 	}
 	for recorded := false; ; recorded = true {
 		batches, err := x.read(ctx)
 		if err != nil {
-			return readError(err)
+			return err
 		}
 		if !recorded {
 			if err := s.events.read(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure, req, -1); err != nil {
-				return readError(err)
+				return err
 			}
 			// The first batch can be long in coming.
 			if err := stream.SendHeaders(); err != nil {
@@ -60,7 +60,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 			}
 			msg, err := x.message(ctx, b)
 			if err != nil {
-				return readError(err)
+				return err
 			}
 			if err := stream.Send(msg); err != nil {
 				return err

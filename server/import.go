@@ -47,7 +47,7 @@ func (s *entityService) ImportEntities(ctx context.Context, stream cedarpostv1co
 	}
 	i, err := s.beginImport(ctx, msg.GetOptions())
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	// The first message of an import that goes on may be its end.
 	if len(msg.GetEntities()) > 0 || i.stored == 0 {
@@ -169,7 +169,7 @@ func (i *importing) end(ctx context.Context) error {
 
 // explain adds to an error what is stored in spite of it.
 func (i *importing) explain(err error) error {
-	pe := publicError(err)
+	pe := publicError(cedarpostv1connect.EntityServiceImportEntitiesProcedure, err)
 	if i.options.GetAtomic() {
 		return pe
 	}
@@ -180,18 +180,18 @@ func (i *importing) explain(err error) error {
 func (s *entityService) GetImport(ctx context.Context, req *cedarpostv1.GetImportRequest) (*cedarpostv1.GetImportResponse, error) {
 	snap, err := s.follower.current()
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	i, err := s.db.GetImport(ctx, req.GetImportId())
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, connect.NewError(connect.CodeNotFound, "no unfinished import of that id")
 	}
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	at, err := s.follower.positionOf(ctx, snap, i.Revision)
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	return &cedarpostv1.GetImportResponse{
 		Entities: i.Entities, Revision: encodeRevision(at, i.Revision), Caller: i.Caller, UpdatedAt: timestamppb.New(i.UpdatedAt),

@@ -27,7 +27,7 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 	filters.PageSize, filters.PageToken = 0, ""
 	query, err := fingerprint(filters)
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	var page entityPage
 	at := req.GetAt()
@@ -39,17 +39,17 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 	}
 	snap, number, err := s.readAt(ctx, at)
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	q, err := s.entityQuery(ctx, snap, number, req)
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	size := pageSize(req.GetPageSize())
 	q.After, q.Limit = store.UID{Type: page.After[0], ID: page.After[1]}, size+1
 	rows, err := s.db.ListEntities(ctx, number, q)
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	out := &cedarpostv1.ListEntitiesResponse{Revision: encodeRevision(snap.position, number)}
 	if len(rows) > size {
@@ -60,7 +60,7 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 	for _, row := range rows {
 		e, err := storedToProto(snap, row)
 		if err != nil {
-			return nil, publicError(err)
+			return nil, err
 		}
 		out.Entities = append(out.Entities, e)
 	}

@@ -51,7 +51,7 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 	case s.uploads <- struct{}{}:
 		defer func() { <-s.uploads }()
 	case <-ctx.Done():
-		return nil, publicError(ctx.Err())
+		return nil, ctx.Err()
 	case <-time.After(uploadWait):
 		return nil, connect.NewError(connect.CodeResourceExhausted, "other bundles are being uploaded; try again in a moment")
 	}
@@ -65,7 +65,7 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 		return nil, refusal(connect.CodeInvalidArgument, "the bundle cannot be read", problemsToProto(problems))
 	}
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	if b.Name != header.GetName() {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "bundle.yaml names the bundle %q, the upload names it %q", b.Name, header.GetName())
@@ -74,16 +74,16 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 		out, err := s.publish(ctx, b, header.GetDryRun())
 		if errors.Is(err, store.ErrPolicyChanged) {
 			if err := (&entityService{db: s.db, follower: s.follower}).catchUp(ctx); err != nil {
-				return nil, publicError(err)
+				return nil, err
 			}
 			continue
 		}
 		if err != nil {
-			return nil, publicError(err)
+			return nil, err
 		}
 		return out, nil
 	}
-	return nil, publicError(store.ErrPolicyChanged)
+	return nil, store.ErrPolicyChanged
 }
 
 // receiveBundle reads an upload within its caps.
@@ -407,7 +407,7 @@ func bundleToProto(snap *snapshot, b store.Bundle) *cedarpostv1.Bundle {
 func (s *policyService) ListBundles(context.Context, *cedarpostv1.ListBundlesRequest) (*cedarpostv1.ListBundlesResponse, error) {
 	snap, err := s.follower.current()
 	if err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	out := &cedarpostv1.ListBundlesResponse{Revision: encodeRevision(snap.position, snap.position.Number)}
 	for _, b := range snap.bundles {
@@ -420,7 +420,7 @@ func (s *policyService) ListBundles(context.Context, *cedarpostv1.ListBundlesReq
 func (s *policyService) GetBundle(ctx context.Context, req *cedarpostv1.GetBundleRequest, stream cedarpostv1connect.PolicyServiceGetBundleServerStream) error {
 	snap, err := s.follower.current()
 	if err != nil {
-		return publicError(err)
+		return err
 	}
 	i := slices.IndexFunc(snap.bundles, func(b store.Bundle) bool { return b.Name == req.GetName() })
 	if i < 0 {
@@ -428,7 +428,7 @@ func (s *policyService) GetBundle(ctx context.Context, req *cedarpostv1.GetBundl
 	}
 	files, err := s.db.BundleFiles(ctx, snap.position.Number, req.GetName())
 	if err != nil {
-		return publicError(err)
+		return err
 	}
 	err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_Bundle{Bundle: bundleToProto(snap, snap.bundles[i])}})
 	for _, f := range files {

@@ -26,7 +26,7 @@ func (s *auditService) GetCheckpoint(ctx context.Context, req *cedarpostv1.GetCh
 	}
 	rows, err := s.db.QueryEvents(ctx, store.EventQuery{Kind: eventKind(cedarpostv1.EventRecord_LOG_TRUNCATED), Limit: maxTruncations})
 	if err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	out := &cedarpostv1.GetCheckpointResponse{Checkpoint: string(c.Note), VerifierKeys: s.signer.verifierKeys()}
 	for _, row := range slices.Backward(rows) {
@@ -52,7 +52,7 @@ func (s *auditService) checkpoint(ctx context.Context, size int64) (store.Checkp
 	case errors.Is(err, store.ErrNotFound):
 		return c, connect.NewError(connect.CodeNotFound, "there is no checkpoint: the log is not signed, or not yet")
 	case err != nil:
-		return c, readError(err)
+		return c, err
 	}
 	return c, nil
 }
@@ -69,11 +69,11 @@ func (s *auditService) GetInclusionProof(ctx context.Context, req *cedarpostv1.G
 	}
 	in, err := s.prove(ctx, id, c.Size)
 	if err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	// The proof holds the record.
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceGetInclusionProofProcedure, req, 1); err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	return &cedarpostv1.GetInclusionProofResponse{
 		Record: in.Record, Row: int64(in.Row), RowProof: hashBytes(in.RowProof),
@@ -131,7 +131,7 @@ func (s *auditService) GetConsistencyProof(ctx context.Context, req *cedarpostv1
 	}
 	proof, err := tlog.ProveTree(c.Size, req.GetFirst(), s.db.Tiles(ctx))
 	if err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	return &cedarpostv1.GetConsistencyProofResponse{Proof: hashBytes(proof), Checkpoint: string(c.Note)}, nil
 }

@@ -27,7 +27,7 @@ func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.Repl
 	row, err := s.db.GetDecision(ctx, id)
 	missing := errors.Is(err, store.ErrNotFound)
 	if err != nil && !missing {
-		return nil, readError(err)
+		return nil, err
 	}
 	var out *cedarpostv1.ReplayDecisionResponse
 	var rec *cedarpostv1.DecisionRecord
@@ -36,12 +36,12 @@ func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.Repl
 		rows, rec = 1, readDecision(row)
 		if rec.Damaged == "" {
 			if out, err = s.replay(ctx, rec); err != nil {
-				return nil, readError(err)
+				return nil, err
 			}
 		}
 	}
 	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceReplayDecisionProcedure, req, rows); err != nil {
-		return nil, readError(err)
+		return nil, err
 	}
 	if missing {
 		return nil, s.notFound(ctx, id, "no decision %s is recorded")

@@ -66,7 +66,7 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 	}
 	if len(req.GetReuses()) > 0 || req.GetLost() > 0 {
 		if err := add(&cedarpostv1.EventRecord{Kind: cedarpostv1.EventRecord_REUSE, Detail: &cedarpostv1.EventRecord_Reuse{Reuse: report}}); err != nil {
-			return nil, publicError(err)
+			return nil, err
 		}
 	}
 	failed := 0.0
@@ -76,11 +76,11 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 		}
 		if err := add(&cedarpostv1.EventRecord{Kind: cedarpostv1.EventRecord_FAILED_OPEN, Detail: &cedarpostv1.EventRecord_FailedOpen{
 			FailedOpen: &cedarpostv1.FailedOpen{ReportId: req.GetReportId(), FailOpens: req.GetFailOpens()}}}); err != nil {
-			return nil, publicError(err)
+			return nil, err
 		}
 	}
 	if err := s.record(ctx, nil, events); err != nil {
-		return nil, publicError(err)
+		return nil, err
 	}
 	s.metric.reuses.Add(hits)
 	s.metric.failOpens.Add(failed)

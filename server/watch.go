@@ -28,7 +28,7 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 	}
 	began, number, err := s.beginWatch(ctx, req.GetAfter())
 	if err != nil {
-		return publicError(err)
+		return err
 	}
 	if err := stream.Send(began.message); err != nil {
 		return err

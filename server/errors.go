@@ -1,0 +1,104 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// Handlers return the errors that they get. The guard turns each of them, once, into the
+// error that the caller sees.
+
+// outcome says what a failed call to a procedure did not do, to be put behind a message.
+func outcome(procedure string) string {
+	switch {
+	case procedure == cedarpostv1connect.AuthorizationServiceAuthorizeProcedure,
+		procedure == cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure:
+		return "; nothing was decided"
+	case strings.HasPrefix(procedure, "/"+cedarpostv1connect.AuditServiceName+"/"):
+		return "; nothing was read"
+	}
+	return ""
+}
+
+const couldNot = "the service could not read or record"
+
+// publicError is the table from errors inside of the server to codes and messages for
+// its callers. The text of an error that is not in the table does not leave the server:
+// it is the cause, which is logged.
+func publicError(procedure string, err error) *connect.Error {
+	so := outcome(procedure)
+	var ce *connect.Error
+	var bad *engine.RequestError
+	var swept *store.SweptError
+	switch {
+	case errors.As(err, &ce):
+		return ce
+	case errors.As(err, &bad):
+		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
+	case errors.Is(err, errStale), errors.Is(err, errBehind):
+		return connect.NewError(connect.CodeUnavailable, err.Error())
+	case errors.Is(err, store.ErrBehind):
+		return connect.NewError(connect.CodeUnavailable, "the database is at another revision than this server"+so)
+	case errors.Is(err, errRecorderDown):
+		return connect.NewError(connect.CodeUnavailable, "the decision log is not available"+so)
+	case errors.Is(err, errQueueFull):
+		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
+	case errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
+		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors%s", engine.MaxAncestors, so)
+	case errors.As(err, &swept):
+		return connect.Errorf(connect.CodeOutOfRange, "history begins at revision %d; what was before cannot be read any more", swept.Oldest)
+	case errors.Is(err, store.ErrTooManyGroups):
+		return connect.Errorf(connect.CodeFailedPrecondition, "ancestor: more than %d groups are below it; ask for one of them", store.MaxGroups)
+	case errors.Is(err, store.ErrNotFound):
+		return connect.NewError(connect.CodeNotFound, "not found")
+	case errors.Is(err, store.ErrPolicyChanged):
+		return connect.NewError(connect.CodeAborted, "policies changed meanwhile; try again")
+	}
+	if strings.HasPrefix(procedure, "/"+cedarpostv1connect.AuditServiceName+"/") && errors.Is(err, context.DeadlineExceeded) {
+		return connect.NewError(connect.CodeDeadlineExceeded, "reading the log took too long: ask about a shorter time").WithCause(err)
+	}
+	// Postgres is away, a commit failed, or a timeout of the server itself ended. If the
+	// call's own context has ended, callerError says so instead.
+	return connect.NewError(connect.CodeUnavailable, couldNot+so).WithCause(err)
+}
+
+// callerError is the error of a call, given the context that the call came with, before
+// the server put a bound of its own on it. If that context has ended, the error is the
+// end of the call and no failure of the server, wherever on the way it came up. Errors
+// about the question itself stay, and so does a panic.
+func callerError(ctx context.Context, err error) error {
+	// What waits on a socket can notice a deadline a moment before the context does.
+	end, bounded := ctx.Deadline()
+	late := bounded && !time.Now().Before(end)
+	if err == nil || ctx.Err() == nil && !late {
+		return err
+	}
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeCanceled, connect.CodeUnknown:
+	case connect.CodeDeadlineExceeded:
+		if !late { // the server stopped reading, which cancels the context too
+			return err
+		}
+	default:
+		return err
+	}
+	code, message := connect.CodeCanceled, "the caller gave up"
+	if late {
+		code, message = connect.CodeDeadlineExceeded, "the deadline that the caller set has ended"
+	}
+	var ce *connect.Error
+	if errors.As(err, &ce) { // it can say what became of the call
+		if so := strings.TrimPrefix(strings.TrimPrefix(ce.Message(), couldNot), "; "); so != "" {
+			message += "; " + so
+		}
+	}
+	return connect.NewError(code, message).WithCause(err)
+}
