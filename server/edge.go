@@ -18,6 +18,8 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/connect/v2/connectproto"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -91,8 +93,6 @@ type edge struct {
 	times    timeouts
 }
 
-var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}`)
-
 // guard is the one choke point of all calls: it knows who calls, bounds how
 // often and how long, and logs what failed. It runs before the body is read, so
 // a stranger cannot make the server decode anything.
@@ -158,8 +158,10 @@ func (e *edge) admit(ctx context.Context) (context.Context, error) {
 		return ctx, err
 	}
 	ctx = context.WithValue(ctx, callerKey, caller)
-	if m := traceparent.FindStringSubmatch(info.RequestHeader().Get("Traceparent")); m != nil {
-		ctx = context.WithValue(ctx, traceKey, m[1])
+	carrier := propagation.MapCarrier{"traceparent": info.RequestHeader().Get("Traceparent")}
+	remote := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
+	if remote.HasTraceID() {
+		ctx = context.WithValue(ctx, traceKey, remote.TraceID().String())
 	}
 	if !e.limits.allow(caller, 1) {
 		return ctx, errRateLimited

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store"
@@ -267,5 +269,38 @@ func exec(t testing.TB, url, sql string) {
 	defer conn.Close(t.Context())
 	if _, err := conn.Exec(t.Context(), sql); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The trace id of a call's W3C trace context is in the record, if the context is one
+// (https://www.w3.org/TR/trace-context/#traceparent-header).
+func TestTraceIDIsRecorded(t *testing.T) {
+	s := servertest.New(t)
+	s.MustLoadShop()
+	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
+	for header, want := range map[string]string{
+		"":                                  "",
+		"00-" + id + "-00f067aa0ba902b7-01": id,
+		"00-" + id + "-00f067aa0ba902b7-00": id,
+		"42-" + id + "-00f067aa0ba902b7-01-of-a-later-version":      id,
+		"00-" + strings.Repeat("0", 32) + "-00f067aa0ba902b7-01":    "",
+		"00-" + id + "-" + strings.Repeat("0", 16) + "-01":          "",
+		"00-" + strings.ToUpper(id) + "-00f067aa0ba902b7-01":        "",
+		"ff-" + id + "-00f067aa0ba902b7-01":                         "",
+		"00-" + id + "-00f067aa0ba902b7-01-of-the-same-version-too": "",
+		"00-" + id: "",
+	} {
+		body := []byte(`{"principal":{"type":"Shop::User","id":"bob"},"action":{"type":"Shop::Action","id":"ViewOrder"},"resource":{"type":"Shop::Order","id":"42"},"context":{"mfa":true}}`)
+		status, _, text := post(t, s.API+cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, s.Token, "application/json", body, "Traceparent", header)
+		if status != http.StatusOK {
+			t.Fatalf("%d %s", status, text)
+		}
+		page, err := s.Audit.QueryDecisions(t.Context(), &cedarpostv1.QueryDecisionsRequest{PageSize: 1})
+		if err != nil || len(page.Decisions) != 1 {
+			t.Fatal(page, err)
+		}
+		if got := page.Decisions[0].TraceId; got != want {
+			t.Errorf("traceparent %q: recorded %q, want %q", header, got, want)
+		}
 	}
 }

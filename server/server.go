@@ -5,6 +5,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,30 +79,22 @@ type Config struct {
 }
 
 func (c *Config) setDefaults() {
-	c.Listen = or(c.Listen, "127.0.0.1:8080")
-	c.AdminListen = or(c.AdminListen, "127.0.0.1:8081")
-	c.OpsListen = or(c.OpsListen, "127.0.0.1:9090")
-	c.CacheBytes = or(c.CacheBytes, 64<<20)
-	c.Record = or(c.Record, auditlog.Strict)
-	c.MaxStaleness = or(c.MaxStaleness, 5*time.Second)
-	c.DecisionRetention = or(c.DecisionRetention, 90*24*time.Hour)
-	c.HistoryRetention = or(c.HistoryRetention, 90*24*time.Hour)
-	c.MaxReuse = or(c.MaxReuse, 5*time.Minute)
-	c.Log = or(c.Log, slog.Default())
-	c.times = or(c.times, defaultTimeouts)
-	c.logCare = or(c.logCare, firstLogCare)
-	c.overdue = or(c.overdue, signingOverdue)
+	c.Listen = cmp.Or(c.Listen, "127.0.0.1:8080")
+	c.AdminListen = cmp.Or(c.AdminListen, "127.0.0.1:8081")
+	c.OpsListen = cmp.Or(c.OpsListen, "127.0.0.1:9090")
+	c.CacheBytes = cmp.Or(c.CacheBytes, 64<<20)
+	c.Record = cmp.Or(c.Record, auditlog.Strict)
+	c.MaxStaleness = cmp.Or(c.MaxStaleness, 5*time.Second)
+	c.DecisionRetention = cmp.Or(c.DecisionRetention, 90*24*time.Hour)
+	c.HistoryRetention = cmp.Or(c.HistoryRetention, 90*24*time.Hour)
+	c.MaxReuse = cmp.Or(c.MaxReuse, 5*time.Minute)
+	c.Log = cmp.Or(c.Log, slog.Default())
+	c.times = cmp.Or(c.times, defaultTimeouts)
+	c.logCare = cmp.Or(c.logCare, firstLogCare)
+	c.overdue = cmp.Or(c.overdue, signingOverdue)
 	if c.Name == "" {
 		c.Name, _ = os.Hostname()
 	}
-}
-
-func or[T comparable](v, def T) T {
-	var zero T
-	if v == zero {
-		return def
-	}
-	return v
 }
 
 const (

@@ -1,6 +1,7 @@
 package cedarpost
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,12 +99,12 @@ type Config struct {
 }
 
 func (c *Config) setDefaults() error {
-	c.Timeout = or(c.Timeout, time.Second)
-	c.MaxStaleness = or(c.MaxStaleness, 5*time.Second)
-	c.CacheBytes = or(c.CacheBytes, 32<<20)
-	c.ReportInterval = or(c.ReportInterval, 5*time.Second)
-	c.FailOpenTime = or(c.FailOpenTime, 10*time.Minute)
-	c.Log = or(c.Log, slog.Default())
+	c.Timeout = cmp.Or(c.Timeout, time.Second)
+	c.MaxStaleness = cmp.Or(c.MaxStaleness, 5*time.Second)
+	c.CacheBytes = cmp.Or(c.CacheBytes, 32<<20)
+	c.ReportInterval = cmp.Or(c.ReportInterval, 5*time.Second)
+	c.FailOpenTime = cmp.Or(c.FailOpenTime, 10*time.Minute)
+	c.Log = cmp.Or(c.Log, slog.Default())
 	if c.clock == nil {
 		c.clock = realClock
 	}
@@ -128,7 +129,7 @@ func (c *Config) setDefaults() error {
 		return fmt.Errorf("cedarpost: FailOpenTime is not between %v and %v", failOpenSlot, failOpenWindow)
 	}
 	if len(c.Servers) == 0 {
-		env := or(os.Getenv("CEDARPOST_API_URL"), "http://127.0.0.1:8080")
+		env := cmp.Or(os.Getenv("CEDARPOST_API_URL"), "http://127.0.0.1:8080")
 		c.Servers = strings.FieldsFunc(env, func(r rune) bool { return r == ',' || r == ' ' })
 		if len(c.Servers) == 0 {
 			return errors.New("cedarpost: $CEDARPOST_API_URL names no server")
@@ -166,14 +167,6 @@ func apiKey(text string) (string, error) {
 
 // maxReportInterval is what the service promises its auditors.
 const maxReportInterval = 10 * time.Second
-
-func or[T comparable](v, def T) T {
-	var zero T
-	if v == zero {
-		return def
-	}
-	return v
-}
 
 // dial makes the way to each server. Nothing is sent yet.
 func (c *Config) dial() (*servers, error) {
