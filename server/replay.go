@@ -87,11 +87,6 @@ func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionReco
 	return out, nil
 }
 
-// replayTries are made while nothing but the messages of failed policies differs:
-// cedar-go evaluates the members of a record literal in any order, so of two that
-// fail it tells of either.
-const replayTries = 50
-
 // decideAgain returns the outcome of the question of a record.
 func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.DecisionRecord) (*cedarpostv1.DecisionRecord, error) {
 	set, err := s.past.policies(ctx, rec.GetRevision())
@@ -107,16 +102,11 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 	if err != nil {
 		return nil, err
 	}
-	for try := 1; ; try++ {
-		res, err := evaluation.Decide()
-		if err != nil {
-			return nil, err
-		}
-		again := outcomeOf(wire.Response(res))
-		if try == replayTries || !differInMessages(rec, again) {
-			return again, nil
-		}
+	res, err := evaluation.Decide()
+	if err != nil {
+		return nil, err
 	}
+	return outcomeOf(wire.Response(res)), nil
 }
 
 // outcomeOf is the outcome as a record has it.
@@ -128,15 +118,6 @@ func outcomeOf(res *cedarpostv1.AuthorizeResponse) *cedarpostv1.DecisionRecord {
 	}
 }
 
-// differInMessages says whether all that differs are messages of failed policies.
-func differInMessages(rec, again *cedarpostv1.DecisionRecord) bool {
-	same := slices.EqualFunc(rec.GetErrors(), again.GetErrors(), func(a, b *cedarpostv1.PolicyError) bool { return proto.Equal(a.GetPolicy(), b.GetPolicy()) })
-	differ := differences(rec, again)
-	return same && len(differ) == 1 && strings.HasPrefix(differ[0], partErrors+":")
-}
-
-const partErrors = "errors"
-
 // differences says part by part where two outcomes differ; nothing where they do
 // not.
 func differences(rec, again *cedarpostv1.DecisionRecord) []string {
@@ -147,7 +128,7 @@ func differences(rec, again *cedarpostv1.DecisionRecord) []string {
 	c.list("permitted fields", rec.GetFields().GetPermitted(), again.GetFields().GetPermitted())
 	c.list("denied fields", rec.GetFields().GetDenied(), again.GetFields().GetDenied())
 	messages(&c, "policies", rec.GetDeterminingPolicies(), again.GetDeterminingPolicies(), refText)
-	messages(&c, partErrors, rec.GetErrors(), again.GetErrors(), func(e *cedarpostv1.PolicyError) string {
+	messages(&c, "errors", rec.GetErrors(), again.GetErrors(), func(e *cedarpostv1.PolicyError) string {
 		return refText(e.GetPolicy()) + " (" + e.GetMessage() + ")"
 	})
 	c.text("errors omitted", fmt.Sprint(rec.GetErrorsOmitted()), fmt.Sprint(again.GetErrorsOmitted()))

@@ -336,7 +336,7 @@ func TestReplayFindsDifferences(t *testing.T) {
 				if got.Outcome != want || len(got.Differences) != len(c.want) || !slices.EqualFunc(got.Differences, c.want, strings.HasPrefix) {
 					t.Errorf("%s:\n%s\nwant\n%s", got.Outcome, strings.Join(got.Differences, "\n"), strings.Join(c.want, "\n"))
 				}
-				if said := strings.Contains(got.Reason, "recorded cedarpost-0, replayed cedarpost-2"); said != (engine == "cedarpost-0" && len(c.want) > 0) {
+				if said := strings.Contains(got.Reason, "recorded cedarpost-0, replayed cedarpost-3"); said != (engine == "cedarpost-0" && len(c.want) > 0) {
 					t.Errorf("engine %s: reason %q", engine, got.Reason)
 				}
 				if failed := strings.Contains(strings.Join(c.want, ""), "replayed to an error"); !proto.Equal(got.Recorded, rec) || (got.Replayed == nil) != failed {

@@ -14,7 +14,7 @@ import (
 
 // Version names the rules of this engine. It is part of every record, and changes when
 // the same question could get another answer.
-const Version = "cedarpost-2 cedar-go-1.9.0"
+const Version = "cedarpost-3 cedar-go-1.9.0"
 
 // DeniedAt says which of the three checks denied.
 type DeniedAt int
@@ -173,7 +173,7 @@ func (s *Set) evaluate(cands policies, req cedar.Request, e *entities) verdict {
 			i++
 		}
 		p := cands[i]
-		v.errors = append(v.errors, PolicyError{p.ref, s.message(p, pe.Message)})
+		v.errors = append(v.errors, PolicyError{p.ref, s.message(p, req, e, pe.Message)})
 		if p.forbid && !s.bundles[p.ref.Bundle].skipForbidErrors {
 			v.failed = append(v.failed, p)
 		}

@@ -186,7 +186,7 @@ func (s *Set) explainPolicy(q *Question, p *policy, req cedar.Request, e *entiti
 			x.Values = s.values(q, part, env)
 			x.Outcome, x.Reason = ConditionFalse, "its condition is false"
 			if err != nil {
-				x.Outcome, x.Reason = Failed, "its condition cannot be evaluated: "+s.message(p, err.Error())
+				x.Outcome, x.Reason = Failed, "its condition cannot be evaluated: "+s.message(p, req, e, err.Error())
 			}
 			if p.forbid && x.Outcome == ConditionFalse {
 				x.Reason += ", so it does not forbid"

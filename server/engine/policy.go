@@ -32,6 +32,8 @@ type policy struct {
 
 	source     *xast.Policy  // as written
 	compiled   *cedar.Policy // as evaluated
+	inOrder    *cedar.Policy // see recordsInOrder
+	anyOrder   bool          // inOrder would take too long
 	forbid     bool
 	obligation string
 	advice     string
@@ -253,6 +255,7 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 	if tooLong(tree) {
 		return nil, &textError{st.line, st.column, fmt.Sprintf("has a text of more than %d bytes", MaxStringBytes), "comparing long texts takes long"}
 	}
+	p.inOrder, p.anyOrder = recordsInOrder(p.compiled)
 	p.walk(tree)
 	return p, nil
 }

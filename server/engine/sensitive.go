@@ -190,9 +190,16 @@ const withheldMessage = "evaluation failed (the message is withheld: the policy 
 // message is the text of a failed evaluation that may be shown and recorded. Cedar's
 // messages can contain operands: "integer overflow while attempting to add `…` with
 // `…`", "entity `…` does not exist".
-func (s *Set) message(p *policy, text string) string {
-	if s.readsSensitive(p) {
+func (s *Set) message(p *policy, req cedar.Request, e *entities, text string) string {
+	switch {
+	case s.readsSensitive(p):
 		return withheldMessage
+	case p.anyOrder:
+		return anyOrderMessage
+	case p.inOrder != nil:
+		if _, diag := cedar.Authorize(single{p.inOrder}, e, req); len(diag.Errors) == 1 {
+			return diag.Errors[0].Message
+		}
 	}
 	return text
 }
