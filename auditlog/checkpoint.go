@@ -56,10 +56,10 @@ func OpenCheckpoint(signed []byte, keys ...note.Verifier) (Checkpoint, error) {
 	return parseCheckpoint(n.Text)
 }
 
-// KeyID names a key as a verifier key begins.
+// KeyID names a key as its verifier key does, with name and hash: "name+01234567".
 func KeyID(key note.Verifier) string { return fmt.Sprintf("%s+%08x", key.Name(), key.KeyHash()) }
 
-// Signers reads which keys a note says that it is signed with, as [KeyID] names them. It
+// Signers returns the keys that a note claims to be signed with, as [KeyID] names them. It
 // verifies nothing.
 func Signers(signed []byte) (ids []string) {
 	_, signatures, _ := strings.Cut(string(signed), "\n\n")

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// A checkpoint file holds signed notes, checkpoints and statements of truncation, each followed by an empty line. So a note
-// is two paragraphs: its body, and its signatures, which begin with a dash. One that
-// was cut off while it was written is passed over.
+// A checkpoint file holds signed notes, each followed by an empty line: checkpoints, and
+// statements of truncation. A note is two paragraphs: its body, and its signatures, which
+// begin with a dash. One that was cut off while it was written is passed over.
 
 // AppendCheckpoint adds a signed checkpoint to a file, and returns when it is on
 // disk.
@@ -64,9 +64,9 @@ func isRegular(file string) error {
 }
 
 // ReadKept reads what a file has of a log; nothing if there is no file. Signatures of
-// checkpoints are not looked at: one that nobody signed makes the log contradict it, and
-// not the other way round. A statement that the newest batches are lost must be signed
-// with one of the keys, and is an error if it is not or does not follow.
+// checkpoints are not verified: whoever can add a note to the file can also remove one. A
+// statement that the newest batches are lost is an error unless one of the keys signed it
+// and it fits the notes before it.
 func ReadKept(file, origin string, keys ...note.Verifier) (k Kept, err error) {
 	err = readKept(file, origin, keys, func(c Checkpoint) { k.Add(c) }, func(t Truncation, signed []byte) error { return k.Truncate(t, signed) })
 	return k, err
@@ -105,13 +105,14 @@ func readKept(file, origin string, keys []note.Verifier, add func(Checkpoint), t
 	})
 }
 
-// LastCheckpoint is the last one of [ReadKept], and takes no memory for the others.
+// LastCheckpoint returns the Last of [ReadKept] without keeping the others in memory. It
+// does not compare a statement with older checkpoints than the newest one.
 func LastCheckpoint(file, origin string, keys ...note.Verifier) (last Checkpoint, err error) {
 	last, _, err = readLast(file, origin, keys)
 	return last, err
 }
 
-// Truncations are the statements of truncation in a file, as [ReadKept] has them.
+// Truncations returns the signed statements of truncation in a file; see [ReadKept].
 func Truncations(file, origin string, keys ...note.Verifier) (statements [][]byte, err error) {
 	_, statements, err = readLast(file, origin, keys)
 	return statements, err

@@ -11,7 +11,8 @@ type RootBuilder struct {
 	whole []tlog.Hash
 }
 
-// NewRootBuilder returns one that has the leaves of a stored tree of a size already.
+// NewRootBuilder returns a builder that already has the first leaves, as many as size. It
+// reads their hashes from a stored tree.
 func NewRootBuilder(size int64, tree tlog.HashReader) (*RootBuilder, error) {
 	var indexes []int64
 	for level, from := 62, int64(0); level >= 0; level-- {

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// Truncation is a statement that batches which were signed are lost: the log of From is
-// gone on with from To, which is one of its earlier checkpoints. It is signed with the
-// key of the log, and never reads as a checkpoint.
+// Truncation is a statement that batches which were signed are lost: the log had reached
+// the checkpoint From, and goes on from To, an earlier checkpoint. It is signed with the
+// key of the log, and cannot be read as a checkpoint.
 type Truncation struct {
 	// Origin names the log.
 	Origin string
@@ -149,15 +149,16 @@ func parseTruncation(text string) (t Truncation, err error) {
 	return t, nil
 }
 
-// follows says why the statement cannot come after a newest checkpoint.
+// follows returns an error if the statement cannot come after last, the newest checkpoint
+// before it.
 func (t Truncation) follows(last Checkpoint) error {
 	if last.Size <= t.To.Size || last.Size > t.From.Size {
-		return fmt.Errorf("it is about %d batches down to %d, and the newest checkpoint before it is of %d", t.From.Size, t.To.Size, last.Size)
+		return fmt.Errorf("it says that the log goes from %d batches back to %d, and the newest checkpoint before it is of %d", t.From.Size, t.To.Size, last.Size)
 	}
 	return t.about(last)
 }
 
-// about says whether the statement contradicts a checkpoint that was there before.
+// about returns an error if the statement contradicts a checkpoint that came before it.
 func (t Truncation) about(c Checkpoint) error {
 	if (c.Size == t.From.Size && c != t.From) || (c.Size == t.To.Size && c != t.To) {
 		return fmt.Errorf("it contradicts the checkpoint of %d batches before it", c.Size)
@@ -171,12 +172,12 @@ type Kept struct {
 	// Last is the newest checkpoint that the log must not contradict; the zero value if
 	// there is none.
 	Last Checkpoint
-	// Live are those that it must not contradict, by size, and Lost are the others.
+	// Live are all that the log must not contradict, in order of size. Lost are those that
+	// a statement gave up.
 	Live, Lost []Checkpoint
-	// Truncations were followed.
+	// Truncations are the statements, and Statements their signed notes.
 	Truncations []Truncation
-	// Statements are the notes of them.
-	Statements [][]byte
+	Statements  [][]byte
 }
 
 // Add adds a checkpoint.
@@ -188,8 +189,9 @@ func (k *Kept) Add(c Checkpoint) {
 	k.Last = k.Live[len(k.Live)-1]
 }
 
-// Truncate follows a statement, whose signature was verified. It must be about the
-// checkpoints that are there: none of them is larger than From or contradicts it or To.
+// Truncate applies a statement whose signature the caller has verified. The error says why
+// it does not fit the checkpoints that are there: the newest one must be above To and not
+// above From, and none may contradict either.
 func (k *Kept) Truncate(t Truncation, signed []byte) error {
 	for _, c := range append(k.Live[:len(k.Live):len(k.Live)], k.Last) {
 		if err := t.about(c); err != nil {

@@ -1,5 +1,5 @@
-// Package keyfile reads files that hold a secret. Several rooms do, and each has to
-// refuse a file that every user of the machine may read.
+// Package keyfile reads files that hold a secret. Server, command line and Go client all
+// have to refuse a file that every user of the machine may use.
 package keyfile
 
 import (
@@ -8,10 +8,10 @@ import (
 	"os"
 )
 
-// Read reads the file of a secret, unless users other than its owner and its group may
-// read or change it. The group may, as a platform that mounts secrets gives them to a
-// process by its group. What is no regular file, as a pipe, has no such rights to look
-// at.
+// Read reads a file that holds a secret. It refuses a file if users other than its owner
+// and its group have any rights to it. The group may have rights, because platforms that
+// mount secrets give them to a process by its group. Pipes and everything else that is no
+// regular file are not checked.
 func Read(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {

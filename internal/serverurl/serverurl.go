@@ -1,5 +1,5 @@
-// Package serverurl reads the URL of a Cedarpost server. The Go client and the command
-// line do, and neither may show a password that somebody put into the URL.
+// Package serverurl reads the URL of a Cedarpost server for the Go client and the command
+// line. Neither may show a password that somebody put into the URL.
 package serverurl
 
 import (
@@ -32,9 +32,9 @@ func Parse(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// Redacted is what an error may show of a URL that is one of all: nothing if it may
-// contain a password. A list of URLs is separated by commas, and a password with a comma
-// in it is in two of them.
+// Redacted returns what an error may show of a URL. all is the list that it is in. If any
+// of the list may have a password, nothing of it is shown: lists are split at commas, so a
+// password with a comma in it is spread over two of them.
 func Redacted(text string, all []string) string {
 	if strings.Contains(strings.Join(all, ""), "@") {
 		return "not shown, as it may have a password"
