@@ -18,8 +18,8 @@ type Renewed struct {
 }
 
 // Claim gives the database an id of its own if it is a copy of another one: a restored
-// dump, a database made from a template, an upgraded cluster. What the original gave out,
-// tokens and tags, then means nothing here. The event that says so is committed with it.
+// dump, a database made from a template, an upgraded cluster. Tokens and tags that the
+// original gave out are then not valid here. The event that says so is committed with it.
 // Any number of servers may call it at once; one of them renews the id.
 func (db *DB) Claim(ctx context.Context, event func(context.Context, Renewed) (Event, error)) (r Renewed, err error) {
 	defer wrap(&err, "claim the database")

@@ -28,8 +28,8 @@ const wayOut = "scripts/move-database.sh moves the data into a new database (doc
 // them, so it can be applied after them.
 const lateMigration = 4
 
-// missingMigrations returns the migrations of this binary that a database has not. The
-// error is [ErrOtherSchema] if they cannot be applied, because others were before.
+// missingMigrations returns the migrations of this binary that a database lacks. The error
+// is [ErrOtherSchema] if one cannot be applied any more, because later ones were applied.
 func missingMigrations(applied []int64) (missing []int64, err error) {
 	newest := slices.Max(append(applied, 0))
 	var late []int64
@@ -65,12 +65,13 @@ func ourMigrations() (versions []int64) {
 	return versions
 }
 
-// appliedMigrations reads which migrations a database has; none if it has no table of
-// them, or none of Cedarpost's.
+// appliedMigrations reads which migrations a database has. It has none if goose's table is
+// missing, or if it is of another program: then Cedarpost's tables are missing.
 func appliedMigrations(ctx context.Context, db querier) ([]int64, error) {
 	rows, _ := db.Query(ctx, "select version_id from goose_db_version where is_applied and to_regclass('revision') is not null")
 	applied, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	// undefined_table: never migrated; insufficient_privilege: not since there are roles
+	// undefined_table: never migrated; insufficient_privilege: last migrated before there
+	// were roles
 	if state := sqlState(err); state == "42P01" || state == "42501" {
 		return nil, nil
 	}
@@ -170,15 +171,15 @@ func readSchema(ctx context.Context, conn *pgx.Conn) ([]string, error) {
 	rows, _ := conn.Query(ctx, selectSchema)
 	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	slices.Sort(lines)
-	// How goose makes its table is its own affair.
+	// goose makes its own table, which may change with its version.
 	return slices.DeleteFunc(lines, func(line string) bool {
 		return strings.Contains(line, " goose_db_version") && !strings.HasPrefix(line, "grant ")
 	}), err
 }
 
-// checkSchema compares a migrated schema with the one that the migrations make. What
-// was added beside it, as an index or a table, is not looked at; a right, trigger,
-// constraint or column that was added to what is Cedarpost's is.
+// checkSchema compares a migrated schema with the one that the migrations make. Indexes and
+// tables that somebody added are ignored. A column, constraint or trigger that was added to
+// a table of Cedarpost is an error, and so is a right of one of its roles.
 func checkSchema(ctx context.Context, conn *pgx.Conn) error {
 	have, err := readSchema(ctx, conn)
 	if err != nil {

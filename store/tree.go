@@ -87,8 +87,8 @@ func (db *DB) DayGone(ctx context.Context, day time.Time) (gone bool, err error)
 	return gone, err
 }
 
-// DayDropped reports whether the log says that a day of it was dropped, or a later one:
-// days are dropped oldest first.
+// DayDropped reports whether a day that the log had was dropped: an event says that of it
+// or of a later day, and days are dropped oldest first.
 func (db *DB) DayDropped(ctx context.Context, day time.Time) (dropped bool, err error) {
 	if dropped, err = db.DayGone(ctx, day); err != nil || !dropped {
 		return false, err
@@ -284,8 +284,8 @@ const selectCheckpoints = "select origin, size, note, at from checkpoints"
 // when origin is empty. The error is [ErrNotFound] if there is none.
 func (db *DB) LatestCheckpoint(ctx context.Context, origin string) (_ Checkpoint, err error) {
 	defer wrap(&err, "read checkpoint")
-	// It is asked every few seconds, so it reads one row of each origin from the index, and
-	// not all checkpoints that there are.
+	// This runs every few seconds, so it reads one row for each origin from the index, and
+	// not all checkpoints.
 	const query = `
 		with recursive origins as (
 			(select origin from checkpoints where origin >= $1 order by origin limit 1)

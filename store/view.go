@@ -129,7 +129,7 @@ func (db *DB) Mark(ctx context.Context, revision int64, at Position) (mark uuid.
 		}
 		return err
 	})
-	// The sweeper moves it up first: what is not there any more is below it.
+	// The sweep raises oldest before it removes revisions, so a removed one is below it.
 	batch.Queue(selectOldest).QueryRow(func(row pgx.Row) error { return row.Scan(&oldest) })
 	ctx, cancel := context.WithTimeout(ctx, currentTimeout)
 	defer cancel()
