@@ -13,12 +13,12 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// This file says which errors show that the service is away. Only those let a check
-// with FailOpen through, and only those open the breaker of a server. docs/sdk-go/check.md
+// This file decides which errors mean that the service is away. Only those let a check
+// with FailOpen through, and only those (but for overload) open the breaker of a server. docs/sdk-go/check.md
 // has the same as a table, and TestWhatFailsOpenOverTheWire has a row for each.
 
-// early is how long before the caller's own deadline an error can come that this
-// deadline caused. The deadline travels to the server in whole milliseconds, so the
+// early is how long before the caller's deadline an error that the deadline caused can
+// arrive. The deadline travels to the server in whole milliseconds, so the
 // server's copy of it ends up to one millisecond before.
 const early = 2 * time.Millisecond
 
@@ -29,9 +29,9 @@ func over(ctx context.Context) bool {
 }
 
 // away says whether an error shows that the service cannot be asked: it is not reached,
-// it is overloaded, it cannot decide or record, or it does not answer in time. Nothing
-// else is being away: what a question does to the service must not open the door, and
-// neither must a mistake on this side.
+// it is overloaded, it cannot decide or record, or it does not answer in time. No
+// other error does: a question that makes the service fail must not be let through for
+// that, and neither must one that a mistake on the client's side keeps from being asked.
 func away(err error) bool {
 	if errors.Is(err, errOwnSide) {
 		return false
@@ -40,7 +40,7 @@ func away(err error) bool {
 	case connect.CodeUnavailable, connect.CodeDeadlineExceeded:
 		return true
 	case connect.CodeResourceExhausted:
-		// Without the service's word it is an answer that is too large.
+		// If the server did not send this code, the client did: the answer is too large.
 		var ce *connect.Error
 		return errors.As(err, &ce) && ce.IsRemote()
 	}
@@ -57,12 +57,13 @@ func failed(err error) bool {
 	return false
 }
 
-// errOwnSide is in the errors of checks that cannot be asked for a mistake on this side.
-var errOwnSide = errors.New("a mistake on this side, or of the server's certificate, so the check does not fail open")
+// errOwnSide marks the error of a check that cannot be asked because of the client itself
+// or because of a server's certificate. Such a check does not fail open.
+var errOwnSide = errors.New("the cause is on the client's side or is the server's certificate, so the check does not fail open")
 
 // untrusted says whether a TLS connection did not come about because one side does not
 // accept the other: a certificate that is not trusted, has another name or has expired,
-// or a port that does not speak TLS. Whoever is between could cause that.
+// or a port that does not speak TLS. An attacker on the network could cause that.
 func untrusted(err error) bool {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return true
@@ -83,8 +84,9 @@ func answered(err error) bool {
 	return err == nil || errors.As(err, &ce) && ce.IsRemote()
 }
 
-// exhausted says whether this machine has nothing left to make a connection with. Many
-// requests to the program can cause that; it tells nothing of the service.
+// exhausted says whether this machine lacks what a connection takes: a file descriptor, a
+// port or memory. Many requests to the program can cause that; it says nothing about the
+// service.
 func exhausted(err error) bool {
 	for _, errno := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.EADDRNOTAVAIL, syscall.ENOBUFS, syscall.ENOMEM} {
 		if errors.Is(err, errno) {
@@ -94,21 +96,21 @@ func exhausted(err error) bool {
 	return false
 }
 
-// broken tells a connection that broke from what a server says. It can look like
-// several things. An answer that is not the service's, such as a page of a proxy, is
-// none of them.
+// broken turns the several errors that a broken connection can cause into one, with the
+// code unavailable. It returns other errors as they are: what a server said, and an answer
+// that is not Cedarpost's, such as a page of a proxy.
 func broken(err error) error {
 	var ce *connect.Error
 	if !errors.As(err, &ce) || ce.IsRemote() && ce.Code() != connect.CodeCanceled {
 		return err
 	}
 	switch ce.Code() {
-	case connect.CodeCanceled: // nobody on this side gave up
-	case connect.CodeUnknown: // the answer could not be read, where there is a cause
+	case connect.CodeCanceled: // and the caller did not cancel
+	case connect.CodeUnknown: // with a cause: the answer could not be read
 		if ce.Unwrap() == nil {
 			return err
 		}
-	case connect.CodeInternal: // a stream that the server ended with an error is none
+	case connect.CodeInternal: // the answer ended too early; a stream that the server reset is not broken
 		if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			return err
 		}

@@ -29,10 +29,11 @@ import (
 //     The lease runs from then, for the bound. Without a lease nothing is given.
 //   - What the watch missed cannot be known. After a gap, only answers made since are
 //     given.
-//   - Revisions compare within one history alone. Another one, as after a failover,
-//     begins with nothing. So does a database that was restored and has the same name:
-//     the watch says that it begins anew, or the service has a revision that is older
-//     than what the watch told, or of the same number with another mark.
+//   - Revisions compare within one history alone. After a failover there is another one,
+//     and the cache begins empty. So it does after a database was restored under the same
+//     name. The client notices that because the watch says that it begins anew, or because
+//     the newest revision of the service is older than one that the watch reported, or has
+//     the same number and another mark.
 type cache struct {
 	entries *otter.Cache[string, *entry]
 	bound   time.Duration
@@ -71,9 +72,9 @@ type epoch struct {
 	applied atomic.Int64 // the watch has told of all changes up to it
 	floor   atomic.Int64 // what changed before it is not known
 	lease   atomic.Pointer[instant]
-	// since is a monotonic time. Answers to questions that were sent before are not given.
+	// since is a monotonic time. Answers to questions that were sent before it are not used.
 	since atomic.Int64
-	token   atomic.Pointer[string] // of applied
+	token atomic.Pointer[string] // of applied
 	// newest has, by hash of a tag, the newest change of one of them.
 	newest [changeSlots]atomic.Int64
 }
@@ -195,8 +196,9 @@ func (c *cache) apply(m *cedarpostv1.WatchResponse) {
 	applied := ep.applied.Load()
 	changed := number > m.GetAfter()
 	if m.GetReset_() && (!changed || number <= applied) {
-		// The server does not go on from what this client knows, which may be lost. Another
-		// server may answer from what is lost for as long as it may be behind.
+		// The server does not continue from the revision that this client has: the server's
+		// database may have lost it. Another server can still answer from lost revisions, for
+		// as long as it may be behind.
 		c.gaps.Add(1)
 		c.seen.forget()
 		c.begin(history, number, token).since.Store(c.clock().mono + int64(c.bound))
@@ -220,7 +222,7 @@ func (c *cache) apply(m *cedarpostv1.WatchResponse) {
 	c.grant(ep)
 }
 
-// begin begins a history, with nothing. Its caller holds mu.
+// begin starts the epoch of another history, with an empty cache. Its caller holds mu.
 func (c *cache) begin(history string, number int64, token string) *epoch {
 	ep := &epoch{history: history}
 	ep.since.Store(math.MinInt64)
@@ -247,10 +249,11 @@ func raise(a *atomic.Int64, n int64) {
 	}
 }
 
-// prove takes the newest revision that the service had, from a question sent at a
-// time, when the watch had reached a revision. The lease begins then, as soon as the
-// watch is there. What the watch told before the question was sent, the service had: if
-// it does not have it any more, that is lost, and all is dropped.
+// prove takes the newest revision of the service, which answers a question sent at a
+// time. reached is the token that the watch had reached at that time. Once the watch has
+// reached the newest revision too, the cache has a lease from that time on. If the newest
+// revision is older than reached, or contradicts it, the service has lost revisions: then
+// prove drops all answers and reports that.
 func (c *cache) prove(r *cedarpostv1.Revision, sent instant, reached string) (lost bool) {
 	history, number, ok := readToken(r.GetToken())
 	c.mu.Lock()

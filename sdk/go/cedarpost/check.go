@@ -41,7 +41,7 @@ type Check struct {
 	// returns an error. What is let through has no fields, is counted, and is put into
 	// the service's log with this reason once it is back. A question that the service
 	// refuses is never let through, and neither is one whose caller gave up or set a
-	// deadline that ended, nor one that cannot be asked for a mistake on this side.
+	// deadline that ended, nor one that a mistake on the client's side keeps from being asked.
 	// [Config].FailOpenTime bounds for how long checks are let through.
 	FailOpen string
 }

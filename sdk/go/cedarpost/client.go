@@ -123,7 +123,7 @@ func (c *Client) Close(ctx context.Context) error {
 	case err := <-ended:
 		return err
 	case <-time.After(closeGrace):
-		// A transport that does not heed its context. What it holds up ends with it.
+		// The transport ignores its context. What waits for it ends when it returns.
 		return fmt.Errorf("cedarpost: calls do not end although they were cut off, and uses of answers that were not reported yet are not in the log: %w", context.Cause(ctx))
 	}
 }
@@ -291,13 +291,15 @@ func (c *Client) send(ctx context.Context, req *cedarpostv1.AuthorizeRequest, fr
 	return res, err
 }
 
-// consistently calls fn with how fresh an answer has to be: as the caller wants, who
-// may name several revisions, and not older than what this client has seen. What it has
-// seen may be lost in a failover or a restore; then it begins anew. fn returns the
-// revision of its answer; the last answer is the one that counts.
+// consistently calls fn with how fresh an answer has to be: at least as new as each
+// revision that the caller named, and as the newest one that this client has seen. If
+// the service has lost that one in a failover or a restore, the client forgets it and
+// asks again without it. fn returns the revision of its answer. It may be called several
+// times, and its last answer is the one to use.
 //
-// A revision that the caller names is sent at least once: it may be a lost one, which
-// the service alone can tell from another one of the same number.
+// Each revision that the caller named is sent to the service until the service has
+// accepted it once: only the service can tell a lost revision from another one with the
+// same number.
 func (c *Client) consistently(fresh []string, fully bool, fn func(*cedarpostv1.Consistency) (string, error)) error {
 	if fully {
 		_, err := fn(&cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_FullyConsistent{FullyConsistent: true}})
@@ -368,16 +370,17 @@ func atLeast(token string) *cedarpostv1.Consistency {
 	return &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: &cedarpostv1.Revision{Token: token}}}
 }
 
-// seen is the token of the newest revision that an answer came with.
+// seen is the token of the newest revision that an answer came with, and the tokens that
+// are known to be of the same history.
 type seen struct {
 	atomic.Pointer[string]
 	tokens atomic.Pointer[tokens]
 }
 
-// maxTrusted bounds the tokens that a client remembers to be of the history it is in.
+// maxTrusted bounds how many tokens a client remembers to be of its present history.
 const maxTrusted = 1024
 
-// tokens are those that the service took, or told, of one history.
+// tokens is a set of tokens of one history: the service accepted or sent each of them.
 type tokens struct {
 	mu  sync.Mutex
 	set map[string]struct{}
@@ -401,8 +404,9 @@ func (t *tokens) add(token string) {
 	}
 }
 
-// trusted are the tokens of the history that the client is in. Whoever adds one that the
-// service took has got them before the question was sent.
+// trusted returns the tokens of the present history. Call it before a question is sent,
+// and add the accepted token to what it returned: if the history has changed meanwhile,
+// the token ends up in the set of the old history.
 func (s *seen) trusted() *tokens {
 	if t := s.tokens.Load(); t != nil {
 		return t
@@ -411,13 +415,13 @@ func (s *seen) trusted() *tokens {
 	return s.trusted()
 }
 
-// forget is for another history.
+// forget drops all tokens, because the service has another history.
 func (s *seen) forget() {
 	s.Store(nil)
 	s.distrust()
 }
 
-// distrust has the service say of each token anew whether it is of its history.
+// distrust makes the client ask the service about each token again.
 func (s *seen) distrust() { s.tokens.Store(&tokens{set: map[string]struct{}{}}) }
 
 // see takes that of an answer, before the answer is used.

@@ -30,17 +30,17 @@ import (
 // answers, and gives none that may be more than 5 s old.
 type Config struct {
 	// Servers are the URLs of the decision plane, of one service: any of them may be
-	// asked. They have a host and may have a port and a path, and nothing else. None: those in $CEDARPOST_API_URL, separated by commas, or
-	// http://127.0.0.1:8080. Plain http is for loopback alone, unless AllowPlaintext,
-	// for the key goes with each question.
+	// asked. Each has a host and may have a port and a path, and nothing else. None: those
+	// in $CEDARPOST_API_URL, separated by commas, or http://127.0.0.1:8080. Plain http is
+	// for loopback alone, unless AllowPlaintext, for the key goes with each question.
 	Servers        []string
 	AllowPlaintext bool
 
-	// TokenFile holds the API key, and is read again when it changes; while it does not
-	// hold one, the key before stays in use. It is refused if users beside its owner and
-	// group may read it. Token is the key itself. Neither: $CEDARPOST_TOKEN_FILE, then
-	// $CEDARPOST_TOKEN. White space around a key does not matter; what else is not visible
-	// ASCII is refused.
+	// TokenFile holds the API key, and is read again when it changes; if it then holds no
+	// API key, the last one stays in use. It is refused if users other than its owner and
+	// its group have any rights to it. Token is the key itself. Neither:
+	// $CEDARPOST_TOKEN_FILE, then $CEDARPOST_TOKEN. White space around a key is ignored;
+	// a key with any character in it that is not visible ASCII is refused.
 	TokenFile, Token string
 
 	// Timeout bounds one call with all its attempts. 0: 1 s.
@@ -52,9 +52,9 @@ type Config struct {
 	// there, milliseconds do.
 	MaxStaleness time.Duration
 	// CacheBytes is how much memory kept answers may take, about. 0: 32 MiB. Negative:
-	// none are kept. Beside it, uses that wait to be reported take up to 16 MiB: the ids
+	// none are kept. In addition, uses that wait to be reported take up to 16 MiB: the ids
 	// and counts of some 50,000 answers, not the answers. While they take that much, as
-	// when reports fail for long, no answer is reused: each check is asked.
+	// when reports fail for long, no answer is reused: each check goes to the service.
 	CacheBytes int64
 	// MaxAge bounds how long an answer is kept, where that is less than the service
 	// says. 0: as the service says.
@@ -70,14 +70,15 @@ type Config struct {
 	// alone nothing, and many at once fewer calls.
 	Coalesce bool
 
-	// FailOpenTime is for how much of an hour checks with FailOpen may be let through
-	// while the service is away. Beyond it they get [ErrUnavailable] until that has become
-	// rare. It counts the seconds in which any check was let through, and not the checks:
-	// an outage makes all checks fail open, so that a number of them would be reached at
-	// once where there is much traffic, and too late where there is little. So an outage
-	// of that length is bridged in full, and whoever can disturb the way to the service
-	// cannot make it the normal case that nobody is asked. 0: 10 minutes. An hour: no
-	// bound.
+	// FailOpenTime is for how much time in each hour checks with FailOpen may be let
+	// through while the service is away. When it is used up they get [ErrUnavailable],
+	// until the service was not away for a while: for six seconds, with the default. It
+	// counts the seconds in which any check was let through, and not the checks: in an
+	// outage all checks fail open, so a bound on their number would be reached at once with
+	// much traffic, and too late with little. An outage of that length is bridged in full. Time that is not used
+	// is saved, up to this amount, so within one hour checks can fail open for up to twice
+	// as long. An attacker who can disturb the connection to the service cannot switch
+	// authorization off for good. 0: 10 minutes. An hour: no bound.
 	FailOpenTime time.Duration
 
 	// HTTPClient sends the calls. Nil: one that speaks HTTP/2, with TLS also HTTP/1.1,

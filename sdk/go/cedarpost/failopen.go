@@ -7,23 +7,23 @@ import (
 	"time"
 )
 
-// errFailOpenUsedUp is the error of a check that would fail open, had not so many
-// others before it.
+// errFailOpenUsedUp is in the error of a check that has FailOpen and is refused because
+// Config.FailOpenTime is used up.
 var errFailOpenUsedUp = errors.New("checks failed open for too long, so this one does not: see Config.FailOpenTime")
 
 const (
 	failOpenWindow = time.Hour
-	failOpenSlot   = time.Second // what one check that fails open takes, with all others within it
+	failOpenSlot   = time.Second // is used up by the first check in it that fails open; the others in it are free
 )
 
-// failOpenTime bounds for how much of an hour checks fail open. It counts time and not
-// checks: in a true outage all checks fail open, so a bound on their number would close
-// a busy service within seconds, and would not bind a quiet one that is attacked.
+// failOpenTime bounds for how long checks fail open. It counts seconds and not checks: in
+// an outage all checks fail open, so a bound on their number would be reached within
+// seconds by a busy client, and would be too high for a quiet one that is attacked.
 //
-// It is a bucket of time. Each second in which a check fails open takes a second from
-// it, and it fills as fast as the window passes. Once it is empty, each second in which
-// a check would fail open empties it again: so it stays closed while the trouble goes
-// on as it did, and opens when the trouble has become rare.
+// It is a token bucket of time. Each second in which a check fails open takes a second
+// out. It holds at most `most`, and `most` is added, evenly, in each hour. Once it is
+// empty, each second in which a check is refused empties it again. So checks are refused
+// for as long as the trouble goes on, and fail open again when it has become rare.
 type failOpenTime struct {
 	most time.Duration // of a window
 	log  *slog.Logger
@@ -32,8 +32,8 @@ type failOpenTime struct {
 	left   time.Duration
 	slot   int64 // monotonic start of the newest slot
 	begun  bool  // there is a slot
-	open   bool  // what was said in that slot
-	closed bool  // as the log knows
+	open   bool  // what allow returned in that slot
+	closed bool  // what was logged last
 }
 
 // allow says whether a check may fail open now.

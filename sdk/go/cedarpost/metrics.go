@@ -22,8 +22,8 @@ type Stats struct {
 	// Decided is how many checks the service answered, Reused how many the cache did,
 	// FailedOpen how many were let through without an answer, Errors how many had none.
 	Decided, Reused, FailedOpen, Errors int64
-	// FailOpenRefused is how many of Errors would have failed open, had not so much
-	// failed open before: see [Config].FailOpenTime.
+	// FailOpenRefused is how many of Errors were checks with FailOpen that were refused
+	// because [Config].FailOpenTime was used up.
 	FailOpenRefused int64
 	// Unleased is how many of the checks had to be asked because it was not certain
 	// that the cache is up to date.
@@ -62,7 +62,7 @@ func (c *Client) observe(m metric.Meter) (unregister func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	refused, err := m.Int64ObservableCounter("cedarpost.client.fail_open.refused", metric.WithDescription("Checks that did not fail open because too much did before. They are among the errors."))
+	refused, err := m.Int64ObservableCounter("cedarpost.client.fail_open.refused", metric.WithDescription("Checks with FailOpen that were refused because FailOpenTime was used up. They are among the errors."))
 	if err != nil {
 		return nil, err
 	}

@@ -21,16 +21,15 @@ const (
 	// maxUnreported bounds the bytes that uses take until they are reported. Beyond it no
 	// answer is reused: what cannot be accounted for is asked.
 	maxUnreported = 16 << 20
-	// useBytes is about what the uses of one answer take beside its id: their counts, and
-	// then their part of a report.
+	// useBytes is about how much memory the uses of one answer take, without its id: first
+	// their counts, later their part of a report.
 	useBytes      = 256
 	maxFailOpens  = 1000 // told apart in one interval
 	reportTimeout = 5 * time.Second
 )
 
-// uses counts how often an answer was given again, since that was last reported. It
-// stays until that is reported, and so it does not hold the answer, which the cache may
-// drop meanwhile.
+// uses counts how often an answer was given again since the last report. It is kept until
+// it is reported, so it has no pointer to the answer: the cache may drop that before.
 type uses struct {
 	id   string // of the decision
 	hits atomic.Int64
@@ -75,7 +74,8 @@ type failOpen struct {
 	code                        connect.Code
 }
 
-// clone copies the texts, which may be parts of larger ones of the caller's.
+// clone copies the strings, which may be parts of larger strings of the caller's that
+// would stay in memory.
 func (f failOpen) clone() failOpen {
 	for _, u := range []*EntityUID{&f.principal, &f.action, &f.resource} {
 		*u = EntityUID{strings.Clone(u.Type), strings.Clone(u.ID)}

@@ -95,7 +95,7 @@ func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1
 
 func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
 	s.earn()
-	// A caller that gives a server no time to answer must not take it from all others.
+	// A caller that leaves a server too little time must not open its breaker for all others.
 	end, bounded := ctx.Deadline()
 	hurried := bounded && time.Until(end) < s.patience
 	err := error(errAllOpen)
@@ -140,8 +140,9 @@ func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1c
 }
 
 // try asks one server. Where there are others, it does not get all of the time: one
-// that took the connection and says nothing would use it up. A server that could not
-// answer when its time was over is one that did not answer in time, whatever it says.
+// that took the connection and says nothing would use it up. If a
+// server fails when its time is over, the error is that it did not answer in time,
+// whatever the server says.
 func (s *servers) try(ctx context.Context, p *peer, attempt int, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
 	if end, ok := ctx.Deadline(); ok && len(s.list) > 1 && attempt < maxAttempts-1 {
 		var cancel context.CancelFunc

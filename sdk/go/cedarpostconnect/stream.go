@@ -34,7 +34,7 @@ type checked struct {
 	inner     connect.ServerStream
 	held      *enforce.Held
 	recheck   time.Duration
-	before    metadata // of the answer, as the handler found it
+	before    metadata // of the answer, from before the handler ran
 
 	passed  atomic.Pointer[passed] // the newest message that did; nil: none
 	closed  atomic.Bool            // the client has no more
@@ -203,7 +203,7 @@ func cloned(h *connect.Header) map[string][]string {
 	return out
 }
 
-// restore drops what a handler set since. Headers that have left stay as they are.
+// restore undoes what the handler set. Headers that were sent already stay.
 func (m metadata) restore(ctx context.Context, sent bool) {
 	info, ok := connect.CallInfoForServerContext(ctx)
 	if !ok {

@@ -24,8 +24,8 @@ import (
 // does not mean that what the user may see of them did not, and whether a guessed ETag
 // matches tells what is in the data.
 //
-// What tells of the whole answer, as an ETag does, leaves neither in the header nor in
-// that of an informational answer before it; there are no trailers.
+// Headers that are made of the whole body, like an ETag, are removed from the answer and
+// from the informational answers before it. Trailers are removed too.
 //
 // The handler's writer cannot be flushed, hijacked or unwrapped: each would go around
 // the filter.
@@ -229,7 +229,7 @@ func (f *filtered) commit() {
 	h := f.to.Header()
 	clear(h)
 	maps.Copy(h, f.sent)
-	// A 304, a 412 or a 416 tells of the document that a 200 would have had.
+	// A 304, a 412 or a 416 has headers of the document that a 200 would have had.
 	strip(h, f.mode == asItIs && f.status != http.StatusNotModified)
 	if f.mode != asItIs && h.Get("Cache-Control") == "" {
 		h.Set("Cache-Control", "private") // the next user sees other fields

@@ -189,7 +189,7 @@ func (s *Service) fresh(c *cedarpostv1.Consistency) error {
 	case err != nil:
 		return connect.Errorf(connect.CodeInvalidArgument, "revision: %s", err)
 	case token.Database != s.database:
-		return connect.NewError(connect.CodeAborted, "revision: the token was given out by another database")
+		return connect.NewError(connect.CodeAborted, "revision: the token was given out by another database; read again and use a new one")
 	case token.Timeline != timeline:
 		return connect.NewError(connect.CodeAborted, "revision: the token was given out before a failover; read again and use a new one")
 	case token.Anchor > s.number, token.Anchor > 0 && token.Mark != s.database:
@@ -202,7 +202,7 @@ func (s *Service) fresh(c *cedarpostv1.Consistency) error {
 func (s *Service) revision(number int64) *cedarpostv1.Revision {
 	t := wire.Token{Database: s.database, Timeline: timeline, Number: number, Anchor: number}
 	if number > 0 {
-		t.Mark = s.database // one history has one
+		t.Mark = s.database // one mark for all revisions: there is one history only
 	}
 	return t.Revision()
 }
