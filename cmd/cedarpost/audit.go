@@ -206,7 +206,7 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 	return nil
 }
 
-// truncatedText says what a statement of truncation says.
+// truncatedText shows a statement of truncation in one line.
 func truncatedText(t auditlog.Truncation) string {
 	return clean(fmt.Sprintf("%d signed batches were lost, from %d down to %d, as %s stated at %s: %s",
 		t.Lost(), t.From.Size, t.To.Size, t.Operator, t.Time.Format(time.RFC3339), t.Reason))
@@ -341,7 +341,7 @@ func (w *witnessCmd) look(ctx context.Context, c *console, admin *peer, keys []n
 		if err != nil || t.Origin != now.Origin || slices.Contains(kept.Truncations, t) {
 			continue // not signed, so it says nothing; or known
 		}
-		// Whoever was not there before the loss has nothing that the statement is about.
+		// A witness that began after the loss keeps no checkpoint that the statement is about.
 		if kept.Truncate(t, []byte(statement)) != nil {
 			continue
 		}
@@ -378,9 +378,9 @@ func (w *witnessCmd) look(ctx context.Context, c *console, admin *peer, keys []n
 	return &now, auditlog.AppendCheckpoint(w.State, signed)
 }
 
-// unsigned says what is wrong where none of the keys signed the newest checkpoint. As a
-// rule the witness was given another log's key, or lacks one: that says nothing about the
-// log. But one whose checkpoints these keys signed before is another log now.
+// unsigned says what is wrong where none of the keys signed the newest checkpoint. Mostly
+// a verifier key is missing or is another log's: that says nothing about the log. But if
+// these keys signed checkpoints that the witness keeps, it is a contradiction.
 func (w *witnessCmd) unsigned(res *cedarpostv1.GetCheckpointResponse, keys []note.Verifier, cry func(string, ...any) (*auditlog.Checkpoint, error)) error {
 	signed := []byte(res.GetCheckpoint())
 	for _, key := range keys {
@@ -402,15 +402,15 @@ func (w *witnessCmd) unsigned(res *cedarpostv1.GetCheckpointResponse, keys []not
 	return unknownKey(signed, res.GetVerifierKeys(), keys)
 }
 
-// truncated makes sure that a log goes on from where a statement of truncation says, and
-// returns that.
+// truncated makes sure that the log goes on from the checkpoint that a statement of
+// truncation goes back to, and returns that checkpoint.
 func (w *witnessCmd) truncated(ctx context.Context, admin *peer, t auditlog.Truncation, kept auditlog.Kept, now auditlog.Checkpoint) (auditlog.Checkpoint, error) {
 	if now.Size < t.To.Size {
 		return t.To, &forkError{fmt.Sprintf("it has %d batches, and a statement of truncation says that %d are left", now.Size, t.To.Size)}
 	}
 	for _, c := range kept.Live {
 		if c.Size != t.To.Size && c != kept.Live[max(len(kept.Live)-2, 0)] {
-			continue // the newest two: older ones are below them, as was proven
+			continue // only the newest two: older ones were proven to be the beginning of these
 		}
 		p, err := call(ctx, admin, admin.audit().GetConsistencyProof, &cedarpostv1.GetConsistencyProofRequest{First: c.Size, Second: now.Size})
 		if err != nil {

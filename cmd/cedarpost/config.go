@@ -28,7 +28,7 @@ type settings map[string]*setting
 type setting struct {
 	value string
 	where string // "FILE:LINE"
-	used  bool   // nothing that comes before the file says otherwise
+	used  bool   // no flag and no variable overrides it
 }
 
 // load reads the file that --config or CEDARPOST_CONFIG names.
@@ -109,9 +109,8 @@ func (s settings) Resolve(_ *kong.Context, _ *kong.Path, f *kong.Flag) (any, err
 	return set.value, nil
 }
 
-// locate adds to an error where in the file the settings are that it is about: those
-// whose flags it names, and those of a file or an address that it names. The file names
-// settings without the dashes of the flags, and a long one is searched for the mistake.
+// locate adds file and line to an error about settings of the YAML file. An error is about
+// a setting if it names the setting's flag, or the file or address that is the value.
 func (s settings) locate(err error) error {
 	text := err.Error()
 	for _, name := range slices.Sorted(maps.Keys(s)) {

@@ -25,7 +25,7 @@ type healthCmd struct {
 
 // Help is the long help of health.
 func (*healthCmd) Help() string {
-	return `Ready means that a question asked now would be decided and recorded. Exits with 0 if so, else with 1. Lines that begin with "warning: " name what somebody has to see to all the same.`
+	return `Ready means that a question asked now would be decided and recorded. Exits with 0 if so, else with 1. Lines that begin with "warning: " name problems that need an operator although the server may be ready.`
 }
 
 // Run asks once.

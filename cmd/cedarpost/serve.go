@@ -104,7 +104,7 @@ func newLogger(w io.Writer, format, level string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// explain says which flag to change when a plane has no listener.
+// explain names the flag to change when the server cannot listen at an address.
 func (f *listenFlags) explain(err error) error {
 	for _, p := range []struct{ plane, flag, addr string }{
 		{"decision", "--listen", f.Listen}, {"admin", "--admin-listen", f.AdminListen}, {"ops", "--ops-listen", f.OpsListen},
@@ -196,9 +196,9 @@ func (*serveCmd) Help() string {
 
   ready decision=URL admin=URL ops=URL
 
-SIGTERM and Ctrl-C stop the server after the calls in flight; a second one stops it at once. SIGHUP reads the TLS certificate and its key again, as happens within ten seconds of a change anyhow, and says so in the log; all else is read at the start alone.
+SIGTERM and Ctrl-C stop the server after the calls in flight; a second one stops it at once. On SIGHUP the server reads the TLS certificate and its key at once, and logs the outcome; without SIGHUP it takes up changes of them within ten seconds. Everything else is read only at the start.
 
-Files with keys and other secrets are refused if users beside their owner and group may read them.`
+Files with keys and other secrets are refused if users other than their owner and group have any rights to them.`
 }
 
 // Run serves until ctx ends.
@@ -292,7 +292,7 @@ func planeURL(srv *server.Server, plane string, tls bool) string {
 
 type migrateCmd struct {
 	databaseFlags
-	Restored   bool `help:"Give the database a new id: it was restored from a copy of files or a snapshot of disks, to a state before what was given out last."`
+	Restored   bool `help:"Give the database a new id. For once after a restore from a copy of files or a snapshot of disks, which cannot be told from the original."`
 	PrintRoles bool `help:"Print the SQL that makes the database roles and two logins, for an administrator, and do nothing."`
 }
 
@@ -329,13 +329,13 @@ func (m *migrateCmd) Run(ctx context.Context, k *kong.Context, c *console) error
 		if renewed.Copied {
 			why = "it is a copy of another one"
 		}
-		fmt.Fprintf(c.out, "the database has a new id, for %s: %s, and had %s\n", why, renewed.After, renewed.Before)
+		fmt.Fprintf(c.out, "the database has a new id, because %s: %s (the old one was %s)\n", why, renewed.After, renewed.Before)
 	}
 	return nil
 }
 
-// neverAtZero turns a span into what the server takes: there, 0 is the default, and less
-// than 0 what 0 is here.
+// neverAtZero converts a flag for which 0 means never. In the server's configuration 0
+// means the default, and a negative duration means never.
 func neverAtZero(s span) time.Duration {
 	if s == 0 {
 		return -1

@@ -16,21 +16,21 @@ import (
 
 type truncateCmd struct {
 	databaseFlags
-	AuditKeyFile        []string `help:"Private key of the log, as serve has it; with two of them while keys rotate." required:"" env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE"`
+	AuditKeyFile        []string `help:"Private key of the log, as given to serve. While keys rotate, both keys with a space in between." required:"" env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE"`
 	AuditCheckpointFile string   `help:"Checkpoint file of the server that refuses to sign. The statement is added to it." required:"" env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE"`
-	Operator            string   `help:"Who states it: one line." required:"" placeholder:"WHO"`
-	Reason              string   `help:"Why the batches are lost: one line." required:"" placeholder:"WHY"`
+	Operator            string   `help:"Name of the person who makes the statement, for the record: one line." required:"" placeholder:"WHO"`
+	Reason              string   `help:"Why the batches are lost, for the record: one line." required:"" placeholder:"WHY"`
 	Confirm             bool     `help:"Sign the statement. Without it, only what it would say is printed."`
 }
 
 // Help is the long help of truncate.
 func (*truncateCmd) Help() string {
-	return `After a failover or a recovery that lost the newest batches, servers refuse to sign: the log contradicts the checkpoint file. This command compares the batches in the database with the checkpoints in the file, and signs a statement that the log goes on from the last checkpoint that holds. The statement goes into the file and into the log; verify and witness accept it, and show it. Servers sign again with the same key within ten seconds.
+	return `After a failover or a recovery that lost the newest batches, servers refuse to sign: the log contradicts the checkpoint file. This command compares the batches in the database with the checkpoints in the file, and signs a statement that the log goes on from the last checkpoint that holds. The statement is added to the file and recorded in the log; verify and witness accept it, and show it. Servers then sign again with the same key, within ten seconds.
 
-It refuses where nothing is lost, where no signed checkpoint holds, and where the database contradicts a checkpoint that it has itself. Whoever has the key can make such a statement: what it costs is on record for good. Run it once for each server that has a checkpoint file of its own with lost batches in it.`
+It refuses where nothing is lost, where no signed checkpoint matches the database, and where the database contradicts a checkpoint that it holds itself. Whoever has the key can make such a statement; the number of lost batches, the operator and the reason stay on record. Run it once for each server whose own checkpoint file has lost batches in it.`
 }
 
-// Run states it.
+// Run prints what the statement says, and with --confirm makes it.
 func (f *truncateCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	url, err := f.databaseFlags.required(k)
 	if err != nil {
@@ -52,17 +52,17 @@ func (f *truncateCmd) Run(ctx context.Context, k *kong.Context, c *console) erro
 	fmt.Fprintf(c.out, "signed      %d batches, root %s\n", done.From.Size, done.From.Root)
 	fmt.Fprintf(c.out, "goes on at  %d batches, root %s\n", done.To.Size, done.To.Root)
 	fmt.Fprintf(c.out, "lost        %d signed batches\n", done.Lost())
-	fmt.Fprintf(c.out, "unsigned    %d batches after that are what the database says\n", done.Batches-done.To.Size)
+	fmt.Fprintf(c.out, "unsigned    %d batches after that, which no signature covers\n", done.Batches-done.To.Size)
 	if !f.Confirm {
-		fmt.Fprintln(c.out, "nothing was signed: give --confirm to state it")
+		fmt.Fprintln(c.out, "nothing was signed: give --confirm to sign the statement")
 		return nil
 	}
 	fmt.Fprintln(c.out, "the statement is signed, in the checkpoint file and in the log")
 	return nil
 }
 
-// unknownKey is the error of a checkpoint that none of the keys signed. offered are the
-// verifier keys that the service says it signs with.
+// unknownKey is the error where none of the given keys signed the newest checkpoint.
+// offered are the verifier keys that the service claims.
 func unknownKey(signed []byte, offered []string, keys []note.Verifier) error {
 	var given []string
 	for _, k := range keys {
@@ -72,7 +72,7 @@ func unknownKey(signed []byte, offered []string, keys []note.Verifier) error {
 	err := fmt.Errorf("the newest checkpoint cannot be verified: it is signed with %s, and the given verifier keys are %s. This says nothing about the log yet: "+
 		"a verifier key is missing, or is another log's", clean(strings.Join(by, ", ")), clean(strings.Join(given, ", ")))
 	if len(offered) > 0 {
-		err = fmt.Errorf("%w. The service says that it signs with %s: take it only if you know that from elsewhere", err, clean(strings.Join(offered, ", ")))
+		err = fmt.Errorf("%w. The service says that it signs with %s: trust that only if you know it from another source", err, clean(strings.Join(offered, ", ")))
 	}
 	return err
 }

@@ -75,6 +75,6 @@ func TestRestoreDrill(t *testing.T) {
 	if r := sh.exits(t, 0, says("up to date"), "migrate"); strings.Contains(r.out, "new id") {
 		t.Errorf("migrate says %s", r.out)
 	}
-	sh.exits(t, 0, says("has a new id, for it was restored"), "migrate", "--restored")
+	sh.exits(t, 0, says("has a new id, because it was restored"), "migrate", "--restored")
 	dev.stop(t, syscall.SIGTERM)
 }
