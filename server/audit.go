@@ -217,8 +217,8 @@ func fingerprint(filters proto.Message) ([]byte, error) {
 	return sum[:16], nil
 }
 
-// notFound is the error of an id that is not in the log. What is of a day that was
-// dropped may have been there.
+// notFound is the error of an id that is not in the log. If the id is of a day that was
+// dropped, the record may have been there, and the error says so.
 func (s *auditService) notFound(ctx context.Context, id uuid.UUID, text string) error {
 	if id.Version() == 7 {
 		seconds, nanoseconds := id.Time().UnixTime()

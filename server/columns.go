@@ -16,8 +16,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// The columns of a row of the log are copies of what its record says, so that rows can
-// be found by them. The writer and the verifier make them with the same two functions.
+// Queries find rows of the log by columns that are copies of parts of the record. The
+// writer and the verifier derive them from the record with the same two functions.
 
 // decisionRow is the row of a decision's record. record are the bytes of rec.
 func decisionRow(rec *cedarpostv1.DecisionRecord, record []byte) (store.Decision, error) {

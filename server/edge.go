@@ -221,7 +221,7 @@ type pacedStream struct {
 	ctx   context.Context
 	rc    *http.ResponseController
 	times timeouts
-	total time.Duration // that the stream has, by the server or by its caller; 0: unbounded
+	total time.Duration // allowed for the stream, by the server or by its caller; 0: unbounded
 }
 
 func (e *edge) pace(ctx context.Context, stream connect.ServerStream) *pacedStream {

@@ -28,6 +28,7 @@ func outcome(procedure string) string {
 	return ""
 }
 
+// couldNot begins the message of an error of the database or of the log.
 const couldNot = "the service could not read or record"
 
 // publicError is the table from errors inside of the server to codes and messages for
@@ -70,12 +71,13 @@ func publicError(procedure string, err error) *connect.Error {
 	return connect.NewError(connect.CodeUnavailable, couldNot+so).WithCause(err)
 }
 
-// callerError is the error of a call, given the context that the call came with, before
-// the server put a bound of its own on it. If that context has ended, the error is the
-// end of the call and no failure of the server, wherever on the way it came up. Errors
-// about the question itself stay, and so does a panic.
+// callerError returns the error to answer a call with. ctx is the context that the call
+// came with, without the server's own timeout. If ctx has ended, the error becomes
+// canceled or deadline_exceeded, whatever part of the server it comes from: the call was
+// ended by its caller and is no failure of the server. Errors about the question itself
+// stay as they are, and so does a panic.
 func callerError(ctx context.Context, err error) error {
-	// What waits on a socket can notice a deadline a moment before the context does.
+	// A read or write on a socket can fail for the deadline a moment before ctx ends.
 	end, bounded := ctx.Deadline()
 	late := bounded && !time.Now().Before(end)
 	if err == nil || ctx.Err() == nil && !late {
@@ -95,7 +97,7 @@ func callerError(ctx context.Context, err error) error {
 		code, message = connect.CodeDeadlineExceeded, "the deadline that the caller set has ended"
 	}
 	var ce *connect.Error
-	if errors.As(err, &ce) { // it can say what became of the call
+	if errors.As(err, &ce) { // its message may say what became of the call
 		if so := strings.TrimPrefix(strings.TrimPrefix(ce.Message(), couldNot), "; "); so != "" {
 			message += "; " + so
 		}

@@ -58,7 +58,7 @@ type follower struct {
 	// claim, if not nil, gives a database that is a copy of another one an id of its own.
 	claim func(context.Context) error
 
-	lostSaid atomic.Int64 // when the log last told of tokens of a lost history, in Unix nanoseconds
+	lostSaid atomic.Int64 // when errLost was last logged, in Unix nanoseconds
 
 	mu        sync.Mutex
 	applied   chan struct{} // closed and replaced at each swap
@@ -143,7 +143,8 @@ func (f *follower) catchUp(ctx context.Context) error {
 		f.metric.followFails.WithLabelValues("database").Inc()
 	}
 	if copied && f.claim != nil {
-		// What was read stands as it is. The new id makes the next look begin anew.
+		// The snapshot that was just read stays in use. The next one has the new id, and
+		// begins another history.
 		if err := f.claim(ctx); err != nil {
 			f.log.Warn("the database is a copy and has no id of its own yet", "err", err)
 		}
@@ -174,7 +175,7 @@ func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, *watchEv
 		}
 		anew = !has
 	}
-	sameHistory := !anew // from here on, anew may be for the number of changes alone
+	sameHistory := !anew // below, anew can also mean that there are too many changes
 	if !anew {
 		*next = *old
 		next.position = v.Position

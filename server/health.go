@@ -162,8 +162,8 @@ func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, st
 	}
 }
 
-// warnings are what somebody has to see to, though questions are decided: each begins
-// with the name of what it is about.
+// warnings lists problems that need an operator although the server decides. Each begins
+// with what it is about, like "signing: ".
 func (s *Server) warnings() (list []string) {
 	all := []string{s.signer.warning(), s.ready.clock.warning()}
 	if s.cert != nil {
@@ -173,8 +173,8 @@ func (s *Server) warnings() (list []string) {
 }
 
 // opsHandler serves /livez and /readyz in plain text, and /metrics for Prometheus. A
-// warning does not take a server out of rotation: it decides, and so would no other one
-// be better.
+// warning does not make a server unready: it still decides, and another server would not
+// do better.
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", s.metrics.handler())

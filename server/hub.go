@@ -253,7 +253,7 @@ func (h *hub) read(ctx context.Context, p named) (older *watchEvent, err error) 
 	here, history, begin := h.position, h.marks, h.begin()
 	h.mu.Unlock()
 	if history.look(p.at) == unknown {
-		// What is found is kept with the marks, where recall sees it.
+		// The answer is kept in the marks, where recall finds it.
 		v, err := history.ask(ctx, h.db, p.at, here)
 		if errors.Is(err, store.ErrPolicyChanged) {
 			v, err = lost, nil
@@ -284,8 +284,8 @@ func (h *hub) read(ctx context.Context, p named) (older *watchEvent, err error) 
 	return older, nil
 }
 
-// untold notes that who has applied no more than a number of a history cannot be told
-// what changed.
+// untold notes that a watcher that has applied this number of a history, or a smaller
+// one, cannot be told what changed since.
 func (h *hub) untold(history *marks, number int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

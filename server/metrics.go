@@ -46,9 +46,9 @@ const (
 	taskStateRoot     = "state_root"              // the daily state root
 	taskRetention     = "retention"               // old days of the log are dropped
 	taskSweep         = "sweep"                   // old history is removed
-	taskStrangers     = "authentication_failures" // are recorded in the log
-	taskNotifications = "notifications"           // of new revisions; polling goes on without them
-	taskWatchLog      = "watch_log"               // how much of the log is signed
+	taskStrangers     = "authentication_failures" // failed authentication is recorded in the log
+	taskNotifications = "notifications"           // new revisions are heard of; without it, by polling
+	taskWatchLog      = "watch_log"               // how much of the log is signed is looked up
 )
 
 var tasks = []string{taskPartitions, taskStateRoot, taskRetention, taskSweep, taskStrangers, taskNotifications, taskWatchLog}

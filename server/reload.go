@@ -14,7 +14,7 @@ func (s *Server) Reload() {
 	} else {
 		log.Info("TLS certificate reloaded", "cert", s.cert.certFile, "key", s.cert.keyFile, "expires", expires)
 	}
-	log.Info("settings, database URLs, audit keys and the mask key are read at the start alone: a change of these needs a restart")
+	log.Info("settings, database URLs, audit keys and the mask key are read only at the start: to change them needs a restart")
 }
 
 // readNow takes up what is in the files, and returns when the certificate ends.

@@ -14,8 +14,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// encodeRevision puts a revision on the wire. p is a position of the history that the
-// revision is of, not below it.
+// encodeRevision puts a revision on the wire. p is a position of the same history, at
+// that revision or above it.
 func encodeRevision(p store.Position, number int64) *cedarpostv1.Revision {
 	return wire.Token{Database: p.Database, Timeline: p.Timeline, Number: number, Anchor: p.Number, Mark: p.Mark}.Revision()
 }
@@ -23,8 +23,8 @@ func encodeRevision(p store.Position, number int64) *cedarpostv1.Revision {
 // named is a revision as a token names it.
 type named struct {
 	number int64
-	// at is the position that the token was given out at. A history that has it has the
-	// revision too.
+	// at is the token's anchor: a position at the revision or above it. A history that has
+	// the anchor has the revision too.
 	at store.Position
 }
 
@@ -34,10 +34,10 @@ func parseToken(token string) (named, error) {
 	return named{t.Number, store.Position{Database: t.Database, Timeline: t.Timeline, Number: t.Anchor, Mark: t.Mark}}, err
 }
 
-// Errors of tokens that are none of this history. They are no mistake of the caller,
-// who has to begin afresh.
+// The errors of tokens that are not of the history that the server follows. The caller
+// made no mistake, and has to read again.
 var (
-	errOtherDatabase = connect.NewError(connect.CodeAborted, "revision: the token was given out by another database")
+	errOtherDatabase = connect.NewError(connect.CodeAborted, "revision: the token was given out by another database; read again and use a new one")
 	errOtherTimeline = connect.NewError(connect.CodeAborted, "revision: the token was given out before a failover; read again and use a new one")
 	errLost          = connect.NewError(connect.CodeAborted, "revision: the token is of a revision that this database does not have; read again and use a new one")
 	errForgotten     = connect.NewError(connect.CodeAborted, "revision: the token is older than the history that is kept; read again and use a new one")
@@ -54,12 +54,13 @@ const (
 	lostEvery = 10 * time.Second
 )
 
-// marks are the marks of revisions of one history, as far as a server knows them. All
-// but older is immutable.
+// marks are the marks of the revisions of one history that this server knows. A mark is a
+// random id that is made with a revision: when a number is given out again after a restore,
+// it has another mark. All fields but older are immutable.
 type marks struct {
 	newest int64
 	recent []uuid.UUID // of the revisions up to newest, the last one being that of newest
-	older  *olderMarks // shared by all marks of the history, and by those of no other
+	older  *olderMarks // shared by all marks of one history, so equal pointers mean the same history
 }
 
 // olderMarks are marks that were looked up, by number. The zero UUID stands for a
@@ -69,13 +70,15 @@ type olderMarks struct {
 	marks map[int64]uuid.UUID
 }
 
-// newMarks makes those of a history that begins here. list ends with the mark of newest.
+// newMarks returns the marks of a history that the server begins to follow. list ends with
+// the mark of the revision newest.
 func newMarks(newest int64, list []uuid.UUID) *marks {
 	return &marks{newest, list, &olderMarks{marks: map[int64]uuid.UUID{}}}
 }
 
-// grow returns the marks after more revisions, whose marks are in list. One goroutine
-// alone grows the marks of a history, each time the newest ones.
+// grow returns the marks when the history has grown to the revision newest, whose mark is
+// the last one in list. Only one goroutine grows the marks of a history, and always the
+// newest ones: old and new marks share memory.
 func (m *marks) grow(newest int64, list []uuid.UUID) *marks {
 	recent := m.recent
 	if int64(len(list)) < newest-m.newest {
@@ -95,7 +98,7 @@ const (
 	unknown verdict = iota // the database has to be asked
 	known
 	lost
-	forgotten // it was swept
+	forgotten // it is older than the history that is kept
 )
 
 // look tells what is known of a position of the same database and timeline.
@@ -125,8 +128,8 @@ func (m *marks) look(p store.Position) verdict {
 	return lost
 }
 
-// ask looks a position up in the database, which must have the position here of the
-// history of m.
+// ask looks up a position in the database. here is a position of the history of m. If the
+// database does not have here any more, the error is [store.ErrPolicyChanged].
 func (m *marks) ask(ctx context.Context, db *store.DB, p, here store.Position) (verdict, error) {
 	mark, oldest, err := db.Mark(ctx, p.Number, here)
 	if errors.Is(err, store.ErrNotFound) {
@@ -153,7 +156,7 @@ func (m *marks) ask(ctx context.Context, db *store.DB, p, here store.Position) (
 	return lost, nil
 }
 
-// verify refuses a position that is none of the history of a snapshot. If the server
+// verify returns an error if a position is not of the history of a snapshot. If this server
 // does not know, it asks the primary.
 func (f *follower) verify(ctx context.Context, snap *snapshot, p store.Position) (err error) {
 	here := snap.position
@@ -167,7 +170,7 @@ func (f *follower) verify(ctx context.Context, snap *snapshot, p store.Position)
 	if v == unknown {
 		v, err = snap.marks.ask(ctx, f.db, p, here)
 		if errors.Is(err, store.ErrPolicyChanged) {
-			f.wake() // the history that the server follows is not that of the database any more
+			f.wake() // the database has another history than the one that this server follows
 			err = errBehind
 		}
 		if err != nil && p.Number > here.Number {
@@ -189,8 +192,8 @@ func (f *follower) verify(ctx context.Context, snap *snapshot, p store.Position)
 	return nil
 }
 
-// decodeRevision reads a revision from the wire, and refuses one that is none of the
-// history of the snapshot, or that is not made yet.
+// decodeRevision reads a revision from the wire, and returns an error if it is not of the
+// history of the snapshot, or does not exist yet.
 func (f *follower) decodeRevision(ctx context.Context, snap *snapshot, r *cedarpostv1.Revision) (int64, error) {
 	n, err := parseToken(r.GetToken())
 	if err != nil {
@@ -228,8 +231,8 @@ func (f *follower) atRevision(ctx context.Context, r *cedarpostv1.Revision) (*sn
 	return snap, n.number, f.verify(ctx, snap, n.at)
 }
 
-// positionOf returns a position at which a revision that was just read from the
-// database is known.
+// positionOf returns a position to encode a revision with that was just read from the
+// database: that of the snapshot, or the newest one if the snapshot does not have it yet.
 func (f *follower) positionOf(ctx context.Context, snap *snapshot, number int64) (store.Position, error) {
 	if number <= snap.position.Number {
 		return snap.position, nil

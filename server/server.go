@@ -75,7 +75,7 @@ type Config struct {
 	times      timeouts      // of tests that are in a hurry
 	unrecorded bool          // of the benchmark that measures what recording costs
 	logCare    time.Duration // until the first look after log and history; then an hour
-	overdue    time.Duration // how long batches may wait for a checkpoint before it is warned of
+	overdue    time.Duration // how long batches may wait for a checkpoint before there is a warning
 }
 
 func (c *Config) setDefaults() {

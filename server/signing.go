@@ -58,8 +58,8 @@ type signingState struct {
 	size     int64     // of the newest checkpoint
 	at       time.Time // when it was stored; zero: there is none
 	unsigned int64     // batches after it
-	// since is when this server first saw batches that no checkpoint covers, with no
-	// newer checkpoint since then; zero: there are no such batches.
+	// since is when this server first saw batches that the newest checkpoint does not
+	// cover. It is zero if there are none, and begins again with each new checkpoint.
 	since time.Time
 	seen  time.Time // when this server looked
 }
@@ -92,7 +92,7 @@ func (s *signer) lookAtLog(ctx context.Context) error {
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
-	end, err := s.db.NextLeaf(ctx) // after the checkpoint, so it is not smaller
+	end, err := s.db.NextLeaf(ctx) // read after the checkpoint, so it is not smaller than its size
 	if err != nil {
 		return err
 	}

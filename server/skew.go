@@ -20,7 +20,7 @@ type skew struct {
 	mu    sync.Mutex
 	known bool
 	ahead time.Duration // of this server
-	large bool          // the log was told that it is more than maxSkew
+	large bool          // it is more than maxSkew, and that was logged
 }
 
 // note takes the database's clock, read by a question that was sent and answered at
@@ -30,7 +30,8 @@ func (s *skew) note(asked, answered, database time.Time) {
 	ahead := asked.Add(unsure).Sub(database)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// An answer that took long tells little: it is used only where it decides.
+	// An answer that took long is imprecise. It is ignored if it does not show on which side
+	// of maxSkew the difference is.
 	large := ahead.Abs()-unsure > maxSkew
 	if !large && ahead.Abs()+unsure > maxSkew {
 		return

@@ -127,7 +127,8 @@ func (s *strangers) record(ctx context.Context, all bool) {
 		}
 	}
 	s.metric.task(taskStrangers, failed)
-	// Of what was just seen nothing is said: callers without a key could fill the log.
+	// Only the attempts at fixed times are logged, not those for a new failure: callers
+	// without a key could fill the log.
 	if failed != nil && all {
 		s.log.Error("failed authentication not recorded yet", "err", failed)
 	}

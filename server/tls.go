@@ -28,8 +28,8 @@ const (
 // seconds of its being written. A pair that does not load, or that is not valid while
 // the one in use is, leaves the old one.
 //
-// An expired certificate is served, with errors in the log: callers that verify it are
-// refused by themselves, and a server that did not start would help nobody.
+// An expired certificate is served, with errors in the log: clients that verify
+// certificates refuse it by themselves, and a server that did not start would help nobody.
 type certificate struct {
 	certFile, keyFile string
 	log               *slog.Logger
@@ -41,7 +41,7 @@ type certificate struct {
 	mu      sync.Mutex // of what follows, and of loading
 	loaded  [2][]byte  // what the files held
 	trouble string     // why the files were not taken up last time
-	said    string     // what the log was told of the validity
+	said    string     // what was last logged about the validity
 }
 
 func newCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, error) {
@@ -59,7 +59,7 @@ func (c *certificate) run(ctx context.Context) {
 		if sleep(ctx, certificateCheck); ctx.Err() != nil {
 			return
 		}
-		_ = c.reload() // it is in the log
+		_ = c.reload() // which logs its error
 	}
 }
 
@@ -117,7 +117,7 @@ func (c *certificate) load() error {
 	return nil
 }
 
-// chainEnd is when the first certificate of a chain ends.
+// chainEnd returns the earliest end of the certificates of a chain.
 func chainEnd(pair *tls.Certificate) (end time.Time) {
 	for _, der := range pair.Certificate {
 		if c, err := x509.ParseCertificate(der); err == nil && (end.IsZero() || c.NotAfter.Before(end)) {

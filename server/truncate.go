@@ -21,21 +21,22 @@ type Truncation struct {
 	Operator, Reason string
 	// Server is the name in the event.
 	Server string
-	// Confirm signs the statement. Otherwise it is only said what it would be.
+	// Confirm makes TruncateLog sign and record the statement. Without it, TruncateLog only
+	// returns what it would state.
 	Confirm bool
 }
 
 // Truncated is a statement, and what the database has.
 type Truncated struct {
 	auditlog.Truncation
-	// Batches are in the database: those after To are what the database says.
+	// Batches is how many the database has. Those after To are covered by no signature.
 	Batches int64
 }
 
 // The reasons not to truncate.
 var (
 	errNothingLost = errors.New("nothing is lost: the database has all that was signed")
-	errOtherLog    = errors.New("no signed checkpoint holds: this database has another log, which needs a key of another name")
+	errOtherLog    = errors.New("none of the signed checkpoints matches the database: it has another log, which needs a key of another name")
 )
 
 // TruncateLog states that batches are lost that were signed, as after a failover or a
@@ -43,9 +44,9 @@ var (
 // the checkpoint file and recorded in the log. From then on a server signs with the same
 // keys again.
 //
-// The log goes on from the last checkpoint that holds: the first batches of the database,
-// up to there, are those that were signed. Of what comes after it only the database
-// itself says that it was there before the loss.
+// The log goes on from the last checkpoint that matches the database: the batches up to
+// there are those that were signed. Batches after it are covered by no signature, so only
+// the database says whether they were there before the loss.
 func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncated, err error) {
 	s, err := newSigner(db, nil, slog.New(slog.DiscardHandler), t.Signing)
 	if err != nil {
@@ -61,7 +62,7 @@ func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncate
 			return err
 		})
 		if err == nil && !led && time.Now().After(deadline) {
-			err = errors.New("a server signs the log: the database has what that server signed. Give the checkpoint file of the server that refuses to sign, and stop the others")
+			err = errors.New("another server signs the log now, so the database has what that server signed. Give the checkpoint file of the server that refuses to sign, and stop the servers that sign")
 		}
 		if err != nil {
 			return done, err
@@ -70,7 +71,7 @@ func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncate
 	return done, nil
 }
 
-// truncate does it, while no server signs.
+// truncate does what TruncateLog says. Its caller makes sure that no server signs meanwhile.
 func (s *signer) truncate(ctx context.Context, t Truncation) (done Truncated, err error) {
 	kept, err := auditlog.ReadKept(s.file, s.origin, s.verifiers()...)
 	if err != nil {
@@ -92,11 +93,12 @@ func (s *signer) truncate(ctx context.Context, t Truncation) (done Truncated, er
 	if to.Size == 0 {
 		return done, errOtherLog
 	}
-	// What was restored has no checkpoint of what is lost.
+	// A database that lost batches has no checkpoint of them. If it has one and contradicts
+	// it, the log was altered.
 	_, c, _, err := s.newestSigned(ctx)
 	if err == nil && c.Size > to.Size {
 		if held, err := s.lastThatHolds(ctx, auditlog.Kept{Live: []auditlog.Checkpoint{c}}); err != nil || held != c {
-			return done, errors.Join(err, fmt.Errorf("the log was altered, not truncated: the database has the checkpoint of %d batches itself, and contradicts it; the last one in the file that holds is of %d (audit verify says more)", c.Size, to.Size))
+			return done, errors.Join(err, fmt.Errorf("the log was altered, not truncated: the database itself has the checkpoint of %d batches and does not match it; the last checkpoint in the file that it matches is of %d batches (audit verify says more)", c.Size, to.Size))
 		}
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -109,8 +111,8 @@ func (s *signer) truncate(ctx context.Context, t Truncation) (done Truncated, er
 	if err != nil || !t.Confirm {
 		return done, err
 	}
-	// First the file, as with a checkpoint. What is not in the log then, the next server
-	// that signs records.
+	// First the file, as with a checkpoint. If the statement then does not get into the log,
+	// the next server that signs records it.
 	if err := auditlog.AppendCheckpoint(s.file, signed); err != nil {
 		return done, fmt.Errorf("checkpoint file: %w", err)
 	}
@@ -124,8 +126,8 @@ func (s *signer) truncate(ctx context.Context, t Truncation) (done Truncated, er
 	return done, err
 }
 
-// lastThatHolds finds the newest kept checkpoint that the batches of the database have
-// the root of, from the first one on; the zero value if there is none.
+// lastThatHolds finds the last of the kept checkpoints, in order of size, up to which all
+// have the root of the batches in the database; the zero value if the first does not.
 func (s *signer) lastThatHolds(ctx context.Context, kept auditlog.Kept) (last auditlog.Checkpoint, err error) {
 	first, err := s.db.FirstLeaf(ctx)
 	if err != nil {

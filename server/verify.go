@@ -30,8 +30,8 @@ type Verification struct {
 	// Keys are those that checkpoints must be signed with. Without any, signatures are
 	// not looked at.
 	Keys []note.Verifier
-	// Against are signed checkpoints that were kept elsewhere, and statements of
-	// truncation: for each file, in its order.
+	// Against are the signed checkpoints and statements of truncation that were kept
+	// elsewhere: one list for each file, in the order of the file.
 	Against [][][]byte
 	// MinRetention is how long after its end a day of the log is kept at least. A record
 	// that a younger day is dropped is not believed. 0 is 30 days, which is what a
@@ -66,7 +66,7 @@ type Verified struct {
 	// Truncations are statements, signed with one of the keys, that batches were lost:
 	// in Against, in the log, or in both.
 	Truncations []TruncationFound
-	// Truncated are checkpoints in Against of batches that were lost so.
+	// Truncated counts the checkpoints in Against that, by these statements, need not hold.
 	Truncated int64
 	// History is nil if it was not verified.
 	History *HistoryVerified
@@ -485,7 +485,7 @@ func (v *verification) event(h auditlog.Header, rec *cedarpostv1.EventRecord) {
 	}
 }
 
-// stateOf finds a statement among those that were found, or adds it.
+// stateOf returns what is known of a statement, and adds it if it is new.
 func (v *verification) stateOf(t auditlog.Truncation) *TruncationFound {
 	key := truncationSubject(t) + t.Time.String() + t.Operator + "\n" + t.Reason
 	if v.stated[key] == nil {

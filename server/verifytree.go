@@ -30,8 +30,8 @@ type treeCheck struct {
 	all       bool               // all were read
 	kept      []auditlog.Checkpoint
 	keptNotes map[auditlog.Checkpoint][]byte
-	live      map[auditlog.Checkpoint]bool // of kept: after all statements of truncation
-	promised  []auditlog.Checkpoint        // that statements say the log goes on from, where no checkpoint of it was kept
+	live      map[auditlog.Checkpoint]bool // those of kept that no statement of truncation gives up
+	promised  []auditlog.Checkpoint        // those that statements go back to and that are not in kept
 	found     int64
 	faults    map[string]*checkpointFault
 }
@@ -78,8 +78,8 @@ func (v *verification) startTree(start, signed int64) {
 	slices.SortStableFunc(v.tree.kept, func(a, b auditlog.Checkpoint) int { return int(a.Size - b.Size) })
 }
 
-// readKept reads what one file has. A checkpoint that a statement of truncation is about,
-// in this file or another one, is one that the log lost, and need not hold.
+// readKept reads what one file has. A checkpoint that a statement of truncation gives up,
+// in this file or in another one, need not hold: the log lost it.
 func (v *verification) readKept(file [][]byte, lost map[auditlog.Checkpoint]bool) {
 	logs := map[string]*auditlog.Kept{}
 	of := func(origin string) *auditlog.Kept {
@@ -106,7 +106,7 @@ func (v *verification) readKept(file [][]byte, lost map[auditlog.Checkpoint]bool
 			v.fault(-1, -1, "a checkpoint to compare with cannot be read")
 			continue
 		}
-		// A log is followed by what was signed. What was not is a fault by itself.
+		// Only checkpoints that are signed tell where a log was. Others are a fault by themselves.
 		if _, err := auditlog.OpenCheckpoint(signed, v.v.Keys...); err == nil || len(v.v.Keys) == 0 {
 			of(c.Origin).Add(c)
 		}
@@ -287,7 +287,7 @@ func (v *verification) checkpoint(stored store.Checkpoint, where string) error {
 	}
 	switch {
 	case errors.Is(err, auditlog.ErrUnsigned):
-		v.badCheckpoint(stored, where, fmt.Sprintf("none of the given verifier keys signed it, but %s: if that is an earlier key of this log, its verifier key is missing",
+		v.badCheckpoint(stored, where, fmt.Sprintf("none of the given verifier keys signed it: it is signed with %s; if that is an earlier key of this log, its verifier key is missing",
 			strings.Join(auditlog.Signers(stored.Note), " and ")))
 		return nil
 	case err != nil:

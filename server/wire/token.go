@@ -14,15 +14,18 @@ import (
 // (its format), the database's id (16 bytes), the timeline (4), the number (8), the
 // number of the anchor (8) and the mark of the anchor (16), numbers big endian.
 //
-// The anchor is a revision, as a rule this one itself, of the history that the token
-// was given out in. A history that has a revision of that number and mark has this
-// revision too. A mark is made with its revision: after a restore a number is given out
-// again, for another content, and its mark is another one.
+// The mark of a revision is a random id that is made with it. After a restore the same
+// number is given out again, for another content and with another mark.
+//
+// The anchor is a revision of the same history: the token's own or a later one. A history
+// that has a revision with the number and the mark of the anchor has the token's revision
+// too.
 type Token struct {
 	Database uuid.UUID
 	Timeline uint32
 	Number   int64
-	// Anchor is at least Number. 0 is the empty database, and only that has no Mark.
+	// Anchor is the number of the anchor, at least Number, and Mark is its mark. 0 is the
+	// empty database, which alone has no mark.
 	Anchor int64
 	Mark   uuid.UUID
 }
