@@ -382,14 +382,14 @@ func TestReplayNotPossible(t *testing.T) {
 	}
 }
 
-// Of two operands that fail, Cedar's record literal tells of either; the replay
-// comes to the one that was recorded.
-func TestReplayOfErrorsThatVary(t *testing.T) {
+// Where several members of a record fail, each answer and each replay has the message of
+// the first one by name.
+func TestReplayOfErrorsInRecords(t *testing.T) {
 	s := servertest.New(t)
 	s.MustApply("v", "schema.cedarschema", `namespace V { entity U { n: Long }; action A appliesTo { principal: [U], resource: [U], context: { m: Long } }; }`,
 		"p.cedar", `@id("p") permit (principal, action, resource) when { {a: context.m + context.m, b: principal.n, c: context.m * 2} == {a: 1, b: 1, c: 2} };`)
 	told := map[string]bool{}
-	for range 60 {
+	for range 20 {
 		res := authorize(t, s, &cedarpostv1.AuthorizeRequest{
 			Principal: servertest.UID(`V::U::"u"`), Action: servertest.UID(`V::Action::"A"`), Resource: servertest.UID(`V::U::"u"`),
 			Context: structOf(t, `{"m": "9223372036854775807"}`),
@@ -399,7 +399,7 @@ func TestReplayOfErrorsThatVary(t *testing.T) {
 			t.Fatal(got.Differences)
 		}
 	}
-	if len(told) < 2 {
-		t.Errorf("the messages do not vary any more: %v; then replays need not try again", told)
+	if len(told) != 1 {
+		t.Errorf("the message varies: %v", told)
 	}
 }
