@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -241,16 +242,25 @@ func TestEndlessUpload(t *testing.T) {
 	for i, c := range clients {
 		t.Run(wires[i].name, func(t *testing.T) {
 			t.Parallel()
-			stream, err := c.ApplyBundle(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			for m := header(); stream.Send(m) == nil && t.Context().Err() == nil; m = file("a.cedar", []byte("//\n")) {
-				time.Sleep(times.upload / 20)
-			}
-			_, err = stream.CloseAndReceive()
-			if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !strings.Contains(err.Error(), "longer than 1s in all") {
-				t.Errorf("got %v", err)
+			for {
+				stream, err := c.ApplyBundle(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for m := header(); stream.Send(m) == nil && t.Context().Err() == nil; m = file("a.cedar", []byte("//\n")) {
+					time.Sleep(times.upload / 20)
+				}
+				_, err = stream.CloseAndReceive()
+				// Over HTTP/1.1 a client that still sends when the connection is closed, half a
+				// second after the answer, does not see the answer.
+				if ce := (*connect.Error)(nil); errors.As(err, &ce) && !ce.IsRemote() {
+					t.Logf("once more: %v", err)
+					continue
+				}
+				if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !strings.Contains(err.Error(), "longer than 1s in all") {
+					t.Errorf("got %v", err)
+				}
+				return
 			}
 		})
 	}

@@ -219,7 +219,7 @@ func (c *Client) miss(ctx context.Context, check Check, key string) (Result, err
 		c.counts.unleased.Add(1)
 		return c.ask(ctx, bounded, check, keep)
 	}
-	for {
+	for gaveUp := 0; ; {
 		f, first := c.flights.join(key)
 		if first {
 			return c.lead(ctx, bounded, check, key, f)
@@ -232,7 +232,11 @@ func (c *Client) miss(ctx context.Context, check Check, key string) (Result, err
 		if r, ok := c.reuse(key, check.AtLeastAsFresh); ok {
 			return r, nil
 		}
-		if f.answered {
+		if f.gaveUp {
+			gaveUp++
+		}
+		// Callers with short deadlines must not hold this one back one after the other.
+		if f.answered || gaveUp == maxGaveUp {
 			return c.ask(ctx, bounded, check, keep)
 		}
 	}
@@ -242,7 +246,7 @@ func (c *Client) miss(ctx context.Context, check Check, key string) (Result, err
 func (c *Client) lead(ctx, bounded context.Context, check Check, key string, f *flight) (Result, error) {
 	defer c.flights.end(key, f)
 	r, err := c.ask(ctx, bounded, check, c.keep(key))
-	f.answered = err == nil && r.source == decided
+	f.answered, f.gaveUp = err == nil && r.source == decided, over(ctx)
 	return r, err
 }
 
@@ -494,11 +498,16 @@ type flights struct {
 	under map[string]*flight
 }
 
-// flight is one question under way. answered is set before done is closed.
+// flight is one question under way. What comes of it is set before done is closed.
 type flight struct {
 	done     chan struct{}
 	answered bool
+	gaveUp   bool // the time of the caller that sent it ended
 }
+
+// maxGaveUp is how many callers that gave up one waits for before it sends the question
+// by itself.
+const maxGaveUp = 2
 
 // join returns the flight of a question. If there was none, the caller is the first: it
 // sends the question, and then calls end.

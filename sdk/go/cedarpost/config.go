@@ -266,12 +266,21 @@ func (c *Config) authenticate() (connect.ClientInterceptor, error) {
 	}, nil
 }
 
+// maxTraceState bounds the tracestate that is sent on. W3C asks for 512 characters at
+// least (https://www.w3.org/TR/trace-context/#tracestate-limits). It may come from a
+// user: with a longer one the headers can be too large to be sent, which looks like a
+// service that is away.
+const maxTraceState = 512
+
 // traced sends the trace that a call belongs to.
 func traced(next connect.ClientFunc) connect.ClientFunc {
 	return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 		if info, ok := connect.CallInfoForClientContext(ctx); ok && trace.SpanContextFromContext(ctx).IsValid() {
 			carrier := propagation.MapCarrier{}
 			propagation.TraceContext{}.Inject(ctx, carrier)
+			if len(carrier["tracestate"]) > maxTraceState {
+				delete(carrier, "tracestate")
+			}
 			for name, value := range carrier {
 				info.RequestHeader().Set(name, value)
 			}

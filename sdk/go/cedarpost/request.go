@@ -82,8 +82,8 @@ func sendable(c *Check, req *cedarpostv1.AuthorizeRequest) error {
 	switch {
 	case err != nil:
 		return err
-	case !utf8.ValidString(c.AtLeastAsFresh):
-		return errors.New("AtLeastAsFresh is no revision")
+	case c.AtLeastAsFresh != "" && !isToken(c.AtLeastAsFresh):
+		return errors.New("AtLeastAsFresh is not the token of a revision")
 	case c.AllFields && len(c.Fields) > 0 || c.RequireAllFields && !c.AllFields && len(c.Fields) == 0:
 		return errors.New("give Fields or AllFields, one of the two")
 	case len(c.Fields) > MaxFields || len(c.Entities) > maxEntities:
@@ -223,4 +223,11 @@ func plainLong(n int64) any {
 
 func extension(fn, arg string) any {
 	return map[string]any{"__extn": map[string]any{"fn": fn, "arg": arg}}
+}
+
+// isToken reports whether a text has the form of a revision's token. A longer text could
+// make the question too large to be received, which looks like overload.
+func isToken(text string) bool {
+	_, _, ok := readToken(text)
+	return ok
 }

@@ -274,3 +274,35 @@ func TestOneAsksAgain(t *testing.T) {
 		}
 	})
 }
+
+// Callers that give up do not hold a caller back that asks the same question, so its
+// check cannot be made to fail open.
+func TestImpatientCallersHoldNobodyBack(t *testing.T) {
+	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
+		check := view("carol", "42") // who is denied
+		check.FailOpen = "a test"
+		giveUp := cedarpost.Impatient(c, check)
+		got := make(chan cedarpost.Result, 1)
+		go func() {
+			r, err := c.Authorize(t.Context(), check)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- r
+		}()
+		for range 10 {
+			synctest.Wait()
+			giveUp()
+		}
+		synctest.Wait()
+		select {
+		case r := <-got:
+			if r.Allowed() || r.FailedOpen() {
+				t.Errorf("allowed %v, failed open %v", r.Allowed(), r.FailedOpen())
+			}
+		default:
+			t.Error("still waits, though nobody else sends the question")
+			<-got
+		}
+	})
+}
