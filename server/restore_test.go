@@ -5,7 +5,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"connectrpc.com/connect/v2"
 
@@ -26,7 +25,6 @@ func papers(t *testing.T, s *servertest.Server) *cedarpostv1.Revision {
 // refusesLost: whatever takes a token refuses one of a revision that is lost.
 func refusesLost(t *testing.T, s *servertest.Server, lost *cedarpostv1.Revision, page, text string) {
 	t.Helper()
-	began := time.Now()
 	_, _, err := reads(t, s, atLeast(lost), "bob p")
 	wantCode(t, err, connect.CodeAborted, text)
 	_, err = s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: servertest.UID(`Doc::User::"bob"`), At: lost})
@@ -46,9 +44,6 @@ func refusesLost(t *testing.T, s *servertest.Server, lost *cedarpostv1.Revision,
 	}
 	if _, m := watch(t, s, lost); !m.Reset_ || m.Revision.Number != now.Revision.Number {
 		t.Errorf("who watched until the lost revision is told %v", m)
-	}
-	if took := time.Since(began); took > 20*time.Second {
-		t.Errorf("this took %v", took)
 	}
 }
 

@@ -173,10 +173,15 @@ func TestSigningThatFailsIsSeen(t *testing.T) {
 // A database without checkpoints, and a server without keys: there is no age of a
 // checkpoint to alert on, and nothing to warn of.
 func TestUnsignedLogIsNotWarnedOf(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t, server.Overdue(time.Nanosecond))
 	s.MustLoadShop()
 	decide(t, s, 3)
 	eventually(t, "batches are counted", func() bool { return number(t, s, "cedarpost_checkpoint_unsigned_batches") > 0 })
+	// From the second look on, these batches have waited for a while.
+	looks := `cedarpost_background_success_timestamp_seconds{task="watch_log"}`
+	first := number(t, s, looks)
+	eventually(t, "the log is looked at again", func() bool { return number(t, s, looks) > first })
 	if text := metric(t, s, "cedarpost_checkpoint_timestamp_seconds"); text != "NaN" {
 		t.Errorf("the newest checkpoint is of %s", text)
 	}

@@ -162,7 +162,7 @@ func hurry(t *testing.T, more func() bool, option func(*cedarpost.Config)) {
 	attackers.Wait()
 	over.Store(true)
 	others.Wait()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Minute)
 	defer cancel()
 	if err := client.Close(ctx); err != nil {
 		t.Error(err)
