@@ -58,13 +58,17 @@ func failed(err error) bool {
 }
 
 // errOwnSide marks the error of a check that cannot be asked because of the client itself
-// or because of a server's certificate. Such a check does not fail open.
-var errOwnSide = errors.New("the cause is on the client's side or is the server's certificate, so the check does not fail open")
+// or because of a server's certificate or protocol. Such a check does not fail open.
+var errOwnSide = errors.New("the cause is on the client's side or is the server's certificate or protocol, so the check does not fail open")
 
 // untrusted says whether a TLS connection did not come about because one side does not
 // accept the other: a certificate that is not trusted, has another name or has expired,
-// or a port that does not speak TLS. An attacker on the network could cause that.
+// or a port that does not speak TLS; or whether a port of plain http does not speak
+// HTTP/2. An attacker on the network could cause that.
 func untrusted(err error) bool {
+	if errors.Is(err, errNotHTTP2) {
+		return true
+	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return true
 	}
@@ -100,6 +104,9 @@ func exhausted(err error) bool {
 // code unavailable. It returns other errors as they are: what a server said, and an answer
 // that is not Cedarpost's, such as a page of a proxy.
 func broken(err error) error {
+	if errors.Is(err, errNotHTTP2) {
+		return connect.NewError(connect.CodeUnavailable, errNotHTTP2.Error()).WithCause(err)
+	}
 	var ce *connect.Error
 	if !errors.As(err, &ce) || ce.IsRemote() && ce.Code() != connect.CodeCanceled {
 		return err

@@ -134,6 +134,29 @@ func TestWhatFailsOpenOverTheWire(t *testing.T) {
 			cfg.Servers, cfg.HTTPClient = foreign(t, handler), patient(t, nil, "")
 		}
 	}
+	http1 := func(handler http.HandlerFunc) func(*testing.T, *Config) {
+		return func(t *testing.T, cfg *Config) {
+			hs := httptest.NewUnstartedServer(handler)
+			hs.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+			hs.Start()
+			t.Cleanup(func() { hs.CloseClientConnections(); hs.Close() })
+			cfg.Servers, cfg.noPings = []string{hs.URL}, true
+		}
+	}
+	// speaks sends a text and closes the connection: at once, or after it read what the
+	// client sends first.
+	speaks := func(text string, reads bool) func(*testing.T, *Config) {
+		return func(t *testing.T, cfg *Config) {
+			cfg.noPings = true
+			cfg.Servers = socket(t, func(c net.Conn) {
+				if reads {
+					_, _ = c.Read(make([]byte, 4096))
+				}
+				_, _ = io.WriteString(c, text)
+				_ = c.Close()
+			})
+		}
+	}
 	silent := func(t *testing.T, cfg *Config) {
 		cfg.Servers, cfg.Timeout = socket(t, func(net.Conn) {}), 50*time.Millisecond
 	}
@@ -183,18 +206,18 @@ func TestWhatFailsOpenOverTheWire(t *testing.T) {
 		{"invalid_argument", false, ErrInvalid, says(connect.CodeInvalidArgument), minute},
 		{"failed_precondition", false, ErrInvalid, says(connect.CodeFailedPrecondition), minute},
 		{"out_of_range", false, ErrInvalid, says(connect.CodeOutOfRange), minute},
-		{"aborted", false, ErrInvalid, says(connect.CodeAborted), minute},
+		{"aborted", false, ErrUnknownRevision, says(connect.CodeAborted), minute},
 		{"unauthenticated", false, ErrUnauthenticated, says(connect.CodeUnauthenticated), minute},
 		{"permission_denied", false, ErrUnauthenticated, says(connect.CodePermissionDenied), minute},
 		{"internal", false, ErrUnavailable, says(connect.CodeInternal), minute},
 		{"unknown", false, ErrUnavailable, says(connect.CodeUnknown), minute},
-		{"unimplemented", false, ErrUnavailable, says(connect.CodeUnimplemented), minute},
+		{"unimplemented", false, ErrWrongServer, says(connect.CodeUnimplemented), minute},
 		{"data_loss", false, ErrUnavailable, says(connect.CodeDataLoss), minute},
 		{"not_found", false, ErrUnavailable, says(connect.CodeNotFound), minute},
 		{"a handler that panics", false, ErrUnavailable, answers(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }), minute},
 		{"a page instead of an answer", false, ErrUnavailable, answers(htmlPage(200)), minute},
 		{"a redirect", false, ErrUnavailable, answers(htmlPage(302)), minute},
-		{"another service: 404", false, ErrUnavailable, answers(htmlPage(404)), minute},
+		{"another service: 404", false, ErrWrongServer, answers(htmlPage(404)), minute},
 		{"a proxy that refuses: 400", false, ErrUnavailable, answers(htmlPage(400)), minute},
 		{"a proxy that refuses: 403", false, ErrUnauthenticated, answers(htmlPage(403)), minute},
 		{"a proxy that refuses: 413", false, ErrUnavailable, answers(htmlPage(413)), minute},
@@ -220,6 +243,18 @@ func TestWhatFailsOpenOverTheWire(t *testing.T) {
 			t.Cleanup(hs.Close)
 			cfg.Servers, cfg.HTTPClient = []string{strings.Replace(hs.URL, "http:", "https:", 1)}, patient(t, nil, "")
 		}, minute},
+		{"http to a server of HTTP/1.1", false, ErrUnavailable, http1(htmlPage(200)), minute},
+		{"http to a proxy of HTTP/1.1: 400", false, ErrUnavailable, speaks("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", true), minute},
+		{"http to a proxy of HTTP/1.1: 401", false, ErrUnavailable, speaks("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", true), minute},
+		{"http to a proxy of HTTP/1.1: 403", false, ErrUnavailable, speaks("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", true), minute},
+		{"http to a proxy of HTTP/1.1: 302", false, ErrUnavailable, speaks("HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", true), minute},
+		{"http to a proxy of HTTP/1.1: 502", false, ErrUnavailable, speaks("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", true), minute},
+		{"http to a proxy of HTTP/1.1 that closes at once: 500", false, ErrUnavailable, speaks("HTTP/1.0 500 Error\r\n\r\n", false), minute},
+		{"http to a page without a header", false, ErrUnavailable, speaks("<!DOCTYPE html>\n<html></html>", true), minute},
+		{"http to a port that speaks first", false, ErrUnavailable, speaks("220 mail.example ESMTP\r\n", false), minute},
+		{"http to a port that says little", false, ErrUnavailable, speaks("-", false), minute},
+		{"http to a port with TLS that sends an alert", false, ErrUnavailable, speaks("\x15\x03\x01\x00\x02\x02\x0a", true), minute},
+		{"HTTP/2 that breaks after its first frame", true, nil, speaks("\x00\x00\x00\x04\x00\x00\x00\x00\x00", true), minute},
 		{"no file descriptor left", false, ErrUnavailable, func(_ *testing.T, cfg *Config) {
 			cfg.HTTPClient = &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 				return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", syscall.EMFILE)}
@@ -528,5 +563,83 @@ func TestFailOpenTimeOfAClient(t *testing.T) {
 		if _, err := New(Config{FailOpenTime: d}); err == nil || !strings.Contains(err.Error(), "FailOpenTime") {
 			t.Errorf("%v: %v", d, err)
 		}
+	}
+}
+
+// A server of HTTP/1.1 that is replaced by one of HTTP/2 is trusted again, and checks fail
+// open again when that one is away.
+func TestServerThatDidNotSpeakHTTP2(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := &http.Server{Handler: htmlPage(200), ReadHeaderTimeout: time.Minute}
+	go func() { _ = old.Serve(l) }()
+	c, err := New(Config{Servers: []string{"http://" + l.Addr().String()}, CacheBytes: -1, Timeout: time.Minute, noPings: true, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close(canceled()) }()
+	open := hitCheck
+	open.FailOpen = "reads may go on"
+	if r, err := c.Authorize(t.Context(), open); !errors.Is(err, ErrUnavailable) || r.Allowed() || !strings.Contains(err.Error(), "does not speak HTTP/2") {
+		t.Errorf("allowed %v, %v", r.Allowed(), err)
+	}
+	_ = old.Close()
+	if r, err := c.Authorize(t.Context(), open); !errors.Is(err, ErrUnavailable) || r.Allowed() {
+		t.Errorf("after it has gone: allowed %v, %v", r.Allowed(), err)
+	}
+	if l, err = net.Listen("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	stopping := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = io.WriteString(w, `{"code": "unavailable", "message": "the server is stopping"}`)
+	}
+	renewed := &http.Server{Handler: http.HandlerFunc(stopping), Protocols: new(http.Protocols), ReadHeaderTimeout: time.Minute}
+	renewed.Protocols.SetUnencryptedHTTP2(true)
+	go func() { _ = renewed.Serve(l) }()
+	defer func() { _ = renewed.Close() }()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) { // its breaker may be open
+		if r, err := c.Authorize(t.Context(), open); err == nil && r.FailedOpen() {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// canceled is a context that has ended.
+func canceled() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}
+
+// While no server is asked, the error says what went wrong with each.
+func TestErrorOfAnOpenBreakerHasTheCause(t *testing.T) {
+	c, err := New(Config{
+		Servers: []string{secure(t, func(*tls.Config) {}).URL, "http://127.0.0.1:1"}, CacheBytes: -1, Timeout: time.Minute,
+		HTTPClient: patient(t, nil, ""), Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close(canceled()) }()
+	for deadline := time.Now().Add(time.Minute); ; {
+		_, err := c.Authorize(t.Context(), hitCheck)
+		if err == nil || time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		if !strings.Contains(err.Error(), "not asked again yet") {
+			continue
+		}
+		for _, want := range []string{c.cfg.Servers[0] + ": ", "certificate", "http://127.0.0.1:1: ", "connection refused"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("does not say %q: %v", want, err)
+			}
+		}
+		return
 	}
 }

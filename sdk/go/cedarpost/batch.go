@@ -102,12 +102,13 @@ func together(checks []Check) (fresh []string, fully bool, err error) {
 			continue
 		}
 		history, _, ok := readToken(check.AtLeastAsFresh)
-		if ok && len(fresh) > 0 {
-			before, _, _ := readToken(fresh[0])
-			ok = history == before
-		}
 		if !ok {
-			return nil, false, fmt.Errorf("%w: checks[%d].AtLeastAsFresh is no revision, or of another history than that of a check before it", ErrInvalid, i)
+			return nil, false, fmt.Errorf("%w: checks[%d].AtLeastAsFresh is no revision", ErrInvalid, i)
+		}
+		if len(fresh) > 0 {
+			if before, _, _ := readToken(fresh[0]); history != before {
+				return nil, false, fmt.Errorf("%w: checks[%d] has one of another history than that of a check before it", ErrUnknownRevision, i)
+			}
 		}
 		fresh = append(fresh, check.AtLeastAsFresh)
 	}

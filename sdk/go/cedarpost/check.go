@@ -31,7 +31,8 @@ type Check struct {
 
 	// AtLeastAsFresh is the token of a revision, as a write returned it: the answer
 	// is to know of that write. Empty: what is at most as old as the client's
-	// MaxStaleness.
+	// MaxStaleness. If a restore or a failover lost that revision, the error is
+	// [ErrUnknownRevision].
 	AtLeastAsFresh string
 	// FullyConsistent asks for the newest there is, past every cache.
 	FullyConsistent bool
@@ -63,6 +64,14 @@ var (
 	// ErrInvalid: the question makes no sense to the service; asking again does not
 	// help.
 	ErrInvalid = errors.New("cedarpost: bad question")
+	// ErrUnknownRevision: the service does not have the revision of AtLeastAsFresh: a restore
+	// or a failover lost it, the token is older than the history that is kept, or it is of
+	// another database. What was written with that revision may be lost, too: read it again,
+	// write it again if it is gone, and ask with the new token or without one.
+	ErrUnknownRevision = errors.New("cedarpost: the revision of AtLeastAsFresh is not known; read again, and ask with a new token or without one")
+	// ErrWrongServer: the server at the URL has no such call, so the URL is probably that of
+	// another plane, another path or another service; asking again does not help.
+	ErrWrongServer = errors.New("cedarpost: this is not the decision plane of a Cedarpost server; is its URL that of another plane, path or service?")
 	// ErrUnauthenticated: the service does not know this client's API key, or does not
 	// let it ask.
 	ErrUnauthenticated = errors.New("cedarpost: this client may not ask")

@@ -101,6 +101,9 @@ func New(cfg Config) (*Client, error) {
 // [ErrClosed], as calls that come later do. Its error says how many checks were cut
 // off, and how many uses could not be reported until ctx ended, or will not be taken,
 // as of a key that was revoked.
+//
+// If ctx has no deadline, it tries to report for 10 s at most. If ctx has ended already,
+// calls under way are cut off at once, and nothing more is reported.
 func (c *Client) Close(ctx context.Context) error {
 	if c.closed.Swap(true) {
 		select { // who ends the program now would end what is under way
@@ -128,6 +131,10 @@ func (c *Client) Close(ctx context.Context) error {
 	}
 }
 
+// closeReports is how long Close tries to report what remains when its context has no
+// deadline.
+const closeReports = 10 * time.Second
+
 // closeGrace is how long Close waits for calls that it cut off. They end at once, unless
 // a transport of the caller's does not heed its context.
 const closeGrace = 250 * time.Millisecond
@@ -139,6 +146,11 @@ func (c *Client) shut(ctx context.Context) error {
 	c.open.Lock() // held for good: nobody may come in any more
 	c.stop()
 	c.loops.Wait()
+	if _, bounded := ctx.Deadline(); !bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, closeReports)
+		defer cancel()
+	}
 	err := c.reports.close(ctx)
 	c.gauges()
 	c.servers.close()
@@ -167,7 +179,8 @@ func (c *Client) leave() { c.open.RUnlock() }
 var keys = sync.Pool{New: func() any { return new(make([]byte, 0, 512)) }}
 
 // Authorize asks one question. The error is one of [ErrUnavailable], [ErrInvalid],
-// [ErrUnauthenticated] and [ErrClosed], or that of ctx; each means deny.
+// [ErrUnknownRevision], [ErrWrongServer], [ErrUnauthenticated] and [ErrClosed], or that of
+// ctx; each means deny.
 func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
 	if !c.enter() {
 		return Result{}, ErrClosed
@@ -473,8 +486,12 @@ func (c *Client) failed(ctx, bounded context.Context, check *Check, err error) (
 	}
 	kind := ErrUnavailable
 	switch code {
-	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeOutOfRange, connect.CodeAborted:
+	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeOutOfRange:
 		kind = ErrInvalid
+	case connect.CodeAborted:
+		kind = ErrUnknownRevision
+	case connect.CodeUnimplemented:
+		kind = ErrWrongServer
 	case connect.CodeUnauthenticated, connect.CodePermissionDenied:
 		kind = ErrUnauthenticated
 	}

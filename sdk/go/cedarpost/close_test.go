@@ -142,3 +142,40 @@ func TestCloseReturnsWhateverTheTransportDoes(t *testing.T) {
 	}
 	<-c.done // nothing runs on
 }
+
+// Close whose context has no deadline gives up after a while when nobody takes the
+// report, and says what is lost. One whose context has ended does so at once.
+func TestCloseGivesUp(t *testing.T) {
+	for name, c := range map[string]struct {
+		ctx   context.Context //nolint:containedctx // what Close is called with
+		least time.Duration
+	}{
+		"without a deadline": {context.Background(), closeReports},
+		"canceled":           {canceled(), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			client, err := New(Config{Servers: []string{"http://127.0.0.1:1"}, CacheBytes: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range 3 {
+				client.reports.use(entryOf(allow(int64(i))), realClock())
+			}
+			began := time.Now()
+			closed := make(chan error, 1)
+			go func() { closed <- client.Close(c.ctx) }()
+			select {
+			case err = <-closed:
+			case <-time.After(c.least + time.Minute):
+				t.Fatal("Close does not return")
+			}
+			if err == nil || !strings.Contains(err.Error(), "3 uses of answers") || client.Stats().Lost != 3 {
+				t.Errorf("%v, %+v", err, client.Stats())
+			}
+			if c.least > 0 && (time.Since(began) < c.least || !strings.Contains(err.Error(), "refused")) {
+				t.Errorf("after %v: %v", time.Since(began), err)
+			}
+		})
+	}
+}

@@ -83,7 +83,9 @@ type Config struct {
 
 	// HTTPClient sends the calls. Nil: one that speaks HTTP/2, with TLS also HTTP/1.1,
 	// and notices dead connections. It needs no timeout of its own, and must not have one: the watch is
-	// one long call.
+	// one long call. Nil also tells servers at plain http that do not speak HTTP/2 from
+	// connections that break: to checks with FailOpen, one of another client that speaks
+	// HTTP/2 alone looks as if it were away.
 	HTTPClient *http.Client
 	// Transports take the place of Servers, for tests within one process.
 	Transports []connect.Transport
@@ -96,7 +98,8 @@ type Config struct {
 	// slog.Default.
 	Log *slog.Logger
 
-	clock func() instant // of tests
+	clock   func() instant // of tests
+	noPings bool           // of tests, on machines too busy to answer pings in time
 }
 
 func (c *Config) setDefaults() error {
@@ -182,15 +185,13 @@ func (c *Config) dial() (*servers, error) {
 		}
 		return newServers(names, c.Transports, authenticate, traced), nil
 	}
-	plain, secure, closeIdle := c.HTTPClient, c.HTTPClient, func() {}
-	if c.HTTPClient == nil {
-		plain, secure = newHTTPClient(false), newHTTPClient(true)
-		closeIdle = func() { plain.CloseIdleConnections(); secure.CloseIdleConnections() }
-	} else if c.HTTPClient.Timeout != 0 {
+	if c.HTTPClient != nil && c.HTTPClient.Timeout != 0 {
 		return nil, errors.New("cedarpost: HTTPClient has a timeout, which would cut the watch; use Timeout")
 	}
 	var transports []connect.Transport
 	var names []string
+	secure := newHTTPClient(newTransport(true, !c.noPings))
+	own := []*http.Client{secure}
 	for i, server := range c.Servers {
 		u, err := serverurl.Parse(server)
 		if err != nil {
@@ -200,15 +201,23 @@ func (c *Config) dial() (*servers, error) {
 			return nil, fmt.Errorf("cedarpost: server %s would get the API key in the clear; use https, or set AllowPlaintext", u)
 		}
 		names = append(names, u.String())
-		httpClient := secure
-		if u.Scheme == "http" {
-			httpClient = plain
+		httpClient := c.HTTPClient
+		if httpClient == nil {
+			httpClient = secure
+			if u.Scheme == "http" {
+				httpClient = newHTTPClient(newPlainTransport(u, !c.noPings))
+				own = append(own, httpClient)
+			}
 		}
 		transports = append(transports, connecthttp.NewTransport(httpClient, u.String(),
 			connecthttp.WithCompressors(), connecthttp.WithReadMaxBytes(maxAnswer)))
 	}
 	s := newServers(names, transports, authenticate, traced)
-	s.close = closeIdle
+	s.close = func() {
+		for _, httpClient := range own {
+			httpClient.CloseIdleConnections()
+		}
+	}
 	return s, nil
 }
 
@@ -222,23 +231,30 @@ func loopback(host string) bool {
 // maxAnswer is what this client takes from a server at once: far more than any answer.
 const maxAnswer = 64 << 20
 
-// newHTTPClient speaks HTTP/2. With TLS, what is between can choose HTTP/1.1; without,
+// newTransport speaks HTTP/2. With TLS, what is between can choose HTTP/1.1; without,
 // nobody could.
-func newHTTPClient(secure bool) *http.Client {
+func newTransport(secure, pings bool) *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(secure)
 	protocols.SetHTTP2(secure)
 	protocols.SetUnencryptedHTTP2(!secure)
+	t := &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 2 * time.Second,
+		IdleConnTimeout:     90 * time.Second,
+		Protocols:           protocols,
+	}
+	if pings {
+		// A connection that leads nowhere is noticed by a ping that is not answered.
+		t.HTTP2 = &http.HTTP2Config{SendPingTimeout: 2 * time.Second, PingTimeout: time.Second, WriteByteTimeout: 2 * time.Second}
+	}
+	return t
+}
+
+func newHTTPClient(transport http.RoundTripper) *http.Client {
 	return &http.Client{
-		Transport: &http.Transport{
-			Proxy:               http.ProxyFromEnvironment,
-			DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
-			TLSHandshakeTimeout: 2 * time.Second,
-			IdleConnTimeout:     90 * time.Second,
-			Protocols:           protocols,
-			// A connection that leads nowhere is noticed by a ping that is not answered.
-			HTTP2: &http.HTTP2Config{SendPingTimeout: 2 * time.Second, PingTimeout: time.Second, WriteByteTimeout: 2 * time.Second},
-		},
+		Transport: transport,
 		// A key is for the server it was given for, not for where that one points.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

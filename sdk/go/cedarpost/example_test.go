@@ -151,7 +151,9 @@ func ExampleClient_Authorize_errors() {
 			fmt.Println("try again later")
 		case errors.Is(err, cedarpost.ErrInvalid):
 			fmt.Println("a mistake in this program:", err)
-		case errors.Is(err, cedarpost.ErrUnauthenticated):
+		case errors.Is(err, cedarpost.ErrUnknownRevision):
+			fmt.Println("read again, and ask with a new token or without one")
+		case errors.Is(err, cedarpost.ErrUnauthenticated), errors.Is(err, cedarpost.ErrWrongServer):
 			fmt.Println("a mistake in the configuration")
 		}
 	}

@@ -281,8 +281,12 @@ func wallTime(nanos int64) *timestamppb.Timestamp { return timestamppb.New(time.
 
 // close reports the rest, trying until ctx ends.
 func (r *reporter) close(ctx context.Context) error {
+	var cause error // says more than that the time is over, if anything does
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		err := r.flush(ctx)
+		if cause == nil || connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+			cause = err
+		}
 		switch connect.CodeOf(err) {
 		case connect.CodeUnauthenticated, connect.CodePermissionDenied, connect.CodeUnimplemented:
 			return r.giveUp(err) // it will not be taken later either
@@ -292,7 +296,7 @@ func (r *reporter) close(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return r.giveUp(err)
+			return r.giveUp(cause)
 		case <-time.After(wait):
 		}
 	}

@@ -1,6 +1,7 @@
 package cedarpost_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -74,8 +75,19 @@ func TestRestore(t *testing.T) {
 				}
 				check := view("carol", "42")
 				check.AtLeastAsFresh = lost
-				if r, err := c.Authorize(t.Context(), check); err == nil {
-					t.Errorf("%s: the lost revision is known: %v", name, r.Allowed())
+				check.FailOpen = "never for a revision that is lost"
+				r, err := c.Authorize(t.Context(), check)
+				for _, a := range append(c.AuthorizeBatch(t.Context(), []cedarpost.Check{check, view("alice", "43")}), cedarpost.Answer{Result: r, Err: err}) {
+					if !errors.Is(a.Err, cedarpost.ErrUnknownRevision) || errors.Is(a.Err, cedarpost.ErrInvalid) || a.Allowed() {
+						t.Errorf("%s: with the lost revision: allowed %v, %v", name, a.Allowed(), a.Err)
+					}
+				}
+				again, two := view("carol", "42"), view("alice", "42")
+				again.AtLeastAsFresh, two.AtLeastAsFresh = mustAsk(t, c, again).Revision(), lost
+				for _, a := range c.AuthorizeBatch(t.Context(), []cedarpost.Check{again, two}) {
+					if !errors.Is(a.Err, cedarpost.ErrUnknownRevision) || a.Allowed() {
+						t.Errorf("%s: with a new revision and the lost one: allowed %v, %v", name, a.Allowed(), a.Err)
+					}
 				}
 			}
 			c := clients["with a cache"]

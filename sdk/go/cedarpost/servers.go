@@ -51,6 +51,8 @@ type peer struct {
 	// like, and that the server has not answered since. While that is so of any server,
 	// no check fails open.
 	untrusted atomic.Bool
+	// failure is the text of the newest error that counted against the server.
+	failure atomic.Pointer[string]
 }
 
 func newServers(names []string, transports []connect.Transport, interceptors ...connect.ClientInterceptor) *servers {
@@ -72,8 +74,18 @@ func newServers(names []string, transports []connect.Transport, interceptors ...
 	return s
 }
 
-// errAllOpen: every server failed so often lately that none is asked.
-var errAllOpen = connect.NewError(connect.CodeUnavailable, "no server works; not asked again yet")
+// allOpen is the error of a call while every server failed so often lately that none is
+// asked. It says how each failed, as text alone: an error that a server had with an
+// earlier call, such as the end of its deadline, is not one of this call.
+func (s *servers) allOpen() error {
+	text := "no server works; not asked again yet"
+	for _, p := range s.list {
+		if failure := p.failure.Load(); failure != nil {
+			text += "; " + p.name + ": " + *failure
+		}
+	}
+	return connect.NewError(connect.CodeUnavailable, text)
+}
 
 // errNoVerdict: what came of a question says nothing of the server.
 var errNoVerdict = errors.New("no verdict")
@@ -98,9 +110,12 @@ func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1c
 	// A caller that leaves a server too little time must not open its breaker for all others.
 	end, bounded := ctx.Deadline()
 	hurried := bounded && time.Until(end) < s.patience
-	err := error(errAllOpen)
+	var err error
 	for attempt := range maxAttempts {
 		p, done := s.pick()
+		if p == nil && err == nil {
+			return s.allOpen()
+		}
 		if p == nil {
 			return err
 		}
@@ -121,6 +136,10 @@ func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1c
 		if hurried && connect.CodeOf(attemptErr) == connect.CodeDeadlineExceeded {
 			done(errNoVerdict)
 		} else {
+			if failed(attemptErr) {
+				text := attemptErr.Error()
+				p.failure.Store(&text) // before the breaker opens
+			}
 			done(attemptErr)
 		}
 		if attemptErr == nil {

@@ -59,7 +59,7 @@ func (c *Client) watch(ctx context.Context) {
 func (c *Client) follow(ctx context.Context) (worked bool, err error) {
 	p := c.servers.pickWatch()
 	if p == nil {
-		return false, errAllOpen
+		return false, c.servers.allOpen()
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
