@@ -104,6 +104,14 @@ func TestHeadersOfRefusals(t *testing.T) {
 			t.Errorf("%s, service away: %v, retry after %q", protocol, err, header(info, "Retry-After"))
 		}
 	}
+	w.svc.Away(false)
+	w.svc.Fail(connect.NewError(connect.CodeAborted, "the token is of a revision that this database does not have"))
+	for protocol, options := range protocols {
+		_, info, err := w.call("bob", "Get", `{"order":{"id":"42"}}`, options...)
+		if connect.CodeOf(err) != connect.CodeAborted || header(info, "Retry-After") != "" || w.take() != nil {
+			t.Errorf("%s, a revision that is lost: %v, retry after %q", protocol, err, header(info, "Retry-After"))
+		}
+	}
 }
 
 func header(info *connect.CallInfo, name string) string {

@@ -230,7 +230,7 @@ var codes = map[enforce.Kind]connect.Code{
 	enforce.Unmet: connect.CodePermissionDenied, enforce.Unavailable: connect.CodeUnavailable,
 	enforce.Fault: connect.CodeInternal, enforce.Malformed: connect.CodeInvalidArgument,
 	enforce.TooLarge: connect.CodeResourceExhausted, enforce.WrongType: connect.CodeInvalidArgument,
-	enforce.Unmapped: connect.CodePermissionDenied,
+	enforce.Unmapped: connect.CodePermissionDenied, enforce.Conflict: connect.CodeAborted,
 }
 
 // NotFound is the error that says there is no such object, in the very words in which a

@@ -213,6 +213,11 @@ func TestNoDecision(t *testing.T) {
 	if a := w.as("bob", "GET", "/open/99", ""); a.status != 403 {
 		t.Errorf("a route that fails open is open always: %d", a.status)
 	}
+	// A restore lost the revision that a check names.
+	w.svc.Fail(connect.NewError(connect.CodeAborted, "the token is of a revision that this database does not have"))
+	if a := w.as("bob", "GET", "/open/42", ""); a.status != 409 || a.Header.Get("Retry-After") != "" || w.take() != nil {
+		t.Errorf("a revision that is lost: %d", a.status)
+	}
 	// The service does not know our key.
 	w.svc.Fail(connect.NewError(connect.CodeUnauthenticated, "who are you?"))
 	if a := w.as("bob", "GET", "/orders/42", ""); a.status != 503 || w.take() != nil || !strings.Contains(w.log.String(), "who are you?") {

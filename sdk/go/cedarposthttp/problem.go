@@ -28,7 +28,7 @@ var statuses = map[enforce.Kind]int{
 	enforce.Unmet: http.StatusForbidden, enforce.Unavailable: http.StatusServiceUnavailable,
 	enforce.Fault: http.StatusInternalServerError, enforce.Malformed: http.StatusBadRequest,
 	enforce.TooLarge: http.StatusRequestEntityTooLarge, enforce.WrongType: http.StatusUnsupportedMediaType,
-	enforce.Unmapped: http.StatusNotFound,
+	enforce.Unmapped: http.StatusNotFound, enforce.Conflict: http.StatusConflict,
 }
 
 // refuse answers a request that is not let through.

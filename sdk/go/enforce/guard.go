@@ -175,8 +175,10 @@ func (g *Guard) decide(ctx context.Context, q Question) (none cedarpost.Result, 
 	}
 	result, err := g.cfg.Client.Authorize(ctx, check)
 	switch {
-	case errors.Is(err, cedarpost.ErrInvalid):
+	case errors.Is(err, cedarpost.ErrInvalid), errors.Is(err, cedarpost.ErrWrongServer):
 		return none, err
+	case errors.Is(err, cedarpost.ErrUnknownRevision):
+		return none, &Refusal{Kind: Conflict, Err: err}
 	case err != nil:
 		return none, &Refusal{Kind: Unavailable, RetryAfter: g.cfg.RetryAfter, Err: err}
 	case !result.Allowed():

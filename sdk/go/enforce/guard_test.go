@@ -3,6 +3,8 @@ package enforce_test
 import (
 	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -346,3 +348,41 @@ func (encoder) Encode(i attribute.Iterator) string {
 	return strings.Join(out, ",")
 }
 func (encoder) ID() attribute.EncoderID { return attribute.EncoderID{} }
+
+// What was written with a revision that is lost may be lost, so the request is refused,
+// and asking again alone does not help.
+func TestUnknownRevision(t *testing.T) {
+	g := newGuard(t, config(t))
+	check := open("1", nil)
+	check.AtLeastAsFresh = cedarposttest.NewFS(t, vault).Put(cedarpost.Entity{UID: cedarpost.UID("Vault::User", "bob")})
+	check.FailOpen = "never for a revision that is lost"
+	_, r := ask(g, check)
+	if r == nil || r.Kind != enforce.Conflict || r.RetryAfter != 0 || !errors.Is(r, cedarpost.ErrUnknownRevision) {
+		t.Errorf("%v", r)
+	}
+	if s := g.Stats(); s.Conflicts != 1 || s.Faults != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A wrong URL is a fault of the service: waiting does not mend it.
+func TestWrongServer(t *testing.T) {
+	hs := httptest.NewUnstartedServer(http.NotFoundHandler())
+	hs.Config.Protocols = new(http.Protocols)
+	hs.Config.Protocols.SetUnencryptedHTTP2(true)
+	hs.Start()
+	t.Cleanup(hs.Close)
+	cfg := config(t)
+	var err error
+	if cfg.Client, err = cedarpost.New(cedarpost.Config{Servers: []string{hs.URL}, CacheBytes: -1, Timeout: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cfg.Client.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, r := ask(newGuard(t, cfg), open("1", nil)); r == nil || r.Kind != enforce.Fault || !errors.Is(r, cedarpost.ErrWrongServer) || !strings.Contains(r.Error(), "another plane") {
+		t.Errorf("%v", r)
+	}
+}

@@ -56,6 +56,8 @@ type Stats struct {
 	// Unavailable is how many had no decision, Faults how many failed by a mistake of
 	// the service.
 	Unavailable, Faults int64
+	// Conflicts is how many named a revision that the service does not know any more.
+	Conflicts int64
 	// Unmapped is how many came for what no route is mapped for, by pattern or
 	// procedure: the first 100 of them, and "other".
 	Unmapped map[string]int64
@@ -75,6 +77,7 @@ func (g *Guard) Stats() Stats {
 		Unmet: refused(Unmet), NoPrincipal: refused(NoPrincipal),
 		Malformed:   refused(Malformed) + refused(TooLarge) + refused(WrongType),
 		Unavailable: refused(Unavailable), Faults: refused(Fault),
+		Conflicts:    refused(Conflict),
 		Unmapped:     c.unmapped.all(),
 		FieldsDenied: c.fieldsDenied.Load(), FieldsUnknown: c.fieldsUnknown.Load(),
 	}
@@ -122,7 +125,7 @@ func (n *names) all() map[string]int64 {
 // collected.
 func (g *Guard) observe(m metric.Meter) (unregister func(), err error) {
 	requests, err := m.Int64ObservableCounter("cedarpost.enforce.requests",
-		metric.WithDescription("Requests by how they were answered: allowed, public, step_up, hidden, forbidden, unmet, no_principal, malformed, unavailable, fault."))
+		metric.WithDescription("Requests by how they were answered: allowed, public, step_up, hidden, forbidden, unmet, no_principal, malformed, unavailable, fault, conflict."))
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +148,7 @@ func (g *Guard) observe(m metric.Meter) (unregister func(), err error) {
 		s := g.Stats()
 		for outcome, n := range map[string]int64{
 			"allowed": s.Allowed, "public": s.Public, "step_up": s.StepUp, "hidden": s.Hidden, "forbidden": s.Forbidden, "unmet": s.Unmet,
-			"no_principal": s.NoPrincipal, "malformed": s.Malformed, "unavailable": s.Unavailable, "fault": s.Faults,
+			"no_principal": s.NoPrincipal, "malformed": s.Malformed, "unavailable": s.Unavailable, "fault": s.Faults, "conflict": s.Conflicts,
 		} {
 			o.ObserveInt64(requests, n, by("outcome", outcome))
 		}

@@ -41,6 +41,10 @@ const (
 	WrongType
 	// Unmapped: no route is mapped for it. 404, permission_denied.
 	Unmapped
+	// Conflict: the check names a revision that the service does not know any more, so what
+	// the request builds on may be lost. The client has to read again; the same request
+	// alone does not help. 409, aborted.
+	Conflict
 
 	kinds
 )
@@ -81,6 +85,7 @@ var titles = [kinds]string{
 	Forbidden: "Forbidden", Hidden: "Not Found", NoPrincipal: "Unauthorized", StepUp: "Unauthorized", Unmet: "Forbidden",
 	Unavailable: "Service Unavailable", Fault: "Internal Server Error", Malformed: "Bad Request",
 	TooLarge: "Content Too Large", WrongType: "Unsupported Media Type", Unmapped: "Not Found",
+	Conflict: "Conflict",
 }
 
 var details = [kinds]string{
@@ -93,6 +98,7 @@ var details = [kinds]string{
 	Malformed:   "The request cannot be understood.",
 	TooLarge:    "The body is too large.",
 	WrongType:   "The body is of a type that is not taken here.",
+	Conflict:    "What this builds on may have been lost. Read it again, and then try again.",
 }
 
 // Title is the name of the kind's HTTP status.
