@@ -173,12 +173,17 @@ type Kept struct {
 	// there is none.
 	Last Checkpoint
 	// Live are all that the log must not contradict, in order of size. Lost are those that
-	// a statement gave up.
+	// the statements gave up, in the order of the statements.
 	Live, Lost []Checkpoint
 	// Truncations are the statements, and Statements their signed notes.
 	Truncations []Truncation
 	Statements  [][]byte
+
+	lostBefore []int // by statement
 }
+
+// LostBefore is how many of Lost were lost before the statement with this index.
+func (k *Kept) LostBefore(statement int) int { return k.lostBefore[statement] }
 
 // Add adds a checkpoint.
 func (k *Kept) Add(c Checkpoint) {
@@ -202,6 +207,7 @@ func (k *Kept) Truncate(t Truncation, signed []byte) error {
 		return err
 	}
 	i := slices.IndexFunc(k.Live, func(c Checkpoint) bool { return c.Size > t.To.Size })
+	k.lostBefore = append(k.lostBefore, len(k.Lost))
 	k.Lost = append(k.Lost, k.Live[i:]...)
 	k.Live = k.Live[:i:i]
 	k.Truncations, k.Statements = append(k.Truncations, t), append(k.Statements, signed)

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
@@ -57,6 +59,9 @@ type follower struct {
 	wakeup chan struct{}
 	// claim, if not nil, gives a database that is a copy of another one an id of its own.
 	claim func(context.Context) error
+	// claimed is the id that this server gave the database, which the log has already.
+	// Only the goroutine that catches up uses it.
+	claimed uuid.UUID
 
 	lostSaid atomic.Int64 // when errLost was last logged, in Unix nanoseconds
 
@@ -131,7 +136,12 @@ func (f *follower) catchUp(ctx context.Context) error {
 	})
 	switch {
 	case err == nil:
+		old := f.snap.Load()
 		f.confirm(next, asked)
+		if old != nil && next != nil && next.position.Database != old.position.Database && next.position.Database != f.claimed {
+			f.log.Warn("the database has another id: it was restored, or replaced by another one. Tokens from before are refused",
+				"before", old.position.Database, "after", next.position.Database)
+		}
 		// After the swap: who hears of a revision may ask this server for it at once.
 		if told != nil {
 			f.hub.publish(told)

@@ -156,9 +156,30 @@ func (m *marks) ask(ctx context.Context, db *store.DB, p, here store.Position) (
 	return lost, nil
 }
 
-// verify returns an error if a position is not of the history of a snapshot. If this server
-// does not know, it asks the primary.
-func (f *follower) verify(ctx context.Context, snap *snapshot, p store.Position) (err error) {
+// verify returns an error if a position is not of the history of a snapshot. At most every
+// ten seconds, it logs that callers have tokens of a history that is lost.
+func (f *follower) verify(ctx context.Context, snap *snapshot, p store.Position) error {
+	err := f.compare(ctx, snap, p)
+	why := ""
+	switch {
+	case errors.Is(err, errOtherDatabase):
+		why = "given out by another database, or before this one was restored or copied"
+	case errors.Is(err, errOtherTimeline):
+		why = "given out before a failover"
+	case errors.Is(err, errLost):
+		why = "of revisions that this database does not have: it was restored, or failed over, to an earlier state"
+	default:
+		return err
+	}
+	if now, last := time.Now().UnixNano(), f.lostSaid.Load(); now-last > int64(lostEvery) && f.lostSaid.CompareAndSwap(last, now) {
+		f.log.Warn("callers have tokens that are "+why, "token", p.Number, "newest", snap.position.Number)
+	}
+	return err
+}
+
+// compare returns an error if a position is not of the history of a snapshot. If this
+// server does not know, it asks the primary.
+func (f *follower) compare(ctx context.Context, snap *snapshot, p store.Position) (err error) {
 	here := snap.position
 	if p.Database != here.Database {
 		return errOtherDatabase
@@ -182,9 +203,6 @@ func (f *follower) verify(ctx context.Context, snap *snapshot, p store.Position)
 	}
 	switch v {
 	case lost:
-		if now, last := time.Now().UnixNano(), f.lostSaid.Load(); now-last > int64(lostEvery) && f.lostSaid.CompareAndSwap(last, now) {
-			f.log.Warn("callers have tokens of revisions that this database does not have: it was restored, or failed over, to an earlier state", "token", p.Number, "newest", here.Number)
-		}
 		return errLost
 	case forgotten:
 		return errForgotten

@@ -22,6 +22,7 @@ import (
 	"connectrpc.com/validate"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
 	"github.com/cedarpost/cedarpost/store"
@@ -148,6 +149,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		if err == nil && renewed.Copied {
 			cfg.Log.Warn("the database is a copy of another one, and has got an id of its own: tokens that the other one gave out are refused",
 				"before", renewed.Before, "after", renewed.After)
+			s.follower.claimed = renewed.After
 		}
 		return err
 	}
@@ -157,6 +159,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := s.follower.catchUp(ctx); err != nil {
 		return nil, err
 	}
+	s.sayRenewed(ctx)
 	mask, err := newMasker(cfg.MaskKey, cfg.Log)
 	if err != nil {
 		return nil, err
@@ -230,6 +233,26 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		}
 	}
 	return s, nil
+}
+
+// sayRenewed logs that the database got its id later than its data, as migrate gives a
+// restored one: clients have tokens that this server refuses.
+func (s *Server) sayRenewed(ctx context.Context) {
+	id := s.follower.snap.Load().position.Database
+	if id == s.follower.claimed {
+		return // said already
+	}
+	rows, err := s.cfg.DB.QueryEvents(ctx, store.EventQuery{Kind: eventKind(cedarpostv1.EventRecord_DATABASE_RENEWED), Limit: 1})
+	if err != nil {
+		s.cfg.Log.Warn("the log does not say whether the database has got another id", "err", err)
+		return
+	}
+	for _, row := range rows {
+		if renewed := readEvent(row).GetDatabaseRenewed(); renewed.GetAfter() == id.String() {
+			s.cfg.Log.Info("the database was restored or copied, and has got another id: tokens from before are refused",
+				"before", renewed.GetBefore(), "after", renewed.GetAfter(), "at", row.At.UTC())
+		}
+	}
 }
 
 // rpcHandler builds a plane's handler: guard, validation, services, health and

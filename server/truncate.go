@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -37,6 +38,7 @@ type Truncated struct {
 var (
 	errNothingLost = errors.New("nothing is lost: the database has all that was signed")
 	errOtherLog    = errors.New("none of the signed checkpoints matches the database: it has another log, which needs a key of another name")
+	errFileTooNew  = errors.New("the file has no checkpoint as old as the database: give an older copy of it, which begins earlier")
 )
 
 // TruncateLog states that batches are lost that were signed, as after a failover or a
@@ -48,19 +50,27 @@ var (
 // there are those that were signed. Batches after it are covered by no signature, so only
 // the database says whether they were there before the loss.
 func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncated, err error) {
+	if len(t.KeyFiles) == 0 {
+		return done, errors.New("a statement of truncation has to be signed: no audit key")
+	}
+	// A server makes the file if there is none. Here, a new file would show nothing that was lost.
+	if _, err := os.Stat(t.CheckpointFile); err != nil {
+		return done, fmt.Errorf("checkpoint file: %w: give the file of the server that refuses to sign", err)
+	}
 	s, err := newSigner(db, nil, slog.New(slog.DiscardHandler), t.Signing)
 	if err != nil {
 		return done, err
 	}
-	if len(s.keys) == 0 {
-		return done, errors.New("a statement of truncation has to be signed: no audit key")
-	}
 	led := false
+	var failed error // of truncate; Lead adds its own name to errors
 	for deadline := time.Now().Add(3 * refusedRetry); !led; sleep(ctx, 100*time.Millisecond) {
 		led, err = db.Lead(ctx, "signer", func(ctx context.Context, _ func(context.Context) error) error {
-			done, err = s.truncate(ctx, t)
-			return err
+			done, failed = s.truncate(ctx, t)
+			return nil
 		})
+		if err == nil {
+			err = failed
+		}
 		if err == nil && !led && time.Now().After(deadline) {
 			err = errors.New("another server signs the log now, so the database has what that server signed. Give the checkpoint file of the server that refuses to sign, and stop the servers that sign")
 		}
@@ -91,6 +101,9 @@ func (s *signer) truncate(ctx context.Context, t Truncation) (done Truncated, er
 		return done, errNothingLost
 	}
 	if to.Size == 0 {
+		if kept.Live[0].Size > done.Batches {
+			return done, fmt.Errorf("%s: %w. Its first checkpoint covers %d batches, and the database has %d", s.file, errFileTooNew, kept.Live[0].Size, done.Batches)
+		}
 		return done, errOtherLog
 	}
 	// A database that lost batches has no checkpoint of them. If it has one and contradicts

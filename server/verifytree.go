@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,6 @@ type treeCheck struct {
 	all       bool               // all were read
 	kept      []auditlog.Checkpoint
 	keptNotes map[auditlog.Checkpoint][]byte
-	live      map[auditlog.Checkpoint]bool // those of kept that no statement of truncation gives up
 	promised  []auditlog.Checkpoint        // those that statements go back to and that are not in kept
 	found     int64
 	faults    map[string]*checkpointFault
@@ -65,22 +65,73 @@ func (t *treeCheck) read(ids []auditlog.TileID) ([][]byte, error) {
 // itself, but the roots of later checkpoints depend on it.
 func (v *verification) startTree(start, signed int64) {
 	v.tree = treeCheck{
-		size: start, signed: signed, tiles: map[auditlog.TileID][]byte{}, keptNotes: map[auditlog.Checkpoint][]byte{}, live: map[auditlog.Checkpoint]bool{},
+		size: start, signed: signed, tiles: map[auditlog.TileID][]byte{}, keptNotes: map[auditlog.Checkpoint][]byte{},
 		faults: map[string]*checkpointFault{}, after: store.Checkpoint{Size: math.MinInt64},
 	}
-	lost := map[auditlog.Checkpoint]bool{}
-	for _, file := range v.v.Against {
-		v.readKept(file, lost)
-	}
-	before := len(v.tree.kept)
-	v.tree.kept = slices.DeleteFunc(v.tree.kept, func(c auditlog.Checkpoint) bool { return lost[c] && !v.tree.live[c] })
-	v.done.Truncated = int64(before - len(v.tree.kept))
-	slices.SortStableFunc(v.tree.kept, func(a, b auditlog.Checkpoint) int { return int(a.Size - b.Size) })
+	v.readAllKept()
 }
 
-// readKept reads what one file has. A checkpoint that a statement of truncation gives up,
-// in this file or in another one, need not hold: the log lost it.
-func (v *verification) readKept(file [][]byte, lost map[auditlog.Checkpoint]bool) {
+// readAllKept reads the files that were kept elsewhere. A checkpoint that a file lost by
+// a statement of truncation need not hold, unless another file still has it. A file that
+// is older than the statement still has it too, but does not count: see [lostSince].
+func (v *verification) readAllKept() {
+	histories := map[string][]*auditlog.Kept{} // by origin, one of each file
+	for _, file := range v.v.Against {
+		for origin, k := range v.readKept(file) {
+			histories[origin] = append(histories[origin], k)
+		}
+	}
+	lost, live := map[auditlog.Checkpoint]bool{}, map[auditlog.Checkpoint]bool{}
+	for _, files := range histories {
+		for _, k := range files {
+			excused := map[auditlog.Checkpoint]bool{}
+			for _, newer := range files {
+				for _, c := range lostSince(newer, k) {
+					excused[c] = true
+				}
+			}
+			for _, c := range k.Lost {
+				lost[c] = true
+			}
+			for _, c := range k.Live {
+				if !excused[c] {
+					live[c] = true
+				}
+			}
+		}
+	}
+	t := &v.tree
+	for c := range live {
+		if _, there := t.keptNotes[c]; !there { // the one that a statement goes back to
+			t.promised = append(t.promised, c)
+		}
+	}
+	before := len(t.kept)
+	t.kept = slices.DeleteFunc(t.kept, func(c auditlog.Checkpoint) bool { return lost[c] && !live[c] })
+	v.done.Truncated = int64(before - len(t.kept))
+	bySize := func(a, b auditlog.Checkpoint) int { return cmp.Compare(a.Size, b.Size) }
+	slices.SortStableFunc(t.kept, bySize)
+	slices.SortStableFunc(t.promised, bySize)
+}
+
+// lostSince are the checkpoints that a file lost after an older file of the same log was
+// written. There are none unless the statements of the older file begin the other one,
+// and each later statement is of a later time: one that is repeated excuses nothing.
+func lostSince(newer, older *auditlog.Kept) []auditlog.Checkpoint {
+	n := len(older.Truncations)
+	if len(newer.Truncations) <= n || !slices.Equal(newer.Truncations[:n], older.Truncations) {
+		return nil
+	}
+	for i := max(n, 1); i < len(newer.Truncations); i++ {
+		if !newer.Truncations[i].Time.After(newer.Truncations[i-1].Time) {
+			return nil
+		}
+	}
+	return newer.Lost[newer.LostBefore(n):]
+}
+
+// readKept reads what one file has of each log.
+func (v *verification) readKept(file [][]byte) map[string]*auditlog.Kept {
 	logs := map[string]*auditlog.Kept{}
 	of := func(origin string) *auditlog.Kept {
 		if logs[origin] == nil {
@@ -113,20 +164,7 @@ func (v *verification) readKept(file [][]byte, lost map[auditlog.Checkpoint]bool
 		v.tree.kept = append(v.tree.kept, c)
 		v.tree.keptNotes[c] = signed
 	}
-	for _, k := range logs {
-		for _, c := range k.Lost {
-			lost[c] = true
-		}
-		for _, c := range k.Live {
-			if _, there := v.tree.keptNotes[c]; there {
-				// A file from before all statements does not know what is lost.
-				v.tree.live[c] = v.tree.live[c] || len(k.Truncations) > 0
-			} else { // the one that a statement goes back to
-				v.tree.promised = append(v.tree.promised, c)
-			}
-		}
-	}
-	slices.SortFunc(v.tree.promised, func(a, b auditlog.Checkpoint) int { return int(a.Size - b.Size) })
+	return logs
 }
 
 // growTree adds the batches of a chunk, compares the tiles with those stored, and the

@@ -1,0 +1,125 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/servertest"
+)
+
+// After a second truncation, files from before it are compared beside one that has it.
+// A statement that is repeated excuses nothing.
+func TestSecondTruncation(t *testing.T) {
+	key, verifier := logKey(t, "test.example/log")
+	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
+	on := func(url string, decisions int) (s *servertest.Server) {
+		t.Helper()
+		s = servertest.On(t, url, signing(key, checkpoints))
+		for range 3 {
+			decide(t, s, decisions)
+			covered(t, s, verifier)
+		}
+		s.Stop()
+		return s
+	}
+	truncate := func(url string) {
+		t.Helper()
+		_, err := server.TruncateLog(context.Background(), openServer(t, url), server.Truncation{
+			Signing:  server.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints},
+			Operator: "ann", Reason: "the primary burned", Server: "test", Confirm: true,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := servertest.New(t, signing(key, checkpoints))
+	s.MustLoadShop()
+	decide(t, s, 3)
+	covered(t, s, verifier)
+	s.Stop()
+	first := copyDatabase(t, s.URL)
+	on(s.URL, 30)
+	before := notesIn(t, checkpoints)
+	truncate(first)
+	on(first, 1)
+	second := copyDatabase(t, first)
+	on(first, 1)
+	between := notesIn(t, checkpoints)
+	verify := func(files ...[][]byte) (server.Verified, error) {
+		t.Helper()
+		return server.VerifyLog(t.Context(), openStore(t, second), server.Verification{Keys: []note.Verifier{verifier}, Against: files})
+	}
+	i := slices.IndexFunc(between, auditlog.IsTruncation)
+	replayed := append(slices.Clone(between), between[i])
+	if done, err := verify(between, replayed); err == nil {
+		t.Errorf("a repeated statement excuses what was lost later: %+v", done)
+	}
+	if done, err := verify(replayed, between); err == nil {
+		t.Errorf("a repeated statement excuses what was lost later: %+v", done)
+	}
+	truncate(second)
+	on(second, 1)
+	now := notesIn(t, checkpoints)
+	if !bytes.Equal(bytes.Join(now[:len(between)], nil), bytes.Join(between, nil)) {
+		t.Fatal("the file of before is not the beginning of the file")
+	}
+	// A witness keeps some of the checkpoints, and here it has not asked since the second loss.
+	var witness, only [][]byte
+	for j, signed := range between {
+		if j%2 == 0 || auditlog.IsTruncation(signed) {
+			witness = append(witness, signed)
+		}
+		if j >= i {
+			only = append(only, signed) // as of a witness whose file has lost its beginning
+		}
+	}
+	for name, files := range map[string][][][]byte{
+		"the current file":   {now},
+		"a copy":             {now, between},
+		"a copy first":       {between, now},
+		"a witness":          {now, witness},
+		"copies of each age": {before, between, now, witness},
+	} {
+		done, err := verify(files...)
+		if err != nil || len(done.Truncations) != 2 {
+			t.Errorf("%s: %+v, %v", name, done, err)
+		}
+	}
+	for name, files := range map[string][][][]byte{
+		"the copy alone":                    {between},
+		"the copy beside an older one":      {between, before},
+		"the copy with its statement twice": {between, replayed},
+		"a file without its beginning":      {now, only},
+	} {
+		if done, err := verify(files...); err == nil {
+			t.Errorf("%s: %+v", name, done)
+		}
+	}
+}
+
+// A dry run changes nothing, and a name that was mistyped does not become a file.
+func TestTruncationMakesNoFile(t *testing.T) {
+	key, _ := logKey(t, "test.example/log")
+	file := filepath.Join(t.TempDir(), "mistyped")
+	s := servertest.New(t)
+	for _, confirm := range []bool{false, true} {
+		_, err := server.TruncateLog(t.Context(), s.DB, server.Truncation{
+			Signing:  server.Signing{KeyFiles: []string{key}, CheckpointFile: file},
+			Operator: "ann", Reason: "none", Confirm: confirm,
+		})
+		if err == nil || !strings.Contains(err.Error(), "no such file") || !strings.Contains(err.Error(), file) {
+			t.Errorf("got %v", err)
+		}
+		if made, _ := filepath.Glob(file); len(made) > 0 {
+			t.Error("the file was made")
+		}
+	}
+}
