@@ -170,7 +170,7 @@ func (i *importing) end(ctx context.Context) error {
 // explain adds to an error what is stored in spite of it.
 func (i *importing) explain(err error) error {
 	pe := publicError(cedarpostv1connect.EntityServiceImportEntitiesProcedure, err)
-	if i.options.GetAtomic() {
+	if i.options.GetAtomic() || i.stored == 0 {
 		return pe
 	}
 	return connect.Errorf(pe.Code(), "%s; the %d entities before this chunk are stored", pe.Message(), i.stored).WithCause(pe.Unwrap())

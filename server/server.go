@@ -117,6 +117,17 @@ type Server struct {
 	planes   []*plane
 }
 
+// A ConfigError is an error about the value of a field of [Config].
+type ConfigError struct {
+	// Field is its name; that of a field of [Signing] begins with "Signing.".
+	Field string
+	// Err is what is wrong.
+	Err error
+}
+
+func (e *ConfigError) Error() string { return e.Err.Error() }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
 // plane is one listener with what it serves.
 type plane struct {
 	name     string
@@ -215,21 +226,21 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		cedarpostv1connect.RegisterAuditServiceHandler(cs, audit)
 	}
 	for _, p := range []struct {
-		name, addr string
-		handler    http.Handler
-		open       bool // serves no secrets, may stay in the clear
+		name, field, addr string
+		handler           http.Handler
+		open              bool // serves no secrets, may stay in the clear
 	}{
-		{"decision", cfg.Listen, s.rpcHandler(decision, limits, decisionTimeout), false},
-		{"admin", cfg.AdminListen, s.rpcHandler(admin, limits, adminTimeout), false},
-		{"ops", cfg.OpsListen, s.opsHandler(), true},
+		{"decision", "Listen", cfg.Listen, s.rpcHandler(decision, limits, decisionTimeout), false},
+		{"admin", "AdminListen", cfg.AdminListen, s.rpcHandler(admin, limits, adminTimeout), false},
+		{"ops", "OpsListen", cfg.OpsListen, s.opsHandler(), true},
 	} {
 		if s.cert == nil && !p.open && !cfg.AllowPlaintext {
 			if err := checkPlaintext(p.addr); err != nil {
-				return nil, err
+				return nil, &ConfigError{p.field, err}
 			}
 		}
 		if err := s.listen(ctx, p.name, p.addr, p.handler, p.open); err != nil {
-			return nil, err
+			return nil, &ConfigError{p.field, err}
 		}
 	}
 	return s, nil

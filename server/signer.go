@@ -52,6 +52,7 @@ type signer struct {
 	refused atomic.Bool // what the database holds contradicts what was signed
 
 	failures *prometheus.CounterVec // cause
+	cause    atomic.Value           // string: why the last attempt to sign failed, or ""
 	state    atomic.Pointer[signingState]
 	overdue  time.Duration // until warning warns
 
@@ -70,10 +71,10 @@ func newSigner(db *store.DB, events *eventLog, log *slog.Logger, cfg Signing) (*
 	for _, file := range cfg.KeyFiles {
 		key, err := auditlog.ReadKey(file)
 		if err != nil {
-			return nil, fmt.Errorf("audit key: %w", err)
+			return nil, &ConfigError{"Signing.KeyFiles", fmt.Errorf("audit key: %w", err)}
 		}
 		if s.origin = key.Name(); len(s.keys) > 0 && s.keys[0].Name() != s.origin {
-			return nil, fmt.Errorf("audit key: %s is named %q and another key %q: the name is that of the log, and must be the same", file, s.origin, s.keys[0].Name())
+			return nil, &ConfigError{"Signing.KeyFiles", fmt.Errorf("audit key: %s is named %q and another key %q: the name is that of the log, and must be the same", file, s.origin, s.keys[0].Name())}
 		}
 		s.keys = append(s.keys, key)
 	}
@@ -82,7 +83,7 @@ func newSigner(db *store.DB, events *eventLog, log *slog.Logger, cfg Signing) (*
 	}
 	if len(s.keys) > 0 {
 		if err := auditlog.CheckFile(s.file); err != nil {
-			return nil, fmt.Errorf("checkpoint file: %w: without it nothing is signed", err)
+			return nil, &ConfigError{"Signing.CheckpointFile", fmt.Errorf("checkpoint file: %w: without it nothing is signed", err)}
 		}
 	}
 	return s, nil
@@ -99,12 +100,14 @@ func (s *signer) run(ctx context.Context) {
 		_, err := s.db.Lead(ctx, "signer", s.lead)
 		if err != nil && ctx.Err() == nil {
 			s.failures.WithLabelValues(signFailure(err)).Inc()
+			s.cause.Store(signFailure(err))
 			s.refused.Store(errors.Is(err, errContradiction))
 			if said.IsZero() || time.Since(said) >= refusedRetry {
 				said = time.Now()
 				s.log.Error("no checkpoint signed", "err", err)
 			}
 		} else {
+			s.cause.Store("")
 			said = time.Time{}
 		}
 		sleep(ctx, signPause(err))
@@ -389,6 +392,7 @@ func (s *signer) sign(ctx context.Context) (grown bool, err error) {
 		return false, err
 	}
 	s.base = c
+	s.cause.Store("")
 	s.log.Info("checkpoint", "origin", c.Origin, "size", c.Size, "root", c.Root.String())
 	return true, nil
 }

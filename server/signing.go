@@ -119,6 +119,12 @@ func (s *signer) warning() string {
 	if waited := state.waited(); waited == 0 || waited < s.overdue || !s.signs() {
 		return ""
 	}
-	return fmt.Sprintf("signing: %d batches of the log have waited for a checkpoint for %v",
-		state.unsigned, state.waited().Round(time.Second))
+	why := map[string]string{
+		failedContradiction: ": the log contradicts an earlier checkpoint",
+		failedFile:          ": this server cannot read or write the checkpoint file",
+		failedDatabase:      ": this server cannot read or store the tree in the database",
+	}
+	cause, _ := s.cause.Load().(string)
+	return fmt.Sprintf("signing: %d batches of the log have waited for a checkpoint for %v%s",
+		state.unsigned, state.waited().Round(time.Second), why[cause])
 }

@@ -149,6 +149,10 @@ func TestSigningThatFailsIsSeen(t *testing.T) {
 		return status == http.StatusOK && strings.HasPrefix(text, "ready\nwarning: signing: ") &&
 			number(t, s, "cedarpost_checkpoint_unsigned_batches") > 0
 	})
+	eventually(t, "a warning that names the cause", func() bool {
+		_, text := readyz(t, s)
+		return strings.Contains(text, "cannot read or write the checkpoint file")
+	})
 	decide(t, s, 3)
 	if failures("contradiction")+failures("database")+failures("foreign") > 0 || number(t, s, "cedarpost_checkpoint_refused") != 0 {
 		t.Error("another cause is counted")

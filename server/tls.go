@@ -64,11 +64,18 @@ func (c *certificate) run(ctx context.Context) {
 }
 
 // reload takes up what is in the files, and logs what has changed since it looked last.
-func (c *certificate) reload() error {
+func (c *certificate) reload() error { return c.look(c.log) }
+
+// look is reload with another log for the outcome.
+func (c *certificate) look(log *slog.Logger) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	trouble := ""
+	before := c.current.Load()
 	err := c.load()
+	if now := c.current.Load(); now != before {
+		log.Info("new certificate taken up", "ends", chainEnd(now).UTC())
+	}
 	if err != nil {
 		c.failures.Add(1)
 		trouble = err.Error()
@@ -76,9 +83,9 @@ func (c *certificate) reload() error {
 	if trouble != c.trouble {
 		c.trouble = trouble
 		if trouble == "" {
-			c.log.Info("the files of the certificate are in order again")
+			log.Info("the files of the certificate are in order again")
 		} else {
-			c.log.Error("new certificate not taken up, the one before it is served", "err", trouble)
+			log.Error("new certificate not taken up, the one before it is served", "err", trouble)
 		}
 	}
 	c.sayValidity()
@@ -91,10 +98,10 @@ func (c *certificate) load() error {
 	var files [2][]byte
 	var err error
 	if files[0], err = os.ReadFile(c.certFile); err != nil {
-		return err
+		return &ConfigError{"TLSCert", err}
 	}
 	if files[1], err = keyfile.Read(c.keyFile); err != nil {
-		return err
+		return &ConfigError{"TLSKey", err}
 	}
 	old := c.current.Load()
 	if old != nil && bytes.Equal(files[0], c.loaded[0]) && bytes.Equal(files[1], c.loaded[1]) {
@@ -102,7 +109,7 @@ func (c *certificate) load() error {
 	}
 	pair, err := tls.X509KeyPair(files[0], files[1])
 	if err != nil {
-		return fmt.Errorf("%s and %s: %w", c.certFile, c.keyFile, err)
+		return &ConfigError{"TLSCert", fmt.Errorf("%s and %s: %w", c.certFile, c.keyFile, err)}
 	}
 	if _, problem := c.validity(&pair); problem != "" && old != nil {
 		if _, was := c.validity(old); was == "" {
@@ -111,9 +118,6 @@ func (c *certificate) load() error {
 	}
 	c.loaded = files
 	c.current.Store(&pair)
-	if old != nil {
-		c.log.Info("new certificate taken up", "ends", chainEnd(&pair).UTC())
-	}
 	return nil
 }
 
@@ -183,7 +187,7 @@ func (c *certificate) config() *tls.Config {
 func checkPlaintext(addr string) error {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		return fmt.Errorf("%s: %w", addr, err)
+		return err // names addr
 	}
 	if ip := net.ParseIP(host); strings.EqualFold(strings.TrimSuffix(host, "."), "localhost") || (ip != nil && ip.IsLoopback()) {
 		return nil

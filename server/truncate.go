@@ -55,7 +55,7 @@ func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncate
 	}
 	// A server makes the file if there is none. Here, a new file would show nothing that was lost.
 	if _, err := os.Stat(t.CheckpointFile); err != nil {
-		return done, fmt.Errorf("checkpoint file: %w: give the file of the server that refuses to sign", err)
+		return done, &ConfigError{"Signing.CheckpointFile", fmt.Errorf("checkpoint file: %w: give the file of the server that refuses to sign", err)}
 	}
 	s, err := newSigner(db, nil, slog.New(slog.DiscardHandler), t.Signing)
 	if err != nil {

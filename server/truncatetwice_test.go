@@ -65,6 +65,17 @@ func TestSecondTruncation(t *testing.T) {
 	if done, err := verify(replayed, between); err == nil {
 		t.Errorf("a repeated statement excuses what was lost later: %+v", done)
 	}
+	// A file that begins after what the database has says nothing about it.
+	late := filepath.Join(t.TempDir(), "late")
+	if err := auditlog.AppendCheckpoint(late, between[len(between)-1]); err != nil {
+		t.Fatal(err)
+	}
+	_, err := server.TruncateLog(t.Context(), openServer(t, second), server.Truncation{
+		Signing: server.Signing{KeyFiles: []string{key}, CheckpointFile: late}, Operator: "ann", Reason: "none",
+	})
+	if err == nil || !strings.HasPrefix(err.Error(), late) || !strings.Contains(err.Error(), "give an older copy") || strings.Contains(err.Error(), "another name") {
+		t.Errorf("got %v", err)
+	}
 	truncate(second)
 	on(second, 1)
 	now := notesIn(t, checkpoints)

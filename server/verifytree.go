@@ -31,7 +31,7 @@ type treeCheck struct {
 	all       bool               // all were read
 	kept      []auditlog.Checkpoint
 	keptNotes map[auditlog.Checkpoint][]byte
-	promised  []auditlog.Checkpoint        // those that statements go back to and that are not in kept
+	promised  []auditlog.Checkpoint // those that statements go back to and that are not in kept
 	found     int64
 	faults    map[string]*checkpointFault
 }

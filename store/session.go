@@ -40,7 +40,33 @@ func (s *sessions) connect(ctx context.Context, c *pgx.ConnConfig) (*pgx.Conn, e
 	if err != nil {
 		return nil, err
 	}
-	return pgx.ConnectConfig(ctx, c)
+	conn, err := pgx.ConnectConfig(ctx, c)
+	return conn, oneLine(err)
+}
+
+// connectError has the text of an error of pgx in one line. pgx begins a line for each
+// attempt, and tries each address with TLS and without.
+type connectError struct {
+	text string
+	err  error
+}
+
+func (e *connectError) Error() string { return e.text }
+func (e *connectError) Unwrap() error { return e.err }
+
+func oneLine(err error) error {
+	var failed *pgconn.ConnectError
+	if !errors.As(err, &failed) {
+		return err
+	}
+	var attempts []string
+	first, rest, _ := strings.Cut(err.Error(), "\n")
+	for _, line := range strings.Split(rest, "\n") {
+		if line = strings.TrimSpace(line); line != "" && !slices.Contains(attempts, line) {
+			attempts = append(attempts, line)
+		}
+	}
+	return &connectError{strings.TrimSpace(first + " " + strings.Join(attempts, "; ")), err}
 }
 
 // pool makes a pool whose connections take a role on.

@@ -42,7 +42,7 @@ func (f *keyFlags) verifiers() (keys []note.Verifier, err error) {
 	if f.VerifierKeyFile != "" {
 		content, err := os.ReadFile(f.VerifierKeyFile)
 		if err != nil {
-			return nil, err
+			return nil, about("verifier-key-file", err)
 		}
 		texts = append(texts, strings.Fields(string(content))...)
 	}
@@ -108,6 +108,9 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 		}
 		if len(notes) == 0 {
 			return fmt.Errorf("%s holds no checkpoint", file)
+		}
+		if len(keys) == 0 && slices.ContainsFunc(notes, auditlog.IsTruncation) {
+			return misuse("%s has a statement of truncation, which counts only if its signature is verified: no verifier key was given; give --verifier-key or --verifier-key-file", file)
 		}
 		against, kept = append(against, notes), kept+len(notes)
 	}

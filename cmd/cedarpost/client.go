@@ -67,7 +67,7 @@ func dial(rawURL, urlEnv, tokenFile string) (*peer, error) {
 	}
 	if tokenFile != "" {
 		if token, err = readSecret(tokenFile); err != nil {
-			return nil, fmt.Errorf("API key: %w", err)
+			return nil, about("token-file", err)
 		}
 		p.keyIn = tokenFile
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cedarpost/cedarpost/server"
 )
 
 // rivals names, for a setting, the variable that says the same in another way: set
@@ -64,21 +66,45 @@ func (s settings) read(file string, known map[string]bool) error {
 	if err != nil {
 		return err
 	}
-	loader, err := yaml.NewLoader(bytes.NewReader(text), yaml.WithV4Defaults(), yaml.WithUniqueKeys(true))
+	loader, err := yaml.NewLoader(bytes.NewReader(text), yaml.WithV4Defaults())
 	if err != nil {
 		return err
 	}
-	values := map[string]yaml.Node{}
-	if err := loader.Load(&values); err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%s: %w", file, err)
+	var document yaml.Node
+	if err := loader.Load(&document); errors.Is(err, io.EOF) {
+		return nil
+	} else if err != nil {
+		return yamlError(file, err)
 	}
-	if err := loader.Load(&yaml.Node{}); !errors.Is(err, io.EOF) {
+	if err := loader.Load(&yaml.Node{}); err == nil {
 		return fmt.Errorf("%s: holds more than one YAML document", file)
+	} else if !errors.Is(err, io.EOF) {
+		return yamlError(file, err)
 	}
-	for _, key := range slices.Sorted(maps.Keys(values)) {
-		value := values[key]
-		where := fmt.Sprintf("%s:%d", file, value.Line)
+	top := &document
+	if top.Kind == yaml.DocumentNode {
+		top = top.Content[0]
+	}
+	switch {
+	case top.Kind == yaml.ScalarNode && top.Tag == "!!null":
+		return nil
+	case top.Kind != yaml.MappingNode:
+		return fmt.Errorf("%s:%d: must hold settings as lines of the form NAME: VALUE", file, top.Line)
+	}
+	lines := map[string]int{}
+	for i := 0; i+1 < len(top.Content); i += 2 {
+		name, value := top.Content[i], top.Content[i+1]
+		key, where := name.Value, fmt.Sprintf("%s:%d", file, name.Line)
+		if value.Kind == yaml.AliasNode {
+			value = value.Alias
+		}
+		if before, twice := lines[key]; twice {
+			return fmt.Errorf("%s: %s: already set in line %d", where, key, before)
+		}
+		lines[key] = name.Line
 		switch {
+		case name.Kind != yaml.ScalarNode:
+			return fmt.Errorf("%s: must hold settings as lines of the form NAME: VALUE", where)
 		case !known[key]:
 			return fmt.Errorf("%s: %s: no such setting; there are %s", where, key, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
 		case value.Kind != yaml.ScalarNode:
@@ -88,6 +114,31 @@ func (s settings) read(file string, known map[string]bool) error {
 		}
 	}
 	return nil
+}
+
+// yamlError names the place of an error of YAML.
+func yamlError(file string, err error) error {
+	if bad, ok := errors.AsType[*yaml.LoadError](err); ok && bad.Mark.Line > 0 {
+		return fmt.Errorf("%s:%d:%d: not YAML: %s", file, bad.Mark.Line, bad.Mark.Column, bad.Message)
+	}
+	return fmt.Errorf("%s: %w", file, err)
+}
+
+// about says that an error is about the value of a flag.
+func about(flag string, err error) error { return fmt.Errorf("--%s: %w", flag, err) }
+
+// configFlags are the flags of fields of the server's configuration.
+var configFlags = map[string]string{
+	"Listen": "listen", "AdminListen": "admin-listen", "OpsListen": "ops-listen", "TLSCert": "tls-cert", "TLSKey": "tls-key",
+	"Signing.KeyFiles": "audit-key-file", "Signing.CheckpointFile": "audit-checkpoint-file",
+}
+
+// aboutField names the flag of a field that the server refuses.
+func aboutField(err error) error {
+	if bad, ok := errors.AsType[*server.ConfigError](err); ok {
+		return about(configFlags[bad.Field], err)
+	}
+	return err
 }
 
 // Validate implements kong.Resolver.
@@ -110,12 +161,12 @@ func (s settings) Resolve(_ *kong.Context, _ *kong.Path, f *kong.Flag) (any, err
 }
 
 // locate adds file and line to an error about settings of the YAML file. An error is about
-// a setting if it names the setting's flag, or the file or address that is the value.
+// a setting if it names the setting's flag.
 func (s settings) locate(err error) error {
 	text := err.Error()
 	for _, name := range slices.Sorted(maps.Keys(s)) {
 		set := s[name]
-		if set.used && (namesFlag(text, name) || strings.ContainsAny(set.value, "/:") && strings.Contains(text, set.value)) {
+		if set.used && namesFlag(text, name) {
 			err = fmt.Errorf("%w\n%s: this sets %s", err, set.where, name)
 		}
 	}

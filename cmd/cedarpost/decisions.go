@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -152,6 +153,9 @@ type span time.Duration
 // day is what a span means by d.
 const day = 24 * time.Hour
 
+// durations are what can be given as a span, however large.
+var durations = regexp.MustCompile(`^([0-9]+d)?([0-9]+(ns|us|µs|ms|s|m|h))*$`)
+
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (s *span) UnmarshalText(text []byte) error {
 	days, rest, found := strings.Cut(string(text), "d")
@@ -163,6 +167,9 @@ func (s *span) UnmarshalText(text []byte) error {
 	n, err := strconv.ParseUint(days, 10, 64)
 	d, err2 := time.ParseDuration(rest)
 	signed := strings.ContainsAny(string(text), "+-")
+	if durations.Match(text) && (err != nil || err2 != nil || n > uint64((math.MaxInt64-d)/day)) {
+		return fmt.Errorf("%q is too large: a duration is at most 106751 days", text)
+	}
 	if err != nil || err2 != nil || signed || n > uint64((math.MaxInt64-d)/day) {
 		return fmt.Errorf("%q is not a duration like 500ms, 90m, 12h, 7d or 1d12h", text)
 	}

@@ -105,7 +105,7 @@ func (e *exportDecisionsCmd) Run(ctx context.Context, c *console) (err error) {
 }
 
 func errOtherLog(file string) error {
-	return fmt.Errorf("this is not the log that %s is of", file)
+	return fmt.Errorf("this is not the log that %s is of, or its newest batches were lost in a restore or a failover: begin again with new files for --out and --resume", file)
 }
 
 // exporter turns batches into lines.

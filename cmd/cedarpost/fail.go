@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -48,6 +49,9 @@ func usageError(err error) error {
 	if err == nil {
 		return nil
 	}
+	if m := negative.FindStringSubmatch(err.Error()); m != nil {
+		err = wrongFlag{err, m[1] + " must not be negative"}
+	}
 	command := ""
 	if parse, ok := errors.AsType[*kong.ParseError](err); ok && parse.Context != nil {
 		if node := parse.Context.Selected(); node != nil {
@@ -56,6 +60,18 @@ func usageError(err error) error {
 	}
 	return misuse("%w\ntry: cedarpost%s --help", err, command)
 }
+
+// negative is kong's error of a flag whose value, as in --flag -1, begins with a dash.
+var negative = regexp.MustCompile(`^(--[a-z-]+): expected .* value but got "-\.?[0-9][^"]*"`)
+
+// wrongFlag is another text of an error.
+type wrongFlag struct {
+	error
+	text string
+}
+
+func (e wrongFlag) Error() string { return e.text }
+func (e wrongFlag) Unwrap() error { return e.error }
 
 // say prints an error, line by line.
 func (c *console) say(err error) {

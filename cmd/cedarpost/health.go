@@ -49,7 +49,9 @@ func (h *healthCmd) Run(ctx context.Context, c *console) error {
 	if res.StatusCode != http.StatusOK {
 		return errors.New(text)
 	}
-	fmt.Fprintln(c.out, clean(text))
+	for _, line := range strings.Split(text, "\n") {
+		fmt.Fprintln(c.out, clean(line))
+	}
 	return nil
 }
 

@@ -28,7 +28,7 @@ type listenFlags struct {
 	AdminListen    string  `help:"Address of the admin plane (default ${default})." env:"CEDARPOST_ADMIN_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" group:"server"`
 	OpsListen      string  `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
 	AllowPlaintext bool    `help:"Serve other machines without TLS, when something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
-	MaxStaleness   span    `help:"Refuse to decide when policies or data may be older than this (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"DURATION" group:"server"`
+	MaxStaleness   span    `help:"Refuse to decide when policies or data may be older than this, at least 100ms (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"DURATION" group:"server"`
 	MaxReuse       span    `help:"How long callers that watch what changes may keep an answer and use it again; 0 is not at all (default ${default})." env:"CEDARPOST_MAX_REUSE" default:"5m" placeholder:"DURATION" group:"server"`
 	CacheMiB       int64   `name:"cache-mib" help:"Memory for entities, about, in MiB; 0 is no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
 	RecordMode     string  `help:"When decisions are answered: strict, after they are in the log, or buffered, before (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
@@ -41,10 +41,13 @@ type listenFlags struct {
 	LogLevel       string  `help:"Log debug, info, warn or error and above (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
 }
 
+// minStaleness is more than a server takes to ask its database what is new.
+const minStaleness = span(100 * time.Millisecond)
+
 // Validate refuses what the server would silently take for its default.
 func (f *listenFlags) Validate() error {
-	if f.MaxStaleness <= 0 {
-		return errors.New("--max-staleness must be more than 0")
+	if f.MaxStaleness < minStaleness {
+		return fmt.Errorf("--max-staleness must be at least %v", time.Duration(minStaleness))
 	}
 	if f.CacheMiB < 0 {
 		return errors.New("--cache-mib must not be negative")
@@ -74,7 +77,7 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, e
 	var maskKey []byte
 	if f.MaskKeyFile != "" {
 		if maskKey, err = server.ReadMaskKey(f.MaskKeyFile); err != nil {
-			return server.Config{}, err
+			return server.Config{}, about("mask-key-file", err)
 		}
 	}
 	return server.Config{
@@ -106,18 +109,11 @@ func newLogger(w io.Writer, format, level string) *slog.Logger {
 
 // explain names the flag to change when the server cannot listen at an address.
 func (f *listenFlags) explain(err error) error {
-	for _, p := range []struct{ plane, flag, addr string }{
-		{"decision", "--listen", f.Listen}, {"admin", "--admin-listen", f.AdminListen}, {"ops", "--ops-listen", f.OpsListen},
-	} {
-		if !strings.HasPrefix(err.Error(), p.plane+" plane:") {
-			continue
-		}
-		if errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("%s is in use by another process\ngive the %s plane another address with %s (port 0 takes a free one)", p.addr, p.plane, p.flag)
-		}
-		return fmt.Errorf("%s %s: %w", p.flag, p.addr, err)
+	if bad, ok := errors.AsType[*server.ConfigError](err); ok && errors.Is(err, syscall.EADDRINUSE) {
+		addr := map[string]string{"Listen": f.Listen, "AdminListen": f.AdminListen, "OpsListen": f.OpsListen}[bad.Field]
+		return about(configFlags[bad.Field], fmt.Errorf("%s is in use by another process\ngive another address (port 0 takes a free one)", addr))
 	}
-	return err
+	return aboutField(err)
 }
 
 const databaseURLEnv = "CEDARPOST_DATABASE_URL"
@@ -142,7 +138,7 @@ func (f *databaseFlags) url(k *kong.Context) (string, error) {
 	}
 	url, err := readSecret(f.DatabaseURLFile)
 	if err != nil {
-		return "", fmt.Errorf("database URL: %w", err)
+		return "", about("database-url-file", err)
 	}
 	return url, nil
 }
@@ -170,7 +166,7 @@ func (f *readFlags) urls() ([]string, error) {
 		}
 		text, err := keyfile.Read(f.ReadDatabaseURLsFile)
 		if err != nil {
-			return nil, fmt.Errorf("read database URLs: %w", err)
+			return nil, about("read-database-urls-file", err)
 		}
 		urls = strings.Split(string(text), "\n")
 	}
@@ -183,7 +179,7 @@ type serveCmd struct {
 	listenFlags         `set:"loglevel=info"`
 	TLSCert             string   `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. Read again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
 	TLSKey              string   `name:"tls-key" help:"PEM file with the certificate's key." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
-	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen. While keys rotate, several with a space in between: the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
+	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen; needs --audit-checkpoint-file. While keys rotate, several with a space in between: the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
 	AuditCheckpointFile string   `help:"File that gets every checkpoint, outside of the database. Nothing that contradicts it is signed. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
 	BootstrapKeyFile    string   `help:"Make the first API key of a database that has none, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
 	Migrate             bool     `help:"Bring the database up to date first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
@@ -209,6 +205,9 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	}
 	if s.Migrate && !s.Development {
 		return misuse("--migrate needs --development-database: a login that can migrate can rewrite the log; run cedarpost migrate with a login of its own")
+	}
+	if len(s.AuditKeyFile) > 0 && s.AuditCheckpointFile == "" {
+		return misuse("--audit-key-file needs --audit-checkpoint-file: without that file, an earlier state of the database could be signed as if nothing were lost")
 	}
 	log := s.logger(c.err)
 	reload := make(chan os.Signal, 1) // from here on SIGHUP does not end the process
@@ -240,7 +239,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if s.BootstrapKeyFile != "" {
 		made, err := server.BootstrapKey(ctx, db, s.BootstrapKeyFile, false)
 		if err != nil {
-			return err
+			return about("bootstrap-key-file", err)
 		}
 		if made {
 			log.Info("first API key made", "file", s.BootstrapKeyFile)

@@ -47,12 +47,12 @@ func (f *truncateCmd) Run(ctx context.Context, k *kong.Context, c *console) erro
 		Operator: f.Operator, Reason: f.Reason, Server: name, Confirm: f.Confirm,
 	})
 	if err != nil {
-		return err
+		return aboutField(err)
 	}
 	fmt.Fprintf(c.out, "signed      %d batches, root %s\n", done.From.Size, done.From.Root)
 	fmt.Fprintf(c.out, "goes on at  %d batches, root %s\n", done.To.Size, done.To.Root)
 	fmt.Fprintf(c.out, "lost        %d signed batches\n", done.Lost())
-	fmt.Fprintf(c.out, "unsigned    %d batches after that, which no signature covers\n", done.Batches-done.To.Size)
+	fmt.Fprintf(c.out, "unsigned    %d batches after that, which no checkpoint of this file covers\n", done.Batches-done.To.Size)
 	if !f.Confirm {
 		fmt.Fprintln(c.out, "nothing was signed: give --confirm to sign the statement")
 		return nil
