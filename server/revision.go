@@ -109,9 +109,10 @@ func (m *marks) look(p store.Position) verdict {
 	if p.Number > m.newest {
 		return unknown
 	}
-	mark, found := uuid.UUID{}, false
+	var mark uuid.UUID
+	found := true
 	if back := m.newest - p.Number; back < int64(len(m.recent)) {
-		mark, found = m.recent[int64(len(m.recent))-1-back], true
+		mark = m.recent[int64(len(m.recent))-1-back]
 	} else {
 		m.older.mu.Lock()
 		mark, found = m.older.marks[p.Number]
@@ -160,7 +161,7 @@ func (m *marks) ask(ctx context.Context, db *store.DB, p, here store.Position) (
 // ten seconds, it logs that callers have tokens of a history that is lost.
 func (f *follower) verify(ctx context.Context, snap *snapshot, p store.Position) error {
 	err := f.compare(ctx, snap, p)
-	why := ""
+	var why string
 	switch {
 	case errors.Is(err, errOtherDatabase):
 		why = "given out by another database, or before this one was restored or copied"

@@ -49,7 +49,8 @@ func TestWrongValueNamesItsLine(t *testing.T) {
 			}
 		}
 		cmd := exec.CommandContext(t.Context(), binary, args...)
-		cmd.Dir, cmd.Env = dir, append(newShell().env, "CEDARPOST_DATABASE_URL="+database)
+		cmd.Dir, cmd.Env = dir, newShell().env
+		cmd.Env = append(cmd.Env, "CEDARPOST_DATABASE_URL="+database)
 		out, err := cmd.CombinedOutput()
 		if says := string(out); err == nil || strings.Count(says, "this sets") != 1 || !strings.Contains(says, fmt.Sprintf("%s:2: this sets %s", file, want)) {
 			t.Errorf("%q: %v, does not name its line\n%s", text, err, says)

@@ -10,15 +10,15 @@ import (
 // The message of a policy in which several members of a record fail is that of the first
 // one by name, as in Cedar, in every evaluation and in every explanation.
 func TestFirstMemberByNameFails(t *testing.T) {
-	const max = "9223372036854775807"
+	const largest = "9223372036854775807"
 	for name, c := range map[string]struct{ condition, want string }{
-		"two members":     {`{ b: 1 + ` + max + `, a: 2 + ` + max + ` }.a == 1`, "`2`"},
-		"the last fails":  {`{ c: 1 + ` + max + `, b: 1 + 1, a: 2 + 2 }.a == 1`, "`1`"},
-		"the second":      {`{ c: 1 + ` + max + `, b: 3 + ` + max + `, a: 2 + 2 }.a == 1`, "`3`"},
-		"nested":          {`{ b: 1 + ` + max + `, a: { d: 2 + ` + max + `, c: 3 + ` + max + ` } }.b == 1`, "`3`"},
-		"in a set":        {`[{ b: 1 + ` + max + `, a: 2 + ` + max + ` }].contains({ a: 1, b: 1 })`, "`2`"},
-		"only one can":    {`{ b: 1 + ` + max + `, a: 2 }.a == 2`, "`1`"},
-		"an earlier part": {`4 + ` + max + ` == 0 && { b: 1 + ` + max + `, a: 2 + ` + max + ` }.a == 1`, "`4`"},
+		"two members":     {`{ b: 1 + ` + largest + `, a: 2 + ` + largest + ` }.a == 1`, "`2`"},
+		"the last fails":  {`{ c: 1 + ` + largest + `, b: 1 + 1, a: 2 + 2 }.a == 1`, "`1`"},
+		"the second":      {`{ c: 1 + ` + largest + `, b: 3 + ` + largest + `, a: 2 + 2 }.a == 1`, "`3`"},
+		"nested":          {`{ b: 1 + ` + largest + `, a: { d: 2 + ` + largest + `, c: 3 + ` + largest + ` } }.b == 1`, "`3`"},
+		"in a set":        {`[{ b: 1 + ` + largest + `, a: 2 + ` + largest + ` }].contains({ a: 1, b: 1 })`, "`2`"},
+		"only one can":    {`{ b: 1 + ` + largest + `, a: 2 }.a == 2`, "`1`"},
+		"an earlier part": {`4 + ` + largest + ` == 0 && { b: 1 + ` + largest + `, a: 2 + ` + largest + ` }.a == 1`, "`4`"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			set := sliceSet(t, `@id("a") forbid (principal, action, resource) when { `+c.condition+` };`)
