@@ -225,7 +225,7 @@ func TestCheckpoints(t *testing.T) {
 
 	// A file keeps them; what was cut off while it was written does not count.
 	file := filepath.Join(t.TempDir(), "checkpoints")
-	if last, err := auditlog.LastCheckpoint(file, c.Origin); err != nil || last.Size != 0 {
+	if last, err := auditlog.LastCheckpoint(file, c.Origin, all); err != nil || last.Size != 0 {
 		t.Errorf("%+v, %v of a file that is not there", last, err)
 	}
 	bigger := c
@@ -250,7 +250,7 @@ func TestCheckpoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
-	if last, err := auditlog.LastCheckpoint(file, c.Origin); err != nil || last.Size != 50 {
+	if last, err := auditlog.LastCheckpoint(file, c.Origin, all); err != nil || last.Size != 50 {
 		t.Errorf("%+v, %v", last, err)
 	}
 	bigger.Size = 70
@@ -260,8 +260,53 @@ func TestCheckpoints(t *testing.T) {
 	if err := auditlog.AppendCheckpoint(file, signed); err != nil {
 		t.Fatal(err)
 	}
-	if last, err := auditlog.LastCheckpoint(file, c.Origin); err != nil || last != bigger {
+	if last, err := auditlog.LastCheckpoint(file, c.Origin, all); err != nil || last != bigger {
 		t.Errorf("%+v, %v after one that was cut off", last, err)
+	}
+}
+
+func all(auditlog.Checkpoint) bool { return true }
+
+// The epoch is a line after the root. Without a truncation there is none; other lines there
+// say nothing; and one that is not exact makes the note unreadable.
+func TestCheckpointEpoch(t *testing.T) {
+	name, verifier := keyFile(t, "example.org/log")
+	key, err := auditlog.ReadKey(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := auditlog.Checkpoint{Origin: "example.org/log", Size: 42, Root: auditlog.Root(leaves(42))}
+	three := "example.org/log\n42\n" + c.Root.String() + "\n"
+	for epoch, want := range map[int64]string{0: three, 1: three + "truncations 1\n", 17: three + "truncations 17\n"} {
+		c.Epoch = epoch
+		signed, err := c.Sign(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, _, _ := strings.Cut(string(signed), "\n\n"); text+"\n" != want {
+			t.Errorf("epoch %d is signed as %q", epoch, text)
+		}
+		if got, err := auditlog.OpenCheckpoint(signed, verifier); err != nil || got != c {
+			t.Errorf("epoch %d: %+v, %v", epoch, got, err)
+		}
+	}
+	c.Epoch = -1
+	if _, err := c.Sign(key); err == nil {
+		t.Error("a negative epoch is signed")
+	}
+	for lines, want := range map[string]int64{
+		"other 7\n": 0, "other\ntruncations 2\nmore\n": 2, "truncationsx 1\n": 0, "x truncations 1\n": 0,
+		"truncations\n": -1, "truncations \n": -1, "truncations 0\n": -1, "truncations 01\n": -1, "truncations +1\n": -1, "truncations -1\n": -1,
+		"truncations 1 \n": -1, "truncations 1 2\n": -1, "truncations 9223372036854775808\n": -1, "truncations 1\ntruncations 1\n": -1,
+	} {
+		signed, err := note.Sign(&note.Note{Text: three + lines}, key.Signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := auditlog.OpenCheckpoint(signed, verifier)
+		if (err != nil) != (want < 0) || err == nil && c.Epoch != want {
+			t.Errorf("%q: %+v, %v", lines, c, err)
+		}
 	}
 }
 
@@ -281,7 +326,7 @@ func TestCheckpointFileIsFull(t *testing.T) {
 	if err := auditlog.AppendCheckpoint("/dev/full", []byte("a\n")); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("a full disk: %v", err)
 	}
-	if _, err := auditlog.LastCheckpoint("/dev/zero", "a"); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+	if _, err := auditlog.LastCheckpoint("/dev/zero", "a", all); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("a device: %v", err)
 	}
 }

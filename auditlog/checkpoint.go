@@ -23,15 +23,28 @@ type Checkpoint struct {
 	// Size is the number of batches.
 	Size int64
 	Root tlog.Hash
+	// Epoch is the number of the last statement of truncation that was made before the
+	// checkpoint was signed; 0 if there is none.
+	Epoch int64
 }
 
-// text is the body of the note: three lines.
+// epochLine begins the extension line that has the epoch.
+const epochLine = "truncations"
+
+// text is the body of the note: three lines, and after a truncation one more.
 func (c Checkpoint) text() string {
-	return fmt.Sprintf("%s\n%d\n%s\n", c.Origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))
+	text := fmt.Sprintf("%s\n%d\n%s\n", c.Origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))
+	if c.Epoch != 0 {
+		text += fmt.Sprintf("%s %d\n", epochLine, c.Epoch)
+	}
+	return text
 }
 
 // Sign signs the checkpoint with each of the keys.
 func (c Checkpoint) Sign(keys ...Key) ([]byte, error) {
+	if c.Epoch < 0 {
+		return nil, fmt.Errorf("a checkpoint after %d truncations cannot be", c.Epoch)
+	}
 	signers := make([]note.Signer, len(keys))
 	for i, k := range keys {
 		signers[i] = k.Signer
@@ -84,8 +97,8 @@ func PeekCheckpoint(signed []byte) (Checkpoint, error) {
 
 var errCheckpoint = errors.New("not a checkpoint")
 
-// parseCheckpoint reads the body. Lines after the third are extensions, which this
-// log does not write and a reader has to ignore.
+// parseCheckpoint reads the body. Lines after the third are extensions: the epoch, and
+// others, which a reader has to ignore.
 func parseCheckpoint(text string) (c Checkpoint, err error) {
 	lines := strings.SplitN(text, "\n", 4)
 	if len(lines) < 4 || lines[0] == "" {
@@ -98,7 +111,24 @@ func parseCheckpoint(text string) (c Checkpoint, err error) {
 	if c.Root, err = tlog.ParseHash(lines[2]); err != nil {
 		return c, errCheckpoint
 	}
+	for line := range strings.SplitSeq(lines[3], "\n") {
+		name, number, _ := strings.Cut(line, " ")
+		if name != epochLine {
+			continue
+		}
+		epoch, ok := parseNumber(number)
+		if !ok || c.Epoch != 0 {
+			return c, fmt.Errorf("%w: its line %q is malformed", errCheckpoint, epochLine)
+		}
+		c.Epoch = epoch
+	}
 	return c, nil
+}
+
+// parseNumber reads the number of a statement of truncation: 1 or more, in decimal.
+func parseNumber(text string) (n int64, ok bool) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	return n, err == nil && n > 0 && strconv.FormatInt(n, 10) == text
 }
 
 // Key signs checkpoints.

@@ -63,16 +63,53 @@ func isRegular(file string) error {
 	return err
 }
 
-// ReadKept reads what a file has of a log; nothing if there is no file. Signatures of
-// checkpoints are not verified: whoever can add a note to the file can also remove one. A
-// statement that the newest batches are lost is an error unless one of the keys signed it
-// and it fits the notes before it.
-func ReadKept(file, origin string, keys ...note.Verifier) (k Kept, err error) {
-	err = readKept(file, origin, keys, func(c Checkpoint) { k.Add(c) }, func(t Truncation, signed []byte) error { return k.Truncate(t, signed) })
-	return k, err
+// ReadStatements reads which truncations of a log a file knows: its statements, and the
+// epochs of its checkpoints. There are none if there is no file. A statement that names a
+// given key and was altered, or two different ones with one number, are an error.
+func ReadStatements(file, origin string, keys ...note.Verifier) (s Statements, err error) {
+	err = eachNote(file, func(signed []byte) error {
+		if !IsTruncation(signed) {
+			if c, err := PeekCheckpoint(signed); err == nil && c.Origin == origin {
+				s.See(c, signed, keys...)
+			}
+			return nil
+		}
+		if t, err := PeekTruncation(signed); err == nil && t.Origin != origin {
+			return nil
+		}
+		if err := s.Add(signed, keys...); err != nil {
+			return fmt.Errorf("%s: a statement of truncation does not count: %w", file, err)
+		}
+		return nil
+	})
+	return s, err
 }
 
-func readKept(file, origin string, keys []note.Verifier, add func(Checkpoint), truncate func(Truncation, []byte) error) error {
+// EachKept calls fn with each checkpoint of a log in a file, and its note, whose signatures
+// are not verified. There are none if there is no file.
+func EachKept(file, origin string, fn func(c Checkpoint, signed []byte) error) error {
+	return eachNote(file, func(signed []byte) error {
+		if c, err := PeekCheckpoint(signed); err == nil && c.Origin == origin {
+			return fn(c, signed)
+		}
+		return nil
+	})
+}
+
+// LastCheckpoint returns the largest checkpoint of a log in a file, of those that count;
+// the zero value if there is none. Signatures are not verified: a checkpoint that nobody
+// signed can make the log contradict the file, and can excuse nothing.
+func LastCheckpoint(file, origin string, counts func(Checkpoint) bool) (last Checkpoint, err error) {
+	err = EachKept(file, origin, func(c Checkpoint, _ []byte) error {
+		if c.Size >= last.Size && counts(c) {
+			last = c
+		}
+		return nil
+	})
+	return last, err
+}
+
+func eachNote(file string, fn func(signed []byte) error) error {
 	if err := isRegular(file); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
@@ -84,53 +121,7 @@ func readKept(file, origin string, keys []note.Verifier, add func(Checkpoint), t
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	return EachCheckpoint(f, func(signed []byte) error {
-		if IsTruncation(signed) {
-			if t, err := PeekTruncation(signed); err == nil && t.Origin != origin {
-				return nil
-			}
-			t, err := OpenTruncation(signed, keys...)
-			if err == nil {
-				err = truncate(t, signed)
-			}
-			if err != nil {
-				return fmt.Errorf("%s: a statement of truncation does not count: %w", file, err)
-			}
-			return nil
-		}
-		if c, err := PeekCheckpoint(signed); err == nil && c.Origin == origin {
-			add(c)
-		}
-		return nil
-	})
-}
-
-// LastCheckpoint returns the Last of [ReadKept] without keeping the others in memory. It
-// does not compare a statement with older checkpoints than the newest one.
-func LastCheckpoint(file, origin string, keys ...note.Verifier) (last Checkpoint, err error) {
-	last, _, err = readLast(file, origin, keys)
-	return last, err
-}
-
-// Truncations returns the signed statements of truncation in a file; see [ReadKept].
-func Truncations(file, origin string, keys ...note.Verifier) (statements [][]byte, err error) {
-	_, statements, err = readLast(file, origin, keys)
-	return statements, err
-}
-
-func readLast(file, origin string, keys []note.Verifier) (last Checkpoint, statements [][]byte, err error) {
-	err = readKept(file, origin, keys, func(c Checkpoint) {
-		if c.Size >= last.Size {
-			last = c
-		}
-	}, func(t Truncation, signed []byte) error {
-		if err := t.follows(last); err != nil {
-			return err
-		}
-		last, statements = t.To, append(statements, signed)
-		return nil
-	})
-	return last, statements, err
+	return EachCheckpoint(f, fn)
 }
 
 // EachCheckpoint calls fn with each signed note of a checkpoint file.

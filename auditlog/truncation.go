@@ -1,6 +1,8 @@
 package auditlog
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -22,8 +24,12 @@ import (
 type Truncation struct {
 	// Origin names the log.
 	Origin string
+	// Number counts the statements about the log, from 1. The checkpoints that are signed
+	// after it have it as their epoch.
+	Number int64
 	// From is the newest checkpoint that was signed, To the one that the log goes on from.
-	// Their origins are not written: they are those of the statement.
+	// Their origins are not written: they are those of the statement. Nor are their epochs:
+	// that of From is Number-1, and that of To is Number.
 	From, To Checkpoint
 	// Time is when the statement was made, to the second.
 	Time time.Time
@@ -31,8 +37,12 @@ type Truncation struct {
 	Operator, Reason string
 }
 
-// MaxStated bounds the operator and the reason of a statement.
-const MaxStated = 500
+// MaxStated bounds the operator and the reason of a statement, in bytes, and MaxStatement
+// the whole signed note.
+const (
+	MaxStated    = 500
+	MaxStatement = 4096
+)
 
 const truncationFormat = "cedarpost-truncation-v1"
 
@@ -45,7 +55,7 @@ func (t Truncation) text() string {
 	size := func(c Checkpoint) string {
 		return strconv.FormatInt(c.Size, 10) + " " + base64.StdEncoding.EncodeToString(c.Root[:])
 	}
-	return fmt.Sprintf("%s\norigin %s\nfrom %s\nto %s\ntime %s\noperator %s\nreason %s\n", truncationFormat, t.Origin,
+	return fmt.Sprintf("%s\norigin %s\nnumber %d\nfrom %s\nto %s\ntime %s\noperator %s\nreason %s\n", truncationFormat, t.Origin, t.Number,
 		size(t.From), size(t.To), t.Time.UTC().Format(time.RFC3339), t.Operator, t.Reason)
 }
 
@@ -67,6 +77,9 @@ func (t Truncation) check() error {
 	if t.Origin == "" || t.From.Origin != t.Origin || t.To.Origin != t.Origin || strings.ContainsFunc(t.Origin, func(r rune) bool { return unicode.IsSpace(r) || r == '+' }) {
 		return errors.New("the checkpoints are of another log")
 	}
+	if t.Number <= 0 || t.From.Epoch != t.Number-1 || t.To.Epoch != t.Number {
+		return fmt.Errorf("statement %d cannot go from a checkpoint after %d statements to one after %d", t.Number, t.From.Epoch, t.To.Epoch)
+	}
 	return nil
 }
 
@@ -79,7 +92,11 @@ func (t Truncation) Sign(keys ...Key) ([]byte, error) {
 	for i, k := range keys {
 		signers[i] = k.Signer
 	}
-	return note.Sign(&note.Note{Text: t.text()}, signers...)
+	signed, err := note.Sign(&note.Note{Text: t.text()}, signers...)
+	if err == nil && len(signed) > MaxStatement {
+		err = fmt.Errorf("the statement has %d bytes, and at most %d are read: sign with fewer keys", len(signed), MaxStatement)
+	}
+	return signed, err
 }
 
 // IsTruncation says whether a note claims to be such a statement.
@@ -90,6 +107,9 @@ func IsTruncation(signed []byte) bool {
 // OpenTruncation reads a signed statement. One of the keys, which has the name of the
 // log, must have signed it, or the error is [ErrUnsigned].
 func OpenTruncation(signed []byte, keys ...note.Verifier) (Truncation, error) {
+	if len(signed) > MaxStatement {
+		return Truncation{}, errTruncation
+	}
 	n, err := note.Open(signed, note.VerifierList(keys...))
 	var unverified *note.UnverifiedNoteError
 	switch {
@@ -108,7 +128,7 @@ func OpenTruncation(signed []byte, keys ...note.Verifier) (Truncation, error) {
 // PeekTruncation reads a statement without trusting it.
 func PeekTruncation(signed []byte) (Truncation, error) {
 	text, _, ok := strings.Cut(string(signed), "\n\n")
-	if !ok {
+	if !ok || len(signed) > MaxStatement {
 		return Truncation{}, errTruncation
 	}
 	return parseTruncation(text + "\n")
@@ -119,7 +139,7 @@ var errTruncation = errors.New("not a statement of truncation")
 // parseTruncation reads the body: what text writes, and nothing else.
 func parseTruncation(text string) (t Truncation, err error) {
 	lines := strings.Split(text, "\n")
-	keys := []string{"origin", "from", "to", "time", "operator", "reason"}
+	keys := []string{"origin", "number", "from", "to", "time", "operator", "reason"}
 	if len(lines) != len(keys)+2 || lines[0] != truncationFormat {
 		return Truncation{}, errTruncation
 	}
@@ -139,78 +159,106 @@ func parseTruncation(text string) (t Truncation, err error) {
 		}
 		return c, err
 	}
-	t = Truncation{Origin: values[0], Operator: values[4], Reason: values[5]}
-	t.From, errs[0] = size(values[1])
-	t.To, errs[1] = size(values[2])
-	t.Time, errs[2] = time.Parse(time.RFC3339, values[3])
+	t = Truncation{Origin: values[0], Operator: values[5], Reason: values[6]}
+	t.Number, _ = parseNumber(values[1])
+	t.From, errs[0] = size(values[2])
+	t.To, errs[1] = size(values[3])
+	t.From.Epoch, t.To.Epoch = t.Number-1, t.Number
+	t.Time, errs[2] = time.Parse(time.RFC3339, values[4])
 	if errors.Join(errs[:]...) != nil || t.check() != nil || t.text() != text {
 		return Truncation{}, errTruncation
 	}
 	return t, nil
 }
 
-// follows returns an error if the statement cannot come after last, the newest checkpoint
-// before it.
-func (t Truncation) follows(last Checkpoint) error {
-	if last.Size <= t.To.Size || last.Size > t.From.Size {
-		return fmt.Errorf("it says that the log goes from %d batches back to %d, and the newest checkpoint before it is of %d", t.From.Size, t.To.Size, last.Size)
-	}
-	return t.about(last)
+// A Statement is a statement of truncation with its signed note.
+type Statement struct {
+	Truncation
+	Note []byte
 }
 
-// about returns an error if the statement contradicts a checkpoint that came before it.
-func (t Truncation) about(c Checkpoint) error {
-	if (c.Size == t.From.Size && c != t.From) || (c.Size == t.To.Size && c != t.To) {
-		return fmt.Errorf("it contradicts the checkpoint of %d batches before it", c.Size)
-	}
-	return nil
+// Statements are what is known of the truncations of one log, in no order. They say which
+// checkpoints the log need not hold any more, for whoever signs, verifies or watches it.
+//
+// A statement excuses only checkpoints of earlier epochs, that is, which were signed before
+// it was made. So it does no harm if somebody shows it again after a later loss.
+type Statements struct {
+	// Signed are those that a given key signed, by number.
+	Signed []Statement
+	// Others are those that no given key signed. They excuse nothing.
+	Others []Statement
+	// Epoch is the largest epoch of a checkpoint, or number of a statement, that a given
+	// key signed.
+	Epoch int64
 }
 
-// A Kept is what a checkpoint file has of one log: its checkpoints, and the statements
-// about those that are lost, in the order in which they were added.
-type Kept struct {
-	// Last is the newest checkpoint that the log must not contradict; the zero value if
-	// there is none.
-	Last Checkpoint
-	// Live are all that the log must not contradict, in order of size. Lost are those that
-	// the statements gave up, in the order of the statements.
-	Live, Lost []Checkpoint
-	// Truncations are the statements, and Statements their signed notes.
-	Truncations []Truncation
-	Statements  [][]byte
+// ErrTwoStatements says that two different statements with one number are signed.
+var ErrTwoStatements = errors.New("two different statements of truncation have the same number")
 
-	lostBefore []int // by statement
-}
-
-// LostBefore is how many of Lost were lost before the statement with this index.
-func (k *Kept) LostBefore(statement int) int { return k.lostBefore[statement] }
-
-// Add adds a checkpoint.
-func (k *Kept) Add(c Checkpoint) {
-	i, found := slices.BinarySearchFunc(k.Live, c, func(a, b Checkpoint) int { return int(a.Size - b.Size) })
-	if !found || k.Live[i] != c {
-		k.Live = slices.Insert(k.Live, i, c)
-	}
-	k.Last = k.Live[len(k.Live)-1]
-}
-
-// Truncate applies a statement whose signature the caller has verified. The error says why
-// it does not fit the checkpoints that are there: the newest one must be above To and not
-// above From, and none may contradict either.
-func (k *Kept) Truncate(t Truncation, signed []byte) error {
-	for _, c := range append(k.Live[:len(k.Live):len(k.Live)], k.Last) {
-		if err := t.about(c); err != nil {
-			return err
+// Add adds a statement. One that is there already changes nothing.
+func (s *Statements) Add(signed []byte, keys ...note.Verifier) error {
+	t, err := OpenTruncation(signed, keys...)
+	if errors.Is(err, ErrUnsigned) || len(keys) == 0 {
+		if t, err = PeekTruncation(signed); err == nil && !slices.ContainsFunc(s.Others, func(o Statement) bool { return bytes.Equal(o.Note, signed) }) {
+			s.Others = append(s.Others, Statement{t, bytes.Clone(signed)})
 		}
-	}
-	if err := t.follows(k.Last); err != nil {
 		return err
 	}
-	i := slices.IndexFunc(k.Live, func(c Checkpoint) bool { return c.Size > t.To.Size })
-	k.lostBefore = append(k.lostBefore, len(k.Lost))
-	k.Lost = append(k.Lost, k.Live[i:]...)
-	k.Live = k.Live[:i:i]
-	k.Truncations, k.Statements = append(k.Truncations, t), append(k.Statements, signed)
-	k.Add(t.To)
+	if err != nil {
+		return err
+	}
+	i, found := slices.BinarySearchFunc(s.Signed, t.Number, func(o Statement, n int64) int { return cmp.Compare(o.Number, n) })
+	if found {
+		if s.Signed[i].Truncation != t {
+			return fmt.Errorf("%w: number %d", ErrTwoStatements, t.Number)
+		}
+		return nil
+	}
+	s.Signed = slices.Insert(s.Signed, i, Statement{t, bytes.Clone(signed)})
+	s.Epoch = max(s.Epoch, t.Number)
 	return nil
+}
+
+// See takes notice of the epoch of a checkpoint, if a given key signed it.
+func (s *Statements) See(c Checkpoint, signed []byte, keys ...note.Verifier) {
+	if c.Epoch <= s.Epoch {
+		return // changes nothing, so the signature need not be verified
+	}
+	keys = slices.DeleteFunc(slices.Clone(keys), func(k note.Verifier) bool { return k.Name() != c.Origin })
+	if opened, err := OpenCheckpoint(signed, keys...); err == nil && opened == c {
+		s.Epoch = c.Epoch
+	}
+}
+
+// Excuses says whether a checkpoint need not hold any more: a signed statement of a later
+// epoch goes back to a smaller size.
+func (s *Statements) Excuses(c Checkpoint) bool { return excuses(s.Signed, c) >= 0 }
+
+// Live are the checkpoints that the statements go back to, and that the log still must
+// hold, by size.
+func (s *Statements) Live() (live []Checkpoint) {
+	for _, t := range s.Signed {
+		if !s.Excuses(t.To) {
+			live = append(live, t.To)
+		}
+	}
+	slices.SortFunc(live, func(a, b Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
+	return live
+}
+
+// Missing says which verifier key is missing where only a statement that none of the given
+// keys signed would excuse a checkpoint. It is empty if there is no such statement.
+func (s *Statements) Missing(c Checkpoint) string {
+	i := excuses(s.Others, c)
+	if i < 0 {
+		return ""
+	}
+	return fmt.Sprintf("statement of truncation %d would excuse it, and is signed with %s: if that is a key of this log, its verifier key is missing",
+		s.Others[i].Number, strings.Join(Signers(s.Others[i].Note), " and "))
+}
+
+func excuses(list []Statement, c Checkpoint) int {
+	return slices.IndexFunc(list, func(t Statement) bool {
+		return t.Origin == c.Origin && t.Number > c.Epoch && t.To.Size < c.Size
+	})
 }

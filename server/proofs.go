@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -15,7 +16,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// maxTruncations bounds the statements that are told with a checkpoint.
+// maxTruncations bounds the statements that are told with a checkpoint: the newest ones. As
+// each has at most [auditlog.MaxStatement] bytes, the answer stays small.
 const maxTruncations = 100
 
 // GetCheckpoint implements cedarpost.v1.AuditService.
@@ -24,15 +26,14 @@ func (s *auditService) GetCheckpoint(ctx context.Context, req *cedarpostv1.GetCh
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.db.QueryEvents(ctx, store.EventQuery{Kind: eventKind(cedarpostv1.EventRecord_LOG_TRUNCATED), Limit: maxTruncations})
+	statements, err := s.signer.recorded(ctx)
 	if err != nil {
 		return nil, err
 	}
+	slices.SortStableFunc(statements, func(a, b auditlog.Statement) int { return cmp.Compare(a.Number, b.Number) })
 	out := &cedarpostv1.GetCheckpointResponse{Checkpoint: string(c.Note), VerifierKeys: s.signer.verifierKeys()}
-	for _, row := range slices.Backward(rows) {
-		if statement := readEvent(row).GetLogTruncated().GetStatement(); statement != "" && !slices.Contains(out.Truncations, statement) {
-			out.Truncations = append(out.Truncations, statement)
-		}
+	for _, t := range statements[max(len(statements)-maxTruncations, 0):] {
+		out.Truncations = append(out.Truncations, string(t.Note))
 	}
 	return out, nil
 }

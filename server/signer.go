@@ -7,12 +7,16 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -59,6 +63,10 @@ type signer struct {
 	// base is what the next checkpoint goes on from: signed by this log's key and verified
 	// against the stored tree; the zero value if there is none. Only lead uses it.
 	base auditlog.Checkpoint
+	// epoch is that of the checkpoints that are signed next. Only lead uses it.
+	epoch int64
+
+	junk sync.Once // the log line about statements of truncation that do not count
 }
 
 // errContradiction is a log that is not what it was when it was signed.
@@ -149,21 +157,103 @@ func (s *signer) lead(ctx context.Context, alive func(context.Context) error) er
 }
 
 // check finds what to go on from: the newest checkpoint in the database that this log's
-// keys signed. It must be true of the stored tree, and must not contradict the newest
-// one in the file.
+// keys signed. It must be true of the stored tree, and must not contradict the file: the
+// newest checkpoint there of the last epoch, or the one that the last statement of
+// truncation goes back to. What was signed in earlier epochs may be lost: a checkpoint of
+// this log's key that has a later epoch, or a statement, says so.
 func (s *signer) check(ctx context.Context) (err error) {
 	read := s.db.Tiles(ctx)
 	if s.base, err = s.newestStored(ctx, read); err != nil {
 		return err
 	}
-	signed, err := auditlog.LastCheckpoint(s.file, s.origin, s.verifiers()...)
+	statements, err := s.statements(ctx, s.base)
+	if err != nil {
+		return err
+	}
+	s.epoch = statements.Epoch
+	signed, err := auditlog.LastCheckpoint(s.file, s.origin, func(c auditlog.Checkpoint) bool { return c.Epoch >= s.epoch })
 	if err != nil {
 		return &checkpointFileError{err}
+	}
+	for _, c := range statements.Live() {
+		if c.Epoch == s.epoch && c.Size > signed.Size {
+			signed = c
+		}
 	}
 	if signed.Size > s.base.Size {
 		return s.holdsAhead(ctx, signed, read)
 	}
 	return holds(signed, s.base.Size, read)
+}
+
+// statements reads which truncations the file and the log know. stored is the newest
+// checkpoint in the database that this log's keys signed. A statement that these keys did
+// not sign is an error, unless they signed something of its epoch since.
+func (s *signer) statements(ctx context.Context, stored auditlog.Checkpoint) (auditlog.Statements, error) {
+	keys := s.verifiers()
+	all, err := auditlog.ReadStatements(s.file, s.origin, keys...)
+	if err != nil {
+		return all, &checkpointFileError{err}
+	}
+	recorded, err := s.recorded(ctx)
+	if err != nil {
+		return all, err
+	}
+	for _, t := range recorded {
+		if err := all.Add(t.Note, keys...); err != nil {
+			return all, fmt.Errorf("%w: %w", errContradiction, err)
+		}
+	}
+	all.Epoch = max(all.Epoch, stored.Epoch)
+	for _, t := range all.Others {
+		if t.Number > all.Epoch {
+			return all, &checkpointFileError{fmt.Errorf("%s: statement of truncation %d is signed with %s, and not with a key of this server: give that key too",
+				s.file, t.Number, strings.Join(auditlog.Signers(t.Note), " and "))}
+		}
+	}
+	return all, nil
+}
+
+const (
+	// maxRecorded bounds how many events are looked at to find statements of truncation,
+	// and maxRecord their size: whoever may write to the log may write any number of them.
+	maxRecorded = 1000
+	maxRecord   = 2 * auditlog.MaxStatement
+)
+
+// recorded reads the statements of truncation among the newest events about them: those
+// that this server's keys signed; on a server without keys, all that are well-formed. Each
+// is there once. The others are passed over, and reported once.
+func (s *signer) recorded(ctx context.Context) (list []auditlog.Statement, err error) {
+	keys := s.verifiers()
+	seen, junk, events := map[auditlog.Truncation]bool{}, 0, 0
+	err = s.db.EachTruncation(ctx, maxRecord, maxRecorded, func(record []byte) {
+		events++
+		var rec cedarpostv1.EventRecord
+		t, err := auditlog.Truncation{}, proto.Unmarshal(record, &rec)
+		note := []byte(rec.GetLogTruncated().GetStatement())
+		switch {
+		case err != nil:
+		case len(keys) == 0:
+			t, err = auditlog.PeekTruncation(note)
+		default:
+			t, err = auditlog.OpenTruncation(note, keys...)
+		}
+		switch {
+		case err != nil:
+			junk++
+		case !seen[t]:
+			seen[t] = true
+			list = append(list, auditlog.Statement{Truncation: t, Note: note})
+		}
+	})
+	if junk > 0 {
+		s.junk.Do(func() {
+			s.log.Warn("the log has statements of truncation that this server's keys did not sign: they are passed over, and audit verify shows them",
+				"count", junk, "of", events, "looked_at_most", maxRecorded)
+		})
+	}
+	return list, err
 }
 
 // signCandidates is how many checkpoints are read at once to find one to go on from.
@@ -333,21 +423,21 @@ func (s *signer) announce(ctx context.Context) error {
 			return err
 		}
 	}
-	// A statement of truncation is in the file first.
-	kept, err := auditlog.Truncations(s.file, s.origin, s.verifiers()...)
+	// A statement of truncation is in the file first. Whether the log has it goes by what it
+	// says: anybody who writes to the log can choose the subject of an event.
+	kept, err := auditlog.ReadStatements(s.file, s.origin, s.verifiers()...)
+	if err != nil || len(kept.Signed) == 0 {
+		return err
+	}
+	recorded, err := s.recorded(ctx)
 	if err != nil {
 		return err
 	}
-	for _, signed := range kept {
-		t, err := auditlog.PeekTruncation(signed)
-		if err != nil {
-			return err
+	for _, t := range kept.Signed {
+		if slices.ContainsFunc(recorded, func(r auditlog.Statement) bool { return r.Truncation == t.Truncation }) {
+			continue
 		}
-		known, err := s.db.KnowsTruncation(ctx, truncationSubject(t))
-		if err == nil && !known {
-			err = s.events.add(ctx, truncationEvent(t, signed))
-		}
-		if err != nil {
+		if err := s.events.add(ctx, truncationEvent(t.Truncation, t.Note)); err != nil {
 			return err
 		}
 	}
@@ -378,7 +468,7 @@ func (s *signer) sign(ctx context.Context) (grown bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	c := auditlog.Checkpoint{Origin: s.origin, Size: s.base.Size + int64(len(batches)), Root: root}
+	c := auditlog.Checkpoint{Origin: s.origin, Size: s.base.Size + int64(len(batches)), Root: root, Epoch: s.epoch}
 	signed, err := c.Sign(s.keys...)
 	if err != nil {
 		return false, err

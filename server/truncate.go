@@ -1,11 +1,14 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -83,21 +86,32 @@ func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncate
 
 // truncate does what TruncateLog says. Its caller makes sure that no server signs meanwhile.
 func (s *signer) truncate(ctx context.Context, t Truncation) (done Truncated, err error) {
-	kept, err := auditlog.ReadKept(s.file, s.origin, s.verifiers()...)
+	_, stored, _, err := s.newestSigned(ctx)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return done, err
+	}
+	statements, err := s.statements(ctx, stored)
 	if err != nil {
 		return done, err
 	}
-	if kept.Last.Size == 0 {
-		return done, fmt.Errorf("%s has no checkpoint of %s", s.file, s.origin)
+	from, live, err := s.signedBefore(&statements)
+	if err != nil {
+		return done, err
 	}
-	to, err := s.lastThatHolds(ctx, kept)
+	if stored.Size > 0 {
+		live = append(live, stored)
+		if from.Size == 0 { // the file has nothing of this epoch, which another server signed
+			from = stored
+		}
+	}
+	to, err := s.lastThatHolds(ctx, live)
 	if err != nil {
 		return done, err
 	}
 	if done.Batches, err = s.db.NextLeaf(ctx); err != nil {
 		return done, err
 	}
-	if to.Size == kept.Last.Size {
+	if to.Size >= from.Size {
 		return done, errNothingLost
 	}
 	if to.Size == 0 {
@@ -108,17 +122,15 @@ func (s *signer) truncate(ctx context.Context, t Truncation) (done Truncated, er
 	}
 	// A database that lost batches has no checkpoint of them. If it has one and contradicts
 	// it, the log was altered.
-	_, c, _, err := s.newestSigned(ctx)
-	if err == nil && c.Size > to.Size {
-		if held, err := s.lastThatHolds(ctx, auditlog.Kept{Live: []auditlog.Checkpoint{c}}); err != nil || held != c {
-			return done, errors.Join(err, fmt.Errorf("the log was altered, not truncated: the database itself has the checkpoint of %d batches and does not match it; the last checkpoint in the file that it matches is of %d batches (audit verify says more)", c.Size, to.Size))
+	if stored.Size > to.Size {
+		if held, err := s.lastThatHolds(ctx, []auditlog.Checkpoint{stored}); err != nil || held != stored {
+			return done, errors.Join(err, fmt.Errorf("the log was altered, not truncated: the database itself has the checkpoint of %d batches and does not match it; the last checkpoint in the file that it matches is of %d batches (audit verify says more)", stored.Size, to.Size))
 		}
 	}
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return done, err
-	}
+	number := statements.Epoch + 1
+	from.Epoch, to.Epoch = number-1, number
 	done.Truncation = auditlog.Truncation{
-		Origin: s.origin, From: kept.Last, To: to, Time: time.Now().UTC().Truncate(time.Second), Operator: t.Operator, Reason: t.Reason,
+		Origin: s.origin, Number: number, From: from, To: to, Time: time.Now().UTC().Truncate(time.Second), Operator: t.Operator, Reason: t.Reason,
 	}
 	signed, err := done.Sign(s.keys...)
 	if err != nil || !t.Confirm {
@@ -139,9 +151,59 @@ func (s *signer) truncate(ctx context.Context, t Truncation) (done Truncated, er
 	return done, err
 }
 
-// lastThatHolds finds the last of the kept checkpoints, in order of size, up to which all
-// have the root of the batches in the database; the zero value if the first does not.
-func (s *signer) lastThatHolds(ctx context.Context, kept auditlog.Kept) (last auditlog.Checkpoint, err error) {
+// signedBefore reads what this log's keys signed, from the file: the newest checkpoint of
+// the last epoch, and all that the log must hold unless they are lost now.
+func (s *signer) signedBefore(statements *auditlog.Statements) (from auditlog.Checkpoint, live []auditlog.Checkpoint, err error) {
+	keys := s.verifiers()
+	ids := map[string]bool{}
+	for _, key := range keys {
+		ids[auditlog.KeyID(key)] = true
+	}
+	found := false
+	var unsigned auditlog.Checkpoint // the largest
+	var signers []string
+	err = auditlog.EachKept(s.file, s.origin, func(c auditlog.Checkpoint, signed []byte) error {
+		found = true
+		opened, err := auditlog.OpenCheckpoint(signed, keys...)
+		switch by := auditlog.Signers(signed); {
+		case err == nil && opened.Epoch == statements.Epoch && opened.Size > from.Size:
+			from = opened
+			fallthrough
+		case err == nil:
+			if !statements.Excuses(opened) {
+				live = append(live, opened)
+			}
+		case slices.ContainsFunc(by, func(id string) bool { return ids[id] }):
+			return fmt.Errorf("%s: the checkpoint of %d batches names a key of this log, and the signature is not of that key: remove it from the file if you know why it is there", s.file, c.Size)
+		case c.Epoch >= statements.Epoch && c.Size > unsigned.Size:
+			unsigned, signers = c, by
+		}
+		return nil
+	})
+	if err != nil {
+		return from, nil, err
+	}
+	for _, c := range statements.Live() {
+		live = append(live, c)
+		if c.Epoch == statements.Epoch && c.Size > from.Size {
+			from = c
+		}
+	}
+	switch {
+	case !found && from.Size == 0:
+		err = fmt.Errorf("%s has no checkpoint of %s", s.file, s.origin)
+	case unsigned.Size > from.Size:
+		err = fmt.Errorf("%s: the checkpoint of %d batches is not signed with a given key, but with %s: give that key too if it is one of this log; otherwise remove the checkpoint from the file",
+			s.file, unsigned.Size, cmp.Or(strings.Join(signers, " and "), "none"))
+	}
+	return from, live, err
+}
+
+// lastThatHolds finds the last of some checkpoints, in order of size, up to which all have
+// the root of the batches in the database; the zero value if the first does not.
+func (s *signer) lastThatHolds(ctx context.Context, live []auditlog.Checkpoint) (last auditlog.Checkpoint, err error) {
+	slices.SortFunc(live, func(a, b auditlog.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
+	var before auditlog.Checkpoint // the last one that is smaller than last
 	first, err := s.db.FirstLeaf(ctx)
 	if err != nil {
 		return last, err
@@ -152,7 +214,7 @@ func (s *signer) lastThatHolds(ctx context.Context, kept auditlog.Kept) (last au
 		return last, err
 	}
 	size := first
-	for _, c := range kept.Live {
+	for _, c := range live {
 		var root tlog.Hash
 		if c.Size < first { // its batches were dropped: the stored tree says what they were
 			if root, err = tlog.TreeHash(c.Size, read); err != nil {
@@ -178,7 +240,13 @@ func (s *signer) lastThatHolds(ctx context.Context, kept auditlog.Kept) (last au
 			root = tree.Root()
 		}
 		if root != c.Root {
+			if c.Size == last.Size {
+				last = before // two that were signed for one size: one of them is lost
+			}
 			return last, nil
+		}
+		if c.Size > last.Size {
+			before = last
 		}
 		last = c
 	}
@@ -193,7 +261,7 @@ func truncationEvent(t auditlog.Truncation, signed []byte) *cedarpostv1.EventRec
 	}
 }
 
-// truncationSubject tells the statements of a log apart.
+// truncationSubject names a statement for people. It proves nothing.
 func truncationSubject(t auditlog.Truncation) string {
-	return fmt.Sprintf("%s %d to %d %s", t.Origin, t.From.Size, t.To.Size, t.From.Root)
+	return fmt.Sprintf("%s %d: %d to %d", t.Origin, t.Number, t.From.Size, t.To.Size)
 }

@@ -31,7 +31,7 @@ type Verification struct {
 	// not looked at.
 	Keys []note.Verifier
 	// Against are the signed checkpoints and statements of truncation that were kept
-	// elsewhere: one list for each file, in the order of the file.
+	// elsewhere, one list for each file. The order means nothing.
 	Against [][][]byte
 	// MinRetention is how long after its end a day of the log is kept at least. A record
 	// that a younger day is dropped is not believed. 0 is 30 days, which is what a
@@ -66,7 +66,8 @@ type Verified struct {
 	// Truncations are statements, signed with one of the keys, that batches were lost:
 	// in Against, in the log, or in both.
 	Truncations []TruncationFound
-	// Truncated counts the checkpoints in Against that, by these statements, need not hold.
+	// Truncated counts the checkpoints in Against that the log does not hold, and by these
+	// statements need not hold.
 	Truncated int64
 	// History is nil if it was not verified.
 	History *HistoryVerified
@@ -138,7 +139,7 @@ func VerifyLog(ctx context.Context, db *store.DB, v Verification) (Verified, err
 		return Verified{}, errors.New("verify: the stored history can only be verified with the whole log")
 	}
 	v.MinRetention = cmp.Or(v.MinRetention, defaultMinRetention)
-	run := &verification{db: db, v: v, gone: map[time.Time]*goneRows{}, isGone: map[time.Time]bool{}, stated: map[string]*TruncationFound{}}
+	run := &verification{db: db, v: v, gone: map[time.Time]*goneRows{}, isGone: map[time.Time]bool{}, stated: map[string]*stated{}}
 	err := run.verify(ctx)
 	if err == nil && len(run.bad.Faults) > 0 {
 		err = &run.bad
@@ -161,8 +162,8 @@ type verification struct {
 	// record says so.
 	droppedDay    time.Time
 	droppedBefore int64
-	// stated are the statements of truncation, by their text.
-	stated map[string]*TruncationFound
+	// stated are the truncations of each log, by origin.
+	stated map[string]*stated
 	// announced: the log says that checkpoints are signed.
 	announced bool
 	// rootDay is the day of the newest state root that was read: batches after it have
@@ -213,6 +214,9 @@ func (v *verification) verify(ctx context.Context) error {
 	}
 	v.done.Total = end - first
 	v.startTree(first, latest.Size)
+	if err := v.olderStatements(ctx); err != nil {
+		return err
+	}
 	if err := v.checkpoints(ctx, first); err != nil {
 		return err
 	}
@@ -457,16 +461,7 @@ func (v *verification) event(h auditlog.Header, rec *cedarpostv1.EventRecord) {
 	case cedarpostv1.EventRecord_CHECKPOINT_KEY:
 		v.announced = true
 	case cedarpostv1.EventRecord_LOG_TRUNCATED:
-		signed := []byte(rec.GetLogTruncated().GetStatement())
-		if len(v.v.Keys) == 0 {
-			return // nobody knows who made it
-		}
-		t, err := auditlog.OpenTruncation(signed, v.v.Keys...)
-		if err != nil {
-			v.fault(-1, -1, "the log has a statement of truncation that does not count: %s", err)
-			return
-		}
-		v.stateOf(t).InLog = true
+		v.statement([]byte(rec.GetLogTruncated().GetStatement()), false, "the log has a statement of truncation that does not count: %s")
 	case cedarpostv1.EventRecord_RETENTION_DROP:
 		drop := rec.GetRetentionDrop()
 		day, err := time.Parse(time.DateOnly, drop.GetDay())
@@ -485,24 +480,91 @@ func (v *verification) event(h auditlog.Header, rec *cedarpostv1.EventRecord) {
 	}
 }
 
-// stateOf returns what is known of a statement, and adds it if it is new.
-func (v *verification) stateOf(t auditlog.Truncation) *TruncationFound {
-	key := truncationSubject(t) + t.Time.String() + t.Operator + "\n" + t.Reason
-	if v.stated[key] == nil {
-		v.stated[key] = &TruncationFound{Truncation: t}
+// stated are the truncations of one log.
+type stated struct {
+	auditlog.Statements
+	kept, inLog int64                                    // the largest epochs of what is kept, and of what the log has
+	found       map[auditlog.Truncation]*TruncationFound // those that a given key signed
+}
+
+func (v *verification) truncationsOf(origin string) *stated {
+	if v.stated[origin] == nil {
+		v.stated[origin] = &stated{found: map[auditlog.Truncation]*TruncationFound{}}
 	}
-	return v.stated[key]
+	return v.stated[origin]
+}
+
+// statement takes notice of a statement of truncation that was kept elsewhere or is in the
+// log. Without a given key's signature it excuses nothing, and is no fault by itself.
+func (v *verification) statement(signed []byte, kept bool, bad string) {
+	t, err := auditlog.PeekTruncation(signed)
+	if err != nil {
+		v.fault(-1, -1, bad, err)
+		return
+	}
+	s := v.truncationsOf(t.Origin)
+	if err := s.Add(signed, v.v.Keys...); err != nil {
+		v.fault(-1, -1, bad, err)
+		return
+	}
+	if _, err := auditlog.OpenTruncation(signed, v.v.Keys...); err != nil {
+		return
+	}
+	if s.found[t] == nil {
+		s.found[t] = &TruncationFound{Truncation: t}
+	}
+	s.found[t].Kept = s.found[t].Kept || kept
+	if !kept {
+		s.found[t].InLog = true
+		s.inLog = max(s.inLog, t.Number)
+	}
+}
+
+// olderStatements reads statements of truncation from before the time to verify from. It is
+// the signature that makes them count, so their events need not be verified.
+func (v *verification) olderStatements(ctx context.Context) error {
+	if v.v.Since.IsZero() || len(v.v.Keys) == 0 {
+		return nil
+	}
+	return v.db.EachTruncation(ctx, maxRecord, maxRecorded, func(record []byte) {
+		var rec cedarpostv1.EventRecord
+		if proto.Unmarshal(record, &rec) != nil {
+			return
+		}
+		signed := []byte(rec.GetLogTruncated().GetStatement())
+		t, err := auditlog.OpenTruncation(signed, v.v.Keys...)
+		if err != nil {
+			return
+		}
+		s := v.truncationsOf(t.Origin)
+		if err := s.Add(signed, v.v.Keys...); err != nil {
+			v.fault(-1, -1, "the log has a statement of truncation that does not count: %s", err)
+		} else if s.found[t] == nil {
+			s.found[t] = &TruncationFound{Truncation: t}
+		}
+	})
+}
+
+// sawEpoch takes notice of the epoch of a checkpoint in the database, which a given key
+// signed.
+func (v *verification) sawEpoch(c auditlog.Checkpoint) {
+	s := v.truncationsOf(c.Origin)
+	s.inLog = max(s.inLog, c.Epoch)
 }
 
 // truncations lists the statements that were found. One that was kept elsewhere stands in
 // the log too, unless the log lost it in a later truncation, or dropped its day.
 func (v *verification) truncations() {
-	for _, f := range v.stated {
-		v.done.Truncations = append(v.done.Truncations, *f)
+	for _, s := range v.stated {
+		for _, f := range s.found {
+			v.done.Truncations = append(v.done.Truncations, *f)
+		}
 	}
-	slices.SortFunc(v.done.Truncations, func(a, b TruncationFound) int { return a.Time.Compare(b.Time) })
+	slices.SortFunc(v.done.Truncations, func(a, b TruncationFound) int {
+		return cmp.Or(cmp.Compare(a.Origin, b.Origin), cmp.Compare(a.Number, b.Number))
+	})
 	for i, f := range v.done.Truncations {
-		again := slices.ContainsFunc(v.done.Truncations[i+1:], func(g TruncationFound) bool { return g.Kept && g.Origin == f.Origin })
+		again := slices.ContainsFunc(v.done.Truncations[i+1:], func(g TruncationFound) bool { return g.Origin == f.Origin })
 		dropped := !v.droppedDay.IsZero() && !dayOf(f.Time).After(v.droppedDay)
 		if f.Kept && !f.InLog && !again && !dropped && v.v.Since.IsZero() {
 			v.fault(-1, -1, "the statement of %s that %d batches were lost is not in the log: it is recorded when a server signs again", f.Time.Format(time.RFC3339), f.Lost())

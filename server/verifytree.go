@@ -31,9 +31,16 @@ type treeCheck struct {
 	all       bool               // all were read
 	kept      []auditlog.Checkpoint
 	keptNotes map[auditlog.Checkpoint][]byte
-	promised  []auditlog.Checkpoint // those that statements go back to and that are not in kept
+	gone      []goneCheckpoint
 	found     int64
 	faults    map[string]*checkpointFault
+}
+
+// goneCheckpoint is a kept checkpoint that the log does not hold. Whether a statement of
+// truncation excuses it is known once the whole log was read.
+type goneCheckpoint struct {
+	auditlog.Checkpoint
+	what string
 }
 
 // checkpointFault is what is wrong with a number of checkpoints. When one leaf was
@@ -68,103 +75,34 @@ func (v *verification) startTree(start, signed int64) {
 		size: start, signed: signed, tiles: map[auditlog.TileID][]byte{}, keptNotes: map[auditlog.Checkpoint][]byte{},
 		faults: map[string]*checkpointFault{}, after: store.Checkpoint{Size: math.MinInt64},
 	}
-	v.readAllKept()
-}
-
-// readAllKept reads the files that were kept elsewhere. A checkpoint that a file lost by
-// a statement of truncation need not hold, unless another file still has it. A file that
-// is older than the statement still has it too, but does not count: see [lostSince].
-func (v *verification) readAllKept() {
-	histories := map[string][]*auditlog.Kept{} // by origin, one of each file
 	for _, file := range v.v.Against {
-		for origin, k := range v.readKept(file) {
-			histories[origin] = append(histories[origin], k)
+		for _, signed := range file {
+			v.readKept(signed)
 		}
 	}
-	lost, live := map[auditlog.Checkpoint]bool{}, map[auditlog.Checkpoint]bool{}
-	for _, files := range histories {
-		for _, k := range files {
-			excused := map[auditlog.Checkpoint]bool{}
-			for _, newer := range files {
-				for _, c := range lostSince(newer, k) {
-					excused[c] = true
-				}
-			}
-			for _, c := range k.Lost {
-				lost[c] = true
-			}
-			for _, c := range k.Live {
-				if !excused[c] {
-					live[c] = true
-				}
-			}
-		}
-	}
-	t := &v.tree
-	for c := range live {
-		if _, there := t.keptNotes[c]; !there { // the one that a statement goes back to
-			t.promised = append(t.promised, c)
-		}
-	}
-	before := len(t.kept)
-	t.kept = slices.DeleteFunc(t.kept, func(c auditlog.Checkpoint) bool { return lost[c] && !live[c] })
-	v.done.Truncated = int64(before - len(t.kept))
-	bySize := func(a, b auditlog.Checkpoint) int { return cmp.Compare(a.Size, b.Size) }
-	slices.SortStableFunc(t.kept, bySize)
-	slices.SortStableFunc(t.promised, bySize)
+	slices.SortStableFunc(v.tree.kept, func(a, b auditlog.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
 }
 
-// lostSince are the checkpoints that a file lost after an older file of the same log was
-// written. There are none unless the statements of the older file begin the other one,
-// and each later statement is of a later time: one that is repeated excuses nothing.
-func lostSince(newer, older *auditlog.Kept) []auditlog.Checkpoint {
-	n := len(older.Truncations)
-	if len(newer.Truncations) <= n || !slices.Equal(newer.Truncations[:n], older.Truncations) {
-		return nil
+// readKept reads a note that was kept elsewhere. Neither the order of the notes nor the
+// file that they are in means anything.
+func (v *verification) readKept(signed []byte) {
+	if auditlog.IsTruncation(signed) {
+		v.statement(signed, true, "a statement of truncation that was kept elsewhere does not count: %s")
+		return
 	}
-	for i := max(n, 1); i < len(newer.Truncations); i++ {
-		if !newer.Truncations[i].Time.After(newer.Truncations[i-1].Time) {
-			return nil
-		}
+	c, err := auditlog.PeekCheckpoint(signed)
+	if err != nil {
+		v.fault(-1, -1, "a checkpoint to compare with cannot be read")
+		return
 	}
-	return newer.Lost[newer.LostBefore(n):]
-}
-
-// readKept reads what one file has of each log.
-func (v *verification) readKept(file [][]byte) map[string]*auditlog.Kept {
-	logs := map[string]*auditlog.Kept{}
-	of := func(origin string) *auditlog.Kept {
-		if logs[origin] == nil {
-			logs[origin] = &auditlog.Kept{}
-		}
-		return logs[origin]
+	if _, err := auditlog.OpenCheckpoint(signed, v.v.Keys...); err == nil || len(v.v.Keys) == 0 {
+		s := v.truncationsOf(c.Origin)
+		s.kept = max(s.kept, c.Epoch)
 	}
-	for _, signed := range file {
-		if auditlog.IsTruncation(signed) {
-			t, err := auditlog.OpenTruncation(signed, v.v.Keys...)
-			if err == nil {
-				err = of(t.Origin).Truncate(t, signed)
-			}
-			if err != nil {
-				v.fault(-1, -1, "a statement of truncation that was kept elsewhere does not count: %s", err)
-				continue
-			}
-			v.stateOf(t).Kept = true
-			continue
-		}
-		c, err := auditlog.PeekCheckpoint(signed)
-		if err != nil {
-			v.fault(-1, -1, "a checkpoint to compare with cannot be read")
-			continue
-		}
-		// Only checkpoints that are signed tell where a log was. Others are a fault by themselves.
-		if _, err := auditlog.OpenCheckpoint(signed, v.v.Keys...); err == nil || len(v.v.Keys) == 0 {
-			of(c.Origin).Add(c)
-		}
+	if v.tree.keptNotes[c] == nil {
 		v.tree.kept = append(v.tree.kept, c)
-		v.tree.keptNotes[c] = signed
 	}
-	return logs
+	v.tree.keptNotes[c] = signed
 }
 
 // growTree adds the batches of a chunk, compares the tiles with those stored, and the
@@ -272,6 +210,11 @@ func (v *verification) compareTiles(ctx context.Context, tiles []auditlog.TileDa
 
 const checkpointPage = 1000
 
+const (
+	keptElsewhere = "kept elsewhere"
+	anotherRoot   = "it is not of the same log: the tree has another root"
+)
+
 // checkpoints compares the checkpoints up to a size, in the database and kept
 // elsewhere, with the tree.
 func (v *verification) checkpoints(ctx context.Context, to int64) error {
@@ -282,14 +225,7 @@ func (v *verification) checkpoints(ctx context.Context, to int64) error {
 	for len(t.kept) > 0 && t.kept[0].Size <= to {
 		c := t.kept[0]
 		t.kept = t.kept[1:]
-		if err := v.checkpoint(store.Checkpoint{Origin: c.Origin, Size: c.Size, Note: t.keptNotes[c]}, "kept elsewhere"); err != nil {
-			return err
-		}
-	}
-	for len(t.promised) > 0 && t.promised[0].Size <= to {
-		c := t.promised[0]
-		t.promised = t.promised[1:]
-		if err := v.promise(c); err != nil {
+		if err := v.checkpoint(store.Checkpoint{Origin: c.Origin, Size: c.Size, Note: t.keptNotes[c]}, keptElsewhere); err != nil {
 			return err
 		}
 	}
@@ -340,14 +276,19 @@ func (v *verification) checkpoint(stored store.Checkpoint, where string) error {
 	case v.tree.broken:
 		return nil
 	}
+	if where != keptElsewhere {
+		v.sawEpoch(c)
+	}
 	root, err := tlog.TreeHash(c.Size, auditlog.Tiles(v.tree.read))
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		v.badCheckpoint(stored, where, "the tree is not whole: "+err.Error())
 	case err != nil:
 		return err
+	case root != c.Root && where == keptElsewhere:
+		v.tree.gone = append(v.tree.gone, goneCheckpoint{c, anotherRoot})
 	case root != c.Root:
-		v.badCheckpoint(stored, where, "it is not of the same log: the tree has another root")
+		v.badCheckpoint(stored, where, anotherRoot)
 	default:
 		v.done.Checkpoints++
 	}
@@ -362,10 +303,54 @@ func (v *verification) promise(c auditlog.Checkpoint) error {
 	}
 	root, err := tlog.TreeHash(c.Size, auditlog.Tiles(v.tree.read))
 	if errors.Is(err, store.ErrNotFound) || err == nil && root != c.Root {
-		v.badCheckpoint(store.Checkpoint{Size: c.Size}, "in a statement of truncation", "it is not of the same log: the tree has another root")
+		v.badCheckpoint(store.Checkpoint{Size: c.Size}, "in a statement of truncation", anotherRoot)
 		return nil
 	}
 	return err
+}
+
+// lost sorts the kept checkpoints that the log does not hold into those that a statement of
+// truncation excuses, and faults; and verifies what the statements promise.
+func (v *verification) lost(end int64) error {
+	t := &v.tree
+	var cut auditlog.Checkpoint // the largest one that is beyond the end of the log
+	for _, c := range t.kept {
+		if s := v.truncationsOf(c.Origin); s.Excuses(c) {
+			v.done.Truncated++
+		} else if missing := s.Missing(c); missing != "" {
+			v.badCheckpoint(store.Checkpoint{Size: c.Size}, keptElsewhere, "the log was cut off. But "+missing)
+		} else {
+			cut = c
+		}
+	}
+	if cut.Size > 0 {
+		v.fault(end, -1, "is missing, and all later ones: the log was cut off. A checkpoint that was kept elsewhere covers %d batches, the database has %d", cut.Size, end)
+	}
+	for _, c := range t.gone {
+		s := v.truncationsOf(c.Origin)
+		if s.Excuses(c.Checkpoint) {
+			v.done.Truncated++
+			continue
+		}
+		if missing := s.Missing(c.Checkpoint); missing != "" {
+			c.what += ". But " + missing
+		}
+		v.badCheckpoint(store.Checkpoint{Size: c.Size}, keptElsewhere, c.what)
+	}
+	for _, origin := range slices.Sorted(maps.Keys(v.stated)) {
+		s := v.stated[origin]
+		if s.kept > s.inLog {
+			v.fault(-1, -1, "the log has gone back: a checkpoint that was kept elsewhere was signed after %d statements of truncation, and the log has nothing that was signed after more than %d", s.kept, s.inLog)
+		}
+		for _, c := range s.Live() {
+			if c.Size > end {
+				v.fault(end, -1, "is missing, and all later ones: statement of truncation %d says that %d batches are left, the database has %d", c.Epoch, c.Size, end)
+			} else if err := v.promise(c); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // badCheckpoint notes what is wrong with a checkpoint. Checkpoints with the same fault
@@ -394,12 +379,8 @@ func (v *verification) endTree(ctx context.Context, end int64) error {
 	if err != nil {
 		return err
 	}
-	if len(t.kept) > 0 {
-		c := t.kept[len(t.kept)-1]
-		v.fault(end, -1, "is missing, and all later ones: the log was cut off. A checkpoint that was kept elsewhere covers %d batches, the database has %d", c.Size, end)
-	}
-	if len(t.promised) > 0 {
-		v.fault(end, -1, "is missing, and all later ones: a statement of truncation says that %d batches are left, the database has %d", t.promised[len(t.promised)-1].Size, end)
+	if err := v.lost(end); err != nil {
+		return err
 	}
 	switch {
 	case lastErr != nil:

@@ -366,10 +366,20 @@ func (db *DB) KnowsCheckpointKey(ctx context.Context, verifierKey string) (known
 	return known, err
 }
 
-// KnowsTruncation reports whether an event has the statement of truncation of a subject.
-func (db *DB) KnowsTruncation(ctx context.Context, subject string) (known bool, err error) {
-	defer wrap(&err, "look for a statement of truncation")
-	err = db.audit.QueryRow(ctx,
-		"select exists (select from events r where kind = 'log_truncated' and subject = $1 and "+ofBatch+")", subject).Scan(&known)
-	return known, err
+// EachTruncation calls fn with the records of the newest events that state a truncation, at
+// most limit, newest first. A record of more than size bytes is nil: it is not read.
+func (db *DB) EachTruncation(ctx context.Context, size, limit int, fn func(record []byte)) (err error) {
+	defer wrap(&err, "read statements of truncation")
+	rows, _ := db.audit.Query(ctx, `
+		select case when octet_length(record) <= $1 then record end
+		from events r
+		where kind = 'log_truncated' and `+ofBatch+`
+		order by at desc, event_id desc
+		limit $2`, size, limit)
+	var record []byte
+	_, err = pgx.ForEachRow(rows, []any{&record}, func() error {
+		fn(bytes.Clone(record))
+		return nil
+	})
+	return err
 }

@@ -314,7 +314,7 @@ func (w *witnessCmd) look(ctx context.Context, c *console, admin *peer, keys []n
 	res, err := admin.audit().GetCheckpoint(ctx, &cedarpostv1.GetCheckpointRequest{})
 	if connect.CodeOf(err) == connect.CodeNotFound {
 		for _, key := range keys {
-			if before, err := auditlog.LastCheckpoint(w.State, key.Name()); err == nil && before.Size > 0 {
+			if before, err := auditlog.LastCheckpoint(w.State, key.Name(), func(auditlog.Checkpoint) bool { return true }); err == nil && before.Size > 0 {
 				return nil, &forkError{fmt.Sprintf("it has no checkpoint, and had one of %d batches", before.Size)}
 			}
 		}
@@ -334,51 +334,100 @@ func (w *witnessCmd) look(ctx context.Context, c *console, admin *peer, keys []n
 	if err != nil {
 		return cry("%v", err)
 	}
-	kept, err := auditlog.ReadKept(w.State, now.Origin, keys...)
+	known, err := auditlog.ReadStatements(w.State, now.Origin, keys...)
 	if err != nil {
 		return nil, err
 	}
-	before := kept.Last
+	var stated []auditlog.Statement
 	for _, statement := range res.GetTruncations() {
-		t, err := auditlog.OpenTruncation([]byte(statement), keys...)
-		if err != nil || t.Origin != now.Origin || slices.Contains(kept.Truncations, t) {
-			continue // not signed, so it says nothing; or known
-		}
-		// A witness that began after the loss keeps no checkpoint that the statement is about.
-		if kept.Truncate(t, []byte(statement)) != nil {
+		t, err := auditlog.PeekTruncation([]byte(statement))
+		if err != nil || t.Origin != now.Origin {
 			continue
 		}
-		if before, err = w.truncated(ctx, admin, t, kept, now); err != nil {
-			var f *forkError
-			if errors.As(err, &f) {
-				return cry("%s", f.what)
-			}
-			return nil, err
+		before := len(known.Signed)
+		if err := known.Add([]byte(statement), keys...); errors.Is(err, auditlog.ErrTwoStatements) {
+			_ = auditlog.AppendCheckpoint(w.State+".bad", []byte(statement))
+			return cry("%v", err)
+		} else if err == nil && len(known.Signed) > before {
+			stated = append(stated, auditlog.Statement{Truncation: t, Note: []byte(statement)})
 		}
-		if err := auditlog.AppendCheckpoint(w.State, []byte(statement)); err != nil {
-			return nil, err
-		}
-		fmt.Fprintf(c.out, "%s TRUNCATED: %s\n", time.Now().UTC().Format(time.RFC3339), truncatedText(t))
 	}
-	switch {
-	case now.Size < before.Size:
-		return cry("it has %d batches and had %d", now.Size, before.Size)
-	case now.Size == before.Size && now.Root != before.Root:
-		return cry("at %d batches it has another root than before", now.Size)
-	case now.Size == before.Size:
-		return nil, nil
-	case before.Size > 0:
-		p, err := call(ctx, admin, admin.audit().GetConsistencyProof,
-			&cedarpostv1.GetConsistencyProofRequest{First: before.Size, Second: now.Size})
+	var signedBefore auditlog.Statements // of checkpoints alone
+	have := false                        // now is kept already
+	last, err := auditlog.LastCheckpoint(w.State, now.Origin, func(c auditlog.Checkpoint) bool { return !known.Excuses(c) })
+	if err == nil {
+		err = auditlog.EachKept(w.State, now.Origin, func(c auditlog.Checkpoint, signed []byte) error {
+			signedBefore.See(c, signed, keys...)
+			have = have || c == now
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	if now.Epoch < signedBefore.Epoch {
+		return cry("it has gone back: its newest checkpoint was signed after %d statements of truncation, and one that was kept after %d", now.Epoch, signedBefore.Epoch)
+	}
+	// Each kept checkpoint was proven to continue the ones before it. So of those that are
+	// not lost, the largest one stands for all. A new statement may have brought the log back
+	// to before that, so then each size that one goes back to is proven again.
+	before, proven := last, []auditlog.Checkpoint{last}
+	for _, c := range known.Live() {
+		if c.Size >= before.Size {
+			before = c
+		}
+		if len(stated) > 0 {
+			proven = append(proven, c)
+		}
+	}
+	if len(stated) == 0 {
+		proven = []auditlog.Checkpoint{before}
+	}
+	for _, c := range proven {
+		what, err := w.continues(ctx, admin, c, now)
 		if err != nil {
 			return nil, err
 		}
-		proof, ok := proofOf(p.GetProof())
-		if !ok || tlog.CheckTree(proof, now.Size, now.Root, before.Size, before.Root) != nil {
-			return cry("the log of %d batches is not the beginning of the log of %d", before.Size, now.Size)
+		if what != "" {
+			if missing := known.Missing(c); missing != "" {
+				what += ". But " + missing
+			}
+			return cry("%s", what)
 		}
 	}
+	for _, t := range stated {
+		if err := auditlog.AppendCheckpoint(w.State, t.Note); err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(c.out, "%s TRUNCATED: %s\n", time.Now().UTC().Format(time.RFC3339), truncatedText(t.Truncation))
+	}
+	if have {
+		return nil, nil
+	}
 	return &now, auditlog.AppendCheckpoint(w.State, signed)
+}
+
+// continues makes sure that a log goes on from a checkpoint, and otherwise says what is
+// wrong.
+func (w *witnessCmd) continues(ctx context.Context, admin *peer, before, now auditlog.Checkpoint) (what string, err error) {
+	switch {
+	case now.Size < before.Size:
+		return fmt.Sprintf("it has %d batches and had %d", now.Size, before.Size), nil
+	case now.Size == before.Size && now.Root != before.Root:
+		return fmt.Sprintf("at %d batches it has another root than before", now.Size), nil
+	case now.Size == before.Size || before.Size == 0:
+		return "", nil
+	}
+	p, err := call(ctx, admin, admin.audit().GetConsistencyProof,
+		&cedarpostv1.GetConsistencyProofRequest{First: before.Size, Second: now.Size})
+	if err != nil {
+		return "", err
+	}
+	proof, ok := proofOf(p.GetProof())
+	if !ok || tlog.CheckTree(proof, now.Size, now.Root, before.Size, before.Root) != nil {
+		return fmt.Sprintf("the log of %d batches is not the beginning of the log of %d", before.Size, now.Size), nil
+	}
+	return "", nil
 }
 
 // unsigned says what is wrong where none of the keys signed the newest checkpoint. Mostly
@@ -403,28 +452,6 @@ func (w *witnessCmd) unsigned(res *cedarpostv1.GetCheckpointResponse, keys []not
 		}
 	}
 	return unknownKey(signed, res.GetVerifierKeys(), keys)
-}
-
-// truncated makes sure that the log goes on from the checkpoint that a statement of
-// truncation goes back to, and returns that checkpoint.
-func (w *witnessCmd) truncated(ctx context.Context, admin *peer, t auditlog.Truncation, kept auditlog.Kept, now auditlog.Checkpoint) (auditlog.Checkpoint, error) {
-	if now.Size < t.To.Size {
-		return t.To, &forkError{fmt.Sprintf("it has %d batches, and a statement of truncation says that %d are left", now.Size, t.To.Size)}
-	}
-	for _, c := range kept.Live {
-		if c.Size != t.To.Size && c != kept.Live[max(len(kept.Live)-2, 0)] {
-			continue // only the newest two: older ones were proven to be the beginning of these
-		}
-		p, err := call(ctx, admin, admin.audit().GetConsistencyProof, &cedarpostv1.GetConsistencyProofRequest{First: c.Size, Second: now.Size})
-		if err != nil {
-			return t.To, err
-		}
-		proof, ok := proofOf(p.GetProof())
-		if c.Size == now.Size && c != now || c.Size < now.Size && (!ok || tlog.CheckTree(proof, now.Size, now.Root, c.Size, c.Root) != nil) {
-			return t.To, &forkError{fmt.Sprintf("the log of %d batches, which a statement of truncation goes back to, is not the beginning of the log of %d", c.Size, now.Size)}
-		}
-	}
-	return t.To, nil
 }
 
 func proofOf(list [][]byte) (hashes []tlog.Hash, ok bool) {
