@@ -1,12 +1,20 @@
 package main
 
 import (
+	"context"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
@@ -67,6 +75,34 @@ func TestRestoreDrill(t *testing.T) {
 	}
 	sh.exits(t, 0, says(`"operator":"ann"`, `"truncated_checkpoints"`), "audit", "verify", pub, "--against="+filepath.Join(dir, "checkpoints"), "-o", "json")
 	sh.exits(t, 0, says("database_renewed"), "events", "--kind", "database_renewed")
+
+	// What is signed after the statement is not lost. When the same loss happens again, the
+	// statement, which is shown again, does not excuse it.
+	statement := ""
+	notes, err := checkpointsIn(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range notes {
+		if auditlog.IsTruncation(n) {
+			statement += string(n)
+		}
+	}
+	if strings.Count(statement, "number 1") != 1 || strings.Count(statement, "number ") != 1 {
+		t.Errorf("the witness keeps %s", statement)
+	}
+	for range 2 {
+		grows()
+		sh.exits(t, 0, func(r result) bool { return strings.Contains(r.out, "size") && !strings.Contains(r.out, "TRUNCATED") }, witness...)
+	}
+	if !strings.Contains(newest(), "\ntruncations 1\n") {
+		t.Errorf("signed after the statement: %s", newest())
+	}
+	storetest.Replace(t, database, storetest.Restore(t, dump, database))
+	patiently("the restored database", func() bool { return sh.run(t, ask("ViewOrder", "42")...).code == 0 })
+	showAgain(t, database, statement)
+	patiently("the witness notices the second loss", func() bool { return strings.Contains(sh.run(t, witness...).err, "THE LOG CONTRADICTS") })
+	sh.exits(t, 1, says("the log is NOT in order"), "audit", "verify", pub, "--against="+state)
 	dev.stop(t, syscall.SIGTERM)
 
 	// The id of the database can be renewed by hand.
@@ -77,4 +113,28 @@ func TestRestoreDrill(t *testing.T) {
 	}
 	sh.exits(t, 0, says("has a new id, because it was restored"), "migrate", "--restored")
 	dev.stop(t, syscall.SIGTERM)
+}
+
+// showAgain puts a statement of truncation into a log, as whoever may write to it can.
+func showAgain(t *testing.T, database, statement string) {
+	t.Helper()
+	db, err := store.Open(context.Background(), store.Config{DatabaseURL: database})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	id := uuid.Must(uuid.NewV7())
+	record, err := proto.Marshal(&cedarpostv1.EventRecord{
+		EventId: id.String(), Time: timestamppb.New(time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)),
+		Kind: cedarpostv1.EventRecord_LOG_TRUNCATED, Subject: "again",
+		Detail: &cedarpostv1.EventRecord_LogTruncated{LogTruncated: &cedarpostv1.LogTruncated{Statement: statement}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := db.NewLogWriter("again", auditlog.Strict, 0)
+	defer w.Close()
+	if _, err := w.Append(t.Context(), nil, []store.Event{{ID: id, Kind: "log_truncated", Subject: "again", Record: record}}); err != nil {
+		t.Fatal(err)
+	}
 }
