@@ -92,6 +92,20 @@ func TestTruncationShownAgain(t *testing.T) {
 		}
 	}
 
+	// Another server, whose file has what was lost and no statement, finds it in the log.
+	otherFile := filepath.Join(t.TempDir(), "checkpoints")
+	for _, n := range files[0] {
+		if err := auditlog.AppendCheckpoint(otherFile, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := servertest.On(t, copyDatabase(t, states1), signing(key, otherFile))
+	decide(t, other, 1)
+	if c, _ := covered(t, other, verifier); c.Epoch != 1 {
+		t.Errorf("another server signs %+v", c)
+	}
+	other.Stop()
+
 	// The owner of the database cuts it back again, and shows the statement.
 	states(t, states2, "any", statement)
 	for _, against := range [][][][]byte{{files[1]}, {append(slices.Clone(files[1]), []byte(statement))}, {files[1], files[0]}, {files[0], {[]byte(statement)}, files[1]}} {

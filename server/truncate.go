@@ -115,8 +115,8 @@ func (s *signer) truncate(ctx context.Context, t Truncation) (done Truncated, er
 		return done, errNothingLost
 	}
 	if to.Size == 0 {
-		if kept.Live[0].Size > done.Batches {
-			return done, fmt.Errorf("%s: %w. Its first checkpoint covers %d batches, and the database has %d", s.file, errFileTooNew, kept.Live[0].Size, done.Batches)
+		if live[0].Size > done.Batches {
+			return done, fmt.Errorf("%s: %w. Its first checkpoint covers %d batches, and the database has %d", s.file, errFileTooNew, live[0].Size, done.Batches)
 		}
 		return done, errOtherLog
 	}

@@ -27,7 +27,7 @@ type truncateCmd struct {
 func (*truncateCmd) Help() string {
 	return `After a failover or a recovery that lost the newest batches, servers refuse to sign: the log contradicts the checkpoint file. This command compares the batches in the database with the checkpoints in the file, and signs a statement that the log goes on from the last checkpoint that holds. The statement is added to the file and recorded in the log; verify and witness accept it, and show it. Servers then sign again with the same key, within ten seconds.
 
-It refuses where nothing is lost, where no signed checkpoint matches the database, and where the database contradicts a checkpoint that it holds itself. Whoever has the key can make such a statement; the number of lost batches, the operator and the reason stay on record. Run it once for each server whose own checkpoint file has lost batches in it.`
+It refuses where nothing is lost, where no signed checkpoint matches the database, and where the database contradicts a checkpoint that it holds itself. Whoever has the key can make such a statement; the number of lost batches, the operator and the reason stay on record. Run it once for each loss, with the file of the server that signed last: other servers find the statement in the log.`
 }
 
 // Run prints what the statement says, and with --confirm makes it.
