@@ -145,7 +145,7 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 			for i, t := range done.Truncations {
 				list[i] = map[string]any{
 					"origin": t.Origin, "from": t.From.Size, "to": t.To.Size, "lost_batches": t.Lost(), "time": t.Time.Format(time.RFC3339),
-					"operator": t.Operator, "reason": t.Reason, "kept": t.Kept, "in_log": t.InLog,
+					"number": t.Number, "operator": t.Operator, "reason": t.Reason, "kept": t.Kept, "in_log": t.InLog,
 				}
 			}
 			result["truncations"] = list
