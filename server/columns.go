@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -114,7 +115,8 @@ func firstDifferent(columns []column) error {
 	return nil
 }
 
-// collectMasked finds the hashes that stand in a record for sensitive values.
+// collectMasked finds the hashes that stand in a record for sensitive values, in the
+// order of the paths that the record lists.
 func collectMasked(v *structpb.Value, into *[][]byte) {
 	for _, e := range v.GetListValue().GetValues() {
 		collectMasked(e, into)
@@ -124,8 +126,8 @@ func collectMasked(v *structpb.Value, into *[][]byte) {
 		*into = append(*into, hash)
 		return
 	}
-	for _, e := range fields {
-		collectMasked(e, into)
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		collectMasked(fields[name], into)
 	}
 }
 

@@ -165,10 +165,12 @@ func TestReadTakesTooLong(t *testing.T) {
 	s := newAuditService(storetest.Open(t), nil, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 0)
 	defer cancel()
-	if _, err := s.QueryDecisions(ctx, &cedarpostv1.QueryDecisionsRequest{}); connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+	_, err := s.QueryDecisions(ctx, &cedarpostv1.QueryDecisionsRequest{})
+	if err := publicError(cedarpostv1connect.AuditServiceQueryDecisionsProcedure, err); err.Code() != connect.CodeDeadlineExceeded {
 		t.Errorf("got %v", err)
 	}
-	if _, err := s.QueryEvents(ctx, &cedarpostv1.QueryEventsRequest{}); connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+	_, err = s.QueryEvents(ctx, &cedarpostv1.QueryEventsRequest{})
+	if err := publicError(cedarpostv1connect.AuditServiceQueryEventsProcedure, err); err.Code() != connect.CodeDeadlineExceeded {
 		t.Errorf("got %v", err)
 	}
 }
