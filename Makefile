@@ -49,11 +49,12 @@ drill-restore: postgres build ## Restore a dump beside its original, and see tha
 dev: postgres build ## Run a server with a private Postgres and the example bundle, until Ctrl-C
 	@exec bin/cedarpost dev
 
-# The tests of server take longest: they begin first, and run beside all others.
+# The tests of server take longest: they begin first, and run beside all others. Many of
+# them wait most of the time, so four run at once.
 .PHONY: test
 test: postgres pgbouncer node ## Run all tests, with a real Postgres and the race detector
 	go vet ./...
-	go test -race -timeout 60m ./server ./...
+	go test -race -parallel 4 -timeout 60m ./server ./...
 
 # Tests that take minutes are named TestSoak... and run only when CEDARPOST_SOAK
 # is set.
