@@ -82,7 +82,10 @@ func TestNotificationsForNothing(t *testing.T) {
 // The connections to Postgres break off under load, again and again, in the middle
 // of commits, of loads and of listening. What was answered is there, and the server
 // listens again.
-func TestConnectionsCutUnderLoad(t *testing.T) { cutUnderLoad(t, 5) }
+func TestConnectionsCutUnderLoad(t *testing.T) {
+	t.Parallel() // it takes long
+	cutUnderLoad(t, 5)
+}
 
 // TestSoakConnectionsCutUnderLoad is the long form.
 func TestSoakConnectionsCutUnderLoad(t *testing.T) {
@@ -122,6 +125,7 @@ func cutUnderLoad(t *testing.T, cuts int) {
 // The network to Postgres swallows everything and says nothing. The server cannot
 // know what it misses: it stops deciding in time, and goes on when it can.
 func TestBlackHole(t *testing.T) {
+	t.Parallel() // it takes long
 	const bound = 1500 * time.Millisecond
 	a := docServer(t)
 	p := servertest.NewProxy(t, a.URL)
@@ -182,6 +186,7 @@ func TestRevisionNotTold(t *testing.T) {
 // The network is there again, but what it swallowed is lost for good: whoever waits
 // for it waits in vain. The server gives up and asks anew.
 func TestBlackHoleThatHeals(t *testing.T) {
+	t.Parallel() // it takes long
 	const bound = 1500 * time.Millisecond
 	a := docServer(t)
 	p := servertest.NewProxy(t, a.URL)

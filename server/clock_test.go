@@ -102,6 +102,7 @@ func TestIDsFollowTheClock(t *testing.T) {
 // A partition that is missing today is made by the first record that needs it, for
 // days near a clock alone, and not again and again.
 func TestPartitionsAreMadeWhenNeeded(t *testing.T) {
+	t.Parallel() // it takes long
 	databaseURL := storetest.New(t)
 	conn, err := pgx.Connect(t.Context(), databaseURL)
 	if err != nil {
@@ -187,6 +188,7 @@ func TestReadinessMakesPartitions(t *testing.T) {
 // After an outage of the database the signer is back within about a second; only a
 // log that contradicts what was signed is looked at less often.
 func TestSignerIsBackSoon(t *testing.T) {
+	t.Parallel() // it takes long
 	pg := storetest.NewServer(t)
 	if err := store.Migrate(t.Context(), pg.URL(), nil); err != nil {
 		t.Fatal(err)

@@ -91,6 +91,7 @@ func (l *watchedLog) failures() []string {
 // in the call the time ends. The database is held up, so that the call cannot end in
 // another way.
 func TestDeadlineOfTheCaller(t *testing.T) {
+	t.Parallel() // it takes long
 	var log watchedLog
 	s := servertest.New(t, log.option)
 	s.MustLoadShop()

@@ -53,6 +53,7 @@ func bothKeys(first, second, checkpoints string) servertest.Option {
 // the server that signs and not for who verifies. A second loss needs a second statement,
 // and with both all files are in order, whenever they were copied.
 func TestTruncationShownAgain(t *testing.T) {
+	t.Parallel() // it takes long
 	key, verifier := logKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
 	s := servertest.New(t, signing(key, checkpoints))
@@ -168,6 +169,7 @@ func copyOf(t *testing.T, s *servertest.Server, url string) string {
 // Events that anybody who writes to the log can add do not keep a statement from being
 // recorded and told, and do not make the answer large.
 func TestTruncationAmongJunk(t *testing.T) {
+	t.Parallel() // it takes long
 	key, verifier := logKey(t, "test.example/log")
 	dir := t.TempDir()
 	checkpoints := filepath.Join(dir, "checkpoints")
@@ -223,6 +225,7 @@ func TestTruncationAmongJunk(t *testing.T) {
 // After a rotation is finished, a statement that only the old key signed does not keep the
 // new one from signing, and before that the missing key is named.
 func TestTruncationThenRotation(t *testing.T) {
+	t.Parallel() // it takes long
 	older, olderVerifier := logKey(t, "test.example/log")
 	newer, newerVerifier := logKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")

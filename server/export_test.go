@@ -138,6 +138,7 @@ func follow(t *testing.T, s *servertest.Server, from time.Time) (next func() (*c
 // One who follows sees what comes, in order and without anything that comes after it,
 // and is told when the server stops.
 func TestExportFollows(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	first := logged(time.Now(), nil)
 	mustLog(t, s, first)
@@ -179,6 +180,7 @@ func TestExportFollows(t *testing.T) {
 
 // One who follows from a time to come waits for it.
 func TestExportFollowsFromATimeToCome(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	mustLog(t, s, logged(time.Now(), nil))
 	next, _ := follow(t, s, time.Now().Add(time.Hour))
@@ -247,6 +249,7 @@ func TestExportOnTheWires(t *testing.T) {
 // A clock that was ahead for a while, and set back, neither ends an export early nor
 // puts into it what is of a later time.
 func TestExportAfterTheClockWasSetBack(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
 	noon := time.Now().UTC().Truncate(day).Add(-day / 2) // of yesterday

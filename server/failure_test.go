@@ -61,7 +61,10 @@ func recorded(t *testing.T, url string) map[string]bool {
 // Postgres dies under load, by kill -9, and comes back. Meanwhile every answer is
 // an error and never a decision. Whatever was answered before and after is there:
 // decisions, writes, and no gap between revisions.
-func TestPostgresDiesUnderLoad(t *testing.T) { postgresDies(t, 1) }
+func TestPostgresDiesUnderLoad(t *testing.T) {
+	t.Parallel() // it takes long
+	postgresDies(t, 1)
+}
 
 // TestSoakPostgresDiesUnderLoad is the long form.
 func TestSoakPostgresDiesUnderLoad(t *testing.T) {
@@ -256,7 +259,10 @@ func TestStalenessBound(t *testing.T) {
 }
 
 // As many rows as answered checks.
-func TestCountOfRecords(t *testing.T) { countRecords(t, 2000) }
+func TestCountOfRecords(t *testing.T) {
+	t.Parallel() // it takes long
+	countRecords(t, 2000)
+}
 
 // TestSoakCountOfRecords is the long form.
 func TestSoakCountOfRecords(t *testing.T) {

@@ -84,6 +84,7 @@ func readyz(t *testing.T, s *servertest.Server) (status int, reason string) {
 // Whoever asks for health, and how often, the database is asked by one loop
 // alone, and its state shows everywhere.
 func TestHealthDoesNotAskTheDatabase(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	h := healthOf(s, s.API)
 	check := func() healthv1.HealthCheckResponse_ServingStatus {

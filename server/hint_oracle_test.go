@@ -17,7 +17,10 @@ import (
 // A client keeps answers, of one server and of another, for as long as what it hears
 // from the first touches none of their tags. At each revision that it hears of, all
 // that it still has is what an oracle decides then.
-func TestHintsAreSound(t *testing.T) { hintsAreSound(t, 4, 400) }
+func TestHintsAreSound(t *testing.T) {
+	t.Parallel() // it takes long
+	hintsAreSound(t, 4, 400)
+}
 
 // TestSoakHintsAreSound is the long form.
 func TestSoakHintsAreSound(t *testing.T) {

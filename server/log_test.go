@@ -87,7 +87,10 @@ func (l *load) allRecorded(t *testing.T, url string) {
 
 // Two servers write to one log: whoever reads it meanwhile never sees a leaf
 // before those that come before it, and in the end it verifies.
-func TestTwoServersOneLog(t *testing.T) { twoServersOneLog(t, 1500) }
+func TestTwoServersOneLog(t *testing.T) {
+	t.Parallel() // it takes long
+	twoServersOneLog(t, 1500)
+}
 
 func TestSoakTwoServersOneLog(t *testing.T) {
 	soak(t)
@@ -195,6 +198,7 @@ func TestDiskFull(t *testing.T) {
 
 // A second implementation of RFC 6962 accepts the proofs.
 func TestProofsWithAnotherLibrary(t *testing.T) {
+	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
 	ids := decide(t, s, 20)
 	first, _ := covered(t, s, verifier)

@@ -13,6 +13,7 @@ import (
 // The log says that callers have tokens of a history that is lost, whichever way it was
 // lost, and that the database has another id, whoever gave it that.
 func TestLogSaysThatTokensAreLost(t *testing.T) {
+	t.Parallel() // it takes long
 	var log lines
 	s := servertest.New(t, logLines(&log))
 	lost := papers(t, s)

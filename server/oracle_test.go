@@ -29,7 +29,10 @@ import (
 // Several servers follow one database over a slow network, while others write and
 // publish. Whatever a server answered at a revision is what an oracle without
 // cache, follower or hurry works out from history afterwards.
-func TestOracle(t *testing.T) { consultOracle(t, 4, 250) }
+func TestOracle(t *testing.T) {
+	t.Parallel() // it takes long
+	consultOracle(t, 4, 250)
+}
 
 // TestSoakOracle is the long form.
 func TestSoakOracle(t *testing.T) {

@@ -325,6 +325,7 @@ func TestConcurrentPublishers(t *testing.T) {
 // What an earlier version accepted, and this one refuses to publish, is loaded and
 // served all the same, and other bundles can be published beside it.
 func TestBundleOfAnEarlierVersion(t *testing.T) {
+	t.Parallel() // it takes long
 	first := docServer(t)
 	first.MustPut(user(t, "ann"))
 	first.Stop()

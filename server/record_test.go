@@ -275,6 +275,7 @@ func exec(t testing.TB, url, sql string) {
 // The trace id of a call's W3C trace context is in the record, if the context is one
 // (https://www.w3.org/TR/trace-context/#traceparent-header).
 func TestTraceIDIsRecorded(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
 	const id = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -349,6 +349,7 @@ func TestReplayFindsDifferences(t *testing.T) {
 
 // What cannot be replayed says why. Each replay is a read of the log.
 func TestReplayNotPossible(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustApply("h", maskedBundle...)
 	s.MustLoadShop()

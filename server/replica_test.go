@@ -77,7 +77,10 @@ func paper(t testing.TB, id, readers string) *cedarpostv1.Entity {
 }
 
 // What one write moves, nobody sees half moved: each answer is that of its revision.
-func TestMoveIsNeverSeenHalf(t *testing.T) { moveAround(t, 60) }
+func TestMoveIsNeverSeenHalf(t *testing.T) {
+	t.Parallel() // it takes long
+	moveAround(t, 60)
+}
 
 // TestSoakMoveIsNeverSeenHalf is the long form.
 func TestSoakMoveIsNeverSeenHalf(t *testing.T) {

@@ -69,6 +69,7 @@ func renewals(t *testing.T, s *servertest.Server) []*cedarpostv1.EventRecord {
 // A copy is another database: it gets an id of its own, once, which its log says, and
 // takes nothing that the original gave out. The original keeps its id.
 func TestCopyIsAnotherDatabase(t *testing.T) {
+	t.Parallel() // it takes long
 	for _, way := range []struct {
 		name string
 		copy func(t *testing.T, url string) (restore func() string)
@@ -193,6 +194,7 @@ func TestCopyOfFiles(t *testing.T) {
 // The database of a running server is replaced by an earlier state of it, under the same
 // name. The server forgets what is lost: what it keeps in memory, and what watchers know.
 func TestDatabaseReplacedUnderneath(t *testing.T) {
+	t.Parallel() // it takes long
 	for _, way := range []struct {
 		name  string
 		copy  func(testing.TB, string) string

@@ -168,6 +168,7 @@ func TestUnreadyWithoutTomorrow(t *testing.T) {
 
 // The whole service works with a login that has the three roles, and no more.
 func TestRestrictedLogin(t *testing.T) {
+	t.Parallel() // it takes long
 	login := storetest.Login(t, storetest.New(t), "cedarpost_app", "cedarpost_writer", "cedarpost_auditor")
 	s := servertest.On(t, login, server.LogCare(time.Millisecond))
 	s.MustLoadShop()

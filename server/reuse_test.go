@@ -200,6 +200,7 @@ func TestReportsThatAreRefused(t *testing.T) {
 // Nobody can report uses of another caller's decisions; what they say stands in the
 // log, and counts for nothing.
 func TestReportsOfOthers(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
 	ids := decide(t, s, 4)
@@ -237,6 +238,7 @@ func TestReportsOfOthers(t *testing.T) {
 // Many report at once, some of them twice, and not one use too many or too few is
 // counted.
 func TestUsesAreExact(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
 	ids := decide(t, s, 12)

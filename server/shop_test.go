@@ -33,6 +33,7 @@ func withAllFields(r *cedarpostv1.AuthorizeRequest) *cedarpostv1.AuthorizeReques
 
 // TestShopStory is the story of the README, over the wire, in each protocol.
 func TestShopStory(t *testing.T) {
+	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
 	const (

@@ -103,6 +103,7 @@ func TestStartTriesTheCheckpointFile(t *testing.T) {
 // When the checkpoint file can no longer be written, decisions go on and every server
 // shows that the log is not signed, those without keys too.
 func TestSigningThatFailsIsSeen(t *testing.T) {
+	t.Parallel() // it takes long
 	dir := t.TempDir()
 	key, verifier := logKey(t, "test.example/log")
 	disk := filepath.Join(dir, "disk")
@@ -197,6 +198,7 @@ func TestUnsignedLogIsNotWarnedOf(t *testing.T) {
 // A clock that differs from that of the database is measured, logged when that begins
 // and when it ends, and does not take the server out of rotation.
 func TestClockSkewIsSeen(t *testing.T) {
+	t.Parallel() // it takes long
 	databaseURL := storetest.New(t)
 	conn := session(t, databaseURL)
 	// The schema hides the clock of Postgres from the statements of the server.

@@ -192,6 +192,7 @@ func TestHistoryRetention(t *testing.T) {
 
 // Each task in the background says when it succeeded last, and counts its failures.
 func TestBackgroundTasksAreCounted(t *testing.T) {
+	t.Parallel() // it takes long
 	pg := storetest.NewServer(t)
 	if err := store.Migrate(t.Context(), pg.URL(), nil); err != nil {
 		t.Fatal(err)

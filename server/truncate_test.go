@@ -61,6 +61,7 @@ func verifierOf(t *testing.T, key auditlog.Key) note.Verifier {
 // A restored log is signed on with its key after a signed statement of what was lost.
 // Who verifies sees it, and believes nobody else's.
 func TestTruncation(t *testing.T) {
+	t.Parallel() // it takes long
 	key, verifier := logKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
 	s := servertest.New(t, signing(key, checkpoints))
@@ -185,6 +186,7 @@ func TestTruncation(t *testing.T) {
 
 // A log that was altered is not truncated: it has the checkpoint itself.
 func TestTruncationRefusesAnAlteredLog(t *testing.T) {
+	t.Parallel() // it takes long
 	key, verifier := logKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
 	s := servertest.New(t, signing(key, checkpoints))

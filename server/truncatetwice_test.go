@@ -18,6 +18,7 @@ import (
 // After a second truncation, files from before it are compared beside one that has it.
 // A statement that is repeated excuses nothing.
 func TestSecondTruncation(t *testing.T) {
+	t.Parallel() // it takes long
 	key, verifier := logKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
 	on := func(url string, decisions int) (s *servertest.Server) {
@@ -122,6 +123,7 @@ func TestSecondTruncation(t *testing.T) {
 
 // A dry run changes nothing, and a name that was mistyped does not become a file.
 func TestTruncationMakesNoFile(t *testing.T) {
+	t.Parallel() // it takes long
 	key, _ := logKey(t, "test.example/log")
 	file := filepath.Join(t.TempDir(), "mistyped")
 	s := servertest.New(t)

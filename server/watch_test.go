@@ -343,7 +343,10 @@ func TestWatchEndsWithTheKey(t *testing.T) {
 }
 
 // An import is told of message by message; a watcher that reads learns of each entity.
-func TestWatchOfAnImport(t *testing.T) { watchImport(t, 12_000) }
+func TestWatchOfAnImport(t *testing.T) {
+	t.Parallel() // it takes long
+	watchImport(t, 12_000)
+}
 
 // TestSoakWatchOfAnImport is the long form.
 func TestSoakWatchOfAnImport(t *testing.T) {

@@ -424,7 +424,10 @@ func (w *witnessCmd) continues(ctx context.Context, admin *peer, before, now aud
 		return "", err
 	}
 	proof, ok := proofOf(p.GetProof())
-	if !ok || tlog.CheckTree(proof, now.Size, now.Root, before.Size, before.Root) != nil {
+	if ok {
+		ok = tlog.CheckTree(proof, now.Size, now.Root, before.Size, before.Root) == nil
+	}
+	if !ok {
 		return fmt.Sprintf("the log of %d batches is not the beginning of the log of %d", before.Size, now.Size), nil
 	}
 	return "", nil

@@ -32,7 +32,7 @@ It refuses where nothing is lost, where no signed checkpoint matches the databas
 
 // Run prints what the statement says, and with --confirm makes it.
 func (f *truncateCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
-	url, err := f.databaseFlags.required(k)
+	url, err := f.required(k)
 	if err != nil {
 		return err
 	}
