@@ -202,9 +202,10 @@ func cries(h history, kept []auditlog.Checkpoint, s auditlog.Statements) bool {
 	return false
 }
 
-// Whatever a log loses and states: who kept notes at any time finds the log in order, also
-// with all statements, and who kept a checkpoint of the last epoch notices when the log is
-// cut back below it, whatever old statements are shown again.
+// A log grows, is signed, loses batches and states that, in any order. Each keeper of
+// checkpoints finds the log in order, with its own notes and with all statements. If the log
+// is then cut back, each keeper of a lost checkpoint of the last epoch notices it, also when
+// old statements are shown again.
 func TestTruncationsProperty(t *testing.T) {
 	name, verifier := keyFile(t, "example.org/log")
 	key, err := auditlog.ReadKey(name)

@@ -123,30 +123,29 @@ func newMetrics() *metrics {
 	return m
 }
 
+// gauge adds a metric that is read when it is asked for.
+func (m *metrics) gauge(name, help string, read func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
+}
+
 // watch adds what is read off other parts when it is asked for.
 func (m *metrics) watch(f *follower, r *recorder, clock *skew) {
-	gauge := func(name, help string, read func() float64) {
-		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
-	}
-	gauge("cedarpost_revision", "The applied revision.", func() float64 { return float64(f.snap.Load().position.Number) })
-	gauge("cedarpost_revisions_behind", "Revisions committed, as far as this server heard, and not applied.", func() float64 { return float64(f.behind()) })
-	gauge("cedarpost_history_oldest_revision", "The first revision that can be read.", func() float64 { return float64(f.oldest.Load()) })
-	gauge("cedarpost_entity_cache_bytes", "What the cached entities weigh, about.", func() float64 { return float64(f.cache.bytes()) })
-	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
-	gauge("cedarpost_watchers", "Callers that watch what changes.", func() float64 { return float64(len(f.hub.places)) })
-	gauge("cedarpost_record_queue", "Calls that wait for a commit.", func() float64 { return float64(len(r.queue)) })
-	gauge("cedarpost_clock_skew_seconds", "How far the clock of this server is ahead of that of the database; less than 0: behind. Alert on 2 s either way.", clock.seconds)
-	gauge("cedarpost_decisions_at_risk", "Decisions that were answered and are not committed yet; always 0 in strict mode.", func() float64 { return float64(r.atRisk.Load()) })
+	m.gauge("cedarpost_revision", "The applied revision.", func() float64 { return float64(f.snap.Load().position.Number) })
+	m.gauge("cedarpost_revisions_behind", "Revisions committed, as far as this server heard, and not applied.", func() float64 { return float64(f.behind()) })
+	m.gauge("cedarpost_history_oldest_revision", "The first revision that can be read.", func() float64 { return float64(f.oldest.Load()) })
+	m.gauge("cedarpost_entity_cache_bytes", "What the cached entities weigh, about.", func() float64 { return float64(f.cache.bytes()) })
+	m.gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
+	m.gauge("cedarpost_watchers", "Callers that watch what changes.", func() float64 { return float64(len(f.hub.places)) })
+	m.gauge("cedarpost_record_queue", "Calls that wait for a commit.", func() float64 { return float64(len(r.queue)) })
+	m.gauge("cedarpost_clock_skew_seconds", "How far the clock of this server is ahead of that of the database; less than 0: behind. Alert on 2 s either way.", clock.seconds)
+	m.gauge("cedarpost_decisions_at_risk", "Decisions that were answered and are not committed yet; always 0 in strict mode.", func() float64 { return float64(r.atRisk.Load()) })
 }
 
 func (m *metrics) watchSigner(s *signer) {
-	gauge := func(name, help string, read func() float64) {
-		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
-	}
 	m.registry.MustRegister(s.failures)
-	gauge("cedarpost_checkpoint_size", "Batches that the newest checkpoint covers, whichever server signed it.",
+	m.gauge("cedarpost_checkpoint_size", "Batches that the newest checkpoint covers, whichever server signed it.",
 		func() float64 { return float64(s.state.Load().size) })
-	gauge("cedarpost_checkpoint_timestamp_seconds", "When the newest checkpoint was stored, whichever server signed it, as Unix time; without one, 0 on a server that has keys, and NaN on another one.",
+	m.gauge("cedarpost_checkpoint_timestamp_seconds", "When the newest checkpoint was stored, whichever server signed it, as Unix time; without one, 0 on a server that has keys, and NaN on another one.",
 		func() float64 {
 			switch at := s.state.Load().at; {
 			case !at.IsZero():
@@ -156,9 +155,9 @@ func (m *metrics) watchSigner(s *signer) {
 			}
 			return math.NaN()
 		})
-	gauge("cedarpost_checkpoint_unsigned_batches", "Batches of the log that the newest checkpoint does not cover. Alert on it when the checkpoint is old, too.",
+	m.gauge("cedarpost_checkpoint_unsigned_batches", "Batches of the log that the newest checkpoint does not cover. Alert on it when the checkpoint is old, too.",
 		func() float64 { return float64(s.state.Load().unsigned) })
-	gauge("cedarpost_checkpoint_refused", "1 while this server refuses to sign, because the log contradicts an earlier checkpoint. Alert on it.",
+	m.gauge("cedarpost_checkpoint_refused", "1 while this server refuses to sign, because the log contradicts an earlier checkpoint. Alert on it.",
 		func() float64 {
 			if s.refused.Load() {
 				return 1

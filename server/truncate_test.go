@@ -58,8 +58,8 @@ func verifierOf(t *testing.T, key auditlog.Key) note.Verifier {
 	return v
 }
 
-// A restored log is signed on with its key after a signed statement of what was lost.
-// Who verifies sees it, and believes nobody else's.
+// After a signed statement of what was lost, a restored log is signed with the same key.
+// The verifier shows the statement, and does not accept one that another key signed.
 func TestTruncation(t *testing.T) {
 	t.Parallel() // it takes long
 	key, verifier := logKey(t, "test.example/log")
@@ -110,7 +110,7 @@ func TestTruncation(t *testing.T) {
 		if confirm {
 			continue
 		}
-		// Who has no key, or another one, excuses nothing.
+		// A statement that is unsigned, or signed with another key, excuses nothing.
 		realKey, strange, otherKey := readKey(t, key), newKey(t, "test.example/log"), newKey(t, "test.example/other")
 		sign := func(k auditlog.Key) []byte {
 			signed, err := done.Sign(k)

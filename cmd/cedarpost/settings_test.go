@@ -24,8 +24,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// Whatever is wrong with a setting of the file, the error says where it stands; what
-// stands in the file and has no part in it, or is overridden, is not blamed.
+// An error about a setting names its line, if the value comes from the file. It names no
+// line of a setting that is not the cause, or that a flag or a variable overrides.
 func TestWrongSettingNamesItsLine(t *testing.T) {
 	const database = "database-url: postgres://127.0.0.1:1/x\n"
 	for text, want := range map[string]string{

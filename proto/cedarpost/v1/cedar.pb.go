@@ -169,7 +169,7 @@ type Revision struct {
 	// of the same number: with aborted, after which the caller reads again. So is one
 	// that is older than the history that is kept.
 	//
-	// Who keeps answers may read it: it is base64url without padding of a byte 2,
+	// A client that keeps answers may read it: base64url without padding of a byte 2,
 	// the database (16 bytes), the timeline (4), the number (8), the number of its
 	// anchor (8), which is not smaller, and the mark of the anchor (16), numbers big
 	// endian. Two tokens of one revision may have different anchors. The first 28

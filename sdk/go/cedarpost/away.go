@@ -36,15 +36,9 @@ func away(err error) bool {
 	if errors.Is(err, errOwnSide) {
 		return false
 	}
-	switch connect.CodeOf(err) {
-	case connect.CodeUnavailable, connect.CodeDeadlineExceeded:
-		return true
-	case connect.CodeResourceExhausted:
-		// If the server did not send this code, the client did: the answer is too large.
-		var ce *connect.Error
-		return errors.As(err, &ce) && ce.IsRemote()
-	}
-	return false
+	// If the server did not send resource_exhausted, the client did: the answer is too large.
+	overloaded := connect.CodeOf(err) == connect.CodeResourceExhausted && answered(err)
+	return failed(err) || overloaded
 }
 
 // failed says whether an error shows that a server does not work. An error such as
@@ -52,7 +46,7 @@ func away(err error) bool {
 func failed(err error) bool {
 	switch connect.CodeOf(err) {
 	case connect.CodeUnavailable, connect.CodeDeadlineExceeded:
-		return err != nil
+		return true
 	}
 	return false
 }

@@ -297,7 +297,11 @@ func (c *Client) send(ctx context.Context, req *cedarpostv1.AuthorizeRequest, fr
 	if c.batches != nil && fresh == "" && !fully {
 		return c.batches.do(ctx, req)
 	}
-	err = c.consistently([]string{fresh}, fully, func(consistency *cedarpostv1.Consistency) (string, error) {
+	var named []string
+	if fresh != "" {
+		named = []string{fresh}
+	}
+	err = c.consistently(named, fully, func(consistency *cedarpostv1.Consistency) (string, error) {
 		req.Consistency = consistency
 		err := c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) (err error) {
 			res, err = client.Authorize(ctx, req)
@@ -328,7 +332,7 @@ func (c *Client) consistently(fresh []string, fully bool, fn func(*cedarpostv1.C
 	}
 	own := newer(c.newest(), newest)
 	for _, token := range fresh {
-		if token == "" || token == own || trusted.has(token) {
+		if token == own || trusted.has(token) {
 			continue
 		}
 		got, err := fn(atLeast(token))
@@ -341,7 +345,7 @@ func (c *Client) consistently(fresh []string, fully bool, fn func(*cedarpostv1.C
 		}
 	}
 	_, err := fn(atLeast(own))
-	if err == nil && own == newest {
+	if err == nil && own == newest && own != "" {
 		trusted.add(own)
 	}
 	if connect.CodeOf(err) == connect.CodeAborted && own != newest {

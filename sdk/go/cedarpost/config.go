@@ -75,15 +75,15 @@ type Config struct {
 	// until the service was not away for a while: for six seconds, with the default. It
 	// counts the seconds in which any check was let through, and not the checks: in an
 	// outage all checks fail open, so a bound on their number would be reached at once with
-	// much traffic, and too late with little. An outage of that length is bridged in full. Time that is not used
-	// is saved, up to this amount, so within one hour checks can fail open for up to twice
-	// as long. An attacker who can disturb the connection to the service cannot switch
-	// authorization off for good. 0: 10 minutes. An hour: no bound.
+	// much traffic, and too late with little. An outage of that length is bridged in full.
+	// Time that is not used is saved, up to this amount, so within one hour checks can fail
+	// open for up to twice as long. An attacker who can disturb the connection to the
+	// service cannot switch authorization off for good. 0: 10 minutes. An hour: no bound.
 	FailOpenTime time.Duration
 
 	// HTTPClient sends the calls. Nil: one that speaks HTTP/2, with TLS also HTTP/1.1,
-	// and notices dead connections. It needs no timeout of its own, and must not have one: the watch is
-	// one long call. Nil also tells servers at plain http that do not speak HTTP/2 from
+	// and notices dead connections. It needs no timeout of its own, and must not have one:
+	// the watch is one long call. Nil also tells servers at plain http that do not speak HTTP/2 from
 	// connections that break: to checks with FailOpen, one of another client that speaks
 	// HTTP/2 alone looks as if it were away.
 	HTTPClient *http.Client

@@ -159,9 +159,8 @@ func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1c
 }
 
 // try asks one server. Where there are others, it does not get all of the time: one
-// that took the connection and says nothing would use it up. If a
-// server fails when its time is over, the error is that it did not answer in time,
-// whatever the server says.
+// that took the connection and says nothing would use it up. If a server fails when its
+// time is over, the error is that it did not answer in time, whatever the server says.
 func (s *servers) try(ctx context.Context, p *peer, attempt int, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
 	if end, ok := ctx.Deadline(); ok && len(s.list) > 1 && attempt < maxAttempts-1 {
 		var cancel context.CancelFunc
