@@ -19,7 +19,7 @@ const module = "github.com/cedarpost/cedarpost/"
 // package's folder that stands here.
 var arrows = map[string][]string{
 	"cmd":           {"server", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "bundle", "policies", "proto", "sdk/go", "internal/keyfile", "internal/serverurl"},
-	"server":        {"server/engine", "server/wire", "server/entityfile", "server/offline", "store", "auditlog", "bundle", "policies", "proto", "internal/keyfile"},
+	"server":        {"server/engine", "server/stored", "server/wire", "server/entityfile", "server/offline", "store", "auditlog", "bundle", "policies", "proto", "internal/keyfile"},
 	"auditlog":      {"internal/keyfile"},
 	"server/engine": {},
 	// What also runs without a server and its database.

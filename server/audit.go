@@ -7,6 +7,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
@@ -107,7 +109,7 @@ func (s *auditService) filter(req *cedarpostv1.QueryDecisionsRequest) (q store.D
 		into **store.UID
 	}{{req.GetPrincipal(), &q.Principal}, {req.GetAction(), &q.Action}, {req.GetResource(), &q.Resource}} {
 		if f.from != nil {
-			uid := protoToStore(f.from)
+			uid := stored.FromProto(f.from)
 			*f.into = &uid
 		}
 	}

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -39,7 +41,7 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	size := pageSize(req.GetPageSize())
 	q := store.ChangeQuery{Type: req.GetType(), Caller: req.GetCaller(), Limit: size + 1}
 	if req.Uid != nil {
-		uid := protoToStore(req.Uid)
+		uid := stored.FromProto(req.Uid)
 		q.UID = &uid
 	}
 	if q.From, q.To, err = timeRange(req.GetFrom(), req.GetTo()); err != nil {
@@ -74,7 +76,7 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	for _, c := range rows {
 		out.Changes = append(out.Changes, &cedarpostv1.EntityChange{
 			Revision: encodeRevision(at, c.Revision), Time: timestamppb.New(c.At), Caller: c.Caller,
-			Uid: protoUID(c.UID), Kind: changeKinds[c.Kind],
+			Uid: stored.ToProto(c.UID), Kind: changeKinds[c.Kind],
 		})
 	}
 	return out, nil

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -28,7 +30,7 @@ func decisionRow(rec *cedarpostv1.DecisionRecord, record []byte) (store.Decision
 	}
 	row := store.Decision{
 		ID: id, At: rec.Time.AsTime(), Revision: rec.Revision, Caller: rec.Caller, Server: rec.Server,
-		Principal: protoToStore(rec.Principal), Action: protoToStore(rec.Action), Resource: protoToStore(rec.Resource),
+		Principal: stored.FromProto(rec.Principal), Action: stored.FromProto(rec.Action), Resource: stored.FromProto(rec.Resource),
 		Allowed: rec.Decision == cedarpostv1.Decision_ALLOW, DeniedAt: int16(rec.GetDeniedAt()),
 		Fields:    decidedFields(rec.Fields.GetPermitted(), rec.Fields.GetDenied()),
 		RequestID: rec.RequestId, TraceID: rec.TraceId, Record: record,

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 
@@ -120,7 +122,7 @@ func (s *entityService) readOperation(ctx context.Context, snap *snapshot, op *c
 			return out, err
 		}
 		out.Kind = store.Put
-		if out.Entity, err = entityToStore(e); err != nil {
+		if out.Entity, err = stored.Entity(e); err != nil {
 			return out, err
 		}
 	case *cedarpostv1.EntityOperation_Delete:
@@ -128,20 +130,20 @@ func (s *entityService) readOperation(ctx context.Context, snap *snapshot, op *c
 			return out, err
 		}
 		out.Kind, out.Cascade = store.Delete, o.Delete.GetCascade()
-		out.Entity.UID = protoToStore(o.Delete.GetUid())
+		out.Entity.UID = stored.FromProto(o.Delete.GetUid())
 	case *cedarpostv1.EntityOperation_AddParents:
 		parents := wire.UIDs(o.AddParents.GetParents())
 		if err := set.CheckParents(wire.UID(o.AddParents.GetUid()), parents); err != nil {
 			return out, err
 		}
 		out.Kind = store.AddParents
-		out.Entity = store.Entity{UID: protoToStore(o.AddParents.GetUid()), Parents: storeUIDs(parents)}
+		out.Entity = store.Entity{UID: stored.FromProto(o.AddParents.GetUid()), Parents: stored.UIDs(parents)}
 	case *cedarpostv1.EntityOperation_RemoveParents:
 		if err := set.CheckStorable(wire.UID(o.RemoveParents.GetUid())); err != nil {
 			return out, err
 		}
 		out.Kind = store.RemoveParents
-		out.Entity = store.Entity{UID: protoToStore(o.RemoveParents.GetUid()), Parents: storeUIDs(wire.UIDs(o.RemoveParents.GetParents()))}
+		out.Entity = store.Entity{UID: stored.FromProto(o.RemoveParents.GetUid()), Parents: stored.UIDs(wire.UIDs(o.RemoveParents.GetParents()))}
 	case *cedarpostv1.EntityOperation_SetAttributes:
 		uid := wire.UID(o.SetAttributes.GetUid())
 		rec, err := set.ReadAttributes(uid, o.SetAttributes.GetAttrs().AsMap(), o.SetAttributes.GetRemove())
@@ -149,8 +151,8 @@ func (s *entityService) readOperation(ctx context.Context, snap *snapshot, op *c
 			return out, err
 		}
 		out.Kind, out.Remove = store.SetAttributes, o.SetAttributes.GetRemove()
-		out.Entity.UID = storeUID(uid)
-		if out.Entity.Attrs, err = recordJSON(rec); err != nil {
+		out.Entity.UID = stored.UID(uid)
+		if out.Entity.Attrs, err = stored.RecordJSON(rec); err != nil {
 			return out, err
 		}
 	}
@@ -199,7 +201,7 @@ func writeError(e edit, err error) error {
 	case errors.Is(oe.Err, store.ErrTooManyMembers):
 		msg = "too many memberships for one cascade; drop them in several writes"
 	}
-	return connect.NewError(code, e.at(oe.Index, fmt.Sprintf("entity %s: %s", wire.UID(protoUID(oe.UID)), msg)))
+	return connect.NewError(code, e.at(oe.Index, fmt.Sprintf("entity %s: %s", wire.UID(stored.ToProto(oe.UID)), msg)))
 }
 
 // GetEntity implements cedarpost.v1.EntityService.
@@ -208,7 +210,7 @@ func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntit
 	if err != nil {
 		return nil, err
 	}
-	row, err := s.db.GetEntity(ctx, at, protoToStore(req.GetUid()))
+	row, err := s.db.GetEntity(ctx, at, stored.FromProto(req.GetUid()))
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, connect.Errorf(connect.CodeNotFound, "entity %s is not stored", wire.UID(req.GetUid()))
 	}
@@ -245,7 +247,7 @@ func snapNumber(s *snapshot) int64 {
 }
 
 func storedToProto(snap *snapshot, row store.Entity) (*cedarpostv1.StoredEntity, error) {
-	e, err := entityToProto(row)
+	e, err := stored.EntityToProto(row)
 	if err != nil {
 		return nil, err
 	}

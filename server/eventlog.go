@@ -6,6 +6,8 @@ import (
 	"path"
 	"strings"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -61,7 +63,7 @@ func ChangeEvents(server string) func(context.Context, store.Changed) (store.Eve
 		}
 		subject := c.ID
 		for _, uid := range c.Entities[:min(len(c.Entities), maxListed)] {
-			change.Entities = append(change.Entities, protoUID(uid))
+			change.Entities = append(change.Entities, stored.ToProto(uid))
 		}
 		if len(c.Entities) == 1 {
 			subject = wire.UID(change.Entities[0]).String()

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,9 +11,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"github.com/google/uuid"
 
-	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -114,10 +114,6 @@ func (f *follower) run(ctx context.Context) {
 	}
 }
 
-// errCompile is a published bundle that does not compile: this server is too old
-// for it, or somebody wrote to the tables.
-var errCompile = errors.New("does not compile")
-
 // catchUp applies what was committed since the snapshot. After an error the old
 // snapshot stays, and ages.
 func (f *follower) catchUp(ctx context.Context) error {
@@ -147,7 +143,7 @@ func (f *follower) catchUp(ctx context.Context) error {
 			f.hub.publish(told)
 			f.metric.watchEvents.Inc()
 		}
-	case errors.Is(err, errCompile):
+	case errors.Is(err, stored.ErrCompile):
 		f.metric.followFails.WithLabelValues("policy").Inc()
 	default:
 		f.metric.followFails.WithLabelValues("database").Inc()
@@ -275,26 +271,10 @@ func (f *follower) loadPolicy(ctx context.Context, v *store.View, next, old *sna
 	if old != nil {
 		previous = old.set
 	}
-	if next.set, err = compileStored(next.bundles, previous); err != nil {
+	if next.set, err = stored.Compile(next.bundles, previous); err != nil {
 		return fmt.Errorf("revision %d %w", v.Position.Number, err)
 	}
 	return nil
-}
-
-// compileStored compiles what was published. The error is [errCompile] where that
-// does not compile.
-func compileStored(bundles []store.Bundle, previous *engine.Set) (_ *engine.Set, err error) {
-	sources := make([]engine.Source, len(bundles))
-	for i, b := range bundles {
-		if sources[i], err = sourceFromStore(b); err != nil {
-			return nil, err
-		}
-	}
-	set, findings := engine.Load(sources, previous)
-	if set == nil {
-		return nil, fmt.Errorf("%w: %s", errCompile, findings[0])
-	}
-	return set, nil
 }
 
 // confirm swaps the snapshot (nil: the old one is current) and notes the moment
@@ -422,22 +402,6 @@ func (f *follower) await(ctx context.Context, patience time.Duration, enough fun
 			return nil, ctx.Err()
 		}
 	}
-}
-
-// sourceFromStore turns a stored bundle into what the engine compiles. The
-// store keeps the catalogue as JSON of []engine.Field.
-func sourceFromStore(b store.Bundle) (engine.Source, error) {
-	src := engine.Source{
-		Name: b.Name, SchemaFile: bundle.SchemaName, Schema: b.Schema, FieldsFile: bundle.FieldsName,
-		SkipForbidErrors: b.OnForbidError == bundle.Skip, Published: true,
-	}
-	for _, p := range b.Policies {
-		src.Policies = append(src.Policies, engine.PolicyText{File: p.File, Line: p.Line, Text: p.Text})
-	}
-	if err := json.Unmarshal([]byte(b.Fields), &src.Fields); err != nil {
-		return src, fmt.Errorf("bundle %s: catalogue: %w", b.Name, err)
-	}
-	return src, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) {

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"connectrpc.com/connect/v2"
 
 	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
@@ -92,7 +94,7 @@ func (r *readiness) err() error {
 	}
 	// In memory, so asked each time.
 	if _, err := r.follower.current(); err != nil {
-		if errors.Is(r.follower.why(), errCompile) {
+		if errors.Is(r.follower.why(), stored.ErrCompile) {
 			return fmt.Errorf("%w: %w", errStale, errStuck)
 		}
 		return err

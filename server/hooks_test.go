@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -67,7 +69,7 @@ func DecisionRow(rec *cedarpostv1.DecisionRecord) store.Decision {
 func Recorded(d store.Decision, engine string) store.Decision {
 	rec := &cedarpostv1.DecisionRecord{
 		DecisionId: d.ID.String(), Time: timestamppb.New(d.At), Revision: d.Revision, Caller: d.Caller, Server: d.Server,
-		Principal: protoUID(d.Principal), Action: protoUID(d.Action), Resource: protoUID(d.Resource),
+		Principal: stored.ToProto(d.Principal), Action: stored.ToProto(d.Action), Resource: stored.ToProto(d.Resource),
 		Decision: cedarpostv1.Decision_DENY, RequestId: d.RequestID, TraceId: d.TraceID, Engine: engine,
 	}
 	if d.Allowed {

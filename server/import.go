@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -117,7 +119,7 @@ func (i *importing) take(ctx context.Context, msg *cedarpostv1.ImportEntitiesReq
 		i.lot = map[store.UID]int64{}
 	}
 	for n, e := range msg.GetEntities() {
-		number, uid := before+int64(n)+1, protoToStore(e.GetUid())
+		number, uid := before+int64(n)+1, stored.FromProto(e.GetUid())
 		if first, twice := i.lot[uid]; twice {
 			return connect.Errorf(connect.CodeInvalidArgument, "entity %d: %s stands twice, it is also entity %d; an import puts each entity once", number, wire.UID(e.GetUid()), first)
 		}

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"connectrpc.com/connect/v2"
 	"github.com/cedar-policy/cedar-go"
 	"google.golang.org/protobuf/proto"
@@ -80,7 +82,7 @@ func (s *entityService) entityQuery(ctx context.Context, snap *snapshot, at int6
 		}
 	}
 	if req.Ancestor != nil {
-		uid := protoToStore(req.Ancestor)
+		uid := stored.FromProto(req.Ancestor)
 		q.Ancestor = &uid
 		if q.ParentTypes, err = set.GroupTypes(wire.UID(req.Ancestor)); err != nil {
 			return q, err
@@ -109,5 +111,5 @@ func readAttributes(set *engine.Set, typ string, asked []*cedarpostv1.AttributeE
 		}
 		values[name] = value
 	}
-	return recordJSON(cedar.NewRecord(values))
+	return stored.RecordJSON(cedar.NewRecord(values))
 }

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"github.com/cedar-policy/cedar-go"
 
 	"github.com/cedarpost/cedarpost/server/engine"
@@ -137,7 +139,7 @@ func (l *loader) run(ctx context.Context, snap *snapshot, f *flight) {
 
 // read loads entities with their ancestors, in one round trip.
 func (l *loader) read(ctx context.Context, snap *snapshot, asked []cedar.EntityUID) ([]engine.Entity, error) {
-	rows, err := l.db.LoadEntitiesAt(ctx, snap.position, storeUIDs(asked))
+	rows, err := l.db.LoadEntitiesAt(ctx, snap.position, stored.UIDs(asked))
 	if err != nil {
 		return nil, err
 	}
@@ -145,18 +147,18 @@ func (l *loader) read(ctx context.Context, snap *snapshot, asked []cedar.EntityU
 	l.metric.loadedRows.Add(float64(len(rows)))
 	found := make([]engine.Entity, len(rows))
 	kept := make([]loaded, 0, len(rows)+len(asked))
-	stored := make(map[cedar.EntityUID]bool, len(rows))
+	present := make(map[cedar.EntityUID]bool, len(rows))
 	for i, row := range rows {
-		e, err := readStored(snap.set, row)
+		e, err := stored.ReadEntity(snap.set, row)
 		if err != nil {
 			return nil, err
 		}
 		found[i] = *e
-		stored[e.UID] = true
+		present[e.UID] = true
 		kept = append(kept, loaded{e.UID, e, row.Since})
 	}
 	for _, uid := range asked {
-		if !stored[uid] {
+		if !present[uid] {
 			kept = append(kept, loaded{uid: uid})
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"os"
 	"strings"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 )
@@ -43,7 +45,7 @@ func newMasker(key []byte, log *slog.Logger) (*masker, error) {
 // hash is the HMAC-SHA-256 of a value's JSON, of a value as engine.Plain has it:
 // equal values have equal hashes.
 func (m *masker) hash(value any) []byte {
-	text, err := canonicalJSON(value)
+	text, err := stored.CanonicalJSON(value)
 	if err != nil {
 		panic(err) // what came out of JSON, or of Cedar, goes into JSON
 	}

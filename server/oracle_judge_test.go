@@ -3,6 +3,8 @@ package server
 import (
 	"github.com/cedar-policy/cedar-go"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -50,7 +52,7 @@ func (w *world) published(revision int64) *engine.Set {
 	}
 	var sources []engine.Source
 	for _, b := range bundles {
-		src, err := sourceFromStore(b)
+		src, err := stored.Source(b)
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -80,7 +82,7 @@ func (w *world) stored(revision int64, set *engine.Set) *engine.Pool {
 		pool.Put(cedar.NewEntityUID(cedar.EntityType(uid.Type), cedar.String(uid.ID)), nil)
 	}
 	for _, row := range rows {
-		e, err := readStored(set, row)
+		e, err := stored.ReadEntity(set, row)
 		if err != nil {
 			w.t.Fatal(err)
 		}

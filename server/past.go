@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"github.com/cedar-policy/cedar-go"
 
 	"github.com/cedarpost/cedarpost/server/engine"
@@ -105,7 +107,7 @@ func (p *past) compile(ctx context.Context, revision int64, ps *pastSet) {
 	if bundles, ps.err = p.db.PastBundles(ctx, revision); ps.err != nil {
 		return
 	}
-	if ps.set, ps.err = compileStored(bundles, p.follower.snap.Load().set); ps.err != nil {
+	if ps.set, ps.err = stored.Compile(bundles, p.follower.snap.Load().set); ps.err != nil {
 		ps.err = fmt.Errorf("revision %d %w", revision, ps.err)
 	}
 }
@@ -115,13 +117,13 @@ func (p *past) compile(ctx context.Context, revision int64, ps *pastSet) {
 func (p *past) prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask) (*engine.Evaluation, error) {
 	pool := engine.NewPool()
 	return set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
-		rows, err := p.db.PastEntities(ctx, revision, storeUIDs(missing))
+		rows, err := p.db.PastEntities(ctx, revision, stored.UIDs(missing))
 		if err != nil {
 			return err
 		}
 		found := make([]engine.Entity, len(rows))
 		for i, row := range rows {
-			e, err := readStored(set, row)
+			e, err := stored.ReadEntity(set, row)
 			if err != nil {
 				return err
 			}
@@ -140,7 +142,7 @@ func beyondRecall(err error) string {
 		return "history no longer goes back to its revision"
 	case errors.Is(err, store.ErrNotFound):
 		return "this database has no such revision"
-	case errors.Is(err, errCompile):
+	case errors.Is(err, stored.ErrCompile):
 		return "the policies of its revision do not compile with " + engine.Version
 	}
 	return ""

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
 	"github.com/cedarpost/cedarpost/server/engine"
@@ -24,7 +26,7 @@ func TestPastPolicies(t *testing.T) {
 	_, set := offline.Check(shop, nil, nil)
 	publish := func(schema string) int64 {
 		t.Helper()
-		p, err := publication(shop, set)
+		p, err := stored.Publication(shop, set)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,7 +93,7 @@ func TestPastPolicies(t *testing.T) {
 		t.Error("what was dropped does not come again")
 	}
 	for range 2 {
-		if _, err := p.policies(t.Context(), broken); !errors.Is(err, errCompile) || len(p.recent) != pastSetsKept-1 {
+		if _, err := p.policies(t.Context(), broken); !errors.Is(err, stored.ErrCompile) || len(p.recent) != pastSetsKept-1 {
 			t.Errorf("%v; %d sets are kept", err, len(p.recent))
 		}
 	}

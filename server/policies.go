@@ -3,13 +3,14 @@ package server
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/cedarpost/cedarpost/server/stored"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
@@ -144,7 +145,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		if o.Name == b.Name {
 			continue
 		}
-		src, err := sourceFromStore(o)
+		src, err := stored.Source(o)
 		if err != nil {
 			return nil, err
 		}
@@ -166,7 +167,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	if err := s.mentions(ctx, snap, set, b.Name, report); err != nil {
 		return nil, err
 	}
-	p, err := publication(b, set)
+	p, err := stored.Publication(b, set)
 	if err != nil {
 		return nil, err
 	}
@@ -211,7 +212,7 @@ func (s *policyService) mentions(ctx context.Context, snap *snapshot, set *engin
 	}
 	uids := make([]store.UID, len(mentions))
 	for i, m := range mentions {
-		uids[i] = storeUID(m.UID)
+		uids[i] = stored.UID(m.UID)
 	}
 	rows, err := s.db.LoadEntitiesAt(ctx, snap.position, uids)
 	if err != nil {
@@ -231,30 +232,6 @@ func (s *policyService) mentions(ctx context.Context, snap *snapshot, set *engin
 		}
 	}
 	return nil
-}
-
-// publication is a checked bundle as the store keeps it.
-func publication(b *bundle.Bundle, set *engine.Set) (store.Publish, error) {
-	src := offline.Source(b)
-	fields, err := json.Marshal(src.Fields)
-	if err != nil {
-		return store.Publish{}, err
-	}
-	p := store.Publish{Bundle: store.Bundle{
-		Name: b.Name, Digest: b.Digest(), Description: b.Description, Owners: b.Owners,
-		OnForbidError: b.OnForbidError, Namespaces: set.Namespaces(b.Name),
-		Schema: src.Schema, Fields: string(fields),
-	}}
-	for _, pol := range set.Policies(b.Name) {
-		p.Bundle.Policies = append(p.Bundle.Policies, store.Policy{
-			Bundle: b.Name, ID: pol.ID, File: pol.File, Line: pol.Line, Text: pol.Text,
-		})
-	}
-	p.Bundle.PolicyCount = int32(len(p.Bundle.Policies))
-	for _, f := range b.Files {
-		p.Files = append(p.Files, store.File{Path: f.Path, Content: f.Content})
-	}
-	return p, nil
 }
 
 // checkStored reads the stored entities of types that changed by the new schema.
@@ -285,7 +262,7 @@ type misfitList struct {
 }
 
 func (m *misfitList) check(set *engine.Set, e store.Entity) {
-	if _, err := readStored(set, e); err != nil {
+	if _, err := stored.ReadEntity(set, e); err != nil {
 		if m.count++; len(m.named) < maxMisfits {
 			m.named = append(m.named, &cedarpostv1.Finding{
 				Severity: cedarpostv1.Finding_ERROR, File: bundle.SchemaName, Message: err.Error(),

@@ -4,6 +4,8 @@ import (
 	"context"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/cedarpost/cedarpost/bundle"
@@ -54,7 +56,7 @@ func shopService(b testing.TB) *authorizationService {
 	shop, err := bundle.Read(policies.Shop(), "shop")
 	must(err)
 	_, set := offline.Check(shop, nil, nil)
-	p, err := publication(shop, set)
+	p, err := stored.Publication(shop, set)
 	must(err)
 	made, err := db.PublishBundle(ctx, p)
 	must(err)
@@ -64,7 +66,7 @@ func shopService(b testing.TB) *authorizationService {
 	for _, e := range list {
 		checked, err := set.ReadEntity(wire.Entity(e))
 		must(err)
-		row, err := entityToStore(checked)
+		row, err := stored.Entity(checked)
 		must(err)
 		w.Ops = append(w.Ops, store.Op{Kind: store.Put, Entity: row})
 	}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
@@ -64,7 +66,7 @@ func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionReco
 	var err error
 	out.Replayed, err = s.decideAgain(ctx, rec)
 	var bad *engine.RequestError
-	var stored *storedError
+	var stored *stored.UnfitError
 	switch why := beyondRecall(err); {
 	case why != "":
 		out.Outcome, out.Reason = cedarpostv1.ReplayDecisionResponse_NOT_REPLAYABLE, why

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
@@ -190,7 +192,7 @@ func namesText(names []string, total int) string {
 func uidNames(uids []store.UID) []string {
 	names := make([]string, len(uids))
 	for i, uid := range uids {
-		names[i] = wire.UID(protoUID(uid)).String()
+		names[i] = wire.UID(stored.ToProto(uid)).String()
 	}
 	return names
 }
@@ -209,7 +211,7 @@ func (c *historyCheck) entities(rec *cedarpostv1.EventRecord, d *cedarpostv1.Cha
 	if int(d.EntityCount) == len(d.Entities) && len(rows.Entities) < store.StoredNames {
 		strange := slices.Clone(rows.Entities)
 		strange = slices.DeleteFunc(strange, func(uid store.UID) bool {
-			return slices.ContainsFunc(d.Entities, func(e *cedarpostv1.EntityUid) bool { return protoToStore(e) == uid })
+			return slices.ContainsFunc(d.Entities, func(e *cedarpostv1.EntityUid) bool { return stored.FromProto(e) == uid })
 		})
 		if len(strange) > 0 {
 			c.fault("revision %d: %s: a row begins or ends at it, and its event is of %s",

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/stored"
+
 	"github.com/cedar-policy/cedar-go"
 
 	"github.com/cedarpost/cedarpost/server/engine"
@@ -91,7 +93,7 @@ func TestWeights(t *testing.T) {
 					typ, id, _ := strings.Cut(fmt.Sprint("W::Group group-", i+p), " ")
 					row.Parents = append(row.Parents, store.UID{Type: typ, ID: id})
 				}
-				e, err := readStored(set, row)
+				e, err := stored.ReadEntity(set, row)
 				if err != nil {
 					t.Fatal(err)
 				}

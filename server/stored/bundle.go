@@ -1,0 +1,73 @@
+package stored
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/offline"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// ErrCompile is the error of published bundles that do not compile: this server is older
+// than the one that published them, or somebody wrote to the tables.
+var ErrCompile = errors.New("does not compile")
+
+// Source returns a stored bundle as the source that the engine compiles. The store
+// keeps the catalogue of fields as JSON of []engine.Field.
+func Source(b store.Bundle) (engine.Source, error) {
+	src := engine.Source{
+		Name: b.Name, SchemaFile: bundle.SchemaName, Schema: b.Schema, FieldsFile: bundle.FieldsName,
+		SkipForbidErrors: b.OnForbidError == bundle.Skip, Published: true,
+	}
+	for _, p := range b.Policies {
+		src.Policies = append(src.Policies, engine.PolicyText{File: p.File, Line: p.Line, Text: p.Text})
+	}
+	if err := json.Unmarshal([]byte(b.Fields), &src.Fields); err != nil {
+		return src, fmt.Errorf("bundle %s: catalogue: %w", b.Name, err)
+	}
+	return src, nil
+}
+
+// Compile compiles published bundles. It takes over the bundles that are the same in
+// previous, which may be nil. The error is errCompile if they do not compile.
+func Compile(bundles []store.Bundle, previous *engine.Set) (_ *engine.Set, err error) {
+	sources := make([]engine.Source, len(bundles))
+	for i, b := range bundles {
+		if sources[i], err = Source(b); err != nil {
+			return nil, err
+		}
+	}
+	set, findings := engine.Load(sources, previous)
+	if set == nil {
+		return nil, fmt.Errorf("%w: %s", ErrCompile, findings[0])
+	}
+	return set, nil
+}
+
+// Publication returns a checked bundle, which is part of set, in the form that the store
+// publishes. The caller adds who publishes it and at which revisions it was checked.
+func Publication(b *bundle.Bundle, set *engine.Set) (store.Publish, error) {
+	src := offline.Source(b)
+	fields, err := json.Marshal(src.Fields)
+	if err != nil {
+		return store.Publish{}, err
+	}
+	p := store.Publish{Bundle: store.Bundle{
+		Name: b.Name, Digest: b.Digest(), Description: b.Description, Owners: b.Owners,
+		OnForbidError: b.OnForbidError, Namespaces: set.Namespaces(b.Name),
+		Schema: src.Schema, Fields: string(fields),
+	}}
+	for _, pol := range set.Policies(b.Name) {
+		p.Bundle.Policies = append(p.Bundle.Policies, store.Policy{
+			Bundle: b.Name, ID: pol.ID, File: pol.File, Line: pol.Line, Text: pol.Text,
+		})
+	}
+	p.Bundle.PolicyCount = int32(len(p.Bundle.Policies))
+	for _, f := range b.Files {
+		p.Files = append(p.Files, store.File{Path: f.Path, Content: f.Content})
+	}
+	return p, nil
+}

@@ -1,0 +1,149 @@
+// Package stored converts between the forms of entities and bundles: on the wire
+// (protobuf messages), in the engine (Cedar values) and in the store (rows with JSON).
+package stored
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/cedar-policy/cedar-go"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// The three types that name an entity have the same two parts, type and id.
+
+// UID returns the name of an entity in the form of the store.
+func UID(u cedar.EntityUID) store.UID {
+	return store.UID{Type: string(u.Type), ID: string(u.ID)}
+}
+
+// UIDs returns names of entities in the form of the store.
+func UIDs(us []cedar.EntityUID) []store.UID {
+	out := make([]store.UID, len(us))
+	for i, u := range us {
+		out[i] = UID(u)
+	}
+	return out
+}
+
+// FromProto returns a name on the wire in the form of the store.
+func FromProto(u *cedarpostv1.EntityUid) store.UID {
+	return store.UID{Type: u.GetType(), ID: u.GetId()}
+}
+
+// ToProto returns a stored name in its form on the wire.
+func ToProto(u store.UID) *cedarpostv1.EntityUid {
+	return &cedarpostv1.EntityUid{Type: u.Type, Id: u.ID}
+}
+
+// Entity returns a checked entity in the form that the store keeps.
+func Entity(e *engine.Entity) (store.Entity, error) {
+	attrs, err := RecordJSON(e.Attrs)
+	if err != nil {
+		return store.Entity{}, err
+	}
+	tags, err := RecordJSON(e.Tags)
+	if err != nil {
+		return store.Entity{}, err
+	}
+	return store.Entity{UID: UID(e.UID), Attrs: attrs, Tags: tags, Parents: UIDs(e.Parents)}, nil
+}
+
+// RecordJSON returns a record in the form that the store keeps. Equal records have equal
+// JSON, so putting an equal record again makes no new version, and a record is found by
+// its value.
+func RecordJSON(r cedar.Record) ([]byte, error) { return CanonicalJSON(engine.PlainRecord(r)) }
+
+// CanonicalJSON returns a value as JSON, the same for equal values. Every array is a set of
+// Cedar, whose elements have no order, so they are sorted by their JSON.
+func CanonicalJSON(v any) (json.RawMessage, error) {
+	switch v := v.(type) {
+	case map[string]any:
+		members := make(map[string]json.RawMessage, len(v))
+		for k, e := range v {
+			var err error
+			if members[k], err = CanonicalJSON(e); err != nil {
+				return nil, err
+			}
+		}
+		return json.Marshal(members)
+	case []any:
+		elements := make([]json.RawMessage, len(v))
+		for i, e := range v {
+			var err error
+			if elements[i], err = CanonicalJSON(e); err != nil {
+				return nil, err
+			}
+		}
+		slices.SortFunc(elements, func(a, b json.RawMessage) int { return bytes.Compare(a, b) })
+		return json.Marshal(elements)
+	}
+	return json.Marshal(v)
+}
+
+// rawFromStore decodes a stored entity, for the engine to read it by a schema.
+func rawFromStore(row store.Entity) (engine.RawEntity, error) {
+	raw := engine.RawEntity{UID: cedar.NewEntityUID(cedar.EntityType(row.Type), cedar.String(row.ID))}
+	for _, part := range []struct {
+		text []byte
+		into *map[string]any
+	}{{row.Attrs, &raw.Attrs}, {row.Tags, &raw.Tags}} {
+		d := json.NewDecoder(bytes.NewReader(part.text))
+		d.UseNumber()
+		if err := d.Decode(part.into); err != nil {
+			return raw, fmt.Errorf("stored entity %s: %w", row.UID, err)
+		}
+	}
+	for _, p := range row.Parents {
+		raw.Parents = append(raw.Parents, cedar.NewEntityUID(cedar.EntityType(p.Type), cedar.String(p.ID)))
+	}
+	return raw, nil
+}
+
+// UnfitError is the error of a stored entity that its own schema refuses. It is not an
+// [engine.RequestError], because the caller did nothing wrong.
+type UnfitError struct{ msg string }
+
+func (e *UnfitError) Error() string { return "stored: " + e.msg }
+
+// ReadEntity reads a stored entity by the schema of a set. The error is a storedError if
+// the entity does not fit the schema.
+func ReadEntity(set *engine.Set, row store.Entity) (*engine.Entity, error) {
+	raw, err := rawFromStore(row)
+	if err != nil {
+		return nil, err
+	}
+	e, err := set.ReadEntity(raw)
+	if err != nil {
+		// Publishing checks that stored entities fit, so this is no mistake of the caller.
+		return nil, &UnfitError{err.Error()}
+	}
+	return e, nil
+}
+
+// EntityToProto returns a stored entity in its form on the wire.
+func EntityToProto(row store.Entity) (*cedarpostv1.Entity, error) {
+	e := &cedarpostv1.Entity{Uid: ToProto(row.UID)}
+	for _, p := range row.Parents {
+		e.Parents = append(e.Parents, ToProto(p))
+	}
+	for _, part := range []struct {
+		text []byte
+		into **structpb.Struct
+	}{{row.Attrs, &e.Attrs}, {row.Tags, &e.Tags}} {
+		s := &structpb.Struct{}
+		if err := s.UnmarshalJSON(part.text); err != nil {
+			return nil, fmt.Errorf("stored entity %s: %w", row.UID, err)
+		}
+		if len(s.Fields) > 0 {
+			*part.into = s
+		}
+	}
+	return e, nil
+}
