@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -18,7 +20,6 @@ import (
 type authorizationService struct {
 	db       *store.DB
 	follower *follower
-	loader   *loader
 	record   func(context.Context, []store.Decision, []store.Event) error // of the recorder
 	ids      *ids                                                         // of the recorder
 	mode     auditlog.Mode                                                // of the recorder
@@ -34,12 +35,11 @@ type authorizationService struct {
 
 // Authorize implements cedarpost.v1.AuthorizationService.
 func (s *authorizationService) Authorize(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
-	asOf := s.follower.asOf()
-	snap, err := s.snapshot(ctx, req.GetConsistency())
+	v, err := s.view(ctx, req.GetConsistency())
 	if err != nil {
 		return nil, err
 	}
-	answers, err := s.decide(ctx, snap, asOf, []*cedarpostv1.AuthorizeRequest{req})
+	answers, err := s.decide(ctx, v, []*cedarpostv1.AuthorizeRequest{req})
 	if err != nil {
 		return nil, err
 	}
@@ -54,16 +54,15 @@ func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpos
 	if !s.limits.allow(callerFrom(ctx), len(req.GetChecks())-1) {
 		return nil, errRateLimited
 	}
-	asOf := s.follower.asOf()
-	snap, err := s.snapshot(ctx, req.GetConsistency())
+	v, err := s.view(ctx, req.GetConsistency())
 	if err != nil {
 		return nil, err
 	}
-	answers, err := s.decide(ctx, snap, asOf, req.GetChecks())
+	answers, err := s.decide(ctx, v, req.GetChecks())
 	if err != nil {
 		return nil, err
 	}
-	out := &cedarpostv1.AuthorizeBatchResponse{Revision: encodeRevision(snap.position, snap.position.Number)}
+	out := &cedarpostv1.AuthorizeBatchResponse{Revision: encodeRevision(v.position, v.position.Number)}
 	for _, a := range answers {
 		r := &cedarpostv1.AuthorizeBatchResult{Result: &cedarpostv1.AuthorizeBatchResult_Response{Response: a.response}}
 		if a.err != nil {
@@ -84,18 +83,18 @@ func (s *authorizationService) GetRevision(ctx context.Context, _ *cedarpostv1.G
 	return &cedarpostv1.GetRevisionResponse{Revision: encodeRevision(p, p.Number)}, nil
 }
 
-// snapshot picks the snapshot that the caller's consistency asks for.
-func (s *authorizationService) snapshot(ctx context.Context, c *cedarpostv1.Consistency) (*snapshot, error) {
+// view returns the view that the caller's consistency asks for.
+func (s *authorizationService) view(ctx context.Context, c *cedarpostv1.Consistency) (v view, err error) {
 	switch {
 	case c.GetFullyConsistent():
 		p, err := s.db.Current(ctx)
 		if err != nil {
-			return nil, err
+			return v, err
 		}
 		return s.follower.atPosition(ctx, p)
 	case c.GetAtLeastAsFresh() != nil:
-		snap, _, err := s.follower.atRevision(ctx, c.GetAtLeastAsFresh())
-		return snap, err
+		v, _, err = s.follower.atRevision(ctx, c.GetAtLeastAsFresh())
+		return v, err
 	}
 	return s.follower.current()
 }
@@ -107,15 +106,15 @@ type answer struct {
 	err      error
 }
 
-// decide makes and records the decisions of checks at one snapshot. Its error
-// is about all of them; an answer's error about one.
-func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf time.Time, checks []*cedarpostv1.AuthorizeRequest) ([]answer, error) {
+// decide makes and records the decisions of checks, all at one view. Its error is about all
+// checks; an answer's error is about one.
+func (s *authorizationService) decide(ctx context.Context, v view, checks []*cedarpostv1.AuthorizeRequest) ([]answer, error) {
 	began := time.Now()
 	asks := make([]engine.Ask, len(checks))
 	for i, c := range checks {
 		asks[i] = wire.Ask(c, began.UnixMilli())
 	}
-	evaluations, loading, err := s.loader.prepare(ctx, snap, asks)
+	evaluations, loading, err := v.prepare(ctx, asks)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +130,7 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf 
 			continue
 		}
 		var row store.Decision
-		if row, a.response, err = s.row(ctx, snap, c, e, res, loading, time.Since(began)); err != nil {
+		if row, a.response, err = s.row(ctx, v.snapshot, c, e, res, loading, time.Since(began)); err != nil {
 			return nil, err
 		}
 		rows = append(rows, row)
@@ -146,7 +145,7 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf 
 	if err := s.record(ctx, rows, nil); err != nil {
 		return nil, err
 	}
-	if err := s.follower.answerable(snap, asOf); err != nil {
+	if err := v.answerable(); err != nil {
 		return nil, err
 	}
 	for _, a := range answers {
@@ -155,4 +154,16 @@ func (s *authorizationService) decide(ctx context.Context, snap *snapshot, asOf 
 		}
 	}
 	return answers, nil
+}
+
+// hint says how the answer to a check may be kept, nil if it may not.
+func (s *authorizationService) hint(snap *snapshot, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation) *cedarpostv1.CacheHint {
+	if !req.WantCacheHint || req.Explain || s.maxReuse <= 0 {
+		return nil
+	}
+	tags, ok := snap.hintTags(e)
+	if !ok {
+		return nil
+	}
+	return &cedarpostv1.CacheHint{MaxAge: durationpb.New(s.maxReuse), Tags: tags}
 }

@@ -52,7 +52,7 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 		if err := parsePage(req.GetPageToken(), &page); err != nil || string(page.Query) != string(query) {
 			return nil, errPageToken
 		}
-		if q.BeforeRevision, err = s.follower.decodeRevision(ctx, snap, &cedarpostv1.Revision{Token: page.Token}); err != nil {
+		if q.BeforeRevision, err = snap.decodeRevision(ctx, &cedarpostv1.Revision{Token: page.Token}); err != nil {
 			return nil, err
 		}
 		q.AfterUID = store.UID{Type: page.After[0], ID: page.After[1]}
@@ -63,7 +63,7 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	}
 	at := snap.position
 	if len(rows) > 0 {
-		if at, err = s.follower.positionOf(ctx, snap, rows[0].Revision); err != nil {
+		if at, err = snap.positionOf(ctx, rows[0].Revision); err != nil {
 			return nil, err
 		}
 	}

@@ -183,7 +183,7 @@ func (e *edge) authenticate(headers []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	caller, ok := snap.callers[sha256.Sum256([]byte(strings.TrimSpace(token)))]
+	caller, ok := snap.caller(sha256.Sum256([]byte(strings.TrimSpace(token))))
 	if !ok {
 		return "", errUnauthenticated
 	}

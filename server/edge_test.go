@@ -23,7 +23,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -437,59 +436,5 @@ func TestGivenUpCallsAreNotRecorded(t *testing.T) {
 	err := conn.QueryRow(t.Context(), "select array_agg(decision_id::text) from decisions").Scan(&recorded)
 	if err != nil || len(recorded) != 2 || slices.Contains(recorded, given.ID.String()) {
 		t.Errorf("recorded %v, %v; %v was given up", recorded, err, given.ID)
-	}
-}
-
-// before is a moment whose wall clock says so much more than the monotonic one,
-// as when the machine was suspended since.
-func before(suspended time.Duration) time.Time {
-	now := time.Now()
-	// A time with a monotonic reading has its seconds above 30 bits of nanoseconds.
-	*(*uint64)(unsafe.Pointer(&now)) -= uint64(suspended/time.Second) << 30
-	return now
-}
-
-// A machine that slept has old data, though its monotonic clock did not move.
-func TestStalenessCountsSuspension(t *testing.T) {
-	f := newFollower(nil, slog.New(slog.DiscardHandler), 5*time.Second, nil, newMetrics())
-	ready := newReadiness(nil, f, slog.New(slog.DiscardHandler))
-	ready.found.Store(new(error))
-	f.confirm(&snapshot{}, time.Now())
-	if _, err := f.current(); err != nil || ready.err() != nil {
-		t.Errorf("%v, %v", err, ready.err())
-	}
-	f.confirm(&snapshot{}, before(time.Hour))
-	if _, err := f.current(); !errors.Is(err, errStale) || !errors.Is(ready.err(), errStale) {
-		t.Errorf("%v, %v after an hour", err, ready.err())
-	}
-	// Nor does a clock that was set back make it young.
-	f.confirm(&snapshot{}, before(-time.Hour).Add(-time.Minute))
-	if _, err := f.current(); !errors.Is(err, errStale) {
-		t.Errorf("%v after a minute", err)
-	}
-}
-
-// A position is met by the same history only.
-func TestAtPosition(t *testing.T) {
-	db := storetest.Open(t)
-	f := newFollower(db, slog.New(slog.DiscardHandler), time.Minute, newEntityCache(0), newMetrics())
-	if err := f.catchUp(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	p, err := db.Current(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if snap, err := f.atPosition(t.Context(), p); err != nil || snap.position != p {
-		t.Errorf("%+v, %v", snap, err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	p.Timeline++
-	if _, err := f.atPosition(ctx, p); err == nil {
-		t.Error("a snapshot of another timeline will do")
-	}
-	if _, err := f.atLeast(t.Context(), p.Number); err != nil {
-		t.Error(err)
 	}
 }

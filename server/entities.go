@@ -47,7 +47,7 @@ func (s *entityService) WriteEntities(ctx context.Context, req *cedarpostv1.Writ
 }
 
 // written is the revision of a write that was checked against a snapshot.
-func written(snap *snapshot, number int64, mark uuid.UUID) *cedarpostv1.Revision {
+func written(snap view, number int64, mark uuid.UUID) *cedarpostv1.Revision {
 	p := snap.position
 	p.Number, p.Mark = number, mark
 	return encodeRevision(p, number)
@@ -70,49 +70,39 @@ func (e edit) at(i int, message string) string {
 
 // write checks and commits an edit, and lets this server apply it before it
 // returns, so that a caller who stays with it reads its own write.
-func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, *snapshot, error) {
+func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, view, error) {
 	for range publishRetries {
 		snap, err := s.follower.current()
 		if err != nil {
-			return store.WriteResult{}, nil, err
+			return store.WriteResult{}, view{}, err
 		}
 		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: snap.policyRevision, At: snap.position, Ops: make([]store.Op, len(e.ops)), Import: e.step}
 		for i, op := range e.ops {
 			if w.Ops[i], err = s.readOperation(ctx, snap, op); err != nil {
 				pe := publicError(cedarpostv1connect.EntityServiceWriteEntitiesProcedure, err)
-				return store.WriteResult{}, nil, connect.NewError(pe.Code(), e.at(i, pe.Message())).WithCause(pe.Unwrap())
+				return store.WriteResult{}, view{}, connect.NewError(pe.Code(), e.at(i, pe.Message())).WithCause(pe.Unwrap())
 			}
 		}
 		res, err := s.db.WriteEntities(ctx, w)
 		if errors.Is(err, store.ErrPolicyChanged) {
-			if err := s.catchUp(ctx); err != nil {
-				return store.WriteResult{}, nil, err
+			if err := s.follower.catchUpNow(ctx); err != nil {
+				return store.WriteResult{}, view{}, err
 			}
 			continue
 		}
 		if err != nil {
-			return store.WriteResult{}, nil, writeError(e, err)
+			return store.WriteResult{}, view{}, writeError(e, err)
 		}
 		// Committed. That this server is late applying it is no failure of the
 		// write: the caller has its revision.
 		_, _ = s.follower.atLeast(ctx, res.Revision)
 		return res, snap, nil
 	}
-	return store.WriteResult{}, nil, store.ErrPolicyChanged
-}
-
-// catchUp waits until this server has applied what is committed.
-func (s *entityService) catchUp(ctx context.Context) error {
-	p, err := s.db.Current(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = s.follower.atPosition(ctx, p)
-	return err
+	return store.WriteResult{}, view{}, store.ErrPolicyChanged
 }
 
 // readOperation checks one operation against the schema.
-func (s *entityService) readOperation(ctx context.Context, snap *snapshot, op *cedarpostv1.EntityOperation) (store.Op, error) {
+func (s *entityService) readOperation(ctx context.Context, snap view, op *cedarpostv1.EntityOperation) (store.Op, error) {
 	var out store.Op
 	set := snap.set
 	switch o := op.GetOperation().(type) {
@@ -159,11 +149,11 @@ func (s *entityService) readOperation(ctx context.Context, snap *snapshot, op *c
 	return out, s.readPrecondition(ctx, snap, op.GetPrecondition(), &out.Precondition)
 }
 
-func (s *entityService) readPrecondition(ctx context.Context, snap *snapshot, p *cedarpostv1.Precondition, out *store.Precondition) (err error) {
+func (s *entityService) readPrecondition(ctx context.Context, snap view, p *cedarpostv1.Precondition, out *store.Precondition) (err error) {
 	switch c := p.GetCondition().(type) {
 	case *cedarpostv1.Precondition_IfRevision:
 		var number int64
-		number, err = s.follower.decodeRevision(ctx, snap, c.IfRevision)
+		number, err = snap.decodeRevision(ctx, c.IfRevision)
 		out.IfRevision = &number
 	case *cedarpostv1.Precondition_MustExist:
 		out.MustExist = true
@@ -226,27 +216,23 @@ func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntit
 
 // readAt returns the revision to read at: the one given, once this server has
 // it, or the current one.
-func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (*snapshot, int64, error) {
+func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (view, int64, error) {
 	if at == nil {
 		snap, err := s.follower.current()
-		return snap, snapNumber(snap), err
+		if err != nil {
+			return snap, 0, err
+		}
+		return snap, snap.position.Number, nil
 	}
 	snap, number, err := s.follower.atRevision(ctx, at)
 	if errors.Is(err, errForgotten) {
 		// Of whatever history it is, it cannot be read.
-		err = &store.SweptError{Oldest: s.follower.oldest.Load()}
+		err = &store.SweptError{Oldest: s.follower.oldestRevision()}
 	}
 	return snap, number, err
 }
 
-func snapNumber(s *snapshot) int64 {
-	if s == nil {
-		return 0
-	}
-	return s.position.Number
-}
-
-func storedToProto(snap *snapshot, row store.Entity) (*cedarpostv1.StoredEntity, error) {
+func storedToProto(snap view, row store.Entity) (*cedarpostv1.StoredEntity, error) {
 	e, err := stored.EntityToProto(row)
 	if err != nil {
 		return nil, err

@@ -39,6 +39,8 @@ func publicError(procedure string, err error) *connect.Error {
 	var ce *connect.Error
 	var bad *engine.RequestError
 	var swept *store.SweptError
+	var token *tokenError
+	var history *historyError
 	switch {
 	case errors.As(err, &ce):
 		return ce
@@ -46,6 +48,12 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
 	case errors.Is(err, errStale), errors.Is(err, errBehind):
 		return connect.NewError(connect.CodeUnavailable, err.Error())
+	case errors.As(err, &token):
+		return connect.NewError(connect.CodeInvalidArgument, token.Error())
+	case errors.As(err, &history):
+		return connect.NewError(connect.CodeAborted, history.Error())
+	case errors.Is(err, errTooManyWatchers), errors.Is(err, errTooSlow):
+		return connect.NewError(connect.CodeResourceExhausted, err.Error())
 	case errors.Is(err, store.ErrBehind):
 		return connect.NewError(connect.CodeUnavailable, "the database is at another revision than this server"+so)
 	case errors.Is(err, errRecorderDown):

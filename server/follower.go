@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -11,6 +12,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cedarpost/cedarpost/internal/pause"
 	"github.com/cedarpost/cedarpost/server/stored"
 
 	"github.com/google/uuid"
@@ -24,44 +28,102 @@ const (
 	// changesPage is how many changes are read at once. Whoever is further behind
 	// begins with an empty cache: that is cheaper, and takes bounded memory.
 	changesPage   = 50_000
-	freshWait     = time.Second // for at_least_as_fresh and one's own writes
+	freshWait     = time.Second     // for at_least_as_fresh and a caller's own writes
+	storeTimeout  = 2 * time.Second // of one read for a waiting call
 	loadTimeout   = 30 * time.Second
 	listenBackoff = 500 * time.Millisecond
 )
 
-// snapshot is everything a request needs of one revision, entities apart. It is
-// immutable; a request takes one and keeps it to its end.
+// snapshot is the state of one revision, without entities: policies and API keys. It is
+// immutable. A request takes one and keeps it to its end.
 type snapshot struct {
-	position store.Position // Number is the applied revision
-	marks    *marks         // of its history
-	// policyRevision is the newest publish in it.
+	// position is that of the applied revision.
+	position store.Position
+	// policyRevision is the newest revision that published a bundle.
 	policyRevision int64
-	set            *engine.Set
-	schema         int64 // generation of the entity cache that goes with set
-	bundles        []store.Bundle
-	callers        map[[sha256.Size]byte]string // hash of a key → caller
-	names          map[string]bool              // of callers
+	// set holds the compiled policies of all bundles.
+	set *engine.Set
+	// bundles are the published bundles, without their files.
+	bundles []store.Bundle
+
+	marks   *marks                       // of its history
+	schema  int64                        // generation of the entity cache that goes with set
+	callers map[[sha256.Size]byte]string // hash of a key → caller
+	names   map[string]bool              // of callers
 }
 
-// follower applies revisions in order and holds the current snapshot. It owns
-// snap; everyone else reads it.
+// caller returns the name that an API key stands for. hash is the SHA-256 of the key.
+func (s *snapshot) caller(hash [sha256.Size]byte) (name string, known bool) {
+	name, known = s.callers[hash]
+	return name, known
+}
+
+// hasCaller reports whether an API key of this name is live.
+func (s *snapshot) hasCaller(name string) bool { return s.names[name] }
+
+// view is a snapshot together with the moment that it is known to be current for. A
+// request takes one view, uses it to its end, and asks answerable before it answers.
+type view struct {
+	*snapshot
+	follower *follower
+	asOf     time.Time
+}
+
+// answerable returns errStale if the snapshot is older now than the server may use. An
+// answer can take long to make, as on a machine that was suspended in between, so it must
+// not leave before answerable returned nil.
+func (v view) answerable() error {
+	asOf := v.asOf
+	// If the snapshot is still the newest one, it may have been confirmed since.
+	if now := v.follower.latestView(); now.snapshot == v.snapshot {
+		asOf = now.asOf
+	}
+	if age(asOf) > v.follower.cfg.MaxStaleness {
+		return errStale
+	}
+	return nil
+}
+
+// prepare reads questions and loads the entities that they can touch, as of the view.
+// loading is the time that the loads took. It ends with the context.
+func (v view) prepare(ctx context.Context, asks []engine.Ask) (list []engine.Evaluation, loading time.Duration, err error) {
+	return v.follower.loader.prepare(ctx, v.snapshot, asks)
+}
+
+// config says what a follower follows, and how.
+type config struct {
+	DB  *store.DB
+	Log *slog.Logger
+	// MaxStaleness is how old a snapshot may be before it is refused.
+	MaxStaleness time.Duration
+	// CacheBytes is about how much memory cached entities may take; 0 means no cache.
+	CacheBytes uint64
+	// Metrics gets the metrics of the follower.
+	Metrics prometheus.Registerer
+	// Claim, if not nil, gives a database that is a copy of another one an id of its own.
+	// It returns the new id, or the zero UUID if the database needs none.
+	Claim func(context.Context) (uuid.UUID, error)
+	// MaxWatchers is how many callers may watch at once; 0 means 10,000.
+	MaxWatchers int
+	// NotListening, if not nil, is called when the connection for notifications is lost.
+	NotListening func(error)
+}
+
+// follower applies revisions in order and holds the current snapshot. It is the only one
+// that writes snap.
 type follower struct {
-	db           *store.DB
-	log          *slog.Logger
-	maxStaleness time.Duration
-	cache        *entityCache
-	metric       *metrics
-	hub          *hub // for watchers
+	cfg    config
+	cache  *entityCache
+	loader *loader
+	hub    *hub // for watchers
+	metric *followerMetrics
 
 	snap   atomic.Pointer[snapshot]
 	newest atomic.Int64 // the newest revision heard of, applied or not
 	oldest atomic.Int64 // the first revision that can be read, as far as this server heard
 	wakeup chan struct{}
-	// claim, if not nil, gives a database that is a copy of another one an id of its own.
-	claim func(context.Context) error
-	// claimed is the id that this server gave the database, which the log has already.
-	// Only the goroutine that catches up uses it.
-	claimed uuid.UUID
+	// claimed is the id that this server gave the database; the log has it already.
+	claimed atomic.Pointer[uuid.UUID]
 
 	lostSaid atomic.Int64 // when errLost was last logged, in Unix nanoseconds
 
@@ -71,13 +133,47 @@ type follower struct {
 	trouble   error         // why the last attempt failed; nil: it did not
 }
 
-func newFollower(db *store.DB, log *slog.Logger, maxStaleness time.Duration, cache *entityCache, m *metrics) *follower {
-	return &follower{
-		db: db, log: log, maxStaleness: maxStaleness, cache: cache, metric: m, hub: newHub(db),
-		wakeup:  make(chan struct{}, 1),
-		applied: make(chan struct{}),
+// newFollower makes a follower that has no snapshot yet: the first catchUp loads one.
+func newFollower(c config) *follower {
+	cache := newEntityCache(c.CacheBytes)
+	f := &follower{
+		cfg: c, cache: cache, loader: newLoader(c.DB, cache, c.Metrics),
+		hub: newHub(c.DB, cmp.Or(c.MaxWatchers, maxWatchers), c.Metrics), wakeup: make(chan struct{}, 1), applied: make(chan struct{}),
 	}
+	f.metric = newFollowerMetrics(f)
+	return f
 }
+
+// claim gives the database an id of its own if it is a copy of another one.
+func (f *follower) claim(ctx context.Context) error {
+	if f.cfg.Claim == nil {
+		return nil
+	}
+	id, err := f.cfg.Claim(ctx)
+	if err == nil && id != uuid.Nil {
+		f.claimed.Store(&id)
+	}
+	return err
+}
+
+// hasClaimed reports whether this server gave the database its id.
+func (f *follower) hasClaimed(database uuid.UUID) bool {
+	id := f.claimed.Load()
+	return id != nil && *id == database
+}
+
+// latest returns the newest snapshot, however old it is; nil before the first catchUp.
+func (f *follower) latest() *snapshot { return f.snap.Load() }
+
+// latestView returns the newest snapshot and the moment that it is current for.
+func (f *follower) latestView() view {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return view{f.snap.Load(), f, f.confirmed}
+}
+
+// oldestRevision is the first revision that can be read, as far as this server heard.
+func (f *follower) oldestRevision() int64 { return f.oldest.Load() }
 
 // wake makes the follower look now. Lost or doubled wake-ups do no harm: it
 // looks each second anyway.
@@ -92,11 +188,13 @@ func (f *follower) wake() {
 func (f *follower) run(ctx context.Context) {
 	go func() {
 		for ctx.Err() == nil {
-			if err := f.db.Listen(ctx, f.wake); err != nil && ctx.Err() == nil {
-				f.metric.task(taskNotifications, err)
-				f.log.Warn("notifications lost, polling instead", "err", err)
+			if err := f.cfg.DB.Listen(ctx, f.wake); err != nil && ctx.Err() == nil {
+				if f.cfg.NotListening != nil {
+					f.cfg.NotListening(err)
+				}
+				f.cfg.Log.Warn("notifications lost, polling instead", "err", err)
 			}
-			sleep(ctx, listenBackoff)
+			pause.For(ctx, listenBackoff)
 		}
 	}()
 	tick := time.NewTicker(pollInterval)
@@ -109,7 +207,7 @@ func (f *follower) run(ctx context.Context) {
 		case <-f.wakeup:
 		}
 		if err := f.catchUp(ctx); err != nil && ctx.Err() == nil {
-			f.log.Error("revisions not applied", "err", err)
+			f.cfg.Log.Error("revisions not applied", "err", err)
 		}
 	}
 }
@@ -123,7 +221,7 @@ func (f *follower) catchUp(ctx context.Context) error {
 	var next *snapshot
 	var told *watchEvent
 	copied := false
-	err := f.db.View(ctx, func(v *store.View) (err error) {
+	err := f.cfg.DB.View(ctx, func(v *store.View) (err error) {
 		copied = v.Copied
 		f.newest.Store(v.Position.Number)
 		f.oldest.Store(v.Oldest)
@@ -134,25 +232,24 @@ func (f *follower) catchUp(ctx context.Context) error {
 	case err == nil:
 		old := f.snap.Load()
 		f.confirm(next, asked)
-		if old != nil && next != nil && next.position.Database != old.position.Database && next.position.Database != f.claimed {
-			f.log.Warn("the database has another id: it was restored, or replaced by another one. Tokens from before are refused",
+		if old != nil && next != nil && next.position.Database != old.position.Database && !f.hasClaimed(next.position.Database) {
+			f.cfg.Log.Warn("the database has another id: it was restored, or replaced by another one. Tokens from before are refused",
 				"before", old.position.Database, "after", next.position.Database)
 		}
 		// After the swap: who hears of a revision may ask this server for it at once.
 		if told != nil {
 			f.hub.publish(told)
-			f.metric.watchEvents.Inc()
 		}
 	case errors.Is(err, stored.ErrCompile):
-		f.metric.followFails.WithLabelValues("policy").Inc()
+		f.metric.failures.WithLabelValues("policy").Inc()
 	default:
-		f.metric.followFails.WithLabelValues("database").Inc()
+		f.metric.failures.WithLabelValues("database").Inc()
 	}
-	if copied && f.claim != nil {
+	if copied {
 		// The snapshot that was just read stays in use. The next one has the new id, and
 		// begins another history.
 		if err := f.claim(ctx); err != nil {
-			f.log.Warn("the database is a copy and has no id of its own yet", "err", err)
+			f.cfg.Log.Warn("the database is a copy and has no id of its own yet", "err", err)
 		}
 	}
 	f.mu.Lock()
@@ -313,7 +410,7 @@ func (f *follower) heard(p store.Position, asked time.Time) {
 
 // staleness is how old the snapshot may be at most.
 func (f *follower) staleness() time.Duration {
-	return age(f.asOf())
+	return age(f.latestView().asOf)
 }
 
 // why tells what keeps the snapshot from being current, nil when nothing does.
@@ -334,79 +431,63 @@ func age(t time.Time) time.Duration {
 	return max(now.Sub(t), now.Round(0).Sub(t.Round(0)))
 }
 
-// asOf is the moment that the snapshot is known to be current for. What is taken
-// after the call is not older.
-func (f *follower) asOf() time.Time {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.confirmed
-}
-
-// answerable refuses an answer that was long in the making: its snapshot, taken after
-// asOf was read, may by now be older than allowed. A machine that was suspended
-// between a decision and its answer has not noticed.
-func (f *follower) answerable(snap *snapshot, asOf time.Time) error {
-	if f.snap.Load() == snap {
-		asOf = f.asOf()
-	}
-	if age(asOf) > f.maxStaleness {
-		return errStale
-	}
-	return nil
-}
-
 var (
 	errStale  = errors.New("policy and data are older than this server may use")
 	errBehind = errors.New("this server has not applied that revision yet")
 )
 
-// current returns the snapshot, unless it may be older than allowed.
-func (f *follower) current() (*snapshot, error) {
-	if f.staleness() > f.maxStaleness {
-		return nil, errStale
+// current returns a view of the newest snapshot. The error is errStale if that is older
+// than the server may use.
+func (f *follower) current() (view, error) {
+	v := f.latestView()
+	if age(v.asOf) > f.cfg.MaxStaleness {
+		return view{}, errStale
 	}
-	return f.snap.Load(), nil
+	return v, nil
 }
 
-// atLeast returns a snapshot that has applied a revision of the history that
-// this server follows, waiting for it a bounded time.
-func (f *follower) atLeast(ctx context.Context, number int64) (*snapshot, error) {
+// atLeast returns a view that has applied a revision of the history that this server
+// follows. It waits up to a second for it, and then returns errBehind.
+func (f *follower) atLeast(ctx context.Context, number int64) (view, error) {
 	return f.await(ctx, freshWait, func(s *snapshot) bool { return s.position.Number >= number })
 }
 
-// atPosition is atLeast for a position that was just read: the same number of another
-// history, as after a failover or a restore, does not do.
-func (f *follower) atPosition(ctx context.Context, p store.Position) (*snapshot, error) {
+// atPosition is atLeast for a position that was just read. A revision with the same number
+// in another history, as after a failover or a restore, is not enough.
+func (f *follower) atPosition(ctx context.Context, p store.Position) (view, error) {
 	return f.await(ctx, freshWait, func(s *snapshot) bool { return s.position.SameHistory(p) && s.marks.look(p) == known })
 }
 
-func (f *follower) await(ctx context.Context, patience time.Duration, enough func(*snapshot) bool) (*snapshot, error) {
+// catchUpNow waits until this server has applied what is committed at the time of the call.
+func (f *follower) catchUpNow(ctx context.Context) error {
+	p, err := f.cfg.DB.Current(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = f.atPosition(ctx, p)
+	return err
+}
+
+func (f *follower) await(ctx context.Context, patience time.Duration, enough func(*snapshot) bool) (view, error) {
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	for {
 		f.mu.Lock()
 		applied := f.applied
 		f.mu.Unlock()
-		if snap := f.snap.Load(); enough(snap) {
-			if _, err := f.current(); err != nil {
-				return nil, err
+		if v := f.latestView(); enough(v.snapshot) {
+			if age(v.asOf) > f.cfg.MaxStaleness {
+				return view{}, errStale
 			}
-			return snap, nil
+			return v, nil
 		}
 		f.wake()
 		select {
 		case <-applied:
 		case <-deadline.C:
-			return nil, errBehind
+			return view{}, errBehind
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return view{}, ctx.Err()
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
 	}
 }

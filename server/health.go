@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cedarpost/cedarpost/internal/pause"
 	"github.com/cedarpost/cedarpost/server/stored"
 
 	"connectrpc.com/connect/v2"
@@ -53,7 +54,7 @@ func newReadiness(db *store.DB, f *follower, log *slog.Logger) *readiness {
 func (r *readiness) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		r.look(ctx)
-		sleep(ctx, readyInterval)
+		pause.For(ctx, readyInterval)
 	}
 }
 

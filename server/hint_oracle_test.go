@@ -141,37 +141,27 @@ func (w *world) guard(r *replica, rnd *rand.Rand) {
 		w.t.Error(err)
 		return
 	}
-	w.apply(r, b)
-}
-
-// apply is publish for a bundle at hand.
-func (w *world) apply(r *replica, b *bundle.Bundle) {
-	at, err := w.db.Current(w.ctx)
-	if err == nil {
-		_, err = r.follower.atLeast(w.ctx, at.Number)
-	}
-	if err == nil {
-		_, err = newPolicyService(r.db, r.follower).publish(w.ctx, b, false)
-	}
-	if err != nil {
+	if err := r.follower.catchUpNow(w.ctx); err != nil {
 		w.t.Error(err)
+		return
 	}
+	w.apply(r, b)
 }
 
 // ask keeps an answer, unless what it depends on is known to have changed since.
 func (k *keeper) ask(r *replica) {
-	t, snap := k.w.t, r.follower.snap.Load()
+	t, snap := k.w.t, r.follower.latest()
 	if len(snap.bundles) == 0 {
 		return
 	}
 	q := question{pick(k.rnd, users...), pick(k.rnd, docs...)}
-	evaluations, _, err := r.loader.prepare(t.Context(), snap, []engine.Ask{q.ask()})
+	evaluations, _, err := r.follower.loader.prepare(t.Context(), snap, []engine.Ask{q.ask()})
 	if err != nil {
 		t.Error(err)
 		return
 	}
 	_, words := decideOne(t, &evaluations[0])
-	tags, ok := hintTags(snap.position.Database, evaluations[0].Question, evaluations[0].Slice)
+	tags, ok := snap.hintTags(&evaluations[0])
 	if !ok {
 		t.Errorf("%+v cannot be kept", q)
 	}

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/cedarpost/cedarpost/server/stored"
+	"github.com/cedarpost/cedarpost/server/wire"
 
-	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -28,24 +28,15 @@ func StateRootEvent(server string) func(context.Context, store.StateRoot) (store
 	return stateRootEvent(newIDs(nil, nil), server)
 }
 
-// EntityTag and BundleTag are what watchers are told.
-func EntityTag(database uuid.UUID, typ, id string) uint64 {
-	return tag(database, store.KindEntity, typ, id)
-}
-
-func BundleTag(database uuid.UUID, name string) uint64 { return bundleTag(database, name) }
-
 // TokenAt is a token of the same history, of another revision. For one that is not made
 // yet the mark is a guess.
 func TokenAt(r *cedarpostv1.Revision, number int64) *cedarpostv1.Revision {
-	n, err := parseToken(r.GetToken())
+	t, err := wire.ParseToken(r.GetToken())
 	if err != nil {
 		panic(err)
 	}
-	if number > n.at.Number {
-		n.at.Number = number
-	}
-	return encodeRevision(n.at, number)
+	t.Anchor, t.Number = max(t.Anchor, number), number
+	return t.Revision()
 }
 
 // Grow adds batches to a tree.
@@ -116,3 +107,5 @@ func IsEvent(record []byte) error {
 	}
 	return isEvent(rec)
 }
+
+var EntityTag, BundleTag = entityTag, bundleTag

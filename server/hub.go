@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -15,7 +17,7 @@ const (
 	hubEvents    = 1024    // kept for those who come again,
 	hubTags      = 200_000 // with so many tags in all
 	maxBehind    = 256     // events that a watcher may be behind
-	maxWatchers  = 10_000  // of one server
+	maxWatchers  = 10_000  // of one server, by default
 )
 
 // watchEvent is what watchers learn of one swap of snapshots. It is immutable. One
@@ -90,6 +92,7 @@ func merge(number int64, events []*watchEvent) *watchEvent {
 // for any number of watchers, and a slow one is in nobody's way.
 type hub struct {
 	db     *store.DB
+	metric *hubMetrics
 	places chan struct{} // one for each watcher
 	turn   chan struct{} // to read from the store, one at a time
 
@@ -104,16 +107,19 @@ type hub struct {
 	moved    chan struct{}  // closed and replaced with each event
 }
 
-func newHub(db *store.DB) *hub {
-	return &hub{
-		db: db, places: make(chan struct{}, maxWatchers), turn: make(chan struct{}, 1),
+func newHub(db *store.DB, places int, metrics prometheus.Registerer) *hub {
+	h := &hub{
+		db: db, places: make(chan struct{}, places), turn: make(chan struct{}, 1),
 		lost: -1, moved: make(chan struct{}),
 	}
+	h.metric = newHubMetrics(h, metrics)
+	return h
 }
 
 // publish gives out an event. It is called after the snapshot of the event is in
 // force, by the follower alone, in order.
 func (h *hub) publish(e *watchEvent) {
+	h.metric.events.Inc()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if e.breaks() {
@@ -247,7 +253,7 @@ func (h *hub) recall(p named, older *watchEvent) (e *watchEvent, next int64, ok 
 // read has the store tell what changed between a position and what the hub knows. If
 // that cannot be told, the position is lost.
 func (h *hub) read(ctx context.Context, p named) (older *watchEvent, err error) {
-	ctx, cancel := context.WithTimeout(ctx, decisionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	h.mu.Lock()
 	here, history, begin := h.position, h.marks, h.begin()

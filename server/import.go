@@ -103,7 +103,7 @@ func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOp
 	case err != nil:
 		return nil, err
 	}
-	at, err := s.follower.positionOf(ctx, snap, i.place.Revision)
+	at, err := snap.positionOf(ctx, i.place.Revision)
 	i.out.Revision = encodeRevision(at, i.place.Revision)
 	return i, err
 }
@@ -191,7 +191,7 @@ func (s *entityService) GetImport(ctx context.Context, req *cedarpostv1.GetImpor
 	if err != nil {
 		return nil, err
 	}
-	at, err := s.follower.positionOf(ctx, snap, i.Revision)
+	at, err := snap.positionOf(ctx, i.Revision)
 	if err != nil {
 		return nil, err
 	}

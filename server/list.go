@@ -70,7 +70,7 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 }
 
 // entityQuery reads the filters by the schema of the revision that is listed.
-func (s *entityService) entityQuery(ctx context.Context, snap *snapshot, at int64, req *cedarpostv1.ListEntitiesRequest) (q store.EntityQuery, err error) {
+func (s *entityService) entityQuery(ctx context.Context, snap view, at int64, req *cedarpostv1.ListEntitiesRequest) (q store.EntityQuery, err error) {
 	q.Type = req.GetType()
 	if req.Ancestor == nil && len(req.GetAttributes()) == 0 {
 		return q, nil

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/cedarpost/cedarpost/server/stored"
 
 	"github.com/cedar-policy/cedar-go"
@@ -20,7 +22,7 @@ import (
 type loader struct {
 	db     *store.DB
 	cache  *entityCache
-	metric *metrics
+	metric *loaderMetrics
 
 	mu      sync.Mutex
 	flights map[flightKey]*flight
@@ -41,8 +43,8 @@ type flight struct {
 	err   error
 }
 
-func newLoader(db *store.DB, cache *entityCache, m *metrics) *loader {
-	return &loader{db: db, cache: cache, metric: m, flights: map[flightKey]*flight{}}
+func newLoader(db *store.DB, cache *entityCache, metrics prometheus.Registerer) *loader {
+	return &loader{db: db, cache: cache, metric: newLoaderMetrics(metrics), flights: map[flightKey]*flight{}}
 }
 
 // prepare reads questions at a snapshot and loads the entities that they can touch: from
@@ -119,7 +121,7 @@ func (l *loader) fly(ctx context.Context, snap *snapshot, uids []cedar.EntityUID
 
 // run does one load, for those who wait and for the cache.
 func (l *loader) run(ctx context.Context, snap *snapshot, f *flight) {
-	ctx, cancel := context.WithTimeout(ctx, decisionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	func() {
 		defer func() {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/cedar-policy/cedar-go"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/server/engine"
 )
@@ -52,14 +53,15 @@ func TestLoadFromTheCache(t *testing.T) {
 	}
 	list = append(list, loaded{uid: role(long)})
 	cache.keep(snap, list)
-	l := newLoader(nil, cache, newMetrics()) // without a store: nothing may be missed
+	metrics := prometheus.NewRegistry()
+	l := newLoader(nil, cache, metrics) // without a store: nothing may be missed
 
 	prepare := func(ctx context.Context, questions int) ([]engine.Evaluation, error) {
 		ask := engine.Ask{Principal: uid("User", "u"), Action: uid("Action", "view"), Resource: uid("Doc", "d")}
 		list, _, err := l.prepare(ctx, snap, slices.Repeat([]engine.Ask{ask}, questions))
 		return list, err
 	}
-	hits := func() int { return (&replica{loader: l}).hits(t) }
+	hits := func() int { return hits(t, metrics) }
 	for range 3 {
 		before := hits()
 		evaluations, err := prepare(t.Context(), 2)

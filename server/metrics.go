@@ -24,14 +24,8 @@ type metrics struct {
 	commit      prometheus.Histogram
 	commitFails prometheus.Counter
 	lost        prometheus.Counter
-	followFails *prometheus.CounterVec // cause
-	lookups     *prometheus.CounterVec // result
-	loads       prometheus.Counter
-	loadedRows  prometheus.Counter
 	daysDropped prometheus.Counter
 	sweptRows   *prometheus.CounterVec // table
-	watchEvents prometheus.Counter
-	watchCuts   prometheus.Counter
 	reuses      prometheus.Counter
 	failOpens   prometheus.Counter
 	reuseLost   prometheus.Counter
@@ -80,22 +74,10 @@ func newMetrics() *metrics {
 			Name: "cedarpost_record_failures_total", Help: "Commits to the log that failed. In strict mode their decisions were not answered."}),
 		lost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_decisions_lost_total", Help: "Decisions that were answered and never recorded: buffered mode, stopped while the log was not available."}),
-		followFails: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cedarpost_follow_failures_total", Help: "Attempts to apply new revisions that failed: policy, when a bundle does not compile (alert on it), or database."}, []string{"cause"}),
-		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cedarpost_entity_lookups_total", Help: "Entities that decisions needed: hit, from the cache; miss, loaded; shared, by a load under way for another call."}, []string{"result"}),
-		loads: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cedarpost_entity_loads_total", Help: "Round trips that loaded entities."}),
-		loadedRows: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cedarpost_entity_loaded_rows_total", Help: "Entities that those brought."}),
 		daysDropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_log_days_dropped_total", Help: "Days of the log that this server dropped, being past their retention."}),
 		sweptRows: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_history_swept_rows_total", Help: "Rows of history that this server removed."}, []string{"table"}),
-		watchEvents: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cedarpost_watch_events_total", Help: "Changes of the snapshot that watchers were told of, or would have been."}),
-		watchCuts: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cedarpost_watchers_cut_total", Help: "Watchers that did not keep up and were cut off."}),
 		reuses: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_reuse_reported_total", Help: "Uses of kept answers that callers reported; what they report again counts again."}),
 		failOpens: prometheus.NewCounter(prometheus.CounterOpts{
@@ -114,11 +96,9 @@ func newMetrics() *metrics {
 	}
 	m.clockSteps.WithLabelValues("back")
 	m.clockSteps.WithLabelValues("forward")
-	m.followFails.WithLabelValues("policy")
-	m.followFails.WithLabelValues("database")
 	m.registry.MustRegister(m.calls, m.seconds, m.decisions, m.batchRows, m.commit, m.commitFails, m.lost,
-		m.followFails, m.lookups, m.loads, m.loadedRows, m.daysDropped, m.sweptRows, m.taskFails, m.taskDone,
-		m.watchEvents, m.watchCuts, m.reuses, m.failOpens, m.reuseLost, m.clockSteps,
+		m.daysDropped, m.sweptRows, m.taskFails, m.taskDone,
+		m.reuses, m.failOpens, m.reuseLost, m.clockSteps,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -129,13 +109,7 @@ func (m *metrics) gauge(name, help string, read func() float64) {
 }
 
 // watch adds what is read off other parts when it is asked for.
-func (m *metrics) watch(f *follower, r *recorder, clock *skew) {
-	m.gauge("cedarpost_revision", "The applied revision.", func() float64 { return float64(f.snap.Load().position.Number) })
-	m.gauge("cedarpost_revisions_behind", "Revisions committed, as far as this server heard, and not applied.", func() float64 { return float64(f.behind()) })
-	m.gauge("cedarpost_history_oldest_revision", "The first revision that can be read.", func() float64 { return float64(f.oldest.Load()) })
-	m.gauge("cedarpost_entity_cache_bytes", "What the cached entities weigh, about.", func() float64 { return float64(f.cache.bytes()) })
-	m.gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
-	m.gauge("cedarpost_watchers", "Callers that watch what changes.", func() float64 { return float64(len(f.hub.places)) })
+func (m *metrics) watch(r *recorder, clock *skew) {
 	m.gauge("cedarpost_record_queue", "Calls that wait for a commit.", func() float64 { return float64(len(r.queue)) })
 	m.gauge("cedarpost_clock_skew_seconds", "How far the clock of this server is ahead of that of the database; less than 0: behind. Alert on 2 s either way.", clock.seconds)
 	m.gauge("cedarpost_decisions_at_risk", "Decisions that were answered and are not committed yet; always 0 in strict mode.", func() float64 { return float64(r.atRisk.Load()) })

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -21,9 +20,8 @@ import (
 // of the log, on several connections, seldom goes through more at once.
 const pastSetsKept = 4
 
-// past gives policies and entities as they were at a revision.
+// past reads policies and entities as they were at a revision.
 type past struct {
-	db       *store.DB
 	follower *follower
 
 	mu     sync.Mutex
@@ -39,10 +37,13 @@ type pastSet struct {
 	err      error
 }
 
+// newPast makes a past of the database that a follower follows.
+func newPast(f *follower) *past { return &past{follower: f} }
+
 // policies returns the policies of a revision. Those of now are at hand, those of a
 // while ago perhaps; others are compiled, once for all who wait.
 func (p *past) policies(ctx context.Context, revision int64) (*engine.Set, error) {
-	name, err := p.db.PastPolicies(ctx, revision)
+	name, err := p.follower.cfg.DB.PastPolicies(ctx, revision)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +105,7 @@ func (p *past) compile(ctx context.Context, revision int64, ps *pastSet) {
 		}
 	}()
 	var bundles []store.Bundle
-	if bundles, ps.err = p.db.PastBundles(ctx, revision); ps.err != nil {
+	if bundles, ps.err = p.follower.cfg.DB.PastBundles(ctx, revision); ps.err != nil {
 		return
 	}
 	if ps.set, ps.err = stored.Compile(bundles, p.follower.snap.Load().set); ps.err != nil {
@@ -117,7 +118,7 @@ func (p *past) compile(ctx context.Context, revision int64, ps *pastSet) {
 func (p *past) prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask) (*engine.Evaluation, error) {
 	pool := engine.NewPool()
 	return set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
-		rows, err := p.db.PastEntities(ctx, revision, stored.UIDs(missing))
+		rows, err := p.follower.cfg.DB.PastEntities(ctx, revision, stored.UIDs(missing))
 		if err != nil {
 			return err
 		}
@@ -132,18 +133,4 @@ func (p *past) prepare(ctx context.Context, revision int64, set *engine.Set, ask
 		pool.Add(missing, found)
 		return nil
 	})
-}
-
-// beyondRecall is why a decision cannot be replayed here, "" when that is not what
-// the error says. Many decisions have the same reason in the same words.
-func beyondRecall(err error) string {
-	switch {
-	case errors.Is(err, store.ErrSwept):
-		return "history no longer goes back to its revision"
-	case errors.Is(err, store.ErrNotFound):
-		return "this database has no such revision"
-	case errors.Is(err, stored.ErrCompile):
-		return "the policies of its revision do not compile with " + engine.Version
-	}
-	return ""
 }

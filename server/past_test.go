@@ -5,8 +5,12 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/server/stored"
+	"github.com/cedarpost/cedarpost/store/storetest"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
@@ -18,7 +22,8 @@ import (
 // Policies of the past are compiled once for all who wait, the last few are kept,
 // those of now are not compiled at all, and a failure is not kept.
 func TestPastPolicies(t *testing.T) {
-	s := shopService(t)
+	db := storetest.Open(t)
+	f := newFollower(config{DB: db, MaxStaleness: time.Hour, Metrics: prometheus.NewRegistry()})
 	shop, err := bundle.Read(policies.Shop(), "shop")
 	if err != nil {
 		t.Fatal(err)
@@ -32,14 +37,14 @@ func TestPastPolicies(t *testing.T) {
 		}
 		p.Bundle.Schema += schema
 		p.Bundle.Digest = "digest of " + schema
-		now, err := s.db.Current(t.Context())
+		now, err := db.Current(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.BaseRevision, err = s.db.PolicyRevision(t.Context(), now.Number); err != nil {
+		if p.BaseRevision, err = db.PolicyRevision(t.Context(), now.Number); err != nil {
 			t.Fatal(err)
 		}
-		made, err := s.db.PublishBundle(t.Context(), p)
+		made, err := db.PublishBundle(t.Context(), p)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,11 +56,11 @@ func TestPastPolicies(t *testing.T) {
 	}
 	broken := publish("broken")
 	last := publish("")
-	if err := s.follower.catchUp(t.Context()); err != nil {
+	if err := f.catchUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 
-	p := &past{db: s.db, follower: s.follower}
+	p := newPast(f)
 	at := func(revision int64) *engine.Set {
 		set, err := p.policies(t.Context(), revision)
 		if err != nil {
@@ -63,7 +68,7 @@ func TestPastPolicies(t *testing.T) {
 		}
 		return set
 	}
-	if at(last) != s.follower.snap.Load().set || len(p.recent) != 0 {
+	if at(last) != f.snap.Load().set || len(p.recent) != 0 {
 		t.Error("the policies of now were compiled again")
 	}
 	var wg sync.WaitGroup
@@ -73,7 +78,7 @@ func TestPastPolicies(t *testing.T) {
 	}
 	wg.Wait()
 	for _, set := range got {
-		if set != got[0] || set == s.follower.snap.Load().set {
+		if set != got[0] || set == f.snap.Load().set {
 			t.Fatal("not compiled once for all who wait")
 		}
 	}

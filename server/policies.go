@@ -74,7 +74,7 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 	for range publishRetries {
 		out, err := s.publish(ctx, b, header.GetDryRun())
 		if errors.Is(err, store.ErrPolicyChanged) {
-			if err := (&entityService{db: s.db, follower: s.follower}).catchUp(ctx); err != nil {
+			if err := s.follower.catchUpNow(ctx); err != nil {
 				return nil, err
 			}
 			continue
@@ -205,7 +205,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 
 // mentions warns of entities that the policies name and that are not stored.
 // What the check said of entities.json does not count here: the store does.
-func (s *policyService) mentions(ctx context.Context, snap *snapshot, set *engine.Set, name string, report *offline.Report) error {
+func (s *policyService) mentions(ctx context.Context, snap view, set *engine.Set, name string, report *offline.Report) error {
 	mentions := set.Mentions(name)
 	if len(mentions) > maxMentions {
 		mentions = mentions[:maxMentions]
@@ -235,7 +235,7 @@ func (s *policyService) mentions(ctx context.Context, snap *snapshot, set *engin
 }
 
 // checkStored reads the stored entities of types that changed by the new schema.
-func (s *policyService) checkStored(ctx context.Context, snap *snapshot, set *engine.Set, types []string) error {
+func (s *policyService) checkStored(ctx context.Context, snap view, set *engine.Set, types []string) error {
 	if len(types) == 0 {
 		return nil
 	}
@@ -361,14 +361,14 @@ func problemsToProto(list bundle.Problems) []*cedarpostv1.Finding {
 	return out
 }
 
-func applied(snap *snapshot, b store.Bundle, revision int64, published bool, r *offline.Report) *cedarpostv1.ApplyBundleResponse {
+func applied(snap view, b store.Bundle, revision int64, published bool, r *offline.Report) *cedarpostv1.ApplyBundleResponse {
 	return &cedarpostv1.ApplyBundleResponse{
 		Bundle: bundleToProto(snap, b), Revision: encodeRevision(snap.position, revision),
 		Published: published, Warnings: findingsToProto(b.Name, r.Findings),
 	}
 }
 
-func bundleToProto(snap *snapshot, b store.Bundle) *cedarpostv1.Bundle {
+func bundleToProto(snap view, b store.Bundle) *cedarpostv1.Bundle {
 	out := &cedarpostv1.Bundle{
 		Name: b.Name, Version: b.Version, Digest: b.Digest, Description: b.Description, Owners: b.Owners,
 		Namespaces: b.Namespaces, Policies: b.PolicyCount, OnForbidError: b.OnForbidError, PublishedBy: b.PublishedBy,

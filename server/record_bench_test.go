@@ -72,16 +72,14 @@ func shopService(b testing.TB) *authorizationService {
 	}
 	_, err = db.WriteEntities(ctx, w)
 	must(err)
-	srv, err := New(ctx, Config{DB: db, Name: "bench", MaskKey: make([]byte, maskKeyBytes), Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0"})
+	srv, err := New(ctx, Config{DB: db, Name: "bench", MaxStaleness: 1 << 60 /* nobody follows here */, MaskKey: make([]byte, maskKeyBytes), Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0"})
 	must(err)
 	b.Cleanup(func() {
 		srv.closeListeners()
 		srv.recorder.close()
 	})
-	// Nobody follows here: what it knows does not age.
-	srv.follower.maxStaleness = 1 << 60
 	return &authorizationService{
-		db: db, follower: srv.follower, loader: newLoader(db, srv.follower.cache, srv.metrics),
+		db: db, follower: srv.follower,
 		record: srv.recorder.record, ids: srv.recorder.ids, mode: srv.recorder.mode, mask: &masker{make([]byte, maskKeyBytes)}, limits: &limits{}, metric: srv.metrics, name: "bench",
 	}
 }

@@ -67,7 +67,7 @@ func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionReco
 	out.Replayed, err = s.decideAgain(ctx, rec)
 	var bad *engine.RequestError
 	var stored *stored.UnfitError
-	switch why := beyondRecall(err); {
+	switch why := notReplayableReason(err); {
 	case why != "":
 		out.Outcome, out.Reason = cedarpostv1.ReplayDecisionResponse_NOT_REPLAYABLE, why
 		return out, nil
@@ -226,4 +226,18 @@ func some(list []string) string {
 		return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), n-most)
 	}
 	return strings.Join(list, ", ")
+}
+
+// notReplayableReason says why a decision cannot be replayed on this server; it is "" for an
+// error that has another meaning. The text has no ids, so many decisions have the same one.
+func notReplayableReason(err error) string {
+	switch {
+	case errors.Is(err, store.ErrSwept):
+		return "history no longer goes back to its revision"
+	case errors.Is(err, store.ErrNotFound):
+		return "this database has no such revision"
+	case errors.Is(err, stored.ErrCompile):
+		return "the policies of its revision do not compile with " + engine.Version
+	}
+	return ""
 }

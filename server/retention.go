@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cedarpost/cedarpost/internal/pause"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -33,7 +34,7 @@ func checkRetention(ctx context.Context, db *store.DB, keep time.Duration) error
 // retention.
 func (s *Server) keepLog(ctx context.Context) {
 	for wait := s.cfg.logCare; ; wait = logCareEvery {
-		if sleep(ctx, wait); ctx.Err() != nil {
+		if pause.For(ctx, wait); ctx.Err() != nil {
 			return
 		}
 		s.makePartitions(ctx)

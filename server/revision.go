@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -28,19 +27,38 @@ type named struct {
 	at store.Position
 }
 
-// parseToken reads a token.
-func parseToken(token string) (named, error) {
-	t, err := wire.ParseToken(token)
+// parseToken reads the token of a revision. field names the revision in an error, which is
+// a [tokenError].
+func parseToken(field string, r *cedarpostv1.Revision) (named, error) {
+	t, err := wire.ParseToken(r.GetToken())
+	if err != nil {
+		err = &tokenError{field, err}
+	}
 	return named{t.Number, store.Position{Database: t.Database, Timeline: t.Timeline, Number: t.Anchor, Mark: t.Mark}}, err
 }
 
-// The errors of tokens that are not of the history that the server follows. The caller
-// made no mistake, and has to read again.
+// tokenError is the error of a text that is not a revision token.
+type tokenError struct {
+	field string // of the request
+	err   error
+}
+
+func (e *tokenError) Error() string { return e.field + ": " + e.err.Error() }
+
+// historyError is the error of a token that is not of the history that the server follows.
+// The caller made no mistake: it reads again and gets a new token.
+type historyError struct{ message string }
+
+func (e *historyError) Error() string {
+	return "revision: the token " + e.message + "; read again and use a new one"
+}
+
+// The errors of tokens of another history.
 var (
-	errOtherDatabase = connect.NewError(connect.CodeAborted, "revision: the token was given out by another database; read again and use a new one")
-	errOtherTimeline = connect.NewError(connect.CodeAborted, "revision: the token was given out before a failover; read again and use a new one")
-	errLost          = connect.NewError(connect.CodeAborted, "revision: the token is of a revision that this database does not have; read again and use a new one")
-	errForgotten     = connect.NewError(connect.CodeAborted, "revision: the token is older than the history that is kept; read again and use a new one")
+	errOtherDatabase error = &historyError{"was given out by another database"}
+	errOtherTimeline error = &historyError{"was given out before a failover"}
+	errLost          error = &historyError{"is of a revision that this database does not have"}
+	errForgotten     error = &historyError{"is older than the history that is kept"}
 )
 
 const (
@@ -173,7 +191,7 @@ func (f *follower) verify(ctx context.Context, snap *snapshot, p store.Position)
 		return err
 	}
 	if now, last := time.Now().UnixNano(), f.lostSaid.Load(); now-last > int64(lostEvery) && f.lostSaid.CompareAndSwap(last, now) {
-		f.log.Warn("callers have tokens that are "+why, "token", p.Number, "newest", snap.position.Number)
+		f.cfg.Log.Warn("callers have tokens that are "+why, "token", p.Number, "newest", snap.position.Number)
 	}
 	return err
 }
@@ -190,7 +208,7 @@ func (f *follower) compare(ctx context.Context, snap *snapshot, p store.Position
 	}
 	v := snap.marks.look(p)
 	if v == unknown {
-		v, err = snap.marks.ask(ctx, f.db, p, here)
+		v, err = snap.marks.ask(ctx, f.cfg.DB, p, here)
 		if errors.Is(err, store.ErrPolicyChanged) {
 			f.wake() // the database has another history than the one that this server follows
 			err = errBehind
@@ -211,52 +229,52 @@ func (f *follower) compare(ctx context.Context, snap *snapshot, p store.Position
 	return nil
 }
 
-// decodeRevision reads a revision from the wire, and returns an error if it is not of the
-// history of the snapshot, or does not exist yet.
-func (f *follower) decodeRevision(ctx context.Context, snap *snapshot, r *cedarpostv1.Revision) (int64, error) {
-	n, err := parseToken(r.GetToken())
+// decodeRevision returns the number of a revision on the wire. It returns an error if the
+// revision is not of the history of the view, or does not exist yet.
+func (v view) decodeRevision(ctx context.Context, r *cedarpostv1.Revision) (int64, error) {
+	n, err := parseToken("revision", r)
 	if err != nil {
-		return 0, connect.Errorf(connect.CodeInvalidArgument, "revision: %s", err)
+		return 0, err
 	}
-	return n.number, f.verify(ctx, snap, n.at)
+	return n.number, v.follower.verify(ctx, v.snapshot, n.at)
 }
 
-// atRevision returns the number of a revision on the wire, and a snapshot that has
-// applied it, waiting for that a bounded time.
-func (f *follower) atRevision(ctx context.Context, r *cedarpostv1.Revision) (*snapshot, int64, error) {
-	snap, err := f.current()
+// atRevision returns the number of a revision on the wire, and a view that has applied it.
+// It waits up to a second for that.
+func (f *follower) atRevision(ctx context.Context, r *cedarpostv1.Revision) (view, int64, error) {
+	v, err := f.current()
 	if err != nil {
-		return nil, 0, err
+		return view{}, 0, err
 	}
-	n, err := parseToken(r.GetToken())
+	n, err := parseToken("revision", r)
 	if err != nil {
-		return nil, 0, connect.Errorf(connect.CodeInvalidArgument, "revision: %s", err)
+		return view{}, 0, err
 	}
-	if n.number > snap.position.Number && n.at.SameHistory(snap.position) {
+	if n.number > v.position.Number && n.at.SameHistory(v.position) {
 		enough := func(s *snapshot) bool { return !s.position.SameHistory(n.at) || s.position.Number >= n.number }
 		next, err := f.await(ctx, primaryAfter, enough)
 		if errors.Is(err, errBehind) {
 			// The primary knows whether there is something to wait for.
-			if err := f.verify(ctx, snap, n.at); err != nil {
-				return nil, 0, err
+			if err := f.verify(ctx, v.snapshot, n.at); err != nil {
+				return view{}, 0, err
 			}
 			next, err = f.await(ctx, freshWait, enough)
 		}
 		if err != nil {
-			return nil, 0, err
+			return view{}, 0, err
 		}
-		snap = next
+		v = next
 	}
-	return snap, n.number, f.verify(ctx, snap, n.at)
+	return v, n.number, f.verify(ctx, v.snapshot, n.at)
 }
 
 // positionOf returns a position to encode a revision with that was just read from the
-// database: that of the snapshot, or the newest one if the snapshot does not have it yet.
-func (f *follower) positionOf(ctx context.Context, snap *snapshot, number int64) (store.Position, error) {
-	if number <= snap.position.Number {
-		return snap.position, nil
+// database: that of the view, or the newest one if the view does not have it yet.
+func (v view) positionOf(ctx context.Context, number int64) (store.Position, error) {
+	if number <= v.position.Number {
+		return v.position, nil
 	}
-	p, err := f.db.Current(ctx)
+	p, err := v.follower.cfg.DB.Current(ctx)
 	if err == nil && p.Number < number {
 		err = errBehind // it was restored in between
 	}

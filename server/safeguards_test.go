@@ -39,15 +39,15 @@ var mutants = []mutant.Mutant{
 		{File: "loader.go", Old: "key := flightKey{snap, uid}", New: "key := flightKey{uid: uid}"},
 		{File: "loader.go", Old: "delete(l.flights, flightKey{snap, uid})", New: "delete(l.flights, flightKey{uid: uid})"}}},
 	{Name: "any snapshot is fresh enough", Edits: []mutant.Edit{
-		{File: "follower.go", Old: "func(has store.Position) bool { return has.Number >= number }", New: "func(store.Position) bool { return true }"}}},
+		{File: "follower.go", Old: "func(s *snapshot) bool { return s.position.Number >= number }", New: "func(*snapshot) bool { return true }"}}},
 	{Name: "hints leave ancestors out", Edits: []mutant.Edit{
-		{File: "engine/slice.go", Old: "inline || sl.set.requestOnly(uid.Type)", New: "inline || sl.visited[uid] == 0"}}},
+		{File: "../engine/slice.go", Old: "inline || sl.set.requestOnly(uid.Type)", New: "inline || sl.visited[uid] == 0"}}},
 	{Name: "hints leave out what is not stored", Edits: []mutant.Edit{
-		{File: "engine/slice.go", Old: "inline || sl.set.requestOnly(uid.Type)", New: "inline || sl.pool.known[uid] == nil"}}},
+		{File: "../engine/slice.go", Old: "inline || sl.set.requestOnly(uid.Type)", New: "inline || sl.pool.known[uid] == nil"}}},
 	{Name: "hints leave guardrails out", Edits: []mutant.Edit{
 		{File: "hint.go", Old: ", bundleTag(database, engine.Guardrails))", New: ")"}}},
 	{Name: "hints leave the bundle out", Edits: []mutant.Edit{
-		{File: "hint.go", Old: "bundleTag(database, q.Bundle()), ", New: ""}}},
+		{File: "hint.go", Old: "bundleTag(database, e.Question.Bundle()), ", New: ""}}},
 	{Name: "watchers are not told of entities", Edits: []mutant.Edit{
 		{File: "hub.go", Old: "c.Kind != store.KindKey", New: "c.Kind == store.KindBundle"}}},
 	{Name: "watchers are not told of bundles", Edits: []mutant.Edit{

@@ -21,6 +21,8 @@ import (
 	"connectrpc.com/grpcreflect/v2"
 	"connectrpc.com/validate"
 
+	"github.com/google/uuid"
+
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -73,10 +75,11 @@ type Config struct {
 	// Log gets the server's log; default slog.Default.
 	Log *slog.Logger
 
-	times      timeouts      // of tests that are in a hurry
-	unrecorded bool          // of the benchmark that measures what recording costs
-	logCare    time.Duration // until the first look after log and history; then an hour
-	overdue    time.Duration // how long batches may wait for a checkpoint before there is a warning
+	times       timeouts      // of tests that are in a hurry
+	unrecorded  bool          // of the benchmark that measures what recording costs
+	logCare     time.Duration // until the first look after log and history; then an hour
+	maxWatchers int           // at once; 0: the default
+	overdue     time.Duration // how long batches may wait for a checkpoint before there is a warning
 }
 
 func (c *Config) setDefaults() {
@@ -149,21 +152,24 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, fmt.Errorf("history retention of %v: the decisions of today and yesterday may need %v", keep, store.MinKeep)
 	}
 	s := &Server{cfg: cfg, metrics: newMetrics()}
-	cache := newEntityCache(uint64(max(cfg.CacheBytes, 0)))
-	s.follower = newFollower(cfg.DB, cfg.Log, cfg.MaxStaleness, cache, s.metrics)
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
 		return nil, err
 	}
 	event := DatabaseEvents(cfg.Name)
-	s.follower.claim = func(ctx context.Context) error {
-		renewed, err := cfg.DB.Claim(ctx, event)
-		if err == nil && renewed.Copied {
+	s.follower = newFollower(config{
+		DB: cfg.DB, Log: cfg.Log, MaxStaleness: cfg.MaxStaleness, CacheBytes: uint64(max(cfg.CacheBytes, 0)), Metrics: s.metrics.registry,
+		MaxWatchers:  cfg.maxWatchers,
+		NotListening: func(err error) { s.metrics.task(taskNotifications, err) },
+		Claim: func(ctx context.Context) (uuid.UUID, error) {
+			renewed, err := cfg.DB.Claim(ctx, event)
+			if err != nil || !renewed.Copied {
+				return uuid.Nil, err
+			}
 			cfg.Log.Warn("the database is a copy of another one, and has got an id of its own: tokens that the other one gave out are refused",
 				"before", renewed.Before, "after", renewed.After)
-			s.follower.claimed = renewed.After
-		}
-		return err
-	}
+			return renewed.After, nil
+		},
+	})
 	if err := s.follower.claim(ctx); err != nil {
 		return nil, err
 	}
@@ -192,7 +198,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s.ready.recorder = s.recorder
 	events := &eventLog{s.recorder, cfg.Name}
 	s.unknown = newStrangers(events, cfg.Log, s.metrics)
-	s.metrics.watch(s.follower, s.recorder, s.ready.clock)
+	s.metrics.watch(s.recorder, s.ready.clock)
 	s.metrics.watchStandbys(cfg.DB)
 	defer func() {
 		if err != nil {
@@ -210,10 +216,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if cfg.unrecorded {
 		record = func(context.Context, []store.Decision, []store.Event) error { return nil }
 	}
-	history := &past{db: cfg.DB, follower: s.follower}
+	history := newPast(s.follower)
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
-			db: cfg.DB, follower: s.follower, loader: newLoader(cfg.DB, cache, s.metrics),
+			db: cfg.DB, follower: s.follower,
 			record: record, ids: s.recorder.ids, mode: cfg.Record, mask: mask, limits: limits, metric: s.metrics, name: cfg.Name,
 			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
@@ -249,9 +255,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 // sayRenewed logs that the database got its id later than its data, as migrate gives a
 // restored one: clients have tokens that this server refuses.
 func (s *Server) sayRenewed(ctx context.Context) {
-	id := s.follower.snap.Load().position.Database
-	if id == s.follower.claimed {
-		return // said already
+	id := s.follower.latest().position.Database
+	if s.follower.hasClaimed(id) {
+		return // logged already
 	}
 	rows, err := s.cfg.DB.QueryEvents(ctx, store.EventQuery{Kind: eventKind(cedarpostv1.EventRecord_DATABASE_RENEWED), Limit: 1})
 	if err != nil {

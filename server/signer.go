@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/pause"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -118,7 +119,7 @@ func (s *signer) run(ctx context.Context) {
 			s.cause.Store("")
 			said = time.Time{}
 		}
-		sleep(ctx, signPause(err))
+		pause.For(ctx, signPause(err))
 	}
 }
 
@@ -148,7 +149,7 @@ func (s *signer) lead(ctx context.Context, alive func(context.Context) error) er
 		if grown {
 			continue
 		}
-		sleep(ctx, signInterval)
+		pause.For(ctx, signInterval)
 		if err := alive(ctx); err != nil {
 			return err
 		}

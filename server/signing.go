@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cedarpost/cedarpost/internal/pause"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -81,7 +82,7 @@ func (s *signer) watchLog(ctx context.Context, done func(error)) {
 		if ctx.Err() == nil {
 			done(err)
 		}
-		sleep(ctx, signingLook)
+		pause.For(ctx, signingLook)
 	}
 }
 

@@ -58,7 +58,13 @@ func hurriedServer(t *testing.T, times timeouts) (db *store.DB, clients []*conne
 
 func hurriedPlane(t *testing.T, plane string, times timeouts) (s *Server, db *store.DB, clients []*connect.Client, addr, key string) {
 	t.Helper()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: storetest.New(t), Event: ChangeEvents("hurried")})
+	return hurriedOn(t, storetest.New(t), plane, Config{times: times})
+}
+
+// hurriedOn is hurriedPlane on a database at hand. cfg needs no addresses.
+func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, db *store.DB, clients []*connect.Client, addr, key string) {
+	t.Helper()
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL, Event: ChangeEvents("hurried")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,10 +72,9 @@ func hurriedPlane(t *testing.T, plane string, times timeouts) (s *Server, db *st
 	if _, err := BootstrapKey(t.Context(), db, keyFile, true); err != nil {
 		t.Fatal(err)
 	}
-	s, err = New(t.Context(), Config{
-		DB: db, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0",
-		Log: slog.New(slog.DiscardHandler), times: times,
-	})
+	cfg.DB, cfg.Log = db, slog.New(slog.DiscardHandler)
+	cfg.Listen, cfg.AdminListen, cfg.OpsListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	s, err = New(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

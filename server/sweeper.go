@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/cedarpost/cedarpost/internal/pause"
 )
 
 // sweepHistory removes each hour what is past its retention, unless another server
@@ -14,7 +16,7 @@ func (s *Server) sweepHistory(ctx context.Context) {
 		return
 	}
 	for wait := s.cfg.logCare; ; wait = logCareEvery {
-		if sleep(ctx, wait); ctx.Err() != nil {
+		if pause.For(ctx, wait); ctx.Err() != nil {
 			return
 		}
 		s.sweep(ctx)

@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"io"
 	"log/slog"
 	"net/http"
@@ -12,46 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cedar-policy/cedar-go"
-	"github.com/jackc/pgx/v5"
-
 	"github.com/cedarpost/cedarpost/auditlog"
-	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
-
-// oldHistory is a new database, and a way to make all that is written to it older
-// than any retention.
-func oldHistory(t *testing.T) (db *store.DB, grow func()) {
-	t.Helper()
-	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, Event: storetest.Event})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(db.Close)
-	return db, func() {
-		t.Helper()
-		conn, err := pgx.Connect(t.Context(), url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close(context.Background())
-		if _, err := conn.Exec(t.Context(), "update revisions set at = now() - interval '100 days'"); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-func writeOps(t *testing.T, db *store.DB, kind store.OpKind, id string) {
-	t.Helper()
-	_, err := db.WriteEntities(t.Context(), store.EntityWrite{Caller: "test", Ops: []store.Op{
-		{Kind: kind, Entity: store.Entity{UID: store.UID{Type: "U", ID: id}}}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 // syncedLog is a log that can be read while it is written.
 type syncedLog struct {
@@ -71,60 +34,11 @@ func (l *syncedLog) String() string {
 	return l.text.String()
 }
 
-// A server whose next revision was swept away cannot go on from where it was: what
-// changed in between is not told any more. It begins anew, and misses nothing.
-func TestFollowerOfWhatWasSwept(t *testing.T) {
-	db, grow := oldHistory(t)
-	writeOps(t, db, store.Put, "a")
-	f := newFollower(db, slog.New(slog.DiscardHandler), time.Minute, newEntityCache(1<<20), newMetrics())
-	if err := f.catchUp(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	a := cedar.NewEntityUID("U", "a")
-	f.cache.keep(f.snap.Load(), []loaded{{uid: a, entity: &engine.Entity{UID: a}, since: 1}})
-	if _, known := f.cache.get(f.snap.Load(), a); !known {
-		t.Fatal("not cached")
-	}
-
-	writeOps(t, db, store.Delete, "a")
-	key := store.Key{ID: "k", Name: "new caller", Hash: make([]byte, sha256.Size)}
-	if err := db.CreateKey(t.Context(), key, "test"); err != nil {
-		t.Fatal(err)
-	}
-	writeOps(t, db, store.Put, "b")
-	grow()
-	if swept, err := db.Sweep(t.Context(), store.MinKeep); err != nil || swept.Oldest != 4 {
-		t.Fatalf("%+v, %v", swept, err)
-	}
-	if err := f.catchUp(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	snap := f.snap.Load()
-	if snap.position.Number != 4 || f.oldest.Load() != 4 {
-		t.Errorf("at revision %d, history begins at %d", snap.position.Number, f.oldest.Load())
-	}
-	if e, known := f.cache.get(snap, a); known {
-		t.Errorf("what was deleted is in the cache: %v", e)
-	}
-	if snap.callers[[sha256.Size]byte(key.Hash)] != key.Name {
-		t.Error("a key that was made meanwhile is not known")
-	}
-	// From there it follows again.
-	f.cache.keep(snap, []loaded{{uid: a}})
-	writeOps(t, db, store.Put, "c")
-	if err := f.catchUp(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if _, known := f.cache.get(f.snap.Load(), a); !known {
-		t.Error("began anew without need")
-	}
-}
-
 func TestServerSweeps(t *testing.T) {
-	db, grow := oldHistory(t)
-	writeOps(t, db, store.Put, "a")
-	writeOps(t, db, store.Delete, "a")
-	writeOps(t, db, store.Put, "b")
+	db, grow := storetest.OldHistory(t)
+	storetest.WriteOp(t, db, store.Put, "a")
+	storetest.WriteOp(t, db, store.Delete, "a")
+	storetest.WriteOp(t, db, store.Put, "b")
 	grow()
 	var log syncedLog
 	s, err := New(t.Context(), Config{
@@ -176,7 +90,7 @@ func TestServerSweeps(t *testing.T) {
 }
 
 func TestHistoryRetention(t *testing.T) {
-	db, _ := oldHistory(t)
+	db, _ := storetest.OldHistory(t)
 	_, err := New(t.Context(), Config{DB: db, HistoryRetention: 47 * time.Hour})
 	if err == nil || !strings.Contains(err.Error(), "48h") {
 		t.Errorf("47 hours: %v", err)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/cedarpost/cedarpost/internal/keyfile"
+	"github.com/cedarpost/cedarpost/internal/pause"
 )
 
 const (
@@ -56,7 +57,7 @@ func newCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, e
 // run looks at the files until ctx ends.
 func (c *certificate) run(ctx context.Context) {
 	for {
-		if sleep(ctx, certificateCheck); ctx.Err() != nil {
+		if pause.For(ctx, certificateCheck); ctx.Err() != nil {
 			return
 		}
 		_ = c.reload() // which logs its error

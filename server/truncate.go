@@ -14,6 +14,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/pause"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -66,7 +67,7 @@ func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncate
 	}
 	led := false
 	var failed error // of truncate; Lead adds its own name to errors
-	for deadline := time.Now().Add(3 * refusedRetry); !led; sleep(ctx, 100*time.Millisecond) {
+	for deadline := time.Now().Add(3 * refusedRetry); !led; pause.For(ctx, 100*time.Millisecond) {
 		led, err = db.Lead(ctx, "signer", func(ctx context.Context, _ func(context.Context) error) error {
 			done, failed = s.truncate(ctx, t)
 			return nil

@@ -11,61 +11,50 @@ import (
 )
 
 var (
-	errTooSlow      = connect.NewError(connect.CodeResourceExhausted, "this watcher does not keep up with what changes; begin anew")
 	errWatchStopped = connect.NewError(connect.CodeUnavailable, "the server is stopping; watch another one")
 	errKeyGone      = connect.NewError(connect.CodeUnauthenticated, "the API key of this watcher was revoked")
 )
 
-// Watch implements cedarpost.v1.AuthorizationService. A server that is stale goes on
-// telling what it knows: how old that is, a watcher learns from GetRevision.
+// Watch implements cedarpost.v1.AuthorizationService. A stale server goes on sending what
+// it knows. GetRevision tells a watcher how old that is.
 func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.WatchRequest, stream cedarpostv1connect.AuthorizationServiceWatchServerStream) error {
-	hub := s.follower.hub
-	select {
-	case hub.places <- struct{}{}:
-		defer func() { <-hub.places }()
-	default:
-		return connect.Errorf(connect.CodeResourceExhausted, "%d callers watch this server already", cap(hub.places))
-	}
-	began, number, err := s.beginWatch(ctx, req.GetAfter())
+	w, first, err := s.follower.watch(ctx, req.GetAfter())
 	if err != nil {
 		return err
 	}
-	if err := stream.Send(began.message); err != nil {
+	defer w.Leave()
+	if err := stream.Send(first); err != nil {
 		return err
 	}
-	last := began.message.Revision // that the watcher was told of
 	idle := time.NewTimer(s.heartbeat)
 	defer idle.Stop()
 	for {
-		events, next, moved, ok := hub.next(number)
+		messages, tooSlow := w.Messages()
 		switch {
 		case s.stops():
 			return errWatchStopped
-		case !s.follower.snap.Load().names[callerFrom(ctx)]:
+		case !s.follower.latest().hasCaller(callerFrom(ctx)):
 			return errKeyGone
-		case !ok:
-			s.metric.watchCuts.Inc()
-			newest, _, _ := hub.newest()
-			_ = stream.Send(newBreak(newest).from(last.Number)) // the error says so too
-			return errTooSlow
 		}
-		for _, e := range events {
+		for _, m := range messages {
 			if s.stops() {
 				return errWatchStopped
 			}
-			if err := stream.Send(e.from(last.Number)); err != nil {
+			if err := stream.Send(m); err != nil && tooSlow == nil {
 				return err
 			}
-			last = e.message.Revision
 		}
-		if number = next; len(events) > 0 {
+		if tooSlow != nil {
+			return tooSlow
+		}
+		if len(messages) > 0 {
 			idle.Reset(s.heartbeat)
 			continue
 		}
 		select {
-		case <-moved:
+		case <-w.Moved:
 		case <-idle.C:
-			if err := stream.Send(&cedarpostv1.WatchResponse{After: last.Number, Revision: last}); err != nil {
+			if err := stream.Send(w.Heartbeat()); err != nil {
 				return err
 			}
 			idle.Reset(s.heartbeat)
@@ -74,26 +63,6 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 			return ctx.Err()
 		}
 	}
-}
-
-// beginWatch returns the first message of a watch, and the number of the event after it.
-func (s *authorizationService) beginWatch(ctx context.Context, after *cedarpostv1.Revision) (first *watchEvent, next int64, err error) {
-	hub := s.follower.hub
-	if after == nil {
-		here, next, _ := hub.newest()
-		return watchEventOf(here.Number, here, nil, false), next, nil
-	}
-	p, err := parseToken(after.GetToken())
-	if err != nil {
-		return nil, 0, connect.Errorf(connect.CodeInvalidArgument, "after: %s", err)
-	}
-	if here, _, _ := hub.newest(); here.SameHistory(p.at) && here.Number < p.at.Number {
-		s.follower.wake()
-		wait, cancel := context.WithTimeout(ctx, freshWait)
-		hub.await(wait, p.at)
-		cancel()
-	}
-	return hub.resume(ctx, p)
 }
 
 func (s *authorizationService) stops() bool {

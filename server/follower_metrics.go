@@ -1,0 +1,65 @@
+package server
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// followerMetrics counts what a follower could not apply.
+type followerMetrics struct {
+	failures *prometheus.CounterVec // cause
+}
+
+func newFollowerMetrics(f *follower) *followerMetrics {
+	make := promauto.With(f.cfg.Metrics)
+	m := &followerMetrics{failures: make.NewCounterVec(prometheus.CounterOpts{
+		Name: "cedarpost_follow_failures_total",
+		Help: "Attempts to apply new revisions that failed: policy, when a bundle does not compile (alert on it), or database."}, []string{"cause"})}
+	m.failures.WithLabelValues("policy")
+	m.failures.WithLabelValues("database")
+	gauge := func(name, help string, read func() float64) {
+		make.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
+	}
+	gauge("cedarpost_revision", "The applied revision.", func() float64 { return float64(f.latest().position.Number) })
+	gauge("cedarpost_revisions_behind", "Revisions committed, as far as this server heard, and not applied.", func() float64 { return float64(f.behind()) })
+	gauge("cedarpost_history_oldest_revision", "The first revision that can be read.", func() float64 { return float64(f.oldestRevision()) })
+	gauge("cedarpost_entity_cache_bytes", "What the cached entities weigh, about.", func() float64 { return float64(f.cache.bytes()) })
+	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
+	return m
+}
+
+// loaderMetrics counts how entities are found.
+type loaderMetrics struct {
+	lookups    *prometheus.CounterVec // result
+	loads      prometheus.Counter
+	loadedRows prometheus.Counter
+}
+
+func newLoaderMetrics(r prometheus.Registerer) *loaderMetrics {
+	make := promauto.With(r)
+	return &loaderMetrics{
+		lookups: make.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_entity_lookups_total", Help: "Entities that decisions needed: hit, from the cache; miss, loaded; shared, by a load under way for another call."}, []string{"result"}),
+		loads: make.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_entity_loads_total", Help: "Round trips that loaded entities."}),
+		loadedRows: make.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_entity_loaded_rows_total", Help: "Entities that those brought."}),
+	}
+}
+
+// hubMetrics counts what watchers are told.
+type hubMetrics struct {
+	events prometheus.Counter
+	cuts   prometheus.Counter
+}
+
+func newHubMetrics(h *hub, r prometheus.Registerer) *hubMetrics {
+	make := promauto.With(r)
+	make.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_watchers", Help: "Callers that watch what changes."}, func() float64 { return float64(len(h.places)) })
+	return &hubMetrics{
+		events: make.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_watch_events_total", Help: "Changes of the snapshot that watchers were told of, or would have been."}),
+		cuts: make.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_watchers_cut_total", Help: "Watchers that did not keep up and were cut off."}),
+	}
+}

@@ -1,0 +1,135 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/cedar-policy/cedar-go"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+// A server whose next revision was swept away cannot go on from where it was: what
+// changed in between is not told any more. It begins anew, and misses nothing.
+func TestFollowerOfWhatWasSwept(t *testing.T) {
+	db, grow := storetest.OldHistory(t)
+	storetest.WriteOp(t, db, store.Put, "a")
+	f := newFollower(config{DB: db, Log: slog.New(slog.DiscardHandler), MaxStaleness: time.Minute, CacheBytes: 1 << 20, Metrics: prometheus.NewRegistry()})
+	if err := f.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a := cedar.NewEntityUID("U", "a")
+	f.cache.keep(f.snap.Load(), []loaded{{uid: a, entity: &engine.Entity{UID: a}, since: 1}})
+	if _, known := f.cache.get(f.snap.Load(), a); !known {
+		t.Fatal("not cached")
+	}
+
+	storetest.WriteOp(t, db, store.Delete, "a")
+	key := store.Key{ID: "k", Name: "new caller", Hash: make([]byte, sha256.Size)}
+	if err := db.CreateKey(t.Context(), key, "test"); err != nil {
+		t.Fatal(err)
+	}
+	storetest.WriteOp(t, db, store.Put, "b")
+	grow()
+	if swept, err := db.Sweep(t.Context(), store.MinKeep); err != nil || swept.Oldest != 4 {
+		t.Fatalf("%+v, %v", swept, err)
+	}
+	if err := f.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	snap := f.snap.Load()
+	if snap.position.Number != 4 || f.oldest.Load() != 4 {
+		t.Errorf("at revision %d, history begins at %d", snap.position.Number, f.oldest.Load())
+	}
+	if e, known := f.cache.get(snap, a); known {
+		t.Errorf("what was deleted is in the cache: %v", e)
+	}
+	if snap.callers[[sha256.Size]byte(key.Hash)] != key.Name {
+		t.Error("a key that was made meanwhile is not known")
+	}
+	// From there it follows again.
+	f.cache.keep(snap, []loaded{{uid: a}})
+	storetest.WriteOp(t, db, store.Put, "c")
+	if err := f.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, known := f.cache.get(f.snap.Load(), a); !known {
+		t.Error("began anew without need")
+	}
+}
+
+// before is a moment whose wall clock says so much more than the monotonic one,
+// as when the machine was suspended since.
+func before(suspended time.Duration) time.Time {
+	now := time.Now()
+	// A time with a monotonic reading has its seconds above 30 bits of nanoseconds.
+	*(*uint64)(unsafe.Pointer(&now)) -= uint64(suspended/time.Second) << 30
+	return now
+}
+
+// A machine that slept has old data, though its monotonic clock did not move.
+func TestStalenessCountsSuspension(t *testing.T) {
+	f := newFollower(config{Log: slog.New(slog.DiscardHandler), MaxStaleness: 5 * time.Second, Metrics: prometheus.NewRegistry()})
+	f.confirm(&snapshot{}, time.Now())
+	v, err := f.current()
+	if err != nil || v.answerable() != nil {
+		t.Errorf("%v, %v", err, v.answerable())
+	}
+	slept := &snapshot{}
+	f.confirm(slept, before(time.Hour))
+	if _, err := f.current(); !errors.Is(err, errStale) {
+		t.Errorf("%v after an hour", err)
+	}
+	// An answer of a view that became too old in the making must not leave, unless its
+	// snapshot was confirmed since.
+	late := view{slept, f, before(time.Hour)}
+	if err := late.answerable(); !errors.Is(err, errStale) {
+		t.Errorf("%v of a view of an hour ago", err)
+	}
+	f.confirm(nil, time.Now())
+	if err := late.answerable(); err != nil {
+		t.Errorf("%v though the snapshot is current", err)
+	}
+	f.confirm(&snapshot{}, time.Now())
+	if err := late.answerable(); !errors.Is(err, errStale) {
+		t.Errorf("%v of an old view of an earlier snapshot", err)
+	}
+	// Nor does a clock that was set back make it young.
+	f.confirm(&snapshot{}, before(-time.Hour).Add(-time.Minute))
+	if _, err := f.current(); !errors.Is(err, errStale) {
+		t.Errorf("%v after a minute", err)
+	}
+}
+
+// A position is met by the same history only.
+func TestAtPosition(t *testing.T) {
+	db := storetest.Open(t)
+	f := newFollower(config{DB: db, Log: slog.New(slog.DiscardHandler), MaxStaleness: time.Minute, Metrics: prometheus.NewRegistry()})
+	if err := f.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p, err := db.Current(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if snap, err := f.atPosition(t.Context(), p); err != nil || snap.position != p {
+		t.Errorf("%+v, %v", snap, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	p.Timeline++
+	if _, err := f.atPosition(ctx, p); err == nil {
+		t.Error("a snapshot of another timeline will do")
+	}
+	if _, err := f.atLeast(t.Context(), p.Number); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,65 @@
+package server
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// maxHintTags is how many things a decision may depend on if its answer may be kept.
+const maxHintTags = 256
+
+// tag stands for a thing that changes: the first eight bytes of a hash. If two things share
+// a tag, a change of one also drops the answers that depend on the other; it never keeps an
+// answer too long.
+//
+// The database is part of the hash, so a caller of two services cannot mix up their tags.
+func tag(database uuid.UUID, kind, typ, id string) uint64 {
+	b := make([]byte, 0, 128)
+	b = append(b, database[:]...)
+	// Each text with its length: otherwise two things could be the same bytes.
+	for _, text := range [...]string{kind, typ, id} {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(text)))
+		b = append(b, text...)
+	}
+	sum := sha256.Sum256(b)
+	return binary.BigEndian.Uint64(sum[:8])
+}
+
+// entityTag stands for an entity: its attributes, tags and parents.
+func entityTag(database uuid.UUID, typ, id string) uint64 {
+	return tag(database, store.KindEntity, typ, id)
+}
+
+// bundleTag stands for the policies of a bundle. When something else of a bundle changes,
+// watchers get a reset.
+func bundleTag(database uuid.UUID, name string) uint64 {
+	return tag(database, store.KindBundle, "", name)
+}
+
+// hintTags returns the tags of what a decision depends on, besides the request: every entity
+// that was read for it, and the bundles whose policies decided. The tag of a bundle that is
+// not published is among them too, although watchers get a reset when it is published. ok is
+// false if the answer must not be kept.
+//
+// Schemas and catalogues have no tags: when one of them changes, watchers get a reset.
+func (s *snapshot) hintTags(e *engine.Evaluation) (tags []uint64, ok bool) {
+	if !e.Question.Reusable() {
+		return nil, false
+	}
+	database := s.position.Database
+	tags = append(make([]uint64, 0, 16), bundleTag(database, e.Question.Bundle()), bundleTag(database, engine.Guardrails))
+	for uid := range e.Slice.Reads() {
+		if len(tags) == maxHintTags {
+			return nil, false
+		}
+		tags = append(tags, entityTag(database, string(uid.Type), string(uid.ID)))
+	}
+	slices.Sort(tags)
+	return slices.Compact(tags), true
+}

@@ -1,0 +1,92 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+// The errors of watches.
+var (
+	// errTooManyWatchers refuses a watcher.
+	errTooManyWatchers = errors.New("too many callers watch this server already")
+	// errTooSlow ends a watch that is too many events behind.
+	errTooSlow = errors.New("this watcher does not keep up with what changes; begin anew")
+)
+
+// watcher reads what changes, from one revision on, without gaps. It holds a place in the
+// hub until it leaves. One goroutine uses it.
+type watcher struct {
+	hub  *hub
+	next int64                 // the number of the event that comes next
+	last *cedarpostv1.Revision // the revision of the last message
+	// Moved is closed when there is something new, after Messages returned none.
+	Moved <-chan struct{}
+}
+
+// watch begins a watch and returns its first message. after is the revision that the
+// caller has applied; nil means that it begins with the newest one. The error is
+// errTooManyWatchers if no place is free. The caller of watch calls Leave at the end.
+func (f *follower) watch(ctx context.Context, after *cedarpostv1.Revision) (w *watcher, first *cedarpostv1.WatchResponse, err error) {
+	h := f.hub
+	select {
+	case h.places <- struct{}{}:
+	default:
+		return nil, nil, fmt.Errorf("%w: %d", errTooManyWatchers, cap(h.places))
+	}
+	w = &watcher{hub: h}
+	defer func() {
+		if err != nil {
+			w.Leave()
+		}
+	}()
+	var event *watchEvent
+	if after == nil {
+		here, next, _ := h.newest()
+		event, w.next = watchEventOf(here.Number, here, nil, false), next
+	} else {
+		p, err := parseToken("after", after)
+		if err != nil {
+			return nil, nil, err
+		}
+		if here, _, _ := h.newest(); here.SameHistory(p.at) && here.Number < p.at.Number {
+			f.wake()
+			wait, cancel := context.WithTimeout(ctx, freshWait)
+			h.await(wait, p.at)
+			cancel()
+		}
+		if event, w.next, err = h.resume(ctx, p); err != nil {
+			return nil, nil, err
+		}
+	}
+	w.last = event.message.Revision
+	return w, event.message, nil
+}
+
+// Messages returns what is new, in order; nothing if Moved has to be waited for. If the
+// watcher is too far behind, the error is errTooSlow, and the one message is a reset.
+func (w *watcher) Messages() ([]*cedarpostv1.WatchResponse, error) {
+	events, next, moved, ok := w.hub.next(w.next)
+	if !ok {
+		w.hub.metric.cuts.Inc()
+		newest, _, _ := w.hub.newest()
+		return []*cedarpostv1.WatchResponse{newBreak(newest).from(w.last.Number)}, errTooSlow
+	}
+	messages := make([]*cedarpostv1.WatchResponse, len(events))
+	for i, e := range events {
+		messages[i] = e.from(w.last.Number)
+		w.last = e.message.Revision
+	}
+	w.next, w.Moved = next, moved
+	return messages, nil
+}
+
+// Heartbeat returns a message that says that nothing changed since the last one.
+func (w *watcher) Heartbeat() *cedarpostv1.WatchResponse {
+	return &cedarpostv1.WatchResponse{After: w.last.Number, Revision: w.last}
+}
+
+// Leave gives the place in the hub back.
+func (w *watcher) Leave() { <-w.hub.places }
