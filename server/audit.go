@@ -7,6 +7,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"github.com/cedarpost/cedarpost/server/stored"
 
 	"connectrpc.com/connect/v2"
@@ -30,7 +32,7 @@ type auditService struct {
 	signer   *signer
 	// mask hashes a value, given as JSON, as it stands in records.
 	mask func(json string) ([]byte, error)
-	past *past
+	past *snapshot.Past
 }
 
 func newAuditService(db *store.DB, events *eventLog, stopping <-chan struct{}) *auditService {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
@@ -19,7 +21,7 @@ import (
 // committed, and whatever fails on the way is an error, never an allow.
 type authorizationService struct {
 	db       *store.DB
-	follower *follower
+	follower *snapshot.Follower
 	record   func(context.Context, []store.Decision, []store.Event) error // of the recorder
 	ids      *ids                                                         // of the recorder
 	mode     auditlog.Mode                                                // of the recorder
@@ -62,7 +64,7 @@ func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpos
 	if err != nil {
 		return nil, err
 	}
-	out := &cedarpostv1.AuthorizeBatchResponse{Revision: encodeRevision(v.position, v.position.Number)}
+	out := &cedarpostv1.AuthorizeBatchResponse{Revision: snapshot.EncodeRevision(v.Position, v.Position.Number)}
 	for _, a := range answers {
 		r := &cedarpostv1.AuthorizeBatchResult{Result: &cedarpostv1.AuthorizeBatchResult_Response{Response: a.response}}
 		if a.err != nil {
@@ -80,23 +82,23 @@ func (s *authorizationService) GetRevision(ctx context.Context, _ *cedarpostv1.G
 	if err != nil {
 		return nil, err
 	}
-	return &cedarpostv1.GetRevisionResponse{Revision: encodeRevision(p, p.Number)}, nil
+	return &cedarpostv1.GetRevisionResponse{Revision: snapshot.EncodeRevision(p, p.Number)}, nil
 }
 
 // view returns the view that the caller's consistency asks for.
-func (s *authorizationService) view(ctx context.Context, c *cedarpostv1.Consistency) (v view, err error) {
+func (s *authorizationService) view(ctx context.Context, c *cedarpostv1.Consistency) (v snapshot.View, err error) {
 	switch {
 	case c.GetFullyConsistent():
 		p, err := s.db.Current(ctx)
 		if err != nil {
 			return v, err
 		}
-		return s.follower.atPosition(ctx, p)
+		return s.follower.AtPosition(ctx, p)
 	case c.GetAtLeastAsFresh() != nil:
-		v, _, err = s.follower.atRevision(ctx, c.GetAtLeastAsFresh())
+		v, _, err = s.follower.AtRevision(ctx, c.GetAtLeastAsFresh())
 		return v, err
 	}
-	return s.follower.current()
+	return s.follower.Current()
 }
 
 // answer is the outcome of one check: a response that was recorded, or why there
@@ -108,13 +110,13 @@ type answer struct {
 
 // decide makes and records the decisions of checks, all at one view. Its error is about all
 // checks; an answer's error is about one.
-func (s *authorizationService) decide(ctx context.Context, v view, checks []*cedarpostv1.AuthorizeRequest) ([]answer, error) {
+func (s *authorizationService) decide(ctx context.Context, v snapshot.View, checks []*cedarpostv1.AuthorizeRequest) ([]answer, error) {
 	began := time.Now()
 	asks := make([]engine.Ask, len(checks))
 	for i, c := range checks {
 		asks[i] = wire.Ask(c, began.UnixMilli())
 	}
-	evaluations, loading, err := v.prepare(ctx, asks)
+	evaluations, loading, err := v.Prepare(ctx, asks)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +132,7 @@ func (s *authorizationService) decide(ctx context.Context, v view, checks []*ced
 			continue
 		}
 		var row store.Decision
-		if row, a.response, err = s.row(ctx, v.snapshot, c, e, res, loading, time.Since(began)); err != nil {
+		if row, a.response, err = s.row(ctx, v.Snapshot, c, e, res, loading, time.Since(began)); err != nil {
 			return nil, err
 		}
 		rows = append(rows, row)
@@ -145,7 +147,7 @@ func (s *authorizationService) decide(ctx context.Context, v view, checks []*ced
 	if err := s.record(ctx, rows, nil); err != nil {
 		return nil, err
 	}
-	if err := v.answerable(); err != nil {
+	if err := v.Answerable(); err != nil {
 		return nil, err
 	}
 	for _, a := range answers {
@@ -157,11 +159,11 @@ func (s *authorizationService) decide(ctx context.Context, v view, checks []*ced
 }
 
 // hint says how the answer to a check may be kept, nil if it may not.
-func (s *authorizationService) hint(snap *snapshot, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation) *cedarpostv1.CacheHint {
+func (s *authorizationService) hint(snap *snapshot.Snapshot, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation) *cedarpostv1.CacheHint {
 	if !req.WantCacheHint || req.Explain || s.maxReuse <= 0 {
 		return nil
 	}
-	tags, ok := snap.hintTags(e)
+	tags, ok := snap.HintTags(e)
 	if !ok {
 		return nil
 	}

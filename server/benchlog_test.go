@@ -51,7 +51,7 @@ func TestBenchLog(t *testing.T) {
 	buffered := benchServer(t, pg.URL(), Config{Record: auditlog.Buffered})
 	strict.loadShop(t)
 	for _, s := range []*bench{off, buffered} {
-		if _, err := s.server.follower.atLeast(t.Context(), strict.server.follower.snap.Load().position.Number); err != nil {
+		if _, err := s.server.follower.AtLeast(t.Context(), strict.server.follower.Latest().Position.Number); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"github.com/cedarpost/cedarpost/server/stored"
 
 	"google.golang.org/protobuf/proto"
@@ -34,7 +36,7 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	if err != nil {
 		return nil, err
 	}
-	snap, err := s.follower.current()
+	snap, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +54,7 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 		if err := parsePage(req.GetPageToken(), &page); err != nil || string(page.Query) != string(query) {
 			return nil, errPageToken
 		}
-		if q.BeforeRevision, err = snap.decodeRevision(ctx, &cedarpostv1.Revision{Token: page.Token}); err != nil {
+		if q.BeforeRevision, err = snap.DecodeRevision(ctx, &cedarpostv1.Revision{Token: page.Token}); err != nil {
 			return nil, err
 		}
 		q.AfterUID = store.UID{Type: page.After[0], ID: page.After[1]}
@@ -61,9 +63,9 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	if err != nil {
 		return nil, err
 	}
-	at := snap.position
+	at := snap.Position
 	if len(rows) > 0 {
-		if at, err = snap.positionOf(ctx, rows[0].Revision); err != nil {
+		if at, err = snap.PositionOf(ctx, rows[0].Revision); err != nil {
 			return nil, err
 		}
 	}
@@ -71,11 +73,11 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	if len(rows) > size {
 		rows = rows[:size]
 		last := rows[size-1]
-		out.NextPageToken = formatPage(changePage{query, encodeRevision(at, last.Revision).Token, [2]string{last.UID.Type, last.UID.ID}})
+		out.NextPageToken = formatPage(changePage{query, snapshot.EncodeRevision(at, last.Revision).Token, [2]string{last.UID.Type, last.UID.ID}})
 	}
 	for _, c := range rows {
 		out.Changes = append(out.Changes, &cedarpostv1.EntityChange{
-			Revision: encodeRevision(at, c.Revision), Time: timestamppb.New(c.At), Caller: c.Caller,
+			Revision: snapshot.EncodeRevision(at, c.Revision), Time: timestamppb.New(c.At), Caller: c.Caller,
 			Uid: stored.ToProto(c.UID), Kind: changeKinds[c.Kind],
 		})
 	}

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/connect/v2/connectproto"
@@ -84,7 +86,7 @@ var errRateLimited = connect.NewError(connect.CodeResourceExhausted, "this calle
 
 // edge holds what every call passes before its handler.
 type edge struct {
-	follower *follower
+	follower *snapshot.Follower
 	limits   *limits
 	log      *slog.Logger
 	metric   *metrics
@@ -179,11 +181,11 @@ func (e *edge) authenticate(headers []string) (string, error) {
 	if !strings.EqualFold(scheme, "bearer") {
 		return "", errUnauthenticated
 	}
-	snap, err := e.follower.current()
+	snap, err := e.follower.Current()
 	if err != nil {
 		return "", err
 	}
-	caller, ok := snap.caller(sha256.Sum256([]byte(strings.TrimSpace(token))))
+	caller, ok := snap.Caller(sha256.Sum256([]byte(strings.TrimSpace(token))))
 	if !ok {
 		return "", errUnauthenticated
 	}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"github.com/cedarpost/cedarpost/server/stored"
 
 	"connectrpc.com/connect/v2"
@@ -33,8 +35,8 @@ const (
 // the schema first, and committed only if that schema is still the one in force.
 type entityService struct {
 	db       *store.DB
-	follower *follower
-	past     *past
+	follower *snapshot.Follower
+	past     *snapshot.Past
 }
 
 // WriteEntities implements cedarpost.v1.EntityService.
@@ -47,10 +49,10 @@ func (s *entityService) WriteEntities(ctx context.Context, req *cedarpostv1.Writ
 }
 
 // written is the revision of a write that was checked against a snapshot.
-func written(snap view, number int64, mark uuid.UUID) *cedarpostv1.Revision {
-	p := snap.position
+func written(snap snapshot.View, number int64, mark uuid.UUID) *cedarpostv1.Revision {
+	p := snap.Position
 	p.Number, p.Mark = number, mark
-	return encodeRevision(p, number)
+	return snapshot.EncodeRevision(p, number)
 }
 
 // edit is a list of operations to commit together.
@@ -70,41 +72,41 @@ func (e edit) at(i int, message string) string {
 
 // write checks and commits an edit, and lets this server apply it before it
 // returns, so that a caller who stays with it reads its own write.
-func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, view, error) {
+func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, snapshot.View, error) {
 	for range publishRetries {
-		snap, err := s.follower.current()
+		snap, err := s.follower.Current()
 		if err != nil {
-			return store.WriteResult{}, view{}, err
+			return store.WriteResult{}, snapshot.View{}, err
 		}
-		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: snap.policyRevision, At: snap.position, Ops: make([]store.Op, len(e.ops)), Import: e.step}
+		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: snap.PolicyRevision, At: snap.Position, Ops: make([]store.Op, len(e.ops)), Import: e.step}
 		for i, op := range e.ops {
 			if w.Ops[i], err = s.readOperation(ctx, snap, op); err != nil {
 				pe := publicError(cedarpostv1connect.EntityServiceWriteEntitiesProcedure, err)
-				return store.WriteResult{}, view{}, connect.NewError(pe.Code(), e.at(i, pe.Message())).WithCause(pe.Unwrap())
+				return store.WriteResult{}, snapshot.View{}, connect.NewError(pe.Code(), e.at(i, pe.Message())).WithCause(pe.Unwrap())
 			}
 		}
 		res, err := s.db.WriteEntities(ctx, w)
 		if errors.Is(err, store.ErrPolicyChanged) {
-			if err := s.follower.catchUpNow(ctx); err != nil {
-				return store.WriteResult{}, view{}, err
+			if err := s.follower.CatchUpNow(ctx); err != nil {
+				return store.WriteResult{}, snapshot.View{}, err
 			}
 			continue
 		}
 		if err != nil {
-			return store.WriteResult{}, view{}, writeError(e, err)
+			return store.WriteResult{}, snapshot.View{}, writeError(e, err)
 		}
 		// Committed. That this server is late applying it is no failure of the
 		// write: the caller has its revision.
-		_, _ = s.follower.atLeast(ctx, res.Revision)
+		_, _ = s.follower.AtLeast(ctx, res.Revision)
 		return res, snap, nil
 	}
-	return store.WriteResult{}, view{}, store.ErrPolicyChanged
+	return store.WriteResult{}, snapshot.View{}, store.ErrPolicyChanged
 }
 
 // readOperation checks one operation against the schema.
-func (s *entityService) readOperation(ctx context.Context, snap view, op *cedarpostv1.EntityOperation) (store.Op, error) {
+func (s *entityService) readOperation(ctx context.Context, snap snapshot.View, op *cedarpostv1.EntityOperation) (store.Op, error) {
 	var out store.Op
-	set := snap.set
+	set := snap.Set
 	switch o := op.GetOperation().(type) {
 	case *cedarpostv1.EntityOperation_Put:
 		e, err := set.ReadEntity(wire.Entity(o.Put))
@@ -149,11 +151,11 @@ func (s *entityService) readOperation(ctx context.Context, snap view, op *cedarp
 	return out, s.readPrecondition(ctx, snap, op.GetPrecondition(), &out.Precondition)
 }
 
-func (s *entityService) readPrecondition(ctx context.Context, snap view, p *cedarpostv1.Precondition, out *store.Precondition) (err error) {
+func (s *entityService) readPrecondition(ctx context.Context, snap snapshot.View, p *cedarpostv1.Precondition, out *store.Precondition) (err error) {
 	switch c := p.GetCondition().(type) {
 	case *cedarpostv1.Precondition_IfRevision:
 		var number int64
-		number, err = snap.decodeRevision(ctx, c.IfRevision)
+		number, err = snap.DecodeRevision(ctx, c.IfRevision)
 		out.IfRevision = &number
 	case *cedarpostv1.Precondition_MustExist:
 		out.MustExist = true
@@ -211,33 +213,33 @@ func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntit
 	if err != nil {
 		return nil, err
 	}
-	return &cedarpostv1.GetEntityResponse{Entity: e, Revision: encodeRevision(snap.position, at)}, nil
+	return &cedarpostv1.GetEntityResponse{Entity: e, Revision: snapshot.EncodeRevision(snap.Position, at)}, nil
 }
 
 // readAt returns the revision to read at: the one given, once this server has
 // it, or the current one.
-func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (view, int64, error) {
+func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (snapshot.View, int64, error) {
 	if at == nil {
-		snap, err := s.follower.current()
+		snap, err := s.follower.Current()
 		if err != nil {
 			return snap, 0, err
 		}
-		return snap, snap.position.Number, nil
+		return snap, snap.Position.Number, nil
 	}
-	snap, number, err := s.follower.atRevision(ctx, at)
-	if errors.Is(err, errForgotten) {
+	snap, number, err := s.follower.AtRevision(ctx, at)
+	if errors.Is(err, snapshot.ErrForgotten) {
 		// Of whatever history it is, it cannot be read.
-		err = &store.SweptError{Oldest: s.follower.oldestRevision()}
+		err = &store.SweptError{Oldest: s.follower.OldestRevision()}
 	}
 	return snap, number, err
 }
 
-func storedToProto(snap view, row store.Entity) (*cedarpostv1.StoredEntity, error) {
+func storedToProto(snap snapshot.View, row store.Entity) (*cedarpostv1.StoredEntity, error) {
 	e, err := stored.EntityToProto(row)
 	if err != nil {
 		return nil, err
 	}
-	return &cedarpostv1.StoredEntity{Entity: e, ChangedAt: encodeRevision(snap.position, row.Since)}, nil
+	return &cedarpostv1.StoredEntity{Entity: e, ChangedAt: snapshot.EncodeRevision(snap.Position, row.Since)}, nil
 }
 
 var errPageToken = connect.NewError(connect.CodeInvalidArgument, "page_token: not one of this query; start again without it")

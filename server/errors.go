@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"connectrpc.com/connect/v2"
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -39,20 +41,20 @@ func publicError(procedure string, err error) *connect.Error {
 	var ce *connect.Error
 	var bad *engine.RequestError
 	var swept *store.SweptError
-	var token *tokenError
-	var history *historyError
+	var token *snapshot.TokenError
+	var history *snapshot.HistoryError
 	switch {
 	case errors.As(err, &ce):
 		return ce
 	case errors.As(err, &bad):
 		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
-	case errors.Is(err, errStale), errors.Is(err, errBehind):
+	case errors.Is(err, snapshot.ErrStale), errors.Is(err, snapshot.ErrBehind):
 		return connect.NewError(connect.CodeUnavailable, err.Error())
 	case errors.As(err, &token):
 		return connect.NewError(connect.CodeInvalidArgument, token.Error())
 	case errors.As(err, &history):
 		return connect.NewError(connect.CodeAborted, history.Error())
-	case errors.Is(err, errTooManyWatchers), errors.Is(err, errTooSlow):
+	case errors.Is(err, snapshot.ErrTooManyWatchers), errors.Is(err, snapshot.ErrTooSlow):
 		return connect.NewError(connect.CodeResourceExhausted, err.Error())
 	case errors.Is(err, store.ErrBehind):
 		return connect.NewError(connect.CodeUnavailable, "the database is at another revision than this server"+so)

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"github.com/cedarpost/cedarpost/internal/pause"
 	"github.com/cedarpost/cedarpost/server/stored"
 
@@ -37,14 +39,14 @@ var (
 // ask for health cost the database nothing.
 type readiness struct {
 	db       *store.DB
-	follower *follower
+	follower *snapshot.Follower
 	found    atomic.Pointer[error] // what speaks against it in the database, or nil in there
 	stopping chan struct{}         // closed when the server stops
 	recorder *recorder             // nil at first: the server is being made
 	clock    *skew
 }
 
-func newReadiness(db *store.DB, f *follower, log *slog.Logger) *readiness {
+func newReadiness(db *store.DB, f *snapshot.Follower, log *slog.Logger) *readiness {
 	r := &readiness{db: db, follower: f, stopping: make(chan struct{}), clock: &skew{log: log}}
 	r.found.Store(&errNotLooked)
 	return r
@@ -94,9 +96,9 @@ func (r *readiness) err() error {
 	default:
 	}
 	// In memory, so asked each time.
-	if _, err := r.follower.current(); err != nil {
-		if errors.Is(r.follower.why(), stored.ErrCompile) {
-			return fmt.Errorf("%w: %w", errStale, errStuck)
+	if _, err := r.follower.Current(); err != nil {
+		if errors.Is(r.follower.Trouble(), stored.ErrCompile) {
+			return fmt.Errorf("%w: %w", snapshot.ErrStale, errStuck)
 		}
 		return err
 	}

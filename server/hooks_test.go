@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
 
@@ -108,4 +110,4 @@ func IsEvent(record []byte) error {
 	return isEvent(rec)
 }
 
-var EntityTag, BundleTag = entityTag, bundleTag
+var EntityTag, BundleTag = snapshot.EntityTag, snapshot.BundleTag

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"github.com/cedarpost/cedarpost/server/stored"
 
 	"connectrpc.com/connect/v2"
@@ -90,7 +92,7 @@ func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOp
 	case o.GetSkip() == 0:
 		return i, nil
 	}
-	snap, err := s.follower.current()
+	snap, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
@@ -103,8 +105,8 @@ func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOp
 	case err != nil:
 		return nil, err
 	}
-	at, err := snap.positionOf(ctx, i.place.Revision)
-	i.out.Revision = encodeRevision(at, i.place.Revision)
+	at, err := snap.PositionOf(ctx, i.place.Revision)
+	i.out.Revision = snapshot.EncodeRevision(at, i.place.Revision)
 	return i, err
 }
 
@@ -180,7 +182,7 @@ func (i *importing) explain(err error) error {
 
 // GetImport implements cedarpost.v1.EntityService.
 func (s *entityService) GetImport(ctx context.Context, req *cedarpostv1.GetImportRequest) (*cedarpostv1.GetImportResponse, error) {
-	snap, err := s.follower.current()
+	snap, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
@@ -191,11 +193,11 @@ func (s *entityService) GetImport(ctx context.Context, req *cedarpostv1.GetImpor
 	if err != nil {
 		return nil, err
 	}
-	at, err := snap.positionOf(ctx, i.Revision)
+	at, err := snap.PositionOf(ctx, i.Revision)
 	if err != nil {
 		return nil, err
 	}
 	return &cedarpostv1.GetImportResponse{
-		Entities: i.Entities, Revision: encodeRevision(at, i.Revision), Caller: i.Caller, UpdatedAt: timestamppb.New(i.UpdatedAt),
+		Entities: i.Entities, Revision: snapshot.EncodeRevision(at, i.Revision), Caller: i.Caller, UpdatedAt: timestamppb.New(i.UpdatedAt),
 	}, nil
 }

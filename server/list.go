@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"github.com/cedarpost/cedarpost/server/stored"
 
 	"connectrpc.com/connect/v2"
@@ -53,7 +55,7 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 	if err != nil {
 		return nil, err
 	}
-	out := &cedarpostv1.ListEntitiesResponse{Revision: encodeRevision(snap.position, number)}
+	out := &cedarpostv1.ListEntitiesResponse{Revision: snapshot.EncodeRevision(snap.Position, number)}
 	if len(rows) > size {
 		rows = rows[:size]
 		last := rows[size-1].UID
@@ -70,14 +72,14 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 }
 
 // entityQuery reads the filters by the schema of the revision that is listed.
-func (s *entityService) entityQuery(ctx context.Context, snap view, at int64, req *cedarpostv1.ListEntitiesRequest) (q store.EntityQuery, err error) {
+func (s *entityService) entityQuery(ctx context.Context, snap snapshot.View, at int64, req *cedarpostv1.ListEntitiesRequest) (q store.EntityQuery, err error) {
 	q.Type = req.GetType()
 	if req.Ancestor == nil && len(req.GetAttributes()) == 0 {
 		return q, nil
 	}
-	set := snap.set
-	if at < snap.policyRevision {
-		if set, err = s.past.policies(ctx, at); err != nil {
+	set := snap.Set
+	if at < snap.PolicyRevision {
+		if set, err = s.past.Policies(ctx, at); err != nil {
 			return q, err
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"github.com/cedarpost/cedarpost/server/stored"
 
 	"connectrpc.com/connect/v2"
@@ -38,11 +40,11 @@ const (
 // policyService publishes and reads bundles.
 type policyService struct {
 	db       *store.DB
-	follower *follower
+	follower *snapshot.Follower
 	uploads  chan struct{} // a place for each upload at once
 }
 
-func newPolicyService(db *store.DB, f *follower) *policyService {
+func newPolicyService(db *store.DB, f *snapshot.Follower) *policyService {
 	return &policyService{db: db, follower: f, uploads: make(chan struct{}, maxUploads)}
 }
 
@@ -74,7 +76,7 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 	for range publishRetries {
 		out, err := s.publish(ctx, b, header.GetDryRun())
 		if errors.Is(err, store.ErrPolicyChanged) {
-			if err := s.follower.catchUpNow(ctx); err != nil {
+			if err := s.follower.CatchUpNow(ctx); err != nil {
 				return nil, err
 			}
 			continue
@@ -136,12 +138,12 @@ func receiveBundle(stream cedarpostv1connect.PolicyServiceApplyBundleServerStrea
 // publish checks a bundle against the current snapshot and commits it if no
 // other publish came between.
 func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bool) (*cedarpostv1.ApplyBundleResponse, error) {
-	snap, err := s.follower.current()
+	snap, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
 	var others []engine.Source
-	for _, o := range snap.bundles {
+	for _, o := range snap.Bundles {
 		if o.Name == b.Name {
 			continue
 		}
@@ -151,16 +153,16 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		}
 		others = append(others, src)
 	}
-	report, set := offline.Check(b, others, snap.set)
+	report, set := offline.Check(b, others, snap.Set)
 	if !report.Valid() || report.Failed() > 0 {
 		return nil, reportRefusal(b.Name, report)
 	}
 	if !dryRun {
-		if i := slices.IndexFunc(snap.bundles, func(o store.Bundle) bool { return o.Name == b.Name }); i >= 0 && snap.bundles[i].Digest == b.Digest() {
-			return applied(snap, snap.bundles[i], snap.position.Number, false, report), nil
+		if i := slices.IndexFunc(snap.Bundles, func(o store.Bundle) bool { return o.Name == b.Name }); i >= 0 && snap.Bundles[i].Digest == b.Digest() {
+			return applied(snap, snap.Bundles[i], snap.Position.Number, false, report), nil
 		}
 	}
-	changed := set.ChangedTypes(snap.set)
+	changed := set.ChangedTypes(snap.Set)
 	if err := s.checkStored(ctx, snap, set, changed); err != nil {
 		return nil, err
 	}
@@ -172,11 +174,11 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		return nil, err
 	}
 	if dryRun {
-		return applied(snap, p.Bundle, snap.position.Number, false, report), nil
+		return applied(snap, p.Bundle, snap.Position.Number, false, report), nil
 	}
 	p.Caller = callerFrom(ctx)
 	p.Bundle.PublishedBy = p.Caller
-	p.BaseRevision, p.EntitiesRevision, p.At = snap.policyRevision, snap.position.Number, snap.position
+	p.BaseRevision, p.EntitiesRevision, p.At = snap.PolicyRevision, snap.Position.Number, snap.Position
 	p.Recheck = func(entities []store.Entity) error {
 		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }))
 	}
@@ -190,12 +192,12 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	}
 	// Committed: a server that is late applying it is no failure of the publish.
 	base := snap
-	if now, err := s.follower.atLeast(ctx, made.Revision); err == nil {
+	if now, err := s.follower.AtLeast(ctx, made.Revision); err == nil {
 		snap = now
 	}
 	out := applied(snap, p.Bundle, made.Revision, true, report)
 	out.Revision = written(base, made.Revision, made.Mark)
-	for _, o := range snap.bundles {
+	for _, o := range snap.Bundles {
 		if o.Name == b.Name {
 			out.Bundle = bundleToProto(snap, o)
 		}
@@ -205,7 +207,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 
 // mentions warns of entities that the policies name and that are not stored.
 // What the check said of entities.json does not count here: the store does.
-func (s *policyService) mentions(ctx context.Context, snap view, set *engine.Set, name string, report *offline.Report) error {
+func (s *policyService) mentions(ctx context.Context, snap snapshot.View, set *engine.Set, name string, report *offline.Report) error {
 	mentions := set.Mentions(name)
 	if len(mentions) > maxMentions {
 		mentions = mentions[:maxMentions]
@@ -214,7 +216,7 @@ func (s *policyService) mentions(ctx context.Context, snap view, set *engine.Set
 	for i, m := range mentions {
 		uids[i] = stored.UID(m.UID)
 	}
-	rows, err := s.db.LoadEntitiesAt(ctx, snap.position, uids)
+	rows, err := s.db.LoadEntitiesAt(ctx, snap.Position, uids)
 	if err != nil {
 		return err
 	}
@@ -235,12 +237,12 @@ func (s *policyService) mentions(ctx context.Context, snap view, set *engine.Set
 }
 
 // checkStored reads the stored entities of types that changed by the new schema.
-func (s *policyService) checkStored(ctx context.Context, snap view, set *engine.Set, types []string) error {
+func (s *policyService) checkStored(ctx context.Context, snap snapshot.View, set *engine.Set, types []string) error {
 	if len(types) == 0 {
 		return nil
 	}
 	var bad misfitList
-	err := s.db.EachEntity(ctx, snap.position.Number, types, func(e store.Entity) error {
+	err := s.db.EachEntity(ctx, snap.Position.Number, types, func(e store.Entity) error {
 		bad.check(set, e)
 		return nil
 	})
@@ -361,20 +363,20 @@ func problemsToProto(list bundle.Problems) []*cedarpostv1.Finding {
 	return out
 }
 
-func applied(snap view, b store.Bundle, revision int64, published bool, r *offline.Report) *cedarpostv1.ApplyBundleResponse {
+func applied(snap snapshot.View, b store.Bundle, revision int64, published bool, r *offline.Report) *cedarpostv1.ApplyBundleResponse {
 	return &cedarpostv1.ApplyBundleResponse{
-		Bundle: bundleToProto(snap, b), Revision: encodeRevision(snap.position, revision),
+		Bundle: bundleToProto(snap, b), Revision: snapshot.EncodeRevision(snap.Position, revision),
 		Published: published, Warnings: findingsToProto(b.Name, r.Findings),
 	}
 }
 
-func bundleToProto(snap view, b store.Bundle) *cedarpostv1.Bundle {
+func bundleToProto(snap snapshot.View, b store.Bundle) *cedarpostv1.Bundle {
 	out := &cedarpostv1.Bundle{
 		Name: b.Name, Version: b.Version, Digest: b.Digest, Description: b.Description, Owners: b.Owners,
 		Namespaces: b.Namespaces, Policies: b.PolicyCount, OnForbidError: b.OnForbidError, PublishedBy: b.PublishedBy,
 	}
 	if b.Since > 0 {
-		out.Revision = encodeRevision(snap.position, b.Since)
+		out.Revision = snapshot.EncodeRevision(snap.Position, b.Since)
 		out.PublishedAt = timestamppb.New(b.PublishedAt)
 	}
 	return out
@@ -382,12 +384,12 @@ func bundleToProto(snap view, b store.Bundle) *cedarpostv1.Bundle {
 
 // ListBundles implements cedarpost.v1.PolicyService.
 func (s *policyService) ListBundles(context.Context, *cedarpostv1.ListBundlesRequest) (*cedarpostv1.ListBundlesResponse, error) {
-	snap, err := s.follower.current()
+	snap, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
-	out := &cedarpostv1.ListBundlesResponse{Revision: encodeRevision(snap.position, snap.position.Number)}
-	for _, b := range snap.bundles {
+	out := &cedarpostv1.ListBundlesResponse{Revision: snapshot.EncodeRevision(snap.Position, snap.Position.Number)}
+	for _, b := range snap.Bundles {
 		out.Bundles = append(out.Bundles, bundleToProto(snap, b))
 	}
 	return out, nil
@@ -395,19 +397,19 @@ func (s *policyService) ListBundles(context.Context, *cedarpostv1.ListBundlesReq
 
 // GetBundle implements cedarpost.v1.PolicyService.
 func (s *policyService) GetBundle(ctx context.Context, req *cedarpostv1.GetBundleRequest, stream cedarpostv1connect.PolicyServiceGetBundleServerStream) error {
-	snap, err := s.follower.current()
+	snap, err := s.follower.Current()
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(snap.bundles, func(b store.Bundle) bool { return b.Name == req.GetName() })
+	i := slices.IndexFunc(snap.Bundles, func(b store.Bundle) bool { return b.Name == req.GetName() })
 	if i < 0 {
 		return connect.Errorf(connect.CodeNotFound, "there is no bundle %q", req.GetName())
 	}
-	files, err := s.db.BundleFiles(ctx, snap.position.Number, req.GetName())
+	files, err := s.db.BundleFiles(ctx, snap.Position.Number, req.GetName())
 	if err != nil {
 		return err
 	}
-	err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_Bundle{Bundle: bundleToProto(snap, snap.bundles[i])}})
+	err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_Bundle{Bundle: bundleToProto(snap, snap.Bundles[i])}})
 	for _, f := range files {
 		parts := slices.Collect(slices.Chunk(f.Content, filePart))
 		if len(parts) == 0 {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -26,18 +28,18 @@ import (
 
 // row turns a result into the record of it, and the answer. loading is a part of
 // took.
-func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation, res *engine.Result, loading, took time.Duration) (row store.Decision, resp *cedarpostv1.AuthorizeResponse, err error) {
+func (s *authorizationService) row(ctx context.Context, snap *snapshot.Snapshot, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation, res *engine.Result, loading, took time.Duration) (row store.Decision, resp *cedarpostv1.AuthorizeResponse, err error) {
 	id, at, err := s.ids.next()
 	if err != nil {
 		return row, nil, err
 	}
 	resp = wire.Response(res)
 	resp.DecisionId = id.String()
-	resp.Revision = encodeRevision(snap.position, snap.position.Number)
+	resp.Revision = snapshot.EncodeRevision(snap.Position, snap.Position.Number)
 	resp.CacheHint = s.hint(snap, req, e)
 
 	rec := &cedarpostv1.DecisionRecord{
-		DecisionId: resp.DecisionId, Time: timestamppb.New(at), Revision: snap.position.Number,
+		DecisionId: resp.DecisionId, Time: timestamppb.New(at), Revision: snap.Position.Number,
 		Caller: callerFrom(ctx), Server: s.name,
 		Principal: req.Principal, Action: req.Action, Resource: req.Resource,
 		FieldsAsked: req.Fields,
@@ -53,10 +55,10 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 		rec.Masked = append(rec.Masked, path)
 		return map[string]any{"__masked": hex.EncodeToString(hash)}
 	}
-	if rec.Context, err = structpb.NewStruct(snap.set.MaskContext(e.Question, mask)); err != nil {
+	if rec.Context, err = structpb.NewStruct(snap.Set.MaskContext(e.Question, mask)); err != nil {
 		return row, nil, fmt.Errorf("record context: %w", err)
 	}
-	if rec.Entities, err = maskEntities(snap.set, e.Question, req.Entities, mask); err != nil {
+	if rec.Entities, err = maskEntities(snap.Set, e.Question, req.Entities, mask); err != nil {
 		return row, nil, err
 	}
 	record, err := proto.MarshalOptions{Deterministic: true}.Marshal(rec)
@@ -64,7 +66,7 @@ func (s *authorizationService) row(ctx context.Context, snap *snapshot, req *ced
 		return row, nil, fmt.Errorf("record: %w", err)
 	}
 	row, err = decisionRow(rec, record)
-	row.Mark = snap.position.Mark
+	row.Mark = snap.Position.Mark
 	return row, resp, err
 }
 

@@ -91,7 +91,7 @@ func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionReco
 
 // decideAgain returns the outcome of the question of a record.
 func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.DecisionRecord) (*cedarpostv1.DecisionRecord, error) {
-	set, err := s.past.policies(ctx, rec.GetRevision())
+	set, err := s.past.Policies(ctx, rec.GetRevision())
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 		Context: rec.Context, Fields: rec.FieldsAsked, Entities: rec.Entities,
 	}, 0)
 	ask.Recorded = true
-	evaluation, err := s.past.prepare(ctx, rec.GetRevision(), set, ask)
+	evaluation, err := s.past.Prepare(ctx, rec.GetRevision(), set, ask)
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/snapshot"
+
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/grpcreflect/v2"
@@ -110,7 +112,7 @@ const (
 // Server serves one database. Make it with New, run it once with Run.
 type Server struct {
 	cfg      Config
-	follower *follower
+	follower *snapshot.Follower
 	ready    *readiness
 	recorder *recorder
 	signer   *signer
@@ -156,7 +158,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	event := DatabaseEvents(cfg.Name)
-	s.follower = newFollower(config{
+	s.follower = snapshot.NewFollower(snapshot.Config{
 		DB: cfg.DB, Log: cfg.Log, MaxStaleness: cfg.MaxStaleness, CacheBytes: uint64(max(cfg.CacheBytes, 0)), Metrics: s.metrics.registry,
 		MaxWatchers:  cfg.maxWatchers,
 		NotListening: func(err error) { s.metrics.task(taskNotifications, err) },
@@ -170,10 +172,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 			return renewed.After, nil
 		},
 	})
-	if err := s.follower.claim(ctx); err != nil {
+	if err := s.follower.Claim(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.follower.catchUp(ctx); err != nil {
+	if err := s.follower.CatchUp(ctx); err != nil {
 		return nil, err
 	}
 	s.sayRenewed(ctx)
@@ -194,7 +196,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		}
 		s.metrics.watchCertificate(s.cert)
 	}
-	s.recorder = newRecorder(cfg.DB, cfg.Name, cfg.Record, cfg.Log, s.metrics, s.follower.heard)
+	s.recorder = newRecorder(cfg.DB, cfg.Name, cfg.Record, cfg.Log, s.metrics, s.follower.Heard)
 	s.ready.recorder = s.recorder
 	events := &eventLog{s.recorder, cfg.Name}
 	s.unknown = newStrangers(events, cfg.Log, s.metrics)
@@ -216,7 +218,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if cfg.unrecorded {
 		record = func(context.Context, []store.Decision, []store.Event) error { return nil }
 	}
-	history := newPast(s.follower)
+	history := snapshot.NewPast(s.follower)
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower,
@@ -255,8 +257,8 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 // sayRenewed logs that the database got its id later than its data, as migrate gives a
 // restored one: clients have tokens that this server refuses.
 func (s *Server) sayRenewed(ctx context.Context) {
-	id := s.follower.latest().position.Database
-	if s.follower.hasClaimed(id) {
+	id := s.follower.Latest().Position.Database
+	if s.follower.HasClaimed(id) {
 		return // logged already
 	}
 	rows, err := s.cfg.DB.QueryEvents(ctx, store.EventQuery{Kind: eventKind(cedarpostv1.EventRecord_DATABASE_RENEWED), Limit: 1})
@@ -342,7 +344,7 @@ func (s *Server) Addr(plane string) string {
 func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
-	wg.Go(func() { s.follower.run(background) })
+	wg.Go(func() { s.follower.Run(background) })
 	wg.Go(func() { s.ready.run(background) })
 	wg.Go(func() { s.signer.run(background) })
 	wg.Go(func() { s.signer.watchLog(background, func(err error) { s.metrics.task(taskWatchLog, err) }) })

@@ -18,7 +18,7 @@ var (
 // Watch implements cedarpost.v1.AuthorizationService. A stale server goes on sending what
 // it knows. GetRevision tells a watcher how old that is.
 func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.WatchRequest, stream cedarpostv1connect.AuthorizationServiceWatchServerStream) error {
-	w, first, err := s.follower.watch(ctx, req.GetAfter())
+	w, first, err := s.follower.Watch(ctx, req.GetAfter())
 	if err != nil {
 		return err
 	}
@@ -33,7 +33,7 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 		switch {
 		case s.stops():
 			return errWatchStopped
-		case !s.follower.latest().hasCaller(callerFrom(ctx)):
+		case !s.follower.Latest().HasCaller(callerFrom(ctx)):
 			return errKeyGone
 		}
 		for _, m := range messages {

@@ -96,7 +96,7 @@ func database(t testing.TB, s *servertest.Server) uuid.UUID {
 }
 
 func userTag(t testing.TB, s *servertest.Server, id string) uint64 {
-	return snapshot.EntityTag(database(t, s), "Doc::User", id)
+	return server.EntityTag(database(t, s), "Doc::User", id)
 }
 
 // Each revision is told of once, by each server, with what changed in it, however many
@@ -129,7 +129,7 @@ func TestWatchIsContiguous(t *testing.T) {
 				}
 				var tags []uint64
 				for _, id := range ids {
-					tags = append(tags, snapshot.EntityTag(db, "Doc::User", id))
+					tags = append(tags, server.EntityTag(db, "Doc::User", id))
 				}
 				mu.Lock()
 				wrote[res.Revision.Number] = tags
@@ -245,7 +245,7 @@ func TestWatchOfPublishing(t *testing.T) {
 		}
 	}
 	db := database(t, s)
-	doc, guards, other := snapshot.BundleTag(db, "doc"), server.BundleTag(db, "guardrails"), server.BundleTag(db, "other")
+	doc, guards, other := server.BundleTag(db, "doc"), server.BundleTag(db, "guardrails"), server.BundleTag(db, "other")
 	const schema, policies = "schema.cedarschema", "policies.cedar"
 	publish("doc", doc, schema, docSchema, policies, docPolicies+"// more\n@id(\"x\") forbid (principal, action, resource) when { principal == Doc::User::\"x\" };")
 	publish("doc", 0, schema, docSchema+" ", policies, docPolicies)
@@ -388,7 +388,7 @@ func watchImport(t *testing.T, all int) {
 	db := database(t, s)
 	missing := map[uint64]bool{}
 	for i := range all {
-		missing[snapshot.EntityTag(db, "Doc::User", fmt.Sprint(i))] = true
+		missing[server.EntityTag(db, "Doc::User", fmt.Sprint(i))] = true
 	}
 	for known := 0; len(missing) > 0; {
 		m := w.next()

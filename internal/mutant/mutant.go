@@ -55,20 +55,7 @@ func Test(t *testing.T, pattern string, mutants []Mutant, extra ...string) {
 
 // run tests the package with the edits laid over it.
 func (m Mutant) run(t *testing.T, pattern string, extra []string) (output string, err error) {
-	texts := map[string]string{}
-	for _, e := range m.Edits {
-		if texts[e.File] == "" {
-			source, err := os.ReadFile(e.File)
-			if err != nil {
-				t.Fatal(err)
-			}
-			texts[e.File] = string(source)
-		}
-		if n := strings.Count(texts[e.File], e.Old); n != 1 {
-			t.Fatalf("this mutant is stale: %q stands in %s %d times", e.Old, e.File, n)
-		}
-		texts[e.File] = strings.Replace(texts[e.File], e.Old, e.New, 1)
-	}
+	texts := m.texts(t)
 	dir := t.TempDir()
 	overlay := struct{ Replace map[string]string }{map[string]string{}}
 	for file, text := range texts {
@@ -92,4 +79,32 @@ func (m Mutant) run(t *testing.T, pattern string, extra []string) (output string
 	args := append([]string{"test", "-overlay", file, "-count", "1", "-v", "-run", pattern, "."}, extra...)
 	out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput()
 	return string(out), err
+}
+
+// Check fails for each mutant whose edits do not fit the package any more. It is quick, so
+// that a change of the package shows at once which edits it has to change, too.
+func Check(t *testing.T, mutants []Mutant) {
+	for _, m := range mutants {
+		t.Run(m.Name, func(t *testing.T) { m.texts(t) })
+	}
+}
+
+// texts returns the edited files.
+func (m Mutant) texts(t *testing.T) map[string]string {
+	t.Helper()
+	texts := map[string]string{}
+	for _, e := range m.Edits {
+		if texts[e.File] == "" {
+			source, err := os.ReadFile(e.File)
+			if err != nil {
+				t.Fatal(err)
+			}
+			texts[e.File] = string(source)
+		}
+		if n := strings.Count(texts[e.File], e.Old); n != 1 {
+			t.Fatalf("this mutant is stale: %q stands in %s %d times", e.Old, e.File, n)
+		}
+		texts[e.File] = strings.Replace(texts[e.File], e.Old, e.New, 1)
+	}
+	return texts
 }

@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"os"
@@ -19,9 +19,9 @@ var mutants = []mutant.Mutant{
 	{Name: "a load by an old schema is kept", Edits: []mutant.Edit{
 		{File: "cache.go", Old: "if at < c.floor || snap.schema != c.schema {", New: "if at < c.floor {"}}},
 	{Name: "an entry serves older snapshots", Edits: []mutant.Edit{
-		{File: "cache.go", Old: "if !ok || v.from > snap.position.Number || v.schema != snap.schema {", New: "if !ok || v.schema != snap.schema {"}}},
+		{File: "cache.go", Old: "if !ok || v.from > snap.Position.Number || v.schema != snap.schema {", New: "if !ok || v.schema != snap.schema {"}}},
 	{Name: "an entry serves other schemas", Edits: []mutant.Edit{
-		{File: "cache.go", Old: "if !ok || v.from > snap.position.Number || v.schema != snap.schema {", New: "if !ok || v.from > snap.position.Number {"}}},
+		{File: "cache.go", Old: "if !ok || v.from > snap.Position.Number || v.schema != snap.schema {", New: "if !ok || v.from > snap.Position.Number {"}}},
 	{Name: "an absence is good from the beginning", Edits: []mutant.Edit{
 		{File: "cache.go", Old: "from: at, schema: snap.schema", New: "schema: snap.schema"}}},
 	{Name: "a row is good from the beginning", Edits: []mutant.Edit{
@@ -29,7 +29,7 @@ var mutants = []mutant.Mutant{
 	{Name: "a change does not drop the entry", Edits: []mutant.Edit{
 		{File: "cache.go", Old: "c.entries.Invalidate(uid)", New: "_ = uid"}}},
 	{Name: "a new schema does not empty the cache", Edits: []mutant.Edit{
-		{File: "follower.go", Old: "if anew || len(next.set.ChangedTypes(old.set)) > 0 {", New: "if anew {"}}},
+		{File: "follower.go", Old: "if anew || len(next.Set.ChangedTypes(old.Set)) > 0 {", New: "if anew {"}}},
 	{Name: "the snapshot is given out before its changes reach the cache", Edits: []mutant.Edit{
 		{File: "follower.go", Old: "\t\tf.cache.apply(changes)\n", New: "\t\tf.snap.Store(next)\n\t\tf.cache.apply(changes)\n"}}},
 	{Name: "changes after the first page are left out", Edits: []mutant.Edit{
@@ -39,15 +39,15 @@ var mutants = []mutant.Mutant{
 		{File: "loader.go", Old: "key := flightKey{snap, uid}", New: "key := flightKey{uid: uid}"},
 		{File: "loader.go", Old: "delete(l.flights, flightKey{snap, uid})", New: "delete(l.flights, flightKey{uid: uid})"}}},
 	{Name: "any snapshot is fresh enough", Edits: []mutant.Edit{
-		{File: "follower.go", Old: "func(s *snapshot) bool { return s.position.Number >= number }", New: "func(*snapshot) bool { return true }"}}},
+		{File: "follower.go", Old: "func(s *Snapshot) bool { return s.Position.Number >= number }", New: "func(*Snapshot) bool { return true }"}}},
 	{Name: "hints leave ancestors out", Edits: []mutant.Edit{
 		{File: "../engine/slice.go", Old: "inline || sl.set.requestOnly(uid.Type)", New: "inline || sl.visited[uid] == 0"}}},
 	{Name: "hints leave out what is not stored", Edits: []mutant.Edit{
 		{File: "../engine/slice.go", Old: "inline || sl.set.requestOnly(uid.Type)", New: "inline || sl.pool.known[uid] == nil"}}},
 	{Name: "hints leave guardrails out", Edits: []mutant.Edit{
-		{File: "hint.go", Old: ", bundleTag(database, engine.Guardrails))", New: ")"}}},
+		{File: "tags.go", Old: ", BundleTag(database, engine.Guardrails))", New: ")"}}},
 	{Name: "hints leave the bundle out", Edits: []mutant.Edit{
-		{File: "hint.go", Old: "bundleTag(database, e.Question.Bundle()), ", New: ""}}},
+		{File: "tags.go", Old: "BundleTag(database, e.Question.Bundle()), ", New: ""}}},
 	{Name: "watchers are not told of entities", Edits: []mutant.Edit{
 		{File: "hub.go", Old: "c.Kind != store.KindKey", New: "c.Kind == store.KindBundle"}}},
 	{Name: "watchers are not told of bundles", Edits: []mutant.Edit{
@@ -57,6 +57,9 @@ var mutants = []mutant.Mutant{
 	{Name: "a new schema is no reset", Edits: []mutant.Edit{
 		{File: "follower.go", Old: "a.Name == b.Name && a.Schema == b.Schema", New: "a.Name == b.Name"}}},
 }
+
+// The edits of all mutants fit the code.
+func TestMutantsFit(t *testing.T) { mutant.Check(t, mutants) }
 
 // Each safeguard of followers, loader, cache and hints matters: without it, an oracle's
 // test or the cache's own fails.

@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"context"
@@ -20,9 +20,9 @@ import (
 // of the log, on several connections, seldom goes through more at once.
 const pastSetsKept = 4
 
-// past reads policies and entities as they were at a revision.
-type past struct {
-	follower *follower
+// Past reads policies and entities as they were at a revision.
+type Past struct {
+	follower *Follower
 
 	mu     sync.Mutex
 	recent []*pastSet // the last used one first
@@ -37,18 +37,18 @@ type pastSet struct {
 	err      error
 }
 
-// newPast makes a past of the database that a follower follows.
-func newPast(f *follower) *past { return &past{follower: f} }
+// NewPast makes a past of the database that a follower follows.
+func NewPast(f *Follower) *Past { return &Past{follower: f} }
 
-// policies returns the policies of a revision. Those of now are at hand, those of a
+// Policies returns the policies of a revision. Those of now are at hand, those of a
 // while ago perhaps; others are compiled, once for all who wait.
-func (p *past) policies(ctx context.Context, revision int64) (*engine.Set, error) {
+func (p *Past) Policies(ctx context.Context, revision int64) (*engine.Set, error) {
 	name, err := p.follower.cfg.DB.PastPolicies(ctx, revision)
 	if err != nil {
 		return nil, err
 	}
-	if live := p.follower.snap.Load(); nameOfPolicies(live.bundles) == name {
-		return live.set, nil
+	if live := p.follower.snap.Load(); nameOfPolicies(live.Bundles) == name {
+		return live.Set, nil
 	}
 	ps, found := p.find(name)
 	if !found {
@@ -73,7 +73,7 @@ func nameOfPolicies(bundles []store.Bundle) string {
 }
 
 // find returns the set of a name, to be compiled by the caller if it is a new one.
-func (p *past) find(name string) (ps *pastSet, found bool) {
+func (p *Past) find(name string) (ps *pastSet, found bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	i := slices.IndexFunc(p.recent, func(ps *pastSet) bool { return ps.policies == name })
@@ -90,7 +90,7 @@ func (p *past) find(name string) (ps *pastSet, found bool) {
 	return ps, found
 }
 
-func (p *past) compile(ctx context.Context, revision int64, ps *pastSet) {
+func (p *Past) compile(ctx context.Context, revision int64, ps *pastSet) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	defer close(ps.done)
@@ -108,14 +108,14 @@ func (p *past) compile(ctx context.Context, revision int64, ps *pastSet) {
 	if bundles, ps.err = p.follower.cfg.DB.PastBundles(ctx, revision); ps.err != nil {
 		return
 	}
-	if ps.set, ps.err = stored.Compile(bundles, p.follower.snap.Load().set); ps.err != nil {
+	if ps.set, ps.err = stored.Compile(bundles, p.follower.snap.Load().Set); ps.err != nil {
 		ps.err = fmt.Errorf("revision %d %w", revision, ps.err)
 	}
 }
 
-// prepare reads a question and loads the entities that it can touch, as they were at a
+// Prepare reads a question and loads the entities that it can touch, as they were at a
 // revision. It does not use the cache, which knows only the present.
-func (p *past) prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask) (*engine.Evaluation, error) {
+func (p *Past) Prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask) (*engine.Evaluation, error) {
 	pool := engine.NewPool()
 	return set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
 		rows, err := p.follower.cfg.DB.PastEntities(ctx, revision, stored.UIDs(missing))

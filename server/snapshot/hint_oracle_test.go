@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"context"
@@ -83,7 +83,7 @@ func playKeeper(t *testing.T, rnd *rand.Rand, steps int, outcomes map[string]boo
 	watched, other, publisher := w.replicas[0], w.replicas[1], w.replicas[2]
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
-	go func() { defer close(ended); publisher.follower.run(ctx) }()
+	go func() { defer close(ended); publisher.follower.Run(ctx) }()
 	defer func() { stop(); <-ended }()
 	w.publish(publisher, rnd)
 	w.guard(publisher, rnd)
@@ -125,7 +125,7 @@ func playKeeper(t *testing.T, rnd *rand.Rand, steps int, outcomes map[string]boo
 
 func catchUp(t *testing.T, r *replica) {
 	t.Helper()
-	if err := r.follower.catchUp(t.Context()); err != nil {
+	if err := r.follower.CatchUp(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
@@ -141,7 +141,7 @@ func (w *world) guard(r *replica, rnd *rand.Rand) {
 		w.t.Error(err)
 		return
 	}
-	if err := r.follower.catchUpNow(w.ctx); err != nil {
+	if err := r.follower.CatchUpNow(w.ctx); err != nil {
 		w.t.Error(err)
 		return
 	}
@@ -150,8 +150,8 @@ func (w *world) guard(r *replica, rnd *rand.Rand) {
 
 // ask keeps an answer, unless what it depends on is known to have changed since.
 func (k *keeper) ask(r *replica) {
-	t, snap := k.w.t, r.follower.latest()
-	if len(snap.bundles) == 0 {
+	t, snap := k.w.t, r.follower.Latest()
+	if len(snap.Bundles) == 0 {
 		return
 	}
 	q := question{pick(k.rnd, users...), pick(k.rnd, docs...)}
@@ -161,12 +161,12 @@ func (k *keeper) ask(r *replica) {
 		return
 	}
 	_, words := decideOne(t, &evaluations[0])
-	tags, ok := snap.hintTags(&evaluations[0])
+	tags, ok := snap.HintTags(&evaluations[0])
 	if !ok {
 		t.Errorf("%+v cannot be kept", q)
 	}
 	k.outcomes[words] = true
-	revision := snap.position.Number
+	revision := snap.Position.Number
 	stale := func(tag uint64) bool { return k.changed[tag] > revision }
 	if revision >= k.floor && !slices.ContainsFunc(tags, stale) {
 		k.kept[q] = keptAnswer{words, revision, tags}
@@ -265,7 +265,7 @@ func TestTagsAreUnambiguous(t *testing.T) {
 	seen := map[uint64]string{}
 	for i, got := range []uint64{
 		tag(a, "entity", "A", "b"), tag(b, "entity", "A", "b"), tag(a, "entity", "Ab", ""), tag(a, "entity", "", "Ab"),
-		tag(a, "entityA", "", "b"), tag(a, "bundle", "A", "b"), bundleTag(a, "b"), bundleTag(a, "A"),
+		tag(a, "entityA", "", "b"), tag(a, "bundle", "A", "b"), BundleTag(a, "b"), BundleTag(a, "A"),
 	} {
 		if other, taken := seen[got]; taken {
 			t.Errorf("%d and %s are one", i, other)

@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"context"
@@ -31,7 +31,7 @@ type loader struct {
 // flightKey is an entity at a snapshot. What is loaded for another one is another
 // thing.
 type flightKey struct {
-	snap *snapshot
+	snap *Snapshot
 	uid  cedar.EntityUID
 }
 
@@ -50,7 +50,7 @@ func newLoader(db *store.DB, cache *entityCache, metrics prometheus.Registerer) 
 // prepare reads questions at a snapshot and loads the entities that they can touch: from
 // the cache, and all others together, in at most one round trip for each level of
 // dereference. It ends with the context. loading is the time that the loads took.
-func (l *loader) prepare(ctx context.Context, snap *snapshot, asks []engine.Ask) (_ []engine.Evaluation, loading time.Duration, err error) {
+func (l *loader) prepare(ctx context.Context, snap *Snapshot, asks []engine.Ask) (_ []engine.Evaluation, loading time.Duration, err error) {
 	pool := engine.NewPool()
 	hits := 0
 	defer func() { l.metric.lookups.WithLabelValues("hit").Add(float64(hits)) }()
@@ -65,7 +65,7 @@ func (l *loader) prepare(ctx context.Context, snap *snapshot, asks []engine.Ask)
 		return e, known
 	}, ctx.Err)
 	defer pool.SetSource(nil, nil)
-	list, err := snap.set.PrepareBatch(asks, pool, func(missing []cedar.EntityUID) error {
+	list, err := snap.Set.PrepareBatch(asks, pool, func(missing []cedar.EntityUID) error {
 		began := time.Now()
 		defer func() { loading += time.Since(began) }()
 		if err := ctx.Err(); err != nil {
@@ -89,7 +89,7 @@ func (l *loader) prepare(ctx context.Context, snap *snapshot, asks []engine.Ask)
 
 // fly returns the loads that bring the entities: those under way already, and one
 // of its own for the rest.
-func (l *loader) fly(ctx context.Context, snap *snapshot, uids []cedar.EntityUID) []*flight {
+func (l *loader) fly(ctx context.Context, snap *Snapshot, uids []cedar.EntityUID) []*flight {
 	if len(uids) == 0 {
 		return nil
 	}
@@ -120,7 +120,7 @@ func (l *loader) fly(ctx context.Context, snap *snapshot, uids []cedar.EntityUID
 }
 
 // run does one load, for those who wait and for the cache.
-func (l *loader) run(ctx context.Context, snap *snapshot, f *flight) {
+func (l *loader) run(ctx context.Context, snap *Snapshot, f *flight) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	func() {
@@ -140,8 +140,8 @@ func (l *loader) run(ctx context.Context, snap *snapshot, f *flight) {
 }
 
 // read loads entities with their ancestors, in one round trip.
-func (l *loader) read(ctx context.Context, snap *snapshot, asked []cedar.EntityUID) ([]engine.Entity, error) {
-	rows, err := l.db.LoadEntitiesAt(ctx, snap.position, stored.UIDs(asked))
+func (l *loader) read(ctx context.Context, snap *Snapshot, asked []cedar.EntityUID) ([]engine.Entity, error) {
+	rows, err := l.db.LoadEntitiesAt(ctx, snap.Position, stored.UIDs(asked))
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +151,7 @@ func (l *loader) read(ctx context.Context, snap *snapshot, asked []cedar.EntityU
 	kept := make([]loaded, 0, len(rows)+len(asked))
 	present := make(map[cedar.EntityUID]bool, len(rows))
 	for i, row := range rows {
-		e, err := stored.ReadEntity(snap.set, row)
+		e, err := stored.ReadEntity(snap.Set, row)
 		if err != nil {
 			return nil, err
 		}

@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"context"
@@ -13,9 +13,9 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// encodeRevision puts a revision on the wire. p is a position of the same history, at
+// EncodeRevision puts a revision on the wire. p is a position of the same history, at
 // that revision or above it.
-func encodeRevision(p store.Position, number int64) *cedarpostv1.Revision {
+func EncodeRevision(p store.Position, number int64) *cedarpostv1.Revision {
 	return wire.Token{Database: p.Database, Timeline: p.Timeline, Number: number, Anchor: p.Number, Mark: p.Mark}.Revision()
 }
 
@@ -32,33 +32,33 @@ type named struct {
 func parseToken(field string, r *cedarpostv1.Revision) (named, error) {
 	t, err := wire.ParseToken(r.GetToken())
 	if err != nil {
-		err = &tokenError{field, err}
+		err = &TokenError{field, err}
 	}
 	return named{t.Number, store.Position{Database: t.Database, Timeline: t.Timeline, Number: t.Anchor, Mark: t.Mark}}, err
 }
 
-// tokenError is the error of a text that is not a revision token.
-type tokenError struct {
+// TokenError is the error of a text that is not a revision token.
+type TokenError struct {
 	field string // of the request
 	err   error
 }
 
-func (e *tokenError) Error() string { return e.field + ": " + e.err.Error() }
+func (e *TokenError) Error() string { return e.field + ": " + e.err.Error() }
 
-// historyError is the error of a token that is not of the history that the server follows.
+// HistoryError is the error of a token that is not of the history that the server follows.
 // The caller made no mistake: it reads again and gets a new token.
-type historyError struct{ message string }
+type HistoryError struct{ message string }
 
-func (e *historyError) Error() string {
+func (e *HistoryError) Error() string {
 	return "revision: the token " + e.message + "; read again and use a new one"
 }
 
 // The errors of tokens of another history.
 var (
-	errOtherDatabase error = &historyError{"was given out by another database"}
-	errOtherTimeline error = &historyError{"was given out before a failover"}
-	errLost          error = &historyError{"is of a revision that this database does not have"}
-	errForgotten     error = &historyError{"is older than the history that is kept"}
+	errOtherDatabase error = &HistoryError{"was given out by another database"}
+	errOtherTimeline error = &HistoryError{"was given out before a failover"}
+	errLost          error = &HistoryError{"is of a revision that this database does not have"}
+	ErrForgotten     error = &HistoryError{"is older than the history that is kept"}
 )
 
 const (
@@ -177,7 +177,7 @@ func (m *marks) ask(ctx context.Context, db *store.DB, p, here store.Position) (
 
 // verify returns an error if a position is not of the history of a snapshot. At most every
 // ten seconds, it logs that callers have tokens of a history that is lost.
-func (f *follower) verify(ctx context.Context, snap *snapshot, p store.Position) error {
+func (f *Follower) verify(ctx context.Context, snap *Snapshot, p store.Position) error {
 	err := f.compare(ctx, snap, p)
 	var why string
 	switch {
@@ -191,15 +191,15 @@ func (f *follower) verify(ctx context.Context, snap *snapshot, p store.Position)
 		return err
 	}
 	if now, last := time.Now().UnixNano(), f.lostSaid.Load(); now-last > int64(lostEvery) && f.lostSaid.CompareAndSwap(last, now) {
-		f.cfg.Log.Warn("callers have tokens that are "+why, "token", p.Number, "newest", snap.position.Number)
+		f.cfg.Log.Warn("callers have tokens that are "+why, "token", p.Number, "newest", snap.Position.Number)
 	}
 	return err
 }
 
 // compare returns an error if a position is not of the history of a snapshot. If this
 // server does not know, it asks the primary.
-func (f *follower) compare(ctx context.Context, snap *snapshot, p store.Position) (err error) {
-	here := snap.position
+func (f *Follower) compare(ctx context.Context, snap *Snapshot, p store.Position) (err error) {
+	here := snap.Position
 	if p.Database != here.Database {
 		return errOtherDatabase
 	}
@@ -211,10 +211,10 @@ func (f *follower) compare(ctx context.Context, snap *snapshot, p store.Position
 		v, err = snap.marks.ask(ctx, f.cfg.DB, p, here)
 		if errors.Is(err, store.ErrPolicyChanged) {
 			f.wake() // the database has another history than the one that this server follows
-			err = errBehind
+			err = ErrBehind
 		}
 		if err != nil && p.Number > here.Number {
-			return errBehind
+			return ErrBehind
 		}
 		if err != nil {
 			return err
@@ -224,59 +224,59 @@ func (f *follower) compare(ctx context.Context, snap *snapshot, p store.Position
 	case lost:
 		return errLost
 	case forgotten:
-		return errForgotten
+		return ErrForgotten
 	}
 	return nil
 }
 
-// decodeRevision returns the number of a revision on the wire. It returns an error if the
+// DecodeRevision returns the number of a revision on the wire. It returns an error if the
 // revision is not of the history of the view, or does not exist yet.
-func (v view) decodeRevision(ctx context.Context, r *cedarpostv1.Revision) (int64, error) {
+func (v View) DecodeRevision(ctx context.Context, r *cedarpostv1.Revision) (int64, error) {
 	n, err := parseToken("revision", r)
 	if err != nil {
 		return 0, err
 	}
-	return n.number, v.follower.verify(ctx, v.snapshot, n.at)
+	return n.number, v.follower.verify(ctx, v.Snapshot, n.at)
 }
 
-// atRevision returns the number of a revision on the wire, and a view that has applied it.
+// AtRevision returns the number of a revision on the wire, and a view that has applied it.
 // It waits up to a second for that.
-func (f *follower) atRevision(ctx context.Context, r *cedarpostv1.Revision) (view, int64, error) {
-	v, err := f.current()
+func (f *Follower) AtRevision(ctx context.Context, r *cedarpostv1.Revision) (View, int64, error) {
+	v, err := f.Current()
 	if err != nil {
-		return view{}, 0, err
+		return View{}, 0, err
 	}
 	n, err := parseToken("revision", r)
 	if err != nil {
-		return view{}, 0, err
+		return View{}, 0, err
 	}
-	if n.number > v.position.Number && n.at.SameHistory(v.position) {
-		enough := func(s *snapshot) bool { return !s.position.SameHistory(n.at) || s.position.Number >= n.number }
+	if n.number > v.Position.Number && n.at.SameHistory(v.Position) {
+		enough := func(s *Snapshot) bool { return !s.Position.SameHistory(n.at) || s.Position.Number >= n.number }
 		next, err := f.await(ctx, primaryAfter, enough)
-		if errors.Is(err, errBehind) {
+		if errors.Is(err, ErrBehind) {
 			// The primary knows whether there is something to wait for.
-			if err := f.verify(ctx, v.snapshot, n.at); err != nil {
-				return view{}, 0, err
+			if err := f.verify(ctx, v.Snapshot, n.at); err != nil {
+				return View{}, 0, err
 			}
 			next, err = f.await(ctx, freshWait, enough)
 		}
 		if err != nil {
-			return view{}, 0, err
+			return View{}, 0, err
 		}
 		v = next
 	}
-	return v, n.number, f.verify(ctx, v.snapshot, n.at)
+	return v, n.number, f.verify(ctx, v.Snapshot, n.at)
 }
 
-// positionOf returns a position to encode a revision with that was just read from the
+// PositionOf returns a position to encode a revision with that was just read from the
 // database: that of the view, or the newest one if the view does not have it yet.
-func (v view) positionOf(ctx context.Context, number int64) (store.Position, error) {
-	if number <= v.position.Number {
-		return v.position, nil
+func (v View) PositionOf(ctx context.Context, number int64) (store.Position, error) {
+	if number <= v.Position.Number {
+		return v.Position, nil
 	}
 	p, err := v.follower.cfg.DB.Current(ctx)
 	if err == nil && p.Number < number {
-		err = errBehind // it was restored in between
+		err = ErrBehind // it was restored in between
 	}
 	return p, err
 }

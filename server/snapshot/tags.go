@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"crypto/sha256"
@@ -31,34 +31,34 @@ func tag(database uuid.UUID, kind, typ, id string) uint64 {
 	return binary.BigEndian.Uint64(sum[:8])
 }
 
-// entityTag stands for an entity: its attributes, tags and parents.
-func entityTag(database uuid.UUID, typ, id string) uint64 {
+// EntityTag stands for an entity: its attributes, tags and parents.
+func EntityTag(database uuid.UUID, typ, id string) uint64 {
 	return tag(database, store.KindEntity, typ, id)
 }
 
-// bundleTag stands for the policies of a bundle. When something else of a bundle changes,
+// BundleTag stands for the policies of a bundle. When something else of a bundle changes,
 // watchers get a reset.
-func bundleTag(database uuid.UUID, name string) uint64 {
+func BundleTag(database uuid.UUID, name string) uint64 {
 	return tag(database, store.KindBundle, "", name)
 }
 
-// hintTags returns the tags of what a decision depends on, besides the request: every entity
+// HintTags returns the tags of what a decision depends on, besides the request: every entity
 // that was read for it, and the bundles whose policies decided. The tag of a bundle that is
 // not published is among them too, although watchers get a reset when it is published. ok is
 // false if the answer must not be kept.
 //
 // Schemas and catalogues have no tags: when one of them changes, watchers get a reset.
-func (s *snapshot) hintTags(e *engine.Evaluation) (tags []uint64, ok bool) {
+func (s *Snapshot) HintTags(e *engine.Evaluation) (tags []uint64, ok bool) {
 	if !e.Question.Reusable() {
 		return nil, false
 	}
-	database := s.position.Database
-	tags = append(make([]uint64, 0, 16), bundleTag(database, e.Question.Bundle()), bundleTag(database, engine.Guardrails))
+	database := s.Position.Database
+	tags = append(make([]uint64, 0, 16), BundleTag(database, e.Question.Bundle()), BundleTag(database, engine.Guardrails))
 	for uid := range e.Slice.Reads() {
 		if len(tags) == maxHintTags {
 			return nil, false
 		}
-		tags = append(tags, entityTag(database, string(uid.Type), string(uid.ID)))
+		tags = append(tags, EntityTag(database, string(uid.Type), string(uid.ID)))
 	}
 	slices.Sort(tags)
 	return slices.Compact(tags), true

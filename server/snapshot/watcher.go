@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"context"
@@ -10,15 +10,15 @@ import (
 
 // The errors of watches.
 var (
-	// errTooManyWatchers refuses a watcher.
-	errTooManyWatchers = errors.New("too many callers watch this server already")
-	// errTooSlow ends a watch that is too many events behind.
-	errTooSlow = errors.New("this watcher does not keep up with what changes; begin anew")
+	// ErrTooManyWatchers refuses a watcher.
+	ErrTooManyWatchers = errors.New("too many callers watch this server already")
+	// ErrTooSlow ends a watch that is too many events behind.
+	ErrTooSlow = errors.New("this watcher does not keep up with what changes; begin anew")
 )
 
-// watcher reads what changes, from one revision on, without gaps. It holds a place in the
+// A Watcher reads what changes, from one revision on, without gaps. It holds a place in the
 // hub until it leaves. One goroutine uses it.
-type watcher struct {
+type Watcher struct {
 	hub  *hub
 	next int64                 // the number of the event that comes next
 	last *cedarpostv1.Revision // the revision of the last message
@@ -26,17 +26,17 @@ type watcher struct {
 	Moved <-chan struct{}
 }
 
-// watch begins a watch and returns its first message. after is the revision that the
+// Watch begins a watch and returns its first message. after is the revision that the
 // caller has applied; nil means that it begins with the newest one. The error is
 // errTooManyWatchers if no place is free. The caller of watch calls Leave at the end.
-func (f *follower) watch(ctx context.Context, after *cedarpostv1.Revision) (w *watcher, first *cedarpostv1.WatchResponse, err error) {
+func (f *Follower) Watch(ctx context.Context, after *cedarpostv1.Revision) (w *Watcher, first *cedarpostv1.WatchResponse, err error) {
 	h := f.hub
 	select {
 	case h.places <- struct{}{}:
 	default:
-		return nil, nil, fmt.Errorf("%w: %d", errTooManyWatchers, cap(h.places))
+		return nil, nil, fmt.Errorf("%w: %d", ErrTooManyWatchers, cap(h.places))
 	}
-	w = &watcher{hub: h}
+	w = &Watcher{hub: h}
 	defer func() {
 		if err != nil {
 			w.Leave()
@@ -67,12 +67,12 @@ func (f *follower) watch(ctx context.Context, after *cedarpostv1.Revision) (w *w
 
 // Messages returns what is new, in order; nothing if Moved has to be waited for. If the
 // watcher is too far behind, the error is errTooSlow, and the one message is a reset.
-func (w *watcher) Messages() ([]*cedarpostv1.WatchResponse, error) {
+func (w *Watcher) Messages() ([]*cedarpostv1.WatchResponse, error) {
 	events, next, moved, ok := w.hub.next(w.next)
 	if !ok {
 		w.hub.metric.cuts.Inc()
 		newest, _, _ := w.hub.newest()
-		return []*cedarpostv1.WatchResponse{newBreak(newest).from(w.last.Number)}, errTooSlow
+		return []*cedarpostv1.WatchResponse{newBreak(newest).from(w.last.Number)}, ErrTooSlow
 	}
 	messages := make([]*cedarpostv1.WatchResponse, len(events))
 	for i, e := range events {
@@ -84,9 +84,9 @@ func (w *watcher) Messages() ([]*cedarpostv1.WatchResponse, error) {
 }
 
 // Heartbeat returns a message that says that nothing changed since the last one.
-func (w *watcher) Heartbeat() *cedarpostv1.WatchResponse {
+func (w *Watcher) Heartbeat() *cedarpostv1.WatchResponse {
 	return &cedarpostv1.WatchResponse{After: w.last.Number, Revision: w.last}
 }
 
 // Leave gives the place in the hub back.
-func (w *watcher) Leave() { <-w.hub.places }
+func (w *Watcher) Leave() { <-w.hub.places }

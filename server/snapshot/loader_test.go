@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"context"
@@ -43,7 +43,7 @@ func TestLoadFromTheCache(t *testing.T) {
 	}
 	role := func(i int) cedar.EntityUID { return uid("Role", fmt.Sprint(i)) }
 	cache := newEntityCache(100 << 20)
-	snap := &snapshot{set: set, schema: cache.reset(0)}
+	snap := &Snapshot{Set: set, schema: cache.reset(0)}
 	list := []loaded{
 		{uid("User", "u"), &engine.Entity{UID: uid("User", "u"), Parents: []cedar.EntityUID{role(0)}}, 0},
 		{uid: uid("Doc", "d")},

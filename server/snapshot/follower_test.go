@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"context"
@@ -22,8 +22,8 @@ import (
 func TestFollowerOfWhatWasSwept(t *testing.T) {
 	db, grow := storetest.OldHistory(t)
 	storetest.WriteOp(t, db, store.Put, "a")
-	f := newFollower(config{DB: db, Log: slog.New(slog.DiscardHandler), MaxStaleness: time.Minute, CacheBytes: 1 << 20, Metrics: prometheus.NewRegistry()})
-	if err := f.catchUp(t.Context()); err != nil {
+	f := NewFollower(Config{DB: db, Log: slog.New(slog.DiscardHandler), MaxStaleness: time.Minute, CacheBytes: 1 << 20, Metrics: prometheus.NewRegistry()})
+	if err := f.CatchUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	a := cedar.NewEntityUID("U", "a")
@@ -42,12 +42,12 @@ func TestFollowerOfWhatWasSwept(t *testing.T) {
 	if swept, err := db.Sweep(t.Context(), store.MinKeep); err != nil || swept.Oldest != 4 {
 		t.Fatalf("%+v, %v", swept, err)
 	}
-	if err := f.catchUp(t.Context()); err != nil {
+	if err := f.CatchUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	snap := f.snap.Load()
-	if snap.position.Number != 4 || f.oldest.Load() != 4 {
-		t.Errorf("at revision %d, history begins at %d", snap.position.Number, f.oldest.Load())
+	if snap.Position.Number != 4 || f.oldest.Load() != 4 {
+		t.Errorf("at revision %d, history begins at %d", snap.Position.Number, f.oldest.Load())
 	}
 	if e, known := f.cache.get(snap, a); known {
 		t.Errorf("what was deleted is in the cache: %v", e)
@@ -58,7 +58,7 @@ func TestFollowerOfWhatWasSwept(t *testing.T) {
 	// From there it follows again.
 	f.cache.keep(snap, []loaded{{uid: a}})
 	storetest.WriteOp(t, db, store.Put, "c")
-	if err := f.catchUp(t.Context()); err != nil {
+	if err := f.CatchUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if _, known := f.cache.get(f.snap.Load(), a); !known {
@@ -77,34 +77,34 @@ func before(suspended time.Duration) time.Time {
 
 // A machine that slept has old data, though its monotonic clock did not move.
 func TestStalenessCountsSuspension(t *testing.T) {
-	f := newFollower(config{Log: slog.New(slog.DiscardHandler), MaxStaleness: 5 * time.Second, Metrics: prometheus.NewRegistry()})
-	f.confirm(&snapshot{}, time.Now())
-	v, err := f.current()
-	if err != nil || v.answerable() != nil {
-		t.Errorf("%v, %v", err, v.answerable())
+	f := NewFollower(Config{Log: slog.New(slog.DiscardHandler), MaxStaleness: 5 * time.Second, Metrics: prometheus.NewRegistry()})
+	f.confirm(&Snapshot{}, time.Now())
+	v, err := f.Current()
+	if err != nil || v.Answerable() != nil {
+		t.Errorf("%v, %v", err, v.Answerable())
 	}
-	slept := &snapshot{}
+	slept := &Snapshot{}
 	f.confirm(slept, before(time.Hour))
-	if _, err := f.current(); !errors.Is(err, errStale) {
+	if _, err := f.Current(); !errors.Is(err, ErrStale) {
 		t.Errorf("%v after an hour", err)
 	}
 	// An answer of a view that became too old in the making must not leave, unless its
 	// snapshot was confirmed since.
-	late := view{slept, f, before(time.Hour)}
-	if err := late.answerable(); !errors.Is(err, errStale) {
+	late := View{slept, f, before(time.Hour)}
+	if err := late.Answerable(); !errors.Is(err, ErrStale) {
 		t.Errorf("%v of a view of an hour ago", err)
 	}
 	f.confirm(nil, time.Now())
-	if err := late.answerable(); err != nil {
+	if err := late.Answerable(); err != nil {
 		t.Errorf("%v though the snapshot is current", err)
 	}
-	f.confirm(&snapshot{}, time.Now())
-	if err := late.answerable(); !errors.Is(err, errStale) {
+	f.confirm(&Snapshot{}, time.Now())
+	if err := late.Answerable(); !errors.Is(err, ErrStale) {
 		t.Errorf("%v of an old view of an earlier snapshot", err)
 	}
 	// Nor does a clock that was set back make it young.
-	f.confirm(&snapshot{}, before(-time.Hour).Add(-time.Minute))
-	if _, err := f.current(); !errors.Is(err, errStale) {
+	f.confirm(&Snapshot{}, before(-time.Hour).Add(-time.Minute))
+	if _, err := f.Current(); !errors.Is(err, ErrStale) {
 		t.Errorf("%v after a minute", err)
 	}
 }
@@ -112,24 +112,24 @@ func TestStalenessCountsSuspension(t *testing.T) {
 // A position is met by the same history only.
 func TestAtPosition(t *testing.T) {
 	db := storetest.Open(t)
-	f := newFollower(config{DB: db, Log: slog.New(slog.DiscardHandler), MaxStaleness: time.Minute, Metrics: prometheus.NewRegistry()})
-	if err := f.catchUp(t.Context()); err != nil {
+	f := NewFollower(Config{DB: db, Log: slog.New(slog.DiscardHandler), MaxStaleness: time.Minute, Metrics: prometheus.NewRegistry()})
+	if err := f.CatchUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	p, err := db.Current(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if snap, err := f.atPosition(t.Context(), p); err != nil || snap.position != p {
+	if snap, err := f.AtPosition(t.Context(), p); err != nil || snap.Position != p {
 		t.Errorf("%+v, %v", snap, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	p.Timeline++
-	if _, err := f.atPosition(ctx, p); err == nil {
+	if _, err := f.AtPosition(ctx, p); err == nil {
 		t.Error("a snapshot of another timeline will do")
 	}
-	if _, err := f.atLeast(t.Context(), p.Number); err != nil {
+	if _, err := f.AtLeast(t.Context(), p.Number); err != nil {
 		t.Error(err)
 	}
 }

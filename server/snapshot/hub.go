@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"context"
@@ -56,7 +56,7 @@ func watchEventOf(after int64, p store.Position, tags []uint64, reset bool) *wat
 		tags = nil
 	}
 	e := &watchEvent{after: after, position: p, tags: tags, reset: reset}
-	e.message = &cedarpostv1.WatchResponse{After: after, Revision: encodeRevision(p, p.Number), Tags: tags, Reset_: reset}
+	e.message = &cedarpostv1.WatchResponse{After: after, Revision: EncodeRevision(p, p.Number), Tags: tags, Reset_: reset}
 	return e
 }
 
@@ -286,7 +286,7 @@ func (h *hub) read(ctx context.Context, p named) (older *watchEvent, err error) 
 	to.Number = begin
 	older = newWatchEvent(p.number, to, changes, false)
 	older.marks = history
-	older.message.Revision = encodeRevision(here, begin)
+	older.message.Revision = EncodeRevision(here, begin)
 	return older, nil
 }
 

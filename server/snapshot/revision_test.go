@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"testing"
@@ -18,7 +18,7 @@ func FuzzRevisionToken(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if again := encodeRevision(n.at, n.number).Token; again != token {
+		if again := EncodeRevision(n.at, n.number).Token; again != token {
 			t.Errorf("%q reads as %v, which is written %q", token, n, again)
 		}
 	})

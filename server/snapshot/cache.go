@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"hash/maphash"
@@ -60,12 +60,12 @@ func newEntityCache(bytes uint64) *entityCache {
 
 // get returns an entity as of a snapshot; e is nil when it is not stored, known
 // is false when the store has to be asked.
-func (c *entityCache) get(snap *snapshot, uid cedar.EntityUID) (e *engine.Entity, known bool) {
+func (c *entityCache) get(snap *Snapshot, uid cedar.EntityUID) (e *engine.Entity, known bool) {
 	if c.entries == nil {
 		return nil, false
 	}
 	v, ok := c.entries.GetIfPresent(uid)
-	if !ok || v.from > snap.position.Number || v.schema != snap.schema {
+	if !ok || v.from > snap.Position.Number || v.schema != snap.schema {
 		return nil, false
 	}
 	return v.entity, true
@@ -80,13 +80,13 @@ type loaded struct {
 }
 
 // keep takes in what was loaded at a snapshot, but for what changed meanwhile.
-func (c *entityCache) keep(snap *snapshot, list []loaded) {
+func (c *entityCache) keep(snap *Snapshot, list []loaded) {
 	if c.entries == nil {
 		return
 	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	at := snap.position.Number
+	at := snap.Position.Number
 	if at < c.floor || snap.schema != c.schema {
 		return
 	}

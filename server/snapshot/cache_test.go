@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"slices"
@@ -28,21 +28,21 @@ func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 		}
 		readings := map[reading]*engine.Entity{}
 		type load struct {
-			snap *snapshot
+			snap *Snapshot
 			list []loaded
 		}
 		// Some are small enough to evict.
 		c := newEntityCache(uint64(rapid.SampledFrom([]int{1 << 20, 1000}).Draw(t, "bytes")))
 		// A failover begins another history; who reads by the old one still can.
 		history := map[cedar.EntityUID][]version{}
-		histories := map[*snapshot]map[cedar.EntityUID][]version{}
+		histories := map[*Snapshot]map[cedar.EntityUID][]version{}
 		var committed int64
 		var unapplied []store.Change
 		schema := c.reset(0)
-		var snaps []*snapshot
+		var snaps []*Snapshot
 		give := func() {
 			unapplied = nil
-			snap := &snapshot{position: store.Position{Number: committed}, schema: schema}
+			snap := &Snapshot{Position: store.Position{Number: committed}, schema: schema}
 			snaps, histories[snap] = append(snaps, snap), history
 		}
 		give()
@@ -51,10 +51,10 @@ func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 		uid := func() cedar.EntityUID {
 			return cedar.NewEntityUID("T", cedar.String(rapid.SampledFrom(names).Draw(t, "uid")))
 		}
-		read := func(u cedar.EntityUID, snap *snapshot) (*engine.Entity, int64) {
+		read := func(u cedar.EntityUID, snap *Snapshot) (*engine.Entity, int64) {
 			var v version
 			for _, w := range histories[snap][u] {
-				if w.revision <= snap.position.Number {
+				if w.revision <= snap.Position.Number {
 					v = w
 				}
 			}
@@ -67,7 +67,7 @@ func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 			}
 			return readings[r], v.revision
 		}
-		recent := func() *snapshot {
+		recent := func() *Snapshot {
 			return snaps[rapid.IntRange(max(0, len(snaps)-4), len(snaps)-1).Draw(t, "snapshot")]
 		}
 		actions := map[string]func(*rapid.T){
@@ -118,7 +118,7 @@ func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 						}
 						hits++
 						if want, _ := read(u, snap); e != want {
-							t.Fatalf("%s at revision %d: %p, stored is %p", u, snap.position.Number, e, want)
+							t.Fatalf("%s at revision %d: %p, stored is %p", u, snap.Position.Number, e, want)
 						}
 					}
 				}

@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"errors"
@@ -27,10 +27,10 @@ func (h *hub) tell(first uint64) int64 {
 
 // A watcher that does not read gets a reset and an error. Another one hears everything.
 func TestWatcherThatDoesNotRead(t *testing.T) {
-	f := newFollower(config{Metrics: prometheus.NewRegistry()})
+	f := NewFollower(Config{Metrics: prometheus.NewRegistry()})
 	f.hub.publish(newBreak(f.hub.position))
-	watch := func() *watcher {
-		w, _, err := f.watch(t.Context(), nil)
+	watch := func() *Watcher {
+		w, _, err := f.Watch(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,7 +45,7 @@ func TestWatcherThatDoesNotRead(t *testing.T) {
 		}
 	}
 	messages, err := slow.Messages()
-	if !errors.Is(err, errTooSlow) || len(messages) != 1 || !messages[0].Reset_ || messages[0].After != 0 {
+	if !errors.Is(err, ErrTooSlow) || len(messages) != 1 || !messages[0].Reset_ || messages[0].After != 0 {
 		t.Errorf("%v, %v", messages, err)
 	}
 	slow.Leave()

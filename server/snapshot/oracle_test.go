@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"context"
@@ -128,7 +128,7 @@ type world struct {
 type replica struct {
 	name     string
 	db       *store.DB
-	follower *follower
+	follower *Follower
 	metrics  *prometheus.Registry
 }
 
@@ -184,7 +184,7 @@ func (p worldPlan) play(t *testing.T) tally {
 	following.Wait()
 	for _, r := range w.replicas {
 		w.tally.Hits += r.hits(t)
-		if n := r.follower.latest().position.Number; n != w.acked.Load() {
+		if n := r.follower.Latest().Position.Number; n != w.acked.Load() {
 			t.Errorf("%s ends at revision %d, the last write was %d", r.name, n, w.acked.Load())
 		}
 	}
@@ -211,10 +211,10 @@ func (w *world) join(db *store.DB, cacheBytes uint64) {
 	r := &replica{name: fmt.Sprintf("server %d (%d bytes)", len(w.replicas), cacheBytes), db: db}
 	w.replicas = append(w.replicas, r)
 	r.metrics = prometheus.NewRegistry()
-	r.follower = newFollower(config{
+	r.follower = NewFollower(Config{
 		DB: db, Log: slog.New(slog.DiscardHandler), MaxStaleness: time.Minute, CacheBytes: cacheBytes, Metrics: r.metrics,
 	})
-	if err := r.follower.catchUp(w.ctx); err != nil {
+	if err := r.follower.CatchUp(w.ctx); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -287,7 +287,7 @@ func (w *world) follow(r *replica, rnd *rand.Rand, last *atomic.Bool) {
 		time.Sleep(rand.N(w.Lag))
 		done = last.Load()
 		for range 1 + rnd.IntN(2) {
-			if err := r.follower.catchUp(w.ctx); err != nil {
+			if err := r.follower.CatchUp(w.ctx); err != nil {
 				w.t.Errorf("%s: %v", r.name, err)
 				return
 			}
@@ -309,43 +309,43 @@ func (w *world) hinder(r *replica) {
 // slow one's snapshot is no longer the newest.
 func (w *world) read(r *replica, rnd *rand.Rand) {
 	var newest int64
-	slow := r.follower.latest()
+	slow := r.follower.Latest()
 	for !w.over.Load() && !w.t.Failed() {
 		time.Sleep(rand.N(time.Millisecond)) // others want to run, too
 		told, _, _ := r.follower.hub.newest()
-		snap := r.follower.latest()
-		if told.Number > snap.position.Number {
-			w.t.Errorf("%s tells of revision %d, and answers by %d", r.name, told.Number, snap.position.Number)
+		snap := r.follower.Latest()
+		if told.Number > snap.Position.Number {
+			w.t.Errorf("%s tells of revision %d, and answers by %d", r.name, told.Number, snap.Position.Number)
 			return
 		}
-		if snap.position.Number < newest {
-			w.t.Errorf("%s went back from revision %d to %d", r.name, newest, snap.position.Number)
+		if snap.Position.Number < newest {
+			w.t.Errorf("%s went back from revision %d to %d", r.name, newest, snap.Position.Number)
 			return
 		}
-		newest = snap.position.Number
+		newest = snap.Position.Number
 		switch rnd.IntN(6) {
 		case 0, 1:
 			slow, snap = pick(rnd, slow, slow, slow, snap), slow
 		case 2:
 			written := w.acked.Load()
-			fresh, err := r.follower.atLeast(w.ctx, written)
-			if errors.Is(err, errBehind) {
+			fresh, err := r.follower.AtLeast(w.ctx, written)
+			if errors.Is(err, ErrBehind) {
 				continue
 			}
-			if err != nil || fresh.position.Number < written {
+			if err != nil || fresh.Position.Number < written {
 				w.t.Errorf("%s: asked for revision %d, got %+v, %v", r.name, written, fresh, err)
 				return
 			}
-			snap = fresh.snapshot
+			snap = fresh.Snapshot
 		}
-		if len(snap.bundles) > 0 {
+		if len(snap.Bundles) > 0 {
 			w.ask(r, snap, rnd)
 		}
 	}
 }
 
 // ask has questions decided at one snapshot, and notes the answers.
-func (w *world) ask(r *replica, snap *snapshot, rnd *rand.Rand) {
+func (w *world) ask(r *replica, snap *Snapshot, rnd *rand.Rand) {
 	drawn := map[question]bool{}
 	for range 1 + rnd.IntN(w.AskMany) {
 		drawn[question{pick(rnd, users...), pick(rnd, docs...)}] = true
@@ -360,12 +360,12 @@ func (w *world) ask(r *replica, snap *snapshot, rnd *rand.Rand) {
 		return // no answer is no wrong answer
 	}
 	if err != nil {
-		w.t.Errorf("%s at revision %d: %v", r.name, snap.position.Number, err)
+		w.t.Errorf("%s at revision %d: %v", r.name, snap.Position.Number, err)
 		return
 	}
 	for i, q := range questions {
 		_, answer := decideOne(w.t, &evaluations[i])
-		w.note(snap.position.Number, q, answer, r.name)
+		w.note(snap.Position.Number, q, answer, r.name)
 	}
 }
 
@@ -457,7 +457,7 @@ func (w *world) publish(r *replica, rnd *rand.Rand) {
 		w.t.Error(err)
 		return
 	}
-	if err := r.follower.catchUpNow(w.ctx); err != nil {
+	if err := r.follower.CatchUpNow(w.ctx); err != nil {
 		return // a server that is too late does not publish
 	}
 	if revision := w.apply(r, b); revision > 0 {
@@ -468,10 +468,10 @@ func (w *world) publish(r *replica, rnd *rand.Rand) {
 // apply publishes a bundle through a server that has applied everything before, and returns
 // the revision; 0 if the bundle is published already.
 func (w *world) apply(r *replica, b *bundle.Bundle) int64 {
-	made, err := publishAt(w.ctx, r.db, r.follower.latest(), b)
+	made, err := publishAt(w.ctx, r.db, r.follower.Latest(), b)
 	for errors.Is(err, store.ErrPolicyChanged) {
-		if err = r.follower.catchUpNow(w.ctx); err == nil {
-			made, err = publishAt(w.ctx, r.db, r.follower.latest(), b)
+		if err = r.follower.CatchUpNow(w.ctx); err == nil {
+			made, err = publishAt(w.ctx, r.db, r.follower.Latest(), b)
 		}
 	}
 	if err != nil {
@@ -482,9 +482,9 @@ func (w *world) apply(r *replica, b *bundle.Bundle) int64 {
 
 // publishAt publishes a bundle that is checked at a snapshot, as the server does. It does
 // not look at stored entities: in these tests they fit every schema.
-func publishAt(ctx context.Context, db *store.DB, snap *snapshot, b *bundle.Bundle) (revision int64, err error) {
+func publishAt(ctx context.Context, db *store.DB, snap *Snapshot, b *bundle.Bundle) (revision int64, err error) {
 	var others []engine.Source
-	for _, o := range snap.bundles {
+	for _, o := range snap.Bundles {
 		if o.Name == b.Name {
 			if o.Digest == b.Digest() {
 				return 0, nil
@@ -497,7 +497,7 @@ func publishAt(ctx context.Context, db *store.DB, snap *snapshot, b *bundle.Bund
 		}
 		others = append(others, src)
 	}
-	report, set := offline.Check(b, others, snap.set)
+	report, set := offline.Check(b, others, snap.Set)
 	if !report.Valid() {
 		return 0, fmt.Errorf("%v", report.Findings)
 	}
@@ -505,7 +505,7 @@ func publishAt(ctx context.Context, db *store.DB, snap *snapshot, b *bundle.Bund
 	if err != nil {
 		return 0, err
 	}
-	p.Caller, p.BaseRevision, p.EntitiesRevision, p.At = "test", snap.policyRevision, snap.position.Number, snap.position
+	p.Caller, p.BaseRevision, p.EntitiesRevision, p.At = "test", snap.PolicyRevision, snap.Position.Number, snap.Position
 	made, err := db.PublishBundle(ctx, p)
 	return made.Revision, err
 }

@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"fmt"
@@ -76,7 +76,7 @@ func TestWeights(t *testing.T) {
 		const entities = 2000
 		measure := func() (takes, weighs float64) {
 			cache := newEntityCache(1 << 30)
-			snap := &snapshot{schema: cache.reset(0)}
+			snap := &Snapshot{schema: cache.reset(0)}
 			before := heapBytes()
 			for i := range entities {
 				// The strings are each entity's own, as they come from the store.

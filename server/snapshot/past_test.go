@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"errors"
@@ -23,7 +23,7 @@ import (
 // those of now are not compiled at all, and a failure is not kept.
 func TestPastPolicies(t *testing.T) {
 	db := storetest.Open(t)
-	f := newFollower(config{DB: db, MaxStaleness: time.Hour, Metrics: prometheus.NewRegistry()})
+	f := NewFollower(Config{DB: db, MaxStaleness: time.Hour, Metrics: prometheus.NewRegistry()})
 	shop, err := bundle.Read(policies.Shop(), "shop")
 	if err != nil {
 		t.Fatal(err)
@@ -56,19 +56,19 @@ func TestPastPolicies(t *testing.T) {
 	}
 	broken := publish("broken")
 	last := publish("")
-	if err := f.catchUp(t.Context()); err != nil {
+	if err := f.CatchUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 
-	p := newPast(f)
+	p := NewPast(f)
 	at := func(revision int64) *engine.Set {
-		set, err := p.policies(t.Context(), revision)
+		set, err := p.Policies(t.Context(), revision)
 		if err != nil {
 			t.Error(err)
 		}
 		return set
 	}
-	if at(last) != f.snap.Load().set || len(p.recent) != 0 {
+	if at(last) != f.snap.Load().Set || len(p.recent) != 0 {
 		t.Error("the policies of now were compiled again")
 	}
 	var wg sync.WaitGroup
@@ -78,7 +78,7 @@ func TestPastPolicies(t *testing.T) {
 	}
 	wg.Wait()
 	for _, set := range got {
-		if set != got[0] || set == f.snap.Load().set {
+		if set != got[0] || set == f.snap.Load().Set {
 			t.Fatal("not compiled once for all who wait")
 		}
 	}
@@ -98,11 +98,11 @@ func TestPastPolicies(t *testing.T) {
 		t.Error("what was dropped does not come again")
 	}
 	for range 2 {
-		if _, err := p.policies(t.Context(), broken); !errors.Is(err, stored.ErrCompile) || len(p.recent) != pastSetsKept-1 {
+		if _, err := p.Policies(t.Context(), broken); !errors.Is(err, stored.ErrCompile) || len(p.recent) != pastSetsKept-1 {
 			t.Errorf("%v; %d sets are kept", err, len(p.recent))
 		}
 	}
-	if _, err := p.policies(t.Context(), last+1); !errors.Is(err, store.ErrNotFound) {
+	if _, err := p.Policies(t.Context(), last+1); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("a revision that is not there: %v", err)
 	}
 }

@@ -1,4 +1,7 @@
-package server
+// Package snapshot keeps what a request sees of one revision: policies, API keys and entities.
+// A [Follower] applies committed revisions and gives out a [View]: a [Snapshot] and how old it
+// is. A [Watcher] reads what changes. A [Past] reads earlier revisions.
+package snapshot
 
 import (
 	"cmp"
@@ -34,17 +37,17 @@ const (
 	listenBackoff = 500 * time.Millisecond
 )
 
-// snapshot is the state of one revision, without entities: policies and API keys. It is
+// Snapshot is the state of one revision, without entities: policies and API keys. It is
 // immutable. A request takes one and keeps it to its end.
-type snapshot struct {
-	// position is that of the applied revision.
-	position store.Position
-	// policyRevision is the newest revision that published a bundle.
-	policyRevision int64
-	// set holds the compiled policies of all bundles.
-	set *engine.Set
-	// bundles are the published bundles, without their files.
-	bundles []store.Bundle
+type Snapshot struct {
+	// Position is that of the applied revision.
+	Position store.Position
+	// PolicyRevision is the newest revision that published a bundle.
+	PolicyRevision int64
+	// Set holds the compiled policies of all bundles.
+	Set *engine.Set
+	// Bundles are the published bundles, without their files.
+	Bundles []store.Bundle
 
 	marks   *marks                       // of its history
 	schema  int64                        // generation of the entity cache that goes with set
@@ -52,46 +55,46 @@ type snapshot struct {
 	names   map[string]bool              // of callers
 }
 
-// caller returns the name that an API key stands for. hash is the SHA-256 of the key.
-func (s *snapshot) caller(hash [sha256.Size]byte) (name string, known bool) {
+// Caller returns the name that an API key stands for. hash is the SHA-256 of the key.
+func (s *Snapshot) Caller(hash [sha256.Size]byte) (name string, known bool) {
 	name, known = s.callers[hash]
 	return name, known
 }
 
-// hasCaller reports whether an API key of this name is live.
-func (s *snapshot) hasCaller(name string) bool { return s.names[name] }
+// HasCaller reports whether an API key of this name is live.
+func (s *Snapshot) HasCaller(name string) bool { return s.names[name] }
 
-// view is a snapshot together with the moment that it is known to be current for. A
+// View is a snapshot together with the moment that it is known to be current for. A
 // request takes one view, uses it to its end, and asks answerable before it answers.
-type view struct {
-	*snapshot
-	follower *follower
+type View struct {
+	*Snapshot
+	follower *Follower
 	asOf     time.Time
 }
 
-// answerable returns errStale if the snapshot is older now than the server may use. An
+// Answerable returns errStale if the snapshot is older now than the server may use. An
 // answer can take long to make, as on a machine that was suspended in between, so it must
 // not leave before answerable returned nil.
-func (v view) answerable() error {
+func (v View) Answerable() error {
 	asOf := v.asOf
 	// If the snapshot is still the newest one, it may have been confirmed since.
-	if now := v.follower.latestView(); now.snapshot == v.snapshot {
+	if now := v.follower.latestView(); now.Snapshot == v.Snapshot {
 		asOf = now.asOf
 	}
 	if age(asOf) > v.follower.cfg.MaxStaleness {
-		return errStale
+		return ErrStale
 	}
 	return nil
 }
 
-// prepare reads questions and loads the entities that they can touch, as of the view.
+// Prepare reads questions and loads the entities that they can touch, as of the view.
 // loading is the time that the loads took. It ends with the context.
-func (v view) prepare(ctx context.Context, asks []engine.Ask) (list []engine.Evaluation, loading time.Duration, err error) {
-	return v.follower.loader.prepare(ctx, v.snapshot, asks)
+func (v View) Prepare(ctx context.Context, asks []engine.Ask) (list []engine.Evaluation, loading time.Duration, err error) {
+	return v.follower.loader.prepare(ctx, v.Snapshot, asks)
 }
 
-// config says what a follower follows, and how.
-type config struct {
+// Config says what a follower follows, and how.
+type Config struct {
 	DB  *store.DB
 	Log *slog.Logger
 	// MaxStaleness is how old a snapshot may be before it is refused.
@@ -109,16 +112,16 @@ type config struct {
 	NotListening func(error)
 }
 
-// follower applies revisions in order and holds the current snapshot. It is the only one
+// Follower applies revisions in order and holds the current snapshot. It is the only one
 // that writes snap.
-type follower struct {
-	cfg    config
+type Follower struct {
+	cfg    Config
 	cache  *entityCache
 	loader *loader
 	hub    *hub // for watchers
 	metric *followerMetrics
 
-	snap   atomic.Pointer[snapshot]
+	snap   atomic.Pointer[Snapshot]
 	newest atomic.Int64 // the newest revision heard of, applied or not
 	oldest atomic.Int64 // the first revision that can be read, as far as this server heard
 	wakeup chan struct{}
@@ -133,10 +136,10 @@ type follower struct {
 	trouble   error         // why the last attempt failed; nil: it did not
 }
 
-// newFollower makes a follower that has no snapshot yet: the first catchUp loads one.
-func newFollower(c config) *follower {
+// NewFollower makes a follower that has no snapshot yet: the first catchUp loads one.
+func NewFollower(c Config) *Follower {
 	cache := newEntityCache(c.CacheBytes)
-	f := &follower{
+	f := &Follower{
 		cfg: c, cache: cache, loader: newLoader(c.DB, cache, c.Metrics),
 		hub: newHub(c.DB, cmp.Or(c.MaxWatchers, maxWatchers), c.Metrics), wakeup: make(chan struct{}, 1), applied: make(chan struct{}),
 	}
@@ -144,8 +147,8 @@ func newFollower(c config) *follower {
 	return f
 }
 
-// claim gives the database an id of its own if it is a copy of another one.
-func (f *follower) claim(ctx context.Context) error {
+// Claim gives the database an id of its own if it is a copy of another one.
+func (f *Follower) Claim(ctx context.Context) error {
 	if f.cfg.Claim == nil {
 		return nil
 	}
@@ -156,36 +159,36 @@ func (f *follower) claim(ctx context.Context) error {
 	return err
 }
 
-// hasClaimed reports whether this server gave the database its id.
-func (f *follower) hasClaimed(database uuid.UUID) bool {
+// HasClaimed reports whether this server gave the database its id.
+func (f *Follower) HasClaimed(database uuid.UUID) bool {
 	id := f.claimed.Load()
 	return id != nil && *id == database
 }
 
-// latest returns the newest snapshot, however old it is; nil before the first catchUp.
-func (f *follower) latest() *snapshot { return f.snap.Load() }
+// Latest returns the newest snapshot, however old it is; nil before the first catchUp.
+func (f *Follower) Latest() *Snapshot { return f.snap.Load() }
 
 // latestView returns the newest snapshot and the moment that it is current for.
-func (f *follower) latestView() view {
+func (f *Follower) latestView() View {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return view{f.snap.Load(), f, f.confirmed}
+	return View{f.snap.Load(), f, f.confirmed}
 }
 
-// oldestRevision is the first revision that can be read, as far as this server heard.
-func (f *follower) oldestRevision() int64 { return f.oldest.Load() }
+// OldestRevision is the first revision that can be read, as far as this server heard.
+func (f *Follower) OldestRevision() int64 { return f.oldest.Load() }
 
 // wake makes the follower look now. Lost or doubled wake-ups do no harm: it
 // looks each second anyway.
-func (f *follower) wake() {
+func (f *Follower) wake() {
 	select {
 	case f.wakeup <- struct{}{}:
 	default:
 	}
 }
 
-// run follows until ctx ends.
-func (f *follower) run(ctx context.Context) {
+// Run follows until ctx ends.
+func (f *Follower) Run(ctx context.Context) {
 	go func() {
 		for ctx.Err() == nil {
 			if err := f.cfg.DB.Listen(ctx, f.wake); err != nil && ctx.Err() == nil {
@@ -206,19 +209,19 @@ func (f *follower) run(ctx context.Context) {
 		case <-tick.C:
 		case <-f.wakeup:
 		}
-		if err := f.catchUp(ctx); err != nil && ctx.Err() == nil {
+		if err := f.CatchUp(ctx); err != nil && ctx.Err() == nil {
 			f.cfg.Log.Error("revisions not applied", "err", err)
 		}
 	}
 }
 
-// catchUp applies what was committed since the snapshot. After an error the old
+// CatchUp applies what was committed since the snapshot. After an error the old
 // snapshot stays, and ages.
-func (f *follower) catchUp(ctx context.Context) error {
+func (f *Follower) CatchUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	asked := time.Now()
-	var next *snapshot
+	var next *Snapshot
 	var told *watchEvent
 	copied := false
 	err := f.cfg.DB.View(ctx, func(v *store.View) (err error) {
@@ -232,9 +235,9 @@ func (f *follower) catchUp(ctx context.Context) error {
 	case err == nil:
 		old := f.snap.Load()
 		f.confirm(next, asked)
-		if old != nil && next != nil && next.position.Database != old.position.Database && !f.hasClaimed(next.position.Database) {
+		if old != nil && next != nil && next.Position.Database != old.Position.Database && !f.HasClaimed(next.Position.Database) {
 			f.cfg.Log.Warn("the database has another id: it was restored, or replaced by another one. Tokens from before are refused",
-				"before", old.position.Database, "after", next.position.Database)
+				"before", old.Position.Database, "after", next.Position.Database)
 		}
 		// After the swap: who hears of a revision may ask this server for it at once.
 		if told != nil {
@@ -248,7 +251,7 @@ func (f *follower) catchUp(ctx context.Context) error {
 	if copied {
 		// The snapshot that was just read stays in use. The next one has the new id, and
 		// begins another history.
-		if err := f.claim(ctx); err != nil {
+		if err := f.Claim(ctx); err != nil {
 			f.cfg.Log.Warn("the database is a copy and has no id of its own yet", "err", err)
 		}
 	}
@@ -260,19 +263,19 @@ func (f *follower) catchUp(ctx context.Context) error {
 
 // next makes the snapshot of a view, and what watchers are told of it; both nil when
 // the one there is it.
-func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, *watchEvent, error) {
+func (f *Follower) next(ctx context.Context, v *store.View) (*Snapshot, *watchEvent, error) {
 	old := f.snap.Load()
-	if old != nil && old.position == v.Position {
+	if old != nil && old.Position == v.Position {
 		return nil, nil, nil
 	}
 	var changes []store.Change
-	next := &snapshot{position: v.Position}
+	next := &Snapshot{Position: v.Position}
 	// On another timeline, and in a database that was restored, the same numbers can mean
 	// other things; and what was swept away can no longer be followed.
-	anew := old == nil || !old.position.SameHistory(v.Position) ||
-		old.position.Number >= v.Position.Number || old.position.Number < v.Oldest
+	anew := old == nil || !old.Position.SameHistory(v.Position) ||
+		old.Position.Number >= v.Position.Number || old.Position.Number < v.Oldest
 	if !anew {
-		has, err := v.Has(ctx, old.position)
+		has, err := v.Has(ctx, old.Position)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -281,16 +284,16 @@ func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, *watchEv
 	sameHistory := !anew // below, anew can also mean that there are too many changes
 	if !anew {
 		*next = *old
-		next.position = v.Position
+		next.Position = v.Position
 		var err error
-		if changes, err = v.Changes(ctx, old.position.Number, changesPage); err != nil {
+		if changes, err = v.Changes(ctx, old.Position.Number, changesPage); err != nil {
 			return nil, nil, err
 		}
 		anew = len(changes) == 0 || changes[len(changes)-1].Revision < v.Position.Number
 	}
 	after := int64(0)
 	if sameHistory {
-		after = old.position.Number
+		after = old.Position.Number
 	}
 	list, err := v.Marks(ctx, after, keptMarks)
 	if err != nil {
@@ -322,17 +325,17 @@ func (f *follower) next(ctx context.Context, v *store.View) (*snapshot, *watchEv
 		}
 	}
 	// Nothing can fail any more. The cache comes before the snapshot is given out.
-	if anew || len(next.set.ChangedTypes(old.set)) > 0 {
+	if anew || len(next.Set.ChangedTypes(old.Set)) > 0 {
 		next.schema = f.cache.reset(v.Position.Number)
 	} else {
 		f.cache.apply(changes)
 	}
 	if anew {
-		told := newBreak(next.position)
+		told := newBreak(next.Position)
 		told.marks = next.marks
 		return next, told, nil
 	}
-	told := newWatchEvent(old.position.Number, next.position, changes, !onlyPolicies(old.bundles, next.bundles, changes))
+	told := newWatchEvent(old.Position.Number, next.Position, changes, !onlyPolicies(old.Bundles, next.Bundles, changes))
 	told.marks = next.marks
 	return next, told, nil
 }
@@ -357,18 +360,18 @@ func onlyPolicies(old, now []store.Bundle, changes []store.Change) bool {
 	})
 }
 
-func (f *follower) loadPolicy(ctx context.Context, v *store.View, next, old *snapshot) (err error) {
-	if next.bundles, err = v.Bundles(ctx); err != nil {
+func (f *Follower) loadPolicy(ctx context.Context, v *store.View, next, old *Snapshot) (err error) {
+	if next.Bundles, err = v.Bundles(ctx); err != nil {
 		return err
 	}
-	if next.policyRevision, err = v.PolicyRevision(ctx); err != nil {
+	if next.PolicyRevision, err = v.PolicyRevision(ctx); err != nil {
 		return err
 	}
 	var previous *engine.Set
 	if old != nil {
-		previous = old.set
+		previous = old.Set
 	}
-	if next.set, err = stored.Compile(next.bundles, previous); err != nil {
+	if next.Set, err = stored.Compile(next.Bundles, previous); err != nil {
 		return fmt.Errorf("revision %d %w", v.Position.Number, err)
 	}
 	return nil
@@ -376,7 +379,7 @@ func (f *follower) loadPolicy(ctx context.Context, v *store.View, next, old *sna
 
 // confirm swaps the snapshot (nil: the old one is current) and notes the moment
 // it is known to be current for.
-func (f *follower) confirm(next *snapshot, asked time.Time) {
+func (f *Follower) confirm(next *Snapshot, asked time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if next != nil {
@@ -390,11 +393,11 @@ func (f *follower) confirm(next *snapshot, asked time.Time) {
 	}
 }
 
-// heard takes a position that somebody else read from the primary, in a question
+// Heard takes a position that somebody else read from the primary, in a question
 // sent at that time. Each commit to the log brings one.
-func (f *follower) heard(p store.Position, asked time.Time) {
+func (f *Follower) Heard(p store.Position, asked time.Time) {
 	snap := f.snap.Load()
-	if snap.position == p {
+	if snap.Position == p {
 		f.mu.Lock()
 		if asked.After(f.confirmed) {
 			f.confirmed = asked
@@ -402,19 +405,19 @@ func (f *follower) heard(p store.Position, asked time.Time) {
 		f.mu.Unlock()
 		return
 	}
-	if snap.position.SameHistory(p) && p.Number > f.newest.Load() {
+	if snap.Position.SameHistory(p) && p.Number > f.newest.Load() {
 		f.newest.Store(p.Number)
 	}
 	f.wake()
 }
 
 // staleness is how old the snapshot may be at most.
-func (f *follower) staleness() time.Duration {
+func (f *Follower) staleness() time.Duration {
 	return age(f.latestView().asOf)
 }
 
-// why tells what keeps the snapshot from being current, nil when nothing does.
-func (f *follower) why() error {
+// Trouble tells what keeps the snapshot from being current, nil when nothing does.
+func (f *Follower) Trouble() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.trouble
@@ -422,7 +425,7 @@ func (f *follower) why() error {
 
 // behind is how many revisions are committed, as far as this server heard, and not
 // applied.
-func (f *follower) behind() int64 { return max(f.newest.Load()-f.snap.Load().position.Number, 0) }
+func (f *Follower) behind() int64 { return max(f.newest.Load()-f.snap.Load().Position.Number, 0) }
 
 // age is how long ago a moment was, by the clock that says more: the monotonic
 // one stops while the machine is suspended, the other can be set back.
@@ -432,52 +435,52 @@ func age(t time.Time) time.Duration {
 }
 
 var (
-	errStale  = errors.New("policy and data are older than this server may use")
-	errBehind = errors.New("this server has not applied that revision yet")
+	ErrStale  = errors.New("policy and data are older than this server may use")
+	ErrBehind = errors.New("this server has not applied that revision yet")
 )
 
-// current returns a view of the newest snapshot. The error is errStale if that is older
+// Current returns a view of the newest snapshot. The error is errStale if that is older
 // than the server may use.
-func (f *follower) current() (view, error) {
+func (f *Follower) Current() (View, error) {
 	v := f.latestView()
 	if age(v.asOf) > f.cfg.MaxStaleness {
-		return view{}, errStale
+		return View{}, ErrStale
 	}
 	return v, nil
 }
 
-// atLeast returns a view that has applied a revision of the history that this server
+// AtLeast returns a view that has applied a revision of the history that this server
 // follows. It waits up to a second for it, and then returns errBehind.
-func (f *follower) atLeast(ctx context.Context, number int64) (view, error) {
-	return f.await(ctx, freshWait, func(s *snapshot) bool { return s.position.Number >= number })
+func (f *Follower) AtLeast(ctx context.Context, number int64) (View, error) {
+	return f.await(ctx, freshWait, func(s *Snapshot) bool { return s.Position.Number >= number })
 }
 
-// atPosition is atLeast for a position that was just read. A revision with the same number
+// AtPosition is atLeast for a position that was just read. A revision with the same number
 // in another history, as after a failover or a restore, is not enough.
-func (f *follower) atPosition(ctx context.Context, p store.Position) (view, error) {
-	return f.await(ctx, freshWait, func(s *snapshot) bool { return s.position.SameHistory(p) && s.marks.look(p) == known })
+func (f *Follower) AtPosition(ctx context.Context, p store.Position) (View, error) {
+	return f.await(ctx, freshWait, func(s *Snapshot) bool { return s.Position.SameHistory(p) && s.marks.look(p) == known })
 }
 
-// catchUpNow waits until this server has applied what is committed at the time of the call.
-func (f *follower) catchUpNow(ctx context.Context) error {
+// CatchUpNow waits until this server has applied what is committed at the time of the call.
+func (f *Follower) CatchUpNow(ctx context.Context) error {
 	p, err := f.cfg.DB.Current(ctx)
 	if err != nil {
 		return err
 	}
-	_, err = f.atPosition(ctx, p)
+	_, err = f.AtPosition(ctx, p)
 	return err
 }
 
-func (f *follower) await(ctx context.Context, patience time.Duration, enough func(*snapshot) bool) (view, error) {
+func (f *Follower) await(ctx context.Context, patience time.Duration, enough func(*Snapshot) bool) (View, error) {
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	for {
 		f.mu.Lock()
 		applied := f.applied
 		f.mu.Unlock()
-		if v := f.latestView(); enough(v.snapshot) {
+		if v := f.latestView(); enough(v.Snapshot) {
 			if age(v.asOf) > f.cfg.MaxStaleness {
-				return view{}, errStale
+				return View{}, ErrStale
 			}
 			return v, nil
 		}
@@ -485,9 +488,9 @@ func (f *follower) await(ctx context.Context, patience time.Duration, enough fun
 		select {
 		case <-applied:
 		case <-deadline.C:
-			return view{}, errBehind
+			return View{}, ErrBehind
 		case <-ctx.Done():
-			return view{}, ctx.Err()
+			return View{}, ctx.Err()
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package server
+package snapshot
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
@@ -10,7 +10,7 @@ type followerMetrics struct {
 	failures *prometheus.CounterVec // cause
 }
 
-func newFollowerMetrics(f *follower) *followerMetrics {
+func newFollowerMetrics(f *Follower) *followerMetrics {
 	make := promauto.With(f.cfg.Metrics)
 	m := &followerMetrics{failures: make.NewCounterVec(prometheus.CounterOpts{
 		Name: "cedarpost_follow_failures_total",
@@ -20,9 +20,9 @@ func newFollowerMetrics(f *follower) *followerMetrics {
 	gauge := func(name, help string, read func() float64) {
 		make.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
 	}
-	gauge("cedarpost_revision", "The applied revision.", func() float64 { return float64(f.latest().position.Number) })
+	gauge("cedarpost_revision", "The applied revision.", func() float64 { return float64(f.Latest().Position.Number) })
 	gauge("cedarpost_revisions_behind", "Revisions committed, as far as this server heard, and not applied.", func() float64 { return float64(f.behind()) })
-	gauge("cedarpost_history_oldest_revision", "The first revision that can be read.", func() float64 { return float64(f.oldestRevision()) })
+	gauge("cedarpost_history_oldest_revision", "The first revision that can be read.", func() float64 { return float64(f.OldestRevision()) })
 	gauge("cedarpost_entity_cache_bytes", "What the cached entities weigh, about.", func() float64 { return float64(f.cache.bytes()) })
 	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
 	return m
