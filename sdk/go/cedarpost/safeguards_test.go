@@ -35,7 +35,7 @@ var mutants = []mutant.Mutant{
 		{File: "cache.go", Old: "return nil, otter.InvalidateOp", New: "return nil, otter.CancelOp"}}},
 	{Name: "answers outlive their history", Edits: []mutant.Edit{
 		{File: "cache.go", Old: "e.epoch != ep || e.number < ep.floor.Load()", New: "e.number < ep.floor.Load()"},
-		{File: "cache.go", Old: "c.epoch.Store(ep)\n\t\tc.entries.InvalidateAll()", New: "c.epoch.Store(ep)"},
+		{File: "cache.go", Old: "c.epoch.Store(ep)\n\tc.entries.InvalidateAll()", New: "c.epoch.Store(ep)"},
 		{File: "cache.go", Old: "c.epoch.Store(nil)\n\tc.entries.InvalidateAll()", New: "c.epoch.Store(nil)"}}},
 	{Name: "a lease outlives its history", Edits: []mutant.Edit{
 		{File: "cache.go", Old: "if !ok || ep == nil || ep.history != history {\n\t\treturn false", New: "if !ok || ep == nil {\n\t\treturn false"}}},
