@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/cedarpost/cedarpost/server/snapshot"
@@ -25,18 +26,16 @@ import (
 // read is recorded too, between the reading and the answer.
 type auditService struct {
 	db       *store.DB
-	events   *eventLog
+	recorder *recorder
 	stopping <-chan struct{} // closed when the server stops
 	exports  chan struct{}   // a place for each export that is under way
 	reports  int             // of reuse, that one page is summed up from
 	signer   *signer
-	// mask hashes a value, given as JSON, as it stands in records.
-	mask func(json string) ([]byte, error)
-	past *snapshot.Past
+	past     *snapshot.Past
 }
 
-func newAuditService(db *store.DB, events *eventLog, stopping <-chan struct{}) *auditService {
-	return &auditService{db: db, events: events, stopping: stopping, exports: make(chan struct{}, maxExports), reports: maxReports}
+func newAuditService(db *store.DB, recorder *recorder, stopping <-chan struct{}) *auditService {
+	return &auditService{db: db, recorder: recorder, stopping: stopping, exports: make(chan struct{}, maxExports), reports: maxReports}
 }
 
 const (
@@ -90,7 +89,7 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 	if out.Uses, err = s.uses(ctx, rows); err != nil {
 		return nil, err
 	}
-	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceQueryDecisionsProcedure, shown, len(rows)); err != nil {
+	if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceQueryDecisionsProcedure, shown, len(rows)); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -123,7 +122,7 @@ func (s *auditService) filter(req *cedarpostv1.QueryDecisionsRequest) (q store.D
 	}
 	shown = req
 	if value := req.GetMaskedValue(); value != "" {
-		if q.Masked, err = s.mask(value); err != nil {
+		if q.Masked, err = s.recorder.maskedHash(value); err != nil {
 			return q, nil, connect.Errorf(connect.CodeInvalidArgument, "masked_value: %s", err)
 		}
 		shown = proto.CloneOf(req)
@@ -256,7 +255,7 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 	} else if uses, err = s.uses(ctx, []store.Decision{row}); err != nil {
 		return nil, err
 	}
-	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceGetDecisionProcedure, req, rows); err != nil {
+	if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceGetDecisionProcedure, req, rows); err != nil {
 		return nil, err
 	}
 	if missing {
@@ -267,4 +266,10 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 		return nil, damageError(rec)
 	}
 	return &cedarpostv1.GetDecisionResponse{Decision: rec, Uses: uses[row.ID.String()]}, nil
+}
+
+// damageError refuses what needs the record of one row that is damaged.
+func damageError(rec *cedarpostv1.DecisionRecord) *connect.Error {
+	return connect.NewError(connect.CodeDataLoss, fmt.Sprintf(
+		"the row of decision %s is damaged: %s; verify the log (cedarpost audit verify)", rec.GetDecisionId(), rec.GetDamaged()))
 }

@@ -8,7 +8,6 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/engine"
@@ -22,13 +21,11 @@ import (
 type authorizationService struct {
 	db       *store.DB
 	follower *snapshot.Follower
-	record   func(context.Context, []store.Decision, []store.Event) error // of the recorder
-	ids      *ids                                                         // of the recorder
-	mode     auditlog.Mode                                                // of the recorder
-	mask     *masker
-	limits   *limits
-	metric   *metrics
-	name     string // of this server, in records
+	recorder *recorder
+	// record commits rows with the recorder.
+	record func(context.Context, []store.Decision, []store.Event) error
+	limits *limits
+	metric *metrics
 
 	maxReuse  time.Duration   // how long an answer may be kept; 0 or less: not at all
 	heartbeat time.Duration   // of watches
@@ -131,8 +128,14 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		if res, a.err = e.Decide(); a.err != nil {
 			continue
 		}
-		var row store.Decision
-		if row, a.response, err = s.row(ctx, v.Snapshot, c, e, res, loading, time.Since(began)); err != nil {
+		a.response = wire.Response(res)
+		a.response.Revision = snapshot.EncodeRevision(v.Position, v.Position.Number)
+		a.response.CacheHint = s.hint(v.Snapshot, c, e)
+		row, err := s.recorder.decision(ctx, decided{
+			Request: c, Evaluation: e, Set: v.Set, Position: v.Position, Response: a.response,
+			Loading: loading, Took: time.Since(began),
+		})
+		if err != nil {
 			return nil, err
 		}
 		rows = append(rows, row)

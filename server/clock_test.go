@@ -115,15 +115,14 @@ func TestPartitionsAreMadeWhenNeeded(t *testing.T) {
 	}
 	t.Cleanup(db.Close)
 	var logged bytes.Buffer
-	r := newRecorder(db, "s", auditlog.Strict, slog.New(slog.NewTextHandler(&logged, nil)), newMetrics(), nil)
-	t.Cleanup(r.close)
+	r := startRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.NewTextHandler(&logged, nil))})
 	decide := func(days int) error {
 		d := newDecision(t, 0)
 		d.At = d.At.AddDate(0, 0, days)
 		for i := range 6 {
 			d.ID[i] = byte(d.At.UnixMilli() >> (8 * (5 - i)))
 		}
-		return r.record(t.Context(), []store.Decision{Recorded(d, "")}, nil)
+		return r.record(t.Context(), []store.Decision{d}, nil)
 	}
 	drop := func(days int) {
 		t.Helper()
@@ -154,34 +153,6 @@ func TestPartitionsAreMadeWhenNeeded(t *testing.T) {
 		if !strings.Contains(logged.String(), want) {
 			t.Errorf("the log does not say %q:\n%s", want, &logged)
 		}
-	}
-}
-
-// A server that records nothing makes the partitions of today and tomorrow, too: a
-// write to policy or data needs them.
-func TestReadinessMakesPartitions(t *testing.T) {
-	databaseURL := storetest.New(t)
-	conn, err := pgx.Connect(t.Context(), databaseURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(db.Close)
-	r := newRecorder(db, "s", auditlog.Strict, slog.New(slog.DiscardHandler), newMetrics(), nil)
-	t.Cleanup(r.close)
-	day := time.Now().UTC().AddDate(0, 0, 1).Format("20060102")
-	if _, err := conn.Exec(t.Context(), "drop table decisions_"+day+", events_"+day); err != nil {
-		t.Fatal(err)
-	}
-	ready := newReadiness(db, nil, slog.New(slog.DiscardHandler))
-	ready.recorder = r
-	ready.look(t.Context())
-	if err := *ready.found.Load(); err != nil {
-		t.Error(err)
 	}
 }
 

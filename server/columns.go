@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/cedarpost/cedarpost/server/stored"
+	"github.com/cedarpost/cedarpost/server/wire"
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
@@ -36,7 +37,7 @@ func decisionRow(rec *cedarpostv1.DecisionRecord, record []byte) (store.Decision
 		RequestID: rec.RequestId, TraceID: rec.TraceId, Record: record,
 	}
 	for _, p := range rec.DeterminingPolicies {
-		row.Policies = append(row.Policies, refText(p))
+		row.Policies = append(row.Policies, wire.PolicyName(p))
 	}
 	if len(rec.Masked) > 0 {
 		collectMasked(structpb.NewStructValue(rec.Context), &row.Masked)
@@ -165,4 +166,17 @@ func decidedFields(permitted, denied []string) []string {
 	add('-', denied)
 	slices.Sort(out)
 	return out
+}
+
+// reusedBy is the column that uses are found by: the decisions that a record says were
+// used again, in its order.
+func reusedBy(rec *cedarpostv1.EventRecord) (ids []uuid.UUID, err error) {
+	for _, r := range rec.GetReuse().GetReuses() {
+		id, err := uuid.Parse(r.GetDecisionId())
+		if err != nil {
+			return nil, fmt.Errorf("record: %w", err)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
 }

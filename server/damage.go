@@ -3,9 +3,7 @@ package server
 import (
 	"cmp"
 	"errors"
-	"fmt"
 
-	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -80,10 +78,4 @@ func unmarshal(e store.Entry, rec proto.Message, id, damaged func() string) erro
 		return errSaysDamaged
 	}
 	return nil
-}
-
-// damageError refuses what needs the record of one row that is damaged.
-func damageError(rec *cedarpostv1.DecisionRecord) *connect.Error {
-	return connect.NewError(connect.CodeDataLoss, fmt.Sprintf(
-		"the row of decision %s is damaged: %s; verify the log (cedarpost audit verify)", rec.GetDecisionId(), rec.GetDamaged()))
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/wire"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
@@ -25,7 +25,6 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
@@ -60,39 +59,24 @@ var defaultTimeouts = timeouts{
 	heartbeat: 10 * time.Second,
 }
 
-type contextKey int
-
-const (
-	callerKey contextKey = iota
-	traceKey
-	procedureKey
-	controllerKey
-)
+// controllerKey is the key of the http.ResponseController in the context of a request.
+type controllerKey struct{}
 
 // callerFrom returns the authenticated caller of a request.
-func callerFrom(ctx context.Context) string {
-	name, _ := ctx.Value(callerKey).(string)
-	return name
-}
-
-// traceFrom returns the W3C trace id of a request, or "".
-func traceFrom(ctx context.Context) string {
-	id, _ := ctx.Value(traceKey).(string)
-	return id
-}
+func callerFrom(ctx context.Context) string { return callFrom(ctx).Caller }
 
 var errUnauthenticated = connect.NewError(connect.CodeUnauthenticated, `missing or unknown API key; send "Authorization: Bearer <key>"`)
 var errRateLimited = connect.NewError(connect.CodeResourceExhausted, "this caller sends more than its rate limit; slow down")
 
 // edge holds what every call passes before its handler.
 type edge struct {
-	follower *snapshot.Follower
-	limits   *limits
-	log      *slog.Logger
-	metric   *metrics
-	unknown  *strangers
-	timeout  time.Duration // of a unary handler
-	times    timeouts
+	follower     *snapshot.Follower
+	limits       *limits
+	log          *slog.Logger
+	metric       *metrics
+	authFailures *authenticationFailures
+	timeout      time.Duration // of a unary handler
+	times        timeouts
 }
 
 // guard is the one choke point of all calls: it knows who calls, bounds how
@@ -101,7 +85,7 @@ type edge struct {
 func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) (err error) {
 		began := time.Now()
-		ctx = context.WithValue(ctx, procedureKey, spec.Procedure)
+		ctx = withCall(ctx, call{Procedure: spec.Procedure})
 		defer func() {
 			if r := recover(); r != nil {
 				e.log.Error("panic", "procedure", spec.Procedure, "panic", r, "stack", string(debug.Stack()))
@@ -153,18 +137,19 @@ func (e *edge) admit(ctx context.Context) (context.Context, error) {
 		if len(headers) == 0 {
 			reason = "no credentials"
 		}
-		procedure, _ := ctx.Value(procedureKey).(string)
-		e.unknown.note(info.PeerAddr, procedure, reason)
+		e.authFailures.note(info.PeerAddr, callFrom(ctx).Procedure, reason)
 	}
 	if err != nil {
 		return ctx, err
 	}
-	ctx = context.WithValue(ctx, callerKey, caller)
+	c := callFrom(ctx)
+	c.Caller = caller
 	carrier := propagation.MapCarrier{"traceparent": info.RequestHeader().Get("Traceparent")}
 	remote := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
 	if remote.HasTraceID() {
-		ctx = context.WithValue(ctx, traceKey, remote.TraceID().String())
+		c.TraceID = remote.TraceID().String()
 	}
+	ctx = withCall(ctx, c)
 	if !e.limits.allow(caller, 1) {
 		return ctx, errRateLimited
 	}
@@ -227,7 +212,7 @@ type pacedStream struct {
 }
 
 func (e *edge) pace(ctx context.Context, stream connect.ServerStream) *pacedStream {
-	rc, ok := ctx.Value(controllerKey).(*http.ResponseController)
+	rc, ok := ctx.Value(controllerKey{}).(*http.ResponseController)
 	if !ok {
 		panic("no withController around the handler")
 	}
@@ -314,7 +299,7 @@ func (l *limits) allow(caller string, n int) bool {
 // withController hands the HTTP connection's deadlines to streams.
 func withController(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), controllerKey, http.NewResponseController(w))))
+		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), controllerKey{}, http.NewResponseController(w))))
 	})
 }
 
@@ -352,37 +337,9 @@ func (c strictBinary) UnmarshalRead(ctx context.Context, src io.Reader, msg any)
 		return cleanDecodeError(err)
 	}
 	if m, ok := msg.(proto.Message); ok {
-		return refuseUnknown(m.ProtoReflect())
+		return wire.RefuseUnknown(m.ProtoReflect())
 	}
 	return nil
-}
-
-func refuseUnknown(m protoreflect.Message) (err error) {
-	if len(m.GetUnknown()) > 0 {
-		return fmt.Errorf("%s has fields that this version does not know", m.Descriptor().FullName())
-	}
-	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		switch {
-		case fd.IsMap():
-			if fd.MapValue().Message() != nil {
-				v.Map().Range(func(_ protoreflect.MapKey, v protoreflect.Value) bool {
-					err = refuseUnknown(v.Message())
-					return err == nil
-				})
-			}
-		case fd.Message() == nil:
-		case fd.IsList():
-			for i := range v.List().Len() {
-				if err = refuseUnknown(v.List().Get(i).Message()); err != nil {
-					break
-				}
-			}
-		default:
-			err = refuseUnknown(v.Message())
-		}
-		return err == nil
-	})
-	return err
 }
 
 // strictJSON refuses unknown fields and deep nesting. It writes empty lists and

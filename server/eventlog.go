@@ -17,21 +17,19 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// eventLog records what is not a decision, in the same log.
-type eventLog struct {
-	recorder *recorder
-	server   string // its name
-}
+// An event is everything that the log records besides decisions: changes, reads of the log,
+// failed authentication, and what a server does to the log.
 
-// newEvent completes a record and makes the row of it.
+// newEvent completes a record with an id, a time and the call of the context, and returns
+// the row of it.
 func newEvent(ctx context.Context, ids *ids, server string, rec *cedarpostv1.EventRecord) (store.Event, error) {
 	id, at, err := ids.next()
 	if err != nil {
 		return store.Event{}, err
 	}
-	rec.EventId, rec.Time, rec.Server, rec.TraceId = id.String(), timestamppb.New(at), server, traceFrom(ctx)
+	rec.EventId, rec.Time, rec.Server, rec.TraceId = id.String(), timestamppb.New(at), server, callFrom(ctx).TraceID
 	if rec.Caller == "" {
-		rec.Caller = callerFrom(ctx)
+		rec.Caller = callFrom(ctx).Caller
 	}
 	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(rec)
 	if err != nil {
@@ -40,13 +38,19 @@ func newEvent(ctx context.Context, ids *ids, server string, rec *cedarpostv1.Eve
 	return eventRow(rec, bytes)
 }
 
-// add records an event, and returns only after its commit.
-func (l *eventLog) add(ctx context.Context, rec *cedarpostv1.EventRecord) error {
-	e, err := newEvent(ctx, l.recorder.ids, l.server, rec)
+// event completes a record with an id, a time and the call of the context, and returns the
+// row of it, to be recorded.
+func (r *recorder) event(ctx context.Context, rec *cedarpostv1.EventRecord) (store.Event, error) {
+	return newEvent(ctx, r.ids, r.cfg.Name, rec)
+}
+
+// addEvent records an event. It returns nil only after the commit.
+func (r *recorder) addEvent(ctx context.Context, rec *cedarpostv1.EventRecord) error {
+	e, err := r.event(ctx, rec)
 	if err != nil {
 		return err
 	}
-	return l.recorder.record(ctx, nil, []store.Event{e})
+	return r.record(ctx, nil, []store.Event{e})
 }
 
 // maxListed bounds the entities that the record of a change lists.
@@ -91,7 +95,7 @@ func DatabaseEvents(server string) func(context.Context, store.Renewed) (store.E
 
 // operationFrom is the method that was called, or what a command does.
 func operationFrom(ctx context.Context, kind string) string {
-	if procedure, ok := ctx.Value(procedureKey).(string); ok {
+	if procedure := callFrom(ctx).Procedure; procedure != "" {
 		return path.Base(procedure)
 	}
 	return map[string]string{store.KindEntity: "WriteEntities", store.KindBundle: "ApplyBundle", store.KindKey: "CreateKey"}[kind]
@@ -100,9 +104,9 @@ func operationFrom(ctx context.Context, kind string) string {
 // maxLoggedRequest bounds what of a request is kept.
 const maxLoggedRequest = 4 << 10
 
-// read records that the log was read. Nothing of what was read may leave before it
-// returns nil. rows is how many are given out, -1 when that is not known yet.
-func (l *eventLog) read(ctx context.Context, procedure string, req proto.Message, rows int) error {
+// addRead records that the log was read. Nothing that was read may leave before it returns
+// nil. rows is how many rows are given out; -1 means that this is not known yet.
+func (r *recorder) addRead(ctx context.Context, procedure string, req proto.Message, rows int) error {
 	text, err := protojson.Marshal(req)
 	if err != nil {
 		return err
@@ -110,8 +114,25 @@ func (l *eventLog) read(ctx context.Context, procedure string, req proto.Message
 	if len(text) > maxLoggedRequest {
 		text = []byte(strings.ToValidUTF8(string(text[:maxLoggedRequest]), ""))
 	}
-	return l.add(ctx, &cedarpostv1.EventRecord{
+	return r.addEvent(ctx, &cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_LOG_READ, Subject: procedure,
 		Detail: &cedarpostv1.EventRecord_LogRead{LogRead: &cedarpostv1.LogRead{Procedure: procedure, Request: string(text), Rows: int64(rows)}},
 	})
+}
+
+// eventKind is a kind as the column has it.
+func eventKind(k cedarpostv1.EventRecord_Kind) string { return strings.ToLower(k.String()) }
+
+// StateRootEvents returns what makes the records of state roots, for
+// [store.DB.WriteStateRoot]. server is the name of the server.
+func StateRootEvents(server string) func(context.Context, store.StateRoot) (store.Event, error) {
+	ids := newIDs(nil, nil)
+	return func(ctx context.Context, root store.StateRoot) (store.Event, error) {
+		return newEvent(ctx, ids, server, &cedarpostv1.EventRecord{
+			Kind: cedarpostv1.EventRecord_STATE_ROOT, Subject: fmt.Sprint(root.Revision), Revision: root.Revision,
+			Detail: &cedarpostv1.EventRecord_StateRoot{StateRoot: &cedarpostv1.StateRoot{
+				Revision: root.Revision, Root: root.Root[:], Entities: root.Entities, Bundles: root.Bundles, Keys: root.Keys,
+			}},
+		})
+	}
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -10,9 +9,6 @@ import (
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/store"
 )
-
-// eventKind is a kind as the column has it.
-func eventKind(k cedarpostv1.EventRecord_Kind) string { return strings.ToLower(k.String()) }
 
 // QueryEvents implements cedarpost.v1.AuditService.
 func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEventsRequest) (*cedarpostv1.QueryEventsResponse, error) {
@@ -46,7 +42,7 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 	for _, row := range rows {
 		out.Events = append(out.Events, readEvent(row))
 	}
-	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceQueryEventsProcedure, req, len(rows)); err != nil {
+	if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceQueryEventsProcedure, req, len(rows)); err != nil {
 		return nil, err
 	}
 	return out, nil

@@ -46,7 +46,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 			return err
 		}
 		if !recorded {
-			if err := s.events.read(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure, req, -1); err != nil {
+			if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure, req, -1); err != nil {
 				return err
 			}
 			// The first batch can be long in coming.

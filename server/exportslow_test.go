@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"io"
 	"log/slog"
@@ -77,16 +76,13 @@ func TestSlowReaderOfAnExport(t *testing.T) {
 // nor, in a form that could be tried out, in a page token.
 func TestMaskedValueIsNotKept(t *testing.T) {
 	db := storetest.Open(t)
-	r := newRecorder(db, "s", auditlog.Strict, slog.New(slog.DiscardHandler), newMetrics(), nil)
-	t.Cleanup(r.close)
-	s := newAuditService(db, &eventLog{r, "s"}, nil)
-	key := "first"
-	s.mask = func(json string) ([]byte, error) {
-		sum := sha256.Sum256([]byte(key + json))
-		return sum[:], nil
-	}
+	r := startRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
+	s := newAuditService(db, r, nil)
 	const secret = `"123-45-6789"`
-	hash, _ := s.mask(secret)
+	hash, err := r.maskedHash(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var rows []store.Decision
 	for i := range 3 {
 		d := newDecision(t, 0)
@@ -121,7 +117,7 @@ func TestMaskedValueIsNotKept(t *testing.T) {
 		}
 	}
 	// The token comes of the keyed hash, not of the value.
-	key = "second"
+	s.recorder = startRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	if _, err := s.QueryDecisions(t.Context(), q); connect.CodeOf(err) != connect.CodeInvalidArgument {
 		t.Errorf("with another key: %v", err)
 	}
@@ -130,11 +126,10 @@ func TestMaskedValueIsNotKept(t *testing.T) {
 // Of more reports than are read, what is counted says that it is not all.
 func TestManyReports(t *testing.T) {
 	db := storetest.Open(t)
-	r := newRecorder(db, "s", auditlog.Strict, slog.New(slog.DiscardHandler), newMetrics(), nil)
-	t.Cleanup(r.close)
-	s := newAuditService(db, &eventLog{r, "s"}, nil)
-	reporter := &authorizationService{record: r.record, ids: r.ids, metric: newMetrics(), name: "s"}
-	ctx := context.WithValue(t.Context(), callerKey, "shop")
+	r := startRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
+	s := newAuditService(db, r, nil)
+	reporter := &authorizationService{recorder: r, record: r.record, metric: newMetrics()}
+	ctx := withCall(t.Context(), call{Caller: "shop"})
 	rows := []store.Decision{newDecision(t, 0), newDecision(t, 0)}
 	if err := r.record(ctx, rows, nil); err != nil {
 		t.Fatal(err)

@@ -1,10 +1,8 @@
 package server
 
 import (
-	"context"
 	"encoding/hex"
 	"strings"
-	"time"
 
 	"github.com/cedarpost/cedarpost/server/snapshot"
 
@@ -18,17 +16,6 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/store"
 )
-
-// LogCare sets how soon a server looks after the log.
-func LogCare(d time.Duration) func(*Config) { return func(c *Config) { c.logCare = d } }
-
-// Overdue sets how long batches may wait for a checkpoint before it is warned of.
-func Overdue(d time.Duration) func(*Config) { return func(c *Config) { c.overdue = d } }
-
-// StateRootEvent makes the record of a state root.
-func StateRootEvent(server string) func(context.Context, store.StateRoot) (store.Event, error) {
-	return stateRootEvent(newIDs(nil, nil), server)
-}
 
 // TokenAt is a token of the same history, of another revision. For one that is not made
 // yet the mark is a guess.

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"math"
 	"net/http"
 	"time"
 
@@ -20,32 +19,25 @@ type metrics struct {
 	calls       *prometheus.CounterVec   // procedure, code
 	seconds     *prometheus.HistogramVec // procedure
 	decisions   *prometheus.CounterVec   // decision, denied_at
-	batchRows   prometheus.Histogram
-	commit      prometheus.Histogram
-	commitFails prometheus.Counter
-	lost        prometheus.Counter
 	daysDropped prometheus.Counter
 	sweptRows   *prometheus.CounterVec // table
 	reuses      prometheus.Counter
 	failOpens   prometheus.Counter
 	reuseLost   prometheus.Counter
-	clockSteps  *prometheus.CounterVec // direction
 	taskFails   *prometheus.CounterVec // task
 	taskDone    *prometheus.GaugeVec   // task
 }
 
-// The tasks that a server does in the background. Signing has metrics of its own.
+// The tasks that a server does in the background, besides those of the decision log. Signing
+// has metrics of its own.
 const (
-	taskPartitions    = "partitions"              // partitions of the log for the days ahead
-	taskStateRoot     = "state_root"              // the daily state root
-	taskRetention     = "retention"               // old days of the log are dropped
-	taskSweep         = "sweep"                   // old history is removed
-	taskStrangers     = "authentication_failures" // failed authentication is recorded in the log
-	taskNotifications = "notifications"           // new revisions are heard of; without it, by polling
-	taskWatchLog      = "watch_log"               // how much of the log is signed is looked up
+	taskStateRoot     = "state_root"    // the daily state root
+	taskRetention     = "retention"     // old days of the log are dropped
+	taskSweep         = "sweep"         // old history is removed
+	taskNotifications = "notifications" // new revisions are heard of; without it, by polling
 )
 
-var tasks = []string{taskPartitions, taskStateRoot, taskRetention, taskSweep, taskStrangers, taskNotifications, taskWatchLog}
+var tasks = []string{taskPartitions, taskStateRoot, taskRetention, taskSweep, taskAuthenticationFailures, taskNotifications, taskWatchLog}
 
 // task counts the outcome of a task in the background.
 func (m *metrics) task(name string, err error) {
@@ -66,14 +58,6 @@ func newMetrics() *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0002, 2, 14)}, []string{"procedure"}),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_decisions_total", Help: "Recorded decisions by outcome and by the check that denied."}, []string{"decision", "denied_at"}),
-		batchRows: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "cedarpost_record_batch_rows", Help: "Decision records in one commit.", Buckets: prometheus.ExponentialBuckets(1, 2, 12)}),
-		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "cedarpost_record_commit_seconds", Help: "Time of one commit of decision records.", Buckets: prometheus.ExponentialBuckets(0.0002, 2, 14)}),
-		commitFails: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cedarpost_record_failures_total", Help: "Commits to the log that failed. In strict mode their decisions were not answered."}),
-		lost: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cedarpost_decisions_lost_total", Help: "Decisions that were answered and never recorded: buffered mode, stopped while the log was not available."}),
 		daysDropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_log_days_dropped_total", Help: "Days of the log that this server dropped, being past their retention."}),
 		sweptRows: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -85,8 +69,6 @@ func newMetrics() *metrics {
 		reuseLost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_reuse_lost_total", Help: "Uses of kept answers that callers lost count of, as they reported."}),
 	}
-	m.clockSteps = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "cedarpost_clock_steps_total", Help: "Times that the clock of this server was set by more than a second: back, or forward (or the machine slept)."}, []string{"direction"})
 	m.taskFails = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "cedarpost_background_failures_total", Help: "Attempts of this server at work in the background that failed, by task. Alert on it."}, []string{"task"})
 	m.taskDone = prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -94,11 +76,9 @@ func newMetrics() *metrics {
 	for _, task := range tasks {
 		m.taskFails.WithLabelValues(task)
 	}
-	m.clockSteps.WithLabelValues("back")
-	m.clockSteps.WithLabelValues("forward")
-	m.registry.MustRegister(m.calls, m.seconds, m.decisions, m.batchRows, m.commit, m.commitFails, m.lost,
+	m.registry.MustRegister(m.calls, m.seconds, m.decisions,
 		m.daysDropped, m.sweptRows, m.taskFails, m.taskDone,
-		m.reuses, m.failOpens, m.reuseLost, m.clockSteps,
+		m.reuses, m.failOpens, m.reuseLost,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -108,36 +88,9 @@ func (m *metrics) gauge(name, help string, read func() float64) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
 }
 
-// watch adds what is read off other parts when it is asked for.
-func (m *metrics) watch(r *recorder, clock *skew) {
-	m.gauge("cedarpost_record_queue", "Calls that wait for a commit.", func() float64 { return float64(len(r.queue)) })
+// watchClock adds the difference of the clocks.
+func (m *metrics) watchClock(clock *skew) {
 	m.gauge("cedarpost_clock_skew_seconds", "How far the clock of this server is ahead of that of the database; less than 0: behind. Alert on 2 s either way.", clock.seconds)
-	m.gauge("cedarpost_decisions_at_risk", "Decisions that were answered and are not committed yet; always 0 in strict mode.", func() float64 { return float64(r.atRisk.Load()) })
-}
-
-func (m *metrics) watchSigner(s *signer) {
-	m.registry.MustRegister(s.failures)
-	m.gauge("cedarpost_checkpoint_size", "Batches that the newest checkpoint covers, whichever server signed it.",
-		func() float64 { return float64(s.state.Load().size) })
-	m.gauge("cedarpost_checkpoint_timestamp_seconds", "When the newest checkpoint was stored, whichever server signed it, as Unix time; without one, 0 on a server that has keys, and NaN on another one.",
-		func() float64 {
-			switch at := s.state.Load().at; {
-			case !at.IsZero():
-				return unixSeconds(at)
-			case s.signs():
-				return 0
-			}
-			return math.NaN()
-		})
-	m.gauge("cedarpost_checkpoint_unsigned_batches", "Batches of the log that the newest checkpoint does not cover. Alert on it when the checkpoint is old, too.",
-		func() float64 { return float64(s.state.Load().unsigned) })
-	m.gauge("cedarpost_checkpoint_refused", "1 while this server refuses to sign, because the log contradicts an earlier checkpoint. Alert on it.",
-		func() float64 {
-			if s.refused.Load() {
-				return 1
-			}
-			return 0
-		})
 }
 
 func (m *metrics) watchCertificate(c *certificate) {
@@ -181,15 +134,6 @@ func (m *metrics) call(spec connect.Spec, began time.Time, err error) {
 	}
 	m.calls.WithLabelValues(procedure, code).Inc()
 	m.seconds.WithLabelValues(procedure).Observe(time.Since(began).Seconds())
-}
-
-// clockStep counts that the clock was set.
-func (m *metrics) clockStep(by time.Duration) {
-	if by < 0 {
-		m.clockSteps.WithLabelValues("back").Inc()
-	} else {
-		m.clockSteps.WithLabelValues("forward").Inc()
-	}
 }
 
 func (m *metrics) decision(allowed bool, deniedAt string) {

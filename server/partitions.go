@@ -15,10 +15,10 @@ const partitionsEvery = 10 * time.Second
 // partitions makes partitions of the log that are missing now: after the clock was
 // set forward there may be none for today, and keepLog makes them once an hour.
 type partitions struct {
-	db     *store.DB
-	log    *slog.Logger
-	metric *metrics
-	every  time.Duration
+	db    *store.DB
+	log   *slog.Logger
+	task  func(name string, err error)
+	every time.Duration
 
 	mu   sync.Mutex
 	last time.Time
@@ -39,15 +39,15 @@ func (p *partitions) make(ctx context.Context, day time.Time) bool {
 	ahead := time.Until(clock) * -1
 	switch {
 	case err != nil:
-		p.metric.task(taskPartitions, err)
+		p.task(taskPartitions, err)
 		p.log.Error("partitions not made", "day", day.UTC().Format(time.DateOnly), "err", err)
 	case made:
-		p.metric.task(taskPartitions, nil)
+		p.task(taskPartitions, nil)
 		p.day = dayOf(day)
 		p.log.Warn("the log had no partition for a day that is needed now: made", "day", day.UTC().Format(time.DateOnly),
 			"server_ahead_of_database", ahead.Round(time.Second))
 	default:
-		p.metric.task(taskPartitions, store.ErrNoPartition)
+		p.task(taskPartitions, store.ErrNoPartition)
 		p.log.Error("the log has no partition for a day, and none is made: it is not near the clock of this server or of the database",
 			"day", day.UTC().Format(time.DateOnly), "server_ahead_of_database", ahead.Round(time.Second))
 	}

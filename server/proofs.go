@@ -73,7 +73,7 @@ func (s *auditService) GetInclusionProof(ctx context.Context, req *cedarpostv1.G
 		return nil, err
 	}
 	// The proof holds the record.
-	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceGetInclusionProofProcedure, req, 1); err != nil {
+	if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceGetInclusionProofProcedure, req, 1); err != nil {
 		return nil, err
 	}
 	return &cedarpostv1.GetInclusionProofResponse{

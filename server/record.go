@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/snapshot"
-
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -20,58 +18,67 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// The record of a decision holds all that deciding again takes, but for policies
-// and stored entities, which the revision names: the question as it was evaluated,
-// with what the server filled in, the entities that came with it, and the outcome
-// with its reasons. Whatever a decision comes to depend on has to come in here, or
-// replays go wrong.
+// The record of a decision holds everything that a replay needs, except policies and stored
+// entities, which the revision names: the question as it was evaluated, with the values that
+// the server filled in, the entities of the request, and the outcome with its reasons. When
+// decisions come to depend on something new, it must be added here, or replays go wrong.
 
-// row turns a result into the record of it, and the answer. loading is a part of
-// took.
-func (s *authorizationService) row(ctx context.Context, snap *snapshot.Snapshot, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation, res *engine.Result, loading, took time.Duration) (row store.Decision, resp *cedarpostv1.AuthorizeResponse, err error) {
-	id, at, err := s.ids.next()
+// decided is one decision, to be recorded.
+type decided struct {
+	Request    *cedarpostv1.AuthorizeRequest
+	Evaluation *engine.Evaluation
+	// Set holds the policies that decided, and Position is that of their revision.
+	Set      *engine.Set
+	Position store.Position
+	// Response is the answer. [Recorder.Decision] sets its decision id.
+	Response *cedarpostv1.AuthorizeResponse
+	// Loading is the part of Took that loading entities took.
+	Loading, Took time.Duration
+}
+
+// decision returns the row of a decision, with the record of it. It gives the response its
+// id.
+func (r *recorder) decision(ctx context.Context, d decided) (row store.Decision, err error) {
+	id, at, err := r.ids.next()
 	if err != nil {
-		return row, nil, err
+		return row, err
 	}
-	resp = wire.Response(res)
+	req, resp, c := d.Request, d.Response, callFrom(ctx)
 	resp.DecisionId = id.String()
-	resp.Revision = snapshot.EncodeRevision(snap.Position, snap.Position.Number)
-	resp.CacheHint = s.hint(snap, req, e)
-
 	rec := &cedarpostv1.DecisionRecord{
-		DecisionId: resp.DecisionId, Time: timestamppb.New(at), Revision: snap.Position.Number,
-		Caller: callerFrom(ctx), Server: s.name,
+		DecisionId: resp.DecisionId, Time: timestamppb.New(at), Revision: d.Position.Number,
+		Caller: c.Caller, Server: r.cfg.Name,
 		Principal: req.Principal, Action: req.Action, Resource: req.Resource,
 		FieldsAsked: req.Fields,
 		Decision:    resp.Decision, DeniedAt: resp.DeniedAt, Fields: resp.Fields,
 		DeterminingPolicies: resp.DeterminingPolicies, Errors: resp.Errors, ErrorsOmitted: resp.ErrorsOmitted,
 		Obligations: resp.Obligations, Advice: resp.Advice,
-		RequestId: req.RequestId, TraceId: traceFrom(ctx),
-		EvaluationTime: durationpb.New(took), LoadTime: durationpb.New(loading),
-		Engine: engine.Version, Mode: string(s.mode), MayBeKept: resp.CacheHint.GetMaxAge(),
+		RequestId: req.RequestId, TraceId: c.TraceID,
+		EvaluationTime: durationpb.New(d.Took), LoadTime: durationpb.New(d.Loading),
+		Engine: engine.Version, Mode: string(r.cfg.Mode), MayBeKept: resp.CacheHint.GetMaxAge(),
 	}
 	mask := func(path string, value any) any {
-		hash := s.mask.hash(value)
+		hash := r.mask.hash(value)
 		rec.Masked = append(rec.Masked, path)
 		return map[string]any{"__masked": hex.EncodeToString(hash)}
 	}
-	if rec.Context, err = structpb.NewStruct(snap.Set.MaskContext(e.Question, mask)); err != nil {
-		return row, nil, fmt.Errorf("record context: %w", err)
+	if rec.Context, err = structpb.NewStruct(d.Set.MaskContext(d.Evaluation.Question, mask)); err != nil {
+		return row, fmt.Errorf("record context: %w", err)
 	}
-	if rec.Entities, err = maskEntities(snap.Set, e.Question, req.Entities, mask); err != nil {
-		return row, nil, err
+	if rec.Entities, err = maskEntities(d.Set, d.Evaluation.Question, req.Entities, mask); err != nil {
+		return row, err
 	}
 	record, err := proto.MarshalOptions{Deterministic: true}.Marshal(rec)
 	if err != nil {
-		return row, nil, fmt.Errorf("record: %w", err)
+		return row, fmt.Errorf("record: %w", err)
 	}
 	row, err = decisionRow(rec, record)
-	row.Mark = snap.Position.Mark
-	return row, resp, err
+	row.Mark = d.Position.Mark
+	return row, err
 }
 
-// maskEntities is the entities of a request as they are recorded: as they came,
-// where the schema marks nothing in them.
+// maskEntities returns the entities of a request as they are recorded: those that have
+// values marked @sensitive with hashes in their place, and the others unchanged.
 func maskEntities(set *engine.Set, q *engine.Question, came []*cedarpostv1.Entity, mask engine.Mask) ([]*cedarpostv1.Entity, error) {
 	out := came
 	for i, e := range came {

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"testing"
 
 	"github.com/cedarpost/cedarpost/server/stored"
@@ -23,7 +22,7 @@ import (
 func BenchmarkAuthorize(b *testing.B) {
 	s := shopService(b)
 	req := benchRequest()
-	ctx := context.WithValue(b.Context(), callerKey, "bench")
+	ctx := withCall(b.Context(), call{Caller: "bench"})
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := s.Authorize(ctx, req); err != nil {
@@ -80,6 +79,6 @@ func shopService(b testing.TB) *authorizationService {
 	})
 	return &authorizationService{
 		db: db, follower: srv.follower,
-		record: srv.recorder.record, ids: srv.recorder.ids, mode: srv.recorder.mode, mask: &masker{make([]byte, maskKeyBytes)}, limits: &limits{}, metric: srv.metrics, name: "bench",
+		recorder: srv.recorder, record: srv.recorder.record, limits: &limits{}, metric: srv.metrics,
 	}
 }

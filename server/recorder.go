@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/store"
@@ -24,6 +25,16 @@ const (
 	heartbeat     = time.Minute            // an idle server says so often that it is there
 )
 
+// The tasks in the background whose outcome a recorder, and what uses it, reports.
+const (
+	// taskPartitions makes partitions of the log for the days ahead.
+	taskPartitions = "partitions"
+	// taskAuthenticationFailures records failed authentication.
+	taskAuthenticationFailures = "authentication_failures"
+	// taskWatchLog looks up how much of the log is signed.
+	taskWatchLog = "watch_log"
+)
+
 // bufferBound is how many decisions a server that answers before the commit may
 // have at risk: those in its queue and those in flight.
 const bufferBound = 10_000
@@ -33,19 +44,35 @@ var (
 	errRecorderDown = errors.New("decision log: not available")
 )
 
-// recorder commits records in batches. One commit is in flight at a time; what
-// comes meanwhile forms the next batch, so batches grow with the load and a lone
-// caller never waits for company.
+// recorderConfig says what a recorder records, and where.
+type recorderConfig struct {
+	DB *store.DB
+	// Name is that of the server, in records.
+	Name string
+	// Mode says whether decisions are answered after their commit or before it.
+	Mode auditlog.Mode
+	Log  *slog.Logger
+	// MaskKey is the key of the hashes that stand in records for sensitive values; 32 bytes.
+	// Without one the recorder makes up its own.
+	MaskKey []byte
+	// Heard, if not nil, learns of the newest revision after each commit, and when the
+	// question was sent.
+	Heard func(p store.Position, asked time.Time)
+	// Metrics gets the metrics of the recorder.
+	Metrics prometheus.Registerer
+	// Task, if not nil, learns of the outcome of work in the background.
+	Task func(name string, err error)
+}
+
+// recorder commits records in batches. One commit is in flight at a time, and the records
+// that arrive meanwhile form the next batch. So batches grow with the load, and a record
+// that comes alone never waits for others.
 type recorder struct {
-	writer *store.LogWriter
-	mode   auditlog.Mode
-	log    *slog.Logger
-	metric *metrics
-	// heard, if not nil, learns of the newest revision after each commit, and when
-	// the question was sent.
-	heard func(p store.Position, asked time.Time)
-	// ids are those of all records of this server, but of changes.
-	ids        *ids
+	cfg        recorderConfig
+	writer     *store.LogWriter
+	metric     *recorderMetrics
+	mask       *masker
+	ids        *ids // of all records of this server, except those of changes
 	partitions *partitions
 
 	queue  chan *pendingRecord
@@ -102,26 +129,46 @@ func (p *pendingRecord) wanted() bool {
 	return err == nil
 }
 
-func newRecorder(db *store.DB, name string, mode auditlog.Mode, log *slog.Logger, m *metrics, heard func(store.Position, time.Time)) *recorder {
+// newRecorder makes a recorder, which runs until it is closed.
+func newRecorder(cfg recorderConfig) (*recorder, error) {
 	bound := 0
-	if mode == auditlog.Buffered {
+	if cfg.Mode == auditlog.Buffered {
 		bound = bufferBound
 	}
+	if cfg.Task == nil {
+		cfg.Task = func(string, error) {}
+	}
+	mask, err := newMasker(cfg.MaskKey, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
 	r := &recorder{
-		writer:     db.NewLogWriter(name, mode, bound),
-		mode:       mode,
-		log:        log,
-		metric:     m,
-		heard:      heard,
-		ids:        newIDs(log, m.clockStep),
-		partitions: &partitions{db: db, log: log, metric: m, every: partitionsEvery},
+		cfg:        cfg,
+		writer:     cfg.DB.NewLogWriter(cfg.Name, cfg.Mode, bound),
+		mask:       mask,
+		partitions: &partitions{db: cfg.DB, log: cfg.Log, task: cfg.Task, every: partitionsEvery},
 		queue:      make(chan *pendingRecord, recordQueue),
 		stop:       make(chan struct{}),
 		done:       make(chan struct{}),
 	}
+	r.metric = newRecorderMetrics(r)
+	r.ids = newIDs(cfg.Log, r.metric.clockStep)
 	go r.run()
-	return r
+	return r, nil
 }
+
+// lookAtClock notices that the clock was set while nothing was recorded.
+func (r *recorder) lookAtClock() { r.ids.look() }
+
+// makePartition makes the partition of the log for a day, if that is near the clock, and
+// reports whether it is there.
+func (r *recorder) makePartition(ctx context.Context, day time.Time) bool {
+	return r.partitions.make(ctx, day)
+}
+
+// maskedHash returns the hash that stands in records for a value. text is the value as
+// JSON; a text that is not JSON is the value itself, a string.
+func (r *recorder) maskedHash(text string) ([]byte, error) { return r.mask.maskedHash(text) }
 
 // record returns nil only after all rows are committed. After any error the
 // decisions must not be answered; rows whose commit was lost on the way back may
@@ -134,7 +181,7 @@ func (r *recorder) record(ctx context.Context, decisions []store.Decision, event
 		return nil
 	}
 	p := newPending(ctx, decisions, events)
-	if r.mode == auditlog.Buffered && len(events) == 0 {
+	if r.cfg.Mode == auditlog.Buffered && len(events) == 0 {
 		p.ctx = nil
 		return r.buffer(ctx, p)
 	}
@@ -305,7 +352,7 @@ func (r *recorder) commit(batch []*pendingRecord) {
 		}
 	}
 	if err != nil && risked > 0 {
-		r.log.Error("answered decisions lost: the server stops and the log is not available", "decisions", risked)
+		r.cfg.Log.Error("answered decisions lost: the server stops and the log is not available", "decisions", risked)
 		r.metric.lost.Add(float64(risked))
 	}
 	r.atRisk.Add(-int64(risked))
@@ -323,7 +370,7 @@ func (r *recorder) write(rows dayRows) error {
 	if errors.Is(err, store.ErrNoPartition) && r.partitions.make(ctx, rows.day()) {
 		done, err = r.writer.Append(ctx, rows.decisions, rows.events)
 	}
-	if r.mode == auditlog.Buffered && errors.Is(err, store.ErrRecorded) {
+	if r.cfg.Mode == auditlog.Buffered && errors.Is(err, store.ErrRecorded) {
 		err = nil // the attempt before this one went through
 	}
 	r.metric.commit.Observe(time.Since(began).Seconds())
@@ -331,11 +378,11 @@ func (r *recorder) write(rows dayRows) error {
 	r.down.Store(err != nil)
 	if err != nil {
 		r.metric.commitFails.Inc()
-		r.log.Error("not recorded", "decisions", len(rows.decisions), "events", len(rows.events), "err", err)
+		r.cfg.Log.Error("not recorded", "decisions", len(rows.decisions), "events", len(rows.events), "err", err)
 		return err
 	}
-	if r.heard != nil && !done.Asked.IsZero() {
-		r.heard(done.Position, done.Asked)
+	if r.cfg.Heard != nil && !done.Asked.IsZero() {
+		r.cfg.Heard(done.Position, done.Asked)
 	}
 	return nil
 }

@@ -42,7 +42,7 @@ func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.Repl
 			}
 		}
 	}
-	if err := s.events.read(ctx, cedarpostv1connect.AuditServiceReplayDecisionProcedure, req, rows); err != nil {
+	if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceReplayDecisionProcedure, req, rows); err != nil {
 		return nil, err
 	}
 	if missing {
@@ -129,16 +129,16 @@ func differences(rec, again *cedarpostv1.DecisionRecord) []string {
 	c.text("fields", askedOrNot(rec.Fields), askedOrNot(again.Fields))
 	c.list("permitted fields", rec.GetFields().GetPermitted(), again.GetFields().GetPermitted())
 	c.list("denied fields", rec.GetFields().GetDenied(), again.GetFields().GetDenied())
-	messages(&c, "policies", rec.GetDeterminingPolicies(), again.GetDeterminingPolicies(), refText)
+	messages(&c, "policies", rec.GetDeterminingPolicies(), again.GetDeterminingPolicies(), wire.PolicyName)
 	messages(&c, "errors", rec.GetErrors(), again.GetErrors(), func(e *cedarpostv1.PolicyError) string {
-		return refText(e.GetPolicy()) + " (" + e.GetMessage() + ")"
+		return wire.PolicyName(e.GetPolicy()) + " (" + e.GetMessage() + ")"
 	})
 	c.text("errors omitted", fmt.Sprint(rec.GetErrorsOmitted()), fmt.Sprint(again.GetErrorsOmitted()))
 	messages(&c, "obligations", rec.GetObligations(), again.GetObligations(), func(o *cedarpostv1.Obligation) string {
-		return o.GetText() + " of " + refText(o.GetPolicy())
+		return o.GetText() + " of " + wire.PolicyName(o.GetPolicy())
 	})
 	messages(&c, "advice", rec.GetAdvice(), again.GetAdvice(), func(a *cedarpostv1.Advice) string {
-		return a.GetText() + " of " + refText(a.GetPolicy()) + " for " + some(a.GetPaths())
+		return a.GetText() + " of " + wire.PolicyName(a.GetPolicy()) + " for " + some(a.GetPaths())
 	})
 	return c.found
 }
@@ -156,8 +156,6 @@ func askedOrNot(f *cedarpostv1.Fields) string {
 	}
 	return "decided"
 }
-
-func refText(p *cedarpostv1.PolicyRef) string { return p.GetBundle() + "/" + p.GetId() }
 
 // comparison collects differences in words.
 type comparison struct{ found []string }

@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// firstLogCare keeps out of the way of a server that has just begun.
-	firstLogCare = 5 * time.Minute
-	logCareEvery = time.Hour
+	// firstHousekeeping keeps out of the way of a server that has just begun.
+	firstHousekeeping = 5 * time.Minute
+	housekeepingEvery = time.Hour
 )
 
 // checkRetention refuses a retention that the database would not go along with.
@@ -33,7 +33,7 @@ func checkRetention(ctx context.Context, db *store.DB, keep time.Duration) error
 // at a time records each day's state root, and drops the days that are past their
 // retention.
 func (s *Server) keepLog(ctx context.Context) {
-	for wait := s.cfg.logCare; ; wait = logCareEvery {
+	for wait := s.cfg.FirstHousekeeping; ; wait = housekeepingEvery {
 		if pause.For(ctx, wait); ctx.Err() != nil {
 			return
 		}
@@ -59,7 +59,7 @@ func (s *Server) makePartitions(ctx context.Context) {
 // server is at it, and reports whether it is there. Days of the log go only then: the
 // events in them are no longer needed to prove what is stored now.
 func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
-	there, err := s.cfg.DB.WriteStateRoot(ctx, stateRootEvent(s.recorder.ids, s.cfg.Name))
+	there, err := s.cfg.DB.WriteStateRoot(ctx, StateRootEvents(s.cfg.Name))
 	if ctx.Err() == nil && (there || err != nil) { // else another server is at it
 		s.metrics.task(taskStateRoot, err)
 	}
@@ -69,25 +69,11 @@ func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
 	return there
 }
 
-// stateRootEvent returns what makes the record of a state root. server is the name of
-// the server.
-func stateRootEvent(ids *ids, server string) func(context.Context, store.StateRoot) (store.Event, error) {
-	return func(ctx context.Context, root store.StateRoot) (store.Event, error) {
-		return newEvent(ctx, ids, server, &cedarpostv1.EventRecord{
-			Kind: cedarpostv1.EventRecord_STATE_ROOT, Subject: fmt.Sprint(root.Revision), Revision: root.Revision,
-			Detail: &cedarpostv1.EventRecord_StateRoot{StateRoot: &cedarpostv1.StateRoot{
-				Revision: root.Revision, Root: root.Root[:], Entities: root.Entities, Bundles: root.Bundles, Keys: root.Keys,
-			}},
-		})
-	}
-}
-
 // dropLogDays drops old days, each only after the log says so.
 func (s *Server) dropLogDays(ctx context.Context) {
-	events := &eventLog{s.recorder, s.cfg.Name}
 	dropped, err := s.cfg.DB.DropLogDays(ctx, s.cfg.DecisionRetention, func(ctx context.Context, d store.LogDay) error {
 		day := d.Day.Format(time.DateOnly)
-		return events.add(ctx, &cedarpostv1.EventRecord{
+		return s.recorder.addEvent(ctx, &cedarpostv1.EventRecord{
 			Kind: cedarpostv1.EventRecord_RETENTION_DROP, Subject: day,
 			Detail: &cedarpostv1.EventRecord_RetentionDrop{RetentionDrop: &cedarpostv1.RetentionDrop{
 				Day: day, Decisions: d.Decisions, Events: d.Events, FirstLeaf: d.FirstLeaf,

@@ -89,8 +89,8 @@ func TestRetention(t *testing.T) {
 	// The login of two servers, which look after the log at the same time.
 	login := storetest.Login(t, url, "cedarpost_app", "cedarpost_writer", "cedarpost_auditor")
 	keep := func(c *server.Config) { c.DecisionRetention = 40 * day }
-	s := servertest.On(t, login, keep, server.LogCare(time.Millisecond))
-	other := servertest.On(t, login, keep, server.LogCare(time.Millisecond))
+	s := servertest.On(t, login, keep, func(c *server.Config) { c.FirstHousekeeping = time.Millisecond })
+	other := servertest.On(t, login, keep, func(c *server.Config) { c.FirstHousekeeping = time.Millisecond })
 	eventually(t, "two days dropped", func() bool {
 		var a, b int
 		_, err := fmt.Sscan(metric(t, s, "cedarpost_log_days_dropped_total")+" "+metric(t, other, "cedarpost_log_days_dropped_total"), &a, &b)
@@ -170,7 +170,7 @@ func TestUnreadyWithoutTomorrow(t *testing.T) {
 func TestRestrictedLogin(t *testing.T) {
 	t.Parallel() // it takes long
 	login := storetest.Login(t, storetest.New(t), "cedarpost_app", "cedarpost_writer", "cedarpost_auditor")
-	s := servertest.On(t, login, server.LogCare(time.Millisecond))
+	s := servertest.On(t, login, func(c *server.Config) { c.FirstHousekeeping = time.Millisecond })
 	s.MustLoadShop()
 	if _, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
 		Delete: &cedarpostv1.DeleteEntity{Uid: servertest.UID(`Shop::User::"mallory"`), Cascade: true},

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"time"
 
@@ -60,7 +59,7 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 	var events []store.Event
 	add := func(rec *cedarpostv1.EventRecord) error {
 		rec.Subject = req.GetReportId()
-		e, err := newEvent(ctx, s.ids, s.name, rec)
+		e, err := s.recorder.event(ctx, rec)
 		events = append(events, e)
 		return err
 	}
@@ -86,19 +85,6 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 	s.metric.failOpens.Add(failed)
 	s.metric.reuseLost.Add(float64(req.GetLost()))
 	return &cedarpostv1.ReportReuseResponse{Refused: report.Refused}, nil
-}
-
-// reusedBy is the column that uses are found by: the decisions that a record says were
-// used again, in its order.
-func reusedBy(rec *cedarpostv1.EventRecord) (ids []uuid.UUID, err error) {
-	for _, r := range rec.GetReuse().GetReuses() {
-		id, err := uuid.Parse(r.GetDecisionId())
-		if err != nil {
-			return nil, fmt.Errorf("record: %w", err)
-		}
-		ids = append(ids, id)
-	}
-	return ids, nil
 }
 
 // checkTimes refuses what is no time; which comes first was looked at before.

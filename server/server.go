@@ -71,17 +71,18 @@ type Config struct {
 	// MaxReuse is how long callers that watch what changes may keep an answer, default 5
 	// minutes, negative for not at all.
 	MaxReuse time.Duration
+	// FirstHousekeeping is how long after its start a server first removes old days of the
+	// log and old history, default 5 minutes. It does so again every hour.
+	FirstHousekeeping time.Duration
 	// Name is this server in decision records, default the host's name. [CheckName] says
 	// what it may be.
 	Name string
 	// Log gets the server's log; default slog.Default.
 	Log *slog.Logger
 
-	times       timeouts      // of tests that are in a hurry
-	unrecorded  bool          // of the benchmark that measures what recording costs
-	logCare     time.Duration // until the first look after log and history; then an hour
-	maxWatchers int           // at once; 0: the default
-	overdue     time.Duration // how long batches may wait for a checkpoint before there is a warning
+	times       timeouts // of tests that are in a hurry
+	unrecorded  bool     // of the benchmark that measures what recording costs
+	maxWatchers int      // at once; 0: the default
 }
 
 func (c *Config) setDefaults() {
@@ -96,8 +97,7 @@ func (c *Config) setDefaults() {
 	c.MaxReuse = cmp.Or(c.MaxReuse, 5*time.Minute)
 	c.Log = cmp.Or(c.Log, slog.Default())
 	c.times = cmp.Or(c.times, defaultTimeouts)
-	c.logCare = cmp.Or(c.logCare, firstLogCare)
-	c.overdue = cmp.Or(c.overdue, signingOverdue)
+	c.FirstHousekeeping = cmp.Or(c.FirstHousekeeping, firstHousekeeping)
 	if c.Name == "" {
 		c.Name, _ = os.Hostname()
 	}
@@ -116,10 +116,11 @@ type Server struct {
 	ready    *readiness
 	recorder *recorder
 	signer   *signer
-	unknown  *strangers
-	cert     *certificate // nil: no TLS
-	metrics  *metrics
-	planes   []*plane
+	// authFailures records failed authentication.
+	authFailures *authenticationFailures
+	cert         *certificate // nil: no TLS
+	metrics      *metrics
+	planes       []*plane
 }
 
 // A ConfigError is an error about the value of a field of [Config].
@@ -179,10 +180,6 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.sayRenewed(ctx)
-	mask, err := newMasker(cfg.MaskKey, cfg.Log)
-	if err != nil {
-		return nil, err
-	}
 	s.ready = newReadiness(cfg.DB, s.follower, cfg.Log)
 	s.ready.look(ctx)
 	defer func() {
@@ -196,22 +193,25 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		}
 		s.metrics.watchCertificate(s.cert)
 	}
-	s.recorder = newRecorder(cfg.DB, cfg.Name, cfg.Record, cfg.Log, s.metrics, s.follower.Heard)
-	s.ready.recorder = s.recorder
-	events := &eventLog{s.recorder, cfg.Name}
-	s.unknown = newStrangers(events, cfg.Log, s.metrics)
-	s.metrics.watch(s.recorder, s.ready.clock)
-	s.metrics.watchStandbys(cfg.DB)
+	s.recorder, err = newRecorder(recorderConfig{
+		DB: cfg.DB, Name: cfg.Name, Mode: cfg.Record, Log: cfg.Log, MaskKey: cfg.MaskKey,
+		Heard: s.follower.Heard, Metrics: s.metrics.registry, Task: s.metrics.task,
+	})
+	if err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			s.recorder.close()
 		}
 	}()
-	if s.signer, err = newSigner(cfg.DB, events, cfg.Log, cfg.Signing); err != nil {
+	s.ready.recorder = s.recorder
+	s.authFailures = newAuthenticationFailures(s.recorder)
+	s.metrics.watchClock(s.ready.clock)
+	s.metrics.watchStandbys(cfg.DB)
+	if s.signer, err = newSigner(s.recorder, cfg.Signing); err != nil {
 		return nil, err
 	}
-	s.signer.overdue = cfg.overdue
-	s.metrics.watchSigner(s.signer)
 	limits := &limits{perSecond: cfg.RateLimit}
 
 	record := s.recorder.record
@@ -222,15 +222,15 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower,
-			record: record, ids: s.recorder.ids, mode: cfg.Record, mask: mask, limits: limits, metric: s.metrics, name: cfg.Name,
+			recorder: s.recorder, record: record, limits: limits, metric: s.metrics,
 			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
 	}
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower, history})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
-		audit := newAuditService(cfg.DB, events, s.ready.stopping)
-		audit.signer, audit.mask, audit.past = s.signer, mask.maskedHash, history
+		audit := newAuditService(cfg.DB, s.recorder, s.ready.stopping)
+		audit.signer, audit.past = s.signer, history
 		cedarpostv1connect.RegisterAuditServiceHandler(cs, audit)
 	}
 	for _, p := range []struct {
@@ -277,7 +277,7 @@ func (s *Server) sayRenewed(ctx context.Context) {
 // rpcHandler builds a plane's handler: guard, validation, services, health and
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *limits, timeout time.Duration) http.Handler {
-	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.metrics, unknown: s.unknown, timeout: timeout, times: s.cfg.times}
+	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.metrics, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
 	h := newHealth(s.ready)
@@ -347,11 +347,11 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.follower.Run(background) })
 	wg.Go(func() { s.ready.run(background) })
 	wg.Go(func() { s.signer.run(background) })
-	wg.Go(func() { s.signer.watchLog(background, func(err error) { s.metrics.task(taskWatchLog, err) }) })
+	wg.Go(func() { s.signer.watchLog(background) })
 	if s.cert != nil {
 		wg.Go(func() { s.cert.run(background) })
 	}
-	wg.Go(func() { s.unknown.run(background) })
+	wg.Go(func() { s.authFailures.run(background) })
 	wg.Go(func() { s.keepLog(background) })
 	wg.Go(func() { s.sweepHistory(background) })
 

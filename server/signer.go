@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,9 @@ type Signing struct {
 	// CheckpointFile gets every checkpoint, outside of the database. What stands in it
 	// is what the log must never contradict.
 	CheckpointFile string
+	// Overdue is how long batches may wait for a checkpoint before [Signer.Warning] warns;
+	// 0 means a minute.
+	Overdue time.Duration
 }
 
 // signer makes the tree and its checkpoints: one of all servers, each second when
@@ -48,18 +52,18 @@ type Signing struct {
 // signs nothing that contradicts it: a database that was restored to an earlier
 // state must not be passed off as the same log.
 type signer struct {
-	db      *store.DB
-	events  *eventLog
-	log     *slog.Logger
-	keys    []auditlog.Key
-	origin  string
-	file    string
-	refused atomic.Bool // what the database holds contradicts what was signed
+	db       *store.DB
+	recorder *recorder
+	log      *slog.Logger
+	keys     []auditlog.Key
+	origin   string
+	file     string
+	refused  atomic.Bool // what the database holds contradicts what was signed
 
 	failures *prometheus.CounterVec // cause
 	cause    atomic.Value           // string: why the last attempt to sign failed, or ""
 	state    atomic.Pointer[signingState]
-	overdue  time.Duration // until warning warns
+	overdue  time.Duration // how long batches may wait for a checkpoint before warning warns
 
 	// base is what the next checkpoint goes on from: signed by this log's key and verified
 	// against the stored tree; the zero value if there is none. Only lead uses it.
@@ -73,9 +77,20 @@ type signer struct {
 // errContradiction is a log that is not what it was when it was signed.
 var errContradiction = errors.New("the log contradicts an earlier checkpoint")
 
-func newSigner(db *store.DB, events *eventLog, log *slog.Logger, cfg Signing) (*signer, error) {
-	s := &signer{db: db, events: events, log: log, file: cfg.CheckpointFile}
-	s.failures = newCheckpointFailures()
+// newSigner makes a signer of the log that a recorder writes. It reads the keys and tries
+// the checkpoint file; an error about one of them is a [ConfigError].
+func newSigner(r *recorder, cfg Signing) (*signer, error) {
+	s, err := loadSigner(r.cfg.DB, r.cfg.Log, r.cfg.Metrics, cfg)
+	if err != nil {
+		return nil, err
+	}
+	s.recorder = r
+	return s, nil
+}
+
+func loadSigner(db *store.DB, log *slog.Logger, metrics prometheus.Registerer, cfg Signing) (*signer, error) {
+	s := &signer{db: db, log: log, file: cfg.CheckpointFile, overdue: cmp.Or(cfg.Overdue, signingOverdue)}
+	s.failures = newSignerMetrics(s, metrics)
 	s.state.Store(&signingState{})
 	for _, file := range cfg.KeyFiles {
 		key, err := auditlog.ReadKey(file)
@@ -416,7 +431,7 @@ func (s *signer) announce(ctx context.Context) error {
 		if known {
 			continue
 		}
-		err = s.events.add(ctx, &cedarpostv1.EventRecord{
+		err = s.recorder.addEvent(ctx, &cedarpostv1.EventRecord{
 			Kind: cedarpostv1.EventRecord_CHECKPOINT_KEY, Subject: key,
 			Detail: &cedarpostv1.EventRecord_CheckpointKey{CheckpointKey: &cedarpostv1.CheckpointKey{VerifierKey: key}},
 		})
@@ -438,7 +453,7 @@ func (s *signer) announce(ctx context.Context) error {
 		if slices.ContainsFunc(recorded, func(r auditlog.Statement) bool { return r.Truncation == t.Truncation }) {
 			continue
 		}
-		if err := s.events.add(ctx, truncationEvent(t.Truncation, t.Note)); err != nil {
+		if err := s.recorder.addEvent(ctx, truncationEvent(t.Truncation, t.Note)); err != nil {
 			return err
 		}
 	}

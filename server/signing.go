@@ -4,16 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/cedarpost/cedarpost/internal/pause"
 	"github.com/cedarpost/cedarpost/store"
 )
 
 const (
-	signingLook = 5 * time.Second
+	signingLook    = 5 * time.Second
+	signingTimeout = 2 * time.Second // of one look
 	// signingOverdue is how long batches may wait for a checkpoint before readiness
 	// warns of it. A server that takes over from another one needs a few seconds.
 	signingOverdue = time.Minute
@@ -27,8 +30,35 @@ const (
 	failedForeign       = "foreign"       // checkpoints under the log's name that its keys did not sign
 )
 
-func newCheckpointFailures() *prometheus.CounterVec {
-	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "cedarpost_checkpoint_failures_total",
+// newSignerMetrics registers the metrics of a signer, and returns the one that counts what
+// failed, by cause.
+func newSignerMetrics(s *signer, r prometheus.Registerer) *prometheus.CounterVec {
+	make := promauto.With(r)
+	gauge := func(name, help string, read func() float64) {
+		make.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
+	}
+	gauge("cedarpost_checkpoint_size", "Batches that the newest checkpoint covers, whichever server signed it.",
+		func() float64 { return float64(s.state.Load().size) })
+	gauge("cedarpost_checkpoint_timestamp_seconds", "When the newest checkpoint was stored, whichever server signed it, as Unix time; without one, 0 on a server that has keys, and NaN on another one.",
+		func() float64 {
+			switch at := s.state.Load().at; {
+			case !at.IsZero():
+				return float64(at.UnixMilli()) / 1000
+			case s.signs():
+				return 0
+			}
+			return math.NaN()
+		})
+	gauge("cedarpost_checkpoint_unsigned_batches", "Batches of the log that the newest checkpoint does not cover. Alert on it when the checkpoint is old, too.",
+		func() float64 { return float64(s.state.Load().unsigned) })
+	gauge("cedarpost_checkpoint_refused", "1 while this server refuses to sign, because the log contradicts an earlier checkpoint. Alert on it.",
+		func() float64 {
+			if s.refused.Load() {
+				return 1
+			}
+			return 0
+		})
+	v := make.NewCounterVec(prometheus.CounterOpts{Name: "cedarpost_checkpoint_failures_total",
 		Help: "Attempts of this server to sign that failed, by cause: contradiction, file, database; and foreign, checkpoints in the database that this log's keys did not sign. Alert on it."},
 		[]string{"cause"})
 	for _, cause := range []string{failedContradiction, failedFile, failedDatabase, failedForeign} {
@@ -76,18 +106,18 @@ func (s *signingState) waited() time.Duration {
 // watchLog looks every few seconds how much of the log is signed, until ctx ends. Every
 // server does, whether or not it signs: one that does not sign would otherwise not know
 // that nobody does.
-func (s *signer) watchLog(ctx context.Context, done func(error)) {
+func (s *signer) watchLog(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := s.lookAtLog(ctx)
 		if ctx.Err() == nil {
-			done(err)
+			s.recorder.cfg.Task(taskWatchLog, err)
 		}
 		pause.For(ctx, signingLook)
 	}
 }
 
 func (s *signer) lookAtLog(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	ctx, cancel := context.WithTimeout(ctx, signingTimeout)
 	defer cancel()
 	row, err := s.newest(ctx)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {

@@ -112,12 +112,12 @@ func TestSigningThatFailsIsSeen(t *testing.T) {
 	}
 	var log lines
 	began := time.Now().Add(-time.Minute)
-	s := servertest.New(t, signing(key, filepath.Join(disk, "checkpoints")), server.Overdue(time.Second), logLines(&log))
+	s := servertest.New(t, signing(key, filepath.Join(disk, "checkpoints")), func(c *server.Config) { c.Signing.Overdue = time.Second }, logLines(&log))
 	s.MustLoadShop()
 	others := []*servertest.Server{
 		s,
-		servertest.On(t, s.URL, server.Overdue(time.Second)),
-		servertest.On(t, s.URL, signing(key, filepath.Join(disk, "checkpoints")), server.Overdue(time.Second)), // one of the two leads
+		servertest.On(t, s.URL, func(c *server.Config) { c.Signing.Overdue = time.Second }),
+		servertest.On(t, s.URL, signing(key, filepath.Join(disk, "checkpoints")), func(c *server.Config) { c.Signing.Overdue = time.Second }), // one of the two leads
 	}
 	everywhere := func(what string, ok func(s *servertest.Server) bool) {
 		t.Helper()
@@ -179,7 +179,7 @@ func TestSigningThatFailsIsSeen(t *testing.T) {
 // checkpoint to alert on, and nothing to warn of.
 func TestUnsignedLogIsNotWarnedOf(t *testing.T) {
 	t.Parallel() // it takes long
-	s := servertest.New(t, server.Overdue(time.Nanosecond))
+	s := servertest.New(t, func(c *server.Config) { c.Signing.Overdue = time.Nanosecond })
 	s.MustLoadShop()
 	decide(t, s, 3)
 	eventually(t, "batches are counted", func() bool { return number(t, s, "cedarpost_checkpoint_unsigned_batches") > 0 })

@@ -15,7 +15,7 @@ func (s *Server) sweepHistory(ctx context.Context) {
 	if s.cfg.HistoryRetention < 0 {
 		return
 	}
-	for wait := s.cfg.logCare; ; wait = logCareEvery {
+	for wait := s.cfg.FirstHousekeeping; ; wait = housekeepingEvery {
 		if pause.For(ctx, wait); ctx.Err() != nil {
 			return
 		}

@@ -43,7 +43,7 @@ func TestServerSweeps(t *testing.T) {
 	var log syncedLog
 	s, err := New(t.Context(), Config{
 		DB: db, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0",
-		Log: slog.New(slog.NewTextHandler(&log, nil)), logCare: time.Millisecond,
+		Log: slog.New(slog.NewTextHandler(&log, nil)), FirstHousekeeping: time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -119,28 +119,16 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 	var logged bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&logged, nil))
 	m := newMetrics()
-	r := newRecorder(db, "s", auditlog.Strict, log, m, func(store.Position, time.Time) {})
-	events := &eventLog{r, "s"}
+	r := startRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: log})
 	s := &Server{
 		cfg:     Config{DB: db, Name: "s", HistoryRetention: 90 * 24 * time.Hour, DecisionRetention: 90 * 24 * time.Hour, Log: log},
-		metrics: m, recorder: r, unknown: newStrangers(events, log, m),
-	}
-	if s.signer, err = newSigner(db, events, log, Signing{}); err != nil {
-		t.Fatal(err)
+		metrics: m, recorder: r,
 	}
 	work := map[string]func(){
 		taskPartitions: func() { s.makePartitions(t.Context()) },
 		taskStateRoot:  func() { s.writeStateRoot(t.Context()) },
 		taskRetention:  func() { s.dropLogDays(t.Context()) },
 		taskSweep:      func() { s.sweep(t.Context()) },
-		taskStrangers: func() {
-			s.unknown.note("10.0.0.1:1", "p", "no key")
-			s.unknown.record(t.Context(), true)
-		},
-		taskWatchLog: func() {
-			ctx, cancel := context.WithCancel(t.Context())
-			s.signer.watchLog(ctx, func(err error) { m.task(taskWatchLog, err); cancel() })
-		},
 	}
 	for task, do := range work {
 		do()

@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/internal/pause"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -61,7 +63,7 @@ func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncate
 	if _, err := os.Stat(t.CheckpointFile); err != nil {
 		return done, &ConfigError{"Signing.CheckpointFile", fmt.Errorf("checkpoint file: %w: give the file of the server that refuses to sign", err)}
 	}
-	s, err := newSigner(db, nil, slog.New(slog.DiscardHandler), t.Signing)
+	s, err := loadSigner(db, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), t.Signing)
 	if err != nil {
 		return done, err
 	}

@@ -59,7 +59,7 @@ func notInOrder(t *testing.T, url, says string, names ...string) {
 // stateRoot has the server record a state root, as it does once a day.
 func stateRoot(t *testing.T, s *servertest.Server) {
 	t.Helper()
-	there, err := s.DB.WriteStateRoot(t.Context(), server.StateRootEvent("test"))
+	there, err := s.DB.WriteStateRoot(t.Context(), server.StateRootEvents("test"))
 	if err != nil || !there {
 		t.Fatalf("%v, %v", there, err)
 	}
@@ -279,7 +279,7 @@ func TestVerifyHistoryAfterADroppedDay(t *testing.T) {
 	login := storetest.Login(t, url, "cedarpost_app", "cedarpost_writer", "cedarpost_auditor")
 	keep := func(c *server.Config) { c.DecisionRetention = 40 * day }
 	servers := []*servertest.Server{
-		servertest.On(t, login, keep, server.LogCare(time.Millisecond)), servertest.On(t, login, keep, server.LogCare(time.Millisecond)),
+		servertest.On(t, login, keep, func(c *server.Config) { c.FirstHousekeeping = time.Millisecond }), servertest.On(t, login, keep, func(c *server.Config) { c.FirstHousekeeping = time.Millisecond }),
 	}
 	count := func(sql string) (n int) {
 		t.Helper()
@@ -378,7 +378,7 @@ func TestVerifyHistoryOfOlderEvents(t *testing.T) {
 	})
 	mustKey(t, db, "old")
 	notInOrder(t, url, "a key", "API key old", "revision 1")
-	there, err := db.WriteStateRoot(t.Context(), server.StateRootEvent("test"))
+	there, err := db.WriteStateRoot(t.Context(), server.StateRootEvents("test"))
 	if err != nil || !there {
 		t.Fatal(there, err)
 	}
@@ -479,7 +479,7 @@ func drawHistory(rt *rapid.T, t *testing.T, db *store.DB, conn *pgx.Conn) {
 			keys++
 			mustKey(t, db, fmt.Sprint("key", keys))
 		case "root":
-			if _, err := db.WriteStateRoot(t.Context(), server.StateRootEvent("test")); err != nil {
+			if _, err := db.WriteStateRoot(t.Context(), server.StateRootEvents("test")); err != nil {
 				rt.Fatal(err)
 			}
 		case "sweep":

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -147,7 +148,7 @@ func whichRow(b store.Batch, found store.LogRows) string {
 // does not say which table a row is in, and most bytes can be read as an event, too.
 func isDecision(record []byte) error {
 	rec := &cedarpostv1.DecisionRecord{}
-	if err := proto.Unmarshal(record, rec); err != nil || refuseUnknown(rec.ProtoReflect()) != nil ||
+	if err := proto.Unmarshal(record, rec); err != nil || wire.RefuseUnknown(rec.ProtoReflect()) != nil ||
 		rec.Principal == nil || rec.Action == nil || rec.Resource == nil ||
 		rec.Decision != cedarpostv1.Decision_ALLOW && rec.Decision != cedarpostv1.Decision_DENY {
 		return errors.New("its record is not that of a decision, or has fields that this version does not know")
@@ -160,7 +161,7 @@ func isDecision(record []byte) error {
 func isEvent(rec *cedarpostv1.EventRecord) error {
 	m := rec.ProtoReflect()
 	detail := m.WhichOneof(m.Descriptor().Oneofs().ByName("detail"))
-	if refuseUnknown(m) != nil || detail == nil || !strings.EqualFold(string(detail.Name()), rec.Kind.String()) {
+	if wire.RefuseUnknown(m) != nil || detail == nil || !strings.EqualFold(string(detail.Name()), rec.Kind.String()) {
 		return errors.New("its record is not that of an event, or has fields that this version does not know")
 	}
 	return nil

@@ -79,6 +79,9 @@ func Explanation(x *engine.Explanation) *cedarpostv1.Explanation {
 	return out
 }
 
+// PolicyName is the name of a policy in columns of the log and in texts: bundle, slash, id.
+func PolicyName(p *cedarpostv1.PolicyRef) string { return p.GetBundle() + "/" + p.GetId() }
+
 // PolicyRef names a policy.
 func PolicyRef(r engine.PolicyRef) *cedarpostv1.PolicyRef {
 	return &cedarpostv1.PolicyRef{Bundle: r.Bundle, Id: r.ID}
