@@ -11,25 +11,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
-
-// The small application of these tests: users in groups in groups, documents
-// that a group may read.
-const docSchema = `namespace Doc {
-  entity Group in [Group];
-  entity User in [Group] { level: Long, nick?: String };
-  entity Paper { readers: Group };
-  @source("request") entity Draft { author: User, size: Long };
-  action Read appliesTo { principal: [User], resource: [Paper], context: {} };
-  action Publish appliesTo { principal: [User], resource: [Draft], context: {} };
-}`
-
-const docPolicies = `
-@id("readers") permit (principal, action == Doc::Action::"Read", resource) when { principal in resource.readers };
-@id("authors") permit (principal, action == Doc::Action::"Publish", resource) when { resource.author == principal && resource.size < 10 };
-`
 
 func docServer(t *testing.T, opts ...servertest.Option) *servertest.Server {
 	t.Helper()
@@ -38,38 +21,8 @@ func docServer(t *testing.T, opts ...servertest.Option) *servertest.Server {
 	return s
 }
 
-// entity reads one entity in Cedar's JSON format.
-func entity(t testing.TB, text string) *cedarpostv1.Entity {
-	t.Helper()
-	list, err := entityfile.Parse([]byte("[" + text + "]"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return list[0]
-}
-
-func user(t testing.TB, id string, groups ...string) *cedarpostv1.Entity {
-	var parents []string
-	for _, g := range groups {
-		parents = append(parents, fmt.Sprintf(`{"type":"Doc::Group","id":%q}`, g))
-	}
-	return entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::User","id":%q},"attrs":{"level":1},"parents":[%s]}`, id, strings.Join(parents, ",")))
-}
-
-func write(t testing.TB, s *servertest.Server, ops ...*cedarpostv1.EntityOperation) (*cedarpostv1.WriteEntitiesResponse, error) {
-	t.Helper()
-	return s.Entities.WriteEntities(t.Context(), &cedarpostv1.WriteEntitiesRequest{Operations: ops})
-}
-
 func put(e *cedarpostv1.Entity) *cedarpostv1.EntityOperation {
 	return &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: e}}
-}
-
-func wantCode(t testing.TB, err error, code connect.Code, text string) {
-	t.Helper()
-	if connect.CodeOf(err) != code || err == nil || !strings.Contains(err.Error(), text) {
-		t.Errorf("got %v, want %s with %q", err, code, text)
-	}
 }
 
 func TestWritesThatTheSchemaRefuses(t *testing.T) {

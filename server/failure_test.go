@@ -1,7 +1,6 @@
 package server_test
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"sync"
@@ -15,48 +14,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
-	"github.com/cedarpost/cedarpost/store"
-	"github.com/cedarpost/cedarpost/store/localpg"
-	"github.com/cedarpost/cedarpost/store/storetest"
 )
-
-// ownCluster starts a server on a Postgres that the test may kill.
-func ownCluster(t *testing.T, opts ...servertest.Option) (*servertest.Server, *localpg.Server) {
-	t.Helper()
-	pg := storetest.NewServer(t)
-	if err := store.Migrate(t.Context(), pg.URL(), nil); err != nil {
-		t.Fatal(err)
-	}
-	s := servertest.On(t, pg.URL(), opts...)
-	s.MustLoadShop()
-	return s, pg
-}
-
-// recorded reads the ids in the table itself.
-func recorded(t *testing.T, url string) map[string]bool {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	rows, err := conn.Query(t.Context(), `select decision_id::text from decisions`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := map[string]bool{}
-	for _, id := range ids {
-		if out[id] {
-			t.Errorf("decision %s is in the log twice", id)
-		}
-		out[id] = true
-	}
-	return out
-}
 
 // Postgres dies under load, by kill -9, and comes back. Meanwhile every answer is
 // an error and never a decision. Whatever was answered before and after is there:

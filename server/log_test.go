@@ -3,7 +3,6 @@ package server_test
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -228,13 +227,5 @@ func TestProofsWithAnotherLibrary(t *testing.T) {
 	err = proof.VerifyConsistency(rfc6962.DefaultHasher, uint64(first.Size), uint64(second.Size), p.Proof, first.Root[:], second.Root[:])
 	if err != nil {
 		t.Errorf("consistency: %v", err)
-	}
-}
-
-// soak skips a test that takes minutes, unless it is asked for.
-func soak(t *testing.T) {
-	t.Helper()
-	if os.Getenv("CEDARPOST_SOAK") == "" {
-		t.Skip("long: make soak")
 	}
 }

@@ -4,14 +4,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/auditlog"
@@ -23,19 +20,6 @@ import (
 )
 
 const day = 24 * time.Hour
-
-// taskFailures counts what failed in the background.
-func taskFailures(t *testing.T, s *servertest.Server) (n int) {
-	t.Helper()
-	for _, m := range regexp.MustCompile(`(?m)^cedarpost_background_failures_total\{.*} (\d+)$`).FindAllStringSubmatch(metrics(t, s), -1) {
-		failed, err := strconv.Atoi(m[1])
-		if err != nil {
-			t.Fatal(err)
-		}
-		n += failed
-	}
-	return n
-}
 
 // metric reads a value without labels.
 func metric(t *testing.T, s *servertest.Server, name string) string {
@@ -52,16 +36,6 @@ func metric(t *testing.T, s *servertest.Server, name string) string {
 	_, rest, _ := strings.Cut(string(text), "\n"+name+" ")
 	value, _, _ := strings.Cut(rest, "\n")
 	return value
-}
-
-// decisionOf makes a decision of a time, with an id that says so.
-func decisionOf(at time.Time) store.Decision {
-	id := uuid.Must(uuid.NewV7())
-	for i := range 6 {
-		id[i] = byte(at.UnixMilli() >> (8 * (5 - i)))
-	}
-	uid := store.UID{Type: "T", ID: "x"}
-	return store.Decision{ID: id, Principal: uid, Action: uid, Resource: uid, Allowed: true, Record: id[:]}
 }
 
 // A server drops what is past its retention, and the log says so first.

@@ -8,28 +8,11 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
-
-// ask is one question to the shop.
-func ask(user, action, order string, mfa bool) *cedarpostv1.AuthorizeRequest {
-	ctx, _ := structpb.NewStruct(map[string]any{"mfa": mfa})
-	return &cedarpostv1.AuthorizeRequest{
-		Principal: servertest.UID(`Shop::User::"` + user + `"`),
-		Action:    servertest.UID(`Shop::Action::"` + action + `"`),
-		Resource:  servertest.UID(`Shop::Order::"` + order + `"`),
-		Context:   ctx,
-	}
-}
-
-func withAllFields(r *cedarpostv1.AuthorizeRequest) *cedarpostv1.AuthorizeRequest {
-	r.Fields = &cedarpostv1.FieldSelection{All: true}
-	return r
-}
 
 // TestShopStory is the story of the README, over the wire, in each protocol.
 func TestShopStory(t *testing.T) {

@@ -2,11 +2,8 @@ package server_test
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,25 +19,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
-	"github.com/cedarpost/cedarpost/store"
 )
-
-// logKey makes a key file, and the verifier for it.
-func logKey(t *testing.T, name string) (file string, verifier note.Verifier) {
-	t.Helper()
-	secret, public, err := note.GenerateKey(rand.Reader, name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file = filepath.Join(t.TempDir(), "audit.key")
-	if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if verifier, err = note.NewVerifier(public); err != nil {
-		t.Fatal(err)
-	}
-	return file, verifier
-}
 
 // signed starts a server with the example that signs its log.
 func signed(t *testing.T) (s *servertest.Server, verifier note.Verifier, checkpoints string) {
@@ -50,61 +29,6 @@ func signed(t *testing.T) (s *servertest.Server, verifier note.Verifier, checkpo
 	s = servertest.New(t, signing(key, checkpoints))
 	s.MustLoadShop()
 	return s, verifier, checkpoints
-}
-
-func signing(key, checkpoints string) servertest.Option {
-	return func(c *server.Config) {
-		c.Signing = server.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}
-	}
-}
-
-// decide makes decisions, singly and in batches, and returns their ids.
-func decide(t *testing.T, s *servertest.Server, n int) (ids []string) {
-	t.Helper()
-	for i := 0; len(ids) < n; i++ {
-		if i%3 > 0 {
-			r, err := s.Authorization.Authorize(t.Context(), withAllFields(ask("bob", "ViewOrder", fmt.Sprint(40+i%5), i%2 == 0)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			ids = append(ids, r.DecisionId)
-			continue
-		}
-		req := &cedarpostv1.AuthorizeBatchRequest{}
-		for k := range 4 {
-			req.Checks = append(req.Checks, ask("alice", "ViewOrder", fmt.Sprint(k), false))
-		}
-		res, err := s.Authorization.AuthorizeBatch(t.Context(), req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, r := range res.Results {
-			ids = append(ids, r.GetResponse().DecisionId)
-		}
-	}
-	return ids
-}
-
-// covered waits until a checkpoint covers all that is committed, and returns it.
-func covered(t *testing.T, s *servertest.Server, verifier note.Verifier) (c auditlog.Checkpoint, signed string) {
-	t.Helper()
-	var batches int64
-	if err := session(t, s.URL).QueryRow(t.Context(), "select count(*) from audit_batches").Scan(&batches); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "a checkpoint that covers the log", func() bool {
-		r, err := s.Audit.GetCheckpoint(t.Context(), &cedarpostv1.GetCheckpointRequest{})
-		if err != nil {
-			if connect.CodeOf(err) != connect.CodeNotFound {
-				t.Fatal(err)
-			}
-			return false
-		}
-		signed = r.Checkpoint
-		c, err = auditlog.OpenCheckpoint([]byte(signed), verifier)
-		return err == nil && c.Size >= batches
-	})
-	return c, signed
 }
 
 func hashes(t *testing.T, list [][]byte) (out []tlog.Hash) {
@@ -160,17 +84,6 @@ func TestProofs(t *testing.T) {
 	wantCode(t, err, connect.CodeNotFound, "no record")
 	_, err = s.Audit.GetConsistencyProof(t.Context(), &cedarpostv1.GetConsistencyProofRequest{First: 1 << 40})
 	wantCode(t, err, connect.CodeInvalidArgument, "the log has")
-}
-
-// tamper changes the log behind its back, as somebody who owns the database can.
-func tamper(t *testing.T, url, sql string) {
-	t.Helper()
-	conn := session(t, url)
-	mustExec(t, conn, "set session_replication_role = replica") // no triggers
-	tag, err := conn.Exec(t.Context(), sql)
-	if err != nil || tag.RowsAffected() == 0 {
-		t.Fatalf("%s: %v, %v", sql, tag, err)
-	}
 }
 
 // change is tamper for one column of one row, which a subquery finds by its ctid. The
@@ -308,31 +221,6 @@ func copyDatabase(t *testing.T, url string) string {
 	mustExec(t, conn, "select pg_terminate_backend(pid, 60000) from pg_stat_activity where datname = '"+from+"'")
 	mustExec(t, conn, "create database "+name+" template "+from+" strategy file_copy")
 	return strings.Replace(url, "/"+from, "/"+name, 1)
-}
-
-func openStore(t *testing.T, url string) *store.DB {
-	t.Helper()
-	db, err := store.OpenAuditor(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(db.Close)
-	return db
-}
-
-// metrics reads what a server counts.
-func metrics(t *testing.T, s *servertest.Server) string {
-	t.Helper()
-	res, err := http.Get(s.Ops + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(body)
 }
 
 // Checkpoints that this log's keys did not sign stop nobody from signing, and are
