@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -14,9 +16,9 @@ import (
 
 func TestEntityChanges(t *testing.T) {
 	s := docServer(t)
-	s.MustPut(user(t, "ann"), user(t, "bob"), docGroup(t, "team", "all"))
-	s.MustPut(user(t, "ann", "team"))
-	if _, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
+	s.MustPut(servertest.DocUser(t, "ann"), servertest.DocUser(t, "bob"), docGroup(t, "team", "all"))
+	s.MustPut(servertest.DocUser(t, "ann", "team"))
+	if _, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
 		Delete: &cedarpostv1.DeleteEntity{Uid: servertest.UID(`Doc::User::"bob"`)}}}); err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +41,7 @@ func TestEntityChanges(t *testing.T) {
 				}
 			}
 			// What is written meanwhile is newer than all pages.
-			s.MustPut(user(t, fmt.Sprint("late", len(texts))))
+			s.MustPut(servertest.DocUser(t, fmt.Sprint("late", len(texts))))
 			if req.PageToken = page.NextPageToken; req.PageToken == "" {
 				return texts
 			}
@@ -60,5 +62,5 @@ func TestEntityChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = s.Entities.QueryEntityChanges(t.Context(), &cedarpostv1.QueryEntityChangesRequest{PageToken: page.NextPageToken, Type: "Doc::User"})
-	wantCode(t, err, connect.CodeInvalidArgument, "page_token")
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "page_token")
 }

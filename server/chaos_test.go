@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -21,7 +23,7 @@ import (
 func follows(t *testing.T, s *servertest.Server, r *cedarpostv1.Revision, bound time.Duration, question, want string) {
 	t.Helper()
 	written := time.Now()
-	eventually(t, fmt.Sprintf("revision %d is applied", r.Number), func() bool {
+	servertest.Eventually(t, fmt.Sprintf("revision %d is applied", r.Number), func() bool {
 		asked := time.Now()
 		got, revision, err := reads(t, s, nil, question)
 		switch {
@@ -48,13 +50,13 @@ const defaultStaleness = 5 * time.Second
 func TestLostNotifications(t *testing.T) {
 	a := docServer(t)
 	b := servertest.On(t, a.URL)
-	first := a.MustPut(paper(t, "p", "staff"), user(t, "ann", "staff"))
+	first := a.MustPut(paper(t, "p", "staff"), servertest.DocUser(t, "ann", "staff"))
 	follows(t, b, first, defaultStaleness, "ann p", "A")
-	conn := session(t, a.URL)
-	mustExec(t, conn, "alter table revision disable trigger notify_revision")
-	follows(t, b, a.MustPut(user(t, "ann")), defaultStaleness, "ann p", "D")
-	mustExec(t, conn, "alter table revision enable trigger notify_revision")
-	follows(t, b, a.MustPut(user(t, "ann", "staff")), defaultStaleness, "ann p", "A")
+	conn := servertest.Session(t, a.URL)
+	servertest.MustExec(t, conn, "alter table revision disable trigger notify_revision")
+	follows(t, b, a.MustPut(servertest.DocUser(t, "ann")), defaultStaleness, "ann p", "D")
+	servertest.MustExec(t, conn, "alter table revision enable trigger notify_revision")
+	follows(t, b, a.MustPut(servertest.DocUser(t, "ann", "staff")), defaultStaleness, "ann p", "A")
 }
 
 // Wake-ups that come twice, or for nothing, with whatever text, do no harm.
@@ -62,15 +64,15 @@ func TestNotificationsForNothing(t *testing.T) {
 	a := docServer(t)
 	b := servertest.On(t, a.URL)
 	a.MustPut(paper(t, "p", "staff"))
-	conn := session(t, a.URL)
+	conn := servertest.Session(t, a.URL)
 	for i := range 30 {
 		groups, want := []string{"staff"}, "A"
 		if i%2 == 1 {
 			groups, want = nil, "D"
 		}
-		mustExec(t, conn, `select pg_notify('cedarpost_revision', (n + 1)::text) from revision`)
-		r := a.MustPut(user(t, "ann", groups...))
-		mustExec(t, conn, `select pg_notify('cedarpost_revision', n::text || repeat('x', i)) from revision, generate_series(0, 50) as i`)
+		servertest.MustExec(t, conn, `select pg_notify('cedarpost_revision', (n + 1)::text) from revision`)
+		r := a.MustPut(servertest.DocUser(t, "ann", groups...))
+		servertest.MustExec(t, conn, `select pg_notify('cedarpost_revision', n::text || repeat('x', i)) from revision, generate_series(0, 50) as i`)
 		for _, s := range []*servertest.Server{a, b} {
 			if got, revision := patiently(t, s, atLeast(r), "ann p"); got != want || revision != r.Number {
 				t.Fatalf("%s at revision %d, want %s at %d", got, revision, want, r.Number)
@@ -89,7 +91,7 @@ func TestConnectionsCutUnderLoad(t *testing.T) {
 
 // TestSoakConnectionsCutUnderLoad is the long form.
 func TestSoakConnectionsCutUnderLoad(t *testing.T) {
-	soak(t)
+	servertest.Soak(t)
 	cutUnderLoad(t, 400)
 }
 
@@ -100,19 +102,19 @@ func cutUnderLoad(t *testing.T, cuts int) {
 	s.MustLoadShop()
 	l := newTraffic(t, s)
 	for cut := range cuts {
-		eventually(t, "answers", l.more(20+13*cut%70, 2+cut%5))
+		servertest.Eventually(t, "answers", l.more(20+13*cut%70, 2+cut%5))
 		p.Refuse(cut%4 == 3)
 		p.Cut()
 		if cut%4 == 3 {
 			failed := l.failures.Load()
-			eventually(t, "errors", func() bool { return l.failures.Load() > failed+20 })
+			servertest.Eventually(t, "errors", func() bool { return l.failures.Load() > failed+20 })
 			p.Refuse(false)
 		}
 	}
-	eventually(t, "answers", l.more(100, 10))
+	servertest.Eventually(t, "answers", l.more(100, 10))
 	l.keeps(t, url)
-	conn := session(t, url)
-	eventually(t, "the server listens", func() (listens bool) {
+	conn := servertest.Session(t, url)
+	servertest.Eventually(t, "the server listens", func() (listens bool) {
 		err := conn.QueryRow(t.Context(), `select exists (select from pg_stat_activity
 			where datname = current_database() and query = 'listen cedarpost_revision')`).Scan(&listens)
 		if err != nil {
@@ -130,11 +132,11 @@ func TestBlackHole(t *testing.T) {
 	a := docServer(t)
 	p := servertest.NewProxy(t, a.URL)
 	b := servertest.On(t, p.URL(), func(c *server.Config) { c.MaxStaleness = bound })
-	follows(t, b, a.MustPut(paper(t, "p", "staff"), user(t, "ann", "staff")), bound, "ann p", "A")
+	follows(t, b, a.MustPut(paper(t, "p", "staff"), servertest.DocUser(t, "ann", "staff")), bound, "ann p", "A")
 
 	p.Blackhole(true)
 	since := time.Now()
-	revoked := a.MustPut(user(t, "ann"))
+	revoked := a.MustPut(servertest.DocUser(t, "ann"))
 	var callers sync.WaitGroup
 	for range 4 {
 		callers.Go(func() { // nothing can be recorded, either
@@ -146,7 +148,7 @@ func TestBlackHole(t *testing.T) {
 	time.Sleep(time.Until(since.Add(bound)))
 	// It says so by itself: what waits for the database ends with another error.
 	_, _, err := reads(t, b, nil, "ann p")
-	wantCode(t, err, connect.CodeUnavailable, "older than this server may use")
+	servertest.WantCode(t, err, connect.CodeUnavailable, "older than this server may use")
 	if status, reason := readyz(t, b); status != http.StatusServiceUnavailable || !strings.Contains(reason, "older than") {
 		t.Errorf("readiness: %d %s", status, reason)
 	}
@@ -158,11 +160,11 @@ func TestBlackHole(t *testing.T) {
 	p.Blackhole(false)
 	p.Cut() // what was swallowed would be waited for
 	follows(t, b, revoked, 0, "ann p", "D")
-	eventually(t, "ready", func() bool {
+	servertest.Eventually(t, "ready", func() bool {
 		status, _ := readyz(t, b)
 		return status == http.StatusOK
 	})
-	follows(t, b, a.MustPut(user(t, "ann", "staff")), bound, "ann p", "A")
+	follows(t, b, a.MustPut(servertest.DocUser(t, "ann", "staff")), bound, "ann p", "A")
 }
 
 // Decisions could be recorded, but the database does not tell what is new.
@@ -170,14 +172,14 @@ func TestRevisionNotTold(t *testing.T) {
 	const bound = 1500 * time.Millisecond
 	a := docServer(t) // with the usual bound, for this one may be over it at any time
 	s := servertest.On(t, a.URL, func(c *server.Config) { c.MaxStaleness = bound })
-	follows(t, s, a.MustPut(paper(t, "p", "staff"), user(t, "ann", "staff")), bound, "ann p", "A")
-	conn := session(t, a.URL)
-	mustExec(t, conn, "begin; lock table revision in access exclusive mode")
+	follows(t, s, a.MustPut(paper(t, "p", "staff"), servertest.DocUser(t, "ann", "staff")), bound, "ann p", "A")
+	conn := servertest.Session(t, a.URL)
+	servertest.MustExec(t, conn, "begin; lock table revision in access exclusive mode")
 	time.Sleep(bound)
 	_, _, err := reads(t, s, nil, "ann p")
-	wantCode(t, err, connect.CodeUnavailable, "older than this server may use")
-	mustExec(t, conn, "rollback")
-	eventually(t, "an answer", func() bool {
+	servertest.WantCode(t, err, connect.CodeUnavailable, "older than this server may use")
+	servertest.MustExec(t, conn, "rollback")
+	servertest.Eventually(t, "an answer", func() bool {
 		got, _, err := reads(t, s, nil, "ann p")
 		return err == nil && got == "A"
 	})
@@ -191,13 +193,13 @@ func TestBlackHoleThatHeals(t *testing.T) {
 	a := docServer(t)
 	p := servertest.NewProxy(t, a.URL)
 	b := servertest.On(t, p.URL(), func(c *server.Config) { c.MaxStaleness = bound })
-	follows(t, b, a.MustPut(paper(t, "p", "staff"), user(t, "ann", "staff")), bound, "ann p", "A")
+	follows(t, b, a.MustPut(paper(t, "p", "staff"), servertest.DocUser(t, "ann", "staff")), bound, "ann p", "A")
 	defer p.Cut() // to stop, it may wait
 	p.Blackhole(true)
 	time.Sleep(bound)
 	_, _, err := reads(t, b, nil, "ann p")
-	wantCode(t, err, connect.CodeUnavailable, "older than this server may use")
+	servertest.WantCode(t, err, connect.CodeUnavailable, "older than this server may use")
 	p.Blackhole(false)
 	// One that waited for what is lost would do so for minutes, and this would fail.
-	follows(t, b, a.MustPut(user(t, "ann")), 0, "ann p", "D")
+	follows(t, b, a.MustPut(servertest.DocUser(t, "ann")), 0, "ann p", "D")
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"github.com/cedar-policy/cedar-go"
 
@@ -30,7 +32,7 @@ func TestConformanceOverTheWire(t *testing.T) {
 
 // TestSoakConformanceOverTheWire is the long form.
 func TestSoakConformanceOverTheWire(t *testing.T) {
-	soak(t)
+	servertest.Soak(t)
 	conformOverTheWire(t, 10, 16)
 }
 

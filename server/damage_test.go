@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -41,20 +43,20 @@ func TestDamagedDecisions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := servertest.New(t)
 			s.MustLoadShop()
-			ids := decide(t, s, 5)
+			ids := servertest.DecideSome(t, s, 5)
 			victim := ids[2]
 			set := strings.ReplaceAll(damage.set, "OTHER", "(select record from decisions where decision_id = '"+ids[0]+"')")
 			if !strings.Contains(set, "CRC") {
-				tamper(t, s.URL, "update decisions set "+set+" where decision_id = '"+victim+"'")
+				servertest.Tamper(t, s.URL, "update decisions set "+set+" where decision_id = '"+victim+"'")
 			} else {
 				record, _, _ := strings.Cut(strings.TrimPrefix(set, "record = "), ", crc")
 				var bytes []byte
-				conn := session(t, s.URL)
+				conn := servertest.Session(t, s.URL)
 				if err := conn.QueryRow(t.Context(), "select "+record+" from decisions where decision_id = $1", victim).Scan(&bytes); err != nil {
 					t.Fatal(err)
 				}
-				mustExec(t, conn, "set session_replication_role = replica")
-				mustExec(t, conn, fmt.Sprintf(`update decisions set record = '\x%x', crc = %d where decision_id = '%s'`, bytes, store.Checksum(bytes), victim))
+				servertest.MustExec(t, conn, "set session_replication_role = replica")
+				servertest.MustExec(t, conn, fmt.Sprintf(`update decisions set record = '\x%x', crc = %d where decision_id = '%s'`, bytes, store.Checksum(bytes), victim))
 			}
 
 			page, err := s.Audit.QueryDecisions(t.Context(), &cedarpostv1.QueryDecisionsRequest{})
@@ -73,9 +75,9 @@ func TestDamagedDecisions(t *testing.T) {
 				}
 			}
 			_, err = s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: victim})
-			wantCode(t, err, connect.CodeDataLoss, damage.says)
+			servertest.WantCode(t, err, connect.CodeDataLoss, damage.says)
 			_, err = s.Audit.ReplayDecision(t.Context(), &cedarpostv1.ReplayDecisionRequest{DecisionId: victim})
-			wantCode(t, err, connect.CodeDataLoss, damage.says)
+			servertest.WantCode(t, err, connect.CodeDataLoss, damage.says)
 			if _, err := s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: ids[3]}); err != nil {
 				t.Error(err)
 			}
@@ -111,10 +113,10 @@ func TestDamagedDecisions(t *testing.T) {
 func TestDamagedEvents(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
-	id := decide(t, s, 1)[0]
+	id := servertest.DecideSome(t, s, 1)[0]
 	mustReport(t, s, report(used(id, 3, 0)))
 	mustReport(t, s, report(used(id, 4, 0)))
-	tamper(t, s.URL, "update events set record = '\\xff' where event_id = (select min(event_id::text)::uuid from events where kind = 'reuse')")
+	servertest.Tamper(t, s.URL, "update events set record = '\\xff' where event_id = (select min(event_id::text)::uuid from events where kind = 'reuse')")
 	page, err := s.Audit.QueryEvents(t.Context(), &cedarpostv1.QueryEventsRequest{Kind: cedarpostv1.EventRecord_REUSE})
 	if err != nil || len(page.Events) != 2 {
 		t.Fatal(page, err)
@@ -148,7 +150,7 @@ func TestMissingRows(t *testing.T) {
 	now := time.Now()
 	mustLog(t, s, logged(now, nil), logged(now, nil), logged(now, nil))
 	mustLog(t, s, logged(now, nil))
-	tamper(t, s.URL, "delete from decisions where pos = 1 or batch in (select batch from decisions group by batch having count(*) = 1)")
+	servertest.Tamper(t, s.URL, "delete from decisions where pos = 1 or batch in (select batch from decisions group by batch having count(*) = 1)")
 	var rows []string
 	for _, b := range exportTo(t, s, &cedarpostv1.ExportDecisionsRequest{}) {
 		row := ""
@@ -173,8 +175,8 @@ func TestMissingRows(t *testing.T) {
 func TestReadsThatFail(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
-	id := decide(t, s, 1)[0]
-	mustExec(t, session(t, s.URL), "alter table decisions rename to gone")
+	id := servertest.DecideSome(t, s, 1)[0]
+	servertest.MustExec(t, servertest.Session(t, s.URL), "alter table decisions rename to gone")
 	for name, call := range map[string]func(context.Context) error{
 		"query": func(ctx context.Context) error {
 			_, err := s.Audit.QueryDecisions(ctx, &cedarpostv1.QueryDecisionsRequest{})

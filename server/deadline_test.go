@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -97,8 +99,10 @@ func TestDeadlineOfTheCaller(t *testing.T) {
 	s.MustLoadShop()
 	database := servertest.NewProxy(t, s.URL)
 	behind := servertest.On(t, database.URL(), log.option)
-	locker := session(t, s.URL)
-	cold := func(id string) *cedarpostv1.AuthorizeRequest { return ask("bob", "ViewOrder", id, false) }
+	locker := servertest.Session(t, s.URL)
+	cold := func(id string) *cedarpostv1.AuthorizeRequest {
+		return servertest.AskShop("bob", "ViewOrder", id, false)
+	}
 	if _, err := s.Authorization.Authorize(t.Context(), cold("42")); err != nil { // now it is cached
 		t.Fatal(err)
 	}
@@ -109,8 +113,8 @@ func TestDeadlineOfTheCaller(t *testing.T) {
 	}
 	database.Blackhole(true)
 	ahead := cold("42")
-	ahead.Consistency = &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: s.MustPut(entity(t, `{"uid":{"type":"Shop::User","id":"new"},"attrs":{"region":"eu","suspended":false}}`))}}
-	put1 := &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: entity(t, `{"uid":{"type":"Shop::User","id":"zoe"},"attrs":{"region":"eu","suspended":false}}`)}}
+	ahead.Consistency = &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: s.MustPut(servertest.Entity(t, `{"uid":{"type":"Shop::User","id":"new"},"attrs":{"region":"eu","suspended":false}}`))}}
+	put1 := &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: servertest.Entity(t, `{"uid":{"type":"Shop::User","id":"zoe"},"attrs":{"region":"eu","suspended":false}}`)}}
 	chunk := &cedarpostv1.ImportEntitiesRequest{Options: &cedarpostv1.ImportOptions{}, Entities: []*cedarpostv1.Entity{put1.GetPut()}}
 	for _, c := range []struct {
 		where, lock string
@@ -136,7 +140,7 @@ func TestDeadlineOfTheCaller(t *testing.T) {
 		{"an export that follows", "", s, cedarpostv1connect.AuditServiceExportDecisionsProcedure, true, &cedarpostv1.ExportDecisionsRequest{Follow: true}, ""},
 	} {
 		if c.lock != "" {
-			mustExec(t, locker, "begin; lock table "+c.lock+" in access exclusive mode")
+			servertest.MustExec(t, locker, "begin; lock table "+c.lock+" in access exclusive mode")
 		}
 		got := ""
 		for _, ms := range []string{"300", "600", "1200", "1800"} { // a busy machine takes longer to come to where it waits
@@ -145,7 +149,7 @@ func TestDeadlineOfTheCaller(t *testing.T) {
 			}
 		}
 		if c.lock != "" {
-			mustExec(t, locker, "rollback")
+			servertest.MustExec(t, locker, "rollback")
 		}
 		if !strings.Contains(got, `"code":"deadline_exceeded"`) || !strings.Contains(got, "deadline that the caller set has ended") || !strings.Contains(got, c.says) {
 			t.Errorf("%s: %s", c.where, got)
@@ -155,9 +159,9 @@ func TestDeadlineOfTheCaller(t *testing.T) {
 		t.Errorf("the log has failed calls: %s", lines)
 	}
 	// A bound of the server's own is the server's failure.
-	mustExec(t, locker, "begin; lock table entities in access exclusive mode")
+	servertest.MustExec(t, locker, "begin; lock table entities in access exclusive mode")
 	got := hurriedly(t, s, cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, "600000", false, cold("cold-3"))
-	mustExec(t, locker, "rollback")
+	servertest.MustExec(t, locker, "rollback")
 	if !strings.Contains(got, `"code":"unavailable"`) || len(log.failures()) != 1 {
 		t.Errorf("the server's own bound: %s; log %s", got, log.failures())
 	}
@@ -169,18 +173,18 @@ func TestCallerHangsUp(t *testing.T) {
 	var log watchedLog
 	s := servertest.New(t, log.option)
 	s.MustLoadShop()
-	locker := session(t, s.URL)
-	mustExec(t, locker, "begin; lock table decisions in access exclusive mode")
+	locker := servertest.Session(t, s.URL)
+	servertest.MustExec(t, locker, "begin; lock table decisions in access exclusive mode")
 	hungUp := func(procedure string) bool {
-		return strings.Contains(metrics(t, s), `cedarpost_calls_total{code="canceled",procedure="`+procedure+`"} 1`)
+		return strings.Contains(servertest.Metrics(t, s), `cedarpost_calls_total{code="canceled",procedure="`+procedure+`"} 1`)
 	}
 	in, hangUp := context.WithCancel(t.Context())
 	defer hangUp()
-	go func() { _, _ = s.Authorization.Authorize(in, ask("bob", "ViewOrder", "42", false)) }()
-	eventually(t, "the commit waits", func() bool { return waiting(t, session(t, s.URL)) > 0 })
+	go func() { _, _ = s.Authorization.Authorize(in, servertest.AskShop("bob", "ViewOrder", "42", false)) }()
+	servertest.Eventually(t, "the commit waits", func() bool { return waiting(t, servertest.Session(t, s.URL)) > 0 })
 	hangUp()
-	eventually(t, "the call is over", func() bool { return hungUp(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure) })
-	mustExec(t, locker, "rollback")
+	servertest.Eventually(t, "the call is over", func() bool { return hungUp(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure) })
+	servertest.MustExec(t, locker, "rollback")
 
 	in, hangUp = context.WithCancel(t.Context())
 	defer hangUp()
@@ -192,7 +196,7 @@ func TestCallerHangsUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	hangUp()
-	eventually(t, "the watch is over", func() bool { return hungUp(cedarpostv1connect.AuthorizationServiceWatchProcedure) })
+	servertest.Eventually(t, "the watch is over", func() bool { return hungUp(cedarpostv1connect.AuthorizationServiceWatchProcedure) })
 	if lines := log.failures(); len(lines) > 0 {
 		t.Errorf("the log has failed calls: %s", lines)
 	}

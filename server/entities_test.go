@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -17,7 +19,7 @@ import (
 func docServer(t *testing.T, opts ...servertest.Option) *servertest.Server {
 	t.Helper()
 	s := servertest.New(t, opts...)
-	s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies)
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
 	return s
 }
 
@@ -27,7 +29,7 @@ func put(e *cedarpostv1.Entity) *cedarpostv1.EntityOperation {
 
 func TestWritesThatTheSchemaRefuses(t *testing.T) {
 	s := docServer(t)
-	good := user(t, "ann")
+	good := servertest.DocUser(t, "ann")
 	for _, c := range []struct{ name, entity, text string }{
 		{"wrong type", `{"uid":{"type":"Doc::User","id":"x"},"attrs":{"level":"high"}}`, `Doc::User::"x".level: expected a Long`},
 		{"missing", `{"uid":{"type":"Doc::User","id":"x"}}`, `required attribute "level"`},
@@ -42,22 +44,22 @@ func TestWritesThatTheSchemaRefuses(t *testing.T) {
 		{"NUL", `{"uid":{"type":"Doc::User","id":"x"},"attrs":{"level":1,"nick":"a\u0000"}}`, "NUL"},
 		{"long", `{"uid":{"type":"Doc::User","id":"x"},"attrs":{"level":1,"nick":"` + strings.Repeat("n", 5000) + `"}}`, "limit is 4096"},
 	} {
-		_, err := write(t, s, put(good), put(entity(t, c.entity)))
-		wantCode(t, err, connect.CodeInvalidArgument, c.text)
+		_, err := servertest.Write(t, s, put(good), put(servertest.Entity(t, c.entity)))
+		servertest.WantCode(t, err, connect.CodeInvalidArgument, c.text)
 		if err != nil && !strings.Contains(err.Error(), "operation 2") {
 			t.Errorf("%s: %v does not say which operation", c.name, err)
 		}
 	}
 	// All or nothing: the good one beside the bad ones was not written either.
 	_, err := s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: good.Uid})
-	wantCode(t, err, connect.CodeNotFound, "ann")
+	servertest.WantCode(t, err, connect.CodeNotFound, "ann")
 }
 
 // A Long keeps all its 64 bits on the way in and out.
 func TestLongsAreExact(t *testing.T) {
 	s := docServer(t)
 	for _, text := range []string{"9223372036854775807", "-9223372036854775808", "9007199254740993", "9007199254740991", "-1"} {
-		s.MustPut(entity(t, `{"uid":{"type":"Doc::User","id":"n"},"attrs":{"level":`+text+`}}`))
+		s.MustPut(servertest.Entity(t, `{"uid":{"type":"Doc::User","id":"n"},"attrs":{"level":`+text+`}}`))
 		got, err := s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: servertest.UID(`Doc::User::"n"`)})
 		if err != nil {
 			t.Fatal(err)
@@ -85,10 +87,10 @@ func read(t testing.TB, s *servertest.Server, user string, c *cedarpostv1.Consis
 func TestStaleWriter(t *testing.T) {
 	s := docServer(t)
 	s.MustPut(
-		entity(t, `{"uid":{"type":"Doc::Group","id":"staff"}}`),
-		entity(t, `{"uid":{"type":"Doc::Group","id":"team"},"parents":[{"type":"Doc::Group","id":"staff"}]}`),
-		entity(t, `{"uid":{"type":"Doc::Paper","id":"p"},"attrs":{"readers":{"type":"Doc::Group","id":"staff"}}}`),
-		user(t, "ann", "team"))
+		servertest.Entity(t, `{"uid":{"type":"Doc::Group","id":"staff"}}`),
+		servertest.Entity(t, `{"uid":{"type":"Doc::Group","id":"team"},"parents":[{"type":"Doc::Group","id":"staff"}]}`),
+		servertest.Entity(t, `{"uid":{"type":"Doc::Paper","id":"p"},"attrs":{"readers":{"type":"Doc::Group","id":"staff"}}}`),
+		servertest.DocUser(t, "ann", "team"))
 	if read(t, s, "ann", nil) != cedarpostv1.Decision_ALLOW {
 		t.Fatal("ann should read through team in staff")
 	}
@@ -97,7 +99,7 @@ func TestStaleWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Another admin revokes.
-	revoked, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_RemoveParents{
+	revoked, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_RemoveParents{
 		RemoveParents: &cedarpostv1.ChangeParents{Uid: seen.Entity.Entity.Uid, Parents: []*cedarpostv1.EntityUid{servertest.UID(`Doc::Group::"team"`)}},
 	}})
 	if err != nil {
@@ -112,10 +114,10 @@ func TestStaleWriter(t *testing.T) {
 	stale.Attrs.Fields["nick"] = structpb.NewStringValue("Annie")
 	op := put(stale)
 	op.Precondition = &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: seen.Entity.ChangedAt}}
-	_, err = write(t, s, op)
-	wantCode(t, err, connect.CodeAborted, "changed after that revision")
+	_, err = servertest.Write(t, s, op)
+	servertest.WantCode(t, err, connect.CodeAborted, "changed after that revision")
 	// The way it is meant: change the attribute alone.
-	if _, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_SetAttributes{
+	if _, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_SetAttributes{
 		SetAttributes: &cedarpostv1.SetAttributes{Uid: stale.Uid, Attrs: &structpb.Struct{Fields: map[string]*structpb.Value{"nick": structpb.NewStringValue("Annie")}}},
 	}}); err != nil {
 		t.Fatal(err)
@@ -126,12 +128,12 @@ func TestStaleWriter(t *testing.T) {
 	}
 	// A group that has members does not just go.
 	del := func(cascade bool) error {
-		_, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
+		_, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
 			Delete: &cedarpostv1.DeleteEntity{Uid: servertest.UID(`Doc::Group::"staff"`), Cascade: cascade},
 		}})
 		return err
 	}
-	wantCode(t, del(false), connect.CodeFailedPrecondition, "1 entities name it as parent")
+	servertest.WantCode(t, del(false), connect.CodeFailedPrecondition, "1 entities name it as parent")
 	if err := del(true); err != nil {
 		t.Fatal(err)
 	}
@@ -140,13 +142,13 @@ func TestStaleWriter(t *testing.T) {
 // Two writers at once: every membership that was added is there.
 func TestConcurrentWriters(t *testing.T) {
 	s := docServer(t)
-	s.MustPut(user(t, "ann"))
+	s.MustPut(servertest.DocUser(t, "ann"))
 	var wg sync.WaitGroup
 	const writers, each = 4, 15
 	for w := range writers {
 		wg.Go(func() {
 			for i := range each {
-				if _, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_AddParents{
+				if _, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_AddParents{
 					AddParents: &cedarpostv1.ChangeParents{Uid: servertest.UID(`Doc::User::"ann"`), Parents: []*cedarpostv1.EntityUid{
 						servertest.UID(fmt.Sprintf(`Doc::Group::"g%d-%d"`, w, i)),
 					}},
@@ -172,7 +174,7 @@ func TestListAndImport(t *testing.T) {
 	for chunk := range 3 {
 		msg := &cedarpostv1.ImportEntitiesRequest{}
 		for i := range 40 {
-			msg.Entities = append(msg.Entities, user(t, fmt.Sprintf("u%03d", chunk*40+i)))
+			msg.Entities = append(msg.Entities, servertest.DocUser(t, fmt.Sprintf("u%03d", chunk*40+i)))
 		}
 		if err := stream.Send(msg); err != nil {
 			t.Fatal(err)
@@ -193,7 +195,7 @@ func TestListAndImport(t *testing.T) {
 			got = append(got, e.Entity.Uid.Id)
 		}
 		// What is written meanwhile does not show: all pages are of one revision.
-		s.MustPut(user(t, fmt.Sprintf("u%03d-late", len(got))))
+		s.MustPut(servertest.DocUser(t, fmt.Sprintf("u%03d-late", len(got))))
 		if req.PageToken = page.NextPageToken; req.PageToken == "" {
 			break
 		}
@@ -203,16 +205,16 @@ func TestListAndImport(t *testing.T) {
 	}
 	req.PageToken = "bm9uc2Vuc2U"
 	_, err = s.Entities.ListEntities(t.Context(), req)
-	wantCode(t, err, connect.CodeInvalidArgument, "page_token")
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "page_token")
 }
 
 // Inline entities are for request-only types, and only those the request
 // reaches.
 func TestInlineEntities(t *testing.T) {
 	s := docServer(t)
-	s.MustPut(user(t, "ann"))
+	s.MustPut(servertest.DocUser(t, "ann"))
 	draft := func(author string, size int) *cedarpostv1.Entity {
-		return entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::Draft","id":"new"},"attrs":{"author":{"type":"Doc::User","id":%q},"size":%d}}`, author, size))
+		return servertest.Entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::Draft","id":"new"},"attrs":{"author":{"type":"Doc::User","id":%q},"size":%d}}`, author, size))
 	}
 	publish := func(e ...*cedarpostv1.Entity) (*cedarpostv1.AuthorizeResponse, error) {
 		return s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
@@ -231,7 +233,7 @@ func TestInlineEntities(t *testing.T) {
 	other := draft("ann", 1)
 	other.Uid.Id = "other"
 	_, err := publish(draft("ann", 5), other)
-	wantCode(t, err, connect.CodeInvalidArgument, "nothing in the request refers to it")
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "nothing in the request refers to it")
 	_, err = publish(draft("ann", 5), draft("ann", 5))
-	wantCode(t, err, connect.CodeInvalidArgument, "twice")
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "twice")
 }

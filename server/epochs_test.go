@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/note"
 	"google.golang.org/protobuf/proto"
@@ -54,32 +56,32 @@ func bothKeys(first, second, checkpoints string) servertest.Option {
 // and with both all files are in order, whenever they were copied.
 func TestTruncationShownAgain(t *testing.T) {
 	t.Parallel() // it takes long
-	key, verifier := logKey(t, "test.example/log")
+	key, verifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, signing(key, checkpoints))
+	s := servertest.New(t, servertest.Signing(key, checkpoints))
 	s.MustLoadShop()
-	decide(t, s, 5)
-	covered(t, s, verifier)
+	servertest.DecideSome(t, s, 5)
+	servertest.Covered(t, s, verifier)
 	s.Stop()
 	states1, states2 := copyDatabase(t, s.URL), copyDatabase(t, s.URL)
-	s = servertest.On(t, s.URL, signing(key, checkpoints))
-	decide(t, s, 5)
-	lost, _ := covered(t, s, verifier)
+	s = servertest.On(t, s.URL, servertest.Signing(key, checkpoints))
+	servertest.DecideSome(t, s, 5)
+	lost, _ := servertest.Covered(t, s, verifier)
 	s.Stop()
 	files := [][][]byte{notesIn(t, checkpoints)}
 	request := server.Truncation{
 		Signing: server.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}, Operator: "ann", Reason: "lost", Server: "test", Confirm: true,
 	}
 	verify := func(url string, files ...[][]byte) (server.Verified, error) {
-		return server.VerifyLog(t.Context(), openStore(t, url), server.Verification{Keys: []note.Verifier{verifier}, Against: files})
+		return server.VerifyLog(t.Context(), servertest.OpenAuditor(t, url), server.Verification{Keys: []note.Verifier{verifier}, Against: files})
 	}
 	first, err := server.TruncateLog(context.Background(), openServer(t, states1), request)
 	if err != nil || first.Number != 1 || first.From != lost {
 		t.Fatalf("%+v, %v", first, err)
 	}
-	restored := servertest.On(t, states1, signing(key, checkpoints))
-	decide(t, restored, 20)
-	second, _ := covered(t, restored, verifier)
+	restored := servertest.On(t, states1, servertest.Signing(key, checkpoints))
+	servertest.DecideSome(t, restored, 20)
+	second, _ := servertest.Covered(t, restored, verifier)
 	if second.Epoch != 1 || second.Size <= lost.Size {
 		t.Fatalf("%+v after %+v", second, lost)
 	}
@@ -100,9 +102,9 @@ func TestTruncationShownAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	other := servertest.On(t, copyDatabase(t, states1), signing(key, otherFile))
-	decide(t, other, 1)
-	if c, _ := covered(t, other, verifier); c.Epoch != 1 {
+	other := servertest.On(t, copyDatabase(t, states1), servertest.Signing(key, otherFile))
+	servertest.DecideSome(t, other, 1)
+	if c, _ := servertest.Covered(t, other, verifier); c.Epoch != 1 {
 		t.Errorf("another server signs %+v", c)
 	}
 	other.Stop()
@@ -114,9 +116,9 @@ func TestTruncationShownAgain(t *testing.T) {
 			t.Errorf("the loss of epoch 1 goes unnoticed: %+v", done)
 		}
 	}
-	again := servertest.On(t, states2, signing(key, checkpoints))
-	eventually(t, "a refusal to sign", func() bool { return strings.Contains(metrics(t, again), "cedarpost_checkpoint_refused 1") })
-	decide(t, again, 40) // longer than what was signed
+	again := servertest.On(t, states2, servertest.Signing(key, checkpoints))
+	servertest.Eventually(t, "a refusal to sign", func() bool { return strings.Contains(servertest.Metrics(t, again), "cedarpost_checkpoint_refused 1") })
+	servertest.DecideSome(t, again, 40) // longer than what was signed
 	if done, err := verify(states2, files[1]); err == nil {
 		t.Errorf("the loss of epoch 1 goes unnoticed in a longer log: %+v", done)
 	}
@@ -124,7 +126,7 @@ func TestTruncationShownAgain(t *testing.T) {
 	if err != nil || done.Number != 2 || done.From != second {
 		t.Fatalf("%+v, %v", done, err)
 	}
-	third, _ := covered(t, again, verifier)
+	third, _ := servertest.Covered(t, again, verifier)
 	if third.Epoch != 2 {
 		t.Errorf("signed as %+v", third)
 	}
@@ -141,7 +143,7 @@ func TestTruncationShownAgain(t *testing.T) {
 			t.Errorf("the first %d notes of the last file: %v", n+1, err)
 		}
 	}
-	if _, err := server.VerifyLog(t.Context(), openStore(t, states2), server.Verification{
+	if _, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, states2), server.Verification{
 		Keys: []note.Verifier{verifier}, Against: files[1:2], Since: time.Now().Add(time.Minute),
 	}); err != nil {
 		t.Errorf("an older file, and only new rows: %v", err)
@@ -154,7 +156,7 @@ func TestTruncationShownAgain(t *testing.T) {
 		}
 	}
 	tampered := copyOf(t, again, states2)
-	tamper(t, tampered, fmt.Sprintf("update audit_batches set header = header || 'x' where seq = %d", third.Size-1))
+	servertest.Tamper(t, tampered, fmt.Sprintf("update audit_batches set header = header || 'x' where seq = %d", third.Size-1))
 	if _, err := verify(tampered, edited, files[0]); err == nil || !strings.Contains(err.Error(), "kept elsewhere") {
 		t.Errorf("beside an edited file: %v", err)
 	}
@@ -170,18 +172,18 @@ func copyOf(t *testing.T, s *servertest.Server, url string) string {
 // recorded and told, and do not make the answer large.
 func TestTruncationAmongJunk(t *testing.T) {
 	t.Parallel() // it takes long
-	key, verifier := logKey(t, "test.example/log")
+	key, verifier := servertest.LogKey(t, "test.example/log")
 	dir := t.TempDir()
 	checkpoints := filepath.Join(dir, "checkpoints")
-	s := servertest.New(t, signing(key, checkpoints))
+	s := servertest.New(t, servertest.Signing(key, checkpoints))
 	s.MustLoadShop()
-	decide(t, s, 5)
-	covered(t, s, verifier)
+	servertest.DecideSome(t, s, 5)
+	servertest.Covered(t, s, verifier)
 	s.Stop()
 	backup := copyDatabase(t, s.URL)
-	s = servertest.On(t, s.URL, signing(key, checkpoints))
-	decide(t, s, 5)
-	covered(t, s, verifier)
+	s = servertest.On(t, s.URL, servertest.Signing(key, checkpoints))
+	servertest.DecideSome(t, s, 5)
+	servertest.Covered(t, s, verifier)
 	s.Stop()
 	request := server.Truncation{
 		Signing: server.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}, Operator: "ann", Reason: "lost", Server: "test",
@@ -203,8 +205,8 @@ func TestTruncationAmongJunk(t *testing.T) {
 		t.Fatal(err)
 	}
 	states(t, backup, fmt.Sprintf("test.example/log 1: %d to %d", done.From.Size, done.To.Size), "junk", string(forged))
-	restored := servertest.On(t, backup, signing(key, checkpoints))
-	covered(t, restored, verifier)
+	restored := servertest.On(t, backup, servertest.Signing(key, checkpoints))
+	servertest.Covered(t, restored, verifier)
 	told := func() {
 		t.Helper()
 		r, err := restored.Audit.GetCheckpoint(t.Context(), &cedarpostv1.GetCheckpointRequest{})
@@ -218,7 +220,7 @@ func TestTruncationAmongJunk(t *testing.T) {
 		junk = append(junk, fmt.Sprint("junk ", i), string(bytes.Replace(forged, []byte("ann"), fmt.Appendf(nil, "ann%d", i), 1)))
 	}
 	states(t, backup, "junk", junk...)
-	covered(t, restored, verifier)
+	servertest.Covered(t, restored, verifier)
 	told()
 }
 
@@ -226,18 +228,18 @@ func TestTruncationAmongJunk(t *testing.T) {
 // new one from signing, and before that the missing key is named.
 func TestTruncationThenRotation(t *testing.T) {
 	t.Parallel() // it takes long
-	older, olderVerifier := logKey(t, "test.example/log")
-	newer, newerVerifier := logKey(t, "test.example/log")
+	older, olderVerifier := servertest.LogKey(t, "test.example/log")
+	newer, newerVerifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, signing(older, checkpoints))
+	s := servertest.New(t, servertest.Signing(older, checkpoints))
 	s.MustLoadShop()
-	decide(t, s, 5)
-	covered(t, s, olderVerifier)
+	servertest.DecideSome(t, s, 5)
+	servertest.Covered(t, s, olderVerifier)
 	s.Stop()
 	backup := copyDatabase(t, s.URL)
-	s = servertest.On(t, s.URL, signing(older, checkpoints))
-	decide(t, s, 5)
-	last, _ := covered(t, s, olderVerifier)
+	s = servertest.On(t, s.URL, servertest.Signing(older, checkpoints))
+	servertest.DecideSome(t, s, 5)
+	last, _ := servertest.Covered(t, s, olderVerifier)
 	s.Stop()
 	request := server.Truncation{
 		Signing: server.Signing{KeyFiles: []string{older}, CheckpointFile: checkpoints}, Operator: "ann", Reason: "lost", Server: "test", Confirm: true,
@@ -278,17 +280,17 @@ func TestTruncationThenRotation(t *testing.T) {
 		t.Errorf("with the new key alone: %v", err)
 	}
 	s = servertest.On(t, backup, bothKeys(newer, older, checkpoints))
-	decide(t, s, 1)
-	covered(t, s, newerVerifier)
+	servertest.DecideSome(t, s, 1)
+	servertest.Covered(t, s, newerVerifier)
 	s.Stop()
-	s = servertest.On(t, backup, signing(newer, checkpoints))
-	decide(t, s, 1)
-	now, _ := covered(t, s, newerVerifier)
+	s = servertest.On(t, backup, servertest.Signing(newer, checkpoints))
+	servertest.DecideSome(t, s, 1)
+	now, _ := servertest.Covered(t, s, newerVerifier)
 	if now.Epoch != 1 {
 		t.Errorf("signed as %+v", now)
 	}
 	verify := func(keys ...note.Verifier) error {
-		_, err := server.VerifyLog(t.Context(), openStore(t, backup), server.Verification{Keys: keys, Against: [][][]byte{notesIn(t, checkpoints)}})
+		_, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, backup), server.Verification{Keys: keys, Against: [][][]byte{notesIn(t, checkpoints)}})
 		return err
 	}
 	if err := verify(olderVerifier, newerVerifier); err != nil {

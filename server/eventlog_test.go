@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/protobuf/proto"
@@ -17,7 +19,7 @@ import (
 // events reads the records of a kind, oldest first.
 func events(t *testing.T, s *servertest.Server, kind string) (list []*cedarpostv1.EventRecord) {
 	t.Helper()
-	rows, err := session(t, s.URL).Query(t.Context(), "select record from events where kind = $1 order by at, event_id", kind)
+	rows, err := servertest.Session(t, s.URL).Query(t.Context(), "select record from events where kind = $1 order by at, event_id", kind)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,17 +49,17 @@ func TestChangesAreRecorded(t *testing.T) {
 		op := &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_AddParents{AddParents: &cedarpostv1.ChangeParents{
 			Uid: uid, Parents: []*cedarpostv1.EntityUid{servertest.UID(`Shop::Role::"` + region + `"`)},
 		}}}
-		if _, err := write(t, s, op); err != nil {
+		if _, err := servertest.Write(t, s, op); err != nil {
 			t.Fatal(err)
 		}
 	}
 	set("r1")
 	set("r1") // no change, no record
 	set("r2")
-	_, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_SetAttributes{
+	_, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_SetAttributes{
 		SetAttributes: &cedarpostv1.SetAttributes{Uid: servertest.UID(`Shop::User::"nobody"`)},
 	}})
-	wantCode(t, err, connect.CodeFailedPrecondition, "not stored")
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "not stored")
 	list := events(t, s, "change")[before:]
 	if len(list) != 2 {
 		t.Fatalf("%d records", len(list))
@@ -85,16 +87,16 @@ func TestFailedAuthenticationIsRecorded(t *testing.T) {
 	call := func(token string) {
 		t.Helper()
 		client := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, token))
-		_, err := client.Authorize(t.Context(), ask("bob", "ViewOrder", "42", false))
-		wantCode(t, err, connect.CodeUnauthenticated, "")
+		_, err := client.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", false))
+		servertest.WantCode(t, err, connect.CodeUnauthenticated, "")
 	}
 	call("wrong")
-	eventually(t, "a record", func() bool { return len(events(t, s, "authentication_failure")) == 1 })
+	servertest.Eventually(t, "a record", func() bool { return len(events(t, s, "authentication_failure")) == 1 })
 	for range 50 {
 		call("wrong")
 	}
 	call("")
-	eventually(t, "a second record", func() bool { return len(events(t, s, "authentication_failure")) >= 2 })
+	servertest.Eventually(t, "a second record", func() bool { return len(events(t, s, "authentication_failure")) >= 2 })
 	s.Stop()
 	total := map[string]int64{}
 	for _, e := range events(t, s, "authentication_failure") {

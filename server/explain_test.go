@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
@@ -26,7 +28,7 @@ func TestExplain(t *testing.T) {
 		}
 		return res.Explanation, by
 	}
-	x, by := explain(ask("carol", "ViewOrder", "42", true))
+	x, by := explain(servertest.AskShop("carol", "ViewOrder", "42", true))
 	p := by["owner-views"]
 	if p == nil || p.Outcome != cedarpostv1.PolicyExplanation_CONDITION_FALSE || !strings.Contains(p.Condition, "resource.owner == principal") ||
 		len(p.Values) != 2 || p.Values[0].Value != `Shop::User::"bob"` || p.File == "" || p.Line == 0 {
@@ -38,12 +40,12 @@ func TestExplain(t *testing.T) {
 	if !strings.HasPrefix(x.Summary, "Denied") {
 		t.Errorf("summary %q", x.Summary)
 	}
-	_, by = explain(ask("mallory", "ViewOrder", "42", true))
+	_, by = explain(servertest.AskShop("mallory", "ViewOrder", "42", true))
 	if p := by["suspended"]; p == nil || p.Outcome != cedarpostv1.PolicyExplanation_SATISFIED || !p.Forbid {
 		t.Errorf("mallory and suspended: %v", p)
 	}
 	// Fields: alice without MFA is kept from personal data by one forbid.
-	x, _ = explain(withAllFields(ask("alice", "ViewOrder", "42", false)))
+	x, _ = explain(servertest.WithAllFields(servertest.AskShop("alice", "ViewOrder", "42", false)))
 	found := false
 	for _, p := range x.Policies {
 		if p.Policy.Id == "pii-needs-mfa" && p.Outcome == cedarpostv1.PolicyExplanation_SATISFIED {
@@ -64,10 +66,10 @@ func TestExplainWithholds(t *testing.T) {
 		"p.cedar", `@id("a") permit (principal, action, resource) when { principal.ssn == "x" };
 @id("b") permit (principal, action, resource) when { principal.home == resource.home && resource.home.city == "y" };
 @id("c") permit (principal, action, resource) when { context.pin == principal.ssn };`)
-	s.MustPut(entity(t, `{"uid":{"type":"H::U","id":"u"},"attrs":{"ssn":"secret-1","home":{"street":"secret-2","city":"z"}}}`))
+	s.MustPut(servertest.Entity(t, `{"uid":{"type":"H::U","id":"u"},"attrs":{"ssn":"secret-1","home":{"street":"secret-2","city":"z"}}}`))
 	res, err := s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
 		Principal: servertest.UID(`H::U::"u"`), Action: servertest.UID(`H::Action::"A"`), Resource: servertest.UID(`H::U::"u"`),
-		Context: entity(t, `{"uid":{"type":"x","id":"x"},"attrs":{"pin":"secret-3"}}`).Attrs, Explain: true,
+		Context: servertest.Entity(t, `{"uid":{"type":"x","id":"x"},"attrs":{"pin":"secret-3"}}`).Attrs, Explain: true,
 	})
 	if err != nil {
 		t.Fatal(err)

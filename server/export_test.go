@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -45,7 +47,7 @@ func TestExport(t *testing.T) {
 	s.MustLoadShop()
 	var asked []string
 	for i := range 40 {
-		res, err := s.Authorization.Authorize(t.Context(), ask([]string{"bob", "carol"}[i%2], "ViewOrder", "42", true))
+		res, err := s.Authorization.Authorize(t.Context(), servertest.AskShop([]string{"bob", "carol"}[i%2], "ViewOrder", "42", true))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -173,7 +175,7 @@ func TestExportFollows(t *testing.T) {
 		if err == nil {
 			continue
 		}
-		wantCode(t, err, connect.CodeUnavailable, "the server is stopping; go on from leaf")
+		servertest.WantCode(t, err, connect.CodeUnavailable, "the server is stopping; go on from leaf")
 		return
 	}
 }
@@ -217,7 +219,7 @@ func TestExportsAreBounded(t *testing.T) {
 		t.Errorf("one too many: %v", err)
 	}
 	hangUp()
-	eventually(t, "a free place", func() bool { _, err := open(); return err == nil })
+	servertest.Eventually(t, "a free place", func() bool { _, err := open(); return err == nil })
 	// Whoever only waits holds no connection that others need.
 	for range 5 {
 		if _, err := s.Audit.QueryDecisions(t.Context(), &cedarpostv1.QueryDecisionsRequest{}); err != nil {

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -43,11 +45,11 @@ func newPair(t *testing.T) *pair {
 	p.network = servertest.NewProxy(t, p.standby.URL())
 	p.s = servertest.On(t, twoHosts(t, p.primary.URL(), p.standby.URL()))
 	p.late = servertest.On(t, twoHosts(t, p.primary.URL(), p.network.URL()))
-	p.s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies)
-	p.kept = p.s.MustPut(paper(t, "p", "staff"), user(t, "ann"), user(t, "bob", "staff"), user(t, "cleo", "staff"))
+	p.s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
+	p.kept = p.s.MustPut(paper(t, "p", "staff"), servertest.DocUser(t, "ann"), servertest.DocUser(t, "bob", "staff"), servertest.DocUser(t, "cleo", "staff"))
 	storetest.CutOff(t, p.standby, p.primary)
-	p.s.MustPut(user(t, "ann", "staff"))
-	p.lost = p.s.MustPut(user(t, "bob"))
+	p.s.MustPut(servertest.DocUser(t, "ann", "staff"))
+	p.lost = p.s.MustPut(servertest.DocUser(t, "bob"))
 	for _, s := range []*servertest.Server{p.s, p.late} {
 		if got, _ := patiently(t, s, atLeast(p.lost), everyone...); got != "ADAD" {
 			t.Fatalf("%s before the failover", got)
@@ -92,7 +94,7 @@ func TestFailover(t *testing.T) {
 	}
 	finds := func(s *servertest.Server, want string, revision int64) {
 		t.Helper()
-		eventually(t, "the server has found the new primary", func() bool {
+		servertest.Eventually(t, "the server has found the new primary", func() bool {
 			got, at, err := reads(t, s, fully(), everyone...)
 			if err == nil && (got != want || at != revision) {
 				t.Fatalf("%s at revision %d, want %s at %d", got, at, want, revision)
@@ -103,15 +105,15 @@ func TestFailover(t *testing.T) {
 	refuses := func(s *servertest.Server) {
 		t.Helper()
 		_, _, err := reads(t, s, atLeast(p.lost), everyone...)
-		wantCode(t, err, connect.CodeAborted, "failover")
+		servertest.WantCode(t, err, connect.CodeAborted, "failover")
 		_, err = s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: servertest.UID(`Doc::User::"ann"`), At: p.lost})
-		wantCode(t, err, connect.CodeAborted, "failover")
+		servertest.WantCode(t, err, connect.CodeAborted, "failover")
 		_, err = s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{PageSize: 1, PageToken: page.NextPageToken})
-		wantCode(t, err, connect.CodeAborted, "failover")
-		op := put(user(t, "ann", "staff"))
+		servertest.WantCode(t, err, connect.CodeAborted, "failover")
+		op := put(servertest.DocUser(t, "ann", "staff"))
 		op.Precondition = &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: p.lost}}
-		_, err = write(t, s, op)
-		wantCode(t, err, connect.CodeAborted, "failover")
+		_, err = servertest.Write(t, s, op)
+		servertest.WantCode(t, err, connect.CodeAborted, "failover")
 	}
 
 	watching, _ := watch(t, p.s, p.kept)
@@ -130,8 +132,8 @@ func TestFailover(t *testing.T) {
 		}
 	}
 	// A connection to the old primary may be found broken only in use.
-	eventually(t, "the first write", func() bool {
-		_, err := write(t, p.s, put(user(t, "dan")))
+	servertest.Eventually(t, "the first write", func() bool {
+		_, err := servertest.Write(t, p.s, put(servertest.DocUser(t, "dan")))
 		return err == nil
 	})
 	staff := []string{"staff"}
@@ -140,7 +142,7 @@ func TestFailover(t *testing.T) {
 		dan, cleo []string
 		want      string
 	}{{staff, nil, "DADA"}, {nil, staff, "DAAD"}, {staff, nil, "DADA"}} {
-		newest = p.s.MustPut(user(t, "dan", step.dan...), user(t, "cleo", step.cleo...))
+		newest = p.s.MustPut(servertest.DocUser(t, "dan", step.dan...), servertest.DocUser(t, "cleo", step.cleo...))
 		if got, revision := patiently(t, p.s, atLeast(newest), everyone...); got != step.want || revision != newest.Number {
 			t.Errorf("%s at revision %d, want %s at %d", got, revision, step.want, newest.Number)
 		}
@@ -175,7 +177,7 @@ func TestReadsFromAStandby(t *testing.T) {
 	}
 	t.Cleanup(db.Close)
 	s := servertest.On(t, primary.URL(), func(c *server.Config) { c.DB, c.CacheBytes = db, -1 })
-	s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies)
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
 	s.MustPut(paper(t, "p", "staff"))
 	toggle := func(in bool) {
 		t.Helper()
@@ -183,7 +185,7 @@ func TestReadsFromAStandby(t *testing.T) {
 		if !in {
 			groups, want = nil, "D"
 		}
-		r := s.MustPut(user(t, "ann", groups...))
+		r := s.MustPut(servertest.DocUser(t, "ann", groups...))
 		for range 3 {
 			if got, revision := patiently(t, s, atLeast(r), "ann p"); got != want || revision != r.Number {
 				t.Errorf("%s at revision %d, want %s at %d", got, revision, want, r.Number)
@@ -194,7 +196,7 @@ func TestReadsFromAStandby(t *testing.T) {
 	uses := func(what string, count func(store.StandbyStats) int64) {
 		t.Helper()
 		before := count(db.Standbys()[0])
-		eventually(t, "the standby "+what, func() bool {
+		servertest.Eventually(t, "the standby "+what, func() bool {
 			toggle(true)
 			toggle(false)
 			return count(db.Standbys()[0]) > before || t.Failed()
@@ -210,8 +212,8 @@ func TestReadsFromAStandby(t *testing.T) {
 	storetest.Promote(t, standby)
 	other := servertest.On(t, standby.URL())
 	for revision(t, other) < revision(t, s)+20 {
-		other.MustPut(user(t, "ann"))
-		other.MustPut(user(t, "ann", "staff"))
+		other.MustPut(servertest.DocUser(t, "ann"))
+		other.MustPut(servertest.DocUser(t, "ann", "staff"))
 	}
 	uses("is another database", behind)
 	other.Stop()
@@ -243,11 +245,11 @@ func TestDecisionsWhileItFailsOver(t *testing.T) {
 	}
 	p.failOver(t)
 	promoted.Store(true)
-	eventually(t, "answers", func() bool { return after.Load() > 100 })
+	servertest.Eventually(t, "answers", func() bool { return after.Load() > 100 })
 	over.Store(true)
 	callers.Wait()
 	var unknown int
-	err := session(t, p.standby.URL()).QueryRow(t.Context(), "select count(*) from decisions where revision > (select n from revision)").Scan(&unknown)
+	err := servertest.Session(t, p.standby.URL()).QueryRow(t.Context(), "select count(*) from decisions where revision > (select n from revision)").Scan(&unknown)
 	if err != nil || unknown > 0 {
 		t.Errorf("%d decisions are recorded at revisions that there are not, %v", unknown, err)
 	}
@@ -264,10 +266,10 @@ func TestWritesWhileItFailsOver(t *testing.T) {
 	ended := make(chan struct{})
 	go func() { // until the condition, of what is lost, is refused
 		defer close(ended)
-		op := put(user(t, "ann", "staff", "more"))
+		op := put(servertest.DocUser(t, "ann", "staff", "more"))
 		op.Precondition = &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: p.lost}}
 		for {
-			res, err := write(t, p.s, op)
+			res, err := servertest.Write(t, p.s, op)
 			if err == nil {
 				t.Errorf("ann is written at revision %d, on the condition that she is as she was at %d, which is lost", res.Revision.Number, p.lost.Number)
 				return
@@ -279,8 +281,8 @@ func TestWritesWhileItFailsOver(t *testing.T) {
 	}()
 	storetest.Promote(t, p.standby)
 	var acknowledged *cedarpostv1.Revision
-	eventually(t, "a write", func() bool {
-		res, err := write(t, p.s, put(user(t, "dan", "staff")))
+	servertest.Eventually(t, "a write", func() bool {
+		res, err := servertest.Write(t, p.s, put(servertest.DocUser(t, "dan", "staff")))
 		acknowledged = res.GetRevision()
 		return err == nil
 	})

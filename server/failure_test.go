@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"github.com/jackc/pgx/v5"
 
@@ -26,29 +28,29 @@ func TestPostgresDiesUnderLoad(t *testing.T) {
 
 // TestSoakPostgresDiesUnderLoad is the long form.
 func TestSoakPostgresDiesUnderLoad(t *testing.T) {
-	soak(t)
+	servertest.Soak(t)
 	postgresDies(t, 25)
 }
 
 func postgresDies(t *testing.T, rounds int) {
-	s, pg := ownCluster(t)
+	s, pg := servertest.OwnCluster(t)
 	l := newTraffic(t, s)
 	for round := range rounds {
 		// The kill comes after a count that differs from round to round.
-		eventually(t, "answers", l.more(200+137*round%400, 20+13*round%40))
+		servertest.Eventually(t, "answers", l.more(200+137*round%400, 20+13*round%40))
 		failed := l.failures.Load()
 		if err := pg.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "errors", func() bool { return l.failures.Load() > failed+20 })
-		eventually(t, "not ready", func() bool {
+		servertest.Eventually(t, "errors", func() bool { return l.failures.Load() > failed+20 })
+		servertest.Eventually(t, "not ready", func() bool {
 			status, _ := readyz(t, s)
 			return status == http.StatusServiceUnavailable
 		})
 		if err := pg.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "answers after the restart", l.more(200, 20))
+		servertest.Eventually(t, "answers after the restart", l.more(200, 20))
 	}
 	l.keeps(t, pg.URL())
 }
@@ -100,7 +102,7 @@ func (l *traffic) more(answers, writes int) func() bool {
 func (l *traffic) keeps(t *testing.T, url string) {
 	t.Helper()
 	l.end()
-	log := recorded(t, url)
+	log := servertest.DecisionIDs(t, url)
 	for id := range l.answered {
 		if !log[id] {
 			t.Errorf("decision %s was answered and is not in the log", id)
@@ -121,7 +123,7 @@ func (l *traffic) keeps(t *testing.T, url string) {
 func (l *traffic) ask(t *testing.T, s *servertest.Server, caller int) {
 	newest := int64(0)
 	for i := 0; !l.over.Load(); i++ {
-		req := withAllFields(ask("bob", "ViewOrder", fmt.Sprint(caller*50+i%50), false))
+		req := servertest.WithAllFields(servertest.AskShop("bob", "ViewOrder", fmt.Sprint(caller*50+i%50), false))
 		r, err := s.Authorization.Authorize(t.Context(), req)
 		if err != nil {
 			l.failed(t, err)
@@ -141,7 +143,7 @@ func (l *traffic) ask(t *testing.T, s *servertest.Server, caller int) {
 func (l *traffic) write(t *testing.T, s *servertest.Server, caller int) {
 	for i := 0; !l.over.Load(); i++ {
 		id := fmt.Sprintf("new-%d-%d", caller, i)
-		r, err := write(t, s, put(entity(t, `{"uid":{"type":"Shop::User","id":"`+id+`"},"attrs":{"region":"eu","suspended":false}}`)))
+		r, err := servertest.Write(t, s, put(servertest.Entity(t, `{"uid":{"type":"Shop::User","id":"`+id+`"},"attrs":{"region":"eu","suspended":false}}`)))
 		if err != nil {
 			l.failed(t, err)
 			continue
@@ -164,7 +166,7 @@ func (l *traffic) failed(t *testing.T, err error) {
 // each.
 func storedSince(t *testing.T, url, typ string) map[string]int64 {
 	t.Helper()
-	rows, err := session(t, url).Query(t.Context(), `select id, since from entities where type = $1 and until is null`, typ)
+	rows, err := servertest.Session(t, url).Query(t.Context(), `select id, since from entities where type = $1 and until is null`, typ)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +183,7 @@ func storedSince(t *testing.T, url, typ string) map[string]int64 {
 func dense(t *testing.T, url string) (newest int64) {
 	t.Helper()
 	var count, first, last int64
-	err := session(t, url).QueryRow(t.Context(), `
+	err := servertest.Session(t, url).QueryRow(t.Context(), `
 		select n, (select count(*) from revisions), (select min(n) from revisions), (select max(n) from revisions)
 		from revision`).Scan(&newest, &count, &first, &last)
 	if err != nil {
@@ -198,20 +200,20 @@ func dense(t *testing.T, url string) (newest int64) {
 func TestStalenessBound(t *testing.T) {
 	t.Parallel() // it takes long
 	const bound = 1500 * time.Millisecond
-	a, pg := ownCluster(t) // with the usual bound, for the other may be over its own at any time
+	a, pg := servertest.OwnCluster(t) // with the usual bound, for the other may be over its own at any time
 	s := servertest.On(t, pg.URL(), func(c *server.Config) { c.MaxStaleness = bound })
 	a.Stop()
 	if err := pg.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(bound)
-	_, err := s.Authorization.Authorize(t.Context(), ask("bob", "ViewOrder", "42", false))
-	wantCode(t, err, connect.CodeUnavailable, "older than this server may use")
+	_, err := s.Authorization.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", false))
+	servertest.WantCode(t, err, connect.CodeUnavailable, "older than this server may use")
 	if err := pg.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "an answer", func() bool {
-		_, err = s.Authorization.Authorize(t.Context(), ask("bob", "ViewOrder", "42", false))
+	servertest.Eventually(t, "an answer", func() bool {
+		_, err = s.Authorization.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", false))
 		return err == nil
 	})
 }
@@ -224,7 +226,7 @@ func TestCountOfRecords(t *testing.T) {
 
 // TestSoakCountOfRecords is the long form.
 func TestSoakCountOfRecords(t *testing.T) {
-	soak(t)
+	servertest.Soak(t)
 	countRecords(t, 10_000)
 }
 
@@ -237,7 +239,7 @@ func countRecords(t *testing.T, total int) {
 	for c := range callers {
 		wg.Go(func() {
 			for i := c; i < total/2; i += callers {
-				if _, err := s.Authorization.Authorize(t.Context(), ask("alice", "ViewOrder", fmt.Sprint(i%500), i%2 == 0)); err != nil {
+				if _, err := s.Authorization.Authorize(t.Context(), servertest.AskShop("alice", "ViewOrder", fmt.Sprint(i%500), i%2 == 0)); err != nil {
 					t.Error(err)
 					return
 				}
@@ -249,7 +251,7 @@ func countRecords(t *testing.T, total int) {
 		for range total / 2 / batch {
 			req := &cedarpostv1.AuthorizeBatchRequest{}
 			for i := range batch {
-				req.Checks = append(req.Checks, ask("bob", "ViewOrder", fmt.Sprint(i), false))
+				req.Checks = append(req.Checks, servertest.AskShop("bob", "ViewOrder", fmt.Sprint(i), false))
 			}
 			res, err := s.Authorization.AuthorizeBatch(t.Context(), req)
 			if err != nil {
@@ -260,7 +262,7 @@ func countRecords(t *testing.T, total int) {
 		}
 	})
 	wg.Wait()
-	if n := len(recorded(t, s.URL)); n != total || answered.Load() != int64(total) {
+	if n := len(servertest.DecisionIDs(t, s.URL)); n != total || answered.Load() != int64(total) {
 		t.Errorf("%d answered, %d recorded, want %d of both", answered.Load(), n, total)
 	}
 }
@@ -271,13 +273,13 @@ func TestTwoServers(t *testing.T) {
 	a := docServer(t)
 	b := servertest.On(t, a.URL)
 	a.MustPut(
-		entity(t, `{"uid":{"type":"Doc::Paper","id":"p"},"attrs":{"readers":{"type":"Doc::Group","id":"staff"}}}`))
+		servertest.Entity(t, `{"uid":{"type":"Doc::Paper","id":"p"},"attrs":{"readers":{"type":"Doc::Group","id":"staff"}}}`))
 	for i := range 20 {
 		for _, step := range []struct {
 			groups []string
 			want   cedarpostv1.Decision
 		}{{[]string{"staff"}, cedarpostv1.Decision_ALLOW}, {nil, cedarpostv1.Decision_DENY}} {
-			rev := a.MustPut(user(t, "ann", step.groups...))
+			rev := a.MustPut(servertest.DocUser(t, "ann", step.groups...))
 			fresh := &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: rev}}
 			if got := read(t, b, "ann", fresh); got != step.want {
 				t.Fatalf("round %d: %s, want %s", i, got, step.want)
@@ -285,7 +287,7 @@ func TestTwoServers(t *testing.T) {
 		}
 	}
 	// A bundle published on one decides on the other.
-	res := a.MustApply("doc", "schema.cedarschema", docSchema, "p.cedar", `@id("all") permit (principal, action == Doc::Action::"Read", resource);`)
+	res := a.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "p.cedar", `@id("all") permit (principal, action == Doc::Action::"Read", resource);`)
 	fresh := &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: res.Revision}}
 	if got := read(t, b, "nobody", fresh); got != cedarpostv1.Decision_ALLOW {
 		t.Errorf("the new bundle does not decide on the other server: %s", got)
@@ -298,11 +300,11 @@ func TestGroupTwoLevelsUp(t *testing.T) {
 	a := docServer(t)
 	b := servertest.On(t, a.URL)
 	a.MustPut(
-		entity(t, `{"uid":{"type":"Doc::Group","id":"staff"}}`),
-		entity(t, `{"uid":{"type":"Doc::Group","id":"dept"}}`),
-		entity(t, `{"uid":{"type":"Doc::Group","id":"team"},"parents":[{"type":"Doc::Group","id":"dept"}]}`),
-		entity(t, `{"uid":{"type":"Doc::Paper","id":"p"},"attrs":{"readers":{"type":"Doc::Group","id":"staff"}}}`),
-		user(t, "ann", "team"))
+		servertest.Entity(t, `{"uid":{"type":"Doc::Group","id":"staff"}}`),
+		servertest.Entity(t, `{"uid":{"type":"Doc::Group","id":"dept"}}`),
+		servertest.Entity(t, `{"uid":{"type":"Doc::Group","id":"team"},"parents":[{"type":"Doc::Group","id":"dept"}]}`),
+		servertest.Entity(t, `{"uid":{"type":"Doc::Paper","id":"p"},"attrs":{"readers":{"type":"Doc::Group","id":"staff"}}}`),
+		servertest.DocUser(t, "ann", "team"))
 	change := &cedarpostv1.ChangeParents{Uid: servertest.UID(`Doc::Group::"dept"`), Parents: []*cedarpostv1.EntityUid{servertest.UID(`Doc::Group::"staff"`)}}
 	for range 10 {
 		for _, step := range []struct {
@@ -312,7 +314,7 @@ func TestGroupTwoLevelsUp(t *testing.T) {
 			{&cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_AddParents{AddParents: change}}, cedarpostv1.Decision_ALLOW},
 			{&cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_RemoveParents{RemoveParents: change}}, cedarpostv1.Decision_DENY},
 		} {
-			res, err := write(t, a, step.op)
+			res, err := servertest.Write(t, a, step.op)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"github.com/jackc/pgx/v5"
 
@@ -65,7 +67,7 @@ func TestHealthDoesNotAskTheDatabase(t *testing.T) {
 		}
 		return res.GetStatus()
 	}
-	eventually(t, "serving", func() bool { return check() == healthv1.HealthCheckResponse_SERVING })
+	servertest.Eventually(t, "serving", func() bool { return check() == healthv1.HealthCheckResponse_SERVING })
 	if status, reason := readyz(t, s); status != http.StatusOK {
 		t.Errorf("%d %s", status, reason)
 	}
@@ -83,9 +85,9 @@ func TestHealthDoesNotAskTheDatabase(t *testing.T) {
 	watched(healthv1.HealthCheckResponse_SERVING)
 
 	// What looks for partitions hangs now.
-	locker, observer := session(t, s.URL), session(t, s.URL)
-	mustExec(t, locker, "begin; lock table pg_catalog.pg_inherits")
-	eventually(t, "not serving", func() bool { return check() == healthv1.HealthCheckResponse_NOT_SERVING })
+	locker, observer := servertest.Session(t, s.URL), servertest.Session(t, s.URL)
+	servertest.MustExec(t, locker, "begin; lock table pg_catalog.pg_inherits")
+	servertest.Eventually(t, "not serving", func() bool { return check() == healthv1.HealthCheckResponse_NOT_SERVING })
 	watched(healthv1.HealthCheckResponse_NOT_SERVING)
 	if status, reason := readyz(t, s); status != http.StatusServiceUnavailable || reason != "not ready: the database does not answer" {
 		t.Errorf("%d %s", status, reason)
@@ -102,8 +104,8 @@ func TestHealthDoesNotAskTheDatabase(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	group.Wait()
-	mustExec(t, locker, "rollback")
-	eventually(t, "serving again", func() bool { return check() == healthv1.HealthCheckResponse_SERVING })
+	servertest.MustExec(t, locker, "rollback")
+	servertest.Eventually(t, "serving again", func() bool { return check() == healthv1.HealthCheckResponse_SERVING })
 	watched(healthv1.HealthCheckResponse_SERVING)
 
 	if _, err := h.Check(t.Context(), &healthv1.HealthCheckRequest{Service: "cedarpost.v1.EntityService"}); connect.CodeOf(err) != connect.CodeNotFound {
@@ -140,7 +142,7 @@ func TestWatchesAreBounded(t *testing.T) {
 		t.Error(err)
 	}
 	first()
-	eventually(t, "a free place", func() bool { _, err := open(); return err == nil })
+	servertest.Eventually(t, "a free place", func() bool { _, err := open(); return err == nil })
 }
 
 // Stopping tells those who watch at once, and neither they nor the other planes
@@ -155,14 +157,14 @@ func TestShutdownFinishesCallsInFlight(t *testing.T) {
 	if res, err := watch.Receive(); err != nil || res.Status != healthv1.HealthCheckResponse_SERVING {
 		t.Fatalf("%v, %v", res, err)
 	}
-	locker, observer := session(t, s.URL), session(t, s.URL)
-	mustExec(t, locker, "begin; update revision set n = n")
+	locker, observer := servertest.Session(t, s.URL), servertest.Session(t, s.URL)
+	servertest.MustExec(t, locker, "begin; update revision set n = n")
 	written := make(chan error, 1)
 	go func() {
-		_, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: user(t, "ann")}})
+		_, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: servertest.DocUser(t, "ann")}})
 		written <- err
 	}()
-	eventually(t, "a write in flight", func() bool { return waiting(t, observer) == 1 })
+	servertest.Eventually(t, "a write in flight", func() bool { return waiting(t, observer) == 1 })
 
 	stopped := make(chan struct{})
 	go func() {
@@ -175,7 +177,7 @@ func TestShutdownFinishesCallsInFlight(t *testing.T) {
 	if _, err := watch.Receive(); !errors.Is(err, io.EOF) {
 		t.Errorf("the watch goes on: %v", err)
 	}
-	mustExec(t, locker, "rollback")
+	servertest.MustExec(t, locker, "rollback")
 	if err := <-written; err != nil {
 		t.Errorf("a call in flight was cut: %v", err)
 	}
@@ -210,7 +212,7 @@ func TestPlanesStopTogether(t *testing.T) {
 		defer close(stopped)
 		s.Stop()
 	}()
-	eventually(t, "a closed admin plane", func() bool {
+	servertest.Eventually(t, "a closed admin plane", func() bool {
 		c, err := dial(s.Admin)
 		if err == nil {
 			_ = c.Close()
@@ -230,20 +232,20 @@ func TestPlanesStopTogether(t *testing.T) {
 // Writers that wait for each other do not stop decisions.
 func TestDecisionsGoOnWhileWritersWait(t *testing.T) {
 	s := docServer(t)
-	locker, observer := session(t, s.URL), session(t, s.URL)
-	mustExec(t, locker, "begin; update revision set n = n")
+	locker, observer := servertest.Session(t, s.URL), servertest.Session(t, s.URL)
+	servertest.MustExec(t, locker, "begin; update revision set n = n")
 	const writers = 20
 	var group sync.WaitGroup
 	defer group.Wait()
-	defer mustExec(t, locker, "rollback")
+	defer servertest.MustExec(t, locker, "rollback")
 	for range writers {
 		group.Go(func() {
-			if _, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: user(t, "ann")}}); err != nil {
+			if _, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: servertest.DocUser(t, "ann")}}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	eventually(t, "a writer that waits", func() bool { return waiting(t, observer) > 0 })
+	servertest.Eventually(t, "a writer that waits", func() bool { return waiting(t, observer) > 0 })
 	time.Sleep(200 * time.Millisecond) // the others come
 	newest := &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_FullyConsistent{FullyConsistent: true}}
 	for i := range 20 {

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
@@ -37,10 +39,10 @@ func TestCacheHints(t *testing.T) {
 	s := servertest.New(t)
 	s.MustApply("h", "schema.cedarschema", hintSchema, "policies.cedar", hintPolicies, "fields.yaml", "H::Thing:\n  name: []\n")
 	s.MustPut(
-		entity(t, `{"uid":{"type":"H::User","id":"ann"},"parents":[{"type":"H::Group","id":"g1"}]}`),
-		entity(t, `{"uid":{"type":"H::Group","id":"g1"},"parents":[{"type":"H::Group","id":"g2"}]}`),
-		entity(t, `{"uid":{"type":"H::Thing","id":"t"},"attrs":{"owner":{"type":"H::User","id":"olaf"}}}`),
-		entity(t, `{"uid":{"type":"H::User","id":"olaf"},"attrs":{"boss":{"type":"H::User","id":"ghost"}}}`))
+		servertest.Entity(t, `{"uid":{"type":"H::User","id":"ann"},"parents":[{"type":"H::Group","id":"g1"}]}`),
+		servertest.Entity(t, `{"uid":{"type":"H::Group","id":"g1"},"parents":[{"type":"H::Group","id":"g2"}]}`),
+		servertest.Entity(t, `{"uid":{"type":"H::Thing","id":"t"},"attrs":{"owner":{"type":"H::User","id":"olaf"}}}`),
+		servertest.Entity(t, `{"uid":{"type":"H::User","id":"olaf"},"attrs":{"boss":{"type":"H::User","id":"ghost"}}}`))
 	db := database(t, s)
 	tags := func(entities ...string) (out []uint64) {
 		for _, text := range entities {
@@ -63,7 +65,7 @@ func TestCacheHints(t *testing.T) {
 	fields := func(r *cedarpostv1.AuthorizeRequest) { r.Fields = &cedarpostv1.FieldSelection{All: true} }
 	const ann, thing = `H::User::"ann"`, `H::Thing::"t"`
 	seen := []string{ann, `H::Group::"g1"`, `H::Group::"g2"`, thing, `H::User::"olaf"`, `H::User::"ghost"`}
-	draft := entity(t, `{"uid":{"type":"H::Draft","id":"d"},"attrs":{"author":{"type":"H::User","id":"ann"}}}`)
+	draft := servertest.Entity(t, `{"uid":{"type":"H::Draft","id":"d"},"attrs":{"author":{"type":"H::User","id":"ann"}}}`)
 	for _, c := range []struct {
 		name string
 		req  *cedarpostv1.AuthorizeRequest
@@ -149,7 +151,7 @@ func TestTooManyTags(t *testing.T) {
 			groups = append(groups, fmt.Sprint("g", i))
 		}
 		id := fmt.Sprint("u", n)
-		s.MustPut(user(t, id, groups...))
+		s.MustPut(servertest.DocUser(t, id, groups...))
 		req := &cedarpostv1.AuthorizeRequest{
 			Principal: servertest.UID(`Doc::User::"` + id + `"`), Action: servertest.UID(`Doc::Action::"Read"`), Resource: servertest.UID(`Doc::Paper::"p"`), WantCacheHint: true,
 		}

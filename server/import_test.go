@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 
@@ -21,7 +23,7 @@ func people(t testing.TB, o *cedarpostv1.ImportOptions, from, to int) *cedarpost
 	t.Helper()
 	msg := &cedarpostv1.ImportEntitiesRequest{Options: o}
 	for i := from; i < to; i++ {
-		msg.Entities = append(msg.Entities, user(t, fmt.Sprintf("u%d", i), "staff"))
+		msg.Entities = append(msg.Entities, servertest.DocUser(t, fmt.Sprintf("u%d", i), "staff"))
 	}
 	return msg
 }
@@ -97,7 +99,7 @@ func TestImportGoesOn(t *testing.T) {
 	s := docServer(t)
 	id := &cedarpostv1.ImportOptions{ImportId: "people"}
 	_, err := s.Entities.GetImport(t.Context(), &cedarpostv1.GetImportRequest{ImportId: "people"})
-	wantCode(t, err, connect.CodeNotFound, "no unfinished import of that id")
+	servertest.WantCode(t, err, connect.CodeNotFound, "no unfinished import of that id")
 	began := time.Now()
 	cutOff(t, s, s.Client(s.Admin, s.Token), 20, people(t, id, 0, 10), people(t, nil, 10, 20))
 
@@ -109,13 +111,13 @@ func TestImportGoesOn(t *testing.T) {
 	if err != nil || read.Entity.ChangedAt.Number != got.Revision.Number {
 		t.Errorf("the last chunk is not of revision %v: %v, %v", got.Revision, read, err)
 	}
-	s.MustPut(user(t, "u5")) // revoked: no longer of the staff
+	s.MustPut(servertest.DocUser(t, "u5")) // revoked: no longer of the staff
 	skip := func(n int64) *cedarpostv1.ImportOptions {
 		return &cedarpostv1.ImportOptions{ImportId: "people", Skip: n}
 	}
 	for _, wrong := range []int64{10, 19, 21} {
 		_, err := importAll(t, s, people(t, skip(wrong), int(wrong), 30))
-		wantCode(t, err, connect.CodeFailedPrecondition, fmt.Sprintf("20 entities of this import are stored, not %d", wrong))
+		servertest.WantCode(t, err, connect.CodeFailedPrecondition, fmt.Sprintf("20 entities of this import are stored, not %d", wrong))
 	}
 	res, err := importAll(t, s, people(t, skip(20), 20, 25), people(t, nil, 25, 30))
 	if err != nil || res.Entities != 10 || res.Changed != 10 {
@@ -132,7 +134,7 @@ func TestImportGoesOn(t *testing.T) {
 		t.Errorf("what was revoked meanwhile is back: %v, %v", read, err)
 	}
 	_, err = importAll(t, s, people(t, skip(30), 30, 31))
-	wantCode(t, err, connect.CodeFailedPrecondition, "no unfinished import of that id")
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "no unfinished import of that id")
 }
 
 // An entity that stands twice in what is committed together is refused: which of the
@@ -140,14 +142,14 @@ func TestImportGoesOn(t *testing.T) {
 func TestImportOfOneEntityTwice(t *testing.T) {
 	s := docServer(t)
 	twice := people(t, nil, 3, 5)
-	twice.Entities = append(twice.Entities, user(t, "u3"))
+	twice.Entities = append(twice.Entities, servertest.DocUser(t, "u3"))
 	_, err := importAll(t, s, people(t, nil, 0, 3), twice)
-	wantCode(t, err, connect.CodeInvalidArgument, `entity 6: Doc::User::"u3" stands twice, it is also entity 4; an import puts each entity once; the 3 entities before this chunk are stored`)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 6: Doc::User::"u3" stands twice, it is also entity 4; an import puts each entity once; the 3 entities before this chunk are stored`)
 	if n := listed(t, s); n != 3 {
 		t.Errorf("%d users of 3", n)
 	}
 	_, err = importAll(t, s, people(t, &cedarpostv1.ImportOptions{Atomic: true}, 10, 20), people(t, nil, 20, 25), people(t, nil, 19, 20))
-	wantCode(t, err, connect.CodeInvalidArgument, `entity 16: Doc::User::"u19" stands twice, it is also entity 10`)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 16: Doc::User::"u19" stands twice, it is also entity 10`)
 	if n := listed(t, s); n != 3 {
 		t.Errorf("%d users of 3", n)
 	}
@@ -204,7 +206,7 @@ func TestImportContinuedTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = first.CloseAndReceive()
-	wantCode(t, err, connect.CodeAborted, "somebody else continues this import; the 10 entities before this chunk are stored")
+	servertest.WantCode(t, err, connect.CodeAborted, "somebody else continues this import; the 10 entities before this chunk are stored")
 	if n := unfinished(t, s, "people"); n != 15 {
 		t.Errorf("%d entities, want the 15 of the other", n)
 	}
@@ -212,8 +214,8 @@ func TestImportContinuedTwice(t *testing.T) {
 
 func TestImportsThatAreRefused(t *testing.T) {
 	s := docServer(t)
-	bad := &cedarpostv1.ImportEntitiesRequest{Entities: []*cedarpostv1.Entity{user(t, "good"), entity(t, `{"uid":{"type":"Doc::User","id":"bad"}}`)}}
-	loop := &cedarpostv1.ImportEntitiesRequest{Entities: []*cedarpostv1.Entity{entity(t, `{"uid":{"type":"Doc::Group","id":"g"},"parents":[{"type":"Doc::Group","id":"g"}]}`)}}
+	bad := &cedarpostv1.ImportEntitiesRequest{Entities: []*cedarpostv1.Entity{servertest.DocUser(t, "good"), servertest.Entity(t, `{"uid":{"type":"Doc::User","id":"bad"}}`)}}
+	loop := &cedarpostv1.ImportEntitiesRequest{Entities: []*cedarpostv1.Entity{servertest.Entity(t, `{"uid":{"type":"Doc::Group","id":"g"},"parents":[{"type":"Doc::Group","id":"g"}]}`)}}
 	options := func(o *cedarpostv1.ImportOptions) *cedarpostv1.ImportEntitiesRequest { return people(t, o, 0, 3) }
 	type messages []*cedarpostv1.ImportEntitiesRequest
 	for _, c := range []struct {
@@ -233,7 +235,7 @@ func TestImportsThatAreRefused(t *testing.T) {
 		{"its own ancestor", messages{options(nil), loop}, `entity 4: Doc::Group::"g": these parents would make it its own ancestor; the 3 entities`},
 	} {
 		_, err := importAll(t, s, c.messages...)
-		wantCode(t, err, connect.CodeInvalidArgument, c.says)
+		servertest.WantCode(t, err, connect.CodeInvalidArgument, c.says)
 		if n := listed(t, s); n != 0 && n != 3 {
 			t.Errorf("%s: %d users", c.name, n)
 		}
@@ -241,10 +243,10 @@ func TestImportsThatAreRefused(t *testing.T) {
 	// The number counts from the start of the import, skipped entities included.
 	id := &cedarpostv1.ImportOptions{ImportId: "people"}
 	_, err := importAll(t, s, people(t, id, 0, 3), bad)
-	wantCode(t, err, connect.CodeInvalidArgument, "entity 5: ")
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "entity 5: ")
 	bad.Options = &cedarpostv1.ImportOptions{ImportId: "people", Skip: 3}
 	_, err = importAll(t, s, bad)
-	wantCode(t, err, connect.CodeInvalidArgument, `entity 5: Doc::User::"bad"`)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 5: Doc::User::"bad"`)
 	if n := unfinished(t, s, "people"); n != 3 {
 		t.Errorf("%d entities", n)
 	}
@@ -255,9 +257,9 @@ func TestAtomicImport(t *testing.T) {
 	t.Parallel() // it takes long
 	s := docServer(t)
 	atomic := &cedarpostv1.ImportOptions{Atomic: true}
-	bad := &cedarpostv1.ImportEntitiesRequest{Entities: []*cedarpostv1.Entity{entity(t, `{"uid":{"type":"Doc::User","id":"bad"}}`)}}
+	bad := &cedarpostv1.ImportEntitiesRequest{Entities: []*cedarpostv1.Entity{servertest.Entity(t, `{"uid":{"type":"Doc::User","id":"bad"}}`)}}
 	_, err := importAll(t, s, people(t, atomic, 0, 10), bad)
-	wantCode(t, err, connect.CodeInvalidArgument, `entity 11: Doc::User::"bad": required attribute "level" is missing`)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 11: Doc::User::"bad": required attribute "level" is missing`)
 	if err != nil && strings.Contains(err.Error(), "stored") {
 		t.Errorf("of what is not stored: %v", err)
 	}
@@ -271,7 +273,7 @@ func TestAtomicImport(t *testing.T) {
 		t.Fatalf("%d users of imports that failed", n)
 	}
 
-	before := s.MustPut(entity(t, `{"uid":{"type":"Doc::Group","id":"staff"}}`))
+	before := s.MustPut(servertest.Entity(t, `{"uid":{"type":"Doc::Group","id":"staff"}}`))
 	var messages []*cedarpostv1.ImportEntitiesRequest
 	for i := range 10 {
 		messages = append(messages, people(t, nil, i*1000, (i+1)*1000))
@@ -282,7 +284,7 @@ func TestAtomicImport(t *testing.T) {
 		t.Errorf("%v, %v", res, err)
 	}
 	_, err = importAll(t, s, append(messages, people(t, nil, 10_000, 10_001))...)
-	wantCode(t, err, connect.CodeInvalidArgument, "at most 10000 entities")
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "at most 10000 entities")
 }
 
 // A stream that breaks off is no end of its import, whatever carries it.

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -20,7 +22,7 @@ func groups(t *testing.T, s *servertest.Server, n int, fn func(i int) string) {
 	}
 	msg := &cedarpostv1.ImportEntitiesRequest{}
 	for i := range n {
-		msg.Entities = append(msg.Entities, entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::Group","id":"g%d"},"parents":[%s]}`, i, fn(i))))
+		msg.Entities = append(msg.Entities, servertest.Entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::Group","id":"g%d"},"parents":[%s]}`, i, fn(i))))
 		if len(msg.Entities) == 1000 || i == n-1 {
 			if err := stream.Send(msg); err != nil {
 				t.Fatal(err)
@@ -47,9 +49,9 @@ func TestDeepGroups(t *testing.T) {
 		}
 		return group(i + 1)
 	})
-	s.MustPut(entity(t, `{"uid":{"type":"Doc::Paper","id":"p"},"attrs":{"readers":`+group(deep-1)+`}}`))
+	s.MustPut(servertest.Entity(t, `{"uid":{"type":"Doc::Paper","id":"p"},"attrs":{"readers":`+group(deep-1)+`}}`))
 	for from, want := range map[int]string{deep - 100: "allow", deep - 10_000: "allow", deep - 10_001: "error", 0: "error"} {
-		s.MustPut(user(t, "ann", fmt.Sprintf("g%d", from)))
+		s.MustPut(servertest.DocUser(t, "ann", fmt.Sprintf("g%d", from)))
 		var r *cedarpostv1.AuthorizeResponse
 		var err error
 		// On a busy machine so many groups may not be read in the time that a call has.
@@ -63,14 +65,14 @@ func TestDeepGroups(t *testing.T) {
 		}
 		switch {
 		case want == "error":
-			wantCode(t, err, connect.CodeFailedPrecondition, "more than 10000 ancestors")
+			servertest.WantCode(t, err, connect.CodeFailedPrecondition, "more than 10000 ancestors")
 		case err != nil || r.Decision != cedarpostv1.Decision_ALLOW:
 			t.Errorf("%d levels: %v %v", deep-from, r, err)
 		}
 	}
 	// A circle is refused when it would be closed.
-	_, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_AddParents{
+	_, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_AddParents{
 		AddParents: &cedarpostv1.ChangeParents{Uid: servertest.UID(fmt.Sprintf(`Doc::Group::"g%d"`, deep-1)), Parents: []*cedarpostv1.EntityUid{servertest.UID(fmt.Sprintf(`Doc::Group::"g%d"`, deep-50))}},
 	}})
-	wantCode(t, err, connect.CodeInvalidArgument, "its own ancestor")
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "its own ancestor")
 }

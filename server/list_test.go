@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -42,15 +44,15 @@ func equals(name string, value any) *cedarpostv1.AttributeEquals {
 }
 
 func docGroup(t testing.TB, id, parent string) *cedarpostv1.Entity {
-	return entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::Group","id":%q},"parents":[{"type":"Doc::Group","id":%q}]}`, id, parent))
+	return servertest.Entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::Group","id":%q},"parents":[{"type":"Doc::Group","id":%q}]}`, id, parent))
 }
 
 func TestListFilters(t *testing.T) {
 	s := docServer(t)
-	s.MustPut(docGroup(t, "team", "dept"), docGroup(t, "dept", "all"), user(t, "ann", "team"), user(t, "bob", "dept"),
-		user(t, "eve", "other"), entity(t, `{"uid":{"type":"Doc::User","id":"zoe"},"attrs":{"level":2,"nick":"z"},"parents":[{"type":"Doc::Group","id":"team"}]}`))
-	then := s.MustPut(entity(t, `{"uid":{"type":"Doc::Paper","id":"p"},"attrs":{"readers":{"type":"Doc::Group","id":"team"}}}`))
-	s.MustPut(user(t, "ann", "other"))
+	s.MustPut(docGroup(t, "team", "dept"), docGroup(t, "dept", "all"), servertest.DocUser(t, "ann", "team"), servertest.DocUser(t, "bob", "dept"),
+		servertest.DocUser(t, "eve", "other"), servertest.Entity(t, `{"uid":{"type":"Doc::User","id":"zoe"},"attrs":{"level":2,"nick":"z"},"parents":[{"type":"Doc::Group","id":"team"}]}`))
+	then := s.MustPut(servertest.Entity(t, `{"uid":{"type":"Doc::Paper","id":"p"},"attrs":{"readers":{"type":"Doc::Group","id":"team"}}}`))
+	s.MustPut(servertest.DocUser(t, "ann", "other"))
 
 	below := func(id string) *cedarpostv1.EntityUid { return &cedarpostv1.EntityUid{Type: "Doc::Group", Id: id} }
 	type attrs = []*cedarpostv1.AttributeEquals
@@ -91,7 +93,7 @@ func TestListFilters(t *testing.T) {
 		{&cedarpostv1.ListEntitiesRequest{Ancestor: servertest.UID(`Doc::Robot::"x"`)}, `Doc::Robot`},
 	} {
 		_, err := list(t, s, c.req)
-		wantCode(t, err, connect.CodeInvalidArgument, c.text)
+		servertest.WantCode(t, err, connect.CodeInvalidArgument, c.text)
 	}
 }
 
@@ -100,7 +102,7 @@ func TestPageTokensOfListings(t *testing.T) {
 	s := docServer(t)
 	var team []*cedarpostv1.Entity
 	for i := range 5 {
-		team = append(team, user(t, fmt.Sprint(i), "team"))
+		team = append(team, servertest.DocUser(t, fmt.Sprint(i), "team"))
 	}
 	then := s.MustPut(team...)
 	req := &cedarpostv1.ListEntitiesRequest{
@@ -144,7 +146,7 @@ func TestSetsAreSets(t *testing.T) {
 		entity Item { labels: Set<String>, box: { sets: Set<Set<Long>> }, from?: ipaddr };
 	}`)
 	item := func(labels, sets, from string) *cedarpostv1.Entity {
-		return entity(t, fmt.Sprintf(`{"uid":{"type":"Tag::Item","id":"i"},"attrs":{"labels":%s,"box":{"sets":%s},"from":%q}}`, labels, sets, from))
+		return servertest.Entity(t, fmt.Sprintf(`{"uid":{"type":"Tag::Item","id":"i"},"attrs":{"labels":%s,"box":{"sets":%s},"from":%q}}`, labels, sets, from))
 	}
 	at := s.MustPut(item(`["a","b","c","d","e"]`, `[[1,2,3],[4,5,6],[]]`, "10.0.0.1"))
 	for range 10 {
@@ -180,10 +182,10 @@ func TestListingByAnOldSchema(t *testing.T) {
 		entity Dept; entity Team in [Dept]; entity User in [Team] { grade: Long };
 	}`)
 	then := s.MustPut(
-		entity(t, `{"uid":{"type":"Org::Team","id":"t"},"parents":[{"type":"Org::Dept","id":"d"}]}`),
-		entity(t, `{"uid":{"type":"Org::User","id":"ann"},"attrs":{"grade":7},"parents":[{"type":"Org::Team","id":"t"}]}`))
+		servertest.Entity(t, `{"uid":{"type":"Org::Team","id":"t"},"parents":[{"type":"Org::Dept","id":"d"}]}`),
+		servertest.Entity(t, `{"uid":{"type":"Org::User","id":"ann"},"attrs":{"grade":7},"parents":[{"type":"Org::Team","id":"t"}]}`))
 	for _, uid := range []string{`Org::User::"ann"`, `Org::Team::"t"`} {
-		if _, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
+		if _, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
 			Delete: &cedarpostv1.DeleteEntity{Uid: servertest.UID(uid), Cascade: true}}}); err != nil {
 			t.Fatal(err)
 		}
@@ -191,7 +193,7 @@ func TestListingByAnOldSchema(t *testing.T) {
 	s.MustApply("org", "schema.cedarschema", `namespace Org {
 		entity Dept; entity User in [Dept] { grade: String };
 	}`)
-	s.MustPut(entity(t, `{"uid":{"type":"Org::User","id":"bob"},"attrs":{"grade":"7"},"parents":[{"type":"Org::Dept","id":"d"}]}`))
+	s.MustPut(servertest.Entity(t, `{"uid":{"type":"Org::User","id":"bob"},"attrs":{"grade":"7"},"parents":[{"type":"Org::Dept","id":"d"}]}`))
 	req := &cedarpostv1.ListEntitiesRequest{Type: "Org::User", Ancestor: servertest.UID(`Org::Dept::"d"`),
 		Attributes: []*cedarpostv1.AttributeEquals{equals("grade", "7")}}
 	if got, err := list(t, s, req); err != nil || got != "bob" {

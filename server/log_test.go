@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"github.com/transparency-dev/merkle/proof"
 	"github.com/transparency-dev/merkle/rfc6962"
@@ -38,7 +40,7 @@ func startLoad(callers int, servers ...*servertest.Server) *load {
 					return
 				default:
 				}
-				r, err := s.Authorization.Authorize(context.Background(), ask("bob", "ViewOrder", fmt.Sprint(c*50+i%50), false))
+				r, err := s.Authorization.Authorize(context.Background(), servertest.AskShop("bob", "ViewOrder", fmt.Sprint(c*50+i%50), false))
 				l.mu.Lock()
 				if err != nil {
 					l.refused[connect.CodeOf(err)]++
@@ -75,7 +77,7 @@ func (l *load) end() {
 // allRecorded makes sure that every answer is in the log, once.
 func (l *load) allRecorded(t *testing.T, url string) {
 	t.Helper()
-	log := recorded(t, url)
+	log := servertest.DecisionIDs(t, url)
 	for id := range l.answered {
 		if !log[id] {
 			t.Errorf("decision %s was answered and is not in the log", id)
@@ -92,7 +94,7 @@ func TestTwoServersOneLog(t *testing.T) {
 }
 
 func TestSoakTwoServersOneLog(t *testing.T) {
-	soak(t)
+	servertest.Soak(t)
 	twoServersOneLog(t, 150_000)
 }
 
@@ -100,7 +102,7 @@ func twoServersOneLog(t *testing.T, answers int) {
 	a, verifier, _ := signed(t)
 	b := servertest.On(t, a.URL, func(c *server.Config) { c.Name = "second" })
 	l := startLoad(16, a, b)
-	conn := session(t, a.URL)
+	conn := servertest.Session(t, a.URL)
 	reads := 0
 	for last := int64(-1); l.answers() < answers; reads++ {
 		var top, count int64
@@ -115,7 +117,7 @@ func twoServersOneLog(t *testing.T, answers int) {
 	}
 	l.end()
 	l.allRecorded(t, a.URL)
-	covered(t, a, verifier)
+	servertest.Covered(t, a, verifier)
 	done, err := server.VerifyLog(t.Context(), a.DB, server.Verification{})
 	if err != nil || done.Decisions < int64(answers) || done.Unsigned > 0 {
 		t.Errorf("%+v, %v", done, err)
@@ -137,29 +139,29 @@ func TestDatabaseAway(t *testing.T) {
 }
 
 func TestSoakDatabaseAway(t *testing.T) {
-	soak(t)
+	servertest.Soak(t)
 	for _, mode := range []auditlog.Mode{auditlog.Strict, auditlog.Buffered} {
 		t.Run(string(mode), func(t *testing.T) { databaseAway(t, mode, 10*time.Second) })
 	}
 }
 
 func databaseAway(t *testing.T, mode auditlog.Mode, away time.Duration) {
-	s, pg := ownCluster(t, func(c *server.Config) { c.Record = mode })
+	s, pg := servertest.OwnCluster(t, func(c *server.Config) { c.Record = mode })
 	l := startLoad(8, s)
-	eventually(t, "answers", func() bool { return l.answers() > 200 })
+	servertest.Eventually(t, "answers", func() bool { return l.answers() > 200 })
 	if err := pg.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "errors", func() bool { return l.refusals(connect.CodeUnavailable) > 20 })
+	servertest.Eventually(t, "errors", func() bool { return l.refusals(connect.CodeUnavailable) > 20 })
 	time.Sleep(away)
 	during := l.answers()
 	if err := pg.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "answers again", func() bool { return l.answers() > during+200 })
+	servertest.Eventually(t, "answers again", func() bool { return l.answers() > during+200 })
 	l.end()
 	if mode == auditlog.Buffered {
-		eventually(t, "nothing at risk", func() bool { return strings.Contains(metrics(t, s), "cedarpost_decisions_at_risk 0") })
+		servertest.Eventually(t, "nothing at risk", func() bool { return strings.Contains(servertest.Metrics(t, s), "cedarpost_decisions_at_risk 0") })
 	}
 	l.allRecorded(t, pg.URL())
 	if n := l.refusals(connect.CodeUnavailable, connect.CodeDeadlineExceeded); n != l.refusals(connect.CodeUnavailable, connect.CodeDeadlineExceeded, connect.CodeResourceExhausted, connect.CodeInternal, connect.CodeUnknown) {
@@ -172,25 +174,25 @@ func databaseAway(t *testing.T, mode auditlog.Mode, away time.Duration) {
 func TestDiskFull(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
-	conn := session(t, s.URL)
-	mustExec(t, conn, `create function full_disk() returns trigger language plpgsql as
+	conn := servertest.Session(t, s.URL)
+	servertest.MustExec(t, conn, `create function full_disk() returns trigger language plpgsql as
 		$$ begin raise exception 'could not extend file' using errcode = 'disk_full'; end $$`)
-	mustExec(t, conn, "create trigger full_disk before insert on audit_batches execute function full_disk()")
-	_, err := s.Authorization.Authorize(t.Context(), ask("bob", "ViewOrder", "42", false))
-	wantCode(t, err, connect.CodeUnavailable, "nothing was decided")
+	servertest.MustExec(t, conn, "create trigger full_disk before insert on audit_batches execute function full_disk()")
+	_, err := s.Authorization.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", false))
+	servertest.WantCode(t, err, connect.CodeUnavailable, "nothing was decided")
 	if strings.Contains(err.Error(), "extend") {
 		t.Errorf("the caller learns of the disk: %v", err)
 	}
-	if _, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
+	if _, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
 		Delete: &cedarpostv1.DeleteEntity{Uid: servertest.UID(`Shop::User::"bob"`)},
 	}}); err == nil {
 		t.Error("a change went through without its record")
 	}
-	if n := len(recorded(t, s.URL)); n != 0 {
+	if n := len(servertest.DecisionIDs(t, s.URL)); n != 0 {
 		t.Errorf("%d decisions were recorded", n)
 	}
-	mustExec(t, conn, "drop trigger full_disk on audit_batches")
-	if _, err := s.Authorization.Authorize(t.Context(), ask("bob", "ViewOrder", "42", false)); err != nil {
+	servertest.MustExec(t, conn, "drop trigger full_disk on audit_batches")
+	if _, err := s.Authorization.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", false)); err != nil {
 		t.Errorf("does not go on: %v", err)
 	}
 }
@@ -199,10 +201,10 @@ func TestDiskFull(t *testing.T) {
 func TestProofsWithAnotherLibrary(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
-	ids := decide(t, s, 20)
-	first, _ := covered(t, s, verifier)
-	decide(t, s, 8)
-	second, _ := covered(t, s, verifier)
+	ids := servertest.DecideSome(t, s, 20)
+	first, _ := servertest.Covered(t, s, verifier)
+	servertest.DecideSome(t, s, 8)
+	second, _ := servertest.Covered(t, s, verifier)
 	for _, id := range ids {
 		p, err := s.Audit.GetInclusionProof(t.Context(), &cedarpostv1.GetInclusionProofRequest{Id: id, Size: second.Size})
 		if err != nil {

@@ -3,6 +3,8 @@ package server_test
 import (
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 
 	"github.com/cedarpost/cedarpost/server"
@@ -21,13 +23,13 @@ func TestLogSaysThatTokensAreLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a refusal", func() bool {
+	servertest.Eventually(t, "a refusal", func() bool {
 		_, _, err := reads(t, s, atLeast(lost), "bob p")
 		return connect.CodeOf(err) == connect.CodeAborted
 	})
 	for range 3 {
 		_, _, err := reads(t, s, atLeast(lost), "bob p")
-		wantCode(t, err, connect.CodeAborted, "another database")
+		servertest.WantCode(t, err, connect.CodeAborted, "another database")
 	}
 	if n := log.count("callers have tokens"); n != 1 {
 		t.Errorf("%d lines about lost tokens", n)
@@ -39,7 +41,7 @@ func TestLogSaysThatTokensAreLost(t *testing.T) {
 
 	var next lines
 	s = servertest.On(t, s.URL, logLines(&next))
-	s.MustPut(user(t, "dan"))
+	s.MustPut(servertest.DocUser(t, "dan"))
 	if n := next.count("after=" + renewed.After.String()); n != 1 {
 		t.Errorf("at the next start, %d lines about the new id", n)
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -43,13 +45,13 @@ func revision(t testing.TB, s *servertest.Server) int64 {
 
 func TestBundlesThatAreRefused(t *testing.T) {
 	s := docServer(t)
-	s.MustPut(user(t, "ann"))
+	s.MustPut(servertest.DocUser(t, "ann"))
 	before := revision(t, s)
 	with := func(old, now string) []bundle.File {
-		return servertest.Files("schema.cedarschema", strings.ReplaceAll(docSchema, old, now), "policies.cedar", docPolicies)
+		return servertest.Files("schema.cedarschema", strings.ReplaceAll(servertest.DocSchema, old, now), "policies.cedar", servertest.DocPolicies)
 	}
 	policy := func(text string, more ...string) []bundle.File {
-		return servertest.Files(append([]string{"schema.cedarschema", docSchema, "p.cedar", text}, more...)...)
+		return servertest.Files(append([]string{"schema.cedarschema", servertest.DocSchema, "p.cedar", text}, more...)...)
 	}
 	permit := `permit (principal, action == Doc::Action::"Read", resource)`
 	for _, c := range []struct {
@@ -59,7 +61,7 @@ func TestBundlesThatAreRefused(t *testing.T) {
 		at    string // file:line:column
 		text  string
 	}{
-		{"no schema", servertest.Files("p.cedar", docPolicies), connect.CodeInvalidArgument, "", "schema"},
+		{"no schema", servertest.Files("p.cedar", servertest.DocPolicies), connect.CodeInvalidArgument, "", "schema"},
 		{"broken schema", with("entity Group", "entty Group"), connect.CodeInvalidArgument, "schema.cedarschema:2:3", ""},
 		{"unknown type", with("readers: Group", "readers: Grp"), connect.CodeInvalidArgument, "", "Grp"},
 		{"broken policy", policy("@id(\"a\")\n" + permit + " when { principal. };"), connect.CodeInvalidArgument, "p.cedar:2:80", "ident"},
@@ -80,19 +82,19 @@ func TestBundlesThatAreRefused(t *testing.T) {
 		{"types in a circle", servertest.Files("schema.cedarschema", "namespace A { type T = { a: U }; type U = { b: T }; entity E { t: T }; }"), connect.CodeInvalidArgument, "schema.cedarschema", ""},
 		{"too many combinations", servertest.Files("schema.cedarschema", combinations(150)), connect.CodeInvalidArgument, "schema.cedarschema", "limit is 20000"},
 		{"reserved namespace", servertest.Files("schema.cedarschema", "namespace Cedarpost { entity X; }"), connect.CodeInvalidArgument, "", "belongs to the service"},
-		{"approvals", policy(docPolicies, "bundle.yaml", "name: doc\napprovals: 2\n"), connect.CodeInvalidArgument, "bundle.yaml:2:12", "not enforced"},
-		{"hidden policy", policy(docPolicies, ".old/f.cedar", "forbid (principal, action, resource);"), connect.CodeInvalidArgument, ".old/f.cedar", "would not be read"},
+		{"approvals", policy(servertest.DocPolicies, "bundle.yaml", "name: doc\napprovals: 2\n"), connect.CodeInvalidArgument, "bundle.yaml:2:12", "not enforced"},
+		{"hidden policy", policy(servertest.DocPolicies, ".old/f.cedar", "forbid (principal, action, resource);"), connect.CodeInvalidArgument, ".old/f.cedar", "would not be read"},
 		{"annotation that is not enforced", with("level: Long", `@velocity("attempts") level: Long`), connect.CodeInvalidArgument, "schema.cedarschema", "@velocity is not enforced"},
 		{"annotation at the wrong place", policy(`@id("a") @sensitive ` + permit + ";"), connect.CodeInvalidArgument, "p.cedar:1:1", "@sensitive has no effect at a policy"},
-		{"failing test", policy(docPolicies, "tests.yaml", `checks: [{name: t, principal: 'Doc::User::"a"', action: 'Doc::Action::"Read"', resource: 'Doc::Paper::"p"', expect: allow}]`), connect.CodeInvalidArgument, "tests.yaml:1", "expected allow, got deny"},
-		{"typo in file name", policy(docPolicies, "field.yaml", "{}"), connect.CodeInvalidArgument, "field.yaml", ""},
-		{"path", policy(docPolicies, "../../etc/x.cedar", ""), connect.CodeInvalidArgument, "", ""},
+		{"failing test", policy(servertest.DocPolicies, "tests.yaml", `checks: [{name: t, principal: 'Doc::User::"a"', action: 'Doc::Action::"Read"', resource: 'Doc::Paper::"p"', expect: allow}]`), connect.CodeInvalidArgument, "tests.yaml:1", "expected allow, got deny"},
+		{"typo in file name", policy(servertest.DocPolicies, "field.yaml", "{}"), connect.CodeInvalidArgument, "field.yaml", ""},
+		{"path", policy(servertest.DocPolicies, "../../etc/x.cedar", ""), connect.CodeInvalidArgument, "", ""},
 		{"stored entity does not fit", with("level: Long", "level: String"), connect.CodeFailedPrecondition, "", `Doc::User::"ann"`},
 		{"stored type is gone", servertest.Files("schema.cedarschema", "namespace Doc { entity Other; }"), connect.CodeFailedPrecondition, "", `Doc::User::"ann"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := s.Apply("doc", c.files)
-			wantCode(t, err, c.code, "")
+			servertest.WantCode(t, err, c.code, "")
 			if err == nil {
 				return
 			}
@@ -141,7 +143,7 @@ func TestMappedAddressComesBack(t *testing.T) {
 	s := servertest.New(t)
 	const schema = `namespace I { entity U { ip: ipaddr }; action A appliesTo { principal: [U], resource: [U] }; }`
 	s.MustApply("i", "schema.cedarschema", schema, "p.cedar", `@id("p") permit (principal, action, resource) when { principal.ip == ip("::ffff:102:304") };`)
-	s.MustPut(entity(t, `{"uid":{"type":"I::U","id":"u"},"attrs":{"ip":"::ffff:102:304"}}`))
+	s.MustPut(servertest.Entity(t, `{"uid":{"type":"I::U","id":"u"},"attrs":{"ip":"::ffff:102:304"}}`))
 	r, err := s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
 		Principal: servertest.UID(`I::U::"u"`), Action: servertest.UID(`I::Action::"A"`), Resource: servertest.UID(`I::U::"u"`),
 	})
@@ -193,7 +195,7 @@ func TestSeveralBundles(t *testing.T) {
 	}
 	// A type that another bundle uses cannot go.
 	_, err := s.Apply("org", servertest.Files("schema.cedarschema", `namespace Org { entity Person; }`))
-	wantCode(t, err, connect.CodeFailedPrecondition, "Org::User")
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "Org::User")
 	// A namespace has one owner.
 	_, err = s.Apply("thief", servertest.Files("schema.cedarschema", `namespace Org { entity Loot; }`))
 	if err == nil || !strings.Contains(err.Error(), "owned by") {
@@ -201,10 +203,10 @@ func TestSeveralBundles(t *testing.T) {
 	}
 	// Guardrails: forbids only, on everybody.
 	_, err = s.Apply("guardrails", servertest.Files("schema.cedarschema", "", "g.cedar", `@id("open") permit (principal, action, resource);`))
-	wantCode(t, err, connect.CodeInvalidArgument, "only forbid")
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "only forbid")
 	s.MustApply("guardrails", "schema.cedarschema", "", "g.cedar",
 		`@id("blocked") forbid (principal, action, resource) when { principal is Org::User && principal.blocked };`)
-	s.MustPut(entity(t, `{"uid":{"type":"Org::User","id":"u"},"attrs":{"blocked":true}}`))
+	s.MustPut(servertest.Entity(t, `{"uid":{"type":"Org::User","id":"u"},"attrs":{"blocked":true}}`))
 	r := enter(`Org::Action::"Enter"`, `Org::User::"u"`)
 	if r.Decision != cedarpostv1.Decision_DENY || r.DeterminingPolicies[0].Bundle != "guardrails" || r.GetDeniedAt() != cedarpostv1.DeniedAt_FUNCTION {
 		t.Errorf("guardrail did not fire: %v", r)
@@ -223,7 +225,7 @@ func TestForbidThatFails(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			s := servertest.New(t)
 			s.MustApply("e", "bundle.yaml", "on_forbid_error: "+mode, "schema.cedarschema", schema, "p.cedar", text)
-			s.MustPut(entity(t, `{"uid":{"type":"E::U","id":"u"},"attrs":{"big":9223372036854775807}}`))
+			s.MustPut(servertest.Entity(t, `{"uid":{"type":"E::U","id":"u"},"attrs":{"big":9223372036854775807}}`))
 			r, err := s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
 				Principal: servertest.UID(`E::U::"u"`), Action: servertest.UID(`E::Action::"A"`), Resource: servertest.UID(`E::U::"u"`),
 			})
@@ -250,7 +252,7 @@ func TestServerTime(t *testing.T) {
 	}
 	req.Context, _ = structpb.NewStruct(map[string]any{"now": "2030-01-01"})
 	_, err = s.Authorization.Authorize(t.Context(), req)
-	wantCode(t, err, connect.CodeInvalidArgument, "filled by the server")
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "filled by the server")
 }
 
 // What was uploaded comes back byte for byte, and the same again changes
@@ -327,7 +329,7 @@ func TestConcurrentPublishers(t *testing.T) {
 func TestBundleOfAnEarlierVersion(t *testing.T) {
 	t.Parallel() // it takes long
 	first := docServer(t)
-	first.MustPut(user(t, "ann"))
+	first.MustPut(servertest.DocUser(t, "ann"))
 	first.Stop()
 	exec(t, first.URL, `
 		update bundles set schema = replace(schema, 'entity Group', '@sensitive entity Group');
@@ -340,7 +342,7 @@ func TestBundleOfAnEarlierVersion(t *testing.T) {
 	}
 	s.MustApply("other", "schema.cedarschema", `namespace Other { entity X; action A appliesTo { principal: [X], resource: [X] }; }`,
 		"p.cedar", `@id("p") permit (principal, action, resource) when { principal == resource };`)
-	_, err := s.Apply("doc", servertest.Files("schema.cedarschema", docSchema, "p.cedar", docPolicies, "bundle.yaml", "approvals: 2"))
-	wantCode(t, err, connect.CodeInvalidArgument, "not enforced")
-	s.MustApply("doc", "schema.cedarschema", docSchema, "p.cedar", docPolicies)
+	_, err := s.Apply("doc", servertest.Files("schema.cedarschema", servertest.DocSchema, "p.cedar", servertest.DocPolicies, "bundle.yaml", "approvals: 2"))
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "not enforced")
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "p.cedar", servertest.DocPolicies)
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -273,7 +275,7 @@ func TestReadsAreRecorded(t *testing.T) {
 		}
 	}
 	// When it cannot be recorded, nothing leaves.
-	mustExec(t, session(t, s.URL), "revoke insert on events from cedarpost_writer")
+	servertest.MustExec(t, servertest.Session(t, s.URL), "revoke insert on events from cedarpost_writer")
 	for name, call := range ask {
 		if err := call(t.Context()); connect.CodeOf(err) != connect.CodeUnavailable {
 			t.Errorf("%s, not recorded: %v", name, err)

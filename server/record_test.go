@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/protobuf/proto"
@@ -67,10 +69,10 @@ func TestRecordModeAndFields(t *testing.T) {
 	for _, mode := range []auditlog.Mode{auditlog.Strict, auditlog.Buffered} {
 		s := servertest.New(t, func(c *server.Config) { c.Record = mode })
 		s.MustLoadShop()
-		req := ask("alice", "ViewOrder", "42", true)
+		req := servertest.AskShop("alice", "ViewOrder", "42", true)
 		req.Fields = &cedarpostv1.FieldSelection{Paths: []string{"total", "none.such", "customer", "id"}}
 		res := authorize(t, s, req)
-		s.MustPut(entity(t, `{"uid":{"type":"Shop::Role","id":"new"}}`))
+		s.MustPut(servertest.Entity(t, `{"uid":{"type":"Shop::Role","id":"new"}}`))
 		// In buffered mode the answer was faster than the commit.
 		if mode == auditlog.Buffered {
 			s.Stop()
@@ -98,7 +100,7 @@ var maskedBundle = []string{"schema.cedarschema", `namespace H {
 @id("missing") forbid (principal, action, resource) when { principal.level > 3 };`}
 
 func maskedRequest(t testing.TB, ssn string, pin string) *cedarpostv1.AuthorizeRequest {
-	form := entity(t, `{"uid":{"type":"H::Form","id":"f"},"attrs":{"ssn":"`+ssn+`","city":"Bern","author":{"type":"H::U","id":"u"}}}`)
+	form := servertest.Entity(t, `{"uid":{"type":"H::Form","id":"f"},"attrs":{"ssn":"`+ssn+`","city":"Bern","author":{"type":"H::U","id":"u"}}}`)
 	return &cedarpostv1.AuthorizeRequest{
 		Principal: servertest.UID(`H::U::"u"`), Action: servertest.UID(`H::Action::"Send"`), Resource: form.Uid,
 		Context:  structOf(t, `{"pin": `+pin+`, "tags": ["b", "a"], "codes": ["y", "x"]}`),

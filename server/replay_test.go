@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
@@ -114,9 +116,9 @@ func (l lab) change() {
 	case 0:
 		order := fmt.Sprintf(`{"uid":{"type":"Shop::Order","id":"42"},"attrs":{"owner":{"type":"Shop::User","id":%q},"region":"eu","status":%q,"total":3},"parents":[]}`,
 			l.pick("bob", "carol"), l.pick("open", "archived"))
-		l.s.MustPut(entity(l.t, order))
+		l.s.MustPut(servertest.Entity(l.t, order))
 	case 1:
-		l.s.MustPut(entity(l.t, fmt.Sprintf(`{"uid":{"type":"Lab::Item","id":%q},"attrs":{"owner":{"type":"Lab::User","id":%q},"n":%d},"parents":[{"type":"Lab::Item","id":"all"}]}`,
+		l.s.MustPut(servertest.Entity(l.t, fmt.Sprintf(`{"uid":{"type":"Lab::Item","id":%q},"attrs":{"owner":{"type":"Lab::User","id":%q},"n":%d},"parents":[{"type":"Lab::Item","id":"all"}]}`,
 			l.pick("i1", "i2", "i3"), l.user(), l.IntN(3))))
 	default:
 		boss, tags := "", ""
@@ -126,7 +128,7 @@ func (l lab) change() {
 		if l.IntN(2) == 0 {
 			tags = fmt.Sprintf(`"x":%d`, l.IntN(4))
 		}
-		l.s.MustPut(entity(l.t, fmt.Sprintf(`{"uid":{"type":"Lab::User","id":%q},"attrs":{"level":%d%s},"tags":{%s},"parents":[{"type":"Lab::Team","id":%q}]}`,
+		l.s.MustPut(servertest.Entity(l.t, fmt.Sprintf(`{"uid":{"type":"Lab::User","id":%q},"attrs":{"level":%d%s},"tags":{%s},"parents":[{"type":"Lab::Team","id":%q}]}`,
 			l.pick("ann", "ben", "cat"), l.IntN(4), boss, tags, l.pick("t1", "t2"))))
 	}
 }
@@ -136,13 +138,13 @@ func (l lab) question() *cedarpostv1.AuthorizeRequest {
 	var req *cedarpostv1.AuthorizeRequest
 	switch l.IntN(4) {
 	case 0:
-		req = ask(l.pick("bob", "alice", "dave", "mallory", "nobody"), l.pick("ViewOrder", "EditOrder", "DeleteOrder", "RefundOrder"), l.pick("42", "99", "none"), l.IntN(2) == 0)
+		req = servertest.AskShop(l.pick("bob", "alice", "dave", "mallory", "nobody"), l.pick("ViewOrder", "EditOrder", "DeleteOrder", "RefundOrder"), l.pick("42", "99", "none"), l.IntN(2) == 0)
 		if id := req.Action.Id; id == "ViewOrder" || id == "EditOrder" {
 			req.Fields = l.fields("id", "customer", "internal.notes", "total")
 		}
 		return req
 	case 1:
-		draft := entity(l.t, fmt.Sprintf(`{"uid":{"type":"Lab::Draft","id":"d"},"attrs":{"author":{"type":"Lab::User","id":%q},"size":%d,"words":["a","please","b"]%s}}`,
+		draft := servertest.Entity(l.t, fmt.Sprintf(`{"uid":{"type":"Lab::Draft","id":"d"},"attrs":{"author":{"type":"Lab::User","id":%q},"size":%d,"words":["a","please","b"]%s}}`,
 			l.user(), l.IntN(9), l.pick("", `,"about":{"__entity":{"type":"Lab::Item","id":"i1"}}`)))
 		req = &cedarpostv1.AuthorizeRequest{Action: servertest.UID(`Lab::Action::"Post"`), Resource: draft.Uid, Entities: []*cedarpostv1.Entity{draft}}
 		req.Context = structOf(l.t, `{"n": `+n+`}`)
@@ -283,12 +285,12 @@ func TestReplayFindsDifferences(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
-	view := authorize(t, s, withAllFields(ask("alice", "ViewOrder", "42", false)))
-	refund := authorize(t, s, ask("erin", "RefundOrder", "42", true))
-	stranger := authorize(t, s, ask("stranger", "ViewOrder", "42", true))
-	own := authorize(t, s, ask("bob", "ViewOrder", "42", true))
+	view := authorize(t, s, servertest.WithAllFields(servertest.AskShop("alice", "ViewOrder", "42", false)))
+	refund := authorize(t, s, servertest.AskShop("erin", "RefundOrder", "42", true))
+	stranger := authorize(t, s, servertest.AskShop("stranger", "ViewOrder", "42", true))
+	own := authorize(t, s, servertest.AskShop("bob", "ViewOrder", "42", true))
 	// Bob's order becomes carol's.
-	later := s.MustPut(entity(t, `{"uid":{"type":"Shop::Order","id":"42"},"attrs":{"owner":{"type":"Shop::User","id":"carol"},"region":"eu","status":"open","total":3},"parents":[]}`))
+	later := s.MustPut(servertest.Entity(t, `{"uid":{"type":"Shop::Order","id":"42"},"attrs":{"owner":{"type":"Shop::User","id":"carol"},"region":"eu","status":"open","total":3},"parents":[]}`))
 	for _, c := range []struct {
 		name   string
 		of     *cedarpostv1.AuthorizeResponse
@@ -354,7 +356,7 @@ func TestReplayNotPossible(t *testing.T) {
 	s.MustApply("h", maskedBundle...)
 	s.MustLoadShop()
 	masked := authorize(t, s, maskedRequest(t, "756.1234", "5"))
-	first := authorize(t, s, ask("bob", "ViewOrder", "42", true))
+	first := authorize(t, s, servertest.AskShop("bob", "ViewOrder", "42", true))
 	impossible := func(id, reason string) {
 		t.Helper()
 		got := replay(t, s, id)
@@ -369,13 +371,13 @@ func TestReplayNotPossible(t *testing.T) {
 	if got := replay(t, s, first.DecisionId); got.Outcome != replayedEqual {
 		t.Errorf("before history was swept: %v", got)
 	}
-	s.MustPut(entity(t, `{"uid":{"type":"Shop::Role","id":"new"}}`))
+	s.MustPut(servertest.Entity(t, `{"uid":{"type":"Shop::Role","id":"new"}}`))
 	exec(t, s.URL, fmt.Sprintf("update history set oldest = %d", first.Revision.Number+1))
 	impossible(first.DecisionId, "history no longer goes back to its revision")
 
 	unknown := uuid.Must(uuid.NewV7()).String()
 	_, err := s.Audit.ReplayDecision(t.Context(), &cedarpostv1.ReplayDecisionRequest{DecisionId: unknown})
-	wantCode(t, err, connect.CodeNotFound, unknown)
+	servertest.WantCode(t, err, connect.CodeNotFound, unknown)
 	for _, id := range []string{masked.DecisionId, first.DecisionId, unknown} {
 		if n := rowsWith(t, s.URL, "events", id); n == 0 {
 			t.Errorf("nothing in the log says that %s was replayed", id)

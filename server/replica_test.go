@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -73,7 +75,7 @@ func shaken(t testing.TB, databaseURL string, seed uint64, most time.Duration) *
 }
 
 func paper(t testing.TB, id, readers string) *cedarpostv1.Entity {
-	return entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::Paper","id":%q},"attrs":{"readers":{"type":"Doc::Group","id":%q}}}`, id, readers))
+	return servertest.Entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::Paper","id":%q},"attrs":{"readers":{"type":"Doc::Group","id":%q}}}`, id, readers))
 }
 
 // What one write moves, nobody sees half moved: each answer is that of its revision.
@@ -84,7 +86,7 @@ func TestMoveIsNeverSeenHalf(t *testing.T) {
 
 // TestSoakMoveIsNeverSeenHalf is the long form.
 func TestSoakMoveIsNeverSeenHalf(t *testing.T) {
-	soak(t)
+	servertest.Soak(t)
 	moveAround(t, 3000)
 }
 
@@ -96,8 +98,8 @@ func moveAround(t *testing.T, moves int) {
 	questions := []string{"ann l", "ann r", "carl l", "carl r", "bob x", "bob y"}
 	first := tight.MustPut(
 		paper(t, "l", "left"), paper(t, "r", "right"), paper(t, "x", "left"), paper(t, "y", "right"),
-		user(t, "ann", "left"), user(t, "bob", "left"), user(t, "carl", "team"),
-		entity(t, `{"uid":{"type":"Doc::Group","id":"team"},"parents":[{"type":"Doc::Group","id":"left"}]}`))
+		servertest.DocUser(t, "ann", "left"), servertest.DocUser(t, "bob", "left"), servertest.DocUser(t, "carl", "team"),
+		servertest.Entity(t, `{"uid":{"type":"Doc::Group","id":"team"},"parents":[{"type":"Doc::Group","id":"left"}]}`))
 	at := func(revision int64) string { return [2]string{"ADADAD", "DADADA"}[(revision-first.Number)%2] }
 
 	var newest atomic.Pointer[cedarpostv1.Revision]
@@ -128,7 +130,7 @@ func moveAround(t *testing.T, moves int) {
 		if t.Failed() {
 			break
 		}
-		res, err := write(t, []*servertest.Server{tight, slow}[i/3%2],
+		res, err := servertest.Write(t, []*servertest.Server{tight, slow}[i/3%2],
 			leave(`Doc::User::"ann"`, from), join(`Doc::User::"ann"`, to),
 			setReaders("x", to), setReaders("y", from),
 			join(`Doc::Group::"team"`, to), leave(`Doc::Group::"team"`, from))
@@ -169,7 +171,7 @@ func TestReadYourWrites(t *testing.T) {
 
 // TestSoakReadYourWrites is the long form.
 func TestSoakReadYourWrites(t *testing.T) {
-	soak(t)
+	servertest.Soak(t)
 	end := time.Now().Add(time.Minute)
 	readYourWrites(t, func(int) bool { return time.Now().Before(end) })
 }
@@ -190,7 +192,7 @@ func readYourWrites(t *testing.T, goOn func(round int) bool) {
 				if draw.IntN(2) == 0 {
 					groups, want = nil, "D"
 				}
-				res, err := write(t, servers[draw.IntN(2)], put(user(t, id, groups...)))
+				res, err := servertest.Write(t, servers[draw.IntN(2)], put(servertest.DocUser(t, id, groups...)))
 				if err != nil {
 					t.Error(err)
 					return
@@ -245,7 +247,7 @@ func converge(t *testing.T, n int) {
 						groups = append(groups, g)
 					}
 				}
-				if _, err := write(t, s, put(user(t, fmt.Sprint("u", draw.IntN(10)), groups...))); err != nil {
+				if _, err := servertest.Write(t, s, put(servertest.DocUser(t, fmt.Sprint("u", draw.IntN(10)), groups...))); err != nil {
 					t.Error(err)
 				}
 				patiently(t, servers[draw.IntN(n)], nil, questions...) // warms the cache
@@ -255,7 +257,7 @@ func converge(t *testing.T, n int) {
 	wg.Wait()
 	want, newest := patiently(t, servertest.On(t, servers[0].URL), fully(), questions...)
 	for i, s := range servers {
-		eventually(t, fmt.Sprintf("server %d is there by itself", i), func() bool {
+		servertest.Eventually(t, fmt.Sprintf("server %d is there by itself", i), func() bool {
 			got, revision := patiently(t, s, nil, questions...)
 			if revision >= newest && got != want {
 				t.Errorf("server %d: %s, want %s", i, got, want)

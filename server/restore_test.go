@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -18,23 +20,23 @@ import (
 // papers makes a world in which bob, of the staff, may read the paper.
 func papers(t *testing.T, s *servertest.Server) *cedarpostv1.Revision {
 	t.Helper()
-	s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies)
-	return s.MustPut(paper(t, "p", "staff"), user(t, "ann"), user(t, "bob", "staff"))
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
+	return s.MustPut(paper(t, "p", "staff"), servertest.DocUser(t, "ann"), servertest.DocUser(t, "bob", "staff"))
 }
 
 // refusesLost: whatever takes a token refuses one of a revision that is lost.
 func refusesLost(t *testing.T, s *servertest.Server, lost *cedarpostv1.Revision, page, text string) {
 	t.Helper()
 	_, _, err := reads(t, s, atLeast(lost), "bob p")
-	wantCode(t, err, connect.CodeAborted, text)
+	servertest.WantCode(t, err, connect.CodeAborted, text)
 	_, err = s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: servertest.UID(`Doc::User::"bob"`), At: lost})
-	wantCode(t, err, connect.CodeAborted, text)
+	servertest.WantCode(t, err, connect.CodeAborted, text)
 	_, err = s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{PageSize: 1, PageToken: page})
-	wantCode(t, err, connect.CodeAborted, text)
-	op := put(user(t, "ann", "staff"))
+	servertest.WantCode(t, err, connect.CodeAborted, text)
+	op := put(servertest.DocUser(t, "ann", "staff"))
 	op.Precondition = &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: lost}}
-	_, err = write(t, s, op)
-	wantCode(t, err, connect.CodeAborted, text)
+	_, err = servertest.Write(t, s, op)
+	servertest.WantCode(t, err, connect.CodeAborted, text)
 	now, err := s.Authorization.GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +91,7 @@ func TestCopyIsAnotherDatabase(t *testing.T) {
 			first.Stop()
 			restore := way.copy(t, first.URL)
 			s := servertest.On(t, first.URL) // which makes a key: a revision
-			lost, page := s.MustPut(user(t, "bob")), firstPage(t, s)
+			lost, page := s.MustPut(servertest.DocUser(t, "bob")), firstPage(t, s)
 			if got, _ := patiently(t, s, atLeast(lost), "bob p"); got != "D" {
 				t.Fatalf("%s for bob, who was thrown out", got)
 			}
@@ -122,7 +124,7 @@ func TestCopyIsAnotherDatabase(t *testing.T) {
 				t.Errorf("of two that start at once, %+v", renewed)
 			}
 			other := servertest.On(t, restored)
-			other.MustPut(user(t, "dan"))
+			other.MustPut(servertest.DocUser(t, "dan"))
 			if now := revision(t, other); now < lost.Number {
 				t.Fatalf("revision %d, lost was %d", now, lost.Number)
 			}
@@ -157,17 +159,17 @@ func TestCopyOfFiles(t *testing.T) {
 	kept := papers(t, s)
 	snapshot := storetest.NewCopy(t, original)
 	for range 3 {
-		s.MustPut(user(t, "bob", "staff"))
-		s.MustPut(user(t, "bob"))
+		s.MustPut(servertest.DocUser(t, "bob", "staff"))
+		s.MustPut(servertest.DocUser(t, "bob"))
 	}
-	lost := s.MustPut(user(t, "bob"))
+	lost := s.MustPut(servertest.DocUser(t, "bob"))
 	page := firstPage(t, s)
 
 	other := servertest.On(t, snapshot.URL())
 	if database(t, s) != database(t, other) {
 		t.Fatal("the copy is noticed, so this test is of something else")
 	}
-	for now := revision(t, other); now <= lost.Number+1; now = other.MustPut(user(t, "dan", strings.Repeat("x", int(now)))).Number {
+	for now := revision(t, other); now <= lost.Number+1; now = other.MustPut(servertest.DocUser(t, "dan", strings.Repeat("x", int(now)))).Number {
 		refusesLost(t, other, lost, page, "does not have")
 	}
 	if got, _ := patiently(t, other, atLeast(kept), "bob p"); got != "A" {
@@ -182,7 +184,7 @@ func TestCopyOfFiles(t *testing.T) {
 	if err != nil || renewed.Copied || renewed.Before == renewed.After {
 		t.Fatalf("%+v, %v", renewed, err)
 	}
-	eventually(t, "the new id", func() bool {
+	servertest.Eventually(t, "the new id", func() bool {
 		_, _, err := reads(t, other, atLeast(kept), "bob p")
 		return connect.CodeOf(err) == connect.CodeAborted
 	})
@@ -213,7 +215,7 @@ func TestDatabaseReplacedUnderneath(t *testing.T) {
 			s := servertest.On(t, first.URL)
 			s.UseKey(first.Token) // the other one is lost with the rest
 			watching, _ := watch(t, s, kept)
-			lost := s.MustPut(user(t, "bob"))
+			lost := s.MustPut(servertest.DocUser(t, "bob"))
 			page := firstPage(t, s)
 			for range 3 { // from memory, too
 				if got, _ := patiently(t, s, atLeast(lost), "bob p"); got != "D" {
@@ -224,13 +226,13 @@ func TestDatabaseReplacedUnderneath(t *testing.T) {
 			if way.ahead {
 				other := servertest.On(t, restored)
 				for revision(t, other) <= lost.Number+2 {
-					other.MustPut(user(t, "dan", "x"))
-					other.MustPut(user(t, "dan"))
+					other.MustPut(servertest.DocUser(t, "dan", "x"))
+					other.MustPut(servertest.DocUser(t, "dan"))
 				}
 				other.Stop()
 			}
 			storetest.Replace(t, s.URL, restored)
-			eventually(t, "the earlier state", func() bool {
+			servertest.Eventually(t, "the earlier state", func() bool {
 				got, _, err := reads(t, s, fully(), "bob p")
 				return err == nil && got == "A"
 			})
@@ -241,7 +243,7 @@ func TestDatabaseReplacedUnderneath(t *testing.T) {
 			if got, _ := patiently(t, s, nil, "bob p"); got != "A" {
 				t.Errorf("%s for bob, whose throwing out is lost", got)
 			}
-			newest := s.MustPut(user(t, "bob"))
+			newest := s.MustPut(servertest.DocUser(t, "bob"))
 			if got, _ := patiently(t, s, atLeast(newest), "bob p"); got != "D" {
 				t.Errorf("%s for bob, who was thrown out again", got)
 			}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
@@ -42,7 +44,7 @@ func metric(t *testing.T, s *servertest.Server, name string) string {
 func TestRetention(t *testing.T) {
 	t.Parallel() // it takes long
 	url := storetest.New(t)
-	conn := session(t, url)
+	conn := servertest.Session(t, url)
 	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
 	if err != nil {
 		t.Fatal(err)
@@ -54,9 +56,9 @@ func TestRetention(t *testing.T) {
 	var oldest store.Decision
 	for _, days := range []int{39, 45, 50} {
 		at := noon.AddDate(0, 0, -days)
-		mustExec(t, conn, fmt.Sprintf("select create_log_partitions('%s', 1)", at.Format(time.DateOnly)))
-		oldest = decisionOf(at)
-		if _, err := w.Append(t.Context(), []store.Decision{oldest, decisionOf(at)}, nil); err != nil {
+		servertest.MustExec(t, conn, fmt.Sprintf("select create_log_partitions('%s', 1)", at.Format(time.DateOnly)))
+		oldest = servertest.DecisionAt(at)
+		if _, err := w.Append(t.Context(), []store.Decision{oldest, servertest.DecisionAt(at)}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -65,18 +67,18 @@ func TestRetention(t *testing.T) {
 	keep := func(c *server.Config) { c.DecisionRetention = 40 * day }
 	s := servertest.On(t, login, keep, func(c *server.Config) { c.FirstHousekeeping = time.Millisecond })
 	other := servertest.On(t, login, keep, func(c *server.Config) { c.FirstHousekeeping = time.Millisecond })
-	eventually(t, "two days dropped", func() bool {
+	servertest.Eventually(t, "two days dropped", func() bool {
 		var a, b int
 		_, err := fmt.Sscan(metric(t, s, "cedarpost_log_days_dropped_total")+" "+metric(t, other, "cedarpost_log_days_dropped_total"), &a, &b)
 		return err == nil && a+b == 2
 	})
 	_, err = s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: oldest.ID.String()})
-	wantCode(t, err, connect.CodeNotFound, "dropped by retention")
+	servertest.WantCode(t, err, connect.CodeNotFound, "dropped by retention")
 	_, err = s.Audit.ReplayDecision(t.Context(), &cedarpostv1.ReplayDecisionRequest{DecisionId: oldest.ID.String()})
-	wantCode(t, err, connect.CodeNotFound, "dropped by retention")
+	servertest.WantCode(t, err, connect.CodeNotFound, "dropped by retention")
 	for _, at := range []time.Time{noon, noon.AddDate(0, 0, -39), noon.AddDate(0, 0, -70)} { // the log did not begin before
-		_, err = s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: decisionOf(at).ID.String()})
-		wantCode(t, err, connect.CodeNotFound, "no decision")
+		_, err = s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: servertest.DecisionAt(at).ID.String()})
+		servertest.WantCode(t, err, connect.CodeNotFound, "no decision")
 	}
 
 	var left int
@@ -125,19 +127,19 @@ func TestRetentionOfTheDatabaseIsTheLeast(t *testing.T) {
 func TestUnreadyWithoutTomorrow(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	s := servertest.New(t)
-	conn := session(t, s.URL)
+	conn := servertest.Session(t, s.URL)
 	tomorrow := time.Now().UTC().AddDate(0, 0, 1)
 	for _, table := range []string{"decisions", "events"} {
-		eventually(t, "ready", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
-		mustExec(t, conn, "revoke execute on function create_log_partitions from cedarpost_app")
-		mustExec(t, conn, "drop table "+table+tomorrow.Format("_20060102"))
-		eventually(t, "not ready without "+table, func() bool {
+		servertest.Eventually(t, "ready", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
+		servertest.MustExec(t, conn, "revoke execute on function create_log_partitions from cedarpost_app")
+		servertest.MustExec(t, conn, "drop table "+table+tomorrow.Format("_20060102"))
+		servertest.Eventually(t, "not ready without "+table, func() bool {
 			status, reason := readyz(t, s)
 			return status == http.StatusServiceUnavailable && reason == "not ready: the decision log has no partition for "+tomorrow.Format(time.DateOnly)
 		})
-		mustExec(t, conn, "grant execute on function create_log_partitions to cedarpost_app")
+		servertest.MustExec(t, conn, "grant execute on function create_log_partitions to cedarpost_app")
 	}
-	eventually(t, "ready again", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
+	servertest.Eventually(t, "ready again", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
 }
 
 // The whole service works with a login that has the three roles, and no more.
@@ -146,14 +148,14 @@ func TestRestrictedLogin(t *testing.T) {
 	login := storetest.Login(t, storetest.New(t), "cedarpost_app", "cedarpost_writer", "cedarpost_auditor")
 	s := servertest.On(t, login, func(c *server.Config) { c.FirstHousekeeping = time.Millisecond })
 	s.MustLoadShop()
-	if _, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
+	if _, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
 		Delete: &cedarpostv1.DeleteEntity{Uid: servertest.UID(`Shop::User::"mallory"`), Cascade: true},
 	}}); err != nil {
 		t.Error(err)
 	}
-	s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies)
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
 	groups(t, s, 10, func(int) string { return "" })
-	r, err := s.Authorization.Authorize(t.Context(), withAllFields(ask("bob", "ViewOrder", "42", false)))
+	r, err := s.Authorization.Authorize(t.Context(), servertest.WithAllFields(servertest.AskShop("bob", "ViewOrder", "42", false)))
 	if err != nil || r.Decision != cedarpostv1.Decision_ALLOW {
 		t.Fatalf("%v, %v", r, err)
 	}
@@ -174,8 +176,8 @@ func TestRestrictedLogin(t *testing.T) {
 	if err := s.DB.EnsurePartitions(t.Context(), time.Now().AddDate(0, 0, 60)); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "ready", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
-	if n := taskFailures(t, s); n != 0 {
+	servertest.Eventually(t, "ready", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
+	if n := servertest.TaskFailures(t, s); n != 0 {
 		t.Errorf("%d failures to look after the log", n)
 	}
 }

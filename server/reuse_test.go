@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
@@ -74,7 +76,7 @@ func TestReportReuse(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
-	ids := decide(t, s, 6)
+	ids := servertest.DecideSome(t, s, 6)
 	if got := uses(t, s, ids[0]); got != "" {
 		t.Errorf("unused: %s", got)
 	}
@@ -114,13 +116,13 @@ func TestReportReuse(t *testing.T) {
 	if err != nil || len(found.Events) != 1 {
 		t.Errorf("found %v, %v", found, err)
 	}
-	text := metrics(t, s)
+	text := servertest.Metrics(t, s)
 	for _, want := range []string{"cedarpost_fail_open_reported_total 9", "cedarpost_reuse_lost_total 7", "cedarpost_watchers 0"} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("metrics lack %q", want)
 		}
 	}
-	if _, err := server.VerifyLog(t.Context(), openStore(t, s.URL), server.Verification{}); err != nil {
+	if _, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, s.URL), server.Verification{}); err != nil {
 		t.Error(err)
 	}
 }
@@ -136,7 +138,7 @@ func TestReportsThatAreRefused(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
-	id := decide(t, s, 4)[0]
+	id := servertest.DecideSome(t, s, 4)[0]
 	now := time.Now()
 	good := used(id, 2, 0)
 	old := uuid.Must(uuid.NewUUID()) // of now, and of a version that has another layout
@@ -203,17 +205,17 @@ func TestReportsOfOthers(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
-	ids := decide(t, s, 4)
-	conn := session(t, s.URL)
+	ids := servertest.DecideSome(t, s, 4)
+	conn := servertest.Session(t, s.URL)
 	token := "cedarpost_0123456789012345678901234567890123456789"
-	mustExec(t, conn, `do $$ declare num bigint; begin
+	servertest.MustExec(t, conn, `do $$ declare num bigint; begin
 		update revision set n = n + 1 returning n into num;
 		insert into revisions (n, caller) values (num, 'test');
 		insert into api_keys (id, name, hash) values ('other', 'other', sha256('`+token+`'));
 		insert into revision_entries (revision, kind, type, id) values (num, 'key', '', 'other');
 	end $$`)
 	other := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, token))
-	eventually(t, "the other's key", func() bool {
+	servertest.Eventually(t, "the other's key", func() bool {
 		_, err := other.ReportReuse(t.Context(), report(used(ids[0], 5, 0)))
 		return err == nil
 	})
@@ -223,7 +225,7 @@ func TestReportsOfOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustReport(t, s, mine)
-	res, err := other.Authorize(t.Context(), ask("bob", "ViewOrder", "42", false))
+	res, err := other.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", false))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +243,7 @@ func TestUsesAreExact(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
-	ids := decide(t, s, 12)
+	ids := servertest.DecideSome(t, s, 12)
 	var mu sync.Mutex
 	want := map[string]int64{}
 	var callers sync.WaitGroup
@@ -283,19 +285,19 @@ func TestReportWhileTheLogIsAway(t *testing.T) {
 	proxy := servertest.NewProxy(t, storetest.New(t))
 	s := servertest.On(t, proxy.URL())
 	s.MustLoadShop()
-	id := decide(t, s, 4)[0]
+	id := servertest.DecideSome(t, s, 4)[0]
 	r := report(used(id, 3, 0))
 	r.FailOpens = append(r.FailOpens, letThrough(1))
 	proxy.Refuse(true)
 	proxy.Cut()
 	_, err := s.Authorization.ReportReuse(t.Context(), r)
-	wantCode(t, err, connect.CodeUnavailable, "")
+	servertest.WantCode(t, err, connect.CodeUnavailable, "")
 	proxy.Refuse(false)
-	eventually(t, "the report", func() bool {
+	servertest.Eventually(t, "the report", func() bool {
 		_, err := s.Authorization.ReportReuse(t.Context(), r)
 		return err == nil
 	})
-	eventually(t, "its uses", func() bool {
+	servertest.Eventually(t, "its uses", func() bool {
 		_, err := s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: id})
 		return err == nil
 	})
@@ -312,9 +314,9 @@ func TestVerifyFindsOtherUses(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
-	mustReport(t, s, report(used(decide(t, s, 4)[0], 3, 0)))
-	tamper(t, s.URL, "update events set decisions = '{}' where kind = 'reuse'")
-	_, err := server.VerifyLog(t.Context(), openStore(t, s.URL), server.Verification{})
+	mustReport(t, s, report(used(servertest.DecideSome(t, s, 4)[0], 3, 0)))
+	servertest.Tamper(t, s.URL, "update events set decisions = '{}' where kind = 'reuse'")
+	_, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, s.URL), server.Verification{})
 	if err == nil || !strings.Contains(err.Error(), "column decisions") {
 		t.Errorf("got %v", err)
 	}

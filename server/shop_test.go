@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 
@@ -37,7 +39,7 @@ func TestShopStory(t *testing.T) {
 			c := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, s.Token, p.opts...))
 			sees := func(user string, mfa bool, want string) {
 				t.Helper()
-				r, err := c.Authorize(t.Context(), withAllFields(ask(user, "ViewOrder", "42", mfa)))
+				r, err := c.Authorize(t.Context(), servertest.WithAllFields(servertest.AskShop(user, "ViewOrder", "42", mfa)))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -51,7 +53,7 @@ func TestShopStory(t *testing.T) {
 			}
 			denied := func(user, action, order string, at cedarpostv1.DeniedAt) {
 				t.Helper()
-				r, err := c.Authorize(t.Context(), ask(user, action, order, true))
+				r, err := c.Authorize(t.Context(), servertest.AskShop(user, action, order, true))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -78,7 +80,7 @@ func TestShopStory(t *testing.T) {
 func TestRecords(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
-	req := withAllFields(ask("alice", "ViewOrder", "42", true))
+	req := servertest.WithAllFields(servertest.AskShop("alice", "ViewOrder", "42", true))
 	req.RequestId = "req-1"
 	res, err := s.Authorization.Authorize(t.Context(), req)
 	if err != nil {
@@ -95,7 +97,7 @@ func TestRecords(t *testing.T) {
 		t.Errorf("record differs from the answer:\n%v\n%v", rec, res)
 	}
 	for range 4 {
-		if _, err := s.Authorization.Authorize(t.Context(), ask("carol", "ViewOrder", "42", true)); err != nil {
+		if _, err := s.Authorization.Authorize(t.Context(), servertest.AskShop("carol", "ViewOrder", "42", true)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -123,9 +125,9 @@ func TestRecords(t *testing.T) {
 func TestBatch(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
-	bad := ask("bob", "NoSuchAction", "42", true)
+	bad := servertest.AskShop("bob", "NoSuchAction", "42", true)
 	res, err := s.Authorization.AuthorizeBatch(t.Context(), &cedarpostv1.AuthorizeBatchRequest{Checks: []*cedarpostv1.AuthorizeRequest{
-		ask("bob", "ViewOrder", "42", false), bad, ask("carol", "ViewOrder", "42", false),
+		servertest.AskShop("bob", "ViewOrder", "42", false), bad, servertest.AskShop("carol", "ViewOrder", "42", false),
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -61,7 +63,7 @@ func number(t *testing.T, s *servertest.Server, name string) float64 {
 func TestStartTriesTheCheckpointFile(t *testing.T) {
 	db := storetest.Open(t)
 	dir := t.TempDir()
-	key, _ := logKey(t, "test.example/log")
+	key, _ := servertest.LogKey(t, "test.example/log")
 	start := func(file string) error {
 		_, err := server.New(t.Context(), server.Config{
 			DB: db, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0", MaskKey: make([]byte, 32),
@@ -105,24 +107,24 @@ func TestStartTriesTheCheckpointFile(t *testing.T) {
 func TestSigningThatFailsIsSeen(t *testing.T) {
 	t.Parallel() // it takes long
 	dir := t.TempDir()
-	key, verifier := logKey(t, "test.example/log")
+	key, verifier := servertest.LogKey(t, "test.example/log")
 	disk := filepath.Join(dir, "disk")
 	if err := os.Mkdir(disk, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	var log lines
 	began := time.Now().Add(-time.Minute)
-	s := servertest.New(t, signing(key, filepath.Join(disk, "checkpoints")), func(c *server.Config) { c.Signing.Overdue = time.Second }, logLines(&log))
+	s := servertest.New(t, servertest.Signing(key, filepath.Join(disk, "checkpoints")), func(c *server.Config) { c.Signing.Overdue = time.Second }, logLines(&log))
 	s.MustLoadShop()
 	others := []*servertest.Server{
 		s,
 		servertest.On(t, s.URL, func(c *server.Config) { c.Signing.Overdue = time.Second }),
-		servertest.On(t, s.URL, signing(key, filepath.Join(disk, "checkpoints")), func(c *server.Config) { c.Signing.Overdue = time.Second }), // one of the two leads
+		servertest.On(t, s.URL, servertest.Signing(key, filepath.Join(disk, "checkpoints")), func(c *server.Config) { c.Signing.Overdue = time.Second }), // one of the two leads
 	}
 	everywhere := func(what string, ok func(s *servertest.Server) bool) {
 		t.Helper()
 		for i, s := range others {
-			eventually(t, fmt.Sprintf("%s on server %d", what, i), func() bool { return ok(s) })
+			servertest.Eventually(t, fmt.Sprintf("%s on server %d", what, i), func() bool { return ok(s) })
 		}
 	}
 	inOrder := func(s *servertest.Server) bool {
@@ -134,27 +136,27 @@ func TestSigningThatFailsIsSeen(t *testing.T) {
 	failures := func(cause string) float64 {
 		return number(t, s, `cedarpost_checkpoint_failures_total{cause="`+cause+`"}`)
 	}
-	decide(t, s, 3)
+	servertest.DecideSome(t, s, 3)
 	everywhere("a checkpoint", inOrder)
-	covered(t, s, verifier)
+	servertest.Covered(t, s, verifier)
 
 	// The disk goes away, and a file is in its place.
 	away := filepath.Join(dir, "away")
 	if err := errors.Join(os.Rename(disk, away), os.WriteFile(disk, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	decide(t, s, 3)
-	eventually(t, "a failure to write the file", func() bool { return failures("file") > 0 })
+	servertest.DecideSome(t, s, 3)
+	servertest.Eventually(t, "a failure to write the file", func() bool { return failures("file") > 0 })
 	everywhere("a warning", func(s *servertest.Server) bool {
 		status, text := readyz(t, s)
 		return status == http.StatusOK && strings.HasPrefix(text, "ready\nwarning: signing: ") &&
 			number(t, s, "cedarpost_checkpoint_unsigned_batches") > 0
 	})
-	eventually(t, "a warning that names the cause", func() bool {
+	servertest.Eventually(t, "a warning that names the cause", func() bool {
 		_, text := readyz(t, s)
 		return strings.Contains(text, "cannot read or write the checkpoint file")
 	})
-	decide(t, s, 3)
+	servertest.DecideSome(t, s, 3)
 	if failures("contradiction")+failures("database")+failures("foreign") > 0 || number(t, s, "cedarpost_checkpoint_refused") != 0 {
 		t.Error("another cause is counted")
 	}
@@ -167,7 +169,7 @@ func TestSigningThatFailsIsSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := failures("file")
-	eventually(t, "a failure on a full disk", func() bool { return failures("file") > before })
+	servertest.Eventually(t, "a failure on a full disk", func() bool { return failures("file") > before })
 
 	if err := errors.Join(os.RemoveAll(disk), os.Rename(away, disk)); err != nil {
 		t.Fatal(err)
@@ -181,12 +183,12 @@ func TestUnsignedLogIsNotWarnedOf(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t, func(c *server.Config) { c.Signing.Overdue = time.Nanosecond })
 	s.MustLoadShop()
-	decide(t, s, 3)
-	eventually(t, "batches are counted", func() bool { return number(t, s, "cedarpost_checkpoint_unsigned_batches") > 0 })
+	servertest.DecideSome(t, s, 3)
+	servertest.Eventually(t, "batches are counted", func() bool { return number(t, s, "cedarpost_checkpoint_unsigned_batches") > 0 })
 	// From the second look on, these batches have waited for a while.
 	looks := `cedarpost_background_success_timestamp_seconds{task="watch_log"}`
 	first := number(t, s, looks)
-	eventually(t, "the log is looked at again", func() bool { return number(t, s, looks) > first })
+	servertest.Eventually(t, "the log is looked at again", func() bool { return number(t, s, looks) > first })
 	if text := metric(t, s, "cedarpost_checkpoint_timestamp_seconds"); text != "NaN" {
 		t.Errorf("the newest checkpoint is of %s", text)
 	}
@@ -200,9 +202,9 @@ func TestUnsignedLogIsNotWarnedOf(t *testing.T) {
 func TestClockSkewIsSeen(t *testing.T) {
 	t.Parallel() // it takes long
 	databaseURL := storetest.New(t)
-	conn := session(t, databaseURL)
+	conn := servertest.Session(t, databaseURL)
 	// The schema hides the clock of Postgres from the statements of the server.
-	mustExec(t, conn, `
+	servertest.MustExec(t, conn, `
 		create schema skewed;
 		create table skewed.clock (ahead interval);
 		insert into skewed.clock values ('0 s');
@@ -221,8 +223,8 @@ func TestClockSkewIsSeen(t *testing.T) {
 	s := servertest.On(t, u.String(), logLines(&log))
 	skew := func(by string, least, most float64) {
 		t.Helper()
-		mustExec(t, conn, "update skewed.clock set ahead = '"+by+"'")
-		eventually(t, by, func() bool {
+		servertest.MustExec(t, conn, "update skewed.clock set ahead = '"+by+"'")
+		servertest.Eventually(t, by, func() bool {
 			n := number(t, s, "cedarpost_clock_skew_seconds")
 			return n > least && n < most
 		})
@@ -278,8 +280,8 @@ func TestAlertsNameMetrics(t *testing.T) {
 	certFile, keyFile := server.WritePair(t, t.TempDir(), "a", time.Now().AddDate(1, 0, 0))
 	s := servertest.New(t, func(c *server.Config) { c.TLSCert, c.TLSKey = certFile, keyFile })
 	var exposed string
-	eventually(t, "a task has succeeded", func() bool {
-		exposed = metrics(t, s)
+	servertest.Eventually(t, "a task has succeeded", func() bool {
+		exposed = servertest.Metrics(t, s)
 		return strings.Contains(exposed, "\ncedarpost_background_success_timestamp_seconds{")
 	})
 	for _, name := range regexp.MustCompile(`cedarpost_[a-z_]+[a-z]`).FindAllString(string(text), -1) {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/cedarpost/cedarpost/auditlog"
@@ -45,7 +47,7 @@ func readKey(t *testing.T, file string) auditlog.Key {
 
 func newKey(t *testing.T, name string) auditlog.Key {
 	t.Helper()
-	file, _ := logKey(t, name)
+	file, _ := servertest.LogKey(t, name)
 	return readKey(t, file)
 }
 
@@ -62,19 +64,19 @@ func verifierOf(t *testing.T, key auditlog.Key) note.Verifier {
 // The verifier shows the statement, and does not accept one that another key signed.
 func TestTruncation(t *testing.T) {
 	t.Parallel() // it takes long
-	key, verifier := logKey(t, "test.example/log")
+	key, verifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, signing(key, checkpoints))
+	s := servertest.New(t, servertest.Signing(key, checkpoints))
 	s.MustLoadShop()
-	decide(t, s, 5)
-	before, _ := covered(t, s, verifier)
+	servertest.DecideSome(t, s, 5)
+	before, _ := servertest.Covered(t, s, verifier)
 	s.Stop()
 	backup := copyDatabase(t, s.URL)
-	s = servertest.On(t, s.URL, signing(key, checkpoints))
-	decide(t, s, 5)
-	covered(t, s, verifier)
-	decide(t, s, 5)
-	after, _ := covered(t, s, verifier)
+	s = servertest.On(t, s.URL, servertest.Signing(key, checkpoints))
+	servertest.DecideSome(t, s, 5)
+	servertest.Covered(t, s, verifier)
+	servertest.DecideSome(t, s, 5)
+	after, _ := servertest.Covered(t, s, verifier)
 	truncate := func(db *store.DB, confirm bool) (server.Truncated, error) {
 		return server.TruncateLog(context.Background(), db, server.Truncation{
 			Signing:  server.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints},
@@ -88,12 +90,14 @@ func TestTruncation(t *testing.T) {
 	}
 	old := notesIn(t, checkpoints) // as somebody kept them who was away then
 
-	restored := servertest.On(t, backup, signing(key, checkpoints))
-	decide(t, restored, 20) // the log is longer than the one that was signed
-	eventually(t, "a refusal to sign", func() bool { return strings.Contains(metrics(t, restored), "cedarpost_checkpoint_refused 1") })
+	restored := servertest.On(t, backup, servertest.Signing(key, checkpoints))
+	servertest.DecideSome(t, restored, 20) // the log is longer than the one that was signed
+	servertest.Eventually(t, "a refusal to sign", func() bool {
+		return strings.Contains(servertest.Metrics(t, restored), "cedarpost_checkpoint_refused 1")
+	})
 	verify := func(keys []note.Verifier, files ...[][]byte) (server.Verified, error) {
 		t.Helper()
-		return server.VerifyLog(t.Context(), openStore(t, backup), server.Verification{Keys: keys, Against: files})
+		return server.VerifyLog(t.Context(), servertest.OpenAuditor(t, backup), server.Verification{Keys: keys, Against: files})
 	}
 	trusted := []note.Verifier{verifier}
 	if _, err := verify(trusted, old); err == nil {
@@ -139,7 +143,7 @@ func TestTruncation(t *testing.T) {
 			}
 		}
 	}
-	now, _ := covered(t, restored, verifier)
+	now, _ := servertest.Covered(t, restored, verifier)
 	if now.Origin != after.Origin {
 		t.Errorf("signed under %s", now.Origin)
 	}
@@ -178,7 +182,7 @@ func TestTruncation(t *testing.T) {
 
 	// What is altered below is found all the same.
 	restored.Stop()
-	tamper(t, backup, "update decisions set caller = 'nobody' where batch = (select batch from decisions order by at limit 1)")
+	servertest.Tamper(t, backup, "update decisions set caller = 'nobody' where batch = (select batch from decisions order by at limit 1)")
 	if _, err := verify(trusted, kept); err == nil || !strings.Contains(err.Error(), "column caller") {
 		t.Errorf("got %v", err)
 	}
@@ -187,16 +191,16 @@ func TestTruncation(t *testing.T) {
 // A log that was altered is not truncated: it has the checkpoint itself.
 func TestTruncationRefusesAnAlteredLog(t *testing.T) {
 	t.Parallel() // it takes long
-	key, verifier := logKey(t, "test.example/log")
+	key, verifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, signing(key, checkpoints))
+	s := servertest.New(t, servertest.Signing(key, checkpoints))
 	s.MustLoadShop()
-	decide(t, s, 5)
-	covered(t, s, verifier)
-	decide(t, s, 5)
-	last, _ := covered(t, s, verifier)
+	servertest.DecideSome(t, s, 5)
+	servertest.Covered(t, s, verifier)
+	servertest.DecideSome(t, s, 5)
+	last, _ := servertest.Covered(t, s, verifier)
 	s.Stop()
-	tamper(t, s.URL, "update audit_batches set header = header || 'x' where seq = (select max(seq) from audit_batches)")
+	servertest.Tamper(t, s.URL, "update audit_batches set header = header || 'x' where seq = (select max(seq) from audit_batches)")
 	db := openServer(t, s.URL)
 	truncation := server.Truncation{
 		Signing: server.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}, Operator: "ann", Reason: "none", Confirm: true,
@@ -204,7 +208,7 @@ func TestTruncationRefusesAnAlteredLog(t *testing.T) {
 	if done, err := server.TruncateLog(t.Context(), db, truncation); err == nil || !strings.Contains(err.Error(), "was altered, not truncated") {
 		t.Errorf("%+v, %v", done, err)
 	}
-	tamper(t, s.URL, "update audit_batches set header = header || 'x' where seq = 0")
+	servertest.Tamper(t, s.URL, "update audit_batches set header = header || 'x' where seq = 0")
 	if _, err := server.TruncateLog(t.Context(), db, truncation); err == nil || !strings.Contains(err.Error(), "has another log") {
 		t.Errorf("%v", err)
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/cedarpost/cedarpost/auditlog"
@@ -19,14 +21,14 @@ import (
 // A statement that is repeated excuses nothing.
 func TestSecondTruncation(t *testing.T) {
 	t.Parallel() // it takes long
-	key, verifier := logKey(t, "test.example/log")
+	key, verifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
 	on := func(url string, decisions int) (s *servertest.Server) {
 		t.Helper()
-		s = servertest.On(t, url, signing(key, checkpoints))
+		s = servertest.On(t, url, servertest.Signing(key, checkpoints))
 		for range 3 {
-			decide(t, s, decisions)
-			covered(t, s, verifier)
+			servertest.DecideSome(t, s, decisions)
+			servertest.Covered(t, s, verifier)
 		}
 		s.Stop()
 		return s
@@ -41,10 +43,10 @@ func TestSecondTruncation(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := servertest.New(t, signing(key, checkpoints))
+	s := servertest.New(t, servertest.Signing(key, checkpoints))
 	s.MustLoadShop()
-	decide(t, s, 3)
-	covered(t, s, verifier)
+	servertest.DecideSome(t, s, 3)
+	servertest.Covered(t, s, verifier)
 	s.Stop()
 	first := copyDatabase(t, s.URL)
 	on(s.URL, 30)
@@ -56,7 +58,7 @@ func TestSecondTruncation(t *testing.T) {
 	between := notesIn(t, checkpoints)
 	verify := func(files ...[][]byte) (server.Verified, error) {
 		t.Helper()
-		return server.VerifyLog(t.Context(), openStore(t, second), server.Verification{Keys: []note.Verifier{verifier}, Against: files})
+		return server.VerifyLog(t.Context(), servertest.OpenAuditor(t, second), server.Verification{Keys: []note.Verifier{verifier}, Against: files})
 	}
 	i := slices.IndexFunc(between, auditlog.IsTruncation)
 	replayed := append(slices.Clone(between), between[i])
@@ -80,8 +82,8 @@ func TestSecondTruncation(t *testing.T) {
 		t.Errorf("%+v, %v", done, err)
 	}
 	unsigned := copyDatabase(t, second)
-	tamper(t, unsigned, "delete from checkpoints")
-	tamper(t, unsigned, "delete from events where kind = 'log_truncated'")
+	servertest.Tamper(t, unsigned, "delete from checkpoints")
+	servertest.Tamper(t, unsigned, "delete from events where kind = 'log_truncated'")
 	_, err = server.TruncateLog(t.Context(), openServer(t, unsigned), dry)
 	if err == nil || !strings.HasPrefix(err.Error(), late) || !strings.Contains(err.Error(), "give an older copy") || strings.Contains(err.Error(), "another name") {
 		t.Errorf("got %v", err)
@@ -124,7 +126,7 @@ func TestSecondTruncation(t *testing.T) {
 // A dry run changes nothing, and a name that was mistyped does not become a file.
 func TestTruncationMakesNoFile(t *testing.T) {
 	t.Parallel() // it takes long
-	key, _ := logKey(t, "test.example/log")
+	key, _ := servertest.LogKey(t, "test.example/log")
 	file := filepath.Join(t.TempDir(), "mistyped")
 	s := servertest.New(t)
 	for _, confirm := range []bool{false, true} {

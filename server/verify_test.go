@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -24,9 +26,9 @@ import (
 // signed starts a server with the example that signs its log.
 func signed(t *testing.T) (s *servertest.Server, verifier note.Verifier, checkpoints string) {
 	t.Helper()
-	key, verifier := logKey(t, "test.example/log")
+	key, verifier := servertest.LogKey(t, "test.example/log")
 	checkpoints = filepath.Join(t.TempDir(), "checkpoints")
-	s = servertest.New(t, signing(key, checkpoints))
+	s = servertest.New(t, servertest.Signing(key, checkpoints))
 	s.MustLoadShop()
 	return s, verifier, checkpoints
 }
@@ -44,8 +46,8 @@ func hashes(t *testing.T, list [][]byte) (out []tlog.Hash) {
 func TestProofs(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, checkpoints := signed(t)
-	ids := decide(t, s, 30)
-	first, _ := covered(t, s, verifier)
+	ids := servertest.DecideSome(t, s, 30)
+	first, _ := servertest.Covered(t, s, verifier)
 	for _, id := range ids {
 		p, err := s.Audit.GetInclusionProof(t.Context(), &cedarpostv1.GetInclusionProofRequest{Id: id, Size: first.Size})
 		if err != nil {
@@ -63,8 +65,8 @@ func TestProofs(t *testing.T) {
 			t.Fatalf("%s: an altered record is proven", id)
 		}
 	}
-	decide(t, s, 10)
-	second, _ := covered(t, s, verifier)
+	servertest.DecideSome(t, s, 10)
+	second, _ := servertest.Covered(t, s, verifier)
 	if second.Size <= first.Size {
 		t.Fatalf("the log did not grow from %d", first.Size)
 	}
@@ -81,18 +83,18 @@ func TestProofs(t *testing.T) {
 		t.Errorf("the file does not hold the checkpoint: %v\n%s", err, file)
 	}
 	_, err = s.Audit.GetInclusionProof(t.Context(), &cedarpostv1.GetInclusionProofRequest{Id: "01890a5d-ac96-774b-bcce-b302099a8057"})
-	wantCode(t, err, connect.CodeNotFound, "no record")
+	servertest.WantCode(t, err, connect.CodeNotFound, "no record")
 	_, err = s.Audit.GetConsistencyProof(t.Context(), &cedarpostv1.GetConsistencyProofRequest{First: 1 << 40})
-	wantCode(t, err, connect.CodeInvalidArgument, "the log has")
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "the log has")
 }
 
 // change is tamper for one column of one row, which a subquery finds by its ctid. The
 // test can take it back.
 func change(t *testing.T, url, table, column, value, row string) (undo func()) {
 	t.Helper()
-	conn := session(t, url)
-	mustExec(t, conn, "set session_replication_role = replica") // no triggers
-	mustExec(t, conn, fmt.Sprintf("create temp table kept as select ctid as id, %[2]s as was from %[1]s where ctid = (%[3]s)", table, column, row))
+	conn := servertest.Session(t, url)
+	servertest.MustExec(t, conn, "set session_replication_role = replica") // no triggers
+	servertest.MustExec(t, conn, fmt.Sprintf("create temp table kept as select ctid as id, %[2]s as was from %[1]s where ctid = (%[3]s)", table, column, row))
 	var id string
 	query := fmt.Sprintf("update %[1]s set %[2]s = %[3]s where ctid = (select id from kept) returning ctid::text", table, column, value)
 	if err := conn.QueryRow(t.Context(), query).Scan(&id); err != nil {
@@ -112,15 +114,15 @@ func change(t *testing.T, url, table, column, value, row string) (undo func()) {
 func TestVerifyFinds(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
-	decide(t, s, 12)
-	_, kept := covered(t, s, verifier)
+	servertest.DecideSome(t, s, 12)
+	_, kept := servertest.Covered(t, s, verifier)
 	s.Stop()
 	verify := func(t *testing.T, sql string) error {
 		url := copyDatabase(t, s.URL)
 		if sql != "" {
-			tamper(t, url, sql)
+			servertest.Tamper(t, url, sql)
 		}
-		_, err := server.VerifyLog(t.Context(), openStore(t, url),
+		_, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, url),
 			server.Verification{Keys: []note.Verifier{verifier}, Against: [][][]byte{{[]byte(kept)}}})
 		return err
 	}
@@ -163,26 +165,28 @@ func TestVerifyFinds(t *testing.T) {
 // happened, but under another name it is.
 func TestRestoredBackupIsNotSigned(t *testing.T) {
 	t.Parallel() // it takes long
-	key, verifier := logKey(t, "test.example/log")
+	key, verifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, signing(key, checkpoints))
+	s := servertest.New(t, servertest.Signing(key, checkpoints))
 	s.MustLoadShop()
-	decide(t, s, 5)
-	before, _ := covered(t, s, verifier)
+	servertest.DecideSome(t, s, 5)
+	before, _ := servertest.Covered(t, s, verifier)
 	s.Stop()
 	backup := copyDatabase(t, s.URL)
-	s = servertest.On(t, s.URL, signing(key, checkpoints))
-	decide(t, s, 5)
-	after, kept := covered(t, s, verifier)
+	s = servertest.On(t, s.URL, servertest.Signing(key, checkpoints))
+	servertest.DecideSome(t, s, 5)
+	after, kept := servertest.Covered(t, s, verifier)
 	s.Stop()
 	if after.Size <= before.Size {
 		t.Fatal("the log did not grow")
 	}
 
-	restored := servertest.On(t, backup, signing(key, checkpoints))
-	decide(t, restored, 20) // the log is longer than the one that was signed
-	conn := session(t, backup)
-	eventually(t, "a refusal to sign", func() bool { return strings.Contains(metrics(t, restored), "cedarpost_checkpoint_refused 1") })
+	restored := servertest.On(t, backup, servertest.Signing(key, checkpoints))
+	servertest.DecideSome(t, restored, 20) // the log is longer than the one that was signed
+	conn := servertest.Session(t, backup)
+	servertest.Eventually(t, "a refusal to sign", func() bool {
+		return strings.Contains(servertest.Metrics(t, restored), "cedarpost_checkpoint_refused 1")
+	})
 	var newest int64
 	if err := conn.QueryRow(t.Context(), "select max(size) from checkpoints").Scan(&newest); err != nil || newest != before.Size {
 		t.Errorf("%d batches were signed, %v; before the backup %d", newest, err, before.Size)
@@ -193,9 +197,9 @@ func TestRestoredBackupIsNotSigned(t *testing.T) {
 	}
 	restored.Stop()
 
-	other, otherVerifier := logKey(t, "test.example/log-2")
-	anew := servertest.On(t, backup, signing(other, checkpoints))
-	if c, _ := covered(t, anew, otherVerifier); c.Origin != "test.example/log-2" || c.Size <= before.Size {
+	other, otherVerifier := servertest.LogKey(t, "test.example/log-2")
+	anew := servertest.On(t, backup, servertest.Signing(other, checkpoints))
+	if c, _ := servertest.Covered(t, anew, otherVerifier); c.Origin != "test.example/log-2" || c.Size <= before.Size {
 		t.Errorf("signed anew: %+v", c)
 	}
 }
@@ -218,8 +222,8 @@ func copyDatabase(t *testing.T, url string) string {
 		conn.Close(context.Background())
 	})
 	// Sessions that were closed may still be ending.
-	mustExec(t, conn, "select pg_terminate_backend(pid, 60000) from pg_stat_activity where datname = '"+from+"'")
-	mustExec(t, conn, "create database "+name+" template "+from+" strategy file_copy")
+	servertest.MustExec(t, conn, "select pg_terminate_backend(pid, 60000) from pg_stat_activity where datname = '"+from+"'")
+	servertest.MustExec(t, conn, "create database "+name+" template "+from+" strategy file_copy")
 	return strings.Replace(url, "/"+from, "/"+name, 1)
 }
 
@@ -227,45 +231,45 @@ func copyDatabase(t *testing.T, url string) string {
 // counted, and a tree that was changed is not signed.
 func TestSignsOnlyWhatIsTrue(t *testing.T) {
 	t.Parallel() // it takes long
-	key, verifier := logKey(t, "test.example/log")
+	key, verifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, signing(key, checkpoints))
+	s := servertest.New(t, servertest.Signing(key, checkpoints))
 	s.MustLoadShop()
-	decide(t, s, 5)
-	before, _ := covered(t, s, verifier)
+	servertest.DecideSome(t, s, 5)
+	before, _ := servertest.Covered(t, s, verifier)
 	s.Stop()
-	conn := session(t, s.URL)
+	conn := servertest.Session(t, s.URL)
 	for _, size := range []int64{before.Size + 1, before.Size + 2, 1e9} {
-		mustExec(t, conn, fmt.Sprintf("insert into checkpoints (origin, size, note) values ('test.example/log', %d, 'junk')", size))
+		servertest.MustExec(t, conn, fmt.Sprintf("insert into checkpoints (origin, size, note) values ('test.example/log', %d, 'junk')", size))
 	}
-	again := servertest.On(t, s.URL, signing(key, checkpoints))
-	decide(t, again, 5)
-	if c, _ := covered(t, again, verifier); c.Size <= before.Size {
+	again := servertest.On(t, s.URL, servertest.Signing(key, checkpoints))
+	servertest.DecideSome(t, again, 5)
+	if c, _ := servertest.Covered(t, again, verifier); c.Size <= before.Size {
 		t.Errorf("signed up to %d, before the junk up to %d", c.Size, before.Size)
 	}
-	text := metrics(t, again)
+	text := servertest.Metrics(t, again)
 	if strings.Contains(text, `cedarpost_checkpoint_failures_total{cause="foreign"} 0`) || !strings.Contains(text, "cedarpost_checkpoint_refused 0") {
 		t.Error("the junk is not counted, or signing is refused")
 	}
-	_, err := server.VerifyLog(t.Context(), openStore(t, s.URL), server.Verification{Keys: []note.Verifier{verifier}})
+	_, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, s.URL), server.Verification{Keys: []note.Verifier{verifier}})
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("checkpoint of size %d in the database", before.Size+1)) || !strings.Contains(err.Error(), "covers 1000000000 batches") {
 		t.Errorf("got %v", err)
 	}
 	again.Stop()
 
-	tamper(t, s.URL, "update audit_nodes set hashes = set_byte(hashes, 0, get_byte(hashes, 0) # 1) where level = 0 and tile = 0")
-	changed := servertest.On(t, s.URL, signing(key, checkpoints))
-	decide(t, changed, 5)
-	eventually(t, "a refusal to sign", func() bool { return strings.Contains(metrics(t, changed), "cedarpost_checkpoint_refused 1") })
+	servertest.Tamper(t, s.URL, "update audit_nodes set hashes = set_byte(hashes, 0, get_byte(hashes, 0) # 1) where level = 0 and tile = 0")
+	changed := servertest.On(t, s.URL, servertest.Signing(key, checkpoints))
+	servertest.DecideSome(t, changed, 5)
+	servertest.Eventually(t, "a refusal to sign", func() bool { return strings.Contains(servertest.Metrics(t, changed), "cedarpost_checkpoint_refused 1") })
 }
 
 // A tree that is changed while a server signs is not signed on.
 func TestSignerNoticesAChangedTree(t *testing.T) {
 	s, verifier, _ := signed(t)
-	decide(t, s, 5)
-	covered(t, s, verifier)
-	conn := session(t, s.URL)
-	mustExec(t, conn, "update audit_nodes set hashes = set_byte(hashes, 0, get_byte(hashes, 0) # 1) where level = 0 and tile = 0")
-	decide(t, s, 5)
-	eventually(t, "a refusal to sign", func() bool { return strings.Contains(metrics(t, s), "cedarpost_checkpoint_refused 1") })
+	servertest.DecideSome(t, s, 5)
+	servertest.Covered(t, s, verifier)
+	conn := servertest.Session(t, s.URL)
+	servertest.MustExec(t, conn, "update audit_nodes set hashes = set_byte(hashes, 0, get_byte(hashes, 0) # 1) where level = 0 and tile = 0")
+	servertest.DecideSome(t, s, 5)
+	servertest.Eventually(t, "a refusal to sign", func() bool { return strings.Contains(servertest.Metrics(t, s), "cedarpost_checkpoint_refused 1") })
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/protobuf/proto"
@@ -26,7 +28,7 @@ import (
 // verifyHistory verifies the log of a database and what it stores.
 func verifyHistory(t *testing.T, url string) (*server.HistoryVerified, error) {
 	t.Helper()
-	done, err := server.VerifyLog(t.Context(), openStore(t, url), server.Verification{History: true})
+	done, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, url), server.Verification{History: true})
 	var bad *server.BadLogError
 	if err != nil && !errors.As(err, &bad) {
 		t.Fatal(err)
@@ -69,12 +71,12 @@ func stateRoot(t *testing.T, s *servertest.Server) {
 func storedWorld(t *testing.T) *servertest.Server {
 	t.Helper()
 	s := servertest.New(t)
-	s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies)
-	s.MustPut(user(t, "ann"), user(t, "bob"), user(t, "zoe"))
-	s.MustPut(user(t, "ann", "team"))
-	s.MustApply("doc", "schema.cedarschema", docSchema, "policies.cedar", docPolicies+"\n@id(\"another\") forbid (principal, action, resource);")
-	s.MustPut(user(t, "carol", "team"), user(t, "bob", "team"))
-	if _, err := write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
+	s.MustPut(servertest.DocUser(t, "ann"), servertest.DocUser(t, "bob"), servertest.DocUser(t, "zoe"))
+	s.MustPut(servertest.DocUser(t, "ann", "team"))
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies+"\n@id(\"another\") forbid (principal, action, resource);")
+	s.MustPut(servertest.DocUser(t, "carol", "team"), servertest.DocUser(t, "bob", "team"))
+	if _, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
 		Delete: &cedarpostv1.DeleteEntity{Uid: servertest.UID(`Doc::User::"zoe"`)},
 	}}); err != nil {
 		t.Fatal(err)
@@ -97,7 +99,7 @@ func TestVerifyHistoryFindsEachColumn(t *testing.T) {
 	newest := inOrder(t, s.URL, "untouched").Newest
 	s.Stop()
 	tables := map[string]string{"entities": "Doc::User", "bundles": "bundle doc", "policies": "bundle doc", "bundle_files": "bundle doc", "api_keys": "API key"}
-	rows, err := session(t, s.URL).Query(t.Context(), `
+	rows, err := servertest.Session(t, s.URL).Query(t.Context(), `
 		select table_name, column_name, data_type || case when data_type = 'ARRAY' then udt_name else '' end
 		from information_schema.columns
 		where table_schema = current_schema() and table_name = any($1)
@@ -170,7 +172,7 @@ func TestVerifyHistoryFindsEachColumn(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			url := copyDatabase(t, s.URL)
-			tamper(t, url, c.sql)
+			servertest.Tamper(t, url, c.sql)
 			notInOrder(t, url, c.sql, c.want, "revision ")
 		})
 	}
@@ -186,15 +188,15 @@ func TestVerifyHistoryFromAStateRoot(t *testing.T) {
 		t.Errorf("%+v", before)
 	}
 	stateRoot(t, s)
-	s.MustPut(user(t, "dave"))
+	s.MustPut(servertest.DocUser(t, "dave"))
 	after := inOrder(t, s.URL, "with a root")
 	if after.Base != before.Newest || after.Revisions != before.Newest+1 {
 		t.Errorf("%+v", after)
 	}
 
 	// All but the newest two revisions are swept.
-	conn := session(t, s.URL)
-	mustExec(t, conn, fmt.Sprintf("update revisions set at = now() - interval '100 days' where n <= %d", before.Newest))
+	conn := servertest.Session(t, s.URL)
+	servertest.MustExec(t, conn, fmt.Sprintf("update revisions set at = now() - interval '100 days' where n <= %d", before.Newest))
 	if swept, err := s.DB.Sweep(t.Context(), store.MinKeep); err != nil || swept.Oldest != before.Newest {
 		t.Fatalf("%+v, %v", swept, err)
 	}
@@ -202,7 +204,7 @@ func TestVerifyHistoryFromAStateRoot(t *testing.T) {
 	if swept.Base != before.Newest || swept.Revisions != 1 || swept.NotProvable != 0 {
 		t.Errorf("%+v", swept)
 	}
-	s.MustPut(user(t, "dave", "team"))
+	s.MustPut(servertest.DocUser(t, "dave", "team"))
 	s.Stop()
 	for _, c := range []struct{ sql, want string }{
 		{`update entities set attrs = '{"x": 1}' where id = 'ann'`, "state root"},
@@ -217,7 +219,7 @@ func TestVerifyHistoryFromAStateRoot(t *testing.T) {
 		{`update history set oldest = 9`, "no state root"},
 	} {
 		url := copyDatabase(t, s.URL)
-		tamper(t, url, c.sql)
+		servertest.Tamper(t, url, c.sql)
 		notInOrder(t, url, c.sql, c.want, "revision ")
 	}
 }
@@ -233,7 +235,7 @@ func backdated(t *testing.T, at time.Time) func(context.Context, store.Changed) 
 		if err != nil {
 			return e, err
 		}
-		e.ID = decisionOf(at).ID
+		e.ID = servertest.DecisionAt(at).ID
 		rec.EventId, rec.Time = e.ID.String(), timestamppb.New(at.Truncate(time.Millisecond))
 		e.Record, err = proto.Marshal(&rec)
 		return e, err
@@ -269,9 +271,9 @@ func putStored(t *testing.T, db *store.DB, attrs string, ids ...string) int64 {
 func TestVerifyHistoryAfterADroppedDay(t *testing.T) {
 	t.Parallel() // it takes long
 	url := storetest.New(t)
-	conn := session(t, url)
+	conn := servertest.Session(t, url)
 	old := time.Now().UTC().Truncate(day).Add(day/2).AddDate(0, 0, -50)
-	mustExec(t, conn, fmt.Sprintf("select create_log_partitions('%s', 1)", old.Format(time.DateOnly)))
+	servertest.MustExec(t, conn, fmt.Sprintf("select create_log_partitions('%s', 1)", old.Format(time.DateOnly)))
 	past := openEvents(t, url, backdated(t, old))
 	putStored(t, past, `{"n": 1}`, "a", "b")
 	putStored(t, past, `{"n": 2}`, "b")
@@ -288,7 +290,7 @@ func TestVerifyHistoryAfterADroppedDay(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, "the day is dropped", func() bool {
+	servertest.Eventually(t, "the day is dropped", func() bool {
 		return count("select count(*) from pg_class where relname = 'events_"+old.Format("20060102")+"'") == 0
 	})
 	const leaf = "select seq::int from audit_batches join events on events.batch = audit_batches.batch where kind = "
@@ -296,7 +298,7 @@ func TestVerifyHistoryAfterADroppedDay(t *testing.T) {
 		t.Errorf("the day was dropped in batch %d, before the state root in batch %d", drop, root)
 	}
 	for _, s := range servers {
-		if n := taskFailures(t, s); n != 0 {
+		if n := servertest.TaskFailures(t, s); n != 0 {
 			t.Errorf("%d failures", n)
 		}
 		s.Stop()
@@ -317,7 +319,7 @@ func TestVerifyHistoryAfterADroppedDay(t *testing.T) {
 		`delete from events where kind = 'state_root'`:                            "no state root",
 	} {
 		url := copyDatabase(t, url)
-		tamper(t, url, sql)
+		servertest.Tamper(t, url, sql)
 		notInOrder(t, url, sql, want)
 	}
 }
@@ -406,7 +408,7 @@ func TestVerifyHistoryOfAnything(t *testing.T) {
 
 // TestSoakVerifyHistoryOfAnything is the long form.
 func TestSoakVerifyHistoryOfAnything(t *testing.T) {
-	soak(t)
+	servertest.Soak(t)
 	verifyHistoryOfAnything(t, 100)
 }
 

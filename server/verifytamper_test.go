@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/mod/sumdb/note"
@@ -60,10 +62,10 @@ func tampered(t *testing.T, column, typ string) string {
 func TestVerifyFindsEachColumn(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
-	decide(t, s, 6)
-	covered(t, s, verifier)
+	servertest.DecideSome(t, s, 6)
+	servertest.Covered(t, s, verifier)
 	s.Stop()
-	rows, err := session(t, s.URL).Query(t.Context(), `
+	rows, err := servertest.Session(t, s.URL).Query(t.Context(), `
 		select table_name, column_name, data_type || case when data_type = 'ARRAY' then udt_name else '' end
 		from information_schema.columns
 		where table_schema = current_schema() and table_name in ('decisions', 'events', 'audit_batches', 'audit_nodes', 'checkpoints')
@@ -76,7 +78,7 @@ func TestVerifyFindsEachColumn(t *testing.T) {
 	if err != nil || len(columns) < 50 {
 		t.Fatalf("%d columns, %v", len(columns), err)
 	}
-	db := openStore(t, s.URL)
+	db := servertest.OpenAuditor(t, s.URL)
 	for _, c := range columns {
 		name := c.Table + "." + c.Name
 		if unproven[name] != "" {
@@ -109,7 +111,7 @@ func partitionOf(t *testing.T, url, table string) string {
 		return table
 	}
 	var name string
-	err := session(t, url).QueryRow(t.Context(), "select tableoid::regclass::text from "+table+" limit 1").Scan(&name)
+	err := servertest.Session(t, url).QueryRow(t.Context(), "select tableoid::regclass::text from "+table+" limit 1").Scan(&name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,11 +123,11 @@ func partitionOf(t *testing.T, url, table string) string {
 func TestVerifyFindsRowsOfNoBatch(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
-	ids := decide(t, s, 6)
+	ids := servertest.DecideSome(t, s, 6)
 	if _, err := s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: ids[0]}); err != nil { // an event
 		t.Fatal(err)
 	}
-	covered(t, s, verifier)
+	servertest.Covered(t, s, verifier)
 	s.Stop()
 	const (
 		decision = `insert into decisions (decision_id, at, revision, caller, server, principal_type, principal_id, action_type, action_id,
@@ -155,9 +157,9 @@ func TestVerifyFindsRowsOfNoBatch(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			url := copyDatabase(t, s.URL)
-			conn := session(t, url)
-			mustExec(t, conn, c.sql)
-			db := openStore(t, url)
+			conn := servertest.Session(t, url)
+			servertest.MustExec(t, conn, c.sql)
+			db := servertest.OpenAuditor(t, url)
 			_, err := server.VerifyLog(t.Context(), db, server.Verification{})
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
@@ -194,7 +196,7 @@ func TestVerifyFindsRowsOfNoBatch(t *testing.T) {
 // recordedDecision is a decision of a time whose columns are what its record says.
 func recordedDecision(t *testing.T, at time.Time) store.Decision {
 	t.Helper()
-	d := decisionOf(at)
+	d := servertest.DecisionAt(at)
 	uid := &cedarpostv1.EntityUid{Type: "T", Id: "x"}
 	record, err := proto.Marshal(&cedarpostv1.DecisionRecord{
 		DecisionId: d.ID.String(), Time: timestamppb.New(at.Truncate(time.Millisecond)), Principal: uid, Action: uid, Resource: uid,
@@ -237,9 +239,9 @@ func TestVerifyBelievesProvenDropsOnly(t *testing.T) {
 	noon := time.Now().UTC().Truncate(day).Add(day / 2)
 	ago := func(days int) time.Time { return noon.AddDate(0, 0, -days) }
 	date := func(days int) string { return ago(days).Format(time.DateOnly) }
-	conn := session(t, url)
+	conn := servertest.Session(t, url)
 	for _, days := range []int{60, 50, 20, 10} {
-		mustExec(t, conn, fmt.Sprintf("select create_log_partitions('%s', 1)", date(days)))
+		servertest.MustExec(t, conn, fmt.Sprintf("select create_log_partitions('%s', 1)", date(days)))
 		for i := range 2 {
 			if _, err := w.Append(t.Context(), []store.Decision{recordedDecision(t, ago(days).Add(time.Duration(i)*time.Second)), recordedDecision(t, ago(days).Add(time.Minute))}, nil); err != nil {
 				t.Fatal(err)
@@ -289,10 +291,10 @@ func TestVerifyBelievesProvenDropsOnly(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			url := copyDatabase(t, url)
-			conn := session(t, url)
-			mustExec(t, conn, "set session_replication_role = replica")
-			mustExec(t, conn, c.sql)
-			done, err := server.VerifyLog(t.Context(), openStore(t, url), server.Verification{MinRetention: c.keep})
+			conn := servertest.Session(t, url)
+			servertest.MustExec(t, conn, "set session_replication_role = replica")
+			servertest.MustExec(t, conn, c.sql)
+			done, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, url), server.Verification{MinRetention: c.keep})
 			switch {
 			case c.want == "" && err != nil:
 				t.Error(err)
@@ -359,8 +361,8 @@ func TestVerifyWithoutOldestBatches(t *testing.T) {
 				}
 			}
 			saveTree(t, db, 600)
-			tamper(t, url, fmt.Sprintf("delete from audit_batches where seq < %d", c.missing))
-			_, err = server.VerifyLog(t.Context(), openStore(t, url), server.Verification{MinRetention: keep})
+			servertest.Tamper(t, url, fmt.Sprintf("delete from audit_batches where seq < %d", c.missing))
+			_, err = server.VerifyLog(t.Context(), servertest.OpenAuditor(t, url), server.Verification{MinRetention: keep})
 			if (err == nil) != c.ok {
 				t.Error(err)
 			}
@@ -380,7 +382,7 @@ func saveTree(t *testing.T, db *store.DB, size int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyFile, _ := logKey(t, "test.example/log")
+	keyFile, _ := servertest.LogKey(t, "test.example/log")
 	key, err := auditlog.ReadKey(keyFile)
 	if err != nil {
 		t.Fatal(err)
@@ -398,11 +400,11 @@ func saveTree(t *testing.T, db *store.DB, size int) {
 func TestVerifySinceTrustsHeaders(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
-	decide(t, s, 6)
-	covered(t, s, verifier)
+	servertest.DecideSome(t, s, 6)
+	servertest.Covered(t, s, verifier)
 	s.Stop()
-	tamper(t, s.URL, `update audit_batches set day = day - 1, first_at = first_at - interval '1 day', last_at = last_at - interval '1 day'`)
-	done, err := server.VerifyLog(t.Context(), openStore(t, s.URL), server.Verification{Since: time.Now().Add(-time.Hour)})
+	servertest.Tamper(t, s.URL, `update audit_batches set day = day - 1, first_at = first_at - interval '1 day', last_at = last_at - interval '1 day'`)
+	done, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, s.URL), server.Verification{Since: time.Now().Add(-time.Hour)})
 	if err == nil || !strings.Contains(err.Error(), "column last_at is not what its header says") || done.Decisions == 0 {
 		t.Errorf("%+v, %v", done, err)
 	}
@@ -412,12 +414,12 @@ func TestVerifySinceTrustsHeaders(t *testing.T) {
 func TestVerifyMissesCheckpoints(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
-	decide(t, s, 2)
-	covered(t, s, verifier)
+	servertest.DecideSome(t, s, 2)
+	servertest.Covered(t, s, verifier)
 	s.Stop()
-	tamper(t, s.URL, "delete from checkpoints")
+	servertest.Tamper(t, s.URL, "delete from checkpoints")
 	for _, keys := range [][]note.Verifier{nil, {verifier}} {
-		_, err := server.VerifyLog(t.Context(), openStore(t, s.URL), server.Verification{Keys: keys})
+		_, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, s.URL), server.Verification{Keys: keys})
 		if err == nil || !strings.Contains(err.Error(), "the database has no checkpoint") {
 			t.Errorf("got %v", err)
 		}
@@ -428,21 +430,21 @@ func TestVerifyMissesCheckpoints(t *testing.T) {
 func TestVerifyGoesOn(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
-	decide(t, s, 12)
-	_, kept := covered(t, s, verifier)
+	servertest.DecideSome(t, s, 12)
+	_, kept := servertest.Covered(t, s, verifier)
 	s.Stop()
-	whole, err := server.VerifyLog(t.Context(), openStore(t, s.URL), server.Verification{})
+	whole, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, s.URL), server.Verification{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	// What the login of a server can append: a header that is none, and a record that is none.
-	conn := session(t, s.URL)
-	mustExec(t, conn, "set role cedarpost_writer")
-	mustExec(t, conn, "select log_append(gen_random_uuid(), gen_random_uuid(), 0, 100000, 'junk', current_date, now(), now())")
-	mustExec(t, conn, "reset role")
-	tamper(t, s.URL, "update decisions set caller = 'nobody' where decision_id in (select decision_id from decisions order by batch, pos limit 2)")
-	tamper(t, s.URL, "delete from audit_batches where seq = 2")
-	done, err := server.VerifyLog(context.Background(), openStore(t, s.URL),
+	conn := servertest.Session(t, s.URL)
+	servertest.MustExec(t, conn, "set role cedarpost_writer")
+	servertest.MustExec(t, conn, "select log_append(gen_random_uuid(), gen_random_uuid(), 0, 100000, 'junk', current_date, now(), now())")
+	servertest.MustExec(t, conn, "reset role")
+	servertest.Tamper(t, s.URL, "update decisions set caller = 'nobody' where decision_id in (select decision_id from decisions order by batch, pos limit 2)")
+	servertest.Tamper(t, s.URL, "delete from audit_batches where seq = 2")
+	done, err := server.VerifyLog(context.Background(), servertest.OpenAuditor(t, s.URL),
 		server.Verification{Keys: []note.Verifier{verifier}, Against: [][][]byte{{[]byte(kept)}}})
 	var bad *server.BadLogError
 	if !errors.As(err, &bad) {
@@ -465,7 +467,7 @@ func TestVerifyGoesOn(t *testing.T) {
 func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 	t.Parallel() // it takes long
 	s, _, _ := signed(t)
-	decide(t, s, 3)
+	servertest.DecideSome(t, s, 3)
 	s.Stop()
 	today := time.Now().UTC().Truncate(day)
 	root := auditlog.Root(nil)
@@ -474,9 +476,9 @@ func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 	}
 	add := func(t *testing.T, url string, h auditlog.Header, events ...store.Event) {
 		t.Helper()
-		conn := session(t, url)
+		conn := servertest.Session(t, url)
 		for i, e := range events {
-			mustExec(t, conn, fmt.Sprintf(`insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)
+			servertest.MustExec(t, conn, fmt.Sprintf(`insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)
 				values ('%s', '%s', '%s', '', '', '%s', '\x%x', '%s', %d, %d)`, e.ID, idTime(e.ID).Format(time.RFC3339Nano), e.Kind, e.Subject, e.Record, h.Batch, i, store.Checksum(e.Record)))
 			h.Root, h.First, h.Last = auditlog.Hash(e.Record), idTime(e.ID), idTime(e.ID)
 		}
@@ -484,7 +486,7 @@ func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 		if h.Rows > 0 {
 			at = fmt.Sprintf("greatest(timestamptz '%[1]s', '2000-01-01'), greatest(timestamptz '%[1]s', '2000-01-01')", h.First.UTC().Format("2006-01-02 15:04:05.000+00"))
 		}
-		mustExec(t, conn, fmt.Sprintf("select log_append('%s', '%s', 0, %d, '\\x%x', current_date, %s)", h.Batch, h.Writer, h.Rows, h.Bytes(), at))
+		servertest.MustExec(t, conn, fmt.Sprintf("select log_append('%s', '%s', 0, %d, '\\x%x', current_date, %s)", h.Batch, h.Writer, h.Rows, h.Bytes(), at))
 	}
 	for name, c := range map[string]struct {
 		do   func(t *testing.T, url string)
@@ -495,15 +497,15 @@ func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 		}, "times that its rows cannot have"},
 		"a record of a drop that is made in the future": {func(t *testing.T, url string) {
 			add(t, url, header(time.Now().AddDate(1, 0, 0), time.Time{}, 1), recordedDrop(t, &cedarpostv1.RetentionDrop{Day: today.Format(time.DateOnly)}))
-			tamper(t, url, "delete from decisions")
-			conn := session(t, url)
-			mustExec(t, conn, fmt.Sprintf("drop table decisions_%[1]s; alter table events_%[1]s rename to events_x", today.Format("20060102")))
+			servertest.Tamper(t, url, "delete from decisions")
+			conn := servertest.Session(t, url)
+			servertest.MustExec(t, conn, fmt.Sprintf("drop table decisions_%[1]s; alter table events_%[1]s rename to events_x", today.Format("20060102")))
 		}, "are missing, and no record in the log"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			url := copyDatabase(t, s.URL)
 			c.do(t, url)
-			_, err := server.VerifyLog(t.Context(), openStore(t, url), server.Verification{})
+			_, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, url), server.Verification{})
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
@@ -511,7 +513,7 @@ func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 		})
 	}
 	// And what no batch can be is refused, for nobody could take it away again.
-	conn := session(t, s.URL)
+	conn := servertest.Session(t, s.URL)
 	for _, values := range []string{
 		"0, 0, 'x', 'infinity', null, null", "0, 1, 'x', current_date, '-infinity', 'infinity'", "0, 1, 'x', current_date, now(), 'infinity'",
 		"0, -1, 'x', current_date, now(), now()", "-1, 1, 'x', current_date, now(), now()", "0, 2147483647, 'x', current_date, now(), now()",
@@ -523,19 +525,19 @@ func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 		}
 	}
 	// Days do not depend on how the session writes dates.
-	mustExec(t, conn, "set datestyle = 'German, YMD'; set role cedarpost_app")
+	servertest.MustExec(t, conn, "set datestyle = 'German, YMD'; set role cedarpost_app")
 	if _, err := conn.Exec(t.Context(), "select create_log_partitions('0005-12-26', 1)"); err == nil {
 		t.Error("a partition of the year 5 is made")
 	}
-	mustExec(t, conn, fmt.Sprintf("select create_log_partitions(date '%s', 1)", today.AddDate(0, 0, 60).Format("2006-01-02")))
+	servertest.MustExec(t, conn, fmt.Sprintf("select create_log_partitions(date '%s', 1)", today.AddDate(0, 0, 60).Format("2006-01-02")))
 	var bounds string
-	mustExec(t, conn, "reset datestyle; reset role; set timezone = 'UTC'")
+	servertest.MustExec(t, conn, "reset datestyle; reset role; set timezone = 'UTC'")
 	if err := conn.QueryRow(t.Context(), "select pg_get_expr(relpartbound, oid) from pg_class where relname = 'decisions_"+today.AddDate(0, 0, 60).Format("20060102")+"'").Scan(&bounds); err != nil ||
 		!strings.Contains(bounds, "FROM ('"+today.AddDate(0, 0, 60).Format(time.DateOnly)+" 00:00:00+00')") {
 		t.Errorf("%s, %v", bounds, err)
 	}
 	// Nor does the time that history is kept for depend on the signs inside of an interval.
-	mustExec(t, conn, "set role cedarpost_app")
+	servertest.MustExec(t, conn, "set role cedarpost_app")
 	if _, err := conn.Exec(t.Context(), "select raise_oldest('-1200 mon 36002 days')"); err == nil {
 		t.Error("history is given up that is younger than 48 hours")
 	}
@@ -544,9 +546,9 @@ func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 // A decision cannot be passed off as an event, nor an event as a decision.
 func TestVerifyTellsDecisionsFromEvents(t *testing.T) {
 	s, _, _ := signed(t)
-	decide(t, s, 6)
+	servertest.DecideSome(t, s, 6)
 	s.Stop()
-	rows, err := session(t, s.URL).Query(t.Context(), "select record from decisions union all select record from events")
+	rows, err := servertest.Session(t, s.URL).Query(t.Context(), "select record from decisions union all select record from events")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/cedarpost/cedarpost/server/servertest"
+
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 
@@ -104,7 +106,7 @@ func userTag(t testing.TB, s *servertest.Server, id string) uint64 {
 func TestWatchIsContiguous(t *testing.T) {
 	a := docServer(t)
 	servers := []*servertest.Server{a, servertest.On(t, a.URL)}
-	first := servers[1].MustPut(user(t, "first"))
+	first := servers[1].MustPut(servertest.DocUser(t, "first"))
 	db := database(t, a)
 	var watchers []*watcher
 	for _, s := range servers {
@@ -122,7 +124,7 @@ func TestWatchIsContiguous(t *testing.T) {
 		writers.Go(func() {
 			for j := range each {
 				ids := []string{fmt.Sprint("u", i), fmt.Sprint("u", i, "-", j)}
-				res, err := write(t, servers[j%2], put(user(t, ids[0], fmt.Sprint("g", j))), put(user(t, ids[1])))
+				res, err := servertest.Write(t, servers[j%2], put(servertest.DocUser(t, ids[0], fmt.Sprint("g", j))), put(servertest.DocUser(t, ids[1])))
 				if err != nil {
 					t.Error(err)
 					return
@@ -162,9 +164,9 @@ func TestWatchIsContiguous(t *testing.T) {
 func TestWatchResumes(t *testing.T) {
 	t.Parallel() // it takes long
 	old := docServer(t)
-	start := old.MustPut(user(t, "ann"))
-	middle := old.MustPut(user(t, "bob"))
-	end := old.MustPut(user(t, "carl"))
+	start := old.MustPut(servertest.DocUser(t, "ann"))
+	middle := old.MustPut(servertest.DocUser(t, "bob"))
+	end := old.MustPut(servertest.DocUser(t, "carl"))
 	ann, bob, carl := userTag(t, old, "ann"), userTag(t, old, "bob"), userTag(t, old, "carl")
 	fresh := servertest.On(t, old.URL) // which makes a key: one revision more
 	now, err := fresh.Authorization.GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
@@ -203,11 +205,11 @@ func TestWatchResumes(t *testing.T) {
 		t.Errorf("beyond a publish: %v", m)
 	}
 	// It learns of a revision that is not there yet, if it comes soon.
-	w, m := watch(t, fresh, old.MustPut(user(t, "dan")))
+	w, m := watch(t, fresh, old.MustPut(servertest.DocUser(t, "dan")))
 	if m.Reset_ || m.After != end.Number+1 {
 		t.Errorf("of the newest: %v", m)
 	}
-	last := old.MustPut(user(t, "eve"))
+	last := old.MustPut(servertest.DocUser(t, "eve"))
 	if tags, reset := w.until(last.Number); reset || len(tags) != 1 || !tags[userTag(t, old, "eve")] {
 		t.Errorf("then %v, %v", tags, reset)
 	}
@@ -216,10 +218,10 @@ func TestWatchResumes(t *testing.T) {
 	if err == nil {
 		_, err = stream.Receive()
 	}
-	wantCode(t, err, connect.CodeInvalidArgument, "after: not a revision token")
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "after: not a revision token")
 
 	// What was swept is not known any more, but to those who remember it.
-	mustExec(t, session(t, old.URL), "update revisions set at = now() - interval '100 days'")
+	servertest.MustExec(t, servertest.Session(t, old.URL), "update revisions set at = now() - interval '100 days'")
 	if _, err := old.DB.Sweep(t.Context(), store.MinKeep); err != nil {
 		t.Fatal(err)
 	}
@@ -247,9 +249,9 @@ func TestWatchOfPublishing(t *testing.T) {
 	db := database(t, s)
 	doc, guards, other := server.BundleTag(db, "doc"), server.BundleTag(db, "guardrails"), server.BundleTag(db, "other")
 	const schema, policies = "schema.cedarschema", "policies.cedar"
-	publish("doc", doc, schema, docSchema, policies, docPolicies+"// more\n@id(\"x\") forbid (principal, action, resource) when { principal == Doc::User::\"x\" };")
-	publish("doc", 0, schema, docSchema+" ", policies, docPolicies)
-	publish("doc", 0, schema, docSchema+" ", policies, docPolicies, "bundle.yaml", "on_forbid_error: skip\n")
+	publish("doc", doc, schema, servertest.DocSchema, policies, servertest.DocPolicies+"// more\n@id(\"x\") forbid (principal, action, resource) when { principal == Doc::User::\"x\" };")
+	publish("doc", 0, schema, servertest.DocSchema+" ", policies, servertest.DocPolicies)
+	publish("doc", 0, schema, servertest.DocSchema+" ", policies, servertest.DocPolicies, "bundle.yaml", "on_forbid_error: skip\n")
 	publish("guardrails", 0, schema, "", policies, `@id("a") forbid (principal, action, resource) when { principal == Doc::User::"x" };`)
 	publish("guardrails", guards, schema, "", policies, `@id("a") forbid (principal, action, resource) when { principal == Doc::User::"y" };`)
 	const otherSchema = `namespace O { entity U; entity R; entity FieldGroup in [FieldGroup]; entity Field in [Field, FieldGroup]; action Do appliesTo { principal: [U], resource: [R] }; }`
@@ -275,7 +277,7 @@ func TestManyWatchers(t *testing.T) {
 	}
 	var last *cedarpostv1.Revision
 	for i := range 30 {
-		last = s.MustPut(user(t, fmt.Sprint("u", i)))
+		last = s.MustPut(servertest.DocUser(t, fmt.Sprint("u", i)))
 	}
 	var all sync.WaitGroup
 	for _, w := range watchers {
@@ -299,7 +301,7 @@ func TestManyWatchers(t *testing.T) {
 	}
 	for _, w := range watchers {
 		_, err := w.end()
-		wantCode(t, err, connect.CodeUnavailable, "the server is stopping")
+		servertest.WantCode(t, err, connect.CodeUnavailable, "the server is stopping")
 	}
 }
 
@@ -316,7 +318,7 @@ func TestWatchEndsWithTheKey(t *testing.T) {
 	s := docServer(t)
 	w, _ := watch(t, s, nil)
 	revoke := func(which string) {
-		mustExec(t, session(t, s.URL), `do $$
+		servertest.MustExec(t, servertest.Session(t, s.URL), `do $$
 			declare k record; num bigint;
 			begin
 				for k in select id from api_keys where revoked_at is null `+which+` loop
@@ -330,7 +332,7 @@ func TestWatchEndsWithTheKey(t *testing.T) {
 	// Another key of the caller does as well.
 	second := servertest.On(t, s.URL)
 	revoke("order by created_at limit 1")
-	res, err := write(t, second, put(user(t, "ann")))
+	res, err := servertest.Write(t, second, put(servertest.DocUser(t, "ann")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -339,7 +341,7 @@ func TestWatchEndsWithTheKey(t *testing.T) {
 	}
 	revoke("")
 	_, err = w.end()
-	wantCode(t, err, connect.CodeUnauthenticated, "revoked")
+	servertest.WantCode(t, err, connect.CodeUnauthenticated, "revoked")
 }
 
 // An import is told of message by message; a watcher that reads learns of each entity.
@@ -350,7 +352,7 @@ func TestWatchOfAnImport(t *testing.T) {
 
 // TestSoakWatchOfAnImport is the long form.
 func TestSoakWatchOfAnImport(t *testing.T) {
-	soak(t)
+	servertest.Soak(t)
 	watchImport(t, 100_000)
 }
 
@@ -376,7 +378,7 @@ func watchImport(t *testing.T, all int) {
 			}
 			var list []*cedarpostv1.Entity
 			for i := from; i < from+each; i++ {
-				list = append(list, user(t, fmt.Sprint(i)))
+				list = append(list, servertest.DocUser(t, fmt.Sprint(i)))
 			}
 			if err := stream.Send(&cedarpostv1.ImportEntitiesRequest{Entities: list}); err != nil {
 				break

@@ -1,4 +1,4 @@
-package server_test
+package servertest
 
 import (
 	"context"
@@ -25,7 +25,6 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/entityfile"
-	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/localpg"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -33,7 +32,7 @@ import (
 
 // The small application of these tests: users in groups in groups, documents
 // that a group may read.
-const docSchema = `namespace Doc {
+const DocSchema = `namespace Doc {
   entity Group in [Group];
   entity User in [Group] { level: Long, nick?: String };
   entity Paper { readers: Group };
@@ -42,13 +41,13 @@ const docSchema = `namespace Doc {
   action Publish appliesTo { principal: [User], resource: [Draft], context: {} };
 }`
 
-const docPolicies = `
+const DocPolicies = `
 @id("readers") permit (principal, action == Doc::Action::"Read", resource) when { principal in resource.readers };
 @id("authors") permit (principal, action == Doc::Action::"Publish", resource) when { resource.author == principal && resource.size < 10 };
 `
 
-// entity reads one entity in Cedar's JSON format.
-func entity(t testing.TB, text string) *cedarpostv1.Entity {
+// Entity reads one entity in Cedar's JSON format.
+func Entity(t testing.TB, text string) *cedarpostv1.Entity {
 	t.Helper()
 	list, err := entityfile.Parse([]byte("[" + text + "]"))
 	if err != nil {
@@ -57,28 +56,28 @@ func entity(t testing.TB, text string) *cedarpostv1.Entity {
 	return list[0]
 }
 
-func user(t testing.TB, id string, groups ...string) *cedarpostv1.Entity {
+func DocUser(t testing.TB, id string, groups ...string) *cedarpostv1.Entity {
 	var parents []string
 	for _, g := range groups {
 		parents = append(parents, fmt.Sprintf(`{"type":"Doc::Group","id":%q}`, g))
 	}
-	return entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::User","id":%q},"attrs":{"level":1},"parents":[%s]}`, id, strings.Join(parents, ",")))
+	return Entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::User","id":%q},"attrs":{"level":1},"parents":[%s]}`, id, strings.Join(parents, ",")))
 }
 
-func write(t testing.TB, s *servertest.Server, ops ...*cedarpostv1.EntityOperation) (*cedarpostv1.WriteEntitiesResponse, error) {
+func Write(t testing.TB, s *Server, ops ...*cedarpostv1.EntityOperation) (*cedarpostv1.WriteEntitiesResponse, error) {
 	t.Helper()
 	return s.Entities.WriteEntities(t.Context(), &cedarpostv1.WriteEntitiesRequest{Operations: ops})
 }
 
-func wantCode(t testing.TB, err error, code connect.Code, text string) {
+func WantCode(t testing.TB, err error, code connect.Code, text string) {
 	t.Helper()
 	if connect.CodeOf(err) != code || err == nil || !strings.Contains(err.Error(), text) {
 		t.Errorf("got %v, want %s with %q", err, code, text)
 	}
 }
 
-// eventually waits for what must come, for longer than any machine takes.
-func eventually(t *testing.T, what string, ok func() bool) {
+// Eventually waits for what must come, for longer than any machine takes.
+func Eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if ok() {
@@ -88,8 +87,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Fatalf("never happened: %s", what)
 }
 
-// session is one beside the server's.
-func session(t *testing.T, url string) *pgx.Conn {
+// Session is one beside the server's.
+func Session(t *testing.T, url string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
@@ -99,43 +98,43 @@ func session(t *testing.T, url string) *pgx.Conn {
 	return conn
 }
 
-func mustExec(t *testing.T, conn *pgx.Conn, sql string) {
+func MustExec(t *testing.T, conn *pgx.Conn, sql string) {
 	t.Helper()
 	if _, err := conn.Exec(t.Context(), sql); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// ask is one question to the shop.
-func ask(user, action, order string, mfa bool) *cedarpostv1.AuthorizeRequest {
+// AskShop is one question to the shop.
+func AskShop(user, action, order string, mfa bool) *cedarpostv1.AuthorizeRequest {
 	ctx, _ := structpb.NewStruct(map[string]any{"mfa": mfa})
 	return &cedarpostv1.AuthorizeRequest{
-		Principal: servertest.UID(`Shop::User::"` + user + `"`),
-		Action:    servertest.UID(`Shop::Action::"` + action + `"`),
-		Resource:  servertest.UID(`Shop::Order::"` + order + `"`),
+		Principal: UID(`Shop::User::"` + user + `"`),
+		Action:    UID(`Shop::Action::"` + action + `"`),
+		Resource:  UID(`Shop::Order::"` + order + `"`),
 		Context:   ctx,
 	}
 }
 
-func withAllFields(r *cedarpostv1.AuthorizeRequest) *cedarpostv1.AuthorizeRequest {
+func WithAllFields(r *cedarpostv1.AuthorizeRequest) *cedarpostv1.AuthorizeRequest {
 	r.Fields = &cedarpostv1.FieldSelection{All: true}
 	return r
 }
 
-// ownCluster starts a server on a Postgres that the test may kill.
-func ownCluster(t *testing.T, opts ...servertest.Option) (*servertest.Server, *localpg.Server) {
+// OwnCluster starts a server on a Postgres that the test may kill.
+func OwnCluster(t *testing.T, opts ...Option) (*Server, *localpg.Server) {
 	t.Helper()
 	pg := storetest.NewServer(t)
 	if err := store.Migrate(t.Context(), pg.URL(), nil); err != nil {
 		t.Fatal(err)
 	}
-	s := servertest.On(t, pg.URL(), opts...)
+	s := On(t, pg.URL(), opts...)
 	s.MustLoadShop()
 	return s, pg
 }
 
-// recorded reads the ids in the table itself.
-func recorded(t *testing.T, url string) map[string]bool {
+// DecisionIDs reads the ids in the table itself.
+func DecisionIDs(t *testing.T, url string) map[string]bool {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
@@ -160,18 +159,18 @@ func recorded(t *testing.T, url string) map[string]bool {
 	return out
 }
 
-// soak skips a test that takes minutes, unless it is asked for.
-func soak(t *testing.T) {
+// Soak skips a test that takes minutes, unless it is asked for.
+func Soak(t *testing.T) {
 	t.Helper()
 	if os.Getenv("CEDARPOST_SOAK") == "" {
 		t.Skip("long: make soak")
 	}
 }
 
-// taskFailures counts what failed in the background.
-func taskFailures(t *testing.T, s *servertest.Server) (n int) {
+// TaskFailures counts what failed in the background.
+func TaskFailures(t *testing.T, s *Server) (n int) {
 	t.Helper()
-	for _, m := range regexp.MustCompile(`(?m)^cedarpost_background_failures_total\{.*} (\d+)$`).FindAllStringSubmatch(metrics(t, s), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^cedarpost_background_failures_total\{.*} (\d+)$`).FindAllStringSubmatch(Metrics(t, s), -1) {
 		failed, err := strconv.Atoi(m[1])
 		if err != nil {
 			t.Fatal(err)
@@ -181,8 +180,8 @@ func taskFailures(t *testing.T, s *servertest.Server) (n int) {
 	return n
 }
 
-// decisionOf makes a decision of a time, with an id that says so.
-func decisionOf(at time.Time) store.Decision {
+// DecisionAt makes a decision of a time, with an id that says so.
+func DecisionAt(at time.Time) store.Decision {
 	id := uuid.Must(uuid.NewV7())
 	for i := range 6 {
 		id[i] = byte(at.UnixMilli() >> (8 * (5 - i)))
@@ -191,8 +190,8 @@ func decisionOf(at time.Time) store.Decision {
 	return store.Decision{ID: id, Principal: uid, Action: uid, Resource: uid, Allowed: true, Record: id[:]}
 }
 
-// logKey makes a key file, and the verifier for it.
-func logKey(t *testing.T, name string) (file string, verifier note.Verifier) {
+// LogKey makes a key file, and the verifier for it.
+func LogKey(t *testing.T, name string) (file string, verifier note.Verifier) {
 	t.Helper()
 	secret, public, err := note.GenerateKey(rand.Reader, name)
 	if err != nil {
@@ -208,18 +207,18 @@ func logKey(t *testing.T, name string) (file string, verifier note.Verifier) {
 	return file, verifier
 }
 
-func signing(key, checkpoints string) servertest.Option {
+func Signing(key, checkpoints string) Option {
 	return func(c *server.Config) {
 		c.Signing = server.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}
 	}
 }
 
-// decide makes decisions, singly and in batches, and returns their ids.
-func decide(t *testing.T, s *servertest.Server, n int) (ids []string) {
+// DecideSome makes decisions, singly and in batches, and returns their ids.
+func DecideSome(t *testing.T, s *Server, n int) (ids []string) {
 	t.Helper()
 	for i := 0; len(ids) < n; i++ {
 		if i%3 > 0 {
-			r, err := s.Authorization.Authorize(t.Context(), withAllFields(ask("bob", "ViewOrder", fmt.Sprint(40+i%5), i%2 == 0)))
+			r, err := s.Authorization.Authorize(t.Context(), WithAllFields(AskShop("bob", "ViewOrder", fmt.Sprint(40+i%5), i%2 == 0)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -228,7 +227,7 @@ func decide(t *testing.T, s *servertest.Server, n int) (ids []string) {
 		}
 		req := &cedarpostv1.AuthorizeBatchRequest{}
 		for k := range 4 {
-			req.Checks = append(req.Checks, ask("alice", "ViewOrder", fmt.Sprint(k), false))
+			req.Checks = append(req.Checks, AskShop("alice", "ViewOrder", fmt.Sprint(k), false))
 		}
 		res, err := s.Authorization.AuthorizeBatch(t.Context(), req)
 		if err != nil {
@@ -241,14 +240,14 @@ func decide(t *testing.T, s *servertest.Server, n int) (ids []string) {
 	return ids
 }
 
-// covered waits until a checkpoint covers all that is committed, and returns it.
-func covered(t *testing.T, s *servertest.Server, verifier note.Verifier) (c auditlog.Checkpoint, signed string) {
+// Covered waits until a checkpoint covers all that is committed, and returns it.
+func Covered(t *testing.T, s *Server, verifier note.Verifier) (c auditlog.Checkpoint, signed string) {
 	t.Helper()
 	var batches int64
-	if err := session(t, s.URL).QueryRow(t.Context(), "select count(*) from audit_batches").Scan(&batches); err != nil {
+	if err := Session(t, s.URL).QueryRow(t.Context(), "select count(*) from audit_batches").Scan(&batches); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a checkpoint that covers the log", func() bool {
+	Eventually(t, "a checkpoint that covers the log", func() bool {
 		r, err := s.Audit.GetCheckpoint(t.Context(), &cedarpostv1.GetCheckpointRequest{})
 		if err != nil {
 			if connect.CodeOf(err) != connect.CodeNotFound {
@@ -263,18 +262,18 @@ func covered(t *testing.T, s *servertest.Server, verifier note.Verifier) (c audi
 	return c, signed
 }
 
-// tamper changes the log behind its back, as somebody who owns the database can.
-func tamper(t *testing.T, url, sql string) {
+// Tamper changes the log behind its back, as somebody who owns the database can.
+func Tamper(t *testing.T, url, sql string) {
 	t.Helper()
-	conn := session(t, url)
-	mustExec(t, conn, "set session_replication_role = replica") // no triggers
+	conn := Session(t, url)
+	MustExec(t, conn, "set session_replication_role = replica") // no triggers
 	tag, err := conn.Exec(t.Context(), sql)
 	if err != nil || tag.RowsAffected() == 0 {
 		t.Fatalf("%s: %v, %v", sql, tag, err)
 	}
 }
 
-func openStore(t *testing.T, url string) *store.DB {
+func OpenAuditor(t *testing.T, url string) *store.DB {
 	t.Helper()
 	db, err := store.OpenAuditor(t.Context(), url)
 	if err != nil {
@@ -284,8 +283,8 @@ func openStore(t *testing.T, url string) *store.DB {
 	return db
 }
 
-// metrics reads what a server counts.
-func metrics(t *testing.T, s *servertest.Server) string {
+// Metrics reads what a server counts.
+func Metrics(t *testing.T, s *Server) string {
 	t.Helper()
 	res, err := http.Get(s.Ops + "/metrics")
 	if err != nil {
