@@ -4,13 +4,12 @@ import (
 	"context"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/snapshot"
-
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	"connectrpc.com/connect/v2"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"

@@ -9,14 +9,13 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cedarpost/cedarpost/server/stored"
-	"github.com/cedarpost/cedarpost/server/wire"
-
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/stored"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	"connectrpc.com/connect/v2"
 	"github.com/cedar-policy/cedar-go"
 

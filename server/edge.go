@@ -14,9 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/snapshot"
-	"github.com/cedarpost/cedarpost/server/wire"
-
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/connect/v2/connectproto"
@@ -28,6 +25,8 @@ import (
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
+	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/wire"
 )
 
 // Sizes and times at the edge. What is larger is refused before it is decoded.

@@ -8,15 +8,13 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/cedarpost/cedarpost/server/snapshot"
-
-	"github.com/cedarpost/cedarpost/server/stored"
-
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/note"
 	"google.golang.org/protobuf/proto"

@@ -6,12 +6,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/snapshot"
-
 	"connectrpc.com/connect/v2"
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/store"
 )
 

@@ -5,8 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	"connectrpc.com/connect/v2"
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/protobuf/proto"

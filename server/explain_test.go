@@ -4,8 +4,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )

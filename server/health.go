@@ -10,15 +10,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/snapshot"
-
-	"github.com/cedarpost/cedarpost/internal/pause"
-	"github.com/cedarpost/cedarpost/server/stored"
-
 	"connectrpc.com/connect/v2"
 
+	"github.com/cedarpost/cedarpost/internal/pause"
 	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
+	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/store"
 )
 

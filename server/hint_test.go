@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"

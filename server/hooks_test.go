@@ -4,16 +4,14 @@ import (
 	"encoding/hex"
 	"strings"
 
-	"github.com/cedarpost/cedarpost/server/snapshot"
-
-	"github.com/cedarpost/cedarpost/server/stored"
-	"github.com/cedarpost/cedarpost/server/wire"
-
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/stored"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 

@@ -3,16 +3,14 @@ package server
 import (
 	"context"
 
-	"github.com/cedarpost/cedarpost/server/snapshot"
-
-	"github.com/cedarpost/cedarpost/server/stored"
-
 	"connectrpc.com/connect/v2"
 	"github.com/cedar-policy/cedar-go"
 	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )

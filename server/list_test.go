@@ -5,8 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"

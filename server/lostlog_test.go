@@ -3,8 +3,6 @@ package server_test
 import (
 	"testing"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	"connectrpc.com/connect/v2"
 
 	"github.com/cedarpost/cedarpost/server"

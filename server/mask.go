@@ -13,10 +13,9 @@ import (
 	"os"
 	"strings"
 
-	"github.com/cedarpost/cedarpost/server/stored"
-
 	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/server/entityfile"
+	"github.com/cedarpost/cedarpost/server/stored"
 )
 
 // maskKeyBytes is the length of a mask key.

@@ -10,10 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/snapshot"
-
-	"github.com/cedarpost/cedarpost/server/stored"
-
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -23,6 +19,8 @@ import (
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/offline"
+	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/store"
 )
 

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
 	"google.golang.org/protobuf/types/known/structpb"

@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/types/known/timestamppb"

@@ -3,8 +3,6 @@ package server
 import (
 	"testing"
 
-	"github.com/cedarpost/cedarpost/server/stored"
-
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/cedarpost/cedarpost/bundle"
@@ -12,6 +10,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/server/offline"
+	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"

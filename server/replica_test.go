@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/types/known/structpb"
 

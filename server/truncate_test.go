@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/cedarpost/cedarpost/auditlog"

@@ -9,9 +9,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cedarpost/cedarpost/server/stored"
-
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )

@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cedarpost/cedarpost/server/servertest"
-
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/protobuf/proto"

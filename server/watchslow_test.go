@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
-
 	"github.com/jackc/pgx/v5"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"

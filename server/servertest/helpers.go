@@ -15,11 +15,10 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"golang.org/x/mod/sumdb/note"
-	"google.golang.org/protobuf/types/known/structpb"
-
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/mod/sumdb/note"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"

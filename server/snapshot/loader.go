@@ -7,13 +7,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cedar-policy/cedar-go"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/cedarpost/cedarpost/server/stored"
-
-	"github.com/cedar-policy/cedar-go"
-
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/store"
 )
 

@@ -3,9 +3,8 @@ package snapshot
 import (
 	"github.com/cedar-policy/cedar-go"
 
-	"github.com/cedarpost/cedarpost/server/stored"
-
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/store"
 )
 

@@ -8,11 +8,10 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/cedarpost/cedarpost/server/stored"
-
 	"github.com/cedar-policy/cedar-go"
 
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/store"
 )
 

@@ -6,11 +6,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cedarpost/cedarpost/server/stored"
-
 	"github.com/cedar-policy/cedar-go"
 
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/store"
 )
 
