@@ -117,7 +117,7 @@ func TestPartitionsAreMadeWhenNeeded(t *testing.T) {
 	var logged bytes.Buffer
 	r := startRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.NewTextHandler(&logged, nil))})
 	decide := func(days int) error {
-		d := newDecision(t, 0)
+		d := aDecision(t)
 		d.At = d.At.AddDate(0, 0, days)
 		for i := range 6 {
 			d.ID[i] = byte(d.At.UnixMilli() >> (8 * (5 - i)))

@@ -76,7 +76,7 @@ func TestSlowReaderOfAnExport(t *testing.T) {
 // nor, in a form that could be tried out, in a page token.
 func TestMaskedValueIsNotKept(t *testing.T) {
 	db := storetest.Open(t)
-	r := startRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
+	r := runRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	s := newAuditService(db, r, nil)
 	const secret = `"123-45-6789"`
 	hash, err := r.maskedHash(secret)
@@ -117,7 +117,7 @@ func TestMaskedValueIsNotKept(t *testing.T) {
 		}
 	}
 	// The token comes of the keyed hash, not of the value.
-	s.recorder = startRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
+	s.recorder = runRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	if _, err := s.QueryDecisions(t.Context(), q); connect.CodeOf(err) != connect.CodeInvalidArgument {
 		t.Errorf("with another key: %v", err)
 	}
@@ -126,7 +126,7 @@ func TestMaskedValueIsNotKept(t *testing.T) {
 // Of more reports than are read, what is counted says that it is not all.
 func TestManyReports(t *testing.T) {
 	db := storetest.Open(t)
-	r := startRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
+	r := runRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	s := newAuditService(db, r, nil)
 	reporter := &authorizationService{recorder: r, record: r.record, metric: newMetrics()}
 	ctx := withCall(t.Context(), call{Caller: "shop"})

@@ -27,7 +27,7 @@ func TestReadinessMakesPartitions(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(db.Close)
-	r := startRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
+	r := runRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	day := time.Now().UTC().AddDate(0, 0, 1).Format("20060102")
 	if _, err := conn.Exec(t.Context(), "drop table decisions_"+day+", events_"+day); err != nil {
 		t.Fatal(err)

@@ -26,9 +26,6 @@ func TokenAt(r *cedarpostv1.Revision, number int64) *cedarpostv1.Revision {
 	return t.Revision()
 }
 
-// Grow adds batches to a tree.
-var Grow = grow
-
 // DecisionRow is the row of a record.
 func DecisionRow(rec *cedarpostv1.DecisionRecord) store.Decision {
 	record, err := proto.Marshal(rec)
@@ -82,17 +79,6 @@ func Recorded(d store.Decision, engine string) store.Decision {
 	}
 	d.Record = DecisionRow(rec).Record
 	return d
-}
-
-// IsDecision and IsEvent tell what the bytes of a record are.
-var IsDecision = isDecision
-
-func IsEvent(record []byte) error {
-	rec := &cedarpostv1.EventRecord{}
-	if err := proto.Unmarshal(record, rec); err != nil {
-		return err
-	}
-	return isEvent(rec)
 }
 
 var EntityTag, BundleTag = snapshot.EntityTag, snapshot.BundleTag

@@ -121,17 +121,6 @@ type Server struct {
 	planes       []*plane
 }
 
-// A ConfigError is an error about the value of a field of [Config].
-type ConfigError struct {
-	// Field is its name; that of a field of [Signing] begins with "Signing.".
-	Field string
-	// Err is what is wrong.
-	Err error
-}
-
-func (e *ConfigError) Error() string { return e.Err.Error() }
-func (e *ConfigError) Unwrap() error { return e.Err }
-
 // plane is one listener with what it serves.
 type plane struct {
 	name     string

@@ -119,7 +119,7 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 	var logged bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&logged, nil))
 	m := newMetrics()
-	r := startRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: log})
+	r := runRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: log})
 	s := &Server{
 		cfg:     Config{DB: db, Name: "s", HistoryRetention: 90 * 24 * time.Hour, DecisionRetention: 90 * 24 * time.Hour, Log: log},
 		metrics: m, recorder: r,
