@@ -18,17 +18,22 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows says which rooms a room may import. A room is the longest prefix of a
 // package's folder that stands here.
 var arrows = map[string][]string{
-	"cmd":           {"server", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "bundle", "policies", "proto", "sdk/go", "internal/keyfile", "internal/serverurl"},
-	"server":        {"server/engine", "server/stored", "server/wire", "server/entityfile", "server/offline", "store", "auditlog", "bundle", "policies", "proto", "internal/keyfile"},
-	"auditlog":      {"internal/keyfile"},
-	"server/engine": {},
+	"cmd": {"server", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "bundle", "policies", "proto", "sdk/go", "internal/keyfile", "internal/serverurl"},
+	"server": {"server/engine", "server/snapshot", "server/decisionlog", "server/access", "server/stored", "server/wire", "server/entityfile", "server/offline",
+		"store", "auditlog", "bundle", "policies", "proto", "internal/keyfile", "internal/pause"},
+	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
+	"server/decisionlog": {"server/engine", "server/stored", "server/wire", "server/entityfile", "store", "auditlog", "proto", "internal/keyfile", "internal/pause"},
+	"server/access":      {"store", "internal/keyfile"},
+	"server/stored":      {"server/engine", "server/offline", "store", "bundle", "proto"},
+	"auditlog":           {"internal/keyfile"},
+	"server/engine":      {},
 	// What also runs without a server and its database.
 	"server/wire":       {"server/engine", "proto"},
 	"server/entityfile": {"proto"},
 	"server/offline":    {"server/engine", "server/entityfile", "server/wire", "bundle"},
 	// Reads the reference corpus for tests.
 	"server/corpustest": {},
-	"server/servertest": {"server", "server/entityfile", "store", "store/storetest", "bundle", "policies", "proto"},
+	"server/servertest": {"server", "server/decisionlog", "server/entityfile", "auditlog", "store", "store/localpg", "store/storetest", "bundle", "policies", "proto"},
 	"store":             {"migrations", "auditlog"},
 	"store/localpg":     {},
 	"store/storetest":   {"store", "store/localpg", "migrations"},
@@ -43,12 +48,13 @@ var arrows = map[string][]string{
 	"internal/keyfile":     {},
 	"internal/serverurl":   {},
 	"internal/mutant":      {}, // for tests
+	"internal/pause":       {},
 	"bench":                {}, // only tests
 }
 
 // outside says which modules only some rooms may know.
 var outside = map[string][]string{
-	"github.com/cedar-policy/cedar-go": {"server/engine", "server", "server/wire", "server/offline", "server/corpustest", "sdk/go/cedarposttest"},
+	"github.com/cedar-policy/cedar-go": {"server/engine", "server", "server/snapshot", "server/stored", "server/wire", "server/offline", "server/corpustest", "sdk/go/cedarposttest"},
 	"github.com/jackc/pgx":             {"store", "store/localpg", "store/storetest"},
 	"connectrpc.com":                   {"cmd", "server", "server/servertest", "proto", "sdk/go", "sdk/go/cedarposttest", "examples"},
 }

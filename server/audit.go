@@ -15,6 +15,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/store"
@@ -24,15 +25,15 @@ import (
 // read is recorded too, between the reading and the answer.
 type auditService struct {
 	db       *store.DB
-	recorder *recorder
+	recorder *decisionlog.Recorder
 	stopping <-chan struct{} // closed when the server stops
 	exports  chan struct{}   // a place for each export that is under way
 	reports  int             // of reuse, that one page is summed up from
-	signer   *signer
+	signer   *decisionlog.Signer
 	past     *snapshot.Past
 }
 
-func newAuditService(db *store.DB, recorder *recorder, stopping <-chan struct{}) *auditService {
+func newAuditService(db *store.DB, recorder *decisionlog.Recorder, stopping <-chan struct{}) *auditService {
 	return &auditService{db: db, recorder: recorder, stopping: stopping, exports: make(chan struct{}, maxExports), reports: maxReports}
 }
 
@@ -82,12 +83,12 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 		out.NextPageToken = formatPage(logPage{page.Query, rows[size-1].At, rows[size-1].ID})
 	}
 	for _, row := range rows {
-		out.Decisions = append(out.Decisions, readDecision(row))
+		out.Decisions = append(out.Decisions, decisionlog.ReadDecision(row))
 	}
 	if out.Uses, err = s.uses(ctx, rows); err != nil {
 		return nil, err
 	}
-	if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceQueryDecisionsProcedure, shown, len(rows)); err != nil {
+	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceQueryDecisionsProcedure, shown, len(rows)); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -120,7 +121,7 @@ func (s *auditService) filter(req *cedarpostv1.QueryDecisionsRequest) (q store.D
 	}
 	shown = req
 	if value := req.GetMaskedValue(); value != "" {
-		if q.Masked, err = s.recorder.maskedHash(value); err != nil {
+		if q.Masked, err = s.recorder.MaskedHash(value); err != nil {
 			return q, nil, connect.Errorf(connect.CodeInvalidArgument, "masked_value: %s", err)
 		}
 		shown = proto.CloneOf(req)
@@ -223,7 +224,7 @@ func fingerprint(filters proto.Message) ([]byte, error) {
 func (s *auditService) notFound(ctx context.Context, id uuid.UUID, text string) error {
 	if id.Version() == 7 {
 		seconds, nanoseconds := id.Time().UnixTime()
-		day := dayOf(time.Unix(seconds, nanoseconds))
+		day := decisionlog.DayOf(time.Unix(seconds, nanoseconds))
 		dropped, err := s.db.DayDropped(ctx, day)
 		if err != nil {
 			return err
@@ -253,13 +254,13 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 	} else if uses, err = s.uses(ctx, []store.Decision{row}); err != nil {
 		return nil, err
 	}
-	if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceGetDecisionProcedure, req, rows); err != nil {
+	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceGetDecisionProcedure, req, rows); err != nil {
 		return nil, err
 	}
 	if missing {
 		return nil, s.notFound(ctx, id, "no decision %s is recorded")
 	}
-	rec := readDecision(row)
+	rec := decisionlog.ReadDecision(row)
 	if rec.Damaged != "" {
 		return nil, damageError(rec)
 	}

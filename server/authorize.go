@@ -8,6 +8,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/wire"
@@ -20,7 +21,7 @@ import (
 type authorizationService struct {
 	db       *store.DB
 	follower *snapshot.Follower
-	recorder *recorder
+	recorder *decisionlog.Recorder
 	// record commits rows with the recorder.
 	record func(context.Context, []store.Decision, []store.Event) error
 	limits *limits
@@ -130,7 +131,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		a.response = wire.Response(res)
 		a.response.Revision = snapshot.EncodeRevision(v.Position, v.Position.Number)
 		a.response.CacheHint = s.hint(v.Snapshot, c, e)
-		row, err := s.recorder.decision(ctx, decided{
+		row, err := s.recorder.Decision(ctx, decisionlog.Decided{
 			Request: c, Evaluation: e, Set: v.Set, Position: v.Position, Response: a.response,
 			Loading: loading, Took: time.Since(began),
 		})

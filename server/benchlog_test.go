@@ -25,6 +25,7 @@ import (
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -77,7 +78,7 @@ func TestBenchLog(t *testing.T) {
 	}
 
 	began := time.Now()
-	done, err := VerifyLog(t.Context(), strict.db, Verification{})
+	done, err := decisionlog.VerifyLog(t.Context(), strict.db, decisionlog.Verification{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +121,7 @@ type bench struct {
 
 func benchServer(t *testing.T, url string, cfg Config) *bench {
 	t.Helper()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, Event: ChangeEvents("bench")})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, Event: decisionlog.ChangeEvents("bench")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/wire"
 )
@@ -62,7 +63,7 @@ var defaultTimeouts = timeouts{
 type controllerKey struct{}
 
 // callerFrom returns the authenticated caller of a request.
-func callerFrom(ctx context.Context) string { return callFrom(ctx).Caller }
+func callerFrom(ctx context.Context) string { return decisionlog.CallFrom(ctx).Caller }
 
 var errUnauthenticated = connect.NewError(connect.CodeUnauthenticated, `missing or unknown API key; send "Authorization: Bearer <key>"`)
 var errRateLimited = connect.NewError(connect.CodeResourceExhausted, "this caller sends more than its rate limit; slow down")
@@ -73,7 +74,7 @@ type edge struct {
 	limits       *limits
 	log          *slog.Logger
 	metric       *metrics
-	authFailures *authenticationFailures
+	authFailures *decisionlog.AuthenticationFailures
 	timeout      time.Duration // of a unary handler
 	times        timeouts
 }
@@ -84,7 +85,7 @@ type edge struct {
 func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) (err error) {
 		began := time.Now()
-		ctx = withCall(ctx, call{Procedure: spec.Procedure})
+		ctx = decisionlog.WithCall(ctx, decisionlog.Call{Procedure: spec.Procedure})
 		defer func() {
 			if r := recover(); r != nil {
 				e.log.Error("panic", "procedure", spec.Procedure, "panic", r, "stack", string(debug.Stack()))
@@ -136,19 +137,19 @@ func (e *edge) admit(ctx context.Context) (context.Context, error) {
 		if len(headers) == 0 {
 			reason = "no credentials"
 		}
-		e.authFailures.note(info.PeerAddr, callFrom(ctx).Procedure, reason)
+		e.authFailures.Note(info.PeerAddr, decisionlog.CallFrom(ctx).Procedure, reason)
 	}
 	if err != nil {
 		return ctx, err
 	}
-	c := callFrom(ctx)
+	c := decisionlog.CallFrom(ctx)
 	c.Caller = caller
 	carrier := propagation.MapCarrier{"traceparent": info.RequestHeader().Get("Traceparent")}
 	remote := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
 	if remote.HasTraceID() {
 		c.TraceID = remote.TraceID().String()
 	}
-	ctx = withCall(ctx, c)
+	ctx = decisionlog.WithCall(ctx, c)
 	if !e.limits.allow(caller, 1) {
 		return ctx, errRateLimited
 	}

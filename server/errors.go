@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/store"
@@ -57,9 +58,9 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeResourceExhausted, err.Error())
 	case errors.Is(err, store.ErrBehind):
 		return connect.NewError(connect.CodeUnavailable, "the database is at another revision than this server"+so)
-	case errors.Is(err, errRecorderDown):
+	case errors.Is(err, decisionlog.ErrRecorderDown):
 		return connect.NewError(connect.CodeUnavailable, "the decision log is not available"+so)
-	case errors.Is(err, errQueueFull):
+	case errors.Is(err, decisionlog.ErrQueueFull):
 		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
 	case errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
 		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors%s", engine.MaxAncestors, so)

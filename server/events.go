@@ -7,6 +7,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -28,7 +29,7 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 		BeforeAt: page.At, BeforeID: page.ID, Limit: size + 1,
 	}
 	if k := req.GetKind(); k != cedarpostv1.EventRecord_KIND_UNSPECIFIED {
-		q.Kind = eventKind(k)
+		q.Kind = decisionlog.EventKind(k)
 	}
 	rows, err := s.db.QueryEvents(ctx, q)
 	if err != nil {
@@ -40,9 +41,9 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 		out.NextPageToken = formatPage(logPage{page.Query, rows[size-1].At, rows[size-1].ID})
 	}
 	for _, row := range rows {
-		out.Events = append(out.Events, readEvent(row))
+		out.Events = append(out.Events, decisionlog.ReadEvent(row))
 	}
-	if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceQueryEventsProcedure, req, len(rows)); err != nil {
+	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceQueryEventsProcedure, req, len(rows)); err != nil {
 		return nil, err
 	}
 	return out, nil

@@ -9,6 +9,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -20,7 +21,7 @@ const (
 	exportPoll    = time.Second
 	// exportLeeway is how long after its end an export that follows waits for batches
 	// of servers that are slow or whose clocks are behind.
-	exportLeeway = 2 * recordTimeout
+	exportLeeway = 2 * decisionlog.RecordTimeout
 )
 
 // ExportDecisions implements cedarpost.v1.AuditService. Between two reads it holds
@@ -46,7 +47,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 			return err
 		}
 		if !recorded {
-			if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure, req, -1); err != nil {
+			if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure, req, -1); err != nil {
 				return err
 			}
 			// The first batch can be long in coming.
@@ -209,7 +210,7 @@ func (x *export) message(ctx context.Context, b store.Batch) (*cedarpostv1.Expor
 			out.Entries = append(out.Entries, odd(e)) // one too many
 			continue
 		}
-		out.Entries[e.Pos] = readEntry(e)
+		out.Entries[e.Pos] = decisionlog.ReadEntry(e)
 	}
 	for i, e := range out.Entries {
 		if e == nil {

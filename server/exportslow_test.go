@@ -17,6 +17,7 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -76,10 +77,10 @@ func TestSlowReaderOfAnExport(t *testing.T) {
 // nor, in a form that could be tried out, in a page token.
 func TestMaskedValueIsNotKept(t *testing.T) {
 	db := storetest.Open(t)
-	r := runRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
+	r := runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	s := newAuditService(db, r, nil)
 	const secret = `"123-45-6789"`
-	hash, err := r.maskedHash(secret)
+	hash, err := r.MaskedHash(secret)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +92,7 @@ func TestMaskedValueIsNotKept(t *testing.T) {
 		}
 		rows = append(rows, d)
 	}
-	if err := r.record(t.Context(), rows, nil); err != nil {
+	if err := r.Record(t.Context(), rows, nil); err != nil {
 		t.Fatal(err)
 	}
 	q := &cedarpostv1.QueryDecisionsRequest{MaskedValue: secret, From: timestamppb.New(time.Now().Add(-time.Hour)), PageSize: 1}
@@ -117,7 +118,7 @@ func TestMaskedValueIsNotKept(t *testing.T) {
 		}
 	}
 	// The token comes of the keyed hash, not of the value.
-	s.recorder = runRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
+	s.recorder = runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	if _, err := s.QueryDecisions(t.Context(), q); connect.CodeOf(err) != connect.CodeInvalidArgument {
 		t.Errorf("with another key: %v", err)
 	}
@@ -126,12 +127,12 @@ func TestMaskedValueIsNotKept(t *testing.T) {
 // Of more reports than are read, what is counted says that it is not all.
 func TestManyReports(t *testing.T) {
 	db := storetest.Open(t)
-	r := runRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
+	r := runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	s := newAuditService(db, r, nil)
-	reporter := &authorizationService{recorder: r, record: r.record, metric: newMetrics()}
-	ctx := withCall(t.Context(), call{Caller: "shop"})
+	reporter := &authorizationService{recorder: r, record: r.Record, metric: newMetrics()}
+	ctx := decisionlog.WithCall(t.Context(), decisionlog.Call{Caller: "shop"})
 	rows := []store.Decision{newDecision(t, 0), newDecision(t, 0)}
-	if err := r.record(ctx, rows, nil); err != nil {
+	if err := r.Record(ctx, rows, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, most := range []int{4, 3} {

@@ -15,6 +15,7 @@ import (
 	"github.com/cedarpost/cedarpost/internal/pause"
 	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/store"
@@ -40,7 +41,7 @@ type readiness struct {
 	follower *snapshot.Follower
 	found    atomic.Pointer[error] // what speaks against it in the database, or nil in there
 	stopping chan struct{}         // closed when the server stops
-	recorder *recorder             // nil at first: the server is being made
+	recorder *decisionlog.Recorder // nil at first: the server is being made
 	clock    *skew
 }
 
@@ -63,7 +64,7 @@ func (r *readiness) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	if r.recorder != nil {
-		r.recorder.lookAtClock()
+		r.recorder.LookAtClock()
 	}
 	asked := time.Now()
 	days := []time.Time{asked.UTC(), asked.UTC().AddDate(0, 0, 1)}
@@ -75,7 +76,7 @@ func (r *readiness) look(ctx context.Context) {
 		r.clock.note(asked, time.Now(), clock)
 	}
 	for i, ok := range ready {
-		if !ok && (r.recorder == nil || !r.recorder.makePartition(ctx, days[i])) {
+		if !ok && (r.recorder == nil || !r.recorder.MakePartition(ctx, days[i])) {
 			found = errors.New("the decision log has no partition for " + days[i].Format(time.DateOnly))
 			break
 		}
@@ -168,7 +169,7 @@ func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, st
 // warnings lists problems that need an operator although the server decides. Each begins
 // with what it is about, like "signing: ".
 func (s *Server) warnings() (list []string) {
-	all := []string{s.signer.warning(), s.ready.clock.warning()}
+	all := []string{s.signer.Warning(), s.ready.clock.warning()}
 	if s.cert != nil {
 		all = append(all, s.cert.warning())
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -27,7 +28,7 @@ func TestReadinessMakesPartitions(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(db.Close)
-	r := runRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
+	r := runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	day := time.Now().UTC().AddDate(0, 0, 1).Format("20060102")
 	if _, err := conn.Exec(t.Context(), "drop table decisions_"+day+", events_"+day); err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
@@ -32,7 +33,7 @@ func DecisionRow(rec *cedarpostv1.DecisionRecord) store.Decision {
 	if err != nil {
 		panic(err)
 	}
-	row, err := decisionRow(rec, record)
+	row, err := decisionlog.DecisionRow(rec, record)
 	if err != nil {
 		panic(err)
 	}

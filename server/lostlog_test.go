@@ -5,7 +5,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
-	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -17,7 +17,7 @@ func TestLogSaysThatTokensAreLost(t *testing.T) {
 	var log lines
 	s := servertest.New(t, logLines(&log))
 	lost := papers(t, s)
-	renewed, err := store.ClaimDatabase(t.Context(), s.URL, "owner", true, server.DatabaseEvents("owner"))
+	renewed, err := store.ClaimDatabase(t.Context(), s.URL, "owner", true, decisionlog.DatabaseEvents("owner"))
 	if err != nil {
 		t.Fatal(err)
 	}

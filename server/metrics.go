@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -37,7 +38,7 @@ const (
 	taskNotifications = "notifications" // new revisions are heard of; without it, by polling
 )
 
-var tasks = []string{taskPartitions, taskStateRoot, taskRetention, taskSweep, taskAuthenticationFailures, taskNotifications, taskWatchLog}
+var tasks = []string{decisionlog.TaskPartitions, taskStateRoot, taskRetention, taskSweep, decisionlog.TaskAuthenticationFailures, taskNotifications, decisionlog.TaskWatchLog}
 
 // task counts the outcome of a task in the background.
 func (m *metrics) task(name string, err error) {

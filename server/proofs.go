@@ -13,6 +13,7 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -26,12 +27,12 @@ func (s *auditService) GetCheckpoint(ctx context.Context, req *cedarpostv1.GetCh
 	if err != nil {
 		return nil, err
 	}
-	statements, err := s.signer.recorded(ctx)
+	statements, err := s.signer.Recorded(ctx)
 	if err != nil {
 		return nil, err
 	}
 	slices.SortStableFunc(statements, func(a, b auditlog.Statement) int { return cmp.Compare(a.Number, b.Number) })
-	out := &cedarpostv1.GetCheckpointResponse{Checkpoint: string(c.Note), VerifierKeys: s.signer.verifierKeys()}
+	out := &cedarpostv1.GetCheckpointResponse{Checkpoint: string(c.Note), VerifierKeys: s.signer.VerifierKeys()}
 	for _, t := range statements[max(len(statements)-maxTruncations, 0):] {
 		out.Truncations = append(out.Truncations, string(t.Note))
 	}
@@ -43,9 +44,9 @@ func (s *auditService) checkpoint(ctx context.Context, size int64) (store.Checkp
 	var c store.Checkpoint
 	var err error
 	if size > 0 {
-		c, err = s.db.CheckpointOf(ctx, s.signer.origin, size)
+		c, err = s.db.CheckpointOf(ctx, s.signer.Origin, size)
 	} else {
-		c, err = s.signer.newest(ctx)
+		c, err = s.signer.Newest(ctx)
 	}
 	switch {
 	case errors.Is(err, store.ErrNotFound) && size > 0:
@@ -73,7 +74,7 @@ func (s *auditService) GetInclusionProof(ctx context.Context, req *cedarpostv1.G
 		return nil, err
 	}
 	// The proof holds the record.
-	if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceGetInclusionProofProcedure, req, 1); err != nil {
+	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceGetInclusionProofProcedure, req, 1); err != nil {
 		return nil, err
 	}
 	return &cedarpostv1.GetInclusionProofResponse{
@@ -110,9 +111,9 @@ func (s *auditService) prove(ctx context.Context, id uuid.UUID, size int64) (in 
 	if err != nil {
 		return in, err
 	}
-	leaves, faults := rowHashes(batch, rows)
+	leaves, faults := decisionlog.RowHashes(batch, rows)
 	if len(faults) > 0 {
-		return in, connect.NewError(connect.CodeDataLoss, "the batch of the record is not whole: verify the log").WithCause(&BadLogError{Faults: faults})
+		return in, connect.NewError(connect.CodeDataLoss, "the batch of the record is not whole: verify the log").WithCause(&decisionlog.BadLogError{Faults: faults})
 	}
 	if in.RowProof, err = auditlog.ProveRow(leaves, in.Row); err != nil {
 		return in, err

@@ -8,6 +8,7 @@ import (
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/server/offline"
 	"github.com/cedarpost/cedarpost/server/stored"
@@ -21,7 +22,7 @@ import (
 func BenchmarkAuthorize(b *testing.B) {
 	s := shopService(b)
 	req := benchRequest()
-	ctx := withCall(b.Context(), call{Caller: "bench"})
+	ctx := decisionlog.WithCall(b.Context(), decisionlog.Call{Caller: "bench"})
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := s.Authorize(ctx, req); err != nil {
@@ -70,14 +71,14 @@ func shopService(b testing.TB) *authorizationService {
 	}
 	_, err = db.WriteEntities(ctx, w)
 	must(err)
-	srv, err := New(ctx, Config{DB: db, Name: "bench", MaxStaleness: 1 << 60 /* nobody follows here */, MaskKey: make([]byte, maskKeyBytes), Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0"})
+	srv, err := New(ctx, Config{DB: db, Name: "bench", MaxStaleness: 1 << 60 /* nobody follows here */, MaskKey: make([]byte, decisionlog.MaskKeyBytes), Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0"})
 	must(err)
 	b.Cleanup(func() {
 		srv.closeListeners()
-		srv.recorder.close()
+		srv.recorder.Close()
 	})
 	return &authorizationService{
 		db: db, follower: srv.follower,
-		recorder: srv.recorder, record: srv.recorder.record, limits: &limits{}, metric: srv.metrics,
+		recorder: srv.recorder, record: srv.recorder.Record, limits: &limits{}, metric: srv.metrics,
 	}
 }

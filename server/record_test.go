@@ -24,6 +24,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -219,7 +220,7 @@ func TestMaskKeyFile(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := server.ReadMaskKey(file)
+		got, err := decisionlog.ReadMaskKey(file)
 		if ok != (err == nil) || ok && !bytes.Equal(got, key) || !ok && !strings.Contains(err.Error(), file) {
 			t.Errorf("%q: %x %v", text, got, err)
 		}
@@ -228,30 +229,30 @@ func TestMaskKeyFile(t *testing.T) {
 		}
 	}
 	file := filepath.Join(t.TempDir(), "mask.key")
-	if err := server.MakeMaskKey(file); err != nil {
+	if err := decisionlog.MakeMaskKey(file); err != nil {
 		t.Fatal(err)
 	}
-	first, err := server.ReadMaskKey(file)
+	first, err := decisionlog.ReadMaskKey(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := server.MakeMaskKey(file); err != nil {
+	if err := decisionlog.MakeMaskKey(file); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(file, 0o640); err != nil {
 		t.Fatal(err)
 	}
-	again, err := server.ReadMaskKey(file)
+	again, err := decisionlog.ReadMaskKey(file)
 	if err != nil || !bytes.Equal(first, again) {
 		t.Errorf("made twice, open to its group: %v", err)
 	}
 	if err := os.Chmod(file, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := server.ReadMaskKey(file); err == nil || !strings.Contains(err.Error(), "all users") {
+	if _, err := decisionlog.ReadMaskKey(file); err == nil || !strings.Contains(err.Error(), "all users") {
 		t.Errorf("open to all: %v", err)
 	}
-	if _, err := server.ReadMaskKey(filepath.Join(t.TempDir(), "none")); !os.IsNotExist(err) && !strings.Contains(err.Error(), "no such file") {
+	if _, err := decisionlog.ReadMaskKey(filepath.Join(t.TempDir(), "none")); !os.IsNotExist(err) && !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("no file: %v", err)
 	}
 	if _, err := server.New(t.Context(), server.Config{DB: servertest.New(t).DB, MaskKey: []byte("short")}); err == nil || !strings.Contains(err.Error(), "5 bytes") {

@@ -13,6 +13,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
@@ -34,14 +35,14 @@ func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.Repl
 	var rec *cedarpostv1.DecisionRecord
 	rows := 0
 	if !missing {
-		rows, rec = 1, readDecision(row)
+		rows, rec = 1, decisionlog.ReadDecision(row)
 		if rec.Damaged == "" {
 			if out, err = s.replay(ctx, rec); err != nil {
 				return nil, err
 			}
 		}
 	}
-	if err := s.recorder.addRead(ctx, cedarpostv1connect.AuditServiceReplayDecisionProcedure, req, rows); err != nil {
+	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceReplayDecisionProcedure, req, rows); err != nil {
 		return nil, err
 	}
 	if missing {

@@ -9,7 +9,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -112,7 +112,7 @@ func TestCopyIsAnotherDatabase(t *testing.T) {
 			for i, db := range dbs {
 				both.Go(func() {
 					var err error
-					if renewed[i], err = db.Claim(context.Background(), server.DatabaseEvents("claims")); err != nil {
+					if renewed[i], err = db.Claim(context.Background(), decisionlog.DatabaseEvents("claims")); err != nil {
 						t.Error(err)
 					}
 				})
@@ -135,7 +135,7 @@ func TestCopyIsAnotherDatabase(t *testing.T) {
 				events[0].GetDatabaseRenewed().GetAfter() != database(t, other).String() {
 				t.Errorf("the log says %v", events)
 			}
-			if _, err := server.VerifyLog(t.Context(), other.DB, server.Verification{}); err != nil {
+			if _, err := decisionlog.VerifyLog(t.Context(), other.DB, decisionlog.Verification{}); err != nil {
 				t.Error(err)
 			}
 			if got, _ := patiently(t, s, atLeast(lost), "bob p"); got != "D" {
@@ -178,7 +178,7 @@ func TestCopyOfFiles(t *testing.T) {
 	}
 
 	// The owner says so, and then nothing of before is taken.
-	renewed, err := store.ClaimDatabase(t.Context(), snapshot.URL(), "owner", true, server.DatabaseEvents("owner"))
+	renewed, err := store.ClaimDatabase(t.Context(), snapshot.URL(), "owner", true, decisionlog.DatabaseEvents("owner"))
 	if err != nil || renewed.Copied || renewed.Before == renewed.After {
 		t.Fatalf("%+v, %v", renewed, err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/internal/pause"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -49,7 +50,7 @@ func (s *Server) makePartitions(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
-	s.metrics.task(taskPartitions, err)
+	s.metrics.task(decisionlog.TaskPartitions, err)
 	if err != nil {
 		s.cfg.Log.Error("partitions not made", "err", err)
 	}
@@ -59,7 +60,7 @@ func (s *Server) makePartitions(ctx context.Context) {
 // server is at it, and reports whether it is there. Days of the log go only then: the
 // events in them are no longer needed to prove what is stored now.
 func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
-	there, err := s.cfg.DB.WriteStateRoot(ctx, StateRootEvents(s.cfg.Name))
+	there, err := s.cfg.DB.WriteStateRoot(ctx, decisionlog.StateRootEvents(s.cfg.Name))
 	if ctx.Err() == nil && (there || err != nil) { // else another server is at it
 		s.metrics.task(taskStateRoot, err)
 	}
@@ -73,7 +74,7 @@ func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
 func (s *Server) dropLogDays(ctx context.Context) {
 	dropped, err := s.cfg.DB.DropLogDays(ctx, s.cfg.DecisionRetention, func(ctx context.Context, d store.LogDay) error {
 		day := d.Day.Format(time.DateOnly)
-		return s.recorder.addEvent(ctx, &cedarpostv1.EventRecord{
+		return s.recorder.AddEvent(ctx, &cedarpostv1.EventRecord{
 			Kind: cedarpostv1.EventRecord_RETENTION_DROP, Subject: day,
 			Detail: &cedarpostv1.EventRecord_RetentionDrop{RetentionDrop: &cedarpostv1.RetentionDrop{
 				Day: day, Decisions: d.Decisions, Events: d.Events, FirstLeaf: d.FirstLeaf,

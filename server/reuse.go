@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -59,7 +60,7 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 	var events []store.Event
 	add := func(rec *cedarpostv1.EventRecord) error {
 		rec.Subject = req.GetReportId()
-		e, err := s.recorder.event(ctx, rec)
+		e, err := s.recorder.Event(ctx, rec)
 		events = append(events, e)
 		return err
 	}
@@ -130,7 +131,7 @@ func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (ma
 		if rows++; rows > s.reports {
 			return nil
 		}
-		rec := readEvent(e)
+		rec := decisionlog.ReadEvent(e)
 		if rec.Damaged != "" {
 			damaged = append(damaged, e.Decisions...)
 			return nil

@@ -16,7 +16,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
-	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -120,7 +120,7 @@ func TestReportReuse(t *testing.T) {
 			t.Errorf("metrics lack %q", want)
 		}
 	}
-	if _, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, s.URL), server.Verification{}); err != nil {
+	if _, err := decisionlog.VerifyLog(t.Context(), servertest.OpenAuditor(t, s.URL), decisionlog.Verification{}); err != nil {
 		t.Error(err)
 	}
 }
@@ -314,7 +314,7 @@ func TestVerifyFindsOtherUses(t *testing.T) {
 	s.MustLoadShop()
 	mustReport(t, s, report(used(servertest.DecideSome(t, s, 4)[0], 3, 0)))
 	servertest.Tamper(t, s.URL, "update events set decisions = '{}' where kind = 'reuse'")
-	_, err := server.VerifyLog(t.Context(), servertest.OpenAuditor(t, s.URL), server.Verification{})
+	_, err := decisionlog.VerifyLog(t.Context(), servertest.OpenAuditor(t, s.URL), decisionlog.Verification{})
 	if err == nil || !strings.Contains(err.Error(), "column decisions") {
 		t.Errorf("got %v", err)
 	}

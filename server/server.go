@@ -26,6 +26,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -52,7 +53,7 @@ type Config struct {
 	// their commit to the log, or auditlog.Buffered, before it.
 	Record auditlog.Mode
 	// Signing says how checkpoints of the log are signed.
-	Signing Signing
+	Signing decisionlog.Signing
 	// DecisionRetention is how long a day of the log stays after its end: default 90
 	// days, at least [store.DB.MinRetention], negative for ever.
 	DecisionRetention time.Duration
@@ -112,10 +113,10 @@ type Server struct {
 	cfg      Config
 	follower *snapshot.Follower
 	ready    *readiness
-	recorder *recorder
-	signer   *signer
+	recorder *decisionlog.Recorder
+	signer   *decisionlog.Signer
 	// authFailures records failed authentication.
-	authFailures *authenticationFailures
+	authFailures *decisionlog.AuthenticationFailures
 	cert         *certificate // nil: no TLS
 	metrics      *metrics
 	planes       []*plane
@@ -145,7 +146,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
 		return nil, err
 	}
-	event := DatabaseEvents(cfg.Name)
+	event := decisionlog.DatabaseEvents(cfg.Name)
 	s.follower = snapshot.NewFollower(snapshot.Config{
 		DB: cfg.DB, Log: cfg.Log, MaxStaleness: cfg.MaxStaleness, CacheBytes: uint64(max(cfg.CacheBytes, 0)), Metrics: s.metrics.registry,
 		MaxWatchers:  cfg.maxWatchers,
@@ -180,7 +181,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		}
 		s.metrics.watchCertificate(s.cert)
 	}
-	s.recorder, err = newRecorder(recorderConfig{
+	s.recorder, err = decisionlog.NewRecorder(decisionlog.Config{
 		DB: cfg.DB, Name: cfg.Name, Mode: cfg.Record, Log: cfg.Log, MaskKey: cfg.MaskKey,
 		Heard: s.follower.Heard, Metrics: s.metrics.registry, Task: s.metrics.task,
 	})
@@ -189,19 +190,19 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	defer func() {
 		if err != nil {
-			s.recorder.close()
+			s.recorder.Close()
 		}
 	}()
 	s.ready.recorder = s.recorder
-	s.authFailures = newAuthenticationFailures(s.recorder)
+	s.authFailures = decisionlog.NewAuthenticationFailures(s.recorder)
 	s.metrics.watchClock(s.ready.clock)
 	s.metrics.watchStandbys(cfg.DB)
-	if s.signer, err = newSigner(s.recorder, cfg.Signing); err != nil {
+	if s.signer, err = decisionlog.NewSigner(s.recorder, cfg.Signing); err != nil {
 		return nil, err
 	}
 	limits := &limits{perSecond: cfg.RateLimit}
 
-	record := s.recorder.record
+	record := s.recorder.Record
 	if cfg.unrecorded {
 		record = func(context.Context, []store.Decision, []store.Event) error { return nil }
 	}
@@ -231,11 +232,11 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	} {
 		if s.cert == nil && !p.open && !cfg.AllowPlaintext {
 			if err := checkPlaintext(p.addr); err != nil {
-				return nil, &ConfigError{p.field, err}
+				return nil, &decisionlog.ConfigError{Field: p.field, Err: err}
 			}
 		}
 		if err := s.listen(ctx, p.name, p.addr, p.handler, p.open); err != nil {
-			return nil, &ConfigError{p.field, err}
+			return nil, &decisionlog.ConfigError{Field: p.field, Err: err}
 		}
 	}
 	return s, nil
@@ -248,13 +249,13 @@ func (s *Server) sayRenewed(ctx context.Context) {
 	if s.follower.HasClaimed(id) {
 		return // logged already
 	}
-	rows, err := s.cfg.DB.QueryEvents(ctx, store.EventQuery{Kind: eventKind(cedarpostv1.EventRecord_DATABASE_RENEWED), Limit: 1})
+	rows, err := s.cfg.DB.QueryEvents(ctx, store.EventQuery{Kind: decisionlog.EventKind(cedarpostv1.EventRecord_DATABASE_RENEWED), Limit: 1})
 	if err != nil {
 		s.cfg.Log.Warn("the log does not say whether the database has got another id", "err", err)
 		return
 	}
 	for _, row := range rows {
-		if renewed := readEvent(row).GetDatabaseRenewed(); renewed.GetAfter() == id.String() {
+		if renewed := decisionlog.ReadEvent(row).GetDatabaseRenewed(); renewed.GetAfter() == id.String() {
 			s.cfg.Log.Info("the database was restored or copied, and has got another id: tokens from before are refused",
 				"before", renewed.GetBefore(), "after", renewed.GetAfter(), "at", row.At.UTC())
 		}
@@ -333,12 +334,12 @@ func (s *Server) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.follower.Run(background) })
 	wg.Go(func() { s.ready.run(background) })
-	wg.Go(func() { s.signer.run(background) })
-	wg.Go(func() { s.signer.watchLog(background) })
+	wg.Go(func() { s.signer.Run(background) })
+	wg.Go(func() { s.signer.WatchLog(background) })
 	if s.cert != nil {
 		wg.Go(func() { s.cert.run(background) })
 	}
-	wg.Go(func() { s.authFailures.run(background) })
+	wg.Go(func() { s.authFailures.Run(background) })
 	wg.Go(func() { s.keepLog(background) })
 	wg.Go(func() { s.sweepHistory(background) })
 
@@ -367,7 +368,7 @@ func (s *Server) Run(ctx context.Context) error {
 	stop()
 	wg.Wait()
 	// Handlers that Close cut off may still be at the recorder; it refuses them.
-	s.recorder.close()
+	s.recorder.Close()
 	return err
 }
 

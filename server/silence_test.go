@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -65,7 +66,7 @@ func TestStartTriesTheCheckpointFile(t *testing.T) {
 	start := func(file string) error {
 		_, err := server.New(t.Context(), server.Config{
 			DB: db, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0", MaskKey: make([]byte, 32),
-			Log: slog.New(slog.DiscardHandler), Signing: server.Signing{KeyFiles: []string{key}, CheckpointFile: file},
+			Log: slog.New(slog.DiscardHandler), Signing: decisionlog.Signing{KeyFiles: []string{key}, CheckpointFile: file},
 		})
 		return err
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -64,7 +65,7 @@ func hurriedPlane(t *testing.T, plane string, times timeouts) (s *Server, db *st
 // hurriedOn is hurriedPlane on a database at hand. cfg needs no addresses.
 func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, db *store.DB, clients []*connect.Client, addr, key string) {
 	t.Helper()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL, Event: ChangeEvents("hurried")})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL, Event: decisionlog.ChangeEvents("hurried")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -119,16 +120,16 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 	var logged bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&logged, nil))
 	m := newMetrics()
-	r := runRecorder(t, recorderConfig{DB: db, Name: "s", Mode: auditlog.Strict, Log: log})
+	r := runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: log})
 	s := &Server{
 		cfg:     Config{DB: db, Name: "s", HistoryRetention: 90 * 24 * time.Hour, DecisionRetention: 90 * 24 * time.Hour, Log: log},
 		metrics: m, recorder: r,
 	}
 	work := map[string]func(){
-		taskPartitions: func() { s.makePartitions(t.Context()) },
-		taskStateRoot:  func() { s.writeStateRoot(t.Context()) },
-		taskRetention:  func() { s.dropLogDays(t.Context()) },
-		taskSweep:      func() { s.sweep(t.Context()) },
+		decisionlog.TaskPartitions: func() { s.makePartitions(t.Context()) },
+		taskStateRoot:              func() { s.writeStateRoot(t.Context()) },
+		taskRetention:              func() { s.dropLogDays(t.Context()) },
+		taskSweep:                  func() { s.sweep(t.Context()) },
 	}
 	for task, do := range work {
 		do()
@@ -139,7 +140,7 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 			t.Errorf("%s: %v failures\n%s", task, n, &logged)
 		}
 	}
-	r.close()
+	r.Close()
 	if err := pg.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +150,7 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 		if n := gathered(t, m, "cedarpost_background_failures_total", task); n != 1 {
 			t.Errorf("%s: %v failures", task, n)
 		}
-		if task != taskWatchLog && !strings.Contains(logged.String(), "level=ERROR") {
+		if task != decisionlog.TaskWatchLog && !strings.Contains(logged.String(), "level=ERROR") {
 			t.Errorf("%s: nothing in the log", task)
 		}
 	}

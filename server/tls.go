@@ -17,6 +17,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/internal/pause"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 )
 
 const (
@@ -99,10 +100,10 @@ func (c *certificate) load() error {
 	var files [2][]byte
 	var err error
 	if files[0], err = os.ReadFile(c.certFile); err != nil {
-		return &ConfigError{"TLSCert", err}
+		return &decisionlog.ConfigError{Field: "TLSCert", Err: err}
 	}
 	if files[1], err = keyfile.Read(c.keyFile); err != nil {
-		return &ConfigError{"TLSKey", err}
+		return &decisionlog.ConfigError{Field: "TLSKey", Err: err}
 	}
 	old := c.current.Load()
 	if old != nil && bytes.Equal(files[0], c.loaded[0]) && bytes.Equal(files[1], c.loaded[1]) {
@@ -110,7 +111,7 @@ func (c *certificate) load() error {
 	}
 	pair, err := tls.X509KeyPair(files[0], files[1])
 	if err != nil {
-		return &ConfigError{"TLSCert", fmt.Errorf("%s and %s: %w", c.certFile, c.keyFile, err)}
+		return &decisionlog.ConfigError{Field: "TLSCert", Err: fmt.Errorf("%s and %s: %w", c.certFile, c.keyFile, err)}
 	}
 	if _, problem := c.validity(&pair); problem != "" && old != nil {
 		if _, was := c.validity(old); was == "" {

@@ -19,6 +19,7 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -120,9 +121,9 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 	}
 	defer db.Close()
 	began, said := time.Now(), time.Now()
-	done, err := server.VerifyLog(ctx, db, server.Verification{
+	done, err := decisionlog.VerifyLog(ctx, db, decisionlog.Verification{
 		Since: v.Since.Time, Keys: keys, Against: against, MinRetention: time.Duration(v.MinRetention), History: v.History,
-		Progress: func(d server.Verified) {
+		Progress: func(d decisionlog.Verified) {
 			if time.Since(said) >= time.Second {
 				said = time.Now()
 				fmt.Fprintf(c.err, "%d of %d batches, %d rows (%.0f rows/s)\n", d.Batches, d.Total,
@@ -130,7 +131,7 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 			}
 		},
 	})
-	var bad *server.BadLogError
+	var bad *decisionlog.BadLogError
 	if err != nil && !errors.As(err, &bad) {
 		return err
 	}
@@ -216,7 +217,7 @@ func truncatedText(t auditlog.Truncation) string {
 }
 
 // printHistory says what of the stored history was compared with the log.
-func printHistory(c *console, h *server.HistoryVerified) {
+func printHistory(c *console, h *decisionlog.HistoryVerified) {
 	base := "the empty database"
 	if h.Base > 0 {
 		base = fmt.Sprintf("the state root of revision %d", h.Base)

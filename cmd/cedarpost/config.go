@@ -13,7 +13,7 @@ import (
 	"github.com/alecthomas/kong"
 	"go.yaml.in/yaml/v4"
 
-	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 )
 
 // rivals names, for a setting, the variable that says the same in another way: set
@@ -135,7 +135,7 @@ var configFlags = map[string]string{
 
 // aboutField names the flag of a field that the server refuses.
 func aboutField(err error) error {
-	if bad, ok := errors.AsType[*server.ConfigError](err); ok {
+	if bad, ok := errors.AsType[*decisionlog.ConfigError](err); ok {
 		return about(configFlags[bad.Field], err)
 	}
 	return err

@@ -20,6 +20,7 @@ import (
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/localpg"
 )
@@ -123,7 +124,7 @@ func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, e
 	}
 	if d.MaskKeyFile == "" {
 		d.MaskKeyFile = filepath.Join(d.Data, "mask.key")
-		if err := server.MakeMaskKey(d.MaskKeyFile); err != nil {
+		if err := decisionlog.MakeMaskKey(d.MaskKeyFile); err != nil {
 			return err
 		}
 	}
@@ -152,19 +153,19 @@ func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, e
 }
 
 // signing makes the key of the log, once.
-func (d *devCmd) signing() (server.Signing, error) {
+func (d *devCmd) signing() (decisionlog.Signing, error) {
 	key := filepath.Join(d.Data, "audit.key")
 	if _, err := makeAuditKey(key, "localhost/cedarpost-dev"); err != nil && !errors.Is(err, fs.ErrExist) {
-		return server.Signing{}, fmt.Errorf("audit key: %w", err)
+		return decisionlog.Signing{}, fmt.Errorf("audit key: %w", err)
 	}
 	made, err := auditlog.ReadKey(key)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(d.Data, "audit.pub"), []byte(made.Verifier+"\n"), 0o644)
 	}
 	if err != nil {
-		return server.Signing{}, fmt.Errorf("audit key: %w", err)
+		return decisionlog.Signing{}, fmt.Errorf("audit key: %w", err)
 	}
-	return server.Signing{KeyFiles: []string{key}, CheckpointFile: filepath.Join(d.Data, "checkpoints")}, nil
+	return decisionlog.Signing{KeyFiles: []string{key}, CheckpointFile: filepath.Join(d.Data, "checkpoints")}, nil
 }
 
 // prepare loads the example, writes dev.env and says ready.

@@ -19,6 +19,7 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -76,7 +77,7 @@ func (f *listenFlags) name() string {
 func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, err error) {
 	var maskKey []byte
 	if f.MaskKeyFile != "" {
-		if maskKey, err = server.ReadMaskKey(f.MaskKeyFile); err != nil {
+		if maskKey, err = decisionlog.ReadMaskKey(f.MaskKeyFile); err != nil {
 			return server.Config{}, about("mask-key-file", err)
 		}
 	}
@@ -92,7 +93,7 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, e
 // name.
 func (f *listenFlags) store(url string, standbys []string) store.Config {
 	name := f.name()
-	return store.Config{DatabaseURL: url, ReadURLs: standbys, Server: name, Event: server.ChangeEvents(name)}
+	return store.Config{DatabaseURL: url, ReadURLs: standbys, Server: name, Event: decisionlog.ChangeEvents(name)}
 }
 
 func (f *listenFlags) logger(w io.Writer) *slog.Logger { return newLogger(w, f.LogFormat, f.LogLevel) }
@@ -109,7 +110,7 @@ func newLogger(w io.Writer, format, level string) *slog.Logger {
 
 // explain names the flag to change when the server cannot listen at an address.
 func (f *listenFlags) explain(err error) error {
-	if bad, ok := errors.AsType[*server.ConfigError](err); ok && errors.Is(err, syscall.EADDRINUSE) {
+	if bad, ok := errors.AsType[*decisionlog.ConfigError](err); ok && errors.Is(err, syscall.EADDRINUSE) {
 		addr := map[string]string{"Listen": f.Listen, "AdminListen": f.AdminListen, "OpsListen": f.OpsListen}[bad.Field]
 		return about(configFlags[bad.Field], fmt.Errorf("%s is in use by another process\ngive another address (port 0 takes a free one)", addr))
 	}
@@ -250,7 +251,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		return err
 	}
 	config.TLSCert, config.TLSKey = s.TLSCert, s.TLSKey
-	config.Signing = server.Signing{KeyFiles: s.AuditKeyFile, CheckpointFile: s.AuditCheckpointFile}
+	config.Signing = decisionlog.Signing{KeyFiles: s.AuditKeyFile, CheckpointFile: s.AuditCheckpointFile}
 	srv, err := server.New(ctx, config)
 	if err != nil {
 		return s.explain(err)
@@ -318,7 +319,7 @@ func (m *migrateCmd) Run(ctx context.Context, k *kong.Context, c *console) error
 		return err
 	}
 	name, _ := os.Hostname()
-	renewed, err := store.ClaimDatabase(ctx, url, name, m.Restored, server.DatabaseEvents(name))
+	renewed, err := store.ClaimDatabase(ctx, url, name, m.Restored, decisionlog.DatabaseEvents(name))
 	if err != nil {
 		return err
 	}

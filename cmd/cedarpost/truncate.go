@@ -10,7 +10,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/cedarpost/cedarpost/auditlog"
-	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -42,8 +42,8 @@ func (f *truncateCmd) Run(ctx context.Context, k *kong.Context, c *console) erro
 		return err
 	}
 	defer db.Close()
-	done, err := server.TruncateLog(ctx, db, server.Truncation{
-		Signing:  server.Signing{KeyFiles: f.AuditKeyFile, CheckpointFile: f.AuditCheckpointFile},
+	done, err := decisionlog.TruncateLog(ctx, db, decisionlog.Truncation{
+		Signing:  decisionlog.Signing{KeyFiles: f.AuditKeyFile, CheckpointFile: f.AuditCheckpointFile},
 		Operator: f.Operator, Reason: f.Reason, Server: name, Confirm: f.Confirm,
 	})
 	if err != nil {

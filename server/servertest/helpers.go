@@ -23,6 +23,7 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/localpg"
@@ -208,7 +209,7 @@ func LogKey(t *testing.T, name string) (file string, verifier note.Verifier) {
 
 func Signing(key, checkpoints string) Option {
 	return func(c *server.Config) {
-		c.Signing = server.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}
+		c.Signing = decisionlog.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -59,7 +60,7 @@ func New(t testing.TB, opts ...Option) *Server {
 func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 	t.Helper()
 	ctx := context.Background()
-	db, err := store.Open(ctx, store.Config{DatabaseURL: databaseURL, Server: "test", Event: server.ChangeEvents("test")})
+	db, err := store.Open(ctx, store.Config{DatabaseURL: databaseURL, Server: "test", Event: decisionlog.ChangeEvents("test")})
 	if err != nil {
 		t.Fatal(err)
 	}

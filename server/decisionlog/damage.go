@@ -1,0 +1,81 @@
+package decisionlog
+
+import (
+	"cmp"
+	"errors"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// A row of the log whose record cannot be read, or does not fit its checksum or its
+// columns, is damaged. Reads show it as a record with its id, its time and what is
+// wrong with it, beside the others.
+
+// errSaysDamaged is the damage of a record that has what only reads add.
+var errSaysDamaged = errors.New("its record says by itself that it is damaged")
+
+// ReadDecision reads the record of a row. Of one that is damaged, it says how.
+func ReadDecision(row store.Decision) *cedarpostv1.DecisionRecord {
+	rec := &cedarpostv1.DecisionRecord{}
+	damage := cmp.Or(checkBytes(row.Record, row.CRC), checkDecision(row))
+	if damage == nil {
+		damage = proto.Unmarshal(row.Record, rec)
+	}
+	if damage == nil && rec.Damaged != "" {
+		damage = errSaysDamaged
+	}
+	if damage != nil {
+		return &cedarpostv1.DecisionRecord{DecisionId: row.ID.String(), Time: timestamppb.New(row.At), Damaged: damage.Error()}
+	}
+	return rec
+}
+
+// ReadEvent is readDecision for an event.
+func ReadEvent(row store.Event) *cedarpostv1.EventRecord {
+	rec, err := checkEvent(row)
+	damage := cmp.Or(checkBytes(row.Record, row.CRC), err)
+	if damage == nil && rec.Damaged != "" {
+		damage = errSaysDamaged
+	}
+	if damage != nil {
+		return &cedarpostv1.EventRecord{EventId: row.ID.String(), Time: timestamppb.New(row.At), Damaged: damage.Error()}
+	}
+	return rec
+}
+
+// ReadEntry reads a row of an export, which comes without its columns: they are not
+// shown.
+func ReadEntry(e store.Entry) *cedarpostv1.LogEntry {
+	damage := checkBytes(e.Record, e.CRC)
+	if e.Event {
+		rec := &cedarpostv1.EventRecord{}
+		damage = cmp.Or(damage, unmarshal(e, rec, rec.GetEventId, rec.GetDamaged))
+		if damage != nil {
+			rec = &cedarpostv1.EventRecord{EventId: e.ID.String(), Time: timestamppb.New(e.At), Damaged: damage.Error()}
+		}
+		return &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Event{Event: rec}}
+	}
+	rec := &cedarpostv1.DecisionRecord{}
+	damage = cmp.Or(damage, unmarshal(e, rec, rec.GetDecisionId, rec.GetDamaged))
+	if damage != nil {
+		rec = &cedarpostv1.DecisionRecord{DecisionId: e.ID.String(), Time: timestamppb.New(e.At), Damaged: damage.Error()}
+	}
+	return &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Decision{Decision: rec}}
+}
+
+// unmarshal reads a record, which must be of the row that it is in.
+func unmarshal(e store.Entry, rec proto.Message, id, damaged func() string) error {
+	switch err := proto.Unmarshal(e.Record, rec); {
+	case err != nil:
+		return errors.New("its record cannot be read")
+	case id() != e.ID.String():
+		return errors.New("its record is of another row")
+	case damaged() != "":
+		return errSaysDamaged
+	}
+	return nil
+}

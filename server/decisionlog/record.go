@@ -1,0 +1,105 @@
+package decisionlog
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/wire"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// The record of a decision holds everything that a replay needs, except policies and stored
+// entities, which the revision names: the question as it was evaluated, with the values that
+// the server filled in, the entities of the request, and the outcome with its reasons. When
+// decisions come to depend on something new, it must be added here, or replays go wrong.
+
+// Decided is one decision, to be recorded.
+type Decided struct {
+	Request    *cedarpostv1.AuthorizeRequest
+	Evaluation *engine.Evaluation
+	// Set holds the policies that decided, and Position is that of their revision.
+	Set      *engine.Set
+	Position store.Position
+	// Response is the answer. [Recorder.Decision] sets its decision id.
+	Response *cedarpostv1.AuthorizeResponse
+	// Loading is the part of Took that loading entities took.
+	Loading, Took time.Duration
+}
+
+// Decision returns the row of a decision, with the record of it. It gives the response its
+// id.
+func (r *Recorder) Decision(ctx context.Context, d Decided) (row store.Decision, err error) {
+	id, at, err := r.ids.next()
+	if err != nil {
+		return row, err
+	}
+	req, resp, c := d.Request, d.Response, CallFrom(ctx)
+	resp.DecisionId = id.String()
+	rec := &cedarpostv1.DecisionRecord{
+		DecisionId: resp.DecisionId, Time: timestamppb.New(at), Revision: d.Position.Number,
+		Caller: c.Caller, Server: r.cfg.Name,
+		Principal: req.Principal, Action: req.Action, Resource: req.Resource,
+		FieldsAsked: req.Fields,
+		Decision:    resp.Decision, DeniedAt: resp.DeniedAt, Fields: resp.Fields,
+		DeterminingPolicies: resp.DeterminingPolicies, Errors: resp.Errors, ErrorsOmitted: resp.ErrorsOmitted,
+		Obligations: resp.Obligations, Advice: resp.Advice,
+		RequestId: req.RequestId, TraceId: c.TraceID,
+		EvaluationTime: durationpb.New(d.Took), LoadTime: durationpb.New(d.Loading),
+		Engine: engine.Version, Mode: string(r.cfg.Mode), MayBeKept: resp.CacheHint.GetMaxAge(),
+	}
+	mask := func(path string, value any) any {
+		hash := r.mask.hash(value)
+		rec.Masked = append(rec.Masked, path)
+		return map[string]any{"__masked": hex.EncodeToString(hash)}
+	}
+	if rec.Context, err = structpb.NewStruct(d.Set.MaskContext(d.Evaluation.Question, mask)); err != nil {
+		return row, fmt.Errorf("record context: %w", err)
+	}
+	if rec.Entities, err = maskEntities(d.Set, d.Evaluation.Question, req.Entities, mask); err != nil {
+		return row, err
+	}
+	record, err := proto.MarshalOptions{Deterministic: true}.Marshal(rec)
+	if err != nil {
+		return row, fmt.Errorf("record: %w", err)
+	}
+	row, err = DecisionRow(rec, record)
+	row.Mark = d.Position.Mark
+	return row, err
+}
+
+// maskEntities returns the entities of a request as they are recorded: those that have
+// values marked @sensitive with hashes in their place, and the others unchanged.
+func maskEntities(set *engine.Set, q *engine.Question, came []*cedarpostv1.Entity, mask engine.Mask) ([]*cedarpostv1.Entity, error) {
+	out := came
+	for i, e := range came {
+		attrs, tags, marked := set.MaskEntity(q, wire.UID(e.GetUid()), i, mask)
+		if !marked {
+			continue
+		}
+		masked := &cedarpostv1.Entity{Uid: e.Uid, Parents: e.Parents}
+		for _, part := range []struct {
+			plain map[string]any
+			into  **structpb.Struct
+		}{{attrs, &masked.Attrs}, {tags, &masked.Tags}} {
+			var err error
+			if *part.into, err = structpb.NewStruct(part.plain); err != nil {
+				return nil, fmt.Errorf("record entity: %w", err)
+			}
+		}
+		if &out[0] == &came[0] {
+			out = slices.Clone(came) // the request is the caller's
+		}
+		out[i] = masked
+	}
+	return out, nil
+}
