@@ -71,6 +71,7 @@ func (e edit) at(i int, message string) string {
 // write checks and commits an edit, and lets this server apply it before it
 // returns, so that a caller who stays with it reads its own write.
 func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, snapshot.View, error) {
+	var last error
 	for range publishRetries {
 		snap, err := s.follower.Current()
 		if err != nil {
@@ -84,7 +85,8 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, s
 			}
 		}
 		res, err := s.db.WriteEntities(ctx, w)
-		if errors.Is(err, store.ErrPolicyChanged) {
+		if outdated(err) {
+			last = err
 			if err := s.follower.CatchUpNow(ctx); err != nil {
 				return store.WriteResult{}, snapshot.View{}, err
 			}
@@ -98,7 +100,7 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, s
 		_, _ = s.follower.AtLeast(ctx, res.Revision)
 		return res, snap, nil
 	}
-	return store.WriteResult{}, snapshot.View{}, store.ErrPolicyChanged
+	return store.WriteResult{}, snapshot.View{}, last
 }
 
 // readOperation checks one operation against the schema.

@@ -469,7 +469,7 @@ func (w *world) publish(r *replica, rnd *rand.Rand) {
 // the revision; 0 if the bundle is published already.
 func (w *world) apply(r *replica, b *bundle.Bundle) int64 {
 	made, err := publishAt(w.ctx, r.db, r.follower.Latest(), b)
-	for errors.Is(err, store.ErrPolicyChanged) {
+	for errors.Is(err, store.ErrPolicyChanged) || errors.Is(err, store.ErrOtherHistory) {
 		if err = r.follower.CatchUpNow(w.ctx); err == nil {
 			made, err = publishAt(w.ctx, r.db, r.follower.Latest(), b)
 		}

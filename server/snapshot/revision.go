@@ -148,7 +148,7 @@ func (m *marks) look(p store.Position) verdict {
 }
 
 // ask looks up a position in the database. here is a position of the history of m. If the
-// database does not have here any more, the error is [store.ErrPolicyChanged].
+// database does not have here any more, the error is [store.ErrOtherHistory].
 func (m *marks) ask(ctx context.Context, db *store.DB, p, here store.Position) (verdict, error) {
 	mark, oldest, err := db.Mark(ctx, p.Number, here)
 	if errors.Is(err, store.ErrNotFound) {
@@ -209,7 +209,7 @@ func (f *Follower) compare(ctx context.Context, snap *Snapshot, p store.Position
 	v := snap.marks.look(p)
 	if v == unknown {
 		v, err = snap.marks.ask(ctx, f.cfg.DB, p, here)
-		if errors.Is(err, store.ErrPolicyChanged) {
+		if errors.Is(err, store.ErrOtherHistory) {
 			f.wake() // the database has another history than the one that this server follows
 			err = ErrBehind
 		}
