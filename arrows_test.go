@@ -33,7 +33,7 @@ var arrows = map[string][]string{
 	"server/offline":    {"server/engine", "server/entityfile", "server/wire", "bundle"},
 	// Reads the reference corpus for tests.
 	"server/corpustest": {},
-	"server/servertest": {"server", "server/decisionlog", "server/entityfile", "auditlog", "store", "store/localpg", "store/storetest", "bundle", "policies", "proto"},
+	"server/servertest": {"server", "server/access", "server/decisionlog", "server/entityfile", "auditlog", "store", "store/localpg", "store/storetest", "bundle", "policies", "proto"},
 	"store":             {"migrations", "auditlog"},
 	"store/localpg":     {},
 	"store/storetest":   {"store", "store/localpg", "migrations"},

@@ -8,6 +8,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/snapshot"
@@ -24,7 +25,7 @@ type authorizationService struct {
 	recorder *decisionlog.Recorder
 	// record commits rows with the recorder.
 	record func(context.Context, []store.Decision, []store.Event) error
-	limits *limits
+	limits *access.Limiter
 	metric *metrics
 
 	maxReuse  time.Duration   // how long an answer may be kept; 0 or less: not at all
@@ -50,8 +51,8 @@ func (s *authorizationService) Authorize(ctx context.Context, req *cedarpostv1.A
 
 // AuthorizeBatch implements cedarpost.v1.AuthorizationService.
 func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
-	if !s.limits.allow(callerFrom(ctx), len(req.GetChecks())-1) {
-		return nil, errRateLimited
+	if !s.limits.Allow(access.CallerFrom(ctx), len(req.GetChecks())-1) {
+		return nil, access.ErrRateLimited
 	}
 	v, err := s.view(ctx, req.GetConsistency())
 	if err != nil {

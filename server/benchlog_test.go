@@ -25,6 +25,7 @@ import (
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/store"
@@ -126,7 +127,7 @@ func benchServer(t *testing.T, url string, cfg Config) *bench {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "key")
-	if _, err := BootstrapKey(t.Context(), db, file, true); err != nil {
+	if _, err := access.BootstrapKey(t.Context(), db, file, true); err != nil {
 		t.Fatal(err)
 	}
 	key, err := os.ReadFile(file)

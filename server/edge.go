@@ -2,16 +2,12 @@ package server
 
 import (
 	"context"
-	"crypto/sha256"
+	"crypto/tls"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http"
-	"os"
-	"regexp"
 	"runtime/debug"
 	"strings"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -19,12 +15,10 @@ import (
 	"connectrpc.com/connect/v2/connectproto"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/time/rate"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/wire"
@@ -55,19 +49,40 @@ var defaultTimeouts = timeouts{
 	heartbeat: 10 * time.Second,
 }
 
-// controllerKey is the key of the http.ResponseController in the context of a request.
-type controllerKey struct{}
+// callerFrom returns the name of the authenticated caller of a call.
+func callerFrom(ctx context.Context) string { return access.CallerFrom(ctx).Name }
 
-// callerFrom returns the authenticated caller of a request.
-func callerFrom(ctx context.Context) string { return decisionlog.CallFrom(ctx).Caller }
+// request is the HTTP request of a call, in the context of the call.
+type request struct {
+	header     http.Header
+	tls        *tls.ConnectionState // nil without TLS
+	peer       string               // address and port
+	controller *http.ResponseController
+}
 
-var errUnauthenticated = connect.NewError(connect.CodeUnauthenticated, `missing or unknown API key; send "Authorization: Bearer <key>"`)
-var errRateLimited = connect.NewError(connect.CodeResourceExhausted, "this caller sends more than its rate limit; slow down")
+type requestKey struct{}
+
+// withRequest puts each request into its context.
+func withRequest(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		in := &request{r.Header, r.TLS, r.RemoteAddr, http.NewResponseController(w)}
+		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, in)))
+	})
+}
+
+// requestFrom returns the request of a context.
+func requestFrom(ctx context.Context) *request {
+	r, ok := ctx.Value(requestKey{}).(*request)
+	if !ok {
+		panic("no withRequest around the handler")
+	}
+	return r
+}
 
 // edge holds what every call passes before its handler.
 type edge struct {
 	follower     *snapshot.Follower
-	limits       *limits
+	limits       *access.Limiter
 	log          *slog.Logger
 	metric       *metrics
 	authFailures *decisionlog.AuthenticationFailures
@@ -81,7 +96,6 @@ type edge struct {
 func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) (err error) {
 		began := time.Now()
-		ctx = decisionlog.WithCall(ctx, decisionlog.Call{Procedure: spec.Procedure})
 		defer func() {
 			if r := recover(); r != nil {
 				e.log.Error("panic", "procedure", spec.Procedure, "panic", r, "stack", string(debug.Stack()))
@@ -93,9 +107,10 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			e.logFailure(ctx, spec, err)
 			e.metric.call(spec, began, err)
 		}()
+		r := requestFrom(ctx)
 		// Load balancers ask for health and have no key.
 		if !isHealth(spec) {
-			if ctx, err = e.admit(ctx); err != nil {
+			if ctx, err = e.admit(ctx, r, spec.Procedure); err != nil {
 				return err
 			}
 		}
@@ -110,7 +125,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			bounded, cancel = context.WithTimeout(ctx, e.times.upload)
 			defer cancel()
 		}
-		paced := e.pace(bounded, stream)
+		paced := e.pace(bounded, r.controller, stream)
 		defer paced.end()
 		return next(bounded, spec, paced)
 	}
@@ -120,57 +135,36 @@ func isHealth(spec connect.Spec) bool {
 	return strings.HasPrefix(spec.Procedure, "/"+healthv1connect.HealthName+"/")
 }
 
-// admit puts the caller and the trace into the context, if the caller may call.
-func (e *edge) admit(ctx context.Context) (context.Context, error) {
-	info, ok := connect.CallInfoForServerContext(ctx)
-	if !ok {
-		return ctx, errUnauthenticated
-	}
-	headers := info.RequestHeader().Values("Authorization")
-	caller, err := e.authenticate(headers)
-	if errors.Is(err, errUnauthenticated) {
-		reason := "unknown key"
-		if len(headers) == 0 {
-			reason = "no credentials"
-		}
-		e.authFailures.Note(info.PeerAddr, decisionlog.CallFrom(ctx).Procedure, reason)
+// admit authenticates the call of a request and takes one token of its caller's rate limit.
+// It returns a context with the caller, and with what the log records about the call.
+func (e *edge) admit(ctx context.Context, r *request, procedure string) (context.Context, error) {
+	caller, err := access.Authenticate(r.header, r.tls, e.keys)
+	if unknown, ok := errors.AsType[*access.UnauthenticatedError](err); ok {
+		e.authFailures.Note(r.peer, procedure, unknown.Reason)
 	}
 	if err != nil {
 		return ctx, err
 	}
-	c := decisionlog.CallFrom(ctx)
-	c.Caller = caller
-	carrier := propagation.MapCarrier{"traceparent": info.RequestHeader().Get("Traceparent")}
+	call := decisionlog.Call{Caller: caller.Name, Procedure: procedure}
+	carrier := propagation.MapCarrier{"traceparent": r.header.Get("Traceparent")}
 	remote := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
 	if remote.HasTraceID() {
-		c.TraceID = remote.TraceID().String()
+		call.TraceID = remote.TraceID().String()
 	}
-	ctx = decisionlog.WithCall(ctx, c)
-	if !e.limits.allow(caller, 1) {
-		return ctx, errRateLimited
+	ctx = decisionlog.WithCall(access.WithCaller(ctx, caller), call)
+	if !e.limits.Allow(caller, 1) {
+		return ctx, access.ErrRateLimited
 	}
 	return ctx, nil
 }
 
-// authenticate finds the caller of an API key. Keys are random 256-bit values,
-// looked up by their hash, so neither guessing nor timing helps.
-func (e *edge) authenticate(headers []string) (string, error) {
-	if len(headers) != 1 {
-		return "", errUnauthenticated
-	}
-	scheme, token, _ := strings.Cut(headers[0], " ")
-	if !strings.EqualFold(scheme, "bearer") {
-		return "", errUnauthenticated
-	}
-	snap, err := e.follower.Current()
+// keys returns the API keys of a snapshot that is not too old.
+func (e *edge) keys() (access.Keys, error) {
+	v, err := e.follower.Current()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	caller, ok := snap.Caller(sha256.Sum256([]byte(strings.TrimSpace(token))))
-	if !ok {
-		return "", errUnauthenticated
-	}
-	return caller, nil
+	return v, nil
 }
 
 func (e *edge) logFailure(ctx context.Context, spec connect.Spec, err error) {
@@ -196,117 +190,16 @@ func (e *edge) logFailure(ctx context.Context, spec connect.Spec, err error) {
 	}
 }
 
-// pacedStream gives each message of a stream its own deadline, in place of one
-// for the whole: a long upload lives, and a stalled one does not. Between
-// messages there is none, for the handler has a time of its own.
-type pacedStream struct {
-	connect.ServerStream
-	ctx   context.Context
-	rc    *http.ResponseController
-	times timeouts
-	total time.Duration // allowed for the stream, by the server or by its caller; 0: unbounded
-}
-
-func (e *edge) pace(ctx context.Context, stream connect.ServerStream) *pacedStream {
-	rc, ok := ctx.Value(controllerKey{}).(*http.ResponseController)
-	if !ok {
-		panic("no withController around the handler")
-	}
-	s := &pacedStream{ServerStream: stream, ctx: ctx, rc: rc, times: e.times}
-	if end, ok := ctx.Deadline(); ok {
-		s.total = time.Until(end).Round(10 * time.Millisecond)
-	}
-	s.readWithin(0)
-	s.writeWithin(0)
-	return s
-}
-
-// readWithin and writeWithin set a deadline; 0 is none. They fail only on a
-// connection that is gone, which the next read or write tells too.
-func (s *pacedStream) readWithin(d time.Duration)  { _ = s.rc.SetReadDeadline(deadline(d)) }
-func (s *pacedStream) writeWithin(d time.Duration) { _ = s.rc.SetWriteDeadline(deadline(d)) }
-
-func deadline(d time.Duration) (t time.Time) {
-	if d > 0 {
-		t = time.Now().Add(d)
-	}
-	return t
-}
-
-func (s *pacedStream) Receive(msg any) error {
-	wait := s.times.message
-	end, bounded := s.ctx.Deadline()
-	if bounded {
-		wait = min(wait, time.Until(end))
-	}
-	err := os.ErrDeadlineExceeded
-	if wait > 0 {
-		s.readWithin(wait)
-		err = s.ServerStream.Receive(msg)
-		s.readWithin(0)
-	}
-	switch {
-	case !errors.Is(err, os.ErrDeadlineExceeded):
-		return err
-	case bounded && time.Until(end) <= 0:
-		return connect.Errorf(connect.CodeDeadlineExceeded, "the stream took longer than %v in all", s.total).WithCause(err)
-	}
-	return connect.Errorf(connect.CodeDeadlineExceeded, "no message came within %v", s.times.message).WithCause(err)
-}
-
-func (s *pacedStream) SendHeaders() error {
-	s.writeWithin(s.times.message)
-	defer s.writeWithin(0)
-	return s.ServerStream.SendHeaders()
-}
-
-func (s *pacedStream) Send(msg any) error {
-	s.writeWithin(s.times.message)
-	defer s.writeWithin(0)
-	return s.ServerStream.Send(msg)
-}
-
-// end bounds what follows the handler: the end of the answer, before which
-// HTTP/1.1 reads on some of what the caller still sends.
-func (s *pacedStream) end() {
-	s.readWithin(s.times.discard)
-	s.writeWithin(s.times.discard + s.times.message)
-}
-
-// limits is a token bucket for each caller. The zero rate means no limit.
-type limits struct {
-	perSecond float64
-	buckets   sync.Map // caller → *rate.Limiter
-}
-
-// allow takes n tokens. The number of callers is the number of live keys, so
-// the map is bounded.
-func (l *limits) allow(caller string, n int) bool {
-	if l.perSecond <= 0 || n <= 0 {
-		return true
-	}
-	b, ok := l.buckets.Load(caller)
-	if !ok {
-		b, _ = l.buckets.LoadOrStore(caller, rate.NewLimiter(rate.Limit(l.perSecond), max(int(l.perSecond), 100)))
-	}
-	return b.(*rate.Limiter).AllowN(time.Now(), n)
-}
-
-// withController hands the HTTP connection's deadlines to streams.
-func withController(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), controllerKey{}, http.NewResponseController(w))))
-	})
-}
-
-// wireOptions are the codecs and limits of both planes. Compression stays off: a
-// small gzip body can inflate a thousandfold.
-func wireOptions() []connecthttp.Option {
+// wireOptions are the codecs and limits of a plane. Compression is off, because a small
+// gzip body can inflate a thousandfold.
+//
+// maxBytes bounds the messages of calls that have no bound of their own.
+func wireOptions(maxBytes int) []connecthttp.Option {
 	return []connecthttp.Option{
 		connecthttp.WithCodecs(strictBinary{connectproto.NewBinaryCodec()}, newStrictJSON()),
 		connecthttp.WithCompressors(),
 		connecthttp.WithConditionalOptions(func(spec connect.Spec) []connecthttp.Option {
-			limit := wire.MaxAdminBytes
+			limit := maxBytes
 			switch spec.Procedure {
 			case cedarpostv1connect.AuthorizationServiceAuthorizeProcedure:
 				limit = wire.MaxAuthorizeBytes
@@ -321,55 +214,4 @@ func wireOptions() []connecthttp.Option {
 			return []connecthttp.Option{connecthttp.WithReadMaxBytes(limit)}
 		}),
 	}
-}
-
-// strictBinary refuses fields that the contract does not know: a question that
-// is understood in part could be answered wrongly.
-type strictBinary struct{ *connectproto.BinaryCodec }
-
-// UnmarshalRead implements connect.Codec.
-func (c strictBinary) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error {
-	if err := c.BinaryCodec.UnmarshalRead(ctx, src, msg); err != nil {
-		return cleanDecodeError(err)
-	}
-	if m, ok := msg.(proto.Message); ok {
-		return wire.RefuseUnknown(m.ProtoReflect())
-	}
-	return nil
-}
-
-// strictJSON refuses unknown fields and deep nesting. It writes empty lists and
-// false too, because "permitted": [] is an answer.
-type strictJSON struct{ *connectproto.JSONCodec }
-
-func newStrictJSON() strictJSON {
-	c := connectproto.NewJSONCodec()
-	c.UnmarshalOptions = protojson.UnmarshalOptions{RecursionLimit: maxNesting}
-	c.MarshalOptions = protojson.MarshalOptions{EmitDefaultValues: true}
-	return strictJSON{c}
-}
-
-// UnmarshalRead implements connect.Codec.
-func (c strictJSON) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error {
-	return cleanDecodeError(c.JSONCodec.UnmarshalRead(ctx, src, msg))
-}
-
-// protoPrefix is what the protobuf module puts before its errors, with a space
-// that changes from build to build.
-var protoPrefix = regexp.MustCompile(`^proto:[\s\x{a0}]*`)
-
-// decodeError is a body that does not decode, in words for the caller.
-type decodeError struct {
-	msg   string
-	cause error
-}
-
-func (e *decodeError) Error() string { return e.msg }
-func (e *decodeError) Unwrap() error { return e.cause }
-
-func cleanDecodeError(err error) error {
-	if err == nil {
-		return nil
-	}
-	return &decodeError{protoPrefix.ReplaceAllString(err.Error(), ""), err}
 }

@@ -202,25 +202,3 @@ func TestPlaintextOnlyOnLoopback(t *testing.T) {
 		}
 	}
 }
-
-func TestRateLimitIsPerCaller(t *testing.T) {
-	l := &limits{perSecond: 100}
-	taken, began := 0, time.Now()
-	for range 1000 {
-		if l.allow("a", 1) {
-			taken++
-		}
-	}
-	if most := 101 + int(100*time.Since(began).Seconds()); taken < 100 || taken > most {
-		t.Errorf("a burst of 1000 took %d tokens of %d", taken, most)
-	}
-	if !l.allow("b", 1) {
-		t.Error("one caller's load refuses another")
-	}
-	if l.allow("b", 101) {
-		t.Error("a batch larger than the bucket was let in")
-	}
-	if unlimited := (&limits{}); !unlimited.allow("a", 1_000_000) {
-		t.Error("no limit should be no limit")
-	}
-}

@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/snapshot"
@@ -41,6 +42,7 @@ func publicError(procedure string, err error) *connect.Error {
 	var ce *connect.Error
 	var bad *engine.RequestError
 	var swept *store.SweptError
+	var unknown *access.UnauthenticatedError
 	var token *snapshot.TokenError
 	var history *snapshot.HistoryError
 	switch {
@@ -50,6 +52,10 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
 	case errors.Is(err, snapshot.ErrStale), errors.Is(err, snapshot.ErrBehind):
 		return connect.NewError(connect.CodeUnavailable, err.Error())
+	case errors.As(err, &unknown):
+		return connect.NewError(connect.CodeUnauthenticated, unknown.Error())
+	case errors.Is(err, access.ErrRateLimited):
+		return connect.NewError(connect.CodeResourceExhausted, err.Error())
 	case errors.As(err, &token):
 		return connect.NewError(connect.CodeInvalidArgument, token.Error())
 	case errors.As(err, &history):

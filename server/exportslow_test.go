@@ -17,6 +17,7 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -130,7 +131,7 @@ func TestManyReports(t *testing.T) {
 	r := runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	s := newAuditService(db, r, nil)
 	reporter := &authorizationService{recorder: r, record: r.Record, metric: newMetrics()}
-	ctx := decisionlog.WithCall(t.Context(), decisionlog.Call{Caller: "shop"})
+	ctx := access.WithCaller(decisionlog.WithCall(t.Context(), decisionlog.Call{Caller: "shop"}), access.Caller{Name: "shop", Kind: access.APIKey})
 	rows := []store.Decision{newDecision(t, 0), newDecision(t, 0)}
 	if err := r.Record(ctx, rows, nil); err != nil {
 		t.Fatal(err)

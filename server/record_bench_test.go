@@ -8,6 +8,7 @@ import (
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/server/offline"
@@ -79,6 +80,6 @@ func shopService(b testing.TB) *authorizationService {
 	})
 	return &authorizationService{
 		db: db, follower: srv.follower,
-		recorder: srv.recorder, record: srv.recorder.Record, limits: &limits{}, metric: srv.metrics,
+		recorder: srv.recorder, record: srv.recorder.Record, limits: &access.Limiter{}, metric: srv.metrics,
 	}
 }

@@ -26,8 +26,10 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -200,7 +202,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.signer, err = decisionlog.NewSigner(s.recorder, cfg.Signing); err != nil {
 		return nil, err
 	}
-	limits := &limits{perSecond: cfg.RateLimit}
+	limits := &access.Limiter{PerSecond: cfg.RateLimit}
 
 	record := s.recorder.Record
 	if cfg.unrecorded {
@@ -226,8 +228,8 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		handler           http.Handler
 		open              bool // serves no secrets, may stay in the clear
 	}{
-		{"decision", "Listen", cfg.Listen, s.rpcHandler(decision, limits, decisionTimeout), false},
-		{"admin", "AdminListen", cfg.AdminListen, s.rpcHandler(admin, limits, adminTimeout), false},
+		{"decision", "Listen", cfg.Listen, s.rpcHandler(decision, limits, decisionTimeout, wire.MaxAuthorizeBytes), false},
+		{"admin", "AdminListen", cfg.AdminListen, s.rpcHandler(admin, limits, adminTimeout, wire.MaxAdminBytes), false},
 		{"ops", "OpsListen", cfg.OpsListen, s.opsHandler(), true},
 	} {
 		if s.cert == nil && !p.open && !cfg.AllowPlaintext {
@@ -264,7 +266,7 @@ func (s *Server) sayRenewed(ctx context.Context) {
 
 // rpcHandler builds a plane's handler: guard, validation, services, health and
 // reflection, in Connect, gRPC and gRPC-Web.
-func (s *Server) rpcHandler(register func(*connect.Server), limits *limits, timeout time.Duration) http.Handler {
+func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
 	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.metrics, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
@@ -275,8 +277,8 @@ func (s *Server) rpcHandler(register func(*connect.Server), limits *limits, time
 		h.services[serviceOf(spec.Procedure)] = true
 	}
 	mux := http.NewServeMux()
-	connecthttp.Mount(mux, cs, wireOptions()...)
-	return http.MaxBytesHandler(withController(mux), maxStreamBytes)
+	connecthttp.Mount(mux, cs, wireOptions(maxBytes)...)
+	return http.MaxBytesHandler(withRequest(mux), maxStreamBytes)
 }
 
 // serviceOf cuts "/package.Service/Method".

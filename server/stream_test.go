@@ -23,6 +23,7 @@ import (
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -70,7 +71,7 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 		t.Fatal(err)
 	}
 	keyFile := filepath.Join(t.TempDir(), "key")
-	if _, err := BootstrapKey(t.Context(), db, keyFile, true); err != nil {
+	if _, err := access.BootstrapKey(t.Context(), db, keyFile, true); err != nil {
 		t.Fatal(err)
 	}
 	cfg.DB, cfg.Log = db, slog.New(slog.DiscardHandler)

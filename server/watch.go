@@ -8,6 +8,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 )
 
 var (
@@ -33,7 +34,7 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 		switch {
 		case s.stops():
 			return errWatchStopped
-		case !s.follower.Latest().HasCaller(callerFrom(ctx)):
+		case !access.CallerFrom(ctx).IsLive(s.follower.Latest()):
 			return errKeyGone
 		}
 		for _, m := range messages {

@@ -20,6 +20,7 @@ import (
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/localpg"
@@ -119,7 +120,7 @@ func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, e
 	}
 	defer db.Close()
 	keyFile := filepath.Join(d.Data, "bootstrap.key")
-	if _, err := server.BootstrapKey(ctx, db, keyFile, true); err != nil {
+	if _, err := access.BootstrapKey(ctx, db, keyFile, true); err != nil {
 		return err
 	}
 	if d.MaskKeyFile == "" {

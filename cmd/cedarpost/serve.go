@@ -19,6 +19,7 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -238,7 +239,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		}
 	}
 	if s.BootstrapKeyFile != "" {
-		made, err := server.BootstrapKey(ctx, db, s.BootstrapKeyFile, false)
+		made, err := access.BootstrapKey(ctx, db, s.BootstrapKeyFile, false)
 		if err != nil {
 			return about("bootstrap-key-file", err)
 		}

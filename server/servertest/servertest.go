@@ -24,6 +24,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/store"
@@ -65,7 +66,7 @@ func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 		t.Fatal(err)
 	}
 	keyFile := filepath.Join(t.TempDir(), "key")
-	if _, err := server.BootstrapKey(ctx, db, keyFile, true); err != nil {
+	if _, err := access.BootstrapKey(ctx, db, keyFile, true); err != nil {
 		t.Fatal(err)
 	}
 	key, err := os.ReadFile(keyFile)

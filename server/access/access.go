@@ -1,0 +1,92 @@
+// Package access says who calls. [Authenticate] is the one way in for every protocol:
+// nothing behind it reads credentials.
+package access
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"net/http"
+	"strings"
+)
+
+// Kind says how a caller authenticated.
+type Kind string
+
+// APIKey is the kind of a caller that sent an API key.
+const APIKey Kind = "api_key"
+
+// A Caller is an authenticated client of Cedarpost. The zero value is nobody.
+type Caller struct {
+	// Name is unique among the callers of a kind. It is what records say.
+	Name string
+	Kind Kind
+}
+
+// Keys are the API keys that are live.
+type Keys interface {
+	// Caller returns the name that a key stands for. hash is the SHA-256 of the key.
+	Caller(hash [sha256.Size]byte) (name string, known bool)
+	// HasCaller reports whether a key of this name is live.
+	HasCaller(name string) bool
+}
+
+// IsLive reports whether the caller may go on with a call that takes long. A caller with an
+// API key may while a key of its name is live.
+func (c Caller) IsLive(keys Keys) bool { return c.Kind != APIKey || keys.HasCaller(c.Name) }
+
+// UnauthenticatedError is the error of a call whose caller is not known.
+type UnauthenticatedError struct {
+	// Reason is what the log records.
+	Reason string
+}
+
+// Error returns the text for the caller. It is the same for every reason, so that it does
+// not help to guess a key.
+func (e *UnauthenticatedError) Error() string {
+	return `missing or unknown API key; send "Authorization: Bearer <key>"`
+}
+
+var (
+	errNoCredentials = &UnauthenticatedError{"no credentials"}
+	errUnknownKey    = &UnauthenticatedError{"unknown key"}
+)
+
+// Authenticate returns the caller of a call with these headers, over a connection with this
+// TLS state, which is nil without TLS. The error is an [UnauthenticatedError] if the caller
+// is not known, or that of keys, which returns the API keys that are live now.
+//
+// API keys are random 256-bit values and are looked up by their hash, so the time of the
+// lookup says nothing about them.
+func Authenticate(header http.Header, _ *tls.ConnectionState, keys func() (Keys, error)) (Caller, error) {
+	values := header.Values("Authorization")
+	if len(values) == 0 {
+		return Caller{}, errNoCredentials
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	if len(values) > 1 || !strings.EqualFold(scheme, "bearer") {
+		return Caller{}, errUnknownKey
+	}
+	live, err := keys()
+	if err != nil {
+		return Caller{}, err
+	}
+	name, known := live.Caller(sha256.Sum256([]byte(strings.TrimSpace(token))))
+	if !known {
+		return Caller{}, errUnknownKey
+	}
+	return Caller{name, APIKey}, nil
+}
+
+type callerKey struct{}
+
+// WithCaller returns a context of a call of this caller.
+func WithCaller(ctx context.Context, c Caller) context.Context {
+	return context.WithValue(ctx, callerKey{}, c)
+}
+
+// CallerFrom returns the caller of a context; the zero value if it has none.
+func CallerFrom(ctx context.Context) Caller {
+	c, _ := ctx.Value(callerKey{}).(Caller)
+	return c
+}
