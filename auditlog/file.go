@@ -67,7 +67,11 @@ func isRegular(file string) error {
 // epochs of its checkpoints. There are none if there is no file. A statement that names a
 // given key and was altered, or two different ones with one number, are an error.
 func ReadStatements(file, origin string, keys ...note.Verifier) (s Statements, err error) {
-	err = eachNote(file, func(signed []byte) error {
+	return readStatements(NotesIn(file), origin, keys)
+}
+
+func readStatements(notes Notes, origin string, keys []note.Verifier) (s Statements, err error) {
+	err = notes(func(signed []byte) error {
 		if !IsTruncation(signed) {
 			if c, err := PeekCheckpoint(signed); err == nil && c.Origin == origin {
 				s.See(c, signed, keys...)
@@ -78,7 +82,7 @@ func ReadStatements(file, origin string, keys ...note.Verifier) (s Statements, e
 			return nil
 		}
 		if err := s.Add(signed, keys...); err != nil {
-			return fmt.Errorf("%s: a statement of truncation does not count: %w", file, err)
+			return fmt.Errorf("a statement of truncation does not count: %w", err)
 		}
 		return nil
 	})
@@ -88,7 +92,11 @@ func ReadStatements(file, origin string, keys ...note.Verifier) (s Statements, e
 // EachKept calls fn with each checkpoint of a log in a file, and its note, whose signatures
 // are not verified. There are none if there is no file.
 func EachKept(file, origin string, fn func(c Checkpoint, signed []byte) error) error {
-	return eachNote(file, func(signed []byte) error {
+	return eachOf(func(fn func([]byte) error) error { return eachNote(file, fn) }, origin, fn)
+}
+
+func eachOf(notes Notes, origin string, fn func(c Checkpoint, signed []byte) error) error {
+	return notes(func(signed []byte) error {
 		if c, err := PeekCheckpoint(signed); err == nil && c.Origin == origin {
 			return fn(c, signed)
 		}
@@ -107,6 +115,19 @@ func LastCheckpoint(file, origin string, counts func(Checkpoint) bool) (last Che
 		return nil
 	})
 	return last, err
+}
+
+// NotesIn reads the signed notes of a checkpoint file. There are none if there is no file. An
+// error of fn is returned with the name of the file in front.
+func NotesIn(file string) Notes {
+	return func(fn func(signed []byte) error) error {
+		return eachNote(file, func(signed []byte) error {
+			if err := fn(signed); err != nil {
+				return fmt.Errorf("%s: %w", file, err)
+			}
+			return nil
+		})
+	}
 }
 
 func eachNote(file string, fn func(signed []byte) error) error {
