@@ -8,32 +8,9 @@ import (
 
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 )
-
-// uid is an entity's name on the command line: Cedar text, or the same without the
-// quotes, which shells take away.
-type uid struct{ *cedarpostv1.EntityUid }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (u *uid) UnmarshalText(text []byte) error {
-	s := string(text)
-	if !strings.Contains(s, `"`) {
-		i := strings.LastIndex(s, "::")
-		if i < 0 || i+2 == len(s) {
-			return fmt.Errorf(`%q is not an entity like Shop::User::bob or 'Shop::User::"bob"'`, s)
-		}
-		s = bundle.Ref{Type: s[:i], ID: s[i+2:]}.String()
-	}
-	typ, id, err := bundle.ParseUID(s)
-	if err != nil {
-		return err
-	}
-	u.EntityUid = &cedarpostv1.EntityUid{Type: typ, Id: id}
-	return nil
-}
 
 type authorizeCmd struct {
 	outputFlags
@@ -145,62 +122,4 @@ func parseContext(s string) (*structpb.Struct, error) {
 		return nil, fmt.Errorf(`not a JSON object like {"mfa": true}: %w`, err)
 	}
 	return record, nil
-}
-
-// printDecision prints the first line about a decision.
-func (c *console) printDecision(d cedarpostv1.Decision, at *cedarpostv1.DeniedAt) {
-	switch {
-	case d == cedarpostv1.Decision_ALLOW:
-		fmt.Fprintln(c.out, c.paint(green, "ALLOW"))
-	case at != nil:
-		fmt.Fprintln(c.out, c.paint(red, "DENY at "+at.String()))
-	default:
-		fmt.Fprintln(c.out, c.paint(red, d.String()))
-	}
-}
-
-// reasons is what an answer and a record both say.
-type reasons interface {
-	GetDecision() cedarpostv1.Decision
-	GetFields() *cedarpostv1.Fields
-	GetDeterminingPolicies() []*cedarpostv1.PolicyRef
-	GetErrors() []*cedarpostv1.PolicyError
-	GetObligations() []*cedarpostv1.Obligation
-	GetAdvice() []*cedarpostv1.Advice
-}
-
-func (c *console) printReasons(r reasons) {
-	if f := r.GetFields(); f != nil {
-		permitted := strings.Join(f.GetPermitted(), ", ")
-		if permitted == "" {
-			permitted = "(none)"
-		}
-		c.pair("permitted", permitted)
-		c.pair("denied", strings.Join(f.GetDenied(), ", "))
-	}
-	policies := policyTexts(r.GetDeterminingPolicies())
-	if policies == "" && r.GetDecision() == cedarpostv1.Decision_DENY {
-		policies = "(none permits it)"
-	}
-	c.pair("policies", policies)
-	for _, o := range r.GetObligations() {
-		c.pair("obligation", fmt.Sprintf("%s (%s)", o.GetText(), policyText(o.GetPolicy())))
-	}
-	for _, a := range r.GetAdvice() {
-		text := fmt.Sprintf("%s (%s)", a.GetText(), policyText(a.GetPolicy()))
-		if len(a.GetPaths()) > 0 {
-			text += " for " + strings.Join(a.GetPaths(), ", ")
-		}
-		c.pair("advice", text)
-	}
-	for _, e := range r.GetErrors() {
-		c.pair("error", policyText(e.GetPolicy())+": "+e.GetMessage())
-	}
-}
-
-// printRevision prints the number for people, and the token for
-// --at-least-as-fresh and --at.
-func (c *console) printRevision(r *cedarpostv1.Revision) {
-	c.pair("revision", fmt.Sprint(r.GetNumber()))
-	c.pair("token", r.GetToken())
 }

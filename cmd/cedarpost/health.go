@@ -6,12 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"time"
-
-	"github.com/cedarpost/cedarpost/server/engine"
 )
 
 const (
@@ -52,38 +48,5 @@ func (h *healthCmd) Run(ctx context.Context, c *console) error {
 	for _, line := range strings.Split(text, "\n") {
 		fmt.Fprintln(c.out, clean(line))
 	}
-	return nil
-}
-
-// buildVersion is what Go recorded of this binary.
-func buildVersion() (version, commit string) {
-	version = "devel"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		if m := info.Main.Version; m != "" && m != "(devel)" {
-			version = m
-		}
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				commit = s.Value
-			}
-		}
-	}
-	return version, commit
-}
-
-type versionCmd struct {
-	outputFlags
-}
-
-// Run prints the version.
-func (v *versionCmd) Run(c *console) error {
-	version, commit := buildVersion()
-	if v.json() {
-		return c.object(map[string]string{"version": version, "commit": commit, "engine": engine.Version, "go": runtime.Version()})
-	}
-	fmt.Fprintf(c.out, "cedarpost %s\n", version)
-	c.pair("commit", commit)
-	c.pair("engine", engine.Version)
-	c.pair("go", runtime.Version())
 	return nil
 }

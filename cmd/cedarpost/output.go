@@ -14,7 +14,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
@@ -139,19 +138,6 @@ func clean(s string) string {
 	return b.String()
 }
 
-// uidText is an entity's name in Cedar text.
-func uidText(u *cedarpostv1.EntityUid) string {
-	return bundle.Ref{Type: u.GetType(), ID: u.GetId()}.String()
-}
-
-func uidTexts(us []*cedarpostv1.EntityUid) string {
-	texts := make([]string, len(us))
-	for i, u := range us {
-		texts[i] = uidText(u)
-	}
-	return strings.Join(texts, ", ")
-}
-
 func policyText(p *cedarpostv1.PolicyRef) string { return p.GetBundle() + "/" + p.GetId() }
 
 func policyTexts(ps []*cedarpostv1.PolicyRef) string {
@@ -168,4 +154,62 @@ func count[N int | int32 | int64](n N, one, many string) string {
 		return "1 " + one
 	}
 	return fmt.Sprintf("%d %s", n, many)
+}
+
+// printDecision prints the first line about a decision.
+func (c *console) printDecision(d cedarpostv1.Decision, at *cedarpostv1.DeniedAt) {
+	switch {
+	case d == cedarpostv1.Decision_ALLOW:
+		fmt.Fprintln(c.out, c.paint(green, "ALLOW"))
+	case at != nil:
+		fmt.Fprintln(c.out, c.paint(red, "DENY at "+at.String()))
+	default:
+		fmt.Fprintln(c.out, c.paint(red, d.String()))
+	}
+}
+
+// reasons is what an answer and a record both say.
+type reasons interface {
+	GetDecision() cedarpostv1.Decision
+	GetFields() *cedarpostv1.Fields
+	GetDeterminingPolicies() []*cedarpostv1.PolicyRef
+	GetErrors() []*cedarpostv1.PolicyError
+	GetObligations() []*cedarpostv1.Obligation
+	GetAdvice() []*cedarpostv1.Advice
+}
+
+func (c *console) printReasons(r reasons) {
+	if f := r.GetFields(); f != nil {
+		permitted := strings.Join(f.GetPermitted(), ", ")
+		if permitted == "" {
+			permitted = "(none)"
+		}
+		c.pair("permitted", permitted)
+		c.pair("denied", strings.Join(f.GetDenied(), ", "))
+	}
+	policies := policyTexts(r.GetDeterminingPolicies())
+	if policies == "" && r.GetDecision() == cedarpostv1.Decision_DENY {
+		policies = "(none permits it)"
+	}
+	c.pair("policies", policies)
+	for _, o := range r.GetObligations() {
+		c.pair("obligation", fmt.Sprintf("%s (%s)", o.GetText(), policyText(o.GetPolicy())))
+	}
+	for _, a := range r.GetAdvice() {
+		text := fmt.Sprintf("%s (%s)", a.GetText(), policyText(a.GetPolicy()))
+		if len(a.GetPaths()) > 0 {
+			text += " for " + strings.Join(a.GetPaths(), ", ")
+		}
+		c.pair("advice", text)
+	}
+	for _, e := range r.GetErrors() {
+		c.pair("error", policyText(e.GetPolicy())+": "+e.GetMessage())
+	}
+}
+
+// printRevision prints the number for people, and the token for
+// --at-least-as-fresh and --at.
+func (c *console) printRevision(r *cedarpostv1.Revision) {
+	c.pair("revision", fmt.Sprint(r.GetNumber()))
+	c.pair("token", r.GetToken())
 }

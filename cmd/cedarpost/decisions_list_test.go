@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,6 +35,32 @@ func TestMatches(t *testing.T) {
 	} {
 		if !matches(c.yes, oneDecision()) || matches(c.no, oneDecision()) {
 			t.Errorf("%s: %v, %v", name, matches(c.yes, oneDecision()), matches(c.no, oneDecision()))
+		}
+	}
+}
+
+// testListFollow: what is decided while somebody follows is shown soon.
+func testListFollow(sh *shell) func(*testing.T) {
+	return func(t *testing.T) {
+		out := &syncBuffer{}
+		since := time.Now().UTC().Format(time.RFC3339Nano)
+		cmd := exec.Command(binary, "decisions", "--follow", "--denied-at", "function", "--since", since)
+		cmd.Env, cmd.Stdout, cmd.Stderr = sh.env, out, out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			sh.exits(t, 5, nil, ask("DeleteOrder", "42")...)
+			sh.exits(t, 0, nil, ask("ViewOrder", "42")...)
+		}
+		deadline := time.Now().Add(2 * time.Minute)
+		for strings.Count(out.String(), "FUNCTION") < 3 && time.Now().Before(deadline) {
+			time.Sleep(50 * time.Millisecond)
+		}
+		_ = cmd.Process.Signal(os.Interrupt)
+		err := cmd.Wait()
+		if text := out.String(); err != nil || strings.Count(text, "FUNCTION") != 3 || strings.Contains(text, "ALLOW") {
+			t.Errorf("%v\n%s", err, text)
 		}
 	}
 }

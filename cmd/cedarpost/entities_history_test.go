@@ -54,19 +54,3 @@ func testEntityHistory(sh *shell) func(*testing.T) {
 		sh.exits(t, 2, says("--limit"), "entities", "history", "--limit=-1")
 	}
 }
-
-func TestHistoryRetention(t *testing.T) {
-	for given, says := range map[string]string{
-		"47h": "48h or more", "1d": "48h or more", "-1h": "not a duration like", "soon": "not a duration like", "d": "not a duration like",
-		"48h": "no database", "2d": "no database", "0": "no database",
-	} {
-		newShell().exits(t, 2, []string{says}, "serve", "--history-retention="+given)
-		newShell("CEDARPOST_HISTORY_RETENTION="+given).exits(t, 2, []string{says}, "serve")
-	}
-	for _, c := range []struct{ keep, want string }{{"0", "-1ns"}, {"90d", "2160h0m0s"}} {
-		var s span
-		if err := s.UnmarshalText([]byte(c.keep)); err != nil || neverAtZero(s).String() != c.want {
-			t.Errorf("%s: %v, %v", c.keep, neverAtZero(s), err)
-		}
-	}
-}

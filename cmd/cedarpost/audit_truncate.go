@@ -4,12 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/alecthomas/kong"
-	"golang.org/x/mod/sumdb/note"
 
-	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -59,20 +56,4 @@ func (f *truncateCmd) Run(ctx context.Context, k *kong.Context, c *console) erro
 	}
 	fmt.Fprintln(c.out, "the statement is signed, in the checkpoint file and in the log")
 	return nil
-}
-
-// unknownKey is the error where none of the given keys signed the newest checkpoint.
-// offered are the verifier keys that the service claims.
-func unknownKey(signed []byte, offered []string, keys []note.Verifier) error {
-	var given []string
-	for _, k := range keys {
-		given = append(given, auditlog.KeyID(k))
-	}
-	by := auditlog.Signers(signed)
-	err := fmt.Errorf("the newest checkpoint cannot be verified: it is signed with %s, and the given verifier keys are %s. This says nothing about the log yet: "+
-		"a verifier key is missing, or is another log's", clean(strings.Join(by, ", ")), clean(strings.Join(given, ", ")))
-	if len(offered) > 0 {
-		err = fmt.Errorf("%w. The service says that it signs with %s: trust that only if you know it from another source", err, clean(strings.Join(offered, ", ")))
-	}
-	return err
 }

@@ -9,8 +9,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
-	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -23,44 +21,6 @@ import (
 
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
-
-// An error about a setting names its line, if the value comes from the file. It names no
-// line of a setting that is not the cause, or that a flag or a variable overrides.
-func TestWrongSettingNamesItsLine(t *testing.T) {
-	const database = "database-url: postgres://127.0.0.1:1/x\n"
-	for text, want := range map[string]string{
-		"log-level: debug\nmax-staleness: soon\n":                 "c.yaml:2: this sets max-staleness",
-		"\n\nmax-staleness: 0s\n":                                 "c.yaml:3: this sets max-staleness",
-		"rate-limit: lots\n":                                      "c.yaml:1: this sets rate-limit",
-		"rate-limit: -1\n":                                        "c.yaml:1: this sets rate-limit",
-		"cache-mib: 1.5\n":                                        "c.yaml:1: this sets cache-mib",
-		"name: a\nrecord-mode: fast\n":                            "c.yaml:2: this sets record-mode",
-		"allow-plaintext: perhaps\n":                              "c.yaml:1: this sets allow-plaintext",
-		"history-retention: 1d\n":                                 "c.yaml:1: this sets history-retention",
-		"name: \"a\\nb\"\n":                                       "c.yaml:1: this sets name",
-		"tls-cert: /x.pem\n":                                      "c.yaml:1: this sets tls-cert",
-		"name: a\nmax-staleness: 1ns\n":                           "c.yaml:2: this sets max-staleness",
-		"audit-key-file: x\n" + database:                          "c.yaml:1: this sets audit-key-file",
-		"max-reuse: 99999999d\n":                                  "c.yaml:1: this sets max-reuse",
-		"name: a\ndatabase-url-file: /no/such/file\n":             "c.yaml:2: this sets database-url-file",
-		"name: a\nread-database-urls-file: /no/file\n" + database: "c.yaml:2: this sets read-database-urls-file",
-	} {
-		file := write(t, t.TempDir(), "c.yaml", text)
-		r := newShell("CEDARPOST_CONFIG="+file).run(t, "serve")
-		if r.code == 0 || strings.Count(r.err, "this sets") != 1 || !strings.Contains(r.err, want) {
-			t.Errorf("%q: exit code %d, does not say %q\n%s", text, r.code, want, r.err)
-		}
-	}
-	wrong := write(t, t.TempDir(), "c.yaml", "max-staleness: soon\n")
-	for _, r := range []result{
-		newShell("CEDARPOST_CONFIG="+wrong, "CEDARPOST_MAX_STALENESS=never").run(t, "serve"),
-		newShell("CEDARPOST_CONFIG="+wrong).run(t, "serve", "--max-staleness=never"),
-	} {
-		if r.code != codeUsage || !strings.Contains(r.err, "never") || strings.Contains(r.err, wrong) {
-			t.Errorf("the file is blamed for what it does not set\n%s", r.err)
-		}
-	}
-}
 
 // Durations are written in one way in flags, the environment and the file.
 func TestDurationsHaveOneGrammar(t *testing.T) {
@@ -285,10 +245,18 @@ func TestSecondDatabaseInOneCluster(t *testing.T) {
 	}
 }
 
-// The command trusts the CA that SSL_CERT_FILE names.
-func TestPrivateCA(t *testing.T) {
-	s := httptest.NewTLSServer(http.NotFoundHandler())
-	defer s.Close()
-	ca := write(t, t.TempDir(), "ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})))
-	newShell("SSL_CERT_FILE="+ca).exits(t, 1, says("the right plane"), "bundles", "--admin-url", s.URL)
+func TestHistoryRetention(t *testing.T) {
+	for given, says := range map[string]string{
+		"47h": "48h or more", "1d": "48h or more", "-1h": "not a duration like", "soon": "not a duration like", "d": "not a duration like",
+		"48h": "no database", "2d": "no database", "0": "no database",
+	} {
+		newShell().exits(t, 2, []string{says}, "serve", "--history-retention="+given)
+		newShell("CEDARPOST_HISTORY_RETENTION="+given).exits(t, 2, []string{says}, "serve")
+	}
+	for _, c := range []struct{ keep, want string }{{"0", "-1ns"}, {"90d", "2160h0m0s"}} {
+		var s span
+		if err := s.UnmarshalText([]byte(c.keep)); err != nil || neverAtZero(s).String() != c.want {
+			t.Errorf("%s: %v, %v", c.keep, neverAtZero(s), err)
+		}
+	}
 }
