@@ -18,9 +18,10 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows says which rooms a room may import. A room is the longest prefix of a
 // package's folder that stands here.
 var arrows = map[string][]string{
-	"cmd":           {"server", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "bundle", "policies", "proto", "sdk/go", "internal/keyfile", "internal/serverurl"},
+	"cmd":           {"server", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/keyfile", "internal/serverurl"},
 	"server":        {"server/engine", "server/wire", "server/entityfile", "server/offline", "store", "auditlog", "bundle", "policies", "proto", "internal/keyfile"},
 	"auditlog":      {"internal/keyfile"},
+	"logformat":     {"auditlog", "bundle", "proto"},
 	"server/engine": {},
 	// What also runs without a server and its database.
 	"server/wire":       {"server/engine", "proto"},

@@ -12,35 +12,36 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cedarpost/cedarpost/logformat"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// exportSync is how often what was received is made durable.
+// exportSync is the time between two syncs of received rows to disk.
 const exportSync = time.Second
 
 type exportDecisionsCmd struct {
 	Format   string `help:"ndjson, csv or ocsf (default ${default})." enum:"ndjson,csv,ocsf" default:"ndjson" placeholder:"FORMAT"`
-	FromLeaf int64  `name:"from-leaf" help:"Begin at this place in the log (default ${default}, the beginning)." default:"0" placeholder:"N"`
+	FromLeaf int64  `name:"from-leaf" help:"Begin at the batch with this number in the log (default ${default}, the first one)." default:"0" placeholder:"N"`
 	Since    moment `help:"Begin at this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
 	Until    moment `help:"End before this time." placeholder:"TIME"`
-	Follow   bool   `help:"At the end wait for more, until interrupted."`
+	Follow   bool   `help:"At the end of the log, wait for more, until interrupted."`
 	To       string `help:"File to append to (default: stdout)." type:"path" placeholder:"FILE"`
-	Resume   string `help:"File to remember in how far the export is. When it is there, the export goes on behind what it has, and --from-leaf and --since do not count." type:"path" placeholder:"FILE"`
+	Resume   string `help:"File that keeps the progress of the export. If it exists, the export continues from there, and --from-leaf and --since are ignored." type:"path" placeholder:"FILE"`
 	adminFlags
 }
 
 // Help is the long help of export.
 func (*exportDecisionsCmd) Help() string {
-	return `The log comes whole, decisions and events, batch by batch in the order of the commits; docs/audit.md has the formats. What --since and --until leave out are whole batches, so some rows can lie outside.
+	return `Exports decisions and events, batch by batch in the order of the commits. docs/audit.md describes the formats. --since and --until leave out whole batches, so some exported rows can be outside of that time.
 
-The file of --to may be rotated while a follower writes it. When it was renamed or removed, the follower goes on with a new file of that name, within a second, or at once when it gets the signal SIGHUP. When it was cut off (logrotate's copytruncate), it goes on at the new end.
+With --follow, the file of --to may be rotated. If it is renamed or removed, the export continues in a new file of that name within a second, or at once on the signal SIGHUP. If it is cut off (copytruncate of logrotate), the export continues at its new end.
 
-With --resume, an export that broke off or was killed goes on after the last batch that is safe on disk, so each row comes at least once. With --to as well, what had been written of later batches is cut off the file first, so each row is in it exactly once; after a crash within a second of a rotation, some rows can be in the rotated file and in the new one. Both are made durable each second. The export refuses to go on with another log.
+With --resume, an export that broke off or was killed continues after the last batch that is safe on disk, so each row comes at least once. With --to as well, rows of later batches are first removed from the file, so each row is in it exactly once. Only after a crash within a second of a rotation can some rows be in both files. File and progress are synced to disk each second. The export refuses to continue with another log.
 
-A follower ends with exit code 1 when the server stops: start it again.`
+With --follow, the export ends with exit code 1 when the server stops: start it again.`
 }
 
-// export calls each for the batches of an export, in order.
+// export calls each for every batch of an export, in order.
 func (p *peer) export(ctx context.Context, req *cedarpostv1.ExportDecisionsRequest, each func(*cedarpostv1.ExportDecisionsResponse) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -87,7 +88,7 @@ func (e *exportDecisionsCmd) Run(ctx context.Context, c *console) (err error) {
 
 	req := &cedarpostv1.ExportDecisionsRequest{FromLeaf: e.FromLeaf, From: e.Since.timestamp(), To: e.Until.timestamp(), Follow: e.Follow}
 	if state.begun() {
-		// The last batch comes again, to see that it is the same.
+		// The last batch comes again, to check that this is the same log.
 		req.FromLeaf, req.From = state.Leaf, nil
 	}
 	x := &exporter{format: e.Format, out: out, state: state, file: e.Resume, resumed: !state.begun(), reopen: reopen}
@@ -96,7 +97,7 @@ func (e *exportDecisionsCmd) Run(ctx context.Context, c *console) (err error) {
 	}
 	err = x.run(ctx, admin, req)
 	if ctx.Err() != nil && e.Follow && x.failed == nil {
-		return nil // that is how it ends
+		return nil // the normal end
 	}
 	if err == nil && !x.resumed {
 		err = errOtherLog(e.Resume)
@@ -105,24 +106,24 @@ func (e *exportDecisionsCmd) Run(ctx context.Context, c *console) (err error) {
 }
 
 func errOtherLog(file string) error {
-	return fmt.Errorf("this is not the log that %s is of, or its newest batches were lost in a restore or a failover: begin again with new files for --out and --resume", file)
+	return fmt.Errorf("%s belongs to another log, or the newest batches of this one were lost in a restore or a failover: begin again with new files for --to and --resume", file)
 }
 
-// exporter turns batches into lines.
+// exporter writes batches as lines, and keeps the progress of the export.
 type exporter struct {
 	format  string
 	out     *sink
-	state   *exportState // what is safe, nil for nothing
-	file    string       // of the state, "" for none
-	resumed bool         // the batch of the state came, or there was none
+	state   *exportState // what is on disk, nil for nothing
+	file    string       // of the state, "" if it is not kept
+	resumed bool         // the batch of the state came again, or there was none
 	reopen  <-chan os.Signal
 
-	next   *exportState // what will be safe when it is synced, nil if nothing is new
+	next   *exportState // the state after the next sync, nil if nothing is new
 	failed error        // of writing
 }
 
-// begin says what there is before the first batch, so that what a crash leaves of it
-// is known not to be safe.
+// begin writes the state before the first batch comes. After a crash, an export then knows that
+// rows in the file are not safe.
 func (x *exporter) begin() error {
 	if x.file != "" && x.state == nil {
 		x.state = &exportState{Leaf: -1, File: x.out.path}
@@ -131,13 +132,13 @@ func (x *exporter) begin() error {
 		}
 	}
 	if x.format == "csv" {
-		x.out.head = csvHead
+		x.out.head = logformat.CSVHead()
 	}
 	x.out.moved = x.save
 	return nil
 }
 
-// save writes what is safe into the state, with the end of the file as it is now.
+// save writes the state, with the present end of the file.
 func (x *exporter) save() (err error) {
 	if x.file == "" {
 		return nil
@@ -151,8 +152,8 @@ func (x *exporter) save() (err error) {
 	return state.write(x.file)
 }
 
-// run receives in another goroutine, so that what came is made durable in time
-// however long the next batch is in coming.
+// run receives batches in another goroutine, so that received rows are synced in time even if the
+// next batch comes late.
 func (x *exporter) run(ctx context.Context, admin *peer, req *cedarpostv1.ExportDecisionsRequest) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -187,7 +188,7 @@ func (x *exporter) run(ctx context.Context, admin *peer, req *cedarpostv1.Export
 	}
 }
 
-// write adds a batch to what is to be made durable.
+// write adds the rows of a batch to the output. The next sync makes them durable.
 func (x *exporter) write(b *cedarpostv1.ExportDecisionsResponse) error {
 	sum := sha256.Sum256(b.GetHeader())
 	header := hex.EncodeToString(sum[:])
@@ -198,8 +199,8 @@ func (x *exporter) write(b *cedarpostv1.ExportDecisionsResponse) error {
 		x.resumed = true
 		return nil
 	}
-	for i, entry := range b.GetEntries() {
-		line, err := x.line(b.GetLeaf(), i, entry)
+	for i := range b.GetEntries() {
+		line, err := x.line(b, i)
 		if err != nil {
 			return fmt.Errorf("leaf %d: %w", b.GetLeaf(), err)
 		}
@@ -211,21 +212,19 @@ func (x *exporter) write(b *cedarpostv1.ExportDecisionsResponse) error {
 	return nil
 }
 
-func (x *exporter) line(leaf int64, row int, entry *cedarpostv1.LogEntry) (string, error) {
+// line returns a row of a batch in the format of the export.
+func (x *exporter) line(b *cedarpostv1.ExportDecisionsResponse, row int) (string, error) {
 	switch x.format {
 	case "csv":
-		return csvLine(leaf, row, entry)
+		return logformat.CSV(b, row)
 	case "ocsf":
-		return ocsfLine(leaf, row, entry)
+		version, _ := buildVersion()
+		return logformat.OCSF(b, row, version)
 	}
-	text, err := protoText(entry)
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprintf(`{"leaf":%d,"row":%d,%s`, leaf, row, text[1:]) + "\n", nil
+	return logformat.NDJSON(b, row)
 }
 
-// sync makes durable what was written, and only then says so in the state.
+// sync syncs the output, and then saves the state.
 func (x *exporter) sync() error {
 	if x.next == nil {
 		return nil
@@ -237,8 +236,8 @@ func (x *exporter) sync() error {
 	return x.save()
 }
 
-// care makes durable what was written, and goes on with another file if the one that
-// is written is not at its path any more, or if it is asked to.
+// care syncs the output, and continues in the file at the path if the open file is no longer
+// there, or if reopen is set.
 func (x *exporter) care(reopen bool) error {
 	if err := x.sync(); err != nil {
 		return err

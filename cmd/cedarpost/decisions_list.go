@@ -10,24 +10,25 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/cedarpost/cedarpost/logformat"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
 type listDecisionsCmd struct {
 	outputFlags
 	filterFlags
-	Limit  int  `help:"At most so many; 0 is all (default ${default})." default:"20" placeholder:"N"`
+	Limit  int  `help:"At most this many; 0 is all (default ${default})." default:"20" placeholder:"N"`
 	Follow bool `help:"Show decisions as they are recorded, until interrupted."`
 	adminFlags
 }
 
 // Help is the long help of list.
 func (*listDecisionsCmd) Help() string {
-	return filterHelp + ` With -o json, a line for each DecisionRecord of the API, and in it, as uses, the DecisionUses of an answer that was used again from a cache.
+	return filterHelp + ` With -o json, prints each DecisionRecord of the API as a line. If a client used the answer again from its cache, the record has the DecisionUses as uses.
 
-A row that is damaged in the database is shown as DAMAGED, with what is wrong with it in place of the policies (in JSON, as damaged), and its filters match by its columns.
+A row that is damaged in the database is shown as DAMAGED, with the damage in place of the policies (in JSON, as damaged). Filters then match the columns of its row.
 
-With --follow, decisions come in the order of their commits, oldest first, within about a second, from --since on (default: now, by this machine's clock) and without a limit. The whole log is read for it and filtered here, so no filter needs a time, and --masked-value cannot be given.`
+With --follow, each decision is shown within about a second of its commit, in the order of the commits, from --since on (default: now, by the clock of this machine). The client reads the whole log and filters it, so no filter needs a time, and --masked-value cannot be given.`
 }
 
 // Run lists.
@@ -84,7 +85,7 @@ func (l *listDecisionsCmd) Run(ctx context.Context, c *console) error {
 	return nil
 }
 
-// follow shows what the export brings, as far as it matches.
+// follow shows the decisions of an export that match.
 func (l *listDecisionsCmd) follow(ctx context.Context, c *console, admin *peer, req *cedarpostv1.QueryDecisionsRequest) error {
 	if req.GetMaskedValue() != "" {
 		return misuse("--masked-value cannot be given with --follow")
@@ -94,13 +95,13 @@ func (l *listDecisionsCmd) follow(ctx context.Context, c *console, admin *peer, 
 	}
 	err := admin.export(ctx, &cedarpostv1.ExportDecisionsRequest{From: req.From, To: req.To, Follow: true}, func(b *cedarpostv1.ExportDecisionsResponse) error {
 		for _, e := range b.GetEntries() {
-			d, bad := e.GetDecision(), damageOf(e)
-			// Whether a row that is damaged would match cannot be told, so all are shown.
+			d, bad := e.GetDecision(), logformat.DamageOf(e)
+			// Nobody can tell whether a damaged row would match, so all of them are shown.
 			if bad == nil && (d == nil || !matches(req, d)) {
 				continue
 			}
 			if l.json() {
-				var m proto.Message = e // of an event, and of a row that is missing
+				var m proto.Message = e // a damaged event, or a missing row
 				if d != nil {
 					m = d
 				}
@@ -111,7 +112,7 @@ func (l *listDecisionsCmd) follow(ctx context.Context, c *console, admin *peer, 
 			}
 			var row []string
 			if bad != nil {
-				row = bad.cells(len(listColumns))
+				row = damagedRow(bad, len(listColumns))
 			} else {
 				row = decisionRow(d)
 			}
@@ -124,18 +125,18 @@ func (l *listDecisionsCmd) follow(ctx context.Context, c *console, admin *peer, 
 	})
 	select {
 	case <-ctx.Done():
-		return nil // that is how it ends
+		return nil // the normal end
 	default:
 		return err
 	}
 }
 
-// listColumns are those of the list; the follower leaves REUSED out.
+// listColumns are the columns of both. The list has REUSED as well.
 var listColumns = []string{"TIME", "DECISION", "PRINCIPAL", "ACTION", "RESOURCE", "DENIED AT", "POLICIES", "ID"}
 
 func decisionRow(d *cedarpostv1.DecisionRecord) []string {
-	if bad := damageOf(&cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Decision{Decision: d}}); bad != nil {
-		return bad.cells(len(listColumns))
+	if bad := logformat.DamageOf(&cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Decision{Decision: d}}); bad != nil {
+		return damagedRow(bad, len(listColumns))
 	}
 	at, policies := "", policyTexts(d.GetDeterminingPolicies())
 	if d.DeniedAt != nil {

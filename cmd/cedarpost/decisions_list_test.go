@@ -12,9 +12,17 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// --follow filters here as a query does there.
+// The filters of --follow, which the client applies, match as those of a query.
 func TestMatches(t *testing.T) {
 	type request = cedarpostv1.QueryDecisionsRequest
+	at := timestamppb.New(time.Date(2026, 3, 4, 5, 6, 7, 890e6, time.UTC))
+	uidOf := func(typ, id string) *cedarpostv1.EntityUid { return &cedarpostv1.EntityUid{Type: typ, Id: id} }
+	decision := &cedarpostv1.DecisionRecord{
+		Time: at, Revision: 7, Caller: "shop", RequestId: "req-1", TraceId: "4bf92f3577b34da6a3ce929d0e0e4736",
+		Principal: uidOf("Shop::User", "bob"), Action: uidOf("Shop::Action", "ViewOrder"), Resource: uidOf("Shop::Order", "42"),
+		Decision: cedarpostv1.Decision_ALLOW, Fields: &cedarpostv1.Fields{Permitted: []string{"id"}, Denied: []string{"internal.notes"}},
+		DeterminingPolicies: []*cedarpostv1.PolicyRef{{Bundle: "shop", Id: "owner-views"}, {Bundle: "shop", Id: "owner-fields"}},
+	}
 	before, after := timestamppb.New(at.AsTime().Add(-time.Millisecond)), timestamppb.New(at.AsTime().Add(time.Millisecond))
 	for name, c := range map[string]struct{ yes, no *request }{
 		"from":      {&request{From: at}, &request{From: after}},
@@ -33,13 +41,13 @@ func TestMatches(t *testing.T) {
 		"field":     {&request{Field: "internal.notes"}, &request{Field: "internal"}},
 		"both":      {&request{Caller: "shop", Field: "id"}, &request{Caller: "shop", Field: "total"}},
 	} {
-		if !matches(c.yes, oneDecision()) || matches(c.no, oneDecision()) {
-			t.Errorf("%s: %v, %v", name, matches(c.yes, oneDecision()), matches(c.no, oneDecision()))
+		if !matches(c.yes, decision) || matches(c.no, decision) {
+			t.Errorf("%s: %v, %v", name, matches(c.yes, decision), matches(c.no, decision))
 		}
 	}
 }
 
-// testListFollow: what is decided while somebody follows is shown soon.
+// testListFollow: --follow shows new decisions soon.
 func testListFollow(sh *shell) func(*testing.T) {
 	return func(t *testing.T) {
 		out := &syncBuffer{}

@@ -5,17 +5,18 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cedarpost/cedarpost/logformat"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// decision prints a record as JSON, with its uses in it if there are any.
+// decision prints a record as JSON. It has a member uses if the answer was used again.
 func (c *console) decision(d *cedarpostv1.DecisionRecord, uses *cedarpostv1.DecisionUses) error {
-	text, err := protoText(d)
+	text, err := logformat.JSON(d)
 	if err != nil {
 		return err
 	}
 	if uses != nil {
-		more, err := protoText(uses)
+		more, err := logformat.JSON(uses)
 		if err != nil {
 			return err
 		}
@@ -25,7 +26,7 @@ func (c *console) decision(d *cedarpostv1.DecisionRecord, uses *cedarpostv1.Deci
 	return err
 }
 
-// hitsText is how often an answer was used again, in a table.
+// hitsText returns how often an answer was used again, for a table.
 func hitsText(u *cedarpostv1.DecisionUses) string {
 	switch {
 	case u == nil:
@@ -36,7 +37,7 @@ func hitsText(u *cedarpostv1.DecisionUses) string {
 	return fmt.Sprint(u.GetHits())
 }
 
-// usesText is the same in words; "" for never.
+// usesText returns how often and when an answer was used again; "" for never.
 func usesText(u *cedarpostv1.DecisionUses) string {
 	if u == nil {
 		return ""
@@ -47,29 +48,6 @@ func usesText(u *cedarpostv1.DecisionUses) string {
 	}
 	if u.GetFirst() != nil {
 		text += fmt.Sprintf(", %s to %s", u.GetFirst().AsTime().Local().Format(time.DateTime), u.GetLast().AsTime().Local().Format(time.DateTime))
-	}
-	return text
-}
-
-// reuseText sums up a report.
-func reuseText(r *cedarpostv1.ReuseReport) string {
-	hits, _, _ := sumOf(r.GetReuses(), (*cedarpostv1.Reuse).GetHits)
-	text := fmt.Sprintf("%s of %s", count(hits, "use", "uses"), count(len(r.GetReuses()), "decision", "decisions"))
-	if r.GetLost() > 0 {
-		text += fmt.Sprintf(", %d lost", r.GetLost())
-	}
-	if r.GetRefused() > 0 {
-		text += fmt.Sprintf(", %d refused", r.GetRefused())
-	}
-	return text
-}
-
-// failedOpenText sums up what went through without an answer.
-func failedOpenText(f *cedarpostv1.FailedOpen) string {
-	checks, _, _ := sumOf(f.GetFailOpens(), (*cedarpostv1.FailOpen).GetCount)
-	text := count(checks, "check", "checks") + " let through"
-	if list := f.GetFailOpens(); len(list) > 0 {
-		text += fmt.Sprintf(": %s (%s)", list[0].GetReason(), list[0].GetCode())
 	}
 	return text
 }

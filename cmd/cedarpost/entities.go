@@ -2,18 +2,20 @@ package main
 
 import (
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/cedarpost/cedarpost/logformat"
 )
 
 type entitiesCmd struct {
-	Import  importCmd        `cmd:"" help:"Put entities from a file."`
-	Get     getEntityCmd     `cmd:"" help:"Read one entity."`
+	Import  importCmd        `cmd:"" help:"Create or replace entities from a file."`
+	Get     getEntityCmd     `cmd:"" help:"Print one entity."`
 	List    listEntitiesCmd  `cmd:"" help:"List entities by type and id."`
-	History entityHistoryCmd `cmd:"" help:"List who changed which entity when, newest first."`
+	History entityHistoryCmd `cmd:"" help:"List which entities changed, when, and by which caller, newest first."`
 }
 
 const maxPage = 1000
 
-// pageOf is the size of the next page, when so many were seen of a limit.
+// pageOf returns the size of the next page, when seen entries of limit are done.
 func pageOf(limit, seen int) int32 {
 	if limit == 0 {
 		return maxPage
@@ -21,12 +23,12 @@ func pageOf(limit, seen int) int32 {
 	return int32(min(limit-seen, maxPage))
 }
 
-// structText is a record as JSON, "" if it is empty.
+// structText returns a record as JSON, "" if it is empty.
 func structText(s *structpb.Struct) string {
 	if len(s.GetFields()) == 0 {
 		return ""
 	}
-	text, err := protoText(s)
+	text, err := logformat.JSON(s)
 	if err != nil {
 		return err.Error()
 	}

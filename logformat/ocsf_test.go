@@ -1,4 +1,4 @@
-package main
+package logformat
 
 import (
 	"encoding/json"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +13,9 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/google/uuid"
+
+	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
@@ -31,6 +33,16 @@ func oneDecision() *cedarpostv1.DecisionRecord {
 		DeterminingPolicies: []*cedarpostv1.PolicyRef{{Bundle: "shop", Id: "owner-views"}, {Bundle: "shop", Id: "owner-fields"}},
 		RequestId:           "req-1", TraceId: "4bf92f3577b34da6a3ce929d0e0e4736", Engine: "e",
 	}
+}
+
+// batchOf returns leaf 5 of a log, with an entry as its row 1.
+func batchOf(e *cedarpostv1.LogEntry) *cedarpostv1.ExportDecisionsResponse {
+	header := auditlog.Header{Batch: uuid.New(), Writer: uuid.New(), Server: "pdp-1", Mode: auditlog.Strict, Made: time.UnixMilli(1772600770001)}
+	return &cedarpostv1.ExportDecisionsResponse{Leaf: 5, Header: header.Bytes(), Entries: []*cedarpostv1.LogEntry{missingEntry(), e}}
+}
+
+func missingEntry() *cedarpostv1.LogEntry {
+	return &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Missing{Missing: "not there"}}
 }
 
 func decisionEntry(change func(*cedarpostv1.DecisionRecord)) *cedarpostv1.LogEntry {
@@ -236,7 +248,7 @@ func TestOCSF(t *testing.T) {
 		t.Errorf("not tried: %v", kinds)
 	}
 	for _, c := range entries {
-		line, err := ocsfLine(5, 1, c.entry)
+		line, err := OCSF(batchOf(c.entry), 1, "v1")
 		if err != nil || strings.Count(line, "\n") != 1 {
 			t.Fatalf("%s: %q, %v", c.name, line, err)
 		}
@@ -276,27 +288,27 @@ func TestOCSF(t *testing.T) {
 	}
 }
 
-// Each kind of event can be asked for.
-func TestKindsOfEvents(t *testing.T) {
-	field, _ := reflect.TypeFor[eventsCmd]().FieldByName("Kind")
-	kinds := strings.Split(field.Tag.Get("enum"), ",")
-	for n, name := range cedarpostv1.EventRecord_Kind_name {
-		name = strings.ToLower(name)
-		if n != 0 && (!slices.Contains(kinds, name) || !strings.Contains(field.Tag.Get("help"), name)) {
-			t.Errorf("events --kind does not know %s", name)
-		}
-	}
-}
-
+// A missing row has no time of its own, and the schema requires one: it has that of its batch.
+// If the header of the batch is damaged as well, the row has no time rather than a wrong one.
 func TestOCSFMissing(t *testing.T) {
-	line, err := ocsfLine(5, 1, &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Missing{Missing: "not there"}})
-	var o map[string]any
-	if err := errors.Join(err, json.Unmarshal([]byte(line), &o)); err != nil {
-		t.Fatal(err)
-	}
-	checkOCSF(t, "missing", o, "", "6003")
-	if !strings.Contains(line, "leaf 5 row 1") || !strings.Contains(line, "missing: not there") {
-		t.Error(line)
+	b := batchOf(missingEntry())
+	for header, want := range map[string]float64{string(b.GetHeader()): 1772600770001, "damaged": 0} {
+		b.Header = []byte(header)
+		line, err := OCSF(b, 1, "v1")
+		var o map[string]any
+		if err := errors.Join(err, json.Unmarshal([]byte(line), &o)); err != nil {
+			t.Fatal(err)
+		}
+		if want == 0 {
+			if _, ok := o["time"]; ok {
+				t.Errorf("a time that is not known: %s", line)
+			}
+			continue
+		}
+		checkOCSF(t, "missing", o, "", "6003")
+		if o["time"] != want || !strings.Contains(line, "leaf 5 row 1") || !strings.Contains(line, "missing: not there") {
+			t.Error(line)
+		}
 	}
 }
 
