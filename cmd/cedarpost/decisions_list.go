@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -17,7 +18,7 @@ import (
 type listDecisionsCmd struct {
 	outputFlags
 	filterFlags
-	Limit  int  `help:"At most this many; 0 is all (default ${default})." default:"20" placeholder:"N"`
+	Limit  int  `help:"At most this many; 0 is all (default ${default}). Not with --follow." default:"20" placeholder:"N"`
 	Follow bool `help:"Show decisions as they are recorded, until interrupted."`
 	adminFlags
 }
@@ -28,17 +29,20 @@ func (*listDecisionsCmd) Help() string {
 
 A row that is damaged in the database is shown as DAMAGED, with the damage in place of the policies (in JSON, as damaged). Filters then match the columns of its row.
 
-With --follow, each decision is shown within about a second of its commit, in the order of the commits, from --since on (default: now, by the clock of this machine). The client reads the whole log and filters it, so no filter needs a time, and --masked-value cannot be given.`
+With --follow, each decision is shown within about a second of its commit, in the order of the commits, from --since on (default: now, by the clock of this machine). The client reads the whole log and filters it, so no filter needs a time, and --masked-value and --limit cannot be given.`
 }
 
 // Run lists.
-func (l *listDecisionsCmd) Run(ctx context.Context, c *console) error {
+func (l *listDecisionsCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	req, err := l.request()
 	if err != nil {
 		return err
 	}
 	if l.Limit < 0 {
 		return misuse("--limit must not be negative")
+	}
+	if l.Follow && onCommandLine(k, "limit") {
+		return misuse("--limit cannot be given with --follow, which shows decisions until it is interrupted")
 	}
 	admin, err := l.dial()
 	if err != nil {

@@ -26,6 +26,8 @@ func TestWrongUsageExits2(t *testing.T) {
 		{"decisions --decision maybe", `must be one of`},
 		{"decisions --policy owner-views", `is not bundle/id`},
 		{"decisions -o xml", `must be one of`},
+		{"decisions --follow --limit 20", `--limit cannot be given with --follow`},
+		{"decisions list --limit=5 --follow", `--limit cannot be given with --follow`},
 		{"serve", `no database: set CEDARPOST_DATABASE_URL`},
 		{"serve --database-url a --database-url-file b", `give one`},
 		{"serve --tls-cert x", `--tls-key`},
