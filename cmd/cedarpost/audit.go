@@ -7,23 +7,22 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
-	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 )
 
 type auditCmd struct {
 	Verify     verifyCmd     `cmd:"" help:"Recompute the log in a database, and compare it with its checkpoints."`
-	Witness    witnessCmd    `cmd:"" help:"Keep checkpoints elsewhere, and cry when the log contradicts them."`
+	Witness    witnessCmd    `cmd:"" help:"Keep checkpoints outside of the service, and report a log that contradicts them."`
 	Prove      proveCmd      `cmd:"" help:"Prove that one record is in the log."`
 	Checkpoint checkpointCmd `cmd:"" help:"Print the newest signed checkpoint."`
-	Truncate   truncateCmd   `cmd:"" help:"State that the newest batches were lost, as after a failover, so that the log can be signed again."`
-	Keygen     keygenCmd     `cmd:"" help:"Make a key to sign checkpoints with."`
+	Truncate   truncateCmd   `cmd:"" help:"After a failover or a restore that lost the newest batches, sign a statement of it, so that servers sign the log again."`
+	Keygen     keygenCmd     `cmd:"" help:"Make a key that signs checkpoints."`
 }
 
 // keyFlags say which keys a checkpoint must be signed with.
 type keyFlags struct {
-	VerifierKey     []string `help:"Key that checkpoints must be signed with, as keygen prints it; may be repeated." env:"CEDARPOST_VERIFIER_KEY" sep:" " placeholder:"KEY"`
+	VerifierKey     []string `help:"Key that must have signed checkpoints, as keygen prints it; may be repeated." env:"CEDARPOST_VERIFIER_KEY" sep:" " placeholder:"KEY"`
 	VerifierKeyFile string   `help:"File with such keys, one on each line." env:"CEDARPOST_VERIFIER_KEY_FILE" type:"path" placeholder:"FILE"`
 }
 
@@ -46,7 +45,7 @@ func (f *keyFlags) verifiers() (keys []note.Verifier, err error) {
 	return keys, nil
 }
 
-// required is verifiers, and wrong usage if there are none.
+// required returns the verifiers, and an error of wrong usage if there are none.
 func (f *keyFlags) required() ([]note.Verifier, error) {
 	keys, err := f.verifiers()
 	if err == nil && len(keys) == 0 {
@@ -55,17 +54,7 @@ func (f *keyFlags) required() ([]note.Verifier, error) {
 	return keys, err
 }
 
-func proofOf(list [][]byte) (hashes []tlog.Hash, ok bool) {
-	for _, h := range list {
-		if len(h) != tlog.HashSize {
-			return nil, false
-		}
-		hashes = append(hashes, tlog.Hash(h))
-	}
-	return hashes, true
-}
-
-// truncatedText shows a statement of truncation in one line.
+// truncatedText returns a statement of truncation as one line of text.
 func truncatedText(t auditlog.Truncation) string {
 	return clean(fmt.Sprintf("%d signed batches were lost, from %d down to %d, as %s stated at %s: %s",
 		t.Lost(), t.From.Size, t.To.Size, t.Operator, t.Time.Format(time.RFC3339), t.Reason))

@@ -11,7 +11,7 @@ type checkpointCmd struct {
 	adminFlags
 }
 
-// Run prints the note as it is signed.
+// Run prints the signed note as it is.
 func (p *checkpointCmd) Run(ctx context.Context, c *console) error {
 	admin, err := p.dial()
 	if err != nil {

@@ -13,13 +13,13 @@ import (
 )
 
 type keygenCmd struct {
-	Name string `help:"Name of the log, which checkpoints begin with: a host name and a path, like audit.example.org/cedarpost. A key that takes the place of another one has the same name." required:"" placeholder:"NAME"`
-	File string `arg:"" help:"File for the private key, which must not exist." type:"path"`
+	Name string `help:"Name of the log, with which its checkpoints begin: a host name and a path, like audit.example.org/cedarpost. A key that replaces another one has the same name." required:"" placeholder:"NAME"`
+	File string `arg:"" help:"File for the private key. It must not exist yet." type:"path"`
 }
 
 // Help is the long help of keygen.
 func (*keygenCmd) Help() string {
-	return `Writes the private key to the file (mode 0600) for serve --audit-key-file, and prints the verifier key, which everybody may know and verifiers need.`
+	return `Writes the private key to the file (mode 0600) for serve --audit-key-file, and prints the verifier key. Verifiers need the verifier key, and it is no secret.`
 }
 
 // Run makes a key.
@@ -42,7 +42,7 @@ func makeAuditKey(file, name string) (verifier string, err error) {
 	}
 	secret, verifier, err := note.GenerateKey(rand.Reader, name)
 	if err == nil {
-		_, err = note.NewVerifier(verifier) // knows which names are good
+		_, err = note.NewVerifier(verifier) // it refuses names that GenerateKey accepts
 	}
 	if err != nil {
 		return "", fmt.Errorf("%q cannot name a log: %w", name, err)

@@ -18,7 +18,7 @@ type proveCmd struct {
 
 // Help is the long help of prove.
 func (*proveCmd) Help() string {
-	return `Asks for a proof and checks it here: the row in its batch, the batch in the log, and the signature of the checkpoint, if a verifier key is given. With -o json, the GetInclusionProofResponse of the API, for another verifier.`
+	return `Asks the service for a proof, and verifies it: that the row is in its batch, that the batch is in the log, and, if a verifier key is given, the signature of the checkpoint. With -o json, prints the GetInclusionProofResponse of the API, for other verifiers.`
 }
 
 // Run proves.
@@ -35,8 +35,8 @@ func (p *proveCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	rowProof, ok := proofOf(res.GetRowProof())
-	proof, ok2 := proofOf(res.GetProof())
+	rowProof, ok := auditlog.Hashes(res.GetRowProof())
+	proof, ok2 := auditlog.Hashes(res.GetProof())
 	if !ok || !ok2 {
 		return errors.New("the proof is malformed")
 	}
@@ -61,7 +61,7 @@ func (p *proveCmd) Run(ctx context.Context, c *console) error {
 	c.pair("record", fmt.Sprintf("%d bytes, row %d of batch %d", len(in.Record), in.Row, in.Leaf))
 	c.pair("checkpoint", fmt.Sprintf("%s, %d batches, root %s", checkpoint.Origin, checkpoint.Size, checkpoint.Root))
 	if len(keys) == 0 {
-		c.pair("signature", "not looked at: no verifier key")
+		c.pair("signature", "not verified: no verifier key")
 	} else {
 		c.pair("signature", "verified")
 	}

@@ -13,21 +13,21 @@ import (
 
 type truncateCmd struct {
 	databaseFlags
-	AuditKeyFile        []string `help:"Private key of the log, as given to serve. While keys rotate, both keys with a space in between." required:"" env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE"`
+	AuditKeyFile        []string `help:"Private key of the log, as for serve. While keys rotate, both keys, separated by a space." required:"" env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE"`
 	AuditCheckpointFile string   `help:"Checkpoint file of the server that refuses to sign. The statement is added to it." required:"" env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE"`
 	Operator            string   `help:"Name of the person who makes the statement, for the record: one line." required:"" placeholder:"WHO"`
 	Reason              string   `help:"Why the batches are lost, for the record: one line." required:"" placeholder:"WHY"`
-	Confirm             bool     `help:"Sign the statement. Without it, only what it would say is printed."`
+	Confirm             bool     `help:"Sign the statement. Without this flag, it is only printed."`
 }
 
 // Help is the long help of truncate.
 func (*truncateCmd) Help() string {
-	return `After a failover or a recovery that lost the newest batches, servers refuse to sign: the log contradicts the checkpoint file. This command compares the batches in the database with the checkpoints in the file, and signs a statement that the log goes on from the last checkpoint that holds. The statement is added to the file and recorded in the log; verify and witness accept it, and show it. Servers then sign again with the same key, within ten seconds.
+	return `After a failover or a restore that lost the newest batches, servers refuse to sign, because the log contradicts the checkpoint file. This command compares the batches in the database with the checkpoints in the file, and signs a statement that the log continues from the last checkpoint that matches. The statement is added to the file and recorded in the log. The commands verify and witness accept it, and show it. Servers sign again with the same key within ten seconds.
 
-It refuses where nothing is lost, where no signed checkpoint matches the database, and where the database contradicts a checkpoint that it holds itself. Whoever has the key can make such a statement; the number of lost batches, the operator and the reason stay on record. Run it once for each loss, with the file of the server that signed last: other servers find the statement in the log.`
+The command refuses if nothing is lost, if no signed checkpoint matches the database, or if the database contradicts a checkpoint of its own. Everybody who has the key can make such a statement; the number of lost batches, the operator and the reason stay on record. Run it once for each loss, with the file of the server that signed last. The other servers find the statement in the log.`
 }
 
-// Run prints what the statement says, and with --confirm makes it.
+// Run prints the statement, and signs it with --confirm.
 func (f *truncateCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	url, err := f.required(k)
 	if err != nil {

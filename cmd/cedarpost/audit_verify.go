@@ -19,21 +19,21 @@ type verifyCmd struct {
 	outputFlags
 	databaseFlags
 	keyFlags
-	Since        moment   `help:"Only rows from this time on, beside all headers, the tree and all checkpoints: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
-	MinRetention span     `help:"How long after its end a day of the log is kept at least, as the database's table log_retention says: records that a younger day was dropped are not accepted (default ${default})." default:"30d" placeholder:"DURATION"`
-	History      bool     `help:"Also compare the stored entities, bundles and API keys with what the log says of them. Not with --since."`
-	Against      []string `help:"File with checkpoints that were kept elsewhere, and statements of truncation, by serve --audit-checkpoint-file or by audit witness; may be repeated." type:"path" sep:"none" placeholder:"FILE"`
+	Since        moment   `help:"Verify only rows from this time on, but all headers, the whole tree and all checkpoints: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
+	MinRetention span     `help:"How long a day of the log is kept at least after its end, as the table log_retention of the database says. Events that a younger day was dropped are not accepted (default ${default})." default:"30d" placeholder:"DURATION"`
+	History      bool     `help:"Also compare the stored entities, bundles and API keys with their events in the log. Not with --since."`
+	Against      []string `help:"File with checkpoints and statements of truncation that serve --audit-checkpoint-file or audit witness kept outside of the database; may be repeated." type:"path" sep:"none" placeholder:"FILE"`
 }
 
 // Help is the long help of verify.
 func (*verifyCmd) Help() string {
-	return `Recomputes each row from its bytes, each batch from its rows and the tree from its batches, compares the columns with the records, looks for rows that belong to no batch, and compares the tree with every checkpoint. It reads the database itself, as a role that may read the log, and trusts no server. What is not in order is listed, and the exit code is 1.
+	return `Recomputes each row from its bytes, each batch from its rows and the tree from its batches, compares the columns with the records, looks for rows that belong to no batch, and compares the tree with every checkpoint. It reads the database itself, as a role that may read the log, and trusts no server. If it finds faults, it lists them, and the exit code is 1.
 
-Rows may be missing only where the log proves that their whole day was dropped, at least --min-retention after the day's end.
+Rows may be missing only if the log proves that their whole day was dropped, at least --min-retention after the end of the day.
 
-With --history, each stored version of an entity and of a bundle and each API key must be what its event in the log says. It begins at the first state root in the log, or at the empty database; what was stored before that, and what is older than history is kept, cannot be proven.
+With --history, each stored version of an entity or a bundle and each API key must be as its event in the log says. The comparison begins at the first state root in the log, or at the empty database. What was stored before that, or is older than the history retention, cannot be proven.
 
-Without --against, a log that was cut off or replaced as a whole, checkpoints and all, can pass. Without a verifier key, signatures are not looked at. docs/audit.md says what is proven.`
+Without --against, a log that was cut off or replaced as a whole, with its checkpoints, can pass. Without a verifier key, signatures are not verified. docs/audit.md says what is proven.`
 }
 
 // Run verifies.
@@ -139,11 +139,11 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 		if done.Dropped > 0 {
 			c.pair("dropped", fmt.Sprintf("%d rows of days that were dropped, as the log proves", done.Dropped))
 		}
-		signatures := "signatures not looked at: no verifier key"
+		signatures := "signatures not verified: no verifier key"
 		if len(keys) > 0 {
 			signatures = "signatures verified"
 		}
-		elsewhere := "nothing kept elsewhere was compared (--against): a log that was cut off or replaced as a whole can look like this"
+		elsewhere := "none kept elsewhere was compared (--against): a log that was cut off or replaced as a whole can pass like this"
 		if kept > 0 {
 			elsewhere = fmt.Sprintf("%d kept elsewhere", kept)
 		}
@@ -159,7 +159,7 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 	return nil
 }
 
-// printHistory says what of the stored history was compared with the log.
+// printHistory prints which part of the stored history was compared with the log.
 func printHistory(c *console, h *server.HistoryVerified) {
 	base := "the empty database"
 	if h.Base > 0 {
@@ -175,8 +175,8 @@ func printHistory(c *console, h *server.HistoryVerified) {
 		count(h.Bundles, "version of a bundle", "versions of bundles"), count(h.Keys, "API key", "API keys")))
 }
 
-// unsignedNormal is for how long the newest batches may be without a checkpoint while
-// all is well. It allows for a change of the server that signs.
+// unsignedNormal is how long the newest batches can be without a checkpoint in normal operation:
+// until another server takes over the signing.
 const unsignedNormal = time.Minute
 
 // checkpointsIn reads the checkpoints of a file.
