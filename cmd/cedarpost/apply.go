@@ -18,16 +18,16 @@ import (
 type applyCmd struct {
 	outputFlags
 	Dir    string `arg:"" help:"Bundle folder." type:"path"`
-	Name   string `help:"Name of the bundle, when bundle.yaml does not say it (default: the name of the folder)." placeholder:"NAME"`
-	DryRun bool   `help:"Check against the server's bundles and data, and publish nothing."`
+	Name   string `help:"Name of the bundle, if bundle.yaml does not give it (default: the name of the folder)." placeholder:"NAME"`
+	DryRun bool   `help:"Check the bundle against the bundles and the data of the server, and publish nothing."`
 	adminFlags
 }
 
 // Help is the long help of apply.
 func (*applyCmd) Help() string {
-	return `Publishes the folder in place of the bundle of the same name; other bundles, and entities, stay as they are. A bundle that does not check is refused whole, with what was found on stderr.
+	return `Publishes the folder in place of the bundle of the same name. Other bundles and all entities stay as they are. If a check fails, nothing is published, and the findings are on stderr.
 
-Exits with 3 if it does not compile or validate, would break another bundle or does not fit stored entities, and with 4 if nothing but tests failed.`
+Exits with 3 if the bundle does not compile or validate, would break another bundle, or does not fit the stored entities, and with 4 if only tests failed.`
 }
 
 // Run publishes.
@@ -61,7 +61,7 @@ func (a *applyCmd) Run(ctx context.Context, c *console) error {
 	case a.DryRun:
 		outcome = "checked, nothing was published (dry run)"
 	case !res.GetPublished():
-		outcome = "nothing changed, this is what is published already"
+		outcome = "nothing changed, the same is published already"
 	}
 	fmt.Fprintf(c.out, "%s: %s\n", clean(res.GetBundle().GetName()), outcome)
 	if !a.DryRun {
@@ -73,7 +73,7 @@ func (a *applyCmd) Run(ctx context.Context, c *console) error {
 	return nil
 }
 
-// refused explains an error of an upload, by its findings where it has some.
+// refused explains an error of an upload. If it has findings, they are printed.
 func (a *applyCmd) refused(c *console, admin *peer, err error) error {
 	var e *connect.Error
 	if !errors.As(err, &e) {
@@ -124,6 +124,6 @@ func upload(ctx context.Context, admin *peer, name string, dryRun bool, files []
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	// After io.EOF the server has answered already, and says here what.
+	// io.EOF means that the server has answered before the end of the upload.
 	return stream.CloseAndReceive()
 }

@@ -14,17 +14,17 @@ import (
 
 type authorizeCmd struct {
 	outputFlags
-	Principal       uid      `required:"" help:"Who acts: Shop::User::bob, or in Cedar text, 'Shop::User::\"bob\"'." placeholder:"UID"`
-	Action          uid      `required:"" help:"What it wants to do: Shop::Action::ViewOrder." placeholder:"UID"`
-	Resource        uid      `required:"" help:"On what: Shop::Order::42." placeholder:"UID"`
+	Principal       uid      `required:"" help:"The entity that acts: Shop::User::bob, or as Cedar text, 'Shop::User::\"bob\"'." placeholder:"UID"`
+	Action          uid      `required:"" help:"The action: Shop::Action::ViewOrder." placeholder:"UID"`
+	Resource        uid      `required:"" help:"The entity that is acted on: Shop::Order::42." placeholder:"UID"`
 	Context         string   `help:"The context as JSON, or @FILE." placeholder:"JSON"`
-	Fields          []string `help:"Fields of the resource that are asked for, or all." placeholder:"PATH"`
-	RequireAll      bool     `help:"Deny unless every one of the fields is permitted, as for a write."`
+	Fields          []string `help:"Fields of the resource to ask for, or all." placeholder:"PATH"`
+	RequireAll      bool     `help:"Deny unless all of the fields are permitted, as for a write."`
 	Entities        string   `help:"File with entities that exist in this request only, in Cedar's JSON." placeholder:"FILE" type:"path"`
-	RequestID       string   `name:"request-id" help:"Your id of the request, for the record." placeholder:"ID"`
-	AtLeastAsFresh  string   `help:"Decide at this revision or later: the token that a write gave back." placeholder:"TOKEN" xor:"freshness"`
+	RequestID       string   `name:"request-id" help:"Id of the request, for the record." placeholder:"ID"`
+	AtLeastAsFresh  string   `help:"Decide at this revision or later: the token that a write returned." placeholder:"TOKEN" xor:"freshness"`
 	FullyConsistent bool     `help:"Decide on what is committed now." xor:"freshness"`
-	Explain         bool     `help:"Also say of each policy what it came to, and why."`
+	Explain         bool     `help:"Also print the outcome of each policy, and why."`
 	apiFlags
 }
 
@@ -34,7 +34,7 @@ func (*authorizeCmd) Help() string {
 
   cedarpost authorize --principal Shop::User::bob --action Shop::Action::ViewOrder --resource Shop::Order::42 --context '{"mfa": true}' --fields all
 
-In the shorthand without quotes, what follows the last :: is the id. With -o json, the AuthorizeResponse of the API. Exits with 5 if the decision is DENY; an error is never a decision.`
+Without quotes, the id is the text after the last ::. With -o json, prints the AuthorizeResponse of the API. Exits with 5 if the decision is DENY. An error is never a decision.`
 }
 
 // Run asks and prints.
@@ -62,7 +62,7 @@ func (a *authorizeCmd) Run(ctx context.Context, c *console) error {
 			c.printExplanation(res.GetExplanation())
 		}
 	}
-	// Whatever is not plainly an allow is a deny.
+	// Any decision other than ALLOW counts as a denial.
 	if err == nil && res.GetDecision() != cedarpostv1.Decision_ALLOW {
 		return exitWith(codeDenied)
 	}
@@ -108,7 +108,7 @@ func (a *authorizeCmd) request() (*cedarpostv1.AuthorizeRequest, error) {
 	return req, nil
 }
 
-// parseContext reads a JSON object, from a file after "@".
+// parseContext reads a JSON object, from a file if the text begins with "@".
 func parseContext(s string) (*structpb.Struct, error) {
 	text := []byte(s)
 	if file, ok := strings.CutPrefix(s, "@"); ok {

@@ -44,6 +44,6 @@ func (c *console) printExplanation(x *cedarpostv1.Explanation) {
 		}
 	}
 	if n := x.GetOmitted(); n > 0 {
-		fmt.Fprintf(c.out, "\nand %s that the list leaves out\n", count(n, "policy", "policies"))
+		fmt.Fprintf(c.out, "\nand %s that this list leaves out\n", count(n, "policy", "policies"))
 	}
 }

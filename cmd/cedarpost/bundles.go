@@ -24,7 +24,7 @@ type listBundlesCmd struct {
 	adminFlags
 }
 
-// Run lists. In JSON, a line for each bundle.
+// Run lists the bundles. As JSON, each bundle is a line.
 func (l *listBundlesCmd) Run(ctx context.Context, c *console) error {
 	admin, err := l.dial()
 	if err != nil {
@@ -60,7 +60,7 @@ type getBundleCmd struct {
 	adminFlags
 }
 
-// Run fetches. In JSON, the description of the bundle.
+// Run fetches the bundle. As JSON, it prints the description of the bundle.
 func (g *getBundleCmd) Run(ctx context.Context, c *console) error {
 	admin, err := g.dial()
 	if err != nil {

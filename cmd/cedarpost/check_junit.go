@@ -9,8 +9,8 @@ import (
 	"github.com/cedarpost/cedarpost/bundle"
 )
 
-// JUnit's XML is what CI systems read test results from: a suite for each folder,
-// a case for each test, and one more for the folder's findings.
+// CI systems read test results as JUnit XML. Each folder is a suite, with a case for each test and
+// one for the findings of the folder.
 type (
 	junitSuites struct {
 		XMLName xml.Name     `xml:"testsuites"`
@@ -34,7 +34,7 @@ type (
 	}
 )
 
-// writeJUnit prints what was checked as JUnit XML.
+// writeJUnit prints the results as JUnit XML.
 func writeJUnit(w io.Writer, list []checked) error {
 	var out junitSuites
 	for i := range list {

@@ -8,11 +8,11 @@ const databaseURLEnv = "CEDARPOST_DATABASE_URL"
 
 // databaseFlags say which database to use.
 type databaseFlags struct {
-	DatabaseURL     string `name:"database-url" help:"Postgres URL. Other users of this machine can read it in the list of processes; the environment and a file they cannot." env:"CEDARPOST_DATABASE_URL" placeholder:"URL" group:"server"`
+	DatabaseURL     string `name:"database-url" help:"Postgres URL. Other users of this machine can see the arguments of a process, so rather use the environment or a file." env:"CEDARPOST_DATABASE_URL" placeholder:"URL" group:"server"`
 	DatabaseURLFile string `name:"database-url-file" help:"File with the Postgres URL." env:"CEDARPOST_DATABASE_URL_FILE" type:"path" placeholder:"FILE" group:"server"`
 }
 
-// url is the database's URL, "" if none was given.
+// url returns the URL of the database, "" if none is given.
 func (f *databaseFlags) url(k *kong.Context) (string, error) {
 	useFile := f.DatabaseURLFile != ""
 	if useFile && f.DatabaseURL != "" {
@@ -31,7 +31,7 @@ func (f *databaseFlags) url(k *kong.Context) (string, error) {
 	return url, nil
 }
 
-// required is url, and wrong usage if there is none.
+// required returns the URL, and an error of wrong usage if none is given.
 func (f *databaseFlags) required(k *kong.Context) (string, error) {
 	url, err := f.url(k)
 	if err == nil && url == "" {

@@ -12,18 +12,18 @@ import (
 
 type decisionsCmd struct {
 	List   listDecisionsCmd   `cmd:"" default:"withargs" help:"List recorded decisions, newest first."`
-	Get    getDecisionCmd     `cmd:"" help:"Read one record whole."`
-	Replay replayDecisionsCmd `cmd:"" help:"Decide again, with policies and data as they were, and compare."`
+	Get    getDecisionCmd     `cmd:"" help:"Print one record in full."`
+	Replay replayDecisionsCmd `cmd:"" help:"Decide again with the policies and data of that time, and compare."`
 	Count  countDecisionsCmd  `cmd:"" help:"Count decisions by principal, action, policy or outcome."`
-	Export exportDecisionsCmd `cmd:"" help:"Write out the log, decisions and events, as it was recorded."`
+	Export exportDecisionsCmd `cmd:"" help:"Export the log, decisions and events, in the order in which it was recorded."`
 }
 
 // Help is the long help of decisions.
 func (*decisionsCmd) Help() string {
-	return `Without a further word this is "decisions list", and takes its flags: see cedarpost decisions list --help.`
+	return `"cedarpost decisions" alone means "cedarpost decisions list", and takes its flags: see cedarpost decisions list --help.`
 }
 
-// filterFlags choose decisions.
+// filterFlags select decisions.
 type filterFlags struct {
 	Principal   *uid   `help:"Only this principal: Shop::User::bob." placeholder:"UID"`
 	Action      *uid   `help:"Only this action." placeholder:"UID"`
@@ -36,15 +36,15 @@ type filterFlags struct {
 	TraceID     string `name:"trace-id" help:"Only this W3C trace id." placeholder:"ID"`
 	Revision    int64  `help:"Only decisions at this revision." placeholder:"N"`
 	Field       string `help:"Only decisions about this field, permitted or denied: customer.email." placeholder:"PATH"`
-	MaskedValue string `name:"masked-value" help:"Only decisions whose record holds this value masked, as JSON or @FILE. Others on the machine can read what is not in a file." placeholder:"JSON"`
+	MaskedValue string `name:"masked-value" help:"Only decisions whose record has this value in masked form, as JSON or @FILE. Other users of this machine can read the arguments of a process, so rather use a file." placeholder:"JSON"`
 	Since       moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
 	Until       moment `help:"Before this time." placeholder:"TIME"`
 }
 
-// filterHelp is the part of the long help that filters share.
-const filterHelp = `All filters that are given must match. Principal, resource, denials (--decision deny, --denied-at) and request id are indexed. Without one of them, any other filter needs --since, and --until at most a day later.`
+// filterHelp is the part of the long help that commands with these filters share.
+const filterHelp = `Only decisions that match all given filters are selected. Principal, resource, denials (--decision deny, --denied-at) and request id have an index. Without one of them, the other filters need --since, and --until at most a day later.`
 
-// request is the filters on the wire.
+// request returns the filters as a message of the API.
 func (f *filterFlags) request() (*cedarpostv1.QueryDecisionsRequest, error) {
 	req := &cedarpostv1.QueryDecisionsRequest{
 		From: f.Since.timestamp(), To: f.Until.timestamp(), Caller: f.Caller, RequestId: f.RequestID,
@@ -78,8 +78,8 @@ func (f *filterFlags) request() (*cedarpostv1.QueryDecisionsRequest, error) {
 	return req, nil
 }
 
-// matches reports whether a decision is one that a query of these filters would
-// find. A masked value is not looked at: only the server can hash it.
+// matches reports whether a query with these filters would find a decision. It ignores a masked
+// value, because only the server can compute its hash.
 func matches(req *cedarpostv1.QueryDecisionsRequest, d *cedarpostv1.DecisionRecord) bool {
 	at := d.GetTime().AsTime()
 	fields := append(slices.Clone(d.GetFields().GetPermitted()), d.GetFields().GetDenied()...)

@@ -15,15 +15,15 @@ type countDecisionsCmd struct {
 	outputFlags
 	By string `required:"" help:"What to count by: principal, action, policy or outcome." enum:"principal,action,policy,outcome" placeholder:"WORD"`
 	filterFlags
-	Limit int `help:"At most so many groups, the largest first (default ${default})." default:"20" placeholder:"N"`
+	Limit int `help:"At most this many groups, the largest first (default ${default})." default:"20" placeholder:"N"`
 	adminFlags
 }
 
 // Help is the long help of count.
 func (*countDecisionsCmd) Help() string {
-	return filterHelp + ` Without --since, it is the day before --until, or before now.
+	return filterHelp + ` Without --since, counts the day before --until, or the last 24 hours.
 
-By policy, a decision counts for each policy that determined it, and one that none determined does not count. With -o json, the CountDecisionsResponse of the API.`
+By policy, a decision counts once for each policy that determined it. A decision that no policy determined does not count. With -o json, prints the CountDecisionsResponse of the API.`
 }
 
 // Run counts.

@@ -13,27 +13,27 @@ import (
 	"path/filepath"
 
 	jsonv2 "github.com/go-json-experiment/json"
-	"github.com/google/renameio/v2"
+
+	"github.com/cedarpost/cedarpost/internal/keyfile"
 )
 
-// exportState is how far an export is on disk.
+// exportState is the progress of an export: what is safe on disk.
 type exportState struct {
-	// Leaf is the last batch that is safe, -1 for none yet, and Header the SHA-256 of
-	// its header.
+	// Leaf is the last batch that is safe, -1 for none yet. Header is the SHA-256 of its header.
 	Leaf   int64  `json:"leaf"`
 	Header string `json:"header"`
-	// File is where its rows are, and Size where the file ended behind them; "" for
-	// stdout. Tail is the SHA-256 of the last 4096 bytes before that, by which a file
-	// that was rotated is told apart; "" if that is not known.
+	// File has the rows, "" for stdout, and Size is its size after the last safe row. Tail is the
+	// SHA-256 of the last 4096 bytes before Size. It shows whether the file was rotated; "" if it
+	// is not known.
 	File string `json:"file"`
 	Size int64  `json:"size"`
 	Tail string `json:"tail,omitempty"`
 }
 
-// begun reports whether there is a batch to go on after.
+// begun reports whether a batch is safe.
 func (s *exportState) begun() bool { return s != nil && s.Leaf >= 0 }
 
-// readExportState returns nil if there is none.
+// readExportState returns nil if there is no file.
 func readExportState(file string) (*exportState, error) {
 	if file == "" {
 		return nil, nil
@@ -46,7 +46,7 @@ func readExportState(file string) (*exportState, error) {
 		return nil, err
 	}
 	s := &exportState{}
-	// Unlike encoding/json, it refuses a member that stands twice, or in other case.
+	// Unlike encoding/json, this refuses a duplicate member, and a name in another case.
 	if err := jsonv2.Unmarshal(text, s, jsonv2.RejectUnknownMembers(true)); err != nil {
 		return nil, fmt.Errorf("%s: not the state of an export: %w", file, err)
 	}
@@ -56,19 +56,19 @@ func readExportState(file string) (*exportState, error) {
 	return s, nil
 }
 
-// write replaces the file. A crash leaves the old file or the new one, never a part.
+// write replaces the file, and returns when that is durable.
 func (s exportState) write(file string) error {
 	text, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(file, append(text, '\n'), 0o600, renameio.WithStaticPermissions(0o600), renameio.WithTempDir(filepath.Dir(file))); err != nil {
+	if err := keyfile.Write(file, append(text, '\n')); err != nil {
 		return err
 	}
 	return syncDir(file)
 }
 
-// syncDir makes durable that the file is in its folder.
+// syncDir makes the entry of a file in its folder durable.
 func syncDir(file string) error {
 	dir, err := os.Open(filepath.Dir(file))
 	if err != nil {
@@ -78,34 +78,34 @@ func syncDir(file string) error {
 	return dir.Sync()
 }
 
-// sink is where an export goes: a file that is appended to, or stdout. The file may
-// be rotated while it is written: cut off (logrotate's copytruncate), or renamed or
-// removed, and then reopen goes on with a new one.
+// sink is the output of an export: a file to append to, or stdout. The file may be rotated
+// meanwhile. If it is cut off (copytruncate of logrotate), the sink continues at its new end; if
+// it is renamed or removed, reopen continues in a new file.
 type sink struct {
 	file  *os.File // nil for stdout
 	path  string
 	out   io.Writer // file, or stdout
 	buf   []byte    // whole lines that are not in the file yet
 	size  int64     // of the file, without buf
-	empty bool      // nothing is in the file, so head comes first
-	// durable is a regular file, and not a pipe or a device.
+	empty bool      // the file is empty, so head comes first
+	// durable: the output is a regular file, not a pipe or a device.
 	durable bool
 
 	// head is the first line of each file, "" for none.
 	head string
-	// moved is called, if it is not nil, before anything is written into a file that
-	// is a new one, or was cut off.
+	// moved is called, if it is not nil, before the first write into a new file, or into one that
+	// was cut off.
 	moved func() error
 }
 
-// flushSize is what is kept back at most, but for one line.
+// flushSize is the size of the buffer. It can exceed that by one line.
 const flushSize = 1 << 16
 
-// tailSize is how much before its end identifies a file.
+// tailSize is the number of bytes before the end that identify a file.
 const tailSize = 4 << 10
 
-// openSink opens a file, or takes stdout for "". What an export that was cut off
-// wrote after its state is removed from the file that the state names.
+// openSink opens a file, or uses stdout for "". If the state names the file, rows that an earlier
+// export wrote after the state are removed from it.
 func openSink(path string, stdout io.Writer, state *exportState) (_ *sink, err error) {
 	if path == "" {
 		return &sink{out: stdout, empty: !state.begun()}, nil
@@ -134,8 +134,8 @@ func openSink(path string, stdout io.Writer, state *exportState) (_ *sink, err e
 	return s, nil
 }
 
-// open opens the file at the path. All writes go to its end, wherever that is by
-// then: after a file was cut off, a write to the old place would leave zeros before it.
+// open opens the file at the path. It appends: after the file was cut off, a write at the old
+// position would leave zeros before it.
 func (s *sink) open() error {
 	f, err := os.OpenFile(s.path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
@@ -157,9 +157,9 @@ func (s *sink) open() error {
 	return nil
 }
 
-// cut removes what an export wrote after its state. If the file was rotated since, it
-// does not have what the state is of: only the end of a line that is not whole goes
-// then, and some rows can come twice.
+// cut removes the rows that an export wrote after its state. If the file was rotated since, it has
+// other rows than the state says, so cut removes only an unfinished line at its end. Some rows can
+// then come twice.
 func (s *sink) cut(state *exportState) error {
 	end := state.Size
 	same := s.size >= end
@@ -186,7 +186,7 @@ func (s *sink) cut(state *exportState) error {
 	return nil
 }
 
-// tailOf is the hash of what comes right before a place in a file.
+// tailOf returns the hash of the bytes before a position in a file.
 func tailOf(f io.ReaderAt, end int64) (string, error) {
 	tail := make([]byte, min(end, tailSize))
 	if _, err := f.ReadAt(tail, end-int64(len(tail))); err != nil {
@@ -196,7 +196,7 @@ func tailOf(f io.ReaderAt, end int64) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// wholeLines is how much of a file of that size is whole lines.
+// wholeLines returns the size of a file without the unfinished line at its end.
 func wholeLines(f io.ReaderAt, size int64) (int64, error) {
 	block := make([]byte, flushSize)
 	for size > 0 {
@@ -213,7 +213,7 @@ func wholeLines(f io.ReaderAt, size int64) (int64, error) {
 	return 0, nil
 }
 
-// line adds a line. Only whole lines go to the file, each in one piece.
+// line adds a line. Writes never split a line.
 func (s *sink) line(text string) error {
 	s.buf = append(s.buf, text...)
 	if len(s.buf) < flushSize {
@@ -222,7 +222,7 @@ func (s *sink) line(text string) error {
 	return s.flush()
 }
 
-// flush writes what was kept back.
+// flush writes the buffer.
 func (s *sink) flush() error {
 	if err := s.look(); err != nil {
 		return err
@@ -239,7 +239,7 @@ func (s *sink) flush() error {
 	return err
 }
 
-// look finds out whether the file was cut off.
+// look checks whether the file was cut off.
 func (s *sink) look() error {
 	if !s.durable {
 		return nil
@@ -256,7 +256,7 @@ func (s *sink) look() error {
 	return nil
 }
 
-// rotated reports whether the file is no longer at its path.
+// rotated reports whether the path no longer names the open file.
 func (s *sink) rotated() (bool, error) {
 	if !s.durable {
 		return false, nil
@@ -272,8 +272,7 @@ func (s *sink) rotated() (bool, error) {
 	return err == nil && !os.SameFile(open, named), err
 }
 
-// reopen goes on with the file that is at the path now. Everything must be in the old
-// one.
+// reopen continues in the file that the path names now. The buffer must be empty.
 func (s *sink) reopen() error {
 	if !s.durable {
 		return nil
@@ -289,7 +288,7 @@ func (s *sink) reopen() error {
 	return err
 }
 
-// mark says where the file ends, and what it ends with.
+// mark returns the size of the file, and the hash of its end.
 func (s *sink) mark() (size int64, tail string, err error) {
 	if !s.durable {
 		return s.size, "", nil
@@ -299,7 +298,7 @@ func (s *sink) mark() (size int64, tail string, err error) {
 		if !errors.Is(err, io.EOF) {
 			return s.size, tail, err
 		}
-		// It was cut off just now.
+		// The file was cut off at this moment.
 		info, err := s.file.Stat()
 		if err != nil {
 			return 0, "", err
@@ -308,7 +307,7 @@ func (s *sink) mark() (size int64, tail string, err error) {
 	}
 }
 
-// sync flushes, and makes a file durable.
+// sync flushes the buffer, and syncs a file to disk.
 func (s *sink) sync() error {
 	err := s.flush()
 	if err == nil && s.durable {
@@ -317,7 +316,7 @@ func (s *sink) sync() error {
 	return err
 }
 
-// close flushes what is left, which no state names.
+// close flushes the buffer. The state does not cover these rows.
 func (s *sink) close() error {
 	err := s.flush()
 	if s.file != nil {

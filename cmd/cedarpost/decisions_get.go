@@ -16,7 +16,7 @@ type getDecisionCmd struct {
 
 // Help is the long help of get.
 func (*getDecisionCmd) Help() string {
-	return `With -o json, the DecisionRecord of the API, and in it, as uses, the DecisionUses if the answer was used again from a cache.`
+	return `With -o json, prints the DecisionRecord of the API. If a client used the answer again from its cache, the record has the DecisionUses as uses.`
 }
 
 // Run reads one record.

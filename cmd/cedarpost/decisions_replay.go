@@ -15,25 +15,25 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// replayNamed is how many of the decisions that differ the summary names.
+// replayNamed bounds how many decisions of a kind the summary names.
 const replayNamed = 10
 
 type replayDecisionsCmd struct {
 	outputFlags
-	ID string `arg:"" optional:"" help:"Id of the decision. Without it, filters choose decisions."`
+	ID string `arg:"" optional:"" help:"Id of the decision. Without it, filters select decisions."`
 	filterFlags
-	Concurrency int `help:"So many at a time (default ${default})." default:"4" placeholder:"N"`
+	Concurrency int `help:"Number of replays at a time (default ${default})." default:"4" placeholder:"N"`
 	adminFlags
 }
 
 // Help is the long help of replay.
 func (*replayDecisionsCmd) Help() string {
-	return `Decides the question of a record again, at its revision, and compares every part of the outcome. Each replay is a read of the log, and recorded as one.
+	return `Decides the question of a record again, at its revision, and compares every part of the outcome. Each replay is recorded as a read of the log.
 
   cedarpost decisions replay 019f6e2b-5c1e-7a54-9d6a-0c3f0e6b8a11
   cedarpost decisions replay --since 1h
 
-Exit code 1 says that a decision came out differently, or that its row in the database is damaged; for a single one also that it cannot be replayed. With -o json, the ReplayDecisionResponse of the API for a single one, a summary for many.`
+Exits with 1 if the outcome of a replay differs, if the row of a decision is damaged, or if a single decision cannot be replayed. With -o json, prints the ReplayDecisionResponse of the API for a single decision, and a summary for many.`
 }
 
 // Run replays one decision or many.
@@ -47,7 +47,7 @@ func (r *replayDecisionsCmd) Run(ctx context.Context, c *console) error {
 	case r.ID != "" && filtered:
 		return misuse("give an id or filters, not both")
 	case r.ID == "" && !filtered:
-		return misuse("give an id, or choose decisions: --since 1h")
+		return misuse("give an id, or select decisions: --since 1h")
 	case r.Concurrency < 1:
 		return misuse("--concurrency must be at least 1")
 	}
@@ -107,14 +107,14 @@ func (c *console) printReplay(res *cedarpostv1.ReplayDecisionResponse) {
 	c.pair("decision", d.GetDecisionId())
 }
 
-// replaySummary is what became of many replays. Its fields are the JSON output.
+// replaySummary is the outcome of many replays. Its fields are the JSON output.
 type replaySummary struct {
 	Equal         int               `json:"equal"`
 	Different     int               `json:"different"`
 	NotReplayable int               `json:"notReplayable"`
 	Differing     []replayDifferent `json:"differing"` // by time
-	Reasons       map[string]int    `json:"reasons"`   // why how many are not replayable
-	Damaged       []replayDamaged   `json:"damaged"`   // rows without a record to replay
+	Reasons       map[string]int    `json:"reasons"`   // number of decisions that are not replayable, by reason
+	Damaged       []replayDamaged   `json:"damaged"`   // decisions whose row is damaged
 }
 
 type replayDamaged struct {
@@ -146,7 +146,7 @@ func (s *replaySummary) total() int { return s.Equal + s.Different + s.NotReplay
 func (s *replaySummary) print(c *console, asJSON bool) {
 	slices.SortFunc(s.Differing, func(a, b replayDifferent) int { return cmp.Compare(a.DecisionID, b.DecisionID) })
 	if asJSON {
-		_ = c.object(s) // as with all output, a reader that went away has no remedy
+		_ = c.object(s) // nothing helps if the reader of the output has gone
 		return
 	}
 	damaged := ""
@@ -177,7 +177,7 @@ func (s *replaySummary) print(c *console, asJSON bool) {
 	}
 }
 
-// many replays all decisions of a query, page by page. The first error ends it.
+// many replays all decisions of a query, page by page. It stops at the first error.
 func (r *replayDecisionsCmd) many(ctx context.Context, c *console, admin *peer, req *cedarpostv1.QueryDecisionsRequest, sum *replaySummary) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -219,8 +219,8 @@ func (r *replayDecisionsCmd) many(ctx context.Context, c *console, admin *peer, 
 	return err
 }
 
-// each sends the ids of all decisions of a query, and calls damaged for those that
-// have no record to replay.
+// each sends the ids of all decisions of a query, and calls damaged for those whose row is
+// damaged.
 func (r *replayDecisionsCmd) each(ctx context.Context, admin *peer, req *cedarpostv1.QueryDecisionsRequest, ids chan<- string, damaged func(*cedarpostv1.DecisionRecord)) error {
 	req.PageSize = 500
 	for {
@@ -245,8 +245,8 @@ func (r *replayDecisionsCmd) each(ctx context.Context, admin *peer, req *cedarpo
 	}
 }
 
-// replayInterval is how often progress is told: where a line can be overwritten,
-// often.
+// replayInterval is the time between two progress lines. It is short on a terminal, where each
+// line overwrites the one before.
 func (c *console) replayInterval() time.Duration {
 	if c.live {
 		return 200 * time.Millisecond

@@ -71,7 +71,7 @@ func TestReplay(t *testing.T) {
 		t.Errorf("not %d are named:\n%s", replayNamed, r.out)
 	}
 
-	sh.exits(t, 2, says("give an id, or choose decisions"), "decisions", "replay")
+	sh.exits(t, 2, says("give an id, or select decisions"), "decisions", "replay")
 	sh.exits(t, 2, says("not both"), "decisions", "replay", masked, "--since=1h")
 	sh.exits(t, 2, says("--concurrency must be at least 1"), "decisions", "replay", "--since=1h", "--concurrency=0")
 	sh.exits(t, 1, says("not_found"), "decisions", "replay", "01900000-0000-7000-8000-000000000000")

@@ -10,12 +10,12 @@ import (
 type getEntityCmd struct {
 	outputFlags
 	UID uid    `arg:"" name:"uid" help:"The entity: Shop::User::bob."`
-	At  string `help:"Read it at this revision: a token (default: now)." placeholder:"TOKEN"`
+	At  string `help:"Read the entity at this revision: a token (default: the newest)." placeholder:"TOKEN"`
 	adminFlags
 }
 
 // Help is the long help of get.
-func (*getEntityCmd) Help() string { return `With -o json, the GetEntityResponse of the API.` }
+func (*getEntityCmd) Help() string { return `With -o json, prints the GetEntityResponse of the API.` }
 
 // Run reads one entity.
 func (g *getEntityCmd) Run(ctx context.Context, c *console) error {

@@ -16,7 +16,7 @@ type entityHistoryCmd struct {
 	By    string `help:"Only changes that this caller of Cedarpost made." placeholder:"NAME"`
 	Since moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
 	Until moment `help:"Before this time." placeholder:"TIME"`
-	Limit int    `help:"At most so many; 0 is all (default ${default})." default:"20" placeholder:"N"`
+	Limit int    `help:"At most this many; 0 is all (default ${default})." default:"20" placeholder:"N"`
 	adminFlags
 }
 
@@ -27,11 +27,11 @@ func (*entityHistoryCmd) Help() string {
   cedarpost entities history Shop::User::bob
   cedarpost entities history --type Shop::Role --by bootstrap --since 7d
 
-The token of a change reads what it changed the entity to, and the token of the one before it what it was:
+With the token of a change, get prints the entity as it was after that change:
 
   cedarpost entities get Shop::User::bob --at TOKEN
 
-All filters that are given must match. History ends where the server's --history-retention does. With -o json, a line for each EntityChange of the API.`
+Only changes that match all given filters are listed. Changes older than the --history-retention of the server are gone. With -o json, prints each EntityChange of the API as a line.`
 }
 
 // Run lists.

@@ -15,28 +15,28 @@ import (
 type importCmd struct {
 	outputFlags
 	File     string `arg:"" help:"The file, or - for stdin."`
-	Format   string `help:"json, ndjson or csv (default: what the name of the file says, else json)." enum:",json,ndjson,csv" default:"" placeholder:"FORMAT"`
-	Map      string `help:"YAML file that says which columns of a CSV file make up an entity." type:"path" placeholder:"FILE"`
-	Atomic   bool   `help:"All in one revision, or nothing; at most 10,000 entities, since every other writer waits meanwhile."`
-	ImportID string `name:"import-id" help:"Names the import, so that it can go on after it was cut off (default for a file: from its content)." placeholder:"ID"`
-	Resume   bool   `help:"Go on after the entities that are stored."`
-	DryRun   bool   `help:"Read and count everything, send nothing."`
+	Format   string `help:"json, ndjson or csv (default: by the name of the file, else json)." enum:",json,ndjson,csv" default:"" placeholder:"FORMAT"`
+	Map      string `help:"YAML file that says how the columns of a CSV file become entities." type:"path" placeholder:"FILE"`
+	Atomic   bool   `help:"Store all entities in one revision, or nothing. At most 10,000 entities, because all other writers wait meanwhile."`
+	ImportID string `name:"import-id" help:"Id of the import, with which --resume finds it (default for a file: a hash of its content)." placeholder:"ID"`
+	Resume   bool   `help:"Continue an import that was cut off, after the entities that are stored."`
+	DryRun   bool   `help:"Read and count the entities, and send nothing."`
 	adminFlags
 }
 
 // Help is the long help of import.
 func (*importCmd) Help() string {
-	return `Each entity is created, or replaced whole. They are committed 1,000 at a time, each lot as a revision of its own, so that other writers never wait for long; when one is refused, the lots before it stay.
+	return `Creates or replaces each entity. Up to 1,000 entities are committed together, as one revision, so that other writers never wait for long. If an entity is refused, those committed before it stay.
 
-An entity that stands twice in the file is refused, with both lines; so is a member that stands twice in a JSON object. Of more than 1,000,000 entities, the later ones are compared with the first 1,000,000 and with those that they are committed with; beyond that, the last one counts.
+An entity that is twice in the file is refused, with both line numbers, and so is a member that is twice in a JSON object. In a file of more than 1,000,000 entities, each later entity is compared only with the first 1,000,000 and with those committed together with it. Of duplicates that this does not find, the last one is stored.
 
-An import that was cut off goes on with --resume: what is stored is not sent again, so that nothing that was changed meanwhile is changed back. When the server is lost, the import of a file waits for it up to 30 seconds, and goes on by itself.
+--resume continues an import that was cut off. It does not send stored entities again, so that it does not undo changes made meanwhile. If the connection to the server is lost, the import of a file waits up to 30 seconds for the server, and continues by itself.
 
-json is an array in Cedar's entity format (.json), ndjson the same entities without the array, one on a line (.ndjson, .jsonl):
+json is an array in Cedar's entity format (.json). ndjson has the same entities without the array, one on each line (.ndjson, .jsonl):
 
   [{"uid": {"type": "Shop::User", "id": "ann"}, "attrs": {"region": "eu"}, "parents": [{"type": "Shop::Role", "id": "admin"}]}]
 
-csv is a table with a header (.csv), of which --map makes entities of one type:
+csv is a table with a header (.csv). --map makes entities of one type from its rows:
 
   employee_id,roles,region,lvl,mgr,labels
   ann,admin;support,eu,3,bob,"new;remote"
@@ -53,9 +53,9 @@ With the mapping
     manager: {column: mgr, entity: Shop::User}
     labels: {column: labels, split: ";"}     # a set
 
-as is text, long, bool, decimal, ipaddr, datetime or duration. An empty cell is no value: no parent, or an attribute that is absent. split makes several values of a cell; spaces around them do not count.
+"as" is text, long, bool, decimal, ipaddr, datetime or duration. An empty cell means that the entity has no such parent or attribute. "split" makes several values from a cell, and ignores spaces around them.
 
-With -o json, the ImportEntitiesResponse of the API.`
+With -o json, prints the ImportEntitiesResponse of the API.`
 }
 
 // Run imports.
@@ -74,7 +74,7 @@ func (i *importCmd) Run(ctx context.Context, c *console) error {
 		}
 	}
 	if i.Resume && id == "" {
-		return misuse("--resume needs --import-id: %s cannot be read twice, so its content does not name it", i.File)
+		return misuse("--resume needs --import-id: %s cannot be read twice, so no id can be computed from its content", i.File)
 	}
 	admin, err := i.dial()
 	if err != nil {
@@ -126,11 +126,11 @@ func (i *importCmd) dryRun(ctx context.Context, c *console, in *input) error {
 	case i.json():
 		return c.message(&cedarpostv1.ImportEntitiesResponse{Entities: n})
 	}
-	fmt.Fprintf(c.out, "dry run: %s read, nothing was sent; whether they fit the schema, only the server can tell\n", entities(n))
+	fmt.Fprintf(c.out, "dry run: %s read, nothing was sent; only the server can check them against the schema\n", entities(n))
 	return nil
 }
 
-// open looks at the flags and opens the file.
+// open checks the flags and opens the file.
 func (i *importCmd) open(c *console) (*input, error) {
 	in := &input{name: i.File, format: i.Format, r: c.in}
 	if in.format == "" {
@@ -138,7 +138,7 @@ func (i *importCmd) open(c *console) (*input, error) {
 	}
 	switch {
 	case i.Atomic && (i.Resume || i.ImportID != ""):
-		return nil, misuse("--atomic stores all or nothing, so there is nothing to go on with: leave --import-id and --resume away")
+		return nil, misuse("--atomic stores all or nothing, so there is nothing to continue: leave --import-id and --resume away")
 	case in.format == formatCSV && i.Map == "":
 		return nil, misuse("a CSV file needs --map, a file that says what its columns mean\ntry: cedarpost entities import --help")
 	case in.format != formatCSV && i.Map != "":
@@ -171,7 +171,7 @@ func (i *importCmd) open(c *console) (*input, error) {
 	return in, nil
 }
 
-// entities is "1 entity" or "3,000 entities".
+// entities returns "1 entity" or "3,000 entities".
 func entities(n int64) string {
 	if n == 1 {
 		return "1 entity"

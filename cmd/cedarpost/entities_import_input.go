@@ -17,32 +17,32 @@ import (
 	"github.com/cedarpost/cedarpost/server/entityfile"
 )
 
-// The formats of entities.
+// The formats of an input.
 const (
 	formatJSON   = "json"
 	formatNDJSON = "ndjson"
 	formatCSV    = "csv"
 )
 
-// The server bounds each message.
+// A lot is one message. The server bounds the entities and the bytes of a message.
 const (
 	lotEntities = 1000
 	lotBytes    = 3 << 20
 )
 
-// input is where the entities come from.
+// input is the file or stream with the entities.
 type input struct {
 	name    string
 	format  string
 	mapping *entityfile.Mapping // of a CSV file
 	mapText []byte
 	r       io.Reader
-	again   bool         // r can be read again, from its start
-	size    int64        // of r; 0: not known
+	again   bool         // r can be read again from its start
+	size    int64        // of r; 0 if it is not known
 	read    atomic.Int64 // of r so far
 }
 
-// inputError is what is wrong with the file.
+// inputError is an error in the content of the input.
 type inputError struct{ err error }
 
 func (e *inputError) Error() string { return e.err.Error() }
@@ -58,8 +58,7 @@ func formatOf(file string) string {
 	return formatJSON
 }
 
-// fingerprint names what is imported by its content, with the mapping that gives
-// it its meaning.
+// fingerprint returns an id of the import: a hash of the content and of its mapping.
 func (in *input) fingerprint() (string, error) {
 	if err := in.rewind(); err != nil {
 		return "", err
@@ -81,7 +80,7 @@ func (in *input) rewind() error {
 	return err
 }
 
-// entities reads from the start, if it can be read again.
+// entities returns a reader. It begins at the start, if the input can be read again.
 func (in *input) entities() (*entityfile.Reader, error) {
 	if err := in.rewind(); err != nil {
 		return nil, err
@@ -95,7 +94,7 @@ func (in *input) entities() (*entityfile.Reader, error) {
 	return entityfile.ReadJSON(in), nil
 }
 
-// Read implements io.Reader, and counts.
+// Read implements io.Reader, and counts the bytes.
 func (in *input) Read(p []byte) (int, error) {
 	n, err := in.r.Read(p)
 	in.read.Add(int64(n))
@@ -104,16 +103,16 @@ func (in *input) Read(p []byte) (int, error) {
 
 func (in *input) empty() error { return fmt.Errorf("%s holds no entities", in.name) }
 
-// lot is what goes into one message.
+// lot is the content of one message.
 type lot struct {
 	entities []*cedarpostv1.Entity
 	size     int
 	read     int64 // of the input, up to here
-	err      error // why there are no more: io.EOF, or what is wrong with the input
+	err      error // of the last lot: io.EOF, or the error of the input
 }
 
-// lots reads entities while others are sent, after those to skip. The last lot has
-// an error and no entities.
+// lots skips some entities and reads the others, while earlier lots are sent. The last lot has an
+// error and no entities.
 func (in *input) lots(ctx context.Context, r *entityfile.Reader, skip int64) <-chan lot {
 	lots := make(chan lot)
 	put := func(l lot) bool {
@@ -142,8 +141,8 @@ func (in *input) lots(ctx context.Context, r *entityfile.Reader, skip int64) <-c
 		for l := (lot{}); ; {
 			e, err := r.Next()
 			size := proto.Size(e) + 8
-			// What comes before a mistake in the same lot is not sent either, so that
-			// a small file is imported whole or not at all.
+			// A lot with an error is not sent at all, so that a small file is imported
+			// whole or not at all.
 			full := len(l.entities) == lotEntities || l.size+size > lotBytes || errors.Is(err, io.EOF)
 			if len(l.entities) > 0 && full {
 				if !put(l) {

@@ -14,9 +14,8 @@ const (
 	lineInterval = 5 * time.Second        // between lines that stay
 )
 
-// progress tells on stderr how far a long command is, when something moved: on a
-// terminal in one line that is rewritten, elsewhere in a line now and then. The
-// nil progress tells nothing.
+// progress prints on stderr how far a long command is. On a terminal it rewrites one line,
+// elsewhere it adds a line from time to time. A nil progress prints nothing.
 type progress struct {
 	c     *console
 	last  time.Time // of the last line
@@ -31,8 +30,8 @@ type mark struct {
 
 func newProgress(c *console) *progress { return &progress{c: c, last: time.Now()} }
 
-// moved says that n things are done, with so many of all bytes read; all is 0 if
-// that is not known.
+// moved notes that n entities are sent, and how many bytes of all are read. all is 0 if it is not
+// known.
 func (p *progress) moved(n, read, all int64) {
 	if p == nil {
 		return
@@ -67,7 +66,7 @@ func (p *progress) moved(n, read, all int64) {
 	p.width = width
 }
 
-// clear wipes the line on the terminal away, for others to write there.
+// clear removes the line from the terminal, so that other output can follow.
 func (p *progress) clear() {
 	if p == nil || p.width == 0 {
 		return
@@ -76,7 +75,7 @@ func (p *progress) clear() {
 	p.width = 0
 }
 
-// note writes a line that stays. What is counted may start anew after it.
+// note writes a line that stays. The rate starts from zero after it.
 func (p *progress) note(format string, args ...any) {
 	if p == nil {
 		return
@@ -86,7 +85,7 @@ func (p *progress) note(format string, args ...any) {
 	fmt.Fprintln(p.c.err, clean(fmt.Sprintf(format, args...)))
 }
 
-// thousands writes 1000000 as 1,000,000.
+// thousands returns 1000000 as "1,000,000".
 func thousands(n int64) string {
 	s := strconv.FormatInt(n, 10)
 	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
@@ -95,7 +94,7 @@ func thousands(n int64) string {
 	return s
 }
 
-// seconds is "0.4 s" or "31 s".
+// seconds returns "0.4 s" or "31 s".
 func seconds(d time.Duration) string {
 	if d < 10*time.Second {
 		return fmt.Sprintf("%.1f s", d.Seconds())

@@ -15,7 +15,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/entityfile"
 )
 
-// The server bounds each stream in bytes and in time, and the pauses in it.
+// The server bounds the bytes, the time and the pauses of a stream.
 const (
 	streamEntities = 200_000
 	streamBytes    = 200 << 20
@@ -23,7 +23,8 @@ const (
 	streamPause    = 10 * time.Second
 )
 
-// How long a lost server is waited for, without any progress.
+// patience is how long an import without progress waits for a lost server. The others are the
+// pauses between two attempts, and the time limit of the question for advice after a failure.
 const (
 	patience     = 30 * time.Second
 	firstWait    = 250 * time.Millisecond
@@ -31,33 +32,32 @@ const (
 	adviceWithin = 5 * time.Second
 )
 
-// importer sends entities in as many streams as it takes. What it knows of the
-// import it learns from the server: what was sent may never have arrived, and
-// what arrived without an answer may be stored.
+// importer sends entities in as many streams as it takes. It asks the server how much is stored,
+// because sent entities may not have arrived, and entities without an answer may be stored.
 type importer struct {
 	admin    *peer
 	in       *input
 	progress *progress
-	id       string // empty: an import that cannot go on
+	id       string // "" if the import cannot be resumed
 	atomic   bool
 
 	perStream int64         // entities
-	patience  time.Duration // with a lost server, while nothing moves
+	patience  time.Duration // how long a lost server is waited for without progress
 
-	// These count entities from the start of the import.
-	from   int64 // that an earlier run has stored
-	stored int64 // as far as is known
-	sent   int64 // stored or not
+	// Numbers of entities, from the start of the import.
+	from   int64 // stored by an earlier run
+	stored int64 // known to be stored
+	sent   int64
 	reach  int64 // the most that any stream can have stored
 
-	broken bool // a stream broke off, and what it sent may be on its way
+	broken bool // a stream broke off, and the server may still receive entities of it
 
-	old    *cedarpostv1.GetImportResponse // of the import that this one forgets
-	ending bool                           // all are stored, only the end is missing
+	old    *cedarpostv1.GetImportResponse // the unfinished import that this one replaces
+	ending bool                           // all entities are stored, only the end is missing
 	total  *cedarpostv1.ImportEntitiesResponse
 	unsure bool // a stream gave no answer, so total lacks what it changed
 
-	until time.Time // until when a lost server is waited for; zero: it is not lost
+	until time.Time // when to give up on a lost server; zero if it is not lost
 	wait  time.Duration
 }
 
@@ -66,11 +66,11 @@ func newImporter(admin *peer, in *input, p *progress) *importer {
 }
 
 var (
-	errOthers = errors.New("somebody else continues this import, or has ended it")
+	errOthers = errors.New("another process continues this import, or has ended it")
 	errNone   = errors.New("no unfinished import")
 )
 
-// begin looks whether an earlier import of the same id was cut off.
+// begin checks whether an earlier import with the same id was cut off.
 func (i *importer) begin(ctx context.Context, resume bool) error {
 	if i.id == "" {
 		return nil
@@ -78,24 +78,25 @@ func (i *importer) begin(ctx context.Context, resume bool) error {
 	old, err := i.ask(ctx)
 	switch {
 	case errors.Is(err, errNone) && resume:
-		return fmt.Errorf("%s: there is no unfinished import to resume: it has ended, or never began, or the content or its mapping has changed since\nwithout --resume it starts from the beginning", i.in.name)
+		return fmt.Errorf("%s: there is no unfinished import to resume: it has ended, or never began, or the file or its mapping has changed since\nwithout --resume the import starts from the beginning", i.in.name)
 	case errors.Is(err, errNone):
 		return nil
 	case err != nil:
 		return err
 	case resume:
 		i.from, i.stored, i.sent = old.GetEntities(), old.GetEntities(), old.GetEntities()
-		// The earlier run may have ended just now, and what it sent be on its way.
+		// The earlier run may have ended just now, and the server may still receive its
+		// entities.
 		i.broken, i.reach = true, math.MaxInt64
-		i.progress.note("going on after %s that are stored", entities(i.stored))
+		i.progress.note("continuing after %s that are stored", entities(i.stored))
 	default:
 		i.old = old
-		i.progress.note("an earlier import of this was cut off after %s; this one starts anew, --resume would go on", entities(old.GetEntities()))
+		i.progress.note("an earlier import with this id was cut off after %s; this one starts from the beginning (--resume continues)", entities(old.GetEntities()))
 	}
 	return nil
 }
 
-// ask asks how far the import got.
+// ask asks the server how much of the import is stored.
 func (i *importer) ask(ctx context.Context) (*cedarpostv1.GetImportResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -104,12 +105,12 @@ func (i *importer) ask(ctx context.Context) (*cedarpostv1.GetImportResponse, err
 		return nil, errNone
 	}
 	if err == nil && i.old != nil && proto.Equal(res.GetUpdatedAt(), i.old.GetUpdatedAt()) {
-		return nil, errNone // of this one nothing is stored yet
+		return nil, errNone // the old import: nothing of this one is stored yet
 	}
 	return res, err
 }
 
-// run sends everything, and goes on where the server left off when it is lost.
+// run sends all entities. After a loss of the server it continues after the stored ones.
 func (i *importer) run(ctx context.Context) error {
 	for {
 		err := i.attempt(ctx)
@@ -123,7 +124,7 @@ func (i *importer) run(ctx context.Context) error {
 	}
 }
 
-// again waits for a lost server, and learns from it what is stored.
+// again waits for a lost server, and asks it how much is stored.
 func (i *importer) again(ctx context.Context, failure error) (ended bool, err error) {
 	if i.id == "" || !i.in.again || ctx.Err() != nil || !i.isLoss(failure) {
 		return false, failure
@@ -131,7 +132,7 @@ func (i *importer) again(ctx context.Context, failure error) (ended bool, err er
 	if i.until.IsZero() {
 		i.until, i.wait = time.Now().Add(i.patience), firstWait
 		if connect.CodeOf(failure) != connect.CodeFailedPrecondition {
-			i.progress.note("the server is lost; the import goes on when it is back")
+			i.progress.note("the connection to the server is lost; the import continues when the server is back")
 		}
 	}
 	i.broken = true
@@ -157,14 +158,15 @@ func (i *importer) again(ctx context.Context, failure error) (ended bool, err er
 			i.total.Entities = i.stored - i.from
 		}
 		i.total.Revision = res.GetRevision()
-		i.progress.note("going on after %s that are stored", entities(i.stored))
+		i.progress.note("continuing after %s that are stored", entities(i.stored))
 		return false, nil
 	}
 	return false, failure
 }
 
-// isLoss tells a server that is lost from one that refuses. After a stream broke
-// off, what it had sent may move the import once more before the next one begins.
+// isLoss reports whether an error means that the server is lost, rather than that it refuses.
+// After a stream broke off, its last entities can still change the import, and the next stream
+// then fails with failed_precondition: that is a loss too.
 func (i *importer) isLoss(err error) bool {
 	var e *connect.Error
 	if !errors.As(err, &e) {
@@ -181,10 +183,10 @@ func (i *importer) isLoss(err error) bool {
 	return false
 }
 
-// attempt sends what is not stored yet.
+// attempt sends the entities that are not stored yet.
 func (i *importer) attempt(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // a stream that is given up is no end of the import
+	defer cancel() // ends a stream without ending the import
 	r, err := i.in.entities()
 	if err != nil {
 		return err
@@ -193,7 +195,7 @@ func (i *importer) attempt(ctx context.Context) error {
 	if i.in.again {
 		defer func() {
 			cancel()
-			for range lots { // until nobody reads the file any more
+			for range lots { // until the goroutine stops reading the file
 			}
 		}()
 	}
@@ -208,8 +210,8 @@ func (i *importer) attempt(ctx context.Context) error {
 	if i.id == "" {
 		return nil
 	}
-	// The end has a stream of its own: when its answer is lost, the import is there
-	// still or it is not, and either says what to do.
+	// The end has a stream of its own. If its answer is lost, the server still knows whether the
+	// import is unfinished.
 	stream, err := i.admin.entities().ImportEntities(ctx)
 	if err != nil {
 		return err
@@ -221,7 +223,7 @@ func (i *importer) attempt(ctx context.Context) error {
 	return err
 }
 
-// options are those of the next stream. With more, the import goes on after it.
+// options returns the options of the next stream. With more, other streams follow it.
 func (i *importer) options(more bool) *cedarpostv1.ImportOptions {
 	if i.id == "" {
 		return &cedarpostv1.ImportOptions{Atomic: i.atomic}
@@ -229,7 +231,7 @@ func (i *importer) options(more bool) *cedarpostv1.ImportOptions {
 	return &cedarpostv1.ImportOptions{ImportId: i.id, Skip: i.stored, More: more}
 }
 
-// stream sends as much as one stream may take, and reports whether that was all.
+// stream sends as many entities as one stream may have, and reports whether these were the last.
 func (i *importer) stream(ctx context.Context, lots <-chan lot) (all bool, err error) {
 	l, err := next(ctx, lots, nil)
 	if err != nil {
@@ -242,10 +244,10 @@ func (i *importer) stream(ctx context.Context, lots <-chan lot) (all bool, err e
 	began, size, limit := time.Now(), 0, i.sent+i.perStream
 	for options := i.options(true); err == nil; options = nil {
 		i.sent += int64(len(l.entities))
-		i.reach = max(i.reach, i.sent) // whatever Send says, they may be stored
+		i.reach = max(i.reach, i.sent) // the server may store them even if Send fails
 		failed := stream.Send(&cedarpostv1.ImportEntitiesRequest{Entities: l.entities, Options: options})
 		if errors.Is(failed, io.EOF) {
-			break // the server has answered already, see below
+			break // the server has answered, and CloseAndReceive returns its answer
 		}
 		if failed != nil {
 			i.unsure = true
@@ -263,7 +265,7 @@ func (i *importer) stream(ctx context.Context, lots <-chan lot) (all bool, err e
 		l, err = next(ctx, lots, pause)
 	}
 	if ctx.Err() != nil || (i.atomic && notEOF(err) != nil) {
-		return false, err // and nothing of an atomic import is stored
+		return false, err // nothing of an atomic import is stored
 	}
 	res, failed := stream.CloseAndReceive()
 	if failed != nil {
@@ -271,7 +273,7 @@ func (i *importer) stream(ctx context.Context, lots <-chan lot) (all bool, err e
 		return false, failed
 	}
 	i.stored += res.GetEntities()
-	// Older streams have no part in the import any more.
+	// Older streams cannot change the import any more.
 	i.reach, i.broken, i.until = i.stored, false, time.Time{}
 	i.total.Entities = i.stored - i.from
 	i.total.Changed += res.GetChanged()
@@ -295,7 +297,7 @@ var errPause = errors.New("nothing to send for a while")
 func next(ctx context.Context, lots <-chan lot, pause <-chan time.Time) (lot, error) {
 	select {
 	case l, more := <-lots:
-		if !more { // given up
+		if !more { // the context has ended
 			return l, ctx.Err()
 		}
 		return l, l.err
@@ -306,7 +308,7 @@ func next(ctx context.Context, lots <-chan lot, pause <-chan time.Time) (lot, er
 	}
 }
 
-// advise adds to a failure what is stored in spite of it, and how to go on.
+// advise adds to a failure how much is stored, and how to continue.
 func (i *importer) advise(failure error) error {
 	err := i.admin.explain(failure)
 	var bad *inputError
@@ -341,12 +343,12 @@ func (i *importer) advise(failure error) error {
 	case errors.Is(asked, errNone):
 		return fmt.Errorf("%w\nnothing of it is stored", err)
 	case asked != nil:
-		return fmt.Errorf("%w\nwhat was sent may be stored; run the same command with --resume to go on", err)
+		return fmt.Errorf("%w\nthe entities sent may be stored; run the same command with --resume to continue", err)
 	case inFile && errors.Is(failure, entityfile.ErrTwice):
-		return fmt.Errorf("%w\n%s are stored; when the second of the two is corrected, --import-id %s --resume goes on after them; when the first is, import the file anew", err, entities(res.GetEntities()), i.id)
+		return fmt.Errorf("%w\n%s are stored; if you correct the second of the two, --import-id %s --resume continues after them; if you correct the first, import the file from the beginning", err, entities(res.GetEntities()), i.id)
 	case inFile || refused:
-		return fmt.Errorf("%w\n%s are stored; when the cause is corrected, --import-id %s --resume goes on after them", err, entities(res.GetEntities()), i.id)
+		return fmt.Errorf("%w\n%s are stored; when the cause is corrected, --import-id %s --resume continues after them", err, entities(res.GetEntities()), i.id)
 	default:
-		return fmt.Errorf("%w\n%s are stored; run the same command with --resume to go on", err, entities(res.GetEntities()))
+		return fmt.Errorf("%w\n%s are stored; run the same command with --resume to continue", err, entities(res.GetEntities()))
 	}
 }

@@ -59,7 +59,7 @@ func testImport(sh *shell) func(*testing.T) {
 			{"schema.ndjson", users(1000, 2000) + `{"uid": {"type": "Shop::Ghost", "id": "x"}}`, `--import-id ghosts`, 1, `invalid_argument: entity 1001: Shop::Ghost`},
 			{"twice.json", `[{"uid": {"type": "Shop::User", "id": "twice"}, "attrs": {"region": "eu", "suspended": true, "suspended": false}}]`, ``, 1, "twice.json: entity 1, line 1: member \"suspended\" stands twice in an object, at /attrs/suspended\n  nothing was sent"},
 			{"twice.ndjson", users(2200, 2300) + users(2250, 2251), ``, 1, "twice.ndjson: line 101: entity Shop::User::\"n2250\" stands twice, first on line 51\n  nothing was sent"},
-			{"far.ndjson", users(4200, 5300) + users(4250, 4251), ``, 1, "line 1101: entity Shop::User::\"n4250\" stands twice, first on line 51\n  1,000 entities are stored; when the second of the two is corrected, --import-id sha256:"},
+			{"far.ndjson", users(4200, 5300) + users(4250, 4251), ``, 1, "line 1101: entity Shop::User::\"n4250\" stands twice, first on line 51\n  1,000 entities are stored; if you correct the second of the two, --import-id sha256:"},
 			{"far.ndjson", users(4200, 5300) + users(4250, 4251), `--dry-run`, 1, "line 1101: entity Shop::User::\"n4250\" stands twice, first on line 51"},
 			{"twice.csv", "login,off,roles,region\na,true,,eu\na,false,,eu\n", `--map ` + mapping, 1, `twice.csv: line 3: entity Shop::User::"a" stands twice, first on line 2`},
 			{"atomic.ndjson", users(3000, 4100) + "{}\n", `--atomic`, 1, "line 1101: uid is missing\n  nothing is stored"},
@@ -78,7 +78,7 @@ func testImport(sh *shell) func(*testing.T) {
 
 		// What was refused goes on, once it is corrected, and only from where it was.
 		corrected := write(t, dir, "schema.ndjson", users(1000, 2001))
-		sh.exits(t, 0, says("going on after 1,000 entities", "1 entity imported, 1 new"), "entities", "import", corrected, "--import-id=ghosts", "--resume")
+		sh.exits(t, 0, says("continuing after 1,000 entities", "1 entity imported, 1 new"), "entities", "import", corrected, "--import-id=ghosts", "--resume")
 		sh.exits(t, 1, says("there is no unfinished import"), "entities", "import", corrected, "--import-id=ghosts", "--resume")
 
 		// Stdin can be resumed under a name.
@@ -89,9 +89,9 @@ func testImport(sh *shell) func(*testing.T) {
 			args []string
 		}{
 			{users(0, 1100) + "{}", 1, "-: line 1101: uid is missing\n  1,000 entities are stored", nil},
-			{users(0, 1100) + "{}", 1, "1,000 entities are stored; when the cause is corrected, --import-id pipe --resume goes on", []string{"--import-id=pipe"}},
+			{users(0, 1100) + "{}", 1, "1,000 entities are stored; when the cause is corrected, --import-id pipe --resume continues", []string{"--import-id=pipe"}},
 			{users(0, 500), 1, "holds 500 entities, fewer than the 1000 that are stored", []string{"--import-id=pipe", "--resume"}},
-			{users(0, 1100), 0, "going on after 1,000 entities that are stored\n100 entities imported", []string{"--import-id=pipe", "--resume"}},
+			{users(0, 1100), 0, "continuing after 1,000 entities that are stored\n100 entities imported", []string{"--import-id=pipe", "--resume"}},
 		} {
 			cmd := exec.Command(binary, append([]string{"entities", "import", "-", "--format=ndjson"}, step.args...)...)
 			cmd.Env, cmd.Stdin = sh.env, strings.NewReader(step.text)
@@ -197,7 +197,7 @@ func TestImportGoesOn(t *testing.T) {
 	if code := wait(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	for _, words := range []string{"the server is lost; the import goes on when it is back", fmt.Sprintf("going on after %s that are stored", entities(stored)), "4,000 entities imported, at least "} {
+	for _, words := range []string{"the connection to the server is lost; the import continues when the server is back", fmt.Sprintf("continuing after %s that are stored", entities(stored)), "4,000 entities imported, at least "} {
 		if !strings.Contains(out.String(), words) && stored < 4000 {
 			t.Errorf("does not say %q\n%s", words, out)
 		}
@@ -217,11 +217,11 @@ func TestImportGoesOn(t *testing.T) {
 	}
 	code := wait()
 	release()
-	if want := fmt.Sprintf("cedarpost: interrupted\n  %s are stored; run the same command with --resume to go on\n", entities(stored)); code != 1 || !strings.Contains(out.String(), want) {
+	if want := fmt.Sprintf("cedarpost: interrupted\n  %s are stored; run the same command with --resume to continue\n", entities(stored)); code != 1 || !strings.Contains(out.String(), want) {
 		t.Errorf("exit code %d\n%s", code, out)
 	}
 	// What the server had received may have been stored meanwhile.
-	g.exits(t, 0, says("going on after ", " entities imported, "), "entities", "import", file, "--resume")
+	g.exits(t, 0, says("continuing after ", " entities imported, "), "entities", "import", file, "--resume")
 	g.exits(t, 0, says(`"suspended":false`), "entities", "get", "Shop::User::n13999")
 	g.exits(t, 1, says("there is no unfinished import to resume"), "entities", "import", file, "--resume")
 
@@ -281,11 +281,11 @@ func testLost(t *testing.T, g *ground) {
 	}{
 		{"goes on from what is stored", "lost", 1000, 3000, false, false, "2000"},
 		{"nothing more is stored", "lost", 2000, 3000, false, false, "2000"},
-		{"more is stored than was sent", "lost", 1000, 1500, false, false, "somebody else"},
-		{"less is stored than was known", "lost", 3000, 4000, false, false, "somebody else"},
+		{"more is stored than was sent", "lost", 1000, 1500, false, false, "another process"},
+		{"less is stored than was known", "lost", 3000, 4000, false, false, "another process"},
 		{"nothing is stored of the new one", "lost", 0, 3000, false, true, "0"},
 		{"nothing was stored yet", "new", 0, 1000, false, false, "0"},
-		{"it is gone", "new", 1000, 2000, false, false, "somebody else"},
+		{"it is gone", "new", 1000, 2000, false, false, "another process"},
 		{"it is gone, as it should be", "new", 2000, 2000, true, false, "ended"},
 		{"the end did not arrive", "lost", 2000, 2000, true, false, "2000"},
 	} {
@@ -319,7 +319,7 @@ func testLost(t *testing.T, g *ground) {
 	if connect.CodeOf(err) != connect.CodeUnavailable {
 		t.Errorf("got %v", err)
 	}
-	if err = i.advise(err); !strings.Contains(err.Error(), "run the same command with --resume to go on") {
+	if err = i.advise(err); !strings.Contains(err.Error(), "run the same command with --resume to continue") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -13,10 +13,10 @@ import (
 type listEntitiesCmd struct {
 	outputFlags
 	Type     string   `help:"Only this type: Shop::User." placeholder:"TYPE"`
-	Ancestor *uid     `help:"Only entities below this one: its members, their members, and so on." placeholder:"UID"`
+	Ancestor *uid     `help:"Only descendants of this entity: its members, their members, and so on." placeholder:"UID"`
 	Attr     []string `help:"Only entities whose attribute has this value, as JSON or plain text; needs --type. Can be repeated." placeholder:"NAME=VALUE" sep:"none"`
-	At       string   `help:"List them at this revision: a token (default: now)." placeholder:"TOKEN"`
-	Limit    int      `help:"At most so many; 0 is all (default ${default})." default:"0" placeholder:"N"`
+	At       string   `help:"List entities at this revision: a token (default: the newest)." placeholder:"TOKEN"`
+	Limit    int      `help:"At most this many; 0 is all (default ${default})." default:"0" placeholder:"N"`
 	adminFlags
 }
 
@@ -28,10 +28,10 @@ func (*listEntitiesCmd) Help() string {
   cedarpost entities list --type Shop::User --attr region=eu --attr suspended=false
   cedarpost entities list --type Shop::Order --attr 'owner={"type": "Shop::User", "id": "bob"}'
 
-All filters that are given must match. A value that is not JSON is text; text that is, like the zip code 08544, needs quotes: --attr 'zip="08544"'. All are read at one revision. With -o json, a line for each entity, with the revision of its last change.`
+Only entities that match all given filters are listed. A value that is not JSON is a text. A text that is also JSON, like "true" or the zip code "12345", needs quotes: --attr 'zip="12345"'. All entities are read at one revision. With -o json, prints each entity as a line, with the revision of its last change.`
 }
 
-// request is the filters on the wire.
+// request returns the filters as a message of the API.
 func (l *listEntitiesCmd) request() (*cedarpostv1.ListEntitiesRequest, error) {
 	if l.Limit < 0 {
 		return nil, misuse("--limit must not be negative")

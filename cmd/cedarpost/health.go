@@ -16,12 +16,12 @@ const (
 )
 
 type healthCmd struct {
-	OpsURL string `name:"ops-url" help:"Operations plane (default ${default})." env:"CEDARPOST_OPS_URL" default:"http://127.0.0.1:9090" placeholder:"URL" group:"client"`
+	OpsURL string `name:"ops-url" help:"URL of the operations plane (default ${default})." env:"CEDARPOST_OPS_URL" default:"http://127.0.0.1:9090" placeholder:"URL" group:"client"`
 }
 
 // Help is the long help of health.
 func (*healthCmd) Help() string {
-	return `Ready means that a question asked now would be decided and recorded. Exits with 0 if so, else with 1. Lines that begin with "warning: " name problems that need an operator although the server may be ready.`
+	return `Ready means that the server can decide and record a request now. Exits with 0 if it is ready, otherwise with 1. A line that begins with "warning: " names a problem that an operator has to solve, even if the server is ready.`
 }
 
 // Run asks once.

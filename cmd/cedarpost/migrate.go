@@ -13,17 +13,17 @@ import (
 
 type migrateCmd struct {
 	databaseFlags
-	Restored   bool `help:"Give the database a new id. For once after a restore from a copy of files or a snapshot of disks, which cannot be told from the original."`
-	PrintRoles bool `help:"Print the SQL that makes the database roles and two logins, for an administrator, and do nothing."`
+	Restored   bool `help:"Give the database a new id. Needed once after a restore from a copy of files or a snapshot of disks, because such a copy looks like the original."`
+	PrintRoles bool `help:"Only print the SQL with which an administrator makes the database roles and two logins."`
 }
 
 // Help is the long help of migrate.
 func (*migrateCmd) Help() string {
-	return `All tables belong to the role cedarpost_owner, which the login has to be a member of. Roles that are missing are made; a login that may not make them is told which SQL an administrator has to run.
+	return `All tables belong to the role cedarpost_owner, and the login has to be a member of it. Missing roles are made. If the login may not make them, the error has the SQL that an administrator has to run.
 
-A database that holds tables of something else is refused. At the end the schema is compared with the one that the migrations make, and what differs is named.
+A database with tables of another application is refused. At the end, the schema is compared with the one that the migrations make, and differences are listed.
 
-A database that is a copy of another one, like a restored dump, gets an id of its own, so that tokens that the other one gave out are refused. A copy of the files, or a snapshot of disks, cannot be told from the original: after such a restore give --restored, once, before the servers start.`
+A copy of another database, like a restored dump, gets an id of its own, so that its servers refuse tokens of the other one. A copy of files, or a snapshot of disks, looks like the original: after a restore from one, run migrate --restored once, before the servers start.`
 }
 
 // Run migrates.

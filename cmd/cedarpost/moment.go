@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// moment is a point in time on the command line, absolute or so long ago.
+// moment is a time on the command line, absolute or relative to now.
 type moment struct{ time.Time }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -28,14 +28,14 @@ func (m *moment) UnmarshalText(text []byte) (err error) {
 	return nil
 }
 
-// span is a duration in flags, the environment and the YAML file: as Go writes them, and
-// with days before the rest.
+// span is a duration in flags, the environment and the YAML file: in Go's syntax, with days in
+// front.
 type span time.Duration
 
-// day is what a span means by d.
+// day is the unit d of a span.
 const day = 24 * time.Hour
 
-// durations are what can be given as a span, however large.
+// durations matches every valid span, also one that is too large.
 var durations = regexp.MustCompile(`^([0-9]+d)?([0-9]+(ns|us|µs|ms|s|m|h))*$`)
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -62,7 +62,7 @@ func (s *span) UnmarshalText(text []byte) error {
 // String implements fmt.Stringer.
 func (s span) String() string { return time.Duration(s).String() }
 
-// timestamp is nil for a moment that was not given.
+// timestamp returns nil if the moment is not given.
 func (m moment) timestamp() *timestamppb.Timestamp {
 	if m.IsZero() {
 		return nil

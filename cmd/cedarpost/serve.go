@@ -19,13 +19,13 @@ type serveCmd struct {
 	databaseFlags
 	readFlags
 	listenFlags         `set:"loglevel=info"`
-	TLSCert             string   `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. Read again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
-	TLSKey              string   `name:"tls-key" help:"PEM file with the certificate's key." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
-	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen; needs --audit-checkpoint-file. While keys rotate, several with a space in between: the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
-	AuditCheckpointFile string   `help:"File that gets every checkpoint, outside of the database. Nothing that contradicts it is signed. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
-	BootstrapKeyFile    string   `help:"Make the first API key of a database that has none, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
-	Migrate             bool     `help:"Bring the database up to date first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
-	Development         bool     `name:"development-database" help:"Serve although the database can lose what was committed, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
+	TLSCert             string   `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. The server reads it again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
+	TLSKey              string   `name:"tls-key" help:"PEM file with the key of the certificate." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
+	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen; needs --audit-checkpoint-file. While keys rotate, several keys separated by spaces, the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
+	AuditCheckpointFile string   `help:"File outside of the database to which the server appends every checkpoint. The server signs nothing that contradicts it. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
+	BootstrapKeyFile    string   `help:"If the database has no API key, make the first one, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	Migrate             bool     `help:"Migrate the database first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
+	Development         bool     `name:"development-database" help:"Serve even if the database can lose committed data, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
 }
 
 // Help is the long help of serve.
@@ -34,7 +34,7 @@ func (*serveCmd) Help() string {
 
   ready decision=URL admin=URL ops=URL
 
-SIGTERM and Ctrl-C stop the server after the calls in flight; a second one stops it at once. On SIGHUP the server reads the TLS certificate and its key at once, and logs the outcome; without SIGHUP it takes up changes of them within ten seconds. Everything else is read only at the start.
+SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate and its key at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. Everything else is read only at the start.
 
 Files with keys and other secrets are refused if users other than their owner and group have any rights to them.`
 }
@@ -46,10 +46,10 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		return err
 	}
 	if s.Migrate && !s.Development {
-		return misuse("--migrate needs --development-database: a login that can migrate can rewrite the log; run cedarpost migrate with a login of its own")
+		return misuse("--migrate needs --development-database, because a login that can migrate can rewrite the log; run cedarpost migrate with a login of its own")
 	}
 	if len(s.AuditKeyFile) > 0 && s.AuditCheckpointFile == "" {
-		return misuse("--audit-key-file needs --audit-checkpoint-file: without that file, an earlier state of the database could be signed as if nothing were lost")
+		return misuse("--audit-key-file needs --audit-checkpoint-file: without that file, an earlier state of the database could be signed although batches are lost")
 	}
 	log := s.logger(c.err)
 	reload := make(chan os.Signal, 1) // from here on SIGHUP does not end the process
@@ -118,7 +118,7 @@ func planeURLs(srv *server.Server, tls bool) string {
 		planeURL(srv, "decision", tls), planeURL(srv, "admin", tls), planeURL(srv, "ops", false))
 }
 
-// planeURL is where a client on this machine finds a plane.
+// planeURL returns the URL of a plane for clients on this machine.
 func planeURL(srv *server.Server, plane string, tls bool) string {
 	scheme := "http://"
 	if tls {

@@ -19,27 +19,27 @@ import (
 
 // listenFlags are the settings that serve and dev share.
 type listenFlags struct {
-	Listen         string  `help:"Address of the decision plane (default ${default}). Port 0 takes a free one." env:"CEDARPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" group:"server"`
+	Listen         string  `help:"Address of the decision plane (default ${default}). Port 0 means any free port." env:"CEDARPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" group:"server"`
 	AdminListen    string  `help:"Address of the admin plane (default ${default})." env:"CEDARPOST_ADMIN_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" group:"server"`
 	OpsListen      string  `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
-	AllowPlaintext bool    `help:"Serve other machines without TLS, when something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
-	MaxStaleness   span    `help:"Refuse to decide when policies or data may be older than this, at least 100ms (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"DURATION" group:"server"`
-	MaxReuse       span    `help:"How long callers that watch what changes may keep an answer and use it again; 0 is not at all (default ${default})." env:"CEDARPOST_MAX_REUSE" default:"5m" placeholder:"DURATION" group:"server"`
-	CacheMiB       int64   `name:"cache-mib" help:"Memory for entities, about, in MiB; 0 is no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
-	RecordMode     string  `help:"When decisions are answered: strict, after they are in the log, or buffered, before (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
-	Retention      span    `name:"decision-retention" help:"Drop a day of the decision log so long after its end; 0 is never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
-	KeepHistory    span    `name:"history-retention" help:"How long earlier states of entities can be read: at least 48h, 0 is for ever (default ${default}). What a recorded decision was made on is kept as long as its record." env:"CEDARPOST_HISTORY_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
-	RateLimit      float64 `help:"Checks a second that one caller may ask; 0 is no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
-	MaskKeyFile    string  `help:"File with the key of the hashes that stand in decision records for sensitive values: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
-	Name           *string `help:"Name of this server in decision records: one line of at most 255 bytes (default: the name of the host)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
-	LogFormat      string  `help:"Log lines as text or json, on stderr (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
-	LogLevel       string  `help:"Log debug, info, warn or error and above (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
+	AllowPlaintext bool    `help:"Serve other machines without TLS, because something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
+	MaxStaleness   span    `help:"Refuse to decide if policies or data may be older than this; at least 100ms (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"DURATION" group:"server"`
+	MaxReuse       span    `help:"How long a caller that watches for changes may keep an answer and use it again; 0 means never (default ${default})." env:"CEDARPOST_MAX_REUSE" default:"5m" placeholder:"DURATION" group:"server"`
+	CacheMiB       int64   `name:"cache-mib" help:"Approximate memory of the entity cache, in MiB; 0 means no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
+	RecordMode     string  `help:"strict answers after the decision is in the log, buffered before that (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
+	Retention      span    `name:"decision-retention" help:"Drop a day of the decision log this long after its end; 0 means never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
+	KeepHistory    span    `name:"history-retention" help:"How long earlier states of entities can be read; at least 48h, 0 means forever (default ${default}). States that a recorded decision used are kept as long as its record." env:"CEDARPOST_HISTORY_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
+	RateLimit      float64 `help:"Checks per second that one caller may ask; 0 means no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
+	MaskKeyFile    string  `help:"File with the key of the hashes that replace sensitive values in decision records: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	Name           *string `help:"Name of this server in decision records: one line of at most 255 bytes (default: the host name)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
+	LogFormat      string  `help:"Format of the log on stderr: text or json (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
+	LogLevel       string  `help:"Least level to log: debug, info, warn or error (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
 }
 
-// minStaleness is more than a server takes to ask its database what is new.
+// minStaleness is longer than a server takes to ask its database for changes.
 const minStaleness = span(100 * time.Millisecond)
 
-// Validate refuses what the server would silently take for its default.
+// Validate refuses values that the server would silently replace by its defaults.
 func (f *listenFlags) Validate() error {
 	if f.MaxStaleness < minStaleness {
 		return fmt.Errorf("--max-staleness must be at least %v", time.Duration(minStaleness))
@@ -48,7 +48,7 @@ func (f *listenFlags) Validate() error {
 		return errors.New("--cache-mib must not be negative")
 	}
 	if keep := time.Duration(f.KeepHistory); keep != 0 && keep < store.MinKeep {
-		return fmt.Errorf("--history-retention must be %.0fh or more, for the newest decisions may need so much, or 0", store.MinKeep.Hours())
+		return fmt.Errorf("--history-retention must be 0, or %.0fh or more, because the newest decisions may need that much", store.MinKeep.Hours())
 	}
 	if f.RateLimit < 0 {
 		return errors.New("--rate-limit must not be negative")
@@ -59,7 +59,7 @@ func (f *listenFlags) Validate() error {
 	return nil
 }
 
-// name is that of the server in records.
+// name returns the name of the server in records.
 func (f *listenFlags) name() string {
 	if f.Name != nil {
 		return *f.Name
@@ -83,8 +83,7 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, e
 	}, nil
 }
 
-// store is how to open the database. All writes go into the log under the server's
-// name.
+// store returns how to open the database. Events in the log have the name of the server.
 func (f *listenFlags) store(url string, standbys []string) store.Config {
 	name := f.name()
 	return store.Config{DatabaseURL: url, ReadURLs: standbys, Server: name, Event: server.ChangeEvents(name)}
@@ -94,7 +93,7 @@ func (f *listenFlags) logger(w io.Writer) *slog.Logger { return newLogger(w, f.L
 
 func newLogger(w io.Writer, format, level string) *slog.Logger {
 	var l slog.Level
-	_ = l.UnmarshalText([]byte(level)) // one of the flag's values
+	_ = l.UnmarshalText([]byte(level)) // kong accepts only these levels
 	options := &slog.HandlerOptions{Level: l}
 	if format == "json" {
 		return slog.New(slog.NewJSONHandler(w, options))
@@ -102,7 +101,7 @@ func newLogger(w io.Writer, format, level string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// explain names the flag to change when the server cannot listen at an address.
+// explain adds the flag to change if the server cannot listen at an address.
 func (f *listenFlags) explain(err error) error {
 	if bad, ok := errors.AsType[*server.ConfigError](err); ok && errors.Is(err, syscall.EADDRINUSE) {
 		addr := map[string]string{"Listen": f.Listen, "AdminListen": f.AdminListen, "OpsListen": f.OpsListen}[bad.Field]
@@ -111,10 +110,10 @@ func (f *listenFlags) explain(err error) error {
 	return aboutField(err)
 }
 
-// readFlags say which standbys to read from.
+// readFlags say which standby databases to read from.
 type readFlags struct {
-	ReadDatabaseURLs     []string `name:"read-database-urls" help:"Postgres URLs of standbys, with a space in between, to read entities from. One that is behind or does not answer is passed over." env:"CEDARPOST_READ_DATABASE_URLS" sep:" " placeholder:"URL" group:"server"`
-	ReadDatabaseURLsFile string   `name:"read-database-urls-file" help:"File with those URLs, one on each line." env:"CEDARPOST_READ_DATABASE_URLS_FILE" type:"path" placeholder:"FILE" group:"server"`
+	ReadDatabaseURLs     []string `name:"read-database-urls" help:"Postgres URLs of standbys to read entities from, separated by spaces. A standby that is behind or does not answer is skipped." env:"CEDARPOST_READ_DATABASE_URLS" sep:" " placeholder:"URL" group:"server"`
+	ReadDatabaseURLsFile string   `name:"read-database-urls-file" help:"File with these URLs, one on each line." env:"CEDARPOST_READ_DATABASE_URLS_FILE" type:"path" placeholder:"FILE" group:"server"`
 }
 
 func (f *readFlags) urls() ([]string, error) {
@@ -132,8 +131,8 @@ func (f *readFlags) urls() ([]string, error) {
 	return slices.DeleteFunc(slices.Clone(urls), func(u string) bool { return strings.TrimSpace(u) == "" }), nil
 }
 
-// neverAtZero converts a flag for which 0 means never. In the server's configuration 0
-// means the default, and a negative duration means never.
+// neverAtZero converts a flag for which 0 means never. In the configuration of the server, 0 means
+// the default, and a negative duration means never.
 func neverAtZero(s span) time.Duration {
 	if s == 0 {
 		return -1
@@ -141,8 +140,8 @@ func neverAtZero(s span) time.Duration {
 	return time.Duration(s)
 }
 
-// cacheBytes turns MiB into what the server takes: there, 0 is the default and
-// less than 0 no cache.
+// cacheBytes converts MiB to bytes. In the configuration of the server, 0 means the default, and a
+// negative number means no cache.
 func cacheBytes(mib int64) int64 {
 	if mib == 0 {
 		return -1

@@ -8,8 +8,8 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// uid is an entity's name on the command line: Cedar text, or the same without the
-// quotes, which shells take away.
+// uid is the name of an entity on the command line: Cedar text, or the same without the quotes,
+// because shells remove quotes.
 type uid struct{ *cedarpostv1.EntityUid }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -30,7 +30,7 @@ func (u *uid) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// uidText is an entity's name in Cedar text.
+// uidText returns the name of an entity as Cedar text.
 func uidText(u *cedarpostv1.EntityUid) string {
 	return bundle.Ref{Type: u.GetType(), ID: u.GetId()}.String()
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/engine"
 )
 
-// buildVersion is what Go recorded of this binary.
+// buildVersion returns the version and the commit that Go recorded in this binary.
 func buildVersion() (version, commit string) {
 	version = "devel"
 	if info, ok := debug.ReadBuildInfo(); ok {
