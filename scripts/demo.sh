@@ -1,44 +1,16 @@
 #!/bin/sh
-# The story of the example shop, told by the real service: starts a server with a
-# private database, asks it, shows what it answered and what it recorded, and
-# stops it. Fails if an answer is not the expected one.
+# Tells the story of the example shop with the real service: starts a server with a private
+# database, asks it, shows its answers and its records, and stops it. Fails if an answer is not
+# the expected one.
 #
 #   scripts/demo.sh bin/cedarpost
 set -eu
 
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
 cedarpost=${1:?usage: scripts/demo.sh path/to/cedarpost}
 
-# Settings of the user's own would change the story.
-for name in $(env | sed -n 's/^\(CEDARPOST_[A-Z_]*\)=.*/\1/p'); do
-    [ "$name" = CEDARPOST_POSTGRES_BIN ] || unset "$name"
-done
-
-dir=$(mktemp -d)
-server=
-
-finish() {
-    status=$?
-    trap - EXIT HUP INT TERM
-    if [ -n "$server" ]; then
-        kill "$server" 2>/dev/null || true
-        wait "$server" 2>/dev/null || true
-    fi
-    # As root the database may be elsewhere, behind a link (see store/localpg).
-    if [ -L "$dir/postgres" ]; then
-        rm -rf "$(readlink "$dir/postgres")"
-    fi
-    rm -rf "$dir"
-    exit "$status"
-}
-trap finish EXIT
-trap 'exit 1' HUP INT TERM
-
-say() { printf '\n# %s\n' "$*"; }
-
-fail() {
-    echo "demo: $*" >&2
-    exit 1
-}
+begin
 
 # ask EXPECTED-CODE WORD ARGUMENTS... shows the command and its output, and fails
 # unless the exit code is the expected one and the first line begins with WORD.
@@ -70,22 +42,11 @@ line() {
 }
 
 say "A server with a private Postgres and the example bundle."
-echo "\$ cedarpost dev --data $dir"
-"$cedarpost" dev --data "$dir" --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 \
-    >"$dir/out" 2>"$dir/err" &
-server=$!
-tries=0
-until grep -q '^ready' "$dir/out"; do
-    tries=$((tries + 1))
-    if [ "$tries" -gt 60 ] || ! kill -0 "$server" 2>/dev/null; then
-        cat "$dir/err" >&2
-        fail "the server did not get ready"
-    fi
-    sleep 1
-done
-cat "$dir/out"
+echo "\$ cedarpost dev --data $dir/data"
+start dev dev --data "$dir/data"
+cat "$dir/dev"
 # shellcheck source=/dev/null
-. "$dir/dev.env"
+. "$dir/data/dev.env"
 
 say "Bob looks at order 42, which is his: all that customers may see, and nothing internal."
 ask 0 ALLOW authorize --principal Shop::User::bob --action Shop::Action::ViewOrder \

@@ -3,6 +3,9 @@
 # the reference implementation of Cedar. Does nothing if they are here already.
 set -eu
 
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
 MINIMUM=20
 
 # usable says whether node is new enough and npm is beside it.
@@ -11,18 +14,6 @@ usable() {
     version=$(node --version)
     major=${version#v}
     [ "${major%%.*}" -ge "$MINIMUM" ]
-}
-
-# as_root runs a command as root, or says that it cannot.
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null 2>&1; then
-        sudo "$@"
-    else
-        echo "install-node: needs root for: $*" >&2
-        return 1
-    fi
 }
 
 by_hand() {

@@ -4,6 +4,9 @@
 # system service.
 set -eu
 
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
 # found prints the program, if it is there. It looks where store/storetest looks:
 # not every system has the folder of its package in the PATH of everybody.
 found() {
@@ -13,18 +16,6 @@ found() {
             return
         fi
     done
-}
-
-# as_root runs a command as root, or says that it cannot.
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null 2>&1; then
-        sudo "$@"
-    else
-        echo "install-pgbouncer: needs root for: $*" >&2
-        return 1
-    fi
 }
 
 by_hand() {

@@ -4,6 +4,9 @@
 # nothing if they are here already. Starts no system service.
 set -eu
 
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
 # found prints the folder that holds initdb and postgres, if there is one. It
 # looks where `cedarpost dev` looks.
 found() {
@@ -32,18 +35,6 @@ $dir"
             break
         fi
     done
-}
-
-# as_root runs a command as root, or says that it cannot.
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null 2>&1; then
-        sudo "$@"
-    else
-        echo "install-postgres: needs root for: $*" >&2
-        return 1
-    fi
 }
 
 install_apt() {
