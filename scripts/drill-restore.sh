@@ -40,7 +40,7 @@ view() {
         \"resource\": {\"type\": \"Shop::Order\", \"id\": \"42\"}, \"context\": {\"mfa\": true}$2}"
 }
 
-# expect WORD ANSWER shows an answer, and fails unless it has the word.
+# expect WORD ANSWER shows an answer, and fails unless it contains the word.
 expect() {
     printf '%s\n' "$2"
     case $2 in
@@ -49,7 +49,7 @@ expect() {
     esac
 }
 
-say "A server with a private database and the example shop."
+say "A server with a private database and the example bundle."
 start dev dev --data "$dir/data"
 # shellcheck source=/dev/null
 . "$dir/data/dev.env"
@@ -89,6 +89,6 @@ expect '"aborted"' "$(view "$api" "$fresh")"
 say "The original still denies."
 expect '"DENY"' "$(view "$CEDARPOST_API_URL" "$fresh")"
 
-say "The log of the restored database says that it is a copy."
+say "The log of the second database says that it is a copy."
 expect 'it is a copy' "$(CEDARPOST_ADMIN_URL=$admin "$cedarpost" events --kind database_renewed)"
 echo

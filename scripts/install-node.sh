@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes sure that Node.js and npm are on this machine, for the tests that ask
-# the reference implementation of Cedar. Does nothing if they are here already.
+# Installs Node.js and npm, for the tests that run the reference implementation of Cedar, unless
+# they are there already.
 set -eu
 
 # shellcheck source=scripts/lib.sh
@@ -8,7 +8,7 @@ set -eu
 
 MINIMUM=20
 
-# usable says whether node is new enough and npm is beside it.
+# usable succeeds if node is new enough and npm is there.
 usable() {
     command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 || return 1
     version=$(node --version)
@@ -37,13 +37,13 @@ elif command -v apk >/dev/null 2>&1; then
 elif command -v brew >/dev/null 2>&1; then
     brew install node
 else
-    echo "install-node: no apt-get, dnf, apk or brew here." >&2
+    echo "install-node: there is no apt-get, dnf, apk or brew." >&2
     by_hand
 fi
 
 hash -r
 if ! usable; then
-    echo "install-node: this system's packages hold no Node.js $MINIMUM: there is $(node --version 2>/dev/null || echo none)." >&2
+    echo "install-node: the packages of this system do not have Node.js $MINIMUM: there is $(node --version 2>/dev/null || echo none)." >&2
     by_hand
 fi
 echo "install-node: installed $(command -v node) $(node --version)"
