@@ -13,12 +13,11 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// A checkpoint file holds signed notes, each followed by an empty line: checkpoints, and
-// statements of truncation. A note is two paragraphs: its body, and its signatures, which
-// begin with a dash. One that was cut off while it was written is passed over.
+// A checkpoint file has signed notes, each followed by an empty line: checkpoints, and statements
+// of truncation. A note is two paragraphs: its body, and its signatures, which begin with a dash.
+// Readers skip a note that was cut off while it was written.
 
-// AppendCheckpoint adds a signed checkpoint to a file, and returns when it is on
-// disk.
+// AppendCheckpoint adds a signed note to a checkpoint file, and returns when it is on disk.
 func AppendCheckpoint(file string, signed []byte) (err error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -35,7 +34,7 @@ func AppendCheckpoint(file string, signed []byte) (err error) {
 		return err
 	}
 	if end > 0 && string(tail) != "\n\n" {
-		text = append([]byte("\n\n"), text...) // what was cut off ends here
+		text = append([]byte("\n\n"), text...) // ends a note that was cut off
 	}
 	if _, err := f.Write(text); err != nil {
 		return err
@@ -43,8 +42,8 @@ func AppendCheckpoint(file string, signed []byte) (err error) {
 	return f.Sync()
 }
 
-// CheckFile makes sure that checkpoints can be appended to a file and read back. It
-// makes the file if there is none, and changes nothing in one that is there.
+// CheckFile checks that checkpoints can be appended to a file and read back. It makes the file if
+// there is none, and does not change an existing one.
 func CheckFile(file string) (err error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -53,8 +52,8 @@ func CheckFile(file string) (err error) {
 	return errors.Join(isRegular(file), f.Close())
 }
 
-// isRegular refuses devices and pipes: they do not give back what was written, and
-// some of them can be read without end.
+// isRegular refuses devices and pipes: they do not return what was written to them, and some of
+// them never end.
 func isRegular(file string) error {
 	info, err := os.Stat(file)
 	if err == nil && !info.Mode().IsRegular() {
@@ -63,9 +62,9 @@ func isRegular(file string) error {
 	return err
 }
 
-// ReadStatements reads which truncations of a log a file knows: its statements, and the
-// epochs of its checkpoints. There are none if there is no file. A statement that names a
-// given key and was altered, or two different ones with one number, are an error.
+// ReadStatements reads the statements of truncation of a log in a file, and the epochs of its
+// checkpoints. There are none if there is no file. It is an error if a statement that names a
+// given key was altered, or if two different statements have the same number.
 func ReadStatements(file, origin string, keys ...note.Verifier) (s Statements, err error) {
 	return readStatements(NotesIn(file), origin, keys)
 }
@@ -89,8 +88,8 @@ func readStatements(notes Notes, origin string, keys []note.Verifier) (s Stateme
 	return s, err
 }
 
-// EachKept calls fn with each checkpoint of a log in a file, and its note, whose signatures
-// are not verified. There are none if there is no file.
+// EachKept calls fn with each checkpoint of a log in a file, and with its note. It does not verify
+// the signatures. There are none if there is no file.
 func EachKept(file, origin string, fn func(c Checkpoint, signed []byte) error) error {
 	return eachOf(func(fn func([]byte) error) error { return eachNote(file, fn) }, origin, fn)
 }
@@ -104,9 +103,9 @@ func eachOf(notes Notes, origin string, fn func(c Checkpoint, signed []byte) err
 	})
 }
 
-// LastCheckpoint returns the largest checkpoint of a log in a file, of those that count;
-// the zero value if there is none. Signatures are not verified: a checkpoint that nobody
-// signed can make the log contradict the file, and can excuse nothing.
+// LastCheckpoint returns the largest checkpoint of a log in a file for which counts returns true;
+// the zero value if there is none. It does not verify the signatures: a forged checkpoint in the
+// file can cause a contradiction with the log, but cannot hide one.
 func LastCheckpoint(file, origin string, counts func(Checkpoint) bool) (last Checkpoint, err error) {
 	err = EachKept(file, origin, func(c Checkpoint, _ []byte) error {
 		if c.Size >= last.Size && counts(c) {
@@ -152,7 +151,7 @@ func EachCheckpoint(r io.Reader, fn func(signed []byte) error) error {
 	for {
 		line, err := lines.ReadString('\n')
 		if errors.Is(err, io.EOF) {
-			return nil // a paragraph without its empty line is not whole
+			return nil // a paragraph without its empty line is incomplete
 		}
 		if err != nil {
 			return err
