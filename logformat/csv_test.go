@@ -35,7 +35,7 @@ func TestCSV(t *testing.T) {
 	if err != nil || len(rows) != len(entries)+3 {
 		t.Fatal(len(rows), err)
 	}
-	cell := func(row int, column string) string { // a negative row is one from the end
+	cell := func(row int, column string) string { // a negative row counts from the end
 		return rows[(row+len(rows))%len(rows)][slices.Index(csvColumns, column)]
 	}
 	for _, c := range []struct {

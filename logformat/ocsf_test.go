@@ -24,7 +24,7 @@ var at = timestamppb.New(time.Date(2026, 3, 4, 5, 6, 7, 890e6, time.UTC))
 
 func uidOf(typ, id string) *cedarpostv1.EntityUid { return &cedarpostv1.EntityUid{Type: typ, Id: id} }
 
-// oneDecision is a decision with everything that an export shows.
+// oneDecision returns a decision with all fields that an export shows.
 func oneDecision() *cedarpostv1.DecisionRecord {
 	return &cedarpostv1.DecisionRecord{
 		DecisionId: "01900000-0000-7000-8000-000000000001", Time: at, Revision: 7, Caller: "shop", Server: "pdp-1",
@@ -66,8 +66,7 @@ func changeOf(operation, subject string, before, after []byte) *cedarpostv1.Even
 	}
 }
 
-// entries is one of each kind, by what it should become: class, activity, severity,
-// and what the control did.
+// entries has an entry of each kind, with the expected class, activity, severity and action.
 var entries = []struct {
 	name  string
 	entry *cedarpostv1.LogEntry
@@ -81,13 +80,13 @@ var entries = []struct {
 	}), "6003.99 severity 2 denied"},
 	{"a new bundle", eventEntry(changeOf("ApplyBundle", "shop", nil, []byte{1})), "3004.1 severity 1"},
 	{"entities", eventEntry(changeOf("WriteEntities", "", []byte{1}, []byte{2})), "3004.3 severity 1"},
-	{"a key that goes", eventEntry(changeOf("RevokeKey", "k", []byte{1}, nil)), "3004.4 severity 1"},
-	{"a stranger", eventEntry(&cedarpostv1.EventRecord{
+	{"a revoked key", eventEntry(changeOf("RevokeKey", "k", []byte{1}, nil)), "3004.4 severity 1"},
+	{"an unknown key", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_AUTHENTICATION_FAILURE, Detail: &cedarpostv1.EventRecord_AuthenticationFailure{
 			AuthenticationFailure: &cedarpostv1.AuthenticationFailure{
 				Reason: "unknown key", Address: "192.0.2.7", Procedure: "/p", Count: 12, First: at, Last: at}},
 	}), "3002.1 severity 3 denied"},
-	{"a stranger from nowhere", eventEntry(&cedarpostv1.EventRecord{
+	{"no key and no address", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_AUTHENTICATION_FAILURE, Detail: &cedarpostv1.EventRecord_AuthenticationFailure{
 			AuthenticationFailure: &cedarpostv1.AuthenticationFailure{Reason: "no credentials", Address: "@"}},
 	}), "3002.1 severity 3 denied"},
@@ -99,7 +98,7 @@ var entries = []struct {
 		Kind: cedarpostv1.EventRecord_LOG_READ, Caller: "auditor", Subject: "/p",
 		Detail: &cedarpostv1.EventRecord_LogRead{LogRead: &cedarpostv1.LogRead{Procedure: "/p", Request: "{}", Rows: 3}},
 	}), "6003.2 severity 1 allowed"},
-	{"a day dropped", eventEntry(&cedarpostv1.EventRecord{
+	{"a dropped day", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_RETENTION_DROP, Subject: "2026-01-31",
 		Detail: &cedarpostv1.EventRecord_RetentionDrop{RetentionDrop: &cedarpostv1.RetentionDrop{Day: "2026-01-31", Decisions: 5}},
 	}), "3004.4 severity 2"},
@@ -110,7 +109,7 @@ var entries = []struct {
 		Kind: cedarpostv1.EventRecord_STATE_ROOT, Subject: "8", Revision: 8,
 		Detail: &cedarpostv1.EventRecord_StateRoot{StateRoot: &cedarpostv1.StateRoot{Revision: 8, Root: make([]byte, 32), Entities: 5, Bundles: 1, Keys: 1}},
 	}), "3004.1 severity 1"},
-	{"another id of the database", eventEntry(&cedarpostv1.EventRecord{
+	{"a new id of the database", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_DATABASE_RENEWED, Subject: "b",
 		Detail: &cedarpostv1.EventRecord_DatabaseRenewed{DatabaseRenewed: &cedarpostv1.DatabaseRenewed{Before: "a", After: "b", Copied: true}},
 	}), "3004.3 severity 3"},
@@ -132,14 +131,15 @@ var entries = []struct {
 			{Principal: uidOf("Shop::User", "bob"), Action: uidOf("Shop::Action", "ViewOrder"), Resource: uidOf("Shop::Order", "42"),
 				Reason: "catalogue", Code: "unavailable", Count: 4, First: at, Last: at}}}},
 	}), "6003.99 severity 3 allowed"},
-	{"a kind of tomorrow", eventEntry(&cedarpostv1.EventRecord{Kind: 99, Caller: "shop"}), "6003.99 severity 1"},
+	{"an unknown kind", eventEntry(&cedarpostv1.EventRecord{Kind: 99, Caller: "shop"}), "6003.99 severity 1"},
 	{"a decision whose row is damaged", &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Decision{Decision: &cedarpostv1.DecisionRecord{
 		DecisionId: "01900000-0000-7000-8000-000000000001", Time: at, Damaged: "its record was altered"}}}, "6003.99 severity 3"},
 	{"an event whose row is damaged", eventEntry(&cedarpostv1.EventRecord{Damaged: "its record was altered"}), "6003.99 severity 3"},
 }
 
-// Of the schema, version 1.6.0: what an object must have, one at least of what, and
-// what else is used here. "" is an event of any class.
+// ocsfSchema has the rules of schema version 1.6.0 for the objects in use: required attributes,
+// attributes of which at least one is required, and optional attributes in use. "" is an event of
+// any class.
 var ocsfSchema = map[string]struct{ required, oneOf, optional string }{
 	"": {"activity_id category_uid class_uid metadata severity_id time type_uid", "",
 		"activity_name category_name class_name message severity status status_id status_detail type_name unmapped " +
@@ -163,13 +163,13 @@ var ocsfSchema = map[string]struct{ required, oneOf, optional string }{
 	"entity":         {"", "name uid", "type type_id data"},
 }
 
-// ocsfProfiles are the attributes of an event that come with a profile only.
+// ocsfProfiles are the attributes that an event may have only with a profile.
 var ocsfProfiles = map[string]string{
 	"security_control": "action action_id disposition disposition_id authorizations policy",
 	"trace":            "trace",
 }
 
-// The types of attributes that are not text or an object.
+// Attributes that are not a text or an object, by type.
 const (
 	ocsfNumbers = "activity_id category_uid class_uid severity_id time type_uid status_id action_id disposition_id count start_time end_time type_id"
 	ocsfTruths  = "is_remote is_applied"
@@ -179,7 +179,7 @@ const (
 
 func words(s string) []string { return strings.Fields(s) }
 
-// checkOCSF checks an object of the schema, and what is in it.
+// checkOCSF checks an object against the schema, with the objects in it.
 func checkOCSF(t *testing.T, where string, o map[string]any, rules ...string) {
 	t.Helper()
 	var known []string
@@ -237,7 +237,7 @@ func checkOCSF(t *testing.T, where string, o map[string]any, rules ...string) {
 	}
 }
 
-// Each row becomes an event that the schema takes, and no kind is forgotten.
+// Each kind of row becomes an event that conforms to the schema.
 func TestOCSF(t *testing.T) {
 	kinds := maps.Clone(cedarpostv1.EventRecord_Kind_name)
 	delete(kinds, 0)
@@ -276,7 +276,7 @@ func TestOCSF(t *testing.T) {
 		if meta["version"] != ocsfVersion || !strings.HasPrefix(meta["uid"].(string), "01900000-") || unmapped["leaf"] != 5.0 || unmapped["row"] != 1.0 {
 			t.Errorf("%s: %v, %v", c.name, meta, unmapped)
 		}
-		// What a profile brings stands there with the profile only.
+		// Attributes of a profile need the profile.
 		profiles := fmt.Sprint(meta["profiles"])
 		for profile, keys := range ocsfProfiles {
 			for _, key := range words(keys) {
@@ -288,8 +288,8 @@ func TestOCSF(t *testing.T) {
 	}
 }
 
-// A missing row has no time of its own, and the schema requires one: it has that of its batch.
-// If the header of the batch is damaged as well, the row has no time rather than a wrong one.
+// A missing row has the time of its batch, because the schema requires a time. If the header of the
+// batch is damaged as well, the event has no time rather than a wrong one.
 func TestOCSFMissing(t *testing.T) {
 	b := batchOf(missingEntry())
 	for header, want := range map[string]float64{string(b.GetHeader()): 1772600770001, "damaged": 0} {

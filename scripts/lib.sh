@@ -59,7 +59,7 @@ start() {
     "$cedarpost" "$@" --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 >"$out" 2>"$out.err" &
     servers="$! $servers"
     tries=0
-    until grep -q '^ready' "$out"; do
+    until grep -qs '^ready' "$out"; do
         tries=$((tries + 1))
         if [ "$tries" -gt 600 ] || ! kill -0 "${servers%% *}" 2>/dev/null; then
             cat "$out" "$out.err" >&2

@@ -18,9 +18,9 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// TestRestoreDrill is what an operator goes through whose database is restored to an
-// earlier state, under its name: tokens are refused, the log is stated to be truncated and
-// signed on with its key, and a witness goes on.
+// TestRestoreDrill restores a database to an earlier state under its own name: tokens of lost
+// revisions are refused, the operator states the truncation, servers sign again with the same key,
+// and the witness continues.
 func TestRestoreDrill(t *testing.T) {
 	dir := dataDir(t)
 	dev := newShell().start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
@@ -76,8 +76,8 @@ func TestRestoreDrill(t *testing.T) {
 	sh.exits(t, 0, says(`"operator":"ann"`, `"truncated_checkpoints"`), "audit", "verify", pub, "--against="+filepath.Join(dir, "checkpoints"), "-o", "json")
 	sh.exits(t, 0, says("database_renewed"), "events", "--kind", "database_renewed")
 
-	// What is signed after the statement is not lost. When the same loss happens again, the
-	// statement, which is shown again, does not excuse it.
+	// The statement does not excuse checkpoints that are signed after it. After a second loss, it
+	// does not help to show the statement again.
 	statement := ""
 	notes, err := checkpointsIn(state)
 	if err != nil {
@@ -107,7 +107,7 @@ func TestRestoreDrill(t *testing.T) {
 	sh.exits(t, 1, says("the log is NOT in order"), "audit", "verify", pub, "--against="+state)
 	dev.stop(t, syscall.SIGTERM)
 
-	// The id of the database can be renewed by hand.
+	// An operator can give the database a new id.
 	dev = newShell().start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
 	sh = newShell().with(readEnv(t, filepath.Join(dir, "dev.env"))...)
 	if r := sh.exits(t, 0, says("up to date"), "migrate"); strings.Contains(r.out, "new id") {
@@ -117,7 +117,7 @@ func TestRestoreDrill(t *testing.T) {
 	dev.stop(t, syscall.SIGTERM)
 }
 
-// showAgain puts a statement of truncation into a log, as whoever may write to it can.
+// showAgain appends a statement of truncation to a log, as every writer of the log can.
 func showAgain(t *testing.T, database, statement string) {
 	t.Helper()
 	db, err := store.Open(context.Background(), store.Config{DatabaseURL: database})

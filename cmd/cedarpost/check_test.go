@@ -69,7 +69,7 @@ func TestCheckForCI(t *testing.T) {
 	sh.exits(t, 3, says("did you mean owner?"), "check", broken)
 }
 
-// shopless makes a folder for a bundle.
+// shopless makes an empty folder for a bundle.
 func shopless(t *testing.T, dir string) string {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// An error that comes only when the server opens a file or listens names the line of
-// the YAML file too, whichever way the value is written there.
+// An error that occurs only when the server opens a file or listens also names the line of the
+// YAML file, also for a relative path.
 func TestWrongValueNamesItsLine(t *testing.T) {
 	dir := t.TempDir()
 	certify(t, dir, "a")
@@ -58,7 +58,7 @@ func TestWrongValueNamesItsLine(t *testing.T) {
 	}
 }
 
-// An error of a connection is one line that says each thing once.
+// An error of a connection is one line without repetitions.
 func TestConnectionErrorIsOneLine(t *testing.T) {
 	r := newShell().exits(t, 1, says("connection refused"), "serve", "--database-url=postgres://x@127.0.0.1:1/x")
 	if strings.Count(r.err, "\n") != 1 || strings.Count(r.err, "connection refused") != 1 || strings.Contains(r.err, `\u{`) {
@@ -66,7 +66,7 @@ func TestConnectionErrorIsOneLine(t *testing.T) {
 	}
 }
 
-// Values and flags that are refused at once, in words.
+// These values and flags are refused before anything else happens.
 func TestRefusedFlags(t *testing.T) {
 	newShell().exits(t, codeUsage, says("--cache-mib must not be negative"), "serve", "--cache-mib", "-1")
 	newShell().exits(t, codeUsage, says("--max-reuse must not be negative"), "serve", "--max-reuse", "-1h")
@@ -118,8 +118,8 @@ func TestSettings(t *testing.T) {
 	sh.exits(t, 2, says("no such file"), "health", "--config", "none.yaml")
 }
 
-// TestTokenOfEnvironmentBeatsFile: a key in a settings file must not go to the
-// server that the environment names together with another key.
+// If the environment gives a server and a key, the key of a settings file must not be sent to that
+// server.
 func TestTokenOfEnvironmentBeatsFile(t *testing.T) {
 	sent := make(chan string, 1)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

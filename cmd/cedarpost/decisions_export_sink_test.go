@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// What an export wrote after its state is taken back, and nothing else is.
+// An export removes the rows that an earlier one wrote after its state, and nothing else.
 func TestSink(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "out")
@@ -60,7 +60,7 @@ func TestSink(t *testing.T) {
 		t.Fatal(s, err)
 	}
 	is("one\ntwo\n")
-	// The state of another file cuts nothing; nor does one of a file that was rotated.
+	// The state of another file, or of a file that was rotated, removes nothing.
 	if _, err = lines(&exportState{File: file + "x", Size: 2}, "three\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestSink(t *testing.T) {
 	}
 }
 
-// A file that was rotated after the state was written keeps its whole lines.
+// A file that was rotated after the state was written keeps its complete lines.
 func TestSinkRotatedWhileNobodyWrites(t *testing.T) {
 	for says, line := range map[string]struct{ now, want string }{
 		"what came after the state goes":          {"one\ntwo\ntorn", "one\n"},
@@ -122,7 +122,7 @@ func TestSinkRotatedWhileNobodyWrites(t *testing.T) {
 	}
 }
 
-// A file that is cut off while it is written gets no zeros, and its state fits.
+// A file that is cut off while it is written gets no zeros, and the state has its new size.
 func TestSinkCutOff(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "out")
 	s, err := openSink(file, nil, nil)
@@ -146,7 +146,7 @@ func TestSinkCutOff(t *testing.T) {
 	if got, _ := os.ReadFile(file); string(got) != "head\nthree\n" || moved != 1 {
 		t.Errorf("%q, moved %d times", got, moved)
 	}
-	// Cut off before the state is written.
+	// The file is cut off before the state is written.
 	if err := os.Truncate(file, 5); err != nil {
 		t.Fatal(err)
 	}

@@ -71,8 +71,7 @@ func empty(file string) bool {
 	return err != nil || info.Size() == 0
 }
 
-// testExportKilled kills an export again and again. In the end each decision is in
-// the file once.
+// testExportKilled kills an export repeatedly. In the end, each decision is in the file once.
 func testExportKilled(sh *shell) func(*testing.T) {
 	return func(t *testing.T) {
 		dir := t.TempDir()
@@ -94,7 +93,7 @@ func testExportKilled(sh *shell) func(*testing.T) {
 				asked = append(asked, got.DecisionID)
 			}
 			if round == 3 {
-				// A follower that is asked to end does so with what it has.
+				// A follower that is asked to end writes the received rows first.
 				for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 					if text, _ := os.ReadFile(file); strings.Contains(string(text), asked[len(asked)-1]) {
 						break
@@ -109,10 +108,10 @@ func testExportKilled(sh *shell) func(*testing.T) {
 			time.Sleep(time.Duration(round) * 700 * time.Millisecond)
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
-			// As if it had been in the middle of a line.
+			// The file ends as if the export was in the middle of a line.
 			f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
 			if os.IsNotExist(err) || empty(state) {
-				continue // it was killed before it had begun
+				continue // it was killed before it began
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -147,8 +146,8 @@ func testExportKilled(sh *shell) func(*testing.T) {
 	}
 }
 
-// testExportRotated rotates the file of a follower in all the ways that logrotate
-// does. In the end each decision is in one of the files, once.
+// testExportRotated rotates the file of a follower in all the ways of logrotate. In the end, each
+// decision is once in one of the files.
 func testExportRotated(sh *shell) func(*testing.T) {
 	return func(t *testing.T) {
 		dir := t.TempDir()
@@ -170,8 +169,8 @@ func testExportRotated(sh *shell) func(*testing.T) {
 				t.Fatal(err)
 			}
 		}
-		// What was written less than a second before a kill is not in the state yet. If the
-		// file is rotated before the next start, it is written once more.
+		// Rows written less than a second before a kill are not in the state yet. If the file
+		// is rotated before the next start, they are written again.
 		repeated := map[string]bool{}
 		var steps []int
 		kill := func() {
@@ -189,8 +188,8 @@ func testExportRotated(sh *shell) func(*testing.T) {
 			}
 			return text
 		}
-		// decide has a few decisions made, and waits until the newest is in a file: right
-		// after it was renamed, that may be the old one.
+		// decide asks for a few decisions, and waits until the newest is in a file. Right after
+		// a rename, that can be the old file.
 		decide := func() {
 			t.Helper()
 			id := ""

@@ -64,7 +64,7 @@ func TestReplay(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.out), &sum); err != nil || sum.Equal != 21 || len(sum.Differing) != 1 || sum.Differing[0].DecisionID != changed || sum.Reasons["values are masked: context.pin"] != 1 {
 		t.Errorf("%v %s", err, r.out)
 	}
-	// More than a page, and more than are named.
+	// There are more decisions than a page has, and more than the summary names.
 	tamper(t, db, changed, 300, func(*cedarpostv1.DecisionRecord) {})
 	tamper(t, db, denied.DecisionID, 300, func(*cedarpostv1.DecisionRecord) {})
 	if r = sh.exits(t, 1, says("623 decisions replayed: 321 equal, 301 different", "  and 291 more\n"), "decisions", "replay", "--since=1h"); strings.Count(r.out, "decision: recorded ALLOW") != replayNamed {
@@ -79,7 +79,7 @@ func TestReplay(t *testing.T) {
 		t.Errorf("a summary of nothing: %s", r.out)
 	}
 
-	// The key stays with the data.
+	// The mask key stays in the data folder.
 	dev.stop(t, syscall.SIGTERM)
 	dev = newShell().start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
 	if again, err := os.ReadFile(filepath.Join(dir, "mask.key")); err != nil || string(again) != string(maskKey) {
@@ -92,8 +92,7 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// tamper puts n changed copies of a record into the log, and returns the id of the
-// last.
+// tamper appends n changed copies of a record to the log, and returns the id of the last one.
 func tamper(t *testing.T, db *store.DB, id string, n int, change func(*cedarpostv1.DecisionRecord)) string {
 	t.Helper()
 	row, err := db.GetDecision(t.Context(), uuid.MustParse(id))

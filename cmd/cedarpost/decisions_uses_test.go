@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// testUses reports as a caching client does, and looks for it everywhere.
+// testUses sends a report as a caching client does. All outputs show it.
 func testUses(sh *shell) func(*testing.T) {
 	return func(t *testing.T) {
 		r := sh.exits(t, 0, nil, "decisions", "--request-id", "req-1", "-o", "json")

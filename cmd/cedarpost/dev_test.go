@@ -15,7 +15,8 @@ import (
 
 func lines(s string) []string { return strings.Split(strings.TrimSpace(s), "\n") }
 
-// ask is authorize about an order, by bob unless more says otherwise.
+// ask returns the arguments of authorize about an order. The principal is bob, unless more has
+// another one.
 func ask(action, order string, more ...string) []string {
 	return append([]string{
 		"authorize", "--principal=Shop::User::bob", "--action=Shop::Action::" + action,
@@ -25,7 +26,7 @@ func ask(action, order string, more ...string) []string {
 
 func TestDev(t *testing.T) {
 	dir := dataDir(t)
-	// What a dev.env named before does not keep dev from starting a Postgres.
+	// The URL of an old dev.env in the environment does not prevent dev from starting a Postgres.
 	outer := newShell("CEDARPOST_DATABASE_URL=postgres://x@127.0.0.1:1/x?" + devMark)
 	dev := outer.start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
 	envFile := filepath.Join(dir, "dev.env")
@@ -204,7 +205,7 @@ func testWrongKey(sh *shell, dir string) func(*testing.T) {
 		wrong.exits(t, 0, says("shop"), "bundles", "--token-file", filepath.Join(dir, "bootstrap.key"))
 		sh.with("CEDARPOST_TOKEN=").exits(t, 1, says("unauthenticated", "set CEDARPOST_TOKEN, or give --token-file"), "decisions")
 		sh.exits(t, 1, says("cedarpost"), "bundles", "--admin-url", value(sh.env, "CEDARPOST_API_URL"))
-		// The refusal comes while megabytes are still on their way.
+		// The server refuses while the client is still sending megabytes.
 		big := shopCopy(t, map[string]string{"entities.json": strings.Repeat(" ", 30<<20)})
 		wrong.exits(t, 1, says("unauthenticated"), "apply", big)
 	}
@@ -235,7 +236,7 @@ func TestDevSurvivesKill(t *testing.T) {
 	sh.exits(t, 0, nil, ask("ViewOrder", "42")...)
 	dev.stop(t, syscall.SIGKILL)
 
-	// --empty loads nothing, so what is there was kept.
+	// --empty loads nothing, so all data is from before the kill.
 	dev = newShell().start(t, append(args, "--empty")...)
 	second := readEnv(t, filepath.Join(dir, "dev.env"))
 	if value(first, "CEDARPOST_TOKEN") != value(second, "CEDARPOST_TOKEN") {
@@ -250,7 +251,7 @@ func TestDevSurvivesKill(t *testing.T) {
 	}
 }
 
-// TestDemo: the story that the README promises is still told.
+// The demo of the README still works.
 func TestDemo(t *testing.T) {
 	demo := exec.Command("sh", "../../scripts/demo.sh", binary)
 	demo.Env = newShell("TMPDIR="+t.TempDir(), "CEDARPOST_OUTPUT=json").env

@@ -20,7 +20,7 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// users are lines of NDJSON, from one number up to another.
+// users returns lines of NDJSON for users with numbers from one up to another.
 func users(from, to int) string {
 	var b strings.Builder
 	for n := from; n < to; n++ {
@@ -72,16 +72,16 @@ func testImport(sh *shell) func(*testing.T) {
 			sh.exits(t, c.code, says(c.says), append([]string{"entities", "import", file}, strings.Fields(c.args)...)...)
 		}
 		sh.exits(t, 0, says(`Shop::User::"i-csv"`, `parents      Shop::Role::"finance", Shop::Role::"support"`, `{"region":"us","suspended":true}`), "entities", "get", "Shop::User::i-csv")
-		sh.exits(t, 1, says("not_found"), "entities", "get", "Shop::User::n3") // of the bad ones and the dry run
+		sh.exits(t, 1, says("not_found"), "entities", "get", "Shop::User::n3") // only in refused files and in the dry run
 		sh.exits(t, 1, says("not_found"), "entities", "get", "Shop::User::n3000")
 		sh.exits(t, 0, says("1,100 entities imported, 1,100 new"), "entities", "import", "--atomic", write(t, dir, "atomic.ndjson", users(3000, 4100)))
 
-		// What was refused goes on, once it is corrected, and only from where it was.
+		// A refused import continues once the file is corrected, and only after the stored ones.
 		corrected := write(t, dir, "schema.ndjson", users(1000, 2001))
 		sh.exits(t, 0, says("continuing after 1,000 entities", "1 entity imported, 1 new"), "entities", "import", corrected, "--import-id=ghosts", "--resume")
 		sh.exits(t, 1, says("there is no unfinished import"), "entities", "import", corrected, "--import-id=ghosts", "--resume")
 
-		// Stdin can be resumed under a name.
+		// An import of stdin can be resumed with an id.
 		for _, step := range []struct {
 			text string
 			code int
@@ -103,8 +103,8 @@ func testImport(sh *shell) func(*testing.T) {
 	}
 }
 
-// ground is a server that can be killed and started again at the same address, on
-// a Postgres of its own.
+// ground is a server with a Postgres of its own. It can be killed, and started again at the same
+// address.
 type ground struct {
 	*shell
 	pg     *pgx.Conn
@@ -131,7 +131,7 @@ func newGround(t *testing.T) *ground {
 	return g
 }
 
-// hold stops all writes once an import has stored some entities, until release.
+// hold blocks all writes after an import has stored some entities, until release.
 func (g *ground) hold(t *testing.T) (stored int64, release func()) {
 	t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
@@ -165,7 +165,7 @@ func (g *ground) imports(t *testing.T) (n int) {
 	return n
 }
 
-// background runs a command; what it says is complete when wait has returned.
+// background runs a command. Its output is complete when wait returns.
 func (g *ground) background(t *testing.T, args ...string) (cmd *exec.Cmd, out *syncBuffer, wait func() int) {
 	t.Helper()
 	out = &syncBuffer{}
@@ -180,8 +180,8 @@ func (g *ground) background(t *testing.T, args ...string) (cmd *exec.Cmd, out *s
 	return cmd, out, func() int { <-ended; return cmd.ProcessState.ExitCode() }
 }
 
-// An import outlives its server, goes on by itself, and brings nothing back that
-// was changed meanwhile; one that is interrupted does so when told.
+// An import survives the end of its server: it continues by itself, and does not undo changes made
+// meanwhile. An interrupted import continues with --resume.
 func TestImportGoesOn(t *testing.T) {
 	g := newGround(t)
 	file := write(t, t.TempDir(), "users.ndjson", users(0, 4000))
@@ -208,7 +208,7 @@ func TestImportGoesOn(t *testing.T) {
 		t.Errorf("%d imports are unfinished", n)
 	}
 
-	// Interrupted, and resumed.
+	// An import is interrupted, and resumed.
 	file = write(t, t.TempDir(), "users.ndjson", users(10_000, 14_000))
 	cmd, out, wait := g.background(t, "entities", "import", file)
 	stored, release = g.hold(t)
@@ -220,7 +220,7 @@ func TestImportGoesOn(t *testing.T) {
 	if want := fmt.Sprintf("cedarpost: interrupted\n  %s are stored; run the same command with --resume to continue\n", entities(stored)); code != 1 || !strings.Contains(out.String(), want) {
 		t.Errorf("exit code %d\n%s", code, out)
 	}
-	// What the server had received may have been stored meanwhile.
+	// The server may have stored more of what it had received.
 	g.exits(t, 0, says("continuing after ", " entities imported, "), "entities", "import", file, "--resume")
 	g.exits(t, 0, says(`"suspended":false`), "entities", "get", "Shop::User::n13999")
 	g.exits(t, 1, says("there is no unfinished import to resume"), "entities", "import", file, "--resume")
@@ -229,7 +229,7 @@ func TestImportGoesOn(t *testing.T) {
 	t.Run("lost", func(t *testing.T) { testLost(t, g) })
 }
 
-// smallImporter imports NDJSON beside the command, so that a test can look inside.
+// smallImporter imports NDJSON in this process, so that a test can read its fields.
 func (g *ground) smallImporter(t *testing.T, id, text string) *importer {
 	t.Helper()
 	admin, err := dial(value(g.env, adminEnv), adminEnv, g.key)
@@ -265,7 +265,7 @@ func testStreams(t *testing.T, g *ground) {
 	}
 }
 
-// What an importer concludes when it has lost the server.
+// After the loss of its server, an importer draws the right conclusion.
 func testLost(t *testing.T, g *ground) {
 	loss := connect.NewError(connect.CodeUnavailable, "gone")
 	bad := g.smallImporter(t, "lost", users(0, 2000)+"{}")
@@ -309,7 +309,7 @@ func testLost(t *testing.T, g *ground) {
 			t.Errorf("%s: got %s, want %s", c.name, got, c.want)
 		}
 	}
-	// A server that does not come back is not waited for without end.
+	// An importer gives up on a server that does not come back.
 	i := g.smallImporter(t, "lost", users(0, 2000))
 	if err := i.begin(t.Context(), true); err != nil {
 		t.Fatal(err)
@@ -352,8 +352,7 @@ func TestLostOrRefused(t *testing.T) {
 	}
 }
 
-// Lots are of a size that a message may have, and nothing is read that is not soon
-// to be sent.
+// Lots have the size of a message, and the input is read only a little ahead of them.
 func TestLots(t *testing.T) {
 	large := func(n int) string {
 		var b strings.Builder
@@ -405,7 +404,7 @@ func TestLots(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		lots := in.lots(ctx, r, 0)
 		<-lots
-		synctest.Wait() // nobody takes the next one
+		synctest.Wait() // nobody receives the next lot
 		if share := float64(in.read.Load()) / float64(len(text)); share > 0.15 {
 			t.Errorf("%.0f %% of the file are read to send 5 %%", 100*share)
 		}
@@ -428,7 +427,7 @@ func TestProgress(t *testing.T) {
 			for n := int64(1); n <= 6; n++ {
 				time.Sleep(time.Second)
 				p.moved(100*n, n, 10)
-				p.moved(100*n, n, 10) // at once: not worth a line
+				p.moved(100*n, n, 10) // right after the other, so no line is printed
 			}
 			p.note("a note")
 			time.Sleep(time.Minute)

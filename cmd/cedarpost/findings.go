@@ -21,7 +21,7 @@ type finding struct {
 	Policy   string `json:"policy,omitempty"`
 	Message  string `json:"message"`
 	Hint     string `json:"hint,omitempty"`
-	Bundle   string `json:"bundle,omitempty"` // if it is another one
+	Bundle   string `json:"bundle,omitempty"` // if the finding is in another bundle
 	test     bool   // a failed test
 }
 

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// What the server says comes line by line, and control characters in it do not.
+// The output has the lines of the server, without its control characters.
 func TestHealthPrintsLines(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ready\nwarning: signing: a\nwarning: clock: \x1b[31mb\n"))

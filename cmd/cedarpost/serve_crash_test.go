@@ -16,13 +16,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// TestKillUnderLoad kills the server at a moment it does not choose, again and
-// again, with many callers waiting for answers. Every answer anyone ever got must
-// be in the table, once.
+// TestKillUnderLoad kills the server at arbitrary moments while many callers wait for answers. The
+// decision of every received answer must be in the table exactly once.
 func TestKillUnderLoad(t *testing.T) { killUnderLoad(t, 3, "strict") }
 
-// TestKillBufferedUnderLoad does it to a server that answers before the commit: what
-// is missing is within the bound, and the log says that there was a crash.
+// TestKillBufferedUnderLoad kills a server that answers before the commit. The number of missing
+// decisions is within the bound, and the log records the crash.
 func TestKillBufferedUnderLoad(t *testing.T) { killUnderLoad(t, 1, "buffered") }
 
 // TestSoakKillUnderLoad is the long form.
@@ -43,7 +42,7 @@ func killUnderLoad(t *testing.T, rounds int, mode string) {
 		env := readEnv(t, filepath.Join(dir, "dev.env"))
 		var mu sync.Mutex
 		var wg sync.WaitGroup
-		// The kill comes after a count of answers that differs from round to round.
+		// Each round kills after another number of answers.
 		killAfter := 300 + 137*round%400
 		killed := make(chan struct{})
 		got := 0
@@ -96,7 +95,7 @@ func killUnderLoad(t *testing.T, rounds int, mode string) {
 	if mode == "strict" && missing > 0 || missing > rounds*bound || len(recorded) != len(ids) {
 		t.Errorf("%d answered decisions are missing, %d rows stand twice", missing, len(ids)-len(recorded))
 	}
-	// Each crash is in the header of a batch that came after it.
+	// The header of a later batch records each crash.
 	if _, err := askOnce(value(env, "CEDARPOST_API_URL"), value(env, "CEDARPOST_TOKEN"), "42"); err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +116,7 @@ func killUnderLoad(t *testing.T, rounds int, mode string) {
 	dev.stop(t, syscall.SIGTERM)
 }
 
-// answer is what tests look at in one.
+// answer has the parts of an answer that tests compare.
 type answer struct {
 	DecisionID, Decision string
 	Revision             struct {
@@ -125,7 +124,7 @@ type answer struct {
 	}
 }
 
-// askOnce asks for one order as a plain HTTP client.
+// askOnce asks about one order with plain HTTP.
 func askOnce(url, token, order string) (a answer, err error) {
 	body, err := json.Marshal(map[string]any{
 		"principal": map[string]string{"type": "Shop::User", "id": "dave"},

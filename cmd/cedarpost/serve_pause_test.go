@@ -17,7 +17,7 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// replicas are two servers on one database, where dave may see an order.
+// replicas are two servers on one database, in which dave may see an order.
 type replicas struct {
 	pg              *localpg.Server
 	running, paused *daemon
@@ -35,8 +35,8 @@ func newReplicas(t *testing.T, bound time.Duration) *replicas {
 	r.admin = sh.with("CEDARPOST_ADMIN_URL=" + r.running.url("admin"))
 	r.admin.exits(t, 0, nil, "apply", "../../policies/shop")
 	r.admin.exits(t, 0, nil, "entities", "import", "../../policies/shop/entities.json")
-	// The bound is near the second between two looks at the database, so that this server
-	// may be over it at any time. The other one has the usual bound.
+	// The staleness bound is close to the second between two polls of the database, so this server
+	// can exceed it at any time. The other one has the usual bound.
 	r.paused = sh.with("CEDARPOST_MAX_STALENESS="+bound.String()).start(t, serve...)
 	key, err := os.ReadFile(keyFile)
 	if err != nil {
@@ -58,7 +58,7 @@ func newReplicas(t *testing.T, bound time.Duration) *replicas {
 
 func (r *replicas) ask(d *daemon) (answer, error) { return askOnce(d.url("decision"), r.key, "42") }
 
-// revoke takes dave's right away, through the server that runs.
+// revoke removes dave's right through the running server.
 func (r *replicas) revoke(t *testing.T) (denied answer) {
 	t.Helper()
 	r.admin.exits(t, 0, nil, "entities", "import", write(t, t.TempDir(), "dave.json",
@@ -70,7 +70,7 @@ func (r *replicas) revoke(t *testing.T) (denied answer) {
 	return denied
 }
 
-// pause stops the other one. It goes on with resume, so long after it stopped.
+// pause stops the other server. resume continues it, a given time after the stop.
 func (r *replicas) pause(t *testing.T) (resume func(after time.Duration)) {
 	t.Helper()
 	signal := func(s syscall.Signal) {
@@ -88,8 +88,8 @@ func (r *replicas) pause(t *testing.T) (resume func(after time.Duration)) {
 	}
 }
 
-// TestReplicaPaused stops one of two servers, as a suspended machine does, for
-// longer than its data may be old. Meanwhile a right is revoked through the other.
+// TestReplicaPaused stops one of two servers, like a suspended machine, for longer than its staleness
+// bound. Meanwhile a right is revoked through the other server.
 func TestReplicaPaused(t *testing.T) { replicaPaused(t, 2*time.Second, 3*time.Second) }
 
 // TestSoakReplicaPaused is the long form.
@@ -109,7 +109,7 @@ func replicaPaused(t *testing.T, bound, pause time.Duration) {
 			t.Errorf("%s at revision %d after the pause, revoked at %d", a.Decision, a.Revision.Number, revoked.Revision.Number)
 		}
 	}
-	// Some ask while it is stopped: the first thing that it finds when it wakes up.
+	// Some requests arrive while it is stopped, so it finds them first when it continues.
 	var asked sync.WaitGroup
 	for range 20 {
 		asked.Go(func() {
@@ -132,8 +132,8 @@ func replicaPaused(t *testing.T, bound, pause time.Duration) {
 	}
 }
 
-// TestReplicaPausedBeforeItsAnswer stops the server when it has decided, and waits for
-// the commit. When it goes on, its data is older than it may use.
+// TestReplicaPausedBeforeItsAnswer stops the server after it has decided, while it waits for the
+// commit. When it continues, its data is older than its bound.
 func TestReplicaPausedBeforeItsAnswer(t *testing.T) {
 	const bound = 1200 * time.Millisecond
 	r := newReplicas(t, bound)
@@ -149,7 +149,7 @@ func TestReplicaPausedBeforeItsAnswer(t *testing.T) {
 	var paused atomic.Bool
 	for range 8 {
 		asked.Go(func() {
-			for { // before the pause its data may be too old, too
+			for { // its data can be too old before the pause too
 				last := paused.Load()
 				a, err := r.ask(r.paused)
 				if err == nil && a.Decision != "DENY" {

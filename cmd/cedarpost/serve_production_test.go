@@ -15,7 +15,7 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// statements are those of a script, without its comments.
+// statements returns the statements of a script, without its comments.
 func statements(sql string) (list []string) {
 	for _, line := range lines(sql) {
 		if !strings.HasPrefix(line, "--") {
@@ -25,9 +25,8 @@ func statements(sql string) (list []string) {
 	return list
 }
 
-// TestProduction does what docker-compose.yml does: an administrator makes the
-// roles, one login migrates, another one serves, and each is refused the work of the
-// other.
+// TestProduction does the steps of docker-compose.yml: an administrator makes the roles, one login
+// migrates, and another one serves. Each login is refused the work of the other one.
 func TestProduction(t *testing.T) {
 	pg := storetest.NewServer(t)
 	admin, err := pgx.Connect(t.Context(), pg.URL())

@@ -22,7 +22,7 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// Durations are written in one way in flags, the environment and the file.
+// Flags, the environment and the file accept the same durations.
 func TestDurationsHaveOneGrammar(t *testing.T) {
 	for _, name := range []string{"max-staleness", "max-reuse", "decision-retention", "history-retention"} {
 		for given, ok := range map[string]bool{
@@ -70,7 +70,7 @@ func FuzzSpan(f *testing.F) {
 	})
 }
 
-// Names go into records and into lines of text.
+// Names that records and lines of text cannot have are refused.
 func TestNamesThatCannotStandInRecords(t *testing.T) {
 	for name, want := range map[string]string{
 		"server 7 (Köln)": "no database", strings.Repeat("x", 255): "no database",
@@ -84,7 +84,7 @@ func TestNamesThatCannotStandInRecords(t *testing.T) {
 	}
 	file := write(t, t.TempDir(), "c.yaml", "name: \"\"\n")
 	newShell("CEDARPOST_CONFIG="+file).exits(t, codeUsage, says("the name is empty", "c.yaml:1"), "serve")
-	newShell("CEDARPOST_NAME=").exits(t, codeUsage, says("no database"), "serve") // as one that is not set
+	newShell("CEDARPOST_NAME=").exits(t, codeUsage, says("no database"), "serve") // an empty variable counts as not set
 
 	key := filepath.Join(t.TempDir(), "audit.key")
 	for _, name := range []string{"", "a\x1bb", "a\u202eb", "a b", "a+b", strings.Repeat("x", 256)} {
@@ -113,8 +113,8 @@ func certify(t *testing.T, dir, name string) (cert, key string) {
 		write(t, dir, "tls.key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})))
 }
 
-// SIGHUP reads the certificate again and says so; what does not load, or all may read,
-// leaves the old one.
+// On SIGHUP the server reads the certificate again and logs it. If the files do not load, or others
+// may read the key, the old certificate stays.
 func TestReload(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := certify(t, dir, "first")
@@ -158,7 +158,7 @@ func TestReload(t *testing.T) {
 	reload("TLS certificate reloaded", "first")
 	certify(t, dir, "second")
 	reload("TLS certificate reloaded", "second")
-	if err := os.Chmod(key, 0o604); err != nil { // first, or the files are read before
+	if err := os.Chmod(key, 0o604); err != nil { // before the new files are there, or the server loads them
 		t.Fatal(err)
 	}
 	certify(t, dir, "third")
@@ -171,7 +171,7 @@ func TestReload(t *testing.T) {
 	write(t, dir, "tls.crt", "broken")
 	reload("not reloaded, the old one stays in use", "third")
 
-	// Each other file with a secret.
+	// Every other file with a secret is refused as well, if others may read it.
 	secret := write(t, dir, "secret", "x\n")
 	if err := os.Chmod(secret, 0o644); err != nil {
 		t.Fatal(err)
@@ -188,8 +188,8 @@ func TestReload(t *testing.T) {
 	newShell().exits(t, 1, says(secret, "all users of this machine"), "migrate", "--database-url-file="+secret)
 }
 
-// The SQL in the docs makes a second database in a cluster, which the logins of the
-// first one cannot use.
+// The SQL in the docs makes a second database in a cluster. The logins of each database cannot use
+// the other one.
 func TestSecondDatabaseInOneCluster(t *testing.T) {
 	pg := storetest.NewServer(t)
 	text, err := os.ReadFile("../../docs/deployment.md")

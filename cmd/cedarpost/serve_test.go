@@ -38,7 +38,7 @@ func TestServe(t *testing.T) {
 
 	t.Run("damaged rows", testDamagedRows(client, pg.URL()))
 
-	// A dev on a database that has a key makes one of its own.
+	// dev makes a key of its own on a database that has one.
 	devDir := t.TempDir()
 	dev := sh.start(t, append([]string{"dev", "--data", devDir, "--database-url-file", urlFile}, anyPort...)...)
 	newShell(readEnv(t, filepath.Join(devDir, "dev.env"))...).exits(t, 0, says("shop"), "bundles")
@@ -63,8 +63,7 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// testDamagedRows: one row that is damaged is shown as that, in all outputs, and no
-// other is kept back.
+// testDamagedRows damages one row. All outputs show it as damaged, and show all other rows.
 func testDamagedRows(sh *shell, databaseURL string) func(*testing.T) {
 	return func(t *testing.T) {
 		var ids []string
