@@ -1,5 +1,5 @@
-# Everything is pinned and comes from the Go module mirror; no tool needs to be
-# installed first, apart from Go. What is downloaded stays in .build.
+# Every tool is pinned, and comes from the Go module mirror, so only Go needs to be installed.
+# Downloads stay in .build.
 
 SHELL := /bin/sh
 .SHELLFLAGS := -eu -c
@@ -38,26 +38,25 @@ node:
 	@scripts/install-node.sh
 
 .PHONY: demo
-demo: postgres build ## Tell the story of the example shop, with a server of its own, and stop it
+demo: postgres build ## Start a server, tell the story of the example shop with it, and stop it
 	@scripts/demo.sh bin/cedarpost
 
 .PHONY: drill-restore
-drill-restore: postgres build ## Restore a dump beside its original, and see that tokens of what is lost are refused
+drill-restore: postgres build ## Restore a dump into a second database, and check that tokens of lost revisions are refused
 	@scripts/drill-restore.sh bin/cedarpost
 
 .PHONY: dev
 dev: postgres build ## Run a server with a private Postgres and the example bundle, until Ctrl-C
 	@exec bin/cedarpost dev
 
-# The tests of server take longest: they begin first, and run beside all others. Many of
-# them wait most of the time, so four run at once.
+# The tests of package server take longest, so they start first. Many tests wait most of the time,
+# so four of a package run at once.
 .PHONY: test
 test: postgres pgbouncer node ## Run all tests, with a real Postgres and the race detector
 	go vet ./...
 	go test -race -parallel 4 -timeout 60m ./server ./...
 
-# Tests that take minutes are named TestSoak... and run only when CEDARPOST_SOAK
-# is set.
+# Tests that take minutes are named TestSoak..., and run only if CEDARPOST_SOAK is set.
 .PHONY: soak
 soak: postgres ## Run the tests that take minutes
 	CEDARPOST_SOAK=1 go test -race -count 1 -timeout 60m -run Soak ./...
@@ -78,19 +77,19 @@ bench: postgres ## Run the benchmarks
 ROWS ?= 1000000
 
 .PHONY: bench-queries
-bench-queries: postgres ## Fill a decision log with ROWS decisions and print what each question to it takes
+bench-queries: postgres ## Fill a decision log with ROWS decisions, and print how long each query takes
 	CEDARPOST_QUERY_ROWS=$(ROWS) go test -count 1 -timeout 4h -run TestQueriesAtScale -v ./store
 
 .PHONY: conformance
-conformance: postgres node ## Run the reference corpus, a sample of it over the wire, and CASES drawn worlds against the reference
+conformance: postgres node ## Run the reference corpus, a sample of it over the network, and CASES random sets of policies and data against the reference implementation
 	CEDARPOST_SOAK=1 CEDARPOST_DIFF_CASES=$(CASES) go test -count 1 -timeout 4h -run 'Conformance|Differential' -v ./server/engine ./server
 
 .PHONY: bench-engine
-bench-engine: ## Run the benchmarks of the engine alone
+bench-engine: ## Run the benchmarks of the engine
 	go test -run '^$$' -bench . -benchmem -timeout 30m ./server/engine
 
 .PHONY: bench-log
-bench-log: postgres ## Measure what recording costs
+bench-log: postgres ## Measure the cost of recording
 	CEDARPOST_BENCH=1 go test -run '^TestBenchLog$$' -count 1 -timeout 30m -v ./server
 
 .PHONY: bench-data
@@ -98,24 +97,24 @@ bench-data: postgres ## Measure decisions, writes and imports with a million ent
 	CEDARPOST_BENCH=1 go test -v -count 1 -timeout 30m -run TestData ./bench
 
 .PHONY: bench-sdk
-bench-sdk: postgres ## Measure the Go client: hits, hit rate, how long a revoked right lives
+bench-sdk: postgres ## Measure the Go client: hits, hit rate, time until a revoked right is gone
 	CEDARPOST_BENCH=1 go test -v -count 1 -timeout 30m -run TestSDK ./bench
 
 .PHONY: lint
-lint: ## Look for mistakes with golangci-lint
+lint: ## Run golangci-lint
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION) run
 
 .PHONY: check
 check: lint check-generated ## All checks that are not tests
 
 .PHONY: clean
-clean: ## Remove what was built; the data of make dev stay
+clean: ## Remove build results; the data of make dev stay
 	rm -rf bin
 	chmod -R u+w $(BUILD) 2>/dev/null || true
 	rm -rf $(BUILD)
 
-# Generated code. A stamp names the version, so that a new one is installed when
-# a version above changes.
+# Generated code. The name of a stamp has the version of its tool, so a change of a version above
+# installs the tool again.
 
 BUF_STAMP           := $(BUILD)/buf-$(BUF_VERSION).stamp
 PROTOC_GEN_GO_STAMP := $(BUILD)/protoc-gen-go-$(PROTOC_GEN_GO_VERSION).stamp
@@ -123,8 +122,7 @@ CONNECT_STAMP       := $(BUILD)/protoc-gen-connect-go-$(CONNECT_VERSION).stamp
 PROTOVALIDATE_STAMP := $(BUILD)/protovalidate-$(PROTOVALIDATE_VERSION).stamp
 GENERATORS          := $(BUF_STAMP) $(PROTOC_GEN_GO_STAMP) $(CONNECT_STAMP) $(PROTOVALIDATE_STAMP)
 
-# install makes a stamp, by installing a tool if that version is not there:
-# package, version.
+# install PACKAGE, VERSION installs a tool, unless this version is there, and makes the stamp.
 define install
 @mkdir -p $(BIN); rm -f $(BUILD)/$(notdir $(1))-v*.stamp
 @go version -m $(BIN)/$(notdir $(1)) 2>/dev/null | grep -q "^	mod	.*	$(2)	" || { \
@@ -141,7 +139,7 @@ $(PROTOC_GEN_GO_STAMP):
 $(CONNECT_STAMP):
 	$(call install,connectrpc.com/connect/v2/cmd/protoc-gen-connect-go,$(CONNECT_VERSION))
 
-# The definitions of the validation rules, from the module that publishes them.
+# The definitions of the validation rules come from the module that publishes them.
 $(PROTOVALIDATE_STAMP):
 	@mkdir -p $(BUILD); \
 	dir=$$(go mod download -json github.com/bufbuild/protovalidate@$(PROTOVALIDATE_VERSION) | sed -n 's/^.*"Dir": "\(.*\)".*$$/\1/p'); \
@@ -151,13 +149,13 @@ $(PROTOVALIDATE_STAMP):
 	touch $@
 
 .PHONY: generate
-generate: $(GENERATORS) ## Make the generated code again
+generate: $(GENERATORS) ## Generate the code
 	$(BIN)/buf lint
 	$(BIN)/buf generate
 	go generate ./...
 
 .PHONY: check-generated
-check-generated: $(GENERATORS) ## Fail if the committed code is not what is generated
+check-generated: $(GENERATORS) ## Fail if the committed code differs from the generated code
 	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
 	cp -r proto buf.yaml buf.gen.yaml "$$copy/"; \
 	mkdir "$$copy/.build"; cp -r $(BUILD)/protovalidate "$$copy/.build/"; ln -s $(BIN) "$$copy/.build/bin"; \

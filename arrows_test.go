@@ -18,7 +18,7 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows says which rooms a room may import. A room is the longest prefix of a
 // package's folder that stands here.
 var arrows = map[string][]string{
-	"cmd": {"server", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "bundle", "policies", "proto", "sdk/go", "internal/keyfile", "internal/serverurl"},
+	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/keyfile", "internal/serverurl"},
 	"server": {"server/engine", "server/snapshot", "server/decisionlog", "server/access", "server/stored", "server/wire", "server/entityfile", "server/offline",
 		"store", "auditlog", "bundle", "policies", "proto", "internal/keyfile", "internal/pause"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
@@ -26,6 +26,7 @@ var arrows = map[string][]string{
 	"server/access":      {"store", "internal/keyfile"},
 	"server/stored":      {"server/engine", "server/offline", "store", "bundle", "proto"},
 	"auditlog":           {"internal/keyfile"},
+	"logformat":          {"auditlog", "bundle", "proto"},
 	"server/engine":      {},
 	// What also runs without a server and its database.
 	"server/wire":       {"server/engine", "proto"},

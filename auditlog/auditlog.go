@@ -1,11 +1,10 @@
-// Package auditlog is the format of the decision log and its proofs: what bytes are
-// hashed, how, and what a checkpoint says. It is pure, so that whoever writes to the
-// log, proves something of it, or verifies it from the outside uses the same few
-// functions, and docs/audit.md describes them.
+// Package auditlog defines the format of the decision log and of its proofs: which bytes are
+// hashed, how, and what a checkpoint says. It uses no network and no database, so that writers,
+// provers and verifiers of the log share the same functions. docs/audit.md describes the format.
 //
-// A row is a record's bytes. The rows of one commit are the leaves of a small tree;
-// its root stands in the header of the batch. The headers are the leaves of the tree
-// of the whole log. Both trees are those of RFC 6962, section 2.1.
+// A row is the bytes of a record. The rows of one commit are the leaves of a small tree, whose
+// root is in the header of the batch. The headers are the leaves of the tree of the whole log.
+// Both trees are Merkle trees as in RFC 6962, section 2.1.
 package auditlog
 
 import (
@@ -23,36 +22,36 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// headerFormats are the first lines of a header, by version. Version 1 has no times
-// of the rows. It is read for logs that earlier builds wrote, and never written.
+// headerFormats are the first lines of headers, by version. Version 1 does not have the times of
+// the rows. Earlier builds wrote it; it is read, and no longer written.
 var headerFormats = [...]string{1: "cedarpost-batch-v1", 2: "cedarpost-batch-v2"}
 
 const newestHeader = 2
 
 // Header describes one batch. Its bytes are a leaf of the log.
 type Header struct {
-	// Version is that of the format: 0 writes the newest one, and a header that was
-	// read has 1 or 2.
+	// Version is the version of the format. 0 writes the newest one. A header that was read
+	// has 1 or 2.
 	Version int
-	// Batch names the batch, which its rows do too.
+	// Batch is the id of the batch. Its rows have it too.
 	Batch uuid.UUID
-	// Writer is the process that wrote it, WriterSeq counts its batches from 0, and
+	// Writer is the process that wrote the batch, WriterSeq numbers its batches from 0, and
 	// Server is the name of the server.
 	Writer    uuid.UUID
 	WriterSeq int64
 	Server    string
-	// Mode is how decisions in it were answered: Strict or Buffered.
+	// Mode says when decisions of the batch were answered.
 	Mode Mode
-	// Made is when the batch was made, by the server's clock, to the millisecond.
+	// Made is the time when the batch was made, by the clock of the server, to the millisecond.
 	Made time.Time
-	// Rows is how many there are; Root is the root of their tree.
+	// Rows is the number of rows, and Root is the root of their tree.
 	Rows int
 	Root tlog.Hash
-	// First and Last are the smallest and the largest time of the rows, in UTC, to the
-	// millisecond: the times inside of their ids. Both are zero in version 1, and in a
-	// batch without rows.
+	// First and Last are the earliest and the latest time of the rows, in UTC, to the
+	// millisecond, as their ids have it. Both are zero in version 1, and in a batch without
+	// rows.
 	First, Last time.Time
-	// Unclean are writers of the same server that ended without a word.
+	// Unclean are writers of the same server that crashed.
 	Unclean []Unclean
 }
 
@@ -63,21 +62,21 @@ type Mode string
 const (
 	// Strict answers after the commit.
 	Strict Mode = "strict"
-	// Buffered answers before it; a crash loses a bounded number of decisions.
+	// Buffered answers before the commit. A crash loses a bounded number of decisions.
 	Buffered Mode = "buffered"
 )
 
-// Unclean is a writer that ended without a word.
+// Unclean is a writer that ended without closing its part of the log.
 type Unclean struct {
 	Writer uuid.UUID
-	// Lost is how many answered decisions can be missing at most: 0 for a strict one.
+	// Lost bounds the answered decisions that can be missing. It is 0 for a strict writer.
 	Lost int
 }
 
 const timeFormat = "2006-01-02T15:04:05.000Z"
 
-// Bytes returns the header as it is hashed: lines of a key, a space and a value, in
-// this order.
+// Bytes returns the header in the form that is hashed: lines of a key, a space and a value, in a
+// fixed order.
 func (h Header) Bytes() []byte {
 	version := h.Version
 	if version == 0 {
@@ -98,8 +97,8 @@ func (h Header) Bytes() []byte {
 
 var errHeader = errors.New("not the header of a batch")
 
-// ParseHeader reads a header. It takes what [Header.Bytes] writes and nothing else,
-// so two headers with different bytes are different headers.
+// ParseHeader reads a header. It accepts only what [Header.Bytes] writes, so that two texts are
+// never the same header.
 func ParseHeader(text []byte) (Header, error) {
 	first, rest, _ := strings.Cut(string(text), "\n")
 	version := slices.Index(headerFormats[:], first)
@@ -165,16 +164,16 @@ func ParseHeader(text []byte) (Header, error) {
 	return h, nil
 }
 
-// Hash is the hash of a leaf: of a record in its batch, and of a header in the log.
+// Hash returns the hash of a leaf: of a record in its batch, or of a header in the log.
 func Hash(leaf []byte) tlog.Hash { return tlog.RecordHash(leaf) }
 
-// emptyRoot is the SHA-256 of nothing, the root of an empty tree.
+// emptyRoot is the root of an empty tree: the SHA-256 of no bytes.
 var emptyRoot = tlog.Hash{
 	0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24,
 	0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
 }
 
-// Root is the root of the tree over the hashes of leaves.
+// Root returns the root of the tree over the hashes of leaves.
 func Root(leaves []tlog.Hash) tlog.Hash {
 	switch len(leaves) {
 	case 0:
@@ -189,7 +188,7 @@ func Root(leaves []tlog.Hash) tlog.Hash {
 	return tlog.NodeHash(Root(leaves[:k]), Root(leaves[k:]))
 }
 
-// ProveRow proves that the leaf stands at index i below the root of all leaves.
+// ProveRow returns the proof that the tree with the root of all leaves has leaf i at index i.
 func ProveRow(leaves []tlog.Hash, i int) (tlog.RecordProof, error) {
 	var stored []tlog.Hash
 	read := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
@@ -209,13 +208,13 @@ func ProveRow(leaves []tlog.Hash, i int) (tlog.RecordProof, error) {
 	return tlog.ProveRecord(int64(len(leaves)), int64(i), read)
 }
 
-// Inclusion proves that a record is in the log that a checkpoint is of.
+// Inclusion is the proof that a record is in the log of a checkpoint.
 type Inclusion struct {
 	Record   []byte
-	Row      int // of the record in its batch, from 0
+	Row      int // index of the record in its batch, from 0
 	RowProof tlog.RecordProof
 	Header   []byte
-	Leaf     int64 // of the batch in the log, from 0
+	Leaf     int64 // index of the batch in the log, from 0
 	Proof    tlog.RecordProof
 }
 

@@ -27,8 +27,7 @@ func leaves(n int) (list []tlog.Hash) {
 	return list
 }
 
-// The root is that of the library, and each row is proven below it and below no
-// other.
+// The root is that of the library. Each row is proven for this root, and for no other one.
 func TestRows(t *testing.T) {
 	for n := range 70 {
 		list := leaves(n)
@@ -54,7 +53,7 @@ func TestRows(t *testing.T) {
 	}
 }
 
-// memory keeps tiles.
+// memory stores tiles.
 type memory map[auditlog.TileID][]byte
 
 func (m memory) read(ids []auditlog.TileID) (data [][]byte, err error) {
@@ -67,8 +66,7 @@ func (m memory) read(ids []auditlog.TileID) (data [][]byte, err error) {
 	return data, nil
 }
 
-// However a tree grew, it is the same tree, and every leaf and every earlier size
-// can be proven from its tiles.
+// A tree is the same however it grew, and its tiles prove every leaf and every earlier size.
 func TestGrow(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		all := leaves(rapid.IntRange(1, 700).Draw(t, "leaves"))
@@ -129,7 +127,7 @@ func drawHeader(t *rapid.T) auditlog.Header {
 	return h
 }
 
-// A header is read as it was written, whatever a server is called.
+// A header is read as it was written, with any name of a server.
 func TestHeader(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := drawHeader(t)
@@ -207,7 +205,7 @@ func TestCheckpoints(t *testing.T) {
 		}
 	}
 	c := auditlog.Checkpoint{Origin: "example.org/log", Size: 42, Root: auditlog.Root(leaves(42))}
-	// While keys rotate, both sign, and whoever knows one of them can verify.
+	// While keys rotate, both sign, and either verifier key is enough.
 	signed, err := c.Sign(newer, older)
 	if err != nil {
 		t.Fatal(err)
@@ -224,7 +222,7 @@ func TestCheckpoints(t *testing.T) {
 		t.Error("an altered checkpoint is accepted")
 	}
 
-	// A file keeps them; what was cut off while it was written does not count.
+	// A file keeps checkpoints. Readers skip one that was cut off while it was written.
 	file := filepath.Join(t.TempDir(), "checkpoints")
 	if last, err := auditlog.LastCheckpoint(file, c.Origin, all); err != nil || last.Size != 0 {
 		t.Errorf("%+v, %v of a file that is not there", last, err)
@@ -268,8 +266,8 @@ func TestCheckpoints(t *testing.T) {
 
 func all(auditlog.Checkpoint) bool { return true }
 
-// The epoch is a line after the root. Without a truncation there is none; other lines there
-// say nothing; and one that is not exact makes the note unreadable.
+// The epoch is a line after the root, if there was a truncation. Other lines there are ignored. A
+// malformed epoch makes the note unreadable.
 func TestCheckpointEpoch(t *testing.T) {
 	name, verifier := keyFile(t, "example.org/log")
 	key, err := auditlog.ReadKey(name)
@@ -321,8 +319,7 @@ func TestReadKeyDoesNotShowIt(t *testing.T) {
 	}
 }
 
-// A full disk is an error, and nothing but a regular file is read: a device might have
-// no end.
+// A full disk is an error. Only regular files are read, because a device can be endless.
 func TestCheckpointFileIsFull(t *testing.T) {
 	if err := auditlog.AppendCheckpoint("/dev/full", []byte("a\n")); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("a full disk: %v", err)

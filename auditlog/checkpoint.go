@@ -16,22 +16,22 @@ import (
 	"github.com/cedarpost/cedarpost/internal/keyfile"
 )
 
-// Checkpoint commits to the whole log up to a size, as C2SP tlog-checkpoint has it.
+// Checkpoint commits to the whole log up to a size. Its format is C2SP tlog-checkpoint.
 type Checkpoint struct {
-	// Origin names the log: the name of the key that signs first.
+	// Origin is the name of the log: the name of the first key that signs.
 	Origin string
 	// Size is the number of batches.
 	Size int64
 	Root tlog.Hash
-	// Epoch is the number of the last statement of truncation that was made before the
-	// checkpoint was signed; 0 if there is none.
+	// Epoch is the number of the last statement of truncation before the checkpoint was signed;
+	// 0 if there is none.
 	Epoch int64
 }
 
-// epochLine begins the extension line that has the epoch.
+// epochLine is the key of the extension line with the epoch.
 const epochLine = "truncations"
 
-// text is the body of the note: three lines, and after a truncation one more.
+// text returns the body of the note: three lines, and after a truncation a fourth one.
 func (c Checkpoint) text() string {
 	text := fmt.Sprintf("%s\n%d\n%s\n", c.Origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))
 	if c.Epoch != 0 {
@@ -43,7 +43,7 @@ func (c Checkpoint) text() string {
 // Sign signs the checkpoint with each of the keys.
 func (c Checkpoint) Sign(keys ...Key) ([]byte, error) {
 	if c.Epoch < 0 {
-		return nil, fmt.Errorf("a checkpoint after %d truncations cannot be", c.Epoch)
+		return nil, fmt.Errorf("a checkpoint cannot be signed after %d truncations", c.Epoch)
 	}
 	signers := make([]note.Signer, len(keys))
 	for i, k := range keys {
@@ -52,11 +52,11 @@ func (c Checkpoint) Sign(keys ...Key) ([]byte, error) {
 	return note.Sign(&note.Note{Text: c.text()}, signers...)
 }
 
-// ErrUnsigned says that no signature on a checkpoint is by a key that is trusted.
+// ErrUnsigned means that no trusted key signed a checkpoint.
 var ErrUnsigned = errors.New("the checkpoint is not signed by a trusted key")
 
-// OpenCheckpoint reads a signed checkpoint. At least one of the keys must have
-// signed it, or the error is [ErrUnsigned].
+// OpenCheckpoint reads a signed checkpoint. If none of the keys signed it, the error is
+// [ErrUnsigned].
 func OpenCheckpoint(signed []byte, keys ...note.Verifier) (Checkpoint, error) {
 	n, err := note.Open(signed, note.VerifierList(keys...))
 	var unverified *note.UnverifiedNoteError
@@ -69,11 +69,11 @@ func OpenCheckpoint(signed []byte, keys ...note.Verifier) (Checkpoint, error) {
 	return parseCheckpoint(n.Text)
 }
 
-// KeyID names a key as its verifier key does, with name and hash: "name+01234567".
+// KeyID returns the id of a key, with which its verifier key begins: "name+01234567".
 func KeyID(key note.Verifier) string { return fmt.Sprintf("%s+%08x", key.Name(), key.KeyHash()) }
 
-// Signers returns the keys that a note claims to be signed with, as [KeyID] names them. It
-// verifies nothing.
+// Signers returns the ids of the keys that a note names in its signatures, in the form of
+// [KeyID]. It does not verify the signatures.
 func Signers(signed []byte) (ids []string) {
 	_, signatures, _ := strings.Cut(string(signed), "\n\n")
 	for line := range strings.SplitSeq(signatures, "\n") {
@@ -86,7 +86,7 @@ func Signers(signed []byte) (ids []string) {
 	return ids
 }
 
-// PeekCheckpoint reads a checkpoint without trusting it.
+// PeekCheckpoint reads a checkpoint without verifying its signatures.
 func PeekCheckpoint(signed []byte) (Checkpoint, error) {
 	text, _, ok := strings.Cut(string(signed), "\n\n")
 	if !ok {
@@ -97,8 +97,8 @@ func PeekCheckpoint(signed []byte) (Checkpoint, error) {
 
 var errCheckpoint = errors.New("not a checkpoint")
 
-// parseCheckpoint reads the body. Lines after the third are extensions: the epoch, and
-// others, which a reader has to ignore.
+// parseCheckpoint reads the body. Lines after the third are extensions. One is the epoch, and the
+// format requires readers to ignore unknown ones.
 func parseCheckpoint(text string) (c Checkpoint, err error) {
 	lines := strings.SplitN(text, "\n", 4)
 	if len(lines) < 4 || lines[0] == "" {
@@ -125,7 +125,7 @@ func parseCheckpoint(text string) (c Checkpoint, err error) {
 	return c, nil
 }
 
-// parseNumber reads the number of a statement of truncation: 1 or more, in decimal.
+// parseNumber reads the number of a statement of truncation: 1 or more, in canonical decimal.
 func parseNumber(text string) (n int64, ok bool) {
 	n, err := strconv.ParseInt(text, 10, 64)
 	return n, err == nil && n > 0 && strconv.FormatInt(n, 10) == text
@@ -134,12 +134,12 @@ func parseNumber(text string) (n int64, ok bool) {
 // Key signs checkpoints.
 type Key struct {
 	note.Signer
-	// Verifier is the key to verify them with, as text.
+	// Verifier is the text of the verifier key.
 	Verifier string
 }
 
-// ReadKey reads a private key as note.GenerateKey writes it. Its errors do not show
-// it.
+// ReadKey reads a file with a private key in the form of note.GenerateKey. Its errors do not show
+// the key.
 func ReadKey(file string) (Key, error) {
 	text, err := keyfile.Read(file)
 	if err != nil {

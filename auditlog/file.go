@@ -13,12 +13,11 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// A checkpoint file holds signed notes, each followed by an empty line: checkpoints, and
-// statements of truncation. A note is two paragraphs: its body, and its signatures, which
-// begin with a dash. One that was cut off while it was written is passed over.
+// A checkpoint file has signed notes, each followed by an empty line: checkpoints, and statements
+// of truncation. A note is two paragraphs: its body, and its signatures, which begin with a dash.
+// Readers skip a note that was cut off while it was written.
 
-// AppendCheckpoint adds a signed checkpoint to a file, and returns when it is on
-// disk.
+// AppendCheckpoint adds a signed note to a checkpoint file, and returns when it is on disk.
 func AppendCheckpoint(file string, signed []byte) (err error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -35,7 +34,7 @@ func AppendCheckpoint(file string, signed []byte) (err error) {
 		return err
 	}
 	if end > 0 && string(tail) != "\n\n" {
-		text = append([]byte("\n\n"), text...) // what was cut off ends here
+		text = append([]byte("\n\n"), text...) // ends a note that was cut off
 	}
 	if _, err := f.Write(text); err != nil {
 		return err
@@ -43,8 +42,8 @@ func AppendCheckpoint(file string, signed []byte) (err error) {
 	return f.Sync()
 }
 
-// CheckFile makes sure that checkpoints can be appended to a file and read back. It
-// makes the file if there is none, and changes nothing in one that is there.
+// CheckFile checks that checkpoints can be appended to a file and read back. It makes the file if
+// there is none, and does not change an existing one.
 func CheckFile(file string) (err error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -53,8 +52,8 @@ func CheckFile(file string) (err error) {
 	return errors.Join(isRegular(file), f.Close())
 }
 
-// isRegular refuses devices and pipes: they do not give back what was written, and
-// some of them can be read without end.
+// isRegular refuses devices and pipes: they do not return what was written to them, and some of
+// them never end.
 func isRegular(file string) error {
 	info, err := os.Stat(file)
 	if err == nil && !info.Mode().IsRegular() {
@@ -63,11 +62,15 @@ func isRegular(file string) error {
 	return err
 }
 
-// ReadStatements reads which truncations of a log a file knows: its statements, and the
-// epochs of its checkpoints. There are none if there is no file. A statement that names a
-// given key and was altered, or two different ones with one number, are an error.
+// ReadStatements reads the statements of truncation of a log in a file, and the epochs of its
+// checkpoints. There are none if there is no file. It is an error if a statement that names a
+// given key was altered, or if two different statements have the same number.
 func ReadStatements(file, origin string, keys ...note.Verifier) (s Statements, err error) {
-	err = eachNote(file, func(signed []byte) error {
+	return readStatements(NotesIn(file), origin, keys)
+}
+
+func readStatements(notes Notes, origin string, keys []note.Verifier) (s Statements, err error) {
+	err = notes(func(signed []byte) error {
 		if !IsTruncation(signed) {
 			if c, err := PeekCheckpoint(signed); err == nil && c.Origin == origin {
 				s.See(c, signed, keys...)
@@ -78,17 +81,21 @@ func ReadStatements(file, origin string, keys ...note.Verifier) (s Statements, e
 			return nil
 		}
 		if err := s.Add(signed, keys...); err != nil {
-			return fmt.Errorf("%s: a statement of truncation does not count: %w", file, err)
+			return fmt.Errorf("a statement of truncation does not count: %w", err)
 		}
 		return nil
 	})
 	return s, err
 }
 
-// EachKept calls fn with each checkpoint of a log in a file, and its note, whose signatures
-// are not verified. There are none if there is no file.
+// EachKept calls fn with each checkpoint of a log in a file, and with its note. It does not verify
+// the signatures. There are none if there is no file.
 func EachKept(file, origin string, fn func(c Checkpoint, signed []byte) error) error {
-	return eachNote(file, func(signed []byte) error {
+	return eachOf(func(fn func([]byte) error) error { return eachNote(file, fn) }, origin, fn)
+}
+
+func eachOf(notes Notes, origin string, fn func(c Checkpoint, signed []byte) error) error {
+	return notes(func(signed []byte) error {
 		if c, err := PeekCheckpoint(signed); err == nil && c.Origin == origin {
 			return fn(c, signed)
 		}
@@ -96,9 +103,9 @@ func EachKept(file, origin string, fn func(c Checkpoint, signed []byte) error) e
 	})
 }
 
-// LastCheckpoint returns the largest checkpoint of a log in a file, of those that count;
-// the zero value if there is none. Signatures are not verified: a checkpoint that nobody
-// signed can make the log contradict the file, and can excuse nothing.
+// LastCheckpoint returns the largest checkpoint of a log in a file for which counts returns true;
+// the zero value if there is none. It does not verify the signatures: a forged checkpoint in the
+// file can cause a contradiction with the log, but cannot hide one.
 func LastCheckpoint(file, origin string, counts func(Checkpoint) bool) (last Checkpoint, err error) {
 	err = EachKept(file, origin, func(c Checkpoint, _ []byte) error {
 		if c.Size >= last.Size && counts(c) {
@@ -107,6 +114,19 @@ func LastCheckpoint(file, origin string, counts func(Checkpoint) bool) (last Che
 		return nil
 	})
 	return last, err
+}
+
+// NotesIn reads the signed notes of a checkpoint file. There are none if there is no file. An
+// error of fn is returned with the name of the file in front.
+func NotesIn(file string) Notes {
+	return func(fn func(signed []byte) error) error {
+		return eachNote(file, func(signed []byte) error {
+			if err := fn(signed); err != nil {
+				return fmt.Errorf("%s: %w", file, err)
+			}
+			return nil
+		})
+	}
 }
 
 func eachNote(file string, fn func(signed []byte) error) error {
@@ -131,7 +151,7 @@ func EachCheckpoint(r io.Reader, fn func(signed []byte) error) error {
 	for {
 		line, err := lines.ReadString('\n')
 		if errors.Is(err, io.EOF) {
-			return nil // a paragraph without its empty line is not whole
+			return nil // a paragraph without its empty line is incomplete
 		}
 		if err != nil {
 			return err

@@ -2,17 +2,17 @@ package auditlog
 
 import "golang.org/x/mod/sumdb/tlog"
 
-// RootBuilder computes what [Root] does, leaf by leaf, in memory that grows with the
-// logarithm of their number. The zero value has no leaves.
+// RootBuilder computes [Root] leaf by leaf, in memory that grows with the logarithm of their
+// number. The zero value has no leaves.
 type RootBuilder struct {
 	size int64
-	// whole are the roots of the complete subtrees, the largest first: one for each
-	// bit of size that is set.
+	// whole are the roots of the complete subtrees, the largest first: one for each bit that
+	// is set in size.
 	whole []tlog.Hash
 }
 
-// NewRootBuilder returns a builder that already has the first leaves, as many as size. It
-// reads their hashes from a stored tree.
+// NewRootBuilder returns a builder that has the first size leaves already. It reads their hashes
+// from a stored tree.
 func NewRootBuilder(size int64, tree tlog.HashReader) (*RootBuilder, error) {
 	var indexes []int64
 	for level, from := 62, int64(0); level >= 0; level-- {
@@ -38,7 +38,7 @@ func (b *RootBuilder) Add(leaf tlog.Hash) {
 	b.size++
 }
 
-// Root is the root of the tree over the leaves added so far.
+// Root returns the root of the tree over the leaves added so far.
 func (b *RootBuilder) Root() tlog.Hash {
 	if len(b.whole) == 0 {
 		return emptyRoot

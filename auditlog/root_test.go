@@ -8,8 +8,7 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 )
 
-// The root is the same whether the leaves are there all at once or come one by one,
-// and asking for it changes nothing.
+// RootBuilder returns the same root as Root, and a call of its Root in between changes nothing.
 func TestRootBuilder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		all := leaves(rapid.IntRange(0, 600).Draw(t, "leaves"))

@@ -6,17 +6,17 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// TileHeight is that of C2SP tlog-tiles: a full tile has 256 hashes.
+// TileHeight is the height of tiles in C2SP tlog-tiles: a full tile has 256 hashes.
 const TileHeight = 8
 
-// TileID names a tile by its level and its place in it.
+// TileID names a tile by its level and its index in the level.
 type TileID struct {
 	Level int
 	Tile  int64
 }
 
-// Tiles reads tiles: the bytes of each, in the order asked for. A partial tile may
-// be wider than its reader needs.
+// Tiles returns the bytes of tiles, in the order of ids. A partial tile may be wider than its
+// caller needs.
 type Tiles func(ids []TileID) ([][]byte, error)
 
 // ReadHashes implements tlog.HashReader.
@@ -51,14 +51,14 @@ func (read Tiles) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 
 func idOf(t tlog.Tile) TileID { return TileID{t.L, t.N} }
 
-// TileData is a tile as it is after some growth.
+// TileData is a tile with its hashes.
 type TileData struct {
 	TileID
 	Hashes []byte
 }
 
-// Grow adds leaves to a tree of a size. It returns the root and the tiles that are
-// new or wider; read reads those of the tree as it was.
+// Grow adds leaves to a tree with size leaves. It returns the new root, and the tiles that are new
+// or wider than before. read reads the tiles of the old tree.
 func Grow(size int64, leaves []tlog.Hash, read Tiles) (root tlog.Hash, tiles []TileData, err error) {
 	grown := map[int64]tlog.Hash{}
 	both := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {

@@ -18,27 +18,28 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// Truncation is a statement that batches which were signed are lost: the log had reached
-// the checkpoint From, and goes on from To, an earlier checkpoint. It is signed with the
-// key of the log, and cannot be read as a checkpoint.
+// Truncation is a statement that signed batches are lost: the log had reached the checkpoint From,
+// and continues from To, an earlier one. It is signed with the key of the log, and no reader can
+// take it for a checkpoint.
 type Truncation struct {
-	// Origin names the log.
+	// Origin is the name of the log.
 	Origin string
-	// Number counts the statements about the log, from 1. The checkpoints that are signed
-	// after it have it as their epoch.
+	// Number numbers the statements about the log, from 1. Checkpoints that are signed after
+	// the statement have the number as their epoch.
 	Number int64
-	// From is the newest checkpoint that was signed, To the one that the log goes on from.
-	// Their origins are not written: they are those of the statement. Nor are their epochs:
-	// that of From is Number-1, and that of To is Number.
+	// From is the newest checkpoint that was signed, and To is the one that the log continues
+	// from. Origins and epochs of both are not written, because they follow from the statement:
+	// the epoch of From is Number-1, and that of To is Number.
 	From, To Checkpoint
 	// Time is when the statement was made, to the second.
 	Time time.Time
-	// Operator made it, and Reason says why: one line each, up to [MaxStated] bytes.
+	// Operator made the statement, and Reason says why the batches are lost. Each is one line
+	// of up to [MaxStated] bytes.
 	Operator, Reason string
 }
 
-// MaxStated bounds the operator and the reason of a statement, in bytes, and MaxStatement
-// the whole signed note.
+// MaxStated bounds the operator and the reason of a statement, each in bytes. MaxStatement bounds
+// the signed note.
 const (
 	MaxStated    = 500
 	MaxStatement = 4096
@@ -46,11 +47,11 @@ const (
 
 const truncationFormat = "cedarpost-truncation-v1"
 
-// Lost is how many signed batches are gone.
+// Lost returns how many signed batches are lost.
 func (t Truncation) Lost() int64 { return t.From.Size - t.To.Size }
 
-// text is the body of the note. Its second line is not a number, so that no reader of
-// checkpoints takes it for one.
+// text returns the body of the note. Its second line is not a number, so that no reader takes the
+// statement for a checkpoint.
 func (t Truncation) text() string {
 	size := func(c Checkpoint) string {
 		return strconv.FormatInt(c.Size, 10) + " " + base64.StdEncoding.EncodeToString(c.Root[:])
@@ -59,16 +60,16 @@ func (t Truncation) text() string {
 		size(t.From), size(t.To), t.Time.UTC().Format(time.RFC3339), t.Operator, t.Reason)
 }
 
-// check says what is wrong with a statement.
+// check returns what is wrong with a statement.
 func (t Truncation) check() error {
 	for _, f := range []struct{ name, value string }{{"operator", t.Operator}, {"reason", t.Reason}} {
 		switch {
 		case strings.TrimSpace(f.value) != f.value || f.value == "":
-			return fmt.Errorf("%s: has to be given, without spaces around it", f.name)
+			return fmt.Errorf("%s: must not be empty, or have spaces around it", f.name)
 		case len(f.value) > MaxStated:
 			return fmt.Errorf("%s: longer than %d bytes", f.name, MaxStated)
 		case !utf8.ValidString(f.value) || strings.ContainsFunc(f.value, func(r rune) bool { return !unicode.IsPrint(r) }):
-			return fmt.Errorf("%s: has to be one line of printable text", f.name)
+			return fmt.Errorf("%s: must be one line of printable text", f.name)
 		}
 	}
 	if t.To.Size <= 0 || t.From.Size <= t.To.Size || t.From.Size == math.MaxInt64 {
@@ -99,13 +100,13 @@ func (t Truncation) Sign(keys ...Key) ([]byte, error) {
 	return signed, err
 }
 
-// IsTruncation says whether a note claims to be such a statement.
+// IsTruncation reports whether a note has the form of a statement of truncation.
 func IsTruncation(signed []byte) bool {
 	return strings.HasPrefix(string(signed), truncationFormat+"\n")
 }
 
-// OpenTruncation reads a signed statement. One of the keys, which has the name of the
-// log, must have signed it, or the error is [ErrUnsigned].
+// OpenTruncation reads a signed statement. If none of the keys with the name of the log signed it,
+// the error is [ErrUnsigned].
 func OpenTruncation(signed []byte, keys ...note.Verifier) (Truncation, error) {
 	if len(signed) > MaxStatement {
 		return Truncation{}, errTruncation
@@ -120,12 +121,12 @@ func OpenTruncation(signed []byte, keys ...note.Verifier) (Truncation, error) {
 	}
 	t, err := parseTruncation(n.Text)
 	if err == nil && !slices.ContainsFunc(n.Sigs, func(s note.Signature) bool { return s.Name == t.Origin }) {
-		err = ErrUnsigned // a key that is trusted for another log
+		err = ErrUnsigned // the key is trusted for another log
 	}
 	return t, err
 }
 
-// PeekTruncation reads a statement without trusting it.
+// PeekTruncation reads a statement without verifying its signatures.
 func PeekTruncation(signed []byte) (Truncation, error) {
 	text, _, ok := strings.Cut(string(signed), "\n\n")
 	if !ok || len(signed) > MaxStatement {
@@ -136,7 +137,7 @@ func PeekTruncation(signed []byte) (Truncation, error) {
 
 var errTruncation = errors.New("not a statement of truncation")
 
-// parseTruncation reads the body: what text writes, and nothing else.
+// parseTruncation reads the body. It accepts only what text writes.
 func parseTruncation(text string) (t Truncation, err error) {
 	lines := strings.Split(text, "\n")
 	keys := []string{"origin", "number", "from", "to", "time", "operator", "reason"}
@@ -177,25 +178,25 @@ type Statement struct {
 	Note []byte
 }
 
-// Statements are what is known of the truncations of one log, in no order. They say which
-// checkpoints the log need not hold any more, for whoever signs, verifies or watches it.
+// Statements are the known truncations of one log. They tell signers, verifiers and witnesses
+// which checkpoints the log need not match any more.
 //
-// A statement excuses only checkpoints of earlier epochs, that is, which were signed before
-// it was made. So it does no harm if somebody shows it again after a later loss.
+// A statement excuses only checkpoints of earlier epochs, which were signed before it was made.
+// An old statement therefore cannot excuse a later loss.
 type Statements struct {
-	// Signed are those that a given key signed, by number.
+	// Signed are the statements that a given key signed, by number.
 	Signed []Statement
-	// Others are those that no given key signed. They excuse nothing.
+	// Others are the statements that no given key signed. They excuse nothing.
 	Others []Statement
-	// Epoch is the largest epoch of a checkpoint, or number of a statement, that a given
-	// key signed.
+	// Epoch is the largest epoch of a checkpoint, or number of a statement, among those that a
+	// given key signed.
 	Epoch int64
 }
 
-// ErrTwoStatements says that two different statements with one number are signed.
+// ErrTwoStatements means that two different statements with the same number are signed.
 var ErrTwoStatements = errors.New("two different statements of truncation have the same number")
 
-// Add adds a statement. One that is there already changes nothing.
+// Add adds a statement, unless it is there already.
 func (s *Statements) Add(signed []byte, keys ...note.Verifier) error {
 	t, err := OpenTruncation(signed, keys...)
 	if errors.Is(err, ErrUnsigned) || len(keys) == 0 {
@@ -219,10 +220,10 @@ func (s *Statements) Add(signed []byte, keys ...note.Verifier) error {
 	return nil
 }
 
-// See takes notice of the epoch of a checkpoint, if a given key signed it.
+// See raises Epoch to the epoch of a checkpoint, if a given key signed it.
 func (s *Statements) See(c Checkpoint, signed []byte, keys ...note.Verifier) {
 	if c.Epoch <= s.Epoch {
-		return // changes nothing, so the signature need not be verified
+		return // it changes nothing, so the signature is not verified
 	}
 	keys = slices.DeleteFunc(slices.Clone(keys), func(k note.Verifier) bool { return k.Name() != c.Origin })
 	if opened, err := OpenCheckpoint(signed, keys...); err == nil && opened == c {
@@ -230,12 +231,12 @@ func (s *Statements) See(c Checkpoint, signed []byte, keys ...note.Verifier) {
 	}
 }
 
-// Excuses says whether a checkpoint need not hold any more: a signed statement of a later
-// epoch goes back to a smaller size.
+// Excuses reports whether the log need not match a checkpoint any more, because a signed statement
+// of a later epoch goes back to a smaller size.
 func (s *Statements) Excuses(c Checkpoint) bool { return excuses(s.Signed, c) >= 0 }
 
-// Live are the checkpoints that the statements go back to, and that the log still must
-// hold, by size.
+// Live returns the checkpoints to which statements go back and that the log must still match, by
+// size.
 func (s *Statements) Live() (live []Checkpoint) {
 	for _, t := range s.Signed {
 		if !s.Excuses(t.To) {
@@ -246,8 +247,8 @@ func (s *Statements) Live() (live []Checkpoint) {
 	return live
 }
 
-// Missing says which verifier key is missing where only a statement that none of the given
-// keys signed would excuse a checkpoint. It is empty if there is no such statement.
+// Missing names the verifier key that is missing, if a statement that none of the given keys signed
+// would excuse a checkpoint. It is empty if there is no such statement.
 func (s *Statements) Missing(c Checkpoint) string {
 	i := excuses(s.Others, c)
 	if i < 0 {

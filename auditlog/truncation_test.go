@@ -27,8 +27,8 @@ func truncation() auditlog.Truncation {
 	}
 }
 
-// A statement reads as what was signed, never as a checkpoint, and not at all if it is
-// not whole.
+// A statement is read as it was signed. It is never read as a checkpoint, and an invalid one is
+// neither signed nor read.
 func TestTruncation(t *testing.T) {
 	file, verifier := keyFile(t, "example.org/log")
 	key, err := auditlog.ReadKey(file)
@@ -79,7 +79,7 @@ func TestTruncation(t *testing.T) {
 			t.Errorf("%s: it is signed", name)
 		}
 	}
-	// Signed for one log, it is of no other.
+	// The key of one log cannot sign a statement about another log.
 	otherFile, otherVerifier := keyFile(t, "example.org/other")
 	other, err := auditlog.ReadKey(otherFile)
 	if err != nil {
@@ -94,8 +94,8 @@ func TestTruncation(t *testing.T) {
 	}
 }
 
-// Statements excuse what was signed before them and above what they go back to, wherever
-// they are in a file and however often; never what was signed after them.
+// A statement excuses larger checkpoints that were signed before it, wherever and however often it
+// is in a file. It never excuses one that was signed after it.
 func TestStatements(t *testing.T) {
 	name, verifier := keyFile(t, "example.org/log")
 	strangerName, stranger := keyFile(t, "example.org/log")
@@ -183,16 +183,16 @@ func TestStatements(t *testing.T) {
 	}
 }
 
-// A simulated log: its leaves, and what was signed of it.
+// history is a simulated log, with the checkpoints that were signed of it.
 type history struct {
 	leaves []tlog.Hash
 	epoch  int64
-	notes  []auditlog.Checkpoint // that the log holds
+	notes  []auditlog.Checkpoint // that match the log
 }
 
 func (h *history) root(n int64) tlog.Hash { return auditlog.Root(h.leaves[:n]) }
 
-// cries says why a keeper's notes are not in order with a log.
+// cries reports whether a log contradicts the notes of a keeper.
 func cries(h history, kept []auditlog.Checkpoint, s auditlog.Statements) bool {
 	for _, c := range append(slices.Clone(kept), s.Live()...) {
 		if !s.Excuses(c) && (c.Size > int64(len(h.leaves)) || h.root(c.Size) != c.Root) {
@@ -202,10 +202,10 @@ func cries(h history, kept []auditlog.Checkpoint, s auditlog.Statements) bool {
 	return false
 }
 
-// A log grows, is signed, loses batches and states that, in any order. Each keeper of
-// checkpoints finds the log in order, with its own notes and with all statements. If the log
-// is then cut back, each keeper of a lost checkpoint of the last epoch notices it, also when
-// old statements are shown again.
+// A log grows, is signed, and loses batches with a statement, in any order. No keeper of
+// checkpoints finds a contradiction, with its own notes and all statements. If the log is then cut
+// back, each keeper of a lost checkpoint of the last epoch notices it, even if old statements are
+// shown again.
 func TestTruncationsProperty(t *testing.T) {
 	name, verifier := keyFile(t, "example.org/log")
 	key, err := auditlog.ReadKey(name)
@@ -298,7 +298,7 @@ func TestTruncationsProperty(t *testing.T) {
 	})
 }
 
-// FuzzPeekTruncation: what reads as a statement is what is written, and no checkpoint.
+// A text that is read as a statement is a valid one, and is not read as a checkpoint.
 func FuzzPeekTruncation(f *testing.F) {
 	f.Add([]byte("cedarpost-truncation-v1\norigin a\nnumber 1\nfrom 2 47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\nto 1 47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\ntime 2026-01-31T12:30:00Z\noperator o\nreason r\n\n— a AAAA\n"))
 	f.Add([]byte("cedarpost-truncation-v1\n\n"))

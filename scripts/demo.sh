@@ -1,47 +1,19 @@
 #!/bin/sh
-# The story of the example shop, told by the real service: starts a server with a
-# private database, asks it, shows what it answered and what it recorded, and
-# stops it. Fails if an answer is not the expected one.
+# Tells the story of the example shop with the real service: starts a server with a private
+# database, asks it, shows its answers and its records, and stops it. Fails if an answer is not
+# the expected one.
 #
 #   scripts/demo.sh bin/cedarpost
 set -eu
 
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
 cedarpost=${1:?usage: scripts/demo.sh path/to/cedarpost}
 
-# Settings of the user's own would change the story.
-for name in $(env | sed -n 's/^\(CEDARPOST_[A-Z_]*\)=.*/\1/p'); do
-    [ "$name" = CEDARPOST_POSTGRES_BIN ] || unset "$name"
-done
+begin
 
-dir=$(mktemp -d)
-server=
-
-finish() {
-    status=$?
-    trap - EXIT HUP INT TERM
-    if [ -n "$server" ]; then
-        kill "$server" 2>/dev/null || true
-        wait "$server" 2>/dev/null || true
-    fi
-    # As root the database may be elsewhere, behind a link (see store/localpg).
-    if [ -L "$dir/postgres" ]; then
-        rm -rf "$(readlink "$dir/postgres")"
-    fi
-    rm -rf "$dir"
-    exit "$status"
-}
-trap finish EXIT
-trap 'exit 1' HUP INT TERM
-
-say() { printf '\n# %s\n' "$*"; }
-
-fail() {
-    echo "demo: $*" >&2
-    exit 1
-}
-
-# ask EXPECTED-CODE WORD ARGUMENTS... shows the command and its output, and fails
-# unless the exit code is the expected one and the first line begins with WORD.
+# ask CODE WORD ARGUMENTS... runs a command and shows it with its output. It fails unless the exit
+# code is CODE and the output begins with WORD.
 ask() {
     want=$1
     word=$2
@@ -70,24 +42,13 @@ line() {
 }
 
 say "A server with a private Postgres and the example bundle."
-echo "\$ cedarpost dev --data $dir"
-"$cedarpost" dev --data "$dir" --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 \
-    >"$dir/out" 2>"$dir/err" &
-server=$!
-tries=0
-until grep -q '^ready' "$dir/out"; do
-    tries=$((tries + 1))
-    if [ "$tries" -gt 60 ] || ! kill -0 "$server" 2>/dev/null; then
-        cat "$dir/err" >&2
-        fail "the server did not get ready"
-    fi
-    sleep 1
-done
-cat "$dir/out"
+echo "\$ cedarpost dev --data $dir/data"
+start dev dev --data "$dir/data"
+cat "$dir/dev"
 # shellcheck source=/dev/null
-. "$dir/dev.env"
+. "$dir/data/dev.env"
 
-say "Bob looks at order 42, which is his: all that customers may see, and nothing internal."
+say "Bob looks at order 42, which is his. He may see all fields for customers, and no internal ones."
 ask 0 ALLOW authorize --principal Shop::User::bob --action Shop::Action::ViewOrder \
     --resource Shop::Order::42 --context '{"mfa": false}' --fields all
 line permitted "customer.email, customer.name, id, items, shipping.address, status, total"
@@ -98,30 +59,30 @@ ask 5 "DENY at OBJECT" authorize --principal Shop::User::bob --action Shop::Acti
     --resource Shop::Order::99 --context '{"mfa": false}' --fields all
 line permitted "\(none\)"
 
-say "Alice of support sees the basics of Bob's order. Personal data needs a second factor, says the advice."
+say "Alice of support sees the basic fields of Bob's order. The advice says that personal data needs a second factor."
 ask 0 ALLOW authorize --principal Shop::User::alice --action Shop::Action::ViewOrder \
     --resource Shop::Order::42 --context '{"mfa": false}' --fields id,status,items,total,customer.name,customer.email
 line permitted "id, items, status"
 line denied "customer.email, customer.name, total"
 line advice "step_up_mfa \(shop/pii-needs-mfa\) for customer.email, customer.name"
 
-say "Alice asks again with her second factor: now she sees whom to call, but still no money."
+say "Alice asks again with her second factor: now she sees name and email of the customer, but not the total."
 ask 0 ALLOW authorize --principal Shop::User::alice --action Shop::Action::ViewOrder \
     --resource Shop::Order::42 --context '{"mfa": true}' --fields id,status,items,total,customer.name,customer.email
 line permitted "customer.email, customer.name, id, items, status"
 line denied "total"
 
-say "Alice tries to delete the order. No order at all is hers to delete, so it is the function that is denied."
+say "Alice tries to delete the order. She may not delete any order, so the denial is at FUNCTION."
 ask 5 "DENY at FUNCTION" authorize --principal Shop::User::alice --action Shop::Action::DeleteOrder \
     --resource Shop::Order::42 --context '{"mfa": true}'
 
-say "Every answer above was recorded before it was given."
+say "Every decision above was recorded before its answer was sent."
 ask 0 TIME decisions --limit 10
 rows=$(printf '%s\n' "$answer" | grep -c ' Shop::')
 [ "$rows" -eq 5 ] || fail "$rows decisions are recorded, expected 5"
 
-say "The whole record of the one about order 99."
+say "The full record of the decision about order 99."
 id=$(printf '%s\n' "$answer" | awk '/Order::"99"/ { print $NF }')
 ask 0 "DENY at OBJECT" decisions get "$id"
 
-say "Done. The server stops now, and its database is removed. To keep one running: make dev"
+say "Done. The server stops now, and its database is removed. To keep a server running: make dev"

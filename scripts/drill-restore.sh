@@ -1,46 +1,19 @@
 #!/bin/sh
-# The restore drill: a dump is taken, a user is suspended, and the dump is restored beside.
-# The suspension is lost with the writes after the dump, so whoever asks the restored
-# database for an answer that knows of it must be refused. Starts a private Postgres and
-# two servers, and stops them. Fails if anything is not as expected.
+# The restore drill: takes a dump, suspends a user, and restores the dump into a second database.
+# The restored database does not have the suspension, so a question that names the revision of
+# the suspension must be refused there. Starts a private Postgres and two servers, and stops them.
+# Fails if anything is not as expected.
 #
 #   scripts/drill-restore.sh bin/cedarpost
 set -eu
 
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
 cedarpost=${1:?usage: scripts/drill-restore.sh path/to/cedarpost}
 
-# Settings of the user's own would change the drill.
-for name in $(env | sed -n 's/^\(CEDARPOST_[A-Z_]*\)=.*/\1/p'); do
-    [ "$name" = CEDARPOST_POSTGRES_BIN ] || unset "$name"
-done
+begin
 
-dir=$(mktemp -d)
-servers=
-
-finish() {
-    status=$?
-    trap - EXIT HUP INT TERM
-    for server in $servers; do # the one on the restored database first
-        kill "$server" 2>/dev/null || true
-        wait "$server" 2>/dev/null || true
-    done
-    if [ -L "$dir/data/postgres" ]; then # as root it may be elsewhere
-        rm -rf "$(readlink "$dir/data/postgres")"
-    fi
-    rm -rf "$dir"
-    exit "$status"
-}
-trap finish EXIT
-trap 'exit 1' HUP INT TERM
-
-say() { printf '\n# %s\n' "$*"; }
-
-fail() {
-    echo "drill: $*" >&2
-    exit 1
-}
-
-# tool is the path of one of the programs that come with Postgres.
+# tool prints the path of a program of Postgres.
 tool() {
     for bin in "${CEDARPOST_POSTGRES_BIN:-}" /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin /usr/local/opt/postgresql*/bin; do
         if [ -n "$bin" ] && [ -x "$bin/$1" ]; then
@@ -49,18 +22,6 @@ tool() {
         fi
     done
     command -v "$1" || fail "$1 is not installed"
-}
-
-# await FILE waits for the line that says ready.
-await() {
-    for _ in $(seq 600); do
-        if grep -q '^ready' "$1"; then
-            return
-        fi
-        sleep 0.1
-    done
-    cat "$1" "$1.err" >&2
-    fail "a server does not start"
 }
 
 # post PLANE METHOD BODY calls a server.
@@ -72,13 +33,14 @@ set_attribute() {
     post "$1" EntityService/WriteEntities "{\"operations\": [{\"setAttributes\": {\"uid\": {\"type\": \"Shop::User\", \"id\": \"$2\"}, \"attrs\": {\"suspended\": $3}}}]}"
 }
 
-# view PLANE TOKEN asks whether bob may view his order, knowing of a revision.
+# view PLANE CONSISTENCY asks whether bob may view his order, at a revision or later if one is
+# given.
 view() {
     post "$1" AuthorizationService/Authorize "{\"principal\": {\"type\": \"Shop::User\", \"id\": \"bob\"}, \"action\": {\"type\": \"Shop::Action\", \"id\": \"ViewOrder\"},
         \"resource\": {\"type\": \"Shop::Order\", \"id\": \"42\"}, \"context\": {\"mfa\": true}$2}"
 }
 
-# expect WORD ANSWER shows an answer, and fails unless it has the word.
+# expect WORD ANSWER shows an answer, and fails unless it contains the word.
 expect() {
     printf '%s\n' "$2"
     case $2 in
@@ -87,10 +49,9 @@ expect() {
     esac
 }
 
-say "A server with a private database and the example shop."
-"$cedarpost" dev --data "$dir/data" --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 >"$dir/dev" 2>"$dir/dev.err" &
-servers=$!
-await "$dir/dev"
+say "A server with a private database and the example bundle."
+start dev dev --data "$dir/data"
+# shellcheck source=/dev/null
 . "$dir/data/dev.env"
 expect '"ALLOW"' "$(view "$CEDARPOST_API_URL" '')"
 
@@ -104,32 +65,30 @@ expect '"token"' "$written"
 token=$(printf '%s' "$written" | sed 's/.*"token": *"\([^"]*\)".*/\1/')
 fresh=", \"consistency\": {\"atLeastAsFresh\": {\"token\": \"$token\"}}"
 
-say "An answer that knows of the token is a denial."
+say "Asked with the token, the server denies."
 expect '"DENY"' "$(view "$CEDARPOST_API_URL" "$fresh")"
 
-say "The dump is restored beside, and served."
+say "The dump is restored into a second database, and a second server serves it."
 restored=$(printf '%s' "$CEDARPOST_DATABASE_URL" | sed 's|/cedarpost?|/drill?|')
 "$(tool psql)" -q "$CEDARPOST_DATABASE_URL" -c 'create database drill'
 "$(tool pg_restore)" --exit-on-error --dbname="$restored" "$dir/dump"
-"$cedarpost" serve --development-database --database-url "$restored" --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 >"$dir/serve" 2>"$dir/serve.err" &
-servers="$! $servers"
-await "$dir/serve"
+start serve serve --development-database --database-url "$restored"
 expect 'is a copy' "$(grep 'level=WARN.*copy' "$dir/serve.err")"
 api=$(sed 's/.*decision=\([^ ]*\).*/\1/' "$dir/serve")
 admin=$(sed 's/.*admin=\([^ ]*\).*/\1/' "$dir/serve")
 
-say "It knows nothing of the suspension: asked without the token, it allows."
+say "The second database does not have the suspension: asked without the token, its server allows."
 expect '"ALLOW"' "$(view "$api" '')"
 
-say "One unrelated write: its newest revision has the number of the lost one."
+say "One unrelated write there: its newest revision now has the number of the lost one."
 expect '"token"' "$(set_attribute "$admin" alice true)"
 
-say "An answer that knows of the token is refused."
+say "Asked with the token, the second server refuses."
 expect '"aborted"' "$(view "$api" "$fresh")"
 
 say "The original still denies."
 expect '"DENY"' "$(view "$CEDARPOST_API_URL" "$fresh")"
 
-say "The log of the restored database says that it is a copy."
+say "The log of the second database says that it is a copy."
 expect 'it is a copy' "$(CEDARPOST_ADMIN_URL=$admin "$cedarpost" events --kind database_renewed)"
 echo

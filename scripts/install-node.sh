@@ -1,28 +1,19 @@
 #!/bin/sh
-# Makes sure that Node.js and npm are on this machine, for the tests that ask
-# the reference implementation of Cedar. Does nothing if they are here already.
+# Installs Node.js and npm, for the tests that run the reference implementation of Cedar, unless
+# they are there already.
 set -eu
+
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
 
 MINIMUM=20
 
-# usable says whether node is new enough and npm is beside it.
+# usable succeeds if node is new enough and npm is there.
 usable() {
     command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 || return 1
     version=$(node --version)
     major=${version#v}
     [ "${major%%.*}" -ge "$MINIMUM" ]
-}
-
-# as_root runs a command as root, or says that it cannot.
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null 2>&1; then
-        sudo "$@"
-    else
-        echo "install-node: needs root for: $*" >&2
-        return 1
-    fi
 }
 
 by_hand() {
@@ -46,13 +37,13 @@ elif command -v apk >/dev/null 2>&1; then
 elif command -v brew >/dev/null 2>&1; then
     brew install node
 else
-    echo "install-node: no apt-get, dnf, apk or brew here." >&2
+    echo "install-node: there is no apt-get, dnf, apk or brew." >&2
     by_hand
 fi
 
 hash -r
 if ! usable; then
-    echo "install-node: this system's packages hold no Node.js $MINIMUM: there is $(node --version 2>/dev/null || echo none)." >&2
+    echo "install-node: the packages of this system do not have Node.js $MINIMUM: there is $(node --version 2>/dev/null || echo none)." >&2
     by_hand
 fi
 echo "install-node: installed $(command -v node) $(node --version)"

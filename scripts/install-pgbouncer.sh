@@ -1,11 +1,13 @@
 #!/bin/sh
-# Makes sure that PgBouncer is on this machine, for the tests that put a connection
-# pooler in front of the database. Does nothing if it is here already. Starts no
-# system service.
+# Installs PgBouncer, for the tests that put a connection pooler in front of the database, unless it
+# is there already. Starts no system service.
 set -eu
 
-# found prints the program, if it is there. It looks where store/storetest looks:
-# not every system has the folder of its package in the PATH of everybody.
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+# found prints the path of the program, if it is there. It looks in the same folders as
+# store/storetest, because the folder of the package is not in every PATH.
 found() {
     for name in pgbouncer /usr/sbin/pgbouncer /usr/local/sbin/pgbouncer /opt/homebrew/bin/pgbouncer /usr/local/bin/pgbouncer; do
         if command -v "$name" >/dev/null 2>&1; then
@@ -15,25 +17,13 @@ found() {
     done
 }
 
-# as_root runs a command as root, or says that it cannot.
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null 2>&1; then
-        sudo "$@"
-    else
-        echo "install-pgbouncer: needs root for: $*" >&2
-        return 1
-    fi
-}
-
 by_hand() {
     echo "Install PgBouncer by hand, so that pgbouncer is in the PATH, and run this again." >&2
     exit 1
 }
 
-# install_apt keeps the package from starting a PgBouncer of its own, which has no
-# database to lead to.
+# install_apt prevents the package from starting a PgBouncer of its own, which would have no
+# database.
 install_apt() {
     as_root apt-get update
     policy=/usr/sbin/policy-rc.d
@@ -64,14 +54,14 @@ elif command -v apk >/dev/null 2>&1; then
 elif command -v brew >/dev/null 2>&1; then
     brew install pgbouncer || by_hand
 else
-    echo "install-pgbouncer: no apt-get, dnf, apk or brew here." >&2
+    echo "install-pgbouncer: there is no apt-get, dnf, apk or brew." >&2
     by_hand
 fi
 
 hash -r
 program=$(found)
 if [ -z "$program" ]; then
-    echo "install-pgbouncer: installed, but pgbouncer is not where it should be." >&2
+    echo "install-pgbouncer: installed, but pgbouncer is in none of the known folders." >&2
     by_hand
 fi
 echo "install-pgbouncer: installed $program"

@@ -1,11 +1,13 @@
 #!/bin/sh
-# Makes sure that Postgres server binaries are on this machine, for the tests
-# and for `cedarpost dev`, which start private servers of their own. Does
-# nothing if they are here already. Starts no system service.
+# Installs the Postgres server binaries, unless they are there already. The tests and
+# `cedarpost dev` start private servers with them. Starts no system service.
 set -eu
 
-# found prints the folder that holds initdb and postgres, if there is one. It
-# looks where `cedarpost dev` looks.
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+# found prints the folder with initdb and postgres, if there is one. It looks in the same folders as
+# `cedarpost dev`.
 found() {
     candidates=${CEDARPOST_POSTGRES_BIN:-}
     if command -v pg_config >/dev/null 2>&1; then
@@ -34,21 +36,9 @@ $dir"
     done
 }
 
-# as_root runs a command as root, or says that it cannot.
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null 2>&1; then
-        sudo "$@"
-    else
-        echo "install-postgres: needs root for: $*" >&2
-        return 1
-    fi
-}
-
 install_apt() {
     as_root apt-get update
-    # Without this the package would create and start a cluster of its own.
+    # Without this setting, the package would create and start a cluster of its own.
     as_root apt-get install -y --no-install-recommends postgresql-common
     as_root mkdir -p /etc/postgresql-common
     conf=/etc/postgresql-common/createcluster.conf
@@ -73,7 +63,7 @@ elif command -v apk >/dev/null 2>&1; then
 elif command -v brew >/dev/null 2>&1; then
     brew install postgresql@17
 else
-    echo "install-postgres: no apt-get, dnf, apk or brew here." >&2
+    echo "install-postgres: there is no apt-get, dnf, apk or brew." >&2
     echo "Install the Postgres server (15 or later) by hand, so that initdb and postgres" >&2
     echo "are in the PATH, or name their folder in CEDARPOST_POSTGRES_BIN, and run this again." >&2
     exit 1
@@ -81,8 +71,8 @@ fi
 
 dir=$(found)
 if [ -z "$dir" ]; then
-    echo "install-postgres: installed, but initdb and postgres are not where they should be." >&2
-    echo "Name the folder that holds them in CEDARPOST_POSTGRES_BIN." >&2
+    echo "install-postgres: installed, but initdb and postgres are in none of the known folders." >&2
+    echo "Name their folder in CEDARPOST_POSTGRES_BIN." >&2
     exit 1
 fi
 echo "install-postgres: installed in $dir"

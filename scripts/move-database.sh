@@ -1,8 +1,8 @@
 #!/bin/sh
-# Copies all that Cedarpost stored into a new database, which cedarpost migrate has
-# made the tables of: policies, data, keys, and the log with its proofs. For a database
-# whose schema cannot be brought up to date. Stop all servers first. The old database is
-# only read. It needs psql and pg_dump of the servers' version or later.
+# Copies all data of Cedarpost into a new database: policies, entities, keys, and the log with its
+# proofs. This is for a database whose schema cannot be migrated. First run cedarpost migrate on the
+# new database, and stop all servers. The old database is only read. Needs psql and pg_dump of at
+# least the version of the database servers.
 #
 #   scripts/move-database.sh OLD_URL NEW_URL
 set -eu
@@ -20,7 +20,7 @@ if [ "$written" != 0 ]; then
     exit 1
 fi
 
-# The days of the log, and those around them, for which the new one needs partitions.
+# The new database needs partitions for all days from the first to the last one of the log.
 days=$(in_old --field-separator ' ' --command "
     select min(day), max(day)
     from (select to_date(right(relname, 8), 'YYYYMMDD') as day
@@ -33,8 +33,8 @@ if [ -n "$days" ]; then
         from generate_series('${days% *}'::date, '${days#* }'::date, '400 days') as day"
 fi
 
-# One transaction: all or nothing. What a migration has put into a table gives way to
-# the row of the old database, and stays if that has none.
+# One transaction copies everything or nothing. Rows that a migration has made are replaced by those
+# of the old database, and stay if it has none.
 {
     echo "create temporary table made as select days from log_retention;"
     echo "truncate revision, history, log_retention;"

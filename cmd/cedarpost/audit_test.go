@@ -14,8 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// TestAudit is the life of a log as its auditor lives it: keys, proofs, a witness, a
-// verification, and somebody who alters a row.
+// TestAudit does the work of an auditor: keys, proofs, a witness, verifications, and an owner of the
+// database who alters the log.
 func TestAudit(t *testing.T) {
 	dir := dataDir(t)
 	dev := newShell().start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
@@ -64,7 +64,7 @@ func TestAudit(t *testing.T) {
 	sh.exits(t, 0, says("localhost/cedarpost-dev size"), append(witness, pub)...)
 	proven(decide())
 	sh.exits(t, 0, says("localhost/cedarpost-dev size"), append(witness, pub)...)
-	// A key of another log says nothing about this one.
+	// With the key of another log, nothing can be said about this one.
 	if r := sh.exits(t, 1, says("cannot be verified", "a verifier key is missing"), append(witness, stranger)...); strings.Contains(r.err, "CONTRADICTS") {
 		t.Errorf("the witness cries %s", r.err)
 	}
@@ -89,7 +89,7 @@ func TestAudit(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.out), &result); err != nil || !result.OK || result.Signatures || result.Compared {
 		t.Errorf("without keys and files: %s %v", r.out, err)
 	}
-	sh.exits(t, 0, says("nothing kept elsewhere was compared", "signatures not looked at"), "audit", "verify")
+	sh.exits(t, 0, says("none kept elsewhere was compared", "signatures not verified"), "audit", "verify")
 	sh.exits(t, 1, says("its verifier key is missing", "localhost/cedarpost-dev+"), "audit", "verify", stranger)
 	sh.exits(t, 2, says("cannot be combined with --since"), append(verify, "--history", "--since=1h")...)
 	sh.exits(t, 0, says("the log is in order", "from the empty database", "1 version of a bundle, 1 API key"), append(verify, "--history")...)
@@ -103,7 +103,7 @@ func TestAudit(t *testing.T) {
 	}
 	sh.exits(t, 1, says("holds no checkpoint"), "audit", "verify", "--against="+filepath.Join(dir, "audit.pub"))
 
-	// Somebody who owns the database gives a user another role.
+	// The owner of the database gives a user another role.
 	rewritten, err := pgx.Connect(t.Context(), database)
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +120,7 @@ func TestAudit(t *testing.T) {
 	}
 	sh.exits(t, 0, says("the log is in order"), append(verify, "--history")...)
 
-	// Somebody who owns the database makes an allow of a denial.
+	// The owner of the database changes a column of the decisions.
 	conn, err := pgx.Connect(t.Context(), database)
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +131,7 @@ func TestAudit(t *testing.T) {
 	}
 	sh.exits(t, 1, says("the log is NOT in order", "column caller"), verify...)
 
-	// And then replaces the log by a shorter one, checkpoints and all.
+	// The owner then replaces the log by a shorter one, with its checkpoints.
 	dev.stop(t, syscall.SIGTERM)
 	dev = newShell().start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
 	sh = newShell().with(readEnv(t, filepath.Join(dir, "dev.env"))...)

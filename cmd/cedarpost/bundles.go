@@ -5,131 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
-
-	"connectrpc.com/connect/v2"
-	"connectrpc.com/connect/v2/connectproto"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
 const filePart = 1 << 20 // bytes of a file in one message
-
-type applyCmd struct {
-	outputFlags
-	Dir    string `arg:"" help:"Bundle folder." type:"path"`
-	Name   string `help:"Name of the bundle, when bundle.yaml does not say it (default: the name of the folder)." placeholder:"NAME"`
-	DryRun bool   `help:"Check against the server's bundles and data, and publish nothing."`
-	adminFlags
-}
-
-// Help is the long help of apply.
-func (*applyCmd) Help() string {
-	return `Publishes the folder in place of the bundle of the same name; other bundles, and entities, stay as they are. A bundle that does not check is refused whole, with what was found on stderr.
-
-Exits with 3 if it does not compile or validate, would break another bundle or does not fit stored entities, and with 4 if nothing but tests failed.`
-}
-
-// Run publishes.
-func (a *applyCmd) Run(ctx context.Context, c *console) error {
-	b, err := readBundle(a.Dir, a.Name)
-	if found := findingsFromError(err); len(found) > 0 {
-		c.printFindings(c.err, relative(a.Dir), found)
-		return &exitError{codeInvalid, errors.New("the folder cannot be read as a bundle; nothing was sent")}
-	}
-	if err != nil {
-		return err
-	}
-	admin, err := a.dial()
-	if err != nil {
-		return err
-	}
-	name := b.Name
-	if a.Name != "" {
-		name = a.Name
-	}
-	res, err := upload(ctx, admin, name, a.DryRun, b.Files)
-	if err != nil {
-		return a.refused(c, admin, err)
-	}
-	if a.json() {
-		return c.message(res)
-	}
-	c.printFindings(c.out, relative(a.Dir), findingsFromProto(res.GetWarnings()))
-	outcome := c.paint(green, "published")
-	switch {
-	case a.DryRun:
-		outcome = "checked, nothing was published (dry run)"
-	case !res.GetPublished():
-		outcome = "nothing changed, this is what is published already"
-	}
-	fmt.Fprintf(c.out, "%s: %s\n", clean(res.GetBundle().GetName()), outcome)
-	if !a.DryRun {
-		c.pair("version", fmt.Sprint(res.GetBundle().GetVersion()))
-	}
-	c.pair("policies", fmt.Sprint(res.GetBundle().GetPolicies()))
-	c.pair("digest", res.GetBundle().GetDigest())
-	c.printRevision(res.GetRevision())
-	return nil
-}
-
-// refused explains an error of an upload, by its findings where it has some.
-func (a *applyCmd) refused(c *console, admin *peer, err error) error {
-	var e *connect.Error
-	if !errors.As(err, &e) {
-		return admin.explain(err)
-	}
-	for _, d := range e.Details() {
-		m, derr := connectproto.UnmarshalErrorDetail(d)
-		details, ok := m.(*cedarpostv1.BundleFindings)
-		if derr != nil || !ok || len(details.GetFindings()) == 0 {
-			continue
-		}
-		if a.json() {
-			if err := c.message(details); err != nil {
-				return err
-			}
-		}
-		found := findingsFromProto(details.GetFindings())
-		c.printFindings(c.err, relative(a.Dir), found)
-		// The message repeats some of the findings after its first words.
-		headline, _, _ := strings.Cut(e.Message(), ": ")
-		return &exitError{max(severe(found), codeInvalid), fmt.Errorf("refused, nothing changed: %s", headline)}
-	}
-	return admin.explain(err)
-}
-
-// upload sends a bundle's files. Its error is as the server sent it.
-func upload(ctx context.Context, admin *peer, name string, dryRun bool, files []bundle.File) (*cedarpostv1.ApplyBundleResponse, error) {
-	stream, err := admin.policies().ApplyBundle(ctx)
-	if err != nil {
-		return nil, err
-	}
-	err = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{
-		Header: &cedarpostv1.BundleHeader{Name: name, DryRun: dryRun},
-	}})
-	for _, f := range files {
-		parts := slices.Collect(slices.Chunk(f.Content, filePart))
-		if len(parts) == 0 {
-			parts = [][]byte{nil}
-		}
-		for _, data := range parts {
-			if err == nil {
-				err = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_File{
-					File: &cedarpostv1.FilePart{Path: f.Path, Data: data},
-				}})
-			}
-		}
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	// After io.EOF the server has answered already, and says here what.
-	return stream.CloseAndReceive()
-}
 
 type bundlesCmd struct {
 	List listBundlesCmd `cmd:"" default:"withargs" help:"List the published bundles."`
@@ -141,7 +24,7 @@ type listBundlesCmd struct {
 	adminFlags
 }
 
-// Run lists. In JSON, a line for each bundle.
+// Run lists the bundles. As JSON, each bundle is a line.
 func (l *listBundlesCmd) Run(ctx context.Context, c *console) error {
 	admin, err := l.dial()
 	if err != nil {
@@ -177,7 +60,7 @@ type getBundleCmd struct {
 	adminFlags
 }
 
-// Run fetches. In JSON, the description of the bundle.
+// Run fetches the bundle. As JSON, it prints the description of the bundle.
 func (g *getBundleCmd) Run(ctx context.Context, c *console) error {
 	admin, err := g.dial()
 	if err != nil {

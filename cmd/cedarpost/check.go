@@ -12,19 +12,19 @@ import (
 
 type checkCmd struct {
 	Output string   `short:"o" help:"text for people, json for programs, junit for CI (default ${default})." env:"CEDARPOST_OUTPUT" enum:"text,json,junit" default:"text" placeholder:"FORMAT"`
-	Dirs   []string `arg:"" name:"dir" help:"Bundle folders. Those given together are checked together, as one server would hold them." type:"path"`
+	Dirs   []string `arg:"" name:"dir" help:"Bundle folders. They are checked together, as bundles of one server." type:"path"`
 }
 
 // Help is the long help of check.
 func (*checkCmd) Help() string {
-	return `Compiles and validates each folder as the server does when it is applied, and runs its tests.yaml on its entities.json. Needs no server and no database.
+	return `Compiles and validates each folder as apply does on the server, and runs its tests.yaml on its entities.json. Needs no server and no database.
 
-With -o json, a line for each folder: {"bundle", "valid", "findings": [{"severity", "file", "line", "column", "policy", "message", "hint"}], "tests": [{"name", "line", "passed", "failures"}]}. valid is about the findings alone. With -o junit, JUnit XML: a suite for each folder.
+With -o json, prints a line for each folder: {"bundle", "valid", "findings": [{"severity", "file", "line", "column", "policy", "message", "hint"}], "tests": [{"name", "line", "passed", "failures"}]}. valid depends on the findings alone. With -o junit, prints JUnit XML with a suite for each folder.
 
-Exits with 3 if something does not compile or validate, else with 4 if a test failed.`
+Exits with 3 if a folder does not compile or validate, otherwise with 4 if a test failed.`
 }
 
-// checked is what is known about one folder.
+// checked is the result for one folder.
 type checked struct {
 	dir      string
 	bundle   *bundle.Bundle // nil if it cannot be read
@@ -78,7 +78,7 @@ func (k *checkCmd) Run(c *console) error {
 	return nil
 }
 
-// readFolders reads the folders as far as they can be.
+// readFolders reads the folders. What cannot be read becomes a finding of its folder.
 func readFolders(dirs []string) ([]checked, error) {
 	var list []checked
 	for _, dir := range dirs {
@@ -98,7 +98,7 @@ func readFolders(dirs []string) ([]checked, error) {
 	return list, nil
 }
 
-// checkTogether checks each bundle that could be read beside the others.
+// checkTogether checks each bundle together with the other ones.
 func checkTogether(list []checked) {
 	for i := range list {
 		f := &list[i]
@@ -113,7 +113,7 @@ func checkTogether(list []checked) {
 		}
 		report, _ := offline.Check(f.bundle, others, nil)
 		for _, found := range report.Findings {
-			// What is found in another bundle, that one's own check finds.
+			// The check of another bundle reports its own findings.
 			if found.Bundle == "" || found.Bundle == f.Name {
 				f.Findings = append(f.Findings, findingFromEngine(found))
 			}
@@ -158,7 +158,7 @@ func (f *checked) print(c *console) {
 	}
 }
 
-// relative is the path as seen from here, when that is no detour.
+// relative returns the path relative to the current folder, if it is inside of that folder.
 func relative(dir string) string {
 	here, err := filepath.Abs(".")
 	if err != nil {

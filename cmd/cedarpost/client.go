@@ -26,33 +26,33 @@ const (
 	adminEnv = "CEDARPOST_ADMIN_URL"
 )
 
-// tokenFlags say where the API key is. The key itself is never a flag: other
-// users of the machine can read the arguments of a process.
+// tokenFlags say where the API key is. The key itself is not a flag, because other users of the
+// machine can read the arguments of a process.
 type tokenFlags struct {
-	TokenFile string `help:"File with the API key. Without it, the key is in $CEDARPOST_TOKEN." env:"CEDARPOST_TOKEN_FILE" type:"path" placeholder:"FILE" group:"client"`
+	TokenFile string `help:"File with the API key (default: the key is in $CEDARPOST_TOKEN)." env:"CEDARPOST_TOKEN_FILE" type:"path" placeholder:"FILE" group:"client"`
 }
 
 // apiFlags say where the decision plane is.
 type apiFlags struct {
-	APIURL string `name:"api-url" help:"Decision plane (default ${default})." env:"CEDARPOST_API_URL" default:"http://127.0.0.1:8080" placeholder:"URL" group:"client"`
+	APIURL string `name:"api-url" help:"URL of the decision plane (default ${default})." env:"CEDARPOST_API_URL" default:"http://127.0.0.1:8080" placeholder:"URL" group:"client"`
 	tokenFlags
 }
 
 // adminFlags say where the admin plane is.
 type adminFlags struct {
-	AdminURL string `name:"admin-url" help:"Admin plane (default ${default})." env:"CEDARPOST_ADMIN_URL" default:"http://127.0.0.1:8081" placeholder:"URL" group:"client"`
+	AdminURL string `name:"admin-url" help:"URL of the admin plane (default ${default})." env:"CEDARPOST_ADMIN_URL" default:"http://127.0.0.1:8081" placeholder:"URL" group:"client"`
 	tokenFlags
 }
 
 func (f *apiFlags) dial() (*peer, error)   { return dial(f.APIURL, apiEnv, f.TokenFile) }
 func (f *adminFlags) dial() (*peer, error) { return dial(f.AdminURL, adminEnv, f.TokenFile) }
 
-// peer is a plane of a server, and how to tell the user about it.
+// peer is a plane of a server, with the texts that help a user when a call fails.
 type peer struct {
 	*connect.Client
 	url    string
 	urlEnv string // variable that the URL can be set with
-	keyIn  string // where the key came from; "" if there is none
+	keyIn  string // the variable or file of the key; "" if there is none
 }
 
 func dial(rawURL, urlEnv, tokenFile string) (*peer, error) {
@@ -75,7 +75,7 @@ func dial(rawURL, urlEnv, tokenFile string) (*peer, error) {
 	return p, nil
 }
 
-// connect makes the client. Nothing is sent yet.
+// connect makes the client. It sends nothing.
 func (p *peer) connect(token string) {
 	authenticate := func(next connect.ClientFunc) connect.ClientFunc {
 		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
@@ -93,7 +93,7 @@ func (p *peer) connect(token string) {
 	}
 	client := &http.Client{
 		Transport: transport,
-		// A key is for the server it was given for, not for where that one points.
+		// Redirects are not followed, so that no other server gets the key.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	p.Client = connect.NewClient(connecthttp.NewTransport(client, p.url), authenticate)
@@ -115,7 +115,7 @@ func (p *peer) audit() cedarpostv1connect.AuditServiceClient {
 	return cedarpostv1connect.NewAuditServiceClient(p.Client)
 }
 
-// call makes a unary call, and says what to do when it fails.
+// call makes a unary call. Its error says what the user can do.
 func call[Req, Res any](ctx context.Context, p *peer, rpc func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -16,15 +16,15 @@ import (
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 )
 
-// rivals names, for a setting, the variable that says the same in another way: set
-// in the environment, it too comes before the file.
+// rivals names for a setting another variable of the same purpose. If that is set, it also takes
+// precedence over the file.
 var rivals = map[string]string{
 	"token-file":        tokenEnv,
 	"database-url":      databaseURLEnv + "_FILE",
 	"database-url-file": databaseURLEnv,
 }
 
-// settings are the values of the YAML file, by their names.
+// settings are the values in the YAML file, by name.
 type settings map[string]*setting
 
 type setting struct {
@@ -124,16 +124,16 @@ func yamlError(file string, err error) error {
 	return fmt.Errorf("%s: %w", file, err)
 }
 
-// about says that an error is about the value of a flag.
+// about adds the flag whose value caused an error.
 func about(flag string, err error) error { return fmt.Errorf("--%s: %w", flag, err) }
 
-// configFlags are the flags of fields of the server's configuration.
+// configFlags are the flags that set fields of the server's configuration.
 var configFlags = map[string]string{
 	"Listen": "listen", "AdminListen": "admin-listen", "OpsListen": "ops-listen", "TLSCert": "tls-cert", "TLSKey": "tls-key",
 	"Signing.KeyFiles": "audit-key-file", "Signing.CheckpointFile": "audit-checkpoint-file",
 }
 
-// aboutField names the flag of a field that the server refuses.
+// aboutField adds the flag whose value the server refuses.
 func aboutField(err error) error {
 	if bad, ok := errors.AsType[*decisionlog.ConfigError](err); ok {
 		return about(configFlags[bad.Field], err)
@@ -144,8 +144,8 @@ func aboutField(err error) error {
 // Validate implements kong.Resolver.
 func (settings) Validate(*kong.Application) error { return nil }
 
-// Resolve implements kong.Resolver. Kong asks for all flags that are not on the
-// command line, those that the environment sets included.
+// Resolve implements kong.Resolver. Kong asks for each flag that is not on the command line, also
+// for a flag that the environment sets.
 func (s settings) Resolve(_ *kong.Context, _ *kong.Path, f *kong.Flag) (any, error) {
 	set, ok := s[f.Name]
 	if !ok || len(f.Envs) == 0 {
@@ -160,8 +160,8 @@ func (s settings) Resolve(_ *kong.Context, _ *kong.Path, f *kong.Flag) (any, err
 	return set.value, nil
 }
 
-// locate adds file and line to an error about settings of the YAML file. An error is about
-// a setting if it names the setting's flag.
+// locate adds file and line to an error about settings of the YAML file. An error is about a
+// setting if it names the flag of the setting.
 func (s settings) locate(err error) error {
 	text := err.Error()
 	for _, name := range slices.Sorted(maps.Keys(s)) {
@@ -183,7 +183,8 @@ func namesFlag(text, name string) bool {
 	return false
 }
 
-// onCommandLine reports whether a flag stands on the command line itself.
+// onCommandLine reports whether a flag is given on the command line, rather than in the
+// environment or the YAML file.
 func onCommandLine(k *kong.Context, name string) bool {
 	return slices.ContainsFunc(k.Path, func(p *kong.Path) bool {
 		return p.Flag != nil && p.Flag.Name == name && !p.Resolved

@@ -13,10 +13,10 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
-	"github.com/google/renameio/v2"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
@@ -26,8 +26,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/localpg"
 )
 
-// devMark is in the URL of the private Postgres, so that dev in a shell that has
-// read a dev.env starts its own, and not what that file names.
+// devMark is in the URL of the private Postgres. A dev that finds this URL in its environment,
+// because the shell has read a dev.env, ignores it and starts its own Postgres.
 const devMark = "application_name=cedarpost-dev"
 
 type devCmd struct {
@@ -39,12 +39,12 @@ type devCmd struct {
 
 // Help is the long help of dev.
 func (*devCmd) Help() string {
-	return `Starts a private Postgres in the data folder, unless --database-url names one, migrates it, serves, and loads the example bundle with its entities if there is no bundle. Then writes dev.env into the folder, for other shells and programs,
+	return `Starts a private Postgres in the data folder, or uses the one of --database-url, migrates it, and serves. If the database has no bundle, dev loads the example bundle and its entities. It then writes dev.env into the folder, for other shells and programs,
 
   . .cedarpost/dev.env
   cedarpost authorize --principal Shop::User::bob --action Shop::Action::ViewOrder --resource Shop::Order::42 --context '{"mfa":false}' --fields all
 
-and prints one line to stdout: ready decision=URL admin=URL ops=URL env=FILE. Data and keys stay in the folder for the next time; dev.env goes when dev stops.`
+and prints one line to stdout: ready decision=URL admin=URL ops=URL env=FILE. Data and keys stay in the folder for the next start. dev.env is removed when dev stops.`
 }
 
 // Run serves until ctx ends.
@@ -65,7 +65,7 @@ func (d *devCmd) Run(ctx context.Context, k *kong.Context, c *console) (err erro
 	}
 	defer unlock()
 	envFile := filepath.Join(d.Data, "dev.env")
-	// One that a killed dev left behind names ports that nobody serves.
+	// A dev that was killed leaves a file with the ports of its own servers.
 	if err := os.Remove(envFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -75,7 +75,7 @@ func (d *devCmd) Run(ctx context.Context, k *kong.Context, c *console) (err erro
 	if url == "" {
 		pg, err := localpg.Start(ctx, localpg.Config{Dir: d.Data, Durable: true})
 		if ctx.Err() != nil && err != nil {
-			return ctx.Err() // what was cut short is of no interest
+			return ctx.Err() // the interruption caused the error
 		}
 		if err != nil {
 			return err
@@ -90,8 +90,8 @@ func (d *devCmd) Run(ctx context.Context, k *kong.Context, c *console) (err erro
 	return d.serve(ctx, c, log, url, envFile)
 }
 
-// watch says loudly when the private Postgres ends before it is asked to. The
-// server goes on, and answers that it is unavailable.
+// watch logs an error if the private Postgres ends by itself. The server keeps running, and
+// answers that it is unavailable.
 func watch(pg *localpg.Server, log *slog.Logger) chan struct{} {
 	stopping := make(chan struct{})
 	go func() {
@@ -99,7 +99,7 @@ func watch(pg *localpg.Server, log *slog.Logger) chan struct{} {
 		case <-stopping:
 		case <-pg.Done():
 			select {
-			case <-stopping: // just now, by us
+			case <-stopping: // dev stops it
 				return
 			default:
 			}
@@ -109,7 +109,7 @@ func watch(pg *localpg.Server, log *slog.Logger) chan struct{} {
 	return stopping
 }
 
-// serve runs the server on a database, and prepares what dev promises.
+// serve runs the server on a database, with the keys and the example of dev.
 func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, envFile string) error {
 	if err := store.Migrate(ctx, url, log); err != nil {
 		return err
@@ -153,7 +153,7 @@ func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, e
 	return errors.Join(err, os.Remove(envFile))
 }
 
-// signing makes the key of the log, once.
+// signing makes the key of the log, if there is none.
 func (d *devCmd) signing() (decisionlog.Signing, error) {
 	key := filepath.Join(d.Data, "audit.key")
 	if _, err := makeAuditKey(key, "localhost/cedarpost-dev"); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -169,7 +169,7 @@ func (d *devCmd) signing() (decisionlog.Signing, error) {
 	return decisionlog.Signing{KeyFiles: []string{key}, CheckpointFile: filepath.Join(d.Data, "checkpoints")}, nil
 }
 
-// prepare loads the example, writes dev.env and says ready.
+// prepare loads the example, writes dev.env, and prints the ready line.
 func (d *devCmd) prepare(ctx context.Context, c *console, srv *server.Server, url, keyFile, envFile string) error {
 	admin, err := dial(planeURL(srv, "admin", false), adminEnv, keyFile)
 	if err != nil {
@@ -196,8 +196,8 @@ func (d *devCmd) prepare(ctx context.Context, c *console, srv *server.Server, ur
 	return nil
 }
 
-// loadExample publishes the example bundle and imports its entities, unless there
-// is something else in the database.
+// loadExample publishes the example bundle and imports its entities, unless the database has
+// another bundle.
 func loadExample(ctx context.Context, admin *peer) error {
 	b, err := bundle.Read(policies.Shop(), "shop")
 	if err != nil {
@@ -215,7 +215,7 @@ func loadExample(ctx context.Context, admin *peer) error {
 	case len(bundles) > 1 || bundles[0].GetName() != b.Name:
 		return nil
 	}
-	// An example without entities is one whose loading was cut short.
+	// If there are no entities, an earlier dev was stopped between the two steps.
 	stored, err := call(ctx, admin, admin.entities().ListEntities, &cedarpostv1.ListEntitiesRequest{PageSize: 1})
 	if err != nil || len(stored.GetEntities()) > 0 {
 		return err
@@ -224,8 +224,8 @@ func loadExample(ctx context.Context, admin *peer) error {
 	return admin.explain(i.run(ctx))
 }
 
-// lockFolder keeps a second dev off a folder. It is a lock of its own, because
-// there is no private Postgres to hold one when --database-url is given.
+// lockFolder makes a second dev on the same folder fail. The lock of a private Postgres is not
+// enough, because with --database-url there is none.
 func lockFolder(dir string) (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(dir, "dev.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -241,15 +241,14 @@ func lockFolder(dir string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// writeEnv writes variables that a shell can read, in a file that only the owner can
-// read. A crash leaves the whole file or none.
+// writeEnv writes variables for a shell into a file that only its owner can read.
 func writeEnv(file string, vars [][2]string) error {
 	var b strings.Builder
-	b.WriteString("# Made by cedarpost dev, gone when it stops. Read it with: . " + quoteShell(file) + "\n")
+	b.WriteString("# Made by cedarpost dev, which removes it when it stops. Read it with: . " + quoteShell(file) + "\n")
 	for _, v := range vars {
 		b.WriteString("export " + v[0] + "=" + quoteShell(v[1]) + "\n")
 	}
-	return renameio.WriteFile(file, []byte(b.String()), 0o600, renameio.WithStaticPermissions(0o600), renameio.WithTempDir(filepath.Dir(file)))
+	return keyfile.Write(file, []byte(b.String()))
 }
 
 // quoteShell quotes a word for a POSIX shell.

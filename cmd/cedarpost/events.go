@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/logformat"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
@@ -14,16 +15,16 @@ type eventsCmd struct {
 	outputFlags
 	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open, state_root, database_renewed or log_truncated." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root,database_renewed,log_truncated" default:"" placeholder:"KIND"`
 	Caller  string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
-	Subject string `help:"Only about this: an entity, a bundle, a key, a procedure, a day, a report." placeholder:"TEXT"`
+	Subject string `help:"Only events about this entity, bundle, key, procedure, day or report." placeholder:"TEXT"`
 	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
 	Until   moment `help:"Before this time." placeholder:"TIME"`
-	Limit   int    `help:"At most so many; 0 is all (default ${default})." default:"20" placeholder:"N"`
+	Limit   int    `help:"At most this many; 0 is all (default ${default})." default:"20" placeholder:"N"`
 	adminFlags
 }
 
 // Help is the long help of events.
 func (*eventsCmd) Help() string {
-	return `Newest first. All filters that are given must match, and each is indexed. With -o json, a line for each EventRecord of the API. A row that is damaged in the database is shown as DAMAGED, with what is wrong with it (in JSON, as damaged).`
+	return `The newest event is first. Only events that match all given filters are listed, and each filter has an index. With -o json, prints each EventRecord of the API as a line. A row that is damaged in the database is shown as DAMAGED, with the damage (in JSON, as damaged).`
 }
 
 // Run lists.
@@ -48,7 +49,7 @@ func (l *eventsCmd) Run(ctx context.Context, c *console) error {
 			return err
 		}
 		for _, e := range res.GetEvents() {
-			bad := damageOf(&cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Event{Event: e}})
+			bad := logformat.DamageOf(&cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Event{Event: e}})
 			if bad != nil {
 				damaged++
 			}
@@ -59,7 +60,7 @@ func (l *eventsCmd) Run(ctx context.Context, c *console) error {
 				continue
 			}
 			if bad != nil {
-				rows = append(rows, bad.cells(len(rows[0])))
+				rows = append(rows, damagedRow(bad, len(rows[0])))
 				continue
 			}
 			rows = append(rows, []string{
@@ -83,7 +84,7 @@ func (l *eventsCmd) Run(ctx context.Context, c *console) error {
 	return nil
 }
 
-// eventDetail says in a few words what is particular to the kind.
+// eventDetail returns the part of an event that depends on its kind, in a few words.
 func eventDetail(e *cedarpostv1.EventRecord) string {
 	switch d := e.GetDetail().(type) {
 	case *cedarpostv1.EventRecord_Change:
@@ -108,9 +109,9 @@ func eventDetail(e *cedarpostv1.EventRecord) string {
 	case *cedarpostv1.EventRecord_RetentionDrop:
 		return fmt.Sprintf("%s, %s", count(d.RetentionDrop.GetDecisions(), "decision", "decisions"), count(d.RetentionDrop.GetEvents(), "event", "events"))
 	case *cedarpostv1.EventRecord_Reuse:
-		return reuseText(d.Reuse)
+		return logformat.ReuseText(d.Reuse)
 	case *cedarpostv1.EventRecord_FailedOpen:
-		return failedOpenText(d.FailedOpen)
+		return logformat.FailedOpenText(d.FailedOpen)
 	case *cedarpostv1.EventRecord_StateRoot:
 		r := d.StateRoot
 		return fmt.Sprintf("%s, %s, %s", count(r.GetEntities(), "entity", "entities"), count(r.GetBundles(), "bundle", "bundles"), count(r.GetKeys(), "key", "keys"))

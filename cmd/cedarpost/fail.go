@@ -21,7 +21,7 @@ const (
 	codeDenied  = 5
 )
 
-// exitError ends the command with a code. Without err, everything is said.
+// exitError ends the command with a code. Without err, nothing more is printed.
 type exitError struct {
 	code int
 	err  error
@@ -36,15 +36,15 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
-// exitWith ends the command with a code and no further words.
+// exitWith ends the command with a code and no message.
 func exitWith(code int) error { return &exitError{code: code} }
 
-// misuse is wrong usage that the flags alone do not show.
+// misuse is an error of wrong usage that kong cannot find.
 func misuse(format string, args ...any) error {
 	return &exitError{codeUsage, fmt.Errorf(format, args...)}
 }
 
-// usageError says what is wrong with the command line and where help is.
+// usageError adds to an error of the command line where help is.
 func usageError(err error) error {
 	if err == nil {
 		return nil
@@ -61,10 +61,10 @@ func usageError(err error) error {
 	return misuse("%w\ntry: cedarpost%s --help", err, command)
 }
 
-// negative is kong's error of a flag whose value, as in --flag -1, begins with a dash.
+// negative matches kong's error about a flag whose value begins with a dash, as in --flag -1.
 var negative = regexp.MustCompile(`^(--[a-z-]+): expected .* value but got "-\.?[0-9][^"]*"`)
 
-// wrongFlag is another text of an error.
+// wrongFlag is an error with another text.
 type wrongFlag struct {
 	error
 	text string
@@ -84,7 +84,7 @@ func (c *console) say(err error) {
 	}
 }
 
-// readSecret reads the one line of a secret's file.
+// readSecret reads a file that has a secret as its only line.
 func readSecret(file string) (string, error) {
 	b, err := keyfile.Read(file)
 	if err != nil {

@@ -12,8 +12,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/engine"
 )
 
-// finding is a problem of a bundle folder, for people and as JSON. File is below
-// the folder.
+// finding is a problem in a bundle folder, as text and as JSON. File is relative to the folder.
 type finding struct {
 	Severity string `json:"severity"`
 	File     string `json:"file,omitempty"`
@@ -22,7 +21,7 @@ type finding struct {
 	Policy   string `json:"policy,omitempty"`
 	Message  string `json:"message"`
 	Hint     string `json:"hint,omitempty"`
-	Bundle   string `json:"bundle,omitempty"` // when it is another one
+	Bundle   string `json:"bundle,omitempty"` // if the finding is in another bundle
 	test     bool   // a failed test
 }
 
@@ -53,8 +52,8 @@ func findingsFromProto(list []*cedarpostv1.Finding) []finding {
 	return out
 }
 
-// findingsFromError are the problems that reading a folder met. Any other error is
-// no finding.
+// findingsFromError returns the problems that reading a folder found. Other errors are not
+// findings.
 func findingsFromError(err error) []finding {
 	var out []finding
 	problems, _ := errors.AsType[bundle.Problems](err)
@@ -64,8 +63,7 @@ func findingsFromError(err error) []finding {
 	return out
 }
 
-// printFindings prints findings as compilers do, with paths that an editor can
-// follow.
+// printFindings prints findings in the form of compiler errors, whose paths editors can open.
 func (c *console) printFindings(w io.Writer, dir string, list []finding) {
 	for _, f := range list {
 		where := filepath.Join(dir, f.File)
@@ -93,7 +91,7 @@ func (c *console) printFindings(w io.Writer, dir string, list []finding) {
 	}
 }
 
-// severe returns the exit code for findings: codeOK if there are only warnings.
+// severe returns the exit code for findings. It is codeOK if all are warnings.
 func severe(list []finding) int {
 	code := codeOK
 	for _, f := range list {
@@ -108,7 +106,7 @@ func severe(list []finding) int {
 	return code
 }
 
-// readBundle reads a folder. A name that is given stands in for the folder's.
+// readBundle reads a folder. A name replaces the name of the folder, unless it is empty.
 func readBundle(dir, name string) (*bundle.Bundle, error) {
 	if name == "" {
 		return bundle.ReadDir(dir)

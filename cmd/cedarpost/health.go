@@ -6,12 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"time"
-
-	"github.com/cedarpost/cedarpost/server/engine"
 )
 
 const (
@@ -20,12 +16,12 @@ const (
 )
 
 type healthCmd struct {
-	OpsURL string `name:"ops-url" help:"Operations plane (default ${default})." env:"CEDARPOST_OPS_URL" default:"http://127.0.0.1:9090" placeholder:"URL" group:"client"`
+	OpsURL string `name:"ops-url" help:"URL of the operations plane (default ${default})." env:"CEDARPOST_OPS_URL" default:"http://127.0.0.1:9090" placeholder:"URL" group:"client"`
 }
 
 // Help is the long help of health.
 func (*healthCmd) Help() string {
-	return `Ready means that a question asked now would be decided and recorded. Exits with 0 if so, else with 1. Lines that begin with "warning: " name problems that need an operator although the server may be ready.`
+	return `Ready means that the server can decide and record a request now. Exits with 0 if it is ready, otherwise with 1. A line that begins with "warning: " names a problem that an operator has to solve, even if the server is ready.`
 }
 
 // Run asks once.
@@ -52,38 +48,5 @@ func (h *healthCmd) Run(ctx context.Context, c *console) error {
 	for _, line := range strings.Split(text, "\n") {
 		fmt.Fprintln(c.out, clean(line))
 	}
-	return nil
-}
-
-// buildVersion is what Go recorded of this binary.
-func buildVersion() (version, commit string) {
-	version = "devel"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		if m := info.Main.Version; m != "" && m != "(devel)" {
-			version = m
-		}
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				commit = s.Value
-			}
-		}
-	}
-	return version, commit
-}
-
-type versionCmd struct {
-	outputFlags
-}
-
-// Run prints the version.
-func (v *versionCmd) Run(c *console) error {
-	version, commit := buildVersion()
-	if v.json() {
-		return c.object(map[string]string{"version": version, "commit": commit, "engine": engine.Version, "go": runtime.Version()})
-	}
-	fmt.Fprintf(c.out, "cedarpost %s\n", version)
-	c.pair("commit", commit)
-	c.pair("engine", engine.Version)
-	c.pair("go", runtime.Version())
 	return nil
 }

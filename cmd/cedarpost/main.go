@@ -1,6 +1,5 @@
-// Package main is the cedarpost command. It reads flags, wires the rooms
-// together, and turns what comes back into words, JSON and exit codes; whatever
-// it decides by itself belongs into one of the rooms.
+// Package main is the cedarpost command. It reads flags, calls the other packages, and prints
+// results as text or JSON with an exit code. Decisions of any kind belong into those packages.
 package main
 
 import (
@@ -14,14 +13,14 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// cli is the whole command line. A flag with an env tag is a setting: it can also
-// be given in the environment and in the YAML file of --config.
+// cli is the whole command line. A flag with an env tag is a setting: the environment and the
+// YAML file of --config can give it too.
 type cli struct {
 	Config string `help:"YAML file with settings. A key is the name of a flag that shows an environment variable in its help." env:"CEDARPOST_CONFIG" type:"path" placeholder:"FILE"`
 
 	Serve   serveCmd   `cmd:"" group:"run" help:"Serve decisions from a database."`
-	Dev     devCmd     `cmd:"" group:"run" help:"Serve from a private Postgres, with the example bundle: to try things out."`
-	Migrate migrateCmd `cmd:"" group:"run" help:"Bring a database up to what this version needs."`
+	Dev     devCmd     `cmd:"" group:"run" help:"Try things out: serve from a private Postgres, with the example bundle."`
+	Migrate migrateCmd `cmd:"" group:"run" help:"Update the tables of a database to this version."`
 	Health  healthCmd  `cmd:"" group:"run" help:"Ask a server whether it is ready."`
 
 	Check   checkCmd   `cmd:"" group:"policy" help:"Check bundle folders and run their tests, without a server."`
@@ -32,7 +31,7 @@ type cli struct {
 	Entities  entitiesCmd  `cmd:"" group:"ask" help:"Import and read principals and resources."`
 	Decisions decisionsCmd `cmd:"" group:"ask" help:"Read the decision log."`
 	Audit     auditCmd     `cmd:"" group:"ask" help:"Prove and verify the log."`
-	Events    eventsCmd    `cmd:"" group:"ask" help:"List what else is in the log: changes, failed authentication, reads."`
+	Events    eventsCmd    `cmd:"" group:"ask" help:"List the other entries of the log: changes, failed authentication, reads."`
 
 	Version versionCmd `cmd:"" group:"about" help:"Print the version."`
 	Help    helpCmd    `cmd:"" group:"about" help:"Print help about a command."`
@@ -40,7 +39,7 @@ type cli struct {
 
 const description = `Cedarpost decides who may do what, on which object and which of its fields, and records every decision.
 
-Settings come from flags, then the environment, then the YAML file of --config. Durations are like 500ms, 90m, 12h, 7d or 1d12h in each of them. Commands that call a server send the API key of CEDARPOST_TOKEN, or of --token-file.
+Settings come from flags, then the environment, then the YAML file of --config. Durations are like 500ms, 90m, 12h, 7d or 1d12h in all three. Commands that call a server send the API key in CEDARPOST_TOKEN or in the file of --token-file.
 
 Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 does not compile or validate, 4 tests failed, 5 denied.`
 
@@ -99,13 +98,13 @@ type helpCmd struct {
 
 // Run prints the help.
 func (h *helpCmd) Run(ctx context.Context, c *console) error {
-	// The flag prints and ends the process, unless the command is not one.
+	// With a known command, --help prints and ends the process, so Parse does not return.
 	_, err := newParser(ctx, c, settings{}).Parse(append(h.Command, "--help"))
 	return usageError(err)
 }
 
-// dropEmptySettings takes a setting that is empty in the environment for one that
-// is not given, as container tools leave it.
+// dropEmptySettings removes empty settings from the environment. Container tools set a variable
+// to the empty text to say that it is not given.
 func dropEmptySettings() {
 	for _, kv := range os.Environ() {
 		if name, value, _ := strings.Cut(kv, "="); value == "" && strings.HasPrefix(name, "CEDARPOST_") {

@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// binary is the command under test: these tests use it as people do.
+// binary is the command under test. The tests run it as people do.
 var binary string
 
 func TestMain(m *testing.M) {
@@ -38,13 +38,13 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// result is how a command ended.
+// result is the exit code and the output of a command.
 type result struct {
 	code     int
 	out, err string
 }
 
-// shell runs commands with an environment of its own, and remembers all output.
+// shell runs commands with an environment of its own, and keeps all output.
 type shell struct {
 	env []string
 	log *strings.Builder
@@ -78,8 +78,8 @@ func (s *shell) run(t *testing.T, args ...string) result {
 	return result{cmd.ProcessState.ExitCode(), out.String(), errs.String()}
 }
 
-// exits runs a command and fails unless it ends with the code and says each of the
-// words, on stdout or stderr.
+// exits runs a command. It fails unless the command ends with the code and prints each of the words,
+// on stdout or stderr.
 func (s *shell) exits(t *testing.T, code int, words []string, args ...string) result {
 	t.Helper()
 	r := s.run(t, args...)
@@ -94,14 +94,14 @@ func (s *shell) exits(t *testing.T, code int, words []string, args ...string) re
 	return r
 }
 
-// says is for exits.
+// says returns words for exits.
 func says(words ...string) []string { return words }
 
-// daemon is a dev or serve that runs.
+// daemon is a running dev or serve.
 type daemon struct {
 	cmd   *exec.Cmd
 	shell *shell
-	ready string // the rest of the line
+	ready string // the ready line without its first word
 	errs  *syncBuffer
 	dead  chan struct{}
 }
@@ -166,7 +166,7 @@ func (s *shell) start(t *testing.T, args ...string) *daemon {
 	return d
 }
 
-// url is the address of a plane in the ready line.
+// url returns the address of a plane from the ready line.
 func (d *daemon) url(plane string) string {
 	m := regexp.MustCompile(plane + `=(\S+)`).FindStringSubmatch(d.ready)
 	if m == nil {
@@ -190,7 +190,8 @@ func (d *daemon) stop(t *testing.T, signal syscall.Signal) int {
 	return d.cmd.ProcessState.ExitCode()
 }
 
-// freePort is a port that is free now and stays so: nobody gets it who asks for any.
+// freePort returns a free port. It is outside of the range from which the kernel assigns ports, so no
+// other process gets it by chance.
 func freePort(t *testing.T) string {
 	t.Helper()
 	for range 1000 {
@@ -204,10 +205,10 @@ func freePort(t *testing.T) string {
 	return ""
 }
 
-// anyPort makes a server take free ports.
+// anyPort makes a server listen on free ports.
 var anyPort = []string{"--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--ops-listen=127.0.0.1:0"}
 
-// dataDir is a folder for dev, gone after the test with the database that may be
+// dataDir returns a folder for dev. After the test it is removed, with the database that can be
 // outside of it.
 func dataDir(t *testing.T) string {
 	t.Helper()
@@ -254,8 +255,8 @@ func write(t *testing.T, dir, name, text string) string {
 	return file
 }
 
-// shopCopy is the example bundle in a folder named shop, with more text appended to
-// some of its files.
+// shopCopy copies the example bundle into a folder named shop, and appends text to some of its
+// files.
 func shopCopy(t *testing.T, more map[string]string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "shop")

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,26 +10,25 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/term"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/logformat"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// outputFlags choose between output for people and for programs.
+// outputFlags select output for people or for programs.
 type outputFlags struct {
-	Output string `short:"o" help:"text for people, json for programs: one object on a line (default ${default})." env:"CEDARPOST_OUTPUT" enum:"text,json" default:"text" placeholder:"FORMAT"`
+	Output string `short:"o" help:"text for people, or json for programs, with one object on each line (default ${default})." env:"CEDARPOST_OUTPUT" enum:"text,json" default:"text" placeholder:"FORMAT"`
 }
 
 func (o outputFlags) json() bool { return o.Output == "json" }
 
-// console is where a command reads and writes.
+// console has the input and the outputs of a command.
 type console struct {
 	in       io.Reader
 	out, err io.Writer
 	color    bool // out is a terminal that shows colors
-	live     bool // err is a terminal, where a line can be overwritten
+	live     bool // err is a terminal, so a line can be overwritten
 }
 
 func newConsole() *console {
@@ -58,7 +56,7 @@ func (c *console) paint(color, s string) string {
 
 // message prints a message of the API as JSON, on one line.
 func (c *console) message(m proto.Message) error {
-	text, err := protoText(m)
+	text, err := logformat.JSON(m)
 	if err != nil {
 		return err
 	}
@@ -66,26 +64,14 @@ func (c *console) message(m proto.Message) error {
 	return err
 }
 
-// protoText is a message as JSON without spaces: protojson varies them on
-// purpose, and programs compare lines.
-func protoText(m proto.Message) (string, error) {
-	text, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(m)
-	if err != nil {
-		return "", err
-	}
-	var line bytes.Buffer
-	err = json.Compact(&line, text)
-	return line.String(), err
-}
-
-// object prints a value of ours as JSON, on one line.
+// object prints a Go value as JSON, on one line.
 func (c *console) object(v any) error {
 	e := json.NewEncoder(c.out)
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
 }
 
-// table prints rows in columns as wide as need be, the first row as the head.
+// table prints rows in aligned columns. The first row is the head.
 func (c *console) table(rows [][]string) {
 	var widths []int
 	for _, row := range rows {
@@ -118,15 +104,16 @@ func (c *console) table(rows [][]string) {
 	}
 }
 
-// pair prints a label and what belongs to it, aligned with its neighbors. What
-// is empty is left out.
+// pair prints a label and a value, aligned with other pairs. It prints nothing if the value is
+// empty.
 func (c *console) pair(label, value string) {
 	if value != "" {
 		fmt.Fprintf(c.out, "  %-12s %s\n", label, clean(value))
 	}
 }
 
-// clean shows what a terminal would obey: ids and messages come from anywhere.
+// clean escapes control characters, because ids and messages come from clients, and a terminal
+// would execute them.
 func clean(s string) string {
 	var b strings.Builder
 	for _, r := range s {
@@ -139,19 +126,6 @@ func clean(s string) string {
 	return b.String()
 }
 
-// uidText is an entity's name in Cedar text.
-func uidText(u *cedarpostv1.EntityUid) string {
-	return bundle.Ref{Type: u.GetType(), ID: u.GetId()}.String()
-}
-
-func uidTexts(us []*cedarpostv1.EntityUid) string {
-	texts := make([]string, len(us))
-	for i, u := range us {
-		texts[i] = uidText(u)
-	}
-	return strings.Join(texts, ", ")
-}
-
 func policyText(p *cedarpostv1.PolicyRef) string { return p.GetBundle() + "/" + p.GetId() }
 
 func policyTexts(ps []*cedarpostv1.PolicyRef) string {
@@ -162,10 +136,67 @@ func policyTexts(ps []*cedarpostv1.PolicyRef) string {
 	return strings.Join(texts, ", ")
 }
 
-// count is "1 policy" or "3 policies".
+// count returns "1 policy" or "3 policies".
 func count[N int | int32 | int64](n N, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}
 	return fmt.Sprintf("%d %s", n, many)
+}
+
+// printDecision prints the first line about a decision.
+func (c *console) printDecision(d cedarpostv1.Decision, at *cedarpostv1.DeniedAt) {
+	switch {
+	case d == cedarpostv1.Decision_ALLOW:
+		fmt.Fprintln(c.out, c.paint(green, "ALLOW"))
+	case at != nil:
+		fmt.Fprintln(c.out, c.paint(red, "DENY at "+at.String()))
+	default:
+		fmt.Fprintln(c.out, c.paint(red, d.String()))
+	}
+}
+
+// reasons are the parts of a decision that an answer and a record both have.
+type reasons interface {
+	GetDecision() cedarpostv1.Decision
+	GetFields() *cedarpostv1.Fields
+	GetDeterminingPolicies() []*cedarpostv1.PolicyRef
+	GetErrors() []*cedarpostv1.PolicyError
+	GetObligations() []*cedarpostv1.Obligation
+	GetAdvice() []*cedarpostv1.Advice
+}
+
+func (c *console) printReasons(r reasons) {
+	if f := r.GetFields(); f != nil {
+		permitted := strings.Join(f.GetPermitted(), ", ")
+		if permitted == "" {
+			permitted = "(none)"
+		}
+		c.pair("permitted", permitted)
+		c.pair("denied", strings.Join(f.GetDenied(), ", "))
+	}
+	policies := policyTexts(r.GetDeterminingPolicies())
+	if policies == "" && r.GetDecision() == cedarpostv1.Decision_DENY {
+		policies = "(none permits it)"
+	}
+	c.pair("policies", policies)
+	for _, o := range r.GetObligations() {
+		c.pair("obligation", fmt.Sprintf("%s (%s)", o.GetText(), policyText(o.GetPolicy())))
+	}
+	for _, a := range r.GetAdvice() {
+		text := fmt.Sprintf("%s (%s)", a.GetText(), policyText(a.GetPolicy()))
+		if len(a.GetPaths()) > 0 {
+			text += " for " + strings.Join(a.GetPaths(), ", ")
+		}
+		c.pair("advice", text)
+	}
+	for _, e := range r.GetErrors() {
+		c.pair("error", policyText(e.GetPolicy())+": "+e.GetMessage())
+	}
+}
+
+// printRevision prints the number of a revision, and its token for --at-least-as-fresh and --at.
+func (c *console) printRevision(r *cedarpostv1.Revision) {
+	c.pair("revision", fmt.Sprint(r.GetNumber()))
+	c.pair("token", r.GetToken())
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/cedarpost/cedarpost/internal/keyfile"
 )
 
-// Each of the rights that others can have is enough to refuse a secret; none that the
-// owner and the group have is.
+// Read refuses a file to which others have any right, whatever rights the owner and the group
+// have.
 func TestRead(t *testing.T) {
 	dir := t.TempDir()
 	file, link := filepath.Join(dir, "key"), filepath.Join(dir, "link")
@@ -38,6 +38,31 @@ func TestRead(t *testing.T) {
 		}
 	}
 	if _, err := keyfile.Read(filepath.Join(dir, "none")); !os.IsNotExist(err) {
+		t.Error(err)
+	}
+}
+
+// Write replaces a file that everybody may read, and leaves nothing else in its folder.
+func TestWrite(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "key")
+	if err := os.WriteFile(file, []byte("old"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := keyfile.Write(file, []byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(file)
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v, want mode 0600", info, err)
+	}
+	if text, err := keyfile.Read(file); err != nil || string(text) != "new" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if all, err := os.ReadDir(dir); err != nil || len(all) != 1 {
+		t.Errorf("%v, %v", all, err)
+	}
+	if err := keyfile.Write(filepath.Join(dir, "none", "key"), nil); !os.IsNotExist(err) {
 		t.Error(err)
 	}
 }

@@ -1,5 +1,5 @@
-// Package mutant shows that tests can fail: it takes one safeguard after another out
-// of a package, and wants some test to notice.
+// Package mutant shows that tests can fail: it removes one safeguard after another from a package,
+// and requires that a test fails each time.
 package mutant
 
 import (
@@ -14,22 +14,22 @@ import (
 
 // Mutant is a package without one of its safeguards.
 type Mutant struct {
-	// Name says what is wrong with it.
+	// Name says what is wrong with the package.
 	Name  string
 	Edits []Edit
-	// Harmless: it lacks nothing. It is only more likely to show what a mistake does,
-	// and has to pass.
+	// Harmless mutants have all safeguards, and must pass. Their edits only make it more likely
+	// that a mistake shows.
 	Harmless bool
 }
 
-// Edit replaces text that stands in a file of the package exactly once.
+// Edit replaces a text that a file of the package has exactly once.
 type Edit struct{ File, Old, New string }
 
-// AsItIs is the package with all of its safeguards, which has to pass.
+// AsItIs is the package without edits. It must pass.
 var AsItIs = Mutant{Name: "as it is", Harmless: true}
 
-// Test runs the tests of the package in the current folder that match a pattern on each
-// mutant, where one has to fail. extra are more arguments to go test.
+// Test runs the tests that match a pattern, of the package in the current folder, on each mutant.
+// At least one of them must fail. extra are further arguments to go test.
 func Test(t *testing.T, pattern string, mutants []Mutant, extra ...string) {
 	for _, m := range mutants {
 		t.Run(m.Name, func(t *testing.T) {
@@ -53,7 +53,7 @@ func Test(t *testing.T, pattern string, mutants []Mutant, extra ...string) {
 	}
 }
 
-// run tests the package with the edits laid over it.
+// run tests the package with the edits applied in an overlay.
 func (m Mutant) run(t *testing.T, pattern string, extra []string) (output string, err error) {
 	texts := m.texts(t)
 	dir := t.TempDir()

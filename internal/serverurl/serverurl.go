@@ -1,5 +1,5 @@
-// Package serverurl reads the URL of a Cedarpost server for the Go client and the command
-// line. Neither may show a password that somebody put into the URL.
+// Package serverurl reads the URL of a Cedarpost server for the Go client and the command line. Its
+// errors never show a password that is in the URL.
 package serverurl
 
 import (
@@ -9,9 +9,8 @@ import (
 	"strings"
 )
 
-// Parse reads the URL of a server, like https://host:8080. Slashes at its end are left
-// out. An error begins with a verb, as in "has a query …", and does not repeat the URL:
-// see [Redacted].
+// Parse reads the URL of a server, like https://host:8080, and removes slashes at its end. Its
+// errors begin with a verb, as in "has a query …", and do not repeat the URL: see [Redacted].
 func Parse(text string) (*url.URL, error) {
 	u, err := url.Parse(strings.TrimSpace(text))
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") {
@@ -32,9 +31,9 @@ func Parse(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// Redacted returns what an error may show of a URL. all is the list that it is in. If any
-// of the list may have a password, nothing of it is shown: lists are split at commas, so a
-// password with a comma in it is spread over two of them.
+// Redacted returns what an error may show of a URL. all is the list that the URL is from. If any
+// entry may have a password, no entry is shown: lists are split at commas, so two entries can
+// each have a part of a password with a comma.
 func Redacted(text string, all []string) string {
 	if strings.Contains(strings.Join(all, ""), "@") {
 		return "not shown, as it may have a password"

@@ -7,8 +7,8 @@ import (
 	"github.com/cedarpost/cedarpost/internal/serverurl"
 )
 
-// A URL that is taken names a server and nothing secret, and is read the same again. An
-// error says nothing of the text.
+// An accepted URL names a server, has no secret, and is read again as the same URL. An error does
+// not repeat a text with a password.
 func FuzzParse(f *testing.F) {
 	for _, text := range []string{
 		"https://host:8080", "http://127.0.0.1:8080/", " http://[::1]:1/a%2Fb// ", "http://bob:hunter2@host", "http://host:99999",
@@ -25,7 +25,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		if u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.HasSuffix(u.String(), "/") {
-			t.Errorf("%q is taken as %q", text, u)
+			t.Errorf("%q is read as %q", text, u)
 		}
 		if again, err := serverurl.Parse(u.String()); err != nil || again.String() != u.String() {
 			t.Errorf("%q is read as %q, and that as %v, %v", text, u, again, err)

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+type applyCmd struct {
+	outputFlags
+	Dir    string `arg:"" help:"Bundle folder." type:"path"`
+	Name   string `help:"Name of the bundle, if bundle.yaml does not give it (default: the name of the folder)." placeholder:"NAME"`
+	DryRun bool   `help:"Check the bundle against the bundles and the data of the server, and publish nothing."`
+	adminFlags
+}
+
+// Help is the long help of apply.
+func (*applyCmd) Help() string {
+	return `Publishes the folder in place of the bundle of the same name. Other bundles and all entities stay as they are. If a check fails, nothing is published, and the findings are on stderr.
+
+Exits with 3 if the bundle does not compile or validate, would break another bundle, or does not fit the stored entities, and with 4 if only tests failed.`
+}
+
+// Run publishes.
+func (a *applyCmd) Run(ctx context.Context, c *console) error {
+	b, err := readBundle(a.Dir, a.Name)
+	if found := findingsFromError(err); len(found) > 0 {
+		c.printFindings(c.err, relative(a.Dir), found)
+		return &exitError{codeInvalid, errors.New("the folder cannot be read as a bundle; nothing was sent")}
+	}
+	if err != nil {
+		return err
+	}
+	admin, err := a.dial()
+	if err != nil {
+		return err
+	}
+	name := b.Name
+	if a.Name != "" {
+		name = a.Name
+	}
+	res, err := upload(ctx, admin, name, a.DryRun, b.Files)
+	if err != nil {
+		return a.refused(c, admin, err)
+	}
+	if a.json() {
+		return c.message(res)
+	}
+	c.printFindings(c.out, relative(a.Dir), findingsFromProto(res.GetWarnings()))
+	outcome := c.paint(green, "published")
+	switch {
+	case a.DryRun:
+		outcome = "checked, nothing was published (dry run)"
+	case !res.GetPublished():
+		outcome = "nothing changed, the same is published already"
+	}
+	fmt.Fprintf(c.out, "%s: %s\n", clean(res.GetBundle().GetName()), outcome)
+	if !a.DryRun {
+		c.pair("version", fmt.Sprint(res.GetBundle().GetVersion()))
+	}
+	c.pair("policies", fmt.Sprint(res.GetBundle().GetPolicies()))
+	c.pair("digest", res.GetBundle().GetDigest())
+	c.printRevision(res.GetRevision())
+	return nil
+}
+
+// refused explains an error of an upload. If it has findings, they are printed.
+func (a *applyCmd) refused(c *console, admin *peer, err error) error {
+	var e *connect.Error
+	if !errors.As(err, &e) {
+		return admin.explain(err)
+	}
+	for _, d := range e.Details() {
+		m, derr := connectproto.UnmarshalErrorDetail(d)
+		details, ok := m.(*cedarpostv1.BundleFindings)
+		if derr != nil || !ok || len(details.GetFindings()) == 0 {
+			continue
+		}
+		if a.json() {
+			if err := c.message(details); err != nil {
+				return err
+			}
+		}
+		found := findingsFromProto(details.GetFindings())
+		c.printFindings(c.err, relative(a.Dir), found)
+		// The message repeats some of the findings after its first words.
+		headline, _, _ := strings.Cut(e.Message(), ": ")
+		return &exitError{max(severe(found), codeInvalid), fmt.Errorf("refused, nothing changed: %s", headline)}
+	}
+	return admin.explain(err)
+}
+
+// upload sends a bundle's files. Its error is as the server sent it.
+func upload(ctx context.Context, admin *peer, name string, dryRun bool, files []bundle.File) (*cedarpostv1.ApplyBundleResponse, error) {
+	stream, err := admin.policies().ApplyBundle(ctx)
+	if err != nil {
+		return nil, err
+	}
+	err = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{
+		Header: &cedarpostv1.BundleHeader{Name: name, DryRun: dryRun},
+	}})
+	for _, f := range files {
+		parts := slices.Collect(slices.Chunk(f.Content, filePart))
+		if len(parts) == 0 {
+			parts = [][]byte{nil}
+		}
+		for _, data := range parts {
+			if err == nil {
+				err = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_File{
+					File: &cedarpostv1.FilePart{Path: f.Path, Data: data},
+				}})
+			}
+		}
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	// io.EOF means that the server has answered before the end of the upload.
+	return stream.CloseAndReceive()
+}

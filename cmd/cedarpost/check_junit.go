@@ -1,0 +1,74 @@
+package main
+
+import (
+	"encoding/xml"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/cedarpost/cedarpost/bundle"
+)
+
+// CI systems read test results as JUnit XML. Each folder is a suite, with a case for each test and
+// one for the findings of the folder.
+type (
+	junitSuites struct {
+		XMLName xml.Name     `xml:"testsuites"`
+		Suites  []junitSuite `xml:"testsuite"`
+	}
+	junitSuite struct {
+		Name     string      `xml:"name,attr"`
+		Tests    int         `xml:"tests,attr"`
+		Failures int         `xml:"failures,attr"`
+		Cases    []junitCase `xml:"testcase"`
+	}
+	junitCase struct {
+		Name     string         `xml:"name,attr"`
+		Class    string         `xml:"classname,attr"`
+		File     string         `xml:"file,attr"`
+		Line     int            `xml:"line,attr,omitempty"`
+		Failures []junitFailure `xml:"failure"`
+	}
+	junitFailure struct {
+		Message string `xml:"message,attr"`
+	}
+)
+
+// writeJUnit prints the results as JUnit XML.
+func writeJUnit(w io.Writer, list []checked) error {
+	var out junitSuites
+	for i := range list {
+		f := &list[i]
+		compiles := junitCase{Name: "compiles and validates", Class: f.Name, File: f.dir}
+		for _, found := range f.Findings {
+			if found.Severity == severityError {
+				compiles.Failures = append(compiles.Failures, junitFailure{fmt.Sprintf("%s:%d:%d: %s", found.File, found.Line, found.Column, found.Message)})
+			}
+		}
+		suite := junitSuite{Name: f.Name, Cases: []junitCase{compiles}}
+		for _, t := range f.Tests {
+			one := junitCase{Name: t.Name, Class: f.Name, File: filepath.Join(f.dir, bundle.TestsName), Line: t.Line}
+			for _, failure := range t.Failures {
+				one.Failures = append(one.Failures, junitFailure{failure})
+			}
+			suite.Cases = append(suite.Cases, one)
+		}
+		for _, k := range suite.Cases {
+			suite.Tests++
+			if len(k.Failures) > 0 {
+				suite.Failures++
+			}
+		}
+		out.Suites = append(out.Suites, suite)
+	}
+	if _, err := io.WriteString(w, xml.Header); err != nil {
+		return err
+	}
+	e := xml.NewEncoder(w)
+	e.Indent("", "  ")
+	if err := e.Encode(out); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, "\n")
+	return err
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestCheck(t *testing.T) {
+	sh := newShell()
+	shop := "../../policies/shop"
+	invalid := shopCopy(t, map[string]string{"new.cedar": "@id(\"typo\")\npermit (principal, action == Shop::Action::\"VeiwOrder\", resource);\n"})
+	failing := shopCopy(t, map[string]string{"tests.yaml": failingTest})
+	unreadable := shopCopy(t, map[string]string{"bundle.yaml": "color: blue\n"})
+
+	sh.exits(t, 0, says("shop: valid, ", " tests passed"), "check", shop)
+	sh.exits(t, 3, says("new.cedar:2:30: error: policy typo: ", "VeiwOrder", "shop: not valid"), "check", invalid)
+	sh.exits(t, 4, says("tests.yaml:", "test failed: bob sees the order of carol", "decision: expected allow, got deny"), "check", failing)
+	sh.exits(t, 3, says("bundle.yaml:5:1: error: ", "color"), "check", unreadable)
+	sh.exits(t, 1, says("no such file"), "check", filepath.Join(t.TempDir(), "none"))
+	sh.exits(t, 2, says("are both the bundle"), "check", shop, failing)
+
+	for code, dir := range map[int]string{0: shop, 3: invalid, 4: failing} {
+		r := sh.exits(t, code, nil, "check", "-o", "json", dir)
+		var got struct {
+			Bundle   string
+			Valid    bool
+			Findings []struct{ Severity, File, Message string }
+			Tests    []struct {
+				Name     string
+				Passed   bool
+				Failures []string
+			}
+		}
+		if err := json.Unmarshal([]byte(r.out), &got); err != nil {
+			t.Fatal(err)
+		}
+		if got.Bundle != "shop" || got.Valid != (code != 3) || (len(got.Findings) > 0) != (code == 3) || (len(got.Tests) == 0) != (code == 3) {
+			t.Errorf("exit code %d: %+v", code, got)
+		}
+	}
+}
+
+func TestCheckTogether(t *testing.T) {
+	sh := newShell()
+	org := filepath.Join(t.TempDir(), "org")
+	app := filepath.Join(t.TempDir(), "app")
+	for dir, files := range map[string][2]string{
+		org: {`namespace Org { entity User; }`, `// it has users only`},
+		app: {
+			`namespace App { entity Doc; action Read appliesTo { principal: [Org::User], resource: [Doc], context: {} }; }`,
+			`@id("all") permit (principal, action == App::Action::"Read", resource);`,
+		},
+	} {
+		dir := shopless(t, dir)
+		write(t, dir, "schema.cedarschema", files[0])
+		write(t, dir, "policies.cedar", files[1])
+	}
+	sh.exits(t, 3, says("Org::User"), "check", app)
+	sh.exits(t, 0, says("app: valid", "org: valid", "policies.cedar: warning: holds no policy"), "check", app, org)
+}
+
+func TestCheckForCI(t *testing.T) {
+	sh := newShell()
+	sh.exits(t, 0, says(`<testsuite name="shop"`, `failures="0"`), "check", "-o", "junit", "../../policies/shop")
+	broken := shopCopy(t, map[string]string{"broken.cedar": `@id("x") permit (principal, action, resource) when { resource.ownr == principal };`})
+	sh.exits(t, 3, says("<failure message=", "broken.cedar:1:"), "check", "-o", "junit", broken)
+	sh.exits(t, 3, says("did you mean owner?"), "check", broken)
+}
+
+// shopless makes an empty folder for a bundle.
+func shopless(t *testing.T, dir string) string {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+// The filters of --follow, which the client applies, match as those of a query.
+func TestMatches(t *testing.T) {
+	type request = cedarpostv1.QueryDecisionsRequest
+	at := timestamppb.New(time.Date(2026, 3, 4, 5, 6, 7, 890e6, time.UTC))
+	uidOf := func(typ, id string) *cedarpostv1.EntityUid { return &cedarpostv1.EntityUid{Type: typ, Id: id} }
+	decision := &cedarpostv1.DecisionRecord{
+		Time: at, Revision: 7, Caller: "shop", RequestId: "req-1", TraceId: "4bf92f3577b34da6a3ce929d0e0e4736",
+		Principal: uidOf("Shop::User", "bob"), Action: uidOf("Shop::Action", "ViewOrder"), Resource: uidOf("Shop::Order", "42"),
+		Decision: cedarpostv1.Decision_ALLOW, Fields: &cedarpostv1.Fields{Permitted: []string{"id"}, Denied: []string{"internal.notes"}},
+		DeterminingPolicies: []*cedarpostv1.PolicyRef{{Bundle: "shop", Id: "owner-views"}, {Bundle: "shop", Id: "owner-fields"}},
+	}
+	before, after := timestamppb.New(at.AsTime().Add(-time.Millisecond)), timestamppb.New(at.AsTime().Add(time.Millisecond))
+	for name, c := range map[string]struct{ yes, no *request }{
+		"from":      {&request{From: at}, &request{From: after}},
+		"to":        {&request{To: after}, &request{To: at}},
+		"period":    {&request{From: before, To: after}, &request{From: after, To: after}},
+		"principal": {&request{Principal: uidOf("Shop::User", "bob")}, &request{Principal: uidOf("Shop::User", "ann")}},
+		"action":    {&request{Action: uidOf("Shop::Action", "ViewOrder")}, &request{Action: uidOf("Action", "ViewOrder")}},
+		"resource":  {&request{Resource: uidOf("Shop::Order", "42")}, &request{Resource: uidOf("Shop::Order", "4")}},
+		"decision":  {&request{Decision: cedarpostv1.Decision_ALLOW}, &request{Decision: cedarpostv1.Decision_DENY}},
+		"denied at": {&request{}, &request{DeniedAt: cedarpostv1.DeniedAt_OBJECT}},
+		"policy":    {&request{Policy: &cedarpostv1.PolicyRef{Bundle: "shop", Id: "owner-fields"}}, &request{Policy: &cedarpostv1.PolicyRef{Bundle: "shop"}}},
+		"caller":    {&request{Caller: "shop"}, &request{Caller: "sho"}},
+		"request":   {&request{RequestId: "req-1"}, &request{RequestId: "req"}},
+		"trace":     {&request{TraceId: "4bf92f3577b34da6a3ce929d0e0e4736"}, &request{TraceId: "4"}},
+		"revision":  {&request{Revision: 7}, &request{Revision: 8}},
+		"field":     {&request{Field: "internal.notes"}, &request{Field: "internal"}},
+		"both":      {&request{Caller: "shop", Field: "id"}, &request{Caller: "shop", Field: "total"}},
+	} {
+		if !matches(c.yes, decision) || matches(c.no, decision) {
+			t.Errorf("%s: %v, %v", name, matches(c.yes, decision), matches(c.no, decision))
+		}
+	}
+}
+
+// testListFollow: --follow shows new decisions soon.
+func testListFollow(sh *shell) func(*testing.T) {
+	return func(t *testing.T) {
+		out := &syncBuffer{}
+		since := time.Now().UTC().Format(time.RFC3339Nano)
+		cmd := exec.Command(binary, "decisions", "--follow", "--denied-at", "function", "--since", since)
+		cmd.Env, cmd.Stdout, cmd.Stderr = sh.env, out, out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			sh.exits(t, 5, nil, ask("DeleteOrder", "42")...)
+			sh.exits(t, 0, nil, ask("ViewOrder", "42")...)
+		}
+		deadline := time.Now().Add(2 * time.Minute)
+		for strings.Count(out.String(), "FUNCTION") < 3 && time.Now().Before(deadline) {
+			time.Sleep(50 * time.Millisecond)
+		}
+		_ = cmd.Process.Signal(os.Interrupt)
+		err := cmd.Wait()
+		if text := out.String(); err != nil || strings.Count(text, "FUNCTION") != 3 || strings.Contains(text, "ALLOW") {
+			t.Errorf("%v\n%s", err, text)
+		}
+	}
+}

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/keyfile"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// listenFlags are the settings that serve and dev share.
+type listenFlags struct {
+	Listen         string  `help:"Address of the decision plane (default ${default}). Port 0 means any free port." env:"CEDARPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" group:"server"`
+	AdminListen    string  `help:"Address of the admin plane (default ${default})." env:"CEDARPOST_ADMIN_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" group:"server"`
+	OpsListen      string  `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
+	AllowPlaintext bool    `help:"Serve other machines without TLS, because something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
+	MaxStaleness   span    `help:"Refuse to decide if policies or data may be older than this; at least 100ms (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"DURATION" group:"server"`
+	MaxReuse       span    `help:"How long a caller that watches for changes may keep an answer and use it again; 0 means never (default ${default})." env:"CEDARPOST_MAX_REUSE" default:"5m" placeholder:"DURATION" group:"server"`
+	CacheMiB       int64   `name:"cache-mib" help:"Approximate memory of the entity cache, in MiB; 0 means no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
+	RecordMode     string  `help:"strict answers after the decision is in the log, buffered before that (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
+	Retention      span    `name:"decision-retention" help:"Drop a day of the decision log this long after its end; 0 means never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
+	KeepHistory    span    `name:"history-retention" help:"How long earlier states of entities can be read; at least 48h, 0 means forever (default ${default}). States that a recorded decision used are kept as long as its record." env:"CEDARPOST_HISTORY_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
+	RateLimit      float64 `help:"Checks per second that one caller may ask; 0 means no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
+	MaskKeyFile    string  `help:"File with the key of the hashes that replace sensitive values in decision records: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	Name           *string `help:"Name of this server in decision records: one line of at most 255 bytes (default: the host name)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
+	LogFormat      string  `help:"Format of the log on stderr: text or json (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
+	LogLevel       string  `help:"Least level to log: debug, info, warn or error (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
+}
+
+// minStaleness is longer than a server takes to ask its database for changes.
+const minStaleness = span(100 * time.Millisecond)
+
+// Validate refuses values that the server would silently replace by its defaults.
+func (f *listenFlags) Validate() error {
+	if f.MaxStaleness < minStaleness {
+		return fmt.Errorf("--max-staleness must be at least %v", time.Duration(minStaleness))
+	}
+	if f.CacheMiB < 0 {
+		return errors.New("--cache-mib must not be negative")
+	}
+	if keep := time.Duration(f.KeepHistory); keep != 0 && keep < store.MinKeep {
+		return fmt.Errorf("--history-retention must be 0, or %.0fh or more, because the newest decisions may need that much", store.MinKeep.Hours())
+	}
+	if f.RateLimit < 0 {
+		return errors.New("--rate-limit must not be negative")
+	}
+	if err := server.CheckName(f.name()); err != nil {
+		return fmt.Errorf("--name: %w", err)
+	}
+	return nil
+}
+
+// name returns the name of the server in records.
+func (f *listenFlags) name() string {
+	if f.Name != nil {
+		return *f.Name
+	}
+	host, _ := os.Hostname()
+	return host
+}
+
+func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, err error) {
+	var maskKey []byte
+	if f.MaskKeyFile != "" {
+		if maskKey, err = decisionlog.ReadMaskKey(f.MaskKeyFile); err != nil {
+			return server.Config{}, about("mask-key-file", err)
+		}
+	}
+	return server.Config{
+		DB: db, MaskKey: maskKey, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
+		AllowPlaintext: f.AllowPlaintext, MaxStaleness: time.Duration(f.MaxStaleness), MaxReuse: neverAtZero(f.MaxReuse), CacheBytes: cacheBytes(f.CacheMiB),
+		Record: auditlog.Mode(f.RecordMode), DecisionRetention: neverAtZero(f.Retention), HistoryRetention: neverAtZero(f.KeepHistory),
+		RateLimit: f.RateLimit, Name: f.name(), Log: log,
+	}, nil
+}
+
+// store returns how to open the database. Events in the log have the name of the server.
+func (f *listenFlags) store(url string, standbys []string) store.Config {
+	name := f.name()
+	return store.Config{DatabaseURL: url, ReadURLs: standbys, Server: name, Event: decisionlog.ChangeEvents(name)}
+}
+
+func (f *listenFlags) logger(w io.Writer) *slog.Logger { return newLogger(w, f.LogFormat, f.LogLevel) }
+
+func newLogger(w io.Writer, format, level string) *slog.Logger {
+	var l slog.Level
+	_ = l.UnmarshalText([]byte(level)) // kong accepts only these levels
+	options := &slog.HandlerOptions{Level: l}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// explain adds the flag to change if the server cannot listen at an address.
+func (f *listenFlags) explain(err error) error {
+	if bad, ok := errors.AsType[*decisionlog.ConfigError](err); ok && errors.Is(err, syscall.EADDRINUSE) {
+		addr := map[string]string{"Listen": f.Listen, "AdminListen": f.AdminListen, "OpsListen": f.OpsListen}[bad.Field]
+		return about(configFlags[bad.Field], fmt.Errorf("%s is in use by another process\ngive another address (port 0 takes a free one)", addr))
+	}
+	return aboutField(err)
+}
+
+// readFlags say which standby databases to read from.
+type readFlags struct {
+	ReadDatabaseURLs     []string `name:"read-database-urls" help:"Postgres URLs of standbys to read entities from, separated by spaces. A standby that is behind or does not answer is skipped." env:"CEDARPOST_READ_DATABASE_URLS" sep:" " placeholder:"URL" group:"server"`
+	ReadDatabaseURLsFile string   `name:"read-database-urls-file" help:"File with these URLs, one on each line." env:"CEDARPOST_READ_DATABASE_URLS_FILE" type:"path" placeholder:"FILE" group:"server"`
+}
+
+func (f *readFlags) urls() ([]string, error) {
+	urls := f.ReadDatabaseURLs
+	if f.ReadDatabaseURLsFile != "" {
+		if len(urls) > 0 {
+			return nil, misuse("both --read-database-urls and --read-database-urls-file are given; give one")
+		}
+		text, err := keyfile.Read(f.ReadDatabaseURLsFile)
+		if err != nil {
+			return nil, about("read-database-urls-file", err)
+		}
+		urls = strings.Split(string(text), "\n")
+	}
+	return slices.DeleteFunc(slices.Clone(urls), func(u string) bool { return strings.TrimSpace(u) == "" }), nil
+}
+
+// neverAtZero converts a flag for which 0 means never. In the configuration of the server, 0 means
+// the default, and a negative duration means never.
+func neverAtZero(s span) time.Duration {
+	if s == 0 {
+		return -1
+	}
+	return time.Duration(s)
+}
+
+// cacheBytes converts MiB to bytes. In the configuration of the server, 0 means the default, and a
+// negative number means no cache.
+func cacheBytes(mib int64) int64 {
+	if mib == 0 {
+		return -1
+	}
+	return mib << 20
+}
