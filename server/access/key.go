@@ -8,11 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"slices"
 	"strings"
 
-	"github.com/google/renameio/v2"
 	"github.com/google/uuid"
 
 	"github.com/cedarpost/cedarpost/internal/keyfile"
@@ -87,11 +85,5 @@ func writeNewKey(file string) (string, error) {
 		return "", err
 	}
 	token := keyPrefix + base64.RawURLEncoding.EncodeToString(secret)
-	return token, writeSecret(file, token)
-}
-
-// writeSecret writes one line to a file that only the owner can read. A crash leaves
-// the whole file or none.
-func writeSecret(file, line string) error {
-	return renameio.WriteFile(file, []byte(line+"\n"), 0o600, renameio.WithStaticPermissions(0o600), renameio.WithTempDir(filepath.Dir(file)))
+	return token, keyfile.Write(file, []byte(token+"\n"))
 }

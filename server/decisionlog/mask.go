@@ -11,10 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
-
-	"github.com/google/renameio/v2"
 
 	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/server/entityfile"
@@ -107,5 +104,5 @@ func MakeMaskKey(file string) error {
 	if _, err := rand.Read(key); err != nil {
 		return err
 	}
-	return renameio.WriteFile(file, []byte(hex.EncodeToString(key)+"\n"), 0o600, renameio.WithStaticPermissions(0o600), renameio.WithTempDir(filepath.Dir(file)))
+	return keyfile.Write(file, []byte(hex.EncodeToString(key)+"\n"))
 }
