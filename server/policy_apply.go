@@ -7,12 +7,9 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"connectrpc.com/connect/v2/connectproto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -281,148 +278,9 @@ func (m *misfitList) err() error {
 	return refusal(connect.CodeFailedPrecondition, fmt.Sprintf("%d stored entities do not fit the new schema", m.count), m.named)
 }
 
-// refusal is an error that carries findings, for people in its text and for
-// programs as a detail.
-func refusal(code connect.Code, msg string, findings []*cedarpostv1.Finding) error {
-	var b strings.Builder
-	b.WriteString(msg)
-	for i, f := range findings {
-		if i == 5 {
-			fmt.Fprintf(&b, "; and %d more", len(findings)-i)
-			break
-		}
-		sep := ": "
-		if i > 0 {
-			sep = "; "
-		}
-		b.WriteString(sep + findingText(f))
-	}
-	err := connect.NewError(code, b.String())
-	if d, derr := connectproto.NewErrorDetail(&cedarpostv1.BundleFindings{Findings: findings}); derr == nil {
-		err = err.WithDetail(d)
-	}
-	return err
-}
-
-func findingText(f *cedarpostv1.Finding) string {
-	return engine.Finding{
-		File: f.File, Line: int(f.Line), Column: int(f.Column), Policy: f.Policy, Message: f.Message,
-	}.String()
-}
-
-// reportRefusal refuses a bundle that did not check: as a bad bundle, or, when
-// the findings are about another one, as one that would break that.
-func reportRefusal(name string, r *offline.Report) error {
-	findings := findingsToProto(name, r.Findings)
-	for _, t := range r.Tests {
-		for _, f := range t.Failures {
-			findings = append(findings, &cedarpostv1.Finding{
-				Severity: cedarpostv1.Finding_ERROR, File: bundle.TestsName, Line: int32(t.Line), Test: true,
-				Message: fmt.Sprintf("%s: %s", t.Name, f),
-			})
-		}
-	}
-	for _, f := range r.Findings {
-		if !f.Warning && f.Bundle != "" && f.Bundle != name {
-			return refusal(connect.CodeFailedPrecondition, fmt.Sprintf("it would break bundle %s", f.Bundle), findings)
-		}
-	}
-	if r.Valid() {
-		return refusal(connect.CodeInvalidArgument, fmt.Sprintf("%d of %d tests failed", r.Failed(), len(r.Tests)), findings)
-	}
-	return refusal(connect.CodeInvalidArgument, "the bundle does not check", findings)
-}
-
-func findingsToProto(name string, list []engine.Finding) []*cedarpostv1.Finding {
-	out := make([]*cedarpostv1.Finding, 0, len(list))
-	for _, f := range list {
-		severity := cedarpostv1.Finding_ERROR
-		if f.Warning {
-			severity = cedarpostv1.Finding_WARNING
-		}
-		pf := &cedarpostv1.Finding{
-			Severity: severity, File: f.File, Line: int32(f.Line), Column: int32(f.Column),
-			Policy: f.Policy, Message: f.Message, Hint: f.Hint,
-		}
-		if f.Bundle != name {
-			pf.Bundle = f.Bundle
-		}
-		out = append(out, pf)
-	}
-	return out
-}
-
-func problemsToProto(list bundle.Problems) []*cedarpostv1.Finding {
-	out := make([]*cedarpostv1.Finding, 0, len(list))
-	for _, p := range list {
-		out = append(out, &cedarpostv1.Finding{
-			Severity: cedarpostv1.Finding_ERROR, File: p.File, Line: int32(p.Line), Column: int32(p.Column),
-			Message: p.Message, Hint: p.Hint,
-		})
-	}
-	return out
-}
-
 func applied(snap snapshot.View, b store.Bundle, revision int64, published bool, r *offline.Report) *cedarpostv1.ApplyBundleResponse {
 	return &cedarpostv1.ApplyBundleResponse{
 		Bundle: bundleToProto(snap, b), Revision: snapshot.EncodeRevision(snap.Position, revision),
 		Published: published, Warnings: findingsToProto(b.Name, r.Findings),
 	}
-}
-
-func bundleToProto(snap snapshot.View, b store.Bundle) *cedarpostv1.Bundle {
-	out := &cedarpostv1.Bundle{
-		Name: b.Name, Version: b.Version, Digest: b.Digest, Description: b.Description, Owners: b.Owners,
-		Namespaces: b.Namespaces, Policies: b.PolicyCount, OnForbidError: b.OnForbidError, PublishedBy: b.PublishedBy,
-	}
-	if b.Since > 0 {
-		out.Revision = snapshot.EncodeRevision(snap.Position, b.Since)
-		out.PublishedAt = timestamppb.New(b.PublishedAt)
-	}
-	return out
-}
-
-// ListBundles implements cedarpost.v1.PolicyService.
-func (s *policyService) ListBundles(context.Context, *cedarpostv1.ListBundlesRequest) (*cedarpostv1.ListBundlesResponse, error) {
-	snap, err := s.follower.Current()
-	if err != nil {
-		return nil, err
-	}
-	out := &cedarpostv1.ListBundlesResponse{Revision: snapshot.EncodeRevision(snap.Position, snap.Position.Number)}
-	for _, b := range snap.Bundles {
-		out.Bundles = append(out.Bundles, bundleToProto(snap, b))
-	}
-	return out, nil
-}
-
-// GetBundle implements cedarpost.v1.PolicyService.
-func (s *policyService) GetBundle(ctx context.Context, req *cedarpostv1.GetBundleRequest, stream cedarpostv1connect.PolicyServiceGetBundleServerStream) error {
-	snap, err := s.follower.Current()
-	if err != nil {
-		return err
-	}
-	i := slices.IndexFunc(snap.Bundles, func(b store.Bundle) bool { return b.Name == req.GetName() })
-	if i < 0 {
-		return connect.Errorf(connect.CodeNotFound, "there is no bundle %q", req.GetName())
-	}
-	files, err := s.db.BundleFiles(ctx, snap.Position.Number, req.GetName())
-	if err != nil {
-		return err
-	}
-	err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_Bundle{Bundle: bundleToProto(snap, snap.Bundles[i])}})
-	for _, f := range files {
-		parts := slices.Collect(slices.Chunk(f.Content, filePart))
-		if len(parts) == 0 {
-			parts = [][]byte{nil}
-		}
-		for _, data := range parts {
-			if err != nil {
-				return err
-			}
-			err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_File{
-				File: &cedarpostv1.FilePart{Path: f.Path, Data: data},
-			}})
-		}
-	}
-	return err
 }

@@ -2,8 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -20,7 +18,6 @@ import (
 )
 
 const (
-	defaultPage = 100
 	// publishRetries bounds how often a write is checked anew because policies
 	// changed between its check and its commit.
 	publishRetries = 5
@@ -194,72 +191,4 @@ func writeError(e edit, err error) error {
 		msg = "too many memberships for one cascade; drop them in several writes"
 	}
 	return connect.NewError(code, e.at(oe.Index, fmt.Sprintf("entity %s: %s", wire.UID(stored.ToProto(oe.UID)), msg)))
-}
-
-// GetEntity implements cedarpost.v1.EntityService.
-func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntityRequest) (*cedarpostv1.GetEntityResponse, error) {
-	snap, at, err := s.readAt(ctx, req.GetAt())
-	if err != nil {
-		return nil, err
-	}
-	row, err := s.db.GetEntity(ctx, at, stored.FromProto(req.GetUid()))
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, connect.Errorf(connect.CodeNotFound, "entity %s is not stored", wire.UID(req.GetUid()))
-	}
-	if err != nil {
-		return nil, err
-	}
-	e, err := storedToProto(snap, row)
-	if err != nil {
-		return nil, err
-	}
-	return &cedarpostv1.GetEntityResponse{Entity: e, Revision: snapshot.EncodeRevision(snap.Position, at)}, nil
-}
-
-// readAt returns the revision to read at: the one given, once this server has
-// it, or the current one.
-func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (snapshot.View, int64, error) {
-	if at == nil {
-		snap, err := s.follower.Current()
-		if err != nil {
-			return snap, 0, err
-		}
-		return snap, snap.Position.Number, nil
-	}
-	snap, number, err := s.follower.AtRevision(ctx, at)
-	if errors.Is(err, snapshot.ErrForgotten) {
-		// Of whatever history it is, it cannot be read.
-		err = &store.SweptError{Oldest: s.follower.OldestRevision()}
-	}
-	return snap, number, err
-}
-
-func storedToProto(snap snapshot.View, row store.Entity) (*cedarpostv1.StoredEntity, error) {
-	e, err := stored.EntityToProto(row)
-	if err != nil {
-		return nil, err
-	}
-	return &cedarpostv1.StoredEntity{Entity: e, ChangedAt: snapshot.EncodeRevision(snap.Position, row.Since)}, nil
-}
-
-var errPageToken = connect.NewError(connect.CodeInvalidArgument, "page_token: not one of this query; start again without it")
-
-func pageSize(asked int32) int {
-	if asked == 0 {
-		return defaultPage
-	}
-	return int(asked)
-}
-
-func formatPage(v any) string {
-	b, _ := json.Marshal(v)
-	return base64.RawURLEncoding.EncodeToString(b)
-}
-
-func parsePage(token string, into any) error {
-	b, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(b, into)
 }

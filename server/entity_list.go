@@ -15,29 +15,23 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// entityPage is where a page of ListEntities ended, of which query, and at which
-// revision.
-type entityPage struct {
-	Query []byte
-	Token string
-	After [2]string
+// entityEnd is the last entity of a page of ListEntities.
+type entityEnd struct {
+	Token string // of the revision that is listed
+	UID   store.UID
 }
 
 // ListEntities implements cedarpost.v1.EntityService.
 func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListEntitiesRequest) (*cedarpostv1.ListEntitiesResponse, error) {
 	filters := proto.CloneOf(req)
 	filters.PageSize, filters.PageToken = 0, ""
-	query, err := fingerprint(filters)
+	page, err := readPage[entityEnd](filters, req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
-	var page entityPage
 	at := req.GetAt()
 	if req.GetPageToken() != "" {
-		if err := parsePage(req.GetPageToken(), &page); err != nil || string(page.Query) != string(query) {
-			return nil, errPageToken
-		}
-		at = &cedarpostv1.Revision{Token: page.Token}
+		at = &cedarpostv1.Revision{Token: page.End.Token}
 	}
 	snap, number, err := s.readAt(ctx, at)
 	if err != nil {
@@ -48,7 +42,7 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 		return nil, err
 	}
 	size := pageSize(req.GetPageSize())
-	q.After, q.Limit = store.UID{Type: page.After[0], ID: page.After[1]}, size+1
+	q.After, q.Limit = page.End.UID, size+1
 	rows, err := s.db.ListEntities(ctx, number, q)
 	if err != nil {
 		return nil, err
@@ -56,8 +50,7 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 	out := &cedarpostv1.ListEntitiesResponse{Revision: snapshot.EncodeRevision(snap.Position, number)}
 	if len(rows) > size {
 		rows = rows[:size]
-		last := rows[size-1].UID
-		out.NextPageToken = formatPage(entityPage{query, out.Revision.Token, [2]string{last.Type, last.ID}})
+		out.NextPageToken = page.next(entityEnd{out.Revision.Token, rows[size-1].UID})
 	}
 	for _, row := range rows {
 		e, err := storedToProto(snap, row)

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -45,12 +44,10 @@ const (
 	scanLeeway = time.Minute
 )
 
-// logPage is where a page of QueryDecisions or QueryEvents ended, and of which
-// query.
-type logPage struct {
-	Query []byte
-	At    time.Time
-	ID    uuid.UUID
+// logEnd is the last row of a page of QueryDecisions or QueryEvents.
+type logEnd struct {
+	At time.Time
+	ID uuid.UUID
 }
 
 // QueryDecisions implements cedarpost.v1.AuditService.
@@ -61,11 +58,11 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 	}
 	filters := proto.CloneOf(shown)
 	filters.PageSize, filters.PageToken = 0, ""
-	page, err := readPage(filters, req.GetPageToken())
+	page, err := readPage[logEnd](filters, req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
-	q.BeforeAt, q.BeforeID = page.At, page.ID
+	q.BeforeAt, q.BeforeID = page.End.At, page.End.ID
 	if name := scanned(q); name != "" {
 		if err := checkSpan(q, name); err != nil {
 			return nil, err
@@ -80,7 +77,7 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 	out := &cedarpostv1.QueryDecisionsResponse{}
 	if len(rows) > size {
 		rows = rows[:size]
-		out.NextPageToken = formatPage(logPage{page.Query, rows[size-1].At, rows[size-1].ID})
+		out.NextPageToken = page.next(logEnd{rows[size-1].At, rows[size-1].ID})
 	}
 	for _, row := range rows {
 		out.Decisions = append(out.Decisions, decisionlog.ReadDecision(row))
@@ -189,34 +186,6 @@ func checkSpan(q store.DecisionQuery, what string) error {
 	}
 	return connect.Errorf(connect.CodeInvalidArgument, "%s: has to read all decisions of a time: give from, and to (absent: now) at most %.0f hours later; "+
 		"or principal, resource, request_id, denied_at or decision DENY, which are indexed", what, maxScan.Hours())
-}
-
-// readPage reads a page token of these filters; "" is the first page. It is bound
-// to them, for on the page of another query it would skip rows.
-func readPage(filters proto.Message, token string) (logPage, error) {
-	query, err := fingerprint(filters)
-	if err != nil {
-		return logPage{}, err
-	}
-	page := logPage{Query: query}
-	if token == "" {
-		return page, nil
-	}
-	var got logPage
-	if err := parsePage(token, &got); err != nil || string(got.Query) != string(page.Query) {
-		return page, errPageToken
-	}
-	return got, nil
-}
-
-// fingerprint stands for filters in a page token.
-func fingerprint(filters proto.Message) ([]byte, error) {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(filters)
-	if err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256(b)
-	return sum[:16], nil
 }
 
 // notFound is the error of an id that is not in the log. If the id is of a day that was

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"math"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -10,7 +9,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -94,94 +92,4 @@ func checkTimes(list string, i int, first, last *timestamppb.Timestamp) error {
 		return connect.Errorf(connect.CodeInvalidArgument, "%s[%d]: first or last is not a time", list, i)
 	}
 	return nil
-}
-
-// uses sums up the uses of decisions, by their ids. Each report of a caller counts
-// once, and for the decisions of that caller alone.
-func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (map[string]*cedarpostv1.DecisionUses, error) {
-	if len(decisions) == 0 {
-		return nil, nil
-	}
-	callers := map[string]string{} // of the decisions, by id
-	q := store.UsesQuery{Limit: s.reports + 1, From: decisions[0].At, To: decisions[0].At}
-	named := map[string]bool{}
-	for _, d := range decisions {
-		q.Decisions = append(q.Decisions, d.ID)
-		callers[d.ID.String()] = d.Caller
-		if !named[d.Caller] {
-			named[d.Caller] = true
-			q.Callers = append(q.Callers, d.Caller)
-		}
-		if d.At.Before(q.From) {
-			q.From = d.At
-		}
-		if d.At.After(q.To) {
-			q.To = d.At
-		}
-	}
-	// A server whose clock is behind can take a report before the decision was made.
-	q.From, q.To = q.From.Add(-2*maxReportAhead), q.To.Add(maxReportAge+usesLeeway)
-
-	out := map[string]*cedarpostv1.DecisionUses{}
-	type reportKey struct{ caller, id string }
-	counted := map[reportKey]bool{}
-	var damaged []uuid.UUID // may have more uses, that a damaged report is of
-	rows := 0
-	err := s.db.EachUse(ctx, q, func(e store.Event) error {
-		if rows++; rows > s.reports {
-			return nil
-		}
-		rec := decisionlog.ReadEvent(e)
-		if rec.Damaged != "" {
-			damaged = append(damaged, e.Decisions...)
-			return nil
-		}
-		report := rec.GetReuse()
-		key := reportKey{e.Caller, report.GetReportId()}
-		if counted[key] {
-			return nil
-		}
-		counted[key] = true
-		for _, r := range report.GetReuses() {
-			if caller, asked := callers[r.DecisionId]; asked && caller == e.Caller {
-				out[r.DecisionId] = addUses(out[r.DecisionId], r)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	incomplete := func(id string) {
-		if out[id] == nil {
-			out[id] = &cedarpostv1.DecisionUses{}
-		}
-		out[id].Incomplete = true
-	}
-	for _, id := range damaged {
-		if _, asked := callers[id.String()]; asked {
-			incomplete(id.String())
-		}
-	}
-	if rows > s.reports {
-		for id := range callers {
-			incomplete(id)
-		}
-	}
-	return out, nil
-}
-
-// addUses adds what a report says to what others said; nil is nothing yet.
-func addUses(sum *cedarpostv1.DecisionUses, r *cedarpostv1.Reuse) *cedarpostv1.DecisionUses {
-	if sum == nil {
-		return &cedarpostv1.DecisionUses{Hits: r.Hits, First: r.First, Last: r.Last}
-	}
-	sum.Hits += min(r.Hits, math.MaxInt64-sum.Hits)
-	if r.First.AsTime().Before(sum.First.AsTime()) {
-		sum.First = r.First
-	}
-	if r.Last.AsTime().After(sum.Last.AsTime()) {
-		sum.Last = r.Last
-	}
-	return sum
 }

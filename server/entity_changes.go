@@ -12,12 +12,11 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// changePage is where a page of QueryEntityChanges ended, and of which query.
-// Pages go back in time, so what is written meanwhile does not move them.
-type changePage struct {
-	Query []byte
-	Token string // revision of the last change
-	After [2]string
+// changeEnd is the last change of a page of QueryEntityChanges. Pages go back in time, so
+// later writes do not move them.
+type changeEnd struct {
+	Token string // of the revision
+	UID   store.UID
 }
 
 var changeKinds = map[store.ChangeKind]cedarpostv1.EntityChange_Kind{
@@ -30,7 +29,7 @@ var changeKinds = map[store.ChangeKind]cedarpostv1.EntityChange_Kind{
 func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1.QueryEntityChangesRequest) (*cedarpostv1.QueryEntityChangesResponse, error) {
 	filters := proto.CloneOf(req)
 	filters.PageSize, filters.PageToken = 0, ""
-	query, err := fingerprint(filters)
+	page, err := readPage[changeEnd](filters, req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
@@ -48,14 +47,10 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 		return nil, err
 	}
 	if req.GetPageToken() != "" {
-		var page changePage
-		if err := parsePage(req.GetPageToken(), &page); err != nil || string(page.Query) != string(query) {
-			return nil, errPageToken
-		}
-		if q.BeforeRevision, err = snap.DecodeRevision(ctx, &cedarpostv1.Revision{Token: page.Token}); err != nil {
+		if q.BeforeRevision, err = snap.DecodeRevision(ctx, &cedarpostv1.Revision{Token: page.End.Token}); err != nil {
 			return nil, err
 		}
-		q.AfterUID = store.UID{Type: page.After[0], ID: page.After[1]}
+		q.AfterUID = page.End.UID
 	}
 	rows, err := s.db.QueryEntityChanges(ctx, q)
 	if err != nil {
@@ -71,7 +66,7 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	if len(rows) > size {
 		rows = rows[:size]
 		last := rows[size-1]
-		out.NextPageToken = formatPage(changePage{query, snapshot.EncodeRevision(at, last.Revision).Token, [2]string{last.UID.Type, last.UID.ID}})
+		out.NextPageToken = page.next(changeEnd{snapshot.EncodeRevision(at, last.Revision).Token, last.UID})
 	}
 	for _, c := range rows {
 		out.Changes = append(out.Changes, &cedarpostv1.EntityChange{

@@ -19,14 +19,14 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 	}
 	filters := proto.CloneOf(req)
 	filters.PageSize, filters.PageToken = 0, ""
-	page, err := readPage(filters, req.GetPageToken())
+	page, err := readPage[logEnd](filters, req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
 	size := pageSize(req.GetPageSize())
 	q := store.EventQuery{
 		From: from, To: to, Caller: req.GetCaller(), Subject: req.GetSubject(),
-		BeforeAt: page.At, BeforeID: page.ID, Limit: size + 1,
+		BeforeAt: page.End.At, BeforeID: page.End.ID, Limit: size + 1,
 	}
 	if k := req.GetKind(); k != cedarpostv1.EventRecord_KIND_UNSPECIFIED {
 		q.Kind = decisionlog.EventKind(k)
@@ -38,7 +38,7 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 	out := &cedarpostv1.QueryEventsResponse{}
 	if len(rows) > size {
 		rows = rows[:size]
-		out.NextPageToken = formatPage(logPage{page.Query, rows[size-1].At, rows[size-1].ID})
+		out.NextPageToken = page.next(logEnd{rows[size-1].At, rows[size-1].ID})
 	}
 	for _, row := range rows {
 		out.Events = append(out.Events, decisionlog.ReadEvent(row))

@@ -1,0 +1,60 @@
+package server
+
+import (
+	"context"
+	"errors"
+
+	"connectrpc.com/connect/v2"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/stored"
+	"github.com/cedarpost/cedarpost/server/wire"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// GetEntity implements cedarpost.v1.EntityService.
+func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntityRequest) (*cedarpostv1.GetEntityResponse, error) {
+	snap, at, err := s.readAt(ctx, req.GetAt())
+	if err != nil {
+		return nil, err
+	}
+	row, err := s.db.GetEntity(ctx, at, stored.FromProto(req.GetUid()))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, connect.Errorf(connect.CodeNotFound, "entity %s is not stored", wire.UID(req.GetUid()))
+	}
+	if err != nil {
+		return nil, err
+	}
+	e, err := storedToProto(snap, row)
+	if err != nil {
+		return nil, err
+	}
+	return &cedarpostv1.GetEntityResponse{Entity: e, Revision: snapshot.EncodeRevision(snap.Position, at)}, nil
+}
+
+// readAt returns the revision to read at: the one given, once this server has
+// it, or the current one.
+func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (snapshot.View, int64, error) {
+	if at == nil {
+		snap, err := s.follower.Current()
+		if err != nil {
+			return snap, 0, err
+		}
+		return snap, snap.Position.Number, nil
+	}
+	snap, number, err := s.follower.AtRevision(ctx, at)
+	if errors.Is(err, snapshot.ErrForgotten) {
+		// Of whatever history it is, it cannot be read.
+		err = &store.SweptError{Oldest: s.follower.OldestRevision()}
+	}
+	return snap, number, err
+}
+
+func storedToProto(snap snapshot.View, row store.Entity) (*cedarpostv1.StoredEntity, error) {
+	e, err := stored.EntityToProto(row)
+	if err != nil {
+		return nil, err
+	}
+	return &cedarpostv1.StoredEntity{Entity: e, ChangedAt: snapshot.EncodeRevision(snap.Position, row.Since)}, nil
+}

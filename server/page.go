@@ -1,0 +1,59 @@
+package server
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+)
+
+// defaultPage is the size of a page whose request does not say it.
+const defaultPage = 100
+
+var errPageToken = connect.NewError(connect.CodeInvalidArgument, "page_token: not one of this query; start again without it")
+
+// page is where a page of a listing ended: the place of its last row, and the query. A token
+// is bound to its query, because on the pages of another one it would skip rows.
+type page[T any] struct {
+	Query []byte
+	End   T
+}
+
+// readPage reads the page token of a request with these filters. Without a token it returns
+// the page before the first one, whose End is the zero value.
+func readPage[T any](filters proto.Message, token string) (p page[T], err error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(filters)
+	if err != nil {
+		return p, err
+	}
+	sum := sha256.Sum256(b)
+	p.Query = sum[:16]
+	if token == "" {
+		return p, nil
+	}
+	text, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil {
+		return p, errPageToken
+	}
+	var got page[T]
+	if err := json.Unmarshal(text, &got); err != nil || string(got.Query) != string(p.Query) {
+		return p, errPageToken
+	}
+	return got, nil
+}
+
+// next returns the token of the page that ends at a row.
+func (p page[T]) next(end T) string {
+	b, _ := json.Marshal(page[T]{p.Query, end})
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// pageSize returns how many rows a page has.
+func pageSize(asked int32) int {
+	if asked == 0 {
+		return defaultPage
+	}
+	return int(asked)
+}
