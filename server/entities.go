@@ -69,6 +69,7 @@ func (e edit) at(i int, message string) string {
 // write checks and commits an edit, and lets this server apply it before it
 // returns, so that a caller who stays with it reads its own write.
 func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, *snapshot, error) {
+	var last error
 	for range publishRetries {
 		snap, err := s.follower.current()
 		if err != nil {
@@ -82,7 +83,8 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, *
 			}
 		}
 		res, err := s.db.WriteEntities(ctx, w)
-		if errors.Is(err, store.ErrPolicyChanged) {
+		if outdated(err) {
+			last = err
 			if err := s.catchUp(ctx); err != nil {
 				return store.WriteResult{}, nil, err
 			}
@@ -96,7 +98,7 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, *
 		_, _ = s.follower.atLeast(ctx, res.Revision)
 		return res, snap, nil
 	}
-	return store.WriteResult{}, nil, store.ErrPolicyChanged
+	return store.WriteResult{}, nil, last
 }
 
 // catchUp waits until this server has applied what is committed.

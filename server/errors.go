@@ -62,6 +62,8 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeNotFound, "not found")
 	case errors.Is(err, store.ErrPolicyChanged):
 		return connect.NewError(connect.CodeAborted, "policies changed meanwhile; try again")
+	case errors.Is(err, store.ErrOtherHistory):
+		return connect.NewError(connect.CodeAborted, "the database has another history than before, as after a failover; try again")
 	}
 	if strings.HasPrefix(procedure, "/"+cedarpostv1connect.AuditServiceName+"/") && errors.Is(err, context.DeadlineExceeded) {
 		return connect.NewError(connect.CodeDeadlineExceeded, "reading the log took too long: ask about a shorter time").WithCause(err)
@@ -69,6 +71,12 @@ func publicError(procedure string, err error) *connect.Error {
 	// Postgres is away, a commit failed, or a timeout of the server itself ended. If the
 	// call's own context has ended, callerError says so instead.
 	return connect.NewError(connect.CodeUnavailable, couldNot+so).WithCause(err)
+}
+
+// outdated reports whether the store refused a write, before it wrote anything, because
+// what the write was checked against is no longer so. The write may be checked again.
+func outdated(err error) bool {
+	return errors.Is(err, store.ErrPolicyChanged) || errors.Is(err, store.ErrOtherHistory)
 }
 
 // callerError returns the error to answer a call with. ctx is the context that the call

@@ -255,7 +255,7 @@ func (h *hub) read(ctx context.Context, p named) (older *watchEvent, err error) 
 	if history.look(p.at) == unknown {
 		// The answer is kept in the marks, where recall finds it.
 		v, err := history.ask(ctx, h.db, p.at, here)
-		if errors.Is(err, store.ErrPolicyChanged) {
+		if errors.Is(err, store.ErrOtherHistory) {
 			v, err = lost, nil
 		}
 		if err != nil {

@@ -70,9 +70,11 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 	if b.Name != header.GetName() {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "bundle.yaml names the bundle %q, the upload names it %q", b.Name, header.GetName())
 	}
+	var last error
 	for range publishRetries {
 		out, err := s.publish(ctx, b, header.GetDryRun())
-		if errors.Is(err, store.ErrPolicyChanged) {
+		if outdated(err) {
+			last = err
 			if err := (&entityService{db: s.db, follower: s.follower}).catchUp(ctx); err != nil {
 				return nil, err
 			}
@@ -83,7 +85,7 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 		}
 		return out, nil
 	}
-	return nil, store.ErrPolicyChanged
+	return nil, last
 }
 
 // receiveBundle reads an upload within its caps.
@@ -181,7 +183,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	}
 	made, err := s.db.PublishBundle(ctx, p)
 	var refused *connect.Error
-	if err != nil && !errors.As(err, &refused) && !errors.Is(err, store.ErrPolicyChanged) {
+	if err != nil && !errors.As(err, &refused) && !outdated(err) {
 		err = connect.NewError(connect.CodeUnavailable, outcomeUnknown).WithCause(err)
 	}
 	if err != nil {

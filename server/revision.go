@@ -130,7 +130,7 @@ func (m *marks) look(p store.Position) verdict {
 }
 
 // ask looks up a position in the database. here is a position of the history of m. If the
-// database does not have here any more, the error is [store.ErrPolicyChanged].
+// database does not have here any more, the error is [store.ErrOtherHistory].
 func (m *marks) ask(ctx context.Context, db *store.DB, p, here store.Position) (verdict, error) {
 	mark, oldest, err := db.Mark(ctx, p.Number, here)
 	if errors.Is(err, store.ErrNotFound) {
@@ -191,7 +191,7 @@ func (f *follower) compare(ctx context.Context, snap *snapshot, p store.Position
 	v := snap.marks.look(p)
 	if v == unknown {
 		v, err = snap.marks.ask(ctx, f.db, p, here)
-		if errors.Is(err, store.ErrPolicyChanged) {
+		if errors.Is(err, store.ErrOtherHistory) {
 			f.wake() // the database has another history than the one that this server follows
 			err = errBehind
 		}

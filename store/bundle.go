@@ -63,7 +63,7 @@ type Publish struct {
 	// EntitiesRevision is the revision of the entities it was checked against.
 	EntitiesRevision int64
 	// At, if it has a number, is the position of both. When the database does not have
-	// it, as after a failover, the error is [ErrPolicyChanged].
+	// it, as after a failover, the error is [ErrOtherHistory].
 	At Position
 	// Recheck, if not nil, gets the live entities that changed after
 	// EntitiesRevision, while nothing can change any more. Its error refuses the

@@ -50,6 +50,10 @@ var (
 	// ErrPolicyChanged: a bundle was published since the write was checked.
 	// Nothing was written: check again against the new policies, and retry.
 	ErrPolicyChanged = errors.New("policies changed meanwhile")
+	// ErrOtherHistory: the database does not have the [Position] that the call names:
+	// a failover or a restore lost it, or it is a position of another database. Nothing
+	// was written. A write may be checked again at [DB.Current] and retried.
+	ErrOtherHistory = errors.New("the database has another history")
 	// ErrImportMoved: somebody else has continued the import, or begun it anew.
 	ErrImportMoved = errors.New("somebody else continues this import")
 	// ErrNotMigrated: the database's schema is older than this binary needs.
@@ -279,8 +283,8 @@ func scanPosition(rows pgx.Rows) (Position, error) {
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Position])
 }
 
-// checkPosition makes a batch fail, with ErrPolicyChanged, if the database does not
-// have a position that something was checked against.
+// checkPosition makes a batch fail with ErrOtherHistory if the database does not have
+// the position. It checks nothing if the position is of revision 0.
 func checkPosition(batch *pgx.Batch, p Position) {
 	if p.Number == 0 {
 		return
@@ -289,7 +293,7 @@ func checkPosition(batch *pgx.Batch, p Position) {
 		var there bool
 		err := row.Scan(&there)
 		if err == nil && !there {
-			err = ErrPolicyChanged
+			err = ErrOtherHistory
 		}
 		return err
 	})

@@ -76,7 +76,7 @@ func (db *DB) ChangesUpTo(ctx context.Context, after, to int64, at Position, lim
 	var oldest int64
 	batch.Queue(selectOldest).QueryRow(func(row pgx.Row) error { return row.Scan(&oldest) })
 	err = db.pool.SendBatch(ctx, &batch).Close()
-	if errors.Is(err, ErrPolicyChanged) {
+	if errors.Is(err, ErrOtherHistory) {
 		return nil, false, nil
 	}
 	return changes, err == nil && oldest <= after && len(changes) <= limit, err
@@ -98,7 +98,7 @@ func (v *View) Has(ctx context.Context, p Position) (has bool, err error) {
 	if batch.Len() > 0 {
 		err = v.tx.SendBatch(ctx, &batch).Close()
 	}
-	if errors.Is(err, ErrPolicyChanged) {
+	if errors.Is(err, ErrOtherHistory) {
 		return false, nil
 	}
 	return err == nil, err
@@ -116,7 +116,7 @@ func (v *View) Marks(ctx context.Context, after int64, limit int) (list []uuid.U
 
 // Mark reads the mark of a revision, and the first revision that can be read, from a
 // database that has a position. The error is [ErrNotFound] where there is no such
-// revision, and [ErrPolicyChanged] where the database does not have the position.
+// revision, and [ErrOtherHistory] where the database does not have the position.
 func (db *DB) Mark(ctx context.Context, revision int64, at Position) (mark uuid.UUID, oldest int64, err error) {
 	defer wrap(&err, "read the mark of a revision")
 	var batch pgx.Batch

@@ -61,7 +61,7 @@ type EntityWrite struct {
 	PolicyRevision int64
 	// At, if it has a number, is the position that the operations and their
 	// preconditions were read at. When the database does not have it, as after a
-	// failover, the error is [ErrPolicyChanged].
+	// failover, the error is [ErrOtherHistory].
 	At Position
 	// Import, if not nil, is moved on with this write, even if it changes nothing.
 	Import *ImportStep
@@ -109,8 +109,8 @@ var errUnchanged = errors.New("unchanged")
 
 // WriteEntities applies the operations as one revision. Whatever the error,
 // nothing was written, unless it is the commit that failed: then the connection is
-// gone and the outcome unknown. A refused operation is an [*OpError];
-// [ErrPolicyChanged] means to check the operations again.
+// gone and the outcome unknown. A refused operation is an [*OpError]. After
+// [ErrPolicyChanged] or [ErrOtherHistory], check the operations again and retry.
 //
 // An entity that several operations change gets one new version, and one that
 // ends as it was gets none.

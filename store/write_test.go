@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -172,6 +174,47 @@ func TestPolicyChanged(t *testing.T) {
 	}
 	if _, err := db.WriteEntities(t.Context(), store.EntityWrite{Ops: ops, PolicyRevision: published}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A position that the database does not have is not taken for a publish.
+func TestOtherHistory(t *testing.T) {
+	db := storetest.Open(t)
+	write(t, db, put("User a", `{}`))
+	here, err := db.Current(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := here
+	lost.Mark = uuid.New()
+	later := here
+	later.Number++
+	for name, at := range map[string]store.Position{"another mark": lost, "a later number": later} {
+		_, write := db.WriteEntities(t.Context(), store.EntityWrite{Ops: []store.Op{put("User b", `{}`)}, At: at})
+		_, _, publish := publishBundle(t, db, store.Publish{Bundle: store.Bundle{Name: "shop"}, At: at})
+		_, _, mark := db.Mark(t.Context(), here.Number, at)
+		for call, err := range map[string]error{"write": write, "publish": publish, "mark": mark} {
+			if !errors.Is(err, store.ErrOtherHistory) || errors.Is(err, store.ErrPolicyChanged) {
+				t.Errorf("%s at %s: %v", call, name, err)
+			}
+		}
+		err := db.View(t.Context(), func(v *store.View) error {
+			has, err := v.Has(t.Context(), at)
+			if has {
+				t.Errorf("the view has %s", name)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if n := current(t, db); n != here.Number {
+		t.Errorf("revision %d after refused writes at %d", n, here.Number)
+	}
+	write(t, db, put("User b", `{}`))
+	if _, err := db.WriteEntities(t.Context(), store.EntityWrite{Ops: []store.Op{put("User c", `{}`)}, At: here}); err != nil {
+		t.Errorf("at an earlier position of this history: %v", err)
 	}
 }
 

@@ -1,0 +1,25 @@
+package server
+
+import (
+	"fmt"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// A write that was checked against an older state is tried again. If that does not help,
+// the caller gets aborted.
+func TestOutdatedWriteIsAborted(t *testing.T) {
+	for _, err := range []error{store.ErrPolicyChanged, store.ErrOtherHistory} {
+		err = fmt.Errorf("write entities: %w", err)
+		if !outdated(err) {
+			t.Errorf("%v is not tried again", err)
+		}
+		if got := publicError(cedarpostv1connect.EntityServiceWriteEntitiesProcedure, err); got.Code() != connect.CodeAborted {
+			t.Errorf("%v becomes %v", err, got)
+		}
+	}
+}
