@@ -18,7 +18,7 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows says which rooms a room may import. A room is the longest prefix of a
 // package's folder that stands here.
 var arrows = map[string][]string{
-	"cmd":           {"server", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "bundle", "policies", "proto", "sdk/go", "internal/keyfile", "internal/serverurl"},
+	"cmd":           {"server", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "bundle", "policies", "proto", "sdk/go", "internal/entityuid", "internal/keyfile", "internal/serverurl"},
 	"server":        {"server/engine", "server/wire", "server/entityfile", "server/offline", "store", "auditlog", "bundle", "policies", "proto", "internal/keyfile"},
 	"auditlog":      {"internal/keyfile"},
 	"server/engine": {},
@@ -28,18 +28,19 @@ var arrows = map[string][]string{
 	"server/offline":    {"server/engine", "server/entityfile", "server/wire", "bundle"},
 	// Reads the reference corpus for tests.
 	"server/corpustest": {},
-	"server/servertest": {"server", "server/entityfile", "store", "store/storetest", "bundle", "policies", "proto"},
+	"server/servertest": {"server", "server/entityfile", "store", "store/storetest", "bundle", "policies", "proto", "internal/entityuid"},
 	"store":             {"migrations", "auditlog"},
 	"store/localpg":     {},
 	"store/storetest":   {"store", "store/localpg", "migrations"},
-	"bundle":            {},
+	"bundle":            {"internal/entityuid"},
 	"policies":          {},
 	"migrations":        {},
 	"proto":             {},
-	"sdk/go":            {"proto", "internal/keyfile", "internal/serverurl"},
+	"sdk/go":            {"proto", "internal/entityuid", "internal/keyfile", "internal/serverurl"},
 	// The real engine in process, for the tests of those who use the SDK.
 	"sdk/go/cedarposttest": {"sdk/go", "server/engine", "server/entityfile", "server/offline", "server/wire", "bundle", "proto"},
 	"examples":             {"sdk/go", "proto"},
+	"internal/entityuid":   {},
 	"internal/keyfile":     {},
 	"internal/serverurl":   {},
 	"internal/mutant":      {}, // for tests

@@ -11,6 +11,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 )
 
 // Names of the files that a bundle knows at its top level. Beside them it holds
@@ -72,11 +74,14 @@ type Field struct {
 // IsGroup reports whether the entry nests groups and does not catalogue a field.
 func (f Field) IsGroup() bool { return baseName(f.Type) == groupType }
 
+// baseName is the last identifier of a type name.
+func baseName(typ string) string { return typ[strings.LastIndexByte(typ, ':')+1:] }
+
 // A Ref names one entity.
 type Ref struct{ Type, ID string }
 
 // String writes the reference as Cedar text, Shop::User::"bob".
-func (r Ref) String() string { return r.Type + "::" + quote(r.ID) }
+func (r Ref) String() string { return entityuid.Format(r.Type, r.ID) }
 
 // A Test is one check of tests.yaml.
 type Test struct {

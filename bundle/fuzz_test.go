@@ -86,19 +86,3 @@ func FuzzTests(f *testing.F) {
     advice: []
 `, "checks: [{}]", "checks: [{context: {a: 1.5, b: ~, c: 0o7}}]")
 }
-
-func FuzzParseUID(f *testing.F) {
-	for _, s := range []string{`Shop::User::"bob"`, `A::"\u{1F600}\\\"\n\0\x41"`, `A::"`, `::""`, `A::"\u{`, `A"b"`} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		typ, id, err := bundle.ParseUID(s)
-		if err != nil {
-			return
-		}
-		typ2, id2, err := bundle.ParseUID(bundle.Ref{Type: typ, ID: id}.String())
-		if err != nil || typ2 != typ || id2 != id {
-			t.Fatalf("%q: %q, %q came back as %q, %q, %v", s, typ, id, typ2, id2, err)
-		}
-	})
-}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 )
 
 // The entity types that the field catalogue becomes, in every namespace.
@@ -80,7 +82,7 @@ func readFields(f File, probs *Problems) []Field {
 	var fields []Field
 	y.each(root, FieldsName, func(typ, paths *yaml.Node) {
 		switch {
-		case !validType(typ.Value):
+		case !entityuid.ValidType(typ.Value):
 			y.fail(typ, "such as Shop::Order", "%.100q is not an entity type", typ.Value)
 			return
 		case baseName(typ.Value) == fieldType:
@@ -282,7 +284,7 @@ func (y yamlFile) ref(n *yaml.Node) Ref {
 		if !isText(n) {
 			return Ref{}
 		}
-		typ, id, err := ParseUID(s)
+		typ, id, err := entityuid.Parse(s)
 		if err != nil {
 			y.fail(n, `write it as Type::"id"`, "%.200q: %s", s, err)
 		}
@@ -294,7 +296,7 @@ func (y yamlFile) ref(n *yaml.Node) Ref {
 		switch k.Value {
 		case "type":
 			hasType = true
-			if r.Type = y.str(v, "type"); isText(v) && !validType(r.Type) {
+			if r.Type = y.str(v, "type"); isText(v) && !entityuid.ValidType(r.Type) {
 				y.fail(v, "such as Shop::Order", "%.100q is not an entity type", r.Type)
 			}
 		case "id":

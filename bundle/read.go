@@ -26,7 +26,6 @@ const (
 
 	maxPathBytes = 512     // one file's path
 	maxEntries   = 100_000 // directory entries looked at, known files or not
-	maxTypeBytes = 512
 )
 
 // ReadDir reads the bundle in a folder. The folder's name is the bundle's,

@@ -8,7 +8,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 )
@@ -25,9 +25,9 @@ func (u *uid) UnmarshalText(text []byte) error {
 		if i < 0 || i+2 == len(s) {
 			return fmt.Errorf(`%q is not an entity like Shop::User::bob or 'Shop::User::"bob"'`, s)
 		}
-		s = bundle.Ref{Type: s[:i], ID: s[i+2:]}.String()
+		s = entityuid.Format(s[:i], s[i+2:])
 	}
-	typ, id, err := bundle.ParseUID(s)
+	typ, id, err := entityuid.Parse(s)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
@@ -141,7 +141,7 @@ func clean(s string) string {
 
 // uidText is an entity's name in Cedar text.
 func uidText(u *cedarpostv1.EntityUid) string {
-	return bundle.Ref{Type: u.GetType(), ID: u.GetId()}.String()
+	return entityuid.Format(u.GetType(), u.GetId())
 }
 
 func uidTexts(us []*cedarpostv1.EntityUid) string {

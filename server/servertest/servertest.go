@@ -20,6 +20,7 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 
 	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -232,7 +233,7 @@ func (s *Server) MustPut(list ...*cedarpostv1.Entity) *cedarpostv1.Revision {
 
 // UID reads Cedar text, Shop::User::"bob".
 func UID(text string) *cedarpostv1.EntityUid {
-	typ, id, err := bundle.ParseUID(text)
+	typ, id, err := entityuid.Parse(text)
 	if err != nil {
 		panic(err)
 	}
