@@ -96,9 +96,8 @@ func TestPublish(t *testing.T) {
 	if got := policiesAt(t, db, 4); !slices.Equal(got, []string{"a@4", "a@3", "b@2", "c@2"}) {
 		t.Errorf("now %v", got)
 	}
-	changes, err := db.Changes(t.Context(), 3, 10)
-	if err != nil || len(changes) != 1 || changes[0] != (store.Change{Revision: 4, Kind: store.KindBundle, ID: "org"}) {
-		t.Errorf("%+v, %v", changes, err)
+	if list := changes(t, db, 3, 10); len(list) != 1 || list[0] != (store.Change{Revision: 4, Kind: store.KindBundle, ID: "org"}) {
+		t.Errorf("%+v", list)
 	}
 }
 

@@ -195,3 +195,16 @@ func publishBundle(t *testing.T, db *store.DB, p store.Publish) (revision, versi
 	made, err := db.PublishBundle(t.Context(), p)
 	return made.Revision, made.Version, err
 }
+
+// changes reads what changed after a revision, as followers do.
+func changes(t testing.TB, db *store.DB, after int64, limit int) (list []store.Change) {
+	t.Helper()
+	err := db.View(t.Context(), func(v *store.View) (err error) {
+		list, err = v.Changes(t.Context(), after, limit)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}

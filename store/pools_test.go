@@ -131,7 +131,7 @@ func TestPoolsAreApart(t *testing.T) {
 		wg.Go(func() { _, _ = db.GetEntity(t.Context(), 1, uid("User a")) })
 	}
 	waitForLocks(t, url, 2)
-	within(t, "keys", func(ctx context.Context) error { _, err := db.Keys(ctx); return err })
+	within(t, "policies", func(ctx context.Context) error { _, err := db.PolicyRevision(ctx, 1); return err })
 	for range 5 {
 		wg.Go(func() { _, _ = db.LoadEntities(t.Context(), 1, uids("User a")) })
 	}

@@ -46,7 +46,7 @@ func TestMigrate(t *testing.T) {
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if err := db.Ping(t.Context()); err == nil {
+	if _, err := db.Current(t.Context()); err == nil {
 		t.Error("a dead server answers")
 	}
 	if err := server.Restart(t.Context()); err != nil {
@@ -101,12 +101,8 @@ func TestChanges(t *testing.T) {
 		{0, 1, "1a 1b 1c"}, {0, 3, "1a 1b 1c"}, {0, 4, "1a 1b 1c 2a"}, {0, 5, "1a 1b 1c 2a 3b 3c"},
 		{0, 0, "1a 1b 1c"}, {1, 1, "2a"}, {1, 100, "2a 3b 3c"}, {3, 100, ""}, {99, 1, ""},
 	} {
-		changes, err := db.Changes(t.Context(), c.after, c.limit)
-		if err != nil {
-			t.Fatal(err)
-		}
 		var got []string
-		for _, change := range changes {
+		for _, change := range changes(t, db, c.after, c.limit) {
 			got = append(got, string(rune('0'+change.Revision))+change.ID)
 		}
 		if s := strings.Join(got, " "); s != c.want {
@@ -181,13 +177,16 @@ func TestKeys(t *testing.T) {
 	if err := db.CreateKey(t.Context(), store.Key{ID: "second", Name: "Second", Hash: []byte("another")}, "test"); err != nil {
 		t.Fatal(err)
 	}
-	keys, err := db.Keys(t.Context())
+	var keys []store.Key
+	err = db.View(t.Context(), func(v *store.View) (err error) {
+		keys, err = v.Keys(t.Context())
+		return err
+	})
 	if err != nil || len(keys) != 2 || keys[0].ID != "first" || string(keys[1].Hash) != "another" || keys[0].CreatedAt.IsZero() {
 		t.Errorf("%+v, %v", keys, err)
 	}
-	changes, err := db.Changes(t.Context(), 1, 10)
-	if err != nil || len(changes) != 1 || changes[0] != (store.Change{Revision: 2, Kind: store.KindKey, ID: "second"}) {
-		t.Errorf("%+v, %v", changes, err)
+	if list := changes(t, db, 1, 10); len(list) != 1 || list[0] != (store.Change{Revision: 2, Kind: store.KindKey, ID: "second"}) {
+		t.Errorf("%+v", list)
 	}
 	if err := db.CreateKey(t.Context(), store.Key{ID: "second", Hash: []byte("x")}, "test"); err == nil || current(t, db) != 2 {
 		t.Errorf("the same id twice: %v, revision %d", err, current(t, db))

@@ -63,9 +63,9 @@ func TestUnchangedIsNoRevision(t *testing.T) {
 	}
 	// Only what changed gets a version.
 	r := write(t, db, put("User a", `{"n": 1, "s": {"x": [1, 2], "y": null}}`, "Role x", "Role y"), put("User b", `{}`))
-	changes, err := db.Changes(t.Context(), first.Revision, 100)
-	if err != nil || r.Changed != 1 || len(changes) != 1 || changes[0] != (store.Change{Revision: r.Revision, Kind: store.KindEntity, Type: "User", ID: "b"}) {
-		t.Errorf("%+v, %+v, %v", r, changes, err)
+	list := changes(t, db, first.Revision, 100)
+	if r.Changed != 1 || len(list) != 1 || list[0] != (store.Change{Revision: r.Revision, Kind: store.KindEntity, Type: "User", ID: "b"}) {
+		t.Errorf("%+v, %+v", r, list)
 	}
 }
 
@@ -246,11 +246,7 @@ func TestConcurrentWriters(t *testing.T) {
 	if err != nil || len(e.Parents) != writers*writes {
 		t.Errorf("%d memberships of %d, %v", len(e.Parents), writers*writes, err)
 	}
-	changes, err := db.Changes(t.Context(), start, 1000)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, c := range changes {
+	for i, c := range changes(t, db, start, 1000) {
 		if c.Revision != start+int64(i)+1 {
 			t.Fatalf("revision %d at place %d", c.Revision, i)
 		}
