@@ -38,7 +38,7 @@ func TestMigrate(t *testing.T) {
 	}
 	is(t, db, "User a", `{} []`)
 
-	// What was written outlives a crash, and the open store finds the server again.
+	// What was written survives a crash, and the open store connects again.
 	before, err := db.Current(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +53,7 @@ func TestMigrate(t *testing.T) {
 		t.Fatal(err)
 	}
 	var after store.Position
-	// A connection that died with the server may be found so only in use.
+	// A connection that broke with the server may fail only when it is used.
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 		if after, err = db.Current(t.Context()); err == nil {
 			break
@@ -83,7 +83,7 @@ func TestPosition(t *testing.T) {
 	if q, err := b.Current(t.Context()); err != nil || p.Database == q.Database {
 		t.Errorf("two databases have the same name: %+v and %+v, %v", p, q, err)
 	}
-	// A role without any rights but on the table can read it.
+	// A role that has rights on the table only can read it.
 	mustRaw(t, url, `grant select on revision to pg_signal_backend;
 		set role pg_signal_backend; select pg_walfile_name(pg_current_wal_lsn()), n from revision`)
 }
@@ -132,8 +132,8 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait("by a key")
-	// Notifications come in the order of the commits, so whoever hears of a later one
-	// first has not been woken by a write that changed nothing.
+	// Notifications arrive in the order of commits. So if the next one is of a later
+	// write, the write that changed nothing sent none.
 	conn := connect(t, url)
 	mustExec(t, conn, "listen cedarpost_revision")
 	write(t, db, put("User a", `{}`)) // unchanged
@@ -157,7 +157,7 @@ func TestKeys(t *testing.T) {
 				if len(existing) > 0 {
 					return nil, nil
 				}
-				made++ // the lock makes this no race
+				made++ // the lock prevents a data race
 				return &store.Key{ID: "first", Name: "First", Hash: []byte("hash of the first")}, nil
 			})
 			if err != nil {
