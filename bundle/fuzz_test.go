@@ -10,8 +10,8 @@ import (
 	"github.com/cedarpost/cedarpost/bundle"
 )
 
-// fuzzFile feeds one file of a bundle. Whatever it holds, reading ends without
-// a panic, twice with the same outcome, and every problem says where it is.
+// fuzzFile fuzzes one file of a bundle. Whatever its content is, reading does not panic,
+// two readings have the same result, and every problem has a place.
 func fuzzFile(f *testing.F, name string, seeds ...string) {
 	for _, s := range append(seeds, "", "a", "[]", "{}", "null", "? ? a", "- - a", "a: &a [*a]", "<<: {}", "---\n---\n", "!!x y", "\"\\xff\"") {
 		f.Add([]byte(s))
@@ -42,7 +42,7 @@ func fuzzFile(f *testing.F, name string, seeds ...string) {
 	})
 }
 
-// checkSound checks what holds for every bundle that is read without problems.
+// checkSound checks the properties of a bundle that was read without problems.
 func checkSound(t *testing.T, b *bundle.Bundle) {
 	if b.Name == "" || b.Schema.Path == "" || b.OnForbidError != bundle.Deny && b.OnForbidError != bundle.Skip {
 		t.Fatalf("%+v", b)

@@ -12,7 +12,7 @@ import (
 	"github.com/cedarpost/cedarpost/internal/entityuid"
 )
 
-// The entity types that the field catalogue becomes, in every namespace.
+// The entity types, in every namespace, of the entities that the field catalogue becomes.
 const (
 	fieldType = "Field"
 	groupType = "FieldGroup"
@@ -54,7 +54,7 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 		case "owners":
 			b.Owners = y.strs(v, "owners")
 		case "approvals":
-			// Only 0 is what happens: everything is published without approval.
+			// Approvals are not supported, so only 0 is true.
 			if v.Kind != yaml.ScalarNode || isText(v) || v.Value != "0" {
 				y.fail(v, "remove the line, and have changes approved before they are published",
 					"approvals are not enforced by this version: it publishes a bundle without any")
@@ -113,7 +113,7 @@ func readFields(f File, probs *Problems) []Field {
 	return fields
 }
 
-// groups reads the groups of one field. No groups at all is an empty list.
+// groups reads the groups of one field. A field without groups has an empty list.
 func (y yamlFile) groups(n *yaml.Node) []string {
 	groups := y.strs(n, "groups")
 	if len(groups) > maxGroups {
@@ -127,7 +127,7 @@ func (y yamlFile) groups(n *yaml.Node) []string {
 	return groups
 }
 
-// cycles refuses a group that is inside itself.
+// cycles refuses a group that contains itself.
 func (y yamlFile) cycles(fields []Field) {
 	type group struct{ typ, name string }
 	in := map[group]Field{}
@@ -253,7 +253,7 @@ func (y yamlFile) test(n *yaml.Node) Test {
 	return t
 }
 
-// complete refuses a check that lacks a part, or that could never hold.
+// complete refuses a check that lacks a part, or that no decision can pass.
 func (y yamlFile) complete(n *yaml.Node, t Test, given map[string]*yaml.Node) {
 	for _, k := range []string{"name", "principal", "action", "resource", "expect"} {
 		if given[k] == nil {
