@@ -1,6 +1,6 @@
-// Package servertest starts a whole Cedarpost for a test: a real database, the
-// real server on free ports, and clients that reach it over the wire. What
-// passes here passes for a user, because nothing in between is made up.
+// Package servertest starts a whole Cedarpost for a test: a real database, the real
+// server on free ports, and clients that call it over the network. It exists so that
+// tests need no mocks and see what a user sees.
 package servertest
 
 import (
@@ -30,7 +30,7 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// Server is a running server with its clients, all of which carry its key.
+// Server is a running server with its clients, all of which send its key.
 type Server struct {
 	t   testing.TB
 	DB  *store.DB
@@ -81,7 +81,7 @@ func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 		o(&cfg)
 	}
 	srv, err := server.New(ctx, cfg)
-	// A busy machine may not answer in the time that a start has.
+	// On a busy machine the start may take longer than usual.
 	for range 10 {
 		if !errors.Is(err, context.DeadlineExceeded) {
 			break
@@ -113,7 +113,7 @@ func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 	return s
 }
 
-// UseKey makes the clients carry another key.
+// UseKey makes the clients send another key.
 func (s *Server) UseKey(token string) {
 	s.Token = token
 	s.Authorization = cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, token))
@@ -152,7 +152,7 @@ func (s *Server) Apply(name string, files []bundle.File) (*cedarpostv1.ApplyBund
 		return nil, err
 	}
 	send := func(m *cedarpostv1.ApplyBundleRequest) {
-		// A refusal in mid-stream shows when the answer is read.
+		// If the server refuses in mid-stream, the error is that of the answer.
 		_ = stream.Send(m)
 	}
 	send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{Header: &cedarpostv1.BundleHeader{Name: name}}})
@@ -177,7 +177,7 @@ func (s *Server) MustApply(name string, pathsAndContents ...string) *cedarpostv1
 	return res
 }
 
-// Files makes a bundle's files of alternating paths and contents.
+// Files makes the files of a bundle from alternating paths and contents.
 func Files(pathsAndContents ...string) []bundle.File {
 	var out []bundle.File
 	for i := 0; i+1 < len(pathsAndContents); i += 2 {
