@@ -96,7 +96,7 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err
 		if err != nil {
 			return err
 		}
-		if made.Revision, err = nextRevision(ctx, tx, p.Caller, ""); err != nil {
+		if made.Revision, err = nextRevision(ctx, tx, p.Caller); err != nil {
 			return err
 		}
 		if made.Mark, err = readMark(ctx, tx, made.Revision); err != nil {

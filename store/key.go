@@ -34,7 +34,11 @@ func readKeys(ctx context.Context, q querier) ([]Key, error) {
 // CreateKey stores a key in a revision of its own.
 func (db *DB) CreateKey(ctx context.Context, key Key, caller string) (err error) {
 	defer wrap(&err, "create API key")
-	return db.write(ctx, caller, "", func(tx pgx.Tx, n int64) error {
+	return db.inTurn(ctx, func(tx pgx.Tx) error {
+		n, err := nextRevision(ctx, tx, caller)
+		if err != nil {
+			return err
+		}
 		return db.insertKey(ctx, tx, n, key, caller)
 	})
 }
@@ -58,7 +62,7 @@ func (db *DB) Bootstrap(ctx context.Context, fn func(ctx context.Context, existi
 		if err != nil || key == nil {
 			return err
 		}
-		n, err := nextRevision(ctx, tx, "bootstrap", "")
+		n, err := nextRevision(ctx, tx, "bootstrap")
 		if err != nil {
 			return err
 		}

@@ -349,22 +349,10 @@ func (db *DB) Listen(ctx context.Context, wake func()) (err error) {
 	}
 }
 
-// write runs fn in a transaction that holds the revision lock. fn gets the number of the
-// new revision, and sees everything that was committed before. All other writers wait for
-// fn, so prepare as much as possible before the call.
-func (db *DB) write(ctx context.Context, caller, note string, fn func(tx pgx.Tx, n int64) error) error {
-	return db.inTurn(ctx, func(tx pgx.Tx) error {
-		n, err := nextRevision(ctx, tx, caller, note)
-		if err != nil {
-			return err
-		}
-		return fn(tx, n)
-	})
-}
-
 // inTurn runs fn in a transaction that may take the revision lock, one at a time. It
 // waits for its turn before it takes a connection. Otherwise waiting calls would hold the
-// connections that the running call needs.
+// connections that the running call needs. Writers of other processes wait for fn from when
+// it takes the lock, so it should prepare before that.
 func (db *DB) inTurn(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	select {
 	case db.turn <- struct{}{}:
@@ -389,12 +377,12 @@ const durableCommit = "set local synchronous_commit = on"
 //
 // Don't merge the two statements: the first may wait for the lock, and the snapshot of
 // the second must be taken after that.
-func nextRevision(ctx context.Context, tx pgx.Tx, caller, note string) (n int64, err error) {
+func nextRevision(ctx context.Context, tx pgx.Tx, caller string) (n int64, err error) {
 	err = tx.QueryRow(ctx, "update revision set n = n + 1 returning n").Scan(&n)
 	if err != nil {
 		return 0, err
 	}
-	_, err = tx.Exec(ctx, "insert into revisions (n, caller, note) values ($1, $2, $3)", n, caller, note)
+	_, err = tx.Exec(ctx, "insert into revisions (n, caller) values ($1, $2)", n, caller)
 	return n, err
 }
 

@@ -55,8 +55,8 @@ type Precondition struct {
 type EntityWrite struct {
 	// Ops are applied in order, each to the result of the ones before it.
 	Ops []Op
-	// Caller and Note are stored in the history: who wrote this, and why.
-	Caller, Note string
+	// Caller is stored in the history.
+	Caller string
 	// PolicyRevision is the [DB.PolicyRevision] that the operations were checked against:
 	// 0 if there was no bundle.
 	PolicyRevision int64
@@ -364,7 +364,7 @@ func (db *DB) writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWri
 	}
 
 	var batch pgx.Batch
-	batch.Queue("insert into revisions (n, caller, note) values ($1, $2, $3) returning mark", n, w.Caller, w.Note).QueryRow(
+	batch.Queue("insert into revisions (n, caller) values ($1, $2) returning mark", n, w.Caller).QueryRow(
 		func(row pgx.Row) error { return row.Scan(&mark) })
 	if len(gone) > 0 {
 		types, ids := split(gone)

@@ -30,7 +30,7 @@ type Case struct {
 	Schema, Policies, Entities string
 	// Strict is true if the reference accepts the policies in strict mode.
 	Strict bool
-	// True if the reference accepts all entities and requests under the schema.
+	// Requests, and Entities, are valid under the schema according to the reference.
 	Requests []Request
 }
 

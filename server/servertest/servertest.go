@@ -6,7 +6,6 @@ package servertest
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -213,9 +212,6 @@ func ShopFiles(t testing.TB) []bundle.File {
 	}
 	return b.Files
 }
-
-// ShopFS returns the example bundle.
-func ShopFS() fs.FS { return policies.Shop() }
 
 // MustPut stores entities.
 func (s *Server) MustPut(list ...*cedarpostv1.Entity) *cedarpostv1.Revision {
