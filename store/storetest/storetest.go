@@ -28,8 +28,7 @@ import (
 const (
 	// URLEnv names an existing server to use, by the URL of a superuser.
 	URLEnv = "CEDARPOST_TEST_DATABASE_URL"
-	// KeepEnv, if it is not empty, keeps the folder of the server after a test has
-	// failed.
+	// KeepEnv keeps the folder of the server after a test has failed, if it is not empty.
 	KeepEnv = "CEDARPOST_TEST_KEEP"
 )
 
