@@ -70,7 +70,7 @@ func TestImport(t *testing.T) {
 	}
 	wantStored(t, db, "none")
 	if got := stored(t, db, "orders"); got != "1 entities at revision 3" {
-		t.Errorf("beside the import that ended, %s", got)
+		t.Errorf("after the import ended: %s", got)
 	}
 	if err := db.FinishImport(t.Context(), other); err != nil {
 		t.Error(err)

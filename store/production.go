@@ -31,8 +31,8 @@ func (db *DB) CheckProduction(ctx context.Context) (err error) {
 }
 
 // A login that is a member of a role counts as the role even if it does not inherit,
-// because it may take the role on. A superuser is a member of all roles, so for one the
-// other checks are left out.
+// because it may take the role on. A superuser is a member of all roles, so the other checks
+// leave superusers out.
 const selectUnsafe = `
 	with login as (
 		select rolname, rolsuper from pg_roles where rolname = session_user

@@ -398,7 +398,7 @@ func TestDropLogBatches(t *testing.T) {
 			on conflict (level, tile) do update set hashes = excluded.hashes`, n, hashes)
 	}
 	if _, err := conn.Exec(t.Context(), "select drop_log_batches("+before(29)+", 10000)"); state(err) != "23001" {
-		t.Errorf("younger than the log is kept: %v", err)
+		t.Errorf("younger than the retention of the log: %v", err)
 	}
 	if _, err := conn.Exec(t.Context(), "select drop_log_batches(null, 10000)"); state(err) != "23001" {
 		t.Errorf("no day: %v", err)
@@ -413,7 +413,7 @@ func TestDropLogBatches(t *testing.T) {
 	}
 	drop("the day is younger", before(60), 10000, 0)
 	if err := actAs(t, conn, "cedarpost_owner", "select drop_log_batches("+before(40)+", 1); delete from audit_batches"); state(err) != "23001" {
-		t.Errorf("the way stays open for others: %v", err)
+		t.Errorf("drop_log_batches leaves its setting on: %v", err)
 	}
 	drop("one tile at a time", before(40), 100, 256)
 	drop("all but what has rows", before(40), 10000, 512)

@@ -456,7 +456,7 @@ func TestMigrateMakesRoles(t *testing.T) {
 	}
 	group.Wait()
 	if done.Load() == 0 {
-		t.Error("nobody came through")
+		t.Error("no database was migrated")
 	}
 }
 

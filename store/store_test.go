@@ -139,7 +139,7 @@ func TestListen(t *testing.T) {
 	write(t, db, put("User a", `{}`)) // unchanged
 	mustRaw(t, url, "select pg_notify('cedarpost_revision', 'later')")
 	if n, err := conn.WaitForNotification(t.Context()); err != nil || n.Payload != "later" {
-		t.Errorf("woken by nothing: %v, %v", n, err)
+		t.Errorf("woken without a revision: %v, %v", n, err)
 	}
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {

@@ -101,7 +101,7 @@ func TestAllOrNothing(t *testing.T) {
 	is(t, db, "User b", `absent`)
 	// The database itself refuses.
 	if _, err := db.WriteEntities(t.Context(), store.EntityWrite{Ops: []store.Op{remove("User a"), put("User z", `[]`)}}); err == nil {
-		t.Error("an array for attributes was taken")
+		t.Error("an array for attributes was accepted")
 	}
 	is(t, db, "User a", `{} []`)
 }
@@ -201,7 +201,7 @@ func TestOtherHistory(t *testing.T) {
 		err := db.View(t.Context(), func(v *store.View) error {
 			has, err := v.Has(t.Context(), at)
 			if has {
-				t.Errorf("the view has %s", name)
+				t.Errorf("the view has the position of %s", name)
 			}
 			return err
 		})

@@ -125,7 +125,7 @@ func TestProxy(t *testing.T) {
 	_ = quitter.Close()
 	select {
 	case <-left:
-		t.Error("the other side heard someone hang up")
+		t.Error("the other side learned that the connection was closed")
 	case <-time.After(50 * time.Millisecond):
 	}
 	p.Blackhole(false)

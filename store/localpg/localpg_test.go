@@ -96,7 +96,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("a second server on the folder: %v", err)
 	}
 	if _, err := query(t, strings.Replace(server.URL(), "cedarpost:", "cedarpost:not", 1), "select ''"); err == nil {
-		t.Error("a wrong password is taken")
+		t.Error("a wrong password is accepted")
 	}
 	info, err := os.Stat(filepath.Join(dir, "postgres.password"))
 	if err != nil || info.Mode().Perm() != 0o600 {
@@ -127,7 +127,7 @@ func TestKillAndRestart(t *testing.T) {
 	select {
 	case <-server.Done():
 	default:
-		t.Error("not done")
+		t.Error("Done is not closed")
 	}
 	if _, err := query(t, url, "select ''"); err == nil {
 		t.Error("answers after Kill")

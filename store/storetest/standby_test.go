@@ -85,7 +85,7 @@ func TestStandby(t *testing.T) {
 	must(t, primary, "insert into things values (3)")
 	received(t, standby, primary)
 	if has(t, standby, 3) {
-		t.Error("it goes on while it is paused")
+		t.Error("it applies changes while replay is paused")
 	}
 	storetest.ResumeReplay(t, standby)
 	arrives(t, standby, 3)
