@@ -18,7 +18,7 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows says which rooms a room may import. A room is the longest prefix of a
 // package's folder that stands here.
 var arrows = map[string][]string{
-	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/keyfile", "internal/serverurl"},
+	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/entityuid", "internal/keyfile", "internal/serverurl"},
 	"server": {"server/engine", "server/snapshot", "server/decisionlog", "server/access", "server/stored", "server/wire", "server/entityfile", "server/offline",
 		"store", "auditlog", "bundle", "policies", "proto", "internal/keyfile", "internal/pause"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
@@ -26,7 +26,7 @@ var arrows = map[string][]string{
 	"server/access":      {"store", "internal/keyfile"},
 	"server/stored":      {"server/engine", "server/offline", "store", "bundle", "proto"},
 	"auditlog":           {"internal/keyfile"},
-	"logformat":          {"auditlog", "bundle", "proto"},
+	"logformat":          {"auditlog", "proto", "internal/entityuid"},
 	"server/engine":      {},
 	// What also runs without a server and its database.
 	"server/wire":       {"server/engine", "proto"},
@@ -34,18 +34,19 @@ var arrows = map[string][]string{
 	"server/offline":    {"server/engine", "server/entityfile", "server/wire", "bundle"},
 	// Reads the reference corpus for tests.
 	"server/corpustest": {},
-	"server/servertest": {"server", "server/access", "server/decisionlog", "server/entityfile", "auditlog", "store", "store/localpg", "store/storetest", "bundle", "policies", "proto"},
+	"server/servertest": {"server", "server/access", "server/decisionlog", "server/entityfile", "auditlog", "store", "store/localpg", "store/storetest", "bundle", "policies", "proto", "internal/entityuid"},
 	"store":             {"migrations", "auditlog"},
 	"store/localpg":     {},
 	"store/storetest":   {"store", "store/localpg", "migrations"},
-	"bundle":            {},
+	"bundle":            {"internal/entityuid"},
 	"policies":          {},
 	"migrations":        {},
 	"proto":             {},
-	"sdk/go":            {"proto", "internal/keyfile", "internal/serverurl"},
+	"sdk/go":            {"proto", "internal/entityuid", "internal/keyfile", "internal/serverurl"},
 	// The real engine in process, for the tests of those who use the SDK.
 	"sdk/go/cedarposttest": {"sdk/go", "server/engine", "server/entityfile", "server/offline", "server/wire", "bundle", "proto"},
 	"examples":             {"sdk/go", "proto"},
+	"internal/entityuid":   {},
 	"internal/keyfile":     {},
 	"internal/serverurl":   {},
 	"internal/mutant":      {}, // for tests

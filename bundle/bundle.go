@@ -1,8 +1,7 @@
-// Package bundle turns a bundle folder into plain structs and back. The command
-// line reads a folder, the server reads an upload, and tests read an embedded
-// tree; this package is why all three see the same thing and report the same
-// mistakes. It knows the shape of a bundle, not Cedar: policy and schema text
-// passes through unread.
+// Package bundle reads a bundle folder into plain structs, and writes it. The command
+// line reads a folder, the server reads an upload, and tests read an embedded folder.
+// They share this package so that all three read the same and report the same mistakes.
+// It knows the files of a bundle and not Cedar: it does not parse policies and schema.
 package bundle
 
 import (
@@ -11,10 +10,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 )
 
-// Names of the files that a bundle knows at its top level. Beside them it holds
-// policies: any file that ends in .cedar, at any depth.
+// Names of the known files at the top level of a bundle. All other files of a bundle are
+// policies: they end in .cedar, at any depth.
 const (
 	ManifestName = "bundle.yaml"
 	SchemaName   = "schema.cedarschema"
@@ -23,7 +24,7 @@ const (
 	TestsName    = "tests.yaml"
 )
 
-// What Bundle.OnForbidError may hold.
+// The values of Bundle.OnForbidError.
 const (
 	Deny = "deny"
 	Skip = "skip"
@@ -35,32 +36,32 @@ type File struct {
 	Content []byte
 }
 
-// A Bundle is the schema, policies, field catalogue and tests of one
-// application, as the folder holds them. It shares file contents with whoever
-// made it; nobody changes them.
+// A Bundle is the schema, policies, field catalogue and tests of one application, as they
+// are in the folder. It shares the contents of files with its maker, and they must not be
+// changed.
 type Bundle struct {
 	Name string
 	// Description and Owners are shown with the bundle and have no effect.
 	Description string
 	Owners      []string
-	// OnForbidError says what a forbid that errors does: Deny (the default)
-	// or Skip, which is Cedar's own rule.
+	// OnForbidError says what a forbid does that fails to evaluate: Deny (the default) or
+	// Skip, which is the rule of Cedar.
 	OnForbidError string
 
 	Schema   File
 	Policies []File  // every *.cedar, sorted by path
 	Fields   []Field // sorted by type, then path
-	Entities []byte  // entities.json as it stands, nil if there is none
+	Entities []byte  // the content of entities.json, nil if there is none
 	Tests    []Test  // in the order of tests.yaml
-	Files    []File  // every file the bundle knows, sorted by path
+	Files    []File  // every known file, sorted by path
 }
 
-// A Field is one line of the field catalogue: a path of an entity type and the
-// groups it is in. A path with other paths below it is not a leaf; its groups
-// hold for everything below it.
+// A Field is an entry of the field catalogue: a path of an entity type and the groups
+// that it is in. If there are paths below it, it is not a leaf, and its groups apply to
+// all paths below it.
 //
-// Where Type is a namespace's FieldGroup, Path names a group and Groups are
-// the groups that it is in.
+// If Type is the FieldGroup of a namespace, Path is the name of a group, and Groups are
+// the groups that the group is in.
 type Field struct {
 	Type   string // "Shop::Order"
 	Path   string // "customer.email"
@@ -69,14 +70,17 @@ type Field struct {
 	Column int
 }
 
-// IsGroup reports whether the entry nests groups and does not catalogue a field.
+// IsGroup reports whether the entry is a group in groups, and not a field.
 func (f Field) IsGroup() bool { return baseName(f.Type) == groupType }
+
+// baseName is the last identifier of a type name.
+func baseName(typ string) string { return typ[strings.LastIndexByte(typ, ':')+1:] }
 
 // A Ref names one entity.
 type Ref struct{ Type, ID string }
 
 // String writes the reference as Cedar text, Shop::User::"bob".
-func (r Ref) String() string { return r.Type + "::" + quote(r.ID) }
+func (r Ref) String() string { return entityuid.Format(r.Type, r.ID) }
 
 // A Test is one check of tests.yaml.
 type Test struct {
@@ -95,8 +99,8 @@ type Test struct {
 	Expect     Expect
 }
 
-// Expect is what a Test wants to see. A nil slice or an empty string was not
-// given and is not compared; an empty slice was given and must match.
+// Expect is the expected result of a Test. A nil slice or an empty string is not
+// compared. An empty slice is compared.
 type Expect struct {
 	Decision    string   // "allow" or "deny"
 	DeniedAt    string   // "FUNCTION", "OBJECT" or "FIELD"
@@ -107,8 +111,8 @@ type Expect struct {
 	Advice      []string
 }
 
-// Digest is the SHA-256, in hex, over every file: path and content, each with
-// its length before it. It does not cover a name that came from the folder.
+// Digest is the SHA-256, in hex, over path and content of every file, each after its
+// length. It does not cover a name that was taken from the folder.
 func (b *Bundle) Digest() string {
 	h := sha256.New()
 	part := func(p []byte) {
@@ -131,7 +135,7 @@ type Problem struct {
 	Line    int
 	Column  int
 	Message string
-	Hint    string // what to do about it, may be empty
+	Hint    string // how to mend it; may be empty
 }
 
 // String writes the problem as "file:line:col: message".
@@ -147,8 +151,8 @@ func (p Problem) String() string {
 	return p.Message
 }
 
-// Problems is every mistake found in a bundle, and the error that ReadDir, Read
-// and FromFiles return.
+// Problems are all mistakes that were found in a bundle. ReadDir, Read and FromFiles
+// return it as error.
 type Problems []Problem
 
 // Error writes one problem to a line, with its hint.
@@ -166,10 +170,10 @@ func (ps Problems) Error() string {
 	return b.String()
 }
 
-// maxProblems keeps a hostile upload from growing a report without end.
+// maxProblems bounds the report about a hostile upload.
 const maxProblems = 200
 
-// add appends a problem while there is room.
+// add appends a problem if the list is not full.
 func (ps *Problems) add(p Problem) {
 	switch {
 	case len(*ps) < maxProblems:

@@ -17,7 +17,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// files is a bundle as a test writes it: path → content.
+// files are the files of a bundle: path → content.
 type files map[string]string
 
 func (f files) list() []bundle.File {
@@ -28,7 +28,7 @@ func (f files) list() []bundle.File {
 	return out
 }
 
-// with is a good bundle and the given files.
+// with returns a valid bundle with the given files.
 func with(more files) files {
 	f := files{"schema.cedarschema": "namespace Shop {}\n"}
 	maps.Copy(f, more)
@@ -368,7 +368,7 @@ func TestReadDir(t *testing.T) {
 		t.Error("the same files have two digests")
 	}
 
-	// A link to a file inside is read: a mounted ConfigMap is made of such links.
+	// A link to a file in the folder is read: a mounted ConfigMap has such links.
 	link := func(target, name string) {
 		t.Helper()
 		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {

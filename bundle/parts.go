@@ -8,9 +8,11 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 )
 
-// The entity types that the field catalogue becomes, in every namespace.
+// The entity types, in every namespace, of the entities that the field catalogue becomes.
 const (
 	fieldType = "Field"
 	groupType = "FieldGroup"
@@ -52,7 +54,7 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 		case "owners":
 			b.Owners = y.strs(v, "owners")
 		case "approvals":
-			// Only 0 is what happens: everything is published without approval.
+			// Approvals are not supported, so only 0 is true.
 			if v.Kind != yaml.ScalarNode || isText(v) || v.Value != "0" {
 				y.fail(v, "remove the line, and have changes approved before they are published",
 					"approvals are not enforced by this version: it publishes a bundle without any")
@@ -80,7 +82,7 @@ func readFields(f File, probs *Problems) []Field {
 	var fields []Field
 	y.each(root, FieldsName, func(typ, paths *yaml.Node) {
 		switch {
-		case !validType(typ.Value):
+		case !entityuid.ValidType(typ.Value):
 			y.fail(typ, "such as Shop::Order", "%.100q is not an entity type", typ.Value)
 			return
 		case baseName(typ.Value) == fieldType:
@@ -111,7 +113,7 @@ func readFields(f File, probs *Problems) []Field {
 	return fields
 }
 
-// groups reads the groups of one field. No groups at all is an empty list.
+// groups reads the groups of one field. A field without groups has an empty list.
 func (y yamlFile) groups(n *yaml.Node) []string {
 	groups := y.strs(n, "groups")
 	if len(groups) > maxGroups {
@@ -125,7 +127,7 @@ func (y yamlFile) groups(n *yaml.Node) []string {
 	return groups
 }
 
-// cycles refuses a group that is inside itself.
+// cycles refuses a group that contains itself.
 func (y yamlFile) cycles(fields []Field) {
 	type group struct{ typ, name string }
 	in := map[group]Field{}
@@ -251,7 +253,7 @@ func (y yamlFile) test(n *yaml.Node) Test {
 	return t
 }
 
-// complete refuses a check that lacks a part, or that could never hold.
+// complete refuses a check that lacks a part, or that no decision can pass.
 func (y yamlFile) complete(n *yaml.Node, t Test, given map[string]*yaml.Node) {
 	for _, k := range []string{"name", "principal", "action", "resource", "expect"} {
 		if given[k] == nil {
@@ -282,7 +284,7 @@ func (y yamlFile) ref(n *yaml.Node) Ref {
 		if !isText(n) {
 			return Ref{}
 		}
-		typ, id, err := ParseUID(s)
+		typ, id, err := entityuid.Parse(s)
 		if err != nil {
 			y.fail(n, `write it as Type::"id"`, "%.200q: %s", s, err)
 		}
@@ -294,7 +296,7 @@ func (y yamlFile) ref(n *yaml.Node) Ref {
 		switch k.Value {
 		case "type":
 			hasType = true
-			if r.Type = y.str(v, "type"); isText(v) && !validType(r.Type) {
+			if r.Type = y.str(v, "type"); isText(v) && !entityuid.ValidType(r.Type) {
 				y.fail(v, "such as Shop::Order", "%.100q is not an entity type", r.Type)
 			}
 		case "id":

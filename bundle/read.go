@@ -15,8 +15,8 @@ import (
 	"unicode/utf8"
 )
 
-// Caps on what is read. What policies and entities may hold inside is for the
-// server to say.
+// Limits on what is read. The server has other limits on the contents of policies and
+// entities.
 const (
 	MaxFiles     = 10_000
 	MaxBytes     = 256 << 20 // all files together
@@ -24,20 +24,20 @@ const (
 	MaxFields    = 10_000
 	MaxTests     = 10_000
 
-	maxPathBytes = 512     // one file's path
-	maxEntries   = 100_000 // directory entries looked at, known files or not
-	maxTypeBytes = 512
+	maxPathBytes = 512     // the path of one file
+	maxEntries   = 100_000 // directory entries, of known files or not
 )
 
-// ReadDir reads the bundle in a folder. The folder's name is the bundle's,
-// unless bundle.yaml names it. Read says how links are read. On mistakes the
-// error is a Problems.
+// ReadDir reads the bundle in a folder. Its name is that of the folder, unless
+// bundle.yaml has a name. Links are read as by [Read]. If there are mistakes, the error
+// is a [Problems].
 func ReadDir(dir string) (*Bundle, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("read bundle: %w", err)
 	}
-	// A Root, and not os.DirFS: it refuses links that lead out, without a race.
+	// An os.Root refuses links that lead out of the folder, without a race. os.DirFS does
+	// not.
 	root, err := os.OpenRoot(abs)
 	if err != nil {
 		return nil, fmt.Errorf("read bundle: %w", err)
@@ -46,15 +46,15 @@ func ReadDir(dir string) (*Bundle, error) {
 	return Read(root.FS(), filepath.Base(abs))
 }
 
-// Read reads the bundle at the root of a file system. Names that start with a
-// dot, README files and file types that a bundle does not know are left out,
-// but a file that looks like a misspelled part of a bundle is a problem.
+// Read reads the bundle at the root of a file system. It leaves out names that start with
+// a dot, README files and files of unknown types, but a file that looks like a misspelled
+// part of a bundle is a problem.
 //
-// A symbolic link must lead to a file inside the file system, or to a folder
-// below a name that starts with a dot, which is read under the link's name: a
-// mounted ConfigMap of Kubernetes is made of such links. Any other link is a
-// problem, whatever its name says, because policies may be behind it. So is a
-// link to a folder without a dot, which is read at its own place.
+// A symbolic link must lead to a file in the file system, or to a folder below a name
+// that starts with a dot, which is read under the name of the link: a mounted ConfigMap
+// of Kubernetes has such links. Any other link is a problem, whatever its name is,
+// because it may lead to policies. A link to a folder without a dot is a problem too,
+// because that folder is read under its own name.
 func Read(fsys fs.FS, defaultName string) (*Bundle, error) {
 	w := walker{fsys: fsys, folders: map[string]string{}}
 	if err := w.folder(".", "."); err != nil && !errors.Is(err, errStop) {
@@ -63,20 +63,20 @@ func Read(fsys fs.FS, defaultName string) (*Bundle, error) {
 	return fromFiles(defaultName, w.files, w.probs)
 }
 
-// errStop ends a walk whose problem is already noted.
+// errStop ends a walk after its problem was added.
 var errStop = errors.New("stop")
 
 type walker struct {
 	fsys    fs.FS
-	folders map[string]string // those that were read: path without links → name in the bundle
+	folders map[string]string // folders that were read: path without links → name in the bundle
 	files   []File
 	probs   Problems
 	seen    int
 	bytes   int
 }
 
-// folder reads all that is in a folder. Its name is where it stands in the
-// bundle, actual is its path without links.
+// folder reads everything in a folder. name is its path in the bundle, and actual its
+// path without links.
 func (w *walker) folder(name, actual string) error {
 	if first, twice := w.folders[actual]; twice {
 		w.probs.add(Problem{File: name, Message: "is the same folder as " + first, Hint: "policies are read once: remove one of the two"})
@@ -132,7 +132,7 @@ func (w *walker) entry(name, actual string, mode fs.FileMode) error {
 	return w.folder(name, actual)
 }
 
-// maxLinks bounds the links on the way to one file, as Linux does.
+// maxLinks bounds the links on the path to one file, as in Linux.
 const maxLinks = 40
 
 // resolve follows the links in a path inside the file system, and returns the
@@ -182,7 +182,7 @@ func resolve(fsys fs.FS, name string) (string, fs.FileInfo, error) {
 	return actual, info, nil
 }
 
-// file reads one entry that is not a folder, if the bundle wants it.
+// file reads one entry that is not a folder, if it is part of a bundle.
 func (w *walker) file(name, actual string, mode fs.FileMode) error {
 	kind, prob := classify(name)
 	switch {
@@ -211,7 +211,7 @@ func (w *walker) file(name, actual string, mode fs.FileMode) error {
 	return nil
 }
 
-// read returns a file's content, at most one byte more than there is room for.
+// read returns the content of a file, at most one byte more than the limit allows.
 func (w *walker) read(name string) (_ []byte, err error) {
 	f, err := w.fsys.Open(name)
 	if err != nil {
@@ -221,7 +221,7 @@ func (w *walker) read(name string) (_ []byte, err error) {
 	return io.ReadAll(io.LimitReader(f, int64(MaxBytes-w.bytes)+1))
 }
 
-// cause is an error without the path in front, which a Problem already has.
+// cause returns the text of an error without the path, which the Problem has already.
 func cause(err error) string {
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err.Error()
@@ -233,20 +233,20 @@ func tooBig() Problem {
 	return Problem{Message: fmt.Sprintf("the bundle is larger than %d MiB", MaxBytes>>20)}
 }
 
-// FromFiles makes a bundle of files that came over the wire. Every path must be
-// relative, clean, with forward slashes, and given once.
+// FromFiles makes a bundle of uploaded files. Every path must be relative and clean, with
+// forward slashes, and given once.
 func FromFiles(name string, files []File) (*Bundle, error) {
 	return fromFiles(name, files, nil)
 }
 
-// fromFiles is FromFiles with the problems that reading already met.
+// fromFiles is FromFiles with the problems that were found before.
 func fromFiles(name string, files []File, probs Problems) (*Bundle, error) {
 	var (
 		kept  []File
 		total int
 		seen  = make(map[string]bool, len(files))
 
-		byFolded = make(map[string]string, len(files)) // path in small letters → path
+		byFolded = make(map[string]string, len(files)) // path in lower case → path
 	)
 	if len(files) > MaxFiles {
 		return nil, Problems{{Message: fmt.Sprintf("the bundle holds more than %d files", MaxFiles)}}
@@ -284,7 +284,7 @@ func fromFiles(name string, files []File, probs Problems) (*Bundle, error) {
 	return build(name, kept, probs)
 }
 
-// validFilePath reports whether p names a file inside a bundle on every system.
+// validFilePath reports whether p is a path in a bundle on every system.
 func validFilePath(p string) bool {
 	return len(p) <= maxPathBytes && p != "." && fs.ValidPath(p) &&
 		!strings.ContainsFunc(p, func(r rune) bool { return r == '\\' || r == ':' || r < ' ' || r == 0x7f })
@@ -298,13 +298,13 @@ const (
 	kindPolicy
 )
 
-// classify says from its path alone what a file is to a bundle. The problem is
-// set for a file that would be dropped in silence although its author meant it:
-// a catalogue or a forbid that is not read is worse than an error.
+// classify returns the kind of a file from its path alone. It returns a problem for a
+// file that would be ignored although its author probably wants it to be read: to ignore
+// a catalogue or a forbid is worse than an error.
 func classify(name string) (kind, *Problem) {
 	base := path.Base(name)
 	if hidden(name) {
-		if isPolicyName(base) { // of an upload: folders are not searched for hidden files
+		if isPolicyName(base) { // in an upload only: a walk of a folder skips hidden files
 			return kindIgnored, &Problem{File: name, Message: "would not be read", Hint: "names that start with a dot are left out of a bundle"}
 		}
 		return kindIgnored, nil
@@ -346,7 +346,7 @@ func classify(name string) (kind, *Problem) {
 	return kindIgnored, nil
 }
 
-// known are the files that a bundle has at its top, beside policies.
+// known are the names of files at the top of a bundle, except policies.
 var known = []string{ManifestName, SchemaName, FieldsName, EntitiesName, TestsName}
 
 // hidden reports whether a name in the path starts with a dot.
@@ -354,15 +354,14 @@ func hidden(name string) bool {
 	return name != "." && (strings.HasPrefix(name, ".") || strings.Contains(name, "/."))
 }
 
-// isPolicyName reports whether a name is that of a policy file, or looks like one
-// to people: "A.CEDAR", or with a space or a dot at its end, which not every system
-// shows.
+// isPolicyName reports whether a name is that of a policy file or looks like one:
+// "A.CEDAR", or a name with a space or a dot at its end, which not every system shows.
 func isPolicyName(base string) bool {
 	return strings.HasSuffix(strings.ToLower(strings.TrimRight(base, ". \t\r\n")), ".cedar")
 }
 
-// folderProblem refuses a folder in the place of a file. Container engines make one
-// where a file that they are to mount does not exist.
+// folderProblem refuses a folder with the name of a file. Container engines make such a
+// folder if a file to mount does not exist.
 func folderProblem(name string) *Problem {
 	if base := path.Base(name); isPolicyName(base) || slices.Contains(known, name) {
 		return &Problem{File: name, Message: "is a folder, and its name is that of a file", Hint: "was a file to be mounted here that does not exist?"}
@@ -370,7 +369,7 @@ func folderProblem(name string) *Problem {
 	return nil
 }
 
-// build makes the bundle of files whose paths are already known to be good.
+// build makes the bundle of files whose paths are valid.
 func build(name string, files []File, probs Problems) (*Bundle, error) {
 	files = slices.Clone(files)
 	slices.SortFunc(files, func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
@@ -413,7 +412,7 @@ func build(name string, files []File, probs Problems) (*Bundle, error) {
 	return b, nil
 }
 
-// checkText refuses what no part of a bundle may hold.
+// checkText refuses text that no file of a bundle may have.
 func checkText(f File) *Problem {
 	at := -1
 	var msg, hint string
@@ -439,8 +438,8 @@ func checkText(f File) *Problem {
 		Column: at - bytes.LastIndexByte(before, '\n'), Message: msg, Hint: hint}
 }
 
-// WriteDir writes files into a folder, which it makes if need be and which must
-// be empty: a file left over from before would become part of the bundle.
+// WriteDir writes files into a folder, which it makes if necessary. The folder must be
+// empty, because an old file would become part of the bundle.
 func WriteDir(dir string, files []File) (err error) {
 	for _, f := range files {
 		if !validFilePath(f.Path) {
@@ -471,8 +470,8 @@ func WriteDir(dir string, files []File) (err error) {
 	return nil
 }
 
-// writeNew fails if there is a file of the name, such as one whose name differs in
-// case only where that is no difference.
+// writeNew fails if there is a file of that name. On some systems that is also a file
+// whose name differs in case only.
 func writeNew(root *os.Root, f File) error {
 	out, err := root.OpenFile(f.Path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {

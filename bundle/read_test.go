@@ -14,7 +14,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// folder makes a bundle "shop" with more files, and links: name → target. Beside it
+// folder makes a bundle "shop" with more files and with links: name → target. Next to it
 // is the folder "shared" with a policy.
 func folder(t testing.TB, more files, links files) string {
 	t.Helper()
@@ -47,8 +47,8 @@ func write(t testing.TB, name, content string) {
 	}
 }
 
-// read reads a folder in both ways that there are, which must agree, and returns the
-// paths of its policies.
+// read reads a folder with ReadDir and Read, which must agree, and returns the paths of
+// its policies.
 func read(t *testing.T, dir string) ([]string, error) {
 	t.Helper()
 	b, err := bundle.ReadDir(dir)
@@ -65,8 +65,8 @@ func read(t *testing.T, dir string) ([]string, error) {
 	return paths, err
 }
 
-// A link may lead to a policy, whatever it is called, so one that cannot be followed
-// is never passed over.
+// A link may lead to a policy, whatever its name is, so a link that cannot be followed is
+// never ignored.
 func TestLinksThatCannotBeFollowed(t *testing.T) {
 	const refused = ": is a link that cannot be followed inside the bundle: "
 	const leaves, absolute, missing, circle = "it leaves the bundle's folder", "its target is an absolute path", "no such file or directory",
@@ -101,8 +101,8 @@ func TestLinksThatCannotBeFollowed(t *testing.T) {
 	}
 }
 
-// A mounted ConfigMap or projected volume holds its files in a hidden folder and links
-// to them, by two links.
+// A mounted ConfigMap or projected volume has its files in a hidden folder, and links to
+// them by two links.
 func TestMountedConfigMap(t *testing.T) {
 	for _, below := range []string{"", "mounted/"} {
 		got, err := read(t, folder(t, files{
@@ -117,8 +117,8 @@ func TestMountedConfigMap(t *testing.T) {
 	}
 }
 
-// A bundle is either refused, or read with every policy that a program finds by following
-// all links, for any links between its files and folders.
+// With any links between its files and folders, a bundle is either refused or read with
+// every policy that a program finds if it follows all links.
 func TestNoLinkLosesAPolicy(t *testing.T) {
 	names := []string{"a", "b.cedar", "c/d", "c/e.cedar", ".h/f", ".h/g.cedar"}
 	targets := []string{"a", "b.cedar", "c", "../c", ".h", "../.h", "..", "../../shared", "c/p.cedar", ".h/q.cedar", "../.h/q.cedar", "."}
@@ -133,8 +133,8 @@ func TestNoLinkLosesAPolicy(t *testing.T) {
 		for _, f := range b.Policies {
 			has[string(f.Content)] = true
 		}
-		// Without an error there is no way out, so everything that can be reached is below
-		// the folder, and links are not followed for ever.
+		// Without an error no link leads out, so everything that can be reached is below
+		// the folder, and no link leads in a circle.
 		var visit func(at string, depth int)
 		visit = func(at string, depth int) {
 			entries, err := os.ReadDir(filepath.Join(dir, at))
@@ -182,8 +182,8 @@ func TestWhatIsNoFile(t *testing.T) {
 		"tests.yaml: is a folder, and its name is that of a file")
 }
 
-// locked is a file system whose folder "locked" may not be read. A test that runs as
-// root cannot make one on disk.
+// locked is a file system whose folder "locked" cannot be read. A test that runs as root
+// cannot make such a folder on disk.
 type locked struct{ fstest.MapFS }
 
 func (l locked) ReadDir(name string) ([]fs.DirEntry, error) {
@@ -198,8 +198,7 @@ func TestFolderThatCannotBeRead(t *testing.T) {
 	wantProblems(t, err, "locked: cannot be read: permission denied")
 }
 
-// On a disk where case makes no difference, the second of two files would replace the
-// first.
+// On a disk that ignores case, the second of two files would replace the first.
 func TestWriteDirReplacesNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "x")
 	err := bundle.WriteDir(dir, []bundle.File{{Path: "a.cedar", Content: []byte("forbid")}, {Path: "a.cedar", Content: []byte("permit")}})

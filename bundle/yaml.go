@@ -12,11 +12,11 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// maxYAMLDepth bounds nesting. The deepest thing a bundle needs is an entity
-// with nested records inside a check.
+// maxYAMLDepth bounds nesting. A bundle needs the deepest nesting for an entity with
+// nested records in a check.
 const maxYAMLDepth = 64
 
-// depthLimit makes the parser itself refuse deep nesting.
+// depthLimit makes the parser refuse deep nesting.
 type depthLimit struct{}
 
 func (depthLimit) CheckDepth(depth int, _ *yaml.DepthContext) error {
@@ -26,12 +26,12 @@ func (depthLimit) CheckDepth(depth int, _ *yaml.DepthContext) error {
 	return nil
 }
 
-// CheckAlias lets every count pass: nodes are not expanded while they are
-// loaded, and plain refuses any alias it meets.
+// CheckAlias accepts any number of aliases: loading does not expand them, and plain
+// refuses every alias.
 func (depthLimit) CheckAlias(int, int) error { return nil }
 
-// A yamlFile reads one YAML file by its nodes, so that every problem has a
-// line and a column, and so that one bad value does not hide the next.
+// A yamlFile reads one YAML file node by node, so that every problem has a line and a
+// column, and one bad value does not hide the next.
 type yamlFile struct {
 	path  string
 	probs *Problems
@@ -42,8 +42,8 @@ func (y yamlFile) fail(n *yaml.Node, hint, format string, args ...any) {
 		Message: fmt.Sprintf(format, args...), Hint: hint})
 }
 
-// load parses the file and checks what holds for every YAML file here. It
-// returns nil if the file is empty or not worth reading further.
+// load parses the file and applies the checks for all YAML files. It returns nil if the
+// file is empty or cannot be read further.
 func (y yamlFile) load(content []byte) *yaml.Node {
 	if len(content) > MaxYAMLBytes {
 		y.probs.add(Problem{File: y.path, Message: fmt.Sprintf("is larger than %d KiB", MaxYAMLBytes>>10)})
@@ -81,7 +81,7 @@ func (y yamlFile) load(content []byte) *yaml.Node {
 	return root
 }
 
-// syntax notes an error of the parser.
+// syntax adds an error of the parser to the problems.
 func (y yamlFile) syntax(err error) {
 	p := Problem{File: y.path, Message: err.Error()}
 	if le, ok := errors.AsType[*yaml.LoadError](err); ok {
@@ -95,8 +95,8 @@ func (y yamlFile) syntax(err error) {
 	y.probs.add(p)
 }
 
-// plain refuses, anywhere below n, what makes YAML mean something other than
-// what it shows: anchors, aliases, merges, tags and keys given twice.
+// plain refuses what makes YAML hard to read correctly, anywhere below n: anchors,
+// aliases, merges, tags and keys that are given twice.
 func (y yamlFile) plain(n *yaml.Node) bool {
 	switch {
 	case n.Kind == yaml.AliasNode:
@@ -144,12 +144,12 @@ func (y yamlFile) each(n *yaml.Node, what string, f func(key, value *yaml.Node))
 	}
 }
 
-// unknown notes a key that nobody asked for.
+// unknown adds a problem for a key that is not known.
 func (y yamlFile) unknown(key *yaml.Node, known ...string) {
 	y.fail(key, "known are "+strings.Join(known, ", "), "unknown key %.100q", key.Value)
 }
 
-// str reads text. It does not take a number or a bool for text.
+// str reads text. It refuses a number or a bool.
 func (y yamlFile) str(n *yaml.Node, what string) string {
 	if !isText(n) {
 		hint := ""
@@ -170,8 +170,8 @@ func (y yamlFile) boolean(n *yaml.Node, what string) bool {
 	return strings.EqualFold(n.Value, "true")
 }
 
-// strs reads a list of texts, or one text for a list of one. It never returns
-// nil: nil is for what was not given.
+// strs reads a list of texts, or one text as a list of one. It never returns nil, which
+// stands for a value that was not given.
 func (y yamlFile) strs(n *yaml.Node, what string) []string {
 	out := []string{}
 	if isText(n) {
@@ -199,7 +199,7 @@ func (y yamlFile) strs(n *yaml.Node, what string) []string {
 
 var decimal = regexp.MustCompile(`^-?(0|[1-9][0-9]*)$`)
 
-// value reads what a Cedar value can be: text, bool, whole number, list, record.
+// value reads a Cedar value: a text, bool, whole number, list or record.
 func (y yamlFile) value(n *yaml.Node) any {
 	switch n.Kind {
 	case yaml.SequenceNode:
@@ -218,7 +218,7 @@ func (y yamlFile) value(n *yaml.Node) any {
 		return n.Value
 	case n.ShortTag() == "!!bool":
 		return strings.EqualFold(n.Value, "true")
-	case n.ShortTag() == "!!int" || decimal.MatchString(n.Value): // a long one is a float to YAML
+	case n.ShortTag() == "!!int" || decimal.MatchString(n.Value): // YAML takes a long number for a float
 		if !decimal.MatchString(n.Value) {
 			y.fail(n, "write it in plain decimal, or in quotes if it is text", "%.100q is not a plain number", n.Value)
 			return nil
@@ -239,7 +239,7 @@ func (y yamlFile) value(n *yaml.Node) any {
 	return nil
 }
 
-// isText reports whether n is text. What looks like a date is text here too.
+// isText reports whether n is text. A date is text too.
 func isText(n *yaml.Node) bool {
 	return n.Kind == yaml.ScalarNode && (n.ShortTag() == "!!str" || n.ShortTag() == "!!timestamp")
 }

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
@@ -69,7 +69,7 @@ func DamageOf(e *cedarpostv1.LogEntry) *Damage {
 
 // uidText returns an entity's name as Cedar text.
 func uidText(u *cedarpostv1.EntityUid) string {
-	return bundle.Ref{Type: u.GetType(), ID: u.GetId()}.String()
+	return entityuid.Format(u.GetType(), u.GetId())
 }
 
 func policyText(p *cedarpostv1.PolicyRef) string { return p.GetBundle() + "/" + p.GetId() }

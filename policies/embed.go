@@ -1,5 +1,5 @@
-// Package policies carries the bundles that ship inside the binary, so that a
-// first run needs no files beside it.
+// Package policies has the bundles that are embedded in the binary, so that a first run
+// needs no files.
 package policies
 
 import (
@@ -12,12 +12,12 @@ import (
 //go:embed all:shop
 var shop embed.FS
 
-// Shop is the example bundle: a web shop's orders, seen by customers, support,
-// finance and managers. `cedarpost dev` loads it.
+// Shop is the example bundle, about the orders of a web shop that customers, support,
+// finance and managers may see. `cedarpost dev` publishes it.
 func Shop() fs.FS {
 	sub, err := fs.Sub(shop, "shop")
 	if err != nil {
-		panic(err) // the folder is embedded above
+		panic(err) // the folder is embedded
 	}
 	return sub
 }

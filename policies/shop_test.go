@@ -20,8 +20,8 @@ import (
 	"github.com/cedarpost/cedarpost/policies"
 )
 
-// shop is the example bundle, evaluated here by cedar-go alone: a plain, slow
-// second opinion on what the service says about the same bundle.
+// shop evaluates the example bundle with cedar-go alone, in a simple and slow way, as a
+// second opinion on the answers of the service.
 type shop struct {
 	bundle   *bundle.Bundle
 	schema   *resolved.Schema
@@ -92,8 +92,7 @@ func loadShop(t *testing.T) *shop {
 		}
 		s.entities[e.UID] = e
 	}
-	// Action groups are entities like any other: without them a forbid on a
-	// group would not fire.
+	// Action groups are entities. Without them a forbid on a group would not apply.
 	for _, a := range s.schema.Actions {
 		s.entities[a.Entity.UID] = a.Entity
 	}
@@ -101,7 +100,7 @@ func loadShop(t *testing.T) *shop {
 	return s
 }
 
-// catalogue adds the entities that fields.yaml stands for.
+// catalogue adds the entities that fields.yaml becomes.
 func (s *shop) catalogue() {
 	add := func(uid types.EntityUID, parents ...types.EntityUID) {
 		parents = slices.AppendSeq(parents, s.entities[uid].Parents.All())
@@ -256,7 +255,7 @@ func TestShopStory(t *testing.T) {
 	}
 }
 
-// TestWhoSeesWhat is the story in one table: what each person sees of order 42.
+// TestWhoSeesWhat shows in one table what each person sees of order 42.
 func TestWhoSeesWhat(t *testing.T) {
 	const (
 		basic    = "id status items "
@@ -299,7 +298,7 @@ func TestWhoSeesWhat(t *testing.T) {
 	}
 }
 
-// outcome is what the service would answer.
+// outcome returns what the service would answer.
 type outcome struct {
 	decision, deniedAt                                  string
 	permitted, denied, determining, obligations, advice []string
@@ -338,7 +337,7 @@ func (s *shop) check(c bundle.Test) (out outcome) {
 	return out
 }
 
-// say collects the obligations and advice of the policies that decided.
+// say collects the obligations and advice of the determining policies.
 func (o *outcome) say(by []policy) {
 	add := func(to *[]string, text types.String) {
 		if text != "" && !slices.Contains(*to, string(text)) {
@@ -354,7 +353,7 @@ func (o *outcome) say(by []policy) {
 	}
 }
 
-// asked are the leaves that a check asks for, and paths that nobody knows.
+// asked returns the leaves that a check asks for, and paths that are not known.
 func (s *shop) asked(c bundle.Test) (paths []string) {
 	if c.AllFields {
 		return s.leaves
@@ -373,7 +372,8 @@ func (s *shop) asked(c bundle.Test) (paths []string) {
 	return paths
 }
 
-// authorize is Cedar's answer, with one difference: a forbid that errors denies.
+// authorize returns the answer of Cedar, except that a forbid that fails to evaluate
+// denies.
 func (s *shop) authorize(req types.Request) (allowed bool, by []policy) {
 	decision, diag := cedar.Authorize(s.policies, s.entities, req)
 	var failed []policy
@@ -394,8 +394,8 @@ func (s *shop) policy(id cedar.PolicyID) policy {
 	return s.policies[slices.IndexFunc(s.policies, func(p policy) bool { return p.id == string(id) })]
 }
 
-// deniedAt says where a denied request was stopped: at FUNCTION if no resource
-// of this type could have been allowed, else at OBJECT.
+// deniedAt returns which check denied a request: FUNCTION if no resource of this type
+// could have been allowed, otherwise OBJECT.
 func (s *shop) deniedAt(req types.Request) string {
 	function := true
 	for _, p := range s.policies {
@@ -434,7 +434,7 @@ func (s *shop) holds(p *ast.Policy, req types.Request) bool {
 	return d == types.Allow
 }
 
-// fires reports whether a forbid's conditions are true or an error.
+// fires reports whether the conditions of a forbid are true or fail to evaluate.
 func (s *shop) fires(p *ast.Policy, req types.Request) bool {
 	_, diag := cedar.Authorize(policyList{policyOf(p)}, s.entities, req)
 	return len(diag.Reasons)+len(diag.Errors) > 0
@@ -455,7 +455,7 @@ func when(n ast.IsNode) *ast.Policy {
 	return p
 }
 
-// conjuncts are the parts of a policy's conditions that must all be true.
+// conjuncts returns the parts of a policy's conditions, which must all be true.
 func conjuncts(p *ast.Policy) (out []ast.IsNode) {
 	var split func(n ast.IsNode, negated bool)
 	split = func(n ast.IsNode, negated bool) {
@@ -500,7 +500,7 @@ func uid(r bundle.Ref) types.EntityUID {
 	return types.NewEntityUID(types.EntityType(r.Type), types.String(r.ID))
 }
 
-// record is a context of bools, which is all that the shop has, and one more.
+// record makes a context of bools, which are all that the shop has, and one more value.
 func record(ctx map[string]any, more ...any) types.Record {
 	m := types.RecordMap{}
 	for k, v := range ctx {

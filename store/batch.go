@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/google/uuid"
@@ -11,22 +10,22 @@ import (
 
 // Batch is one commit to the log.
 type Batch struct {
-	// Leaf is its place, from 0. ID is what its rows name it by.
+	// Leaf is its place in the log, from 0. Its rows name it by ID.
 	Leaf int64
 	ID   uuid.UUID
-	// Writer is the process that wrote it, WriterSeq counts its batches.
+	// Writer is the process that wrote it. WriterSeq counts the batches of the writer.
 	Writer    uuid.UUID
 	WriterSeq int64
 	// Day is the day of its rows, UTC.
 	Day time.Time
-	// Rows is how many it was written with. FirstAt and LastAt bound their time, and
-	// are zero if there are none.
+	// Rows is the number of rows that it was written with. FirstAt and LastAt are the
+	// times of the earliest and the latest of them, zero if there are none.
 	Rows            int
 	FirstAt, LastAt time.Time
 	// Header holds the exact bytes that were hashed.
 	Header []byte
-	// Entries are its rows in order, once [DB.ReadEntries] read them. A batch of a day
-	// that was dropped has none; one that lost rows has a gap in their places.
+	// Entries are its rows in order, after [DB.ReadEntries] has read them. If the day was
+	// dropped there are none. If rows were lost, their places are missing.
 	Entries []Entry
 }
 
@@ -34,45 +33,46 @@ type Batch struct {
 type Entry struct {
 	// Pos is its place in the batch.
 	Pos int
-	// Event tells the record of an event from that of a decision.
+	// Event is true for an event, and false for a decision.
 	Event bool
 	// ID and At are those of the row.
 	ID     uuid.UUID
 	At     time.Time
 	Record []byte
-	// CRC is the checksum of the record when it was written.
+	// CRC is the checksum of the record from when it was written.
 	CRC int32
 }
 
 // ofBatch is the condition that a row r of decisions or events belongs to a batch of the
-// log: no reader shows one that was put beside the log. That the row is one of those
-// that the header commits to is for a verification to find.
+// log, so that no reader shows a row that was inserted without a batch. It does not prove
+// that the header of the batch commits to the row: a verification does.
 const ofBatch = `exists (
 			select from audit_batches b
 			where b.batch = r.batch and r.at between b.first_at and b.last_at and r.pos >= 0 and r.pos < b.rows)`
 
-// NextLeaf is how many batches the log has.
+// NextLeaf returns the leaf of the next batch, which is the number of batches in the log.
 func (db *DB) NextLeaf(ctx context.Context) (leaf int64, err error) {
 	defer wrap(&err, "read the end of the log")
 	err = db.audit.QueryRow(ctx, "select coalesce(max(seq), -1) + 1 from audit_batches").Scan(&leaf)
 	return leaf, err
 }
 
-// FirstLeaf is the place of the oldest batch that is still there: 0, unless the owner of
-// the database removed those of dropped days.
+// FirstLeaf returns the leaf of the oldest batch that is still stored: 0, unless the
+// owner of the database removed the batches of dropped days.
 func (db *DB) FirstLeaf(ctx context.Context) (leaf int64, err error) {
 	defer wrap(&err, "read the beginning of the log")
 	err = db.audit.QueryRow(ctx, "select coalesce(min(seq), 0) from audit_batches").Scan(&leaf)
 	return leaf, err
 }
 
-// FindBatch finds the first batch, from a leaf on, that has rows from a time on; if
-// there is none yet, the place of the next one. Batches after it can still be of
-// rows before that time: servers do not commit in the order of their clocks.
+// FindBatch returns the leaf of the first batch, at or after a leaf, that has rows at or
+// after a time. If there is none yet, it returns the leaf of the next batch. Later
+// batches can have rows of an earlier time, because servers do not commit in the order of
+// their clocks.
 func (db *DB) FindBatch(ctx context.Context, leaf int64, at time.Time) (_ int64, err error) {
 	defer wrap(&err, "find a batch")
-	// A batch with rows of a day is of that day. Whatever the servers' clocks, none of
-	// the days from there on has one before the smallest of these.
+	// All rows of a batch are of its day. So no batch of that day or of a later one comes
+	// before the smallest of these leaves, whatever the clocks of the servers say.
 	const query = `
 		with day as (
 			select min(first.seq) as seq
@@ -90,11 +90,13 @@ func (db *DB) FindBatch(ctx context.Context, leaf int64, at time.Time) (_ int64,
 	return leaf, err
 }
 
-// EndOf is the place after the last batch that has rows of a time, from (the zero time:
-// any) to (exclusive). Batches before it can have rows of another time.
+// EndOf returns the leaf after the last batch that has rows between two times: from
+// (inclusive, zero for no bound) and to (exclusive). Earlier batches can have rows of
+// other times.
 func (db *DB) EndOf(ctx context.Context, from, to time.Time) (leaf int64, err error) {
 	defer wrap(&err, "find the last batch of a time")
-	// A batch is of one day, so rows are looked at on the first day and on the last.
+	// A batch is of one day, so the times of its rows matter on the first and the last
+	// day only.
 	const query = `
 		select coalesce(max(of_day.seq), -1) + 1
 		from generate_series(
@@ -148,15 +150,11 @@ func (db *DB) BatchByID(ctx context.Context, id uuid.UUID) (_ Batch, err error) 
 	defer wrap(&err, "read batch")
 	rows, _ := db.audit.Query(ctx, selectBatches+" where batch = $1", id)
 	b, err := pgx.CollectExactlyOneRow(rows, scanBatch)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = ErrNotFound
-	}
-	return b, err
+	return b, notFound(err)
 }
 
-// The lateral join looks at the time of each batch alone, which is narrow, and
-// leaves out all partitions but one. Without `offset 0` the planner might turn it
-// into a join of the whole log.
+// For each batch, the lateral join reads the time of that batch alone, which is in one
+// partition. Without `offset 0` the planner might join the whole log.
 const readEntries = `
 		select b.n - 1 as n, r.pos, r.event, r.id, r.at, r.record, r.crc
 		from unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[]) with ordinality as b (batch, first_at, last_at, n)
@@ -169,8 +167,8 @@ const readEntries = `
 			offset 0) as r
 		order by b.n, r.pos`
 
-// ReadEntries fills in the entries of as many of the batches as have no more than so
-// many bytes together, but of one at least, and says of how many.
+// ReadEntries fills in the entries of the first of the batches: as many as have at most
+// maxBytes together, and at least one. It returns how many.
 func (db *DB) ReadEntries(ctx context.Context, batches []Batch, maxBytes int) (n int, err error) {
 	defer wrap(&err, "read the rows of batches")
 	var ids []uuid.UUID
@@ -192,7 +190,7 @@ func (db *DB) ReadEntries(ctx context.Context, batches []Batch, maxBytes int) (n
 		}
 		size += len(entry.Record)
 		if size > maxBytes && at > 0 {
-			// What was read of this one is read again with the next.
+			// The caller reads this batch again, with the next ones.
 			batches[at].Entries = nil
 			return at, nil
 		}

@@ -10,7 +10,7 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// readBatches reads the log from a leaf on, in the words "0: d1 d2 e3".
+// readBatches reads the log from a leaf on, as "0: d1 d2 e3".
 func readBatches(t *testing.T, db *store.DB, leaf int64, maxBytes int) []string {
 	t.Helper()
 	batches, err := db.Batches(t.Context(), leaf, 100)
@@ -61,7 +61,7 @@ func TestBatches(t *testing.T) {
 	commit(w, []store.Decision{at(-10*time.Hour, 1), at(-9*time.Hour, 2)}, []store.Event{event(today.Add(-9*time.Hour), 3, "change", "", "")})
 	commit(w, nil, nil)
 	commit(w, []store.Decision{at(2*time.Hour, 5), at(time.Hour, 4)}, nil) // the clock went back
-	commit(late, []store.Decision{at(time.Hour, 6)}, nil)                  // another's batch of the same time
+	commit(late, []store.Decision{at(time.Hour, 6)}, nil)                  // a batch of another writer at the same time
 	commit(w, nil, []store.Event{event(today.Add(3*time.Hour), 7, "change", "", "")})
 
 	for _, c := range []struct {
@@ -105,7 +105,7 @@ func TestBatches(t *testing.T) {
 		t.Errorf("the next leaf is %d, %v", n, err)
 	}
 
-	// A day goes, its leaves stay.
+	// If a day is dropped, its leaves stay.
 	yesterday := today.AddDate(0, 0, -1).Format("20060102")
 	for _, table := range []string{"decisions_", "events_"} {
 		mustRaw(t, url, "drop table "+table+yesterday)

@@ -26,7 +26,7 @@ type Bundle struct {
 	PolicyCount   int32  `db:"policies"`
 	PublishedBy   string
 	PublishedAt   time.Time // set by the database
-	// Since is the revision that published it.
+	// Since is the revision that published this version.
 	Since int64
 	// Policies are in order of id.
 	Policies []Policy `db:"-"`
@@ -39,10 +39,10 @@ type Policy struct {
 	File   string // path in the bundle's folder
 	Line   int    // where it starts, from 1
 	Text   string
-	Since  int64 // the revision that wrote it so
+	Since  int64 // the revision that wrote this text
 }
 
-// File is a file of the folder a bundle was published from.
+// File is a file of the folder that a bundle was published from.
 type File struct {
 	Path    string
 	Content []byte
@@ -57,37 +57,37 @@ type Publish struct {
 	Files []File
 	// Caller publishes it.
 	Caller string
-	// BaseRevision is the [DB.PolicyRevision] it was checked against; 0 when there
-	// was no bundle.
+	// BaseRevision is the [DB.PolicyRevision] that it was checked against: 0 if there was
+	// no bundle.
 	BaseRevision int64
-	// EntitiesRevision is the revision of the entities it was checked against.
+	// EntitiesRevision is the revision of the entities that it was checked against.
 	EntitiesRevision int64
-	// At, if it has a number, is the position of both. When the database does not have
-	// it, as after a failover, the error is [ErrOtherHistory].
+	// At is the position of both revisions, if its number is not 0. If the database does
+	// not have it, as after a failover, the error is [ErrOtherHistory].
 	At Position
-	// Recheck, if not nil, gets the live entities that changed after
-	// EntitiesRevision, while nothing can change any more. Its error refuses the
-	// publish, and is returned wrapped. All writers wait for it.
+	// Recheck, if not nil, is called with the live entities that changed after
+	// EntitiesRevision, under the revision lock: all writers wait for it. Its error
+	// refuses the publish, and is returned wrapped.
 	Recheck func(changed []Entity) error
 }
 
-// Published says what a publish made.
+// Published is the result of a publish.
 type Published struct {
-	// Revision is the one that holds it, and Mark the mark of that.
+	// Revision is the revision of the publish, and Mark the mark of the revision.
 	Revision int64
 	Mark     uuid.UUID
-	// Version is the bundle's new one.
+	// Version is the new version of the bundle.
 	Version int64
 }
 
-// PublishBundle makes the bundle the live one under its name, as one revision.
-// Policies and files that did not change keep their rows. The error is
-// [ErrPolicyChanged] when any bundle was published after BaseRevision.
+// PublishBundle replaces the live bundle of that name, as one revision. Policies and
+// files that did not change keep their rows. The error is [ErrPolicyChanged] if any
+// bundle was published after BaseRevision.
 func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err error) {
 	defer wrap(&err, "publish bundle")
 	err = db.inTurn(ctx, func(tx pgx.Tx) error {
-		// Compare before the lock: if the policies are still at BaseRevision after it,
-		// then so they were here.
+		// Compare before the lock is taken. If recheck finds that the policies are still
+		// at BaseRevision, they were at BaseRevision here too.
 		policies, err := comparePolicies(ctx, tx, p.Bundle)
 		if err != nil {
 			return err
@@ -96,7 +96,7 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err
 		if err != nil {
 			return err
 		}
-		if made.Revision, err = nextRevision(ctx, tx, p.Caller, ""); err != nil {
+		if made.Revision, err = nextRevision(ctx, tx, p.Caller); err != nil {
 			return err
 		}
 		if made.Mark, err = readMark(ctx, tx, made.Revision); err != nil {
@@ -133,11 +133,11 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err
 	return made, nil
 }
 
-// recheck makes sure, under the lock, that what the publish was checked against
-// still holds.
+// recheck makes sure, under the lock, that what the publish was checked against has not
+// changed.
 func recheck(ctx context.Context, tx pgx.Tx, p Publish) error {
 	var newest int64
-	err := tx.QueryRow(ctx, "select coalesce(greatest(max(since), max(until)), 0) from bundles").Scan(&newest)
+	err := tx.QueryRow(ctx, selectNewestPublish).Scan(&newest)
 	if err != nil {
 		return err
 	}
@@ -145,7 +145,7 @@ func recheck(ctx context.Context, tx pgx.Tx, p Publish) error {
 		return ErrPolicyChanged
 	}
 	var batch pgx.Batch
-	checkPosition(&batch, p.At)
+	checkPosition(&batch, p.At, ErrOtherHistory)
 	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 		return err
 	}
@@ -164,8 +164,11 @@ func recheck(ctx context.Context, tx pgx.Tx, p Publish) error {
 	return p.Recheck(changed)
 }
 
-// insertBundle closes the live version, whose digest it returns, and inserts the
-// new one.
+// selectNewestPublish reads the revision of the newest change to any bundle.
+const selectNewestPublish = "select coalesce(greatest(max(since), max(until)), 0) from bundles"
+
+// insertBundle ends the live version and inserts the new one. It returns the digest of
+// the version that it ended.
 func insertBundle(ctx context.Context, tx pgx.Tx, n int64, p Publish) (version int64, before []byte, err error) {
 	b := p.Bundle
 	const closing = "update bundles set until = $1 where name = $2 and until is null returning convert_to(digest, 'UTF8')"
@@ -184,8 +187,8 @@ func insertBundle(ctx context.Context, tx pgx.Tx, n int64, p Publish) (version i
 	return version, before, err
 }
 
-// difference is what a publish changes: the keys of the live rows to close, and
-// the rows to insert. A changed one is in both.
+// difference is what a publish changes: the keys of the live rows to end, and the rows to
+// insert. A row that changed is in both.
 type difference[T any] struct {
 	gone []string
 	come []T
@@ -273,15 +276,15 @@ func writeFiles(ctx context.Context, tx pgx.Tx, n int64, bundle string, diff dif
 			f := &diff.come[i]
 			content := f.Content
 			if content == nil {
-				content = []byte{} // an empty file, not null
+				content = []byte{} // an empty file is not null
 			}
 			return []any{bundle, f.Path, content, n}, nil
 		}))
 	return err
 }
 
-// PolicyRevision is the revision of the newest change to any bundle, at or before
-// the given revision; 0 if there was none.
+// PolicyRevision reads the revision of the newest change to any bundle, at or before the
+// given revision. It is 0 if there was none.
 func (db *DB) PolicyRevision(ctx context.Context, revision int64) (n int64, err error) {
 	defer wrap(&err, "read policy revision")
 	return readPolicyRevision(ctx, db.pool, revision)
@@ -296,8 +299,8 @@ func readPolicyRevision(ctx context.Context, q querier, revision int64) (n int64
 	return n, err
 }
 
-// Bundles reads the bundles that were live at the revision, by name, with their
-// policies, without their files.
+// Bundles reads the bundles that were live at the revision, by name, with their policies
+// and without their files.
 func (db *DB) Bundles(ctx context.Context, revision int64) (_ []Bundle, err error) {
 	defer wrap(&err, "read bundles")
 	return readBundles(ctx, db.pool, revision)
@@ -314,7 +317,7 @@ func readBundles(ctx context.Context, q querier, revision int64) ([]Bundle, erro
 	if err != nil {
 		return nil, err
 	}
-	// The two reads agree without a transaction: a revision never changes.
+	// The two reads agree without a transaction, because a revision never changes.
 	rows, _ = q.Query(ctx, `
 		select bundle, id, file, line, text, since
 		from policies
@@ -334,8 +337,8 @@ func readBundles(ctx context.Context, q querier, revision int64) ([]Bundle, erro
 	return bundles, nil
 }
 
-// BundleFiles reads the files of a bundle as they were at the revision, by path.
-// There are none if the bundle was not live then.
+// BundleFiles reads the files of a bundle as they were at the revision, by path. There
+// are none if the bundle was not live at it.
 func (db *DB) BundleFiles(ctx context.Context, revision int64, name string) (_ []File, err error) {
 	defer wrap(&err, "read bundle files")
 	rows, _ := db.admin.Query(ctx, `

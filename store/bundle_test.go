@@ -53,7 +53,8 @@ func TestPublish(t *testing.T) {
 		t.Errorf("%+v", b)
 	}
 
-	// b's text changes, Z goes, c comes; a and the empty file keep their rows.
+	// The text of b changes, Z is removed, and c is new. a and the empty file keep their
+	// rows.
 	bundle.Policies = []store.Policy{policy("a", "permit a", 1), policy("b", "permit b2", 3), policy("c", "permit c", 9)}
 	files = []store.File{{Path: "p.cedar", Content: []byte("y")}, {Path: "empty"}}
 	publish := store.Publish{Bundle: bundle, Files: files, Caller: "bob"}
@@ -80,7 +81,7 @@ func TestPublish(t *testing.T) {
 	if err := raw(t, url, "do $$ begin assert (select count(*) from bundle_files) = 3; end $$"); err != nil {
 		t.Errorf("an unchanged file has a new row: %v", err)
 	}
-	// A policy that only moved is changed.
+	// A policy that moved to another line is changed.
 	bundle.Policies[0].Line = 2
 	publish.BaseRevision = second
 	if third, _, err := publishBundle(t, db, publish); err != nil ||
@@ -88,7 +89,7 @@ func TestPublish(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 
-	// Another bundle does not disturb it.
+	// Another bundle does not change it.
 	other := store.Publish{Bundle: store.Bundle{Name: "org", Policies: []store.Policy{policy("a", "permit", 1)}}, BaseRevision: 3}
 	if _, version, err := publishBundle(t, db, other); err != nil || version != 1 {
 		t.Errorf("version %d, %v", version, err)
@@ -96,9 +97,8 @@ func TestPublish(t *testing.T) {
 	if got := policiesAt(t, db, 4); !slices.Equal(got, []string{"a@4", "a@3", "b@2", "c@2"}) {
 		t.Errorf("now %v", got)
 	}
-	changes, err := db.Changes(t.Context(), 3, 10)
-	if err != nil || len(changes) != 1 || changes[0] != (store.Change{Revision: 4, Kind: store.KindBundle, ID: "org"}) {
-		t.Errorf("%+v, %v", changes, err)
+	if list := changes(t, db, 3, 10); len(list) != 1 || list[0] != (store.Change{Revision: 4, Kind: store.KindBundle, ID: "org"}) {
+		t.Errorf("%+v", list)
 	}
 }
 

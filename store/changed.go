@@ -18,36 +18,36 @@ import (
 // revision.
 type Changed struct {
 	Revision int64
-	// Caller writes it; Kind is that of a [Change].
+	// Caller writes it. Kind is the kind of the [Change].
 	Caller, Kind string
-	// Entities are those that get a new version or go, by type and id.
+	// Entities are those that get a new version or are deleted, by type and id.
 	Entities []UID
 	// ID is the bundle's name or the API key's id.
 	ID string
-	// Version is the bundle's new one.
+	// Version is the new version of the bundle.
 	Version int64
-	// Before and After are digests: the bundle's, or one over all the entities or the
-	// key (see docs/audit.md), nil when there was or will be nothing.
+	// Before and After are digests of the old and the new state: that of the bundle, or
+	// one over all the entities or the key (see docs/audit.md). Nil stands for no state.
 	Before, After []byte
 	// Stored is the digest over all that is stored of the bundle.
 	Stored []byte
 }
 
-// changeLog puts the event of each write into the log, in the transaction of the
-// write: there is no change without its record. Every batch is of one event.
+// changeLog puts the event of each write into the log, in the transaction of the write,
+// so that no change is without a record. Each batch has one event.
 type changeLog struct {
-	event  func(context.Context, Changed) (Event, error)
-	writer uuid.UUID
-	server string
-	seq    atomic.Int64
+	makeEvent func(context.Context, Changed) (Event, error) // nil: writes leave no event
+	writer    uuid.UUID
+	server    string
+	seq       atomic.Int64
 }
 
-// record queues the event of a change, unless nobody makes events.
+// record queues the event of a change, if events are made.
 func (l *changeLog) record(ctx context.Context, batch *pgx.Batch, c Changed) error {
-	if l.event == nil {
+	if l.makeEvent == nil {
 		return nil
 	}
-	e, err := l.event(ctx, c)
+	e, err := l.makeEvent(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -64,12 +64,12 @@ func (l *changeLog) queue(batch *pgx.Batch, e Event) {
 		insert into events (event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos, crc)
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, '{}', $10, $11, 0, $12)`,
 		e.ID, idTime(e.ID), e.Kind, e.Caller, e.Server, e.Subject, orNull(e.Revision), orNull(e.RequestID), orNull(e.TraceID), e.Record, b.id, Checksum(e.Record))
-	// Last of all, for its lock is held to the commit.
+	// The last statement, because its lock is held until the commit.
 	batch.Queue("select log_append($1, $2, $3, $4, $5, $6, $7, $8)",
 		b.id, l.writer, b.seq, b.rows, b.header, b.first, b.first, b.latest)
 }
 
-// send is record for a write that has nothing else to send with it.
+// send is record for a write that has no other statements to send with the event.
 func (l *changeLog) send(ctx context.Context, tx pgx.Tx, c Changed) error {
 	var batch pgx.Batch
 	if err := l.record(ctx, &batch, c); err != nil || batch.Len() == 0 {
@@ -104,9 +104,9 @@ func digest(b *bytes.Buffer) []byte {
 	return sum[:]
 }
 
-// appendCanonical writes an entity as one line of JSON that does not depend on how
-// Postgres prints it: members in order of their names, no spaces, numbers as they
-// are written.
+// appendCanonical appends an entity as one line of JSON, which does not depend on how
+// Postgres prints JSON: members are in order of their names, there are no spaces, and
+// numbers are as they were written.
 func appendCanonical(b *bytes.Buffer, e *Entity) error {
 	if e == nil {
 		return nil
@@ -119,7 +119,7 @@ func appendCanonical(b *bytes.Buffer, e *Entity) error {
 	return nil
 }
 
-// canonical are the values of an entity's line.
+// canonical returns the values of an entity's line.
 func canonical(e *Entity) ([]any, error) {
 	attrs, err := decode(e.Attrs)
 	if err != nil {
@@ -136,14 +136,14 @@ func canonical(e *Entity) ([]any, error) {
 	return []any{e.Type, e.ID, attrs, tags, parents}, nil
 }
 
-// jsonLine is an array of values as one line of JSON: text, numbers, and what decode
-// returns.
+// jsonLine writes values as one line of JSON, an array. They are texts, numbers, or what
+// decode returns.
 func jsonLine(values ...any) []byte {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(values); err != nil {
-		panic(err) // none of these values fails
+		panic(err) // none of these values fails to encode
 	}
 	return b.Bytes()
 }

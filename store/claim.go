@@ -8,31 +8,32 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Renewed is a database that got another id: it is a copy of the one that had the old
-// id, or its owner says that it was restored.
+// Renewed says that a database got another id, because it is a copy of the one with the
+// old id or because its owner says that it was restored.
 type Renewed struct {
 	// Before and After are the ids. Both are zero if nothing was renewed.
 	Before, After uuid.UUID
-	// Copied is false where the owner demanded a new id.
+	// Copied is true for a copy, and false if the owner demanded the new id.
 	Copied bool
 }
 
 // Claim gives the database an id of its own if it is a copy of another one: a restored
-// dump, a database made from a template, an upgraded cluster. Tokens and tags that the
-// original gave out are then not valid here. The event that says so is committed with it.
-// Any number of servers may call it at once; one of them renews the id.
-func (db *DB) Claim(ctx context.Context, event func(context.Context, Renewed) (Event, error)) (r Renewed, err error) {
+// dump, a database made from a template, an upgraded cluster. Tokens and tags from the
+// original are then not valid here. makeEvent makes the event that says so, which is
+// committed with the new id. Several servers may call it at once: one of them renews the
+// id.
+func (db *DB) Claim(ctx context.Context, makeEvent func(context.Context, Renewed) (Event, error)) (r Renewed, err error) {
 	defer wrap(&err, "claim the database")
 	err = db.inTurn(ctx, func(tx pgx.Tx) error {
-		r, err = claim(ctx, tx, "select before, after from claim_database()", true, &db.changes, event)
+		r, err = claim(ctx, tx, "select before, after from claim_database()", true, &db.changes, makeEvent)
 		return err
 	})
 	return r, err
 }
 
-// ClaimDatabase is [DB.Claim] for a login that may migrate. With restored the id is
-// renewed in any case. server names who does it in the log.
-func ClaimDatabase(ctx context.Context, databaseURL, server string, restored bool, event func(context.Context, Renewed) (Event, error)) (r Renewed, err error) {
+// ClaimDatabase is [DB.Claim] for a login that may migrate. If restored is true, the id
+// is renewed in any case. server is the name of the server in the log.
+func ClaimDatabase(ctx context.Context, databaseURL, server string, restored bool, makeEvent func(context.Context, Renewed) (Event, error)) (r Renewed, err error) {
 	defer wrap(&err, "claim the database")
 	config, err := pgx.ParseConfig(databaseURL)
 	if err != nil {
@@ -51,13 +52,13 @@ func ClaimDatabase(ctx context.Context, databaseURL, server string, restored boo
 	}
 	changes := changeLog{writer: uuid.New(), server: server}
 	err = pgx.BeginTxFunc(ctx, conn, readCommitted, func(tx pgx.Tx) error {
-		r, err = claim(ctx, tx, sql, !restored, &changes, event)
+		r, err = claim(ctx, tx, sql, !restored, &changes, makeEvent)
 		return err
 	})
 	return r, err
 }
 
-func claim(ctx context.Context, tx pgx.Tx, sql string, copied bool, changes *changeLog, event func(context.Context, Renewed) (Event, error)) (r Renewed, err error) {
+func claim(ctx context.Context, tx pgx.Tx, sql string, copied bool, changes *changeLog, makeEvent func(context.Context, Renewed) (Event, error)) (r Renewed, err error) {
 	err = tx.QueryRow(ctx, sql).Scan(&r.Before, &r.After)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Renewed{}, nil
@@ -66,7 +67,7 @@ func claim(ctx context.Context, tx pgx.Tx, sql string, copied bool, changes *cha
 		return r, err
 	}
 	r.Copied = copied
-	e, err := event(ctx, r)
+	e, err := makeEvent(ctx, r)
 	if err != nil {
 		return r, err
 	}

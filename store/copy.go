@@ -68,7 +68,8 @@ func appendDecisions(b []byte, batch uuid.UUID, decisions []Decision) []byte {
 	return binary.BigEndian.AppendUint16(b, 0xffff)
 }
 
-// appendEvents encodes the rows of copyEvents, the first at pos in their batch.
+// appendEvents encodes the rows of copyEvents. pos is the place of the first in its
+// batch.
 func appendEvents(b []byte, batch uuid.UUID, events []Event, pos int) []byte {
 	b = append(b, copyHead...)
 	for i := range events {
@@ -105,7 +106,7 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Checksum is the CRC-32C of a record, which its row keeps beside it.
+// Checksum is the CRC-32C of a record, which is stored in the row of the record.
 func Checksum(record []byte) int32 { return int32(crc32.Checksum(record, castagnoli)) }
 
 func appendLen(b []byte, n int) []byte { return binary.BigEndian.AppendUint32(b, uint32(int32(n))) }

@@ -19,19 +19,20 @@ const (
 	ByOutcome
 )
 
-// DecisionCount is how many decisions there are of one group.
+// DecisionCount counts the decisions of one group.
 type DecisionCount struct {
-	// Type and ID are the principal's or the action's. A policy is "bundle/id" in ID.
+	// Type and ID are those of the principal or the action. ID is "bundle/id" for a
+	// policy.
 	Type, ID string
-	// DeniedAt is the outcome, 0 for allowed.
+	// DeniedAt is the outcome: 0 if allowed.
 	DeniedAt        int16
 	Allowed, Denied int64
-	// Total is how many decisions there are in all groups, the same in each.
+	// Total is the number of decisions in all groups. It is the same in each.
 	Total int64
 }
 
-// countDecisions is a format: the columns of a group. Partial counts come first, so
-// that workers can share them.
+// countDecisions is a format for the columns of a group. It counts before it sums up, so
+// that parallel workers can share the counting.
 const countDecisions = `
 		with groups as (
 			select %s,
@@ -44,8 +45,8 @@ const countDecisions = `
 		order by allowed + denied desc, type, id, denied_at
 		limit $20`
 
-// countByPolicy counts lists of policies first: there are few of them. A list can
-// have a policy twice, for the object and for its fields.
+// countByPolicy first counts the lists of policies, of which there are few. A list can
+// have a policy twice, once for the object and once for its fields.
 const countByPolicy = `
 		with lists as (
 			select policies,
@@ -75,7 +76,7 @@ func (g Group) query() string {
 	panic(fmt.Sprintf("no group %d", g))
 }
 
-// countMemory is enough for the groups of a busy day, which would else go to disk.
+// countMemory is enough for the groups of a busy day. With less they would go to disk.
 const countMemory = "64MB"
 
 // CountDecisions counts decisions by group, the largest groups first.

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"time"
 
 	"github.com/google/uuid"
@@ -15,12 +14,12 @@ import (
 type Decision struct {
 	// ID is a UUIDv7.
 	ID uuid.UUID
-	// At is the millisecond time inside ID, in UTC. It is read, never written:
-	// writes take it from ID, so that the two cannot disagree.
+	// At is the time in ID, in milliseconds and UTC. A read fills it in. A write ignores
+	// it and takes the time from ID, so that the two cannot disagree.
 	At       time.Time
 	Revision int64
-	// Mark is that of the revision, if it is to be made sure that the log is of a
-	// database that has it. It is neither stored nor read.
+	// Mark is the mark of the revision. If it is set, a write makes sure that the
+	// database has that revision. It is neither stored nor read.
 	Mark      uuid.UUID
 	Caller    string
 	Server    string
@@ -29,21 +28,21 @@ type Decision struct {
 	Resource  UID
 	Allowed   bool
 	DeniedAt  int16    // 1 function, 2 object, 3 field; 0 allowed
-	Policies  []string // "bundle/id" of the determining ones
+	Policies  []string // "bundle/id" of the determining policies
 	RequestID string   // may be empty
 	TraceID   string   // may be empty
 	Fields    []string // leaf paths that were decided, "+path" or "-path"
-	Masked    [][]byte // keyed hashes that stand in the record for sensitive values
-	Record    []byte   // stored and given back byte for byte
-	// Batch and Pos say which leaf of which batch it is. They are read, never
-	// written: the writer knows.
+	Masked    [][]byte // keyed hashes that the record has in place of sensitive values
+	Record    []byte   // stored and read byte for byte
+	// Batch is its batch in the log, and Pos its place in the batch. A read fills them
+	// in. A write ignores them.
 	Batch uuid.UUID
 	Pos   int
-	// CRC is the checksum of the record when it was written. It is read, never written.
+	// CRC is the checksum of the record from when it was written. A read fills it in.
 	CRC int32
 }
 
-// idTime is the time inside a UUIDv7.
+// idTime returns the time in a UUIDv7.
 func idTime(id uuid.UUID) time.Time {
 	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16)).UTC()
 }
@@ -104,34 +103,32 @@ func (db *DB) GetDecision(ctx context.Context, id uuid.UUID) (_ Decision, err er
 		where at = $1 and decision_id = $2 and ` + ofBatch
 	rows, _ := db.audit.Query(ctx, query, idTime(id), id)
 	d, err := pgx.CollectExactlyOneRow(rows, scanDecision)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = ErrNotFound
-	}
-	return d, err
+	return d, notFound(err)
 }
 
-// DecisionQuery filters the decision log. The zero value of a field does not
-// filter; what is given must all match.
+// DecisionQuery filters the decision log. A decision must match every field that is set.
+// The zero value of a field does not filter.
 type DecisionQuery struct {
 	From, To                    time.Time // from (inclusive), to (exclusive)
 	Principal, Action, Resource *UID
 	Allowed                     *bool
 	DeniedAt                    int16
-	Policy                      string // "bundle/id", one of the determining ones
+	Policy                      string // "bundle/id" of a determining policy
 	Caller, RequestID, TraceID  string
 	Revision                    int64
-	Field                       string // a leaf path, permitted or denied
-	Masked                      []byte // a keyed hash that stands in the record
+	Field                       string // a leaf path that was permitted or denied
+	Masked                      []byte // a keyed hash in the record
 
-	// BeforeAt and BeforeID continue after a page: At and ID of its last decision.
+	// BeforeAt and BeforeID are At and ID of the last decision of the page before.
 	BeforeAt time.Time
 	BeforeID uuid.UUID
 	// Limit is the size of a page, or the number of groups.
 	Limit int
 }
 
-// decisionFilter takes [DecisionQuery.args], of rows that are named r. `at <= $18` follows from the line after
-// it, but only it leaves partitions out.
+// decisionFilter is a condition on rows that are named r. Its parameters are those of
+// [DecisionQuery.args]. `at <= $18` follows from the line after it, but Postgres needs it
+// to leave partitions out.
 const decisionFilter = `
 		where ($1::timestamptz is null or at >= $1)
 		  and ($2::timestamptz is null or at < $2)
@@ -151,9 +148,9 @@ const decisionFilter = `
 		  and ($18::timestamptz is null or (at, decision_id) < ($18, $19))
 		  and ` + ofBatch
 
-// args are the arguments of decisionFilter, and the limit, $20. The first one makes
-// pgx have the statement planned anew for these values each time: a filter that is
-// not there then costs nothing, and one that is finds its index.
+// args returns the arguments of decisionFilter, and the limit, $20. The first one makes
+// Postgres plan the statement anew for the values of each call: then a filter that is not
+// set costs nothing, and one that is set finds its index.
 func (q DecisionQuery) args() []any {
 	principalType, principalID := uidArgs(q.Principal)
 	actionType, actionID := uidArgs(q.Action)
@@ -174,15 +171,15 @@ const queryDecisions = `
 		order by at desc, decision_id desc
 		limit $20`
 
-// QueryDecisions reads a page of decisions, newest first; those of the same
-// millisecond by id, backwards.
+// QueryDecisions reads a page of decisions, the newest first. Those of one millisecond
+// are in descending order of id.
 func (db *DB) QueryDecisions(ctx context.Context, q DecisionQuery) (_ []Decision, err error) {
 	defer wrap(&err, "query decisions")
 	rows, _ := db.audit.Query(ctx, queryDecisions, q.args()...)
 	return pgx.CollectRows(rows, scanDecision)
 }
 
-// orNull makes the zero value null.
+// orNull turns the zero value into null.
 func orNull[T comparable](value T) *T {
 	if value == *new(T) {
 		return nil

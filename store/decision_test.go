@@ -25,7 +25,7 @@ func idAt(at time.Time, n byte) uuid.UUID {
 	for i := range 6 {
 		id[i] = byte(ms >> (8 * (5 - i)))
 	}
-	// What is left of the real clock would order them before n does.
+	// Clear the rest of the time, so that n alone decides their order.
 	id[6], id[7] = 0x70, 0
 	id[8] = 0x80
 	id[9] = n
@@ -41,7 +41,7 @@ func decision(at time.Time, n byte) store.Decision {
 	}
 }
 
-// same compares what was written with what is read, which knows its batch.
+// same compares what was written with what was read, which has a batch too.
 func same(got, wrote store.Decision) bool {
 	a, b := got, wrote
 	b.Batch, b.Pos, b.CRC = a.Batch, a.Pos, a.CRC
@@ -56,7 +56,7 @@ func TestDecisions(t *testing.T) {
 	now := time.Now()
 	var written []store.Decision
 	for n := range byte(20) {
-		// Several share a millisecond, some are of another day.
+		// Several have the same millisecond, and some are of another day.
 		d := decision(now.Add(time.Duration(n/4)*time.Millisecond), n)
 		if n >= 16 {
 			d = decision(now.AddDate(0, 0, 1), n)
@@ -217,7 +217,7 @@ func TestPartitions(t *testing.T) {
 	if _, err := w.Append(t.Context(), []store.Decision{far}, nil); err != nil || !ready(far.At) {
 		t.Errorf("got %v", err)
 	}
-	// Across a border of days, and in a zone that has another date.
+	// Near midnight, and in a time zone with another date.
 	midnight := time.Date(far.At.Year(), far.At.Month(), far.At.Day(), 0, 0, 0, 0, time.UTC).In(time.FixedZone("", -5*3600))
 	for i, at := range []time.Time{midnight, midnight.Add(-time.Millisecond)} {
 		d := decision(at, byte(10+i))
@@ -230,7 +230,7 @@ func TestPartitions(t *testing.T) {
 	}
 }
 
-// The longest names that the contract allows fit into the indexes, or the decision
+// The longest names that the contract allows fit into the indexes. Otherwise the decision
 // could not be recorded.
 func TestLongestNames(t *testing.T) {
 	db := storetest.Open(t)

@@ -15,13 +15,13 @@ type UID struct {
 	ID   string
 }
 
-// String returns Type::"ID", for people.
+// String returns Type::"ID", for messages.
 func (u UID) String() string { return fmt.Sprintf("%s::%q", u.Type, u.ID) }
 
-// parent is the UID as the parents column has it.
+// parent is the UID in the form of the parents column.
 func (u UID) parent() string { return u.Type + " " + u.ID }
 
-// compare orders UIDs as the tables do.
+// compare orders UIDs in the order of the tables.
 func (u UID) compare(v UID) int {
 	if c := strings.Compare(u.Type, v.Type); c != 0 {
 		return c
@@ -41,11 +41,11 @@ func split(uids []UID) (types, ids []string) {
 // Entity is one version of a stored entity.
 type Entity struct {
 	UID
-	// Attrs and Tags are JSON objects, as Postgres prints them: not the bytes that
-	// were written, but equal to them. Empty stands for {} in a write.
+	// Attrs and Tags are JSON objects as Postgres prints them, which are equal to what
+	// was written but not the same bytes. In a write, empty stands for {}.
 	Attrs, Tags []byte
-	// Parents are the direct parents, stored or not: a set, in order of type and
-	// id when read.
+	// Parents is the set of direct parents, whether or not they are stored. A read
+	// returns it in order of type and id.
 	Parents []UID
 	// Since is the revision that wrote this version. Writes ignore it.
 	Since int64
@@ -77,15 +77,15 @@ func scanEntity(row pgx.CollectableRow) (Entity, error) {
 	return r.entity(), err
 }
 
-// MaxLoad bounds the ancestors that one LoadEntities reads.
-const MaxLoad = 20_000
+// maxLoad bounds the ancestors that one call reads.
+const maxLoad = 20_000
 
-// selectSlice reads the entities named by $2 and $3 and their ancestors, at most
-// $4, at revision $1.
+// selectSlice reads the entities that $2 and $3 name, with their ancestors, at revision
+// $1. It reads at most $4.
 //
-// UNION drops what was reached before, so cycles end. The lateral joins look one
-// entity up at a time, by the primary key: the planner cannot know how few of a
-// million entities are asked for, and would rather read them all.
+// UNION drops what was reached before, so that cycles end. The lateral joins look up one
+// entity at a time by the primary key. Without them the planner would read all entities,
+// because it cannot know how few of them are asked for.
 const selectSlice = `
 	with recursive reached (type, id) as (
 		select type collate "C", id collate "C"
@@ -110,10 +110,10 @@ const selectSlice = `
 	) e on e.until is null or e.until > $1
 	limit $4`
 
-// LoadEntities reads the named entities as they were at the revision, and all
-// their ancestors, each once, in no particular order, in one round trip. What is
-// not stored is left out. The error is [ErrTooManyAncestors] beyond [MaxLoad], and
-// [ErrSwept] for a revision that history does not go back to.
+// LoadEntities reads the named entities as they were at the revision, with all their
+// ancestors: each once, in any order, in one round trip. Entities that are not stored are
+// left out. The error is [ErrTooManyAncestors] if there are too many ancestors, and
+// [ErrSwept] if history does not go back to the revision.
 func (db *DB) LoadEntities(ctx context.Context, revision int64, uids []UID) (_ []Entity, err error) {
 	defer wrap(&err, "load entities")
 	return loadEntities(ctx, db.pool, revision, uids)
@@ -133,10 +133,10 @@ func loadEntities(ctx context.Context, pool *pgxpool.Pool, revision int64, uids 
 	return found, nil
 }
 
-// LoadEntitiesAt is LoadEntities for who knows the whole position. It reads from a
-// standby where there is one that has got there. The error is [ErrBehind] when not
-// even the primary has, which can happen after a failover: the revision is then
-// lost, or its number means something else now.
+// LoadEntitiesAt is LoadEntities at a position. It reads from a standby that has the
+// position, if there is one. The error is [ErrBehind] if the primary does not have it
+// either, as after a failover: the revision is lost, or its number means another content
+// now.
 func (db *DB) LoadEntitiesAt(ctx context.Context, at Position, uids []UID) (_ []Entity, err error) {
 	defer wrap(&err, "load entities")
 	if at.Number == 0 {
@@ -150,21 +150,14 @@ func (db *DB) LoadEntitiesAt(ctx context.Context, at Position, uids []UID) (_ []
 	return loadAt(ctx, db.pool, at, uids)
 }
 
-// loadAt reads a slice in one round trip. That the revision is there is looked at
-// in the same one: each connection can lead to another server than the one that
-// the position was read from.
+// loadAt reads a slice in one round trip. It looks for the position in the same round
+// trip, because each connection can lead to another server than the one that the position
+// was read from.
 func loadAt(ctx context.Context, pool *pgxpool.Pool, at Position, uids []UID) (found []Entity, err error) {
 	args, most := sliceArgs(at.Number, uids)
 	var batch pgx.Batch
-	// First the revision: what the second statement sees is not older.
-	batch.Queue("select exists (select from revisions where n = $1 and mark = $2)", at.Number, at.Mark).QueryRow(func(row pgx.Row) error {
-		var there bool
-		err := row.Scan(&there)
-		if err == nil && !there {
-			err = ErrBehind
-		}
-		return err
-	})
+	// First the position: what the second statement sees is not older.
+	checkPosition(&batch, at, ErrBehind)
 	batch.Queue(selectSlice, args...).Query(func(rows pgx.Rows) (err error) {
 		found, err = collectSlice(rows, most)
 		return err
@@ -177,22 +170,21 @@ func loadAt(ctx context.Context, pool *pgxpool.Pool, at Position, uids []UID) (f
 
 func sliceArgs(revision int64, uids []UID) (args []any, most int) {
 	types, ids := split(uids)
-	most = len(uids) + MaxLoad
+	most = len(uids) + maxLoad
 	return []any{revision, types, ids, most + 1}, most
 }
 
 func collectSlice(rows pgx.Rows, most int) ([]Entity, error) {
 	found, err := pgx.CollectRows(rows, scanEntity)
 	if err == nil && len(found) > most {
-		// A part of the ancestors would decide as if the others were not there.
+		// A decision on a part of the ancestors could be wrong.
 		return nil, ErrTooManyAncestors
 	}
 	return found, err
 }
 
-// GetEntity reads one entity as it was at the revision. The error is
-// [ErrNotFound] if it was not stored then, and [ErrSwept] if history does not go
-// back to it.
+// GetEntity reads one entity as it was at the revision. The error is [ErrNotFound] if it
+// was not stored then, and [ErrSwept] if history does not go back to the revision.
 func (db *DB) GetEntity(ctx context.Context, revision int64, uid UID) (e Entity, err error) {
 	defer wrap(&err, "get entity")
 	var found []Entity
@@ -215,11 +207,10 @@ func (db *DB) GetEntity(ctx context.Context, revision int64, uid UID) (e Entity,
 	return found[0], nil
 }
 
-// EachEntity calls fn with every entity of the types, or of all types when types
-// is nil, as they were at the revision, in no particular order. They are streamed:
-// fn may be slow, and its first error ends the stream and is returned. The error
-// is [ErrSwept], before the first of them, if history does not go back to the
-// revision.
+// EachEntity calls fn with every entity of the types, or of all types if types is nil, as
+// they were at the revision, in any order. It streams them, so fn may be slow. The first
+// error of fn ends the stream and is returned. If history does not go back to the
+// revision, the error is [ErrSwept] and fn is not called.
 func (db *DB) EachEntity(ctx context.Context, revision int64, types []string, fn func(Entity) error) (err error) {
 	defer wrap(&err, "read entities")
 	const query = `
@@ -227,8 +218,7 @@ func (db *DB) EachEntity(ctx context.Context, revision int64, types []string, fn
 		from entities
 		where ($2::text[] is null or type = any($2))
 		  and since <= $1 and (until is null or until > $1)`
-	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-	return pgx.BeginTxFunc(ctx, db.admin, options, func(tx pgx.Tx) error {
+	return pgx.BeginTxFunc(ctx, db.admin, oneSnapshot, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil {
 			return err
 		}

@@ -23,31 +23,31 @@ const (
 // EntityChange is a change of one entity.
 type EntityChange struct {
 	Revision int64
-	At       time.Time // by the database's clock
+	At       time.Time // by the clock of the database
 	Caller   string
 	UID      UID `db:"-"`
 	Kind     ChangeKind
 }
 
-// ChangeQuery filters the changes of entities. The zero value of a field does not
-// filter; what is given must all match.
+// ChangeQuery filters the changes of entities. A change must match every field that is
+// set. The zero value of a field does not filter.
 type ChangeQuery struct {
 	UID      *UID
 	Type     string
 	Caller   string
 	From, To time.Time // from (inclusive), to (exclusive)
 
-	// BeforeRevision and AfterUID continue after a page: Revision and UID of its last
-	// change. 0 begins with the newest.
+	// BeforeRevision and AfterUID are Revision and UID of the last change of the page
+	// before. 0 begins with the newest change.
 	BeforeRevision int64
 	AfterUID       UID
 	// Limit is the size of a page.
 	Limit int
 }
 
-// QueryEntityChanges reads a page of changes, newest first; those of one revision
-// in order of type and id. It ends where history begins: what the oldest revision
-// changed cannot be told any more.
+// QueryEntityChanges reads a page of changes, the newest first. Those of one revision are
+// in order of type and id. It leaves out the oldest revision of the history, whose
+// changes are not known any more.
 func (db *DB) QueryEntityChanges(ctx context.Context, q ChangeQuery) (page []EntityChange, err error) {
 	defer wrap(&err, "query entity changes")
 	if q.BeforeRevision == 0 {
@@ -65,7 +65,7 @@ func (db *DB) QueryEntityChanges(ctx context.Context, q ChangeQuery) (page []Ent
 		if page, err = pgx.CollectRows(rows, scanChange); err != nil {
 			return err
 		}
-		// After the page, see checkSwept.
+		// After the page: see checkSwept.
 		return conn.QueryRow(ctx, selectOldest).Scan(&oldest)
 	})
 	if err != nil {
@@ -84,8 +84,9 @@ func scanChange(r pgx.CollectableRow) (EntityChange, error) {
 	return c.EntityChange, err
 }
 
-// selectChanges reads entries from the newest revision down. What they did is told
-// by the versions that begin and end there, which is looked up for the page alone.
+// selectChanges reads entries from the newest revision to older ones. The kind of a
+// change follows from the versions that begin and end at its revision, which are looked
+// up for the page alone.
 const selectChanges = `
 	select page.revision, page.at, page.caller, page.type, page.id,
 	       case when made.since is null then 3 when before.until = page.revision then 2 else 1 end as kind
@@ -113,9 +114,9 @@ const selectChanges = `
 	) as before on true
 	order by page.revision desc, page.type, page.id`
 
-// selectChangesOf reads the versions of one entity, newest first, by the primary
-// key. Each one begins with a change, and ends with another if there is no version
-// that begins there.
+// selectChangesOf reads the versions of one entity, the newest first, by the primary key.
+// A version begins with a change. It ends with another change, unless the next version
+// begins at the same revision.
 const selectChangesOf = `
 	select change.revision, r.at, r.caller, $9 as type, $10 as id, change.kind
 	from (

@@ -12,8 +12,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// compareChanges compares the changes after a revision with what the model's states
-// differ in.
+// compareChanges compares the changes after a revision with the differences of the
+// model's states.
 func compareChanges(rt *rapid.T, t *testing.T, db *store.DB, w world, oldest int64) {
 	var want []store.EntityChange
 	for n := w.newest(); n > oldest; n-- {

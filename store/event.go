@@ -8,13 +8,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// EventQuery filters the events of the log. The zero value of a field does not
-// filter; what is given must all match.
+// EventQuery filters the events of the log. An event must match every field that is set.
+// The zero value of a field does not filter.
 type EventQuery struct {
 	From, To              time.Time // from (inclusive), to (exclusive)
 	Kind, Caller, Subject string
 
-	// BeforeAt and BeforeID continue after a page: At and ID of its last event.
+	// BeforeAt and BeforeID are At and ID of the last event of the page before.
 	BeforeAt time.Time
 	BeforeID uuid.UUID
 	// Limit is the size of a page.
@@ -62,7 +62,7 @@ const queryEvents = `
 		order by at desc, event_id desc
 		limit $8`
 
-// args are the arguments of queryEvents, as those of [DecisionQuery].
+// args returns the arguments of queryEvents, as [DecisionQuery.args] does.
 func (q EventQuery) args() []any {
 	return []any{
 		pgx.QueryExecModeCacheDescribe,
@@ -71,28 +71,29 @@ func (q EventQuery) args() []any {
 	}
 }
 
-// QueryEvents reads a page of events, newest first; those of the same millisecond by
-// id, backwards.
+// QueryEvents reads a page of events, the newest first. Those of one millisecond are in
+// descending order of id.
 func (db *DB) QueryEvents(ctx context.Context, q EventQuery) (_ []Event, err error) {
 	defer wrap(&err, "query events")
 	rows, _ := db.audit.Query(ctx, queryEvents, q.args()...)
 	return pgx.CollectRows(rows, scanEvent)
 }
 
-// UsesQuery asks for reports of the uses of some decisions.
+// UsesQuery asks for reports about the uses of some decisions.
 type UsesQuery struct {
 	Decisions []uuid.UUID
-	// Callers are those whose reports are wanted.
+	// Callers are the callers whose reports are read.
 	Callers []string
 	// From and To bound the time of the reports, both inclusive.
 	From, To time.Time
-	// Limit is how many reports are read at most.
+	// Limit is the largest number of reports to read.
 	Limit int
 }
 
-// What is not empty is in an index, and the planner has to be told that what
-// overlaps is not empty. It takes a few ids for many rows: without `offset 0` it
-// would rather read all of the time in order, up to the limit.
+// The index has only rows whose decisions are not empty, and the planner does not
+// conclude by itself that an array that overlaps another is not empty. It also expects
+// many rows for a few ids: without `offset 0` it would read all rows of the time in
+// order, up to the limit.
 const queryUses = `
 		select ` + eventColumns + `
 		from (
@@ -106,8 +107,8 @@ const queryUses = `
 		order by at, event_id
 		limit $5`
 
-// EachUse calls fn with each report that names one of the decisions, the oldest
-// first. They are not gathered: there can be many.
+// EachUse calls fn with each report that names one of the decisions, the oldest first. It
+// streams them, because there can be many.
 func (db *DB) EachUse(ctx context.Context, q UsesQuery, fn func(Event) error) (err error) {
 	defer wrap(&err, "read uses of decisions")
 	rows, err := db.audit.Query(ctx, queryUses, pgx.QueryExecModeCacheDescribe, q.From, q.To, q.Decisions, q.Callers, q.Limit)

@@ -33,8 +33,11 @@ func (db *DB) Explain(ctx context.Context, q DecisionQuery, by Group) (plan []st
 	return plan, err
 }
 
-// SweepRows are removed at once.
-const SweepRows = sweepRows
+// Limits that tests reach.
+const (
+	SweepRows  = sweepRows
+	MaxCascade = maxCascade
+)
 
 // QueryUses is what EachUse asks.
 const QueryUses = queryUses

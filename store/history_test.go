@@ -13,8 +13,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// TestHistory writes at random, beside a model that keeps every state it was in,
-// and then reads every revision.
+// TestHistory makes random writes to the store and to a model that keeps every state.
+// Then it reads every revision.
 func TestHistory(t *testing.T) {
 	db, url := openURL(t)
 	conn := session(t, url)
@@ -30,7 +30,7 @@ func TestHistory(t *testing.T) {
 	})
 }
 
-// world is every state that a model was in, by revision.
+// world is every state of a model, by revision.
 type world []model
 
 func newWorld() world { return world{model{}} }
@@ -38,7 +38,7 @@ func newWorld() world { return world{model{}} }
 // newest is the newest revision.
 func (w world) newest() int64 { return int64(len(w) - 1) }
 
-// draw writes at random.
+// draw makes a random write.
 func (w *world) draw(rt *rapid.T, t *testing.T, db *store.DB) {
 	var ops []store.Op
 	for range rapid.IntRange(1, 4).Draw(rt, "operations") {
@@ -64,7 +64,7 @@ func (w *world) write(rt *rapid.T, t *testing.T, db *store.DB, ops ...store.Op) 
 	}
 }
 
-// ids are few, so that operations meet.
+// There are few ids, so that operations affect the same entities.
 var ids = []string{"G a", "G b", "G c", "U d", "U e"}
 
 func drawOp(rt *rapid.T) store.Op {
@@ -87,8 +87,8 @@ func drawOp(rt *rapid.T) store.Op {
 	}
 }
 
-// model is a whole state: name → what is there. It knows the rules in the plainest
-// way, without a plan or a database.
+// model is a whole state: name → entity. It applies the rules in the simplest way,
+// without a plan or a database.
 type model map[string]modelEntity
 
 type modelEntity struct {
@@ -153,7 +153,8 @@ func names(uids []store.UID) map[string]bool {
 	return set
 }
 
-// ancestors are those above the entity, itself only if it is on a cycle.
+// ancestors returns the ancestors of an entity, with the entity itself only if it is on a
+// cycle.
 func (m model) ancestors(name string) map[string]bool {
 	found := map[string]bool{}
 	todo := slices.Collect(maps.Keys(m[name].parents))
@@ -273,7 +274,7 @@ func TestLoadDeepAndCircular(t *testing.T) {
 	if loaded, err := db.LoadEntities(t.Context(), 0, uids("C a")); err != nil || len(loaded) != 0 {
 		t.Errorf("%d loaded from before there was anything, %v", len(loaded), err)
 	}
-	// A write below the cycle is not to blame for it; one that joins it is.
+	// A write below the cycle is accepted. One that joins the cycle is refused.
 	write(t, db, put("U u", `{}`, "C a"))
 	refused(t, db, 0, store.ErrCycle, join("G 1000", "C a"))
 }

@@ -8,30 +8,31 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Import is how far an import got that has not ended.
+// Import is the progress of an import that has not ended.
 type Import struct {
 	ID string
-	// Entities are stored, counted from the start of the import.
+	// Entities is the number of entities that are stored, from the start of the import.
 	Entities int64
 	Revision int64  // of its last chunk
-	Caller   string // who sent that
-	// UpdatedAt is when it was stored, or when the import was last continued. With
-	// Entities it tells who has the import from who had it.
+	Caller   string // who sent that chunk
+	// UpdatedAt is the time when the last chunk was stored or the import was last
+	// continued. Together with Entities it identifies the caller that has the import now.
 	UpdatedAt time.Time
 }
 
-// importKept is how long an import can be continued. It bounds the table: nobody
-// ends an import whose file was corrected and got another name.
-const importKept = 30 * 24 * time.Hour
+// importRetention is the time for which an import can be continued. It bounds the table:
+// an import is never ended if its file is corrected and imported under another name.
+const importRetention = 30 * 24 * time.Hour
 
-// ImportStep moves an import on, in the transaction of the write that makes it
-// true, so that no entity is counted that is not stored, nor the other way round.
+// ImportStep is the progress that a write makes in an import. It is stored in the
+// transaction of the write, so that exactly the entities that are stored are counted.
 type ImportStep struct {
-	// From is the import as the caller left it. When somebody else has continued or
-	// begun it since, the write is refused with [ErrImportMoved]. One without
-	// Entities begins, and forgets what stood under its ID.
+	// From is the import as the caller left it. If somebody else has continued it or
+	// begun it anew since, the write is refused with [ErrImportMoved]. If From has no
+	// Entities, the import begins, and replaces one with the same ID.
 	From Import
-	// Entities are stored with this write, counted from the start.
+	// Entities is the number of entities that are stored after this write, from the
+	// start.
 	Entities int64
 }
 
@@ -39,10 +40,10 @@ func scanImport(rows pgx.Rows) (Import, error) {
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Import])
 }
 
-// moveImport records the step of a write that the revision holds.
+// moveImport stores the progress that the write of a revision makes.
 func moveImport(ctx context.Context, tx pgx.Tx, step ImportStep, caller string, revision int64) (Import, error) {
 	if step.From.Entities == 0 {
-		_, err := tx.Exec(ctx, "delete from imports where updated_at < clock_timestamp() - $1::interval", importKept)
+		_, err := tx.Exec(ctx, "delete from imports where updated_at < clock_timestamp() - $1::interval", importRetention)
 		if err != nil {
 			return Import{}, err
 		}
@@ -68,20 +69,19 @@ func moveImport(ctx context.Context, tx pgx.Tx, step ImportStep, caller string, 
 	return moved, err
 }
 
-// GetImport reads how far an import got. [ErrNotFound]: it ended, or never began.
+// GetImport reads the progress of an import. The error is [ErrNotFound] if it has ended
+// or never began.
 func (db *DB) GetImport(ctx context.Context, id string) (_ Import, err error) {
 	defer wrap(&err, "read import")
 	rows, _ := db.admin.Query(ctx, "select id, entities, revision, caller, updated_at from imports where id = $1", id)
 	i, err := scanImport(rows)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = ErrNotFound
-	}
-	return i, err
+	return i, notFound(err)
 }
 
-// ContinueImport takes an import over: whoever had it gets [ErrImportMoved] from now
-// on, also for what they sent before. When the import does not stand at so many
-// entities, that is its error too, and it tells where it stands.
+// ContinueImport takes an import over: from now on the caller that had it gets
+// [ErrImportMoved], also for chunks that are on their way. If so many entities is not the
+// progress of the import, the error is [ErrImportMoved] too, and the result is the
+// progress.
 func (db *DB) ContinueImport(ctx context.Context, id string, entities int64) (_ Import, err error) {
 	defer wrap(&err, "continue import")
 	rows, _ := db.admin.Query(ctx, `
@@ -96,8 +96,8 @@ func (db *DB) ContinueImport(ctx context.Context, id string, entities int64) (_ 
 	return i, err
 }
 
-// FinishImport forgets an import that has ended. One that somebody else has
-// continued or begun since is theirs, and stays.
+// FinishImport removes an import that has ended. If somebody else has continued it or
+// begun it anew since, it stays.
 func (db *DB) FinishImport(ctx context.Context, i Import) (err error) {
 	defer wrap(&err, "finish import")
 	_, err = db.admin.Exec(ctx, "delete from imports where id = $1 and entities = $2 and updated_at = $3",

@@ -55,7 +55,7 @@ func TestImport(t *testing.T) {
 	if people.Caller != "test" || people.UpdatedAt.IsZero() {
 		t.Errorf("%+v", people)
 	}
-	// What changes nothing makes no revision, and is counted all the same.
+	// A chunk that changes nothing makes no revision, and is counted.
 	people = mustChunk(t, db, people, put("User a", `{}`))
 	wantStored(t, db, "3 entities at revision 1")
 	if n := current(t, db); n != 1 {
@@ -70,14 +70,14 @@ func TestImport(t *testing.T) {
 	}
 	wantStored(t, db, "none")
 	if got := stored(t, db, "orders"); got != "1 entities at revision 3" {
-		t.Errorf("beside the import that ended, %s", got)
+		t.Errorf("after the import ended: %s", got)
 	}
 	if err := db.FinishImport(t.Context(), other); err != nil {
 		t.Error(err)
 	}
 }
 
-// A chunk is stored and counted, or neither.
+// A chunk is both stored and counted, or neither.
 func TestImportAndChunkAreOne(t *testing.T) {
 	db, url := openURL(t)
 	people := mustChunk(t, db, store.Import{ID: "people"}, put("User a", `{}`))
@@ -99,7 +99,7 @@ func TestImportAndChunkAreOne(t *testing.T) {
 	wantStored(t, db, "2 entities at revision 2")
 }
 
-// Of two that continue one import, each chunk is taken from one of them.
+// If two callers continue one import, each chunk is accepted from one of them only.
 func TestImportContinuedTwice(t *testing.T) {
 	db := storetest.Open(t)
 	people := mustChunk(t, db, store.Import{ID: "people"}, put("User a", `{}`))
@@ -126,8 +126,8 @@ func TestImportContinuedTwice(t *testing.T) {
 	wantStored(t, db, "2 entities at revision 2")
 }
 
-// An import that begins anew forgets the old one, and who had a part in that one
-// has none in it, even at the same number of entities.
+// An import that begins anew replaces the old one. A caller of the old one cannot
+// continue it, even at the same number of entities.
 func TestImportBegunAnew(t *testing.T) {
 	db := storetest.Open(t)
 	first := mustChunk(t, db, store.Import{ID: "people"}, put("User a", `{}`))
@@ -140,7 +140,7 @@ func TestImportBegunAnew(t *testing.T) {
 		t.Error(err)
 	}
 	wantStored(t, db, "1 entities at revision 2")
-	// One that ended is not continued either.
+	// An import that ended cannot be continued either.
 	if err := db.FinishImport(t.Context(), second); err != nil {
 		t.Error(err)
 	}
@@ -150,7 +150,7 @@ func TestImportBegunAnew(t *testing.T) {
 	is(t, db, "User c", "absent")
 }
 
-// Who continues an import takes it away from who had it.
+// A caller that continues an import takes it away from the caller that had it.
 func TestContinueImport(t *testing.T) {
 	db := storetest.Open(t)
 	if _, err := db.ContinueImport(t.Context(), "people", 1); !errors.Is(err, store.ErrNotFound) {
@@ -176,7 +176,7 @@ func TestContinueImport(t *testing.T) {
 	is(t, db, "User c", "absent")
 }
 
-// An import that nobody continued for long is forgotten when another one begins.
+// An import that was not continued for long is removed when another one begins.
 func TestOldImportsAreForgotten(t *testing.T) {
 	db, url := openURL(t)
 	mustChunk(t, db, store.Import{ID: "old"}, put("User a", `{}`))

@@ -11,7 +11,7 @@ import (
 
 // Key is an API key that is not revoked. The secret is not in the database.
 type Key struct {
-	// ID names the key, for ever.
+	// ID names the key. It never names another one.
 	ID string
 	// Name is for people.
 	Name string
@@ -21,38 +21,36 @@ type Key struct {
 	CreatedAt time.Time
 }
 
-const selectKeys = `
-	select id, name, hash, created_at
-	from api_keys
-	where revoked_at is null
-	order by id`
-
-// Keys reads the keys that are not revoked, by id, as they are now.
-func (db *DB) Keys(ctx context.Context) (_ []Key, err error) {
-	defer wrap(&err, "read API keys")
-	return readKeys(ctx, db.pool)
-}
-
+// readKeys reads the keys that are not revoked, by id.
 func readKeys(ctx context.Context, q querier) ([]Key, error) {
-	rows, _ := q.Query(ctx, selectKeys)
+	rows, _ := q.Query(ctx, `
+		select id, name, hash, created_at
+		from api_keys
+		where revoked_at is null
+		order by id`)
 	return pgx.CollectRows(rows, pgx.RowToStructByName[Key])
 }
 
-// CreateKey stores a key, as a revision.
+// CreateKey stores a key in a revision of its own.
 func (db *DB) CreateKey(ctx context.Context, key Key, caller string) (err error) {
 	defer wrap(&err, "create API key")
-	return db.write(ctx, caller, "", func(tx pgx.Tx, n int64) error {
+	return db.inTurn(ctx, func(tx pgx.Tx) error {
+		n, err := nextRevision(ctx, tx, caller)
+		if err != nil {
+			return err
+		}
 		return db.insertKey(ctx, tx, n, key, caller)
 	})
 }
 
-// Bootstrap calls fn with the keys there are; if fn returns one, it is stored.
-// Servers that start at the same time take turns, so that fn sees what the one
-// before it stored. When fn fails, or the commit does, nothing is stored.
+// Bootstrap calls fn with the keys that exist, and stores the key that fn returns, if
+// any. Servers that start at the same time take turns, so fn sees the key that another
+// server stored. If fn or the commit fails, nothing is stored.
 func (db *DB) Bootstrap(ctx context.Context, fn func(ctx context.Context, existing []Key) (*Key, error)) (err error) {
 	defer wrap(&err, "bootstrap")
 	return db.inTurn(ctx, func(tx pgx.Tx) error {
-		// A statement of its own, so that the next one sees what came before the lock.
+		// A statement of its own, so that the next one sees what was committed before the
+		// lock was taken.
 		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", migrationLock); err != nil {
 			return err
 		}
@@ -64,7 +62,7 @@ func (db *DB) Bootstrap(ctx context.Context, fn func(ctx context.Context, existi
 		if err != nil || key == nil {
 			return err
 		}
-		n, err := nextRevision(ctx, tx, "bootstrap", "")
+		n, err := nextRevision(ctx, tx, "bootstrap")
 		if err != nil {
 			return err
 		}
@@ -72,7 +70,7 @@ func (db *DB) Bootstrap(ctx context.Context, fn func(ctx context.Context, existi
 	})
 }
 
-// insertKey records the event before it adds the key: the database demands it.
+// insertKey records the event before it adds the key, as the database demands.
 func (db *DB) insertKey(ctx context.Context, tx pgx.Tx, n int64, key Key, caller string) error {
 	if err := addEntry(ctx, tx, n, KindKey, key.ID); err != nil {
 		return err
@@ -87,8 +85,8 @@ func (db *DB) insertKey(ctx context.Context, tx pgx.Tx, n int64, key Key, caller
 	return err
 }
 
-// keyLine is the line that the digest of a key is over; hash is the SHA-256 of the
-// stored one.
+// keyLine is the line that the digest of a key is made of. hash is the SHA-256 of the
+// stored hash.
 func keyLine(id, name string, hash []byte) []byte {
 	return jsonLine(id, name, hex.EncodeToString(hash))
 }

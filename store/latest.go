@@ -5,24 +5,24 @@ import (
 	"sync"
 )
 
-// latest shares reads of a value of which only the newest is wanted. One read is
-// under way at a time; who asks meanwhile gets the answer of the next one, for the
-// one under way may have begun before something the caller knows of.
+// latest shares reads of a value of which only the newest is wanted. One read is in
+// progress at a time. A call that comes meanwhile gets the answer of the next read,
+// because the one in progress may have begun before a change that the caller knows of.
 type latest[T any] struct {
 	mu      sync.Mutex
 	running bool
-	next    *answer[T] // of the read that has not begun yet; nil when nobody waits for it
+	next    *answer[T] // of the next read; nil if no call waits for it
 }
 
-// answer is of one read, once done is closed.
+// answer is the answer of one read, after done is closed.
 type answer[T any] struct {
 	done  chan struct{}
 	value T
 	err   error
 }
 
-// get returns what a read finds that begins after the call. The read goes on
-// for the others when ctx ends, so read bounds itself.
+// get returns the result of a read that begins after the call. If ctx ends, the read goes
+// on for the other calls, so it must have a timeout of its own.
 func (l *latest[T]) get(ctx context.Context, read func() (T, error)) (value T, err error) {
 	l.mu.Lock()
 	if l.next == nil {
@@ -42,7 +42,7 @@ func (l *latest[T]) get(ctx context.Context, read func() (T, error)) (value T, e
 	}
 }
 
-// run reads as long as someone waits.
+// run reads as long as calls wait.
 func (l *latest[T]) run(read func() (T, error)) {
 	for {
 		l.mu.Lock()

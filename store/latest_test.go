@@ -6,11 +6,11 @@ import (
 	"testing"
 )
 
-// A caller never gets the answer of a read that began before it asked, and those
-// who wait together share one.
+// A call never gets the answer of a read that began before the call. Calls that wait at
+// the same time share one read.
 func TestLatest(t *testing.T) {
 	var l latest[int]
-	reads := 0 // by the one goroutine that reads
+	reads := 0 // only the reading goroutine changes it
 	begun, finish := make(chan struct{}), make(chan struct{})
 	read := func() (int, error) {
 		reads++
@@ -39,7 +39,7 @@ func TestLatest(t *testing.T) {
 		waiting = l.next != nil
 		l.mu.Unlock()
 	}
-	// One that gives up takes nobody with it.
+	// If one call gives up, the others still get an answer.
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := l.get(ended, read); !errors.Is(err, context.Canceled) {
@@ -51,7 +51,7 @@ func TestLatest(t *testing.T) {
 	}
 	for range many {
 		select {
-		case <-begun: // by a caller that came late
+		case <-begun: // for a later call
 			finish <- struct{}{}
 		case n := <-second:
 			if n < 2 {

@@ -9,21 +9,22 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// EntityQuery says which entities to list. The zero value of a field does not
-// filter; what is given must all match.
+// EntityQuery says which entities to list. An entity must match every field that is set.
+// The zero value of a field does not filter.
 type EntityQuery struct {
 	Type string
-	// Ancestor: only entities below it, its members, their members, and so on.
-	// ParentTypes are the types of those members that can have members themselves:
-	// a group of a million users is not looked into user by user.
+	// Ancestor selects the entities below it: its members, their members, and so on.
+	// ParentTypes are the types whose entities can have members. Members of entities of
+	// other types are not looked for, so that a group of a million users needs no million
+	// lookups.
 	Ancestor    *UID
 	ParentTypes []string
-	// Attrs is a JSON object: only entities whose attributes of these names have
-	// equal values.
+	// Attrs is a JSON object. It selects the entities whose attributes of the same names
+	// have equal values.
 	Attrs []byte
 
-	// After continues after a page: UID of its last entity. The zero UID is before
-	// them all.
+	// After is the UID of the last entity of the page before. The zero UID is before all
+	// entities.
 	After UID
 	// Limit is the size of a page.
 	Limit int
@@ -32,10 +33,9 @@ type EntityQuery struct {
 // MaxGroups bounds the groups below an ancestor that a listing looks into.
 const MaxGroups = 10_000
 
-// ListEntities reads a page of entities as they were at the revision, in order of
-// type and id. The error is [ErrTooManyGroups] when there are more than
-// [MaxGroups] groups below the ancestor, and [ErrSwept] when history does not go
-// back to the revision.
+// ListEntities reads a page of entities as they were at the revision, in order of type
+// and id. The error is [ErrTooManyGroups] if there are more than [MaxGroups] groups below
+// the ancestor, and [ErrSwept] if history does not go back to the revision.
 func (db *DB) ListEntities(ctx context.Context, revision int64, q EntityQuery) (page []Entity, err error) {
 	defer wrap(&err, "list entities")
 	l := listing{revision: revision, attrs: q.Attrs}
@@ -65,12 +65,11 @@ func (db *DB) ListEntities(ctx context.Context, revision int64, q EntityQuery) (
 	return page, nil
 }
 
-// listRange is a range of types and ids. What is nil does not bound it.
+// listRange is a range of types and ids. A bound that is nil does not apply.
 type listRange struct{ typ, afterID, afterType *string }
 
-// ranges are what comes after q.After, in order. Each is one that an index can begin
-// at and the planner can estimate, which (type, id) > (…, …) is not: it would be
-// taken for type > ….
+// ranges returns the ranges after q.After, in order. An index can begin at each of them,
+// and the planner can estimate each. It would estimate (type, id) > (…, …) as type > ….
 func (q *EntityQuery) ranges() []listRange {
 	var all listRange
 	if q.Type != "" {
@@ -86,8 +85,8 @@ func (q *EntityQuery) ranges() []listRange {
 	return rest
 }
 
-// groupsBelow finds the ancestor and all entities of the types below it, as the
-// parents column has them, one level at a time.
+// groupsBelow finds the ancestor and all entities of the types below it, one level at a
+// time. It returns them in the form of the parents column.
 func groupsBelow(ctx context.Context, q querier, revision int64, ancestor UID, types []string) ([]string, error) {
 	groups := []string{ancestor.parent()}
 	known := map[string]bool{groups[0]: true}
@@ -113,26 +112,26 @@ func groupsBelow(ctx context.Context, q querier, revision int64, ancestor UID, t
 	return groups, nil
 }
 
-// listing is what of entities is listed, of all ranges alike.
+// listing is the part of a query that is the same for all ranges.
 type listing struct {
 	revision int64
-	groups   []string // only direct members of them; nil: all
+	groups   []string // only their direct members; nil: all
 	attrs    []byte   // only those with these attributes; nil: all
-	whole    []byte   // those of attrs that @> would take a part for
+	whole    []byte   // the attrs for which @> would accept a part of the value
 }
 
 // read reads the first entities of a range.
 func (l *listing) read(ctx context.Context, q querier, r listRange, limit int) ([]Entity, error) {
-	// Planned for these values: a filter that is not there then costs nothing, and one
-	// that is finds its index, if it selects few enough.
+	// The statement is planned for the values of each call: then a filter that is not set
+	// costs nothing, and one that is set finds its index if it selects few entities.
 	rows, _ := q.Query(ctx, listEntities, pgx.QueryExecModeCacheDescribe,
 		l.revision, r.typ, r.afterID, r.afterType, l.groups, l.attrs, l.whole, limit)
 	return pgx.CollectRows(rows, scanEntity)
 }
 
-// What was live at revision $1 is read from the two places where it is: what still
-// is, of which there are indexes, and what was closed since, which is little unless
-// the revision is an old one.
+// The versions that were live at revision $1 are in two places, and each is read:
+// versions that are still live, which have indexes, and versions that ended later, which
+// are few unless the revision is old.
 const listEntities = `
 	select type, id, attrs, tags, parents, since
 	from (
@@ -151,8 +150,8 @@ const listEntities = `
 	order by type, id
 	limit $8`
 
-// && can use the index of parents, but looks at every group for every row, which the
-// planner does not see. Among many groups, = any finds each parent by its hash.
+// && can use the index on parents, but compares every group with every row, which the
+// planner does not know. With many groups, = any finds each parent by its hash.
 const isListed = `
 		 and since <= $1
 		 and ($2::text is null or type = $2)
@@ -164,8 +163,8 @@ const isListed = `
 		 and ($7::jsonb is null or not exists (
 			select from jsonb_each($7) as wanted where attrs -> wanted.key <> wanted.value))`
 
-// wholeValues are the members of a JSON object that are arrays or objects, nil if
-// there are none: @> takes a part of one for the whole.
+// wholeValues returns the members of a JSON object that are arrays or objects, nil if
+// there are none. @> accepts a part of such a value, so they are compared once more.
 func wholeValues(object []byte) ([]byte, error) {
 	if object == nil {
 		return nil, nil

@@ -13,15 +13,15 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// emptied makes a database as new, in a fraction of the time of another one.
+// emptied removes everything from a database, which is faster than making a new one.
 func emptied(t testing.TB, conn *pgx.Conn) {
 	t.Helper()
 	mustExec(t, conn, `truncate entities, revisions, revision_entries;
 		update revision set n = 0; update history set oldest = 0`)
 }
 
-// TestListing pages through what is below something at some revision, while others
-// write, beside a model that knows it all.
+// TestListing lists the entities below an ancestor at a revision, page by page during
+// other writes, and compares them with a model.
 func TestListing(t *testing.T) {
 	db, url := openURL(t)
 	conn := session(t, url)
@@ -81,7 +81,8 @@ func TestListing(t *testing.T) {
 	})
 }
 
-// A group of many is read in order, and among many groups nobody is listed twice.
+// The members of a large group are listed in order. A member of many groups is listed
+// once.
 func TestListingOfManyMembers(t *testing.T) {
 	db, url := openURL(t)
 	write(t, db, put("G top", `{}`))
@@ -123,13 +124,13 @@ func TestListingOfManyMembers(t *testing.T) {
 	if _, err := list(current(t, db), store.EntityQuery{Ancestor: &top}); !errors.Is(err, store.ErrTooManyGroups) {
 		t.Errorf("got %v", err)
 	}
-	// Those are counted at the revision, too.
+	// The groups of that revision are counted.
 	if _, err := list(1, store.EntityQuery{Ancestor: &top, Type: "none"}); err != nil {
 		t.Error(err)
 	}
 }
 
-// What is asked for is the value, not a part of it.
+// An attribute must be equal to the value. It is not enough that it contains the value.
 func TestListingByAttributes(t *testing.T) {
 	db, _ := openURL(t)
 	at := write(t, db,

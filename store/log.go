@@ -20,30 +20,32 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 )
 
-// Event is a record of another kind than a decision: the columns to find it by,
-// and the record itself.
+// Event is a record that is not a decision: the columns to find it by, and the record
+// itself.
 type Event struct {
 	// ID is a UUIDv7.
 	ID uuid.UUID
-	// At is the millisecond time inside ID, in UTC. It is read, never written.
+	// At is the time in ID, in milliseconds and UTC. A read fills it in. A write ignores
+	// it.
 	At time.Time
-	// Kind is one word; Subject is what it is about.
+	// Kind is one word. Subject is what the event is about.
 	Kind, Caller, Server, Subject string
-	Revision                      int64  // of a change; 0 of anything else
+	Revision                      int64  // of a change; 0 for other kinds
 	RequestID, TraceID            string // may be empty
-	// Decisions are those that it reports the uses of.
+	// Decisions are the decisions whose uses it reports.
 	Decisions []uuid.UUID
-	Record    []byte // stored and given back byte for byte
-	// Batch and Pos say which leaf of which batch it is. They are read, never written.
+	Record    []byte // stored and read byte for byte
+	// Batch is its batch in the log, and Pos its place in the batch. A read fills them
+	// in. A write ignores them.
 	Batch uuid.UUID
 	Pos   int
-	// CRC is the checksum of the record when it was written. It is read, never written.
+	// CRC is the checksum of the record from when it was written. A read fills it in.
 	CRC int32
 }
 
-// LogWriter appends batches to the log over a connection of its own, so that
-// recording never waits for a connection behind reads. It connects when it first
-// writes, and again after a connection broke.
+// LogWriter appends batches to the log over a connection of its own, so that recording
+// never waits for a connection that reads use. It connects at the first write, and again
+// after the connection broke.
 type LogWriter struct {
 	sessions *sessions
 	config   *pgx.ConnConfig
@@ -52,46 +54,46 @@ type LogWriter struct {
 	mode     auditlog.Mode
 	bound    int
 
-	trouble atomic.Bool // the last attempt broke off
+	trouble atomic.Bool // the last attempt failed without a refusal
 
 	mu      sync.Mutex // held for the whole of an append
 	seq     int64      // of the next batch
 	unclean []auditlog.Unclean
 	known   bool      // registered in the database
 	conn    *pgx.Conn // nil: not connected
-	buf     []byte    // reused from batch to batch, unless it grew large
+	buf     []byte    // used again for the next batch, unless it grew large
 }
 
-// keptBuffer is what a writer keeps between batches. They are seldom larger.
+// keptBuffer is the largest buffer that a writer keeps for the next batch. Most batches
+// are smaller.
 const keptBuffer = 1 << 20
 
-// NewLogWriter returns a writer that is not connected yet, of a named server that
-// can lose so many answered decisions in a crash: 0 in strict mode. One append at a
-// time goes through it: for more, make more.
+// NewLogWriter returns a writer for a server, which does not connect yet. bound is the
+// largest number of answered decisions that a crash of the server can lose: 0 in strict
+// mode. A writer appends one batch at a time. For more at a time, make more writers.
 func (db *DB) NewLogWriter(server string, mode auditlog.Mode, bound int) *LogWriter {
-	return &LogWriter{sessions: &db.sessions, config: as(db.conn, writerRole), id: uuid.New(), server: server, mode: mode, bound: bound}
+	return &LogWriter{sessions: &db.sessions, config: as(db.connConfig, writerRole), id: uuid.New(), server: server, mode: mode, bound: bound}
 }
 
-// Appended says where a batch came to stand.
+// Appended says where a batch is in the log.
 type Appended struct {
 	// Leaf is its place in the log, from 0.
 	Leaf int64
 	// Position is the newest revision, read while the batch was written.
 	Position Position
-	// Asked is when the batch was sent: the position is not older.
+	// Asked is the time when the batch was sent. The position is not older.
 	Asked time.Time
 }
 
-// Append records decisions and events as one batch, all or none, and returns only
-// after the commit. All must be of one day (UTC), for days are dropped whole.
+// Append records decisions and events as one batch, all or none, and returns after the
+// commit. All must be of one day (UTC), because days are dropped as a whole.
 //
-// When the reply to a commit is lost, it is found out whether it took place, for as
-// long as ctx lives: nothing is ever recorded twice. Only if that ends without an
-// answer may the batch be in the log although there is an error. The error is
-// [ErrNoPartition] when the log has no place for that day, and [ErrBehind] when the
-// database does not have the revision that a decision was made at. It is
-// [ErrRecorded] when an append before this one, of which no more was heard, went
-// through.
+// If the reply to a commit is lost, Append finds out until ctx ends whether the commit
+// happened, so nothing is recorded twice. If ctx ends before that, the batch may be in
+// the log although Append returns an error. The error is [ErrNoPartition] if the log has
+// no partition for the day, [ErrBehind] if the database does not have the revision that a
+// decision was made at, and [ErrRecorded] if an earlier append, whose outcome was
+// unknown, succeeded.
 func (w *LogWriter) Append(ctx context.Context, decisions []Decision, events []Event) (done Appended, err error) {
 	defer wrap(&err, "append to the log")
 	w.mu.Lock()
@@ -102,7 +104,7 @@ func (w *LogWriter) Append(ctx context.Context, decisions []Decision, events []E
 	b := sealBatch(auditlog.Header{
 		Writer: w.id, WriterSeq: w.seq, Server: w.server, Mode: w.mode, Unclean: w.unclean,
 	}, decisions, events)
-	w.seq++ // even if it is refused: an attempt may yet go through under this number
+	w.seq++ // even if it is refused: an attempt under this number may still succeed
 	for again := false; ; again = true {
 		var refused bool
 		if err = w.connect(ctx); err == nil {
@@ -124,8 +126,8 @@ func (w *LogWriter) Append(ctx context.Context, decisions []Decision, events []E
 	}
 }
 
-// try sends the batch, unless it is in the log by an earlier attempt. An error with
-// refused is the server's word that this attempt wrote nothing.
+// try sends the batch, unless an earlier attempt put it into the log. If refused is true,
+// the server says that this attempt wrote nothing.
 func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decisions []Decision, events []Event) (done Appended, refused bool, err error) {
 	if again {
 		if done.Leaf, err = w.find(ctx, b); !errors.Is(err, pgx.ErrNoRows) {
@@ -139,7 +141,7 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 	case !errors.As(err, &pgErr):
 		return done, false, err
 	case again && pgErr.ConstraintName == "audit_batches_writer_writer_seq_key":
-		// The earlier attempt went through just now.
+		// The earlier attempt succeeded in the meantime.
 		done.Leaf, err = w.find(ctx, b)
 		return done, false, err
 	case pgErr.Code == "CP001": // of log_guard
@@ -148,7 +150,7 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 		err = fmt.Errorf("%w: %w", ErrRecorded, err)
 	case isNoPartition(err):
 		err = fmt.Errorf("%w: %w", ErrNoPartition, err)
-	case pgErr.Code == "26000": // invalid_sql_statement_name: what connect prepared is not there
+	case pgErr.Code == "26000": // invalid_sql_statement_name: the statement that connect prepared is missing
 		err = fmt.Errorf("%w (%w)", ErrPooler, err)
 		w.drop()
 	}
@@ -156,11 +158,11 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 	return done, pgErr.Code[:2] != "57", err
 }
 
-// Trouble reports whether the last attempt broke off, while it may still be tried
-// again.
+// Trouble reports whether the last attempt failed without a refusal. It may be tried again
+// now.
 func (w *LogWriter) Trouble() bool { return w.trouble.Load() }
 
-// sealedBatch is what log_append takes.
+// sealedBatch holds the arguments of log_append.
 type sealedBatch struct {
 	id            uuid.UUID
 	seq           int64
@@ -196,8 +198,8 @@ func sealBatch(h auditlog.Header, decisions []Decision, events []Event) sealedBa
 	return b
 }
 
-// call is the statement that appends the batch. Nothing in it comes from outside:
-// numbers, UUIDs, times and hex digits.
+// call returns the arguments of log_append as SQL. It has numbers, UUIDs, times and hex
+// digits only, so nothing in it needs quoting.
 func (b sealedBatch) call(writer uuid.UUID) string {
 	day, first, latest := time.Now().UTC(), "null", "null"
 	if b.rows > 0 {
@@ -208,13 +210,12 @@ func (b sealedBatch) call(writer uuid.UUID) string {
 		b.id, writer, b.seq, b.rows, hex.EncodeToString(b.header), day.Format(time.DateOnly), first, latest)
 }
 
-// connect makes sure that there is a connection, and that the database knows the
-// writer.
+// connect connects if there is no connection, and registers the writer in the database.
 func (w *LogWriter) connect(ctx context.Context) (err error) {
 	if w.conn != nil {
 		return nil
 	}
-	w.sessions.tried.Store(false) // there may be a pooler now that was not there before
+	w.sessions.tried.Store(false) // there may be a pooler now that was not there at the last connection
 	conn, err := w.sessions.connect(ctx, w.config)
 	if err != nil {
 		return err
@@ -224,8 +225,8 @@ func (w *LogWriter) connect(ctx context.Context) (err error) {
 			closeConn(conn)
 		}
 	}()
-	// The lock says that the writer lives; it ends with the session. It is shared,
-	// for the session of a connection that broke may linger.
+	// The lock says that the writer lives, and ends with the session. It is shared,
+	// because the session of a broken connection may still exist.
 	_, err = conn.Exec(ctx, "select pg_advisory_lock_shared(hashtextextended($1, 0))", w.lockName(w.id))
 	if err != nil {
 		return err
@@ -251,8 +252,8 @@ func (w *LogWriter) connect(ctx context.Context) (err error) {
 
 func (w *LogWriter) lockName(id uuid.UUID) string { return "cedarpost.writer." + id.String() }
 
-// register adds the writer, and finds those of the same server that ended without
-// a word: the next batch says so.
+// register adds the writer, and finds writers of the same server that ended without a
+// call of Close. The next batch names them.
 func (w *LogWriter) register(ctx context.Context, conn *pgx.Conn) error {
 	_, err := conn.Exec(ctx, "insert into audit_writers (writer, server, bound) values ($1, $2, $3) on conflict do nothing",
 		w.id, w.server, w.bound)
@@ -282,15 +283,15 @@ func (w *LogWriter) register(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// find looks for a batch whose reply was lost.
+// find looks for a batch that was sent and has no reply.
 func (w *LogWriter) find(ctx context.Context, b sealedBatch) (leaf int64, err error) {
 	err = w.conn.QueryRow(ctx, "select seq from audit_batches where writer = $1 and writer_seq = $2", w.id, b.seq).Scan(&leaf)
 	return leaf, err
 }
 
-// send writes the batch in one round trip: a simple query of several statements,
-// which is one transaction, with the rows right behind it. Whatever is committed by
-// the end of it was there, so the position read on the way is not newer.
+// send writes the batch in one round trip: a simple query of several statements, which is
+// one transaction, followed by the rows. The position is read in that transaction, so it
+// is not newer than the commit.
 func (w *LogWriter) send(ctx context.Context, b sealedBatch, decisions []Decision, events []Event) (leaf int64, p Position, err error) {
 	conn := w.conn.PgConn()
 	deadline, _ := ctx.Deadline()
@@ -298,7 +299,8 @@ func (w *LogWriter) send(ctx context.Context, b sealedBatch, decisions []Decisio
 		return 0, p, err
 	}
 	var sql strings.Builder
-	// Not only in the session: what is answered has to be on disk.
+	// In the transaction too, and not only in the session: an answered decision must be
+	// on disk.
 	sql.WriteString(durableCommit + ";")
 	front := conn.Frontend()
 	w.buf = w.buf[:0]
@@ -340,12 +342,12 @@ func (w *LogWriter) send(ctx context.Context, b sealedBatch, decisions []Decisio
 	if leaf, p, err = receive(conn); err != nil {
 		return 0, p, err
 	}
-	_ = conn.Conn().SetDeadline(time.Time{}) // fails only on a connection that the next use finds broken
+	_ = conn.Conn().SetDeadline(time.Time{}) // fails only on a broken connection, which the next use finds out
 	return leaf, p, nil
 }
 
-// newest finds the decision at the newest revision that has a mark, or -1. The
-// database that has it has those before it too.
+// newest returns the index of the decision with a mark that has the newest revision, or
+// -1. A database with that revision has the earlier ones too.
 func newest(decisions []Decision) int {
 	found := -1
 	for i := range decisions {
@@ -356,8 +358,7 @@ func newest(decisions []Decision) int {
 	return found
 }
 
-// receive reads to the end of the query: one row of log_append, one of
-// log_position.
+// receive reads the reply to send: a row of log_append, and one of log_position.
 func receive(conn *pgconn.PgConn) (leaf int64, p Position, err error) {
 	var rows [][]string
 	for {
@@ -384,7 +385,7 @@ func receive(conn *pgconn.PgConn) (leaf int64, p Position, err error) {
 }
 
 func readAppended(rows [][]string) (leaf int64, p Position, err error) {
-	// log_guard's row comes first, if it was called.
+	// The row of log_guard is the first, if it was called.
 	if len(rows) == 3 {
 		rows = rows[1:]
 	}
@@ -401,15 +402,16 @@ func readAppended(rows [][]string) (leaf int64, p Position, err error) {
 	return leaf, p, errors.Join(errs[:]...)
 }
 
-// Close says that the writer ends, after the append in progress. One that is not
-// closed counts as crashed.
+// Close waits for the append in progress, and marks the writer as ended. A writer that is
+// not closed counts as crashed.
 func (w *LogWriter) Close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.conn != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		// Without it the next batch of this server reports a crash that was none.
+		// Without it the next batch of this server would report a crash that did not
+		// happen.
 		_, _ = w.conn.Exec(ctx, "update audit_writers set ended = true where writer = $1", w.id)
 	}
 	w.drop()

@@ -19,9 +19,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// deafProxy forwards everything to Postgres, and answers only as long as it is not
-// told to lose them: then it closes the connection instead, once the server has
-// answered.
+// deafProxy forwards everything to Postgres and back. If it is told to lose answers, it
+// closes the connection as soon as the server has answered.
 func deafProxy(t *testing.T, databaseURL string) (proxied string, lose *atomic.Bool) {
 	t.Helper()
 	u, err := url.Parse(databaseURL)
@@ -79,8 +78,8 @@ func count(t *testing.T, url, sql string, args ...any) (n int) {
 	return n
 }
 
-// The reply to a commit is lost: the writer finds out that it took place, and the
-// batch is there once.
+// If the reply to a commit is lost, the writer finds out that the commit happened, and
+// the log has the batch once.
 func TestLostReply(t *testing.T) {
 	_, url := openURL(t)
 	proxied, lose := deafProxy(t, url)
@@ -92,7 +91,7 @@ func TestLostReply(t *testing.T) {
 	w := db.NewLogWriter("s1", auditlog.Strict, 0)
 	t.Cleanup(w.Close)
 	for i := range byte(10) {
-		// Some replies are lost, and the network comes back a little later.
+		// Some replies are lost, and the network works again a little later.
 		var back sync.WaitGroup
 		if i%2 == 1 {
 			lose.Store(true)
@@ -111,8 +110,8 @@ func TestLostReply(t *testing.T) {
 		t.Errorf("%d batches", n)
 	}
 
-	// When the network stays away, the answer is an error in bounded time, and what was
-	// written then is still there once at most.
+	// If the network does not work again, Append returns an error in bounded time, and
+	// the log has the batch once at most.
 	lose.Store(true)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
@@ -128,8 +127,8 @@ func TestLostReply(t *testing.T) {
 	}
 }
 
-// A clock that was set back does not disturb the order of the log, and one that is
-// far off is refused before anything is answered.
+// A clock that was set back does not change the order of the log. A clock that is far off
+// is refused before anything is answered.
 func TestClockSetBack(t *testing.T) {
 	db := storetest.Open(t)
 	w := db.NewLogWriter("s1", auditlog.Strict, 0)
@@ -149,8 +148,8 @@ func TestClockSetBack(t *testing.T) {
 	}
 }
 
-// A writer that ended without a word is named by the next one of its server, one
-// that lives or said goodbye is not.
+// The next writer of a server names a writer that ended without Close. It does not name
+// one that is alive or closed.
 func TestUncleanEnd(t *testing.T) {
 	db, url := openURL(t)
 	append1 := func(w *store.LogWriter, n byte) auditlog.Header {
@@ -179,7 +178,8 @@ func TestUncleanEnd(t *testing.T) {
 	closed.Close()
 	crashed := db.NewLogWriter("s1", auditlog.Buffered, 500)
 	crashedHeader := append1(crashed, 3)
-	// The session of the closed one may still be ending. This waits until both have ended.
+	// The session of the closed writer may still be ending. This waits until both
+	// sessions have ended.
 	mustRaw(t, url, "select pg_terminate_backend(pid, 60000) from pg_locks where locktype = 'advisory' and database = "+
 		"(select oid from pg_database where datname = current_database()) and pid <> "+alivePID)
 	next := db.NewLogWriter("s1", auditlog.Strict, 0)

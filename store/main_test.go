@@ -140,7 +140,7 @@ func is(t testing.TB, db *store.DB, name, want string) {
 	}
 }
 
-// raw runs SQL beside the store.
+// raw runs SQL in a session of its own.
 func raw(t testing.TB, url, sql string, args ...any) error {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -159,7 +159,7 @@ func mustRaw(t testing.TB, url, sql string, args ...any) {
 	}
 }
 
-// openURL opens a new database and tells its URL too.
+// openURL opens a new database and returns its URL too.
 func openURL(t testing.TB) (*store.DB, string) {
 	t.Helper()
 	url := storetest.New(t)
@@ -171,7 +171,7 @@ func openURL(t testing.TB) (*store.DB, string) {
 	return db, url
 }
 
-// session is one beside the store's.
+// session returns a connection outside of the store.
 func session(t testing.TB, url string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -194,4 +194,17 @@ func publishBundle(t *testing.T, db *store.DB, p store.Publish) (revision, versi
 	t.Helper()
 	made, err := db.PublishBundle(t.Context(), p)
 	return made.Revision, made.Version, err
+}
+
+// changes reads what changed after a revision, as followers do.
+func changes(t testing.TB, db *store.DB, after int64, limit int) (list []store.Change) {
+	t.Helper()
+	err := db.View(t.Context(), func(v *store.View) (err error) {
+		list, err = v.Changes(t.Context(), after, limit)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
 }

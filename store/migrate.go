@@ -15,18 +15,17 @@ import (
 	"github.com/cedarpost/cedarpost/migrations"
 )
 
-// migrationLock is the advisory lock that servers starting at the same time take
-// turns on: to migrate, and to make the first API key.
+// migrationLock is an advisory lock. Servers that start at the same time take turns with
+// it: to migrate, and to make the first API key.
 const migrationLock = 0x6365646172706f73 // "cedarpos"
 
-// Migrate brings the database's schema up to what this binary needs, and sees to
-// it that the decision log has partitions for the days ahead. All of it belongs to
-// the role cedarpost_owner, which the login must be a member of, or a superuser;
-// roles that are missing are made, and if they cannot be, the error is [ErrRoles].
-// Any number of processes may call it at once. The error is [ErrTooNew] when a
-// newer binary has migrated before, [ErrForeign] where the tables are those of
-// something else, and [ErrOtherSchema] when the schema is not the one that our
-// migrations make. A nil log is silent.
+// Migrate applies the migrations that the database lacks, and makes the partitions of the
+// decision log for the days ahead. All tables belong to the role cedarpost_owner, so the
+// login must be a member of it or a superuser. Migrate makes missing roles. If it cannot,
+// the error is [ErrRoles]. Several processes may call it at once. The error is
+// [ErrTooNew] if a newer binary has migrated the database, [ErrForeign] if the tables are
+// those of another program, and [ErrOtherSchema] if the schema is not the one that the
+// migrations make. A nil log discards messages.
 func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err error) {
 	defer wrap(&err, "migrate")
 	config, err := pgx.ParseConfig(databaseURL)
@@ -34,7 +33,7 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 		return err
 	}
 	setDefaults(config)
-	// A migration takes as long as it takes, and so does waiting for another's.
+	// A migration may take long, and so may the wait for one of another process.
 	config.RuntimeParams["statement_timeout"] = "0"
 
 	var s sessions
@@ -42,7 +41,7 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn) // which also lets go of the lock
+	defer closeConn(conn) // which also releases the lock
 	if _, err := conn.Exec(ctx, "select pg_advisory_lock($1)", migrationLock); err != nil {
 		return err
 	}
@@ -96,9 +95,9 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 	return checkSchema(ctx, conn)
 }
 
-// checkMigrated fails with ErrNotMigrated when a migration of ours is missing. A
-// newer schema is fine: migrations only add what older binaries can ignore, so
-// that servers can be replaced one by one.
+// checkMigrated fails with ErrNotMigrated if a migration of this binary is missing. A
+// newer schema is accepted: migrations only add what older binaries can ignore, so that
+// servers can be replaced one by one.
 func checkMigrated(ctx context.Context, pool *pgxpool.Pool) error {
 	applied, err := appliedMigrations(ctx, pool)
 	if err != nil {

@@ -9,16 +9,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// The decision log is kept ready from the day before, for a clock that is behind,
-// to a week ahead, for a maintenance job that does not run.
+// The decision log has partitions from yesterday, for clocks that are behind, to a week
+// ahead, in case the job that makes them does not run.
 const (
 	daysBehind = 1
 	daysAhead  = 7
 )
 
-// EnsurePartitions makes the missing partitions of the decision log, from the day
-// before now to a week after it, in UTC days. It costs next to nothing when none
-// is missing, and does not stop those who write to the log.
+// EnsurePartitions makes the missing partitions of the decision log, from the UTC day
+// before now to a week after it. It is cheap if none is missing, and does not block
+// writes to the log.
 func (db *DB) EnsurePartitions(ctx context.Context, now time.Time) (err error) {
 	defer wrap(&err, "make partitions of the decision log")
 	conn, err := db.admin.Acquire(ctx)
@@ -29,9 +29,9 @@ func (db *DB) EnsurePartitions(ctx context.Context, now time.Time) (err error) {
 	return ensurePartitions(ctx, conn.Conn(), now)
 }
 
-// EnsurePartition makes the partition of one day, and those around it, if the day is
-// as near to the given clock, or to the database's, as those that [DB.EnsurePartitions]
-// makes. It reports whether it was, and the database's clock.
+// EnsurePartition makes the partition of one day and those around it, if the day is near
+// to now or to the clock of the database: within the days that [DB.EnsurePartitions]
+// makes. It returns whether the day is near, and the clock of the database.
 func (db *DB) EnsurePartition(ctx context.Context, day, now time.Time) (near bool, clock time.Time, err error) {
 	defer wrap(&err, "make a partition of the decision log")
 	conn, err := db.admin.Acquire(ctx)
@@ -58,8 +58,8 @@ func ensurePartitions(ctx context.Context, conn *pgx.Conn, now time.Time) error 
 	return err
 }
 
-// PartitionsReady reports whether the log can take decisions and events of the UTC days
-// that the times are in, one answer for each, and tells the database's clock.
+// PartitionsReady reports for each of the times whether the log can take decisions and
+// events of its UTC day. It also returns the clock of the database.
 func (db *DB) PartitionsReady(ctx context.Context, days ...time.Time) (ready []bool, clock time.Time, err error) {
 	defer wrap(&err, "look for partitions of the decision log")
 	const query = `
@@ -77,8 +77,8 @@ func (db *DB) PartitionsReady(ctx context.Context, days ...time.Time) (ready []b
 	return ready, clock, err
 }
 
-// isNoPartition tells "no partition for this row" from the log's check
-// constraints, which have the same code, and a name.
+// isNoPartition reports whether the error is "no partition for this row". Errors of check
+// constraints have the same code, but they name a constraint.
 func isNoPartition(err error) bool {
 	var pgErr *pgconn.PgError
 	return errors.As(err, &pgErr) && pgErr.Code == "23514" && pgErr.ConstraintName == ""

@@ -11,8 +11,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// The past reads the same whatever came after it, under one name for as long as no
-// bundle changed, until it is swept.
+// A read of an earlier revision has the same result after later writes, until the
+// revision is swept. The name of its policies is the same as long as no bundle changes.
 func TestPast(t *testing.T) {
 	db, url := openURL(t)
 	publish := func(name, digest string) int64 {
@@ -85,7 +85,7 @@ func TestPast(t *testing.T) {
 	}
 }
 
-// However many replays there are, the connections of decisions are free.
+// Replays do not use the connections of decisions.
 func TestPastLeavesDecisionsAlone(t *testing.T) {
 	url := storetest.New(t)
 	db := openSmall(t, url)
@@ -101,7 +101,7 @@ func TestPastLeavesDecisionsAlone(t *testing.T) {
 	within(t, "bundles", func(ctx context.Context) error { _, err := db.Bundles(ctx, 1); return err })
 }
 
-// Every way to read says that the revision is gone, and none gives what is left.
+// Every read of a swept revision fails, and none returns a part of it.
 func TestReadsOfWhatIsSwept(t *testing.T) {
 	db, url := openURL(t)
 	old := write(t, db, put("U a", `{}`, "G x"), put("U b", `{}`)).Revision
@@ -118,7 +118,7 @@ func TestReadsOfWhatIsSwept(t *testing.T) {
 	}
 }
 
-// reads are the ways to read entities of a revision. Each tells how many.
+// reads are the ways to read entities of a revision. Each returns their number.
 func reads(db *store.DB) map[string]func(context.Context, int64) (int, error) {
 	return map[string]func(context.Context, int64) (int, error){
 		"get": func(ctx context.Context, revision int64) (int, error) {
@@ -140,8 +140,7 @@ func reads(db *store.DB) map[string]func(context.Context, int64) (int, error) {
 	}
 }
 
-// A sweep that comes between the looks of a read does not make it see less than
-// there was.
+// A sweep between two statements of a read does not make the read miss entities.
 func TestReadsBesideASweep(t *testing.T) {
 	db, url := openURL(t)
 	all := reads(db)
@@ -150,12 +149,12 @@ func TestReadsBesideASweep(t *testing.T) {
 		if errors.Is(err, store.ErrStale) {
 			err = store.ErrSwept
 		}
-		return 0, err // that it is taken is not enough
+		return 0, err // it is not enough that the lock is taken
 	}
 	for name, read := range all {
 		t.Run(name, func(t *testing.T) {
 			before := write(t, db, put("U a", `{}`), put("U b", `{}`)).Revision
-			// So that its statements are prepared, which would wait as well.
+			// The first read prepares the statements, which would wait too.
 			if _, err := read(t.Context(), before); err != nil {
 				t.Fatal(err)
 			}

@@ -9,31 +9,30 @@ import (
 	"strconv"
 )
 
-// plan works a write out in memory: the entities it touches, as they were and as
-// they will be.
+// plan computes a write in memory: the entities that it touches, before and after it.
 type plan struct {
 	drafts  map[UID]*draft
-	order   []*draft         // the drafts, in the order they came in, so that results are too
-	named   int              // so many of them are named by operations; members follow
-	members map[int][]*draft // the stored members that the cascade of an operation reaches
+	order   []*draft         // the drafts in a fixed order, so that results have one too
+	named   int              // the first so many of order are named by operations; members follow
+	members map[int][]*draft // the stored members that the cascade of an operation affects
 }
 
 // draft is one entity in a plan.
 type draft struct {
 	uid         UID
 	before, now *Entity // nil: not stored; never changed in place
-	lastChange  int64   // revision of the newest change before this write, or later, see forget; 0: never stored
+	lastChange  int64   // revision of the newest change before this write, or a later one, see forget; 0: never stored
 	grownBy     int     // the last operation that may have added parents
 	deletedBy   int     // the last operation that deleted it without cascade, or -1
-	members     int     // how many name it as parent after the write, if deletedBy ≥ 0
+	members     int     // how many entities name it as parent after the write, if deletedBy ≥ 0
 }
 
 func newPlan() *plan {
 	return &plan{drafts: map[UID]*draft{}, members: map[int][]*draft{}}
 }
 
-// touch makes room for an entity named by an operation, and reports whether it is
-// new to the plan.
+// touch adds an entity that an operation names, and reports whether it is new to the
+// plan.
 func (p *plan) touch(uid UID) bool {
 	if p.drafts[uid] != nil {
 		return false
@@ -50,7 +49,7 @@ func (p *plan) add(uid UID) *draft {
 	return d
 }
 
-// load takes the newest version of an entity, live unless until is set.
+// load sets the newest version of an entity, which is live if until is nil.
 func (p *plan) load(e Entity, until *int64) {
 	d := p.drafts[e.UID]
 	if until != nil {
@@ -61,8 +60,8 @@ func (p *plan) load(e Entity, until *int64) {
 	d.before, d.now = &e, &e
 }
 
-// forget takes the revision that history begins at: an entity that left no version
-// was never stored, or was deleted at that revision at the latest.
+// forget is called with the first revision of the history. An entity without a version
+// was never stored, or was deleted at that revision or before it.
 func (p *plan) forget(oldest int64) {
 	for _, d := range p.order {
 		if d.lastChange == 0 {
@@ -71,7 +70,7 @@ func (p *plan) forget(oldest int64) {
 	}
 }
 
-// loadMember takes a stored entity that the cascade of an operation reaches.
+// loadMember adds a stored entity that the cascade of an operation affects.
 func (p *plan) loadMember(op int, e Entity) {
 	d := p.drafts[e.UID]
 	if d == nil {
@@ -81,7 +80,7 @@ func (p *plan) loadMember(op int, e Entity) {
 	p.members[op] = append(p.members[op], d)
 }
 
-// apply does operation i to what those before it left.
+// apply applies operation i to the result of the operations before it.
 func (p *plan) apply(i int, op Op) error {
 	d := p.drafts[op.Entity.UID]
 	switch pre := op.Precondition; {
@@ -127,7 +126,7 @@ func (p *plan) apply(i int, op Op) error {
 	return nil
 }
 
-// dropMembers drops every membership in the parent that operation i deletes.
+// dropMembers removes every membership in the parent that operation i deletes.
 func (p *plan) dropMembers(i int, parent UID) {
 	for _, list := range [][]*draft{p.order[:p.named], p.members[i]} {
 		for _, d := range list {
@@ -149,9 +148,9 @@ func (p *plan) changed() []*draft {
 	return list
 }
 
-// deleted lists the drafts that were deleted without cascade, with the members
-// they have in the plan itself. One that was put again after that is among them:
-// who was a member of the old one must not become one of the new by accident.
+// deleted lists the drafts that were deleted without cascade, and counts their members in
+// the plan. It includes one that was put again later: a member of the old entity must not
+// become a member of the new one by accident.
 func (p *plan) deleted() []*draft {
 	var list []*draft
 	byUID := map[UID]*draft{}
@@ -176,7 +175,7 @@ func (p *plan) deleted() []*draft {
 	return list
 }
 
-// grown lists the drafts that have parents they did not have before.
+// grown lists the drafts that have new parents.
 func (p *plan) grown() []*draft {
 	var list []*draft
 	for _, d := range p.order {
@@ -194,7 +193,7 @@ func (p *plan) grown() []*draft {
 // uids lists every entity of the plan.
 func (p *plan) uids() []UID { return slices.Collect(maps.Keys(p.drafts)) }
 
-// overlay puts the parents as they will be over those that are stored.
+// overlay replaces the stored parents of the entities in the plan by the new ones.
 func (p *plan) overlay(parentsOf map[UID][]UID) {
 	for uid, d := range p.drafts {
 		delete(parentsOf, uid)
@@ -246,7 +245,7 @@ func onCycles(parentsOf map[UID][]UID) map[UID]bool {
 	return found
 }
 
-// without returns a copy of e that lacks the parents.
+// without returns a copy of e without the parents.
 func without(e *Entity, parents []UID) *Entity {
 	c := *e
 	c.Parents = slices.DeleteFunc(slices.Clone(e.Parents), func(p UID) bool { return slices.Contains(parents, p) })
@@ -258,7 +257,7 @@ func sortedSet(uids []UID) []UID {
 	return slices.Compact(slices.SortedFunc(slices.Values(uids), UID.compare))
 }
 
-// orObject makes nothing the empty object.
+// orObject returns {} for an empty text.
 func orObject(object []byte) []byte {
 	if len(object) == 0 {
 		return []byte("{}")
@@ -288,9 +287,9 @@ func sameEntity(a, b *Entity) bool {
 	return slices.Equal(a.Parents, b.Parents) && sameJSON(a.Attrs, b.Attrs) && sameJSON(a.Tags, b.Tags)
 }
 
-// sameJSON reports whether two documents mean the same. It may take equal numbers
-// that are written differently, like 100 and 1e2, for different, never the other
-// way round: an entity then gets a version it did not need.
+// sameJSON reports whether two documents are equal. It may report numbers as different
+// that are equal and written in two ways, like 100 and 1e2: then an entity gets a new
+// version that it does not need. It never reports different values as equal.
 func sameJSON(a, b []byte) bool {
 	if bytes.Equal(a, b) {
 		return true

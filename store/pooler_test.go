@@ -15,11 +15,11 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// ignoreParameters has PgBouncer drop the start-up parameters that it does not know,
-// without a word.
+// ignoreParameters makes PgBouncer drop start-up parameters that it does not know,
+// without an error.
 const ignoreParameters = "ignore_startup_parameters = role,synchronous_commit,search_path,statement_timeout,idle_in_transaction_session_timeout,jit,options,extra_float_digits"
 
-// withParameter is a database's URL with one more parameter.
+// withParameter adds a parameter to the URL of a database.
 func withParameter(t *testing.T, databaseURL, name, value string) string {
 	t.Helper()
 	u, err := url.Parse(databaseURL)
@@ -32,14 +32,14 @@ func withParameter(t *testing.T, databaseURL, name, value string) string {
 	return u.String()
 }
 
-// What was answered survives a crash of the database behind a pooler, whatever the
-// server's own settings are.
+// Answered decisions survive a crash of a database behind a pooler, whatever its own
+// settings are.
 func TestNothingIsLostBehindAPooler(t *testing.T) {
 	pg := storetest.NewServer(t)
 	if err := store.Migrate(t.Context(), pg.URL(), nil); err != nil {
 		t.Fatal(err)
 	}
-	// With these a commit reaches the disk seconds after its answer.
+	// With these settings a commit reaches the disk seconds after its answer.
 	for _, sql := range []string{
 		"alter system set synchronous_commit = off", "alter system set wal_writer_delay = '10s'",
 		"alter system set wal_writer_flush_after = '1GB'", "select pg_reload_conf()",
@@ -106,8 +106,7 @@ func TestSessionsAreWhatTheyShouldBe(t *testing.T) {
 	}
 }
 
-// A pooler that gives one session to several clients is refused at once, by
-// everything that connects.
+// Everything that connects refuses a pooler that gives one session to several clients.
 func TestSharedSessionsAreRefused(t *testing.T) {
 	direct := storetest.New(t)
 	for name, settings := range map[string][]string{
@@ -144,7 +143,7 @@ func TestSharedSessionsAreRefused(t *testing.T) {
 	}
 }
 
-// A standby behind such a pooler is not read from.
+// Reads do not use a standby behind such a pooler.
 func TestStandbyBehindAPooler(t *testing.T) {
 	direct := storetest.New(t)
 	db, err := store.Open(t.Context(), store.Config{DatabaseURL: direct, ReadURLs: []string{storetest.Pooler(t, direct, "pool_mode = transaction")}})
@@ -165,8 +164,8 @@ func TestStandbyBehindAPooler(t *testing.T) {
 	}
 }
 
-// A commit is on disk even where the session lost what it was told: a pooler can be
-// told to share sessions while a server runs.
+// A commit waits for the disk even if the session lost its settings: the configuration of
+// a pooler can change while a server runs.
 func TestEachCommitIsSynchronous(t *testing.T) {
 	databaseURL := storetest.New(t)
 	mustRaw(t, databaseURL, `
@@ -190,7 +189,8 @@ func TestEachCommitIsSynchronous(t *testing.T) {
 	mustRaw(t, databaseURL, `do $$ begin assert (select array_agg(setting) from seen) = '{on,on}', (select array_agg(setting) from seen); end $$`)
 }
 
-// A recorder whose session went to another client says so, and connects anew.
+// If a pooler gives the session of a log writer to another client, an append fails and
+// the writer connects again.
 func TestRecorderLosesItsSession(t *testing.T) {
 	db := storetest.Open(t)
 	w := db.NewLogWriter("s1", auditlog.Strict, 0)
@@ -228,7 +228,7 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// What is written for Postgres is read as Postgres reads it.
+// Options are read as Postgres reads them.
 func FuzzOptions(f *testing.F) {
 	f.Add("a", "b c")
 	f.Add("search_path", `x\y , "z"`)

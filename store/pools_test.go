@@ -34,7 +34,7 @@ func hold(t *testing.T, url, sql string) (release func()) {
 	return release
 }
 
-// waitForLocks returns when so many sessions wait for a lock.
+// waitForLocks waits until so many sessions wait for a lock.
 func waitForLocks(t *testing.T, url string, n int) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -66,7 +66,7 @@ func openSmall(t *testing.T, url string) *store.DB {
 	return db
 }
 
-// within fails if fn does not succeed, in a time that no machine needs.
+// within fails if fn fails or takes longer than it can on any machine.
 func within(t *testing.T, what string, fn func(ctx context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -76,7 +76,7 @@ func within(t *testing.T, what string, fn func(ctx context.Context) error) {
 	}
 }
 
-// Writers that wait for the revision lock hold no connections that others need.
+// Writers that wait for the revision lock use no connections.
 func TestWritersWaitWithoutConnections(t *testing.T) {
 	url := storetest.New(t)
 	db := openSmall(t, url)
@@ -100,7 +100,7 @@ func TestWritersWaitWithoutConnections(t *testing.T) {
 	within(t, "load", func(ctx context.Context) error { _, err := db.LoadEntities(ctx, 1, uids("User a")); return err })
 	within(t, "get", func(ctx context.Context) error { _, err := db.GetEntity(ctx, 1, uid("User a")); return err })
 	within(t, "current", func(ctx context.Context) error { _, err := db.Current(ctx); return err })
-	// One whose time is over leaves the row.
+	// A writer whose deadline ends stops waiting.
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := db.CreateKey(ctx, store.Key{ID: "k", Hash: []byte("k")}, "test"); !errors.Is(err, context.DeadlineExceeded) {
@@ -117,8 +117,8 @@ func TestWritersWaitWithoutConnections(t *testing.T) {
 	}
 }
 
-// However busy decisions and administration are, the newest revision and the
-// state of the log can be told; and neither of the two stops the other.
+// Decisions and administration do not delay each other, and neither delays reads of the
+// newest revision and of the partitions.
 func TestPoolsAreApart(t *testing.T) {
 	url := storetest.New(t)
 	db := openSmall(t, url)
@@ -131,7 +131,7 @@ func TestPoolsAreApart(t *testing.T) {
 		wg.Go(func() { _, _ = db.GetEntity(t.Context(), 1, uid("User a")) })
 	}
 	waitForLocks(t, url, 2)
-	within(t, "keys", func(ctx context.Context) error { _, err := db.Keys(ctx); return err })
+	within(t, "policies", func(ctx context.Context) error { _, err := db.PolicyRevision(ctx, 1); return err })
 	for range 5 {
 		wg.Go(func() { _, _ = db.LoadEntities(t.Context(), 1, uids("User a")) })
 	}
@@ -167,13 +167,14 @@ func TestLoadEntitiesAt(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, found, err)
 		}
 	}
-	// The connection is fit for use after a refusal.
+	// The connection can be used after a refusal.
 	if _, err := db.LoadEntitiesAt(t.Context(), at, nil); err != nil {
 		t.Error(err)
 	}
 }
 
-// What was committed is on disk, whatever the URL, the role or the server say.
+// A commit waits for the disk, whatever the settings of the URL, the role and the server
+// are.
 func TestCommitsAreSynchronous(t *testing.T) {
 	url := storetest.New(t)
 	mustRaw(t, url, `
@@ -203,7 +204,7 @@ func TestPlansAreNotCompiled(t *testing.T) {
 	write(t, openSmall(t, url), put("User a", `{}`))
 }
 
-// Of several hosts the one that takes writes is found, without being told to.
+// Of several hosts, the one that accepts writes is used by default.
 func TestSeveralHosts(t *testing.T) {
 	standby, primary := storetest.NewServer(t), storetest.NewServer(t)
 	if err := store.Migrate(t.Context(), primary.URL(), nil); err != nil {

@@ -9,17 +9,16 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ErrUnsafe means that the log would not be what it promises to be, because the
-// database can lose what was committed, or the login of the server can rewrite it.
+// ErrUnsafe means that the database can lose committed data, or that the login of the
+// server can rewrite the log.
 var ErrUnsafe = errors.New("this database is not fit for production")
 
-// CheckProduction refuses a database that can lose what was committed, and a login
-// that can rewrite the log: the roles that a server takes on cannot, but whoever
-// gets hold of the server has its login. The error is [ErrUnsafe] and says what is
-// wrong.
+// CheckProduction refuses a database that can lose committed data, and a login that can
+// rewrite the log. The roles of a server cannot rewrite it, but an attacker who takes
+// over the server has its login. The error is [ErrUnsafe] and says what is wrong.
 //
-// It does not look at full_page_writes, which a file system that never tears a page
-// can do without.
+// It does not check full_page_writes, which is not needed on a file system that writes a
+// page as a whole or not at all.
 func (db *DB) CheckProduction(ctx context.Context) (err error) {
 	defer wrap(&err, "check the database")
 	rows, _ := db.admin.Query(ctx, selectUnsafe)
@@ -31,8 +30,9 @@ func (db *DB) CheckProduction(ctx context.Context) (err error) {
 		ErrUnsafe, strings.Join(found, "\n  - "), strings.Join(servingRoles, ", "))
 }
 
-// A member counts whether or not it inherits, for it may take the role on. That
-// is why a superuser, who is a member of all, is not looked at any further.
+// A login that is a member of a role counts as the role even if it does not inherit,
+// because it may take the role on. A superuser is a member of all roles, so the other checks
+// leave superusers out.
 const selectUnsafe = `
 	with login as (
 		select rolname, rolsuper from pg_roles where rolname = session_user

@@ -9,10 +9,11 @@ import (
 )
 
 const (
-	// retentionLock is the advisory lock of the one who drops days: "cedardrp".
+	// retentionLock is the advisory lock of the process that drops days: "cedardrp".
 	retentionLock = 0x6365646172647270
-	// dropTries and dropPause: a day cannot go while somebody reads the log, and while
-	// drop_log_day waits for that, at most a tenth of a second, nobody can write to it.
+	// dropTries and dropPause: a day cannot be dropped while a transaction reads the log,
+	// and while drop_log_day waits for that, a tenth of a second at most, nobody can
+	// write to the log.
 	dropTries = 10
 	dropPause = 2 * time.Second
 )
@@ -21,42 +22,39 @@ const (
 type LogDay struct {
 	// Day is its midnight, UTC.
 	Day time.Time
-	// Decisions and Events are how many it has.
+	// Decisions and Events are the numbers of its rows.
 	Decisions, Events int64
-	// FirstLeaf is the place of the first batch that has rows of a later day.
+	// FirstLeaf is the leaf of the first batch that has rows of a later day.
 	FirstLeaf int64
 }
 
-// MinRetention reads for how long the database keeps a day of the log, whoever
-// wants to drop it. Only its owner can change that, in the table log_retention.
-func (db *DB) MinRetention(ctx context.Context) (keep time.Duration, err error) {
+// MinRetention reads the least retention of a day of the log. The database refuses to
+// drop a day earlier. Only the owner of the database can change it, in the table
+// log_retention.
+func (db *DB) MinRetention(ctx context.Context) (retention time.Duration, err error) {
 	defer wrap(&err, "read the retention of the log")
 	var days int
 	err = db.admin.QueryRow(ctx, "select days from log_retention").Scan(&days)
 	return time.Duration(days) * 24 * time.Hour, err
 }
 
-// DropLogDays drops the days of the log that ended longer ago than keep, the oldest
-// first, and returns those that are gone, even with an error. Before one goes,
-// record must have committed to the log that it will: the database refuses
-// otherwise. It is not called for a day whose record is there already.
+// DropLogDays drops the days of the log that ended longer ago than the retention, the
+// oldest first. It returns the days that it dropped, even with an error. Before it drops
+// a day, it calls record to commit to the log that the day is dropped, because the
+// database refuses otherwise. It does not call record for a day that has such a record
+// already.
 //
-// Of several that are called at once, one does the work and the others return.
-func (db *DB) DropLogDays(ctx context.Context, keep time.Duration, record func(context.Context, LogDay) error) (dropped []LogDay, err error) {
+// If several processes call it at once, one does the work and the others return.
+func (db *DB) DropLogDays(ctx context.Context, retention time.Duration, record func(context.Context, LogDay) error) (dropped []LogDay, err error) {
 	defer wrap(&err, "drop old days of the log")
-	config := db.conn.Copy()
-	config.RuntimeParams["statement_timeout"] = "0" // a large day takes its time to count
+	config := db.connConfig.Copy()
+	config.RuntimeParams["statement_timeout"] = "0" // a large day takes long to count
 	conn, err := db.sessions.connect(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		// The end of the session lets go of the lock too, but only a moment later.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_, _ = conn.Exec(ctx, "select pg_advisory_unlock_all()")
-		closeConn(conn)
-	}()
+	defer closeConn(conn)
+	defer unlockAll(ctx, conn)
 	var alone bool
 	if err := conn.QueryRow(ctx, "select pg_try_advisory_lock($1)", retentionLock).Scan(&alone); err != nil || !alone {
 		return nil, err
@@ -68,7 +66,7 @@ func (db *DB) DropLogDays(ctx context.Context, keep time.Duration, record func(c
 		cross join to_date(substring(relname from '_([0-9]{8})$'), 'YYYYMMDD') as day
 		where inhparent in ('decisions'::regclass, 'events'::regclass)
 		  and day + 1 + $1::interval <= now() at time zone 'UTC'
-		order by day`, keep)
+		order by day`, retention)
 	days, err := pgx.CollectRows(rows, pgx.RowTo[time.Time])
 	if err != nil {
 		return nil, err
@@ -99,8 +97,8 @@ func countLogDay(ctx context.Context, conn *pgx.Conn, day time.Time) (d LogDay, 
 	return d, err
 }
 
-// dropLogDay drops a day, and makes its record when the database asks for it: one
-// that a server wrote before it stopped is as good.
+// dropLogDay drops a day, and makes the record only if the database says that it is
+// missing: a server may have written it before it stopped.
 func dropLogDay(ctx context.Context, conn *pgx.Conn, d LogDay, record func(context.Context, LogDay) error) error {
 	recorded := false
 	for try := 1; ; {

@@ -21,13 +21,13 @@ import (
 
 const day = 24 * time.Hour
 
-// ago is noon of the day so many days ago, UTC.
+// ago returns noon (UTC) of the day that is so many days ago.
 func ago(days int) time.Time {
 	return time.Now().UTC().Truncate(day).AddDate(0, 0, -days).Add(12 * time.Hour)
 }
 
-// oldLog makes the partitions of days that long ago, each with two decisions and an
-// event; and today the root of the stored data, without which none is dropped.
+// oldLog makes the partitions of days that are so many days ago, each with two decisions
+// and an event. It also records the state root of today, without which no day is dropped.
 func oldLog(t *testing.T, db *store.DB, url string, days ...int) *store.LogWriter {
 	t.Helper()
 	w := db.NewLogWriter("s1", auditlog.Strict, 0)
@@ -49,7 +49,7 @@ func logEvent(at time.Time, kind, subject string) store.Event {
 	return store.Event{ID: idAt(at, byte(at.Nanosecond())), Kind: kind, Server: "s1", Subject: subject, Record: []byte(subject)}
 }
 
-// record makes the record of a drop, as a server does.
+// record makes the record of a drop like a server.
 func record(w *store.LogWriter) func(context.Context, store.LogDay) error {
 	return func(ctx context.Context, d store.LogDay) error {
 		_, err := w.Append(ctx, nil, []store.Event{logEvent(time.Now(), "retention_drop", d.Day.Format(time.DateOnly))})
@@ -57,7 +57,7 @@ func record(w *store.LogWriter) func(context.Context, store.LogDay) error {
 	}
 }
 
-// daysOf lists the days of the log that ended, by the days since.
+// daysOf lists the past days of the log, each as the number of days since.
 func daysOf(t *testing.T, url string) (list []int) {
 	t.Helper()
 	rows, _ := connect(t, url).Query(t.Context(), `
@@ -76,7 +76,7 @@ func daysOf(t *testing.T, url string) (list []int) {
 func TestDropLogDays(t *testing.T) {
 	db, url := openURL(t)
 	w := oldLog(t, db, url, 41, 42, 43, 100)
-	mustRaw(t, url, "drop table events_"+ago(100).Format("20060102")) // from before there were events
+	mustRaw(t, url, "drop table events_"+ago(100).Format("20060102")) // a day from before events existed
 	if keep, err := db.MinRetention(t.Context()); err != nil || keep != 30*day {
 		t.Errorf("%v, %v", keep, err)
 	}
@@ -85,7 +85,8 @@ func TestDropLogDays(t *testing.T) {
 		recorded = append(recorded, fmt.Sprint(d.Day.Format(time.DateOnly), d.Decisions, d.Events))
 		return record(w)(ctx, d)
 	}
-	// Of 41 days ago the last decision may be 40 days old, and a bit.
+	// The last decision of the day that is 41 days ago may be little more than 40 days
+	// old.
 	dropped, err := db.DropLogDays(t.Context(), 41*day, note)
 	want := []string{fmt.Sprint(ago(100).Format(time.DateOnly), 2, 0), fmt.Sprint(ago(43).Format(time.DateOnly), 2, 1), fmt.Sprint(ago(42).Format(time.DateOnly), 2, 1)}
 	if err != nil || len(dropped) != 3 || !slices.Equal(recorded, want) {
@@ -94,7 +95,7 @@ func TestDropLogDays(t *testing.T) {
 	if got := daysOf(t, url); !slices.Equal(got, []int{41}) {
 		t.Errorf("left is the log of %v days ago", got)
 	}
-	// The leaves of the tree are all there.
+	// All leaves of the tree are still stored.
 	mustRaw(t, url, `do $$ begin
 		assert (select count(*) = 2 from decisions);
 		assert (select count(*) = 1 + 1 + 3 from events);
@@ -105,7 +106,7 @@ func TestDropLogDays(t *testing.T) {
 	if dropped, err := db.DropLogDays(t.Context(), 41*day, note); err != nil || len(dropped)+len(recorded) != 0 {
 		t.Errorf("again: %v, %q, %v", dropped, recorded, err)
 	}
-	// Younger than the database lets go: neither recorded in vain nor dropped.
+	// The database refuses to drop a day this young. No record is made for it.
 	oldLog(t, db, url, 29)
 	if dropped, err := db.DropLogDays(t.Context(), 10*day, note); state(err) != "23001" || len(dropped) != 1 {
 		t.Errorf("got %v, %v", dropped, err)
@@ -119,7 +120,7 @@ func TestDropLogDays(t *testing.T) {
 	}
 }
 
-// A record is needed, of that day, and in the log before the day is dropped.
+// A day is dropped only if the log has a record of its drop.
 func TestDropNeedsItsRecord(t *testing.T) {
 	db, url := openURL(t)
 	w := oldLog(t, db, url, 50, 51)
@@ -164,15 +165,14 @@ func TestDropNeedsItsRecord(t *testing.T) {
 			t.Errorf("drops %s", null)
 		}
 	}
-	// What a server had recorded before it stopped is not recorded again.
+	// If a server made the record before it stopped, it is not made again.
 	never := func(context.Context, store.LogDay) error { return errors.New("recorded twice") }
 	if dropped, err := db.DropLogDays(t.Context(), 49*day, never); err != nil || len(dropped) != 2 {
 		t.Errorf("got %v, %v", dropped, err)
 	}
 }
 
-// Days go oldest first, and only when the log has the root of the stored data of a later
-// day.
+// Days are dropped oldest first, and only if the log has a state root of a later day.
 func TestDropOldestFirst(t *testing.T) {
 	db, url := openURL(t)
 	w := oldLog(t, db, url, 50, 51)
@@ -193,7 +193,7 @@ func TestDropOldestFirst(t *testing.T) {
 	if err := drop(51); state(err) != "23001" || !strings.Contains(err.Error(), "no root of the stored data") {
 		t.Errorf("without a root: %v", err)
 	}
-	// One in no batch is none, and neither is one of the same day.
+	// A state root without a batch does not count, nor does one of the same day.
 	mustRaw(t, url, `insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)
 		values (gen_random_uuid(), now(), 'state_root', '', '', '', '', gen_random_uuid(), 0, 0)`)
 	if _, err := w.Append(t.Context(), nil, []store.Event{logEvent(ago(51), "state_root", "")}); err != nil {
@@ -210,7 +210,7 @@ func TestDropOldestFirst(t *testing.T) {
 	}
 }
 
-// When the record cannot be committed, nothing is dropped.
+// If the record cannot be committed, nothing is dropped.
 func TestNoDropWithoutRecord(t *testing.T) {
 	db, url := openURL(t)
 	oldLog(t, db, url, 50)
@@ -219,7 +219,7 @@ func TestNoDropWithoutRecord(t *testing.T) {
 	if !errors.Is(err, full) || len(dropped) != 0 {
 		t.Errorf("got %v, %v", dropped, err)
 	}
-	// Nor when the server only says that it was.
+	// The same if the server only claims that it was committed.
 	dropped, err = db.DropLogDays(t.Context(), 40*day, func(context.Context, store.LogDay) error { return nil })
 	if state(err) != "55000" || len(dropped) != 0 {
 		t.Errorf("got %v, %v", dropped, err)
@@ -229,7 +229,7 @@ func TestNoDropWithoutRecord(t *testing.T) {
 	}
 }
 
-// One drops at a time.
+// One process drops days at a time.
 func TestOneDropsAtATime(t *testing.T) {
 	db, url := openURL(t)
 	w := oldLog(t, db, url, 50)
@@ -253,7 +253,7 @@ func TestOneDropsAtATime(t *testing.T) {
 	group.Wait()
 }
 
-// While days are dropped, writers go on, and lose nothing.
+// Writers go on while days are dropped, and lose nothing.
 func TestWritersRaceADrop(t *testing.T) {
 	db, url := openURL(t)
 	days := []int{50, 51, 52, 53, 54, 55, 56, 57, 58, 59}
@@ -305,8 +305,8 @@ func TestWritersRaceADrop(t *testing.T) {
 	mustRaw(t, url, fmt.Sprintf("do $$ begin assert (select count(*) = %d from decisions); end $$", len(took)))
 }
 
-// A long read of the log holds a drop up, and the drop does not hold the writers up
-// with it: it gives up its place before them, and tries again.
+// A long read of the log delays a drop. The drop does not delay writers: it stops waiting
+// for its lock, and tries again later.
 func TestReaderHoldsADropUp(t *testing.T) {
 	db, url := openURL(t)
 	w := oldLog(t, db, url, 50)
@@ -315,7 +315,7 @@ func TestReaderHoldsADropUp(t *testing.T) {
 	go func() {
 		for {
 			_, err := db.DropLogDays(t.Context(), 40*day, record(w))
-			if state(err) != "55P03" { // lock_not_available: it has tried often enough for once
+			if state(err) != "55P03" { // lock_not_available: it gave up after several tries
 				done <- err
 				return
 			}
@@ -361,12 +361,13 @@ func TestReaderHoldsADropUp(t *testing.T) {
 	}
 }
 
-// Batches go in whole tiles whose hashes are kept, and only with all of their rows.
+// Batches are dropped as whole tiles whose hashes stay, and only if all their rows are
+// dropped.
 func TestDropLogBatches(t *testing.T) {
 	url := storetest.New(t)
 	conn := connect(t, url)
 	before := func(days int) string { return "'" + ago(days).Format(time.DateOnly) + "'" }
-	// Three tiles of days long dropped, one of a day that is there, and the newest.
+	// Three tiles of dropped days, one of a day that is still there, and the newest.
 	_, err := conn.Exec(t.Context(), `
 		select log_append(gen_random_uuid(), '00000000-0000-0000-0000-000000000001', n, 1, convert_to('header ' || n, 'UTF8'),
 			$1::date - case when n < 768 then 60 when n < 1024 then 50 else 0 end, now(), now())
@@ -397,7 +398,7 @@ func TestDropLogBatches(t *testing.T) {
 			on conflict (level, tile) do update set hashes = excluded.hashes`, n, hashes)
 	}
 	if _, err := conn.Exec(t.Context(), "select drop_log_batches("+before(29)+", 10000)"); state(err) != "23001" {
-		t.Errorf("younger than the log is kept: %v", err)
+		t.Errorf("younger than the retention of the log: %v", err)
 	}
 	if _, err := conn.Exec(t.Context(), "select drop_log_batches(null, 10000)"); state(err) != "23001" {
 		t.Errorf("no day: %v", err)
@@ -412,7 +413,7 @@ func TestDropLogBatches(t *testing.T) {
 	}
 	drop("the day is younger", before(60), 10000, 0)
 	if err := actAs(t, conn, "cedarpost_owner", "select drop_log_batches("+before(40)+", 1); delete from audit_batches"); state(err) != "23001" {
-		t.Errorf("the way stays open for others: %v", err)
+		t.Errorf("drop_log_batches leaves its setting on: %v", err)
 	}
 	drop("one tile at a time", before(40), 100, 256)
 	drop("all but what has rows", before(40), 10000, 512)

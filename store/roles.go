@@ -10,32 +10,33 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// The roles of the database. They have no login: a connection takes one on as it is
-// made, and then has its rights alone. Migration 6 says what each may do.
+// The roles of the database. None can log in: a connection takes a role on when it is
+// made, and then has the rights of that role only. Migration 6 says what each role may
+// do.
 const (
-	ownerRole   = "cedarpost_owner"   // owns all there is, and migrates; never serves
+	ownerRole   = "cedarpost_owner"   // owns all tables and functions, and migrates; no server has it
 	appRole     = "cedarpost_app"     // everything but the log
 	writerRole  = "cedarpost_writer"  // appends to the log
 	auditorRole = "cedarpost_auditor" // reads the log
 )
 
-// servingRoles are those that the login of a server has.
+// servingRoles are the roles that the login of a server has.
 var servingRoles = []string{appRole, writerRole, auditorRole}
 
-// ErrRoles means that the login may not do what it is used for. The error says
-// which SQL an administrator of the database has to run.
+// ErrRoles means that the login lacks roles or rights that it needs. The error has the
+// SQL that an administrator of the database has to run.
 var ErrRoles = errors.New("the database login lacks rights")
 
-// as is the config of connections that take a role on as they are made.
+// as returns a config for connections that take a role on when they are made.
 func as(c *pgx.ConnConfig, role string) *pgx.ConnConfig {
 	c = c.Copy()
 	c.RuntimeParams["role"] = role
 	return c
 }
 
-// Roles is the SQL that makes the roles, and a login for each of the two commands,
-// in a database whose tables are in schema public: for an administrator to read, to
-// change, and to run.
+// Roles returns the SQL that makes the roles, and a login for each of the two commands,
+// in a database whose tables are in schema public. An administrator reads, changes and
+// runs it.
 func Roles() string {
 	const migrate, serve = "cedarpost_migrate", "cedarpost_serve"
 	sql := []string{"create role " + migrate + " login", "create role " + serve + " login"}
@@ -49,7 +50,7 @@ func Roles() string {
 		script(schemaGrants("public"))
 }
 
-// schemaGrants lets the owner make tables, and the others find them.
+// schemaGrants lets the owner make tables, and the other roles see them.
 func schemaGrants(schema string) []string {
 	schema = sanitize(schema)
 	return []string{
@@ -65,10 +66,11 @@ func script(sql []string) string { return strings.Join(sql, ";\n") + ";\n" }
 // roleState is a role as the login of a connection sees it.
 type roleState struct {
 	Name          string
-	Made, Granted bool // it exists; the login may take it on
+	Made, Granted bool // Made: it exists; Granted: the login may take it on
 }
 
-// readRoles looks up roles. Since Postgres 16 a member may lack the right to SET.
+// readRoles looks up roles. Since Postgres 16 a member of a role may lack the right to
+// SET it.
 func readRoles(ctx context.Context, conn *pgx.Conn, names ...string) ([]roleState, error) {
 	rows, _ := conn.Query(ctx, `
 		select name, oid is not null as made,
@@ -80,8 +82,8 @@ func readRoles(ctx context.Context, conn *pgx.Conn, names ...string) ([]roleStat
 	return pgx.CollectRows(rows, pgx.RowToStructByName[roleState])
 }
 
-// checkRoles makes sure that the login can take on what is needed, so that one learns
-// of it at the start, and from an error that says what to do.
+// checkRoles makes sure at the start that the login can take on the roles that it needs.
+// Its error says what to do.
 func checkRoles(ctx context.Context, s *sessions, config *pgx.ConnConfig, needed ...string) error {
 	conn, err := s.connect(ctx, config)
 	if err != nil {
@@ -108,9 +110,9 @@ func checkRoles(ctx context.Context, s *sessions, config *pgx.ConnConfig, needed
 	return nil
 }
 
-// ensureRoles makes what is missing before a migration can run as the owner. Roles
-// are of the whole cluster, and other databases in it may be migrated at the same
-// time: whoever is second finds them made.
+// ensureRoles makes missing roles and grants before migrations run as the owner. Roles
+// belong to the whole cluster, and another database in it may be migrated at the same
+// time, so it tries again if a role appears in the meantime.
 func ensureRoles(ctx context.Context, conn *pgx.Conn) error {
 	for try := 1; ; try++ {
 		missing, err := missingRoles(ctx, conn)
@@ -132,7 +134,7 @@ func ensureRoles(ctx context.Context, conn *pgx.Conn) error {
 	}
 }
 
-// missingRoles is the SQL for what is not there yet.
+// missingRoles returns the SQL for missing roles and grants.
 func missingRoles(ctx context.Context, conn *pgx.Conn) (sql []string, err error) {
 	roles, err := readRoles(ctx, conn, append([]string{ownerRole}, servingRoles...)...)
 	if err != nil {
@@ -166,7 +168,8 @@ func missingRoles(ctx context.Context, conn *pgx.Conn) (sql []string, err error)
 	return sql, err
 }
 
-// adopt gives the owner what migrations made before there was one.
+// adopt gives the owner the tables and functions that migrations made before there was an
+// owner.
 func adopt(ctx context.Context, conn *pgx.Conn) error {
 	const sql = `
 		do $$

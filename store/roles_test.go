@@ -66,12 +66,12 @@ func connect(t *testing.T, url string) *pgx.Conn {
 // partitionOf names today's partition of a table.
 func partitionOf(table string) string { return table + time.Now().UTC().Format("_20060102") }
 
-// logTables are those that nobody may rewrite.
+// logTables are the tables that no role may rewrite.
 func logTables() []string {
 	return []string{"decisions", partitionOf("decisions"), "events", partitionOf("events"), "audit_batches", "checkpoints"}
 }
 
-// recordOf empties what is hashed.
+// recordOf removes the bytes that are hashed.
 func recordOf(table string) string {
 	switch table {
 	case "audit_batches":
@@ -183,7 +183,7 @@ func TestWhatRolesMayNotDo(t *testing.T) {
 	}
 }
 
-// The owner has the right to, and is stopped all the same.
+// The owner has the right to rewrite the log. A trigger refuses it.
 func TestOwnerDoesNotRewriteByMistake(t *testing.T) {
 	conn := connect(t, storetest.New(t))
 	for _, table := range logTables() {
@@ -195,7 +195,8 @@ func TestOwnerDoesNotRewriteByMistake(t *testing.T) {
 			}
 		}
 	}
-	// The setting that lets drop_log_batches through lets nothing else through.
+	// The setting that lets drop_log_batches remove rows lets no other statement remove
+	// them.
 	for role, sql := range map[string]string{
 		"none":            "set local cedarpost.drop_log_batches = on; delete from audit_batches",
 		"cedarpost_owner": "set local cedarpost.drop_log_batches = on; delete from decisions",
@@ -206,7 +207,7 @@ func TestOwnerDoesNotRewriteByMistake(t *testing.T) {
 	}
 }
 
-// A key is added in the transaction that puts its event into the log, and not without.
+// A key can be added only in the transaction that puts its event into the log.
 func TestKeyNeedsItsEvent(t *testing.T) {
 	conn := connect(t, storetest.New(t))
 	const (
@@ -231,7 +232,7 @@ func TestKeyNeedsItsEvent(t *testing.T) {
 			t.Errorf("%s: %q, want %q", c.says, got, c.want)
 		}
 	}
-	// Nor is an event from before enough.
+	// An event of an earlier transaction is not enough either.
 	if _, err := conn.Exec(t.Context(), count+of("change", "k", 1)+seal); err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +241,7 @@ func TestKeyNeedsItsEvent(t *testing.T) {
 	}
 }
 
-// The login that serves sweeps through functions, which give up nothing that is needed.
+// The login of a server sweeps by functions, which remove nothing that is needed.
 func TestSweepCannotBeForged(t *testing.T) {
 	db, url := openURL(t)
 	conn := connect(t, url)
@@ -267,12 +268,12 @@ func TestSweepCannotBeForged(t *testing.T) {
 		}
 	}
 	nothing("the revisions are young")
-	// A counter that was moved ahead gives up nothing young.
+	// If the counter was moved ahead, nothing young is removed.
 	if got := as("update revision set n = 1000; do $$ begin assert raise_oldest('48 hours') = 0; end $$"); got != "" {
 		t.Errorf("the counter is ahead: %q", got)
 	}
-	// What decisions of an old day need is found by the database alone, and until then
-	// nothing is given up.
+	// Only the database finds out what the decisions of an old day need. Until it has,
+	// nothing is removed.
 	grow(t, conn, 4)
 	mustExec(t, conn, "select create_log_partitions($1::date, 1)", ago(20))
 	d := decision(ago(20), 1)
@@ -288,8 +289,8 @@ func TestSweepCannotBeForged(t *testing.T) {
 	}
 }
 
-// What a caller makes for the duration of its session is not taken for a table of
-// the log by a function that runs as the owner.
+// A function that runs as the owner does not use a temporary table of its caller in place
+// of a table of the log.
 func TestFunctionsOfTheOwnerIgnoreTemporaryTables(t *testing.T) {
 	url := storetest.New(t)
 	conn := connect(t, storetest.Login(t, url, serving...))
@@ -309,8 +310,8 @@ func TestFunctionsOfTheOwnerIgnoreTemporaryTables(t *testing.T) {
 	end $$`)
 }
 
-// All that migrations make is the owner's, whoever migrates, and so is what the
-// functions make later.
+// Everything that migrations make belongs to the owner, whichever login migrates. So does
+// what the functions make later.
 func everythingIsOwned(t *testing.T, url string) {
 	t.Helper()
 	conn := connect(t, url)
@@ -334,7 +335,7 @@ func TestEverythingIsTheOwners(t *testing.T) {
 	everythingIsOwned(t, url)
 }
 
-// asLogin is a URL with another user.
+// asLogin returns a URL with another user.
 func asLogin(t *testing.T, databaseURL, login string) string {
 	t.Helper()
 	u, err := url.Parse(databaseURL)
@@ -345,7 +346,7 @@ func asLogin(t *testing.T, databaseURL, login string) string {
 	return u.String()
 }
 
-// advice is the SQL in an error, between empty lines.
+// advice returns the SQL in an error, which is between empty lines.
 func advice(t *testing.T, err error) string {
 	t.Helper()
 	parts := strings.Split(fmt.Sprint(err), "\n\n")
@@ -355,8 +356,8 @@ func advice(t *testing.T, err error) string {
 	return strings.TrimSpace(parts[1])
 }
 
-// A login that may do little is told what an administrator has to run, and that is
-// enough.
+// The error for a login without rights has the SQL that an administrator has to run, and
+// that SQL is enough.
 func TestAdviceOnRoles(t *testing.T) {
 	root := storetest.NewServer(t).URL()
 	mustRaw(t, root, `create role "mi grate" login password 'secret'; create role serve login password 'secret'`)
@@ -397,7 +398,7 @@ func worksAs(t *testing.T, url string) {
 	}
 }
 
-// What migrate --print-roles prints is all that an administrator has to do.
+// An administrator needs to run only what migrate --print-roles prints.
 func TestPrintedRoles(t *testing.T) {
 	root := storetest.NewServer(t).URL()
 	mustRaw(t, root, store.Roles())
@@ -410,7 +411,7 @@ func TestPrintedRoles(t *testing.T) {
 	if err := openSmall(t, serve).CheckProduction(t.Context()); err != nil {
 		t.Error(err)
 	}
-	// Each command has its login.
+	// Each command works with its own login.
 	if err := store.Migrate(t.Context(), serve, nil); !errors.Is(err, store.ErrRoles) {
 		t.Errorf("the server's login migrates: %v", err)
 	}
@@ -419,8 +420,8 @@ func TestPrintedRoles(t *testing.T) {
 	}
 }
 
-// A login that may make roles needs no administrator, and several databases of a
-// cluster, migrated at once, come to have the same ones.
+// A login that may make roles needs no administrator. Several databases of a cluster that
+// are migrated at once get the same roles.
 func TestMigrateMakesRoles(t *testing.T) {
 	root := storetest.NewServer(t).URL()
 	tenant := func(name string) string {
@@ -448,18 +449,18 @@ func TestMigrateMakesRoles(t *testing.T) {
 			switch err := store.Migrate(context.Background(), url, nil); {
 			case err == nil:
 				done.Add(1)
-			case !errors.Is(err, store.ErrRoles): // since Postgres 16, only who made a role can grant it
+			case !errors.Is(err, store.ErrRoles): // since Postgres 16, only the role that made a role can grant it
 				t.Error(err)
 			}
 		})
 	}
 	group.Wait()
 	if done.Load() == 0 {
-		t.Error("nobody came through")
+		t.Error("no database was migrated")
 	}
 }
 
-// migrateTo migrates up to a version, as a role, as a binary of that time did.
+// migrateTo migrates up to a version as a role, like a binary of that version.
 func migrateTo(t *testing.T, url, role string, version int64) {
 	t.Helper()
 	config, err := pgx.ParseConfig(url)
@@ -478,7 +479,7 @@ func migrateTo(t *testing.T, url, role string, version int64) {
 	}
 }
 
-// A database that was migrated before there were roles is taken over.
+// A database that was migrated before roles existed is migrated, and gets the owner.
 func TestMigrateAdopts(t *testing.T) {
 	u, err := url.Parse(storetest.New(t))
 	if err != nil {
@@ -552,7 +553,7 @@ func TestCheckProduction(t *testing.T) {
 				mustRaw(t, root, strings.ReplaceAll(sql, "%s", name))
 			}
 			found := db.CheckProduction(t.Context())
-			// The settings of a server take a moment.
+			// A server applies its settings after a moment.
 			for deadline := time.Now().Add(time.Minute); found == nil && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 				found = db.CheckProduction(t.Context())
 			}

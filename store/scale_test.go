@@ -20,12 +20,12 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// scaleDays is how many days the rows are spread over.
+// scaleDays is the number of days that the rows are spread over.
 const scaleDays = 30
 
-// fillDay makes the decisions of one day ($1), $2 of them, as a shop could have: a
-// few busy principals and many that come once, one denial in twenty, and one in
-// fifty of those at a field. A hundred are a batch.
+// fillDay makes $2 decisions of one day ($1) like those of a shop: a few busy principals
+// and many with one decision, one denial in twenty, and one in fifty of those at a field.
+// A batch has a hundred.
 const fillDay = `
 	insert into decisions (decision_id, at, revision, caller, server,
 	                       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
@@ -74,9 +74,9 @@ const fillBatches = `
 		select batch, at from events where at >= $1::date::timestamp at time zone 'UTC' and at < ($1::date + 1)::timestamp at time zone 'UTC') as r
 	group by batch`
 
-// TestQueriesAtScale fills a log and prints, as Markdown, what each question to it
-// takes: `make bench-queries ROWS=10000000`. With CEDARPOST_QUERY_URL it is the log of
-// that database, which is filled if it is empty.
+// TestQueriesAtScale fills a log and prints the time of each query as Markdown: `make
+// bench-queries ROWS=10000000`. With CEDARPOST_QUERY_URL it uses the log of that
+// database, and fills it if it is empty.
 func TestQueriesAtScale(t *testing.T) {
 	rows, _ := strconv.Atoi(os.Getenv("CEDARPOST_QUERY_ROWS"))
 	if rows == 0 {
@@ -102,7 +102,7 @@ func TestQueriesAtScale(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Full days, the last of them yesterday.
+	// Full days, up to yesterday.
 	end := time.Now().UTC().Truncate(24 * time.Hour)
 	var filled bool
 	if err := conn.QueryRow(t.Context(), "select exists (select from decisions)").Scan(&filled); err != nil {
@@ -242,12 +242,12 @@ func askAtScale(t *testing.T, db *store.DB, end time.Time, cpu cpuClock) {
 	}
 }
 
-// unbounded is the question that docs/audit.md advises to bound: it reads all that one
-// principal ever did.
+// unbounded is the query that docs/audit.md advises against: it reads all decisions of
+// one principal.
 const unbounded = "principal, the busiest, a policy that never decided"
 
-// row asks a question several times and prints what it took: the first time, the
-// median after that, and the server's CPU time for one.
+// row runs a query several times and prints the first time, the median of the later ones,
+// and the CPU time of the server for one.
 func row(t *testing.T, cpu cpuClock, name string, ask func() (int, error), explain func() []string) {
 	const again = 5
 	var times []time.Duration
@@ -271,8 +271,7 @@ func row(t *testing.T, cpu cpuClock, name string, ask func() (int, error), expla
 	then := times[1+again/2]
 	planning, nodes := summary(explain())
 	fmt.Printf("| %s | %d | %s | %s | %d ms | %s | %s |\n", name, n, ms(first), ms(then), used.Milliseconds(), planning, nodes)
-	// On a machine that does other things too, the CPU time says what an idle one
-	// would take at most.
+	// On a busy machine, the CPU time is an upper bound of the time on an idle one.
 	if used == 0 {
 		used = then
 	}
@@ -292,8 +291,8 @@ func clockOf(t *testing.T, conn *pgx.Conn) cpuClock {
 	return cpuClock(processOf(backend).parent)
 }
 
-// read is the CPU time of all processes of the server, those that ended included; 0
-// where that cannot be told.
+// read returns the CPU time of all processes of the server, with those that ended. It is
+// 0 if the system does not have it.
 func (c cpuClock) read() (used time.Duration) {
 	dirs, _ := os.ReadDir("/proc")
 	for _, dir := range dirs {
@@ -310,7 +309,7 @@ func (c cpuClock) read() (used time.Duration) {
 
 type process struct {
 	parent int
-	used   time.Duration // by itself, and by children that ended
+	used   time.Duration // by the process, and by children that ended
 }
 
 func processOf(pid int) (p process) {
@@ -333,8 +332,8 @@ var (
 	planningTime = regexp.MustCompile(`Planning Time: ([\d.]+ ms)`)
 )
 
-// summary counts the scans of a plan that were run, by index. Partitions of the days
-// to come are empty, and their scans cost nothing.
+// summary counts the scans of a plan that were run, by index. Partitions of future days
+// are empty, and their scans cost nothing.
 func summary(plan []string) (planning, nodes string) {
 	indexes := []struct{ columns, name string }{
 		{"pkey", "primary key"}, {"principal", "principal"}, {"resource", "resource"}, {"at_decision_id_denied_at", "denials"}, {"at_allowed_denied_at", "denied actions"}, {"request", "request id"},
@@ -361,8 +360,8 @@ func summary(plan []string) (planning, nodes string) {
 	return planning, strings.Join(parts, ", ")
 }
 
-// indexCost measures what the indexes cost the one writer, and what reading back
-// what it wrote takes.
+// indexCost measures the cost of the indexes for a writer, and the time to read what it
+// wrote.
 func indexCost(t *testing.T) {
 	fmt.Println("| indexes | rows/s | µs a row | table, bytes a row | indexes, bytes a row | read back as batches, rows/s |")
 	fmt.Println("|---|---:|---:|---:|---:|---:|")
@@ -435,7 +434,7 @@ func drawn(n, from int) []store.Decision {
 	out := make([]store.Decision, n)
 	for i := range out {
 		id := uuid.Must(uuid.NewV7())
-		k := uint32(from+i) * 2654435761 // scattered
+		k := uint32(from+i) * 2654435761 // spread out
 		d := decision(time.Now(), 0)
 		d.ID, d.RequestID, d.TraceID = id, "req-"+strings.ReplaceAll(id.String(), "-", ""), strings.ReplaceAll(id.String(), "-", "")
 		d.Principal, d.Resource = uid(fmt.Sprint("Shop::User user-", k%100000)), uid(fmt.Sprint("Shop::Order ", k%1000003))

@@ -13,19 +13,19 @@ import (
 	"github.com/cedarpost/cedarpost/migrations"
 )
 
-// ErrForeign means that the schema of a database holds tables of something else.
+// ErrForeign means that the schema of a database has tables of another program.
 var ErrForeign = errors.New("this database is not one of Cedarpost")
 
 // ErrOtherSchema means that the schema is not the one that the migrations of this binary
 // make: builds between releases had migrations of other numbers or texts, or somebody
-// changed it by hand. Cedarpost's data can be moved to a new database.
+// changed the schema by hand. The data can be moved into a new database.
 var ErrOtherSchema = errors.New("the schema of this database is not the one that this binary's migrations make")
 
-// wayOut ends a message about a schema that cannot be brought up to date in place.
+// wayOut is the end of a message about a schema that cannot be migrated in place.
 const wayOut = "scripts/move-database.sh moves the data into a new database (docs/operations.md, \"Moving to a new database\")"
 
-// lateMigration was committed after those up to 7 had been. It depends on none of
-// them, so it can be applied after them.
+// lateMigration was committed after migrations 5 to 7. It does not depend on them, so it
+// can be applied after them.
 const lateMigration = 4
 
 // missingMigrations returns the migrations of this binary that a database lacks. The error
@@ -65,8 +65,9 @@ func ourMigrations() (versions []int64) {
 	return versions
 }
 
-// appliedMigrations reads which migrations a database has. It has none if goose's table is
-// missing, or if it is of another program: then Cedarpost's tables are missing.
+// appliedMigrations reads which migrations a database has. It has none if the table of
+// goose is missing, or if another program made that table: then the tables of Cedarpost
+// are missing.
 func appliedMigrations(ctx context.Context, db querier) ([]int64, error) {
 	rows, _ := db.Query(ctx, "select version_id from goose_db_version where is_applied and to_regclass('revision') is not null")
 	applied, err := pgx.CollectRows(rows, pgx.RowTo[int64])
@@ -103,7 +104,7 @@ func checkOurs(ctx context.Context, conn *pgx.Conn) error {
 		ErrForeign, some(names))
 }
 
-// some names the first few of a list.
+// some writes the first few of a list.
 func some(list []string) string {
 	const most = 5
 	if len(list) > most {
@@ -112,23 +113,23 @@ func some(list []string) string {
 	return strings.Join(list, ", ")
 }
 
-// failedMigration says which migration failed, and that it left nothing behind: each
-// is a transaction.
+// failedMigration says which migration failed. A migration is one transaction, so a
+// failed one changed nothing.
 func failedMigration(err error) error {
 	partial, ok := errors.AsType[*goose.PartialError](err)
 	if !ok {
 		return err
 	}
 	err = fmt.Errorf("migration %d failed, and nothing of it is kept: %w", partial.Failed.Source.Version, partial.Err)
-	// Class 42 is a statement that does not fit what is there. 42501 is a missing right.
+	// Class 42 means that a statement does not fit the schema. 42501 is a missing right.
 	if state := sqlState(err); strings.HasPrefix(state, "42") && state != "42501" {
 		err = fmt.Errorf("%w: %w\n%s", ErrOtherSchema, err, wayOut)
 	}
 	return err
 }
 
-// selectSchema describes the tables, functions and rights of a schema, one line each:
-// what it is, whose, and how. Partitions are like their tables.
+// selectSchema describes the tables, functions and rights of a schema, one line for each:
+// kind, name and definition. It leaves out partitions, which are like their tables.
 const selectSchema = `
 	with whole as (
 		select oid, relname, relacl, relowner from pg_class
@@ -171,7 +172,7 @@ func readSchema(ctx context.Context, conn *pgx.Conn) ([]string, error) {
 	rows, _ := conn.Query(ctx, selectSchema)
 	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	slices.Sort(lines)
-	// goose makes its own table, which may change with its version.
+	// goose makes this table, and another version of goose may make another one.
 	return slices.DeleteFunc(lines, func(line string) bool {
 		return strings.Contains(line, " goose_db_version") && !strings.HasPrefix(line, "grant ")
 	}), err

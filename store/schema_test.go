@@ -15,7 +15,7 @@ import (
 
 var update = flag.Bool("update", false, "write migrations/schema.txt anew")
 
-// The description of the schema is that of what the migrations make.
+// The description of the schema matches the schema that the migrations make.
 func TestSchemaIsListed(t *testing.T) {
 	pg := storetest.NewServer(t)
 	if err := store.Migrate(t.Context(), pg.URL(), nil); err != nil && !errors.Is(err, store.ErrOtherSchema) {
@@ -37,8 +37,8 @@ func TestSchemaIsListed(t *testing.T) {
 	}
 }
 
-// A number that is left out would be filled later, and databases from before would lack
-// what the file makes.
+// If a number were left out and used later, existing databases would lack what that file
+// makes.
 func TestMigrationsHaveNoGaps(t *testing.T) {
 	for i, v := range store.OurMigrations() {
 		if v != int64(i+1) {
@@ -47,7 +47,8 @@ func TestMigrationsHaveNoGaps(t *testing.T) {
 	}
 }
 
-// The newest checkpoint is that of an origin, or of all, wherever it is in their order.
+// LatestCheckpoint finds the newest checkpoint of one origin or of all, whatever their
+// order is.
 func TestLatestCheckpoint(t *testing.T) {
 	db, databaseURL := openURL(t)
 	newest := func(origin, want string) {

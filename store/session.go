@@ -16,22 +16,22 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// sessions makes the connections to one database. Settings and role are not sent as
-// start-up parameters, which a connection pooler can drop without a word. They are
-// set once the connection is made, and read back in another transaction, so that
-// they are made in the same way with and without a pooler.
+// sessions makes the connections to one database. It does not send settings and role as
+// start-up parameters, because a connection pooler can drop them silently. It sets them
+// on the new connection and reads them back in another transaction, with and without a
+// pooler.
 //
-// That is sound as long as a connection has its session to itself. A pooler that
-// gives a session to several clients is refused with [ErrPooler], see try.
+// That is sound if no other client uses the session of a connection. A pooler that gives
+// a session to several clients is refused with [ErrPooler], see try.
 type sessions struct {
 	tried atomic.Bool // try found nothing
 }
 
-// nameSetting holds a name that each connection gives its session. A session that
-// has another name has, or had, another client.
+// nameSetting is a setting with a name that each connection gives its session. If a
+// session has another name, another client uses or used it.
 const nameSetting = "cedarpost.session"
 
-// tryTimeout bounds try, for a pooler without a place for one more connection.
+// tryTimeout bounds try, in case a pooler has no room for one more connection.
 const tryTimeout = 5 * time.Second
 
 // connect makes a connection outside of the pools.
@@ -44,8 +44,8 @@ func (s *sessions) connect(ctx context.Context, c *pgx.ConnConfig) (*pgx.Conn, e
 	return conn, oneLine(err)
 }
 
-// connectError has the text of an error of pgx in one line. pgx begins a line for each
-// attempt, and tries each address with TLS and without.
+// connectError is an error of pgx with its text in one line. pgx writes a line for each
+// attempt, and tries each address with and without TLS.
 type connectError struct {
 	text string
 	err  error
@@ -69,7 +69,7 @@ func oneLine(err error) error {
 	return &connectError{strings.TrimSpace(first + " " + strings.Join(attempts, "; ")), err}
 }
 
-// pool makes a pool whose connections take a role on.
+// pool makes a pool of connections that take a role on.
 func (s *sessions) pool(ctx context.Context, c *pgxpool.Config, role string) (*pgxpool.Pool, error) {
 	c = c.Copy()
 	var err error
@@ -79,8 +79,8 @@ func (s *sessions) pool(ctx context.Context, c *pgxpool.Config, role string) (*p
 	return pgxpool.NewWithConfig(ctx, c)
 }
 
-// prepare returns a config with which a connection makes its settings once it is
-// there. Poolers know application_name, so it stays a start-up parameter.
+// prepare returns a config for connections that set their settings after they connect.
+// Poolers pass application_name on, so it stays a start-up parameter.
 func (s *sessions) prepare(c *pgx.ConnConfig) (*pgx.ConnConfig, error) {
 	c = c.Copy()
 	options, err := parseOptions(c.RuntimeParams["options"])
@@ -88,7 +88,7 @@ func (s *sessions) prepare(c *pgx.ConnConfig) (*pgx.ConnConfig, error) {
 		return nil, err
 	}
 	delete(c.RuntimeParams, "options")
-	// As Postgres has it, a parameter wins over the same one in options.
+	// As in Postgres, a parameter has precedence over the same one in options.
 	maps.Copy(options, c.RuntimeParams)
 	delete(options, "application_name")
 	maps.DeleteFunc(c.RuntimeParams, func(name, _ string) bool { return name != "application_name" })
@@ -121,7 +121,7 @@ func nameSession(ctx context.Context, conn *pgconn.PgConn) (name string, err err
 	return name, err
 }
 
-// checkName makes sure that the session is still the one with that name.
+// checkName makes sure that the connection still has the session with that name.
 func checkName(ctx context.Context, conn *pgconn.PgConn, name string) error {
 	found, err := query(ctx, conn, "select current_setting($1, true)", nameSetting)
 	if err == nil && found[0] != name {
@@ -130,12 +130,12 @@ func checkName(ctx context.Context, conn *pgconn.PgConn, name string) error {
 	return err
 }
 
-// makeSettings sets what the connection needs, and reads it back.
+// makeSettings sets the settings of a connection, and reads them back.
 func makeSettings(ctx context.Context, conn *pgconn.PgConn, name string, settings map[string]string) error {
 	if len(settings) == 0 {
 		return nil
 	}
-	// The role is last: it may not have the right to the others.
+	// The role is last, because it may lack the right to make the other settings.
 	names := slices.Sorted(maps.Keys(settings))
 	if i := slices.Index(names, "role"); i >= 0 {
 		names = append(slices.Delete(names, i, i+1), "role")
@@ -167,11 +167,11 @@ func makeSettings(ctx context.Context, conn *pgconn.PgConn, name string, setting
 	return nil
 }
 
-// try finds out whether a connection keeps its session while others use theirs. A
-// pooler gives the session of a client to another one when a transaction ends. So
-// while one connection is in a transaction, another one gets a session of its own;
-// once that transaction has ended, two sessions are free, and such a pooler gives
-// the other connection the one that was used last, or the two by turns.
+// try finds out whether a connection keeps its session while others use theirs. A pooler
+// that shares sessions gives the session of a client to another client when a transaction
+// ends. So while one connection is in a transaction, a second one gets a session of its
+// own. After the transaction has ended, both sessions are free, and such a pooler gives
+// the second connection the session that was used last, or each of them by turns.
 func try(ctx context.Context, conn *pgconn.PgConn, name string, bare *pgconn.Config) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
@@ -182,7 +182,7 @@ func try(ctx context.Context, conn *pgconn.PgConn, name string, bare *pgconn.Con
 	if err != nil {
 		return fmt.Errorf("a second connection, to see whether a pooler shares sessions: %w", err)
 	}
-	defer func() { _ = other.Close(ctx) }() // nothing is pending that could be lost
+	defer func() { _ = other.Close(ctx) }() // it has no statement in progress
 	otherName, err := nameSession(ctx, other)
 	if err != nil {
 		return err
@@ -204,8 +204,8 @@ func try(ctx context.Context, conn *pgconn.PgConn, name string, bare *pgconn.Con
 	return nil
 }
 
-// beginError is the error of a transaction that was refused: a pooler that shares
-// sessions between statements has none.
+// beginError adds ErrPooler if the server refused a transaction: a pooler that shares
+// sessions between statements refuses them.
 func beginError(err error) error {
 	if sqlState(err) != "" {
 		err = fmt.Errorf("%w (%w)", ErrPooler, err)
@@ -213,7 +213,7 @@ func beginError(err error) error {
 	return err
 }
 
-// query reads one row of text, null as "".
+// query reads one row of texts. It reads null as "".
 func query(ctx context.Context, conn *pgconn.PgConn, sql string, args ...string) (row []string, err error) {
 	params := make([][]byte, len(args))
 	for i, a := range args {
@@ -233,9 +233,9 @@ func query(ctx context.Context, conn *pgconn.PgConn, sql string, args ...string)
 	return row, nil
 }
 
-// parseOptions reads the settings in the connection parameter options, which are
-// written as for the postgres program: "-c name=value" or "--name=value", between
-// spaces, with a backslash before a space that belongs to a value.
+// parseOptions reads the settings in the connection parameter options, which are written
+// as for the postgres program: "-c name=value" or "--name=value", separated by spaces,
+// with a backslash before a space in a value.
 func parseOptions(text string) (settings map[string]string, err error) {
 	settings = map[string]string{}
 	words := splitOptions(text)
@@ -264,7 +264,7 @@ func parseOptions(text string) (settings map[string]string, err error) {
 	return settings, nil
 }
 
-// splitOptions splits at spaces, as Postgres does.
+// splitOptions splits at spaces like Postgres.
 func splitOptions(text string) (words []string) {
 	var word strings.Builder
 	started := false

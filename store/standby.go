@@ -10,10 +10,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// What a decision may lose on a standby before it asks the next one. A revision
-// that is committed on the primary arrives within milliseconds, so a standby that
-// is a little behind is waited for; one that stays behind, or does not answer, is
-// left alone for a while.
+// How long a decision waits for a standby before it asks the next one. A revision that is
+// committed on the primary arrives at a standby within milliseconds, so a read waits for
+// a standby that is a little behind. One that stays behind, or does not answer, is not
+// asked for a while.
 const (
 	standbyTimeout = 300 * time.Millisecond // of one read
 	behindTries    = 4
@@ -37,10 +37,11 @@ type standby struct {
 	reads, behind, failed atomic.Int64
 }
 
-func (s *standbys) add(ctx context.Context, rawURL string, maxConns int32) error {
+func (s *standbys) add(ctx context.Context, rawURL string, maxConns int32) (err error) {
+	defer wrap(&err, "standby")
 	config, err := pgxpool.ParseConfig(rawURL)
 	if err != nil {
-		return fmt.Errorf("standby: %w", err)
+		return err
 	}
 	c := config.ConnConfig
 	if c.ConnectTimeout == 0 {
@@ -53,7 +54,7 @@ func (s *standbys) add(ctx context.Context, rawURL string, maxConns int32) error
 	}
 	pool, err := new(sessions).pool(ctx, config, appRole)
 	if err != nil {
-		return fmt.Errorf("standby: %w", err)
+		return err
 	}
 	s.list = append(s.list, &standby{name: fmt.Sprintf("%s:%d", c.Host, c.Port), pool: pool})
 	return nil
@@ -65,7 +66,8 @@ func (s *standbys) close() {
 	}
 }
 
-// inTurn lists those that are not resting, each time beginning with another one.
+// inTurn lists the standbys that are not resting, beginning with another one at each
+// call.
 func (s *standbys) inTurn() []*standby {
 	if len(s.list) == 0 {
 		return nil
@@ -81,8 +83,8 @@ func (s *standbys) inTurn() []*standby {
 	return awake
 }
 
-// load reads a slice; ok is false when somebody else has to be asked, whatever the
-// reason: the primary's word counts.
+// load reads a slice. ok is false if another standby or the primary has to be asked,
+// whatever the reason: only an error of the primary is an error of the call.
 func (s *standby) load(caller context.Context, at Position, uids []UID) (found []Entity, ok bool) {
 	ctx, cancel := context.WithTimeout(caller, standbyTimeout)
 	defer cancel()
@@ -93,7 +95,7 @@ func (s *standby) load(caller context.Context, at Position, uids []UID) (found [
 			s.reads.Add(1)
 			return found, true
 		case errors.Is(err, ErrTooManyAncestors), caller.Err() != nil:
-			return nil, false // no fault of the standby
+			return nil, false // not a fault of the standby
 		case !errors.Is(err, ErrBehind):
 			s.failed.Add(1)
 			s.rest(restBroken)
@@ -112,15 +114,16 @@ func (s *standby) load(caller context.Context, at Position, uids []UID) (found [
 
 func (s *standby) rest(d time.Duration) { s.restUntil.Store(time.Now().Add(d).UnixNano()) }
 
-// StandbyStats counts what was asked of one standby.
+// StandbyStats counts the reads of one standby.
 type StandbyStats struct {
 	// Name is its host and port.
 	Name string
-	// Reads were answered; Behind and Failed had to be answered by another server.
+	// Reads counts those that it answered. Behind and Failed count those that another
+	// server had to answer.
 	Reads, Behind, Failed int64
 }
 
-// Standbys tells how the standbys of [Config.ReadURLs] are doing, in their order.
+// Standbys returns the counts of the standbys of [Config.ReadURLs], in their order.
 func (db *DB) Standbys() []StandbyStats {
 	stats := make([]StandbyStats, len(db.standbys.list))
 	for i, s := range db.standbys.list {

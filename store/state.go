@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -13,28 +12,27 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 )
 
-// StateRoot commits to all that is stored at a revision; docs/audit.md says over
-// which bytes.
+// StateRoot commits to all that is stored at a revision. docs/audit.md defines the bytes.
 type StateRoot struct {
 	Revision int64
 	Root     tlog.Hash
-	// Entities, Bundles and Keys are how many there are.
+	// Entities, Bundles and Keys are their numbers.
 	Entities, Bundles, Keys int64
 }
 
-// snapshotOf are options of a transaction that sees one moment, for as long as it
-// takes.
-var snapshotOf = pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+// oneSnapshot are the options of a transaction that reads, and sees one moment all the
+// time.
+var oneSnapshot = pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
 
-// unhurried lifts the limits on time that a transaction would end by.
+// unhurried lifts the timeouts of a transaction.
 const unhurried = "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0"
 
-// WriteStateRoot records the state root of the newest revision, unless the log has
-// one of today (UTC), and says whether the log has one then. It has none yet when
-// another server is computing it. event makes the record.
+// WriteStateRoot records the state root of the newest revision, unless the log has one of
+// today (UTC). It reports whether the log has one afterwards, which is false while
+// another server computes it. makeEvent makes the record.
 //
-// The state is read as an auditor reads it, in memory that does not grow with it.
-func (db *DB) WriteStateRoot(ctx context.Context, event func(context.Context, StateRoot) (Event, error)) (there bool, err error) {
+// It reads the state with the rights of an auditor, in memory that does not grow with it.
+func (db *DB) WriteStateRoot(ctx context.Context, makeEvent func(context.Context, StateRoot) (Event, error)) (there bool, err error) {
 	defer wrap(&err, "record state root")
 	if there, err = db.hasStateRoot(ctx); err != nil || there {
 		return there, err
@@ -45,7 +43,7 @@ func (db *DB) WriteStateRoot(ctx context.Context, event func(context.Context, St
 		}
 		var root StateRoot
 		var at Position
-		err := pgx.BeginTxFunc(ctx, db.audit, snapshotOf, func(tx pgx.Tx) (err error) {
+		err := pgx.BeginTxFunc(ctx, db.audit, oneSnapshot, func(tx pgx.Tx) (err error) {
 			if _, err := tx.Exec(ctx, unhurried); err != nil {
 				return err
 			}
@@ -58,13 +56,13 @@ func (db *DB) WriteStateRoot(ctx context.Context, event func(context.Context, St
 		if err != nil {
 			return err
 		}
-		e, err := event(ctx, root)
+		e, err := makeEvent(ctx, root)
 		if err != nil {
 			return err
 		}
-		// After a failover in between, the number can mean another content.
+		// After a failover in between, the revision can have another content.
 		var batch pgx.Batch
-		checkPosition(&batch, at)
+		checkPosition(&batch, at, ErrOtherHistory)
 		db.changes.queue(&batch, e)
 		err = pgx.BeginTxFunc(ctx, conn, readCommitted, func(tx pgx.Tx) error { return tx.SendBatch(ctx, &batch).Close() })
 		there = err == nil
@@ -144,16 +142,16 @@ func readStateRoot(ctx context.Context, tx pgx.Tx, revision int64) (s StateRoot,
 	return s, nil
 }
 
-// storedEntity is a row of entities, read so that what no write of ours stores can
-// be told too.
+// storedEntity is a row of entities. It can also hold values that no write of this
+// package stores.
 type storedEntity struct {
 	Type, ID    string
 	Attrs, Tags []byte
 	Parents     []*string
 }
 
-// values are those of the entity's line. A parent without a space, or null, has a
-// form that no written one has.
+// values returns the values of the entity's line. For a parent without a space, or null,
+// the line differs from that of every entity that this package writes.
 func (r storedEntity) values() ([]any, error) {
 	e := Entity{UID: UID{r.Type, r.ID}, Attrs: r.Attrs, Tags: r.Tags}
 	values, err := canonical(&e)
@@ -176,7 +174,7 @@ func (r storedEntity) values() ([]any, error) {
 
 // StoredBundle is what is stored of a bundle at a revision.
 type StoredBundle struct {
-	// Since is the revision that published it, as Version.
+	// Since is the revision that published Version.
 	Since, Version int64
 	Digest         string
 	// Stored is the SHA-256 over all that is stored of it.
@@ -195,11 +193,8 @@ func readStoredBundle(ctx context.Context, tx pgx.Tx, name string, revision int6
 		where name = $1 and since <= $2 and (until is null or until > $2)
 		order by since desc limit 1`, name, revision).Scan(
 		&b.Since, &b.Version, &b.Digest, &description, &owners, &onForbidError, &namespaces, &schema, &fields, &policies, &publishedBy)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = ErrNotFound
-	}
 	if err != nil {
-		return b, err
+		return b, notFound(err)
 	}
 	sum := sha256.New()
 	add := func(values ...any) { sum.Write(jsonLine(values...)) }
@@ -232,15 +227,16 @@ func readStoredBundle(ctx context.Context, tx pgx.Tx, name string, revision int6
 	return b, err
 }
 
-// StoredKey is what an auditor learns of an API key.
+// StoredKey is what an auditor can read of an API key.
 type StoredKey struct {
 	ID, Name string
 	Revoked  bool
-	// Since is the revision that added it; 0 if it was swept before that was stored.
+	// Since is the revision that added it, or 0: older versions did not store it, and the
+	// sweep may have removed that revision.
 	Since int64
-	// Digest is that of the event that the key was added with.
+	// Digest is the digest in the event that added the key.
 	Digest []byte
-	hash   []byte // the SHA-256 of the stored one
+	hash   []byte // the SHA-256 of the stored hash
 }
 
 // readStoredKeys reads all keys, by id.

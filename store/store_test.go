@@ -38,7 +38,7 @@ func TestMigrate(t *testing.T) {
 	}
 	is(t, db, "User a", `{} []`)
 
-	// What was written outlives a crash, and the open store finds the server again.
+	// What was written survives a crash, and the open store connects again.
 	before, err := db.Current(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -46,14 +46,14 @@ func TestMigrate(t *testing.T) {
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if err := db.Ping(t.Context()); err == nil {
+	if _, err := db.Current(t.Context()); err == nil {
 		t.Error("a dead server answers")
 	}
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	var after store.Position
-	// A connection that died with the server may be found so only in use.
+	// A connection that broke with the server may fail only when it is used.
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 		if after, err = db.Current(t.Context()); err == nil {
 			break
@@ -83,7 +83,7 @@ func TestPosition(t *testing.T) {
 	if q, err := b.Current(t.Context()); err != nil || p.Database == q.Database {
 		t.Errorf("two databases have the same name: %+v and %+v, %v", p, q, err)
 	}
-	// A role without any rights but on the table can read it.
+	// A role that has rights on the table only can read it.
 	mustRaw(t, url, `grant select on revision to pg_signal_backend;
 		set role pg_signal_backend; select pg_walfile_name(pg_current_wal_lsn()), n from revision`)
 }
@@ -101,12 +101,8 @@ func TestChanges(t *testing.T) {
 		{0, 1, "1a 1b 1c"}, {0, 3, "1a 1b 1c"}, {0, 4, "1a 1b 1c 2a"}, {0, 5, "1a 1b 1c 2a 3b 3c"},
 		{0, 0, "1a 1b 1c"}, {1, 1, "2a"}, {1, 100, "2a 3b 3c"}, {3, 100, ""}, {99, 1, ""},
 	} {
-		changes, err := db.Changes(t.Context(), c.after, c.limit)
-		if err != nil {
-			t.Fatal(err)
-		}
 		var got []string
-		for _, change := range changes {
+		for _, change := range changes(t, db, c.after, c.limit) {
 			got = append(got, string(rune('0'+change.Revision))+change.ID)
 		}
 		if s := strings.Join(got, " "); s != c.want {
@@ -136,14 +132,14 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait("by a key")
-	// Notifications come in the order of the commits, so whoever hears of a later one
-	// first has not been woken by a write that changed nothing.
+	// Notifications arrive in the order of commits. So if the next one is of a later
+	// write, the write that changed nothing sent none.
 	conn := connect(t, url)
 	mustExec(t, conn, "listen cedarpost_revision")
 	write(t, db, put("User a", `{}`)) // unchanged
 	mustRaw(t, url, "select pg_notify('cedarpost_revision', 'later')")
 	if n, err := conn.WaitForNotification(t.Context()); err != nil || n.Payload != "later" {
-		t.Errorf("woken by nothing: %v, %v", n, err)
+		t.Errorf("woken without a revision: %v, %v", n, err)
 	}
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
@@ -161,7 +157,7 @@ func TestKeys(t *testing.T) {
 				if len(existing) > 0 {
 					return nil, nil
 				}
-				made++ // the lock makes this no race
+				made++ // the lock prevents a data race
 				return &store.Key{ID: "first", Name: "First", Hash: []byte("hash of the first")}, nil
 			})
 			if err != nil {
@@ -181,13 +177,16 @@ func TestKeys(t *testing.T) {
 	if err := db.CreateKey(t.Context(), store.Key{ID: "second", Name: "Second", Hash: []byte("another")}, "test"); err != nil {
 		t.Fatal(err)
 	}
-	keys, err := db.Keys(t.Context())
+	var keys []store.Key
+	err = db.View(t.Context(), func(v *store.View) (err error) {
+		keys, err = v.Keys(t.Context())
+		return err
+	})
 	if err != nil || len(keys) != 2 || keys[0].ID != "first" || string(keys[1].Hash) != "another" || keys[0].CreatedAt.IsZero() {
 		t.Errorf("%+v, %v", keys, err)
 	}
-	changes, err := db.Changes(t.Context(), 1, 10)
-	if err != nil || len(changes) != 1 || changes[0] != (store.Change{Revision: 2, Kind: store.KindKey, ID: "second"}) {
-		t.Errorf("%+v, %v", changes, err)
+	if list := changes(t, db, 1, 10); len(list) != 1 || list[0] != (store.Change{Revision: 2, Kind: store.KindKey, ID: "second"}) {
+		t.Errorf("%+v", list)
 	}
 	if err := db.CreateKey(t.Context(), store.Key{ID: "second", Hash: []byte("x")}, "test"); err == nil || current(t, db) != 2 {
 		t.Errorf("the same id twice: %v, revision %d", err, current(t, db))

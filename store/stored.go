@@ -10,39 +10,39 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// History is all that is stored, as it is at one moment, for an auditor who compares
-// it with the log. It holds a connection until it is closed.
+// History is all that is stored at one moment, for an auditor who compares it with the
+// log. It uses a connection until it is closed.
 type History struct {
 	tx pgx.Tx
-	// Oldest is the first revision that can be read, Newest the newest.
+	// Oldest is the first revision that can be read, Newest the last.
 	Oldest, Newest int64
 
-	page []storedRow // read, and not given out yet
+	page []storedRow // read, and not returned yet
 	end  bool        // there are no more pages
 }
 
-// StoredRevision is what the rows say that a revision changed.
+// StoredRevision is what a revision changed, according to the stored rows.
 type StoredRevision struct {
 	Revision int64
-	// Before and After are the digests over the entities that it replaced or removed,
-	// and that it wrote, as those of a [Changed]; nil if there are none.
+	// Before is the digest over the entities that it replaced or removed, and After that
+	// over the entities that it wrote, as in [Changed]. Nil stands for no entities.
 	Before, After []byte
-	// Written is how many entities it wrote.
+	// Written is the number of entities that it wrote.
 	Written int64
-	// Entities are those it changed, at most [StoredNames].
+	// Entities are the entities that it changed, at most [StoredNames].
 	Entities []UID
-	// Bundles have a version, a policy or a file that begins or ends at it. Keys were
-	// added by it.
+	// Bundles have a version, a policy or a file that begins or ends at the revision.
+	// Keys are those that it added.
 	Bundles, Keys []string
 }
 
 // StoredNames bounds the entities that a [StoredRevision] names.
 const StoredNames = 100
 
-// storedPage is how many rows are read at once.
+// storedPage is the number of rows that are read at once.
 const storedPage = 100
 
-// The sides of a revision, in the order that they are read in.
+// The sides of a revision, in the order in which they are read.
 const (
 	sideBefore = iota
 	sideAfter
@@ -56,11 +56,11 @@ type storedRow struct {
 	side     int
 }
 
-// OpenHistory begins to read. What is committed later is not in it: so who opens it,
-// and then reads the log, finds the event of each revision that is in it.
+// OpenHistory begins to read. What is committed later is not in it. So if the caller
+// reads the log after it, the log has the event of each revision in it.
 func (db *DB) OpenHistory(ctx context.Context) (_ *History, err error) {
 	defer wrap(&err, "read stored history")
-	tx, err := db.audit.BeginTx(ctx, snapshotOf)
+	tx, err := db.audit.BeginTx(ctx, oneSnapshot)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,8 @@ func (db *DB) OpenHistory(ctx context.Context) (_ *History, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// The rows of each revision together. The database sorts them, on disk if need be.
+	// The rows of a revision follow each other. The database sorts them, on disk if
+	// necessary.
 	_, err = tx.Exec(ctx, fmt.Sprintf(`
 		declare stored no scroll cursor for
 		select revision, side, type, id, attrs, tags, parents
@@ -104,9 +105,10 @@ func (db *DB) OpenHistory(ctx context.Context) (_ *History, err error) {
 // Close ends the read.
 func (h *History) Close() { _ = h.tx.Rollback(context.Background()) } // it only reads
 
-// Next returns the next revision that rows name, in order, or nil when there is none
-// left. Up to Oldest it has bundles alone, for they are never swept. It can be newer
-// than Newest, or older than the first: no write of the service leaves such rows.
+// Next returns the next revision that rows name, in order, or nil at the end. Up to
+// Oldest, a revision has bundles only, because they are never swept. A revision can be
+// newer than Newest or older than the first one if rows were tampered with: no write of
+// the service makes such rows.
 func (h *History) Next(ctx context.Context) (r *StoredRevision, err error) {
 	defer wrap(&err, "read stored history")
 	var sums [2]hash.Hash
@@ -167,7 +169,7 @@ func (r *StoredRevision) name(row *storedRow) {
 // peek returns the next row, or nil at the end.
 func (h *History) peek(ctx context.Context) (*storedRow, error) {
 	if len(h.page) == 0 && !h.end {
-		// FETCH cannot be prepared once for all: each cursor is another one.
+		// FETCH cannot be prepared, because each cursor is a new one.
 		rows, _ := h.tx.Query(ctx, fmt.Sprintf("fetch forward %d from stored", storedPage), pgx.QueryExecModeSimpleProtocol)
 		page, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r storedRow, err error) {
 			err = row.Scan(&r.revision, &r.side, &r.Type, &r.ID, &r.Attrs, &r.Tags, &r.Parents)
@@ -197,8 +199,8 @@ func (h *History) Bundle(ctx context.Context, name string, revision int64) (_ St
 	return readStoredBundle(ctx, h.tx, name, revision)
 }
 
-// BundleBefore reads the digest of the version of a bundle that ended at a revision,
-// "" if there is none.
+// BundleBefore reads the digest of the version of a bundle that ended at a revision. It
+// is "" if there is none.
 func (h *History) BundleBefore(ctx context.Context, name string, revision int64) (digest string, err error) {
 	defer wrap(&err, "read stored bundle")
 	err = h.tx.QueryRow(ctx, "select digest from bundles where name = $1 and until = $2 order by since desc limit 1",
@@ -215,7 +217,7 @@ func (h *History) Keys(ctx context.Context) (_ []StoredKey, err error) {
 	return readStoredKeys(ctx, h.tx)
 }
 
-// NewestRevision reads the counter, as an auditor.
+// NewestRevision reads the newest revision with the rights of an auditor.
 func (db *DB) NewestRevision(ctx context.Context) (n int64, err error) {
 	defer wrap(&err, "read revision")
 	err = db.audit.QueryRow(ctx, "select n from revision").Scan(&n)

@@ -8,46 +8,47 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// MinKeep is the shortest time to keep history for. The sweeper knows what the
-// decisions of past days need, but not those of today and yesterday, for they are
-// still coming in: at most 48 hours old, they are covered by this.
+// MinKeep is the shortest retention of history. The sweep knows which revisions the
+// decisions of past days need. It does not know those of today and yesterday, which are
+// still being recorded: they are 48 hours old at most, so this retention covers them.
 const MinKeep = 48 * time.Hour
 
-// sweepRows are removed by one statement, which takes some ten milliseconds.
+// sweepRows is the number of rows that one statement removes, in about ten milliseconds.
 const sweepRows = 5000
 
 // Swept says what a sweep did.
 type Swept struct {
-	// Elsewhere: another server is sweeping, so nothing was done.
+	// Elsewhere is true if another server is sweeping. Then nothing was done.
 	Elsewhere bool
 	// Oldest is the first revision that can be read.
 	Oldest int64
-	// Rows were removed, by table. An error leaves here what was removed before it.
+	// Rows is the number of rows that were removed, by table. With an error it is what
+	// was removed before it.
 	Rows map[string]int64
 }
 
-// Sweep removes the history that nobody needs: revisions older than keep, but for
-// what the decisions in the log were made at. Bundles with their policies and
-// files stay for good; imports that can no longer go on go too.
+// Sweep removes revisions that are older than the retention, except those that decisions
+// in the log were made at. Bundles with their policies and files are never removed. It
+// also removes imports that cannot be continued any more.
 //
-// Nobody waits for it: what it removes, and locks, no writer touches. Of several
-// that are called at once, one sweeps. Functions of the database's owner remove the
-// rows, for the login that serves may not, and check what may go.
-func (db *DB) Sweep(ctx context.Context, keep time.Duration) (swept Swept, err error) {
+// Nothing waits for it, because writers do not touch the rows that it locks and removes.
+// If several processes call it at once, one sweeps. Functions of the database's owner
+// check and remove the rows, because the login of a server may not.
+func (db *DB) Sweep(ctx context.Context, retention time.Duration) (swept Swept, err error) {
 	defer wrap(&err, "sweep history")
-	if keep < MinKeep {
-		return swept, fmt.Errorf("history of %v is less than the %v that the newest decisions may need", keep, MinKeep)
+	if retention < MinKeep {
+		return swept, fmt.Errorf("history of %v is less than the %v that the newest decisions may need", retention, MinKeep)
 	}
-	led, err := db.lead(ctx, "sweep", func(conn *pgx.Conn) error { return swept.sweep(ctx, conn, keep) })
+	led, err := db.lead(ctx, "sweep", func(conn *pgx.Conn) error { return swept.sweep(ctx, conn, retention) })
 	swept.Elsewhere = err == nil && !led
 	return swept, err
 }
 
-func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, keep time.Duration) (err error) {
+func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, retention time.Duration) (err error) {
 	if err := readDecisionDays(ctx, conn); err != nil {
 		return err
 	}
-	if err := conn.QueryRow(ctx, "select raise_oldest($1)", keep).Scan(&s.Oldest); err != nil {
+	if err := conn.QueryRow(ctx, "select raise_oldest($1)", retention).Scan(&s.Oldest); err != nil {
 		return err
 	}
 	s.Rows = map[string]int64{}
@@ -60,13 +61,13 @@ func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, keep time.Duration) (
 			s.Rows[table] += n
 		}
 	}
-	tag, err := conn.Exec(ctx, "delete from imports where updated_at < now() - $1::interval", importKept)
+	tag, err := conn.Exec(ctx, "delete from imports where updated_at < now() - $1::interval", importRetention)
 	s.Rows["imports"] = tag.RowsAffected()
 	return err
 }
 
-// readDecisionDays has the database note what the decisions of each past day need. A
-// large day takes its time, once.
+// readDecisionDays makes the database store which revision the decisions of each past day
+// need. That takes long for a large day, once.
 func readDecisionDays(ctx context.Context, conn *pgx.Conn) error {
 	for done := false; !done; {
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {

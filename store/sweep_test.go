@@ -17,7 +17,7 @@ import (
 
 const keep = 90 * 24 * time.Hour
 
-// grow makes revisions up to one so old that nothing keeps them.
+// grow makes revisions up to one, which are so old that nothing needs them.
 func grow(t testing.TB, conn *pgx.Conn, upTo int64) {
 	t.Helper()
 	mustExec(t, conn, "update revisions set at = now() - interval '100 days' where n <= $1", upTo)
@@ -32,8 +32,8 @@ func sweep(t testing.TB, db *store.DB) store.Swept {
 	return swept
 }
 
-// TestSweptHistory: what is not swept reads as before, what is does not read at all,
-// and writes go on as if nothing had happened.
+// After a sweep, revisions that are left read as before, swept ones cannot be read, and
+// writes go on as before.
 func TestSweptHistory(t *testing.T) {
 	db, url := openURL(t)
 	conn := session(t, url)
@@ -75,13 +75,14 @@ func TestStaleWritersAfterASweep(t *testing.T) {
 	refused(t, db, 0, store.ErrStale, ifRevision(made, put("U a", `{}`)))
 	refused(t, db, 0, store.ErrStale, ifRevision(made, remove("U a")))
 	refused(t, db, 1, store.ErrStale, put("U d", `{}`), ifRevision(oldest-1, put("U never", `{}`)))
-	// What is stored tells when it changed, and from oldest on so does what is not.
+	// It is known when a stored entity changed, and after oldest also when one was
+	// deleted.
 	write(t, db, ifRevision(made, put("U b", `{"n": 1}`)))
 	write(t, db, ifRevision(oldest, put("U a", `{}`)), ifRevision(oldest, put("U never", `{}`)))
 }
 
-// A database in which nothing happens keeps its newest revision whole, whatever its
-// age, and what is needed to follow it and to decide at it.
+// A database without writes keeps all of its newest revision, however old it is, and what
+// is needed to follow the database and to decide at that revision.
 func TestSweepOfAnOldDatabase(t *testing.T) {
 	db, url := openURL(t)
 	if swept := sweep(t, db); swept.Oldest != 0 {
@@ -105,10 +106,10 @@ func TestSweepOfAnOldDatabase(t *testing.T) {
 	if list, err := db.LoadEntitiesAt(t.Context(), before, uids("U a", "U b")); err != nil || len(list) != 2 {
 		t.Errorf("%v, %v", list, err)
 	}
-	if changes, err := db.Changes(t.Context(), newest-1, 10); err != nil || len(changes) != 1 {
-		t.Errorf("%v, %v", changes, err)
+	if list := changes(t, db, newest-1, 10); len(list) != 1 {
+		t.Errorf("%v", list)
 	}
-	// The clock was set back: what came after the last old revision seems older.
+	// If the clock was set back, later revisions seem older than the last old one.
 	young := write(t, db, put("U c", `{}`)).Revision
 	grown := write(t, db, put("U d", `{}`)).Revision
 	mustRaw(t, url, "update revisions set at = now() - interval '100 days' where n = $1", grown)
@@ -152,8 +153,8 @@ func TestSweepKeepsWhatDecisionsNeed(t *testing.T) {
 	decide(long.Add(day-time.Millisecond), 4)
 	decide(older, 5)
 	decide(recent, 7)
-	mustExec(t, conn, "select create_log_partitions($1::date, 1)", older.Add(day)) // without any
-	// Those of today and yesterday are younger than what is kept anyhow, and their
+	mustExec(t, conn, "select create_log_partitions($1::date, 1)", older.Add(day)) // without decisions
+	// Decisions of today and yesterday are covered by the least retention, and their
 	// partitions are not read.
 	decide(today.Add(-time.Millisecond), 2)
 	oldest("a decision at revision 3", 3)
@@ -197,8 +198,8 @@ func TestSweepInParts(t *testing.T) {
 	is(t, db, "U a", `{} []`)
 }
 
-// Nobody waits: not the sweeper for a writer, nor writers for the sweeper, nor one
-// sweeper for another.
+// The sweep does not wait for a writer, a writer does not wait for the sweep, and one
+// sweep does not wait for another.
 func TestSweepIsNoObstacle(t *testing.T) {
 	db, url := openURL(t)
 	write(t, db, put("U a", `{}`))

@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -20,8 +19,8 @@ type LogRows struct {
 	Events    []Event
 }
 
-// RowsOf reads at most limit decisions and limit events of batches, each in the order
-// of batch and place. It looks at the time between FirstAt and LastAt of the batches.
+// RowsOf reads at most limit decisions and limit events of batches, in order of batch and
+// place. It reads rows from the times between FirstAt and LastAt of the batches only.
 func (db *DB) RowsOf(ctx context.Context, batches []Batch, limit int) (out LogRows, err error) {
 	defer wrap(&err, "read rows of batches")
 	var ids []uuid.UUID
@@ -43,9 +42,7 @@ func (db *DB) RowsOf(ctx context.Context, batches []Batch, limit int) (out LogRo
 	}
 	var batch pgx.Batch
 	batch.Queue(`
-		select decision_id, at, revision, caller, server,
-		       principal_type, principal_id, action_type, action_id, resource_type, resource_id,
-		       allowed, denied_at, policies, request_id, trace_id, fields, masked, record, batch, pos, crc
+		select `+decisionColumns+`
 		from decisions
 		where at >= $1 and at <= $2 and batch = any($3)
 		order by batch, pos
@@ -54,7 +51,7 @@ func (db *DB) RowsOf(ctx context.Context, batches []Batch, limit int) (out LogRo
 		return err
 	})
 	batch.Queue(`
-		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, decisions, record, batch, pos, crc
+		select `+eventColumns+`
 		from events
 		where at >= $1 and at <= $2 and batch = any($3)
 		order by batch, pos
@@ -69,17 +66,15 @@ func (db *DB) RowsOf(ctx context.Context, batches []Batch, limit int) (out LogRo
 func (db *DB) GetEvent(ctx context.Context, id uuid.UUID) (_ Event, err error) {
 	defer wrap(&err, "get event")
 	rows, _ := db.audit.Query(ctx, `
-		select event_id, at, kind, caller, server, subject, revision, request_id, trace_id, record, batch, pos
+		select `+eventColumns+`
 		from events r
 		where at = $1 and event_id = $2 and `+ofBatch, idTime(id), id)
 	e, err := pgx.CollectExactlyOneRow(rows, scanEvent)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = ErrNotFound
-	}
-	return e, err
+	return e, notFound(err)
 }
 
-// DayGone reports whether the log has no partition of a day any more, attached or not.
+// DayGone reports whether the log has no partition of a day, neither attached nor
+// detached.
 func (db *DB) DayGone(ctx context.Context, day time.Time) (gone bool, err error) {
 	defer wrap(&err, "look for a day of the log")
 	err = db.audit.QueryRow(ctx,
@@ -87,8 +82,8 @@ func (db *DB) DayGone(ctx context.Context, day time.Time) (gone bool, err error)
 	return gone, err
 }
 
-// DayDropped reports whether a day that the log had was dropped: an event says that of it
-// or of a later day, and days are dropped oldest first.
+// DayDropped reports whether a day of the log was dropped: an event says so of that day
+// or of a later one, and days are dropped oldest first.
 func (db *DB) DayDropped(ctx context.Context, day time.Time) (dropped bool, err error) {
 	if dropped, err = db.DayGone(ctx, day); err != nil || !dropped {
 		return false, err
@@ -100,17 +95,17 @@ func (db *DB) DayDropped(ctx context.Context, day time.Time) (dropped bool, err 
 	return dropped, err
 }
 
-// StrayRow is a row of the log that does not belong to the batch it names.
+// StrayRow is a row of the log that does not belong to the batch that it names.
 type StrayRow struct {
 	Event bool // or a decision
 	ID    uuid.UUID
-	At    string // as Postgres prints it: it may be no time that a batch can have
-	// Leaf is the place of the batch, nil if there is none.
+	At    string // as Postgres prints it, because it may be a time that no batch can have
+	// Leaf is the leaf of the batch, nil if there is no such batch.
 	Leaf *int64
 }
 
-// A row belongs to a batch if its time and its place are within those of the batch.
-// Rows of a day can only belong to batches of that day ($3), which are fewer to join.
+// A row belongs to a batch if its time and its place are within those of the batch. Rows
+// of a day belong to batches of that day, so only those are joined ($3).
 const strayRows = `
 	select %[1]t as event, %[2]s as id, r.at::text as at, b.seq as leaf
 	from %[3]s r
@@ -120,8 +115,8 @@ const strayRows = `
 	  and (r.at between b.first_at and b.last_at and r.pos >= 0 and r.pos < b.rows) is not true
 	limit $4`
 
-// StrayRows finds rows, from a day on, that belong to no batch of the log, at most
-// limit of each day; the zero time is all days. It reads one day after the other, and
+// StrayRows finds rows that belong to no batch of the log, at most limit of each day,
+// from a day on. The zero time is before all days. It reads the days one by one, and
 // batches that are added meanwhile do no harm.
 func (db *DB) StrayRows(ctx context.Context, from time.Time, limit int) (found []StrayRow, err error) {
 	defer wrap(&err, "look for rows of no batch")
@@ -134,7 +129,7 @@ func (db *DB) StrayRows(ctx context.Context, from time.Time, limit int) (found [
 	if err != nil {
 		return nil, err
 	}
-	// Besides the days, what may be before, between and after them.
+	// The days, and the times before, between and after them.
 	type span struct{ from, to, day *time.Time }
 	var spans []span
 	var end *time.Time
@@ -152,7 +147,7 @@ func (db *DB) StrayRows(ctx context.Context, from time.Time, limit int) (found [
 	}
 	spans = append(spans, span{end, nil, nil})
 	err = pgx.BeginTxFunc(ctx, db.audit, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil { // a large day takes its time
+		if _, err := tx.Exec(ctx, "set local statement_timeout = 0"); err != nil { // a large day takes long
 			return err
 		}
 		for _, s := range spans {
@@ -172,8 +167,8 @@ func (db *DB) StrayRows(ctx context.Context, from time.Time, limit int) (found [
 	return found, err
 }
 
-// OddLogTables names the tables of the log that are not plain tables, or partitioned ones,
-// that show all rows to whoever may read them.
+// OddLogTables names the tables of the log that can hide rows from a reader: those that
+// are not plain or partitioned tables, and those with row security.
 func (db *DB) OddLogTables(ctx context.Context) (_ []string, err error) {
 	defer wrap(&err, "look at the tables of the log")
 	rows, _ := db.audit.Query(ctx, `
@@ -189,8 +184,8 @@ func (db *DB) OddLogTables(ctx context.Context) (_ []string, err error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-// DoubledBatches finds batches whose id, or whose number of a writer, another one has
-// too: by their leaves, at most limit.
+// DoubledBatches finds batches that share their id, or their writer and number, with
+// another batch. It returns at most limit leaves.
 func (db *DB) DoubledBatches(ctx context.Context, limit int) (leaves []int64, err error) {
 	defer wrap(&err, "look for batches that are there twice")
 	err = pgx.BeginTxFunc(ctx, db.audit, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -208,20 +203,20 @@ func (db *DB) DoubledBatches(ctx context.Context, limit int) (leaves []int64, er
 	return leaves, err
 }
 
-// TileLevel says how far one level of the tree is stored.
+// TileLevel says which tiles of one level of the tree are stored.
 type TileLevel struct {
 	Level       int
-	First, Last int64 // the smallest and the largest number of a tile
+	First, Last int64 // the smallest and the largest number of a stored tile
 }
 
-// TileLevels says how far the tree is stored, by level.
+// TileLevels reads which tiles of the tree are stored, by level.
 func (db *DB) TileLevels(ctx context.Context) (_ []TileLevel, err error) {
 	defer wrap(&err, "read the levels of the tree")
 	rows, _ := db.audit.Query(ctx, "select level, min(tile) as first, max(tile) as last from audit_nodes group by level order by level")
 	return pgx.CollectRows(rows, pgx.RowToStructByName[TileLevel])
 }
 
-// ReadTiles reads those of the tree's tiles that are stored.
+// ReadTiles reads tiles of the tree. The result lacks those that are not stored.
 func (db *DB) ReadTiles(ctx context.Context, ids []auditlog.TileID) (tiles map[auditlog.TileID][]byte, err error) {
 	defer wrap(&err, "read tiles")
 	tiles = map[auditlog.TileID][]byte{}
@@ -242,8 +237,8 @@ func (db *DB) ReadTiles(ctx context.Context, ids []auditlog.TileID) (tiles map[a
 	return tiles, err
 }
 
-// Tiles returns a reader of the tree's tiles. What it read it does not read again. Its
-// error is [ErrNotFound] when one is not stored.
+// Tiles returns a reader of the tree's tiles, which reads each tile once. Its error is
+// [ErrNotFound] if a tile is not stored.
 func (db *DB) Tiles(ctx context.Context) auditlog.Tiles {
 	known := map[auditlog.TileID][]byte{}
 	return func(ids []auditlog.TileID) (data [][]byte, err error) {
@@ -270,7 +265,7 @@ func (db *DB) Tiles(ctx context.Context) auditlog.Tiles {
 	}
 }
 
-// Checkpoint is a signed checkpoint, as it was given out.
+// Checkpoint is a signed checkpoint.
 type Checkpoint struct {
 	Origin string
 	Size   int64
@@ -311,8 +306,8 @@ func (db *DB) CheckpointUpTo(ctx context.Context, size int64) (_ Checkpoint, err
 	return oneCheckpoint(rows)
 }
 
-// CheckpointOf reads the checkpoint of a size: that of the log of an origin, or if it has
-// none, the newest of any. The error is [ErrNotFound] if there is none.
+// CheckpointOf reads the checkpoint of a size: that of an origin, or if it has none, the
+// newest of another origin. The error is [ErrNotFound] if there is none.
 func (db *DB) CheckpointOf(ctx context.Context, origin string, size int64) (_ Checkpoint, err error) {
 	defer wrap(&err, "read checkpoint")
 	rows, _ := db.audit.Query(ctx, selectCheckpoints+" where size = $1 order by origin = $2 desc, at desc limit 1", size, origin)
@@ -336,15 +331,12 @@ func (db *DB) NewestCheckpoints(ctx context.Context, origin string, below int64,
 
 func oneCheckpoint(rows pgx.Rows) (Checkpoint, error) {
 	c, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Checkpoint])
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = ErrNotFound
-	}
-	return c, err
+	return c, notFound(err)
 }
 
 // SaveTree stores tiles, in order of level, and the checkpoint that covers them. The
-// database refuses tiles that do not follow from the batches. Where there is a checkpoint
-// of that origin and size, it stays, and this one is not stored.
+// database refuses tiles that do not follow from the batches. If there is a checkpoint of
+// that origin and size, it stays, and this one is not stored.
 func (db *DB) SaveTree(ctx context.Context, tiles []auditlog.TileData, c Checkpoint) (err error) {
 	defer wrap(&err, "save tree")
 	var levels []int16

@@ -14,12 +14,12 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// note is the text of a checkpoint, with something in place of a signature.
+// note is the text of a checkpoint with an invalid signature.
 func checkpointNote(c auditlog.Checkpoint) []byte {
 	return fmt.Appendf(nil, "%s\n%d\n%s\n\n— x AAAAAA==\n", c.Origin, c.Size, c.Root)
 }
 
-// The login of a server stores what follows from the batches, and nothing else.
+// The login of a server can store only tiles that follow from the batches.
 func TestTreeIsThatOfTheBatches(t *testing.T) {
 	url := storetest.New(t)
 	db, err := store.Open(t.Context(), store.Config{DatabaseURL: storetest.Login(t, url, serving...), MaxConns: 4})
@@ -29,7 +29,8 @@ func TestTreeIsThatOfTheBatches(t *testing.T) {
 	t.Cleanup(db.Close)
 	w := db.NewLogWriter("s1", auditlog.Strict, 0)
 	t.Cleanup(w.Close)
-	// grow appends batches, and says which tiles and which checkpoint they make.
+	// grow appends batches, and returns the tiles and the checkpoint that follow from
+	// them.
 	size := int64(0)
 	grow := func(n int) ([]auditlog.TileData, store.Checkpoint) {
 		t.Helper()
@@ -67,7 +68,7 @@ func TestTreeIsThatOfTheBatches(t *testing.T) {
 	if want := []store.TileLevel{{Level: 0, Last: 3}, {Level: 1}}; err != nil || !slices.Equal(levels, want) {
 		t.Errorf("%v, want %v, %v", levels, want, err)
 	}
-	// A crash may have lost the reply: the same again changes nothing.
+	// A second identical call, as after a lost reply, changes nothing.
 	tiles, c := grow(300)
 	for range 2 {
 		if err := db.SaveTree(t.Context(), tiles, c); err != nil {

@@ -47,7 +47,7 @@ func emptyDatabase(t *testing.T, beside string) string {
 	return u.String()
 }
 
-// mustRawWithout is mustRaw for a test that has ended.
+// mustRawWithout is mustRaw without the context of the test, for use after its end.
 func mustRawWithout(t *testing.T, databaseURL, sql string) {
 	conn, err := pgx.Connect(context.Background(), databaseURL)
 	if err != nil {
@@ -65,15 +65,15 @@ const ownSchema = `
 	grant usage, create on schema public to cedarpost_owner;
 	grant usage on schema public to cedarpost_app, cedarpost_writer, cedarpost_auditor`
 
-// old is a state of the schema that some build made: migrations as they are now, or of
-// another text or number.
+// old is a state of the schema that a build made: with the migrations of today, or with
+// migrations of another text or number.
 type old struct {
 	name  string
 	files []string // migrations of this binary by number, or files in testdata/migrations
 }
 
-// migrateAs applies the migrations of a build one after the other, as the owner from
-// migration 6 on, and calls at after each.
+// migrateAs applies the migrations of a build one by one, from migration 6 on as the
+// owner. It calls at after each.
 func (o old) migrateAs(t *testing.T, databaseURL string, at func(version int64)) {
 	t.Helper()
 	current := map[string]string{}
@@ -130,7 +130,7 @@ func (o old) migrateAs(t *testing.T, databaseURL string, at func(version int64))
 	}
 }
 
-// fill stores a little of everything as soon as there are tables for it.
+// fill stores some rows in every table that exists.
 func fill(t *testing.T, databaseURL string, version int64) {
 	t.Helper()
 	switch version {
@@ -167,11 +167,10 @@ func fill(t *testing.T, databaseURL string, version int64) {
 	}
 }
 
-// contents returns the rows of each table, by the columns it has; of later ones nothing.
+// contents returns the rows of each table.
 type contents map[string]string
 
-// readContents reads what is in the columns of tables: those that there are, or those
-// that were read before.
+// readContents reads the columns of tables: all that exist, or those of an earlier read.
 func readContents(t *testing.T, databaseURL string, before contents) contents {
 	t.Helper()
 	conn := session(t, databaseURL)
@@ -200,7 +199,7 @@ func readContents(t *testing.T, databaseURL string, before contents) contents {
 	return found
 }
 
-// sameContents reports what a database has lost, changed or got.
+// sameContents reports the rows that a database has lost, changed or gained.
 func sameContents(t *testing.T, databaseURL string, want contents) {
 	t.Helper()
 	for table, got := range readContents(t, databaseURL, want) {
@@ -210,7 +209,8 @@ func sameContents(t *testing.T, databaseURL string, want contents) {
 	}
 }
 
-// dumpSchema is the schema as pg_dump prints it, without partitions, which are of days.
+// dumpSchema returns the schema as pg_dump prints it, without partitions, which depend on
+// the day.
 func dumpSchema(t *testing.T, databaseURL string) string {
 	t.Helper()
 	bin, err := localpg.FindBinaries()
@@ -222,11 +222,11 @@ func dumpSchema(t *testing.T, databaseURL string) string {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}
-	// Later versions of pg_dump put a random word at both ends.
+	// Later versions of pg_dump write a random word at the beginning and the end.
 	return regexp.MustCompile(`(?m)^\\(un)?restrict .*$`).ReplaceAllString(string(output), "")
 }
 
-// sameLines tells the first lines that differ.
+// sameLines reports the first lines that differ.
 func sameLines(t *testing.T, got, want string) {
 	t.Helper()
 	g, w := strings.Split(got, "\n"), strings.Split(want, "\n")
@@ -245,8 +245,8 @@ func sameLines(t *testing.T, got, want string) {
 	}
 }
 
-// Each schema that a build made which can be upgraded becomes that of a new database,
-// and nothing that is stored changes.
+// Migrate turns each schema that can be upgraded into that of a new database, and the
+// stored rows do not change.
 func TestMigrateFromEarlierSchemas(t *testing.T) {
 	fresh := storetest.New(t)
 	want := dumpSchema(t, fresh)
@@ -293,7 +293,7 @@ func TestMigrateFromEarlierSchemas(t *testing.T) {
 	}
 }
 
-// writeMore writes to what [fill] stored.
+// writeMore makes writes to what [fill] stored.
 func writeMore(t *testing.T, db *store.DB) {
 	t.Helper()
 	_, err := db.WriteEntities(t.Context(), store.EntityWrite{Ops: []store.Op{put("User c", `{}`)}, Caller: "test", PolicyRevision: 1})
@@ -302,8 +302,8 @@ func writeMore(t *testing.T, db *store.DB) {
 	}
 }
 
-// Schemas of builds whose migrations had other texts or numbers are refused in plain
-// words, and the data can be moved to a new database.
+// Schemas of builds whose migrations had other texts or numbers are refused with a clear
+// error, and the data can be moved to a new database.
 func TestSchemaThatCannotBeUpgraded(t *testing.T) {
 	fresh := storetest.New(t)
 	bin, err := localpg.FindBinaries()
@@ -313,7 +313,7 @@ func TestSchemaThatCannotBeUpgraded(t *testing.T) {
 	for _, c := range []struct {
 		old
 		says []string
-		kept bool // nothing is changed
+		kept bool // nothing changes
 	}{
 		{old{"the log before log_guard", []string{"1", "2", "3", "00005_log.sql"}},
 			[]string{"migration 6 failed, and nothing of it is kept", "log_guard"}, false},
@@ -342,7 +342,8 @@ func TestSchemaThatCannotBeUpgraded(t *testing.T) {
 			}
 			if c.kept {
 				sameLines(t, dumpSchema(t, databaseURL), schema)
-				// A server cannot read the migrations of a database from before there were roles.
+				// A server cannot read the migrations of a database from before roles
+				// existed.
 				_, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL})
 				if !errors.Is(err, store.ErrOtherSchema) && !errors.Is(err, store.ErrNotMigrated) {
 					t.Errorf("served: %v", err)
@@ -375,8 +376,8 @@ func TestSchemaThatCannotBeUpgraded(t *testing.T) {
 	}
 }
 
-// A database of something else is refused before anything is changed in it, and a
-// schema that somebody changed by hand is named.
+// A database of another program is refused before anything is changed in it. The error
+// for a schema that was changed by hand names the differences.
 func TestMigrateRefusesOthers(t *testing.T) {
 	fresh := storetest.New(t)
 	for name, sql := range map[string]string{
@@ -399,7 +400,7 @@ func TestMigrateRefusesOthers(t *testing.T) {
 			}
 		})
 	}
-	// What is beside the tables of Cedarpost is no harm, and neither are an extension or a
+	// Other tables beside those of Cedarpost do no harm, and neither do an extension or a
 	// first migration that was interrupted before its first table.
 	databaseURL := emptyDatabase(t, fresh)
 	mustRaw(t, databaseURL, `
@@ -431,13 +432,13 @@ func TestMigrateRefusesOthers(t *testing.T) {
 	}
 }
 
-// A migration whose session ends leaves nothing behind, and the next one goes on.
+// A migration whose session breaks changes nothing, and the next call of Migrate goes on.
 func TestMigrationIsInterrupted(t *testing.T) {
 	fresh := storetest.New(t)
 	databaseURL := emptyDatabase(t, fresh)
 	old{files: []string{"1", "2", "3", "4", "5", "6", "7", "8", "9"}}.migrateAs(t, databaseURL, func(version int64) { fill(t, databaseURL, version) })
 	before, schema := readContents(t, databaseURL, nil), dumpSchema(t, databaseURL)
-	// Migration 10 does a part of its work, and then waits for this table.
+	// Migration 10 does part of its work, and then waits for this table.
 	locker, observer := session(t, databaseURL), session(t, databaseURL)
 	mustExec(t, locker, "begin; lock table api_keys")
 	failed := make(chan error, 1)

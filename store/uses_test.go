@@ -67,14 +67,14 @@ func TestEachUse(t *testing.T) {
 			t.Errorf("%s: %v, %v, want %s", name, got, err, c.want)
 		}
 	}
-	// What is found by it is what was written.
+	// The events found by subject are those that were written.
 	found, err := db.QueryEvents(t.Context(), store.EventQuery{Subject: "report 7", Limit: 1})
 	if err != nil || len(found) != 1 || fmt.Sprint(found[0].Decisions) != fmt.Sprint(tomorrow.Decisions) {
 		t.Errorf("%v, %v", found, err)
 	}
 }
 
-// An index leads to the uses: they are few among the events of a day.
+// A query for uses reads an index, because uses are few among the events of a day.
 func TestUsesAreIndexed(t *testing.T) {
 	url := storetest.New(t)
 	conn := session(t, url)
@@ -99,7 +99,7 @@ func TestUsesAreIndexed(t *testing.T) {
 	}
 }
 
-// What changed is told whole or not at all.
+// ChangesUpTo returns all changes or none.
 func TestChangesUpTo(t *testing.T) {
 	db, url := openURL(t)
 	for i := range 5 {
@@ -136,8 +136,8 @@ func TestChangesUpTo(t *testing.T) {
 	}
 }
 
-// A log from before there were reports goes on: rows, partitions, and a server that
-// does not know the column.
+// A log from before reports of uses existed can be migrated: its rows, its partitions,
+// and writes of a server that does not know the column.
 func TestMigrateALogWithoutUses(t *testing.T) {
 	server := storetest.NewServer(t)
 	url := server.URL()

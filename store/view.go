@@ -9,23 +9,23 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// querier is what reads need, of a pool or of a transaction.
+// querier reads over a pool, a connection or a transaction.
 type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// View is the database as it is at one moment, for those who follow it. All reads
-// come from the same server and the same snapshot, so that a failover in between
-// cannot mix two histories.
+// View is the database at one moment, for a server that follows it. All reads come from
+// the same server and the same snapshot, so that a failover in between cannot mix two
+// histories.
 type View struct {
 	tx pgx.Tx
-	// Position is the newest revision in it.
+	// Position is the position of the newest revision in it.
 	Position Position
-	// Oldest is the first revision that can still be read. Changes are known from
-	// the one after it on.
+	// Oldest is the first revision that can still be read. The changes of later revisions
+	// are known.
 	Oldest int64
-	// Copied says that the database is a copy of the one that its id was made for; see
+	// Copied is true if the database is a copy of the one that its id was made for: see
 	// [DB.Claim].
 	Copied bool
 }
@@ -34,11 +34,11 @@ type View struct {
 // know the newest revision.
 func (db *DB) View(ctx context.Context, fn func(*View) error) (err error) {
 	defer wrap(&err, "read the database")
-	// What fn reads may take its time. This may not: a connection that leads nowhere
-	// has to be noticed.
+	// fn may read for longer. This read has a timeout, so that a dead connection is
+	// noticed.
 	short, cancel := context.WithTimeout(ctx, currentTimeout)
 	defer cancel()
-	tx, err := db.vital.BeginTx(short, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	tx, err := db.vital.BeginTx(short, oneSnapshot)
 	if err != nil {
 		return err
 	}
@@ -57,8 +57,8 @@ func (db *DB) View(ctx context.Context, fn func(*View) error) (err error) {
 }
 
 // ChangesUpTo reads what changed after one revision, up to another one, in a database
-// that has a position. known is false where that cannot be told: it is more than
-// limit, history no longer goes back so far, or the database is not at the position.
+// that has a position. known is false if there are more changes than limit, if history
+// does not go back so far, or if the database does not have the position.
 func (db *DB) ChangesUpTo(ctx context.Context, after, to int64, at Position, limit int) (changes []Change, known bool, err error) {
 	defer wrap(&err, "read changes")
 	var batch pgx.Batch
@@ -71,8 +71,9 @@ func (db *DB) ChangesUpTo(ctx context.Context, after, to int64, at Position, lim
 		changes, err = pgx.CollectRows(rows, pgx.RowToStructByName[Change])
 		return err
 	})
-	checkPosition(&batch, at)
-	// The sweeper moves it up first: if it is not above after now, all were there.
+	checkPosition(&batch, at, ErrOtherHistory)
+	// The sweep raises oldest before it removes entries. If oldest is not above after
+	// now, no entry was missing.
 	var oldest int64
 	batch.Queue(selectOldest).QueryRow(func(row pgx.Row) error { return row.Scan(&oldest) })
 	err = db.pool.SendBatch(ctx, &batch).Close()
@@ -82,19 +83,30 @@ func (db *DB) ChangesUpTo(ctx context.Context, after, to int64, at Position, lim
 	return changes, err == nil && oldest <= after && len(changes) <= limit, err
 }
 
-// Changes is [DB.Changes] in the view.
+// Changes reads what changed after a revision, in order of revisions. It stops after the
+// revision with which limit is reached, and never within a revision, so the result can have
+// more than limit. If it is empty, after is the newest revision, because every revision
+// changes something. Swept entries are missing, so after must not be below Oldest.
 func (v *View) Changes(ctx context.Context, after int64, limit int) (_ []Change, err error) {
 	ctx, cancel := context.WithTimeout(ctx, currentTimeout)
 	defer cancel()
-	return readChanges(ctx, v.tx, after, limit)
+	rows, _ := v.tx.Query(ctx, `
+		select revision, kind, type, id
+		from revision_entries
+		where revision > $1
+		  and revision <= coalesce(
+		      (select revision from revision_entries where revision > $1
+		       order by revision offset $2 limit 1), 9223372036854775807)
+		order by revision, kind, type, id`, after, max(limit, 1)-1)
+	return pgx.CollectRows(rows, pgx.RowToStructByName[Change])
 }
 
-// Has says whether the view's history has a position of its database and timeline.
+// Has reports whether the view's history has a position of its database and timeline.
 func (v *View) Has(ctx context.Context, p Position) (has bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, currentTimeout)
 	defer cancel()
 	var batch pgx.Batch
-	checkPosition(&batch, p)
+	checkPosition(&batch, p, ErrOtherHistory)
 	if batch.Len() > 0 {
 		err = v.tx.SendBatch(ctx, &batch).Close()
 	}
@@ -115,12 +127,12 @@ func (v *View) Marks(ctx context.Context, after int64, limit int) (list []uuid.U
 }
 
 // Mark reads the mark of a revision, and the first revision that can be read, from a
-// database that has a position. The error is [ErrNotFound] where there is no such
-// revision, and [ErrOtherHistory] where the database does not have the position.
+// database that has a position. The error is [ErrNotFound] if there is no such revision,
+// and [ErrOtherHistory] if the database does not have the position.
 func (db *DB) Mark(ctx context.Context, revision int64, at Position) (mark uuid.UUID, oldest int64, err error) {
 	defer wrap(&err, "read the mark of a revision")
 	var batch pgx.Batch
-	checkPosition(&batch, at)
+	checkPosition(&batch, at, ErrOtherHistory)
 	found := false
 	batch.Queue("select mark from revisions where n = $1", revision).Query(func(rows pgx.Rows) error {
 		list, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
@@ -129,7 +141,8 @@ func (db *DB) Mark(ctx context.Context, revision int64, at Position) (mark uuid.
 		}
 		return err
 	})
-	// The sweep raises oldest before it removes revisions, so a removed one is below it.
+	// The sweep raises oldest before it removes revisions, so a removed revision is below
+	// oldest.
 	batch.Queue(selectOldest).QueryRow(func(row pgx.Row) error { return row.Scan(&oldest) })
 	ctx, cancel := context.WithTimeout(ctx, currentTimeout)
 	defer cancel()
@@ -157,5 +170,5 @@ func (v *View) PolicyRevision(ctx context.Context) (int64, error) {
 	return readPolicyRevision(ctx, v.tx, v.Position.Number)
 }
 
-// Keys is [DB.Keys] in the view.
+// Keys reads the API keys that are not revoked, by id.
 func (v *View) Keys(ctx context.Context) (_ []Key, err error) { return readKeys(ctx, v.tx) }

@@ -21,69 +21,71 @@ const (
 	Delete
 	// AddParents adds memberships of a stored entity: Entity.UID, Entity.Parents.
 	AddParents
-	// RemoveParents drops memberships of a stored entity; those that are not there
-	// are no error: Entity.UID, Entity.Parents.
+	// RemoveParents removes memberships of a stored entity. One that is missing is no
+	// error: Entity.UID, Entity.Parents.
 	RemoveParents
 	// SetAttributes sets and removes single attributes of a stored entity:
 	// Entity.UID, Entity.Attrs, Remove.
 	SetAttributes
 )
 
-// Op is one change to one entity.
+// Op is one operation on one entity.
 type Op struct {
 	Kind         OpKind
 	Entity       Entity
-	Remove       []string // names of attributes; those that are not there are no error
-	Cascade      bool     // drop the memberships in a deleted entity, instead of refusing
+	Remove       []string // names of attributes; one that is missing is no error
+	Cascade      bool     // remove the memberships in a deleted entity, instead of refusing to delete it
 	Precondition Precondition
 }
 
-// Precondition is what must hold, or the whole write is refused. The zero value
-// always holds.
+// Precondition is a condition of an operation. If it does not hold, the whole write is
+// refused. The zero value always holds.
 type Precondition struct {
-	// IfRevision, if not nil: nobody changed, made or deleted the entity after that
-	// revision ([ErrStale]). What this write does to it does not count. An entity that
-	// is not stored may have been deleted at any revision that was swept.
+	// IfRevision, if not nil: the entity was not made, changed or deleted after that
+	// revision ([ErrStale]). Earlier operations of the same write do not count. An entity
+	// that is not stored counts as deleted at the oldest revision of the history, unless
+	// a later one is known.
 	IfRevision *int64
-	// MustExist and MustNotExist: the entity is stored, or is not, when the
-	// operation's turn comes ([ErrMustExist], [ErrMustNotExist]).
+	// MustExist and MustNotExist: before the operation the entity is stored, or is not
+	// ([ErrMustExist], [ErrMustNotExist]).
 	MustExist, MustNotExist bool
 }
 
 // EntityWrite is a list of operations to commit as one revision, or not at all.
 type EntityWrite struct {
-	// Ops are applied in order, each to what the ones before it left behind.
+	// Ops are applied in order, each to the result of the ones before it.
 	Ops []Op
-	// Caller and Note say in the history who wrote this, and why.
-	Caller, Note string
-	// PolicyRevision is the [DB.PolicyRevision] the operations were checked
-	// against; 0 when there was no bundle.
+	// Caller is stored in the history.
+	Caller string
+	// PolicyRevision is the [DB.PolicyRevision] that the operations were checked against:
+	// 0 if there was no bundle.
 	PolicyRevision int64
-	// At, if it has a number, is the position that the operations and their
-	// preconditions were read at. When the database does not have it, as after a
+	// At, if its number is not 0, is the position that the operations and their
+	// preconditions were checked at. If the database does not have it, as after a
 	// failover, the error is [ErrOtherHistory].
 	At Position
-	// Import, if not nil, is moved on with this write, even if it changes nothing.
+	// Import, if not nil, is the progress of an import, which is stored even if the write
+	// changes nothing.
 	Import *ImportStep
 }
 
-// WriteResult says what became of a write.
+// WriteResult is the result of a write.
 type WriteResult struct {
-	// Revision is the one that holds the write. When nothing changed no revision
-	// was made, and this is the newest one there is.
+	// Revision is the revision of the write. If nothing changed, no revision was made,
+	// and this is the newest one.
 	Revision int64
-	// Mark is that of the revision.
+	// Mark is the mark of the revision.
 	Mark uuid.UUID
-	// Changed counts the entities that have a new version or are gone.
+	// Changed is the number of entities that were written or deleted.
 	Changed int
-	// Import is the import of the write, moved on.
+	// Import is the new progress of the import of the write.
 	Import Import
 }
 
-// MaxCascade bounds the memberships that the deletes of one write may drop.
-const MaxCascade = 10_000
+// maxCascade bounds the memberships that the deletes of one write may remove.
+const maxCascade = 10_000
 
-// OpError says which operation was refused, and why.
+// OpError refuses an operation.
 type OpError struct {
 	Index int   // of the operation, from 0
 	UID   UID   // its entity
@@ -96,24 +98,24 @@ func (e *OpError) Error() string { return fmt.Sprintf("operation %d: %v: %v", e.
 // Unwrap returns the reason.
 func (e *OpError) Unwrap() error { return e.Err }
 
-// HasMembersError refuses to delete an entity that others name as parent.
+// HasMembersError refuses to delete an entity that other entities name as parent.
 type HasMembersError struct {
-	Count int // of those others
+	Count int // of those entities
 }
 
-// Error says how many.
+// Error says how many entities name it as parent.
 func (e HasMembersError) Error() string { return fmt.Sprintf("is a parent of %d entities", e.Count) }
 
-// errUnchanged rolls a write back that would not change anything.
+// errUnchanged rolls back a write that changes nothing.
 var errUnchanged = errors.New("unchanged")
 
-// WriteEntities applies the operations as one revision. Whatever the error,
-// nothing was written, unless it is the commit that failed: then the connection is
-// gone and the outcome unknown. A refused operation is an [*OpError]. After
-// [ErrPolicyChanged] or [ErrOtherHistory], check the operations again and retry.
+// WriteEntities applies the operations as one revision. If it returns an error, nothing
+// was written, except that the outcome is unknown if the connection broke during the
+// commit. A refused operation is an [*OpError]. After [ErrPolicyChanged] or
+// [ErrOtherHistory], check the operations again and retry.
 //
-// An entity that several operations change gets one new version, and one that
-// ends as it was gets none.
+// An entity that several operations change gets one new version, or none if it is equal
+// to what is stored in the end.
 func (db *DB) WriteEntities(ctx context.Context, w EntityWrite) (result WriteResult, err error) {
 	defer wrap(&err, "write entities")
 	err = db.inTurn(ctx, func(tx pgx.Tx) error {
@@ -131,14 +133,14 @@ func (db *DB) WriteEntities(ctx context.Context, w EntityWrite) (result WriteRes
 		}
 		changed := p.changed()
 		if len(changed) == 0 {
-			result.Revision = n - 1 // the lock is ours: nobody else made a newer one
+			result.Revision = n - 1 // this transaction has the lock, so there is no newer one
 			if result.Mark, err = readMark(ctx, tx, n-1); err != nil {
 				return err
 			}
 			if w.Import == nil {
 				return errUnchanged
 			}
-			// The import alone is to be committed: the number is as good as never taken.
+			// Only the import is committed, so the number is given back.
 			if _, err := tx.Exec(ctx, "update revision set n = n - 1"); err != nil {
 				return err
 			}
@@ -159,8 +161,8 @@ func (db *DB) WriteEntities(ctx context.Context, w EntityWrite) (result WriteRes
 	return result, nil
 }
 
-// lockAndRead takes the next revision, and everything the operations need to know
-// in memory: the entities they name and the members that cascades reach.
+// lockAndRead takes the revision lock, and reads what the operations need: the entities
+// that they name, and the members that cascades affect.
 func lockAndRead(ctx context.Context, tx pgx.Tx, w EntityWrite) (n int64, p *plan, err error) {
 	p = newPlan()
 	var uids []UID
@@ -177,13 +179,13 @@ func lockAndRead(ctx context.Context, tx pgx.Tx, w EntityWrite) (n int64, p *pla
 		conditional = conditional || op.Precondition.IfRevision != nil
 	}
 
-	// One round trip, but several statements: each sees what was committed before it
-	// began, which for those after the first is all that came before the lock.
+	// One round trip of several statements. Each sees what was committed before it began,
+	// so those after the first see all that was committed before the lock was taken.
 	var batch pgx.Batch
 	batch.Queue("update revision set n = n + 1 returning n").QueryRow(func(row pgx.Row) error {
 		return row.Scan(&n)
 	})
-	batch.Queue("select coalesce(greatest(max(since), max(until)), 0) from bundles").QueryRow(func(row pgx.Row) error {
+	batch.Queue(selectNewestPublish).QueryRow(func(row pgx.Row) error {
 		var policies int64
 		if err := row.Scan(&policies); err != nil {
 			return err
@@ -193,7 +195,7 @@ func lockAndRead(ctx context.Context, tx pgx.Tx, w EntityWrite) (n int64, p *pla
 		}
 		return nil
 	})
-	checkPosition(&batch, w.At)
+	checkPosition(&batch, w.At, ErrOtherHistory)
 	types, ids := split(uids)
 	batch.Queue(`
 		select named.type, named.id, e.attrs, e.tags, e.parents, e.since, e.until
@@ -214,7 +216,7 @@ func lockAndRead(ctx context.Context, tx pgx.Tx, w EntityWrite) (n int64, p *pla
 		return err
 	})
 	if conditional {
-		// After the entities: the sweeper raises it before it takes one away.
+		// After the entities: the sweep raises oldest before it removes versions.
 		batch.Queue(selectOldest).QueryRow(func(row pgx.Row) error {
 			var oldest int64
 			err := row.Scan(&oldest)
@@ -228,7 +230,7 @@ func lockAndRead(ctx context.Context, tx pgx.Tx, w EntityWrite) (n int64, p *pla
 			from unnest($1::text[]) with ordinality as named (parent, n)
 			join entities e on e.parents @> array[named.parent] and e.until is null
 			order by named.n
-			limit $2`, cascades, MaxCascade+1).Query(func(rows pgx.Rows) error {
+			limit $2`, cascades, maxCascade+1).Query(func(rows pgx.Rows) error {
 			type member struct {
 				N int64
 				entityRow
@@ -236,7 +238,7 @@ func lockAndRead(ctx context.Context, tx pgx.Tx, w EntityWrite) (n int64, p *pla
 			found, err := pgx.CollectRows(rows, pgx.RowToStructByName[member])
 			for i, m := range found {
 				op := cascadeOps[m.N-1]
-				if i == MaxCascade {
+				if i == maxCascade {
 					return &OpError{op, w.Ops[op].Entity.UID, ErrTooManyMembers}
 				}
 				p.loadMember(op, m.entity())
@@ -248,8 +250,8 @@ func lockAndRead(ctx context.Context, tx pgx.Tx, w EntityWrite) (n int64, p *pla
 	return n, p, err
 }
 
-// checkMemberships refuses a result in which a deleted entity still has members,
-// or an entity is its own ancestor.
+// checkMemberships refuses a plan in which a deleted entity still has members, or in
+// which an entity is its own ancestor.
 func checkMemberships(ctx context.Context, tx pgx.Tx, p *plan) error {
 	deleted, grown := p.deleted(), p.grown()
 	var batch pgx.Batch
@@ -330,8 +332,8 @@ func checkMemberships(ctx context.Context, tx pgx.Tx, p *plan) error {
 	return nil
 }
 
-// writeVersions closes the versions that were live and inserts the new ones, with
-// the event of it, in one round trip. It returns the mark of the revision.
+// writeVersions ends the live versions of the changed entities, and inserts the new
+// versions and the event, in one round trip. It returns the mark of the revision.
 func (db *DB) writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWrite, changed []*draft) (mark uuid.UUID, err error) {
 	type row struct {
 		Type    string          `json:"type"`
@@ -362,7 +364,7 @@ func (db *DB) writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWri
 	}
 
 	var batch pgx.Batch
-	batch.Queue("insert into revisions (n, caller, note) values ($1, $2, $3) returning mark", n, w.Caller, w.Note).QueryRow(
+	batch.Queue("insert into revisions (n, caller) values ($1, $2) returning mark", n, w.Caller).QueryRow(
 		func(row pgx.Row) error { return row.Scan(&mark) })
 	if len(gone) > 0 {
 		types, ids := split(gone)
@@ -382,7 +384,7 @@ func (db *DB) writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWri
 	batch.Queue(`
 		insert into revision_entries (revision, kind, type, id)
 		select $1, 'entity', type, id from unnest($2::text[], $3::text[]) as changed (type, id)`, n, types, ids)
-	if db.changes.event != nil {
+	if db.changes.makeEvent != nil {
 		c, err := changedEntities(n, w.Caller, changed)
 		if err != nil {
 			return mark, err

@@ -33,13 +33,13 @@ func TestOperations(t *testing.T) {
 	for _, op := range []store.Op{join("User a", "Role x"), leave("User a", "Role x"), set("User a", `{}`)} {
 		refused(t, db, 0, store.ErrNotFound, op)
 	}
-	// A later operation sees what an earlier one did, and one version comes of it.
+	// A later operation sees the result of an earlier one, and both make one version.
 	r := write(t, db, put("User a", `{}`), join("User a", "Role x"), set("User a", `{"k": true}`), leave("User a", "Role x"))
 	if r.Changed != 1 {
 		t.Errorf("one entity, %d changes", r.Changed)
 	}
 	is(t, db, "User a", `{"k": true} []`)
-	// Ids are anything.
+	// An id can be any text.
 	strange := "User a b\n\"'\\ü, {}"
 	write(t, db, put(strange, `{}`, "Role x y", `Role {"`))
 	is(t, db, strange, `{} [Role x y, Role {"]`)
@@ -61,11 +61,11 @@ func TestUnchangedIsNoRevision(t *testing.T) {
 			t.Errorf("%v: %+v", ops, r)
 		}
 	}
-	// Only what changed gets a version.
+	// Only entities that changed get a version.
 	r := write(t, db, put("User a", `{"n": 1, "s": {"x": [1, 2], "y": null}}`, "Role x", "Role y"), put("User b", `{}`))
-	changes, err := db.Changes(t.Context(), first.Revision, 100)
-	if err != nil || r.Changed != 1 || len(changes) != 1 || changes[0] != (store.Change{Revision: r.Revision, Kind: store.KindEntity, Type: "User", ID: "b"}) {
-		t.Errorf("%+v, %+v, %v", r, changes, err)
+	list := changes(t, db, first.Revision, 100)
+	if r.Changed != 1 || len(list) != 1 || list[0] != (store.Change{Revision: r.Revision, Kind: store.KindEntity, Type: "User", ID: "b"}) {
+		t.Errorf("%+v, %+v", r, list)
 	}
 }
 
@@ -77,15 +77,15 @@ func TestPreconditions(t *testing.T) {
 	refused(t, db, 0, store.ErrMustNotExist, mustNotExist(put("User a", `{}`)))
 	refused(t, db, 0, store.ErrStale, ifRevision(made-1, put("User a", `{"n": 1}`)))
 
-	// A stale copy does not bring back what was revoked.
+	// A stale copy does not restore a revoked membership.
 	write(t, db, ifRevision(made, join("User a", "Role admin")))
 	read := current(t, db)
 	revoked := write(t, db, ifRevision(read, leave("User a", "Role admin"))).Revision
 	refused(t, db, 0, store.ErrStale, ifRevision(read, put("User a", `{}`, "Role admin")))
-	// Other entities' changes do not make it stale, nor do earlier operations.
+	// Changes of other entities and earlier operations do not make it stale.
 	write(t, db, put("User b", `{}`))
 	write(t, db, ifRevision(revoked, set("User a", `{"n": 1}`)), ifRevision(revoked, set("User a", `{"n": 2}`)))
-	// Neither made nor deleted is unchanged.
+	// An entity that was made or deleted has changed.
 	before := current(t, db)
 	write(t, db, remove("User a"))
 	refused(t, db, 0, store.ErrStale, ifRevision(before, remove("User a")))
@@ -99,9 +99,9 @@ func TestAllOrNothing(t *testing.T) {
 	refused(t, db, 2, store.ErrNotFound, put("User b", `{}`), remove("User a"), join("User c", "Role x"))
 	is(t, db, "User a", `{} []`)
 	is(t, db, "User b", `absent`)
-	// Refused by the database itself.
+	// The database itself refuses.
 	if _, err := db.WriteEntities(t.Context(), store.EntityWrite{Ops: []store.Op{remove("User a"), put("User z", `[]`)}}); err == nil {
-		t.Error("an array for attributes was taken")
+		t.Error("an array for attributes was accepted")
 	}
 	is(t, db, "User a", `{} []`)
 }
@@ -112,7 +112,7 @@ func TestDeleteWithMembers(t *testing.T) {
 	refused(t, db, 1, store.HasMembersError{Count: 2}, put("User c", `{}`), remove("Role r"))
 	refused(t, db, 0, store.HasMembersError{Count: 3}, remove("Role r"), put("User c", `{}`, "Role r"))
 	refused(t, db, 0, store.HasMembersError{Count: 1}, remove("Role r"), remove("User a"))
-	// Made again under the same id it would inherit them.
+	// An entity made again under the same id would get the old members.
 	refused(t, db, 0, store.HasMembersError{Count: 2}, remove("Role r"), put("Role r", `{}`))
 
 	before := current(t, db)
@@ -127,10 +127,10 @@ func TestDeleteWithMembers(t *testing.T) {
 	if got := show(t, db, before, "User a"); got != `{} [Role r, Role s]` {
 		t.Errorf("history was changed: %s", got)
 	}
-	// Members of what is not stored have them dropped as well.
+	// Memberships in an entity that is not stored are removed too.
 	write(t, db, cascade("Role s"))
 	is(t, db, "User a", `{} []`)
-	// Members that go in the same write are none.
+	// Members that the same write deletes do not count.
 	write(t, db, put("Role r", `{}`), put("User a", `{}`, "Role r"))
 	write(t, db, remove("Role r"), remove("User a"))
 }
@@ -154,10 +154,10 @@ func TestCycles(t *testing.T) {
 	refused(t, db, 0, store.ErrCycle, join("G c", "G a"))
 	refused(t, db, 1, store.ErrCycle, put("G x", `{}`, "G y"), put("G c", `{}`, "G a"))
 	refused(t, db, 0, store.ErrCycle, put("G x", `{}`, "G y"), put("G y", `{}`, "G x"))
-	// Through one that is not stored yet, and only then is.
+	// A cycle through an entity that is stored later.
 	write(t, db, put("G x", `{}`, "G y"))
 	refused(t, db, 0, store.ErrCycle, put("G y", `{}`, "G z", "G x"))
-	// A write may turn an edge round.
+	// A write may reverse an edge.
 	write(t, db, join("G c", "G a"), leave("G a", "G b"))
 	is(t, db, "G c", `{} [G a]`)
 }
@@ -177,7 +177,7 @@ func TestPolicyChanged(t *testing.T) {
 	}
 }
 
-// A position that the database does not have is not taken for a publish.
+// The error for a position that the database does not have is not that for a publish.
 func TestOtherHistory(t *testing.T) {
 	db := storetest.Open(t)
 	write(t, db, put("User a", `{}`))
@@ -201,7 +201,7 @@ func TestOtherHistory(t *testing.T) {
 		err := db.View(t.Context(), func(v *store.View) error {
 			has, err := v.Has(t.Context(), at)
 			if has {
-				t.Errorf("the view has %s", name)
+				t.Errorf("the view has the position of %s", name)
 			}
 			return err
 		})
@@ -246,11 +246,7 @@ func TestConcurrentWriters(t *testing.T) {
 	if err != nil || len(e.Parents) != writers*writes {
 		t.Errorf("%d memberships of %d, %v", len(e.Parents), writers*writes, err)
 	}
-	changes, err := db.Changes(t.Context(), start, 1000)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, c := range changes {
+	for i, c := range changes(t, db, start, 1000) {
 		if c.Revision != start+int64(i)+1 {
 			t.Fatalf("revision %d at place %d", c.Revision, i)
 		}

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
@@ -20,9 +20,9 @@ func (u *uid) UnmarshalText(text []byte) error {
 		if i < 0 || i+2 == len(s) {
 			return fmt.Errorf(`%q is not an entity like Shop::User::bob or 'Shop::User::"bob"'`, s)
 		}
-		s = bundle.Ref{Type: s[:i], ID: s[i+2:]}.String()
+		s = entityuid.Format(s[:i], s[i+2:])
 	}
-	typ, id, err := bundle.ParseUID(s)
+	typ, id, err := entityuid.Parse(s)
 	if err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ func (u *uid) UnmarshalText(text []byte) error {
 
 // uidText returns the name of an entity as Cedar text.
 func uidText(u *cedarpostv1.EntityUid) string {
-	return bundle.Ref{Type: u.GetType(), ID: u.GetId()}.String()
+	return entityuid.Format(u.GetType(), u.GetId())
 }
 
 func uidTexts(us []*cedarpostv1.EntityUid) string {

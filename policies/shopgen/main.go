@@ -1,6 +1,5 @@
-// Command shopgen writes the example shop's entities. They are made and not
-// typed, so that there are enough of them to search and page through; the same
-// file comes out on every run.
+// Command shopgen writes the entities of the example shop. They are generated, so that
+// there are enough of them to search and page through. Every run writes the same file.
 package main
 
 import (
@@ -23,8 +22,8 @@ type entity struct {
 	Parents []uid          `json:"parents"`
 }
 
-// The cast, with the roles of those who work here. A test, a document and a
-// demonstration can count on these people and on the orders below.
+// The people, with the roles of the staff. Tests, documents and demonstrations depend on
+// these people and on the orders below.
 var cast = []struct{ name, region, role string }{
 	{"bob", "eu", ""},
 	{"carol", "us", ""},
@@ -37,7 +36,7 @@ var cast = []struct{ name, region, role string }{
 	{"judy", "us", "manager"},
 }
 
-// The orders that the story tells of.
+// The orders of the tests and documents.
 var told = map[int]struct {
 	owner, region, status string
 	total                 int
@@ -69,7 +68,7 @@ func main() {
 	}
 }
 
-// generate returns Cedar entity JSON, one entity to a line.
+// generate returns Cedar entity JSON, one entity in a line.
 func generate() ([]byte, error) {
 	var all []entity
 	add := func(typ, id string, attrs map[string]any, parents ...uid) {

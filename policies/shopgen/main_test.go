@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestFresh fails when the committed entities are not what the generator makes.
+// TestFresh fails if the committed entities differ from what the generator makes.
 func TestFresh(t *testing.T) {
 	want, err := generate()
 	if err != nil {

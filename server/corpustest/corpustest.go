@@ -1,7 +1,7 @@
-// Package corpustest reads the corpus of the reference implementation of Cedar
-// for tests: policies, schemas, entities and requests with the answers that are
-// right. cedar-go ships it in its module, so the version tested is the version
-// used, and nothing is copied into this repository.
+// Package corpustest reads the test corpus of the reference implementation of Cedar:
+// policies, schemas, entities and requests with the correct answers. It reads the corpus
+// from the module of cedar-go, so that nothing is copied into this repository and its
+// version is that of the cedar-go in use.
 package corpustest
 
 import (
@@ -28,14 +28,14 @@ import (
 type Case struct {
 	Name                       string
 	Schema, Policies, Entities string
-	// Strict says whether the reference accepts the policies in strict mode.
+	// Strict is true if the reference accepts the policies in strict mode.
 	Strict bool
-	// The reference accepts all entities and requests under the schema.
+	// Requests, and Entities, are valid under the schema according to the reference.
 	Requests []Request
 }
 
-// Request is one request with the reference's answer. Policies are named
-// policy0, policy1 and so on, by their place in the text.
+// Request is one request with the answer of the reference. Policies are named policy0,
+// policy1 and so on, in the order of the text.
 type Request struct {
 	Principal cedar.EntityUID `json:"principal"`
 	Action    cedar.EntityUID `json:"action"`
@@ -47,7 +47,7 @@ type Request struct {
 	Errors   []string        `json:"errors"`
 }
 
-// Named returns the policies with an @id for each, which a bundle must have.
+// Named returns the policies with an @id each, which a bundle needs.
 func (c Case) Named() (string, error) {
 	list, err := cedar.NewPolicyListFromBytes("", []byte(c.Policies))
 	if err != nil {

@@ -46,3 +46,13 @@ action act appliesTo { principal: U, resource: U, context: { n: Long } };`
 		t.Error(findings)
 	}
 }
+
+// A message names an action in Cedar text, with escapes in its id.
+func TestAttributeOfAnActionWithAQuote(t *testing.T) {
+	const schema = `entity U; action "say \"hi\"" appliesTo { principal: U, resource: U, context: { volume: Long } };`
+	_, findings := Compile([]Source{{Name: "b", Schema: schema, Policies: []PolicyText{
+		{File: "p.cedar", Text: `@id("p") permit (principal, action, resource) when { context.volmue > 1 };`}}}}, nil)
+	if len(findings) != 1 || findings[0].Hint != "did you mean volume?" {
+		t.Errorf("%+v", findings)
+	}
+}

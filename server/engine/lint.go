@@ -20,6 +20,7 @@ var (
 	optionalName    = regexp.MustCompile("safety of access to optional attribute `([^`]*)`")
 	unknownAction   = regexp.MustCompile("^unrecognized action `(.*)`$")
 	unknownType     = regexp.MustCompile("^unrecognized entity type `(.*)`$")
+	contextOf       = regexp.MustCompile("in context for (.*) not found$")
 	noActionApplies = "unable to find an applicable action"
 )
 
@@ -89,31 +90,24 @@ func (f *Finding) placeAt(p *policy, at int) {
 
 func lastName(path string) string { return path[strings.LastIndexByte(path, '.')+1:] }
 
-// attributeNames lists the attributes of the entity types that a message names.
+// attributeNames lists the attributes of the entity types that a message names, or of the
+// context of the action that it names.
 func (s *Set) attributeNames(msg string) []string {
 	var out []string
 	for _, m := range quotedName.FindAllStringSubmatch(msg, -1) {
 		for name := range s.schema.Entities[cedar.EntityType(m[1])].Shape {
 			out = append(out, string(name))
 		}
-		if uid := parseActionName(m[1]); uid != nil {
-			if a := s.actions[*uid]; a != nil && a.appliesTo != nil {
-				for name := range a.appliesTo.Context {
-					out = append(out, string(name))
-				}
+	}
+	var action cedar.EntityUID
+	if m := contextOf.FindStringSubmatch(msg); m != nil && action.UnmarshalCedar([]byte(m[1])) == nil {
+		if a := s.actions[action]; a != nil && a.appliesTo != nil {
+			for name := range a.appliesTo.Context {
+				out = append(out, string(name))
 			}
 		}
 	}
 	return out
-}
-
-func parseActionName(text string) *cedar.EntityUID {
-	typ, id, ok := strings.Cut(text, `::"`)
-	if !ok {
-		return nil
-	}
-	uid := cedar.NewEntityUID(cedar.EntityType(typ), cedar.String(strings.TrimSuffix(id, `"`)))
-	return &uid
 }
 
 // didYouMean suggests the nearest of names, or lists them when they are few.

@@ -18,28 +18,28 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// Mapping says which columns of a CSV file make up an entity: the id, the
-// parents and the attributes. All rows are of one type.
+// Mapping says which columns of a CSV file are the id, the parents and the attributes of
+// an entity. All entities are of one type.
 type Mapping struct {
 	entityType string
 	id         string // its column
 	parents    []cellRule
 	attrs      []cellRule
-	columns    []string // all of these, each once
+	columns    []string // all columns that are read, each once
 }
 
-// cellRule says what the cell of a column means.
+// cellRule says how the cells of a column are read.
 type cellRule struct {
 	attr   string // empty for a parent
 	column string
 	as     string // text, long or bool
 	entity string // the type, if the cell names an entity
-	split  string // between the values of one cell; empty: it is one value
+	split  string // the separator of the values in a cell; empty: a cell is one value
 }
 
-// ReadCSV reads a CSV file with a header. An empty cell is no value, so that an
-// optional attribute is absent. Of a cell that is split, spaces around a value do
-// not count, nor do empty values.
+// ReadCSV reads a CSV file with a header. An empty cell has no value, so that an optional
+// attribute is absent. In a cell that is split, spaces around a value and empty values
+// are ignored.
 func ReadCSV(r io.Reader, m *Mapping) *Reader {
 	text := &entityText{r: withoutMark(r)}
 	rows := csv.NewReader(text)
@@ -79,7 +79,8 @@ func ReadCSV(r io.Reader, m *Mapping) *Reader {
 	})
 }
 
-// csvError words what package csv refuses. The line is that of the last good row.
+// csvError writes the message for an error of package csv. The line is that of the last
+// valid row.
 func csvError(err error, line, fields, want int) error {
 	var bad *csv.ParseError
 	switch {
@@ -93,7 +94,7 @@ func csvError(err error, line, fields, want int) error {
 	return fmt.Errorf("after line %d: %w", line, err)
 }
 
-// find returns the place of each column that the mapping names.
+// find returns the index of each column that the mapping names.
 func (m *Mapping) find(header []string) (map[string]int, error) {
 	columns := map[string]int{}
 	var missing []string
@@ -147,7 +148,7 @@ func (m *Mapping) readRow(cell func(column string) string) (*cedarpostv1.Entity,
 	return e, nil
 }
 
-// values are the texts in a cell.
+// values returns the texts in a cell.
 func (c cellRule) values(text string) []string {
 	if text == "" {
 		return nil
@@ -164,7 +165,7 @@ func (c cellRule) values(text string) []string {
 	return list
 }
 
-// read is a cell as the wire format wants it.
+// read returns the value of a cell in the wire format.
 func (c cellRule) read(text string) (*structpb.Value, error) {
 	if c.split == "" {
 		return c.readValue(text)
@@ -296,8 +297,8 @@ func (m *Mapping) readAttrs(n *yaml.Node) error {
 	})
 }
 
-// cellTypes are what a cell can be read as. Those after bool travel as text, and
-// the schema says what they are.
+// cellTypes are the types that a cell can be read as. Those after bool are text in the
+// wire format, and the schema has their types.
 var cellTypes = []string{"text", "long", "bool", "decimal", "ipaddr", "datetime", "duration"}
 
 // readKeys reads a YAML mapping that has only these keys.
@@ -333,8 +334,8 @@ func eachKey(n *yaml.Node, what string, f func(key, value *yaml.Node) error) err
 	return nil
 }
 
-// intoText reads text that is not empty. It does not take a number or a bool for
-// it: YAML may have changed how those are written.
+// intoText reads text that is not empty. It refuses a number or a bool, because YAML may
+// have changed how it is written.
 func intoText(into *string) func(*yaml.Node) error {
 	return func(n *yaml.Node) error {
 		switch {
@@ -354,7 +355,7 @@ func atNode(n *yaml.Node, format string, args ...any) error {
 	return fmt.Errorf("line %d: "+format, append([]any{n.Line}, args...)...)
 }
 
-// yamlError words an error of the parser.
+// yamlError writes the message for an error of the parser.
 func yamlError(err error) error {
 	if errors.Is(err, io.EOF) {
 		return errors.New("the file is empty")

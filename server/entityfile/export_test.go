@@ -1,7 +1,7 @@
 package entityfile
 
-// Compare sets how many names a reader remembers.
+// Compare sets the number of names that a reader stores.
 func Compare(r *Reader, most int) { r.most = most }
 
-// Compared is how many names it remembers.
+// Compared is the number of names that it stores.
 func Compared(r *Reader) int { return len(r.seen) }

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// FuzzParse feeds files to the reader of Cedar's entity JSON.
+// FuzzParse fuzzes the reader of Cedar's entity JSON.
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
 		`[]`, `[{"uid":{"type":"A","id":"b"}}]`, `[{"uid":{"__entity":{"type":"A","id":"b"}},"attrs":{"n":9007199254740993,"l":[1,{"x":null}]},"parents":[{"type":"A","id":"c"}],"tags":{}}]`,
@@ -38,8 +38,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzReader feeds files to the readers: what they accept has a name and can
-// be sent, and an error stays.
+// FuzzReader fuzzes the readers: entities that they accept have a name and can be sent,
+// and after an error the error stays the same.
 func FuzzReader(f *testing.F) {
 	m, err := ParseMapping([]byte("type: A\nid: id\nparents: [{type: B, column: p, split: ;}]\nattrs: {t: t, n: {column: n, as: long}, s: {column: s, as: bool, split: ' '}}"))
 	if err != nil {
@@ -80,8 +80,8 @@ func FuzzReader(f *testing.F) {
 	})
 }
 
-// FuzzDecodeJSON feeds texts to the reader of all JSON: what it accepts, a second reader
-// that refuses members that stand twice accepts too, and understands it in the same way.
+// FuzzDecodeJSON fuzzes the reader of JSON: a second reader, which also refuses members
+// that stand twice, accepts what it accepts and reads the same value.
 func FuzzDecodeJSON(f *testing.F) {
 	for _, seed := range []string{
 		`{"a":1,"b":[{"a":1},{"a":2.50}]}`, `{"a":1,"a":2}`, `[{"a":{"b":0,"\u0062":0}}]`, `"\ud800"`, `"\ud83d\ude00"`, `{} {}`, `1e400`, ` null `, ``, "\"\xff\"", `{"":{"":""}}`,
@@ -109,8 +109,8 @@ func FuzzDecodeJSON(f *testing.F) {
 	})
 }
 
-// FuzzMapping feeds mappings to their reader: what it accepts reads a file
-// that has its columns.
+// FuzzMapping fuzzes the reader of mappings: a mapping that it accepts reads a file with
+// its columns.
 func FuzzMapping(f *testing.F) {
 	for _, seed := range []string{
 		"type: T\nid: i", "type: T\nid: i\nparents:\n- {type: R, column: r, split: ;}", "type: T\nid: i\nattrs:\n  a: b\n  c: {column: d, as: long}\n  e: {column: f, entity: U, split: ' '}",

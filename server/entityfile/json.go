@@ -11,13 +11,13 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
-// ErrTwice is in the errors of what stands twice: a member of a JSON object, or an
-// entity of a file. Taking one of the two could take the wrong one.
+// ErrTwice is wrapped by errors about a member of a JSON object or an entity of a file
+// that stands twice. To use one of the two could be wrong.
 var ErrTwice = errors.New("stands twice")
 
-// DecodeJSON reads one JSON value, as encoding/json does, with numbers as
-// [json.Number]. It refuses what readers of JSON understand in different ways: a
-// member that stands twice in an object, and escapes that are no Unicode.
+// DecodeJSON reads one JSON value like encoding/json, with numbers as [json.Number]. It
+// refuses what readers of JSON read in different ways: a member that stands twice in an
+// object, and escapes that are not valid Unicode.
 func DecodeJSON(text []byte) (any, error) {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()

@@ -1,6 +1,6 @@
-// Package entityfile reads entities out of files people keep: Cedar's entity JSON,
-// one array or one entity a line, and CSV by a mapping. Memory is bounded for a file
-// of any length.
+// Package entityfile reads entities from files: Cedar's entity JSON, as one array or as
+// one entity in each line, and CSV with a mapping. Memory is bounded for a file of any
+// length.
 package entityfile
 
 import (
@@ -24,26 +24,27 @@ const maxEntityText = 4 << 20
 
 var errEntityText = fmt.Errorf("an entity of more than %d MiB", maxEntityText>>20)
 
-// MaxCompared is how many entities of a file are remembered, as 16 bytes and a line
-// each, to find one that stands twice. All that follow are compared with these.
+// MaxCompared is the number of entities of a file whose names are stored, as 16 bytes and
+// a line each, to find an entity that stands twice. All later entities are compared with
+// these.
 const MaxCompared = 1_000_000
 
-// Reader reads the entities of a file one by one, so that memory is bounded for a
-// file of any length. An entity that stands twice is refused with [ErrTwice]. It is
-// made by [ReadJSON], [ReadNDJSON] or [ReadCSV].
+// Reader reads the entities of a file one by one, so that memory is bounded for a file of
+// any length. It refuses an entity that stands twice with [ErrTwice]. [ReadJSON],
+// [ReadNDJSON] and [ReadCSV] make one.
 type Reader struct {
 	next func() (*cedarpostv1.Entity, int, error) // and the line where it begins
-	err  error                                    // what ended it
-	seen map[[16]byte]int                         // digest of a name → the line where it stands
-	most int                                      // how many of them
+	err  error                                    // the error that ended it
+	seen map[[16]byte]int                         // digest of a name → its line
+	most int                                      // the largest number of them
 }
 
 func newReader(next func() (*cedarpostv1.Entity, int, error)) *Reader {
 	return &Reader{next: next, seen: map[[16]byte]int{}, most: MaxCompared}
 }
 
-// Next returns the next entity, or [io.EOF] after the last. Another error says
-// where in the file it is, and ends the reading.
+// Next returns the next entity, or [io.EOF] after the last one. Any other error has a
+// place in the file, and ends the reading.
 func (r *Reader) Next() (*cedarpostv1.Entity, error) {
 	if r.err != nil {
 		return nil, r.err
@@ -71,9 +72,9 @@ func (r *Reader) twice(u *cedarpostv1.EntityUid, line int) error {
 	return nil
 }
 
-// ReadJSON reads Cedar's entity JSON format: an array of {"uid", "attrs",
-// "parents", "tags"}. Numbers that JSON readers commonly round become strings of
-// digits, as the wire format wants them.
+// ReadJSON reads Cedar's entity JSON format: an array of {"uid", "attrs", "parents",
+// "tags"}. Numbers that JSON readers often round become strings of digits, as in the wire
+// format.
 func ReadJSON(r io.Reader) *Reader {
 	src := &countedText{entityText: entityText{r: withoutMark(r)}}
 	d := json.NewDecoder(src)
@@ -118,8 +119,8 @@ func endArray(d *json.Decoder, src *countedText) error {
 	return io.EOF
 }
 
-// ReadNDJSON reads entities of Cedar's JSON format, one on each line. Empty lines
-// are none.
+// ReadNDJSON reads entities in Cedar's JSON format, one in each line. It skips empty
+// lines.
 func ReadNDJSON(r io.Reader) *Reader {
 	lines := bufio.NewScanner(withoutMark(r))
 	lines.Buffer(nil, maxEntityText)
@@ -148,7 +149,7 @@ func ReadNDJSON(r io.Reader) *Reader {
 	})
 }
 
-// Parse is [ReadJSON] of all that there is.
+// Parse reads all entities of a text like [ReadJSON].
 func Parse(data []byte) ([]*cedarpostv1.Entity, error) {
 	r := ReadJSON(bytes.NewReader(data))
 	list := []*cedarpostv1.Entity{}
@@ -168,16 +169,16 @@ func Parse(data []byte) ([]*cedarpostv1.Entity, error) {
 func withoutMark(r io.Reader) io.Reader {
 	b := bufio.NewReaderSize(r, 64<<10)
 	if mark, _ := b.Peek(3); string(mark) == "\ufeff" {
-		_, _ = b.Discard(3) // it was just seen
+		_, _ = b.Discard(3) // they were just read
 	}
 	return b
 }
 
-// entityText bounds what is read for one entity: a quote or a bracket that is
-// never closed must not draw all of a file into memory.
+// entityText bounds what is read for one entity, so that a quote or a bracket that is
+// never closed does not make the reader read a whole file into memory.
 type entityText struct {
 	r    io.Reader
-	left int // that may be read before the next entity
+	left int // bytes that may be read before the next entity
 }
 
 // Read implements io.Reader.
@@ -190,12 +191,12 @@ func (t *entityText) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// countedText knows the lines of what it read.
+// countedText counts the lines of what it reads.
 type countedText struct {
 	entityText
 	read  int64   // so far
-	ends  []int64 // of lines that were read and not passed yet
-	lines int     // that were passed
+	ends  []int64 // ends of lines that were read and not passed yet
+	lines int     // lines that were passed
 }
 
 // Read implements io.Reader.
@@ -210,7 +211,7 @@ func (t *countedText) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// line is the line of an offset, which must not be before the last one asked for.
+// line returns the line of an offset, which must not be before that of the last call.
 func (t *countedText) line(offset int64) int {
 	passed := 0
 	for passed < len(t.ends) && t.ends[passed] < offset {
@@ -221,7 +222,8 @@ func (t *countedText) line(offset int64) int {
 	return t.lines + 1
 }
 
-// unexpected is an error in the middle of an entity, where the end is one too.
+// unexpected returns the error for a failed read in the middle of an entity, where the
+// end of the file is an error too.
 func unexpected(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -306,8 +308,8 @@ func parseStruct(v any) (*structpb.Struct, error) {
 	return structpb.NewStruct(plain.(map[string]any))
 }
 
-// Exact replaces json.Number by float64 where that is exact and by its digits
-// where it is not.
+// Exact replaces a json.Number by a float64 if that is exact, and otherwise by its
+// digits.
 func Exact(v any) (any, error) {
 	switch v := v.(type) {
 	case json.Number:

@@ -12,7 +12,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/entityfile"
 )
 
-// readAll reads entities as lines `A b {"n":1} [A c]`, up to the end or an error.
+// readAll reads entities as lines like `A b {"n":1} [A c]`, up to the end or an error.
 func readAll(r *entityfile.Reader) (string, error) {
 	var lines []string
 	for {
@@ -182,10 +182,10 @@ func TestMapping(t *testing.T) {
 	}
 }
 
-// endless is a file without end, of which it is known how much was read. Each # in its
-// text is another number.
+// endless is a file without end that counts what was read of it. Each # in its text is a
+// new number.
 type endless struct {
-	text string // again and again
+	text string // repeated without end
 	n    int
 	rest string
 	read int
@@ -202,7 +202,7 @@ func (e *endless) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// openers open files of entities without end, by the text of one.
+// openers open files of entities without end. Each repeats the text of one entity.
 func openers(t *testing.T) map[string]func(io.Reader) *entityfile.Reader {
 	const entity = `{"uid":{"type":"A","id":"#"}}`
 	return map[string]func(io.Reader) *entityfile.Reader{
@@ -220,7 +220,7 @@ func openers(t *testing.T) map[string]func(io.Reader) *entityfile.Reader {
 	}
 }
 
-// Reading an entity reads little beyond it, so a file's length is no matter.
+// Reading an entity reads little beyond it, so the length of the file does not matter.
 func TestReadersDoNotReadAhead(t *testing.T) {
 	const entities, ahead = 20_000, 256 << 10
 	for text, open := range openers(t) {
@@ -237,8 +237,7 @@ func TestReadersDoNotReadAhead(t *testing.T) {
 	}
 }
 
-// What is remembered to find an entity that stands twice is bounded, and what is
-// remembered is found.
+// The number of stored names is bounded, and a second entity with a stored name is found.
 func TestMemoryOfNamesIsBounded(t *testing.T) {
 	for text, open := range openers(t) {
 		r := open(io.MultiReader(&fixed{endless: endless{text: text}, rows: 2_000}, &endless{text: text}))
@@ -257,7 +256,7 @@ func TestMemoryOfNamesIsBounded(t *testing.T) {
 	}
 }
 
-// fixed is so many rows of an endless file.
+// fixed returns so many rows of an endless file.
 type fixed struct {
 	endless
 	rows int
@@ -270,7 +269,7 @@ func (f *fixed) Read(p []byte) (int, error) {
 	return f.endless.Read(p)
 }
 
-// A context, and whatever else is a record by itself.
+// A context is a record.
 func TestParseRecord(t *testing.T) {
 	for _, c := range []struct{ text, err string }{
 		{`{}`, ``},

@@ -1,5 +1,5 @@
-// Package offline checks a bundle with no server and no database: it compiles, its
-// entities are read, its tests are run, all by the engine that decides.
+// Package offline checks a bundle without a server and a database: it compiles the
+// bundle, reads its entities and runs its tests, with the engine that decides.
 package offline
 
 import (
@@ -20,7 +20,7 @@ import (
 type TestResult struct {
 	Name string
 	Line int
-	// Failures says what differs, nothing when the test passed.
+	// Failures are the differences. There are none if the test passed.
 	Failures []string
 }
 
@@ -30,7 +30,8 @@ type Report struct {
 	Tests    []TestResult
 }
 
-// Valid says whether nothing but warnings was found. Tests are apart.
+// Valid reports whether there are no findings except warnings. It does not look at the
+// tests.
 func (r *Report) Valid() bool {
 	return !slices.ContainsFunc(r.Findings, func(f engine.Finding) bool { return !f.Warning })
 }
@@ -46,9 +47,9 @@ func (r *Report) Failed() int {
 	return n
 }
 
-// Check compiles a bundle together with the sources of others, checks its
-// entities, and runs its tests on them, offline. The Set is nil unless the
-// bundle is valid. The command line and ApplyBundle check by this same function.
+// Check compiles a bundle together with the sources of other bundles, checks its
+// entities, and runs its tests on them. The Set is nil if the bundle is not valid. The
+// command line and ApplyBundle both use this function.
 func Check(b *bundle.Bundle, others []engine.Source, previous *engine.Set) (*Report, *engine.Set) {
 	sources := append(slices.Clone(others), Source(b))
 	r := &Report{}
@@ -75,7 +76,7 @@ func Check(b *bundle.Bundle, others []engine.Source, previous *engine.Set) (*Rep
 	return r, set
 }
 
-// Source turns a bundle into what the engine compiles.
+// Source makes the source that the engine compiles from a bundle.
 func Source(b *bundle.Bundle) engine.Source {
 	src := engine.Source{
 		Name: b.Name, SchemaFile: b.Schema.Path, Schema: string(b.Schema.Content), FieldsFile: bundle.FieldsName,
@@ -90,8 +91,8 @@ func Source(b *bundle.Bundle) engine.Source {
 	return src
 }
 
-// Seed reads a bundle's entities.json into a pool, where questions find it, and
-// says which entities are refused.
+// Seed reads the entities.json of a bundle into a pool, where questions find the
+// entities. It returns a finding for each entity that is refused.
 func Seed(b *bundle.Bundle, set *engine.Set) (*engine.Pool, []engine.Finding) {
 	pool := engine.NewPool()
 	if b.Entities == nil {
@@ -125,7 +126,7 @@ func Seed(b *bundle.Bundle, set *engine.Set) (*engine.Pool, []engine.Finding) {
 	return pool, refused
 }
 
-// runTest asks one question and compares what was expected of the answer.
+// runTest asks one question and compares the answer with the expected one.
 func runTest(set *engine.Set, pool *engine.Pool, bundleName string, t bundle.Test) []string {
 	ask := engine.Ask{
 		Principal: refUID(t.Principal), Action: refUID(t.Action), Resource: refUID(t.Resource),
@@ -144,7 +145,7 @@ func runTest(set *engine.Set, pool *engine.Pool, bundleName string, t bundle.Tes
 		ask.Inline = append(ask.Inline, wire.Entity(pe))
 	}
 	evaluation, err := set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
-		pool.Add(missing, nil) // the pool has all that the bundle stores
+		pool.Add(missing, nil) // the pool has all entities of the bundle
 		return nil
 	})
 	if err != nil {
@@ -208,7 +209,7 @@ func refUID(r bundle.Ref) cedar.EntityUID {
 	return cedar.NewEntityUID(cedar.EntityType(r.Type), cedar.String(r.ID))
 }
 
-// numbers turns the int64 of YAML into what the engine reads.
+// numbers turns each int64 of YAML into a value that the engine reads.
 func numbers(v any) any {
 	switch v := v.(type) {
 	case int64:

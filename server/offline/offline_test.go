@@ -8,7 +8,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/offline"
 )
 
-// The example bundle must pass its own checks through the real engine.
+// The example bundle passes its own checks with the real engine.
 func TestShopChecks(t *testing.T) {
 	b, err := bundle.Read(policies.Shop(), "shop")
 	if err != nil {

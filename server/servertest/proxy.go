@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Proxy is a network between a server and its Postgres, to be made slow, cut, or
-// silent. It does not know what it carries. It is gone with the test.
+// Proxy is a network between a server and its Postgres. A test can make it slow, cut it,
+// or make it silent. It does not know the protocol. It is closed after the test.
 type Proxy struct {
 	listener net.Listener
 	target   string
@@ -22,17 +22,17 @@ type Proxy struct {
 	mu     sync.Mutex
 	delay  func() time.Duration
 	refuse bool
-	silent chan struct{} // closed when the silence ends; nil when there is none
+	silent chan struct{} // closed when the silence ends; nil if the proxy is not silent
 	links  map[*link]bool
 }
 
-// link is one connection through the proxy, which is two.
+// link is one connection through the proxy: one to the client and one to the database.
 type link struct {
 	client, server *net.TCPConn
-	cut            chan struct{} // closed with the two
+	cut            chan struct{} // closed with both
 }
 
-// NewProxy puts a proxy before the host of a database's URL.
+// NewProxy starts a proxy in front of the host of a database's URL.
 func NewProxy(t testing.TB, databaseURL string) *Proxy {
 	t.Helper()
 	u, err := url.Parse(databaseURL)
@@ -48,26 +48,25 @@ func NewProxy(t testing.TB, databaseURL string) *Proxy {
 	p.running.Go(p.accept)
 	t.Cleanup(func() {
 		l.Close()
-		p.Refuse(true) // who has come in meanwhile
+		p.Refuse(true) // connections that arrived in the meantime
 		p.Cut()
 		p.running.Wait()
 	})
 	return p
 }
 
-// URL is the database's, through the proxy.
+// URL is the URL of the database through the proxy.
 func (p *Proxy) URL() string { return p.url.String() }
 
-// Delay holds up each piece of what the database sends for as long as draw says,
-// which is never called twice at the same time. Nil is no delay.
+// Delay delays each piece of data from the database by the result of draw, which is never
+// called twice at the same time. Nil means no delay.
 func (p *Proxy) Delay(draw func() time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.delay = draw
 }
 
-// Cut breaks all connections off. What is on its way is lost, and both sides
-// notice.
+// Cut breaks all connections. Data on its way is lost, and both sides notice.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,16 +75,16 @@ func (p *Proxy) Cut() {
 	}
 }
 
-// Refuse breaks new connections off at once, until it is called with false.
+// Refuse breaks new connections at once, until it is called with false.
 func (p *Proxy) Refuse(refuse bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.refuse = refuse
 }
 
-// Blackhole loses whatever either side sends, until it is called with false.
-// Connections stay, new ones are taken, and neither side can tell: that the
-// other one has hung up, it hears afterwards.
+// Blackhole drops what either side sends, until it is called with false. Connections
+// stay, new ones are accepted, and neither side notices: if one side closes, the other
+// learns of it later.
 func (p *Proxy) Blackhole(silent bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,7 +97,7 @@ func (p *Proxy) Blackhole(silent bool) {
 	}
 }
 
-// Connections counts those that are open.
+// Connections returns the number of open connections.
 func (p *Proxy) Connections() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -115,7 +114,7 @@ func (p *Proxy) accept() {
 	}
 }
 
-// connect carries a new connection until both sides have hung up, or it is cut.
+// connect forwards a new connection until both sides have closed it, or it is cut.
 func (p *Proxy) connect(client *net.TCPConn) {
 	defer func() { _ = client.Close() }()
 	l := p.link(client)
@@ -149,7 +148,7 @@ func (p *Proxy) link(client *net.TCPConn) *link {
 	return l
 }
 
-// carry takes to one side what the other sends, its hanging up included.
+// carry forwards to one side what the other sends, and the close of the connection.
 func (p *Proxy) carry(l *link, to, from *net.TCPConn, slowly bool) {
 	buffer := make([]byte, 32<<10)
 	for {
@@ -176,7 +175,7 @@ func (p *Proxy) carry(l *link, to, from *net.TCPConn, slowly bool) {
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			_ = to.CloseWrite() // that one may have hung up, too
+			_ = to.CloseWrite() // that side may have closed too
 			return
 		}
 		p.mu.Lock()
@@ -201,7 +200,7 @@ func (p *Proxy) silence() <-chan struct{} {
 	return p.silent
 }
 
-// drop breaks a link off, under the lock.
+// drop breaks a link, under the lock.
 func (p *Proxy) drop(l *link) {
 	if !p.links[l] {
 		return
@@ -209,12 +208,12 @@ func (p *Proxy) drop(l *link) {
 	delete(p.links, l)
 	close(l.cut)
 	for _, side := range []*net.TCPConn{l.client, l.server} {
-		_ = side.SetLinger(0) // a reset, not a goodbye after what was sent
+		_ = side.SetLinger(0) // reset the connection, so that nothing is sent any more
 		_ = side.Close()
 	}
 }
 
-// Retarget leads new connections to another server.
+// Retarget connects new connections to another server.
 func (p *Proxy) Retarget(t testing.TB, rawURL string) {
 	t.Helper()
 	u, err := url.Parse(rawURL)

@@ -13,7 +13,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// echo is a server that answers with what it gets. It says when a client hangs up.
+// echo is a server that sends back what it receives. It reports when a client closes the
+// connection.
 func echo(t *testing.T) (addr string, left chan struct{}) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -48,7 +49,7 @@ func dial(t *testing.T, addr string) net.Conn {
 	return c
 }
 
-// says sends a word and reads what comes back, for as long as patience lasts.
+// says sends a word and reads the answer for a limited time.
 func says(t *testing.T, c net.Conn, word string, patience time.Duration) (string, error) {
 	t.Helper()
 	if _, err := io.WriteString(c, word); err != nil {
@@ -69,7 +70,7 @@ func echoes(t *testing.T, c net.Conn, word string) {
 	}
 }
 
-// breaks fails unless the connection is broken off.
+// breaks fails if the connection does not break.
 func breaks(t *testing.T, c net.Conn) {
 	t.Helper()
 	if got, err := says(t, c, "x", 10*time.Second); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -124,7 +125,7 @@ func TestProxy(t *testing.T) {
 	_ = quitter.Close()
 	select {
 	case <-left:
-		t.Error("the other side heard someone hang up")
+		t.Error("the other side learned that the connection was closed")
 	case <-time.After(50 * time.Millisecond):
 	}
 	p.Blackhole(false)
@@ -138,7 +139,7 @@ func TestProxy(t *testing.T) {
 	echoes(t, dial(t, addr), "anew")
 }
 
-// Whoever hangs up, what was sent before arrives.
+// Whichever side closes, data that was sent before arrives.
 func TestProxyDeliversBeforeItHangsUp(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,12 +1,11 @@
-// Package servertest starts a whole Cedarpost for a test: a real database, the
-// real server on free ports, and clients that reach it over the wire. What
-// passes here passes for a user, because nothing in between is made up.
+// Package servertest starts a whole Cedarpost for a test: a real database, the real
+// server on free ports, and clients that call it over the network. It exists so that
+// tests need no mocks and see what a user sees.
 package servertest
 
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -20,6 +19,7 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 
 	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -31,7 +31,7 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// Server is a running server with its clients, all of which carry its key.
+// Server is a running server with its clients, all of which send its key.
 type Server struct {
 	t   testing.TB
 	DB  *store.DB
@@ -82,7 +82,7 @@ func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 		o(&cfg)
 	}
 	srv, err := server.New(ctx, cfg)
-	// A busy machine may not answer in the time that a start has.
+	// On a busy machine the start may take longer than usual.
 	for range 10 {
 		if !errors.Is(err, context.DeadlineExceeded) {
 			break
@@ -114,7 +114,7 @@ func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 	return s
 }
 
-// UseKey makes the clients carry another key.
+// UseKey makes the clients send another key.
 func (s *Server) UseKey(token string) {
 	s.Token = token
 	s.Authorization = cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, token))
@@ -153,7 +153,7 @@ func (s *Server) Apply(name string, files []bundle.File) (*cedarpostv1.ApplyBund
 		return nil, err
 	}
 	send := func(m *cedarpostv1.ApplyBundleRequest) {
-		// A refusal in mid-stream shows when the answer is read.
+		// If the server refuses in mid-stream, the error is that of the answer.
 		_ = stream.Send(m)
 	}
 	send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{Header: &cedarpostv1.BundleHeader{Name: name}}})
@@ -178,7 +178,7 @@ func (s *Server) MustApply(name string, pathsAndContents ...string) *cedarpostv1
 	return res
 }
 
-// Files makes a bundle's files of alternating paths and contents.
+// Files makes the files of a bundle from alternating paths and contents.
 func Files(pathsAndContents ...string) []bundle.File {
 	var out []bundle.File
 	for i := 0; i+1 < len(pathsAndContents); i += 2 {
@@ -215,9 +215,6 @@ func ShopFiles(t testing.TB) []bundle.File {
 	return b.Files
 }
 
-// ShopFS returns the example bundle.
-func ShopFS() fs.FS { return policies.Shop() }
-
 // MustPut stores entities.
 func (s *Server) MustPut(list ...*cedarpostv1.Entity) *cedarpostv1.Revision {
 	s.t.Helper()
@@ -234,7 +231,7 @@ func (s *Server) MustPut(list ...*cedarpostv1.Entity) *cedarpostv1.Revision {
 
 // UID reads Cedar text, Shop::User::"bob".
 func UID(text string) *cedarpostv1.EntityUid {
-	typ, id, err := bundle.ParseUID(text)
+	typ, id, err := entityuid.Parse(text)
 	if err != nil {
 		panic(err)
 	}

@@ -1,6 +1,5 @@
-// Package wire turns the messages of the contract into the words of the engine, and
-// back: the one place where the two meet, for the server and for those who ask the
-// engine in process.
+// Package wire converts between the messages of the contract and the types of the engine.
+// The server uses it, and programs that call the engine in their own process.
 package wire
 
 import (
@@ -13,12 +12,12 @@ import (
 // MaxErrors caps the failed policies that an answer lists.
 const MaxErrors = 100
 
-// UID reads a name.
+// UID converts a name.
 func UID(u *cedarpostv1.EntityUid) cedar.EntityUID {
 	return cedar.NewEntityUID(cedar.EntityType(u.GetType()), cedar.String(u.GetId()))
 }
 
-// UIDs reads names.
+// UIDs converts names.
 func UIDs(us []*cedarpostv1.EntityUid) []cedar.EntityUID {
 	out := make([]cedar.EntityUID, len(us))
 	for i, u := range us {
@@ -27,14 +26,14 @@ func UIDs(us []*cedarpostv1.EntityUid) []cedar.EntityUID {
 	return out
 }
 
-// Entity reads an entity that no schema has read yet.
+// Entity converts an entity that was not read with a schema yet.
 func Entity(e *cedarpostv1.Entity) engine.RawEntity {
 	return engine.RawEntity{
 		UID: UID(e.GetUid()), Attrs: e.GetAttrs().AsMap(), Tags: e.GetTags().AsMap(), Parents: UIDs(e.GetParents()),
 	}
 }
 
-// Response puts a result on the wire.
+// Response converts a result.
 func Response(res *engine.Result) *cedarpostv1.AuthorizeResponse {
 	out := &cedarpostv1.AuthorizeResponse{Decision: cedarpostv1.Decision_ALLOW}
 	if !res.Allowed {
@@ -63,7 +62,7 @@ func Response(res *engine.Result) *cedarpostv1.AuthorizeResponse {
 	return out
 }
 
-// Explanation puts an explanation on the wire.
+// Explanation converts an explanation.
 func Explanation(x *engine.Explanation) *cedarpostv1.Explanation {
 	out := &cedarpostv1.Explanation{Summary: x.Summary, Omitted: int32(x.Omitted)}
 	for _, p := range x.Policies {
@@ -82,13 +81,12 @@ func Explanation(x *engine.Explanation) *cedarpostv1.Explanation {
 // PolicyName is the name of a policy in columns of the log and in texts: bundle, slash, id.
 func PolicyName(p *cedarpostv1.PolicyRef) string { return p.GetBundle() + "/" + p.GetId() }
 
-// PolicyRef names a policy.
+// PolicyRef converts the name of a policy.
 func PolicyRef(r engine.PolicyRef) *cedarpostv1.PolicyRef {
 	return &cedarpostv1.PolicyRef{Bundle: r.Bundle, Id: r.ID}
 }
 
-// Ask reads a request into the engine's words; now is the time in milliseconds since
-// 1970.
+// Ask converts a request. now is the time in milliseconds since 1970.
 func Ask(r *cedarpostv1.AuthorizeRequest, now int64) engine.Ask {
 	a := engine.Ask{
 		Principal: UID(r.Principal), Action: UID(r.Action), Resource: UID(r.Resource),

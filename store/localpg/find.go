@@ -13,13 +13,13 @@ import (
 	"strings"
 )
 
-// BinEnv names the environment variable that says where the binaries are, before
-// any other place is looked at.
+// BinEnv names the environment variable with the folder of the binaries. If it is set, no
+// other folder is searched.
 const BinEnv = "CEDARPOST_POSTGRES_BIN"
 
-// FindBinaries finds the folder with the programs initdb and postgres: where
-// [BinEnv] says, where pg_config says, in the PATH, or where packages put them, the
-// newest version first. The error is [ErrNoPostgres], and says how to install them.
+// FindBinaries finds the folder with the programs initdb and postgres: that of [BinEnv],
+// that of pg_config, one in the PATH, or one of packages, the newest version first. The
+// error is [ErrNoPostgres], and says how to install them.
 func FindBinaries() (dir string, err error) {
 	if dir := os.Getenv(BinEnv); dir != "" {
 		if !hasBinaries(dir) {

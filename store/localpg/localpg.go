@@ -1,8 +1,8 @@
 //go:build unix
 
-// Package localpg runs a private Postgres from the binaries installed on the
-// machine. It exists so that `cedarpost dev` and every test have the real
-// database, with nothing to set up and nothing left running.
+// Package localpg runs a private Postgres from the binaries that are installed on the
+// machine. It exists so that `cedarpost dev` and every test have a real database, without
+// any setup and without a server that keeps running.
 //
 // A server lives in a folder:
 //
@@ -11,14 +11,13 @@
 //	DIR/postgres.log       what the server says
 //	DIR/postgres/          the cluster; a symbolic link in the case below
 //
-// It listens on 127.0.0.1 only, with a random password (SCRAM). Postgres refuses
-// to run as root, so root runs it as the user postgres if there is one, else as
-// nobody. When that user cannot reach DIR, because a folder above it is closed,
-// the cluster is put into /var/lib/cedarpost instead, and DIR/postgres is a link
-// to it: remove both together.
+// It listens on 127.0.0.1 only, with a random password (SCRAM). Postgres refuses to run
+// as root, so root runs it as the user postgres if there is one, and otherwise as nobody.
+// If that user cannot reach DIR, because a folder above it is closed, the cluster is in
+// /var/lib/cedarpost instead, and DIR/postgres is a link to it: remove both together.
 //
-// The server stops when its parent does: on Linux even when the parent is killed;
-// elsewhere the next Start on the folder stops the orphan first.
+// The server stops when its parent process ends. On Linux it stops even if the parent is
+// killed. On other systems the next Start on the folder stops the orphan first.
 package localpg
 
 import (
@@ -40,13 +39,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// The reasons not to start that callers may want to tell apart.
+// The errors of Start that callers may want to distinguish.
 var (
-	// ErrInUse: another process, or another Server, has the folder.
+	// ErrInUse: another process, or another Server, uses the folder.
 	ErrInUse = errors.New("folder is in use by another server")
-	// ErrPortBusy: something listens on the port already.
+	// ErrPortBusy: another program listens on the port.
 	ErrPortBusy = errors.New("port is in use")
-	// ErrNoPostgres: there are no binaries. The error says how to get them.
+	// ErrNoPostgres: there are no binaries. The error says how to install them.
 	ErrNoPostgres = errors.New("no Postgres server is installed")
 )
 
@@ -55,33 +54,33 @@ const role = "cedarpost"
 
 // Config says where and how to run a server.
 type Config struct {
-	// Dir is the folder, made if missing.
+	// Dir is the folder. It is made if it is missing.
 	Dir string
-	// Port to listen on; 0 takes a free one.
+	// Port is the port to listen on. 0 takes a free one.
 	Port int
-	// Durable makes a commit survive a crash of the machine, as in production. For
-	// tests false is faster, and still survives a crash of the server alone.
+	// Durable makes commits survive a crash of the machine, as in production. False is
+	// faster, for tests: then commits survive a crash of the server only.
 	Durable bool
-	// MaxConnections of the server; 0 means 100.
+	// MaxConnections is the limit of the server. 0 means 100.
 	MaxConnections int
 }
 
-// Server is a Postgres server, running or stopped. Its methods are not for
-// concurrent use, Done and URL excepted.
+// Server is a Postgres server, running or stopped. Only Done and URL are safe for
+// concurrent use.
 type Server struct {
 	config   Config
-	bin      string   // folder of the binaries
-	owner    *account // nil: run as who we are
-	cluster  string   // folder that the owner owns; the data are in data/
+	bin      string              // folder of the binaries
+	owner    *syscall.Credential // nil: run as the user of this process
+	cluster  string              // folder of the cluster, which belongs to owner; the data are in data/
 	password string
 	lock     *os.File
 	process  *process
 }
 
-// Start starts the server of a folder and waits until it answers. A new folder is
-// initialized, one whose server crashed is recovered, and an orphan of a parent
-// that was killed is stopped first. When ctx ends before the server answers, it is
-// stopped; after that ctx does not matter.
+// Start starts the server of a folder and waits until it answers. It initializes a new
+// folder, recovers the data after a crash, and first stops a server whose parent was
+// killed. If ctx ends before the server answers, the server is stopped. Later ctx has no
+// effect.
 func Start(ctx context.Context, config Config) (_ *Server, err error) {
 	defer wrap(&err)
 	if config.Dir, err = filepath.Abs(config.Dir); err != nil {
@@ -94,7 +93,7 @@ func Start(ctx context.Context, config Config) (_ *Server, err error) {
 	if s.bin, err = FindBinaries(); err != nil {
 		return nil, err
 	}
-	if s.owner, err = stepDown(); err != nil {
+	if s.owner, err = StepDown(); err != nil {
 		return nil, err
 	}
 	return s, s.start(ctx)
@@ -106,7 +105,7 @@ func (s *Server) Restart(ctx context.Context) (err error) {
 	return s.start(ctx)
 }
 
-// URL is where to connect, as the superuser cedarpost, to the database cedarpost.
+// URL is the URL of the database cedarpost, for the superuser cedarpost.
 func (s *Server) URL() string { return s.url(role) }
 
 func (s *Server) url(database string) string {
@@ -120,26 +119,26 @@ func (s *Server) url(database string) string {
 	return u.String()
 }
 
-// LogFile is where the server writes its log.
+// LogFile is the file that the server writes its log to.
 func (s *Server) LogFile() string { return filepath.Join(s.config.Dir, "postgres.log") }
 
-// ClusterDir is where the cluster really is, which may be outside of the folder.
+// ClusterDir is the folder of the cluster, which may be outside of Dir.
 func (s *Server) ClusterDir() string { return s.cluster }
 
-// Done is closed when the server has exited, asked to or not.
+// Done is closed when the server has exited, for whatever reason.
 func (s *Server) Done() <-chan struct{} { return s.process.done }
 
-// Stop shuts the server down, ending the sessions that are open, and waits until
-// everything is on disk. Stopping a stopped server does nothing.
+// Stop ends the open sessions, shuts the server down, and waits until everything is on
+// disk. It does nothing if the server is stopped.
 func (s *Server) Stop() (err error) {
 	defer wrap(&err)
 	defer s.unlock()
 	return s.process.stop(syscall.SIGINT, time.Minute)
 }
 
-// Kill ends the server as kill -9 of all its processes does: nothing is written any
-// more, its clients are told nothing, and the next start has to recover. It returns
-// when the last process is gone, for until then the data cannot be used again.
+// Kill ends the server like kill -9 of all its processes: it writes nothing more, its
+// clients get no message, and the next start has to recover. It returns when the last
+// process has ended, because the data cannot be used before that.
 func (s *Server) Kill() (err error) {
 	defer wrap(&err)
 	defer s.unlock()
@@ -147,7 +146,8 @@ func (s *Server) Kill() (err error) {
 }
 
 func (s *Server) start(ctx context.Context) (err error) {
-	// The user that Postgres runs as has to get through; what is in there is closed.
+	// The user that Postgres runs as must be able to pass through it. What is in it is
+	// closed.
 	if err := os.MkdirAll(s.config.Dir, 0o755); err != nil {
 		return err
 	}
@@ -179,14 +179,14 @@ func (s *Server) start(ctx context.Context) (err error) {
 
 func (s *Server) data() string { return filepath.Join(s.cluster, "data") }
 
-// initialize makes the cluster, unless it is there. It is made under another name,
-// so that one that was interrupted is never taken for a whole one.
+// initialize makes the cluster, unless there is one. It makes it under another name
+// first, so that a part of one is never taken for a whole one.
 func (s *Server) initialize(ctx context.Context) error {
 	passwordFile := filepath.Join(s.config.Dir, "postgres.password")
 	password, err := os.ReadFile(passwordFile)
 	s.password = strings.TrimSpace(string(password))
 	if _, statErr := os.Stat(s.data()); statErr == nil {
-		return err // without its password the cluster is of no use
+		return err // without its password the cluster cannot be used
 	}
 	if s.password == "" {
 		s.password = rand.Text()
@@ -199,9 +199,9 @@ func (s *Server) initialize(ctx context.Context) error {
 	if err := os.RemoveAll(unfinished); err != nil {
 		return err
 	}
-	pwfile := filepath.Join(s.cluster, "pwfile") // a copy that the owner can read
+	pwfile := filepath.Join(s.cluster, "pwfile") // a copy that the user of Postgres can read
 	defer os.Remove(pwfile)
-	if err := errors.Join(writeFile(pwfile, s.password), s.owner.chown(pwfile)); err != nil {
+	if err := errors.Join(writeFile(pwfile, s.password), s.chown(pwfile)); err != nil {
 		return err
 	}
 	args := []string{"-D", unfinished, "-U", role, "--pwfile", pwfile,
@@ -216,7 +216,7 @@ func (s *Server) initialize(ctx context.Context) error {
 	return os.Rename(unfinished, s.data())
 }
 
-// run starts the process and waits until it takes connections.
+// run starts the process and waits until it accepts connections.
 func (s *Server) run(ctx context.Context) error {
 	free := s.config.Port == 0
 	for attempt := 0; ; attempt++ {
@@ -226,7 +226,7 @@ func (s *Server) run(ctx context.Context) error {
 		}
 		s.config.Port = port
 		err = s.runOnce(ctx)
-		// Someone else may have got the free port in between.
+		// Another program may have taken the free port in between.
 		if free && attempt < 3 && err != nil && strings.Contains(err.Error(), "in use") {
 			s.config.Port = 0
 			continue
@@ -258,7 +258,7 @@ func (s *Server) runOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Not under ctx, which ends with the start.
+	// Without the end of ctx, which is the context of the start only.
 	cmd := s.command(context.WithoutCancel(ctx), "postgres", args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if s.process, err = startProcess(cmd); err != nil {
@@ -279,8 +279,8 @@ func (s *Server) runOnce(ctx context.Context) error {
 	}
 }
 
-// createDatabase makes the database, unless it is there: a standby has it from its
-// primary, and could not make it.
+// createDatabase makes the database, unless it exists. A standby has that of its primary,
+// and could not make one.
 func (s *Server) createDatabase(ctx context.Context) error {
 	err := s.exec(ctx, role, "select 1")
 	if err != nil && strings.Contains(err.Error(), "3D000") { // invalid_catalog_name
@@ -303,7 +303,7 @@ func (s *Server) exec(ctx context.Context, database, sql string) error {
 
 func (s *Server) takeLock() error {
 	if s.lock != nil {
-		return ErrInUse // by this very Server
+		return ErrInUse // by this Server itself
 	}
 	file, err := os.OpenFile(filepath.Join(s.config.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -327,15 +327,15 @@ func (s *Server) unlock() {
 	}
 }
 
-// takePort returns the port, or a free one for 0. That is not one of those that the
-// system gives to whoever asks for any, or else somebody could get it while the server
-// is down, and it could not start again at its URL.
+// takePort returns the port, or a free one for 0. A free one is below the ports that the
+// system assigns. Otherwise another program could be assigned the port while the server
+// is down, and the server could not start again at its URL.
 func takePort(port int) (int, error) {
 	for range 100 {
 		if port != 0 {
 			break
 		}
-		// Systems give from 32,768 on.
+		// Systems assign ports from 32,768 on.
 		const from, to = 20_000, 32_000
 		if free, err := takePort(from + mathrand.IntN(to-from)); err == nil { //nolint:gosec // no secret
 			return free, nil
@@ -352,7 +352,7 @@ func takePort(port int) (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// tail returns the end of what a log has from an offset on.
+// tail returns the last lines of a log after an offset.
 func tail(file string, from int64) string {
 	log, err := os.ReadFile(file)
 	if err != nil {

@@ -22,8 +22,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/localpg"
 )
 
-// childEnv tells the test binary to be a parent that will be killed: it starts a
-// server in the folder, says so, and waits.
+// childEnv makes the test binary a parent process that is going to be killed: it starts a
+// server in the folder, prints the URL, and waits.
 const childEnv = "LOCALPG_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -35,7 +35,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// folder is one that the user of Postgres can reach, and that goes with the test.
+// folder makes a folder that the user of Postgres can reach. It is removed after the
+// test.
 func folder(t *testing.T, mode os.FileMode) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "localpg-test-")
@@ -95,7 +96,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("a second server on the folder: %v", err)
 	}
 	if _, err := query(t, strings.Replace(server.URL(), "cedarpost:", "cedarpost:not", 1), "select ''"); err == nil {
-		t.Error("a wrong password is taken")
+		t.Error("a wrong password is accepted")
 	}
 	info, err := os.Stat(filepath.Join(dir, "postgres.password"))
 	if err != nil || info.Mode().Perm() != 0o600 {
@@ -118,7 +119,7 @@ func TestKillAndRestart(t *testing.T) {
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	// The session's process went with the first one, and had no time to say so.
+	// The process of the session was killed too, before it could send a message.
 	var said *pgconn.PgError
 	if _, err := session.Exec(t.Context(), "select 1"); err == nil || errors.As(err, &said) {
 		t.Errorf("got %v, want a broken connection", err)
@@ -126,7 +127,7 @@ func TestKillAndRestart(t *testing.T) {
 	select {
 	case <-server.Done():
 	default:
-		t.Error("not done")
+		t.Error("Done is not closed")
 	}
 	if _, err := query(t, url, "select ''"); err == nil {
 		t.Error("answers after Kill")
@@ -142,8 +143,7 @@ func TestKillAndRestart(t *testing.T) {
 	if err := server.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	// Another Server on the same folder finds the data; a port that is taken is
-	// refused.
+	// Another Server on the same folder finds the data. A port in use is refused.
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -157,7 +157,7 @@ func TestKillAndRestart(t *testing.T) {
 	must(t, again.URL(), "select x from kept", "yes")
 }
 
-// TestOrphan makes an orphan that nobody tells that its parent died.
+// TestOrphan starts a server that does not notice that its parent has ended.
 func TestOrphan(t *testing.T) {
 	dir := folder(t, 0o755)
 	server := start(t, localpg.Config{Dir: dir})

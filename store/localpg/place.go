@@ -14,17 +14,13 @@ import (
 	"syscall"
 )
 
-// elsewhere holds the clusters whose folders the user Postgres runs as cannot
-// reach.
+// elsewhere is the folder for clusters, if the user that Postgres runs as cannot reach the
+// folder of the server.
 const elsewhere = "/var/lib/cedarpost"
 
-// account is the user that root runs Postgres as. A nil account is ourselves.
-type account struct {
-	uid, gid uint32
-}
-
-// stepDown returns the account to run as, nil unless we are root.
-func stepDown() (*account, error) {
+// StepDown returns the user that root runs Postgres as, for programs that must not run as
+// root. It is nil if this process does not run as root: then they run as its user.
+func StepDown() (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
 	}
@@ -43,35 +39,21 @@ func stepDown() (*account, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &account{uint32(uid), uint32(gid)}, nil
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
 }
 
-// StepDown returns what a program that must not run as root is to run as, the same
-// that Postgres runs as; nil unless we are root.
-func StepDown() (*syscall.Credential, error) {
-	a, err := stepDown()
-	return a.credential(), err
-}
-
-func (a *account) chown(path string) error {
-	if a == nil {
+// chown gives a file or folder to the user that Postgres runs as.
+func (s *Server) chown(path string) error {
+	if s.owner == nil {
 		return nil
 	}
-	return os.Chown(path, int(a.uid), int(a.gid))
+	return os.Chown(path, int(s.owner.Uid), int(s.owner.Gid))
 }
 
-// credential is what a child process runs as.
-func (a *account) credential() *syscall.Credential {
-	if a == nil {
-		return nil
-	}
-	return &syscall.Credential{Uid: a.uid, Gid: a.gid}
-}
-
-// canReach reports whether the account may pass through a folder and all those
-// above it. Access control lists are not looked at.
-func (a *account) canReach(dir string) (bool, error) {
-	if a == nil {
+// canReach reports whether a user may pass through a folder and all folders above it. It
+// does not look at access control lists.
+func canReach(who *syscall.Credential, dir string) (bool, error) {
+	if who == nil {
 		return true, nil
 	}
 	dir, err := filepath.EvalSymlinks(dir)
@@ -86,9 +68,9 @@ func (a *account) canReach(dir string) (bool, error) {
 		stat := info.Sys().(*syscall.Stat_t)
 		mode := info.Mode().Perm()
 		switch {
-		case stat.Uid == a.uid:
+		case stat.Uid == who.Uid:
 			mode >>= 6
-		case stat.Gid == a.gid:
+		case stat.Gid == who.Gid:
 			mode >>= 3
 		}
 		if mode&1 == 0 {
@@ -112,7 +94,7 @@ func (s *Server) place() error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	reach, err := s.owner.canReach(s.config.Dir)
+	reach, err := canReach(s.owner, s.config.Dir)
 	if err != nil {
 		return err
 	}
@@ -127,7 +109,7 @@ func (s *Server) place() error {
 	sum := sha256.Sum256([]byte(s.config.Dir))
 	s.cluster = filepath.Join(elsewhere, hex.EncodeToString(sum[:6]))
 	if _, err := os.Lstat(s.cluster); err == nil {
-		// Of a folder that had this name before, and may live on under another.
+		// It belongs to a folder that had this name before, and may exist under another name.
 		if s.cluster, err = os.MkdirTemp(elsewhere, filepath.Base(s.cluster)+"-"); err != nil {
 			return err
 		}
@@ -135,7 +117,7 @@ func (s *Server) place() error {
 	if err := s.makeCluster(); err != nil {
 		return err
 	}
-	os.Remove(link) // one that leads nowhere
+	os.Remove(link) // if it is a link that leads nowhere
 	return os.Symlink(s.cluster, link)
 }
 
@@ -143,5 +125,5 @@ func (s *Server) makeCluster() error {
 	if err := os.MkdirAll(s.cluster, 0o700); err != nil {
 		return err
 	}
-	return s.owner.chown(s.cluster)
+	return s.chown(s.cluster)
 }

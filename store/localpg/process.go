@@ -19,18 +19,19 @@ import (
 // process is a running Postgres.
 type process struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed once it exited and was waited for
+	done chan struct{} // closed after the process has exited and was waited for
 }
 
-// command prepares to run one of the binaries as the owner. Nothing of our
-// environment reaches it: PGPORT and its like would.
+// command prepares to run one of the binaries as the owner. It does not pass on the
+// environment of this process, because variables like PGPORT would have an effect.
 func (s *Server) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, name), args...)
 	cmd.Dir = s.cluster
 	cmd.Env = []string{"PATH=" + s.bin + ":/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Credential: s.owner.credential(),
-		// Ctrl-C in the terminal is for us; we stop the database after the rest.
+		Credential: s.owner,
+		// Ctrl-C in the terminal must end this process only, which stops the database
+		// last.
 		Setpgid: true,
 	}
 	dieWithParent(cmd.SysProcAttr)
@@ -42,14 +43,14 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
-		// To Linux the parent is the thread, not the process: it must live as long as
-		// the child.
+		// For Linux the parent is the thread and not the process, so the thread must live
+		// as long as the child.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			_ = cmd.Wait() // its ProcessState says how it went
+			_ = cmd.Wait() // its ProcessState has the result
 		}
 		close(p.done)
 	}()
@@ -59,7 +60,7 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 // state says how the process ended.
 func (p *process) state() *os.ProcessState { return p.cmd.ProcessState }
 
-// stop sends the signal and waits; what does not end in time is killed.
+// stop sends the signal and waits. If the process does not end in time, stop kills it.
 func (p *process) stop(signal syscall.Signal, patience time.Duration) error {
 	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -74,9 +75,9 @@ func (p *process) stop(signal syscall.Signal, patience time.Duration) error {
 	return fmt.Errorf("the server did not stop within %v and was killed", patience)
 }
 
-// kill kills the process and its children, which are in sessions of their own, and
-// waits until none is left. The parent is stopped meanwhile, so that it neither
-// starts others nor tells the rest that one died.
+// kill kills the process and its children, which are in sessions of their own, and waits
+// until none is left. It suspends the parent first, so that the parent neither starts
+// other children nor tells the rest that one died.
 func (p *process) kill(patience time.Duration) error {
 	defer func() {
 		_ = p.cmd.Process.Kill() // it may have ended before
@@ -102,8 +103,8 @@ func (p *process) kill(patience time.Duration) error {
 	}
 }
 
-// stopOrphan stops a server that still runs on the data although its parent, who
-// held the lock, is gone.
+// stopOrphan stops a server that still runs on the data although its parent, which had
+// the lock, has ended.
 func stopOrphan(data string) error {
 	file, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -114,9 +115,9 @@ func stopOrphan(data string) error {
 	}
 	line, _, _ := strings.Cut(string(file), "\n")
 	pid, err := strconv.Atoi(line)
-	// Left behind by a crash, Postgres clears it away itself.
+	// If a crash left the file behind, Postgres removes it itself.
 	if err != nil || !servesData(pid, data) {
-		return nil //nolint:nilerr // a file without a number was left behind, too
+		return nil //nolint:nilerr // a crash can leave a file without a number behind, too
 	}
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
 		_ = syscall.Kill(pid, signal) // it may just have ended

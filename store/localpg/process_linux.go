@@ -10,12 +10,12 @@ import (
 	"syscall"
 )
 
-// dieWithParent has the kernel ask the child for a fast shutdown when we die, even
-// by kill -9.
+// dieWithParent makes the kernel request a fast shutdown of the child when this process
+// ends, even by kill -9.
 func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGINT }
 
-// servesData reports whether the process is a server of the data: its working
-// directory is, for a number may long belong to someone else.
+// servesData reports whether the process is a server of the data. It looks at the working
+// directory of the process, because its number may belong to another process by now.
 func servesData(pid int, data string) bool {
 	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
 	if err != nil {
@@ -25,7 +25,7 @@ func servesData(pid int, data string) bool {
 	return err == nil && cwd == data
 }
 
-// children lists the processes that one has started and that have not ended.
+// children lists the running child processes of a process.
 func children(parent int) ([]int, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {

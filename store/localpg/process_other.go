@@ -9,17 +9,17 @@ import (
 	"syscall"
 )
 
-// dieWithParent does nothing: only Linux can.
+// dieWithParent does nothing, because only Linux can do that.
 func dieWithParent(*syscall.SysProcAttr) {}
 
-// servesData reports whether the process is a server of the data, by its command
-// line, for a number may long belong to someone else.
+// servesData reports whether the process is a server of the data. It looks at the command
+// line of the process, because its number may belong to another process by now.
 func servesData(pid int, data string) bool {
 	command, err := exec.Command("ps", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
 	return err == nil && strings.Contains(string(command), "-D "+data)
 }
 
-// children lists the processes that one has started and that have not ended.
+// children lists the running child processes of a process.
 func children(parent int) ([]int, error) {
 	output, err := exec.Command("ps", "-A", "-o", "pid=,ppid=,stat=").Output()
 	if err != nil {

@@ -6,13 +6,13 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Check is [rapid.Check] on so many cases at most. By itself it would draw 100, which
-// takes minutes where each case has a database.
+// Check is [rapid.Check] with a largest number of cases. rapid.Check alone draws 100,
+// which takes minutes if each case has a database.
 func Check(t *testing.T, cases int, prop func(*rapid.T)) {
 	t.Helper()
 	failed := false
 	rapid.Check(t, func(rt *rapid.T) {
-		if cases <= 0 && !failed { // one that failed is run again, to find a smaller one
+		if cases <= 0 && !failed { // a failed case runs again, to find a smaller one
 			return
 		}
 		cases--

@@ -17,9 +17,9 @@ import (
 	"github.com/cedarpost/cedarpost/store/localpg"
 )
 
-// Pooler starts a PgBouncer in front of the server of a database, and returns the
-// URL of the same database through it. Each setting is a line of its configuration:
-// "pool_mode = session". It is gone with the test.
+// Pooler starts a PgBouncer in front of the server of a database, and returns the URL of
+// the same database through it. Each setting is a line of its configuration, such as
+// "pool_mode = session". It is stopped after the test.
 func Pooler(t testing.TB, databaseURL string, settings ...string) string {
 	t.Helper()
 	through, err := startPooler(t, databaseURL, settings)
@@ -49,7 +49,7 @@ func startPooler(t testing.TB, databaseURL string, settings []string) (string, e
 		"[databases]",
 		fmt.Sprintf("* = host=%s port=%s", u.Hostname(), u.Port()),
 		"[pgbouncer]",
-		"unix_socket_dir = " + dir, // and no port, which somebody else could take first
+		"unix_socket_dir = " + dir, // and no port, which another program could take first
 		"auth_type = trust", "auth_file = " + users,
 		"default_pool_size = 50", "max_client_conn = 200",
 	}, settings...)
@@ -71,8 +71,8 @@ func startPooler(t testing.TB, databaseURL string, settings []string) (string, e
 			return "", err
 		}
 	}
-	// The shell ends PgBouncer when its input ends: with the test, or with a process of
-	// tests that is killed.
+	// The shell ends PgBouncer when its input ends: after the test, or when the test
+	// process is killed.
 	cmd := exec.Command("sh", "-c", `"$1" -q "$2" & read -r _; kill -INT $!; wait`, "sh", program, config)
 	cmd.Dir, cmd.SysProcAttr = dir, &syscall.SysProcAttr{Credential: who, Setpgid: true}
 	output, err := os.Create(filepath.Join(dir, "output"))
@@ -90,7 +90,7 @@ func startPooler(t testing.TB, databaseURL string, settings []string) (string, e
 	}
 	t.Cleanup(func() {
 		alive.Close()
-		_ = cmd.Wait() // PgBouncer's end is asked for
+		_ = cmd.Wait() // it was told to end
 	})
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		conn, err := net.Dial("unix", filepath.Join(dir, ".s.PGSQL.6432"))
@@ -108,8 +108,8 @@ func startPooler(t testing.TB, databaseURL string, settings []string) (string, e
 	return "", fmt.Errorf("does not listen:\n%s", said)
 }
 
-// findPgBouncer looks where packages put the program: not all have it in the PATH
-// of everybody.
+// findPgBouncer looks for the program in the PATH and in the folders of packages, which
+// are not in the PATH of every user.
 func findPgBouncer() (string, error) {
 	for _, name := range []string{"pgbouncer", "/usr/sbin/pgbouncer", "/usr/local/sbin/pgbouncer", "/opt/homebrew/bin/pgbouncer", "/usr/local/bin/pgbouncer"} {
 		if program, err := exec.LookPath(name); err == nil {

@@ -20,8 +20,8 @@ func Dump(t testing.TB, databaseURL string) (file string) {
 	return file
 }
 
-// Restore makes a new database of what [Dump] wrote, beside the one that is named, with
-// pg_restore. It is dropped with the test.
+// Restore makes a new database from a file of [Dump] with pg_restore, in the cluster of
+// another database. It is dropped after the test.
 func Restore(t testing.TB, file, besideURL string) (databaseURL string) {
 	t.Helper()
 	databaseURL = beside(t, besideURL, "")
@@ -29,15 +29,15 @@ func Restore(t testing.TB, file, besideURL string) (databaseURL string) {
 	return databaseURL
 }
 
-// Clone makes a copy of a database that nobody is connected to, in the same cluster. It
-// is dropped with the test.
+// Clone makes a copy of a database in the same cluster. No session may use the original.
+// The copy is dropped after the test.
 func Clone(t testing.TB, databaseURL string) string {
 	t.Helper()
 	return beside(t, databaseURL, " template "+nameOf(databaseURL))
 }
 
-// CloneAsFiles is [Clone], and has the copy take itself for the original, as a copy of the
-// files of a cluster does.
+// CloneAsFiles is [Clone], except that the copy is not recognized as one, like a copy of
+// the files of a cluster.
 func CloneAsFiles(t testing.TB, databaseURL string) string {
 	t.Helper()
 	clone := Clone(t, databaseURL)
@@ -47,9 +47,7 @@ func CloneAsFiles(t testing.TB, databaseURL string) string {
 	return clone
 }
 
-// Replace puts a database in the place of another one, under its name. Whoever is
-// connected to either is cut off. The one that was there is kept under the name of the
-// other.
+// Replace gives two databases each other's names, and ends all sessions of both.
 func Replace(t testing.TB, databaseURL, byURL string) {
 	t.Helper()
 	admin := withDatabase(databaseURL, "postgres")
@@ -75,7 +73,7 @@ func nameOf(databaseURL string) string {
 	return path[strings.LastIndex(path, "/")+1:]
 }
 
-// beside makes a database in the same cluster.
+// beside makes a database in the cluster of another one.
 func beside(t testing.TB, databaseURL, options string) string {
 	t.Helper()
 	admin, name := withDatabase(databaseURL, "postgres"), "copy_"+strings.ReplaceAll(uuid.NewString(), "-", "")
@@ -86,12 +84,12 @@ func beside(t testing.TB, databaseURL, options string) string {
 		if t.Failed() && os.Getenv(KeepEnv) != "" {
 			return
 		}
-		_ = runAt(admin, "drop database if exists "+name+" with (force)") // its cluster may be gone
+		_ = runAt(admin, "drop database if exists "+name+" with (force)") // its cluster may be stopped
 	})
 	return withDatabase(databaseURL, name)
 }
 
-// tool runs one of the programs that come with Postgres.
+// tool runs a program of Postgres.
 func tool(t testing.TB, name string, args ...string) {
 	t.Helper()
 	bin, err := localpg.FindBinaries()

@@ -18,17 +18,16 @@ import (
 	"github.com/cedarpost/cedarpost/store/localpg"
 )
 
-// NewStandby returns a hot standby of a server that [NewServer] made: a copy that
-// follows it by streaming replication, and that a commit does not wait for. It is
-// gone with the test.
+// NewStandby returns a hot standby of a server of [NewServer]: a copy that follows it by
+// streaming replication. Commits do not wait for it. It is removed after the test.
 func NewStandby(t testing.TB, primary *localpg.Server) *localpg.Server {
 	t.Helper()
 	return newCopy(t, primary, "--write-recovery-conf")
 }
 
-// NewCopy returns a copy of the files of a server that [NewServer] made, as a snapshot of
-// its disks is one: from here on both are written to, and neither knows of the other. It
-// is gone with the test.
+// NewCopy returns a server with a copy of the files of a server of [NewServer], like a
+// snapshot of its disks. Both can be written to, and neither knows of the other. It is
+// removed after the test.
 func NewCopy(t testing.TB, original *localpg.Server) *localpg.Server {
 	t.Helper()
 	return newCopy(t, original)
@@ -56,7 +55,7 @@ func newCopy(t testing.TB, primary *localpg.Server, options ...string) *localpg.
 	return standby
 }
 
-// copyServer makes in a folder what localpg finds in one it has used.
+// copyServer fills a folder with a copy of a server, in the layout of localpg.
 func copyServer(ctx context.Context, from *localpg.Server, dir string, options ...string) error {
 	bin, err := localpg.FindBinaries()
 	if err != nil {
@@ -77,7 +76,7 @@ func copyServer(ctx context.Context, from *localpg.Server, dir string, options .
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "pg_basebackup"), append(options, "--pgdata", filepath.Join(cluster, "data"),
 		"--dbname", from.URL(), "--checkpoint=fast", "--no-sync", "--no-password")...)
 	cmd.Dir, cmd.Env = cluster, []string{"LC_ALL=C"}
-	if os.Geteuid() == 0 { // as whom the other one runs
+	if os.Geteuid() == 0 { // the user that the other server runs as
 		info, err := os.Stat(from.ClusterDir())
 		if err != nil {
 			return err
@@ -94,8 +93,8 @@ func copyServer(ctx context.Context, from *localpg.Server, dir string, options .
 	return nil
 }
 
-// CutOff takes the network between a standby and its primary away: the standby has
-// everything that was committed before, and never gets what is committed after.
+// CutOff ends the connection between a standby and its primary for good. The standby has
+// everything that was committed before, and nothing that is committed later.
 func CutOff(t testing.TB, standby, primary *localpg.Server) {
 	t.Helper()
 	at := ask[string](t, primary, "select pg_current_wal_flush_lsn()::text")
@@ -105,8 +104,8 @@ func CutOff(t testing.TB, standby, primary *localpg.Server) {
 	until(t, standby, "not exists (select from pg_stat_wal_receiver)")
 }
 
-// PauseReplay stops a standby from applying what it receives: who reads there sees
-// the past.
+// PauseReplay makes a standby receive changes without applying them, so that reads see an
+// earlier state.
 func PauseReplay(t testing.TB, standby *localpg.Server) {
 	t.Helper()
 	mustRun(t, standby, "select pg_wal_replay_pause()")
@@ -119,8 +118,8 @@ func ResumeReplay(t testing.TB, standby *localpg.Server) {
 	mustRun(t, standby, "select pg_wal_replay_resume()")
 }
 
-// Promote makes a standby a primary, on a timeline of its own, with all that it
-// has received. The old primary is not told.
+// Promote makes a standby a primary, on a new timeline, with all that it has received.
+// The old primary does not notice.
 func Promote(t testing.TB, standby *localpg.Server) {
 	t.Helper()
 	if !ask[bool](t, standby, "select pg_promote()") {

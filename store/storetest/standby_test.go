@@ -32,7 +32,7 @@ func must(t *testing.T, server *localpg.Server, sql string) string {
 	return tag
 }
 
-// arrives waits for a row.
+// arrives waits until a server has a row.
 func arrives(t *testing.T, server *localpg.Server, n int) {
 	t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
@@ -43,7 +43,8 @@ func arrives(t *testing.T, server *localpg.Server, n int) {
 	t.Fatalf("row %d never arrives", n)
 }
 
-// received waits until a standby has received, applied or not, what was committed.
+// received waits until a standby has received what was committed, whether or not it has
+// applied it.
 func received(t *testing.T, standby, primary *localpg.Server) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), primary.URL())
@@ -65,8 +66,8 @@ func has(t *testing.T, server *localpg.Server, n int) bool {
 	return must(t, server, "select from things where n = "+strconv.Itoa(n)) == "SELECT 1"
 }
 
-// A standby follows, falls behind when it is told to, and takes over without what
-// it has not received.
+// A standby follows its primary, falls behind while its replay is paused, and becomes the
+// primary without what it has not received.
 func TestStandby(t *testing.T) {
 	primary := storetest.NewServer(t)
 	must(t, primary, "create table things as select 1 as n")
@@ -84,7 +85,7 @@ func TestStandby(t *testing.T) {
 	must(t, primary, "insert into things values (3)")
 	received(t, standby, primary)
 	if has(t, standby, 3) {
-		t.Error("it goes on while it is paused")
+		t.Error("it applies changes while replay is paused")
 	}
 	storetest.ResumeReplay(t, standby)
 	arrives(t, standby, 3)
@@ -105,7 +106,7 @@ func TestStandby(t *testing.T) {
 	}
 	must(t, standby, "insert into things values (6)")
 
-	// Each survives a crash as what it is.
+	// After a crash each still has its own rows.
 	if err := standby.Kill(); err != nil {
 		t.Fatal(err)
 	}

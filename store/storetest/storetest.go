@@ -1,9 +1,8 @@
-// Package storetest gives each test its own real database, in tens of
-// milliseconds, so that no test has a reason to mock the store or to share data
-// with another. A server is started on first use, once for the process; a database
-// is a copy of a migrated template.
+// Package storetest gives each test a real database of its own, in tens of milliseconds,
+// so that no test needs a mock of the store or data of another test. Each test process
+// starts one server when it is first needed. A database is a copy of a migrated template.
 //
-// There is no way to skip: where no Postgres can be found, tests fail.
+// Tests cannot be skipped: without Postgres they fail.
 package storetest
 
 import (
@@ -29,25 +28,24 @@ import (
 const (
 	// URLEnv names an existing server to use, by the URL of a superuser.
 	URLEnv = "CEDARPOST_TEST_DATABASE_URL"
-	// KeepEnv keeps, if it is not empty, the server's folder when a test failed.
+	// KeepEnv keeps the folder of the server after a test has failed, if it is not empty.
 	KeepEnv = "CEDARPOST_TEST_KEEP"
 )
 
-// shared is the server of this process with its template. A process has one, so
-// this is the rare place for a global.
+// shared is the server of this process with its template. A process has one, so it is a
+// global variable.
 var shared struct {
 	once     sync.Once
 	err      error
 	server   *localpg.Server // nil with URLEnv
 	dir      string          // of the server
 	url      string          // of a superuser
-	template string          // name of the migrated database that others are copied from
-	failed   atomic.Bool     // a test that has a database failed
+	template string          // name of the migrated database that is copied
+	failed   atomic.Bool     // a test with a database failed
 }
 
-// New returns the URL of a new, migrated, empty database. It is dropped with the
-// test, unless the test failed: then it stays as long as the server does, and its
-// URL is logged.
+// New returns the URL of a new, migrated, empty database. It is dropped after the test.
+// If the test failed, it stays as long as the server, and its URL is logged.
 func New(t testing.TB) string {
 	t.Helper()
 	shared.once.Do(func() { shared.err = start() })
@@ -58,7 +56,7 @@ func New(t testing.TB) string {
 	if err := create(name); err != nil {
 		t.Fatalf("storetest: %v", err)
 	}
-	// A copy, but a database of its own: positions must tell the two apart.
+	// Positions must distinguish the copy from its template.
 	if err := runIn(name, "update revision set database = gen_random_uuid()"); err != nil {
 		t.Fatalf("storetest: %v", err)
 	}
@@ -75,7 +73,7 @@ func New(t testing.TB) string {
 	return withDatabase(shared.url, name)
 }
 
-// Open is New, opened: the store is closed with the test.
+// Open opens a store on a new database. The store is closed after the test.
 func Open(t testing.TB) *store.DB {
 	t.Helper()
 	db, err := store.Open(t.Context(), store.Config{DatabaseURL: New(t), MaxConns: 8, Event: Event})
@@ -86,15 +84,16 @@ func Open(t testing.TB) *store.DB {
 	return db
 }
 
-// Event makes the simplest record of a change, for a store that is opened without a
-// server: without one, no API key can be added.
+// Event makes the simplest record of a change, for a store without a server. Without a
+// record no API key can be added.
 func Event(_ context.Context, c store.Changed) (store.Event, error) {
 	id, err := uuid.NewV7()
 	return store.Event{ID: id, Kind: "change", Caller: c.Caller, Subject: c.ID, Revision: c.Revision, Record: id[:]}, err
 }
 
-// Login makes a login that has these roles and nothing else, and returns the URL of
-// the database as that login. URL is a superuser's. The login is gone with the test.
+// Login makes a login that has these roles and no other right, and returns the URL of the
+// database for that login. databaseURL is that of a superuser. The login is dropped after
+// the test.
 func Login(t testing.TB, databaseURL string, roles ...string) string {
 	t.Helper()
 	name, password := "login_"+strings.ReplaceAll(uuid.NewString(), "-", ""), uuid.NewString()
@@ -125,8 +124,8 @@ func Login(t testing.TB, databaseURL string, roles ...string) string {
 	return u.String()
 }
 
-// NewServer returns a server of the test's own, not migrated, to stop and to kill.
-// It is durable, as in production. It is gone with the test.
+// NewServer returns a server for this test alone, which it can stop and kill. It is not
+// migrated, and durable as in production. It is removed after the test.
 func NewServer(t testing.TB) *localpg.Server {
 	t.Helper()
 	dir, err := tempDir()
@@ -174,8 +173,8 @@ func start() error {
 		}
 		shared.url = shared.server.URL()
 	}
-	// Named for this process: on a server that is shared, other processes make
-	// theirs, perhaps with other migrations.
+	// The name is unique: on a shared server other processes have templates too, perhaps
+	// with other migrations.
 	shared.template = "template_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	if err := run("create database " + shared.template); err != nil {
 		return err
@@ -183,7 +182,7 @@ func start() error {
 	return store.Migrate(context.Background(), withDatabase(shared.url, shared.template), nil)
 }
 
-// stop undoes start, if it ran.
+// stop undoes start, if start ran.
 func stop() error {
 	if shared.server == nil {
 		if shared.template == "" {
@@ -199,8 +198,8 @@ func stop() error {
 	return errors.Join(err, os.RemoveAll(shared.server.ClusterDir()), os.RemoveAll(shared.dir))
 }
 
-// tempDir makes a folder that the user Postgres runs as can reach, unlike
-// testing.T's.
+// tempDir makes a folder that the user of Postgres can reach. It cannot reach those of
+// testing.T.
 func tempDir() (string, error) {
 	dir, err := os.MkdirTemp("", "cedarpost-test-")
 	if err != nil {
@@ -209,8 +208,8 @@ func tempDir() (string, error) {
 	return dir, os.Chmod(dir, 0o755)
 }
 
-// create copies the template. The files' copy is the faster way where nothing is
-// synced to disk, and the only one before Postgres 15, which has no word for it.
+// create copies the template. A copy of the files is faster if nothing is synced to disk.
+// Before Postgres 15 it is the only strategy, and has no keyword.
 func create(name string) error {
 	sql := "create database " + name + " template " + shared.template
 	err := run(sql + " strategy file_copy")
@@ -238,11 +237,11 @@ func runAt(databaseURL, sql string) error {
 	return err
 }
 
-// withDatabase returns a URL to another database of the same server.
+// withDatabase returns the URL of another database of the same server.
 func withDatabase(serverURL, name string) string {
 	u, err := url.Parse(serverURL)
 	if err != nil {
-		return serverURL // connecting to it will say what is wrong
+		return serverURL // connecting to it fails with a better error
 	}
 	u.Path = "/" + name
 	return u.String()

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 )
 
@@ -24,16 +25,13 @@ type Template struct {
 // part is a value's name, or text that is always there.
 type part struct{ name, text string }
 
-var (
-	typeForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*(::[A-Za-z_][A-Za-z0-9_]*)*$`)
-	nameForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$`)
-)
+var nameForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$`)
 
 // ParseTemplate reads a template.
 func ParseTemplate(text string) (Template, error) {
 	typ, quoted, ok := strings.Cut(text, `::"`)
 	id, closed := strings.CutSuffix(quoted, `"`)
-	if !ok || !closed || !typeForm.MatchString(typ) {
+	if !ok || !closed || !entityuid.ValidType(typ) {
 		return Template{}, fmt.Errorf(`enforce: %q is not a template like Shop::Order::"{id}"`, text)
 	}
 	t := Template{typ: typ}

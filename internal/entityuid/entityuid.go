@@ -1,4 +1,7 @@
-package bundle
+// Package entityuid reads and writes the name of an entity in Cedar text, such as
+// Shop::User::"bob". It is the only parser of that text, so that bundles, the command
+// line and the Go client accept the same names and read them as a policy does.
+package entityuid
 
 import (
 	"errors"
@@ -8,10 +11,14 @@ import (
 	"unicode/utf8"
 )
 
-// ParseUID reads an entity reference in Cedar text, such as Shop::User::"bob".
-// The type is a path of identifiers; the id is a Cedar string literal with the
-// escapes \" \\ \' \n \t \r \0 \xHH and \u{H…}.
-func ParseUID(s string) (typ, id string, err error) {
+// MaxTypeBytes is the largest length of an entity type.
+const MaxTypeBytes = 512
+
+// Parse reads an entity UID in Cedar text. The type is a path of identifiers; the id is
+// a Cedar string literal with the escapes \" \\ \' \n \t \r \0 \xHH and \u{H…}. Unlike in
+// a policy there is no space and no comment before, between or after the parts. A raw
+// line break or NUL in the id stands for itself.
+func Parse(s string) (typ, id string, err error) {
 	if !utf8.ValidString(s) {
 		return "", "", errors.New("an entity reference must be UTF-8")
 	}
@@ -23,7 +30,7 @@ func ParseUID(s string) (typ, id string, err error) {
 	if !ok {
 		return "", "", errors.New(`an entity reference looks like Type::"id"; :: is missing before the id`)
 	}
-	if !validType(typ) {
+	if !ValidType(typ) {
 		return "", "", fmt.Errorf("%q is not an entity type", typ)
 	}
 	id, rest, err := unquote(lit)
@@ -36,8 +43,8 @@ func ParseUID(s string) (typ, id string, err error) {
 	return typ, id, nil
 }
 
-// unquote reads a Cedar string literal whose opening quote is already gone, up
-// to its closing quote, and returns what follows.
+// unquote reads a Cedar string literal whose opening quote has been read, up to its
+// closing quote. It returns the value and the text after the closing quote.
 func unquote(s string) (value, rest string, err error) {
 	var b strings.Builder
 	for {
@@ -58,7 +65,7 @@ func unquote(s string) (value, rest string, err error) {
 	}
 }
 
-// unescape reads the escape that s begins with, and says how long it is.
+// unescape reads the escape at the start of s, and returns its character and its length.
 func unescape(s string) (r rune, n int, err error) {
 	if len(s) < 2 {
 		return 0, 0, errors.New("the id has no closing quote")
@@ -81,31 +88,36 @@ func unescape(s string) (r rune, n int, err error) {
 		v, err := strconv.ParseUint(s[2:4], 16, 8)
 		return rune(v), 4, err
 	case 'u':
-		end := strings.IndexByte(s, '}')
-		if len(s) < 3 || s[2] != '{' || end < 4 || end > 9 || !isHex(s[3:end]) {
+		inner, ok := strings.CutPrefix(s[2:], "{")
+		inner, _, closed := strings.Cut(inner, "}")
+		// As in Rust, underscores may stand anywhere after the first digit.
+		digits := strings.ReplaceAll(inner, "_", "")
+		if !ok || !closed || inner[:min(1, len(inner))] == "_" || len(digits) > 6 || !isHex(digits) {
 			return 0, 0, errors.New(`\u takes one to six hex digits in braces`)
 		}
-		v, err := strconv.ParseUint(s[3:end], 16, 32)
+		v, err := strconv.ParseUint(digits, 16, 32)
 		if err != nil || !utf8.ValidRune(rune(v)) {
-			return 0, 0, fmt.Errorf(`\u{%s} is not a character`, s[3:end])
+			return 0, 0, fmt.Errorf(`\u{%s} is not a character`, inner)
 		}
-		return rune(v), end + 1, nil
+		return rune(v), len(`\u{}`) + len(inner), nil
 	}
 	_, size := utf8.DecodeRuneInString(s[1:])
 	return 0, 0, fmt.Errorf("unknown escape %s", s[:1+size])
 }
 
-// isHex reports whether s is hex digits only; strconv alone would take signs
-// and underscores too.
+// isHex reports whether s is one or more hex digits. [strconv.ParseUint] alone would
+// accept other text too.
 func isHex(s string) bool {
 	return s != "" && strings.Trim(s, "0123456789abcdefABCDEF") == ""
 }
 
-// quote writes s as a Cedar string literal that ParseUID reads back.
-func quote(s string) string {
+// Format writes an entity UID as Cedar text, which [Parse] reads back if the type is
+// valid and the id is UTF-8.
+func Format(typ, id string) string {
 	var b strings.Builder
-	b.WriteByte('"')
-	for _, r := range s {
+	b.WriteString(typ)
+	b.WriteString(`::"`)
+	for _, r := range id {
 		switch {
 		case r == '"' || r == '\\':
 			b.WriteByte('\\')
@@ -128,19 +140,19 @@ func quote(s string) string {
 	return b.String()
 }
 
-// reserved are the words that Cedar keeps for itself.
+// reserved are Cedar's keywords, which no identifier can be.
 var reserved = map[string]bool{
 	"true": true, "false": true, "if": true, "then": true, "else": true,
 	"in": true, "is": true, "like": true, "has": true, "__cedar": true,
 }
 
-// validType reports whether s is a Cedar type name: identifiers joined by ::.
-func validType(s string) bool {
-	if len(s) > maxTypeBytes {
+// ValidType reports whether s is an entity type: identifiers joined by ::.
+func ValidType(s string) bool {
+	if len(s) > MaxTypeBytes {
 		return false
 	}
-	for seg := range strings.SplitSeq(s, "::") {
-		if !validIdent(seg) || reserved[seg] {
+	for part := range strings.SplitSeq(s, "::") {
+		if !validIdent(part) || reserved[part] {
 			return false
 		}
 	}
@@ -158,9 +170,4 @@ func validIdent(s string) bool {
 		}
 	}
 	return s != ""
-}
-
-// baseName is the last identifier of a type name.
-func baseName(typ string) string {
-	return typ[strings.LastIndexByte(typ, ':')+1:]
 }
