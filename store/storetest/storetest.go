@@ -42,6 +42,7 @@ var shared struct {
 	url      string          // of a superuser
 	template string          // name of the migrated database that is copied
 	failed   atomic.Bool     // a test with a database failed
+	idle     chan *pgx.Conn  // to the database postgres; made by start
 }
 
 // New returns the URL of a new, migrated, empty database. It is dropped after the test.
@@ -160,6 +161,7 @@ func Main(m *testing.M) {
 
 // start starts the server and makes the template.
 func start() error {
+	shared.idle = make(chan *pgx.Conn, 4)
 	shared.url = os.Getenv(URLEnv)
 	if shared.url == "" {
 		dir, err := tempDir()
@@ -220,13 +222,40 @@ func create(name string) error {
 	return err
 }
 
-// run executes one statement on the server, outside of the databases of tests.
-func run(sql string) error { return runIn("postgres", sql) }
+// run executes one statement on the server, outside of the databases of tests. It keeps its
+// connections, because a new one costs more than most statements. A pool would do the same
+// with a goroutine, which tests for leaks would find.
+func run(sql string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
+	defer cancel()
+	var conn *pgx.Conn
+	var err error
+	select {
+	case conn = <-shared.idle:
+	default:
+		if conn, err = pgx.Connect(ctx, withDatabase(shared.url, "postgres")); err != nil {
+			return err
+		}
+	}
+	_, err = conn.Exec(ctx, sql)
+	if conn.IsClosed() {
+		return err
+	}
+	select {
+	case shared.idle <- conn:
+	default:
+		_ = conn.Close(ctx)
+	}
+	return err
+}
+
+// statementTimeout is how long one statement may take on a busy machine.
+const statementTimeout = 2 * time.Minute
 
 func runIn(database, sql string) error { return runAt(withDatabase(shared.url, database), sql) }
 
 func runAt(databaseURL, sql string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, databaseURL)
 	if err != nil {
