@@ -27,18 +27,15 @@ import (
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
+	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// Sizes and times at the edge. What is larger is refused before it is decoded.
+// Sizes at the edge; package wire has those of messages. What is larger is refused
+// before it is decoded.
 const (
-	maxHeaderBytes    = 16 << 10
-	maxAuthorizeBytes = 64 << 10
-	maxBatchBytes     = 1 << 20
-	maxAdminBytes     = 4 << 20
-	maxReportBytes    = 512 << 10
-	maxStreamBytes    = 300 << 20
-	maxNesting        = 100 // of JSON
-
+	maxHeaderBytes = 16 << 10  // the headers of a call
+	maxStreamBytes = 300 << 20 // all messages of a call
+	maxNesting     = 100       // of JSON
 )
 
 // timeouts bound how long a caller may keep the server waiting.
@@ -323,17 +320,17 @@ func wireOptions() []connecthttp.Option {
 		connecthttp.WithCodecs(strictBinary{connectproto.NewBinaryCodec()}, newStrictJSON()),
 		connecthttp.WithCompressors(),
 		connecthttp.WithConditionalOptions(func(spec connect.Spec) []connecthttp.Option {
-			limit := maxAdminBytes
+			limit := wire.MaxAdminBytes
 			switch spec.Procedure {
 			case cedarpostv1connect.AuthorizationServiceAuthorizeProcedure:
-				limit = maxAuthorizeBytes
+				limit = wire.MaxAuthorizeBytes
 			case cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure:
-				limit = maxBatchBytes
+				limit = wire.MaxBatchBytes
 			case cedarpostv1connect.AuthorizationServiceReportReuseProcedure:
-				limit = maxReportBytes
+				limit = wire.MaxReportBytes
 			case cedarpostv1connect.AuthorizationServiceGetRevisionProcedure, cedarpostv1connect.AuthorizationServiceWatchProcedure,
 				healthv1connect.HealthCheckProcedure, healthv1connect.HealthWatchProcedure:
-				limit = maxHeaderBytes
+				limit = wire.MaxWatchBytes
 			}
 			return []connecthttp.Option{connecthttp.WithReadMaxBytes(limit)}
 		}),

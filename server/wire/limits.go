@@ -1,0 +1,16 @@
+package wire
+
+// How many bytes one message to a plane may have. A larger message is refused with
+// resource_exhausted before it is decoded. A message of a stream counts by itself.
+const (
+	// MaxAuthorizeBytes is for a call of Authorize.
+	MaxAuthorizeBytes = 64 << 10
+	// MaxBatchBytes is for a call of AuthorizeBatch.
+	MaxBatchBytes = 1 << 20
+	// MaxReportBytes is for a call of ReportReuse.
+	MaxReportBytes = 512 << 10
+	// MaxWatchBytes is for Watch, GetRevision and the calls of health.
+	MaxWatchBytes = 16 << 10
+	// MaxAdminBytes is for every other call.
+	MaxAdminBytes = 4 << 20
+)
