@@ -244,24 +244,27 @@ func TestUIDText(t *testing.T) {
 	}
 }
 
-// FuzzToken: the client reads a token as the service does, and two tokens have one
-// history exactly if they name the same.
+// FuzzToken: the client and the service read the same from a token. Two tokens have one
+// history exactly if both name the same database and timeline.
 func FuzzToken(f *testing.F) {
 	f.Add(modelToken(1, 7), modelToken(2, 7))
 	f.Add(modelToken(1, -1), modelToken(1, 1)+"=")
 	f.Add("", "AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAE")
 	f.Fuzz(func(t *testing.T, a, b string) {
-		historyA, numberA, okA := readToken(a)
-		historyB, _, okB := readToken(b)
+		readA, okA := readToken(a)
+		readB, okB := readToken(b)
 		tokenA, errA := wire.ParseToken(a)
 		tokenB, errB := wire.ParseToken(b)
 		if okA != (errA == nil) || okB != (errB == nil) {
 			t.Fatalf("%q: %v, %v; %q: %v, %v", a, okA, errA, b, okB, errB)
 		}
-		if okA && numberA != tokenA.Number {
-			t.Fatalf("%q: %d, %d", a, numberA, tokenA.Number)
+		if okA && (readA.number != tokenA.Number || readA.anchor != tokenA.Anchor || readA.mark != tokenA.Mark) {
+			t.Fatalf("%q: %v, %v", a, readA, tokenA)
 		}
-		if okA && okB && (historyA == historyB) != (tokenA.Database == tokenB.Database && tokenA.Timeline == tokenB.Timeline) {
+		if okA && okB && readA.contradicts(readB) != (tokenA.Anchor == tokenB.Anchor && tokenA.Mark != tokenB.Mark) {
+			t.Fatalf("%q and %q: %v, %v", a, b, tokenA, tokenB)
+		}
+		if okA && okB && (readA.history == readB.history) != (tokenA.Database == tokenB.Database && tokenA.Timeline == tokenB.Timeline) {
 			t.Fatalf("%q and %q: %v, %v", a, b, tokenA, tokenB)
 		}
 	})

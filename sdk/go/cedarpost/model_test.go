@@ -145,11 +145,11 @@ func (m *model) ask(t *run) {
 	if t.between(0, 5) == 0 {
 		s = m.newest()
 	} else if token := m.cache.reached(); token != "" {
-		history, number, _ := readToken(token)
-		if own, _, _ := readToken(modelToken(s.history, 0)); own != history {
+		asked, _ := readToken(token)
+		if own, _ := readToken(modelToken(s.history, 0)); own.history != asked.history {
 			m.cache.forget()
-		} else if s.number < number {
-			return // the server does not come to it in time
+		} else if s.number < asked.number {
+			return // the server does not reach it in time
 		}
 	}
 	m.asks = append(m.asks, ask{
@@ -202,12 +202,12 @@ func (m *model) watch(t *run) {
 	msg := &cedarpostv1.WatchResponse{After: s.number, Revision: &cedarpostv1.Revision{Token: modelToken(s.history, s.number)}}
 	m.told = at
 	if token := m.cache.reached(); token != "" {
-		history, number, _ := readToken(token)
-		own, _, _ := readToken(modelToken(s.history, 0))
-		if own == history && number <= s.number && t.between(0, 9) > 0 {
+		after, _ := readToken(token)
+		own, _ := readToken(modelToken(s.history, 0))
+		if own.history == after.history && after.number <= s.number && t.between(0, 9) > 0 {
 			// It goes on where the cache was.
 			for i, old := range m.states[:at+1] {
-				if old.history == s.history && old.number == number {
+				if old.history == s.history && old.number == after.number {
 					m.told = i
 					msg = nil
 				}
