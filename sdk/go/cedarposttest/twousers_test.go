@@ -273,11 +273,11 @@ func TestTwoUsersFind(t *testing.T) {
 
 func TestTwoUsersRefuse(t *testing.T) {
 	for want, spoil := range map[string]func(*cedarposttest.TwoUsers){
-		"give Handler or URL, one of the two":                                                 func(k *cedarposttest.TwoUsers) { k.Handler = nil },
-		"no routes to try":                                                                    func(k *cedarposttest.TwoUsers) { k.Routes = nil },
-		"the two users need two names":                                                        func(k *cedarposttest.TwoUsers) { k.B.Name = "bob" },
-		"carol cannot authenticate":                                                           func(k *cedarposttest.TwoUsers) { k.B.Authenticate = nil },
-		"a secret of bob is empty, which every answer has in it":                              func(k *cedarposttest.TwoUsers) { k.A.Secrets = []string{""} },
+		"give Handler or URL, one of the two": func(k *cedarposttest.TwoUsers) { k.Handler = nil },
+		"no routes to try":                    func(k *cedarposttest.TwoUsers) { k.Routes = nil },
+		"the two users need two names":        func(k *cedarposttest.TwoUsers) { k.B.Name = "bob" },
+		"carol cannot authenticate":           func(k *cedarposttest.TwoUsers) { k.B.Authenticate = nil },
+		"a secret of bob is empty, and every answer contains the empty text":                  func(k *cedarposttest.TwoUsers) { k.A.Secrets = []string{""} },
 		`route "/orders/{id}" is not like GET /orders/{id}`:                                   func(k *cedarposttest.TwoUsers) { k.Routes[0].Pattern = "/orders/{id}" },
 		"DELETE /orders/{id}: a success of 404 cannot be told from a refusal":                 func(k *cedarposttest.TwoUsers) { k.Routes[0].Success = 404 },
 		"DELETE /orders/{id}: bob has no invoice":                                             func(k *cedarposttest.TwoUsers) { k.Routes[0].Object = "invoice" },
