@@ -321,7 +321,7 @@ func TestVerify(t *testing.T) {
 		"no field name":           {Action: view, Resource: `Shop::Order::"{name}"`},
 		"no field nothing":        {Action: view, Resource: `Shop::Order::"{order.nothing}"`},
 		"not a message":           {Action: view, Resource: `Shop::Order::"{number.x}"`},
-		"or many":                 {Action: view, Resource: `Shop::Order::"{tags}"`},
+		"or it is repeated":       {Action: view, Resource: `Shop::Order::"{tags}"`},
 		"neither a string nor":    {Action: view, Resource: `Shop::Order::"{order}"`},
 		"is not a google":         {Action: view, Resource: byID, Mask: "order"},
 		"no field masks":          {Action: view, Resource: byID, Mask: "masks"},

@@ -211,7 +211,7 @@ func TestRoutesThatCannotBe(t *testing.T) {
 		"one of Resource":           {"GET /o/{id}", cedarposthttp.Route{Action: a}, ok},
 		"of Resource and":           {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: order, ResourceOf: byFunc}, ok},
 		"names no method":           {"/o/{id}", cedarposthttp.Route{Action: a, Resource: order}, ok},
-		"the path has not":          {"GET /o/{other}", cedarposthttp.Route{Action: a, Resource: order}, ok},
+		"which is not in the path":  {"GET /o/{other}", cedarposthttp.Route{Action: a, Resource: order}, ok},
 		"is not a template":         {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: "{id}"}, ok},
 		"either Public":             {"GET /o/{id}", cedarposthttp.Route{Action: a, Public: "both"}, ok},
 		"either Public or has som":  {"GET /o/{id}", cedarposthttp.Route{Hide: true, Public: "both"}, ok},
