@@ -1,5 +1,5 @@
-// Package mutant shows that tests can fail: it removes one safeguard after another from
-// a package, and each time a test has to fail.
+// Package mutant shows that tests can fail: it takes one safeguard after another out
+// of a package, and wants some test to notice.
 package mutant
 
 import (
@@ -14,22 +14,22 @@ import (
 
 // Mutant is a package without one of its safeguards.
 type Mutant struct {
-	// Name says what is wrong with the mutant.
+	// Name says what is wrong with it.
 	Name  string
 	Edits []Edit
-	// Harmless says that no safeguard is missing, so the tests have to pass. Such a mutant
-	// only makes the effect of a mistake more likely.
+	// Harmless: it lacks nothing. It is only more likely to show what a mistake does,
+	// and has to pass.
 	Harmless bool
 }
 
-// Edit replaces a text that a file of the package contains exactly once.
+// Edit replaces text that stands in a file of the package exactly once.
 type Edit struct{ File, Old, New string }
 
-// AsItIs is the package with all of its safeguards. Its tests have to pass.
+// AsItIs is the package with all of its safeguards, which has to pass.
 var AsItIs = Mutant{Name: "as it is", Harmless: true}
 
-// Test runs, for each mutant, the tests that match a pattern in the package of the
-// current folder. At least one test has to fail. extra are more arguments to go test.
+// Test runs the tests of the package in the current folder that match a pattern on each
+// mutant, where one has to fail. extra are more arguments to go test.
 func Test(t *testing.T, pattern string, mutants []Mutant, extra ...string) {
 	for _, m := range mutants {
 		t.Run(m.Name, func(t *testing.T) {
@@ -53,36 +53,9 @@ func Test(t *testing.T, pattern string, mutants []Mutant, extra ...string) {
 	}
 }
 
-// Fit fails if an edit of a mutant no longer fits the source. It runs no test, so unlike
-// [Test] it can be a part of every run.
-func Fit(t *testing.T, mutants []Mutant) {
-	for _, m := range mutants {
-		t.Run(m.Name, func(t *testing.T) { m.edited(t) })
-	}
-}
-
-// edited returns the text of each edited file.
-func (m Mutant) edited(t *testing.T) map[string]string {
-	texts := map[string]string{}
-	for _, e := range m.Edits {
-		if texts[e.File] == "" {
-			source, err := os.ReadFile(e.File)
-			if err != nil {
-				t.Fatal(err)
-			}
-			texts[e.File] = string(source)
-		}
-		if n := strings.Count(texts[e.File], e.Old); n != 1 {
-			t.Fatalf("this mutant is stale: %s contains %q %d times, not once", e.File, e.Old, n)
-		}
-		texts[e.File] = strings.Replace(texts[e.File], e.Old, e.New, 1)
-	}
-	return texts
-}
-
-// run tests the package with the edits in an overlay.
+// run tests the package with the edits laid over it.
 func (m Mutant) run(t *testing.T, pattern string, extra []string) (output string, err error) {
-	texts := m.edited(t)
+	texts := m.texts(t)
 	dir := t.TempDir()
 	overlay := struct{ Replace map[string]string }{map[string]string{}}
 	for file, text := range texts {
@@ -106,4 +79,32 @@ func (m Mutant) run(t *testing.T, pattern string, extra []string) (output string
 	args := append([]string{"test", "-overlay", file, "-count", "1", "-v", "-run", pattern, "."}, extra...)
 	out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput()
 	return string(out), err
+}
+
+// Check fails for each mutant whose edits do not fit the package any more. It is quick, so
+// that a change of the package shows at once which edits it has to change, too.
+func Check(t *testing.T, mutants []Mutant) {
+	for _, m := range mutants {
+		t.Run(m.Name, func(t *testing.T) { m.texts(t) })
+	}
+}
+
+// texts returns the edited files.
+func (m Mutant) texts(t *testing.T) map[string]string {
+	t.Helper()
+	texts := map[string]string{}
+	for _, e := range m.Edits {
+		if texts[e.File] == "" {
+			source, err := os.ReadFile(e.File)
+			if err != nil {
+				t.Fatal(err)
+			}
+			texts[e.File] = string(source)
+		}
+		if n := strings.Count(texts[e.File], e.Old); n != 1 {
+			t.Fatalf("this mutant is stale: %q stands in %s %d times", e.Old, e.File, n)
+		}
+		texts[e.File] = strings.Replace(texts[e.File], e.Old, e.New, 1)
+	}
+	return texts
 }

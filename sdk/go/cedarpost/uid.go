@@ -15,7 +15,7 @@ type EntityUID struct{ Type, ID string }
 // UID returns the name of an entity: UID("Shop::User", "bob") is Shop::User::"bob".
 func UID(typ, id string) EntityUID { return EntityUID{typ, id} }
 
-// String returns the name as Cedar text: Shop::User::"bob".
+// String is the name as Cedar text: Shop::User::"bob".
 func (u EntityUID) String() string {
 	var b strings.Builder
 	b.WriteString(u.Type)
@@ -50,7 +50,7 @@ func ParseUID(text string) (EntityUID, error) {
 
 var escapes = map[byte]byte{'n': '\n', 'r': '\r', 't': '\t', '\\': '\\', '0': 0, '\'': '\'', '"': '"'}
 
-// unescape reads the text between the quotes of a Cedar string
+// unescape reads what stands between the quotes of a Cedar string
 // (https://docs.cedarpolicy.com/policies/syntax-datatypes.html#datatype-string).
 func unescape(s string) (string, error) {
 	var b strings.Builder
