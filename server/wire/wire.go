@@ -1,6 +1,5 @@
-// Package wire turns the messages of the contract into the words of the engine, and
-// back: the one place where the two meet, for the server and for those who ask the
-// engine in process.
+// Package wire converts the messages of the contract to the types of the engine, and back.
+// The server uses it, and everything that calls the engine without a server.
 package wire
 
 import (
@@ -10,15 +9,15 @@ import (
 	"github.com/cedarpost/cedarpost/server/engine"
 )
 
-// MaxErrors caps the failed policies that an answer lists.
+// MaxErrors bounds how many failed policies an answer lists.
 const MaxErrors = 100
 
-// UID reads a name.
+// UID converts the name of an entity.
 func UID(u *cedarpostv1.EntityUid) cedar.EntityUID {
 	return cedar.NewEntityUID(cedar.EntityType(u.GetType()), cedar.String(u.GetId()))
 }
 
-// UIDs reads names.
+// UIDs converts names of entities.
 func UIDs(us []*cedarpostv1.EntityUid) []cedar.EntityUID {
 	out := make([]cedar.EntityUID, len(us))
 	for i, u := range us {
@@ -27,14 +26,14 @@ func UIDs(us []*cedarpostv1.EntityUid) []cedar.EntityUID {
 	return out
 }
 
-// Entity reads an entity that no schema has read yet.
+// Entity converts an entity that is not checked against a schema yet.
 func Entity(e *cedarpostv1.Entity) engine.RawEntity {
 	return engine.RawEntity{
 		UID: UID(e.GetUid()), Attrs: e.GetAttrs().AsMap(), Tags: e.GetTags().AsMap(), Parents: UIDs(e.GetParents()),
 	}
 }
 
-// Response puts a result on the wire.
+// Response makes the message of a result.
 func Response(res *engine.Result) *cedarpostv1.AuthorizeResponse {
 	out := &cedarpostv1.AuthorizeResponse{Decision: cedarpostv1.Decision_ALLOW}
 	if !res.Allowed {
@@ -63,7 +62,7 @@ func Response(res *engine.Result) *cedarpostv1.AuthorizeResponse {
 	return out
 }
 
-// Explanation puts an explanation on the wire.
+// Explanation makes the message of an explanation.
 func Explanation(x *engine.Explanation) *cedarpostv1.Explanation {
 	out := &cedarpostv1.Explanation{Summary: x.Summary, Omitted: int32(x.Omitted)}
 	for _, p := range x.Policies {
@@ -79,12 +78,12 @@ func Explanation(x *engine.Explanation) *cedarpostv1.Explanation {
 	return out
 }
 
-// PolicyRef names a policy.
+// PolicyRef makes the message of a policy's name.
 func PolicyRef(r engine.PolicyRef) *cedarpostv1.PolicyRef {
 	return &cedarpostv1.PolicyRef{Bundle: r.Bundle, Id: r.ID}
 }
 
-// Ask reads a request into the engine's words; now is the time in milliseconds since
+// Ask converts a request to a question of the engine. now is the time in milliseconds since
 // 1970.
 func Ask(r *cedarpostv1.AuthorizeRequest, now int64) engine.Ask {
 	a := engine.Ask{
