@@ -141,7 +141,7 @@ func TestConformanceOfChecks(t *testing.T) {
 	w.askBatch(t, batch)
 }
 
-// pick draws one of a list.
+// pick draws a member of a list.
 func pick[T any](t *rapid.T, name string, list ...T) T { return rapid.SampledFrom(list).Draw(t, name) }
 
 func drawUID(t *rapid.T, name string, usual ...string) *cedarpostv1.EntityUid {
@@ -348,8 +348,8 @@ func atLeast(token string) *cedarpostv1.Consistency {
 	return &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: &cedarpostv1.Revision{Token: token}}}
 }
 
-// sizes are calls with a message of a number of bytes. Each message is one that only the
-// limit of bytes or, after it, validation refuses.
+// sizes are calls with a message of a given size. Only the limit of bytes refuses the
+// message, or validation after it.
 var sizes = map[string]struct {
 	limit int
 	call  func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error
@@ -377,7 +377,7 @@ var sizes = map[string]struct {
 		}
 		return err
 	}},
-	// This message has no field, so only a message from another version can be large.
+	// This message has no field. Only a message of another version can be large.
 	"GetRevision": {wire.MaxWatchBytes, func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error {
 		req := &cedarpostv1.GetRevisionRequest{}
 		if bytes > wire.MaxWatchBytes {
@@ -388,8 +388,8 @@ var sizes = map[string]struct {
 	}},
 }
 
-// padded gives a text of a message the length with which the message has a number of
-// bytes.
+// padded sets a text of a message to the length with which the message has a given
+// size.
 func padded[M proto.Message](m M, text *string, bytes int) M {
 	for *text = strings.Repeat("x", bytes); proto.Size(m) > bytes; {
 		*text = (*text)[1:]
@@ -400,7 +400,7 @@ func padded[M proto.Message](m M, text *string, bytes int) M {
 	return m
 }
 
-// Both refuse a message of each call from the same number of bytes on.
+// Both refuse messages of each call above the same size.
 func TestConformanceOfSizes(t *testing.T) {
 	w := newTwins(t)
 	methods := cedarpostv1.File_cedarpost_v1_authorization_proto.Services().ByName("AuthorizationService").Methods()
