@@ -1,5 +1,5 @@
-// Command orders is a small shop's API, whose every route asks Cedarpost first. It is
-// there to be read: README.md says in which order.
+// Command orders is the API of a small shop. Each of its routes asks Cedarpost first. It is
+// an example to read: README.md says in which order.
 package main
 
 import (
@@ -58,11 +58,11 @@ func run() error {
 	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
-	<-drained // requests under way still ask
+	<-drained // requests under way still need the client
 	return nil
 }
 
-// entities is where policies get their data from.
+// entities writes the data that policies use.
 func entities(url, token string) cedarpostv1connect.EntityServiceClient {
 	transport := connecthttp.NewTransport(&http.Client{Timeout: 5 * time.Second}, url)
 	return cedarpostv1connect.NewEntityServiceClient(connect.NewClient(transport, func(next connect.ClientFunc) connect.ClientFunc {
@@ -75,8 +75,8 @@ func entities(url, token string) cedarpostv1connect.EntityServiceClient {
 	}))
 }
 
-// publishTo tells Cedarpost what became of an order: who owns it, and how far it is, is
-// what policies decide by.
+// publishTo tells Cedarpost of a change of an order. Policies decide by its owner and its
+// status.
 func publishTo(client cedarpostv1connect.EntityServiceClient) func(context.Context, event, order) error {
 	return func(ctx context.Context, e event, o order) error {
 		known, err := entity(e, o).Proto()

@@ -9,8 +9,8 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 )
 
-// order is what a handler answers with, all of it. Which of its fields leave is not its
-// business. The names are those of policies/shop/fields.yaml.
+// order is what a handler answers with, with all its fields. The filter removes those that
+// the user may not see. The names are those of policies/shop/fields.yaml.
 type order struct {
 	ID       string   `json:"id"`
 	Status   string   `json:"status"`
@@ -37,7 +37,7 @@ type internal struct {
 	Notes  string `json:"notes"`
 }
 
-// event is what may become of an order.
+// event is what can happen to an order.
 type event uint8
 
 const (
@@ -46,7 +46,8 @@ const (
 	gone
 )
 
-// entity is what policies know of an order; after a change, what can change of that.
+// entity returns the attributes of an order that policies know; after a change, those that
+// can change.
 func entity(e event, o order) cedarpost.Entity {
 	known := cedarpost.Entity{
 		UID:     cedarpost.UID("Shop::Order", o.ID),
@@ -101,7 +102,7 @@ func (t *table) all() []order {
 	return out
 }
 
-// add gives a new order its id.
+// add stores a new order under a new id.
 func (t *table) add(o order) order {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -111,8 +112,8 @@ func (t *table) add(o order) order {
 	return o
 }
 
-// update changes an order if it is there. It holds the lock meanwhile, so that changes
-// are published in the order in which they are made, as in a database's transaction.
+// update changes an order if it exists. It holds the lock meanwhile, so that changes are
+// published in the order in which they are made, as with a transaction of a database.
 func (t *table) update(id string, change func(*order) error) (found bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -123,7 +124,7 @@ func (t *table) update(id string, change func(*order) error) (found bool, err er
 	if err := change(&o); err != nil {
 		return true, err
 	}
-	o.ID = id // it is what was asked about
+	o.ID = id // the check was about this id
 	t.orders[id] = o
 	return true, nil
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// shop is the program with all that it needs: a real server on a real database, a
-// client that keeps answers, and HTTP in between.
+// shop is the program with everything that it needs: a real server with a real
+// database, a client that keeps answers, and HTTP in between.
 type shop struct {
 	t      *testing.T
 	server *servertest.Server
@@ -78,7 +78,7 @@ func TestTheStory(t *testing.T) {
 	for _, c := range []struct {
 		token, method, path, body string
 		status                    int
-		answer                    string // all of a 2xx
+		answer                    string // the whole body of a 2xx answer
 	}{
 		{"bobs-token", "GET", "/orders/42", "", 200, `{"id":"42","status":"open","items":["teapot"],"total":4999,"customer":{"name":"Bob","email":"bob@example.com"},"shipping":{"address":"1 Elm Road"}}`},
 		{"bobs-token", "GET", "/orders/99", "", 404, ""},
@@ -109,13 +109,13 @@ func TestTheStory(t *testing.T) {
 	}
 }
 
-// An order that is made is its owner's at once, and nobody's once it is gone.
+// A new order is its owner's at once. A deleted order is nobody's.
 func TestLifeOfAnOrder(t *testing.T) {
 	s := newShop(t)
 	path := s.made("bobs-token")
 	s.eventually("bobs-token", "GET", path, "", http.StatusOK)
 	s.eventually("carols-token", "GET", path, "", http.StatusNotFound)
-	// What policies decide by follows what is patched: nobody changes an archived order.
+	// Policies see a patched status: nobody changes an archived order.
 	if status, body, _ := s.as("daves-token", "PATCH", path, `{"status":"archived"}`); status != http.StatusNoContent {
 		t.Fatalf("%d %s", status, body)
 	}
@@ -138,7 +138,7 @@ func (s *shop) made(token string) string {
 	return "/orders/" + made.ID
 }
 
-// A patch that comes late does not bring back an order that is gone.
+// A late patch does not bring back a deleted order.
 func TestPatchOfWhatIsGone(t *testing.T) {
 	orders := someOrders()
 	if found, err := orders.update("1234", func(*order) error { return nil }); found || err != nil {
@@ -159,7 +159,7 @@ func TestTokenWithoutScheme(t *testing.T) {
 	})).ServeHTTP(httptest.NewRecorder(), r)
 }
 
-// eventually waits for what a write becomes visible as.
+// eventually waits until a write is visible.
 func (s *shop) eventually(token, method, path, body string, want int) {
 	s.t.Helper()
 	deadline := time.Now().Add(time.Minute)
@@ -175,7 +175,8 @@ func (s *shop) eventually(token, method, path, body string, want int) {
 	}
 }
 
-// bob and carol are customers alike. Neither gets at the other's order, on any route.
+// bob and carol are customers with the same rights. Neither reaches an order of the
+// other, on any route.
 func TestTwoUsers(t *testing.T) {
 	s := newShop(t)
 	user := func(name, token, order, email string) cedarposttest.User {
@@ -204,7 +205,7 @@ func TestTwoUsers(t *testing.T) {
 	}.Run(t)
 }
 
-// No server, no answer.
+// Without a server there is no answer.
 func TestCedarpostAway(t *testing.T) {
 	s := newShop(t)
 	s.server.Stop()

@@ -15,11 +15,11 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/fields"
 )
 
-// service is the API. Its handlers have no check in them, but for the list.
+// service is the API. Only the handler of the list makes checks itself.
 type service struct {
 	client *cedarpost.Client
 	orders *table
-	// publish tells Cedarpost what became of an order.
+	// publish tells Cedarpost of a change of an order.
 	publish func(context.Context, event, order) error
 
 	guard *enforce.Guard
@@ -33,16 +33,16 @@ const (
 	theOrder = `Shop::Order::"{id}"`
 )
 
-// handler is the whole API: who may do what stands beside the pattern.
+// handler is the whole API. Beside each pattern is what has to be allowed.
 func (s *service) handler() (http.Handler, error) {
 	var err error
 	s.guard, err = enforce.New(enforce.Config{
 		Client:    s.client,
 		Principal: principal,
 		Context:   factors,
-		// What the advice of a policy means here: sign in again, with a second factor.
+		// Here, the advice of the policy means: sign in again with a second factor.
 		StepUp: map[string]enforce.Challenge{"step_up_mfa": {ACRValues: []string{"mfa"}}},
-		// Finance may refund, and has to tell the customer.
+		// Finance may refund, with the obligation to tell the customer.
 		Obligations: map[string]func(context.Context, cedarpost.Result) error{"notify_customer": s.notify},
 	})
 	if err != nil {
@@ -59,7 +59,8 @@ func (s *service) handler() (http.Handler, error) {
 	return authenticate(s.mux), nil
 }
 
-// get answers with all of an order; the filter leaves what the user may see.
+// get answers with all fields of an order. The filter removes those that the user may not
+// see.
 func (s *service) get(w http.ResponseWriter, r *http.Request) {
 	o, ok := s.orders.get(r.PathValue("id"))
 	if !ok {
@@ -69,8 +70,7 @@ func (s *service) get(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, o)
 }
 
-// list may be used by staff. Which orders are in it, and which of their fields, is
-// asked in one call for all of them.
+// list is for staff. One call asks which orders the user may see, and which of their fields.
 func (s *service) list(w http.ResponseWriter, r *http.Request) {
 	orders := s.orders.all()
 	who, err := principal(r.Context())
@@ -95,7 +95,7 @@ func (s *service) list(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "try again", http.StatusServiceUnavailable)
 			return
 		}
-		if !a.Allowed() || len(a.Obligations()) > 0 { // nothing here would meet them
+		if !a.Allowed() || len(a.Obligations()) > 0 { // this handler cannot meet obligations
 			continue
 		}
 		kept, _, err := fields.New(a.Fields().Permitted(), a.Fields().Denied()).Marshal(orders[i])
@@ -108,7 +108,7 @@ func (s *service) list(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, shown)
 }
 
-// create makes an order of the user, who owns it from the moment Cedarpost knows.
+// create makes an order of the user, who owns it as soon as Cedarpost knows of it.
 func (s *service) create(w http.ResponseWriter, r *http.Request) {
 	var wish struct {
 		Items   []string `json:"items"`
@@ -129,8 +129,9 @@ func (s *service) create(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusCreated, map[string]string{"id": o.ID})
 }
 
-// patch changes what the body says. All of its paths were permitted, or it had not come
-// here. It answers nothing: what may be written need not be what may be read.
+// patch applies the body. All of its paths are permitted, otherwise the route would have
+// refused it. The answer has no body, because a field that may be written may still be one
+// that must not be read.
 func (s *service) patch(w http.ResponseWriter, r *http.Request) {
 	found, err := s.orders.update(r.PathValue("id"), func(o *order) error {
 		o.Items = slices.Clone(o.Items)
@@ -179,7 +180,7 @@ func (s *service) refund(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// notify meets the obligation to tell the customer, before the money moves.
+// notify meets the obligation to tell the customer, before the refund.
 func (s *service) notify(_ context.Context, result cedarpost.Result) error {
 	log.Printf("a letter to the customer, by decision %s", result.DecisionID())
 	return nil
@@ -188,5 +189,5 @@ func (s *service) notify(_ context.Context, result cedarpost.Result) error {
 func answer(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // whoever went away needs no answer
+	_ = json.NewEncoder(w).Encode(v) // an error means that the client is gone
 }

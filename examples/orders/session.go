@@ -9,14 +9,14 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/enforce"
 )
 
-// session is what authentication knows of a request.
+// session is what authentication found out about a request.
 type session struct {
 	user string
 	mfa  bool
 }
 
-// sessions stands for the check of an access token: its key is the token. A service has
-// its OpenID Connect middleware here. What comes after needs only what it found out.
+// sessions has the sessions by access token. A real program has its OpenID Connect
+// middleware instead. The rest of the program needs only the session.
 var sessions = map[string]session{
 	"bobs-token":      {user: "bob"},
 	"carols-token":    {user: "carol"},
@@ -29,8 +29,8 @@ var sessions = map[string]session{
 
 type sessionKey struct{}
 
-// authenticate puts the session into the context. It lets strangers through, as nobody:
-// the guard refuses them where somebody is needed.
+// authenticate puts the session into the context. It lets requests without a session
+// through: the guard refuses them on routes that need a principal.
 func authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -41,7 +41,7 @@ func authenticate(next http.Handler) http.Handler {
 	})
 }
 
-// principal tells the guard whose request it is.
+// principal returns the principal of a request for the guard.
 func principal(ctx context.Context) (cedarpost.EntityUID, error) {
 	s, ok := ctx.Value(sessionKey{}).(session)
 	if !ok {

@@ -10,12 +10,12 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// Token is the content of a revision's token. On the wire it is base64url of: one byte 2
-// (the format), the id of the database (16 bytes), the timeline (4), the number (8), the
-// number of the anchor (8) and the mark of the anchor (16). Numbers are big endian.
+// Token is the content of a revision's token. Its text is base64url of: one byte 2 (the
+// format), the database's id (16 bytes), the timeline (4), the number (8), the number of the
+// anchor (8) and the mark of the anchor (16), numbers big endian.
 //
-// The mark of a revision is a random id that is made with the revision. After a restore
-// the same number is used again, for another content and with another mark.
+// The mark of a revision is a random id that is made with it. After a restore the same
+// number is used again, for other content and with another mark.
 //
 // The anchor is a revision of the same history: that of the token or a later one. A
 // history with a revision that has the number and the mark of the anchor has the revision
@@ -24,8 +24,8 @@ type Token struct {
 	Database uuid.UUID
 	Timeline uint32
 	Number   int64
-	// Anchor is the number of the anchor, at least Number, and Mark is its mark. 0 stands
-	// for the empty database, which has no mark.
+	// Anchor is the number of the anchor, at least Number, and Mark is its mark. Only
+	// revision 0, the empty database, has no mark.
 	Anchor int64
 	Mark   uuid.UUID
 }
@@ -35,7 +35,7 @@ const (
 	tokenBytes  = 1 + 16 + 4 + 8 + 8 + 16
 )
 
-// Revision writes a token as a revision on the wire.
+// Revision makes the message of a token.
 func (t Token) Revision() *cedarpostv1.Revision {
 	b := make([]byte, 0, tokenBytes)
 	b = append(b, tokenFormat)
@@ -49,10 +49,10 @@ func (t Token) Revision() *cedarpostv1.Revision {
 
 var errToken = errors.New("not a revision token of this service")
 
-// ParseToken reads a token. It accepts one text only for each token.
+// ParseToken reads a token. Each token has exactly one text.
 func ParseToken(text string) (Token, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	// The decoder skips line breaks. The length shows that there are none.
+	// Decoding skips line breaks. The length shows that there are none.
 	if err != nil || len(b) != tokenBytes || len(text) != base64.RawURLEncoding.EncodedLen(tokenBytes) || b[0] != tokenFormat {
 		return Token{}, errToken
 	}

@@ -1,5 +1,5 @@
-// Package wire converts between the messages of the contract and the types of the engine.
-// The server uses it, and programs that call the engine in their own process.
+// Package wire converts the messages of the contract to the types of the engine, and back.
+// The server uses it, and everything that calls the engine without a server.
 package wire
 
 import (
@@ -9,15 +9,15 @@ import (
 	"github.com/cedarpost/cedarpost/server/engine"
 )
 
-// MaxErrors caps the failed policies that an answer lists.
+// MaxErrors bounds how many failed policies an answer lists.
 const MaxErrors = 100
 
-// UID converts a name.
+// UID converts the name of an entity.
 func UID(u *cedarpostv1.EntityUid) cedar.EntityUID {
 	return cedar.NewEntityUID(cedar.EntityType(u.GetType()), cedar.String(u.GetId()))
 }
 
-// UIDs converts names.
+// UIDs converts names of entities.
 func UIDs(us []*cedarpostv1.EntityUid) []cedar.EntityUID {
 	out := make([]cedar.EntityUID, len(us))
 	for i, u := range us {
@@ -26,14 +26,14 @@ func UIDs(us []*cedarpostv1.EntityUid) []cedar.EntityUID {
 	return out
 }
 
-// Entity converts an entity that was not read with a schema yet.
+// Entity converts an entity that is not checked against a schema yet.
 func Entity(e *cedarpostv1.Entity) engine.RawEntity {
 	return engine.RawEntity{
 		UID: UID(e.GetUid()), Attrs: e.GetAttrs().AsMap(), Tags: e.GetTags().AsMap(), Parents: UIDs(e.GetParents()),
 	}
 }
 
-// Response converts a result.
+// Response makes the message of a result.
 func Response(res *engine.Result) *cedarpostv1.AuthorizeResponse {
 	out := &cedarpostv1.AuthorizeResponse{Decision: cedarpostv1.Decision_ALLOW}
 	if !res.Allowed {
@@ -62,7 +62,7 @@ func Response(res *engine.Result) *cedarpostv1.AuthorizeResponse {
 	return out
 }
 
-// Explanation converts an explanation.
+// Explanation makes the message of an explanation.
 func Explanation(x *engine.Explanation) *cedarpostv1.Explanation {
 	out := &cedarpostv1.Explanation{Summary: x.Summary, Omitted: int32(x.Omitted)}
 	for _, p := range x.Policies {
@@ -81,12 +81,13 @@ func Explanation(x *engine.Explanation) *cedarpostv1.Explanation {
 // PolicyName is the name of a policy in columns of the log and in texts: bundle, slash, id.
 func PolicyName(p *cedarpostv1.PolicyRef) string { return p.GetBundle() + "/" + p.GetId() }
 
-// PolicyRef converts the name of a policy.
+// PolicyRef makes the message of a policy's name.
 func PolicyRef(r engine.PolicyRef) *cedarpostv1.PolicyRef {
 	return &cedarpostv1.PolicyRef{Bundle: r.Bundle, Id: r.ID}
 }
 
-// Ask converts a request. now is the time in milliseconds since 1970.
+// Ask converts a request to a question of the engine. now is the time in milliseconds since
+// 1970.
 func Ask(r *cedarpostv1.AuthorizeRequest, now int64) engine.Ask {
 	a := engine.Ask{
 		Principal: UID(r.Principal), Action: UID(r.Action), Resource: UID(r.Resource),

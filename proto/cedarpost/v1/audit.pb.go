@@ -25,31 +25,31 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// What an event is.
+// The kind of an event.
 type EventRecord_Kind int32
 
 const (
 	// Never sent.
 	EventRecord_KIND_UNSPECIFIED EventRecord_Kind = 0
-	// Policy, data or keys changed.
+	// Policy, data or keys were changed.
 	EventRecord_CHANGE EventRecord_Kind = 1
-	// Somebody could not prove who they are.
+	// A caller could not be authenticated.
 	EventRecord_AUTHENTICATION_FAILURE EventRecord_Kind = 2
-	// A caller that proved who it is may not do what it asked for.
+	// An authenticated caller has no right to the call that it made.
 	EventRecord_REFUSED_RIGHT EventRecord_Kind = 3
 	// The log was read.
 	EventRecord_LOG_READ EventRecord_Kind = 4
 	// A day of the log is about to be dropped.
 	EventRecord_RETENTION_DROP EventRecord_Kind = 5
-	// Checkpoints are signed with a key for the first time.
+	// A key signs checkpoints for the first time.
 	EventRecord_CHECKPOINT_KEY EventRecord_Kind = 6
-	// A caller gave answers again from its cache.
+	// A caller reused answers from its cache.
 	EventRecord_REUSE EventRecord_Kind = 7
 	// A caller let checks through without an answer.
 	EventRecord_FAILED_OPEN EventRecord_Kind = 8
-	// What was stored at a revision, as one hash: once a day.
+	// Everything that is stored at a revision, as one hash; once a day.
 	EventRecord_STATE_ROOT EventRecord_Kind = 9
-	// The database got another id: it is a copy, or was restored.
+	// The database has another id, because it is a copy or was restored.
 	EventRecord_DATABASE_RENEWED EventRecord_Kind = 10
 	// The newest batches were lost, and an operator signed a statement about that.
 	EventRecord_LOG_TRUNCATED EventRecord_Kind = 11
@@ -114,7 +114,7 @@ func (EventRecord_Kind) EnumDescriptor() ([]byte, []int) {
 	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{1, 0}
 }
 
-// What to count by.
+// What decisions are grouped by.
 type CountDecisionsRequest_Group int32
 
 const (
@@ -124,9 +124,9 @@ const (
 	CountDecisionsRequest_PRINCIPAL CountDecisionsRequest_Group = 1
 	// The action.
 	CountDecisionsRequest_ACTION CountDecisionsRequest_Group = 2
-	// Each determining policy; a decision with two counts for both.
+	// The determining policies; a decision with two counts for both.
 	CountDecisionsRequest_POLICY CountDecisionsRequest_Group = 3
-	// Allowed, or where it was denied.
+	// Allowed, or the check that denied.
 	CountDecisionsRequest_OUTCOME CountDecisionsRequest_Group = 4
 )
 
@@ -175,17 +175,17 @@ func (CountDecisionsRequest_Group) EnumDescriptor() ([]byte, []int) {
 	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18, 0}
 }
 
-// How the replay came out.
+// The outcome of a replay.
 type ReplayDecisionResponse_Outcome int32
 
 const (
 	// Never sent.
 	ReplayDecisionResponse_OUTCOME_UNSPECIFIED ReplayDecisionResponse_Outcome = 0
-	// The same in every part.
+	// Every part is the same.
 	ReplayDecisionResponse_EQUAL ReplayDecisionResponse_Outcome = 1
-	// Not the same: differences says where.
+	// Some part differs: differences says which.
 	ReplayDecisionResponse_DIFFERENT ReplayDecisionResponse_Outcome = 2
-	// It cannot be replayed exactly: reason says why.
+	// The decision cannot be replayed exactly: reason says why.
 	ReplayDecisionResponse_NOT_REPLAYABLE ReplayDecisionResponse_Outcome = 3
 )
 
@@ -232,11 +232,11 @@ func (ReplayDecisionResponse_Outcome) EnumDescriptor() ([]byte, []int) {
 	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22, 0}
 }
 
-// DecisionRecord is what the log keeps of one decision. Its serialized bytes are
-// stored as they were made.
+// DecisionRecord is the record of one decision in the log. Its serialized bytes are
+// stored and never changed.
 type DecisionRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id, a UUIDv7; its time is the record's time.
+	// The id, a UUIDv7. Its time is the record's time.
 	DecisionId string `protobuf:"bytes,1,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
 	// When it was decided, to the millisecond.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
@@ -246,14 +246,14 @@ type DecisionRecord struct {
 	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
 	// The server that answered.
 	Server string `protobuf:"bytes,5,opt,name=server,proto3" json:"server,omitempty"`
-	// The principal asked about.
+	// The principal.
 	Principal *EntityUid `protobuf:"bytes,6,opt,name=principal,proto3" json:"principal,omitempty"`
 	// The action.
 	Action *EntityUid `protobuf:"bytes,7,opt,name=action,proto3" json:"action,omitempty"`
 	// The resource.
 	Resource *EntityUid `protobuf:"bytes,8,opt,name=resource,proto3" json:"resource,omitempty"`
-	// The context as it was evaluated, values that the server filled included, and
-	// values of attributes marked @sensitive masked.
+	// The context as it was evaluated, with the values that the server filled in. The
+	// values of attributes marked @sensitive are masked.
 	Context *structpb.Struct `protobuf:"bytes,9,opt,name=context,proto3" json:"context,omitempty"`
 	// The fields asked for.
 	FieldsAsked *FieldSelection `protobuf:"bytes,10,opt,name=fields_asked,json=fieldsAsked,proto3" json:"fields_asked,omitempty"`
@@ -263,7 +263,7 @@ type DecisionRecord struct {
 	Decision Decision `protobuf:"varint,12,opt,name=decision,proto3,enum=cedarpost.v1.Decision" json:"decision,omitempty"`
 	// Where it was denied; absent on allow.
 	DeniedAt *DeniedAt `protobuf:"varint,13,opt,name=denied_at,json=deniedAt,proto3,enum=cedarpost.v1.DeniedAt,oneof" json:"denied_at,omitempty"`
-	// The fields, split; absent when none were asked for.
+	// The permitted and denied fields; absent if none were asked for.
 	Fields *Fields `protobuf:"bytes,14,opt,name=fields,proto3" json:"fields,omitempty"`
 	// The policies that made the decision.
 	DeterminingPolicies []*PolicyRef `protobuf:"bytes,15,rep,name=determining_policies,json=determiningPolicies,proto3" json:"determining_policies,omitempty"`
@@ -275,26 +275,26 @@ type DecisionRecord struct {
 	Advice []*Advice `protobuf:"bytes,18,rep,name=advice,proto3" json:"advice,omitempty"`
 	// The caller's request id.
 	RequestId string `protobuf:"bytes,19,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// The W3C trace id, when the call carried a traceparent header.
+	// The W3C trace id, if the call had a traceparent header.
 	TraceId string `protobuf:"bytes,20,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
-	// How long deciding took, recording not included.
+	// How long deciding took, without recording.
 	EvaluationTime *durationpb.Duration `protobuf:"bytes,21,opt,name=evaluation_time,json=evaluationTime,proto3" json:"evaluation_time,omitempty"`
 	// The version of the engine that decided.
 	Engine string `protobuf:"bytes,22,opt,name=engine,proto3" json:"engine,omitempty"`
-	// How many more policies failed than errors lists.
+	// How many failed policies errors leaves out.
 	ErrorsOmitted int32 `protobuf:"varint,23,opt,name=errors_omitted,json=errorsOmitted,proto3" json:"errors_omitted,omitempty"`
-	// How the answer left: "strict", after the commit, or "buffered", before it.
+	// When the answer left: "strict", after the commit, or "buffered", before it.
 	Mode string `protobuf:"bytes,24,opt,name=mode,proto3" json:"mode,omitempty"`
-	// The paths of values that are masked: "context.ssn",
-	// "entities[0].attrs.ssn". In place of each stands {"__masked": "<hex of an
-	// HMAC-SHA-256>"}. A decision with masked values cannot be replayed exactly.
+	// The paths of masked values: "context.ssn", "entities[0].attrs.ssn". The record
+	// has {"__masked": "<hex of an HMAC-SHA-256>"} in place of each. A decision with
+	// masked values cannot be replayed exactly.
 	Masked []string `protobuf:"bytes,25,rep,name=masked,proto3" json:"masked,omitempty"`
 	// How long loading the entities took.
 	LoadTime *durationpb.Duration `protobuf:"bytes,26,opt,name=load_time,json=loadTime,proto3" json:"load_time,omitempty"`
-	// How long the caller may keep the answer and use it again; absent: not at all.
+	// How long the caller may keep and reuse the answer; absent: not at all.
 	MayBeKept *durationpb.Duration `protobuf:"bytes,27,opt,name=may_be_kept,json=mayBeKept,proto3" json:"may_be_kept,omitempty"`
-	// Never recorded. Not empty when the record is read: the row in the database is
-	// damaged, and this says how. Then nothing but decision_id and time is given.
+	// Never recorded. If it is not empty in an answer, the row in the database is
+	// damaged, and this says how. Then all but decision_id and time are left out.
 	Damaged       string `protobuf:"bytes,28,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -526,28 +526,28 @@ func (x *DecisionRecord) GetDamaged() string {
 	return ""
 }
 
-// EventRecord is what the log keeps of anything that is not a decision.
+// EventRecord is the record in the log of anything but a decision.
 type EventRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id, a UUIDv7; its time is the event's time.
+	// The id, a UUIDv7. Its time is the event's time.
 	EventId string `protobuf:"bytes,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// When, to the millisecond.
+	// When it happened, to the millisecond.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// What it is.
+	// The kind.
 	Kind EventRecord_Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=cedarpost.v1.EventRecord_Kind" json:"kind,omitempty"`
-	// The authenticated caller; empty when there is none.
+	// The authenticated caller; empty if there is none.
 	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
-	// The server.
+	// The server that recorded it.
 	Server string `protobuf:"bytes,5,opt,name=server,proto3" json:"server,omitempty"`
-	// What it is about: an entity, a bundle, a key, a procedure, a day.
+	// The subject: an entity, a bundle, a key, a procedure, a day.
 	Subject string `protobuf:"bytes,6,opt,name=subject,proto3" json:"subject,omitempty"`
 	// The caller's request id.
 	RequestId string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The W3C trace id.
 	TraceId string `protobuf:"bytes,8,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
-	// The revision that a change made, or that a state root is of.
+	// The revision of a change or a state root.
 	Revision int64 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
-	// More, by kind.
+	// Details by kind.
 	//
 	// Types that are valid to be assigned to Detail:
 	//
@@ -563,8 +563,8 @@ type EventRecord struct {
 	//	*EventRecord_DatabaseRenewed
 	//	*EventRecord_LogTruncated
 	Detail isEventRecord_Detail `protobuf_oneof:"detail"`
-	// Never recorded. Not empty when the record is read: the row in the database is
-	// damaged, and this says how. Then nothing but event_id and time is given.
+	// Never recorded. If it is not empty in an answer, the row in the database is
+	// damaged, and this says how. Then all but event_id and time are left out.
 	Damaged       string `protobuf:"bytes,19,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -863,20 +863,19 @@ type Change struct {
 	// What was done: "WriteEntities", "ImportEntities", "ApplyBundle",
 	// "CreateKey".
 	Operation string `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
-	// The entities that have a new version or are gone, the first 100 by type and
-	// id.
+	// The entities that were changed or removed, the first 100 by type and id.
 	Entities []*EntityUid `protobuf:"bytes,2,rep,name=entities,proto3" json:"entities,omitempty"`
-	// How many there are.
+	// How many entities were changed or removed.
 	EntityCount int32 `protobuf:"varint,3,opt,name=entity_count,json=entityCount,proto3" json:"entity_count,omitempty"`
-	// What was there before: SHA-256 over the entities or the key, or the bundle's
-	// digest. Empty: nothing. docs/audit.md says over which bytes.
+	// The state before: SHA-256 over the entities or the key, or the bundle's digest.
+	// Empty: nothing was stored. docs/audit.md says over which bytes.
 	Before []byte `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"`
-	// What is there after.
+	// The state after.
 	After []byte `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
 	// The bundle's new version.
 	Version int64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
-	// SHA-256 over what is stored of the bundle after the change. docs/audit.md says
-	// over which bytes.
+	// SHA-256 over all that is stored of the bundle after the change. docs/audit.md
+	// says over which bytes.
 	Stored        []byte `protobuf:"bytes,7,opt,name=stored,proto3" json:"stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -961,21 +960,21 @@ func (x *Change) GetStored() []byte {
 	return nil
 }
 
-// AuthenticationFailure counts failures of one kind from one address. The first
-// is recorded at once, those that follow within ten seconds together.
+// AuthenticationFailure counts failures of one kind from one address. The first is
+// recorded at once, further ones within ten seconds are recorded together.
 type AuthenticationFailure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Why: "no credentials", "unknown key".
+	// The reason: "no credentials", "unknown key".
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The address of the peer, without its port.
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	// The procedure of the first.
+	// The procedure of the first failure.
 	Procedure string `protobuf:"bytes,3,opt,name=procedure,proto3" json:"procedure,omitempty"`
-	// How many.
+	// How many failures.
 	Count int64 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
-	// When the first came.
+	// The time of the first.
 	First *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first,proto3" json:"first,omitempty"`
-	// When the last came.
+	// The time of the last.
 	Last          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last,proto3" json:"last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1056,9 +1055,9 @@ func (x *AuthenticationFailure) GetLast() *timestamppb.Timestamp {
 // RefusedRight is a call that the caller's rights do not cover.
 type RefusedRight struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What was called.
+	// The procedure that was called.
 	Procedure string `protobuf:"bytes,1,opt,name=procedure,proto3" json:"procedure,omitempty"`
-	// Why not.
+	// The reason.
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1111,11 +1110,11 @@ func (x *RefusedRight) GetReason() string {
 // LogRead is a read of the log. It is recorded before the answer leaves.
 type LogRead struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What was called.
+	// The procedure that was called.
 	Procedure string `protobuf:"bytes,1,opt,name=procedure,proto3" json:"procedure,omitempty"`
 	// The request, as JSON.
 	Request string `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
-	// How many rows were given out; of a stream, -1.
+	// How many rows were returned; for a stream, -1.
 	Rows          int64 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1172,8 +1171,8 @@ func (x *LogRead) GetRows() int64 {
 	return 0
 }
 
-// RetentionDrop is written before a day is dropped. Days are dropped oldest first, so
-// it says that the log has nothing before that day either.
+// RetentionDrop is recorded before a day is dropped. Days are dropped oldest first,
+// so the log has nothing before that day either.
 type RetentionDrop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The day, as "2026-01-31", UTC.
@@ -1247,7 +1246,7 @@ func (x *RetentionDrop) GetFirstLeaf() int64 {
 	return 0
 }
 
-// CheckpointKey is a key that checkpoints are signed with from here on.
+// CheckpointKey is a key that signs checkpoints from here on.
 type CheckpointKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The verifier key, in the format of the Go checksum database's notes.
@@ -1293,7 +1292,7 @@ func (x *CheckpointKey) GetVerifierKey() string {
 	return ""
 }
 
-// StateRoot commits to all that is stored at a revision.
+// StateRoot commits to everything that is stored at a revision.
 type StateRoot struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revision.
@@ -1376,15 +1375,15 @@ func (x *StateRoot) GetKeys() int64 {
 	return 0
 }
 
-// DatabaseRenewed says that the database has another id from here on. Tokens that were
-// given out under the old one are refused.
+// DatabaseRenewed says that the database has another id from here on. Tokens with the
+// old id are refused.
 type DatabaseRenewed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The old id, a UUID.
 	Before string `protobuf:"bytes,1,opt,name=before,proto3" json:"before,omitempty"`
 	// The new id.
 	After string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
-	// The database was found to be a copy of another one. Otherwise an operator said that
+	// True if a server found that the database is a copy. False if an operator said that
 	// it was restored.
 	Copied        bool `protobuf:"varint,3,opt,name=copied,proto3" json:"copied,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1442,10 +1441,10 @@ func (x *DatabaseRenewed) GetCopied() bool {
 	return false
 }
 
-// LogTruncated says that batches that were signed are not in the log any more.
+// LogTruncated says that signed batches are not in the log any more.
 type LogTruncated struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The signed statement, as docs/audit.md has it.
+	// The signed statement, in the format of docs/audit.md.
 	Statement     string `protobuf:"bytes,1,opt,name=statement,proto3" json:"statement,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1488,17 +1487,17 @@ func (x *LogTruncated) GetStatement() string {
 	return ""
 }
 
-// ReuseReport is what a caller used again. Reports of a caller with the same id
-// are one, sent more than once.
+// ReuseReport is a caller's report of reused answers. Reports of one caller with the
+// same id are one report that was sent more than once.
 type ReuseReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id that the caller gave it.
+	// The id that the caller gave the report.
 	ReportId string `protobuf:"bytes,1,opt,name=report_id,json=reportId,proto3" json:"report_id,omitempty"`
-	// The decisions used again.
+	// The decisions whose answers were reused.
 	Reuses []*Reuse `protobuf:"bytes,2,rep,name=reuses,proto3" json:"reuses,omitempty"`
-	// How many uses the caller lost count of.
+	// How many uses the caller cannot report.
 	Lost int64 `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"`
-	// How many reuses were not taken.
+	// How many reuses were refused.
 	Refused       int32 `protobuf:"varint,4,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1562,13 +1561,13 @@ func (x *ReuseReport) GetRefused() int32 {
 	return 0
 }
 
-// FailedOpen is what a caller let through. Reports of a caller with the same id are
-// one, sent more than once.
+// FailedOpen is a caller's report of checks that it let through. Reports of one caller
+// with the same id are one report that was sent more than once.
 type FailedOpen struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id that the caller gave the report.
 	ReportId string `protobuf:"bytes,1,opt,name=report_id,json=reportId,proto3" json:"report_id,omitempty"`
-	// What was let through.
+	// The checks that were let through.
 	FailOpens     []*FailOpen `protobuf:"bytes,2,rep,name=fail_opens,json=failOpens,proto3" json:"fail_opens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1618,18 +1617,17 @@ func (x *FailedOpen) GetFailOpens() []*FailOpen {
 	return nil
 }
 
-// DecisionUses sums up how often a decision was used again by its caller, as far as
-// that was reported.
+// DecisionUses sums up the reported uses of a decision by its caller.
 type DecisionUses struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many times, the first answer not counted.
+	// How many times the answer was reused, without the first answer.
 	Hits int64 `protobuf:"varint,1,opt,name=hits,proto3" json:"hits,omitempty"`
-	// When that first was, by the caller's clock.
+	// The time of the first use, by the caller's clock.
 	First *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=first,proto3" json:"first,omitempty"`
-	// When it last was.
+	// The time of the last use.
 	Last *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last,proto3" json:"last,omitempty"`
-	// There may be more uses than are counted here: there are more reports of the
-	// decisions asked for than are read at once, or a report is damaged.
+	// There may be more uses: there are more reports of the decisions asked for than
+	// are read at once, or a report is damaged.
 	Incomplete    bool `protobuf:"varint,4,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1724,10 +1722,11 @@ type QueryDecisionsRequest struct {
 	TraceId string `protobuf:"bytes,13,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
 	// Only decisions made at this revision (its number).
 	Revision int64 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Only decisions about this leaf path of the fields, permitted or denied.
+	// Only decisions that permitted or denied this leaf path of the fields.
 	Field string `protobuf:"bytes,15,opt,name=field,proto3" json:"field,omitempty"`
-	// Only decisions whose record holds this value masked: what stood there, as
-	// JSON text. The service hashes it with its key; the value is not recorded.
+	// Only decisions whose record has this value masked. It is the value before
+	// masking, as JSON text. The service hashes it with its key, and does not record
+	// the value.
 	MaskedValue   string `protobuf:"bytes,16,opt,name=masked_value,json=maskedValue,proto3" json:"masked_value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1882,7 +1881,7 @@ type QueryDecisionsResponse struct {
 	Decisions []*DecisionRecord `protobuf:"bytes,1,rep,name=decisions,proto3" json:"decisions,omitempty"`
 	// For the next page; empty on the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// The uses of those decisions whose answers were used again, by decision id.
+	// The uses of the decisions whose answers were reused, by decision id.
 	Uses          map[string]*DecisionUses `protobuf:"bytes,3,rep,name=uses,proto3" json:"uses,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1990,7 +1989,7 @@ type GetDecisionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The record.
 	Decision *DecisionRecord `protobuf:"bytes,1,opt,name=decision,proto3" json:"decision,omitempty"`
-	// Its uses beyond the first answer; absent: none are reported.
+	// Its uses after the first answer; absent: none are reported.
 	Uses          *DecisionUses `protobuf:"bytes,2,opt,name=uses,proto3" json:"uses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2109,7 +2108,7 @@ type CountDecisionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The groups, the largest first.
 	Counts []*DecisionCount `protobuf:"bytes,1,rep,name=counts,proto3" json:"counts,omitempty"`
-	// How many decisions there are in all groups, those not listed included.
+	// How many decisions there are in all groups, including those not listed.
 	Total         int64 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2273,16 +2272,16 @@ func (x *ReplayDecisionRequest) GetDecisionId() string {
 // ReplayDecisionResponse compares the outcomes.
 type ReplayDecisionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How it came out.
+	// The outcome.
 	Outcome ReplayDecisionResponse_Outcome `protobuf:"varint,1,opt,name=outcome,proto3,enum=cedarpost.v1.ReplayDecisionResponse_Outcome" json:"outcome,omitempty"`
 	// The parts that differ: "decision: recorded ALLOW, replayed DENY".
 	Differences []string `protobuf:"bytes,2,rep,name=differences,proto3" json:"differences,omitempty"`
-	// Why it cannot be replayed; or, when it came out differently, that another
-	// version of the engine decided.
+	// Why it cannot be replayed. If the outcome is DIFFERENT, that another version of
+	// the engine decided, if so.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The record.
 	Recorded *DecisionRecord `protobuf:"bytes,4,opt,name=recorded,proto3" json:"recorded,omitempty"`
-	// What the replay came to: the parts of a record that are an outcome.
+	// The outcome of the replay: the parts of a record that are an outcome.
 	Replayed      *DecisionRecord `protobuf:"bytes,5,opt,name=replayed,proto3" json:"replayed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2356,15 +2355,15 @@ func (x *ReplayDecisionResponse) GetReplayed() *DecisionRecord {
 // ExportDecisionsRequest says where to begin, and when to end.
 type ExportDecisionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The first leaf: 0, or the one after the last received.
+	// The first leaf: 0, or the one after the last leaf received.
 	FromLeaf int64 `protobuf:"varint,1,opt,name=from_leaf,json=fromLeaf,proto3" json:"from_leaf,omitempty"`
 	// Begin with the first batch that has rows from this time on, if that is later.
 	From *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
-	// Leave out batches that have rows from this time on only, and end after the
-	// last batch that has rows between from and this time; absent: at the end. With
-	// follow, end some seconds after this time.
+	// Leave out batches in which all rows are from this time on, and end after the
+	// last batch that has rows between from and this time; absent: at the end of the
+	// log. With follow, end some seconds after this time.
 	To *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
-	// At the end wait for more, until the caller hangs up.
+	// At the end wait for further batches, until the caller ends the call.
 	Follow        bool `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2431,11 +2430,11 @@ func (x *ExportDecisionsRequest) GetFollow() bool {
 // ExportDecisionsResponse is one batch.
 type ExportDecisionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its leaf. To go on after it, ask from leaf + 1.
+	// The number of its leaf. To go on after it, ask from leaf + 1.
 	Leaf int64 `protobuf:"varint,1,opt,name=leaf,proto3" json:"leaf,omitempty"`
 	// Its rows, in order. A batch of a day that was dropped has none.
 	Entries []*LogEntry `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
-	// The header, whose hash is the leaf's.
+	// The header. Its hash is the hash of the leaf.
 	Header        []byte `protobuf:"bytes,3,opt,name=header,proto3" json:"header,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2495,7 +2494,7 @@ func (x *ExportDecisionsResponse) GetHeader() []byte {
 // LogEntry is one row of the log.
 type LogEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What it is.
+	// The content of the row.
 	//
 	// Types that are valid to be assigned to Entry:
 	//
@@ -2581,13 +2580,13 @@ type LogEntry_Decision struct {
 }
 
 type LogEntry_Event struct {
-	// Anything else.
+	// An event.
 	Event *EventRecord `protobuf:"bytes,2,opt,name=event,proto3,oneof"`
 }
 
 type LogEntry_Missing struct {
-	// The row is not in the database, and others of its day are; this says it in
-	// words.
+	// The row is not in the database, although other rows of its day are. The text
+	// describes that.
 	Missing string `protobuf:"bytes,3,opt,name=missing,proto3,oneof"`
 }
 
@@ -2608,7 +2607,7 @@ type QueryEventsRequest struct {
 	Kind EventRecord_Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=cedarpost.v1.EventRecord_Kind" json:"kind,omitempty"`
 	// Only this caller.
 	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
-	// Only about this.
+	// Only this subject.
 	Subject string `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
 	// At most so many, 1 to 1000; 0: 100.
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -2752,10 +2751,10 @@ func (x *QueryEventsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// GetCheckpointRequest says which.
+// GetCheckpointRequest names a checkpoint.
 type GetCheckpointRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The one of this size; 0: the newest.
+	// The checkpoint of this size; 0: the newest.
 	Size          int64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2801,9 +2800,9 @@ func (x *GetCheckpointRequest) GetSize() int64 {
 // GetCheckpointResponse has a checkpoint.
 type GetCheckpointResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The signed statements, if there are any, that the newest batches of the log were
-	// lost, oldest first. Whoever keeps checkpoints keeps them too: a checkpoint of lost
-	// batches need not hold any more, if the statement came after it.
+	// Signed statements that the newest batches of the log were lost, oldest first.
+	// Usually there are none. A client that keeps checkpoints must keep them too: a
+	// checkpoint of lost batches need not hold any more if the statement came after it.
 	Truncations []string `protobuf:"bytes,3,rep,name=truncations,proto3" json:"truncations,omitempty"`
 	// The signed note: C2SP tlog-checkpoint.
 	Checkpoint string `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
@@ -2869,7 +2868,7 @@ type GetInclusionProofRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id of a decision or an event.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Prove it for the checkpoint of this size; 0: the newest.
+	// The size of the checkpoint to prove it for; 0: the newest.
 	Size          int64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2927,13 +2926,13 @@ type GetInclusionProofResponse struct {
 	Record []byte `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
 	// Its row in the batch, from 0.
 	Row int64 `protobuf:"varint,2,opt,name=row,proto3" json:"row,omitempty"`
-	// From the row to the root in the header.
+	// The proof from the row to the root in the header.
 	RowProof [][]byte `protobuf:"bytes,3,rep,name=row_proof,json=rowProof,proto3" json:"row_proof,omitempty"`
 	// The batch's header, as it was hashed.
 	Header []byte `protobuf:"bytes,4,opt,name=header,proto3" json:"header,omitempty"`
 	// Its leaf in the log, from 0.
 	Leaf int64 `protobuf:"varint,5,opt,name=leaf,proto3" json:"leaf,omitempty"`
-	// From the leaf to the root of the checkpoint.
+	// The proof from the leaf to the root of the checkpoint.
 	Proof [][]byte `protobuf:"bytes,6,rep,name=proof,proto3" json:"proof,omitempty"`
 	// The checkpoint.
 	Checkpoint    string `protobuf:"bytes,7,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
@@ -3023,9 +3022,9 @@ func (x *GetInclusionProofResponse) GetCheckpoint() string {
 // GetConsistencyProofRequest names two sizes.
 type GetConsistencyProofRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The smaller.
+	// The smaller size.
 	First int64 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
-	// The larger; 0: that of the newest checkpoint.
+	// The larger size; 0: that of the newest checkpoint.
 	Second        int64 `protobuf:"varint,2,opt,name=second,proto3" json:"second,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

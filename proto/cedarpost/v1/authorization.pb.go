@@ -25,16 +25,16 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Decision is the answer, always explicit.
+// Decision is the answer. It is always explicit.
 type Decision int32
 
 const (
 	// Never sent in an answer.
 	Decision_DECISION_UNSPECIFIED Decision = 0
 	// The principal may do the action on the resource, within the permitted
-	// fields where fields were asked for.
+	// fields if fields were asked for.
 	Decision_ALLOW Decision = 1
-	// It may not.
+	// The principal may not do the action on the resource.
 	Decision_DENY Decision = 2
 )
 
@@ -85,10 +85,10 @@ type DeniedAt int32
 const (
 	// Not denied.
 	DeniedAt_DENIED_AT_UNSPECIFIED DeniedAt = 0
-	// No resource of this type could have been allowed: this principal has no use
-	// of this action at all (OWASP API5, broken function level authorization).
+	// No resource of this type could have been allowed: this principal may not do
+	// the action at all (OWASP API5, broken function level authorization).
 	DeniedAt_FUNCTION DeniedAt = 1
-	// Other resources of this type might be allowed, this one is not (OWASP API1,
+	// Other resources of this type might be allowed, but not this one (OWASP API1,
 	// broken object level authorization).
 	DeniedAt_OBJECT DeniedAt = 2
 	// The object is allowed, but require_all was set and some field is denied
@@ -139,7 +139,7 @@ func (DeniedAt) EnumDescriptor() ([]byte, []int) {
 	return file_cedarpost_v1_authorization_proto_rawDescGZIP(), []int{1}
 }
 
-// What a policy came to.
+// The outcome of a policy.
 type PolicyExplanation_Outcome int32
 
 const (
@@ -203,33 +203,33 @@ func (PolicyExplanation_Outcome) EnumDescriptor() ([]byte, []int) {
 // AuthorizeRequest is one question.
 type AuthorizeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Who acts. An entity that is not stored has no attributes and no parents.
+	// The principal. An entity that is not stored has no attributes and no parents.
 	Principal *EntityUid `protobuf:"bytes,1,opt,name=principal,proto3" json:"principal,omitempty"`
-	// What it wants to do, for example {"type": "Shop::Action", "id":
-	// "ViewOrder"}. An action that no schema declares is a bad request, and so is
-	// the ".field" action of another, which the service asks itself.
+	// The action, for example {"type": "Shop::Action", "id": "ViewOrder"}. An
+	// action that no schema declares is a bad request. So is the ".field" action of
+	// another action, which the service evaluates by itself.
 	Action *EntityUid `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
-	// On what.
+	// The resource.
 	Resource *EntityUid `protobuf:"bytes,3,opt,name=resource,proto3" json:"resource,omitempty"`
-	// The context, by the types the action declares. An attribute that the action
+	// The context, by the types that the action declares. An attribute that the action
 	// does not declare is a bad request, and so is a missing required one.
 	Context *structpb.Struct `protobuf:"bytes,4,opt,name=context,proto3" json:"context,omitempty"`
 	// Which fields of the resource are asked for. Absent: none.
 	Fields *FieldSelection `protobuf:"bytes,5,opt,name=fields,proto3" json:"fields,omitempty"`
-	// Entities that exist only in this request, of types the schema marks
-	// @source("request"). Each must be one the request reaches.
+	// Entities that exist only in this request, of types that the schema marks
+	// @source("request"). The request must refer to each of them.
 	Entities []*Entity `protobuf:"bytes,6,rep,name=entities,proto3" json:"entities,omitempty"`
 	// How fresh the data must be. Absent: minimize_latency.
 	Consistency *Consistency `protobuf:"bytes,7,opt,name=consistency,proto3" json:"consistency,omitempty"`
-	// Also explain the decision, policy by policy. For people who look into one
-	// decision: it costs more than the decision itself. The explanation is not
+	// Also explain the decision, policy by policy. It is for people who study one
+	// decision, and costs more than the decision itself. The explanation is not
 	// recorded.
 	Explain bool `protobuf:"varint,8,opt,name=explain,proto3" json:"explain,omitempty"`
-	// The caller's own id for the request it is serving, kept in the record. At
-	// most 128 bytes.
+	// The caller's own id of the request that it serves, for the record. At most 128
+	// bytes.
 	RequestId string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Also say how long the answer may be kept, and by what changes it falls. Only
-	// for callers that watch, and report what they use again.
+	// Also say how long the answer may be kept, and which changes make it invalid.
+	// Only for callers that watch, and report their reuse of answers.
 	WantCacheHint bool `protobuf:"varint,10,opt,name=want_cache_hint,json=wantCacheHint,proto3" json:"want_cache_hint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -338,10 +338,10 @@ func (x *AuthorizeRequest) GetWantCacheHint() bool {
 // FieldSelection says which fields of the resource are asked for.
 type FieldSelection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Field paths as the bundle's catalogue has them, for example
-	// "customer.email". A path above others stands for all its leaves; list
-	// elements share one path ("items.price"). A path that is not in the
-	// catalogue is denied. At most 1000 paths of 256 bytes.
+	// Field paths of the bundle's catalogue, for example "customer.email". A path
+	// above others stands for all its leaves. The elements of a list share one path
+	// ("items.price"). A path that is not in the catalogue is denied. At most 1000
+	// paths of 256 bytes.
 	Paths []string `protobuf:"bytes,1,rep,name=paths,proto3" json:"paths,omitempty"`
 	// Every leaf of the catalogue for this resource's type.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
@@ -487,18 +487,19 @@ type isConsistency_Requirement interface {
 }
 
 type Consistency_MinimizeLatency struct {
-	// What this server has, at most its stated staleness old.
+	// The data that this server has, at most as old as its staleness bound.
 	MinimizeLatency bool `protobuf:"varint,1,opt,name=minimize_latency,json=minimizeLatency,proto3,oneof"`
 }
 
 type Consistency_AtLeastAsFresh struct {
-	// At least as new as this revision: read your own write on any server. The
-	// server waits a bounded time for it, then answers unavailable.
+	// At least as new as this revision, so that a caller reads its own write on any
+	// server. The server waits for the revision for a bounded time, then answers
+	// unavailable.
 	AtLeastAsFresh *Revision `protobuf:"bytes,2,opt,name=at_least_as_fresh,json=atLeastAsFresh,proto3,oneof"`
 }
 
 type Consistency_FullyConsistent struct {
-	// As new as the primary database at the moment the request came.
+	// As new as the primary database was when the request arrived.
 	FullyConsistent bool `protobuf:"varint,3,opt,name=fully_consistent,json=fullyConsistent,proto3,oneof"`
 }
 
@@ -518,30 +519,30 @@ type AuthorizeResponse struct {
 	// The fields asked for, split; absent when none were asked for.
 	Fields *Fields `protobuf:"bytes,3,opt,name=fields,proto3" json:"fields,omitempty"`
 	// The policies that made the decision, in a stable order (by bundle, then
-	// id): the permits of an allow, the forbids of a deny. Empty when nothing
-	// permitted. Policies that decided fields alone are listed after them.
+	// id): the permits of an allow, the forbids of a deny. Empty if no policy
+	// permitted. Policies that decided only fields are listed after them.
 	DeterminingPolicies []*PolicyRef `protobuf:"bytes,4,rep,name=determining_policies,json=determiningPolicies,proto3" json:"determining_policies,omitempty"`
-	// Policies whose evaluation failed, each once, with the first message as Cedar
-	// reports it; at most 100.
+	// Policies whose evaluation failed, each once, with Cedar's first message. At
+	// most 100.
 	Errors []*PolicyError `protobuf:"bytes,5,rep,name=errors,proto3" json:"errors,omitempty"`
-	// From @obligation on permits that determined an allow: the caller must meet
-	// every one, or treat the answer as deny.
+	// From @obligation on permits that determined an allow. The caller must meet
+	// all of them, or treat the answer as deny.
 	Obligations []*Obligation `protobuf:"bytes,6,rep,name=obligations,proto3" json:"obligations,omitempty"`
-	// From @advice on forbids that denied the object or some fields: what would
-	// help, for example stepping up to MFA. A forbid that denies because it could
-	// not be evaluated gives none.
+	// From @advice on forbids that denied the object or some fields: what would lead
+	// to an allow, for example a second factor. A forbid that denies because it
+	// could not be evaluated gives none.
 	Advice []*Advice `protobuf:"bytes,7,rep,name=advice,proto3" json:"advice,omitempty"`
 	// The revision of policy and data that the decision was made at.
 	Revision *Revision `protobuf:"bytes,8,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The id of the record in the decision log, a UUIDv7.
 	DecisionId string `protobuf:"bytes,9,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
-	// How the answer may be kept, when that was asked for. Absent: not at all.
-	// So it is for actions that the schema marks @audit("always"), for answers that
-	// depend on the server's time, and for those with more than 256 tags.
+	// How the answer may be kept, if that was asked for. Absent: it may not be kept.
+	// It is absent for actions that the schema marks @audit("always"), for answers
+	// that depend on the server's time, and for answers with more than 256 tags.
 	CacheHint *CacheHint `protobuf:"bytes,10,opt,name=cache_hint,json=cacheHint,proto3" json:"cache_hint,omitempty"`
-	// Why, when explain was asked for.
+	// The explanation, if that was asked for.
 	Explanation *Explanation `protobuf:"bytes,11,opt,name=explanation,proto3" json:"explanation,omitempty"`
-	// How many more policies failed than errors lists.
+	// How many failed policies errors leaves out.
 	ErrorsOmitted int32 `protobuf:"varint,12,opt,name=errors_omitted,json=errorsOmitted,proto3" json:"errors_omitted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -661,16 +662,16 @@ func (x *AuthorizeResponse) GetErrorsOmitted() int32 {
 	return 0
 }
 
-// CacheHint says how an answer may be kept. It holds from its revision on, until
-// a change has one of its tags.
+// CacheHint says how an answer may be kept. The answer is valid from its revision
+// on, until a change has one of its tags.
 type CacheHint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How long at most, from when the question was sent.
+	// How long it may be kept at most, from the time when the question was sent.
 	MaxAge *durationpb.Duration `protobuf:"bytes,1,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
-	// What the answer depends on: a hash of each entity that was read for it, those
-	// that are not stored and all ancestors included, and of the bundles that
-	// decided. At most 256. Two things may share a tag; then a change of one is
-	// taken for a change of both.
+	// What the answer depends on: a hash of each entity that was read for it,
+	// including all ancestors and entities that are not stored, and of the bundles
+	// that decided. At most 256. Two things may share a tag; then a change of one
+	// counts as a change of both.
 	Tags          []uint64 `protobuf:"fixed64,2,rep,packed,name=tags,proto3" json:"tags,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -720,16 +721,16 @@ func (x *CacheHint) GetTags() []uint64 {
 	return nil
 }
 
-// Explanation says of each policy that could bear on a decision what it came to.
+// Explanation has the outcome of each policy that could affect a decision.
 type Explanation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The decision in one sentence.
 	Summary string `protobuf:"bytes,1,opt,name=summary,proto3" json:"summary,omitempty"`
-	// The policies: those that decided first, then those that failed, that were
-	// not satisfied, and whose scope does not match; each by bundle and id. At
+	// The policies: first those that decided, then those that failed, that were not
+	// satisfied, and whose scope does not match; in each group by bundle and id. At
 	// most 200.
 	Policies []*PolicyExplanation `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
-	// How many more there are.
+	// How many policies are left out.
 	Omitted       int32 `protobuf:"varint,3,opt,name=omitted,proto3" json:"omitted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -786,26 +787,26 @@ func (x *Explanation) GetOmitted() int32 {
 	return 0
 }
 
-// PolicyExplanation is what one policy came to.
+// PolicyExplanation is the outcome of one policy.
 type PolicyExplanation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The policy.
 	Policy *PolicyRef `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
 	// True for a forbid, false for a permit.
 	Forbid bool `protobuf:"varint,2,opt,name=forbid,proto3" json:"forbid,omitempty"`
-	// What it came to.
+	// The outcome.
 	Outcome PolicyExplanation_Outcome `protobuf:"varint,3,opt,name=outcome,proto3,enum=cedarpost.v1.PolicyExplanation_Outcome" json:"outcome,omitempty"`
-	// Why, in words.
+	// The reason, in words.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The condition that was false or failed, as Cedar text; empty when none was.
+	// The condition that was false or failed, as Cedar text; empty if there is none.
 	Condition string `protobuf:"bytes,5,opt,name=condition,proto3" json:"condition,omitempty"`
-	// What the parts of that condition were.
+	// The values of the parts of that condition.
 	Values []*ExplainedValue `protobuf:"bytes,6,rep,name=values,proto3" json:"values,omitempty"`
-	// For a policy on fields, the paths it came to this for; empty for the object.
+	// For a policy on fields, the paths with this outcome; empty for the object.
 	Paths []string `protobuf:"bytes,7,rep,name=paths,proto3" json:"paths,omitempty"`
-	// The file in the bundle's folder, and the line it begins at.
+	// The file of the policy in the bundle's folder.
 	File string `protobuf:"bytes,8,opt,name=file,proto3" json:"file,omitempty"`
-	// From 1.
+	// The line at which it begins, from 1.
 	Line          int32 `protobuf:"varint,9,opt,name=line,proto3" json:"line,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -904,13 +905,13 @@ func (x *PolicyExplanation) GetLine() int32 {
 	return 0
 }
 
-// ExplainedValue is what an expression came to.
+// ExplainedValue is the value of an expression.
 type ExplainedValue struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The expression, as Cedar text: "resource.owner".
 	Expression string `protobuf:"bytes,1,opt,name=expression,proto3" json:"expression,omitempty"`
-	// Its value, as Cedar text, shortened beyond 200 bytes. An attribute that the
-	// schema marks @sensitive is withheld.
+	// Its value, as Cedar text, cut after 200 bytes. The value of an attribute that
+	// the schema marks @sensitive is withheld.
 	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -960,13 +961,14 @@ func (x *ExplainedValue) GetValue() string {
 	return ""
 }
 
-// Fields splits the asked-for field paths into leaves that are permitted and
-// paths that are denied. An empty permitted list means none.
+// Fields are the field paths asked for, as permitted leaves and denied paths. An
+// empty permitted list means none.
 type Fields struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Leaf paths the principal may see or write.
+	// Leaf paths that the principal may see or write.
 	Permitted []string `protobuf:"bytes,1,rep,name=permitted,proto3" json:"permitted,omitempty"`
-	// Leaf paths it may not, and asked-for paths that are not in the catalogue.
+	// Leaf paths that it may not see or write, and asked-for paths that are not in
+	// the catalogue.
 	Denied        []string `protobuf:"bytes,2,rep,name=denied,proto3" json:"denied,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1076,7 +1078,7 @@ type PolicyError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The policy.
 	Policy *PolicyRef `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
-	// What failed, in Cedar's words.
+	// Cedar's message.
 	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1129,7 +1131,7 @@ func (x *PolicyError) GetMessage() string {
 // Obligation is a duty that comes with an allow.
 type Obligation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The permit that carries it.
+	// The permit that has it.
 	Policy *PolicyRef `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
 	// The text of its @obligation annotation.
 	Text          string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
@@ -1184,11 +1186,11 @@ func (x *Obligation) GetText() string {
 // Advice is a hint that comes with a denial.
 type Advice struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The forbid that carries it.
+	// The forbid that has it.
 	Policy *PolicyRef `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
 	// The text of its @advice annotation.
 	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
-	// The field paths it denied; empty when it denied the object.
+	// The field paths that it denied; empty if it denied the object.
 	Paths         []string `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1248,7 +1250,7 @@ func (x *Advice) GetPaths() []string {
 // AuthorizeBatchRequest is up to 100 questions answered at one revision.
 type AuthorizeBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The questions. None may carry a consistency of its own, or ask for an
+	// The questions. None may have a consistency of its own, or ask for an
 	// explanation.
 	Checks []*AuthorizeRequest `protobuf:"bytes,1,rep,name=checks,proto3" json:"checks,omitempty"`
 	// How fresh the data must be, for all of them.
@@ -1356,10 +1358,10 @@ func (x *AuthorizeBatchResponse) GetRevision() *Revision {
 	return nil
 }
 
-// AuthorizeBatchResult is one answer of a batch.
+// AuthorizeBatchResult is the result of one check of a batch.
 type AuthorizeBatchResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A decision, or why there is none.
+	// A decision or an error.
 	//
 	// Types that are valid to be assigned to Result:
 	//
@@ -1435,7 +1437,7 @@ type AuthorizeBatchResult_Response struct {
 }
 
 type AuthorizeBatchResult_Error struct {
-	// Why this check could not be decided. Treat it as deny.
+	// The error of a check that could not be decided. Treat it as deny.
 	Error *BatchError `protobuf:"bytes,2,opt,name=error,proto3,oneof"`
 }
 
@@ -1446,9 +1448,9 @@ func (*AuthorizeBatchResult_Error) isAuthorizeBatchResult_Result() {}
 // BatchError is the error of one check of a batch.
 type BatchError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The code, in the words of the Connect protocol: "invalid_argument".
+	// The code, as in the Connect protocol: "invalid_argument".
 	Code string `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
-	// What is wrong.
+	// What is wrong, in words.
 	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1627,19 +1629,19 @@ func (x *WatchRequest) GetAfter() *Revision {
 	return nil
 }
 
-// WatchResponse tells what changed in some revisions.
+// WatchResponse says what changed in some revisions.
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The number of the revision that the message goes on from. A watcher that has
-	// applied less has missed something, and must drop all that it keeps.
+	// applied only earlier revisions has missed changes, and must drop all answers.
 	After int64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
-	// The revision up to which the message tells. The same as after: nothing
-	// changed, which is said at times, so that both ends notice a dead connection.
+	// The last revision that the message covers. If its number is after, nothing
+	// changed: such messages let both ends notice a dead connection.
 	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// What changed, in the words of CacheHint.tags.
+	// What changed, as in CacheHint.tags.
 	Tags []uint64 `protobuf:"fixed64,3,rep,packed,name=tags,proto3" json:"tags,omitempty"`
-	// What changed is not known, or was too much to tell: drop every answer made
-	// before revision. after does not matter then.
+	// The changes are not known or too many: drop every answer made before
+	// revision. Ignore after.
 	Reset_        bool `protobuf:"varint,4,opt,name=reset,proto3" json:"reset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1703,17 +1705,18 @@ func (x *WatchResponse) GetReset_() bool {
 	return false
 }
 
-// ReportReuseRequest reports what was answered from a cache since the last one.
+// ReportReuseRequest reports what a cache answered since the last report.
 type ReportReuseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Made by the caller for this report, and the same when it is sent again.
+	// An id that the caller makes for this report. It is the same when the report is
+	// sent again.
 	ReportId string `protobuf:"bytes,1,opt,name=report_id,json=reportId,proto3" json:"report_id,omitempty"`
-	// The answers used again, each decision once; at most 100.
+	// The reused answers, each decision once; at most 100.
 	Reuses []*Reuse `protobuf:"bytes,2,rep,name=reuses,proto3" json:"reuses,omitempty"`
-	// The checks that the caller let through without an answer, because it was told
-	// to fail open for them; at most 100.
+	// The checks that the caller let through without an answer, because its
+	// configuration lets them fail open; at most 100.
 	FailOpens []*FailOpen `protobuf:"bytes,3,rep,name=fail_opens,json=failOpens,proto3" json:"fail_opens,omitempty"`
-	// How many uses the caller could not keep in mind, and so cannot report.
+	// How many uses the caller cannot report, because it had to forget them.
 	Lost          int64 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1780,14 +1783,14 @@ func (x *ReportReuseRequest) GetLost() int64 {
 // Reuse is a number of uses of one recorded decision.
 type Reuse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The decision. One that is older than a day, or that is no decision's id, is
-	// refused, and the rest of the report is taken.
+	// The decision. An id that is older than a day, or that cannot be a decision's,
+	// is refused, and the rest of the report is accepted.
 	DecisionId string `protobuf:"bytes,1,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
-	// How many times its answer was given again.
+	// How many times its answer was reused.
 	Hits int64 `protobuf:"varint,2,opt,name=hits,proto3" json:"hits,omitempty"`
-	// When that first was, by the caller's clock.
+	// The time of the first use, by the caller's clock.
 	First *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=first,proto3" json:"first,omitempty"`
-	// When it last was.
+	// The time of the last use.
 	Last          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last,proto3" json:"last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1851,24 +1854,24 @@ func (x *Reuse) GetLast() *timestamppb.Timestamp {
 	return nil
 }
 
-// FailOpen is a number of equal checks that went through without an answer.
+// FailOpen is a number of equal checks that were let through without an answer.
 type FailOpen struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Who acted.
+	// The principal.
 	Principal *EntityUid `protobuf:"bytes,1,opt,name=principal,proto3" json:"principal,omitempty"`
-	// What it did.
+	// The action.
 	Action *EntityUid `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
-	// On what.
+	// The resource.
 	Resource *EntityUid `protobuf:"bytes,3,opt,name=resource,proto3" json:"resource,omitempty"`
-	// Why the caller lets such checks through, in its words.
+	// The reason why the caller lets such checks through.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Why there was no answer, as an error code: "unavailable".
+	// The code of the error: "unavailable".
 	Code string `protobuf:"bytes,5,opt,name=code,proto3" json:"code,omitempty"`
-	// How many times.
+	// How many checks.
 	Count int64 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
-	// When that first was, by the caller's clock.
+	// The time of the first check, by the caller's clock.
 	First *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=first,proto3" json:"first,omitempty"`
-	// When it last was.
+	// The time of the last check.
 	Last          *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last,proto3" json:"last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1963,8 +1966,8 @@ func (x *FailOpen) GetLast() *timestamppb.Timestamp {
 // ReportReuseResponse says that the report is in the log.
 type ReportReuseResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many reuses were not taken, because their decision is older than a day,
-	// in the future, or cannot be one. The record says so too.
+	// How many reuses were refused, because the decision is older than a day or in
+	// the future, or the id cannot be a decision's. The record has the number too.
 	Refused       int32 `protobuf:"varint,1,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

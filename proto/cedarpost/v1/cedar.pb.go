@@ -27,8 +27,8 @@ const (
 // In Cedar text {"type": "Shop::User", "id": "bob"} is Shop::User::"bob".
 type EntityUid struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The entity type with its namespace, for example "Shop::User". 1 to 512
-	// bytes; it must be a type that a loaded schema declares.
+	// The entity type with its namespace, for example "Shop::User". 1 to 512 bytes.
+	// A loaded schema must declare the type.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// The id, any text without NUL, at most 1024 bytes. Cedar allows the empty
 	// id, and so does this service.
@@ -87,13 +87,12 @@ type Entity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The entity's name.
 	Uid *EntityUid `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
-	// The attributes. They are read by the types the schema declares: an entity
-	// reference is {"type", "id"} or {"__entity": {"type", "id"}}, an extension
-	// value its text ("10.0.0.0/8") or {"__extn": {"fn", "arg"}}. A Long is a
-	// JSON number within ±(2^53 - 1), where JSON numbers are exact, and beyond
-	// that a string of digits.
+	// The attributes, by the types that the schema declares. An entity reference is
+	// {"type", "id"} or {"__entity": {"type", "id"}}. An extension value is its text
+	// ("10.0.0.0/8") or {"__extn": {"fn", "arg"}}. A Long within ±(2^53 - 1), where
+	// JSON numbers are exact, is a JSON number, and beyond that a string of digits.
 	Attrs *structpb.Struct `protobuf:"bytes,2,opt,name=attrs,proto3" json:"attrs,omitempty"`
-	// The direct parents. The service closes them over ancestors by itself.
+	// The direct parents. The service finds all further ancestors by itself.
 	Parents []*EntityUid `protobuf:"bytes,3,rep,name=parents,proto3" json:"parents,omitempty"`
 	// The tags, for entity types that declare them.
 	Tags          *structpb.Struct `protobuf:"bytes,4,opt,name=tags,proto3" json:"tags,omitempty"`
@@ -163,22 +162,22 @@ func (x *Entity) GetTags() *structpb.Struct {
 // returns one.
 type Revision struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Send it back as it came. It names the database, its timeline and a mark beside
-	// the number, so that a revision of another database, of a timeline lost in a
-	// failover, or of the time before a restore is refused and not mistaken for one
-	// of the same number: with aborted, after which the caller reads again. So is one
-	// that is older than the history that is kept.
+	// Send it back unchanged. Besides the number it names the database, its timeline
+	// and a mark. So a revision of another database, of a timeline that was lost in a
+	// failover, or from before a restore is not mistaken for one with the same
+	// number. It is refused with aborted, after which the caller reads again. The same
+	// holds for a revision that is older than the history that is kept.
 	//
 	// A client that keeps answers may read it: base64url without padding of a byte 2,
 	// the database (16 bytes), the timeline (4), the number (8), the number of its
 	// anchor (8), which is not smaller, and the mark of the anchor (16), numbers big
 	// endian. Two tokens of one revision may have different anchors. The first 28
-	// characters are the history: numbers compare only where they are equal. Tokens
-	// with equal anchor numbers and different marks are of different histories all
-	// the same. Of a token that reads otherwise nothing may be concluded.
+	// characters are the history: compare numbers only if they are equal. Even then,
+	// tokens with equal anchor numbers and different marks are of different
+	// histories. Conclude nothing from a token with another layout.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	// The number, for people and for comparing two revisions of one service.
-	// Ignored in requests: the token decides.
+	// The number, for people and to compare two revisions of one service. It is
+	// ignored in requests, where only the token counts.
 	Number        int64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -32,9 +32,9 @@ const (
 	EntityChange_KIND_UNSPECIFIED EntityChange_Kind = 0
 	// The entity was not stored before.
 	EntityChange_CREATED EntityChange_Kind = 1
-	// It was.
+	// The entity was stored before, and still is.
 	EntityChange_CHANGED EntityChange_Kind = 2
-	// It is gone.
+	// The entity was removed.
 	EntityChange_DELETED EntityChange_Kind = 3
 )
 
@@ -140,7 +140,7 @@ type EntityOperation struct {
 	//	*EntityOperation_RemoveParents
 	//	*EntityOperation_SetAttributes
 	Operation isEntityOperation_Operation `protobuf_oneof:"operation"`
-	// What must hold for the entity, or the whole request is refused.
+	// A condition on the entity. If it does not hold, the whole request is refused.
 	Precondition  *Precondition `protobuf:"bytes,6,opt,name=precondition,proto3" json:"precondition,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -240,9 +240,9 @@ type isEntityOperation_Operation interface {
 }
 
 type EntityOperation_Put struct {
-	// Create the entity, or replace it whole: attributes, parents and tags. To
-	// add or drop one membership use add_parents and remove_parents, which a
-	// stale copy of the rest cannot undo.
+	// Create the entity, or replace it as a whole: attributes, parents and tags. To
+	// add or remove one membership, use add_parents and remove_parents: they need no
+	// copy of the other parents, which could be stale.
 	Put *Entity `protobuf:"bytes,1,opt,name=put,proto3,oneof"`
 }
 
@@ -252,17 +252,17 @@ type EntityOperation_Delete struct {
 }
 
 type EntityOperation_AddParents struct {
-	// Add memberships; those that are there already stay.
+	// Add memberships. Existing ones stay.
 	AddParents *ChangeParents `protobuf:"bytes,3,opt,name=add_parents,json=addParents,proto3,oneof"`
 }
 
 type EntityOperation_RemoveParents struct {
-	// Drop memberships; those that are not there are no error.
+	// Remove memberships. One that does not exist is not an error.
 	RemoveParents *ChangeParents `protobuf:"bytes,4,opt,name=remove_parents,json=removeParents,proto3,oneof"`
 }
 
 type EntityOperation_SetAttributes struct {
-	// Set and remove single attributes; the others stay.
+	// Set and remove single attributes. All others stay.
 	SetAttributes *SetAttributes `protobuf:"bytes,5,opt,name=set_attributes,json=setAttributes,proto3,oneof"`
 }
 
@@ -279,12 +279,12 @@ func (*EntityOperation_SetAttributes) isEntityOperation_Operation() {}
 // DeleteEntity removes an entity.
 type DeleteEntity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which.
+	// The entity.
 	Uid *EntityUid `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
-	// Also drop every membership in it. Without this, deleting an entity that
-	// others name as parent is refused, and the error says how many do. (In Cedar
-	// a membership outlives the group's own row, and a group made again under the
-	// same id would inherit its members.) At most 10,000 memberships at once.
+	// Also remove every membership in it. Without this, deleting an entity that
+	// others name as parent is refused, and the error says how many do. (In Cedar, a
+	// membership in a deleted group stays in force, and a new group with the same id
+	// would get the old members.) At most 10,000 memberships at once.
 	Cascade       bool `protobuf:"varint,2,opt,name=cascade,proto3" json:"cascade,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -334,12 +334,12 @@ func (x *DeleteEntity) GetCascade() bool {
 	return false
 }
 
-// ChangeParents adds or drops memberships of one stored entity.
+// ChangeParents adds or removes memberships of one stored entity.
 type ChangeParents struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whose.
+	// The entity.
 	Uid *EntityUid `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
-	// In what.
+	// The parents to add or remove.
 	Parents       []*EntityUid `protobuf:"bytes,2,rep,name=parents,proto3" json:"parents,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -392,9 +392,9 @@ func (x *ChangeParents) GetParents() []*EntityUid {
 // SetAttributes changes single attributes of one stored entity.
 type SetAttributes struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whose.
+	// The entity.
 	Uid *EntityUid `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
-	// The attributes to set, each whole.
+	// The attributes to set, each as a whole.
 	Attrs *structpb.Struct `protobuf:"bytes,2,opt,name=attrs,proto3" json:"attrs,omitempty"`
 	// The optional attributes to remove.
 	Remove        []string `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
@@ -453,8 +453,7 @@ func (x *SetAttributes) GetRemove() []string {
 	return nil
 }
 
-// Precondition is what must hold for an operation's entity at the moment of the
-// commit.
+// Precondition is a condition on an operation's entity at the moment of the commit.
 type Precondition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One of three.
@@ -543,12 +542,12 @@ type Precondition_IfRevision struct {
 }
 
 type Precondition_MustExist struct {
-	// It is stored.
+	// The entity is stored.
 	MustExist bool `protobuf:"varint,2,opt,name=must_exist,json=mustExist,proto3,oneof"`
 }
 
 type Precondition_MustNotExist struct {
-	// It is not.
+	// The entity is not stored.
 	MustNotExist bool `protobuf:"varint,3,opt,name=must_not_exist,json=mustNotExist,proto3,oneof"`
 }
 
@@ -561,8 +560,8 @@ func (*Precondition_MustNotExist) isPrecondition_Condition() {}
 // WriteEntitiesResponse says at which revision the write is visible.
 type WriteEntitiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The revision of the write. Send it as at_least_as_fresh to read it on any
-	// server. When nothing changed, the current revision.
+	// The revision of the write. Send it as at_least_as_fresh to read the write on any
+	// server. If nothing changed, it is the current revision.
 	Revision *Revision `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// How many entities have a new version.
 	Changed       int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
@@ -614,13 +613,13 @@ func (x *WriteEntitiesResponse) GetChanged() int32 {
 	return 0
 }
 
-// GetEntityRequest names an entity and, if not now, when.
+// GetEntityRequest names an entity and a revision.
 type GetEntityRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which.
+	// The entity.
 	Uid *EntityUid `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
-	// At this revision; absent: now. out_of_range if history does not go back so
-	// far.
+	// Read it at this revision; absent: now. out_of_range if history does not go back
+	// that far.
 	At            *Revision `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -675,7 +674,7 @@ type StoredEntity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The entity.
 	Entity *Entity `protobuf:"bytes,1,opt,name=entity,proto3" json:"entity,omitempty"`
-	// When this version of it was written: good for if_revision.
+	// The revision that wrote this version, for if_revision.
 	ChangedAt     *Revision `protobuf:"bytes,2,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -783,7 +782,7 @@ func (x *GetEntityResponse) GetRevision() *Revision {
 // ListEntitiesRequest asks for a page. All filters given must match.
 type ListEntitiesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only this type; empty: all.
+	// Only this type; empty: all types.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// At most so many, 1 to 1000; 0: 100.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -791,10 +790,10 @@ type ListEntitiesRequest struct {
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Only entities below this one: its members, their members, and so on.
 	Ancestor *EntityUid `protobuf:"bytes,4,opt,name=ancestor,proto3" json:"ancestor,omitempty"`
-	// Only entities whose attributes have these values; needs type.
+	// Only entities whose attributes have these values. It needs type.
 	Attributes []*AttributeEquals `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty"`
-	// At this revision; absent: now. out_of_range if history does not go back so
-	// far.
+	// Read them at this revision; absent: now. out_of_range if history does not go
+	// back that far.
 	At            *Revision `protobuf:"bytes,6,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -872,12 +871,12 @@ func (x *ListEntitiesRequest) GetAt() *Revision {
 	return nil
 }
 
-// AttributeEquals asks for one attribute's value.
+// AttributeEquals is a condition on one attribute.
 type AttributeEquals struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The attribute, declared by the type.
+	// The attribute. The type must declare it.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The value, read by the declared type as in Entity.attrs.
+	// The value, by the declared type as in Entity.attrs.
 	Value         *structpb.Value `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -994,10 +993,10 @@ func (x *ListEntitiesResponse) GetRevision() *Revision {
 // ImportEntitiesRequest is one chunk of an import.
 type ImportEntitiesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 1000 entities to put. None only in the first message of an import that
-	// goes on: when all are stored, that ends it.
+	// 1 to 1000 entities to put. The first message of an import that goes on may have
+	// none: if all entities are stored already, it ends the import.
 	Entities []*Entity `protobuf:"bytes,1,rep,name=entities,proto3" json:"entities,omitempty"`
-	// How to import; in the first message only.
+	// How to import. In the first message only.
 	Options       *ImportOptions `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1050,20 +1049,20 @@ func (x *ImportEntitiesRequest) GetOptions() *ImportOptions {
 // ImportOptions says how to import.
 type ImportOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Names the import, so that it can go on after it was cut off. Empty: it
-	// cannot. An import of the same name that begins anew forgets the old one.
+	// An id of the import, so that it can go on after it was cut off. Empty: it
+	// cannot. An import that begins with an id in use replaces the old import.
 	ImportId string `protobuf:"bytes,1,opt,name=import_id,json=importId,proto3" json:"import_id,omitempty"`
-	// Goes on with the import of that id: the first entity sent is the one after
-	// so many, which must be what GetImport says. A stream that went on with it
-	// before is refused from then on. 0: begins anew.
+	// How many entities of the import are stored already, as GetImport says. The
+	// stream goes on with the entity after them. Another stream of the import is
+	// refused from then on. 0: the import begins.
 	Skip int64 `protobuf:"varint,2,opt,name=skip,proto3" json:"skip,omitempty"`
-	// Commit all messages together as one revision, at the end; at most 10,000
-	// entities, for all other writes wait meanwhile. An atomic import cannot be
-	// cut off halfway, so it takes no import_id.
+	// Commit all messages together as one revision, at the end. At most 10,000
+	// entities, because all other writes wait meanwhile. An atomic import cannot be
+	// cut off halfway, so it must not have an import_id.
 	Atomic bool `protobuf:"varint,3,opt,name=atomic,proto3" json:"atomic,omitempty"`
-	// Another stream goes on with the import: keep its place when this one ends.
-	// Without it, a stream that ends cleanly ends the import. A stream is bounded in
-	// bytes and time, an import is not.
+	// Another stream will go on with the import, so keep it unfinished when this
+	// stream ends. Without it, a stream that ends cleanly ends the import. A stream is
+	// bounded in bytes and time, an import is not.
 	More          bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1130,7 +1129,7 @@ func (x *ImportOptions) GetMore() bool {
 // ImportEntitiesResponse sums up an import.
 type ImportEntitiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many entities were read, skipped ones not counted.
+	// How many entities were read, without the skipped ones.
 	Entities int64 `protobuf:"varint,1,opt,name=entities,proto3" json:"entities,omitempty"`
 	// How many of them are new or changed.
 	Changed int64 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
@@ -1244,9 +1243,9 @@ type GetImportResponse struct {
 	Entities int64 `protobuf:"varint,1,opt,name=entities,proto3" json:"entities,omitempty"`
 	// The revision of its last chunk.
 	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Who imports.
+	// The caller that imports.
 	Caller string `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
-	// When the last chunk was stored, or the import last continued.
+	// When the last chunk was stored, or the import was last continued.
 	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1468,15 +1467,15 @@ func (x *QueryEntityChangesResponse) GetNextPageToken() string {
 // EntityChange is a change of one entity.
 type EntityChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The revision that made it.
+	// The revision of the change.
 	Revision *Revision `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	// When, by the database's clock.
+	// When it was made, by the database's clock.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// Who.
+	// The caller that made it.
 	Caller string `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
-	// Which entity.
+	// The entity.
 	Uid *EntityUid `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
-	// What.
+	// What the change did.
 	Kind          EntityChange_Kind `protobuf:"varint,5,opt,name=kind,proto3,enum=cedarpost.v1.EntityChange_Kind" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

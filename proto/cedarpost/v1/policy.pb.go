@@ -23,15 +23,15 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// How bad.
+// Whether a finding stops a publish.
 type Finding_Severity int32
 
 const (
 	// Never sent.
 	Finding_SEVERITY_UNSPECIFIED Finding_Severity = 0
-	// Refuses the bundle.
+	// The bundle is refused.
 	Finding_ERROR Finding_Severity = 1
-	// Does not.
+	// The bundle is not refused because of it.
 	Finding_WARNING Finding_Severity = 2
 )
 
@@ -79,7 +79,7 @@ func (Finding_Severity) EnumDescriptor() ([]byte, []int) {
 // ApplyBundleRequest is one part of an upload.
 type ApplyBundleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A header first, then file parts.
+	// The first message has the header, all others have file parts.
 	//
 	// Types that are valid to be assigned to Part:
 	//
@@ -150,12 +150,12 @@ type isApplyBundleRequest_Part interface {
 }
 
 type ApplyBundleRequest_Header struct {
-	// What is uploaded.
+	// The header of the upload.
 	Header *BundleHeader `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
 }
 
 type ApplyBundleRequest_File struct {
-	// A file, or the next part of the file before.
+	// A file, or the next part of the file in the message before.
 	File *FilePart `protobuf:"bytes,2,opt,name=file,proto3,oneof"`
 }
 
@@ -163,13 +163,13 @@ func (*ApplyBundleRequest_Header) isApplyBundleRequest_Part() {}
 
 func (*ApplyBundleRequest_File) isApplyBundleRequest_Part() {}
 
-// BundleHeader opens an upload.
+// BundleHeader is the header of an upload.
 type BundleHeader struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The bundle's name: lower-case letters, digits, "-", "_" and ".", beginning
-	// with a letter or digit, at most 64.
+	// The bundle's name: at most 64 lower-case letters, digits, "-", "_" and ".",
+	// beginning with a letter or a digit.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Check only, publish nothing.
+	// Only check the bundle, and publish nothing.
 	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -219,12 +219,12 @@ func (x *BundleHeader) GetDryRun() bool {
 	return false
 }
 
-// FilePart carries a file, whole or in consecutive parts of the same path.
+// FilePart has a file, whole or in consecutive parts with the same path.
 type FilePart struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Relative to the bundle's folder, with forward slashes: "orders/view.cedar".
+	// The path in the bundle's folder, with forward slashes: "orders/view.cedar".
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// The bytes, at most 1 MiB a part and 256 MiB in all.
+	// The bytes, at most 1 MiB in a part and 256 MiB in all parts.
 	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -277,11 +277,11 @@ func (x *FilePart) GetData() []byte {
 // ApplyBundleResponse says what was published.
 type ApplyBundleResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The bundle as it now stands.
+	// The bundle as it is now.
 	Bundle *Bundle `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
-	// The revision of the publish, or the current one when nothing changed.
+	// The revision of the publish, or the current one if nothing changed.
 	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// False when the bundle was the same already, and on a dry run.
+	// False if the published bundle was the same already, and in a dry run.
 	Published bool `protobuf:"varint,3,opt,name=published,proto3" json:"published,omitempty"`
 	// Warnings, which do not stop a publish.
 	Warnings      []*Finding `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
@@ -352,25 +352,25 @@ type Bundle struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Counts its publishes from 1.
+	// The number of its publishes.
 	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	// SHA-256 over its files, in hexadecimal.
 	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
-	// From bundle.yaml.
+	// The description in bundle.yaml.
 	Description string `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
-	// From bundle.yaml: who answers for it.
+	// The owners in bundle.yaml.
 	Owners []string `protobuf:"bytes,5,rep,name=owners,proto3" json:"owners,omitempty"`
 	// The Cedar namespaces it owns.
 	Namespaces []string `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
-	// How many policies it holds.
+	// How many policies it has.
 	Policies int32 `protobuf:"varint,7,opt,name=policies,proto3" json:"policies,omitempty"`
-	// "deny" or "skip": what a forbid that fails does.
+	// The effect of a forbid whose evaluation fails: "deny" or "skip".
 	OnForbidError string `protobuf:"bytes,8,opt,name=on_forbid_error,json=onForbidError,proto3" json:"on_forbid_error,omitempty"`
 	// The revision that published it.
 	Revision *Revision `protobuf:"bytes,9,opt,name=revision,proto3" json:"revision,omitempty"`
-	// When.
+	// When it was published.
 	PublishedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
-	// By whom.
+	// The caller that published it.
 	PublishedBy   string `protobuf:"bytes,11,opt,name=published_by,json=publishedBy,proto3" json:"published_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -486,7 +486,7 @@ func (x *Bundle) GetPublishedBy() string {
 // BundleFindings is the error detail of a bundle that was refused.
 type BundleFindings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What was found, errors first.
+	// The findings, errors first.
 	Findings      []*Finding `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -534,21 +534,21 @@ type Finding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Error or warning.
 	Severity Finding_Severity `protobuf:"varint,1,opt,name=severity,proto3,enum=cedarpost.v1.Finding_Severity" json:"severity,omitempty"`
-	// The file in the bundle's folder; empty when it is about the whole.
+	// The file in the bundle's folder; empty if the finding is about the whole bundle.
 	File string `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
-	// From 1; 0 when unknown.
+	// The line, from 1; 0 if it is not known.
 	Line int32 `protobuf:"varint,3,opt,name=line,proto3" json:"line,omitempty"`
-	// From 1; 0 when unknown.
+	// The column, from 1; 0 if it is not known.
 	Column int32 `protobuf:"varint,4,opt,name=column,proto3" json:"column,omitempty"`
-	// The @id of the policy it is about; may be empty.
+	// The @id of the policy that it is about; may be empty.
 	Policy string `protobuf:"bytes,5,opt,name=policy,proto3" json:"policy,omitempty"`
 	// What is wrong.
 	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
-	// What to do about it; may be empty.
+	// What to do; may be empty.
 	Hint string `protobuf:"bytes,7,opt,name=hint,proto3" json:"hint,omitempty"`
 	// True for a failed test of tests.yaml.
 	Test bool `protobuf:"varint,8,opt,name=test,proto3" json:"test,omitempty"`
-	// The bundle it is about, when that is another one than was uploaded.
+	// The bundle that it is about, if that is not the uploaded one.
 	Bundle        string `protobuf:"bytes,9,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -684,10 +684,10 @@ func (*ListBundlesRequest) Descriptor() ([]byte, []int) {
 	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{7}
 }
 
-// ListBundlesResponse has them.
+// ListBundlesResponse has the live bundles.
 type ListBundlesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// By name.
+	// The bundles, by name.
 	Bundles []*Bundle `protobuf:"bytes,1,rep,name=bundles,proto3" json:"bundles,omitempty"`
 	// The revision they were read at.
 	Revision      *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -859,12 +859,12 @@ type isGetBundleResponse_Part interface {
 }
 
 type GetBundleResponse_Bundle struct {
-	// What it is.
+	// The description of the bundle.
 	Bundle *Bundle `protobuf:"bytes,1,opt,name=bundle,proto3,oneof"`
 }
 
 type GetBundleResponse_File struct {
-	// A file, or the next part of the file before.
+	// A file, or the next part of the file in the message before.
 	File *FilePart `protobuf:"bytes,2,opt,name=file,proto3,oneof"`
 }
 

@@ -22,8 +22,8 @@ const addressPolicies = `
 @id("office") permit (principal, action == Net::Action::"Enter", resource) when { context.ip.isInRange(ip("10.0.0.0/8")) };
 @id("hosts") permit (principal, action == Net::Action::"Reach", resource) when { resource.ip.isInRange(ip("10.0.0.0/8")) };`
 
-// An address is what a Go server hears of its client. The test service and a real
-// server must say the same of it.
+// An address as a Go server gets it from its listener. The test kit and a real server
+// must give the same answer about it.
 func TestAddresses(t *testing.T) {
 	kit := cedarposttest.NewFS(t, fstest.MapFS{
 		"bundle.yaml": {Data: []byte("name: net")}, "schema.cedarschema": {Data: []byte(addressSchema)}, "p.cedar": {Data: []byte(addressPolicies)},
@@ -36,7 +36,7 @@ func TestAddresses(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		ip   any
-		want string // allow, deny or what the error says
+		want string // allow, deny or a part of the error
 	}{
 		{"IPv4", netip.MustParseAddr("10.1.2.3"), "allow"},
 		{"IPv4 of a listener on both", netip.MustParseAddr("::ffff:10.1.2.3"), "allow"},
@@ -83,8 +83,8 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// However an IPv4 address or range comes, it is the same question, with the same key in
-// the cache, and it is in the ranges that it is in to Go.
+// An IPv4 address or range in any form is the same question, with the same key in the
+// cache, and is in the same ranges as in Go.
 func TestMappedAddressesAreIPv4(t *testing.T) {
 	client := cedarposttest.NewFS(t, fstest.MapFS{
 		"bundle.yaml": {Data: []byte("name: net")}, "schema.cedarschema": {Data: []byte(addressSchema)}, "p.cedar": {Data: []byte(addressPolicies)},

@@ -22,7 +22,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// both serves one behavior for single questions and for batches.
+// both has one behavior for single questions and for batches.
 func both(do func(context.Context) error) *strange {
 	return &strange{
 		authorize: func(ctx context.Context, _ *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
@@ -56,7 +56,7 @@ func foreign(t *testing.T, handler http.HandlerFunc) []string {
 	return []string{hs.URL}
 }
 
-// socket is a server that does as it likes with a connection.
+// socket is a server with a handler for raw connections.
 func socket(t *testing.T, fn func(net.Conn)) []string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -77,7 +77,7 @@ func socket(t *testing.T, fn func(net.Conn)) []string {
 	return []string{"http://" + l.Addr().String()}
 }
 
-// secure is a server with a certificate that only it trusts.
+// secure is a server with a certificate that no other client trusts.
 func secure(t *testing.T, change func(*tls.Config)) *httptest.Server {
 	t.Helper()
 	hs := httptest.NewUnstartedServer(http.NotFoundHandler())
@@ -90,8 +90,8 @@ func secure(t *testing.T, change func(*tls.Config)) *httptest.Server {
 	return hs
 }
 
-// patient is a client that trusts a server, or none, and never hurries: a busy machine
-// can be late with a handshake, or with the answer to a ping.
+// patient is a client that trusts a server, or none, and waits long: on a busy machine
+// a handshake or the answer to a ping can be late.
 func patient(t *testing.T, trusts *httptest.Server, name string) *http.Client {
 	t.Helper()
 	roots := x509.NewCertPool()
@@ -106,7 +106,7 @@ func patient(t *testing.T, trusts *httptest.Server, name string) *http.Client {
 	return &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
-// htmlPage answers with a page of HTML.
+// htmlPage answers with an HTML page.
 func htmlPage(code int) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
@@ -115,10 +115,10 @@ func htmlPage(code int) http.HandlerFunc {
 	}
 }
 
-// Each row is an error that a check can come to over the wire, and says whether a check
-// with FailOpen is let through. docs/sdk-go/check.md has the same rows. Each is asked
-// more often than it takes to open the breaker, so that the breaker does not turn an
-// error into another one.
+// Each row is an error that the network or a server can cause, and says whether a check
+// with FailOpen is let through. docs/sdk-go/check.md has the same rows. Each question
+// is asked more often than it takes to open the breaker, to show that the breaker does
+// not change the outcome.
 func TestWhatFailsOpenOverTheWire(t *testing.T) {
 	minute := context.WithCancel
 	says := func(code connect.Code) func(*testing.T, *Config) {
@@ -141,8 +141,8 @@ func TestWhatFailsOpenOverTheWire(t *testing.T) {
 			cfg.Servers, cfg.noPings = []string{hs.URL}, true
 		}
 	}
-	// speaks sends a text and closes the connection: at once, or after it read what the
-	// client sends first.
+	// speaks sends a text and closes the connection: at once, or after it has read what
+	// the client sends first.
 	speaks := func(text string, reads bool) func(*testing.T, *Config) {
 		return func(t *testing.T, cfg *Config) {
 			cfg.noPings = true
@@ -161,7 +161,7 @@ func TestWhatFailsOpenOverTheWire(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		opens   bool
-		kind    error // where it does not
+		kind    error // if it is not let through
 		prepare func(*testing.T, *Config)
 		within  func(context.Context) (context.Context, context.CancelFunc)
 	}{
@@ -299,7 +299,7 @@ func TestWhatFailsOpenOverTheWire(t *testing.T) {
 	}
 }
 
-// An answer that is too large is not the word of the service that it is overloaded.
+// An answer that is too large does not count as overload of the service.
 func TestTooLargeAnswerDoesNotFailOpen(t *testing.T) {
 	servers := foreign(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/proto")
@@ -321,7 +321,8 @@ func TestTooLargeAnswerDoesNotFailOpen(t *testing.T) {
 	}
 }
 
-// What is wrong on this side is refused by New, or is no sign that the service is away.
+// A mistake on the client's side is refused by New, or does not count as a service that
+// is away.
 func TestKeysThatCannotBeSent(t *testing.T) {
 	c := both(func(context.Context) error { return nil }).serve(t, uncached)
 	for text, want := range map[string]string{
@@ -335,7 +336,7 @@ func TestKeysThatCannotBeSent(t *testing.T) {
 		for from, cfg := range map[string]Config{"Token": {Token: text}, "TokenFile": {TokenFile: file}, "$CEDARPOST_TOKEN": {}} {
 			t.Setenv("CEDARPOST_TOKEN", "another")
 			if from[0] == '$' {
-				t.Setenv("CEDARPOST_TOKEN", strings.ReplaceAll(text, "\x00", "\x01")) // no variable can have it
+				t.Setenv("CEDARPOST_TOKEN", strings.ReplaceAll(text, "\x00", "\x01")) // a variable cannot contain a zero byte
 			}
 			cfg.Servers, cfg.CacheBytes = c.cfg.Servers, -1
 			client, err := New(cfg)
@@ -383,8 +384,8 @@ func FuzzAPIKey(f *testing.F) {
 	})
 }
 
-// The URL of a server has nothing in it that is not used, and an error does not repeat
-// a password.
+// New refuses the unused parts of a server's URL, and an error does not repeat a
+// password.
 func TestServerURLs(t *testing.T) {
 	for text, says := range map[string]string{
 		"https://pdp.example:8080": "", "https://pdp.example/": "", "https://pdp.example/base/": "", " https://[::1]:8080 ": "",
@@ -434,8 +435,8 @@ func TestServerURLs(t *testing.T) {
 	}
 }
 
-// A server whose certificate is not accepted is left alone, and the others are asked.
-// While it is not accepted, no check fails open, even by callers who leave no time.
+// A server whose certificate is not accepted is not asked, and the others are. While it
+// is not accepted, no check fails open, not even for callers with very short deadlines.
 func TestUntrustedServerNeverFailsOpen(t *testing.T) {
 	var away atomic.Bool
 	good := both(func(context.Context) error {
@@ -477,7 +478,7 @@ func canceled() context.Context {
 	return ctx
 }
 
-// While no server is asked, the error says what went wrong with each.
+// While no server is asked, the error says how each one failed.
 func TestErrorOfAnOpenBreakerHasTheCause(t *testing.T) {
 	c, err := New(Config{
 		Servers: []string{secure(t, func(*tls.Config) {}).URL, "http://127.0.0.1:1"}, CacheBytes: -1, Timeout: time.Minute,

@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// maxBatch is how many checks the service takes at once.
+	// maxBatch is how many checks the service accepts in one batch.
 	maxBatch = 100
-	// maxBatchBytes is how large they may be together, with room for what is added to
-	// each.
+	// maxBatchBytes bounds the checks of one batch together. It is below the limit of the
+	// service (server/wire), because encoding adds some bytes to each check.
 	maxBatchBytes = 960 << 10
 )
 
-// fit returns how many of n questions go into one batch. One that is too large would be
-// refused as a whole, for everybody in it.
+// fit returns how many of n questions go into one batch. The service refuses a batch that
+// is too large as a whole.
 func fit(n int, req func(int) *cedarpostv1.AuthorizeRequest) int {
 	n = min(n, maxBatch)
 	bytes := 0
@@ -36,17 +36,17 @@ func fit(n int, req func(int) *cedarpostv1.AuthorizeRequest) int {
 	return n
 }
 
-// Answer is one of a batch: a result, or why there is none.
+// Answer is the answer to one check of a batch: a result or an error.
 type Answer struct {
 	Result
-	// Err is as that of [Client.Authorize]. It means deny.
+	// Err is an error as [Client.Authorize] returns it. It means deny.
 	Err error
 }
 
-// AuthorizeBatch asks many questions, in as few calls as can be, and returns an answer
-// to each in the same order. Those that go to the service together, up to 100, are
-// decided at one revision. FullyConsistent and AtLeastAsFresh of one are those of all.
-// The client's Timeout bounds each call; after one that failed no more are made.
+// AuthorizeBatch asks many questions in as few calls as possible, and returns the answers
+// in the same order. Questions that go to the service in one call, up to 100, are decided
+// at one revision. FullyConsistent and AtLeastAsFresh of one check hold for all. The
+// client's Timeout bounds each call. After a call that failed no more calls are made.
 func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
 	answers := make([]Answer, len(checks))
 	if !c.enter() {
@@ -94,19 +94,19 @@ func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
 	return answers
 }
 
-// together is how fresh all of some answers have to be.
+// together joins what several checks ask of freshness.
 func together(checks []Check) (fresh []string, fully bool, err error) {
 	for i, check := range checks {
 		fully = fully || check.FullyConsistent
 		if check.AtLeastAsFresh == "" || slices.Contains(fresh, check.AtLeastAsFresh) {
 			continue
 		}
-		history, _, ok := readToken(check.AtLeastAsFresh)
+		t, ok := readToken(check.AtLeastAsFresh)
 		if !ok {
 			return nil, false, fmt.Errorf("%w: checks[%d].AtLeastAsFresh is no revision", ErrInvalid, i)
 		}
 		if len(fresh) > 0 {
-			if before, _, _ := readToken(fresh[0]); history != before {
+			if before, _ := readToken(fresh[0]); t.history != before.history {
 				return nil, false, fmt.Errorf("%w: checks[%d] has one of another history than that of a check before it", ErrUnknownRevision, i)
 			}
 		}
@@ -115,7 +115,7 @@ func together(checks []Check) (fresh []string, fully bool, err error) {
 	return fresh, fully, nil
 }
 
-// reuseAll gives a kept answer that knows of several revisions.
+// reuseAll is reuse for an answer that must be at least as new as several revisions.
 func (c *Client) reuseAll(key string, fresh []string) (Result, bool) {
 	newest := ""
 	for _, token := range fresh {
@@ -127,17 +127,17 @@ func (c *Client) reuseAll(key string, fresh []string) (Result, bool) {
 	return c.reuse(key, newest)
 }
 
-// question is one of a batch that the service is asked.
+// question is one check of a batch that goes to the service.
 type question struct {
 	check  *Check
 	req    *cedarpostv1.AuthorizeRequest
-	key    string // "": the answer is not to be kept
+	key    string // "": the answer is not kept
 	answer *Answer
 }
 
-// askBatch asks the questions of one batch. If the one before it failed as a whole, with
-// an error, this one fails with that too, for all have to end in time. It returns the
-// error of the whole.
+// askBatch asks the questions of one batch, and returns the error of the call. err is the
+// error of the call before: if there is one, no call is made and all questions fail with
+// it, so that all batches together end in time.
 func (c *Client) askBatch(ctx context.Context, list []question, fresh []string, fully bool, err error) error {
 	ctx, span := c.tracer.Start(ctx, "cedarpost.AuthorizeBatch", trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
@@ -175,13 +175,13 @@ func (c *Client) askBatch(ctx context.Context, list []question, fresh []string, 
 	return err
 }
 
-// sendBatch sends up to 100 questions, and returns as many results.
+// sendBatch sends up to 100 questions and returns one result for each.
 func (c *Client) sendBatch(ctx context.Context, checks []*cedarpostv1.AuthorizeRequest, fresh []string, fully bool) (results []*cedarpostv1.AuthorizeBatchResult, err error) {
 	err = c.consistently(fresh, fully, func(consistency *cedarpostv1.Consistency) (revision string, err error) {
 		err = c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) error {
 			res, err := client.AuthorizeBatch(ctx, &cedarpostv1.AuthorizeBatchRequest{Checks: checks, Consistency: consistency})
 			if err == nil && len(res.GetResults()) != len(checks) {
-				err = connect.NewError(connect.CodeInternal, "the batch has another number of results than questions").WithRemote()
+				err = connect.NewError(connect.CodeInternal, "the numbers of results and questions of the batch differ").WithRemote()
 			}
 			results, revision = res.GetResults(), res.GetRevision().GetToken()
 			return err
@@ -191,6 +191,7 @@ func (c *Client) sendBatch(ctx context.Context, checks []*cedarpostv1.AuthorizeR
 	return results, err
 }
 
+// unpack returns the answer or the error of one check of a batch.
 func unpack(r *cedarpostv1.AuthorizeBatchResult) (*cedarpostv1.AuthorizeResponse, error) {
 	if r.GetResponse() != nil {
 		return r.GetResponse(), nil
@@ -202,12 +203,12 @@ func unpack(r *cedarpostv1.AuthorizeBatchResult) (*cedarpostv1.AuthorizeResponse
 	return nil, connect.NewError(code, r.GetError().GetMessage()).WithRemote()
 }
 
-// batcher sends questions that come at the same time together: while some are under
-// way, others gather.
+// batcher sends questions together that are asked at the same time: questions gather while
+// other batches are under way.
 type batcher struct {
 	send    func(context.Context, []*cedarpostv1.AuthorizeRequest, []string, bool) ([]*cedarpostv1.AuthorizeBatchResult, error)
 	timeout time.Duration
-	ctx     context.Context //nolint:containedctx // the client's: a batch is of no caller
+	ctx     context.Context //nolint:containedctx // the client's: a batch belongs to no single caller
 	start   func(func())
 
 	mu      sync.Mutex
@@ -215,18 +216,19 @@ type batcher struct {
 	under   int // batches under way
 }
 
-// maxUnder is how many batches are under way at once; questions gather beyond that.
+// maxUnder is how many batches may be under way at once. Further questions gather.
 const maxUnder = 4
 
+// waiter is a question that waits for its answer.
 type waiter struct {
-	ctx  context.Context //nolint:containedctx // says whether it still waits
+	ctx  context.Context //nolint:containedctx // shows whether its caller still waits
 	req  *cedarpostv1.AuthorizeRequest
 	done chan struct{}
 	res  *cedarpostv1.AuthorizeResponse
 	err  error
 }
 
-// do asks one question. It gives up with ctx; its batch does not.
+// do asks one question. It returns when ctx ends, but its batch goes on.
 func (b *batcher) do(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
 	w := &waiter{ctx: ctx, req: req, done: make(chan struct{})}
 	b.mu.Lock()
@@ -244,17 +246,17 @@ func (b *batcher) do(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*c
 	}
 }
 
-// run sends batches until nobody waits.
+// run sends batches until no question waits.
 func (b *batcher) run() {
 	for {
 		b.mu.Lock()
-		// A service that is too slow would be asked for what nobody waits for any more,
-		// and those who wait would stand behind that.
+		// Drop questions whose callers gave up. With a slow service, they would delay the
+		// questions of callers that still wait.
 		b.waiting = slices.DeleteFunc(b.waiting, func(w *waiter) bool { return w.ctx.Err() != nil })
 		n := fit(len(b.waiting), func(i int) *cedarpostv1.AuthorizeRequest { return b.waiting[i].req })
 		list := b.waiting[:n:n]
 		if b.waiting = b.waiting[n:]; len(b.waiting) == 0 {
-			b.waiting = nil // or it would hold the questions that were sent
+			b.waiting = nil // otherwise the array would keep the sent questions in memory
 		}
 		if n == 0 {
 			b.under--
@@ -267,6 +269,7 @@ func (b *batcher) run() {
 	}
 }
 
+// answer sends a batch and hands out its results.
 func (b *batcher) answer(list []*waiter) {
 	ctx, cancel := context.WithTimeout(b.ctx, b.timeout)
 	defer cancel()
@@ -276,7 +279,8 @@ func (b *batcher) answer(list []*waiter) {
 	}
 	results, err := b.send(ctx, reqs, nil, false)
 	if half := len(list) / 2; half > 0 && connect.CodeOf(err) == connect.CodeInvalidArgument {
-		// One of them is to blame, and the others are somebody else's.
+		// One question is invalid. The others are of other callers, so halve the batch until
+		// it fails alone.
 		b.answer(list[:half])
 		b.answer(list[half:])
 		return

@@ -15,23 +15,22 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// through puts a network before a server's decision plane, and has the client notice
-// by itself what becomes of it.
+// through puts a network proxy before a server's decision plane. The client has to
+// notice failures by itself.
 func through(t testing.TB, s *servertest.Server) (*servertest.Proxy, func(*cedarpost.Config)) {
 	t.Helper()
 	p := servertest.NewProxy(t, s.API)
 	return p, func(cfg *cedarpost.Config) { cfg.Servers, cfg.HTTPClient = []string{p.URL()}, nil }
 }
 
-// bound is short, so that a test does not wait long for it; what is tested does not
-// depend on how long it is.
+// bound is short, so that tests do not wait long. The tests do not depend on its
+// length.
 func bound(d time.Duration) func(*cedarpost.Config) {
 	return func(cfg *cedarpost.Config) { cfg.MaxStaleness, cfg.Timeout = d, 300*time.Millisecond }
 }
 
-// A service that is away, in any of its ways, leads to errors, and to nothing else:
-// first the answers that are kept go on for the bound, then none is given. When it is
-// back, all is as before.
+// A service that is away, in any way, causes only errors: first kept answers are reused
+// for the bound, then none is. When the service is back, everything works as before.
 func TestServiceAway(t *testing.T) {
 	for _, way := range []struct {
 		name        string
@@ -105,7 +104,7 @@ func TestServiceAway(t *testing.T) {
 	}
 }
 
-// A slow network slows calls down, and breaks none.
+// With a slow network, calls are slow and none fails.
 func TestSlowNetwork(t *testing.T) {
 	s := startShop(t)
 	network, via := through(t, s)
@@ -121,8 +120,8 @@ func TestSlowNetwork(t *testing.T) {
 	}
 }
 
-// The watch is cut again and again, and goes on each time: nothing is lost, and what
-// was revoked stays revoked.
+// The watch is cut again and again, and goes on each time: no change is lost, and a
+// revoked right stays revoked.
 func TestCutWatch(t *testing.T) {
 	s := startShop(t)
 	network, via := through(t, s)
@@ -142,7 +141,7 @@ func TestCutWatch(t *testing.T) {
 	eventually(t, "answers from the cache", func() bool { return mustAsk(t, c, view("alice", "42")).Reused() })
 }
 
-// Of two servers one leads nowhere: every question is answered by the other.
+// One of two servers does not respond: the other answers every question.
 func TestOneOfTwo(t *testing.T) {
 	s := startShop(t)
 	other := servertest.On(t, s.URL)
@@ -166,7 +165,8 @@ func TestOneOfTwo(t *testing.T) {
 	}
 }
 
-// A server that has not come to what this client knows is not believed.
+// The client does not accept an answer from a server that is behind what this client
+// has seen.
 func TestServerBehind(t *testing.T) {
 	s := startShop(t)
 	database := servertest.NewProxy(t, s.URL)
@@ -181,7 +181,7 @@ func TestServerBehind(t *testing.T) {
 		r, err := c.Authorize(t.Context(), fresh)
 		return err == nil && !r.Allowed()
 	})
-	// From here on this client knows, and never hears otherwise.
+	// From here on the client has seen the change, and must never get an older answer.
 	for i := range 30 {
 		if r, err := c.Authorize(t.Context(), view("alice", fmt.Sprint(i))); err == nil && r.Allowed() {
 			t.Fatalf("order %d: an older answer", i)
@@ -189,7 +189,7 @@ func TestServerBehind(t *testing.T) {
 	}
 }
 
-// Servers stop and start under load, and a revoked right is gone for good.
+// Servers stop and start under load, and a revoked right never comes back.
 func TestServersRestart(t *testing.T) {
 	s := startShop(t)
 	first := servertest.On(t, s.URL)
@@ -233,7 +233,7 @@ func TestServersRestart(t *testing.T) {
 		}
 		return err == nil
 	})
-	// Seen through the cache too: from then on it is seen by all.
+	// Once the cache shows a change, every later answer does.
 	eventually(t, "the cache knows", func() bool { return !mustAsk(t, c, view("alice", "0")).Allowed() })
 	for i := range 10 {
 		eventually(t, "all know", func() bool { return !mustAsk(t, c, view("alice", fmt.Sprint(i))).Allowed() })
@@ -248,7 +248,7 @@ func TestServersRestart(t *testing.T) {
 	if err := c.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
-	// What a server recorded whose answer was lost is in the log without an answer.
+	// A decision whose answer was lost is in the log, without an answer.
 	st := c.Stats()
 	if rows, uses := logged(t, s); uses != st.Reused || rows < st.Decided {
 		t.Errorf("%d rows, %d uses; %+v", rows, uses, st)

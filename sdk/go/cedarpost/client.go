@@ -1,13 +1,13 @@
-// Package cedarpost is the client of the Cedarpost policy decision service: it asks
-// "may this principal do this action on this resource, and which fields?", and keeps
-// the answers, so that most questions are answered in the process that asks.
+// Package cedarpost is the client of the Cedarpost policy decision service. It asks "may
+// this principal do this action on this resource, and which fields?", and keeps the
+// answers, so that it answers most questions without a call.
 //
-// A kept answer is given again only while the service would give it too: a change
-// that bears on it drops it within milliseconds, and where the connection is lost it
-// is given for [Config].MaxStaleness at most. Each use is reported, so that the log
-// of the service has all that was decided and used.
+// The client reuses a kept answer only while the service would give the same one: it
+// drops an answer within milliseconds of a change that the answer depends on, and after
+// the connection is lost it reuses answers for at most [Config].MaxStaleness. It reports
+// each use, so the log of the service has every decision and every use of it.
 //
-// Whatever goes wrong is an error, and an error means deny.
+// Every failure is an error, and an error means deny.
 package cedarpost
 
 import (
@@ -26,8 +26,8 @@ import (
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 )
 
-// Client asks one service. Make it with [New], share it, and close it. All its
-// methods may be called by many at once.
+// Client asks one service. Make it with [New], share it, and close it. Its methods may be
+// called concurrently.
 type Client struct {
 	cfg     Config
 	servers *servers
@@ -37,29 +37,29 @@ type Client struct {
 	tracer  trace.Tracer
 	counts  counts
 
-	// seen is the newest revision that an answer came with: later ones are not older.
+	// seen is the newest revision that an answer had. Later answers must not be older.
 	seen seen
 
 	cut   atomic.Pointer[context.CancelCauseFunc] // ends the watch under way
-	begun chan struct{}                           // a watch began
+	begun chan struct{}                           // gets a value when a watch begins
 
 	flights  flights
 	failOpen failOpenTime
 
-	// open is held, shared, by each call, so that Close knows all uses.
+	// Each call holds open, shared, so that Close knows when all calls have ended.
 	open   sync.RWMutex
 	closed atomic.Bool
-	done   chan struct{} // Close has ended
-	// life ends with stop, and with it all calls and loops.
+	done   chan struct{} // closed when Close has ended
+	// life is the context of all calls and loops. stop ends it.
 	life   context.Context //nolint:containedctx // the client's own
 	stop   context.CancelFunc
-	cutOff atomic.Int64 // checks that stop ended
+	cutOff atomic.Int64 // checks that were under way when life ended
 	loops  sync.WaitGroup
-	gauges func() // unregisters them
+	gauges func() // unregisters the metrics
 }
 
-// New makes a client. It does not wait for the service: one that is away is noticed by
-// the first question. Errors are mistakes in the configuration.
+// New makes a client. Its errors are mistakes in the configuration. It does not wait for
+// the service: the first question fails if the service is away.
 func New(cfg Config) (*Client, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
@@ -96,17 +96,17 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// Close waits for calls under way, reports what was not reported yet, and ends the
-// client. When ctx ends it waits no longer: calls under way are cut off and get
-// [ErrClosed], as calls that come later do. Its error says how many checks were cut
-// off, and how many uses could not be reported until ctx ended, or will not be taken,
-// as of a key that was revoked.
+// Close waits for calls under way, reports the uses that are not reported yet, and ends
+// the client. When ctx ends it waits no longer: calls under way are cut off and get
+// [ErrClosed], as all later calls do. Its error says how many checks were cut off, and
+// how many uses could not be reported before ctx ended or are refused by the service, for
+// example because the key was revoked.
 //
-// If ctx has no deadline, it tries to report for 10 s at most. If ctx has ended already,
-// calls under way are cut off at once, and nothing more is reported.
+// If ctx has no deadline, Close tries to report for at most 10 s. If ctx has ended
+// already, calls under way are cut off at once, and nothing more is reported.
 func (c *Client) Close(ctx context.Context) error {
 	if c.closed.Swap(true) {
-		select { // who ends the program now would end what is under way
+		select { // wait for the Close under way, or a program that exits now would cut it off
 		case <-c.done:
 		case <-ctx.Done():
 		}
@@ -126,7 +126,7 @@ func (c *Client) Close(ctx context.Context) error {
 	case err := <-ended:
 		return err
 	case <-time.After(closeGrace):
-		// The transport ignores its context. What waits for it ends when it returns.
+		// The transport ignores its context. shut goes on until the transport returns.
 		return fmt.Errorf("cedarpost: calls do not end although they were cut off, and uses of answers that were not reported yet are not in the log: %w", context.Cause(ctx))
 	}
 }
@@ -136,14 +136,14 @@ func (c *Client) Close(ctx context.Context) error {
 const closeReports = 10 * time.Second
 
 // closeGrace is how long Close waits for calls that it cut off. They end at once, unless
-// a transport of the caller's does not heed its context.
+// a transport from Config.Transports ignores its context.
 const closeGrace = 250 * time.Millisecond
 
-// shut waits for the calls under way, until ctx ends and cuts them off, and then ends
-// the client.
+// shut waits for the calls under way, or cuts them off when ctx ends. Then it ends the
+// client.
 func (c *Client) shut(ctx context.Context) error {
 	defer context.AfterFunc(ctx, c.stop)()
-	c.open.Lock() // held for good: nobody may come in any more
+	c.open.Lock() // never unlocked: there are no more calls
 	c.stop()
 	c.loops.Wait()
 	if _, bounded := ctx.Deadline(); !bounded {
@@ -160,7 +160,7 @@ func (c *Client) shut(ctx context.Context) error {
 	return err
 }
 
-// bound bounds a call in time, and ends it when Close cuts off what is under way.
+// bound makes the context of a call: it ends after Timeout, or when Close cuts off calls.
 func (c *Client) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	release := context.AfterFunc(c.life, cancel)
@@ -170,12 +170,12 @@ func (c *Client) bound(ctx context.Context) (context.Context, context.CancelFunc
 	}
 }
 
-// enter lets a call in, unless the client is closed. Whoever was let in leaves.
+// enter begins a call, unless the client is closed. The call ends with leave.
 func (c *Client) enter() bool { return !c.closed.Load() && c.open.TryRLock() }
 
 func (c *Client) leave() { c.open.RUnlock() }
 
-// keys are buffers for keys.
+// keys holds buffers for keys, to save allocations.
 var keys = sync.Pool{New: func() any { return new(make([]byte, 0, 512)) }}
 
 // Authorize asks one question. The error is one of [ErrUnavailable], [ErrInvalid],
@@ -203,14 +203,15 @@ func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
 		defer cancel()
 		return c.ask(ctx, bounded, check, c.keep(string(key)))
 	}
-	// The cache keeps no key that it looks for, so that this one need not be copied.
-	if r, ok := c.reuse(unsafe.String(unsafe.SliceData(key), len(key)), check.AtLeastAsFresh); ok { //nolint:gosec // as said
+	// A lookup in the cache does not keep the key, so the buffer need not be copied.
+	if r, ok := c.reuse(unsafe.String(unsafe.SliceData(key), len(key)), check.AtLeastAsFresh); ok { //nolint:gosec // see above
 		return r, nil
 	}
 	return c.miss(ctx, check, string(key))
 }
 
-// reuse gives a kept answer, after its use was counted.
+// reuse returns a kept answer, if there is one that may be used now. The use is counted
+// before the answer is returned.
 func (c *Client) reuse(key, fresh string) (Result, bool) {
 	e, now := c.cache.get(key, fresh)
 	if e == nil || !c.reports.use(e, now) {
@@ -220,10 +221,14 @@ func (c *Client) reuse(key, fresh string) (Result, bool) {
 	return Result{e.response, reused}, true
 }
 
-// miss asks a question whose answer is not kept. If many calls ask it at once, one of
-// them sends it, and the others use its answer. If it fails, the next one sends it: a
-// service in trouble does not get all of them at once. If it succeeds and the answer may
-// not be used again, each of the others sends the question too.
+// miss asks a question whose answer is not kept. If many calls ask the same question at
+// once, one of them sends it and the others wait for its answer. If it fails, the next
+// one sends it, so that a service in trouble does not get all of them at once. If it
+// succeeds but the answer may not be reused, each of the others sends the question too.
+//
+// [golang.org/x/sync/singleflight] does not fit: it gives one result, also an error, to
+// all callers. Here each use of an answer is checked against AtLeastAsFresh and counted,
+// and an error is only that of the caller that sent the question.
 func (c *Client) miss(ctx context.Context, check Check, key string) (Result, error) {
 	bounded, cancel := c.bound(ctx)
 	defer cancel()
@@ -248,14 +253,14 @@ func (c *Client) miss(ctx context.Context, check Check, key string) (Result, err
 		if f.gaveUp {
 			gaveUp++
 		}
-		// Callers with short deadlines must not hold this one back one after the other.
+		// Callers with short deadlines, one after another, must not hold this call back.
 		if f.answered || gaveUp == maxGaveUp {
 			return c.ask(ctx, bounded, check, keep)
 		}
 	}
 }
 
-// lead sends the question of a flight, for all who wait for it.
+// lead sends the question of a flight for all calls that wait for it.
 func (c *Client) lead(ctx, bounded context.Context, check Check, key string, f *flight) (Result, error) {
 	defer c.flights.end(key, f)
 	r, err := c.ask(ctx, bounded, check, c.keep(key))
@@ -263,13 +268,13 @@ func (c *Client) lead(ctx, bounded context.Context, check Check, key string, f *
 	return r, err
 }
 
-// keep takes the answer to the question of a key.
+// keep returns a function that puts the answer to a question into the cache.
 func (c *Client) keep(key string) func(*cedarpostv1.AuthorizeResponse, instant) {
 	return func(res *cedarpostv1.AuthorizeResponse, sent instant) { c.cache.put(key, res, sent) }
 }
 
-// ask asks the service within bounded, and hands the answer to keep, if that is not
-// nil. ctx is the caller's.
+// ask asks the service within bounded, and passes the answer to keep unless that is nil.
+// ctx is the caller's context.
 func (c *Client) ask(ctx, bounded context.Context, check Check, keep func(*cedarpostv1.AuthorizeResponse, instant)) (Result, error) {
 	req, err := request(&check)
 	if err != nil {
@@ -292,7 +297,7 @@ func (c *Client) ask(ctx, bounded context.Context, check Check, keep func(*cedar
 	return Result{res, decided}, nil
 }
 
-// send sends one question, alone or with others.
+// send sends one question, alone or in a batch.
 func (c *Client) send(ctx context.Context, req *cedarpostv1.AuthorizeRequest, fresh string, fully bool) (res *cedarpostv1.AuthorizeResponse, err error) {
 	if c.batches != nil && fresh == "" && !fully {
 		return c.batches.do(ctx, req)
@@ -312,11 +317,11 @@ func (c *Client) send(ctx context.Context, req *cedarpostv1.AuthorizeRequest, fr
 	return res, err
 }
 
-// consistently calls fn with how fresh an answer has to be: at least as new as each
-// revision that the caller named, and as the newest one that this client has seen. If
-// the service has lost that one in a failover or a restore, the client forgets it and
-// asks again without it. fn returns the revision of its answer. It may be called several
-// times, and its last answer is the one to use.
+// consistently calls fn with the consistency that an answer needs: it must be at least as
+// new as each revision that the caller named, and as the newest revision that this client
+// has seen. If the service lost the latter in a failover or a restore, the client forgets
+// it and asks again without it. fn returns the revision of its answer. It may be called
+// several times, and its last answer is the one to use.
 //
 // Each revision that the caller named is sent to the service until the service has
 // accepted it once: only the service can tell a lost revision from another one with the
@@ -361,24 +366,24 @@ func (c *Client) consistently(fresh []string, fully bool, fn func(*cedarpostv1.C
 
 var errHistory = errors.New("the service is on another history")
 
-// newest is the newest revision that this client knows of, or "".
+// newest returns the newest revision that this client knows of, or "".
 func (c *Client) newest() string {
 	token := ""
 	if seen := c.seen.Load(); seen != nil {
 		token = *seen
 	}
 	if c.cache != nil {
-		// Where they are of two histories, the watch knows better.
+		// If the two are of different histories, that of the watch counts.
 		token = newer(token, c.cache.reached())
 	}
 	return token
 }
 
-// newer picks the newer of two tokens: the second, where they do not compare.
+// newer returns the newer of two tokens, and the second if they do not compare.
 func newer(a, b string) string {
-	ha, na, okA := readToken(a)
-	hb, nb, okB := readToken(b)
-	if okA && (b == "" || okB && ha == hb && na > nb) {
+	ta, okA := readToken(a)
+	tb, okB := readToken(b)
+	if okA && (b == "" || okB && ta.history == tb.history && ta.number > tb.number) {
 		return a
 	}
 	return b
@@ -391,17 +396,17 @@ func atLeast(token string) *cedarpostv1.Consistency {
 	return &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: &cedarpostv1.Revision{Token: token}}}
 }
 
-// seen is the token of the newest revision that an answer came with, and the tokens that
-// are known to be of the same history.
+// seen holds the token of the newest revision that an answer had, and the tokens that are
+// known to be of the same history.
 type seen struct {
 	atomic.Pointer[string]
 	tokens atomic.Pointer[tokens]
 }
 
-// maxTrusted bounds how many tokens a client remembers to be of its present history.
+// maxTrusted bounds the tokens that a client remembers as tokens of its history.
 const maxTrusted = 1024
 
-// tokens is a set of tokens of one history: the service accepted or sent each of them.
+// tokens is a set of tokens of one history. The service sent or accepted each of them.
 type tokens struct {
 	mu  sync.Mutex
 	set map[string]struct{}
@@ -426,8 +431,8 @@ func (t *tokens) add(token string) {
 }
 
 // trusted returns the tokens of the present history. Call it before a question is sent,
-// and add the accepted token to what it returned: if the history has changed meanwhile,
-// the token ends up in the set of the old history.
+// and add an accepted token to the set that it returned: if the history changes meanwhile,
+// the token goes into the set of the old history.
 func (s *seen) trusted() *tokens {
 	if t := s.tokens.Load(); t != nil {
 		return t
@@ -436,7 +441,7 @@ func (s *seen) trusted() *tokens {
 	return s.trusted()
 }
 
-// forget drops all tokens, because the service has another history.
+// forget drops all tokens, because the service is on another history.
 func (s *seen) forget() {
 	s.Store(nil)
 	s.distrust()
@@ -445,7 +450,7 @@ func (s *seen) forget() {
 // distrust makes the client ask the service about each token again.
 func (s *seen) distrust() { s.tokens.Store(&tokens{set: map[string]struct{}{}}) }
 
-// see takes that of an answer, before the answer is used.
+// see takes the token of an answer, before the answer is used.
 func (s *seen) see(token string) {
 	for {
 		old := s.Load()
@@ -458,18 +463,18 @@ func (s *seen) see(token string) {
 	}
 }
 
-// beyond says whether an answer came from after a revision.
-func (s *seen) beyond(history string, number int64) bool {
+// beyond says whether an answer had a later revision than t in the same history.
+func (s *seen) beyond(t revisionToken) bool {
 	token := s.Load()
 	if token == nil {
 		return false
 	}
-	h, n, ok := readToken(*token)
-	return ok && h == history && n > number
+	newest, ok := readToken(*token)
+	return ok && newest.history == t.history && newest.number > t.number
 }
 
-// failed turns what went wrong within bounded into an error of this package, or lets
-// the check through if it says so. ctx is the caller's.
+// failed turns the error of a call within bounded into an error of this package, or lets
+// the check through if it may fail open. ctx is the caller's context.
 func (c *Client) failed(ctx, bounded context.Context, check *Check, err error) (Result, error) {
 	if c.life.Err() != nil {
 		c.cutOff.Add(1)
@@ -478,7 +483,7 @@ func (c *Client) failed(ctx, bounded context.Context, check *Check, err error) (
 	}
 	code, gaveUp := connect.CodeOf(err), ctx.Err()
 	if end, ok := ctx.Deadline(); ok && gaveUp == nil && away(err) {
-		// The service knows when its caller gives up, and may say so a moment before.
+		// The service knows the caller's deadline, and its error can arrive a moment earlier.
 		ours, _ := bounded.Deadline()
 		if over(ctx) || code == connect.CodeDeadlineExceeded && ours.Equal(end) {
 			gaveUp = context.DeadlineExceeded
@@ -513,25 +518,25 @@ func (c *Client) failed(ctx, bounded context.Context, check *Check, err error) (
 	return Result{}, fmt.Errorf("%w: %w", kind, err)
 }
 
-// flights are the questions under way, by their key.
+// flights are the questions under way, by key.
 type flights struct {
 	mu    sync.Mutex
 	under map[string]*flight
 }
 
-// flight is one question under way. What comes of it is set before done is closed.
+// flight is one question under way. Its outcome is set before done is closed.
 type flight struct {
 	done     chan struct{}
 	answered bool
-	gaveUp   bool // the time of the caller that sent it ended
+	gaveUp   bool // the context of the caller that sent it ended
 }
 
-// maxGaveUp is how many callers that gave up one waits for before it sends the question
-// by itself.
+// maxGaveUp is how many callers that gave up a call waits for, one after another, before
+// it sends the question itself.
 const maxGaveUp = 2
 
-// join returns the flight of a question. If there was none, the caller is the first: it
-// sends the question, and then calls end.
+// join returns the flight of a question. If there is none yet, first is true, and the
+// caller has to send the question and then call end.
 func (f *flights) join(key string) (_ *flight, first bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

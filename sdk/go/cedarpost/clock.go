@@ -14,9 +14,9 @@ func realClock() instant {
 	return instant{int64(now.Sub(base)), now.UnixNano()}
 }
 
-// since is how long ago an earlier moment was, by the clock that says more: to take
-// an answer for older than it is costs a question, to take it for younger could
-// cost more.
+// since returns how long ago t was, by the clock that shows the longer time. An answer
+// whose age is overestimated costs one more question; one whose age is underestimated could
+// be used for too long.
 func (now instant) since(t instant) time.Duration {
 	return time.Duration(max(now.mono-t.mono, now.wall-t.wall))
 }

@@ -31,9 +31,9 @@ func closeSoon(t *testing.T, c *Client) error {
 	}
 }
 
-// Calls that hang do not hold up Close when its context ends: they are cut off and are
-// an error, also where a check may fail open. What was lost is said, and nothing runs
-// on.
+// Close does not wait for hanging calls after its context has ended: they are cut off
+// and fail, also checks that may fail open. The error says what was lost, and nothing
+// goes on to run.
 func TestCloseCutsOffCallsThatHang(t *testing.T) {
 	for name, opts := range map[string][]func(*Config){
 		"alone":     {uncached},
@@ -47,7 +47,7 @@ func TestCloseCutsOffCallsThatHang(t *testing.T) {
 				var under atomic.Int64
 				hang := func(checks int) {
 					under.Add(int64(checks))
-					<-release // whatever becomes of the call
+					<-release // whatever the outcome of the call is
 				}
 				s := &strange{
 					authorize: func(context.Context, *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
@@ -113,14 +113,14 @@ func TestCloseCutsOffCallsThatHang(t *testing.T) {
 
 type deaf struct{ release, begun chan struct{} }
 
-// RoundTrip does not heed the context of its request.
+// RoundTrip ignores the context of its request.
 func (d deaf) RoundTrip(*http.Request) (*http.Response, error) {
 	signal(d.begun)
 	<-d.release
 	return nil, errors.New("released")
 }
 
-// A transport that does not heed its context does not hold up Close either.
+// Close does not wait for a transport that ignores its context.
 func TestCloseReturnsWhateverTheTransportDoes(t *testing.T) {
 	d := deaf{make(chan struct{}), make(chan struct{}, 1)}
 	c, err := New(Config{Servers: []string{"http://127.0.0.1:1"}, HTTPClient: &http.Client{Transport: d}, CacheBytes: -1, Timeout: time.Hour})
@@ -140,11 +140,12 @@ func TestCloseReturnsWhateverTheTransportDoes(t *testing.T) {
 	if err := <-answered; !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
-	<-c.done // nothing runs on
+	<-c.done // nothing goes on to run
 }
 
-// Close whose context has no deadline gives up after a while when nobody takes the
-// report, and says what is lost. One whose context has ended does so at once.
+// With a context without a deadline, Close gives up after a while if the service does
+// not accept the report, and says what is lost. With a context that has ended, it gives
+// up at once.
 func TestCloseGivesUp(t *testing.T) {
 	for name, c := range map[string]struct {
 		ctx   context.Context //nolint:containedctx // what Close is called with

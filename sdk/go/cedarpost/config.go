@@ -26,85 +26,93 @@ import (
 )
 
 // Config says how to reach the service and how to keep its answers. The zero value
-// works, and fails closed: it takes servers and key from the environment, keeps
-// answers, and gives none that may be more than 5 s old.
+// works and fails closed: it takes servers and key from the environment, keeps answers,
+// and reuses none that may be more than 5 s old.
 type Config struct {
-	// Servers are the URLs of the decision plane, of one service: any of them may be
-	// asked. Each has a host and may have a port and a path, and nothing else. None: those
-	// in $CEDARPOST_API_URL, separated by commas, or http://127.0.0.1:8080. Plain http is
-	// for loopback alone, unless AllowPlaintext, for the key goes with each question.
+	// Servers are the URLs of the decision plane of one service. The client may ask any of
+	// them. Each has a host and may have a port and a path, and nothing else. None: those
+	// in $CEDARPOST_API_URL, separated by commas, or http://127.0.0.1:8080. Each question
+	// carries the key, so plain http is for loopback alone, unless AllowPlaintext is set.
 	Servers        []string
 	AllowPlaintext bool
 
-	// TokenFile holds the API key, and is read again when it changes; if it then holds no
-	// API key, the last one stays in use. It is refused if users other than its owner and
-	// its group have any rights to it. Token is the key itself. Neither:
+	// TokenFile holds the API key. The client reads it again when it changes; if it then
+	// holds no API key, the last key stays in use. A file to which users other than its
+	// owner and its group have rights is refused. Token is the key itself. Neither:
 	// $CEDARPOST_TOKEN_FILE, then $CEDARPOST_TOKEN. White space around a key is ignored;
 	// a key with any character in it that is not visible ASCII is refused.
 	TokenFile, Token string
 
-	// Timeout bounds one call with all its attempts. 0: 1 s.
+	// Timeout bounds one call, all its attempts together. 0: 1 s.
 	Timeout time.Duration
 
-	// MaxStaleness bounds how old an answer from the cache can be: what was committed
-	// that long before an answer was given, the answer knows of. 0: 5 s. It also bounds
-	// for how long a revoked right can be used when the connection is lost; while it is
-	// there, milliseconds do.
+	// MaxStaleness bounds how old an answer from the cache can be: the answer takes into
+	// account every change that was committed more than this before. 0:
+	// [DefaultMaxStaleness]. It also bounds for how long a revoked right can be used while
+	// the connection is lost. While it works, the client learns of a change within
+	// milliseconds.
 	MaxStaleness time.Duration
-	// CacheBytes is how much memory kept answers may take, about. 0: 32 MiB. Negative:
-	// none are kept. In addition, uses that wait to be reported take up to 16 MiB: the ids
-	// and counts of some 50,000 answers, not the answers. While they take that much, as
-	// when reports fail for long, no answer is reused: each check goes to the service.
+	// CacheBytes is about how much memory kept answers may take. 0: 32 MiB. Negative: none
+	// are kept. In addition, uses that wait to be reported take up to 16 MiB: the ids and
+	// counts of about 50,000 answers, not the answers. While they take that much, for
+	// example when reports fail for long, no answer is reused: each check goes to the
+	// service.
 	CacheBytes int64
-	// MaxAge bounds how long an answer is kept, where that is less than the service
-	// says. 0: as the service says.
+	// MaxAge bounds how long an answer is kept, if that is less than what the service
+	// allows. 0: as long as the service allows.
 	MaxAge time.Duration
-	// Coarse drops all answers at any change, instead of those that depend on it. It is
-	// for finding out whether the finer way is to blame for something.
+	// Coarse drops all answers at any change, not only the answers that depend on it. Use
+	// it to find out whether the finer way causes a problem.
 	Coarse bool
 	// ReportInterval is how often reuse is reported. 0: 5 s. A client that is killed
 	// has not reported the uses of its last interval.
 	ReportInterval time.Duration
 
-	// Coalesce sends checks that come at the same time together. It costs one check
-	// alone nothing, and many at once fewer calls.
+	// Coalesce sends checks that are made at the same time together, so that many checks
+	// need fewer calls. A single check does not wait for others.
 	Coalesce bool
 
 	// FailOpenTime is for how much time in each hour checks with FailOpen may be let
 	// through while the service is away. When it is used up they get [ErrUnavailable],
-	// until the service was not away for a while: for six seconds, with the default. It
-	// counts the seconds in which any check was let through, and not the checks: in an
+	// until no check would have failed open for a while: for six seconds, with the default.
+	// It counts the seconds in which any check was let through, not the checks: in an
 	// outage all checks fail open, so a bound on their number would be reached at once with
-	// much traffic, and too late with little. An outage of that length is bridged in full.
-	// Time that is not used is saved, up to this amount, so within one hour checks can fail
-	// open for up to twice as long. An attacker who can disturb the connection to the
-	// service cannot switch authorization off for good. 0: 10 minutes. An hour: no bound.
+	// much traffic, and too late with little. An outage of this length is bridged in full.
+	// Unused time is saved, up to this amount, so within one hour checks can fail open for
+	// up to twice as long. So an attacker who can disturb the connection to the service
+	// cannot switch authorization off for good. 0: 10 minutes. An hour: no bound.
 	FailOpenTime time.Duration
 
-	// HTTPClient sends the calls. Nil: one that speaks HTTP/2, with TLS also HTTP/1.1,
-	// and notices dead connections. It needs no timeout of its own, and must not have one:
-	// the watch is one long call. Nil also tells servers at plain http that do not speak HTTP/2 from
-	// connections that break: to checks with FailOpen, one of another client that speaks
-	// HTTP/2 alone looks as if it were away.
+	// HTTPClient sends the calls. It must not have a timeout, because the watch is one long
+	// call. Nil: a client that speaks HTTP/2, and HTTP/1.1 with TLS, and notices dead
+	// connections. It also tells a server at plain http that does not speak HTTP/2 from a
+	// broken connection. With another HTTPClient that speaks HTTP/2 alone, checks with
+	// FailOpen take such a server for one that is away.
 	HTTPClient *http.Client
-	// Transports take the place of Servers, for tests within one process.
+	// Transports replace Servers, for tests within one process.
 	Transports []connect.Transport
 
-	// TracerProvider and MeterProvider are those of OpenTelemetry. Nil: the global
-	// ones.
+	// TracerProvider and MeterProvider are those of OpenTelemetry. Nil: the global ones.
 	TracerProvider trace.TracerProvider
 	MeterProvider  metric.MeterProvider
-	// Log gets what goes wrong beside the calls, such as a watch that breaks. Nil:
-	// slog.Default.
+	// Log gets problems outside of calls, such as a broken watch. Nil: slog.Default.
 	Log *slog.Logger
 
-	clock   func() instant // of tests
-	noPings bool           // of tests, on machines too busy to answer pings in time
+	clock   func() instant // nil: realClock; tests have others
+	noPings bool           // for tests on machines too busy to answer pings in time
 }
 
+// DefaultMaxStaleness is the MaxStaleness of a client whose [Config] sets none.
+const DefaultMaxStaleness = 5 * time.Second
+
+// defaultServer is asked if neither Config nor environment names a server.
+const defaultServer = "http://127.0.0.1:8080"
+
+// setDefaults replaces zero values, and returns an error for values that are not valid.
+// Only the default of HTTPClient is elsewhere, in dial: it depends on the server.
 func (c *Config) setDefaults() error {
 	c.Timeout = cmp.Or(c.Timeout, time.Second)
-	c.MaxStaleness = cmp.Or(c.MaxStaleness, 5*time.Second)
+	c.MaxStaleness = cmp.Or(c.MaxStaleness, DefaultMaxStaleness)
 	c.CacheBytes = cmp.Or(c.CacheBytes, 32<<20)
 	c.ReportInterval = cmp.Or(c.ReportInterval, 5*time.Second)
 	c.FailOpenTime = cmp.Or(c.FailOpenTime, 10*time.Minute)
@@ -133,7 +141,7 @@ func (c *Config) setDefaults() error {
 		return fmt.Errorf("cedarpost: FailOpenTime is not between %v and %v", failOpenSlot, failOpenWindow)
 	}
 	if len(c.Servers) == 0 {
-		env := cmp.Or(os.Getenv("CEDARPOST_API_URL"), "http://127.0.0.1:8080")
+		env := cmp.Or(os.Getenv("CEDARPOST_API_URL"), defaultServer)
 		c.Servers = strings.FieldsFunc(env, func(r rune) bool { return r == ',' || r == ' ' })
 		if len(c.Servers) == 0 {
 			return errors.New("cedarpost: $CEDARPOST_API_URL names no server")
@@ -154,8 +162,8 @@ func (c *Config) setDefaults() error {
 	return nil
 }
 
-// apiKey takes white space around an API key away, and the mark that some editors put
-// at the start of a file. The errors do not repeat the key.
+// apiKey removes white space around an API key, and the byte order mark that some editors
+// put at the start of a file. The errors do not repeat the key.
 func apiKey(text string) (string, error) {
 	key := strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(text), "\ufeff"))
 	if key == "" {
@@ -169,10 +177,10 @@ func apiKey(text string) (string, error) {
 	return key, nil
 }
 
-// maxReportInterval is what the service promises its auditors.
+// maxReportInterval is how old an unreported use may get: docs/audit.md promises it.
 const maxReportInterval = 10 * time.Second
 
-// dial makes the way to each server. Nothing is sent yet.
+// dial makes a client of each server. It sends nothing yet.
 func (c *Config) dial() (*servers, error) {
 	authenticate, err := c.authenticate()
 	if err != nil {
@@ -221,18 +229,18 @@ func (c *Config) dial() (*servers, error) {
 	return s, nil
 }
 
-// loopback says whether a host is this machine. Names are the same in capitals, and
-// with the dot that ends them.
+// loopback says whether a host is this machine. Capitals and a final dot make no
+// difference in a name.
 func loopback(host string) bool {
 	addr, err := netip.ParseAddr(host)
 	return strings.EqualFold(strings.TrimSuffix(host, "."), "localhost") || err == nil && addr.IsLoopback()
 }
 
-// maxAnswer is what this client takes from a server at once: far more than any answer.
+// maxAnswer bounds one message from a server. It is far more than any answer has.
 const maxAnswer = 64 << 20
 
-// newTransport speaks HTTP/2. With TLS, what is between can choose HTTP/1.1; without,
-// nobody could.
+// newTransport makes a transport that speaks HTTP/2. With TLS, a proxy can negotiate
+// HTTP/1.1 instead; without TLS there is no negotiation.
 func newTransport(secure, pings bool) *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(secure)
@@ -246,7 +254,7 @@ func newTransport(secure, pings bool) *http.Transport {
 		Protocols:           protocols,
 	}
 	if pings {
-		// A connection that leads nowhere is noticed by a ping that is not answered.
+		// A ping without an answer shows that a connection is dead.
 		t.HTTP2 = &http.HTTP2Config{SendPingTimeout: 2 * time.Second, PingTimeout: time.Second, WriteByteTimeout: 2 * time.Second}
 	}
 	return t
@@ -255,12 +263,12 @@ func newTransport(secure, pings bool) *http.Transport {
 func newHTTPClient(transport http.RoundTripper) *http.Client {
 	return &http.Client{
 		Transport: transport,
-		// A key is for the server it was given for, not for where that one points.
+		// Do not follow redirects: the key must not reach another server.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
-// authenticate sends the key with each call.
+// authenticate makes an interceptor that sends the key with each call.
 func (c *Config) authenticate() (connect.ClientInterceptor, error) {
 	key := func() string { return c.Token }
 	if c.TokenFile != "" {
@@ -282,13 +290,13 @@ func (c *Config) authenticate() (connect.ClientInterceptor, error) {
 	}, nil
 }
 
-// maxTraceState bounds the tracestate that is sent on. W3C asks for 512 characters at
-// least (https://www.w3.org/TR/trace-context/#tracestate-limits). It may come from a
-// user: with a longer one the headers can be too large to be sent, which looks like a
-// service that is away.
+// maxTraceState bounds the tracestate that is passed on. W3C asks for at least 512
+// characters (https://www.w3.org/TR/trace-context/#tracestate-limits). A tracestate can be
+// a user's: a longer one can make the headers too large to be sent, and that looks as if
+// the service were away.
 const maxTraceState = 512
 
-// traced sends the trace that a call belongs to.
+// traced sends the trace of the call's context.
 func traced(next connect.ClientFunc) connect.ClientFunc {
 	return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 		if info, ok := connect.CallInfoForClientContext(ctx); ok && trace.SpanContextFromContext(ctx).IsValid() {
@@ -305,18 +313,18 @@ func traced(next connect.ClientFunc) connect.ClientFunc {
 	}
 }
 
-// secretFile is a key that may be replaced while it is in use.
+// secretFile is the file of a key, which can be replaced while the client runs.
 type secretFile struct {
 	name string
 	log  *slog.Logger
 
 	mu      sync.Mutex
 	secret  string
-	changed time.Time // of the file that secret was read from
-	looked  time.Time
+	changed time.Time // modification time of the file when secret was read
+	looked  time.Time // when the file was last checked
 }
 
-const secretInterval = time.Second // between looks at the file
+const secretInterval = time.Second // between two checks of the file
 
 func (f *secretFile) read() error {
 	info, err := os.Stat(f.name)
@@ -338,7 +346,7 @@ func (f *secretFile) read() error {
 	return nil
 }
 
-// value is the key. What cannot be read leaves the old one.
+// value returns the key. If the file cannot be read, the old key stays in use.
 func (f *secretFile) value() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -63,7 +63,8 @@ func TestConfigFromTheEnvironment(t *testing.T) {
 	}
 }
 
-// A key file that is replaced is the new key; one that is gone or broken leaves the old.
+// The client uses the new key after the key file was replaced. If the file is removed
+// or broken, it goes on with the old key.
 func TestKeyFileIsReadAgain(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "key")
 	write := func(text string, at time.Time) {
@@ -104,8 +105,8 @@ func TestKeyFileIsReadAgain(t *testing.T) {
 
 var nowhere = connecthttp.NewTransport(http.DefaultClient, "http://127.0.0.1:1")
 
-// Retries are a share of the questions: a service in trouble is not asked several times
-// as much.
+// Only a share of the questions is asked again, so that a service in trouble does not
+// get several times the load.
 func TestRetriesAreBounded(t *testing.T) {
 	s := newServers([]string{"a"}, []connect.Transport{nowhere})
 	n := 0
@@ -127,7 +128,7 @@ func TestRetriesAreBounded(t *testing.T) {
 	}
 }
 
-// A server that fails again and again is left alone, and asked once after a while.
+// A server that fails again and again is not asked for a while, and then asked once.
 func TestBreaker(t *testing.T) {
 	s := newServers([]string{"a", "b"}, []connect.Transport{nowhere, nowhere})
 	a := s.list[0]
@@ -143,7 +144,7 @@ func TestBreaker(t *testing.T) {
 			t.Error("it is asked")
 		}
 	}
-	// What a server thinks of a question does not count against it.
+	// An error about a question does not count against the server.
 	b := s.list[1]
 	for range 10 * breakAfter {
 		done, err := b.breaker.Allow()
@@ -157,7 +158,7 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
-// A call whose caller gave up is no failure of the server.
+// A call whose caller gave up does not count as a failure of the server.
 func TestGivingUpIsNoFailure(t *testing.T) {
 	c, err := New(Config{Servers: []string{"http://127.0.0.1:1"}, CacheBytes: -1})
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarposttest"
 )
 
-// shop is a service with the example bundle, in this process. A program has a client
-// of [cedarpost.New] instead.
+// shop is a service with the example bundle, in this process. A real program makes its
+// client with [cedarpost.New].
 func shop() *cedarposttest.Service {
 	svc, err := cedarposttest.Open("../../../policies/shop")
 	if err != nil {
@@ -31,7 +31,7 @@ func viewOrder(user, order string) cedarpost.Check {
 	}
 }
 
-// One call makes the three checks: may she use this at all, on this order, and which
+// One call makes the three checks: may alice do this at all, on this order, and which
 // of its fields.
 func Example() {
 	svc := shop()
@@ -58,7 +58,7 @@ func Example() {
 	// the total: false
 }
 
-// A key does not go over a network in the clear, unless that is asked for.
+// A key is not sent over a network in plain text, unless AllowPlaintext is set.
 func ExampleNew() {
 	_, err := cedarpost.New(cedarpost.Config{Servers: []string{"http://pdp.example.com:8080"}, Token: "secret"})
 	fmt.Println(err)
@@ -66,7 +66,7 @@ func ExampleNew() {
 	// cedarpost: server http://pdp.example.com:8080 would get the API key in the clear; use https, or set AllowPlaintext
 }
 
-// Where it was denied tells two attacks apart: trying doors, and changing ids.
+// DeniedAt distinguishes two kinds of attack: trying functions, and changing ids.
 func ExampleResult_DeniedAt() {
 	svc := shop()
 	defer svc.Close()
@@ -86,7 +86,7 @@ func ExampleResult_DeniedAt() {
 	// mallory on order 42: allowed false, denied at "FUNCTION"
 }
 
-// A write needs all of the fields that it changes, or it is denied as a whole.
+// A write needs all of its fields, or it is denied as a whole.
 func ExampleCheck_requireAllFields() {
 	svc := shop()
 	defer svc.Close()
@@ -109,7 +109,8 @@ func ExampleCheck_requireAllFields() {
 	// false FIELD [total]
 }
 
-// Advice says what would help, obligations what has to be done for an allow to count.
+// Advice is what would lead to an allow. Obligations are what has to be done for an
+// allow to count.
 func ExampleResult_Obligations() {
 	svc := shop()
 	defer svc.Close()
@@ -139,7 +140,7 @@ func ExampleResult_Obligations() {
 	// has to be done: notify_customer
 }
 
-// Every error means deny. What kind it is tells whom to tell.
+// Every error means deny. The kind of the error shows who has to act.
 func ExampleClient_Authorize_errors() {
 	svc := shop()
 	defer svc.Close()
@@ -167,7 +168,7 @@ func ExampleClient_Authorize_errors() {
 	// try again later
 }
 
-// A check that says why may be let through when there is no answer.
+// A check with FailOpen may be let through when there is no answer.
 func ExampleCheck_failOpen() {
 	svc := shop()
 	defer svc.Close()
@@ -180,7 +181,7 @@ func ExampleCheck_failOpen() {
 	fmt.Println(err, res.Allowed(), res.FailedOpen(), res.Fields().Permitted())
 
 	svc.Away(false)
-	if err := client.Close(context.Background()); err != nil { // or up to ReportInterval later
+	if err := client.Close(context.Background()); err != nil { // otherwise it reports within ReportInterval
 		fmt.Println(err)
 	}
 	for _, f := range svc.FailOpens() {
@@ -191,7 +192,7 @@ func ExampleCheck_failOpen() {
 	// in the log: Shop::User::"bob", the status page is public anyway, 1 times
 }
 
-// A list of things is one batch: one call for up to 100 of them.
+// A list of resources is one batch: one call for up to 100 of them.
 func ExampleClient_AuthorizeBatch() {
 	svc := shop()
 	defer svc.Close()
@@ -212,8 +213,8 @@ func ExampleClient_AuthorizeBatch() {
 	// order 43
 }
 
-// A write returns a revision. A check that carries it knows of the write, on every
-// server and past every cache.
+// A write returns a revision. A check with that revision takes the write into account,
+// on every server and past every cache.
 func ExampleCheck_atLeastAsFresh() {
 	svc := shop()
 	defer svc.Close()
@@ -236,7 +237,7 @@ func ExampleCheck_atLeastAsFresh() {
 	// true false
 }
 
-// An answer is kept, and given again while nothing changes that it depends on.
+// An answer is kept, and reused while nothing changes that it depends on.
 func ExampleClient_Stats() {
 	svc := shop()
 	defer svc.Close()

@@ -1,7 +1,7 @@
 package cedarpost
 
-// Impatient stands for callers that ask a question and give up, one after the other. The
-// first one asks it now; each call of the function makes it give up and the next one ask.
+// Impatient simulates callers that ask one question and give up, one after another. The
+// first asks now. Each call of next makes the present one give up and another one ask.
 func Impatient(c *Client, check Check) (next func()) {
 	key, err := appendKey(nil, &check)
 	if err != nil {

@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// errFailOpenUsedUp is in the error of a check that has FailOpen and is refused because
-// Config.FailOpenTime is used up.
+// errFailOpenUsedUp is in the error of a check with FailOpen that is not let through
+// because Config.FailOpenTime is used up.
 var errFailOpenUsedUp = errors.New("checks failed open for too long, so this one does not: see Config.FailOpenTime")
 
 const (
 	failOpenWindow = time.Hour
-	failOpenSlot   = time.Second // is used up by the first check in it that fails open; the others in it are free
+	failOpenSlot   = time.Second // the first check that fails open in a slot uses up the slot; further ones use no more
 )
 
 // failOpenTime bounds for how long checks fail open. It counts seconds and not checks: in
@@ -21,19 +21,19 @@ const (
 // seconds by a busy client, and would be too high for a quiet one that is attacked.
 //
 // It is a token bucket of time. Each second in which a check fails open takes a second
-// out. It holds at most `most`, and `most` is added, evenly, in each hour. Once it is
-// empty, each second in which a check is refused empties it again. So checks are refused
-// for as long as the trouble goes on, and fail open again when it has become rare.
+// from it. It holds at most `most`, and in each hour `most` is added, evenly. Once the
+// bucket is empty, each second in which a check is refused empties it again. So checks are
+// refused for as long as the outage goes on, and fail open again when outages are rare.
 type failOpenTime struct {
-	most time.Duration // of a window
+	most time.Duration // in one window
 	log  *slog.Logger
 
 	mu     sync.Mutex
 	left   time.Duration
 	slot   int64 // monotonic start of the newest slot
 	begun  bool  // there is a slot
-	open   bool  // what allow returned in that slot
-	closed bool  // what was logged last
+	open   bool  // the result of allow in that slot
+	closed bool  // the last line in the log says that checks fail closed
 }
 
 // allow says whether a check may fail open now.

@@ -13,8 +13,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// In an outage checks fail open for as long as they may, however many there are. Then
-// they fail closed for as long as the outage lasts, and until it is over for a while.
+// In an outage, checks of any number fail open for FailOpenTime. Then they fail closed
+// for the rest of the outage, and for a while after it.
 func TestFailOpenTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
@@ -26,7 +26,8 @@ func TestFailOpenTime(t *testing.T) {
 				last = time.Since(began)
 			}
 		}
-		// It fills while it empties: 10 minutes, and a sixth of those, and so on.
+		// The bucket fills while it empties: 10 minutes, and a sixth of that, and so
+		// on.
 		if last < 11*time.Minute || last > 13*time.Minute || n != int(last/(100*time.Millisecond))+1 {
 			t.Errorf("let %d through, the last after %v", n, last)
 		}
@@ -40,8 +41,8 @@ func TestFailOpenTime(t *testing.T) {
 	})
 }
 
-// However checks come, they fail open in no more seconds of any hour than what may be
-// saved and what is added in that hour.
+// For any times of checks, they fail open in no more seconds of an hour than can be
+// saved and added in that hour.
 func TestFailOpenTimeIsBounded(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		most := time.Duration(rapid.Int64Range(int64(failOpenSlot), int64(failOpenWindow)).Draw(t, "most"))
@@ -70,7 +71,7 @@ func TestFailOpenTimeIsBounded(t *testing.T) {
 	})
 }
 
-// The client counts what it does not let through, and says why.
+// The client counts checks that it does not let through, and the error says why.
 func TestFailOpenTimeOfAClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, err := New(Config{Transports: []connect.Transport{nowhere}, CacheBytes: -1, FailOpenTime: time.Minute, Log: slog.New(slog.DiscardHandler)})

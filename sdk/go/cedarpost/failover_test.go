@@ -12,8 +12,9 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// The primary dies with writes that the standby has not got. What was decided on those
-// is gone from every client: kept answers, and what a client had seen.
+// The primary dies with writes that the standby does not have. Decisions on those
+// writes disappear from every client: kept answers, and the newest revision that a
+// client had seen.
 func TestFailover(t *testing.T) {
 	primary := storetest.NewServer(t)
 	if err := store.Migrate(t.Context(), primary.URL(), nil); err != nil {
@@ -68,7 +69,8 @@ func TestFailover(t *testing.T) {
 		if r := mustAsk(t, c, view("alice", "42")); !r.Allowed() {
 			t.Errorf("%s: alice, whose revocation is lost, may not", name)
 		}
-		// What names the lost revision is an error, and not an older answer.
+		// A question that names the lost revision gets an error, and not an older
+		// answer.
 		check := view("alice", "42")
 		check.AtLeastAsFresh = lost
 		if r, err := c.Authorize(t.Context(), check); err == nil {

@@ -9,8 +9,8 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// warm makes a client whose cache has a lease and the answer to a check, with so many
-// tags.
+// warm makes a client whose cache has a lease and the answer to a check, with a number
+// of tags.
 func warm(t testing.TB, check Check, tags int) *Client {
 	t.Helper()
 	c, err := New(Config{Servers: []string{"http://127.0.0.1:1"}, MaxStaleness: time.Hour})
@@ -41,7 +41,7 @@ var hitCheck = Check{
 	Context: map[string]any{"mfa": true}, AllFields: true,
 }
 
-// What a hit costs: `go test -bench Hit -benchmem ./sdk/go/cedarpost`.
+// The cost of a hit: `go test -bench Hit -benchmem ./sdk/go/cedarpost`.
 func BenchmarkHit(b *testing.B) {
 	c := warm(b, hitCheck, 8)
 	b.ReportAllocs()

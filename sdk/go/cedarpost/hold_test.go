@@ -16,8 +16,8 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// A caller that gave up may reuse what its check was made of, while its question is
-// still to be sent with others.
+// A caller that gave up may reuse the parts of its check while its question has yet to
+// be sent in a batch.
 func TestCallerReusesItsCheckAfterGivingUp(t *testing.T) {
 	asked := make(chan *cedarpostv1.AuthorizeRequest, 1)
 	c := (&strange{batch: func(_ context.Context, req *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
@@ -66,7 +66,8 @@ func TestCallerReusesItsCheckAfterGivingUp(t *testing.T) {
 	}
 }
 
-// Uses that cannot be reported hold no answers, which may be many times as large.
+// Uses that cannot be reported do not keep answers in memory, which can be many times
+// as large.
 func TestUsesDoNotHoldAnswers(t *testing.T) {
 	r := newReporter()
 	away := true
@@ -96,7 +97,7 @@ func TestUsesDoNotHoldAnswers(t *testing.T) {
 	}
 }
 
-// What waits to be reported takes about what is said of it, at most.
+// Uses that wait take at most about as much memory as is counted for them.
 func TestUnreportedUsesAreBoundedInMemory(t *testing.T) {
 	r := newReporter()
 	r.send = func(context.Context, *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error) {
@@ -114,8 +115,8 @@ func TestUnreportedUsesAreBoundedInMemory(t *testing.T) {
 	runtime.KeepAlive(r)
 }
 
-// The ids of a check that failed open may be parts of a large request, which is not
-// held.
+// The ids of a check that failed open can be parts of a large request, which must not
+// stay in memory.
 func TestFailOpensDoNotHoldRequests(t *testing.T) {
 	r := newReporter()
 	check := hitCheck
@@ -123,7 +124,7 @@ func TestFailOpensDoNotHoldRequests(t *testing.T) {
 	before := heapAlloc()
 	check.Resource.ID = strings.Repeat("x", 1<<20)[:10]
 	r.letThrough(&check, connect.CodeUnavailable, realClock())
-	check = Check{} // the caller is done
+	check = Check{} // the caller no longer needs it
 	if grown := heapAlloc() - before; grown > 1<<19 {
 		t.Errorf("%d KiB are held", grown>>10)
 	}

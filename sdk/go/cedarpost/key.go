@@ -12,17 +12,17 @@ import (
 	"time"
 )
 
-// The key of a check is the whole question, written so that it can be read in one
-// way only: every text and every list carries its length before it, every value its
-// type. Two different questions never share a key; that is what keeps an answer from
-// being given to somebody else. What does not bear on the decision stays out: the
-// request id, how fresh the answer has to be, what to do when there is none.
+// The key of a check is the whole question in an encoding that can be read in one way only:
+// every text and every list begins with its length, every value with its type. Two
+// different questions never have the same key, so an answer never reaches a caller that
+// asked something else. Fields that do not affect the decision are left out: RequestID,
+// AtLeastAsFresh, FullyConsistent and FailOpen.
 //
-// It is written without an allocation, for that is most of the cost of a hit.
+// The key is built without allocations, which would be most of the cost of a hit.
 
 const (
 	maxNesting = 100
-	// maxExact is the largest whole number that every JSON number has exactly.
+	// maxExact is the largest n for which a JSON number has all whole numbers up to n exactly.
 	maxExact = 1<<53 - 1
 )
 
@@ -77,10 +77,10 @@ func appendText(b []byte, s string) []byte {
 
 func appendUID(b []byte, u EntityUID) []byte { return appendText(appendText(b, u.Type), u.ID) }
 
-// appendMap writes the members of a map by name.
+// appendMap appends the members of a map in order of their names.
 func appendMap[V any](b []byte, m map[string]V, depth int) (_ []byte, err error) {
 	b = binary.AppendUvarint(b, uint64(len(m)))
-	var few [16]string // on the stack, as maps of questions are small
+	var few [16]string // on the stack: maps of questions are usually small
 	names := few[:0]
 	for name := range m {
 		names = append(names, name)
@@ -105,7 +105,8 @@ func appendList[V any](b []byte, list []V, depth int) (_ []byte, err error) {
 	return b, nil
 }
 
-// valueError is a value that no question can carry. Its place stands before it.
+// valueError says why a value cannot be sent. Errors around it put the value's path before
+// it.
 type valueError string
 
 func (e valueError) Error() string { return ": " + string(e) }
@@ -165,8 +166,8 @@ func appendValue(b []byte, v any, depth int) ([]byte, error) {
 	return appendValue(b, simple, depth)
 }
 
-// appendLong writes a whole number as it is sent: beyond what JSON has exactly, its
-// digits are.
+// appendLong appends a whole number as it is sent: as a number if JSON has it exactly, else
+// as its digits.
 func appendLong(b []byte, n int64) []byte {
 	if n > maxExact || n < -maxExact {
 		return strconv.AppendInt(binary.AppendUvarint(append(b, 's'), uint64(digits(n))), n, 10)
@@ -183,8 +184,8 @@ func appendFloat(b []byte, f float64) []byte {
 	return binary.BigEndian.AppendUint64(append(b, 'n'), math.Float64bits(f))
 }
 
-// inCalendar refuses a time that a datetime cannot have. Far out, two of them can even
-// be the same number of milliseconds.
+// inCalendar refuses a time that a Cedar datetime cannot have. Beyond the range of
+// milliseconds, two such times could even have one key.
 func inCalendar(t time.Time) error {
 	if year := t.UTC().Year(); year < 0 || year > 9999 {
 		return valueError("not a year of four digits")
@@ -192,9 +193,9 @@ func inCalendar(t time.Time) error {
 	return nil
 }
 
-// addrText writes an address as Cedar reads it. A listener for IPv4 and IPv6 gives the
-// IPv4 address 10.1.2.3 as ::ffff:10.1.2.3. It is sent as 10.1.2.3: Cedar takes the
-// other for no address, or, in hexadecimal, for one that is in no range of IPv4.
+// addrText writes an address as Cedar reads it. A listener for IPv4 and IPv6 reports the
+// IPv4 address 10.1.2.3 as ::ffff:10.1.2.3. It is sent as 10.1.2.3, because Cedar refuses
+// ::ffff:10.1.2.3, and takes ::ffff:a01:203 for an IPv6 address that is in no range of IPv4.
 func addrText(a netip.Addr) (string, error) {
 	switch {
 	case !a.IsValid():
@@ -205,7 +206,7 @@ func addrText(a netip.Addr) (string, error) {
 	return a.Unmap().String(), nil
 }
 
-// prefixText is addrText for a range.
+// prefixText is addrText for a range of addresses.
 func prefixText(p netip.Prefix) (string, error) {
 	switch {
 	case !p.IsValid():
@@ -218,8 +219,8 @@ func prefixText(p netip.Prefix) (string, error) {
 	return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96).String(), nil
 }
 
-// simplify turns the rarer types into those that [appendValue] and [toPlain] know:
-// bool, string, int64, float64, []any, map[string]any.
+// simplify converts a value of a rarer type into one of the types that [appendValue] and
+// [toPlain] know: bool, string, int64, float64, []any, map[string]any.
 func simplify(v any) (any, error) {
 	if n, ok := v.(json.Number); ok {
 		if i, err := n.Int64(); err == nil {
@@ -247,7 +248,7 @@ func simplify(v any) (any, error) {
 		return r.Float(), nil
 	case reflect.Slice, reflect.Array:
 		if r.Type().Elem().Kind() == reflect.Uint8 {
-			break // bytes are no set of numbers
+			break // a []byte is not a set of numbers
 		}
 		list := make([]any, r.Len())
 		for i := range list {

@@ -18,7 +18,7 @@ func drawUID(t *rapid.T, label string) EntityUID {
 	return EntityUID{rapid.SampledFrom([]string{"", "A", "A::B", "s", "AB"}).Draw(t, label+" type"), drawText(t, label+" id")}
 }
 
-// drawText draws few texts, so that two questions are often almost the same.
+// drawText draws from few texts, so that two questions are often almost the same.
 func drawText(t *rapid.T, label string) string {
 	return rapid.OneOf(rapid.SampledFrom([]string{"", "a", "b", "ab", "\x01", "\x01a", "s", "1", "__entity"}), rapid.String()).Draw(t, label)
 }
@@ -107,7 +107,7 @@ func drawCheck(t *rapid.T) Check {
 	return c
 }
 
-// sent is all of a question that bears on its decision, as bytes.
+// sent has all parts of a question that affect its decision, as bytes.
 func sent(c Check) ([]byte, error) {
 	c.RequestID = ""
 	req, err := request(&c)
@@ -117,7 +117,7 @@ func sent(c Check) ([]byte, error) {
 	return proto.MarshalOptions{Deterministic: true}.Marshal(req)
 }
 
-// judge says that two questions share a key only if they are sent as the same.
+// judge fails unless two questions share a key exactly if they are sent as the same.
 func judge(t interface {
 	Fatalf(string, ...any)
 	Helper()
@@ -147,7 +147,7 @@ func TestKeys(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a := drawCheck(t)
 		b := a
-		// Another question, or the same but for one part.
+		// Another question, or the same one with one part changed.
 		switch other := drawCheck(t); rapid.IntRange(0, 9).Draw(t, "changed") {
 		case 0:
 			b = other
@@ -174,7 +174,7 @@ func TestKeys(t *testing.T) {
 	})
 }
 
-// The same question has one key, whatever else is asked of the client with it.
+// The same question has one key, whatever else the caller asks for.
 func TestKeyIsOfTheQuestion(t *testing.T) {
 	a := Check{Principal: UID("U", "a"), Action: UID("A", "b"), Resource: UID("R", "c"), Context: map[string]any{"x": 1, "y": []any{true}}}
 	b := a
@@ -205,7 +205,7 @@ func TestValuesThatCannotBeSent(t *testing.T) {
 	}
 }
 
-// FuzzKeys reads two questions out of JSON, and judges them.
+// FuzzKeys reads two questions from JSON, and judges them.
 func FuzzKeys(f *testing.F) {
 	f.Add("U", "a", `{"x":1}`, "x", "U", "a", `{"x":"1"}`, "x")
 	f.Add("U", "", `{"a":["b","c"]}`, "", "U", "", `{"a":["b"],"c":[]}`, "")
@@ -244,30 +244,34 @@ func TestUIDText(t *testing.T) {
 	}
 }
 
-// FuzzToken: the client reads a token as the service does, and two tokens have one
-// history exactly if they name the same.
+// FuzzToken: the client and the service read the same from a token. Two tokens have one
+// history exactly if both name the same database and timeline.
 func FuzzToken(f *testing.F) {
 	f.Add(modelToken(1, 7), modelToken(2, 7))
 	f.Add(modelToken(1, -1), modelToken(1, 1)+"=")
 	f.Add("", "AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAE")
 	f.Fuzz(func(t *testing.T, a, b string) {
-		historyA, numberA, okA := readToken(a)
-		historyB, _, okB := readToken(b)
+		readA, okA := readToken(a)
+		readB, okB := readToken(b)
 		tokenA, errA := wire.ParseToken(a)
 		tokenB, errB := wire.ParseToken(b)
 		if okA != (errA == nil) || okB != (errB == nil) {
 			t.Fatalf("%q: %v, %v; %q: %v, %v", a, okA, errA, b, okB, errB)
 		}
-		if okA && numberA != tokenA.Number {
-			t.Fatalf("%q: %d, %d", a, numberA, tokenA.Number)
+		if okA && (readA.number != tokenA.Number || readA.anchor != tokenA.Anchor || readA.mark != tokenA.Mark) {
+			t.Fatalf("%q: %v, %v", a, readA, tokenA)
 		}
-		if okA && okB && (historyA == historyB) != (tokenA.Database == tokenB.Database && tokenA.Timeline == tokenB.Timeline) {
+		if okA && okB && readA.contradicts(readB) != (tokenA.Anchor == tokenB.Anchor && tokenA.Mark != tokenB.Mark) {
+			t.Fatalf("%q and %q: %v, %v", a, b, tokenA, tokenB)
+		}
+		if okA && okB && (readA.history == readB.history) != (tokenA.Database == tokenB.Database && tokenA.Timeline == tokenB.Timeline) {
 			t.Fatalf("%q and %q: %v, %v", a, b, tokenA, tokenB)
 		}
 	})
 }
 
-// A mapped address is the question about the IPv4 address; any other two differ.
+// A mapped address makes the same question as the IPv4 address. All other addresses
+// differ.
 func TestKeysOfAddresses(t *testing.T) {
 	key := func(ip any) string {
 		b, err := appendKey(nil, &Check{Context: map[string]any{"ip": ip}})

@@ -14,18 +14,19 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 )
 
-// killed is what the child process of TestKilledClient says now and then.
+// killed is what the child process of TestKilledClient prints from time to time.
 type killed struct {
-	// Answered is how many answers it has got, Certain how many of them are in the log
-	// for certain: decisions, and uses whose report was confirmed. Reported counts the latter.
+	// Answered is how many answers the child has got. Certain is how many of them are
+	// in the log for certain: decisions, and uses whose report was confirmed. Reported
+	// is the number of the latter.
 	Answered, Certain, Reported int64
-	// At is when, by its own clock.
+	// At is the time by the child's clock.
 	At time.Duration
 }
 
 const killEnv = "CEDARPOST_TEST_KILL"
 
-// A client that is killed has lost what it had not reported, and nothing else.
+// A client that is killed loses the uses that it has not reported, and nothing else.
 func TestKilledClient(t *testing.T) {
 	if os.Getenv(killEnv) != "" {
 		askForEver()
@@ -41,7 +42,7 @@ func TestKilledClient(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	// Three reports came through, then it dies.
+	// The child dies after three reports.
 	var all []killed
 	lines, reports := bufio.NewScanner(out), 0
 	hear := func() error {
@@ -60,7 +61,7 @@ func TestKilledClient(t *testing.T) {
 			t.Fatalf("%s: %v", lines.Text(), err)
 		}
 	}
-	// Any time may be that of a report.
+	// A report may arrive at any time.
 	for end := all[len(all)-1].At + rand.N(200*time.Millisecond); all[len(all)-1].At < end && lines.Scan(); {
 		if err := hear(); err != nil {
 			t.Fatalf("%s: %v", lines.Text(), err)
@@ -69,12 +70,12 @@ func TestKilledClient(t *testing.T) {
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for lines.Scan() { // what it still said
+	for lines.Scan() { // what it printed before it died
 		if hear() != nil {
-			break // half a line
+			break // an incomplete line
 		}
 	}
-	_ = cmd.Wait() // killed
+	_ = cmd.Wait() // by a signal
 	rows, uses := logged(t, s)
 	said, covered := all[len(all)-1], time.Duration(0)
 	for _, line := range all {
@@ -88,7 +89,7 @@ func TestKilledClient(t *testing.T) {
 	}
 }
 
-// askForEver asks, and says how far it has come, until it is killed.
+// askForEver asks and prints its counts until it is killed.
 func askForEver() {
 	c, err := cedarpost.New(cedarpost.Config{ReportInterval: 100 * time.Millisecond})
 	if err != nil {

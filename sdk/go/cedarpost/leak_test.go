@@ -9,7 +9,7 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 )
 
-// A client that was closed has left nothing running, whatever it went through.
+// A closed client leaves no goroutine, whatever happened before.
 func TestNothingIsLeftRunning(t *testing.T) {
 	s := startShop(t)
 	network, via := through(t, s)
@@ -18,7 +18,7 @@ func TestNothingIsLeftRunning(t *testing.T) {
 	for range 5 {
 		c := dial(t, s, via, func(cfg *cedarpost.Config) { cfg.Coalesce, cfg.Timeout = true, 200*time.Millisecond })
 		leased(t, c)
-		eventually(t, "an answer", func() bool { // in the little time that this client has
+		eventually(t, "an answer", func() bool { // within the short Timeout of this client
 			_, err := c.Authorize(t.Context(), view("alice", "42"))
 			return err == nil
 		})

@@ -10,32 +10,32 @@ import (
 
 const scope = "github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 
-// counts are of checks, by how they came out.
+// counts are numbers of checks, by outcome.
 type counts struct {
 	decided, reused, failedOpen, errors atomic.Int64
 	failOpenRefused                     atomic.Int64
-	unleased                            atomic.Int64 // of those that were asked
+	unleased                            atomic.Int64 // asked because there was no lease
 }
 
 // Stats are counts since the client was made.
 type Stats struct {
-	// Decided is how many checks the service answered, Reused how many the cache did,
-	// FailedOpen how many were let through without an answer, Errors how many had none.
+	// Decided is how many checks the service answered, Reused how many the cache answered,
+	// FailedOpen how many were let through without an answer, Errors how many failed.
 	Decided, Reused, FailedOpen, Errors int64
 	// FailOpenRefused is how many of Errors were checks with FailOpen that were refused
 	// because [Config].FailOpenTime was used up.
 	FailOpenRefused int64
-	// Unleased is how many of the checks had to be asked because it was not certain
-	// that the cache is up to date.
+	// Unleased is how many checks went to the service because the cache was not known to be
+	// up to date.
 	Unleased int64
 	// Gaps is how often the watch missed changes, so that all answers were dropped.
 	Gaps int64
-	// Reported is how many uses are in the service's log, Lost how many will not be.
-	// What is in neither is waiting to be reported.
+	// Reported is how many uses are in the service's log, Lost how many will never be there.
+	// All other uses wait to be reported.
 	Reported, Lost int64
 	// Leased says whether the cache is known to be up to date now.
 	Leased bool
-	// Entries is about how many answers are kept, Bytes what they take.
+	// Entries is about how many answers are kept, Bytes about how much memory they take.
 	Entries int
 	Bytes   uint64
 }
@@ -55,10 +55,10 @@ func (c *Client) Stats() Stats {
 	return s
 }
 
-// observe registers the counts with OpenTelemetry. They are read when they are
-// collected, so that a hit pays for none of it.
+// observe registers the counts with OpenTelemetry. They are read when metrics are
+// collected, so they cost a hit nothing.
 func (c *Client) observe(m metric.Meter) (unregister func(), err error) {
-	checks, err := m.Int64ObservableCounter("cedarpost.client.checks", metric.WithDescription("Checks, by how they came out: decided, reused, failed_open, error."))
+	checks, err := m.Int64ObservableCounter("cedarpost.client.checks", metric.WithDescription("Checks by outcome: decided, reused, failed_open, error."))
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func (c *Client) observe(m metric.Meter) (unregister func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	uses, err := m.Int64ObservableCounter("cedarpost.client.reuse", metric.WithDescription("Uses of kept answers, by what became of their report: reported, lost."))
+	uses, err := m.Int64ObservableCounter("cedarpost.client.reuse", metric.WithDescription("Uses of kept answers, by the outcome of their report: reported, lost."))
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (c *Client) observe(m metric.Meter) (unregister func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	size, err := m.Int64ObservableGauge("cedarpost.client.cache.size", metric.WithUnit("By"), metric.WithDescription("What kept answers take, about."))
+	size, err := m.Int64ObservableGauge("cedarpost.client.cache.size", metric.WithUnit("By"), metric.WithDescription("About how much memory kept answers take."))
 	if err != nil {
 		return nil, err
 	}

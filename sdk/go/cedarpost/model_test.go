@@ -16,9 +16,9 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// The model: a service of several servers, each as far behind as it likes, whose
-// messages come late, twice, in any order or never; and an oracle that knows what the
-// answer to each question was at each moment. The cache is the real one.
+// The model has a service of several servers, each of which may be behind, and whose
+// messages may arrive late, twice, in any order or never. An oracle knows the right
+// answer to each question at each moment. The cache is the real one.
 
 const (
 	modelBound   = 10 * time.Second
@@ -26,18 +26,18 @@ const (
 	modelServers = 2
 )
 
-// state is what the service has at one revision: each thing's value, which is the
+// state is the data of the service at one revision: each thing's value, which is the
 // number of the write that made it.
 type state struct {
 	history int
 	number  int64
 	things  [modelThings]int64
-	changed []int // by this revision
-	at      int64 // when it became the newest there is, in nanoseconds
+	changed []int // in this revision
+	at      int64 // when it became the newest, in nanoseconds
 }
 
-// question i depends on thing i, and on the one that thing i's value leads to, as
-// membership does. What it depends on changes with the data.
+// question i depends on thing i, and on the thing that the value of i names, as with
+// memberships. So it depends on other things when the data changes.
 func (s *state) answer(q int) (value string, tags []uint64) {
 	next := int(s.things[q]) % modelThings
 	return fmt.Sprintf("%d: %d, %d: %d", q, s.things[q], next, s.things[next]), []uint64{tagOf(q), tagOf(next)}
@@ -61,22 +61,22 @@ func modelToken(history int, number int64) string {
 type ask struct {
 	q     int
 	sent  instant
-	state *state // that it was decided at
+	state *state // the state at which it was decided
 	age   time.Duration
 }
 
-// probe is a question for the newest revision under way. newest was read after it
-// was sent.
+// probe is a question for the newest revision that is under way. newest was read after
+// the question was sent.
 type probe struct {
 	sent    instant
-	reached string // by the watch, when it was sent
+	reached string // the token of the watch when it was sent
 	newest  *state
 }
 
 type model struct {
 	cache  *cache
 	now    instant
-	states []*state // what was the newest, one after the other
+	states []*state // the newest states, in order
 	writes int64
 
 	server  [modelServers]int // index into states that a server has reached
@@ -85,10 +85,10 @@ type model struct {
 	stream  int                          // the server that the watch follows, -1 for none
 	told    int                          // index into states that its stream has sent up to
 	flying  []*cedarpostv1.WatchResponse // messages that have not arrived
-	epoch   *epoch                       // as it was after the last step
+	epoch   *epoch                       // after the last step
 	applied int64
-	seen    [modelThings]*state // the newest that an answer to a question was of,
-	history int                 // of this history, the last one that an answer was of
+	seen    [modelThings]*state // the newest state of an answer to each question,
+	history int                 // in this history, which is that of the last answer
 	newer   seen
 	hits    int
 }
@@ -116,8 +116,8 @@ func (m *model) write(t *run) {
 	m.states = append(m.states, &next)
 }
 
-// failover loses the newest revisions and begins another history, which the servers
-// notice when they follow.
+// failover loses the newest revisions and begins another history. The servers notice
+// that when they follow.
 func (m *model) failover(t *run) {
 	old := m.newest()
 	from := old
@@ -132,24 +132,25 @@ func (m *model) failover(t *run) {
 	m.states = append(m.states, &next)
 }
 
-// follow lets a server apply what was committed. It never leaves its history out.
+// follow makes a server apply committed revisions. It goes through every history.
 func (m *model) follow(t *run) {
 	i := t.between(0, modelServers-1)
 	m.server[i] = t.between(m.server[i], len(m.states)-1)
 }
 
-// ask sends a question, as a client does that has missed: with what it has applied. Or
-// it asks for the newest there is, whose answer may be ahead of the watch.
+// ask sends a question as a client does after a miss: at least as fresh as the revision
+// that the client has applied. Or it asks for the newest revision, which may be ahead
+// of the watch.
 func (m *model) ask(t *run) {
 	s := m.states[m.server[t.between(0, modelServers-1)]]
 	if t.between(0, 5) == 0 {
 		s = m.newest()
 	} else if token := m.cache.reached(); token != "" {
-		history, number, _ := readToken(token)
-		if own, _, _ := readToken(modelToken(s.history, 0)); own != history {
+		asked, _ := readToken(token)
+		if own, _ := readToken(modelToken(s.history, 0)); own.history != asked.history {
 			m.cache.forget()
-		} else if s.number < number {
-			return // the server does not come to it in time
+		} else if s.number < asked.number {
+			return // the server does not reach it in time
 		}
 	}
 	m.asks = append(m.asks, ask{
@@ -158,7 +159,7 @@ func (m *model) ask(t *run) {
 	})
 }
 
-// arrive delivers an answer, in any order.
+// arrive delivers any of the answers under way.
 func (m *model) arrive(t *run) {
 	a, ok := take(t, &m.asks)
 	if !ok {
@@ -166,7 +167,7 @@ func (m *model) arrive(t *run) {
 	}
 	value, tags := a.state.answer(a.q)
 	if m.history != a.state.history {
-		m.history, m.seen = a.state.history, [modelThings]*state{} // which is the newer one is not known
+		m.history, m.seen = a.state.history, [modelThings]*state{} // it is not known which history is newer
 	}
 	if old := m.seen[a.q]; old == nil || old.number < a.state.number {
 		m.seen[a.q] = a.state
@@ -193,21 +194,21 @@ func take[T any](t *run, list *[]T) (v T, ok bool) {
 	return v, true
 }
 
-// watch begins a stream at a server, from where the cache is.
+// watch begins a stream at a server, from the revision that the cache has applied.
 func (m *model) watch(t *run) {
 	m.stream = t.between(0, modelServers-1)
-	m.flying = nil // of the stream before
+	m.flying = nil // messages of the stream before
 	at := m.server[m.stream]
 	s := m.states[at]
 	msg := &cedarpostv1.WatchResponse{After: s.number, Revision: &cedarpostv1.Revision{Token: modelToken(s.history, s.number)}}
 	m.told = at
 	if token := m.cache.reached(); token != "" {
-		history, number, _ := readToken(token)
-		own, _, _ := readToken(modelToken(s.history, 0))
-		if own == history && number <= s.number && t.between(0, 9) > 0 {
-			// It goes on where the cache was.
+		after, _ := readToken(token)
+		own, _ := readToken(modelToken(s.history, 0))
+		if own.history == after.history && after.number <= s.number && t.between(0, 9) > 0 {
+			// It goes on from the revision that the cache has applied.
 			for i, old := range m.states[:at+1] {
-				if old.history == s.history && old.number == number {
+				if old.history == s.history && old.number == after.number {
 					m.told = i
 					msg = nil
 				}
@@ -222,7 +223,8 @@ func (m *model) watch(t *run) {
 	}
 }
 
-// tell sends what the watched server has applied since, all at once or a part.
+// tell sends changes that the watched server has applied since the last message, all or
+// some of them.
 func (m *model) tell(t *run) {
 	if m.stream < 0 || m.told >= m.server[m.stream] {
 		return
@@ -230,7 +232,7 @@ func (m *model) tell(t *run) {
 	to := t.between(m.told+1, m.server[m.stream])
 	from, last := m.states[m.told], m.states[to]
 	msg := &cedarpostv1.WatchResponse{After: from.number, Revision: &cedarpostv1.Revision{Token: modelToken(last.history, last.number)}}
-	// It may also be too much to tell.
+	// The changes can also be too many for a message.
 	msg.Reset_ = last.history != from.history || t.between(0, 9) == 0
 	for _, s := range m.states[m.told+1 : to+1] {
 		if msg.Reset_ {
@@ -244,7 +246,8 @@ func (m *model) tell(t *run) {
 	m.flying = append(m.flying, msg)
 }
 
-// deliver brings a message, any of them; it may stay and come again.
+// deliver delivers any of the messages under way. The message can stay and arrive
+// again.
 func (m *model) deliver(t *run) {
 	again := t.between(0, 4) == 0
 	msg, ok := take(t, &m.flying)
@@ -261,15 +264,16 @@ func (m *model) prove(t *run) {
 	m.probes = append(m.probes, probe{sent: m.now, reached: m.cache.reached(), newest: m.newest()})
 }
 
-// proven delivers what was the newest when it was read: at some time after the
-// question was sent.
+// proven delivers the revision that was the newest at some time after the question was
+// sent.
 func (m *model) proven(t *run) {
 	if p, ok := take(t, &m.probes); ok {
 		m.cache.prove(&cedarpostv1.Revision{Token: modelToken(p.newest.history, p.newest.number)}, p.sent, p.reached)
 	}
 }
 
-// check asks the cache, and the oracle whether its answer may be given.
+// check asks the cache, and asks the oracle whether the answer of the cache may be
+// used.
 func (m *model) check(t *run) {
 	q := t.between(0, modelThings-1)
 	var fresh *state
@@ -288,7 +292,7 @@ func (m *model) check(t *run) {
 	}
 	since := m.now.wall - int64(modelBound)
 	for i, s := range slices.Backward(m.states) {
-		over := m.now.wall // when s was no longer the newest
+		over := m.now.wall // when s was replaced as the newest
 		if i+1 < len(m.states) {
 			over = m.states[i+1].at
 		}
@@ -296,7 +300,7 @@ func (m *model) check(t *run) {
 			break
 		}
 		if last := m.seen[q]; last != nil && s.history == last.history && s.number < last.number {
-			continue // who has seen that is not given what was before
+			continue // the caller has seen a newer answer, so it must not get this one
 		}
 		if fresh != nil && (s.history != fresh.history || s.number < fresh.number) {
 			continue
@@ -308,7 +312,7 @@ func (m *model) check(t *run) {
 	t.Errorf("the answer %q to %d (made at %d) was right at no moment of the last %v with %+v; now it is at %+v", e.response.GetDecisionId(), q, e.number, modelBound, fresh, m.newest())
 }
 
-// invariant: what was applied never goes back.
+// invariant fails if the applied revision goes back.
 func (m *model) invariant(t *run) {
 	ep := m.cache.epoch.Load()
 	if ep == nil {
@@ -326,13 +330,13 @@ func (m *model) pass(t *run) {
 	m.now.wall += d
 }
 
-// suspend lets time pass that the monotonic clock does not see.
+// suspend lets time pass that the monotonic clock does not show.
 func (m *model) suspend(t *run) {
 	m.now.wall += int64(t.between(0, int(15*time.Second)))
 }
 
-// run is one run of the model. It draws evenly, which finds more here than what can be
-// shrunk does.
+// run is one run of the model. It draws evenly: here that finds more than draws that
+// can be shrunk.
 type run struct {
 	*testing.T
 	rand *rand.Rand
@@ -364,7 +368,7 @@ func TestNoAnswerIsOlderThanTheBound(t *testing.T) {
 	}
 }
 
-// run takes steps, some more often than others.
+// run makes random steps, some kinds more often than others.
 func (m *model) run(t *run, steps int) {
 	var bag []func(*run)
 	for _, s := range []struct {

@@ -13,7 +13,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// Strange hints and tokens are no reason to keep an answer for longer, or to panic.
+// Strange hints and tokens cause no answer to be kept for too long, and no panic.
 func TestStrangeHints(t *testing.T) {
 	for _, change := range []func(*cedarpostv1.AuthorizeResponse){
 		func(r *cedarpostv1.AuthorizeResponse) { r.Revision = nil },
@@ -49,9 +49,9 @@ func TestStrangeHints(t *testing.T) {
 	}
 }
 
-// Who has seen an answer gets none from before it, while the watch is on its way.
+// A caller that has got an answer gets no older one while the watch is behind.
 func TestNewerAnswerStays(t *testing.T) {
-	c := warm(t, hitCheck, 1) // at 1
+	c := warm(t, hitCheck, 1) // at revision 1
 	bytes, err := appendKey(nil, &hitCheck)
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +87,7 @@ func TestNewerAnswerStays(t *testing.T) {
 	}
 }
 
-// The newest there is takes the place of what is kept.
+// An answer at the newest revision replaces the kept one.
 func TestFullyConsistentAnswerIsKept(t *testing.T) {
 	var number atomic.Int64
 	number.Store(1)
@@ -147,7 +147,7 @@ func TestFullyConsistentAnswerIsKept(t *testing.T) {
 	}
 }
 
-// otherToken is modelToken of a history that parted from that one before the number.
+// otherToken is modelToken of a history that branched off before the number.
 func otherToken(history int, number int64) string {
 	b, err := base64.RawURLEncoding.DecodeString(modelToken(history, number))
 	if err != nil {
@@ -157,8 +157,9 @@ func otherToken(history int, number int64) string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-// The service was restored under its name. What a client has of the lost revisions goes,
-// and what arrives of them late, or from a server that has not noticed, is not kept.
+// The service was restored under its name. The client drops answers of lost revisions.
+// It does not keep such answers if they arrive late, or from a server that has not
+// noticed the restore.
 func TestRestoredHistoryDropsAnswers(t *testing.T) {
 	const applied = 100
 	for name, restored := range map[string]func(c *Client){
@@ -216,7 +217,8 @@ func TestRestoredHistoryDropsAnswers(t *testing.T) {
 	}
 }
 
-// breaks is a watch that tells of a revision of another history, where it goes on from.
+// breaks is a watch that reports a revision of another history, and that it goes on
+// from there.
 func breaks(number int64) func(c *Client) {
 	return func(c *Client) {
 		c.cache.apply(&cedarpostv1.WatchResponse{After: 100, Revision: &cedarpostv1.Revision{Token: otherToken(1, number)}, Reset_: true})

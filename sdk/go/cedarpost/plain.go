@@ -11,21 +11,21 @@ import (
 	"time"
 )
 
-// errNotHTTP2 is in the errors of calls over plain http to a server whose first bytes do
-// not begin HTTP/2. It is an answer, so it does not show that the service is away.
+// errNotHTTP2 is in the errors of calls over plain http to a server whose first bytes are
+// not HTTP/2. The server answered, so the error does not show that the service is away.
 var errNotHTTP2 = errors.New("the server does not speak HTTP/2: a wrong port, or a proxy that speaks HTTP/1.1 only")
 
-// plainTransport speaks HTTP/2 without TLS to one server. [http.Transport] reports a
-// server that answers in another protocol as a connection that broke, in several ways,
-// so this looks at what the server sends first.
+// plainTransport speaks HTTP/2 without TLS to one server. [http.Transport] reports a server
+// that answers in another protocol as a broken connection, in several ways. So this looks
+// at the first bytes that the server sends.
 type plainTransport struct {
 	*http.Transport
-	// foreign says that the newest connection with an answer did not begin as HTTP/2 does.
+	// foreign says that the newest connection with an answer did not begin with HTTP/2.
 	foreign atomic.Bool
 }
 
-// newPlainTransport makes the transport to the server at u. Behind a proxy of SOCKS, or
-// one that is reached over TLS, the first bytes are the proxy's, so nothing is noted.
+// newPlainTransport makes the transport to the server at u. Behind a SOCKS proxy, or a
+// proxy that is reached over TLS, the first bytes are the proxy's, so they are not checked.
 func newPlainTransport(u *url.URL, pings bool) *plainTransport {
 	t := &plainTransport{Transport: newTransport(false, pings)}
 	if proxy, err := t.Proxy(&http.Request{URL: u}); err != nil || proxy != nil && proxy.Scheme != "http" {
@@ -51,27 +51,27 @@ func (t *plainTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, err
 }
 
-// plainConn is a connection that notes whether the server begins as HTTP/2 does: with a
-// frame of type SETTINGS (RFC 9113, section 3.4).
+// plainConn is a connection that checks whether the server begins with HTTP/2: with a frame
+// of type SETTINGS (RFC 9113, section 3.4).
 type plainConn struct {
 	net.Conn
 	transport *plainTransport
 
 	judged atomic.Bool
-	mu     sync.Mutex // held by who reads before it is judged
+	mu     sync.Mutex // held to read before the connection is judged
 	read   int        // bytes of the frame's header that were read
 }
 
 const (
-	typeAt       = 3 // of a frame's header; its length comes before
+	typeAt       = 3 // where the type is in a frame's header; its length is before
 	typeSettings = 4
 
-	// lastWords bounds the wait for what the server sent before it broke the connection.
-	// It is there already, if there is anything.
+	// lastWords bounds the wait for bytes that the server sent before it broke the
+	// connection. They have arrived already, if there are any.
 	lastWords = 100 * time.Millisecond
 )
 
-// Read reads, and fails once the server is known not to speak HTTP/2.
+// Read implements net.Conn. It fails once the server is known not to speak HTTP/2.
 func (c *plainConn) Read(b []byte) (int, error) {
 	if c.judged.Load() {
 		return c.Conn.Read(b)
@@ -85,27 +85,27 @@ func (c *plainConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Write writes. A server that answers and closes at once can break the connection before
-// its answer is read, or before anybody reads at all. So after an error that comes first,
-// this reads the answer.
+// Write implements net.Conn. A server that answers and closes at once can break the
+// connection before its answer is read. So if a write fails before the connection is
+// judged, Write reads the answer.
 func (c *plainConn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	if err != nil && !c.judged.Load() {
-		_ = c.SetReadDeadline(time.Now().Add(lastWords)) // also for the reader that holds mu
+		_ = c.SetReadDeadline(time.Now().Add(lastWords)) // it also ends a Read that holds mu
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if !c.judged.Load() {
 			var head [typeAt + 1]byte
 			n, _ := c.Conn.Read(head[:])
 			_ = c.judge(head[:n])
-			_ = c.Close() // what was read here is missing for others
+			_ = c.Close() // a later Read would miss the bytes that were read here
 		}
 	}
 	return n, err
 }
 
-// judge notes what the next bytes show, and returns false if they are not of HTTP/2. The
-// length of a SETTINGS frame is far less than 64 KiB, so its first byte is zero.
+// judge looks at the next bytes of the server, and returns false if they are not HTTP/2.
+// The length of a SETTINGS frame is far below 64 KiB, so its first byte is zero.
 func (c *plainConn) judge(next []byte) bool {
 	for _, b := range next {
 		if c.judged.Load() {

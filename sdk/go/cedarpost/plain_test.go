@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// A server of HTTP/1.1 that is replaced by one of HTTP/2 is trusted again, and checks fail
-// open again when that one is away.
+// After an HTTP/1.1 server was replaced by one of HTTP/2, the client trusts it again,
+// and checks fail open when that one is away.
 func TestServerThatDidNotSpeakHTTP2(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -17,52 +17,51 @@ import (
 )
 
 const (
-	reportSize = 100 // reuses, and fail-opens, of one report
-	// maxUnreported bounds the bytes that uses take until they are reported. Beyond it no
-	// answer is reused: what cannot be accounted for is asked.
+	reportSize = 100 // the most reuses in one report, and the most fail-opens
+	// maxUnreported bounds the memory of uses that wait to be reported. Beyond it no answer
+	// is reused, because the use could not be reported: the check goes to the service.
 	maxUnreported = 16 << 20
 	// useBytes is about how much memory the uses of one answer take, without its id: first
-	// their counts, later their part of a report.
+	// as counts, later as a part of a report.
 	useBytes      = 256
-	maxFailOpens  = 1000 // told apart in one interval
+	maxFailOpens  = 1000 // different fail-opens in one interval
 	reportTimeout = 5 * time.Second
 )
 
-// uses counts how often an answer was given again since the last report. It is kept until
-// it is reported, so it has no pointer to the answer: the cache may drop that before.
+// uses counts how often an answer was reused since the last report. It is kept until it is
+// reported. It has no pointer to the answer, which the cache may drop earlier.
 type uses struct {
 	id   string // of the decision
 	hits atomic.Int64
 	last atomic.Int64 // wall clock
 }
 
-// bytesOf is about what uses of the answer to a decision take until they are reported.
+// bytesOf estimates the memory that the uses of a decision take until they are reported.
 func bytesOf(id string) int64 { return useBytes + int64(len(id)) }
 
-// reporter tells the service of every answer that was given again, so that its log
-// has all that was answered. A report that may have been lost is sent again as it
-// was, and counts once.
+// reporter reports every reuse of an answer to the service, so that the log has them all. A
+// report that may have been lost is sent again unchanged; the service counts it once.
 type reporter struct {
 	send func(context.Context, *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error)
 
-	unreported atomic.Int64 // bytes that used and pending take, about
+	unreported atomic.Int64 // about how many bytes used and pending take
 	reported   atomic.Int64 // uses that are in the log
-	lost       atomic.Int64 // uses that will not be
+	lost       atomic.Int64 // uses that will never be in the log
 	wakeup     chan struct{}
 
 	mu   sync.Mutex
 	used []firstUse
 	open map[failOpen]*openCount
-	// lostOpen are fail-opens beyond maxFailOpens.
+	// lostOpen counts fail-opens beyond maxFailOpens.
 	lostOpen int64
 
-	// sending is held by who sends. It owns pending, oldest first, and told.
+	// sending is held to send reports. It protects pending, oldest first, and told.
 	sending sync.Mutex
 	pending []*cedarpostv1.ReportReuseRequest
-	told    int64 // of lost, what the service was told of
+	told    int64 // how many of lost were reported as lost
 }
 
-// firstUse has the uses of an answer, and when the first of them was.
+// firstUse has the uses of an answer and the time of the first one.
 type firstUse struct {
 	*uses
 	at int64 // wall clock
@@ -74,8 +73,8 @@ type failOpen struct {
 	code                        connect.Code
 }
 
-// clone copies the strings, which may be parts of larger strings of the caller's that
-// would stay in memory.
+// clone copies the strings: each may be a part of a larger string of the caller, which would
+// stay in memory.
 func (f failOpen) clone() failOpen {
 	for _, u := range []*EntityUID{&f.principal, &f.action, &f.resource} {
 		*u = EntityUID{strings.Clone(u.Type), strings.Clone(u.ID)}
@@ -90,8 +89,8 @@ func newReporter() *reporter {
 	return &reporter{wakeup: make(chan struct{}, 1), open: map[failOpen]*openCount{}}
 }
 
-// use counts a use of an answer, or says that it may not be used. It is called before
-// the answer is given.
+// use counts a use of an answer before the answer is returned. It returns false if the
+// answer must not be reused.
 func (r *reporter) use(e *entry, now instant) bool {
 	if r.unreported.Load() >= maxUnreported {
 		return false
@@ -108,7 +107,7 @@ func (r *reporter) use(e *entry, now instant) bool {
 	r.used = append(r.used, firstUse{e.uses, now.wall})
 	r.mu.Unlock()
 	if n >= maxUnreported/10 && n-size < maxUnreported/10 {
-		signal(r.wakeup) // sooner than its time
+		signal(r.wakeup) // report before the interval ends
 	}
 	return true
 }
@@ -128,11 +127,11 @@ func (r *reporter) letThrough(c *Check, code connect.Code, now instant) {
 		r.open[key.clone()] = n
 	}
 	n.count++
-	// Who read the clock first need not come first.
+	// Calls may arrive here in another order than they read the clock.
 	n.first, n.last = min(n.first, now.wall), max(n.last, now.wall)
 }
 
-// cut shortens a reason to what a report may carry.
+// cut shortens a reason to the length that a report may have.
 func cut(reason string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(reason[:min(len(reason), 256)], ""), "\x00", "")
 }
@@ -148,13 +147,12 @@ func (r *reporter) run(ctx context.Context, interval time.Duration) {
 		case <-tick.C:
 		case <-r.wakeup:
 		}
-		_ = r.flush(ctx) // what remains is sent the next time
+		_ = r.flush(ctx) // after an error, the rest is sent the next time
 	}
 }
 
-// flush reports all that there is. After an error the rest is kept. What waits already
-// goes first, and only then more is put behind it: so it does not grow while there is
-// nowhere to report to.
+// flush reports all uses. After an error the rest is kept. Pending reports are sent before
+// new ones are made, so that they do not grow in number while the service is away.
 func (r *reporter) flush(ctx context.Context) error {
 	r.sending.Lock()
 	defer r.sending.Unlock()
@@ -173,7 +171,8 @@ func (r *reporter) sendAll(ctx context.Context) error {
 		cancel()
 		lost := refused(report, int(res.GetRefused()))
 		if connect.CodeOf(err) == connect.CodeInvalidArgument {
-			// One thing in it is to blame. It will never be taken, and all else can be.
+			// One item is invalid and will always be refused. Halve the report, so that the
+			// others are accepted.
 			if a, b := halve(report); a != nil {
 				r.pending = append([]*cedarpostv1.ReportReuseRequest{a, b}, r.pending[1:]...)
 				continue
@@ -185,7 +184,7 @@ func (r *reporter) sendAll(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.pending[0] = nil // or the array behind the rest would hold it
+		r.pending[0] = nil // otherwise the array would keep the report in memory
 		r.pending = r.pending[1:]
 		for _, u := range report.GetReuses() {
 			r.unreported.Add(-bytesOf(u.GetDecisionId()))
@@ -196,8 +195,8 @@ func (r *reporter) sendAll(ctx context.Context) error {
 	return nil
 }
 
-// halve makes two reports of one, neither of which was sent, or nil of one that tells
-// of one thing.
+// halve splits a report into two with ids of their own. It returns nil for a report with a
+// single item.
 func halve(r *cedarpostv1.ReportReuseRequest) (a, b *cedarpostv1.ReportReuseRequest) {
 	n := len(r.GetReuses()) + len(r.GetFailOpens())
 	if n < 2 {
@@ -210,8 +209,8 @@ func halve(r *cedarpostv1.ReportReuseRequest) (a, b *cedarpostv1.ReportReuseRequ
 	return a, b
 }
 
-// refused are the uses of the so many decisions of a report that were refused for
-// their age: the oldest, as their ids begin with the time.
+// refused counts the uses of decisions that the service refused because of their age. These
+// are the oldest decisions of the report; their ids begin with the time.
 func refused(r *cedarpostv1.ReportReuseRequest, decisions int) (n int64) {
 	reuses := slices.SortedFunc(slices.Values(r.GetReuses()), func(a, b *cedarpostv1.Reuse) int {
 		return strings.Compare(a.GetDecisionId(), b.GetDecisionId())
@@ -222,6 +221,7 @@ func refused(r *cedarpostv1.ReportReuseRequest, decisions int) (n int64) {
 	return n
 }
 
+// hits counts the uses in a report.
 func hits(report *cedarpostv1.ReportReuseRequest) (n int64) {
 	for _, u := range report.GetReuses() {
 		n += u.GetHits()
@@ -229,7 +229,7 @@ func hits(report *cedarpostv1.ReportReuseRequest) (n int64) {
 	return n
 }
 
-// opened are the checks that failed open.
+// opened counts the checks in a report that failed open.
 func opened(report *cedarpostv1.ReportReuseRequest) (n int64) {
 	for _, f := range report.GetFailOpens() {
 		n += f.GetCount()
@@ -237,7 +237,7 @@ func opened(report *cedarpostv1.ReportReuseRequest) (n int64) {
 	return n
 }
 
-// gather makes reports of what was counted since.
+// gather makes reports of all uses that were counted since the last call.
 func (r *reporter) gather() {
 	r.mu.Lock()
 	used, open := r.used, r.open
@@ -248,7 +248,7 @@ func (r *reporter) gather() {
 
 	var reuses []*cedarpostv1.Reuse
 	for _, u := range used {
-		// Whoever counts from here on puts the answer on the next list.
+		// A use from here on puts the answer into the next list.
 		n := u.hits.Swap(0)
 		reuses = append(reuses, &cedarpostv1.Reuse{
 			DecisionId: u.id, Hits: n, First: wallTime(u.at), Last: wallTime(max(u.last.Load(), u.at)),
@@ -279,9 +279,9 @@ func split[T any](list []T) (head, tail []T) {
 
 func wallTime(nanos int64) *timestamppb.Timestamp { return timestamppb.New(time.Unix(0, nanos)) }
 
-// close reports the rest, trying until ctx ends.
+// close reports all remaining uses, and tries again until ctx ends.
 func (r *reporter) close(ctx context.Context) error {
-	var cause error // says more than that the time is over, if anything does
+	var cause error // the newest error other than a deadline, which says more than that ctx ended
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		err := r.flush(ctx)
 		if cause == nil || connect.CodeOf(err) != connect.CodeDeadlineExceeded {
@@ -289,7 +289,7 @@ func (r *reporter) close(ctx context.Context) error {
 		}
 		switch connect.CodeOf(err) {
 		case connect.CodeUnauthenticated, connect.CodePermissionDenied, connect.CodeUnimplemented:
-			return r.giveUp(err) // it will not be taken later either
+			return r.giveUp(err) // a later report would be refused too
 		}
 		if err == nil {
 			return nil
@@ -302,7 +302,7 @@ func (r *reporter) close(ctx context.Context) error {
 	}
 }
 
-// giveUp counts what is not reported as lost.
+// giveUp counts all uses that are not reported as lost.
 func (r *reporter) giveUp(err error) error {
 	r.sending.Lock()
 	defer r.sending.Unlock()

@@ -12,14 +12,15 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// ledger takes reports as the service does: each once, however often it comes.
+// ledger accepts reports as the service does: each one counts once, even if it arrives
+// several times.
 type ledger struct {
 	mu   sync.Mutex
 	seen map[string]bool
 	uses map[string]int64
 	open int64
-	// fail says what happens to a report: "" it is taken, "lost" it is taken and the
-	// caller does not hear of it, "away" it is not taken.
+	// fail says what happens to a report: "" means that it is accepted, "lost" that it
+	// is accepted and the caller gets no answer, "away" that it is not accepted.
 	fail func() string
 }
 
@@ -55,7 +56,7 @@ func answer(i int) *entry {
 	return entryOf(&cedarpostv1.AuthorizeResponse{DecisionId: fmt.Sprint("decision ", i)})
 }
 
-// Whatever becomes of single reports and of their answers, each use counts once.
+// Each use counts once, even if reports or their answers are lost.
 func TestReportsCountOnce(t *testing.T) {
 	l := newLedger()
 	turn := 0
@@ -107,7 +108,7 @@ func TestReportsCountOnce(t *testing.T) {
 	}
 }
 
-// What cannot be reported is not used.
+// An answer is not reused if its use could not be reported.
 func TestUsesAreBounded(t *testing.T) {
 	l := newLedger()
 	l.fail = func() string { return "away" }
@@ -133,8 +134,8 @@ func TestUsesAreBounded(t *testing.T) {
 	}
 }
 
-// What the service will never take does not hold up what is reported with it, and
-// counts as lost.
+// A part of a report that the service always refuses does not delay the other parts,
+// and counts as lost.
 func TestRefusedReport(t *testing.T) {
 	l := newLedger()
 	r := newReporter()

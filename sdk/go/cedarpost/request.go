@@ -18,9 +18,9 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// request writes a check as it is sent, without its consistency. It shares no memory
-// with the check that the caller could change: with Coalesce the request is sent after
-// a caller that gave up may have begun to reuse its slices and maps.
+// request makes the message of a check, without its consistency. It shares no memory with
+// the check that the caller could change: with Coalesce, the message may be sent after a
+// caller gave up and reuses its slices and maps.
 func request(c *Check) (*cedarpostv1.AuthorizeRequest, error) {
 	req := &cedarpostv1.AuthorizeRequest{
 		Principal: protoUID(c.Principal), Action: protoUID(c.Action), Resource: protoUID(c.Resource),
@@ -43,27 +43,27 @@ func request(c *Check) (*cedarpostv1.AuthorizeRequest, error) {
 	return req, sendable(c, req)
 }
 
-// What the service takes of one question that may come from a user
-// (cedarpost/v1/*.proto): bytes of an id, bytes of a field's path, and how many paths.
+// Limits of the service (cedarpost/v1/*.proto) for values that may come from a user: the
+// bytes of an id, the bytes of a field's path, and the number of paths in one question.
 const (
 	MaxIDBytes    = 1024
 	MaxFieldBytes = 256
 	MaxFields     = 1000
 )
 
-// What else it takes.
+// Other limits of the service.
 const (
-	maxRequest   = 63 << 10 // less room for what is added when it is sent
+	maxRequest   = 63 << 10 // below the limit (server/wire): sending adds some bytes
 	maxType      = 512
 	maxRequestID = 128
 	maxEntities  = 100
 	maxParents   = 1000
 )
 
-// sendable refuses what cannot be sent, or is never taken. When it is sent, such a
-// question fails in the same way as one to a service that is away, and would be let
-// through where that is: whoever chooses an id or a path could open the door. In a
-// batch or a report it would have all refused that is with it.
+// sendable refuses a question that cannot be sent or that the service always refuses. Sent,
+// it could fail in the same way as a question to a service that is away. A check with
+// FailOpen would then be let through, and a user who chooses an id or a path could cause
+// that. In a batch or a report, the service would refuse all items that are sent with it.
 func sendable(c *Check, req *cedarpostv1.AuthorizeRequest) error {
 	uids := []EntityUID{c.Principal, c.Action, c.Resource}
 	for _, e := range c.Entities {
@@ -105,8 +105,8 @@ func sendableText(s string, least, most int) error {
 	return nil
 }
 
-// Proto is the entity in the words of the contract, to be written with its
-// EntityService. The error names a value that cannot be sent.
+// Proto returns the entity as a message, to write it with EntityService. The error names a
+// value that cannot be sent.
 func (e Entity) Proto() (_ *cedarpostv1.Entity, err error) {
 	out := &cedarpostv1.Entity{Uid: protoUID(e.UID)}
 	if out.Attrs, err = toStruct(e.Attrs); err != nil {
@@ -162,7 +162,7 @@ func plainList[V any](list []V, depth int) ([]any, error) {
 	return out, nil
 }
 
-// toPlain turns a value into what JSON has, in Cedar's forms
+// toPlain turns a value into the types of JSON, in the forms of Cedar's entity format
 // (https://docs.cedarpolicy.com/auth/entities-syntax.html). It has the same cases as
 // [appendValue].
 func toPlain(v any, depth int) (any, error) {
@@ -225,9 +225,9 @@ func extension(fn, arg string) any {
 	return map[string]any{"__extn": map[string]any{"fn": fn, "arg": arg}}
 }
 
-// isToken reports whether a text has the form of a revision's token. A longer text could
-// make the question too large to be received, which looks like overload.
+// isToken says whether a text has the form of a revision's token. A longer text could make
+// the question too large, and the service's refusal looks like overload.
 func isToken(text string) bool {
-	_, _, ok := readToken(text)
+	_, ok := readToken(text)
 	return ok
 }

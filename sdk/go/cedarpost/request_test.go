@@ -13,8 +13,8 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarposttest"
 )
 
-// Ids and paths come from clients. One that cannot be sent must not pass for a service
-// that is away, or whoever writes it opens what fails open.
+// Ids and paths come from users. One that cannot be sent must not look like a service
+// that is away. Otherwise a user could make checks fail open.
 func TestWhatCannotBeSentDoesNotFailOpen(t *testing.T) {
 	svc := cedarposttest.New(t, "../../../policies/shop")
 	var many []string
@@ -53,7 +53,8 @@ func TestWhatCannotBeSentDoesNotFailOpen(t *testing.T) {
 	}
 }
 
-// Many large questions are more than the service takes at once. They go in parts.
+// Many large questions are together more than the service accepts in one call. They are
+// sent in several.
 func TestLargeBatches(t *testing.T) {
 	svc := cedarposttest.New(t, "../../../policies/shop")
 	var paths []string
@@ -64,7 +65,7 @@ func TestLargeBatches(t *testing.T) {
 		Principal: cedarpost.UID("Shop::User", "bob"), Action: cedarpost.UID("Shop::Action", "ViewOrder"), Resource: cedarpost.UID("Shop::Order", "42"),
 		Context: map[string]any{"mfa": false}, Fields: paths,
 	}
-	patient := func(c *cedarpost.Config) { c.Timeout = time.Minute } // it is a lot to decide
+	patient := func(c *cedarpost.Config) { c.Timeout = time.Minute } // there is a lot to decide
 	for i, a := range svc.Client(patient).AuthorizeBatch(t.Context(), slices.Repeat([]cedarpost.Check{check}, 30)) {
 		if a.Err != nil || !a.Allowed() {
 			t.Fatalf("check %d: %v, %v", i, a.Allowed(), a.Err)

@@ -11,9 +11,9 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// The database is replaced by an earlier state of it, under its name. Of what is lost no
-// client gives an answer for longer than its bound, whether or not the copy can be told
-// from the original, and has moved on or not.
+// The database is replaced by an earlier state of itself, under its name. No client
+// reuses answers of lost revisions for longer than its bound, whether or not the copy
+// can be distinguished from the original, and whether or not it has new revisions.
 func TestRestore(t *testing.T) {
 	for _, way := range []struct {
 		name  string
@@ -32,7 +32,7 @@ func TestRestore(t *testing.T) {
 			first.Stop()
 			restored := way.copy(t, first.URL)
 			s := servertest.On(t, first.URL)
-			s.UseKey(first.Token) // the other one is lost with the rest
+			s.UseKey(first.Token) // the other key is lost with the later revisions
 			clients := map[string]*cedarpost.Client{
 				"with a cache":    dial(t, s),
 				"without a cache": dial(t, s, func(cfg *cedarpost.Config) { cfg.CacheBytes = -1 }),

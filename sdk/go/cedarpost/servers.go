@@ -16,40 +16,40 @@ import (
 
 const (
 	maxAttempts = 3
-	retryWait   = 20 * time.Millisecond // doubled each time
-	// retryShare is how many of the questions may be asked once more: without a bound,
-	// a service in trouble gets several times the load.
-	retryShare   = 10 // one in so many
-	retryReserve = 20 // and so many at once
+	retryWait   = 20 * time.Millisecond // doubled after each attempt
+	// One in retryShare questions may be asked again, and retryReserve more at once. Without
+	// this bound, a service in trouble would get several times the load.
+	retryShare   = 10
+	retryReserve = 20
 
 	breakAfter = 5 // failures in a row
 	breakFor   = time.Second
 )
 
-// servers are the servers of one service. Each is as good as the others.
+// servers are the servers of one service. Each can answer any question.
 type servers struct {
 	list []*peer
-	next atomic.Uint32
-	// watched is next for watches. In step with the questions, they would always come to
-	// the same server again.
+	next atomic.Uint32 // the server of the next question
+	// watched is the server of the next watch. It is separate from next: with a shared
+	// counter, a regular pattern of questions could lead every watch to one server.
 	watched atomic.Uint32
-	// retries is how many more are allowed, times retryShare.
+	// retries is how many more questions may be asked again, times retryShare.
 	retries atomic.Int64
-	// patience is how long a server has to have had for an answer, before it is blamed
-	// for none.
+	// patience is how much time a server must have had to answer before a timeout counts as
+	// its failure.
 	patience time.Duration
-	close    func() // idle connections
+	close    func() // closes idle connections
 }
 
-// peer is one server. Its breaker opens when it fails several times in a row, and
+// peer is one server. Its breaker opens when the server fails several times in a row, and
 // lets one question through after a while.
 type peer struct {
 	name    string
 	client  cedarpostv1connect.AuthorizationServiceClient
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
-	// untrusted says that an attempt found a certificate that is not accepted, or the
-	// like, and that the server has not answered since. While that is so of any server,
-	// no check fails open.
+	// untrusted is set by an error for which untrusted returns true, such as a certificate
+	// that is not accepted, and cleared by the next answer of the server. While it is set
+	// for any server, no check fails open.
 	untrusted atomic.Bool
 	// failure is the text of the newest error that counted against the server.
 	failure atomic.Pointer[string]
@@ -58,7 +58,7 @@ type peer struct {
 func newServers(names []string, transports []connect.Transport, interceptors ...connect.ClientInterceptor) *servers {
 	s := &servers{close: func() {}}
 	s.retries.Store(retryReserve * retryShare)
-	s.watched.Store(rand.Uint32()) //nolint:gosec // so that not all clients watch the same one
+	s.watched.Store(rand.Uint32()) //nolint:gosec // not secret; clients should not all watch the same server
 	for i, t := range transports {
 		s.list = append(s.list, &peer{
 			name:   names[i],
@@ -74,9 +74,9 @@ func newServers(names []string, transports []connect.Transport, interceptors ...
 	return s
 }
 
-// allOpen is the error of a call while every server failed so often lately that none is
-// asked. It says how each failed, as text alone: an error that a server had with an
-// earlier call, such as the end of its deadline, is not one of this call.
+// allOpen is the error of a call while the breakers of all servers are open. It has the
+// newest failure of each server as text only: that failure is of an earlier call, and
+// errors.Is must not find, for example, its deadline in the error of this call.
 func (s *servers) allOpen() error {
 	text := "no server works; not asked again yet"
 	for _, p := range s.list {
@@ -87,11 +87,11 @@ func (s *servers) allOpen() error {
 	return connect.NewError(connect.CodeUnavailable, text)
 }
 
-// errNoVerdict: what came of a question says nothing of the server.
+// errNoVerdict tells a breaker that the outcome of a call says nothing about the server.
 var errNoVerdict = errors.New("no verdict")
 
-// call asks one server after another, until one answers or the time is over. fn may
-// run more than once: it has to be a question, or one that counts once.
+// call asks one server after another, until one answers or ctx ends. fn may run more than
+// once, so it must do no harm when it is repeated.
 func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
 	err := s.ask(ctx, fn)
 	if err == nil || errors.Is(err, errOwnSide) {
@@ -105,9 +105,10 @@ func (s *servers) call(ctx context.Context, fn func(context.Context, cedarpostv1
 	return err
 }
 
+// ask is call without the check for servers that are not trusted.
 func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
 	s.earn()
-	// A caller that leaves a server too little time must not open its breaker for all others.
+	// A call with a very short deadline must not open a breaker for all other calls.
 	end, bounded := ctx.Deadline()
 	hurried := bounded && time.Until(end) < s.patience
 	var err error
@@ -121,7 +122,7 @@ func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1c
 		}
 		attemptErr := s.try(ctx, p, attempt, fn)
 		if errors.Is(ctx.Err(), context.Canceled) {
-			done(errNoVerdict) // its caller gave up
+			done(errNoVerdict) // the caller gave up
 			return ctx.Err()
 		}
 		if untrusted(attemptErr) {
@@ -138,7 +139,7 @@ func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1c
 		} else {
 			if failed(attemptErr) {
 				text := attemptErr.Error()
-				p.failure.Store(&text) // before the breaker opens
+				p.failure.Store(&text) // before done, which may open the breaker
 			}
 			done(attemptErr)
 		}
@@ -158,9 +159,10 @@ func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1c
 	return err
 }
 
-// try asks one server. Where there are others, it does not get all of the time: one
-// that took the connection and says nothing would use it up. If a server fails when its
-// time is over, the error is that it did not answer in time, whatever the server says.
+// try asks one server. If there are others, this server gets half of the remaining time,
+// except in the last attempt: a server that accepts the connection and never answers would
+// use up all of it. If a server fails when its time is over, the error is always that it
+// did not answer in time.
 func (s *servers) try(ctx context.Context, p *peer, attempt int, fn func(context.Context, cedarpostv1connect.AuthorizationServiceClient) error) error {
 	if end, ok := ctx.Deadline(); ok && len(s.list) > 1 && attempt < maxAttempts-1 {
 		var cancel context.CancelFunc
@@ -174,8 +176,9 @@ func (s *servers) try(ctx context.Context, p *peer, attempt int, fn func(context
 	return err
 }
 
-// again says whether asking once more can help, and does no harm: a question that
-// was not answered, or whose answer was lost. Overload is left alone.
+// again says whether asking again can help: the question was not answered, or its answer
+// was lost. After resource_exhausted the question is not repeated, which would add to the
+// overload.
 func again(err error) bool {
 	switch connect.CodeOf(err) {
 	case connect.CodeUnavailable, connect.CodeDeadlineExceeded:
@@ -184,8 +187,8 @@ func again(err error) bool {
 	return false
 }
 
-// pick takes the next server whose breaker lets a question through. done says how it
-// went.
+// pick returns the next server whose breaker lets a question through. The caller passes the
+// outcome to done.
 func (s *servers) pick() (p *peer, done func(error)) {
 	from := int(s.next.Add(1) % uint32(len(s.list)))
 	for i := range s.list {
@@ -197,8 +200,8 @@ func (s *servers) pick() (p *peer, done func(error)) {
 	return nil, nil
 }
 
-// pickWatch takes the next server that works, as far as is known. A watch has no say in
-// that: it may break where questions are answered, and hang where one is let through.
+// pickWatch returns the next server whose breaker is not open. The outcome of a watch does
+// not count for the breaker: a watch can break at a server that answers questions.
 func (s *servers) pickWatch() *peer {
 	from := int(s.watched.Add(1) % uint32(len(s.list)))
 	for i := range s.list {
@@ -209,13 +212,14 @@ func (s *servers) pickWatch() *peer {
 	return nil
 }
 
-// earn and spend keep the balance of retries.
+// earn adds the share of one question to the retries that are allowed.
 func (s *servers) earn() {
 	if n := s.retries.Load(); n < retryReserve*retryShare {
 		s.retries.CompareAndSwap(n, n+1)
 	}
 }
 
+// spend takes one retry, and returns false if none is left.
 func (s *servers) spend() bool {
 	for {
 		n := s.retries.Load()

@@ -20,7 +20,8 @@ import (
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 )
 
-// strange is a service that does what it likes. What is nil it does not have.
+// strange is a service that behaves as its functions say. Calls without a function are
+// unimplemented.
 type strange struct {
 	authorize func(context.Context, *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error)
 	batch     func(context.Context, *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error)
@@ -66,7 +67,7 @@ func (s *strange) ReportReuse(_ context.Context, req *cedarpostv1.ReportReuseReq
 	return s.report(req)
 }
 
-// serve serves it over the wire, and returns a client of it.
+// serve serves it over the network, and returns a client of it.
 func (s *strange) serve(t *testing.T, opts ...func(*Config)) *Client {
 	t.Helper()
 	server := connect.NewServer()
@@ -77,7 +78,7 @@ func (s *strange) serve(t *testing.T, opts ...func(*Config)) *Client {
 	hs.Config.Protocols = new(http.Protocols)
 	hs.Config.Protocols.SetUnencryptedHTTP2(true)
 	hs.Start()
-	// On a busy machine pings can be late, too.
+	// On a busy machine, pings can be late too.
 	patient := &http.Transport{Protocols: hs.Config.Protocols}
 	t.Cleanup(patient.CloseIdleConnections)
 	cfg := Config{
@@ -117,7 +118,7 @@ func always(res *cedarpostv1.AuthorizeResponse) func(context.Context, *cedarpost
 	}
 }
 
-// untilDone is a service that gives no answer.
+// untilDone is a call without an answer.
 func untilDone(ctx context.Context, _ *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
 	<-ctx.Done()
 	return nil, connect.NewError(connect.CodeDeadlineExceeded, "too slow")
@@ -125,7 +126,7 @@ func untilDone(ctx context.Context, _ *cedarpostv1.AuthorizeRequest) (*cedarpost
 
 func uncached(cfg *Config) { cfg.CacheBytes = -1 }
 
-// Some callers leave no time for an answer. The others go on being answered.
+// Callers with very short deadlines do not prevent answers to the others.
 func TestHurriedCallersHarmNobody(t *testing.T) {
 	slow := func(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
 		select {
@@ -150,7 +151,7 @@ func TestHurriedCallersHarmNobody(t *testing.T) {
 	}
 }
 
-// A service that takes too long for all is left alone, as before.
+// A service that is too slow for all callers is not asked for a while.
 func TestSilentServiceIsLeftAlone(t *testing.T) {
 	var asked atomic.Int64
 	c := (&strange{authorize: func(ctx context.Context, req *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
@@ -163,14 +164,14 @@ func TestSilentServiceIsLeftAlone(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	// Once each second one question is let through, to see whether it is back.
+	// Once a second, one question is let through to see whether the service is back.
 	if n, most := asked.Load(), int64(breakAfter+1+time.Since(began)/breakFor); n > most {
 		t.Errorf("asked %d times, want %d at most", n, most)
 	}
 }
 
-// The service is told when its caller gives up, and can say so a moment before that.
-// That does not open.
+// The service knows the deadline of its caller, and can return the error for it a
+// moment earlier. Such an error makes no check fail open.
 func TestCallerWhoGivesUpDoesNotOpen(t *testing.T) {
 	c := (&strange{authorize: func(ctx context.Context, _ *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
 		return nil, connect.NewError(connect.CodeDeadlineExceeded, "too slow for you")
@@ -190,7 +191,7 @@ func TestCallerWhoGivesUpDoesNotOpen(t *testing.T) {
 	}
 }
 
-// A token can come from a client too.
+// A token can come from a user too.
 func TestTokenThatCannotBeSent(t *testing.T) {
 	for _, opt := range []func(*Config){uncached, func(*Config) {}} {
 		c := (&strange{authorize: always(allow(1))}).serve(t, opt)
@@ -202,7 +203,8 @@ func TestTokenThatCannotBeSent(t *testing.T) {
 	}
 }
 
-// What the service never takes is not let through while it is away.
+// A question that the service always refuses is not let through while the service is
+// away.
 func TestWhatIsNeverTakenDoesNotFailOpen(t *testing.T) {
 	c := (&strange{authorize: func(context.Context, *cedarpostv1.AuthorizeRequest) (*cedarpostv1.AuthorizeResponse, error) {
 		return nil, connect.NewError(connect.CodeResourceExhausted, "away")
@@ -228,7 +230,7 @@ func TestWhatIsNeverTakenDoesNotFailOpen(t *testing.T) {
 	}
 }
 
-// Of questions that go together, one that is refused harms none of the others.
+// One refused question does no harm to the others in its batch.
 func TestRefusedQuestionOfABatch(t *testing.T) {
 	c := (&strange{batch: func(_ context.Context, req *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
 		res := &cedarpostv1.AuthorizeBatchResponse{}
@@ -257,7 +259,7 @@ func TestRefusedQuestionOfABatch(t *testing.T) {
 	all.Wait()
 }
 
-// A service too slow for all that is asked is not asked for those who gave up.
+// A service that is too slow does not get the questions of callers that gave up.
 func TestNobodyWaitsBehindThoseWhoGaveUp(t *testing.T) {
 	var asked atomic.Int64
 	stuck := make(chan struct{})
@@ -300,8 +302,8 @@ func TestNobodyWaitsBehindThoseWhoGaveUp(t *testing.T) {
 	}
 }
 
-// A watch that breaks again and again, as behind a proxy that lets no stream through,
-// leaves questions alone.
+// A watch that breaks again and again, for example behind a proxy without streams, does
+// not disturb questions.
 func TestBrokenWatchHarmsNoQuestion(t *testing.T) {
 	var watches atomic.Int64
 	c := (&strange{authorize: always(allow(1)), watch: func(context.Context, func(*cedarpostv1.WatchResponse) error) error {
@@ -319,8 +321,7 @@ func TestBrokenWatchHarmsNoQuestion(t *testing.T) {
 	}
 }
 
-// A watch that says nothing does not keep a server out that had failed, and answers
-// again.
+// A silent watch does not keep a server out that had failed and answers again.
 func TestSilentWatchHarmsNoQuestion(t *testing.T) {
 	var away atomic.Bool
 	away.Store(true)
@@ -338,7 +339,7 @@ func TestSilentWatchHarmsNoQuestion(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		},
-	}).serve(t, func(cfg *Config) { cfg.MaxStaleness = time.Hour }) // so that nothing else is asked
+	}).serve(t, func(cfg *Config) { cfg.MaxStaleness = time.Hour }) // so that the client asks nothing else
 	for range breakAfter {
 		_, _ = c.Authorize(t.Context(), hitCheck)
 	}
@@ -349,7 +350,7 @@ func TestSilentWatchHarmsNoQuestion(t *testing.T) {
 	}
 }
 
-// A server that is behind is not watched anew all the time.
+// The client does not begin a new watch all the time at a server that is behind.
 func TestWatchOfAServerBehind(t *testing.T) {
 	var watches, asked atomic.Int64
 	(&strange{
@@ -374,7 +375,7 @@ func TestWatchOfAServerBehind(t *testing.T) {
 	}
 }
 
-// Two servers, one of them behind: the watch comes to the other.
+// Of two servers, one is behind: the watch moves to the other.
 func TestWatchLeavesAServerBehind(t *testing.T) {
 	serving := func(number int64) *strange {
 		return &strange{
@@ -389,7 +390,7 @@ func TestWatchLeavesAServerBehind(t *testing.T) {
 		}
 	}
 	good := serving(10).serve(t, uncached)
-	for range 4 { // for it begins with any of them
+	for range 4 { // because it begins with a random one
 		c := serving(5).serve(t, func(cfg *Config) {
 			cfg.Servers = append(cfg.Servers, good.cfg.Servers...)
 			cfg.MaxStaleness = 300 * time.Millisecond
@@ -402,7 +403,7 @@ func TestWatchLeavesAServerBehind(t *testing.T) {
 	}
 }
 
-// A server from before there was a watch, or reports, is asked as without a cache.
+// A server without Watch and ReportReuse is asked as without a cache.
 func TestServerWithoutWatch(t *testing.T) {
 	c := (&strange{authorize: always(allow(1))}).serve(t)
 	for range 100 {
@@ -412,7 +413,7 @@ func TestServerWithoutWatch(t *testing.T) {
 	}
 }
 
-// Answers that are none deny.
+// Answers without content deny.
 func TestStrangeAnswersDeny(t *testing.T) {
 	ask := func(res *cedarpostv1.AuthorizeResponse) {
 		t.Helper()
@@ -441,7 +442,7 @@ func TestStrangeAnswersDeny(t *testing.T) {
 	}
 }
 
-// Who closes a second time waits for the first.
+// A second call of Close waits for the first.
 func TestCloseTwice(t *testing.T) {
 	var taken atomic.Bool
 	c := (&strange{report: func(*cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error) {
@@ -466,7 +467,7 @@ func TestCloseTwice(t *testing.T) {
 	}
 }
 
-// After Close nothing runs on.
+// After Close nothing goes on to run.
 func TestCloseEndsBatches(t *testing.T) {
 	c := (&strange{batch: func(ctx context.Context, _ *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
 		<-ctx.Done()
@@ -493,7 +494,8 @@ func TestNoServers(t *testing.T) {
 	}
 }
 
-// Times so far out that their milliseconds are the same are not the same question.
+// Two times beyond the range of milliseconds make no question, so they cannot share a
+// key.
 func TestTimesFarOut(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	for _, far := range []time.Time{time.Unix(now.Unix()+1<<61, 0), time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(-1, 1, 1, 0, 0, 0, 0, time.UTC)} {

@@ -14,7 +14,7 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarposttest"
 )
 
-// in runs a test in a time of its own, with a service and a client that keeps answers.
+// in runs a test with a clock of its own, a service, and a client that keeps answers.
 func in(t *testing.T, fn func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client), opts ...func(*cedarpost.Config)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -30,7 +30,7 @@ func in(t *testing.T, fn func(t *testing.T, svc *cedarposttest.Service, c *cedar
 
 var support = cedarpost.UID("Shop::Role", "support")
 
-// With the service away, the longest that a revoked right can be used is the bound.
+// With the service away, a revoked right can be used for at most the bound.
 func TestLongestStaleAnswer(t *testing.T) {
 	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
 		mustAsk(t, c, view("alice", "42"))
@@ -58,8 +58,8 @@ func TestLongestStaleAnswer(t *testing.T) {
 	})
 }
 
-// The clock jumps by an hour, as on a machine that slept: no answer survives it without
-// a word of the service.
+// The clock jumps by an hour, as on a machine that was suspended: no answer is reused
+// before the service has been asked.
 func TestClockJumps(t *testing.T) {
 	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
 		mustAsk(t, c, view("alice", "42"))
@@ -82,8 +82,7 @@ func TestClockJumps(t *testing.T) {
 	})
 }
 
-// An answer is kept no longer than the client or the service says, however often it is
-// used.
+// An answer is kept no longer than client and service allow, however often it is used.
 func TestMaxAge(t *testing.T) {
 	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
 		for range 100 {
@@ -110,7 +109,7 @@ func TestReportsInTime(t *testing.T) {
 	})
 }
 
-// With nowhere to report to, uses wait; they are in the log once there is.
+// While the service is away, uses wait. They are in the log once it is back.
 func TestReportsWait(t *testing.T) {
 	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
 		for range 10 {
@@ -133,7 +132,7 @@ func TestReportsWait(t *testing.T) {
 	})
 }
 
-// What cannot be reported is told.
+// Close says what cannot be reported.
 func TestCloseTellsWhatIsLost(t *testing.T) {
 	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
 		for range 10 {
@@ -151,8 +150,8 @@ func TestCloseTellsWhatIsLost(t *testing.T) {
 	})
 }
 
-// A check fails open where the service cannot be asked, and nowhere else: what a
-// question does to the service must not open the door.
+// A check fails open only if the service cannot be asked, and never because of the
+// effect of a question on the service.
 func TestWhatFailsOpen(t *testing.T) {
 	open := view("alice", "42")
 	open.FailOpen = "reads may go on"
@@ -181,7 +180,7 @@ func TestWhatFailsOpen(t *testing.T) {
 	}
 }
 
-// A connection that breaks is a service that is away, however it is asked.
+// A broken connection counts as a service that is away, for every kind of call.
 func TestBrokenConnection(t *testing.T) {
 	for _, coalesce := range []bool{false, true} {
 		in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
@@ -198,7 +197,7 @@ func TestBrokenConnection(t *testing.T) {
 	}
 }
 
-// A batch of several calls ends with the first that gets no answer.
+// AuthorizeBatch makes no more calls after the first that gets no answer.
 func TestBatchEndsWithTheFirstFailure(t *testing.T) {
 	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
 		svc.Fail(connect.NewError(connect.CodeDeadlineExceeded, "too slow"))
@@ -223,7 +222,7 @@ func TestBatchEndsWithTheFirstFailure(t *testing.T) {
 	})
 }
 
-// Close does not wait for what will never be taken.
+// Close does not wait for reports that will never be accepted.
 func TestCloseWithARevokedKey(t *testing.T) {
 	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
 		mustAsk(t, c, view("alice", "42"))
@@ -235,8 +234,7 @@ func TestCloseWithARevokedKey(t *testing.T) {
 	})
 }
 
-// When a question fails that many calls wait for, one of them asks it again, and not
-// all of them at once.
+// If a question fails that many calls wait for, only one of them asks it again.
 func TestOneAsksAgain(t *testing.T) {
 	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
 		const waiting = 100
@@ -247,7 +245,7 @@ func TestOneAsksAgain(t *testing.T) {
 			_, err := c.Authorize(ctx, view("alice", "42"))
 			first <- err
 		}()
-		synctest.Wait() // it waits to try again
+		synctest.Wait() // the call waits for its next attempt
 		errs := make(chan error, waiting)
 		for range waiting {
 			go func() {
@@ -258,7 +256,7 @@ func TestOneAsksAgain(t *testing.T) {
 				errs <- err
 			}()
 		}
-		synctest.Wait() // they wait for its answer
+		synctest.Wait() // the others wait for its answer
 		svc.Fail(nil)
 		cancel()
 		if err := <-first; !errors.Is(err, context.Canceled) {
@@ -275,11 +273,11 @@ func TestOneAsksAgain(t *testing.T) {
 	})
 }
 
-// Callers that give up do not hold a caller back that asks the same question, so its
-// check cannot be made to fail open.
+// Callers that give up do not hold back another caller with the same question, so they
+// cannot make its check fail open.
 func TestImpatientCallersHoldNobodyBack(t *testing.T) {
 	in(t, func(t *testing.T, svc *cedarposttest.Service, c *cedarpost.Client) {
-		check := view("carol", "42") // who is denied
+		check := view("carol", "42") // carol is denied
 		check.FailOpen = "a test"
 		giveUp := cedarpost.Impatient(c, check)
 		got := make(chan cedarpost.Result, 1)

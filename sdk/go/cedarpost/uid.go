@@ -6,11 +6,11 @@ import (
 	"github.com/cedarpost/cedarpost/internal/entityuid"
 )
 
-// EntityUID names an entity, a principal, an action or a resource: a type with its
-// namespace, and an id.
+// EntityUID names an entity, such as a principal, an action or a resource, by its type with
+// the namespace and its id.
 type EntityUID struct{ Type, ID string }
 
-// UID makes a name: UID("Shop::User", "bob") is Shop::User::"bob".
+// UID returns the name of an entity: UID("Shop::User", "bob") is Shop::User::"bob".
 func UID(typ, id string) EntityUID { return EntityUID{typ, id} }
 
 // String is the name as Cedar text: Shop::User::"bob".

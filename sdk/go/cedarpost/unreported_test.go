@@ -11,8 +11,8 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// Who read the clock first need not be counted first; a report that ends before it
-// begins is refused.
+// Uses may be counted in another order than their clocks were read. The service refuses
+// a report whose last use is before its first.
 func TestFailOpensAtTheSameTime(t *testing.T) {
 	r := newReporter()
 	var sent *cedarpostv1.ReportReuseRequest
@@ -32,8 +32,8 @@ func TestFailOpensAtTheSameTime(t *testing.T) {
 	}
 }
 
-// While there is nowhere to report to, what waits has a bound, and all of it is in the
-// log in the end, or counted.
+// While the service is away, waiting uses take bounded memory. In the end all of them
+// are in the log or counted as lost.
 func TestReportsThatWaitAreBounded(t *testing.T) {
 	r := newReporter()
 	away := true
@@ -75,7 +75,7 @@ func TestReportsThatWaitAreBounded(t *testing.T) {
 	}
 }
 
-// What the service refuses of a report takes nothing else with it.
+// If the service refuses a part of a report, the rest is accepted.
 func TestRefusedPartOfAReport(t *testing.T) {
 	r := newReporter()
 	var uses, opens, told int64
@@ -104,7 +104,7 @@ func TestRefusedPartOfAReport(t *testing.T) {
 		}
 		r.letThrough(&check, connect.CodeUnavailable, realClock())
 	}
-	for range 2 { // what was lost is told with the next
+	for range 2 { // the second reports what was lost
 		if err := r.flush(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +114,7 @@ func TestRefusedPartOfAReport(t *testing.T) {
 	}
 }
 
-// Uses that came too late for the log are not counted as if they were in it.
+// Uses that are too late for the log do not count as reported.
 func TestRefusedForAge(t *testing.T) {
 	r := newReporter()
 	r.send = func(context.Context, *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error) {

@@ -12,8 +12,8 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 )
 
-// What a user can put into a question or into the trace of a request does not let a
-// denied check through, and does not make a server look as if it were away.
+// Nothing that a user can put into a question, or into the trace of a request, makes a
+// denied check pass or makes a server look as if it were away.
 func TestUsersCannotMakeChecksFailOpen(t *testing.T) {
 	s := startShop(t)
 	denied := view("carol", "42")
@@ -41,7 +41,7 @@ func TestUsersCannotMakeChecksFailOpen(t *testing.T) {
 			ask(t.Context(), fmt.Sprintf("a token of %d bytes", n), long, cedarpost.ErrInvalid)
 		}
 		var members []string
-		for i := range 32 { // as many as W3C allows, as long as they may be
+		for i := range 32 { // as many members as W3C allows, each as long as allowed
 			members = append(members, fmt.Sprintf("k%0255d=%s", i, strings.Repeat("v", 256)))
 		}
 		state, err := trace.ParseTraceState(strings.Join(members, ","))

@@ -14,21 +14,21 @@ import (
 )
 
 const (
-	watchBackoff    = 20 * time.Millisecond // doubled up to the next
+	watchBackoff    = 20 * time.Millisecond // doubled up to maxWatchBackoff
 	maxWatchBackoff = 2 * time.Second
-	// firstWait is for the first message, which comes at once. What lies between may
-	// hold it back for ever.
+	// firstWait bounds the wait for the first message. A server sends it at once, but a
+	// proxy may hold it back forever.
 	firstWait = 10 * time.Second
 	minRenew  = 10 * time.Millisecond
 )
 
 var (
-	errStuck  = errors.New("the watch is behind what the service has")
+	errStuck  = errors.New("the watch stays behind the newest revision of the service")
 	errSilent = errors.New("the watch does not begin")
 )
 
-// watch keeps the cache told of what changes, until ctx ends. A watch that breaks goes
-// on where it was, on whatever server answers.
+// watch tells the cache of all changes until ctx ends. After a watch breaks, the next one
+// goes on from the same revision at any server.
 func (c *Client) watch(ctx context.Context) {
 	for wait := watchBackoff; ctx.Err() == nil; {
 		worked, err := c.follow(ctx)
@@ -37,17 +37,17 @@ func (c *Client) watch(ctx context.Context) {
 		}
 		switch connect.CodeOf(err) {
 		case connect.CodeUnauthenticated, connect.CodePermissionDenied:
-			c.cache.forget() // who may not ask may not use what was answered
+			c.cache.forget() // a client that may not ask may not reuse answers
 		case connect.CodeInvalidArgument, connect.CodeAborted:
-			c.cache.forget() // of another database or history
+			c.cache.forget() // the token is of another database or history
 		}
-		// Who is too slow, or on a server that is behind, would only come to the same end.
+		// A client that is too slow, or at a server that is behind, would soon break again.
 		if worked && connect.CodeOf(err) != connect.CodeResourceExhausted && !errors.Is(err, errStuck) {
 			wait = watchBackoff
 		}
 		level := slog.LevelWarn
 		if wait > watchBackoff {
-			level = slog.LevelDebug // the same trouble still
+			level = slog.LevelDebug // the same problem goes on
 		}
 		c.cfg.Log.Log(ctx, level, "cedarpost: the watch of changes broke", "err", err)
 		sleep(ctx, about(wait))
@@ -55,7 +55,7 @@ func (c *Client) watch(ctx context.Context) {
 	}
 }
 
-// follow watches one server until that ends. worked says whether it began.
+// follow watches one server until the watch ends. worked says whether the watch began.
 func (c *Client) follow(ctx context.Context) (worked bool, err error) {
 	p := c.servers.pickWatch()
 	if p == nil {
@@ -91,8 +91,8 @@ func (c *Client) follow(ctx context.Context) (worked bool, err error) {
 	}
 }
 
-// renew keeps the lease, until ctx ends: it asks for the newest revision at every half
-// of the bound, when a watch begins, and soon again when that failed.
+// renew keeps the lease until ctx ends: it asks for the newest revision after each half of
+// the bound, when a watch begins, and soon again after an error.
 func (c *Client) renew(ctx context.Context) {
 	for {
 		wait := c.cfg.MaxStaleness / 2
@@ -101,7 +101,7 @@ func (c *Client) renew(ctx context.Context) {
 		}
 		wait = max(wait, minRenew)
 		if c.cache.behind(c.cfg.MaxStaleness / 3) {
-			// It leads nowhere, or to a server that is behind. Another may do.
+			// The connection is dead, or the server is behind. Another server may do better.
 			c.cutWatch(errStuck)
 		}
 		select {
@@ -113,11 +113,11 @@ func (c *Client) renew(ctx context.Context) {
 	}
 }
 
-// prove asks once.
+// prove asks once for the newest revision.
 func (c *Client) prove(ctx context.Context, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	var sent instant // of the attempt that is answered
+	var sent instant // when the attempt began that is answered
 	var reached string
 	var revision *cedarpostv1.Revision
 	err := c.servers.call(ctx, func(ctx context.Context, client cedarpostv1connect.AuthorizationServiceClient) error {
@@ -133,20 +133,20 @@ func (c *Client) prove(ctx context.Context, timeout time.Duration) error {
 	return err
 }
 
-// cutWatch ends the watch under way. The next one begins soon.
+// cutWatch ends the watch under way. watch then begins another one.
 func (c *Client) cutWatch(why error) {
 	if cut := c.cut.Load(); cut != nil {
 		(*cut)(why)
 	}
 }
 
-// about is a time of half as long or more, so that many clients do not all come at
-// once.
+// about returns a random time between half of d and d, so that many clients do not call at
+// the same moment.
 func about(d time.Duration) time.Duration {
-	return d/2 + rand.N(d/2+1) //nolint:gosec // nothing secret
+	return d/2 + rand.N(d/2+1) //nolint:gosec // not secret
 }
 
-// signal makes a channel of one ready, if it is not.
+// signal puts a value into a channel with room for one, unless it has one already.
 func signal(ch chan struct{}) {
 	select {
 	case ch <- struct{}{}:

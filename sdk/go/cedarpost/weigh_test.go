@@ -11,7 +11,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// What the cache counts is about what it takes.
+// The cache counts about the memory that it takes.
 func TestWeight(t *testing.T) {
 	heap := func() uint64 {
 		runtime.GC()
@@ -26,7 +26,7 @@ func TestWeight(t *testing.T) {
 			c := warm(t, hitCheck, 8)
 			before := heap()
 			for i := range n {
-				// As it comes from the wire, so that nothing in it is shared.
+				// As it is received, so that no parts of it are shared.
 				r := &cedarpostv1.AuthorizeResponse{
 					Decision: cedarpostv1.Decision_ALLOW, DecisionId: "019f6e2b-5c1e-7a54-9d6a-0c3f0e6b8a11",
 					Revision:            &cedarpostv1.Revision{Token: modelToken(1, 1), Number: 1},
@@ -65,7 +65,8 @@ func TestWeight(t *testing.T) {
 		}
 		took, counted := measure()
 		near := func() bool { return 10*took > 7*counted && 10*took < 13*counted }
-		// Something else may have been let go of meanwhile, the cache before for one.
+		// Other memory may have been freed meanwhile, such as the cache of the test
+		// before.
 		for tries := 0; tries < 10 && !near(); tries++ {
 			took, counted = measure()
 		}

@@ -17,12 +17,12 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// These tests have a real server on a real Postgres, asked over the wire.
+// These tests ask a real server with a real Postgres over the network.
 
 func user(id string) cedarpost.EntityUID  { return cedarpost.UID("Shop::User", id) }
 func order(id string) cedarpost.EntityUID { return cedarpost.UID("Shop::Order", id) }
 
-// view is whether somebody may view an order, and which of its fields.
+// view asks whether a user may view an order, and which of its fields.
 func view(who, what string) cedarpost.Check {
 	return cedarpost.Check{
 		Principal: user(who), Action: cedarpost.UID("Shop::Action", "ViewOrder"), Resource: order(what),
@@ -37,8 +37,8 @@ func startShop(t testing.TB, opts ...servertest.Option) *servertest.Server {
 	return s
 }
 
-// dial makes a client of a server, which has all the time there is: a busy machine may
-// not get round to an answer, or to that of a ping, in seconds.
+// dial makes a client that waits very long: on a busy machine an answer, or the answer
+// to a ping, can take seconds.
 func dial(t testing.TB, s *servertest.Server, opts ...func(*cedarpost.Config)) *cedarpost.Client {
 	t.Helper()
 	protocols := new(http.Protocols)
@@ -63,7 +63,7 @@ func dial(t testing.TB, s *servertest.Server, opts ...func(*cedarpost.Config)) *
 	return c
 }
 
-// eventually waits until something holds.
+// eventually waits until a condition holds.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); !holds(); time.Sleep(2 * time.Millisecond) {
@@ -122,13 +122,13 @@ func TestAnswerIsKeptUntilItChanges(t *testing.T) {
 	if deny := mustAsk(t, c, view("bob", "99")); deny.Allowed() || !deny.Reused() || deny.DeniedAt() != cedarpost.AtObject {
 		t.Error("a denial is not kept as an allow is")
 	}
-	// Somebody's own write is seen at once, for it names its revision.
+	// A check that names the revision of a write sees the write at once.
 	fresh := view("alice", "42")
 	fresh.AtLeastAsFresh = member(t, s, "alice", "support", false)
 	if r := mustAsk(t, c, fresh); r.Allowed() {
 		t.Error("alice may still after her role is gone")
 	}
-	// And without that soon.
+	// A check without it sees the write soon.
 	token := member(t, s, "alice", "support", true)
 	eventually(t, "alice is back", func() bool { return mustAsk(t, c, view("alice", "42")).Allowed() })
 	member(t, s, "alice", "support", false)
@@ -138,7 +138,7 @@ func TestAnswerIsKeptUntilItChanges(t *testing.T) {
 	if mustAsk(t, c, fresh).Allowed() {
 		t.Error("alice is back by an old token")
 	}
-	// What others changed left bob's answer alone.
+	// Changes of others leave bob's answer in the cache.
 	if !mustAsk(t, c, view("bob", "99")).Reused() {
 		t.Error("bob's answer fell with alice's")
 	}
@@ -219,8 +219,7 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-// logged counts what the log has: decisions, and how often their answers were used
-// again.
+// logged counts the decisions in the log, and how often their answers were reused.
 func logged(t testing.TB, s *servertest.Server) (rows, uses int64) {
 	t.Helper()
 	req := &cedarpostv1.QueryDecisionsRequest{PageSize: 1000}
@@ -239,7 +238,7 @@ func logged(t testing.TB, s *servertest.Server) (rows, uses int64) {
 	}
 }
 
-// Every answer is in the log, as a decision or as a use of one, exactly.
+// Every answer is in the log, as a decision or as a use of one, with exact counts.
 func TestEveryAnswerIsAccountedFor(t *testing.T) {
 	s := startShop(t)
 	coalesced := func(cfg *cedarpost.Config) { cfg.Coalesce = true }
@@ -252,8 +251,8 @@ func TestEveryAnswerIsAccountedFor(t *testing.T) {
 	var all, writers sync.WaitGroup
 	var stop atomic.Bool
 	writers.Go(func() {
-		// Each write makes answers worthless. So that some are used again on any machine,
-		// the writer keeps pace with the askers.
+		// Each write makes answers invalid. The writer keeps pace with the other
+		// goroutines, so that some answers are reused on any machine.
 		for i := 0; !stop.Load(); i++ {
 			member(t, s, "alice", "support", i%2 == 0)
 			for next := answered.Load() + 100; answered.Load() < next && !stop.Load(); {
@@ -303,10 +302,10 @@ func TestEveryAnswerIsAccountedFor(t *testing.T) {
 	}
 }
 
-// Ten thousand at once, who all want to know the same few things, ask a few questions.
+// Ten thousand concurrent calls with the same few questions send only a few of them.
 func TestTenThousandAtOnce(t *testing.T) {
 	s := startShop(t)
-	// So many at once can take seconds, in which nothing else gets its turn.
+	// So many calls can take seconds, in which the client does nothing else.
 	c := dial(t, s, func(cfg *cedarpost.Config) { cfg.MaxStaleness = time.Minute })
 	leased(t, c)
 	var all sync.WaitGroup

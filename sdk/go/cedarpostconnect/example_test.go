@@ -15,8 +15,7 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/enforce"
 )
 
-// entities is a service like any other; that it is one of Cedarpost's own does not
-// matter.
+// entities is an example of a service. It happens to be one of Cedarpost.
 type entities struct {
 	cedarpostv1connect.UnimplementedEntityServiceHandler
 }
@@ -25,8 +24,8 @@ func (entities) GetEntity(_ context.Context, req *cedarpostv1.GetEntityRequest) 
 	return &cedarpostv1.GetEntityResponse{Entity: &cedarpostv1.StoredEntity{Entity: &cedarpostv1.Entity{Uid: req.GetUid()}}}, nil
 }
 
-// Each procedure says what has to be allowed, by the fields of its request. A server
-// with one that was forgotten does not start.
+// Each procedure says what has to be allowed, with the fields of its request. A server
+// with a forgotten procedure does not start.
 func ExampleInterceptor() {
 	svc, err := cedarposttest.Open("../../../policies/shop")
 	if err != nil {

@@ -24,9 +24,9 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// Clients may say how long they wait. Those that leave a millisecond must not make the
-// service pass for one that is away: nobody is let through who must be denied, and no
-// one else is refused.
+// Clients may set their own deadlines. Clients with a deadline of a millisecond must
+// not make the service look as if it were away: no user who must be denied is let
+// through, and no other user is refused.
 func TestHurriedClientsOpenNothing(t *testing.T) {
 	for name, option := range map[string]func(*cedarpost.Config){
 		"with a cache":    func(*cedarpost.Config) {},
@@ -41,7 +41,7 @@ func TestHurriedClientsOpenNothing(t *testing.T) {
 	}
 }
 
-// TestSoakHurriedClients is the long form.
+// TestSoakHurriedClients is the long version.
 func TestSoakHurriedClients(t *testing.T) {
 	if os.Getenv("CEDARPOST_SOAK") == "" {
 		t.Skip("set CEDARPOST_SOAK=1 to run")
@@ -50,8 +50,9 @@ func TestSoakHurriedClients(t *testing.T) {
 	hurry(t, func() bool { return time.Now().Before(end) }, func(c *cedarpost.Config) { c.CacheBytes = -1 })
 }
 
-// hurry has four attackers post with deadlines of 1 to 3 ms for as long as more says so,
-// beside a user who must be denied and two who must not, all of whom wait.
+// hurry runs four attackers, who post with deadlines of 1 to 3 ms as long as more
+// returns true, beside a user who must be denied and two who must not. These three wait
+// long.
 func hurry(t *testing.T, more func() bool, option func(*cedarpost.Config)) {
 	var failures atomic.Int64
 	pdp := servertest.New(t, func(c *server.Config) {
@@ -60,7 +61,7 @@ func hurry(t *testing.T, more func() bool, option func(*cedarpost.Config)) {
 	pdp.MustLoadShop()
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	patient := &http.Transport{Protocols: protocols} // a busy machine can be late with a ping
+	patient := &http.Transport{Protocols: protocols} // a busy machine can answer a ping late
 	t.Cleanup(patient.CloseIdleConnections)
 	cfg := cedarpost.Config{Servers: []string{pdp.API}, Token: pdp.Token, Timeout: time.Minute, HTTPClient: &http.Client{Transport: patient}}
 	option(&cfg)

@@ -1,7 +1,7 @@
-// Package cedarpostconnect stands between Connect and the handlers of a service: each
-// procedure says what has to be allowed, and no handler sees a message before that
-// message was checked. It works on the messages themselves, so it is the same for
-// Connect, gRPC and gRPC-Web, and for calls that stream.
+// Package cedarpostconnect puts checks between Connect and the handlers of a program. Each
+// procedure says what has to be allowed, and a handler gets a message only after that was
+// allowed. It works on messages, so it is the same for Connect, gRPC and gRPC-Web, and for
+// streaming calls.
 package cedarpostconnect
 
 import (
@@ -18,8 +18,8 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/enforce"
 )
 
-// Interceptor checks the calls of a server. Its Intercept goes into
-// [connect.NewServer], last, so that nothing changes a message after it was checked:
+// Interceptor checks the calls of a server. Pass its Intercept to [connect.NewServer] as the
+// last interceptor, so that nothing changes a message after its check:
 //
 //	server := connect.NewServer(authenticate, interceptor.Intercept)
 type Interceptor struct {
@@ -28,12 +28,12 @@ type Interceptor struct {
 	recheck time.Duration
 }
 
-// recheck is how old a check may be when an answer is sent. It is what a client's cache
-// may be old, so that a revoked right ends a stream as it ends everything else.
-const recheck = 5 * time.Second
+// recheck is how old a check may be when an answer is sent. It is the default of how old a
+// kept answer may be, so that a revoked right ends streams as it ends other calls.
+const recheck = cedarpost.DefaultMaxStaleness
 
-// New makes an interceptor of routes by procedure: "/shop.v1.OrderService/GetOrder".
-// What is not among them is refused. Call [Interceptor.Verify] once the server has its
+// New makes an interceptor from routes by procedure: "/shop.v1.OrderService/GetOrder". A
+// procedure without a route is refused. Call [Interceptor.Verify] once the server has its
 // handlers.
 func New(guard *enforce.Guard, routes map[string]Route) (*Interceptor, error) {
 	if guard == nil {
@@ -50,9 +50,9 @@ func New(guard *enforce.Guard, routes map[string]Route) (*Interceptor, error) {
 	return i, nil
 }
 
-// Verify compares the routes with what a server serves: each of its procedures needs a
-// route, each route a procedure, and what a route takes from a message has to be there.
-// Its error names all that is wrong; a service with one must not start.
+// Verify compares the routes with a server: each of its procedures needs a route, each route
+// needs a procedure, and the fields that a route reads must be in the message. Its error
+// names all problems; a program with one must not start.
 func (i *Interceptor) Verify(server *connect.Server) error {
 	var wrong []error
 	served := map[string]bool{}
@@ -81,7 +81,7 @@ func (i *Interceptor) Intercept(next connect.ServerFunc) connect.ServerFunc {
 		c, ok := i.routes[spec.Procedure]
 		if !ok {
 			name := spec.Procedure
-			if spec.Schema == nil { // the server does not have it: the name is the client's own
+			if spec.Schema == nil { // the server has no such procedure, so the client made up the name
 				name = "no procedure"
 			}
 			return toError(ctx, i.guard.Unmapped(name), false)
@@ -99,6 +99,6 @@ func (i *Interceptor) Intercept(next connect.ServerFunc) connect.ServerFunc {
 	}
 }
 
-// Result returns what was decided for the newest message of the call of ctx; on a
-// public route the zero value, which denies. It is [enforce.Result].
+// Result returns the decision on the newest message of the call of ctx. On a public route it
+// is the zero value, which denies. It is [enforce.Result].
 func Result(ctx context.Context) cedarpost.Result { return enforce.Result(ctx) }

@@ -133,7 +133,7 @@ func TestStreams(t *testing.T) {
 	w := newWorld(t)
 	own, others := of(newRequest(), `{"order":{"id":"42"}}`), of(newRequest(), `{"order":{"id":"99"}}`)
 
-	// To the client: each message is filtered.
+	// A stream to the client: each message is filtered.
 	stream, err := w.client("bob").CallServerStream(t.Context(), spec("Follow"), own)
 	if err != nil {
 		t.Fatal(err)
@@ -149,8 +149,8 @@ func TestStreams(t *testing.T) {
 	}
 	w.take()
 
-	// From the client: each message is checked, and the handler, which does not care,
-	// cannot end well.
+	// A stream from the client: each message is checked, and a handler that ignores
+	// errors cannot end the call with success.
 	for _, c := range []struct {
 		messages []proto.Message
 		code     connect.Code
@@ -166,7 +166,7 @@ func TestStreams(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, m := range c.messages {
-			_ = stream.Send(m) // what is wrong shows in the answer
+			_ = stream.Send(m) // the answer has the error
 		}
 		_ = stream.CloseSend()
 		err = stream.Receive(newOrder())
@@ -179,7 +179,7 @@ func TestStreams(t *testing.T) {
 		}
 	}
 
-	// Both ways.
+	// Streams in both directions.
 	stream, err = w.client("bob").CallClientStream(t.Context(), spec("Chat"))
 	if err != nil {
 		t.Fatal(err)
@@ -200,8 +200,8 @@ func TestStreams(t *testing.T) {
 	}
 }
 
-// A right that is revoked ends a call that streams, and one field less is one less from
-// then on. Obligations are met once.
+// A revoked right ends a streaming call. A revoked field is removed from then on.
+// Obligations are met once.
 func TestRevokedInMidStream(t *testing.T) {
 	told := 0
 	w := newWorld(t, func(c *enforce.Config) {
@@ -251,7 +251,7 @@ func TestRevokedInMidStream(t *testing.T) {
 	}
 }
 
-// fake is a stream without a network, for handlers that do what generated ones do not.
+// fake is a stream without a network, for handlers that behave unlike generated code.
 type fake struct {
 	in   []proto.Message
 	sent int
@@ -321,7 +321,7 @@ func TestVerify(t *testing.T) {
 		"no field name":           {Action: view, Resource: `Shop::Order::"{name}"`},
 		"no field nothing":        {Action: view, Resource: `Shop::Order::"{order.nothing}"`},
 		"not a message":           {Action: view, Resource: `Shop::Order::"{number.x}"`},
-		"or many":                 {Action: view, Resource: `Shop::Order::"{tags}"`},
+		"or it is repeated":       {Action: view, Resource: `Shop::Order::"{tags}"`},
 		"neither a string nor":    {Action: view, Resource: `Shop::Order::"{order}"`},
 		"is not a google":         {Action: view, Resource: byID, Mask: "order"},
 		"no field masks":          {Action: view, Resource: byID, Mask: "masks"},
@@ -361,7 +361,7 @@ func verify(t *testing.T, w *world, all map[string]cedarpostconnect.Route) error
 	return i.Verify(w.server)
 }
 
-// Nobody verified, and it still fails closed.
+// Verify was not called, and the call still fails closed.
 func TestUnverified(t *testing.T) {
 	w := newWorld(t)
 	for name, route := range map[string]cedarpostconnect.Route{
@@ -402,7 +402,8 @@ func TestProceduresThatDoNotExist(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	}
-	// Their names are the client's: they must not fill the list of those of the service.
+	// The client chooses these names: they must not fill the list of the program's
+	// names.
 	if got := w.guard.Stats().Unmapped; len(got) != 1 || got["no procedure"] != 150 {
 		t.Errorf("%v", got)
 	}
@@ -432,8 +433,8 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
-// A client that is refused gets nothing that the handler set for the answer; what was
-// set around the interceptor stays.
+// A refused client gets no header or trailer that the handler set. Those that outer
+// interceptors set stay.
 func TestHeadersOfTheHandlerDoNotReachTheRefused(t *testing.T) {
 	w := newWorld(t)
 	outer := func(next connect.ServerFunc) connect.ServerFunc {

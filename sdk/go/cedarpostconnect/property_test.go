@@ -10,9 +10,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever a client sends and a handler does, errors ignored: it sees only messages
-// that were allowed, nothing leaves before one was or after one was not, and the call
-// ends well only if some were and all it saw were.
+// For any client, and a handler that ignores errors: the handler gets only allowed
+// messages, nothing is sent before the first one or after a refused one, and the call
+// succeeds only if there was a message and all were allowed.
 func TestNoHandlerGoesAround(t *testing.T) {
 	w := newWorld(t)
 	messages := map[string]proto.Message{

@@ -18,48 +18,47 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/fields"
 )
 
-// Route says what has to be allowed before a handler sees a message. Either it has an
-// Action and a resource, or it is Public.
+// Route says what has to be allowed before a handler gets a message. It has either an Action
+// and a resource, or Public.
 type Route struct {
 	// Action is what the handler does.
 	Action cedarpost.EntityUID
 
-	// Resource is what it does it to, with values of the message by the names of its
-	// fields: Shop::Order::"{order_id}", Shop::Order::"{order.id}". They are strings or
-	// whole numbers. See [enforce.Template]. ResourceOf finds it in another way, in place
-	// of Resource. What its error says of the call is that the service failed, unless it
-	// is an [*enforce.Refusal].
+	// Resource is the resource of the action, with values of the message by the names of
+	// its fields: Shop::Order::"{order_id}", Shop::Order::"{order.id}". They are strings or
+	// whole numbers. See [enforce.Template]. ResourceOf is a function instead. Its error
+	// counts as a fault of the program, unless it is an [*enforce.Refusal].
 	Resource   string
 	ResourceOf func(context.Context, proto.Message) (cedarpost.EntityUID, error)
 
-	// Context is added to that of the guard. Nil: none.
+	// Context is added to the context of the guard. Nil: none.
 	Context func(context.Context, proto.Message) (map[string]any, error)
 
-	// Fields are those that the handler shows, AllFields all of the catalogue. The
-	// handler finds in [Result] which it may; or else see Filter.
+	// Fields are the fields that the handler shows. AllFields stands for all fields of the
+	// catalogue. The handler finds the permitted ones in [Result], or the route has Filter.
 	Fields    []string
 	AllFields bool
-	// Filter keeps each message that the handler sends to the permitted fields. It asks
-	// for AllFields unless Fields are named. What is filtered is the message itself, so
-	// it has to be the resource. It is for calls with one request.
+	// Filter reduces each message that the handler sends to the permitted fields. It asks for
+	// AllFields unless Fields are named. The message itself must be the resource, not only
+	// contain it. Filter is for calls with one request.
 	Filter bool
 
 	// Mask is for writes: it names the field of the message that is a
-	// google.protobuf.FieldMask, and all of its paths have to be permitted. They are
-	// written as in the field catalogue. An empty mask, or "*", stands for all fields.
-	// The handler must change nothing that is not in the mask.
+	// google.protobuf.FieldMask. All paths of the mask have to be permitted. They must be
+	// written as in the field catalogue. An empty mask, or "*", stands for all fields. The
+	// handler must change only fields that are in the mask.
 	Mask string
 
-	// Hide answers a denial at the object with the error of [NotFound]. A handler has to
+	// Hide answers a denial at the object with the error of [NotFound]. The handler must
 	// answer the same when there is no such object.
 	Hide bool
 
-	// FailOpen says why a call is let through when nobody can be asked. Empty, the
-	// default: it is not. It has no fields then, so there is none with a Mask. See
-	// [cedarpost.Check].
+	// FailOpen is the reason to let a call through when the service cannot be asked. Empty,
+	// the default: the call is refused. A call that is let through has no fields, so a route
+	// with a Mask cannot have it. See [cedarpost.Check].
 	FailOpen string
 
-	// Public says why this procedure needs no check. It is counted.
+	// Public is the reason why this procedure needs no check. Its calls are counted.
 	Public string
 }
 
@@ -68,7 +67,7 @@ type compiled struct {
 	template enforce.Template
 }
 
-var errFilter = errors.New("Filter is for calls with one request, for the answer to one is not told from the answer to another")
+var errFilter = errors.New("Filter is for calls with one request: with several, no answer can be told to belong to one of them")
 
 func compile(r Route) (*compiled, error) {
 	c := &compiled{Route: r}
@@ -88,7 +87,7 @@ func compile(r Route) (*compiled, error) {
 	case r.Mask != "" && (len(r.Fields) > 0 || r.AllFields || r.Filter):
 		return nil, errors.New("a route with a Mask asks for what is in it, and cannot ask for other fields or filter")
 	case r.Mask != "" && r.FailOpen != "":
-		return nil, errors.New("what is let through by FailOpen has no fields, and a route with a Mask needs them")
+		return nil, errors.New("a call that is let through by FailOpen has no fields, and a route with a Mask needs them")
 	}
 	if r.Filter && len(r.Fields) == 0 {
 		c.AllFields = true
@@ -100,13 +99,13 @@ func compile(r Route) (*compiled, error) {
 	return c, err
 }
 
-// asks says whether anything is set that is for a check.
+// asks says whether any part of a check is set.
 func (r *Route) asks() bool {
 	return r.Action != (cedarpost.EntityUID{}) || r.Resource != "" || r.ResourceOf != nil || r.Context != nil || len(r.Fields) > 0 ||
 		r.AllFields || r.Filter || r.Mask != "" || r.Hide || r.FailOpen != ""
 }
 
-// verify looks whether the messages of a procedure have what the route takes from them.
+// verify checks whether the messages of a procedure have the fields that the route reads.
 func (c *compiled) verify(spec connect.Spec) error {
 	if c.Filter && spec.StreamType&connect.StreamTypeClient != 0 {
 		return errFilter
@@ -117,7 +116,7 @@ func (c *compiled) verify(spec connect.Spec) error {
 	}
 	method, ok := spec.Schema.(protoreflect.MethodDescriptor)
 	if !ok {
-		return errors.New("its messages are not known; use ResourceOf")
+		return errors.New("the server does not say which messages it has; use ResourceOf")
 	}
 	for _, name := range names {
 		fd, err := field(method.Input(), name)
@@ -140,16 +139,16 @@ func (c *compiled) verify(spec connect.Spec) error {
 
 const maskName = "google.protobuf.FieldMask"
 
-// field finds a field by a path of names, through messages.
+// field finds a field by a path of names through nested messages.
 func field(md protoreflect.MessageDescriptor, path string) (protoreflect.FieldDescriptor, error) {
 	var fd protoreflect.FieldDescriptor
 	for name := range strings.SplitSeq(path, ".") {
 		if md == nil {
-			return nil, fmt.Errorf("%s: what is before %s is not a message", path, name)
+			return nil, fmt.Errorf("%s: the part before %s is not a message", path, name)
 		}
 		fd = md.Fields().ByName(protoreflect.Name(name))
 		if fd == nil || fd.Cardinality() == protoreflect.Repeated {
-			return nil, fmt.Errorf("%s has no field %s, or many", md.FullName(), name)
+			return nil, fmt.Errorf("%s has no field %s, or it is repeated", md.FullName(), name)
 		}
 		md = fd.Message()
 	}
@@ -166,8 +165,8 @@ func isID(fd protoreflect.FieldDescriptor) bool {
 	return false
 }
 
-// value reads a field by a path of names. A message on the way that is not set reads as
-// its default values, as it does for the handler.
+// value reads a field by a path of names. A nested message that is not set has its default
+// values, as for the handler.
 func value(m protoreflect.Message, path string) (protoreflect.FieldDescriptor, protoreflect.Value, error) {
 	fd, err := field(m.Descriptor(), path)
 	if err != nil {
@@ -196,7 +195,7 @@ func id(v protoreflect.Value) string {
 	return ""
 }
 
-// check makes the check of a message, but for its principal.
+// check makes the check of a message, without its principal.
 func (c *compiled) check(ctx context.Context, m proto.Message) (check cedarpost.Check, err error) {
 	check = cedarpost.Check{Action: c.Action, Fields: c.Fields, AllFields: c.AllFields, FailOpen: c.FailOpen}
 	if c.ResourceOf != nil {
@@ -236,7 +235,7 @@ func (c *compiled) resource(m proto.Message) (cedarpost.EntityUID, error) {
 	return uid, err
 }
 
-// masked are the paths of the mask, or all if it says so.
+// masked returns the paths of the mask. all says that the mask stands for all fields.
 func (c *compiled) masked(m proto.Message) (paths []string, all bool, err error) {
 	fd, v, err := value(m.ProtoReflect(), c.Mask)
 	if err != nil {

@@ -29,8 +29,8 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/enforce"
 )
 
-// A service as a shop could have it, written as a descriptor: its messages are as real
-// on the wire as generated ones.
+// The service of a shop, written as a descriptor. On the network, its messages are the
+// same as generated ones.
 const definition = `
 name: "shop.proto" package: "shop.v1" syntax: "proto3" dependency: "google/protobuf/field_mask.proto"
 message_type { name: "Order"
@@ -129,12 +129,12 @@ func routes() map[string]cedarpostconnect.Route {
 	}
 }
 
-// stored is what every handler answers with. The filter must not change it.
+// stored is the answer of every handler. The filter must not change it.
 var stored = of(newOrder(), `{"id":"42","status":"open","total":"4999","shipping":{"address":"1Road"},"internal":{"notes":"tea"}}`)
 
 type userKey struct{}
 
-// world is a server with its handlers, and what these got to see.
+// world is a server with its handlers, and the messages that these got.
 type world struct {
 	t           *testing.T
 	svc         *cedarposttest.Service
@@ -179,8 +179,8 @@ func (w *world) take() []string {
 	return got
 }
 
-// unary is what generated code does for a unary method, and for those that stream to
-// the client.
+// unary does the same as generated code for a unary method, and for a method that
+// streams to the client.
 func (w *world) unary(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
 	req := newRequest()
 	if err := stream.Receive(req); err != nil {
@@ -202,7 +202,7 @@ func (w *world) unary(ctx context.Context, spec connect.Spec, stream connect.Ser
 	return nil
 }
 
-// talk receives all messages, and answers each if the client may have many answers.
+// talk receives all messages, and answers each one if the method streams to the client.
 func (w *world) talk(_ context.Context, spec connect.Spec, stream connect.ServerStream) error {
 	for {
 		req := newRequest()
@@ -214,7 +214,7 @@ func (w *world) talk(_ context.Context, spec connect.Spec, stream connect.Server
 			if text(req) != "{}" {
 				w.t.Errorf("a message that was refused still has %s", text(req))
 			}
-			return nil // a handler that does not care
+			return nil // a handler that ignores errors
 		}
 		w.see(spec.Procedure[len("/shop.v1.Orders/"):], req)
 		if spec.StreamType == connect.StreamTypeBidi {
@@ -288,7 +288,7 @@ func newWorld(t *testing.T, options ...func(*enforce.Config)) *world {
 	return w
 }
 
-// protocols are those of the wire.
+// protocols are those of the network.
 var protocols = map[string][]connecthttp.Option{
 	"connect": nil, "json": {connecthttp.WithProtoJSON()}, "grpc": {connecthttp.WithGRPC()}, "grpcweb": {connecthttp.WithGRPCWeb()},
 	"get": {connecthttp.WithHTTPGet()},
@@ -308,7 +308,7 @@ func (w *world) client(who string, options ...connecthttp.Option) *connect.Clien
 	})
 }
 
-// call makes a unary call and returns the answer, or "", with what else came of it.
+// call makes a unary call. It returns the answer, or "", and the error and the headers.
 func (w *world) call(who, method, request string, options ...connecthttp.Option) (string, *connect.CallInfo, error) {
 	ctx, info := connect.NewClientContext(w.t.Context())
 	res := newOrder()

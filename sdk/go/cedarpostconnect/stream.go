@@ -20,10 +20,10 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/fields"
 )
 
-// checked is the stream that a handler gets. Each message is checked before the handler
-// has it. Once one was refused the call is over, whatever the handler makes of the
-// error. Nothing is sent before a message has passed. What passed long ago is asked
-// about again before something is sent.
+// checked is the stream that a handler gets. Each message is checked before the handler gets
+// it. After a refused message the call is over, even if the handler ignores the error. The
+// handler can send only after a message has passed. If the check is too old by then, it is
+// made again first.
 //
 // Receive and Send may run at the same time.
 type checked struct {
@@ -34,11 +34,11 @@ type checked struct {
 	inner     connect.ServerStream
 	held      *enforce.Held
 	recheck   time.Duration
-	before    metadata // of the answer, from before the handler ran
+	before    metadata // headers and trailers of the answer before the handler ran
 
-	passed  atomic.Pointer[passed] // the newest message that did; nil: none
-	closed  atomic.Bool            // the client has no more
-	sent    atomic.Bool            // the headers are on their way
+	passed  atomic.Pointer[passed] // the check of the newest message that passed; nil: none
+	closed  atomic.Bool            // the client sends no more messages
+	sent    atomic.Bool            // the headers are sent
 	refused atomic.Pointer[enforce.Refusal]
 	filter  atomic.Pointer[fields.Filter]
 }
@@ -51,7 +51,7 @@ type passed struct {
 
 var (
 	errSent      = errors.New("the handler sends before a message was checked")
-	errUnchecked = errors.New("the handler is done, and no message was checked")
+	errUnchecked = errors.New("the handler returned, and no message was checked")
 )
 
 // Receive implements connect.ServerStream.
@@ -71,13 +71,13 @@ func (s *checked) Receive(msg any) error {
 	}
 	refused := s.enforce(nil, func() (cedarpost.Check, error) { return s.route.check(s.ctx, m) })
 	if refused != nil {
-		proto.Reset(m) // for handlers that do not look at errors
+		proto.Reset(m) // in case the handler ignores the error
 		return plainError(refused)
 	}
 	return nil
 }
 
-// enforce makes a check, or the one of before again, and remembers what came of it.
+// enforce makes a check, or repeats the check before, and keeps the outcome.
 func (s *checked) enforce(before *passed, question func() (cedarpost.Check, error)) *enforce.Refusal {
 	now := time.Now()
 	var check cedarpost.Check
@@ -96,7 +96,7 @@ func (s *checked) enforce(before *passed, question func() (cedarpost.Check, erro
 		f := result.Fields()
 		s.filter.Store(fields.New(f.Permitted(), f.Denied()))
 	}
-	// A newer message may have passed meanwhile; it counts from then on.
+	// If a newer message has passed meanwhile, its check stays.
 	if p := (&passed{check, now}); before == nil {
 		s.held.Set(result)
 		s.passed.Store(p)
@@ -149,13 +149,13 @@ func (s *checked) Send(msg any) error {
 	return s.inner.Send(m)
 }
 
-// fault refuses the call by a mistake of the service.
+// fault refuses the call because of a mistake of the program.
 func (s *checked) fault(err error) *enforce.Refusal {
 	return s.refuse(&enforce.Refusal{Kind: enforce.Fault, Err: err})
 }
 
-// unchecked refuses a call in which no message was checked: by the client's mistake if
-// it sent none, or else by the handler's.
+// unchecked refuses a call in which no message was checked. It is a mistake of the client if
+// that sent no message, otherwise of the handler.
 func (s *checked) unchecked(err error) *enforce.Refusal {
 	if s.closed.Load() {
 		return s.refuse(&enforce.Refusal{Kind: enforce.Malformed, Err: err})
@@ -169,7 +169,7 @@ func (s *checked) refuse(r *enforce.Refusal) *enforce.Refusal {
 	return r
 }
 
-// end turns what the handler returned into what the client gets.
+// end turns the error of the handler into the error that the client gets.
 func (s *checked) end(err error) error {
 	r := s.refused.Load()
 	if r == nil && err == nil && s.passed.Load() == nil {
@@ -184,10 +184,10 @@ func (s *checked) end(err error) error {
 	return err
 }
 
-// metadata are the headers and trailers of an answer.
+// metadata has the headers and trailers of an answer.
 type metadata struct{ header, trailer map[string][]string }
 
-// metadataOf copies what is set so far, as by interceptors around this one.
+// metadataOf copies the headers and trailers that are set so far, by outer interceptors.
 func metadataOf(ctx context.Context) (m metadata) {
 	if info, ok := connect.CallInfoForServerContext(ctx); ok {
 		m.header, m.trailer = cloned(info.ResponseHeader()), cloned(info.ResponseTrailer())
@@ -203,7 +203,8 @@ func cloned(h *connect.Header) map[string][]string {
 	return out
 }
 
-// restore undoes what the handler set. Headers that were sent already stay.
+// restore removes the headers and trailers that the handler set. Headers that were sent
+// stay.
 func (m metadata) restore(ctx context.Context, sent bool) {
 	info, ok := connect.CallInfoForServerContext(ctx)
 	if !ok {
@@ -233,11 +234,11 @@ var codes = map[enforce.Kind]connect.Code{
 	enforce.Unmapped: connect.CodePermissionDenied, enforce.Conflict: connect.CodeAborted,
 }
 
-// NotFound is the error that says there is no such object, in the very words in which a
-// route with Hide says so of one that the user may not know of.
+// NotFound returns the error that there is no such object. It is the same as the error of a
+// route with Hide for an object that the user may not know of.
 func NotFound() *connect.Error { return plainError(&enforce.Refusal{Kind: enforce.Hidden}) }
 
-// plainError says a refusal to the client.
+// plainError makes the error of a refusal for the client.
 func plainError(r *enforce.Refusal) *connect.Error {
 	code, known := codes[r.Kind]
 	if !known {
@@ -256,8 +257,8 @@ func plainError(r *enforce.Refusal) *connect.Error {
 	return connect.NewError(code, strings.Join(text, " ")).WithCause(r)
 }
 
-// toError is plainError with what goes into the headers of the answer, or into its
-// trailers if the headers have left. Nobody else uses them any more.
+// toError is plainError, and sets the headers of a refusal, or trailers if the headers are
+// sent. It must not run beside the handler.
 func toError(ctx context.Context, r *enforce.Refusal, sent bool) error {
 	if info, ok := connect.CallInfoForServerContext(ctx); ok {
 		header := info.ResponseHeader()

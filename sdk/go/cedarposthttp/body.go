@@ -12,13 +12,13 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/fields"
 )
 
-// Changes finds the paths that the body of a request changes, in the words of the
-// field catalogue. It must find all that the handler would change. A path it does not
-// know it returns as it is: the service denies it. An error refuses the request with
-// 400, or as it says if it is an [*enforce.Refusal].
+// Changes returns the paths that the body of a request changes, as the field catalogue names
+// them. It must return every path that the handler would change, also paths that are in no
+// catalogue: the service denies those. An error refuses the request with 400, or in the way
+// that the error says if it is an [*enforce.Refusal].
 type Changes func(r *http.Request, body []byte) ([]string, error)
 
-// MergePatch finds the paths that a JSON merge patch (RFC 7396) changes. The body is
+// MergePatch returns the paths that a JSON merge patch (RFC 7396) changes. The body must be
 // application/merge-patch+json or application/json. See [fields.MergePatch].
 func MergePatch(r *http.Request, body []byte) ([]string, error) {
 	if err := typed(r, "application/merge-patch+json", "application/json"); err != nil {
@@ -27,7 +27,7 @@ func MergePatch(r *http.Request, body []byte) ([]string, error) {
 	return fields.MergePatch(body)
 }
 
-// JSONPatch finds the paths that a JSON patch (RFC 6902) changes or reads. The body is
+// JSONPatch returns the paths that a JSON patch (RFC 6902) changes or reads. The body must be
 // application/json-patch+json. See [fields.JSONPatch].
 func JSONPatch(r *http.Request, body []byte) ([]string, error) {
 	if err := typed(r, "application/json-patch+json"); err != nil {
@@ -36,8 +36,8 @@ func JSONPatch(r *http.Request, body []byte) ([]string, error) {
 	return fields.JSONPatch(body)
 }
 
-// typed refuses bodies of other types: a handler that takes several kinds of patch
-// would read them in another way than they were checked.
+// typed refuses bodies of other types. A handler that accepts several kinds of patch could
+// read such a body as another kind than the one that was checked.
 func typed(r *http.Request, want ...string) error {
 	values := r.Header.Values("Content-Type")
 	if len(values) == 1 {
@@ -48,9 +48,9 @@ func typed(r *http.Request, want ...string) error {
 	return &enforce.Refusal{Kind: enforce.WrongType}
 }
 
-// changes reads the body, finds what it changes, and puts it back.
+// changes reads the body, calls Changes, and restores the body for the handler.
 func (c *compiled) changes(w http.ResponseWriter, r *http.Request) ([]string, error) {
-	if len(r.Header["Content-Encoding"]) > 0 { // Get has the first only
+	if len(r.Header["Content-Encoding"]) > 0 { // Get would return only the first one
 		return nil, &enforce.Refusal{Kind: enforce.WrongType}
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, c.MaxBody))
@@ -60,7 +60,7 @@ func (c *compiled) changes(w http.ResponseWriter, r *http.Request) ([]string, er
 	if err != nil {
 		return nil, &enforce.Refusal{Kind: enforce.Malformed, Err: err}
 	}
-	// What Changes does to its copy does not reach the handler.
+	// The handler gets a copy, so that Changes cannot modify it.
 	r.Body = io.NopCloser(bytes.NewReader(slices.Clone(body)))
 	r.ContentLength = int64(len(body))
 	r.TransferEncoding = nil

@@ -16,7 +16,7 @@ import (
 
 type userKey struct{}
 
-// login stands for the middleware that checks access tokens.
+// login takes the place of the middleware that checks access tokens.
 func login(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		user, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -56,13 +56,13 @@ func do(h http.Handler, user, method, path, body string) {
 	login(h).ServeHTTP(w, r)
 	answer := w.Body.String()
 	if w.Code >= http.StatusBadRequest {
-		answer = w.Header().Get("WWW-Authenticate") // the body has an id that is new each time
+		answer = w.Header().Get("WWW-Authenticate") // the body has a random id
 	}
 	fmt.Println(user, method, path, strings.TrimSpace(fmt.Sprint(w.Code, " ", answer)))
 }
 
-// Each route says what has to be allowed; the handler has no check in it, and answers
-// with all that it has.
+// Each route says what has to be allowed. The handler has no check, and answers with
+// all fields.
 func ExampleMux() {
 	guard, done := exampleGuard()
 	defer done()
@@ -70,8 +70,8 @@ func ExampleMux() {
 	mux.HandleFunc("GET /orders/{id}", cedarposthttp.Route{
 		Action:   cedarpost.UID("Shop::Action", "ViewOrder"),
 		Resource: `Shop::Order::"{id}"`,
-		Filter:   true, // leave the permitted fields
-		Hide:     true, // 404 for what may not be seen
+		Filter:   true, // keep only the permitted fields
+		Hide:     true, // 404 for an object that the user may not see
 	}, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprintf(w, `{"id":%q,"status":"open","total":4999,"internal":{"notes":"pays late"}}`, r.PathValue("id"))
@@ -87,7 +87,7 @@ func ExampleMux() {
 	// bob GET /anything 404
 }
 
-// A write is let through if all that its body changes is permitted.
+// A write is let through if all fields are permitted that its body changes.
 func ExampleMergePatch() {
 	guard, done := exampleGuard()
 	defer done()
@@ -111,7 +111,8 @@ func ExampleMergePatch() {
 	// dave PATCH /orders/42 401 Bearer error="insufficient_user_authentication", error_description="A stronger or more recent authentication is required", acr_values="mfa"
 }
 
-// Checks before a program that has its routes already. What nobody mapped is refused.
+// Wrap puts checks before a program that has its routes already. A request without a
+// mapped route is refused.
 func ExampleWrap() {
 	guard, done := exampleGuard()
 	defer done()

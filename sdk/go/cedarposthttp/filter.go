@@ -15,19 +15,19 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/fields"
 )
 
-// filter runs the handler and keeps its answer to the permitted fields. The body
-// streams: what the handler writes goes through a pipe to the filter, which alone
-// writes to the client. An answer that turns out not to be JSON after its beginning
-// has left is cut off, so that nobody takes the part for the whole.
+// filter runs the handler and reduces its answer to the permitted fields. The body streams:
+// the handler writes into a pipe, and only the filter writes to the client. If the answer
+// turns out not to be JSON after its beginning was sent, the connection is cut off, so that
+// no client takes the part for the whole.
 //
-// The handler gets no conditions and ranges of the client: that its data did not change
-// does not mean that what the user may see of them did not, and whether a guessed ETag
-// matches tells what is in the data.
+// The handler does not get the client's conditions and ranges. Even if the data did not
+// change, the fields that the user may see may have changed. And whether a guessed ETag
+// matches would reveal what is in the data.
 //
-// Headers that are made of the whole body, like an ETag, are removed from the answer and
-// from the informational answers before it. Trailers are removed too.
+// Headers that depend on the whole body, such as ETag, are removed from the answer and from
+// informational answers before it. Trailers are removed too.
 //
-// The handler's writer cannot be flushed, hijacked or unwrapped: each would go around
+// The handler's writer cannot be flushed, hijacked or unwrapped, because each would bypass
 // the filter.
 func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpost.Result) {
 	r.Header = r.Header.Clone()
@@ -50,9 +50,9 @@ func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpo
 	}
 	finished := false
 	defer func() {
-		if !finished { // the handler panics: net/http cuts the answer off
+		if !finished { // the handler panicked: net/http cuts the answer off
 			_ = pipe.CloseWithError(errPanic)
-			_ = f.wait() // the panic says more
+			_ = f.wait() // the panic says more than this error
 		}
 	}()
 	c.next.ServeHTTP(f, r)
@@ -63,16 +63,16 @@ func (c *compiled) filter(w http.ResponseWriter, r *http.Request, result cedarpo
 		if f.committed {
 			panic(http.ErrAbortHandler)
 		}
-		clear(w.Header()) // of what the handler sent ahead
+		clear(w.Header()) // an informational answer may have left headers in it
 		maps.Copy(w.Header(), before)
 		refuse(w, r, &enforce.Refusal{Kind: enforce.Fault})
 		return
 	}
-	f.commit() // an answer without a body
+	f.commit() // needed for an answer without a body
 }
 
-// pass filters the body of an answer. A panic in what is around would end the program
-// here, where no server waits for it.
+// pass filters the body of an answer. It runs in a goroutine of its own, where a panic would
+// end the program.
 func (c *compiled) pass(f *filtered, body io.Reader, permitted cedarpost.Fields) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -86,31 +86,31 @@ func (c *compiled) pass(f *filtered, body io.Reader, permitted cedarpost.Fields)
 
 var errPanic = errors.New("the handler panicked")
 
-// filtered is the writer of a handler whose answer is filtered. The handler's goroutine
-// owns all of it until start, and after wait. Between the two, the filter's goroutine
-// owns to and committed.
+// filtered is the writer of a handler whose answer is filtered. The handler's goroutine owns
+// all fields before start and after wait. In between, the filter's goroutine owns to and
+// committed.
 type filtered struct {
 	to    http.ResponseWriter
-	head  bool // nobody gets the body
+	head  bool // the request is HEAD: the body is not sent
 	own   http.Header
 	pipe  *io.PipeWriter
 	start func()
 	done  chan error
 
-	status  int // 0: the handler has not said
-	sent    http.Header
+	status  int         // 0: the handler has not set it yet
+	sent    http.Header // the handler's header when it set the status
 	mode    mode
 	failure error
 
-	committed bool // status and header are on their way
+	committed bool // status and header are sent
 }
 
 type mode uint8
 
 const (
 	undecided mode = iota
-	asItIs         // not a success: the handler's own words
-	dropping       // the body of an answer to HEAD
+	asItIs         // not a success: the body passes unchanged
+	dropping       // an answer to HEAD: the body is dropped
 	filtering
 	failed
 )
@@ -130,9 +130,9 @@ func (f *filtered) WriteHeader(status int) {
 		return
 	}
 	f.status = status
-	f.sent = f.own.Clone() // what is set later comes too late, as always
+	f.sent = f.own.Clone() // as in net/http, later changes of the header have no effect
 	switch {
-	case status < 100: // 0 would count as not said yet
+	case status < 100: // 0 would mean that there is no status yet
 		f.fail("%d is no status", status)
 	case status == http.StatusSwitchingProtocols:
 		f.fail("a connection that switches protocols cannot be filtered")
@@ -166,7 +166,7 @@ func (f *filtered) fail(format string, args ...any) {
 	f.mode, f.failure = failed, fmt.Errorf(format, args...)
 }
 
-// decide looks whether a body that is about to come can be filtered.
+// decide checks, before the first byte of the body, whether the body can be filtered.
 func (f *filtered) decide() {
 	types := f.sent.Values("Content-Type")
 	var media string
@@ -190,7 +190,7 @@ func (f *filtered) decide() {
 	}
 }
 
-// wait ends the answer and returns why it cannot be sent.
+// wait waits for the end of the answer and returns the reason if it cannot be sent.
 func (f *filtered) wait() error {
 	if f.mode == filtering {
 		return <-f.done
@@ -198,26 +198,25 @@ func (f *filtered) wait() error {
 	return f.failure
 }
 
-// ofTheWhole are headers that are made of the whole body, and tell of what was left out:
-// its length, its validators, digests and signatures.
+// ofTheWhole are headers that depend on the whole body, and so reveal something of the
+// removed parts: length, validators, digests and signatures.
 var ofTheWhole = []string{
 	"Content-Length", "Etag", "Last-Modified", "Accept-Ranges", "Content-Range", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest",
 	"Unencoded-Digest", "Delta-Base", "Signature", "Signature-Input", "Trailer",
 }
 
-// strip removes them from a header, and trailers. A body that passes as it is keeps its
-// length.
+// strip removes the headers of ofTheWhole, and trailers. With length, Content-Length stays.
 func strip(h http.Header, length bool) {
 	maps.DeleteFunc(h, func(name string, _ []string) bool {
 		if strings.HasPrefix(name, http.TrailerPrefix) {
 			return true
 		}
-		name = http.CanonicalHeaderKey(name) // it may stand there as "ETag"
+		name = http.CanonicalHeaderKey(name) // a handler may have set it as "ETag"
 		return slices.Contains(ofTheWhole, name) && !(length && name == "Content-Length")
 	})
 }
 
-// commit sends status and header.
+// commit sends status and header, once.
 func (f *filtered) commit() {
 	if f.committed {
 		return
@@ -229,15 +228,16 @@ func (f *filtered) commit() {
 	h := f.to.Header()
 	clear(h)
 	maps.Copy(h, f.sent)
-	// A 304, a 412 or a 416 has headers of the document that a 200 would have had.
+	// An answer such as 304, 412 or 416 can have headers of the document that a 200 would
+	// have sent. The Content-Length of a 304 is one of them; others have a body of their own.
 	strip(h, f.mode == asItIs && f.status != http.StatusNotModified)
 	if f.mode != asItIs && h.Get("Cache-Control") == "" {
-		h.Set("Cache-Control", "private") // the next user sees other fields
+		h.Set("Cache-Control", "private") // another user may see other fields
 	}
 	f.to.WriteHeader(f.status)
 }
 
-// committing sends the header before the first byte that the filter lets through.
+// committing is the filter's output. It sends the header before the first byte.
 type committing struct{ *filtered }
 
 func (c committing) Write(p []byte) (int, error) {

@@ -94,7 +94,7 @@ func TestFilterAnswersThatPass(t *testing.T) {
 	}
 }
 
-// What cannot be filtered is not sent.
+// An answer that cannot be filtered is not sent.
 func TestFilterFailsClosed(t *testing.T) {
 	says := func(contentType, body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -219,7 +219,7 @@ func get(t *testing.T, url, who string) answer {
 	return answer{Response: res, status: res.StatusCode, body: string(body)}
 }
 
-// A large answer streams, and one that breaks in its middle is cut off.
+// A large answer streams. An answer that breaks in the middle is cut off.
 func TestFilterStreams(t *testing.T) {
 	w := newWorld(t)
 	const n = 5000
@@ -279,7 +279,8 @@ func TestFilterStreams(t *testing.T) {
 	}
 }
 
-// What a client has may be what it no longer may see, or less than it now may.
+// The copy that a client has may have fields that the user may no longer see, or may
+// lack fields that the user now may see.
 func TestFilterIsUnconditional(t *testing.T) {
 	w := newWorld(t)
 	w.filters(func(rw http.ResponseWriter, r *http.Request) {
@@ -297,7 +298,8 @@ func TestFilterIsUnconditional(t *testing.T) {
 	}
 }
 
-// A header that is made of the whole answer would tell of what was left out.
+// A header that depends on the whole answer would reveal something of the removed
+// fields.
 func TestFilterRemovesWhatTellsOfTheWhole(t *testing.T) {
 	w := newWorld(t)
 	w.filters(func(rw http.ResponseWriter, _ *http.Request) {
@@ -316,8 +318,8 @@ func TestFilterRemovesWhatTellsOfTheWhole(t *testing.T) {
 	}
 }
 
-// Nothing that tells of the whole answer leaves in another way: in an informational
-// answer before it, as a trailer, or with a status that has no body.
+// Nothing that depends on the whole answer is sent in another way: in an informational
+// answer, as a trailer, or with a status without a body.
 func TestNothingTellsOfTheWhole(t *testing.T) {
 	tell := func(h http.Header, prefix string) {
 		for _, name := range []string{
@@ -396,7 +398,8 @@ func TestNothingTellsOfTheWhole(t *testing.T) {
 	}
 }
 
-// overTheWire asks as alice, and returns the headers of informational answers too.
+// overTheWire asks as alice over the network, and returns the headers of informational
+// answers too.
 func overTheWire(t *testing.T, server *httptest.Server, method string) (res *http.Response, informational []http.Header) {
 	t.Helper()
 	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
@@ -418,13 +421,13 @@ func overTheWire(t *testing.T, server *httptest.Server, method string) (res *htt
 	return res, informational
 }
 
-// slow is a client that takes its time, and a server that takes the writer away when
-// the handler is done.
+// slow is a writer for a slow client. Like a server, it must not be used after the
+// handler has returned.
 type slow struct {
 	*httptest.ResponseRecorder
 	begun chan struct{}
 	once  sync.Once
-	// now counts the writes that are under way.
+	// now counts the writes under way.
 	now atomic.Int64
 }
 
@@ -436,7 +439,7 @@ func (s *slow) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A handler that panics takes the filter with it.
+// A panic in a handler ends its filter.
 func TestFilterEndsWithItsHandler(t *testing.T) {
 	w := newWorld(t)
 	to := &slow{ResponseRecorder: httptest.NewRecorder(), begun: make(chan struct{})}
@@ -460,12 +463,12 @@ func TestFilterEndsWithItsHandler(t *testing.T) {
 	}
 }
 
-// panicking is a middleware's writer with a mistake.
+// panicking is the writer of a middleware with a bug.
 type panicking struct{ *httptest.ResponseRecorder }
 
 func (panicking) Write([]byte) (int, error) { panic("a mistake in a middleware") }
 
-// What panics while the filter writes ends the answer, and not the program.
+// A panic while the filter writes ends the answer, and not the program.
 func TestFilterSurvivesItsWriter(t *testing.T) {
 	w := newWorld(t)
 	w.filters(func(rw http.ResponseWriter, _ *http.Request) {

@@ -1,11 +1,10 @@
-// Package cedarposthttp stands between net/http and the handlers of a service: each
-// route says what has to be allowed, and no handler runs before it was. A check that
-// every handler has to remember is forgotten in one of them; here a route without a
-// mapping does not start, or is not served.
+// Package cedarposthttp puts checks between net/http and the handlers of a program. Each
+// route says what has to be allowed, and its handler runs only after that was allowed. A
+// program that leaves checks to its handlers will forget one. Here, a route without a mapping
+// stops the program at the start, or is not served.
 //
-// What is asked about is taken from the same values that the handler gets, after the
-// router has matched, so there is no other way to write a path for which the two would
-// differ.
+// The check gets the same values that the handler gets, after the router has matched. So no
+// spelling of a path makes the two differ.
 package cedarposthttp
 
 import (
@@ -19,8 +18,8 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/enforce"
 )
 
-// Mux is an [http.ServeMux] whose every route has a [Route]. What matches none is
-// refused with 404 and counted.
+// Mux is an [http.ServeMux] in which every pattern has a [Route]. A request that matches no
+// pattern is refused with 404 and counted.
 type Mux struct {
 	guard    *enforce.Guard
 	mux      *http.ServeMux
@@ -30,12 +29,12 @@ type Mux struct {
 // NewMux makes a Mux without routes.
 func NewMux(guard *enforce.Guard) *Mux { return &Mux{guard: guard, mux: http.NewServeMux()} }
 
-// Patterns are those of all routes, as for a test that tries each of them.
+// Patterns returns the patterns of all routes, for example for a test that tries each one.
 func (m *Mux) Patterns() []string { return slices.Clone(m.patterns) }
 
-// Handle registers a handler for a pattern of [http.ServeMux], and what has to be
-// allowed before it runs. It panics if the pattern or the route cannot be, as ServeMux
-// does: such a program must not start.
+// Handle registers a handler for a pattern of [http.ServeMux], and what has to be allowed
+// before it runs. Like ServeMux, it panics if the pattern or the route is not valid: such a
+// program must not start.
 func (m *Mux) Handle(pattern string, route Route, handler http.Handler) {
 	h, err := Handler(m.guard, pattern, route, handler)
 	if err != nil {
@@ -63,8 +62,8 @@ func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.mux.ServeHTTP(w, r)
 }
 
-// unmatched answers a request that no pattern matches. h is what ServeMux answers it
-// with: it may know of other methods.
+// unmatched answers a request that no pattern matches. h is ServeMux's answer, which shows
+// whether the path has other methods.
 func unmatched(guard *enforce.Guard, w http.ResponseWriter, r *http.Request, h http.Handler) {
 	refused := guard.Unmapped("no pattern")
 	said := &statusOnly{header: http.Header{}}
@@ -77,7 +76,7 @@ func unmatched(guard *enforce.Guard, w http.ResponseWriter, r *http.Request, h h
 	refuse(w, r, refused)
 }
 
-// statusOnly is a response that nobody gets.
+// statusOnly is a response that keeps status and header, and is not sent.
 type statusOnly struct {
 	header http.Header
 	status int
@@ -87,15 +86,15 @@ func (s *statusOnly) Header() http.Header         { return s.header }
 func (s *statusOnly) WriteHeader(status int)      { s.status = status }
 func (s *statusOnly) Write(p []byte) (int, error) { return len(p), nil }
 
-// Wrap puts checks before the routes that a ServeMux has already, by their patterns.
-// What matches a pattern without a route is refused with 404, counted and logged, and
-// so is what matches none. It fails if a route cannot be, or is for a pattern that the
-// ServeMux does not have. A ServeMux does not list its patterns, so one without a route
-// shows only when it is asked for: [enforce.Stats].Unmapped. All patterns have to be
-// registered before.
+// Wrap puts checks before the handlers of an existing ServeMux. routes has a route for each
+// pattern. A request that matches a pattern without a route, or no pattern, is refused with
+// 404 and counted, and the first of each pattern is logged. Wrap fails if a route is not
+// valid, or is for a pattern that the ServeMux does not have. A ServeMux does not list its
+// patterns, so a pattern without a route shows only when it is requested, in
+// [enforce.Stats].Unmapped. Register all patterns before Wrap.
 //
-// There is no Wrap for other routers, for they do not tell which of their routes a
-// request will take before it takes it: put a [Handler] around each of their handlers.
+// There is no Wrap for other routers, because they do not say in advance which route a
+// request takes. Put a [Handler] around each of their handlers.
 func Wrap(guard *enforce.Guard, next *http.ServeMux, routes map[string]Route) (http.Handler, error) {
 	checked := http.NewServeMux()
 	for _, pattern := range slices.Sorted(maps.Keys(routes)) {
@@ -117,8 +116,8 @@ func Wrap(guard *enforce.Guard, next *http.ServeMux, routes map[string]Route) (h
 			unmatched(guard, w, r, h)
 			return
 		}
-		// The two have to agree. Where next has a narrower pattern that no route is for, the
-		// wider one must not speak for it.
+		// Both must match the same pattern. If next has a narrower pattern without a route, the
+		// check of a wider one must not be used for it.
 		if _, known := checked.Handler(r); known != pattern {
 			refuse(w, r, guard.Unmapped(pattern))
 			return
@@ -127,7 +126,7 @@ func Wrap(guard *enforce.Guard, next *http.ServeMux, routes map[string]Route) (h
 	}), nil
 }
 
-// register is mux.Handle with an error for a panic.
+// register is mux.Handle with an error instead of a panic.
 func register(mux *http.ServeMux, pattern string, h http.Handler) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -138,10 +137,10 @@ func register(mux *http.ServeMux, pattern string, h http.Handler) (err error) {
 	return nil
 }
 
-// Handler puts the check of one route before one handler, for routers that are no
-// ServeMux. Requests have to come with the values of the pattern's wildcards in
-// [http.Request.PathValue], unless the route says itself what the resource is. A
-// request of another method than the pattern's is refused.
+// Handler puts the check of one route before one handler, for routers other than ServeMux.
+// The router must set the values of the pattern's wildcards with
+// [http.Request.SetPathValue], unless the route has a ResourceOf. A request with another
+// method than the pattern's is refused.
 func Handler(guard *enforce.Guard, pattern string, route Route, next http.Handler) (http.Handler, error) {
 	if guard == nil || next == nil {
 		return nil, fmt.Errorf("cedarposthttp: %s: no guard or no handler", pattern)
@@ -157,7 +156,7 @@ func Handler(guard *enforce.Guard, pattern string, route Route, next http.Handle
 	return c, nil
 }
 
-// split takes a pattern of ServeMux apart.
+// split splits a pattern of ServeMux into its parts.
 func split(pattern string) (method, host, path string) {
 	rest := strings.TrimLeft(pattern, " \t")
 	if i := strings.IndexAny(pattern, " \t"); i >= 0 {
@@ -167,7 +166,7 @@ func split(pattern string) (method, host, path string) {
 	return method, rest[:i], rest[i:]
 }
 
-// wildcards are the names in a pattern's path.
+// wildcards returns the names of the wildcards in a pattern's path.
 func wildcards(path string) []string {
 	var out []string
 	for segment := range strings.SplitSeq(path, "/") {
@@ -184,7 +183,8 @@ func wildcard(segment string) (string, bool) {
 	return name, open && closed
 }
 
-// sample is a request that matches a pattern, and no narrower one that anybody has.
+// sample returns a request that matches a pattern, and no narrower pattern that a program is
+// likely to have.
 func sample(pattern string) *http.Request {
 	method, host, path := split(pattern)
 	segments := strings.Split(path, "/")
@@ -203,4 +203,4 @@ func sample(pattern string) *http.Request {
 	return r
 }
 
-var errNoMethod = errors.New("the pattern names no method: what has to be allowed depends on it")
+var errNoMethod = errors.New("the pattern names no method, but what has to be allowed depends on the method")

@@ -55,7 +55,7 @@ func TestWhoGetsWhere(t *testing.T) {
 		{"mallory", "GET", "/orders/42", "", 403, ""},
 		{"", "GET", "/orders/42", "", 401, ""},
 		{"stranger", "GET", "/orders/42", "", 403, ""},
-		// Hidden: the object's denial is a 404, that of the function is not.
+		// With Hide, a denial at the object is a 404, and one at the function is not.
 		{"bob", "GET", "/secret/42", "", 200, "secret 42"},
 		{"bob", "GET", "/secret/99", "", 404, ""},
 		{"bob", "GET", "/secret/no-such-order", "", 404, ""},
@@ -75,20 +75,20 @@ func TestWhoGetsWhere(t *testing.T) {
 		{"bob", "PATCH", "/orders/42", patch(`[1]`), 400, ""},
 		{"bob", "PATCH", "/orders/42", patch(``), 400, ""},
 		{"", "PATCH", "/orders/42", patch(`{}`), 401, ""},
-		// A second factor is asked for where it helps, and only there.
+		// A second factor is asked for only if it leads to an allow.
 		{"dave", "PATCH", "/orders/42", patch(`{"shipping":{"address":"x"}}`), 401, ""},
 		{"dave+mfa", "PATCH", "/orders/42", patch(`{"shipping":{"address":"x"}}`), 200, "edit 42"},
 		{"dave", "PATCH", "/orders/42", patch(`{"shipping":{"address":"x"},"total":1}`), 403, ""},
 		{"erin", "POST", "/orders/42/refund", "", 401, ""},
 		{"alice", "POST", "/orders/42/refund", "", 403, ""},
-		// Nothing meets the obligation to notify.
+		// No function meets the obligation to notify.
 		{"erin+mfa", "POST", "/orders/42/refund", "", 403, ""},
 		{"alice", "GET", "/orders", "", 200, "list "},
 		{"bob", "GET", "/orders", "", 403, ""},
 		{"", "GET", "/health", "", 200, "health "},
 		{"", "POST", "/health", "", 200, "health "},
 		{"panic", "GET", "/orders/42", "", 500, ""},
-		// What has no route.
+		// Requests without a route.
 		{"bob", "GET", "/nothing", "", 404, ""},
 		{"bob", "PUT", "/orders/42", "", 405, ""},
 		{"bob", "OPTIONS", "/orders/42", "", 405, ""},
@@ -133,7 +133,8 @@ func TestBodiesOfRefusals(t *testing.T) {
 	if got := a.problem["fields"]; !slices.Equal(texts(got), []string{"internal.notes", "total"}) {
 		t.Errorf("denied fields: %v", got)
 	}
-	// "internal" stands for its leaves, whose names the user has not said.
+	// "internal" stands for its leaves. The user did not name them, so the answer must
+	// not.
 	a = w.as("bob", "PATCH", "/orders/42", `{"internal":null}`, "Content-Type", "application/json")
 	if a.status != 403 || strings.Contains(a.body, "margin") {
 		t.Errorf("the catalogue is shown: %s", a.body)
@@ -161,7 +162,7 @@ func texts(v any) []string {
 	return out
 }
 
-// A denial that is hidden and an object that is not there look the same, to the byte.
+// A hidden denial and a missing object have the same answer, byte for byte.
 func TestHiddenIsNotFound(t *testing.T) {
 	w := newWorld(t)
 	w.mux.Handle("GET /orders/{id}", hidden, w.reach("view"))
@@ -213,7 +214,7 @@ func TestNoDecision(t *testing.T) {
 	if a := w.as("bob", "GET", "/open/99", ""); a.status != 403 {
 		t.Errorf("a route that fails open is open always: %d", a.status)
 	}
-	// A restore lost the revision that a check names.
+	// A restore lost the revision that the check names.
 	w.svc.Fail(connect.NewError(connect.CodeAborted, "the token is of a revision that this database does not have"))
 	if a := w.as("bob", "GET", "/open/42", ""); a.status != 409 || a.Header.Get("Retry-After") != "" || w.take() != nil {
 		t.Errorf("a revision that is lost: %d", a.status)
@@ -225,8 +226,8 @@ func TestNoDecision(t *testing.T) {
 	}
 }
 
-// An id that cannot be sent is the client's mistake. Were it taken for a service that is
-// away, a route that fails open would be open to whoever writes one.
+// An id that cannot be sent is a mistake of the client. If it counted as a service that
+// is away, a user could make a route fail open with such an id.
 func TestIDsThatCannotBe(t *testing.T) {
 	w := newWorld(t)
 	open := view
@@ -374,7 +375,7 @@ func TestBodiesThatAreNotRead(t *testing.T) {
 			t.Errorf("%s %.60s as %q %s: %d, want %d", c.path, c.body, c.typ, c.encoding, a.status, c.status)
 		}
 	}
-	// Header.Get would see only the first.
+	// Header.Get would return only the first.
 	r := httptest.NewRequest(http.MethodPatch, "/orders/42", strings.NewReader(`{}`))
 	r.Header = http.Header{"X-User": {"bob"}, "Content-Type": {merge}, "Content-Encoding": {"", "deflate"}}
 	rec := httptest.NewRecorder()

@@ -13,8 +13,7 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarposthttp"
 )
 
-// However a path is written, the object that was asked about is the one that the
-// handler gets.
+// For any spelling of a path, the check is about the object that the handler gets.
 func TestPathTricks(t *testing.T) {
 	w := newWorld(t)
 	w.mux.Handle("GET /orders/{id}", view, w.reach("view"))
@@ -24,7 +23,7 @@ func TestPathTricks(t *testing.T) {
 	for _, c := range []struct {
 		path    string
 		status  int
-		asked   string // the id; "": nothing was asked
+		asked   string // the id of the check; "": there was none
 		reached string
 	}{
 		{"/orders/42", 200, "42", "view 42"},
@@ -74,7 +73,7 @@ func TestPathTricks(t *testing.T) {
 	}
 }
 
-// CONNECT is not cleaned by ServeMux, and X-Http-Method-Override is not looked at.
+// ServeMux does not clean the path of CONNECT, and ignores X-Http-Method-Override.
 func TestMethodTricks(t *testing.T) {
 	w := shopWorld(t)
 	w.mux.Handle("CONNECT /tunnel/{id}", view, w.reach("tunnel"))
@@ -91,13 +90,14 @@ func TestMethodTricks(t *testing.T) {
 	}
 }
 
-// ledger checks that each handler was reached only with an allow for what it got.
+// ledger checks that each handler was reached only after an allow for its action and
+// object.
 type ledger struct {
 	*world
 	t interface{ Fatalf(string, ...any) }
 }
 
-// route is one of the routes of the property, with what it is allowed by.
+// route is a route of the property test, with the check that it needs.
 func (l *ledger) handler(act, typ string) http.HandlerFunc {
 	return func(_ http.ResponseWriter, r *http.Request) {
 		id := r.PathValue("id")
@@ -121,8 +121,8 @@ func (l *ledger) handler(act, typ string) http.HandlerFunc {
 	}
 }
 
-// No request, to any route, in any writing, by anybody, gets to a handler unless an
-// allow for that action on that object was recorded for it.
+// No request to any route, in any spelling and by any user, reaches a handler without a
+// recorded allow for that action on that object.
 func TestNothingPassesWithoutAnAllow(t *testing.T) {
 	w := newWorld(t)
 	l := &ledger{world: w}
@@ -142,7 +142,7 @@ func TestNothingPassesWithoutAnAllow(t *testing.T) {
 		w.mux.Handle(pattern, route, h)
 		plain.Handle(pattern, h)
 	}
-	// Behind Wrap there are routes nobody mapped.
+	// Behind Wrap there are routes without a mapping.
 	forbidden := func(_ http.ResponseWriter, r *http.Request) { l.t.Fatalf("%s %s has no route", r.Method, r.URL) }
 	plain.HandleFunc("GET /orders/export", forbidden)
 	plain.HandleFunc("POST /orders/{id}/secret", forbidden)
@@ -211,7 +211,7 @@ func TestRoutesThatCannotBe(t *testing.T) {
 		"one of Resource":           {"GET /o/{id}", cedarposthttp.Route{Action: a}, ok},
 		"of Resource and":           {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: order, ResourceOf: byFunc}, ok},
 		"names no method":           {"/o/{id}", cedarposthttp.Route{Action: a, Resource: order}, ok},
-		"the path has not":          {"GET /o/{other}", cedarposthttp.Route{Action: a, Resource: order}, ok},
+		"which is not in the path":  {"GET /o/{other}", cedarposthttp.Route{Action: a, Resource: order}, ok},
 		"is not a template":         {"GET /o/{id}", cedarposthttp.Route{Action: a, Resource: "{id}"}, ok},
 		"either Public":             {"GET /o/{id}", cedarposthttp.Route{Action: a, Public: "both"}, ok},
 		"either Public or has som":  {"GET /o/{id}", cedarposthttp.Route{Hide: true, Public: "both"}, ok},
@@ -270,7 +270,7 @@ func TestWrap(t *testing.T) {
 		{"bob", "GET", "http://api.example/v1/orders/42", 200, "api 42"},
 		{"bob", "GET", "http://api.example/v1/orders/99", 403, ""},
 		{"bob", "GET", "http://other.example/v1/orders/42", 404, ""},
-		{"bob", "GET", "/orders/../admin/", 404, ""}, // would be sent on to /admin/
+		{"bob", "GET", "/orders/../admin/", 404, ""}, // ServeMux would redirect it to /admin/
 	} {
 		a := w.send(h, c.who, c.method, c.target, "")
 		if got := strings.Join(w.take(), ","); a.status != c.status || got != c.reached {
@@ -292,7 +292,7 @@ func TestWrap(t *testing.T) {
 	}
 }
 
-// Routers that are no ServeMux set path values themselves.
+// Routers other than ServeMux set path values themselves.
 func TestHandlerAlone(t *testing.T) {
 	w := newWorld(t)
 	h, err := cedarposthttp.Handler(w.guard, "GET /orders/{id}", view, w.reach("view"))

@@ -9,16 +9,16 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/enforce"
 )
 
-// problem is the body of a refusal (https://www.rfc-editor.org/rfc/rfc9457). All that
-// it can hold stands here.
+// problem is the body of a refusal (https://www.rfc-editor.org/rfc/rfc9457). It must have no
+// other members: the client sees all of them.
 type problem struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
-	// DecisionID is what a user gives to support, who finds the record by it.
+	// DecisionID leads support to the record, if the user reports it.
 	DecisionID string `json:"decision_id,omitempty"`
-	// Fields are those the user named that were denied.
+	// Fields are the denied fields that the user named.
 	Fields []string `json:"fields,omitempty"`
 }
 
@@ -31,7 +31,7 @@ var statuses = map[enforce.Kind]int{
 	enforce.Unmapped: http.StatusNotFound, enforce.Conflict: http.StatusConflict,
 }
 
-// refuse answers a request that is not let through.
+// refuse answers a refused request.
 func refuse(w http.ResponseWriter, r *http.Request, refused *enforce.Refusal) {
 	status, known := statuses[refused.Kind]
 	if !known {
@@ -39,7 +39,7 @@ func refuse(w http.ResponseWriter, r *http.Request, refused *enforce.Refusal) {
 	}
 	p := problem{Title: refused.Kind.Title(), Status: status, Detail: refused.Kind.Detail(), DecisionID: refused.DecisionID, Fields: refused.Fields}
 	if refused.Kind == enforce.Hidden {
-		p.DecisionID = "" // nothing may tell it from NotFound
+		p.DecisionID = "" // the answer must be the same as that of NotFound
 	}
 	h := w.Header()
 	if refused.Challenge != "" {
@@ -51,8 +51,8 @@ func refuse(w http.ResponseWriter, r *http.Request, refused *enforce.Refusal) {
 	writeProblem(w, r, p)
 }
 
-// NotFound answers that there is no such object, in the very words in which a route
-// with Hide says so of one that the user may not know of.
+// NotFound answers that there is no such object. The answer is the same as that of a route
+// with Hide for an object that the user may not know of.
 func NotFound(w http.ResponseWriter, r *http.Request) {
 	refuse(w, r, &enforce.Refusal{Kind: enforce.Hidden})
 }
@@ -61,7 +61,7 @@ func writeProblem(w http.ResponseWriter, r *http.Request, p problem) {
 	p.Type = "about:blank"
 	body, err := json.Marshal(p)
 	if err != nil {
-		body = nil // strings and a number always have JSON
+		body = nil // it cannot fail for strings and a number
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/problem+json")
@@ -69,6 +69,6 @@ func writeProblem(w http.ResponseWriter, r *http.Request, p problem) {
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(p.Status)
 	if r.Method != http.MethodHead {
-		_, _ = w.Write(body) // whoever went away needs no answer
+		_, _ = w.Write(body) // an error means that the client is gone
 	}
 }

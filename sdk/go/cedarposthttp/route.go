@@ -11,55 +11,54 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/enforce"
 )
 
-// Route says what has to be allowed before a handler runs. Either it has an Action and
-// a resource, or it is Public.
+// Route says what has to be allowed before a handler runs. It has either an Action and a
+// resource, or Public.
 type Route struct {
 	// Action is what the handler does.
 	Action cedarpost.EntityUID
 
-	// Resource is what it does it to, with values of the path: Shop::Order::"{id}". See
-	// [enforce.Template]. ResourceOf finds it in another way, in place of Resource; it
-	// must not read the body. What its error says of the request is that the service
-	// failed, unless it is an [*enforce.Refusal].
+	// Resource is the resource of the action, with values of the path: Shop::Order::"{id}".
+	// See [enforce.Template]. ResourceOf is a function instead. It must not read the body.
+	// Its error counts as a fault of the program, unless it is an [*enforce.Refusal].
 	Resource   string
 	ResourceOf func(*http.Request) (cedarpost.EntityUID, error)
 
-	// Context is added to that of the guard. Nil: none.
+	// Context is added to the context of the guard. Nil: none.
 	Context func(*http.Request) (map[string]any, error)
 
-	// Fields are those that the handler shows, AllFields all of the catalogue. The
-	// handler finds in [Result] which it may; or else see Filter.
+	// Fields are the fields that the handler shows. AllFields stands for all fields of the
+	// catalogue. The handler finds the permitted ones in [Result], or the route has Filter.
 	Fields    []string
 	AllFields bool
-	// Filter keeps the handler's answer to the permitted fields. It asks for AllFields
-	// unless Fields are named. Every 2xx with a body has to be JSON then (application/json
-	// or +json, not compressed), one document about the resource, or the answer is 500.
-	// Answers of another status are the handler's own and pass as they are.
+	// Filter reduces the handler's answer to the permitted fields. It asks for AllFields
+	// unless Fields are named. Every 2xx answer with a body must then be one JSON document
+	// about the resource (application/json or +json, not compressed), or the client gets 500.
+	// Bodies of other answers pass unchanged.
 	Filter bool
 
-	// Changes is for writes: it finds the paths that a body changes, and all of them
-	// have to be permitted. The handler gets the same body. [MergePatch] and [JSONPatch]
-	// are two. A write that asks for fields should answer without a body, for what may
-	// be written need not be what may be read.
+	// Changes is for writes: it returns the paths that a body changes, and all of them have
+	// to be permitted. The handler gets the same body. See [MergePatch] and [JSONPatch]. Such
+	// a handler should answer without a body, because a field that may be written may still
+	// be one that must not be read.
 	Changes Changes
-	// MaxBody is how long a body may be for Changes. 0: 1 MiB.
+	// MaxBody is how long a body for Changes may be. 0: 1 MiB.
 	MaxBody int64
 
-	// Hide answers a denial at the object with the 404 of [NotFound]. A handler has to
-	// answer the same when there is no such object.
+	// Hide answers a denial at the object with the 404 of [NotFound]. The handler must answer
+	// the same when there is no such object.
 	Hide bool
 
-	// FailOpen says why a request is let through when nobody can be asked. Empty, the
-	// default: it is not. It has no fields then, so there is none with Changes. See
-	// [cedarpost.Check].
+	// FailOpen is the reason to let a request through when the service cannot be asked.
+	// Empty, the default: the request is refused. A request that is let through has no
+	// fields, so a route with Changes cannot have it. See [cedarpost.Check].
 	FailOpen string
 
-	// Public says why this route needs no check. It is counted.
+	// Public is the reason why this route needs no check. Its requests are counted.
 	Public string
 }
 
-// Result returns what was decided for the request of ctx; on a public route the zero
-// value, which denies. It is [enforce.Result].
+// Result returns the decision on the request of ctx. On a public route it is the zero value,
+// which denies. It is [enforce.Result].
 func Result(ctx context.Context) cedarpost.Result { return enforce.Result(ctx) }
 
 // compiled is a route with its guard.
@@ -96,7 +95,7 @@ func compile(pattern string, r Route) (*compiled, error) {
 	case r.Changes != nil && (len(r.Fields) > 0 || r.AllFields || r.Filter):
 		return nil, errors.New("a route with Changes asks for what a body changes, and cannot ask for other fields or filter")
 	case r.Changes != nil && r.FailOpen != "":
-		return nil, errors.New("what is let through by FailOpen has no fields, and a route with Changes needs them")
+		return nil, errors.New("a request that is let through by FailOpen has no fields, and a route with Changes needs them")
 	case r.Changes == nil && r.MaxBody != 0 || r.MaxBody < 0:
 		return nil, errors.New("MaxBody is for Changes, and positive")
 	}
@@ -116,13 +115,13 @@ func compile(pattern string, r Route) (*compiled, error) {
 	known := wildcards(path)
 	for _, name := range c.template.Names() {
 		if !slices.Contains(known, name) {
-			return nil, fmt.Errorf("the resource has {%s}, the path has not", name)
+			return nil, fmt.Errorf("the resource has {%s}, which is not in the path", name)
 		}
 	}
 	return c, nil
 }
 
-// asks says whether anything is set that is for a check.
+// asks says whether any part of a check is set.
 func (r *Route) asks() bool {
 	return r.Action != (cedarpost.EntityUID{}) || r.Resource != "" || r.ResourceOf != nil || r.Context != nil || len(r.Fields) > 0 ||
 		r.AllFields || r.Filter || r.Changes != nil || r.MaxBody != 0 || r.Hide || r.FailOpen != ""
@@ -159,7 +158,7 @@ func (c *compiled) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.next.ServeHTTP(w, r)
 }
 
-// check makes the check of a request, but for its principal.
+// check makes the check of a request, without its principal.
 func (c *compiled) check(w http.ResponseWriter, r *http.Request) (check cedarpost.Check, err error) {
 	check = cedarpost.Check{Action: c.Action, Fields: c.Fields, AllFields: c.AllFields, FailOpen: c.FailOpen}
 	if c.ResourceOf != nil {
@@ -178,7 +177,7 @@ func (c *compiled) check(w http.ResponseWriter, r *http.Request) (check cedarpos
 	if c.Changes == nil {
 		return check, nil
 	}
-	// A body that changes nothing asks for no fields, only for the object.
+	// For a body that changes nothing, only the object is checked.
 	check.Fields, err = c.changes(w, r)
 	check.RequireAllFields = len(check.Fields) > 0
 	return check, err

@@ -23,7 +23,7 @@ const shop = "../../../policies/shop"
 
 func action(id string) cedarpost.EntityUID { return cedarpost.UID("Shop::Action", id) }
 
-// session is what authentication found out; these tests believe what the header says.
+// session is the result of authentication. These tests take it from a header.
 type session struct {
 	user string
 	mfa  bool
@@ -54,8 +54,8 @@ func factors(ctx context.Context) (map[string]any, error) {
 	return map[string]any{"mfa": s.mfa}, nil
 }
 
-// world is a service that decides, a guard that asks it, and a record of what handlers
-// were reached with.
+// world is a service that decides, a guard that asks it, and a record of the calls of
+// handlers.
 type world struct {
 	t     *testing.T
 	svc   *cedarposttest.Service
@@ -87,7 +87,7 @@ func newWorld(t *testing.T, options ...func(*enforce.Config)) *world {
 	return w
 }
 
-// reach is a handler that notes what it was called for.
+// reach is a handler that records its call.
 func (w *world) reach(what string) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
 		w.mu.Lock()
@@ -97,7 +97,7 @@ func (w *world) reach(what string) http.HandlerFunc {
 	}
 }
 
-// take returns what was reached since it was last called.
+// take returns the calls since it was last called.
 func (w *world) take() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -113,7 +113,7 @@ type answer struct {
 	problem map[string]any
 }
 
-// as sends a request: "bob", "bob+mfa" or "".
+// as sends a request as "bob", "bob+mfa" or "".
 func (w *world) as(who, method, target, body string, header ...string) answer {
 	return w.send(w.mux, who, method, target, body, header...)
 }

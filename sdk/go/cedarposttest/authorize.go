@@ -17,27 +17,23 @@ import (
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// What follows does what server/ does with a database: the same order, the same
-// errors. conformance_test.go compares the two.
+// The methods here answer as package server does, with the same checks in the same order
+// and the same errors, but without a database. conformance_test.go compares the two.
 
 const (
-	maxAuthorizeBytes = 64 << 10
-	maxBatchBytes     = 1 << 20
-	maxOtherBytes     = 4 << 20
-
-	maxReuse = 5 * time.Minute // how long answers may be kept
-
-	timeline = 1
+	maxReuse = 5 * time.Minute // how long a client may keep an answer, by default of the server
+	timeline = 1               // in tokens
 )
 
-// handler implements cedarpost.v1.AuthorizationService. It is a type of its own so
-// that its methods are none of the Service.
+// handler implements cedarpost.v1.AuthorizationService. It is a type of its own so that
+// Service does not export these methods.
 type handler struct{ *Service }
 
 func (s *Service) handler() cedarpostv1connect.AuthorizationServiceHandler { return handler{s} }
 
-// overTheWire hands a message on as bytes, so that a test cannot send what a network
-// could not carry, and neither side sees the other change it.
+// overTheWire copies a message as a network would: encoded and decoded again. So a test
+// cannot send a message that a server would refuse by its size or its encoding, and
+// neither side sees later changes of the other.
 func overTheWire(dst, src any) error {
 	in, ok := src.(proto.Message)
 	out, okOut := dst.(proto.Message)
@@ -48,14 +44,19 @@ func overTheWire(dst, src any) error {
 	if err != nil {
 		return connect.Errorf(connect.CodeInternal, "marshal message: %s", err.Error())
 	}
-	limit := 0 // of answers: none
+	limit := 0 // 0: none, for an answer
 	switch in.(type) {
 	case *cedarpostv1.AuthorizeRequest:
-		limit = maxAuthorizeBytes
+		limit = wire.MaxAuthorizeBytes
 	case *cedarpostv1.AuthorizeBatchRequest:
-		limit = maxBatchBytes
+		limit = wire.MaxBatchBytes
 	case *cedarpostv1.ReportReuseRequest:
-		limit = maxOtherBytes
+		limit = wire.MaxReportBytes
+	case *cedarpostv1.GetRevisionRequest, *cedarpostv1.WatchRequest:
+		limit = wire.MaxWatchBytes
+	}
+	if _, streams := in.(*cedarpostv1.WatchRequest); streams && len(b) > limit { // Connect has another text here
+		return connect.Errorf(connect.CodeResourceExhausted, "message size %d is larger than configured max %d", len(b), limit)
 	}
 	if limit > 0 && len(b) > limit {
 		return connect.Errorf(connect.CodeResourceExhausted, "message is larger than configured max %d", limit)
@@ -63,7 +64,7 @@ func overTheWire(dst, src any) error {
 	return proto.Unmarshal(b, out)
 }
 
-// guard lets calls in while the service works.
+// guard refuses calls while the service is closed or fails.
 func (s *Service) guard(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
 		if err := s.broken(); err != nil {
@@ -78,7 +79,7 @@ func (s *Service) guard(next connect.ServerFunc) connect.ServerFunc {
 
 var errClosed = connect.NewError(connect.CodeUnavailable, "the server is stopping; watch another one")
 
-// broken is why calls fail now, or nil.
+// broken returns the error that calls get now, or nil.
 func (s *Service) broken() error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -104,7 +105,7 @@ func (s handler) Authorize(_ context.Context, req *cedarpostv1.AuthorizeRequest)
 
 // AuthorizeBatch implements cedarpost.v1.AuthorizationService.
 func (s handler) AuthorizeBatch(_ context.Context, req *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
-	s.mu.RLock() // to the end: a batch is decided at one revision
+	s.mu.RLock() // held to the end, so that the whole batch is decided at one revision
 	defer s.mu.RUnlock()
 	if err := s.fresh(req.GetConsistency()); err != nil {
 		return nil, err
@@ -131,7 +132,7 @@ func (s handler) GetRevision(context.Context, *cedarpostv1.GetRevisionRequest) (
 	return &cedarpostv1.GetRevisionResponse{Revision: s.revision(s.number)}, nil
 }
 
-// decide answers one check and notes it. Its caller holds mu.
+// decide answers one check and adds it to the decisions. The caller holds mu.
 func (s *Service) decide(req *cedarpostv1.AuthorizeRequest, pool *engine.Pool) (*cedarpostv1.AuthorizeResponse, error) {
 	evaluation, err := s.set.Prepare(wire.Ask(req, time.Now().UnixMilli()), pool, func(missing []cedar.EntityUID) error {
 		for _, uid := range missing {
@@ -166,7 +167,7 @@ func (s *Service) decide(req *cedarpostv1.AuthorizeRequest, pool *engine.Pool) (
 	return res, nil
 }
 
-// publicError has the errors of server/ that can happen here.
+// publicError turns an error into the one that package server sends to a client.
 func publicError(err error) *connect.Error {
 	var bad *engine.RequestError
 	switch {
@@ -178,11 +179,12 @@ func publicError(err error) *connect.Error {
 	return connect.NewError(connect.CodeUnavailable, "the service could not read or record; nothing was decided").WithCause(err)
 }
 
-// fresh refuses a question that has to know of what is not there. Its caller holds mu.
+// fresh refuses a question whose AtLeastAsFresh is not a revision of this service. The
+// caller holds mu.
 func (s *Service) fresh(c *cedarpostv1.Consistency) error {
 	at := c.GetAtLeastAsFresh()
 	if at == nil {
-		return nil // nothing here is older than the newest
+		return nil // every answer is of the newest revision
 	}
 	token, err := wire.ParseToken(at.GetToken())
 	switch {
@@ -198,11 +200,11 @@ func (s *Service) fresh(c *cedarpostv1.Consistency) error {
 	return nil
 }
 
-// revision is one on the wire.
+// revision makes the message of a revision.
 func (s *Service) revision(number int64) *cedarpostv1.Revision {
 	t := wire.Token{Database: s.database, Timeline: timeline, Number: number, Anchor: number}
 	if number > 0 {
-		t.Mark = s.database // one mark for all revisions: there is one history only
+		t.Mark = s.database // all revisions have one mark, since there is only one history
 	}
 	return t.Revision()
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	"pgregory.net/rapid"
@@ -20,7 +21,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// twins are the real server, over the wire and with its database, and this one.
+// twins are a real server, over the network and with a database, and the service of this
+// package.
 type twins struct {
 	server *servertest.Server
 	served cedarpostv1connect.AuthorizationServiceClient
@@ -42,7 +44,8 @@ type tester interface {
 	Fatalf(format string, args ...any)
 }
 
-// sameError says whether both failed in the same way; ok, that neither did.
+// sameError fails the test unless both calls returned the same error or none. ok says
+// that neither returned one.
 func sameError(t tester, what any, served, kit error) (ok bool) {
 	t.Helper()
 	text := func(err error) string {
@@ -57,15 +60,15 @@ func sameError(t tester, what any, served, kit error) (ok bool) {
 	return served == nil && kit == nil
 }
 
-// bare is an answer without what no two have in common. Of a cache hint it keeps that
-// there is one: here it is coarser.
+// bare removes from an answer what differs between any two services. Of a cache hint it
+// keeps the age alone, since the tags of the kit are coarser.
 func bare(r *cedarpostv1.AuthorizeResponse) *cedarpostv1.AuthorizeResponse {
 	if r == nil {
 		return nil
 	}
 	r.DecisionId, r.Revision = "", nil
 	if r.CacheHint != nil {
-		r.CacheHint = &cedarpostv1.CacheHint{}
+		r.CacheHint = &cedarpostv1.CacheHint{MaxAge: r.CacheHint.MaxAge}
 	}
 	return r
 }
@@ -77,7 +80,7 @@ func same(t tester, what any, served, kit *cedarpostv1.AuthorizeResponse) {
 	}
 }
 
-// ask asks both the same.
+// ask sends one question to both and compares the answers.
 func (w *twins) ask(t tester, req *cedarpostv1.AuthorizeRequest) {
 	t.Helper()
 	served, servedErr := w.served.Authorize(context.Background(), req)
@@ -138,7 +141,7 @@ func TestConformanceOfChecks(t *testing.T) {
 	w.askBatch(t, batch)
 }
 
-// pick draws one of a list.
+// pick draws a member of a list.
 func pick[T any](t *rapid.T, name string, list ...T) T { return rapid.SampledFrom(list).Draw(t, name) }
 
 func drawUID(t *rapid.T, name string, usual ...string) *cedarpostv1.EntityUid {
@@ -208,7 +211,7 @@ func drawRequest(t *rapid.T) *cedarpostv1.AuthorizeRequest {
 	return req
 }
 
-// change writes the same to both.
+// change makes the same write in both.
 func (w *twins) change(t *rapid.T) {
 	uid := cedarpost.UID("Shop::User", pick(t, "written", users...))
 	to := []cedarpost.EntityUID{cedarpost.UID("Shop::Role", pick(t, "role", "support", "finance", "manager", "staff"))}
@@ -234,7 +237,7 @@ func (w *twins) change(t *rapid.T) {
 	case 3:
 		op.Operation = &cedarpostv1.EntityOperation_RemoveParents{RemoveParents: &cedarpostv1.ChangeParents{Uid: wire(uid), Parents: []*cedarpostv1.EntityUid{wire(to[0])}}}
 		own = func() string { return w.svc.RemoveParents(uid, to...) }
-	case 4: // roles may come to be their own ancestors
+	case 4: // it can make a role its own ancestor
 		parent := cedarpost.UID("Shop::Role", pick(t, "parent", "support", "finance", "staff"))
 		op.Operation = &cedarpostv1.EntityOperation_AddParents{AddParents: &cedarpostv1.ChangeParents{Uid: wire(to[0]), Parents: []*cedarpostv1.EntityUid{wire(parent)}}}
 		own = func() string { return w.svc.AddParents(to[0], parent) }
@@ -246,10 +249,10 @@ func (w *twins) change(t *rapid.T) {
 	}
 }
 
-// catch is a test whose failure is looked at.
+// catch takes the place of a test, so that a failure can be compared.
 type catch struct{ noTest }
 
-// refusal is what a write was refused with, or "".
+// refusal returns the text that a write was refused with, or "".
 func (s *Service) refusal(write func() string) (message string) {
 	old := s.t
 	s.t = catch{}
@@ -263,7 +266,7 @@ func (s *Service) refusal(write func() string) (message string) {
 	return ""
 }
 
-// Whatever is asked, after whatever was written, both answer the same.
+// Both give the same answer to any question after any write.
 func TestConformance(t *testing.T) {
 	w := newTwins(t)
 	rapid.Check(t, func(t *rapid.T) {
@@ -281,7 +284,7 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// What a message may be at most, and how fresh an answer may have to be, is the same.
+// Both refuse the same texts, sizes and revisions of a question, with the same errors.
 func TestConformanceOfTheEdge(t *testing.T) {
 	w := newTwins(t)
 	good := func() *cedarpostv1.AuthorizeRequest {
@@ -345,7 +348,80 @@ func atLeast(token string) *cedarpostv1.Consistency {
 	return &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: &cedarpostv1.Revision{Token: token}}}
 }
 
-// later is a token of the same history whose number is far off.
+// sizes are calls with a message of a given size. Only the limit of bytes refuses the
+// message, or validation after it.
+var sizes = map[string]struct {
+	limit int
+	call  func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error
+}{
+	"Authorize": {wire.MaxAuthorizeBytes, func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error {
+		req := &cedarpostv1.AuthorizeRequest{}
+		_, err := c.Authorize(ctx, padded(req, &req.RequestId, bytes))
+		return err
+	}},
+	"AuthorizeBatch": {wire.MaxBatchBytes, func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error {
+		check := &cedarpostv1.AuthorizeRequest{}
+		_, err := c.AuthorizeBatch(ctx, padded(&cedarpostv1.AuthorizeBatchRequest{Checks: []*cedarpostv1.AuthorizeRequest{check}}, &check.RequestId, bytes))
+		return err
+	}},
+	"ReportReuse": {wire.MaxReportBytes, func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error {
+		req := &cedarpostv1.ReportReuseRequest{}
+		_, err := c.ReportReuse(ctx, padded(req, &req.ReportId, bytes))
+		return err
+	}},
+	"Watch": {wire.MaxWatchBytes, func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error {
+		after := &cedarpostv1.Revision{}
+		stream, err := c.Watch(ctx, padded(&cedarpostv1.WatchRequest{After: after}, &after.Token, bytes))
+		if err == nil {
+			_, err = stream.Receive()
+		}
+		return err
+	}},
+	// This message has no field. Only a message of another version can be large.
+	"GetRevision": {wire.MaxWatchBytes, func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error {
+		req := &cedarpostv1.GetRevisionRequest{}
+		if bytes > wire.MaxWatchBytes {
+			req.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), make([]byte, bytes)))
+		}
+		_, err := c.GetRevision(ctx, req)
+		return err
+	}},
+}
+
+// padded sets a text of a message to the length with which the message has a given
+// size.
+func padded[M proto.Message](m M, text *string, bytes int) M {
+	for *text = strings.Repeat("x", bytes); proto.Size(m) > bytes; {
+		*text = (*text)[1:]
+	}
+	if n := proto.Size(m); n != bytes {
+		panic(fmt.Sprintf("no text makes %d bytes, the next length makes %d", bytes, n))
+	}
+	return m
+}
+
+// Both refuse messages of each call above the same size.
+func TestConformanceOfSizes(t *testing.T) {
+	w := newTwins(t)
+	methods := cedarpostv1.File_cedarpost_v1_authorization_proto.Services().ByName("AuthorizationService").Methods()
+	for i := range methods.Len() {
+		name := string(methods.Get(i).Name())
+		size, ok := sizes[name]
+		if !ok {
+			t.Errorf("%s: the sizes of its messages are not compared", name)
+			continue
+		}
+		for _, bytes := range []int{size.limit, size.limit + 1} {
+			served, kit := size.call(t.Context(), w.served, bytes), size.call(t.Context(), w.kit, bytes)
+			sameError(t, fmt.Sprintf("%s of %d bytes", name, bytes), served, kit)
+			if refused := connect.CodeOf(served) == connect.CodeResourceExhausted; refused != (bytes > size.limit) {
+				t.Errorf("%s of %d bytes, at most %d: %v", name, bytes, size.limit, served)
+			}
+		}
+	}
+}
+
+// later returns a token of the same history with a far larger number.
 func later(token string) string {
 	t, err := wire.ParseToken(token)
 	if err != nil {

@@ -22,8 +22,8 @@ func raw(s *Service) cedarpostv1connect.AuthorizationServiceClient {
 	return cedarpostv1connect.NewAuthorizationServiceClient(connect.NewClient(s.transport))
 }
 
-// A watch tells of every revision, each message from where the one before it ended,
-// and goes on where an earlier watch was.
+// A watch reports every revision. Each message goes on from the one before, and a new
+// watch goes on from an earlier one.
 func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		svc := NewFS(t, policies.Shop())
@@ -57,7 +57,7 @@ func TestWatch(t *testing.T) {
 		receive(stream, 1, 2, true, false)
 		svc.RemoveParents(alice, staff)
 		svc.AddParents(alice, staff)
-		for at := int64(2); at < 4; { // they come together or apart, as it happens
+		for at := int64(2); at < 4; { // the two changes can be in one message or in two
 			m, err := stream.Receive()
 			if err != nil || m.After != at || m.Revision.Number <= at || len(m.Tags) == 0 {
 				t.Fatalf("after %d: %v, %v", at, m, err)
@@ -100,7 +100,7 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// A report counts once, however often it comes.
+// A report counts once, even if it is sent several times.
 func TestReports(t *testing.T) {
 	svc := NewFS(t, policies.Shop())
 	ctx, _ := structpb.NewStruct(map[string]any{"mfa": true})

@@ -13,12 +13,12 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 )
 
-// Decision is one answer of the service, and what was asked.
+// Decision is one question to the service and its answer.
 type Decision struct {
 	ID string
 
 	Principal, Action, Resource cedarpost.EntityUID
-	// Context is as it came, in the types of JSON.
+	// Context is the context of the question, in the types of JSON.
 	Context map[string]any
 	// Fields, AllFields and RequireAllFields are as in [cedarpost.Check].
 	Fields                      []string
@@ -29,13 +29,12 @@ type Decision struct {
 	DeniedAt          cedarpost.DeniedAt
 	Permitted, Denied []string
 
-	// Uses is how often clients reported that they gave the answer again from their
-	// caches.
+	// Uses is how often clients reported that they reused the answer.
 	Uses int64
 }
 
-// String is the decision in a line, as Shop::User::"bob" Shop::Action::"ViewOrder"
-// Shop::Order::"42": allow.
+// String returns the decision in one line, such as Shop::User::"bob"
+// Shop::Action::"ViewOrder" Shop::Order::"42": allow.
 func (d Decision) String() string {
 	outcome := "allow"
 	if !d.Allowed {
@@ -44,22 +43,22 @@ func (d Decision) String() string {
 	return fmt.Sprintf("%s %s %s: %s", d.Principal, d.Action, d.Resource, outcome)
 }
 
-// FailOpen is a number of equal checks that a client reported to have let through
-// without an answer.
+// FailOpen is a number of equal checks that a client let through without an answer and
+// reported.
 type FailOpen struct {
 	Principal, Action, Resource cedarpost.EntityUID
-	// Reason is that of the check, Code the error that there was.
+	// Reason is the FailOpen of the check, Code the code of the error.
 	Reason, Code string
 	Count        int64
 }
 
-// journal is what was decided and reported.
+// journal has the decisions and the reports of a service.
 type journal struct {
 	mu        sync.Mutex
 	decisions []Decision
-	byID      map[string]int // place in decisions
+	byID      map[string]int // index in decisions
 	failOpens []FailOpen
-	reports   map[string]bool // that were taken, by id
+	reports   map[string]bool // ids of accepted reports
 }
 
 func uidOf(u *cedarpostv1.EntityUid) cedarpost.EntityUID {
@@ -82,31 +81,31 @@ func (j *journal) add(req *cedarpostv1.AuthorizeRequest, res *cedarpostv1.Author
 	j.decisions = append(j.decisions, d)
 }
 
-// Decisions are what was decided, oldest first. A check that was refused as a bad
-// question is not among them, and neither is one that was answered from a cache.
+// Decisions returns the decisions, oldest first. Checks that were refused as invalid and
+// checks that a client answered from its cache are not among them.
 func (s *Service) Decisions() []Decision {
 	s.log.mu.Lock()
 	defer s.log.mu.Unlock()
 	return slices.Clone(s.log.decisions)
 }
 
-// ForgetDecisions empties [Service.Decisions], as before the next step of a test.
+// ForgetDecisions empties [Service.Decisions], for example before the next step of a test.
 func (s *Service) ForgetDecisions() {
 	s.log.mu.Lock()
 	defer s.log.mu.Unlock()
 	s.log.decisions, s.log.byID = nil, map[string]int{}
 }
 
-// FailOpens are the checks that clients let through without an answer, as far as they
-// have reported them: at intervals, and when they are closed.
+// FailOpens returns the checks that clients let through without an answer and reported.
+// Clients report at intervals, and when they are closed.
 func (s *Service) FailOpens() []FailOpen {
 	s.log.mu.Lock()
 	defer s.log.mu.Unlock()
 	return slices.Clone(s.log.failOpens)
 }
 
-// ReportReuse implements cedarpost.v1.AuthorizationService. Unlike the real one, it
-// does not look at how old a decision is: a test may have a clock of its own.
+// ReportReuse implements cedarpost.v1.AuthorizationService. Unlike a server, it accepts
+// decisions of any age, because a test may have a clock of its own.
 func (s handler) ReportReuse(_ context.Context, req *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error) {
 	j := &s.log
 	j.mu.Lock()
@@ -120,7 +119,7 @@ func (s handler) ReportReuse(_ context.Context, req *cedarpostv1.ReportReuseRequ
 		seen[id] = true
 	}
 	if j.reports[req.GetReportId()] {
-		return &cedarpostv1.ReportReuseResponse{}, nil // sent again, and counts once
+		return &cedarpostv1.ReportReuseResponse{}, nil // it was sent again, and counts once
 	}
 	j.reports[req.GetReportId()] = true
 	for _, r := range req.GetReuses() {

@@ -10,8 +10,8 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarposttest"
 )
 
-// In a test this is cedarposttest.New(t, "policies/shop"), which needs neither errors
-// nor Close.
+// A test uses cedarposttest.New(t, "policies/shop") instead, which needs no check of
+// errors and no Close.
 func Example() {
 	svc, err := cedarposttest.Open(shop)
 	if err != nil {
@@ -53,7 +53,7 @@ func ExampleService_Put() {
 	// true <nil>
 }
 
-// A program that cannot ask has to deny.
+// A program that cannot ask must deny.
 func ExampleService_Away() {
 	svc, err := cedarposttest.Open(shop)
 	if err != nil {
@@ -73,8 +73,8 @@ func ExampleService_Away() {
 	// true false
 }
 
-// The handler asks whether the user may view orders, and forgets to say which. In a
-// test, Run(t) takes the place of Report.
+// The handler asks whether the user may view orders, and forgets to say which one. In a
+// test, use Run(t) instead of Report.
 func ExampleTwoUsers() {
 	svc, err := cedarposttest.Open(shop)
 	if err != nil {

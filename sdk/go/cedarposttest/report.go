@@ -10,39 +10,39 @@ import (
 	"text/tabwriter"
 )
 
-// Report is what came of the tries of [TwoUsers].
+// Report has the outcomes of the tries of [TwoUsers].
 type Report struct {
-	// Tries are in the order they were made.
+	// Tries are in the order in which they were made.
 	Tries []Try
-	// Uncovered says what is registered and not tried, or the other way round.
+	// Uncovered lists routes that are registered and not tried, or the other way round.
 	Uncovered []string
 
-	opened map[string]bool // objects that somebody got at who may not
+	opened map[string]bool // objects that a user reached without a right to
 }
 
-// Try is one request and what came of it.
+// Try is one request and its outcome.
 type Try struct {
-	// Pattern is that of the route.
+	// Pattern is the pattern of the route.
 	Pattern string
-	// User and Owner are the names of who asked, empty for nobody, and of whose the
-	// object is.
+	// User is the name of the user who asked, empty if there was none. Owner is the name of
+	// the user to whom the object belongs.
 	User, Owner string
-	// Object is its kind and values, "order 42".
+	// Object is the kind and the values of the object: "order 42".
 	Object string
-	// Status is that of the answer, 0 when there was none.
+	// Status is the status of the answer, 0 when there was no answer.
 	Status int
-	// Failure says what is wrong, as a sentence. Empty: nothing.
+	// Failure says in a sentence what is wrong. Empty: nothing.
 	Failure string
 
-	route       int // place in TwoUsers.Routes
+	route       int // index in TwoUsers.Routes
 	request     Route
-	user, owner *User   // user is nil for nobody
-	others      []*User // whose secrets must not be in the answer
+	user, owner *User   // user is nil for a request without a user
+	others      []*User // their secrets must not be in the answer
 	answer      string
 	err         error
 }
 
-// Failures are all that is wrong.
+// Failures returns the failures of all tries, and Uncovered.
 func (r *Report) Failures() []string {
 	var out []string
 	for _, t := range r.Tries {
@@ -53,7 +53,7 @@ func (r *Report) Failures() []string {
 	return append(out, r.Uncovered...)
 }
 
-// String is a table of the tries.
+// String returns a table of the tries.
 func (r *Report) String() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -72,7 +72,7 @@ func (r *Report) String() string {
 	return b.String()
 }
 
-// add judges a try and keeps it.
+// add judges a try and adds it to the report.
 func (r *Report) add(t *Try) {
 	if t.user != nil {
 		t.User = t.user.Name
@@ -100,7 +100,7 @@ func (r *Report) add(t *Try) {
 
 func (t *Try) succeeded() bool { return t.Status >= 200 && t.Status <= 299 }
 
-// judge says what is wrong with a try, or "".
+// judge returns what is wrong with a try, or "".
 func (t *Try) judge() string {
 	who := t.User
 	if t.user == nil {
@@ -130,7 +130,7 @@ func (t *Try) judge() string {
 	return fmt.Sprintf("%s asked for %s: %d, not 403 or 404", who, t.whose(), t.Status)
 }
 
-// judgeOwn judges a try on an own object.
+// judgeOwn judges a try on the user's own object.
 func (t *Try) judgeOwn() string {
 	want := "a success"
 	ok := t.succeeded()
@@ -146,11 +146,11 @@ func (t *Try) judgeOwn() string {
 	return ""
 }
 
-// leak names a secret that the answer has, as it is or as JSON or HTML write it.
+// leak names a secret that the answer contains, plain or as JSON or HTML write it.
 func (t *Try) leak() string {
 	for _, u := range t.others {
 		for _, secret := range u.Secrets {
-			asJSON, _ := json.Marshal(secret) // every text can be
+			asJSON, _ := json.Marshal(secret) // it cannot fail for a text
 			for _, form := range []string{secret, strings.Trim(string(asJSON), `"`), html.EscapeString(secret)} {
 				if strings.Contains(t.answer, form) {
 					return fmt.Sprintf("%q, a secret of %s", secret, u.Name)
@@ -161,7 +161,7 @@ func (t *Try) leak() string {
 	return ""
 }
 
-// whose names the object, and who has it.
+// whose names the object and its owner.
 func (t *Try) whose() string {
 	switch {
 	case t.Object == "" && t.user == nil:
@@ -174,7 +174,7 @@ func (t *Try) whose() string {
 	return t.Object + " of " + t.Owner
 }
 
-// did is what a success means.
+// did says what a successful request did to the object.
 func (t *Try) did() string {
 	switch method, _, _ := t.request.split(); method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:

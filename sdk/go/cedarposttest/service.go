@@ -1,9 +1,9 @@
-// Package cedarposttest is Cedarpost in the process of a test: the engine that
-// decides in production, on a bundle from its folder, with no server and no database.
-// A test asks it through a real [cedarpost.Client], changes its data, takes it away,
-// and sees what it was asked.
+// Package cedarposttest is a Cedarpost service in the process of a test: the engine that
+// decides in production, on a bundle from its folder, without a server and a database. A
+// test asks it through a real [cedarpost.Client], changes its data, makes it fail, and
+// looks at what it was asked.
 //
-// [TwoUsers] tries the routes of a program as one user on what is another's.
+// [TwoUsers] tries the routes of a program as one user on the objects of another.
 package cedarposttest
 
 import (
@@ -35,8 +35,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// Service is one Cedarpost with its bundles and entities in memory. All its methods
-// may be called by many at once.
+// Service is one Cedarpost service with its bundles and entities in memory. Its methods may
+// be called concurrently.
 type Service struct {
 	t         testing.TB // or noTest
 	set       *engine.Set
@@ -46,32 +46,32 @@ type Service struct {
 	watches sync.WaitGroup // calls of Watch under way
 
 	mu       sync.RWMutex
-	entities map[cedar.EntityUID]*engine.Entity // each is replaced, never changed
+	entities map[cedar.EntityUID]*engine.Entity // an entity is replaced, never changed
 	number   int64                              // of the newest revision
-	moved    chan struct{}                      // closed, and made anew, when anything below or above changes
-	failure  error                              // what every call gets; nil: it works
+	moved    chan struct{}                      // closed and replaced when number, failure or closed changes
+	failure  error                              // every call returns it; nil: the service works
 	closed   bool
 	clients  []*cedarpost.Client
 
 	log journal
 }
 
-// New reads bundles from their folders, with their entities.json, and serves them
-// until the test ends. A bundle that does not validate fails the test, and so does
-// later each write that the schema refuses.
+// New reads bundles from their folders, with their entities.json, and serves them until the
+// test ends. A bundle that is not valid fails the test, and so does each later write that
+// the schema refuses.
 func New(t testing.TB, dirs ...string) *Service {
 	t.Helper()
 	return of(t)(Open(dirs...))
 }
 
-// NewFS is [New] for bundles at the root of file systems, such as embedded ones. Each
-// has its name in bundle.yaml.
+// NewFS is [New] for bundles at the root of file systems, such as embedded ones. The name of
+// each bundle must be in its bundle.yaml.
 func NewFS(t testing.TB, bundles ...fs.FS) *Service {
 	t.Helper()
 	return of(t)(OpenFS(bundles...))
 }
 
-// of ties a service to a test.
+// of makes a service fail and end with a test.
 func of(t testing.TB) func(*Service, error) *Service {
 	return func(s *Service, err error) *Service {
 		t.Helper()
@@ -84,8 +84,8 @@ func of(t testing.TB) func(*Service, error) *Service {
 	}
 }
 
-// Open is [New] without a test: mistakes in the bundles are its error, a write that
-// the schema refuses panics, and whoever calls it closes it.
+// Open is [New] without a test: it returns an error for a bundle that is not valid, a write
+// that the schema refuses panics, and the caller has to close the service.
 func Open(dirs ...string) (*Service, error) {
 	bundles := make([]*bundle.Bundle, len(dirs))
 	for i, dir := range dirs {
@@ -97,7 +97,7 @@ func Open(dirs ...string) (*Service, error) {
 	return open(bundles)
 }
 
-// OpenFS is [NewFS] as [Open] is New.
+// OpenFS is [NewFS] without a test, as [Open] is [New] without one.
 func OpenFS(fsys ...fs.FS) (*Service, error) {
 	bundles := make([]*bundle.Bundle, len(fsys))
 	for i, f := range fsys {
@@ -141,7 +141,7 @@ func open(bundles []*bundle.Bundle) (*Service, error) {
 	return s, nil
 }
 
-// refusal lists what is wrong with a bundle.
+// refusal is an error with all problems of a bundle.
 func refusal(name string, report *offline.Report) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "bundle %s is not valid:", name)
@@ -153,8 +153,8 @@ func refusal(name string, report *offline.Report) error {
 	return errors.New(b.String())
 }
 
-// seed stores the entities of a bundle. They were checked before. An entity that is
-// in several bundles is as the last one has it, as if each had been imported.
+// seed stores the entities of a bundle, which are checked already. Of an entity that is in
+// several bundles, the last one counts, as if they were imported one after another.
 func (s *Service) seed(b *bundle.Bundle) error {
 	if b.Entities == nil {
 		return nil
@@ -173,12 +173,12 @@ func (s *Service) seed(b *bundle.Bundle) error {
 	return nil
 }
 
-// Client returns a client of the service. It keeps no answers, so that every check
-// reaches the service and stands in [Service.Decisions]; an option can set CacheBytes
-// to 0 for a client as it is in production, or anything else but Transports. It waits
-// a minute for an answer, so that slow machines do not fail tests.
+// Client returns a client of the service. It keeps no answers, so that every check reaches
+// the service and is in [Service.Decisions]. An option may change its Config, all but
+// Transports: CacheBytes 0 makes a client as in production. The client waits a minute for
+// an answer, so that tests do not fail on a slow machine.
 //
-// It is closed with the service, if not before.
+// The service closes the client, if the test has not done so before.
 func (s *Service) Client(options ...func(*cedarpost.Config)) *cedarpost.Client {
 	s.t.Helper()
 	cfg := cedarpost.Config{CacheBytes: -1, Timeout: time.Minute, Log: slog.New(slog.NewTextHandler(s.t.Output(), nil))}
@@ -196,7 +196,7 @@ func (s *Service) Client(options ...func(*cedarpost.Config)) *cedarpost.Client {
 	return client
 }
 
-// closeWait is how long clients may take to report what they used.
+// closeWait is how long the clients may take to report their uses.
 const closeWait = time.Second
 
 // Close closes all clients and ends the service. A service of [New] is closed when its
@@ -207,12 +207,12 @@ func (s *Service) Close() {
 	s.clients = nil
 	wait := closeWait
 	if s.failure != nil {
-		wait = 0 // they could try for ever
+		wait = 0 // a report would fail
 	}
 	s.mu.Unlock()
 	for _, c := range clients {
 		ctx, cancel := context.WithTimeout(context.Background(), wait)
-		_ = c.Close(ctx) // what it could not report, nobody looks for any more
+		_ = c.Close(ctx) // the error lists unreported uses, which the test no longer needs
 		cancel()
 	}
 	s.mu.Lock()
@@ -222,9 +222,9 @@ func (s *Service) Close() {
 	s.watches.Wait()
 }
 
-// Fail makes every call fail with an error, until Fail(nil). One that is no
-// [connect.Error] is `unavailable`, which clients ask again for; one that failed five
-// times in a row is not asked for a second, as in production.
+// Fail makes every call fail with an error, until Fail(nil). An error that is not a
+// [connect.Error] becomes `unavailable`, after which clients ask again. After five failures
+// in a row a client leaves the service alone for a second, as in production.
 func (s *Service) Fail(err error) {
 	if ce := (*connect.Error)(nil); err != nil && !errors.As(err, &ce) {
 		err = connect.NewError(connect.CodeUnavailable, err.Error())
@@ -237,10 +237,10 @@ func (s *Service) Fail(err error) {
 
 var errAway = connect.NewError(connect.CodeResourceExhausted, "the test says that the service is away")
 
-// Away makes the service give no answers, or give them again, to see that a program
+// Away makes the service refuse all questions, or answer them again, to test that a program
 // fails closed. Clients get [cedarpost.ErrUnavailable] at once, as from an overloaded
-// service, and go on as soon as it is back; for a service that is not there, with
-// attempts and waits, see [Service.Fail].
+// service, and get answers again right after Away(false). To simulate a service that cannot
+// be reached, with attempts and waits, see [Service.Fail].
 func (s *Service) Away(away bool) {
 	if away {
 		s.Fail(errAway)
@@ -249,13 +249,13 @@ func (s *Service) Away(away bool) {
 	}
 }
 
-// signal tells watchers to look. Its caller holds mu.
+// signal wakes the watches. The caller holds mu.
 func (s *Service) signal() {
 	close(s.moved)
 	s.moved = make(chan struct{})
 }
 
-// noTest stands for the test of a service that has none.
+// noTest takes the place of the test in a service without one.
 type noTest struct{ testing.TB }
 
 func (noTest) Helper()                           {}

@@ -33,7 +33,7 @@ func view(who, id string) cedarpost.Check {
 	}
 }
 
-// production makes a client as it is in production.
+// production makes a client as in production.
 func production(c *cedarpost.Config) { c.CacheBytes = 0 }
 
 func allowed(t *testing.T, client *cedarpost.Client, check cedarpost.Check) bool {
@@ -112,7 +112,7 @@ func TestWrites(t *testing.T) {
 	}
 }
 
-// stopped is a test that notes why it failed.
+// stopped is a test that keeps the reason of its failure.
 type stopped struct {
 	testing.TB
 	message string
@@ -123,7 +123,7 @@ func (s *stopped) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
-// fatal is what fn, in a test of its own, fails with.
+// fatal returns the failure of fn in a test of its own.
 func fatal(t *testing.T, fn func(testing.TB)) string {
 	s := &stopped{TB: t}
 	var wg sync.WaitGroup
@@ -182,8 +182,8 @@ func TestMistakes(t *testing.T) {
 	svc.Put(cedarpost.Entity{UID: cedarpost.UID("Shop::Typo", "x")})
 }
 
-// Several bundles: policies of the one speak of entity types of the other, and
-// guardrails forbid in both.
+// Several bundles: policies of one name entity types of the other, and guardrails
+// forbid in both.
 func TestBundles(t *testing.T) {
 	file := func(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
 	org := fstest.MapFS{
@@ -216,7 +216,7 @@ func TestAway(t *testing.T) {
 	client := svc.Client()
 	for range 3 {
 		svc.Away(true)
-		for range 10 { // more than a breaker would bear
+		for range 10 { // more often than it takes to open a breaker
 			if r, err := client.Authorize(t.Context(), view("bob", "42")); !errors.Is(err, cedarpost.ErrUnavailable) || r.Allowed() {
 				t.Fatalf("away: %v", err)
 			}
@@ -253,8 +253,8 @@ func TestAway(t *testing.T) {
 	}
 }
 
-// A client as in production keeps answers, is told of changes, and reports what it
-// used. Nothing is left of it when the test has ended.
+// A client as in production keeps answers, learns of changes, and reports its uses.
+// Nothing of it is left when the test has ended.
 func TestCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		svc := cedarposttest.NewFS(t, policies.Shop())
@@ -278,7 +278,7 @@ func TestCache(t *testing.T) {
 		if allowed(t, client, view("alice", "42")) {
 			t.Error("a revoked right was used")
 		}
-		// A watch that broke goes on where it was.
+		// After a watch broke, the next one goes on from the same revision.
 		svc.Away(true)
 		svc.AddParents(user("alice"), role("support"))
 		time.Sleep(3 * time.Second)
@@ -296,7 +296,7 @@ func TestCache(t *testing.T) {
 	})
 }
 
-// What the schema marks, or the time decides, is not kept.
+// Answers that the schema excludes, or that depend on the time, are not kept.
 func TestNotKept(t *testing.T) {
 	file := func(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
 	fsys := fstest.MapFS{
@@ -328,7 +328,7 @@ func TestNotKept(t *testing.T) {
 	})
 }
 
-// Many ask and write at once; the race detector looks on.
+// Many goroutines ask and write at once, for the race detector.
 func TestAtOnce(t *testing.T) {
 	svc := cedarposttest.New(t, shop)
 	clients := []*cedarpost.Client{svc.Client(), svc.Client(production), svc.Client(func(c *cedarpost.Config) { c.Coalesce = true })}

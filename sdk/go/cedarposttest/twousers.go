@@ -19,70 +19,72 @@ import (
 	"time"
 )
 
-// TwoUsers finds routes that let one user at what is another's: holes that tests with
-// one user, or with one user of each role, do not see. It tries each route
+// TwoUsers finds routes that let one user reach the objects of another. Tests with one user,
+// or with one user of each role, do not see such holes. It tries each route
 //
-//   - as each user on the other's object, which has to get 403 or 404,
-//   - as nobody, which has to get 401, 403 or 404,
-//   - as each user on an own object, which has to succeed: otherwise the refusals
-//     could be for any reason, and prove nothing.
+//   - as each user on the other's object: the answer must be 403 or 404,
+//   - without a user: the answer must be 401, 403 or 404,
+//   - as each user on their own object: this must succeed, because otherwise the refusals
+//     could have any cause, and would prove nothing.
 //
-// No answer to one user may have a secret of the other. The two should have the same
-// role, so that it is only the object that makes a difference.
+// No answer to one user may contain a secret of the other. Give both users the same role, so
+// that only the object makes a difference.
 //
-// What should be refused is tried first, and within that what changes nothing, so that
-// a success does not take from the others what they need. DELETE comes last.
+// Tries that should be refused come first, and among them those that change nothing, so that
+// a wrong success does not remove what later tries need. DELETE comes last.
 type TwoUsers struct {
-	// Handler is the program under test. Nil: what runs at URL.
+	// Handler is the program under test. Nil: the program that runs at URL.
 	Handler http.Handler
 	URL     string
 
 	Routes []Route
 	A, B   User
 
-	// Registered are the patterns of all routes that the program has. Each has to be
-	// among Routes, or in Skip. Nil: nothing is compared.
+	// Registered are the patterns of all routes of the program. Each must be in Routes or in
+	// Skip. Nil: the routes are not compared.
 	Registered []string
-	// Skip has the patterns of routes that are not tried, each with the reason.
+	// Skip has the patterns of the routes that are not tried, each with the reason.
 	Skip map[string]string
 }
 
-// Route is one that is tried.
+// Route is a route to try.
 type Route struct {
-	// Pattern is as for [http.ServeMux], with a method: "GET /orders/{id}".
+	// Pattern is a pattern of [http.ServeMux] with a method: "GET /orders/{id}".
 	Pattern string
-	// Object is the kind of the object that the route is about, "order". Empty: it is
-	// about none, as a list of one's own, and there is no try on another's.
+	// Object is the kind of object that the route is about: "order". Empty: the route is
+	// about no single object, such as a list of the user's own orders, and is not tried on
+	// another user's object.
 	Object string
-	// Query and Body go with the request. In them, as in Pattern, {id} stands for the
-	// object's value of that name.
+	// Query and Body are sent with the request. In them, as in Pattern, {id} stands for the
+	// object's value with that name.
 	Query, Body string
-	// Header is added to the request. A Body is JSON, unless it says otherwise.
+	// Header is added to the request. Without a Content-Type in it, a Body is JSON.
 	Header http.Header
-	// Success is the status of a try on an own object. 0: any from 200 to 299.
+	// Success is the status of a try on the user's own object. 0: any from 200 to 299.
 	Success int
 }
 
-// User is one of the two.
+// User is one of the two users.
 type User struct {
 	Name string
-	// Authenticate makes a request one of this user, as by a header or a cookie.
+	// Authenticate makes a request a request of this user, for example with a header or a
+	// cookie.
 	Authenticate func(*http.Request)
-	// Objects has an object of this user for each kind that routes are about.
+	// Objects has an object of this user for each kind of object in the routes.
 	Objects map[string]Object
-	// Secrets are texts that only this user may get, as a name or an address.
+	// Secrets are texts that only this user may get, such as a name or an address.
 	Secrets []string
 }
 
-// Object is one that belongs to a user.
+// Object is an object that belongs to a user.
 type Object struct {
-	// Values are what stands in its routes, by name: {"id": "42"}.
+	// Values are the object's values in its routes, by name: {"id": "42"}.
 	Values map[string]string
-	// Body takes the place of that of the routes. Empty: theirs.
+	// Body replaces the Body of the routes. Empty: it does not.
 	Body string
 }
 
-// String is the values of an object: "42".
+// String returns the values of an object: "42".
 func (o Object) String() string {
 	var out []string
 	for _, name := range slices.Sorted(maps.Keys(o.Values)) {
@@ -91,8 +93,8 @@ func (o Object) String() string {
 	return strings.Join(out, "/")
 }
 
-// Run makes all tries, and fails a subtest of t for each route that is not as it has
-// to be. The table of all tries is in the log of t.
+// Run makes all tries. Each route has a subtest of t, which fails if a try of the route has a
+// wrong outcome. The log of t has a table of all tries.
 func (k TwoUsers) Run(t *testing.T) {
 	t.Helper()
 	report, err := k.Report(t.Context())
@@ -114,8 +116,7 @@ func (k TwoUsers) Run(t *testing.T) {
 	t.Logf("as two users:\n%s", report)
 }
 
-// Report makes all tries and says what came of them. Its error is a mistake in what
-// was given.
+// Report makes all tries and returns their outcomes. Its error is a mistake in k.
 func (k TwoUsers) Report(ctx context.Context) (*Report, error) {
 	if err := k.check(); err != nil {
 		return nil, err
@@ -123,7 +124,7 @@ func (k TwoUsers) Report(ctx context.Context) (*Report, error) {
 	base := k.URL
 	if k.Handler != nil {
 		server := httptest.NewUnstartedServer(k.Handler)
-		server.Config.ErrorLog = log.New(io.Discard, "", 0) // what a handler did shows in its answer
+		server.Config.ErrorLog = log.New(io.Discard, "", 0) // the answer shows what the handler did
 		server.Start()
 		defer server.Close()
 		base = server.URL
@@ -141,7 +142,7 @@ func (k TwoUsers) Report(ctx context.Context) (*Report, error) {
 	return report, nil
 }
 
-// check finds mistakes without which the tries mean something.
+// check finds mistakes with which the tries would prove nothing.
 func (k TwoUsers) check() error {
 	if (k.Handler == nil) == (k.URL == "") {
 		return errors.New("give Handler or URL, one of the two")
@@ -157,7 +158,7 @@ func (k TwoUsers) check() error {
 			return fmt.Errorf("%s cannot authenticate", u.Name)
 		}
 		if slices.Contains(u.Secrets, "") {
-			return fmt.Errorf("a secret of %s is empty, which every answer has in it", u.Name)
+			return fmt.Errorf("a secret of %s is empty, and every answer contains the empty text", u.Name)
 		}
 	}
 	for _, r := range k.Routes {
@@ -193,7 +194,7 @@ func (k TwoUsers) checkRoute(r Route) error {
 	return nil
 }
 
-// uncovered compares what the program has with what is tried.
+// uncovered compares the routes of the program with the routes that are tried.
 func (k TwoUsers) uncovered() (out []string) {
 	if k.Registered == nil {
 		return nil
@@ -221,7 +222,7 @@ func (k TwoUsers) uncovered() (out []string) {
 	return out
 }
 
-// tries are all of them, in the order they are made.
+// tries returns all tries, in the order in which they are made.
 func (k TwoUsers) tries() []*Try {
 	var refused, own []*Try
 	for i, r := range k.Routes {
@@ -240,7 +241,7 @@ func (k TwoUsers) tries() []*Try {
 	return append(refused, own...)
 }
 
-// harm orders routes by what a success may take from others.
+// harm orders routes by how much a success may change.
 func (r Route) harm() int {
 	switch method, _, _ := r.split(); method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
@@ -251,7 +252,7 @@ func (r Route) harm() int {
 	return 1
 }
 
-// split takes a pattern apart. A host in it is left out.
+// split returns the method and the path of a pattern, without a host.
 func (r Route) split() (method, path string, ok bool) {
 	method, rest, _ := strings.Cut(r.Pattern, " ")
 	slash := strings.Index(rest, "/")
@@ -261,10 +262,10 @@ func (r Route) split() (method, path string, ok bool) {
 	return method, strings.TrimSuffix(rest[slash:], "{$}"), true
 }
 
-// names are what values stand for in a path.
+// names matches the names in a path that values replace.
 var names = regexp.MustCompile(`\{[^{}/]+\}`)
 
-// fill puts values in the place of their names.
+// fill replaces names by their values.
 func fill(text string, values map[string]string, escape func(string) string) string {
 	for name, value := range values {
 		text = strings.ReplaceAll(text, "{"+name+"}", escape(value))
@@ -273,7 +274,7 @@ func fill(text string, values map[string]string, escape func(string) string) str
 	return text
 }
 
-// fill is the request for an object: path with query, and body.
+// fill returns the path with the query, and the body, of the request for an object.
 func (r Route) fill(o Object) (target, body string) {
 	_, path, _ := r.split()
 	target = fill(path, o.Values, url.PathEscape)
@@ -283,7 +284,7 @@ func (r Route) fill(o Object) (target, body string) {
 	return target, fill(cmp.Or(o.Body, r.Body), o.Values, func(s string) string { return s })
 }
 
-// newRequest is the request of a try.
+// newRequest makes the request of a try.
 func (t *Try) newRequest(ctx context.Context, base string) (*http.Request, error) {
 	method, _, _ := t.request.split()
 	target, body := t.request.fill(t.owner.Objects[t.request.Object])
@@ -328,8 +329,8 @@ func (t *Try) send(ctx context.Context, client *http.Client, base string) {
 		t.err = fmt.Errorf("it is encoded as %q, in which no secret can be seen", encoding)
 	}
 	var value any
-	if json.Unmarshal(body, &value) == nil { // other programs escape other characters than leak does
-		again, _ := json.Marshal(value) // it was JSON
+	if json.Unmarshal(body, &value) == nil { // the program may escape other characters than leak does
+		again, _ := json.Marshal(value) // it was read from JSON, so it can be written
 		t.answer += "\n" + string(again)
 	}
 	for _, header := range []http.Header{res.Header, res.Trailer} {

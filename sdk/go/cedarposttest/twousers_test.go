@@ -14,7 +14,7 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarposttest"
 )
 
-// app is a small program that asks Cedarpost about orders. Its hooks break it.
+// app is a small program that asks Cedarpost about orders. Its hooks put bugs into it.
 type app struct {
 	client *cedarpost.Client
 	mux    *http.ServeMux
@@ -23,7 +23,7 @@ type app struct {
 	mu     sync.Mutex
 	orders map[string]string // id → the customer's address
 
-	ask    func(cedarpost.Check) (allowed bool, ok bool) // ok: instead of the client
+	ask    func(cedarpost.Check) (allowed bool, ok bool) // if ok, its answer replaces that of the client
 	refuse func(w http.ResponseWriter, id string)
 }
 
@@ -33,12 +33,13 @@ func newApp(t *testing.T) *app {
 	a.refuse = func(w http.ResponseWriter, _ string) { http.Error(w, "forbidden", http.StatusForbidden) }
 	a.handle("GET /orders/{id}", "ViewOrder", func(w http.ResponseWriter, id string) { _ = json.NewEncoder(w).Encode(a.orders[id]) })
 	a.handle("PUT /orders/{id}", "EditOrder", func(_ http.ResponseWriter, id string) { a.orders[id] += "!" })
-	// A customer may not delete an order, but may take back an edit: the same right.
+	// A customer may not delete an order. Taking back an edit needs the same right as
+	// editing.
 	a.handle("DELETE /orders/{id}", "EditOrder", func(_ http.ResponseWriter, id string) { delete(a.orders, id) })
 	return a
 }
 
-// handle adds a route that asks before it does anything.
+// handle adds a route that asks first.
 func (a *app) handle(pattern, action string, do func(http.ResponseWriter, string)) {
 	a.routes = append(a.routes, pattern)
 	a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -108,7 +109,7 @@ func TestTwoUsersOfASoundProgram(t *testing.T) {
 	}
 }
 
-// fails runs the kit, and compares what it finds with what it should find.
+// fails runs the kit, and compares its failures with the expected ones.
 func fails(t *testing.T, kit cedarposttest.TwoUsers, want ...string) {
 	t.Helper()
 	report, err := kit.Report(t.Context())
@@ -149,7 +150,8 @@ func TestTwoUsersFind(t *testing.T) {
 	})
 	t.Run("a check of the role alone", func(t *testing.T) {
 		a := newApp(t)
-		// Whoever may edit some order may edit every one: what asking without the object comes to.
+		// A check without the object allows every order to a user who may edit some
+		// order.
 		a.ask = func(c cedarpost.Check) (bool, bool) {
 			return slices.Contains([]string{"bob", "carol"}, c.Principal.ID), action(c) == "EditOrder"
 		}
@@ -182,7 +184,7 @@ func TestTwoUsersFind(t *testing.T) {
 			},
 			"and the answer has": func(w http.ResponseWriter) {
 				w.WriteHeader(http.StatusForbidden)
-				_ = http.NewResponseController(w).Flush() // or there is no trailer
+				_ = http.NewResponseController(w).Flush() // otherwise there is no trailer
 				w.Header().Set(http.TrailerPrefix+"X-Address", secret)
 			},
 			`no answer: it is encoded as "br"`: func(w http.ResponseWriter) {
@@ -273,11 +275,11 @@ func TestTwoUsersFind(t *testing.T) {
 
 func TestTwoUsersRefuse(t *testing.T) {
 	for want, spoil := range map[string]func(*cedarposttest.TwoUsers){
-		"give Handler or URL, one of the two":                                                 func(k *cedarposttest.TwoUsers) { k.Handler = nil },
-		"no routes to try":                                                                    func(k *cedarposttest.TwoUsers) { k.Routes = nil },
-		"the two users need two names":                                                        func(k *cedarposttest.TwoUsers) { k.B.Name = "bob" },
-		"carol cannot authenticate":                                                           func(k *cedarposttest.TwoUsers) { k.B.Authenticate = nil },
-		"a secret of bob is empty, which every answer has in it":                              func(k *cedarposttest.TwoUsers) { k.A.Secrets = []string{""} },
+		"give Handler or URL, one of the two": func(k *cedarposttest.TwoUsers) { k.Handler = nil },
+		"no routes to try":                    func(k *cedarposttest.TwoUsers) { k.Routes = nil },
+		"the two users need two names":        func(k *cedarposttest.TwoUsers) { k.B.Name = "bob" },
+		"carol cannot authenticate":           func(k *cedarposttest.TwoUsers) { k.B.Authenticate = nil },
+		"a secret of bob is empty, and every answer contains the empty text":                  func(k *cedarposttest.TwoUsers) { k.A.Secrets = []string{""} },
 		`route "/orders/{id}" is not like GET /orders/{id}`:                                   func(k *cedarposttest.TwoUsers) { k.Routes[0].Pattern = "/orders/{id}" },
 		"DELETE /orders/{id}: a success of 404 cannot be told from a refusal":                 func(k *cedarposttest.TwoUsers) { k.Routes[0].Success = 404 },
 		"DELETE /orders/{id}: bob has no invoice":                                             func(k *cedarposttest.TwoUsers) { k.Routes[0].Object = "invoice" },
@@ -292,7 +294,7 @@ func TestTwoUsersRefuse(t *testing.T) {
 	}
 }
 
-// What stands in a pattern, a query and a body reaches the program.
+// Values in a pattern, a query and a body reach the program.
 func TestTwoUsersRequests(t *testing.T) {
 	var mu sync.Mutex
 	var got []string

@@ -11,8 +11,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// anything is the one tag there is: every answer depends on everything, so that each
-// write drops every kept answer. The real service tells what depends on what.
+// anything is the only tag here. All answers have it and all writes change it, so each
+// write drops every kept answer. A server has a tag for each thing that an answer depends on.
 var anything = []uint64{1}
 
 const heartbeat = 10 * time.Second
@@ -27,7 +27,7 @@ func (s handler) Watch(ctx context.Context, req *cedarpostv1.WatchRequest, strea
 	if err != nil {
 		return err
 	}
-	var told *cedarpostv1.Revision // up to which the watcher knows
+	var told *cedarpostv1.Revision // the revision of the newest message
 	idle := time.NewTimer(heartbeat)
 	defer idle.Stop()
 	for {
@@ -55,7 +55,7 @@ func (s handler) Watch(ctx context.Context, req *cedarpostv1.WatchRequest, strea
 	}
 }
 
-// beginWatch counts a watch, unless the service has ended.
+// beginWatch counts a watch. It returns false if the service is closed.
 func (s *Service) beginWatch() bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -65,7 +65,8 @@ func (s *Service) beginWatch() bool {
 	return !s.closed
 }
 
-// resume is the first message to a watcher that has applied a revision, or none.
+// resume returns the first message of a watch after a revision. Without one, the watch
+// begins at the newest.
 func (s *Service) resume(applied *cedarpostv1.Revision) (*cedarpostv1.WatchResponse, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -87,7 +88,8 @@ func (s *Service) resume(applied *cedarpostv1.Revision) (*cedarpostv1.WatchRespo
 	return message, nil
 }
 
-// after is what to tell next, or what to wait for, or why there will be no more.
+// after returns the message that follows revision last. If there is none yet, moved is
+// closed when there may be one. The error ends the watch.
 func (s *Service) after(last *cedarpostv1.Revision) (next *cedarpostv1.WatchResponse, moved <-chan struct{}, err error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

@@ -11,9 +11,9 @@ import (
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// Put stores entities whole, all of them or none, in one revision. It returns the
-// token of that, for [cedarpost.Check].AtLeastAsFresh, as all writes do. Values are as
-// in [cedarpost.Check].Context. What the schema refuses fails the test.
+// Put stores whole entities, all of them or none, in one revision. Like all writes, it
+// returns the token of the revision, for [cedarpost.Check].AtLeastAsFresh. Values are as in
+// [cedarpost.Check].Context. A write that the schema refuses fails the test.
 func (s *Service) Put(entities ...cedarpost.Entity) (revision string) {
 	s.t.Helper()
 	return s.write(func(next map[cedar.EntityUID]*engine.Entity) error {
@@ -32,7 +32,7 @@ func (s *Service) Put(entities ...cedarpost.Entity) (revision string) {
 	})
 }
 
-// Delete removes entities, with the memberships in them.
+// Delete removes entities and all memberships in them.
 func (s *Service) Delete(uids ...cedarpost.EntityUID) (revision string) {
 	s.t.Helper()
 	return s.write(func(next map[cedar.EntityUID]*engine.Entity) error {
@@ -51,7 +51,7 @@ func (s *Service) Delete(uids ...cedarpost.EntityUID) (revision string) {
 	})
 }
 
-// AddParents makes a stored entity a member of others.
+// AddParents makes a stored entity a member of other entities.
 func (s *Service) AddParents(uid cedarpost.EntityUID, parents ...cedarpost.EntityUID) (revision string) {
 	s.t.Helper()
 	return s.reparent(uid, parents, func(has, given []cedar.EntityUID) []cedar.EntityUID {
@@ -81,7 +81,7 @@ func (s *Service) reparent(uid cedarpost.EntityUID, parents []cedarpost.EntityUI
 	})
 }
 
-// write makes a revision of what fn does to the entities, unless that is refused.
+// write makes a revision with the changes that fn makes. An error of fn fails the test.
 func (s *Service) write(fn func(next map[cedar.EntityUID]*engine.Entity) error) string {
 	s.t.Helper()
 	revision, err := s.commit(fn)
@@ -133,14 +133,14 @@ func inCycle(all map[cedar.EntityUID]*engine.Entity, uid cedar.EntityUID) bool {
 	return false
 }
 
-// withParents is a copy of an entity with other parents.
+// withParents returns a copy of an entity with other parents.
 func withParents(e *engine.Entity, parents []cedar.EntityUID) *engine.Entity {
 	c := *e
 	c.Parents = parents
 	return &c
 }
 
-// without is a copy of a list that lacks some of it.
+// without returns a copy of a list without some of its members.
 func without(list []cedar.EntityUID, some ...cedar.EntityUID) []cedar.EntityUID {
 	return slices.DeleteFunc(slices.Clone(list), func(u cedar.EntityUID) bool { return slices.Contains(some, u) })
 }

@@ -1,13 +1,13 @@
-// Package enforce turns the answers of the service into what a server does with a
-// request: let it through, or refuse it in one of a few ways. What net/http and
-// Connect need of it is in cedarposthttp and cedarpostconnect; all that decides stands
-// here once, so that the two cannot differ.
+// Package enforce turns an answer of the service into what a server does with a request: it
+// lets the request through or refuses it. cedarposthttp and cedarpostconnect do that for
+// net/http and Connect. Everything that decides is here, so that the two cannot differ.
 //
-// A request passes only on an allow whose obligations were met. Whatever goes wrong
-// instead, a panic included, refuses it.
+// A request passes only on an allow whose obligations are met. Any failure, also a panic,
+// refuses it.
 package enforce
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,49 +25,49 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 )
 
-// ErrNoPrincipal is what [Config].Principal returns for a request of nobody.
+// ErrNoPrincipal is returned by [Config].Principal for a request without a principal.
 var ErrNoPrincipal = errors.New("enforce: the request has no principal")
 
 // Config says how a service enforces. Client and Principal are required.
 type Config struct {
-	// Client asks.
+	// Client asks the service.
 	Client *cedarpost.Client
 
-	// Principal tells whose request it is, from what authentication before has put
-	// into its context. ErrNoPrincipal, or a principal that is empty, refuses the
-	// request as unauthenticated; any other error refuses it as the service's fault.
+	// Principal returns the principal of a request. Authentication runs before the guard and
+	// leaves its result in the context. ErrNoPrincipal, or an empty principal, refuses the
+	// request as unauthenticated. Any other error refuses it as a fault of the program.
 	Principal func(context.Context) (cedarpost.EntityUID, error)
 
-	// Context gives the context of each check, such as whether a second factor was
-	// used. What a route adds to it wins. Nil: none.
+	// Context returns the context of each check, for example whether a second factor was
+	// used. A value that a route adds replaces one of the same name. Nil: none.
 	Context func(context.Context) (map[string]any, error)
 
-	// Obligations are how to meet those that come with an allow, by their text. Each is
-	// called before the handler; an error refuses the request. A duty for later is
-	// written down here, or left to the handler, which finds the result in its context.
-	// An obligation that stands not here cannot be met, and refuses the request.
+	// Obligations has a function for each obligation, by its text. The guard calls it before
+	// the handler; an error refuses the request. For a duty that has to wait, the function
+	// can note it, or the handler can do it: the result is in the handler's context. An
+	// obligation without a function cannot be met, and refuses the request.
 	Obligations map[string]func(context.Context, cedarpost.Result) error
 
-	// StepUp is what the user has to do to follow an advice, by its text. An advice
-	// that stands not here is not passed on.
+	// StepUp is what the user has to do to follow an advice, by the text of the advice. An
+	// advice that is not in it is not passed on.
 	StepUp map[string]Challenge
 
-	// RetryAfter is when to try again if there was no decision. 0: 1 s.
+	// RetryAfter is when a client may try again if there was no decision. 0: 1 s.
 	RetryAfter time.Duration
 
 	// MeterProvider is that of OpenTelemetry. Nil: the global one.
 	MeterProvider metric.MeterProvider
-	// Log gets what is the service's fault, and what no route is mapped for. Nil:
+	// Log gets faults of the program, and requests that no route is mapped for. Nil:
 	// slog.Default.
 	Log *slog.Logger
 }
 
-// Guard enforces. Make it with [New], and share it: it may be used by many at once, for
-// several servers of one process.
+// Guard lets requests through or refuses them. Make it with [New], and share it: it may be
+// used concurrently, and by several servers of one process.
 type Guard struct {
 	cfg    Config
 	counts counts
-	noted  names // what was logged once and is not logged again
+	noted  names // routes that the log has a line for already
 	gauges func()
 }
 
@@ -89,14 +89,10 @@ func New(cfg Config) (*Guard, error) {
 	if cfg.RetryAfter < 0 {
 		return nil, errors.New("enforce: RetryAfter is negative")
 	}
-	if cfg.RetryAfter == 0 {
-		cfg.RetryAfter = time.Second
-	}
+	cfg.RetryAfter = cmp.Or(cfg.RetryAfter, time.Second)
+	cfg.Log = cmp.Or(cfg.Log, slog.Default())
 	if cfg.MeterProvider == nil {
 		cfg.MeterProvider = otel.GetMeterProvider()
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.Default()
 	}
 	cfg.Obligations, cfg.StepUp = maps.Clone(cfg.Obligations), maps.Clone(cfg.StepUp)
 	g := &Guard{cfg: cfg}
@@ -107,31 +103,31 @@ func New(cfg Config) (*Guard, error) {
 	return g, nil
 }
 
-// Close takes the guard's counts out of OpenTelemetry. The guard goes on enforcing.
+// Close removes the guard's counts from OpenTelemetry. The guard goes on to work.
 func (g *Guard) Close() { g.gauges() }
 
-// Question is what has to be allowed before a request, or one message of a call, gets
-// to its handler.
+// Question is a check that has to be allowed before a request, or one message of a call,
+// reaches its handler.
 type Question struct {
-	// Route names it for people who read logs: a pattern or a procedure. It is the
-	// service's own text, never the client's.
+	// Route names the route in logs: a pattern or a procedure. It is always a text of the
+	// program, never of the client.
 	Route string
-	// Hide answers a denial as if the resource did not exist. See [Refused].
+	// Hide answers a denial at the object as if the resource did not exist.
 	Hide bool
-	// Again says that the same was let through before, in the same call: its obligations
+	// Again says that the same check was allowed before in the same call, so its obligations
 	// are met already.
 	Again bool
-	// Check makes the check, all of it but the principal. It is called after the
-	// principal is known. Its error refuses the request: as it says, if it is a
-	// *Refusal, else as the service's fault.
+	// Check makes the check without its principal. It is called after the principal is
+	// known. Its error refuses the request: in the way that the error says if it is a
+	// *Refusal, else as a fault of the program.
 	Check func() (cedarpost.Check, error)
 }
 
-// Enforce is the one place that lets a request through: if the refusal is nil, it was
-// allowed and its obligations are met.
+// Enforce decides about a request. If the refusal is nil, the request is allowed and its
+// obligations are met. Nothing else lets a request through.
 func (g *Guard) Enforce(ctx context.Context, q Question) (result cedarpost.Result, refused *Refusal) {
 	defer func() {
-		// A panic after the result was there must not let the request through.
+		// A panic after the decision must not let the request through.
 		if r := recover(); r != nil {
 			g.cfg.Log.Error("panic while a request was checked", "route", q.Route, "panic", r, "stack", string(debug.Stack()))
 			result, refused = cedarpost.Result{}, &Refusal{Kind: Fault, Err: fmt.Errorf("panic: %v", r)}
@@ -149,7 +145,7 @@ func (g *Guard) Enforce(ctx context.Context, q Question) (result cedarpost.Resul
 	}
 	g.counts.refuse(refused)
 	if refused.Kind == Fault || refused.Kind == Unmet || errors.Is(refused.Err, cedarpost.ErrUnauthenticated) {
-		g.cfg.Log.Error("request refused by a mistake of the service", "route", q.Route, "decision", refused.DecisionID, "err", refused.Err)
+		g.cfg.Log.Error("request refused by a mistake of this program", "route", q.Route, "decision", refused.DecisionID, "err", refused.Err)
 	}
 	return cedarpost.Result{}, refused
 }
@@ -187,12 +183,12 @@ func (g *Guard) decide(ctx context.Context, q Question) (none cedarpost.Result, 
 	return result, g.meet(ctx, result, q.Again)
 }
 
-// maxPathsBytes is for all paths together: the service takes 64 KiB for the question.
+// maxPathsBytes bounds all paths together: a whole question may have 64 KiB.
 const maxPathsBytes = 32 << 10
 
-// askable says what of a check cannot be sent, of what a client decides: the id of the
-// resource, and the paths it wants to change. That is the client's mistake; whatever
-// else the service does not take is this one's.
+// askable checks the parts of a check that a client chooses: the id of the resource, and the
+// paths that it wants to change. If the service would refuse them, that is a mistake of the
+// client. Any other invalid part is a mistake of this program.
 func askable(check *cedarpost.Check) error {
 	if id := check.Resource.ID; len(id) > cedarpost.MaxIDBytes || !plain(id) {
 		return errors.New("no such id")
@@ -215,7 +211,7 @@ func askable(check *cedarpost.Check) error {
 
 func plain(text string) bool { return utf8.ValidString(text) && !strings.Contains(text, "\x00") }
 
-// context is that of the service with that of the route.
+// context joins the context of the guard and that of the route.
 func (g *Guard) context(ctx context.Context, own map[string]any) (map[string]any, error) {
 	if g.cfg.Context == nil {
 		return own, nil
@@ -225,7 +221,7 @@ func (g *Guard) context(ctx context.Context, own map[string]any) (map[string]any
 		return nil, fmt.Errorf("context: %w", err)
 	}
 	if len(own) > 0 {
-		all = maps.Clone(all) // it may be one map for all requests
+		all = maps.Clone(all) // the function may return one map for all requests
 		if all == nil {
 			return own, nil
 		}
@@ -234,8 +230,8 @@ func (g *Guard) context(ctx context.Context, own map[string]any) (map[string]any
 	return all, nil
 }
 
-// meet meets the obligations of an allow, unless they are met already. The allow does
-// not count if one is not met.
+// meet meets the obligations of an allow, unless they are met already. It returns an error
+// if one of them is not met.
 func (g *Guard) meet(ctx context.Context, result cedarpost.Result, already bool) error {
 	obligations := result.Obligations()
 	for _, o := range obligations {
@@ -246,7 +242,7 @@ func (g *Guard) meet(ctx context.Context, result cedarpost.Result, already bool)
 	if already {
 		return nil
 	}
-	var met []string // two policies may oblige to the same
+	var met []string // two policies may have the same obligation
 	for _, o := range obligations {
 		if slices.Contains(met, o.Text) {
 			continue
@@ -259,23 +255,23 @@ func (g *Guard) meet(ctx context.Context, result cedarpost.Result, already bool)
 	return nil
 }
 
-// Public counts a request to a route that says why it needs no check.
+// Public counts a request to a public route.
 func (g *Guard) Public() { g.counts.public.Add(1) }
 
-// Unmapped counts a request to what no route is mapped for, logs the first of each, and
-// returns its refusal.
+// Unmapped counts a request that no route is mapped for, and returns its refusal. It logs the
+// first request of each name.
 func (g *Guard) Unmapped(route string) *Refusal {
 	if first := g.counts.unmapped.add(route); first {
-		g.cfg.Log.Warn("refused: no route is mapped for this; it is logged once", "route", route)
+		g.cfg.Log.Warn("refused: no route is mapped for this; further requests are not logged", "route", route)
 	}
 	return &Refusal{Kind: Unmapped}
 }
 
-// Refuse counts a refusal that came about outside of Enforce, and logs one that is the
-// service's fault.
+// Refuse counts a refusal that was made outside of Enforce, and logs it if it is a fault of
+// the program.
 func (g *Guard) Refuse(route string, r *Refusal) {
 	g.counts.refuse(r)
 	if r.Kind == Fault {
-		g.cfg.Log.Error("request refused by a mistake of the service", "route", route, "err", r.Err)
+		g.cfg.Log.Error("request refused by a mistake of this program", "route", route, "err", r.Err)
 	}
 }

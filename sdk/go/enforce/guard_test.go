@@ -21,7 +21,7 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/enforce"
 )
 
-// vault has rights that come with every mixture of advice and obligations.
+// vault has rights with every combination of advice and obligations.
 var vault = fstest.MapFS{
 	"bundle.yaml": {Data: []byte("name: vault\n")},
 	"schema.cedarschema": {Data: []byte(`namespace Vault {
@@ -97,7 +97,7 @@ func newGuard(t *testing.T, cfg enforce.Config) *enforce.Guard {
 	return g
 }
 
-// A forbid that looks at the resource tells, by its advice, that there is one.
+// The advice of a forbid that looks at the resource reveals that the resource exists.
 func TestStepUpOfWhatIsHidden(t *testing.T) {
 	g := newGuard(t, config(t))
 	for what, c := range map[string]struct {
@@ -115,7 +115,7 @@ func TestStepUpOfWhatIsHidden(t *testing.T) {
 	}
 }
 
-// A refusal of no kind, such as one that a route's own function made, is a fault.
+// A refusal without a kind, for example from a function of a route, is a fault.
 func TestRefusalOfNoKind(t *testing.T) {
 	g := newGuard(t, config(t))
 	for _, kind := range []enforce.Kind{0, 200} {
@@ -129,7 +129,7 @@ func TestRefusalOfNoKind(t *testing.T) {
 	}
 }
 
-// A step-up is offered where it is all that is missing, and nowhere else.
+// A step-up is offered only if nothing else is missing.
 func TestStepUp(t *testing.T) {
 	type m = map[string]any
 	g := newGuard(t, config(t))
@@ -207,7 +207,7 @@ func TestContextOfGuardAndRoute(t *testing.T) {
 	}
 }
 
-// A principal without a type or an id is nobody, whatever policies say of nobody.
+// A principal without a type or an id counts as none, whatever policies say.
 func TestNobody(t *testing.T) {
 	svc := cedarposttest.NewFS(t, vault)
 	for _, who := range []cedarpost.EntityUID{{}, {Type: "Vault::User"}, {ID: "bob"}} {
@@ -223,7 +223,7 @@ func TestNobody(t *testing.T) {
 	}
 }
 
-// What a client sends too much of is its mistake, and no question is asked.
+// Too large a request is a mistake of the client, and no question is asked.
 func TestTooMuch(t *testing.T) {
 	svc := cedarposttest.NewFS(t, vault)
 	cfg := config(t)
@@ -276,7 +276,7 @@ func TestRefusalsSayTheirCause(t *testing.T) {
 	}
 }
 
-// meter collects what a guard observes.
+// meter collects the metrics of a guard.
 type meter struct {
 	noop.Meter
 	observe metric.Callback
@@ -349,8 +349,8 @@ func (encoder) Encode(i attribute.Iterator) string {
 }
 func (encoder) ID() attribute.EncoderID { return attribute.EncoderID{} }
 
-// What was written with a revision that is lost may be lost, so the request is refused,
-// and asking again alone does not help.
+// A write with a lost revision may be lost, so the request is refused, and repeating it
+// does not help.
 func TestUnknownRevision(t *testing.T) {
 	g := newGuard(t, config(t))
 	check := open("1", nil)
@@ -365,7 +365,7 @@ func TestUnknownRevision(t *testing.T) {
 	}
 }
 
-// A wrong URL is a fault of the service: waiting does not mend it.
+// A wrong URL is a fault of the program: waiting does not help.
 func TestWrongServer(t *testing.T) {
 	hs := httptest.NewUnstartedServer(http.NotFoundHandler())
 	hs.Config.Protocols = new(http.Protocols)

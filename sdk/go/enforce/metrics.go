@@ -36,33 +36,32 @@ func (c *counts) refuse(r *Refusal) {
 	}
 }
 
-// Stats are counts since the guard was made. Of a call that streams, each message
+// Stats are counts of requests since the guard was made. In a streaming call each message
 // counts.
 type Stats struct {
-	// Allowed is how many were let through, Public how many were on routes that say why
-	// they need no check.
+	// Allowed is how many were let through by a check, Public how many were to public routes.
 	Allowed, Public int64
-	// DeniedAtFunction, DeniedAtObject and DeniedAtField are denials by where. Each was
-	// answered as StepUp, Hidden or Forbidden.
+	// DeniedAtFunction, DeniedAtObject and DeniedAtField are denials by the check that
+	// denied. Each was answered as StepUp, Hidden or Forbidden.
 	DeniedAtFunction, DeniedAtObject, DeniedAtField int64
 	StepUp, Hidden, Forbidden                       int64
 	// Unmet is how many were allowed with an obligation that was not met.
 	Unmet int64
-	// NoPrincipal is how many nobody made.
+	// NoPrincipal is how many had no principal.
 	NoPrincipal int64
-	// Malformed is how many could not be asked about for what the client sent, bodies
-	// too large or of a wrong type included.
+	// Malformed is how many could not be checked because of what the client sent. It includes
+	// bodies that are too large or of a wrong type.
 	Malformed int64
-	// Unavailable is how many had no decision, Faults how many failed by a mistake of
-	// the service.
+	// Unavailable is how many had no decision, Faults how many failed by a mistake of the
+	// program.
 	Unavailable, Faults int64
-	// Conflicts is how many named a revision that the service does not know any more.
+	// Conflicts is how many named a revision that the service does not have any more.
 	Conflicts int64
-	// Unmapped is how many came for what no route is mapped for, by pattern or
-	// procedure: the first 100 of them, and "other".
+	// Unmapped is how many had no route, by pattern or procedure: the first 100 names, and
+	// "other".
 	Unmapped map[string]int64
-	// FieldsDenied and FieldsUnknown are values that filters took out of responses: of
-	// fields that were denied, and of fields that no catalogue knows.
+	// FieldsDenied and FieldsUnknown count values that filters removed from responses: of
+	// denied fields, and of fields in no catalogue.
 	FieldsDenied, FieldsUnknown int64
 }
 
@@ -83,25 +82,25 @@ func (g *Guard) Stats() Stats {
 	}
 }
 
-// Dropped counts what a filter took out of a response, and logs the first time a field
-// that no catalogue knows is among it.
+// Dropped counts the values that a filter removed from a response. It logs the first
+// response of a route from which a field was removed that is in no catalogue.
 func (g *Guard) Dropped(route string, d fields.Dropped) {
 	g.counts.fieldsDenied.Add(int64(d.Denied))
 	g.counts.fieldsUnknown.Add(int64(d.Unknown))
 	if d.Unknown > 0 && g.noted.add(route) {
-		g.cfg.Log.Warn("a response has fields that no catalogue knows; they were left out; it is logged once", "route", route, "fields", d.UnknownPaths)
+		g.cfg.Log.Warn("a response has fields that are in no catalogue, and they were removed; further responses are not logged", "route", route, "fields", d.UnknownPaths)
 	}
 }
 
 const maxNames = 100
 
-// names counts by name, the first 100 of them.
+// names counts by name. After the first 100 names it counts as "other".
 type names struct {
 	mu     sync.Mutex
 	counts map[string]int64
 }
 
-// add counts, and says whether it is the first of its name.
+// add counts a name, and says whether it is the first of that name.
 func (n *names) add(name string) (first bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -121,23 +120,22 @@ func (n *names) all() map[string]int64 {
 	return maps.Clone(n.counts)
 }
 
-// observe registers the counts with OpenTelemetry. They are read when they are
-// collected.
+// observe registers the counts with OpenTelemetry. They are read when metrics are collected.
 func (g *Guard) observe(m metric.Meter) (unregister func(), err error) {
 	requests, err := m.Int64ObservableCounter("cedarpost.enforce.requests",
-		metric.WithDescription("Requests by how they were answered: allowed, public, step_up, hidden, forbidden, unmet, no_principal, malformed, unavailable, fault, conflict."))
+		metric.WithDescription("Requests by outcome: allowed, public, step_up, hidden, forbidden, unmet, no_principal, malformed, unavailable, fault, conflict."))
 	if err != nil {
 		return nil, err
 	}
-	denials, err := m.Int64ObservableCounter("cedarpost.enforce.denials", metric.WithDescription("Denials by where: function, object, field."))
+	denials, err := m.Int64ObservableCounter("cedarpost.enforce.denials", metric.WithDescription("Denials by the check that denied: function, object, field."))
 	if err != nil {
 		return nil, err
 	}
-	unmapped, err := m.Int64ObservableCounter("cedarpost.enforce.unmapped", metric.WithDescription("Requests for what no route is mapped for."))
+	unmapped, err := m.Int64ObservableCounter("cedarpost.enforce.unmapped", metric.WithDescription("Requests that no route is mapped for."))
 	if err != nil {
 		return nil, err
 	}
-	dropped, err := m.Int64ObservableCounter("cedarpost.enforce.fields", metric.WithDescription("Values left out of responses: denied, unknown."))
+	dropped, err := m.Int64ObservableCounter("cedarpost.enforce.fields", metric.WithDescription("Values removed from responses: denied, unknown."))
 	if err != nil {
 		return nil, err
 	}

@@ -11,65 +11,65 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/cedarpost"
 )
 
-// Kind is how a request is refused.
+// Kind is a way to refuse a request.
 type Kind uint8
 
 // The ways to refuse.
 const (
-	// Forbidden: it was denied. 403, permission_denied.
+	// Forbidden: the check was denied. 403, permission_denied.
 	Forbidden Kind = iota + 1
-	// Hidden: it was denied at the object, on a route that does not say whether there
-	// is one. 404, not_found.
+	// Hidden: the check was denied at the object, on a route that does not reveal whether
+	// the object exists. 404, not_found.
 	Hidden
-	// NoPrincipal: nobody makes the request. 401, unauthenticated.
+	// NoPrincipal: the request has no principal. 401, unauthenticated.
 	NoPrincipal
-	// StepUp: it was denied, and would not be after a better authentication. 401,
+	// StepUp: the check was denied, and would be allowed after a better authentication. 401,
 	// unauthenticated.
 	StepUp
-	// Unmet: it was allowed, but an obligation was not met. 403, permission_denied.
+	// Unmet: the check was allowed, but an obligation was not met. 403, permission_denied.
 	Unmet
-	// Unavailable: there is no decision; later there may be. 503, unavailable.
+	// Unavailable: there is no decision now, but there may be one later. 503, unavailable.
 	Unavailable
-	// Fault: the service asks wrongly, or something of it failed. 500, internal.
+	// Fault: the program asks a question that is not valid, or a function of it failed. 500,
+	// internal.
 	Fault
-	// Malformed: what the client sent cannot be asked about. 400, invalid_argument.
+	// Malformed: what the client sent cannot be checked. 400, invalid_argument.
 	Malformed
-	// TooLarge: the body is larger than what is read for a check. 413,
+	// TooLarge: the body is larger than the route reads for a check. 413,
 	// resource_exhausted.
 	TooLarge
 	// WrongType: the body is of a type that cannot be checked. 415, invalid_argument.
 	WrongType
-	// Unmapped: no route is mapped for it. 404, permission_denied.
+	// Unmapped: no route is mapped for the request. 404, permission_denied.
 	Unmapped
-	// Conflict: the check names a revision that the service does not know any more, so what
-	// the request builds on may be lost. The client has to read again; the same request
-	// alone does not help. 409, aborted.
+	// Conflict: the check names a revision that the service does not have any more, so data
+	// that the request builds on may be lost. The client has to read it again; repeating the
+	// request does not help. 409, aborted.
 	Conflict
 
 	kinds
 )
 
-// Refusal says how a request is refused. What a client is told of it is the kind, the
-// decision's id, the fields it named itself, and what to do; never a policy, and never
-// Err.
+// Refusal says how a request is refused. The client gets the kind, the decision's id, the
+// denied fields that it named itself, and what to do. It never gets a policy or Err.
 type Refusal struct {
 	Kind Kind
-	// DecisionID finds the record of the decision. A hidden refusal does not say it:
-	// that there is a decision would tell that there is an object.
+	// DecisionID is the id of the decision's record. The client does not get it with Hidden,
+	// because it would reveal that there is an object.
 	DecisionID string
-	// At is where it was denied.
+	// At is the check that denied.
 	At cedarpost.DeniedAt
-	// Fields are those of the fields asked for by name that were denied to a write.
+	// Fields are the fields of a write that were asked for by name and denied.
 	Fields []string
 	// Challenge is the value of WWW-Authenticate, or "".
 	Challenge string
 	// RetryAfter is how long to wait, or 0.
 	RetryAfter time.Duration
-	// Err is the cause, for the service's own log.
+	// Err is the cause, for the program's own log.
 	Err error
 }
 
-// Error says what the refusal is, for the service itself.
+// Error describes the refusal, with its cause, for the program's own log.
 func (r *Refusal) Error() string {
 	text := "enforce: " + r.Kind.Title()
 	if r.Err != nil {
@@ -101,17 +101,17 @@ var details = [kinds]string{
 	Conflict:    "What this builds on may have been lost. Read it again, and then try again.",
 }
 
-// Title is the name of the kind's HTTP status.
+// Title returns the name of the kind's HTTP status.
 func (k Kind) Title() string { return titles[k] }
 
-// Detail is what a client is told, or "".
+// Detail returns the text for a client, or "".
 func (k Kind) Detail() string { return details[k] }
 
-// denied makes the refusal of a denial. A denial at the function is never hidden: it
-// holds for every object, so it tells nothing about this one. Neither is one at a
-// field: the object itself was allowed. One at the object is hidden whatever would help:
-// the advice of a policy that looks at the object tells that there is one, also to
-// somebody whom nothing would let at it.
+// denied makes the refusal of a denial. A denial at the function is never hidden: it holds
+// for every object, so it reveals nothing about this one. A denial at a field is not hidden
+// either, because the object was allowed. A denial at the object is hidden even if there is
+// an advice: the advice comes from a policy that looks at the object, so it would reveal that
+// the object exists, also to a user who could never get access.
 func (g *Guard) denied(result cedarpost.Result, check cedarpost.Check, hide bool) *Refusal {
 	r := &Refusal{Kind: Forbidden, DecisionID: result.DecisionID(), At: result.DeniedAt()}
 	if r.At == cedarpost.AtField {
@@ -131,10 +131,9 @@ func (g *Guard) denied(result cedarpost.Result, check cedarpost.Check, hide bool
 	return r
 }
 
-// stepUp returns what would lead to an allow. It is offered only where nothing else
-// stands in the way: every policy that denied advises it, and every field that was
-// denied was denied by one that does. A user who signs in again and then still is
-// refused was sent for nothing.
+// stepUp returns the challenge that would lead to an allow. There is one only if every
+// policy that denied advises a step-up, and every denied field was denied by such a policy.
+// Otherwise the user would sign in again and still be refused.
 func (g *Guard) stepUp(result cedarpost.Result) (Challenge, bool) {
 	var all Challenge
 	var policies, paths []string
@@ -151,7 +150,7 @@ func (g *Guard) stepUp(result cedarpost.Result) (Challenge, bool) {
 		return Challenge{}, false
 	}
 	if result.DeniedAt() == cedarpost.AtField {
-		// Nothing may permit a field, so that no policy stands for its denial.
+		// A field can also be denied because no policy permits it. Then it has no advice.
 		for _, path := range result.Fields().Denied() {
 			if !slices.Contains(paths, path) {
 				return Challenge{}, false
@@ -166,11 +165,11 @@ func (g *Guard) stepUp(result cedarpost.Result) (Challenge, bool) {
 	return all, true
 }
 
-// Challenge is how a user has to sign in, as RFC 9470 says it to a client.
+// Challenge says how a user has to sign in, in the terms of RFC 9470.
 type Challenge struct {
-	// ACRValues are the authentication contexts that do, the preferred one first.
+	// ACRValues are the authentication contexts that suffice, the preferred one first.
 	ACRValues []string
-	// MaxAge is how long ago the sign-in may be at most. 0: it does not matter.
+	// MaxAge is the greatest age that a sign-in may have. 0: any.
 	MaxAge time.Duration
 }
 
@@ -189,7 +188,7 @@ func (c Challenge) check() error {
 	return nil
 }
 
-// and joins what two pieces of advice ask for.
+// and returns a challenge that asks for what both ask for.
 func (c Challenge) and(d Challenge) Challenge {
 	joined := Challenge{slices.Clone(c.ACRValues), c.MaxAge}
 	for _, v := range d.ACRValues {

@@ -9,8 +9,8 @@ import (
 
 type resultKey struct{}
 
-// Held is where the result of a request is kept for its handler. A call that streams
-// gets one for each message.
+// Held keeps the result of a request for its handler. In a streaming call the result of each
+// message replaces the one before.
 type Held struct {
 	result atomic.Pointer[cedarpost.Result]
 }
@@ -21,10 +21,10 @@ func Hold(ctx context.Context) (context.Context, *Held) {
 	return context.WithValue(ctx, resultKey{}, h), h
 }
 
-// Set puts the result there.
+// Set sets the result.
 func (h *Held) Set(r cedarpost.Result) { h.result.Store(&r) }
 
-// Get returns the result. It is the zero value, which denies, as long as there is none.
+// Get returns the result. Without one it returns the zero value, which denies.
 func (h *Held) Get() cedarpost.Result {
 	if r := h.result.Load(); r != nil {
 		return *r
@@ -32,8 +32,8 @@ func (h *Held) Get() cedarpost.Result {
 	return cedarpost.Result{}
 }
 
-// Result returns the result that let the request of ctx through; the zero value, which
-// denies, on a public route. Of a call that streams it is that of the newest message.
+// Result returns the result that let the request of ctx through. On a public route it is the
+// zero value, which denies. In a streaming call it is the result of the newest message.
 func Result(ctx context.Context) cedarpost.Result {
 	if h, ok := ctx.Value(resultKey{}).(*Held); ok {
 		return h.Get()

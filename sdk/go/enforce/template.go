@@ -14,15 +14,14 @@ import (
 //
 //	Shop::Order::"{id}"
 //
-// Values stand in the id only, as they are: there is nothing a value could hold that
-// would end the id or change the type. A brace of the id itself is written "\u{7b}" or
-// "\u{7d}".
+// Values are part of the id only, and are not read as Cedar text: no value can end the id or
+// change the type. A brace that belongs to the id is written "\u{7b}" or "\u{7d}".
 type Template struct {
 	typ   string
 	parts []part
 }
 
-// part is a value's name, or text that is always there.
+// part is the name of a value, or a constant text.
 type part struct{ name, text string }
 
 var nameForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$`)
@@ -67,7 +66,8 @@ func ParseTemplate(text string) (Template, error) {
 	return t, nil
 }
 
-// literal returns where the text that begins id ends, -1 if it has a brace.
+// literal returns the length of the constant text at the start of id, or -1 if there is a
+// brace in it.
 func literal(id string) int {
 	for i := 0; i < len(id); i++ {
 		switch id[i] {
@@ -89,7 +89,7 @@ func literal(id string) int {
 	return len(id)
 }
 
-// Names are those of the values, in their order.
+// Names returns the names of the values, in order.
 func (t Template) Names() []string {
 	var out []string
 	for _, p := range t.parts {
@@ -100,8 +100,8 @@ func (t Template) Names() []string {
 	return out
 }
 
-// Fill makes the resource's name. Its error is the client's: a value is missing, or
-// cannot be in an id.
+// Fill makes the resource's name. Its error is a mistake of the client: a value is missing,
+// or cannot be in an id.
 func (t Template) Fill(value func(name string) string) (cedarpost.EntityUID, error) {
 	var id strings.Builder
 	for i, p := range t.parts {
@@ -113,8 +113,8 @@ func (t Template) Fill(value func(name string) string) (cedarpost.EntityUID, err
 		if v == "" {
 			return cedarpost.EntityUID{}, malformed(fmt.Errorf("no %s", p.name))
 		}
-		// Where a value is not the last, it ends where the next text first comes. Else two
-		// pairs of values could make one id: "a/b" with "c", and "a" with "b/c".
+		// A value before a constant text must not contain that text. Otherwise two pairs of
+		// values could make one id: "a/b" with "c", and "a" with "b/c".
 		if i+2 < len(t.parts) {
 			if next := t.parts[i+1].text; strings.Index(v+next, next) != len(v) {
 				return cedarpost.EntityUID{}, malformed(fmt.Errorf("%s has %q in it", p.name, next))

@@ -20,14 +20,14 @@ func TestTemplates(t *testing.T) {
 		{`Shop::Line::"{id}.{slash}"`, "42.a/b"},
 		{`Shop::Line::"{id}/{slash}"`, "42/a/b"},
 		{`Shop::Line::"{slash}!"`, "a/b!"},
-		// Values are never read again.
+		// Values are not read as Cedar text.
 		{`Shop::Order::"{quote}"`, `x" || "`},
 		{`Shop::Order::"{brace}"`, "{line}"},
-		// Escapes of the template are.
+		// Escapes in the template are.
 		{`Shop::Order::"\u{7b}{id}\u{7d}"`, "{42}"},
 		{`Shop::Order::"\"{id}\""`, `"42"`},
 		{`Shop::Order::"\n"`, "\n"},
-		// Values that make no id.
+		// Values that make no valid id.
 		{`Shop::Order::"{none}"`, ""},
 		{`Shop::Order::"x{none}"`, ""},
 		{`Shop::Order::"{long}"`, ""},
@@ -56,7 +56,7 @@ func TestTemplates(t *testing.T) {
 	}
 }
 
-// Whatever the template and the values: the type is the template's, and two different
+// For any template and values: the type is that of the template, and two different
 // lists of values never make one id.
 func FuzzTemplate(f *testing.F) {
 	for _, text := range []string{

@@ -9,16 +9,17 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Changed returns the paths at which two values differ as JSON, sorted, each once; none
-// if they do not. Of an object that came or went, those are the fields that it has.
-// Lists of one length are compared element by element; one that grew or shrank has
-// changed as a whole, and so has a value that is an object on one side only. A path
-// above others of the catalogue stands for all of them. Numbers are compared as they
-// are written: 1 and 1.0 differ. What encoding/json leaves out is not compared.
+// Changed returns the paths at which two values differ as JSON, sorted, each once. It
+// returns none if they are equal. For an object that is on one side only, it returns the
+// fields of the object. Lists of equal length are compared element by element; a list whose
+// length differs has changed as a whole, and so has a value that is an object on one side
+// and another value on the other. A path above others of the catalogue stands for all of
+// them. Numbers are compared as they are written: 1 and 1.0 differ. What encoding/json
+// leaves out is not compared.
 //
-// Both values are objects, or lists of objects of one length. It fails if one cannot be
-// marshaled or is something else, or has a member twice, as a json.RawMessage can; and
-// for the reasons of MergePatch, but for the size.
+// Both values must be objects, or lists of objects of equal length. Changed fails if one is
+// something else or cannot be marshaled, or has a member twice, which a json.RawMessage can.
+// It also has the limits of MergePatch, except the size.
 func Changed(before, after any) ([]string, error) {
 	a, err := asJSON(before)
 	if err != nil {
@@ -43,7 +44,7 @@ func asJSON(v any) (any, error) {
 	_, err = jsontext.NewDecoder(bytes.NewReader(text)).ReadValue()
 	grammar, _ := errors.AsType[*jsontext.SyntacticError](err)
 	switch {
-	case errors.Is(err, jsontext.ErrDuplicateName): // of the two, another reader might take the other
+	case errors.Is(err, jsontext.ErrDuplicateName): // readers differ in which of the two they use
 		return nil, fmt.Errorf("fields: %.60q twice in an object", grammar.JSONPointer.LastToken())
 	case err != nil:
 		return nil, errors.New("fields: not Unicode")
@@ -59,7 +60,7 @@ func asJSON(v any) (any, error) {
 
 type differ struct{ paths pathSet }
 
-// absent stands for a member that is not there.
+// absent takes the place of a member that an object does not have.
 type absent struct{}
 
 func (d differ) diff(path string, a, b any, depth int) error {

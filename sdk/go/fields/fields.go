@@ -1,12 +1,10 @@
-// Package fields keeps a service's answers down to the fields that an Authorize
-// answer permits, and says which fields a write would change, so that the service
-// can ask before it writes. Deciding is of no use if every handler then has to
-// remember which columns to leave out: a handler builds the whole answer, and the
-// filter removes the rest.
+// Package fields reduces the answers of a program to the fields that an Authorize answer
+// permits, and returns the fields that a write would change, so that the program can ask
+// before it writes. Handlers need not remember which fields to leave out: a handler builds
+// the whole answer, and the filter removes the rest.
 //
-// Nothing passes that is not permitted. A field that nobody catalogued is dropped
-// too, and counted, so that a new column shows in a metric before it shows to a
-// customer.
+// Only permitted fields pass. A field that is in no catalogue is removed and counted, so that
+// a new column is visible in a metric before it is visible to a customer.
 package fields
 
 import (
@@ -19,35 +17,34 @@ import (
 
 const (
 	maxDepth       = 100 // nesting of documents
-	maxUnknown     = 20  // distinct paths that a Dropped lists
-	maxPathBytes   = 256 // of one path, as the service has it
+	maxUnknown     = 20  // different paths in a Dropped
+	maxPathBytes   = 256 // of one path, the limit of the service
 	maxPathsListed = 1000
 )
 
-// Filter keeps what one Authorize answer permits. It never changes, and may be used
-// by several goroutines at once. The zero value permits nothing.
+// Filter keeps the fields that one Authorize answer permits. It never changes, and may be
+// used by several goroutines at once. The zero value permits nothing.
 type Filter struct{ root node }
 
-// node is one path of the answer, or a path above some. Its kids are by the next
-// segment.
+// node is one path of the answer, or a path above others.
 type node struct {
-	kids   map[string]*node
-	denied bool // nothing here or below is kept
-	whole  bool // all is kept, but for denied paths among the kids
-	some   bool // a path below is kept
+	kids   map[string]*node // by the next segment of the path
+	denied bool             // nothing here or below is kept
+	whole  bool             // everything is kept, except denied paths among the kids
+	some   bool             // a path below is kept
 }
 
-// Nodes for paths that have none of their own. They are never changed.
+// Nodes for paths without a node of their own. They are never changed.
 var (
 	wholeNode  = &node{whole: true}
 	deniedNode = &node{denied: true}
 )
 
-// New makes the filter of an answer, from its lists of permitted and denied paths.
-// What stands in neither is dropped; the denied list only tells what was refused
-// from what nobody knows. A path in both is denied, and so is all below it. Paths
-// below a permitted one are permitted, unless they are denied. A permitted path with
-// an empty segment is ignored.
+// New makes the filter of an answer from its lists of permitted and denied paths. A path in
+// neither list is dropped as unknown; the denied list serves to count dropped values as
+// denied or unknown. A path in both lists is denied, and so is everything below it. Paths
+// below a permitted path are permitted, unless they are denied. A permitted path with an
+// empty segment is ignored.
 func New(permitted, denied []string) *Filter {
 	f := &Filter{}
 	for _, path := range permitted {
@@ -62,8 +59,8 @@ func New(permitted, denied []string) *Filter {
 	return f
 }
 
-// top is the node of the document. It has no path that could be denied, so it stays,
-// if only as an empty object.
+// top returns the node of the document. The document has no path that could be denied, so it
+// stays, perhaps as an empty object.
 func (f *Filter) top() *node { return &node{kids: f.root.kids, some: true} }
 
 func (n *node) put(segments []string) *node {
@@ -79,8 +76,8 @@ func (n *node) put(segments []string) *node {
 	return n
 }
 
-// settle passes permits and denials down, so that a walk need not remember what it
-// saw above.
+// settle passes permits and denials down to the nodes below, so that a walk need not know the
+// nodes above.
 func (n *node) settle(whole bool) {
 	if n.denied {
 		n.whole = false
@@ -91,12 +88,12 @@ func (n *node) settle(whole bool) {
 		kid.settle(n.whole)
 		n.some = n.some || kid.keeps()
 		if n.whole && kid.all() {
-			delete(n.kids, name) // says nothing that n does not
+			delete(n.kids, name) // it has the same meaning as n
 		}
 	}
 }
 
-// child is the node of a member called name, nil if nobody knows it.
+// child returns the node of a member, nil if the member is in neither list.
 func (n *node) child(name string) *node {
 	if kid := n.kids[name]; kid != nil {
 		return kid
@@ -107,28 +104,26 @@ func (n *node) child(name string) *node {
 	return nil
 }
 
-// all says that the value here is kept as it is, whatever it is.
+// all says that any value here is kept unchanged.
 func (n *node) all() bool { return n.whole && len(n.kids) == 0 }
 
-// keeps says that an object or a list here stays, though perhaps with less in it.
+// keeps says that an object or a list here stays, perhaps reduced.
 func (n *node) keeps() bool { return n.whole || n.some }
 
-// Dropped says what a filter removed. Both counts are zero exactly if nothing was
-// removed.
+// Dropped says what a filter removed. Both counts are zero exactly if nothing was removed.
 type Dropped struct {
-	// Denied counts values at paths that were refused, or above such paths only.
+	// Denied counts values at denied paths, and values with nothing but denied paths below.
 	Denied int
-	// Unknown counts values at paths that are in neither list: fields that nobody
-	// catalogued, or a plain value where the catalogue has an object.
+	// Unknown counts values at paths that are in neither list: fields that are in no
+	// catalogue, or a plain value where the catalogue has an object.
 	Unknown int
-	// UnknownPaths are the first 20 different paths of unknown values, sorted, each
-	// cut to 256 bytes. A name that could be misread, such as one with a dot, is in
-	// quotes; "." is the document itself. Names come from the data: where they are
-	// keys of a map they may be personal themselves.
+	// UnknownPaths are the first 20 different paths of unknown values, sorted, each cut to
+	// 256 bytes. A name that could be misread, such as one with a dot, is in quotes; "." is
+	// the document itself. Names are from the data: keys of a map may be personal data.
 	UnknownPaths []string
 }
 
-// tally counts what is dropped during one walk, and knows where the walk is.
+// tally counts the values that one walk drops, and has the path of the walk.
 type tally struct {
 	Dropped
 	path []byte
@@ -136,7 +131,7 @@ type tally struct {
 
 func (t *tally) total() int { return t.Denied + t.Unknown }
 
-// push goes down to a member; what it returns brings pop back up.
+// push appends a member to the path. pop with the returned mark removes it again.
 func (t *tally) push(name string, known bool) (mark int) {
 	mark = len(t.path)
 	if mark > 0 {
@@ -171,16 +166,16 @@ func (t *tally) unknown() bool {
 	return false
 }
 
-// scalar judges a value that has nothing below it. The catalogue has an object where
-// n has kids; a plain value there is something that it does not know.
+// scalar says whether a plain value is kept. If n has kids, the catalogue has an object here,
+// so a plain value is unknown.
 func (t *tally) scalar(n *node) bool { return n.whole || t.unknown() }
 
-// null judges a null. In place of an object it says that there is none, which the
-// permitted fields that are not there would say too.
+// null says whether a null is kept. Instead of an object it reveals no more than that the
+// object is missing, as the missing permitted fields would.
 func (t *tally) null(n *node) bool { return n.keeps() || t.deny() }
 
-// settled judges what was walked through since the count was at before. An object or
-// list that goes is counted by what is in it, and by itself if that is nothing.
+// settled says whether an object or a list is kept after its walk. A dropped one is counted by
+// the values in it. If none of them was counted since before, it counts itself.
 func (t *tally) settled(n *node, before int) bool {
 	if n.keeps() {
 		return true
@@ -191,7 +186,7 @@ func (t *tally) settled(n *node, before int) bool {
 	return false
 }
 
-// known judges by the node alone, if that is enough.
+// known says whether a value is kept, if the node alone shows that. Otherwise ok is false.
 func (t *tally) known(n *node) (keep, ok bool) {
 	switch {
 	case n == nil:
@@ -207,7 +202,7 @@ func (t *tally) result() Dropped {
 	return t.Dropped
 }
 
-// plain says that a name cannot be misread when it stands in a path.
+// plain says that a name cannot be misread as a part of a path.
 func plain(name string) bool {
 	if name == "" || len(name) > maxPathBytes || !utf8.ValidString(name) {
 		return false
@@ -217,7 +212,7 @@ func plain(name string) bool {
 	})
 }
 
-// cut shortens to what a path may have, between characters.
+// cut shortens a text to maxPathBytes, between two characters.
 func cut[T string | []byte](s T) T {
 	if len(s) <= maxPathBytes {
 		return s

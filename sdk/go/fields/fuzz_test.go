@@ -12,8 +12,8 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/fields"
 )
 
-// FuzzJSON: whatever the document, what comes out is permitted; and if there is no
-// error, in and out are JSON, and nothing that is permitted is missing.
+// FuzzJSON: for any document, the output has only permitted values. If there is no
+// error, input and output are JSON, and no permitted value is missing.
 func FuzzJSON(f *testing.F) {
 	for _, doc := range []string{
 		`{"a":1,"b":{"c":[1.0,{"d":null}]},"a.b":2,"":3}`, `[{"a":"\ud83d\ude00"},[],{}]`, `null`, `{"a":{"b":[}`, "{\"a\":\"\xff\"}",
@@ -50,7 +50,7 @@ func FuzzJSON(f *testing.F) {
 	})
 }
 
-// checkPaths checks what holds for every list of paths.
+// checkPaths checks rules that hold for every list of paths.
 func checkPaths(t *testing.T, paths []string) {
 	if !slices.IsSorted(paths) || len(slices.Compact(slices.Clone(paths))) != len(paths) || len(paths) > 1000 {
 		t.Fatalf("%q", paths)
@@ -62,8 +62,8 @@ func checkPaths(t *testing.T, paths []string) {
 	}
 }
 
-// FuzzMergePatch: applied to an empty document, a patch puts nothing but nulls outside
-// the paths that it was said to change.
+// FuzzMergePatch: applied to an empty document, a patch sets only nulls outside of the
+// returned paths.
 func FuzzMergePatch(f *testing.F) {
 	for _, doc := range []string{`{"a":{"b":1,"c":null},"d":[{"e.f":1}],"g":{}}`, `{"a.b":1}`, `{"":1}`, `[]`, `{"a":1}x`, `{"a":{"a":1},"a":2}`} {
 		f.Add([]byte(doc))
@@ -91,8 +91,8 @@ func FuzzMergePatch(f *testing.F) {
 	})
 }
 
-// FuzzJSONPatch: a patch that is taken is one that encoding/json reads the same way,
-// and the members that name a place are among the paths.
+// FuzzJSONPatch: encoding/json reads an accepted patch in the same way, and the members
+// that name a place are among the returned paths.
 func FuzzJSONPatch(f *testing.F) {
 	for _, doc := range []string{
 		`[{"op":"add","path":"/a/0/b","value":{"c":1}},{"op":"move","from":"/d~1e","path":"/f/-"}]`, `[]`, `[{}]`,
@@ -153,7 +153,7 @@ func FuzzJSONPatch(f *testing.F) {
 	})
 }
 
-// heldBy are the paths of all members in a value.
+// heldBy returns the paths of all members in a value.
 func heldBy(path string, value any) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		switch value := value.(type) {

@@ -9,29 +9,28 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// JSON copies the document in src to dst without what is not permitted. The document
-// is an object, or a list of objects, each judged by itself.
+// JSON copies the document in src to dst without the fields that are not permitted. The
+// document is an object, or a list of objects, which are filtered one by one.
 //
-// The text of what stays is not changed, but for white space between tokens: order,
-// duplicate keys, digits and escapes are as they were. A permitted path whose value
-// is an object or a list stays whole. Above permitted paths:
+// The text of kept values does not change, except white space between tokens: order,
+// duplicate keys, digits and escapes stay. A permitted path whose value is an object or a
+// list stays whole. Above permitted paths:
 //
-//   - An object or a list stays, even if nothing is left in it: "{}", "[]". A null
-//     stays as well: it says no more than that the fields below it have no value.
-//   - A list keeps its objects, so its length shows.
-//   - Any other value is not what the catalogue describes. It is dropped as unknown,
-//     from a list too.
+//   - An object or a list stays, even if it becomes empty: "{}", "[]". A null stays as well:
+//     it reveals no more than that the fields below it have no value.
+//   - A list keeps its objects, so its length is visible.
+//   - Any other value is not what the catalogue describes. It is dropped as unknown, from a
+//     list too.
 //
-// Where nothing below a path is permitted, the key goes with the value. A key matches
-// one segment of a path, exactly: "customer.email" as one key is unknown.
+// If nothing below a path is permitted, the key is dropped with the value. A key matches
+// exactly one segment of a path: "customer.email" as one key is unknown.
 //
-// The document is never held as a whole; memory is bounded for any size, by a few times
-// the longest text in it. It fails on what is not exactly one JSON document of valid
-// Unicode, on nesting deeper than 100, on a key of more than 64 KiB, on a text, a number
-// or a run of white space of more than 16 MiB, on a document that is one plain value,
-// and when reading or writing fails. Then dst holds the beginning of a document, which
-// must not be used: it holds nothing that is not permitted, but a reader could take a
-// part for the whole.
+// JSON never holds the whole document in memory: for any size, it needs a few times the
+// longest text in it. It fails on anything but exactly one JSON document of valid Unicode, on
+// nesting deeper than 100, on a key of more than 64 KiB, on a text, a number or a run of
+// white space of more than 16 MiB, on a document that is one plain value, and if reading or
+// writing fails. Then dst has the beginning of a document, which must not be used: it has
+// only permitted fields, but a reader could take the part for the whole.
 func (f *Filter) JSON(dst io.Writer, src io.Reader) (Dropped, error) {
 	j := jsonWalk{tokens: newTokens(dst, src)}
 	if err := j.document(f.top()); err != nil {
@@ -43,9 +42,9 @@ func (f *Filter) JSON(dst io.Writer, src io.Reader) (Dropped, error) {
 	return j.result(), nil
 }
 
-// Marshal is json.Marshal without what is not permitted. Tags, embedding and methods
-// of v's types mean what they mean to encoding/json. It fails where json.Marshal or
-// JSON do, and then returns no bytes.
+// Marshal is json.Marshal without the fields that are not permitted. Tags, embedding and
+// methods of v's types have the same effect as in encoding/json. It fails if json.Marshal or
+// JSON fails, and then returns no bytes.
 func (f *Filter) Marshal(v any) ([]byte, Dropped, error) {
 	all, err := json.Marshal(v)
 	if err != nil {
@@ -59,12 +58,11 @@ func (f *Filter) Marshal(v any) ([]byte, Dropped, error) {
 	return kept.Bytes(), dropped, nil
 }
 
-// jsonWalk passes on what is kept. What is not still has to be read, and what is in it
-// counted.
+// jsonWalk passes kept values on. It reads dropped values too, to count what is in them.
 type jsonWalk struct {
 	*tokens
 	tally
-	key []byte // as it is written
+	key []byte // the newest key, as it is written
 }
 
 func (j *jsonWalk) document(root *node) error {
@@ -92,9 +90,8 @@ func stays(n *node, kind jsontext.Kind) bool {
 	return n.whole
 }
 
-// filter reads the value that comes next, and counts what is dropped of it. keep says
-// that what it is in stays. A key is passed on only once it is known that its value
-// stays.
+// filter reads the next value and counts its dropped parts. keep says that the object or list
+// around it stays. A key is passed on only when it is known that its value stays.
 func (j *jsonWalk) filter(n *node, keep bool) error {
 	kind, err := j.peek()
 	if err != nil {

@@ -151,8 +151,8 @@ func TestJSONRefuses(t *testing.T) {
 	}
 }
 
-// An error may be shown to whoever asked, so it quotes nothing of what was dropped, nor
-// the keys above it, which may be data as well.
+// An error may be shown to the user who asked, so it quotes no dropped value and no key
+// above it, which may be data as well.
 func TestErrorsHoldNoValues(t *testing.T) {
 	for _, doc := range []string{
 		`{"b":qqqq}`, `{"b":"\uqqqq"}`, `{"b":"\q"}`, `{"b":tqqq}`, `{"b":truqqq}`, "{\"b\":\"qqqq\x01\"}", "{\"b\":\"qqqq\xff\"}", `{"b":"\ud800qqqqqq"}`,
@@ -210,7 +210,7 @@ type failingWriter struct{ err error }
 
 func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
 
-// A buffer ends anywhere: in a key, an escape, a character.
+// A buffer can end anywhere: in a key, an escape, a character.
 func TestJSONInPieces(t *testing.T) {
 	doc := `{"aé😀":"x\u00e9\ud83d\ude00y","b":[true,null,-1.5e3,{"é":"é😀"}],"c":"x"}`
 	want, wantDropped, err := run(filter("aé😀 b"), doc)

@@ -10,18 +10,18 @@ import (
 // maxPatchBytes bounds a patch, which has to be in memory.
 const maxPatchBytes = 1 << 20
 
-// MergePatch returns the paths that a JSON merge patch (RFC 7396) changes, sorted, each
-// once; none if it changes nothing. A null removes the path it stands at. An empty
-// object or a list is put there as a whole. Such a path may lie above others of the
+// MergePatch returns the paths that a JSON merge patch (RFC 7396) changes, sorted, each once.
+// It returns none if the patch changes nothing. A null removes its path. An empty object or a
+// list replaces the value of its path as a whole. Such a path may be above others of the
 // catalogue; then it stands for all of them.
 //
-// What the patch is applied to is not known here. Where that has a list or a plain
-// value and the patch an object, the patch replaces the whole: use Changed where that
-// matters.
+// MergePatch does not know the document that the patch is applied to. If the document has a
+// list or a plain value where the patch has an object, the patch replaces the whole value.
+// Use Changed if that matters.
 //
-// It fails if doc is not one JSON object, has more than 1 MiB, is nested deeper than
-// 100, or has a key that is empty or holds a dot, which could be mistaken for a path;
-// and on more than 1000 paths, or one of more than 256 bytes.
+// It fails if doc is not one JSON object, has more than 1 MiB, is nested deeper than 100, or
+// has a key that is empty or contains a dot, which could be mistaken for a path. It also
+// fails on more than 1000 paths, or on a path of more than 256 bytes.
 func MergePatch(doc []byte) ([]string, error) {
 	p, err := newPatch(doc)
 	if err != nil {
@@ -83,8 +83,8 @@ func (p *patch) merge(path string) error {
 	return err
 }
 
-// inside reads a value that is put at a path as a whole, and names all that is in it:
-// a member that no catalogue knows would be written with the rest.
+// inside reads a value that replaces a path as a whole, and adds the paths of all members in
+// it: a member that is in no catalogue would be written with the rest.
 func (p *patch) inside(path string, into pathSet) error {
 	kind, err := p.peek()
 	switch {
@@ -111,7 +111,7 @@ func (p *patch) inside(path string, into pathSet) error {
 	})
 }
 
-// operations are those of RFC 6902 with the members that each has beside "op".
+// operations are the operations of RFC 6902, each with its members besides "op".
 var operations = map[string][]string{
 	"add":     {"path", "value"},
 	"remove":  {"path"},
@@ -121,18 +121,16 @@ var operations = map[string][]string{
 	"test":    {"path", "value"},
 }
 
-// JSONPatch returns the paths that a JSON patch (RFC 6902) touches, sorted, each once:
-// what its operations change, and what "copy" and "test" read, because a copy shows
-// what it copied, and a test that fails or not shows what it tested. A value that is an
-// object, or has some, is named with all that it holds. Indices of lists
-// and "-" are left out of paths ("/items/3/price" is "items.price"), and so are keys
-// that look like one.
+// JSONPatch returns the paths that a JSON patch (RFC 6902) changes or reads, sorted, each
+// once. Paths that "copy" and "test" read are included: a copy shows the value, and the
+// success of a test reveals it. For a value that is an object or contains objects, the paths
+// of all its members are included. Indices of lists and "-" are left out of paths
+// ("/items/3/price" is "items.price"), and so are keys that look like an index.
 //
-// It fails if doc is not a JSON list of operations, or an operation is unknown, or has
-// members that are unknown, missing, twice there or of the wrong type: another reader
-// might understand them. It fails on a path that is the whole document or begins with an
-// index, on a segment that is empty or holds a
-// dot, and on the limits that MergePatch has.
+// It fails if doc is not a JSON list of operations, or if an operation is unknown or has
+// members that are unknown, missing, duplicate or of a wrong type, because another reader
+// might accept them. It fails on a path that is the whole document or begins with an index,
+// on a segment that is empty or contains a dot, and on the limits of MergePatch.
 func JSONPatch(doc []byte) ([]string, error) {
 	p, err := newPatch(doc)
 	if err != nil {
@@ -148,8 +146,8 @@ func JSONPatch(doc []byte) ([]string, error) {
 }
 
 func (p *patch) operation() error {
-	texts := map[string]string{} // the members, but what value holds
-	within := pathSet{}          // of value, below its path
+	texts := map[string]string{} // the members; that of "value" is empty
+	within := pathSet{}          // the paths in "value"
 	err := p.list('{', false, func() error {
 		_, member, err := p.text()
 		if err != nil {
@@ -242,7 +240,7 @@ func pointed(pointer string) (string, error) {
 	return path, nil
 }
 
-// isIndex says that a segment names an element of a list, or the end of one.
+// isIndex says whether a segment can name an element of a list, or the end of a list.
 func isIndex(s string) bool {
 	return s == "-" || s == "0" || s != "" && s[0] != '0' && strings.Trim(s, "0123456789") == ""
 }

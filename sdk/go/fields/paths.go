@@ -13,7 +13,7 @@ import (
 // pathSet collects the paths of one write.
 type pathSet map[string]bool
 
-// add takes a path, if it is one that can be asked for.
+// add adds a path. It refuses a path that a question cannot have.
 func (s pathSet) add(path string) error {
 	if len(path) > maxPathBytes {
 		return fmt.Errorf("fields: path %.60q... has more than %d bytes", path, maxPathBytes)
@@ -27,8 +27,8 @@ func (s pathSet) add(path string) error {
 
 func (s pathSet) sorted() []string { return slices.Sorted(maps.Keys(s)) }
 
-// join appends a segment to a path, which may be empty. It refuses a segment that
-// could be mistaken for none, or for several.
+// join appends a segment to a path, which may be empty. It refuses an empty segment and one
+// that could be mistaken for several.
 func join(path, segment string) (string, error) {
 	if segment == "" || strings.Contains(segment, ".") {
 		below := ""
@@ -43,11 +43,10 @@ func join(path, segment string) (string, error) {
 	return path + "." + segment, nil
 }
 
-// Mask returns the paths of a field mask, sorted, each once. It fails on a mask that
-// is nil or empty or holds "*", for those mean everything; on a segment that is not a
-// name of letters, digits and "_"; on a path of more than 256 bytes; and on more than
-// 1000 paths. The names are returned as they are in the mask, so the catalogue has to
-// be written in the same ones.
+// Mask returns the paths of a field mask, sorted, each once. It fails on a mask that is nil
+// or empty or contains "*", because it means all fields; on a segment that is not a name of
+// letters, digits and "_"; on a path of more than 256 bytes; and on more than 1000 paths.
+// Names are returned as they are in the mask, so the catalogue must have the same ones.
 func Mask(m *fieldmaskpb.FieldMask) ([]string, error) {
 	if len(m.GetPaths()) == 0 {
 		return nil, errors.New("fields: an empty field mask means every field: name them")

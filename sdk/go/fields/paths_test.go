@@ -22,7 +22,7 @@ func many(n int) string {
 
 func deep(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
 
-// verdict writes paths with blanks between, or the error.
+// verdict returns the paths with blanks between, or the error.
 func verdict(paths []string, err error) string {
 	if err != nil {
 		return err.Error()
@@ -208,7 +208,7 @@ func TestChanged(t *testing.T) {
 			t.Errorf("%s was taken", says)
 		}
 	}
-	// Of a member that stands twice, two readers may take different ones.
+	// Two readers may use different ones of two members with one name.
 	for _, c := range []struct{ before, after, err string }{
 		{`{"total":1}`, `{"total":2,"total":1}`, `fields: "total" twice in an object`},
 		{`{"a":[{"b":1,"c":2,"b":1}]}`, `{"a":[{"b":1,"c":2}]}`, `fields: "b" twice in an object`},

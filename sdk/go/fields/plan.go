@@ -12,8 +12,8 @@ import (
 // plan is a struct type as encoding/json sees it.
 type plan struct {
 	fields []structField
-	// hidden are exported fields that encoding/json leaves out: tagged "-", or in the
-	// shadow of another field of the same name.
+	// hidden are exported fields that encoding/json leaves out: tagged "-", or shadowed by
+	// another field of the same name.
 	hidden [][]int
 }
 
@@ -23,8 +23,8 @@ type structField struct {
 	tagged bool
 }
 
-// plans is kept for the life of the process, as encoding/json keeps its own: types
-// are few, and filters too short-lived to remember them.
+// plans is never emptied, as in encoding/json: there are few types, and a filter lives too
+// short to keep plans of its own.
 var plans sync.Map // reflect.Type → *plan
 
 func planOf(t reflect.Type) *plan {
@@ -35,9 +35,9 @@ func planOf(t reflect.Type) *plan {
 	return p.(*plan)
 }
 
-// newPlan goes down the embedded structs level by level. Of several fields of one
-// name the shallowest counts, among those the tagged one; if that leaves two,
-// neither does.
+// newPlan goes through embedded structs level by level. Of several fields of one name the
+// shallowest counts, among those of one level the tagged one. If there are still two,
+// neither counts.
 func newPlan(t reflect.Type) *plan {
 	type embedded struct {
 		typ   reflect.Type
@@ -73,7 +73,7 @@ func newPlan(t reflect.Type) *plan {
 				case tag == "-":
 					p.hidden = append(p.hidden, index)
 				case name == "" && sf.Anonymous && inner.Kind() == reflect.Struct:
-					if seen[inner] { // what it holds is in the shadow of itself
+					if seen[inner] { // the fields of the outer occurrence shadow those of this one
 						p.hidden = append(p.hidden, index)
 						continue
 					}
@@ -99,7 +99,7 @@ func newPlan(t reflect.Type) *plan {
 	return p
 }
 
-// choose picks the field that counts among those of one name and level.
+// choose chooses the field that counts among the fields of one name and level.
 func (p *plan) choose(same []structField, taken bool) {
 	winner := -1
 	for i, f := range same {
@@ -120,7 +120,7 @@ func (p *plan) choose(same []structField, taken bool) {
 	}
 }
 
-// validTag is what encoding/json accepts as a name in a tag.
+// validTag says whether encoding/json accepts a name in a tag.
 func validTag(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
 		return !strings.ContainsRune("!#$%&()*+-./:;<=>?@[]^_{|}~ ", r) && !unicode.IsLetter(r) && !unicode.IsDigit(r)
@@ -132,8 +132,8 @@ var (
 	textMarshaler = reflect.TypeFor[encoding.TextMarshaler]()
 )
 
-// marshalsItself says that a type's JSON is its own business, and so what is in it
-// cannot be told from the fields of the type.
+// marshalsItself says that a type makes its own JSON, so the members of that need not be the
+// fields of the type.
 func marshalsItself(t reflect.Type) bool {
 	for _, t := range []reflect.Type{t, reflect.PointerTo(t)} {
 		if t.Implements(jsonMarshaler) || t.Implements(textMarshaler) {

@@ -17,7 +17,8 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/fields"
 )
 
-// rules is a second reading of the two lists, as plain as can be: it compares texts.
+// rules is a second implementation of the two lists, as simple as possible: it compares
+// texts.
 type rules struct{ permitted, denied []string }
 
 func under(path, list []string) bool {
@@ -32,7 +33,7 @@ func under(path, list []string) bool {
 
 func (r rules) allows(path []string) bool { return under(path, r.permitted) && !under(path, r.denied) }
 
-// above says that a permitted path lies below.
+// above says whether a permitted path is below.
 func (r rules) above(path []string) bool {
 	return slices.ContainsFunc(r.permitted, func(p string) bool {
 		segments := strings.Split(p, ".")
@@ -40,13 +41,13 @@ func (r rules) above(path []string) bool {
 	})
 }
 
-// leaf is a value without anything below it.
+// leaf is a value without members or elements.
 type leaf struct {
 	path  []string
 	value string
 }
 
-// leaves lists what is in a document, in order, as it is written.
+// leaves lists the leaves of a document in order, as they are written.
 func leaves(t interface{ Fatalf(string, ...any) }, path []string, text string) (out []leaf) {
 	d := json.NewDecoder(strings.NewReader(text))
 	d.UseNumber()
@@ -80,7 +81,7 @@ func sameLeaves(a, b []leaf) bool {
 	return slices.EqualFunc(a, b, func(x, y leaf) bool { return x.value == y.value && slices.Equal(x.path, y.path) })
 }
 
-// expected is what a filter has to leave of a list of leaves.
+// expected returns the leaves that a filter must keep.
 func (r rules) expected(all []leaf) (out []leaf) {
 	for _, l := range all {
 		if r.allows(l.path) || l.value == "null" && (r.above(l.path) || len(l.path) == 0) {
@@ -139,8 +140,8 @@ func drawRules(t *rapid.T) (rules, *fields.Filter) {
 	return r, fields.New(r.permitted, r.denied)
 }
 
-// What comes out are the permitted leaves, all of them, in order and as they were
-// written; and it comes out again when filtered again.
+// The output has all permitted leaves and no others, in order and unchanged. Filtered
+// again, it stays the same.
 func TestExactlyThePermittedLeavesRemain(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r, f := drawRules(t)
@@ -170,7 +171,7 @@ func TestExactlyThePermittedLeavesRemain(t *testing.T) {
 	})
 }
 
-// holders lists the paths of objects and lists, but for the document itself.
+// holders lists the paths of objects and lists, without the document itself.
 func holders(path []string, v any) (out [][]string) {
 	switch v := v.(type) {
 	case map[string]any:
@@ -190,7 +191,7 @@ func holders(path []string, v any) (out [][]string) {
 	return out
 }
 
-// sameLayout says that two documents differ at most in white space.
+// sameLayout says whether two documents differ only in white space.
 func sameLayout(t *rapid.T, a, b string) bool {
 	var texts [2]strings.Builder
 	for i, doc := range []string{a, b} {
@@ -283,7 +284,7 @@ func drawWorld(t *rapid.T) *world {
 	return w
 }
 
-// What Struct leaves is permitted, or zero; and of what is permitted nothing is gone.
+// After Struct, all values are permitted or zero, and no permitted value is lost.
 func TestStructLeavesWhatMarshalWrites(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r, f := drawRules(t)
@@ -417,7 +418,7 @@ func TestProtoDoesAsJSON(t *testing.T) {
 		}
 		dropped := f.Proto(m)
 		got := protoText(t, m)
-		// A list or map without anything in it is not written, an empty object is.
+		// An empty list or map is not written, but an empty object is.
 		if !sameLeaves(leaves(t, nil, sorted(t, got)), leaves(t, nil, sorted(t, want))) {
 			t.Fatalf("of %s\nleaves %s\nwant   %s", text, got, want)
 		}

@@ -8,19 +8,20 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Proto clears in m, in place, what is not permitted. A segment of a path is the name
-// of a field in the .proto file or its JSON name; the catalogue should keep to one of
-// them. A field that the catalogue has under both, or under a name that also means
-// another field of the message, is dropped as denied.
+// Proto clears the fields of m that are not permitted, in place. A segment of a path is the
+// name of a field in the .proto file or its JSON name; the catalogue should use only one of
+// the two kinds. A field that the catalogue has under both names, or under a name that also
+// means another field of the message, is dropped as denied.
 //
-// Repeated fields are lists. A map is an object with the keys of its JSON: all of it
-// stays where the map itself is a permitted path, and otherwise the keys that are
-// ("labels.env"). google.protobuf.Struct, Value and ListValue are filtered as the JSON
-// they stand for. Any, Timestamp, Duration, FieldMask and the wrappers are plain values. Extensions, and fields that the message type does not know, have no path:
-// they stay inside a permitted field only, and are dropped as unknown elsewhere, with
-// "#" and the number for a name. Where a path inside a permitted field is denied, fields
-// of unknown names go there too, for one of them might be it. Fields that are not set are not counted. A message
-// that loses a required field (proto2) can no longer be marshaled.
+// Repeated fields are lists. A map is an object with the keys of its JSON: if the map itself
+// is a permitted path, all of it stays, otherwise only permitted keys ("labels.env").
+// google.protobuf.Struct, Value and ListValue are filtered as the JSON that they stand for.
+// Any, Timestamp, Duration, FieldMask and the wrappers are plain values. Extensions, and
+// fields that the message type does not know, have no path: they stay only inside a permitted
+// field, and are dropped as unknown elsewhere, under the name "#" and their number. If a path
+// inside a permitted field is denied, unknown fields in it are dropped too, because one of
+// them might be the denied one. Fields that are not set are not counted. A message that loses
+// a required field (proto2) can no longer be marshaled.
 func (f *Filter) Proto(m proto.Message) Dropped {
 	if m == nil {
 		return Dropped{}
@@ -32,12 +33,11 @@ func (f *Filter) Proto(m proto.Message) Dropped {
 	return w.result()
 }
 
-// protoWalk goes through messages. Below a node that keeps nothing it only counts:
-// the holder clears the whole.
+// protoWalk goes through messages. Below a node that keeps nothing it only counts, and the
+// caller clears the whole field.
 type protoWalk struct{ tally }
 
-// message removes from m what is not permitted at n, and says whether the rest may
-// stay.
+// message removes from m the fields that are not permitted at n, and says whether m stays.
 func (w *protoWalk) message(m protoreflect.Message, n *node) bool {
 	if keep, ok := w.known(n); ok {
 		return keep
@@ -58,7 +58,7 @@ func (w *protoWalk) message(m protoreflect.Message, n *node) bool {
 		w.strangers(m, n)
 		return w.value(m, n)
 	case "google.protobuf.Any":
-		if n.whole { // a denied path lies inside, where it cannot be reached
+		if n.whole { // a denied path is inside, where the filter cannot reach
 			return w.deny()
 		}
 		return w.unknown()
@@ -115,8 +115,8 @@ func protoChild(n *node, fd protoreflect.FieldDescriptor) (string, *node) {
 	return json, b
 }
 
-// field removes from the field's value v what is not permitted at n, and says whether
-// the field may stay.
+// field removes from the field's value v the parts that are not permitted at n, and says
+// whether the field stays.
 func (w *protoWalk) field(fd protoreflect.FieldDescriptor, v protoreflect.Value, n *node) bool {
 	if keep, ok := w.known(n); ok {
 		return keep
@@ -176,7 +176,7 @@ func (w *protoWalk) elements(l protoreflect.List, n *node, messages bool) bool {
 	return w.settled(n, before)
 }
 
-// value is any JSON, as a google.protobuf.Value.
+// value filters a google.protobuf.Value, which is any JSON value.
 func (w *protoWalk) value(m protoreflect.Message, n *node) bool {
 	fd := m.WhichOneof(m.Descriptor().Oneofs().ByName("kind"))
 	switch {
@@ -190,7 +190,7 @@ func (w *protoWalk) value(m protoreflect.Message, n *node) bool {
 	return w.scalar(n)
 }
 
-// strangers drops fields that m's type does not know, perhaps those of a newer one.
+// strangers drops fields that m's type does not know, perhaps of a newer version.
 func (w *protoWalk) strangers(m protoreflect.Message, n *node) {
 	raw := m.GetUnknown()
 	if len(raw) == 0 {

@@ -19,7 +19,7 @@ import (
 	"github.com/cedarpost/cedarpost/sdk/go/fields"
 )
 
-// orderType has what the messages of this repository do not: maps, Any, names that
+// orderType has parts that no message of this repository has: maps, Any, and names that
 // mean two fields.
 const orderType = `{
   "name": "order.proto", "syntax": "proto3",
@@ -157,7 +157,7 @@ func prefixed(prefix string, paths []string) (out []string) {
 	return out
 }
 
-// What the type of a message does not know may be a field of a newer one.
+// A field that the message type does not know may be of a newer version.
 func TestProtoUnknownFields(t *testing.T) {
 	raw := protowire.AppendVarint(protowire.AppendTag(nil, 1234, protowire.VarintType), 7)
 	raw = protowire.AppendString(protowire.AppendTag(raw, 1235, protowire.BytesType), "secret")
@@ -199,7 +199,7 @@ func TestProtoExtensions(t *testing.T) {
 	if dropped := filter("extension.options.deprecated").Proto(m); show(dropped) != "0 denied, 1 unknown extension.options.#50001" {
 		t.Error(show(dropped))
 	}
-	// A field that carries an extension which is linked in: validation rules.
+	// A field with an extension whose type is linked in: validation rules.
 	rules := (&cedarpostv1.FieldSelection{}).ProtoReflect().Descriptor().Fields().ByName("paths").Options().(*descriptorpb.FieldOptions)
 	options := proto.Clone(rules).(*descriptorpb.FieldOptions)
 	options.Deprecated = proto.Bool(true)
@@ -219,7 +219,7 @@ func TestProtoExtensions(t *testing.T) {
 	}
 }
 
-// What goes as a whole is as it was, for others who hold it.
+// A value that is removed as a whole does not change for its other holders.
 func TestWhatGoesOfAMessageIsNotChanged(t *testing.T) {
 	entity := &cedarpostv1.Entity{Uid: &cedarpostv1.EntityUid{Type: "T", Id: "x"}}
 	entity.Attrs = &structpb.Struct{Fields: map[string]*structpb.Value{

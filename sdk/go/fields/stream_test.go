@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// generator makes a document of its parts, and looks, each MiB, at what is in use.
+// generator makes a document from parts, and measures the memory in use after each MiB.
 type generator struct {
 	parts   []io.Reader
 	made    int
@@ -63,17 +63,17 @@ func (r *repeated) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// A document of many MiB, all of it in one object, passes through in less than one; and
-// so do smaller ones, of which other parts stay.
+// A document of many MiB in a single object passes through in less than 1 MiB of
+// memory, and so do smaller ones with other kept parts.
 func TestStreamingTakesBoundedMemory(t *testing.T) { streamMany(t, 10_000) }
 
-// TestSoakStreaming is the long form, with a document of 64 MiB.
+// TestSoakStreaming is the long version, with a document of 64 MiB.
 func TestSoakStreaming(t *testing.T) {
 	soak(t)
 	streamMany(t, 30_000)
 }
 
-// soak skips a test that takes long, unless it is asked for.
+// soak skips a long test, unless CEDARPOST_SOAK is set.
 func soak(t *testing.T) {
 	t.Helper()
 	if os.Getenv("CEDARPOST_SOAK") == "" {
@@ -106,7 +106,7 @@ func streamMany(t *testing.T, orders int) {
 			failed <- err
 		}()
 		dropped, err := filter(c.paths).JSON(pw, g)
-		_ = pw.CloseWithError(err) // nil is the end
+		_ = pw.CloseWithError(err) // nil means the end of the document
 		if readErr := <-failed; err != nil || readErr != nil {
 			t.Fatal(err, readErr)
 		}
@@ -119,16 +119,16 @@ func streamMany(t *testing.T, orders int) {
 	}
 }
 
-// What has to be held as a whole is bounded.
+// Everything that is held as a whole is bounded.
 func TestLongTokensTakeBoundedMemory(t *testing.T) { longTokens(t, "a text", "white space") }
 
-// TestSoakLongTokens is the long form: wherever a token can stand.
+// TestSoakLongTokens is the long version: long tokens in every position.
 func TestSoakLongTokens(t *testing.T) {
 	soak(t)
 	longTokens(t)
 }
 
-// longTokens tries those that are named, or all.
+// longTokens tries the named positions, or all.
 func longTokens(t *testing.T, names ...string) {
 	const most = 16 << 20
 	long := strings.Repeat("x", most-len(`""`))
@@ -163,7 +163,7 @@ func longTokens(t *testing.T, names ...string) {
 	}
 }
 
-// Nothing is written that is to be dropped, even if what follows cannot be read.
+// No dropped value is written, even if the input after it cannot be read.
 func TestNothingDeniedIsWrittenBeforeAnError(t *testing.T) {
 	doc := `{"a":{"secret":"s3cret","b":1},"list":[{"secret":"s3cret"}],"long":"` + strings.Repeat("x", 1<<16) + `"}`
 	for cut := range len(doc) - 1<<16 {
@@ -174,17 +174,17 @@ func TestNothingDeniedIsWrittenBeforeAnError(t *testing.T) {
 	}
 }
 
-// orders is a document such as a list endpoint answers with.
+// orders is a document like the answer of a list endpoint.
 func orders() []byte {
 	one := `{"id":123456,"status":"paid","total":99.90,"customer":{"name":"Bob","email":"bob@example.com"},` +
 		`"items":[{"sku":"a-1","price":9.90,"cost":4.10},{"sku":"b-2","price":90.00,"cost":40.00}],"internal":{"margin":0.3,"notes":"é"}}`
 	return []byte("[" + strings.Repeat(one+",", 999) + one + "]")
 }
 
-// BenchmarkJSON and BenchmarkDecodeEncode do the same work on the same document, one
-// by filtering it, the other by decoding and encoding the whole. Divide the times of
-// two runs made one right after the other; the filter should take
-// about half, and a small part of the memory.
+// BenchmarkJSON and BenchmarkDecodeEncode do the same work on the same document: one
+// filters it, the other decodes and encodes all of it. Run one right after the other
+// and divide the times. The filter should take about half of the time, and a small part
+// of the memory.
 func BenchmarkJSON(b *testing.B) {
 	doc := orders()
 	f := filter("id status total customer.name items.sku items.price -customer.email -items.cost -internal.margin -internal.notes")

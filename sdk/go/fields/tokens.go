@@ -11,23 +11,23 @@ import (
 
 const (
 	maxTokenBytes = 16 << 20
-	maxKeyBytes   = 64 << 10 // the decoder remembers the keys above, one on each level
+	maxKeyBytes   = 64 << 10 // the decoder keeps one key for each level
 )
 
-// tokens reads one JSON document, and passes tokens on as they are written. jsontext
-// checks them: encoding/json replaces bad UTF-8 and lone surrogates without a word, so
-// what was judged would not be, byte for byte, what is passed on. It is not
-// jsontext.Encoder that writes, because that holds back an object as long as its values
-// are empty ones, and so a large one in whole.
+// tokens reads one JSON document and passes tokens on as they are written. It reads with
+// jsontext, because encoding/json silently replaces bad UTF-8 and lone surrogates: then the
+// checked bytes would not be the bytes that are passed on. It does not write with
+// jsontext.Encoder, because that holds back an object while its values are empty, and so it
+// could hold a large document in memory.
 type tokens struct {
 	dec  *jsontext.Decoder
 	src  io.Reader
 	err  error // of src
-	read int64 // bytes of src
+	read int64 // bytes read from src
 	out  *bufio.Writer
-	last byte    // that went out
-	mark [1]byte // a bracket, for take
-	said []byte  // for text
+	last byte    // the last byte that was written
+	mark [1]byte // a buffer for take
+	said []byte  // a buffer for text
 }
 
 func newTokens(dst io.Writer, src io.Reader) *tokens {
@@ -36,8 +36,8 @@ func newTokens(dst io.Writer, src io.Reader) *tokens {
 	return t
 }
 
-// Read is what the decoder reads from. It asks for more only inside of a token, or of
-// white space, and holds that as a whole.
+// Read is called by the decoder. The decoder asks for more only inside of a token or of white
+// space, which it holds as a whole.
 func (t *tokens) Read(p []byte) (n int, err error) {
 	held := t.read - t.dec.InputOffset()
 	switch {
@@ -51,8 +51,8 @@ func (t *tokens) Read(p []byte) (n int, err error) {
 	return n, t.err
 }
 
-// fail makes an error that says where, and quotes no value: that may be one that the
-// reader of the error must not see.
+// fail makes an error with the position. Errors quote no value, because the reader of the
+// error may not be allowed to see it.
 func (t *tokens) fail(format string, args ...any) error {
 	return failAt(t.dec.InputOffset(), fmt.Errorf(format, args...))
 }
@@ -61,20 +61,19 @@ func failAt(offset int64, err error) error {
 	return fmt.Errorf("fields: JSON, byte %d: %w", offset, err)
 }
 
-// failed takes the place of an error of the decoder. Those of the grammar quote the
-// document.
+// failed replaces an error of the decoder, because syntax errors quote the document.
 func (t *tokens) failed(err error) error {
-	grammar, ok := err.(*jsontext.SyntacticError) //nolint:errorlint // one inside of another is an error of src
+	grammar, ok := err.(*jsontext.SyntacticError) //nolint:errorlint // a wrapped one would be an error of src
 	switch {
 	case ok && !errors.Is(grammar.Err, io.ErrUnexpectedEOF):
 		return failAt(grammar.ByteOffset, errors.New("not JSON, or not Unicode"))
-	case ok || err == io.EOF: //nolint:errorlint // as the decoder has it
+	case ok || err == io.EOF: //nolint:errorlint // the decoder does not wrap it
 		return t.fail("%w", io.ErrUnexpectedEOF)
 	}
 	return t.fail("%w", t.err)
 }
 
-// peek looks at how the next token begins.
+// peek returns the kind of the next token.
 func (t *tokens) peek() (jsontext.Kind, error) {
 	kind := t.dec.PeekKind()
 	if kind == jsontext.KindInvalid {
@@ -84,7 +83,7 @@ func (t *tokens) peek() (jsontext.Kind, error) {
 	return kind, nil
 }
 
-// take reads the next token, and passes it on if it is kept. What it returns is good
+// take reads the next token, and passes it on if keep is true. The returned text is valid
 // until the next call.
 func (t *tokens) take(keep bool) ([]byte, error) {
 	var text []byte
@@ -109,13 +108,13 @@ func (t *tokens) take(keep bool) ([]byte, error) {
 	return text, err
 }
 
-// atKey says that the last token was a key.
+// atKey says whether the last token was a key.
 func (t *tokens) atKey() bool {
 	in, n := t.dec.StackIndex(t.dec.StackDepth())
 	return in == '{' && n%2 == 1
 }
 
-// put passes on what take returned last, with the comma or the colon that belongs to it.
+// put passes on the text that take returned last, with its comma or colon.
 func (t *tokens) put(text []byte) error {
 	b := t.out.AvailableBuffer()
 	if t.last != 0 && t.last != '{' && t.last != '[' && t.last != ':' && text[0] != '}' && text[0] != ']' {
@@ -132,7 +131,7 @@ func (t *tokens) put(text []byte) error {
 	return nil
 }
 
-// value takes the value that comes next, whatever it is, token by token.
+// value takes the next value of any kind, token by token.
 func (t *tokens) value(keep bool) error {
 	for above := t.dec.StackDepth(); ; {
 		if _, err := t.take(keep); err != nil || t.dec.StackDepth() <= above {
@@ -141,7 +140,7 @@ func (t *tokens) value(keep bool) error {
 	}
 }
 
-// list takes an object or a list. It calls item at each member or element.
+// list takes an object or a list, and calls item for each member or element.
 func (t *tokens) list(begin jsontext.Kind, keep bool, item func() error) error {
 	if kind, err := t.peek(); err != nil {
 		return err
@@ -159,8 +158,8 @@ func (t *tokens) list(begin jsontext.Kind, keep bool, item func() error) error {
 	return err
 }
 
-// text takes a string, or a key. It returns it as it is written, good until the next
-// call, and what it says.
+// text takes a string or a key. It returns the text as it is written, valid until the next
+// call, and its meaning.
 func (t *tokens) text() (written []byte, says string, err error) {
 	if written, err = t.take(false); err != nil {
 		return nil, "", err
@@ -171,7 +170,7 @@ func (t *tokens) text() (written []byte, says string, err error) {
 	return written, string(t.said), nil
 }
 
-// end fails unless nothing but white space follows.
+// end fails if anything but white space follows.
 func (t *tokens) end() error {
 	switch _, err := t.dec.ReadToken(); err {
 	case nil:

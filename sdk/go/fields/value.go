@@ -8,32 +8,31 @@ import (
 	"strconv"
 )
 
-// Map removes from m, in place, what is not permitted. What stays is what JSON would
-// leave of the marshaled map: nested maps, slices, pointers and interfaces are gone
-// through, and structs as Struct does it. A slice that loses elements is replaced by a
-// new one; maps and what pointers lead to are changed where they are, also for others
-// who hold them, unless they go as a whole. A type that marshals itself (MarshalJSON, MarshalText), a []byte or a
-// json.RawMessage is a plain value: it stays at a permitted path only. A map whose keys
-// cannot be JSON is dropped.
+// Map removes the values that are not permitted from m, in place. The rest is what JSON would
+// leave of the marshaled map: Map goes through nested maps, slices, pointers and interfaces,
+// and through structs as Struct does. A slice that loses elements is replaced by a new one.
+// Maps and the targets of pointers are changed in place, also for other holders of them,
+// unless they are removed as a whole. A type that marshals itself (MarshalJSON, MarshalText),
+// a []byte and a json.RawMessage are plain values: they stay only at a permitted path. A map
+// whose keys cannot be JSON is dropped.
 func (f *Filter) Map(m map[string]any) Dropped {
 	w := newValueWalk()
 	w.keep(reflect.ValueOf(m), f.top())
 	return w.result()
 }
 
-// Struct sets what is not permitted to zero, in place, in what ptr points to: a struct,
-// or a map, slice or array of such. Names are those of encoding/json: tags, and fields
-// promoted from embedded structs. An exported field that encoding/json would leave out,
-// such as one tagged "-", has no path: it is set to zero too, as denied, unless it lies
-// inside a permitted path. An unexported field cannot be set and stays: do not print a
-// filtered struct with "%v".
+// Struct sets the values that are not permitted to zero, in place. ptr points to a struct, or
+// to a map, slice or array of structs. Names are those of encoding/json: tags, and fields
+// promoted from embedded structs. An exported field that encoding/json would leave out, such
+// as one tagged "-", has no path: it is set to zero as denied, unless it is inside a permitted
+// path. An unexported field cannot be set and stays: do not print a filtered struct with "%v".
 //
-// Inside, everything is as for Map. A value that already is zero is not counted. A
-// value that has two paths, by two pointers to it, keeps what both permit. Cycles are
-// gone through once.
+// Inside of fields, everything is as in Map. A value that is zero already is not counted. A
+// value with two paths, by two pointers to it, keeps only what both paths permit. Cycles are
+// followed once.
 //
-// It fails, and changes nothing, if ptr is not a pointer, is nil, or points to a plain
-// value or a type that marshals itself: for that use Marshal.
+// It fails, and changes nothing, if ptr is not a pointer, is nil, or points to a plain value
+// or a type that marshals itself. Use Marshal for those.
 func (f *Filter) Struct(ptr any) (Dropped, error) {
 	v := reflect.ValueOf(ptr)
 	if v.Kind() != reflect.Pointer {
@@ -55,15 +54,15 @@ func (f *Filter) Struct(ptr any) (Dropped, error) {
 	return w.result(), nil
 }
 
-// valueWalk goes through Go values. Below a node that keeps nothing it only counts:
-// the holder lets go of the whole.
+// valueWalk goes through Go values. Below a node that keeps nothing it only counts, and the
+// caller removes the whole value.
 type valueWalk struct {
 	tally
-	seen map[place]bool // whether it was kept
-	open map[place]bool // slices that the walk is inside of
+	seen map[place]bool // pointers and maps, and whether each was kept
+	open map[place]bool // slices that the walk is in
 }
 
-// place is a pointer, map or slice, looked at for one path.
+// place is a pointer, map or slice at one path.
 type place struct {
 	typ  reflect.Type
 	addr uintptr
@@ -75,14 +74,14 @@ func newValueWalk() *valueWalk {
 	return &valueWalk{seen: map[place]bool{}, open: map[place]bool{}}
 }
 
-// keep removes from v what is not permitted at n, and says whether the rest may stay.
-// v can be set, unless it is a pointer or a map.
+// keep removes from v the values that are not permitted at n, and says whether v stays. v must
+// be settable, unless it is a pointer or a map.
 func (w *valueWalk) keep(v reflect.Value, n *node) bool {
 	if keep, ok := w.known(n); ok {
 		return keep
 	}
 	if v.Kind() != reflect.Interface && v.Kind() != reflect.Pointer && marshalsItself(v.Type()) {
-		if n.whole { // a denied path lies inside, where it cannot be reached
+		if n.whole { // a denied path is inside, where the filter cannot reach
 			return w.deny()
 		}
 		return w.unknown()
@@ -110,7 +109,7 @@ func (w *valueWalk) keep(v reflect.Value, n *node) bool {
 			return w.null(n)
 		}
 		at := place{v.Type(), v.Pointer(), v.Len(), n}
-		if w.open[at] { // a slice in itself is no JSON
+		if w.open[at] { // a slice that contains itself has no JSON
 			return w.unknown()
 		}
 		w.open[at] = true
@@ -169,7 +168,7 @@ func (w *valueWalk) inMap(v reflect.Value, n *node) bool {
 	return w.settled(n, before)
 }
 
-// keyName is the name that encoding/json gives to a key of a map.
+// keyName returns the name that encoding/json gives to a key of a map.
 func keyName(k reflect.Value) (string, bool) {
 	if k.Kind() == reflect.String {
 		return k.String(), true
@@ -190,8 +189,8 @@ func keyName(k reflect.Value) (string, bool) {
 	return "", false
 }
 
-// inSlice keeps elements in a new slice if some go: others may hold the old one, and
-// would see elements twice.
+// inSlice makes a new slice if elements are removed. Other holders of the old one would see
+// moved elements twice.
 func (w *valueWalk) inSlice(v reflect.Value, n *node) bool {
 	before := w.total()
 	kept := make([]bool, v.Len())
@@ -213,7 +212,7 @@ func (w *valueWalk) inSlice(v reflect.Value, n *node) bool {
 	return w.settled(n, before)
 }
 
-// inArray sets elements to zero: an array cannot be shortened.
+// inArray sets removed elements to zero, because an array cannot be shortened.
 func (w *valueWalk) inArray(v reflect.Value, n *node) bool {
 	before := w.total()
 	for i := range v.Len() {
@@ -227,7 +226,7 @@ func (w *valueWalk) inStruct(v reflect.Value, n *node) bool {
 	p := planOf(v.Type())
 	for _, f := range p.fields {
 		part, err := v.FieldByIndexErr(f.index)
-		if err != nil { // an embedded pointer is nil
+		if err != nil { // because an embedded pointer is nil
 			continue
 		}
 		child := n.child(f.name)
@@ -248,7 +247,7 @@ func (w *valueWalk) inStruct(v reflect.Value, n *node) bool {
 	return w.settled(n, before)
 }
 
-// part judges a part of a value that has a place for it whether it stays or not.
+// part filters a field or an element, which is set to zero if it does not stay.
 func (w *valueWalk) part(v reflect.Value, holder, n *node) {
 	if v.IsZero() {
 		return

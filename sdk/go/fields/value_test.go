@@ -60,7 +60,7 @@ func sample() *order {
 func TestStruct(t *testing.T) {
 	for _, c := range []struct {
 		says, paths string
-		want        func(o *order) // what is left, set in an empty order
+		want        func(o *order) // sets the expected rest in an empty order
 	}{
 		{"nothing", "", func(*order) {}},
 		{"a promoted field", "id", func(o *order) { o.ID = "42" }},
@@ -97,7 +97,7 @@ func TestStruct(t *testing.T) {
 	}
 }
 
-// emptied takes away empty holders, which differ by path and hold nothing.
+// emptied removes empty objects and lists, which differ by path and have no values.
 func (o *order) emptied() {
 	if o.Customer != nil && *o.Customer == (customer{}) {
 		o.Customer = nil
@@ -142,7 +142,7 @@ type ring struct {
 	Self         any
 }
 
-// What is in itself has many paths, and keeps what all of them permit.
+// A value that contains itself has many paths, and keeps only what all of them permit.
 func TestCyclesEnd(t *testing.T) {
 	r := &ring{Name: "n", Secret: "s"}
 	r.Next, r.Self = r, &r.Self
@@ -166,7 +166,7 @@ func TestCyclesEnd(t *testing.T) {
 	}
 }
 
-// A value with two paths keeps no more than each of them permits.
+// A value with two paths keeps only what both of them permit.
 func TestSharedPointers(t *testing.T) {
 	one := &customer{"n", "e"}
 	v := struct{ Owner, Payer *customer }{one, one}
@@ -217,7 +217,8 @@ type Two struct {
 	Y string `json:"twice"`
 }
 
-// both embeds two structs with one tag, which vet would not have written down.
+// both embeds two structs with one tag. vet would report that in a type that is written
+// down.
 func both() any {
 	one, two := reflect.TypeFor[One](), reflect.TypeFor[Two]()
 	v := reflect.New(reflect.StructOf([]reflect.StructField{
@@ -234,7 +235,7 @@ type loop struct {
 	Name string
 }
 
-// What the plan of a type names is what encoding/json writes, and Struct reaches it.
+// encoding/json writes the fields in the plan of a type, and Struct reaches them.
 func TestNamesAreThoseOfEncodingJSON(t *testing.T) {
 	for _, fresh := range []func() any{
 		func() any { return &mixed{unexported{"a", "b"}, "n", "l"} },
@@ -278,7 +279,7 @@ func TestNamesAreThoseOfEncodingJSON(t *testing.T) {
 	}
 }
 
-// exported finds a text in exported fields, however deep.
+// exported finds a text in exported fields at any depth.
 func exported(v reflect.Value) string {
 	switch v.Kind() {
 	case reflect.Pointer:
@@ -319,7 +320,7 @@ func TestMap(t *testing.T) {
 	filter("a").Map(nil)
 }
 
-// What goes as a whole is as it was, for others who hold it.
+// A value that is removed as a whole does not change for its other holders.
 func TestWhatGoesIsNotChanged(t *testing.T) {
 	inner := map[string]any{"b": 1, "c": []any{map[string]any{"b": 1}}}
 	person := &customer{"n", "e"}

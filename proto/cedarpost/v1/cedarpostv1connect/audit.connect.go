@@ -122,37 +122,37 @@ type AuditServiceClient interface {
 	//
 	// Time, principal, resource, denials, request id and decision id are indexed.
 	// Without one of the last five, any other filter has to read all rows of the
-	// time asked for, which may then be at most one day long: invalid_argument
-	// says so.
+	// time asked for. That may then be at most one day, or the error is
+	// invalid_argument.
 	//
-	// A row that is damaged is in the page, as a record that says so.
+	// A damaged row is in the page, as a record that says so.
 	QueryDecisions(context.Context, *v1.QueryDecisionsRequest) (*v1.QueryDecisionsResponse, error)
-	// CountDecisions counts recorded decisions by group, within the same bounds:
-	// at most one day, unless a principal, a resource or denials alone are asked
-	// for. How often their answers were used again is not counted. It counts by the
-	// columns of the rows, and does not look at the records.
+	// CountDecisions counts recorded decisions by group, within the same bounds: at
+	// most one day, unless the filter has a principal, a resource, denials or a
+	// request id. It counts decisions, not the reuse of their answers. It reads the
+	// columns of the rows, not the records.
 	CountDecisions(context.Context, *v1.CountDecisionsRequest) (*v1.CountDecisionsResponse, error)
 	// GetDecision reads one record by its id. not_found if there is none, data_loss
 	// if its row is damaged.
 	GetDecision(context.Context, *v1.GetDecisionRequest) (*v1.GetDecisionResponse, error)
-	// ReplayDecision evaluates a recorded decision again, with policies and data
-	// as they were at its revision, and says whether the outcome is the same. That
-	// history no longer goes back so far is an outcome too, NOT_REPLAYABLE. data_loss
-	// if the row of the decision is damaged.
+	// ReplayDecision evaluates a recorded decision again, with policies and data as
+	// they were at its revision, and says whether the outcome is the same. If history
+	// no longer goes back that far, the outcome is NOT_REPLAYABLE. data_loss if the
+	// row of the decision is damaged.
 	ReplayDecision(context.Context, *v1.ReplayDecisionRequest) (*v1.ReplayDecisionResponse, error)
-	// ExportDecisions streams the whole log in the order of its batches, from a
-	// place on: decisions and events. A stream that broke goes on from the last
-	// leaf received; a batch can then come twice.
+	// ExportDecisions streams the whole log, decisions and events, in the order of
+	// its batches. After a stream broke, ask again from the last leaf received; a
+	// batch can then arrive twice.
 	//
-	// A row that is damaged or missing is an entry that says so.
+	// A damaged or missing row is an entry that says so.
 	ExportDecisions(context.Context, *v1.ExportDecisionsRequest) (AuditServiceExportDecisionsClientStream, error)
-	// QueryEvents reads what else is in the log, newest first, page by page:
-	// changes of policy and data, failed authentication, refused rights, reads of
-	// the log and what the service did to the log itself. A row that is damaged is
-	// in the page, as a record that says so.
+	// QueryEvents reads the rest of the log, newest first, page by page: changes of
+	// policy and data, failed authentication, refused rights, reads of the log, and
+	// changes of the log itself. A damaged row is in the page, as a record that says
+	// so.
 	QueryEvents(context.Context, *v1.QueryEventsRequest) (*v1.QueryEventsResponse, error)
-	// GetCheckpoint returns the newest signed checkpoint of the log, or the one of
-	// a size. not_found if there is none.
+	// GetCheckpoint returns the newest signed checkpoint of the log, or the checkpoint
+	// of a given size. not_found if there is none.
 	GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error)
 	// GetInclusionProof proves that a decision or an event is in the log.
 	// failed_precondition while no checkpoint covers it yet: try a second later.
@@ -195,37 +195,37 @@ type AuditServiceHandler interface {
 	//
 	// Time, principal, resource, denials, request id and decision id are indexed.
 	// Without one of the last five, any other filter has to read all rows of the
-	// time asked for, which may then be at most one day long: invalid_argument
-	// says so.
+	// time asked for. That may then be at most one day, or the error is
+	// invalid_argument.
 	//
-	// A row that is damaged is in the page, as a record that says so.
+	// A damaged row is in the page, as a record that says so.
 	QueryDecisions(context.Context, *v1.QueryDecisionsRequest) (*v1.QueryDecisionsResponse, error)
-	// CountDecisions counts recorded decisions by group, within the same bounds:
-	// at most one day, unless a principal, a resource or denials alone are asked
-	// for. How often their answers were used again is not counted. It counts by the
-	// columns of the rows, and does not look at the records.
+	// CountDecisions counts recorded decisions by group, within the same bounds: at
+	// most one day, unless the filter has a principal, a resource, denials or a
+	// request id. It counts decisions, not the reuse of their answers. It reads the
+	// columns of the rows, not the records.
 	CountDecisions(context.Context, *v1.CountDecisionsRequest) (*v1.CountDecisionsResponse, error)
 	// GetDecision reads one record by its id. not_found if there is none, data_loss
 	// if its row is damaged.
 	GetDecision(context.Context, *v1.GetDecisionRequest) (*v1.GetDecisionResponse, error)
-	// ReplayDecision evaluates a recorded decision again, with policies and data
-	// as they were at its revision, and says whether the outcome is the same. That
-	// history no longer goes back so far is an outcome too, NOT_REPLAYABLE. data_loss
-	// if the row of the decision is damaged.
+	// ReplayDecision evaluates a recorded decision again, with policies and data as
+	// they were at its revision, and says whether the outcome is the same. If history
+	// no longer goes back that far, the outcome is NOT_REPLAYABLE. data_loss if the
+	// row of the decision is damaged.
 	ReplayDecision(context.Context, *v1.ReplayDecisionRequest) (*v1.ReplayDecisionResponse, error)
-	// ExportDecisions streams the whole log in the order of its batches, from a
-	// place on: decisions and events. A stream that broke goes on from the last
-	// leaf received; a batch can then come twice.
+	// ExportDecisions streams the whole log, decisions and events, in the order of
+	// its batches. After a stream broke, ask again from the last leaf received; a
+	// batch can then arrive twice.
 	//
-	// A row that is damaged or missing is an entry that says so.
+	// A damaged or missing row is an entry that says so.
 	ExportDecisions(context.Context, *v1.ExportDecisionsRequest, AuditServiceExportDecisionsServerStream) error
-	// QueryEvents reads what else is in the log, newest first, page by page:
-	// changes of policy and data, failed authentication, refused rights, reads of
-	// the log and what the service did to the log itself. A row that is damaged is
-	// in the page, as a record that says so.
+	// QueryEvents reads the rest of the log, newest first, page by page: changes of
+	// policy and data, failed authentication, refused rights, reads of the log, and
+	// changes of the log itself. A damaged row is in the page, as a record that says
+	// so.
 	QueryEvents(context.Context, *v1.QueryEventsRequest) (*v1.QueryEventsResponse, error)
-	// GetCheckpoint returns the newest signed checkpoint of the log, or the one of
-	// a size. not_found if there is none.
+	// GetCheckpoint returns the newest signed checkpoint of the log, or the checkpoint
+	// of a given size. not_found if there is none.
 	GetCheckpoint(context.Context, *v1.GetCheckpointRequest) (*v1.GetCheckpointResponse, error)
 	// GetInclusionProof proves that a decision or an event is in the log.
 	// failed_precondition while no checkpoint covers it yet: try a second later.

@@ -84,36 +84,37 @@ type AuthorizationServiceClient interface {
 	// (object) and on the fields asked for (field). The decision is committed to
 	// the decision log before the answer leaves.
 	//
-	// Errors: invalid_argument for a request that no loaded schema understands
+	// Errors: invalid_argument for a request that does not fit any loaded schema
 	// (nothing is recorded), unavailable when the service could not decide or
 	// could not record, resource_exhausted under overload. An error is never an
-	// allow; a caller that gets one must deny.
+	// allow: a caller that gets one must deny.
 	Authorize(context.Context, *v1.AuthorizeRequest) (*v1.AuthorizeResponse, error)
 	// AuthorizeBatch makes up to 100 decisions at one revision. Each item has its
 	// own result or error, and each decision its own record.
 	AuthorizeBatch(context.Context, *v1.AuthorizeBatchRequest) (*v1.AuthorizeBatchResponse, error)
 	// GetRevision returns the newest committed revision, from a read of the
-	// primary database that began after the question came.
+	// primary database that begins after the call has arrived.
 	GetRevision(context.Context, *v1.GetRevisionRequest) (*v1.GetRevisionResponse, error)
-	// Watch tells what changes, for those who keep answers: each message covers
-	// the revisions after one number up to another and has the tags of all that
-	// changed in them. The first message comes at once. Each one goes on from the
-	// revision that the message before it told up to. A stream that broke goes on
-	// from the last revision applied; where that cannot be, because it is too long
-	// ago, or of another history than the server's, the first message is a reset.
+	// Watch reports changes to callers that keep answers. Each message covers the
+	// revisions after one number up to another, and has the tags of everything that
+	// changed in them. The server sends the first message at once. Each message goes
+	// on from the revision at which the one before ends. A new stream goes on from
+	// the revision that the caller has applied. If the server cannot go on from
+	// there, because it is too long ago or of another history, the first message is
+	// a reset.
 	//
-	// A server tells of a revision when it answers by it: a question that is asked
-	// there at_least_as_fresh as that does not wait.
+	// A server reports a revision once its answers are made at it. A question
+	// to this server that is at_least_as_fresh as the revision does not wait.
 	//
-	// Errors: invalid_argument for a token that is none, resource_exhausted for a
-	// watcher that does not keep up (its last message is a reset) or one too many,
-	// unauthenticated once the caller has no key any more, unavailable when the
-	// server stops.
+	// Errors: invalid_argument for a text that is not a token, resource_exhausted
+	// for a watcher that does not keep up (its last message is a reset) and for too
+	// many watchers, unauthenticated when the caller's key is revoked, unavailable
+	// when the server stops.
 	Watch(context.Context, *v1.WatchRequest) (AuthorizationServiceWatchClientStream, error)
-	// ReportReuse puts into the log how often answers were used again from a
-	// cache, and which checks were let through without an answer. It may be sent
-	// again: a report counts once, however often it comes. It counts for decisions
-	// of the same caller alone. It returns after the commit.
+	// ReportReuse puts into the log how often a cache reused answers, and which
+	// checks the caller let through without an answer. A report may be sent again,
+	// and counts once. It counts only for decisions of the same caller. The call
+	// returns after the commit.
 	ReportReuse(context.Context, *v1.ReportReuseRequest) (*v1.ReportReuseResponse, error)
 }
 
@@ -151,36 +152,37 @@ type AuthorizationServiceHandler interface {
 	// (object) and on the fields asked for (field). The decision is committed to
 	// the decision log before the answer leaves.
 	//
-	// Errors: invalid_argument for a request that no loaded schema understands
+	// Errors: invalid_argument for a request that does not fit any loaded schema
 	// (nothing is recorded), unavailable when the service could not decide or
 	// could not record, resource_exhausted under overload. An error is never an
-	// allow; a caller that gets one must deny.
+	// allow: a caller that gets one must deny.
 	Authorize(context.Context, *v1.AuthorizeRequest) (*v1.AuthorizeResponse, error)
 	// AuthorizeBatch makes up to 100 decisions at one revision. Each item has its
 	// own result or error, and each decision its own record.
 	AuthorizeBatch(context.Context, *v1.AuthorizeBatchRequest) (*v1.AuthorizeBatchResponse, error)
 	// GetRevision returns the newest committed revision, from a read of the
-	// primary database that began after the question came.
+	// primary database that begins after the call has arrived.
 	GetRevision(context.Context, *v1.GetRevisionRequest) (*v1.GetRevisionResponse, error)
-	// Watch tells what changes, for those who keep answers: each message covers
-	// the revisions after one number up to another and has the tags of all that
-	// changed in them. The first message comes at once. Each one goes on from the
-	// revision that the message before it told up to. A stream that broke goes on
-	// from the last revision applied; where that cannot be, because it is too long
-	// ago, or of another history than the server's, the first message is a reset.
+	// Watch reports changes to callers that keep answers. Each message covers the
+	// revisions after one number up to another, and has the tags of everything that
+	// changed in them. The server sends the first message at once. Each message goes
+	// on from the revision at which the one before ends. A new stream goes on from
+	// the revision that the caller has applied. If the server cannot go on from
+	// there, because it is too long ago or of another history, the first message is
+	// a reset.
 	//
-	// A server tells of a revision when it answers by it: a question that is asked
-	// there at_least_as_fresh as that does not wait.
+	// A server reports a revision once its answers are made at it. A question
+	// to this server that is at_least_as_fresh as the revision does not wait.
 	//
-	// Errors: invalid_argument for a token that is none, resource_exhausted for a
-	// watcher that does not keep up (its last message is a reset) or one too many,
-	// unauthenticated once the caller has no key any more, unavailable when the
-	// server stops.
+	// Errors: invalid_argument for a text that is not a token, resource_exhausted
+	// for a watcher that does not keep up (its last message is a reset) and for too
+	// many watchers, unauthenticated when the caller's key is revoked, unavailable
+	// when the server stops.
 	Watch(context.Context, *v1.WatchRequest, AuthorizationServiceWatchServerStream) error
-	// ReportReuse puts into the log how often answers were used again from a
-	// cache, and which checks were let through without an answer. It may be sent
-	// again: a report counts once, however often it comes. It counts for decisions
-	// of the same caller alone. It returns after the commit.
+	// ReportReuse puts into the log how often a cache reused answers, and which
+	// checks the caller let through without an answer. A report may be sent again,
+	// and counts once. It counts only for decisions of the same caller. The call
+	// returns after the commit.
 	ReportReuse(context.Context, *v1.ReportReuseRequest) (*v1.ReportReuseResponse, error)
 }
 

@@ -90,10 +90,10 @@ var (
 type EntityServiceClient interface {
 	// WriteEntities commits a list of operations as one revision, all or nothing.
 	//
-	// Errors: invalid_argument for an operation the schema refuses, naming entity
-	// and attribute; failed_precondition when must_exist or must_not_exist does
-	// not hold, or an entity that others name as parent is deleted; aborted when
-	// if_revision is stale: read again and decide anew.
+	// Errors: invalid_argument, with entity and attribute, for an operation that the
+	// schema refuses; failed_precondition if must_exist or must_not_exist does not
+	// hold, or if an entity is deleted that others name as parent; aborted if
+	// if_revision is stale: read again, and decide again whether to write.
 	WriteEntities(context.Context, *v1.WriteEntitiesRequest) (*v1.WriteEntitiesResponse, error)
 	// GetEntity reads one entity, now or at an earlier revision. not_found if it
 	// did not exist then.
@@ -101,24 +101,24 @@ type EntityServiceClient interface {
 	// ListEntities reads entities in order of type and id, page by page, all
 	// pages at the revision of the first.
 	ListEntities(context.Context, *v1.ListEntitiesRequest) (*v1.ListEntitiesResponse, error)
-	// ImportEntities puts many entities. Each message is committed as a revision
-	// of its own, so that other writes never wait behind an import. When one is
+	// ImportEntities puts many entities. Each message is committed as a revision of
+	// its own, so that other writes never wait for a whole import. If a message is
 	// refused, the messages before it stay, and the error says how many entities
-	// they hold. An import with an id that was cut off can go on where it ended:
-	// see GetImport. An entity that stands twice in what is committed together is
-	// refused; one that stands in two messages is replaced by the later.
+	// they have. An import with an id can go on after it was cut off: see GetImport.
+	// Of an entity in two messages, the later one counts. An entity that is twice in
+	// one commit is refused.
 	//
-	// Errors: invalid_argument for an entity the schema refuses, or that stands
-	// twice in what is committed together; failed_precondition
-	// when skip is not what is stored; aborted when another stream continues the
-	// import.
+	// Errors: invalid_argument for an entity that the schema refuses, or that is
+	// twice in one commit; failed_precondition if skip is not the number of stored
+	// entities; aborted if another stream continues the import.
 	ImportEntities(context.Context) (EntityServiceImportEntitiesClientStream, error)
-	// GetImport says how far an unfinished import got. not_found if none of that
-	// id is unfinished. One that is not continued for 30 days is forgotten.
+	// GetImport says how far an unfinished import got. not_found if there is no
+	// unfinished import with the id. An import that is not continued for 30 days is
+	// forgotten.
 	GetImport(context.Context, *v1.GetImportRequest) (*v1.GetImportResponse, error)
-	// QueryEntityChanges reads who changed which entity when, newest first, page
-	// by page, as far back as history goes. GetEntity at the revision of a change
-	// reads what it changed the entity to.
+	// QueryEntityChanges lists who changed which entity when, newest first, page by
+	// page, as far back as history goes. GetEntity at the revision of a change
+	// returns the entity after the change.
 	QueryEntityChanges(context.Context, *v1.QueryEntityChangesRequest) (*v1.QueryEntityChangesResponse, error)
 }
 
@@ -162,10 +162,10 @@ func (s EntityServiceImportEntitiesClientStream) CloseAndReceive() (*v1.ImportEn
 type EntityServiceHandler interface {
 	// WriteEntities commits a list of operations as one revision, all or nothing.
 	//
-	// Errors: invalid_argument for an operation the schema refuses, naming entity
-	// and attribute; failed_precondition when must_exist or must_not_exist does
-	// not hold, or an entity that others name as parent is deleted; aborted when
-	// if_revision is stale: read again and decide anew.
+	// Errors: invalid_argument, with entity and attribute, for an operation that the
+	// schema refuses; failed_precondition if must_exist or must_not_exist does not
+	// hold, or if an entity is deleted that others name as parent; aborted if
+	// if_revision is stale: read again, and decide again whether to write.
 	WriteEntities(context.Context, *v1.WriteEntitiesRequest) (*v1.WriteEntitiesResponse, error)
 	// GetEntity reads one entity, now or at an earlier revision. not_found if it
 	// did not exist then.
@@ -173,24 +173,24 @@ type EntityServiceHandler interface {
 	// ListEntities reads entities in order of type and id, page by page, all
 	// pages at the revision of the first.
 	ListEntities(context.Context, *v1.ListEntitiesRequest) (*v1.ListEntitiesResponse, error)
-	// ImportEntities puts many entities. Each message is committed as a revision
-	// of its own, so that other writes never wait behind an import. When one is
+	// ImportEntities puts many entities. Each message is committed as a revision of
+	// its own, so that other writes never wait for a whole import. If a message is
 	// refused, the messages before it stay, and the error says how many entities
-	// they hold. An import with an id that was cut off can go on where it ended:
-	// see GetImport. An entity that stands twice in what is committed together is
-	// refused; one that stands in two messages is replaced by the later.
+	// they have. An import with an id can go on after it was cut off: see GetImport.
+	// Of an entity in two messages, the later one counts. An entity that is twice in
+	// one commit is refused.
 	//
-	// Errors: invalid_argument for an entity the schema refuses, or that stands
-	// twice in what is committed together; failed_precondition
-	// when skip is not what is stored; aborted when another stream continues the
-	// import.
+	// Errors: invalid_argument for an entity that the schema refuses, or that is
+	// twice in one commit; failed_precondition if skip is not the number of stored
+	// entities; aborted if another stream continues the import.
 	ImportEntities(context.Context, EntityServiceImportEntitiesServerStream) (*v1.ImportEntitiesResponse, error)
-	// GetImport says how far an unfinished import got. not_found if none of that
-	// id is unfinished. One that is not continued for 30 days is forgotten.
+	// GetImport says how far an unfinished import got. not_found if there is no
+	// unfinished import with the id. An import that is not continued for 30 days is
+	// forgotten.
 	GetImport(context.Context, *v1.GetImportRequest) (*v1.GetImportResponse, error)
-	// QueryEntityChanges reads who changed which entity when, newest first, page
-	// by page, as far back as history goes. GetEntity at the revision of a change
-	// reads what it changed the entity to.
+	// QueryEntityChanges lists who changed which entity when, newest first, page by
+	// page, as far back as history goes. GetEntity at the revision of a change
+	// returns the entity after the change.
 	QueryEntityChanges(context.Context, *v1.QueryEntityChangesRequest) (*v1.QueryEntityChangesResponse, error)
 }
 

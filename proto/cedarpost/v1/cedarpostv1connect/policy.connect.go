@@ -58,18 +58,18 @@ var (
 
 // PolicyServiceClient is a client for the cedarpost.v1.PolicyService service.
 type PolicyServiceClient interface {
-	// ApplyBundle checks a whole bundle and publishes it as one revision in place
-	// of the one of the same name; other bundles stay. The first message is the
+	// ApplyBundle checks a whole bundle and publishes it as one revision. It replaces
+	// the bundle of the same name; other bundles stay. The first message is the
 	// header, the others are its files.
 	//
-	// Errors: invalid_argument when the bundle does not check (the findings are
-	// an error detail of type BundleFindings), failed_precondition when it would
-	// break another bundle or stored entities do not fit it, aborted when another
-	// publish came between. In each case nothing changed.
+	// Errors: invalid_argument if the bundle fails its checks (the findings are an
+	// error detail of type BundleFindings), failed_precondition if it would break
+	// another bundle or stored entities do not fit it, aborted if another publish was
+	// committed meanwhile. In each case nothing is changed.
 	ApplyBundle(context.Context) (PolicyServiceApplyBundleClientStream, error)
 	// ListBundles returns the live bundles by name, without their files.
 	ListBundles(context.Context, *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error)
-	// GetBundle returns a live bundle: first the bundle, then its files as they
+	// GetBundle returns a live bundle: first its description, then its files as they
 	// were uploaded.
 	GetBundle(context.Context, *v1.GetBundleRequest) (PolicyServiceGetBundleClientStream, error)
 }
@@ -132,18 +132,18 @@ func (s PolicyServiceGetBundleClientStream) Close() error {
 
 // PolicyServiceHandler is an implementation of the cedarpost.v1.PolicyService service.
 type PolicyServiceHandler interface {
-	// ApplyBundle checks a whole bundle and publishes it as one revision in place
-	// of the one of the same name; other bundles stay. The first message is the
+	// ApplyBundle checks a whole bundle and publishes it as one revision. It replaces
+	// the bundle of the same name; other bundles stay. The first message is the
 	// header, the others are its files.
 	//
-	// Errors: invalid_argument when the bundle does not check (the findings are
-	// an error detail of type BundleFindings), failed_precondition when it would
-	// break another bundle or stored entities do not fit it, aborted when another
-	// publish came between. In each case nothing changed.
+	// Errors: invalid_argument if the bundle fails its checks (the findings are an
+	// error detail of type BundleFindings), failed_precondition if it would break
+	// another bundle or stored entities do not fit it, aborted if another publish was
+	// committed meanwhile. In each case nothing is changed.
 	ApplyBundle(context.Context, PolicyServiceApplyBundleServerStream) (*v1.ApplyBundleResponse, error)
 	// ListBundles returns the live bundles by name, without their files.
 	ListBundles(context.Context, *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error)
-	// GetBundle returns a live bundle: first the bundle, then its files as they
+	// GetBundle returns a live bundle: first its description, then its files as they
 	// were uploaded.
 	GetBundle(context.Context, *v1.GetBundleRequest, PolicyServiceGetBundleServerStream) error
 }
