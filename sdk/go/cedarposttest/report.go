@@ -92,7 +92,7 @@ func (r *Report) add(t *Try) {
 		r.opened[at] = true
 	}
 	if t.user == t.owner && !t.succeeded() && t.Failure != "" && r.opened[at] {
-		t.Failure += " (it came after a try that got at the same object and should not have)"
+		t.Failure += " (an earlier try reached this object, which it must not)"
 	}
 	t.answer = ""
 	r.Tries = append(r.Tries, *t)

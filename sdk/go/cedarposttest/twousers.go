@@ -174,7 +174,7 @@ func (k TwoUsers) checkRoute(r Route) error {
 		return fmt.Errorf("route %q is not like GET /orders/{id}", r.Pattern)
 	}
 	if slices.Contains([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound}, r.Success) {
-		return fmt.Errorf("%s: a success of %d cannot be told from a refusal", r.Pattern, r.Success)
+		return fmt.Errorf("%s: a success of %d looks like a refusal", r.Pattern, r.Success)
 	}
 	var targets [2]string
 	for i, u := range []User{k.A, k.B} {

@@ -133,7 +133,7 @@ func TestTwoUsersFind(t *testing.T) {
 	t.Run("holes that hide each other", func(t *testing.T) {
 		a := newApp(t)
 		a.ask = func(cedarpost.Check) (bool, bool) { return true, true }
-		after := " (it came after a try that got at the same object and should not have)"
+		after := " (an earlier try reached this object, which it must not)"
 		gone := func(route, who, what string) string {
 			return fmt.Sprintf("%s: %s asked for own %s: 404, not a success, so that no refusal proves anything%s", route, who, what, after)
 		}
@@ -281,7 +281,7 @@ func TestTwoUsersRefuse(t *testing.T) {
 		"carol cannot authenticate":           func(k *cedarposttest.TwoUsers) { k.B.Authenticate = nil },
 		"a secret of bob is empty, and every answer contains the empty text":                  func(k *cedarposttest.TwoUsers) { k.A.Secrets = []string{""} },
 		`route "/orders/{id}" is not like GET /orders/{id}`:                                   func(k *cedarposttest.TwoUsers) { k.Routes[0].Pattern = "/orders/{id}" },
-		"DELETE /orders/{id}: a success of 404 cannot be told from a refusal":                 func(k *cedarposttest.TwoUsers) { k.Routes[0].Success = 404 },
+		"DELETE /orders/{id}: a success of 404 looks like a refusal":                          func(k *cedarposttest.TwoUsers) { k.Routes[0].Success = 404 },
 		"DELETE /orders/{id}: bob has no invoice":                                             func(k *cedarposttest.TwoUsers) { k.Routes[0].Object = "invoice" },
 		"DELETE /orders/{id}: nothing says what {id} is for bob":                              func(k *cedarposttest.TwoUsers) { k.Routes[0].Object = "" },
 		"DELETE /orders/{id}: the request is the same for the order of bob and that of carol": func(k *cedarposttest.TwoUsers) { k.B.Objects = k.A.Objects },
