@@ -49,12 +49,11 @@ drill-restore: postgres build ## Restore a dump into a second database, and chec
 dev: postgres build ## Run a server with a private Postgres and the example bundle, until Ctrl-C
 	@exec bin/cedarpost dev
 
-# The tests of package server take longest, so they start first. Many tests wait most of the time,
-# so four of a package run at once.
+# The packages whose tests take longest start first. Many tests wait most of the time, so three
+# packages run at once, and four tests of each. go vet is part of make lint.
 .PHONY: test
 test: postgres pgbouncer node ## Run all tests, with a real Postgres and the race detector
-	go vet ./...
-	go test -race -parallel 4 -timeout 60m ./server ./...
+	go test -race -vet off -p 3 -parallel 4 -timeout 60m ./server ./server/decisionlog ./sdk/go/cedarpost ./store ./cmd/cedarpost ./...
 
 # Tests that take minutes are named TestSoak..., and run only if CEDARPOST_SOAK is set.
 .PHONY: soak
