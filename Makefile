@@ -49,11 +49,13 @@ drill-restore: postgres build ## Restore a dump into a second database, and chec
 dev: postgres build ## Run a server with a private Postgres and the example bundle, until Ctrl-C
 	@exec bin/cedarpost dev
 
-# The packages whose tests take longest start first. Many tests wait most of the time, so three
-# packages run at once, and four tests of each. go vet is part of make lint.
+# The packages whose tests take longest start first. Many tests wait most of the time, so one
+# package more than there are processors runs at once, and four tests of each. go vet is part
+# of make lint.
+TEST_PACKAGES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 .PHONY: test
 test: postgres pgbouncer node ## Run all tests, with a real Postgres and the race detector
-	go test -race -vet off -p 3 -parallel 4 -timeout 60m ./server ./server/decisionlog ./sdk/go/cedarpost ./store ./cmd/cedarpost ./...
+	go test -race -vet off -p $(TEST_PACKAGES) -parallel 4 -timeout 60m ./server ./server/decisionlog ./sdk/go/cedarpost ./store ./cmd/cedarpost ./...
 
 # Tests that take minutes are named TestSoak..., and run only if CEDARPOST_SOAK is set.
 .PHONY: soak
