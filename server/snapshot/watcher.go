@@ -39,7 +39,7 @@ func (f *Follower) Watch(ctx context.Context, after *cedarpostv1.Revision) (w *W
 	w = &Watcher{hub: h}
 	defer func() {
 		if err != nil {
-			w.Leave()
+			<-h.places
 		}
 	}()
 	var event *watchEvent
