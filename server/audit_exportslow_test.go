@@ -12,6 +12,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
@@ -130,7 +131,7 @@ func TestManyReports(t *testing.T) {
 	db := storetest.Open(t)
 	r := runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	s := newAuditService(db, r, nil)
-	reporter := &authorizationService{recorder: r, record: r.Record, metric: newMetrics()}
+	reporter := &authorizationService{recorder: r, record: r.Record, metric: newDecisionMetrics(prometheus.NewRegistry())}
 	ctx := access.WithCaller(decisionlog.WithCall(t.Context(), decisionlog.Call{Caller: "shop"}), access.Caller{Name: "shop", Kind: access.APIKey})
 	rows := []store.Decision{newDecision(t, 0), newDecision(t, 0)}
 	if err := r.Record(ctx, rows, nil); err != nil {

@@ -26,7 +26,7 @@ type authorizationService struct {
 	// record commits rows with the recorder.
 	record func(context.Context, []store.Decision, []store.Event) error
 	limits *access.Limiter
-	metric *metrics
+	metric *decisionMetrics
 
 	maxReuse  time.Duration   // how long an answer may be kept; 0 or less: not at all
 	heartbeat time.Duration   // of watches

@@ -110,7 +110,7 @@ func leave(t *testing.T, s *Server) {
 // gauge reads a metric that has no labels.
 func gauge(t *testing.T, s *Server, name string) float64 {
 	t.Helper()
-	families, err := s.metrics.registry.Gather()
+	families, err := s.registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}

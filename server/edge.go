@@ -84,7 +84,7 @@ type edge struct {
 	follower     *snapshot.Follower
 	limits       *access.Limiter
 	log          *slog.Logger
-	metric       *metrics
+	metric       *callMetrics
 	authFailures *decisionlog.AuthenticationFailures
 	timeout      time.Duration // of a unary handler
 	times        timeouts

@@ -21,6 +21,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // newPair writes a self-signed certificate for a name.
@@ -93,8 +95,8 @@ func TestCertificateUnderLoad(t *testing.T) {
 	}
 	now := time.Now()
 	c.now = func() time.Time { return now }
-	m := newMetrics()
-	m.watchCertificate(c)
+	registry := prometheus.NewRegistry()
+	registerCertificate(registry, c)
 	l, err := tls.Listen("tcp", "127.0.0.1:0", c.config())
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +183,7 @@ func TestCertificateUnderLoad(t *testing.T) {
 			t.Errorf("%s: warning %q, want %q", step.serves, w, step.warning)
 		}
 	}
-	families, err := m.registry.Gather()
+	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}

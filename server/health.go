@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/cedarpost/cedarpost/internal/pause"
 	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
@@ -181,7 +182,7 @@ func (s *Server) warnings() (list []string) {
 // do better.
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", s.metrics.handler())
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})

@@ -52,7 +52,7 @@ func (s *Server) makePartitions(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
-	s.metrics.task(decisionlog.TaskPartitions, err)
+	s.tasks.done(decisionlog.TaskPartitions, err)
 	if err != nil {
 		s.cfg.Log.Error("partitions not made", "err", err)
 	}
@@ -64,7 +64,7 @@ func (s *Server) makePartitions(ctx context.Context) {
 func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
 	there, err := s.cfg.DB.WriteStateRoot(ctx, decisionlog.StateRootEvents(s.cfg.Name))
 	if ctx.Err() == nil && (there || err != nil) { // else another server is at it
-		s.metrics.task(taskStateRoot, err)
+		s.tasks.done(taskStateRoot, err)
 	}
 	if err != nil && ctx.Err() == nil {
 		s.cfg.Log.Error("state root not recorded", "err", err)
@@ -84,13 +84,13 @@ func (s *Server) dropLogDays(ctx context.Context) {
 		})
 	})
 	for _, d := range dropped {
-		s.metrics.daysDropped.Inc()
+		s.tasks.daysDropped.Inc()
 		s.cfg.Log.Info("day of the log dropped", "day", d.Day.Format(time.DateOnly), "decisions", d.Decisions, "events", d.Events)
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	s.metrics.task(taskRetention, err)
+	s.tasks.done(taskRetention, err)
 	if err != nil {
 		s.cfg.Log.Error("days of the log not dropped", "err", err)
 	}
@@ -117,14 +117,14 @@ func (s *Server) sweep(ctx context.Context) {
 	removed := int64(0)
 	for _, table := range slices.Sorted(maps.Keys(swept.Rows)) {
 		rows := swept.Rows[table]
-		s.metrics.sweptRows.WithLabelValues(table).Add(float64(rows))
+		s.tasks.sweptRows.WithLabelValues(table).Add(float64(rows))
 		attrs = append(attrs, table, rows)
 		removed += rows
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	s.metrics.task(taskSweep, err)
+	s.tasks.done(taskSweep, err)
 	switch {
 	case err != nil:
 		s.cfg.Log.Error("history not swept", append(attrs, "err", err)...)

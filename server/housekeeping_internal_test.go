@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
@@ -98,9 +100,10 @@ func TestHistoryRetention(t *testing.T) {
 	}
 	(&Server{cfg: Config{HistoryRetention: -1}}).sweepHistory(t.Context()) // nothing to wait for
 	// A sweep that fails is counted.
-	s := &Server{cfg: Config{DB: db, HistoryRetention: time.Hour, Log: slog.New(slog.DiscardHandler)}, metrics: newMetrics()}
+	registry := prometheus.NewRegistry()
+	s := &Server{cfg: Config{DB: db, HistoryRetention: time.Hour, Log: slog.New(slog.DiscardHandler)}, tasks: newTaskMetrics(registry)}
 	s.sweep(t.Context())
-	if n := gathered(t, s.metrics, "cedarpost_background_failures_total", taskSweep); n != 1 {
+	if n := gathered(t, registry, "cedarpost_background_failures_total", taskSweep); n != 1 {
 		t.Errorf("%v failures", n)
 	}
 }
@@ -119,11 +122,11 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 	t.Cleanup(db.Close)
 	var logged bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&logged, nil))
-	m := newMetrics()
+	registry := prometheus.NewRegistry()
 	r := runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: log})
 	s := &Server{
-		cfg:     Config{DB: db, Name: "s", HistoryRetention: 90 * 24 * time.Hour, DecisionRetention: 90 * 24 * time.Hour, Log: log},
-		metrics: m, recorder: r,
+		cfg:   Config{DB: db, Name: "s", HistoryRetention: 90 * 24 * time.Hour, DecisionRetention: 90 * 24 * time.Hour, Log: log},
+		tasks: newTaskMetrics(registry), recorder: r,
 	}
 	work := map[string]func(){
 		decisionlog.TaskPartitions: func() { s.makePartitions(t.Context()) },
@@ -133,10 +136,10 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 	}
 	for task, do := range work {
 		do()
-		if at := gathered(t, m, "cedarpost_background_success_timestamp_seconds", task); time.Since(time.Unix(int64(at), 0)) > time.Hour {
+		if at := gathered(t, registry, "cedarpost_background_success_timestamp_seconds", task); time.Since(time.Unix(int64(at), 0)) > time.Hour {
 			t.Errorf("%s succeeded at %v", task, at)
 		}
-		if n := gathered(t, m, "cedarpost_background_failures_total", task); n != 0 {
+		if n := gathered(t, registry, "cedarpost_background_failures_total", task); n != 0 {
 			t.Errorf("%s: %v failures\n%s", task, n, &logged)
 		}
 	}
@@ -147,10 +150,10 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 	for task, do := range work {
 		logged.Reset()
 		do()
-		if n := gathered(t, m, "cedarpost_background_failures_total", task); n != 1 {
+		if n := gathered(t, registry, "cedarpost_background_failures_total", task); n != 1 {
 			t.Errorf("%s: %v failures", task, n)
 		}
-		if task != decisionlog.TaskWatchLog && !strings.Contains(logged.String(), "level=ERROR") {
+		if !strings.Contains(logged.String(), "level=ERROR") {
 			t.Errorf("%s: nothing in the log", task)
 		}
 	}
@@ -160,9 +163,9 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 }
 
 // gathered reads a metric with one label.
-func gathered(t *testing.T, m *metrics, name, label string) float64 {
+func gathered(t *testing.T, r *prometheus.Registry, name, label string) float64 {
 	t.Helper()
-	families, err := m.registry.Gather()
+	families, err := r.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}

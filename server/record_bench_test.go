@@ -3,6 +3,7 @@ package server
 import (
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/cedarpost/cedarpost/bundle"
@@ -80,6 +81,6 @@ func shopService(b testing.TB) *authorizationService {
 	})
 	return &authorizationService{
 		db: db, follower: srv.follower,
-		recorder: srv.recorder, record: srv.recorder.Record, limits: &access.Limiter{}, metric: srv.metrics,
+		recorder: srv.recorder, record: srv.recorder.Record, limits: &access.Limiter{}, metric: newDecisionMetrics(prometheus.NewRegistry()),
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"connectrpc.com/grpcreflect/v2"
 	"connectrpc.com/validate"
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -120,7 +121,9 @@ type Server struct {
 	// authFailures records failed authentication.
 	authFailures *decisionlog.AuthenticationFailures
 	cert         *certificate // nil: no TLS
-	metrics      *metrics
+	registry     *prometheus.Registry
+	calls        *callMetrics
+	tasks        *taskMetrics
 	planes       []*plane
 }
 
@@ -144,15 +147,16 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if keep := cfg.HistoryRetention; keep >= 0 && keep < store.MinKeep {
 		return nil, fmt.Errorf("history retention of %v: the decisions of today and yesterday may need %v", keep, store.MinKeep)
 	}
-	s := &Server{cfg: cfg, metrics: newMetrics()}
+	registry := newRegistry()
+	s := &Server{cfg: cfg, registry: registry, calls: newCallMetrics(registry), tasks: newTaskMetrics(registry)}
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
 		return nil, err
 	}
 	event := decisionlog.DatabaseEvents(cfg.Name)
 	s.follower = snapshot.NewFollower(snapshot.Config{
-		DB: cfg.DB, Log: cfg.Log, MaxStaleness: cfg.MaxStaleness, CacheBytes: uint64(max(cfg.CacheBytes, 0)), Metrics: s.metrics.registry,
+		DB: cfg.DB, Log: cfg.Log, MaxStaleness: cfg.MaxStaleness, CacheBytes: uint64(max(cfg.CacheBytes, 0)), Metrics: registry,
 		MaxWatchers:  cfg.maxWatchers,
-		NotListening: func(err error) { s.metrics.task(taskNotifications, err) },
+		NotListening: func(err error) { s.tasks.done(taskNotifications, err) },
 		Claim: func(ctx context.Context) (uuid.UUID, error) {
 			renewed, err := cfg.DB.Claim(ctx, event)
 			if err != nil || !renewed.Copied {
@@ -181,11 +185,11 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		if s.cert, err = newCertificate(cfg.TLSCert, cfg.TLSKey, cfg.Log); err != nil {
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
-		s.metrics.watchCertificate(s.cert)
+		registerCertificate(registry, s.cert)
 	}
 	s.recorder, err = decisionlog.NewRecorder(decisionlog.Config{
 		DB: cfg.DB, Name: cfg.Name, Mode: cfg.Record, Log: cfg.Log, MaskKey: cfg.MaskKey,
-		Heard: s.follower.Heard, Metrics: s.metrics.registry, Task: s.metrics.task,
+		Heard: s.follower.Heard, Metrics: registry, Task: s.tasks.done,
 	})
 	if err != nil {
 		return nil, err
@@ -197,8 +201,8 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}()
 	s.ready.recorder = s.recorder
 	s.authFailures = decisionlog.NewAuthenticationFailures(s.recorder)
-	s.metrics.watchClock(s.ready.clock)
-	s.metrics.watchStandbys(cfg.DB)
+	registerClock(registry, s.ready.clock)
+	registerStandbys(registry, cfg.DB)
 	if s.signer, err = decisionlog.NewSigner(s.recorder, cfg.Signing); err != nil {
 		return nil, err
 	}
@@ -212,7 +216,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower,
-			recorder: s.recorder, record: record, limits: limits, metric: s.metrics,
+			recorder: s.recorder, record: record, limits: limits, metric: newDecisionMetrics(registry),
 			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
 	}
@@ -267,7 +271,7 @@ func (s *Server) sayRenewed(ctx context.Context) {
 // rpcHandler builds a plane's handler: guard, validation, services, health and
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
-	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.metrics, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times}
+	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.calls, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
 	h := newHealth(s.ready)
