@@ -56,7 +56,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 			}
 		}
 		for _, b := range batches {
-			if s.stops() {
+			if isClosed(s.stopping) {
 				return errExportStopped(b.Leaf)
 			}
 			msg, err := x.message(ctx, b)
@@ -78,18 +78,9 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 			case <-time.After(exportPoll):
 			}
 		}
-		if s.stops() {
+		if isClosed(s.stopping) {
 			return errExportStopped(x.next)
 		}
-	}
-}
-
-func (s *auditService) stops() bool {
-	select {
-	case <-s.stopping:
-		return true
-	default:
-		return false
 	}
 }
 

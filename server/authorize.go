@@ -87,11 +87,7 @@ func (s *authorizationService) GetRevision(ctx context.Context, _ *cedarpostv1.G
 func (s *authorizationService) view(ctx context.Context, c *cedarpostv1.Consistency) (v snapshot.View, err error) {
 	switch {
 	case c.GetFullyConsistent():
-		p, err := s.db.Current(ctx)
-		if err != nil {
-			return v, err
-		}
-		return s.follower.AtPosition(ctx, p)
+		return s.follower.FullyConsistent(ctx)
 	case c.GetAtLeastAsFresh() != nil:
 		v, _, err = s.follower.AtRevision(ctx, c.GetAtLeastAsFresh())
 		return v, err
@@ -131,7 +127,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		}
 		a.response = wire.Response(res)
 		a.response.Revision = snapshot.EncodeRevision(v.Position, v.Position.Number)
-		a.response.CacheHint = s.hint(v.Snapshot, c, e)
+		a.response.CacheHint = s.hint(v, c, e)
 		row, err := s.recorder.Decision(ctx, decisionlog.Decided{
 			Request: c, Evaluation: e, Set: v.Set, Position: v.Position, Response: a.response,
 			Loading: loading, Took: time.Since(began),
@@ -163,11 +159,11 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 }
 
 // hint says how the answer to a check may be kept, nil if it may not.
-func (s *authorizationService) hint(snap *snapshot.Snapshot, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation) *cedarpostv1.CacheHint {
+func (s *authorizationService) hint(v snapshot.View, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation) *cedarpostv1.CacheHint {
 	if !req.WantCacheHint || req.Explain || s.maxReuse <= 0 {
 		return nil
 	}
-	tags, ok := snap.HintTags(e)
+	tags, ok := v.HintTags(e)
 	if !ok {
 		return nil
 	}

@@ -32,13 +32,13 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 	for {
 		messages, tooSlow := w.Messages()
 		switch {
-		case s.stops():
+		case isClosed(s.stopping):
 			return errWatchStopped
 		case !access.CallerFrom(ctx).IsLive(s.follower.Latest()):
 			return errKeyGone
 		}
 		for _, m := range messages {
-			if s.stops() {
+			if isClosed(s.stopping) {
 				return errWatchStopped
 			}
 			if err := stream.Send(m); err != nil && tooSlow == nil {
@@ -66,9 +66,9 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 	}
 }
 
-func (s *authorizationService) stops() bool {
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-s.stopping:
+	case <-c:
 		return true
 	default:
 		return false

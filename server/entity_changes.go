@@ -33,7 +33,7 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	if err != nil {
 		return nil, err
 	}
-	snap, err := s.follower.Current()
+	v, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 		return nil, err
 	}
 	if req.GetPageToken() != "" {
-		if q.BeforeRevision, err = snap.DecodeRevision(ctx, &cedarpostv1.Revision{Token: page.End.Token}); err != nil {
+		if q.BeforeRevision, err = v.DecodeRevision(ctx, &cedarpostv1.Revision{Token: page.End.Token}); err != nil {
 			return nil, err
 		}
 		q.AfterUID = page.End.UID
@@ -56,9 +56,9 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 	if err != nil {
 		return nil, err
 	}
-	at := snap.Position
+	at := v.Position
 	if len(rows) > 0 {
-		if at, err = snap.PositionOf(ctx, rows[0].Revision); err != nil {
+		if at, err = v.PositionOf(ctx, rows[0].Revision); err != nil {
 			return nil, err
 		}
 	}

@@ -90,7 +90,7 @@ func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOp
 	case o.GetSkip() == 0:
 		return i, nil
 	}
-	snap, err := s.follower.Current()
+	v, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +103,7 @@ func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOp
 	case err != nil:
 		return nil, err
 	}
-	at, err := snap.PositionOf(ctx, i.place.Revision)
+	at, err := v.PositionOf(ctx, i.place.Revision)
 	i.out.Revision = snapshot.EncodeRevision(at, i.place.Revision)
 	return i, err
 }
@@ -144,14 +144,14 @@ func (i *importing) store(ctx context.Context, ops []*cedarpostv1.EntityOperatio
 	if i.place.ID != "" {
 		e.step = &store.ImportStep{From: i.place, Entities: stored}
 	}
-	res, snap, err := i.write(ctx, e)
+	res, v, err := i.write(ctx, e)
 	if err != nil {
 		return err
 	}
 	i.place, i.stored = res.Import, stored
 	i.out.Entities += int64(len(ops))
 	i.out.Changed += int64(res.Changed)
-	i.out.Revision = written(snap, res.Revision, res.Mark)
+	i.out.Revision = written(v, res.Revision, res.Mark)
 	return nil
 }
 
@@ -180,7 +180,7 @@ func (i *importing) explain(err error) error {
 
 // GetImport implements cedarpost.v1.EntityService.
 func (s *entityService) GetImport(ctx context.Context, req *cedarpostv1.GetImportRequest) (*cedarpostv1.GetImportResponse, error) {
-	snap, err := s.follower.Current()
+	v, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +191,7 @@ func (s *entityService) GetImport(ctx context.Context, req *cedarpostv1.GetImpor
 	if err != nil {
 		return nil, err
 	}
-	at, err := snap.PositionOf(ctx, i.Revision)
+	at, err := v.PositionOf(ctx, i.Revision)
 	if err != nil {
 		return nil, err
 	}

@@ -33,11 +33,11 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 	if req.GetPageToken() != "" {
 		at = &cedarpostv1.Revision{Token: page.End.Token}
 	}
-	snap, number, err := s.readAt(ctx, at)
+	v, number, err := s.readAt(ctx, at)
 	if err != nil {
 		return nil, err
 	}
-	q, err := s.entityQuery(ctx, snap, number, req)
+	q, err := s.entityQuery(ctx, v, number, req)
 	if err != nil {
 		return nil, err
 	}
@@ -47,13 +47,13 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 	if err != nil {
 		return nil, err
 	}
-	out := &cedarpostv1.ListEntitiesResponse{Revision: snapshot.EncodeRevision(snap.Position, number)}
+	out := &cedarpostv1.ListEntitiesResponse{Revision: snapshot.EncodeRevision(v.Position, number)}
 	if len(rows) > size {
 		rows = rows[:size]
 		out.NextPageToken = page.next(entityEnd{out.Revision.Token, rows[size-1].UID})
 	}
 	for _, row := range rows {
-		e, err := storedToProto(snap, row)
+		e, err := storedToProto(v, row)
 		if err != nil {
 			return nil, err
 		}
@@ -63,13 +63,13 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 }
 
 // entityQuery reads the filters by the schema of the revision that is listed.
-func (s *entityService) entityQuery(ctx context.Context, snap snapshot.View, at int64, req *cedarpostv1.ListEntitiesRequest) (q store.EntityQuery, err error) {
+func (s *entityService) entityQuery(ctx context.Context, v snapshot.View, at int64, req *cedarpostv1.ListEntitiesRequest) (q store.EntityQuery, err error) {
 	q.Type = req.GetType()
 	if req.Ancestor == nil && len(req.GetAttributes()) == 0 {
 		return q, nil
 	}
-	set := snap.Set
-	if at < snap.PolicyRevision {
+	set := v.Set
+	if at < v.PolicyRevision {
 		if set, err = s.past.Policies(ctx, at); err != nil {
 			return q, err
 		}

@@ -15,7 +15,7 @@ import (
 
 // GetEntity implements cedarpost.v1.EntityService.
 func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntityRequest) (*cedarpostv1.GetEntityResponse, error) {
-	snap, at, err := s.readAt(ctx, req.GetAt())
+	v, at, err := s.readAt(ctx, req.GetAt())
 	if err != nil {
 		return nil, err
 	}
@@ -26,35 +26,35 @@ func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntit
 	if err != nil {
 		return nil, err
 	}
-	e, err := storedToProto(snap, row)
+	e, err := storedToProto(v, row)
 	if err != nil {
 		return nil, err
 	}
-	return &cedarpostv1.GetEntityResponse{Entity: e, Revision: snapshot.EncodeRevision(snap.Position, at)}, nil
+	return &cedarpostv1.GetEntityResponse{Entity: e, Revision: snapshot.EncodeRevision(v.Position, at)}, nil
 }
 
 // readAt returns the revision to read at: the one given, once this server has
 // it, or the current one.
 func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (snapshot.View, int64, error) {
 	if at == nil {
-		snap, err := s.follower.Current()
+		v, err := s.follower.Current()
 		if err != nil {
-			return snap, 0, err
+			return v, 0, err
 		}
-		return snap, snap.Position.Number, nil
+		return v, v.Position.Number, nil
 	}
-	snap, number, err := s.follower.AtRevision(ctx, at)
+	v, number, err := s.follower.AtRevision(ctx, at)
 	if errors.Is(err, snapshot.ErrForgotten) {
 		// Of whatever history it is, it cannot be read.
 		err = &store.SweptError{Oldest: s.follower.OldestRevision()}
 	}
-	return snap, number, err
+	return v, number, err
 }
 
-func storedToProto(snap snapshot.View, row store.Entity) (*cedarpostv1.StoredEntity, error) {
+func storedToProto(v snapshot.View, row store.Entity) (*cedarpostv1.StoredEntity, error) {
 	e, err := stored.EntityToProto(row)
 	if err != nil {
 		return nil, err
 	}
-	return &cedarpostv1.StoredEntity{Entity: e, ChangedAt: snapshot.EncodeRevision(snap.Position, row.Since)}, nil
+	return &cedarpostv1.StoredEntity{Entity: e, ChangedAt: snapshot.EncodeRevision(v.Position, row.Since)}, nil
 }

@@ -36,16 +36,16 @@ type entityService struct {
 
 // WriteEntities implements cedarpost.v1.EntityService.
 func (s *entityService) WriteEntities(ctx context.Context, req *cedarpostv1.WriteEntitiesRequest) (*cedarpostv1.WriteEntitiesResponse, error) {
-	res, snap, err := s.write(ctx, edit{ops: req.GetOperations()})
+	res, v, err := s.write(ctx, edit{ops: req.GetOperations()})
 	if err != nil {
 		return nil, err
 	}
-	return &cedarpostv1.WriteEntitiesResponse{Revision: written(snap, res.Revision, res.Mark), Changed: int32(res.Changed)}, nil
+	return &cedarpostv1.WriteEntitiesResponse{Revision: written(v, res.Revision, res.Mark), Changed: int32(res.Changed)}, nil
 }
 
 // written is the revision of a write that was checked against a snapshot.
-func written(snap snapshot.View, number int64, mark uuid.UUID) *cedarpostv1.Revision {
-	p := snap.Position
+func written(v snapshot.View, number int64, mark uuid.UUID) *cedarpostv1.Revision {
+	p := v.Position
 	p.Number, p.Mark = number, mark
 	return snapshot.EncodeRevision(p, number)
 }
@@ -70,13 +70,13 @@ func (e edit) at(i int, message string) string {
 func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, snapshot.View, error) {
 	var last error
 	for range publishRetries {
-		snap, err := s.follower.Current()
+		v, err := s.follower.Current()
 		if err != nil {
 			return store.WriteResult{}, snapshot.View{}, err
 		}
-		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: snap.PolicyRevision, At: snap.Position, Ops: make([]store.Op, len(e.ops)), Import: e.step}
+		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: v.PolicyRevision, At: v.Position, Ops: make([]store.Op, len(e.ops)), Import: e.step}
 		for i, op := range e.ops {
-			if w.Ops[i], err = s.readOperation(ctx, snap, op); err != nil {
+			if w.Ops[i], err = s.readOperation(ctx, v, op); err != nil {
 				pe := publicError(cedarpostv1connect.EntityServiceWriteEntitiesProcedure, err)
 				return store.WriteResult{}, snapshot.View{}, connect.NewError(pe.Code(), e.at(i, pe.Message())).WithCause(pe.Unwrap())
 			}
@@ -84,7 +84,7 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, s
 		res, err := s.db.WriteEntities(ctx, w)
 		if outdated(err) {
 			last = err
-			if err := s.follower.CatchUpNow(ctx); err != nil {
+			if _, err := s.follower.FullyConsistent(ctx); err != nil {
 				return store.WriteResult{}, snapshot.View{}, err
 			}
 			continue
@@ -95,15 +95,15 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, s
 		// Committed. That this server is late applying it is no failure of the
 		// write: the caller has its revision.
 		_, _ = s.follower.AtLeast(ctx, res.Revision)
-		return res, snap, nil
+		return res, v, nil
 	}
 	return store.WriteResult{}, snapshot.View{}, last
 }
 
 // readOperation checks one operation against the schema.
-func (s *entityService) readOperation(ctx context.Context, snap snapshot.View, op *cedarpostv1.EntityOperation) (store.Op, error) {
+func (s *entityService) readOperation(ctx context.Context, v snapshot.View, op *cedarpostv1.EntityOperation) (store.Op, error) {
 	var out store.Op
-	set := snap.Set
+	set := v.Set
 	switch o := op.GetOperation().(type) {
 	case *cedarpostv1.EntityOperation_Put:
 		e, err := set.ReadEntity(wire.Entity(o.Put))
@@ -145,14 +145,14 @@ func (s *entityService) readOperation(ctx context.Context, snap snapshot.View, o
 			return out, err
 		}
 	}
-	return out, s.readPrecondition(ctx, snap, op.GetPrecondition(), &out.Precondition)
+	return out, s.readPrecondition(ctx, v, op.GetPrecondition(), &out.Precondition)
 }
 
-func (s *entityService) readPrecondition(ctx context.Context, snap snapshot.View, p *cedarpostv1.Precondition, out *store.Precondition) (err error) {
+func (s *entityService) readPrecondition(ctx context.Context, v snapshot.View, p *cedarpostv1.Precondition, out *store.Precondition) (err error) {
 	switch c := p.GetCondition().(type) {
 	case *cedarpostv1.Precondition_IfRevision:
 		var number int64
-		number, err = snap.DecodeRevision(ctx, c.IfRevision)
+		number, err = v.DecodeRevision(ctx, c.IfRevision)
 		out.IfRevision = &number
 	case *cedarpostv1.Precondition_MustExist:
 		out.MustExist = true

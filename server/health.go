@@ -90,10 +90,8 @@ func (r *readiness) stop() { close(r.stopping) }
 
 // err returns nil, or why a question would not be decided.
 func (r *readiness) err() error {
-	select {
-	case <-r.stopping:
+	if isClosed(r.stopping) {
 		return errStopping
-	default:
 	}
 	// In memory, so asked each time.
 	if _, err := r.follower.Current(); err != nil {

@@ -73,7 +73,7 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 		out, err := s.publish(ctx, b, header.GetDryRun())
 		if outdated(err) {
 			last = err
-			if err := s.follower.CatchUpNow(ctx); err != nil {
+			if _, err := s.follower.FullyConsistent(ctx); err != nil {
 				return nil, err
 			}
 			continue
@@ -135,12 +135,12 @@ func receiveBundle(stream cedarpostv1connect.PolicyServiceApplyBundleServerStrea
 // publish checks a bundle against the current snapshot and commits it if no
 // other publish came between.
 func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bool) (*cedarpostv1.ApplyBundleResponse, error) {
-	snap, err := s.follower.Current()
+	v, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
 	var others []engine.Source
-	for _, o := range snap.Bundles {
+	for _, o := range v.Bundles {
 		if o.Name == b.Name {
 			continue
 		}
@@ -150,20 +150,20 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		}
 		others = append(others, src)
 	}
-	report, set := offline.Check(b, others, snap.Set)
+	report, set := offline.Check(b, others, v.Set)
 	if !report.Valid() || report.Failed() > 0 {
 		return nil, reportRefusal(b.Name, report)
 	}
 	if !dryRun {
-		if i := slices.IndexFunc(snap.Bundles, func(o store.Bundle) bool { return o.Name == b.Name }); i >= 0 && snap.Bundles[i].Digest == b.Digest() {
-			return applied(snap, snap.Bundles[i], snap.Position.Number, false, report), nil
+		if i := slices.IndexFunc(v.Bundles, func(o store.Bundle) bool { return o.Name == b.Name }); i >= 0 && v.Bundles[i].Digest == b.Digest() {
+			return applied(v, v.Bundles[i], v.Position.Number, false, report), nil
 		}
 	}
-	changed := set.ChangedTypes(snap.Set)
-	if err := s.checkStored(ctx, snap, set, changed); err != nil {
+	changed := set.ChangedTypes(v.Set)
+	if err := s.checkStored(ctx, v, set, changed); err != nil {
 		return nil, err
 	}
-	if err := s.mentions(ctx, snap, set, b.Name, report); err != nil {
+	if err := s.mentions(ctx, v, set, b.Name, report); err != nil {
 		return nil, err
 	}
 	p, err := stored.Publication(b, set)
@@ -171,11 +171,11 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		return nil, err
 	}
 	if dryRun {
-		return applied(snap, p.Bundle, snap.Position.Number, false, report), nil
+		return applied(v, p.Bundle, v.Position.Number, false, report), nil
 	}
 	p.Caller = callerFrom(ctx)
 	p.Bundle.PublishedBy = p.Caller
-	p.BaseRevision, p.EntitiesRevision, p.At = snap.PolicyRevision, snap.Position.Number, snap.Position
+	p.BaseRevision, p.EntitiesRevision, p.At = v.PolicyRevision, v.Position.Number, v.Position
 	p.Recheck = func(entities []store.Entity) error {
 		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }))
 	}
@@ -188,15 +188,15 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		return nil, err
 	}
 	// Committed: a server that is late applying it is no failure of the publish.
-	base := snap
+	base := v
 	if now, err := s.follower.AtLeast(ctx, made.Revision); err == nil {
-		snap = now
+		v = now
 	}
-	out := applied(snap, p.Bundle, made.Revision, true, report)
+	out := applied(v, p.Bundle, made.Revision, true, report)
 	out.Revision = written(base, made.Revision, made.Mark)
-	for _, o := range snap.Bundles {
+	for _, o := range v.Bundles {
 		if o.Name == b.Name {
-			out.Bundle = bundleToProto(snap, o)
+			out.Bundle = bundleToProto(v, o)
 		}
 	}
 	return out, nil
@@ -204,7 +204,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 
 // mentions warns of entities that the policies name and that are not stored.
 // What the check said of entities.json does not count here: the store does.
-func (s *policyService) mentions(ctx context.Context, snap snapshot.View, set *engine.Set, name string, report *offline.Report) error {
+func (s *policyService) mentions(ctx context.Context, v snapshot.View, set *engine.Set, name string, report *offline.Report) error {
 	mentions := set.Mentions(name)
 	if len(mentions) > maxMentions {
 		mentions = mentions[:maxMentions]
@@ -213,7 +213,7 @@ func (s *policyService) mentions(ctx context.Context, snap snapshot.View, set *e
 	for i, m := range mentions {
 		uids[i] = stored.UID(m.UID)
 	}
-	rows, err := s.db.LoadEntitiesAt(ctx, snap.Position, uids)
+	rows, err := s.db.LoadEntitiesAt(ctx, v.Position, uids)
 	if err != nil {
 		return err
 	}
@@ -234,12 +234,12 @@ func (s *policyService) mentions(ctx context.Context, snap snapshot.View, set *e
 }
 
 // checkStored reads the stored entities of types that changed by the new schema.
-func (s *policyService) checkStored(ctx context.Context, snap snapshot.View, set *engine.Set, types []string) error {
+func (s *policyService) checkStored(ctx context.Context, v snapshot.View, set *engine.Set, types []string) error {
 	if len(types) == 0 {
 		return nil
 	}
 	var bad misfitList
-	err := s.db.EachEntity(ctx, snap.Position.Number, types, func(e store.Entity) error {
+	err := s.db.EachEntity(ctx, v.Position.Number, types, func(e store.Entity) error {
 		bad.check(set, e)
 		return nil
 	})
@@ -278,9 +278,9 @@ func (m *misfitList) err() error {
 	return refusal(connect.CodeFailedPrecondition, fmt.Sprintf("%d stored entities do not fit the new schema", m.count), m.named)
 }
 
-func applied(snap snapshot.View, b store.Bundle, revision int64, published bool, r *offline.Report) *cedarpostv1.ApplyBundleResponse {
+func applied(v snapshot.View, b store.Bundle, revision int64, published bool, r *offline.Report) *cedarpostv1.ApplyBundleResponse {
 	return &cedarpostv1.ApplyBundleResponse{
-		Bundle: bundleToProto(snap, b), Revision: snapshot.EncodeRevision(snap.Position, revision),
+		Bundle: bundleToProto(v, b), Revision: snapshot.EncodeRevision(v.Position, revision),
 		Published: published, Warnings: findingsToProto(b.Name, r.Findings),
 	}
 }

@@ -13,13 +13,13 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-func bundleToProto(snap snapshot.View, b store.Bundle) *cedarpostv1.Bundle {
+func bundleToProto(v snapshot.View, b store.Bundle) *cedarpostv1.Bundle {
 	out := &cedarpostv1.Bundle{
 		Name: b.Name, Version: b.Version, Digest: b.Digest, Description: b.Description, Owners: b.Owners,
 		Namespaces: b.Namespaces, Policies: b.PolicyCount, OnForbidError: b.OnForbidError, PublishedBy: b.PublishedBy,
 	}
 	if b.Since > 0 {
-		out.Revision = snapshot.EncodeRevision(snap.Position, b.Since)
+		out.Revision = snapshot.EncodeRevision(v.Position, b.Since)
 		out.PublishedAt = timestamppb.New(b.PublishedAt)
 	}
 	return out
@@ -27,32 +27,32 @@ func bundleToProto(snap snapshot.View, b store.Bundle) *cedarpostv1.Bundle {
 
 // ListBundles implements cedarpost.v1.PolicyService.
 func (s *policyService) ListBundles(context.Context, *cedarpostv1.ListBundlesRequest) (*cedarpostv1.ListBundlesResponse, error) {
-	snap, err := s.follower.Current()
+	v, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
-	out := &cedarpostv1.ListBundlesResponse{Revision: snapshot.EncodeRevision(snap.Position, snap.Position.Number)}
-	for _, b := range snap.Bundles {
-		out.Bundles = append(out.Bundles, bundleToProto(snap, b))
+	out := &cedarpostv1.ListBundlesResponse{Revision: snapshot.EncodeRevision(v.Position, v.Position.Number)}
+	for _, b := range v.Bundles {
+		out.Bundles = append(out.Bundles, bundleToProto(v, b))
 	}
 	return out, nil
 }
 
 // GetBundle implements cedarpost.v1.PolicyService.
 func (s *policyService) GetBundle(ctx context.Context, req *cedarpostv1.GetBundleRequest, stream cedarpostv1connect.PolicyServiceGetBundleServerStream) error {
-	snap, err := s.follower.Current()
+	v, err := s.follower.Current()
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(snap.Bundles, func(b store.Bundle) bool { return b.Name == req.GetName() })
+	i := slices.IndexFunc(v.Bundles, func(b store.Bundle) bool { return b.Name == req.GetName() })
 	if i < 0 {
 		return connect.Errorf(connect.CodeNotFound, "there is no bundle %q", req.GetName())
 	}
-	files, err := s.db.BundleFiles(ctx, snap.Position.Number, req.GetName())
+	files, err := s.db.BundleFiles(ctx, v.Position.Number, req.GetName())
 	if err != nil {
 		return err
 	}
-	err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_Bundle{Bundle: bundleToProto(snap, snap.Bundles[i])}})
+	err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_Bundle{Bundle: bundleToProto(v, v.Bundles[i])}})
 	for _, f := range files {
 		parts := slices.Collect(slices.Chunk(f.Content, filePart))
 		if len(parts) == 0 {

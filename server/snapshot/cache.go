@@ -12,41 +12,40 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// changeSlots is how many slots remember the newest changes.
+// changeSlots is the number of slots that remember the newest changes.
 const changeSlots = 1 << 16
 
-// entityCache keeps entities in memory, as the schema reads them, bounded by
-// bytes. It holds what is stored and what is known not to be, direct parents
-// only, so that a change of one entity touches one entry.
+// entityCache keeps entities in memory, as the schema reads them, bounded by bytes. An
+// entry says what is stored of one entity, or that nothing is. It has the direct parents
+// only, so a change of one entity touches one entry.
 //
-// An entry is good for every revision from the one it was written at, or was
-// missed at, until a change of the entity is applied, which drops it. A load that
-// raced with a change, or with a new schema, is not kept. So what get returns for
-// a snapshot is what the store would return for its revision.
+// An entry is valid from the revision that wrote the entity, or at which it was found
+// absent, until a change of the entity is applied, which drops the entry. A load that raced
+// with a change, or with a new schema, is not kept. So get returns for a snapshot what the
+// store would return for its revision.
 //
-// Closed versions are not kept: they would serve only the few requests that began
-// before the newest snapshot and are not done. So an entry needs the start of its
-// interval alone, and the library needs to know nothing of intervals: it evicts.
+// Older versions of an entity are not kept: only the few requests that began before the
+// newest snapshot could use them. So an entry needs the start of its interval only.
 type entityCache struct {
 	entries *otter.Cache[cedar.EntityUID, *cachedEntity]
 
-	// mu orders keeping (many, shared) against applying (one, exclusive).
+	// mu keeps keep (shared) and apply (exclusive) apart.
 	mu     sync.RWMutex
 	seed   maphash.Seed
-	newest []int64 // by hash of entity: the newest applied revision that changed one of them
-	floor  int64   // nothing loaded before it is kept
-	schema int64   // the schema generation in force
+	newest []int64 // by hash of the entity: the newest applied revision that changed such an entity
+	floor  int64   // what was loaded at an older revision is not kept
+	schema int64   // the current schema generation
 }
 
 // cachedEntity is immutable.
 type cachedEntity struct {
 	entity *engine.Entity // nil: not stored
-	from   int64          // the first revision it is good for
-	schema int64          // the generation it was read by
-	weight uint32         // bytes, about
+	from   int64          // the first revision that it is valid for
+	schema int64          // the schema generation that it was read by
+	weight uint32         // about how many bytes it takes
 }
 
-// newEntityCache makes a cache of about so many bytes; 0 makes none.
+// newEntityCache makes a cache that takes about this many bytes. With 0 it keeps nothing.
 func newEntityCache(bytes uint64) *entityCache {
 	c := &entityCache{seed: maphash.MakeSeed(), newest: make([]int64, changeSlots)}
 	if bytes > 0 {
@@ -58,8 +57,8 @@ func newEntityCache(bytes uint64) *entityCache {
 	return c
 }
 
-// get returns an entity as of a snapshot; e is nil when it is not stored, known
-// is false when the store has to be asked.
+// get returns an entity as of a snapshot. e is nil if the entity is not stored. known is
+// false if the store has to be asked.
 func (c *entityCache) get(snap *Snapshot, uid cedar.EntityUID) (e *engine.Entity, known bool) {
 	if c.entries == nil {
 		return nil, false
@@ -71,15 +70,15 @@ func (c *entityCache) get(snap *Snapshot, uid cedar.EntityUID) (e *engine.Entity
 	return v.entity, true
 }
 
-// loaded is an entity as a load found it. Entity is nil when it is not stored;
-// since is the revision of its row.
+// loaded is an entity as a load found it. entity is nil if it is not stored. since is the
+// revision of its row.
 type loaded struct {
 	uid    cedar.EntityUID
 	entity *engine.Entity
 	since  int64
 }
 
-// keep takes in what was loaded at a snapshot, but for what changed meanwhile.
+// keep adds what was loaded at a snapshot, except entities that changed meanwhile.
 func (c *entityCache) keep(snap *Snapshot, list []loaded) {
 	if c.entries == nil {
 		return
@@ -91,7 +90,8 @@ func (c *entityCache) keep(snap *Snapshot, list []loaded) {
 		return
 	}
 	for _, l := range list {
-		// Two entities can share a slot: then one of them is loaded once more.
+		// Two entities can share a slot. Then a change of one keeps the other out too, which
+		// costs one more load.
 		if *c.slot(l.uid) > at {
 			continue
 		}
@@ -103,10 +103,10 @@ func (c *entityCache) keep(snap *Snapshot, list []loaded) {
 	}
 }
 
-// weigh estimates the bytes of an entry. The figures are of Go on 64 bits, and
-// measured: what an entity takes has little to do with the size of its JSON.
+// weigh estimates the bytes of an entry. The figures were measured, for Go on 64 bits: the
+// memory of an entity has little to do with the size of its JSON.
 func weigh(l loaded) uint32 {
-	n := 144 + len(l.uid.Type) + len(l.uid.ID) // with the library's part
+	n := 144 + len(l.uid.Type) + len(l.uid.ID) // with the overhead of the library
 	if l.entity != nil {
 		n += 112 + weighValue(l.entity.Attrs) + weighValue(l.entity.Tags)
 		for _, p := range l.entity.Parents {
@@ -121,7 +121,7 @@ func weighValue(v cedar.Value) int {
 	switch v := v.(type) {
 	case cedar.String:
 		return 24 + len(v)
-	case cedar.EntityUID: // types are shared
+	case cedar.EntityUID: // entities share the text of the type
 		return 40 + len(v.ID)
 	case cedar.Record:
 		n := 16 + weighMap(v.Len(), 32)
@@ -139,8 +139,8 @@ func weighValue(v cedar.Value) int {
 	return 8
 }
 
-// weighMap estimates the bytes of a map, which has room for eight, or for a power
-// of two of which at most seven eighths are taken.
+// weighMap estimates the bytes of a map of n elements. A map has eight slots, or a power of
+// two of which it fills seven eighths at most.
 func weighMap(n, slot int) int {
 	switch {
 	case n == 0:
@@ -151,8 +151,8 @@ func weighMap(n, slot int) int {
 	return 120 + (slot+1)<<bits.Len(uint(n*8/7))
 }
 
-// apply drops what changed. It is called with the changes of a snapshot before
-// that snapshot is given out, by the follower alone.
+// apply drops the entries of entities that changed. Only the follower calls it, with the
+// changes of a snapshot, before it gives out that snapshot.
 func (c *entityCache) apply(changes []store.Change) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -172,9 +172,9 @@ func (c *entityCache) slot(uid cedar.EntityUID) *int64 {
 	return &c.newest[maphash.Comparable(c.seed, uid)%changeSlots]
 }
 
-// reset forgets everything up to a revision and returns the generation that
-// snapshots carry from then on: another schema reads the same rows differently,
-// and another timeline has other rows.
+// reset drops everything that was loaded before a revision, and returns the schema
+// generation of the snapshots from then on: another schema reads the same rows
+// differently, and another timeline has other rows.
 func (c *entityCache) reset(floor int64) (schema int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -187,7 +187,7 @@ func (c *entityCache) reset(floor int64) (schema int64) {
 	return c.schema
 }
 
-// bytes is what the entries weigh, about.
+// bytes returns about how many bytes the entries take.
 func (c *entityCache) bytes() uint64 {
 	if c.entries == nil {
 		return 0

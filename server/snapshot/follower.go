@@ -26,19 +26,19 @@ import (
 
 const (
 	pollInterval = time.Second
-	// changesPage is how many changes are read at once. Whoever is further behind
+	// changesPage is how many changes are read at once. A follower that is further behind
 	// begins with an empty cache: that is cheaper, and takes bounded memory.
 	changesPage   = 50_000
-	freshWait     = time.Second     // for at_least_as_fresh and a caller's own writes
-	storeTimeout  = 2 * time.Second // of one read for a waiting call
+	freshWait     = time.Second     // how long a call waits for a revision
+	storeTimeout  = 2 * time.Second // of one read that a call waits for
 	loadTimeout   = 30 * time.Second
 	listenBackoff = 500 * time.Millisecond
 )
 
 // Snapshot is the state of one revision, without entities: policies and API keys. It is
-// immutable. A request takes one and keeps it to its end.
+// immutable. A request uses one snapshot to its end.
 type Snapshot struct {
-	// Position is that of the applied revision.
+	// Position is the position of the revision.
 	Position store.Position
 	// PolicyRevision is the newest revision that published a bundle.
 	PolicyRevision int64
@@ -48,31 +48,31 @@ type Snapshot struct {
 	Bundles []store.Bundle
 
 	marks   *marks                       // of its history
-	schema  int64                        // generation of the entity cache that goes with set
-	callers map[[sha256.Size]byte]string // hash of a key → caller
+	schema  int64                        // generation of the entity cache that goes with Set
+	callers map[[sha256.Size]byte]string // by the hash of their API key
 	names   map[string]bool              // of callers
 }
 
-// Caller returns the name that an API key stands for. hash is the SHA-256 of the key.
+// Caller returns the name of the caller that has an API key. hash is the SHA-256 of the key.
 func (s *Snapshot) Caller(hash [sha256.Size]byte) (name string, known bool) {
 	name, known = s.callers[hash]
 	return name, known
 }
 
-// HasCaller reports whether an API key of this name is live.
+// HasCaller reports whether a caller of this name has a live API key.
 func (s *Snapshot) HasCaller(name string) bool { return s.names[name] }
 
-// View is a snapshot together with the moment that it is known to be current for. A
-// request takes one view, uses it to its end, and asks answerable before it answers.
+// View is a snapshot and the time at which it was known to be the newest one. A request
+// takes one view, uses it to its end, and calls [View.Answerable] before it answers.
 type View struct {
 	*Snapshot
 	follower *Follower
 	asOf     time.Time
 }
 
-// Answerable returns errStale if the snapshot is older now than the server may use. An
-// answer can take long to make, as on a machine that was suspended in between, so it must
-// not leave before answerable returned nil.
+// Answerable returns [ErrStale] if the view is older than [Config.MaxStaleness] by now. An
+// answer can take long to make, for example on a machine that is suspended meanwhile, so it
+// must not leave before Answerable returns nil.
 func (v View) Answerable() error {
 	asOf := v.asOf
 	// If the snapshot is still the newest one, it may have been confirmed since.
@@ -86,55 +86,59 @@ func (v View) Answerable() error {
 }
 
 // Prepare reads questions and loads the entities that they can touch, as of the view.
-// loading is the time that the loads took. It ends with the context.
+// loading is the time that the loads took. If a question cannot be read, the error is in its
+// evaluation; err is the error of a load, or that of the context.
 func (v View) Prepare(ctx context.Context, asks []engine.Ask) (list []engine.Evaluation, loading time.Duration, err error) {
 	return v.follower.loader.prepare(ctx, v.Snapshot, asks)
 }
 
-// Config says what a follower follows, and how.
+// Config configures a [Follower]. DB, Log, MaxStaleness and Metrics are required.
 type Config struct {
 	DB  *store.DB
 	Log *slog.Logger
-	// MaxStaleness is how old a snapshot may be before it is refused.
+	// MaxStaleness is how old a snapshot may be. Calls that need an older one are refused.
 	MaxStaleness time.Duration
-	// CacheBytes is about how much memory cached entities may take; 0 means no cache.
+	// CacheBytes is about how many bytes the cached entities may take; 0 means no cache.
 	CacheBytes uint64
-	// Metrics gets the metrics of the follower.
+	// Metrics gets the metrics of the package.
 	Metrics prometheus.Registerer
-	// Claim, if not nil, gives a database that is a copy of another one an id of its own.
-	// It returns the new id, or the zero UUID if the database needs none.
+	// Claim, if not nil, gives the database an id of its own if it is a copy of another one.
+	// It returns the new id, or the zero UUID if the database keeps its id.
 	Claim func(context.Context) (uuid.UUID, error)
 	// MaxWatchers is how many callers may watch at once; 0 means 10,000.
 	MaxWatchers int
-	// NotListening, if not nil, is called when the connection for notifications is lost.
+	// NotListening, if not nil, is called with the error that ended the connection for
+	// notifications, each time it is lost.
 	NotListening func(error)
 }
 
-// Follower applies revisions in order and holds the current snapshot. It is the only one
-// that writes snap.
+// Follower applies committed revisions in order and holds the newest snapshot. Its methods
+// may be called by several goroutines, but only one goroutine at a time may be in
+// [Follower.CatchUp] or [Follower.Run]. CatchUp must succeed once before any other method is
+// called, except [Follower.Claim].
 type Follower struct {
 	cfg    Config
 	cache  *entityCache
 	loader *loader
-	hub    *hub // for watchers
+	hub    *hub
 	metric *followerMetrics
 
 	snap   atomic.Pointer[Snapshot]
-	newest atomic.Int64 // the newest revision heard of, applied or not
-	oldest atomic.Int64 // the first revision that can be read, as far as this server heard
+	newest atomic.Int64 // the newest revision that this server knows of, applied or not
+	oldest atomic.Int64 // the oldest revision that can be read, as far as this server knows
 	wakeup chan struct{}
-	// claimed is the id that this server gave the database; the log has it already.
+	// claimed is the id that this server gave the database.
 	claimed atomic.Pointer[uuid.UUID]
 
-	lostSaid atomic.Int64 // when errLost was last logged, in Unix nanoseconds
+	lostLogged atomic.Int64 // when a token of another history was last logged, in Unix nanoseconds
 
 	mu        sync.Mutex
-	applied   chan struct{} // closed and replaced at each swap
-	confirmed time.Time     // when a question was sent whose answer snap covers
-	trouble   error         // why the last attempt failed; nil: it did not
+	applied   chan struct{} // closed and replaced when snap is
+	confirmed time.Time     // when the last query was sent that found snap to be the newest
+	trouble   error         // of the last CatchUp
 }
 
-// NewFollower makes a follower that has no snapshot yet: the first catchUp loads one.
+// NewFollower makes a follower without a snapshot. The first [Follower.CatchUp] loads one.
 func NewFollower(c Config) *Follower {
 	cache := newEntityCache(c.CacheBytes)
 	f := &Follower{
@@ -145,7 +149,7 @@ func NewFollower(c Config) *Follower {
 	return f
 }
 
-// Claim gives the database an id of its own if it is a copy of another one.
+// Claim calls [Config.Claim] and remembers the new id. It returns the error of that.
 func (f *Follower) Claim(ctx context.Context) error {
 	if f.cfg.Claim == nil {
 		return nil
@@ -157,26 +161,27 @@ func (f *Follower) Claim(ctx context.Context) error {
 	return err
 }
 
-// HasClaimed reports whether this server gave the database its id.
+// HasClaimed reports whether [Follower.Claim] gave the database this id.
 func (f *Follower) HasClaimed(database uuid.UUID) bool {
 	id := f.claimed.Load()
 	return id != nil && *id == database
 }
 
-// Latest returns the newest snapshot, however old it is; nil before the first catchUp.
+// Latest returns the newest snapshot, however old it is; nil before the first
+// [Follower.CatchUp].
 func (f *Follower) Latest() *Snapshot { return f.snap.Load() }
 
-// latestView returns the newest snapshot and the moment that it is current for.
+// latestView returns a view of the newest snapshot, however old it is.
 func (f *Follower) latestView() View {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return View{f.snap.Load(), f, f.confirmed}
 }
 
-// OldestRevision is the first revision that can be read, as far as this server heard.
+// OldestRevision returns the oldest revision that can be read, as far as this server knows.
 func (f *Follower) OldestRevision() int64 { return f.oldest.Load() }
 
-// wake makes the follower look now. Lost or doubled wake-ups do no harm: it
+// wake makes Run look for new revisions now. A lost or doubled wake-up does no harm: Run
 // looks each second anyway.
 func (f *Follower) wake() {
 	select {
@@ -185,7 +190,7 @@ func (f *Follower) wake() {
 	}
 }
 
-// Run follows until ctx ends.
+// Run applies revisions as they are committed, until ctx ends. It logs errors and goes on.
 func (f *Follower) Run(ctx context.Context) {
 	go func() {
 		for ctx.Err() == nil {
@@ -213,8 +218,9 @@ func (f *Follower) Run(ctx context.Context) {
 	}
 }
 
-// CatchUp applies what was committed since the snapshot. After an error the old
-// snapshot stays, and ages.
+// CatchUp applies what was committed since the newest snapshot, or loads the first one, and
+// tells watchers. After an error the old snapshot stays in use and gets older. If policies do
+// not compile, the error is [stored.ErrCompile].
 func (f *Follower) CatchUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
@@ -237,7 +243,7 @@ func (f *Follower) CatchUp(ctx context.Context) error {
 			f.cfg.Log.Warn("the database has another id: it was restored, or replaced by another one. Tokens from before are refused",
 				"before", old.Position.Database, "after", next.Position.Database)
 		}
-		// After the swap: who hears of a revision may ask this server for it at once.
+		// After the swap, because a watcher may ask this server for the revision at once.
 		if told != nil {
 			f.hub.publish(told)
 		}
@@ -259,8 +265,8 @@ func (f *Follower) CatchUp(ctx context.Context) error {
 	return err
 }
 
-// next makes the snapshot of a view, and what watchers are told of it; both nil when
-// the one there is it.
+// next makes the snapshot of a view, and the event for watchers. Both are nil if the newest
+// snapshot is that of the view.
 func (f *Follower) next(ctx context.Context, v *store.View) (*Snapshot, *watchEvent, error) {
 	old := f.snap.Load()
 	if old != nil && old.Position == v.Position {
@@ -269,7 +275,7 @@ func (f *Follower) next(ctx context.Context, v *store.View) (*Snapshot, *watchEv
 	var changes []store.Change
 	next := &Snapshot{Position: v.Position}
 	// On another timeline, and in a database that was restored, the same numbers can mean
-	// other things; and what was swept away can no longer be followed.
+	// other revisions. Changes that were swept can no longer be read.
 	anew := old == nil || !old.Position.SameHistory(v.Position) ||
 		old.Position.Number >= v.Position.Number || old.Position.Number < v.Oldest
 	if !anew {
@@ -279,7 +285,7 @@ func (f *Follower) next(ctx context.Context, v *store.View) (*Snapshot, *watchEv
 		}
 		anew = !has
 	}
-	sameHistory := !anew // below, anew can also mean that there are too many changes
+	sameHistory := !anew // later, anew can also mean that there are too many changes
 	if !anew {
 		*next = *old
 		next.Position = v.Position
@@ -322,7 +328,7 @@ func (f *Follower) next(ctx context.Context, v *store.View) (*Snapshot, *watchEv
 			next.names[k.Name] = true
 		}
 	}
-	// Nothing can fail any more. The cache comes before the snapshot is given out.
+	// Nothing can fail any more. The cache must change before the snapshot is given out.
 	if anew || len(next.Set.ChangedTypes(old.Set)) > 0 {
 		next.schema = f.cache.reset(v.Position.Number)
 	} else {
@@ -338,10 +344,10 @@ func (f *Follower) next(ctx context.Context, v *store.View) (*Snapshot, *watchEv
 	return next, told, nil
 }
 
-// onlyPolicies reports whether bundles differ in their policies at most, at every
-// revision on the way from one state to the other. Policies concern the decisions of
-// their bundle alone, or, of guardrails, are in the tags of all. But schemas are read
-// together: who owns a type, or what an attribute of it is, concerns other bundles too.
+// onlyPolicies reports whether bundles differ in their policies only, at every revision
+// from one state to the other. The policies of a bundle affect the decisions that have the
+// tag of the bundle, and every decision has the tag of guardrails. Schemas are different:
+// they are read together, so a change of one can affect decisions of other bundles.
 func onlyPolicies(old, now []store.Bundle, changes []store.Change) bool {
 	published := map[string]bool{}
 	for _, c := range changes {
@@ -349,7 +355,7 @@ func onlyPolicies(old, now []store.Bundle, changes []store.Change) bool {
 			continue
 		}
 		if published[c.ID] {
-			return false // what lies between the two is not known here, and others answered by it
+			return false // other servers may have decided by a version in between, which is not known here
 		}
 		published[c.ID] = true
 	}
@@ -375,8 +381,8 @@ func (f *Follower) loadPolicy(ctx context.Context, v *store.View, next, old *Sna
 	return nil
 }
 
-// confirm swaps the snapshot (nil: the old one is current) and notes the moment
-// it is known to be current for.
+// confirm swaps the snapshot, unless next is nil, and notes that it was the newest one when
+// a query was sent.
 func (f *Follower) confirm(next *Snapshot, asked time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -385,14 +391,14 @@ func (f *Follower) confirm(next *Snapshot, asked time.Time) {
 		close(f.applied)
 		f.applied = make(chan struct{})
 	}
-	// A commit may have confirmed the same snapshot meanwhile.
+	// Heard may have confirmed the same snapshot for a later time.
 	if next != nil || asked.After(f.confirmed) {
 		f.confirmed = asked
 	}
 }
 
-// Heard takes a position that somebody else read from the primary, in a question
-// sent at that time. Each commit to the log brings one.
+// Heard tells the follower the newest position of the primary, as returned by a query that
+// was sent at the time asked. Each commit to the log returns it.
 func (f *Follower) Heard(p store.Position, asked time.Time) {
 	snap := f.snap.Load()
 	if snap.Position == p {
@@ -409,36 +415,38 @@ func (f *Follower) Heard(p store.Position, asked time.Time) {
 	f.wake()
 }
 
-// staleness is how old the snapshot may be at most.
+// staleness returns how old the newest snapshot may be.
 func (f *Follower) staleness() time.Duration {
 	return age(f.latestView().asOf)
 }
 
-// Trouble tells what keeps the snapshot from being current, nil when nothing does.
+// Trouble returns the error of the last [Follower.CatchUp].
 func (f *Follower) Trouble() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.trouble
 }
 
-// behind is how many revisions are committed, as far as this server heard, and not
-// applied.
+// behind returns how many committed revisions are not applied, as far as this server knows.
 func (f *Follower) behind() int64 { return max(f.newest.Load()-f.snap.Load().Position.Number, 0) }
 
-// age is how long ago a moment was, by the clock that says more: the monotonic
-// one stops while the machine is suspended, the other can be set back.
+// age returns how long ago a time was, by the clock that says more: the monotonic clock
+// stops while the machine is suspended, and the wall clock can be set back.
 func age(t time.Time) time.Duration {
 	now := time.Now()
 	return max(now.Sub(t), now.Round(0).Sub(t.Round(0)))
 }
 
+// The errors of a server whose snapshot is too old for a call. Their text is for the caller.
 var (
-	ErrStale  = errors.New("policy and data are older than this server may use")
+	// ErrStale says that the newest snapshot is older than [Config.MaxStaleness].
+	ErrStale = errors.New("policy and data are older than this server may use")
+	// ErrBehind says that a revision that exists is not applied yet.
 	ErrBehind = errors.New("this server has not applied that revision yet")
 )
 
-// Current returns a view of the newest snapshot. The error is errStale if that is older
-// than the server may use.
+// Current returns a view of the newest snapshot. If that is older than
+// [Config.MaxStaleness], the error is [ErrStale].
 func (f *Follower) Current() (View, error) {
 	v := f.latestView()
 	if age(v.asOf) > f.cfg.MaxStaleness {
@@ -448,27 +456,29 @@ func (f *Follower) Current() (View, error) {
 }
 
 // AtLeast returns a view that has applied a revision of the history that this server
-// follows. It waits up to a second for it, and then returns errBehind.
+// follows. If that does not happen within a second, the error is [ErrBehind]; if the view is
+// too old, it is [ErrStale].
 func (f *Follower) AtLeast(ctx context.Context, number int64) (View, error) {
 	return f.await(ctx, freshWait, func(s *Snapshot) bool { return s.Position.Number >= number })
 }
 
-// AtPosition is atLeast for a position that was just read. A revision with the same number
+// atPosition is AtLeast for a position that was just read. A revision with the same number
 // in another history, as after a failover or a restore, is not enough.
-func (f *Follower) AtPosition(ctx context.Context, p store.Position) (View, error) {
+func (f *Follower) atPosition(ctx context.Context, p store.Position) (View, error) {
 	return f.await(ctx, freshWait, func(s *Snapshot) bool { return s.Position.SameHistory(p) && s.marks.look(p) == known })
 }
 
-// CatchUpNow waits until this server has applied what is committed at the time of the call.
-func (f *Follower) CatchUpNow(ctx context.Context) error {
+// FullyConsistent returns a view that has applied everything that is committed at the time
+// of the call. Its errors are those of [Follower.AtLeast] and of the database.
+func (f *Follower) FullyConsistent(ctx context.Context) (View, error) {
 	p, err := f.cfg.DB.Current(ctx)
 	if err != nil {
-		return err
+		return View{}, err
 	}
-	_, err = f.AtPosition(ctx, p)
-	return err
+	return f.atPosition(ctx, p)
 }
 
+// await waits for a snapshot that is enough, and returns a view of it.
 func (f *Follower) await(ctx context.Context, patience time.Duration, enough func(*Snapshot) bool) (View, error) {
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()

@@ -120,13 +120,13 @@ func TestAtPosition(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if snap, err := f.AtPosition(t.Context(), p); err != nil || snap.Position != p {
+	if snap, err := f.atPosition(t.Context(), p); err != nil || snap.Position != p {
 		t.Errorf("%+v, %v", snap, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	p.Timeline++
-	if _, err := f.AtPosition(ctx, p); err == nil {
+	if _, err := f.atPosition(ctx, p); err == nil {
 		t.Error("a snapshot of another timeline will do")
 	}
 	if _, err := f.AtLeast(t.Context(), p.Number); err != nil {

@@ -141,7 +141,7 @@ func (w *world) guard(r *replica, rnd *rand.Rand) {
 		w.t.Error(err)
 		return
 	}
-	if err := r.follower.CatchUpNow(w.ctx); err != nil {
+	if _, err := r.follower.FullyConsistent(w.ctx); err != nil {
 		w.t.Error(err)
 		return
 	}

@@ -13,42 +13,46 @@ import (
 )
 
 const (
-	maxEventTags = 10_000  // of one event; with more it is a reset
-	hubEvents    = 1024    // kept for those who come again,
-	hubTags      = 200_000 // with so many tags in all
+	maxEventTags = 10_000  // of one event; with more, it becomes a reset
+	hubEvents    = 1024    // that are kept for watchers that resume
+	hubTags      = 200_000 // of all these events
 	maxBehind    = 256     // events that a watcher may be behind
 	maxWatchers  = 10_000  // of one server, by default
 )
 
-// watchEvent is what watchers learn of one swap of snapshots. It is immutable. One
-// that is a reset and tells of no revision is a break: it does not go on from what
-// was before, in numbers that may mean something else.
+// watchEvent says what changed with one swap of snapshots. It is immutable.
+//
+// A reset says that anything may have changed. A reset that covers no revisions is a break:
+// it starts a new history, in which numbers can mean other revisions.
 type watchEvent struct {
-	after    int64          // the number that it goes on from
-	position store.Position // it tells up to here
-	tags     []uint64       // sorted; none with reset
-	reset    bool           // what changed is not told
+	after    int64          // the event covers the revisions after this one
+	position store.Position // of the last revision that it covers
+	tags     []uint64       // sorted; none in a reset
+	reset    bool
 	message  *cedarpostv1.WatchResponse
-	marks    *marks // of the history that position is of
+	marks    *marks // of the history of position
 }
 
+// breaks reports whether the event is a break.
 func (e *watchEvent) breaks() bool { return e.reset && e.after == e.position.Number }
 
-// newBreak makes an event for watchers to begin anew.
+// newBreak makes a break at a position.
 func newBreak(p store.Position) *watchEvent { return watchEventOf(p.Number, p, nil, true) }
 
-// newWatchEvent makes an event of what changed; reset if that is not to be told, or
-// too much.
+// newWatchEvent makes an event of changes. It is a reset if reset is true or if there are too
+// many of them.
 func newWatchEvent(after int64, p store.Position, changes []store.Change, reset bool) *watchEvent {
 	var tags []uint64
 	for _, c := range changes {
-		if c.Kind != store.KindKey { // no decision depends on one
+		if c.Kind != store.KindKey { // no decision depends on an API key
 			tags = append(tags, tag(p.Database, c.Kind, c.Type, c.ID))
 		}
 	}
 	return watchEventOf(after, p, tags, reset)
 }
 
+// watchEventOf makes an event of tags, in any order. It is a reset if reset is true or if
+// there are too many of them.
 func watchEventOf(after int64, p store.Position, tags []uint64, reset bool) *watchEvent {
 	slices.Sort(tags)
 	tags = slices.Compact(tags)
@@ -60,8 +64,8 @@ func watchEventOf(after int64, p store.Position, tags []uint64, reset bool) *wat
 	return e
 }
 
-// from is the message of the event for a watcher that has applied a number: as a
-// rule the one that all share.
+// from returns the message of the event for a watcher that has applied a revision. Most
+// watchers get the message that they share.
 func (e *watchEvent) from(number int64) *cedarpostv1.WatchResponse {
 	if number == e.after {
 		return e.message
@@ -69,16 +73,17 @@ func (e *watchEvent) from(number int64) *cedarpostv1.WatchResponse {
 	return &cedarpostv1.WatchResponse{After: number, Revision: e.message.Revision, Tags: e.tags, Reset_: e.reset}
 }
 
-// merge makes one event of several that follow one another, for a watcher that has
-// applied a number within the first, or before it. What is too much to tell is not
-// even sorted.
+// merge makes one event of several consecutive events, for a watcher that has applied a
+// revision that the first one covers, or one before it.
 func merge(number int64, events []*watchEvent) *watchEvent {
 	last := events[len(events)-1]
 	var tags []uint64
 	reset := false
 	for _, e := range events {
-		// A break was one for those who watched; in numbers nothing lies before it.
+		// A break is a reset for watchers of the history before it. In its own history no
+		// revision is before it.
 		reset = reset || e.reset && !e.breaks()
+		// Twice the maximum is left to watchEventOf: events can have the same tags.
 		if reset = reset || len(tags)+len(e.tags) > 2*maxEventTags; !reset {
 			tags = append(tags, e.tags...)
 		}
@@ -86,24 +91,24 @@ func merge(number int64, events []*watchEvent) *watchEvent {
 	return watchEventOf(number, last.position, tags, reset)
 }
 
-// hub has the newest events, each of which all watchers read. It does not know who
-// they are: each comes for what is new when it hears that there is something, and
-// one that was away for too long finds that it is gone. So an event costs the same
-// for any number of watchers, and a slow one is in nobody's way.
+// hub keeps the newest events, which all watchers read. It has no list of watchers: each
+// watcher reads new events when moved is closed, and a watcher that is too late finds that
+// its next event is gone. So an event costs the same for any number of watchers, and a slow
+// one does not delay the others.
 type hub struct {
 	db     *store.DB
 	metric *hubMetrics
-	places chan struct{} // one for each watcher
-	turn   chan struct{} // to read from the store, one at a time
+	places chan struct{} // holds one element for each watcher
+	turn   chan struct{} // holds one element while a resume reads from the store
 
 	mu       sync.Mutex
-	position store.Position // where the newest event ends
+	position store.Position // of the newest event
 	marks    *marks         // of its history
-	events   []*watchEvent  // each begins where the one before it ends
-	first    int64          // the number of events[0], which counts all that came
-	tags     int            // in events
-	reset    int64          // the number of the newest one that is a reset
-	lost     int64          // who has applied no more than this cannot be told what changed
+	events   []*watchEvent  // each one begins where the one before it ends
+	first    int64          // the number of events[0]; events are numbered as they are published
+	tags     int            // of all events
+	reset    int64          // the number of the newest event that is a reset
+	lost     int64          // what changed since this revision, or an older one, is not known
 	moved    chan struct{}  // closed and replaced with each event
 }
 
@@ -116,8 +121,8 @@ func newHub(db *store.DB, places int, metrics prometheus.Registerer) *hub {
 	return h
 }
 
-// publish gives out an event. It is called after the snapshot of the event is in
-// force, by the follower alone, in order.
+// publish gives out an event. Only the follower calls it, in order, after it has swapped to
+// the snapshot of the event.
 func (h *hub) publish(e *watchEvent) {
 	h.metric.events.Inc()
 	h.mu.Lock()
@@ -141,10 +146,10 @@ func (h *hub) publish(e *watchEvent) {
 	h.moved = make(chan struct{})
 }
 
-// end is the number of the event that comes next.
+// end returns the number of the next event.
 func (h *hub) end() int64 { return h.first + int64(len(h.events)) }
 
-// begin is the revision from which on the hub knows what changed.
+// begin returns the revision since which the hub knows what changed.
 func (h *hub) begin() int64 {
 	if len(h.events) > 0 {
 		return h.events[0].after
@@ -152,9 +157,9 @@ func (h *hub) begin() int64 {
 	return h.position.Number
 }
 
-// next returns the events from a number on, the number of the one after them, and
-// what is closed when that is there. What came before a reset is left out. ok is
-// false for a watcher that is too far behind.
+// next returns the events from a number on, without those before the newest reset. after is
+// the number of the event after them, and moved is closed when there is that event. ok is
+// false if the watcher is too far behind.
 func (h *hub) next(number int64) (events []*watchEvent, after int64, moved <-chan struct{}, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -167,15 +172,16 @@ func (h *hub) next(number int64) (events []*watchEvent, after int64, moved <-cha
 	return slices.Clone(h.events[number-h.first:]), h.end(), h.moved, true
 }
 
-// newest returns the newest position, the number of the event after it, and what is
-// closed when that is there.
+// newest returns the newest position and the number of the next event. moved is closed when
+// there is that event.
 func (h *hub) newest() (p store.Position, next int64, moved <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.position, h.end(), h.moved
 }
 
-// await waits for a revision of the history that the hub is in, if it is of that.
+// await waits until the hub has a position, or one after it. It does not wait for a position
+// of another history.
 func (h *hub) await(ctx context.Context, p store.Position) {
 	for {
 		here, _, moved := h.newest()
@@ -190,14 +196,14 @@ func (h *hub) await(ctx context.Context, p store.Position) {
 	}
 }
 
-// resume tells a watcher that has applied a revision what came since, in one event,
-// and which event comes next. The event is a reset where what changed is not known.
+// resume returns one event with everything that changed since a revision, and the number of
+// the event after it. The event is a reset if that is not known.
 func (h *hub) resume(ctx context.Context, p named) (e *watchEvent, next int64, err error) {
 	if e, next, ok := h.recall(p, nil); ok {
 		return e, next, nil
 	}
-	// After a restart many come at once. The first one reads, and the others find what
-	// it has read.
+	// After a restart many watchers resume at once. The first one reads from the store, and
+	// the others find in memory what it has read.
 	select {
 	case h.turn <- struct{}{}:
 		defer func() { <-h.turn }()
@@ -215,8 +221,9 @@ func (h *hub) resume(ctx context.Context, p named) (e *watchEvent, next int64, e
 	}
 }
 
-// recall is resume from memory alone, and from an event of the time before, if that
-// ends where memory begins. ok is false if the store has to be asked.
+// recall is resume without the store. older, if not nil, is an event that read has made; it
+// is used if it ends where the events of the hub begin. ok is false if the store has to be
+// asked.
 func (h *hub) recall(p named, older *watchEvent) (e *watchEvent, next int64, ok bool) {
 	h.mu.Lock()
 	here, history, next, events := h.position, h.marks, h.end(), h.events
@@ -250,8 +257,8 @@ func (h *hub) recall(p named, older *watchEvent) (e *watchEvent, next int64, ok 
 	return merge(p.number, events[i:]), next, true
 }
 
-// read has the store tell what changed between a position and what the hub knows. If
-// that cannot be told, the position is lost.
+// read makes an event of what changed between a revision and the events of the hub, from the
+// store. If the store does not know, read notes that and returns nil.
 func (h *hub) read(ctx context.Context, p named) (older *watchEvent, err error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -259,7 +266,7 @@ func (h *hub) read(ctx context.Context, p named) (older *watchEvent, err error) 
 	here, history, begin := h.position, h.marks, h.begin()
 	h.mu.Unlock()
 	if history.look(p.at) == unknown {
-		// The answer is kept in the marks, where recall finds it.
+		// The marks keep the answer, where recall finds it.
 		v, err := history.ask(ctx, h.db, p.at, here)
 		if errors.Is(err, store.ErrOtherHistory) {
 			v, err = lost, nil
@@ -276,7 +283,7 @@ func (h *hub) read(ctx context.Context, p named) (older *watchEvent, err error) 
 	if err != nil {
 		return nil, err
 	}
-	// How a bundle differed from the one before is not looked up.
+	// Whether a bundle changed in its policies only is not looked up.
 	told = told && !slices.ContainsFunc(changes, func(c store.Change) bool { return c.Kind == store.KindBundle })
 	if !told {
 		h.untold(history, p.number)
@@ -290,8 +297,8 @@ func (h *hub) read(ctx context.Context, p named) (older *watchEvent, err error) 
 	return older, nil
 }
 
-// untold notes that a watcher that has applied this number of a history, or a smaller
-// one, cannot be told what changed since.
+// untold notes that it is not known what changed since this revision of a history, or since
+// an older one.
 func (h *hub) untold(history *marks, number int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

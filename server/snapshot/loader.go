@@ -15,8 +15,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// loader brings the entities of questions: from the cache, and what is not there
-// from the store. An entity that many calls miss at once is loaded once.
+// loader loads the entities of questions, from the cache or else from the store. An entity
+// that many calls miss at the same time is loaded once.
 type loader struct {
 	db     *store.DB
 	cache  *entityCache
@@ -26,14 +26,13 @@ type loader struct {
 	flights map[flightKey]*flight
 }
 
-// flightKey is an entity at a snapshot. What is loaded for another one is another
-// thing.
+// flightKey is an entity as of a snapshot.
 type flightKey struct {
 	snap *Snapshot
 	uid  cedar.EntityUID
 }
 
-// flight is one load under way. The fields below done are set once it is closed.
+// flight is one load under way. found and err are valid after done is closed.
 type flight struct {
 	asked []cedar.EntityUID
 	done  chan struct{}
@@ -45,16 +44,15 @@ func newLoader(db *store.DB, cache *entityCache, metrics prometheus.Registerer) 
 	return &loader{db: db, cache: cache, metric: newLoaderMetrics(metrics), flights: map[flightKey]*flight{}}
 }
 
-// prepare reads questions at a snapshot and loads the entities that they can touch: from
-// the cache, and all others together, in at most one round trip for each level of
-// dereference. It ends with the context. loading is the time that the loads took.
+// prepare is [View.Prepare]. The entities that are not in the cache are loaded together, in
+// at most one round trip for each level of dereference.
 func (l *loader) prepare(ctx context.Context, snap *Snapshot, asks []engine.Ask) (_ []engine.Evaluation, loading time.Duration, err error) {
 	pool := engine.NewPool()
 	hits := 0
 	defer func() { l.metric.lookups.WithLabelValues("hit").Add(float64(hits)) }()
 	pool.SetSource(func(uid cedar.EntityUID) (*engine.Entity, bool) {
 		if ctx.Err() != nil {
-			return nil, false // ends the walk: the load that follows returns the error
+			return nil, false // ends the walk; the load that follows returns the error
 		}
 		e, known := l.cache.get(snap, uid)
 		if known {
@@ -85,8 +83,7 @@ func (l *loader) prepare(ctx context.Context, snap *Snapshot, asks []engine.Ask)
 	return list, loading, err
 }
 
-// fly returns the loads that bring the entities: those under way already, and one
-// of its own for the rest.
+// fly returns the loads of entities: those that are under way, and a new one for the rest.
 func (l *loader) fly(ctx context.Context, snap *Snapshot, uids []cedar.EntityUID) []*flight {
 	if len(uids) == 0 {
 		return nil
@@ -111,13 +108,13 @@ func (l *loader) fly(ctx context.Context, snap *Snapshot, uids []cedar.EntityUID
 	l.metric.lookups.WithLabelValues("miss").Add(float64(len(own.asked)))
 	l.metric.lookups.WithLabelValues("shared").Add(float64(len(uids) - len(own.asked)))
 	if len(own.asked) > 0 {
-		// Others may wait for it, so it does not end with this call.
+		// Other calls may wait for the load, so it does not end with this one.
 		go l.run(context.WithoutCancel(ctx), snap, own)
 	}
 	return flights
 }
 
-// run does one load, for those who wait and for the cache.
+// run does one load, for the calls that wait and for the cache.
 func (l *loader) run(ctx context.Context, snap *Snapshot, f *flight) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()

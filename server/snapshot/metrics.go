@@ -47,7 +47,7 @@ func newLoaderMetrics(r prometheus.Registerer) *loaderMetrics {
 	}
 }
 
-// hubMetrics counts what watchers are told.
+// hubMetrics counts events and watchers.
 type hubMetrics struct {
 	events prometheus.Counter
 	cuts   prometheus.Counter

@@ -457,7 +457,7 @@ func (w *world) publish(r *replica, rnd *rand.Rand) {
 		w.t.Error(err)
 		return
 	}
-	if err := r.follower.CatchUpNow(w.ctx); err != nil {
+	if _, err := r.follower.FullyConsistent(w.ctx); err != nil {
 		return // a server that is too late does not publish
 	}
 	if revision := w.apply(r, b); revision > 0 {
@@ -470,7 +470,7 @@ func (w *world) publish(r *replica, rnd *rand.Rand) {
 func (w *world) apply(r *replica, b *bundle.Bundle) int64 {
 	made, err := publishAt(w.ctx, r.db, r.follower.Latest(), b)
 	for errors.Is(err, store.ErrPolicyChanged) || errors.Is(err, store.ErrOtherHistory) {
-		if err = r.follower.CatchUpNow(w.ctx); err == nil {
+		if _, err = r.follower.FullyConsistent(w.ctx); err == nil {
 			made, err = publishAt(w.ctx, r.db, r.follower.Latest(), b)
 		}
 	}

@@ -15,32 +15,35 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// pastSetsKept are compiled sets of the past that are kept. Whoever replays an hour
-// of the log, on several connections, seldom goes through more at once.
+// pastSetsKept is how many compiled sets of the past are kept. A replay of an hour of the
+// log, on several connections, seldom needs more at the same time.
 const pastSetsKept = 4
 
-// Past reads policies and entities as they were at a revision.
+// Past reads policies and entities as they were at a revision. Its methods may be called by
+// several goroutines.
 type Past struct {
 	follower *Follower
 
 	mu     sync.Mutex
-	recent []*pastSet // the last used one first
+	recent []*pastSet // the one used last comes first
 }
 
-// pastSet is a set that is compiled, or being compiled. The fields below done are
-// set once it is closed.
+// pastSet is a set that is compiled or being compiled. set and err are valid after done is
+// closed.
 type pastSet struct {
-	policies string // its name in the store
+	policies string // as PastPolicies of the store names them
 	done     chan struct{}
 	set      *engine.Set
 	err      error
 }
 
-// NewPast makes a past of the database that a follower follows.
+// NewPast makes a Past of the database that a follower follows.
 func NewPast(f *Follower) *Past { return &Past{follower: f} }
 
-// Policies returns the policies of a revision. Those of now are at hand, those of a
-// while ago perhaps; others are compiled, once for all who wait.
+// Policies returns the compiled policies of a revision. It compiles them, once for all calls
+// that wait, unless they are those of the newest snapshot or were used recently. The error is
+// [store.ErrSwept] or [store.ErrNotFound] if the revision cannot be read, and
+// [stored.ErrCompile] if its policies do not compile.
 func (p *Past) Policies(ctx context.Context, revision int64) (*engine.Set, error) {
 	name, err := p.follower.cfg.DB.PastPolicies(ctx, revision)
 	if err != nil {
@@ -51,7 +54,7 @@ func (p *Past) Policies(ctx context.Context, revision int64) (*engine.Set, error
 	}
 	ps, found := p.find(name)
 	if !found {
-		// Others may wait for it, so it does not end with this call.
+		// Other calls may wait for the set, so compiling does not end with this one.
 		go p.compile(context.WithoutCancel(ctx), revision, ps)
 	}
 	select {
@@ -62,7 +65,7 @@ func (p *Past) Policies(ctx context.Context, revision int64) (*engine.Set, error
 	}
 }
 
-// nameOfPolicies is [store.DB.PastPolicies] of bundles that were read.
+// nameOfPolicies returns the name that [store.DB.PastPolicies] gives these bundles.
 func nameOfPolicies(bundles []store.Bundle) string {
 	names := make([]string, len(bundles))
 	for i, b := range bundles {
@@ -71,7 +74,8 @@ func nameOfPolicies(bundles []store.Bundle) string {
 	return strings.Join(names, "\n")
 }
 
-// find returns the set of a name, to be compiled by the caller if it is a new one.
+// find returns the set of a name. If found is false, the set is new and the caller compiles
+// it.
 func (p *Past) find(name string) (ps *pastSet, found bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -89,6 +93,7 @@ func (p *Past) find(name string) (ps *pastSet, found bool) {
 	return ps, found
 }
 
+// compile compiles a set, and forgets it again if that fails.
 func (p *Past) compile(ctx context.Context, revision int64, ps *pastSet) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
@@ -97,7 +102,7 @@ func (p *Past) compile(ctx context.Context, revision int64, ps *pastSet) {
 		if r := recover(); r != nil {
 			ps.err = fmt.Errorf("compile policies of the past: panic: %v\n%s", r, debug.Stack())
 		}
-		if ps.err != nil { // the next may have more luck
+		if ps.err != nil { // the next call tries again
 			p.mu.Lock()
 			p.recent = slices.DeleteFunc(p.recent, func(o *pastSet) bool { return o == ps })
 			p.mu.Unlock()
@@ -112,8 +117,10 @@ func (p *Past) compile(ctx context.Context, revision int64, ps *pastSet) {
 	}
 }
 
-// Prepare reads a question and loads the entities that it can touch, as they were at a
-// revision. It does not use the cache, which knows only the present.
+// Prepare reads a question by the policies of a revision, which are set, and loads the
+// entities that it can touch, as they were at the revision. It does not use the cache, which
+// has the newest entities only. The error is a [engine.RequestError], a
+// [stored.UnfitError] or that of the database.
 func (p *Past) Prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask) (*engine.Evaluation, error) {
 	pool := engine.NewPool()
 	return set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {

@@ -13,8 +13,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// EncodeRevision puts a revision on the wire. p is a position of the same history, at
-// that revision or above it.
+// EncodeRevision returns a revision in its form on the wire. p is a position of the same
+// history, at that revision or a later one.
 func EncodeRevision(p store.Position, number int64) *cedarpostv1.Revision {
 	return wire.Token{Database: p.Database, Timeline: p.Timeline, Number: number, Anchor: p.Number, Mark: p.Mark}.Revision()
 }
@@ -22,13 +22,13 @@ func EncodeRevision(p store.Position, number int64) *cedarpostv1.Revision {
 // named is a revision as a token names it.
 type named struct {
 	number int64
-	// at is the token's anchor: a position at the revision or above it. A history that has
+	// at is the token's anchor: a position at the revision or a later one. A history that has
 	// the anchor has the revision too.
 	at store.Position
 }
 
-// parseToken reads the token of a revision. field names the revision in an error, which is
-// a [tokenError].
+// parseToken reads the token of a revision. field is the field of the request that has the
+// token. The error is a [TokenError].
 func parseToken(field string, r *cedarpostv1.Revision) (named, error) {
 	t, err := wire.ParseToken(r.GetToken())
 	if err != nil {
@@ -37,18 +37,21 @@ func parseToken(field string, r *cedarpostv1.Revision) (named, error) {
 	return named{t.Number, store.Position{Database: t.Database, Timeline: t.Timeline, Number: t.Anchor, Mark: t.Mark}}, err
 }
 
-// TokenError is the error of a text that is not a revision token.
+// TokenError is the error of a text that is not a revision token. Error returns the text for
+// the caller.
 type TokenError struct {
 	field string // of the request
 	err   error
 }
 
+// Error names the field of the request.
 func (e *TokenError) Error() string { return e.field + ": " + e.err.Error() }
 
 // HistoryError is the error of a token that is not of the history that the server follows.
 // The caller made no mistake: it reads again and gets a new token.
 type HistoryError struct{ message string }
 
+// Error returns the text for the caller.
 func (e *HistoryError) Error() string {
 	return "revision: the token " + e.message + "; read again and use a new one"
 }
@@ -58,17 +61,19 @@ var (
 	errOtherDatabase error = &HistoryError{"was given out by another database"}
 	errOtherTimeline error = &HistoryError{"was given out before a failover"}
 	errLost          error = &HistoryError{"is of a revision that this database does not have"}
-	ErrForgotten     error = &HistoryError{"is older than the history that is kept"}
+	// ErrForgotten is the HistoryError of a token whose revision was swept: whether it is of
+	// this history is not known any more.
+	ErrForgotten error = &HistoryError{"is older than the history that is kept"}
 )
 
 const (
-	// keptMarks is how many marks of the newest revisions a server keeps, and how many of
-	// older ones that it looked up.
+	// keptMarks is how many marks of the newest revisions a server keeps, and how many marks
+	// of older revisions that it looked up.
 	keptMarks = 8192
 	// primaryAfter is how long a server waits for a revision before it asks the primary
 	// whether there is such a revision at all.
 	primaryAfter = freshWait / 10
-	// lostEvery is how often the log says that callers have tokens of a lost history.
+	// lostEvery is how often the log says at most that callers have tokens of another history.
 	lostEvery = 10 * time.Second
 )
 
@@ -77,7 +82,7 @@ const (
 // it has another mark. All fields but older are immutable.
 type marks struct {
 	newest int64
-	recent []uuid.UUID // of the revisions up to newest, the last one being that of newest
+	recent []uuid.UUID // of the last revisions; the last one is that of newest
 	older  *olderMarks // shared by all marks of one history, so equal pointers mean the same history
 }
 
@@ -147,8 +152,8 @@ func (m *marks) look(p store.Position) verdict {
 	return lost
 }
 
-// ask looks up a position in the database. here is a position of the history of m. If the
-// database does not have here any more, the error is [store.ErrOtherHistory].
+// ask looks up a position in the database. here is a position of the history of m. The error
+// is [store.ErrOtherHistory] if the database does not have here any more.
 func (m *marks) ask(ctx context.Context, db *store.DB, p, here store.Position) (verdict, error) {
 	mark, oldest, err := db.Mark(ctx, p.Number, here)
 	if errors.Is(err, store.ErrNotFound) {
@@ -175,8 +180,8 @@ func (m *marks) ask(ctx context.Context, db *store.DB, p, here store.Position) (
 	return lost, nil
 }
 
-// verify returns an error if a position is not of the history of a snapshot. At most every
-// ten seconds, it logs that callers have tokens of a history that is lost.
+// verify returns an error if a position is not of the history of a snapshot, and logs that,
+// at most once in lostEvery.
 func (f *Follower) verify(ctx context.Context, snap *Snapshot, p store.Position) error {
 	err := f.compare(ctx, snap, p)
 	var why string
@@ -190,7 +195,7 @@ func (f *Follower) verify(ctx context.Context, snap *Snapshot, p store.Position)
 	default:
 		return err
 	}
-	if now, last := time.Now().UnixNano(), f.lostSaid.Load(); now-last > int64(lostEvery) && f.lostSaid.CompareAndSwap(last, now) {
+	if now, last := time.Now().UnixNano(), f.lostLogged.Load(); now-last > int64(lostEvery) && f.lostLogged.CompareAndSwap(last, now) {
 		f.cfg.Log.Warn("callers have tokens that are "+why, "token", p.Number, "newest", snap.Position.Number)
 	}
 	return err
@@ -229,8 +234,8 @@ func (f *Follower) compare(ctx context.Context, snap *Snapshot, p store.Position
 	return nil
 }
 
-// DecodeRevision returns the number of a revision on the wire. It returns an error if the
-// revision is not of the history of the view, or does not exist yet.
+// DecodeRevision returns the number of a revision on the wire. The error is a [TokenError] or
+// a [HistoryError], and [ErrBehind] if the revision does not exist yet.
 func (v View) DecodeRevision(ctx context.Context, r *cedarpostv1.Revision) (int64, error) {
 	n, err := parseToken("revision", r)
 	if err != nil {
@@ -240,7 +245,8 @@ func (v View) DecodeRevision(ctx context.Context, r *cedarpostv1.Revision) (int6
 }
 
 // AtRevision returns the number of a revision on the wire, and a view that has applied it.
-// It waits up to a second for that.
+// It waits up to a second for that. The error is a [TokenError] or a [HistoryError], or one of
+// [Follower.AtLeast].
 func (f *Follower) AtRevision(ctx context.Context, r *cedarpostv1.Revision) (View, int64, error) {
 	v, err := f.Current()
 	if err != nil {
@@ -269,7 +275,8 @@ func (f *Follower) AtRevision(ctx context.Context, r *cedarpostv1.Revision) (Vie
 }
 
 // PositionOf returns a position to encode a revision with that was just read from the
-// database: that of the view, or the newest one if the view does not have it yet.
+// database: that of the view, or the newest one of the database if the view does not have the
+// revision yet. If the database does not have it any more, the error is [ErrBehind].
 func (v View) PositionOf(ctx context.Context, number int64) (store.Position, error) {
 	if number <= v.Position.Number {
 		return v.Position, nil

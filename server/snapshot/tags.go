@@ -11,18 +11,18 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// maxHintTags is how many things a decision may depend on if its answer may be kept.
+// maxHintTags is how many tags a decision may have if its answer may be kept.
 const maxHintTags = 256
 
-// tag stands for a thing that changes: the first eight bytes of a hash. If two things share
-// a tag, a change of one also drops the answers that depend on the other; it never keeps an
-// answer too long.
+// tag returns the tag of something that decisions depend on: the first eight bytes of a
+// hash. If two things have the same tag, a change of one also drops the answers that depend
+// on the other; no answer is kept too long.
 //
 // The database is part of the hash, so a caller of two services cannot mix up their tags.
 func tag(database uuid.UUID, kind, typ, id string) uint64 {
 	b := make([]byte, 0, 128)
 	b = append(b, database[:]...)
-	// Each text with its length: otherwise two things could be the same bytes.
+	// Each text has its length before it: otherwise two things could have the same bytes.
 	for _, text := range [...]string{kind, typ, id} {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(text)))
 		b = append(b, text...)
@@ -31,21 +31,20 @@ func tag(database uuid.UUID, kind, typ, id string) uint64 {
 	return binary.BigEndian.Uint64(sum[:8])
 }
 
-// EntityTag stands for an entity: its attributes, tags and parents.
+// EntityTag returns the tag of an entity: of its attributes, tags and parents.
 func EntityTag(database uuid.UUID, typ, id string) uint64 {
 	return tag(database, store.KindEntity, typ, id)
 }
 
-// BundleTag stands for the policies of a bundle. When something else of a bundle changes,
-// watchers get a reset.
+// BundleTag returns the tag of the policies of a bundle. When anything else of a bundle
+// changes, watchers get a reset.
 func BundleTag(database uuid.UUID, name string) uint64 {
 	return tag(database, store.KindBundle, "", name)
 }
 
 // HintTags returns the tags of what a decision depends on, besides the request: every entity
-// that was read for it, and the bundles whose policies decided. The tag of a bundle that is
-// not published is among them too, although watchers get a reset when it is published. ok is
-// false if the answer must not be kept.
+// that was read for it, its bundle, and the guardrails. They are sorted. ok is false if the
+// answer must not be kept: an action may forbid it, and there may be too many tags.
 //
 // Schemas and catalogues have no tags: when one of them changes, watchers get a reset.
 func (s *Snapshot) HintTags(e *engine.Evaluation) (tags []uint64, ok bool) {

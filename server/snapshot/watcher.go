@@ -8,27 +8,29 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// The errors of watches.
+// The errors of watches. Their text is for the caller.
 var (
-	// ErrTooManyWatchers refuses a watcher.
+	// ErrTooManyWatchers says that no place is free for another watcher.
 	ErrTooManyWatchers = errors.New("too many callers watch this server already")
-	// ErrTooSlow ends a watch that is too many events behind.
+	// ErrTooSlow says that a watcher is too many events behind.
 	ErrTooSlow = errors.New("this watcher does not keep up with what changes; begin anew")
 )
 
-// A Watcher reads what changes, from one revision on, without gaps. It holds a place in the
-// hub until it leaves. One goroutine uses it.
+// A Watcher reads what changes, from one revision on, without gaps. It takes one of
+// [Config.MaxWatchers] places until [Watcher.Leave]. Only one goroutine may use it.
 type Watcher struct {
 	hub  *hub
 	next int64                 // the number of the event that comes next
 	last *cedarpostv1.Revision // the revision of the last message
-	// Moved is closed when there is something new, after Messages returned none.
+	// Moved is closed when there are new messages. It is valid after a call of Messages, until
+	// the next one.
 	Moved <-chan struct{}
 }
 
 // Watch begins a watch and returns its first message. after is the revision that the
-// caller has applied; nil means that it begins with the newest one. The error is
-// errTooManyWatchers if no place is free. The caller of watch calls Leave at the end.
+// caller has applied; nil means the newest one. The error is [ErrTooManyWatchers] if no place
+// is free, a [TokenError], or that of the database. Without an error, call [Watcher.Leave] at
+// the end.
 func (f *Follower) Watch(ctx context.Context, after *cedarpostv1.Revision) (w *Watcher, first *cedarpostv1.WatchResponse, err error) {
 	h := f.hub
 	select {
@@ -65,8 +67,8 @@ func (f *Follower) Watch(ctx context.Context, after *cedarpostv1.Revision) (w *W
 	return w, event.message, nil
 }
 
-// Messages returns what is new, in order; nothing if Moved has to be waited for. If the
-// watcher is too far behind, the error is errTooSlow, and the one message is a reset.
+// Messages returns the new messages, in order. If there are none, wait for Moved. If the
+// watcher is too far behind, the error is [ErrTooSlow], and the only message is a reset.
 func (w *Watcher) Messages() ([]*cedarpostv1.WatchResponse, error) {
 	events, next, moved, ok := w.hub.next(w.next)
 	if !ok {
@@ -83,10 +85,10 @@ func (w *Watcher) Messages() ([]*cedarpostv1.WatchResponse, error) {
 	return messages, nil
 }
 
-// Heartbeat returns a message that says that nothing changed since the last one.
+// Heartbeat returns a message that says that nothing changed since the last message.
 func (w *Watcher) Heartbeat() *cedarpostv1.WatchResponse {
 	return &cedarpostv1.WatchResponse{After: w.last.Number, Revision: w.last}
 }
 
-// Leave gives the place in the hub back.
+// Leave frees the place of the watcher.
 func (w *Watcher) Leave() { <-w.hub.places }
