@@ -38,7 +38,7 @@ func (s *auditService) CountDecisions(ctx context.Context, req *cedarpostv1.Coun
 	return out, nil
 }
 
-// groupText names a group as the contract has it.
+// groupText returns the name of a group in the form that the contract says.
 func groupText(by cedarpostv1.CountDecisionsRequest_Group, n store.DecisionCount) string {
 	switch by {
 	case cedarpostv1.CountDecisionsRequest_POLICY:

@@ -14,18 +14,19 @@ import (
 )
 
 const (
-	maxExports    = 16  // under way at once
-	exportBatches = 256 // batches of one read,
+	maxExports = 16 // at once
+	// One read gets at most so many batches, and at least one, whatever its size.
+	exportBatches = 256
 	exportRows    = 1000
-	exportBytes   = 8 << 20 // of their records; one batch alone may have more
+	exportBytes   = 8 << 20 // of records
 	exportPoll    = time.Second
-	// exportLeeway is how long after its end an export that follows waits for batches
-	// of servers that are slow or whose clocks are behind.
+	// exportLeeway is how long an export that follows waits after its end for batches of
+	// servers that are slow or whose clocks are behind.
 	exportLeeway = 2 * decisionlog.RecordTimeout
 )
 
 // ExportDecisions implements cedarpost.v1.AuditService. Between two reads it holds
-// neither a connection nor a transaction, so a slow reader is in nobody's way.
+// neither a connection nor a transaction, so a slow caller does not block other calls.
 func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.ExportDecisionsRequest, stream cedarpostv1connect.AuditServiceExportDecisionsServerStream) error {
 	select {
 	case s.exports <- struct{}{}:
@@ -50,7 +51,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 			if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure, req, -1); err != nil {
 				return err
 			}
-			// The first batch can be long in coming.
+			// It can take long until there is a batch to send.
 			if err := stream.SendHeaders(); err != nil {
 				return err
 			}
@@ -73,7 +74,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 		case x.idle:
 			select {
 			case <-ctx.Done():
-				return ctx.Err() // an end without an error means that all was sent
+				return ctx.Err() // nil would mean that everything was sent
 			case <-s.stopping:
 			case <-time.After(exportPoll):
 			}
@@ -84,28 +85,29 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 	}
 }
 
-// errExportStopped is an error, for an end without one means that all was sent.
+// errExportStopped ends an export when the server stops. nil would mean that everything was
+// sent.
 func errExportStopped(next int64) error {
 	return connect.Errorf(connect.CodeUnavailable, "the server is stopping; go on from leaf %d", next)
 }
 
-// export is how far one stream is.
+// export is the state of one stream.
 type export struct {
 	db       *store.DB
 	from, to time.Time // zero: not given
 	follow   bool
 
-	next  int64 // leaf to read next
-	end   int64 // leaf to end before, unless it follows
-	begun bool  // a batch with rows from `from` on was seen
-	idle  bool  // the last read came to the end of the log
-	ended bool  // nothing more is to come
+	next  int64 // the leaf to read next
+	end   int64 // the leaf to end before, unless it follows
+	begun bool  // a batch with rows from `from` on was read
+	idle  bool  // the last read reached the end of the log
+	ended bool  // nothing remains to be sent
 
-	gone map[time.Time]bool // days that are known to be
+	gone map[time.Time]bool // days that are known to be gone
 }
 
-// begin finds where to start. Without follow, the end is where the log ends now:
-// one that grows faster than it is read would have none.
+// begin finds where to start. Without follow, the end is where the log ends now: if the
+// log grows faster than it is read, the export would not end otherwise.
 func (x *export) begin(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
@@ -120,7 +122,7 @@ func (x *export) begin(ctx context.Context) (err error) {
 	return err
 }
 
-// findEnd finds the end of what there is now.
+// findEnd sets the end to the current end of the log, or to the last batch of the time asked for.
 func (x *export) findEnd(ctx context.Context) (err error) {
 	if x.end, err = x.db.NextLeaf(ctx); err != nil || x.to.IsZero() {
 		return err
@@ -131,12 +133,12 @@ func (x *export) findEnd(ctx context.Context) (err error) {
 	return err
 }
 
-// read reads on, a bounded number of batches with their rows.
+// read returns the next batches with their rows. Their number is bounded.
 func (x *export) read(ctx context.Context) ([]store.Batch, error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
 	if x.follow && !x.to.IsZero() && time.Now().After(x.to.Add(exportLeeway)) {
-		x.follow = false // to the end of what there is by now
+		x.follow = false // read to the current end of the log, and then end
 		if err := x.findEnd(ctx); err != nil {
 			return nil, err
 		}
@@ -184,8 +186,8 @@ func (x *export) read(ctx context.Context) ([]store.Batch, error) {
 	return some[:n], nil
 }
 
-// message puts a batch on the wire, each row at its place. A row that is not there is
-// missing, unless its whole day is gone.
+// message returns a batch in its form on the wire, each row at its place. A row that is not
+// in the database is marked as missing, unless the whole day is gone.
 func (x *export) message(ctx context.Context, b store.Batch) (*cedarpostv1.ExportDecisionsResponse, error) {
 	out := &cedarpostv1.ExportDecisionsResponse{Leaf: b.Leaf, Header: b.Header}
 	if len(b.Entries) == 0 && b.Rows > 0 {
@@ -193,12 +195,12 @@ func (x *export) message(ctx context.Context, b store.Batch) (*cedarpostv1.Expor
 			return out, err
 		}
 	}
-	// No batch of this service has that many rows. Whoever can append can say any number.
+	// The number of rows comes from the database. This service never writes so many.
 	const most = 1 << 16
 	out.Entries = make([]*cedarpostv1.LogEntry, min(max(b.Rows, 0), most))
 	for _, e := range b.Entries {
 		if e.Pos < 0 || e.Pos >= len(out.Entries) || out.Entries[e.Pos] != nil {
-			out.Entries = append(out.Entries, odd(e)) // one too many
+			out.Entries = append(out.Entries, odd(e)) // a row that the header does not count
 			continue
 		}
 		out.Entries[e.Pos] = decisionlog.ReadEntry(e)
@@ -211,7 +213,7 @@ func (x *export) message(ctx context.Context, b store.Batch) (*cedarpostv1.Expor
 	return out, nil
 }
 
-// odd is a row that has no place in its batch.
+// odd returns the entry of a row that has no place in its batch.
 func odd(e store.Entry) *cedarpostv1.LogEntry {
 	const damage = "its place in the batch is taken, or not one of the batch"
 	id, at := e.ID.String(), timestamppb.New(e.At)
@@ -221,8 +223,8 @@ func odd(e store.Entry) *cedarpostv1.LogEntry {
 	return &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Decision{Decision: &cedarpostv1.DecisionRecord{DecisionId: id, Time: at, Damaged: damage}}}
 }
 
-// dayGone reports whether a day is not in the database any more. Whether it was
-// dropped as the log says is for a verification to find.
+// dayGone reports whether a day is not in the database any more. A verification of the log
+// finds whether retention dropped it.
 func (x *export) dayGone(ctx context.Context, day time.Time) (bool, error) {
 	if x.gone[day] {
 		return true, nil

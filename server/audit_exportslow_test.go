@@ -41,7 +41,7 @@ func TestSlowReaderOfAnExport(t *testing.T) {
 	db, clients, _, _ := hurriedServer(t, times)
 	w := db.NewLogWriter("s", auditlog.Strict, 0)
 	defer w.Close()
-	const batches, size = 24, 2 << 20 // more than the buffers of both sides
+	const batches, size = 24, 128 << 10 // more than the buffers of both sides
 	for range batches {
 		if _, err := w.Append(t.Context(), []store.Decision{newDecision(t, size)}, nil); err != nil {
 			t.Fatal(err)

@@ -17,8 +17,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// maxTruncations bounds the statements that are told with a checkpoint: the newest ones. As
-// each has at most [auditlog.MaxStatement] bytes, the answer stays small.
+// maxTruncations is how many statements about truncations are returned with a checkpoint:
+// the newest ones. Each has at most [auditlog.MaxStatement] bytes, so the answer stays small.
 const maxTruncations = 100
 
 // GetCheckpoint implements cedarpost.v1.AuditService.
@@ -39,7 +39,7 @@ func (s *auditService) GetCheckpoint(ctx context.Context, req *cedarpostv1.GetCh
 	return out, nil
 }
 
-// checkpoint reads the checkpoint of a size, the newest for 0.
+// checkpoint reads the checkpoint of a tree of this size, or the newest one for 0.
 func (s *auditService) checkpoint(ctx context.Context, size int64) (store.Checkpoint, error) {
 	var c store.Checkpoint
 	var err error
@@ -73,7 +73,7 @@ func (s *auditService) GetInclusionProof(ctx context.Context, req *cedarpostv1.G
 	if err != nil {
 		return nil, err
 	}
-	// The proof holds the record.
+	// The proof contains the record, so this is a read of the log.
 	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceGetInclusionProofProcedure, req, 1); err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (s *auditService) GetInclusionProof(ctx context.Context, req *cedarpostv1.G
 	}, nil
 }
 
-// prove finds a record and proves it for the tree of a size.
+// prove finds a record and proves that the tree of this size includes it.
 func (s *auditService) prove(ctx context.Context, id uuid.UUID, size int64) (in auditlog.Inclusion, err error) {
 	var batchID uuid.UUID
 	d, err := s.db.GetDecision(ctx, id)

@@ -20,14 +20,14 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// auditService answers what was decided, from the bytes that were recorded. Each
-// read is recorded too, between the reading and the answer.
+// auditService reads the log, and decides from the bytes of a record again what was
+// decided. It records each read in the log, before it answers.
 type auditService struct {
 	db       *store.DB
 	recorder *decisionlog.Recorder
 	stopping <-chan struct{} // closed when the server stops
-	exports  chan struct{}   // a place for each export that is under way
-	reports  int             // of reuse, that one page is summed up from
+	exports  chan struct{}   // holds one element for each export
+	reports  int             // how many reports of reuse one page is summed up from, at most
 	signer   *decisionlog.Signer
 	past     *snapshot.Past
 }
@@ -37,10 +37,10 @@ func newAuditService(db *store.DB, recorder *decisionlog.Recorder, stopping <-ch
 }
 
 const (
-	// maxScan is how much of the log a question may read row by row.
+	// maxScan is how much of the log a query may read row by row.
 	maxScan = 24 * time.Hour
-	// scanLeeway is for a caller that says "since 24 hours ago" some time before this
-	// server says what the time is.
+	// scanLeeway is for callers that ask for the last 24 hours: the server reads its clock
+	// some time after the caller.
 	scanLeeway = time.Minute
 )
 
@@ -91,8 +91,8 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 	return out, nil
 }
 
-// filter reads the filters of a request. shown is the request as it may be kept: it
-// has the hash of the value that is looked for in place of the value.
+// filter reads the filters of a request. shown is the request in the form that may be
+// recorded: instead of the masked value that it looks for, it has the hash.
 func (s *auditService) filter(req *cedarpostv1.QueryDecisionsRequest) (q store.DecisionQuery, shown *cedarpostv1.QueryDecisionsRequest, err error) {
 	q = store.DecisionQuery{
 		DeniedAt: int16(req.GetDeniedAt()), Caller: req.GetCaller(), RequestID: req.GetRequestId(), TraceID: req.GetTraceId(),
@@ -127,7 +127,7 @@ func (s *auditService) filter(req *cedarpostv1.QueryDecisionsRequest) (q store.D
 	return q, shown, nil
 }
 
-// timeRange reads the bounds of a time; what is absent is zero.
+// timeRange reads the bounds of a time. An absent bound is zero.
 func timeRange(from, to *timestamppb.Timestamp) (a, b time.Time, err error) {
 	for _, t := range []struct {
 		name string
@@ -148,12 +148,12 @@ func timeRange(from, to *timestamppb.Timestamp) (a, b time.Time, err error) {
 	return a, b, nil
 }
 
-// indexed reports whether an index leads to the rows of a query, besides their time.
+// indexed reports whether a query can use an index besides that of the time.
 func indexed(q store.DecisionQuery) bool {
 	return q.Principal != nil || q.Resource != nil || q.RequestID != "" || q.DeniedAt != 0 || q.Allowed != nil && !*q.Allowed
 }
 
-// scanned names a filter for which all rows of the time have to be read, or is "".
+// scanned returns the name of a filter for which all rows of the time have to be read, or "".
 func scanned(q store.DecisionQuery) string {
 	if indexed(q) {
 		return ""
@@ -172,7 +172,7 @@ func scanned(q store.DecisionQuery) string {
 	return ""
 }
 
-// checkSpan refuses to read more than a day of the log for what has no index.
+// checkSpan refuses to read more than a day of the log for a filter that has no index.
 func checkSpan(q store.DecisionQuery, what string) error {
 	end := time.Now()
 	if !q.To.IsZero() {
@@ -219,7 +219,7 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 	rows := 1
 	var uses map[string]*cedarpostv1.DecisionUses
 	if missing {
-		rows = 0 // that there is none is an answer too
+		rows = 0 // that there is no such decision is also something that is read
 	} else if uses, err = s.uses(ctx, []store.Decision{row}); err != nil {
 		return nil, err
 	}
@@ -236,7 +236,7 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 	return &cedarpostv1.GetDecisionResponse{Decision: rec, Uses: uses[row.ID.String()]}, nil
 }
 
-// damageError refuses what needs the record of one row that is damaged.
+// damageError is the error of a call that needs the record of a row that is damaged.
 func damageError(rec *cedarpostv1.DecisionRecord) *connect.Error {
 	return connect.NewError(connect.CodeDataLoss, fmt.Sprintf(
 		"the row of decision %s is damaged: %s; verify the log (cedarpost audit verify)", rec.GetDecisionId(), rec.GetDamaged()))

@@ -54,8 +54,8 @@ func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.Repl
 	return out, nil
 }
 
-// replay decides again what a record says was decided: its question, at its
-// revision. An error means that it could not be tried.
+// replay decides the question of a record again, at its revision, and compares the outcomes.
+// An error means that nothing was compared, and says nothing about the record.
 func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionRecord) (*cedarpostv1.ReplayDecisionResponse, error) {
 	out := &cedarpostv1.ReplayDecisionResponse{Recorded: rec}
 	if len(rec.GetMasked()) > 0 {
@@ -72,7 +72,7 @@ func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionReco
 		out.Outcome, out.Reason = cedarpostv1.ReplayDecisionResponse_NOT_REPLAYABLE, why
 		return out, nil
 	case errors.As(err, &bad), errors.As(err, &stored), errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
-		// It was decided once, so question or data are not what they were.
+		// It was decided before, so the question or the data must have been altered.
 		out.Differences = []string{"decision: recorded " + rec.GetDecision().String() + ", replayed to an error: " + err.Error()}
 	case err != nil:
 		return nil, err
@@ -111,7 +111,7 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 	return outcomeOf(wire.Response(res)), nil
 }
 
-// outcomeOf is the outcome as a record has it.
+// outcomeOf returns the outcome of a response in the form of a record.
 func outcomeOf(res *cedarpostv1.AuthorizeResponse) *cedarpostv1.DecisionRecord {
 	return &cedarpostv1.DecisionRecord{
 		Decision: res.Decision, DeniedAt: res.DeniedAt, Fields: res.Fields,
@@ -120,8 +120,7 @@ func outcomeOf(res *cedarpostv1.AuthorizeResponse) *cedarpostv1.DecisionRecord {
 	}
 }
 
-// differences says part by part where two outcomes differ; nothing where they do
-// not.
+// differences describes in words each part in which two outcomes differ.
 func differences(rec, again *cedarpostv1.DecisionRecord) []string {
 	var c comparison
 	c.text("decision", rec.GetDecision().String(), again.GetDecision().String())
@@ -179,12 +178,12 @@ func (c *comparison) list(part string, recorded, replayed []string) {
 	case len(come) > 0:
 		c.found = append(c.found, fmt.Sprintf("%s: only replayed: %s", part, some(come)))
 	default:
-		c.text(part, some(recorded), some(replayed)) // other order, or other count
+		c.text(part, some(recorded), some(replayed)) // another order, or another count of an element
 	}
 }
 
-// messages is list of messages. Their words may be shortened: whether they are
-// equal is not told by those.
+// messages is comparison.list for lists of messages. It compares the messages themselves,
+// because their words can be shortened.
 func messages[T proto.Message](c *comparison, part string, recorded, replayed []T, text func(T) string) {
 	if slices.EqualFunc(recorded, replayed, func(a, b T) bool { return proto.Equal(a, b) }) {
 		return
@@ -214,7 +213,7 @@ func without(list, other []string) (out []string) {
 	return out
 }
 
-// some writes a list out, shortened.
+// some returns the first elements of a list in words.
 func some(list []string) string {
 	const most = 10
 	switch n := len(list); {

@@ -11,8 +11,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// uses sums up the uses of decisions, by their ids. Each report of a caller counts
-// once, and for the decisions of that caller alone.
+// uses sums up the reported uses of decisions, by the ids of these. Each report counts
+// once, and only for decisions of the caller that sent it.
 func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (map[string]*cedarpostv1.DecisionUses, error) {
 	if len(decisions) == 0 {
 		return nil, nil
@@ -34,13 +34,13 @@ func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (ma
 			q.To = d.At
 		}
 	}
-	// A server whose clock is behind can take a report before the decision was made.
+	// On a server whose clock is behind, a report can be older than its decision.
 	q.From, q.To = q.From.Add(-2*maxReportAhead), q.To.Add(maxReportAge+usesLeeway)
 
 	out := map[string]*cedarpostv1.DecisionUses{}
 	type reportKey struct{ caller, id string }
 	counted := map[reportKey]bool{}
-	var damaged []uuid.UUID // may have more uses, that a damaged report is of
+	var damaged []uuid.UUID // whose uses may be in a damaged report
 	rows := 0
 	err := s.db.EachUse(ctx, q, func(e store.Event) error {
 		if rows++; rows > s.reports {
@@ -86,7 +86,7 @@ func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (ma
 	return out, nil
 }
 
-// addUses adds what a report says to what others said; nil is nothing yet.
+// addUses adds the uses of one report to a sum, which is nil at first.
 func addUses(sum *cedarpostv1.DecisionUses, r *cedarpostv1.Reuse) *cedarpostv1.DecisionUses {
 	if sum == nil {
 		return &cedarpostv1.DecisionUses{Hits: r.Hits, First: r.First, Last: r.Last}

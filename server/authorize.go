@@ -16,9 +16,9 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// authorizationService answers questions. A call goes: snapshot, question,
-// slice, decision, record, answer. Nothing leaves before the record is
-// committed, and whatever fails on the way is an error, never an allow.
+// authorizationService decides. The steps of a call are: snapshot, question, slice,
+// decision, record, answer. No answer leaves before its record is committed. A failure of any
+// step is an error, never an allow.
 type authorizationService struct {
 	db       *store.DB
 	follower *snapshot.Follower
@@ -28,8 +28,8 @@ type authorizationService struct {
 	limits *access.Limiter
 	metric *decisionMetrics
 
-	maxReuse  time.Duration   // how long an answer may be kept; 0 or less: not at all
-	heartbeat time.Duration   // of watches
+	maxReuse  time.Duration   // how long callers may keep an answer; 0 or less: not at all
+	heartbeat time.Duration   // between two messages of a watch, if nothing changes
 	stopping  <-chan struct{} // closed when the server stops
 }
 
@@ -95,15 +95,14 @@ func (s *authorizationService) view(ctx context.Context, c *cedarpostv1.Consiste
 	return s.follower.Current()
 }
 
-// answer is the outcome of one check: a response that was recorded, or why there
-// is none.
+// answer is the outcome of one check: a recorded response, or an error.
 type answer struct {
 	response *cedarpostv1.AuthorizeResponse
 	err      error
 }
 
-// decide makes and records the decisions of checks, all at one view. Its error is about all
-// checks; an answer's error is about one.
+// decide makes and records the decisions of checks, all at one view. The error that it
+// returns concerns all checks; the error in an answer concerns one.
 func (s *authorizationService) decide(ctx context.Context, v snapshot.View, checks []*cedarpostv1.AuthorizeRequest) ([]answer, error) {
 	began := time.Now()
 	asks := make([]engine.Ask, len(checks))
@@ -158,7 +157,8 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 	return answers, nil
 }
 
-// hint says how the answer to a check may be kept, nil if it may not.
+// hint says how long the caller may keep an answer, and by what tags. It is nil if the answer
+// must not be kept.
 func (s *authorizationService) hint(v snapshot.View, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation) *cedarpostv1.CacheHint {
 	if !req.WantCacheHint || req.Explain || s.maxReuse <= 0 {
 		return nil

@@ -13,19 +13,19 @@ import (
 )
 
 const (
-	// maxReportAge is how old a decision may be whose use is reported: where its uses
-	// are looked for depends on it. maxReportAhead is how far the clocks of two servers
-	// may be apart.
+	// maxReportAge is how old a decision may be when its use is reported. It bounds the time
+	// in which uses of a decision are looked for. maxReportAhead is how much the clocks of two
+	// servers may differ.
 	maxReportAge   = 24 * time.Hour
 	maxReportAhead = time.Minute
-	// usesLeeway is for reports that took their time to be committed.
+	// usesLeeway is how long it may take to commit a report.
 	usesLeeway = time.Hour
-	// maxReports is how many reports the uses of one page are summed up from.
+	// maxReports is how many reports the uses of one page are summed up from, at most.
 	maxReports = 100_000
 )
 
-// ReportReuse implements cedarpost.v1.AuthorizationService. Who sends a report again,
-// for want of an answer, has it in the log twice: it is counted once when it is read.
+// ReportReuse implements cedarpost.v1.AuthorizationService. A report that its caller sends
+// again, because the answer was lost, is in the log twice. Reads of the log count it once.
 func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error) {
 	for i, f := range req.GetFailOpens() {
 		if err := checkTimes("fail_opens", i, f.First, f.Last); err != nil {
@@ -86,7 +86,7 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 	return &cedarpostv1.ReportReuseResponse{Refused: report.Refused}, nil
 }
 
-// checkTimes refuses what is no time; which comes first was looked at before.
+// checkTimes refuses invalid times. Validation of the request has compared first and last.
 func checkTimes(list string, i int, first, last *timestamppb.Timestamp) error {
 	if first.CheckValid() != nil || last.CheckValid() != nil {
 		return connect.Errorf(connect.CodeInvalidArgument, "%s[%d]: first or last is not a time", list, i)

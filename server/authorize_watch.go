@@ -16,8 +16,8 @@ var (
 	errKeyGone      = connect.NewError(connect.CodeUnauthenticated, "the API key of this watcher was revoked")
 )
 
-// Watch implements cedarpost.v1.AuthorizationService. A stale server goes on sending what
-// it knows. GetRevision tells a watcher how old that is.
+// Watch implements cedarpost.v1.AuthorizationService. A server whose snapshot is stale goes
+// on sending. A watcher calls GetRevision to learn how far the server is behind.
 func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.WatchRequest, stream cedarpostv1connect.AuthorizationServiceWatchServerStream) error {
 	w, first, err := s.follower.Watch(ctx, req.GetAfter())
 	if err != nil {
@@ -66,6 +66,7 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 	}
 }
 
+// isClosed reports whether a channel that nobody sends to is closed.
 func isClosed(c <-chan struct{}) bool {
 	select {
 	case <-c:

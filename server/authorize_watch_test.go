@@ -274,7 +274,7 @@ func TestManyWatchers(t *testing.T) {
 		watchers[i], _ = watch(t, s, nil)
 	}
 	var last *cedarpostv1.Revision
-	for i := range 30 {
+	for i := range 10 {
 		last = s.MustPut(servertest.DocUser(t, fmt.Sprint("u", i)))
 	}
 	var all sync.WaitGroup
@@ -345,7 +345,7 @@ func TestWatchEndsWithTheKey(t *testing.T) {
 // An import is told of message by message; a watcher that reads learns of each entity.
 func TestWatchOfAnImport(t *testing.T) {
 	t.Parallel() // it takes long
-	watchImport(t, 12_000)
+	watchImport(t, 11_000)
 }
 
 // TestSoakWatchOfAnImport is the long form.
@@ -365,6 +365,7 @@ func watchImport(t *testing.T, all int) {
 	// A server that sees more than 10,000 changes at once tells of them by a reset. So
 	// only so many entities are on their way at a time, however slow the server is.
 	const each, most = 1000, 5000
+	level := servertest.DocUser(t, "").Attrs
 	sent := make(chan error, 1)
 	room := make(chan struct{}, most/each)
 	go func() {
@@ -376,7 +377,7 @@ func watchImport(t *testing.T, all int) {
 			}
 			var list []*cedarpostv1.Entity
 			for i := from; i < from+each; i++ {
-				list = append(list, servertest.DocUser(t, fmt.Sprint(i)))
+				list = append(list, &cedarpostv1.Entity{Uid: &cedarpostv1.EntityUid{Type: "Doc::User", Id: fmt.Sprint(i)}, Attrs: level})
 			}
 			if err := stream.Send(&cedarpostv1.ImportEntitiesRequest{Entities: list}); err != nil {
 				break

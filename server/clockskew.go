@@ -8,30 +8,30 @@ import (
 	"time"
 )
 
-// maxSkew is how far the clock of a server and that of the database may differ before
-// it is warned of. Servers that keep their clocks right differ by milliseconds.
+// maxSkew is how far the clocks of a server and of the database may differ without a
+// warning. The clocks of servers that synchronize them differ by milliseconds.
 const maxSkew = 2 * time.Second
 
-// skew is how far the clock of this server is from that of the database, measured with
-// a question that is asked each second anyway.
+// skew is the difference between the clocks of this server and of the database. It is
+// measured with a query that readiness sends each second.
 type skew struct {
 	log *slog.Logger
 
 	mu    sync.Mutex
 	known bool
 	ahead time.Duration // of this server
-	large bool          // it is more than maxSkew, and that was logged
+	large bool          // more than maxSkew, as was logged
 }
 
-// note takes the database's clock, read by a question that was sent and answered at
-// these times of this server's clock. The database read its clock somewhere in between.
+// note measures the difference. asked and answered are when this server sent a query and got
+// the answer, by its own clock; database is the clock of the database at some time in between.
 func (s *skew) note(asked, answered, database time.Time) {
 	unsure := answered.Sub(asked) / 2
 	ahead := asked.Add(unsure).Sub(database)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// An answer that took long is imprecise. It is ignored if it does not show on which side
-	// of maxSkew the difference is.
+	// An answer that took long is imprecise. It is ignored if the difference may be more or
+	// less than maxSkew.
 	large := ahead.Abs()-unsure > maxSkew
 	if !large && ahead.Abs()+unsure > maxSkew {
 		return
@@ -49,7 +49,7 @@ func (s *skew) note(asked, answered, database time.Time) {
 	}
 }
 
-// seconds is the skew for a metric, NaN as long as it is not known.
+// seconds returns the skew for a metric; NaN if it is not known yet.
 func (s *skew) seconds() float64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,7 +59,7 @@ func (s *skew) seconds() float64 {
 	return s.ahead.Seconds()
 }
 
-// warning returns "", or that the clocks differ.
+// warning returns a warning that the clocks differ, or "".
 func (s *skew) warning() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// strictBinary refuses fields that the contract does not know: a question that
-// is understood in part could be answered wrongly.
+// strictBinary refuses fields that the contract does not know. A question that is
+// understood only in part could be decided wrongly.
 type strictBinary struct{ *connectproto.BinaryCodec }
 
 // UnmarshalRead implements connect.Codec.
@@ -27,8 +27,8 @@ func (c strictBinary) UnmarshalRead(ctx context.Context, src io.Reader, msg any)
 	return nil
 }
 
-// strictJSON refuses unknown fields and deep nesting. It writes empty lists and
-// false too, because "permitted": [] is an answer.
+// strictJSON refuses unknown fields and deep nesting. It also writes empty lists and false,
+// because "permitted": [] is an answer.
 type strictJSON struct{ *connectproto.JSONCodec }
 
 func newStrictJSON() strictJSON {
@@ -43,11 +43,11 @@ func (c strictJSON) UnmarshalRead(ctx context.Context, src io.Reader, msg any) e
 	return cleanDecodeError(c.JSONCodec.UnmarshalRead(ctx, src, msg))
 }
 
-// protoPrefix is what the protobuf module puts before its errors, with a space
-// that changes from build to build.
+// protoPrefix matches the prefix of errors of the protobuf module. The kind of space in it
+// differs from build to build.
 var protoPrefix = regexp.MustCompile(`^proto:[\s\x{a0}]*`)
 
-// decodeError is a body that does not decode, in words for the caller.
+// decodeError is the error of a body that does not decode. Its text is for the caller.
 type decodeError struct {
 	msg   string
 	cause error

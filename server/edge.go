@@ -24,8 +24,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// Sizes at the edge; package wire has those of messages. What is larger is refused
-// before it is decoded.
+// Larger calls are refused before they are decoded. The limits of messages are in package
+// wire.
 const (
 	maxHeaderBytes = 16 << 10  // the headers of a call
 	maxStreamBytes = 300 << 20 // all messages of a call
@@ -38,9 +38,9 @@ type timeouts struct {
 
 	message time.Duration // to receive or send one message of a stream
 	upload  time.Duration // for all that a caller streams in one call
-	discard time.Duration // to read on what a caller sends to a call that has ended
+	discard time.Duration // to read what a caller still sends after its call has ended
 
-	heartbeat time.Duration // between two messages of a watch where nothing changes
+	heartbeat time.Duration // between two messages of a watch if nothing changes
 }
 
 var defaultTimeouts = timeouts{
@@ -79,7 +79,7 @@ func requestFrom(ctx context.Context) *request {
 	return r
 }
 
-// edge holds what every call passes before its handler.
+// edge is what every call passes before its handler.
 type edge struct {
 	follower     *snapshot.Follower
 	limits       *access.Limiter
@@ -90,9 +90,9 @@ type edge struct {
 	times        timeouts
 }
 
-// guard is the one choke point of all calls: it knows who calls, bounds how
-// often and how long, and logs what failed. It runs before the body is read, so
-// a stranger cannot make the server decode anything.
+// guard is the one choke point of all calls: it authenticates the caller, bounds how often
+// and how long it calls, and logs failures. It runs before the body is read, so a caller that
+// is not authenticated cannot make the server decode anything.
 func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) (err error) {
 		began := time.Now()
@@ -108,7 +108,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			e.metric.call(spec, began, err)
 		}()
 		r := requestFrom(ctx)
-		// Load balancers ask for health and have no key.
+		// Load balancers call the health service and have no API key.
 		if !isHealth(spec) {
 			if ctx, err = e.admit(ctx, r, spec.Procedure); err != nil {
 				return err
@@ -119,7 +119,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			defer cancel()
 			return next(ctx, spec, stream)
 		}
-		bounded := ctx // callerError needs the context without the server's own bound
+		bounded := ctx // callerError needs ctx, which is without the server's own deadline
 		if spec.StreamType == connect.StreamTypeClient {
 			var cancel context.CancelFunc
 			bounded, cancel = context.WithTimeout(ctx, e.times.upload)
@@ -135,8 +135,8 @@ func isHealth(spec connect.Spec) bool {
 	return strings.HasPrefix(spec.Procedure, "/"+healthv1connect.HealthName+"/")
 }
 
-// admit authenticates the call of a request and takes one token of its caller's rate limit.
-// It returns a context with the caller, and with what the log records about the call.
+// admit authenticates the caller of a request and takes one token of its rate limit. It
+// returns a context with the caller, and with what the log records about the call.
 func (e *edge) admit(ctx context.Context, r *request, procedure string) (context.Context, error) {
 	caller, err := access.Authenticate(r.header, r.tls, e.keys)
 	if unknown, ok := errors.AsType[*access.UnauthenticatedError](err); ok {
@@ -158,7 +158,7 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 	return ctx, nil
 }
 
-// keys returns the API keys of a snapshot that is not too old.
+// keys returns the live API keys. It is an error if the snapshot is too old to know them.
 func (e *edge) keys() (access.Keys, error) {
 	v, err := e.follower.Current()
 	if err != nil {
@@ -178,7 +178,7 @@ func (e *edge) logFailure(ctx context.Context, spec connect.Spec, err error) {
 		attrs = append(attrs, "cause", ce.Unwrap())
 	}
 	if errors.Is(err, errWatchStopped) {
-		return // one line for each watcher would say nothing
+		return // a line for each watcher would not help
 	}
 	switch code {
 	case connect.CodeUnavailable, connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss:
@@ -190,10 +190,9 @@ func (e *edge) logFailure(ctx context.Context, spec connect.Spec, err error) {
 	}
 }
 
-// wireOptions are the codecs and limits of a plane. Compression is off, because a small
-// gzip body can inflate a thousandfold.
-//
-// maxBytes bounds the messages of calls that have no bound of their own.
+// wireOptions returns the codecs and limits of a plane. Compression is off, because a small
+// gzip body can inflate a thousandfold. maxBytes bounds the messages of procedures that have
+// no bound of their own.
 func wireOptions(maxBytes int) []connecthttp.Option {
 	return []connecthttp.Option{
 		connecthttp.WithCodecs(strictBinary{connectproto.NewBinaryCodec()}, newStrictJSON()),

@@ -17,23 +17,23 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// An atomic import is kept in memory to its end, and keeps all other writers
-// waiting while it is written.
+// An atomic import is held in memory to its end. All other writers wait while it is written,
+// so its size is bounded.
 const (
 	maxAtomicEntities = 10_000
 	maxAtomicBytes    = 40 << 20
 )
 
-// importing is one stream of an import.
+// importing is the state of one stream of an import.
 type importing struct {
 	*entityService
 	options *cedarpostv1.ImportOptions
-	place   store.Import // of an import that has an id
-	stored  int64        // entities from the start of the import, skipped ones included
+	place   store.Import // how far the import is, if it has an id
+	stored  int64        // how many entities of the import are stored, those of other streams included
 
-	held      []*cedarpostv1.EntityOperation // of an atomic import, until its end
+	held      []*cedarpostv1.EntityOperation // of an atomic import, to its end
 	heldBytes int
-	lot       map[store.UID]int64 // what is committed together: name → number in the import
+	lot       map[store.UID]int64 // the entities of one commit, with their numbers in the import
 
 	out *cedarpostv1.ImportEntitiesResponse
 }
@@ -51,7 +51,7 @@ func (s *entityService) ImportEntities(ctx context.Context, stream cedarpostv1co
 	if err != nil {
 		return nil, err
 	}
-	// The first message of an import that goes on may be its end.
+	// The first message of an import that goes on may have options only.
 	if len(msg.GetEntities()) > 0 || i.stored == 0 {
 		if err := i.take(ctx, msg); err != nil {
 			return nil, i.explain(err)
@@ -78,7 +78,7 @@ func (s *entityService) ImportEntities(ctx context.Context, stream cedarpostv1co
 	return i.out, nil
 }
 
-// beginImport reads the options. An import that goes on does so from where it is.
+// beginImport reads the options, and finds the place of an import that goes on.
 func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOptions) (*importing, error) {
 	i := &importing{entityService: s, options: o, stored: o.GetSkip(), out: &cedarpostv1.ImportEntitiesResponse{}}
 	i.place.ID = o.GetImportId()
@@ -108,7 +108,7 @@ func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOp
 	return i, err
 }
 
-// take stores the entities of a message, or keeps them to the end.
+// take stores the entities of a message, or holds them to the end.
 func (i *importing) take(ctx context.Context, msg *cedarpostv1.ImportEntitiesRequest) error {
 	if len(msg.GetEntities()) == 0 {
 		return connect.NewError(connect.CodeInvalidArgument, "entities: a message has 1 to 1000")
@@ -137,7 +137,7 @@ func (i *importing) take(ctx context.Context, msg *cedarpostv1.ImportEntitiesReq
 	return nil
 }
 
-// store commits entities, and with them the place of the import.
+// store commits entities together with the place of the import.
 func (i *importing) store(ctx context.Context, ops []*cedarpostv1.EntityOperation) error {
 	e := edit{ops: ops, first: i.stored + 1}
 	stored := i.stored + int64(len(ops))
@@ -155,7 +155,7 @@ func (i *importing) store(ctx context.Context, ops []*cedarpostv1.EntityOperatio
 	return nil
 }
 
-// end is what remains after the last message.
+// end ends the import, after the last message.
 func (i *importing) end(ctx context.Context) error {
 	if i.options.GetAtomic() {
 		return i.store(ctx, i.held)
@@ -169,7 +169,7 @@ func (i *importing) end(ctx context.Context) error {
 	return nil
 }
 
-// explain adds to an error what is stored in spite of it.
+// explain adds to an error how many entities are stored nevertheless.
 func (i *importing) explain(err error) error {
 	pe := publicError(cedarpostv1connect.EntityServiceImportEntitiesProcedure, err)
 	if i.options.GetAtomic() || i.stored == 0 {

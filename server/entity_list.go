@@ -87,7 +87,7 @@ func (s *entityService) entityQuery(ctx context.Context, v snapshot.View, at int
 	return q, err
 }
 
-// readAttributes reads what attributes are asked to be, as the store keeps it.
+// readAttributes returns the values that attributes must have, in the form of the store.
 func readAttributes(set *engine.Set, typ string, asked []*cedarpostv1.AttributeEquals) ([]byte, error) {
 	if typ == "" {
 		return nil, connect.NewError(connect.CodeInvalidArgument, "attributes: needs type as well, whose schema says how to read them")

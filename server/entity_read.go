@@ -33,8 +33,8 @@ func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntit
 	return &cedarpostv1.GetEntityResponse{Entity: e, Revision: snapshot.EncodeRevision(v.Position, at)}, nil
 }
 
-// readAt returns the revision to read at: the one given, once this server has
-// it, or the current one.
+// readAt returns the number of the revision to read at, and a view that has applied it: the
+// revision given, or the newest one.
 func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (snapshot.View, int64, error) {
 	if at == nil {
 		v, err := s.follower.Current()
@@ -45,12 +45,13 @@ func (s *entityService) readAt(ctx context.Context, at *cedarpostv1.Revision) (s
 	}
 	v, number, err := s.follower.AtRevision(ctx, at)
 	if errors.Is(err, snapshot.ErrForgotten) {
-		// Of whatever history it is, it cannot be read.
+		// It cannot be read, whether it is of this history or of another one.
 		err = &store.SweptError{Oldest: s.follower.OldestRevision()}
 	}
 	return v, number, err
 }
 
+// storedToProto returns an entity that was read at a view in its form on the wire.
 func storedToProto(v snapshot.View, row store.Entity) (*cedarpostv1.StoredEntity, error) {
 	e, err := stored.EntityToProto(row)
 	if err != nil {

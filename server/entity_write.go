@@ -18,16 +18,15 @@ import (
 )
 
 const (
-	// publishRetries bounds how often a write is checked anew because policies
-	// changed between its check and its commit.
+	// publishRetries is how often a write is checked, at most, if policies change each time
+	// between its check and its commit.
 	publishRetries = 5
-	// outcomeUnknown is what a writer hears when the reply to a commit may have
-	// been lost.
+	// outcomeUnknown is the error of a write whose commit may have happened.
 	outcomeUnknown = "the service could not write, or could not learn whether it did; read before you try again"
 )
 
-// entityService writes and reads entities. Everything written is checked against
-// the schema first, and committed only if that schema is still the one in force.
+// entityService writes and reads entities. A write is checked against the schema first, and
+// committed only if that schema is still the current one.
 type entityService struct {
 	db       *store.DB
 	follower *snapshot.Follower
@@ -43,7 +42,7 @@ func (s *entityService) WriteEntities(ctx context.Context, req *cedarpostv1.Writ
 	return &cedarpostv1.WriteEntitiesResponse{Revision: written(v, res.Revision, res.Mark), Changed: int32(res.Changed)}, nil
 }
 
-// written is the revision of a write that was checked against a snapshot.
+// written returns the revision of a write that was checked at a view.
 func written(v snapshot.View, number int64, mark uuid.UUID) *cedarpostv1.Revision {
 	p := v.Position
 	p.Number, p.Mark = number, mark
@@ -53,11 +52,11 @@ func written(v snapshot.View, number int64, mark uuid.UUID) *cedarpostv1.Revisio
 // edit is a list of operations to commit together.
 type edit struct {
 	ops   []*cedarpostv1.EntityOperation
-	first int64             // number of the first in its import; 0: this is no import
-	step  *store.ImportStep // of an import that has an id
+	first int64             // the number of the first operation in its import; 0: this is no import
+	step  *store.ImportStep // nil unless this is an import that has an id
 }
 
-// at says of which operation a message is, as the caller counts.
+// at adds to a message which operation it is about, as the caller counts.
 func (e edit) at(i int, message string) string {
 	if e.first > 0 {
 		return fmt.Sprintf("entity %d: %s", e.first+int64(i), strings.TrimPrefix(message, "entity "))
@@ -65,8 +64,8 @@ func (e edit) at(i int, message string) string {
 	return fmt.Sprintf("operation %d: %s", i+1, message)
 }
 
-// write checks and commits an edit, and lets this server apply it before it
-// returns, so that a caller who stays with it reads its own write.
+// write checks and commits an edit. It returns after this server has applied it, so that the
+// caller reads its own write from this server.
 func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, snapshot.View, error) {
 	var last error
 	for range publishRetries {
@@ -92,8 +91,8 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, s
 		if err != nil {
 			return store.WriteResult{}, snapshot.View{}, writeError(e, err)
 		}
-		// Committed. That this server is late applying it is no failure of the
-		// write: the caller has its revision.
+		// It is committed. If this server is late to apply it, the write succeeded
+		// nevertheless, and the caller has its revision.
 		_, _ = s.follower.AtLeast(ctx, res.Revision)
 		return res, v, nil
 	}
@@ -148,6 +147,7 @@ func (s *entityService) readOperation(ctx context.Context, v snapshot.View, op *
 	return out, s.readPrecondition(ctx, v, op.GetPrecondition(), &out.Precondition)
 }
 
+// readPrecondition reads the precondition of an operation into out.
 func (s *entityService) readPrecondition(ctx context.Context, v snapshot.View, p *cedarpostv1.Precondition, out *store.Precondition) (err error) {
 	switch c := p.GetCondition().(type) {
 	case *cedarpostv1.Precondition_IfRevision:
@@ -162,7 +162,7 @@ func (s *entityService) readPrecondition(ctx context.Context, v snapshot.View, p
 	return err
 }
 
-// writeError words what the store refused.
+// writeError returns the error for the caller of a write that failed in the store.
 func writeError(e edit, err error) error {
 	if errors.Is(err, store.ErrImportMoved) {
 		return connect.NewError(connect.CodeAborted, store.ErrImportMoved.Error())

@@ -19,7 +19,7 @@ import (
 // Handlers return the errors that they get. The guard turns each of them, once, into the
 // error that the caller sees.
 
-// outcome says what a failed call to a procedure did not do, to be put behind a message.
+// outcome says what a failed call to a procedure did not do. It is added to a message.
 func outcome(procedure string) string {
 	switch {
 	case procedure == cedarpostv1connect.AuthorizationServiceAuthorizeProcedure,
@@ -89,8 +89,9 @@ func publicError(procedure string, err error) *connect.Error {
 	return connect.NewError(connect.CodeUnavailable, couldNot+so).WithCause(err)
 }
 
-// outdated reports whether the store refused a write, before it wrote anything, because
-// what the write was checked against is no longer so. The write may be checked again.
+// outdated reports whether the store refused a write, before it wrote anything, because the
+// policies or the history that it was checked against have changed. The write may be checked
+// again.
 func outdated(err error) bool {
 	return errors.Is(err, store.ErrPolicyChanged) || errors.Is(err, store.ErrOtherHistory)
 }
@@ -101,7 +102,7 @@ func outdated(err error) bool {
 // ended by its caller and is no failure of the server. Errors about the question itself
 // stay as they are, and so does a panic.
 func callerError(ctx context.Context, err error) error {
-	// A read or write on a socket can fail for the deadline a moment before ctx ends.
+	// A read or write on a socket can fail at the deadline a moment before ctx ends.
 	end, bounded := ctx.Deadline()
 	late := bounded && !time.Now().Before(end)
 	if err == nil || ctx.Err() == nil && !late {
@@ -110,7 +111,7 @@ func callerError(ctx context.Context, err error) error {
 	switch connect.CodeOf(err) {
 	case connect.CodeUnavailable, connect.CodeCanceled, connect.CodeUnknown:
 	case connect.CodeDeadlineExceeded:
-		if !late { // the server stopped reading, which cancels the context too
+		if !late { // the server stopped reading, which also cancels the context
 			return err
 		}
 	default:
@@ -121,7 +122,7 @@ func callerError(ctx context.Context, err error) error {
 		code, message = connect.CodeDeadlineExceeded, "the deadline that the caller set has ended"
 	}
 	var ce *connect.Error
-	if errors.As(err, &ce) { // its message may say what became of the call
+	if errors.As(err, &ce) { // its message may say what the call did not do
 		if so := strings.TrimPrefix(strings.TrimPrefix(ce.Message(), couldNot), "; "); so != "" {
 			message += "; " + so
 		}

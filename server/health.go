@@ -34,15 +34,15 @@ var (
 	errNotLooked = errors.New("the server has not looked at its database yet")
 )
 
-// readiness says whether a question asked now would be decided. One loop asks
-// the database; whoever wants to know reads what it found, so that strangers who
-// ask for health cost the database nothing.
+// readiness says whether the server can decide now. One loop asks the database, and calls of
+// the health service read its result, so that callers without an API key cannot load the
+// database.
 type readiness struct {
 	db       *store.DB
 	follower *snapshot.Follower
-	found    atomic.Pointer[error] // what speaks against it in the database, or nil in there
+	found    atomic.Pointer[error] // the result of the last look at the database; never a nil pointer
 	stopping chan struct{}         // closed when the server stops
-	recorder *decisionlog.Recorder // nil at first: the server is being made
+	recorder *decisionlog.Recorder // nil until New has made it
 	clock    *skew
 }
 
@@ -60,7 +60,7 @@ func (r *readiness) run(ctx context.Context) {
 	}
 }
 
-// look asks whether decisions of today and tomorrow could be recorded.
+// look asks the database whether it can record decisions of today and tomorrow.
 func (r *readiness) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
@@ -85,15 +85,14 @@ func (r *readiness) look(ctx context.Context) {
 	r.found.Store(&found)
 }
 
-// stop turns readiness off for good, and ends the watches.
+// stop makes the server unready for good, and ends all watches.
 func (r *readiness) stop() { close(r.stopping) }
 
-// err returns nil, or why a question would not be decided.
+// err returns why the server cannot decide now, or nil.
 func (r *readiness) err() error {
 	if isClosed(r.stopping) {
 		return errStopping
 	}
-	// In memory, so asked each time.
 	if _, err := r.follower.Current(); err != nil {
 		if errors.Is(r.follower.Trouble(), stored.ErrCompile) {
 			return fmt.Errorf("%w: %w", snapshot.ErrStale, errStuck)
@@ -103,12 +102,11 @@ func (r *readiness) err() error {
 	return *r.found.Load()
 }
 
-// health answers for the services of one plane. Live means the process answers;
-// ready means a question asked now would be decided.
+// health is the health service of one plane. A service is serving if the server can decide.
 type health struct {
 	ready    *readiness
 	services map[string]bool // full names served on this listener
-	watches  chan struct{}   // a place for each that is open
+	watches  chan struct{}   // holds one element for each open watch
 }
 
 func newHealth(r *readiness) *health {
@@ -158,7 +156,7 @@ func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, st
 		select {
 		case <-tick.C:
 		case <-h.ready.stopping:
-			stopping = true // once more, to say so
+			stopping = true // send the last status, and end
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -175,9 +173,9 @@ func (s *Server) warnings() (list []string) {
 	return slices.DeleteFunc(all, func(w string) bool { return w == "" })
 }
 
-// opsHandler serves /livez and /readyz in plain text, and /metrics for Prometheus. A
-// warning does not make a server unready: it still decides, and another server would not
-// do better.
+// opsHandler serves /livez and /readyz in plain text, and /metrics for Prometheus. A warning
+// does not make a server unready, because the server still decides, and other servers have
+// the same problem as a rule.
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))

@@ -14,12 +14,13 @@ import (
 )
 
 const (
-	// firstHousekeeping keeps out of the way of a server that has just begun.
+	// firstHousekeeping is how long after its start a server first cleans up, so that this
+	// does not slow down the start.
 	firstHousekeeping = 5 * time.Minute
 	housekeepingEvery = time.Hour
 )
 
-// checkRetention refuses a retention that the database would not go along with.
+// checkRetention refuses a retention that is shorter than the minimum of the database.
 func checkRetention(ctx context.Context, db *store.DB, keep time.Duration) error {
 	if keep < 0 {
 		return nil
@@ -32,9 +33,9 @@ func checkRetention(ctx context.Context, db *store.DB, keep time.Duration) error
 	return err
 }
 
-// keepLog makes the partitions of the log ahead of time, which any server may do. One
-// at a time records each day's state root, and drops the days that are past their
-// retention.
+// keepLog makes the partitions of the log ahead of time, records the state root of each day,
+// and drops the days that are past their retention, until ctx ends. Only one server at a time
+// does the last two.
 func (s *Server) keepLog(ctx context.Context) {
 	for wait := s.cfg.FirstHousekeeping; ; wait = housekeepingEvery {
 		if pause.For(ctx, wait); ctx.Err() != nil {
@@ -47,6 +48,7 @@ func (s *Server) keepLog(ctx context.Context) {
 	}
 }
 
+// makePartitions makes the partitions of the log for the days ahead.
 func (s *Server) makePartitions(ctx context.Context) {
 	err := s.cfg.DB.EnsurePartitions(ctx, time.Now())
 	if ctx.Err() != nil {
@@ -58,12 +60,12 @@ func (s *Server) makePartitions(ctx context.Context) {
 	}
 }
 
-// writeStateRoot puts today's state root into the log, unless it is there or another
-// server is at it, and reports whether it is there. Days of the log go only then: the
-// events in them are no longer needed to prove what is stored now.
+// writeStateRoot records today's state root, unless it is recorded or another server is
+// recording it, and reports whether it is recorded. Only then may days of the log be dropped:
+// their events are no longer needed to prove what is stored now.
 func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
 	there, err := s.cfg.DB.WriteStateRoot(ctx, decisionlog.StateRootEvents(s.cfg.Name))
-	if ctx.Err() == nil && (there || err != nil) { // else another server is at it
+	if ctx.Err() == nil && (there || err != nil) { // else another server is recording it
 		s.tasks.done(taskStateRoot, err)
 	}
 	if err != nil && ctx.Err() == nil {
@@ -72,7 +74,7 @@ func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
 	return there
 }
 
-// dropLogDays drops old days, each only after the log says so.
+// dropLogDays drops old days of the log, each after an event that records it.
 func (s *Server) dropLogDays(ctx context.Context) {
 	dropped, err := s.cfg.DB.DropLogDays(ctx, s.cfg.DecisionRetention, func(ctx context.Context, d store.LogDay) error {
 		day := d.Day.Format(time.DateOnly)
@@ -96,8 +98,8 @@ func (s *Server) dropLogDays(ctx context.Context) {
 	}
 }
 
-// sweepHistory removes each hour what is past its retention, unless another server
-// is at it.
+// sweepHistory removes history that is past its retention, each hour until ctx ends. Only one
+// server at a time does that.
 func (s *Server) sweepHistory(ctx context.Context) {
 	if s.cfg.HistoryRetention < 0 {
 		return
@@ -110,6 +112,7 @@ func (s *Server) sweepHistory(ctx context.Context) {
 	}
 }
 
+// sweep removes history once.
 func (s *Server) sweep(ctx context.Context) {
 	began := time.Now()
 	swept, err := s.cfg.DB.Sweep(ctx, s.cfg.HistoryRetention)

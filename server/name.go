@@ -10,9 +10,10 @@ import (
 
 const maxName = 255
 
-// CheckName refuses a name of a server or a log that cannot stand in records, in lines
-// of a log and in signed checkpoints: an empty one, one of more than 255 bytes, and one
-// with line breaks, other control characters, or spaces at its ends.
+// CheckName returns an error if a server or a log cannot have this name, because it cannot be
+// written into records, lines of a log and signed checkpoints: if it is empty, has more than
+// 255 bytes, is not UTF-8, contains line breaks or other control characters, or begins or ends
+// with a space.
 func CheckName(name string) error {
 	switch {
 	case name == "":
@@ -25,7 +26,7 @@ func CheckName(name string) error {
 		return fmt.Errorf("the name %q begins or ends with a space", name)
 	}
 	for _, r := range name {
-		if !unicode.IsPrint(r) { // of the spaces, only ' ' is
+		if !unicode.IsPrint(r) { // ' ' is the only space that is printable
 			return fmt.Errorf("the name %q has %q in it, which cannot be printed", name, r)
 		}
 	}

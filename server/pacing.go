@@ -10,15 +10,15 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// pacedStream gives each message of a stream its own deadline, in place of one
-// for the whole: a long upload lives, and a stalled one does not. Between
-// messages there is none, for the handler has a time of its own.
+// pacedStream gives each message of a stream its own deadline, instead of one for the whole
+// stream: a long upload goes on, and a stalled one is ended. Between messages there is no
+// deadline, because the handler takes its own time.
 type pacedStream struct {
 	connect.ServerStream
 	ctx   context.Context
 	rc    *http.ResponseController
 	times timeouts
-	total time.Duration // allowed for the stream, by the server or by its caller; 0: unbounded
+	total time.Duration // how long the stream may take, by the server's or the caller's deadline; 0: unbounded
 }
 
 func (e *edge) pace(ctx context.Context, rc *http.ResponseController, stream connect.ServerStream) *pacedStream {
@@ -31,8 +31,8 @@ func (e *edge) pace(ctx context.Context, rc *http.ResponseController, stream con
 	return s
 }
 
-// readWithin and writeWithin set a deadline; 0 is none. They fail only on a
-// connection that is gone, which the next read or write tells too.
+// readWithin and writeWithin set a deadline; 0 means none. They fail only if the connection
+// is gone, and then the next read or write fails too.
 func (s *pacedStream) readWithin(d time.Duration) { _ = s.rc.SetReadDeadline(deadline(d)) }
 
 func (s *pacedStream) writeWithin(d time.Duration) { _ = s.rc.SetWriteDeadline(deadline(d)) }
@@ -77,8 +77,8 @@ func (s *pacedStream) Send(msg any) error {
 	return s.ServerStream.Send(msg)
 }
 
-// end bounds what follows the handler: the end of the answer, before which
-// HTTP/1.1 reads on some of what the caller still sends.
+// end bounds the time after the handler: HTTP/1.1 reads some of what the caller still sends,
+// and then writes the end of the answer.
 func (s *pacedStream) end() {
 	s.readWithin(s.times.discard)
 	s.writeWithin(s.times.discard + s.times.message)

@@ -9,13 +9,13 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// defaultPage is the size of a page whose request does not say it.
+// defaultPage is the size of a page whose request does not set one.
 const defaultPage = 100
 
 var errPageToken = connect.NewError(connect.CodeInvalidArgument, "page_token: not one of this query; start again without it")
 
-// page is where a page of a listing ended: the place of its last row, and the query. A token
-// is bound to its query, because on the pages of another one it would skip rows.
+// page is the content of a page token: a hash of the query, and the place of the last row of
+// the page before. A token works only for its own query: for another one it would skip rows.
 type page[T any] struct {
 	Query []byte
 	End   T

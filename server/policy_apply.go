@@ -26,17 +26,17 @@ const (
 	maxBundleFiles = 10_000
 	filePart       = 1 << 20
 	maxMisfits     = 20               // stored entities that a refusal names
-	maxUploads     = 4                // bundles at once, each up to maxBundleBytes
-	uploadWait     = 10 * time.Second // for a place
-	maxMentions    = 10_000           // entities named by policies that are looked up
-	maxUnstored    = 50               // warnings of such entities
+	maxUploads     = 4                // at once, each of up to maxBundleBytes
+	uploadWait     = 10 * time.Second // until another upload ends
+	maxMentions    = 10_000           // entities named by policies that are looked up in the store
+	maxUnstored    = 50               // warnings of such entities that are not stored
 )
 
 // policyService publishes and reads bundles.
 type policyService struct {
 	db       *store.DB
 	follower *snapshot.Follower
-	uploads  chan struct{} // a place for each upload at once
+	uploads  chan struct{} // holds one element for each upload
 }
 
 func newPolicyService(db *store.DB, f *snapshot.Follower) *policyService {
@@ -86,7 +86,7 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 	return nil, last
 }
 
-// receiveBundle reads an upload within its caps.
+// receiveBundle reads an upload. Its size is bounded.
 func receiveBundle(stream cedarpostv1connect.PolicyServiceApplyBundleServerStream) (*cedarpostv1.BundleHeader, []bundle.File, error) {
 	var header *cedarpostv1.BundleHeader
 	var files []bundle.File
@@ -132,8 +132,8 @@ func receiveBundle(stream cedarpostv1connect.PolicyServiceApplyBundleServerStrea
 	}
 }
 
-// publish checks a bundle against the current snapshot and commits it if no
-// other publish came between.
+// publish checks a bundle against the newest snapshot, and commits it unless another bundle
+// was published meanwhile.
 func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bool) (*cedarpostv1.ApplyBundleResponse, error) {
 	v, err := s.follower.Current()
 	if err != nil {
@@ -187,7 +187,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	if err != nil {
 		return nil, err
 	}
-	// Committed: a server that is late applying it is no failure of the publish.
+	// It is committed. If this server is late to apply it, the publish succeeded nevertheless.
 	base := v
 	if now, err := s.follower.AtLeast(ctx, made.Revision); err == nil {
 		v = now
@@ -202,8 +202,8 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	return out, nil
 }
 
-// mentions warns of entities that the policies name and that are not stored.
-// What the check said of entities.json does not count here: the store does.
+// mentions warns of entities that the policies name and that are not stored. It replaces the
+// warnings of the check, which are about entities.json.
 func (s *policyService) mentions(ctx context.Context, v snapshot.View, set *engine.Set, name string, report *offline.Report) error {
 	mentions := set.Mentions(name)
 	if len(mentions) > maxMentions {
@@ -233,7 +233,7 @@ func (s *policyService) mentions(ctx context.Context, v snapshot.View, set *engi
 	return nil
 }
 
-// checkStored reads the stored entities of types that changed by the new schema.
+// checkStored checks that the stored entities of types that changed fit the new schema.
 func (s *policyService) checkStored(ctx context.Context, v snapshot.View, set *engine.Set, types []string) error {
 	if len(types) == 0 {
 		return nil
@@ -246,6 +246,7 @@ func (s *policyService) checkStored(ctx context.Context, v snapshot.View, set *e
 	return cmp.Or(err, bad.err())
 }
 
+// misfits returns an error if entities do not fit the schema of a set.
 func misfits(set *engine.Set, entities []store.Entity) error {
 	var bad misfitList
 	for _, e := range entities {
@@ -254,7 +255,7 @@ func misfits(set *engine.Set, entities []store.Entity) error {
 	return bad.err()
 }
 
-// misfitList collects stored entities that a new schema refuses.
+// misfitList collects stored entities that do not fit a new schema.
 type misfitList struct {
 	count int
 	named []*cedarpostv1.Finding
@@ -278,6 +279,7 @@ func (m *misfitList) err() error {
 	return refusal(connect.CodeFailedPrecondition, fmt.Sprintf("%d stored entities do not fit the new schema", m.count), m.named)
 }
 
+// applied returns the response of ApplyBundle.
 func applied(v snapshot.View, b store.Bundle, revision int64, published bool, r *offline.Report) *cedarpostv1.ApplyBundleResponse {
 	return &cedarpostv1.ApplyBundleResponse{
 		Bundle: bundleToProto(v, b), Revision: snapshot.EncodeRevision(v.Position, revision),

@@ -13,8 +13,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/offline"
 )
 
-// refusal is an error that carries findings, for people in its text and for
-// programs as a detail.
+// refusal returns an error with findings: in its text for people, and as a detail for
+// programs.
 func refusal(code connect.Code, msg string, findings []*cedarpostv1.Finding) error {
 	var b strings.Builder
 	b.WriteString(msg)
@@ -42,8 +42,8 @@ func findingText(f *cedarpostv1.Finding) string {
 	}.String()
 }
 
-// reportRefusal refuses a bundle that did not check: as a bad bundle, or, when
-// the findings are about another one, as one that would break that.
+// reportRefusal returns the error of a bundle that failed its check. If findings are about
+// another bundle, it says that the bundle would break that one.
 func reportRefusal(name string, r *offline.Report) error {
 	findings := findingsToProto(name, r.Findings)
 	for _, t := range r.Tests {

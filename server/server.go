@@ -1,7 +1,6 @@
-// Package server stands between the socket and the store: it authenticates,
-// checks, decides through its engine, records and answers. Each service of the
-// contract has its file, and one Authorize call reads from edge.go through
-// authorize.go to recorder.go.
+// Package server connects the socket to the store: it authenticates, checks, decides with the
+// engine, records and answers. Each service of the contract has its family of files. One
+// Authorize call goes from edge.go through authorize.go to package decisionlog.
 package server
 
 import (
@@ -37,20 +36,20 @@ import (
 // Config says how to serve. DB is required; every other zero value works.
 type Config struct {
 	DB *store.DB
-	// Listen is the decision plane's address, default 127.0.0.1:8080; AdminListen
-	// the admin plane's, 127.0.0.1:8081; OpsListen health's, 127.0.0.1:9090. Port
-	// 0 takes a free one.
+	// Listen is the address of the decision plane, default 127.0.0.1:8080. AdminListen is
+	// that of the admin plane, default 127.0.0.1:8081, and OpsListen that of health and
+	// metrics, default 127.0.0.1:9090. Port 0 takes a free port.
 	Listen, AdminListen, OpsListen string
-	// TLSCert and TLSKey are PEM files for decision and admin plane, read again
-	// when they change. Without them only loopback addresses are served, unless
-	// AllowPlaintext.
+	// TLSCert and TLSKey are PEM files for the decision and the admin plane. They are read
+	// again when they change. Without them only loopback addresses are served, unless
+	// AllowPlaintext is set.
 	TLSCert, TLSKey string
 	AllowPlaintext  bool
 	// MaxStaleness is how old policy and data may be before the server refuses to
 	// decide, default 5 s.
 	MaxStaleness time.Duration
-	// CacheBytes is how much memory entities may take, about; default 64 MiB,
-	// negative for no cache.
+	// CacheBytes is about how many bytes cached entities may take; default 64 MiB, negative
+	// for no cache.
 	CacheBytes int64
 	// Record says when decisions are answered: auditlog.Strict, the default, after
 	// their commit to the log, or auditlog.Buffered, before it.
@@ -60,11 +59,11 @@ type Config struct {
 	// DecisionRetention is how long a day of the log stays after its end: default 90
 	// days, at least [store.DB.MinRetention], negative for ever.
 	DecisionRetention time.Duration
-	// RateLimit is how many checks a second one caller may ask, 0 for no limit.
+	// RateLimit is how many checks one caller may ask each second, 0 for no limit.
 	RateLimit float64
-	// MaskKey is the key of the hashes that stand in decision records for values
-	// marked @sensitive: 32 random bytes, the same on every server of a database.
-	// Without one each server makes up its own, for as long as it runs.
+	// MaskKey is the key of the hashes that replace values marked @sensitive in decision
+	// records: 32 random bytes, the same on every server of a database. Without it each
+	// server makes a key of its own at each start.
 	MaskKey []byte
 	// HistoryRetention is how long earlier states of entities can be read, and who
 	// changed them, if no decision in the log needs them longer: default 90 days, at
@@ -76,14 +75,14 @@ type Config struct {
 	// FirstHousekeeping is how long after its start a server first removes old days of the
 	// log and old history, default 5 minutes. It does so again every hour.
 	FirstHousekeeping time.Duration
-	// Name is this server in decision records, default the host's name. [CheckName] says
-	// what it may be.
+	// Name is the name of this server in the log, default that of the host. [CheckName] says
+	// which names are allowed.
 	Name string
-	// Log gets the server's log; default slog.Default.
+	// Log gets the log lines of the server; default slog.Default.
 	Log *slog.Logger
 
-	times       timeouts // of tests that are in a hurry
-	unrecorded  bool     // of the benchmark that measures what recording costs
+	times       timeouts // zero: defaultTimeouts
+	unrecorded  bool     // for the benchmark that measures the cost of recording
 	maxWatchers int      // at once; 0: the default
 }
 
@@ -111,7 +110,7 @@ const (
 	drainTimeout    = 10 * time.Second
 )
 
-// Server serves one database. Make it with New, run it once with Run.
+// Server serves one database. Make it with [New], run it once with [Server.Run].
 type Server struct {
 	cfg      Config
 	follower *snapshot.Follower
@@ -127,15 +126,16 @@ type Server struct {
 	planes       []*plane
 }
 
-// plane is one listener with what it serves.
+// plane is one listener with its HTTP server.
 type plane struct {
 	name     string
 	listener net.Listener
 	http     *http.Server
 }
 
-// New loads the current policies and opens the listeners, so that a busy port
-// or a database that cannot be served is an error here.
+// New loads the current policies and opens the listeners. It returns an error if a port is
+// busy, if the configuration is wrong (a [decisionlog.ConfigError] names the field), or if the
+// database cannot be served.
 func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	cfg.setDefaults()
 	if err := CheckName(cfg.Name); err != nil {
@@ -230,7 +230,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	for _, p := range []struct {
 		name, field, addr string
 		handler           http.Handler
-		open              bool // serves no secrets, may stay in the clear
+		open              bool // serves no secrets, so it needs no TLS
 	}{
 		{"decision", "Listen", cfg.Listen, s.rpcHandler(decision, limits, decisionTimeout, wire.MaxAuthorizeBytes), false},
 		{"admin", "AdminListen", cfg.AdminListen, s.rpcHandler(admin, limits, adminTimeout, wire.MaxAdminBytes), false},
@@ -248,8 +248,8 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	return s, nil
 }
 
-// sayRenewed logs that the database got its id later than its data, as migrate gives a
-// restored one: clients have tokens that this server refuses.
+// sayRenewed logs that the database has got a new id, as migrate gives a restored one:
+// clients may have tokens that this server refuses.
 func (s *Server) sayRenewed(ctx context.Context) {
 	id := s.follower.Latest().Position.Database
 	if s.follower.HasClaimed(id) {
@@ -268,7 +268,7 @@ func (s *Server) sayRenewed(ctx context.Context) {
 	}
 }
 
-// rpcHandler builds a plane's handler: guard, validation, services, health and
+// rpcHandler makes the handler of a plane: guard, validation, services, health and
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
 	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.calls, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times}
@@ -285,7 +285,7 @@ func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limit
 	return http.MaxBytesHandler(withRequest(mux), maxStreamBytes)
 }
 
-// serviceOf cuts "/package.Service/Method".
+// serviceOf returns the service of a procedure, "/package.Service/Method".
 func serviceOf(procedure string) string {
 	for i := 1; i < len(procedure); i++ {
 		if procedure[i] == '/' {
@@ -323,7 +323,7 @@ func (s *Server) closeListeners() {
 	}
 }
 
-// Addr returns the address of the "decision", "admin" or "ops" plane.
+// Addr returns the address, host and port, of the "decision", "admin" or "ops" plane.
 func (s *Server) Addr(plane string) string {
 	for _, p := range s.planes {
 		if p.name == plane {
@@ -333,8 +333,8 @@ func (s *Server) Addr(plane string) string {
 	return ""
 }
 
-// Run serves until ctx ends, then lets calls in flight finish and commits what
-// is queued. It returns nil after a clean stop.
+// Run serves until ctx ends or a listener fails. Then it lets calls in flight finish and
+// commits what is queued. It returns nil if ctx ended, and else the error of the listener.
 func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
@@ -373,12 +373,14 @@ func (s *Server) Run(ctx context.Context) error {
 	s.drain(context.WithoutCancel(ctx))
 	stop()
 	wg.Wait()
-	// Handlers that Close cut off may still be at the recorder; it refuses them.
+	// Handlers of connections that drain closed may still record. After Close the recorder
+	// refuses that.
 	s.recorder.Close()
 	return err
 }
 
-// drain closes all planes at once, and lets the calls in flight finish.
+// drain closes all planes at the same time, and lets the calls in flight finish for up to
+// drainTimeout.
 func (s *Server) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()

@@ -41,6 +41,10 @@ var wires = []struct {
 	{"HTTP/2 gRPC", true, []connecthttp.Option{connecthttp.WithGRPC()}},
 }
 
+// bufferBytes is the size of the buffers of connections: a client that does not read must
+// soon keep the server from sending.
+const bufferBytes = 64 << 10
+
 // hurried starts a real server with times of its own, and returns a way to its
 // policies for each of the wires, with what a client without a library needs.
 func hurried(t *testing.T, times timeouts) (clients []cedarpostv1connect.PolicyServiceClient, addr, key string) {
@@ -85,6 +89,9 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 		t.Fatal(err)
 	}
 	addr, key = s.Addr(plane), strings.TrimSpace(string(text))
+	for _, p := range s.planes {
+		p.listener = smallBuffers{p.listener}
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -99,7 +106,14 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 		protocols := new(http.Protocols)
 		protocols.SetHTTP1(!w.http2)
 		protocols.SetUnencryptedHTTP2(w.http2)
-		transport := &http.Transport{Protocols: protocols}
+		transport := &http.Transport{Protocols: protocols, HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: bufferBytes}}
+		transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := new(net.Dialer).DialContext(ctx, network, addr)
+			if err == nil {
+				err = c.(*net.TCPConn).SetReadBuffer(bufferBytes)
+			}
+			return c, err
+		}
 		t.Cleanup(transport.CloseIdleConnections)
 		clients = append(clients, connect.NewClient(
 			connecthttp.NewTransport(&http.Client{Transport: transport, Timeout: 10 * time.Minute}, "http://"+addr, w.options...),
@@ -113,6 +127,17 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 			}))
 	}
 	return s, db, clients, addr, key
+}
+
+// smallBuffers gives each connection small buffers.
+type smallBuffers struct{ net.Listener }
+
+func (l smallBuffers) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		err = c.(*net.TCPConn).SetWriteBuffer(bufferBytes)
+	}
+	return c, err
 }
 
 // shopUpload is the example bundle as the messages of an upload.

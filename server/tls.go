@@ -22,16 +22,16 @@ import (
 
 const (
 	certificateCheck = 10 * time.Second
-	// certificateSoon is how long before its end a certificate is warned of.
+	// certificateSoon is how long before the end of a certificate the warnings begin.
 	certificateSoon = 14 * 24 * time.Hour
 )
 
-// certificate serves a key pair from files and takes up a new one within ten
-// seconds of its being written. A pair that does not load, or that is not valid while
-// the one in use is, leaves the old one.
+// certificate serves a key pair from files. When they change, it loads the new pair within
+// ten seconds. The old pair stays in use if the new one does not load, or is not valid while
+// the old one is.
 //
-// An expired certificate is served, with errors in the log: clients that verify
-// certificates refuse it by themselves, and a server that did not start would help nobody.
+// An expired certificate is served, with errors in the log: clients that verify certificates
+// refuse it, and the others still work.
 type certificate struct {
 	certFile, keyFile string
 	log               *slog.Logger
@@ -40,9 +40,9 @@ type certificate struct {
 	current  atomic.Pointer[tls.Certificate]
 	failures atomic.Int64 // attempts to load what is in the files
 
-	mu      sync.Mutex // of what follows, and of loading
-	loaded  [2][]byte  // what the files held
-	trouble string     // why the files were not taken up last time
+	mu      sync.Mutex // held while the files are loaded; guards the fields below
+	loaded  [2][]byte  // the content of the files
+	trouble string     // the error of the last load, or ""
 	said    string     // what was last logged about the validity
 }
 
@@ -55,20 +55,20 @@ func newCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, e
 	return c, nil
 }
 
-// run looks at the files until ctx ends.
+// run looks for new files until ctx ends.
 func (c *certificate) run(ctx context.Context) {
 	for {
 		if pause.For(ctx, certificateCheck); ctx.Err() != nil {
 			return
 		}
-		_ = c.reload() // which logs its error
+		_ = c.reload() // it logs its error
 	}
 }
 
-// reload takes up what is in the files, and logs what has changed since it looked last.
+// reload loads the files if they changed, and logs what is different from the last look.
 func (c *certificate) reload() error { return c.look(c.log) }
 
-// look is reload with another log for the outcome.
+// look is reload with another log.
 func (c *certificate) look(log *slog.Logger) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -94,8 +94,7 @@ func (c *certificate) look(log *slog.Logger) error {
 	return err
 }
 
-// load loads the pair if its files changed. The caller holds mu, or is the only one to
-// know c.
+// load loads the pair if its files changed. The caller holds mu, or nothing else uses c yet.
 func (c *certificate) load() error {
 	var files [2][]byte
 	var err error
@@ -123,7 +122,7 @@ func (c *certificate) load() error {
 	return nil
 }
 
-// chainEnd returns the earliest end of the certificates of a chain.
+// chainEnd returns when the first certificate of a chain expires.
 func chainEnd(pair *tls.Certificate) (end time.Time) {
 	for _, der := range pair.Certificate {
 		if c, err := x509.ParseCertificate(der); err == nil && (end.IsZero() || c.NotAfter.Before(end)) {
@@ -133,7 +132,7 @@ func chainEnd(pair *tls.Certificate) (end time.Time) {
 	return end
 }
 
-// validity returns when a certificate ends, and why it is not valid now, or "".
+// validity returns when a certificate expires, and why it is not valid now, or "".
 func (c *certificate) validity(pair *tls.Certificate) (end time.Time, problem string) {
 	now, end := c.now(), chainEnd(pair)
 	switch {
@@ -145,8 +144,7 @@ func (c *certificate) validity(pair *tls.Certificate) (end time.Time, problem st
 	return end, ""
 }
 
-// sayValidity logs that the certificate is not valid, or ends soon: once for each
-// change.
+// sayValidity logs that the certificate is not valid or expires soon, once for each change.
 func (c *certificate) sayValidity() {
 	end, problem := c.validity(c.current.Load())
 	say := ""
@@ -163,7 +161,7 @@ func (c *certificate) sayValidity() {
 	c.said = say
 }
 
-// warning returns "", or what is wrong with the certificate.
+// warning returns what is wrong with the certificate, or "".
 func (c *certificate) warning() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -184,12 +182,12 @@ func (c *certificate) config() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get}
 }
 
-// checkPlaintext refuses to serve keys and decisions in the clear to other
+// checkPlaintext returns an error if an address without TLS can be reached from other
 // machines.
 func checkPlaintext(addr string) error {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		return err // names addr
+		return err // it names addr
 	}
 	if ip := net.ParseIP(host); strings.EqualFold(strings.TrimSuffix(host, "."), "localhost") || (ip != nil && ip.IsLoopback()) {
 		return nil
@@ -197,9 +195,8 @@ func checkPlaintext(addr string) error {
 	return fmt.Errorf("%s is open to other machines: give --tls-cert and --tls-key, or --allow-plaintext when something else encrypts", addr)
 }
 
-// Reload reads the TLS certificate and its key again, now, and says in the log what
-// came of it. A pair that does not load leaves the old one in use. Nothing else is read
-// again while the server runs.
+// Reload reads the TLS certificate and its key again and logs the outcome. If the new pair
+// does not load, the old one stays in use. Nothing else is read again while the server runs.
 func (s *Server) Reload() {
 	log := s.cfg.Log
 	if s.cert == nil {

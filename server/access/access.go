@@ -1,5 +1,5 @@
-// Package access says who calls. [Authenticate] is the one way in for every protocol:
-// nothing behind it reads credentials.
+// Package access authenticates callers and limits their rate. [Authenticate] is the only
+// function that reads credentials, for every protocol.
 package access
 
 import (
@@ -16,28 +16,29 @@ type Kind string
 // APIKey is the kind of a caller that sent an API key.
 const APIKey Kind = "api_key"
 
-// A Caller is an authenticated client of Cedarpost. The zero value is nobody.
+// A Caller is an authenticated client of Cedarpost. The zero value is no caller.
 type Caller struct {
-	// Name is unique among the callers of a kind. It is what records say.
+	// Name is unique among the callers of a kind. The log records it.
 	Name string
+	// Kind says how the caller authenticated.
 	Kind Kind
 }
 
-// Keys are the API keys that are live.
+// Keys are the live API keys.
 type Keys interface {
-	// Caller returns the name that a key stands for. hash is the SHA-256 of the key.
+	// Caller returns the name of the caller that has a key. hash is the SHA-256 of the key.
 	Caller(hash [sha256.Size]byte) (name string, known bool)
-	// HasCaller reports whether a key of this name is live.
+	// HasCaller reports whether a caller of this name has a live key.
 	HasCaller(name string) bool
 }
 
 // IsLive reports whether the caller may go on with a call that takes long. A caller with an
-// API key may while a key of its name is live.
+// API key may while it has a live key.
 func (c Caller) IsLive(keys Keys) bool { return c.Kind != APIKey || keys.HasCaller(c.Name) }
 
-// UnauthenticatedError is the error of a call whose caller is not known.
+// UnauthenticatedError is the error of a call whose caller is not authenticated.
 type UnauthenticatedError struct {
-	// Reason is what the log records.
+	// Reason is for the log: "no credentials" or "unknown key".
 	Reason string
 }
 
@@ -53,8 +54,8 @@ var (
 )
 
 // Authenticate returns the caller of a call with these headers, over a connection with this
-// TLS state, which is nil without TLS. The error is an [UnauthenticatedError] if the caller
-// is not known, or that of keys, which returns the API keys that are live now.
+// TLS state, which is nil without TLS and is not used yet. keys returns the API keys that are
+// live now. The error is an [UnauthenticatedError], or that of keys.
 //
 // API keys are random 256-bit values and are looked up by their hash, so the time of the
 // lookup says nothing about them.
@@ -80,12 +81,12 @@ func Authenticate(header http.Header, _ *tls.ConnectionState, keys func() (Keys,
 
 type callerKey struct{}
 
-// WithCaller returns a context of a call of this caller.
+// WithCaller returns a context for a call of this caller.
 func WithCaller(ctx context.Context, c Caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, c)
 }
 
-// CallerFrom returns the caller of a context; the zero value if it has none.
+// CallerFrom returns the caller of a context, or the zero value if it has none.
 func CallerFrom(ctx context.Context) Caller {
 	c, _ := ctx.Value(callerKey{}).(Caller)
 	return c

@@ -17,23 +17,25 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// keyPrefix lets secret scanners find a key that leaked.
+// keyPrefix lets secret scanners find keys that leaked.
 const keyPrefix = "cedarpost_"
 
-// bootstrapName is the caller that the first key stands for.
+// bootstrapName is the name of the caller that has the first key.
 const bootstrapName = "bootstrap"
 
-// ErrKeyElsewhere says that a first key was made before, and that the file does not
-// hold one that the database knows.
-var ErrKeyElsewhere = errors.New("the database has a bootstrap key already, and this file does not hold it")
+// errKeyElsewhere says that the database has a bootstrap key, and that the file has another one.
+var errKeyElsewhere = errors.New("the database has a bootstrap key already, and this file does not hold it")
 
-// BootstrapKey makes the first API key, with all rights, once for a database,
-// and writes it to file with mode 0600. It never prints it. When file holds a
-// live key already, that one is kept; when file holds a key and the database has
-// none, that key is taken in. When the database has a key and there is no file,
-// nothing is made and made is false, unless another is asked for.
+// BootstrapKey makes the first API key of a database, with all rights, and writes it to file
+// with mode 0600. It never prints the key. made reports whether it stored a key.
 //
-// Several servers may call it at once: it runs under the migration lock.
+//   - If the file has a live key, BootstrapKey does nothing.
+//   - If the database has no key, it stores the key of the file, or a new one if there is none.
+//   - If the database has a key, but not that of the file, it does nothing if there is no
+//     file, and returns an error if there is one. If another is true, it stores the key of the
+//     file, or a new one, in both cases.
+//
+// Several servers may call it at once: it holds the migration lock.
 func BootstrapKey(ctx context.Context, db *store.DB, file string, another bool) (made bool, err error) {
 	err = db.Bootstrap(ctx, func(_ context.Context, live []store.Key) (*store.Key, error) {
 		token, err := readKey(file)
@@ -46,7 +48,7 @@ func BootstrapKey(ctx context.Context, db *store.DB, file string, another bool) 
 		}
 		if len(live) > 0 && !another {
 			if token != "" {
-				return nil, fmt.Errorf("%s: %w", file, ErrKeyElsewhere)
+				return nil, fmt.Errorf("%s: %w", file, errKeyElsewhere)
 			}
 			return nil, nil
 		}
@@ -62,7 +64,7 @@ func BootstrapKey(ctx context.Context, db *store.DB, file string, another bool) 
 	return made && err == nil, err
 }
 
-// readKey reads a key from a file, "" if there is none.
+// readKey reads a key from a file. It returns "" if the file does not exist or is empty.
 func readKey(file string) (string, error) {
 	b, err := keyfile.Read(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -78,7 +80,7 @@ func readKey(file string) (string, error) {
 	return token, nil
 }
 
-// writeNewKey makes a key and writes it.
+// writeNewKey makes a key and writes it to a file.
 func writeNewKey(file string) (string, error) {
 	secret := make([]byte, 32)
 	if _, err := rand.Read(secret); err != nil {

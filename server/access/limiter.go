@@ -8,22 +8,24 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// ErrRateLimited is the error of a call that is over the rate limit of its caller.
+// ErrRateLimited is the error of a call that exceeds the rate limit of its caller. Its text is
+// for the caller.
 var ErrRateLimited = errors.New("this caller sends more than its rate limit; slow down")
 
-// leastBurst is how many checks a caller may always ask at once.
+// leastBurst is how many checks a caller may ask at once, however low its rate limit is.
 const leastBurst = 100
 
-// A Limiter bounds how much each caller asks, with a token bucket for each of them. The zero
-// value has no limit.
+// A Limiter bounds how many checks each caller asks, with a token bucket for each caller. The
+// zero value has no limit. Set PerSecond before the first call of Allow.
 type Limiter struct {
-	// PerSecond is how many checks a second one caller may ask; 0 means no limit.
+	// PerSecond is how many checks one caller may ask each second; 0 means no limit.
 	PerSecond float64
 
-	buckets sync.Map // Caller → *rate.Limiter; bounded by the number of live keys
+	buckets sync.Map // Caller → *rate.Limiter; their number is bounded by that of the API keys
 }
 
-// Allow takes n tokens of a caller, and reports whether there were so many.
+// Allow takes n tokens of the caller's bucket, and reports whether there were enough. Without
+// enough it takes none.
 func (l *Limiter) Allow(c Caller, n int) bool {
 	if l.PerSecond <= 0 || n <= 0 {
 		return true

@@ -72,7 +72,7 @@ func TestWeights(t *testing.T) {
 			return fmt.Sprintf(`{"d": "%d.5", "t": "2024-10-15T00:00:00.000Z", "i": "10.0.0.0/8"}`, i)
 		}, 0},
 	} {
-		const entities = 2000
+		const entities = 500
 		measure := func() (takes, weighs float64) {
 			cache := newEntityCache(1 << 30)
 			snap := &Snapshot{schema: cache.reset(0)}

@@ -12,11 +12,11 @@ import (
 )
 
 // ErrCompile is the error of published bundles that do not compile: this server is older
-// than the one that published them, or somebody wrote to the tables.
+// than the one that published them, or the tables were altered.
 var ErrCompile = errors.New("does not compile")
 
-// Source returns a stored bundle as the source that the engine compiles. The store
-// keeps the catalogue of fields as JSON of []engine.Field.
+// Source returns a stored bundle in the form that the engine compiles. The store keeps the
+// catalogue of fields as JSON of []engine.Field; the error is that of decoding it.
 func Source(b store.Bundle) (engine.Source, error) {
 	src := engine.Source{
 		Name: b.Name, SchemaFile: bundle.SchemaName, Schema: b.Schema, FieldsFile: bundle.FieldsName,
@@ -31,8 +31,8 @@ func Source(b store.Bundle) (engine.Source, error) {
 	return src, nil
 }
 
-// Compile compiles published bundles. It takes over the bundles that are the same in
-// previous, which may be nil. The error is errCompile if they do not compile.
+// Compile compiles published bundles together. It takes over from previous, which may be nil,
+// the bundles that did not change. The error is [ErrCompile] if they do not compile.
 func Compile(bundles []store.Bundle, previous *engine.Set) (_ *engine.Set, err error) {
 	sources := make([]engine.Source, len(bundles))
 	for i, b := range bundles {
@@ -47,8 +47,9 @@ func Compile(bundles []store.Bundle, previous *engine.Set) (_ *engine.Set, err e
 	return set, nil
 }
 
-// Publication returns a checked bundle, which is part of set, in the form that the store
-// publishes. The caller adds who publishes it and at which revisions it was checked.
+// Publication returns a checked bundle in the form that the store publishes. set is the
+// compiled set with the bundle. The caller of Publication adds the fields Caller, At,
+// BaseRevision, EntitiesRevision and Recheck.
 func Publication(b *bundle.Bundle, set *engine.Set) (store.Publish, error) {
 	src := offline.Source(b)
 	fields, err := json.Marshal(src.Fields)

@@ -16,14 +16,12 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// The three types that name an entity have the same two parts, type and id.
-
-// UID returns the name of an entity in the form of the store.
+// UID returns the UID of an entity in the form of the store.
 func UID(u cedar.EntityUID) store.UID {
 	return store.UID{Type: string(u.Type), ID: string(u.ID)}
 }
 
-// UIDs returns names of entities in the form of the store.
+// UIDs returns the UIDs of entities in the form of the store.
 func UIDs(us []cedar.EntityUID) []store.UID {
 	out := make([]store.UID, len(us))
 	for i, u := range us {
@@ -32,17 +30,17 @@ func UIDs(us []cedar.EntityUID) []store.UID {
 	return out
 }
 
-// FromProto returns a name on the wire in the form of the store.
+// FromProto returns a UID on the wire in the form of the store.
 func FromProto(u *cedarpostv1.EntityUid) store.UID {
 	return store.UID{Type: u.GetType(), ID: u.GetId()}
 }
 
-// ToProto returns a stored name in its form on the wire.
+// ToProto returns the UID of a stored entity in its form on the wire.
 func ToProto(u store.UID) *cedarpostv1.EntityUid {
 	return &cedarpostv1.EntityUid{Type: u.Type, Id: u.ID}
 }
 
-// Entity returns a checked entity in the form that the store keeps.
+// Entity returns an entity that the schema has accepted in the form of the store.
 func Entity(e *engine.Entity) (store.Entity, error) {
 	attrs, err := RecordJSON(e.Attrs)
 	if err != nil {
@@ -55,13 +53,12 @@ func Entity(e *engine.Entity) (store.Entity, error) {
 	return store.Entity{UID: UID(e.UID), Attrs: attrs, Tags: tags, Parents: UIDs(e.Parents)}, nil
 }
 
-// RecordJSON returns a record in the form that the store keeps. Equal records have equal
-// JSON, so putting an equal record again makes no new version, and a record is found by
-// its value.
+// RecordJSON returns a record in the form of the store. Equal records have equal JSON, so a
+// put of an equal record makes no new version, and queries find a record by its value.
 func RecordJSON(r cedar.Record) ([]byte, error) { return CanonicalJSON(engine.PlainRecord(r)) }
 
-// CanonicalJSON returns a value as JSON, the same for equal values. Every array is a set of
-// Cedar, whose elements have no order, so they are sorted by their JSON.
+// CanonicalJSON returns a value as JSON. Equal values have equal JSON: arrays are sorted,
+// because each one is a Cedar set, whose elements have no order.
 func CanonicalJSON(v any) (json.RawMessage, error) {
 	switch v := v.(type) {
 	case map[string]any:
@@ -87,7 +84,7 @@ func CanonicalJSON(v any) (json.RawMessage, error) {
 	return json.Marshal(v)
 }
 
-// rawFromStore decodes a stored entity, for the engine to read it by a schema.
+// rawFromStore decodes a stored entity. The engine reads the result by a schema.
 func rawFromStore(row store.Entity) (engine.RawEntity, error) {
 	raw := engine.RawEntity{UID: cedar.NewEntityUID(cedar.EntityType(row.Type), cedar.String(row.ID))}
 	for _, part := range []struct {
@@ -106,13 +103,14 @@ func rawFromStore(row store.Entity) (engine.RawEntity, error) {
 	return raw, nil
 }
 
-// UnfitError is the error of a stored entity that its own schema refuses. It is not an
+// UnfitError is the error of a stored entity that does not fit the schema. It is not an
 // [engine.RequestError], because the caller did nothing wrong.
 type UnfitError struct{ msg string }
 
+// Error says why the entity does not fit.
 func (e *UnfitError) Error() string { return "stored: " + e.msg }
 
-// ReadEntity reads a stored entity by the schema of a set. The error is a storedError if
+// ReadEntity reads a stored entity by the schema of a set. The error is an [UnfitError] if
 // the entity does not fit the schema.
 func ReadEntity(set *engine.Set, row store.Entity) (*engine.Entity, error) {
 	raw, err := rawFromStore(row)
@@ -121,7 +119,6 @@ func ReadEntity(set *engine.Set, row store.Entity) (*engine.Entity, error) {
 	}
 	e, err := set.ReadEntity(raw)
 	if err != nil {
-		// Publishing checks that stored entities fit, so this is no mistake of the caller.
 		return nil, &UnfitError{err.Error()}
 	}
 	return e, nil
