@@ -9,6 +9,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/server/snapshot"
 )
 
 const hintSchema = `namespace H {
@@ -45,9 +46,9 @@ func TestCacheHints(t *testing.T) {
 	tags := func(entities ...string) (out []uint64) {
 		for _, text := range entities {
 			uid := servertest.UID(text)
-			out = append(out, server.EntityTag(db, uid.Type, uid.Id))
+			out = append(out, snapshot.EntityTag(db, uid.Type, uid.Id))
 		}
-		out = append(out, server.BundleTag(db, "h"), server.BundleTag(db, "guardrails"))
+		out = append(out, snapshot.BundleTag(db, "h"), snapshot.BundleTag(db, "guardrails"))
 		slices.Sort(out)
 		return out
 	}
@@ -128,7 +129,7 @@ func TestCacheHints(t *testing.T) {
 			e.Parents = []*cedarpostv1.EntityUid{{Type: "H::Group", Id: "g9"}}
 		}
 		told, reset := w.until(s.MustPut(e).Number)
-		if tag := server.EntityTag(db, uid.Type, uid.Id); reset || len(told) != 1 || !told[tag] || !slices.Contains(hint.Tags, tag) {
+		if tag := snapshot.EntityTag(db, uid.Type, uid.Id); reset || len(told) != 1 || !told[tag] || !slices.Contains(hint.Tags, tag) {
 			t.Errorf("%s: told of %v", text, told)
 		}
 	}

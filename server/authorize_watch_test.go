@@ -18,9 +18,21 @@ import (
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
+
+// tokenAt returns the token of another revision of the same history. The mark of a revision
+// that does not exist yet is a wrong one.
+func tokenAt(r *cedarpostv1.Revision, number int64) *cedarpostv1.Revision {
+	t, err := wire.ParseToken(r.GetToken())
+	if err != nil {
+		panic(err)
+	}
+	t.Anchor, t.Number = max(t.Anchor, number), number
+	return t.Revision()
+}
 
 // watcher is a stream that is read.
 type watcher struct {
@@ -96,7 +108,7 @@ func database(t testing.TB, s *servertest.Server) uuid.UUID {
 }
 
 func userTag(t testing.TB, s *servertest.Server, id string) uint64 {
-	return server.EntityTag(database(t, s), "Doc::User", id)
+	return snapshot.EntityTag(database(t, s), "Doc::User", id)
 }
 
 // Each revision is told of once, by each server, with what changed in it, however many
@@ -129,7 +141,7 @@ func TestWatchIsContiguous(t *testing.T) {
 				}
 				var tags []uint64
 				for _, id := range ids {
-					tags = append(tags, server.EntityTag(db, "Doc::User", id))
+					tags = append(tags, snapshot.EntityTag(db, "Doc::User", id))
 				}
 				mu.Lock()
 				wrote[res.Revision.Number] = tags
@@ -186,9 +198,9 @@ func TestWatchResumes(t *testing.T) {
 			{end, end.Number, nil, false},
 			{middle, middle.Number, []uint64{carl}, false},
 			{start, start.Number, []uint64{bob, carl}, false},
-			{server.TokenAt(start, start.Number-1), start.Number - 1, []uint64{ann, bob, carl}, false},
+			{tokenAt(start, start.Number-1), start.Number - 1, []uint64{ann, bob, carl}, false},
 			{middle, middle.Number, []uint64{carl}, false}, // once more
-			{server.TokenAt(end, end.Number+1000), end.Number, nil, true},
+			{tokenAt(end, end.Number+1000), end.Number, nil, true},
 			{&cedarpostv1.Revision{Token: wire.Token{Number: 1, Anchor: 1, Mark: uuid.New()}.Revision().Token}, end.Number, nil, true}, // another database
 		} {
 			_, m := watch(t, s, c.after)
@@ -199,7 +211,7 @@ func TestWatchResumes(t *testing.T) {
 		}
 	}
 	// What the newest server cannot know: how a bundle was before.
-	if _, m := watch(t, fresh, server.TokenAt(start, 1)); !m.Reset_ || m.Revision.Number != end.Number {
+	if _, m := watch(t, fresh, tokenAt(start, 1)); !m.Reset_ || m.Revision.Number != end.Number {
 		t.Errorf("beyond a publish: %v", m)
 	}
 	// It learns of a revision that is not there yet, if it comes soon.
@@ -245,7 +257,7 @@ func TestWatchOfPublishing(t *testing.T) {
 		}
 	}
 	db := database(t, s)
-	doc, guards, other := server.BundleTag(db, "doc"), server.BundleTag(db, "guardrails"), server.BundleTag(db, "other")
+	doc, guards, other := snapshot.BundleTag(db, "doc"), snapshot.BundleTag(db, "guardrails"), snapshot.BundleTag(db, "other")
 	const schema, policies = "schema.cedarschema", "policies.cedar"
 	publish("doc", doc, schema, servertest.DocSchema, policies, servertest.DocPolicies+"// more\n@id(\"x\") forbid (principal, action, resource) when { principal == Doc::User::\"x\" };")
 	publish("doc", 0, schema, servertest.DocSchema+" ", policies, servertest.DocPolicies)
@@ -389,7 +401,7 @@ func watchImport(t *testing.T, all int) {
 	db := database(t, s)
 	missing := map[uint64]bool{}
 	for i := range all {
-		missing[server.EntityTag(db, "Doc::User", fmt.Sprint(i))] = true
+		missing[snapshot.EntityTag(db, "Doc::User", fmt.Sprint(i))] = true
 	}
 	for known := 0; len(missing) > 0; {
 		m := w.next()

@@ -3,31 +3,20 @@ package server
 import (
 	"encoding/hex"
 	"strings"
+	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
-	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
-	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// TokenAt is a token of the same history, of another revision. For one that is not made
-// yet the mark is a guess.
-func TokenAt(r *cedarpostv1.Revision, number int64) *cedarpostv1.Revision {
-	t, err := wire.ParseToken(r.GetToken())
-	if err != nil {
-		panic(err)
-	}
-	t.Anchor, t.Number = max(t.Anchor, number), number
-	return t.Revision()
-}
-
-// DecisionRow is the row of a record.
+// DecisionRow returns the row of a record.
 func DecisionRow(rec *cedarpostv1.DecisionRecord) store.Decision {
 	record, err := proto.Marshal(rec)
 	if err != nil {
@@ -40,8 +29,8 @@ func DecisionRow(rec *cedarpostv1.DecisionRecord) store.Decision {
 	return row
 }
 
-// Recorded gives a row the record that its columns are of. engine is in the record
-// alone.
+// Recorded returns a row with a record that has the values of its columns. Only the record
+// has engine.
 func Recorded(d store.Decision, engine string) store.Decision {
 	rec := &cedarpostv1.DecisionRecord{
 		DecisionId: d.ID.String(), Time: timestamppb.New(d.At), Revision: d.Revision, Caller: d.Caller, Server: d.Server,
@@ -82,4 +71,14 @@ func Recorded(d store.Decision, engine string) store.Decision {
 	return d
 }
 
-var EntityTag, BundleTag = snapshot.EntityTag, snapshot.BundleTag
+// runRecorder runs a recorder until the test ends.
+func runRecorder(t *testing.T, cfg decisionlog.Config) *decisionlog.Recorder {
+	t.Helper()
+	cfg.Metrics = prometheus.NewRegistry()
+	r, err := decisionlog.NewRecorder(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
