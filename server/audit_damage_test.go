@@ -16,12 +16,12 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// flipped is SQL for a column of bytes with one bit changed in the middle.
+// flipped returns SQL for a column of bytes with one bit changed in the middle.
 func flipped(column string) string {
 	return fmt.Sprintf("set_byte(%[1]s, length(%[1]s) / 2, get_byte(%[1]s, length(%[1]s) / 2) # 1)", column)
 }
 
-// damages are ways to damage a row of decisions, by what is said of it.
+// damages are ways to damage a row of decisions, each with the message that reports it.
 var damages = map[string]struct{ set, says string }{
 	"bytes that do not parse":              {`record = '\xff'`, "record"},
 	"bytes that parse to something else":   {`record = '', crc = 0`, "record"},
@@ -34,7 +34,7 @@ var damages = map[string]struct{ set, says string }{
 	"a record that is that of another row": {`record = OTHER`, "its record was altered"},
 }
 
-// One row that is damaged is shown as damaged, and all others as they are.
+// A damaged row is shown as damaged, and all others are shown as they are.
 func TestDamagedDecisions(t *testing.T) {
 	t.Parallel() // it takes long
 	for name, damage := range damages {
@@ -93,7 +93,7 @@ func TestDamagedDecisions(t *testing.T) {
 						continue
 					}
 					exported = append(exported, d.DecisionId)
-					// An export does not show the columns.
+					// An export does not contain the columns.
 					seen := strings.Contains(set, "record") || strings.Contains(set, "crc")
 					if bad := d.Damaged != ""; bad != (d.DecisionId == victim && seen) {
 						t.Errorf("exported: %v", d)
@@ -107,7 +107,8 @@ func TestDamagedDecisions(t *testing.T) {
 	}
 }
 
-// The same of events, and of the uses that a damaged report is of.
+// A damaged event is shown as damaged. The uses of a decision in a damaged report are
+// incomplete.
 func TestDamagedEvents(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
@@ -140,14 +141,13 @@ func TestDamagedEvents(t *testing.T) {
 	}
 }
 
-// A row that is not there keeps its place in an export; those of a day that the log
-// says was dropped do not.
+// A missing row keeps its place in an export, unless its whole day was dropped.
 func TestMissingRows(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
 	now := time.Now()
-	mustLog(t, s, logged(now, nil), logged(now, nil), logged(now, nil))
-	mustLog(t, s, logged(now, nil))
+	mustLog(t, s, recordedAt(now, nil), recordedAt(now, nil), recordedAt(now, nil))
+	mustLog(t, s, recordedAt(now, nil))
 	servertest.Tamper(t, s.URL, "delete from decisions where pos = 1 or batch in (select batch from decisions group by batch having count(*) = 1)")
 	var rows []string
 	for _, b := range exportTo(t, s, &cedarpostv1.ExportDecisionsRequest{}) {
@@ -169,7 +169,7 @@ func TestMissingRows(t *testing.T) {
 	}
 }
 
-// An error of a read does not speak of a decision.
+// The error of a read does not say that nothing was decided.
 func TestReadsThatFail(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()

@@ -14,7 +14,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// events reads the records of a kind, oldest first.
+// events reads the events of a kind, oldest first.
 func events(t *testing.T, s *servertest.Server, kind string) (list []*cedarpostv1.EventRecord) {
 	t.Helper()
 	rows, err := servertest.Session(t, s.URL).Query(t.Context(), "select record from events where kind = $1 order by at, event_id", kind)
@@ -35,8 +35,8 @@ func events(t *testing.T, s *servertest.Server, kind string) (list []*cedarpostv
 	return list
 }
 
-// Each change is in the log with what was there before and after, and a change that
-// is refused is not.
+// Each change is in the log with hashes of the state before and after it. A refused change is
+// not in the log.
 func TestChangesAreRecorded(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
@@ -52,7 +52,7 @@ func TestChangesAreRecorded(t *testing.T) {
 		}
 	}
 	set("r1")
-	set("r1") // no change, no record
+	set("r1") // no change, so no record
 	set("r2")
 	_, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_SetAttributes{
 		SetAttributes: &cedarpostv1.SetAttributes{Uid: servertest.UID(`Shop::User::"nobody"`)},
@@ -78,7 +78,7 @@ func TestChangesAreRecorded(t *testing.T) {
 	}
 }
 
-// The first failure is recorded by itself, those that follow together.
+// The first failed authentication is recorded at once. Those that follow are recorded together.
 func TestFailedAuthenticationIsRecorded(t *testing.T) {
 	s := servertest.New(t)
 	began := time.Now()
@@ -104,7 +104,7 @@ func TestFailedAuthenticationIsRecorded(t *testing.T) {
 		}
 		total[f.Reason] += f.Count
 	}
-	most := 4 + 2*int(time.Since(began)/(10*time.Second)) // of each reason one in so long
+	most := 4 + 2*int(time.Since(began)/(10*time.Second)) // one for each reason in ten seconds
 	if total["unknown key"] != 51 || total["no credentials"] != 1 || len(events(t, s, "authentication_failure")) > most {
 		t.Errorf("%v in %d records", total, len(events(t, s, "authentication_failure")))
 	}

@@ -215,7 +215,7 @@ func (x *export) message(ctx context.Context, b store.Batch) (*cedarpostv1.Expor
 
 // odd returns the entry of a row that has no place in its batch.
 func odd(e store.Entry) *cedarpostv1.LogEntry {
-	const damage = "its place in the batch is taken, or not one of the batch"
+	const damage = "another row has its place in the batch, or the batch has no such place"
 	id, at := e.ID.String(), timestamppb.New(e.At)
 	if e.Event {
 		return &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Event{Event: &cedarpostv1.EventRecord{EventId: id, Time: at, Damaged: damage}}}

@@ -38,8 +38,8 @@ func exportTo(t *testing.T, s *servertest.Server, req *cedarpostv1.ExportDecisio
 	}
 }
 
-// The export is the log: each batch in its place, each row in its batch, with the
-// header that proves it.
+// An export has each batch of the log at its place, with its rows and the header that proves
+// them.
 func TestExport(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
@@ -73,7 +73,7 @@ func TestExport(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(asked) {
 		t.Errorf("exported %v, want %v", got, asked)
 	}
-	// It goes on where another broke off. The first export is in there too.
+	// It goes on where another one ended. It contains the record of the first export, too.
 	last := batches[len(batches)-1].Leaf
 	rest := exportTo(t, s, &cedarpostv1.ExportDecisionsRequest{FromLeaf: last + 1})
 	if len(rest) != 1 || rest[0].Leaf != last+1 || rest[0].Entries[0].GetEvent().GetLogRead().GetRows() != -1 {
@@ -83,10 +83,10 @@ func TestExport(t *testing.T) {
 
 func TestExportOfATime(t *testing.T) {
 	s := servertest.New(t)
-	// Leaf 0 is the first key, of now; these are later.
+	// Leaf 0 is the event of the first key, at the current time. These follow.
 	today := time.Now().UTC().Truncate(24 * time.Hour).Add(48 * time.Hour)
 	for _, hours := range []time.Duration{-20, -10, -11, -2, -1} {
-		mustLog(t, s, logged(today.Add(hours*time.Hour), nil))
+		mustLog(t, s, recordedAt(today.Add(hours*time.Hour), nil))
 	}
 	for _, c := range []struct {
 		from, to int
@@ -105,7 +105,7 @@ func TestExportOfATime(t *testing.T) {
 		for _, b := range exportTo(t, s, &cedarpostv1.ExportDecisionsRequest{
 			FromLeaf: c.leaf, From: timestamppb.New(today.Add(time.Duration(c.from) * time.Hour)), To: timestamppb.New(today.Add(time.Duration(c.to) * time.Hour)),
 		}) {
-			if b.Leaf <= 5 { // those after it are of these reads
+			if b.Leaf <= 5 { // later batches record these reads
 				leaves = append(leaves, b.Leaf)
 			}
 		}
@@ -123,7 +123,7 @@ func TestExportOfATime(t *testing.T) {
 	}
 }
 
-// follow opens an export that waits for more, and returns what it receives.
+// follow opens an export that follows the log, and returns what it receives.
 func follow(t *testing.T, s *servertest.Server, from time.Time) (next func() (*cedarpostv1.ExportDecisionsResponse, error), hangUp func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -135,12 +135,12 @@ func follow(t *testing.T, s *servertest.Server, from time.Time) (next func() (*c
 	return stream.Receive, cancel
 }
 
-// One who follows sees what comes, in order and without anything that comes after it,
-// and is told when the server stops.
+// An export that follows gets new batches in order, up to its end. It gets an error when the
+// server stops.
 func TestExportFollows(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
-	first := logged(time.Now(), nil)
+	first := recordedAt(time.Now(), nil)
 	mustLog(t, s, first)
 	next, _ := follow(t, s, time.Unix(0, 0))
 	seen := int64(-1)
@@ -163,7 +163,7 @@ func TestExportFollows(t *testing.T) {
 	}
 	until(first)
 	for range 3 {
-		d := logged(time.Now(), nil)
+		d := recordedAt(time.Now(), nil)
 		mustLog(t, s, d)
 		until(d)
 	}
@@ -178,16 +178,16 @@ func TestExportFollows(t *testing.T) {
 	}
 }
 
-// One who follows from a time to come waits for it.
+// An export that follows from a time in the future waits for it.
 func TestExportFollowsFromATimeToCome(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
-	mustLog(t, s, logged(time.Now(), nil))
+	mustLog(t, s, recordedAt(time.Now(), nil))
 	next, _ := follow(t, s, time.Now().Add(time.Hour))
-	later := logged(time.Now().Add(2*time.Hour), nil)
-	mustLog(t, s, logged(time.Now(), nil))
-	time.Sleep(1500 * time.Millisecond) // it has looked once
-	mustLog(t, s, logged(time.Now(), nil))
+	later := recordedAt(time.Now().Add(2*time.Hour), nil)
+	mustLog(t, s, recordedAt(time.Now(), nil))
+	time.Sleep(1500 * time.Millisecond) // the export has read once
+	mustLog(t, s, recordedAt(time.Now(), nil))
 	mustLog(t, s, later)
 	b, err := next()
 	if err != nil || b.Entries[0].GetDecision().GetDecisionId() != later.ID.String() {
@@ -195,10 +195,10 @@ func TestExportFollowsFromATimeToCome(t *testing.T) {
 	}
 }
 
-// Exports have places, and leave them when their caller hangs up.
+// The number of exports is bounded. An export whose caller hangs up does not count any more.
 func TestExportsAreBounded(t *testing.T) {
 	s := servertest.New(t)
-	mustLog(t, s, logged(time.Now(), nil))
+	mustLog(t, s, recordedAt(time.Now(), nil))
 	open := func() (hangUp func(), err error) {
 		next, hangUp := follow(t, s, time.Unix(0, 0))
 		_, err = next()
@@ -218,7 +218,7 @@ func TestExportsAreBounded(t *testing.T) {
 	}
 	hangUp()
 	servertest.Eventually(t, "a free place", func() bool { _, err := open(); return err == nil })
-	// Whoever only waits holds no connection that others need.
+	// An export that waits holds no connection that other calls need.
 	for range 5 {
 		if _, err := s.Audit.QueryDecisions(t.Context(), &cedarpostv1.QueryDecisionsRequest{}); err != nil {
 			t.Error(err)
@@ -226,10 +226,10 @@ func TestExportsAreBounded(t *testing.T) {
 	}
 }
 
-// In each protocol.
+// An export works in each protocol.
 func TestExportOnTheWires(t *testing.T) {
 	s := servertest.New(t)
-	d := logged(time.Now(), nil)
+	d := recordedAt(time.Now(), nil)
 	mustLog(t, s, d)
 	for name, options := range map[string][]connecthttp.Option{
 		"connect":  nil,
@@ -239,23 +239,23 @@ func TestExportOnTheWires(t *testing.T) {
 	} {
 		s.Audit = cedarpostv1connect.NewAuditServiceClient(s.Client(s.Admin, s.Token, options...))
 		got := exportTo(t, s, &cedarpostv1.ExportDecisionsRequest{})
-		// The first is the event of the key.
+		// The first batch has the event of the key.
 		if len(got) < 2 || got[1].Entries[0].GetDecision().GetDecisionId() != d.ID.String() {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
 }
 
-// A clock that was ahead for a while, and set back, neither ends an export early nor
-// puts into it what is of a later time.
+// If a clock was ahead for a while and then set back, an export of a time has exactly the rows
+// of that time.
 func TestExportAfterTheClockWasSetBack(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
 	s.MustLoadShop()
-	noon := time.Now().UTC().Truncate(day).Add(-day / 2) // of yesterday
+	noon := time.Now().UTC().Truncate(day).Add(-day / 2) // yesterday
 	at := noon.Add
 	for _, after := range []time.Duration{0, 20 * time.Minute, 3 * time.Hour, 40 * time.Minute, 2 * day, 50 * time.Minute, 4 * time.Hour} {
-		mustLog(t, s, logged(at(after), nil))
+		mustLog(t, s, recordedAt(at(after), nil))
 	}
 	for name, follow := range map[string]bool{"export": false, "follow": true} {
 		var got []string

@@ -31,12 +31,11 @@ func newDecision(t *testing.T, bytes int) store.Decision {
 	return Recorded(store.Decision{ID: id, At: at, Caller: "shop", Policies: []string{}, Allowed: true}, strings.Repeat("x", bytes))
 }
 
-// One who opens an export and does not read it is cut off, and nothing waits for him
-// meanwhile.
+// An export whose caller does not read is ended, and delays nothing else.
 func TestSlowReaderOfAnExport(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	times := defaultTimeouts
-	// Long beside all that a machine under load needs for a message.
+	// Much longer than a machine under load needs for a message.
 	times.message, times.discard = 6*time.Second, 100*time.Millisecond
 	db, clients, _, _ := hurriedServer(t, times)
 	w := db.NewLogWriter("s", auditlog.Strict, 0)
@@ -54,7 +53,7 @@ func TestSlowReaderOfAnExport(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// As fast as it comes at first, longer than one message may take in all.
+			// It reads slowly at first, for longer than one message may take.
 			for range 4 {
 				if _, err := stream.Receive(); err != nil {
 					t.Fatal(err)
@@ -75,8 +74,8 @@ func TestSlowReaderOfAnExport(t *testing.T) {
 	}
 }
 
-// The value that a query looks for is hashed, and stands neither in the log of reads
-// nor, in a form that could be tried out, in a page token.
+// The value that a query looks for is hashed. Neither the recorded reads nor page tokens contain
+// it, not even in a form that could be guessed.
 func TestMaskedValueIsNotKept(t *testing.T) {
 	db := storetest.Open(t)
 	r := runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
@@ -119,14 +118,14 @@ func TestMaskedValueIsNotKept(t *testing.T) {
 			t.Errorf("recorded: %q", e.Record)
 		}
 	}
-	// The token comes of the keyed hash, not of the value.
+	// The page token depends on the keyed hash, not on the value.
 	s.recorder = runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	if _, err := s.QueryDecisions(t.Context(), q); connect.CodeOf(err) != connect.CodeInvalidArgument {
 		t.Errorf("with another key: %v", err)
 	}
 }
 
-// Of more reports than are read, what is counted says that it is not all.
+// If there are more reports than are read, the sum of uses says that it is incomplete.
 func TestManyReports(t *testing.T) {
 	db := storetest.Open(t)
 	r := runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
@@ -158,7 +157,8 @@ func TestManyReports(t *testing.T) {
 	}
 }
 
-// A read that takes too long says so, not that the service is away.
+// The error of a read that takes too long says so. It does not say that the service is
+// unavailable.
 func TestReadTakesTooLong(t *testing.T) {
 	s := newAuditService(storetest.Open(t), nil, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 0)
@@ -173,8 +173,7 @@ func TestReadTakesTooLong(t *testing.T) {
 	}
 }
 
-// The bound on time is of what is still to be read: pages that take their time do
-// not run into it.
+// Only the time that is still to be read is bounded, so later pages are not refused.
 func TestSpanOfLaterPages(t *testing.T) {
 	now := time.Now()
 	q := store.DecisionQuery{Caller: "shop", From: now.Add(-25 * time.Hour)}

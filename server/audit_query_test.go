@@ -19,8 +19,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// logged is a decision for the log, of a time.
-func logged(at time.Time, change func(*store.Decision)) store.Decision {
+// recordedAt returns a decision for the log, made at a time.
+func recordedAt(at time.Time, change func(*store.Decision)) store.Decision {
 	id := uuid.Must(uuid.NewV7())
 	binary.BigEndian.PutUint64(id[:8], uint64(at.UnixMilli())<<16|0x7000)
 	d := store.Decision{
@@ -44,7 +44,7 @@ func mustLog(t testing.TB, s *servertest.Server, decisions ...store.Decision) {
 	}
 }
 
-// What has no index is asked of a day at most, and the refusal names it.
+// A filter without an index may cover a day at most. The refusal names the filter.
 func TestQueriesAreBounded(t *testing.T) {
 	s := servertest.New(t)
 	now := time.Now()
@@ -55,8 +55,8 @@ func TestQueriesAreBounded(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		query   *request
-		refused string // the beginning of why not
-		counted string // of why it is not counted
+		refused string // how the message begins
+		counted string // how the message of CountDecisions begins
 	}{
 		{"nothing", &request{}, "", "filter:"},
 		{"a day", &request{From: at(day)}, "", ""},
@@ -95,7 +95,7 @@ func TestQueriesAreBounded(t *testing.T) {
 	refused(t, "a time that is none", err, "to:")
 }
 
-// refused checks for an error that begins with why; "" is none.
+// refused fails unless the message of an error begins with why. "" means no error.
 func refused(t *testing.T, name string, err error, why string) {
 	t.Helper()
 	switch code := connect.CodeOf(err); {
@@ -111,9 +111,9 @@ func TestQueryFilters(t *testing.T) {
 	s := servertest.New(t)
 	now := time.Now()
 	mustLog(t, s,
-		logged(now, func(d *store.Decision) { d.TraceID, d.Revision, d.RequestID = "t1", 7, "one" }),
-		logged(now, func(d *store.Decision) { d.Fields, d.RequestID = []string{"+id", "-total"}, "two" }),
-		logged(now, func(d *store.Decision) { d.Allowed, d.DeniedAt, d.Policies, d.RequestID = false, 2, nil, "three" }))
+		recordedAt(now, func(d *store.Decision) { d.TraceID, d.Revision, d.RequestID = "t1", 7, "one" }),
+		recordedAt(now, func(d *store.Decision) { d.Fields, d.RequestID = []string{"+id", "-total"}, "two" }),
+		recordedAt(now, func(d *store.Decision) { d.Allowed, d.DeniedAt, d.Policies, d.RequestID = false, 2, nil, "three" }))
 	for want, q := range map[string]*cedarpostv1.QueryDecisionsRequest{
 		"one":   {TraceId: "t1"},
 		"one ":  {Revision: 7},
@@ -155,12 +155,12 @@ func TestQueryFilters(t *testing.T) {
 	}
 }
 
-// What comes while somebody pages neither moves a page nor shows twice, and the
-// bound on time holds for the pages behind too.
+// New rows do not move the pages of a query that has begun, and the bound on time also holds for
+// later pages.
 func TestPagesStayPut(t *testing.T) {
 	s := servertest.New(t)
 	now := time.Now()
-	at := func(ago time.Duration) store.Decision { return logged(now.Add(-ago), nil) }
+	at := func(ago time.Duration) store.Decision { return recordedAt(now.Add(-ago), nil) }
 	var want []string
 	for i := range 7 {
 		d := at(time.Duration(i) * time.Minute)
@@ -227,10 +227,10 @@ func TestQueryEvents(t *testing.T) {
 	}
 }
 
-// Each read of the log is in the log, before its answer.
+// Each read of the log is recorded in the log before it is answered.
 func TestReadsAreRecorded(t *testing.T) {
 	s := servertest.New(t)
-	d := logged(time.Now(), nil)
+	d := recordedAt(time.Now(), nil)
 	mustLog(t, s, d)
 	day := timestamppb.New(time.Now().Add(-time.Hour))
 	filter := &cedarpostv1.QueryDecisionsRequest{From: day, Caller: "shop"}
@@ -272,7 +272,7 @@ func TestReadsAreRecorded(t *testing.T) {
 			t.Errorf("%s is recorded as %v", name, read)
 		}
 	}
-	// When it cannot be recorded, nothing leaves.
+	// A read that cannot be recorded is not answered.
 	servertest.MustExec(t, servertest.Session(t, s.URL), "revoke insert on events from cedarpost_writer")
 	for name, call := range ask {
 		if err := call(t.Context()); connect.CodeOf(err) != connect.CodeUnavailable {

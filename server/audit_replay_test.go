@@ -36,8 +36,8 @@ func replay(t testing.TB, s *servertest.Server, id string) *cedarpostv1.ReplayDe
 	return res
 }
 
-// labSchema has what a decision can depend on: the server's time, entities that come
-// with the request, tags, extension values, sets, numbers beyond what JSON holds.
+// labSchema has everything that a decision can depend on: the time of the server, entities of
+// the request, tags, extension values, sets, and numbers that are too large for JSON.
 const labSchema = `namespace Lab {
   entity Team in [Team];
   entity User in [Team] { level: Long, boss?: User } tags Long;
@@ -58,8 +58,8 @@ const labFields = `Lab::Item:
   e: []
 `
 
-// labPolicies are drawn from at each publish. Some fail, some of those in two ways
-// at once; SOON is a moment shortly after the publish.
+// labPolicies are the policies from which each publish draws some. Some of them fail, and some
+// of these in two ways at the same time. SOON is a time shortly after the publish.
 var labPolicies = []string{
 	`permit (principal, action == Lab::Action::"Look", resource) when { resource.owner == principal };`,
 	`permit (principal in Lab::Team::"t1", action == Lab::Action::"Look", resource);`,
@@ -81,7 +81,7 @@ var labPolicies = []string{
 	`permit (principal, action == Lab::Action::"Post", resource) when { resource.words.contains("please") && resource has about && resource.about.n > 0 };`,
 }
 
-// lab changes and asks at random.
+// lab makes random changes and asks random questions.
 type lab struct {
 	*rand.Rand
 	t *testing.T
@@ -171,9 +171,8 @@ func (l lab) fields(paths ...string) *cedarpostv1.FieldSelection {
 	return f
 }
 
-// Everything that was decided, while policies and data changed, replays to the
-// same: on the server that decided it, and on one that has to find all of it in the
-// database.
+// The replay of a decision has the same outcome, although policies and data have changed: on the
+// server that decided, and on one that reads everything from the database.
 func TestReplayOfEverythingIsEqual(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
@@ -226,7 +225,7 @@ func TestReplayOfEverythingIsEqual(t *testing.T) {
 	close(done)
 	wg.Wait()
 
-	// All kinds of outcome must have come up, or the test shows nothing.
+	// The test is of no use unless each kind of outcome has occurred.
 	kinds := map[string]int{}
 	for _, r := range answered {
 		kinds[fmt.Sprint(r.Decision, r.GetDeniedAt())]++
@@ -264,7 +263,7 @@ func TestReplayOfEverythingIsEqual(t *testing.T) {
 	}
 }
 
-// insert puts a record into the log that no server made.
+// insert puts a made-up record into the log.
 func insert(t *testing.T, s *servertest.Server, rec *cedarpostv1.DecisionRecord) string {
 	t.Helper()
 	id := uuid.Must(uuid.NewV7())
@@ -278,7 +277,7 @@ func insert(t *testing.T, s *servertest.Server, rec *cedarpostv1.DecisionRecord)
 	return rec.DecisionId
 }
 
-// A record that was changed, in whatever part, does not replay to the same.
+// The replay of an altered record finds what differs, whatever part was altered.
 func TestReplayFindsDifferences(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
@@ -287,7 +286,7 @@ func TestReplayFindsDifferences(t *testing.T) {
 	refund := authorize(t, s, servertest.AskShop("erin", "RefundOrder", "42", true))
 	stranger := authorize(t, s, servertest.AskShop("stranger", "ViewOrder", "42", true))
 	own := authorize(t, s, servertest.AskShop("bob", "ViewOrder", "42", true))
-	// Bob's order becomes carol's.
+	// Now carol owns the order of bob.
 	later := s.MustPut(servertest.Entity(t, `{"uid":{"type":"Shop::Order","id":"42"},"attrs":{"owner":{"type":"Shop::User","id":"carol"},"region":"eu","status":"open","total":3},"parents":[]}`))
 	for _, c := range []struct {
 		name   string
@@ -347,7 +346,8 @@ func TestReplayFindsDifferences(t *testing.T) {
 	}
 }
 
-// What cannot be replayed says why. Each replay is a read of the log.
+// If a decision cannot be replayed, the answer says why. Each replay is recorded as a read of
+// the log.
 func TestReplayNotPossible(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
@@ -383,8 +383,8 @@ func TestReplayNotPossible(t *testing.T) {
 	}
 }
 
-// Where several members of a record fail, each answer and each replay has the message of
-// the first one by name.
+// If several members of a record fail, each answer and each replay has the message of the member
+// whose name comes first.
 func TestReplayOfErrorsInRecords(t *testing.T) {
 	s := servertest.New(t)
 	s.MustApply("v", "schema.cedarschema", `namespace V { entity U { n: Long }; action A appliesTo { principal: [U], resource: [U], context: { m: Long } }; }`,

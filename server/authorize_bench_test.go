@@ -19,7 +19,7 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// BenchmarkAuthorize is a warm decision in process, its record committed: alice
+// BenchmarkAuthorize measures a decision in process with a warm cache, record committed: alice
 // asks for all fields of order 42.
 func BenchmarkAuthorize(b *testing.B) {
 	s := shopService(b)
@@ -43,7 +43,7 @@ func benchRequest() *cedarpostv1.AuthorizeRequest {
 	}
 }
 
-// shopService is the decision service on a database of its own, with the shop.
+// shopService returns the decision service on a database of its own, with the shop.
 func shopService(b testing.TB) *authorizationService {
 	b.Helper()
 	must := func(err error) {

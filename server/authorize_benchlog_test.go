@@ -32,9 +32,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// TestBenchLog measures what recording costs, for make bench-log: the same server
-// with the recorder and without, in turns, on a Postgres that syncs to disk. It
-// prints Markdown.
+// TestBenchLog measures the cost of recording, for make bench-log: it drives a server with the
+// recorder and one without in turns, on a Postgres that syncs to disk. It prints Markdown.
 func TestBenchLog(t *testing.T) {
 	if os.Getenv("CEDARPOST_BENCH") == "" {
 		t.Skip("a benchmark: make bench-log")
@@ -86,7 +85,7 @@ func TestBenchLog(t *testing.T) {
 	took := time.Since(began)
 	fmt.Printf("\nVerifying %d decisions in %d batches took %v: %.0f decisions/s.\n", done.Decisions, done.Batches, took.Round(time.Millisecond), float64(done.Decisions)/took.Seconds())
 
-	// What follows writes records again under other ids.
+	// The rest writes copies of the records, with other ids.
 	fmt.Print("\n| rows in a batch | batches/s | rows/s | bare COPY of the same rows, rows/s | ratio |\n|---:|---:|---:|---:|---:|\n")
 	rows := someDecisions(t, strict.db)
 	for _, n := range []int{1, 10, 50, 200, 1000} {
@@ -113,7 +112,7 @@ func TestBenchLog(t *testing.T) {
 	fmt.Printf("\nBytes for each decision: %d, and %d in indexes. For each batch: %d, with its indexes.\n", heap/count, indexes/count, batchBytes/batches)
 }
 
-// bench is a server to drive.
+// bench is a server under load.
 type bench struct {
 	db     *store.DB
 	server *Server
@@ -153,7 +152,7 @@ func benchServer(t *testing.T, url string, cfg Config) *bench {
 	return b
 }
 
-// loadShop publishes the example through the services themselves.
+// loadShop publishes the example with calls of the services in process.
 func (b *bench) loadShop(t *testing.T) {
 	t.Helper()
 	files, err := bundle.Read(policies.Shop(), "shop")
@@ -178,7 +177,7 @@ func (b *bench) loadShop(t *testing.T) {
 	}
 }
 
-// run is what one drive came to.
+// run is the result of one call of drive.
 type run struct {
 	rate     float64 // calls a second
 	p50, p99 time.Duration
@@ -191,9 +190,9 @@ func median(runs []run) run {
 
 func round(d time.Duration) time.Duration { return d.Round(10 * time.Microsecond) }
 
-// drive calls over HTTP/1.1 with JSON, four fields a check. The caller is as cheap
-// as can be, for it runs on the same machine: a request made once, and an answer
-// that is read and not decoded.
+// drive calls over HTTP/1.1 with JSON, four fields in each check. The client does as little work
+// as possible, because it runs on the same machine: it makes the request once, and reads the
+// answer without decoding it.
 func (b *bench) drive(t *testing.T, callers, checks, calls int) run {
 	t.Helper()
 	request := b.request(checks)
@@ -244,7 +243,7 @@ func (b *bench) request(checks int) []byte {
 		path, b.key, len(body), body))
 }
 
-// readAnswer reads one answer, which must be a 200.
+// readAnswer reads one answer. Its status must be 200.
 func readAnswer(r *bufio.Reader) error {
 	res, err := http.ReadResponse(r, nil)
 	if err != nil {
@@ -260,7 +259,7 @@ func readAnswer(r *bufio.Reader) error {
 	return nil
 }
 
-// bareCommit is the median time of a commit.
+// bareCommit returns the median time of a commit.
 func bareCommit(t *testing.T, conn *pgx.Conn) time.Duration {
 	t.Helper()
 	if _, err := conn.Exec(t.Context(), "create table bench (n int); insert into bench values (0)"); err != nil {
@@ -278,7 +277,7 @@ func bareCommit(t *testing.T, conn *pgx.Conn) time.Duration {
 	return round(times[len(times)/2])
 }
 
-// someDecisions reads rows to write again.
+// someDecisions reads rows to copy.
 func someDecisions(t *testing.T, db *store.DB) []store.Decision {
 	t.Helper()
 	rows, err := db.QueryDecisions(t.Context(), store.DecisionQuery{Limit: 1000})
@@ -294,7 +293,7 @@ func freshIDs(rows []store.Decision) {
 	}
 }
 
-// appendRate is batches a second of so many rows.
+// appendRate returns how many batches of so many rows are appended each second.
 func appendRate(t *testing.T, db *store.DB, rows []store.Decision, n int) float64 {
 	t.Helper()
 	w := db.NewLogWriter("bench", auditlog.Strict, 0)
@@ -310,8 +309,8 @@ func appendRate(t *testing.T, db *store.DB, rows []store.Decision, n int) float6
 	return float64(rounds) / time.Since(began).Seconds()
 }
 
-// copyRate is the same rows with the same indexes, committed as often, but not
-// hashed and without a place in the log.
+// copyRate returns the same rate for rows in a table with the same indexes that are not hashed
+// and have no place in the log.
 func copyRate(t *testing.T, conn *pgx.Conn, rows []store.Decision, n int) float64 {
 	t.Helper()
 	rounds := max(20, 2000/n)

@@ -21,8 +21,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// Served over the wire, from Postgres, the answers are those of the reference
-// too. Each run takes other policy sets; CEDARPOST_SEED takes the same again.
+// Over the wire, with data in Postgres, the answers are those of the reference implementation.
+// Each run draws other policy sets; with CEDARPOST_SEED it draws the same again.
 func TestConformanceOverTheWire(t *testing.T) {
 	t.Parallel() // it takes long
 	conformOverTheWire(t, 2, 3)
@@ -34,8 +34,8 @@ func TestSoakConformanceOverTheWire(t *testing.T) {
 	conformOverTheWire(t, 10, 16)
 }
 
-// conformOverTheWire serves so many policy sets of the corpus in which stored entities
-// make a difference, of which there are few, and so many in which only policies fail.
+// conformOverTheWire serves policy sets of the corpus: some of the few in which stored entities
+// make a difference, and some in which only policies fail.
 func conformOverTheWire(t *testing.T, dataSample, failSample int) {
 	t.Helper()
 	seed := rand.Uint64()
@@ -63,7 +63,7 @@ func conformOverTheWire(t *testing.T, dataSample, failSample int) {
 		if err != nil {
 			t.Fatalf("%s: %v", c.Name, err)
 		}
-		// Actions come from the schema.
+		// The schema declares the actions.
 		list = slices.DeleteFunc(list, func(e *cedarpostv1.Entity) bool {
 			return e.Uid.Type == "Action" || strings.HasSuffix(e.Uid.Type, "::Action")
 		})
@@ -79,7 +79,7 @@ func conformOverTheWire(t *testing.T, dataSample, failSample int) {
 			unpublishable++
 			continue
 		}
-		// NUL is Cedar, and cannot be stored.
+		// Cedar allows NUL in text. Postgres cannot store it.
 		if slices.ContainsFunc(list, func(e *cedarpostv1.Entity) bool { return strings.Contains(e.String(), `\x00`) }) {
 			unstorable++
 			continue
@@ -114,14 +114,14 @@ func conformOverTheWire(t *testing.T, dataSample, failSample int) {
 		served, unpublishable, unstorable, requests, refused)
 }
 
-// serveRequest asks the server and compares its answer with the reference's. It
-// returns false when the request is one that is refused by design.
+// serveRequest asks the server and compares its answer with that of the reference. It returns
+// false if the server refuses such requests by design.
 func serveRequest(t *testing.T, s *servertest.Server, i int, r corpustest.Request) bool {
 	t.Helper()
 	uid := func(u cedar.EntityUID) *cedarpostv1.EntityUid {
 		return &cedarpostv1.EntityUid{Type: string(u.Type), Id: string(u.ID)}
 	}
-	// A file of one entity is how JSON with exact numbers gets on the wire.
+	// The reader of entity files keeps numbers exact.
 	carrier, err := entityfile.Parse(fmt.Appendf(nil, `[{"uid":{"type":"T","id":""},"attrs":%s}]`, r.Context))
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +151,7 @@ func serveRequest(t *testing.T, s *servertest.Server, i int, r corpustest.Reques
 	return true
 }
 
-// answer writes an answer so that equal ones are equal text.
+// answer returns the text of an answer. Equal answers have equal text.
 func answer(decision string, reasons, failed []string) string {
 	reasons, failed = slices.Clone(reasons), slices.Clone(failed)
 	slices.Sort(reasons)
@@ -159,8 +159,7 @@ func answer(decision string, reasons, failed []string) string {
 	return fmt.Sprint(decision, reasons, failed)
 }
 
-// answersWithout says whether the engine gives the right answer without any
-// entity.
+// answersWithout reports whether the engine gives the right answer without any entity.
 func answersWithout(t *testing.T, set *engine.Set, r corpustest.Request) bool {
 	t.Helper()
 	ask := engine.Ask{Principal: r.Principal, Action: r.Action, Resource: r.Resource}

@@ -21,8 +21,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// hurriedly posts a call with a deadline that only the server knows of, so that the
-// answer is the server's, and returns its body.
+// hurriedly posts a call with a deadline in its header, and returns the body of the answer. The
+// client itself has no deadline, so the answer is that of the server.
 func hurriedly(t *testing.T, s *servertest.Server, procedure, timeout string, stream bool, messages ...proto.Message) string {
 	t.Helper()
 	url, kind := s.Admin, "application/json"
@@ -64,14 +64,14 @@ func hurriedly(t *testing.T, s *servertest.Server, procedure, timeout string, st
 	return string(text)
 }
 
-// watchedLog keeps the lines of a server's log that tell of failed calls.
+// watchedLog keeps the lines of the log of a server that are about failed calls.
 type watchedLog struct {
 	mu    sync.Mutex
 	lines []string
 }
 
 func (l *watchedLog) option(c *server.Config) {
-	c.MaxStaleness = 10 * time.Minute // what is tested holds the database up
+	c.MaxStaleness = 10 * time.Minute // the test blocks the database
 	c.Log = slog.New(slog.NewTextHandler(logTo(func(line string) {
 		if strings.Contains(line, "call failed") {
 			l.mu.Lock()
@@ -87,9 +87,8 @@ func (l *watchedLog) failures() []string {
 	return l.lines
 }
 
-// A call whose caller leaves too little time is not a failure of the service, wherever
-// in the call the time ends. The database is held up, so that the call cannot end in
-// another way.
+// If the deadline of the caller ends, the error is not a failure of the service, wherever in the
+// call that happens. The test blocks the database, so that the call cannot end in another way.
 func TestDeadlineOfTheCaller(t *testing.T) {
 	t.Parallel() // it takes long
 	var log watchedLog
@@ -101,7 +100,7 @@ func TestDeadlineOfTheCaller(t *testing.T) {
 	cold := func(id string) *cedarpostv1.AuthorizeRequest {
 		return servertest.AskShop("bob", "ViewOrder", id, false)
 	}
-	if _, err := s.Authorization.Authorize(t.Context(), cold("42")); err != nil { // now it is cached
+	if _, err := s.Authorization.Authorize(t.Context(), cold("42")); err != nil { // now its entities are cached
 		t.Fatal(err)
 	}
 	newest := func(id string) *cedarpostv1.AuthorizeRequest {
@@ -141,7 +140,7 @@ func TestDeadlineOfTheCaller(t *testing.T) {
 			servertest.MustExec(t, locker, "begin; lock table "+c.lock+" in access exclusive mode")
 		}
 		got := ""
-		for _, ms := range []string{"300", "600", "1200", "1800"} { // a busy machine takes longer to come to where it waits
+		for _, ms := range []string{"300", "600", "1200", "1800"} { // on a busy machine the call needs longer until it waits
 			if got = hurriedly(t, c.on, c.procedure, ms, c.stream, c.message); strings.Contains(got, c.says) {
 				break
 			}
@@ -156,7 +155,7 @@ func TestDeadlineOfTheCaller(t *testing.T) {
 	if lines := log.failures(); len(lines) > 0 {
 		t.Errorf("the log has failed calls: %s", lines)
 	}
-	// A bound of the server's own is the server's failure.
+	// A timeout of the server itself is a failure of the service.
 	servertest.MustExec(t, locker, "begin; lock table entities in access exclusive mode")
 	got := hurriedly(t, s, cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, "600000", false, cold("cold-3"))
 	servertest.MustExec(t, locker, "rollback")

@@ -42,7 +42,7 @@ func TestExplain(t *testing.T) {
 	if p := by["suspended"]; p == nil || p.Outcome != cedarpostv1.PolicyExplanation_SATISFIED || !p.Forbid {
 		t.Errorf("mallory and suspended: %v", p)
 	}
-	// Fields: alice without MFA is kept from personal data by one forbid.
+	// Fields: one forbid denies personal data to alice without MFA.
 	x, _ = explain(servertest.WithAllFields(servertest.AskShop("alice", "ViewOrder", "42", false)))
 	found := false
 	for _, p := range x.Policies {
@@ -55,8 +55,8 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// A value that the schema marks @sensitive is not told, also not as part of a
-// record that holds it.
+// An explanation does not contain values that the schema marks @sensitive, not even as part of a
+// record.
 func TestExplainWithholds(t *testing.T) {
 	s := servertest.New(t)
 	s.MustApply("h", "schema.cedarschema", `namespace H { entity U { @sensitive ssn: String, home: { @sensitive street: String, city: String } };

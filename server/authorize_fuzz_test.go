@@ -15,8 +15,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// FuzzAuthorizeJSON feeds bodies to the codec and the question reader: no panic,
-// and whatever is read is a question of a known action.
+// FuzzAuthorizeJSON feeds bodies to the codec and to the reader of questions. They do not panic,
+// and a question that was read can be decided.
 func FuzzAuthorizeJSON(f *testing.F) {
 	b, err := bundle.Read(policies.Shop(), "shop")
 	if err != nil {

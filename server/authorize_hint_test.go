@@ -33,7 +33,8 @@ const hintPolicies = `
 @id("boss") forbid (principal, action == H::Action::"See", resource)
   when { resource.owner has boss && resource.owner.boss in H::Group::"bad" };`
 
-// Whatever an answer depends on is in its tags, as watchers are told of it.
+// A cache hint has the tag of everything that the answer depends on, and watchers get the same
+// tags.
 func TestCacheHints(t *testing.T) {
 	s := servertest.New(t)
 	s.MustApply("h", "schema.cedarschema", hintSchema, "policies.cedar", hintPolicies, "fields.yaml", "H::Thing:\n  name: []\n")
@@ -116,7 +117,7 @@ func TestCacheHints(t *testing.T) {
 		}
 	}
 
-	// A write of any of it is told with that tag.
+	// Watchers get the tag when it is written.
 	w, _ := watch(t, s, nil)
 	hint := authorize(t, s, ask("See", ann, thing, nil)).CacheHint
 	for _, text := range seen {
@@ -140,7 +141,7 @@ func TestCacheHints(t *testing.T) {
 	}
 }
 
-// 256 tags are not too many, one more is.
+// A cache hint can have 256 tags, and no more.
 func TestTooManyTags(t *testing.T) {
 	s := docServer(t)
 	s.MustPut(paper(t, "p", "g0"))

@@ -29,7 +29,7 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// recordOf reads the record of an answer, and the row it is in.
+// recordOf reads the record of an answer and its row.
 func recordOf(t testing.TB, s *servertest.Server, res *cedarpostv1.AuthorizeResponse) (*cedarpostv1.DecisionRecord, store.Decision) {
 	t.Helper()
 	row, err := s.DB.GetDecision(t.Context(), uuid.MustParse(res.DecisionId))
@@ -61,8 +61,8 @@ func structOf(t testing.TB, text string) *structpb.Struct {
 	return out
 }
 
-// The record says how the answer left and how long its data took to load; the
-// column of fields says of each path which way it went.
+// The record says in which mode it was made and how long the loads took. The column of fields
+// says for each path whether it was permitted or denied.
 func TestRecordModeAndFields(t *testing.T) {
 	t.Parallel() // it takes long
 	for _, mode := range []auditlog.Mode{auditlog.Strict, auditlog.Buffered} {
@@ -72,7 +72,7 @@ func TestRecordModeAndFields(t *testing.T) {
 		req.Fields = &cedarpostv1.FieldSelection{Paths: []string{"total", "none.such", "customer", "id"}}
 		res := authorize(t, s, req)
 		s.MustPut(servertest.Entity(t, `{"uid":{"type":"Shop::Role","id":"new"}}`))
-		// In buffered mode the answer was faster than the commit.
+		// In buffered mode the answer can come before the commit.
 		if mode == auditlog.Buffered {
 			s.Stop()
 			s = servertest.On(t, s.URL)
@@ -88,7 +88,7 @@ func TestRecordModeAndFields(t *testing.T) {
 	}
 }
 
-// maskedBundle is an application whose requests carry what must not be kept.
+// maskedBundle is an application whose requests have values that must not be stored.
 var maskedBundle = []string{"schema.cedarschema", `namespace H {
   entity U { level: Long };
   @source("request") entity Form { @sensitive ssn: String, city: String, author: U };
@@ -111,8 +111,8 @@ func withMaskKey(key byte) servertest.Option {
 	return func(c *server.Config) { c.MaskKey = bytes.Repeat([]byte{key}, 32) }
 }
 
-// What a request brings of attributes marked @sensitive is nowhere in the database,
-// and can be found all the same by who knows the value, on a server with the key.
+// Values of a request that are marked @sensitive are nowhere in the database. A caller that
+// knows the value can find the decision, on a server that has the mask key.
 func TestMasking(t *testing.T) {
 	s := servertest.New(t, withMaskKey(1))
 	s.MustApply("h", maskedBundle...)
@@ -126,7 +126,7 @@ func TestMasking(t *testing.T) {
 	if masked != hex.EncodeToString(row.Masked[2]) || len(masked) != 64 {
 		t.Errorf("in place of the value: %q", masked)
 	}
-	// The hash is what docs/audit.md says, for others to compute.
+	// The hash is the one that docs/audit.md describes, so that others can compute it.
 	for i, text := range []string{`["x","y"]`, `4242424242424`, `"756.1234"`} {
 		h := hmac.New(sha256.New, bytes.Repeat([]byte{1}, 32))
 		h.Write([]byte(text))
@@ -191,7 +191,7 @@ func TestMasking(t *testing.T) {
 	}
 }
 
-// rowsWith counts the rows that hold a text anywhere, in columns of bytes too.
+// rowsWith counts the rows that contain a text in any column, those of bytes included.
 func rowsWith(t testing.TB, url, table, text string) (n int) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -260,7 +260,7 @@ func TestMaskKeyFile(t *testing.T) {
 	}
 }
 
-// exec runs SQL beside the server.
+// exec runs SQL in a session of its own.
 func exec(t testing.TB, url, sql string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -273,7 +273,7 @@ func exec(t testing.TB, url, sql string) {
 	}
 }
 
-// The trace id of a call's W3C trace context is in the record, if the context is one
+// The record has the trace id of a call whose traceparent header is valid
 // (https://www.w3.org/TR/trace-context/#traceparent-header).
 func TestTraceIDIsRecorded(t *testing.T) {
 	t.Parallel() // it takes long

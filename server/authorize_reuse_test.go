@@ -23,7 +23,7 @@ import (
 
 var noon = time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
 
-// used is a number of uses, from some seconds after noon on, for ten.
+// used returns a report of uses, from some seconds after noon on, for ten seconds.
 func used(decision string, hits int64, second int) *cedarpostv1.Reuse {
 	first := noon.Add(time.Duration(second) * time.Second)
 	return &cedarpostv1.Reuse{DecisionId: decision, Hits: hits, First: timestamppb.New(first), Last: timestamppb.New(first.Add(10 * time.Second))}
@@ -49,7 +49,7 @@ func mustReport(t testing.TB, s *servertest.Server, req *cedarpostv1.ReportReuse
 	return res
 }
 
-// uses reads those of a decision, as text: "5 from 0 to 10".
+// uses returns the uses of a decision as text: "5 from 0 to 10".
 func uses(t testing.TB, s *servertest.Server, id string) string {
 	t.Helper()
 	got, err := s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: id})
@@ -69,7 +69,7 @@ func uses(t testing.TB, s *servertest.Server, id string) string {
 	return fmt.Sprintf("%d from %v to %v", got.Uses.Hits, got.Uses.First.AsTime().Sub(noon).Seconds(), got.Uses.Last.AsTime().Sub(noon).Seconds())
 }
 
-// What callers report is found with the decision, each report once.
+// The reported uses of a decision are read with the decision. Each report counts once.
 func TestReportReuse(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
@@ -79,7 +79,7 @@ func TestReportReuse(t *testing.T) {
 		t.Errorf("unused: %s", got)
 	}
 	first := report(used(ids[0], 3, 20), used(strings.ToUpper(ids[1]), 1, 0))
-	for range 3 { // as one that hears no answer
+	for range 3 { // as a caller that gets no answer
 		if res := mustReport(t, s, first); res.Refused != 0 {
 			t.Error(res)
 		}
@@ -97,7 +97,7 @@ func TestReportReuse(t *testing.T) {
 		t.Errorf("%d records", n)
 	}
 
-	// Both kinds at once.
+	// Uses and fail-opens in one report.
 	both := report()
 	both.Lost, both.FailOpens = 7, []*cedarpostv1.FailOpen{letThrough(4), letThrough(5)}
 	mustReport(t, s, both)
@@ -125,7 +125,7 @@ func TestReportReuse(t *testing.T) {
 	}
 }
 
-// idAt is a decision's id of a time.
+// idAt returns the id of a decision of a time.
 func idAt(at time.Time) string {
 	id := uuid.Must(uuid.NewV7())
 	binary.BigEndian.PutUint64(id[:8], uint64(at.UnixMilli())<<16|0x7000)
@@ -139,7 +139,7 @@ func TestReportsThatAreRefused(t *testing.T) {
 	id := servertest.DecideSome(t, s, 4)[0]
 	now := time.Now()
 	good := used(id, 2, 0)
-	old := uuid.Must(uuid.NewUUID()) // of now, and of a version that has another layout
+	old := uuid.Must(uuid.NewUUID()) // of the current time, but of a version of UUID that has another layout
 	mixed := report(good, used(old.String(), 1, 0), used(idAt(now.Add(-25*time.Hour)), 1, 0), used(idAt(now.Add(2*time.Minute)), 1, 0), used(uuid.NewString(), 1, 0))
 	if res := mustReport(t, s, mixed); res.Refused != 4 {
 		t.Error(res)
@@ -197,8 +197,8 @@ func TestReportsThatAreRefused(t *testing.T) {
 	}
 }
 
-// Nobody can report uses of another caller's decisions; what they say stands in the
-// log, and counts for nothing.
+// A caller cannot report uses of another caller's decisions. The log keeps the report, and it
+// does not count.
 func TestReportsOfOthers(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
@@ -217,7 +217,7 @@ func TestReportsOfOthers(t *testing.T) {
 		_, err := other.ReportReuse(t.Context(), report(used(ids[0], 5, 0)))
 		return err == nil
 	})
-	// Even under the same id.
+	// Not even with the same report id.
 	mine := report(used(ids[0], 1, 0))
 	if _, err := other.ReportReuse(t.Context(), mine); err != nil {
 		t.Fatal(err)
@@ -235,8 +235,7 @@ func TestReportsOfOthers(t *testing.T) {
 	}
 }
 
-// Many report at once, some of them twice, and not one use too many or too few is
-// counted.
+// Many callers report at once, some of them twice, and the sum of the uses is exact.
 func TestUsesAreExact(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
@@ -277,7 +276,7 @@ func TestUsesAreExact(t *testing.T) {
 	}
 }
 
-// Where the log is away, a report is not taken; sent again, it counts once.
+// While the log is not available, reports are refused. A report that is sent again counts once.
 func TestReportWhileTheLogIsAway(t *testing.T) {
 	t.Parallel() // it takes long
 	proxy := servertest.NewProxy(t, storetest.New(t))
@@ -307,7 +306,7 @@ func TestReportWhileTheLogIsAway(t *testing.T) {
 	}
 }
 
-// A column that leads to other decisions than the record says is found.
+// A verification finds a report whose column names other decisions than its record.
 func TestVerifyFindsOtherUses(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)

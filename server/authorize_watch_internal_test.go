@@ -16,12 +16,12 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// One who does not read is cut off, with a reset for a last message. Others hear
-// everything meanwhile.
+// A watcher that does not read is cut off, in each protocol, and its last message is a
+// reset. Another watcher gets everything meanwhile.
 func TestSlowWatcher(t *testing.T) {
 	t.Parallel() // it takes long
 	times := defaultTimeouts
-	times.message = 10 * time.Minute // the place in the buffers is to run out, and not the time
+	times.message = 10 * time.Minute // a message that cannot be sent must wait until the watcher reads
 	database := storetest.New(t)
 	s, _, clients, _, _ := hurriedOn(t, database, "decision", Config{times: times})
 	conn, err := pgx.Connect(t.Context(), database)
@@ -29,53 +29,60 @@ func TestSlowWatcher(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	for i, c := range clients {
-		t.Run(wires[i].name, func(t *testing.T) {
-			watch := func(c *connect.Client) (stream cedarpostv1connect.AuthorizationServiceWatchClientStream, at int64) {
-				stream, err := cedarpostv1connect.NewAuthorizationServiceClient(c).Watch(t.Context(), &cedarpostv1.WatchRequest{})
-				if err != nil {
-					t.Fatal(err)
-				}
-				m, err := stream.Receive()
-				if err != nil {
-					t.Fatal(err)
-				}
-				return stream, m.Revision.Number
-			}
-			slow, at := watch(c)
-			quick, _ := watch(clients[2])
-			defer leave(t, s)
-			defer func() { _ = quick.Close() }()
-			// Until the buffers of both sides are full, and the slow watcher is behind.
-			for cuts := gauge(t, s, "cedarpost_watchers_cut_total"); gauge(t, s, "cedarpost_watchers_cut_total") == cuts; {
-				newest := changeMany(t, conn)
-				m, err := quick.Receive()
-				if err != nil || m.Revision.Number != newest || m.Reset_ || len(m.Tags) != manyTags {
-					t.Fatalf("%d tags of %v, %v", len(m.GetTags()), m.GetRevision(), err)
-				}
-			}
-			var last *cedarpostv1.WatchResponse
-			for {
-				m, err := slow.Receive()
-				if err != nil {
-					if connect.CodeOf(err) != connect.CodeResourceExhausted || errors.Is(err, io.EOF) {
-						t.Errorf("ended with %v", err)
-					}
-					break
-				}
-				if m.After != at {
-					t.Errorf("revision %d comes after %d", m.After, at)
-				}
-				last, at = m, m.Revision.Number
-			}
-			if !last.GetReset_() || len(last.GetTags()) > 0 {
-				t.Errorf("the last message is of %v, and no reset", last.GetRevision())
-			}
-		})
+	watch := func(c *connect.Client) (stream cedarpostv1connect.AuthorizationServiceWatchClientStream, at int64) {
+		stream, err := cedarpostv1connect.NewAuthorizationServiceClient(c).Watch(t.Context(), &cedarpostv1.WatchRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := stream.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream, m.Revision.Number
 	}
+	quick, began := watch(clients[2])
+	var slow []cedarpostv1connect.AuthorizationServiceWatchClientStream
+	for _, c := range clients {
+		stream, _ := watch(c)
+		slow = append(slow, stream)
+	}
+	// The server keeps 20 such events. A slow watcher has fewer than ten in its buffers, and
+	// may have taken 20 more before it was blocked.
+	for range 60 {
+		newest := changeMany(t, conn)
+		m, err := quick.Receive()
+		if err != nil || m.Revision.Number != newest || m.Reset_ || len(m.Tags) != manyTags {
+			t.Fatalf("%d tags of %v, %v", len(m.GetTags()), m.GetRevision(), err)
+		}
+	}
+	for i, stream := range slow {
+		at := began
+		var last *cedarpostv1.WatchResponse
+		for {
+			m, err := stream.Receive()
+			if err != nil {
+				if connect.CodeOf(err) != connect.CodeResourceExhausted || errors.Is(err, io.EOF) {
+					t.Errorf("%s: ended with %v", wires[i].name, err)
+				}
+				break
+			}
+			if m.After != at {
+				t.Errorf("%s: revision %d comes after %d", wires[i].name, m.After, at)
+			}
+			last, at = m, m.Revision.Number
+		}
+		if !last.GetReset_() || len(last.GetTags()) > 0 {
+			t.Errorf("%s: the last message is of %v, and no reset", wires[i].name, last.GetRevision())
+		}
+	}
+	if cuts := gauge(t, s, "cedarpost_watchers_cut_total"); cuts != float64(len(slow)) {
+		t.Errorf("%v watchers were cut off", cuts)
+	}
+	_ = quick.Close()
+	leave(t, s)
 }
 
-// Where nothing changes, a watcher hears that the connection lives.
+// While nothing changes, a watcher gets heartbeats.
 func TestWatchHeartbeat(t *testing.T) {
 	times := defaultTimeouts
 	times.heartbeat = 20 * time.Millisecond
@@ -96,7 +103,7 @@ func TestWatchHeartbeat(t *testing.T) {
 	leave(t, s)
 }
 
-// leave waits until all who hung up have left their places.
+// leave waits until the server has noticed that all watchers hung up.
 func leave(t *testing.T, s *Server) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
@@ -123,7 +130,7 @@ func gauge(t *testing.T, s *Server, name string) float64 {
 	return 0
 }
 
-// manyTags is how many entities an event can name.
+// manyTags is how many tags an event can have.
 const manyTags = 10_000
 
 // changeMany makes a revision that changes many entities, and returns its number.
@@ -146,7 +153,7 @@ func changeMany(t *testing.T, conn *pgx.Conn) (number int64) {
 	return number
 }
 
-// There is room for so many, and then for no more.
+// The number of watchers is bounded.
 func TestTooManyWatchers(t *testing.T) {
 	_, _, clients, _, _ := hurriedOn(t, storetest.New(t), "decision", Config{maxWatchers: 2})
 	c := cedarpostv1connect.NewAuthorizationServiceClient(clients[2])

@@ -23,8 +23,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// tokenAt returns the token of another revision of the same history. The mark of a revision
-// that does not exist yet is a wrong one.
+// tokenAt returns the token of another revision of the same history. The token of a revision
+// that does not exist yet has a wrong mark.
 func tokenAt(r *cedarpostv1.Revision, number int64) *cedarpostv1.Revision {
 	t, err := wire.ParseToken(r.GetToken())
 	if err != nil {
@@ -34,11 +34,11 @@ func tokenAt(r *cedarpostv1.Revision, number int64) *cedarpostv1.Revision {
 	return t.Revision()
 }
 
-// watcher is a stream that is read.
+// watcher reads a stream of Watch.
 type watcher struct {
 	t    testing.TB
 	in   cedarpostv1connect.AuthorizationServiceWatchClientStream
-	last int64 // the number that it was told of last
+	last int64 // the revision of the last message
 }
 
 // watch opens a stream and returns its first message.
@@ -59,7 +59,7 @@ func watch(t testing.TB, s *servertest.Server, after *cedarpostv1.Revision) (*wa
 	return w, first
 }
 
-// next returns the next message, which must go on from the one before.
+// next returns the next message, which must follow the one before.
 func (w *watcher) next() *cedarpostv1.WatchResponse {
 	w.t.Helper()
 	m, err := w.in.Receive()
@@ -73,7 +73,7 @@ func (w *watcher) next() *cedarpostv1.WatchResponse {
 	return m
 }
 
-// until reads up to a revision. reset says whether one was among the messages.
+// until reads messages up to a revision. reset reports whether one of them was a reset.
 func (w *watcher) until(revision int64) (tags map[uint64]bool, reset bool) {
 	w.t.Helper()
 	tags = map[uint64]bool{}
@@ -87,7 +87,7 @@ func (w *watcher) until(revision int64) (tags map[uint64]bool, reset bool) {
 	return tags, reset
 }
 
-// end reads to the end, and returns the last message and the error.
+// end reads to the end and returns the last message and the error.
 func (w *watcher) end() (last *cedarpostv1.WatchResponse, err error) {
 	for {
 		m, err := w.in.Receive()
@@ -111,8 +111,8 @@ func userTag(t testing.TB, s *servertest.Server, id string) uint64 {
 	return snapshot.EntityTag(database(t, s), "Doc::User", id)
 }
 
-// Each revision is told of once, by each server, with what changed in it, however many
-// write.
+// While many callers write, each server tells watchers of each revision once, with the tags of
+// what changed.
 func TestWatchIsContiguous(t *testing.T) {
 	a := docServer(t)
 	servers := []*servertest.Server{a, servertest.On(t, a.URL)}
@@ -169,8 +169,8 @@ func TestWatchIsContiguous(t *testing.T) {
 	}
 }
 
-// A watcher goes on where it broke off: from what the server remembers, and from what
-// the store does.
+// A watcher resumes from the events that the server has in memory, or from the history in the
+// store.
 func TestWatchResumes(t *testing.T) {
 	t.Parallel() // it takes long
 	old := docServer(t)
@@ -178,7 +178,7 @@ func TestWatchResumes(t *testing.T) {
 	middle := old.MustPut(servertest.DocUser(t, "bob"))
 	end := old.MustPut(servertest.DocUser(t, "carl"))
 	ann, bob, carl := userTag(t, old, "ann"), userTag(t, old, "bob"), userTag(t, old, "carl")
-	fresh := servertest.On(t, old.URL) // which makes a key: one revision more
+	fresh := servertest.On(t, old.URL) // it makes an API key, which is a revision
 	now, err := fresh.Authorization.GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
 	if err != nil || now.Revision.Number != end.Number+1 {
 		t.Fatalf("%v, %v", now, err)
@@ -210,11 +210,11 @@ func TestWatchResumes(t *testing.T) {
 			}
 		}
 	}
-	// What the newest server cannot know: how a bundle was before.
+	// A server that has just started does not know how a bundle was before.
 	if _, m := watch(t, fresh, tokenAt(start, 1)); !m.Reset_ || m.Revision.Number != end.Number {
 		t.Errorf("beyond a publish: %v", m)
 	}
-	// It learns of a revision that is not there yet, if it comes soon.
+	// A watch from a revision that is not applied yet waits for it.
 	w, m := watch(t, fresh, old.MustPut(servertest.DocUser(t, "dan")))
 	if m.Reset_ || m.After != end.Number+1 {
 		t.Errorf("of the newest: %v", m)
@@ -230,7 +230,8 @@ func TestWatchResumes(t *testing.T) {
 	}
 	servertest.WantCode(t, err, connect.CodeInvalidArgument, "after: not a revision token")
 
-	// What was swept is not known any more, but to those who remember it.
+	// A server that has the events in memory knows what changed in revisions that were swept.
+	// Others do not.
 	servertest.MustExec(t, servertest.Session(t, old.URL), "update revisions set at = now() - interval '100 days'")
 	if _, err := old.DB.Sweep(t.Context(), store.MinKeep); err != nil {
 		t.Fatal(err)
@@ -244,7 +245,8 @@ func TestWatchResumes(t *testing.T) {
 	}
 }
 
-// Policies alone concern their bundle. Whatever else of a bundle is new concerns all.
+// If only the policies of a bundle change, watchers get the tag of the bundle. If anything else
+// of it changes, they get a reset.
 func TestWatchOfPublishing(t *testing.T) {
 	s := docServer(t)
 	w, _ := watch(t, s, nil)
@@ -304,7 +306,7 @@ func TestManyWatchers(t *testing.T) {
 	}
 	all.Wait()
 
-	// They do not hold the server up, and learn that it stops.
+	// They do not delay the stop of the server, and learn of it.
 	s.Stop()
 	if cutOff.Load() {
 		t.Error("the server had to cut watchers off")
@@ -315,7 +317,7 @@ func TestManyWatchers(t *testing.T) {
 	}
 }
 
-// logTo hands each line of a log to a function.
+// logTo passes each line of a log to a function.
 type logTo func(line string)
 
 func (f logTo) Write(p []byte) (int, error) {
@@ -323,7 +325,7 @@ func (f logTo) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Who has no key any more is not told anything more.
+// A watch ends when its caller has no live API key any more.
 func TestWatchEndsWithTheKey(t *testing.T) {
 	s := docServer(t)
 	w, _ := watch(t, s, nil)
@@ -339,7 +341,7 @@ func TestWatchEndsWithTheKey(t *testing.T) {
 				end loop;
 			end $$`)
 	}
-	// Another key of the caller does as well.
+	// Another API key of the caller is enough.
 	second := servertest.On(t, s.URL)
 	revoke("order by created_at limit 1")
 	res, err := servertest.Write(t, second, put(servertest.DocUser(t, "ann")))
@@ -354,7 +356,7 @@ func TestWatchEndsWithTheKey(t *testing.T) {
 	servertest.WantCode(t, err, connect.CodeUnauthenticated, "revoked")
 }
 
-// An import is told of message by message; a watcher that reads learns of each entity.
+// A watcher gets the tag of each entity of an import.
 func TestWatchOfAnImport(t *testing.T) {
 	t.Parallel() // it takes long
 	watchImport(t, 11_000)
@@ -374,8 +376,8 @@ func watchImport(t *testing.T, all int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A server that sees more than 10,000 changes at once tells of them by a reset. So
-	// only so many entities are on their way at a time, however slow the server is.
+	// A server that applies more than 10,000 changes at once sends a reset. So the test sends
+	// entities only when most of those before them have been told.
 	const each, most = 1000, 5000
 	level := servertest.DocUser(t, "").Attrs
 	sent := make(chan error, 1)
@@ -421,7 +423,7 @@ func watchImport(t *testing.T, all int) {
 	if err := <-sent; err != nil {
 		t.Fatal(err)
 	}
-	// Who comes back after all of it is not told one by one.
+	// A watcher that resumes from before the import gets a reset.
 	if _, m := watch(t, s, first.Revision); !m.Reset_ {
 		t.Errorf("told of %d tags", len(m.Tags))
 	}

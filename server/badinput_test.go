@@ -14,8 +14,7 @@ import (
 
 const authorizePath = "/cedarpost.v1.AuthorizationService/Authorize"
 
-// post sends a body as a stranger with curl would and returns status, Connect
-// code and message.
+// post sends a body as curl does, and returns the HTTP status, the Connect code and the message.
 func post(t *testing.T, url, token, contentType string, body []byte, header ...string) (int, string, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(body))
@@ -92,7 +91,7 @@ func TestBadRequests(t *testing.T) {
 			}
 		})
 	}
-	// Only the two good ones were decided, so only they are in the log.
+	// Only the two valid requests were decided, so only they are in the log.
 	if n := count(t, s); n != 2 {
 		t.Errorf("%d records, want 2", n)
 	}
@@ -123,11 +122,11 @@ func TestBadRequests(t *testing.T) {
 				t.Errorf("%s key on the admin plane: %d %q", name, status, code)
 			}
 		}
-		// Who is not known does not even get his body read.
+		// The body of a caller that is not authenticated is not read.
 		if _, code, _ := post(t, s.API+authorizePath, "", "application/json", []byte("{not json")); code != "unauthenticated" {
 			t.Errorf("got %q", code)
 		}
-		// The planes do not serve each other's services.
+		// A plane does not serve the services of another plane.
 		if status, _, _ := post(t, s.API+"/cedarpost.v1.EntityService/ListEntities", s.Token, "application/json", []byte("{}")); status != 404 {
 			t.Errorf("entities on the decision plane: %d", status)
 		}

@@ -16,8 +16,9 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// follows waits until a server that nobody tells of a revision has applied it. What
-// is asked later than the bound after the write is not answered from before it.
+// follows waits until a server has applied a revision, although nothing tells the server of it.
+// A question that is asked later than bound after the write is not answered from an older
+// revision.
 func follows(t *testing.T, s *servertest.Server, r *cedarpostv1.Revision, bound time.Duration, question, want string) {
 	t.Helper()
 	written := time.Now()
@@ -44,7 +45,7 @@ func follows(t *testing.T, s *servertest.Server, r *cedarpostv1.Revision, bound 
 
 const defaultStaleness = 5 * time.Second
 
-// A server that hears nothing of what is written looks for itself.
+// A server without notifications finds new revisions by polling.
 func TestLostNotifications(t *testing.T) {
 	a := docServer(t)
 	b := servertest.On(t, a.URL)
@@ -57,7 +58,7 @@ func TestLostNotifications(t *testing.T) {
 	follows(t, b, a.MustPut(servertest.DocUser(t, "ann", "staff")), defaultStaleness, "ann p", "A")
 }
 
-// Wake-ups that come twice, or for nothing, with whatever text, do no harm.
+// Notifications that come twice, without a new revision, or with any text do no harm.
 func TestNotificationsForNothing(t *testing.T) {
 	a := docServer(t)
 	b := servertest.On(t, a.URL)
@@ -79,9 +80,8 @@ func TestNotificationsForNothing(t *testing.T) {
 	}
 }
 
-// The connections to Postgres break off under load, again and again, in the middle
-// of commits, of loads and of listening. What was answered is there, and the server
-// listens again.
+// The connections to Postgres break under load, again and again, during commits, loads and
+// LISTEN. Everything that was answered is stored, and the server listens again.
 func TestConnectionsCutUnderLoad(t *testing.T) {
 	t.Parallel() // it takes long
 	cutUnderLoad(t, 5)
@@ -122,8 +122,8 @@ func cutUnderLoad(t *testing.T, cuts int) {
 	})
 }
 
-// The network to Postgres swallows everything and says nothing. The server cannot
-// know what it misses: it stops deciding in time, and goes on when it can.
+// The network to Postgres drops everything silently. The server stops deciding after the
+// staleness bound, and goes on when the network works again.
 func TestBlackHole(t *testing.T) {
 	t.Parallel() // it takes long
 	const bound = 1500 * time.Millisecond
@@ -137,14 +137,15 @@ func TestBlackHole(t *testing.T) {
 	revoked := a.MustPut(servertest.DocUser(t, "ann"))
 	var callers sync.WaitGroup
 	for range 4 {
-		callers.Go(func() { // nothing can be recorded, either
+		callers.Go(func() { // nothing can be recorded either
 			if got, revision, err := reads(t, b, nil, "ann p"); err == nil {
 				t.Errorf("%s at revision %d, recorded nowhere", got, revision)
 			}
 		})
 	}
 	time.Sleep(time.Until(since.Add(bound)))
-	// It says so by itself: what waits for the database ends with another error.
+	// The server notices that by itself: calls that wait for the database end with another
+	// error.
 	_, _, err := reads(t, b, nil, "ann p")
 	servertest.WantCode(t, err, connect.CodeUnavailable, "older than this server may use")
 	if status, reason := readyz(t, b); status != http.StatusServiceUnavailable || !strings.Contains(reason, "older than") {
@@ -156,7 +157,7 @@ func TestBlackHole(t *testing.T) {
 	}
 
 	p.Blackhole(false)
-	p.Cut() // what was swallowed would be waited for
+	p.Cut() // otherwise the server waits for what the network dropped
 	follows(t, b, revoked, 0, "ann p", "D")
 	servertest.Eventually(t, "ready", func() bool {
 		status, _ := readyz(t, b)
@@ -165,10 +166,10 @@ func TestBlackHole(t *testing.T) {
 	follows(t, b, a.MustPut(servertest.DocUser(t, "ann", "staff")), bound, "ann p", "A")
 }
 
-// Decisions could be recorded, but the database does not tell what is new.
+// The server can record decisions, but cannot read new revisions.
 func TestRevisionNotTold(t *testing.T) {
 	const bound = 1500 * time.Millisecond
-	a := docServer(t) // with the usual bound, for this one may be over it at any time
+	a := docServer(t) // with the default bound, because the other server may exceed its own bound at any time
 	s := servertest.On(t, a.URL, func(c *server.Config) { c.MaxStaleness = bound })
 	follows(t, s, a.MustPut(paper(t, "p", "staff"), servertest.DocUser(t, "ann", "staff")), bound, "ann p", "A")
 	conn := servertest.Session(t, a.URL)
@@ -183,8 +184,8 @@ func TestRevisionNotTold(t *testing.T) {
 	})
 }
 
-// The network is there again, but what it swallowed is lost for good: whoever waits
-// for it waits in vain. The server gives up and asks anew.
+// The network works again, but what it dropped is lost. The server stops waiting for that and
+// asks again.
 func TestBlackHoleThatHeals(t *testing.T) {
 	t.Parallel() // it takes long
 	const bound = 1500 * time.Millisecond
@@ -192,12 +193,12 @@ func TestBlackHoleThatHeals(t *testing.T) {
 	p := servertest.NewProxy(t, a.URL)
 	b := servertest.On(t, p.URL(), func(c *server.Config) { c.MaxStaleness = bound })
 	follows(t, b, a.MustPut(paper(t, "p", "staff"), servertest.DocUser(t, "ann", "staff")), bound, "ann p", "A")
-	defer p.Cut() // to stop, it may wait
+	defer p.Cut() // otherwise the stop may have to wait
 	p.Blackhole(true)
 	time.Sleep(bound)
 	_, _, err := reads(t, b, nil, "ann p")
 	servertest.WantCode(t, err, connect.CodeUnavailable, "older than this server may use")
 	p.Blackhole(false)
-	// One that waited for what is lost would do so for minutes, and this would fail.
+	// A server that waited for what was dropped would wait for minutes, and the test would fail.
 	follows(t, b, a.MustPut(servertest.DocUser(t, "ann")), 0, "ann p", "D")
 }

@@ -32,13 +32,13 @@ func TestEntityChanges(t *testing.T) {
 				if c.Caller != "bootstrap" || c.Time == nil {
 					t.Errorf("%v", c)
 				}
-				// The revision reads what the change made of it, or that it is gone.
+				// At its revision, the entity is as the change made it, or deleted.
 				_, err := s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: c.Uid, At: c.Revision})
 				if gone := c.Kind == cedarpostv1.EntityChange_DELETED; (connect.CodeOf(err) == connect.CodeNotFound) != gone {
 					t.Errorf("%v: %v", c, err)
 				}
 			}
-			// What is written meanwhile is newer than all pages.
+			// Later writes are not on the pages, which go back in time.
 			s.MustPut(servertest.DocUser(t, fmt.Sprint("late", len(texts))))
 			if req.PageToken = page.NextPageToken; req.PageToken == "" {
 				return texts

@@ -84,7 +84,7 @@ func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOp
 	i.place.ID = o.GetImportId()
 	switch {
 	case o.GetAtomic() && (i.place.ID != "" || o.GetSkip() > 0 || o.GetMore()):
-		return nil, connect.NewError(connect.CodeInvalidArgument, "atomic: all or nothing is stored, so that there is nothing to go on with: leave import_id, skip and more away")
+		return nil, connect.NewError(connect.CodeInvalidArgument, "atomic: an atomic import cannot be continued; leave out import_id, skip and more")
 	case i.place.ID == "" && (o.GetSkip() > 0 || o.GetMore()):
 		return nil, connect.NewError(connect.CodeInvalidArgument, "import_id: skip and more need one")
 	case o.GetSkip() == 0:
@@ -132,7 +132,7 @@ func (i *importing) take(ctx context.Context, msg *cedarpostv1.ImportEntitiesReq
 	i.held = append(i.held, ops...)
 	i.heldBytes += proto.Size(msg)
 	if len(i.held) > maxAtomicEntities || i.heldBytes > maxAtomicBytes {
-		return connect.Errorf(connect.CodeInvalidArgument, "atomic: at most %d entities or %d MiB at once, for all other writes wait meanwhile", maxAtomicEntities, maxAtomicBytes>>20)
+		return connect.Errorf(connect.CodeInvalidArgument, "atomic: at most %d entities or %d MiB at once, because all other writes wait meanwhile", maxAtomicEntities, maxAtomicBytes>>20)
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// people is a message with the users from one number up to another.
+// people returns a message with the users from one number up to another.
 func people(t testing.TB, o *cedarpostv1.ImportOptions, from, to int) *cedarpostv1.ImportEntitiesRequest {
 	t.Helper()
 	msg := &cedarpostv1.ImportEntitiesRequest{Options: o}
@@ -26,7 +26,7 @@ func people(t testing.TB, o *cedarpostv1.ImportOptions, from, to int) *cedarpost
 	return msg
 }
 
-// importAll sends messages as one stream.
+// importAll sends messages in one stream.
 func importAll(t testing.TB, s *servertest.Server, messages ...*cedarpostv1.ImportEntitiesRequest) (*cedarpostv1.ImportEntitiesResponse, error) {
 	t.Helper()
 	stream, err := s.Entities.ImportEntities(t.Context())
@@ -41,7 +41,7 @@ func importAll(t testing.TB, s *servertest.Server, messages ...*cedarpostv1.Impo
 	return stream.CloseAndReceive()
 }
 
-// cutOff sends messages, and is gone once so many entities are stored.
+// cutOff sends messages, and breaks the stream off when so many entities are stored.
 func cutOff(t testing.TB, s *servertest.Server, admin *connect.Client, stored int64, messages ...*cedarpostv1.ImportEntitiesRequest) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -68,8 +68,8 @@ func waitStored(t testing.TB, s *servertest.Server, id string, stored int64) {
 	t.Fatalf("never stored: %d entities of import %q", stored, id)
 }
 
-// unfinished is how many entities of an import are stored that has not ended, -1
-// if there is none.
+// unfinished returns how many entities of an unfinished import are stored, or -1 if there is no
+// such import.
 func unfinished(t testing.TB, s *servertest.Server, id string) int64 {
 	t.Helper()
 	res, err := s.Entities.GetImport(t.Context(), &cedarpostv1.GetImportRequest{ImportId: id})
@@ -91,8 +91,8 @@ func listed(t testing.TB, s *servertest.Server) int {
 	return len(res.Entities)
 }
 
-// An import that was cut off goes on where it ended, and what somebody changed
-// meanwhile stays changed.
+// An import that was cut off goes on where it ended, and does not undo changes that were made
+// meanwhile.
 func TestImportGoesOn(t *testing.T) {
 	s := docServer(t)
 	id := &cedarpostv1.ImportOptions{ImportId: "people"}
@@ -135,8 +135,8 @@ func TestImportGoesOn(t *testing.T) {
 	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "no unfinished import of that id")
 }
 
-// An entity that stands twice in what is committed together is refused: which of the
-// two is right, only the file's author knows.
+// An entity that occurs twice in one commit is refused: only the author of the file knows which
+// one is right.
 func TestImportOfOneEntityTwice(t *testing.T) {
 	s := docServer(t)
 	twice := people(t, nil, 3, 5)
@@ -151,14 +151,14 @@ func TestImportOfOneEntityTwice(t *testing.T) {
 	if n := listed(t, s); n != 3 {
 		t.Errorf("%d users of 3", n)
 	}
-	// In two messages, as two imports would have it.
+	// In two messages the second one wins, as in two imports.
 	res, err := importAll(t, s, people(t, nil, 0, 3), people(t, nil, 2, 5))
 	if err != nil || res.Entities != 6 {
 		t.Errorf("%v, %v", res, err)
 	}
 }
 
-// An import may take several streams, and is over when the last one ends.
+// An import can have several streams. It ends with the last one.
 func TestImportInSeveralStreams(t *testing.T) {
 	s := docServer(t)
 	for _, step := range []struct {
@@ -170,8 +170,8 @@ func TestImportInSeveralStreams(t *testing.T) {
 		{0, true, 0, 10, 10},
 		{10, true, 10, 15, 15},
 		{15, true, 10, 15, 20}, // nothing changes
-		{20, true, 0, 0, 20},   // nothing is left, or not yet
-		{20, false, 0, 0, -1},  // that was all
+		{20, true, 0, 0, 20},   // no entities, and more to come
+		{20, false, 0, 0, -1},  // the end
 		{0, true, 0, 10, 10},
 		{0, true, 0, 5, 5}, // begins anew
 		{5, false, 5, 10, -1},
@@ -187,7 +187,7 @@ func TestImportInSeveralStreams(t *testing.T) {
 	}
 }
 
-// Two who continue one import do not mix: one of them is told.
+// If two callers continue the same import, one of them gets an error.
 func TestImportContinuedTwice(t *testing.T) {
 	s := docServer(t)
 	id := &cedarpostv1.ImportOptions{ImportId: "people"}
@@ -238,7 +238,7 @@ func TestImportsThatAreRefused(t *testing.T) {
 			t.Errorf("%s: %d users", c.name, n)
 		}
 	}
-	// The number counts from the start of the import, skipped entities included.
+	// Errors count entities from the start of the import, skipped entities included.
 	id := &cedarpostv1.ImportOptions{ImportId: "people"}
 	_, err := importAll(t, s, people(t, id, 0, 3), bad)
 	servertest.WantCode(t, err, connect.CodeInvalidArgument, "entity 5: ")
@@ -250,7 +250,7 @@ func TestImportsThatAreRefused(t *testing.T) {
 	}
 }
 
-// An atomic import is one revision, or nothing.
+// An atomic import is one revision or nothing.
 func TestAtomicImport(t *testing.T) {
 	t.Parallel() // it takes long
 	s := docServer(t)
@@ -285,7 +285,7 @@ func TestAtomicImport(t *testing.T) {
 	servertest.WantCode(t, err, connect.CodeInvalidArgument, "at most 10000 entities")
 }
 
-// A stream that breaks off is no end of its import, whatever carries it.
+// An import does not end with a stream that breaks off, in any protocol.
 func TestImportBrokenOff(t *testing.T) {
 	t.Parallel() // it takes long
 	s := docServer(t)

@@ -13,7 +13,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// list reads all pages, and gives ids separated by spaces.
+// list reads all pages and returns the ids, separated by spaces.
 func list(t testing.TB, s *servertest.Server, req *cedarpostv1.ListEntitiesRequest) (string, error) {
 	t.Helper()
 	req = proto.CloneOf(req)
@@ -32,7 +32,7 @@ func list(t testing.TB, s *servertest.Server, req *cedarpostv1.ListEntitiesReque
 	}
 }
 
-// equals asks for an attribute's value.
+// equals is a filter for the value of an attribute.
 func equals(name string, value any) *cedarpostv1.AttributeEquals {
 	v, err := structpb.NewValue(value)
 	if err != nil {
@@ -95,7 +95,7 @@ func TestListFilters(t *testing.T) {
 	}
 }
 
-// A page token goes with the filters it was given out for, and with no others.
+// A page token works only with the filters that it was given out for.
 func TestPageTokensOfListings(t *testing.T) {
 	s := docServer(t)
 	var team []*cedarpostv1.Entity
@@ -125,7 +125,8 @@ func TestPageTokensOfListings(t *testing.T) {
 			t.Errorf("another %s: %v", name, err)
 		}
 	}
-	// Whoever leaves meanwhile is still on the next page, which may have another size.
+	// An entity that is deleted meanwhile is still on the next page, which may have another
+	// size.
 	for _, e := range team {
 		e.Parents = nil
 	}
@@ -136,8 +137,8 @@ func TestPageTokensOfListings(t *testing.T) {
 	}
 }
 
-// Equal sets are equal, in whatever order they are written: to find entities by
-// them, and to see that nothing changed.
+// Sets are equal in whatever order they are written: in filters, and when a write changes
+// nothing.
 func TestSetsAreSets(t *testing.T) {
 	s := servertest.New(t)
 	s.MustApply("tag", "schema.cedarschema", `namespace Tag {
@@ -172,8 +173,8 @@ func TestSetsAreSets(t *testing.T) {
 	}
 }
 
-// An old revision is read by the schema of then, which had other types and read the
-// same attribute otherwise.
+// The filters for an old revision are read by the schema of that revision, which can have other
+// types and other types of attributes.
 func TestListingByAnOldSchema(t *testing.T) {
 	s := servertest.New(t)
 	s.MustApply("org", "schema.cedarschema", `namespace Org {

@@ -11,7 +11,7 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// Whoever asks for what is not kept any more hears how far back history goes.
+// The error of a read of history that was swept says at which revision history begins.
 func TestReadsOfWhatIsSwept(t *testing.T) {
 	s := docServer(t)
 	old := s.MustPut(servertest.DocUser(t, "ann"))

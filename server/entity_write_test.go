@@ -48,12 +48,12 @@ func TestWritesThatTheSchemaRefuses(t *testing.T) {
 			t.Errorf("%s: %v does not say which operation", c.name, err)
 		}
 	}
-	// All or nothing: the good one beside the bad ones was not written either.
+	// All or nothing: the valid operation was not written either.
 	_, err := s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: good.Uid})
 	servertest.WantCode(t, err, connect.CodeNotFound, "ann")
 }
 
-// A Long keeps all its 64 bits on the way in and out.
+// A Long keeps all of its 64 bits when it is written and read.
 func TestLongsAreExact(t *testing.T) {
 	s := docServer(t)
 	for _, text := range []string{"9223372036854775807", "-9223372036854775808", "9007199254740993", "9007199254740991", "-1"} {
@@ -107,14 +107,14 @@ func TestStaleWriter(t *testing.T) {
 	if read(t, s, "ann", fresh) != cedarpostv1.Decision_DENY {
 		t.Error("revoked and still allowed")
 	}
-	// The first one saves what it saw, the old membership with it.
+	// The first one writes back what it read, with the old membership.
 	stale := proto.CloneOf(seen.Entity.Entity)
 	stale.Attrs.Fields["nick"] = structpb.NewStringValue("Annie")
 	op := put(stale)
 	op.Precondition = &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: seen.Entity.ChangedAt}}
 	_, err = servertest.Write(t, s, op)
 	servertest.WantCode(t, err, connect.CodeAborted, "changed after that revision")
-	// The way it is meant: change the attribute alone.
+	// The right way is to change only the attribute.
 	if _, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_SetAttributes{
 		SetAttributes: &cedarpostv1.SetAttributes{Uid: stale.Uid, Attrs: &structpb.Struct{Fields: map[string]*structpb.Value{"nick": structpb.NewStringValue("Annie")}}},
 	}}); err != nil {
@@ -124,7 +124,7 @@ func TestStaleWriter(t *testing.T) {
 	if read(t, s, "ann", full) != cedarpostv1.Decision_DENY {
 		t.Error("the membership came back")
 	}
-	// A group that has members does not just go.
+	// A group that has members is not deleted without cascade.
 	del := func(cascade bool) error {
 		_, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
 			Delete: &cedarpostv1.DeleteEntity{Uid: servertest.UID(`Doc::Group::"staff"`), Cascade: cascade},
@@ -137,7 +137,7 @@ func TestStaleWriter(t *testing.T) {
 	}
 }
 
-// Two writers at once: every membership that was added is there.
+// Two writers add memberships at the same time, and none is lost.
 func TestConcurrentWriters(t *testing.T) {
 	s := docServer(t)
 	s.MustPut(servertest.DocUser(t, "ann"))
@@ -192,7 +192,7 @@ func TestListAndImport(t *testing.T) {
 		for _, e := range page.Entities {
 			got = append(got, e.Entity.Uid.Id)
 		}
-		// What is written meanwhile does not show: all pages are of one revision.
+		// Later writes are not on the pages: all pages are of one revision.
 		s.MustPut(servertest.DocUser(t, fmt.Sprintf("u%03d-late", len(got))))
 		if req.PageToken = page.NextPageToken; req.PageToken == "" {
 			break
@@ -206,7 +206,7 @@ func TestListAndImport(t *testing.T) {
 	servertest.WantCode(t, err, connect.CodeInvalidArgument, "page_token")
 }
 
-// Inline entities are for request-only types, and only those the request
+// A request may have inline entities only of request-only types, and only entities that it
 // reaches.
 func TestInlineEntities(t *testing.T) {
 	s := docServer(t)

@@ -71,7 +71,7 @@ func publicError(procedure string, err error) *connect.Error {
 	case errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
 		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors%s", engine.MaxAncestors, so)
 	case errors.As(err, &swept):
-		return connect.Errorf(connect.CodeOutOfRange, "history begins at revision %d; what was before cannot be read any more", swept.Oldest)
+		return connect.Errorf(connect.CodeOutOfRange, "history begins at revision %d; earlier revisions cannot be read any more", swept.Oldest)
 	case errors.Is(err, store.ErrTooManyGroups):
 		return connect.Errorf(connect.CodeFailedPrecondition, "ancestor: more than %d groups are below it; ask for one of them", store.MaxGroups)
 	case errors.Is(err, store.ErrNotFound):

@@ -17,22 +17,22 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// pair is a primary with a standby that lacks its last writes, and servers that
-// know the addresses of both.
+// pair is a primary and a standby that lacks its last writes, with servers that know the
+// addresses of both.
 type pair struct {
 	primary, standby *localpg.Server
 	s                *servertest.Server
-	// late reaches the standby through this network.
+	// late reaches the standby through this proxy.
 	late    *servertest.Server
 	network *servertest.Proxy
-	kept    *cedarpostv1.Revision // the standby has it
-	lost    *cedarpostv1.Revision // it has neither this one nor the one before
+	kept    *cedarpostv1.Revision // the standby has this revision
+	lost    *cedarpostv1.Revision // the standby has neither this revision nor the one before
 }
 
 var everyone = []string{"ann p", "bob p", "cleo p", "dan p"}
 
-// newPair: ann is let in by the lost writes, and bob is thrown out. Cleo is in all
-// the time.
+// newPair makes a pair. The lost writes add ann to the group and remove bob. Cleo is always in
+// it.
 func newPair(t *testing.T) *pair {
 	t.Helper()
 	p := &pair{primary: storetest.NewServer(t)}
@@ -56,7 +56,7 @@ func newPair(t *testing.T) *pair {
 	return p
 }
 
-// twoHosts is a URL that names the hosts of both.
+// twoHosts returns a URL with the hosts of both databases.
 func twoHosts(t *testing.T, first, second string) string {
 	t.Helper()
 	a, err := url.Parse(first)
@@ -71,7 +71,7 @@ func twoHosts(t *testing.T, first, second string) string {
 	return a.String()
 }
 
-// failOver kills the primary and lets the standby take over.
+// failOver kills the primary and promotes the standby.
 func (p *pair) failOver(t *testing.T) {
 	t.Helper()
 	if err := p.primary.Kill(); err != nil {
@@ -80,9 +80,9 @@ func (p *pair) failOver(t *testing.T) {
 	storetest.Promote(t, p.standby)
 }
 
-// A standby takes over without the last writes. Servers find it by themselves, and
-// forget what is lost: in their caches, in tokens, and in pages. One of them finds
-// it only when the lost numbers were given out again, for another content.
+// A standby without the last writes is promoted. Servers find it by themselves and drop what is
+// lost: in caches, tokens and pages. One of them finds it only after the lost numbers were given
+// out again, for other writes.
 func TestFailover(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newPair(t)
@@ -119,8 +119,8 @@ func TestFailover(t *testing.T) {
 	p.failOver(t)
 	finds(p.s, "DAAD", p.kept.Number)
 	refuses(p.s)
-	// Who watches learns of it, and so does who comes again with what is lost, or with
-	// what was there before: the same number need not mean the same.
+	// Watchers get a reset. So do watchers that resume from a lost revision, or from one before
+	// the failover: the same number can mean another revision.
 	if m := watching.next(); !m.Reset_ || m.Revision.Number != p.kept.Number || m.Revision.Token[:28] == p.kept.Token[:28] {
 		t.Errorf("a watcher is told %v", m)
 	}
@@ -129,7 +129,7 @@ func TestFailover(t *testing.T) {
 			t.Errorf("after %v: %v", after, m)
 		}
 	}
-	// A connection to the old primary may be found broken only in use.
+	// A server may notice only in use that a connection to the old primary is broken.
 	servertest.Eventually(t, "the first write", func() bool {
 		_, err := servertest.Write(t, p.s, put(servertest.DocUser(t, "dan")))
 		return err == nil
@@ -159,9 +159,8 @@ func TestFailover(t *testing.T) {
 	dense(t, p.standby.URL())
 }
 
-// Entities come from a standby, as far as it can be trusted: not when it is behind,
-// not when it is away, and not when it has become a primary itself, with another
-// content under the same numbers.
+// Entities are read from a standby, but not if it is behind, if it is not available, or if it
+// was promoted and has other writes under the same numbers.
 func TestReadsFromAStandby(t *testing.T) {
 	t.Parallel() // it takes long
 	primary := storetest.NewServer(t)
@@ -190,7 +189,7 @@ func TestReadsFromAStandby(t *testing.T) {
 			}
 		}
 	}
-	// uses runs until the standby has been asked with the outcome that is counted.
+	// uses asks until reads of the standby have had the result that is counted.
 	uses := func(what string, count func(store.StandbyStats) int64) {
 		t.Helper()
 		before := count(db.Standbys()[0])
@@ -221,9 +220,8 @@ func TestReadsFromAStandby(t *testing.T) {
 	uses("fails", func(s store.StandbyStats) int64 { return s.Failed })
 }
 
-// Callers go on asking while it fails over. Once the new primary is there, nothing
-// is answered of what is lost, and nothing is recorded in its log that it does not
-// know.
+// Callers ask during the failover. When the new primary serves, no answer is at a lost revision,
+// and its log has no decision at a revision that it does not have.
 func TestDecisionsWhileItFailsOver(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newPair(t)
@@ -253,8 +251,8 @@ func TestDecisionsWhileItFailsOver(t *testing.T) {
 	}
 }
 
-// Callers go on writing while it fails over. What the new primary takes is not built
-// on what is lost, and is acknowledged with a revision that it knows.
+// Callers write during the failover. The new primary accepts no write that depends on a lost
+// revision, and each accepted write has a revision of the new history.
 func TestWritesWhileItFailsOver(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newPair(t)
@@ -262,7 +260,7 @@ func TestWritesWhileItFailsOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended := make(chan struct{})
-	go func() { // until the condition, of what is lost, is refused
+	go func() { // until a write under the condition of a lost revision is refused
 		defer close(ended)
 		op := put(servertest.DocUser(t, "ann", "staff", "more"))
 		op.Precondition = &cedarpostv1.Precondition{Condition: &cedarpostv1.Precondition_IfRevision{IfRevision: p.lost}}

@@ -16,9 +16,9 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// Postgres dies under load, by kill -9, and comes back. Meanwhile every answer is
-// an error and never a decision. Whatever was answered before and after is there:
-// decisions, writes, and no gap between revisions.
+// Postgres is killed under load with SIGKILL, and restarted. While it is down, every answer is
+// an error and never a decision. Everything that was answered before and after is stored:
+// decisions and writes, without a gap between revisions.
 func TestPostgresDiesUnderLoad(t *testing.T) {
 	t.Parallel() // it takes long
 	postgresDies(t, 1)
@@ -34,7 +34,7 @@ func postgresDies(t *testing.T, rounds int) {
 	s, pg := servertest.OwnCluster(t)
 	l := newTraffic(t, s)
 	for round := range rounds {
-		// The kill comes after a count that differs from round to round.
+		// Each round kills after another number of answers.
 		servertest.Eventually(t, "answers", l.more(200+137*round%400, 20+13*round%40))
 		failed := l.failures.Load()
 		if err := pg.Kill(); err != nil {
@@ -53,8 +53,7 @@ func postgresDies(t *testing.T, rounds int) {
 	l.keeps(t, pg.URL())
 }
 
-// traffic is many callers at work on the shop, asking and writing, with all that they
-// were promised.
+// traffic is many callers that ask and write, with everything that was answered to them.
 type traffic struct {
 	running  sync.WaitGroup
 	over     atomic.Bool
@@ -82,7 +81,7 @@ func (l *traffic) end() {
 	l.running.Wait()
 }
 
-// more says when so many more answers and writes have come in.
+// more waits for so many more answers and writes.
 func (l *traffic) more(answers, writes int) func() bool {
 	count := func() (int, int) {
 		l.mu.Lock()
@@ -96,7 +95,7 @@ func (l *traffic) more(answers, writes int) func() bool {
 	}
 }
 
-// keeps ends the traffic, and fails unless the database has what was promised.
+// keeps ends the traffic, and fails unless the database has everything that was answered.
 func (l *traffic) keeps(t *testing.T, url string) {
 	t.Helper()
 	l.end()
@@ -117,7 +116,7 @@ func (l *traffic) keeps(t *testing.T, url string) {
 		len(l.answered), len(log), len(l.written), newest, l.failures.Load())
 }
 
-// ask asks one question after the other. What one caller sees never goes back.
+// ask asks one question after the other. Revisions that a caller sees never go back.
 func (l *traffic) ask(t *testing.T, s *servertest.Server, caller int) {
 	newest := int64(0)
 	for i := 0; !l.over.Load(); i++ {
@@ -137,7 +136,7 @@ func (l *traffic) ask(t *testing.T, s *servertest.Server, caller int) {
 	}
 }
 
-// write makes one user after the other.
+// write writes one user after the other.
 func (l *traffic) write(t *testing.T, s *servertest.Server, caller int) {
 	for i := 0; !l.over.Load(); i++ {
 		id := fmt.Sprintf("new-%d-%d", caller, i)
@@ -157,11 +156,10 @@ func (l *traffic) failed(t *testing.T, err error) {
 	if code := connect.CodeOf(err); code != connect.CodeUnavailable && code != connect.CodeDeadlineExceeded {
 		t.Errorf("got %v, want unavailable", err)
 	}
-	time.Sleep(5 * time.Millisecond) // errors come fast
+	time.Sleep(5 * time.Millisecond) // errors return at once
 }
 
-// storedSince reads the ids of the live entities of a type, with the revision of
-// each.
+// storedSince returns the ids of the stored entities of a type, with the revision of each.
 func storedSince(t *testing.T, url, typ string) map[string]int64 {
 	t.Helper()
 	rows, err := servertest.Session(t, url).Query(t.Context(), `select id, since from entities where type = $1 and until is null`, typ)
@@ -177,7 +175,7 @@ func storedSince(t *testing.T, url, typ string) map[string]int64 {
 	return out
 }
 
-// dense fails unless every revision up to the newest is there, once.
+// dense fails unless every revision up to the newest exists, once.
 func dense(t *testing.T, url string) (newest int64) {
 	t.Helper()
 	var count, first, last int64
@@ -193,12 +191,12 @@ func dense(t *testing.T, url string) (newest int64) {
 	return newest
 }
 
-// A server that cannot learn whether its data is current stops deciding when the
-// bound is over, even if recording would still work.
+// A server that cannot learn whether its data is current stops deciding after the staleness
+// bound, even if it could still record.
 func TestStalenessBound(t *testing.T) {
 	t.Parallel() // it takes long
 	const bound = 1500 * time.Millisecond
-	a, pg := servertest.OwnCluster(t) // with the usual bound, for the other may be over its own at any time
+	a, pg := servertest.OwnCluster(t) // with the default bound, because the other server may exceed its own at any time
 	s := servertest.On(t, pg.URL(), func(c *server.Config) { c.MaxStaleness = bound })
 	a.Stop()
 	if err := pg.Stop(); err != nil {
@@ -216,7 +214,7 @@ func TestStalenessBound(t *testing.T) {
 	})
 }
 
-// As many rows as answered checks.
+// The log has as many rows as checks were answered.
 func TestCountOfRecords(t *testing.T) {
 	t.Parallel() // it takes long
 	countRecords(t, 2000)
@@ -265,8 +263,8 @@ func countRecords(t *testing.T, total int) {
 	}
 }
 
-// A second server on the same database sees a revocation, and a token from the
-// first gives read-your-writes on it.
+// A second server on the same database applies a revocation, and a token from the first server
+// gives read-your-writes on the second.
 func TestTwoServers(t *testing.T) {
 	a := docServer(t)
 	b := servertest.On(t, a.URL)
@@ -284,7 +282,7 @@ func TestTwoServers(t *testing.T) {
 			}
 		}
 	}
-	// A bundle published on one decides on the other.
+	// A bundle that is published on one server decides on the other.
 	res := a.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "p.cedar", `@id("all") permit (principal, action == Doc::Action::"Read", resource);`)
 	fresh := &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: res.Revision}}
 	if got := read(t, b, "nobody", fresh); got != cedarpostv1.Decision_ALLOW {
@@ -292,8 +290,8 @@ func TestTwoServers(t *testing.T) {
 	}
 }
 
-// A group two levels up leaves another group: its members' members lose at once
-// what came with it, on a server whose cache is warm, and gain it again.
+// A group two levels up leaves another group. The members of its members lose the right at once,
+// on a server whose cache is warm, and get it back when it returns.
 func TestGroupTwoLevelsUp(t *testing.T) {
 	a := docServer(t)
 	b := servertest.On(t, a.URL)
@@ -318,7 +316,7 @@ func TestGroupTwoLevelsUp(t *testing.T) {
 			}
 			fresh := &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: res.Revision}}
 			for name, s := range map[string]*servertest.Server{"writer": a, "other": b} {
-				for range 3 { // cold, then warm
+				for range 3 { // with a cold cache, then with a warm one
 					if got := read(t, s, "ann", fresh); got != step.want {
 						t.Fatalf("%s: %s, want %s", name, got, step.want)
 					}

@@ -14,8 +14,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// A server that records nothing makes the partitions of today and tomorrow, too: a
-// write to policy or data needs them.
+// A server that records no decisions makes the partitions of today and tomorrow, too, because
+// writes of policy or data need them.
 func TestReadinessMakesPartitions(t *testing.T) {
 	databaseURL := storetest.New(t)
 	conn, err := pgx.Connect(t.Context(), databaseURL)

@@ -22,7 +22,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// waiting counts the sessions that wait for a lock.
+// waiting returns how many sessions wait for a lock.
 func waiting(t *testing.T, conn *pgx.Conn) (n int) {
 	t.Helper()
 	err := conn.QueryRow(t.Context(), `select count(*) from pg_stat_activity
@@ -33,7 +33,7 @@ func waiting(t *testing.T, conn *pgx.Conn) (n int) {
 	return n
 }
 
-// healthOf is a client without a key.
+// healthOf returns a client of the health service without an API key.
 func healthOf(s *servertest.Server, plane string) healthv1connect.HealthClient {
 	return healthv1connect.NewHealthClient(s.Client(plane, ""))
 }
@@ -52,8 +52,8 @@ func readyz(t *testing.T, s *servertest.Server) (status int, reason string) {
 	return res.StatusCode, strings.TrimSpace(string(body))
 }
 
-// Whoever asks for health, and how often, the database is asked by one loop
-// alone, and its state shows everywhere.
+// However many calls ask for health, only one loop asks the database, and all of them get its
+// state.
 func TestHealthDoesNotAskTheDatabase(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
@@ -82,7 +82,7 @@ func TestHealthDoesNotAskTheDatabase(t *testing.T) {
 	}
 	watched(healthv1.HealthCheckResponse_SERVING)
 
-	// What looks for partitions hangs now.
+	// The query that looks for partitions blocks now.
 	locker, observer := servertest.Session(t, s.URL), servertest.Session(t, s.URL)
 	servertest.MustExec(t, locker, "begin; lock table pg_catalog.pg_inherits")
 	servertest.Eventually(t, "not serving", func() bool { return check() == healthv1.HealthCheckResponse_NOT_SERVING })
@@ -95,7 +95,7 @@ func TestHealthDoesNotAskTheDatabase(t *testing.T) {
 		group.Go(func() { check() })
 	}
 	for range 20 {
-		if n := waiting(t, observer); n > 2 { // one that was given up may still be ending
+		if n := waiting(t, observer); n > 2 { // a canceled one may still be ending
 			t.Errorf("%d sessions look for partitions", n)
 			break
 		}
@@ -111,7 +111,7 @@ func TestHealthDoesNotAskTheDatabase(t *testing.T) {
 	}
 }
 
-// Strangers cannot open watches without end.
+// The number of watches of the health service is bounded.
 func TestWatchesAreBounded(t *testing.T) {
 	s := servertest.New(t)
 	h := healthOf(s, s.Admin)
@@ -143,8 +143,7 @@ func TestWatchesAreBounded(t *testing.T) {
 	servertest.Eventually(t, "a free place", func() bool { _, err := open(); return err == nil })
 }
 
-// Stopping tells those who watch at once, and neither they nor the other planes
-// take time from a call in flight.
+// When the server stops, watches end at once, and a call in flight can finish.
 func TestShutdownFinishesCallsInFlight(t *testing.T) {
 	s := docServer(t)
 	watch, err := healthOf(s, s.API).Watch(t.Context(), &healthv1.HealthCheckRequest{})
@@ -182,8 +181,7 @@ func TestShutdownFinishesCallsInFlight(t *testing.T) {
 	<-stopped
 }
 
-// All planes stop at the same time: one that is kept busy does not leave another
-// open.
+// All planes stop at the same time: a busy plane does not keep another one open.
 func TestPlanesStopTogether(t *testing.T) {
 	s := servertest.New(t)
 	dial := func(plane string) (net.Conn, error) {
@@ -194,7 +192,7 @@ func TestPlanesStopTogether(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = busy.Close() }()
-	// The answer to this comes when the call waits for its body.
+	// The server answers this when the handler waits for the body.
 	_, err = fmt.Fprintf(busy, "POST /cedarpost.v1.AuthorizationService/Authorize HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n"+
 		"Content-Type: application/json\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n", s.Token)
 	if err != nil {
@@ -227,7 +225,7 @@ func TestPlanesStopTogether(t *testing.T) {
 	<-stopped
 }
 
-// Writers that wait for each other do not stop decisions.
+// Writers that wait for each other do not block decisions.
 func TestDecisionsGoOnWhileWritersWait(t *testing.T) {
 	s := docServer(t)
 	locker, observer := servertest.Session(t, s.URL), servertest.Session(t, s.URL)
@@ -244,7 +242,7 @@ func TestDecisionsGoOnWhileWritersWait(t *testing.T) {
 		})
 	}
 	servertest.Eventually(t, "a writer that waits", func() bool { return waiting(t, observer) > 0 })
-	time.Sleep(200 * time.Millisecond) // the others come
+	time.Sleep(200 * time.Millisecond) // until the other writers wait
 	newest := &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_FullyConsistent{FullyConsistent: true}}
 	for i := range 20 {
 		r, err := s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{

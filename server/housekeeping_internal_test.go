@@ -98,7 +98,7 @@ func TestHistoryRetention(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "48h") {
 		t.Errorf("47 hours: %v", err)
 	}
-	(&Server{cfg: Config{HistoryRetention: -1}}).sweepHistory(t.Context()) // nothing to wait for
+	(&Server{cfg: Config{HistoryRetention: -1}}).sweepHistory(t.Context()) // returns at once
 	// A sweep that fails is counted.
 	registry := prometheus.NewRegistry()
 	s := &Server{cfg: Config{DB: db, HistoryRetention: time.Hour, Log: slog.New(slog.DiscardHandler)}, tasks: newTaskMetrics(registry)}
@@ -108,7 +108,8 @@ func TestHistoryRetention(t *testing.T) {
 	}
 }
 
-// Each task in the background says when it succeeded last, and counts its failures.
+// Metrics have the time of the last success of each background task, and the number of its
+// failures.
 func TestBackgroundTasksAreCounted(t *testing.T) {
 	t.Parallel() // it takes long
 	pg := storetest.NewServer(t)
@@ -157,12 +158,12 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 			t.Errorf("%s: nothing in the log", task)
 		}
 	}
-	if err := pg.Restart(t.Context()); err != nil { // it is stopped with the test
+	if err := pg.Restart(t.Context()); err != nil { // the end of the test stops it
 		t.Fatal(err)
 	}
 }
 
-// gathered reads a metric with one label.
+// gathered returns the value of a metric with one label.
 func gathered(t *testing.T, r *prometheus.Registry, name, label string) float64 {
 	t.Helper()
 	families, err := r.Gather()

@@ -21,7 +21,7 @@ import (
 
 const day = 24 * time.Hour
 
-// metric reads a value without labels.
+// metric returns the value of a metric without labels, as text.
 func metric(t *testing.T, s *servertest.Server, name string) string {
 	t.Helper()
 	res, err := http.Get(s.Ops + "/metrics")
@@ -38,7 +38,8 @@ func metric(t *testing.T, s *servertest.Server, name string) string {
 	return value
 }
 
-// A server drops what is past its retention, and the log says so first.
+// A server drops days of the log that are past their retention, each after an event that records
+// it.
 func TestRetention(t *testing.T) {
 	t.Parallel() // it takes long
 	url := storetest.New(t)
@@ -60,7 +61,7 @@ func TestRetention(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The login of two servers, which look after the log at the same time.
+	// Two servers with this login keep the log at the same time.
 	login := storetest.Login(t, url, "cedarpost_app", "cedarpost_writer", "cedarpost_auditor")
 	keep := func(c *server.Config) { c.DecisionRetention = 40 * day }
 	s := servertest.On(t, login, keep, func(c *server.Config) { c.FirstHousekeeping = time.Millisecond })
@@ -74,7 +75,7 @@ func TestRetention(t *testing.T) {
 	servertest.WantCode(t, err, connect.CodeNotFound, "dropped by retention")
 	_, err = s.Audit.ReplayDecision(t.Context(), &cedarpostv1.ReplayDecisionRequest{DecisionId: oldest.ID.String()})
 	servertest.WantCode(t, err, connect.CodeNotFound, "dropped by retention")
-	for _, at := range []time.Time{noon, noon.AddDate(0, 0, -39), noon.AddDate(0, 0, -70)} { // the log did not begin before
+	for _, at := range []time.Time{noon, noon.AddDate(0, 0, -39), noon.AddDate(0, 0, -70)} { // the oldest day of the log
 		_, err = s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: servertest.DecisionAt(at).ID.String()})
 		servertest.WantCode(t, err, connect.CodeNotFound, "no decision")
 	}
@@ -120,8 +121,8 @@ func TestRetentionOfTheDatabaseIsTheLeast(t *testing.T) {
 	}
 }
 
-// A server that could not record tomorrow says so today, and makes the partition as
-// soon as it may.
+// A server that has no partition for tomorrow is unready today, and makes the partition as soon
+// as it can.
 func TestUnreadyWithoutTomorrow(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	s := servertest.New(t)
@@ -142,7 +143,7 @@ func TestUnreadyWithoutTomorrow(t *testing.T) {
 	servertest.Eventually(t, "ready again", func() bool { status, _ := readyz(t, s); return status == http.StatusOK })
 }
 
-// The whole service works with a login that has the three roles, and no more.
+// The whole service works with a login that has only the three roles.
 func TestRestrictedLogin(t *testing.T) {
 	t.Parallel() // it takes long
 	login := storetest.Login(t, storetest.New(t), "cedarpost_app", "cedarpost_writer", "cedarpost_auditor")

@@ -11,7 +11,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// groups imports n groups, each with the parents that fn gives.
+// groups imports n groups, each with the parents that fn returns.
 func groups(t *testing.T, s *servertest.Server, n int, fn func(i int) string) {
 	t.Helper()
 	stream, err := s.Entities.ImportEntities(t.Context())
@@ -35,8 +35,8 @@ func groups(t *testing.T, s *servertest.Server, n int, fn func(i int) string) {
 
 func group(i int) string { return fmt.Sprintf(`{"type":"Doc::Group","id":"g%d"}`, i) }
 
-// A chain of groups as deep as the cap is followed to its end; one deeper is an
-// error, not a decision on half of it.
+// A chain of groups as long as the limit is followed to its end. A longer one is an error, not a
+// decision by a part of it.
 func TestDeepGroups(t *testing.T) {
 	t.Parallel() // it takes long
 	s := docServer(t)
@@ -52,7 +52,8 @@ func TestDeepGroups(t *testing.T) {
 		s.MustPut(servertest.DocUser(t, "ann", fmt.Sprintf("g%d", from)))
 		var r *cedarpostv1.AuthorizeResponse
 		var err error
-		// On a busy machine so many groups may not be read in the time that a call has.
+		// On a busy machine it may take longer than the timeout of a call to read so many
+		// groups.
 		for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
 			r, err = s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
 				Principal: servertest.UID(`Doc::User::"ann"`), Action: servertest.UID(`Doc::Action::"Read"`), Resource: servertest.UID(`Doc::Paper::"p"`),
@@ -68,7 +69,7 @@ func TestDeepGroups(t *testing.T) {
 			t.Errorf("%d levels: %v %v", deep-from, r, err)
 		}
 	}
-	// A circle is refused when it would be closed.
+	// A write that would close a cycle is refused.
 	_, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_AddParents{
 		AddParents: &cedarpostv1.ChangeParents{Uid: servertest.UID(fmt.Sprintf(`Doc::Group::"g%d"`, deep-1)), Parents: []*cedarpostv1.EntityUid{servertest.UID(fmt.Sprintf(`Doc::Group::"g%d"`, deep-50))}},
 	}})

@@ -10,8 +10,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// The log says that callers have tokens of a history that is lost, whichever way it was
-// lost, and that the database has another id, whoever gave it that.
+// The server logs that callers have tokens of another history, and that the database has another
+// id.
 func TestLogSaysThatTokensAreLost(t *testing.T) {
 	t.Parallel() // it takes long
 	var log lines

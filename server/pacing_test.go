@@ -29,7 +29,7 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// wires are the ways a stream can come.
+// wires are the protocols of a stream.
 var wires = []struct {
 	name    string
 	http2   bool
@@ -41,12 +41,12 @@ var wires = []struct {
 	{"HTTP/2 gRPC", true, []connecthttp.Option{connecthttp.WithGRPC()}},
 }
 
-// bufferBytes is the size of the buffers of connections: a client that does not read must
-// soon keep the server from sending.
+// bufferBytes is the size of the buffers of connections. They are small, so that a client that
+// does not read soon blocks the server.
 const bufferBytes = 64 << 10
 
-// hurried starts a real server with times of its own, and returns a way to its
-// policies for each of the wires, with what a client without a library needs.
+// hurried starts a real server with its own timeouts. It returns a client of its policies for
+// each of the wires, and the address and API key for a client without a library.
 func hurried(t *testing.T, times timeouts) (clients []cedarpostv1connect.PolicyServiceClient, addr, key string) {
 	t.Helper()
 	_, conns, addr, key := hurriedServer(t, times)
@@ -67,7 +67,7 @@ func hurriedPlane(t *testing.T, plane string, times timeouts) (s *Server, db *st
 	return hurriedOn(t, storetest.New(t), plane, Config{times: times})
 }
 
-// hurriedOn is hurriedPlane on a database at hand. cfg needs no addresses.
+// hurriedOn is hurriedPlane on an existing database. cfg needs no addresses.
 func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, db *store.DB, clients []*connect.Client, addr, key string) {
 	t.Helper()
 	db, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL, Event: decisionlog.ChangeEvents("hurried")})
@@ -129,7 +129,7 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 	return s, db, clients, addr, key
 }
 
-// smallBuffers gives each connection small buffers.
+// smallBuffers is a listener whose connections have a small buffer to send from.
 type smallBuffers struct{ net.Listener }
 
 func (l smallBuffers) Accept() (net.Conn, error) {
@@ -140,7 +140,7 @@ func (l smallBuffers) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// shopUpload is the example bundle as the messages of an upload.
+// shopUpload returns the messages of an upload of the example bundle.
 func shopUpload(t *testing.T) []*cedarpostv1.ApplyBundleRequest {
 	t.Helper()
 	shop, err := bundle.Read(policies.Shop(), "shop")
@@ -178,8 +178,8 @@ func slowUpload(ctx context.Context, c cedarpostv1connect.PolicyServiceClient, m
 	return stream.CloseAndReceive()
 }
 
-// An upload may take longer than any connection is given, as long as each of its
-// messages comes in time; and what the server says to it arrives.
+// An upload may take longer than the timeouts of a connection, if each of its messages comes in
+// time. The answer of the server arrives.
 func TestSlowUpload(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	times := defaultTimeouts
@@ -202,8 +202,7 @@ func TestSlowUpload(t *testing.T) {
 	}
 }
 
-// An upload that stalls is ended, and told why, though the caller sends nothing
-// that could wake the server up.
+// An upload that stalls is ended and gets an error, although the caller sends nothing more.
 func TestStalledUpload(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	times := defaultTimeouts
@@ -216,7 +215,7 @@ func TestStalledUpload(t *testing.T) {
 	message := string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(first)))) + string(first)
 	for upload, want := range map[string]string{
 		"\x00":            "deadline_exceeded", // less than a message
-		message + message: "invalid_argument",  // a refusal, without the end of what is refused
+		message + message: "invalid_argument",  // a refusal before the end of the upload
 	} {
 		answer := stall(t, addr, key, upload)
 		if !strings.Contains(answer, want) || !strings.HasSuffix(answer, "\r\n0\r\n\r\n") {
@@ -231,7 +230,7 @@ func TestStalledUpload(t *testing.T) {
 				t.Fatal(err)
 			}
 			for stream.Send(header()) == nil && t.Context().Err() == nil {
-				time.Sleep(3 * times.message) // each time too late, until the end is noticed
+				time.Sleep(3 * times.message) // each message is too late, until the client notices the end
 			}
 			_, err = stream.CloseAndReceive()
 			if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !strings.Contains(err.Error(), "no message came") {
@@ -241,7 +240,7 @@ func TestStalledUpload(t *testing.T) {
 	}
 }
 
-// stall begins an upload, never goes on with it, and returns all of the answer.
+// stall begins an upload, sends nothing more, and returns the whole answer.
 func stall(t *testing.T, addr, key, upload string) string {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
@@ -265,11 +264,11 @@ func stall(t *testing.T, addr, key, upload string) string {
 	return string(answer)
 }
 
-// An upload that never ends is ended, though each message comes in time.
+// An upload that takes too long in all is ended, although each message comes in time.
 func TestEndlessUpload(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	times := defaultTimeouts
-	times.upload, times.discard = time.Second, time.Minute // over HTTP/1.1, time to see the answer while it sends
+	times.upload, times.discard = time.Second, time.Minute // over HTTP/1.1, the client needs time to see the answer while it sends
 	clients, _, _ := hurried(t, times)
 	for i, c := range clients {
 		t.Run(wires[i].name, func(t *testing.T) {

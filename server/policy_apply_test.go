@@ -18,7 +18,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// findings returns what a refused bundle's error carries.
+// findings returns the findings in the error of a refused bundle.
 func findings(t testing.TB, err error) []*cedarpostv1.Finding {
 	t.Helper()
 	var ce *connect.Error
@@ -116,7 +116,7 @@ func TestBundlesThatAreRefused(t *testing.T) {
 	}
 }
 
-// doubling is a schema whose types double with each line.
+// doubling returns a schema whose types double with each line.
 func doubling(lines int) string {
 	s := "namespace A { type T0 = Long;"
 	for i := range lines {
@@ -125,7 +125,7 @@ func doubling(lines int) string {
 	return s + fmt.Sprintf(" entity E { t: T%d }; }", lines)
 }
 
-// combinations is a schema with an action on n types of principals and resources.
+// combinations returns a schema with an action on n types of principals and resources.
 func combinations(n int) string {
 	var names []string
 	for i := range n {
@@ -135,8 +135,7 @@ func combinations(n int) string {
 	return "namespace A { entity " + list + "; action X appliesTo { principal: [" + list + "], resource: [" + list + "] }; }"
 }
 
-// An address that only hexadecimal writes correctly is stored so that it can be
-// read again.
+// An address that is correct only in hexadecimal is stored so that it can be read again.
 func TestMappedAddressComesBack(t *testing.T) {
 	s := servertest.New(t)
 	const schema = `namespace I { entity U { ip: ipaddr }; action A appliesTo { principal: [U], resource: [U] }; }`
@@ -151,7 +150,7 @@ func TestMappedAddressComesBack(t *testing.T) {
 	s.MustApply("i", "schema.cedarschema", strings.Replace(schema, "ip: ipaddr", "ip: ipaddr, more?: Long", 1))
 }
 
-// A write of a type without a catalogue is not open to everybody.
+// A check that requires all fields is denied if the type has no catalogue.
 func TestRequireAllWithoutCatalogue(t *testing.T) {
 	s := servertest.New(t)
 	s.MustApply("n", "schema.cedarschema", `namespace N { entity FieldGroup in [FieldGroup]; entity Field in [Field, FieldGroup]; entity U;
@@ -166,8 +165,7 @@ func TestRequireAllWithoutCatalogue(t *testing.T) {
 	}
 }
 
-// Several bundles decide side by side, each only its own namespaces' actions,
-// and the guardrails join all of them.
+// Each bundle decides only actions of its own namespaces, and guardrails apply to all bundles.
 func TestSeveralBundles(t *testing.T) {
 	s := docServer(t)
 	s.MustApply("org", "schema.cedarschema", `namespace Org { entity User { blocked: Bool }; action Enter appliesTo { principal: [User], resource: [User] }; }`,
@@ -184,22 +182,22 @@ func TestSeveralBundles(t *testing.T) {
 		}
 		return r
 	}
-	// Org's open permit does not open Wiki's door.
+	// The open permit of Org does not allow anything in Wiki.
 	if r := enter(`Org::Action::"Enter"`, `Org::User::"u"`); r.Decision != cedarpostv1.Decision_ALLOW || r.DeterminingPolicies[0].Bundle != "org" {
 		t.Errorf("got %v", r)
 	}
 	if r := enter(`Wiki::Action::"Edit"`, `Wiki::Page::"p"`); r.Decision != cedarpostv1.Decision_DENY {
 		t.Errorf("another bundle's permit opened it: %v", r)
 	}
-	// A type that another bundle uses cannot go.
+	// A type that another bundle uses cannot be removed.
 	_, err := s.Apply("org", servertest.Files("schema.cedarschema", `namespace Org { entity Person; }`))
 	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "Org::User")
-	// A namespace has one owner.
+	// A namespace belongs to one bundle.
 	_, err = s.Apply("thief", servertest.Files("schema.cedarschema", `namespace Org { entity Loot; }`))
 	if err == nil || !strings.Contains(err.Error(), "owned by") {
 		t.Errorf("got %v", err)
 	}
-	// Guardrails: forbids only, on everybody.
+	// Guardrails may have forbids only, and apply to all principals.
 	_, err = s.Apply("guardrails", servertest.Files("schema.cedarschema", "", "g.cedar", `@id("open") permit (principal, action, resource);`))
 	servertest.WantCode(t, err, connect.CodeInvalidArgument, "only forbid")
 	s.MustApply("guardrails", "schema.cedarschema", "", "g.cedar",
@@ -234,7 +232,7 @@ func TestForbidThatFails(t *testing.T) {
 	}
 }
 
-// The server fills context.now, records it, and lets nobody send it.
+// The server sets context.now and records it. Callers must not send it.
 func TestServerTime(t *testing.T) {
 	s := servertest.New(t)
 	s.MustApply("clock", "schema.cedarschema", `namespace T { entity U; action A appliesTo { principal: [U], resource: [U], context: { now: datetime } }; }`,
@@ -253,7 +251,7 @@ func TestServerTime(t *testing.T) {
 	servertest.WantCode(t, err, connect.CodeInvalidArgument, "filled by the server")
 }
 
-// What was uploaded comes back byte for byte, and the same again changes
+// A bundle is returned byte for byte as it was uploaded, and another upload of it changes
 // nothing.
 func TestBundleComesBack(t *testing.T) {
 	s := servertest.New(t)
@@ -293,8 +291,8 @@ func TestBundleComesBack(t *testing.T) {
 	}
 }
 
-// Many publishers at once: each publish is checked against the one before it,
-// and all of them are there in the end.
+// Many callers publish at once. Each publish is checked against the one before it, and none is
+// lost.
 func TestConcurrentPublishers(t *testing.T) {
 	s := servertest.New(t)
 	const n = 5
@@ -322,8 +320,8 @@ func TestConcurrentPublishers(t *testing.T) {
 	}
 }
 
-// What an earlier version accepted, and this one refuses to publish, is loaded and
-// served all the same, and other bundles can be published beside it.
+// A bundle that an earlier version of Cedarpost accepted, and this one refuses to publish, is
+// still loaded and served, and other bundles can be published.
 func TestBundleOfAnEarlierVersion(t *testing.T) {
 	t.Parallel() // it takes long
 	first := docServer(t)

@@ -25,8 +25,8 @@ func fully() *cedarpostv1.Consistency {
 	return &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_FullyConsistent{FullyConsistent: true}}
 }
 
-// reads asks in one call whether users may read papers, each written "user paper",
-// and returns an A or a D for each.
+// reads asks in one call whether users may read papers. A question is "user paper"; its answer
+// is A or D.
 func reads(t testing.TB, s *servertest.Server, c *cedarpostv1.Consistency, questions ...string) (answers string, revision int64, err error) {
 	req := &cedarpostv1.AuthorizeBatchRequest{Consistency: c}
 	for _, q := range questions {
@@ -46,8 +46,7 @@ func reads(t testing.TB, s *servertest.Server, c *cedarpostv1.Consistency, quest
 	return answers, res.Revision.Number, nil
 }
 
-// patiently is reads, again while the server says that it cannot tell in time. That
-// is what it should say, but not for ever.
+// patiently is reads that tries again if the server is unavailable, for up to a minute.
 func patiently(t testing.TB, s *servertest.Server, c *cedarpostv1.Consistency, questions ...string) (answers string, revision int64) {
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 		answers, revision, err := reads(t, s, c, questions...)
@@ -63,7 +62,7 @@ func patiently(t testing.TB, s *servertest.Server, c *cedarpostv1.Consistency, q
 	return "", 0
 }
 
-// shaken is a server's way to a database, with delays up to a bound.
+// shaken is a proxy to a database with delays of up to most.
 func shaken(t testing.TB, databaseURL string, seed uint64, most time.Duration) *servertest.Proxy {
 	t.Helper()
 	p := servertest.NewProxy(t, databaseURL)
@@ -76,7 +75,8 @@ func paper(t testing.TB, id, readers string) *cedarpostv1.Entity {
 	return servertest.Entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::Paper","id":%q},"attrs":{"readers":{"type":"Doc::Group","id":%q}}}`, id, readers))
 }
 
-// What one write moves, nobody sees half moved: each answer is that of its revision.
+// No answer is between the two states before and after a write: each answer is that of its
+// revision.
 func TestMoveIsNeverSeenHalf(t *testing.T) {
 	t.Parallel() // it takes long
 	moveAround(t, 60)
@@ -89,10 +89,10 @@ func TestSoakMoveIsNeverSeenHalf(t *testing.T) {
 }
 
 func moveAround(t *testing.T, moves int) {
-	tight := docServer(t, func(c *server.Config) { c.CacheBytes = 2500 }) // evicts all the time
+	tight := docServer(t, func(c *server.Config) { c.CacheBytes = 2500 }) // so small that it evicts all the time
 	slow := servertest.On(t, shaken(t, tight.URL, 1, 3*time.Millisecond).URL())
-	// Of each two questions one is allowed: ann is on a side, carl is by his team, and
-	// the papers x and y change sides themselves.
+	// One of each two questions is allowed: ann is on one side herself, carl by his team, and
+	// the papers x and y change sides.
 	questions := []string{"ann l", "ann r", "carl l", "carl r", "bob x", "bob y"}
 	first := tight.MustPut(
 		paper(t, "l", "left"), paper(t, "r", "right"), paper(t, "x", "left"), paper(t, "y", "right"),
@@ -161,7 +161,7 @@ func setReaders(paper, group string) *cedarpostv1.EntityOperation {
 	}}}
 }
 
-// Whoever writes through one server and asks another sees what they wrote.
+// A caller that writes through one server and asks another one sees its write.
 func TestReadYourWrites(t *testing.T) {
 	t.Parallel() // it takes long
 	readYourWrites(t, func(round int) bool { return round < 25 })

@@ -15,14 +15,14 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// papers makes a world in which bob, of the staff, may read the paper.
+// papers writes data by which bob, who is of the staff, may read the paper.
 func papers(t *testing.T, s *servertest.Server) *cedarpostv1.Revision {
 	t.Helper()
 	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
 	return s.MustPut(paper(t, "p", "staff"), servertest.DocUser(t, "ann"), servertest.DocUser(t, "bob", "staff"))
 }
 
-// refusesLost: whatever takes a token refuses one of a revision that is lost.
+// refusesLost fails unless each call with a token refuses the token of a lost revision.
 func refusesLost(t *testing.T, s *servertest.Server, lost *cedarpostv1.Revision, page, text string) {
 	t.Helper()
 	_, _, err := reads(t, s, atLeast(lost), "bob p")
@@ -56,7 +56,7 @@ func firstPage(t *testing.T, s *servertest.Server) string {
 	return page.NextPageToken
 }
 
-// renewals are the events that say that the database got another id.
+// renewals returns the events that say that the database got another id.
 func renewals(t *testing.T, s *servertest.Server) []*cedarpostv1.EventRecord {
 	t.Helper()
 	res, err := s.Audit.QueryEvents(t.Context(), &cedarpostv1.QueryEventsRequest{Kind: cedarpostv1.EventRecord_DATABASE_RENEWED})
@@ -66,8 +66,8 @@ func renewals(t *testing.T, s *servertest.Server) []*cedarpostv1.EventRecord {
 	return res.Events
 }
 
-// A copy is another database: it gets an id of its own, once, which its log says, and
-// takes nothing that the original gave out. The original keeps its id.
+// A copy is another database: it gets an id of its own, once, records that in its log, and
+// refuses the tokens of the original. The original keeps its id.
 func TestCopyIsAnotherDatabase(t *testing.T) {
 	t.Parallel() // it takes long
 	for _, way := range []struct {
@@ -88,7 +88,7 @@ func TestCopyIsAnotherDatabase(t *testing.T) {
 			papers(t, first)
 			first.Stop()
 			restore := way.copy(t, first.URL)
-			s := servertest.On(t, first.URL) // which makes a key: a revision
+			s := servertest.On(t, first.URL) // it makes an API key, which is a revision
 			lost, page := s.MustPut(servertest.DocUser(t, "bob")), firstPage(t, s)
 			if got, _ := patiently(t, s, atLeast(lost), "bob p"); got != "D" {
 				t.Fatalf("%s for bob, who was thrown out", got)
@@ -145,8 +145,8 @@ func TestCopyIsAnotherDatabase(t *testing.T) {
 	}
 }
 
-// A copy of the files takes itself for the original. What the other one gave out is
-// refused all the same: before its number is there, and when it is, for another content.
+// A copy of the files of Postgres has the id of the original. It refuses the tokens of the
+// original all the same: before the number is reached, and after another write got the number.
 func TestCopyOfFiles(t *testing.T) {
 	t.Parallel()
 	original := storetest.NewServer(t)
@@ -177,7 +177,7 @@ func TestCopyOfFiles(t *testing.T) {
 		t.Errorf("who watched until before the copy is told %v", m)
 	}
 
-	// The owner says so, and then nothing of before is taken.
+	// When its owner gives it another id, it refuses all tokens from before.
 	renewed, err := store.ClaimDatabase(t.Context(), snapshot.URL(), "owner", true, decisionlog.DatabaseEvents("owner"))
 	if err != nil || renewed.Copied || renewed.Before == renewed.After {
 		t.Fatalf("%+v, %v", renewed, err)
@@ -191,14 +191,14 @@ func TestCopyOfFiles(t *testing.T) {
 	}
 }
 
-// The database of a running server is replaced by an earlier state of it, under the same
-// name. The server forgets what is lost: what it keeps in memory, and what watchers know.
+// The database of a running server is replaced by an earlier state of it, under the same name.
+// The server drops what is lost from its memory, and watchers get a reset.
 func TestDatabaseReplacedUnderneath(t *testing.T) {
 	t.Parallel() // it takes long
 	for _, way := range []struct {
 		name  string
 		copy  func(testing.TB, string) string
-		ahead bool // of the number of the lost revision, when the server sees it
+		ahead bool // the database has passed the number of the lost revision when the server sees it
 		text  string
 	}{
 		{"a copy", storetest.Clone, false, "another database"},
@@ -211,11 +211,11 @@ func TestDatabaseReplacedUnderneath(t *testing.T) {
 			first.Stop()
 			restored := way.copy(t, first.URL)
 			s := servertest.On(t, first.URL)
-			s.UseKey(first.Token) // the other one is lost with the rest
+			s.UseKey(first.Token) // the other key is lost, too
 			watching, _ := watch(t, s, kept)
 			lost := s.MustPut(servertest.DocUser(t, "bob"))
 			page := firstPage(t, s)
-			for range 3 { // from memory, too
+			for range 3 { // from memory the second time
 				if got, _ := patiently(t, s, atLeast(lost), "bob p"); got != "D" {
 					t.Fatalf("%s for bob", got)
 				}

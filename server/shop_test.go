@@ -14,7 +14,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// TestShopStory is the story of the README, over the wire, in each protocol.
+// TestShopStory plays the story of the README, in each protocol.
 func TestShopStory(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t)
@@ -73,8 +73,7 @@ func TestShopStory(t *testing.T) {
 	}
 }
 
-// Every answer has its record, with the same content, found by its id and by
-// query.
+// Each answer has a record with the same content. It is found by its id and by queries.
 func TestRecords(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
@@ -99,7 +98,7 @@ func TestRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Newest first, page by page, with a token bound to the query.
+	// The newest come first. Page tokens are bound to the query.
 	q := &cedarpostv1.QueryDecisionsRequest{Principal: servertest.UID(`Shop::User::"carol"`), DeniedAt: cedarpostv1.DeniedAt_OBJECT, PageSize: 3}
 	page, err := s.Audit.QueryDecisions(t.Context(), q)
 	if err != nil || len(page.Decisions) != 3 || page.NextPageToken == "" {

@@ -41,12 +41,12 @@ func (l *lines) count(of string) int {
 	return strings.Count(l.text.String(), of)
 }
 
-// logLines is the option that takes a server's log.
+// logLines is an option that keeps the log of a server.
 func logLines(l *lines) servertest.Option {
 	return func(c *server.Config) { c.Log = slog.New(slog.NewTextHandler(l, nil)) }
 }
 
-// number reads a metric.
+// number returns the value of a metric.
 func number(t *testing.T, s *servertest.Server, name string) float64 {
 	t.Helper()
 	text := metric(t, s, name)
@@ -57,8 +57,8 @@ func number(t *testing.T, s *servertest.Server, name string) float64 {
 	return n
 }
 
-// A checkpoint file that cannot be written is an error at the start, and what is in one
-// that can be written stays as it is.
+// If the checkpoint file cannot be written, the start fails. If it can, its content stays as it
+// is.
 func TestStartTriesTheCheckpointFile(t *testing.T) {
 	db := storetest.Open(t)
 	dir := t.TempDir()
@@ -101,8 +101,8 @@ func TestStartTriesTheCheckpointFile(t *testing.T) {
 	}
 }
 
-// When the checkpoint file can no longer be written, decisions go on and every server
-// shows that the log is not signed, those without keys too.
+// When the checkpoint file can no longer be written, decisions go on, and every server shows
+// that the log is not signed, those without keys too.
 func TestSigningThatFailsIsSeen(t *testing.T) {
 	t.Parallel() // it takes long
 	dir := t.TempDir()
@@ -118,7 +118,7 @@ func TestSigningThatFailsIsSeen(t *testing.T) {
 	others := []*servertest.Server{
 		s,
 		servertest.On(t, s.URL, func(c *server.Config) { c.Signing.Overdue = time.Second }),
-		servertest.On(t, s.URL, servertest.Signing(key, filepath.Join(disk, "checkpoints")), func(c *server.Config) { c.Signing.Overdue = time.Second }), // one of the two leads
+		servertest.On(t, s.URL, servertest.Signing(key, filepath.Join(disk, "checkpoints")), func(c *server.Config) { c.Signing.Overdue = time.Second }), // one of the two servers with keys signs
 	}
 	everywhere := func(what string, ok func(s *servertest.Server) bool) {
 		t.Helper()
@@ -139,7 +139,7 @@ func TestSigningThatFailsIsSeen(t *testing.T) {
 	everywhere("a checkpoint", inOrder)
 	servertest.Covered(t, s, verifier)
 
-	// The disk goes away, and a file is in its place.
+	// The directory goes away, and a file is in its place.
 	away := filepath.Join(dir, "away")
 	if err := errors.Join(os.Rename(disk, away), os.WriteFile(disk, nil, 0o600)); err != nil {
 		t.Fatal(err)
@@ -176,15 +176,15 @@ func TestSigningThatFailsIsSeen(t *testing.T) {
 	everywhere("a checkpoint again", inOrder)
 }
 
-// A database without checkpoints, and a server without keys: there is no age of a
-// checkpoint to alert on, and nothing to warn of.
+// With a database without checkpoints and a server without keys, the time of the newest
+// checkpoint is NaN, so no alert fires, and there is no warning.
 func TestUnsignedLogIsNotWarnedOf(t *testing.T) {
 	t.Parallel() // it takes long
 	s := servertest.New(t, func(c *server.Config) { c.Signing.Overdue = time.Nanosecond })
 	s.MustLoadShop()
 	servertest.DecideSome(t, s, 3)
 	servertest.Eventually(t, "batches are counted", func() bool { return number(t, s, "cedarpost_checkpoint_unsigned_batches") > 0 })
-	// From the second look on, these batches have waited for a while.
+	// At the second look, these batches have waited for longer than Overdue.
 	looks := `cedarpost_background_success_timestamp_seconds{task="watch_log"}`
 	first := number(t, s, looks)
 	servertest.Eventually(t, "the log is looked at again", func() bool { return number(t, s, looks) > first })
@@ -196,13 +196,13 @@ func TestUnsignedLogIsNotWarnedOf(t *testing.T) {
 	}
 }
 
-// A clock that differs from that of the database is measured, logged when that begins
-// and when it ends, and does not take the server out of rotation.
+// The difference from the clock of the database is a metric. It is logged when it begins and
+// when it ends, and the server stays ready.
 func TestClockSkewIsSeen(t *testing.T) {
 	t.Parallel() // it takes long
 	databaseURL := storetest.New(t)
 	conn := servertest.Session(t, databaseURL)
-	// The schema hides the clock of Postgres from the statements of the server.
+	// The schema replaces the clock of Postgres in the statements of the server.
 	servertest.MustExec(t, conn, `
 		create schema skewed;
 		create table skewed.clock (ahead interval);
@@ -242,7 +242,7 @@ func TestClockSkewIsSeen(t *testing.T) {
 	told(0, 0, "ready")
 	skew("10 min", -602, -598)
 	told(1, 0, "ready\nwarning: clock: this server is -6")
-	skew("-3 s", 1, 5) // goes on
+	skew("-3 s", 1, 5) // a difference in the other direction is not logged again
 	told(1, 0, "ready\nwarning: clock: this server is +")
 	skew("0 s", -1, 1)
 	told(1, 1, "ready")
@@ -250,7 +250,7 @@ func TestClockSkewIsSeen(t *testing.T) {
 	told(2, 1, "ready\nwarning: clock: this server is +")
 }
 
-// An expired certificate is served, and shows in metrics, readiness and log.
+// An expired certificate is served, and metrics, readiness and the log show that.
 func TestExpiredCertificateIsSeen(t *testing.T) {
 	certFile, keyFile := server.WritePair(t, t.TempDir(), "expired", time.Now().Add(-time.Hour))
 	var log lines
@@ -269,8 +269,8 @@ func TestExpiredCertificateIsSeen(t *testing.T) {
 	}
 }
 
-// Every metric that the list of alerts names is there, and the list has every metric
-// whose help says to alert on it.
+// Every metric in docs/operations.md exists, and the page has every metric whose help says to
+// alert on it.
 func TestAlertsNameMetrics(t *testing.T) {
 	text, err := os.ReadFile("../docs/operations.md")
 	if err != nil {
@@ -285,7 +285,7 @@ func TestAlertsNameMetrics(t *testing.T) {
 	})
 	for _, name := range regexp.MustCompile(`cedarpost_[a-z_]+[a-z]`).FindAllString(string(text), -1) {
 		if strings.HasPrefix(name, "cedarpost_new") || name == "cedarpost_migrate" || name == "cedarpost_serve" {
-			continue // a database and logins
+			continue // names of databases and logins
 		}
 		if !strings.Contains(exposed, "\n# TYPE "+name+" ") {
 			t.Errorf("there is no metric %s", name)

@@ -74,7 +74,7 @@ func TestCertificateIsReplaced(t *testing.T) {
 	serves("first")
 	newPair(t, dir, "second")
 	serves("second")
-	// A pair that does not load leaves the one that does.
+	// If a pair does not load, the one before stays in use.
 	if err := os.WriteFile(keyFile, []byte("broken"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -83,8 +83,8 @@ func TestCertificateIsReplaced(t *testing.T) {
 	serves("third")
 }
 
-// Under load, files that are broken, expired or gone leave the certificate that is
-// served, are logged once for each change and counted each time.
+// Under load, files that are broken, expired or missing do not replace the certificate. They are
+// logged once for each change and counted each time.
 func TestCertificateUnderLoad(t *testing.T) {
 	dir := t.TempDir()
 	certFile, keyFile := WritePair(t, dir, "first", time.Now().AddDate(1, 0, 0))
@@ -144,8 +144,8 @@ func TestCertificateUnderLoad(t *testing.T) {
 	for _, step := range []struct {
 		change   func()
 		serves   string
-		says     string // one line of the log, which three looks make once; "" is none
-		failures int64  // of these looks
+		says     string // the only line that three looks write into the log; "" means none
+		failures int64  // of the three looks
 		warning  string
 	}{
 		{func() {}, "first", "", 0, ""},

@@ -11,9 +11,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// Whatever the order of writes, applied changes, loads that take their time,
-// new schemas, failovers and evictions: what the cache returns for a snapshot is
-// what is stored at its revision.
+// The cache returns for a snapshot what is stored at its revision, in whatever order there are
+// writes, applied changes, slow loads, new schemas, failovers and evictions.
 func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 	hits := 0
 	rapid.Check(t, func(t *rapid.T) {
@@ -31,9 +30,9 @@ func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 			snap *Snapshot
 			list []loaded
 		}
-		// Some are small enough to evict.
+		// The smaller size makes it evict.
 		c := newEntityCache(uint64(rapid.SampledFrom([]int{1 << 20, 1000}).Draw(t, "bytes")))
-		// A failover begins another history; who reads by the old one still can.
+		// A failover begins another history. Reads by the old one go on.
 		history := map[cedar.EntityUID][]version{}
 		histories := map[*Snapshot]map[cedar.EntityUID][]version{}
 		var committed int64
@@ -124,7 +123,7 @@ func TestCacheNeverDiffersFromTheStore(t *testing.T) {
 				}
 			},
 		}
-		for range 8 { // a mistake can take many steps to show
+		for range 8 { // a fault may show only after many steps
 			t.Repeat(actions)
 		}
 	})

@@ -17,8 +17,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// A server whose next revision was swept away cannot go on from where it was: what
-// changed in between is not told any more. It begins anew, and misses nothing.
+// A follower whose next revision was swept cannot read what changed since. It loads everything
+// again, and misses nothing.
 func TestFollowerOfWhatWasSwept(t *testing.T) {
 	db, grow := storetest.OldHistory(t)
 	storetest.WriteOp(t, db, store.Put, "a")
@@ -55,7 +55,7 @@ func TestFollowerOfWhatWasSwept(t *testing.T) {
 	if snap.callers[[sha256.Size]byte(key.Hash)] != key.Name {
 		t.Error("a key that was made meanwhile is not known")
 	}
-	// From there it follows again.
+	// From there it applies changes again.
 	f.cache.keep(snap, []loaded{{uid: a}})
 	storetest.WriteOp(t, db, store.Put, "c")
 	if err := f.CatchUp(t.Context()); err != nil {
@@ -66,16 +66,17 @@ func TestFollowerOfWhatWasSwept(t *testing.T) {
 	}
 }
 
-// before is a moment whose wall clock says so much more than the monotonic one,
-// as when the machine was suspended since.
+// before returns the current time as read before a suspension of the machine: by the wall clock
+// it is that long ago, and by the monotonic clock it is now.
 func before(suspended time.Duration) time.Time {
 	now := time.Now()
-	// A time with a monotonic reading has its seconds above 30 bits of nanoseconds.
+	// In a time with a monotonic reading, the seconds are above the 30 bits of the nanoseconds.
 	*(*uint64)(unsafe.Pointer(&now)) -= uint64(suspended/time.Second) << 30
 	return now
 }
 
-// A machine that slept has old data, though its monotonic clock did not move.
+// After a suspension of the machine the snapshot is old, although the monotonic clock did not
+// move.
 func TestStalenessCountsSuspension(t *testing.T) {
 	f := NewFollower(Config{Log: slog.New(slog.DiscardHandler), MaxStaleness: 5 * time.Second, Metrics: prometheus.NewRegistry()})
 	f.confirm(&Snapshot{}, time.Now())
@@ -88,8 +89,8 @@ func TestStalenessCountsSuspension(t *testing.T) {
 	if _, err := f.Current(); !errors.Is(err, ErrStale) {
 		t.Errorf("%v after an hour", err)
 	}
-	// An answer of a view that became too old in the making must not leave, unless its
-	// snapshot was confirmed since.
+	// A view becomes too old while an answer is made, unless its snapshot is confirmed
+	// meanwhile.
 	late := View{slept, f, before(time.Hour)}
 	if err := late.Answerable(); !errors.Is(err, ErrStale) {
 		t.Errorf("%v of a view of an hour ago", err)
@@ -102,14 +103,14 @@ func TestStalenessCountsSuspension(t *testing.T) {
 	if err := late.Answerable(); !errors.Is(err, ErrStale) {
 		t.Errorf("%v of an old view of an earlier snapshot", err)
 	}
-	// Nor does a clock that was set back make it young.
+	// A clock that is set back does not make the snapshot younger.
 	f.confirm(&Snapshot{}, before(-time.Hour).Add(-time.Minute))
 	if _, err := f.Current(); !errors.Is(err, ErrStale) {
 		t.Errorf("%v after a minute", err)
 	}
 }
 
-// A position is met by the same history only.
+// A snapshot of another history does not have a position, whatever its number is.
 func TestAtPosition(t *testing.T) {
 	db := storetest.Open(t)
 	f := NewFollower(Config{DB: db, Log: slog.New(slog.DiscardHandler), MaxStaleness: time.Minute, Metrics: prometheus.NewRegistry()})

@@ -14,9 +14,9 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// A client keeps answers, of one server and of another, for as long as what it hears
-// from the first touches none of their tags. At each revision that it hears of, all
-// that it still has is what an oracle decides then.
+// A client watches one server, and keeps answers of this server and of another one until an
+// event has one of their tags. At each revision of the watch, each kept answer is what an oracle
+// decides at that revision.
 func TestHintsAreSound(t *testing.T) {
 	t.Parallel() // it takes long
 	hintsAreSound(t, 4, 400)
@@ -35,7 +35,7 @@ type keeper struct {
 	w       *world
 	rnd     *rand.Rand
 	watched *replica
-	next    int64 // event of the watched one
+	next    int64 // the next event of the watched server
 	applied int64 // revision
 	kept    map[question]keptAnswer
 	changed map[uint64]int64 // the newest revision that is known to have changed a tag
@@ -173,7 +173,7 @@ func (k *keeper) ask(r *replica) {
 	}
 }
 
-// hear applies what the watched server tells, and compares after each message.
+// hear applies the events of the watched server, and compares the kept answers after each one.
 func (k *keeper) hear() {
 	t := k.w.t
 	events, next, _, ok := k.watched.follower.hub.next(k.next)
@@ -213,7 +213,7 @@ func (k *keeper) compare() {
 	pool := k.w.stored(k.applied, set)
 	for q, a := range k.kept {
 		if a.revision > k.applied {
-			continue // newer than what is applied
+			continue // newer than the last event that was applied
 		}
 		if _, want := q.decideFrom(t, set, pool); a.words != want {
 			t.Errorf("%+v is kept from revision %d on, and at %d it is another one:\n kept %s\n now %s", q, a.revision, k.applied, a.words, want)
@@ -222,7 +222,7 @@ func (k *keeper) compare() {
 	}
 }
 
-// What an event may keep back: only that policies are new, once for each bundle.
+// A change of bundles is no reset only if their policies alone changed, once for each bundle.
 func TestOnlyPolicies(t *testing.T) {
 	b := func(name, schema, policy string) store.Bundle {
 		return store.Bundle{Name: name, Schema: schema, OnForbidError: "deny", Policies: []store.Policy{{Text: policy}}}
@@ -259,7 +259,7 @@ func TestOnlyPolicies(t *testing.T) {
 	}
 }
 
-// No two things share an encoding.
+// Different things have different tags.
 func TestTagsAreUnambiguous(t *testing.T) {
 	a, b := [16]byte{1}, [16]byte{2}
 	seen := map[uint64]string{}

@@ -10,7 +10,7 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// tell makes up that something changed, as large as an event can be.
+// tell publishes a made-up event, as large as an event can be.
 func (h *hub) tell(first uint64) int64 {
 	p, _, _ := h.newest()
 	after := p.Number
@@ -25,7 +25,7 @@ func (h *hub) tell(first uint64) int64 {
 	return p.Number
 }
 
-// A watcher that does not read gets a reset and an error. Another one hears everything.
+// A watcher that does not read gets a reset and an error. Another one gets everything.
 func TestWatcherThatDoesNotRead(t *testing.T) {
 	f := NewFollower(Config{Metrics: prometheus.NewRegistry()})
 	f.hub.publish(newBreak(f.hub.position))
@@ -55,13 +55,14 @@ func TestWatcherThatDoesNotRead(t *testing.T) {
 	}
 }
 
-// from is a revision of the history of a position, which is known without its mark.
+// from returns a revision of the history of a position, with the anchor 0, which every history
+// has.
 func from(p store.Position, number int64) named {
 	p.Number, p.Mark = 0, uuid.Nil
 	return named{number, p}
 }
 
-// What a hub remembers is bounded, and it never says less than what changed.
+// A hub keeps a bounded number of events, and never leaves out a change.
 func TestHubForgets(t *testing.T) {
 	h := newHub(nil, 1, prometheus.NewRegistry())
 	h.publish(newBreak(h.position))
@@ -81,7 +82,7 @@ func TestHubForgets(t *testing.T) {
 	if _, _, _, ok := h.next(h.first - 1); ok {
 		t.Error("goes on from what is forgotten")
 	}
-	// A watcher may be so many behind, and no more.
+	// A watcher may be maxBehind events behind, and no more.
 	small := newHub(nil, 1, prometheus.NewRegistry())
 	small.publish(newBreak(small.position))
 	for n := range int64(2 * hubEvents) {
@@ -95,8 +96,7 @@ func TestHubForgets(t *testing.T) {
 			t.Errorf("%d behind: %d events, %v", behind, len(events), ok)
 		}
 	}
-	// A break stands for all before it, and those who come later have nothing to do
-	// with it.
+	// A break replaces all events before it. Watchers that resume after it do not get it.
 	waits := h.first - 1
 	p = h.position
 	p.Timeline++
@@ -117,7 +117,8 @@ func TestHubForgets(t *testing.T) {
 	if e, _, ok := h.recall(before, nil); ok {
 		t.Errorf("from before a break: %+v", e)
 	}
-	// The store knows more of the new history. Who watches does not notice.
+	// With an event that was read from the store, a watcher resumes from before the break. Other
+	// watchers do not notice.
 	end := h.end()
 	e, _, ok := h.recall(before, of(watchEventOf(p.Number-5, p, []uint64{1}, false)))
 	if !ok || e.after != before.number || e.reset || len(e.tags) != 2 || h.end() != end {

@@ -13,7 +13,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/engine"
 )
 
-// endsAfter is a context that ends when it has been looked at so often.
+// endsAfter is a context that ends after some calls of Err.
 type endsAfter struct {
 	context.Context
 	looks *int
@@ -26,8 +26,8 @@ func (c endsAfter) Err() error {
 	return nil
 }
 
-// A slice whose entities are all in the cache is walked in one go, each entity is
-// looked up once, and the walk ends with the context.
+// If all entities of a slice are in the cache, each one is looked up once, and the walk ends
+// with the context.
 func TestLoadFromTheCache(t *testing.T) {
 	const long = 6000
 	set, findings := engine.Compile([]engine.Source{{
@@ -54,7 +54,7 @@ func TestLoadFromTheCache(t *testing.T) {
 	list = append(list, loaded{uid: role(long)})
 	cache.keep(snap, list)
 	metrics := prometheus.NewRegistry()
-	l := newLoader(nil, cache, metrics) // without a store: nothing may be missed
+	l := newLoader(nil, cache, metrics) // without a store, so all entities must be in the cache
 
 	prepare := func(ctx context.Context, questions int) ([]engine.Evaluation, error) {
 		ask := engine.Ask{Principal: uid("User", "u"), Action: uid("Action", "view"), Resource: uid("Doc", "d")}
@@ -87,7 +87,7 @@ func TestLoadFromTheCache(t *testing.T) {
 			t.Errorf("context ended after %d looks, and %d more entities were looked up", after, got-after)
 		}
 	}
-	// Slices of one pool are walked again, without looking into the cache.
+	// The slices of later questions are walked in the pool, without the cache.
 	looks = len(list) + 3
 	if _, err := prepare(endsAfter{t.Context(), &looks}, 50); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("context ended between questions: %v", err)

@@ -8,7 +8,7 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// The world of the oracle: few things, so that writes and questions meet.
+// The world of the oracle has few entities, so that writes often concern questions.
 var (
 	groups = []string{"g0", "g1", "g2", "g3", "g4"}
 	users  = []string{"u0", "u1", "u2", "u3", "u4"}
@@ -22,8 +22,8 @@ const worldSchema = `namespace W {
   action Read appliesTo { principal: [User], resource: [Doc], context: {} };
 }`
 
-// worldPolicies look at all that writes change: memberships, attributes, and both
-// of what attributes refer to, two and three steps away.
+// worldPolicies depend on everything that writes change: memberships, attributes, and both of
+// these for entities that attributes refer to, two and three steps away.
 var worldPolicies = []string{
 	`@id("readers") permit (principal, action, resource) when { principal in resource.readers };`,
 	`@id("staff") permit (principal in W::Group::"g0", action, resource) when { resource.grade == %s };`,
@@ -35,9 +35,9 @@ var worldPolicies = []string{
 	`@id("locked") forbid (principal, action, resource) when { resource has locked && resource.locked } unless { principal.level > 1 };`,
 }
 
-// drawBundle draws a version of the bundle. The grade, stored as a string, is read
-// as one or as a decimal: an entity read by another version's schema is another
-// one. There may be one attribute more, which nobody sets, and one policy less.
+// drawBundle draws a version of the bundle. The grade is stored as a string. The schema reads it
+// as a string or as a decimal, so the version makes a difference for an entity. There may be one
+// more attribute, which is never set, and one policy less.
 func drawBundle(rnd *rand.Rand) []bundle.File {
 	grade := pick(rnd, [2]string{"String", `"1.0"`}, [2]string{"decimal", `decimal("1.0")`})
 	schema := fmt.Sprintf(worldSchema, grade[0], pick(rnd, "", "", ", note?: String"))
@@ -54,7 +54,7 @@ func drawBundle(rnd *rand.Rand) []bundle.File {
 	return []bundle.File{{Path: "schema.cedarschema", Content: []byte(schema)}, {Path: "p.cedar", Content: []byte(policies)}}
 }
 
-// first puts everything.
+// first returns the operations that put all entities.
 func (w *world) first() (ops []store.Op) {
 	rnd := w.rand(8)
 	for _, g := range groups {
@@ -69,8 +69,8 @@ func (w *world) first() (ops []store.Op) {
 	return ops
 }
 
-// drawWrite draws one write: mostly one operation, sometimes a batch, and
-// sometimes a move from one group to another, which must never be seen by halves.
+// drawWrite draws one write: mostly one operation, sometimes several, and sometimes a move from
+// one group to another, of which no answer may see a half.
 func drawWrite(rnd *rand.Rand) (ops []store.Op) {
 	switch rnd.IntN(6) {
 	case 0:
@@ -153,8 +153,7 @@ func setAttr(typ, id, name, value string, remove bool) store.Op {
 
 func group(id string) store.UID { return store.UID{Type: "W::Group", ID: id} }
 
-// above draws parents of a group. They have smaller numbers, so there is no cycle;
-// g0 is in itself the root.
+// above draws parents of a group. They have smaller numbers, so there is no cycle. g0 has none.
 func above(rnd *rand.Rand, id string, n int) (parents []store.UID) {
 	for i := range groups {
 		if groups[i] == id && i > 0 {

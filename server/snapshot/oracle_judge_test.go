@@ -8,7 +8,7 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// judge decides every question again, at its revision.
+// judge decides every question again, at the revision of its answer.
 func (w *world) judge() {
 	sets := map[int64]*engine.Set{} // by the revision of the newest publish
 	policies := map[engine.PolicyRef]bool{}
@@ -43,7 +43,7 @@ func (w *world) judge() {
 	w.tally.Revisions, w.tally.Policies = len(w.answers), len(policies)
 }
 
-// published compiles what was in force at a revision.
+// published compiles the bundles of a revision.
 func (w *world) published(revision int64) *engine.Set {
 	bundles, err := w.db.Bundles(w.ctx, revision)
 	if err != nil {
@@ -64,7 +64,7 @@ func (w *world) published(revision int64) *engine.Set {
 	return set
 }
 
-// stored reads the whole world as it was at a revision.
+// stored reads all entities of a revision.
 func (w *world) stored(revision int64, set *engine.Set) *engine.Pool {
 	var all []store.UID
 	for typ, ids := range map[string][]string{"W::User": users, "W::Group": groups, "W::Doc": docs} {

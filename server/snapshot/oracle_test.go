@@ -29,9 +29,9 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// Several servers follow one database over a slow network, while others write and
-// publish. Whatever a server answered at a revision is what an oracle without
-// cache, follower or hurry works out from history afterwards.
+// Several servers follow one database over a slow network, while others write and publish.
+// Afterwards an oracle, which has no cache and no follower, decides each question again from
+// history. The answers are the same.
 func TestOracle(t *testing.T) {
 	t.Parallel() // it takes long
 	consultOracle(t, 4, 250)
@@ -45,8 +45,8 @@ func TestSoakOracle(t *testing.T) {
 	consultOracle(t, 20, 1500)
 }
 
-// consultOracle plays worlds of at most so many writes each. Rapid draws them, and
-// that is all: a race does not come again for being asked, so nothing is shrunk.
+// consultOracle plays worlds of at most so many writes each. Rapid draws them but does not
+// shrink them, because a race does not repeat.
 func consultOracle(t *testing.T, worlds, writes int) {
 	var total tally
 	rapid.Check(t, func(rt *rapid.T) {
@@ -62,7 +62,7 @@ func consultOracle(t *testing.T, worlds, writes int) {
 	}
 }
 
-// tally says what happened.
+// tally counts what happened.
 type tally struct {
 	Writes, Publishes, Questions, Hits, Revisions, Answers, Allowed, Denied, Policies int
 }
@@ -79,14 +79,14 @@ func (a *tally) add(b tally) {
 	a.Policies = max(a.Policies, b.Policies)
 }
 
-// worldPlan is what is drawn of a world. The rest is up to the scheduler.
+// worldPlan is what rapid draws of a world. The scheduler decides the rest.
 type worldPlan struct {
 	Seed                     uint64
 	Writes, Writers, Readers int
 	CacheBytes               []uint64 // of each server
 	SlowOneIn, AskMany       int
-	// At most: what the network takes, what a follower takes to notice, and what
-	// goes by between writes and between publishes.
+	// The longest times: of the network, until a follower notices a revision, between writes,
+	// and between publishes.
 	Delay, Lag, WriteEvery, PublishEvery time.Duration
 }
 
@@ -100,7 +100,7 @@ func drawWorld(rt *rapid.T, writes int) worldPlan {
 		PublishEvery: time.Duration(draw("ms between publishes", 10, 200)) * time.Millisecond,
 		Delay:        time.Duration(draw("delay in ms", 2, 15)) * time.Millisecond,
 		Lag:          time.Duration(draw("lag in ms", 1, 30)) * time.Millisecond,
-		// One without, one that keeps everything, and some that evict.
+		// One has no cache, one keeps everything, and some evict.
 		CacheBytes: []uint64{0, 1 << 20, 3000, uint64(draw("bytes", 1500, 6000))},
 		SlowOneIn:  draw("one slow answer in", 2, 8),
 		WriteEvery: time.Duration(draw("ms between writes", 1, 8)) * time.Millisecond,
@@ -108,15 +108,15 @@ func drawWorld(rt *rapid.T, writes int) worldPlan {
 	}
 }
 
-// world is one under way.
+// world is a running world.
 type world struct {
 	worldPlan
 	t        *testing.T
 	ctx      context.Context
-	db       *store.DB // by the short way, for writers and for the oracle
+	db       *store.DB // without the slow network, for writers and for the oracle
 	replicas []*replica
-	acked    atomic.Int64 // the newest revision that a writer was told
-	policies atomic.Int64 // the newest publish that a writer heard of
+	acked    atomic.Int64 // the newest revision of an acknowledged write
+	policies atomic.Int64 // the newest revision of an acknowledged publish
 	over     atomic.Bool
 
 	mu      sync.Mutex
@@ -124,7 +124,7 @@ type world struct {
 	answers map[int64]map[question]map[string]string // revision → question → answer → server that gave it
 }
 
-// replica is a server, as far as it decides.
+// replica is the part of a server that decides.
 type replica struct {
 	name     string
 	db       *store.DB
@@ -177,7 +177,7 @@ func (p worldPlan) play(t *testing.T) tally {
 		}
 	})
 	writing.Wait()
-	time.Sleep(2 * p.Lag) // to answer after the last write, too
+	time.Sleep(2 * p.Lag) // so that there are answers after the last write
 	w.over.Store(true)
 	reading.Wait()
 	caughtUp.Store(true)
@@ -194,7 +194,7 @@ func (p worldPlan) play(t *testing.T) tally {
 	return w.tally
 }
 
-// rand is chance of its own for each who asks.
+// rand returns a source of random numbers. Each goroutine has its own.
 func (w *world) rand(stream int) *rand.Rand { return rand.New(rand.NewPCG(w.Seed, uint64(stream))) }
 
 func (w *world) open(databaseURL string) *store.DB {
@@ -206,7 +206,7 @@ func (w *world) open(databaseURL string) *store.DB {
 	return db
 }
 
-// join starts a server, but for what drives its follower.
+// join starts a server, without the goroutine that drives its follower.
 func (w *world) join(db *store.DB, cacheBytes uint64) {
 	r := &replica{name: fmt.Sprintf("server %d (%d bytes)", len(w.replicas), cacheBytes), db: db}
 	w.replicas = append(w.replicas, r)
@@ -221,7 +221,7 @@ func (w *world) join(db *store.DB, cacheBytes uint64) {
 
 func (r *replica) hits(t *testing.T) int { return hits(t, r.metrics) }
 
-// hits is how many entities were found in the cache.
+// hits returns how many entities were found in the cache.
 func hits(t *testing.T, metrics *prometheus.Registry) int {
 	families, err := metrics.Gather()
 	if err != nil {
@@ -237,7 +237,7 @@ func hits(t *testing.T, metrics *prometheus.Registry) int {
 	return 0
 }
 
-// slowly leads to a database by a network that sometimes holds an answer up.
+// slowly returns the URL of a database behind a network that sometimes delays an answer.
 func (w *world) slowly(databaseURL string) string {
 	u, err := url.Parse(databaseURL)
 	if err != nil {
@@ -281,7 +281,7 @@ func (w *world) slowly(databaseURL string) string {
 	return u.String()
 }
 
-// follow drives a follower by hand: notifications are late, lost and doubled.
+// follow drives a follower in place of Run: notifications are late, lost and doubled.
 func (w *world) follow(r *replica, rnd *rand.Rand, last *atomic.Bool) {
 	for done := false; !done; {
 		time.Sleep(rand.N(w.Lag))
@@ -295,7 +295,8 @@ func (w *world) follow(r *replica, rnd *rand.Rand, last *atomic.Bool) {
 	}
 }
 
-// hinder keeps as a large load does: for a while nothing can be applied.
+// hinder keeps the cache locked for a while, as a large load does, so that nothing can be
+// applied.
 func (w *world) hinder(r *replica) {
 	for !w.over.Load() {
 		time.Sleep(rand.N(w.Lag))
@@ -305,13 +306,13 @@ func (w *world) hinder(r *replica) {
 	}
 }
 
-// read asks a server until the world is over, as fast callers and slow ones do: a
-// slow one's snapshot is no longer the newest.
+// read asks a server until the world ends. It is a fast caller or a slow one, whose snapshot is
+// not the newest any more.
 func (w *world) read(r *replica, rnd *rand.Rand) {
 	var newest int64
 	slow := r.follower.Latest()
 	for !w.over.Load() && !w.t.Failed() {
-		time.Sleep(rand.N(time.Millisecond)) // others want to run, too
+		time.Sleep(rand.N(time.Millisecond)) // so that other goroutines run
 		told, _, _ := r.follower.hub.newest()
 		snap := r.follower.Latest()
 		if told.Number > snap.Position.Number {
@@ -344,7 +345,7 @@ func (w *world) read(r *replica, rnd *rand.Rand) {
 	}
 }
 
-// ask has questions decided at one snapshot, and notes the answers.
+// ask decides questions at one snapshot and keeps the answers.
 func (w *world) ask(r *replica, snap *Snapshot, rnd *rand.Rand) {
 	drawn := map[question]bool{}
 	for range 1 + rnd.IntN(w.AskMany) {
@@ -357,7 +358,7 @@ func (w *world) ask(r *replica, snap *Snapshot, rnd *rand.Rand) {
 	}
 	evaluations, _, err := r.follower.loader.prepare(w.ctx, snap, asks)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return // no answer is no wrong answer
+		return // an error is not a wrong answer
 	}
 	if err != nil {
 		w.t.Errorf("%s at revision %d: %v", r.name, snap.Position.Number, err)
@@ -388,7 +389,7 @@ func (q question) decideFrom(t *testing.T, set *engine.Set, pool *engine.Pool) (
 	return decideOne(t, e)
 }
 
-// decideOne answers a question, also in words that hold all a caller would see.
+// decideOne decides a question. The text contains everything that a caller sees.
 func decideOne(t *testing.T, e *engine.Evaluation) (res *engine.Result, words string) {
 	res, err := e.Decide()
 	if err != nil {
@@ -411,7 +412,7 @@ func (w *world) note(revision int64, q question, answer, by string) {
 	w.answers[revision][q][answer] = by
 }
 
-// change writes, until it has written its share.
+// change writes until it has done its share of the writes.
 func (w *world) change(rnd *rand.Rand) {
 	for range w.Writes / w.Writers {
 		time.Sleep(rand.N(w.WriteEvery))
@@ -422,8 +423,7 @@ func (w *world) change(rnd *rand.Rand) {
 	}
 }
 
-// write commits operations, unless they are refused. They fit every version of the
-// bundle.
+// write commits operations, which fit every version of the bundle. The store may refuse them.
 func (w *world) write(ops []store.Op) {
 	write := store.EntityWrite{Ops: ops, Caller: "test", PolicyRevision: w.policies.Load()}
 	res, err := w.db.WriteEntities(w.ctx, write)
@@ -458,7 +458,7 @@ func (w *world) publish(r *replica, rnd *rand.Rand) {
 		return
 	}
 	if _, err := r.follower.FullyConsistent(w.ctx); err != nil {
-		return // a server that is too late does not publish
+		return // a server that is too far behind does not publish
 	}
 	if revision := w.apply(r, b); revision > 0 {
 		w.acknowledge(revision, &w.tally.Publishes)

@@ -18,8 +18,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// Policies of the past are compiled once for all who wait, the last few are kept,
-// those of now are not compiled at all, and a failure is not kept.
+// Policies of the past are compiled once for all calls that wait, and the last few sets are
+// kept. The current policies are not compiled again, and a failure is not kept.
 func TestPastPolicies(t *testing.T) {
 	db := storetest.Open(t)
 	f := NewFollower(Config{DB: db, MaxStaleness: time.Hour, Metrics: prometheus.NewRegistry()})

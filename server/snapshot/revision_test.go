@@ -6,8 +6,8 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// FuzzRevisionToken: a token either is refused or is exactly one this service
-// writes, so two different tokens differ in what they name.
+// FuzzRevisionToken checks that a token is refused or is exactly a token that this service
+// writes, so two different tokens name different revisions.
 func FuzzRevisionToken(f *testing.F) {
 	f.Add("")
 	f.Add("AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAE")

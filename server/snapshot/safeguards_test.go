@@ -7,8 +7,8 @@ import (
 	"github.com/cedarpost/cedarpost/internal/mutant"
 )
 
-// smallPages is no mutation: the follower begins anew so often that a mistake in
-// it shows.
+// smallPages does no harm: the follower loads everything again so often that a fault in that
+// shows.
 var smallPages = mutant.Edit{File: "follower.go", Old: "= 50_000", New: "= 4"}
 
 var mutants = []mutant.Mutant{
@@ -58,11 +58,11 @@ var mutants = []mutant.Mutant{
 		{File: "follower.go", Old: "a.Name == b.Name && a.Schema == b.Schema", New: "a.Name == b.Name"}}},
 }
 
-// The edits of all mutants fit the code.
+// The edits of all mutants match the code.
 func TestMutantsFit(t *testing.T) { mutant.Check(t, mutants) }
 
-// Each safeguard of followers, loader, cache and hints matters: without it, an oracle's
-// test or the cache's own fails.
+// Without any one of the safeguards of followers, loader, cache and hints, a test of the oracle
+// or of the cache fails.
 func TestSoakSafeguards(t *testing.T) {
 	if os.Getenv("CEDARPOST_SOAK") == "" {
 		t.Skip("set CEDARPOST_SOAK=1 to run")

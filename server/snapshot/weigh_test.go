@@ -28,8 +28,8 @@ const weighSchema = `namespace W {
   action Read appliesTo { principal: [User], resource: [Doc], context: {} };
 }`
 
-// What the cache says entities weigh is what they take, give or take a quarter:
-// else the bound on its bytes would bound nothing.
+// The estimated weight of entities differs from the memory that they take by a quarter at most.
+// Otherwise the bound of the cache would be of no use.
 func TestWeights(t *testing.T) {
 	set, findings := engine.Compile([]engine.Source{{Name: "w", Schema: weighSchema}}, nil)
 	if set == nil {
@@ -78,7 +78,7 @@ func TestWeights(t *testing.T) {
 			snap := &Snapshot{schema: cache.reset(0)}
 			before := heapBytes()
 			for i := range entities {
-				// The strings are each entity's own, as they come from the store.
+				// Each entity has its own strings, as when it comes from the store.
 				uid := store.UID{Type: fmt.Sprint("W::", c.typ), ID: fmt.Sprint("entity-", i)}
 				if c.attrs == nil {
 					cache.keep(snap, []loaded{{uid: cedar.NewEntityUID(cedar.EntityType(uid.Type), cedar.String(uid.ID))}})
@@ -98,14 +98,14 @@ func TestWeights(t *testing.T) {
 				}
 				cache.keep(snap, []loaded{{uid: e.UID, entity: e}})
 			}
-			cache.entries.CleanUp() // weights are counted a little later
+			cache.entries.CleanUp() // the library counts weights a little later
 			takes, weighs = heapBytes()-before, float64(cache.bytes())
 			runtime.KeepAlive(cache)
 			return takes, weighs
 		}
 		takes, weighs := measure()
 		near := func() bool { return takes > 0.75*weighs && takes < 1.25*weighs }
-		// Something else may have been let go of meanwhile, the cache before for one.
+		// Other memory may have been freed meanwhile, for example that of the cache before.
 		for tries := 0; tries < 10 && !near(); tries++ {
 			takes, weighs = measure()
 		}
@@ -117,7 +117,7 @@ func TestWeights(t *testing.T) {
 
 func heapBytes() float64 {
 	runtime.GC()
-	runtime.GC() // what the first one let go of
+	runtime.GC() // frees what finalizers of the first one released
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return float64(m.HeapAlloc)
