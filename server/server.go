@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -173,7 +174,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := s.follower.CatchUp(ctx); err != nil {
 		return nil, err
 	}
-	s.sayRenewed(ctx)
+	s.logRenewed(ctx)
 	s.ready = newReadiness(cfg.DB, s.follower, cfg.Log)
 	s.ready.look(ctx)
 	defer func() {
@@ -248,9 +249,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	return s, nil
 }
 
-// sayRenewed logs that the database has got a new id, as migrate gives a restored one:
+// logRenewed logs that the database has got a new id, as migrate gives a restored one:
 // clients may have tokens that this server refuses.
-func (s *Server) sayRenewed(ctx context.Context) {
+func (s *Server) logRenewed(ctx context.Context) {
 	id := s.follower.Latest().Position.Database
 	if s.follower.HasClaimed(id) {
 		return // logged already
@@ -287,12 +288,8 @@ func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limit
 
 // serviceOf returns the service of a procedure, "/package.Service/Method".
 func serviceOf(procedure string) string {
-	for i := 1; i < len(procedure); i++ {
-		if procedure[i] == '/' {
-			return procedure[1:i]
-		}
-	}
-	return ""
+	service, _, _ := strings.Cut(strings.TrimPrefix(procedure, "/"), "/")
+	return service
 }
 
 func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, open bool) error {

@@ -40,10 +40,10 @@ type certificate struct {
 	current  atomic.Pointer[tls.Certificate]
 	failures atomic.Int64 // attempts to load what is in the files
 
-	mu      sync.Mutex // held while the files are loaded; guards the fields below
-	loaded  [2][]byte  // the content of the files
-	trouble string     // the error of the last load, or ""
-	said    string     // what was last logged about the validity
+	mu         sync.Mutex // held while the files are loaded; guards the fields below
+	loaded     [2][]byte  // the content of the files
+	trouble    string     // the error of the last load, or ""
+	lastLogged string     // what was last logged about the validity
 }
 
 func newCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, error) {
@@ -51,7 +51,7 @@ func newCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, e
 	if err := c.load(); err != nil {
 		return nil, err
 	}
-	c.sayValidity()
+	c.logValidity()
 	return c, nil
 }
 
@@ -90,7 +90,7 @@ func (c *certificate) look(log *slog.Logger) error {
 			log.Error("new certificate not taken up, the one before it is served", "err", trouble)
 		}
 	}
-	c.sayValidity()
+	c.logValidity()
 	return err
 }
 
@@ -144,21 +144,21 @@ func (c *certificate) validity(pair *tls.Certificate) (end time.Time, problem st
 	return end, ""
 }
 
-// sayValidity logs that the certificate is not valid or expires soon, once for each change.
-func (c *certificate) sayValidity() {
+// logValidity logs that the certificate is not valid or expires soon, once for each change.
+func (c *certificate) logValidity() {
 	end, problem := c.validity(c.current.Load())
-	say := ""
+	text := ""
 	level := slog.LevelWarn
 	switch {
 	case problem != "":
-		say, level = "the TLS certificate "+problem+": clients that verify it refuse to connect", slog.LevelError
+		text, level = "the TLS certificate "+problem+": clients that verify it refuse to connect", slog.LevelError
 	case end.Sub(c.now()) < certificateSoon:
-		say = "the TLS certificate ends at " + end.UTC().Format(time.RFC3339)
+		text = "the TLS certificate ends at " + end.UTC().Format(time.RFC3339)
 	}
-	if say != "" && say != c.said {
-		c.log.Log(context.Background(), level, say)
+	if text != "" && text != c.lastLogged {
+		c.log.Log(context.Background(), level, text)
 	}
-	c.said = say
+	c.lastLogged = text
 }
 
 // warning returns what is wrong with the certificate, or "".

@@ -226,13 +226,13 @@ func (f *Follower) CatchUp(ctx context.Context) error {
 	defer cancel()
 	asked := time.Now()
 	var next *Snapshot
-	var told *watchEvent
+	var event *watchEvent
 	copied := false
 	err := f.cfg.DB.View(ctx, func(v *store.View) (err error) {
 		copied = v.Copied
 		f.newest.Store(v.Position.Number)
 		f.oldest.Store(v.Oldest)
-		next, told, err = f.next(ctx, v)
+		next, event, err = f.next(ctx, v)
 		return err
 	})
 	switch {
@@ -244,8 +244,8 @@ func (f *Follower) CatchUp(ctx context.Context) error {
 				"before", old.Position.Database, "after", next.Position.Database)
 		}
 		// After the swap, because a watcher may ask this server for the revision at once.
-		if told != nil {
-			f.hub.publish(told)
+		if event != nil {
+			f.hub.publish(event)
 		}
 	case errors.Is(err, stored.ErrCompile):
 		f.metric.failures.WithLabelValues("policy").Inc()
@@ -335,13 +335,13 @@ func (f *Follower) next(ctx context.Context, v *store.View) (*Snapshot, *watchEv
 		f.cache.apply(changes)
 	}
 	if anew {
-		told := newBreak(next.Position)
-		told.marks = next.marks
-		return next, told, nil
+		event := newBreak(next.Position)
+		event.marks = next.marks
+		return next, event, nil
 	}
-	told := newWatchEvent(old.Position.Number, next.Position, changes, !onlyPolicies(old.Bundles, next.Bundles, changes))
-	told.marks = next.marks
-	return next, told, nil
+	event := newWatchEvent(old.Position.Number, next.Position, changes, !onlyPolicies(old.Bundles, next.Bundles, changes))
+	event.marks = next.marks
+	return next, event, nil
 }
 
 // onlyPolicies reports whether bundles differ in their policies only, at every revision
@@ -415,20 +415,12 @@ func (f *Follower) Heard(p store.Position, asked time.Time) {
 	f.wake()
 }
 
-// staleness returns how old the newest snapshot may be.
-func (f *Follower) staleness() time.Duration {
-	return age(f.latestView().asOf)
-}
-
 // Trouble returns the error of the last [Follower.CatchUp].
 func (f *Follower) Trouble() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.trouble
 }
-
-// behind returns how many committed revisions are not applied, as far as this server knows.
-func (f *Follower) behind() int64 { return max(f.newest.Load()-f.snap.Load().Position.Number, 0) }
 
 // age returns how long ago a time was, by the clock that says more: the monotonic clock
 // stops while the machine is suspended, and the wall clock can be set back.

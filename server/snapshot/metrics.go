@@ -21,10 +21,10 @@ func newFollowerMetrics(f *Follower) *followerMetrics {
 		make.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
 	}
 	gauge("cedarpost_revision", "The applied revision.", func() float64 { return float64(f.Latest().Position.Number) })
-	gauge("cedarpost_revisions_behind", "Revisions committed, as far as this server heard, and not applied.", func() float64 { return float64(f.behind()) })
+	gauge("cedarpost_revisions_behind", "Revisions committed, as far as this server heard, and not applied.", func() float64 { return float64(max(f.newest.Load()-f.Latest().Position.Number, 0)) })
 	gauge("cedarpost_history_oldest_revision", "The first revision that can be read.", func() float64 { return float64(f.OldestRevision()) })
 	gauge("cedarpost_entity_cache_bytes", "What the cached entities weigh, about.", func() float64 { return float64(f.cache.bytes()) })
-	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return f.staleness().Seconds() })
+	gauge("cedarpost_staleness_seconds", "How old policy and data may be at most.", func() float64 { return age(f.latestView().asOf).Seconds() })
 	return m
 }
 

@@ -53,7 +53,7 @@ var mutants = []mutant.Mutant{
 	{Name: "watchers are not told of bundles", Edits: []mutant.Edit{
 		{File: "hub.go", Old: "c.Kind != store.KindKey", New: "c.Kind == store.KindEntity"}}},
 	{Name: "watchers hear before the server answers by it", Edits: []mutant.Edit{
-		{File: "follower.go", Old: "next, told, err = f.next(ctx, v)\n", New: "if next, told, err = f.next(ctx, v); told != nil {\nf.hub.publish(told)\ntold = nil\n}\n"}}},
+		{File: "follower.go", Old: "next, event, err = f.next(ctx, v)\n", New: "if next, event, err = f.next(ctx, v); event != nil {\nf.hub.publish(event)\nevent = nil\n}\n"}}},
 	{Name: "a new schema is no reset", Edits: []mutant.Edit{
 		{File: "follower.go", Old: "a.Name == b.Name && a.Schema == b.Schema", New: "a.Name == b.Name"}}},
 }
