@@ -144,7 +144,6 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 			t.Errorf("%s: %v failures\n%s", task, n, &logged)
 		}
 	}
-	r.Close()
 	if err := pg.Stop(); err != nil {
 		t.Fatal(err)
 	}
