@@ -96,7 +96,7 @@ func (v View) Prepare(ctx context.Context, asks []engine.Ask) (list []engine.Eva
 type Config struct {
 	DB  *store.DB
 	Log *slog.Logger
-	// MaxStaleness is how old a snapshot may be. Calls that need an older one are refused.
+	// MaxStaleness is how old the newest snapshot may be. While it is older, calls are refused.
 	MaxStaleness time.Duration
 	// CacheBytes is about how many bytes the cached entities may take; 0 means no cache.
 	CacheBytes uint64
