@@ -27,11 +27,11 @@ type callMetrics struct {
 }
 
 func newCallMetrics(r prometheus.Registerer) *callMetrics {
-	make := promauto.With(r)
+	with := promauto.With(r)
 	return &callMetrics{
-		calls: make.NewCounterVec(prometheus.CounterOpts{
+		calls: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_calls_total", Help: "Calls by procedure and Connect code."}, []string{"procedure", "code"}),
-		seconds: make.NewHistogramVec(prometheus.HistogramOpts{
+		seconds: with.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "cedarpost_call_seconds", Help: "Time from authentication to answer, recording included.",
 			Buckets: prometheus.ExponentialBuckets(0.0002, 2, 14)}, []string{"procedure"}),
 	}
@@ -60,15 +60,15 @@ type decisionMetrics struct {
 }
 
 func newDecisionMetrics(r prometheus.Registerer) *decisionMetrics {
-	make := promauto.With(r)
+	with := promauto.With(r)
 	return &decisionMetrics{
-		decisions: make.NewCounterVec(prometheus.CounterOpts{
+		decisions: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_decisions_total", Help: "Recorded decisions by outcome and by the check that denied."}, []string{"decision", "denied_at"}),
-		reuses: make.NewCounter(prometheus.CounterOpts{
+		reuses: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_reuse_reported_total", Help: "Uses of kept answers that callers reported; what they report again counts again."}),
-		failOpens: make.NewCounter(prometheus.CounterOpts{
+		failOpens: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_fail_open_reported_total", Help: "Checks that callers let through without an answer, as they reported. Alert on it."}),
-		reuseLost: make.NewCounter(prometheus.CounterOpts{
+		reuseLost: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_reuse_lost_total", Help: "Uses of kept answers that callers lost count of, as they reported."}),
 	}
 }
@@ -99,15 +99,15 @@ type taskMetrics struct {
 }
 
 func newTaskMetrics(r prometheus.Registerer) *taskMetrics {
-	make := promauto.With(r)
+	with := promauto.With(r)
 	m := &taskMetrics{
-		failures: make.NewCounterVec(prometheus.CounterOpts{
+		failures: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_background_failures_total", Help: "Attempts of this server at work in the background that failed, by task. Alert on it."}, []string{"task"}),
-		succeeded: make.NewGaugeVec(prometheus.GaugeOpts{
+		succeeded: with.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "cedarpost_background_success_timestamp_seconds", Help: "When this server last finished work in the background without an error, by task, as Unix time. A task that has not succeeded yet is missing."}, []string{"task"}),
-		daysDropped: make.NewCounter(prometheus.CounterOpts{
+		daysDropped: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_log_days_dropped_total", Help: "Days of the log that this server dropped, being past their retention."}),
-		sweptRows: make.NewCounterVec(prometheus.CounterOpts{
+		sweptRows: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_history_swept_rows_total", Help: "Rows of history that this server removed."}, []string{"table"}),
 	}
 	for _, task := range []string{
@@ -136,11 +136,11 @@ func registerClock(r prometheus.Registerer, clock *skew) {
 
 // registerCertificate adds the end of the TLS certificate, and the failures to reload it.
 func registerCertificate(r prometheus.Registerer, c *certificate) {
-	make := promauto.With(r)
-	make.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_certificate_expiry_timestamp_seconds",
+	with := promauto.With(r)
+	with.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_certificate_expiry_timestamp_seconds",
 		Help: "When the TLS certificate that is served ends, or one of its chain if that is earlier, as Unix time."},
 		func() float64 { return float64(chainEnd(c.current.Load()).UnixMilli()) / 1000 })
-	make.NewCounterFunc(prometheus.CounterOpts{Name: "cedarpost_certificate_reload_failures_total",
+	with.NewCounterFunc(prometheus.CounterOpts{Name: "cedarpost_certificate_reload_failures_total",
 		Help: "Attempts to take up a new TLS certificate from its files that failed; one each ten seconds. Alert on it."},
 		func() float64 { return float64(c.failures.Load()) })
 }

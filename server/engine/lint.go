@@ -100,7 +100,7 @@ func (s *Set) attributeNames(msg string) []string {
 		}
 	}
 	var action cedar.EntityUID
-	if m := contextOf.FindStringSubmatch(msg); m != nil && action.UnmarshalCedar([]byte(m[1])) == nil {
+	if m := contextOf.FindStringSubmatch(msg); len(m) > 1 && action.UnmarshalCedar([]byte(m[1])) == nil {
 		if a := s.actions[action]; a != nil && a.appliesTo != nil {
 			for name := range a.appliesTo.Context {
 				out = append(out, string(name))

@@ -30,7 +30,7 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// The small application of these tests: users in groups in groups, documents
+// DocSchema is the schema of a small application: users in groups in groups, and papers
 // that a group may read.
 const DocSchema = `namespace Doc {
   entity Group in [Group];
@@ -41,6 +41,7 @@ const DocSchema = `namespace Doc {
   action Publish appliesTo { principal: [User], resource: [Draft], context: {} };
 }`
 
+// DocPolicies are policies of that application.
 const DocPolicies = `
 @id("readers") permit (principal, action == Doc::Action::"Read", resource) when { principal in resource.readers };
 @id("authors") permit (principal, action == Doc::Action::"Publish", resource) when { resource.author == principal && resource.size < 10 };
@@ -56,6 +57,7 @@ func Entity(t testing.TB, text string) *cedarpostv1.Entity {
 	return list[0]
 }
 
+// DocUser makes a user of that application, in groups.
 func DocUser(t testing.TB, id string, groups ...string) *cedarpostv1.Entity {
 	var parents []string
 	for _, g := range groups {
@@ -64,11 +66,13 @@ func DocUser(t testing.TB, id string, groups ...string) *cedarpostv1.Entity {
 	return Entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::User","id":%q},"attrs":{"level":1},"parents":[%s]}`, id, strings.Join(parents, ",")))
 }
 
+// Write commits operations on entities.
 func Write(t testing.TB, s *Server, ops ...*cedarpostv1.EntityOperation) (*cedarpostv1.WriteEntitiesResponse, error) {
 	t.Helper()
 	return s.Entities.WriteEntities(t.Context(), &cedarpostv1.WriteEntitiesRequest{Operations: ops})
 }
 
+// WantCode fails the test unless err has a code and its message contains a text.
 func WantCode(t testing.TB, err error, code connect.Code, text string) {
 	t.Helper()
 	if connect.CodeOf(err) != code || err == nil || !strings.Contains(err.Error(), text) {
@@ -98,6 +102,7 @@ func Session(t *testing.T, url string) *pgx.Conn {
 	return conn
 }
 
+// MustExec executes SQL.
 func MustExec(t *testing.T, conn *pgx.Conn, sql string) {
 	t.Helper()
 	if _, err := conn.Exec(t.Context(), sql); err != nil {
@@ -116,6 +121,7 @@ func AskShop(user, action, order string, mfa bool) *cedarpostv1.AuthorizeRequest
 	}
 }
 
+// WithAllFields asks for all fields, too.
 func WithAllFields(r *cedarpostv1.AuthorizeRequest) *cedarpostv1.AuthorizeRequest {
 	r.Fields = &cedarpostv1.FieldSelection{All: true}
 	return r
@@ -207,6 +213,7 @@ func LogKey(t *testing.T, name string) (file string, verifier note.Verifier) {
 	return file, verifier
 }
 
+// Signing has the server sign its log with a key, and keep the checkpoints in a file.
 func Signing(key, checkpoints string) Option {
 	return func(c *server.Config) {
 		c.Signing = decisionlog.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}
@@ -273,6 +280,7 @@ func Tamper(t *testing.T, url, sql string) {
 	}
 }
 
+// OpenAuditor opens a database as the verifier of a log does.
 func OpenAuditor(t *testing.T, url string) *store.DB {
 	t.Helper()
 	db, err := store.OpenAuditor(t.Context(), url)
@@ -286,7 +294,11 @@ func OpenAuditor(t *testing.T, url string) *store.DB {
 // Metrics reads what a server counts.
 func Metrics(t *testing.T, s *Server) string {
 	t.Helper()
-	res, err := http.Get(s.Ops + "/metrics")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.Ops+"/metrics", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,14 +11,14 @@ type followerMetrics struct {
 }
 
 func newFollowerMetrics(f *Follower) *followerMetrics {
-	make := promauto.With(f.cfg.Metrics)
-	m := &followerMetrics{failures: make.NewCounterVec(prometheus.CounterOpts{
+	with := promauto.With(f.cfg.Metrics)
+	m := &followerMetrics{failures: with.NewCounterVec(prometheus.CounterOpts{
 		Name: "cedarpost_follow_failures_total",
 		Help: "Attempts to apply new revisions that failed: policy, when a bundle does not compile (alert on it), or database."}, []string{"cause"})}
 	m.failures.WithLabelValues("policy")
 	m.failures.WithLabelValues("database")
 	gauge := func(name, help string, read func() float64) {
-		make.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
+		with.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
 	}
 	gauge("cedarpost_revision", "The applied revision.", func() float64 { return float64(f.Latest().Position.Number) })
 	gauge("cedarpost_revisions_behind", "Revisions committed, as far as this server heard, and not applied.", func() float64 { return float64(max(f.newest.Load()-f.Latest().Position.Number, 0)) })
@@ -36,13 +36,13 @@ type loaderMetrics struct {
 }
 
 func newLoaderMetrics(r prometheus.Registerer) *loaderMetrics {
-	make := promauto.With(r)
+	with := promauto.With(r)
 	return &loaderMetrics{
-		lookups: make.NewCounterVec(prometheus.CounterOpts{
+		lookups: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_entity_lookups_total", Help: "Entities that decisions needed: hit, from the cache; miss, loaded; shared, by a load under way for another call."}, []string{"result"}),
-		loads: make.NewCounter(prometheus.CounterOpts{
+		loads: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_entity_loads_total", Help: "Round trips that loaded entities."}),
-		loadedRows: make.NewCounter(prometheus.CounterOpts{
+		loadedRows: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_entity_loaded_rows_total", Help: "Entities that those brought."}),
 	}
 }
@@ -54,12 +54,12 @@ type hubMetrics struct {
 }
 
 func newHubMetrics(h *hub, r prometheus.Registerer) *hubMetrics {
-	make := promauto.With(r)
-	make.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_watchers", Help: "Callers that watch what changes."}, func() float64 { return float64(len(h.places)) })
+	with := promauto.With(r)
+	with.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_watchers", Help: "Callers that watch what changes."}, func() float64 { return float64(len(h.places)) })
 	return &hubMetrics{
-		events: make.NewCounter(prometheus.CounterOpts{
+		events: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_watch_events_total", Help: "Changes of the snapshot that watchers were told of, or would have been."}),
-		cuts: make.NewCounter(prometheus.CounterOpts{
+		cuts: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_watchers_cut_total", Help: "Watchers that did not keep up and were cut off."}),
 	}
 }
