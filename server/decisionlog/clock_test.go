@@ -57,8 +57,8 @@ func TestClockSetBack(t *testing.T) {
 	}
 	// Forward is noticed without an id that is made.
 	c.wall = c.wall.AddDate(0, 0, 12)
-	g.look()
-	g.look()
+	g.checkClock()
+	g.checkClock()
 	if fmt.Sprint(*steps) != "[-2h0m0s 288h0m0s]" || strings.Count(logged.String(), "was set forward") != 1 {
 		t.Errorf("%v\n%s", *steps, &logged)
 	}
@@ -172,11 +172,14 @@ func TestSignerIsBackSoon(t *testing.T) {
 	if err := pg.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	s := &Signer{db: db, log: slog.New(slog.DiscardHandler)}
-	if _, err = db.Lead(t.Context(), "signer", s.lead); err == nil || signPause(err) != signInterval {
-		t.Errorf("%v: again after %v", err, signPause(err))
+	s, err := readSigner(db, slog.New(slog.DiscardHandler), Signing{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if pause := signPause(fmt.Errorf("%w: at 7 batches", errContradiction)); pause != refusedRetry {
+	if _, err = db.Lead(t.Context(), "signer", s.lead); err == nil || s.pauseAfter(err) != signInterval {
+		t.Errorf("%v: again after %v", err, s.pauseAfter(err))
+	}
+	if pause := s.pauseAfter(fmt.Errorf("%w: at 7 batches", errContradiction)); pause != refusedRetry {
 		t.Errorf("a contradiction: again after %v", pause)
 	}
 	if pg.Restart(t.Context()) != nil {
