@@ -10,8 +10,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// Work in the background reports its outcome: without an error while the database is there,
-// and with one when it is not.
+// Background tasks report their outcome: nil while the database is available, and an error
+// otherwise.
 func TestTasksAreReported(t *testing.T) {
 	t.Parallel() // it takes long
 	pg := storetest.NewServer(t)

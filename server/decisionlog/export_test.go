@@ -1,6 +1,8 @@
 package decisionlog
 
 import (
+	"time"
+
 	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -9,7 +11,14 @@ import (
 // Grow adds batches to a tree.
 var Grow = grow
 
-// IsDecision and IsEvent tell what the bytes of a record are.
+// SignOften returns s for a signer that pauses only a short time between two looks for new
+// batches, and after a contradiction.
+func SignOften(s Signing) Signing {
+	s.interval, s.retry = 50*time.Millisecond, 200*time.Millisecond
+	return s
+}
+
+// IsDecision and IsEvent check the kind of a record.
 var IsDecision = isDecision
 
 func IsEvent(record []byte) error {
