@@ -1,6 +1,7 @@
 package decisionlog_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -83,7 +84,7 @@ func TestVerifyBelievesProvenDropsOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Close()
-	db.Close()
+	x, auditor := startTampering(t, url, logTables...), servertest.OpenAuditor(t, url)
 
 	drop := func(days int) string {
 		return fmt.Sprintf("drop table decisions_%s; drop table events_%[1]s;", ago(days).Format("20060102"))
@@ -114,9 +115,16 @@ func TestVerifyBelievesProvenDropsOnly(t *testing.T) {
 		"one row of a day that is still there": {sql: "delete from decisions_" + ago(60).Format("20060102") + " where pos = 1", want: "row 1: is missing"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			url := copyDatabase(t, url)
-			servertest.MustExec(t, servertest.Session(t, url), "set session_replication_role = replica;"+c.sql)
-			done, err := decisionlog.VerifyLog(t.Context(), servertest.OpenAuditor(t, url), decisionlog.Verification{MinRetention: c.keep})
+			x.undoAfter(t)
+			t.Cleanup(func() { // before the rows are put back
+				for _, days := range []int{60, 50, 20, 10} {
+					if _, err := x.conn.Exec(context.Background(), fmt.Sprintf("select create_log_partitions('%s', 1)", date(days))); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			servertest.MustExec(t, x.conn, c.sql)
+			done, err := decisionlog.VerifyLog(t.Context(), auditor, decisionlog.Verification{MinRetention: c.keep})
 			switch {
 			case c.want == "" && err != nil:
 				t.Error(err)
@@ -127,6 +135,9 @@ func TestVerifyBelievesProvenDropsOnly(t *testing.T) {
 			}
 			t.Log(err)
 		})
+	}
+	if _, err := decisionlog.VerifyLog(t.Context(), auditor, decisionlog.Verification{}); err != nil {
+		t.Errorf("after all changes were undone: %v", err)
 	}
 }
 

@@ -49,12 +49,19 @@ func (x *tampering) do(t *testing.T, sql string) {
 func (x *tampering) undoAfter(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() {
-		for _, table := range x.tables {
-			if _, err := x.conn.Exec(context.Background(), fmt.Sprintf("delete from %[1]s; insert into %[1]s table kept_%[1]s", table)); err != nil {
-				t.Fatalf("table %s is not as it was: %v", table, err)
-			}
+		if err := x.undo(); err != nil {
+			t.Fatal(err)
 		}
 	})
+}
+
+func (x *tampering) undo() error {
+	for _, table := range x.tables {
+		if _, err := x.conn.Exec(context.Background(), fmt.Sprintf("delete from %[1]s; insert into %[1]s table kept_%[1]s", table)); err != nil {
+			return fmt.Errorf("table %s is not as it was: %w", table, err)
+		}
+	}
+	return nil
 }
 
 // logTables are the tables of the log.
