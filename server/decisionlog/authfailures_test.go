@@ -60,7 +60,7 @@ func TestTasksAreReported(t *testing.T) {
 			task = name
 			do()
 			if err := <-outcomes; (err == nil) != there {
-				t.Errorf("%s: %v; the database is there: %v", name, err, there)
+				t.Errorf("%s: %v; the database is available: %v", name, err, there)
 			}
 		}
 	}

@@ -354,7 +354,7 @@ func (r *Recorder) commit(batch []*pendingRecord) {
 		// down is set, so no other decision is answered.
 		for err != nil && risked > 0 && !r.stopping() {
 			if errors.Is(err, store.ErrBehind) {
-				// A failover lost their revision. They are recorded all the same, because they were
+				// A failover lost their revision. They are recorded anyway, because they were
 				// answered; without a mark, the store does not compare the revision.
 				for i := range d.decisions {
 					d.decisions[i].Mark = uuid.Nil

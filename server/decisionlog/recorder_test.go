@@ -87,7 +87,7 @@ func TestRecorderStops(t *testing.T) {
 	wg.Wait()
 	for id := range recorded {
 		if _, err := db.GetDecision(t.Context(), id); err != nil {
-			t.Fatalf("recorded and not there: %v", err)
+			t.Fatalf("a recorded decision is not in the log: %v", err)
 		}
 	}
 }

@@ -75,8 +75,11 @@ var unproven = map[string]string{
 // tampered returns an SQL expression for another value of a column.
 func tampered(t *testing.T, column, typ string) string {
 	t.Helper()
-	if column == "seq" {
-		return "(select max(seq) + 1 from audit_batches)" // it is unique
+	switch column { // unique columns
+	case "seq":
+		return "(select max(seq) + 1 from audit_batches)"
+	case "size":
+		return "(select max(size) + 1 from checkpoints)"
 	}
 	expression, ok := map[string]string{
 		"uuid":                     "gen_random_uuid()",
@@ -137,7 +140,7 @@ func TestVerifyFindsEachColumn(t *testing.T) {
 			_, err := decisionlog.VerifyLog(t.Context(), db, decisionlog.Verification{Keys: []note.Verifier{verifier}})
 			var bad *decisionlog.BadLogError
 			if !errors.As(err, &bad) {
-				t.Errorf("%s = %s passes: %v", name, value, err)
+				t.Errorf("%s = %s is not found: %v", name, value, err)
 			}
 			t.Log(err)
 		})
@@ -341,7 +344,7 @@ func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 			t.Log(err)
 		})
 	}
-	// The database refuses what no batch can be, because nobody could remove it again.
+	// The database refuses batches that are impossible, because nobody could remove them.
 	conn := servertest.Session(t, s.URL)
 	for _, values := range []string{
 		"0, 0, 'x', 'infinity', null, null", "0, 1, 'x', current_date, '-infinity', 'infinity'", "0, 1, 'x', current_date, now(), 'infinity'",
@@ -350,7 +353,7 @@ func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 		"0, 0, convert_to(repeat('x', 70000), 'UTF8'), current_date, null, null", "null, 0, 'x', current_date, null, null", "0, 0, null, current_date, null, null",
 	} {
 		if _, err := conn.Exec(t.Context(), "select log_append(gen_random_uuid(), gen_random_uuid(), "+values+")"); err == nil {
-			t.Errorf("a batch of %s is taken", values)
+			t.Errorf("a batch of %s is accepted", values)
 		}
 	}
 	// Days do not depend on how the session writes dates.

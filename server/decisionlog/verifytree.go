@@ -67,8 +67,8 @@ func (t *treeCheck) read(ids []auditlog.TileID) ([][]byte, error) {
 	return out, nil
 }
 
-// startTree begins at a leaf. What is read of the tree before it is not verified by
-// itself, but the roots of later checkpoints depend on it.
+// startTree starts the tree at a leaf. The stored tree before it is not verified by itself, but
+// the roots of later checkpoints depend on it.
 func (v *verification) startTree(start, signed int64) {
 	v.tree = treeCheck{
 		size: start, signed: signed, tiles: map[auditlog.TileID][]byte{}, keptNotes: map[auditlog.Checkpoint][]byte{},
