@@ -63,17 +63,20 @@ func eventRow(rec *cedarpostv1.EventRecord, record []byte) (store.Event, error) 
 	}, err
 }
 
-// checkDecision compares the columns of a row with its record.
-func checkDecision(d store.Decision) error {
+var errUnreadable = errors.New("its record cannot be read")
+
+// checkDecision compares the columns of a row with its record. It returns the record if it
+// can be read.
+func checkDecision(d store.Decision) (*cedarpostv1.DecisionRecord, error) {
 	rec := &cedarpostv1.DecisionRecord{}
-	if err := proto.Unmarshal(d.Record, rec); err != nil {
-		return errors.New("its record cannot be read")
+	if proto.Unmarshal(d.Record, rec) != nil {
+		return nil, errUnreadable
 	}
 	want, err := DecisionRow(rec, d.Record)
 	if err != nil {
-		return err
+		return rec, err
 	}
-	return firstDifferent([]column{
+	return rec, firstDifferent([]column{
 		{"decision_id", d.ID == want.ID}, {"at", d.At.Equal(want.At)}, {"revision", d.Revision == want.Revision},
 		{"caller", d.Caller == want.Caller}, {"server", d.Server == want.Server},
 		{"principal", d.Principal == want.Principal}, {"action", d.Action == want.Action}, {"resource", d.Resource == want.Resource},
@@ -88,8 +91,8 @@ func checkDecision(d store.Decision) error {
 // can be read.
 func checkEvent(e store.Event) (*cedarpostv1.EventRecord, error) {
 	rec := &cedarpostv1.EventRecord{}
-	if err := proto.Unmarshal(e.Record, rec); err != nil {
-		return nil, errors.New("its record cannot be read")
+	if proto.Unmarshal(e.Record, rec) != nil {
+		return nil, errUnreadable
 	}
 	want, err := eventRow(rec, e.Record)
 	if err != nil {

@@ -22,11 +22,8 @@ var errSaysDamaged = errors.New("its record says by itself that it is damaged")
 // ReadDecision returns the record of a row. If the row is damaged, the record has only its
 // id, its time and, in Damaged, what is wrong.
 func ReadDecision(row store.Decision) *cedarpostv1.DecisionRecord {
-	rec := &cedarpostv1.DecisionRecord{}
-	damage := cmp.Or(checkBytes(row.Record, row.CRC), checkDecision(row))
-	if damage == nil {
-		damage = proto.Unmarshal(row.Record, rec)
-	}
+	rec, err := checkDecision(row)
+	damage := cmp.Or(checkBytes(row.Record, row.CRC), err)
 	if damage == nil && rec.Damaged != "" {
 		damage = errSaysDamaged
 	}
@@ -72,9 +69,9 @@ func ReadEntry(e store.Entry) *cedarpostv1.LogEntry {
 
 // unmarshal reads the record of a row into rec. The record must have the id of the row.
 func unmarshal(e store.Entry, rec proto.Message, id, damaged func() string) error {
-	switch err := proto.Unmarshal(e.Record, rec); {
-	case err != nil:
-		return errors.New("its record cannot be read")
+	switch {
+	case proto.Unmarshal(e.Record, rec) != nil:
+		return errUnreadable
 	case id() != e.ID.String():
 		return errors.New("its record is of another row")
 	case damaged() != "":

@@ -19,8 +19,15 @@ func SignOften(s Signing) Signing {
 }
 
 // IsDecision and IsEvent check the kind of a record.
-var IsDecision = isDecision
+func IsDecision(record []byte) error {
+	rec := &cedarpostv1.DecisionRecord{}
+	if err := proto.Unmarshal(record, rec); err != nil {
+		return err
+	}
+	return isDecision(rec)
+}
 
+// IsEvent is IsDecision for an event.
 func IsEvent(record []byte) error {
 	rec := &cedarpostv1.EventRecord{}
 	if err := proto.Unmarshal(record, rec); err != nil {

@@ -191,7 +191,7 @@ func (v *verification) verify(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer v.history.close()
+		defer v.history.h.Close()
 	}
 	end, err := v.db.NextLeaf(ctx)
 	if err != nil {

@@ -86,8 +86,6 @@ func newHistoryCheck(ctx context.Context, db *store.DB, report func(what string)
 	return c, nil
 }
 
-func (c *historyCheck) close() { c.h.Close() }
-
 func (c *historyCheck) fault(format string, args ...any) { c.report(fmt.Sprintf(format, args...)) }
 
 // missing counts batches whose rows are missing because their day was dropped.

@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/tlog"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -64,8 +63,7 @@ func (v *verification) group(ctx context.Context, batches []store.Batch, headers
 
 // rows verifies the rows of one batch. found also has rows of other batches.
 func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Header, found store.LogRows) error {
-	decisions := of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch })
-	events := of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch })
+	decisions, events := rowsOf(b, found)
 	if h.Rows > 0 && len(decisions)+len(events) == 0 {
 		return v.allGone(ctx, b)
 	}
@@ -81,7 +79,8 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 	good := true
 	for _, d := range decisions {
 		see(d.At)
-		if err := cmp.Or(checkBytes(d.Record, d.CRC), checkDecision(d), isDecision(d.Record)); err != nil {
+		rec, err := checkDecision(d)
+		if err := cmp.Or(checkBytes(d.Record, d.CRC), err, isDecision(rec)); err != nil {
 			v.fault(b.Leaf, d.Pos, "decision %s: %s", d.ID, err)
 			good = false
 		}
@@ -133,10 +132,11 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 // wrong.
 func whichRow(b store.Batch, found store.LogRows) string {
 	var ids []string
-	for _, d := range of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch }) {
+	decisions, events := rowsOf(b, found)
+	for _, d := range decisions {
 		ids = append(ids, d.ID.String())
 	}
-	for _, e := range of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch }) {
+	for _, e := range events {
 		ids = append(ids, e.ID.String())
 	}
 	const most = 5
@@ -148,11 +148,9 @@ func whichRow(b store.Batch, found store.LogRows) string {
 
 // isDecision checks that a record is the record of a decision. The tree does not commit to
 // the table of a row, and most records of decisions can be read as an event, too.
-func isDecision(record []byte) error {
-	rec := &cedarpostv1.DecisionRecord{}
-	if err := proto.Unmarshal(record, rec); err != nil || wire.RefuseUnknown(rec.ProtoReflect()) != nil ||
-		rec.Principal == nil || rec.Action == nil || rec.Resource == nil ||
-		rec.Decision != cedarpostv1.Decision_ALLOW && rec.Decision != cedarpostv1.Decision_DENY {
+func isDecision(rec *cedarpostv1.DecisionRecord) error {
+	if wire.RefuseUnknown(rec.ProtoReflect()) != nil || rec.GetPrincipal() == nil || rec.GetAction() == nil || rec.GetResource() == nil ||
+		rec.GetDecision() != cedarpostv1.Decision_ALLOW && rec.GetDecision() != cedarpostv1.Decision_DENY {
 		return errors.New("its record is not that of a decision, or has fields that this version does not know")
 	}
 	return nil
@@ -209,7 +207,12 @@ func (v *verification) strays(ctx context.Context) error {
 	return nil
 }
 
-// of returns the rows of one batch. rows must be sorted by batch.
+// rowsOf returns the rows of a batch. found must be sorted by batch.
+func rowsOf(b store.Batch, found store.LogRows) ([]store.Decision, []store.Event) {
+	return of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch }),
+		of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch })
+}
+
 func of[T any](rows []T, batch uuid.UUID, batchOf func(T) uuid.UUID) []T {
 	i, _ := slices.BinarySearchFunc(rows, batch, func(r T, id uuid.UUID) int {
 		b := batchOf(r)
@@ -234,10 +237,11 @@ func RowHashes(b store.Batch, found store.LogRows) (leaves []tlog.Hash, faults [
 		}
 		places[pos] = auditlog.Hash(record)
 	}
-	for _, d := range of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch }) {
+	decisions, events := rowsOf(b, found)
+	for _, d := range decisions {
 		put(d.Pos, d.Record)
 	}
-	for _, e := range of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch }) {
+	for _, e := range events {
 		put(e.Pos, e.Record)
 	}
 	for pos := range b.Rows {
