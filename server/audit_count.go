@@ -32,7 +32,7 @@ func (s *auditService) CountDecisions(ctx context.Context, req *cedarpostv1.Coun
 		out.Counts = append(out.Counts, &cedarpostv1.DecisionCount{Group: groupText(req.GetGroup(), n), Allowed: n.Allowed, Denied: n.Denied})
 	}
 	kept := &cedarpostv1.CountDecisionsRequest{Filter: shown, Group: req.GetGroup(), Limit: req.GetLimit()}
-	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceCountDecisionsProcedure, kept, len(counts)); err != nil {
+	if err := s.recorder.RecordLogRead(ctx, cedarpostv1connect.AuditServiceCountDecisionsProcedure, kept, len(counts)); err != nil {
 		return nil, err
 	}
 	return out, nil

@@ -43,7 +43,7 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 	for _, row := range rows {
 		out.Events = append(out.Events, decisionlog.ReadEvent(row))
 	}
-	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceQueryEventsProcedure, req, len(rows)); err != nil {
+	if err := s.recorder.RecordLogRead(ctx, cedarpostv1connect.AuditServiceQueryEventsProcedure, req, len(rows)); err != nil {
 		return nil, err
 	}
 	return out, nil

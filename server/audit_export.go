@@ -48,7 +48,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 			return err
 		}
 		if !recorded {
-			if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure, req, -1); err != nil {
+			if err := s.recorder.RecordLogRead(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure, req, -1); err != nil {
 				return err
 			}
 			// It can take long until there is a batch to send.

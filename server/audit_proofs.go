@@ -27,7 +27,7 @@ func (s *auditService) GetCheckpoint(ctx context.Context, req *cedarpostv1.GetCh
 	if err != nil {
 		return nil, err
 	}
-	statements, err := s.signer.Recorded(ctx)
+	statements, err := s.signer.RecordedTruncations(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func (s *auditService) checkpoint(ctx context.Context, size int64) (store.Checkp
 	if size > 0 {
 		c, err = s.db.CheckpointOf(ctx, s.signer.Origin, size)
 	} else {
-		c, err = s.signer.Newest(ctx)
+		c, err = s.signer.NewestCheckpoint(ctx)
 	}
 	switch {
 	case errors.Is(err, store.ErrNotFound) && size > 0:
@@ -74,7 +74,7 @@ func (s *auditService) GetInclusionProof(ctx context.Context, req *cedarpostv1.G
 		return nil, err
 	}
 	// The proof contains the record, so this is a read of the log.
-	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceGetInclusionProofProcedure, req, 1); err != nil {
+	if err := s.recorder.RecordLogRead(ctx, cedarpostv1connect.AuditServiceGetInclusionProofProcedure, req, 1); err != nil {
 		return nil, err
 	}
 	return &cedarpostv1.GetInclusionProofResponse{

@@ -85,7 +85,7 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 	if out.Uses, err = s.uses(ctx, rows); err != nil {
 		return nil, err
 	}
-	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceQueryDecisionsProcedure, shown, len(rows)); err != nil {
+	if err := s.recorder.RecordLogRead(ctx, cedarpostv1connect.AuditServiceQueryDecisionsProcedure, shown, len(rows)); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -223,7 +223,7 @@ func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDeci
 	} else if uses, err = s.uses(ctx, []store.Decision{row}); err != nil {
 		return nil, err
 	}
-	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceGetDecisionProcedure, req, rows); err != nil {
+	if err := s.recorder.RecordLogRead(ctx, cedarpostv1connect.AuditServiceGetDecisionProcedure, req, rows); err != nil {
 		return nil, err
 	}
 	if missing {

@@ -42,7 +42,7 @@ func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.Repl
 			}
 		}
 	}
-	if err := s.recorder.AddRead(ctx, cedarpostv1connect.AuditServiceReplayDecisionProcedure, req, rows); err != nil {
+	if err := s.recorder.RecordLogRead(ctx, cedarpostv1connect.AuditServiceReplayDecisionProcedure, req, rows); err != nil {
 		return nil, err
 	}
 	if missing {

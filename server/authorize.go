@@ -127,7 +127,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		a.response = wire.Response(res)
 		a.response.Revision = snapshot.EncodeRevision(v.Position, v.Position.Number)
 		a.response.CacheHint = s.hint(v, c, e)
-		row, err := s.recorder.Decision(ctx, decisionlog.Decided{
+		row, err := s.recorder.NewDecision(ctx, decisionlog.Decision{
 			Request: c, Evaluation: e, Set: v.Set, Position: v.Position, Response: a.response,
 			Loading: loading, Took: time.Since(began),
 		})

@@ -58,7 +58,7 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 	var events []store.Event
 	add := func(rec *cedarpostv1.EventRecord) error {
 		rec.Subject = req.GetReportId()
-		e, err := s.recorder.Event(ctx, rec)
+		e, err := s.recorder.NewEvent(ctx, rec)
 		events = append(events, e)
 		return err
 	}

@@ -65,7 +65,7 @@ func (r *readiness) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	if r.recorder != nil {
-		r.recorder.LookAtClock()
+		r.recorder.CheckClock()
 	}
 	asked := time.Now()
 	days := []time.Time{asked.UTC(), asked.UTC().AddDate(0, 0, 1)}
@@ -77,7 +77,7 @@ func (r *readiness) look(ctx context.Context) {
 		r.clock.note(asked, time.Now(), clock)
 	}
 	for i, ok := range ready {
-		if !ok && (r.recorder == nil || !r.recorder.MakePartition(ctx, days[i])) {
+		if !ok && (r.recorder == nil || !r.recorder.EnsurePartition(ctx, days[i])) {
 			found = errors.New("the decision log has no partition for " + days[i].Format(time.DateOnly))
 			break
 		}

@@ -78,7 +78,7 @@ func (s *Server) writeStateRoot(ctx context.Context) (there bool) {
 func (s *Server) dropLogDays(ctx context.Context) {
 	dropped, err := s.cfg.DB.DropLogDays(ctx, s.cfg.DecisionRetention, func(ctx context.Context, d store.LogDay) error {
 		day := d.Day.Format(time.DateOnly)
-		return s.recorder.AddEvent(ctx, &cedarpostv1.EventRecord{
+		return s.recorder.RecordEvent(ctx, &cedarpostv1.EventRecord{
 			Kind: cedarpostv1.EventRecord_RETENTION_DROP, Subject: day,
 			Detail: &cedarpostv1.EventRecord_RetentionDrop{RetentionDrop: &cedarpostv1.RetentionDrop{
 				Day: day, Decisions: d.Decisions, Events: d.Events, FirstLeaf: d.FirstLeaf,

@@ -12,14 +12,14 @@ import (
 )
 
 const (
-	failuresInterval = 10 * time.Second
-	maxFailures      = 1000 // addresses told apart
+	failuresInterval = 10 * time.Second // between two records of counted failures
+	maxFailures      = 1000             // pairs of address and reason that are counted apart
 )
 
 // AuthenticationFailures records failed authentication in the log. Callers without a key
-// must not be able to fill the log, or to delay other calls. So the first failure of a kind
-// from an address is recorded at once, beside the call, and the next ones are counted and
-// recorded together.
+// must not be able to fill the log, or to delay other calls. So the first failure with a
+// reason from an address is recorded at once, in the background, and later ones are counted
+// and recorded together.
 type AuthenticationFailures struct {
 	recorder *Recorder
 	wakeup   chan struct{}
@@ -30,20 +30,24 @@ type AuthenticationFailures struct {
 
 type failureKey struct{ address, reason string }
 
-// failures are the failures of one kind. count of them are not recorded yet.
+// failures counts the failures with one reason from one address. count of them are not
+// recorded yet.
 type failures struct {
 	procedure   string
 	count       int64
 	first, last time.Time
-	known       bool // one has been recorded, so the next ones can wait
+	known       bool // one is recorded already, so the next ones can wait
 }
 
-// NewAuthenticationFailures returns a counter that records with r while it runs.
+// NewAuthenticationFailures returns a counter that records with r. Nothing is recorded
+// until [AuthenticationFailures.Run] runs.
 func NewAuthenticationFailures(r *Recorder) *AuthenticationFailures {
 	return &AuthenticationFailures{recorder: r, wakeup: make(chan struct{}, 1), seen: map[failureKey]*failures{}}
 }
 
-// Note counts a failure. peer is the address and port that the call came from.
+// Note counts a failure and returns at once. peer is the address and port of the caller,
+// procedure the RPC, and reason why authentication failed. reason must come from a small
+// fixed set: each reason is counted apart.
 func (a *AuthenticationFailures) Note(peer, procedure, reason string) {
 	address, _, err := net.SplitHostPort(peer)
 	if err != nil {
@@ -74,7 +78,7 @@ func (a *AuthenticationFailures) Note(peer, procedure, reason string) {
 	}
 }
 
-// Run records failures until ctx ends, and then those that are left.
+// Run records failures until ctx ends. Then it records those that are left, and returns.
 func (a *AuthenticationFailures) Run(ctx context.Context) {
 	tick := time.NewTicker(failuresInterval)
 	defer tick.Stop()
@@ -91,8 +95,8 @@ func (a *AuthenticationFailures) Run(ctx context.Context) {
 	}
 }
 
-// record records all failures, or only those of a new kind. Failures that cannot be
-// recorded are counted on.
+// record records all failures, or only those with a new address or reason. Failures that
+// cannot be recorded stay counted.
 func (a *AuthenticationFailures) record(ctx context.Context, all bool) {
 	a.mu.Lock()
 	due := map[failureKey]failures{}
@@ -112,7 +116,7 @@ func (a *AuthenticationFailures) record(ctx context.Context, all bool) {
 	var failed error
 	for key, f := range due {
 		ctx, cancel := context.WithTimeout(ctx, RecordTimeout)
-		err := a.recorder.AddEvent(ctx, &cedarpostv1.EventRecord{
+		err := a.recorder.RecordEvent(ctx, &cedarpostv1.EventRecord{
 			Kind: cedarpostv1.EventRecord_AUTHENTICATION_FAILURE, Subject: key.address,
 			Detail: &cedarpostv1.EventRecord_AuthenticationFailure{AuthenticationFailure: &cedarpostv1.AuthenticationFailure{
 				Reason: key.reason, Address: key.address, Procedure: f.procedure, Count: f.count,
@@ -122,7 +126,7 @@ func (a *AuthenticationFailures) record(ctx context.Context, all bool) {
 		cancel()
 		if err != nil {
 			failed = err
-			a.again(key, f)
+			a.putBack(key, f)
 		}
 	}
 	a.recorder.cfg.Task(TaskAuthenticationFailures, failed)
@@ -133,8 +137,8 @@ func (a *AuthenticationFailures) record(ctx context.Context, all bool) {
 	}
 }
 
-// again takes back failures that could not be recorded.
-func (a *AuthenticationFailures) again(key failureKey, f failures) {
+// putBack counts failures again that could not be recorded.
+func (a *AuthenticationFailures) putBack(key failureKey, f failures) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if now := a.seen[key]; now != nil && now.count > 0 {

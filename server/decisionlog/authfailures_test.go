@@ -10,8 +10,8 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// Work in the background reports its outcome: without an error while the database is there,
-// and with one when it is not.
+// Background tasks report their outcome: nil while the database is available, and an error
+// otherwise.
 func TestTasksAreReported(t *testing.T) {
 	t.Parallel() // it takes long
 	pg := storetest.NewServer(t)
@@ -60,7 +60,7 @@ func TestTasksAreReported(t *testing.T) {
 			task = name
 			do()
 			if err := <-outcomes; (err == nil) != there {
-				t.Errorf("%s: %v; the database is there: %v", name, err, there)
+				t.Errorf("%s: %v; the database is available: %v", name, err, there)
 			}
 		}
 	}

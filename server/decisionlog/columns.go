@@ -19,10 +19,11 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// Queries find rows of the log by columns that are copies of parts of the record. The
-// writer and the verifier derive them from the record with the same two functions.
+// The columns of a row are copies of parts of its record, by which queries find it. The
+// writer and the verifier derive them with the same two functions, DecisionRow and eventRow.
 
-// DecisionRow is the row of a decision's record. record are the bytes of rec.
+// DecisionRow returns the row of the record of a decision. record must be the encoding of
+// rec. The error is that rec has no valid id.
 func DecisionRow(rec *cedarpostv1.DecisionRecord, record []byte) (store.Decision, error) {
 	id, err := uuid.Parse(rec.DecisionId)
 	if err != nil {
@@ -48,7 +49,7 @@ func DecisionRow(rec *cedarpostv1.DecisionRecord, record []byte) (store.Decision
 	return row, nil
 }
 
-// eventRow is the row of an event's record. record are the bytes of rec.
+// eventRow returns the row of the record of an event. record must be the encoding of rec.
 func eventRow(rec *cedarpostv1.EventRecord, record []byte) (store.Event, error) {
 	id, err := uuid.Parse(rec.EventId)
 	if err != nil {
@@ -62,17 +63,20 @@ func eventRow(rec *cedarpostv1.EventRecord, record []byte) (store.Event, error) 
 	}, err
 }
 
-// checkDecision compares the columns of a row with its record.
-func checkDecision(d store.Decision) error {
+var errUnreadable = errors.New("its record cannot be read")
+
+// checkDecision compares the columns of a row with its record. It returns the record if it
+// can be read.
+func checkDecision(d store.Decision) (*cedarpostv1.DecisionRecord, error) {
 	rec := &cedarpostv1.DecisionRecord{}
-	if err := proto.Unmarshal(d.Record, rec); err != nil {
-		return errors.New("its record cannot be read")
+	if proto.Unmarshal(d.Record, rec) != nil {
+		return nil, errUnreadable
 	}
 	want, err := DecisionRow(rec, d.Record)
 	if err != nil {
-		return err
+		return rec, err
 	}
-	return firstDifferent([]column{
+	return rec, firstDifferent([]column{
 		{"decision_id", d.ID == want.ID}, {"at", d.At.Equal(want.At)}, {"revision", d.Revision == want.Revision},
 		{"caller", d.Caller == want.Caller}, {"server", d.Server == want.Server},
 		{"principal", d.Principal == want.Principal}, {"action", d.Action == want.Action}, {"resource", d.Resource == want.Resource},
@@ -83,12 +87,12 @@ func checkDecision(d store.Decision) error {
 	})
 }
 
-// checkEvent compares the columns of a row with its record, which it returns if it can
-// be read.
+// checkEvent compares the columns of a row with its record. It returns the record if it
+// can be read.
 func checkEvent(e store.Event) (*cedarpostv1.EventRecord, error) {
 	rec := &cedarpostv1.EventRecord{}
-	if err := proto.Unmarshal(e.Record, rec); err != nil {
-		return nil, errors.New("its record cannot be read")
+	if proto.Unmarshal(e.Record, rec) != nil {
+		return nil, errUnreadable
 	}
 	want, err := eventRow(rec, e.Record)
 	if err != nil {
@@ -102,7 +106,7 @@ func checkEvent(e store.Event) (*cedarpostv1.EventRecord, error) {
 	})
 }
 
-// column says whether a column is what the record says.
+// column tells whether a column has the value that follows from the record.
 type column struct {
 	name string
 	same bool
@@ -117,8 +121,8 @@ func firstDifferent(columns []column) error {
 	return nil
 }
 
-// collectMasked finds the hashes that stand in a record for sensitive values, in the
-// order of the paths that the record lists.
+// collectMasked appends the hashes of masked values in v to into, in the order of the paths
+// that the record lists.
 func collectMasked(v *structpb.Value, into *[][]byte) {
 	for _, e := range v.GetListValue().GetValues() {
 		collectMasked(e, into)
@@ -138,8 +142,8 @@ func sameHashes(a, b [][]byte) bool {
 	return slices.EqualFunc(slices.SortedFunc(slices.Values(a), bytes.Compare), slices.SortedFunc(slices.Values(b), bytes.Compare), bytes.Equal)
 }
 
-// decidedFields is the column that decisions about a field are found by: "+path"
-// or "-path", in order.
+// decidedFields returns the column by which queries find decisions about a field: "+path"
+// for a permitted field and "-path" for a denied one, sorted.
 func decidedFields(permitted, denied []string) []string {
 	size := len(permitted) + len(denied)
 	if size == 0 {
@@ -151,7 +155,7 @@ func decidedFields(permitted, denied []string) []string {
 			size += len(path)
 		}
 	}
-	var all strings.Builder // one allocation for all of them
+	var all strings.Builder // one allocation for all paths
 	all.Grow(size)
 	add := func(sign byte, paths []string) {
 		for _, path := range paths {
@@ -167,8 +171,8 @@ func decidedFields(permitted, denied []string) []string {
 	return out
 }
 
-// reusedBy is the column that uses are found by: the decisions that a record says were
-// used again, in its order.
+// reusedBy returns the column by which queries find uses of a decision: the ids of the
+// decisions that were used again, in the order of the record.
 func reusedBy(rec *cedarpostv1.EventRecord) (ids []uuid.UUID, err error) {
 	for _, r := range rec.GetReuse().GetReuses() {
 		id, err := uuid.Parse(r.GetDecisionId())

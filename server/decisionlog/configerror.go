@@ -1,12 +1,16 @@
 package decisionlog
 
-// A ConfigError is an error about the value of a field of the server's configuration.
+// A ConfigError is an error about one field of the server's configuration.
 type ConfigError struct {
-	// Field is its name; that of a field of [Signing] begins with "Signing.".
+	// Field is the name of the field. The name of a field of [Signing] begins with
+	// "Signing.".
 	Field string
-	// Err is what is wrong.
+	// Err says what is wrong with its value.
 	Err error
 }
 
+// Error returns the text of Err, without the name of the field.
 func (e *ConfigError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
 func (e *ConfigError) Unwrap() error { return e.Err }

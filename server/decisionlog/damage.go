@@ -11,20 +11,19 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// A row of the log whose record cannot be read, or does not fit its checksum or its
-// columns, is damaged. Reads show it as a record with its id, its time and what is
-// wrong with it, beside the others.
+// A row of the log is damaged if its record cannot be read, or does not match its checksum
+// or its columns. Reads return, in place of the record, one that has only the id and the
+// time of the row and says what is wrong.
 
-// errSaysDamaged is the damage of a record that has what only reads add.
+// errSaysDamaged is the fault of a stored record whose field damaged is set. Only reads set
+// it.
 var errSaysDamaged = errors.New("its record says by itself that it is damaged")
 
-// ReadDecision reads the record of a row. Of one that is damaged, it says how.
+// ReadDecision returns the record of a row. If the row is damaged, the record has only its
+// id, its time and, in Damaged, what is wrong.
 func ReadDecision(row store.Decision) *cedarpostv1.DecisionRecord {
-	rec := &cedarpostv1.DecisionRecord{}
-	damage := cmp.Or(checkBytes(row.Record, row.CRC), checkDecision(row))
-	if damage == nil {
-		damage = proto.Unmarshal(row.Record, rec)
-	}
+	rec, err := checkDecision(row)
+	damage := cmp.Or(checkBytes(row.Record, row.CRC), err)
 	if damage == nil && rec.Damaged != "" {
 		damage = errSaysDamaged
 	}
@@ -34,7 +33,8 @@ func ReadDecision(row store.Decision) *cedarpostv1.DecisionRecord {
 	return rec
 }
 
-// ReadEvent is readDecision for an event.
+// ReadEvent returns the record of a row. If the row is damaged, the record has only its id,
+// its time and, in Damaged, what is wrong.
 func ReadEvent(row store.Event) *cedarpostv1.EventRecord {
 	rec, err := checkEvent(row)
 	damage := cmp.Or(checkBytes(row.Record, row.CRC), err)
@@ -47,8 +47,8 @@ func ReadEvent(row store.Event) *cedarpostv1.EventRecord {
 	return rec
 }
 
-// ReadEntry reads a row of an export, which comes without its columns: they are not
-// shown.
+// ReadEntry returns the record of a row of an export, as [ReadDecision] and [ReadEvent] do.
+// The row has no columns, so it compares only the checksum and the id.
 func ReadEntry(e store.Entry) *cedarpostv1.LogEntry {
 	damage := checkBytes(e.Record, e.CRC)
 	if e.Event {
@@ -67,11 +67,11 @@ func ReadEntry(e store.Entry) *cedarpostv1.LogEntry {
 	return &cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Decision{Decision: rec}}
 }
 
-// unmarshal reads a record, which must be of the row that it is in.
+// unmarshal reads the record of a row into rec. The record must have the id of the row.
 func unmarshal(e store.Entry, rec proto.Message, id, damaged func() string) error {
-	switch err := proto.Unmarshal(e.Record, rec); {
-	case err != nil:
-		return errors.New("its record cannot be read")
+	switch {
+	case proto.Unmarshal(e.Record, rec) != nil:
+		return errUnreadable
 	case id() != e.ID.String():
 		return errors.New("its record is of another row")
 	case damaged() != "":

@@ -1,6 +1,8 @@
 package decisionlog
 
 import (
+	"time"
+
 	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -9,9 +11,23 @@ import (
 // Grow adds batches to a tree.
 var Grow = grow
 
-// IsDecision and IsEvent tell what the bytes of a record are.
-var IsDecision = isDecision
+// SignOften returns s for a signer that pauses only a short time between two looks for new
+// batches, and after a contradiction.
+func SignOften(s Signing) Signing {
+	s.interval, s.retry = 50*time.Millisecond, 200*time.Millisecond
+	return s
+}
 
+// IsDecision and IsEvent check the kind of a record.
+func IsDecision(record []byte) error {
+	rec := &cedarpostv1.DecisionRecord{}
+	if err := proto.Unmarshal(record, rec); err != nil {
+		return err
+	}
+	return isDecision(rec)
+}
+
+// IsEvent is IsDecision for an event.
 func IsEvent(record []byte) error {
 	rec := &cedarpostv1.EventRecord{}
 	if err := proto.Unmarshal(record, rec); err != nil {

@@ -9,26 +9,26 @@ import (
 	"github.com/google/uuid"
 )
 
-// clockTolerance is how far a clock may be set back while times stand still instead.
-// Programs that keep a clock right step it by less, and then ids go on in order.
+// clockTolerance is the largest step back of the clock that ids do not follow: their times
+// stand still until the clock has caught up. Programs that synchronize clocks make smaller
+// steps, so ids stay in order then.
 const clockTolerance = time.Second
 
-// ids makes the ids of records, UUIDs of version 7. The time in an id is that of the
-// record, and it is the clock's: when the clock is set back, so are the times. The
-// order of the log is that of its leaves, and does not depend on them. While the
-// clock is not set back, ids are in order.
+// ids makes the ids of records, UUIDs of version 7. The time in an id is the time of the
+// record. It follows the clock, also when the clock is set back by more than
+// clockTolerance; otherwise ids are in order. The order of the log is the order of its
+// leaves and does not depend on ids.
 type ids struct {
-	// clock reads the wall clock, and how long this process has run by a clock that
-	// nobody can set.
+	// clock reads the wall clock and, from a monotonic clock, how long this process runs.
 	clock func() (wall time.Time, running time.Duration)
 	log   *slog.Logger // nil: silent
-	// stepped is called, if it is not nil, when the clock was set, and by how much.
+	// stepped, if not nil, is called with the size of each step of the wall clock.
 	stepped func(by time.Duration)
 
 	mu      sync.Mutex
-	last    uint64        // the 60 bits of the newest id that tell its time
-	offset  time.Duration // of the wall clock, from when the process began
-	started bool
+	last    uint64        // time of the newest id, as tick returns it
+	offset  time.Duration // wall time when the process began, by the newest reading
+	started bool          // offset is set
 }
 
 func newIDs(log *slog.Logger, stepped func(time.Duration)) *ids {
@@ -39,7 +39,7 @@ func newIDs(log *slog.Logger, stepped func(time.Duration)) *ids {
 	}}
 }
 
-// next returns an id, and the time in it.
+// next returns a new id and the time in it.
 func (g *ids) next() (uuid.UUID, time.Time, error) {
 	id, err := uuid.NewRandom()
 	if err != nil {
@@ -51,14 +51,15 @@ func (g *ids) next() (uuid.UUID, time.Time, error) {
 	return id, time.UnixMilli(int64(ms)).UTC(), nil
 }
 
-// look notices that the clock was set while no ids were made.
-func (g *ids) look() {
+// checkClock reports a step of the clock. Without it, a step is reported with the next id.
+func (g *ids) checkClock() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.watch(g.clock())
 }
 
-// tick returns milliseconds, and in the 12 bits below them the part of one.
+// tick returns the time for the next id: milliseconds since 1970, and in the 12 bits below
+// them the fraction of a millisecond.
 func (g *ids) tick() uint64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -76,7 +77,8 @@ func (g *ids) tick() uint64 {
 	return bits
 }
 
-// watch notices that the clock was set, and says so.
+// watch compares the wall clock with the monotonic clock, and reports a step of more than
+// clockTolerance.
 func (g *ids) watch(wall time.Time, running time.Duration) {
 	offset := wall.Sub(time.Unix(0, 0)) - running
 	by := offset - g.offset
@@ -84,7 +86,8 @@ func (g *ids) watch(wall time.Time, running time.Duration) {
 		g.started, g.offset = true, offset
 		return
 	}
-	// What is less is how a clock is kept right, and adds up over time.
+	// Smaller steps add up over time without being reported: they are how clocks are
+	// synchronized.
 	g.offset = offset
 	if by.Abs() <= clockTolerance {
 		return

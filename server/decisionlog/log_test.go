@@ -19,7 +19,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// load asks until stop is closed, and keeps the ids of what was answered.
+// load sends requests until stop is closed, and keeps the ids of the decisions that were answered.
 type load struct {
 	mu       sync.Mutex
 	answered map[string]bool
@@ -73,7 +73,7 @@ func (l *load) end() {
 	l.wg.Wait()
 }
 
-// allRecorded makes sure that every answer is in the log, once.
+// allRecorded checks that each answered decision is in the log once.
 func (l *load) allRecorded(t *testing.T, url string) {
 	t.Helper()
 	log := servertest.DecisionIDs(t, url)
@@ -85,8 +85,8 @@ func (l *load) allRecorded(t *testing.T, url string) {
 	t.Logf("%d answered, %d recorded, refused: %v", len(l.answered), len(log), l.refused)
 }
 
-// Two servers write to one log: whoever reads it meanwhile never sees a leaf
-// before those that come before it, and in the end it verifies.
+// Two servers write to one log. A reader never sees a leaf before all earlier ones, and the log
+// verifies at the end.
 func TestTwoServersOneLog(t *testing.T) {
 	t.Parallel() // it takes long
 	twoServersOneLog(t, 1500)
@@ -128,8 +128,8 @@ func twoServersOneLog(t *testing.T, answers int) {
 	t.Logf("%d batches, read %d times", done.Batches, reads)
 }
 
-// The database is away for a while, in both modes: nobody gets an answer that is not
-// in the log, once everything is over.
+// The database is down for a while, in both modes. When it is back, each answered decision is in
+// the log.
 func TestDatabaseAway(t *testing.T) {
 	t.Parallel() // it takes long
 	for _, mode := range []auditlog.Mode{auditlog.Strict, auditlog.Buffered} {
@@ -168,8 +168,8 @@ func databaseAway(t *testing.T, mode auditlog.Mode, away time.Duration) {
 	}
 }
 
-// Postgres has no room: nothing is answered that is not recorded, and when there is
-// room again everything goes on.
+// The disk of Postgres is full: no decision is answered without a record. When there is room
+// again, the server continues.
 func TestDiskFull(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
@@ -180,7 +180,7 @@ func TestDiskFull(t *testing.T) {
 	_, err := s.Authorization.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", false))
 	servertest.WantCode(t, err, connect.CodeUnavailable, "nothing was decided")
 	if strings.Contains(err.Error(), "extend") {
-		t.Errorf("the caller learns of the disk: %v", err)
+		t.Errorf("the error tells the caller about the disk: %v", err)
 	}
 	if _, err := servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{
 		Delete: &cedarpostv1.DeleteEntity{Uid: servertest.UID(`Shop::User::"bob"`)},
@@ -192,11 +192,11 @@ func TestDiskFull(t *testing.T) {
 	}
 	servertest.MustExec(t, conn, "drop trigger full_disk on audit_batches")
 	if _, err := s.Authorization.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", false)); err != nil {
-		t.Errorf("does not go on: %v", err)
+		t.Errorf("does not continue: %v", err)
 	}
 }
 
-// A second implementation of RFC 6962 accepts the proofs.
+// Another implementation of RFC 6962 accepts the proofs.
 func TestProofsWithAnotherLibrary(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)

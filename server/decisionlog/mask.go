@@ -18,16 +18,16 @@ import (
 	"github.com/cedarpost/cedarpost/server/stored"
 )
 
-// MaskKeyBytes is the length of a mask key.
+// MaskKeyBytes is the length of a mask key, in bytes.
 const MaskKeyBytes = sha256.Size
 
-// masker makes what stands in records for values that the schema marks
-// @sensitive: their HMAC. Whoever has the log alone can neither read such a value
-// nor try out what it could be; whoever asks a server that has the key can find
-// the records that hold one they know.
+// masker makes the hashes that replace, in records, values that the schema marks @sensitive.
+// A hash is an HMAC: without the key, nobody can compute the value or test a guess of it. A
+// server with the key finds the records that have a given value.
 type masker struct{ key []byte }
 
-// newMasker takes the key, or makes one up that ends with the process.
+// newMasker makes a masker with a key. If key is empty, it makes a key that only this
+// process has.
 func newMasker(key []byte, log *slog.Logger) (*masker, error) {
 	switch len(key) {
 	case MaskKeyBytes:
@@ -41,20 +41,20 @@ func newMasker(key []byte, log *slog.Logger) (*masker, error) {
 	return nil, fmt.Errorf("mask key: %d bytes, want %d", len(key), MaskKeyBytes)
 }
 
-// hash is the HMAC-SHA-256 of a value's JSON, of a value as engine.Plain has it:
-// equal values have equal hashes.
+// hash returns the HMAC-SHA-256 of the canonical JSON of a value as engine.Plain returns
+// it. Equal values have equal hashes.
 func (m *masker) hash(value any) []byte {
 	text, err := stored.CanonicalJSON(value)
 	if err != nil {
-		panic(err) // what came out of JSON, or of Cedar, goes into JSON
+		panic(err) // values of JSON and of Cedar can always be written as JSON
 	}
 	h := hmac.New(sha256.New, m.key)
 	h.Write(text)
 	return h.Sum(nil)
 }
 
-// maskedHash is the hash of a value that somebody looks for, as JSON text. What is
-// not JSON is taken for a string, so that one can be given without quotes.
+// maskedHash returns the hash of a value that somebody searches for. text is the value as
+// JSON, or a string without quotes. JSON with a name twice is an error.
 func (m *masker) maskedHash(text string) ([]byte, error) {
 	v, err := entityfile.DecodeJSON([]byte(text))
 	if errors.Is(err, entityfile.ErrTwice) {
@@ -69,7 +69,8 @@ func (m *masker) maskedHash(text string) ([]byte, error) {
 	return m.hash(v), nil
 }
 
-// ReadMaskKey reads a mask key: one line, 32 bytes in hexadecimal or base64.
+// ReadMaskKey reads a mask key from a file. The file must have one line with 32 bytes in
+// hexadecimal or base64. If other users of the machine may use the file, it is an error.
 func ReadMaskKey(file string) ([]byte, error) {
 	text, err := keyfile.Read(file)
 	if err != nil {
@@ -82,7 +83,8 @@ func ReadMaskKey(file string) ([]byte, error) {
 	return key, nil
 }
 
-// decodeMaskKey is nil for what is no key. No text is one in both ways.
+// decodeMaskKey returns nil if text is not a mask key. At most one of the encodings fits: 32
+// bytes are 64 digits in hexadecimal and at most 44 characters in base64.
 func decodeMaskKey(text string) []byte {
 	for _, decode := range []func(string) ([]byte, error){
 		hex.DecodeString, base64.StdEncoding.DecodeString, base64.RawStdEncoding.DecodeString,
@@ -95,7 +97,8 @@ func decodeMaskKey(text string) []byte {
 	return nil
 }
 
-// MakeMaskKey writes a new mask key to a file, with mode 0600, if there is none.
+// MakeMaskKey makes a new mask key and writes it to a file with mode 0600. If the file
+// exists, it does nothing.
 func MakeMaskKey(file string) error {
 	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -39,7 +39,7 @@ func newRecorderMetrics(r *Recorder) *recorderMetrics {
 	return m
 }
 
-// clockStep counts that the clock was set.
+// clockStep counts a step of the clock.
 func (m *recorderMetrics) clockStep(by time.Duration) {
 	if by < 0 {
 		m.clockSteps.WithLabelValues("back").Inc()

@@ -9,11 +9,11 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// partitionsEvery bounds how often partitions are made between two runs of keepLog.
+// partitionsEvery is the least time between two attempts to make a missing partition.
 const partitionsEvery = 10 * time.Second
 
-// partitions makes partitions of the log that are missing now: after the clock was
-// set forward there may be none for today, and keepLog makes them once an hour.
+// partitions makes partitions of the log that are missing now. Housekeeping makes those of
+// the days ahead once an hour, but after a step of the clock today's may be missing.
 type partitions struct {
 	db    *store.DB
 	log   *slog.Logger
@@ -22,13 +22,13 @@ type partitions struct {
 
 	mu   sync.Mutex
 	last time.Time
-	day  time.Time // made last
+	day  time.Time // the day of the last attempt, if it succeeded
 }
 
-// make makes the partition of a day, and those around it, and reports whether it is
-// there. It makes only days near this server's or the database's clock, and at most
-// once every p.every.
-func (p *partitions) make(ctx context.Context, day time.Time) bool {
+// ensure makes the partition of a day and those around it, and reports whether the
+// partition exists. It makes only days near the clock of this server or of the database,
+// and tries at most once every p.every.
+func (p *partitions) ensure(ctx context.Context, day time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.last.IsZero() && time.Since(p.last) < p.every {

@@ -1,6 +1,3 @@
-// Package decisionlog writes the decision log and proves it. A [Recorder] commits decisions and
-// events in batches. A [Signer] signs the tree of the batches. [VerifyLog] proves what is
-// stored, and [TruncateLog] states what was lost.
 package decisionlog
 
 import (
@@ -20,15 +17,18 @@ import (
 )
 
 const (
-	recordQueue   = 4096                   // calls waiting for a commit
-	recordRows    = 2000                   // rows in one commit, and
-	recordBytes   = 8 << 20                // bytes of their records
-	RecordTimeout = 5 * time.Second        // of one commit, with finding out what became of it
-	recordWait    = 100 * time.Millisecond // for a place in a full queue
-	heartbeat     = time.Minute            // an idle server says so often that it is there
+	recordQueue = 4096                   // calls that wait for a commit, at most
+	recordRows  = 2000                   // rows in one commit, at most
+	recordBytes = 8 << 20                // bytes of their records, at most
+	recordWait  = 100 * time.Millisecond // for a place in a full queue, or between two attempts
+	heartbeat   = time.Minute            // between two batches of an idle server
 )
 
-// The tasks in the background whose outcome a recorder, and what uses it, reports.
+// RecordTimeout bounds one commit, including the time to find out what became of it if its
+// reply is lost.
+const RecordTimeout = 5 * time.Second
+
+// The names of background tasks that are reported to [Config.Task].
 const (
 	// TaskPartitions makes partitions of the log for the days ahead.
 	TaskPartitions = "partitions"
@@ -38,60 +38,67 @@ const (
 	TaskWatchLog = "watch_log"
 )
 
-// bufferBound is how many decisions a server that answers before the commit may
-// have at risk: those in its queue and those in flight.
+// bufferBound is how many decisions a server in buffered mode may have answered and not yet
+// committed.
 const bufferBound = 10_000
 
+// The errors of [Recorder.Record] that say that nothing was recorded.
 var (
-	ErrQueueFull    = errors.New("decision log: queue is full")
+	// ErrQueueFull means that too many records wait for a commit.
+	ErrQueueFull = errors.New("decision log: queue is full")
+	// ErrRecorderDown means that the recorder is closed, or that its last commit failed.
 	ErrRecorderDown = errors.New("decision log: not available")
 )
 
-// Config says what a recorder records, and where.
+// Config is the configuration of a [Recorder].
 type Config struct {
+	// DB is the database that has the log.
 	DB *store.DB
-	// Name is that of the server, in records.
+	// Name is the name of the server in records.
 	Name string
-	// Mode says whether decisions are answered after their commit or before it.
+	// Mode says whether decisions are answered after their commit (strict) or before it
+	// (buffered).
 	Mode auditlog.Mode
-	Log  *slog.Logger
-	// MaskKey is the key of the hashes that stand in records for sensitive values; 32 bytes.
-	// Without one the recorder makes up its own.
+	// Log gets a line for each commit that fails, and for each step of the clock.
+	Log *slog.Logger
+	// MaskKey is the key of the hashes that replace sensitive values in records:
+	// [MaskKeyBytes] bytes. If it is empty, the recorder makes a key that ends with it.
 	MaskKey []byte
-	// Heard, if not nil, learns of the newest revision after each commit, and when the
-	// question was sent.
+	// Heard, if not nil, is called after each commit with the newest revision that the
+	// database reported, and the time at which the statement for it was sent.
 	Heard func(p store.Position, asked time.Time)
-	// Metrics gets the metrics of the recorder.
+	// Metrics registers the metrics of the recorder and of its [Signer].
 	Metrics prometheus.Registerer
-	// Task, if not nil, learns of the outcome of work in the background.
+	// Task, if not nil, is called after each run of a background task with its name and
+	// its error, or nil.
 	Task func(name string, err error)
 }
 
 // Recorder commits records in batches. One commit is in flight at a time, and the records
-// that arrive meanwhile form the next batch. So batches grow with the load, and a record
-// that comes alone never waits for others.
+// that arrive meanwhile form the next batch. So batches grow with the load, and a single
+// record never waits for others. It is safe for concurrent use.
 type Recorder struct {
 	cfg        Config
 	writer     *store.LogWriter
 	metric     *recorderMetrics
 	mask       *masker
-	ids        *ids // of all records of this server, except those of changes
+	ids        *ids // of all records, except the events that the store commits by itself
 	partitions *partitions
 
 	queue  chan *pendingRecord
-	stop   chan struct{} // closed to ask run to finish
-	done   chan struct{} // closed when it has
+	stop   chan struct{} // Close closes it, to end run
+	done   chan struct{} // run closes it when it ends
 	down   atomic.Bool   // the last commit failed
-	atRisk atomic.Int64  // decisions that were answered and are not committed
+	atRisk atomic.Int64  // decisions that are answered and not yet committed
 }
 
-// pendingRecord is one call's rows and who waits for them.
+// pendingRecord is the rows of one call that wait for a commit.
 type pendingRecord struct {
-	ctx       context.Context // of the call; nil when it does not wait
+	ctx       context.Context // of the call; nil if it does not wait for the commit
 	decisions []store.Decision
 	events    []store.Event
-	bytes     int // of their records
-	err       chan error
+	bytes     int        // of their records
+	err       chan error // gets the outcome of the commit, once
 }
 
 func newPending(ctx context.Context, decisions []store.Decision, events []store.Event) *pendingRecord {
@@ -107,7 +114,8 @@ func newPending(ctx context.Context, decisions []store.Decision, events []store.
 
 func (p *pendingRecord) rows() int { return len(p.decisions) + len(p.events) }
 
-// day is the UTC day of the rows. The log is dropped by days, so a batch is of one.
+// day returns the UTC day of the rows. Retention drops whole days of the log, so a batch
+// has rows of one day.
 func (p *pendingRecord) day() string {
 	at := time.Time{}
 	switch {
@@ -119,8 +127,8 @@ func (p *pendingRecord) day() string {
 	return at.UTC().Format(time.DateOnly)
 }
 
-// wanted reports whether the call still waits. One that was given up is told
-// so, and not recorded: after an overload the commits are for those who are there.
+// wanted reports whether the rows are still to be recorded. If the call has ended, they are
+// not, so that after an overload no commits are spent on calls that nobody waits for.
 func (p *pendingRecord) wanted() bool {
 	if p.ctx == nil {
 		return true
@@ -132,7 +140,8 @@ func (p *pendingRecord) wanted() bool {
 	return err == nil
 }
 
-// NewRecorder makes a recorder, which runs until it is closed.
+// NewRecorder starts a recorder, which runs until [Recorder.Close]. The error is about the
+// mask key.
 func NewRecorder(cfg Config) (*Recorder, error) {
 	bound := 0
 	if cfg.Mode == auditlog.Buffered {
@@ -160,25 +169,28 @@ func NewRecorder(cfg Config) (*Recorder, error) {
 	return r, nil
 }
 
-// LookAtClock notices that the clock was set while nothing was recorded.
-func (r *Recorder) LookAtClock() { r.ids.look() }
+// CheckClock reports a step of the wall clock in the log and the metrics. The recorder
+// itself notices a step only when it makes the next record.
+func (r *Recorder) CheckClock() { r.ids.checkClock() }
 
-// MakePartition makes the partition of the log for a day, if that is near the clock, and
-// reports whether it is there.
-func (r *Recorder) MakePartition(ctx context.Context, day time.Time) bool {
-	return r.partitions.make(ctx, day)
+// EnsurePartition makes the partition of the log for a UTC day if it is missing, and reports
+// whether it exists. It makes only partitions of days near the clock of this server or of the
+// database, and tries at most once in ten seconds.
+func (r *Recorder) EnsurePartition(ctx context.Context, day time.Time) bool {
+	return r.partitions.ensure(ctx, day)
 }
 
-// MaskedHash returns the hash that stands in records for a value. text is the value as
-// JSON; a text that is not JSON is the value itself, a string.
+// MaskedHash returns the hash that replaces a sensitive value in records, to search for
+// it. text is the value as JSON; text that is not JSON is a string without quotes.
 func (r *Recorder) MaskedHash(text string) ([]byte, error) { return r.mask.maskedHash(text) }
 
-// Record returns nil only after all rows are committed. After any error the
-// decisions must not be answered; rows whose commit was lost on the way back may
-// be in the log all the same.
+// Record commits rows, and returns nil only after the commit. After an error the decisions
+// must not be answered. If the reply to a commit was lost, its rows may be in the log in
+// spite of the error.
 //
-// In buffered mode, decisions are as good as recorded when they are in the queue.
-// Even then nothing is taken while the log is known not to be available.
+// In buffered mode, Record returns nil for decisions as soon as they are in the queue, but
+// refuses them while the log is known not to be available. It waits for events as in strict
+// mode.
 func (r *Recorder) Record(ctx context.Context, decisions []store.Decision, events []store.Event) error {
 	if len(decisions)+len(events) == 0 {
 		return nil
@@ -206,7 +218,7 @@ func (r *Recorder) Record(ctx context.Context, decisions []store.Decision, event
 	}
 }
 
-// buffer takes decisions that are answered before they are committed.
+// buffer queues decisions that are answered before they are committed.
 func (r *Recorder) buffer(ctx context.Context, p *pendingRecord) error {
 	if r.down.Load() || r.writer.Trouble() {
 		return ErrRecorderDown
@@ -250,11 +262,11 @@ func (r *Recorder) enqueue(ctx context.Context, p *pendingRecord) error {
 	}
 }
 
-// run is the one batcher of the process.
+// run makes batches of what is queued and commits them, until the recorder is closed.
 func (r *Recorder) run() {
 	defer close(r.done)
 	defer r.writer.Close()
-	var over *pendingRecord // did not fit into the batch before
+	var over *pendingRecord // did not fit into the last batch
 	for {
 		first := over
 		if first == nil || !first.wanted() {
@@ -269,8 +281,8 @@ func (r *Recorder) run() {
 	}
 }
 
-// wait returns the next that is wanted, or nil when the recorder is stopped and
-// the queue empty.
+// wait returns the next record that is wanted, or nil when the recorder is stopped and the
+// queue is empty.
 func (r *Recorder) wait() *pendingRecord {
 	idle := time.NewTicker(heartbeat)
 	defer idle.Stop()
@@ -279,7 +291,7 @@ func (r *Recorder) wait() *pendingRecord {
 		select {
 		case p = <-r.queue:
 		case <-idle.C:
-			_ = r.write(dayRows{}) // an empty batch; what failed is logged
+			_ = r.write(dayRows{}) // an empty batch; write logs its error
 			continue
 		case <-r.stop:
 			if p = r.take(); p == nil {
@@ -292,7 +304,7 @@ func (r *Recorder) wait() *pendingRecord {
 	}
 }
 
-// take returns the next in the queue, or nil.
+// take returns the next record in the queue, or nil.
 func (r *Recorder) take() *pendingRecord {
 	select {
 	case p := <-r.queue:
@@ -302,8 +314,9 @@ func (r *Recorder) take() *pendingRecord {
 	}
 }
 
-// fill adds what is queued and wanted to first, within the bounds of a batch. A
-// call that is larger than those goes alone.
+// fill makes a batch of first and of queued records that are wanted, within the bounds of a
+// batch. A record that is larger than the bounds is a batch by itself. over is a record that
+// was taken from the queue and belongs to the next batch.
 func (r *Recorder) fill(first *pendingRecord) (batch []*pendingRecord, over *pendingRecord) {
 	batch = append(batch, first)
 	rows, bytes, day := first.rows(), first.bytes, first.day()
@@ -322,7 +335,7 @@ func (r *Recorder) fill(first *pendingRecord) (batch []*pendingRecord, over *pen
 	}
 }
 
-// commit writes a batch and tells everyone in it.
+// commit writes a batch and reports the outcome to all calls in it.
 func (r *Recorder) commit(batch []*pendingRecord) {
 	var decisions []store.Decision
 	var events []store.Event
@@ -337,11 +350,12 @@ func (r *Recorder) commit(batch []*pendingRecord) {
 	var err error
 	for _, d := range splitDays(decisions, events) {
 		err = r.write(d)
-		// They were answered: try until they are in the log. Meanwhile nobody gets an
-		// answer, for down is set.
+		// Some decisions are answered already, so try until they are committed. Meanwhile
+		// down is set, so no other decision is answered.
 		for err != nil && risked > 0 && !r.stopping() {
 			if errors.Is(err, store.ErrBehind) {
-				// Their revision was lost in a failover. The log has to say that they were answered.
+				// A failover lost their revision. They are recorded anyway, because they were
+				// answered; without a mark, the store does not compare the revision.
 				for i := range d.decisions {
 					d.decisions[i].Mark = uuid.Nil
 				}
@@ -370,11 +384,11 @@ func (r *Recorder) write(rows dayRows) error {
 	defer cancel()
 	began := time.Now()
 	done, err := r.writer.Append(ctx, rows.decisions, rows.events)
-	if errors.Is(err, store.ErrNoPartition) && r.partitions.make(ctx, rows.day()) {
+	if errors.Is(err, store.ErrNoPartition) && r.partitions.ensure(ctx, rows.day()) {
 		done, err = r.writer.Append(ctx, rows.decisions, rows.events)
 	}
 	if r.cfg.Mode == auditlog.Buffered && errors.Is(err, store.ErrRecorded) {
-		err = nil // the attempt before this one went through
+		err = nil // an earlier attempt was committed, and its reply was lost
 	}
 	r.metric.commit.Observe(time.Since(began).Seconds())
 	r.metric.batchRows.Observe(float64(len(rows.decisions) + len(rows.events)))
@@ -396,7 +410,7 @@ type dayRows struct {
 	events    []store.Event
 }
 
-// day is a time of the day of the rows.
+// day returns a time within the day of the rows.
 func (d dayRows) day() time.Time {
 	if len(d.decisions) > 0 {
 		return d.decisions[0].At
@@ -407,8 +421,8 @@ func (d dayRows) day() time.Time {
 	return time.Now()
 }
 
-// splitDays divides rows by day. There is more than one only when a call was at
-// work at midnight.
+// splitDays divides rows by day. There is more than one day only if a call was in progress at
+// midnight.
 func splitDays(decisions []store.Decision, events []store.Event) []dayRows {
 	day := func(at time.Time) int64 { return at.Unix() / (24 * 3600) }
 	byDay := map[int64]*dayRows{}
@@ -427,7 +441,7 @@ func splitDays(decisions []store.Decision, events []store.Event) []dayRows {
 		rows.events = append(rows.events, e)
 	}
 	if len(byDay) < 2 {
-		return []dayRows{{decisions, events}} // as ever
+		return []dayRows{{decisions, events}} // nearly always
 	}
 	var days []dayRows
 	for _, d := range slices.Sorted(maps.Keys(byDay)) {
@@ -445,8 +459,8 @@ func (r *Recorder) stopping() bool {
 	}
 }
 
-// Close commits what is queued and stops. A record call that comes later, or too
-// late to be committed, gets an error.
+// Close commits what is queued, stops the recorder, and returns. Later calls of
+// [Recorder.Record] get [ErrRecorderDown]. It must be called once.
 func (r *Recorder) Close() {
 	close(r.stop)
 	<-r.done

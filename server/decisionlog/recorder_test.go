@@ -45,8 +45,8 @@ func aDecision(t *testing.T) store.Decision {
 	return store.Decision{ID: id, At: time.Now(), Caller: "c", Principal: store.UID{Type: "T", ID: "p"}, Record: []byte("x")}
 }
 
-// Stopping commits what is queued and refuses what comes later, whatever the
-// order; no caller waits for ever and none is told a lie.
+// Close commits what is queued and refuses later calls. No call waits for ever, and each call
+// that returned nil has its record.
 func TestRecorderStops(t *testing.T) {
 	db := storetest.Open(t)
 	if err := db.EnsurePartitions(t.Context(), time.Now()); err != nil {
@@ -87,23 +87,23 @@ func TestRecorderStops(t *testing.T) {
 	wg.Wait()
 	for id := range recorded {
 		if _, err := db.GetDecision(t.Context(), id); err != nil {
-			t.Fatalf("recorded and not there: %v", err)
+			t.Fatalf("a recorded decision is not in the log: %v", err)
 		}
 	}
 }
 
-// An answered decision whose commit went through unheard is tried again, found in the
-// log, and does not keep those after it out.
+// The reply to the commit of an answered decision was lost. The recorder tries again, finds the
+// record in the log, and commits the next ones.
 func TestBufferedRetryFindsItsRecord(t *testing.T) {
 	db := storetest.Open(t)
 	r := startRecorder(t, Config{DB: db, Name: "test", Mode: auditlog.Buffered, Log: slog.New(slog.DiscardHandler)})
-	unheard, next := aDecision(t), aDecision(t)
+	committed, next := aDecision(t), aDecision(t)
 	w := db.NewLogWriter("test", auditlog.Strict, 0)
 	defer w.Close()
-	if _, err := w.Append(t.Context(), []store.Decision{unheard}, nil); err != nil {
+	if _, err := w.Append(t.Context(), []store.Decision{committed}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Record(t.Context(), []store.Decision{unheard}, nil); err != nil {
+	if err := r.Record(t.Context(), []store.Decision{committed}, nil); err != nil {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(time.Minute); r.atRisk.Load() > 0 && time.Now().Before(deadline); {
@@ -117,11 +117,10 @@ func TestBufferedRetryFindsItsRecord(t *testing.T) {
 			return
 		}
 	}
-	t.Error("the next decision never came")
+	t.Error("the next decision is not in the log")
 }
 
-// One row that Postgres refuses must not take others with it unnoticed: the
-// whole commit fails, and everyone in it is told.
+// If Postgres refuses one row, the whole commit fails, and all calls in it get an error.
 func TestRecorderTellsAllOfAFailedCommit(t *testing.T) {
 	db := storetest.Open(t)
 	if err := db.EnsurePartitions(t.Context(), time.Now()); err != nil {
@@ -135,15 +134,14 @@ func TestRecorderTellsAllOfAFailedCommit(t *testing.T) {
 		t.Fatal("a row that cannot be stored was reported as recorded")
 	}
 	if _, err := db.GetDecision(t.Context(), good.ID); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("half a commit is there: %v", err)
+		t.Errorf("a part of the commit is in the log: %v", err)
 	}
 	if err := r.Record(t.Context(), []store.Decision{good}, nil); err != nil {
 		t.Errorf("the recorder did not recover: %v", err)
 	}
 }
 
-// blocked starts a recorder whose first commit waits until release, with that
-// commit under way.
+// blocked starts a recorder whose first commit has begun and waits until release.
 func blocked(t *testing.T) (r *Recorder, conn *pgx.Conn, release func()) {
 	t.Helper()
 	url := storetest.New(t)
@@ -167,7 +165,7 @@ func blocked(t *testing.T) (r *Recorder, conn *pgx.Conn, release func()) {
 	}
 	r = startRecorder(t, Config{DB: db, Name: "test", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	go func() { _ = r.Record(t.Context(), []store.Decision{aDecision(t)}, nil) }()
-	for waiting := false; !waiting; {
+	for waiting := false; !waiting; time.Sleep(5 * time.Millisecond) {
 		err := conn.QueryRow(t.Context(), `select exists (select from pg_stat_activity
 			where datname = current_database() and wait_event_type = 'Lock')`).Scan(&waiting)
 		if err != nil {
@@ -177,7 +175,7 @@ func blocked(t *testing.T) (r *Recorder, conn *pgx.Conn, release func()) {
 	return r, conn, release
 }
 
-// queued waits until so many calls wait for the commit after the one under way.
+// queued waits until n calls are in the queue.
 func queued(t *testing.T, r *Recorder, n int) {
 	t.Helper()
 	for len(r.queue) != n {
@@ -188,8 +186,7 @@ func queued(t *testing.T, r *Recorder, n int) {
 	}
 }
 
-// A commit is bounded by the bytes of its records too, but for a single call that
-// is larger.
+// A commit is bounded by the bytes of its records, except for a single call that is larger.
 func TestCommitsAreBoundedByBytes(t *testing.T) {
 	r, conn, release := blocked(t)
 	const mib = 1 << 20
@@ -214,7 +211,7 @@ func TestCommitsAreBoundedByBytes(t *testing.T) {
 	}
 }
 
-// What nobody waits for any more is not recorded.
+// The rows of a call that ended while they were queued are not recorded.
 func TestGivenUpCallsAreNotRecorded(t *testing.T) {
 	r, conn, release := blocked(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -26,71 +26,81 @@ import (
 )
 
 const (
-	signInterval = time.Second
-	signLeaves   = 1 << 15 // added to the tree at once
-	// refusedRetry is for a log that contradicts what was signed: it stays so until
-	// somebody comes. While the database is away, what failed is logged as seldom.
+	signInterval = time.Second // between two looks for new batches
+	signLeaves   = 1 << 15     // added to the tree at once
+	// refusedRetry is the pause after the log contradicted a checkpoint: only an operator can
+	// mend that. It is also the least time between two log lines about attempts that failed.
 	refusedRetry = 10 * time.Second
 )
 
 // Signing says how checkpoints of the log are signed. The zero value signs none.
 type Signing struct {
-	// KeyFiles hold private keys of the note format; all must have the same name,
-	// which is the origin of the log. The first is the one in use, the others sign
-	// too while a rotation is under way.
+	// KeyFiles are the names of files with private keys of the note format. All keys must have
+	// the same name, which is the origin of the log. All of them sign each checkpoint: there
+	// is more than one only during a rotation.
 	KeyFiles []string
-	// CheckpointFile gets every checkpoint, outside of the database. What stands in it
-	// is what the log must never contradict.
+	// CheckpointFile is the name of a file outside of the database that gets every
+	// checkpoint. The signer signs nothing that contradicts a checkpoint in it.
 	CheckpointFile string
 	// Overdue is how long batches may wait for a checkpoint before [Signer.Warning] warns;
 	// 0 means a minute.
 	Overdue time.Duration
+
+	// interval and retry replace signInterval and refusedRetry in tests; 0 means these.
+	interval, retry time.Duration
 }
 
-// Signer makes the tree and its checkpoints: one of all servers, each second when
-// the log has grown. It keeps what it signed in a file outside of the database, and
-// signs nothing that contradicts it: a database that was restored to an earlier
-// state must not be passed off as the same log.
+// Signer makes the tree of the log and its checkpoints. Of all servers with keys, one signs:
+// once per second, if the log has grown. It writes each checkpoint to a file outside of the
+// database first, and signs nothing that contradicts the file. So a database that was
+// restored to an earlier state cannot be signed as the same log.
 type Signer struct {
 	db       *store.DB
 	recorder *Recorder
 	log      *slog.Logger
 	keys     []auditlog.Key
-	Origin   string
-	file     string
-	refused  atomic.Bool // what the database holds contradicts what was signed
+	// Origin is the name of the log in its checkpoints: that of the keys, or "" without keys.
+	Origin  string
+	file    string      // of checkpoints
+	refused atomic.Bool // the log contradicts a checkpoint
 
 	failures *prometheus.CounterVec // cause
 	cause    atomic.Value           // string: why the last attempt to sign failed, or ""
 	state    atomic.Pointer[signingState]
-	overdue  time.Duration // how long batches may wait for a checkpoint before warning warns
 
-	// base is what the next checkpoint goes on from: signed by this log's key and verified
-	// against the stored tree; the zero value if there is none. Only lead uses it.
+	overdue, interval, retry time.Duration // as in Signing, with the defaults
+
+	// base is the checkpoint that the next one continues: signed with a key of this log and
+	// verified against the stored tree; the zero value if there is none. Only lead uses it.
 	base auditlog.Checkpoint
-	// epoch is that of the checkpoints that are signed next. Only lead uses it.
+	// epoch is the epoch of the next checkpoint. Only lead uses it.
 	epoch int64
 
-	junk sync.Once // the log line about statements of truncation that do not count
+	junk sync.Once // for the log line about statements of truncation that are ignored
 }
 
-// errContradiction is a log that is not what it was when it was signed.
+// errContradiction means that the log has changed since it was signed.
 var errContradiction = errors.New("the log contradicts an earlier checkpoint")
 
-// NewSigner makes a signer of the log that a recorder writes. It reads the keys and tries
-// the checkpoint file; an error about one of them is a [ConfigError].
+// NewSigner makes a signer of the log that a recorder writes. It reads the keys and checks
+// that the checkpoint file can be written; an error about one of them is a [ConfigError]. It
+// signs nothing until [Signer.Run] runs.
 func NewSigner(r *Recorder, cfg Signing) (*Signer, error) {
-	s, err := loadSigner(r.cfg.DB, r.cfg.Log, r.cfg.Metrics, cfg)
+	s, err := readSigner(r.cfg.DB, r.cfg.Log, cfg)
 	if err != nil {
 		return nil, err
 	}
 	s.recorder = r
+	s.failures = newSignerMetrics(s, r.cfg.Metrics)
 	return s, nil
 }
 
-func loadSigner(db *store.DB, log *slog.Logger, metrics prometheus.Registerer, cfg Signing) (*Signer, error) {
-	s := &Signer{db: db, log: log, file: cfg.CheckpointFile, overdue: cmp.Or(cfg.Overdue, signingOverdue)}
-	s.failures = newSignerMetrics(s, metrics)
+// readSigner makes a signer without a recorder and metrics: TruncateLog needs neither.
+func readSigner(db *store.DB, log *slog.Logger, cfg Signing) (*Signer, error) {
+	s := &Signer{
+		db: db, log: log, file: cfg.CheckpointFile, overdue: cmp.Or(cfg.Overdue, signingOverdue),
+		interval: cmp.Or(cfg.interval, signInterval), retry: cmp.Or(cfg.retry, refusedRetry),
+	}
 	s.state.Store(&signingState{})
 	for _, file := range cfg.KeyFiles {
 		key, err := auditlog.ReadKey(file)
@@ -113,41 +123,42 @@ func loadSigner(db *store.DB, log *slog.Logger, metrics prometheus.Registerer, c
 	return s, nil
 }
 
-// Run leads if nobody else does, until ctx ends.
+// Run signs until ctx ends, whenever no other server does. Without keys it logs a warning and
+// returns.
 func (s *Signer) Run(ctx context.Context) {
 	if len(s.keys) == 0 {
 		s.log.Warn("no audit key: the log is not signed, so nobody can prove that it is whole")
 		return
 	}
-	var said time.Time
+	var logged time.Time
 	for ctx.Err() == nil {
 		_, err := s.db.Lead(ctx, "signer", s.lead)
 		if err != nil && ctx.Err() == nil {
 			s.failures.WithLabelValues(signFailure(err)).Inc()
 			s.cause.Store(signFailure(err))
 			s.refused.Store(errors.Is(err, errContradiction))
-			if said.IsZero() || time.Since(said) >= refusedRetry {
-				said = time.Now()
+			if logged.IsZero() || time.Since(logged) >= refusedRetry {
+				logged = time.Now()
 				s.log.Error("no checkpoint signed", "err", err)
 			}
 		} else {
 			s.cause.Store("")
-			said = time.Time{}
+			logged = time.Time{}
 		}
-		pause.For(ctx, signPause(err))
+		pause.For(ctx, s.pauseAfter(err))
 	}
 }
 
-// signPause is how long after an attempt to sign the next one begins. A database that
-// was away may be back any time, and then a checkpoint is due.
-func signPause(err error) time.Duration {
+// pauseAfter returns the time between an attempt to sign and the next one. It is short after
+// all errors but a contradiction: a database may be available again at any time.
+func (s *Signer) pauseAfter(err error) time.Duration {
 	if errors.Is(err, errContradiction) {
-		return refusedRetry
+		return s.retry
 	}
-	return signInterval
+	return s.interval
 }
 
-// lead signs until something fails.
+// lead signs until something fails. Its caller makes sure that no other server signs.
 func (s *Signer) lead(ctx context.Context, alive func(context.Context) error) error {
 	if err := s.check(ctx); err != nil {
 		return err
@@ -164,7 +175,7 @@ func (s *Signer) lead(ctx context.Context, alive func(context.Context) error) er
 		if grown {
 			continue
 		}
-		pause.For(ctx, signInterval)
+		pause.For(ctx, s.interval)
 		if err := alive(ctx); err != nil {
 			return err
 		}
@@ -172,11 +183,11 @@ func (s *Signer) lead(ctx context.Context, alive func(context.Context) error) er
 	return nil
 }
 
-// check finds what to go on from: the newest checkpoint in the database that this log's
-// keys signed. It must be true of the stored tree, and must not contradict the file: the
-// newest checkpoint there of the last epoch, or the one that the last statement of
-// truncation goes back to. What was signed in earlier epochs may be lost: a checkpoint of
-// this log's key that has a later epoch, or a statement, says so.
+// check sets the base of the next checkpoint: the newest checkpoint in the database that
+// is signed with a key of this log. The stored tree must match it. It must also agree with
+// the newest checkpoint of the current epoch in the file, or with the one that the last
+// statement of truncation goes back to. Checkpoints of earlier epochs may be lost: a signed
+// statement of truncation began the current epoch.
 func (s *Signer) check(ctx context.Context) (err error) {
 	read := s.db.Tiles(ctx)
 	if s.base, err = s.newestStored(ctx, read); err != nil {
@@ -202,16 +213,17 @@ func (s *Signer) check(ctx context.Context) (err error) {
 	return holds(signed, s.base.Size, read)
 }
 
-// statements reads which truncations the file and the log know. stored is the newest
-// checkpoint in the database that this log's keys signed. A statement that these keys did
-// not sign is an error, unless they signed something of its epoch since.
+// statements reads the statements of truncation in the file and in the log. stored is the
+// newest checkpoint in the database that is signed with a key of this log. A statement in the
+// file without such a signature is an error, unless these keys signed a checkpoint or a
+// statement of its epoch or a later one.
 func (s *Signer) statements(ctx context.Context, stored auditlog.Checkpoint) (auditlog.Statements, error) {
 	keys := s.verifiers()
 	all, err := auditlog.ReadStatements(s.file, s.Origin, keys...)
 	if err != nil {
 		return all, &checkpointFileError{err}
 	}
-	recorded, err := s.Recorded(ctx)
+	recorded, err := s.RecordedTruncations(ctx)
 	if err != nil {
 		return all, err
 	}
@@ -231,16 +243,17 @@ func (s *Signer) statements(ctx context.Context, stored auditlog.Checkpoint) (au
 }
 
 const (
-	// maxRecorded bounds how many events are looked at to find statements of truncation,
-	// and maxRecord their size: whoever may write to the log may write any number of them.
+	// maxRecorded bounds the events that are read to find statements of truncation, and
+	// maxRecord their size in bytes: a login that may append to the log may append any number
+	// of them.
 	maxRecorded = 1000
 	maxRecord   = 2 * auditlog.MaxStatement
 )
 
-// Recorded reads the statements of truncation among the newest events about them: those
-// that this server's keys signed; on a server without keys, all that are well-formed. Each
-// is there once. The others are passed over, and reported once.
-func (s *Signer) Recorded(ctx context.Context) (list []auditlog.Statement, err error) {
+// RecordedTruncations reads the statements of truncation from the newest events about them.
+// It returns those that are signed with a key of this server or, on a server without keys,
+// all that are well-formed, each once. It ignores all others, and logs that once.
+func (s *Signer) RecordedTruncations(ctx context.Context) (list []auditlog.Statement, err error) {
 	keys := s.verifiers()
 	seen, junk, events := map[auditlog.Truncation]bool{}, 0, 0
 	err = s.db.EachTruncation(ctx, maxRecord, maxRecorded, func(record []byte) {
@@ -272,12 +285,13 @@ func (s *Signer) Recorded(ctx context.Context) (list []auditlog.Statement, err e
 	return list, err
 }
 
-// signCandidates is how many checkpoints are read at once to find one to go on from.
+// signCandidates is how many checkpoints are read at once to find the newest signed one.
 const signCandidates = 100
 
-// newestStored is the newest checkpoint in the database that is signed with this log's
-// keys. Others under its name prove nothing: they are passed over, and reported. Without
-// any the tree is made again from its first batch.
+// newestStored returns the newest checkpoint in the database that is signed with a key of
+// this log, if the stored tree matches it. It ignores other checkpoints under the name of the
+// log, and reports them. Without a signed one, it returns the zero value, so that the tree is
+// made again from its first batch.
 func (s *Signer) newestStored(ctx context.Context, read auditlog.Tiles) (none auditlog.Checkpoint, err error) {
 	_, c, strange, err := s.newestSigned(ctx)
 	if strange > 0 {
@@ -285,7 +299,7 @@ func (s *Signer) newestStored(ctx context.Context, read auditlog.Tiles) (none au
 		s.log.Error("the database has checkpoints under this log's name that its keys did not sign: audit verify lists them", "count", strange)
 	}
 	if err == nil {
-		end, err := s.db.NextLeaf(ctx) // the log only grows: its size is read last
+		end, err := s.db.NextLeaf(ctx) // after the checkpoint was read, because the log grows
 		if err == nil && c.Size > end {
 			err = fmt.Errorf("%w: %d batches were signed, the database has %d", errContradiction, c.Size, end)
 		}
@@ -297,7 +311,7 @@ func (s *Signer) newestStored(ctx context.Context, read auditlog.Tiles) (none au
 	if !errors.Is(err, store.ErrNotFound) {
 		return none, err
 	}
-	// Where the oldest batches were removed, their part of the tree is all that is left.
+	// If the oldest batches were removed, only their part of the tree is left.
 	first, err := s.db.FirstLeaf(ctx)
 	if err != nil || first == 0 {
 		return none, err
@@ -306,10 +320,9 @@ func (s *Signer) newestStored(ctx context.Context, read auditlog.Tiles) (none au
 	return auditlog.Checkpoint{Origin: s.Origin, Size: first, Root: root}, err
 }
 
-// Newest reads the newest checkpoint to give out: one that this server's keys signed; on
-// a server without keys, the newest of all. The error is [store.ErrNotFound] if there is
-// none.
-func (s *Signer) Newest(ctx context.Context) (store.Checkpoint, error) {
+// NewestCheckpoint reads the newest checkpoint that is signed with a key of this server or, on
+// a server without keys, the newest of all. The error is [store.ErrNotFound] if there is none.
+func (s *Signer) NewestCheckpoint(ctx context.Context) (store.Checkpoint, error) {
 	if len(s.keys) == 0 {
 		return s.db.LatestCheckpoint(ctx, "")
 	}
@@ -317,9 +330,9 @@ func (s *Signer) Newest(ctx context.Context) (store.Checkpoint, error) {
 	return row, err
 }
 
-// newestSigned finds the newest checkpoint that this server's keys signed, as it is
-// stored and as it reads, and says how many it passed over that they did not. The error
-// is [store.ErrNotFound] if there is none.
+// newestSigned finds the newest checkpoint that is signed with a key of this server, and
+// returns its row and its content. others is how many newer checkpoints are not. The error is
+// [store.ErrNotFound] if there is none.
 func (s *Signer) newestSigned(ctx context.Context) (row store.Checkpoint, c auditlog.Checkpoint, others int, err error) {
 	keys := s.verifiers()
 	for below := int64(math.MaxInt64); ; {
@@ -342,15 +355,16 @@ func (s *Signer) newestSigned(ctx context.Context) (row store.Checkpoint, c audi
 
 func (s *Signer) verifiers() (keys []note.Verifier) {
 	for _, key := range s.VerifierKeys() {
-		if v, err := note.NewVerifier(key); err == nil { // it is made by ReadKey
+		if v, err := note.NewVerifier(key); err == nil { // ReadKey made the key, so it is valid
 			keys = append(keys, v)
 		}
 	}
 	return keys
 }
 
-// holdsAhead makes sure that the log goes on from base to a checkpoint in the file: after
-// a crash its tree may not be in the database, but its batches are.
+// holdsAhead checks that the batches after base lead to a checkpoint of the file that is
+// newer than base. After a crash, the tree of such a checkpoint may not be in the database,
+// but its batches must be.
 func (s *Signer) holdsAhead(ctx context.Context, c auditlog.Checkpoint, read auditlog.Tiles) error {
 	grown := map[auditlog.TileID][]byte{}
 	overlay := func(ids []auditlog.TileID) (data [][]byte, err error) {
@@ -384,7 +398,7 @@ func (s *Signer) holdsAhead(ctx context.Context, c auditlog.Checkpoint, read aud
 			grown[t.TileID] = t.Hashes
 		}
 		size += int64(len(batches))
-		maps.DeleteFunc(grown, func(id auditlog.TileID, _ []byte) bool { // full, and their roots are above
+		maps.DeleteFunc(grown, func(id auditlog.TileID, _ []byte) bool { // full tiles: the level above has their roots
 			return id.Level == 0 && (id.Tile+1)<<auditlog.TileHeight <= size
 		})
 	}
@@ -394,7 +408,8 @@ func (s *Signer) holdsAhead(ctx context.Context, c auditlog.Checkpoint, read aud
 	return nil
 }
 
-// grow adds batches to a tree.
+// grow adds batches to a tree of size leaves. It returns the new root, and the tiles that
+// changed.
 func grow(size int64, batches []store.Batch, read auditlog.Tiles) (root tlog.Hash, tiles []auditlog.TileData, err error) {
 	leaves := make([]tlog.Hash, len(batches))
 	for i, b := range batches {
@@ -406,7 +421,7 @@ func grow(size int64, batches []store.Batch, read auditlog.Tiles) (root tlog.Has
 	return auditlog.Grow(size, leaves, read)
 }
 
-// holds makes sure that a tree has the root of a checkpoint.
+// holds checks that a tree of size leaves has the root of a checkpoint.
 func holds(c auditlog.Checkpoint, size int64, read auditlog.Tiles) error {
 	if c.Size == 0 {
 		return nil
@@ -421,7 +436,8 @@ func holds(c auditlog.Checkpoint, size int64, read auditlog.Tiles) error {
 	return nil
 }
 
-// announce puts the keys that sign from now on into the log.
+// announce records the verifier keys of this server, and the statements of truncation in the
+// file, if the log does not have them yet.
 func (s *Signer) announce(ctx context.Context) error {
 	for _, key := range s.VerifierKeys() {
 		known, err := s.db.KnowsCheckpointKey(ctx, key)
@@ -431,7 +447,7 @@ func (s *Signer) announce(ctx context.Context) error {
 		if known {
 			continue
 		}
-		err = s.recorder.AddEvent(ctx, &cedarpostv1.EventRecord{
+		err = s.recorder.RecordEvent(ctx, &cedarpostv1.EventRecord{
 			Kind: cedarpostv1.EventRecord_CHECKPOINT_KEY, Subject: key,
 			Detail: &cedarpostv1.EventRecord_CheckpointKey{CheckpointKey: &cedarpostv1.CheckpointKey{VerifierKey: key}},
 		})
@@ -439,13 +455,14 @@ func (s *Signer) announce(ctx context.Context) error {
 			return err
 		}
 	}
-	// A statement of truncation is in the file first. Whether the log has it goes by what it
-	// says: anybody who writes to the log can choose the subject of an event.
+	// TruncateLog writes a statement to the file first, so the log may lack it. The statements
+	// themselves are compared, and not the subjects of events: a login that may append to the
+	// log can choose any subject.
 	kept, err := auditlog.ReadStatements(s.file, s.Origin, s.verifiers()...)
 	if err != nil || len(kept.Signed) == 0 {
 		return err
 	}
-	recorded, err := s.Recorded(ctx)
+	recorded, err := s.RecordedTruncations(ctx)
 	if err != nil {
 		return err
 	}
@@ -453,13 +470,15 @@ func (s *Signer) announce(ctx context.Context) error {
 		if slices.ContainsFunc(recorded, func(r auditlog.Statement) bool { return r.Truncation == t.Truncation }) {
 			continue
 		}
-		if err := s.recorder.AddEvent(ctx, truncationEvent(t.Truncation, t.Note)); err != nil {
+		if err := s.recorder.RecordEvent(ctx, truncationEvent(t.Truncation, t.Note)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// VerifierKeys returns the public keys that belong to the keys of this server, in the note
+// format.
 func (s *Signer) VerifierKeys() []string {
 	keys := make([]string, len(s.keys))
 	for i, k := range s.keys {
@@ -468,14 +487,15 @@ func (s *Signer) VerifierKeys() []string {
 	return keys
 }
 
-// sign adds what was committed to the tree and signs the root of it.
+// sign adds new batches to the tree, signs its root, and stores both. grown is false if there
+// are no new batches.
 func (s *Signer) sign(ctx context.Context) (grown bool, err error) {
 	batches, err := s.db.Batches(ctx, s.base.Size, signLeaves)
 	if err != nil || len(batches) == 0 {
 		return false, err
 	}
-	// The new root is made from the batches and from hashes of the stored tree. These
-	// hashes give the root of base, so they are right if they still do.
+	// The new root depends on hashes of the stored tree. They are right if they still give the
+	// root of base.
 	read := s.db.Tiles(ctx)
 	if err := holds(s.base, s.base.Size, read); err != nil {
 		return false, err
@@ -489,8 +509,9 @@ func (s *Signer) sign(ctx context.Context) (grown bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	// First the file: were it second, a crash in between would leave a checkpoint that
-	// an earlier backup could contradict unnoticed.
+	// The file gets the checkpoint before the database. In the other order, a crash in between
+	// would leave a checkpoint that is not in the file, and a restored backup that contradicts it
+	// would be signed.
 	if err := auditlog.AppendCheckpoint(s.file, signed); err != nil {
 		return false, &checkpointFileError{err}
 	}

@@ -15,23 +15,23 @@ import (
 )
 
 const (
-	signingLook    = 5 * time.Second
+	signingLook    = 5 * time.Second // between two looks
 	signingTimeout = 2 * time.Second // of one look
-	// signingOverdue is how long batches may wait for a checkpoint before readiness
-	// warns of it. A server that takes over from another one needs a few seconds.
+	// signingOverdue is how long batches may wait for a checkpoint before readiness warns. A
+	// server that takes over from another one needs a few seconds.
 	signingOverdue = time.Minute
 )
 
 // The causes of cedarpost_checkpoint_failures_total.
 const (
-	failedContradiction = "contradiction" // the log is not what was signed before
+	failedContradiction = "contradiction" // the log contradicts a checkpoint
 	failedFile          = "file"          // the checkpoint file cannot be read or written
-	failedDatabase      = "database"      // everything else that keeps a server from signing
-	failedForeign       = "foreign"       // checkpoints under the log's name that its keys did not sign
+	failedDatabase      = "database"      // any other error
+	failedForeign       = "foreign"       // checkpoints under the log's name without its signature
 )
 
-// newSignerMetrics registers the metrics of a signer, and returns the one that counts what
-// failed, by cause.
+// newSignerMetrics registers the metrics of a signer, and returns the counter of failures by
+// cause.
 func newSignerMetrics(s *Signer, r prometheus.Registerer) *prometheus.CounterVec {
 	make := promauto.With(r)
 	gauge := func(name, help string, read func() float64) {
@@ -67,13 +67,13 @@ func newSignerMetrics(s *Signer, r prometheus.Registerer) *prometheus.CounterVec
 	return v
 }
 
-// checkpointFileError is a checkpoint file that cannot be read or written.
+// checkpointFileError is an error of reading or writing the checkpoint file.
 type checkpointFileError struct{ err error }
 
 func (e *checkpointFileError) Error() string { return "checkpoint file: " + e.err.Error() }
 func (e *checkpointFileError) Unwrap() error { return e.err }
 
-// signFailure names the cause of an error of an attempt to sign.
+// signFailure returns the cause of a failed attempt to sign.
 func signFailure(err error) string {
 	if _, ok := errors.AsType[*checkpointFileError](err); ok {
 		return failedFile
@@ -84,18 +84,18 @@ func signFailure(err error) string {
 	return failedDatabase
 }
 
-// signingState is how much of the log is signed, as the database has it.
+// signingState is how much of the log is signed, as read from the database.
 type signingState struct {
 	size     int64     // of the newest checkpoint
 	at       time.Time // when it was stored; zero: there is none
 	unsigned int64     // batches after it
-	// since is when this server first saw batches that the newest checkpoint does not
-	// cover. It is zero if there are none, and begins again with each new checkpoint.
+	// since is when this server first saw batches after the newest checkpoint; zero if there
+	// are none. A new checkpoint sets it again.
 	since time.Time
-	seen  time.Time // when this server looked
+	seen  time.Time // when this state was read
 }
 
-// waited is how long batches have waited for a checkpoint, as far as was seen.
+// waited returns how long batches have waited for a checkpoint, as this server saw it.
 func (s *signingState) waited() time.Duration {
 	if s.since.IsZero() {
 		return 0
@@ -103,9 +103,8 @@ func (s *signingState) waited() time.Duration {
 	return s.seen.Sub(s.since)
 }
 
-// WatchLog looks every few seconds how much of the log is signed, until ctx ends. Every
-// server does, whether or not it signs: one that does not sign would otherwise not know
-// that nobody does.
+// WatchLog reads every few seconds how much of the log is signed, until ctx ends. It must run
+// on servers that do not sign, too: they warn if no server signs.
 func (s *Signer) WatchLog(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := s.lookAtLog(ctx)
@@ -119,11 +118,11 @@ func (s *Signer) WatchLog(ctx context.Context) {
 func (s *Signer) lookAtLog(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, signingTimeout)
 	defer cancel()
-	row, err := s.Newest(ctx)
+	row, err := s.NewestCheckpoint(ctx)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
-	end, err := s.db.NextLeaf(ctx) // read after the checkpoint, so it is not smaller than its size
+	end, err := s.db.NextLeaf(ctx) // after the checkpoint was read, because the log grows
 	if err != nil {
 		return err
 	}
@@ -143,8 +142,8 @@ func (s *Signer) lookAtLog(ctx context.Context) error {
 // signs reports whether the log is signed, by this server or another one.
 func (s *Signer) signs() bool { return len(s.keys) > 0 || !s.state.Load().at.IsZero() }
 
-// Warning returns "", or that the log has not been signed for too long. Decisions can be
-// made and recorded all the same.
+// Warning returns a text for operators if batches have waited too long for a checkpoint, and
+// "" otherwise. The server can make and record decisions in either case.
 func (s *Signer) Warning() string {
 	state := s.state.Load()
 	if waited := state.waited(); waited == 0 || waited < s.overdue || !s.signs() {

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/cedarpost/cedarpost/auditlog"
@@ -20,55 +19,61 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// Truncation asks for a signed statement that the newest batches of the log are lost.
+// Truncation is a request for a signed statement that the newest batches of the log are
+// lost.
 type Truncation struct {
+	// Signing has the keys of the log, and the checkpoint file of the server that refuses to
+	// sign.
 	Signing
-	// Operator asks for it, and Reason says why.
+	// Operator is who asks for the statement, and Reason why. Both are part of it.
 	Operator, Reason string
-	// Server is the name in the event.
+	// Server is the name of the server in the event that records the statement.
 	Server string
 	// Confirm makes TruncateLog sign and record the statement. Without it, TruncateLog only
 	// returns what it would state.
 	Confirm bool
 }
 
-// Truncated is a statement, and what the database has.
+// Truncated is the result of [TruncateLog].
 type Truncated struct {
+	// Truncation is the statement.
 	auditlog.Truncation
-	// Batches is how many the database has. Those after To are covered by no signature.
+	// Batches is how many batches the database has. No signature covers those after To.
 	Batches int64
 }
 
-// The reasons not to truncate.
+// The reasons to refuse a truncation.
 var (
 	errNothingLost = errors.New("nothing is lost: the database has all that was signed")
 	errOtherLog    = errors.New("none of the signed checkpoints matches the database: it has another log, which needs a key of another name")
 	errFileTooNew  = errors.New("the file has no checkpoint as old as the database: give an older copy of it, which begins earlier")
 )
 
-// TruncateLog states that batches are lost that were signed, as after a failover or a
-// recovery to a point in time. The statement is signed with the keys of the log, added to
-// the checkpoint file and recorded in the log. From then on a server signs with the same
-// keys again.
+// TruncateLog states that signed batches are lost, for example after a failover or a recovery
+// to a point in time. It signs the statement with the keys of the log, adds it to the
+// checkpoint file, and records it in the log. After that, servers sign with the same keys
+// again. It removes nothing, and returns an error if no signed batch is lost.
 //
-// The log goes on from the last checkpoint that matches the database: the batches up to
-// there are those that were signed. Batches after it are covered by no signature, so only
-// the database says whether they were there before the loss.
+// The log continues from the last checkpoint that matches the database: the batches up to
+// there are the signed ones. No signature covers the batches after it, so nothing proves
+// whether they existed before the loss.
+//
+// While a server signs the log, TruncateLog waits for it, for half a minute at most.
 func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncated, err error) {
 	if len(t.KeyFiles) == 0 {
 		return done, errors.New("a statement of truncation has to be signed: no audit key")
 	}
-	// A server makes the file if there is none. Here, a new file would show nothing that was lost.
+	// A server makes the file if it is missing. A new file would not show what is lost.
 	if _, err := os.Stat(t.CheckpointFile); err != nil {
 		return done, &ConfigError{"Signing.CheckpointFile", fmt.Errorf("checkpoint file: %w: give the file of the server that refuses to sign", err)}
 	}
-	s, err := loadSigner(db, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), t.Signing)
+	s, err := readSigner(db, slog.New(slog.DiscardHandler), t.Signing)
 	if err != nil {
 		return done, err
 	}
 	led := false
-	var failed error // of truncate; Lead adds its own name to errors
-	for deadline := time.Now().Add(3 * refusedRetry); !led; pause.For(ctx, 100*time.Millisecond) {
+	var failed error // of truncate; Lead would add its own name to the error
+	for deadline := time.Now().Add(3 * s.retry); !led; pause.For(ctx, 100*time.Millisecond) {
 		led, err = db.Lead(ctx, "signer", func(ctx context.Context, _ func(context.Context) error) error {
 			done, failed = s.truncate(ctx, t)
 			return nil
@@ -86,7 +91,7 @@ func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncate
 	return done, nil
 }
 
-// truncate does what TruncateLog says. Its caller makes sure that no server signs meanwhile.
+// truncate does the work of TruncateLog. Its caller makes sure that no server signs meanwhile.
 func (s *Signer) truncate(ctx context.Context, t Truncation) (done Truncated, err error) {
 	_, stored, _, err := s.newestSigned(ctx)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -102,7 +107,7 @@ func (s *Signer) truncate(ctx context.Context, t Truncation) (done Truncated, er
 	}
 	if stored.Size > 0 {
 		live = append(live, stored)
-		if from.Size == 0 { // the file has nothing of this epoch, which another server signed
+		if from.Size == 0 { // another server signed in this epoch, so the file has nothing of it
 			from = stored
 		}
 	}
@@ -122,8 +127,8 @@ func (s *Signer) truncate(ctx context.Context, t Truncation) (done Truncated, er
 		}
 		return done, errOtherLog
 	}
-	// A database that lost batches has no checkpoint of them. If it has one and contradicts
-	// it, the log was altered.
+	// A database that lost batches has lost their checkpoints, too. If it contradicts a
+	// checkpoint that it has, the log was altered.
 	if stored.Size > to.Size {
 		if held, err := s.lastThatHolds(ctx, []auditlog.Checkpoint{stored}); err != nil || held != stored {
 			return done, errors.Join(err, fmt.Errorf("the log was altered, not truncated: the database itself has the checkpoint of %d batches and does not match it; the last checkpoint in the file that it matches is of %d batches (audit verify says more)", stored.Size, to.Size))
@@ -138,8 +143,8 @@ func (s *Signer) truncate(ctx context.Context, t Truncation) (done Truncated, er
 	if err != nil || !t.Confirm {
 		return done, err
 	}
-	// First the file, as with a checkpoint. If the statement then does not get into the log,
-	// the next server that signs records it.
+	// The file is first, as with a checkpoint. If the event is not committed, the next server
+	// that signs records the statement.
 	if err := auditlog.AppendCheckpoint(s.file, signed); err != nil {
 		return done, fmt.Errorf("checkpoint file: %w", err)
 	}
@@ -153,8 +158,9 @@ func (s *Signer) truncate(ctx context.Context, t Truncation) (done Truncated, er
 	return done, err
 }
 
-// signedBefore reads what this log's keys signed, from the file: the newest checkpoint of
-// the last epoch, and all that the log must hold unless they are lost now.
+// signedBefore reads the checkpoints in the file that are signed with a key of this log. from
+// is the newest one of the current epoch. live are all that no statement excuses: the log
+// matches them, or they are lost now.
 func (s *Signer) signedBefore(statements *auditlog.Statements) (from auditlog.Checkpoint, live []auditlog.Checkpoint, err error) {
 	keys := s.verifiers()
 	ids := map[string]bool{}
@@ -162,7 +168,7 @@ func (s *Signer) signedBefore(statements *auditlog.Statements) (from auditlog.Ch
 		ids[auditlog.KeyID(key)] = true
 	}
 	found := false
-	var unsigned auditlog.Checkpoint // the largest
+	var unsigned auditlog.Checkpoint // the largest one without a signature of a given key
 	var signers []string
 	err = auditlog.EachKept(s.file, s.Origin, func(c auditlog.Checkpoint, signed []byte) error {
 		found = true
@@ -201,8 +207,9 @@ func (s *Signer) signedBefore(statements *auditlog.Statements) (from auditlog.Ch
 	return from, live, err
 }
 
-// lastThatHolds finds the last of some checkpoints, in order of size, up to which all have
-// the root of the batches in the database; the zero value if the first does not.
+// lastThatHolds goes through checkpoints in order of size and compares them with the batches
+// in the database. It returns the last one before the first that does not match; the zero
+// value if the first one does not.
 func (s *Signer) lastThatHolds(ctx context.Context, live []auditlog.Checkpoint) (last auditlog.Checkpoint, err error) {
 	slices.SortFunc(live, func(a, b auditlog.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
 	var before auditlog.Checkpoint // the last one that is smaller than last
@@ -218,7 +225,7 @@ func (s *Signer) lastThatHolds(ctx context.Context, live []auditlog.Checkpoint) 
 	size := first
 	for _, c := range live {
 		var root tlog.Hash
-		if c.Size < first { // its batches were dropped: the stored tree says what they were
+		if c.Size < first { // its batches were removed, but the stored tree has their hashes
 			if root, err = tlog.TreeHash(c.Size, read); err != nil {
 				return last, err
 			}
@@ -243,7 +250,7 @@ func (s *Signer) lastThatHolds(ctx context.Context, live []auditlog.Checkpoint) 
 		}
 		if root != c.Root {
 			if c.Size == last.Size {
-				last = before // two that were signed for one size: one of them is lost
+				last = before // two roots were signed at this size, and one is lost: go back before both
 			}
 			return last, nil
 		}
@@ -255,7 +262,7 @@ func (s *Signer) lastThatHolds(ctx context.Context, live []auditlog.Checkpoint) 
 	return last, nil
 }
 
-// truncationEvent is the record of a statement.
+// truncationEvent returns the record of a statement.
 func truncationEvent(t auditlog.Truncation, signed []byte) *cedarpostv1.EventRecord {
 	return &cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_LOG_TRUNCATED, Subject: truncationSubject(t),
@@ -263,7 +270,7 @@ func truncationEvent(t auditlog.Truncation, signed []byte) *cedarpostv1.EventRec
 	}
 }
 
-// truncationSubject names a statement for people. It proves nothing.
+// truncationSubject returns a short text for people about a statement. It proves nothing.
 func truncationSubject(t auditlog.Truncation) string {
 	return fmt.Sprintf("%s %d: %d to %d", t.Origin, t.Number, t.From.Size, t.To.Size)
 }

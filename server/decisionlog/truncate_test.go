@@ -17,7 +17,7 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// notesIn reads a checkpoint file.
+// notesIn reads the notes of a checkpoint file.
 func notesIn(t *testing.T, file string) (notes [][]byte) {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -58,44 +58,45 @@ func verifierOf(t *testing.T, key auditlog.Key) note.Verifier {
 	return v
 }
 
-// After a signed statement of what was lost, a restored log is signed with the same key.
-// The verifier shows the statement, and does not accept one that another key signed.
+// After a signed statement of what was lost, servers sign a restored log with the same key. The
+// verification returns the statement, and does not accept one that another key signed.
 func TestTruncation(t *testing.T) {
 	t.Parallel() // it takes long
 	key, verifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, servertest.Signing(key, checkpoints))
+	s := servertest.New(t, signWith(checkpoints, key))
 	s.MustLoadShop()
 	servertest.DecideSome(t, s, 5)
 	before, _ := servertest.Covered(t, s, verifier)
 	s.Stop()
 	backup := copyDatabase(t, s.URL)
-	s = servertest.On(t, s.URL, servertest.Signing(key, checkpoints))
+	s = servertest.On(t, s.URL, signWith(checkpoints, key))
 	servertest.DecideSome(t, s, 5)
 	servertest.Covered(t, s, verifier)
 	servertest.DecideSome(t, s, 5)
 	after, _ := servertest.Covered(t, s, verifier)
-	truncate := func(db *store.DB, confirm bool) (decisionlog.Truncated, error) {
+	signing := decisionlog.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}
+	truncate := func(db *store.DB, signing decisionlog.Signing, confirm bool) (decisionlog.Truncated, error) {
 		return decisionlog.TruncateLog(context.Background(), db, decisionlog.Truncation{
-			Signing:  decisionlog.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints},
-			Operator: "ann", Reason: "the primary burned", Server: "test", Confirm: confirm,
+			Signing: signing, Operator: "ann", Reason: "the primary burned", Server: "test", Confirm: confirm,
 		})
 	}
 	s.Stop()
 	original := openServer(t, s.URL)
-	if _, err := truncate(original, true); err == nil || !strings.Contains(err.Error(), "nothing is lost") {
+	if _, err := truncate(original, signing, true); err == nil || !strings.Contains(err.Error(), "nothing is lost") {
 		t.Errorf("where nothing is lost: %v", err)
 	}
-	old := notesIn(t, checkpoints) // as somebody kept them who was away then
+	old := notesIn(t, checkpoints) // a copy of the file from before the loss
 
-	restored := servertest.On(t, backup, servertest.Signing(key, checkpoints))
-	servertest.DecideSome(t, restored, 20) // the log is longer than the one that was signed
+	restored := servertest.On(t, backup, signWith(checkpoints, key))
+	servertest.DecideSome(t, restored, 20) // the log is longer than the signed one
 	servertest.Eventually(t, "a refusal to sign", func() bool {
 		return strings.Contains(servertest.Metrics(t, restored), "cedarpost_checkpoint_refused 1")
 	})
+	auditor := servertest.OpenAuditor(t, backup)
 	verify := func(keys []note.Verifier, files ...[][]byte) (decisionlog.Verified, error) {
 		t.Helper()
-		return decisionlog.VerifyLog(t.Context(), servertest.OpenAuditor(t, backup), decisionlog.Verification{Keys: keys, Against: files})
+		return decisionlog.VerifyLog(t.Context(), auditor, decisionlog.Verification{Keys: keys, Against: files})
 	}
 	trusted := []note.Verifier{verifier}
 	if _, err := verify(trusted, old); err == nil {
@@ -105,14 +106,14 @@ func TestTruncation(t *testing.T) {
 		if n := len(notesIn(t, checkpoints)); n != len(old) {
 			t.Fatalf("%d notes in the file, and %d before anything was confirmed", n, len(old))
 		}
-		done, err := truncate(restored.DB, confirm)
+		done, err := truncate(restored.DB, signing, confirm)
 		if err != nil || done.From != after || done.To.Size > before.Size || done.To.Size == 0 || done.Batches <= after.Size {
 			t.Fatalf("%+v, %v", done, err)
 		}
 		if confirm {
 			continue
 		}
-		// A statement that is unsigned, or signed with another key, excuses nothing.
+		// A statement without a signature of the right key excuses nothing.
 		realKey, strange, otherKey := readKey(t, key), newKey(t, "test.example/log"), newKey(t, "test.example/other")
 		sign := func(k auditlog.Key) []byte {
 			signed, err := done.Sign(k)
@@ -159,12 +160,12 @@ func TestTruncation(t *testing.T) {
 	if done, err := verify(trusted); err != nil || len(done.Truncations) != 1 || done.Truncations[0].Kept {
 		t.Errorf("from the log alone: %+v, %v", done, err)
 	}
-	if _, err := truncate(restored.DB, true); err == nil {
-		t.Error("it is stated twice")
+	if _, err := truncate(restored.DB, decisionlog.SignOften(signing), true); err == nil || !strings.Contains(err.Error(), "another server signs the log now") {
+		t.Errorf("while a server signs: %v", err)
 	}
 
-	// The order of the notes, and how often each is there, mean nothing. A file from before
-	// the statement is excused by the log's own one.
+	// The order of the notes and repeated notes do not matter. For a file without the statement,
+	// the one in the log counts.
 	i := slices.IndexFunc(kept, auditlog.IsTruncation)
 	for name, file := range map[string][][]byte{
 		"first":                  append([][]byte{kept[i]}, old...),
@@ -178,20 +179,23 @@ func TestTruncation(t *testing.T) {
 		}
 	}
 
-	// What is altered below is found all the same.
+	// The verification finds an altered row in spite of the statement.
 	restored.Stop()
+	if _, err := truncate(openServer(t, backup), signing, true); err == nil || !strings.Contains(err.Error(), "nothing is lost") {
+		t.Errorf("stated again: %v", err)
+	}
 	servertest.Tamper(t, backup, "update decisions set caller = 'nobody' where batch = (select batch from decisions order by at limit 1)")
 	if _, err := verify(trusted, kept); err == nil || !strings.Contains(err.Error(), "column caller") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// A log that was altered is not truncated: it has the checkpoint itself.
+// An altered log is not truncated: it has the checkpoint that it contradicts.
 func TestTruncationRefusesAnAlteredLog(t *testing.T) {
 	t.Parallel() // it takes long
 	key, verifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, servertest.Signing(key, checkpoints))
+	s := servertest.New(t, signWith(checkpoints, key))
 	s.MustLoadShop()
 	servertest.DecideSome(t, s, 5)
 	servertest.Covered(t, s, verifier)

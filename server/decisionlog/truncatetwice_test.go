@@ -15,15 +15,15 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// After a second truncation, files from before it are compared beside one that has it.
-// A statement that is repeated excuses nothing.
+// After a second truncation, older copies of the checkpoint file are in order beside the current
+// file. A repeated statement excuses nothing.
 func TestSecondTruncation(t *testing.T) {
 	t.Parallel() // it takes long
 	key, verifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
 	on := func(url string, decisions int) (s *servertest.Server) {
 		t.Helper()
-		s = servertest.On(t, url, servertest.Signing(key, checkpoints))
+		s = servertest.On(t, url, signWith(checkpoints, key))
 		for range 3 {
 			servertest.DecideSome(t, s, decisions)
 			servertest.Covered(t, s, verifier)
@@ -41,7 +41,7 @@ func TestSecondTruncation(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := servertest.New(t, servertest.Signing(key, checkpoints))
+	s := servertest.New(t, signWith(checkpoints, key))
 	s.MustLoadShop()
 	servertest.DecideSome(t, s, 3)
 	servertest.Covered(t, s, verifier)
@@ -51,12 +51,13 @@ func TestSecondTruncation(t *testing.T) {
 	before := notesIn(t, checkpoints)
 	truncate(first)
 	on(first, 1)
-	second := copyDatabase(t, first)
+	second, unsigned := copyDatabase(t, first), copyDatabase(t, first)
 	on(first, 1)
 	between := notesIn(t, checkpoints)
+	auditor := servertest.OpenAuditor(t, second)
 	verify := func(files ...[][]byte) (decisionlog.Verified, error) {
 		t.Helper()
-		return decisionlog.VerifyLog(t.Context(), servertest.OpenAuditor(t, second), decisionlog.Verification{Keys: []note.Verifier{verifier}, Against: files})
+		return decisionlog.VerifyLog(t.Context(), auditor, decisionlog.Verification{Keys: []note.Verifier{verifier}, Against: files})
 	}
 	i := slices.IndexFunc(between, auditlog.IsTruncation)
 	replayed := append(slices.Clone(between), between[i])
@@ -66,8 +67,8 @@ func TestSecondTruncation(t *testing.T) {
 	if done, err := verify(replayed, between); err == nil {
 		t.Errorf("a repeated statement excuses what was lost later: %+v", done)
 	}
-	// A file that begins after what the database has says nothing about it, but the database
-	// has a signed checkpoint of its own to go on from.
+	// All checkpoints of this file are newer than the database, but the database has a signed
+	// checkpoint of its own to continue from.
 	late := filepath.Join(t.TempDir(), "late")
 	if err := auditlog.AppendCheckpoint(late, between[len(between)-1]); err != nil {
 		t.Fatal(err)
@@ -79,7 +80,6 @@ func TestSecondTruncation(t *testing.T) {
 	if err != nil || done.Number != 2 || done.To.Size == 0 || done.To.Size > done.Batches || done.From.Size <= done.Batches {
 		t.Errorf("%+v, %v", done, err)
 	}
-	unsigned := copyDatabase(t, second)
 	servertest.Tamper(t, unsigned, "delete from checkpoints")
 	servertest.Tamper(t, unsigned, "delete from events where kind = 'log_truncated'")
 	_, err = decisionlog.TruncateLog(t.Context(), openServer(t, unsigned), dry)
@@ -90,16 +90,16 @@ func TestSecondTruncation(t *testing.T) {
 	on(second, 1)
 	now := notesIn(t, checkpoints)
 	if !bytes.Equal(bytes.Join(now[:len(between)], nil), bytes.Join(between, nil)) {
-		t.Fatal("the file of before is not the beginning of the file")
+		t.Fatal("the file does not begin with its older copy")
 	}
-	// A witness keeps some of the checkpoints, and here it has not asked since the second loss.
+	// A witness keeps some of the checkpoints. This one has none since the second loss.
 	var witness, only [][]byte
 	for j, signed := range between {
 		if j%2 == 0 || auditlog.IsTruncation(signed) {
 			witness = append(witness, signed)
 		}
 		if j >= i {
-			only = append(only, signed) // as of a witness whose file has lost its beginning
+			only = append(only, signed) // a file that lost its beginning
 		}
 	}
 	for name, files := range map[string][][][]byte{
@@ -121,7 +121,7 @@ func TestSecondTruncation(t *testing.T) {
 	}
 }
 
-// A dry run changes nothing, and a name that was mistyped does not become a file.
+// A truncation does not make a missing checkpoint file, with or without confirmation.
 func TestTruncationMakesNoFile(t *testing.T) {
 	t.Parallel() // it takes long
 	key, _ := servertest.LogKey(t, "test.example/log")

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -17,53 +16,54 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// Verification says what of a log to verify, and against what.
+// Verification says which parts of a log to verify, and against what.
 type Verification struct {
-	// Since verifies the rows of batches that have rows from this time on; the zero time:
-	// all. Headers, tree and checkpoints are verified whole in any case: a header is
-	// what tells the time of rows, so it has to be proven first.
+	// Since limits the verification of rows to batches that have rows from this time on. The
+	// zero time means all batches. All headers, the tree and all checkpoints are verified in
+	// any case, because the times of rows are known only from proven headers.
 	Since time.Time
-	// Keys are those that checkpoints must be signed with. Without any, signatures are
-	// not looked at.
+	// Keys are the keys that checkpoints must be signed with. Without any, signatures are not
+	// verified.
 	Keys []note.Verifier
-	// Against are the signed checkpoints and statements of truncation that were kept
-	// elsewhere, one list for each file. The order means nothing.
+	// Against are the signed checkpoints and statements of truncation that were kept outside
+	// of the database, one list for each file. Their order does not matter.
 	Against [][][]byte
-	// MinRetention is how long after its end a day of the log is kept at least. A record
-	// that a younger day is dropped is not believed. 0 is 30 days, which is what a
-	// database has unless its owner changes it.
+	// MinRetention is the least time for which a day of the log is kept after its end. The
+	// verification ignores a record that a younger day was dropped. 0 means 30 days, the
+	// default of a database.
 	MinRetention time.Duration
-	// History compares the stored entities, bundles and keys with the log. Since must
-	// be zero.
+	// History also compares the stored entities, bundles and keys with the log. Since must be
+	// zero then.
 	History bool
-	// Progress, if not nil, is called now and then.
+	// Progress, if not nil, is called every few thousand rows with the counts so far.
 	Progress func(Verified)
 }
 
-// clockLeeway is how far the clock of a server may be ahead of that of the verifier.
+// clockLeeway is how far the clock of a server may be ahead of the clock of the verifier.
 const clockLeeway = time.Hour
 
-// defaultMinRetention is what the table log_retention has unless it is changed.
+// defaultMinRetention is the default of the table log_retention.
 const defaultMinRetention = 30 * 24 * time.Hour
 
-// Verified counts what was found to be in order.
+// Verified counts what was verified without a fault.
 type Verified struct {
+	// Batches, Decisions and Events are the verified batches and their rows.
 	Batches, Decisions, Events int64
 	// Total is how many batches there are to verify.
 	Total int64
-	// Dropped are rows of days that were dropped, as the log itself proves.
+	// Dropped is how many rows are missing because their day was dropped, as the log proves.
 	Dropped int64
-	// Size is what the newest checkpoint covers; Unsigned are the batches after it, and
-	// UnsignedSince is when the first of them was made.
+	// Size is how many batches the newest checkpoint covers, and Unsigned how many come after
+	// it. The first of these was made at UnsignedSince.
 	Size, Unsigned int64
 	UnsignedSince  time.Time
-	// Checkpoints that were compared with the tree.
+	// Checkpoints is how many checkpoints match the tree.
 	Checkpoints int64
-	// Truncations are statements, signed with one of the keys, that batches were lost:
-	// in Against, in the log, or in both.
+	// Truncations are the statements of truncation that are signed with one of the keys, by
+	// origin and number.
 	Truncations []TruncationFound
-	// Truncated counts the checkpoints in Against that the log does not hold, and by these
-	// statements need not hold.
+	// Truncated is how many checkpoints in Against do not match the log, but are excused by
+	// these statements.
 	Truncated int64
 	// History is nil if it was not verified.
 	History *HistoryVerified
@@ -71,18 +71,23 @@ type Verified struct {
 
 // TruncationFound is a statement of truncation, and where it was found.
 type TruncationFound struct {
+	// Truncation is the statement.
 	auditlog.Truncation
+	// Kept is whether it is in [Verification.Against], and InLog whether it is in the log.
 	Kept, InLog bool
 }
 
-// A Fault is one thing in a log that is not in order.
+// A Fault is one thing in a log that is wrong.
 type Fault struct {
-	Leaf int64  // of the batch, or -1
-	Row  int    // in the batch, or -1
-	What string // in words
+	// Leaf is the position of the batch in the log, or -1.
+	Leaf int64
+	// Row is the position of the row in the batch, or -1.
+	Row int
+	// What says what is wrong.
+	What string
 }
 
-// String names the place and the reason.
+// String returns the place and what is wrong there.
 func (f Fault) String() string {
 	switch {
 	case f.Leaf < 0:
@@ -93,15 +98,15 @@ func (f Fault) String() string {
 	return fmt.Sprintf("batch %d, row %d: %s", f.Leaf, f.Row, f.What)
 }
 
-// A BadLogError has what is not in order in a log.
+// A BadLogError lists what is wrong with a log.
 type BadLogError struct {
-	// Faults are the first ones, at least one.
+	// Faults are the first faults, at least one.
 	Faults []Fault
-	// More is how many there are besides.
+	// More is how many faults were found besides.
 	More int
 }
 
-// Error lists the faults.
+// Error lists the faults, one on a line.
 func (e *BadLogError) Error() string {
 	if len(e.Faults) == 1 && e.More == 0 {
 		return e.Faults[0].String()
@@ -120,16 +125,17 @@ func (e *BadLogError) Error() string {
 const (
 	verifyBatches = 1 << 12 // leaves added to the tree at once
 	verifyRows    = 5_000   // rows read at once, about
-	maxFaults     = 1_000   // listed
-	maxStrays     = 100     // listed of one day
+	maxFaults     = 1_000   // in a BadLogError
+	maxStrays     = 100     // rows of no batch that are listed for one day
 )
 
-// VerifyLog recomputes the log: each row from its bytes, each batch from its rows, the
-// tree from the batches, and compares every step with what is stored and with what was
-// signed. It trusts no column that is not derived from what the tree commits to. After
-// something that is not in order it goes on; the error is a [*BadLogError] then.
+// VerifyLog recomputes the log, each row from its record, each batch from its rows, and the
+// tree from the batches. It compares every step with what is stored and what was signed. It
+// trusts a column only if it follows from what the tree commits to.
 //
-// It reads while the log grows, and ends at what there was when it began.
+// It goes on after a fault, and returns all faults in a [*BadLogError] with the counts of what
+// is right. Any other error means that the verification did not end. The log may grow
+// meanwhile: the verification ends at the batch that was the last one when it began.
 func VerifyLog(ctx context.Context, db *store.DB, v Verification) (Verified, error) {
 	if v.History && !v.Since.IsZero() {
 		return Verified{}, errors.New("verify: the stored history can only be verified with the whole log")
@@ -149,32 +155,27 @@ type verification struct {
 	done Verified
 	bad  BadLogError
 	tree treeCheck
-	// gone are the batches without rows of days that have no partition, by day. They are
-	// in order if the log proves that the day was dropped, which it says later.
+	// gone has the batches without rows of days that have no partition, by day. A later
+	// record in the log has to prove that the day was dropped.
 	gone   map[time.Time]*goneRows
 	isGone map[time.Time]bool // whether a day has no partition
-	// droppedDay is the newest day that the log proves was dropped, and with it all days
-	// before, and droppedBefore the first batch that has rows of a later day, if the
-	// record says so.
+	// droppedDay is the newest day that was dropped, as the log proves. All days before it
+	// were dropped, too. droppedBefore is the first batch with rows of a later day; 0 if the
+	// record does not say it.
 	droppedDay    time.Time
 	droppedBefore int64
 	// stated are the truncations of each log, by origin.
 	stated map[string]*stated
-	// announced: the log says that checkpoints are signed.
+	// announced is whether the log has a record that checkpoints are signed.
 	announced bool
 	// rootDay is the day of the newest state root that was read: batches after it have
 	// rows of that day or of the day before.
 	rootDay time.Time
-	// history compares what is stored with the log; nil: not to be done.
+	// history compares stored data with the log; nil if that is not asked for.
 	history *historyCheck
 }
 
-// goneRows are rows of one day that are not there.
-type goneRows struct {
-	leaf, batches, rows int64 // leaf is the first one
-}
-
-// fault reports something that is not in order.
+// fault adds a fault. leaf and row are -1 where they do not apply.
 func (v *verification) fault(leaf int64, row int, format string, args ...any) {
 	if len(v.bad.Faults) == maxFaults {
 		v.bad.More++
@@ -190,7 +191,7 @@ func (v *verification) verify(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer v.history.close()
+		defer v.history.h.Close()
 	}
 	end, err := v.db.NextLeaf(ctx)
 	if err != nil {
@@ -221,7 +222,7 @@ func (v *verification) verify(ctx context.Context) error {
 			return err
 		}
 	}
-	if first > 0 && v.v.Since.IsZero() { // else the record of the drop may not have been read
+	if first > 0 && v.v.Since.IsZero() { // otherwise, the record of the drop may be too old to be read
 		if err := v.head(ctx, first); err != nil {
 			return err
 		}
@@ -244,7 +245,7 @@ func (v *verification) verify(ctx context.Context) error {
 	return err
 }
 
-// chunk verifies the batches up to a leaf, and says where to go on.
+// chunk verifies the batches from one leaf up to another, and returns the leaf to continue at.
 func (v *verification) chunk(ctx context.Context, from, to int64) (int64, error) {
 	batches, err := v.db.Batches(ctx, from, int(to-from))
 	if err != nil {
@@ -252,13 +253,13 @@ func (v *verification) chunk(ctx context.Context, from, to int64) (int64, error)
 	}
 	if len(batches) > 0 && batches[0].Leaf >= to {
 		v.fault(from, -1, "is missing, and all batches up to %d", batches[0].Leaf-1)
-		v.tree.broken = true // from here on, nothing can be said of the tree
+		v.tree.broken = true
 		return batches[0].Leaf, nil
 	}
 	if i := slices.IndexFunc(batches, func(b store.Batch) bool { return b.Leaf >= to }); i >= 0 {
 		batches = batches[:i] // there are gaps
 	}
-	headers := make([]*auditlog.Header, len(batches)) // nil: cannot be read
+	headers := make([]*auditlog.Header, len(batches)) // nil where one cannot be read
 	for i := range batches {
 		headers[i] = v.header(&batches[i])
 	}
@@ -282,8 +283,8 @@ func (v *verification) chunk(ctx context.Context, from, to int64) (int64, error)
 	return to, nil
 }
 
-// header compares a batch's columns with its header, and puts what the header says in
-// their place. It returns nil if the header cannot be read.
+// header compares the columns of a batch with its header, and then replaces them with the
+// values of the header. It returns nil if the header cannot be read.
 func (v *verification) header(b *store.Batch) *auditlog.Header {
 	h, err := auditlog.ParseHeader(b.Header)
 	if err != nil {
@@ -302,7 +303,8 @@ func (v *verification) header(b *store.Batch) *auditlog.Header {
 		v.fault(b.Leaf, -1, "its header has times that its rows cannot have")
 		return nil
 	case h.Rows == 0:
-		// An empty batch has the day on which it was sent, maybe just after midnight.
+		// The day of an empty batch is the one when it was committed, which can be the day after
+		// it was made.
 		columns = append(columns, column{"day", b.Day.Equal(made) || b.Day.Equal(made.AddDate(0, 0, 1))},
 			column{"first_at", b.FirstAt.IsZero()}, column{"last_at", b.LastAt.IsZero()})
 	case h.Version > 1:
@@ -310,8 +312,8 @@ func (v *verification) header(b *store.Batch) *auditlog.Header {
 			column{"first_at", b.FirstAt.Equal(h.First)}, column{"last_at", b.LastAt.Equal(h.Last)})
 		b.Day, b.FirstAt, b.LastAt = DayOf(h.First), h.First, h.Last
 	default:
-		// Version 1 does not have the times: the rows tell them, if they are there. They are
-		// at most a day older than their batch.
+		// A header of version 1 does not have the times of the rows. Rows are at most a day older
+		// than their batch.
 		columns = append(columns, column{"day", b.Day.Equal(made) || b.Day.Equal(made.AddDate(0, 0, -1))},
 			column{"first_at", DayOf(b.FirstAt).Equal(b.Day)}, column{"last_at", DayOf(b.LastAt).Equal(b.Day) && !b.LastAt.Before(b.FirstAt)})
 	}
@@ -324,22 +326,24 @@ func (v *verification) header(b *store.Batch) *auditlog.Header {
 	return &h
 }
 
-// older reports whether a batch has only rows from before the time to verify from.
+// older reports whether all rows of a batch are from before Verification.Since.
 func (v *verification) older(h auditlog.Header) bool {
 	last := h.Last
 	if last.IsZero() {
-		last = h.Made // of an empty batch, or one of version 1: its rows are not younger
+		last = h.Made // an empty batch, or a header of version 1: rows are not newer than this
 	}
 	return last.Before(v.v.Since)
 }
 
+// DayOf returns the begin of the UTC day of a time. The log is stored, batched and dropped by
+// these days.
 func DayOf(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
 
-// event takes notice of an event whose record is one of those that the tree commits
-// to. Events come in the order of the log.
+// event collects what an event says about the log. The tree commits to its record. It must be
+// called in the order of the log.
 func (v *verification) event(h auditlog.Header, rec *cedarpostv1.EventRecord) {
 	if h.Made.After(time.Now().Add(clockLeeway)) {
-		return // its time is made up, so nothing that depends on it is believed
+		return // the time is false, so nothing is concluded from the event
 	}
 	switch rec.Kind {
 	case cedarpostv1.EventRecord_STATE_ROOT:
@@ -354,7 +358,7 @@ func (v *verification) event(h auditlog.Header, rec *cedarpostv1.EventRecord) {
 		drop := rec.GetRetentionDrop()
 		day, err := time.Parse(time.DateOnly, drop.GetDay())
 		if err != nil || h.Made.Before(day.AddDate(0, 0, 1).Add(v.v.MinRetention)) {
-			return // not believed: the day was too young
+			return // the day was too young to be dropped
 		}
 		before := drop.GetFirstLeaf()
 		switch {
@@ -362,93 +366,8 @@ func (v *verification) event(h auditlog.Header, rec *cedarpostv1.EventRecord) {
 			v.droppedDay, v.droppedBefore = day, before
 		case day.Equal(v.droppedDay):
 			if before > 0 && (v.droppedBefore == 0 || before < v.droppedBefore) {
-				v.droppedBefore = before // of several records the strictest one counts
+				v.droppedBefore = before // of several records, the strictest one counts
 			}
 		}
 	}
-}
-
-// allGone notes a batch that has no rows any more. Where the partition of their day is
-// gone too, goneDays decides.
-func (v *verification) allGone(ctx context.Context, b store.Batch) error {
-	gone, known := v.isGone[b.Day]
-	if !known {
-		var err error
-		if gone, err = v.db.DayGone(ctx, b.Day); err != nil {
-			return err
-		}
-		v.isGone[b.Day] = gone
-	}
-	if !gone {
-		v.fault(b.Leaf, -1, "all %d rows are missing, and their day was not dropped", b.Rows)
-		return nil
-	}
-	if v.rootDay.After(b.Day.AddDate(0, 0, 1)) {
-		// A caller with the right to append can forge a batch of a dropped day. Such a batch
-		// must not excuse revisions that have no event.
-		v.fault(b.Leaf, -1, "all %d rows are missing, and the batch was appended more than a day after their day", b.Rows)
-		return nil
-	}
-	if v.history != nil {
-		v.history.missing(1)
-	}
-	g := v.gone[b.Day]
-	if g == nil {
-		g = &goneRows{leaf: b.Leaf}
-		v.gone[b.Day] = g
-	}
-	g.batches++
-	g.rows += int64(b.Rows)
-	return nil
-}
-
-// droppedMeanwhile reads what was appended since the verification began, if a day may
-// have been dropped meanwhile: the record of that is there.
-func (v *verification) droppedMeanwhile(ctx context.Context, end int64) error {
-	for day := range v.gone {
-		if v.droppedDay.IsZero() || day.After(v.droppedDay) {
-			now, err := v.db.NextLeaf(ctx)
-			for from := end; from < now && err == nil; {
-				from, err = v.chunk(ctx, from, min(from+verifyBatches, now))
-			}
-			return err
-		}
-	}
-	return nil
-}
-
-// goneDays takes missing rows for dropped ones, where the log proves that their day was
-// dropped: days go oldest first, so the record of one stands for all before it.
-func (v *verification) goneDays() {
-	for _, day := range slices.SortedFunc(maps.Keys(v.gone), time.Time.Compare) {
-		g := v.gone[day]
-		if v.droppedDay.IsZero() || day.After(v.droppedDay) {
-			v.fault(g.leaf, -1, "all %d rows of %d batches of %s are missing, and no record in the log made at least %.4g days after that day says that it was dropped",
-				g.rows, g.batches, day.Format(time.DateOnly), v.v.MinRetention.Hours()/24)
-			continue
-		}
-		v.done.Dropped += g.rows
-		v.done.Batches += g.batches
-	}
-}
-
-// head makes sure that the batches before the first one are those of dropped days: the
-// owner of the database may remove them in whole tiles of the tree.
-func (v *verification) head(ctx context.Context, first int64) error {
-	batches, err := v.db.Batches(ctx, first, 1)
-	if err != nil {
-		return err
-	}
-	var day time.Time
-	if len(batches) > 0 {
-		if h, err := auditlog.ParseHeader(batches[0].Header); err == nil {
-			day = DayOf(h.Made)
-		}
-	}
-	dropped := first%(1<<auditlog.TileHeight) == 0 && !v.droppedDay.IsZero() && !day.IsZero() &&
-		!day.After(v.droppedDay.AddDate(0, 0, 1)) && (v.droppedBefore == 0 || first <= v.droppedBefore)
-	if !dropped {
-		v.fault(0, -1, "is missing, and all batches up to %d: no record in the log says that they are of dropped days", first-1)
-	}
-	return nil
 }

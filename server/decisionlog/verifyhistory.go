@@ -15,42 +15,44 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// HistoryVerified counts what of the stored history was compared with the log.
+// HistoryVerified counts which parts of the stored history were compared with the log.
 type HistoryVerified struct {
-	// Oldest is the first revision that can be read, Newest the newest.
+	// Oldest and Newest are the first and the last revision that can be read.
 	Oldest, Newest int64
-	// Base is the revision that the verification begins at: that of the first state
-	// root, or 0, where nothing was stored. It is -1 when there is no base.
+	// Base is the revision that the verification begins at: the one of the first state root,
+	// or 0, the empty database. It is -1 if there is no base.
 	Base int64
-	// Entities, Bundles and Keys are what the base has, and each version of an entity
-	// and of a bundle that a revision after Oldest wrote. Keys are those in use.
+	// Entities and Bundles count the versions in the base, and each version that a revision
+	// after Oldest wrote. Keys counts the API keys in use.
 	Entities, Bundles, Keys int64
-	// Revisions were compared with their events, one by one. The events of those that
-	// are NotProvable are gone with their days, or the log began after them.
+	// Revisions is how many revisions were compared with their events. NotProvable is how
+	// many were not, because their events were dropped with their days, or because the log
+	// began after them.
 	Revisions, NotProvable int64
 }
 
-// historyCheck compares the stored entities, bundles and keys with the events of
-// their changes, while the log is walked. It reads one moment of the database, and
-// keeps of all revisions only the one at hand.
+// historyCheck compares the stored entities, bundles and keys with the events of their
+// changes, which it gets in the order of the log. It reads one snapshot of the database, and
+// has only one revision in memory at a time.
 type historyCheck struct {
 	db     *store.DB
 	h      *store.History
 	report func(what string)
 	done   HistoryVerified
 
-	next *store.StoredRevision // the next that has rows, nil: no more
+	next *store.StoredRevision // the next revision with rows; nil at the end
 	keys map[string]*auditedKey
 
-	seen    int64 // the revision of the last event of a change; -1: none yet
-	dropped int64 // batches after that event whose rows are gone
-	gone    bool  // any batch's rows are gone
+	seen    int64 // the revision of the last event of a change; -1 before the first one
+	dropped int64 // batches after that event whose rows are missing
+	gone    bool  // rows of any batch are missing
 	highest int64 // the highest revision that an event names
-	early   int64 // the first event of a change is of the revision after this one
+	early   int64 // the last revision before the first event of a change
 
-	base    *store.StateRoot // as it is stored
-	badRoot bool             // the log has another root
-	// uncovered is the newest revision whose event has no digest of what it stored.
+	base    *store.StateRoot // recomputed from the stored data
+	badRoot bool             // the log has another root for it
+	// uncovered is the newest revision whose event has no digest of what it stored; 0 if a
+	// state root covers it.
 	uncovered     int64
 	uncoveredWhat string
 }
@@ -61,8 +63,8 @@ type auditedKey struct {
 	proven bool
 }
 
-// newHistoryCheck begins. The end of the log must be read after it, so that the log
-// has the event of each revision that it sees.
+// newHistoryCheck opens a snapshot of the stored history. The caller must read the end of the
+// log afterwards, so that the log has the event of each revision in the snapshot.
 func newHistoryCheck(ctx context.Context, db *store.DB, report func(what string)) (_ *historyCheck, err error) {
 	h, err := db.OpenHistory(ctx)
 	if err != nil {
@@ -84,17 +86,15 @@ func newHistoryCheck(ctx context.Context, db *store.DB, report func(what string)
 	return c, nil
 }
 
-func (c *historyCheck) close() { c.h.Close() }
-
 func (c *historyCheck) fault(format string, args ...any) { c.report(fmt.Sprintf(format, args...)) }
 
-// missing takes batches whose rows are gone because their day was dropped.
+// missing counts batches whose rows are missing because their day was dropped.
 func (c *historyCheck) missing(batches int64) {
 	c.dropped += batches
 	c.gone = true
 }
 
-// event takes the next event of the log, whose record was verified.
+// event handles the next event of the log. Its record is verified already.
 func (c *historyCheck) event(ctx context.Context, leaf int64, rec *cedarpostv1.EventRecord) error {
 	switch d := rec.Detail.(type) {
 	case *cedarpostv1.EventRecord_Change:
@@ -105,7 +105,7 @@ func (c *historyCheck) event(ctx context.Context, leaf int64, rec *cedarpostv1.E
 	return nil
 }
 
-// changeKind is what a change is about.
+// changeKind returns the kind of data that a change is about.
 func changeKind(d *cedarpostv1.Change) string {
 	switch {
 	case d.EntityCount > 0:
@@ -120,7 +120,7 @@ func (c *historyCheck) change(ctx context.Context, leaf int64, rec *cedarpostv1.
 	r := rec.Revision
 	c.highest = max(c.highest, r)
 	if r > c.h.Newest {
-		return nil // committed after this read began
+		return nil // committed after the snapshot
 	}
 	if r <= max(c.seen, 0) {
 		c.fault("revision %d: batch %d has another event of it, or one that is out of order: %s", r, leaf, eventText(rec, d))
@@ -147,7 +147,7 @@ func (c *historyCheck) change(ctx context.Context, leaf int64, rec *cedarpostv1.
 		c.done.Entities += rows.Written
 		c.entities(rec, d, rows)
 	}
-	// Bundles are never swept.
+	// Bundles are never swept, so all revisions are compared.
 	for _, name := range rows.Bundles {
 		if kind != store.KindBundle || name != rec.Subject {
 			c.fault("revision %d: rows of bundle %s begin or end at it, and its event is of %s", r, name, eventText(rec, d))
@@ -164,7 +164,7 @@ func (c *historyCheck) change(ctx context.Context, leaf int64, rec *cedarpostv1.
 	return nil
 }
 
-// eventText names what an event is about.
+// eventText returns what an event is about, for a fault.
 func eventText(rec *cedarpostv1.EventRecord, d *cedarpostv1.Change) string {
 	kind := changeKind(d)
 	if kind != store.KindEntity {
@@ -196,8 +196,8 @@ func uidNames(uids []store.UID) []string {
 	return names
 }
 
-// entities compares the rows of entities that a revision ended and began with the
-// digests in its event.
+// entities compares the versions of entities that a revision ended and began with the digests
+// in its event.
 func (c *historyCheck) entities(rec *cedarpostv1.EventRecord, d *cedarpostv1.Change, rows store.StoredRevision) {
 	var before, after []byte
 	if changeKind(d) == store.KindEntity {
@@ -206,7 +206,7 @@ func (c *historyCheck) entities(rec *cedarpostv1.EventRecord, d *cedarpostv1.Cha
 	if bytes.Equal(rows.Before, before) && bytes.Equal(rows.After, after) {
 		return
 	}
-	// The event names them all up to its limit: what it does not name can be told.
+	// If the event lists all of its entities, the fault can name the others.
 	if int(d.EntityCount) == len(d.Entities) && len(rows.Entities) < store.StoredNames {
 		strange := slices.Clone(rows.Entities)
 		strange = slices.DeleteFunc(strange, func(uid store.UID) bool {
@@ -226,8 +226,7 @@ func (c *historyCheck) entities(rec *cedarpostv1.EventRecord, d *cedarpostv1.Cha
 	}
 }
 
-// bundle compares a bundle as it is stored at a revision with the event that
-// published it.
+// bundle compares a stored version of a bundle with the event that published it.
 func (c *historyCheck) bundle(ctx context.Context, rec *cedarpostv1.EventRecord, d *cedarpostv1.Change) error {
 	c.done.Bundles++
 	b, err := c.h.Bundle(ctx, rec.Subject, rec.Revision)
@@ -251,7 +250,7 @@ func (c *historyCheck) bundle(ctx context.Context, rec *cedarpostv1.EventRecord,
 	return nil
 }
 
-// key compares an API key with the event that added it. Keys are never swept.
+// key compares a stored API key with the event that added it. Keys are never swept.
 func (c *historyCheck) key(rec *cedarpostv1.EventRecord, d *cedarpostv1.Change) {
 	k := c.keys[rec.Subject]
 	switch {
@@ -270,19 +269,19 @@ func (c *historyCheck) key(rec *cedarpostv1.EventRecord, d *cedarpostv1.Change) 
 	k.proven = true
 }
 
-// notCovered notes a change by a version whose events had no digest of all that they
-// stored. A state root of that revision or a later one has to cover it.
+// notCovered notes a change whose event has no digest of all that it stored, as events of
+// older versions of the server. A state root of that revision or a later one must cover it.
 func (c *historyCheck) notCovered(revision int64, what string) {
 	c.uncovered, c.uncoveredWhat = revision, what
 }
 
-// gap takes the revisions between the last event and revision r, which have none.
+// gap handles the revisions between the last event and revision r. They have no event.
 func (c *historyCheck) gap(ctx context.Context, r int64) error {
 	from := max(c.seen, 0) + 1
 	first, bad := max(from, c.h.Oldest+1), false
 	switch n := r - first; {
 	case n <= 0:
-	case r-from <= c.dropped: // each event of a change is a batch of its own
+	case r-from <= c.dropped: // each event of a change is a batch by itself
 		c.done.NotProvable += n
 	case c.seen < 0:
 		c.early = r - 1
@@ -310,7 +309,7 @@ func (c *historyCheck) noEvent(first, last int64) {
 	c.fault("revision %d: the log has no event of it, and none of those up to %d", first, last)
 }
 
-// without reports the rows of a revision that has no event.
+// without adds a fault for the rows of a revision that has no event.
 func (c *historyCheck) without(rows *store.StoredRevision) {
 	names := uidNames(rows.Entities)
 	for _, name := range rows.Bundles {
@@ -322,8 +321,8 @@ func (c *historyCheck) without(rows *store.StoredRevision) {
 	c.fault("revision %d: %s: a row begins or ends at it, and the log has no event of it", rows.Revision, namesText(names, len(names)))
 }
 
-// root recomputes a state root that can be the base, or that proves changes whose
-// events have no digest.
+// root recomputes a state root, if it can be the base or covers changes whose events have no
+// digest, and compares it with its event.
 func (c *historyCheck) root(ctx context.Context, leaf int64, rec *cedarpostv1.EventRecord, d *cedarpostv1.StateRoot) error {
 	c.highest = max(c.highest, d.Revision)
 	switch {
@@ -356,7 +355,7 @@ func (c *historyCheck) root(ctx context.Context, leaf int64, rec *cedarpostv1.Ev
 	return nil
 }
 
-// finish takes the end of the log.
+// finish runs the checks that need the whole log, and returns the counts.
 func (c *historyCheck) finish(ctx context.Context) (*HistoryVerified, error) {
 	if err := c.gap(ctx, c.h.Newest+1); err != nil {
 		return nil, err
@@ -382,7 +381,7 @@ func (c *historyCheck) finish(ctx context.Context) (*HistoryVerified, error) {
 	return &c.done, nil
 }
 
-// empty takes the empty database for the base, where the log is whole.
+// empty makes the empty database the base, if the log is whole.
 func (c *historyCheck) empty() {
 	if c.h.Oldest > 0 || c.gone {
 		c.fault("revision %d: the log has no state root of it or of a later revision, so what was stored then cannot be verified", c.h.Oldest)
@@ -391,7 +390,7 @@ func (c *historyCheck) empty() {
 	c.done.Base = 0
 }
 
-// covered reports revisions and API keys that neither the base nor an event proves.
+// covered adds faults for revisions and API keys that neither the base nor an event proves.
 func (c *historyCheck) covered() {
 	if first := c.h.Oldest + 1; first <= c.early {
 		if c.base != nil && c.early <= c.base.Revision {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/mod/sumdb/tlog"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -36,7 +35,8 @@ func (v *verification) group(ctx context.Context, batches []store.Batch, headers
 	}
 	if len(found.Decisions) == limit || len(found.Events) == limit {
 		if len(batches) > 1 {
-			// One of them has far too many rows, which push those of others out.
+			// One batch has far too many rows, and the limit cut off rows of others. Read each
+			// batch alone.
 			for i := range batches {
 				if err := v.group(ctx, batches[i:i+1], headers[i:i+1]); err != nil {
 					return err
@@ -61,10 +61,9 @@ func (v *verification) group(ctx context.Context, batches []store.Batch, headers
 	return nil
 }
 
-// rows verifies the rows of one batch, which are among those found.
+// rows verifies the rows of one batch. found also has rows of other batches.
 func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Header, found store.LogRows) error {
-	decisions := of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch })
-	events := of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch })
+	decisions, events := rowsOf(b, found)
 	if h.Rows > 0 && len(decisions)+len(events) == 0 {
 		return v.allGone(ctx, b)
 	}
@@ -80,7 +79,8 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 	good := true
 	for _, d := range decisions {
 		see(d.At)
-		if err := cmp.Or(checkBytes(d.Record, d.CRC), checkDecision(d), isDecision(d.Record)); err != nil {
+		rec, err := checkDecision(d)
+		if err := cmp.Or(checkBytes(d.Record, d.CRC), err, isDecision(rec)); err != nil {
 			v.fault(b.Leaf, d.Pos, "decision %s: %s", d.ID, err)
 			good = false
 		}
@@ -128,13 +128,15 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 	return nil
 }
 
-// whichRow names the rows of a bad batch, for the root alone does not say which.
+// whichRow lists the rows of a batch with a wrong root. The root does not tell which row is
+// wrong.
 func whichRow(b store.Batch, found store.LogRows) string {
 	var ids []string
-	for _, d := range of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch }) {
+	decisions, events := rowsOf(b, found)
+	for _, d := range decisions {
 		ids = append(ids, d.ID.String())
 	}
-	for _, e := range of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch }) {
+	for _, e := range events {
 		ids = append(ids, e.ID.String())
 	}
 	const most = 5
@@ -144,20 +146,18 @@ func whichRow(b store.Batch, found store.LogRows) string {
 	return "; it is one of " + strings.Join(ids, ", ")
 }
 
-// isDecision makes sure that the bytes of a record are those of a decision. The tree
-// does not say which table a row is in, and most bytes can be read as an event, too.
-func isDecision(record []byte) error {
-	rec := &cedarpostv1.DecisionRecord{}
-	if err := proto.Unmarshal(record, rec); err != nil || wire.RefuseUnknown(rec.ProtoReflect()) != nil ||
-		rec.Principal == nil || rec.Action == nil || rec.Resource == nil ||
-		rec.Decision != cedarpostv1.Decision_ALLOW && rec.Decision != cedarpostv1.Decision_DENY {
+// isDecision checks that a record is the record of a decision. The tree does not commit to
+// the table of a row, and most records of decisions can be read as an event, too.
+func isDecision(rec *cedarpostv1.DecisionRecord) error {
+	if wire.RefuseUnknown(rec.ProtoReflect()) != nil || rec.GetPrincipal() == nil || rec.GetAction() == nil || rec.GetResource() == nil ||
+		rec.GetDecision() != cedarpostv1.Decision_ALLOW && rec.GetDecision() != cedarpostv1.Decision_DENY {
 		return errors.New("its record is not that of a decision, or has fields that this version does not know")
 	}
 	return nil
 }
 
-// isEvent makes sure that a record is that of an event: of a known kind, with the detail
-// of that kind and nothing else.
+// isEvent checks that a record is the record of an event: of a known kind, with the detail of
+// that kind and no unknown fields.
 func isEvent(rec *cedarpostv1.EventRecord) error {
 	m := rec.ProtoReflect()
 	detail := m.WhichOneof(m.Descriptor().Oneofs().ByName("detail"))
@@ -167,8 +167,8 @@ func isEvent(rec *cedarpostv1.EventRecord) error {
 	return nil
 }
 
-// shape makes sure that what is read are the tables themselves, and that no batch is
-// there twice.
+// shape checks that the tables are plain tables, so that reads return what is stored, and that
+// no batch is stored twice.
 func (v *verification) shape(ctx context.Context) error {
 	odd, err := v.db.OddLogTables(ctx)
 	if err != nil {
@@ -187,7 +187,7 @@ func (v *verification) shape(ctx context.Context) error {
 	return nil
 }
 
-// strays finds rows that readers of the tables could take for rows of the log.
+// strays finds rows of the tables that belong to no batch of the log.
 func (v *verification) strays(ctx context.Context) error {
 	rows, err := v.db.StrayRows(ctx, v.v.Since, maxStrays)
 	if err != nil {
@@ -207,7 +207,12 @@ func (v *verification) strays(ctx context.Context) error {
 	return nil
 }
 
-// of cuts the rows of one batch out of rows in order of batch.
+// rowsOf returns the rows of a batch. found must be sorted by batch.
+func rowsOf(b store.Batch, found store.LogRows) ([]store.Decision, []store.Event) {
+	return of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch }),
+		of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch })
+}
+
 func of[T any](rows []T, batch uuid.UUID, batchOf func(T) uuid.UUID) []T {
 	i, _ := slices.BinarySearchFunc(rows, batch, func(r T, id uuid.UUID) int {
 		b := batchOf(r)
@@ -220,8 +225,9 @@ func of[T any](rows []T, batch uuid.UUID, batchOf func(T) uuid.UUID) []T {
 	return rows[i:n]
 }
 
-// RowHashes are the leaves of a batch, whose rows are among those found. Each place
-// must be taken once.
+// RowHashes returns the hashes of the rows of a batch, in order: the leaves of the tree of the
+// batch. found must have its rows, sorted by batch, and may have rows of other batches. If a
+// place of the batch has no row, or more than one, there are faults.
 func RowHashes(b store.Batch, found store.LogRows) (leaves []tlog.Hash, faults []Fault) {
 	places := map[int]tlog.Hash{}
 	put := func(pos int, record []byte) {
@@ -231,16 +237,17 @@ func RowHashes(b store.Batch, found store.LogRows) (leaves []tlog.Hash, faults [
 		}
 		places[pos] = auditlog.Hash(record)
 	}
-	for _, d := range of(found.Decisions, b.ID, func(d store.Decision) uuid.UUID { return d.Batch }) {
+	decisions, events := rowsOf(b, found)
+	for _, d := range decisions {
 		put(d.Pos, d.Record)
 	}
-	for _, e := range of(found.Events, b.ID, func(e store.Event) uuid.UUID { return e.Batch }) {
+	for _, e := range events {
 		put(e.Pos, e.Record)
 	}
 	for pos := range b.Rows {
 		hash, there := places[pos]
 		if !there {
-			// The first one is enough: a header can say any number of rows.
+			// Only the first missing row is a fault: a forged header can name any number of rows.
 			return nil, append(faults, Fault{b.Leaf, pos, fmt.Sprintf("is missing; %d of %d rows are there", len(places), b.Rows)})
 		}
 		leaves = append(leaves, hash)
@@ -248,8 +255,8 @@ func RowHashes(b store.Batch, found store.LogRows) (leaves []tlog.Hash, faults [
 	return leaves, faults
 }
 
-// checkBytes finds a record that was altered by someone who forgot its checksum.
-// That proves nothing, but names the row.
+// checkBytes compares a record with its checksum. The checksum proves nothing, because
+// anybody can compute it, but it tells which row of a batch was altered.
 func checkBytes(record []byte, crc int32) error {
 	if store.Checksum(record) != crc {
 		return errors.New("its record was altered")

@@ -11,27 +11,75 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/mod/sumdb/note"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store"
-	"github.com/cedarpost/cedarpost/store/storetest"
 )
+
+// tampering changes a database past the service and undoes the changes.
+type tampering struct {
+	conn   *pgx.Conn
+	tables []string
+}
+
+// startTampering keeps the rows of the tables that are to be changed.
+func startTampering(t *testing.T, url string, tables ...string) *tampering {
+	t.Helper()
+	x := &tampering{servertest.Session(t, url), tables}
+	servertest.MustExec(t, x.conn, "set session_replication_role = replica") // no triggers
+	for _, table := range tables {
+		servertest.MustExec(t, x.conn, fmt.Sprintf("create temp table kept_%[1]s as table %[1]s", table))
+	}
+	return x
+}
+
+// do runs a statement, which must change a row. The change is undone at the end of the test.
+func (x *tampering) do(t *testing.T, sql string) {
+	t.Helper()
+	x.undoAfter(t)
+	if tag, err := x.conn.Exec(t.Context(), sql); err != nil || tag.RowsAffected() == 0 {
+		t.Fatalf("%s: %v, %v", sql, tag, err)
+	}
+}
+
+// undoAfter undoes all changes of the tables at the end of the test.
+func (x *tampering) undoAfter(t *testing.T) {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := x.undo(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func (x *tampering) undo() error {
+	for _, table := range x.tables {
+		if _, err := x.conn.Exec(context.Background(), fmt.Sprintf("delete from %[1]s; insert into %[1]s table kept_%[1]s", table)); err != nil {
+			return fmt.Errorf("table %s is not as it was: %w", table, err)
+		}
+	}
+	return nil
+}
+
+// logTables are the tables of the log.
+var logTables = []string{"decisions", "events", "audit_batches", "audit_nodes", "checkpoints"}
 
 // unproven are the columns of the log that no proof covers, with the reason.
 var unproven = map[string]string{
-	"checkpoints.at": "when the database stored the checkpoint; nothing is decided by it",
+	"checkpoints.at": "when the database stored the checkpoint; no decision depends on it",
 }
 
-// tampered is an expression of another value for a column of a type.
+// tampered returns an SQL expression for another value of a column.
 func tampered(t *testing.T, column, typ string) string {
 	t.Helper()
-	if column == "seq" {
-		return "(select max(seq) + 1 from audit_batches)" // it is unique
+	switch column { // unique columns
+	case "seq":
+		return "(select max(seq) + 1 from audit_batches)"
+	case "size":
+		return "(select max(size) + 1 from checkpoints)"
 	}
 	expression, ok := map[string]string{
 		"uuid":                     "gen_random_uuid()",
@@ -56,8 +104,7 @@ func tampered(t *testing.T, column, typ string) string {
 	return fmt.Sprintf(expression, column)
 }
 
-// Whatever column of the log is changed, in whatever row, is found: all columns that
-// there are, but for those listed above.
+// The verification finds a change of each column of the log, except those listed above.
 func TestVerifyFindsEachColumn(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
@@ -67,8 +114,8 @@ func TestVerifyFindsEachColumn(t *testing.T) {
 	rows, err := servertest.Session(t, s.URL).Query(t.Context(), `
 		select table_name, column_name, data_type || case when data_type = 'ARRAY' then udt_name else '' end
 		from information_schema.columns
-		where table_schema = current_schema() and table_name in ('decisions', 'events', 'audit_batches', 'audit_nodes', 'checkpoints')
-		order by table_name, ordinal_position`)
+		where table_schema = current_schema() and table_name = any($1)
+		order by table_name, ordinal_position`, logTables)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,6 +125,7 @@ func TestVerifyFindsEachColumn(t *testing.T) {
 		t.Fatalf("%d columns, %v", len(columns), err)
 	}
 	db := servertest.OpenAuditor(t, s.URL)
+	x := startTampering(t, s.URL, logTables...)
 	for _, c := range columns {
 		name := c.Table + "." + c.Name
 		if unproven[name] != "" {
@@ -85,40 +133,25 @@ func TestVerifyFindsEachColumn(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			value := tampered(t, c.Name, c.Type)
-			// Of the rows in the middle, one for which the column is not empty, if there is one.
-			undo := change(t, s.URL, partitionOf(t, s.URL, c.Table), c.Name, value, fmt.Sprintf(
-				"select ctid from %[1]s order by %[2]s is null, ctid offset (select count(*) / 2 from %[1]s where %[2]s is not null) limit 1",
-				partitionOf(t, s.URL, c.Table), c.Name))
-			defer undo()
+			// A row in the middle, of those in which the column is not null, if there are any. All
+			// rows of the log are in the partition of one day, so a ctid is unique.
+			x.do(t, fmt.Sprintf(`update %[1]s set %[2]s = %[3]s where ctid = (
+				select ctid from %[1]s order by %[2]s is null, ctid offset (select count(*) / 2 from %[1]s where %[2]s is not null) limit 1)`, c.Table, c.Name, value))
 			_, err := decisionlog.VerifyLog(t.Context(), db, decisionlog.Verification{Keys: []note.Verifier{verifier}})
 			var bad *decisionlog.BadLogError
 			if !errors.As(err, &bad) {
-				t.Errorf("%s = %s passes: %v", name, value, err)
+				t.Errorf("%s = %s is not found: %v", name, value, err)
 			}
 			t.Log(err)
 		})
 	}
 	if _, err := decisionlog.VerifyLog(t.Context(), db, decisionlog.Verification{Keys: []note.Verifier{verifier}}); err != nil {
-		t.Errorf("all taken back: %v", err)
+		t.Errorf("after all changes were undone: %v", err)
 	}
 }
 
-// partitionOf is the partition of today, or the table itself.
-func partitionOf(t *testing.T, url, table string) string {
-	t.Helper()
-	if table != "decisions" && table != "events" {
-		return table
-	}
-	var name string
-	err := servertest.Session(t, url).QueryRow(t.Context(), "select tableoid::regclass::text from "+table+" limit 1").Scan(&name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return name
-}
-
-// Rows that belong to no batch, or not to theirs, are found, and readers do not show
-// them. Whoever has the login of a server can put them there.
+// The login of a server can insert rows that belong to no batch, or not to the batch that they
+// name. The verification finds them, and queries do not return them.
 func TestVerifyFindsRowsOfNoBatch(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
@@ -139,6 +172,8 @@ func TestVerifyFindsRowsOfNoBatch(t *testing.T) {
 			from events order by at limit 1`
 		newID = "gen_random_uuid()"
 	)
+	x := startTampering(t, s.URL, logTables...)
+	conn, db := servertest.Session(t, s.URL), servertest.OpenAuditor(t, s.URL)
 	for name, c := range map[string]struct{ sql, want string }{
 		"of the nil batch":               {fmt.Sprintf(decision, newID, "at", "'00000000-0000-0000-0000-000000000000'", "0"), "belongs to no batch"},
 		"of an unknown batch":            {fmt.Sprintf(decision, newID, "at", newID, "0"), "belongs to no batch"},
@@ -155,16 +190,14 @@ func TestVerifyFindsRowsOfNoBatch(t *testing.T) {
 			fmt.Sprintf(decision, newID, "at", "'00000000-0000-0000-0000-00000000000a'", "0"), "outside of its time"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			url := copyDatabase(t, s.URL)
-			conn := servertest.Session(t, url)
+			x.undoAfter(t)
 			servertest.MustExec(t, conn, c.sql)
-			db := servertest.OpenAuditor(t, url)
 			_, err := decisionlog.VerifyLog(t.Context(), db, decisionlog.Verification{})
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
-			// A row that takes the place of another one is in the batch, as far as a reader can
-			// tell without its proof.
+			// A query cannot tell a row in the place of another one from the true row without a
+			// proof.
 			if strings.Contains(name, "twice") {
 				return
 			}
@@ -190,212 +223,12 @@ func TestVerifyFindsRowsOfNoBatch(t *testing.T) {
 			}
 		})
 	}
-}
-
-// recordedDecision is a decision of a time whose columns are what its record says.
-func recordedDecision(t *testing.T, at time.Time) store.Decision {
-	t.Helper()
-	d := servertest.DecisionAt(at)
-	uid := &cedarpostv1.EntityUid{Type: "T", Id: "x"}
-	record, err := proto.Marshal(&cedarpostv1.DecisionRecord{
-		DecisionId: d.ID.String(), Time: timestamppb.New(at.Truncate(time.Millisecond)), Principal: uid, Action: uid, Resource: uid,
-		Decision: cedarpostv1.Decision_ALLOW,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.Record = record
-	return d
-}
-
-// recordedDrop is the event that a day is dropped.
-func recordedDrop(t *testing.T, drop *cedarpostv1.RetentionDrop) store.Event {
-	t.Helper()
-	id := uuid.Must(uuid.NewV7())
-	at := time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
-	record, err := proto.Marshal(&cedarpostv1.EventRecord{
-		EventId: id.String(), Time: timestamppb.New(at), Kind: cedarpostv1.EventRecord_RETENTION_DROP, Subject: drop.Day,
-		Detail: &cedarpostv1.EventRecord_RetentionDrop{RetentionDrop: drop},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return store.Event{ID: id, Kind: "retention_drop", Subject: drop.Day, Record: record}
-}
-
-// Rows may be missing only where the log proves that their whole day was dropped, when
-// it was old enough.
-func TestVerifyBelievesProvenDropsOnly(t *testing.T) {
-	t.Parallel() // it takes long
-	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	w := db.NewLogWriter("s", auditlog.Strict, 0)
-	defer w.Close()
-	noon := time.Now().UTC().Truncate(day).Add(day / 2)
-	ago := func(days int) time.Time { return noon.AddDate(0, 0, -days) }
-	date := func(days int) string { return ago(days).Format(time.DateOnly) }
-	conn := servertest.Session(t, url)
-	for _, days := range []int{60, 50, 20, 10} {
-		servertest.MustExec(t, conn, fmt.Sprintf("select create_log_partitions('%s', 1)", date(days)))
-		for i := range 2 {
-			if _, err := w.Append(t.Context(), []store.Decision{recordedDecision(t, ago(days).Add(time.Duration(i)*time.Second)), recordedDecision(t, ago(days).Add(time.Minute))}, nil); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	for _, days := range []int{60, 50} {
-		if _, err := w.Append(t.Context(), nil, []store.Event{recordedDrop(t, &cedarpostv1.RetentionDrop{Day: date(days), Decisions: 4})}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// A record that a young day is dropped is in the tree like any other: whoever has the
-	// login of a server can append it.
-	if _, err := w.Append(t.Context(), nil, []store.Event{recordedDrop(t, &cedarpostv1.RetentionDrop{Day: date(20), Decisions: 4})}); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	db.Close()
-
-	drop := func(days int) string {
-		return fmt.Sprintf("drop table decisions_%s; drop table events_%[1]s;", ago(days).Format("20060102"))
-	}
-	junk := func(days int) string {
-		return fmt.Sprintf(`insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)
-			values (gen_random_uuid(), now(), 'retention_drop', '', '', '%s', '', gen_random_uuid(), 0, 0);`, date(days))
-	}
-	rowsOf := func(days int) string {
-		return "delete from decisions_" + ago(days).Format("20060102") + " where batch = (select batch from audit_batches where day = '" + date(days) + "' order by seq limit 1);"
-	}
-	for name, c := range map[string]struct {
-		sql, want string
-		keep      time.Duration
-	}{
-		"nothing is missing":                   {sql: ""},
-		"a dropped day":                        {sql: drop(60)},
-		"two dropped days":                     {sql: drop(60) + drop(50)},
-		"a day, and a later one stays":         {sql: drop(60) + "select 1"},
-		"a day, and nothing says so":           {sql: drop(60) + drop(50) + drop(10), want: "all 4 rows of 2 batches of " + date(10) + " are missing"},
-		"a day, and a row of no batch says so": {sql: drop(10) + junk(10), want: "all 4 rows of 2 batches of " + date(10) + " are missing"},
-		"a young day, and a record says so":    {sql: drop(20), want: "all 4 rows of 2 batches of " + date(20) + " are missing"},
-		"a day that is kept longer":            {sql: drop(60), want: "all 4 rows of 2 batches of " + date(60) + " are missing", keep: 90 * day},
-		"rows of a day, which is still there":  {sql: rowsOf(60), want: "all 2 rows are missing, and their day was not dropped"},
-		"rows, and a row of no batch says so":  {sql: rowsOf(10) + junk(10), want: "all 2 rows are missing, and their day was not dropped"},
-		"rows, and their day is said to be another": {sql: drop(60) + rowsOf(10) +
-			"update audit_batches set day = '" + date(60) + "' where seq = 6", want: "column day"},
-		"one row of a day that is still there": {sql: "delete from decisions_" + ago(60).Format("20060102") + " where pos = 1", want: "row 1: is missing"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			url := copyDatabase(t, url)
-			conn := servertest.Session(t, url)
-			servertest.MustExec(t, conn, "set session_replication_role = replica")
-			servertest.MustExec(t, conn, c.sql)
-			done, err := decisionlog.VerifyLog(t.Context(), servertest.OpenAuditor(t, url), decisionlog.Verification{MinRetention: c.keep})
-			switch {
-			case c.want == "" && err != nil:
-				t.Error(err)
-			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
-				t.Errorf("got %v, want %q", err, c.want)
-			case c.want == "" && strings.Contains(c.sql, "drop table") && done.Dropped == 0:
-				t.Errorf("%+v", done)
-			}
-			t.Log(err)
-		})
+	if _, err := decisionlog.VerifyLog(t.Context(), db, decisionlog.Verification{}); err != nil {
+		t.Errorf("after all changes were undone: %v", err)
 	}
 }
 
-// The oldest batches may be missing in whole tiles, where the log proves that the days
-// of their rows were dropped.
-func TestVerifyWithoutOldestBatches(t *testing.T) {
-	t.Parallel() // it takes long
-	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	w := db.NewLogWriter("s", auditlog.Strict, 0)
-	defer w.Close()
-	for range 600 {
-		if _, err := w.Append(t.Context(), nil, nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	today := time.Now().UTC()
-	drops := func(day time.Time, firstLeaf int64) store.Event {
-		return recordedDrop(t, &cedarpostv1.RetentionDrop{Day: day.Format(time.DateOnly), FirstLeaf: firstLeaf})
-	}
-	keep := time.Nanosecond // yesterday may be dropped
-	for name, c := range map[string]struct {
-		events  []store.Event
-		missing int
-		ok      bool
-	}{
-		"a tile":                              {[]store.Event{drops(today.AddDate(0, 0, -1), 0)}, 256, true},
-		"a tile, and more is said":            {[]store.Event{drops(today.AddDate(0, 0, -1), 512)}, 256, true},
-		"all tiles that may be missing":       {[]store.Event{drops(today.AddDate(0, 0, -1), 512)}, 512, true},
-		"more than is said":                   {[]store.Event{drops(today.AddDate(0, 0, -1), 300)}, 512, false},
-		"more than one of the records says":   {[]store.Event{drops(today.AddDate(0, 0, -1), 300), drops(today.AddDate(0, 0, -1), 600)}, 512, false},
-		"more than one says, another nothing": {[]store.Event{drops(today.AddDate(0, 0, -1), 300), drops(today.AddDate(0, 0, -1), 0)}, 512, false},
-		"not a whole tile":                    {[]store.Event{drops(today.AddDate(0, 0, -1), 512)}, 300, false},
-		"and nothing says so":                 {nil, 256, false},
-		"and a young day is said to be":       {[]store.Event{drops(today, 512)}, 256, false},
-		"of a day after the dropped one":      {[]store.Event{drops(today.AddDate(0, 0, -4), 512)}, 256, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			url := copyDatabase(t, url)
-			db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer db.Close()
-			w := db.NewLogWriter("s2", auditlog.Strict, 0)
-			defer w.Close()
-			for _, e := range c.events {
-				if _, err := w.Append(t.Context(), nil, []store.Event{e}); err != nil {
-					t.Fatal(err)
-				}
-			}
-			saveTree(t, db, 600)
-			servertest.Tamper(t, url, fmt.Sprintf("delete from audit_batches where seq < %d", c.missing))
-			_, err = decisionlog.VerifyLog(t.Context(), servertest.OpenAuditor(t, url), decisionlog.Verification{MinRetention: keep})
-			if (err == nil) != c.ok {
-				t.Error(err)
-			}
-			t.Log(err)
-		})
-	}
-}
-
-// saveTree stores the tree of the first batches, with a checkpoint.
-func saveTree(t *testing.T, db *store.DB, size int) {
-	t.Helper()
-	batches, err := db.Batches(t.Context(), 0, size)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, tiles, err := decisionlog.Grow(0, batches, db.Tiles(t.Context()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyFile, _ := servertest.LogKey(t, "test.example/log")
-	key, err := auditlog.ReadKey(keyFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signed, err := auditlog.Checkpoint{Origin: key.Name(), Size: int64(size), Root: root}.Sign(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := db.SaveTree(t.Context(), tiles, store.Checkpoint{Origin: key.Name(), Size: int64(size), Note: signed}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// Since begins where the headers say, whatever the columns say.
+// Since is compared with the times in headers, not with those in columns.
 func TestVerifySinceTrustsHeaders(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
@@ -409,7 +242,7 @@ func TestVerifySinceTrustsHeaders(t *testing.T) {
 	}
 }
 
-// A log that was signed has checkpoints.
+// The verification notices that all checkpoints of a signed log are missing.
 func TestVerifyMissesCheckpoints(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
@@ -425,7 +258,7 @@ func TestVerifyMissesCheckpoints(t *testing.T) {
 	}
 }
 
-// Verification goes on after a fault, and lists all.
+// The verification goes on after a fault, and lists all faults.
 func TestVerifyGoesOn(t *testing.T) {
 	t.Parallel() // it takes long
 	s, verifier, _ := signed(t)
@@ -436,7 +269,7 @@ func TestVerifyGoesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What the login of a server can append: a header that is none, and a record that is none.
+	// The login of a server can append a batch with an invalid header.
 	conn := servertest.Session(t, s.URL)
 	servertest.MustExec(t, conn, "set role cedarpost_writer")
 	servertest.MustExec(t, conn, "select log_append(gen_random_uuid(), gen_random_uuid(), 0, 100000, 'junk', current_date, now(), now())")
@@ -461,8 +294,8 @@ func TestVerifyGoesOn(t *testing.T) {
 	t.Log(text)
 }
 
-// What the login of a server can append about itself proves nothing: times in headers that
-// no row can have, or that have not come yet.
+// The login of a server can append headers with false times, which no row can have or which
+// are in the future. The verification concludes nothing from them.
 func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 	t.Parallel() // it takes long
 	s, _, _ := signed(t)
@@ -511,7 +344,7 @@ func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 			t.Log(err)
 		})
 	}
-	// And what no batch can be is refused, for nobody could take it away again.
+	// The database refuses batches that are impossible, because nobody could remove them.
 	conn := servertest.Session(t, s.URL)
 	for _, values := range []string{
 		"0, 0, 'x', 'infinity', null, null", "0, 1, 'x', current_date, '-infinity', 'infinity'", "0, 1, 'x', current_date, now(), 'infinity'",
@@ -520,7 +353,7 @@ func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 		"0, 0, convert_to(repeat('x', 70000), 'UTF8'), current_date, null, null", "null, 0, 'x', current_date, null, null", "0, 0, null, current_date, null, null",
 	} {
 		if _, err := conn.Exec(t.Context(), "select log_append(gen_random_uuid(), gen_random_uuid(), "+values+")"); err == nil {
-			t.Errorf("a batch of %s is taken", values)
+			t.Errorf("a batch of %s is accepted", values)
 		}
 	}
 	// Days do not depend on how the session writes dates.
@@ -535,14 +368,14 @@ func TestVerifyBelievesNoMadeUpTimes(t *testing.T) {
 		!strings.Contains(bounds, "FROM ('"+today.AddDate(0, 0, 60).Format(time.DateOnly)+" 00:00:00+00')") {
 		t.Errorf("%s, %v", bounds, err)
 	}
-	// Nor does the time that history is kept for depend on the signs inside of an interval.
+	// The least retention of history holds for an interval whose parts have different signs.
 	servertest.MustExec(t, conn, "set role cedarpost_app")
 	if _, err := conn.Exec(t.Context(), "select raise_oldest('-1200 mon 36002 days')"); err == nil {
 		t.Error("history is given up that is younger than 48 hours")
 	}
 }
 
-// A decision cannot be passed off as an event, nor an event as a decision.
+// No record is valid both as a decision and as an event.
 func TestVerifyTellsDecisionsFromEvents(t *testing.T) {
 	s, _, _ := signed(t)
 	servertest.DecideSome(t, s, 6)
@@ -562,7 +395,7 @@ func TestVerifyTellsDecisionsFromEvents(t *testing.T) {
 	}
 }
 
-// idTime is the time inside of an id.
+// idTime returns the time in an id.
 func idTime(id uuid.UUID) time.Time {
 	return time.Unix(id.Time().UnixTime()).UTC().Truncate(time.Millisecond)
 }

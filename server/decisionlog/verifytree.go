@@ -17,42 +17,41 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// treeCheck is the tree as the headers make it, to compare checkpoints and the stored
-// tiles with.
+// treeCheck is the tree as computed from the headers. Checkpoints and the stored tiles are
+// compared with it.
 type treeCheck struct {
 	size   int64                      // leaves so far
-	signed int64                      // the newest checkpoint covers so many: all tiles of them must be stored
-	tiles  map[auditlog.TileID][]byte // computed; of level 0 only those of the last chunk
-	stored auditlog.Tiles             // what was there before the first leaf
-	broken bool                       // a leaf is not known: roots cannot be computed from there on
+	signed int64                      // size of the newest checkpoint: all tiles up to it must be stored
+	tiles  map[auditlog.TileID][]byte // computed tiles; of level 0 only those of the last chunk
+	stored auditlog.Tiles             // reads stored tiles, for leaves before the first one
+	broken bool                       // a leaf is not known, so no root after it can be computed
 
-	pages     []store.Checkpoint // in the order of size, not compared yet
-	after     store.Checkpoint   // the last one that was read
-	all       bool               // all were read
-	kept      []auditlog.Checkpoint
+	pages     []store.Checkpoint    // checkpoints of the database that are not compared yet, by size
+	after     store.Checkpoint      // the last one that was read
+	all       bool                  // all were read
+	found     int64                 // how many the database has
+	kept      []auditlog.Checkpoint // kept checkpoints that are not compared yet, by size
 	keptNotes map[auditlog.Checkpoint][]byte
 	gone      []goneCheckpoint
-	found     int64
-	faults    map[string]*checkpointFault
+	faults    map[string]*checkpointFault // by place and text
 }
 
-// goneCheckpoint is a kept checkpoint that the log does not hold. Whether a statement of
-// truncation excuses it is known once the whole log was read.
+// goneCheckpoint is a kept checkpoint that does not match the log. Whether a statement of
+// truncation excuses it is known only when the whole log is read.
 type goneCheckpoint struct {
 	auditlog.Checkpoint
 	what string
 }
 
-// checkpointFault is what is wrong with a number of checkpoints. When one leaf was
-// altered, all later roots are other ones.
+// checkpointFault is one fault of several checkpoints. One altered leaf changes all later
+// roots, so checkpoints with the same fault are reported together.
 type checkpointFault struct {
 	first int64 // size
 	what  string
 	more  int
 }
 
-// read is what the tree is grown from: computed tiles, and stored ones for what was
-// before the first leaf.
+// read returns tiles: the computed ones, and stored ones for leaves before the first one.
 func (t *treeCheck) read(ids []auditlog.TileID) ([][]byte, error) {
 	out := make([][]byte, len(ids))
 	for i, id := range ids {
@@ -68,8 +67,8 @@ func (t *treeCheck) read(ids []auditlog.TileID) ([][]byte, error) {
 	return out, nil
 }
 
-// startTree begins at a leaf. What is read of the tree before it is not verified by
-// itself, but the roots of later checkpoints depend on it.
+// startTree starts the tree at a leaf. The stored tree before it is not verified by itself, but
+// the roots of later checkpoints depend on it.
 func (v *verification) startTree(start, signed int64) {
 	v.tree = treeCheck{
 		size: start, signed: signed, tiles: map[auditlog.TileID][]byte{}, keptNotes: map[auditlog.Checkpoint][]byte{},
@@ -83,8 +82,8 @@ func (v *verification) startTree(start, signed int64) {
 	slices.SortStableFunc(v.tree.kept, func(a, b auditlog.Checkpoint) int { return cmp.Compare(a.Size, b.Size) })
 }
 
-// readKept reads a note that was kept elsewhere. Neither the order of the notes nor the
-// file that they are in means anything.
+// readKept reads a note that was kept outside of the database. The order of notes and the file
+// of a note do not matter.
 func (v *verification) readKept(signed []byte) {
 	if auditlog.IsTruncation(signed) {
 		v.statement(signed, true, "a statement of truncation that was kept elsewhere does not count: %s")
@@ -105,8 +104,8 @@ func (v *verification) readKept(signed []byte) {
 	v.tree.keptNotes[c] = signed
 }
 
-// growTree adds the batches of a chunk, compares the tiles with those stored, and the
-// checkpoints up to there with the tree.
+// growTree adds the batches of a chunk to the tree. It compares the changed tiles with the
+// stored ones, and the tree with all checkpoints up to its new size.
 func (v *verification) growTree(ctx context.Context, from, to int64, batches []store.Batch) error {
 	t := &v.tree
 	if t.stored == nil {
@@ -154,8 +153,8 @@ func (v *verification) growTree(ctx context.Context, from, to int64, batches []s
 	return nil
 }
 
-// missing reports a batch that is not there, and takes its leaf from the stored tree, so
-// that what follows can be verified.
+// missing adds the fault that a batch is missing, and takes its leaf from the stored tree, so
+// that later batches can be verified.
 func (v *verification) missing(ctx context.Context, leaf int64, leaves *[]tlog.Hash) error {
 	v.fault(leaf, -1, "is missing")
 	id := auditlog.TileID{Tile: leaf >> auditlog.TileHeight}
@@ -174,8 +173,8 @@ func (v *verification) missing(ctx context.Context, leaf int64, leaves *[]tlog.H
 	return nil
 }
 
-// compareTiles compares computed tiles with stored ones, as far as a checkpoint covers
-// them, and beyond that as far as they are stored.
+// compareTiles compares computed tiles with stored ones. Hashes that a checkpoint covers must
+// be stored. Later ones are compared if they are stored.
 func (v *verification) compareTiles(ctx context.Context, tiles []auditlog.TileData) error {
 	ids := make([]auditlog.TileID, len(tiles))
 	for i, tile := range tiles {
@@ -215,8 +214,8 @@ const (
 	anotherRoot   = "it is not of the same log: the tree has another root"
 )
 
-// checkpoints compares the checkpoints up to a size, in the database and kept
-// elsewhere, with the tree.
+// checkpoints compares the tree with the checkpoints up to a size, those in the database and
+// those that were kept elsewhere.
 func (v *verification) checkpoints(ctx context.Context, to int64) error {
 	t := &v.tree
 	if t.stored == nil {
@@ -253,7 +252,7 @@ func (v *verification) checkpoints(ctx context.Context, to int64) error {
 	}
 }
 
-// checkpoint compares one with the tree.
+// checkpoint compares one checkpoint with the tree.
 func (v *verification) checkpoint(stored store.Checkpoint, where string) error {
 	c, err := auditlog.PeekCheckpoint(stored.Note)
 	if err == nil && len(v.v.Keys) > 0 {
@@ -295,8 +294,7 @@ func (v *verification) checkpoint(stored store.Checkpoint, where string) error {
 	return nil
 }
 
-// promise compares the checkpoint that a statement of truncation goes back to with the
-// tree.
+// promise compares the tree with the checkpoint that a statement of truncation goes back to.
 func (v *verification) promise(c auditlog.Checkpoint) error {
 	if v.tree.broken {
 		return nil
@@ -309,11 +307,11 @@ func (v *verification) promise(c auditlog.Checkpoint) error {
 	return err
 }
 
-// lost sorts the kept checkpoints that the log does not hold into those that a statement of
-// truncation excuses, and faults; and verifies what the statements promise.
+// lost handles the kept checkpoints that do not match the log. Those that no statement of
+// truncation excuses are faults. It also checks the checkpoints that the statements go back to.
 func (v *verification) lost(end int64) error {
 	t := &v.tree
-	var cut auditlog.Checkpoint // the largest one that is beyond the end of the log
+	var cut auditlog.Checkpoint // the largest one after the end of the log
 	for _, c := range t.kept {
 		if s := v.truncationsOf(c.Origin); s.Excuses(c) {
 			v.done.Truncated++
@@ -353,8 +351,7 @@ func (v *verification) lost(end int64) error {
 	return nil
 }
 
-// badCheckpoint notes what is wrong with a checkpoint. Checkpoints with the same fault
-// are reported together.
+// badCheckpoint adds a fault of a checkpoint.
 func (v *verification) badCheckpoint(c store.Checkpoint, where, what string) {
 	f := v.tree.faults[where+what]
 	if f == nil {
@@ -364,7 +361,8 @@ func (v *verification) badCheckpoint(c store.Checkpoint, where, what string) {
 	f.more++
 }
 
-// endTree verifies what can be said of the tree and its checkpoints in the end.
+// endTree runs the checks that need the whole log: that no kept or stored checkpoint is after
+// its end, and that no tile is. It then adds the faults of checkpoints.
 func (v *verification) endTree(ctx context.Context, end int64) error {
 	t := &v.tree
 	last, lastErr := v.db.LatestCheckpoint(ctx, "")
@@ -375,7 +373,7 @@ func (v *verification) endTree(ctx context.Context, end int64) error {
 	if err != nil {
 		return err
 	}
-	now, err := v.db.NextLeaf(ctx) // the log only grows: its size is read last
+	now, err := v.db.NextLeaf(ctx) // after the checkpoint and the tiles were read, because the log grows
 	if err != nil {
 		return err
 	}

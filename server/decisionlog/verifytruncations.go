@@ -12,11 +12,11 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
-// stated are the truncations of one log.
+// stated has the statements of truncation of one log.
 type stated struct {
 	auditlog.Statements
-	kept, inLog int64                                    // the largest epochs of what is kept, and of what the log has
-	found       map[auditlog.Truncation]*TruncationFound // those that a given key signed
+	kept, inLog int64                                    // the largest epoch in Against, and in the log
+	found       map[auditlog.Truncation]*TruncationFound // signed with a given key
 }
 
 func (v *verification) truncationsOf(origin string) *stated {
@@ -26,8 +26,9 @@ func (v *verification) truncationsOf(origin string) *stated {
 	return v.stated[origin]
 }
 
-// statement takes notice of a statement of truncation that was kept elsewhere or is in the
-// log. Without a given key's signature it excuses nothing, and is no fault by itself.
+// statement adds a statement of truncation that was kept elsewhere or is in the log. One that
+// is not signed with a given key excuses nothing, and is not a fault by itself. bad is the
+// format of the fault of a statement that cannot be used.
 func (v *verification) statement(signed []byte, kept bool, bad string) {
 	t, err := auditlog.PeekTruncation(signed)
 	if err != nil {
@@ -52,8 +53,8 @@ func (v *verification) statement(signed []byte, kept bool, bad string) {
 	}
 }
 
-// olderStatements reads statements of truncation from before the time to verify from. It is
-// the signature that makes them count, so their events need not be verified.
+// olderStatements reads the statements of truncation in events before Verification.Since. Their
+// signatures prove them, so their events need not be verified.
 func (v *verification) olderStatements(ctx context.Context) error {
 	if v.v.Since.IsZero() || len(v.v.Keys) == 0 {
 		return nil
@@ -77,15 +78,14 @@ func (v *verification) olderStatements(ctx context.Context) error {
 	})
 }
 
-// sawEpoch takes notice of the epoch of a checkpoint in the database, which a given key
-// signed.
+// sawEpoch notes the epoch of a checkpoint in the database that a given key signed.
 func (v *verification) sawEpoch(c auditlog.Checkpoint) {
 	s := v.truncationsOf(c.Origin)
 	s.inLog = max(s.inLog, c.Epoch)
 }
 
-// truncations lists the statements that were found. One that was kept elsewhere stands in
-// the log too, unless the log lost it in a later truncation, or dropped its day.
+// truncations lists the statements that were found. A statement that was kept elsewhere must
+// also be in the log, unless a later truncation lost it or its day was dropped.
 func (v *verification) truncations() {
 	for _, s := range v.stated {
 		for _, f := range s.found {

@@ -17,13 +17,12 @@ import (
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
-	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// states puts events into the log that state a truncation, as whoever may write the log can.
+// states appends events with statements of truncation to the log, as the login of a server can.
 func states(t *testing.T, url, subject string, statements ...string) {
 	t.Helper()
 	w := openServer(t, url).NewLogWriter("junk", auditlog.Strict, 0)
@@ -44,26 +43,20 @@ func states(t *testing.T, url, subject string, statements ...string) {
 	}
 }
 
-func bothKeys(first, second, checkpoints string) servertest.Option {
-	return func(c *server.Config) {
-		c.Signing = decisionlog.Signing{KeyFiles: []string{first, second}, CheckpointFile: checkpoints}
-	}
-}
-
-// A statement cannot be used again: what was signed after it is not excused by it, not for
-// the server that signs and not for who verifies. A second loss needs a second statement,
-// and with both all files are in order, whenever they were copied.
+// A statement does not excuse the loss of what was signed after it: servers do not sign, and
+// the verification finds it. A second loss needs a second statement. With both, copies of the
+// checkpoint file of any age are in order.
 func TestTruncationShownAgain(t *testing.T) {
 	t.Parallel() // it takes long
 	key, verifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, servertest.Signing(key, checkpoints))
+	s := servertest.New(t, signWith(checkpoints, key))
 	s.MustLoadShop()
 	servertest.DecideSome(t, s, 5)
 	servertest.Covered(t, s, verifier)
 	s.Stop()
 	states1, states2 := copyDatabase(t, s.URL), copyDatabase(t, s.URL)
-	s = servertest.On(t, s.URL, servertest.Signing(key, checkpoints))
+	s = servertest.On(t, s.URL, signWith(checkpoints, key))
 	servertest.DecideSome(t, s, 5)
 	lost, _ := servertest.Covered(t, s, verifier)
 	s.Stop()
@@ -71,14 +64,14 @@ func TestTruncationShownAgain(t *testing.T) {
 	request := decisionlog.Truncation{
 		Signing: decisionlog.Signing{KeyFiles: []string{key}, CheckpointFile: checkpoints}, Operator: "ann", Reason: "lost", Server: "test", Confirm: true,
 	}
-	verify := func(url string, files ...[][]byte) (decisionlog.Verified, error) {
-		return decisionlog.VerifyLog(t.Context(), servertest.OpenAuditor(t, url), decisionlog.Verification{Keys: []note.Verifier{verifier}, Against: files})
+	verify := func(db *store.DB, files ...[][]byte) (decisionlog.Verified, error) {
+		return decisionlog.VerifyLog(t.Context(), db, decisionlog.Verification{Keys: []note.Verifier{verifier}, Against: files})
 	}
 	first, err := decisionlog.TruncateLog(context.Background(), openServer(t, states1), request)
 	if err != nil || first.Number != 1 || first.From != lost {
 		t.Fatalf("%+v, %v", first, err)
 	}
-	restored := servertest.On(t, states1, servertest.Signing(key, checkpoints))
+	restored := servertest.On(t, states1, signWith(checkpoints, key))
 	servertest.DecideSome(t, restored, 20)
 	second, _ := servertest.Covered(t, restored, verifier)
 	if second.Epoch != 1 || second.Size <= lost.Size {
@@ -88,37 +81,42 @@ func TestTruncationShownAgain(t *testing.T) {
 	files = append(files, notesIn(t, checkpoints))
 	i := slices.IndexFunc(files[1], auditlog.IsTruncation)
 	statement := string(files[1][i])
-	for n := range files[1] { // every copy of the file
-		if _, err := verify(states1, files[1][:n+1]); err != nil {
+	auditor := servertest.OpenAuditor(t, states1)
+	for n := range files[1] { // a copy of the file of any age
+		if _, err := verify(auditor, files[1][:n+1]); err != nil {
 			t.Errorf("the first %d notes: %v", n+1, err)
 		}
 	}
 
-	// Another server, whose file has what was lost and no statement, finds it in the log.
+	auditor.Close()
+
+	// Another server, whose file has the lost checkpoints and no statement, finds the statement in
+	// the log.
 	otherFile := filepath.Join(t.TempDir(), "checkpoints")
 	for _, n := range files[0] {
 		if err := auditlog.AppendCheckpoint(otherFile, n); err != nil {
 			t.Fatal(err)
 		}
 	}
-	other := servertest.On(t, copyDatabase(t, states1), servertest.Signing(key, otherFile))
+	other := servertest.On(t, copyDatabase(t, states1), signWith(otherFile, key))
 	servertest.DecideSome(t, other, 1)
 	if c, _ := servertest.Covered(t, other, verifier); c.Epoch != 1 {
 		t.Errorf("another server signs %+v", c)
 	}
 	other.Stop()
 
-	// The owner of the database cuts it back again, and shows the statement.
+	// The owner of the database restores the backup again, and adds the statement.
 	states(t, states2, "any", statement)
+	auditor = servertest.OpenAuditor(t, states2)
 	for _, against := range [][][][]byte{{files[1]}, {append(slices.Clone(files[1]), []byte(statement))}, {files[1], files[0]}, {files[0], {[]byte(statement)}, files[1]}} {
-		if done, err := verify(states2, against...); err == nil {
+		if done, err := verify(auditor, against...); err == nil {
 			t.Errorf("the loss of epoch 1 goes unnoticed: %+v", done)
 		}
 	}
-	again := servertest.On(t, states2, servertest.Signing(key, checkpoints))
+	again := servertest.On(t, states2, signWith(checkpoints, key))
 	servertest.Eventually(t, "a refusal to sign", func() bool { return strings.Contains(servertest.Metrics(t, again), "cedarpost_checkpoint_refused 1") })
-	servertest.DecideSome(t, again, 40) // longer than what was signed
-	if done, err := verify(states2, files[1]); err == nil {
+	servertest.DecideSome(t, again, 40) // the log is longer than the signed one
+	if done, err := verify(auditor, files[1]); err == nil {
 		t.Errorf("the loss of epoch 1 goes unnoticed in a longer log: %+v", done)
 	}
 	done, err := decisionlog.TruncateLog(context.Background(), openServer(t, states2), request)
@@ -130,57 +128,51 @@ func TestTruncationShownAgain(t *testing.T) {
 		t.Errorf("signed as %+v", third)
 	}
 	files = append(files, notesIn(t, checkpoints))
-	if got, err := verify(states2, files...); err != nil || len(got.Truncations) != 2 {
+	if got, err := verify(auditor, files...); err != nil || len(got.Truncations) != 2 {
 		t.Errorf("all files: %+v, %v", got, err)
 	}
 	slices.Reverse(files)
-	if got, err := verify(states2, files...); err != nil || len(got.Truncations) != 2 {
+	if got, err := verify(auditor, files...); err != nil || len(got.Truncations) != 2 {
 		t.Errorf("all files, the other way round: %+v, %v", got, err)
 	}
 	for n := range files[0] {
-		if _, err := verify(states2, files[0][:n+1]); err != nil {
+		if _, err := verify(auditor, files[0][:n+1]); err != nil {
 			t.Errorf("the first %d notes of the last file: %v", n+1, err)
 		}
 	}
-	if _, err := decisionlog.VerifyLog(t.Context(), servertest.OpenAuditor(t, states2), decisionlog.Verification{
+	if _, err := decisionlog.VerifyLog(t.Context(), auditor, decisionlog.Verification{
 		Keys: []note.Verifier{verifier}, Against: files[1:2], Since: time.Now().Add(time.Minute),
 	}); err != nil {
 		t.Errorf("an older file, and only new rows: %v", err)
 	}
-	// An edited file does not take away the evidence of another one.
+	// An edited file does not weaken the evidence of another file.
 	edited := [][]byte{files[0][0]}
 	for _, n := range files[0] {
 		if auditlog.IsTruncation(n) {
 			edited = append(edited, n)
 		}
 	}
-	tampered := copyOf(t, again, states2)
-	servertest.Tamper(t, tampered, fmt.Sprintf("update audit_batches set header = header || 'x' where seq = %d", third.Size-1))
-	if _, err := verify(tampered, edited, files[0]); err == nil || !strings.Contains(err.Error(), "kept elsewhere") {
+	again.Stop()
+	servertest.Tamper(t, states2, fmt.Sprintf("update audit_batches set header = header || 'x' where seq = %d", third.Size-1))
+	if _, err := verify(auditor, edited, files[0]); err == nil || !strings.Contains(err.Error(), "kept elsewhere") {
 		t.Errorf("beside an edited file: %v", err)
 	}
 }
 
-func copyOf(t *testing.T, s *servertest.Server, url string) string {
-	t.Helper()
-	s.Stop()
-	return copyDatabase(t, url)
-}
-
-// Events that anybody who writes to the log can add do not keep a statement from being
-// recorded and told, and do not make the answer large.
+// False events, which the login of a server can append, do not keep a statement from being
+// recorded and returned, and do not make the response large.
 func TestTruncationAmongJunk(t *testing.T) {
 	t.Parallel() // it takes long
 	key, verifier := servertest.LogKey(t, "test.example/log")
 	dir := t.TempDir()
 	checkpoints := filepath.Join(dir, "checkpoints")
-	s := servertest.New(t, servertest.Signing(key, checkpoints))
+	s := servertest.New(t, signWith(checkpoints, key))
 	s.MustLoadShop()
 	servertest.DecideSome(t, s, 5)
 	servertest.Covered(t, s, verifier)
 	s.Stop()
 	backup := copyDatabase(t, s.URL)
-	s = servertest.On(t, s.URL, servertest.Signing(key, checkpoints))
+	s = servertest.On(t, s.URL, signWith(checkpoints, key))
 	servertest.DecideSome(t, s, 5)
 	servertest.Covered(t, s, verifier)
 	s.Stop()
@@ -204,7 +196,7 @@ func TestTruncationAmongJunk(t *testing.T) {
 		t.Fatal(err)
 	}
 	states(t, backup, fmt.Sprintf("test.example/log 1: %d to %d", done.From.Size, done.To.Size), "junk", string(forged))
-	restored := servertest.On(t, backup, servertest.Signing(key, checkpoints))
+	restored := servertest.On(t, backup, signWith(checkpoints, key))
 	servertest.Covered(t, restored, verifier)
 	told := func() {
 		t.Helper()
@@ -223,20 +215,20 @@ func TestTruncationAmongJunk(t *testing.T) {
 	told()
 }
 
-// After a rotation is finished, a statement that only the old key signed does not keep the
-// new one from signing, and before that the missing key is named.
+// After a rotation, a statement that only the old key signed does not keep the new key from
+// signing. Before the rotation is finished, an error names the missing key.
 func TestTruncationThenRotation(t *testing.T) {
 	t.Parallel() // it takes long
 	older, olderVerifier := servertest.LogKey(t, "test.example/log")
 	newer, newerVerifier := servertest.LogKey(t, "test.example/log")
 	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, servertest.Signing(older, checkpoints))
+	s := servertest.New(t, signWith(checkpoints, older))
 	s.MustLoadShop()
 	servertest.DecideSome(t, s, 5)
 	servertest.Covered(t, s, olderVerifier)
 	s.Stop()
 	backup := copyDatabase(t, s.URL)
-	s = servertest.On(t, s.URL, servertest.Signing(older, checkpoints))
+	s = servertest.On(t, s.URL, signWith(checkpoints, older))
 	servertest.DecideSome(t, s, 5)
 	last, _ := servertest.Covered(t, s, olderVerifier)
 	s.Stop()
@@ -244,7 +236,7 @@ func TestTruncationThenRotation(t *testing.T) {
 		Signing: decisionlog.Signing{KeyFiles: []string{older}, CheckpointFile: checkpoints}, Operator: "ann", Reason: "lost", Server: "test", Confirm: true,
 	}
 
-	// What nobody signed is not stated to be lost.
+	// Checkpoints without a valid signature cannot be stated to be lost.
 	strange := newKey(t, "test.example/log")
 	huge := auditlog.Checkpoint{Origin: last.Origin, Size: 9_000_000_000_000_000_000}
 	byStranger, err := huge.Sign(strange)
@@ -278,11 +270,11 @@ func TestTruncationThenRotation(t *testing.T) {
 	if _, err := decisionlog.TruncateLog(context.Background(), openServer(t, backup), request); err == nil || !strings.Contains(err.Error(), auditlog.KeyID(olderVerifier)) {
 		t.Errorf("with the new key alone: %v", err)
 	}
-	s = servertest.On(t, backup, bothKeys(newer, older, checkpoints))
+	s = servertest.On(t, backup, signWith(checkpoints, newer, older))
 	servertest.DecideSome(t, s, 1)
 	servertest.Covered(t, s, newerVerifier)
 	s.Stop()
-	s = servertest.On(t, backup, servertest.Signing(newer, checkpoints))
+	s = servertest.On(t, backup, signWith(checkpoints, newer))
 	servertest.DecideSome(t, s, 1)
 	now, _ := servertest.Covered(t, s, newerVerifier)
 	if now.Epoch != 1 {

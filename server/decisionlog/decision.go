@@ -18,32 +18,37 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// The record of a decision holds everything that a replay needs, except policies and stored
-// entities, which the revision names: the question as it was evaluated, with the values that
-// the server filled in, the entities of the request, and the outcome with its reasons. When
-// decisions come to depend on something new, it must be added here, or replays go wrong.
+// The record of a decision has everything that a replay needs, except what its revision
+// names, the policies and the stored entities. So it has the question as it was evaluated,
+// with the values that the server filled in, the entities of the request, and the outcome
+// with its reasons. Whatever else decisions depend on in the future must be added here, or
+// replays decide something else.
 
-// Decided is one decision, to be recorded.
-type Decided struct {
-	Request    *cedarpostv1.AuthorizeRequest
+// Decision is a decision that is to be recorded.
+type Decision struct {
+	// Request is the question as the caller asked it.
+	Request *cedarpostv1.AuthorizeRequest
+	// Evaluation is what the engine made of it.
 	Evaluation *engine.Evaluation
-	// Set holds the policies that decided, and Position is that of their revision.
+	// Set holds the policies that decided, and Position is the position of their revision.
 	Set      *engine.Set
 	Position store.Position
-	// Response is the answer. [Recorder.Decision] sets its decision id.
+	// Response is the answer. [Recorder.NewDecision] sets its DecisionId.
 	Response *cedarpostv1.AuthorizeResponse
-	// Loading is the part of Took that loading entities took.
+	// Took is how long the decision took, and Loading how much of that the loading of
+	// entities took.
 	Loading, Took time.Duration
 }
 
-// Decision returns the row of a decision, with the record of it. It gives the response its
-// id.
-func (r *Recorder) Decision(ctx context.Context, d Decided) (row store.Decision, err error) {
+// NewDecision makes the record of a decision and returns the row for [Recorder.Record]. It
+// masks values that the schema marks @sensitive, and sets the id of the response. It commits
+// nothing.
+func (r *Recorder) NewDecision(ctx context.Context, d Decision) (row store.Decision, err error) {
 	id, at, err := r.ids.next()
 	if err != nil {
 		return row, err
 	}
-	req, resp, c := d.Request, d.Response, CallFrom(ctx)
+	req, resp, c := d.Request, d.Response, callFrom(ctx)
 	resp.DecisionId = id.String()
 	rec := &cedarpostv1.DecisionRecord{
 		DecisionId: resp.DecisionId, Time: timestamppb.New(at), Revision: d.Position.Number,
@@ -77,11 +82,11 @@ func (r *Recorder) Decision(ctx context.Context, d Decided) (row store.Decision,
 	return row, err
 }
 
-// maskEntities returns the entities of a request as they are recorded: those that have
-// values marked @sensitive with hashes in their place, and the others unchanged.
-func maskEntities(set *engine.Set, q *engine.Question, came []*cedarpostv1.Entity, mask engine.Mask) ([]*cedarpostv1.Entity, error) {
-	out := came
-	for i, e := range came {
+// maskEntities returns the entities of a request as they are recorded: with hashes in place
+// of values that the schema marks @sensitive. It does not change sent.
+func maskEntities(set *engine.Set, q *engine.Question, sent []*cedarpostv1.Entity, mask engine.Mask) ([]*cedarpostv1.Entity, error) {
+	out := sent
+	for i, e := range sent {
 		attrs, tags, marked := set.MaskEntity(q, wire.UID(e.GetUid()), i, mask)
 		if !marked {
 			continue
@@ -96,8 +101,8 @@ func maskEntities(set *engine.Set, q *engine.Question, came []*cedarpostv1.Entit
 				return nil, fmt.Errorf("record entity: %w", err)
 			}
 		}
-		if &out[0] == &came[0] {
-			out = slices.Clone(came) // the request is the caller's
+		if &out[0] == &sent[0] {
+			out = slices.Clone(sent)
 		}
 		out[i] = masked
 	}
