@@ -18,7 +18,7 @@ import (
 func TestHistory(t *testing.T) {
 	db, url := openURL(t)
 	conn := session(t, url)
-	rapid.Check(t, func(rt *rapid.T) {
+	storetest.Check(t, 50, func(rt *rapid.T) {
 		emptied(t, conn)
 		w := newWorld()
 		for range rapid.IntRange(1, 12).Draw(rt, "writes") {

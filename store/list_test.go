@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
 // emptied removes everything from a database, which is faster than making a new one.
@@ -25,7 +26,7 @@ func emptied(t testing.TB, conn *pgx.Conn) {
 func TestListing(t *testing.T) {
 	db, url := openURL(t)
 	conn := session(t, url)
-	rapid.Check(t, func(rt *rapid.T) {
+	storetest.Check(t, 50, func(rt *rapid.T) {
 		emptied(t, conn)
 		w := newWorld()
 		w.write(rt, t, db, put("G a", `{"n": 0}`, "G b"), put("G b", `{"n": 1}`, "G c"), put("U d", `{"n": 0}`, "G a"), put("U e", `{"n": 0}`, "G b"))

@@ -14,8 +14,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/pressly/goose/v3"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/migrations"
@@ -460,25 +458,6 @@ func TestMigrateMakesRoles(t *testing.T) {
 	}
 }
 
-// migrateTo migrates up to a version as a role, like a binary of that version.
-func migrateTo(t *testing.T, url, role string, version int64) {
-	t.Helper()
-	config, err := pgx.ParseConfig(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.RuntimeParams["role"] = role
-	pool := stdlib.OpenDB(*config)
-	t.Cleanup(func() { _ = pool.Close() })
-	before, err := goose.NewProvider(goose.DialectPostgres, pool, migrations.FS, goose.WithDisableGlobalRegistry(true))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := before.UpTo(t.Context(), version); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // A database that was migrated before roles existed is migrated, and gets the owner.
 func TestMigrateAdopts(t *testing.T) {
 	u, err := url.Parse(storetest.New(t))
@@ -497,7 +476,9 @@ func TestMigrateAdopts(t *testing.T) {
 	})
 	u.Path = "/" + name
 	root := u.String()
-	migrateTo(t, root, "none", 5)
+	if _, err := newProvider(t, root, "none", migrations.FS).UpTo(t.Context(), 5); err != nil {
+		t.Fatal(err)
+	}
 	mustRaw(t, root, "select create_log_partitions(current_date - 1, 3)")
 	if _, err := store.Open(t.Context(), store.Config{DatabaseURL: root}); !errors.Is(err, store.ErrNotMigrated) {
 		t.Errorf("got %v", err)
@@ -514,7 +495,8 @@ func TestCheckProduction(t *testing.T) {
 	if err := store.Migrate(t.Context(), root, nil); err != nil {
 		t.Fatal(err)
 	}
-	mustRaw(t, root, `
+	admin := session(t, root)
+	mustExec(t, admin, `
 		create role boss superuser;
 		create role clerk;
 		grant delete on events to clerk;
@@ -550,7 +532,7 @@ func TestCheckProduction(t *testing.T) {
 				t.Fatalf("before: %v", err)
 			}
 			for sql := range strings.SplitSeq(line.grant, "; ") {
-				mustRaw(t, root, strings.ReplaceAll(sql, "%s", name))
+				mustExec(t, admin, strings.ReplaceAll(sql, "%s", name))
 			}
 			found := db.CheckProduction(t.Context())
 			// A server applies its settings after a moment.
@@ -562,7 +544,7 @@ func TestCheckProduction(t *testing.T) {
 			}
 			undo := slices.DeleteFunc(strings.Split(line.undo, "; "), func(s string) bool { return s == "" })
 			for _, sql := range append(undo, "drop owned by "+name) {
-				mustRaw(t, root, strings.ReplaceAll(sql, "%s", name))
+				mustExec(t, admin, strings.ReplaceAll(sql, "%s", name))
 			}
 		})
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/store"
+	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
 const keep = 90 * 24 * time.Hour
@@ -37,7 +38,7 @@ func sweep(t testing.TB, db *store.DB) store.Swept {
 func TestSweptHistory(t *testing.T) {
 	db, url := openURL(t)
 	conn := session(t, url)
-	rapid.Check(t, func(rt *rapid.T) {
+	storetest.Check(t, 50, func(rt *rapid.T) {
 		emptied(t, conn)
 		w := newWorld()
 		for range rapid.IntRange(2, 6).Draw(rt, "writes") {

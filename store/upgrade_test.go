@@ -73,8 +73,8 @@ type old struct {
 }
 
 // migrateAs applies the migrations of a build one by one, from migration 6 on as the
-// owner. It calls at after each.
-func (o old) migrateAs(t *testing.T, databaseURL string, at func(version int64)) {
+// owner. After each it stores some rows.
+func (o old) migrateAs(t *testing.T, databaseURL string) {
 	t.Helper()
 	current := map[string]string{}
 	names, err := fs.Glob(migrations.FS, "*.sql")
@@ -100,42 +100,53 @@ func (o old) migrateAs(t *testing.T, databaseURL string, at func(version int64))
 		}
 		all[file] = &fstest.MapFile{Data: text}
 	}
+	conn := session(t, databaseURL)
+	provider := newProvider(t, databaseURL, "", all)
+	owned := false
 	for _, file := range slices.Sorted(maps.Keys(all)) {
 		version, err := goose.NumericComponent(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		config, err := pgx.ParseConfig(databaseURL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if version >= 6 {
-			mustRaw(t, databaseURL, ownSchema)
-			if err := store.Adopt(t.Context(), session(t, databaseURL)); err != nil {
+		if version >= 6 && !owned {
+			mustExec(t, conn, ownSchema)
+			if err := store.Adopt(t.Context(), conn); err != nil {
 				t.Fatal(err)
 			}
-			config.RuntimeParams["role"] = "cedarpost_owner"
+			provider, owned = newProvider(t, databaseURL, "cedarpost_owner", all), true
 		}
-		pool := stdlib.OpenDB(*config)
-		provider, err := goose.NewProvider(goose.DialectPostgres, pool, all, goose.WithDisableGlobalRegistry(true))
-		if err != nil {
+		if _, err := provider.UpTo(t.Context(), version); err != nil {
 			t.Fatal(err)
 		}
-		_, err = provider.UpTo(t.Context(), version)
-		_ = pool.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		at(version)
+		fill(t, conn, version)
 	}
 }
 
+// newProvider applies migrations as a role, or as the user of the URL.
+func newProvider(t *testing.T, databaseURL, role string, files fs.FS) *goose.Provider {
+	t.Helper()
+	config, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if role != "" {
+		config.RuntimeParams["role"] = role
+	}
+	pool := stdlib.OpenDB(*config)
+	t.Cleanup(func() { _ = pool.Close() })
+	provider, err := goose.NewProvider(goose.DialectPostgres, pool, files, goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return provider
+}
+
 // fill stores some rows in every table that exists.
-func fill(t *testing.T, databaseURL string, version int64) {
+func fill(t *testing.T, conn *pgx.Conn, version int64) {
 	t.Helper()
 	switch version {
 	case 2:
-		mustRaw(t, databaseURL, `
+		mustExec(t, conn, `
 			update revision set n = 3;
 			insert into revisions (n, caller, note) values (1, 'ann', ''), (2, 'ann', 'a note'), (3, 'bob', '');
 			insert into revision_entries values (1, 'bundle', '', 'doc'), (2, 'entity', 'User', 'a'), (3, 'key', '', 'k1');
@@ -148,13 +159,13 @@ func fill(t *testing.T, databaseURL string, version int64) {
 			insert into decisions values (gen_random_uuid(), now() - interval '1 day', 2, 'ann', 's', 'User', 'a', 'Action', 'View', 'Doc', 'd', true, null, '{doc/p}', null, null, '\x0102'),
 				(gen_random_uuid(), now(), 2, 'ann', 's', 'User', 'b', 'Action', 'View', 'Doc', 'd', false, 1, '{}', 'r', null, '\x03')`)
 	case 3:
-		mustRaw(t, databaseURL, `
+		mustExec(t, conn, `
 			update history set oldest = 1;
 			insert into imports values ('i', 2, 2, 'ann')`)
 	case 4:
-		mustRaw(t, databaseURL, "insert into decision_days values ((now() at time zone 'UTC')::date - 1, 2)")
+		mustExec(t, conn, "insert into decision_days values ((now() at time zone 'UTC')::date - 1, 2)")
 	case 5:
-		mustRaw(t, databaseURL, `
+		mustExec(t, conn, `
 			select create_log_partitions((now() at time zone 'UTC')::date - 1, 3);
 			insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)
 				values (gen_random_uuid(), now(), 'change', 'ann', 's', 'a', '\x04', 'a0000000-0000-0000-0000-000000000000', 0, 7);
@@ -163,7 +174,7 @@ func fill(t *testing.T, databaseURL string, version int64) {
 			insert into checkpoints (size, note, origin) values (1, 'note', 'log');
 			insert into audit_writers values ('b0000000-0000-0000-0000-000000000000', 's', 0)`)
 	case 6:
-		mustRaw(t, databaseURL, "update log_retention set days = 365")
+		mustExec(t, conn, "update log_retention set days = 365")
 	}
 }
 
@@ -266,7 +277,7 @@ func TestMigrateFromEarlierSchemas(t *testing.T) {
 		t.Run(o.name, func(t *testing.T) {
 			t.Parallel()
 			databaseURL := emptyDatabase(t, fresh)
-			o.migrateAs(t, databaseURL, func(version int64) { fill(t, databaseURL, version) })
+			o.migrateAs(t, databaseURL)
 			before := readContents(t, databaseURL, nil)
 			lacks := len(o.files) < len(store.OurMigrations())
 			db, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL})
@@ -327,7 +338,7 @@ func TestSchemaThatCannotBeUpgraded(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			databaseURL := emptyDatabase(t, fresh)
-			c.migrateAs(t, databaseURL, func(version int64) { fill(t, databaseURL, version) })
+			c.migrateAs(t, databaseURL)
 			before, schema := readContents(t, databaseURL, nil), dumpSchema(t, databaseURL)
 			for range 2 {
 				err := store.Migrate(t.Context(), databaseURL, nil)
@@ -436,7 +447,7 @@ func TestMigrateRefusesOthers(t *testing.T) {
 func TestMigrationIsInterrupted(t *testing.T) {
 	fresh := storetest.New(t)
 	databaseURL := emptyDatabase(t, fresh)
-	old{files: []string{"1", "2", "3", "4", "5", "6", "7", "8", "9"}}.migrateAs(t, databaseURL, func(version int64) { fill(t, databaseURL, version) })
+	old{files: []string{"1", "2", "3", "4", "5", "6", "7", "8", "9"}}.migrateAs(t, databaseURL)
 	before, schema := readContents(t, databaseURL, nil), dumpSchema(t, databaseURL)
 	// Migration 10 does part of its work, and then waits for this table.
 	locker, observer := session(t, databaseURL), session(t, databaseURL)

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/migrations"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -142,7 +143,9 @@ func TestMigrateALogWithoutUses(t *testing.T) {
 	server := storetest.NewServer(t)
 	url := server.URL()
 	mustRaw(t, url, store.Roles())
-	migrateTo(t, url, "cedarpost_owner", 7)
+	if _, err := newProvider(t, url, "cedarpost_owner", migrations.FS).UpTo(t.Context(), 7); err != nil {
+		t.Fatal(err)
+	}
 	mustRaw(t, url, "select create_log_partitions(current_date - 1, 3)")
 	at := time.Now().Format(time.RFC3339)
 	insert := fmt.Sprintf(`with b as (insert into events (event_id, at, kind, caller, server, subject, record, batch, pos, crc)

@@ -41,7 +41,7 @@ func envUint(t *testing.T, name string, otherwise uint64) uint64 {
 // again, and CEDARPOST_DIFF_CASE one alone.
 func TestDifferential(t *testing.T) {
 	seed := envUint(t, "CEDARPOST_SEED", rand.Uint64())
-	first, last := uint64(0), envUint(t, "CEDARPOST_DIFF_CASES", 300)
+	first, last := uint64(0), envUint(t, "CEDARPOST_DIFF_CASES", 150)
 	if os.Getenv("CEDARPOST_DIFF_CASE") != "" {
 		first = envUint(t, "CEDARPOST_DIFF_CASE", 0)
 		last = first + 1
@@ -86,7 +86,7 @@ func TestDifferential(t *testing.T) {
 		fmt.Fprintf(&b, "  %7d  %s\n%s\n", sum, part, strings.Join(lines, "\n"))
 	}
 	t.Log(b.String())
-	if last-first >= 300 {
+	if last-first >= 150 {
 		for _, must := range []string{"policy accepted", "policy refused", "request refused", "entity refused", "answer allow", "answer deny", "answer with errors"} {
 			if _, n := count.of(must); n == 0 {
 				t.Errorf("no %s was drawn", must)

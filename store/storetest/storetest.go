@@ -104,19 +104,19 @@ func Login(t testing.TB, databaseURL string, roles ...string) string {
 			t.Fatalf("storetest: %v", err)
 		}
 	}
-	run("create role " + name + " login password '" + password + "'")
+	sql := "create role " + name + " login password '" + password + "'"
+	for _, role := range roles {
+		sql += "; grant " + role + " to " + name
+	}
+	run(sql)
 	t.Cleanup(func() {
 		if t.Failed() {
 			return
 		}
 		// A session that was closed may still be ending on the server, and until it has
 		// ended the login owns the session's temporary tables and cannot be dropped.
-		run("select pg_terminate_backend(pid, 60000) from pg_stat_activity where usename = '" + name + "'")
-		run("drop role " + name)
+		run("select pg_terminate_backend(pid, 60000) from pg_stat_activity where usename = '" + name + "'; drop role " + name)
 	})
-	for _, role := range roles {
-		run("grant " + role + " to " + name)
-	}
 	u, err := url.Parse(databaseURL)
 	if err != nil {
 		t.Fatalf("storetest: %v", err)

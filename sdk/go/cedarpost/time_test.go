@@ -159,12 +159,13 @@ func TestWhatFailsOpen(t *testing.T) {
 		func(cfg *cedarpost.Config) { cfg.CacheBytes = -1 },
 		func(cfg *cedarpost.Config) { cfg.CacheBytes, cfg.Coalesce = -1, true },
 	} {
+		svc := cedarposttest.New(t, "../../../policies/shop")
 		for code, opens := range map[connect.Code]bool{
 			connect.CodeUnavailable: true, connect.CodeResourceExhausted: true, connect.CodeDeadlineExceeded: true,
 			connect.CodeInternal: false, connect.CodeUnknown: false, connect.CodeUnimplemented: false, connect.CodeDataLoss: false,
 			connect.CodeInvalidArgument: false, connect.CodeFailedPrecondition: false, connect.CodeUnauthenticated: false, connect.CodePermissionDenied: false,
 		} {
-			svc := cedarposttest.New(t, "../../../policies/shop")
+			svc.Fail(nil)
 			c := svc.Client(way)
 			svc.Fail(connect.NewError(code, "the test says so"))
 			r, err := c.Authorize(t.Context(), open)
