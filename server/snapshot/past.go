@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/cedar-policy/cedar-go"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/stored"
@@ -22,19 +23,17 @@ const pastSetsKept = 4
 // Past reads policies and entities as they were at a revision. Its methods may be called by
 // several goroutines.
 type Past struct {
-	follower *Follower
+	follower  *Follower
+	compiling singleflight.Group // by the name of the policies
 
 	mu     sync.Mutex
-	recent []*pastSet // the one used last comes first
+	recent []pastSet // the one used last comes first
 }
 
-// pastSet is a set that is compiled or being compiled. set and err are valid after done is
-// closed.
+// pastSet is a compiled set, with the name that PastPolicies of the store gives its policies.
 type pastSet struct {
-	policies string // as PastPolicies of the store names them
-	done     chan struct{}
-	set      *engine.Set
-	err      error
+	name string
+	set  *engine.Set
 }
 
 // NewPast makes a Past of the database that a follower follows.
@@ -52,14 +51,20 @@ func (p *Past) Policies(ctx context.Context, revision int64) (*engine.Set, error
 	if live := p.follower.snap.Load(); nameOfPolicies(live.Bundles) == name {
 		return live.Set, nil
 	}
-	ps, found := p.find(name)
-	if !found {
-		// Other calls may wait for the set, so compiling does not end with this one.
-		go p.compile(context.WithoutCancel(ctx), revision, ps)
+	if set := p.recall(name); set != nil {
+		return set, nil
 	}
+	// Other calls may wait for the set, so compiling does not end with this one.
+	compiled := p.compiling.DoChan(name, func() (any, error) {
+		if set := p.recall(name); set != nil { // another call compiled it in between
+			return set, nil
+		}
+		return p.compile(context.WithoutCancel(ctx), name, revision)
+	})
 	select {
-	case <-ps.done:
-		return ps.set, ps.err
+	case res := <-compiled:
+		set, _ := res.Val.(*engine.Set)
+		return set, res.Err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -74,47 +79,40 @@ func nameOfPolicies(bundles []store.Bundle) string {
 	return strings.Join(names, "\n")
 }
 
-// find returns the set of a name. If found is false, the set is new and the caller compiles
-// it.
-func (p *Past) find(name string) (ps *pastSet, found bool) {
+// recall returns a set that was used recently, or nil.
+func (p *Past) recall(name string) *engine.Set {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	i := slices.IndexFunc(p.recent, func(ps *pastSet) bool { return ps.policies == name })
-	if found = i >= 0; found {
-		ps = p.recent[i]
-		p.recent = slices.Delete(p.recent, i, i+1)
-	} else {
-		ps = &pastSet{policies: name, done: make(chan struct{})}
+	i := slices.IndexFunc(p.recent, func(ps pastSet) bool { return ps.name == name })
+	if i < 0 {
+		return nil
 	}
-	p.recent = slices.Insert(p.recent, 0, ps)
-	if len(p.recent) > pastSetsKept {
-		p.recent = slices.Delete(p.recent, pastSetsKept, len(p.recent))
-	}
-	return ps, found
+	ps := p.recent[i]
+	p.recent = slices.Insert(slices.Delete(p.recent, i, i+1), 0, ps)
+	return ps.set
 }
 
-// compile compiles a set, and forgets it again if that fails.
-func (p *Past) compile(ctx context.Context, revision int64, ps *pastSet) {
+// compile compiles the policies of a revision and keeps them. A failure is not kept.
+func (p *Past) compile(ctx context.Context, name string, revision int64) (set *engine.Set, err error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	defer close(ps.done)
 	defer func() {
 		if r := recover(); r != nil {
-			ps.err = fmt.Errorf("compile policies of the past: panic: %v\n%s", r, debug.Stack())
-		}
-		if ps.err != nil { // the next call tries again
-			p.mu.Lock()
-			p.recent = slices.DeleteFunc(p.recent, func(o *pastSet) bool { return o == ps })
-			p.mu.Unlock()
+			set, err = nil, fmt.Errorf("compile policies of the past: panic: %v\n%s", r, debug.Stack())
 		}
 	}()
-	var bundles []store.Bundle
-	if bundles, ps.err = p.follower.cfg.DB.PastBundles(ctx, revision); ps.err != nil {
-		return
+	bundles, err := p.follower.cfg.DB.PastBundles(ctx, revision)
+	if err != nil {
+		return nil, err
 	}
-	if ps.set, ps.err = stored.Compile(bundles, p.follower.snap.Load().Set); ps.err != nil {
-		ps.err = fmt.Errorf("revision %d %w", revision, ps.err)
+	if set, err = stored.Compile(bundles, p.follower.snap.Load().Set); err != nil {
+		return nil, fmt.Errorf("revision %d %w", revision, err)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.recent = slices.Insert(p.recent, 0, pastSet{name, set})
+	p.recent = p.recent[:min(len(p.recent), pastSetsKept)]
+	return set, nil
 }
 
 // Prepare reads a question by the policies of a revision, which are set, and loads the

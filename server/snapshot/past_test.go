@@ -97,7 +97,7 @@ func TestPastPolicies(t *testing.T) {
 		t.Error("what was dropped does not come again")
 	}
 	for range 2 {
-		if _, err := p.Policies(t.Context(), broken); !errors.Is(err, stored.ErrCompile) || len(p.recent) != pastSetsKept-1 {
+		if _, err := p.Policies(t.Context(), broken); !errors.Is(err, stored.ErrCompile) || len(p.recent) != pastSetsKept {
 			t.Errorf("%v; %d sets are kept", err, len(p.recent))
 		}
 	}
