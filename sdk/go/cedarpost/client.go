@@ -263,6 +263,10 @@ func (c *Client) miss(ctx context.Context, check Check, key string) (Result, err
 // lead sends the question of a flight for all calls that wait for it.
 func (c *Client) lead(ctx, bounded context.Context, check Check, key string, f *flight) (Result, error) {
 	defer c.flights.end(key, f)
+	// The flight before this one may have ended after this call looked for an answer.
+	if r, ok := c.reuse(key, check.AtLeastAsFresh); ok {
+		return r, nil
+	}
 	r, err := c.ask(ctx, bounded, check, c.keep(key))
 	f.answered, f.gaveUp = err == nil && r.source == decided, over(ctx)
 	return r, err

@@ -339,7 +339,8 @@ func TestTenThousandAtOnce(t *testing.T) {
 		t.Error(err)
 	}
 	st := c.Stats()
-	if st.Decided > 100 || st.Decided+st.Reused != 10_000 {
+	// Ten questions are sent once each, unless the service did not answer in time.
+	if st.Errors == 0 && st.Decided != 10 || st.Decided+st.Reused != 10_000 {
 		t.Errorf("%+v", st)
 	}
 	if rows, uses := logged(t, s); rows != st.Decided || rows+uses != 10_000 {
