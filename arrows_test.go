@@ -15,8 +15,8 @@ import (
 
 const module = "github.com/cedarpost/cedarpost/"
 
-// arrows says which rooms a room may import. A room is the longest prefix of a
-// package's folder that stands here.
+// arrows lists the rooms that each room may import. A package belongs to the room with the
+// longest name that is a prefix of its folder.
 var arrows = map[string][]string{
 	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/entityuid", "internal/keyfile", "internal/serverurl"},
 	"server": {"server/engine", "server/snapshot", "server/decisionlog", "server/access", "server/stored", "server/wire", "server/entityfile", "server/offline",
@@ -28,7 +28,7 @@ var arrows = map[string][]string{
 	"auditlog":           {"internal/keyfile"},
 	"logformat":          {"auditlog", "proto", "internal/entityuid"},
 	"server/engine":      {},
-	// What also runs without a server and its database.
+	// These also run without a server and its database.
 	"server/wire":       {"server/engine", "proto"},
 	"server/entityfile": {"proto"},
 	"server/offline":    {"server/engine", "server/entityfile", "server/wire", "bundle"},
@@ -43,7 +43,7 @@ var arrows = map[string][]string{
 	"migrations":        {},
 	"proto":             {},
 	"sdk/go":            {"proto", "internal/entityuid", "internal/keyfile", "internal/serverurl"},
-	// The real engine in process, for the tests of those who use the SDK.
+	// The real engine in the process of a test, for users of the SDK.
 	"sdk/go/cedarposttest": {"sdk/go", "server/engine", "server/entityfile", "server/offline", "server/wire", "bundle", "proto"},
 	"examples":             {"sdk/go", "proto"},
 	"internal/entityuid":   {},
@@ -81,14 +81,14 @@ func TestArrows(t *testing.T) {
 			return filepath.SkipDir
 		}
 		folder := filepath.ToSlash(filepath.Dir(path))
-		// Tests may look into other rooms; they prove them together.
+		// Tests may import other rooms, to test them together.
 		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || folder == "." {
 			return nil
 		}
 		packages++
 		room := roomOf(folder)
 		if room == "" {
-			t.Errorf("%s stands in no room", path)
+			t.Errorf("%s is in no room", path)
 			return nil
 		}
 		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)

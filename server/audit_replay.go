@@ -66,12 +66,12 @@ func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionReco
 	var err error
 	out.Replayed, err = s.decideAgain(ctx, rec)
 	var bad *engine.RequestError
-	var stored *stored.UnfitError
+	var unfit *stored.UnfitError
 	switch why := notReplayableReason(err); {
 	case why != "":
 		out.Outcome, out.Reason = cedarpostv1.ReplayDecisionResponse_NOT_REPLAYABLE, why
 		return out, nil
-	case errors.As(err, &bad), errors.As(err, &stored), errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
+	case errors.As(err, &bad), errors.As(err, &unfit), errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
 		// It was decided before, so the question or the data must have been altered.
 		out.Differences = []string{"decision: recorded " + rec.GetDecision().String() + ", replayed to an error: " + err.Error()}
 	case err != nil:

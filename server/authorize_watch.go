@@ -30,13 +30,13 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 	idle := time.NewTimer(s.heartbeat)
 	defer idle.Stop()
 	for {
-		messages, tooSlow := w.Messages()
 		switch {
 		case isClosed(s.stopping):
 			return errWatchStopped
 		case !access.CallerFrom(ctx).IsLive(s.follower.Latest()):
 			return errKeyGone
 		}
+		messages, tooSlow := w.Messages()
 		for _, m := range messages {
 			if isClosed(s.stopping) {
 				return errWatchStopped

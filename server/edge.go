@@ -164,7 +164,7 @@ func (e *edge) keys() (access.Keys, error) {
 	if err != nil {
 		return nil, err
 	}
-	return v, nil
+	return v.Snapshot, nil
 }
 
 func (e *edge) logFailure(ctx context.Context, spec connect.Spec, err error) {
@@ -208,7 +208,7 @@ func wireOptions(maxBytes int) []connecthttp.Option {
 				limit = wire.MaxReportBytes
 			case cedarpostv1connect.AuthorizationServiceGetRevisionProcedure, cedarpostv1connect.AuthorizationServiceWatchProcedure,
 				healthv1connect.HealthCheckProcedure, healthv1connect.HealthWatchProcedure:
-				limit = wire.MaxWatchBytes
+				limit = wire.MaxSmallBytes
 			}
 			return []connecthttp.Option{connecthttp.WithReadMaxBytes(limit)}
 		}),

@@ -140,15 +140,15 @@ func (i *importing) take(ctx context.Context, msg *cedarpostv1.ImportEntitiesReq
 // store commits entities together with the place of the import.
 func (i *importing) store(ctx context.Context, ops []*cedarpostv1.EntityOperation) error {
 	e := edit{ops: ops, first: i.stored + 1}
-	stored := i.stored + int64(len(ops))
+	total := i.stored + int64(len(ops))
 	if i.place.ID != "" {
-		e.step = &store.ImportStep{From: i.place, Entities: stored}
+		e.step = &store.ImportStep{From: i.place, Entities: total}
 	}
 	res, v, err := i.write(ctx, e)
 	if err != nil {
 		return err
 	}
-	i.place, i.stored = res.Import, stored
+	i.place, i.stored = res.Import, total
 	i.out.Entities += int64(len(ops))
 	i.out.Changed += int64(res.Changed)
 	i.out.Revision = written(v, res.Revision, res.Mark)

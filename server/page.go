@@ -17,8 +17,8 @@ var errPageToken = connect.NewError(connect.CodeInvalidArgument, "page_token: no
 // page is the content of a page token: a hash of the query, and the place of the last row of
 // the page before. A token works only for its own query: for another one it would skip rows.
 type page[T any] struct {
-	Query []byte
-	End   T
+	Filters []byte
+	End     T
 }
 
 // readPage reads the page token of a request with these filters. Without a token it returns
@@ -29,7 +29,7 @@ func readPage[T any](filters proto.Message, token string) (p page[T], err error)
 		return p, err
 	}
 	sum := sha256.Sum256(b)
-	p.Query = sum[:16]
+	p.Filters = sum[:16]
 	if token == "" {
 		return p, nil
 	}
@@ -38,7 +38,7 @@ func readPage[T any](filters proto.Message, token string) (p page[T], err error)
 		return p, errPageToken
 	}
 	var got page[T]
-	if err := json.Unmarshal(text, &got); err != nil || string(got.Query) != string(p.Query) {
+	if err := json.Unmarshal(text, &got); err != nil || string(got.Filters) != string(p.Filters) {
 		return p, errPageToken
 	}
 	return got, nil
@@ -46,7 +46,7 @@ func readPage[T any](filters proto.Message, token string) (p page[T], err error)
 
 // next returns the token of the page that ends at a row.
 func (p page[T]) next(end T) string {
-	b, _ := json.Marshal(page[T]{p.Query, end})
+	b, _ := json.Marshal(page[T]{p.Filters, end})
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 

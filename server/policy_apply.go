@@ -217,15 +217,15 @@ func (s *policyService) mentions(ctx context.Context, v snapshot.View, set *engi
 	if err != nil {
 		return err
 	}
-	stored := map[store.UID]bool{}
+	present := map[store.UID]bool{}
 	for _, row := range rows {
-		stored[row.UID] = true
+		present[row.UID] = true
 	}
 	warned := 0
 	for i, m := range mentions {
 		missing := m.Missing()
 		report.Findings = slices.DeleteFunc(report.Findings, func(f engine.Finding) bool { return f == missing })
-		if !stored[uids[i]] && warned < maxUnstored {
+		if !present[uids[i]] && warned < maxUnstored {
 			warned++
 			report.Findings = append(report.Findings, missing)
 		}

@@ -33,8 +33,8 @@ type Keys interface {
 }
 
 // IsLive reports whether the caller may go on with a call that takes long. A caller with an
-// API key may while it has a live key.
-func (c Caller) IsLive(keys Keys) bool { return c.Kind != APIKey || keys.HasCaller(c.Name) }
+// API key may while it has a live key. A caller of no kind may not.
+func (c Caller) IsLive(keys Keys) bool { return c.Kind == APIKey && keys.HasCaller(c.Name) }
 
 // UnauthenticatedError is the error of a call whose caller is not authenticated.
 type UnauthenticatedError struct {

@@ -62,11 +62,11 @@ func TestAuthenticate(t *testing.T) {
 	}
 }
 
-// Only a caller with an API key depends on a live key of its name.
+// A caller is live while there is a live key of its name; a caller of no known kind never is.
 func TestIsLive(t *testing.T) {
 	keys := keysOf{"secret-key": "orders"}
 	for caller, live := range map[Caller]bool{
-		{"orders", APIKey}: true, {"billing", APIKey}: false, {"billing", "oidc_token"}: true,
+		{"orders", APIKey}: true, {"billing", APIKey}: false, {"orders", "another kind"}: false, {}: false,
 	} {
 		if caller.IsLive(keys) != live {
 			t.Errorf("%+v: want %v", caller, live)

@@ -50,7 +50,7 @@ var (
 	ErrRecorderDown = errors.New("decision log: not available")
 )
 
-// Config is the configuration of a [Recorder].
+// Config is the configuration of a [Recorder]. DB, Name, Mode, Log and Metrics are required.
 type Config struct {
 	// DB is the database that has the log.
 	DB *store.DB

@@ -83,7 +83,7 @@ type Signer struct {
 var errContradiction = errors.New("the log contradicts an earlier checkpoint")
 
 // NewSigner makes a signer of the log that a recorder writes. It reads the keys and checks
-// that the checkpoint file can be written; an error about one of them is a [ConfigError]. It
+// that the checkpoint file can be written. For a file, the error is a [ConfigError]. It
 // signs nothing until [Signer.Run] runs.
 func NewSigner(r *Recorder, cfg Signing) (*Signer, error) {
 	s, err := readSigner(r.cfg.DB, r.cfg.Log, cfg)
@@ -95,13 +95,14 @@ func NewSigner(r *Recorder, cfg Signing) (*Signer, error) {
 	return s, nil
 }
 
-// readSigner makes a signer without a recorder and metrics: TruncateLog needs neither.
+// readSigner makes a signer without a recorder. Its metrics are not registered.
 func readSigner(db *store.DB, log *slog.Logger, cfg Signing) (*Signer, error) {
 	s := &Signer{
 		db: db, log: log, file: cfg.CheckpointFile, overdue: cmp.Or(cfg.Overdue, signingOverdue),
 		interval: cmp.Or(cfg.interval, signInterval), retry: cmp.Or(cfg.retry, refusedRetry),
 	}
 	s.state.Store(&signingState{})
+	s.failures = newSignerMetrics(s, nil)
 	for _, file := range cfg.KeyFiles {
 		key, err := auditlog.ReadKey(file)
 		if err != nil {

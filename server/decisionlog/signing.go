@@ -33,9 +33,9 @@ const (
 // newSignerMetrics registers the metrics of a signer, and returns the counter of failures by
 // cause.
 func newSignerMetrics(s *Signer, r prometheus.Registerer) *prometheus.CounterVec {
-	make := promauto.With(r)
+	with := promauto.With(r)
 	gauge := func(name, help string, read func() float64) {
-		make.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
+		with.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
 	}
 	gauge("cedarpost_checkpoint_size", "Batches that the newest checkpoint covers, whichever server signed it.",
 		func() float64 { return float64(s.state.Load().size) })
@@ -58,7 +58,7 @@ func newSignerMetrics(s *Signer, r prometheus.Registerer) *prometheus.CounterVec
 			}
 			return 0
 		})
-	v := make.NewCounterVec(prometheus.CounterOpts{Name: "cedarpost_checkpoint_failures_total",
+	v := with.NewCounterVec(prometheus.CounterOpts{Name: "cedarpost_checkpoint_failures_total",
 		Help: "Attempts of this server to sign that failed, by cause: contradiction, file, database; and foreign, checkpoints in the database that this log's keys did not sign. Alert on it."},
 		[]string{"cause"})
 	for _, cause := range []string{failedContradiction, failedFile, failedDatabase, failedForeign} {

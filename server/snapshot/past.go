@@ -111,7 +111,7 @@ func (p *Past) compile(ctx context.Context, name string, revision int64) (set *e
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.recent = slices.Insert(p.recent, 0, pastSet{name, set})
-	p.recent = p.recent[:min(len(p.recent), pastSetsKept)]
+	p.recent = slices.Delete(p.recent, min(len(p.recent), pastSetsKept), len(p.recent))
 	return set, nil
 }
 

@@ -11,7 +11,7 @@ import (
 // The errors of watches. Their text is for the caller.
 var (
 	// ErrTooManyWatchers says that no place is free for another watcher.
-	ErrTooManyWatchers = errors.New("too many callers watch this server already")
+	ErrTooManyWatchers = errors.New("callers watch this server already")
 	// ErrTooSlow says that a watcher is too many events behind.
 	ErrTooSlow = errors.New("this watcher does not keep up with what changes; begin anew")
 )
@@ -36,11 +36,12 @@ func (f *Follower) Watch(ctx context.Context, after *cedarpostv1.Revision) (w *W
 	select {
 	case h.places <- struct{}{}:
 	default:
-		return nil, nil, fmt.Errorf("%w: %d", ErrTooManyWatchers, cap(h.places))
+		return nil, nil, fmt.Errorf("%d %w", cap(h.places), ErrTooManyWatchers)
 	}
 	w = &Watcher{hub: h}
+	began := false
 	defer func() {
-		if err != nil {
+		if !began { // also after a panic
 			<-h.places
 		}
 	}()
@@ -64,6 +65,7 @@ func (f *Follower) Watch(ctx context.Context, after *cedarpostv1.Revision) (w *W
 		}
 	}
 	w.last = event.message.Revision
+	began = true
 	return w, event.message, nil
 }
 

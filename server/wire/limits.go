@@ -9,8 +9,9 @@ const (
 	MaxBatchBytes = 1 << 20
 	// MaxReportBytes is for a call of ReportReuse.
 	MaxReportBytes = 512 << 10
-	// MaxWatchBytes is for Watch, GetRevision and the calls of health.
-	MaxWatchBytes = 16 << 10
-	// MaxAdminBytes is for every other call.
+	// MaxSmallBytes is for Watch, GetRevision and the calls of health.
+	MaxSmallBytes = 16 << 10
+	// MaxAdminBytes is for every other call on the admin plane. Other calls on the decision
+	// plane have MaxAuthorizeBytes.
 	MaxAdminBytes = 4 << 20
 )

@@ -53,7 +53,7 @@ func overTheWire(dst, src any) error {
 	case *cedarpostv1.ReportReuseRequest:
 		limit = wire.MaxReportBytes
 	case *cedarpostv1.GetRevisionRequest, *cedarpostv1.WatchRequest:
-		limit = wire.MaxWatchBytes
+		limit = wire.MaxSmallBytes
 	}
 	if _, streams := in.(*cedarpostv1.WatchRequest); streams && len(b) > limit { // Connect has another text here
 		return connect.Errorf(connect.CodeResourceExhausted, "message size %d is larger than configured max %d", len(b), limit)

@@ -369,7 +369,7 @@ var sizes = map[string]struct {
 		_, err := c.ReportReuse(ctx, padded(req, &req.ReportId, bytes))
 		return err
 	}},
-	"Watch": {wire.MaxWatchBytes, func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error {
+	"Watch": {wire.MaxSmallBytes, func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error {
 		after := &cedarpostv1.Revision{}
 		stream, err := c.Watch(ctx, padded(&cedarpostv1.WatchRequest{After: after}, &after.Token, bytes))
 		if err == nil {
@@ -378,9 +378,9 @@ var sizes = map[string]struct {
 		return err
 	}},
 	// This message has no field. Only a message of another version can be large.
-	"GetRevision": {wire.MaxWatchBytes, func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error {
+	"GetRevision": {wire.MaxSmallBytes, func(ctx context.Context, c cedarpostv1connect.AuthorizationServiceClient, bytes int) error {
 		req := &cedarpostv1.GetRevisionRequest{}
-		if bytes > wire.MaxWatchBytes {
+		if bytes > wire.MaxSmallBytes {
 			req.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), make([]byte, bytes)))
 		}
 		_, err := c.GetRevision(ctx, req)
