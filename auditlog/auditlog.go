@@ -188,7 +188,7 @@ func Root(leaves []tlog.Hash) tlog.Hash {
 	return tlog.NodeHash(Root(leaves[:k]), Root(leaves[k:]))
 }
 
-// ProveRow returns the proof that the tree with the root of all leaves has leaf i at index i.
+// ProveRow returns the inclusion proof of leaf i in the tree over leaves.
 func ProveRow(leaves []tlog.Hash, i int) (tlog.RecordProof, error) {
 	var stored []tlog.Hash
 	read := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {

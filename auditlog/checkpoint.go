@@ -69,7 +69,7 @@ func OpenCheckpoint(signed []byte, keys ...note.Verifier) (Checkpoint, error) {
 	return parseCheckpoint(n.Text)
 }
 
-// KeyID returns the id of a key, with which its verifier key begins: "name+01234567".
+// KeyID returns the id of a key, which is the beginning of its verifier key: "name+01234567".
 func KeyID(key note.Verifier) string { return fmt.Sprintf("%s+%08x", key.Name(), key.KeyHash()) }
 
 // Signers returns the ids of the keys that a note names in its signatures, in the form of

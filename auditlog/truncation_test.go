@@ -192,8 +192,8 @@ type history struct {
 
 func (h *history) root(n int64) tlog.Hash { return auditlog.Root(h.leaves[:n]) }
 
-// cries reports whether a log contradicts the notes of a keeper.
-func cries(h history, kept []auditlog.Checkpoint, s auditlog.Statements) bool {
+// contradicts reports whether a log contradicts the notes of a keeper.
+func contradicts(h history, kept []auditlog.Checkpoint, s auditlog.Statements) bool {
 	for _, c := range append(slices.Clone(kept), s.Live()...) {
 		if !s.Excuses(c) && (c.Size > int64(len(h.leaves)) || h.root(c.Size) != c.Root) {
 			return true
@@ -269,7 +269,7 @@ func TestTruncationsProperty(t *testing.T) {
 			}
 		}
 		for i, kept := range keepers {
-			if cries(now, kept, all) {
+			if contradicts(now, kept, all) {
 				t.Fatalf("keeper %d does not find the log in order", i)
 			}
 		}
@@ -290,7 +290,7 @@ func TestTruncationsProperty(t *testing.T) {
 		for i, kept := range keepers {
 			for _, c := range kept {
 				lost := c.Epoch == now.epoch && (c.Size > int64(len(cut.leaves)) || cut.root(c.Size) != c.Root)
-				if lost && !cries(cut, kept, replayed) {
+				if lost && !contradicts(cut, kept, replayed) {
 					t.Fatalf("keeper %d does not notice that %d batches of epoch %d are lost", i, c.Size, c.Epoch)
 				}
 			}

@@ -18,8 +18,8 @@ type Witness struct {
 	// Kept calls fn with each signed note that the witness keeps. It is called several times
 	// for one comparison, so that no list of all notes is in memory.
 	Kept Notes
-	// Prove asks the log for the proof that its first batches, as many as first, are the
-	// beginning of its first batches, as many as second. A hash has 32 bytes.
+	// Prove asks the log for the consistency proof from size first to size second. Each hash
+	// has 32 bytes.
 	Prove func(first, second int64) (proof [][]byte, err error)
 }
 

@@ -76,7 +76,7 @@ func within(t *testing.T, what string, fn func(ctx context.Context) error) {
 	}
 }
 
-// Writers that wait for the revision lock use no connections.
+// Of the writers of a process that wait for the revision lock, only one uses a connection.
 func TestWritersWaitWithoutConnections(t *testing.T) {
 	url := storetest.New(t)
 	db := openSmall(t, url)

@@ -37,9 +37,9 @@ var (
 	ErrStale = errors.New("changed since")
 	// ErrCycle: the parents would make the entity its own ancestor.
 	ErrCycle = errors.New("would be its own ancestor")
-	// ErrTooManyMembers: a cascade would remove more than 10,000 memberships.
+	// ErrTooManyMembers: a cascade would remove more memberships than maxCascade.
 	ErrTooManyMembers = errors.New("too many members to drop at once")
-	// ErrTooManyAncestors: more than 20,000 ancestors would have to be read.
+	// ErrTooManyAncestors: more ancestors than maxLoad would have to be read.
 	ErrTooManyAncestors = errors.New("too many ancestors")
 	// ErrTooManyGroups: more than [MaxGroups] entities that can have members are below
 	// the ancestor of a listing.

@@ -108,12 +108,14 @@ func (o old) migrateAs(t *testing.T, databaseURL string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if version >= 6 && !owned {
-			mustExec(t, conn, ownSchema)
+		if version >= 6 {
+			if !owned {
+				mustExec(t, conn, ownSchema)
+				provider, owned = newProvider(t, databaseURL, "cedarpost_owner", all), true
+			}
 			if err := store.Adopt(t.Context(), conn); err != nil {
 				t.Fatal(err)
 			}
-			provider, owned = newProvider(t, databaseURL, "cedarpost_owner", all), true
 		}
 		if _, err := provider.UpTo(t.Context(), version); err != nil {
 			t.Fatal(err)

@@ -13,7 +13,7 @@ import (
 )
 
 type keygenCmd struct {
-	Name string `help:"Name of the log, with which its checkpoints begin: a host name and a path, like audit.example.org/cedarpost. A key that replaces another one has the same name." required:"" placeholder:"NAME"`
+	Name string `help:"Name of the log, which is the first line of its checkpoints: a host name and a path, like audit.example.org/cedarpost. A key that replaces another one has the same name." required:"" placeholder:"NAME"`
 	File string `arg:"" help:"File for the private key. It must not exist yet." type:"path"`
 }
 

@@ -66,7 +66,7 @@ func TestAudit(t *testing.T) {
 	sh.exits(t, 0, says("localhost/cedarpost-dev size"), append(witness, pub)...)
 	// With the key of another log, nothing can be said about this one.
 	if r := sh.exits(t, 1, says("cannot be verified", "a verifier key is missing"), append(witness, stranger)...); strings.Contains(r.err, "CONTRADICTS") {
-		t.Errorf("the witness cries %s", r.err)
+		t.Errorf("the witness reports a contradiction: %s", r.err)
 	}
 	if _, err := os.Stat(state + ".bad"); err == nil {
 		t.Error("the witness keeps what it cannot verify as a contradiction")
@@ -89,7 +89,7 @@ func TestAudit(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.out), &result); err != nil || !result.OK || result.Signatures || result.Compared {
 		t.Errorf("without keys and files: %s %v", r.out, err)
 	}
-	sh.exits(t, 0, says("none kept elsewhere was compared", "signatures not verified"), "audit", "verify")
+	sh.exits(t, 0, says("no checkpoint that was kept elsewhere was compared", "signatures not verified"), "audit", "verify")
 	sh.exits(t, 1, says("its verifier key is missing", "localhost/cedarpost-dev+"), "audit", "verify", stranger)
 	sh.exits(t, 2, says("cannot be combined with --since"), append(verify, "--history", "--since=1h")...)
 	sh.exits(t, 0, says("the log is in order", "from the empty database", "1 version of a bundle, 1 API key"), append(verify, "--history")...)

@@ -143,7 +143,7 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 		if len(keys) > 0 {
 			signatures = "signatures verified"
 		}
-		elsewhere := "none kept elsewhere was compared (--against): a log that was cut off or replaced as a whole can pass like this"
+		elsewhere := "no checkpoint that was kept elsewhere was compared (--against): a log that was cut off or replaced as a whole can pass like this"
 		if kept > 0 {
 			elsewhere = fmt.Sprintf("%d kept elsewhere", kept)
 		}

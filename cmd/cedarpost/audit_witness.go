@@ -24,7 +24,7 @@ type witnessCmd struct {
 
 // Help is the long help of witness.
 func (*witnessCmd) Help() string {
-	return `Asks the service for its newest checkpoint, verifies the signature and the proof that the log only grew since the checkpoints it keeps, and keeps the new one too. If the log contradicts a kept checkpoint, it was altered, cut off or replaced: the command prints the contradiction, writes the checkpoint that proves it to FILE.bad, and ends with exit code 1.
+	return `Asks the service for its newest checkpoint, verifies the signature and the proof that the log only grew since the checkpoints it keeps, and keeps the new one too. If the log contradicts a kept checkpoint, it was altered, cut off or replaced: the command prints the contradiction, writes the checkpoint that proves it, if there is one, to the file of --state with .bad added, and ends with exit code 1.
 
 While the service cannot be reached, the command prints the error and asks again.`
 }
@@ -51,7 +51,7 @@ func (w *witnessCmd) Run(ctx context.Context, c *console) error {
 		case err != nil && w.Once:
 			return err
 		case err != nil && ctx.Err() == nil:
-			fmt.Fprintf(c.err, "%s not looked at: %v\n", time.Now().UTC().Format(time.RFC3339), err)
+			fmt.Fprintf(c.err, "%s the log could not be checked: %v\n", time.Now().UTC().Format(time.RFC3339), err)
 		case grown != nil:
 			fmt.Fprintf(c.out, "%s %s size %d root %s\n", time.Now().UTC().Format(time.RFC3339), clean(grown.Origin), grown.Size, grown.Root)
 		}

@@ -23,7 +23,7 @@ type authorizeCmd struct {
 	Entities        string   `help:"File with entities that exist in this request only, in Cedar's JSON." placeholder:"FILE" type:"path"`
 	RequestID       string   `name:"request-id" help:"Id of the request, for the record." placeholder:"ID"`
 	AtLeastAsFresh  string   `help:"Decide at this revision or later: the token that a write returned." placeholder:"TOKEN" xor:"freshness"`
-	FullyConsistent bool     `help:"Decide on what is committed now." xor:"freshness"`
+	FullyConsistent bool     `help:"Decide at the newest committed revision." xor:"freshness"`
 	Explain         bool     `help:"Also print the outcome of each policy, and why."`
 	apiFlags
 }

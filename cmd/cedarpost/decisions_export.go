@@ -36,7 +36,7 @@ func (*exportDecisionsCmd) Help() string {
 
 With --follow, the file of --to may be rotated. If it is renamed or removed, the export continues in a new file of that name within a second, or at once on the signal SIGHUP. If it is cut off (copytruncate of logrotate), the export continues at its new end.
 
-With --resume, an export that broke off or was killed continues after the last batch that is safe on disk, so each row comes at least once. With --to as well, rows of later batches are first removed from the file, so each row is in it exactly once. Only after a crash within a second of a rotation can some rows be in both files. File and progress are synced to disk each second. The export refuses to continue with another log.
+With --resume, an export that broke off or was killed continues after the last batch that is safe on disk, so each row comes at least once. With --to as well, rows of later batches are first removed from the file, so each row is in it exactly once. Only after a crash within a second of a rotation can some rows be in the rotated file and in the new one. File and progress are synced to disk each second. The export refuses to continue with another log.
 
 With --follow, the export ends with exit code 1 when the server stops: start it again.`
 }

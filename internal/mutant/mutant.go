@@ -102,7 +102,7 @@ func (m Mutant) texts(t *testing.T) map[string]string {
 			texts[e.File] = string(source)
 		}
 		if n := strings.Count(texts[e.File], e.Old); n != 1 {
-			t.Fatalf("this mutant is stale: %q stands in %s %d times", e.Old, e.File, n)
+			t.Fatalf("this mutant does not fit the code any more: %s has %q %d times, want 1", e.File, e.Old, n)
 		}
 		texts[e.File] = strings.Replace(texts[e.File], e.Old, e.New, 1)
 	}

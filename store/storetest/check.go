@@ -6,8 +6,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Check is [rapid.Check] with a largest number of cases. rapid.Check alone draws 100,
-// which takes minutes if each case has a database.
+// Check is [rapid.Check] with a largest number of cases. rapid.Check alone draws 100, which
+// takes long if each case fills a database.
 func Check(t *testing.T, cases int, prop func(*rapid.T)) {
 	t.Helper()
 	failed := false

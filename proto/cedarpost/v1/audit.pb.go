@@ -2276,8 +2276,8 @@ type ReplayDecisionResponse struct {
 	Outcome ReplayDecisionResponse_Outcome `protobuf:"varint,1,opt,name=outcome,proto3,enum=cedarpost.v1.ReplayDecisionResponse_Outcome" json:"outcome,omitempty"`
 	// The parts that differ: "decision: recorded ALLOW, replayed DENY".
 	Differences []string `protobuf:"bytes,2,rep,name=differences,proto3" json:"differences,omitempty"`
-	// Why it cannot be replayed. If the outcome is DIFFERENT, that another version of
-	// the engine decided, if so.
+	// Why it cannot be replayed. For DIFFERENT it is set if another version of the
+	// engine made the decision.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The record.
 	Recorded *DecisionRecord `protobuf:"bytes,4,opt,name=recorded,proto3" json:"recorded,omitempty"`

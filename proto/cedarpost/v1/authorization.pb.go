@@ -1635,8 +1635,8 @@ type WatchResponse struct {
 	// The number of the revision that the message goes on from. A watcher that has
 	// applied only earlier revisions has missed changes, and must drop all answers.
 	After int64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
-	// The last revision that the message covers. If its number is after, nothing
-	// changed: such messages let both ends notice a dead connection.
+	// The last revision that the message covers. If its number equals the field
+	// after, nothing changed: such messages let both ends notice a dead connection.
 	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// What changed, as in CacheHint.tags.
 	Tags []uint64 `protobuf:"fixed64,3,rep,packed,name=tags,proto3" json:"tags,omitempty"`
@@ -1713,8 +1713,8 @@ type ReportReuseRequest struct {
 	ReportId string `protobuf:"bytes,1,opt,name=report_id,json=reportId,proto3" json:"report_id,omitempty"`
 	// The reused answers, each decision once; at most 100.
 	Reuses []*Reuse `protobuf:"bytes,2,rep,name=reuses,proto3" json:"reuses,omitempty"`
-	// The checks that the caller let through without an answer, because its
-	// configuration lets them fail open; at most 100.
+	// The checks that the caller let through without an answer, because they may
+	// fail open; at most 100.
 	FailOpens []*FailOpen `protobuf:"bytes,3,rep,name=fail_opens,json=failOpens,proto3" json:"fail_opens,omitempty"`
 	// How many uses the caller cannot report, because it had to forget them.
 	Lost          int64 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`

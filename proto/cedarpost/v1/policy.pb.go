@@ -859,7 +859,7 @@ type isGetBundleResponse_Part interface {
 }
 
 type GetBundleResponse_Bundle struct {
-	// The description of the bundle.
+	// The bundle, without its files.
 	Bundle *Bundle `protobuf:"bytes,1,opt,name=bundle,proto3,oneof"`
 }
 

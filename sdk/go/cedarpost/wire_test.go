@@ -340,7 +340,7 @@ func TestTenThousandAtOnce(t *testing.T) {
 	}
 	st := c.Stats()
 	// Ten questions are sent once each, unless the service did not answer in time.
-	if st.Errors == 0 && st.Decided != 10 || st.Decided+st.Reused != 10_000 {
+	if st.Errors == 0 && st.Decided != 10 || st.Decided > 100 || st.Decided+st.Reused != 10_000 {
 		t.Errorf("%+v", st)
 	}
 	if rows, uses := logged(t, s); rows != st.Decided || rows+uses != 10_000 {

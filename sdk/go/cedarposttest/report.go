@@ -61,7 +61,7 @@ func (r *Report) String() string {
 	for _, t := range r.Tries {
 		who, on, verdict := t.User, t.whose(), "ok"
 		if who == "" {
-			who = "nobody"
+			who = "no user"
 		}
 		if t.Failure != "" {
 			verdict = "FAILED"
@@ -104,7 +104,7 @@ func (t *Try) succeeded() bool { return t.Status >= 200 && t.Status <= 299 }
 func (t *Try) judge() string {
 	who := t.User
 	if t.user == nil {
-		who = "a stranger"
+		who = "a request without a user"
 	}
 	if t.err != nil {
 		return fmt.Sprintf("%s asked for %s: no answer: %v", who, t.whose(), t.err)

@@ -232,7 +232,7 @@ func TestTwoUsersFind(t *testing.T) {
 		kit := a.kit()
 		kit.Routes, kit.Registered = []cedarposttest.Route{{Pattern: "GET /all"}}, nil
 		fails(t, kit,
-			"GET /all: a stranger read it: 200",
+			"GET /all: a request without a user read it: 200",
 			`GET /all: bob got what is bob's own, and the answer has "2 Carol Lane", a secret of carol`)
 	})
 	t.Run("tries that prove nothing", func(t *testing.T) {

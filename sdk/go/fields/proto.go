@@ -49,13 +49,13 @@ func (w *protoWalk) message(m protoreflect.Message, n *node) bool {
 	fields := m.Descriptor().Fields()
 	switch m.Descriptor().FullName() {
 	case "google.protobuf.Struct":
-		w.strangers(m, n)
+		w.dropUnknown(m, n)
 		return w.entries(m.Mutable(fields.ByName("fields")).Map(), n)
 	case "google.protobuf.ListValue":
-		w.strangers(m, n)
+		w.dropUnknown(m, n)
 		return w.elements(m.Mutable(fields.ByName("values")).List(), n, true)
 	case "google.protobuf.Value":
-		w.strangers(m, n)
+		w.dropUnknown(m, n)
 		return w.value(m, n)
 	case "google.protobuf.Any":
 		if n.whole { // a denied path is inside, where the filter cannot reach
@@ -77,7 +77,7 @@ func (w *protoWalk) message(m protoreflect.Message, n *node) bool {
 		}
 		return true
 	})
-	w.strangers(m, n)
+	w.dropUnknown(m, n)
 	return w.settled(n, before)
 }
 
@@ -190,8 +190,8 @@ func (w *protoWalk) value(m protoreflect.Message, n *node) bool {
 	return w.scalar(n)
 }
 
-// strangers drops fields that m's type does not know, perhaps of a newer version.
-func (w *protoWalk) strangers(m protoreflect.Message, n *node) {
+// dropUnknown drops fields that m's type does not know, perhaps of a newer version.
+func (w *protoWalk) dropUnknown(m protoreflect.Message, n *node) {
 	raw := m.GetUnknown()
 	if len(raw) == 0 {
 		return

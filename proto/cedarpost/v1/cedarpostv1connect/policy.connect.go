@@ -69,7 +69,7 @@ type PolicyServiceClient interface {
 	ApplyBundle(context.Context) (PolicyServiceApplyBundleClientStream, error)
 	// ListBundles returns the live bundles by name, without their files.
 	ListBundles(context.Context, *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error)
-	// GetBundle returns a live bundle: first its description, then its files as they
+	// GetBundle returns a live bundle: first the bundle, then its files as they
 	// were uploaded.
 	GetBundle(context.Context, *v1.GetBundleRequest) (PolicyServiceGetBundleClientStream, error)
 }
@@ -143,7 +143,7 @@ type PolicyServiceHandler interface {
 	ApplyBundle(context.Context, PolicyServiceApplyBundleServerStream) (*v1.ApplyBundleResponse, error)
 	// ListBundles returns the live bundles by name, without their files.
 	ListBundles(context.Context, *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error)
-	// GetBundle returns a live bundle: first its description, then its files as they
+	// GetBundle returns a live bundle: first the bundle, then its files as they
 	// were uploaded.
 	GetBundle(context.Context, *v1.GetBundleRequest, PolicyServiceGetBundleServerStream) error
 }
