@@ -61,7 +61,7 @@ func (r *Report) String() string {
 	for _, t := range r.Tries {
 		who, on, verdict := t.User, t.whose(), "ok"
 		if who == "" {
-			who = "no user"
+			who = "nobody"
 		}
 		if t.Failure != "" {
 			verdict = "FAILED"
