@@ -83,7 +83,7 @@ func TestNotificationsForNothing(t *testing.T) {
 // The connections to Postgres break under load, again and again, during commits, loads and
 // LISTEN. Everything that was answered is stored, and the server listens again.
 func TestConnectionsCutUnderLoad(t *testing.T) {
-	t.Parallel() // it takes long
+	// Not parallel: its callers leave no processor time to other tests.
 	cutUnderLoad(t, 5)
 }
 

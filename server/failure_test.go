@@ -20,7 +20,7 @@ import (
 // an error and never a decision. Everything that was answered before and after is stored:
 // decisions and writes, without a gap between revisions.
 func TestPostgresDiesUnderLoad(t *testing.T) {
-	t.Parallel() // it takes long
+	// Not parallel: its callers leave no processor time to other tests.
 	postgresDies(t, 1)
 }
 
@@ -216,7 +216,7 @@ func TestStalenessBound(t *testing.T) {
 
 // The log has as many rows as checks were answered.
 func TestCountOfRecords(t *testing.T) {
-	t.Parallel() // it takes long
+	// Not parallel: its callers leave no processor time to other tests.
 	countRecords(t, 2000)
 }
 

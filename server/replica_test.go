@@ -78,7 +78,7 @@ func paper(t testing.TB, id, readers string) *cedarpostv1.Entity {
 // No answer is between the two states before and after a write: each answer is that of its
 // revision.
 func TestMoveIsNeverSeenHalf(t *testing.T) {
-	t.Parallel() // it takes long
+	// Not parallel: its callers leave no processor time to other tests.
 	moveAround(t, 60)
 }
 
@@ -163,7 +163,7 @@ func setReaders(paper, group string) *cedarpostv1.EntityOperation {
 
 // A caller that writes through one server and asks another one sees its write.
 func TestReadYourWrites(t *testing.T) {
-	t.Parallel() // it takes long
+	// Not parallel: its callers leave no processor time to other tests.
 	readYourWrites(t, func(round int) bool { return round < 25 })
 }
 
@@ -219,7 +219,7 @@ func readYourWrites(t *testing.T, goOn func(round int) bool) {
 // After many writes through several servers, all of them give the same answers, which are
 // those of a server that has just started.
 func TestServersConverge(t *testing.T) {
-	t.Parallel() // it takes long
+	// Not parallel: its callers leave no processor time to other tests.
 	const n = 3
 	servers := []*servertest.Server{docServer(t)}
 	for i := range n - 1 {
