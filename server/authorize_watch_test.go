@@ -233,7 +233,7 @@ func TestWatchResumes(t *testing.T) {
 	// A server that has the events in memory knows what changed in revisions that were swept.
 	// Others do not.
 	servertest.MustExec(t, servertest.Session(t, old.URL), "update revisions set at = now() - interval '100 days'")
-	if _, err := old.DB.Sweep(t.Context(), store.MinKeep); err != nil {
+	if _, err := old.DB.Sweep(t.Context(), store.MinHistoryRetention); err != nil {
 		t.Fatal(err)
 	}
 	later := servertest.On(t, old.URL)

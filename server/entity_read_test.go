@@ -18,7 +18,7 @@ func TestReadsOfWhatIsSwept(t *testing.T) {
 	s.MustPut(servertest.DocUser(t, "ann", "team"))
 	newest := s.MustPut(servertest.DocUser(t, "bob"))
 	servertest.MustExec(t, servertest.Session(t, s.URL), "update revisions set at = now() - interval '100 days'")
-	if _, err := s.DB.Sweep(t.Context(), store.MinKeep); err != nil {
+	if _, err := s.DB.Sweep(t.Context(), store.MinHistoryRetention); err != nil {
 		t.Fatal(err)
 	}
 	text := fmt.Sprintf("history begins at revision %d;", newest.Number)

@@ -68,7 +68,7 @@ type Config struct {
 	MaskKey []byte
 	// HistoryRetention is how long earlier states of entities can be read, and who
 	// changed them, if no decision in the log needs them longer: default 90 days, at
-	// least [store.MinKeep], negative for ever.
+	// least [store.MinHistoryRetention], negative for ever.
 	HistoryRetention time.Duration
 	// MaxReuse is how long callers that watch what changes may keep an answer, default 5
 	// minutes, negative for not at all.
@@ -145,8 +145,8 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := checkRetention(ctx, cfg.DB, cfg.DecisionRetention); err != nil {
 		return nil, err
 	}
-	if keep := cfg.HistoryRetention; keep >= 0 && keep < store.MinKeep {
-		return nil, fmt.Errorf("history retention of %v: the decisions of today and yesterday may need %v", keep, store.MinKeep)
+	if keep := cfg.HistoryRetention; keep >= 0 && keep < store.MinHistoryRetention {
+		return nil, fmt.Errorf("history retention of %v: the decisions of today and yesterday may need %v", keep, store.MinHistoryRetention)
 	}
 	registry := newRegistry()
 	s := &Server{cfg: cfg, registry: registry, calls: newCallMetrics(registry), tasks: newTaskMetrics(registry)}

@@ -8,10 +8,10 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// MinKeep is the shortest retention of history. The sweep knows which revisions the
+// MinHistoryRetention is the shortest retention of history. The sweep knows which revisions the
 // decisions of past days need. It does not know those of today and yesterday, which are
 // still being recorded: they are 48 hours old at most, so this retention covers them.
-const MinKeep = 48 * time.Hour
+const MinHistoryRetention = 48 * time.Hour
 
 // sweepRows is the number of rows that one statement removes, in about ten milliseconds.
 const sweepRows = 5000
@@ -36,8 +36,8 @@ type Swept struct {
 // check and remove the rows, because the login of a server may not.
 func (db *DB) Sweep(ctx context.Context, retention time.Duration) (swept Swept, err error) {
 	defer wrap(&err, "sweep history")
-	if retention < MinKeep {
-		return swept, fmt.Errorf("history of %v is less than the %v that the newest decisions may need", retention, MinKeep)
+	if retention < MinHistoryRetention {
+		return swept, fmt.Errorf("history of %v is less than the %v that the newest decisions may need", retention, MinHistoryRetention)
 	}
 	led, err := db.lead(ctx, "sweep", func(conn *pgx.Conn) error { return swept.sweep(ctx, conn, retention) })
 	swept.Elsewhere = err == nil && !led

@@ -232,7 +232,7 @@ func TestSweepIsNoObstacle(t *testing.T) {
 	group.Wait()
 	sweep(t, db)
 	is(t, db, "U a", `{"n": 49} []`)
-	if _, err := db.Sweep(t.Context(), store.MinKeep-1); err == nil {
+	if _, err := db.Sweep(t.Context(), store.MinHistoryRetention-1); err == nil {
 		t.Error("what the decisions of yesterday need was swept")
 	}
 }

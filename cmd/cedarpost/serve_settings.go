@@ -48,8 +48,8 @@ func (f *listenFlags) Validate() error {
 	if f.CacheMiB < 0 {
 		return errors.New("--cache-mib must not be negative")
 	}
-	if keep := time.Duration(f.KeepHistory); keep != 0 && keep < store.MinKeep {
-		return fmt.Errorf("--history-retention must be 0, or %.0fh or more, because the newest decisions may need that much", store.MinKeep.Hours())
+	if keep := time.Duration(f.KeepHistory); keep != 0 && keep < store.MinHistoryRetention {
+		return fmt.Errorf("--history-retention must be 0, or %.0fh or more, because the newest decisions may need that much", store.MinHistoryRetention.Hours())
 	}
 	if f.RateLimit < 0 {
 		return errors.New("--rate-limit must not be negative")

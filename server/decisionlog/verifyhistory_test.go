@@ -203,7 +203,7 @@ func TestVerifyHistoryFromAStateRoot(t *testing.T) {
 	// Sweep all but the newest two revisions.
 	conn := servertest.Session(t, s.URL)
 	servertest.MustExec(t, conn, fmt.Sprintf("update revisions set at = now() - interval '100 days' where n <= %d", before.Newest))
-	if swept, err := s.DB.Sweep(t.Context(), store.MinKeep); err != nil || swept.Oldest != before.Newest {
+	if swept, err := s.DB.Sweep(t.Context(), store.MinHistoryRetention); err != nil || swept.Oldest != before.Newest {
 		t.Fatalf("%+v, %v", swept, err)
 	}
 	swept := inOrder(t, db, "swept")

@@ -107,7 +107,7 @@ func drawHistory(rt *rapid.T, t *testing.T, db *store.DB, conn *pgx.Conn) {
 			if err != nil {
 				rt.Fatal(err)
 			}
-			if _, err := db.Sweep(t.Context(), store.MinKeep); err != nil {
+			if _, err := db.Sweep(t.Context(), store.MinHistoryRetention); err != nil {
 				rt.Fatal(err)
 			}
 		}

@@ -39,7 +39,7 @@ func TestFollowerOfWhatWasSwept(t *testing.T) {
 	}
 	storetest.WriteOp(t, db, store.Put, "b")
 	grow()
-	if swept, err := db.Sweep(t.Context(), store.MinKeep); err != nil || swept.Oldest != 4 {
+	if swept, err := db.Sweep(t.Context(), store.MinHistoryRetention); err != nil || swept.Oldest != 4 {
 		t.Fatalf("%+v, %v", swept, err)
 	}
 	if err := f.CatchUp(t.Context()); err != nil {
