@@ -59,8 +59,8 @@ type Config struct {
 	// Port is the port to listen on. 0 takes a free one.
 	Port int
 	// Durable makes commits survive a crash of the machine, as in production. False is
-	// faster, for tests: then commits survive a crash of the server only, and passwords are
-	// checked with MD5 instead of SCRAM.
+	// faster, for tests: then commits survive a crash of the server only, and a connection
+	// hashes the password once (see [Secret]).
 	Durable bool
 	// MaxConnections is the limit of the server. 0 means 100.
 	MaxConnections int
@@ -202,15 +202,20 @@ func (s *Server) initialize(ctx context.Context) error {
 	}
 	pwfile := filepath.Join(s.cluster, "pwfile") // a copy that the user of Postgres can read
 	defer os.Remove(pwfile)
-	if err := errors.Join(writeFile(pwfile, s.password), s.chown(pwfile)); err != nil {
+	secret := s.password
+	if !s.config.Durable {
+		var err error
+		if secret, err = Secret(s.password); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(writeFile(pwfile, secret), s.chown(pwfile)); err != nil {
 		return err
 	}
-	args := []string{"-D", unfinished, "-U", role, "--pwfile", pwfile, "--encoding=UTF8", "--locale=C"}
-	if s.config.Durable {
-		args = append(args, "--auth=scram-sha-256")
-	} else {
-		// SCRAM costs a client thousands of hashes for each connection.
-		args = append(args, "--auth=md5", "--no-sync")
+	args := []string{"-D", unfinished, "-U", role, "--pwfile", pwfile,
+		"--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"}
+	if !s.config.Durable {
+		args = append(args, "--no-sync")
 	}
 	cmd := s.command(ctx, "initdb", args...)
 	if output, err := cmd.CombinedOutput(); err != nil {

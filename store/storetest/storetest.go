@@ -104,7 +104,11 @@ func Login(t testing.TB, databaseURL string, roles ...string) string {
 			t.Fatalf("storetest: %v", err)
 		}
 	}
-	sql := "create role " + name + " login password '" + password + "'"
+	secret, err := localpg.Secret(password)
+	if err != nil {
+		t.Fatalf("storetest: %v", err)
+	}
+	sql := "create role " + name + " login password '" + secret + "'"
 	for _, role := range roles {
 		sql += "; grant " + role + " to " + name
 	}
