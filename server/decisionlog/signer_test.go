@@ -25,6 +25,20 @@ func signWith(checkpoints string, keys ...string) servertest.Option {
 	}
 }
 
+// signedShop returns a stopped server with the example bundle, whose log has some decisions and
+// is signed with a key up to a checkpoint.
+func signedShop(t *testing.T) (s *servertest.Server, key string, verifier note.Verifier, checkpoints string, last auditlog.Checkpoint) {
+	t.Helper()
+	key, verifier = servertest.LogKey(t, "test.example/log")
+	checkpoints = filepath.Join(t.TempDir(), "checkpoints")
+	s = servertest.New(t, signWith(checkpoints, key))
+	s.MustLoadShop()
+	servertest.DecideSome(t, s, 5)
+	last, _ = servertest.Covered(t, s, verifier)
+	s.Stop()
+	return s, key, verifier, checkpoints, last
+}
+
 // signed starts a server with the example bundle that signs its log.
 func signed(t *testing.T) (s *servertest.Server, verifier note.Verifier, checkpoints string) {
 	t.Helper()
@@ -94,13 +108,7 @@ func TestProofs(t *testing.T) {
 // another name, it is signed as another log.
 func TestRestoredBackupIsNotSigned(t *testing.T) {
 	t.Parallel() // it takes long
-	key, verifier := servertest.LogKey(t, "test.example/log")
-	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, signWith(checkpoints, key))
-	s.MustLoadShop()
-	servertest.DecideSome(t, s, 5)
-	before, _ := servertest.Covered(t, s, verifier)
-	s.Stop()
+	s, key, verifier, checkpoints, before := signedShop(t)
 	backup := copyDatabase(t, s.URL)
 	s = servertest.On(t, s.URL, signWith(checkpoints, key))
 	servertest.DecideSome(t, s, 5)
@@ -137,13 +145,7 @@ func TestRestoredBackupIsNotSigned(t *testing.T) {
 // A changed tree is not signed.
 func TestSignsOnlyWhatIsTrue(t *testing.T) {
 	t.Parallel() // it takes long
-	key, verifier := servertest.LogKey(t, "test.example/log")
-	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, signWith(checkpoints, key))
-	s.MustLoadShop()
-	servertest.DecideSome(t, s, 5)
-	before, _ := servertest.Covered(t, s, verifier)
-	s.Stop()
+	s, key, verifier, checkpoints, before := signedShop(t)
 	conn := servertest.Session(t, s.URL)
 	for _, size := range []int64{before.Size + 1, before.Size + 2, 1e9} {
 		servertest.MustExec(t, conn, fmt.Sprintf("insert into checkpoints (origin, size, note) values ('test.example/log', %d, 'junk')", size))

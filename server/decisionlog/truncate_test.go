@@ -62,13 +62,7 @@ func verifierOf(t *testing.T, key auditlog.Key) note.Verifier {
 // verification returns the statement, and does not accept one that another key signed.
 func TestTruncation(t *testing.T) {
 	t.Parallel() // it takes long
-	key, verifier := servertest.LogKey(t, "test.example/log")
-	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, signWith(checkpoints, key))
-	s.MustLoadShop()
-	servertest.DecideSome(t, s, 5)
-	before, _ := servertest.Covered(t, s, verifier)
-	s.Stop()
+	s, key, verifier, checkpoints, before := signedShop(t)
 	backup := copyDatabase(t, s.URL)
 	s = servertest.On(t, s.URL, signWith(checkpoints, key))
 	servertest.DecideSome(t, s, 5)

@@ -48,13 +48,7 @@ func states(t *testing.T, url, subject string, statements ...string) {
 // checkpoint file of any age are in order.
 func TestTruncationShownAgain(t *testing.T) {
 	t.Parallel() // it takes long
-	key, verifier := servertest.LogKey(t, "test.example/log")
-	checkpoints := filepath.Join(t.TempDir(), "checkpoints")
-	s := servertest.New(t, signWith(checkpoints, key))
-	s.MustLoadShop()
-	servertest.DecideSome(t, s, 5)
-	servertest.Covered(t, s, verifier)
-	s.Stop()
+	s, key, verifier, checkpoints, _ := signedShop(t)
 	states1, states2 := copyDatabase(t, s.URL), copyDatabase(t, s.URL)
 	s = servertest.On(t, s.URL, signWith(checkpoints, key))
 	servertest.DecideSome(t, s, 5)

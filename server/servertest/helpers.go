@@ -139,7 +139,8 @@ func OwnCluster(t *testing.T, opts ...Option) (*Server, *localpg.Server) {
 	return s, pg
 }
 
-// DecisionIDs reads the ids in the table itself.
+// DecisionIDs reads the ids of all decisions from their table. It fails the test if one is
+// there twice.
 func DecisionIDs(t *testing.T, url string) map[string]bool {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
