@@ -174,8 +174,8 @@ func (s *Server) warnings() (list []string) {
 }
 
 // opsHandler serves /livez and /readyz in plain text, and /metrics for Prometheus. A warning
-// does not make a server unready, because the server still decides, and other servers have
-// the same problem as a rule.
+// does not make a server unready, because the server still decides, and other servers
+// usually have the same problem.
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))

@@ -135,8 +135,8 @@ type plane struct {
 }
 
 // New loads the current policies and opens the listeners. It returns an error if a port is
-// busy, if the configuration is wrong (a [decisionlog.ConfigError] names the field), or if the
-// database cannot be served.
+// busy, if the configuration is wrong, or if the database cannot be served. An error about an
+// address or a file is a [decisionlog.ConfigError], which names the field.
 func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	cfg.setDefaults()
 	if err := CheckName(cfg.Name); err != nil {

@@ -199,7 +199,7 @@ func OpenAuditor(ctx context.Context, databaseURL string) (_ *DB, err error) {
 // setDefaults fills in what the URL does not set: no statement runs for ever, and a
 // writer that hangs does not hold the revision lock for ever.
 func setDefaults(c *pgx.ConnConfig) {
-	// Whatever the URL or the server says, a commit waits for the disk. If a crash lost a
+	// A commit waits for the disk, also if the URL or the server says otherwise. If a crash lost a
 	// committed revision, its number would be used again for another content.
 	c.RuntimeParams["synchronous_commit"] = "on"
 	// A standby cannot be written to, and does not know the newest revision.

@@ -56,8 +56,8 @@ func TestClockSetBack(t *testing.T) {
 	}
 }
 
-// Whatever the clock does, ids are unique and have its time. They are in order as long as it is
-// not set back by more than clockTolerance.
+// Ids are unique and have the time of the clock, also when the clock is set. They are in order
+// unless the clock is set back by more than clockTolerance.
 func TestIDsFollowTheClock(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := &setClock{wall: time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)}
