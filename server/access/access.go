@@ -24,7 +24,8 @@ type Caller struct {
 	Kind Kind
 }
 
-// Keys are the live API keys.
+// Keys are the live API keys. It is an interface because package snapshot, which has them, is not
+// imported here.
 type Keys interface {
 	// Caller returns the name of the caller that has a key. hash is the SHA-256 of the key.
 	Caller(hash [sha256.Size]byte) (name string, known bool)
