@@ -51,11 +51,11 @@ dev: postgres build ## Run a server with a private Postgres and the example bund
 
 # The packages whose tests take longest start first. Many tests wait most of the time, so one
 # package more than there are processors runs at once, and four tests of each. go vet is part
-# of make lint.
+# of make lint, and no test needs debug information (-ldflags=-w), whose linking takes time.
 TEST_PACKAGES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 .PHONY: test
 test: postgres pgbouncer node ## Run all tests, with a real Postgres and the race detector
-	go test -race -vet off -p $(TEST_PACKAGES) -parallel 4 -timeout 60m ./server ./server/decisionlog ./sdk/go/cedarpost ./store ./cmd/cedarpost ./...
+	go test -race -vet off -ldflags=-w -p $(TEST_PACKAGES) -parallel 4 -timeout 60m ./server ./server/decisionlog ./sdk/go/cedarpost ./store ./cmd/cedarpost ./...
 
 # Tests that take minutes are named TestSoak..., and run only if CEDARPOST_SOAK is set.
 .PHONY: soak

@@ -309,6 +309,14 @@ func (s *Server) exec(ctx context.Context, database, sql string) error {
 	return err
 }
 
+// InUse reports whether a process runs a server of the folder, or cannot tell.
+func InUse(dir string) bool {
+	s := Server{config: Config{Dir: dir}}
+	err := s.takeLock()
+	s.unlock()
+	return err != nil
+}
+
 func (s *Server) takeLock() error {
 	if s.lock != nil {
 		return ErrInUse // by this Server itself

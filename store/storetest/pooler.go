@@ -38,7 +38,7 @@ func startPooler(t testing.TB, databaseURL string, settings []string) (string, e
 	if err != nil {
 		return "", err
 	}
-	dir, err := tempDir()
+	dir, err := tempDir("")
 	if err != nil {
 		return "", err
 	}

@@ -35,7 +35,7 @@ func NewCopy(t testing.TB, original *localpg.Server) *localpg.Server {
 
 func newCopy(t testing.TB, primary *localpg.Server, options ...string) *localpg.Server {
 	t.Helper()
-	dir, err := tempDir()
+	dir, err := tempDir("")
 	if err != nil {
 		t.Fatalf("storetest: %v", err)
 	}

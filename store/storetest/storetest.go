@@ -133,7 +133,7 @@ func Login(t testing.TB, databaseURL string, roles ...string) string {
 // migrated, and durable as in production. It is removed after the test.
 func NewServer(t testing.TB) *localpg.Server {
 	t.Helper()
-	dir, err := tempDir()
+	dir, err := tempDir("")
 	if err != nil {
 		t.Fatalf("storetest: %v", err)
 	}
@@ -168,7 +168,7 @@ func start() error {
 	shared.idle = make(chan *pgx.Conn, 4)
 	shared.url = os.Getenv(URLEnv)
 	if shared.url == "" {
-		dir, err := tempDir()
+		dir, err := tempDir(memoryDir())
 		if err != nil {
 			return err
 		}
@@ -204,10 +204,10 @@ func stop() error {
 	return errors.Join(err, os.RemoveAll(shared.server.ClusterDir()), os.RemoveAll(shared.dir))
 }
 
-// tempDir makes a folder that the user of Postgres can reach. It cannot reach those of
-// testing.T.
-func tempDir() (string, error) {
-	dir, err := os.MkdirTemp("", "cedarpost-test-")
+// tempDir makes a folder below parent, or below the system's folder of temporary files, that
+// the user of Postgres can reach. It cannot reach those of testing.T.
+func tempDir(parent string) (string, error) {
+	dir, err := os.MkdirTemp(parent, tempPrefix)
 	if err != nil {
 		return "", err
 	}
