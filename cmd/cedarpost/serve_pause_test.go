@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -79,12 +82,30 @@ func (r *replicas) pause(t *testing.T) (resume func(after time.Duration)) {
 		}
 	}
 	signal(syscall.SIGSTOP)
+	waitStopped(t, r.paused.cmd.Process.Pid)
 	since := time.Now()
 	cont := sync.OnceFunc(func() { signal(syscall.SIGCONT) })
 	t.Cleanup(cont)
 	return func(after time.Duration) {
 		time.Sleep(time.Until(since.Add(after)))
 		cont()
+	}
+}
+
+// waitStopped waits until each thread of a process has stopped. On a busy machine a thread can run
+// on for some time after the signal. Without /proc it does not wait.
+func waitStopped(t *testing.T, pid int) {
+	t.Helper()
+	for running := true; running; time.Sleep(time.Millisecond) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		running = slices.ContainsFunc(threads, func(name string) bool {
+			stat, err := os.ReadFile(name)
+			// 7 (name, which can hold anything) T 1 …: the state
+			return err == nil && !strings.HasPrefix(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " T")
+		})
 	}
 }
 
