@@ -14,6 +14,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
@@ -30,6 +31,7 @@ type auditService struct {
 	reports  int             // how many reports of reuse one page is summed up from, at most
 	signer   *decisionlog.Signer
 	past     *snapshot.Past
+	shares   *access.Shares
 }
 
 func newAuditService(db *store.DB, recorder *decisionlog.Recorder, stopping <-chan struct{}) *auditService {

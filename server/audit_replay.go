@@ -13,6 +13,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/stored"
@@ -100,7 +101,9 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 		Context: rec.Context, Fields: rec.FieldsAsked, Entities: rec.Entities,
 	}, 0)
 	ask.Recorded = true
-	evaluation, err := s.past.Prepare(ctx, rec.GetRevision(), set, ask)
+	work := s.shares.Call(ctx, access.CallerFrom(ctx), 1)
+	defer work.Rest()
+	evaluation, err := s.past.Prepare(ctx, rec.GetRevision(), set, ask, work.Pause)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -26,6 +27,7 @@ type authorizationService struct {
 	// record commits rows with the recorder.
 	record func(context.Context, []store.Decision, []store.Event) error
 	limits *access.Limiter
+	shares *access.Shares
 	metric *decisionMetrics
 
 	maxReuse  time.Duration   // how long callers may keep an answer; 0 or less: not at all
@@ -109,7 +111,9 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 	for i, c := range checks {
 		asks[i] = wire.Ask(c, began.UnixMilli())
 	}
-	evaluations, loading, err := v.Prepare(ctx, asks)
+	work := s.shares.Call(ctx, access.CallerFrom(ctx), len(checks))
+	defer work.Rest()
+	evaluations, loading, err := v.Prepare(ctx, asks, work.Pause)
 	if err != nil {
 		return nil, err
 	}
@@ -122,6 +126,9 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		}
 		var res *engine.Result
 		if res, a.err = e.Decide(); a.err != nil {
+			if errors.Is(a.err, engine.ErrTooCostly) {
+				s.metric.tooCostly.WithLabelValues(e.Question.Bundle()).Inc()
+			}
 			continue
 		}
 		a.response = wire.Response(res)
@@ -143,6 +150,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 			a.response.Explanation = wire.Explanation(x)
 		}
 	}
+	work.Rest()
 	if err := s.record(ctx, rows, nil); err != nil {
 		return nil, err
 	}

@@ -54,7 +54,7 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeUnavailable, err.Error())
 	case errors.As(err, &unknown):
 		return connect.NewError(connect.CodeUnauthenticated, unknown.Error())
-	case errors.Is(err, access.ErrRateLimited):
+	case errors.Is(err, access.ErrRateLimited), errors.Is(err, access.ErrBusy):
 		return connect.NewError(connect.CodeResourceExhausted, err.Error())
 	case errors.As(err, &token):
 		return connect.NewError(connect.CodeInvalidArgument, token.Error())
@@ -68,6 +68,10 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeUnavailable, "the decision log is not available"+so)
 	case errors.Is(err, decisionlog.ErrQueueFull):
 		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
+	case errors.Is(err, engine.ErrTooCostly):
+		// Not resource_exhausted, which says that the service is overloaded: clients would let
+		// checks with FailOpen through, and a user can choose a costly question.
+		return connect.NewError(connect.CodeFailedPrecondition, err.Error()+so)
 	case errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
 		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors%s", engine.MaxAncestors, so)
 	case errors.As(err, &swept):

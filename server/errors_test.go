@@ -7,8 +7,19 @@ import (
 	"connectrpc.com/connect/v2"
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
 )
+
+// A question that costs too much is refused with a code that no client takes for overload,
+// because a check that fails open would then let through who asks it.
+func TestTooCostlyIsNoOverload(t *testing.T) {
+	err := fmt.Errorf("%w: the policies of bundle %q take more", engine.ErrTooCostly, "shop")
+	got := publicError(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, err)
+	if got.Code() != connect.CodeFailedPrecondition || got.Message() != err.Error()+"; nothing was decided" {
+		t.Error(got)
+	}
+}
 
 // A write that was checked against an older state is tried again. If that does not help,
 // the caller gets aborted.

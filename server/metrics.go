@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -57,6 +58,7 @@ type decisionMetrics struct {
 	reuses    prometheus.Counter
 	failOpens prometheus.Counter
 	reuseLost prometheus.Counter
+	tooCostly *prometheus.CounterVec // bundle
 }
 
 func newDecisionMetrics(r prometheus.Registerer) *decisionMetrics {
@@ -70,6 +72,8 @@ func newDecisionMetrics(r prometheus.Registerer) *decisionMetrics {
 			Name: "cedarpost_fail_open_reported_total", Help: "Checks that callers let through without an answer, as they reported. Alert on it."}),
 		reuseLost: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_reuse_lost_total", Help: "Uses of kept answers that callers lost count of, as they reported."}),
+		tooCostly: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_decisions_too_costly_total", Help: "Questions that were refused because their decision takes more work than one may, by the bundle that owns the action."}, []string{"bundle"}),
 	}
 }
 
@@ -159,4 +163,10 @@ func registerStandbys(r prometheus.Registerer, db *store.DB) {
 			}, func() float64 { return float64(read(db.Standbys()[i])) })
 		}
 	}
+}
+
+// registerShares adds how many costly calls wait for their turn.
+func registerShares(r prometheus.Registerer, s *access.Shares) {
+	promauto.With(r).NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_costly_calls_waiting",
+		Help: "Calls whose decisions take much work, and that wait until others had their turn."}, func() float64 { return float64(s.Waiting()) })
 }

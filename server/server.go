@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -208,6 +209,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	limits := &access.Limiter{PerSecond: cfg.RateLimit}
+	// All processors but one are for costly calls, the last one is for the others.
+	shares := access.NewShares(max(runtime.GOMAXPROCS(0)-1, 1))
+	registerShares(registry, shares)
 
 	record := s.recorder.Record
 	if cfg.unrecorded {
@@ -217,7 +221,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower,
-			recorder: s.recorder, record: record, limits: limits, metric: newDecisionMetrics(registry),
+			recorder: s.recorder, record: record, limits: limits, shares: shares, metric: newDecisionMetrics(registry),
 			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
 	}
@@ -225,7 +229,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower, history})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
 		audit := newAuditService(cfg.DB, s.recorder, s.ready.stopping)
-		audit.signer, audit.past = s.signer, history
+		audit.signer, audit.past, audit.shares = s.signer, history, shares
 		cedarpostv1connect.RegisterAuditServiceHandler(cs, audit)
 	}
 	for _, p := range []struct {

@@ -273,7 +273,7 @@ func BenchmarkDecidePolicies(b *testing.B) {
 				all, e, q := prepared(b, set, pool, c.ask)
 				b.ReportAllocs()
 				for b.Loop() {
-					cedar.Authorize(all, e, q.request)
+					cedar.Authorize(metered{policies: all}, e, q.request)
 				}
 			})
 		}
@@ -298,7 +298,7 @@ func (c benchCase) check(b *testing.B, set *Set, pool *Pool, n int) int {
 	b.Helper()
 	res := mustDecide(b, set, pool, c.ask)
 	all, e, q := prepared(b, set, pool, c.ask)
-	decision, diag := cedar.Authorize(all, e, q.request)
+	decision, diag := cedar.Authorize(metered{policies: all}, e, q.request)
 	if len(all) != n || res.Allowed != c.allowed || res.DeniedAt != c.deniedAt || bool(decision) != c.allowed || len(diag.Errors) > 0 || len(diag.Reasons) != len(res.Policies) {
 		b.Fatalf("%s of %d policies: %+v, and Cedar says %v %v", c.name, len(all), res, decision, diag)
 	}

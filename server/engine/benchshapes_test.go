@@ -230,7 +230,7 @@ func BenchmarkShapes(b *testing.B) {
 				}
 				read[i] = q.request
 				res := mustDecide(b, set, pool, asks[i])
-				decision, diag := cedar.Authorize(all, everything, q.request)
+				decision, diag := cedar.Authorize(metered{policies: all}, everything, q.request)
 				if res.Allowed != bool(decision) || len(res.Policies) != len(diag.Reasons) || len(diag.Errors) > 0 {
 					b.Fatalf("%v: %+v, and Cedar says %v %v", asks[i], res, decision, diag)
 				}
@@ -244,7 +244,7 @@ func BenchmarkShapes(b *testing.B) {
 			i := 0
 			next := func() int { i = (i + 1) % requests; return i }
 			engine := func() { _, _ = decideOnce(set, pool, asks[next()]) }
-			alone := func() { cedar.Authorize(all, everything, read[next()]) }
+			alone := func() { cedar.Authorize(metered{policies: all}, everything, read[next()]) }
 			name := fmt.Sprintf("%s/each=%d", sh.name, n)
 			b.Run(name+"/engine", func(b *testing.B) {
 				b.ReportAllocs()

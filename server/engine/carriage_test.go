@@ -17,7 +17,7 @@ func TestCarriageReturnInAComment(t *testing.T) {
 		policy + "// the end\r":                                  false,
 		"@id(\"a//b\rc\") permit (principal, action, resource);": false,
 	} {
-		_, errs := split(text)
+		_, errs := split(text, false)
 		got := len(errs) > 0 && strings.Contains(errs[0].msg, "carriage return")
 		if got != bad {
 			t.Errorf("%q: %v", text, errs)

@@ -171,6 +171,7 @@ func (c *compiler) levelOf(p *policy, tree *xast.Policy) int {
 	if l.level > MaxLevel {
 		c.rule(finding(p, fmt.Sprintf("dereferences entities %d deep, the limit is %d", l.level, MaxLevel), "store the attribute nearer, or ask with it in the context"))
 	}
+	c.checkCost(p, l)
 	return max(l.level, 1)
 }
 

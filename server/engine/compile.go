@@ -171,7 +171,7 @@ func (c *compiler) policies(src Source) {
 	where := map[string]*policy{}
 	for _, text := range src.Policies {
 		first := max(text.Line, 1)
-		statements, errs := split(text.Text)
+		statements, errs := split(text.Text, c.trusted)
 		if len(statements)+len(errs) == 0 && !src.Published {
 			c.rule(Finding{Bundle: src.Name, File: text.File, Message: "holds no policy", Hint: "remove the file, or what comments its policies out", Warning: true})
 		}
@@ -265,6 +265,7 @@ func (c *compiler) index() {
 	}
 	for _, a := range c.set.actions {
 		a.index.done()
+		c.checkDecisionCost(a)
 		if a.fieldOf != nil {
 			c.set.classify(a)
 		}

@@ -110,7 +110,7 @@ const corpusBundle = "corpus"
 // corpusSource makes a bundle of a policy set. Only the names are added that
 // this service wants.
 func corpusSource(c corpustest.Case) (Source, error) {
-	statements, errs := split(c.Policies)
+	statements, errs := split(c.Policies, false)
 	if len(errs) > 0 {
 		return Source{}, errors.New(errs[0].msg)
 	}

@@ -326,7 +326,7 @@ func (d *diff) validate(numbers []int, errorsOf map[string][]string, verdicts []
 
 // parseAlone parses a text of one policy, nil when it is none.
 func parseAlone(text string) *policy {
-	statements, errs := split("@id(\"p\") " + text)
+	statements, errs := split("@id(\"p\") "+text, false)
 	if len(errs) > 0 || len(statements) != 1 {
 		return nil
 	}

@@ -107,13 +107,24 @@ func (s *Set) decide(q *Question, sl *Slice) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	res := s.judge(q, entities)
+	// If the work had to end, res is made from some of the policies only.
+	if err := entities.meter.failed(); err != nil {
+		return nil, err
+	}
+	return res, nil
+}
+
+// judge makes the three checks. Its result counts only if the meter of the entities has not
+// failed.
+func (s *Set) judge(q *Question, entities *entities) *Result {
 	res := &Result{}
 	if q.inapplicable {
 		// The schema rules the combination out, so no policy can allow it and
 		// none is asked. https://docs.cedarpolicy.com/policies/validation.html
 		res.DeniedAt = AtFunction
 		res.denyAll(q)
-		return res, nil
+		return res
 	}
 
 	object := s.evaluate(q.action.index.candidates(q.request.Principal, q.request.Resource, entities), q.request, entities)
@@ -126,7 +137,7 @@ func (s *Set) decide(q *Question, sl *Slice) (*Result, error) {
 		res.Policies = refs(object.reasons)
 		res.advise(object.advising(), "")
 		res.denyAll(q)
-		return res, nil
+		return res
 	}
 
 	fields := s.decideFields(q, entities, res)
@@ -137,7 +148,7 @@ func (s *Set) decide(q *Question, sl *Slice) (*Result, error) {
 		// Denied keeps the paths that caused the denial; nothing is permitted.
 		res.Permitted = []string{}
 		res.Policies = refs(fields.forbids)
-		return res, nil
+		return res
 	}
 	res.Allowed = true
 	both := slices.Clone(object.reasons)
@@ -152,7 +163,7 @@ func (s *Set) decide(q *Question, sl *Slice) (*Result, error) {
 			res.Obligations = append(res.Obligations, Obligation{p.ref, p.obligation})
 		}
 	}
-	return res, nil
+	return res
 }
 
 // evaluate runs candidate policies. It is Cedar's
@@ -160,7 +171,7 @@ func (s *Set) decide(q *Question, sl *Slice) (*Result, error) {
 // with one switch: a forbid that fails counts as satisfied unless its bundle
 // says on_forbid_error: skip.
 func (s *Set) evaluate(cands policies, req cedar.Request, e *entities) verdict {
-	decision, diag := cedar.Authorize(cands, e, req)
+	decision, diag := cedar.Authorize(metered{cands, e.meter}, e, req)
 	v := verdict{allowed: bool(decision)}
 	if len(diag.Errors) == 0 {
 		v.reasons = cands.find(diag.Reasons)

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -75,7 +76,11 @@ func (s *Set) explain(q *Question, sl *Slice, res *Result) (*Explanation, error)
 	}
 	mismatched := 0
 	q.action.index.each(func(p *policy) {
-		one := s.explainPolicy(q, p, q.request, e)
+		one, ok := s.explainPolicy(q, p, q.request, e)
+		if !ok {
+			x.Omitted++
+			return
+		}
 		if one.Outcome == ScopeMismatch {
 			if mismatched++; mismatched > MaxExplained {
 				x.Omitted++
@@ -94,6 +99,12 @@ func (s *Set) explain(q *Question, sl *Slice, res *Result) (*Explanation, error)
 	})
 	if n := len(x.Policies); n > MaxExplained {
 		x.Policies, x.Omitted = x.Policies[:MaxExplained], x.Omitted+n-MaxExplained
+	}
+	switch err := e.meter.failed(); {
+	case errors.Is(err, ErrTooCostly):
+		x.Summary += " Not everything is explained, because that would take too much work."
+	case err != nil:
+		return nil, err
 	}
 	return x, nil
 }
@@ -142,7 +153,11 @@ func (x *Explanation) addFields(s *Set, q *Question, e *entities) {
 			req.Action = q.action.field.uid
 			req.Context = withField(q.request.Context, l.uid)
 			for _, c := range cands {
-				list = append(list, s.explainPolicy(q, c, req, e))
+				one, ok := s.explainPolicy(q, c, req, e)
+				if !ok {
+					return
+				}
+				list = append(list, one)
 			}
 			explained[class] = list
 		}
@@ -161,7 +176,17 @@ func (x *Explanation) addFields(s *Set, q *Question, e *entities) {
 	}
 }
 
-func (s *Set) explainPolicy(q *Question, p *policy, req cedar.Request, e *entities) PolicyExplanation {
+// explainPolicy explains the outcome of one policy. ok is false if the budget of the meter
+// does not suffice.
+func (s *Set) explainPolicy(q *Question, p *policy, req cedar.Request, e *entities) (x PolicyExplanation, ok bool) {
+	if !e.meter.spend(stepsOfExplanation + explainings*p.cost) {
+		return x, false
+	}
+	x = s.outcomeOf(q, p, req, e)
+	return x, e.meter.failed() == nil
+}
+
+func (s *Set) outcomeOf(q *Question, p *policy, req cedar.Request, e *entities) PolicyExplanation {
 	x := PolicyExplanation{Policy: p.ref, Forbid: p.forbid, Outcome: Satisfied, File: p.file, Line: p.line}
 	tree := p.tree()
 	for _, sc := range []struct {

@@ -318,12 +318,16 @@ func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 			leads[i] = byPolicy[p]
 		}
 	}
+	each := stepsOfField + int64(len(cands))/4 + contextSteps(q.request.Context)
 	for _, l := range q.leaves {
 		if classes != nil {
 			if v, ok := verdicts[classes[l.index]]; ok {
 				fn(l, v)
 				continue
 			}
+		}
+		if !e.meter.spend(each) {
+			return
 		}
 		use := cands
 		if !s.plainFields {
@@ -354,6 +358,18 @@ func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 		}
 		fn(l, v)
 	}
+}
+
+// contextSteps is the work of withField: the new record hashes all texts of the context.
+func contextSteps(ctx cedar.Record) int64 {
+	steps := int64(0)
+	for _, v := range ctx.All() {
+		steps += stepsOfElement
+		if text, ok := v.(cedar.String); ok {
+			steps += int64(len(text)) / bytesInStep
+		}
+	}
+	return steps
 }
 
 func withField(ctx cedar.Record, field cedar.EntityUID) cedar.Record {

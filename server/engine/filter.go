@@ -15,7 +15,7 @@ func (s *Set) ReadAttribute(t cedar.EntityType, name string, v any) (cedar.Value
 	if !ok {
 		return nil, badf("attributes: %s has no attribute %s", t, quote(name))
 	}
-	return s.project(attr.Type, v, "attributes: "+name)
+	return s.newReading().project(attr.Type, v, "attributes: "+name)
 }
 
 // GroupTypes returns the types whose entities can be members of the entity, at any

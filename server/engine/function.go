@@ -29,6 +29,9 @@ func (s *Set) deniedAtFunction(q *Question, object verdict, e *entities) bool {
 		if !p.resource.couldBe(q.request.Resource.Type) || !p.principal.couldBe(q.request.Principal.Type) {
 			continue
 		}
+		if !e.meter.spend(p.cost) {
+			return false
+		}
 		if !p.shut(q.request, e) {
 			return false
 		}

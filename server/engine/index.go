@@ -69,6 +69,8 @@ type part struct {
 	anyPrincipal node
 	// level is how deep the policies dereference entities, at least 1.
 	level int
+	// always is the cost of the policies that every question evaluates.
+	always int64
 }
 
 // node holds the policies of one principal scope.
@@ -97,6 +99,9 @@ func newPart() *part {
 
 func (ix *part) add(p *policy) {
 	ix.level = max(ix.level, p.level)
+	if p.joinsAll() {
+		ix.always += p.cost
+	}
 	n := &ix.anyPrincipal
 	if p.principal.hasUID {
 		if n = ix.byPrincipal[p.principal.uid]; n == nil {
@@ -193,6 +198,7 @@ func (ix *index) candidates(principal, resource cedar.EntityUID, e *entities) po
 		look(n)
 	}
 	slices.SortFunc(out, comparePolicies)
+	e.meter.spend(stepsOfCandidate * int64(len(out)))
 	return out
 }
 
@@ -216,14 +222,21 @@ func (ix *part) nodes(principal cedar.EntityUID, e *entities) iter.Seq[*node] {
 	}
 }
 
-// policies is an ordered list of policies as a cedar.PolicyIterator.
+// policies is an ordered list of policies.
 type policies []*policy
 
+// metered is a list of policies as a cedar.PolicyIterator. It ends when the budget of the
+// meter is spent.
+type metered struct {
+	policies
+	meter *meter
+}
+
 // All implements cedar.PolicyIterator.
-func (l policies) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
+func (l metered) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
 	return func(yield func(cedar.PolicyID, *cedar.Policy) bool) {
-		for _, p := range l {
-			if !yield(p.name, p.compiled) {
+		for _, p := range l.policies {
+			if !l.meter.spend(p.cost) || !yield(p.name, p.compiled) {
 				return
 			}
 		}

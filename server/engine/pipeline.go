@@ -32,18 +32,21 @@ func (s *Set) Prepare(ask Ask, pool *Pool, load Loader) (*Evaluation, error) {
 
 // PrepareBatch reads questions that are decided at one revision, and loads what all of
 // them can touch, together. It returns one evaluation for each question, in order. The
-// error is that of load or of [Pool.SetSource]'s ended, and concerns all questions.
+// error is that of load or of the [Pause], and concerns all questions.
 func (s *Set) PrepareBatch(asks []Ask, pool *Pool, load Loader) ([]Evaluation, error) {
 	list := make([]Evaluation, len(asks))
 	for i, ask := range asks {
 		e := &list[i]
 		e.set = s
+		if err := pool.look(""); err != nil {
+			return nil, err
+		}
 		if e.Question, e.Err = s.read(ask); e.Err == nil {
 			e.Slice = s.newSlice(e.Question, pool)
 		}
 	}
 	for {
-		missing, err := missingFrom(list, pool.ended)
+		missing, err := missingFrom(list, pool)
 		if err != nil {
 			return nil, err
 		}
@@ -57,17 +60,15 @@ func (s *Set) PrepareBatch(asks []Ask, pool *Pool, load Loader) ([]Evaluation, e
 }
 
 // missingFrom lists the entities that the slices lack, each once.
-func missingFrom(list []Evaluation, ended func() error) ([]cedar.EntityUID, error) {
+func missingFrom(list []Evaluation, pool *Pool) ([]cedar.EntityUID, error) {
 	var missing []cedar.EntityUID
 	listed := map[cedar.EntityUID]bool{}
 	for i := range list {
 		if list[i].Slice == nil {
 			continue
 		}
-		if ended != nil {
-			if err := ended(); err != nil {
-				return nil, err
-			}
+		if err := pool.look(list[i].Question.Bundle()); err != nil {
+			return nil, err
 		}
 		found := list[i].Slice.toLoad()
 		if len(list) == 1 {
@@ -84,7 +85,8 @@ func missingFrom(list []Evaluation, ended func() error) ([]cedar.EntityUID, erro
 }
 
 // Decide makes the three checks of the question. The error is Err, a *[RequestError]
-// about an entity that came with the question, or wraps [ErrTooManyAncestors].
+// about an entity that came with the question, that of the [Pause], or wraps
+// [ErrTooManyAncestors] or [ErrTooCostly].
 func (e *Evaluation) Decide() (*Result, error) {
 	if e.Err != nil {
 		return nil, e.Err
@@ -94,7 +96,9 @@ func (e *Evaluation) Decide() (*Result, error) {
 
 // Explain says why the question was decided as it was: res is what Decide returned. It
 // looks at every policy of the action, also those that the index passes over, and
-// evaluates condition by condition; it takes no part in the decision.
+// evaluates condition by condition; it takes no part in the decision. It has a budget of
+// its own, and says so if that ends before every policy is explained. The error is that of
+// the [Pause].
 func (e *Evaluation) Explain(res *Result) (*Explanation, error) {
 	return e.set.explain(e.Question, e.Slice, res)
 }

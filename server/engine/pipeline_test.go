@@ -64,7 +64,7 @@ func TestPrepareEnds(t *testing.T) {
 		t.Errorf("%d loads, then %v", calls, err)
 	}
 	pool := NewPool()
-	pool.SetSource(nil, func() error { return away })
+	pool.SetPause(func(string, int64) error { return away })
 	if _, err := set.PrepareBatch([]Ask{ask, ask}, pool, load); !errors.Is(err, away) || calls != 1 {
 		t.Errorf("%d loads, then %v", calls, err)
 	}

@@ -55,8 +55,10 @@ type policy struct {
 	anyResource bool
 	// field says how the policy uses context.field.
 	field fieldUse
-	// level is how deep the policy dereferences entities, computed with the schema.
+	// level is how deep the policy dereferences entities, and cost is an upper bound of the
+	// steps of one evaluation. They are computed with the schema.
 	level int
+	cost  int64
 }
 
 // scope is the part of a policy's scope that concerns its principal or resource.
@@ -69,6 +71,11 @@ type scope struct {
 }
 
 func (s scope) couldBe(t cedar.EntityType) bool { return !s.hasType || s.typ == t }
+
+// joinsAll reports whether every question about one of its actions evaluates the policy.
+func (p *policy) joinsAll() bool {
+	return !p.principal.hasUID && !p.principal.hasType && !p.resource.hasUID && !p.resource.hasType
+}
 
 // actionScope is the part of a policy's scope that concerns the action.
 type actionScope struct {
@@ -102,8 +109,9 @@ type textError struct {
 }
 
 // split cuts a file into statements at their semicolons and checks size and
-// nesting, without parsing.
-func split(src string) ([]statement, []textError) {
+// nesting, without parsing. Texts that were published before are trusted: they are not held
+// to [MaxPairs].
+func split(src string, trusted bool) ([]statement, []textError) {
 	var (
 		out        []statement
 		errs       []textError
@@ -112,6 +120,7 @@ func split(src string) ([]statement, []textError) {
 		sl, sc     int
 		depth, pre int
 		tooDeep    bool
+		sets       setCounter
 	)
 	if !utf8.ValidString(src) {
 		return nil, []textError{{1, 1, "not valid UTF-8", ""}}
@@ -150,6 +159,7 @@ func split(src string) ([]statement, []textError) {
 		if start < 0 {
 			start, sl, sc = i, line, col
 			depth, pre, tooDeep = 0, 0, false
+			sets = setCounter{}
 		}
 		prefix := false
 		switch c {
@@ -163,8 +173,12 @@ func split(src string) ([]statement, []textError) {
 			}
 		case '(', '[', '{':
 			depth++
+			sets.open(depth, c)
 		case ')', ']', '}':
+			sets.shut(depth)
 			depth--
+		case ',':
+			sets.comma(depth)
 		case '!', '-':
 			prefix = true
 			pre++
@@ -182,6 +196,8 @@ func split(src string) ([]statement, []textError) {
 		if c == ';' {
 			if i-start > MaxPolicyBytes {
 				errs = append(errs, textError{sl, sc, fmt.Sprintf("policy of %d bytes, the limit is %d", i-start, MaxPolicyBytes), "split the policy"})
+			} else if sets.pairs > MaxPairs && !trusted {
+				errs = append(errs, textError{sl, sc, fmt.Sprintf("its sets of sets and of records have %d pairs of elements, the limit is %d", sets.pairs, MaxPairs), "compare fewer sets, or store them as entities"})
 			} else if !tooDeep {
 				out = append(out, statement{src[start:i], sl, sc})
 			}
@@ -189,13 +205,58 @@ func split(src string) ([]statement, []textError) {
 		}
 	}
 	if start >= 0 {
-		if len(src)-start > MaxPolicyBytes || tooDeep {
+		if len(src)-start > MaxPolicyBytes || tooDeep || sets.pairs > MaxPairs {
 			errs = append(errs, textError{sl, sc, "policy does not end", `a policy ends with ";"`})
 		} else {
 			out = append(out, statement{src[start:], sl, sc})
 		}
 	}
 	return out, errs
+}
+
+// setCounter counts the pairs of elements in the literals of a policy that are sets of sets or
+// sets of records. cedar-go makes a constant set when it parses the policy, and may compare all
+// pairs, see [MaxPairs].
+type setCounter struct {
+	levels [MaxNesting + 1]bracket
+	pairs  int
+}
+
+type bracket struct {
+	set      bool // else parentheses or a record
+	compound bool // an element is a set or a record
+	commas   int
+}
+
+func (s *setCounter) open(depth int, c byte) {
+	if depth < 1 || depth > MaxNesting {
+		return
+	}
+	s.levels[depth] = bracket{set: c == '['}
+	if c == '(' {
+		return
+	}
+	for d := depth - 1; d > 0; d-- {
+		if s.levels[d].set {
+			s.levels[d].compound = true
+			return
+		}
+	}
+}
+
+func (s *setCounter) comma(depth int) {
+	if depth >= 1 && depth <= MaxNesting {
+		s.levels[depth].commas++
+	}
+}
+
+func (s *setCounter) shut(depth int) {
+	if depth < 1 || depth > MaxNesting {
+		return
+	}
+	if l := s.levels[depth]; l.set && l.compound {
+		s.pairs += l.commas * (l.commas + 1) / 2
+	}
 }
 
 var parseErrorAt = regexp.MustCompile(`^(?:parser error: )?parse error at [^:]*:(\d+):(\d+) ("(?:[^"\\]|\\.)*"): (.*)$`)

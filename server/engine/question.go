@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"math"
 	"slices"
 
 	"github.com/cedar-policy/cedar-go"
@@ -97,10 +98,14 @@ func (s *Set) read(a Ask) (*Question, error) {
 		inapplicable: !slices.Contains(act.appliesTo.Principals, a.Principal.Type) ||
 			!slices.Contains(act.appliesTo.Resources, a.Resource.Type),
 	}
-	if err := s.readContext(q, a); err != nil {
+	r := s.newReading()
+	if a.Recorded {
+		r.pairs = math.MaxInt // it was accepted once
+	}
+	if err := r.readContext(q, a); err != nil {
 		return nil, err
 	}
-	if err := s.readInline(q, a.Inline); err != nil {
+	if err := r.readInline(q, a.Inline); err != nil {
 		return nil, err
 	}
 	if a.FieldsAsked {
@@ -113,7 +118,7 @@ func (s *Set) read(a Ask) (*Question, error) {
 	return q, nil
 }
 
-func (s *Set) readContext(q *Question, a Ask) error {
+func (s *reading) readContext(q *Question, a Ask) error {
 	ctx := a.Context
 	if ctx == nil {
 		ctx = map[string]any{}
@@ -149,7 +154,7 @@ func (s *Set) readContext(q *Question, a Ask) error {
 	return nil
 }
 
-func (s *Set) readInline(q *Question, raw []RawEntity) error {
+func (s *reading) readInline(q *Question, raw []RawEntity) error {
 	if len(raw) == 0 {
 		return nil
 	}
@@ -219,7 +224,16 @@ func (s *Set) ReadEntity(r RawEntity) (*Entity, error) {
 	if err := s.checkStorable(r.UID); err != nil {
 		return nil, err
 	}
-	return s.readEntity(r)
+	return s.newReading().readEntity(r)
+}
+
+// ReadStored reads an entity that is stored. It accepts what [Set.ReadEntity] accepted
+// before there was a limit of [MaxPairs].
+func (s *Set) ReadStored(r RawEntity) (*Entity, error) {
+	if err := s.checkStorable(r.UID); err != nil {
+		return nil, err
+	}
+	return (&reading{s, math.MaxInt}).readEntity(r)
 }
 
 // ReadAttributes reads single attributes that are to be set on a stored entity,
@@ -229,13 +243,14 @@ func (s *Set) ReadAttributes(uid cedar.EntityUID, attrs map[string]any, remove [
 		return cedar.Record{}, err
 	}
 	decl := s.schema.Entities[uid.Type].Shape
+	reading := s.newReading()
 	out := cedar.RecordMap{}
 	for name, v := range attrs {
 		attr, ok := decl[cedar.String(name)]
 		if !ok {
 			return cedar.Record{}, badf("entity %s: attribute %s is not declared in the schema", uid, quote(name))
 		}
-		val, err := s.project(attr.Type, v, "entity "+uid.String()+": "+name)
+		val, err := reading.project(attr.Type, v, "entity "+uid.String()+": "+name)
 		if err != nil {
 			return cedar.Record{}, err
 		}
@@ -285,7 +300,7 @@ func (s *Set) checkStorable(uid cedar.EntityUID) error {
 	return checkText(string(uid.ID), "entity "+uid.String()+": id")
 }
 
-func (s *Set) readEntity(r RawEntity) (*Entity, error) {
+func (s *reading) readEntity(r RawEntity) (*Entity, error) {
 	at := "entity " + r.UID.String()
 	if err := s.checkEnum(r.UID, at); err != nil {
 		return nil, err

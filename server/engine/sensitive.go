@@ -196,7 +196,7 @@ func (s *Set) message(p *policy, req cedar.Request, e *entities, text string) st
 		return withheldMessage
 	case p.anyOrder:
 		return anyOrderMessage
-	case p.inOrder != nil:
+	case p.inOrder != nil && e.meter.spend(p.cost<<maxRecordOrder):
 		if _, diag := cedar.Authorize(single{p.inOrder}, e, req); len(diag.Errors) == 1 {
 			return diag.Errors[0].Message
 		}

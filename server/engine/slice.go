@@ -26,9 +26,11 @@ type Entity struct {
 // Pool has the entities of one revision that are known while questions at that revision
 // are decided. It is not safe for concurrent use.
 type Pool struct {
-	known  map[cedar.EntityUID]*Entity // nil: known not to be stored
-	source func(cedar.EntityUID) (*Entity, bool)
-	ended  func() error // nil: never
+	known     map[cedar.EntityUID]*Entity // nil: known not to be stored
+	source    func(cedar.EntityUID) (*Entity, bool)
+	pause     Pause // nil: never
+	worked    int64 // steps since the last pause
+	unbounded bool  // the budget of a decision does not apply
 }
 
 // NewPool returns an empty pool.
@@ -37,12 +39,16 @@ func NewPool() *Pool { return &Pool{known: map[cedar.EntityUID]*Entity{}} }
 // SetSource sets a function that the pool calls for an entity that it does not have, or
 // nil. The function returns nil and true for an entity that is not stored, and false for
 // one that must be loaded. It is called once for each entity that it knows.
-//
-// ended, if not nil, is asked before the entities of each question are looked up; the
-// preparation ends with its error, if it returns one.
-func (p *Pool) SetSource(source func(cedar.EntityUID) (*Entity, bool), ended func() error) {
-	p.source, p.ended = source, ended
-}
+func (p *Pool) SetSource(source func(cedar.EntityUID) (*Entity, bool)) { p.source = source }
+
+// SetPause sets a function that is called before each question is read, before its entities
+// are looked up, and from time to time while it is decided or explained. Its error ends the
+// preparation, or the decision.
+func (p *Pool) SetPause(pause Pause) { p.pause = pause }
+
+// SetUnbounded lifts [MaxDecisionCost], for decisions that were made already, perhaps before
+// there was this limit.
+func (p *Pool) SetUnbounded() { p.unbounded = true }
 
 // get returns an entity, or nil if it is not stored. known is false if the entity must
 // be loaded first.
@@ -235,7 +241,7 @@ func (sl *Slice) entities() (*entities, error) {
 			return nil, badf("entity %s came with the request, but nothing in the request refers to it", uid)
 		}
 	}
-	out := &entities{static: sl.set.static, slice: make(map[cedar.EntityUID]cedar.Entity, 4), from: sl, left: maxClosed}
+	out := &entities{static: sl.set.static, slice: make(map[cedar.EntityUID]cedar.Entity, 4), from: sl, left: maxClosed, meter: sl.newMeter()}
 	for _, uid := range []cedar.EntityUID{sl.q.request.Principal, sl.q.request.Resource} {
 		if sl.visited[uid].depth < 1 {
 			continue // the question is inapplicable, or the entity is static
@@ -245,6 +251,7 @@ func (sl *Slice) entities() (*entities, error) {
 			if !ok {
 				return nil, fmt.Errorf("%w: %s has more than %d", ErrTooManyAncestors, e.UID, MaxAncestors)
 			}
+			out.meter.spend(stepsOfAncestor * int64(len(closed)))
 			out.put(e, 1, closed)
 		}
 	}
@@ -308,10 +315,15 @@ type entities struct {
 	static map[cedar.EntityUID]cedar.Entity
 	from   *Slice // nil: slice is all there is
 	left   int    // of maxClosed, less than 0 when it is spent
+	meter  *meter // nil: the work is not counted
 }
 
-// Get implements cedar.EntityGetter.
+// Get implements cedar.EntityGetter. When the budget is spent, no entity exists any more, so
+// that a walk over ancestors ends at once.
 func (e *entities) Get(uid cedar.EntityUID) (cedar.Entity, bool) {
+	if !e.meter.spend(stepsOfLookup) {
+		return cedar.Entity{}, false
+	}
 	if ent, ok := e.static[uid]; ok {
 		return ent, true
 	}
@@ -332,6 +344,7 @@ func (e *entities) Get(uid cedar.EntityUID) (cedar.Entity, bool) {
 		if ok {
 			parents = closed
 			e.left -= len(closed)
+			e.meter.spend(stepsOfAncestor * int64(len(closed)))
 		} else {
 			e.left = -1
 		}

@@ -166,7 +166,7 @@ func TestSliceProperty(t *testing.T) {
 		q := askFor(t, set, some.Draw(t, "context")...)
 
 		all := NewPool()
-		all.SetSource(func(uid cedar.EntityUID) (*Entity, bool) { return stored[uid], true }, nil)
+		all.SetSource(func(uid cedar.EntityUID) (*Entity, bool) { return stored[uid], true })
 		whole := set.newSlice(q, all)
 		if m := whole.toLoad(); len(m) > 0 {
 			t.Fatalf("missing %v", m)

@@ -31,11 +31,25 @@ func badf(format string, args ...any) error {
 	return &RequestError{fmt.Sprintf(format, args...)}
 }
 
+// MaxPairs bounds the pairs of elements in all sets of sets, and sets of records, of one
+// question or one entity that is written: one set of 141 elements has as many. cedar-go
+// compares elements with equal hashes, and equal hashes of sets and records can be made, so
+// making such a set can take time that grows with the square of its size.
+const MaxPairs = 10_000
+
+// reading reads the values of one question or one entity.
+type reading struct {
+	*Set
+	pairs int // that its sets may still have
+}
+
+func (s *Set) newReading() *reading { return &reading{s, MaxPairs} }
+
 // project reads a decoded JSON value as the declared type t, the way Cedar reads
 // JSON with a schema (https://docs.cedarpolicy.com/auth/entities-syntax.html).
 // Numbers may be float64 or json.Number. The walk follows the type, so its
 // depth is bounded by the schema and not by the value.
-func (s *Set) project(t resolved.IsType, v any, at string) (cedar.Value, error) {
+func (s *reading) project(t resolved.IsType, v any, at string) (cedar.Value, error) {
 	switch t := t.(type) {
 	case resolved.BoolType:
 		if b, ok := v.(bool); ok {
@@ -61,6 +75,11 @@ func (s *Set) project(t resolved.IsType, v any, at string) (cedar.Value, error) 
 		if len(list) > MaxArrayElements {
 			return nil, badf("%s: %d elements, the limit is %d", at, len(list), MaxArrayElements)
 		}
+		if kindOf(t.Element) != plainValue {
+			if s.pairs -= len(list) * (len(list) - 1) / 2; s.pairs < 0 {
+				return nil, badf("%s: %d elements that are sets or records; they can be compared in more pairs than %d, the limit for all such sets together", at, len(list), MaxPairs)
+			}
+		}
 		out := make([]cedar.Value, len(list))
 		for i, e := range list {
 			var err error
@@ -85,7 +104,7 @@ func (s *Set) project(t resolved.IsType, v any, at string) (cedar.Value, error) 
 
 // projectRecord refuses attributes that are not declared and misses none that
 // are required.
-func (s *Set) projectRecord(t resolved.RecordType, m map[string]any, at string) (cedar.Record, error) {
+func (s *reading) projectRecord(t resolved.RecordType, m map[string]any, at string) (cedar.Record, error) {
 	out := make(cedar.RecordMap, len(m))
 	for name, v := range m {
 		attr, ok := t[cedar.String(name)]

@@ -87,9 +87,10 @@ func (v View) Answerable() error {
 
 // Prepare reads questions and loads the entities that they can touch, as of the view.
 // loading is the time that the loads took. If a question cannot be read, the error is in its
-// evaluation; err is the error of a load, or that of the context.
-func (v View) Prepare(ctx context.Context, asks []engine.Ask) (list []engine.Evaluation, loading time.Duration, err error) {
-	return v.follower.loader.prepare(ctx, v.Snapshot, asks)
+// evaluation; err is the error of a load, that of the context, or that of pause, which is
+// called as [engine.Pool.SetPause] says until the questions are decided.
+func (v View) Prepare(ctx context.Context, asks []engine.Ask, pause engine.Pause) (list []engine.Evaluation, loading time.Duration, err error) {
+	return v.follower.loader.prepare(ctx, v.Snapshot, asks, pause)
 }
 
 // Config configures a [Follower]. DB, Log, MaxStaleness and Metrics are required.

@@ -155,7 +155,7 @@ func (k *keeper) ask(r *replica) {
 		return
 	}
 	q := question{pick(k.rnd, users...), pick(k.rnd, docs...)}
-	evaluations, _, err := r.follower.loader.prepare(t.Context(), snap, []engine.Ask{q.ask()})
+	evaluations, _, err := r.follower.loader.prepare(t.Context(), snap, []engine.Ask{q.ask()}, nil)
 	if err != nil {
 		t.Error(err)
 		return

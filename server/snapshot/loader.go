@@ -46,8 +46,9 @@ func newLoader(db *store.DB, cache *entityCache, metrics prometheus.Registerer) 
 
 // prepare is [View.Prepare]. The entities that are not in the cache are loaded together, in
 // at most one round trip for each level of dereference.
-func (l *loader) prepare(ctx context.Context, snap *Snapshot, asks []engine.Ask) (_ []engine.Evaluation, loading time.Duration, err error) {
+func (l *loader) prepare(ctx context.Context, snap *Snapshot, asks []engine.Ask, pause engine.Pause) (_ []engine.Evaluation, loading time.Duration, err error) {
 	pool := engine.NewPool()
+	pool.SetPause(pause)
 	hits := 0
 	defer func() { l.metric.lookups.WithLabelValues("hit").Add(float64(hits)) }()
 	pool.SetSource(func(uid cedar.EntityUID) (*engine.Entity, bool) {
@@ -59,8 +60,8 @@ func (l *loader) prepare(ctx context.Context, snap *Snapshot, asks []engine.Ask)
 			hits++
 		}
 		return e, known
-	}, ctx.Err)
-	defer pool.SetSource(nil, nil)
+	})
+	defer pool.SetSource(nil)
 	list, err := snap.Set.PrepareBatch(asks, pool, func(missing []cedar.EntityUID) error {
 		began := time.Now()
 		defer func() { loading += time.Since(began) }()
@@ -146,6 +147,9 @@ func (l *loader) read(ctx context.Context, snap *Snapshot, asked []cedar.EntityU
 	kept := make([]loaded, 0, len(rows)+len(asked))
 	present := make(map[cedar.EntityUID]bool, len(rows))
 	for i, row := range rows {
+		if err := ctx.Err(); err != nil {
+			return nil, err // sets of sets take long to read
+		}
 		e, err := stored.ReadEntity(snap.Set, row)
 		if err != nil {
 			return nil, err

@@ -58,7 +58,7 @@ func TestLoadFromTheCache(t *testing.T) {
 
 	prepare := func(ctx context.Context, questions int) ([]engine.Evaluation, error) {
 		ask := engine.Ask{Principal: uid("User", "u"), Action: uid("Action", "view"), Resource: uid("Doc", "d")}
-		list, _, err := l.prepare(ctx, snap, slices.Repeat([]engine.Ask{ask}, questions))
+		list, _, err := l.prepare(ctx, snap, slices.Repeat([]engine.Ask{ask}, questions), func(string, int64) error { return ctx.Err() })
 		return list, err
 	}
 	hits := func() int { return hits(t, metrics) }

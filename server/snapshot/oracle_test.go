@@ -356,7 +356,7 @@ func (w *world) ask(r *replica, snap *Snapshot, rnd *rand.Rand) {
 	for i, q := range questions {
 		asks[i] = q.ask()
 	}
-	evaluations, _, err := r.follower.loader.prepare(w.ctx, snap, asks)
+	evaluations, _, err := r.follower.loader.prepare(w.ctx, snap, asks, nil)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return // an error is not a wrong answer
 	}

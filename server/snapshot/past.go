@@ -118,9 +118,12 @@ func (p *Past) compile(ctx context.Context, name string, revision int64) (set *e
 // Prepare reads a question by the policies of a revision, which are set, and loads the
 // entities that it can touch, as they were at the revision. It does not use the cache, which
 // has the newest entities only. The error is a [engine.RequestError], a
-// [stored.UnfitError] or that of the database.
-func (p *Past) Prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask) (*engine.Evaluation, error) {
+// [stored.UnfitError], that of the database or that of pause. The decision may take any
+// number of steps, because it was made once.
+func (p *Past) Prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask, pause engine.Pause) (*engine.Evaluation, error) {
 	pool := engine.NewPool()
+	pool.SetPause(pause)
+	pool.SetUnbounded()
 	return set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
 		rows, err := p.follower.cfg.DB.PastEntities(ctx, revision, stored.UIDs(missing))
 		if err != nil {

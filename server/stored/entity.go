@@ -117,7 +117,7 @@ func ReadEntity(set *engine.Set, row store.Entity) (*engine.Entity, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := set.ReadEntity(raw)
+	e, err := set.ReadStored(raw)
 	if err != nil {
 		return nil, &UnfitError{err.Error()}
 	}

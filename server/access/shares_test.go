@@ -1,0 +1,157 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// Calls that take few steps never wait, however many costly ones do.
+func TestLightCallsTakeNoTurn(t *testing.T) {
+	s := NewShares(1)
+	costly := s.Call(t.Context(), Caller{Name: "a"}, 1)
+	if err := costly.Pause("x", freeSteps); err != nil {
+		t.Fatal(err)
+	}
+	light := s.Call(t.Context(), Caller{Name: "b"}, 3)
+	for range 3 * freeSteps / 100 {
+		if err := light.Pause("x", 99); err != nil {
+			t.Fatal(err)
+		}
+	}
+	light.Rest()
+	costly.Rest()
+	if s.places != 1 || len(s.bundles) != 0 || len(s.callers) != 0 {
+		t.Errorf("left over: %+v", s)
+	}
+}
+
+// Bundles share the places, whatever the number of their calls and callers, and so do the
+// callers of one bundle.
+func TestTurnsAreFair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewShares(2)
+		ctx, stop := context.WithCancel(t.Context())
+		var mu sync.Mutex
+		worked := map[string]int{}
+		var all sync.WaitGroup
+		begin := func(bundle, caller string, calls int) {
+			for range calls {
+				all.Go(func() {
+					w := s.Call(ctx, Caller{Name: caller}, 1)
+					defer w.Rest()
+					for w.Pause(bundle, freeSteps) == nil {
+						time.Sleep(time.Millisecond) // the work
+						mu.Lock()
+						worked[bundle+" "+caller]++
+						mu.Unlock()
+					}
+				})
+			}
+		}
+		begin("greedy", "a", 50)
+		begin("greedy", "b", 5)
+		time.Sleep(time.Second)
+		mu.Lock()
+		clear(worked)
+		mu.Unlock()
+		begin("modest", "c", 2)
+		time.Sleep(time.Second)
+		mu.Lock()
+		a, b, c := worked["greedy a"], worked["greedy b"], worked["modest c"]
+		mu.Unlock()
+		stop()
+		all.Wait()
+		if near := func(x, y int) bool { return 10*x > 9*y && 10*y > 9*x }; !near(a+b, c) || !near(a, b) || a+b+c < 1900 {
+			t.Errorf("in 2,000 turns: greedy a %d, greedy b %d, modest c %d", a, b, c)
+		}
+		if s.places != 2 || len(s.waiting)+len(s.bundles)+len(s.callers) != 0 {
+			t.Errorf("left over: %+v", s)
+		}
+	})
+}
+
+// A call whose context ends stops waiting. Beyond the bound no call waits.
+func TestWaitingCallsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewShares(1)
+		first := s.Call(t.Context(), Caller{}, 1)
+		if err := first.Pause("x", freeSteps); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var ended sync.WaitGroup
+		for range maxWaitingCalls {
+			ended.Go(func() {
+				w := s.Call(ctx, Caller{}, 1)
+				defer w.Rest()
+				if err := w.Pause("x", freeSteps); !errors.Is(err, context.Canceled) {
+					t.Errorf("a call that gave up: %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		if err := s.Call(t.Context(), Caller{}, 1).Pause("x", freeSteps); !errors.Is(err, ErrBusy) {
+			t.Errorf("one more: %v", err)
+		}
+		cancel()
+		ended.Wait()
+		first.Rest()
+		if s.places != 1 || len(s.waiting)+len(s.bundles)+len(s.callers) != 0 {
+			t.Errorf("left over: %+v", s)
+		}
+	})
+}
+
+// Whatever calls do, no more than the places are taken, none is lost, and each call goes on in
+// the end.
+func TestSharesProperty(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		places := rapid.IntRange(1, 3).Draw(t, "places")
+		type call struct {
+			bundle, caller string
+			pauses, limit  int // it gives up at limit
+		}
+		calls := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) call {
+			return call{
+				rapid.SampledFrom([]string{"x", "y"}).Draw(t, "bundle"), rapid.SampledFrom([]string{"a", "b"}).Draw(t, "caller"),
+				rapid.IntRange(0, 20).Draw(t, "pauses"), rapid.IntRange(0, 30).Draw(t, "limit"),
+			}
+		}), 1, 12).Draw(t, "calls")
+		s := NewShares(places)
+		var all sync.WaitGroup
+		var mu sync.Mutex
+		working := 0
+		for _, c := range calls {
+			all.Go(func() {
+				ctx, cancel := context.WithCancel(context.Background())
+				defer cancel()
+				w := s.Call(ctx, Caller{Name: c.caller}, 1)
+				defer w.Rest()
+				for i := range c.pauses {
+					if i == c.limit {
+						cancel()
+					}
+					if w.Pause(c.bundle, freeSteps) != nil {
+						return
+					}
+					mu.Lock()
+					if working++; working > places {
+						t.Errorf("%d calls work in %d places", working, places)
+					}
+					working--
+					mu.Unlock()
+				}
+			})
+		}
+		all.Wait()
+		if s.places != places || len(s.waiting)+len(s.bundles)+len(s.callers) != 0 {
+			t.Errorf("left over: %+v", s)
+		}
+	})
+}
