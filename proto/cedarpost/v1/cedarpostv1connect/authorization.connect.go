@@ -85,8 +85,9 @@ type AuthorizationServiceClient interface {
 	// the decision log before the answer leaves.
 	//
 	// Errors: invalid_argument for a request that does not fit any loaded schema
-	// (nothing is recorded), unavailable when the service could not decide or
-	// could not record, resource_exhausted under overload. An error is never an
+	// (nothing is recorded), failed_precondition for a question whose decision
+	// takes more work than one may, unavailable when the service could not decide
+	// or could not record, resource_exhausted under overload. An error is never an
 	// allow: a caller that gets one must deny.
 	Authorize(context.Context, *v1.AuthorizeRequest) (*v1.AuthorizeResponse, error)
 	// AuthorizeBatch makes up to 100 decisions at one revision. Each item has its
@@ -153,8 +154,9 @@ type AuthorizationServiceHandler interface {
 	// the decision log before the answer leaves.
 	//
 	// Errors: invalid_argument for a request that does not fit any loaded schema
-	// (nothing is recorded), unavailable when the service could not decide or
-	// could not record, resource_exhausted under overload. An error is never an
+	// (nothing is recorded), failed_precondition for a question whose decision
+	// takes more work than one may, unavailable when the service could not decide
+	// or could not record, resource_exhausted under overload. An error is never an
 	// allow: a caller that gets one must deny.
 	Authorize(context.Context, *v1.AuthorizeRequest) (*v1.AuthorizeResponse, error)
 	// AuthorizeBatch makes up to 100 decisions at one revision. Each item has its
