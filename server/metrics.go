@@ -58,7 +58,7 @@ type decisionMetrics struct {
 	reuses    prometheus.Counter
 	failOpens prometheus.Counter
 	reuseLost prometheus.Counter
-	tooCostly *prometheus.CounterVec // bundle
+	tooCostly prometheus.Counter
 }
 
 func newDecisionMetrics(r prometheus.Registerer) *decisionMetrics {
@@ -72,8 +72,8 @@ func newDecisionMetrics(r prometheus.Registerer) *decisionMetrics {
 			Name: "cedarpost_fail_open_reported_total", Help: "Checks that callers let through without an answer, as they reported. Alert on it."}),
 		reuseLost: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_reuse_lost_total", Help: "Uses of kept answers that callers lost count of, as they reported."}),
-		tooCostly: with.NewCounterVec(prometheus.CounterOpts{
-			Name: "cedarpost_decisions_too_costly_total", Help: "Questions that were refused because their decision takes more work than one may, by the bundle that owns the action."}, []string{"bundle"}),
+		tooCostly: with.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_decisions_too_costly_total", Help: "Questions that were refused because their decision takes more work than one may. Alert on it."}),
 	}
 }
 
