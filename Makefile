@@ -57,6 +57,12 @@ TEST_PACKAGES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 test: postgres pgbouncer node ## Run all tests, with a real Postgres and the race detector
 	go test -race -vet off -ldflags=-w -p $(TEST_PACKAGES) -parallel 4 -timeout 60m ./server ./server/decisionlog ./sdk/go/cedarpost ./store ./cmd/cedarpost ./...
 
+# The tests of attacks are part of make test. Here they run one after the other, and print what an
+# attack cost and what an honest caller saw meanwhile.
+.PHONY: attack
+attack: postgres ## Attack a server over loopback, and print what an honest caller sees meanwhile
+	go test -count 1 -p 1 -timeout 30m -v -run '^TestAttack' ./server/... ./store/... ./bundle ./sdk/go/...
+
 # Tests that take minutes are named TestSoak..., and run only if CEDARPOST_SOAK is set.
 .PHONY: soak
 soak: postgres ## Run the tests that take minutes
