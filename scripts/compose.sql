@@ -10,3 +10,6 @@ grant cedarpost_owner to cedarpost_migrate;
 grant cedarpost_app, cedarpost_writer, cedarpost_auditor to cedarpost_serve;
 grant usage, create on schema "public" to cedarpost_owner;
 grant usage on schema "public" to cedarpost_app, cedarpost_writer, cedarpost_auditor;
+do $$ begin execute format('revoke connect, temporary on database %I from public', current_database()); end $$;
+do $$ begin execute format('grant connect on database %I to cedarpost_migrate, cedarpost_serve', current_database()); end $$;
+do $$ begin execute format('grant temporary on database %I to cedarpost_migrate', current_database()); end $$;

@@ -49,9 +49,9 @@ func (db *DB) CreateKey(ctx context.Context, key Key, caller string) (err error)
 func (db *DB) Bootstrap(ctx context.Context, fn func(ctx context.Context, existing []Key) (*Key, error)) (err error) {
 	defer wrap(&err, "bootstrap")
 	return db.inTurn(ctx, func(tx pgx.Tx) error {
-		// A statement of its own, so that the next one sees what was committed before the
-		// lock was taken.
-		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", migrationLock); err != nil {
+		// The revision lock, in a statement of its own, so that the next one sees what was
+		// committed before the lock was taken.
+		if _, err := tx.Exec(ctx, "select from revision for update"); err != nil {
 			return err
 		}
 		existing, err := readKeys(ctx, tx)

@@ -7,38 +7,59 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Lead runs fn if no other process leads under that name, and reports whether it did. The
-// process leads as long as the session that holds the lock lives, which fn checks with
-// alive from time to time. Between two checks another process may have taken over, so
-// work that must not be done twice needs a safeguard of its own.
-func (db *DB) Lead(ctx context.Context, name string, fn func(ctx context.Context, alive func(context.Context) error) error) (led bool, err error) {
-	defer wrap(&err, "lead "+name)
-	return db.lead(ctx, name, func(conn *pgx.Conn) error { return fn(ctx, conn.Ping) })
-}
+// The locks that one process holds while it does some work. Each is a view that only the
+// roles of Cedarpost may lock: see migration 12. Any login could hold an advisory lock.
+const (
+	SignerLock    = "signer_lock"
+	sweepLock     = "sweep_lock"
+	stateRootLock = "state_root_lock"
+	retentionLock = "retention_lock"
+	migrationLock = "migration_lock"
+)
 
-// lead is Lead for work on the connection that holds the lock. If the connection is lost,
-// so is the lock, and the work cannot go on.
-func (db *DB) lead(ctx context.Context, name string, fn func(conn *pgx.Conn) error) (led bool, err error) {
-	conn, err := db.sessions.connect(ctx, db.connConfig)
+// Lead runs fn if no other process holds the lock, and reports whether it did. The process
+// leads as long as the session that holds the lock lives, which fn checks with alive from
+// time to time. Between two checks another process may have taken over, so work that must
+// not be done twice needs a safeguard of its own.
+func (db *DB) Lead(ctx context.Context, lock string, fn func(ctx context.Context, alive func(context.Context) error) error) (led bool, err error) {
+	defer wrap(&err, "lead by "+lock)
+	conn, err := db.sessions.hold(ctx, db.connConfig, lock, " nowait")
+	if sqlState(err) == "55P03" { // lock_not_available
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
-	defer closeConn(conn)
-	err = conn.QueryRow(ctx, "select pg_try_advisory_lock(hashtextextended($1, 0))", leadLock+name).Scan(&led)
-	if err != nil || !led {
-		return false, err
-	}
-	defer unlockAll(ctx, conn)
-	return true, fn(conn)
+	defer letGo(ctx, conn)
+	return true, fn(ctx, conn.Ping)
 }
 
-// unlockAll releases the advisory locks of a session that is about to end, even if ctx has
-// ended. The server may notice late that the connection is closed, and the next session
-// that wants a lock does not wait for that.
-func unlockAll(ctx context.Context, conn *pgx.Conn) {
+// hold takes a lock on a connection of its own. The lock ends with the connection. option
+// is added to the LOCK statement.
+//
+// The connection stays in a transaction that has neither a snapshot nor a transaction id,
+// so it does not hold back vacuum.
+func (s *sessions) hold(ctx context.Context, config *pgx.ConnConfig, lock, option string) (*pgx.Conn, error) {
+	config = config.Copy()
+	config.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
+	conn, err := s.connect(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	_, err = conn.Exec(ctx, "begin isolation level read committed; lock table "+lock+" in share update exclusive mode"+option)
+	if err != nil {
+		closeConn(conn)
+		return nil, err
+	}
+	return conn, nil
+}
+
+// letGo releases the lock of a connection and closes it, even if ctx has ended. The server
+// may notice late that the connection is closed, and the next session that wants the lock
+// does not wait for that.
+func letGo(ctx context.Context, conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	_, _ = conn.Exec(ctx, "select pg_advisory_unlock_all()")
+	_, _ = conn.Exec(ctx, "rollback")
+	closeConn(conn)
 }
-
-const leadLock = "cedarpost.lead."

@@ -226,8 +226,9 @@ func (w *LogWriter) connect(ctx context.Context) (err error) {
 		}
 	}()
 	// The lock says that the writer lives, and ends with the session. It is shared,
-	// because the session of a broken connection may still exist.
-	_, err = conn.Exec(ctx, "select pg_advisory_lock_shared(hashtextextended($1, 0))", w.lockName(w.id))
+	// because the session of a broken connection may still exist. Only register looks for
+	// it, and never waits for it: if another login holds it, this writer goes on without it.
+	_, err = conn.Exec(ctx, "select pg_try_advisory_lock_shared(hashtextextended($1, 0))", w.lockName(w.id))
 	if err != nil {
 		return err
 	}
@@ -270,9 +271,16 @@ func (w *LogWriter) register(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	for _, u := range open {
-		// Another server of the same name may be alive.
+		// Another server of the same name may be alive. The lock counts only if a login of
+		// a server holds it, because every login can take it.
 		var dead bool
-		err := conn.QueryRow(ctx, "select pg_try_advisory_xact_lock(hashtextextended($1, 0))", w.lockName(u.Writer)).Scan(&dead)
+		err := conn.QueryRow(ctx, `
+			select not exists (
+				select from pg_locks join pg_stat_activity using (pid)
+				where locktype = 'advisory' and granted and objsubid = 1
+				  and database = (select oid from pg_database where datname = current_database())
+				  and (classid::bigint << 32 | objid::bigint) = hashtextextended($1, 0)
+				  and pg_has_role(usesysid, $2, 'MEMBER'))`, w.lockName(u.Writer), writerRole).Scan(&dead)
 		if err != nil {
 			return err
 		}

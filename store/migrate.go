@@ -15,10 +15,6 @@ import (
 	"github.com/cedarpost/cedarpost/migrations"
 )
 
-// migrationLock is an advisory lock. Servers that start at the same time take turns with
-// it: to migrate, and to make the first API key.
-const migrationLock = 0x6365646172706f73 // "cedarpos"
-
 // Migrate applies the migrations that the database lacks, and makes the partitions of the
 // decision log for the days ahead. All tables belong to the role cedarpost_owner, so the
 // login must be a member of it or a superuser. Migrate makes missing roles. If it cannot,
@@ -41,16 +37,18 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn) // which also releases the lock
-	if _, err := conn.Exec(ctx, "select pg_advisory_lock($1)", migrationLock); err != nil {
-		return err
-	}
+	defer closeConn(conn)
 	if err := checkOurs(ctx, conn); err != nil {
 		return err
 	}
 	if err := ensureRoles(ctx, conn); err != nil {
 		return err
 	}
+	lock, err := lockMigration(ctx, &s, as(config, ownerRole))
+	if err != nil {
+		return err
+	}
+	defer letGo(ctx, lock)
 	if err := adopt(ctx, conn); err != nil {
 		return err
 	}
@@ -93,6 +91,25 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 		return err
 	}
 	return checkSchema(ctx, conn)
+}
+
+// lockMigration waits until no other process migrates the database. The lock is held until
+// the connection is closed.
+func lockMigration(ctx context.Context, s *sessions, config *pgx.ConnConfig) (*pgx.Conn, error) {
+	conn, err := s.hold(ctx, config, migrationLock, "")
+	if sqlState(err) != "42P01" { // undefined_table
+		return conn, err
+	}
+	if conn, err = s.connect(ctx, config); err != nil {
+		return nil, err
+	}
+	defer closeConn(conn)
+	_, err = conn.Exec(ctx, "create view "+migrationLock+" as select true as one")
+	// duplicate_table, unique_violation: another process has just made it
+	if state := sqlState(err); err != nil && state != "42P07" && state != "23505" {
+		return nil, err
+	}
+	return s.hold(ctx, config, migrationLock, "")
 }
 
 // checkMigrated fails with ErrNotMigrated if a migration of this binary is missing. A

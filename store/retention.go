@@ -9,8 +9,6 @@ import (
 )
 
 const (
-	// retentionLock is the advisory lock of the process that drops days: "cedardrp".
-	retentionLock = 0x6365646172647270
 	// dropTries and dropPause: a day cannot be dropped while a transaction reads the log,
 	// and while drop_log_day waits for that, a tenth of a second at most, nobody can
 	// write to the log.
@@ -47,6 +45,14 @@ func (db *DB) MinRetention(ctx context.Context) (retention time.Duration, err er
 // If several processes call it at once, one does the work and the others return.
 func (db *DB) DropLogDays(ctx context.Context, retention time.Duration, record func(context.Context, LogDay) error) (dropped []LogDay, err error) {
 	defer wrap(&err, "drop old days of the log")
+	_, err = db.Lead(ctx, retentionLock, func(ctx context.Context, _ func(context.Context) error) (err error) {
+		dropped, err = db.dropLogDays(ctx, retention, record)
+		return err
+	})
+	return dropped, err
+}
+
+func (db *DB) dropLogDays(ctx context.Context, retention time.Duration, record func(context.Context, LogDay) error) (dropped []LogDay, err error) {
 	config := db.connConfig.Copy()
 	config.RuntimeParams["statement_timeout"] = "0" // a large day takes long to count
 	conn, err := db.sessions.connect(ctx, config)
@@ -54,11 +60,6 @@ func (db *DB) DropLogDays(ctx context.Context, retention time.Duration, record f
 		return nil, err
 	}
 	defer closeConn(conn)
-	defer unlockAll(ctx, conn)
-	var alone bool
-	if err := conn.QueryRow(ctx, "select pg_try_advisory_lock($1)", retentionLock).Scan(&alone); err != nil || !alone {
-		return nil, err
-	}
 	rows, _ := conn.Query(ctx, `
 		select distinct day
 		from pg_inherits

@@ -47,7 +47,16 @@ func Roles() string {
 	return "-- Once in each cluster. Give the two logins passwords, or another way to prove who they are.\n" +
 		script(sql) +
 		"-- In the database.\n" +
-		script(schemaGrants("public"))
+		script(schemaGrants("public")) +
+		"-- Other logins of the cluster may not connect to this database, nor fill it. Grant connect to each\n" +
+		"-- further login that needs it, such as an auditor's.\n" +
+		script([]string{
+			"do $$ begin execute format('revoke connect, temporary on database %I from public', current_database()); end $$",
+			"do $$ begin execute format('grant connect on database %I to " + migrate + ", " + serve + "', current_database()); end $$",
+			"do $$ begin execute format('grant temporary on database %I to " + migrate + "', current_database()); end $$",
+		}) +
+		"-- Other logins can still take all connections of the cluster. So bound those of each of them:\n" +
+		"-- alter role OTHER connection limit 20;\n"
 }
 
 // schemaGrants lets the owner make tables, and the other roles see them.

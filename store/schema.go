@@ -96,7 +96,8 @@ func checkOurs(ctx context.Context, conn *pgx.Conn) error {
 	if !slices.ContainsFunc(ours, func(n string) bool { return !slices.Contains(names, n) }) {
 		return nil
 	}
-	names = slices.DeleteFunc(names, func(n string) bool { return n == "goose_db_version" })
+	// Both are made before the first migration.
+	names = slices.DeleteFunc(names, func(n string) bool { return n == "goose_db_version" || n == migrationLock })
 	if len(names) == 0 {
 		return nil
 	}

@@ -37,7 +37,7 @@ func (db *DB) WriteStateRoot(ctx context.Context, makeEvent func(context.Context
 	if there, err = db.hasStateRoot(ctx); err != nil || there {
 		return there, err
 	}
-	_, err = db.lead(ctx, "state root", func(conn *pgx.Conn) error {
+	_, err = db.Lead(ctx, stateRootLock, func(ctx context.Context, _ func(context.Context) error) error {
 		if there, err = db.hasStateRoot(ctx); err != nil || there {
 			return err
 		}
@@ -64,7 +64,7 @@ func (db *DB) WriteStateRoot(ctx context.Context, makeEvent func(context.Context
 		var batch pgx.Batch
 		checkPosition(&batch, at, ErrOtherHistory)
 		db.changes.queue(&batch, e)
-		err = pgx.BeginTxFunc(ctx, conn, readCommitted, func(tx pgx.Tx) error { return tx.SendBatch(ctx, &batch).Close() })
+		err = pgx.BeginTxFunc(ctx, db.admin, readCommitted, func(tx pgx.Tx) error { return tx.SendBatch(ctx, &batch).Close() })
 		there = err == nil
 		return err
 	})

@@ -39,7 +39,14 @@ func (db *DB) Sweep(ctx context.Context, retention time.Duration) (swept Swept, 
 	if retention < MinHistoryRetention {
 		return swept, fmt.Errorf("history of %v is less than the %v that the newest decisions may need", retention, MinHistoryRetention)
 	}
-	led, err := db.lead(ctx, "sweep", func(conn *pgx.Conn) error { return swept.sweep(ctx, conn, retention) })
+	led, err := db.Lead(ctx, sweepLock, func(ctx context.Context, _ func(context.Context) error) error {
+		conn, err := db.sessions.connect(ctx, db.connConfig)
+		if err != nil {
+			return err
+		}
+		defer closeConn(conn)
+		return swept.sweep(ctx, conn, retention)
+	})
 	swept.Elsewhere = err == nil && !led
 	return swept, err
 }

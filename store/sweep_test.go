@@ -205,11 +205,11 @@ func TestSweepIsNoObstacle(t *testing.T) {
 	db, url := openURL(t)
 	write(t, db, put("U a", `{}`))
 	other := session(t, url)
-	mustExec(t, other, "select pg_advisory_lock(hashtextextended('cedarpost.lead.sweep', 0))")
+	mustExec(t, other, "begin; lock table sweep_lock in share update exclusive mode")
 	if swept := sweep(t, db); !swept.Elsewhere {
 		t.Errorf("two at once: %+v", swept)
 	}
-	mustExec(t, other, "select pg_advisory_unlock_all()")
+	mustExec(t, other, "rollback")
 	release := hold(t, url, "update revision set n = n + 1")
 	if swept := sweep(t, db); swept.Elsewhere {
 		t.Errorf("%+v", swept)

@@ -25,6 +25,8 @@ type View struct {
 	// Oldest is the first revision that can still be read. The changes of later revisions
 	// are known.
 	Oldest int64
+	// KeyChanges grows with each change of the API keys, also with one that made no revision.
+	KeyChanges int64
 	// Copied is true if the database is a copy of the one that its id was made for: see
 	// [DB.Claim].
 	Copied bool
@@ -49,7 +51,9 @@ func (db *DB) View(ctx context.Context, fn func(*View) error) (err error) {
 		v.Position, err = scanPosition(rows)
 		return err
 	})
-	batch.Queue("select oldest, database_is_copy() from history").QueryRow(func(row pgx.Row) error { return row.Scan(&v.Oldest, &v.Copied) })
+	batch.Queue("select oldest, key_changes, database_is_copy() from history").QueryRow(func(row pgx.Row) error {
+		return row.Scan(&v.Oldest, &v.KeyChanges, &v.Copied)
+	})
 	if err := tx.SendBatch(short, &batch).Close(); err != nil {
 		return err
 	}

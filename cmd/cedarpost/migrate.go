@@ -14,7 +14,7 @@ import (
 type migrateCmd struct {
 	databaseFlags
 	Restored   bool `help:"Give the database a new id. Needed once after a restore from a copy of files or a snapshot of disks, because such a copy looks like the original."`
-	PrintRoles bool `help:"Only print the SQL with which an administrator makes the database roles and two logins."`
+	PrintRoles bool `help:"Only print the SQL with which an administrator makes the database roles and two logins, and keeps other logins of the cluster out of the database."`
 }
 
 // Help is the long help of migrate.

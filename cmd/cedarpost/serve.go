@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -79,6 +80,14 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		if err != nil {
 			return err
 		}
+	}
+	exposed, err := db.Exposed(ctx)
+	if err != nil {
+		return err
+	}
+	if len(exposed) > 0 {
+		log.Warn("other logins of the database cluster can disturb this service; cedarpost migrate --print-roles has the statements that end it",
+			"found", strings.Join(exposed, "; "))
 	}
 	if s.BootstrapKeyFile != "" {
 		made, err := access.BootstrapKey(ctx, db, s.BootstrapKeyFile, false)

@@ -133,7 +133,7 @@ func (s *Signer) Run(ctx context.Context) {
 	}
 	var logged time.Time
 	for ctx.Err() == nil {
-		_, err := s.db.Lead(ctx, "signer", s.lead)
+		_, err := s.db.Lead(ctx, store.SignerLock, s.lead)
 		if err != nil && ctx.Err() == nil {
 			s.failures.WithLabelValues(signFailure(err)).Inc()
 			s.cause.Store(signFailure(err))

@@ -30,7 +30,7 @@ func TestSignerIsBackSoon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err = db.Lead(t.Context(), "signer", s.lead); err == nil || s.pauseAfter(err) != time.Second || s.interval != time.Second {
+	if _, err = db.Lead(t.Context(), store.SignerLock, s.lead); err == nil || s.pauseAfter(err) != time.Second || s.interval != time.Second {
 		t.Errorf("%v: again after %v, looks every %v", err, s.pauseAfter(err), s.interval)
 	}
 	if pause := s.pauseAfter(fmt.Errorf("%w: at 7 batches", errContradiction)); pause != 10*time.Second {

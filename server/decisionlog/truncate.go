@@ -74,7 +74,7 @@ func TruncateLog(ctx context.Context, db *store.DB, t Truncation) (done Truncate
 	led := false
 	var failed error // of truncate; Lead would add its own name to the error
 	for deadline := time.Now().Add(3 * s.retry); !led; pause.For(ctx, 100*time.Millisecond) {
-		led, err = db.Lead(ctx, "signer", func(ctx context.Context, _ func(context.Context) error) error {
+		led, err = db.Lead(ctx, store.SignerLock, func(ctx context.Context, _ func(context.Context) error) error {
 			done, failed = s.truncate(ctx, t)
 			return nil
 		})
