@@ -32,6 +32,7 @@ type auditService struct {
 	signer   *decisionlog.Signer
 	past     *snapshot.Past
 	shares   *access.Shares
+	keys     func() access.Keys // the newest API keys; nil in tests that make no server
 }
 
 func newAuditService(db *store.DB, recorder *decisionlog.Recorder, stopping <-chan struct{}) *auditService {

@@ -13,7 +13,7 @@ import (
 
 var (
 	errWatchStopped = connect.NewError(connect.CodeUnavailable, "the server is stopping; watch another one")
-	errKeyGone      = connect.NewError(connect.CodeUnauthenticated, "the API key of this watcher was revoked")
+	errKeyGone      = connect.NewError(connect.CodeUnauthenticated, "the API key of this call was revoked")
 )
 
 // Watch implements cedarpost.v1.AuthorizationService. A server whose snapshot is stale goes

@@ -230,6 +230,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
 		audit := newAuditService(cfg.DB, s.recorder, s.ready.stopping)
 		audit.signer, audit.past, audit.shares = s.signer, history, shares
+		audit.keys = func() access.Keys { return s.follower.Latest() }
 		cedarpostv1connect.RegisterAuditServiceHandler(cs, audit)
 	}
 	for _, p := range []struct {

@@ -26,6 +26,9 @@ import (
 
 const (
 	pollInterval = time.Second
+	// vainPause is the least time between a look that found nothing new and the next look.
+	// Every login of the database can send notifications, and may send any number of them.
+	vainPause = 10 * time.Millisecond
 	// changesPage is how many changes are read at once. A follower that is further behind
 	// begins with an empty cache: that is cheaper, and takes bounded memory.
 	changesPage   = 50_000
@@ -51,6 +54,8 @@ type Snapshot struct {
 	schema  int64                        // generation of the entity cache that goes with Set
 	callers map[[sha256.Size]byte]string // by the hash of their API key
 	names   map[string]bool              // of callers
+	// keyChanges is the [store.View.KeyChanges] that the callers are of.
+	keyChanges int64
 }
 
 // Caller returns the name of the caller that has an API key. hash is the SHA-256 of the key.
@@ -191,7 +196,9 @@ func (f *Follower) wake() {
 	}
 }
 
-// Run applies revisions as they are committed, until ctx ends. It logs errors and goes on.
+// Run applies revisions as they are committed, until ctx ends. It logs errors and goes on. Each
+// look that finds something new stands for a commit. All other looks are at most a hundred per
+// second, however many notifications come.
 func (f *Follower) Run(ctx context.Context) {
 	go func() {
 		for ctx.Err() == nil {
@@ -213,8 +220,12 @@ func (f *Follower) Run(ctx context.Context) {
 		case <-tick.C:
 		case <-f.wakeup:
 		}
+		before := f.Latest()
 		if err := f.CatchUp(ctx); err != nil && ctx.Err() == nil {
 			f.cfg.Log.Error("revisions not applied", "err", err)
+		}
+		if f.Latest() == before {
+			pause.For(ctx, vainPause)
 		}
 	}
 }
@@ -225,6 +236,7 @@ func (f *Follower) Run(ctx context.Context) {
 func (f *Follower) CatchUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
+	f.metric.looks.Inc()
 	asked := time.Now()
 	var next *Snapshot
 	var event *watchEvent
@@ -245,8 +257,11 @@ func (f *Follower) CatchUp(ctx context.Context) error {
 				"before", old.Position.Database, "after", next.Position.Database)
 		}
 		// After the swap, because a watcher may ask this server for the revision at once.
-		if event != nil {
+		switch {
+		case event != nil:
 			f.hub.publish(event)
+		case next != nil: // the keys changed by hand
+			f.hub.wake()
 		}
 	case errors.Is(err, stored.ErrCompile):
 		f.metric.failures.WithLabelValues("policy").Inc()
@@ -271,7 +286,12 @@ func (f *Follower) CatchUp(ctx context.Context) error {
 func (f *Follower) next(ctx context.Context, v *store.View) (*Snapshot, *watchEvent, error) {
 	old := f.snap.Load()
 	if old != nil && old.Position == v.Position {
-		return nil, nil, nil
+		if old.keyChanges == v.KeyChanges {
+			return nil, nil, nil
+		}
+		// Somebody changed the keys by hand, which makes no revision.
+		next := *old
+		return &next, nil, next.readKeys(ctx, v)
 	}
 	var changes []store.Change
 	next := &Snapshot{Position: v.Position}
@@ -317,16 +337,9 @@ func (f *Follower) next(ctx context.Context, v *store.View) (*Snapshot, *watchEv
 			return nil, nil, err
 		}
 	}
-	if changed(store.KindKey) {
-		keys, err := v.Keys(ctx)
-		if err != nil {
+	if changed(store.KindKey) || next.keyChanges != v.KeyChanges {
+		if err := next.readKeys(ctx, v); err != nil {
 			return nil, nil, err
-		}
-		next.callers = make(map[[sha256.Size]byte]string, len(keys))
-		next.names = make(map[string]bool, len(keys))
-		for _, k := range keys {
-			next.callers[[sha256.Size]byte(k.Hash)] = k.Name
-			next.names[k.Name] = true
 		}
 	}
 	// Nothing can fail any more. The cache must change before the snapshot is given out.
@@ -343,6 +356,25 @@ func (f *Follower) next(ctx context.Context, v *store.View) (*Snapshot, *watchEv
 	event := newWatchEvent(old.Position.Number, next.Position, changes, !onlyPolicies(old.Bundles, next.Bundles, changes))
 	event.marks = next.marks
 	return next, event, nil
+}
+
+// readKeys reads the API keys of a view into a snapshot that is not given out yet.
+func (s *Snapshot) readKeys(ctx context.Context, v *store.View) error {
+	keys, err := v.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	s.callers = make(map[[sha256.Size]byte]string, len(keys))
+	s.names = make(map[string]bool, len(keys))
+	for _, k := range keys {
+		if len(k.Hash) != sha256.Size {
+			continue // inserted by hand; no secret has this hash
+		}
+		s.callers[[sha256.Size]byte(k.Hash)] = k.Name
+		s.names[k.Name] = true
+	}
+	s.keyChanges = v.KeyChanges
+	return nil
 }
 
 // onlyPolicies reports whether bundles differ in their policies only, at every revision

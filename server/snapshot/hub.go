@@ -146,6 +146,14 @@ func (h *hub) publish(e *watchEvent) {
 	h.moved = make(chan struct{})
 }
 
+// wake makes all watchers look up, without an event: a key of theirs may have been revoked.
+func (h *hub) wake() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	close(h.moved)
+	h.moved = make(chan struct{})
+}
+
 // end returns the number of the next event.
 func (h *hub) end() int64 { return h.first + int64(len(h.events)) }
 

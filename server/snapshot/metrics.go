@@ -8,6 +8,7 @@ import (
 // followerMetrics counts what a follower could not apply.
 type followerMetrics struct {
 	failures *prometheus.CounterVec // cause
+	looks    prometheus.Counter
 }
 
 func newFollowerMetrics(f *Follower) *followerMetrics {
@@ -15,6 +16,8 @@ func newFollowerMetrics(f *Follower) *followerMetrics {
 	m := &followerMetrics{failures: with.NewCounterVec(prometheus.CounterOpts{
 		Name: "cedarpost_follow_failures_total",
 		Help: "Attempts to apply new revisions that failed: policy, when a bundle does not compile (alert on it), or database."}, []string{"cause"})}
+	m.looks = with.NewCounter(prometheus.CounterOpts{
+		Name: "cedarpost_follow_looks_total", Help: "Times that this server asked the database for new revisions. Much more than the revisions: another login floods the notifications."})
 	m.failures.WithLabelValues("policy")
 	m.failures.WithLabelValues("database")
 	gauge := func(name, help string, read func() float64) {

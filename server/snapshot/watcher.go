@@ -22,8 +22,8 @@ type Watcher struct {
 	hub  *hub
 	next int64                 // the number of the event that comes next
 	last *cedarpostv1.Revision // the revision of the last message
-	// Moved is closed when there are new messages. It is valid after a call of Messages, until
-	// the next one.
+	// Moved is closed when there are new messages, or when the API keys changed. It is valid after
+	// a call of Messages, until the next one.
 	Moved <-chan struct{}
 }
 
