@@ -80,6 +80,8 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.Errorf(connect.CodeFailedPrecondition, "ancestor: more than %d groups are below it; ask for one of them", store.MaxGroups)
 	case errors.Is(err, store.ErrNotFound):
 		return connect.NewError(connect.CodeNotFound, "not found")
+	case errors.Is(err, store.ErrText):
+		return connect.NewError(connect.CodeInvalidArgument, "the request, or its page token, has text with a NUL character, or text that is not UTF-8").WithCause(err)
 	case errors.Is(err, store.ErrPolicyChanged):
 		return connect.NewError(connect.CodeAborted, "policies changed meanwhile; try again")
 	case errors.Is(err, store.ErrOtherHistory):

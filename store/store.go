@@ -69,6 +69,9 @@ var (
 	ErrPooler = errors.New("the database is reached through a connection pooler that shares sessions between clients (PgBouncer's " +
 		"pool_mode = transaction or statement, or no server_reset_query), which is not supported yet: " +
 		"use pool_mode = session with server_reset_query = DISCARD ALL, or connect to Postgres itself")
+	// ErrText: a text has a NUL character or is not UTF-8, so Postgres neither stores nor
+	// compares it. Every exported function returns it.
+	ErrText = errors.New("text with a NUL character, or not UTF-8")
 	// ErrNoPartition: the decision log has no partition for the day of a decision.
 	ErrNoPartition = errors.New("decision log has no partition for that day")
 )
@@ -400,10 +403,14 @@ func closeConn(conn *pgx.Conn) {
 	_ = conn.Close(ctx) // no statement is in progress
 }
 
-// wrap adds the name of the operation, once, in exported functions.
+// wrap adds the name of the operation, once, in exported functions. It also adds ErrText.
 func wrap(err *error, op string) {
 	if *err != nil {
 		*err = fmt.Errorf("%s: %w", op, *err)
+	}
+	// character_not_in_repertoire, untranslatable_character
+	if state := sqlState(*err); state == "22021" || state == "22P05" {
+		*err = fmt.Errorf("%w: %w", ErrText, *err)
 	}
 }
 
