@@ -99,6 +99,11 @@ func (r *readiness) err() error {
 		}
 		return err
 	}
+	if r.recorder != nil {
+		if err := r.recorder.Outage(); err != nil {
+			return err
+		}
+	}
 	return *r.found.Load()
 }
 

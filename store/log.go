@@ -1,7 +1,9 @@
 package store
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -157,6 +159,50 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 	// SQLSTATE class 57: the commit may have happened, so this is not a refusal.
 	return done, pgErr.Code[:2] != "57", err
 }
+
+// probeRows and probeRecord are the rows of a probe, and the bytes of the record of each.
+const (
+	probeRows   = 256
+	probeRecord = 1 << 10
+)
+
+// Probe finds out whether the log has room: it writes some hundred kilobytes of decisions of
+// today into it, and takes them back. An empty batch alone often fits into a full disk.
+func (w *LogWriter) Probe(ctx context.Context) (err error) {
+	defer wrap(&err, "probe the log")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.connect(ctx); err != nil {
+		return err
+	}
+	decisions := make([]Decision, probeRows)
+	for i := range decisions {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return err
+		}
+		record := make([]byte, probeRecord)
+		_, _ = rand.Read(record) // never fails
+		decisions[i] = Decision{ID: id, Server: w.server, Record: record}
+	}
+	tx, err := w.conn.Begin(ctx)
+	if err == nil {
+		_, err = w.conn.PgConn().CopyFrom(ctx, bytes.NewReader(appendDecisions(nil, uuid.New(), decisions)), copyDecisions)
+		if undo := tx.Rollback(ctx); err == nil {
+			err = undo
+		}
+	}
+	if w.conn.IsClosed() {
+		w.drop()
+	}
+	return err
+}
+
+// IsDiskFull reports whether an error is that the disk of the database is full.
+func IsDiskFull(err error) bool { return sqlState(err) == "53100" }
+
+// IsReadOnly reports whether an error is that the database accepts no writes.
+func IsReadOnly(err error) bool { return sqlState(err) == "25006" }
 
 // Trouble reports whether the last attempt failed without a refusal. It may be tried again
 // now.

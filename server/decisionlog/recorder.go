@@ -3,6 +3,7 @@ package decisionlog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -22,6 +23,11 @@ const (
 	recordBytes = 8 << 20                // bytes of their records, at most
 	recordWait  = 100 * time.Millisecond // for a place in a full queue, or between two attempts
 	heartbeat   = time.Minute            // between two batches of an idle server
+
+	outageMoment = 2 * time.Second // between the first and the last failure of an outage
+	outageEnd    = 3 * time.Second // without a failure, until an outage is over
+	probeEvery   = time.Second     // between two attempts of an idle server during an outage
+	outageLog    = time.Second     // between two log lines about failed commits
 )
 
 // RecordTimeout bounds one commit, including the time to find out what became of it if its
@@ -85,11 +91,14 @@ type Recorder struct {
 	ids        *ids // of all records, except the events that the store commits by itself
 	partitions *partitions
 
-	queue  chan *pendingRecord
-	stop   chan struct{} // Close closes it, to end run
-	done   chan struct{} // run closes it when it ends
-	down   atomic.Bool   // the last commit failed
-	atRisk atomic.Int64  // decisions that are answered and not yet committed
+	queue    chan *pendingRecord
+	stop     chan struct{}          // Close closes it, to end run
+	done     chan struct{}          // run closes it when it ends
+	down     atomic.Bool            // the last commit failed
+	outage   atomic.Pointer[outage] // nil: none; only run changes it
+	logged   time.Time              // when a failed commit was last logged; only run uses it
+	unlogged int                    // failed commits since then
+	atRisk   atomic.Int64           // decisions that are answered and not yet committed
 }
 
 // pendingRecord is the rows of one call that wait for a commit.
@@ -183,6 +192,90 @@ func (r *Recorder) EnsurePartition(ctx context.Context, day time.Time) bool {
 // MaskedHash returns the hash that replaces a sensitive value in records, to search for
 // it. text is the value as JSON; text that is not JSON is a string without quotes.
 func (r *Recorder) MaskedHash(text string) ([]byte, error) { return r.mask.maskedHash(text) }
+
+// outage is a time in which commits to the log fail, all or some of them: on a full disk a small
+// commit can succeed now and then. It begins with a failure, and ends with the first success
+// after outageEnd without a failure.
+type outage struct {
+	first, last time.Time // when the first failed commit began, and the last one failed
+	err         error     // of the last failure
+}
+
+// Outage returns why the log cannot be written, if commits have failed for more than a moment, and
+// nil otherwise. A server that is not ready gets no calls, so an idle recorder finds out by itself
+// when the outage is over.
+func (r *Recorder) Outage() error {
+	o := r.outage.Load()
+	if o == nil || o.last.Sub(o.first) < outageMoment {
+		return nil
+	}
+	why := "this server's log says why"
+	switch {
+	case store.IsDiskFull(o.err):
+		why = "the disk of the database is full"
+	case store.IsReadOnly(o.err):
+		why = "the database accepts no writes"
+	}
+	return fmt.Errorf("the decision log cannot be written for %v: %s", time.Since(o.first).Round(time.Second), why)
+}
+
+// note notes the outcome of a commit that began at a time.
+func (r *Recorder) note(began time.Time, err error) {
+	o := r.outage.Load()
+	switch {
+	case errors.Is(err, store.ErrBehind), errors.Is(err, store.ErrRecorded), errors.Is(err, store.ErrText): // the log refused these rows only
+	case err != nil:
+		next := &outage{first: began, last: time.Now(), err: err}
+		if o != nil {
+			next.first = o.first
+		}
+		r.outage.Store(next)
+	case o != nil && time.Since(o.last) >= outageEnd:
+		r.outage.Store(nil)
+		if o.last.Sub(o.first) >= outageMoment {
+			r.cfg.Log.Info("the decision log can be written again", "after", time.Since(o.first).Round(time.Second))
+		}
+	}
+}
+
+// probe is the work of an idle recorder: an empty batch. During an outage it first writes as much
+// as a busy server does, and takes that back.
+func (r *Recorder) probe() {
+	o := r.outage.Load()
+	if o == nil {
+		_ = r.write(dayRows{}) // write logs its error
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), RecordTimeout)
+	defer cancel()
+	began := time.Now()
+	err := r.writer.Probe(ctx)
+	if err == nil {
+		_ = r.write(dayRows{})
+		return
+	}
+	r.metric.commitFails.Inc()
+	r.note(began, err)
+	r.logFailure("the decision log cannot be written", err, "since", o.first.UTC())
+}
+
+// logFailure logs a failed commit, at most one each second.
+func (r *Recorder) logFailure(msg string, err error, attrs ...any) {
+	if time.Since(r.logged) < outageLog {
+		r.unlogged++
+		return
+	}
+	r.cfg.Log.Error(msg, append(attrs, "not_logged_before", r.unlogged, "err", err)...)
+	r.logged, r.unlogged = time.Now(), 0
+}
+
+// idleFor returns how long an idle recorder waits before the next probe.
+func (r *Recorder) idleFor() time.Duration {
+	if r.outage.Load() != nil {
+		return probeEvery
+	}
+	return heartbeat
+}
 
 // Record commits rows, and returns nil only after the commit. After an error the decisions
 // must not be answered. If the reply to a commit was lost, its rows may be in the log in
@@ -284,14 +377,15 @@ func (r *Recorder) run() {
 // wait returns the next record that is wanted, or nil when the recorder is stopped and the
 // queue is empty.
 func (r *Recorder) wait() *pendingRecord {
-	idle := time.NewTicker(heartbeat)
+	idle := time.NewTimer(r.idleFor())
 	defer idle.Stop()
 	for {
 		var p *pendingRecord
 		select {
 		case p = <-r.queue:
 		case <-idle.C:
-			_ = r.write(dayRows{}) // an empty batch; write logs its error
+			r.probe()
+			idle.Reset(r.idleFor())
 			continue
 		case <-r.stop:
 			if p = r.take(); p == nil {
@@ -393,9 +487,10 @@ func (r *Recorder) write(rows dayRows) error {
 	r.metric.commit.Observe(time.Since(began).Seconds())
 	r.metric.batchRows.Observe(float64(len(rows.decisions) + len(rows.events)))
 	r.down.Store(err != nil)
+	r.note(began, err)
 	if err != nil {
 		r.metric.commitFails.Inc()
-		r.cfg.Log.Error("not recorded", "decisions", len(rows.decisions), "events", len(rows.events), "err", err)
+		r.logFailure("not recorded", err, "decisions", len(rows.decisions), "events", len(rows.events))
 		return err
 	}
 	if r.cfg.Heard != nil && !done.Asked.IsZero() {

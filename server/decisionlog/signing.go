@@ -49,9 +49,11 @@ func newSignerMetrics(s *Signer, r prometheus.Registerer) *prometheus.CounterVec
 			}
 			return math.NaN()
 		})
-	gauge("cedarpost_checkpoint_unsigned_batches", "Batches of the log that the newest checkpoint does not cover. Alert on it when the checkpoint is old, too.",
+	gauge("cedarpost_checkpoint_age_seconds", "While batches wait for a checkpoint: how old the newest checkpoint is, whichever server signed it; 0 if none waits, and NaN if the log is not signed. Alert on it.",
+		s.checkpointAge)
+	gauge("cedarpost_checkpoint_unsigned_batches", "Batches of the log that the newest checkpoint does not cover.",
 		func() float64 { return float64(s.state.Load().unsigned) })
-	gauge("cedarpost_checkpoint_refused", "1 while this server refuses to sign, because the log contradicts an earlier checkpoint. Alert on it.",
+	gauge("cedarpost_checkpoint_refused", "1 while this server refuses to sign, because the log contradicts an earlier checkpoint. It says nothing about other servers: alert on cedarpost_checkpoint_age_seconds.",
 		func() float64 {
 			if s.refused.Load() {
 				return 1
@@ -142,10 +144,29 @@ func (s *Signer) lookAtLog(ctx context.Context) error {
 // signs reports whether the log is signed, by this server or another one.
 func (s *Signer) signs() bool { return len(s.keys) > 0 || !s.state.Load().at.IsZero() }
 
-// Warning returns a text for operators if batches have waited too long for a checkpoint, and
-// "" otherwise. The server can make and record decisions in either case.
+// checkpointAge returns the age of the newest checkpoint in seconds, if batches wait for the next
+// one. Without a checkpoint it is the time for which this server has seen them wait.
+func (s *Signer) checkpointAge() float64 {
+	state := s.state.Load()
+	switch {
+	case !s.signs():
+		return math.NaN()
+	case state.unsigned == 0:
+		return 0
+	case state.at.IsZero():
+		return time.Since(state.since).Seconds()
+	}
+	return max(time.Since(state.at).Seconds(), 0) // the clock of the database may be ahead
+}
+
+// Warning returns a text for operators if batches have waited too long for a checkpoint, or if it
+// is not known whether they do, and "" otherwise. The server can make and record decisions in each
+// case.
 func (s *Signer) Warning() string {
 	state := s.state.Load()
+	if unseen := time.Since(state.seen); !state.seen.IsZero() && unseen >= max(s.overdue, signingOverdue) && s.signs() {
+		return fmt.Sprintf("signing: for %v this server could not look how much of the log is signed", unseen.Round(time.Second))
+	}
 	if waited := state.waited(); waited == 0 || waited < s.overdue || !s.signs() {
 		return ""
 	}
@@ -155,6 +176,10 @@ func (s *Signer) Warning() string {
 		failedDatabase:      ": this server cannot read or store the tree in the database",
 	}
 	cause, _ := s.cause.Load().(string)
-	return fmt.Sprintf("signing: %d batches of the log have waited for a checkpoint for %v%s",
-		state.unsigned, state.waited().Round(time.Second), why[cause])
+	newest := "there is no checkpoint"
+	if !state.at.IsZero() {
+		newest = fmt.Sprintf("the newest one is %.0f s old", s.checkpointAge())
+	}
+	return fmt.Sprintf("signing: %d batches of the log have waited for a checkpoint for %v, %s%s",
+		state.unsigned, state.waited().Round(time.Second), newest, why[cause])
 }
