@@ -179,7 +179,9 @@ func (s *reading) readInline(q *Question, raw []RawEntity) error {
 }
 
 // readPaths turns the paths asked for into leaves. A path with other paths below it
-// stands for all leaves below it.
+// stands for all leaves below it. A write of such a path, which requires all fields,
+// replaces the value as a whole, also what is in it and in no catalogue. So it needs
+// "path.*" too, which no catalogue has.
 func (s *Set) readPaths(q *Question, a Ask) {
 	cat := s.catalogues[q.request.Resource.Type]
 	if a.All {
@@ -197,6 +199,9 @@ func (s *Set) readPaths(q *Question, a Ask) {
 		}
 		for _, i := range below {
 			picked[i] = true
+		}
+		if a.RequireAll && len(below) > 0 && cat.leaves[below[0]].path != path {
+			below, path = nil, path+".*"
 		}
 		if len(below) == 0 && !unknown[path] {
 			unknown[path] = true

@@ -346,7 +346,8 @@ type FieldSelection struct {
 	// Every leaf of the catalogue for this resource's type.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
 	// For writes: deny the whole request, at FIELD, unless every field asked for
-	// is permitted.
+	// is permitted. A path above others is then denied, at "path.*": a write replaces
+	// the whole value, also members that are in no catalogue. Give its leaves.
 	RequireAll    bool `protobuf:"varint,3,opt,name=require_all,json=requireAll,proto3" json:"require_all,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

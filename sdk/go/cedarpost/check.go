@@ -20,7 +20,7 @@ type Check struct {
 	Fields    []string
 	AllFields bool
 	// RequireAllFields is for writes: it denies the check unless every field asked for is
-	// permitted.
+	// permitted. A path above others is denied then: give its leaves.
 	RequireAllFields bool
 
 	// Entities are sent with the question. Their types must be marked @source("request") in

@@ -10,11 +10,11 @@ import (
 )
 
 // Changed returns the paths at which two values differ as JSON, sorted, each once. It
-// returns none if they are equal. For an object that is on one side only, it returns the
-// fields of the object. Lists of equal length are compared element by element; a list whose
-// length differs has changed as a whole, and so has a value that is an object on one side
-// and another value on the other. A path above others of the catalogue stands for all of
-// them. Numbers are compared as they are written: 1 and 1.0 differ. What encoding/json
+// returns none if they are equal. For an object that is on one side only, or null on the
+// other, it returns the fields of the object. Lists of equal length are compared element by
+// element. A list whose length differs has changed as a whole, and so has a value that is an
+// object on one side and another value on the other: all members in them have changed, also
+// those that are in no catalogue. Numbers are compared as they are written: 1 and 1.0 differ. What encoding/json
 // leaves out is not compared.
 //
 // Both values must be objects, or lists of objects of equal length. Changed fails if one is
@@ -87,7 +87,52 @@ func (d differ) diff(path string, a, b any, depth int) error {
 	case path == "":
 		return errors.New("fields: the values are neither two objects nor two lists of one length")
 	}
-	return d.paths.add(path)
+	return d.replaced(path, depth, a, b)
+}
+
+// replaced adds the paths of all members in values that replace each other as a whole. It adds
+// the path itself if a value has none, or if a list takes the place of an object.
+func (d differ) replaced(path string, depth int, values ...any) error {
+	if depth > maxDepth {
+		return fmt.Errorf("fields: nested deeper than %d", maxDepth)
+	}
+	members := map[string][]any{}
+	list, object, plain := false, false, false
+	var collect func(v any, element bool)
+	collect = func(v any, element bool) {
+		switch v := v.(type) {
+		case absent:
+		case []any:
+			list = true
+			for _, e := range v {
+				collect(e, true)
+			}
+		case map[string]any:
+			object = object || !element
+			plain = plain || len(v) == 0
+			for key, m := range v {
+				members[key] = append(members[key], m)
+			}
+		default:
+			plain = plain || v != nil || element
+		}
+	}
+	for _, v := range values {
+		collect(v, false)
+	}
+	for key, list := range members {
+		below, err := join(path, key)
+		if err != nil {
+			return err
+		}
+		if err := d.replaced(below, depth+1, list...); err != nil {
+			return err
+		}
+	}
+	if plain || list && object || len(members) == 0 {
+		return d.paths.add(path)
+	}
+	return nil
 }
 
 func (d differ) members(path string, a, b map[string]any, depth int) error {

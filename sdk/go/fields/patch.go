@@ -13,7 +13,8 @@ const maxPatchBytes = 1 << 20
 // MergePatch returns the paths that a JSON merge patch (RFC 7396) changes, sorted, each once.
 // It returns none if the patch changes nothing. A null removes its path. An empty object or a
 // list replaces the value of its path as a whole. Such a path may be above others of the
-// catalogue; then it stands for all of them.
+// catalogue. Then the service denies the write, because it could remove members that are in no
+// catalogue: use Changed.
 //
 // MergePatch does not know the document that the patch is applied to. If the document has a
 // list or a plain value where the patch has an object, the patch replaces the whole value.
