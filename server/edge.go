@@ -83,7 +83,7 @@ func requestFrom(ctx context.Context) *request {
 type edge struct {
 	follower     *snapshot.Follower
 	limits       *access.Limiter
-	log          *slog.Logger
+	log          *slog.Logger // a sampler
 	metric       *callMetrics
 	authFailures *decisionlog.AuthenticationFailures
 	timeout      time.Duration // of a unary handler
@@ -98,7 +98,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 		began := time.Now()
 		defer func() {
 			if r := recover(); r != nil {
-				e.log.Error("panic", "procedure", spec.Procedure, "panic", r, "stack", string(debug.Stack()))
+				e.log.Error("panic", "procedure", spec.Procedure, "peer", requestFrom(ctx).peer, "panic", r, "stack", string(debug.Stack()))
 				err = connect.NewError(connect.CodeInternal, "internal error")
 			}
 			if err != nil {
@@ -167,27 +167,37 @@ func (e *edge) keys() (access.Keys, error) {
 	return v.Snapshot, nil
 }
 
+// logFailure logs the error of a call. e.log samples the lines, because a caller can cause one
+// with each call.
 func (e *edge) logFailure(ctx context.Context, spec connect.Spec, err error) {
-	if err == nil {
+	if err == nil || errors.Is(err, errWatchStopped) { // a line for each watcher would not help
 		return
 	}
-	code := connect.CodeOf(err)
-	attrs := []any{"procedure", spec.Procedure, "code", code.String(), "caller", callerFrom(ctx), "err", err}
+	code, level, message := connect.CodeOf(err), slog.LevelDebug, "call refused"
+	caller, peer := callerFrom(ctx), requestFrom(ctx).peer
+	switch code {
+	case connect.CodeUnavailable, connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss:
+		level, message = slog.LevelError, "call failed"
+	case connect.CodeUnauthenticated, connect.CodePermissionDenied, connect.CodeResourceExhausted:
+		level = slog.LevelWarn
+		// Strangers have a message of their own: the lines of a message are bounded, and
+		// strangers must not use up those of callers.
+		if caller == "" {
+			message = "call refused without a key"
+		}
+	}
+	if !e.log.Enabled(ctx, level) {
+		return
+	}
+	attrs := []any{"procedure", spec.Procedure, "code", code.String(), "caller", caller, "peer", peer, "err", err}
+	if caller == "" {
+		attrs = append(attrs, "address", addressOf(peer).String())
+	}
 	var ce *connect.Error
 	if errors.As(err, &ce) && ce.Unwrap() != nil {
 		attrs = append(attrs, "cause", ce.Unwrap())
 	}
-	if errors.Is(err, errWatchStopped) {
-		return // a line for each watcher would not help
-	}
-	switch code {
-	case connect.CodeUnavailable, connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss:
-		e.log.Error("call failed", attrs...)
-	case connect.CodeUnauthenticated, connect.CodePermissionDenied, connect.CodeResourceExhausted:
-		e.log.Warn("call refused", attrs...)
-	default:
-		e.log.Debug("call refused", attrs...)
-	}
+	e.log.Log(ctx, level, message, attrs...)
 }
 
 // wireOptions returns the codecs and limits of a plane. Compression is off, because a small

@@ -126,6 +126,7 @@ type Server struct {
 	calls        *callMetrics
 	tasks        *taskMetrics
 	planes       []*plane
+	frequent     *sampler // the log for lines that a caller can cause with each call
 }
 
 // plane is one listener with its HTTP server.
@@ -150,7 +151,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, fmt.Errorf("history retention of %v: the decisions of today and yesterday may need %v", keep, store.MinHistoryRetention)
 	}
 	registry := newRegistry()
-	s := &Server{cfg: cfg, registry: registry, calls: newCallMetrics(registry), tasks: newTaskMetrics(registry)}
+	s := &Server{
+		cfg: cfg, registry: registry, calls: newCallMetrics(registry), tasks: newTaskMetrics(registry),
+		frequent: newSampler(cfg.Log.Handler()),
+	}
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
 		return nil, err
 	}
@@ -190,7 +194,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		registerCertificate(registry, s.cert)
 	}
 	s.recorder, err = decisionlog.NewRecorder(decisionlog.Config{
-		DB: cfg.DB, Name: cfg.Name, Mode: cfg.Record, Log: cfg.Log, MaskKey: cfg.MaskKey,
+		DB: cfg.DB, Name: cfg.Name, Mode: cfg.Record, Log: slog.New(s.frequent), MaskKey: cfg.MaskKey,
 		Heard: s.follower.Heard, Metrics: registry, Task: s.tasks.done,
 	})
 	if err != nil {
@@ -276,7 +280,7 @@ func (s *Server) logRenewed(ctx context.Context) {
 // rpcHandler makes the handler of a plane: guard, validation, services, health and
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
-	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.calls, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times}
+	e := &edge{follower: s.follower, limits: limits, log: slog.New(s.frequent), metric: s.calls, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
 	h := newHealth(s.ready)
@@ -309,7 +313,7 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 		Handler: h, Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
 		ReadHeaderTimeout: s.cfg.times.header, ReadTimeout: s.cfg.times.read,
 		WriteTimeout: s.cfg.times.write, IdleTimeout: s.cfg.times.idle,
-		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelWarn),
+		ErrorLog: httpLog(s.frequent),
 	}
 	if s.cert != nil && !open {
 		srv.TLSConfig = s.cert.config()
@@ -347,6 +351,7 @@ func (s *Server) Run(ctx context.Context) error {
 		wg.Go(func() { s.cert.run(background) })
 	}
 	wg.Go(func() { s.authFailures.Run(background) })
+	wg.Go(func() { s.frequent.run(background) })
 	wg.Go(func() { s.keepLog(background) })
 	wg.Go(func() { s.sweepHistory(background) })
 
@@ -377,6 +382,7 @@ func (s *Server) Run(ctx context.Context) error {
 	// Handlers of connections that drain closed may still record. After Close the recorder
 	// refuses that.
 	s.recorder.Close()
+	s.frequent.sum()
 	return err
 }
 
