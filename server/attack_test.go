@@ -1,14 +1,20 @@
 package server_test
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,6 +22,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -164,5 +171,115 @@ func TestAttackBrokenHandshakesFillTheLog(t *testing.T) {
 	}
 	if most := 50; written > most {
 		t.Errorf("%d lines, want at most %d", written, most)
+	}
+}
+
+// Calls of the health service whose body does not come do not pile up, and do not keep probes out.
+func TestAttackHealthCallsWithoutBody(t *testing.T) {
+	s := servertest.New(t, server.PatientHealth)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{Protocols: protocols}
+	defer transport.CloseIdleConnections()
+	const calls = 2 * server.MaxStrangers
+	var ended atomic.Int64
+	var group sync.WaitGroup
+	for range calls {
+		body, open := io.Pipe()
+		defer open.Close()
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.API+"/grpc.health.v1.Health/Check", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/proto")
+		req.Header.Set("X-Large", strings.Repeat("x", 8<<10))
+		group.Go(func() {
+			res, err := transport.RoundTrip(req)
+			if err == nil {
+				_ = res.Body.Close()
+			}
+			ended.Add(1)
+		})
+	}
+	h := healthOf(s, s.API)
+	seen := honest(t, func() error { _, err := h.Check(t.Context(), &healthv1.HealthCheckRequest{}); return err })
+	servertest.Eventually(t, "a bound", func() bool { return calls-ended.Load() <= server.MaxStrangers })
+	t.Logf("%d calls of health without a body: %d wait, %s", calls, calls-ended.Load(), seen())
+	if _, err := h.Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil {
+		t.Error(err)
+	}
+	stop()
+	group.Wait()
+}
+
+// connectionsOf returns the metric of the open connections of the decision plane.
+func connectionsOf(t *testing.T, s *servertest.Server) int {
+	return int(number(t, s, `cedarpost_connections{plane="decision"}`))
+}
+
+// Strangers that open connections and keep them do not end the connections of callers with a
+// key, and do not keep new callers and probes out.
+func TestAttackIdleConnections(t *testing.T) {
+	const most = 20
+	s := servertest.New(t, func(c *server.Config) { c.MaxConnections = most })
+	ask := asks(t, s)
+	if err := ask(); err != nil { // the connection of a caller, which is used again
+		t.Fatal(err)
+	}
+	flood := func(address string, n int) {
+		t.Helper()
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+		for range n {
+			conn, err := dialer.Dial("tcp", strings.TrimPrefix(s.API, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = conn.Close() })
+			if _, err := conn.Write([]byte("POST / HTTP/1.1\r\n")); err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+				t.Fatal(err)
+			}
+		}
+	}
+	const connections = 100
+	flood("127.0.0.2", connections)
+	servertest.Eventually(t, "half of the places", func() bool { return connectionsOf(t, s) <= most/2+1 })
+	for i := range 5 {
+		flood(fmt.Sprintf("127.0.0.%d", i+3), connections/5)
+	}
+	servertest.Eventually(t, "a bound", func() bool { return connectionsOf(t, s) <= most })
+	if err := ask(); err != nil {
+		t.Errorf("the caller: %v", err)
+	}
+	s.UseKey(s.Token) // new connections
+	if err := asks(t, s)(); err != nil {
+		t.Errorf("a new caller: %v", err)
+	}
+	if _, err := healthOf(s, s.API).Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil {
+		t.Errorf("a probe: %v", err)
+	}
+	t.Logf("%d connections of strangers: %d of %d places taken, %v displaced", 2*connections, connectionsOf(t, s), most,
+		number(t, s, `cedarpost_connections_closed_total{plane="decision",why="displaced"}`))
+}
+
+// A call without a key whose body does not come is ended soon, and so is its connection.
+func TestAttackSlowBodies(t *testing.T) {
+	s := servertest.New(t)
+	for name, path := range map[string]string{"no key": "/cedarpost.v1.AuthorizationService/Authorize", "health": "/grpc.health.v1.Health/Check"} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(s.API, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{", path); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		answer, err := io.ReadAll(conn)
+		t.Logf("%s: ended after %v", name, time.Since(began))
+		if err != nil || !bytes.HasPrefix(answer, []byte("HTTP/1.1 ")) || bytes.HasPrefix(answer, []byte("HTTP/1.1 200")) {
+			t.Errorf("%s: %q, %v", name, answer, err)
+		}
 	}
 }

@@ -30,7 +30,14 @@ const (
 	maxHeaderBytes = 16 << 10  // the headers of a call
 	maxStreamBytes = 300 << 20 // all messages of a call
 	maxNesting     = 100       // of JSON
+
+	maxStreams       = 100       // calls at the same time on one connection of HTTP/2
+	maxReceiveBuffer = 256 << 10 // bytes of bodies that one connection of HTTP/2 sends ahead
+	maxStrangers     = 256       // calls without a key whose body a plane waits for
 )
+
+// past is a deadline that has ended.
+var past = time.Unix(1, 0)
 
 // timeouts bound how long a caller may keep the server waiting.
 type timeouts struct {
@@ -39,13 +46,14 @@ type timeouts struct {
 	message time.Duration // to receive or send one message of a stream
 	upload  time.Duration // for all that a caller streams in one call
 	discard time.Duration // to read what a caller still sends after its call has ended
+	health  time.Duration // to receive the message of a call of the health service, which needs no key
 
 	heartbeat time.Duration // between two messages of a watch if nothing changes
 }
 
 var defaultTimeouts = timeouts{
 	header: 5 * time.Second, read: 10 * time.Second, write: 30 * time.Second, idle: time.Minute,
-	message: 30 * time.Second, upload: 15 * time.Minute, discard: 2 * time.Second,
+	message: 30 * time.Second, upload: 15 * time.Minute, discard: 2 * time.Second, health: 2 * time.Second,
 	heartbeat: 10 * time.Second,
 }
 
@@ -58,6 +66,7 @@ type request struct {
 	tls        *tls.ConnectionState // nil without TLS
 	peer       string               // address and port
 	controller *http.ResponseController
+	conn       *boundedConn // nil in tests without a listener
 }
 
 type requestKey struct{}
@@ -65,7 +74,8 @@ type requestKey struct{}
 // withRequest puts each request into its context.
 func withRequest(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		in := &request{r.Header, r.TLS, r.RemoteAddr, http.NewResponseController(w)}
+		in := &request{header: r.Header, tls: r.TLS, peer: r.RemoteAddr, controller: http.NewResponseController(w)}
+		in.conn, _ = r.Context().Value(connKey{}).(*boundedConn)
 		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, in)))
 	})
 }
@@ -88,6 +98,7 @@ type edge struct {
 	authFailures *decisionlog.AuthenticationFailures
 	timeout      time.Duration // of a unary handler
 	times        timeouts
+	strangers    waitingRoom
 }
 
 // guard is the one choke point of all calls: it authenticates the caller, bounds how often
@@ -108,13 +119,17 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			e.metric.call(spec, began, err)
 		}()
 		r := requestFrom(ctx)
-		// Load balancers call the health service and have no API key.
-		if !isHealth(spec) {
-			if ctx, err = e.admit(ctx, r, spec.Procedure); err != nil {
-				return err
-			}
-		}
-		if spec.StreamType == connect.StreamTypeUnary {
+		wait := e.times.message
+		if isHealth(spec) {
+			// Load balancers call the health service and have no API key.
+			leave := e.strangers.enter(r.controller)
+			defer leave()
+			stream, wait = strangerStream{stream, leave}, e.times.health
+		} else if ctx, err = e.admit(ctx, r, spec.Procedure); err != nil {
+			// HTTP/1.1 reads some of the body that is left.
+			_ = r.controller.SetReadDeadline(time.Now().Add(e.times.discard))
+			return err
+		} else if spec.StreamType == connect.StreamTypeUnary {
 			ctx, cancel := context.WithTimeout(ctx, e.timeout)
 			defer cancel()
 			return next(ctx, spec, stream)
@@ -125,10 +140,21 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			bounded, cancel = context.WithTimeout(ctx, e.times.upload)
 			defer cancel()
 		}
-		paced := e.pace(bounded, r.controller, stream)
+		paced := e.pace(bounded, r.controller, stream, wait)
 		defer paced.end()
 		return next(bounded, spec, paced)
 	}
+}
+
+// strangerStream leaves the waiting room when its message has come.
+type strangerStream struct {
+	connect.ServerStream
+	leave func()
+}
+
+func (s strangerStream) Receive(msg any) error {
+	defer s.leave()
+	return s.ServerStream.Receive(msg)
 }
 
 func isHealth(spec connect.Spec) bool {
@@ -144,6 +170,9 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 	}
 	if err != nil {
 		return ctx, err
+	}
+	if r.conn != nil {
+		r.conn.hasKey()
 	}
 	call := decisionlog.Call{Caller: caller.Name, Procedure: procedure}
 	carrier := propagation.MapCarrier{"traceparent": r.header.Get("Traceparent")}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,7 +26,7 @@ import (
 const (
 	readyInterval = time.Second
 	readyTimeout  = 2 * time.Second
-	maxWatches    = 64 // of health, open at once on one plane
+	maxWatches    = 64 // of health, open at once on one plane; half of them from one address
 )
 
 var (
@@ -106,11 +107,13 @@ func (r *readiness) err() error {
 type health struct {
 	ready    *readiness
 	services map[string]bool // full names served on this listener
-	watches  chan struct{}   // holds one element for each open watch
+
+	mu      sync.Mutex
+	watches places // of open watches
 }
 
 func newHealth(r *readiness) *health {
-	return &health{ready: r, services: map[string]bool{}, watches: make(chan struct{}, maxWatches)}
+	return &health{ready: r, services: map[string]bool{}, watches: newPlaces(maxWatches, maxWatches/2)}
 }
 
 // Check implements grpc.health.v1.Health.
@@ -134,12 +137,18 @@ func (h *health) status(service string) healthv1.HealthCheckResponse_ServingStat
 
 // Watch implements grpc.health.v1.Health.
 func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, stream healthv1connect.HealthWatchServerStream) error {
-	select {
-	case h.watches <- struct{}{}:
-		defer func() { <-h.watches }()
-	default:
-		return connect.Errorf(connect.CodeResourceExhausted, "%d callers watch already; ask with Check", maxWatches)
+	address := addressOf(requestFrom(ctx).peer)
+	h.mu.Lock()
+	watches := h.watches.take(address)
+	h.mu.Unlock()
+	if !watches {
+		return connect.Errorf(connect.CodeResourceExhausted, "%d callers watch already, or %d from this address; ask with Check", maxWatches, maxWatches/2)
 	}
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.watches.free(address)
+	}()
 	tick := time.NewTicker(readyInterval)
 	defer tick.Stop()
 	last := healthv1.HealthCheckResponse_UNKNOWN

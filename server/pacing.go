@@ -18,11 +18,12 @@ type pacedStream struct {
 	ctx   context.Context
 	rc    *http.ResponseController
 	times timeouts
+	wait  time.Duration // for one message
 	total time.Duration // how long the stream may take, by the server's or the caller's deadline; 0: unbounded
 }
 
-func (e *edge) pace(ctx context.Context, rc *http.ResponseController, stream connect.ServerStream) *pacedStream {
-	s := &pacedStream{ServerStream: stream, ctx: ctx, rc: rc, times: e.times}
+func (e *edge) pace(ctx context.Context, rc *http.ResponseController, stream connect.ServerStream, wait time.Duration) *pacedStream {
+	s := &pacedStream{ServerStream: stream, ctx: ctx, rc: rc, times: e.times, wait: wait}
 	if end, ok := ctx.Deadline(); ok {
 		s.total = time.Until(end).Round(10 * time.Millisecond)
 	}
@@ -45,7 +46,7 @@ func deadline(d time.Duration) (t time.Time) {
 }
 
 func (s *pacedStream) Receive(msg any) error {
-	wait := s.times.message
+	wait := s.wait
 	end, bounded := s.ctx.Deadline()
 	if bounded {
 		wait = min(wait, time.Until(end))
@@ -62,7 +63,7 @@ func (s *pacedStream) Receive(msg any) error {
 	case bounded && time.Until(end) <= 0:
 		return connect.Errorf(connect.CodeDeadlineExceeded, "the stream took longer than %v in all", s.total).WithCause(err)
 	}
-	return connect.Errorf(connect.CodeDeadlineExceeded, "no message came within %v", s.times.message).WithCause(err)
+	return connect.Errorf(connect.CodeDeadlineExceeded, "no message came within %v", s.wait).WithCause(err)
 }
 
 func (s *pacedStream) SendHeaders() error {

@@ -63,6 +63,10 @@ type Config struct {
 	DecisionRetention time.Duration
 	// RateLimit is how many checks one caller may ask each second, 0 for no limit.
 	RateLimit float64
+	// MaxConnections is how many connections each plane has at once, default 2048, and
+	// MaxConnectionsPerAddress how many of them from one address, default half of it. Above
+	// that, a new connection gets the place of one that has had no call with an API key.
+	MaxConnections, MaxConnectionsPerAddress int
 	// MaskKey is the key of the hashes that replace values marked @sensitive in decision
 	// records: 32 random bytes, the same on every server of a database. Without it each
 	// server makes a key of its own at each start.
@@ -100,6 +104,8 @@ func (c *Config) setDefaults() {
 	c.MaxReuse = cmp.Or(c.MaxReuse, 5*time.Minute)
 	c.Log = cmp.Or(c.Log, slog.Default())
 	c.times = cmp.Or(c.times, defaultTimeouts)
+	c.MaxConnections = cmp.Or(c.MaxConnections, defaultConnections)
+	c.MaxConnectionsPerAddress = cmp.Or(c.MaxConnectionsPerAddress, (c.MaxConnections+1)/2)
 	c.FirstHousekeeping = cmp.Or(c.FirstHousekeeping, firstHousekeeping)
 	if c.Name == "" {
 		c.Name, _ = os.Hostname()
@@ -107,6 +113,8 @@ func (c *Config) setDefaults() {
 }
 
 const (
+	defaultConnections = 2048
+
 	decisionTimeout = 2 * time.Second
 	adminTimeout    = 20 * time.Second
 	drainTimeout    = 10 * time.Second
@@ -134,6 +142,7 @@ type plane struct {
 	name     string
 	listener net.Listener
 	http     *http.Server
+	bounded  *boundedListener // around listener while the server runs
 }
 
 // New loads the current policies and opens the listeners. It returns an error if a port is
@@ -280,7 +289,10 @@ func (s *Server) logRenewed(ctx context.Context) {
 // rpcHandler makes the handler of a plane: guard, validation, services, health and
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
-	e := &edge{follower: s.follower, limits: limits, log: slog.New(s.frequent), metric: s.calls, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times}
+	e := &edge{
+		follower: s.follower, limits: limits, log: slog.New(s.frequent), metric: s.calls, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times,
+		strangers: waitingRoom{most: maxStrangers},
+	}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
 	h := newHealth(s.ready)
@@ -313,12 +325,15 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 		Handler: h, Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
 		ReadHeaderTimeout: s.cfg.times.header, ReadTimeout: s.cfg.times.read,
 		WriteTimeout: s.cfg.times.write, IdleTimeout: s.cfg.times.idle,
-		ErrorLog: httpLog(s.frequent),
+		ErrorLog: httpLog(s.frequent), ConnContext: withConn,
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxReceiveBuffer, MaxReceiveBufferPerStream: maxReceiveBuffer},
 	}
 	if s.cert != nil && !open {
 		srv.TLSConfig = s.cert.config()
 	}
-	s.planes = append(s.planes, &plane{name, l, srv})
+	bounded := newBoundedListener(l, s.cfg.MaxConnections, s.cfg.MaxConnectionsPerAddress)
+	registerConnections(s.registry, name, bounded)
+	s.planes = append(s.planes, &plane{name, l, srv, bounded})
 	return nil
 }
 
@@ -357,12 +372,13 @@ func (s *Server) Run(ctx context.Context) error {
 
 	failed := make(chan error, len(s.planes))
 	for _, p := range s.planes {
+		p.bounded.Listener = p.listener
 		go func() {
 			var err error
 			if p.http.TLSConfig != nil {
-				err = p.http.ServeTLS(p.listener, "", "")
+				err = p.http.ServeTLS(p.bounded, "", "")
 			} else {
-				err = p.http.Serve(p.listener)
+				err = p.http.Serve(p.bounded)
 			}
 			if !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("%s plane: %w", p.name, err)

@@ -1,0 +1,195 @@
+package server
+
+import (
+	"container/list"
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+)
+
+// places are taken by peers: at most total by all of them, and at most perAddress by those with
+// one address.
+type places struct {
+	total, perAddress int
+
+	taken int
+	by    map[netip.Addr]int
+}
+
+func newPlaces(total, perAddress int) places {
+	return places{total: total, perAddress: perAddress, by: map[netip.Addr]int{}}
+}
+
+func (p *places) full() bool { return p.taken >= p.total }
+
+func (p *places) fullFor(a netip.Addr) bool { return p.by[a] >= p.perAddress }
+
+// take takes a place if there is one.
+func (p *places) take(a netip.Addr) bool {
+	if p.full() || p.fullFor(a) {
+		return false
+	}
+	p.taken++
+	p.by[a]++
+	return true
+}
+
+func (p *places) free(a netip.Addr) {
+	p.taken--
+	if p.by[a]--; p.by[a] == 0 {
+		delete(p.by, a)
+	}
+}
+
+// boundedListener bounds the connections of a plane. When a new one finds no place, it gets
+// that of the oldest one that has had no call with an API key, of its own address if that has
+// too many. So strangers cannot keep callers out, and cannot end the connections of callers. If
+// all have had such a call, the new one is closed.
+type boundedListener struct {
+	net.Listener
+	refused, displaced atomic.Int64
+
+	mu        sync.Mutex
+	places    places
+	strangers list.List // of *boundedConn, the oldest first
+}
+
+func newBoundedListener(l net.Listener, total, perAddress int) *boundedListener {
+	return &boundedListener{Listener: l, places: newPlaces(total, perAddress)}
+}
+
+// boundedConn is a connection that has a place.
+type boundedConn struct {
+	net.Conn
+	listener *boundedListener
+	address  netip.Addr
+	known    atomic.Bool   // it has had a call with an API key
+	place    *list.Element // in strangers; nil if known or closed
+	closed   bool          // has no place any more; guarded by listener.mu, as place is
+}
+
+func (l *boundedListener) Accept() (net.Conn, error) {
+	for {
+		raw, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if c := l.admit(raw); c != nil {
+			return c, nil
+		}
+		l.refused.Add(1)
+		_ = raw.Close()
+	}
+}
+
+// admit gives a connection a place, or returns nil.
+func (l *boundedListener) admit(raw net.Conn) *boundedConn {
+	c := &boundedConn{Conn: raw, listener: l, address: addressOf(raw.RemoteAddr().String())}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.places.take(c.address) {
+		oldest := l.oldest(c.address)
+		if oldest == nil {
+			return nil
+		}
+		l.displaced.Add(1)
+		l.leave(oldest)
+		_ = oldest.Conn.Close() // net/http notices, and calls Close
+		l.places.take(c.address)
+	}
+	c.place = l.strangers.PushBack(c)
+	return c
+}
+
+// oldest returns the connection whose place a new one from an address may take, or nil. The
+// caller holds mu.
+func (l *boundedListener) oldest(a netip.Addr) *boundedConn {
+	for e := l.strangers.Front(); e != nil; e = e.Next() {
+		if c := e.Value.(*boundedConn); !l.places.fullFor(a) || c.address == a {
+			return c
+		}
+	}
+	return nil
+}
+
+// leave frees the place of a connection. The caller holds mu.
+func (l *boundedListener) leave(c *boundedConn) {
+	if c.closed {
+		return
+	}
+	c.closed = true
+	l.places.free(c.address)
+	if c.place != nil {
+		l.strangers.Remove(c.place)
+		c.place = nil
+	}
+}
+
+// open returns the number of connections.
+func (l *boundedListener) open() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.places.taken
+}
+
+// hasKey notes that a call on the connection had an API key.
+func (c *boundedConn) hasKey() {
+	if c.known.Load() || c.known.Swap(true) {
+		return
+	}
+	c.listener.mu.Lock()
+	defer c.listener.mu.Unlock()
+	if c.place != nil {
+		c.listener.strangers.Remove(c.place)
+		c.place = nil
+	}
+}
+
+func (c *boundedConn) Close() error {
+	c.listener.mu.Lock()
+	c.listener.leave(c)
+	c.listener.mu.Unlock()
+	return c.Conn.Close()
+}
+
+type connKey struct{}
+
+// withConn is the ConnContext of an http.Server: it puts the connection into the contexts of
+// its requests.
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if b, ok := c.(*boundedConn); ok {
+		ctx = context.WithValue(ctx, connKey{}, b)
+	}
+	return ctx
+}
+
+// waitingRoom holds calls without a key whose body the server waits for. When it is full, the
+// oldest one is ended, so that a call whose body comes at once has time to be answered.
+type waitingRoom struct {
+	mu      sync.Mutex
+	most    int
+	waiting list.List // of *http.ResponseController, the oldest first
+}
+
+// enter adds a call. leave must be called before its handler returns.
+func (w *waitingRoom) enter(call *http.ResponseController) (leave func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.waiting.Len() >= w.most {
+		oldest := w.waiting.Remove(w.waiting.Front()).(*http.ResponseController)
+		_ = oldest.SetReadDeadline(past) // it fails only if the connection is gone
+	}
+	place := w.waiting.PushBack(call)
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.waiting.Remove(place) // does nothing if the call was ended
+	}
+}
