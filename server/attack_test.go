@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,7 @@ import (
 	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
@@ -282,4 +284,76 @@ func TestAttackSlowBodies(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, answer, err)
 		}
 	}
+}
+
+// tenant stores a second API key and returns it.
+func tenant(t *testing.T, s *servertest.Server) string {
+	t.Helper()
+	const key = "cedarpost_key-of-a-tenant-0123456789abcdef"
+	hash := sha256.Sum256([]byte(key))
+	if err := s.DB.CreateKey(t.Context(), store.Key{ID: "tenant", Name: "tenant", Hash: hash[:]}, "test"); err != nil {
+		t.Fatal(err)
+	}
+	c := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, key))
+	servertest.Eventually(t, "the key", func() bool {
+		_, err := c.GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
+		return err == nil
+	})
+	return key
+}
+
+// Bodies that come slowly hold no more than the share of their caller, and another caller is
+// answered meanwhile.
+func TestAttackLargeBodies(t *testing.T) {
+	const size, budget, calls = 4 << 20, 8 << 20, 12
+	s := servertest.New(t, func(c *server.Config) { c.RequestBytes = budget })
+	key := tenant(t, s)
+	list := func(key string, body io.Reader) (status int, text string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.Admin+"/cedarpost.v1.EntityService/ListEntities", body)
+		if err != nil {
+			t.Error(err)
+			return 0, ""
+		}
+		req.ContentLength = size
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Authorization", "Bearer "+key)
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer res.Body.Close()
+		b, _ := io.ReadAll(res.Body)
+		return res.StatusCode, string(b)
+	}
+	whole := func() io.Reader { return strings.NewReader("{" + strings.Repeat(" ", size-2) + "}") }
+	seen := honest(t, asks(t, s))
+	var refused, other atomic.Int64
+	var group sync.WaitGroup
+	var bodies []*io.PipeWriter
+	for range calls {
+		body, write := io.Pipe()
+		bodies = append(bodies, write)
+		group.Go(func() { _, _ = write.Write(bytes.Repeat([]byte(" "), size/2)) })
+		group.Go(func() {
+			if status, text := list(key, body); status == http.StatusTooManyRequests && strings.Contains(text, "this caller hold 4 MiB") {
+				refused.Add(1)
+			} else {
+				other.Add(1)
+			}
+			_ = body.Close()
+		})
+	}
+	servertest.Eventually(t, "refusals", func() bool { return refused.Load()+other.Load() >= calls-1 })
+	if status, text := list(s.Token, whole()); status != http.StatusOK {
+		t.Errorf("another caller: %d %s", status, text)
+	}
+	for _, w := range bodies {
+		_ = w.CloseWithError(io.ErrUnexpectedEOF)
+	}
+	group.Wait()
+	t.Logf("%d bodies of %d MiB, of which half is sent: %d refused, %s", calls, size>>20, refused.Load(), seen())
+	if n := refused.Load(); n != calls-1 {
+		t.Errorf("%d are refused, want %d", n, calls-1)
+	}
+	servertest.Eventually(t, "the share of the tenant", func() bool { status, _ := list(key, whole()); return status == http.StatusOK })
 }

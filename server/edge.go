@@ -67,6 +67,7 @@ type request struct {
 	peer       string               // address and port
 	controller *http.ResponseController
 	conn       *boundedConn // nil in tests without a listener
+	body       body
 }
 
 type requestKey struct{}
@@ -75,8 +76,11 @@ type requestKey struct{}
 func withRequest(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		in := &request{header: r.Header, tls: r.TLS, peer: r.RemoteAddr, controller: http.NewResponseController(w)}
+		in.body.ReadCloser, in.body.announced = r.Body, r.ContentLength
 		in.conn, _ = r.Context().Value(connKey{}).(*boundedConn)
-		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, in)))
+		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, in))
+		r.Body = &in.body
+		h.ServeHTTP(w, r)
 	})
 }
 
@@ -99,6 +103,8 @@ type edge struct {
 	timeout      time.Duration // of a unary handler
 	times        timeouts
 	strangers    waitingRoom
+	bodies       *bodies
+	maxBytes     int // of a message, for procedures that have no bound of their own
 }
 
 // guard is the one choke point of all calls: it authenticates the caller, bounds how often
@@ -119,6 +125,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			e.metric.call(spec, began, err)
 		}()
 		r := requestFrom(ctx)
+		defer r.body.end()
 		wait := e.times.message
 		if isHealth(spec) {
 			// Load balancers call the health service and have no API key.
@@ -129,7 +136,10 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			// HTTP/1.1 reads some of the body that is left.
 			_ = r.controller.SetReadDeadline(time.Now().Add(e.times.discard))
 			return err
-		} else if spec.StreamType == connect.StreamTypeUnary {
+		}
+		streams := spec.StreamType == connect.StreamTypeClient || spec.StreamType == connect.StreamTypeBidi
+		r.body.measure(ctx, e.bodies, callerFrom(ctx), maxMessage(spec.Procedure, e.maxBytes), streams)
+		if spec.StreamType == connect.StreamTypeUnary && !isHealth(spec) {
 			ctx, cancel := context.WithTimeout(ctx, e.timeout)
 			defer cancel()
 			return next(ctx, spec, stream)
@@ -140,7 +150,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			bounded, cancel = context.WithTimeout(ctx, e.times.upload)
 			defer cancel()
 		}
-		paced := e.pace(bounded, r.controller, stream, wait)
+		paced := e.pace(bounded, r, stream, wait)
 		defer paced.end()
 		return next(bounded, spec, paced)
 	}
@@ -237,19 +247,24 @@ func wireOptions(maxBytes int) []connecthttp.Option {
 		connecthttp.WithCodecs(strictBinary{connectproto.NewBinaryCodec()}, newStrictJSON()),
 		connecthttp.WithCompressors(),
 		connecthttp.WithConditionalOptions(func(spec connect.Spec) []connecthttp.Option {
-			limit := maxBytes
-			switch spec.Procedure {
-			case cedarpostv1connect.AuthorizationServiceAuthorizeProcedure:
-				limit = wire.MaxAuthorizeBytes
-			case cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure:
-				limit = wire.MaxBatchBytes
-			case cedarpostv1connect.AuthorizationServiceReportReuseProcedure:
-				limit = wire.MaxReportBytes
-			case cedarpostv1connect.AuthorizationServiceGetRevisionProcedure, cedarpostv1connect.AuthorizationServiceWatchProcedure,
-				healthv1connect.HealthCheckProcedure, healthv1connect.HealthWatchProcedure:
-				limit = wire.MaxSmallBytes
-			}
-			return []connecthttp.Option{connecthttp.WithReadMaxBytes(limit)}
+			return []connecthttp.Option{connecthttp.WithReadMaxBytes(maxMessage(spec.Procedure, maxBytes))}
 		}),
 	}
+}
+
+// maxMessage returns how many bytes a message to a procedure may have, or other if it has no
+// bound of its own.
+func maxMessage(procedure string, other int) int {
+	switch procedure {
+	case cedarpostv1connect.AuthorizationServiceAuthorizeProcedure:
+		return wire.MaxAuthorizeBytes
+	case cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure:
+		return wire.MaxBatchBytes
+	case cedarpostv1connect.AuthorizationServiceReportReuseProcedure:
+		return wire.MaxReportBytes
+	case cedarpostv1connect.AuthorizationServiceGetRevisionProcedure, cedarpostv1connect.AuthorizationServiceWatchProcedure,
+		healthv1connect.HealthCheckProcedure, healthv1connect.HealthWatchProcedure:
+		return wire.MaxSmallBytes
+	}
+	return other
 }

@@ -17,13 +17,14 @@ type pacedStream struct {
 	connect.ServerStream
 	ctx   context.Context
 	rc    *http.ResponseController
+	body  *body
 	times timeouts
 	wait  time.Duration // for one message
 	total time.Duration // how long the stream may take, by the server's or the caller's deadline; 0: unbounded
 }
 
-func (e *edge) pace(ctx context.Context, rc *http.ResponseController, stream connect.ServerStream, wait time.Duration) *pacedStream {
-	s := &pacedStream{ServerStream: stream, ctx: ctx, rc: rc, times: e.times, wait: wait}
+func (e *edge) pace(ctx context.Context, r *request, stream connect.ServerStream, wait time.Duration) *pacedStream {
+	s := &pacedStream{ServerStream: stream, ctx: ctx, rc: r.controller, body: &r.body, times: e.times, wait: wait}
 	if end, ok := ctx.Deadline(); ok {
 		s.total = time.Until(end).Round(10 * time.Millisecond)
 	}
@@ -54,8 +55,10 @@ func (s *pacedStream) Receive(msg any) error {
 	err := os.ErrDeadlineExceeded
 	if wait > 0 {
 		s.readWithin(wait)
+		s.body.release() // the handler asks for the next message when it is done with the last one
 		err = s.ServerStream.Receive(msg)
 		s.readWithin(0)
+		s.body.settle()
 	}
 	switch {
 	case !errors.Is(err, os.ErrDeadlineExceeded):

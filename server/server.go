@@ -67,6 +67,10 @@ type Config struct {
 	// MaxConnectionsPerAddress how many of them from one address, default half of it. Above
 	// that, a new connection gets the place of one that has had no call with an API key.
 	MaxConnections, MaxConnectionsPerAddress int
+	// RequestBytes is how many bytes of messages the calls of a plane hold at once, default 32
+	// MiB, at least 8 MiB. One caller may hold half. A decoded message takes several times its
+	// bytes.
+	RequestBytes int64
 	// MaskKey is the key of the hashes that replace values marked @sensitive in decision
 	// records: 32 random bytes, the same on every server of a database. Without it each
 	// server makes a key of its own at each start.
@@ -104,6 +108,7 @@ func (c *Config) setDefaults() {
 	c.MaxReuse = cmp.Or(c.MaxReuse, 5*time.Minute)
 	c.Log = cmp.Or(c.Log, slog.Default())
 	c.times = cmp.Or(c.times, defaultTimeouts)
+	c.RequestBytes = max(cmp.Or(c.RequestBytes, defaultRequestBytes), minRequestBytes)
 	c.MaxConnections = cmp.Or(c.MaxConnections, defaultConnections)
 	c.MaxConnectionsPerAddress = cmp.Or(c.MaxConnectionsPerAddress, (c.MaxConnections+1)/2)
 	c.FirstHousekeeping = cmp.Or(c.FirstHousekeeping, firstHousekeeping)
@@ -291,7 +296,7 @@ func (s *Server) logRenewed(ctx context.Context) {
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
 	e := &edge{
 		follower: s.follower, limits: limits, log: slog.New(s.frequent), metric: s.calls, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times,
-		strangers: waitingRoom{most: maxStrangers},
+		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), maxBytes: maxBytes,
 	}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
