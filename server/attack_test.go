@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -356,4 +357,45 @@ func TestAttackLargeBodies(t *testing.T) {
 		t.Errorf("%d are refused, want %d", n, calls-1)
 	}
 	servertest.Eventually(t, "the share of the tenant", func() bool { status, _ := list(key, whole()); return status == http.StatusOK })
+}
+
+// An address that guesses keys is told to slow down, and its connections are closed. A caller
+// with a key and the same address, as behind a proxy, is answered all the time.
+func TestAttackKeyGuesses(t *testing.T) {
+	var log lines
+	s := servertest.New(t, logLines(&log))
+	seen := honest(t, asks(t, s))
+	var dials atomic.Int64
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{Protocols: protocols, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		dials.Add(1)
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}}
+	t.Cleanup(transport.CloseIdleConnections)
+	guesser := connect.NewClient(connecthttp.NewTransport(&http.Client{Transport: transport}, s.API), func(next connect.ClientFunc) connect.ClientFunc {
+		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+			info, _ := connect.CallInfoForClientContext(ctx)
+			info.RequestHeader().Set("Authorization", "Bearer cedarpost_guess")
+			return next(ctx, spec)
+		}
+	})
+	const guesses = 600
+	began, told := time.Now(), map[connect.Code]int{}
+	for range guesses {
+		_, err := cedarpostv1connect.NewAuthorizationServiceClient(guesser).GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
+		told[connect.CodeOf(err)]++
+	}
+	seconds := int(time.Since(began).Seconds())
+	refused := told[connect.CodeResourceExhausted]
+	t.Logf("%d guesses of a key: %d refused by the rate of their address, over %d connections, %s", guesses, refused, dials.Load(), seen())
+	if most := 50 * (seconds + 2); told[connect.CodeUnauthenticated] > most || told[connect.CodeUnauthenticated]+refused != guesses {
+		t.Errorf("%v, want at most %d unauthenticated", told, most)
+	}
+	if refused > 0 && dials.Load() < 2 {
+		t.Errorf("%d guesses are refused on one connection", refused)
+	}
+	if err := asks(t, s)(); err != nil {
+		t.Errorf("a caller with a key: %v", err)
+	}
 }

@@ -66,6 +66,7 @@ type request struct {
 	tls        *tls.ConnectionState // nil without TLS
 	peer       string               // address and port
 	controller *http.ResponseController
+	answer     http.Header  // of the response
 	conn       *boundedConn // nil in tests without a listener
 	body       body
 }
@@ -75,7 +76,7 @@ type requestKey struct{}
 // withRequest puts each request into its context.
 func withRequest(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		in := &request{header: r.Header, tls: r.TLS, peer: r.RemoteAddr, controller: http.NewResponseController(w)}
+		in := &request{header: r.Header, tls: r.TLS, peer: r.RemoteAddr, controller: http.NewResponseController(w), answer: w.Header()}
 		in.body.ReadCloser, in.body.announced = r.Body, r.ContentLength
 		in.conn, _ = r.Context().Value(connKey{}).(*boundedConn)
 		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, in))
@@ -100,6 +101,7 @@ type edge struct {
 	log          *slog.Logger // a sampler
 	metric       *callMetrics
 	authFailures *decisionlog.AuthenticationFailures
+	failures     *access.Failures
 	timeout      time.Duration // of a unary handler
 	times        timeouts
 	strangers    waitingRoom
@@ -177,6 +179,12 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 	caller, err := access.Authenticate(r.header, r.tls, e.keys)
 	if unknown, ok := errors.AsType[*access.UnauthenticatedError](err); ok {
 		e.authFailures.Note(r.peer, procedure, unknown.Reason)
+		if !e.failures.Allow(addressOf(r.peer), time.Now()) {
+			if r.conn == nil || !r.conn.known.Load() { // else it is that of a proxy
+				r.answer.Set("Connection", "close") // in HTTP/2 it ends the connection, too
+			}
+			return ctx, access.ErrTooManyFailures
+		}
 	}
 	if err != nil {
 		return ctx, err

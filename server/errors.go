@@ -58,7 +58,7 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeUnavailable, err.Error())
 	case errors.As(err, &unknown):
 		return connect.NewError(connect.CodeUnauthenticated, unknown.Error())
-	case errors.Is(err, access.ErrRateLimited), errors.Is(err, access.ErrBusy):
+	case errors.Is(err, access.ErrRateLimited), errors.Is(err, access.ErrBusy), errors.Is(err, access.ErrTooManyFailures):
 		return connect.NewError(connect.CodeResourceExhausted, err.Error())
 	case errors.As(err, &token):
 		return connect.NewError(connect.CodeInvalidArgument, token.Error())

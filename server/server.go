@@ -134,6 +134,7 @@ type Server struct {
 	signer   *decisionlog.Signer
 	// authFailures records failed authentication.
 	authFailures *decisionlog.AuthenticationFailures
+	failures     access.Failures
 	cert         *certificate // nil: no TLS
 	registry     *prometheus.Registry
 	calls        *callMetrics
@@ -295,7 +296,7 @@ func (s *Server) logRenewed(ctx context.Context) {
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
 	e := &edge{
-		follower: s.follower, limits: limits, log: slog.New(s.frequent), metric: s.calls, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times,
+		follower: s.follower, limits: limits, log: slog.New(s.frequent), metric: s.calls, authFailures: s.authFailures, failures: &s.failures, timeout: timeout, times: s.cfg.times,
 		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), maxBytes: maxBytes,
 	}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
