@@ -4,11 +4,16 @@ import (
 	"container/list"
 	"context"
 	"crypto/tls"
+	"errors"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // places are taken by peers: at most total by all of them, and at most perAddress by those with
@@ -156,18 +161,127 @@ func (c *boundedConn) Close() error {
 	return c.Conn.Close()
 }
 
+// CloseWrite lets net/http end an answer before the caller has sent all of its request.
+func (c *boundedConn) CloseWrite() error { return closeWrite(c.Conn) }
+
 type connKey struct{}
 
 // withConn is the ConnContext of an http.Server: it puts the connection into the contexts of
 // its requests.
 func withConn(ctx context.Context, c net.Conn) context.Context {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
+	for {
+		switch wrapped := c.(type) {
+		case *boundedConn:
+			return context.WithValue(ctx, connKey{}, wrapped)
+		case *tls.Conn:
+			c = wrapped.NetConn()
+		case *strictConn:
+			c = wrapped.Conn
+		case *strictTLSConn:
+			c = wrapped.Conn
+		default:
+			return ctx
+		}
 	}
-	if b, ok := c.(*boundedConn); ok {
-		ctx = context.WithValue(ctx, connKey{}, b)
+}
+
+// strictListener is a listener without TLS whose connections read strictly.
+type strictListener struct{ net.Listener }
+
+func (l strictListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
 	}
-	return ctx
+	return &strictConn{Conn: c}, nil
+}
+
+// strictTLSConn is a strictConn over TLS. net/http asks it for the state of TLS.
+type strictTLSConn struct {
+	strictConn
+	state tls.ConnectionState
+}
+
+func (c *strictTLSConn) ConnectionState() tls.ConnectionState { return c.state }
+
+// tlsListener is a listener with TLS whose connections of HTTP/1 read strictly. net/http does
+// not let anything read between TLS and itself, so the handshake is made here.
+type tlsListener struct {
+	net.Listener
+	config  *tls.Config
+	timeout time.Duration // of a handshake
+	log     *log.Logger
+
+	ctx   context.Context //nolint:containedctx // ends with the listener
+	close context.CancelFunc
+	conns chan net.Conn
+	errs  chan error
+}
+
+func newTLSListener(l net.Listener, config *tls.Config, timeout time.Duration, errorLog *log.Logger) *tlsListener {
+	t := &tlsListener{Listener: l, config: config, timeout: timeout, log: errorLog, conns: make(chan net.Conn), errs: make(chan error)}
+	t.ctx, t.close = context.WithCancel(context.Background())
+	go t.run()
+	return t
+}
+
+// run accepts connections until the listener is closed.
+func (l *tlsListener) run() {
+	for l.ctx.Err() == nil {
+		raw, err := l.Listener.Accept()
+		if err == nil {
+			go l.handshake(raw)
+			continue
+		}
+		select {
+		case l.errs <- err: // net/http pauses if the error is temporary
+		case <-l.ctx.Done():
+		}
+	}
+}
+
+func (l *tlsListener) handshake(raw net.Conn) {
+	ctx, cancel := context.WithTimeout(l.ctx, l.timeout)
+	defer cancel()
+	c := tls.Server(raw, l.config)
+	if err := c.HandshakeContext(ctx); err != nil {
+		if plain, ok := errors.AsType[tls.RecordHeaderError](err); ok && plain.Conn != nil && looksLikeHTTP(plain.RecordHeader) {
+			_, _ = io.WriteString(plain.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+		}
+		l.log.Printf("http: TLS handshake error from %s: %v", raw.RemoteAddr(), err)
+		_ = raw.Close()
+		return
+	}
+	var conn net.Conn = c
+	if state := c.ConnectionState(); state.NegotiatedProtocol != "h2" {
+		conn = &strictTLSConn{strictConn{Conn: c}, state}
+	}
+	select {
+	case l.conns <- conn:
+	case <-l.ctx.Done():
+		_ = c.Close()
+	}
+}
+
+// looksLikeHTTP reports whether the first bytes of a connection are those of a request.
+func looksLikeHTTP(b [5]byte) bool {
+	return slices.Contains([]string{"GET /", "HEAD ", "POST ", "PUT /", "OPTIO"}, string(b[:]))
+}
+
+func (l *tlsListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case err := <-l.errs:
+		return nil, err
+	case <-l.ctx.Done():
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *tlsListener) Close() error {
+	l.close()
+	return l.Listener.Close()
 }
 
 // waitingRoom holds calls without a key whose body the server waits for. When it is full, the

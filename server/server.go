@@ -380,12 +380,11 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, p := range s.planes {
 		p.bounded.Listener = p.listener
 		go func() {
-			var err error
+			var l net.Listener = strictListener{p.bounded}
 			if p.http.TLSConfig != nil {
-				err = p.http.ServeTLS(p.bounded, "", "")
-			} else {
-				err = p.http.Serve(p.bounded)
+				l = newTLSListener(p.bounded, p.http.TLSConfig, s.cfg.times.header, p.http.ErrorLog)
 			}
+			err := p.http.Serve(l)
 			if !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("%s plane: %w", p.name, err)
 			}
