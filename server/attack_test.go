@@ -223,7 +223,7 @@ func connectionsOf(t *testing.T, s *servertest.Server) int {
 }
 
 // Strangers that open connections and keep them do not end the connections of callers with a
-// key, and do not keep new callers and probes out.
+// key, and do not keep new callers and probes out. Nor does one caller that opens many.
 func TestAttackIdleConnections(t *testing.T) {
 	const most = 20
 	s := servertest.New(t, func(c *server.Config) { c.MaxConnections = most })
@@ -264,6 +264,26 @@ func TestAttackIdleConnections(t *testing.T) {
 	}
 	t.Logf("%d connections of strangers: %d of %d places taken, %v displaced", 2*connections, connectionsOf(t, s), most,
 		number(t, s, `cedarpost_connections_closed_total{plane="decision",why="displaced"}`))
+
+	// A caller with a key does not get all places either.
+	key := tenant(t, s)
+	for i := range 2 * most {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(10+i%4))}}
+		conn, err := dialer.Dial("tcp", strings.TrimPrefix(s.API, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		_, _ = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+			cedarpostv1connect.AuthorizationServiceGetRevisionProcedure, key)
+		_, _ = conn.Read(make([]byte, 1))
+	}
+	s.UseKey(s.Token)
+	if err := asks(t, s)(); err != nil {
+		t.Errorf("a new caller: %v", err)
+	}
+	t.Logf("%d connections of one caller: %d of %d places taken, %v of others refused", 2*most, connectionsOf(t, s), most,
+		number(t, s, `cedarpost_connections_closed_total{plane="decision",why="refused"}`))
 }
 
 // A call without a key whose body does not come is ended soon, and so is its connection.

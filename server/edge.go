@@ -190,7 +190,7 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 		return ctx, err
 	}
 	if r.conn != nil {
-		r.conn.hasKey()
+		r.conn.hasKey(caller.Name)
 	}
 	call := decisionlog.Call{Caller: caller.Name, Procedure: procedure}
 	carrier := propagation.MapCarrier{"traceparent": r.header.Get("Traceparent")}

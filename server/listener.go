@@ -51,20 +51,22 @@ func (p *places) free(a netip.Addr) {
 }
 
 // boundedListener bounds the connections of a plane. When a new one finds no place, it gets
-// that of the oldest one that has had no call with an API key, of its own address if that has
-// too many. So strangers cannot keep callers out, and cannot end the connections of callers. If
-// all have had such a call, the new one is closed.
+// that of the oldest stranger, of its own address if that has too many. A stranger is a
+// connection that has had no call with an API key, or whose caller already has half of all
+// places. So strangers, and one caller, cannot keep others out, and cannot end their
+// connections. If there is no stranger, the new one is closed.
 type boundedListener struct {
 	net.Listener
 	refused, displaced atomic.Int64
 
 	mu        sync.Mutex
 	places    places
-	strangers list.List // of *boundedConn, the oldest first
+	strangers list.List      // of *boundedConn, the oldest first
+	callers   map[string]int // connections that are no strangers, by their first caller
 }
 
 func newBoundedListener(l net.Listener, total, perAddress int) *boundedListener {
-	return &boundedListener{Listener: l, places: newPlaces(total, perAddress)}
+	return &boundedListener{Listener: l, places: newPlaces(total, perAddress), callers: map[string]int{}}
 }
 
 // boundedConn is a connection that has a place.
@@ -72,9 +74,12 @@ type boundedConn struct {
 	net.Conn
 	listener *boundedListener
 	address  netip.Addr
-	known    atomic.Bool   // it has had a call with an API key
-	place    *list.Element // in strangers; nil if known or closed
-	closed   bool          // has no place any more; guarded by listener.mu, as place is
+	known    atomic.Bool // it is no stranger
+
+	// Guarded by listener.mu.
+	caller string        // the first one, if known
+	place  *list.Element // in strangers; nil if known or closed
+	closed bool          // has no place any more
 }
 
 func (l *boundedListener) Accept() (net.Conn, error) {
@@ -128,10 +133,14 @@ func (l *boundedListener) leave(c *boundedConn) {
 	}
 	c.closed = true
 	l.places.free(c.address)
-	if c.place != nil {
-		l.strangers.Remove(c.place)
-		c.place = nil
+	if c.known.Load() {
+		if l.callers[c.caller]--; l.callers[c.caller] == 0 {
+			delete(l.callers, c.caller)
+		}
+		return
 	}
+	l.strangers.Remove(c.place)
+	c.place = nil
 }
 
 // open returns the number of connections.
@@ -142,16 +151,21 @@ func (l *boundedListener) open() int {
 }
 
 // hasKey notes that a call on the connection had an API key.
-func (c *boundedConn) hasKey() {
-	if c.known.Load() || c.known.Swap(true) {
+func (c *boundedConn) hasKey(caller string) {
+	if c.known.Load() {
 		return
 	}
-	c.listener.mu.Lock()
-	defer c.listener.mu.Unlock()
-	if c.place != nil {
-		c.listener.strangers.Remove(c.place)
-		c.place = nil
+	l := c.listener
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.closed || c.known.Load() || l.callers[caller] >= (l.places.total+1)/2 {
+		return
 	}
+	c.known.Store(true)
+	c.caller = caller
+	l.callers[caller]++
+	l.strangers.Remove(c.place)
+	c.place = nil
 }
 
 func (c *boundedConn) Close() error {
