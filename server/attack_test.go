@@ -419,3 +419,37 @@ func TestAttackKeyGuesses(t *testing.T) {
 		t.Errorf("a caller with a key: %v", err)
 	}
 }
+
+// Atomic imports, which are kept in memory to their end, are bounded in number, and one caller does
+// not keep another one from importing.
+func TestAttackAtomicImports(t *testing.T) {
+	s := docServer(t)
+	tenants := cedarpostv1connect.NewEntityServiceClient(s.Client(s.Admin, tenant(t, s)))
+	whole := &cedarpostv1.ImportOptions{Atomic: true}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	const imports = 5
+	var refused atomic.Int64
+	var group sync.WaitGroup
+	for range imports {
+		stream, err := tenants.ImportEntities(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		group.Go(func() {
+			for n, o := 0, whole; ctx.Err() == nil && stream.Send(people(t, o, n, n+1)) == nil; n, o = n+1, nil {
+				time.Sleep(20 * time.Millisecond)
+			}
+			if _, err := stream.CloseAndReceive(); connect.CodeOf(err) == connect.CodeResourceExhausted && strings.Contains(err.Error(), "of this caller") {
+				refused.Add(1)
+			}
+		})
+	}
+	servertest.Eventually(t, "refusals", func() bool { return refused.Load() == imports-2 })
+	if _, err := importAll(t, s, people(t, whole, 0, 10)); err != nil {
+		t.Errorf("another caller: %v", err)
+	}
+	t.Logf("%d atomic imports of one caller: %d refused", imports, refused.Load())
+	stop()
+	group.Wait()
+}

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -107,13 +107,11 @@ func (r *readiness) err() error {
 type health struct {
 	ready    *readiness
 	services map[string]bool // full names served on this listener
-
-	mu      sync.Mutex
-	watches places // of open watches
+	watches  *sharedPlaces[netip.Addr]
 }
 
 func newHealth(r *readiness) *health {
-	return &health{ready: r, services: map[string]bool{}, watches: newPlaces(maxWatches, maxWatches/2)}
+	return &health{ready: r, services: map[string]bool{}, watches: newSharedPlaces[netip.Addr](maxWatches, maxWatches/2)}
 }
 
 // Check implements grpc.health.v1.Health.
@@ -138,17 +136,11 @@ func (h *health) status(service string) healthv1.HealthCheckResponse_ServingStat
 // Watch implements grpc.health.v1.Health.
 func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, stream healthv1connect.HealthWatchServerStream) error {
 	address := addressOf(requestFrom(ctx).peer)
-	h.mu.Lock()
-	watches := h.watches.take(address)
-	h.mu.Unlock()
-	if !watches {
+	leave, ok := h.watches.enter(address)
+	if !ok {
 		return connect.Errorf(connect.CodeResourceExhausted, "%d callers watch already, or %d from this address; ask with Check", maxWatches, maxWatches/2)
 	}
-	defer func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.watches.free(address)
-	}()
+	defer leave()
 	tick := time.NewTicker(readyInterval)
 	defer tick.Stop()
 	last := healthv1.HealthCheckResponse_UNKNOWN

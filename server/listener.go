@@ -16,38 +16,60 @@ import (
 	"time"
 )
 
-// places are taken by peers: at most total by all of them, and at most perAddress by those with
-// one address.
-type places struct {
-	total, perAddress int
+// places are at most total ones, and at most each of them for one key, such as an address.
+type places[K comparable] struct {
+	total, each int
 
 	taken int
-	by    map[netip.Addr]int
+	by    map[K]int
 }
 
-func newPlaces(total, perAddress int) places {
-	return places{total: total, perAddress: perAddress, by: map[netip.Addr]int{}}
+func newPlaces[K comparable](total, each int) places[K] {
+	return places[K]{total: total, each: each, by: map[K]int{}}
 }
 
-func (p *places) full() bool { return p.taken >= p.total }
-
-func (p *places) fullFor(a netip.Addr) bool { return p.by[a] >= p.perAddress }
+// fullFor reports whether a key has all places that it may have.
+func (p *places[K]) fullFor(k K) bool { return p.by[k] >= p.each }
 
 // take takes a place if there is one.
-func (p *places) take(a netip.Addr) bool {
-	if p.full() || p.fullFor(a) {
+func (p *places[K]) take(k K) bool {
+	if p.taken >= p.total || p.fullFor(k) {
 		return false
 	}
 	p.taken++
-	p.by[a]++
+	p.by[k]++
 	return true
 }
 
-func (p *places) free(a netip.Addr) {
+func (p *places[K]) free(k K) {
 	p.taken--
-	if p.by[a]--; p.by[a] == 0 {
-		delete(p.by, a)
+	if p.by[k]--; p.by[k] == 0 {
+		delete(p.by, k)
 	}
+}
+
+// sharedPlaces are places for calls.
+type sharedPlaces[K comparable] struct {
+	mu     sync.Mutex
+	places places[K]
+}
+
+func newSharedPlaces[K comparable](total, each int) *sharedPlaces[K] {
+	return &sharedPlaces[K]{places: newPlaces[K](total, each)}
+}
+
+// enter takes a place, or returns false. leave gives it back.
+func (s *sharedPlaces[K]) enter(k K) (leave func(), ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.places.take(k) {
+		return nil, false
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.places.free(k)
+	}, true
 }
 
 // boundedListener bounds the connections of a plane. When a new one finds no place, it gets
@@ -60,13 +82,13 @@ type boundedListener struct {
 	refused, displaced atomic.Int64
 
 	mu        sync.Mutex
-	places    places
+	places    places[netip.Addr]
 	strangers list.List      // of *boundedConn, the oldest first
 	callers   map[string]int // connections that are no strangers, by their first caller
 }
 
 func newBoundedListener(l net.Listener, total, perAddress int) *boundedListener {
-	return &boundedListener{Listener: l, places: newPlaces(total, perAddress), callers: map[string]int{}}
+	return &boundedListener{Listener: l, places: newPlaces[netip.Addr](total, perAddress), callers: map[string]int{}}
 }
 
 // boundedConn is a connection that has a place.

@@ -209,7 +209,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		registerCertificate(registry, s.cert)
 	}
 	s.recorder, err = decisionlog.NewRecorder(decisionlog.Config{
-		DB: cfg.DB, Name: cfg.Name, Mode: cfg.Record, Log: slog.New(s.frequent), MaskKey: cfg.MaskKey,
+		DB: cfg.DB, Name: cfg.Name, Mode: cfg.Record, Log: cfg.Log, MaskKey: cfg.MaskKey,
 		Heard: s.follower.Heard, Metrics: registry, Task: s.tasks.done,
 	})
 	if err != nil {
@@ -245,7 +245,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		})
 	}
 	admin := func(cs *connect.Server) {
-		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower, history})
+		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{db: cfg.DB, follower: s.follower, past: history, atomic: newSharedPlaces[string](maxAtomicImports, maxAtomicImports/2)})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
 		audit := newAuditService(cfg.DB, s.recorder, s.ready.stopping)
 		audit.signer, audit.past, audit.shares = s.signer, history, shares
