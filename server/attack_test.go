@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,38 +29,6 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
-
-// honest asks every 50 ms while an attack runs, and returns what it saw, for the log of the test.
-func honest(t *testing.T, ask func() error) (seen func() string) {
-	t.Helper()
-	var took []time.Duration
-	failed := 0
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(50 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			began := time.Now()
-			if ask() != nil {
-				failed++
-			}
-			took = append(took, time.Since(began))
-			select {
-			case <-tick.C:
-			case <-stop:
-				return
-			}
-		}
-	}()
-	return func() string {
-		close(stop)
-		<-done
-		slices.Sort(took)
-		return fmt.Sprintf("an honest caller: %d calls, %d failed, p50 %v, p99 %v, max %v",
-			len(took), failed, took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
-	}
-}
 
 // asks returns a call of the decision plane that needs no data.
 func asks(t *testing.T, s *servertest.Server) func() error {
