@@ -9,6 +9,10 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
@@ -100,6 +104,24 @@ func TestBadRequests(t *testing.T) {
 		_, code, _ := post(t, s.API+authorizePath, s.Token, "application/proto", []byte{0xfa, 0x3f, 0x01, 'x'})
 		if code != "invalid_argument" {
 			t.Errorf("got %q", code)
+		}
+	})
+	t.Run("binary principal twice", func(t *testing.T) {
+		for _, id := range []string{"bob", "alice"} {
+			body, err := proto.Marshal(&cedarpostv1.AuthorizeRequest{Principal: &cedarpostv1.EntityUid{Type: "Shop::User", Id: "bob"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			second, err := proto.Marshal(&cedarpostv1.AuthorizeRequest{
+				Principal: &cedarpostv1.EntityUid{Type: "Shop::User", Id: id}, Action: servertest.UID(`Shop::Action::"ViewOrder"`),
+				Resource: servertest.UID(`Shop::Order::"42"`), Context: &structpb.Struct{Fields: map[string]*structpb.Value{"mfa": structpb.NewBoolValue(true)}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, code, message := post(t, s.API+authorizePath, s.Token, "application/proto", append(body, second...)); code != "invalid_argument" || !strings.Contains(message, `"principal" twice`) {
+				t.Errorf("got %q %q", code, message)
+			}
 		}
 	})
 	t.Run("gzip bomb", func(t *testing.T) {

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"regexp"
 
@@ -12,19 +14,29 @@ import (
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// strictBinary refuses fields that the contract does not know. A question that is
-// understood only in part could be decided wrongly.
+// strictBinary refuses fields that the contract does not know, fields that are sent twice, and
+// deep nesting. A question that is understood only in part could be decided wrongly.
 type strictBinary struct{ *connectproto.BinaryCodec }
 
 // UnmarshalRead implements connect.Codec.
-func (c strictBinary) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error {
-	if err := c.BinaryCodec.UnmarshalRead(ctx, src, msg); err != nil {
+func (c strictBinary) UnmarshalRead(_ context.Context, src io.Reader, msg any) error {
+	m, ok := msg.(proto.Message)
+	if !ok {
+		return fmt.Errorf("%T is not a message", msg)
+	}
+	var data []byte
+	if buffer, ok := src.(*bytes.Buffer); ok { // as Connect passes it; the fields of m are copies
+		data = buffer.Bytes()
+	} else {
+		var err error
+		if data, err = io.ReadAll(src); err != nil {
+			return err
+		}
+	}
+	if err := wire.CheckFields(data, m.ProtoReflect().Descriptor()); err != nil {
 		return cleanDecodeError(err)
 	}
-	if m, ok := msg.(proto.Message); ok {
-		return wire.RefuseUnknown(m.ProtoReflect())
-	}
-	return nil
+	return cleanDecodeError(c.UnmarshalOptions.Unmarshal(data, m))
 }
 
 // strictJSON refuses unknown fields and deep nesting. It also writes empty lists and false,

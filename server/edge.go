@@ -30,7 +30,14 @@ const (
 	maxHeaderBytes = 16 << 10  // the headers of a call
 	maxStreamBytes = 300 << 20 // all messages of a call
 	maxNesting     = 100       // of JSON
+
+	maxStreams       = 100       // calls at the same time on one connection of HTTP/2
+	maxReceiveBuffer = 256 << 10 // bytes of bodies that one connection of HTTP/2 sends ahead
+	maxStrangers     = 256       // calls without a key whose body a plane waits for
 )
+
+// past is a deadline that has ended.
+var past = time.Unix(1, 0)
 
 // timeouts bound how long a caller may keep the server waiting.
 type timeouts struct {
@@ -39,13 +46,14 @@ type timeouts struct {
 	message time.Duration // to receive or send one message of a stream
 	upload  time.Duration // for all that a caller streams in one call
 	discard time.Duration // to read what a caller still sends after its call has ended
+	health  time.Duration // to receive the message of a call of the health service, which needs no key
 
 	heartbeat time.Duration // between two messages of a watch if nothing changes
 }
 
 var defaultTimeouts = timeouts{
 	header: 5 * time.Second, read: 10 * time.Second, write: 30 * time.Second, idle: time.Minute,
-	message: 30 * time.Second, upload: 15 * time.Minute, discard: 2 * time.Second,
+	message: 30 * time.Second, upload: 15 * time.Minute, discard: 2 * time.Second, health: 2 * time.Second,
 	heartbeat: 10 * time.Second,
 }
 
@@ -58,6 +66,9 @@ type request struct {
 	tls        *tls.ConnectionState // nil without TLS
 	peer       string               // address and port
 	controller *http.ResponseController
+	answer     http.Header  // of the response
+	conn       *boundedConn // nil in tests without a listener
+	body       body
 }
 
 type requestKey struct{}
@@ -65,8 +76,12 @@ type requestKey struct{}
 // withRequest puts each request into its context.
 func withRequest(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		in := &request{r.Header, r.TLS, r.RemoteAddr, http.NewResponseController(w)}
-		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, in)))
+		in := &request{header: r.Header, tls: r.TLS, peer: r.RemoteAddr, controller: http.NewResponseController(w), answer: w.Header()}
+		in.body.ReadCloser, in.body.announced = r.Body, r.ContentLength
+		in.conn, _ = r.Context().Value(connKey{}).(*boundedConn)
+		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, in))
+		r.Body = &in.body
+		h.ServeHTTP(w, r)
 	})
 }
 
@@ -83,11 +98,15 @@ func requestFrom(ctx context.Context) *request {
 type edge struct {
 	follower     *snapshot.Follower
 	limits       *access.Limiter
-	log          *slog.Logger
+	log          *slog.Logger // a sampler
 	metric       *callMetrics
 	authFailures *decisionlog.AuthenticationFailures
+	failures     *access.Failures
 	timeout      time.Duration // of a unary handler
 	times        timeouts
+	strangers    waitingRoom
+	bodies       *bodies
+	maxBytes     int // of a message, for procedures that have no bound of their own
 }
 
 // guard is the one choke point of all calls: it authenticates the caller, bounds how often
@@ -98,7 +117,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 		began := time.Now()
 		defer func() {
 			if r := recover(); r != nil {
-				e.log.Error("panic", "procedure", spec.Procedure, "panic", r, "stack", string(debug.Stack()))
+				e.log.Error("panic", "procedure", spec.Procedure, "peer", requestFrom(ctx).peer, "panic", r, "stack", string(debug.Stack()))
 				err = connect.NewError(connect.CodeInternal, "internal error")
 			}
 			if err != nil {
@@ -108,13 +127,21 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			e.metric.call(spec, began, err)
 		}()
 		r := requestFrom(ctx)
-		// Load balancers call the health service and have no API key.
-		if !isHealth(spec) {
-			if ctx, err = e.admit(ctx, r, spec.Procedure); err != nil {
-				return err
-			}
+		defer r.body.end()
+		wait := e.times.message
+		if isHealth(spec) {
+			// Load balancers call the health service and have no API key.
+			leave := e.strangers.enter(r.controller)
+			defer leave()
+			stream, wait = strangerStream{stream, leave}, e.times.health
+		} else if ctx, err = e.admit(ctx, r, spec.Procedure); err != nil {
+			// HTTP/1.1 reads some of the body that is left.
+			_ = r.controller.SetReadDeadline(time.Now().Add(e.times.discard))
+			return err
 		}
-		if spec.StreamType == connect.StreamTypeUnary {
+		streams := spec.StreamType == connect.StreamTypeClient || spec.StreamType == connect.StreamTypeBidi
+		r.body.measure(ctx, e.bodies, callerFrom(ctx), maxMessage(spec.Procedure, e.maxBytes), streams)
+		if spec.StreamType == connect.StreamTypeUnary && !isHealth(spec) {
 			ctx, cancel := context.WithTimeout(ctx, e.timeout)
 			defer cancel()
 			return next(ctx, spec, stream)
@@ -125,10 +152,21 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			bounded, cancel = context.WithTimeout(ctx, e.times.upload)
 			defer cancel()
 		}
-		paced := e.pace(bounded, r.controller, stream)
+		paced := e.pace(bounded, r, stream, wait)
 		defer paced.end()
 		return next(bounded, spec, paced)
 	}
+}
+
+// strangerStream leaves the waiting room when its message has come.
+type strangerStream struct {
+	connect.ServerStream
+	leave func()
+}
+
+func (s strangerStream) Receive(msg any) error {
+	defer s.leave()
+	return s.ServerStream.Receive(msg)
 }
 
 func isHealth(spec connect.Spec) bool {
@@ -141,9 +179,18 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 	caller, err := access.Authenticate(r.header, r.tls, e.keys)
 	if unknown, ok := errors.AsType[*access.UnauthenticatedError](err); ok {
 		e.authFailures.Note(r.peer, procedure, unknown.Reason)
+		if !e.failures.Allow(addressOf(r.peer), time.Now()) {
+			if r.conn == nil || !r.conn.known.Load() { // else it is that of a proxy
+				r.answer.Set("Connection", "close") // in HTTP/2 it ends the connection, too
+			}
+			return ctx, access.ErrTooManyFailures
+		}
 	}
 	if err != nil {
 		return ctx, err
+	}
+	if r.conn != nil {
+		r.conn.hasKey(caller.Name)
 	}
 	call := decisionlog.Call{Caller: caller.Name, Procedure: procedure}
 	carrier := propagation.MapCarrier{"traceparent": r.header.Get("Traceparent")}
@@ -167,27 +214,37 @@ func (e *edge) keys() (access.Keys, error) {
 	return v.Snapshot, nil
 }
 
+// logFailure logs the error of a call. e.log samples the lines, because a caller can cause one
+// with each call.
 func (e *edge) logFailure(ctx context.Context, spec connect.Spec, err error) {
-	if err == nil {
+	if err == nil || errors.Is(err, errWatchStopped) { // a line for each watcher would not help
 		return
 	}
-	code := connect.CodeOf(err)
-	attrs := []any{"procedure", spec.Procedure, "code", code.String(), "caller", callerFrom(ctx), "err", err}
+	code, level, message := connect.CodeOf(err), slog.LevelDebug, "call refused"
+	caller, peer := callerFrom(ctx), requestFrom(ctx).peer
+	switch code {
+	case connect.CodeUnavailable, connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss:
+		level, message = slog.LevelError, "call failed"
+	case connect.CodeUnauthenticated, connect.CodePermissionDenied, connect.CodeResourceExhausted:
+		level = slog.LevelWarn
+		// Strangers have a message of their own: the lines of a message are bounded, and
+		// strangers must not use up those of callers.
+		if caller == "" {
+			message = "call refused without a key"
+		}
+	}
+	if !e.log.Enabled(ctx, level) {
+		return
+	}
+	attrs := []any{"procedure", spec.Procedure, "code", code.String(), "caller", caller, "peer", peer, "err", err}
+	if caller == "" {
+		attrs = append(attrs, "address", addressOf(peer).String())
+	}
 	var ce *connect.Error
 	if errors.As(err, &ce) && ce.Unwrap() != nil {
 		attrs = append(attrs, "cause", ce.Unwrap())
 	}
-	if errors.Is(err, errWatchStopped) {
-		return // a line for each watcher would not help
-	}
-	switch code {
-	case connect.CodeUnavailable, connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss:
-		e.log.Error("call failed", attrs...)
-	case connect.CodeUnauthenticated, connect.CodePermissionDenied, connect.CodeResourceExhausted:
-		e.log.Warn("call refused", attrs...)
-	default:
-		e.log.Debug("call refused", attrs...)
-	}
+	e.log.Log(ctx, level, message, attrs...)
 }
 
 // wireOptions returns the codecs and limits of a plane. Compression is off, because a small
@@ -198,19 +255,24 @@ func wireOptions(maxBytes int) []connecthttp.Option {
 		connecthttp.WithCodecs(strictBinary{connectproto.NewBinaryCodec()}, newStrictJSON()),
 		connecthttp.WithCompressors(),
 		connecthttp.WithConditionalOptions(func(spec connect.Spec) []connecthttp.Option {
-			limit := maxBytes
-			switch spec.Procedure {
-			case cedarpostv1connect.AuthorizationServiceAuthorizeProcedure:
-				limit = wire.MaxAuthorizeBytes
-			case cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure:
-				limit = wire.MaxBatchBytes
-			case cedarpostv1connect.AuthorizationServiceReportReuseProcedure:
-				limit = wire.MaxReportBytes
-			case cedarpostv1connect.AuthorizationServiceGetRevisionProcedure, cedarpostv1connect.AuthorizationServiceWatchProcedure,
-				healthv1connect.HealthCheckProcedure, healthv1connect.HealthWatchProcedure:
-				limit = wire.MaxSmallBytes
-			}
-			return []connecthttp.Option{connecthttp.WithReadMaxBytes(limit)}
+			return []connecthttp.Option{connecthttp.WithReadMaxBytes(maxMessage(spec.Procedure, maxBytes))}
 		}),
 	}
+}
+
+// maxMessage returns how many bytes a message to a procedure may have, or other if it has no
+// bound of its own.
+func maxMessage(procedure string, other int) int {
+	switch procedure {
+	case cedarpostv1connect.AuthorizationServiceAuthorizeProcedure:
+		return wire.MaxAuthorizeBytes
+	case cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure:
+		return wire.MaxBatchBytes
+	case cedarpostv1connect.AuthorizationServiceReportReuseProcedure:
+		return wire.MaxReportBytes
+	case cedarpostv1connect.AuthorizationServiceGetRevisionProcedure, cedarpostv1connect.AuthorizationServiceWatchProcedure,
+		healthv1connect.HealthCheckProcedure, healthv1connect.HealthWatchProcedure:
+		return wire.MaxSmallBytes
+	}
+	return other
 }

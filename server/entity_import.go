@@ -22,6 +22,7 @@ import (
 const (
 	maxAtomicEntities = 10_000
 	maxAtomicBytes    = 40 << 20
+	maxAtomicImports  = 4 // at once, which are held in memory; half of them of one caller
 )
 
 // importing is the state of one stream of an import.
@@ -50,6 +51,13 @@ func (s *entityService) ImportEntities(ctx context.Context, stream cedarpostv1co
 	i, err := s.beginImport(ctx, msg.GetOptions())
 	if err != nil {
 		return nil, err
+	}
+	if msg.GetOptions().GetAtomic() {
+		leave, ok := s.atomic.enter(callerFrom(ctx))
+		if !ok {
+			return nil, connect.Errorf(connect.CodeResourceExhausted, "atomic: %d atomic imports go on already, or %d of this caller; try again later", maxAtomicImports, maxAtomicImports/2)
+		}
+		defer leave()
 	}
 	// The first message of an import that goes on may have options only.
 	if len(msg.GetEntities()) > 0 || i.stored == 0 {

@@ -31,6 +31,7 @@ type entityService struct {
 	db       *store.DB
 	follower *snapshot.Follower
 	past     *snapshot.Past
+	atomic   *sharedPlaces[string] // for atomic imports, by caller
 }
 
 // WriteEntities implements cedarpost.v1.EntityService.

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"time"
 
@@ -47,6 +48,9 @@ func publicError(procedure string, err error) *connect.Error {
 	var history *snapshot.HistoryError
 	switch {
 	case errors.As(err, &ce):
+		if ce.Code() == connect.CodeUnknown && errors.Is(ce, os.ErrDeadlineExceeded) { // from Connect
+			return connect.NewError(connect.CodeDeadlineExceeded, "the message did not come in time").WithCause(err)
+		}
 		return ce
 	case errors.As(err, &bad):
 		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
@@ -54,7 +58,7 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeUnavailable, err.Error())
 	case errors.As(err, &unknown):
 		return connect.NewError(connect.CodeUnauthenticated, unknown.Error())
-	case errors.Is(err, access.ErrRateLimited), errors.Is(err, access.ErrBusy):
+	case errors.Is(err, access.ErrRateLimited), errors.Is(err, access.ErrBusy), errors.Is(err, access.ErrTooManyFailures):
 		return connect.NewError(connect.CodeResourceExhausted, err.Error())
 	case errors.As(err, &token):
 		return connect.NewError(connect.CodeInvalidArgument, token.Error())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -25,7 +26,7 @@ import (
 const (
 	readyInterval = time.Second
 	readyTimeout  = 2 * time.Second
-	maxWatches    = 64 // of health, open at once on one plane
+	maxWatches    = 64 // of health, open at once on one plane; half of them from one address
 )
 
 var (
@@ -111,11 +112,11 @@ func (r *readiness) err() error {
 type health struct {
 	ready    *readiness
 	services map[string]bool // full names served on this listener
-	watches  chan struct{}   // holds one element for each open watch
+	watches  *sharedPlaces[netip.Addr]
 }
 
 func newHealth(r *readiness) *health {
-	return &health{ready: r, services: map[string]bool{}, watches: make(chan struct{}, maxWatches)}
+	return &health{ready: r, services: map[string]bool{}, watches: newSharedPlaces[netip.Addr](maxWatches, maxWatches/2)}
 }
 
 // Check implements grpc.health.v1.Health.
@@ -139,12 +140,12 @@ func (h *health) status(service string) healthv1.HealthCheckResponse_ServingStat
 
 // Watch implements grpc.health.v1.Health.
 func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, stream healthv1connect.HealthWatchServerStream) error {
-	select {
-	case h.watches <- struct{}{}:
-		defer func() { <-h.watches }()
-	default:
-		return connect.Errorf(connect.CodeResourceExhausted, "%d callers watch already; ask with Check", maxWatches)
+	address := addressOf(requestFrom(ctx).peer)
+	leave, ok := h.watches.enter(address)
+	if !ok {
+		return connect.Errorf(connect.CodeResourceExhausted, "%d callers watch already, or %d from this address; ask with Check", maxWatches, maxWatches/2)
 	}
+	defer leave()
 	tick := time.NewTicker(readyInterval)
 	defer tick.Stop()
 	last := healthv1.HealthCheckResponse_UNKNOWN

@@ -14,11 +14,13 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
 	"github.com/jackc/pgx/v5"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
+	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
@@ -111,11 +113,20 @@ func TestHealthDoesNotAskTheDatabase(t *testing.T) {
 	}
 }
 
-// The number of watches of the health service is bounded.
-func TestWatchesAreBounded(t *testing.T) {
+// from returns a client without a key whose connections come from an address of this machine.
+func from(t *testing.T, url, address string) *connect.Client {
+	t.Helper()
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{Protocols: protocols, DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}).DialContext}
+	t.Cleanup(transport.CloseIdleConnections)
+	return connect.NewClient(connecthttp.NewTransport(&http.Client{Transport: transport}, url))
+}
+
+// The number of watches of the health service is bounded, and one address cannot take all.
+func TestAttackWatchesOfHealth(t *testing.T) {
 	s := servertest.New(t)
-	h := healthOf(s, s.Admin)
-	open := func() (cancel func(), err error) {
+	open := func(h healthv1connect.HealthClient) (cancel func(), err error) {
 		ctx, cancel := context.WithCancel(t.Context())
 		t.Cleanup(cancel)
 		stream, err := h.Watch(ctx, &healthv1.HealthCheckRequest{})
@@ -124,23 +135,32 @@ func TestWatchesAreBounded(t *testing.T) {
 		}
 		return cancel, err
 	}
-	first, err := open()
-	for range 63 {
-		if err == nil {
-			_, err = open()
+	var first func()
+	for i, address := range []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"} {
+		h := healthv1connect.NewHealthClient(from(t, s.Admin, address))
+		got := 0
+		for range server.MaxWatches {
+			cancel, err := open(h)
+			if first == nil {
+				first = cancel
+			}
+			if err == nil {
+				got++
+			} else if connect.CodeOf(err) != connect.CodeResourceExhausted {
+				t.Fatal(err)
+			}
+		}
+		t.Logf("%d watches from %s: %d open", server.MaxWatches, address, got)
+		if want := []int{server.MaxWatches / 2, server.MaxWatches / 2, 0}[i]; got != want {
+			t.Errorf("%d watches from %s are open, want %d", got, address, want)
 		}
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := open(); connect.CodeOf(err) != connect.CodeResourceExhausted {
-		t.Errorf("one too many: %v", err)
-	}
+	h := healthOf(s, s.Admin)
 	if _, err := h.Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil {
 		t.Error(err)
 	}
 	first()
-	servertest.Eventually(t, "a free place", func() bool { _, err := open(); return err == nil })
+	servertest.Eventually(t, "a free place", func() bool { _, err := open(h); return err == nil })
 }
 
 // When the server stops, watches end at once, and a call in flight can finish.

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
@@ -82,3 +83,15 @@ func runRecorder(t *testing.T, cfg decisionlog.Config) *decisionlog.Recorder {
 	t.Cleanup(r.Close)
 	return r
 }
+
+// PatientHealth is an option of a server that waits long for the messages of the health service.
+func PatientHealth(c *Config) {
+	c.times = defaultTimeouts
+	c.times.health = 10 * time.Minute
+}
+
+// The bounds on calls without a key.
+const (
+	MaxStrangers = maxStrangers
+	MaxWatches   = maxWatches
+)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -130,6 +131,18 @@ func (m *taskMetrics) done(task string, err error) {
 		return
 	}
 	m.succeeded.WithLabelValues(task).SetToCurrentTime()
+}
+
+// registerConnections adds the connections of a plane.
+func registerConnections(r prometheus.Registerer, plane string, l *boundedListener) {
+	with := promauto.With(r)
+	with.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_connections", Help: "Open connections, by plane.",
+		ConstLabels: prometheus.Labels{"plane": plane}}, func() float64 { return float64(l.open()) })
+	for why, n := range map[string]*atomic.Int64{"refused": &l.refused, "displaced": &l.displaced} {
+		with.NewCounterFunc(prometheus.CounterOpts{Name: "cedarpost_connections_closed_total",
+			Help:        "Connections closed because a plane, or one address, had as many as it may have: new ones, and older ones without an API key that gave their place to a new one.",
+			ConstLabels: prometheus.Labels{"plane": plane, "why": why}}, func() float64 { return float64(n.Load()) })
+	}
 }
 
 // registerClock adds the difference of the clocks.

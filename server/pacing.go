@@ -17,12 +17,14 @@ type pacedStream struct {
 	connect.ServerStream
 	ctx   context.Context
 	rc    *http.ResponseController
+	body  *body
 	times timeouts
+	wait  time.Duration // for one message
 	total time.Duration // how long the stream may take, by the server's or the caller's deadline; 0: unbounded
 }
 
-func (e *edge) pace(ctx context.Context, rc *http.ResponseController, stream connect.ServerStream) *pacedStream {
-	s := &pacedStream{ServerStream: stream, ctx: ctx, rc: rc, times: e.times}
+func (e *edge) pace(ctx context.Context, r *request, stream connect.ServerStream, wait time.Duration) *pacedStream {
+	s := &pacedStream{ServerStream: stream, ctx: ctx, rc: r.controller, body: &r.body, times: e.times, wait: wait}
 	if end, ok := ctx.Deadline(); ok {
 		s.total = time.Until(end).Round(10 * time.Millisecond)
 	}
@@ -45,7 +47,7 @@ func deadline(d time.Duration) (t time.Time) {
 }
 
 func (s *pacedStream) Receive(msg any) error {
-	wait := s.times.message
+	wait := s.wait
 	end, bounded := s.ctx.Deadline()
 	if bounded {
 		wait = min(wait, time.Until(end))
@@ -53,8 +55,10 @@ func (s *pacedStream) Receive(msg any) error {
 	err := os.ErrDeadlineExceeded
 	if wait > 0 {
 		s.readWithin(wait)
+		s.body.release() // the handler asks for the next message when it is done with the last one
 		err = s.ServerStream.Receive(msg)
 		s.readWithin(0)
+		s.body.settle()
 	}
 	switch {
 	case !errors.Is(err, os.ErrDeadlineExceeded):
@@ -62,7 +66,7 @@ func (s *pacedStream) Receive(msg any) error {
 	case bounded && time.Until(end) <= 0:
 		return connect.Errorf(connect.CodeDeadlineExceeded, "the stream took longer than %v in all", s.total).WithCause(err)
 	}
-	return connect.Errorf(connect.CodeDeadlineExceeded, "no message came within %v", s.times.message).WithCause(err)
+	return connect.Errorf(connect.CodeDeadlineExceeded, "no message came within %v", s.wait).WithCause(err)
 }
 
 func (s *pacedStream) SendHeaders() error {

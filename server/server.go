@@ -63,6 +63,14 @@ type Config struct {
 	DecisionRetention time.Duration
 	// RateLimit is how many checks one caller may ask each second, 0 for no limit.
 	RateLimit float64
+	// MaxConnections is how many connections each plane has at once, default 2048, and
+	// MaxConnectionsPerAddress how many of them from one address, default half of it. Above
+	// that, a new connection gets the place of one that has had no call with an API key.
+	MaxConnections, MaxConnectionsPerAddress int
+	// RequestBytes is how many bytes of messages the calls of a plane hold at once, default 32
+	// MiB, at least 8 MiB. One caller may hold half. A decoded message takes several times its
+	// bytes.
+	RequestBytes int64
 	// MaskKey is the key of the hashes that replace values marked @sensitive in decision
 	// records: 32 random bytes, the same on every server of a database. Without it each
 	// server makes a key of its own at each start.
@@ -100,6 +108,9 @@ func (c *Config) setDefaults() {
 	c.MaxReuse = cmp.Or(c.MaxReuse, 5*time.Minute)
 	c.Log = cmp.Or(c.Log, slog.Default())
 	c.times = cmp.Or(c.times, defaultTimeouts)
+	c.RequestBytes = max(cmp.Or(c.RequestBytes, defaultRequestBytes), minRequestBytes)
+	c.MaxConnections = cmp.Or(c.MaxConnections, defaultConnections)
+	c.MaxConnectionsPerAddress = cmp.Or(c.MaxConnectionsPerAddress, (c.MaxConnections+1)/2)
 	c.FirstHousekeeping = cmp.Or(c.FirstHousekeeping, firstHousekeeping)
 	if c.Name == "" {
 		c.Name, _ = os.Hostname()
@@ -107,6 +118,8 @@ func (c *Config) setDefaults() {
 }
 
 const (
+	defaultConnections = 2048
+
 	decisionTimeout = 2 * time.Second
 	adminTimeout    = 20 * time.Second
 	drainTimeout    = 10 * time.Second
@@ -121,11 +134,13 @@ type Server struct {
 	signer   *decisionlog.Signer
 	// authFailures records failed authentication.
 	authFailures *decisionlog.AuthenticationFailures
+	failures     access.Failures
 	cert         *certificate // nil: no TLS
 	registry     *prometheus.Registry
 	calls        *callMetrics
 	tasks        *taskMetrics
 	planes       []*plane
+	frequent     *sampler // the log for lines that a caller can cause with each call
 }
 
 // plane is one listener with its HTTP server.
@@ -133,6 +148,7 @@ type plane struct {
 	name     string
 	listener net.Listener
 	http     *http.Server
+	bounded  *boundedListener // around listener while the server runs
 }
 
 // New loads the current policies and opens the listeners. It returns an error if a port is
@@ -150,7 +166,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, fmt.Errorf("history retention of %v: the decisions of today and yesterday may need %v", keep, store.MinHistoryRetention)
 	}
 	registry := newRegistry()
-	s := &Server{cfg: cfg, registry: registry, calls: newCallMetrics(registry), tasks: newTaskMetrics(registry)}
+	s := &Server{
+		cfg: cfg, registry: registry, calls: newCallMetrics(registry), tasks: newTaskMetrics(registry),
+		frequent: newSampler(cfg.Log.Handler()),
+	}
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
 		return nil, err
 	}
@@ -226,7 +245,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		})
 	}
 	admin := func(cs *connect.Server) {
-		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower, history})
+		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{db: cfg.DB, follower: s.follower, past: history, atomic: newSharedPlaces[string](maxAtomicImports, maxAtomicImports/2)})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
 		audit := newAuditService(cfg.DB, s.recorder, s.ready.stopping)
 		audit.signer, audit.past, audit.shares = s.signer, history, shares
@@ -277,7 +296,10 @@ func (s *Server) logRenewed(ctx context.Context) {
 // rpcHandler makes the handler of a plane: guard, validation, services, health and
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
-	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.calls, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times}
+	e := &edge{
+		follower: s.follower, limits: limits, log: slog.New(s.frequent), metric: s.calls, authFailures: s.authFailures, failures: &s.failures, timeout: timeout, times: s.cfg.times,
+		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), maxBytes: maxBytes,
+	}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
 	h := newHealth(s.ready)
@@ -310,12 +332,15 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 		Handler: h, Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
 		ReadHeaderTimeout: s.cfg.times.header, ReadTimeout: s.cfg.times.read,
 		WriteTimeout: s.cfg.times.write, IdleTimeout: s.cfg.times.idle,
-		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelWarn),
+		ErrorLog: httpLog(s.frequent), ConnContext: withConn,
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxReceiveBuffer, MaxReceiveBufferPerStream: maxReceiveBuffer},
 	}
 	if s.cert != nil && !open {
 		srv.TLSConfig = s.cert.config()
 	}
-	s.planes = append(s.planes, &plane{name, l, srv})
+	bounded := newBoundedListener(l, s.cfg.MaxConnections, s.cfg.MaxConnectionsPerAddress)
+	registerConnections(s.registry, name, bounded)
+	s.planes = append(s.planes, &plane{name, l, srv, bounded})
 	return nil
 }
 
@@ -348,18 +373,19 @@ func (s *Server) Run(ctx context.Context) error {
 		wg.Go(func() { s.cert.run(background) })
 	}
 	wg.Go(func() { s.authFailures.Run(background) })
+	wg.Go(func() { s.frequent.run(background) })
 	wg.Go(func() { s.keepLog(background) })
 	wg.Go(func() { s.sweepHistory(background) })
 
 	failed := make(chan error, len(s.planes))
 	for _, p := range s.planes {
+		p.bounded.Listener = p.listener
 		go func() {
-			var err error
+			var l net.Listener = strictListener{p.bounded}
 			if p.http.TLSConfig != nil {
-				err = p.http.ServeTLS(p.listener, "", "")
-			} else {
-				err = p.http.Serve(p.listener)
+				l = newTLSListener(p.bounded, p.http.TLSConfig, s.cfg.times.header, p.http.ErrorLog)
 			}
+			err := p.http.Serve(l)
 			if !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("%s plane: %w", p.name, err)
 			}
@@ -378,6 +404,7 @@ func (s *Server) Run(ctx context.Context) error {
 	// Handlers of connections that drain closed may still record. After Close the recorder
 	// refuses that.
 	s.recorder.Close()
+	s.frequent.sum()
 	return err
 }
 

@@ -55,6 +55,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		return misuse("--audit-key-file needs --audit-checkpoint-file: without that file, an earlier state of the database could be signed although batches are lost")
 	}
 	log := s.logger(c.err)
+	limitMemory(log)
 	reload := make(chan os.Signal, 1) // from here on SIGHUP does not end the process
 	signal.Notify(reload, syscall.SIGHUP)
 	defer signal.Stop(reload)

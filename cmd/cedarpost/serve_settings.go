@@ -31,6 +31,9 @@ type listenFlags struct {
 	Retention      span    `name:"decision-retention" help:"Drop a day of the decision log this long after its end; 0 means never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
 	KeepHistory    span    `name:"history-retention" help:"How long earlier states of entities can be read; at least 48h, 0 means forever (default ${default}). States that a recorded decision used are kept as long as its record." env:"CEDARPOST_HISTORY_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
 	RateLimit      float64 `help:"Checks per second that one caller may ask; 0 means no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
+	Connections    int     `name:"max-connections" help:"Connections that each plane has at once (default ${default}). Above that, a new one gets the place of one that has had no call with an API key." env:"CEDARPOST_MAX_CONNECTIONS" default:"2048" placeholder:"N" group:"server"`
+	PerAddress     int     `name:"max-connections-per-address" help:"Connections of each plane from one address: an IPv4 address or the /64 of an IPv6 address; 0 means half of all (default ${default})." env:"CEDARPOST_MAX_CONNECTIONS_PER_ADDRESS" default:"0" placeholder:"N" group:"server"`
+	RequestMiB     int64   `name:"request-mib" help:"Bytes of messages that the calls of each plane hold at once, in MiB; at least 8. One caller may hold half (default ${default})." env:"CEDARPOST_REQUEST_MIB" default:"32" placeholder:"N" group:"server"`
 	MaskKeyFile    string  `help:"File with the key of the hashes that replace sensitive values in decision records: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
 	Name           *string `help:"Name of this server in decision records: one line of at most 255 bytes (default: the host name)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
 	LogFormat      string  `help:"Format of the log on stderr: text or json (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
@@ -53,6 +56,12 @@ func (f *listenFlags) Validate() error {
 	}
 	if f.RateLimit < 0 {
 		return errors.New("--rate-limit must not be negative")
+	}
+	if f.Connections < 1 || f.PerAddress < 0 {
+		return errors.New("--max-connections must be at least 1, and --max-connections-per-address not negative")
+	}
+	if f.RequestMiB < 8 {
+		return errors.New("--request-mib must be at least 8, because one caller may hold half, and a message may have 4 MiB")
 	}
 	if err := server.CheckName(f.name()); err != nil {
 		return fmt.Errorf("--name: %w", err)
@@ -80,7 +89,7 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, e
 		DB: db, MaskKey: maskKey, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
 		AllowPlaintext: f.AllowPlaintext, MaxStaleness: time.Duration(f.MaxStaleness), MaxReuse: neverAtZero(f.MaxReuse), CacheBytes: cacheBytes(f.CacheMiB),
 		Record: auditlog.Mode(f.RecordMode), DecisionRetention: neverAtZero(f.Retention), HistoryRetention: neverAtZero(f.KeepHistory),
-		RateLimit: f.RateLimit, Name: f.name(), Log: log,
+		RateLimit: f.RateLimit, MaxConnections: f.Connections, MaxConnectionsPerAddress: f.PerAddress, RequestBytes: f.RequestMiB << 20, Name: f.name(), Log: log,
 	}, nil
 }
 

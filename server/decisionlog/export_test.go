@@ -24,7 +24,7 @@ func IsDecision(record []byte) error {
 	if err := proto.Unmarshal(record, rec); err != nil {
 		return err
 	}
-	return isDecision(rec)
+	return isDecision(record, rec)
 }
 
 // IsEvent is IsDecision for an event.
@@ -33,5 +33,5 @@ func IsEvent(record []byte) error {
 	if err := proto.Unmarshal(record, rec); err != nil {
 		return err
 	}
-	return isEvent(rec)
+	return isEvent(record, rec)
 }

@@ -80,7 +80,7 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 	for _, d := range decisions {
 		see(d.At)
 		rec, err := checkDecision(d)
-		if err := cmp.Or(checkBytes(d.Record, d.CRC), err, isDecision(rec)); err != nil {
+		if err := cmp.Or(checkBytes(d.Record, d.CRC), err, isDecision(d.Record, rec)); err != nil {
 			v.fault(b.Leaf, d.Pos, "decision %s: %s", d.ID, err)
 			good = false
 		}
@@ -89,7 +89,7 @@ func (v *verification) rows(ctx context.Context, b store.Batch, h auditlog.Heade
 	for i, e := range events {
 		see(e.At)
 		rec, err := checkEvent(e)
-		if err := cmp.Or(checkBytes(e.Record, e.CRC), err, isEvent(rec)); err != nil {
+		if err := cmp.Or(checkBytes(e.Record, e.CRC), err, isEvent(e.Record, rec)); err != nil {
 			v.fault(b.Leaf, e.Pos, "event %s: %s", e.ID, err)
 			good = false
 		}
@@ -148,8 +148,8 @@ func whichRow(b store.Batch, found store.LogRows) string {
 
 // isDecision checks that a record is the record of a decision. The tree does not commit to
 // the table of a row, and most records of decisions can be read as an event, too.
-func isDecision(rec *cedarpostv1.DecisionRecord) error {
-	if wire.RefuseUnknown(rec.ProtoReflect()) != nil || rec.GetPrincipal() == nil || rec.GetAction() == nil || rec.GetResource() == nil ||
+func isDecision(record []byte, rec *cedarpostv1.DecisionRecord) error {
+	if wire.CheckFields(record, rec.ProtoReflect().Descriptor()) != nil || rec.GetPrincipal() == nil || rec.GetAction() == nil || rec.GetResource() == nil ||
 		rec.GetDecision() != cedarpostv1.Decision_ALLOW && rec.GetDecision() != cedarpostv1.Decision_DENY {
 		return errors.New("its record is not that of a decision, or has fields that this version does not know")
 	}
@@ -158,10 +158,10 @@ func isDecision(rec *cedarpostv1.DecisionRecord) error {
 
 // isEvent checks that a record is the record of an event: of a known kind, with the detail of
 // that kind and no unknown fields.
-func isEvent(rec *cedarpostv1.EventRecord) error {
+func isEvent(record []byte, rec *cedarpostv1.EventRecord) error {
 	m := rec.ProtoReflect()
 	detail := m.WhichOneof(m.Descriptor().Oneofs().ByName("detail"))
-	if wire.RefuseUnknown(m) != nil || detail == nil || !strings.EqualFold(string(detail.Name()), rec.Kind.String()) {
+	if wire.CheckFields(record, m.Descriptor()) != nil || detail == nil || !strings.EqualFold(string(detail.Name()), rec.Kind.String()) {
 		return errors.New("its record is not that of an event, or has fields that this version does not know")
 	}
 	return nil

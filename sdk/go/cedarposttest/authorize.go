@@ -61,6 +61,9 @@ func overTheWire(dst, src any) error {
 	if limit > 0 && len(b) > limit {
 		return connect.Errorf(connect.CodeResourceExhausted, "message is larger than configured max %d", limit)
 	}
+	if err := wire.CheckFields(b, out.ProtoReflect().Descriptor()); err != nil {
+		return connect.Errorf(connect.CodeInvalidArgument, "unmarshal message: %s", err.Error())
+	}
 	return proto.Unmarshal(b, out)
 }
 

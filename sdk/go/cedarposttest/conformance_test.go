@@ -400,6 +400,19 @@ func padded[M proto.Message](m M, text *string, bytes int) M {
 	return m
 }
 
+// Both refuse a message with a field of another version.
+func TestConformanceOfUnknownFields(t *testing.T) {
+	w := newTwins(t)
+	req := &cedarpostv1.GetRevisionRequest{}
+	req.ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 99, protowire.VarintType), 1))
+	_, served := w.served.GetRevision(t.Context(), req)
+	_, kit := w.kit.GetRevision(t.Context(), req)
+	sameError(t, "an unknown field", served, kit)
+	if connect.CodeOf(served) != connect.CodeInvalidArgument {
+		t.Errorf("got %v", served)
+	}
+}
+
 // Both refuse messages of each call above the same size.
 func TestConformanceOfSizes(t *testing.T) {
 	w := newTwins(t)

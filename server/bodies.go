@@ -1,0 +1,146 @@
+package server
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/cedarpost/cedarpost/server/wire"
+)
+
+const (
+	defaultRequestBytes = 32 << 20
+	minRequestBytes     = 2 * wire.MaxAdminBytes // one caller may hold half, and needs that for one message
+
+	bodyWait  = 500 * time.Millisecond // for bytes that other calls hold
+	firstStep = 4 << 10                // bytes that are taken for a body of unknown length
+)
+
+// bodies bounds how many bytes of messages the calls of a plane hold at the same time, while
+// they read, decode and answer them. One caller may hold half. A decoded message takes several
+// times its encoded bytes.
+type bodies struct {
+	total int64
+	all   *semaphore.Weighted
+
+	mu     sync.RWMutex
+	shares map[string]*semaphore.Weighted // of callers, by name; their number is bounded by that of the API keys
+}
+
+func newBodies(total int64) *bodies {
+	return &bodies{total: total, all: semaphore.NewWeighted(total), shares: map[string]*semaphore.Weighted{}}
+}
+
+// of returns the share of a caller.
+func (b *bodies) of(caller string) *semaphore.Weighted {
+	b.mu.RLock()
+	share := b.shares[caller]
+	b.mu.RUnlock()
+	if share != nil {
+		return share
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.shares[caller] == nil {
+		b.shares[caller] = semaphore.NewWeighted(b.total / 2)
+	}
+	return b.shares[caller]
+}
+
+// take takes n bytes of the share of a caller and of the whole. It waits a short time for them.
+func (b *bodies) take(ctx context.Context, share *semaphore.Weighted, n int64) error {
+	if share.TryAcquire(n) {
+		if b.all.TryAcquire(n) {
+			return nil
+		}
+		share.Release(n)
+	}
+	ctx, cancel := context.WithTimeout(ctx, bodyWait)
+	defer cancel()
+	if share.Acquire(ctx, n) != nil {
+		return connect.Errorf(connect.CodeResourceExhausted, "the calls of this caller hold %d MiB already; send fewer at the same time", b.total/2>>20)
+	}
+	if b.all.Acquire(ctx, n) != nil {
+		share.Release(n)
+		return connect.Errorf(connect.CodeResourceExhausted, "all calls together hold %d MiB already; try again later", b.total>>20)
+	}
+	return nil
+}
+
+// body is the body of a request. From measure on it takes its bytes from the budget before it
+// reads them: the announced length at once, and else in growing steps. It is used by the
+// handler only.
+type body struct {
+	io.ReadCloser
+	announced int64 // Content-Length; less than 0: unknown
+
+	ctx    context.Context //nolint:containedctx // of the call
+	budget *bodies
+	share  *semaphore.Weighted
+	most   int64 // of one message; more is refused after it was read, and is not kept
+	held   int64 // bytes taken from the budget
+	used   int64 // bytes read since the last release
+}
+
+// measure begins to take bytes from the budget, for a caller whose messages have at most so many
+// bytes. streams says that the body can have several messages.
+func (b *body) measure(ctx context.Context, budget *bodies, caller string, most int, streams bool) {
+	b.ctx, b.budget, b.share, b.most = ctx, budget, budget.of(caller), int64(most)
+	if streams {
+		b.announced = -1
+	} else if b.announced >= 0 {
+		b.most = min(b.most, b.announced)
+	}
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	if b.budget == nil {
+		return b.ReadCloser.Read(p)
+	}
+	if b.used >= b.held && b.held < b.most {
+		step := min(max(b.held, firstStep), b.most-b.held)
+		if b.announced >= 0 {
+			step = b.most
+		}
+		if err := b.budget.take(b.ctx, b.share, step); err != nil {
+			return 0, err
+		}
+		b.held += step
+	}
+	if b.held < b.most {
+		p = p[:min(int64(len(p)), b.held-b.used)]
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.used += int64(n)
+	if err != nil {
+		b.settle()
+	}
+	return n, err
+}
+
+// settle gives back what was taken and not used.
+func (b *body) settle() { b.giveBack(b.held - min(b.used, b.held)) }
+
+// release gives back everything: the message is not needed any more.
+func (b *body) release() {
+	b.giveBack(b.held)
+	b.used = 0
+}
+
+// end gives back everything. What is read after it is not kept.
+func (b *body) end() {
+	b.release()
+	b.budget = nil
+}
+
+func (b *body) giveBack(n int64) {
+	if n > 0 {
+		b.budget.all.Release(n)
+		b.share.Release(n)
+		b.held -= n
+	}
+}
