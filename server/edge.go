@@ -41,12 +41,14 @@ type timeouts struct {
 	discard time.Duration // to read what a caller still sends after its call has ended
 
 	heartbeat time.Duration // between two messages of a watch if nothing changes
+
+	check time.Duration // to check a bundle, and to wait for other checks
 }
 
 var defaultTimeouts = timeouts{
 	header: 5 * time.Second, read: 10 * time.Second, write: 30 * time.Second, idle: time.Minute,
 	message: 30 * time.Second, upload: 15 * time.Minute, discard: 2 * time.Second,
-	heartbeat: 10 * time.Second,
+	heartbeat: 10 * time.Second, check: time.Minute,
 }
 
 // callerFrom returns the name of the authenticated caller of a call.
@@ -81,13 +83,13 @@ func requestFrom(ctx context.Context) *request {
 
 // edge is what every call passes before its handler.
 type edge struct {
-	follower     *snapshot.Follower
-	limits       *access.Limiter
-	log          *slog.Logger
-	metric       *callMetrics
-	authFailures *decisionlog.AuthenticationFailures
-	timeout      time.Duration // of a unary handler
-	times        timeouts
+	follower *snapshot.Follower
+	limits   *access.Limiter
+	log      *slog.Logger
+	metric   *callMetrics
+	noted    *decisionlog.Noted
+	timeout  time.Duration // of a unary handler
+	times    timeouts
 }
 
 // guard is the one choke point of all calls: it authenticates the caller, bounds how often
@@ -140,7 +142,7 @@ func isHealth(spec connect.Spec) bool {
 func (e *edge) admit(ctx context.Context, r *request, procedure string) (context.Context, error) {
 	caller, err := access.Authenticate(r.header, r.tls, e.keys)
 	if unknown, ok := errors.AsType[*access.UnauthenticatedError](err); ok {
-		e.authFailures.Note(r.peer, procedure, unknown.Reason)
+		e.noted.AuthenticationFailure(r.peer, procedure, unknown.Reason)
 	}
 	if err != nil {
 		return ctx, err
@@ -153,6 +155,7 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 	}
 	ctx = decisionlog.WithCall(access.WithCaller(ctx, caller), call)
 	if !e.limits.Allow(caller, 1) {
+		e.noted.Probing(ctx, decisionlog.ProbingRateLimited, "", procedure)
 		return ctx, access.ErrRateLimited
 	}
 	return ctx, nil

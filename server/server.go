@@ -119,13 +119,13 @@ type Server struct {
 	ready    *readiness
 	recorder *decisionlog.Recorder
 	signer   *decisionlog.Signer
-	// authFailures records failed authentication.
-	authFailures *decisionlog.AuthenticationFailures
-	cert         *certificate // nil: no TLS
-	registry     *prometheus.Registry
-	calls        *callMetrics
-	tasks        *taskMetrics
-	planes       []*plane
+	// noted records failed authentication, refused bundles and probing.
+	noted    *decisionlog.Noted
+	cert     *certificate // nil: no TLS
+	registry *prometheus.Registry
+	calls    *callMetrics
+	tasks    *taskMetrics
+	planes   []*plane
 }
 
 // plane is one listener with its HTTP server.
@@ -202,7 +202,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		}
 	}()
 	s.ready.recorder = s.recorder
-	s.authFailures = decisionlog.NewAuthenticationFailures(s.recorder)
+	s.noted = decisionlog.NewNoted(s.recorder)
 	registerClock(registry, s.ready.clock)
 	registerStandbys(registry, cfg.DB)
 	if s.signer, err = decisionlog.NewSigner(s.recorder, cfg.Signing); err != nil {
@@ -227,7 +227,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{cfg.DB, s.follower, history})
-		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
+		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower, s.noted, cfg.times))
 		audit := newAuditService(cfg.DB, s.recorder, s.ready.stopping)
 		audit.signer, audit.past, audit.shares = s.signer, history, shares
 		audit.keys = func() access.Keys { return s.follower.Latest() }
@@ -277,7 +277,7 @@ func (s *Server) logRenewed(ctx context.Context) {
 // rpcHandler makes the handler of a plane: guard, validation, services, health and
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
-	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.calls, authFailures: s.authFailures, timeout: timeout, times: s.cfg.times}
+	e := &edge{follower: s.follower, limits: limits, log: s.cfg.Log, metric: s.calls, noted: s.noted, timeout: timeout, times: s.cfg.times}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
 	h := newHealth(s.ready)
@@ -347,7 +347,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cert != nil {
 		wg.Go(func() { s.cert.run(background) })
 	}
-	wg.Go(func() { s.authFailures.Run(background) })
+	wg.Go(func() { s.noted.Run(background) })
 	wg.Go(func() { s.keepLog(background) })
 	wg.Go(func() { s.sweepHistory(background) })
 
