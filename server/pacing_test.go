@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
+	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/bundle"
@@ -78,6 +80,15 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 	if _, err := access.BootstrapKey(t.Context(), db, keyFile, true); err != nil {
 		t.Fatal(err)
 	}
+	// Each client is a caller of its own, because a caller uploads one bundle at a time.
+	keys := make([]string, len(wires))
+	for i := range keys {
+		keys[i] = uuid.NewString()
+		hash := sha256.Sum256([]byte(keys[i]))
+		if err := db.CreateKey(t.Context(), store.Key{ID: keys[i], Name: keys[i], Hash: hash[:]}, "test"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	cfg.DB, cfg.Log = db, slog.New(slog.DiscardHandler)
 	cfg.Listen, cfg.AdminListen, cfg.OpsListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	s, err = New(t.Context(), cfg)
@@ -102,7 +113,7 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 		}
 		db.Close()
 	})
-	for _, w := range wires {
+	for i, w := range wires {
 		protocols := new(http.Protocols)
 		protocols.SetHTTP1(!w.http2)
 		protocols.SetUnencryptedHTTP2(w.http2)
@@ -120,7 +131,7 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 			func(next connect.ClientFunc) connect.ClientFunc {
 				return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 					if info, ok := connect.CallInfoForClientContext(ctx); ok {
-						info.RequestHeader().Set("Authorization", "Bearer "+key)
+						info.RequestHeader().Set("Authorization", "Bearer "+keys[i])
 					}
 					return next(ctx, spec)
 				}
