@@ -221,7 +221,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower,
-			recorder: s.recorder, record: record, limits: limits, shares: shares, metric: newDecisionMetrics(registry),
+			recorder: s.recorder, record: record, limits: limits, shares: shares, metric: newDecisionMetrics(registry), noted: s.noted,
 			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
 	}

@@ -163,6 +163,11 @@ func (c *compiler) schemas(sources []Source) bool {
 		all = append(all, sc)
 	}
 	h.Sum(c.set.digest[:0])
+	for _, src := range sources {
+		if b := c.set.bundles[src.Name]; b != nil && !src.Published {
+			c.nested(b, src.SchemaFile)
+		}
+	}
 	if c.failed {
 		return false
 	}
@@ -190,6 +195,28 @@ func (c *compiler) schemas(sources []Source) bool {
 		})
 	}
 	return !c.failed
+}
+
+// nested refuses a namespace inside of another bundle's namespace, and one around it: people take
+// Shop::Sub for a part of Shop. Bundles that have such namespaces already may keep them.
+func (c *compiler) nested(b *compiledBundle, file string) {
+	for _, ns := range b.namespaces {
+		for _, other := range sortedKeys(c.set.owners) {
+			owner := c.set.owners[other]
+			if ns == "" || other == "" || owner == b.name || !strings.HasPrefix(ns, other+"::") && !strings.HasPrefix(other, ns+"::") {
+				continue
+			}
+			kept := c.previous != nil && c.previous.owners[ns] == b.name && c.previous.owners[other] == owner
+			f := Finding{Bundle: b.name, File: file, Message: fmt.Sprintf("namespace %s is inside of namespace %s, which is owned by bundle %s", ns, other, owner),
+				Hint: "a namespace and those inside of it have one owner", Warning: kept}
+			if len(other) > len(ns) {
+				f.Message = fmt.Sprintf("namespace %s is around namespace %s, which is owned by bundle %s", ns, other, owner)
+			}
+			if !c.trusted {
+				c.report(f)
+			}
+		}
+	}
 }
 
 // resolveFinding finds the bundle that caused an error in the joined schemas: the first
@@ -250,6 +277,9 @@ func (c *compiler) policies(src Source) {
 		}
 	}
 	slices.SortFunc(b.policies, comparePolicies)
+	if !c.trusted && !src.Published {
+		c.looks(src, b)
+	}
 	c.checkAll(b)
 }
 
