@@ -275,6 +275,37 @@ func stall(t *testing.T, addr, key, upload string) string {
 	return string(answer)
 }
 
+// An upload that sends a few bytes now and then is ended, although each message comes in time: it
+// would keep its place for as long as an upload may take.
+func TestAttackTrickledUpload(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	times := defaultTimeouts
+	times.message = 500 * time.Millisecond
+	clients, _, _ := hurried(t, times)
+	for i, c := range clients {
+		if !wires[i].http2 {
+			continue // over HTTP/1.1 a client that still sends may not see the answer
+		}
+		t.Run(wires[i].name, func(t *testing.T) {
+			t.Parallel()
+			stream, err := c.ApplyBundle(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent := 0
+			for m := header(); stream.Send(m) == nil && t.Context().Err() == nil; m = file("a.cedar", []byte("//\n")) {
+				sent++
+				time.Sleep(times.message / 10)
+			}
+			_, err = stream.CloseAndReceive()
+			if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !strings.Contains(err.Error(), "slower than 16384 bytes each second") && !strings.Contains(err.Error(), "no message came") {
+				t.Errorf("got %v", err)
+			}
+			t.Logf("an upload of 3 bytes at a time ended after %d messages", sent)
+		})
+	}
+}
+
 // An upload that takes too long in all is ended, although each message comes in time.
 func TestEndlessUpload(t *testing.T) {
 	t.Parallel() // it waits most of the time

@@ -3,11 +3,14 @@ package server_test
 import (
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server"
@@ -15,8 +18,8 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// tenant returns the clients of another caller with a key.
-func tenant(t *testing.T, s *servertest.Server, name string) (cedarpostv1connect.PolicyServiceClient, cedarpostv1connect.AuthorizationServiceClient) {
+// publisher returns the clients of another caller with a key.
+func publisher(t *testing.T, s *servertest.Server, name string) (cedarpostv1connect.PolicyServiceClient, cedarpostv1connect.AuthorizationServiceClient) {
 	t.Helper()
 	token := "the key of " + name
 	hash := sha256.Sum256([]byte(token))
@@ -31,8 +34,8 @@ func tenant(t *testing.T, s *servertest.Server, name string) (cedarpostv1connect
 	return cedarpostv1connect.NewPolicyServiceClient(s.Client(s.Admin, token)), auth
 }
 
-// begin begins an upload and sends no more than the header.
-func begin(t *testing.T, c cedarpostv1connect.PolicyServiceClient, dryRun bool) {
+// beginUpload begins an upload and sends no more than the header.
+func beginUpload(t *testing.T, c cedarpostv1connect.PolicyServiceClient, dryRun bool) {
 	t.Helper()
 	stream, err := c.ApplyBundle(t.Context())
 	if err != nil {
@@ -48,17 +51,76 @@ func begin(t *testing.T, c cedarpostv1connect.PolicyServiceClient, dryRun bool) 
 // others from publishing.
 func TestAttackIdleUploads(t *testing.T) {
 	s := servertest.New(t)
-	attacker, _ := tenant(t, s, "attacker")
+	attacker, _ := publisher(t, s, "attacker")
 	for range 20 {
-		begin(t, attacker, false)
+		beginUpload(t, attacker, false)
 	}
 	for i := range 6 {
-		c, _ := tenant(t, s, fmt.Sprint("dry-", i))
-		begin(t, c, true)
-		begin(t, c, true)
+		c, _ := publisher(t, s, fmt.Sprint("dry-", i))
+		beginUpload(t, c, true)
+		beginUpload(t, c, true)
 	}
 	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "p.cedar", servertest.DocPolicies)
 	t.Log("20 idle uploads of one caller and 12 idle dry runs of 6 callers: another caller publishes")
+}
+
+// askMeanwhile asks every 50 ms until stop is called, which logs how long the answers took.
+func askMeanwhile(t *testing.T, s *servertest.Server) (stop func()) {
+	t.Helper()
+	var took []time.Duration
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			began := time.Now()
+			if _, err := s.Authorization.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", false)); err != nil {
+				t.Errorf("an honest caller: %v", err)
+			}
+			took = append(took, time.Since(began))
+			select {
+			case <-end:
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return func() {
+		close(end)
+		<-ended
+		slices.Sort(took)
+		t.Logf("an honest caller asked %d times meanwhile: p50 %v, p99 %v, max %v", len(took), took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
+	}
+}
+
+// Bundles that would keep a CPU busy for minutes or for ever are refused before they are checked,
+// and decisions go on.
+func TestAttackCostlyBundles(t *testing.T) {
+	s := servertest.New(t)
+	s.MustLoadShop()
+	stop := askMeanwhile(t, s)
+	defer stop()
+	var attributes strings.Builder
+	guards := []string{"true"}
+	for i := range 2000 {
+		fmt.Fprintf(&attributes, "a%d?: Long, ", i)
+		guards = append(guards, fmt.Sprintf("principal has a%d", i))
+	}
+	for name, files := range map[string][]bundle.File{
+		"2000 guards": servertest.Files("schema.cedarschema", "namespace X { entity U { "+attributes.String()+" }; action A appliesTo { principal: U, resource: U }; }",
+			"p.cedar", `@id("p") permit (principal, action, resource) when { `+strings.Join(guards, "&&")+` };`),
+		"40 optional records": servertest.Files("schema.cedarschema", "namespace X { entity U; action A appliesTo { principal: U, resource: U, context: "+strings.Repeat("{ a?: ", 40)+"Long"+strings.Repeat("}", 40)+" }; }",
+			"p.cedar", `@id("p") permit (principal, action, resource) when { context`+strings.Repeat(".a", 40)+` == 1 };`),
+	} {
+		size := 0
+		for _, f := range files {
+			size += len(f.Content)
+		}
+		_, err := s.Apply("x", files)
+		servertest.WantCode(t, err, connect.CodeInvalidArgument, "million steps to check, the limit is 20 million")
+		t.Logf("%s, %d bytes: %.150v", name, size, err)
+	}
 }
 
 // Refused bundles are recorded: the first of each caller and bundle at once, with what was wrong,
@@ -101,7 +163,7 @@ func TestAttackRefusedBundles(t *testing.T) {
 func TestAttackProbingIsRecorded(t *testing.T) {
 	s := servertest.New(t, func(c *server.Config) { c.RateLimit = 10 })
 	s.MustLoadShop()
-	_, auth := tenant(t, s, "attacker")
+	_, auth := publisher(t, s, "attacker")
 	want := map[string]int64{}
 	for i := range 120 {
 		req := servertest.AskShop("bob", "ViewOrder", "42", false)
