@@ -163,11 +163,15 @@ func (k *checkCosts) policy(p *policy) int64 {
 		}
 	}
 	w := costWalk{k: k, width: times(width, stepsOfAttribute)}
+	conditions := int64(0)
 	for _, c := range p.tree().Conditions {
 		one, _ := w.expr(c.Body, guarantees{})
-		steps = add(steps, times(one, envs))
+		conditions = add(conditions, times(one, envs))
 	}
-	return steps
+	if w.compares {
+		conditions = times(2, conditions) // checkConditions validates such a policy once more
+	}
+	return add(steps, conditions)
 }
 
 // scopeTypes returns how many of n types a scope leaves.
@@ -215,6 +219,8 @@ type guarantees struct {
 type costWalk struct {
 	k     *checkCosts
 	width int64 // steps to compare two values of the widest type
+
+	compares bool // there is one of < <= > >=
 }
 
 // expr returns the steps for an expression, and what is guaranteed after it if it is true.
@@ -260,6 +266,9 @@ func (w *costWalk) expr(e xast.IsNode, g guarantees) (int64, guarantees) {
 		return add(w.operands(e, g), w.compared(t.Left, t.Right)), g
 	case xast.NodeTypeContains, xast.NodeTypeContainsAll, xast.NodeTypeContainsAny:
 		return add(w.operands(e, g), w.width), g
+	case xast.NodeTypeLessThan, xast.NodeTypeLessThanOrEqual, xast.NodeTypeGreaterThan, xast.NodeTypeGreaterThanOrEqual:
+		w.compares = true
+		return w.operands(e, g), g
 	case xast.NodeTypeSet:
 		n := w.operands(e, g)
 		for _, el := range t.Elements {

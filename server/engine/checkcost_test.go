@@ -56,6 +56,7 @@ func TestAttackCostlyPolicies(t *testing.T) {
 	}{
 		{"100 guards in 49 environments", hasSchema(100, 7), "action", has(100), ""},
 		{"250 guards", hasSchema(250, 1), "action", has(250), ""},
+		{"400 guards and a comparison", hasSchema(400, 1), "action", has(400) + " && 1 < 2", "takes 22 million steps to check, the limit is 20 million"},
 		{"1000 guards", hasSchema(1000, 1), "action", has(1000), "takes 168 million steps to check, the limit is 20 million"},
 		{"2500 guards", hasSchema(2500, 1), "action", has(2500), "million steps to check"},
 		{"few guards, many conditions", hasSchema(200, 1), "action", has(200) + strings.Repeat("&&true", 1500), "million steps to check"},

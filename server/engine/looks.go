@@ -20,6 +20,12 @@ func isInvisible(r rune) bool {
 	return !isBidi(r) && (unicode.In(r, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) || r == '\u2028' || r == '\u2029')
 }
 
+// isInvisibleInText is isInvisible for comments and strings, where some languages and emoji need
+// joiners and variation selectors.
+func isInvisibleInText(r rune) bool {
+	return isInvisible(r) && r != '\u200c' && r != '\u200d' && !unicode.Is(unicode.Variation_Selector, r)
+}
+
 // isBidi reports whether a character changes the order in which text is shown.
 func isBidi(r rune) bool { return unicode.Is(unicode.Bidi_Control, r) }
 
@@ -79,7 +85,7 @@ func (c *compiler) looks(src Source, b *compiledBundle) {
 			f.Line, f.Column = place(text, i, line)
 			report(f, false)
 		}
-		if i, r := firstRune(text, isInvisible); i >= 0 {
+		if i, r := firstRune(text, isInvisibleInText); i >= 0 {
 			f := Finding{File: file, Message: fmt.Sprintf("has the invisible character %U", r), Hint: fmt.Sprintf(`in a string, write \u{%X}`, r)}
 			f.Line, f.Column = place(text, i, line)
 			report(f, true)

@@ -31,6 +31,8 @@ func TestAttackTextThatLooksDifferent(t *testing.T) {
 		{"other languages", "правила.cedar", use, `@id("читать") permit (principal == A::U::"Ωμέγα", action, resource); // 日本語, עברית, العربية, Größe`, ""},
 		{"ids that differ in case", "p.cedar", use, `@id("readAll") ` + permit + ";\n" + `@id("readall") ` + permit + ";", ""},
 		{"full width", "p.cedar", use, `@id("read") ` + permit + ";\n" + `@id("ｒead") ` + permit + ";", "warning p.cedar:2:1: policy ｒead: its @id \"\\uff52ead\" looks like \"read\", at p.cedar:1"},
+		{"emoji in a comment", "p.cedar", use, "// ⚠\ufe0f 👩\u200d🔧\n" + `@id("a") ` + permit + ";", ""},
+		{"a joiner in an id", "p.cedar", use, `@id("a\u{200d}") ` + permit + ";", "warning p.cedar:1:1: policy a\u200d: its @id \"a\\u200d\" has an invisible character"},
 		{"ids with numbers", "p.cedar", use, `@id("rule-1") ` + permit + ";\n" + `@id("rule-2") ` + permit + ";", ""},
 	} {
 		b := Source{Name: "b", SchemaFile: "s.cedarschema", Schema: c.schema, Policies: []PolicyText{{File: c.file, Text: c.text}}}
