@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -10,7 +11,9 @@ import (
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
+	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -43,6 +46,30 @@ func TestCheckIsBounded(t *testing.T) {
 	rows, err := db.QueryEvents(t.Context(), store.EventQuery{Kind: "change", Limit: 10})
 	if err != nil || decisionlog.ReadEvent(rows[0]).GetChange().GetVersion() != 1 {
 		t.Errorf("%v, %v", rows, err)
+	}
+}
+
+// A question that costs too much to decide leaves an event.
+func TestCostlyQuestionIsNoted(t *testing.T) {
+	s, db, _, _, _ := hurriedPlane(t, "admin", defaultTimeouts)
+	uid := func(typ, id string) *cedarpostv1.EntityUid { return &cedarpostv1.EntityUid{Type: typ, Id: id} }
+	(&authorizationService{noted: s.noted}).noteUndecided(t.Context(), &cedarpostv1.AuthorizeRequest{
+		Principal: uid("A::User", "u"), Action: uid("A::Action", "Read"), Resource: uid("A::Doc", "d"),
+	}, fmt.Errorf("policy p: %w", engine.ErrTooCostly))
+	for {
+		rows, err := db.QueryEvents(t.Context(), store.EventQuery{Kind: "probing", Limit: 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(rows) == 0 {
+			time.Sleep(10 * time.Millisecond) // it is recorded in the background
+			continue
+		}
+		p := decisionlog.ReadEvent(rows[0]).GetProbing()
+		if len(rows) != 1 || p.GetReason() != "too_costly" || p.GetPrincipal() != `A::User::"u"` || p.GetExample() != `A::Action::"Read" on A::Doc::"d"` || p.GetCount() != 1 {
+			t.Errorf("%d events, %v", len(rows), p)
+		}
+		return
 	}
 }
 
