@@ -229,6 +229,7 @@ func TestProblems(t *testing.T) {
 			"fields.yaml:2:6: anchors are not allowed", "fields.yaml:3:6: aliases are not allowed"}},
 		{"tag", with(files{"bundle.yaml": "name: !!str a\n"}), []string{"bundle.yaml:1:7: tags are not allowed"}},
 		{"merge", with(files{"bundle.yaml": "<<: {name: a}\n"}), []string{"bundle.yaml:1:1: merge keys are not allowed"}},
+		{"bidi in a comment", with(files{"fields.yaml": "# a\n# b\u202e\n"}), []string{"fields.yaml:2:4: has the character U+202E, which changes the order in which text is shown"}},
 		{"too large", with(files{"fields.yaml": strings.Repeat("#", bundle.MaxYAMLBytes+1)}), []string{"fields.yaml: is larger than 1024 KiB"}},
 
 		{"bad type", with(files{"fields.yaml": "Shop.Order:\n  id: []\n"}), []string{`fields.yaml:1:1: "Shop.Order" is not an entity type`}},

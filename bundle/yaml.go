@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -48,6 +50,15 @@ func (y yamlFile) load(content []byte) *yaml.Node {
 	if len(content) > MaxYAMLBytes {
 		y.probs.add(Problem{File: y.path, Message: fmt.Sprintf("is larger than %d KiB", MaxYAMLBytes>>10)})
 		return nil
+	}
+	if i := bytes.IndexFunc(content, func(r rune) bool { return unicode.Is(unicode.Bidi_Control, r) }); i >= 0 {
+		r, _ := utf8.DecodeRune(content[i:])
+		before := content[:i]
+		y.probs.add(Problem{
+			File: y.path, Line: bytes.Count(before, []byte("\n")) + 1, Column: utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:]) + 1,
+			Message: fmt.Sprintf("has the character %U, which changes the order in which text is shown", r),
+			Hint:    fmt.Sprintf(`people would read something else than the file says; in double quotes, write \u%04X`, r),
+		})
 	}
 	l, err := yaml.NewLoader(bytes.NewReader(content), yaml.WithV4Defaults(), yaml.WithPlugin(depthLimit{}))
 	if err != nil {

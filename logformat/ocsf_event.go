@@ -60,6 +60,24 @@ func ocsfEvent(v *cedarpostv1.EventRecord) object {
 		}
 		o["unmapped"].(object)["procedure"] = f.GetProcedure()
 		return o
+	case *cedarpostv1.EventRecord_PublishRefused:
+		p := d.PublishRefused
+		o := call(activityOther, severityMedium, "ApplyBundle", PublishRefusedText(p))
+		controlled(o, false)
+		succeeded(o, false)
+		o["status_detail"] = p.GetReason()
+		o["resources"] = []object{{"name": named(p.GetBundle())["name"], "type": "bundle"}}
+		counted(o, p.GetCount(), p.GetFirst().AsTime(), p.GetLast().AsTime())
+		more := o["unmapped"].(object)
+		more["dry_run"], more["finding_count"], more["findings"] = p.GetDryRun(), p.GetFindingCount(), append([]string{}, p.GetFindings()...)
+		return o
+	case *cedarpostv1.EventRecord_Probing:
+		p := d.Probing
+		o := call(activityOther, severityLow, "Authorize", ProbingText(p))
+		counted(o, p.GetCount(), p.GetFirst().AsTime(), p.GetLast().AsTime())
+		more := o["unmapped"].(object)
+		more["reason"], more["principal"], more["example"] = p.GetReason(), p.GetPrincipal(), p.GetExample()
+		return o
 	case *cedarpostv1.EventRecord_RefusedRight:
 		o := call(activityOther, severityMedium, d.RefusedRight.GetProcedure(), d.RefusedRight.GetReason())
 		controlled(o, false)

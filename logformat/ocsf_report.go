@@ -66,6 +66,26 @@ func ocsfFailedOpen(o object, f *cedarpostv1.FailedOpen) {
 	more["report_id"], more["fail_opens"] = f.GetReportId(), list
 }
 
+// PublishRefusedText sums up refused uploads of a bundle in words: "dry run of shop refused, 3
+// times: the bundle does not check".
+func PublishRefusedText(p *cedarpostv1.PublishRefused) string {
+	what := "publish"
+	if p.GetDryRun() {
+		what = "dry run"
+	}
+	return fmt.Sprintf("%s of %s refused, %s: %s", what, p.GetBundle(), plural(p.GetCount(), "time"), p.GetReason())
+}
+
+// ProbingText sums up questions of a caller in words: "invalid_question about
+// Shop::User::\"bob\", 3 times".
+func ProbingText(p *cedarpostv1.Probing) string {
+	text := p.GetReason()
+	if p.GetPrincipal() != "" {
+		text += " about " + p.GetPrincipal()
+	}
+	return text + ", " + plural(p.GetCount(), "time")
+}
+
 // ReuseText sums up a report of kept answers in words: "7 uses of 1 decision, 2 lost".
 func ReuseText(r *cedarpostv1.ReuseReport) string {
 	hits, _, _ := sumOf(r.GetReuses(), (*cedarpostv1.Reuse).GetHits)

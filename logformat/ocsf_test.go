@@ -90,6 +90,20 @@ var entries = []struct {
 		Kind: cedarpostv1.EventRecord_AUTHENTICATION_FAILURE, Detail: &cedarpostv1.EventRecord_AuthenticationFailure{
 			AuthenticationFailure: &cedarpostv1.AuthenticationFailure{Reason: "no credentials", Address: "@"}},
 	}), "3002.1 severity 3 denied"},
+	{"a bundle refused", eventEntry(&cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_PUBLISH_REFUSED, Caller: "ci", Subject: "shop", TraceId: "t",
+		Detail: &cedarpostv1.EventRecord_PublishRefused{PublishRefused: &cedarpostv1.PublishRefused{
+			Bundle: "shop", DryRun: true, Reason: "the bundle does not check", FindingCount: 7, Findings: []string{"p.cedar:1: no"}, Count: 3, First: at, Last: at}},
+	}), "6003.99 severity 3 denied"},
+	{"invalid questions", eventEntry(&cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_PROBING, Caller: "shop", Subject: `Shop::User::"bob"`,
+		Detail: &cedarpostv1.EventRecord_Probing{Probing: &cedarpostv1.Probing{
+			Reason: "invalid_question", Principal: `Shop::User::"bob"`, Example: "no such type", Count: 3, First: at, Last: at}},
+	}), "6003.99 severity 2"},
+	{"calls over the rate", eventEntry(&cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_PROBING, Caller: "shop",
+		Detail: &cedarpostv1.EventRecord_Probing{Probing: &cedarpostv1.Probing{Reason: "rate_limited", Count: 1, First: at, Last: at}},
+	}), "6003.99 severity 2"},
 	{"a right refused", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_REFUSED_RIGHT, Caller: "shop", TraceId: "t",
 		Detail: &cedarpostv1.EventRecord_RefusedRight{RefusedRight: &cedarpostv1.RefusedRight{Procedure: "/p", Reason: "no policy permits it"}},

@@ -29,6 +29,7 @@ type authorizationService struct {
 	limits *access.Limiter
 	shares *access.Shares
 	metric *decisionMetrics
+	noted  *decisionlog.Noted
 
 	maxReuse  time.Duration   // how long callers may keep an answer; 0 or less: not at all
 	heartbeat time.Duration   // between two messages of a watch, if nothing changes
@@ -54,6 +55,7 @@ func (s *authorizationService) Authorize(ctx context.Context, req *cedarpostv1.A
 // AuthorizeBatch implements cedarpost.v1.AuthorizationService.
 func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
 	if !s.limits.Allow(access.CallerFrom(ctx), len(req.GetChecks())-1) {
+		s.noted.Probing(ctx, decisionlog.ProbingRateLimited, "", "AuthorizeBatch")
 		return nil, access.ErrRateLimited
 	}
 	v, err := s.view(ctx, req.GetConsistency())
@@ -129,6 +131,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 			if errors.Is(a.err, engine.ErrTooCostly) {
 				s.metric.tooCostly.Inc()
 			}
+			s.noteUndecided(ctx, c, a.err)
 			continue
 		}
 		a.response = wire.Response(res)
@@ -143,6 +146,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		}
 		rows = append(rows, row)
 		if c.Explain {
+			s.noteExplained(ctx, c)
 			x, err := e.Explain(res)
 			if err != nil {
 				return nil, err

@@ -81,6 +81,6 @@ func shopService(b testing.TB) *authorizationService {
 	})
 	return &authorizationService{
 		db: db, follower: srv.follower,
-		recorder: srv.recorder, record: srv.recorder.Record, limits: &access.Limiter{}, shares: access.NewShares(1), metric: newDecisionMetrics(prometheus.NewRegistry()),
+		recorder: srv.recorder, record: srv.recorder.Record, limits: &access.Limiter{}, shares: access.NewShares(1), metric: newDecisionMetrics(prometheus.NewRegistry()), noted: srv.noted,
 	}
 }

@@ -159,7 +159,7 @@ func (b *bench) loadShop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPolicyService(b.db, b.server.follower)
+	p := newPolicyService(b.db, b.server.follower, b.server.noted, defaultTimeouts)
 	if _, err := p.publish(t.Context(), files, false); err != nil {
 		t.Fatal(err)
 	}

@@ -49,12 +49,14 @@ type timeouts struct {
 	health  time.Duration // to receive the message of a call of the health service, which needs no key
 
 	heartbeat time.Duration // between two messages of a watch if nothing changes
+
+	check time.Duration // to check a bundle, and to wait for other checks
 }
 
 var defaultTimeouts = timeouts{
 	header: 5 * time.Second, read: 10 * time.Second, write: 30 * time.Second, idle: time.Minute,
 	message: 30 * time.Second, upload: 15 * time.Minute, discard: 2 * time.Second, health: 2 * time.Second,
-	heartbeat: 10 * time.Second,
+	heartbeat: 10 * time.Second, check: time.Minute,
 }
 
 // callerFrom returns the name of the authenticated caller of a call.
@@ -96,17 +98,17 @@ func requestFrom(ctx context.Context) *request {
 
 // edge is what every call passes before its handler.
 type edge struct {
-	follower     *snapshot.Follower
-	limits       *access.Limiter
-	log          *slog.Logger // a sampler
-	metric       *callMetrics
-	authFailures *decisionlog.AuthenticationFailures
-	failures     *access.Failures
-	timeout      time.Duration // of a unary handler
-	times        timeouts
-	strangers    waitingRoom
-	bodies       *bodies
-	maxBytes     int // of a message, for procedures that have no bound of their own
+	follower  *snapshot.Follower
+	limits    *access.Limiter
+	log       *slog.Logger // a sampler
+	metric    *callMetrics
+	noted     *decisionlog.Noted
+	failures  *access.Failures
+	timeout   time.Duration // of a unary handler
+	times     timeouts
+	strangers waitingRoom
+	bodies    *bodies
+	maxBytes  int // of a message, for procedures that have no bound of their own
 }
 
 // guard is the one choke point of all calls: it authenticates the caller, bounds how often
@@ -178,7 +180,7 @@ func isHealth(spec connect.Spec) bool {
 func (e *edge) admit(ctx context.Context, r *request, procedure string) (context.Context, error) {
 	caller, err := access.Authenticate(r.header, r.tls, e.keys)
 	if unknown, ok := errors.AsType[*access.UnauthenticatedError](err); ok {
-		e.authFailures.Note(r.peer, procedure, unknown.Reason)
+		e.noted.AuthenticationFailure(r.peer, procedure, unknown.Reason)
 		if !e.failures.Allow(addressOf(r.peer), time.Now()) {
 			if r.conn == nil || !r.conn.known.Load() { // else it is that of a proxy
 				r.answer.Set("Connection", "close") // in HTTP/2 it ends the connection, too
@@ -200,6 +202,7 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 	}
 	ctx = decisionlog.WithCall(access.WithCaller(ctx, caller), call)
 	if !e.limits.Allow(caller, 1) {
+		e.noted.Probing(ctx, decisionlog.ProbingRateLimited, "", procedure)
 		return ctx, access.ErrRateLimited
 	}
 	return ctx, nil

@@ -117,7 +117,7 @@ func newTaskMetrics(r prometheus.Registerer) *taskMetrics {
 	}
 	for _, task := range []string{
 		taskStateRoot, taskRetention, taskSweep, taskNotifications,
-		decisionlog.TaskPartitions, decisionlog.TaskAuthenticationFailures, decisionlog.TaskWatchLog,
+		decisionlog.TaskPartitions, decisionlog.TaskNoted, decisionlog.TaskWatchLog,
 	} {
 		m.failures.WithLabelValues(task)
 	}

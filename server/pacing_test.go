@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
+	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/bundle"
@@ -78,6 +80,15 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 	if _, err := access.BootstrapKey(t.Context(), db, keyFile, true); err != nil {
 		t.Fatal(err)
 	}
+	// Each client is a caller of its own, because a caller uploads one bundle at a time.
+	keys := make([]string, len(wires))
+	for i := range keys {
+		keys[i] = uuid.NewString()
+		hash := sha256.Sum256([]byte(keys[i]))
+		if err := db.CreateKey(t.Context(), store.Key{ID: keys[i], Name: keys[i], Hash: hash[:]}, "test"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	cfg.DB, cfg.Log = db, slog.New(slog.DiscardHandler)
 	cfg.Listen, cfg.AdminListen, cfg.OpsListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	s, err = New(t.Context(), cfg)
@@ -102,7 +113,7 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 		}
 		db.Close()
 	})
-	for _, w := range wires {
+	for i, w := range wires {
 		protocols := new(http.Protocols)
 		protocols.SetHTTP1(!w.http2)
 		protocols.SetUnencryptedHTTP2(w.http2)
@@ -120,7 +131,7 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 			func(next connect.ClientFunc) connect.ClientFunc {
 				return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 					if info, ok := connect.CallInfoForClientContext(ctx); ok {
-						info.RequestHeader().Set("Authorization", "Bearer "+key)
+						info.RequestHeader().Set("Authorization", "Bearer "+keys[i])
 					}
 					return next(ctx, spec)
 				}
@@ -262,6 +273,37 @@ func stall(t *testing.T, addr, key, upload string) string {
 		t.Errorf("the answer has no end: %v", err)
 	}
 	return string(answer)
+}
+
+// An upload that sends a few bytes now and then is ended, although each message comes in time: it
+// would keep its place for as long as an upload may take.
+func TestAttackTrickledUpload(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	times := defaultTimeouts
+	times.message = 500 * time.Millisecond
+	clients, _, _ := hurried(t, times)
+	for i, c := range clients {
+		if !wires[i].http2 {
+			continue // over HTTP/1.1 a client that still sends may not see the answer
+		}
+		t.Run(wires[i].name, func(t *testing.T) {
+			t.Parallel()
+			stream, err := c.ApplyBundle(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent := 0
+			for m := header(); stream.Send(m) == nil && t.Context().Err() == nil; m = file("a.cedar", []byte("//\n")) {
+				sent++
+				time.Sleep(times.message / 10)
+			}
+			_, err = stream.CloseAndReceive()
+			if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !strings.Contains(err.Error(), "slower than 16384 bytes each second") && !strings.Contains(err.Error(), "no message came") {
+				t.Errorf("got %v", err)
+			}
+			t.Logf("an upload of 3 bytes at a time ended after %d messages", sent)
+		})
+	}
 }
 
 // An upload that takes too long in all is ended, although each message comes in time.

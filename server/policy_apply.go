@@ -14,6 +14,7 @@ import (
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/offline"
 	"github.com/cedarpost/cedarpost/server/snapshot"
@@ -25,35 +26,74 @@ const (
 	maxBundleBytes = 256 << 20
 	maxBundleFiles = 10_000
 	filePart       = 1 << 20
-	maxMisfits     = 20               // stored entities that a refusal names
-	maxUploads     = 4                // at once, each of up to maxBundleBytes
-	uploadWait     = 10 * time.Second // until another upload ends
-	maxMentions    = 10_000           // entities named by policies that are looked up in the store
-	maxUnstored    = 50               // warnings of such entities that are not stored
+	maxMisfits     = 20                 // stored entities that a refusal names
+	maxUploads     = 4                  // bundles to publish at once, and as many dry runs
+	maxUploaded    = 2 * maxBundleBytes // bytes of these uploads together
+	uploadWait     = 10 * time.Second   // until another upload ends
+	uploadRate     = 16 << 10           // bytes that a caller sends each second, at least
+	maxMentions    = 10_000             // entities named by policies that are looked up in the store
+	maxUnstored    = 50                 // warnings of such entities that are not stored
 )
 
 // policyService publishes and reads bundles.
 type policyService struct {
 	db       *store.DB
 	follower *snapshot.Follower
-	uploads  chan struct{} // holds one element for each upload
+	noted    *decisionlog.Noted
+	times    timeouts
+	// publishes and dryRuns have the places of uploads.
+	publishes, dryRuns *bundlePlaces
 }
 
-func newPolicyService(db *store.DB, f *snapshot.Follower) *policyService {
-	return &policyService{db: db, follower: f, uploads: make(chan struct{}, maxUploads)}
+func newPolicyService(db *store.DB, f *snapshot.Follower, noted *decisionlog.Noted, times timeouts) *policyService {
+	return &policyService{db: db, follower: f, noted: noted, times: times, publishes: newBundlePlaces(), dryRuns: newBundlePlaces()}
+}
+
+// places returns the places for an upload.
+func (s *policyService) places(dryRun bool) *bundlePlaces {
+	if dryRun {
+		return s.dryRuns
+	}
+	return s.publishes
 }
 
 // ApplyBundle implements cedarpost.v1.PolicyService.
 func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1connect.PolicyServiceApplyBundleServerStream) (*cedarpostv1.ApplyBundleResponse, error) {
-	select {
-	case s.uploads <- struct{}{}:
-		defer func() { <-s.uploads }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-time.After(uploadWait):
-		return nil, connect.NewError(connect.CodeResourceExhausted, "other bundles are being uploaded; try again in a moment")
+	header, err := receiveHeader(stream)
+	if err != nil {
+		return nil, err
 	}
-	header, files, err := receiveBundle(stream)
+	out, err := s.apply(ctx, header, stream)
+	if err != nil {
+		s.noteRefused(ctx, header, err)
+	}
+	return out, err
+}
+
+// noteRefused notes an upload that was refused for what it holds, or for how it was sent. Other
+// errors say nothing about the upload.
+func (s *policyService) noteRefused(ctx context.Context, header *cedarpostv1.BundleHeader, err error) {
+	refused, ok := errors.AsType[*connect.Error](err)
+	if !ok || ctx.Err() != nil {
+		return
+	}
+	switch refused.Code() {
+	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeResourceExhausted, connect.CodeDeadlineExceeded:
+		s.noted.PublishRefused(ctx, header.GetName(), header.GetDryRun(), refused.Message(), findingTexts(refused))
+	default:
+	}
+}
+
+// apply reads an upload after its header, checks it, and publishes it unless it is a dry run.
+func (s *policyService) apply(ctx context.Context, header *cedarpostv1.BundleHeader, stream cedarpostv1connect.PolicyServiceApplyBundleServerStream) (*cedarpostv1.ApplyBundleResponse, error) {
+	places := s.places(header.GetDryRun())
+	leave, err := places.upload(ctx, callerFrom(ctx))
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	files, size, err := s.receiveFiles(stream, places)
+	defer places.bytes.Add(-size)
 	if err != nil {
 		return nil, err
 	}
@@ -86,47 +126,58 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 	return nil, last
 }
 
-// receiveBundle reads an upload. Its size is bounded.
-func receiveBundle(stream cedarpostv1connect.PolicyServiceApplyBundleServerStream) (*cedarpostv1.BundleHeader, []bundle.File, error) {
-	var header *cedarpostv1.BundleHeader
-	var files []bundle.File
-	total := 0
+// receiveHeader reads the first message of an upload. The upload has no place until it has come.
+func receiveHeader(stream cedarpostv1connect.PolicyServiceApplyBundleServerStream) (*cedarpostv1.BundleHeader, error) {
+	msg, err := stream.Receive()
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, connect.NewError(connect.CodeInvalidArgument, "the upload has no header")
+	case err != nil:
+		return nil, err
+	case msg.GetHeader() == nil:
+		return nil, connect.NewError(connect.CodeInvalidArgument, "the first message of an upload is its header")
+	}
+	return msg.GetHeader(), nil
+}
+
+// receiveFiles reads the files of an upload. Their size is bounded, and so is the time that the
+// caller may take to send them: it must not keep its place with a byte now and then. size is what
+// was added to the bytes of places, also if there is an error.
+func (s *policyService) receiveFiles(stream cedarpostv1connect.PolicyServiceApplyBundleServerStream, places *bundlePlaces) (files []bundle.File, size int64, err error) {
+	began := time.Now()
 	seen := map[string]bool{}
 	for {
 		msg, err := stream.Receive()
 		if errors.Is(err, io.EOF) {
-			if header == nil {
-				return nil, nil, connect.NewError(connect.CodeInvalidArgument, "the upload has no header")
-			}
-			return header, files, nil
+			return files, size, nil
 		}
 		if err != nil {
-			return nil, nil, err
+			return nil, size, err
 		}
-		if h := msg.GetHeader(); h != nil {
-			if header != nil {
-				return nil, nil, connect.NewError(connect.CodeInvalidArgument, "the upload has two headers")
-			}
-			header = h
-			continue
-		}
-		if header == nil {
-			return nil, nil, connect.NewError(connect.CodeInvalidArgument, "the first message of an upload is its header")
+		if msg.GetHeader() != nil {
+			return nil, size, connect.NewError(connect.CodeInvalidArgument, "the upload has two headers")
 		}
 		part := msg.GetFile()
-		if total += len(part.GetData()); total > maxBundleBytes {
-			return nil, nil, connect.Errorf(connect.CodeInvalidArgument, "the bundle is larger than %d bytes", maxBundleBytes)
+		n := int64(len(part.GetData()))
+		if size += n; places.bytes.Add(n) > maxUploaded {
+			return nil, size, connect.NewError(connect.CodeResourceExhausted, "other large bundles are being uploaded; try again in a moment")
+		}
+		if size > maxBundleBytes {
+			return nil, size, connect.Errorf(connect.CodeInvalidArgument, "the bundle is larger than %d bytes", maxBundleBytes)
+		}
+		if time.Since(began) > s.times.message+time.Duration(size)*time.Second/uploadRate {
+			return nil, size, connect.Errorf(connect.CodeDeadlineExceeded, "the upload is slower than %d bytes each second", uploadRate)
 		}
 		if n := len(files); n > 0 && files[n-1].Path == part.GetPath() {
 			files[n-1].Content = append(files[n-1].Content, part.GetData()...)
 			continue
 		}
 		if seen[part.GetPath()] {
-			return nil, nil, connect.Errorf(connect.CodeInvalidArgument, "file %q was sent twice", part.GetPath())
+			return nil, size, connect.Errorf(connect.CodeInvalidArgument, "file %q was sent twice", part.GetPath())
 		}
 		seen[part.GetPath()] = true
 		if len(files) == maxBundleFiles {
-			return nil, nil, connect.Errorf(connect.CodeInvalidArgument, "the bundle has more than %d files", maxBundleFiles)
+			return nil, size, connect.Errorf(connect.CodeInvalidArgument, "the bundle has more than %d files", maxBundleFiles)
 		}
 		files = append(files, bundle.File{Path: part.GetPath(), Content: part.GetData()})
 	}
@@ -150,7 +201,10 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		}
 		others = append(others, src)
 	}
-	report, set := offline.Check(b, others, v.Set)
+	report, set, err := s.check(ctx, b, others, v.Set, dryRun)
+	if err != nil {
+		return nil, err
+	}
 	if !report.Valid() || report.Failed() > 0 {
 		return nil, reportRefusal(b.Name, report)
 	}
@@ -200,6 +254,23 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		}
 	}
 	return out, nil
+}
+
+// check checks a bundle and runs its tests. One bundle to publish and one dry run are checked at a
+// time. A check that takes too long is ended, and so is one whose caller has left.
+func (s *policyService) check(ctx context.Context, b *bundle.Bundle, others []engine.Source, previous *engine.Set, dryRun bool) (*offline.Report, *engine.Set, error) {
+	places := s.places(dryRun)
+	if err := takePlace(ctx, places.check, s.times.check, "other bundles are being checked; try again in a moment"); err != nil {
+		return nil, nil, err
+	}
+	defer func() { <-places.check }()
+	bounded, cancel := context.WithTimeout(ctx, s.times.check)
+	defer cancel()
+	report, set, err := offline.CheckUntil(b, others, previous, bounded.Err)
+	if err != nil && ctx.Err() == nil {
+		err = connect.Errorf(connect.CodeResourceExhausted, "checking the bundle and its tests takes longer than %v; make it smaller, or try again when the server has less to do", s.times.check)
+	}
+	return report, set, err
 }
 
 // mentions warns of entities that the policies name and that are not stored. It replaces the

@@ -13,9 +13,17 @@ import (
 	"github.com/cedarpost/cedarpost/server/offline"
 )
 
+// maxRefusalFindings bounds the findings in one error.
+const maxRefusalFindings = 1000
+
 // refusal returns an error with findings: in its text for people, and as a detail for
 // programs.
 func refusal(code connect.Code, msg string, findings []*cedarpostv1.Finding) error {
+	if n := len(findings) - maxRefusalFindings; n > 0 {
+		findings = append(findings[:maxRefusalFindings:maxRefusalFindings], &cedarpostv1.Finding{
+			Severity: cedarpostv1.Finding_ERROR, Message: fmt.Sprintf("there are %d more findings", n),
+		})
+	}
 	var b strings.Builder
 	b.WriteString(msg)
 	for i, f := range findings {
@@ -34,6 +42,19 @@ func refusal(code connect.Code, msg string, findings []*cedarpostv1.Finding) err
 		err = err.WithDetail(d)
 	}
 	return err
+}
+
+// findingTexts returns the findings in an error that refusal made.
+func findingTexts(err *connect.Error) (texts []string) {
+	for _, d := range err.Details() {
+		m, derr := connectproto.UnmarshalErrorDetail(d)
+		if list, ok := m.(*cedarpostv1.BundleFindings); ok && derr == nil {
+			for _, f := range list.GetFindings() {
+				texts = append(texts, findingText(f))
+			}
+		}
+	}
+	return texts
 }
 
 func findingText(f *cedarpostv1.Finding) string {

@@ -132,15 +132,15 @@ type Server struct {
 	ready    *readiness
 	recorder *decisionlog.Recorder
 	signer   *decisionlog.Signer
-	// authFailures records failed authentication.
-	authFailures *decisionlog.AuthenticationFailures
-	failures     access.Failures
-	cert         *certificate // nil: no TLS
-	registry     *prometheus.Registry
-	calls        *callMetrics
-	tasks        *taskMetrics
-	planes       []*plane
-	frequent     *sampler // the log for lines that a caller can cause with each call
+	// noted records failed authentication, refused bundles and probing.
+	noted    *decisionlog.Noted
+	failures access.Failures
+	cert     *certificate // nil: no TLS
+	registry *prometheus.Registry
+	calls    *callMetrics
+	tasks    *taskMetrics
+	planes   []*plane
+	frequent *sampler // the log for lines that a caller can cause with each call
 }
 
 // plane is one listener with its HTTP server.
@@ -221,7 +221,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		}
 	}()
 	s.ready.recorder = s.recorder
-	s.authFailures = decisionlog.NewAuthenticationFailures(s.recorder)
+	s.noted = decisionlog.NewNoted(s.recorder)
 	registerClock(registry, s.ready.clock)
 	registerStandbys(registry, cfg.DB)
 	if s.signer, err = decisionlog.NewSigner(s.recorder, cfg.Signing); err != nil {
@@ -240,13 +240,13 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower,
-			recorder: s.recorder, record: record, limits: limits, shares: shares, metric: newDecisionMetrics(registry),
+			recorder: s.recorder, record: record, limits: limits, shares: shares, metric: newDecisionMetrics(registry), noted: s.noted,
 			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
 	}
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{db: cfg.DB, follower: s.follower, past: history, atomic: newSharedPlaces[string](maxAtomicImports, maxAtomicImports/2)})
-		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower))
+		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower, s.noted, cfg.times))
 		audit := newAuditService(cfg.DB, s.recorder, s.ready.stopping)
 		audit.signer, audit.past, audit.shares = s.signer, history, shares
 		audit.keys = func() access.Keys { return s.follower.Latest() }
@@ -297,7 +297,7 @@ func (s *Server) logRenewed(ctx context.Context) {
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
 	e := &edge{
-		follower: s.follower, limits: limits, log: slog.New(s.frequent), metric: s.calls, authFailures: s.authFailures, failures: &s.failures, timeout: timeout, times: s.cfg.times,
+		follower: s.follower, limits: limits, log: slog.New(s.frequent), metric: s.calls, noted: s.noted, failures: &s.failures, timeout: timeout, times: s.cfg.times,
 		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), maxBytes: maxBytes,
 	}
 	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
@@ -372,7 +372,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cert != nil {
 		wg.Go(func() { s.cert.run(background) })
 	}
-	wg.Go(func() { s.authFailures.Run(background) })
+	wg.Go(func() { s.noted.Run(background) })
 	wg.Go(func() { s.frequent.run(background) })
 	wg.Go(func() { s.keepLog(background) })
 	wg.Go(func() { s.sweepHistory(background) })

@@ -13,9 +13,9 @@ import (
 
 type eventsCmd struct {
 	outputFlags
-	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open, state_root, database_renewed or log_truncated." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root,database_renewed,log_truncated" default:"" placeholder:"KIND"`
+	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open, state_root, database_renewed, log_truncated, publish_refused or probing." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root,database_renewed,log_truncated,publish_refused,probing" default:"" placeholder:"KIND"`
 	Caller  string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
-	Subject string `help:"Only events about this entity, bundle, key, procedure, day or report." placeholder:"TEXT"`
+	Subject string `help:"Only events about this entity, bundle, key, procedure, day, report, address or principal." placeholder:"TEXT"`
 	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
 	Until   moment `help:"Before this time." placeholder:"TIME"`
 	Limit   int    `help:"At most this many; 0 is all (default ${default})." default:"20" placeholder:"N"`
@@ -99,6 +99,10 @@ func eventDetail(e *cedarpostv1.EventRecord) string {
 	case *cedarpostv1.EventRecord_AuthenticationFailure:
 		f := d.AuthenticationFailure
 		return fmt.Sprintf("%s, %s from %s", f.GetReason(), count(f.GetCount(), "time", "times"), f.GetAddress())
+	case *cedarpostv1.EventRecord_PublishRefused:
+		return logformat.PublishRefusedText(d.PublishRefused)
+	case *cedarpostv1.EventRecord_Probing:
+		return logformat.ProbingText(d.Probing)
 	case *cedarpostv1.EventRecord_RefusedRight:
 		return d.RefusedRight.GetReason()
 	case *cedarpostv1.EventRecord_LogRead:

@@ -38,8 +38,8 @@ const RecordTimeout = 5 * time.Second
 const (
 	// TaskPartitions makes partitions of the log for the days ahead.
 	TaskPartitions = "partitions"
-	// TaskAuthenticationFailures records failed authentication.
-	TaskAuthenticationFailures = "authentication_failures"
+	// TaskNoted records what a [Noted] has counted.
+	TaskNoted = "noted"
 	// TaskWatchLog looks up how much of the log is signed.
 	TaskWatchLog = "watch_log"
 )

@@ -13,12 +13,19 @@ import (
 	"github.com/cedar-policy/cedar-go/x/exp/schema/validate"
 )
 
+// maxMessages bounds the problems of one policy that Cedar's validator names: to look for a hint
+// takes long.
+const maxMessages = 50
+
 // checkAll checks the policies of a bundle, except those that the previous Set checked
 // against the same schemas. For every policy, Cedar's validator goes through every
 // combination of action, principal type and resource type in its schema. To keep that
 // small, policies with the same action scope are checked against a schema in which no
 // other action applies to anything.
 func (c *compiler) checkAll(b *compiledBundle) {
+	if !c.affordable(b) {
+		return
+	}
 	same := c.previous != nil && c.previous.digest == c.set.digest
 	scopes := map[string][]*policy{}
 	for _, p := range b.policies {
@@ -37,6 +44,9 @@ func (c *compiler) checkAll(b *compiledBundle) {
 	for _, s := range slices.Sorted(maps.Keys(scopes)) {
 		v := validate.New(c.set.schemaOf(scopes[s][0]))
 		for _, p := range scopes[s] {
+			if c.stopped() {
+				return
+			}
 			n := len(c.findings)
 			if c.check(v, b, p) {
 				c.set.clean[parseKey{p.ref.Bundle, p.text}] = n == len(c.findings)
@@ -58,7 +68,12 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 	valid := validatable(tree)
 	impossible := false // the policy applies to nothing, so its conditions do not matter
 	if err := v.Policy(p.ref.ID, valid); err != nil {
+		n := 0
 		for msg := range strings.SplitSeq(err.Error(), "\n") {
+			if n++; n > maxMessages {
+				c.report(finding(p, "has more problems of this kind", ""))
+				break
+			}
 			msg = strings.TrimPrefix(msg, fmt.Sprintf("for policy `%s`, ", p.ref.ID))
 			c.report(c.set.explainFinding(p, msg))
 			impossible = impossible || strings.Contains(msg, noActionApplies)

@@ -16,18 +16,26 @@ import (
 // Compile compiles and checks all bundles together. It reuses what previous, which may
 // be nil, compiled from the same text. The Set is nil if any finding is not a warning.
 func Compile(sources []Source, previous *Set) (*Set, []Finding) {
-	return compile(sources, previous, false)
+	set, findings, _ := CompileUntil(sources, previous, nil)
+	return set, findings
+}
+
+// CompileUntil is [Compile] for untrusted text: it calls ended before each policy, and stops with
+// the error that ended returns. ended may be nil.
+func CompileUntil(sources []Source, previous *Set, ended func() error) (*Set, []Finding, error) {
+	return compile(sources, previous, false, ended)
 }
 
 // Load compiles bundles that Compile accepted before, without checking them
 // again: a server must come up with what was published, whatever rules a later
 // version adds, and checking takes much longer than compiling.
 func Load(sources []Source, previous *Set) (*Set, []Finding) {
-	return compile(sources, previous, true)
+	set, findings, _ := compile(sources, previous, true, nil)
+	return set, findings
 }
 
-func compile(sources []Source, previous *Set, trusted bool) (*Set, []Finding) {
-	c := &compiler{previous: previous, trusted: trusted, set: &Set{
+func compile(sources []Source, previous *Set, trusted bool, ended func() error) (*Set, []Finding, error) {
+	c := &compiler{previous: previous, trusted: trusted, ended: ended, published: map[string]bool{}, set: &Set{
 		bundles:      map[string]*compiledBundle{},
 		owners:       map[string]string{},
 		actions:      map[cedar.EntityUID]*action{},
@@ -48,9 +56,12 @@ func compile(sources []Source, previous *Set, trusted bool) (*Set, []Finding) {
 		for _, src := range sources {
 			c.policies(src)
 		}
-		if !c.failed {
+		if !c.failed && !c.stopped() {
 			c.index()
 		}
+	}
+	if c.stop != nil {
+		return nil, nil, c.stop
 	}
 	slices.SortStableFunc(c.findings, func(a, b Finding) int {
 		if a.Warning != b.Warning {
@@ -62,9 +73,9 @@ func compile(sources []Source, previous *Set, trusted bool) (*Set, []Finding) {
 		return strings.Compare(a.Bundle+"\x00"+a.File, b.Bundle+"\x00"+b.File)
 	})
 	if c.failed {
-		return nil, c.findings
+		return nil, c.findings, nil
 	}
-	return c.set, c.findings
+	return c.set, c.findings, nil
 }
 
 type compiler struct {
@@ -73,11 +84,38 @@ type compiler struct {
 	trusted  bool
 	findings []Finding
 	failed   bool
+	// errors and warnings count the findings that were reported.
+	errors, warnings int
+
+	published map[string]bool // bundles that were accepted before
+	ended     func() error    // nil: never
+	stop      error           // the error of ended
 }
 
+// maxFindings bounds the errors of a compilation, and the warnings. One policy can have thousands.
+const maxFindings = 1000
+
 func (c *compiler) report(f Finding) {
-	c.findings = append(c.findings, f)
 	c.failed = c.failed || !f.Warning
+	n := &c.errors
+	if f.Warning {
+		n = &c.warnings
+	}
+	switch *n++; {
+	case *n <= maxFindings:
+		c.findings = append(c.findings, f)
+	case *n == maxFindings+1:
+		c.findings = append(c.findings, Finding{Message: fmt.Sprintf("there are more than %d findings; the others are left out", maxFindings), Warning: f.Warning})
+	}
+}
+
+// stopped reports whether the work is to be given up: the caller does not want it any more, or
+// there is no place for another error.
+func (c *compiler) stopped() bool {
+	if c.stop == nil && c.ended != nil {
+		c.stop = c.ended()
+	}
+	return c.stop != nil || c.errors > maxFindings
 }
 
 // rule reports text that compiles and breaks a rule of this service. Text that was
@@ -96,6 +134,7 @@ func (c *compiler) schemas(sources []Source) bool {
 	files := map[string]string{}
 	for _, src := range sources {
 		files[src.Name] = src.SchemaFile
+		c.published[src.Name] = src.Published
 		_ = json.NewEncoder(h).Encode([]any{src.Name, src.Schema, src.Fields})
 		sc, terr := parseSchema(src.Schema)
 		if terr != nil {
@@ -124,6 +163,11 @@ func (c *compiler) schemas(sources []Source) bool {
 		all = append(all, sc)
 	}
 	h.Sum(c.set.digest[:0])
+	for _, src := range sources {
+		if b := c.set.bundles[src.Name]; b != nil && !src.Published {
+			c.nested(b, src.SchemaFile)
+		}
+	}
 	if c.failed {
 		return false
 	}
@@ -136,6 +180,12 @@ func (c *compiler) schemas(sources []Source) bool {
 		c.report(c.resolveFinding(err, sources, all))
 		return false
 	}
+	for _, src := range sources {
+		if !c.trusted && !src.Published && src.Name != Guardrails && c.set.actionSteps(src.Name) > maxActionSteps {
+			c.report(Finding{Bundle: src.Name, File: src.SchemaFile, Message: fmt.Sprintf("nests groups of actions too deep: together, its actions are in more than %d groups", maxActionSteps/2), Hint: "put actions into a few groups directly"})
+			return false
+		}
+	}
 	c.set.readSchema(func(bundle, msg, hint string) {
 		c.rule(Finding{Bundle: bundle, File: files[bundle], Message: msg, Hint: hint})
 	})
@@ -145,6 +195,28 @@ func (c *compiler) schemas(sources []Source) bool {
 		})
 	}
 	return !c.failed
+}
+
+// nested refuses a namespace inside of another bundle's namespace, and one around it: people take
+// Shop::Sub for a part of Shop. Bundles that have such namespaces already may keep them.
+func (c *compiler) nested(b *compiledBundle, file string) {
+	for _, ns := range b.namespaces {
+		for _, other := range sortedKeys(c.set.owners) {
+			owner := c.set.owners[other]
+			if ns == "" || other == "" || owner == b.name || !strings.HasPrefix(ns, other+"::") && !strings.HasPrefix(other, ns+"::") {
+				continue
+			}
+			kept := c.previous != nil && c.previous.owners[ns] == b.name && c.previous.owners[other] == owner
+			f := Finding{Bundle: b.name, File: file, Message: fmt.Sprintf("namespace %s is inside of namespace %s, which is owned by bundle %s", ns, other, owner),
+				Hint: "a namespace and those inside of it have one owner", Warning: kept}
+			if len(other) > len(ns) {
+				f.Message = fmt.Sprintf("namespace %s is around namespace %s, which is owned by bundle %s", ns, other, owner)
+			}
+			if !c.trusted {
+				c.report(f)
+			}
+		}
+	}
 }
 
 // resolveFinding finds the bundle that caused an error in the joined schemas: the first
@@ -169,6 +241,7 @@ func (c *compiler) resolveFinding(err error, sources []Source, parsed []*sast.Sc
 func (c *compiler) policies(src Source) {
 	b := c.set.bundles[src.Name]
 	where := map[string]*policy{}
+	var taken room
 	for _, text := range src.Policies {
 		first := max(text.Line, 1)
 		statements, errs := split(text.Text, c.trusted)
@@ -179,11 +252,18 @@ func (c *compiler) policies(src Source) {
 			c.report(Finding{Bundle: src.Name, File: text.File, Line: first + e.line - 1, Column: e.column, Message: e.msg, Hint: e.hint})
 		}
 		for _, st := range statements {
+			if c.stopped() {
+				return
+			}
 			st.line += first - 1
 			p, terr := c.parse(src.Name, text.File, st)
 			if terr != nil {
 				c.report(Finding{Bundle: src.Name, File: text.File, Line: terr.line, Column: terr.column, Message: terr.msg, Hint: terr.hint})
 				continue
+			}
+			if taken.take(p); !c.trusted && !src.Published && taken.full() != "" {
+				c.report(Finding{Bundle: src.Name, File: text.File, Message: "the bundle " + taken.full(), Hint: "split the bundle"})
+				return
 			}
 			if other, twice := where[p.ref.ID]; twice {
 				c.report(finding(p, fmt.Sprintf("@id is used already, at %s:%d", other.file, other.line), "give each policy a name of its own"))
@@ -197,6 +277,9 @@ func (c *compiler) policies(src Source) {
 		}
 	}
 	slices.SortFunc(b.policies, comparePolicies)
+	if !c.trusted && !src.Published {
+		c.looks(src, b)
+	}
 	c.checkAll(b)
 }
 

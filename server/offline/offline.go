@@ -48,20 +48,29 @@ func (r *Report) Failed() int {
 }
 
 // Check compiles a bundle together with the sources of other bundles, checks its
-// entities, and runs its tests on them. The Set is nil if the bundle is not valid. The
-// command line and ApplyBundle both use this function.
+// entities, and runs its tests on them. The Set is nil if the bundle is not valid.
 func Check(b *bundle.Bundle, others []engine.Source, previous *engine.Set) (*Report, *engine.Set) {
+	r, set, _ := CheckUntil(b, others, previous, nil)
+	return r, set
+}
+
+// CheckUntil is [Check] for a bundle of somebody else: it calls ended before each policy and
+// each test, and stops with the error that ended returns. ended may be nil.
+func CheckUntil(b *bundle.Bundle, others []engine.Source, previous *engine.Set, ended func() error) (*Report, *engine.Set, error) {
 	sources := append(slices.Clone(others), Source(b))
 	r := &Report{}
-	set, findings := engine.Compile(sources, previous)
+	set, findings, err := engine.CompileUntil(sources, previous, ended)
+	if err != nil {
+		return nil, nil, err
+	}
 	r.Findings = findings
 	if set == nil {
-		return r, nil
+		return r, nil, nil
 	}
 	pool, refused := Seed(b, set)
 	r.Findings = append(r.Findings, refused...)
 	if !r.Valid() {
-		return r, nil
+		return r, nil, nil
 	}
 	if b.Entities != nil {
 		for _, m := range set.Mentions(b.Name) {
@@ -71,9 +80,14 @@ func Check(b *bundle.Bundle, others []engine.Source, previous *engine.Set) (*Rep
 		}
 	}
 	for _, t := range b.Tests {
+		if ended != nil {
+			if err := ended(); err != nil {
+				return nil, nil, err
+			}
+		}
 		r.Tests = append(r.Tests, TestResult{t.Name, t.Line, runTest(set, pool, b.Name, t)})
 	}
-	return r, set
+	return r, set, nil
 }
 
 // Source makes the source that the engine compiles from a bundle.
@@ -162,6 +176,7 @@ func compareResult(bundleName string, want bundle.Expect, res *engine.Result) []
 	var out []string
 	differ := func(what, want, got string) {
 		if want != got {
+			want, got = short(want), short(got)
 			out = append(out, fmt.Sprintf("%s: expected %s, got %s", what, want, got))
 		}
 	}
@@ -203,6 +218,17 @@ func compareResult(bundleName string, want bundle.Expect, res *engine.Result) []
 	list("obligations", want.Obligations, obligations)
 	list("advice", want.Advice, advice)
 	return out
+}
+
+// maxCompared bounds the texts in the difference between two answers, in bytes. A test can ask
+// for thousands of fields, and a bundle has thousands of tests.
+const maxCompared = 2000
+
+func short(text string) string {
+	if len(text) <= maxCompared {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxCompared], "") + "…"
 }
 
 func refUID(r bundle.Ref) cedar.EntityUID {

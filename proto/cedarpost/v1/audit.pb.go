@@ -53,6 +53,11 @@ const (
 	EventRecord_DATABASE_RENEWED EventRecord_Kind = 10
 	// The newest batches were lost, and an operator signed a statement about that.
 	EventRecord_LOG_TRUNCATED EventRecord_Kind = 11
+	// A caller tried to publish or to check a bundle, and it was refused.
+	EventRecord_PUBLISH_REFUSED EventRecord_Kind = 12
+	// A caller asked in a way that tries out what is allowed or what the service can
+	// bear: explained decisions, invalid questions, too many or too costly ones.
+	EventRecord_PROBING EventRecord_Kind = 13
 )
 
 // Enum value maps for EventRecord_Kind.
@@ -70,6 +75,8 @@ var (
 		9:  "STATE_ROOT",
 		10: "DATABASE_RENEWED",
 		11: "LOG_TRUNCATED",
+		12: "PUBLISH_REFUSED",
+		13: "PROBING",
 	}
 	EventRecord_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED":       0,
@@ -84,6 +91,8 @@ var (
 		"STATE_ROOT":             9,
 		"DATABASE_RENEWED":       10,
 		"LOG_TRUNCATED":          11,
+		"PUBLISH_REFUSED":        12,
+		"PROBING":                13,
 	}
 )
 
@@ -172,7 +181,7 @@ func (x CountDecisionsRequest_Group) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CountDecisionsRequest_Group.Descriptor instead.
 func (CountDecisionsRequest_Group) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20, 0}
 }
 
 // The outcome of a replay.
@@ -229,7 +238,7 @@ func (x ReplayDecisionResponse_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplayDecisionResponse_Outcome.Descriptor instead.
 func (ReplayDecisionResponse_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24, 0}
 }
 
 // DecisionRecord is the record of one decision in the log. Its serialized bytes are
@@ -562,6 +571,8 @@ type EventRecord struct {
 	//	*EventRecord_StateRoot
 	//	*EventRecord_DatabaseRenewed
 	//	*EventRecord_LogTruncated
+	//	*EventRecord_PublishRefused
+	//	*EventRecord_Probing
 	Detail isEventRecord_Detail `protobuf_oneof:"detail"`
 	// Never recorded. If it is not empty in an answer, the row in the database is
 	// damaged, and this says how. Then all but event_id and time are left out.
@@ -769,6 +780,24 @@ func (x *EventRecord) GetLogTruncated() *LogTruncated {
 	return nil
 }
 
+func (x *EventRecord) GetPublishRefused() *PublishRefused {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_PublishRefused); ok {
+			return x.PublishRefused
+		}
+	}
+	return nil
+}
+
+func (x *EventRecord) GetProbing() *Probing {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_Probing); ok {
+			return x.Probing
+		}
+	}
+	return nil
+}
+
 func (x *EventRecord) GetDamaged() string {
 	if x != nil {
 		return x.Damaged
@@ -835,6 +864,16 @@ type EventRecord_LogTruncated struct {
 	LogTruncated *LogTruncated `protobuf:"bytes,21,opt,name=log_truncated,json=logTruncated,proto3,oneof"`
 }
 
+type EventRecord_PublishRefused struct {
+	// Of PUBLISH_REFUSED.
+	PublishRefused *PublishRefused `protobuf:"bytes,22,opt,name=publish_refused,json=publishRefused,proto3,oneof"`
+}
+
+type EventRecord_Probing struct {
+	// Of PROBING.
+	Probing *Probing `protobuf:"bytes,23,opt,name=probing,proto3,oneof"`
+}
+
 func (*EventRecord_Change) isEventRecord_Detail() {}
 
 func (*EventRecord_AuthenticationFailure) isEventRecord_Detail() {}
@@ -856,6 +895,10 @@ func (*EventRecord_StateRoot) isEventRecord_Detail() {}
 func (*EventRecord_DatabaseRenewed) isEventRecord_Detail() {}
 
 func (*EventRecord_LogTruncated) isEventRecord_Detail() {}
+
+func (*EventRecord_PublishRefused) isEventRecord_Detail() {}
+
+func (*EventRecord_Probing) isEventRecord_Detail() {}
 
 // Change is a committed write. It is recorded in the transaction of the write.
 type Change struct {
@@ -961,12 +1004,14 @@ func (x *Change) GetStored() []byte {
 }
 
 // AuthenticationFailure counts failures of one kind from one address. The first is
-// recorded at once, further ones within ten seconds are recorded together.
+// recorded at once. Further ones are recorded together, the first time after ten
+// seconds, and at least once a minute while there are any.
 type AuthenticationFailure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The reason: "no credentials", "unknown key".
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The address of the peer, without its port.
+	// The address of the peer, without its port. If there are failures from many
+	// addresses: the network, like "192.0.2.0/24" or "2001:db8::/64", or "others".
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	// The procedure of the first failure.
 	Procedure string `protobuf:"bytes,3,opt,name=procedure,proto3" json:"procedure,omitempty"`
@@ -1052,6 +1097,210 @@ func (x *AuthenticationFailure) GetLast() *timestamppb.Timestamp {
 	return nil
 }
 
+// PublishRefused counts refused uploads of one bundle by one caller, as
+// AuthenticationFailure counts failures.
+type PublishRefused struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the bundle; "others" if the caller tried many names.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// It was only to be checked.
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// The message of the first refusal, at most 1 KiB.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How many findings the first refusal had.
+	FindingCount int32 `protobuf:"varint,4,opt,name=finding_count,json=findingCount,proto3" json:"finding_count,omitempty"`
+	// The first five of them, each at most 512 bytes.
+	Findings []string `protobuf:"bytes,5,rep,name=findings,proto3" json:"findings,omitempty"`
+	// How many uploads were refused.
+	Count int64 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	// The time of the first.
+	First *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=first,proto3" json:"first,omitempty"`
+	// The time of the last.
+	Last          *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishRefused) Reset() {
+	*x = PublishRefused{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishRefused) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishRefused) ProtoMessage() {}
+
+func (x *PublishRefused) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishRefused.ProtoReflect.Descriptor instead.
+func (*PublishRefused) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PublishRefused) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *PublishRefused) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PublishRefused) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PublishRefused) GetFindingCount() int32 {
+	if x != nil {
+		return x.FindingCount
+	}
+	return 0
+}
+
+func (x *PublishRefused) GetFindings() []string {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+func (x *PublishRefused) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *PublishRefused) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *PublishRefused) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+// Probing counts questions of one kind by one caller about one principal, as
+// AuthenticationFailure counts failures.
+type Probing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the questions have in common: "explained", "invalid_question", "too_costly" or
+	// "rate_limited".
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The principal that was asked about, as Cedar text, at most 256 bytes; empty if it is
+	// not known; "others" if there were many.
+	Principal string `protobuf:"bytes,2,opt,name=principal,proto3" json:"principal,omitempty"`
+	// What the first was answered, or asked about, at most 512 bytes.
+	Example string `protobuf:"bytes,3,opt,name=example,proto3" json:"example,omitempty"`
+	// How many questions.
+	Count int64 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	// The time of the first.
+	First *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first,proto3" json:"first,omitempty"`
+	// The time of the last.
+	Last          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Probing) Reset() {
+	*x = Probing{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probing) ProtoMessage() {}
+
+func (x *Probing) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probing.ProtoReflect.Descriptor instead.
+func (*Probing) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Probing) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Probing) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *Probing) GetExample() string {
+	if x != nil {
+		return x.Example
+	}
+	return ""
+}
+
+func (x *Probing) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Probing) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *Probing) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
 // RefusedRight is a call that the caller's rights do not cover.
 type RefusedRight struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1065,7 +1314,7 @@ type RefusedRight struct {
 
 func (x *RefusedRight) Reset() {
 	*x = RefusedRight{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1326,7 @@ func (x *RefusedRight) String() string {
 func (*RefusedRight) ProtoMessage() {}
 
 func (x *RefusedRight) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1339,7 @@ func (x *RefusedRight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedRight.ProtoReflect.Descriptor instead.
 func (*RefusedRight) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{4}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RefusedRight) GetProcedure() string {
@@ -1122,7 +1371,7 @@ type LogRead struct {
 
 func (x *LogRead) Reset() {
 	*x = LogRead{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[5]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1383,7 @@ func (x *LogRead) String() string {
 func (*LogRead) ProtoMessage() {}
 
 func (x *LogRead) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[5]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1396,7 @@ func (x *LogRead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRead.ProtoReflect.Descriptor instead.
 func (*LogRead) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{5}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LogRead) GetProcedure() string {
@@ -1190,7 +1439,7 @@ type RetentionDrop struct {
 
 func (x *RetentionDrop) Reset() {
 	*x = RetentionDrop{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[6]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1451,7 @@ func (x *RetentionDrop) String() string {
 func (*RetentionDrop) ProtoMessage() {}
 
 func (x *RetentionDrop) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[6]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1464,7 @@ func (x *RetentionDrop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionDrop.ProtoReflect.Descriptor instead.
 func (*RetentionDrop) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{6}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RetentionDrop) GetDay() string {
@@ -1257,7 +1506,7 @@ type CheckpointKey struct {
 
 func (x *CheckpointKey) Reset() {
 	*x = CheckpointKey{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1518,7 @@ func (x *CheckpointKey) String() string {
 func (*CheckpointKey) ProtoMessage() {}
 
 func (x *CheckpointKey) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1531,7 @@ func (x *CheckpointKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointKey.ProtoReflect.Descriptor instead.
 func (*CheckpointKey) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{7}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CheckpointKey) GetVerifierKey() string {
@@ -1312,7 +1561,7 @@ type StateRoot struct {
 
 func (x *StateRoot) Reset() {
 	*x = StateRoot{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1573,7 @@ func (x *StateRoot) String() string {
 func (*StateRoot) ProtoMessage() {}
 
 func (x *StateRoot) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1586,7 @@ func (x *StateRoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRoot.ProtoReflect.Descriptor instead.
 func (*StateRoot) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{8}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StateRoot) GetRevision() int64 {
@@ -1392,7 +1641,7 @@ type DatabaseRenewed struct {
 
 func (x *DatabaseRenewed) Reset() {
 	*x = DatabaseRenewed{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1653,7 @@ func (x *DatabaseRenewed) String() string {
 func (*DatabaseRenewed) ProtoMessage() {}
 
 func (x *DatabaseRenewed) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1666,7 @@ func (x *DatabaseRenewed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DatabaseRenewed.ProtoReflect.Descriptor instead.
 func (*DatabaseRenewed) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{9}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DatabaseRenewed) GetBefore() string {
@@ -1452,7 +1701,7 @@ type LogTruncated struct {
 
 func (x *LogTruncated) Reset() {
 	*x = LogTruncated{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1713,7 @@ func (x *LogTruncated) String() string {
 func (*LogTruncated) ProtoMessage() {}
 
 func (x *LogTruncated) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1726,7 @@ func (x *LogTruncated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTruncated.ProtoReflect.Descriptor instead.
 func (*LogTruncated) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{10}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LogTruncated) GetStatement() string {
@@ -1505,7 +1754,7 @@ type ReuseReport struct {
 
 func (x *ReuseReport) Reset() {
 	*x = ReuseReport{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1766,7 @@ func (x *ReuseReport) String() string {
 func (*ReuseReport) ProtoMessage() {}
 
 func (x *ReuseReport) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1779,7 @@ func (x *ReuseReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReuseReport.ProtoReflect.Descriptor instead.
 func (*ReuseReport) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{11}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReuseReport) GetReportId() string {
@@ -1575,7 +1824,7 @@ type FailedOpen struct {
 
 func (x *FailedOpen) Reset() {
 	*x = FailedOpen{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1836,7 @@ func (x *FailedOpen) String() string {
 func (*FailedOpen) ProtoMessage() {}
 
 func (x *FailedOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1849,7 @@ func (x *FailedOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailedOpen.ProtoReflect.Descriptor instead.
 func (*FailedOpen) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FailedOpen) GetReportId() string {
@@ -1635,7 +1884,7 @@ type DecisionUses struct {
 
 func (x *DecisionUses) Reset() {
 	*x = DecisionUses{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1896,7 @@ func (x *DecisionUses) String() string {
 func (*DecisionUses) ProtoMessage() {}
 
 func (x *DecisionUses) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1909,7 @@ func (x *DecisionUses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionUses.ProtoReflect.Descriptor instead.
 func (*DecisionUses) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DecisionUses) GetHits() int64 {
@@ -1734,7 +1983,7 @@ type QueryDecisionsRequest struct {
 
 func (x *QueryDecisionsRequest) Reset() {
 	*x = QueryDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +1995,7 @@ func (x *QueryDecisionsRequest) String() string {
 func (*QueryDecisionsRequest) ProtoMessage() {}
 
 func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +2008,7 @@ func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *QueryDecisionsRequest) GetFrom() *timestamppb.Timestamp {
@@ -1889,7 +2138,7 @@ type QueryDecisionsResponse struct {
 
 func (x *QueryDecisionsResponse) Reset() {
 	*x = QueryDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +2150,7 @@ func (x *QueryDecisionsResponse) String() string {
 func (*QueryDecisionsResponse) ProtoMessage() {}
 
 func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +2163,7 @@ func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *QueryDecisionsResponse) GetDecisions() []*DecisionRecord {
@@ -1949,7 +2198,7 @@ type GetDecisionRequest struct {
 
 func (x *GetDecisionRequest) Reset() {
 	*x = GetDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +2210,7 @@ func (x *GetDecisionRequest) String() string {
 func (*GetDecisionRequest) ProtoMessage() {}
 
 func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +2223,7 @@ func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionRequest.ProtoReflect.Descriptor instead.
 func (*GetDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetDecisionRequest) GetDecisionId() string {
@@ -1997,7 +2246,7 @@ type GetDecisionResponse struct {
 
 func (x *GetDecisionResponse) Reset() {
 	*x = GetDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2258,7 @@ func (x *GetDecisionResponse) String() string {
 func (*GetDecisionResponse) ProtoMessage() {}
 
 func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2271,7 @@ func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionResponse.ProtoReflect.Descriptor instead.
 func (*GetDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetDecisionResponse) GetDecision() *DecisionRecord {
@@ -2054,7 +2303,7 @@ type CountDecisionsRequest struct {
 
 func (x *CountDecisionsRequest) Reset() {
 	*x = CountDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2315,7 @@ func (x *CountDecisionsRequest) String() string {
 func (*CountDecisionsRequest) ProtoMessage() {}
 
 func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2328,7 @@ func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*CountDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CountDecisionsRequest) GetFilter() *QueryDecisionsRequest {
@@ -2116,7 +2365,7 @@ type CountDecisionsResponse struct {
 
 func (x *CountDecisionsResponse) Reset() {
 	*x = CountDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2128,7 +2377,7 @@ func (x *CountDecisionsResponse) String() string {
 func (*CountDecisionsResponse) ProtoMessage() {}
 
 func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2141,7 +2390,7 @@ func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*CountDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CountDecisionsResponse) GetCounts() []*DecisionCount {
@@ -2174,7 +2423,7 @@ type DecisionCount struct {
 
 func (x *DecisionCount) Reset() {
 	*x = DecisionCount{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2186,7 +2435,7 @@ func (x *DecisionCount) String() string {
 func (*DecisionCount) ProtoMessage() {}
 
 func (x *DecisionCount) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2199,7 +2448,7 @@ func (x *DecisionCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionCount.ProtoReflect.Descriptor instead.
 func (*DecisionCount) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DecisionCount) GetGroup() string {
@@ -2234,7 +2483,7 @@ type ReplayDecisionRequest struct {
 
 func (x *ReplayDecisionRequest) Reset() {
 	*x = ReplayDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2495,7 @@ func (x *ReplayDecisionRequest) String() string {
 func (*ReplayDecisionRequest) ProtoMessage() {}
 
 func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2508,7 @@ func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionRequest.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReplayDecisionRequest) GetDecisionId() string {
@@ -2289,7 +2538,7 @@ type ReplayDecisionResponse struct {
 
 func (x *ReplayDecisionResponse) Reset() {
 	*x = ReplayDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2550,7 @@ func (x *ReplayDecisionResponse) String() string {
 func (*ReplayDecisionResponse) ProtoMessage() {}
 
 func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2563,7 @@ func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionResponse.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReplayDecisionResponse) GetOutcome() ReplayDecisionResponse_Outcome {
@@ -2371,7 +2620,7 @@ type ExportDecisionsRequest struct {
 
 func (x *ExportDecisionsRequest) Reset() {
 	*x = ExportDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2632,7 @@ func (x *ExportDecisionsRequest) String() string {
 func (*ExportDecisionsRequest) ProtoMessage() {}
 
 func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2645,7 @@ func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExportDecisionsRequest) GetFromLeaf() int64 {
@@ -2442,7 +2691,7 @@ type ExportDecisionsResponse struct {
 
 func (x *ExportDecisionsResponse) Reset() {
 	*x = ExportDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +2703,7 @@ func (x *ExportDecisionsResponse) String() string {
 func (*ExportDecisionsResponse) ProtoMessage() {}
 
 func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2716,7 @@ func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExportDecisionsResponse) GetLeaf() int64 {
@@ -2508,7 +2757,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2520,7 +2769,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2533,7 +2782,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LogEntry) GetEntry() isLogEntry_Entry {
@@ -2619,7 +2868,7 @@ type QueryEventsRequest struct {
 
 func (x *QueryEventsRequest) Reset() {
 	*x = QueryEventsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2880,7 @@ func (x *QueryEventsRequest) String() string {
 func (*QueryEventsRequest) ProtoMessage() {}
 
 func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +2893,7 @@ func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsRequest.ProtoReflect.Descriptor instead.
 func (*QueryEventsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *QueryEventsRequest) GetFrom() *timestamppb.Timestamp {
@@ -2709,7 +2958,7 @@ type QueryEventsResponse struct {
 
 func (x *QueryEventsResponse) Reset() {
 	*x = QueryEventsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2721,7 +2970,7 @@ func (x *QueryEventsResponse) String() string {
 func (*QueryEventsResponse) ProtoMessage() {}
 
 func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2734,7 +2983,7 @@ func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsResponse.ProtoReflect.Descriptor instead.
 func (*QueryEventsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *QueryEventsResponse) GetEvents() []*EventRecord {
@@ -2762,7 +3011,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +3023,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +3036,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{28}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetCheckpointRequest) GetSize() int64 {
@@ -2814,7 +3063,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2826,7 +3075,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2839,7 +3088,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetCheckpointResponse) GetTruncations() []string {
@@ -2876,7 +3125,7 @@ type GetInclusionProofRequest struct {
 
 func (x *GetInclusionProofRequest) Reset() {
 	*x = GetInclusionProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2888,7 +3137,7 @@ func (x *GetInclusionProofRequest) String() string {
 func (*GetInclusionProofRequest) ProtoMessage() {}
 
 func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2901,7 +3150,7 @@ func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofRequest.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{30}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetInclusionProofRequest) GetId() string {
@@ -2942,7 +3191,7 @@ type GetInclusionProofResponse struct {
 
 func (x *GetInclusionProofResponse) Reset() {
 	*x = GetInclusionProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3203,7 @@ func (x *GetInclusionProofResponse) String() string {
 func (*GetInclusionProofResponse) ProtoMessage() {}
 
 func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3216,7 @@ func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofResponse.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{31}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetInclusionProofResponse) GetRecord() []byte {
@@ -3032,7 +3281,7 @@ type GetConsistencyProofRequest struct {
 
 func (x *GetConsistencyProofRequest) Reset() {
 	*x = GetConsistencyProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3044,7 +3293,7 @@ func (x *GetConsistencyProofRequest) String() string {
 func (*GetConsistencyProofRequest) ProtoMessage() {}
 
 func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3057,7 +3306,7 @@ func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{32}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetConsistencyProofRequest) GetFirst() int64 {
@@ -3087,7 +3336,7 @@ type GetConsistencyProofResponse struct {
 
 func (x *GetConsistencyProofResponse) Reset() {
 	*x = GetConsistencyProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3348,7 @@ func (x *GetConsistencyProofResponse) String() string {
 func (*GetConsistencyProofResponse) ProtoMessage() {}
 
 func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3361,7 @@ func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{33}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetConsistencyProofResponse) GetProof() [][]byte {
@@ -3167,7 +3416,7 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\vmay_be_kept\x18\x1b \x01(\v2\x19.google.protobuf.DurationR\tmayBeKept\x12\x18\n" +
 	"\adamaged\x18\x1c \x01(\tR\adamagedB\f\n" +
 	"\n" +
-	"_denied_at\"\xff\t\n" +
+	"_denied_at\"\x9d\v\n" +
 	"\vEventRecord\x12\x19\n" +
 	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x122\n" +
@@ -3192,8 +3441,10 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\n" +
 	"state_root\x18\x12 \x01(\v2\x17.cedarpost.v1.StateRootH\x00R\tstateRoot\x12J\n" +
 	"\x10database_renewed\x18\x14 \x01(\v2\x1d.cedarpost.v1.DatabaseRenewedH\x00R\x0fdatabaseRenewed\x12A\n" +
-	"\rlog_truncated\x18\x15 \x01(\v2\x1a.cedarpost.v1.LogTruncatedH\x00R\flogTruncated\x12\x18\n" +
-	"\adamaged\x18\x13 \x01(\tR\adamaged\"\xe2\x01\n" +
+	"\rlog_truncated\x18\x15 \x01(\v2\x1a.cedarpost.v1.LogTruncatedH\x00R\flogTruncated\x12G\n" +
+	"\x0fpublish_refused\x18\x16 \x01(\v2\x1c.cedarpost.v1.PublishRefusedH\x00R\x0epublishRefused\x121\n" +
+	"\aprobing\x18\x17 \x01(\v2\x15.cedarpost.v1.ProbingH\x00R\aprobing\x12\x18\n" +
+	"\adamaged\x18\x13 \x01(\tR\adamaged\"\x84\x02\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
@@ -3209,7 +3460,9 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"STATE_ROOT\x10\t\x12\x14\n" +
 	"\x10DATABASE_RENEWED\x10\n" +
 	"\x12\x11\n" +
-	"\rLOG_TRUNCATED\x10\vB\b\n" +
+	"\rLOG_TRUNCATED\x10\v\x12\x13\n" +
+	"\x0fPUBLISH_REFUSED\x10\f\x12\v\n" +
+	"\aPROBING\x10\rB\b\n" +
 	"\x06detail\"\xde\x01\n" +
 	"\x06Change\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x123\n" +
@@ -3223,6 +3476,22 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1c\n" +
 	"\tprocedure\x18\x03 \x01(\tR\tprocedure\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x03R\x05count\x120\n" +
+	"\x05first\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\x92\x02\n" +
+	"\x0ePublishRefused\x12\x16\n" +
+	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12#\n" +
+	"\rfinding_count\x18\x04 \x01(\x05R\ffindingCount\x12\x1a\n" +
+	"\bfindings\x18\x05 \x03(\tR\bfindings\x12\x14\n" +
+	"\x05count\x18\x06 \x01(\x03R\x05count\x120\n" +
+	"\x05first\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xd1\x01\n" +
+	"\aProbing\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1c\n" +
+	"\tprincipal\x18\x02 \x01(\tR\tprincipal\x12\x18\n" +
+	"\aexample\x18\x03 \x01(\tR\aexample\x12\x14\n" +
 	"\x05count\x18\x04 \x01(\x03R\x05count\x120\n" +
 	"\x05first\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
 	"\x04last\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"D\n" +
@@ -3419,7 +3688,7 @@ func file_cedarpost_v1_audit_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(EventRecord_Kind)(0),               // 0: cedarpost.v1.EventRecord.Kind
 	(CountDecisionsRequest_Group)(0),    // 1: cedarpost.v1.CountDecisionsRequest.Group
@@ -3428,142 +3697,150 @@ var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(*EventRecord)(nil),                 // 4: cedarpost.v1.EventRecord
 	(*Change)(nil),                      // 5: cedarpost.v1.Change
 	(*AuthenticationFailure)(nil),       // 6: cedarpost.v1.AuthenticationFailure
-	(*RefusedRight)(nil),                // 7: cedarpost.v1.RefusedRight
-	(*LogRead)(nil),                     // 8: cedarpost.v1.LogRead
-	(*RetentionDrop)(nil),               // 9: cedarpost.v1.RetentionDrop
-	(*CheckpointKey)(nil),               // 10: cedarpost.v1.CheckpointKey
-	(*StateRoot)(nil),                   // 11: cedarpost.v1.StateRoot
-	(*DatabaseRenewed)(nil),             // 12: cedarpost.v1.DatabaseRenewed
-	(*LogTruncated)(nil),                // 13: cedarpost.v1.LogTruncated
-	(*ReuseReport)(nil),                 // 14: cedarpost.v1.ReuseReport
-	(*FailedOpen)(nil),                  // 15: cedarpost.v1.FailedOpen
-	(*DecisionUses)(nil),                // 16: cedarpost.v1.DecisionUses
-	(*QueryDecisionsRequest)(nil),       // 17: cedarpost.v1.QueryDecisionsRequest
-	(*QueryDecisionsResponse)(nil),      // 18: cedarpost.v1.QueryDecisionsResponse
-	(*GetDecisionRequest)(nil),          // 19: cedarpost.v1.GetDecisionRequest
-	(*GetDecisionResponse)(nil),         // 20: cedarpost.v1.GetDecisionResponse
-	(*CountDecisionsRequest)(nil),       // 21: cedarpost.v1.CountDecisionsRequest
-	(*CountDecisionsResponse)(nil),      // 22: cedarpost.v1.CountDecisionsResponse
-	(*DecisionCount)(nil),               // 23: cedarpost.v1.DecisionCount
-	(*ReplayDecisionRequest)(nil),       // 24: cedarpost.v1.ReplayDecisionRequest
-	(*ReplayDecisionResponse)(nil),      // 25: cedarpost.v1.ReplayDecisionResponse
-	(*ExportDecisionsRequest)(nil),      // 26: cedarpost.v1.ExportDecisionsRequest
-	(*ExportDecisionsResponse)(nil),     // 27: cedarpost.v1.ExportDecisionsResponse
-	(*LogEntry)(nil),                    // 28: cedarpost.v1.LogEntry
-	(*QueryEventsRequest)(nil),          // 29: cedarpost.v1.QueryEventsRequest
-	(*QueryEventsResponse)(nil),         // 30: cedarpost.v1.QueryEventsResponse
-	(*GetCheckpointRequest)(nil),        // 31: cedarpost.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),       // 32: cedarpost.v1.GetCheckpointResponse
-	(*GetInclusionProofRequest)(nil),    // 33: cedarpost.v1.GetInclusionProofRequest
-	(*GetInclusionProofResponse)(nil),   // 34: cedarpost.v1.GetInclusionProofResponse
-	(*GetConsistencyProofRequest)(nil),  // 35: cedarpost.v1.GetConsistencyProofRequest
-	(*GetConsistencyProofResponse)(nil), // 36: cedarpost.v1.GetConsistencyProofResponse
-	nil,                                 // 37: cedarpost.v1.QueryDecisionsResponse.UsesEntry
-	(*timestamppb.Timestamp)(nil),       // 38: google.protobuf.Timestamp
-	(*EntityUid)(nil),                   // 39: cedarpost.v1.EntityUid
-	(*structpb.Struct)(nil),             // 40: google.protobuf.Struct
-	(*FieldSelection)(nil),              // 41: cedarpost.v1.FieldSelection
-	(*Entity)(nil),                      // 42: cedarpost.v1.Entity
-	(Decision)(0),                       // 43: cedarpost.v1.Decision
-	(DeniedAt)(0),                       // 44: cedarpost.v1.DeniedAt
-	(*Fields)(nil),                      // 45: cedarpost.v1.Fields
-	(*PolicyRef)(nil),                   // 46: cedarpost.v1.PolicyRef
-	(*PolicyError)(nil),                 // 47: cedarpost.v1.PolicyError
-	(*Obligation)(nil),                  // 48: cedarpost.v1.Obligation
-	(*Advice)(nil),                      // 49: cedarpost.v1.Advice
-	(*durationpb.Duration)(nil),         // 50: google.protobuf.Duration
-	(*Reuse)(nil),                       // 51: cedarpost.v1.Reuse
-	(*FailOpen)(nil),                    // 52: cedarpost.v1.FailOpen
+	(*PublishRefused)(nil),              // 7: cedarpost.v1.PublishRefused
+	(*Probing)(nil),                     // 8: cedarpost.v1.Probing
+	(*RefusedRight)(nil),                // 9: cedarpost.v1.RefusedRight
+	(*LogRead)(nil),                     // 10: cedarpost.v1.LogRead
+	(*RetentionDrop)(nil),               // 11: cedarpost.v1.RetentionDrop
+	(*CheckpointKey)(nil),               // 12: cedarpost.v1.CheckpointKey
+	(*StateRoot)(nil),                   // 13: cedarpost.v1.StateRoot
+	(*DatabaseRenewed)(nil),             // 14: cedarpost.v1.DatabaseRenewed
+	(*LogTruncated)(nil),                // 15: cedarpost.v1.LogTruncated
+	(*ReuseReport)(nil),                 // 16: cedarpost.v1.ReuseReport
+	(*FailedOpen)(nil),                  // 17: cedarpost.v1.FailedOpen
+	(*DecisionUses)(nil),                // 18: cedarpost.v1.DecisionUses
+	(*QueryDecisionsRequest)(nil),       // 19: cedarpost.v1.QueryDecisionsRequest
+	(*QueryDecisionsResponse)(nil),      // 20: cedarpost.v1.QueryDecisionsResponse
+	(*GetDecisionRequest)(nil),          // 21: cedarpost.v1.GetDecisionRequest
+	(*GetDecisionResponse)(nil),         // 22: cedarpost.v1.GetDecisionResponse
+	(*CountDecisionsRequest)(nil),       // 23: cedarpost.v1.CountDecisionsRequest
+	(*CountDecisionsResponse)(nil),      // 24: cedarpost.v1.CountDecisionsResponse
+	(*DecisionCount)(nil),               // 25: cedarpost.v1.DecisionCount
+	(*ReplayDecisionRequest)(nil),       // 26: cedarpost.v1.ReplayDecisionRequest
+	(*ReplayDecisionResponse)(nil),      // 27: cedarpost.v1.ReplayDecisionResponse
+	(*ExportDecisionsRequest)(nil),      // 28: cedarpost.v1.ExportDecisionsRequest
+	(*ExportDecisionsResponse)(nil),     // 29: cedarpost.v1.ExportDecisionsResponse
+	(*LogEntry)(nil),                    // 30: cedarpost.v1.LogEntry
+	(*QueryEventsRequest)(nil),          // 31: cedarpost.v1.QueryEventsRequest
+	(*QueryEventsResponse)(nil),         // 32: cedarpost.v1.QueryEventsResponse
+	(*GetCheckpointRequest)(nil),        // 33: cedarpost.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 34: cedarpost.v1.GetCheckpointResponse
+	(*GetInclusionProofRequest)(nil),    // 35: cedarpost.v1.GetInclusionProofRequest
+	(*GetInclusionProofResponse)(nil),   // 36: cedarpost.v1.GetInclusionProofResponse
+	(*GetConsistencyProofRequest)(nil),  // 37: cedarpost.v1.GetConsistencyProofRequest
+	(*GetConsistencyProofResponse)(nil), // 38: cedarpost.v1.GetConsistencyProofResponse
+	nil,                                 // 39: cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	(*timestamppb.Timestamp)(nil),       // 40: google.protobuf.Timestamp
+	(*EntityUid)(nil),                   // 41: cedarpost.v1.EntityUid
+	(*structpb.Struct)(nil),             // 42: google.protobuf.Struct
+	(*FieldSelection)(nil),              // 43: cedarpost.v1.FieldSelection
+	(*Entity)(nil),                      // 44: cedarpost.v1.Entity
+	(Decision)(0),                       // 45: cedarpost.v1.Decision
+	(DeniedAt)(0),                       // 46: cedarpost.v1.DeniedAt
+	(*Fields)(nil),                      // 47: cedarpost.v1.Fields
+	(*PolicyRef)(nil),                   // 48: cedarpost.v1.PolicyRef
+	(*PolicyError)(nil),                 // 49: cedarpost.v1.PolicyError
+	(*Obligation)(nil),                  // 50: cedarpost.v1.Obligation
+	(*Advice)(nil),                      // 51: cedarpost.v1.Advice
+	(*durationpb.Duration)(nil),         // 52: google.protobuf.Duration
+	(*Reuse)(nil),                       // 53: cedarpost.v1.Reuse
+	(*FailOpen)(nil),                    // 54: cedarpost.v1.FailOpen
 }
 var file_cedarpost_v1_audit_proto_depIdxs = []int32{
-	38, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
-	39, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
-	39, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
-	39, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
-	40, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
-	41, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
-	42, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
-	43, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
-	44, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
-	45, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
-	46, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
-	47, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
-	48, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
-	49, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
-	50, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
-	50, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
-	50, // 16: cedarpost.v1.DecisionRecord.may_be_kept:type_name -> google.protobuf.Duration
-	38, // 17: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
+	40, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
+	41, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
+	41, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
+	41, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
+	42, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
+	43, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
+	44, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
+	45, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
+	46, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
+	47, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
+	48, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
+	49, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
+	50, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
+	51, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
+	52, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
+	52, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
+	52, // 16: cedarpost.v1.DecisionRecord.may_be_kept:type_name -> google.protobuf.Duration
+	40, // 17: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
 	0,  // 18: cedarpost.v1.EventRecord.kind:type_name -> cedarpost.v1.EventRecord.Kind
 	5,  // 19: cedarpost.v1.EventRecord.change:type_name -> cedarpost.v1.Change
 	6,  // 20: cedarpost.v1.EventRecord.authentication_failure:type_name -> cedarpost.v1.AuthenticationFailure
-	7,  // 21: cedarpost.v1.EventRecord.refused_right:type_name -> cedarpost.v1.RefusedRight
-	8,  // 22: cedarpost.v1.EventRecord.log_read:type_name -> cedarpost.v1.LogRead
-	9,  // 23: cedarpost.v1.EventRecord.retention_drop:type_name -> cedarpost.v1.RetentionDrop
-	10, // 24: cedarpost.v1.EventRecord.checkpoint_key:type_name -> cedarpost.v1.CheckpointKey
-	14, // 25: cedarpost.v1.EventRecord.reuse:type_name -> cedarpost.v1.ReuseReport
-	15, // 26: cedarpost.v1.EventRecord.failed_open:type_name -> cedarpost.v1.FailedOpen
-	11, // 27: cedarpost.v1.EventRecord.state_root:type_name -> cedarpost.v1.StateRoot
-	12, // 28: cedarpost.v1.EventRecord.database_renewed:type_name -> cedarpost.v1.DatabaseRenewed
-	13, // 29: cedarpost.v1.EventRecord.log_truncated:type_name -> cedarpost.v1.LogTruncated
-	39, // 30: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
-	38, // 31: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
-	38, // 32: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
-	51, // 33: cedarpost.v1.ReuseReport.reuses:type_name -> cedarpost.v1.Reuse
-	52, // 34: cedarpost.v1.FailedOpen.fail_opens:type_name -> cedarpost.v1.FailOpen
-	38, // 35: cedarpost.v1.DecisionUses.first:type_name -> google.protobuf.Timestamp
-	38, // 36: cedarpost.v1.DecisionUses.last:type_name -> google.protobuf.Timestamp
-	38, // 37: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	38, // 38: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	39, // 39: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
-	39, // 40: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
-	39, // 41: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
-	43, // 42: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
-	44, // 43: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
-	46, // 44: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
-	3,  // 45: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
-	37, // 46: cedarpost.v1.QueryDecisionsResponse.uses:type_name -> cedarpost.v1.QueryDecisionsResponse.UsesEntry
-	3,  // 47: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
-	16, // 48: cedarpost.v1.GetDecisionResponse.uses:type_name -> cedarpost.v1.DecisionUses
-	17, // 49: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
-	1,  // 50: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
-	23, // 51: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
-	2,  // 52: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
-	3,  // 53: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
-	3,  // 54: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
-	38, // 55: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	38, // 56: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	28, // 57: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
-	3,  // 58: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
-	4,  // 59: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
-	38, // 60: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
-	38, // 61: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
-	0,  // 62: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
-	4,  // 63: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
-	16, // 64: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
-	17, // 65: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
-	21, // 66: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
-	19, // 67: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
-	24, // 68: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
-	26, // 69: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
-	29, // 70: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
-	31, // 71: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
-	33, // 72: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
-	35, // 73: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
-	18, // 74: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
-	22, // 75: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
-	20, // 76: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
-	25, // 77: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
-	27, // 78: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
-	30, // 79: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
-	32, // 80: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
-	34, // 81: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
-	36, // 82: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
-	74, // [74:83] is the sub-list for method output_type
-	65, // [65:74] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	9,  // 21: cedarpost.v1.EventRecord.refused_right:type_name -> cedarpost.v1.RefusedRight
+	10, // 22: cedarpost.v1.EventRecord.log_read:type_name -> cedarpost.v1.LogRead
+	11, // 23: cedarpost.v1.EventRecord.retention_drop:type_name -> cedarpost.v1.RetentionDrop
+	12, // 24: cedarpost.v1.EventRecord.checkpoint_key:type_name -> cedarpost.v1.CheckpointKey
+	16, // 25: cedarpost.v1.EventRecord.reuse:type_name -> cedarpost.v1.ReuseReport
+	17, // 26: cedarpost.v1.EventRecord.failed_open:type_name -> cedarpost.v1.FailedOpen
+	13, // 27: cedarpost.v1.EventRecord.state_root:type_name -> cedarpost.v1.StateRoot
+	14, // 28: cedarpost.v1.EventRecord.database_renewed:type_name -> cedarpost.v1.DatabaseRenewed
+	15, // 29: cedarpost.v1.EventRecord.log_truncated:type_name -> cedarpost.v1.LogTruncated
+	7,  // 30: cedarpost.v1.EventRecord.publish_refused:type_name -> cedarpost.v1.PublishRefused
+	8,  // 31: cedarpost.v1.EventRecord.probing:type_name -> cedarpost.v1.Probing
+	41, // 32: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
+	40, // 33: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
+	40, // 34: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
+	40, // 35: cedarpost.v1.PublishRefused.first:type_name -> google.protobuf.Timestamp
+	40, // 36: cedarpost.v1.PublishRefused.last:type_name -> google.protobuf.Timestamp
+	40, // 37: cedarpost.v1.Probing.first:type_name -> google.protobuf.Timestamp
+	40, // 38: cedarpost.v1.Probing.last:type_name -> google.protobuf.Timestamp
+	53, // 39: cedarpost.v1.ReuseReport.reuses:type_name -> cedarpost.v1.Reuse
+	54, // 40: cedarpost.v1.FailedOpen.fail_opens:type_name -> cedarpost.v1.FailOpen
+	40, // 41: cedarpost.v1.DecisionUses.first:type_name -> google.protobuf.Timestamp
+	40, // 42: cedarpost.v1.DecisionUses.last:type_name -> google.protobuf.Timestamp
+	40, // 43: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	40, // 44: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	41, // 45: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
+	41, // 46: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
+	41, // 47: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
+	45, // 48: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
+	46, // 49: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
+	48, // 50: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
+	3,  // 51: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
+	39, // 52: cedarpost.v1.QueryDecisionsResponse.uses:type_name -> cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	3,  // 53: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
+	18, // 54: cedarpost.v1.GetDecisionResponse.uses:type_name -> cedarpost.v1.DecisionUses
+	19, // 55: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
+	1,  // 56: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
+	25, // 57: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
+	2,  // 58: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
+	3,  // 59: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
+	3,  // 60: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
+	40, // 61: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	40, // 62: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	30, // 63: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
+	3,  // 64: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
+	4,  // 65: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
+	40, // 66: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
+	40, // 67: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
+	0,  // 68: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
+	4,  // 69: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
+	18, // 70: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
+	19, // 71: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
+	23, // 72: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
+	21, // 73: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
+	26, // 74: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
+	28, // 75: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
+	31, // 76: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
+	33, // 77: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
+	35, // 78: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
+	37, // 79: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
+	20, // 80: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
+	24, // 81: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
+	22, // 82: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
+	27, // 83: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
+	29, // 84: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
+	32, // 85: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
+	34, // 86: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
+	36, // 87: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
+	38, // 88: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
+	80, // [80:89] is the sub-list for method output_type
+	71, // [71:80] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_audit_proto_init() }
@@ -3586,8 +3863,10 @@ func file_cedarpost_v1_audit_proto_init() {
 		(*EventRecord_StateRoot)(nil),
 		(*EventRecord_DatabaseRenewed)(nil),
 		(*EventRecord_LogTruncated)(nil),
+		(*EventRecord_PublishRefused)(nil),
+		(*EventRecord_Probing)(nil),
 	}
-	file_cedarpost_v1_audit_proto_msgTypes[25].OneofWrappers = []any{
+	file_cedarpost_v1_audit_proto_msgTypes[27].OneofWrappers = []any{
 		(*LogEntry_Decision)(nil),
 		(*LogEntry_Event)(nil),
 		(*LogEntry_Missing)(nil),
@@ -3598,7 +3877,7 @@ func file_cedarpost_v1_audit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_audit_proto_rawDesc), len(file_cedarpost_v1_audit_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,168 @@
+package server_test
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// publisher returns the clients of another caller with a key.
+func publisher(t *testing.T, s *servertest.Server, name string) (cedarpostv1connect.PolicyServiceClient, cedarpostv1connect.AuthorizationServiceClient) {
+	t.Helper()
+	token := "the key of " + name
+	hash := sha256.Sum256([]byte(token))
+	if err := s.DB.CreateKey(t.Context(), store.Key{ID: name, Name: name, Hash: hash[:]}, "test"); err != nil {
+		t.Fatal(err)
+	}
+	auth := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, token))
+	servertest.Eventually(t, "the key", func() bool {
+		_, err := auth.GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
+		return err == nil
+	})
+	return cedarpostv1connect.NewPolicyServiceClient(s.Client(s.Admin, token)), auth
+}
+
+// beginUpload begins an upload and sends no more than the header.
+func beginUpload(t *testing.T, c cedarpostv1connect.PolicyServiceClient, dryRun bool) {
+	t.Helper()
+	stream, err := c.ApplyBundle(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{
+		Header: &cedarpostv1.BundleHeader{Name: "idle", DryRun: dryRun}}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// One caller that begins as many uploads as it can, or many callers that begin dry runs, do not keep
+// others from publishing.
+func TestAttackIdleUploads(t *testing.T) {
+	s := servertest.New(t)
+	attacker, _ := publisher(t, s, "attacker")
+	for range 20 {
+		beginUpload(t, attacker, false)
+	}
+	for i := range 6 {
+		c, _ := publisher(t, s, fmt.Sprint("dry-", i))
+		beginUpload(t, c, true)
+		beginUpload(t, c, true)
+	}
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "p.cedar", servertest.DocPolicies)
+	t.Log("20 idle uploads of one caller and 12 idle dry runs of 6 callers: another caller publishes")
+}
+
+// Bundles that would keep a CPU busy for minutes or for ever are refused before they are checked,
+// and decisions go on.
+func TestAttackCostlyBundles(t *testing.T) {
+	s := servertest.New(t)
+	s.MustLoadShop()
+	seen := honest(t, func() error {
+		_, err := s.Authorization.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", false))
+		return err
+	})
+	var attributes strings.Builder
+	guards := []string{"true"}
+	for i := range 2000 {
+		fmt.Fprintf(&attributes, "a%d?: Long, ", i)
+		guards = append(guards, fmt.Sprintf("principal has a%d", i))
+	}
+	for name, files := range map[string][]bundle.File{
+		"2000 guards": servertest.Files("schema.cedarschema", "namespace X { entity U { "+attributes.String()+" }; action A appliesTo { principal: U, resource: U }; }",
+			"p.cedar", `@id("p") permit (principal, action, resource) when { `+strings.Join(guards, "&&")+` };`),
+		"40 optional records": servertest.Files("schema.cedarschema", "namespace X { entity U; action A appliesTo { principal: U, resource: U, context: "+strings.Repeat("{ a?: ", 40)+"Long"+strings.Repeat("}", 40)+" }; }",
+			"p.cedar", `@id("p") permit (principal, action, resource) when { context`+strings.Repeat(".a", 40)+` == 1 };`),
+	} {
+		size := 0
+		for _, f := range files {
+			size += len(f.Content)
+		}
+		_, err := s.Apply("x", files)
+		servertest.WantCode(t, err, connect.CodeInvalidArgument, "million steps to check, the limit is 20 million")
+		t.Logf("%s, %d bytes: %.150v", name, size, err)
+	}
+	t.Log(seen())
+}
+
+// Refused bundles are recorded: the first of each caller and bundle at once, with what was wrong,
+// and later ones together.
+func TestAttackRefusedBundles(t *testing.T) {
+	s := servertest.New(t)
+	const refused = 100
+	bad := servertest.Files("schema.cedarschema", servertest.DocSchema, "p.cedar", `@id("a") permit (principal, action, resource) when { principal.typo };`)
+	_, err := s.Apply("doc", bad)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "typo")
+	servertest.Eventually(t, "an event", func() bool { return len(events(t, s, "publish_refused")) == 1 })
+	first := events(t, s, "publish_refused")[0]
+	if p := first.GetPublishRefused(); first.GetCaller() != "bootstrap" || first.GetSubject() != "doc" || p.GetBundle() != "doc" || p.GetDryRun() || p.GetCount() != 1 ||
+		p.GetFindingCount() != 1 || len(p.GetFindings()) != 1 || !strings.Contains(p.GetFindings()[0], "typo") || !strings.Contains(p.GetReason(), "does not check") {
+		t.Errorf("%v", first)
+	}
+	for i := range refused - 1 {
+		name := "doc"
+		if i%3 == 0 {
+			name = fmt.Sprint("doc", i)
+		}
+		_, err := s.Apply(name, servertest.Files("p.cedar", strings.Repeat("x", 1000)))
+		servertest.WantCode(t, err, connect.CodeInvalidArgument, "")
+	}
+	s.Stop()
+	list := events(t, s, "publish_refused")
+	total, bytes := int64(0), 0
+	for _, e := range list {
+		total += e.GetPublishRefused().GetCount()
+		bytes += len(e.GetPublishRefused().String())
+	}
+	if total != refused || len(list) > 60 {
+		t.Errorf("%d events about %d uploads", len(list), total)
+	}
+	t.Logf("%d refused uploads of 34 bundles: %d events, about %d bytes", refused, len(list), bytes)
+}
+
+// Questions that try out what is allowed leave events: explained and invalid ones, and those over
+// the rate.
+func TestAttackProbingIsRecorded(t *testing.T) {
+	s := servertest.New(t, func(c *server.Config) { c.RateLimit = 10 })
+	s.MustLoadShop()
+	_, auth := publisher(t, s, "attacker")
+	want := map[string]int64{}
+	for i := range 120 {
+		req := servertest.AskShop("bob", "ViewOrder", "42", false)
+		reason := "explained"
+		if req.Explain = i%2 == 0; !req.Explain {
+			reason, req.Resource.Type = "invalid_question", "Shop::Typo"
+		}
+		switch _, err := auth.Authorize(t.Context(), req); {
+		case connect.CodeOf(err) == connect.CodeResourceExhausted && err != nil:
+			want["rate_limited"]++
+		case connect.CodeOf(err) == connect.CodeInvalidArgument && err != nil, err == nil:
+			want[reason]++
+		default:
+			t.Fatal(err)
+		}
+	}
+	s.Stop()
+	got := map[string]int64{}
+	list := events(t, s, "probing")
+	for _, e := range list {
+		p := e.GetProbing()
+		got[p.GetReason()] += p.GetCount()
+		if e.GetCaller() != "attacker" || p.GetReason() != "rate_limited" && (p.GetPrincipal() != `Shop::User::"bob"` || !strings.HasPrefix(p.GetExample(), `Shop::Action::"ViewOrder" on Shop::`)) {
+			t.Errorf("%v", e)
+		}
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) || len(want) != 3 || len(list) > 12 {
+		t.Errorf("%v in %d events, want %v", got, len(list), want)
+	}
+	t.Logf("120 calls: %v in %d events", got, len(list))
+}
