@@ -101,7 +101,7 @@ func (s *auditService) decideAgain(ctx context.Context, rec *cedarpostv1.Decisio
 		Context: rec.Context, Fields: rec.FieldsAsked, Entities: rec.Entities,
 	}, 0)
 	ask.Recorded = true
-	work := s.shares.Call(ctx, access.CallerFrom(ctx), 1)
+	work := s.shares.Call(ctx, access.CallerFrom(ctx))
 	defer work.Rest()
 	evaluation, err := s.past.Prepare(ctx, rec.GetRevision(), set, ask, work.Pause)
 	if err != nil {

@@ -113,7 +113,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 	for i, c := range checks {
 		asks[i] = wire.Ask(c, began.UnixMilli())
 	}
-	work := s.shares.Call(ctx, access.CallerFrom(ctx), len(checks))
+	work := s.shares.Call(ctx, access.CallerFrom(ctx))
 	defer work.Rest()
 	evaluations, loading, err := v.Prepare(ctx, asks, work.Pause)
 	if err != nil {
@@ -123,9 +123,10 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 	rows := make([]store.Decision, 0, len(checks))
 	for i, c := range checks {
 		a, e := &answers[i], &evaluations[i]
-		if err := ctx.Err(); err != nil {
+		if err := work.Err(); err != nil {
 			return nil, err
 		}
+		work.Next()
 		var res *engine.Result
 		if res, a.err = e.Decide(); a.err != nil {
 			if errors.Is(a.err, engine.ErrTooCostly) {

@@ -58,7 +58,7 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeUnavailable, err.Error())
 	case errors.As(err, &unknown):
 		return connect.NewError(connect.CodeUnauthenticated, unknown.Error())
-	case errors.Is(err, access.ErrRateLimited), errors.Is(err, access.ErrBusy), errors.Is(err, access.ErrTooManyFailures):
+	case errors.Is(err, access.ErrRateLimited), errors.Is(err, access.ErrTooManyFailures):
 		return connect.NewError(connect.CodeResourceExhausted, err.Error())
 	case errors.As(err, &token):
 		return connect.NewError(connect.CodeInvalidArgument, token.Error())
@@ -72,7 +72,7 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeUnavailable, "the decision log is not available"+so)
 	case errors.Is(err, decisionlog.ErrQueueFull):
 		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
-	case errors.Is(err, engine.ErrTooCostly):
+	case errors.Is(err, engine.ErrTooCostly), errors.Is(err, access.ErrBusy), errors.Is(err, access.ErrNoTurn):
 		// Not resource_exhausted, which says that the service is overloaded: clients would let
 		// checks with FailOpen through, and a user can choose a costly question.
 		return connect.NewError(connect.CodeFailedPrecondition, err.Error()+so)

@@ -7,6 +7,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -14,10 +15,13 @@ import (
 // A question that costs too much is refused with a code that no client takes for overload,
 // because a check that fails open would then let through who asks it.
 func TestTooCostlyIsNoOverload(t *testing.T) {
-	err := fmt.Errorf("%w: the policies of bundle %q take more", engine.ErrTooCostly, "shop")
-	got := publicError(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, err)
-	if got.Code() != connect.CodeFailedPrecondition || got.Message() != err.Error()+"; nothing was decided" {
-		t.Error(got)
+	for _, err := range []error{
+		fmt.Errorf("%w: the policies of bundle %q take more", engine.ErrTooCostly, "shop"), access.ErrBusy, access.ErrNoTurn,
+	} {
+		got := publicError(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, err)
+		if got.Code() != connect.CodeFailedPrecondition || got.Message() != err.Error()+"; nothing was decided" {
+			t.Error(got)
+		}
 	}
 }
 

@@ -61,6 +61,8 @@ type Config struct {
 	// DecisionRetention is how long a day of the log stays after its end: default 90
 	// days, at least [store.DB.MinRetention], negative for ever.
 	DecisionRetention time.Duration
+	// DecisionTimeout is how long a call of the decision plane may take, default 2 s.
+	DecisionTimeout time.Duration
 	// RateLimit is how many checks one caller may ask each second, 0 for no limit.
 	RateLimit float64
 	// MaxConnections is how many connections each plane has at once, default 2048, and
@@ -105,6 +107,7 @@ func (c *Config) setDefaults() {
 	c.MaxStaleness = cmp.Or(c.MaxStaleness, 5*time.Second)
 	c.DecisionRetention = cmp.Or(c.DecisionRetention, 90*24*time.Hour)
 	c.HistoryRetention = cmp.Or(c.HistoryRetention, 90*24*time.Hour)
+	c.DecisionTimeout = cmp.Or(c.DecisionTimeout, 2*time.Second)
 	c.MaxReuse = cmp.Or(c.MaxReuse, 5*time.Minute)
 	c.Log = cmp.Or(c.Log, slog.Default())
 	c.times = cmp.Or(c.times, defaultTimeouts)
@@ -120,9 +123,8 @@ func (c *Config) setDefaults() {
 const (
 	defaultConnections = 2048
 
-	decisionTimeout = 2 * time.Second
-	adminTimeout    = 20 * time.Second
-	drainTimeout    = 10 * time.Second
+	adminTimeout = 20 * time.Second
+	drainTimeout = 10 * time.Second
 )
 
 // Server serves one database. Make it with [New], run it once with [Server.Run].
@@ -257,7 +259,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		handler           http.Handler
 		open              bool // serves no secrets, so it needs no TLS
 	}{
-		{"decision", "Listen", cfg.Listen, s.rpcHandler(decision, limits, decisionTimeout, wire.MaxAuthorizeBytes), false},
+		{"decision", "Listen", cfg.Listen, s.rpcHandler(decision, limits, cfg.DecisionTimeout, wire.MaxAuthorizeBytes), false},
 		{"admin", "AdminListen", cfg.AdminListen, s.rpcHandler(admin, limits, adminTimeout, wire.MaxAdminBytes), false},
 		{"ops", "OpsListen", cfg.OpsListen, s.opsHandler(), true},
 	} {

@@ -8,19 +8,25 @@ import (
 	"sync"
 )
 
-// freeSteps is how many steps of the engine a call may take for each of its questions without
-// waiting for its turn: many times what a usual decision takes, and less than half a millisecond.
-const freeSteps = 20_000
+// freeSteps is how many steps of the engine a call may take for one of its questions without
+// waiting for its turn: many times what a usual decision takes, and less than a millisecond.
+const freeSteps = 40_000
 
-// maxWaitingCalls bounds the calls that wait for their turn.
+// maxWaitingCalls bounds the calls that wait for their turn. Half of them may be about one bundle,
+// and a quarter of one caller.
 const maxWaitingCalls = 1000
 
-// ErrBusy is the error of a costly call while too many others wait for their turn. Its text is
-// for the caller.
-var ErrBusy = errors.New("too many costly calls wait already; try again later")
+// The errors of a call that takes many steps. Their text is for the caller. They do not say that
+// the service is overloaded or away: a check that fails open would let through a user who asks
+// costly questions.
+var (
+	// ErrBusy says that too many others wait for their turn.
+	ErrBusy = errors.New("this call takes much work, and too many such calls wait already")
+	// ErrNoTurn says that the time of the call ended first.
+	ErrNoTurn = errors.New("this call takes much work, and its time ended before it was done")
+)
 
-// Shares divides processors between costly calls. At most a fixed number of them work at a time,
-// so that others always find a processor. After each piece of work a call lets another one go
+// Shares divides processors between costly calls. At most a fixed number of them work at a time. After each piece of work a call lets another one go
 // on: first the bundle that has worked least gets a turn, and within it the caller that has
 // worked least. So the policies and data of one tenant slow down another tenant's calls by no
 // more than their share. Calls that take few steps take no turn.
@@ -81,28 +87,43 @@ type Work struct {
 	caller Caller
 	bundle string
 	steps  int64 // all of the call
-	free   int64 // that it may take before its first turn
+	free   int64 // that it may take before its next turn
+	costly bool  // it has taken more than was free
 
 	joined bool // is in the tallies
 	works  bool // has a place
 	turn   chan struct{}
 }
 
-// Call returns the work of one call of a caller, with so many questions. Use [Work.Rest] when
-// the call waits for something else, and when it ends.
-func (s *Shares) Call(ctx context.Context, caller Caller, questions int) *Work {
-	return &Work{shares: s, ctx: ctx, caller: caller, free: freeSteps * int64(questions)}
+// Call returns the work of one call of a caller. Use [Work.Rest] when the call waits for
+// something else, and when it ends.
+func (s *Shares) Call(ctx context.Context, caller Caller) *Work {
+	return &Work{shares: s, ctx: ctx, caller: caller, free: freeSteps}
+}
+
+// Next begins another question of the call.
+func (w *Work) Next() { w.free = w.steps + freeSteps }
+
+// Err returns nil while the call may go on. Otherwise it is [ErrNoTurn] for a call that took many
+// steps, or else the error of the call's context.
+func (w *Work) Err() error {
+	err := w.ctx.Err()
+	if err != nil && w.costly {
+		return ErrNoTurn
+	}
+	return err
 }
 
 // Pause counts steps that a call took for a bundle, and may wait until other calls had their
-// turn. The error is that of the call's context, or [ErrBusy].
+// turn. The error is that of [Work.Err], or [ErrBusy].
 func (w *Work) Pause(bundle string, steps int64) error {
-	if err := w.ctx.Err(); err != nil {
+	if err := w.Err(); err != nil {
 		return err
 	}
 	if w.steps += steps; w.steps < w.free {
 		return nil
 	}
+	w.costly = true
 	s := w.shares
 	s.mu.Lock()
 	if w.joined && w.bundle != bundle {
@@ -119,7 +140,7 @@ func (w *Work) Pause(bundle string, steps int64) error {
 		s.mu.Unlock()
 		return nil
 	}
-	if !w.works && len(s.waiting) >= maxWaitingCalls {
+	if !w.works && (len(s.waiting) >= maxWaitingCalls || s.bundles[bundle].calls > maxWaitingCalls/2 || s.callers[w.caller].calls > maxWaitingCalls/4) {
 		w.leave()
 		s.mu.Unlock()
 		return ErrBusy
@@ -140,7 +161,7 @@ func (w *Work) Pause(bundle string, steps int64) error {
 		return nil
 	case <-w.ctx.Done():
 		w.Rest()
-		return w.ctx.Err()
+		return w.Err()
 	}
 }
 

@@ -3,6 +3,7 @@ package access
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -14,15 +15,18 @@ import (
 // Calls that take few steps never wait, however many costly ones do.
 func TestLightCallsTakeNoTurn(t *testing.T) {
 	s := NewShares(1)
-	costly := s.Call(t.Context(), Caller{Name: "a"}, 1)
+	costly := s.Call(t.Context(), Caller{Name: "a"})
 	if err := costly.Pause("x", freeSteps); err != nil {
 		t.Fatal(err)
 	}
-	light := s.Call(t.Context(), Caller{Name: "b"}, 3)
-	for range 3 * freeSteps / 100 {
-		if err := light.Pause("x", 99); err != nil {
-			t.Fatal(err)
+	light := s.Call(t.Context(), Caller{Name: "b"})
+	for range 3 {
+		for range freeSteps / 100 {
+			if err := light.Pause("x", 99); err != nil {
+				t.Fatal(err)
+			}
 		}
+		light.Next()
 	}
 	light.Rest()
 	costly.Rest()
@@ -43,7 +47,7 @@ func TestTurnsAreFair(t *testing.T) {
 		begin := func(bundle, caller string, calls int) {
 			for range calls {
 				all.Go(func() {
-					w := s.Call(ctx, Caller{Name: caller}, 1)
+					w := s.Call(ctx, Caller{Name: caller})
 					defer w.Rest()
 					for w.Pause(bundle, freeSteps) == nil {
 						time.Sleep(time.Millisecond) // the work
@@ -80,23 +84,23 @@ func TestTurnsAreFair(t *testing.T) {
 func TestWaitingCallsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewShares(1)
-		first := s.Call(t.Context(), Caller{}, 1)
+		first := s.Call(t.Context(), Caller{})
 		if err := first.Pause("x", freeSteps); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		var ended sync.WaitGroup
-		for range maxWaitingCalls {
+		for i := range maxWaitingCalls {
 			ended.Go(func() {
-				w := s.Call(ctx, Caller{}, 1)
+				w := s.Call(ctx, Caller{Name: fmt.Sprint("caller", i%4)})
 				defer w.Rest()
-				if err := w.Pause("x", freeSteps); !errors.Is(err, context.Canceled) {
+				if err := w.Pause(fmt.Sprint("bundle", i%2), freeSteps); !errors.Is(err, ErrNoTurn) {
 					t.Errorf("a call that gave up: %v", err)
 				}
 			})
 		}
 		synctest.Wait()
-		if err := s.Call(t.Context(), Caller{}, 1).Pause("x", freeSteps); !errors.Is(err, ErrBusy) {
+		if err := s.Call(t.Context(), Caller{Name: "another"}).Pause("another", freeSteps); !errors.Is(err, ErrBusy) {
 			t.Errorf("one more: %v", err)
 		}
 		cancel()
@@ -131,7 +135,7 @@ func TestSharesProperty(t *testing.T) {
 			all.Go(func() {
 				ctx, cancel := context.WithCancel(context.Background())
 				defer cancel()
-				w := s.Call(ctx, Caller{Name: c.caller}, 1)
+				w := s.Call(ctx, Caller{Name: c.caller})
 				defer w.Rest()
 				for i := range c.pauses {
 					if i == c.limit {

@@ -81,6 +81,8 @@ type Result struct {
 	Errors      []PolicyError
 	Obligations []Obligation
 	Advice      []Advice
+
+	adviceAt map[PolicyRef]int // where the advice of a policy is
 }
 
 // verdict is the outcome of one Cedar evaluation, with this service's rule for forbids
@@ -209,10 +211,14 @@ func (r *Result) advise(reasons []*policy, path string) {
 		if !p.forbid || p.advice == "" {
 			continue
 		}
-		i := slices.IndexFunc(r.Advice, func(a Advice) bool { return a.Policy == p.ref })
-		if i < 0 {
+		i, listed := r.adviceAt[p.ref]
+		if !listed {
+			if r.adviceAt == nil {
+				r.adviceAt = map[PolicyRef]int{}
+			}
+			i = len(r.Advice)
+			r.adviceAt[p.ref] = i
 			r.Advice = append(r.Advice, Advice{Policy: p.ref, Text: p.advice})
-			i = len(r.Advice) - 1
 		}
 		if path != "" {
 			r.Advice[i].Paths = append(r.Advice[i].Paths, path)

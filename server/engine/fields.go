@@ -268,6 +268,7 @@ func (s *Set) decideFields(q *Question, e *entities, res *Result) fieldReasons {
 		failed[pe.Policy] = true
 	}
 	s.eachField(q, e, func(l leaf, v verdict) {
+		e.meter.spend(stepsOfReason * int64(len(v.reasons)+len(v.errors)))
 		for _, pe := range v.errors {
 			if !failed[pe.Policy] {
 				failed[pe.Policy] = true
@@ -319,9 +320,17 @@ func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 		}
 	}
 	each := stepsOfField + int64(len(cands))/4 + contextSteps(q.request.Context)
+	if classes == nil {
+		for _, p := range cands {
+			each += int64(len(p.field.probes)) // of its first condition, at most
+		}
+	}
 	for _, l := range q.leaves {
 		if classes != nil {
 			if v, ok := verdicts[classes[l.index]]; ok {
+				if !e.meter.spend(1) {
+					return
+				}
 				fn(l, v)
 				continue
 			}
@@ -365,8 +374,11 @@ func contextSteps(ctx cedar.Record) int64 {
 	steps := int64(0)
 	for _, v := range ctx.All() {
 		steps += stepsOfElement
-		if text, ok := v.(cedar.String); ok {
-			steps += int64(len(text)) / bytesInStep
+		switch v := v.(type) {
+		case cedar.String:
+			steps += int64(len(v)) / bytesInStep
+		case cedar.EntityUID:
+			steps += int64(len(v.ID)) / bytesInStep
 		}
 	}
 	return steps

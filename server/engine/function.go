@@ -62,7 +62,7 @@ func (ix *index) permitsFor(principal cedar.EntityUID, e *entities) iter.Seq[*po
 			if len(n.functionPermitsIn) == 0 {
 				continue
 			}
-			if !each(n.functionPermitsIn[principal]) {
+			if !each(n.functionPermitsIn[principal]) || !e.spendAncestors(principal) {
 				return
 			}
 			for a := range e.ancestors(principal) {

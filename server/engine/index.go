@@ -188,6 +188,9 @@ func (ix *index) candidates(principal, resource cedar.EntityUID, e *entities) po
 			return
 		}
 		keep(n.byResource[resource])
+		if !e.spendAncestors(resource) {
+			return
+		}
 		for a := range e.ancestors(resource) {
 			if a != resource {
 				keep(n.byResource[a])
@@ -209,6 +212,9 @@ func (ix *part) nodes(principal cedar.EntityUID, e *entities) iter.Seq[*node] {
 			return
 		}
 		if n := ix.byPrincipal[principal]; n != nil && !yield(n) {
+			return
+		}
+		if !e.spendAncestors(principal) {
 			return
 		}
 		for a := range e.ancestors(principal) {

@@ -19,6 +19,9 @@ import (
 const (
 	MaxPolicyBytes = 64 << 10
 	MaxNesting     = 100
+	// maxChain is how many attributes in a row an expression may have, as in a.b.c. cedar-go
+	// compiles "x has a.b.c" to a list of all beginnings, so the memory grows with the square.
+	maxChain = 100
 )
 
 // policy is one compiled policy, with what is known from its syntax tree alone. It is
@@ -33,7 +36,7 @@ type policy struct {
 	source     *xast.Policy  // as written
 	compiled   *cedar.Policy // as evaluated
 	inOrder    *cedar.Policy // see recordsInOrder
-	anyOrder   bool          // inOrder would take too long
+	orderDepth int           // how deep records whose order matters are nested
 	forbid     bool
 	obligation string
 	advice     string
@@ -120,6 +123,9 @@ func split(src string, trusted bool) ([]statement, []textError) {
 		sl, sc     int
 		depth, pre int
 		tooDeep    bool
+		tooLong    bool // a text, or a chain of attributes
+		outermost  byte // bracket: { is that of a condition
+		chain      int  // attributes in a row, as in a.b.c
 		sets       setCounter
 	)
 	if !utf8.ValidString(src) {
@@ -159,11 +165,12 @@ func split(src string, trusted bool) ([]statement, []textError) {
 		if start < 0 {
 			start, sl, sc = i, line, col
 			depth, pre, tooDeep = 0, 0, false
-			sets = setCounter{}
+			sets, chain, tooLong = setCounter{}, 0, false
 		}
 		prefix := false
 		switch c {
 		case '"':
+			literal := i + 1
 			i = step(i)
 			for i < len(src) && src[i] != '"' {
 				if src[i] == '\\' && i+1 < len(src) {
@@ -171,8 +178,14 @@ func split(src string, trusted bool) ([]statement, []textError) {
 				}
 				i = step(i)
 			}
+			if literalBytes(src[literal:min(i, len(src))]) > MaxStringBytes && outermost == '{' && !trusted && !tooLong {
+				tooLong = true
+				errs = append(errs, textError{line, col, fmt.Sprintf("a text of more than %d bytes", MaxStringBytes), "comparing long texts takes long"})
+			}
 		case '(', '[', '{':
-			depth++
+			if depth++; depth == 1 {
+				outermost = c
+			}
 			sets.open(depth, c)
 		case ')', ']', '}':
 			sets.shut(depth)
@@ -186,6 +199,15 @@ func split(src string, trusted bool) ([]statement, []textError) {
 		if !prefix {
 			pre = 0
 		}
+		switch {
+		case c == '.':
+			if chain++; chain > maxChain && !trusted && !tooLong {
+				tooLong = true
+				errs = append(errs, textError{line, col, fmt.Sprintf("more than %d attributes in a row", maxChain), "split the policy"})
+			}
+		case !wordByte(c):
+			chain = 0
+		}
 		if depth+pre > MaxNesting && !tooDeep {
 			tooDeep = true
 			errs = append(errs, textError{line, col, fmt.Sprintf("nested deeper than %d", MaxNesting), "split the policy"})
@@ -198,20 +220,41 @@ func split(src string, trusted bool) ([]statement, []textError) {
 				errs = append(errs, textError{sl, sc, fmt.Sprintf("policy of %d bytes, the limit is %d", i-start, MaxPolicyBytes), "split the policy"})
 			} else if sets.pairs > MaxPairs && !trusted {
 				errs = append(errs, textError{sl, sc, fmt.Sprintf("its sets of sets and of records have %d pairs of elements, the limit is %d", sets.pairs, MaxPairs), "compare fewer sets, or store them as entities"})
-			} else if !tooDeep {
+			} else if !tooDeep && !tooLong {
 				out = append(out, statement{src[start:i], sl, sc})
 			}
 			start = -1
 		}
 	}
 	if start >= 0 {
-		if len(src)-start > MaxPolicyBytes || tooDeep || sets.pairs > MaxPairs {
+		if len(src)-start > MaxPolicyBytes || tooDeep || tooLong || sets.pairs > MaxPairs {
 			errs = append(errs, textError{sl, sc, "policy does not end", `a policy ends with ";"`})
 		} else {
 			out = append(out, statement{src[start:], sl, sc})
 		}
 	}
 	return out, errs
+}
+
+// literalBytes returns how many bytes the text of a literal has at least: an escape stands for one
+// byte or more.
+func literalBytes(text string) (n int) {
+	for i := 0; i < len(text); i++ {
+		n++
+		if text[i] != '\\' || i+1 == len(text) {
+			continue
+		}
+		i++
+		switch text[i] {
+		case 'x':
+			i += 2
+		case 'u':
+			if end := strings.IndexByte(text[i:], '}'); end > 0 {
+				i += end
+			}
+		}
+	}
+	return n
 }
 
 // setCounter counts the pairs of elements in the literals of a policy that are sets of sets or
@@ -316,7 +359,7 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 	if tooLong(tree) {
 		return nil, &textError{st.line, st.column, fmt.Sprintf("has a text of more than %d bytes", MaxStringBytes), "comparing long texts takes long"}
 	}
-	p.inOrder, p.anyOrder = recordsInOrder(p.compiled)
+	p.inOrder, p.orderDepth = recordsInOrder(p.compiled)
 	p.walk(tree)
 	return p, nil
 }
@@ -445,6 +488,7 @@ func actionScopeOf(n xast.IsActionScopeNode) actionScope {
 func (p *policy) walk(tree *xast.Policy) {
 	p.field = usesField(tree)
 	p.anyResource = !p.resource.hasUID
+	var text strings.Builder
 	for _, c := range tree.Conditions {
 		if mentions(c.Body, "resource") {
 			p.anyResource = false
@@ -465,7 +509,7 @@ func (p *policy) walk(tree *xast.Policy) {
 			}
 			compiled := cedar.NewPolicyFromAST((*ast.Policy)(one))
 			p.conjuncts = append(p.conjuncts, exact(compiled))
-			p.conjunctText += string(compiled.MarshalCedar())
+			text.Write(compiled.MarshalCedar())
 			if in, ok := part.(xast.NodeTypeIn); ok && isPrincipal(in.Left) {
 				if uid, ok := entityLiteral(in.Right); ok {
 					p.within = &uid
@@ -473,6 +517,7 @@ func (p *policy) walk(tree *xast.Policy) {
 			}
 		}
 	}
+	p.conjunctText = text.String()
 }
 
 // conjuncts returns expressions that must all be true for n (or !n, if negated) to be

@@ -25,18 +25,17 @@ const maxRecordOrder = 4
 const anyOrderMessage = "evaluation failed (no message: the policy nests records in which several members can fail)"
 
 // recordsInOrder returns the policy that finds the message of a failed one, or nil if
-// the failed one has the right message already. tooDeep says that there is no such
-// policy.
-func recordsInOrder(compiled *cedar.Policy) (_ *cedar.Policy, tooDeep bool) {
+// the failed one has the right message already (depth 0) or if there is no such policy.
+// depth is how deep record literals whose order matters are nested.
+func recordsInOrder(compiled *cedar.Policy) (_ *cedar.Policy, depth int) {
 	tree := (*xast.Policy)(compiled.AST())
-	depth := 0
 	for _, c := range tree.Conditions {
 		depth = max(depth, anyOrderDepth(c.Body))
 	}
 	if depth == 0 || depth > maxRecordOrder {
-		return nil, depth > 0
+		return nil, depth
 	}
-	return cedar.NewPolicyFromAST((*ast.Policy)(mapPolicy(tree, membersInOrder))), false
+	return cedar.NewPolicyFromAST((*ast.Policy)(mapPolicy(tree, membersInOrder))), depth
 }
 
 // anyOrderDepth is how deep record literals with an order that matters are nested in n.

@@ -194,9 +194,9 @@ func (s *Set) message(p *policy, req cedar.Request, e *entities, text string) st
 	switch {
 	case s.readsSensitive(p):
 		return withheldMessage
-	case p.anyOrder:
+	case p.orderDepth > maxRecordOrder:
 		return anyOrderMessage
-	case p.inOrder != nil && e.meter.spend(p.cost<<maxRecordOrder):
+	case p.inOrder != nil && e.meter.spend(p.cost<<p.orderDepth):
 		if _, diag := cedar.Authorize(single{p.inOrder}, e, req); len(diag.Errors) == 1 {
 			return diag.Errors[0].Message
 		}

@@ -101,7 +101,8 @@ type Slice struct {
 	visited map[cedar.EntityUID]reached // nil: the walk has not begun
 	todo    []cedar.EntityUID           // reached, and not yet walked from at their depth
 	missing []cedar.EntityUID           // reached, and not in the pool when they were looked up
-	steps   int                         // edges that the walk has followed, for tests
+	steps   int                         // edges that the walk has followed
+	closing int64                       // edges that were followed to find all ancestors
 }
 
 // reached says how far the walk went from one entity.
@@ -136,6 +137,8 @@ func (sl *Slice) toLoad() []cedar.EntityUID {
 		sl.reach(sl.q.request.Resource, level)
 		entitiesIn(sl.q.request.Context, func(uid cedar.EntityUID) { sl.reach(uid, level) })
 	}
+	before := sl.steps
+	defer func() { sl.pool.count(stepsOfEdge * int64(sl.steps-before)) }()
 	sl.todo, sl.missing = append(sl.todo, sl.missing...), nil
 	for len(sl.todo) > 0 {
 		last := len(sl.todo) - 1
@@ -251,7 +254,7 @@ func (sl *Slice) entities() (*entities, error) {
 			if !ok {
 				return nil, fmt.Errorf("%w: %s has more than %d", ErrTooManyAncestors, e.UID, MaxAncestors)
 			}
-			out.meter.spend(stepsOfAncestor * int64(len(closed)))
+			out.spendClosure(closed)
 			out.put(e, 1, closed)
 		}
 	}
@@ -268,6 +271,7 @@ func (sl *Slice) closure(e *Entity, limit int) (out []cedar.EntityUID, ok bool) 
 	var seen map[cedar.EntityUID]bool
 	out = make([]cedar.EntityUID, 0, len(e.Parents)+4)
 	add := func(list []cedar.EntityUID) {
+		sl.closing += int64(len(list))
 		for _, uid := range list {
 			if seen == nil && len(out) == few {
 				seen = make(map[cedar.EntityUID]bool, 4*few)
@@ -344,12 +348,19 @@ func (e *entities) Get(uid cedar.EntityUID) (cedar.Entity, bool) {
 		if ok {
 			parents = closed
 			e.left -= len(closed)
-			e.meter.spend(stepsOfAncestor * int64(len(closed)))
+			e.spendClosure(closed)
 		} else {
 			e.left = -1
 		}
 	}
 	return e.put(stored, r.depth, parents), true
+}
+
+// spendClosure counts the work to find all ancestors of an entity.
+func (e *entities) spendClosure(ancestors []cedar.EntityUID) {
+	edges := e.from.closing
+	e.from.closing = 0
+	e.meter.spend(stepsOfAncestor*int64(len(ancestors)) + stepsOfEdge*edges)
 }
 
 // put makes an entity for Cedar. An entity that is only an ancestor gets no attributes,
@@ -364,6 +375,15 @@ func (e *entities) put(stored *Entity, depth int, parents []cedar.EntityUID) ced
 	}
 	e.slice[stored.UID] = ent
 	return ent
+}
+
+// spendAncestors counts the work of a loop over [entities.ancestors].
+func (e *entities) spendAncestors(uid cedar.EntityUID) bool {
+	ent, ok := e.static[uid]
+	if !ok {
+		ent = e.slice[uid]
+	}
+	return e.meter.spend(int64(ent.Parents.Len()))
 }
 
 // ancestors yields all ancestors of the principal, the resource, an action or a field.

@@ -32,7 +32,8 @@ func badf(format string, args ...any) error {
 }
 
 // MaxPairs bounds the pairs of elements in all sets of sets, and sets of records, of one
-// question or one entity that is written: one set of 141 elements has as many. cedar-go
+// question or one entity that is written: one set of 141 elements has as many. Pairs of sets with
+// more than 8 elements count more. cedar-go
 // compares elements with equal hashes, and equal hashes of sets and records can be made, so
 // making such a set can take time that grows with the square of its size.
 const MaxPairs = 10_000
@@ -76,8 +77,19 @@ func (s *reading) project(t resolved.IsType, v any, at string) (cedar.Value, err
 			return nil, badf("%s: %d elements, the limit is %d", at, len(list), MaxArrayElements)
 		}
 		if kindOf(t.Element) != plainValue {
-			if s.pairs -= len(list) * (len(list) - 1) / 2; s.pairs < 0 {
-				return nil, badf("%s: %d elements that are sets or records; they can be compared in more pairs than %d, the limit for all such sets together", at, len(list), MaxPairs)
+			inner := 0
+			for _, e := range list {
+				switch e := e.(type) {
+				case []any:
+					inner += len(e)
+				case map[string]any:
+					inner += len(e)
+				}
+			}
+			// To compare sets of 8 elements takes about as long as to find them.
+			weight := 1 + inner/(8*max(len(list), 1))
+			if s.pairs -= len(list) * (len(list) - 1) / 2 * weight; s.pairs < 0 {
+				return nil, badf("%s: %d elements that are sets or records; to compare each with each takes more than %d steps, the limit for all such sets together", at, len(list), MaxPairs)
 			}
 		}
 		out := make([]cedar.Value, len(list))

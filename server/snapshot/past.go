@@ -131,6 +131,9 @@ func (p *Past) Prepare(ctx context.Context, revision int64, set *engine.Set, ask
 		}
 		found := make([]engine.Entity, len(rows))
 		for i, row := range rows {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			e, err := stored.ReadEntity(set, row)
 			if err != nil {
 				return err
