@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"testing"
 
@@ -34,7 +35,7 @@ func TestBodiesGiveBack(t *testing.T) {
 				if got += n; b.held < min(b.used, b.most) && err == nil {
 					t.Fatalf("%d bytes are read and %d held of at most %d", b.used, b.held, b.most)
 				}
-				if err == io.EOF {
+				if errors.Is(err, io.EOF) {
 					break
 				}
 				if connect.CodeOf(err) == connect.CodeResourceExhausted {

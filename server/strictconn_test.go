@@ -121,7 +121,7 @@ func exchange(t *testing.T, dial func() (net.Conn, error), wire string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	if err := conn.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestStrictOverTLS(t *testing.T) {
 		protocols.SetHTTP1(version == "HTTP/1.1")
 		protocols.SetHTTP2(version == "HTTP/2.0")
 		transport := &http.Transport{TLSClientConfig: config.Clone(), Protocols: protocols}
-		defer transport.CloseIdleConnections()
+		t.Cleanup(transport.CloseIdleConnections)
 		res, err := (&http.Client{Transport: transport}).Post("https://"+addr+"/grpc.health.v1.Health/Check", "application/json", strings.NewReader("{}"))
 		if err != nil {
 			t.Fatal(err)

@@ -74,7 +74,7 @@ func newCheckCosts(s *Set, bundle string) *checkCosts {
 		children: map[cedar.EntityType][]cedar.EntityType{}, below: map[cedar.EntityType]int64{}, matched: map[string][]*action{},
 	}
 	for name, e := range s.schema.Entities {
-		k.width = max(k.width, typeWidth(resolved.RecordType(e.Shape)))
+		k.width = max(k.width, typeWidth(e.Shape))
 		if e.Tags != nil {
 			k.width = max(k.width, typeWidth(e.Tags))
 		}

@@ -200,11 +200,11 @@ func stepsOfLike(n xast.NodeTypeLike) int64 {
 	part, longest, first := 0, 0, 0
 	wildcard := false
 	for i := 0; i < len(text); i++ {
-		switch {
-		case text[i] == '*':
+		switch text[i] {
+		case '*':
 			wildcard, part = true, 0
 			continue
-		case text[i] == '\\':
+		case '\\':
 			i++ // the next byte is no wildcard
 		}
 		if part++; wildcard {

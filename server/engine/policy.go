@@ -216,11 +216,12 @@ func split(src string, trusted bool) ([]statement, []textError) {
 			i = step(i)
 		}
 		if c == ';' {
-			if i-start > MaxPolicyBytes {
+			switch {
+			case i-start > MaxPolicyBytes:
 				errs = append(errs, textError{sl, sc, fmt.Sprintf("policy of %d bytes, the limit is %d", i-start, MaxPolicyBytes), "split the policy"})
-			} else if sets.pairs > MaxPairs && !trusted {
+			case sets.pairs > MaxPairs && !trusted:
 				errs = append(errs, textError{sl, sc, fmt.Sprintf("its sets of sets and of records have %d pairs of elements, the limit is %d", sets.pairs, MaxPairs), "compare fewer sets, or store them as entities"})
-			} else if !tooDeep && !tooLong {
+			case !tooDeep && !tooLong:
 				out = append(out, statement{src[start:i], sl, sc})
 			}
 			start = -1

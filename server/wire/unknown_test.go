@@ -2,6 +2,7 @@ package wire_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -125,7 +126,7 @@ func FuzzCheckFields(f *testing.F) {
 			once = once || !fd.IsList()
 			return true
 		})
-		if twice := append(data[:len(data):len(data)], data...); once && check(twice) == nil {
+		if twice := slices.Concat(data, data); once && check(twice) == nil {
 			t.Fatalf("%x is accepted", twice)
 		}
 	})
