@@ -58,7 +58,11 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeUnavailable, err.Error())
 	case errors.As(err, &unknown):
 		return connect.NewError(connect.CodeUnauthenticated, unknown.Error())
-	case errors.Is(err, access.ErrRateLimited), errors.Is(err, access.ErrTooManyFailures):
+	case errors.Is(err, access.ErrTooManyFailures):
+		// Not resource_exhausted: a caller whose key was revoked must not take it for overload,
+		// and let checks with FailOpen through.
+		return connect.NewError(connect.CodeUnauthenticated, err.Error())
+	case errors.Is(err, access.ErrRateLimited):
 		return connect.NewError(connect.CodeResourceExhausted, err.Error())
 	case errors.As(err, &token):
 		return connect.NewError(connect.CodeInvalidArgument, token.Error())

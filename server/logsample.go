@@ -83,7 +83,7 @@ func (s *sampler) Handle(ctx context.Context, r slog.Record) error {
 	r.Attrs(func(a slog.Attr) bool {
 		if i := slices.Index(sampledBy[:], a.Key); i >= 0 {
 			key.values[i] = a.Value.String()
-		} else if a.Key == "err" {
+		} else if a.Key == "err" || a.Key == "cause" { // the cause comes last, and says more
 			err = a.Value
 		}
 		return true

@@ -71,7 +71,7 @@ const selectUnsafe = `
 		) as granted
 		where oid in ('entities'::regclass, 'policies'::regclass, 'bundles'::regclass, 'bundle_files'::regclass, 'api_keys'::regclass,
 		              'revision'::regclass, 'revisions'::regclass, 'revision_entries'::regclass, 'history'::regclass)
-		  and privilege_type not in ('SELECT', 'REFERENCES')
+		  and privilege_type in ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER')
 		  and grantee <> relowner
 		  and not exists (select from pg_roles where oid = grantee and (rolsuper or rolname in ('cedarpost_owner', 'cedarpost_app')))
 	)

@@ -197,7 +197,7 @@ func (r *Recorder) MaskedHash(text string) ([]byte, error) { return r.mask.maske
 // commit can succeed now and then. It begins with a failure, and ends with the first success
 // after outageEnd without a failure.
 type outage struct {
-	first, last time.Time // when the first failed commit began, and the last one failed
+	first, last time.Time // when the first and the last commit failed
 	err         error     // of the last failure
 }
 
@@ -219,13 +219,14 @@ func (r *Recorder) Outage() error {
 	return fmt.Errorf("the decision log cannot be written for %v: %s", time.Since(o.first).Round(time.Second), why)
 }
 
-// note notes the outcome of a commit that began at a time.
-func (r *Recorder) note(began time.Time, err error) {
+// note notes the outcome of a commit. One that fails is no outage yet, however long it took.
+func (r *Recorder) note(err error) {
 	o := r.outage.Load()
 	switch {
 	case errors.Is(err, store.ErrBehind), errors.Is(err, store.ErrRecorded), errors.Is(err, store.ErrText): // the log refused these rows only
 	case err != nil:
-		next := &outage{first: began, last: time.Now(), err: err}
+		now := time.Now()
+		next := &outage{first: now, last: now, err: err}
 		if o != nil {
 			next.first = o.first
 		}
@@ -248,14 +249,13 @@ func (r *Recorder) probe() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), RecordTimeout)
 	defer cancel()
-	began := time.Now()
 	err := r.writer.Probe(ctx)
 	if err == nil {
 		_ = r.write(dayRows{})
 		return
 	}
 	r.metric.commitFails.Inc()
-	r.note(began, err)
+	r.note(err)
 	r.logFailure("the decision log cannot be written", err, "since", o.first.UTC())
 }
 
@@ -487,7 +487,7 @@ func (r *Recorder) write(rows dayRows) error {
 	r.metric.commit.Observe(time.Since(began).Seconds())
 	r.metric.batchRows.Observe(float64(len(rows.decisions) + len(rows.events)))
 	r.down.Store(err != nil)
-	r.note(began, err)
+	r.note(err)
 	if err != nil {
 		r.metric.commitFails.Inc()
 		r.logFailure("not recorded", err, "decisions", len(rows.decisions), "events", len(rows.events))
