@@ -158,7 +158,7 @@ func TestAttackHealthCallsWithoutBody(t *testing.T) {
 	var group sync.WaitGroup
 	for range calls {
 		body, open := io.Pipe()
-		defer open.Close()
+		t.Cleanup(func() { _ = open.Close() })
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.API+"/grpc.health.v1.Health/Check", body)
 		if err != nil {
 			t.Fatal(err)
@@ -261,7 +261,7 @@ func TestAttackSlowBodies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = conn.Close() }()
+		t.Cleanup(func() { _ = conn.Close() })
 		if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{", path); err != nil {
 			t.Fatal(err)
 		}

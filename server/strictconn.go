@@ -161,7 +161,8 @@ func (f *framing) endLine() error {
 			f.part, f.remain = content, f.length
 		}
 	case chunkSize:
-		n, err := strconv.ParseUint(string(line), 16, 32)
+		// Some senders pad the size, and net/http takes it.
+		n, err := strconv.ParseUint(string(bytes.TrimRight(line, " \t")), 16, 32)
 		if err != nil {
 			return errChunk
 		}

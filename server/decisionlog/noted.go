@@ -161,7 +161,7 @@ func bounded(text string, n int) string {
 	if len(text) > n {
 		text = text[:n]
 	}
-	return strings.ToValidUTF8(text, "")
+	return strings.ReplaceAll(strings.ToValidUTF8(text, ""), "\x00", "")
 }
 
 // note counts one thing and returns at once. Of subjects, the first is used while the caller has

@@ -239,11 +239,11 @@ func (r *Recorder) note(err error) {
 	}
 }
 
-// probe is the work of an idle recorder: an empty batch. During an outage it first writes as much
-// as a busy server does, and takes that back.
+// probe is the work of an idle recorder: an empty batch. While the disk is full it first writes as
+// much as a busy server does, and takes that back, because a small batch can still fit.
 func (r *Recorder) probe() {
 	o := r.outage.Load()
-	if o == nil {
+	if o == nil || !store.IsDiskFull(o.err) {
 		_ = r.write(dayRows{}) // write logs its error
 		return
 	}

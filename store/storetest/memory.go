@@ -26,7 +26,7 @@ const (
 func memoryDir() string {
 	var free syscall.Statfs_t
 	if runtime.GOOS != "linux" || os.Getenv(KeepEnv) != "" || syscall.Statfs(memory, &free) != nil ||
-		free.Bavail*uint64(free.Bsize) < memoryNeeded { //nolint:unconvert // a block has at most 2^31 bytes
+		free.Bavail*uint64(free.Bsize) < memoryNeeded {
 		return ""
 	}
 	removeAbandoned(memory)
