@@ -132,9 +132,6 @@ func typeWidth(t resolved.IsType) int64 {
 func (k *checkCosts) policy(p *policy) int64 {
 	// The actions in the scope are looked for several times.
 	steps, envs := 2*int64(len(k.set.actions)), int64(0)
-	// When the policy is parsed, the texts of its conjuncts are joined one by one.
-	conjuncts := int64(len(p.conjuncts))
-	steps = add(steps, conjuncts*conjuncts/3)
 	if !p.action.all {
 		if steps = add(steps, times(int64(len(p.action.uids)), k.actionSteps)); steps > maxPolicySteps {
 			return steps

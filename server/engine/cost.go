@@ -125,25 +125,25 @@ const (
 type coster struct {
 	types *leveler
 	cost  int64
-	// most is the costliest single operation.
-	most     int64
-	mostText string
+	// costliest is the operation that takes the most steps by itself.
+	costliest xast.IsNode
+	most      int64
 }
 
-// costOf returns the cost of a policy, and its costliest operation as Cedar text.
-func (l *leveler) costOf(tree *xast.Policy) (cost int64, costliest string) {
+// costOf returns the cost of a policy, and its costliest operation.
+func (l *leveler) costOf(tree *xast.Policy) (cost int64, costliest xast.IsNode) {
 	c := &coster{types: l, cost: 10 + stepsOfElement*int64(len(actionScopeOf(tree.Action).uids))} // its scope
 	for _, cond := range tree.Conditions {
 		c.add(cond.Body)
 	}
-	return c.cost, c.mostText
+	return c.cost, c.costliest
 }
 
 func (c *coster) add(n xast.IsNode) {
 	steps := c.steps(n)
 	c.cost += steps
 	if steps > c.most {
-		c.most, c.mostText = steps, shorten(cedarText(n))
+		c.most, c.costliest = steps, n
 	}
 	root := true
 	xast.Inspect(xast.NewNode(n), func(child xast.IsNode) bool {
@@ -168,9 +168,9 @@ func (c *coster) steps(n xast.IsNode) int64 {
 	case xast.NodeTypeContains:
 		return stepsOfText + c.compare(t.Right) // hashes the text, or the id
 	case xast.NodeTypeContainsAll:
-		return c.compare(t.Left, t.Right)
+		return stepsOfNode + c.compare(t.Left, t.Right)
 	case xast.NodeTypeContainsAny:
-		return c.compare(t.Left, t.Right)
+		return stepsOfNode + c.compare(t.Left, t.Right)
 	case xast.NodeTypeIn:
 		return stepsOfNode + c.compare(t.Right)
 	case xast.NodeTypeRecord:
@@ -253,7 +253,9 @@ func (c *coster) holds(n xast.IsNode) kind {
 	case xast.NodeTypeRecord:
 		largest := plainSet
 		for _, e := range t.Elements {
-			largest = max(largest, c.holds(e.Value))
+			if c.holds(e.Value) != plainValue {
+				largest = setOfSets
+			}
 		}
 		return largest
 	}
@@ -333,7 +335,7 @@ func (c *compiler) checkCost(p *policy, types *leveler) {
 	cost, costliest := types.costOf(p.tree())
 	p.cost = cost
 	if cost > MaxPolicyCost && !c.published[p.ref.Bundle] {
-		c.rule(finding(p, fmt.Sprintf("can take %d steps to evaluate, the limit is %d; its costliest part is %s", cost, MaxPolicyCost, costliest),
+		c.rule(finding(p, fmt.Sprintf("can take %d steps to evaluate, the limit is %d; its costliest part is %s", cost, MaxPolicyCost, shorten(cedarText(costliest))),
 			"use shorter like patterns, or compare fewer sets; or split the policy"))
 	}
 }

@@ -152,6 +152,7 @@ func TestPolicyCost(t *testing.T) {
 	}{
 		"comparison":         {`principal.n == 5`, 50, ""},
 		"many comparisons":   {many(2000, `principal.n == 5`), 60_000, ""},
+		"many conjuncts":     {"true" + strings.Repeat("&&true", 9000), 50_000, ""},
 		"membership":         {many(1000, `principal in C::G::"g"`), 30_000, ""},
 		"beginning of text":  {many(1000, `context.s like "abc*"`), 40_000, ""},
 		"end of text":        {`context.s like "*.example.com"`, 5_000, ""},

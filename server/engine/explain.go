@@ -179,13 +179,15 @@ func (x *Explanation) addFields(s *Set, q *Question, e *entities) {
 // explainPolicy explains the outcome of one policy. ok is false if the budget of the meter
 // does not suffice.
 func (s *Set) explainPolicy(q *Question, p *policy, req cedar.Request, e *entities) (x PolicyExplanation, ok bool) {
-	if !e.meter.spend(stepsOfExplanation + explainings*p.cost) {
+	if !e.meter.spend(stepsOfExplanation) {
 		return x, false
 	}
 	x = s.outcomeOf(q, p, req, e)
 	return x, e.meter.failed() == nil
 }
 
+// outcomeOf is explainPolicy without the check of the budget. Most policies do not match by their
+// scope, so the conditions count only after it.
 func (s *Set) outcomeOf(q *Question, p *policy, req cedar.Request, e *entities) PolicyExplanation {
 	x := PolicyExplanation{Policy: p.ref, Forbid: p.forbid, Outcome: Satisfied, File: p.file, Line: p.line}
 	tree := p.tree()
@@ -198,6 +200,9 @@ func (s *Set) outcomeOf(q *Question, p *policy, req cedar.Request, e *entities) 
 			x.Outcome, x.Reason = ScopeMismatch, why
 			return x
 		}
+	}
+	if !e.meter.spend(explainings * p.cost) {
+		return x
 	}
 	env := eval.Env{Entities: e, Principal: req.Principal, Action: req.Action, Resource: req.Resource, Context: req.Context}
 	for _, c := range tree.Conditions {
