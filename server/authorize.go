@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -129,9 +128,6 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		work.Next()
 		var res *engine.Result
 		if res, a.err = e.Decide(); a.err != nil {
-			if errors.Is(a.err, engine.ErrTooCostly) {
-				s.metric.tooCostly.Inc()
-			}
 			s.noteUndecided(ctx, c, a.err)
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
@@ -17,8 +18,7 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// A check that takes too long is refused. A check whose caller has
-// left is given up.
+// A check that takes too long is refused. A check whose caller has left is given up.
 func TestCheckIsBounded(t *testing.T) {
 	t.Parallel() // it takes long
 	times := defaultTimeouts
@@ -53,7 +53,7 @@ func TestCheckIsBounded(t *testing.T) {
 func TestCostlyQuestionIsNoted(t *testing.T) {
 	s, db, _, _, _ := hurriedPlane(t, "admin", defaultTimeouts)
 	uid := func(typ, id string) *cedarpostv1.EntityUid { return &cedarpostv1.EntityUid{Type: typ, Id: id} }
-	(&authorizationService{noted: s.noted}).noteUndecided(t.Context(), &cedarpostv1.AuthorizeRequest{
+	(&authorizationService{noted: s.noted, metric: newDecisionMetrics(prometheus.NewRegistry())}).noteUndecided(t.Context(), &cedarpostv1.AuthorizeRequest{
 		Principal: uid("A::User", "u"), Action: uid("A::Action", "Read"), Resource: uid("A::Doc", "d"),
 	}, fmt.Errorf("policy p: %w", engine.ErrTooCostly))
 	for {

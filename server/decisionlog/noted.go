@@ -30,10 +30,11 @@ const others = "others"
 
 // Noted counts what callers can do as often as they like: fail to authenticate, have a bundle
 // refused, try out questions. It must not fill the log, and must not delay other calls. So the
-// first of a kind by a caller about a subject is recorded at once, in the background, and later
-// ones are counted and recorded together, less and less often. When a caller has used up its
-// events, or has too many subjects, the rest is counted together under the subject "others". So
-// a day has at most some megabytes of events of one kind and caller, and no count is lost.
+// first of them with one kind, caller and subject is recorded at once, in the background. The next
+// ones with the same three are counted and recorded together, less and less often. When a caller
+// has used up its events, or has too many subjects, the rest is counted together under the subject
+// "others". So a day has at most some megabytes of events of one kind and caller, and no count is
+// lost.
 type Noted struct {
 	recorder *Recorder
 	wakeup   chan struct{}

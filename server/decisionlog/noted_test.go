@@ -219,8 +219,8 @@ func TestNotedInterval(t *testing.T) {
 	}
 }
 
-// Whatever is noted, recorded and fails to be recorded, in whatever order: no count is lost, the
-// keys in memory are bounded, and no caller gets more events than its share.
+// No count is lost, the keys in memory are bounded, and no caller gets more events than its share.
+// This holds for notes, records and failed records in any order.
 func TestNotedCounts(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := NewNoted(nil)

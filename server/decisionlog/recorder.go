@@ -27,7 +27,6 @@ const (
 	outageMoment = 2 * time.Second // between the first and the last failure of an outage
 	outageEnd    = 3 * time.Second // without a failure, until an outage is over
 	probeEvery   = time.Second     // between two attempts of an idle server during an outage
-	outageLog    = time.Second     // between two log lines about failed commits
 )
 
 // RecordTimeout bounds one commit, including the time to find out what became of it if its
@@ -91,14 +90,12 @@ type Recorder struct {
 	ids        *ids // of all records, except the events that the store commits by itself
 	partitions *partitions
 
-	queue    chan *pendingRecord
-	stop     chan struct{}          // Close closes it, to end run
-	done     chan struct{}          // run closes it when it ends
-	down     atomic.Bool            // the last commit failed
-	outage   atomic.Pointer[outage] // nil: none; only run changes it
-	logged   time.Time              // when a failed commit was last logged; only run uses it
-	unlogged int                    // failed commits since then
-	atRisk   atomic.Int64           // decisions that are answered and not yet committed
+	queue  chan *pendingRecord
+	stop   chan struct{}          // Close closes it, to end run
+	done   chan struct{}          // run closes it when it ends
+	down   atomic.Bool            // the last commit failed
+	outage atomic.Pointer[outage] // nil: none; only run changes it
+	atRisk atomic.Int64           // decisions that are answered and not yet committed
 }
 
 // pendingRecord is the rows of one call that wait for a commit.
@@ -256,17 +253,7 @@ func (r *Recorder) probe() {
 	}
 	r.metric.commitFails.Inc()
 	r.note(err)
-	r.logFailure("the decision log cannot be written", err, "since", o.first.UTC())
-}
-
-// logFailure logs a failed commit, at most one each second.
-func (r *Recorder) logFailure(msg string, err error, attrs ...any) {
-	if time.Since(r.logged) < outageLog {
-		r.unlogged++
-		return
-	}
-	r.cfg.Log.Error(msg, append(attrs, "not_logged_before", r.unlogged, "err", err)...)
-	r.logged, r.unlogged = time.Now(), 0
+	r.cfg.Log.Error("the decision log cannot be written", "since", o.first.UTC(), "err", err)
 }
 
 // idleFor returns how long an idle recorder waits before the next probe.
@@ -490,7 +477,7 @@ func (r *Recorder) write(rows dayRows) error {
 	r.note(err)
 	if err != nil {
 		r.metric.commitFails.Inc()
-		r.logFailure("not recorded", err, "decisions", len(rows.decisions), "events", len(rows.events))
+		r.cfg.Log.Error("not recorded", "decisions", len(rows.decisions), "events", len(rows.events), "err", err)
 		return err
 	}
 	if r.cfg.Heard != nil && !done.Asked.IsZero() {
