@@ -10,8 +10,8 @@ select set_config('search_path', format('%I, pg_temp', current_schema()), true);
 -- The locks of the service. Every login that can connect can hold any advisory lock, so
 -- the service locks these views instead, which needs a right on them. A view is never
 -- vacuumed, so its lock can be held for days. The mode is always SHARE UPDATE EXCLUSIVE,
--- the weakest one that excludes itself. A statement takes the weaker ones before its
--- rights are looked up, so every login can hold those. The view migration_lock is older
+-- the weakest one that excludes itself. Postgres takes the weaker modes of a statement before
+-- it looks up rights, so every login can hold them; they do not conflict with this one. The view migration_lock is older
 -- than all migrations: migrate makes it.
 create view log_lock as select true as one;        -- the next leaf of the log
 create view signer_lock as select true as one;     -- signs the log

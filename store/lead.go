@@ -40,13 +40,13 @@ func (db *DB) Lead(ctx context.Context, lock string, fn func(ctx context.Context
 // The connection stays in a transaction that has neither a snapshot nor a transaction id,
 // so it does not hold back vacuum.
 func (s *sessions) hold(ctx context.Context, config *pgx.ConnConfig, lock, option string) (*pgx.Conn, error) {
-	config = config.Copy()
-	config.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
 	conn, err := s.connect(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	_, err = conn.Exec(ctx, "begin isolation level read committed; lock table "+lock+" in share update exclusive mode"+option)
+	// transaction_timeout exists since Postgres 17.
+	_, err = conn.Exec(ctx, "select set_config(name, '0', false) from pg_settings where name in ('idle_in_transaction_session_timeout', 'transaction_timeout'); "+
+		"begin isolation level read committed; lock table "+lock+" in share update exclusive mode"+option)
 	if err != nil {
 		closeConn(conn)
 		return nil, err

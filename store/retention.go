@@ -45,14 +45,14 @@ func (db *DB) MinRetention(ctx context.Context) (retention time.Duration, err er
 // If several processes call it at once, one does the work and the others return.
 func (db *DB) DropLogDays(ctx context.Context, retention time.Duration, record func(context.Context, LogDay) error) (dropped []LogDay, err error) {
 	defer wrap(&err, "drop old days of the log")
-	_, err = db.Lead(ctx, retentionLock, func(ctx context.Context, _ func(context.Context) error) (err error) {
-		dropped, err = db.dropLogDays(ctx, retention, record)
+	_, err = db.Lead(ctx, retentionLock, func(ctx context.Context, alive func(context.Context) error) (err error) {
+		dropped, err = db.dropLogDays(ctx, retention, alive, record)
 		return err
 	})
 	return dropped, err
 }
 
-func (db *DB) dropLogDays(ctx context.Context, retention time.Duration, record func(context.Context, LogDay) error) (dropped []LogDay, err error) {
+func (db *DB) dropLogDays(ctx context.Context, retention time.Duration, alive func(context.Context) error, record func(context.Context, LogDay) error) (dropped []LogDay, err error) {
 	config := db.connConfig.Copy()
 	config.RuntimeParams["statement_timeout"] = "0" // a large day takes long to count
 	conn, err := db.sessions.connect(ctx, config)
@@ -74,6 +74,9 @@ func (db *DB) dropLogDays(ctx context.Context, retention time.Duration, record f
 	}
 	for _, day := range days {
 		d, err := countLogDay(ctx, conn, day)
+		if err == nil {
+			err = alive(ctx)
+		}
 		if err == nil {
 			err = dropLogDay(ctx, conn, d, record)
 		}

@@ -39,19 +39,19 @@ func (db *DB) Sweep(ctx context.Context, retention time.Duration) (swept Swept, 
 	if retention < MinHistoryRetention {
 		return swept, fmt.Errorf("history of %v is less than the %v that the newest decisions may need", retention, MinHistoryRetention)
 	}
-	led, err := db.Lead(ctx, sweepLock, func(ctx context.Context, _ func(context.Context) error) error {
+	led, err := db.Lead(ctx, sweepLock, func(ctx context.Context, alive func(context.Context) error) error {
 		conn, err := db.sessions.connect(ctx, db.connConfig)
 		if err != nil {
 			return err
 		}
 		defer closeConn(conn)
-		return swept.sweep(ctx, conn, retention)
+		return swept.sweep(ctx, conn, retention, alive)
 	})
 	swept.Elsewhere = err == nil && !led
 	return swept, err
 }
 
-func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, retention time.Duration) (err error) {
+func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, retention time.Duration, alive func(context.Context) error) (err error) {
 	if err := readDecisionDays(ctx, conn); err != nil {
 		return err
 	}
@@ -60,6 +60,9 @@ func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, retention time.Durati
 	}
 	s.Rows = map[string]int64{}
 	for _, table := range []string{"entities", "revision_entries", "revisions"} {
+		if err := alive(ctx); err != nil {
+			return err
+		}
 		for start, n := int64(0), int64(sweepRows); n == sweepRows; {
 			err := conn.QueryRow(ctx, "select gone, last from sweep_history($1, $2, $3)", table, start, sweepRows).Scan(&n, &start)
 			if err != nil {
