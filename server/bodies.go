@@ -81,7 +81,7 @@ type body struct {
 	ctx    context.Context //nolint:containedctx // of the call
 	budget *bodies
 	share  *semaphore.Weighted
-	most   int64 // of one message; more is refused after it was read, and is not kept
+	most   int64 // of one message; Connect reads the rest of a larger one, refuses it and keeps nothing
 	held   int64 // bytes taken from the budget
 	used   int64 // bytes read since the last release
 }

@@ -11,9 +11,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever calls read and release, the budget has as many bytes in the end as in the beginning,
-// a body never has read more than it holds, up to the bound of a message, and what is read is
-// what was sent.
+// After any reads and releases, the budget has as many bytes as in the beginning. A body never has
+// read more than it holds, up to the bound of a message, and what is read is what was sent.
 func TestBodiesGiveBack(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const total = 1 << 20

@@ -72,8 +72,9 @@ func (s *sharedPlaces[K]) enter(k K) (leave func(), ok bool) {
 	}, true
 }
 
-// boundedListener bounds the connections of a plane. When a new one finds no place, it gets
-// that of the oldest stranger, of its own address if that has too many. A stranger is a
+// boundedListener bounds the connections of a plane. When a new one finds no place, it gets the
+// place of the oldest stranger. If its own address has too many connections, it gets the place of
+// the oldest stranger from that address. A stranger is a
 // connection that has had no call with an API key, or whose caller already has half of all
 // places. So strangers, and one caller, cannot keep others out, and cannot end their
 // connections. If there is no stranger, the new one is closed.

@@ -10,8 +10,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever is logged, each line is written or counted exactly once, and the number of written
-// lines of an interval is bounded for each message, so that one message does not hide another.
+// Each line is written or counted exactly once. The number of written lines of an interval is
+// bounded for each message, so that one message does not hide another.
 func TestSampledLinesAreCounted(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var out bytes.Buffer

@@ -29,7 +29,8 @@ const (
 	maxMisfits     = 20                 // stored entities that a refusal names
 	maxUploads     = 4                  // bundles to publish at once, and as many dry runs
 	maxUploaded    = 2 * maxBundleBytes // bytes of these uploads together
-	uploadWait     = 10 * time.Second   // until another upload ends
+	uploadWait     = 10 * time.Second   // until an upload of another caller ends
+	ownUploadWait  = time.Minute        // until the upload of the same caller ends, which may be checked for long
 	uploadRate     = 16 << 10           // bytes that a caller sends each second, at least
 	maxMentions    = 10_000             // entities named by policies that are looked up in the store
 	maxUnstored    = 50                 // warnings of such entities that are not stored

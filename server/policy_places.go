@@ -49,7 +49,7 @@ func (p *bundlePlaces) upload(ctx context.Context, caller string) (leave func(),
 			delete(p.callers, caller)
 		}
 	}
-	if err := takePlace(ctx, own.place, uploadWait, "this caller uploads another bundle; try again when it has ended"); err != nil {
+	if err := takePlace(ctx, own.place, ownUploadWait, "this caller uploads another bundle; try again when it has ended"); err != nil {
 		forget()
 		return nil, err
 	}

@@ -24,6 +24,7 @@ var framed = map[string]struct {
 	"a body":                   {"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", true},
 	"no bytes":                 {"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", true},
 	"chunks":                   {"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0A\r\n0123456789\r\n0\r\n\r\n", true},
+	"a padded size":            {"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3 \t\r\nabc\r\n0\r\n\r\n", true},
 	"trailers":                 {"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:Chunked\r\n\r\n0\r\nX: y\r\n\r\n", true},
 	"both lengths":             {"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", false},
 	"both, the other first":    {"GET /livez HTTP/1.1\r\nHost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n", false},

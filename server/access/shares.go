@@ -26,9 +26,9 @@ var (
 	ErrNoTurn = errors.New("this call takes much work, and its time ended before it was done")
 )
 
-// Shares divides processors between costly calls. At most a fixed number of them work at a time. After each piece of work a call lets another one go
-// on: first the bundle that has worked least gets a turn, and within it the caller that has
-// worked least. So the policies and data of one tenant slow down another tenant's calls by no
+// Shares divides processors between costly calls. At most a fixed number of them work at a time.
+// After each piece of work a call lets another one go on: first the bundle that has worked least
+// gets a turn, and within it the caller that has worked least. So the policies and data of one tenant slow down another tenant's calls by no
 // more than their share. Calls that take few steps take no turn.
 type Shares struct {
 	mu      sync.Mutex

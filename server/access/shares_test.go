@@ -112,8 +112,8 @@ func TestWaitingCallsAreBounded(t *testing.T) {
 	})
 }
 
-// Whatever calls do, no more than the places are taken, none is lost, and each call goes on in
-// the end.
+// The places are never exceeded, none is lost, and each call goes on in the end. This holds for
+// any calls.
 func TestSharesProperty(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		places := rapid.IntRange(1, 3).Draw(t, "places")
