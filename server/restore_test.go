@@ -234,6 +234,15 @@ func TestDatabaseReplacedUnderneath(t *testing.T) {
 				got, _, err := reads(t, s, fully(), "bob p")
 				return err == nil && got == "A"
 			})
+			// A copy gets an id of its own at the server's next look or a later one. Until then
+			// it refuses the token as one of a lost revision.
+			servertest.Eventually(t, "the id", func() bool {
+				_, _, err := reads(t, s, atLeast(lost), "bob p")
+				if err == nil {
+					t.Fatal("the token of a lost revision is taken")
+				}
+				return strings.Contains(err.Error(), way.text)
+			})
 			refusesLost(t, s, lost, page, way.text)
 			if m := watching.next(); !m.Reset_ || m.After != lost.Number && m.After != m.Revision.Number {
 				t.Errorf("who watched is told %v", m)
