@@ -17,7 +17,7 @@ const (
 	minRequestBytes     = 2 * wire.MaxAdminBytes // one caller may hold half, and needs that for one message
 
 	bodyWait  = 500 * time.Millisecond // for bytes that other calls hold
-	firstStep = 4 << 10                // bytes that are taken for a body of unknown length
+	firstStep = 4 << 10                // bytes that are taken for a body before any of it has come
 )
 
 // bodies bounds how many bytes of messages the calls of a plane hold at the same time, while
@@ -51,8 +51,10 @@ func (b *bodies) of(caller string) *semaphore.Weighted {
 	return b.shares[caller]
 }
 
-// take takes n bytes of the share of a caller and of the whole. It waits a short time for them.
-func (b *bodies) take(ctx context.Context, share *semaphore.Weighted, n int64) error {
+// take takes n bytes of the share of a caller and of the whole. It waits a short time for them,
+// unless the call holds bytes already: calls that hold some and wait for more would keep each
+// other waiting.
+func (b *bodies) take(ctx context.Context, share *semaphore.Weighted, held, n int64) error {
 	if share.TryAcquire(n) {
 		if b.all.TryAcquire(n) {
 			return nil
@@ -61,6 +63,9 @@ func (b *bodies) take(ctx context.Context, share *semaphore.Weighted, n int64) e
 	}
 	ctx, cancel := context.WithTimeout(ctx, bodyWait)
 	defer cancel()
+	if held > 0 {
+		cancel()
+	}
 	if share.Acquire(ctx, n) != nil {
 		return connect.Errorf(connect.CodeResourceExhausted, "the calls of this caller hold %d MiB already; send fewer at the same time", b.total/2>>20)
 	}
@@ -72,8 +77,8 @@ func (b *bodies) take(ctx context.Context, share *semaphore.Weighted, n int64) e
 }
 
 // body is the body of a request. From measure on it takes its bytes from the budget before it
-// reads them: the announced length at once, and else in growing steps. It is used by the
-// handler only.
+// reads them, in steps that grow with what has come. So a caller that announces a length, and
+// sends nothing, holds next to nothing. It is used by the handler only.
 type body struct {
 	io.ReadCloser
 	announced int64 // Content-Length; less than 0: unknown
@@ -90,9 +95,7 @@ type body struct {
 // bytes. streams says that the body can have several messages.
 func (b *body) measure(ctx context.Context, budget *bodies, caller string, most int, streams bool) {
 	b.ctx, b.budget, b.share, b.most = ctx, budget, budget.of(caller), int64(most)
-	if streams {
-		b.announced = -1
-	} else if b.announced >= 0 {
+	if !streams && b.announced >= 0 {
 		b.most = min(b.most, b.announced)
 	}
 }
@@ -103,10 +106,7 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	if b.used >= b.held && b.held < b.most {
 		step := min(max(b.held, firstStep), b.most-b.held)
-		if b.announced >= 0 {
-			step = b.most
-		}
-		if err := b.budget.take(b.ctx, b.share, step); err != nil {
+		if err := b.budget.take(b.ctx, b.share, b.held, step); err != nil {
 			return 0, err
 		}
 		b.held += step
