@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -288,6 +289,72 @@ func tenant(t *testing.T, s *servertest.Server) string {
 		return err == nil
 	})
 	return key
+}
+
+// Two callers take all connections. When their keys are revoked, their connections become those of
+// strangers, and give way to a new caller.
+func TestAttackRevokedConnections(t *testing.T) {
+	const most = 6
+	s := servertest.New(t, func(c *server.Config) { c.MaxConnections = most })
+	type client struct {
+		conn net.Conn
+		in   *bufio.Reader
+		key  string
+	}
+	call := func(c client) (status int) {
+		_, _ = fmt.Fprintf(c.conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+			cedarpostv1connect.AuthorizationServiceGetRevisionProcedure, c.key)
+		res, err := http.ReadResponse(c.in, nil)
+		if err != nil {
+			return 0
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+		return res.StatusCode
+	}
+	var held []client
+	for i := range 2 * most {
+		key := fmt.Sprintf("cedarpost_key-of-tenant-%d-0123456789abcdef", i%2)
+		if i < 2 {
+			hash := sha256.Sum256([]byte(key))
+			if err := s.DB.CreateKey(t.Context(), store.Key{ID: key, Name: key, Hash: hash[:]}, "test"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(20+i))}}
+		conn, err := dialer.Dial("tcp", strings.TrimPrefix(s.API, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		c := client{conn, bufio.NewReader(conn), key}
+		if i < 2 {
+			servertest.Eventually(t, "the key", func() bool { return call(c) == http.StatusOK })
+		}
+		if call(c) == http.StatusOK {
+			held = append(held, c)
+		}
+	}
+	s.UseKey(s.Token) // new connections
+	if err := asks(t, s)(); err == nil {
+		t.Fatal("a new caller finds a place while others hold all, so this test is of something else")
+	}
+	servertest.MustExec(t, servertest.Session(t, s.URL), "update api_keys set revoked_at = now() where name <> 'bootstrap'")
+	refused := 0
+	for _, c := range held {
+		servertest.Eventually(t, "refused calls", func() bool {
+			switch call(c) {
+			case http.StatusUnauthorized, http.StatusTooManyRequests:
+				refused++
+			}
+			return refused%10 == 0 && refused > 0
+		})
+	}
+	s.UseKey(s.Token)
+	if err := asks(t, s)(); err != nil {
+		t.Errorf("a new caller: %v", err)
+	}
+	t.Logf("%d of %d connections had a key that is revoked; after %d refused calls a new caller finds a place", len(held), most, refused)
 }
 
 // Bodies that come slowly hold what has come, and no more than the share of their caller. Another

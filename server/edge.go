@@ -181,6 +181,9 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 	caller, err := access.Authenticate(r.header, r.tls, e.keys)
 	if unknown, ok := errors.AsType[*access.UnauthenticatedError](err); ok {
 		e.noted.AuthenticationFailure(r.peer, procedure, unknown.Reason)
+		if r.conn != nil {
+			r.conn.hasNoKey()
+		}
 		if !e.failures.Allow(addressOf(r.peer), time.Now()) {
 			if r.conn == nil || !r.conn.known.Load() { // else it is that of a proxy
 				r.answer.Set("Connection", "close") // in HTTP/2 it ends the connection, too

@@ -75,9 +75,9 @@ func (s *sharedPlaces[K]) enter(k K) (leave func(), ok bool) {
 // boundedListener bounds the connections of a plane. When a new one finds no place, it gets the
 // place of the oldest stranger. If its own address has too many connections, it gets the place of
 // the oldest stranger from that address. A stranger is a
-// connection that has had no call with an API key, or whose caller already has half of all
-// places. So strangers, and one caller, cannot keep others out, and cannot end their
-// connections. If there is no stranger, the new one is closed.
+// connection that has had no call with an API key, or only calls without a valid one for some
+// time, or whose caller already has half of all places. So strangers, and one caller, cannot keep
+// others out, and cannot end their connections. If there is no stranger, the new one is closed.
 type boundedListener struct {
 	net.Listener
 	refused, displaced atomic.Int64
@@ -92,12 +92,17 @@ func newBoundedListener(l net.Listener, total, perAddress int) *boundedListener 
 	return &boundedListener{Listener: l, places: newPlaces[netip.Addr](total, perAddress), callers: map[string]int{}}
 }
 
+// maxRefusals is how many calls without a valid key, with none with a valid key in between, make a
+// connection a stranger again: its key was revoked.
+const maxRefusals = 10
+
 // boundedConn is a connection that has a place.
 type boundedConn struct {
 	net.Conn
 	listener *boundedListener
 	address  netip.Addr
-	known    atomic.Bool // it is no stranger
+	known    atomic.Bool  // it is no stranger
+	refusals atomic.Int32 // calls without a valid key since the last one with a valid key
 
 	// Guarded by listener.mu.
 	caller string        // the first one, if known
@@ -157,13 +162,19 @@ func (l *boundedListener) leave(c *boundedConn) {
 	c.closed = true
 	l.places.free(c.address)
 	if c.known.Load() {
-		if l.callers[c.caller]--; l.callers[c.caller] == 0 {
-			delete(l.callers, c.caller)
-		}
+		l.forget(c)
 		return
 	}
 	l.strangers.Remove(c.place)
 	c.place = nil
+}
+
+// forget takes a connection from those of its caller. The caller holds mu.
+func (l *boundedListener) forget(c *boundedConn) {
+	c.known.Store(false)
+	if l.callers[c.caller]--; l.callers[c.caller] == 0 {
+		delete(l.callers, c.caller)
+	}
 }
 
 // open returns the number of connections.
@@ -175,6 +186,9 @@ func (l *boundedListener) open() int {
 
 // hasKey notes that a call on the connection had an API key.
 func (c *boundedConn) hasKey(caller string) {
+	if c.refusals.Load() != 0 {
+		c.refusals.Store(0)
+	}
 	if c.known.Load() {
 		return
 	}
@@ -189,6 +203,21 @@ func (c *boundedConn) hasKey(caller string) {
 	l.callers[caller]++
 	l.strangers.Remove(c.place)
 	c.place = nil
+}
+
+// hasNoKey notes that a call on the connection had no valid API key. The connections of a proxy
+// also have calls with one, so they stay known.
+func (c *boundedConn) hasNoKey() {
+	if !c.known.Load() || c.refusals.Add(1) < maxRefusals {
+		return
+	}
+	l := c.listener
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !c.closed && c.known.Load() {
+		l.forget(c)
+		c.place = l.strangers.PushBack(c)
+	}
 }
 
 func (c *boundedConn) Close() error {

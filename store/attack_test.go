@@ -216,6 +216,8 @@ func TestExposed(t *testing.T) {
 		{"grant update on api_keys to public", "revoke update on api_keys from public", "", "every login may write to api_keys (UPDATE)"},
 		{"grant delete, trigger on bundles to clerk", "revoke all on bundles from clerk", "", "clerk may write to bundles (DELETE, TRIGGER)"},
 		{"grant select on entities to clerk", "revoke all on entities from clerk", "", ""},
+		{"grant pg_write_all_data to clerk", "revoke pg_write_all_data from clerk", "", ""}, // it cannot log in
+		{"alter role clerk login; grant pg_write_all_data to clerk", "alter role clerk nologin; revoke pg_write_all_data from clerk", "", "clerk may write to all tables"},
 		{"grant all on entities to boss", "revoke all on entities from boss", "", ""}, // a superuser may anyway
 	} {
 		mustExec(t, admin, c.grant)

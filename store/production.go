@@ -114,4 +114,8 @@ const selectUnsafe = `
 	select format('%s may write to %s (%s)', case when grantee = 0 then 'every login' else pg_get_userbyid(grantee) end,
 	              relname, string_agg(privilege_type, ', ' order by privilege_type))
 	from content
-	group by grantee, relname`
+	group by grantee, relname
+	union all
+	select format('%I may write to all tables, as a member of pg_write_all_data', rolname)
+	from pg_roles
+	where not rolsuper and rolcanlogin and rolname <> session_user and pg_has_role(oid, 'pg_write_all_data', 'MEMBER')`
