@@ -108,7 +108,7 @@ func TestRetention(t *testing.T) {
 func TestRetentionOfTheDatabaseIsTheLeast(t *testing.T) {
 	db := storetest.Open(t)
 	start := func(keep time.Duration) error {
-		_, err := server.New(t.Context(), server.Config{DB: db, DecisionRetention: keep, AdminListen: "nowhere"})
+		_, err := server.New(t.Context(), server.Config{DB: db, DecisionRetention: keep, Listen: "nowhere"})
 		return err
 	}
 	if err := start(29 * day); err == nil || !strings.Contains(err.Error(), "kept for 29 days, and the database keeps it for 30 at least") {
