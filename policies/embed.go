@@ -9,13 +9,18 @@ import (
 
 //go:generate go run ./shopgen -o shop/entities.json
 
-//go:embed all:shop
-var shop embed.FS
+//go:embed all:shop all:admin
+var bundles embed.FS
 
 // Shop is the example bundle, about the orders of a web shop that customers, support,
 // finance and managers may see. `cedarpost dev` publishes it.
-func Shop() fs.FS {
-	sub, err := fs.Sub(shop, "shop")
+func Shop() fs.FS { return folder("shop") }
+
+// Admin is the bundle that says what the callers of Cedarpost may do to it, by role.
+func Admin() fs.FS { return folder("admin") }
+
+func folder(name string) fs.FS {
+	sub, err := fs.Sub(bundles, name)
 	if err != nil {
 		panic(err) // the folder is embedded
 	}

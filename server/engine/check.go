@@ -62,8 +62,8 @@ func (c *compiler) check(v *validate.Validator, b *compiledBundle, p *policy) bo
 	c.failed = false
 	defer func() { c.failed = c.failed || before }()
 	tree := p.tree()
-	if b.name == Guardrails && !p.forbid {
-		c.report(finding(p, "the bundle guardrails may hold only forbid policies", "its policies join every decision"))
+	if (b.name == Guardrails || b.name == AdminLocal) && !p.forbid {
+		c.report(finding(p, fmt.Sprintf("the bundle %s may hold only forbid policies", b.name), "its policies join the decisions of others"))
 	}
 	valid := validatable(tree)
 	impossible := false // the policy applies to nothing, so its conditions do not matter
@@ -201,7 +201,7 @@ func (s *Set) schemaOf(p *policy) *resolved.Schema {
 	out := *s.schema
 	out.Actions = make(map[cedar.EntityUID]resolved.Action, len(s.schema.Actions))
 	for uid, a := range s.schema.Actions {
-		if p.ref.Bundle != Guardrails && s.owners[namespaceOf(uid.Type)] != p.ref.Bundle {
+		if !decides(p.ref.Bundle, s.Owner(uid.Type)) {
 			continue
 		}
 		if !matched[uid] {

@@ -91,7 +91,7 @@ func newCheckCosts(s *Set, bundle string) *checkCosts {
 func (s *Set) actionSteps(bundle string) int64 {
 	var n int64
 	for uid := range s.schema.Actions {
-		if bundle != Guardrails && s.owners[namespaceOf(uid.Type)] != bundle {
+		if !decides(bundle, s.Owner(uid.Type)) {
 			continue
 		}
 		seen := map[cedar.EntityUID]bool{uid: true}

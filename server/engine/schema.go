@@ -15,6 +15,10 @@ const (
 	reservedNamespace = "Cedarpost"
 	// Guardrails is the reserved bundle of forbids that join every decision.
 	Guardrails = "guardrails"
+	// Admin is the built-in bundle of the service's own rights, and AdminLocal the reserved
+	// bundle of forbids that join its decisions. They are compiled apart from all others.
+	Admin      = "admin"
+	AdminLocal = "admin-local"
 	// maxEnvironments caps the combinations of action, principal type and resource
 	// type of one bundle.
 	maxEnvironments = 20_000

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"reflect"
 	"slices"
@@ -109,11 +110,39 @@ func (s *Set) ChangedTypes(old *Set) []string {
 	return out
 }
 
+// Actions lists the actions that can be asked about, sorted by type and id.
+func (s *Set) Actions() []cedar.EntityUID {
+	var list []cedar.EntityUID
+	for uid, a := range s.actions {
+		if a.appliesTo != nil && a.fieldOf == nil {
+			list = append(list, uid)
+		}
+	}
+	slices.SortFunc(list, func(a, b cedar.EntityUID) int {
+		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.ID, b.ID))
+	})
+	return list
+}
+
+// Owner returns the bundle whose namespace has a type of entities or actions, or "".
+func (s *Set) Owner(t cedar.EntityType) string { return s.owners[namespaceOf(t)] }
+
+// decides reports whether the policies of a bundle can decide the actions of another one.
+func decides(bundle, actions string) bool {
+	switch bundle {
+	case Guardrails:
+		return true
+	case AdminLocal:
+		return actions == Admin
+	}
+	return actions == bundle
+}
+
 // matchedActions returns the actions p could decide: of its own bundle's
 // namespaces, or of all for guardrails, by its action scope.
 func (s *Set) matchedActions(p *policy) []*action {
 	var out []*action
-	own := func(a *action) bool { return p.ref.Bundle == Guardrails || a.bundle == p.ref.Bundle }
+	own := func(a *action) bool { return decides(p.ref.Bundle, a.bundle) }
 	switch {
 	case p.action.all:
 		for _, a := range s.actions {
