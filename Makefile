@@ -63,6 +63,11 @@ test: postgres pgbouncer node ## Run all tests, with a real Postgres and the rac
 attack: postgres ## Attack a server over loopback, and print what an honest caller sees meanwhile
 	go test -count 1 -p 1 -timeout 30m -v -run '^TestAttack' ./server/... ./store/... ./bundle ./sdk/go/...
 
+# The matrix is also a part of make test.
+.PHONY: access-matrix
+access-matrix: postgres ## Call each RPC as each role, and print who may do what
+	@CEDARPOST_ACCESS_MATRIX=1 go test -count 1 -timeout 10m -v -run '^TestAccessMatrix$$' ./server | grep -v '^=== \|level='
+
 # Tests that take minutes are named TestSoak..., and run only if CEDARPOST_SOAK is set.
 .PHONY: soak
 soak: postgres ## Run the tests that take minutes

@@ -23,7 +23,7 @@ var arrows = map[string][]string{
 		"store", "auditlog", "bundle", "policies", "proto", "internal/keyfile", "internal/pause"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
 	"server/decisionlog": {"server/engine", "server/stored", "server/wire", "server/entityfile", "store", "auditlog", "proto", "internal/keyfile", "internal/pause"},
-	"server/access":      {"store", "internal/keyfile"},
+	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/keyfile"},
 	"server/stored":      {"server/engine", "server/offline", "store", "bundle", "proto"},
 	"auditlog":           {"internal/keyfile"},
 	"logformat":          {"auditlog", "proto", "internal/entityuid"},
@@ -56,7 +56,7 @@ var arrows = map[string][]string{
 
 // outside says which modules only some rooms may know.
 var outside = map[string][]string{
-	"github.com/cedar-policy/cedar-go": {"server/engine", "server", "server/snapshot", "server/stored", "server/wire", "server/offline", "server/corpustest", "sdk/go/cedarposttest"},
+	"github.com/cedar-policy/cedar-go": {"server/engine", "server", "server/access", "server/snapshot", "server/stored", "server/wire", "server/offline", "server/corpustest", "sdk/go/cedarposttest"},
 	"github.com/jackc/pgx":             {"server/servertest", "store", "store/localpg", "store/storetest"},
 	"connectrpc.com":                   {"cmd", "server", "server/servertest", "proto", "sdk/go", "sdk/go/cedarposttest", "examples"},
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -27,7 +26,6 @@ import (
 	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
-	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
@@ -279,10 +277,7 @@ func TestAttackSlowBodies(t *testing.T) {
 func tenant(t *testing.T, s *servertest.Server) string {
 	t.Helper()
 	const key = "cedarpost_key-of-a-tenant-0123456789abcdef"
-	hash := sha256.Sum256([]byte(key))
-	if err := s.DB.CreateKey(t.Context(), store.Key{ID: "tenant", Name: "tenant", Hash: hash[:]}, "test"); err != nil {
-		t.Fatal(err)
-	}
+	servertest.AddCaller(t, s.DB, "tenant", key)
 	c := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, key))
 	servertest.Eventually(t, "the key", func() bool {
 		_, err := c.GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
@@ -316,10 +311,7 @@ func TestAttackRevokedConnections(t *testing.T) {
 	for i := range 2 * most {
 		key := fmt.Sprintf("cedarpost_key-of-tenant-%d-0123456789abcdef", i%2)
 		if i < 2 {
-			hash := sha256.Sum256([]byte(key))
-			if err := s.DB.CreateKey(t.Context(), store.Key{ID: key, Name: key, Hash: hash[:]}, "test"); err != nil {
-				t.Fatal(err)
-			}
+			servertest.AddCaller(t, s.DB, key, key)
 		}
 		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(20+i))}}
 		conn, err := dialer.Dial("tcp", strings.TrimPrefix(s.API, "http://"))

@@ -12,7 +12,7 @@ import (
 
 // CountDecisions implements cedarpost.v1.AuditService.
 func (s *auditService) CountDecisions(ctx context.Context, req *cedarpostv1.CountDecisionsRequest) (*cedarpostv1.CountDecisionsResponse, error) {
-	q, shown, err := s.filter(req.GetFilter())
+	q, shown, err := s.filter(ctx, req.GetFilter(), "CountDecisions")
 	if err != nil {
 		return nil, err
 	}

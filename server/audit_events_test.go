@@ -72,7 +72,7 @@ func TestChangesAreRecorded(t *testing.T) {
 	if !bytes.Equal(list[0].GetChange().After, list[1].GetChange().Before) {
 		t.Error("what the first left is not what the second found")
 	}
-	published := events(t, s, "change")[1].GetChange()
+	published := events(t, s, "change")[2].GetChange() // after the grants and the key
 	if published.Operation != "ApplyBundle" || published.Version != 1 || len(published.Before) != 0 || len(published.After) == 0 {
 		t.Errorf("the publish: %v", published)
 	}

@@ -9,7 +9,6 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
-	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -83,7 +82,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 		if isClosed(s.stopping) {
 			return errExportStopped(x.next)
 		}
-		if s.keys != nil && !access.CallerFrom(ctx).IsLive(s.keys()) {
+		if s.gate != nil && !s.gate.stillMay(ctx, "ExportDecisions") {
 			return errKeyGone
 		}
 	}

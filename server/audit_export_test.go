@@ -83,7 +83,7 @@ func TestExport(t *testing.T) {
 
 func TestExportOfATime(t *testing.T) {
 	s := servertest.New(t)
-	// Leaf 0 is the event of the first key, at the current time. These follow.
+	// Leaves 0 and 1 are the events of the first grants and the first key, at the current time. These follow.
 	today := time.Now().UTC().Truncate(24 * time.Hour).Add(48 * time.Hour)
 	for _, hours := range []time.Duration{-20, -10, -11, -2, -1} {
 		mustLog(t, s, recordedAt(today.Add(hours*time.Hour), nil))
@@ -93,11 +93,11 @@ func TestExportOfATime(t *testing.T) {
 		leaf     int64
 		want     string
 	}{
-		{-100, -1, 0, "[0 1 2 3 4]"},
-		{-10, -1, 0, "[2 3 4]"},
-		{-10, -1, 3, "[4]"},
-		{-100, -1, 3, "[3 4]"},
-		{-15, -2, 0, "[2 3]"},
+		{-100, -1, 0, "[0 1 2 3 4 5]"},
+		{-10, -1, 0, "[3 4 5]"},
+		{-10, -1, 4, "[5]"},
+		{-100, -1, 4, "[4 5]"},
+		{-15, -2, 0, "[3 4]"},
 		{-9, -2, 0, "[]"},
 		{-100, -50, 0, "[]"},
 	} {
@@ -105,7 +105,7 @@ func TestExportOfATime(t *testing.T) {
 		for _, b := range exportTo(t, s, &cedarpostv1.ExportDecisionsRequest{
 			FromLeaf: c.leaf, From: timestamppb.New(today.Add(time.Duration(c.from) * time.Hour)), To: timestamppb.New(today.Add(time.Duration(c.to) * time.Hour)),
 		}) {
-			if b.Leaf <= 5 { // later batches record these reads
+			if b.Leaf <= 6 { // later batches record these reads
 				leaves = append(leaves, b.Leaf)
 			}
 		}
@@ -239,8 +239,8 @@ func TestExportOnTheWires(t *testing.T) {
 	} {
 		s.Audit = cedarpostv1connect.NewAuditServiceClient(s.Client(s.Admin, s.Token, options...))
 		got := exportTo(t, s, &cedarpostv1.ExportDecisionsRequest{})
-		// The first batch has the event of the key.
-		if len(got) < 2 || got[1].Entries[0].GetDecision().GetDecisionId() != d.ID.String() {
+		// The first batches have the events of the grants and the key.
+		if len(got) < 3 || got[2].Entries[0].GetDecision().GetDecisionId() != d.ID.String() {
 			t.Errorf("%s: %v", name, got)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -32,7 +33,7 @@ type auditService struct {
 	signer   *decisionlog.Signer
 	past     *snapshot.Past
 	shares   *access.Shares
-	keys     func() access.Keys // the newest API keys; nil in tests that make no server
+	gate     *gate // nil in tests that make no server
 }
 
 func newAuditService(db *store.DB, recorder *decisionlog.Recorder, stopping <-chan struct{}) *auditService {
@@ -55,7 +56,7 @@ type logEnd struct {
 
 // QueryDecisions implements cedarpost.v1.AuditService.
 func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.QueryDecisionsRequest) (*cedarpostv1.QueryDecisionsResponse, error) {
-	q, shown, err := s.filter(req)
+	q, shown, err := s.filter(ctx, req, "QueryDecisions")
 	if err != nil {
 		return nil, err
 	}
@@ -95,11 +96,15 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 }
 
 // filter reads the filters of a request. shown is the request in the form that may be
-// recorded: instead of the masked value that it looks for, it has the hash.
-func (s *auditService) filter(req *cedarpostv1.QueryDecisionsRequest) (q store.DecisionQuery, shown *cedarpostv1.QueryDecisionsRequest, err error) {
+// recorded: instead of the masked value that it looks for, it has the hash. Only decisions are
+// selected that the caller may read by action.
+func (s *auditService) filter(ctx context.Context, req *cedarpostv1.QueryDecisionsRequest, action string) (q store.DecisionQuery, shown *cedarpostv1.QueryDecisionsRequest, err error) {
 	q = store.DecisionQuery{
 		DeniedAt: int16(req.GetDeniedAt()), Caller: req.GetCaller(), RequestID: req.GetRequestId(), TraceID: req.GetTraceId(),
 		Revision: req.GetRevision(), Field: req.GetField(),
+	}
+	if types, all := s.readable(ctx, action); !all {
+		q.ActionTypes = append([]string{}, types...)
 	}
 	if q.From, q.To, err = timeRange(req.GetFrom(), req.GetTo()); err != nil {
 		return q, nil, err
@@ -167,6 +172,7 @@ func scanned(q store.DecisionQuery) string {
 	}{
 		{"action", q.Action != nil}, {"policy", q.Policy != ""}, {"caller", q.Caller != ""}, {"trace_id", q.TraceID != ""},
 		{"revision", q.Revision != 0}, {"field", q.Field != ""}, {"masked_value", q.Masked != nil}, {"decision", q.Allowed != nil},
+		{"a caller who may read some bundles only", q.ActionTypes != nil},
 	} {
 		if f.given {
 			return f.name
@@ -208,15 +214,36 @@ func (s *auditService) notFound(ctx context.Context, id uuid.UUID, text string) 
 	return connect.Errorf(connect.CodeNotFound, text, id)
 }
 
+// readable lists the types of actions whose decisions the caller may read; all is true if these
+// are all.
+func (s *auditService) readable(ctx context.Context, action string) (types []string, all bool) {
+	if s.gate == nil {
+		return nil, true
+	}
+	return s.gate.actionTypesFor(ctx, action)
+}
+
+// decision reads a row. It is missing, too, if the caller may not read decisions on its action: not
+// even that there is one.
+func (s *auditService) decision(ctx context.Context, id uuid.UUID, action string) (row store.Decision, missing bool, err error) {
+	row, err = s.db.GetDecision(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return row, true, nil
+	}
+	if types, all := s.readable(ctx, action); err == nil && !all && !slices.Contains(types, row.Action.Type) {
+		return store.Decision{}, true, nil
+	}
+	return row, false, err
+}
+
 // GetDecision implements cedarpost.v1.AuditService.
 func (s *auditService) GetDecision(ctx context.Context, req *cedarpostv1.GetDecisionRequest) (*cedarpostv1.GetDecisionResponse, error) {
 	id, err := uuid.Parse(req.GetDecisionId())
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, "decision_id: not a UUID")
 	}
-	row, err := s.db.GetDecision(ctx, id)
-	missing := errors.Is(err, store.ErrNotFound)
-	if err != nil && !missing {
+	row, missing, err := s.decision(ctx, id, "GetDecision")
+	if err != nil {
 		return nil, err
 	}
 	rows := 1

@@ -27,9 +27,8 @@ func (s *auditService) ReplayDecision(ctx context.Context, req *cedarpostv1.Repl
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, "decision_id: not a UUID")
 	}
-	row, err := s.db.GetDecision(ctx, id)
-	missing := errors.Is(err, store.ErrNotFound)
-	if err != nil && !missing {
+	row, missing, err := s.decision(ctx, id, "ReplayDecision")
+	if err != nil {
 		return nil, err
 	}
 	var out *cedarpostv1.ReplayDecisionResponse

@@ -22,6 +22,7 @@ import (
 type authorizationService struct {
 	db       *store.DB
 	follower *snapshot.Follower
+	gate     *gate
 	recorder *decisionlog.Recorder
 	// record commits rows with the recorder.
 	record func(context.Context, []store.Decision, []store.Event) error
@@ -158,8 +159,10 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 	if err := v.Answerable(); err != nil {
 		return nil, err
 	}
-	for _, a := range answers {
+	rights := access.RightsFrom(ctx)
+	for i, a := range answers {
 		if a.response != nil {
+			hidePolicies(a.response, evaluations[i].Question.Bundle(), rights)
 			s.metric.decision(a.response.Decision == cedarpostv1.Decision_ALLOW, a.response.GetDeniedAt().String())
 		}
 	}

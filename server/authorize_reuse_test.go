@@ -204,14 +204,8 @@ func TestReportsOfOthers(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
 	ids := servertest.DecideSome(t, s, 4)
-	conn := servertest.Session(t, s.URL)
 	token := "cedarpost_0123456789012345678901234567890123456789"
-	servertest.MustExec(t, conn, `do $$ declare num bigint; begin
-		update revision set n = n + 1 returning n into num;
-		insert into revisions (n, caller) values (num, 'test');
-		insert into api_keys (id, name, hash) values ('other', 'other', sha256('`+token+`'));
-		insert into revision_entries (revision, kind, type, id) values (num, 'key', '', 'other');
-	end $$`)
+	servertest.AddCaller(t, s.DB, "other", token)
 	other := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, token))
 	servertest.Eventually(t, "the other's key", func() bool {
 		_, err := other.ReportReuse(t.Context(), report(used(ids[0], 5, 0)))

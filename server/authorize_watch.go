@@ -8,7 +8,6 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
-	"github.com/cedarpost/cedarpost/server/access"
 )
 
 var (
@@ -33,7 +32,7 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 		switch {
 		case isClosed(s.stopping):
 			return errWatchStopped
-		case !access.CallerFrom(ctx).IsLive(s.follower.Latest()):
+		case !s.gate.stillMay(ctx, "Watch"):
 			return errKeyGone
 		}
 		messages, tooSlow := w.Messages()

@@ -20,7 +20,6 @@ import (
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
-	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
@@ -98,7 +97,7 @@ func requestFrom(ctx context.Context) *request {
 
 // edge is what every call passes before its handler.
 type edge struct {
-	follower  *snapshot.Follower
+	gate      *gate
 	limits    *access.Limiter
 	log       *slog.Logger // a sampler
 	metric    *callMetrics
@@ -121,6 +120,9 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			if r := recover(); r != nil {
 				e.log.Error("panic", "procedure", spec.Procedure, "peer", requestFrom(ctx).peer, "panic", r, "stack", string(debug.Stack()))
 				err = connect.NewError(connect.CodeInternal, "internal error")
+			}
+			if refused, ok := errors.AsType[*refusedError](err); ok {
+				e.noted.RefusedRight(ctx, spec.Procedure, refused.about)
 			}
 			if err != nil {
 				err = callerError(ctx, publicError(spec.Procedure, err))
@@ -178,7 +180,7 @@ func isHealth(spec connect.Spec) bool {
 // admit authenticates the caller of a request and takes one token of its rate limit. It
 // returns a context with the caller, and with what the log records about the call.
 func (e *edge) admit(ctx context.Context, r *request, procedure string) (context.Context, error) {
-	caller, err := access.Authenticate(r.header, r.tls, e.keys)
+	caller, rights, err := e.gate.authenticate(r.header, r.tls)
 	if unknown, ok := errors.AsType[*access.UnauthenticatedError](err); ok {
 		e.noted.AuthenticationFailure(r.peer, procedure, unknown.Reason)
 		if r.conn != nil {
@@ -203,21 +205,12 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 	if remote.HasTraceID() {
 		call.TraceID = remote.TraceID().String()
 	}
-	ctx = decisionlog.WithCall(access.WithCaller(ctx, caller), call)
+	ctx = decisionlog.WithCall(access.WithRights(access.WithCaller(ctx, caller), rights), call)
 	if !e.limits.Allow(caller, 1) {
 		e.noted.Probing(ctx, decisionlog.ProbingRateLimited, "", procedure)
 		return ctx, access.ErrRateLimited
 	}
-	return ctx, nil
-}
-
-// keys returns the live API keys. It is an error if the snapshot is too old to know them.
-func (e *edge) keys() (access.Keys, error) {
-	v, err := e.follower.Current()
-	if err != nil {
-		return nil, err
-	}
-	return v.Snapshot, nil
+	return ctx, mayBegin(rights, procedure)
 }
 
 // logFailure logs the error of a call. e.log samples the lines, because a caller can cause one

@@ -44,6 +44,7 @@ func publicError(procedure string, err error) *connect.Error {
 	var bad *engine.RequestError
 	var swept *store.SweptError
 	var unknown *access.UnauthenticatedError
+	var refused *refusedError
 	var token *snapshot.TokenError
 	var history *snapshot.HistoryError
 	switch {
@@ -62,6 +63,8 @@ func publicError(procedure string, err error) *connect.Error {
 		// Not resource_exhausted: a caller whose key was revoked must not take it for overload,
 		// and let checks with FailOpen through.
 		return connect.NewError(connect.CodeUnauthenticated, err.Error())
+	case errors.As(err, &refused):
+		return connect.NewError(connect.CodePermissionDenied, refused.Error())
 	case errors.Is(err, access.ErrRateLimited):
 		return connect.NewError(connect.CodeResourceExhausted, err.Error())
 	case errors.As(err, &token):

@@ -85,7 +85,10 @@ func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, 
 	for i := range keys {
 		keys[i] = uuid.NewString()
 		hash := sha256.Sum256([]byte(keys[i]))
-		if err := db.CreateKey(t.Context(), store.Key{ID: keys[i], Name: keys[i], Hash: hash[:]}, "test"); err != nil {
+		_, err := db.ChangeAccess(t.Context(), "test", func(context.Context, store.Access) (store.AccessChange, error) {
+			return store.AccessChange{Put: access.AllGrants(keys[i], "test"), Add: []store.Key{{ID: keys[i], Name: keys[i], Hash: hash[:]}}}, nil
+		})
+		if err != nil {
 			t.Fatal(err)
 		}
 	}

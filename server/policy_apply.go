@@ -14,6 +14,7 @@ import (
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/offline"
@@ -191,18 +192,11 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	if err != nil {
 		return nil, err
 	}
-	var others []engine.Source
-	for _, o := range v.Bundles {
-		if o.Name == b.Name {
-			continue
-		}
-		src, err := stored.Source(o)
-		if err != nil {
-			return nil, err
-		}
-		others = append(others, src)
+	others, previous, err := besides(v, b.Name)
+	if err != nil {
+		return nil, err
 	}
-	report, set, err := s.check(ctx, b, others, v.Set, dryRun)
+	report, set, err := s.check(ctx, b, others, previous, dryRun)
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +208,10 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 			return applied(v, v.Bundles[i], v.Position.Number, false, report), nil
 		}
 	}
-	changed := set.ChangedTypes(v.Set)
+	var changed []string // no entity has a type of admin-local
+	if b.Name != engine.AdminLocal {
+		changed = set.ChangedTypes(v.Set)
+	}
 	if err := s.checkStored(ctx, v, set, changed); err != nil {
 		return nil, err
 	}
@@ -255,6 +252,25 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		}
 	}
 	return out, nil
+}
+
+// besides returns the bundles that a bundle is checked with, and what to take over from. admin-local
+// is checked with the bundle admin, and no other one is checked with it.
+func besides(v snapshot.View, name string) (others []engine.Source, previous *engine.Set, err error) {
+	if name == engine.AdminLocal {
+		return []engine.Source{access.AdminSource()}, nil, nil
+	}
+	for _, o := range v.Bundles {
+		if o.Name == name || o.Name == engine.AdminLocal {
+			continue
+		}
+		src, err := stored.Source(o)
+		if err != nil {
+			return nil, nil, err
+		}
+		others = append(others, src)
+	}
+	return others, v.Set, nil
 }
 
 // check checks a bundle and runs its tests. One bundle to publish and one dry run are checked at a

@@ -1,7 +1,6 @@
 package server_test
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"strings"
 	"testing"
@@ -13,17 +12,13 @@ import (
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
-	"github.com/cedarpost/cedarpost/store"
 )
 
 // publisher returns the clients of another caller with a key.
 func publisher(t *testing.T, s *servertest.Server, name string) (cedarpostv1connect.PolicyServiceClient, cedarpostv1connect.AuthorizationServiceClient) {
 	t.Helper()
 	token := "the key of " + name
-	hash := sha256.Sum256([]byte(token))
-	if err := s.DB.CreateKey(t.Context(), store.Key{ID: name, Name: name, Hash: hash[:]}, "test"); err != nil {
-		t.Fatal(err)
-	}
+	servertest.AddCaller(t, s.DB, name, token)
 	auth := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, token))
 	servertest.Eventually(t, "the key", func() bool {
 		_, err := auth.GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})

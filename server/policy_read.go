@@ -26,13 +26,17 @@ func bundleToProto(v snapshot.View, b store.Bundle) *cedarpostv1.Bundle {
 }
 
 // ListBundles implements cedarpost.v1.PolicyService.
-func (s *policyService) ListBundles(context.Context, *cedarpostv1.ListBundlesRequest) (*cedarpostv1.ListBundlesResponse, error) {
+func (s *policyService) ListBundles(ctx context.Context, _ *cedarpostv1.ListBundlesRequest) (*cedarpostv1.ListBundlesResponse, error) {
 	v, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
 	out := &cedarpostv1.ListBundlesResponse{Revision: snapshot.EncodeRevision(v.Position, v.Position.Number)}
+	names, all := bundlesFor(ctx, v.Snapshot, "ListBundles")
 	for _, b := range v.Bundles {
+		if !all && !slices.Contains(names, b.Name) {
+			continue
+		}
 		out.Bundles = append(out.Bundles, bundleToProto(v, b))
 	}
 	return out, nil

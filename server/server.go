@@ -131,6 +131,7 @@ const (
 type Server struct {
 	cfg      Config
 	follower *snapshot.Follower
+	gate     *gate
 	ready    *readiness
 	recorder *decisionlog.Recorder
 	signer   *decisionlog.Signer
@@ -175,6 +176,12 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
 		return nil, err
 	}
+	switch n, err := access.GrantToAll(ctx, cfg.DB); {
+	case err != nil:
+		return nil, err
+	case n > 0:
+		cfg.Log.Warn("the database has API keys from before there were grants: each of their callers has got all roles", "callers", n)
+	}
 	event := decisionlog.DatabaseEvents(cfg.Name)
 	s.follower = snapshot.NewFollower(snapshot.Config{
 		DB: cfg.DB, Log: cfg.Log, MaxStaleness: cfg.MaxStaleness, CacheBytes: uint64(max(cfg.CacheBytes, 0)), Metrics: registry,
@@ -197,6 +204,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.logRenewed(ctx)
+	s.gate = &gate{follower: s.follower, uses: newKeyUses()}
 	s.ready = newReadiness(cfg.DB, s.follower, cfg.Log)
 	s.ready.look(ctx)
 	defer func() {
@@ -241,7 +249,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	history := snapshot.NewPast(s.follower)
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
-			db: cfg.DB, follower: s.follower,
+			db: cfg.DB, follower: s.follower, gate: s.gate,
 			recorder: s.recorder, record: record, limits: limits, shares: shares, metric: newDecisionMetrics(registry), noted: s.noted,
 			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
@@ -249,9 +257,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{db: cfg.DB, follower: s.follower, past: history, atomic: newSharedPlaces[string](maxAtomicImports, maxAtomicImports/2)})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.follower, s.noted, cfg.times))
+		cedarpostv1connect.RegisterAccessServiceHandler(cs, &accessService{db: cfg.DB, gate: s.gate, recorder: s.recorder})
 		audit := newAuditService(cfg.DB, s.recorder, s.ready.stopping)
 		audit.signer, audit.past, audit.shares = s.signer, history, shares
-		audit.keys = func() access.Keys { return s.follower.Latest() }
+		audit.gate = s.gate
 		cedarpostv1connect.RegisterAuditServiceHandler(cs, audit)
 	}
 	for _, p := range []struct {
@@ -299,10 +308,10 @@ func (s *Server) logRenewed(ctx context.Context) {
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
 	e := &edge{
-		follower: s.follower, limits: limits, log: slog.New(s.frequent), metric: s.calls, noted: s.noted, failures: &s.failures, timeout: timeout, times: s.cfg.times,
+		gate: s.gate, limits: limits, log: slog.New(s.frequent), metric: s.calls, noted: s.noted, failures: &s.failures, timeout: timeout, times: s.cfg.times,
 		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), maxBytes: maxBytes,
 	}
-	cs := connect.NewServer(e.guard, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
+	cs := connect.NewServer(e.guard, e.rights, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
 	h := newHealth(s.ready)
 	healthv1connect.RegisterHealthHandler(cs, h)
@@ -378,6 +387,7 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.frequent.run(background) })
 	wg.Go(func() { s.keepLog(background) })
 	wg.Go(func() { s.sweepHistory(background) })
+	wg.Go(func() { s.storeKeyUses(background) })
 
 	failed := make(chan error, len(s.planes))
 	for _, p := range s.planes {

@@ -62,7 +62,8 @@ func TestAttackAdvisoryLocks(t *testing.T) {
 	_, err = w.Append(ctx, []store.Decision{decision(time.Now(), 2)}, nil)
 	step("append after the connection was lost", err)
 	step("partitions", db.EnsurePartitions(ctx, time.Now().AddDate(0, 0, 3)))
-	step("the first key", db.Bootstrap(ctx, func(context.Context, []store.Key) (*store.Key, error) { return nil, nil }))
+	_, err = db.ChangeAccess(ctx, "test", func(context.Context, store.Access) (c store.AccessChange, err error) { return c, nil })
+	step("the first key", err)
 	led, err := db.Lead(ctx, store.SignerLock, func(ctx context.Context, alive func(context.Context) error) error { return alive(ctx) })
 	if step("lead", err); !led {
 		t.Error("nobody can lead")

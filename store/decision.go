@@ -116,8 +116,9 @@ type DecisionQuery struct {
 	Policy                      string // "bundle/id" of a determining policy
 	Caller, RequestID, TraceID  string
 	Revision                    int64
-	Field                       string // a leaf path that was permitted or denied
-	Masked                      []byte // a keyed hash in the record
+	Field                       string   // a leaf path that was permitted or denied
+	Masked                      []byte   // a keyed hash in the record
+	ActionTypes                 []string // nil: all
 
 	// BeforeAt and BeforeID are At and ID of the last decision of the page before.
 	BeforeAt time.Time
@@ -144,11 +145,12 @@ const decisionFilter = `
 		  and ($15::bigint is null or revision = $15)
 		  and ($16::text is null or fields && array['+' || $16, '-' || $16])
 		  and ($17::bytea is null or masked @> array[$17])
+		  and ($21::text[] is null or action_type = any($21))
 		  and ($18::timestamptz is null or at <= $18)
 		  and ($18::timestamptz is null or (at, decision_id) < ($18, $19))
 		  and ` + ofBatch
 
-// args returns the arguments of decisionFilter, and the limit, $20. The first one makes
+// args returns the arguments of decisionFilter, and before the last one the limit, $20. The first one makes
 // Postgres plan the statement anew for the values of each call: then a filter that is not
 // set costs nothing, and one that is set finds its index.
 func (q DecisionQuery) args() []any {
@@ -161,7 +163,7 @@ func (q DecisionQuery) args() []any {
 		principalType, principalID, actionType, actionID, resourceType, resourceID,
 		q.Allowed, orNull(q.DeniedAt), orNull(q.Policy), orNull(q.Caller), orNull(q.RequestID), orNull(q.TraceID),
 		orNull(q.Revision), orNull(q.Field), q.Masked,
-		orNull(q.BeforeAt), q.BeforeID, q.Limit,
+		orNull(q.BeforeAt), q.BeforeID, q.Limit, q.ActionTypes,
 	}
 }
 

@@ -144,10 +144,13 @@ func TestWhatRolesMayNotDo(t *testing.T) {
 		{"the application may not forget what decisions need", app, "delete from decision_days"},
 		{"the application may not read what decisions need", app, "select revision from decisions"},
 		{"the application may not list keys as an auditor", app, "select audited_keys()"},
-		{"the writer may not add a key", writer, "select add_api_key('k', 'k', 'k', 1)"},
+		{"the writer may not add a key", writer, "select add_api_key('k', 'k', 'k', null, 1)"},
 		{"the writer may not sweep", writer, "select sweep_history('entities', 0, 1)"},
 		{"the writer may not give history up", writer, "select raise_oldest('90 days')"},
-		{"the auditor may not add a key", auditor, "select add_api_key('k', 'k', 'k', 1)"},
+		{"the writer may not revoke a key", writer, "select revoke_api_key('k', 1)"},
+		{"the auditor may not revoke a key", auditor, "select revoke_api_key('k', 1)"},
+		{"the application may not check a key by itself", app, "select logged_key_change('k', 1)"},
+		{"the auditor may not add a key", auditor, "select add_api_key('k', 'k', 'k', null, 1)"},
 		{"the auditor may not sweep", auditor, "select sweep_history('entities', 0, 1)"},
 		{"the application may not change what was migrated", app, "update goose_db_version set is_applied = false"},
 	} {
@@ -213,28 +216,32 @@ func TestKeyNeedsItsEvent(t *testing.T) {
 		event = `insert into events (event_id, at, kind, caller, server, subject, revision, record, batch, pos, crc)
 			values (gen_random_uuid(), now(), '%s', '', '', '%s', %d, '', '00000000-0000-0000-0000-00000000000a', 0, 0); `
 		seal = "select log_append('00000000-0000-0000-0000-00000000000a', gen_random_uuid(), 0, 1, 'header', current_date, now(), now()); "
-		add  = "select add_api_key('k', 'k', 'secret', 1)"
 	)
 	of := func(kind, subject string, revision int) string { return fmt.Sprintf(event, kind, subject, revision) }
 	const refused = "55000" // object_not_in_prerequisite_state
-	for _, c := range []struct{ says, sql, want string }{
-		{"there is no event", count + add, refused},
-		{"the event is in no batch", count + of("change", "k", 1) + add, refused},
-		{"the event is of another key", count + of("change", "other", 1) + seal + add, refused},
-		{"the event is of another kind", count + of("log_read", "k", 1) + seal + add, refused},
-		{"the event is of another revision", count + of("change", "k", 2) + seal + add, refused},
-		{"the revision is not the newest", count + count + of("change", "k", 1) + seal + add, refused},
-		{"the event is there", count + of("change", "k", 1) + seal + add, ""},
-	} {
-		if got := state(actAs(t, conn, "cedarpost_app", c.sql)); got != c.want {
-			t.Errorf("%s: %q, want %q", c.says, got, c.want)
+	for _, add := range []string{"select add_api_key('k', 'k', 'secret', null, 1)", "select revoke_api_key('k', 1)"} {
+		for _, c := range []struct{ says, sql, want string }{
+			{"there is no event", count + add, refused},
+			{"the event is in no batch", count + of("change", "k", 1) + add, refused},
+			{"the event is of another key", count + of("change", "other", 1) + seal + add, refused},
+			{"the event is of another kind", count + of("log_read", "k", 1) + seal + add, refused},
+			{"the event is of another revision", count + of("change", "k", 2) + seal + add, refused},
+			{"the revision is not the newest", count + count + of("change", "k", 1) + seal + add, refused},
+			{"the event is there", count + of("change", "k", 1) + seal + add, ""},
+		} {
+			if got := state(actAs(t, conn, "cedarpost_app", c.sql)); got != c.want {
+				t.Errorf("%s: %s: %q, want %q", add, c.says, got, c.want)
+			}
+		}
+		if !strings.Contains(add, "revoke") {
+			mustExec(t, conn, "insert into api_keys (id, name, hash) values ('k', 'k', 'secret')")
 		}
 	}
 	// An event of an earlier transaction is not enough either.
 	if _, err := conn.Exec(t.Context(), count+of("change", "k", 1)+seal); err != nil {
 		t.Fatal(err)
 	}
-	if got := state(actAs(t, conn, "cedarpost_app", add)); got != refused {
+	if got := state(actAs(t, conn, "cedarpost_app", "select revoke_api_key('k', 1)")); got != refused {
 		t.Errorf("the event was committed before: %q", got)
 	}
 }

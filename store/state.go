@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/mod/sumdb/tlog"
@@ -133,8 +134,8 @@ func readStateRoot(ctx context.Context, tx pgx.Tx, revision int64) (s StateRoot,
 		return s, err
 	}
 	for _, k := range keys {
-		if !k.Revoked && k.Since <= revision {
-			add(KindKey, k.ID, k.Name, hex.EncodeToString(k.hash))
+		if k.Since <= revision && (!k.Revoked || k.Until != nil && *k.Until > revision) {
+			add(append([]any{KindKey}, keyValues(k.ID, k.Name, k.hash, k.ExpiresAt)...)...)
 			s.Keys++
 		}
 	}
@@ -230,7 +231,11 @@ func readStoredBundle(ctx context.Context, tx pgx.Tx, name string, revision int6
 // StoredKey is what an auditor can read of an API key.
 type StoredKey struct {
 	ID, Name string
-	Revoked  bool
+	// ExpiresAt is when it ends; nil: never.
+	ExpiresAt *time.Time
+	Revoked   bool
+	// Until is the revision that revoked it; nil if none did.
+	Until *int64
 	// Since is the revision that added it, or 0: older versions did not store it, and the
 	// sweep may have removed that revision.
 	Since int64
@@ -241,10 +246,10 @@ type StoredKey struct {
 
 // readStoredKeys reads all keys, by id.
 func readStoredKeys(ctx context.Context, tx pgx.Tx) ([]StoredKey, error) {
-	rows, _ := tx.Query(ctx, `select id, name, revoked, since, hash from audited_keys() order by id collate "C"`)
+	rows, _ := tx.Query(ctx, `select id, name, expires_at, revoked, since, until, hash from audited_keys() order by id collate "C"`)
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (k StoredKey, err error) {
-		err = row.Scan(&k.ID, &k.Name, &k.Revoked, &k.Since, &k.hash)
-		sum := sha256.Sum256(keyLine(k.ID, k.Name, k.hash))
+		err = row.Scan(&k.ID, &k.Name, &k.ExpiresAt, &k.Revoked, &k.Since, &k.Until, &k.hash)
+		sum := sha256.Sum256(keyLine(k.ID, k.Name, k.hash, k.ExpiresAt))
 		k.Digest = sum[:]
 		return k, err
 	})

@@ -153,12 +153,13 @@ func TestKeys(t *testing.T) {
 	var made int
 	for range 5 {
 		group.Go(func() {
-			err := db.Bootstrap(context.Background(), func(_ context.Context, existing []store.Key) (*store.Key, error) {
-				if len(existing) > 0 {
-					return nil, nil
+			_, err := db.ChangeAccess(context.Background(), "test", func(_ context.Context, now store.Access) (c store.AccessChange, err error) {
+				if len(now.Keys) > 0 {
+					return c, nil
 				}
 				made++ // the lock prevents a data race
-				return &store.Key{ID: "first", Name: "First", Hash: []byte("hash of the first")}, nil
+				c.Add = []store.Key{{ID: "first", Name: "First", Hash: []byte("hash of the first")}}
+				return c, nil
 			})
 			if err != nil {
 				t.Error(err)
@@ -170,7 +171,7 @@ func TestKeys(t *testing.T) {
 		t.Errorf("%d first keys, revision %d", made, current(t, db))
 	}
 	no := errors.New("no")
-	err := db.Bootstrap(t.Context(), func(context.Context, []store.Key) (*store.Key, error) { return nil, no })
+	_, err := db.ChangeAccess(t.Context(), "test", func(context.Context, store.Access) (c store.AccessChange, err error) { return c, no })
 	if !errors.Is(err, no) {
 		t.Errorf("got %v", err)
 	}

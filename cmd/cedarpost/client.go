@@ -115,6 +115,10 @@ func (p *peer) audit() cedarpostv1connect.AuditServiceClient {
 	return cedarpostv1connect.NewAuditServiceClient(p.Client)
 }
 
+func (p *peer) access() cedarpostv1connect.AccessServiceClient {
+	return cedarpostv1connect.NewAccessServiceClient(p.Client)
+}
+
 // call makes a unary call. Its error says what the user can do.
 func call[Req, Res any](ctx context.Context, p *peer, rpc func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

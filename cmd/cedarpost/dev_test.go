@@ -53,6 +53,7 @@ func TestDev(t *testing.T) {
 	t.Run("bundles", testBundles(sh))
 	t.Run("log", testLog(sh))
 	t.Run("uses", testUses(sh))
+	t.Run("keys and grants", testKeys(sh, dir))
 	t.Run("wrong key", testWrongKey(sh, dir))
 	t.Run("second dev on the folder", func(t *testing.T) {
 		before, err := os.ReadFile(envFile)

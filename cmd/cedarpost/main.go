@@ -33,6 +33,10 @@ type cli struct {
 	Audit     auditCmd     `cmd:"" group:"ask" help:"Prove and verify the log."`
 	Events    eventsCmd    `cmd:"" group:"ask" help:"List the other entries of the log: changes, failed authentication, reads."`
 
+	Whoami whoamiCmd `cmd:"" group:"access" help:"Say who the API key is, and what it may do."`
+	Keys   keysCmd   `cmd:"" group:"access" help:"Make, list and end API keys."`
+	Grants grantsCmd `cmd:"" group:"access" help:"Say which caller has which role."`
+
 	Version versionCmd `cmd:"" group:"about" help:"Print the version."`
 	Help    helpCmd    `cmd:"" group:"about" help:"Print help about a command."`
 }
@@ -82,6 +86,7 @@ func newParser(ctx context.Context, c *console, file settings) *kong.Kong {
 			{Key: "run", Title: "Run the service"},
 			{Key: "policy", Title: "Policies"},
 			{Key: "ask", Title: "Decisions and data"},
+			{Key: "access", Title: "Callers and their rights"},
 			{Key: "about", Title: "About"},
 			{Key: "server", Title: "Server"},
 			{Key: "client", Title: "Connection"},

@@ -41,6 +41,14 @@ func TestWrongUsageExits2(t *testing.T) {
 		{"entities import a.json --format xml", `must be one of`},
 		{"entities import a.json --atomic --resume", `leave --import-id and --resume away`},
 		{"entities import a.json --atomic --import-id x", `leave --import-id and --resume away`},
+		{"keys create a --role enforcer --out f", `give --role and --bundle together`},
+		{"keys create a", `missing flags: --out=FILE`},
+		{"keys create a --out f --expires yesterday", `not a duration`},
+		{"keys revoke", `give either the caller`},
+		{"keys revoke a --id b", `give either the caller`},
+		{"keys recover --caller a/b --out f", `letters, digits`},
+		{"keys recover --out f", `no database: set CEDARPOST_DATABASE_URL`},
+		{"grants put a enforcer", `missing flags: --bundle=BUNDLE`},
 		{"entities import - --resume", `--resume needs --import-id`},
 	} {
 		t.Run(line.args, func(t *testing.T) {

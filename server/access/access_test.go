@@ -5,32 +5,44 @@ import (
 	"errors"
 	"net/http"
 	"testing"
+	"time"
+
+	"github.com/cedarpost/cedarpost/store"
 )
 
 // keysOf are live keys, by the key itself.
 type keysOf map[string]string
 
-func (k keysOf) Caller(hash [sha256.Size]byte) (string, bool) {
+func (k keysOf) Key(hash [sha256.Size]byte) (store.Key, bool) {
 	for key, name := range k {
 		if sha256.Sum256([]byte(key)) == hash {
-			return name, true
+			return store.Key{ID: "id", Name: name, ExpiresAt: ends[name]}, true
 		}
 	}
-	return "", false
+	return store.Key{}, false
 }
 
-func (k keysOf) HasCaller(name string) bool {
+func (k keysOf) HasCaller(name string, now time.Time) bool {
 	for _, n := range k {
-		if n == name {
+		if n == name && (store.Key{ExpiresAt: ends[name]}).Live(now) {
 			return true
 		}
 	}
 	return false
 }
 
+// now is when the tests call, and ends is when the keys of some callers end.
+var (
+	now  = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	past = now.Add(-time.Second)
+	soon = now.Add(time.Second)
+	ends = map[string]*time.Time{"old": &past, "young": &soon, "now": &now}
+)
+
 // A call needs exactly one header with the bearer scheme and a live key.
 func TestAuthenticate(t *testing.T) {
-	keys := keysOf{"secret-key": "orders"}
+	_, fresh := NewKey("fresh", nil)
+	keys := keysOf{"secret-key": "orders", "old-key": "old", "now-key": "now", "young-key": "young", fresh: "fresh"}
 	stale := errors.New("keys are too old")
 	for _, c := range []struct {
 		headers []string
@@ -46,17 +58,23 @@ func TestAuthenticate(t *testing.T) {
 		{[]string{"secret-key"}, "", "unknown key"},
 		{[]string{"Bearer secret-keys"}, "", "unknown key"},
 		{[]string{"Bearer"}, "", "unknown key"},
+		{[]string{"Bearer old-key"}, "", "expired key"},
+		{[]string{"Bearer now-key"}, "", "expired key"},
+		{[]string{"Bearer young-key"}, "young", ""},
+		{[]string{"Bearer " + fresh}, "fresh", ""},
+		{[]string{"Bearer " + fresh[:len(fresh)-1]}, "", "truncated key"},
+		{[]string{"Bearer cdp_"}, "", "truncated key"},
 	} {
-		caller, err := Authenticate(http.Header{"Authorization": c.headers}, nil, func() (Keys, error) { return keys, nil })
+		caller, err := Authenticate(http.Header{"Authorization": c.headers}, nil, func() (Keys, error) { return keys, nil }, now)
 		var unknown *UnauthenticatedError
 		switch {
-		case c.name != "" && (err != nil || caller != Caller{c.name, APIKey}):
+		case c.name != "" && (err != nil || caller.Name != c.name || caller.Kind != APIKey || caller.KeyID == ""):
 			t.Errorf("%q: %+v, %v", c.headers, caller, err)
 		case c.name == "" && (!errors.As(err, &unknown) || unknown.Reason != c.reason || caller != Caller{}):
 			t.Errorf("%q: %+v, %v, want %q", c.headers, caller, err, c.reason)
 		}
 	}
-	_, err := Authenticate(http.Header{"Authorization": {"Bearer secret-key"}}, nil, func() (Keys, error) { return nil, stale })
+	_, err := Authenticate(http.Header{"Authorization": {"Bearer secret-key"}}, nil, func() (Keys, error) { return nil, stale }, now)
 	if !errors.Is(err, stale) {
 		t.Errorf("without current keys: %v", err)
 	}
@@ -64,11 +82,12 @@ func TestAuthenticate(t *testing.T) {
 
 // A caller is live while there is a live key of its name; a caller of no known kind never is.
 func TestIsLive(t *testing.T) {
-	keys := keysOf{"secret-key": "orders"}
+	keys := keysOf{"secret-key": "orders", "old-key": "old"}
 	for caller, live := range map[Caller]bool{
-		{"orders", APIKey}: true, {"billing", APIKey}: false, {"orders", "another kind"}: false, {}: false,
+		{Name: "orders", Kind: APIKey}: true, {Name: "billing", Kind: APIKey}: false, {Name: "old", Kind: APIKey}: false,
+		{Name: "orders", Kind: "another kind"}: false, {}: false,
 	} {
-		if caller.IsLive(keys) != live {
+		if caller.IsLive(keys, now) != live {
 			t.Errorf("%+v: want %v", caller, live)
 		}
 	}

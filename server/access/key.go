@@ -4,24 +4,21 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"slices"
 	"strings"
-
-	"github.com/google/uuid"
+	"time"
 
 	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// keyPrefix lets secret scanners find keys that leaked.
-const keyPrefix = "cedarpost_"
-
-// bootstrapName is the name of the caller that has the first key.
-const bootstrapName = "bootstrap"
+// BootstrapName is the caller that has the first key.
+const BootstrapName = "bootstrap"
 
 // errKeyElsewhere says that the database has a bootstrap key, and that the file has another one.
 var errKeyElsewhere = errors.New("the database has a bootstrap key already, and this file does not hold it")
@@ -37,31 +34,112 @@ var errKeyElsewhere = errors.New("the database has a bootstrap key already, and 
 //
 // Several servers may call it at once: it holds the migration lock.
 func BootstrapKey(ctx context.Context, db *store.DB, file string, another bool) (made bool, err error) {
-	err = db.Bootstrap(ctx, func(_ context.Context, live []store.Key) (*store.Key, error) {
+	_, err = db.ChangeAccess(ctx, BootstrapName, func(_ context.Context, now store.Access) (c store.AccessChange, err error) {
 		token, err := readKey(file)
 		if err != nil {
-			return nil, err
+			return c, err
 		}
 		hash := sha256.Sum256([]byte(token))
-		if token != "" && slices.ContainsFunc(live, func(k store.Key) bool { return slices.Equal(k.Hash, hash[:]) }) {
-			return nil, nil
+		if token != "" && slices.ContainsFunc(now.Keys, func(k store.Key) bool { return slices.Equal(k.Hash, hash[:]) }) {
+			return c, nil
 		}
-		if len(live) > 0 && !another {
+		if len(now.Keys) > 0 && !another {
 			if token != "" {
-				return nil, fmt.Errorf("%s: %w", file, errKeyElsewhere)
+				return c, fmt.Errorf("%s: %w", file, errKeyElsewhere)
 			}
-			return nil, nil
+			return c, nil
 		}
+		id := newKeyID()
 		if token == "" {
-			if token, err = writeNewKey(file); err != nil {
-				return nil, err
+			token = newSecret(id)
+			if err := keyfile.Write(file, []byte(token+"\n")); err != nil {
+				return c, err
 			}
 			hash = sha256.Sum256([]byte(token))
 		}
 		made = true
-		return &store.Key{ID: uuid.NewString(), Name: bootstrapName, Hash: hash[:]}, nil
+		return store.AccessChange{
+			Put: AllGrants(BootstrapName, BootstrapName),
+			Add: []store.Key{{ID: id, Name: BootstrapName, Hash: hash[:]}},
+		}, nil
 	})
 	return made && err == nil, err
+}
+
+// GrantToAll gives all roles to each caller with a key, if the database is from before there
+// were grants, when each key could do everything. It reports to how many.
+func GrantToAll(ctx context.Context, db *store.DB) (callers int, err error) {
+	_, err = db.ChangeAccess(ctx, BootstrapName, func(_ context.Context, now store.Access) (c store.AccessChange, err error) {
+		if now.Granted {
+			return c, nil
+		}
+		names := map[string]bool{}
+		for _, k := range now.Keys {
+			if !names[k.Name] {
+				names[k.Name] = true
+				c.Put = append(c.Put, AllGrants(k.Name, BootstrapName)...)
+			}
+		}
+		callers = len(names)
+		return c, nil
+	})
+	return callers, err
+}
+
+// NewKey makes an API key of a caller. secret is the text that the caller sends; it is in no
+// database.
+func NewKey(caller string, expires *time.Time) (key store.Key, secret string) {
+	id := newKeyID()
+	secret = newSecret(id)
+	hash := sha256.Sum256([]byte(secret))
+	return store.Key{ID: id, Name: caller, Hash: hash[:], ExpiresAt: expires}, secret
+}
+
+// A key is cdp_<id>_<secret>_<checksum>: secret scanners find it by its beginning, the log and
+// commands name it by its id, and the checksum tells a truncated one from a wrong one.
+const (
+	keyPrefix   = "cdp_"
+	keyIDLength = 12
+	secretBytes = 32
+)
+
+// newKeyID returns an id of lower-case letters and digits, of 60 random bits.
+func newKeyID() string {
+	b := make([]byte, keyIDLength)
+	_, _ = rand.Read(b) // never fails
+	for i := range b {
+		b[i] = "abcdefghijklmnopqrstuvwxyz234567"[b[i]%32]
+	}
+	return string(b)
+}
+
+func newSecret(id string) string {
+	b := make([]byte, secretBytes)
+	_, _ = rand.Read(b) // never fails
+	text := keyPrefix + id + "_" + hex.EncodeToString(b)
+	return text + "_" + checksum(text)
+}
+
+func checksum(text string) string { return fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(text))) }
+
+// isTruncated reports whether a text has the form of a key, and not the checksum of one. Keys from
+// before there was this form have no checksum.
+func isTruncated(secret string) bool {
+	if !strings.HasPrefix(secret, keyPrefix) {
+		return false
+	}
+	i := strings.LastIndexByte(secret, '_')
+	return checksum(secret[:max(i, 0)]) != secret[i+1:]
+}
+
+// KeyID returns the id in the text of a key, or "".
+func KeyID(secret string) string {
+	rest, ok := strings.CutPrefix(secret, keyPrefix)
+	id, _, found := strings.Cut(rest, "_")
+	if !ok || !found || len(id) != keyIDLength {
+		return ""
+	}
+	return id
 }
 
 // readKey reads a key from a file. It returns "" if the file does not exist or is empty.
@@ -78,14 +156,4 @@ func readKey(file string) (string, error) {
 		return "", fmt.Errorf("%s: a key has at least 32 characters", file)
 	}
 	return token, nil
-}
-
-// writeNewKey makes a key and writes it to a file.
-func writeNewKey(file string) (string, error) {
-	secret := make([]byte, 32)
-	if _, err := rand.Read(secret); err != nil {
-		return "", err
-	}
-	token := keyPrefix + base64.RawURLEncoding.EncodeToString(secret)
-	return token, keyfile.Write(file, []byte(token+"\n"))
 }

@@ -21,7 +21,7 @@ type Limiter struct {
 	// PerSecond is how many checks one caller may ask each second; 0 means no limit.
 	PerSecond float64
 
-	buckets sync.Map // Caller → *rate.Limiter; their number is bounded by that of the API keys
+	buckets sync.Map // name of a caller → *rate.Limiter
 }
 
 // Allow takes n tokens of the caller's bucket, and reports whether there were enough. Without
@@ -30,9 +30,9 @@ func (l *Limiter) Allow(c Caller, n int) bool {
 	if l.PerSecond <= 0 || n <= 0 {
 		return true
 	}
-	b, ok := l.buckets.Load(c)
+	b, ok := l.buckets.Load(c.Name)
 	if !ok {
-		b, _ = l.buckets.LoadOrStore(c, rate.NewLimiter(rate.Limit(l.PerSecond), max(int(l.PerSecond), leastBurst)))
+		b, _ = l.buckets.LoadOrStore(c.Name, rate.NewLimiter(rate.Limit(l.PerSecond), max(int(l.PerSecond), leastBurst)))
 	}
 	return b.(*rate.Limiter).AllowN(time.Now(), n)
 }

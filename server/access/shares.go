@@ -84,7 +84,7 @@ func (t tally) leave(key any) {
 type Work struct {
 	shares *Shares
 	ctx    context.Context // of the call
-	caller Caller
+	caller string          // its name
 	bundle string
 	steps  int64 // all of the call
 	free   int64 // that it may take before its next turn
@@ -98,7 +98,7 @@ type Work struct {
 // Call returns the work of one call of a caller. Use [Work.Rest] when the call waits for
 // something else, and when it ends.
 func (s *Shares) Call(ctx context.Context, caller Caller) *Work {
-	return &Work{shares: s, ctx: ctx, caller: caller, free: freeSteps}
+	return &Work{shares: s, ctx: ctx, caller: caller.Name, free: freeSteps}
 }
 
 // Next begins another question of the call.

@@ -98,7 +98,7 @@ const maxListed = 100
 
 func changeRecord(ctx context.Context, c store.Changed) *cedarpostv1.EventRecord {
 	change := &cedarpostv1.Change{
-		Operation: operationFrom(ctx, c.Kind), EntityCount: int32(len(c.Entities)), Before: c.Before, After: c.After,
+		Operation: operationFrom(ctx, c), EntityCount: int32(len(c.Entities)), Before: c.Before, After: c.After,
 		Version: c.Version, Stored: c.Stored,
 	}
 	subject := c.ID
@@ -116,11 +116,14 @@ func changeRecord(ctx context.Context, c store.Changed) *cedarpostv1.EventRecord
 
 // operationFrom returns the name of the RPC that makes a change. A command of the server
 // calls no RPC; its change gets the name of the RPC that makes changes of this kind.
-func operationFrom(ctx context.Context, kind string) string {
+func operationFrom(ctx context.Context, c store.Changed) string {
 	if procedure := callFrom(ctx).Procedure; procedure != "" {
 		return path.Base(procedure)
 	}
-	return map[string]string{store.KindEntity: "WriteEntities", store.KindBundle: "ApplyBundle", store.KindKey: "CreateKey"}[kind]
+	if len(c.Entities) > 0 && c.Entities[0].Type == store.GrantType {
+		return "PutGrant"
+	}
+	return map[string]string{store.KindEntity: "WriteEntities", store.KindBundle: "ApplyBundle", store.KindKey: "CreateKey"}[c.Kind]
 }
 
 // DatabaseEvents returns the function that makes the event of a database that gets another

@@ -28,8 +28,8 @@ const (
 // others is the subject of what is not counted apart.
 const others = "others"
 
-// Noted counts what callers can do as often as they like: fail to authenticate, have a bundle
-// refused, try out questions. It must not fill the log, and must not delay other calls. So the
+// Noted counts what callers can do as often as they like: fail to authenticate, call
+// what they have no right to, have a bundle refused, try out questions. It must not fill the log, and must not delay other calls. So the
 // first of them with one kind, caller and subject is recorded at once, in the background. The next
 // ones with the same three are counted and recorded together, less and less often. When a caller
 // has used up its events, or has too many subjects, the rest is counted together under the subject
@@ -156,6 +156,13 @@ const (
 func (n *Noted) Probing(ctx context.Context, reason, principal, example string) {
 	call := callFrom(ctx)
 	n.note(cedarpostv1.EventRecord_PROBING, call.Caller, reason, about{text: bounded(example, maxNotedText), call: call}, bounded(principal, maxNotedSubject))
+}
+
+// RefusedRight notes a call that the call's caller had no right to. example says what the call was
+// about. It is cut.
+func (n *Noted) RefusedRight(ctx context.Context, procedure, example string) {
+	call := callFrom(ctx)
+	n.note(cedarpostv1.EventRecord_REFUSED_RIGHT, call.Caller, "", about{text: bounded(example, maxNotedText), call: call}, procedure)
 }
 
 func bounded(text string, n int) string {
@@ -354,6 +361,10 @@ func (c *noted) event(key notedKey) *cedarpostv1.EventRecord {
 		rec.Detail = &cedarpostv1.EventRecord_PublishRefused{PublishRefused: &cedarpostv1.PublishRefused{
 			Bundle: key.subject, DryRun: c.about.dryRun, Reason: c.about.text, FindingCount: int32(c.about.found), Findings: c.about.findings,
 			Count: c.count, First: first, Last: last,
+		}}
+	case cedarpostv1.EventRecord_REFUSED_RIGHT:
+		rec.Detail = &cedarpostv1.EventRecord_RefusedRight{RefusedRight: &cedarpostv1.RefusedRight{
+			Procedure: c.about.call.Procedure, Reason: c.about.text, Count: c.count, First: first, Last: last,
 		}}
 	case cedarpostv1.EventRecord_PROBING:
 		rec.Detail = &cedarpostv1.EventRecord_Probing{Probing: &cedarpostv1.Probing{

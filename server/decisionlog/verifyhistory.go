@@ -60,7 +60,8 @@ type historyCheck struct {
 // auditedKey is an API key, and whether an event was found that adds it.
 type auditedKey struct {
 	store.StoredKey
-	proven bool
+	proven  bool
+	revoked bool // an event says so
 }
 
 // newHistoryCheck opens a snapshot of the stored history. The caller must read the end of the
@@ -250,15 +251,20 @@ func (c *historyCheck) bundle(ctx context.Context, rec *cedarpostv1.EventRecord,
 	return nil
 }
 
-// key compares a stored API key with the event that added it. Keys are never swept.
+// key compares a stored API key with the event that added it, or the one that revoked it. Keys
+// are never swept.
 func (c *historyCheck) key(rec *cedarpostv1.EventRecord, d *cedarpostv1.Change) {
 	k := c.keys[rec.Subject]
 	switch {
 	case k == nil:
-		c.fault("revision %d: API key %s was added by it and is not stored", rec.Revision, rec.Subject)
+		c.fault("revision %d: API key %s was changed by it and is not stored", rec.Revision, rec.Subject)
 		return
-	case k.Revoked:
-		c.fault("revision %d: API key %s, which it added, is revoked, and the log has no event of that", rec.Revision, rec.Subject)
+	case len(d.Before) > 0: // revoked
+		if !k.Revoked || k.Until == nil || *k.Until != rec.Revision || !bytes.Equal(k.Digest, d.Before) {
+			c.fault("revision %d: API key %s is not stored as revoked by it", rec.Revision, rec.Subject)
+		}
+		k.revoked = true
+		return
 	case len(d.After) > 0 && !bytes.Equal(k.Digest, d.After):
 		c.fault("revision %d: API key %s is not stored as the log says", rec.Revision, rec.Subject)
 	case rec.Revision > c.h.Oldest && k.Since != rec.Revision:
@@ -406,9 +412,19 @@ func (c *historyCheck) covered() {
 	for _, id := range slices.Sorted(maps.Keys(c.keys)) {
 		k := c.keys[id]
 		if k.Revoked {
+			switch {
+			case k.revoked:
+			case k.Until == nil:
+				c.fault("revision %d: API key %s, which it added, is revoked, and the log has no event of that", k.Since, id)
+			case *k.Until > c.h.Oldest && *k.Until > c.early:
+				c.fault("revision %d: API key %s is stored as revoked by it, and the log has no event of that", *k.Until, id)
+			}
 			continue
 		}
 		c.done.Keys++
+		if k.Until != nil {
+			c.fault("revision %d: API key %s is stored as revoked by it, and as not revoked", *k.Until, id)
+		}
 		switch {
 		case k.proven || c.done.Base < 0:
 		case c.base == nil || k.Since > c.base.Revision:

@@ -3,6 +3,7 @@ package servertest
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net/http"
@@ -23,6 +24,7 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/store"
@@ -309,4 +311,16 @@ func Metrics(t *testing.T, s *Server) string {
 		t.Fatal(err)
 	}
 	return string(body)
+}
+
+// AddCaller stores a caller with all roles whose API key has the given text.
+func AddCaller(t testing.TB, db *store.DB, name, text string) {
+	t.Helper()
+	hash := sha256.Sum256([]byte(text))
+	_, err := db.ChangeAccess(t.Context(), "test", func(context.Context, store.Access) (store.AccessChange, error) {
+		return store.AccessChange{Put: access.AllGrants(name, "test"), Add: []store.Key{{ID: name, Name: name, Hash: hash[:]}}}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -76,8 +76,10 @@ func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 	cfg := server.Config{
 		DB: db, Name: "test", Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0",
 		MaskKey: make([]byte, 32),
-		// On a busy machine a decision takes longer than the 2 s that a caller would wait.
+		// On a busy machine a decision takes longer than the 2 s that a caller would wait, and a
+		// server can hear nothing of its database for longer than the 5 s of a real one.
 		DecisionTimeout: 10 * time.Second,
+		MaxStaleness:    30 * time.Second,
 		Log:             slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	for _, o := range opts {

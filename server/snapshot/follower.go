@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -38,7 +39,7 @@ const (
 	listenBackoff = 500 * time.Millisecond
 )
 
-// Snapshot is the state of one revision, without entities: policies and API keys. It is
+// Snapshot is the state of one revision, without entities: policies, API keys and grants. It is
 // immutable. A request uses one snapshot to its end.
 type Snapshot struct {
 	// Position is the position of the revision.
@@ -50,22 +51,45 @@ type Snapshot struct {
 	// Bundles are the published bundles, without their files.
 	Bundles []store.Bundle
 
-	marks   *marks                       // of its history
-	schema  int64                        // generation of the entity cache that goes with Set
-	callers map[[sha256.Size]byte]string // by the hash of their API key
-	names   map[string]bool              // of callers
-	// keyChanges is the [store.View.KeyChanges] that the callers are of.
+	marks  *marks                          // of its history
+	schema int64                           // generation of the entity cache that goes with Set
+	keys   map[[sha256.Size]byte]store.Key // by their hash
+	names  map[string][]store.Key          // by their caller
+	grants map[string][]store.Grant        // by their caller
+	// keyChanges is the [store.View.KeyChanges] that the keys are of.
 	keyChanges int64
 }
 
-// Caller returns the name of the caller that has an API key. hash is the SHA-256 of the key.
-func (s *Snapshot) Caller(hash [sha256.Size]byte) (name string, known bool) {
-	name, known = s.callers[hash]
-	return name, known
+// Key returns the API key with a hash, which can have expired. hash is the SHA-256 of its text.
+func (s *Snapshot) Key(hash [sha256.Size]byte) (key store.Key, known bool) {
+	key, known = s.keys[hash]
+	return key, known
 }
 
-// HasCaller reports whether a caller of this name has a live API key.
-func (s *Snapshot) HasCaller(name string) bool { return s.names[name] }
+// HasCaller reports whether a caller of this name has an API key that has not ended at a time.
+func (s *Snapshot) HasCaller(name string, now time.Time) bool {
+	return slices.ContainsFunc(s.names[name], func(k store.Key) bool { return k.Live(now) })
+}
+
+// Grants returns the grants of a caller, which can have ended. Nobody may change them.
+func (s *Snapshot) Grants(caller string) []store.Grant { return s.grants[caller] }
+
+// AllGrants returns the grants by caller, role and bundle. They can have ended.
+func (s *Snapshot) AllGrants() (list []store.Grant) {
+	for _, caller := range slices.Sorted(maps.Keys(s.grants)) {
+		list = append(list, s.grants[caller]...)
+	}
+	return list
+}
+
+// Bundle returns a published bundle.
+func (s *Snapshot) Bundle(name string) (b store.Bundle, ok bool) {
+	i := slices.IndexFunc(s.Bundles, func(b store.Bundle) bool { return b.Name == name })
+	if i < 0 {
+		return b, false
+	}
+	return s.Bundles[i], true
+}
 
 // View is a snapshot and the time at which it was known to be the newest one. A request
 // takes one view, uses it to its end, and calls [View.Answerable] before it answers.
@@ -342,6 +366,11 @@ func (f *Follower) next(ctx context.Context, v *store.View) (*Snapshot, *watchEv
 			return nil, nil, err
 		}
 	}
+	if anew || slices.ContainsFunc(changes, func(c store.Change) bool { return c.Type == store.GrantType }) {
+		if err := next.readGrants(ctx, v); err != nil {
+			return nil, nil, err
+		}
+	}
 	// Nothing can fail any more. The cache must change before the snapshot is given out.
 	if anew || len(next.Set.ChangedTypes(old.Set)) > 0 {
 		next.schema = f.cache.reset(v.Position.Number)
@@ -364,16 +393,29 @@ func (s *Snapshot) readKeys(ctx context.Context, v *store.View) error {
 	if err != nil {
 		return err
 	}
-	s.callers = make(map[[sha256.Size]byte]string, len(keys))
-	s.names = make(map[string]bool, len(keys))
+	s.keys = make(map[[sha256.Size]byte]store.Key, len(keys))
+	s.names = make(map[string][]store.Key, len(keys))
 	for _, k := range keys {
 		if len(k.Hash) != sha256.Size {
 			continue // inserted by hand; no secret has this hash
 		}
-		s.callers[[sha256.Size]byte(k.Hash)] = k.Name
-		s.names[k.Name] = true
+		s.keys[[sha256.Size]byte(k.Hash)] = k
+		s.names[k.Name] = append(s.names[k.Name], k)
 	}
 	s.keyChanges = v.KeyChanges
+	return nil
+}
+
+// readGrants reads the grants of a view into a snapshot that is not given out yet.
+func (s *Snapshot) readGrants(ctx context.Context, v *store.View) error {
+	list, err := v.Grants(ctx)
+	if err != nil {
+		return err
+	}
+	s.grants = map[string][]store.Grant{}
+	for _, g := range list {
+		s.grants[g.Caller] = append(s.grants[g.Caller], g)
+	}
 	return nil
 }
 

@@ -52,7 +52,7 @@ func TestFollowerOfWhatWasSwept(t *testing.T) {
 	if e, known := f.cache.get(snap, a); known {
 		t.Errorf("what was deleted is in the cache: %v", e)
 	}
-	if snap.callers[[sha256.Size]byte(key.Hash)] != key.Name {
+	if k, _ := snap.Key([sha256.Size]byte(key.Hash)); k.Name != key.Name {
 		t.Error("a key that was made meanwhile is not known")
 	}
 	// From there it applies changes again.

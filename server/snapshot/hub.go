@@ -44,7 +44,7 @@ func newBreak(p store.Position) *watchEvent { return watchEventOf(p.Number, p, n
 func newWatchEvent(after int64, p store.Position, changes []store.Change, reset bool) *watchEvent {
 	var tags []uint64
 	for _, c := range changes {
-		if c.Kind != store.KindKey { // no decision depends on an API key
+		if c.Kind != store.KindKey && c.Type != store.GrantType { // no decision depends on API keys and grants
 			tags = append(tags, tag(p.Database, c.Kind, c.Type, c.ID))
 		}
 	}

@@ -31,14 +31,20 @@ func Source(b store.Bundle) (engine.Source, error) {
 	return src, nil
 }
 
-// Compile compiles published bundles together. It takes over from previous, which may be nil,
+// Compile compiles published bundles together, except admin-local, which decides about the service
+// itself. It takes over from previous, which may be nil,
 // the bundles that did not change. The error is [ErrCompile] if they do not compile.
 func Compile(bundles []store.Bundle, previous *engine.Set) (_ *engine.Set, err error) {
-	sources := make([]engine.Source, len(bundles))
-	for i, b := range bundles {
-		if sources[i], err = Source(b); err != nil {
+	sources := make([]engine.Source, 0, len(bundles))
+	for _, b := range bundles {
+		if b.Name == engine.AdminLocal {
+			continue
+		}
+		src, err := Source(b)
+		if err != nil {
 			return nil, err
 		}
+		sources = append(sources, src)
 	}
 	set, findings := engine.Load(sources, previous)
 	if set == nil {

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+type grantsCmd struct {
+	List   listGrantsCmd  `cmd:"" default:"withargs" help:"List the grants."`
+	Put    putGrantCmd    `cmd:"" help:"Give a role to a caller, or change how."`
+	Delete deleteGrantCmd `cmd:"" help:"Take a role from a caller."`
+}
+
+type listGrantsCmd struct {
+	Caller string `arg:"" optional:"" help:"Only the grants of this caller."`
+	outputFlags
+	adminFlags
+}
+
+// Run lists the grants. As JSON, each grant is a line.
+func (l *listGrantsCmd) Run(ctx context.Context, c *console) error {
+	admin, err := l.dial()
+	if err != nil {
+		return err
+	}
+	var list []*cedarpostv1.Grant
+	req := &cedarpostv1.ListGrantsRequest{Caller: l.Caller, PageSize: 1000}
+	for {
+		res, err := call(ctx, admin, admin.access().ListGrants, req)
+		if err != nil {
+			return err
+		}
+		list = append(list, res.GetGrants()...)
+		if req.PageToken = res.GetNextPageToken(); req.PageToken == "" {
+			break
+		}
+	}
+	return c.grants(l.outputFlags, list)
+}
+
+// grants prints grants.
+func (c *console) grants(o outputFlags, list []*cedarpostv1.Grant) error {
+	rows := [][]string{{"CALLER", "ROLE", "BUNDLE", "ONLY", "ENDS", "BY"}}
+	for _, g := range list {
+		if o.json() {
+			if err := c.message(g); err != nil {
+				return err
+			}
+			continue
+		}
+		only := short(append(g.GetActions(), g.GetEntityTypes()...), "")
+		rows = append(rows, []string{g.GetCaller(), g.GetRole(), g.GetBundle(), only, dateTime(g.GetExpiresAt(), "never"), g.GetGrantedBy()})
+	}
+	switch {
+	case o.json():
+	case len(list) == 0:
+		fmt.Fprintln(c.out, "no grants")
+	default:
+		c.table(rows)
+	}
+	return nil
+}
+
+// grantArgs identify a grant.
+type grantArgs struct {
+	Caller string `arg:"" help:"The caller: the name of an API key's caller, or the name of another kind as cedarpost whoami prints it."`
+	Role   string `arg:"" help:"enforcer, data-writer, policy-author, policy-approver, policy-publisher, auditor or operator."`
+	Bundle string `required:"" help:"A bundle, or '*' for all bundles and the service itself." placeholder:"BUNDLE"`
+}
+
+type putGrantCmd struct {
+	grantArgs
+	Actions []string `name:"action" sep:"none" help:"Only for this action, like 'Shop::Action::\"ViewOrder\"'. For the role enforcer. Can be given several times." placeholder:"ACTION"`
+	Types   []string `name:"entity-type" help:"Only for entities of this type, like Shop::Order. For the role data-writer. Can be given several times." placeholder:"TYPE"`
+	expiryFlag
+	outputFlags
+	adminFlags
+}
+
+// Help is the long help of grants put.
+func (*putGrantCmd) Help() string {
+	return `It replaces the grant of the same caller, role and bundle, with its narrowing and its end. Every server applies it within a second. A change of the bundles guardrails and admin-local needs a grant that names them.`
+}
+
+// Run stores the grant.
+func (g *putGrantCmd) Run(ctx context.Context, c *console) error {
+	admin, err := g.dial()
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, admin, admin.access().PutGrant, &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{
+		Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: g.Actions, EntityTypes: g.Types, ExpiresAt: g.at(),
+	}})
+	if err != nil {
+		return err
+	}
+	if g.json() {
+		return c.message(res)
+	}
+	if res.GetChanged() {
+		fmt.Fprintf(c.out, "%s has the role %s for %s, since revision %d\n", clean(g.Caller), clean(g.Role), clean(g.Bundle), res.GetRevision().GetNumber())
+	} else {
+		fmt.Fprintln(c.out, "nothing changed")
+	}
+	return nil
+}
+
+type deleteGrantCmd struct {
+	grantArgs
+	outputFlags
+	adminFlags
+}
+
+// Run deletes the grant.
+func (g *deleteGrantCmd) Run(ctx context.Context, c *console) error {
+	admin, err := g.dial()
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, admin, admin.access().DeleteGrant, &cedarpostv1.DeleteGrantRequest{Caller: g.Caller, Role: g.Role, Bundle: g.Bundle})
+	if err != nil {
+		return err
+	}
+	if g.json() {
+		return c.message(res)
+	}
+	fmt.Fprintf(c.out, "%s has the role %s for %s no more, since revision %d\n", clean(g.Caller), clean(g.Role), clean(g.Bundle), res.GetRevision().GetNumber())
+	return nil
+}
+
+type whoamiCmd struct {
+	outputFlags
+	adminFlags
+}
+
+// Run prints who calls, and what it may do.
+func (w *whoamiCmd) Run(ctx context.Context, c *console) error {
+	admin, err := w.dial()
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, admin, admin.access().WhoAmI, &cedarpostv1.WhoAmIRequest{})
+	if err != nil {
+		return err
+	}
+	if w.json() {
+		return c.message(res)
+	}
+	fmt.Fprintf(c.out, "%s\n", clean(res.GetCaller()))
+	c.pair("by", strings.TrimSpace(strings.ReplaceAll(res.GetKind(), "_", " ")+" "+res.GetKeyId()))
+	c.pair("ends", dateTime(res.GetExpiresAt(), ""))
+	for _, g := range res.GetGrants() {
+		text := g.GetRole() + " for " + g.GetBundle()
+		if only := short(append(g.GetActions(), g.GetEntityTypes()...), ""); only != "" {
+			text += ", only " + only
+		}
+		if g.GetExpiresAt() != nil {
+			text += ", until " + dateTime(g.GetExpiresAt(), "")
+		}
+		c.pair("role", text)
+	}
+	for _, p := range res.GetPermitted() {
+		c.pair("may, for "+p.GetBundle(), strings.Join(p.GetActions(), ", "))
+	}
+	return nil
+}

@@ -1,0 +1,310 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/cedarpost/cedarpost/internal/keyfile"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/access"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+type keysCmd struct {
+	List    listKeysCmd    `cmd:"" default:"withargs" help:"List the API keys."`
+	Create  createKeyCmd   `cmd:"" help:"Make a caller with a key, or a second key."`
+	Rotate  rotateKeyCmd   `cmd:"" help:"Make a second key that replaces the first one."`
+	Revoke  revokeKeyCmd   `cmd:"" help:"End the keys of a caller, or one key."`
+	Recover recoverKeysCmd `cmd:"" help:"Make a key of an operator with the database, when nobody has one any more."`
+}
+
+type listKeysCmd struct {
+	Caller string `arg:"" optional:"" help:"Only the keys of this caller."`
+	outputFlags
+	adminFlags
+}
+
+// Run lists the keys. As JSON, each key is a line.
+func (l *listKeysCmd) Run(ctx context.Context, c *console) error {
+	admin, err := l.dial()
+	if err != nil {
+		return err
+	}
+	rows := [][]string{{"CALLER", "ID", "MADE", "ENDS", "LAST USED"}}
+	req := &cedarpostv1.ListKeysRequest{Caller: l.Caller, PageSize: 1000}
+	for {
+		res, err := call(ctx, admin, admin.access().ListKeys, req)
+		if err != nil {
+			return err
+		}
+		for _, k := range res.GetKeys() {
+			if l.json() {
+				if err := c.message(k); err != nil {
+					return err
+				}
+				continue
+			}
+			rows = append(rows, []string{k.GetCaller(), k.GetId(), dateTime(k.GetCreatedAt(), ""), ends(k.GetExpiresAt(), k.GetExpired()), dateTime(k.GetLastUsedAt(), "never")})
+		}
+		if req.PageToken = res.GetNextPageToken(); req.PageToken == "" {
+			break
+		}
+	}
+	if !l.json() {
+		c.table(rows)
+	}
+	return nil
+}
+
+func dateTime(t *timestamppb.Timestamp, none string) string {
+	if t == nil {
+		return none
+	}
+	return t.AsTime().Local().Format(time.DateTime)
+}
+
+func ends(t *timestamppb.Timestamp, ended bool) string {
+	text := dateTime(t, "never")
+	if ended {
+		text += " (ended)"
+	}
+	return text
+}
+
+// expiryFlag says when something ends.
+type expiryFlag struct {
+	Expires span `help:"It ends after this time, such as 24h or 90d (default: never)." placeholder:"TIME"`
+}
+
+func (e expiryFlag) at() *timestamppb.Timestamp {
+	if e.Expires == 0 {
+		return nil
+	}
+	return timestamppb.New(time.Now().Add(time.Duration(e.Expires)))
+}
+
+// Validate refuses an end in the past.
+func (e expiryFlag) Validate() error {
+	if e.Expires < 0 {
+		return errors.New("--expires must not be negative")
+	}
+	return nil
+}
+
+// keyOutFlag says where a new key goes.
+type keyOutFlag struct {
+	Out string `required:"" help:"New file for the key (mode 0600). \"-\" prints it." placeholder:"FILE"`
+}
+
+// check fails before the key is made if the file cannot be written.
+func (k keyOutFlag) check() error {
+	if k.Out == "-" {
+		return nil
+	}
+	if _, err := os.Lstat(k.Out); err == nil {
+		return about("out", fmt.Errorf("%s exists already", k.Out))
+	}
+	probe := k.Out + ".new"
+	if err := keyfile.Write(probe, nil); err != nil {
+		return about("out", err)
+	}
+	return os.Remove(probe)
+}
+
+// write writes the key. It must not be lost: the server has only its hash.
+func (k keyOutFlag) write(c *console, secret string) error {
+	if k.Out == "-" {
+		fmt.Fprintln(c.out, secret)
+		return nil
+	}
+	return keyfile.Write(k.Out, []byte(secret+"\n"))
+}
+
+type createKeyCmd struct {
+	Caller string   `arg:"" help:"Name of the caller: letters, digits, dots, hyphens and underscores."`
+	Roles  []string `name:"role" help:"A role of the caller: enforcer, data-writer, policy-author, policy-approver, policy-publisher, auditor or operator. Can be given several times." placeholder:"ROLE"`
+	Bundle string   `help:"The bundle that the roles are for, or '*' for all bundles and the service itself." placeholder:"BUNDLE"`
+	keyOutFlag
+	expiryFlag
+	outputFlags
+	adminFlags
+}
+
+// Help is the long help of keys create.
+func (*createKeyCmd) Help() string {
+	return `For example
+
+  cedarpost keys create orders --role enforcer --bundle shop --out orders.key
+
+The grants of the caller stay when the key ends: cedarpost grants changes them. --expires ends the key, not the grants. A program reads its key from the file (CEDARPOST_TOKEN_FILE).`
+}
+
+// Run makes the key.
+func (k *createKeyCmd) Run(ctx context.Context, c *console) error {
+	if (len(k.Roles) > 0) != (k.Bundle != "") {
+		return misuse("give --role and --bundle together, or neither for a caller that has grants already")
+	}
+	if err := k.check(); err != nil {
+		return err
+	}
+	admin, err := k.dial()
+	if err != nil {
+		return err
+	}
+	req := &cedarpostv1.CreateKeyRequest{Caller: k.Caller, ExpiresAt: k.at()}
+	for _, role := range k.Roles {
+		req.Grants = append(req.Grants, &cedarpostv1.Grant{Role: role, Bundle: k.Bundle})
+	}
+	res, err := call(ctx, admin, admin.access().CreateKey, req)
+	if err != nil {
+		return err
+	}
+	return k.report(c, k.outputFlags, res.GetKey(), res.GetSecret())
+}
+
+// report writes the key and says where it is.
+func (k keyOutFlag) report(c *console, o outputFlags, key *cedarpostv1.Key, secret string) error {
+	if err := k.write(c, secret); err != nil {
+		return fmt.Errorf("the key %s of %s was made, and its text is lost (revoke it with: cedarpost keys revoke --id %s): %w", key.GetId(), key.GetCaller(), key.GetId(), err)
+	}
+	if o.json() {
+		return c.message(key)
+	}
+	if k.Out != "-" {
+		fmt.Fprintf(c.out, "key %s of %s is in %s; it ends: %s\n", clean(key.GetId()), clean(key.GetCaller()), clean(relative(k.Out)), dateTime(key.GetExpiresAt(), "never"))
+	}
+	return nil
+}
+
+type rotateKeyCmd struct {
+	Caller string `arg:"" help:"The caller."`
+	keyOutFlag
+	expiryFlag
+	outputFlags
+	adminFlags
+}
+
+// Help is the long help of keys rotate.
+func (*rotateKeyCmd) Help() string {
+	return `The old key goes on to work, so that the programs of the caller can change over one by one. When "cedarpost keys list" shows that nobody uses it any more, end it with "cedarpost keys revoke --id ID".`
+}
+
+// Run makes the second key.
+func (k *rotateKeyCmd) Run(ctx context.Context, c *console) error {
+	if err := k.check(); err != nil {
+		return err
+	}
+	admin, err := k.dial()
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, admin, admin.access().RotateKey, &cedarpostv1.RotateKeyRequest{Caller: k.Caller, ExpiresAt: k.at()})
+	if err != nil {
+		return err
+	}
+	if err := k.report(c, k.outputFlags, res.GetKey(), res.GetSecret()); err != nil || k.json() {
+		return err
+	}
+	for _, o := range res.GetOthers() {
+		fmt.Fprintf(c.err, "when nobody uses the old key any more: cedarpost keys revoke --id %s\n", clean(o.GetId()))
+	}
+	return nil
+}
+
+type revokeKeyCmd struct {
+	Caller string `arg:"" optional:"" help:"The caller, all of whose keys end."`
+	ID     string `help:"Only the key with this id." placeholder:"ID"`
+	outputFlags
+	adminFlags
+}
+
+// Run revokes.
+func (k *revokeKeyCmd) Run(ctx context.Context, c *console) error {
+	if (k.Caller == "") == (k.ID == "") {
+		return misuse("give either the caller, all of whose keys end, or --id")
+	}
+	admin, err := k.dial()
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, admin, admin.access().RevokeKey, &cedarpostv1.RevokeKeyRequest{Caller: k.Caller, Id: k.ID})
+	if err != nil {
+		return err
+	}
+	for _, key := range res.GetRevoked() {
+		if k.json() {
+			if err := c.message(key); err != nil {
+				return err
+			}
+			continue
+		}
+		fmt.Fprintf(c.out, "revoked key %s of %s\n", clean(key.GetId()), clean(key.GetCaller()))
+	}
+	return nil
+}
+
+type recoverKeysCmd struct {
+	Caller string `help:"The caller that gets the key and the role operator for all bundles (default ${default})." default:"recovered" placeholder:"NAME"`
+	keyOutFlag
+	databaseFlags
+}
+
+// Help is the long help of keys recover.
+func (*recoverKeysCmd) Help() string {
+	return `It needs no server and no key, only the URL of the database with the login of its owner. It makes a key with the role operator for all bundles. The log records that, as a change by the caller "recover".`
+}
+
+// Run makes the key.
+func (k *recoverKeysCmd) Run(ctx context.Context, kc *kong.Context, c *console) error {
+	if err := access.CheckCallerName(k.Caller); err != nil {
+		return misuse("--caller: %v", err)
+	}
+	url, err := k.required(kc)
+	if err != nil {
+		return err
+	}
+	if err := k.check(); err != nil {
+		return err
+	}
+	db, err := store.Open(ctx, store.Config{DatabaseURL: url, Server: "cedarpost keys recover", Event: decisionlog.ChangeEvents("cedarpost keys recover")})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	key, secret := access.NewKey(k.Caller, nil)
+	_, err = db.ChangeAccess(ctx, "recover", func(_ context.Context, now store.Access) (change store.AccessChange, err error) {
+		if n := len(slices.DeleteFunc(slices.Clone(now.Keys), func(o store.Key) bool { return o.Name != k.Caller })); n >= 2 {
+			return change, fmt.Errorf("caller %q has two keys already; give another one with --caller", k.Caller)
+		}
+		change.Put = []store.Grant{{Caller: k.Caller, Role: access.Operator, Bundle: access.AllBundles, GrantedBy: "recover"}}
+		change.Add = []store.Key{key}
+		return change, nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := k.write(c, secret); err != nil {
+		return err
+	}
+	if k.Out != "-" {
+		fmt.Fprintf(c.out, "key %s of %s, an operator of all bundles, is in %s\n", key.ID, k.Caller, clean(relative(k.Out)))
+	}
+	return nil
+}
+
+// short joins the parts of a list for a table.
+func short(list []string, none string) string {
+	if len(list) == 0 {
+		return none
+	}
+	return strings.Join(list, ", ")
+}

@@ -1,0 +1,368 @@
+package access
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cedar-policy/cedar-go"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/policies"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/offline"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// The roles that a grant can give. policies/admin says what each may do.
+const (
+	Enforcer        = "enforcer"
+	DataWriter      = "data-writer"
+	PolicyAuthor    = "policy-author"
+	PolicyApprover  = "policy-approver"
+	PolicyPublisher = "policy-publisher"
+	Auditor         = "auditor"
+	Operator        = "operator"
+)
+
+// Roles lists the roles.
+func Roles() []string { return slices.Clone(roles) }
+
+var roles = []string{Enforcer, DataWriter, PolicyAuthor, PolicyApprover, PolicyPublisher, Auditor, Operator}
+
+// AllBundles is the bundle of a grant that is for all bundles and for the service itself.
+const AllBundles = "*"
+
+// reserved are the bundles that join the decisions about others. To change one, a grant must name
+// it: one for all bundles does not do.
+var reserved = []string{engine.Guardrails, engine.AdminLocal}
+
+// AllGrants returns the grants that give a caller all roles, for all bundles and for those that
+// join the decisions of others. by is the caller that gives them.
+func AllGrants(caller, by string) []store.Grant {
+	var list []store.Grant
+	for _, role := range roles {
+		list = append(list, store.Grant{Caller: caller, Role: role, Bundle: AllBundles, GrantedBy: by})
+	}
+	for _, b := range reserved {
+		list = append(list, store.Grant{Caller: caller, Role: PolicyPublisher, Bundle: b, GrantedBy: by})
+	}
+	return list
+}
+
+// roleSet has a bit for each of roles.
+type roleSet uint16
+
+func roleOf(name string) roleSet {
+	if i := slices.Index(roles, name); i >= 0 {
+		return 1 << i
+	}
+	return 0
+}
+
+// Target is what a call is about. The zero value is the service itself: all bundles, keys, grants
+// and the log.
+type Target struct {
+	// Bundle is the name of a bundle, or "" for the service itself.
+	Bundle string
+	// Action is the Cedar action of a question, as text; "" if the call has none.
+	Action string
+	// EntityType is the type of an entity that is written or read; "" if there is none, and
+	// AllTypes for entities of any type.
+	EntityType string
+	// Changes says that the call changes the policies of the bundle.
+	Changes bool
+}
+
+// AllTypes is the EntityType of a [Target] for which a grant must not be narrowed to types.
+const AllTypes = "*"
+
+// covers reports whether a grant is for a target. No grant is for the bundle admin, which is built in.
+func covers(g *store.Grant, t Target) bool {
+	switch {
+	case t.Bundle == engine.Admin:
+		return false
+	case g.Bundle == AllBundles:
+		if t.Changes && slices.Contains(reserved, t.Bundle) {
+			return false
+		}
+	case g.Bundle != t.Bundle:
+		return false
+	}
+	return (g.Actions == nil || t.Action == "" || slices.Contains(g.Actions, t.Action)) &&
+		(g.EntityTypes == nil || t.EntityType == "" || slices.Contains(g.EntityTypes, t.EntityType))
+}
+
+// Decider decides by the policies of the admin bundle and those of admin-local which role may do
+// what. It is safe for concurrent use.
+type Decider struct {
+	builtIn *engine.Set // without admin-local
+	set     *engine.Set
+	local   bool // there is an admin-local
+
+	mu   sync.RWMutex
+	memo map[memoKey]actions
+}
+
+// memoKey is what a set of rights depends on. caller is "" if no policy can look at it.
+type memoKey struct {
+	caller, bundle string
+	roles          roleSet
+}
+
+// actions are the names of the actions that are permitted.
+type actions map[string]bool
+
+// maxMemo bounds the sets of rights that are kept. Callers with tokens are not bounded.
+const maxMemo = 4096
+
+var adminSource = sync.OnceValue(func() engine.Source {
+	b, err := bundle.Read(policies.Admin(), engine.Admin)
+	if err != nil {
+		panic(err) // it is embedded, and tested
+	}
+	return offline.Source(b)
+})
+
+// AdminSource is the source of the admin bundle, against which admin-local is checked.
+func AdminSource() engine.Source {
+	src := adminSource()
+	src.Published = true
+	return src
+}
+
+// NewDecider compiles the policies of the admin bundle and those of admin-local, which may be nil.
+func NewDecider(local *engine.Source) (*Decider, error) {
+	compile := func(sources ...engine.Source) (*engine.Set, error) {
+		set, findings := engine.Load(sources, nil)
+		if set == nil {
+			return nil, fmt.Errorf("the rights of callers: %s", findings[0])
+		}
+		return set, nil
+	}
+	d := &Decider{memo: map[memoKey]actions{}, local: local != nil}
+	var err error
+	if d.builtIn, err = compile(AdminSource()); err != nil {
+		return nil, err
+	}
+	if d.set = d.builtIn; local != nil {
+		d.set, err = compile(AdminSource(), *local)
+	}
+	return d, err
+}
+
+// unforbiddable reports whether policies of admin-local do not count: without this, they could lock
+// all operators out for ever.
+func unforbiddable(action string, t Target) bool {
+	return action == "PutGrant" || t.Changes && t.Bundle == engine.AdminLocal
+}
+
+// permits reports whether a caller with these roles may do an action.
+func (d *Decider) permits(caller string, roles roleSet, action string, t Target) bool {
+	if d == nil {
+		return false
+	}
+	key := memoKey{bundle: t.Bundle, roles: roles}
+	set := d.builtIn
+	if d.local && !unforbiddable(action, t) {
+		key.caller, set = caller, d.set
+		if key.caller == "" {
+			return false // the zero Caller is no caller
+		}
+	}
+	d.mu.RLock()
+	may, ok := d.memo[key]
+	d.mu.RUnlock()
+	if !ok {
+		may = evaluate(set, caller, roles, t.Bundle)
+		d.mu.Lock()
+		if len(d.memo) >= maxMemo {
+			clear(d.memo)
+		}
+		d.memo[key] = may
+		d.mu.Unlock()
+	}
+	return may[action]
+}
+
+const ownNamespace = store.OwnNamespace + "::"
+
+// evaluate asks the engine about each action. What cannot be decided is not permitted.
+func evaluate(set *engine.Set, caller string, held roleSet, name string) actions {
+	principal := cedar.NewEntityUID(ownNamespace+"Caller", cedar.String(caller))
+	resource := cedar.NewEntityUID(ownNamespace+"Bundle", cedar.String(name))
+	if name == "" {
+		resource = cedar.NewEntityUID(ownNamespace+"Service", "cedarpost")
+	}
+	var parents []cedar.EntityUID
+	for i, role := range roles {
+		if held&(1<<i) != 0 {
+			parents = append(parents, cedar.NewEntityUID(ownNamespace+"Role", cedar.String(role)))
+		}
+	}
+	may := actions{}
+	for _, action := range Actions() {
+		pool := engine.NewPool()
+		pool.Add(nil, []engine.Entity{{UID: principal, Parents: parents}, {UID: resource}})
+		ask := engine.Ask{Principal: principal, Action: cedar.NewEntityUID(ownNamespace+"Action", cedar.String(action)), Resource: resource}
+		e, err := set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
+			pool.Add(missing, nil)
+			return nil
+		})
+		if err != nil {
+			continue
+		}
+		if res, err := e.Decide(); err == nil && res.Allowed {
+			may[action] = true
+		}
+	}
+	return may
+}
+
+// Actions lists the actions of the admin bundle by name: one for each RPC, and CheckBundle.
+func Actions() []string { return slices.Clone(adminActions()) }
+
+var adminActions = sync.OnceValue(func() []string {
+	set, _ := engine.Load([]engine.Source{AdminSource()}, nil)
+	var list []string
+	for _, uid := range set.Actions() {
+		list = append(list, string(uid.ID))
+	}
+	slices.Sort(list)
+	return list
+})
+
+// Rights are what one caller may do, by its grants and by the policies of one moment.
+type Rights struct {
+	caller  string
+	grants  []store.Grant // live ones
+	decider *Decider
+}
+
+// NewRights returns the rights of a caller by its grants, of which those that have ended do not
+// count.
+func NewRights(caller string, grants []store.Grant, d *Decider, now time.Time) *Rights {
+	r := &Rights{caller: caller, grants: grants, decider: d}
+	ended := func(g store.Grant) bool { return !g.Live(now) }
+	if slices.ContainsFunc(grants, ended) {
+		r.grants = slices.DeleteFunc(slices.Clone(grants), ended)
+	}
+	return r
+}
+
+// Grants returns the grants that count.
+func (r *Rights) Grants() []store.Grant { return r.grants }
+
+// May reports whether the caller may do an action on a target.
+func (r *Rights) May(action string, t Target) bool {
+	var held roleSet
+	for i := range r.grants {
+		if g := &r.grants[i]; covers(g, t) {
+			held |= roleOf(g.Role)
+		}
+	}
+	// Without a role the policies still decide: everyone may ask who they are.
+	return r.decider.permits(r.caller, held, action, t)
+}
+
+// MaySomewhere reports whether the caller may do an action on any target.
+func (r *Rights) MaySomewhere(action string) bool {
+	if r.May(action, Target{}) {
+		return true
+	}
+	return slices.ContainsFunc(r.grants, func(g store.Grant) bool {
+		return g.Bundle != AllBundles && (r.May(action, Target{Bundle: g.Bundle}) || r.May(action, Target{Bundle: g.Bundle, Changes: true}))
+	})
+}
+
+// MayEverywhere reports whether the caller may do an action on the service itself, and so on every
+// bundle, without a grant that is narrowed.
+func (r *Rights) MayEverywhere(action string) bool {
+	var held roleSet
+	for i := range r.grants {
+		if g := &r.grants[i]; covers(g, Target{}) && g.Actions == nil && g.EntityTypes == nil {
+			held |= roleOf(g.Role)
+		}
+	}
+	return r.decider.permits(r.caller, held, action, Target{})
+}
+
+// Permitted lists the actions that the caller may do on a target, sorted.
+func (r *Rights) Permitted(t Target) []string {
+	var list []string
+	for _, action := range adminActions() {
+		if r.May(action, t) {
+			list = append(list, action)
+		}
+	}
+	return list
+}
+
+// Governs reports whether the caller may manage a grant of a caller for a bundle, and so its keys:
+// it is an operator of that bundle, or of all.
+func (r *Rights) Governs(bundle string) bool {
+	if bundle == AllBundles || slices.Contains(reserved, bundle) {
+		return r.May("PutGrant", Target{})
+	}
+	return r.May("PutGrant", Target{Bundle: bundle})
+}
+
+// OperatorsLeft says whether an API key with the role operator for all bundles is left: 2 if there is
+// one without an end, 1 if there is one that has not ended yet, and 0 if there is none.
+func OperatorsLeft(keys []store.Key, grants []store.Grant, now time.Time) (level int) {
+	for _, g := range grants {
+		if g.Role != Operator || g.Bundle != AllBundles || !g.Live(now) {
+			continue
+		}
+		for _, k := range keys {
+			switch {
+			case k.Name != g.Caller || !k.Live(now):
+			case k.ExpiresAt == nil && g.ExpiresAt == nil:
+				return 2
+			default:
+				level = 1
+			}
+		}
+	}
+	return level
+}
+
+// callerName is the form of the name of a caller with an API key. Names of other kinds of callers
+// have a colon.
+var callerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// CheckCallerName returns an error if a name cannot be that of a caller with an API key.
+func CheckCallerName(name string) error {
+	if !callerName.MatchString(name) {
+		return fmt.Errorf("a caller has a name of at most 64 letters, digits, dots, hyphens and underscores, which begins with a letter or a digit, not %q", name)
+	}
+	return nil
+}
+
+// maxNarrowed bounds the actions and the entity types of a grant.
+const maxNarrowed = 100
+
+// CheckGrant returns an error if a grant makes no sense. The error is for the caller.
+func CheckGrant(g store.Grant) error {
+	switch {
+	case g.Caller == "" || len(g.Caller) > 512 || strings.ContainsAny(g.Caller, "\x00\n\r"):
+		return errors.New("a grant names a caller, in one line of at most 512 bytes")
+	case roleOf(g.Role) == 0:
+		return fmt.Errorf("there is no role %q; the roles are %s", g.Role, strings.Join(roles, ", "))
+	case g.Bundle != AllBundles && !bundleName.MatchString(g.Bundle):
+		return fmt.Errorf("a grant is for the name of a bundle, or for \"*\", not for %q", g.Bundle)
+	case g.Actions != nil && g.Role != Enforcer:
+		return fmt.Errorf("only the role %s can be narrowed to actions", Enforcer)
+	case g.EntityTypes != nil && g.Role != DataWriter:
+		return fmt.Errorf("only the role %s can be narrowed to entity types", DataWriter)
+	case len(g.Actions) > maxNarrowed || len(g.EntityTypes) > maxNarrowed:
+		return fmt.Errorf("a grant can be narrowed to %d actions or entity types at most", maxNarrowed)
+	}
+	return nil
+}
+
+var bundleName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)

@@ -1,0 +1,421 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// accessService manages API keys and grants.
+type accessService struct {
+	db       *store.DB
+	gate     *gate
+	recorder *decisionlog.Recorder
+}
+
+// applyBundle is the action that changes policies.
+const applyBundle = "ApplyBundle"
+
+// maxLiveKeys is how many live keys a caller has: the one in use, and the one that replaces it.
+const maxLiveKeys = 2
+
+// WhoAmI implements cedarpost.v1.AccessService.
+func (s *accessService) WhoAmI(ctx context.Context, _ *cedarpostv1.WhoAmIRequest) (*cedarpostv1.WhoAmIResponse, error) {
+	c, r := access.CallerFrom(ctx), access.RightsFrom(ctx)
+	out := &cedarpostv1.WhoAmIResponse{Caller: c.Name, Kind: string(c.Kind), KeyId: c.KeyID}
+	if !c.Ends.IsZero() {
+		out.ExpiresAt = timestamppb.New(c.Ends)
+	}
+	var bundles []string
+	for _, g := range r.Grants() {
+		out.Grants = append(out.Grants, grantToProto(g))
+		if g.Bundle != access.AllBundles {
+			bundles = append(bundles, g.Bundle)
+		}
+	}
+	everywhere := r.Permitted(access.Target{})
+	out.Permitted = []*cedarpostv1.PermittedActions{{Bundle: access.AllBundles, Actions: everywhere}}
+	slices.Sort(bundles)
+	for _, name := range slices.Compact(bundles) {
+		actions := r.Permitted(access.Target{Bundle: name})
+		actions = slices.DeleteFunc(actions, func(a string) bool { return a == applyBundle || slices.Contains(everywhere, a) })
+		if r.May(applyBundle, access.Target{Bundle: name, Changes: true}) {
+			actions = append(actions, applyBundle)
+		}
+		if len(actions) > 0 {
+			out.Permitted = append(out.Permitted, &cedarpostv1.PermittedActions{Bundle: name, Actions: actions})
+		}
+	}
+	return out, nil
+}
+
+// change commits a change of keys and grants. fn gets the rights of the caller by what is stored
+// now, and returns the change. It is refused if it would take the last operator away.
+func (s *accessService) change(ctx context.Context, fn func(store.Access, *access.Rights) (store.AccessChange, error)) (store.Changes, *cedarpostv1.Revision, error) {
+	v, err := s.gate.follower.Current()
+	if err != nil {
+		return store.Changes{}, nil, err
+	}
+	decider, err := s.gate.deciderOf(v.Snapshot)
+	if err != nil {
+		return store.Changes{}, nil, err
+	}
+	decided := false // fn returned a change
+	made, err := s.db.ChangeAccess(ctx, callerFrom(ctx), func(_ context.Context, now store.Access) (store.AccessChange, error) {
+		c := access.CallerFrom(ctx)
+		r := access.NewRights(c.Name, append(grantsOf(now, c.Name), c.Grants()...), decider, time.Now())
+		change, err := fn(now, r)
+		if err == nil {
+			err = keepsOperator(now, change)
+		}
+		decided = err == nil
+		return change, err
+	})
+	if err != nil {
+		if decided {
+			err = connect.NewError(connect.CodeUnavailable, outcomeUnknown).WithCause(err)
+		}
+		return store.Changes{}, nil, err
+	}
+	// It is committed. If this server is late to apply it, the change succeeded nevertheless.
+	_, _ = s.gate.follower.AtLeast(ctx, made.Revision)
+	return made, written(v, made.Revision, made.Mark), nil
+}
+
+func grantsOf(now store.Access, caller string) (list []store.Grant) {
+	for _, g := range now.Grants {
+		if g.Caller == caller {
+			list = append(list, g)
+		}
+	}
+	return list
+}
+
+func keysOf(now store.Access, caller string) (list []store.Key) {
+	for _, k := range now.Keys {
+		if k.Name == caller {
+			list = append(list, k)
+		}
+	}
+	return list
+}
+
+// keepsOperator refuses a change that takes the last operator away.
+func keepsOperator(now store.Access, c store.AccessChange) error {
+	after := store.Access{Keys: slices.Concat(now.Keys, c.Add), Grants: slices.Concat(now.Grants, c.Put)}
+	after.Keys = slices.DeleteFunc(after.Keys, func(k store.Key) bool {
+		return slices.ContainsFunc(c.Revoke, func(gone store.Key) bool { return gone.ID == k.ID })
+	})
+	for i, g := range after.Grants {
+		replaced := i < len(now.Grants) && slices.ContainsFunc(c.Put, func(p store.Grant) bool { return p.Key() == g.Key() })
+		if replaced || slices.Contains(c.Delete, g.Key()) {
+			after.Grants[i].Role = "" // counts for nothing
+		}
+	}
+	if t := time.Now(); access.OperatorsLeft(after.Keys, after.Grants, t) < access.OperatorsLeft(now.Keys, now.Grants, t) {
+		return connect.NewError(connect.CodeFailedPrecondition, "this would take away the last API key with the role operator for all bundles, or give it an end; make another one first")
+	}
+	return nil
+}
+
+// governs refuses to manage a caller one of whose grants is for a bundle that the operator does not
+// govern: with a key of that caller it would get these rights.
+func governs(r *access.Rights, action string, grants []store.Grant) error {
+	if !r.MaySomewhere(action) {
+		return refusedRight("/"+cedarpostv1connect.AccessServiceName+"/"+action, access.Target{})
+	}
+	for _, g := range grants {
+		if !r.Governs(g.Bundle) {
+			return refusedRight("/"+cedarpostv1connect.AccessServiceName+"/"+action, access.Target{Bundle: g.Bundle})
+		}
+	}
+	return nil
+}
+
+// readGrant reads a grant of a request.
+func readGrant(ctx context.Context, g *cedarpostv1.Grant, caller string) (store.Grant, error) {
+	out := store.Grant{
+		Caller: cmp.Or(g.GetCaller(), caller), Role: g.GetRole(), Bundle: g.GetBundle(),
+		Actions: g.GetActions(), EntityTypes: g.GetEntityTypes(), GrantedBy: callerFrom(ctx),
+	}
+	if caller != "" && out.Caller != caller {
+		return out, connect.Errorf(connect.CodeInvalidArgument, "grants: one is of caller %q, and the key of %q", out.Caller, caller)
+	}
+	var err error
+	if out.ExpiresAt, err = readEnd(g.GetExpiresAt()); err != nil {
+		return out, err
+	}
+	slices.Sort(out.Actions)
+	slices.Sort(out.EntityTypes)
+	if err := access.CheckGrant(out); err != nil {
+		return out, connect.NewError(connect.CodeInvalidArgument, err.Error())
+	}
+	return out, nil
+}
+
+// readEnd reads when a key or a grant ends, to the microsecond, as Postgres stores it.
+func readEnd(at *timestamppb.Timestamp) (*time.Time, error) {
+	if at == nil {
+		return nil, nil //nolint:nilnil // no end
+	}
+	if err := at.CheckValid(); err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "expires_at: not a time")
+	}
+	t := at.AsTime().Truncate(time.Microsecond)
+	if !t.After(time.Now()) {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "expires_at: it is in the past")
+	}
+	return &t, nil
+}
+
+// CreateKey implements cedarpost.v1.AccessService.
+func (s *accessService) CreateKey(ctx context.Context, req *cedarpostv1.CreateKeyRequest) (*cedarpostv1.CreateKeyResponse, error) {
+	if err := access.CheckCallerName(req.GetCaller()); err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, err.Error())
+	}
+	end, err := readEnd(req.GetExpiresAt())
+	if err != nil {
+		return nil, err
+	}
+	var grants []store.Grant
+	for _, g := range req.GetGrants() {
+		grant, err := readGrant(ctx, g, req.GetCaller())
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(grants, func(o store.Grant) bool { return o.Key() == grant.Key() }) {
+			return nil, connect.Errorf(connect.CodeInvalidArgument, "grants: role %s for bundle %s stands twice", grant.Role, grant.Bundle)
+		}
+		grants = append(grants, grant)
+	}
+	key, secret, _, revision, err := s.addKey(ctx, "CreateKey", req.GetCaller(), end, grants)
+	if err != nil {
+		return nil, err
+	}
+	return &cedarpostv1.CreateKeyResponse{Key: keyToProto(key, nil), Secret: secret, Revision: revision}, nil
+}
+
+// RotateKey implements cedarpost.v1.AccessService.
+func (s *accessService) RotateKey(ctx context.Context, req *cedarpostv1.RotateKeyRequest) (*cedarpostv1.RotateKeyResponse, error) {
+	end, err := readEnd(req.GetExpiresAt())
+	if err != nil {
+		return nil, err
+	}
+	key, secret, others, revision, err := s.addKey(ctx, "RotateKey", req.GetCaller(), end, nil)
+	if err != nil {
+		return nil, err
+	}
+	out := &cedarpostv1.RotateKeyResponse{Key: keyToProto(key, nil), Secret: secret, Revision: revision}
+	for _, k := range others {
+		out.Others = append(out.Others, keyToProto(k, nil))
+	}
+	return out, nil
+}
+
+// addKey adds a key and grants to a caller. others are its live keys from before.
+func (s *accessService) addKey(ctx context.Context, action, caller string, end *time.Time, grants []store.Grant) (key store.Key, secret string, others []store.Key, revision *cedarpostv1.Revision, err error) {
+	key, secret = access.NewKey(caller, end)
+	key.CreatedAt = time.Now()
+	_, revision, err = s.change(ctx, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
+		if err := governs(r, action, slices.Concat(grantsOf(now, caller), grants)); err != nil {
+			return c, err
+		}
+		others = slices.DeleteFunc(keysOf(now, caller), func(k store.Key) bool { return !k.Live(time.Now()) })
+		switch {
+		case action == "RotateKey" && len(others) == 0:
+			return c, connect.Errorf(connect.CodeNotFound, "caller %q has no live key to be replaced", caller)
+		case len(others) >= maxLiveKeys:
+			return c, connect.Errorf(connect.CodeAlreadyExists, "caller %q has two live keys, %s and %s; revoke the one that is not used any more", caller, others[0].ID, others[1].ID)
+		}
+		return store.AccessChange{Put: grants, Add: []store.Key{key}}, nil
+	})
+	return key, secret, others, revision, err
+}
+
+// RevokeKey implements cedarpost.v1.AccessService.
+func (s *accessService) RevokeKey(ctx context.Context, req *cedarpostv1.RevokeKeyRequest) (*cedarpostv1.RevokeKeyResponse, error) {
+	if (req.GetCaller() == "") == (req.GetId() == "") {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "give either the caller, all of whose keys are revoked, or the id of one key")
+	}
+	var gone []store.Key
+	_, revision, err := s.change(ctx, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
+		gone = slices.DeleteFunc(slices.Clone(now.Keys), func(k store.Key) bool { return k.Name != req.GetCaller() && k.ID != req.GetId() })
+		caller := req.GetCaller()
+		if len(gone) > 0 {
+			caller = gone[0].Name
+		}
+		if err := governs(r, "RevokeKey", grantsOf(now, caller)); err != nil {
+			return c, err
+		}
+		if len(gone) == 0 {
+			return c, connect.NewError(connect.CodeNotFound, "there is no such key, or it is revoked already")
+		}
+		return store.AccessChange{Revoke: gone}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := &cedarpostv1.RevokeKeyResponse{Revision: revision}
+	for _, k := range gone {
+		out.Revoked = append(out.Revoked, keyToProto(k, nil))
+	}
+	return out, nil
+}
+
+// ListKeys implements cedarpost.v1.AccessService.
+func (s *accessService) ListKeys(ctx context.Context, req *cedarpostv1.ListKeysRequest) (*cedarpostv1.ListKeysResponse, error) {
+	p, err := readPage[[2]string](&cedarpostv1.ListKeysRequest{Caller: req.GetCaller()}, req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	keys, err := s.db.Keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	uses, err := s.db.KeyUses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.gate.follower.Current()
+	if err != nil {
+		return nil, err
+	}
+	r := access.RightsFrom(ctx)
+	slices.SortFunc(keys, func(a, b store.Key) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
+	out := &cedarpostv1.ListKeysResponse{}
+	for _, k := range keys {
+		at := [2]string{k.Name, k.ID}
+		switch {
+		case req.GetCaller() != "" && k.Name != req.GetCaller(), governs(r, "ListKeys", v.Grants(k.Name)) != nil,
+			slices.Compare(at[:], p.End[:]) <= 0:
+			continue
+		case len(out.Keys) == pageSize(req.GetPageSize()):
+			last := out.Keys[len(out.Keys)-1]
+			out.NextPageToken = p.next([2]string{last.Caller, last.Id})
+			return out, s.recordRead(ctx, cedarpostv1connect.AccessServiceListKeysProcedure, req, len(out.Keys))
+		}
+		out.Keys = append(out.Keys, keyToProto(k, uses))
+	}
+	return out, s.recordRead(ctx, cedarpostv1connect.AccessServiceListKeysProcedure, req, len(out.Keys))
+}
+
+// PutGrant implements cedarpost.v1.AccessService.
+func (s *accessService) PutGrant(ctx context.Context, req *cedarpostv1.PutGrantRequest) (*cedarpostv1.PutGrantResponse, error) {
+	grant, err := readGrant(ctx, req.GetGrant(), "")
+	if err != nil {
+		return nil, err
+	}
+	made, revision, err := s.change(ctx, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
+		if err := governs(r, "PutGrant", []store.Grant{grant}); err != nil {
+			return c, err
+		}
+		for _, g := range grantsOf(now, grant.Caller) {
+			if same := g; g.Key() == grant.Key() { // who gave it is no difference
+				same.GrantedBy, same.Since = grant.GrantedBy, 0
+				if sameGrant(same, grant) {
+					return c, nil
+				}
+			}
+		}
+		return store.AccessChange{Put: []store.Grant{grant}}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &cedarpostv1.PutGrantResponse{Revision: revision, Changed: made.Changed}, nil
+}
+
+func sameGrant(a, b store.Grant) bool {
+	return a.Key() == b.Key() && slices.Equal(a.Actions, b.Actions) && slices.Equal(a.EntityTypes, b.EntityTypes) &&
+		(a.ExpiresAt == nil) == (b.ExpiresAt == nil) && (a.ExpiresAt == nil || a.ExpiresAt.Equal(*b.ExpiresAt))
+}
+
+// DeleteGrant implements cedarpost.v1.AccessService.
+func (s *accessService) DeleteGrant(ctx context.Context, req *cedarpostv1.DeleteGrantRequest) (*cedarpostv1.DeleteGrantResponse, error) {
+	gone := store.GrantKey{Caller: req.GetCaller(), Role: req.GetRole(), Bundle: req.GetBundle()}
+	_, revision, err := s.change(ctx, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
+		if err := governs(r, "DeleteGrant", []store.Grant{{Bundle: gone.Bundle}}); err != nil {
+			return c, err
+		}
+		if !slices.ContainsFunc(now.Grants, func(g store.Grant) bool { return g.Key() == gone }) {
+			return c, connect.Errorf(connect.CodeNotFound, "caller %q has no grant of the role %s for %s", gone.Caller, gone.Role, gone.Bundle)
+		}
+		return store.AccessChange{Delete: []store.GrantKey{gone}}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &cedarpostv1.DeleteGrantResponse{Revision: revision}, nil
+}
+
+// ListGrants implements cedarpost.v1.AccessService.
+func (s *accessService) ListGrants(ctx context.Context, req *cedarpostv1.ListGrantsRequest) (*cedarpostv1.ListGrantsResponse, error) {
+	p, err := readPage[[3]string](&cedarpostv1.ListGrantsRequest{Caller: req.GetCaller()}, req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.gate.follower.FullyConsistent(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := access.RightsFrom(ctx)
+	out := &cedarpostv1.ListGrantsResponse{}
+	for _, g := range v.AllGrants() {
+		at := [3]string{g.Caller, g.Role, g.Bundle}
+		switch {
+		case req.GetCaller() != "" && g.Caller != req.GetCaller(), !mayList(r, g), slices.Compare(at[:], p.End[:]) <= 0:
+			continue
+		case len(out.Grants) == pageSize(req.GetPageSize()):
+			last := out.Grants[len(out.Grants)-1]
+			out.NextPageToken = p.next([3]string{last.Caller, last.Role, last.Bundle})
+			return out, s.recordRead(ctx, cedarpostv1connect.AccessServiceListGrantsProcedure, req, len(out.Grants))
+		}
+		out.Grants = append(out.Grants, grantToProto(g))
+	}
+	return out, s.recordRead(ctx, cedarpostv1connect.AccessServiceListGrantsProcedure, req, len(out.Grants))
+}
+
+// mayList reports whether a caller may see a grant.
+func mayList(r *access.Rights, g store.Grant) bool {
+	t := access.Target{Bundle: g.Bundle}
+	if g.Bundle == access.AllBundles || g.Bundle == engine.Guardrails || g.Bundle == engine.AdminLocal {
+		t = access.Target{}
+	}
+	return r.May("ListGrants", t)
+}
+
+// recordRead records that keys or grants were read, before they are given out.
+func (s *accessService) recordRead(ctx context.Context, procedure string, req proto.Message, rows int) error {
+	return s.recorder.RecordLogRead(ctx, procedure, req, rows)
+}
+
+func grantToProto(g store.Grant) *cedarpostv1.Grant {
+	out := &cedarpostv1.Grant{Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: g.Actions, EntityTypes: g.EntityTypes, GrantedBy: g.GrantedBy, Revision: g.Since}
+	if g.ExpiresAt != nil {
+		out.ExpiresAt = timestamppb.New(*g.ExpiresAt)
+	}
+	return out
+}
+
+func keyToProto(k store.Key, uses map[string]time.Time) *cedarpostv1.Key {
+	out := &cedarpostv1.Key{Id: k.ID, Caller: k.Name, CreatedAt: timestamppb.New(k.CreatedAt), Expired: !k.Live(time.Now())}
+	if k.ExpiresAt != nil {
+		out.ExpiresAt = timestamppb.New(*k.ExpiresAt)
+	}
+	if at, ok := uses[k.ID]; ok {
+		out.LastUsedAt = timestamppb.New(at)
+	}
+	return out
+}

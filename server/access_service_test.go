@@ -1,0 +1,465 @@
+package server_test
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
+	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// accessOf returns a client of AccessService with a key.
+func accessOf(s *servertest.Server, secret string) cedarpostv1connect.AccessServiceClient {
+	return cedarpostv1connect.NewAccessServiceClient(s.Client(s.Admin, secret))
+}
+
+func grant(role, bundle string) *cedarpostv1.Grant {
+	return &cedarpostv1.Grant{Role: role, Bundle: bundle}
+}
+
+// newCaller makes a caller with grants and returns its key.
+func newCaller(t *testing.T, s *servertest.Server, name string, grants ...*cedarpostv1.Grant) string {
+	t.Helper()
+	res, err := accessOf(s, s.Token).CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: name, Grants: grants})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.Secret
+}
+
+// A key lives from its creation to its revocation, on every server, and its secret is nowhere.
+func TestKeysLive(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	other := servertest.On(t, s.URL)
+	op := accessOf(s, s.Token)
+	made, err := op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "shop", Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "*")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(made.Secret, "cdp_"+made.Key.Id+"_") || made.Key.Caller != "shop" || made.Key.ExpiresAt != nil {
+		t.Errorf("%v", made.Key)
+	}
+	me, err := accessOf(s, made.Secret).WhoAmI(t.Context(), &cedarpostv1.WhoAmIRequest{})
+	if err != nil || me.Caller != "shop" || me.KeyId != made.Key.Id || me.Kind != "api_key" || len(me.Grants) != 1 || len(me.Permitted) != 1 ||
+		!slices.Equal(me.Permitted[0].Actions, []string{"Authorize", "AuthorizeBatch", "GetRevision", "ReportReuse", "Watch", "WhoAmI"}) {
+		t.Errorf("%v, %v", me, err)
+	}
+	servertest.Eventually(t, "the other server", func() bool {
+		_, err := accessOf(other, made.Secret).WhoAmI(t.Context(), &cedarpostv1.WhoAmIRequest{})
+		return err == nil
+	})
+
+	next, err := op.RotateKey(t.Context(), &cedarpostv1.RotateKeyRequest{Caller: "shop", ExpiresAt: timestamppb.New(time.Now().Add(time.Hour))})
+	if err != nil || len(next.Others) != 1 || next.Others[0].Id != made.Key.Id || next.Key.ExpiresAt == nil {
+		t.Fatalf("%v, %v", next, err)
+	}
+	_, err = op.RotateKey(t.Context(), &cedarpostv1.RotateKeyRequest{Caller: "shop"})
+	servertest.WantCode(t, err, connect.CodeAlreadyExists, made.Key.Id)
+	_, err = op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "shop"})
+	servertest.WantCode(t, err, connect.CodeAlreadyExists, next.Key.Id)
+	_, err = op.RotateKey(t.Context(), &cedarpostv1.RotateKeyRequest{Caller: "nobody"})
+	servertest.WantCode(t, err, connect.CodeNotFound, "nobody")
+
+	list, err := op.ListKeys(t.Context(), &cedarpostv1.ListKeysRequest{PageSize: 1})
+	if err != nil || len(list.Keys) != 1 || list.NextPageToken == "" {
+		t.Fatalf("%v, %v", list, err)
+	}
+	n := len(list.Keys)
+	for token := list.NextPageToken; token != ""; token = list.NextPageToken {
+		if list, err = op.ListKeys(t.Context(), &cedarpostv1.ListKeysRequest{PageSize: 1, PageToken: token}); err != nil {
+			t.Fatal(err)
+		}
+		n += len(list.Keys)
+	}
+	if n != 4 { // two bootstrap keys
+		t.Errorf("%d keys", n)
+	}
+	if strings.Contains(list.String(), strings.Split(made.Secret, "_")[2]) {
+		t.Error("a listing has a secret")
+	}
+
+	// A watch of a caller without a live key ends, on every server.
+	w, err := cedarpostv1connect.NewAuthorizationServiceClient(other.Client(other.API, made.Secret)).Watch(t.Context(), &cedarpostv1.WatchRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Receive(); err != nil {
+		t.Fatal(err)
+	}
+	gone, err := op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "shop"})
+	if err != nil || len(gone.Revoked) != 2 {
+		t.Fatalf("%v, %v", gone, err)
+	}
+	for err == nil {
+		_, err = w.Receive()
+	}
+	servertest.WantCode(t, err, connect.CodeUnauthenticated, "revoked")
+	for _, at := range []*servertest.Server{s, other} {
+		for _, secret := range []string{made.Secret, next.Secret} {
+			servertest.Eventually(t, "the end of a key", func() bool {
+				_, err := accessOf(at, secret).WhoAmI(t.Context(), &cedarpostv1.WhoAmIRequest{})
+				return connect.CodeOf(err) == connect.CodeUnauthenticated
+			})
+		}
+	}
+	_, err = op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: made.Key.Id})
+	servertest.WantCode(t, err, connect.CodeNotFound, "")
+
+	if _, err := decisionlog.VerifyLog(t.Context(), s.DB, decisionlog.Verification{History: true}); err != nil {
+		t.Error(err)
+	}
+	for kind, want := range map[string]int{"log_read": 1, "change": 5} {
+		if got := events(t, s, kind); len(got) < want {
+			t.Errorf("%d events of kind %s", len(got), kind)
+		}
+	}
+}
+
+// An operator of one bundle manages callers of that bundle only: neither a grant nor a key gives it
+// more than it has.
+func TestOperatorOfOneBundle(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	op := accessOf(s, newCaller(t, s, "op", grant(access.Operator, "doc")))
+	newCaller(t, s, "foreign", grant(access.Enforcer, "other"))
+	newCaller(t, s, "both", grant(access.Enforcer, "doc"), grant(access.Enforcer, "other"))
+	own, err := op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "own", Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "doc")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(g *cedarpostv1.Grant) error {
+		_, err := op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: g})
+		return err
+	}
+	withCaller := func(name string, g *cedarpostv1.Grant) *cedarpostv1.Grant { g.Caller = name; return g }
+	for what, err := range map[string]error{
+		"a grant for its bundle":             put(withCaller("op", grant(access.PolicyPublisher, "doc"))),
+		"a grant to a foreign caller":        put(withCaller("foreign", grant(access.Auditor, "doc"))),
+		"a key of its caller":                second(op.RotateKey(t.Context(), &cedarpostv1.RotateKeyRequest{Caller: "own"})),
+		"a listing of its keys":              second(op.ListKeys(t.Context(), &cedarpostv1.ListKeysRequest{})),
+		"the end of a grant for its bundle":  second(op.DeleteGrant(t.Context(), &cedarpostv1.DeleteGrantRequest{Caller: "both", Role: access.Enforcer, Bundle: "doc"})),
+		"the end of one key":                 second(op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: own.Key.Id})),
+		"the end of a key that is not there": is(connect.CodeNotFound, second(op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: "x"}))),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for what, err := range map[string]error{
+		"a grant for another bundle":    put(withCaller("op", grant(access.Enforcer, "other"))),
+		"a grant for all":               put(withCaller("op", grant(access.Enforcer, "*"))),
+		"a grant for guardrails":        put(withCaller("op", grant(access.PolicyPublisher, "guardrails"))),
+		"a grant for admin-local":       put(withCaller("op", grant(access.PolicyPublisher, "admin-local"))),
+		"a key of a foreign caller":     second(op.RotateKey(t.Context(), &cedarpostv1.RotateKeyRequest{Caller: "foreign"})),
+		"a key of one of both":          second(op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "bootstrap"})),
+		"a key with a foreign grant":    second(op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "new", Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "doc"), grant(access.Enforcer, "*")}})),
+		"the end of a foreign key":      second(op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "foreign"})),
+		"the end of the operator's key": second(op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "bootstrap"})),
+		"the end of a foreign grant":    second(op.DeleteGrant(t.Context(), &cedarpostv1.DeleteGrantRequest{Caller: "both", Role: access.Enforcer, Bundle: "other"})),
+	} {
+		servertest.WantCode(t, err, connect.CodePermissionDenied, "")
+		if err == nil {
+			t.Errorf("%s is permitted", what)
+		}
+	}
+	list, err := op.ListGrants(t.Context(), &cedarpostv1.ListGrantsRequest{})
+	if err != nil || slices.ContainsFunc(list.Grants, func(g *cedarpostv1.Grant) bool { return g.Bundle != "doc" }) || len(list.Grants) != 4 {
+		t.Errorf("%v, %v", list, err)
+	}
+	keys, err := op.ListKeys(t.Context(), &cedarpostv1.ListKeysRequest{})
+	if err != nil || slices.ContainsFunc(keys.Keys, func(k *cedarpostv1.Key) bool { return k.Caller != "op" && k.Caller != "own" }) {
+		t.Errorf("%v, %v", keys, err)
+	}
+	servertest.Eventually(t, "the refusals in the log", func() bool { return len(events(t, s, "refused_right")) > 0 })
+}
+
+// second returns the error of a call.
+func second[T any](_ T, err error) error { return err }
+
+// is returns nil if an error has a code.
+func is(code connect.Code, err error) error {
+	if connect.CodeOf(err) == code {
+		return nil
+	}
+	return err
+}
+
+// Nobody can take the last operator away, neither at once nor by two calls at the same time.
+func TestLastOperator(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	op := accessOf(s, s.Token)
+	last := func(err error) {
+		t.Helper()
+		servertest.WantCode(t, err, connect.CodeFailedPrecondition, "the last API key with the role operator")
+	}
+	end := timestamppb.New(time.Now().Add(time.Hour))
+	operator := &cedarpostv1.Grant{Caller: access.BootstrapName, Role: access.Operator, Bundle: "*", ExpiresAt: end}
+	last(second(op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: access.BootstrapName})))
+	last(second(op.DeleteGrant(t.Context(), &cedarpostv1.DeleteGrantRequest{Caller: access.BootstrapName, Role: access.Operator, Bundle: "*"})))
+	last(second(op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: operator})))
+
+	// Two operators take each other's grant at the same time: one stays.
+	two := accessOf(s, newCaller(t, s, "two", grant(access.Operator, "*")))
+	var both sync.WaitGroup
+	errs := make([]error, 2)
+	both.Go(func() {
+		_, errs[0] = op.DeleteGrant(context.Background(), &cedarpostv1.DeleteGrantRequest{Caller: "two", Role: access.Operator, Bundle: "*"})
+	})
+	both.Go(func() {
+		_, errs[1] = two.DeleteGrant(context.Background(), &cedarpostv1.DeleteGrantRequest{Caller: access.BootstrapName, Role: access.Operator, Bundle: "*"})
+	})
+	both.Wait()
+	if (errs[0] == nil) == (errs[1] == nil) {
+		t.Errorf("%v, %v", errs[0], errs[1])
+	}
+}
+
+// Forbids of admin-local take rights away, but never all from an operator, and never the right to
+// change admin-local.
+func TestAdminLocal(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
+	shop := newCaller(t, s, "shop", grant(access.DataWriter, "*"), grant(access.PolicyPublisher, "*"))
+	write := func(secret string) error {
+		_, err := cedarpostv1connect.NewEntityServiceClient(s.Client(s.Admin, secret)).WriteEntities(t.Context(), &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{put(servertest.DocUser(t, "dan"))}})
+		return err
+	}
+	if err := write(shop); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Apply("admin-local", servertest.Files("schema.cedarschema", "", "p.cedar", `@id("all") permit (principal, action, resource);`))
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "")
+	_, err = s.Apply("admin", servertest.Files("schema.cedarschema", "", "p.cedar", `@id("all") forbid (principal, action, resource);`))
+	servertest.WantCode(t, err, connect.CodePermissionDenied, "admin")
+	s.MustApply("admin-local", "schema.cedarschema", "", "p.cedar", `
+		@id("shop") forbid (principal == Cedarpost::Caller::"shop", action == Cedarpost::Action::"WriteEntities", resource);
+		@id("operators") forbid (principal in Cedarpost::Role::"operator", action, resource) unless { action == Cedarpost::Action::"QueryEvents" };`)
+	servertest.WantCode(t, write(shop), connect.CodePermissionDenied, "WriteEntities for any bundle")
+	op := accessOf(s, s.Token)
+	_, err = op.ListKeys(t.Context(), &cedarpostv1.ListKeysRequest{})
+	servertest.WantCode(t, err, connect.CodePermissionDenied, "")
+	if _, err := op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{Caller: "shop", Role: access.Enforcer, Bundle: "doc"}}); err != nil {
+		t.Errorf("an operator puts a grant: %v", err)
+	}
+	// A publisher of all bundles does not change those that join the decisions of others.
+	s.UseKey(shop)
+	for _, name := range []string{"admin-local", "guardrails"} {
+		_, err := s.Apply(name, servertest.Files("schema.cedarschema", "", "p.cedar", `@id("none") forbid (principal, action, resource) when { false };`))
+		servertest.WantCode(t, err, connect.CodePermissionDenied, name)
+	}
+}
+
+// What a grant does not cover is neither listed nor found.
+func TestAnswersAreCut(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	for _, name := range []string{"doc", "other"} {
+		ns := strings.ToUpper(name[:1]) + name[1:]
+		s.MustApply(name, "schema.cedarschema", strings.ReplaceAll(servertest.DocSchema, "namespace Doc", "namespace "+ns), "policies.cedar", strings.ReplaceAll(servertest.DocPolicies, "Doc::", ns+"::"))
+	}
+	s.MustApply("guardrails", "schema.cedarschema", "", "p.cedar", `@id("hidden") @advice("ask the hotline") forbid (principal == Doc::User::"eve", action, resource);`)
+	s.MustPut(servertest.DocUser(t, "eve"))
+	secret := newCaller(t, s, "narrow", grant(access.Enforcer, "doc"), grant(access.Auditor, "doc"), grant(access.DataWriter, "doc"))
+	ask := func(ns string) *cedarpostv1.AuthorizeRequest {
+		return &cedarpostv1.AuthorizeRequest{Principal: servertest.UID(ns + `::User::"eve"`), Action: servertest.UID(ns + `::Action::"Read"`), Resource: servertest.UID(ns + `::Paper::"p"`), Explain: true}
+	}
+	whole := map[string]*cedarpostv1.AuthorizeResponse{}
+	for _, ns := range []string{"Doc", "Other"} {
+		res, err := s.Authorization.Authorize(t.Context(), ask(ns))
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole[ns] = res
+	}
+	if !strings.Contains(whole["Doc"].String(), "hidden") {
+		t.Fatalf("the guardrail did not join: %v", whole["Doc"])
+	}
+	s.UseKey(secret)
+	res, err := s.Authorization.Authorize(t.Context(), ask("Doc"))
+	if err != nil || strings.Contains(res.String(), "hidden") || strings.Contains(res.String(), "guardrails") {
+		t.Errorf("%v, %v", res, err)
+	}
+	if len(res.GetAdvice()) != 1 || res.Advice[0].Text != "ask the hotline" {
+		t.Errorf("%v", res.GetAdvice())
+	}
+	_, err = s.Authorization.Authorize(t.Context(), ask("Other"))
+	servertest.WantCode(t, err, connect.CodePermissionDenied, `Other::Action::"Read"`)
+	unknown := ask("Nowhere")
+	_, err = s.Authorization.Authorize(t.Context(), unknown)
+	servertest.WantCode(t, err, connect.CodePermissionDenied, `Nowhere::Action::"Read"`)
+
+	rows, err := s.Audit.QueryDecisions(t.Context(), &cedarpostv1.QueryDecisionsRequest{From: timestamppb.New(time.Now().Add(-time.Hour))})
+	if err != nil || len(rows.Decisions) != 2 || slices.ContainsFunc(rows.Decisions, func(d *cedarpostv1.DecisionRecord) bool { return d.Action.Type != "Doc::Action" }) {
+		t.Errorf("%v, %v", rows, err)
+	}
+	count, err := s.Audit.CountDecisions(t.Context(), &cedarpostv1.CountDecisionsRequest{Filter: &cedarpostv1.QueryDecisionsRequest{From: timestamppb.New(time.Now().Add(-time.Hour))}, Group: cedarpostv1.CountDecisionsRequest_ACTION})
+	if err != nil || len(count.Counts) != 1 {
+		t.Errorf("%v, %v", count, err)
+	}
+	for ns, found := range map[string]bool{"Doc": true, "Other": false} {
+		_, err := s.Audit.GetDecision(t.Context(), &cedarpostv1.GetDecisionRequest{DecisionId: whole[ns].DecisionId})
+		_, replayed := s.Audit.ReplayDecision(t.Context(), &cedarpostv1.ReplayDecisionRequest{DecisionId: whole[ns].DecisionId})
+		if (err == nil) != found || (replayed == nil) != found || !found && (connect.CodeOf(err) != connect.CodeNotFound || connect.CodeOf(replayed) != connect.CodeNotFound) {
+			t.Errorf("%s: %v, %v", ns, err, replayed)
+		}
+	}
+	bundles, err := s.Policies.ListBundles(t.Context(), &cedarpostv1.ListBundlesRequest{})
+	if err != nil || len(bundles.Bundles) != 1 || bundles.Bundles[0].Name != "doc" {
+		t.Errorf("%v, %v", bundles, err)
+	}
+	_, err = s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{})
+	servertest.WantCode(t, err, connect.CodePermissionDenied, "entities of all types")
+	_, err = s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: servertest.UID(`Cedarpost::Grant::"operator * bootstrap"`)})
+	servertest.WantCode(t, err, connect.CodePermissionDenied, "")
+}
+
+// Bad requests about keys and grants get a clear error, and nothing is stored.
+func TestBadGrantsAndKeys(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	op := accessOf(s, s.Token)
+	before := revision(t, s)
+	past := timestamppb.New(time.Now().Add(-time.Second))
+	long := strings.Repeat("x", 513)
+	for text, g := range map[string]*cedarpostv1.Grant{
+		"no role":                   {Caller: "a", Role: "root", Bundle: "*"},
+		"grant.bundle":              {Caller: "a", Role: "enforcer", Bundle: "Big"},
+		"names a caller":            {Role: "enforcer", Bundle: "*"},
+		"grant.caller":              {Caller: long, Role: "enforcer", Bundle: "*"},
+		"only the role enforcer":    {Caller: "a", Role: "auditor", Bundle: "*", Actions: []string{`A::Action::"b"`}},
+		"only the role data-writer": {Caller: "a", Role: "enforcer", Bundle: "*", EntityTypes: []string{"A"}},
+		"in the past":               {Caller: "a", Role: "enforcer", Bundle: "*", ExpiresAt: past},
+		"not a time":                {Caller: "a", Role: "enforcer", Bundle: "*", ExpiresAt: &timestamppb.Timestamp{Seconds: -1 << 60}},
+		"at most 100 item":          {Caller: "a", Role: "enforcer", Bundle: "*", Actions: slices.Repeat([]string{"a"}, 101)},
+		"one line of at most 512":   {Caller: "a\nb", Role: "enforcer", Bundle: "*"},
+	} {
+		_, err := op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: g})
+		if connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(strings.ReplaceAll(err.Error(), "no more than", "at most"), text) {
+			t.Errorf("%v: %v, want %s", g, err, text)
+		}
+	}
+	for text, req := range map[string]*cedarpostv1.CreateKeyRequest{
+		"caller":       {Caller: "token:a/b"},
+		"pattern":      {Caller: "-a"},
+		"stands twice": {Caller: "a", Grants: []*cedarpostv1.Grant{grant("enforcer", "*"), grant("enforcer", "*")}},
+		"one is of":    {Caller: "a", Grants: []*cedarpostv1.Grant{{Caller: "b", Role: "enforcer", Bundle: "*"}}},
+		"in the past":  {Caller: "a", ExpiresAt: past},
+	} {
+		_, err := op.CreateKey(t.Context(), req)
+		servertest.WantCode(t, err, connect.CodeInvalidArgument, text)
+	}
+	_, err := op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{})
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "either")
+	_, err = op.DeleteGrant(t.Context(), &cedarpostv1.DeleteGrantRequest{Caller: "a", Role: "enforcer", Bundle: "*"})
+	servertest.WantCode(t, err, connect.CodeNotFound, "no grant")
+	if now := revision(t, s); now != before {
+		t.Errorf("revision %d, was %d", now, before)
+	}
+	// The same grant again is no change.
+	g := &cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "*", Actions: []string{`B::Action::"b"`, `A::Action::"a"`}}
+	for i, changed := range []bool{true, false} {
+		res, err := op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: proto.CloneOf(g)})
+		if err != nil || res.Changed != changed {
+			t.Errorf("%d: %v, %v", i, res, err)
+		}
+	}
+}
+
+// A key ends at its time, and its grants with it, without a write.
+func TestExpiry(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
+	end := time.Now().Add(3 * time.Second)
+	op := accessOf(s, s.Token)
+	key, err := op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "brief", ExpiresAt: timestamppb.New(end), Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "*")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := newCaller(t, s, "granted", &cedarpostv1.Grant{Role: access.Enforcer, Bundle: "*", ExpiresAt: timestamppb.New(end)})
+	rev := func(secret string) error {
+		_, err := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, secret)).GetRevision(t.Context(), &cedarpostv1.GetRevisionRequest{})
+		return err
+	}
+	w, err := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, secret)).Watch(t.Context(), &cedarpostv1.WatchRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]connect.Code{key.Secret: connect.CodeUnauthenticated, secret: connect.CodePermissionDenied} {
+		began := time.Now()
+		if err := rev(name); err != nil && began.Before(end) && time.Now().Before(end) {
+			t.Errorf("before its end: %v", err)
+		}
+		servertest.Eventually(t, "the end", func() bool { return connect.CodeOf(rev(name)) == want })
+		if time.Now().Before(end) {
+			t.Error("it ended early")
+		}
+	}
+	s.MustPut(servertest.DocUser(t, "ann")) // moves the watch
+	for err == nil {
+		_, err = w.Receive()
+	}
+	if connect.CodeOf(err) == connect.CodeCanceled {
+		t.Error(err)
+	}
+	servertest.Eventually(t, "the reason in the log", func() bool {
+		return slices.ContainsFunc(events(t, s, "authentication_failure"), func(e *cedarpostv1.EventRecord) bool {
+			return e.GetAuthenticationFailure().GetReason() == "expired key"
+		})
+	})
+}
+
+// A database from before there were grants: each caller with a key gets all roles, once.
+func TestKeysFromBeforeGrants(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	conn := servertest.Session(t, s.URL)
+	s.Stop()
+	servertest.MustExec(t, conn, "delete from entities where type = '"+store.GrantType+"'")
+	again := servertest.On(t, s.URL)
+	res, err := accessOf(again, s.Token).WhoAmI(t.Context(), &cedarpostv1.WhoAmIRequest{})
+	if err != nil || len(res.Grants) != len(access.AllGrants("x", "y")) {
+		t.Errorf("%v, %v", res, err)
+	}
+}
+
+// Headers that are no key.
+func TestKeyForms(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	for reason, header := range map[string]string{"truncated key": "Bearer " + s.Token[:len(s.Token)-2], "unknown key": "Bearer cedarpost_x"} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.Admin+cedarpostv1connect.AccessServiceWhoAmIProcedure, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Authorization", header)
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		if res.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%s: %d", reason, res.StatusCode)
+		}
+		servertest.Eventually(t, reason, func() bool {
+			return slices.ContainsFunc(events(t, s, "authentication_failure"), func(e *cedarpostv1.EventRecord) bool { return e.GetAuthenticationFailure().GetReason() == reason })
+		})
+	}
+}

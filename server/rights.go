@@ -1,0 +1,374 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/cedar-policy/cedar-go"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/stored"
+	"github.com/cedarpost/cedarpost/server/wire"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// gate knows who calls and what it may do.
+type gate struct {
+	follower *snapshot.Follower
+	uses     *keyUses
+
+	mu      sync.Mutex
+	decider *access.Decider
+	local   int64 // the revision of admin-local that decider has; 0: none
+}
+
+// authenticate returns the caller of a request and its rights, at the newest snapshot. It is an
+// error if the snapshot is too old to know them.
+func (g *gate) authenticate(header http.Header, state *tls.ConnectionState) (c access.Caller, r *access.Rights, err error) {
+	var v snapshot.View
+	now := time.Now()
+	c, err = access.Authenticate(header, state, func() (access.Keys, error) {
+		v, err = g.follower.Current()
+		return v.Snapshot, err
+	}, now)
+	if err != nil {
+		return access.Caller{}, nil, err
+	}
+	g.uses.note(c.KeyID, now)
+	r, err = g.rights(v.Snapshot, c, now)
+	return c, r, err
+}
+
+// rights returns what a caller may do by the grants and policies of a snapshot.
+func (g *gate) rights(s *snapshot.Snapshot, c access.Caller, now time.Time) (*access.Rights, error) {
+	d, err := g.deciderOf(s)
+	if err != nil {
+		return nil, err
+	}
+	return access.NewRights(c.Name, slices.Concat(s.Grants(c.Name), c.Grants()), d, now), nil
+}
+
+// deciderOf returns the decider with the admin-local of a snapshot.
+func (g *gate) deciderOf(s *snapshot.Snapshot) (*access.Decider, error) {
+	local, published := s.Bundle(engine.AdminLocal)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.decider != nil && g.local == local.Since {
+		return g.decider, nil
+	}
+	var source *engine.Source
+	if published {
+		src, err := stored.Source(local)
+		if err != nil {
+			return nil, err
+		}
+		source = &src
+	}
+	d, err := access.NewDecider(source)
+	if err != nil {
+		return nil, err
+	}
+	g.decider, g.local = d, local.Since
+	return d, nil
+}
+
+// stillMay reports whether the caller of a call that takes long may go on with it.
+func (g *gate) stillMay(ctx context.Context, action string) bool {
+	s, c, now := g.follower.Latest(), access.CallerFrom(ctx), time.Now()
+	if !c.IsLive(s, now) {
+		return false
+	}
+	r, err := g.rights(s, c, now)
+	return err == nil && r.MaySomewhere(action)
+}
+
+// need is one right that a call needs.
+type need struct {
+	action string
+	target access.Target
+}
+
+// rule says which rights the calls of a procedure need.
+type rule struct {
+	// actions are those that a call can need. Without a right to any of them, on any bundle, the
+	// call is refused before its message is read.
+	actions []string
+	// needs lists what a message needs; nil: the first action, on the service itself.
+	needs func(*engine.Set, any) []need
+	// narrowed says that the handler reduces its answer to what the caller may see. A right on any
+	// bundle is enough.
+	narrowed bool
+}
+
+// service, anywhere and each make rules.
+func service(action string) rule  { return rule{actions: []string{action}} }
+func anywhere(action string) rule { return rule{actions: []string{action}, narrowed: true} }
+func each[M any](action string, targets func(*engine.Set, M) []access.Target) rule {
+	return rule{actions: []string{action}, needs: func(set *engine.Set, msg any) []need {
+		m, ok := msg.(M)
+		if !ok {
+			return []need{{action: action}} // never: the rule is of another message; needs the whole service
+		}
+		var list []need
+		for _, t := range targets(set, m) {
+			list = append(list, need{action, t})
+		}
+		return list
+	}}
+}
+
+// rules has the rule of each procedure. A procedure without one is refused.
+var rules = map[string]rule{
+	cedarpostv1connect.AuthorizationServiceAuthorizeProcedure: each("Authorize", func(set *engine.Set, m *cedarpostv1.AuthorizeRequest) []access.Target {
+		return []access.Target{questionTarget(set, m)}
+	}),
+	cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure: each("AuthorizeBatch", func(set *engine.Set, m *cedarpostv1.AuthorizeBatchRequest) (list []access.Target) {
+		for _, check := range m.GetChecks() {
+			if t := questionTarget(set, check); !slices.Contains(list, t) {
+				list = append(list, t)
+			}
+		}
+		return list
+	}),
+	cedarpostv1connect.AuthorizationServiceGetRevisionProcedure: anywhere("GetRevision"),
+	cedarpostv1connect.AuthorizationServiceWatchProcedure:       anywhere("Watch"), // its tags are hashes
+	cedarpostv1connect.AuthorizationServiceReportReuseProcedure: anywhere("ReportReuse"),
+
+	cedarpostv1connect.EntityServiceWriteEntitiesProcedure: each("WriteEntities", func(set *engine.Set, m *cedarpostv1.WriteEntitiesRequest) (list []access.Target) {
+		for _, op := range m.GetOperations() {
+			list = addType(list, set, typeOf(op))
+		}
+		return list
+	}),
+	cedarpostv1connect.EntityServiceImportEntitiesProcedure: each("ImportEntities", func(set *engine.Set, m *cedarpostv1.ImportEntitiesRequest) (list []access.Target) {
+		for _, e := range m.GetEntities() {
+			list = addType(list, set, e.GetUid().GetType())
+		}
+		return list
+	}),
+	cedarpostv1connect.EntityServiceGetImportProcedure: anywhere("GetImport"),
+	cedarpostv1connect.EntityServiceGetEntityProcedure: each("GetEntity", func(set *engine.Set, m *cedarpostv1.GetEntityRequest) []access.Target {
+		return addType(nil, set, m.GetUid().GetType())
+	}),
+	cedarpostv1connect.EntityServiceListEntitiesProcedure: each("ListEntities", func(set *engine.Set, m *cedarpostv1.ListEntitiesRequest) []access.Target {
+		return addType(nil, set, m.GetType())
+	}),
+	cedarpostv1connect.EntityServiceQueryEntityChangesProcedure: each("QueryEntityChanges", func(set *engine.Set, m *cedarpostv1.QueryEntityChangesRequest) []access.Target {
+		list := addType(nil, set, cmp.Or(m.GetUid().GetType(), m.GetType()))
+		if m.GetUid() != nil && m.GetType() != "" {
+			list = addType(list, set, m.GetType())
+		}
+		return list
+	}),
+
+	cedarpostv1connect.PolicyServiceApplyBundleProcedure: {actions: []string{"ApplyBundle", "CheckBundle"}, needs: func(_ *engine.Set, msg any) []need {
+		m, ok := msg.(*cedarpostv1.ApplyBundleRequest)
+		switch h := m.GetHeader(); {
+		case !ok:
+			return []need{{action: "ApplyBundle"}}
+		case h == nil: // a file of an upload, whose header came before; without one the handler refuses it
+			return nil
+		case h.GetDryRun():
+			return []need{{"CheckBundle", access.Target{Bundle: h.GetName()}}}
+		default:
+			return []need{{"ApplyBundle", access.Target{Bundle: h.GetName(), Changes: true}}}
+		}
+	}},
+	cedarpostv1connect.PolicyServiceListBundlesProcedure: anywhere("ListBundles"),
+	cedarpostv1connect.PolicyServiceGetBundleProcedure: each("GetBundle", func(_ *engine.Set, m *cedarpostv1.GetBundleRequest) []access.Target {
+		return []access.Target{{Bundle: m.GetName()}}
+	}),
+
+	cedarpostv1connect.AuditServiceQueryDecisionsProcedure: anywhere("QueryDecisions"),
+	cedarpostv1connect.AuditServiceCountDecisionsProcedure: anywhere("CountDecisions"),
+	cedarpostv1connect.AuditServiceGetDecisionProcedure:    anywhere("GetDecision"),
+	cedarpostv1connect.AuditServiceReplayDecisionProcedure: anywhere("ReplayDecision"),
+	// The log as a whole is about all bundles.
+	cedarpostv1connect.AuditServiceExportDecisionsProcedure:     service("ExportDecisions"),
+	cedarpostv1connect.AuditServiceQueryEventsProcedure:         service("QueryEvents"),
+	cedarpostv1connect.AuditServiceGetCheckpointProcedure:       service("GetCheckpoint"),
+	cedarpostv1connect.AuditServiceGetInclusionProofProcedure:   service("GetInclusionProof"),
+	cedarpostv1connect.AuditServiceGetConsistencyProofProcedure: service("GetConsistencyProof"),
+
+	cedarpostv1connect.AccessServiceWhoAmIProcedure: service("WhoAmI"),
+	// The handlers decide about keys and grants on what is stored when they commit.
+	cedarpostv1connect.AccessServiceCreateKeyProcedure:   anywhere("CreateKey"),
+	cedarpostv1connect.AccessServiceRotateKeyProcedure:   anywhere("RotateKey"),
+	cedarpostv1connect.AccessServiceRevokeKeyProcedure:   anywhere("RevokeKey"),
+	cedarpostv1connect.AccessServiceListKeysProcedure:    anywhere("ListKeys"),
+	cedarpostv1connect.AccessServicePutGrantProcedure:    anywhere("PutGrant"),
+	cedarpostv1connect.AccessServiceDeleteGrantProcedure: anywhere("DeleteGrant"),
+	cedarpostv1connect.AccessServiceListGrantsProcedure:  anywhere("ListGrants"),
+}
+
+// questionTarget returns what a question is about. An action of no bundle needs a right to all.
+func questionTarget(set *engine.Set, m *cedarpostv1.AuthorizeRequest) access.Target {
+	uid := wire.UID(m.GetAction())
+	return access.Target{Bundle: owner(set, uid.Type), Action: uid.String()}
+}
+
+// owner returns the bundle that a type of entities or actions belongs to, or "".
+func owner(set *engine.Set, typ cedar.EntityType) string {
+	if store.IsOwnType(string(typ)) {
+		return engine.Admin
+	}
+	return set.Owner(typ)
+}
+
+// addType adds what the entities of a type are about. Without a type, or for one of no bundle, a
+// right to all is needed.
+func addType(list []access.Target, set *engine.Set, typ string) []access.Target {
+	t := access.Target{Bundle: owner(set, cedar.EntityType(typ)), EntityType: cmp.Or(typ, access.AllTypes)}
+	if slices.Contains(list, t) {
+		return list
+	}
+	return append(list, t)
+}
+
+// typeOf returns the type of the entity that an operation changes.
+func typeOf(op *cedarpostv1.EntityOperation) string {
+	switch o := op.GetOperation().(type) {
+	case *cedarpostv1.EntityOperation_Put:
+		return o.Put.GetUid().GetType()
+	case *cedarpostv1.EntityOperation_Delete:
+		return o.Delete.GetUid().GetType()
+	case *cedarpostv1.EntityOperation_AddParents:
+		return o.AddParents.GetUid().GetType()
+	case *cedarpostv1.EntityOperation_RemoveParents:
+		return o.RemoveParents.GetUid().GetType()
+	case *cedarpostv1.EntityOperation_SetAttributes:
+		return o.SetAttributes.GetUid().GetType()
+	}
+	return "" // validation refuses it; it needs a right to all
+}
+
+// isReflection reports whether a procedure only describes the contract.
+func isReflection(procedure string) bool { return strings.HasPrefix(procedure, "/grpc.reflection.") }
+
+// mayBegin refuses a call, before its message is read, if no message could make it permitted.
+func mayBegin(r *access.Rights, procedure string) error {
+	if isReflection(procedure) {
+		return nil
+	}
+	rule, ok := rules[procedure]
+	if !ok {
+		return refusedRight(procedure, access.Target{})
+	}
+	if rule.needs == nil && !rule.narrowed {
+		return check(r, procedure, need{action: rule.actions[0]})
+	}
+	if !slices.ContainsFunc(rule.actions, r.MaySomewhere) {
+		return &refusedError{procedure, "any bundle"}
+	}
+	return nil
+}
+
+func check(r *access.Rights, procedure string, n need) error {
+	if r.May(n.action, n.target) {
+		return nil
+	}
+	return refusedRight(procedure, n.target)
+}
+
+// refusedError is the error of a call to which the caller has no right.
+type refusedError struct{ procedure, about string }
+
+// Error returns the text for the caller. It names what the caller sent, and nothing that is stored.
+func (e *refusedError) Error() string {
+	_, method, _ := strings.Cut(strings.TrimPrefix(e.procedure, "/"), "/")
+	return fmt.Sprintf("this caller has no right to %s for %s; `cedarpost whoami` lists its rights, and an operator can grant others", method, e.about)
+}
+
+func refusedRight(procedure string, t access.Target) error {
+	about := "the service"
+	switch {
+	case t.Action != "":
+		about = t.Action
+	case t.EntityType == access.AllTypes:
+		about = "entities of all types"
+	case t.EntityType != "":
+		about = "entities of type " + t.EntityType
+	case t.Bundle != "":
+		about = "the bundle " + t.Bundle
+	}
+	return &refusedError{procedure, about}
+}
+
+// rights is the interceptor that refuses messages to which the caller has no right, before they are
+// validated.
+func (e *edge) rights(next connect.ServerFunc) connect.ServerFunc {
+	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
+		if rule := rules[spec.Procedure]; rule.needs != nil {
+			stream = &rightsStream{stream, e.gate, access.RightsFrom(ctx), spec.Procedure, rule}
+		}
+		return next(ctx, spec, stream)
+	}
+}
+
+type rightsStream struct {
+	connect.ServerStream
+	gate      *gate
+	rights    *access.Rights
+	procedure string
+	rule      rule
+}
+
+func (s *rightsStream) Receive(msg any) error {
+	if err := s.ServerStream.Receive(msg); err != nil {
+		return err
+	}
+	set := s.gate.follower.Latest().Set
+	for _, n := range s.rule.needs(set, msg) {
+		if err := check(s.rights, s.procedure, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bundlesFor lists the bundles on which the caller may do an action; all is true if these are all
+// bundles, also unknown ones.
+func bundlesFor(ctx context.Context, s *snapshot.Snapshot, action string) (names []string, all bool) {
+	r := access.RightsFrom(ctx)
+	if r.MayEverywhere(action) {
+		return nil, true
+	}
+	for _, b := range s.Bundles {
+		if r.May(action, access.Target{Bundle: b.Name}) {
+			names = append(names, b.Name)
+		}
+	}
+	return names, false
+}
+
+// actionTypesFor lists the types of the actions whose decisions the caller may read; all is true if
+// these are all.
+func (g *gate) actionTypesFor(ctx context.Context, action string) (types []string, all bool) {
+	s := g.follower.Latest()
+	names, all := bundlesFor(ctx, s, action)
+	for _, name := range names {
+		if name == engine.AdminLocal {
+			continue
+		}
+		for _, ns := range s.Set.Namespaces(name) {
+			if ns == "" {
+				types = append(types, "Action")
+			} else {
+				types = append(types, ns+"::Action")
+			}
+		}
+	}
+	return types, all
+}
