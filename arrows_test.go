@@ -23,7 +23,7 @@ var arrows = map[string][]string{
 		"store", "auditlog", "bundle", "policies", "proto", "internal/keyfile", "internal/pause"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
 	"server/decisionlog": {"server/engine", "server/stored", "server/wire", "server/entityfile", "store", "auditlog", "proto", "internal/keyfile", "internal/pause"},
-	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/keyfile"},
+	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/keyfile", "sdk/go/egress"},
 	"server/stored":      {"server/engine", "server/offline", "store", "bundle", "proto"},
 	"auditlog":           {"internal/keyfile"},
 	"logformat":          {"auditlog", "proto", "internal/entityuid"},
@@ -43,6 +43,8 @@ var arrows = map[string][]string{
 	"migrations":        {},
 	"proto":             {},
 	"sdk/go":            {"proto", "internal/entityuid", "internal/keyfile", "internal/serverurl"},
+	// Also for services that use nothing else of the SDK.
+	"sdk/go/egress": {},
 	// The real engine in the process of a test, for users of the SDK.
 	"sdk/go/cedarposttest": {"sdk/go", "server/engine", "server/entityfile", "server/offline", "server/wire", "bundle", "proto"},
 	"examples":             {"sdk/go", "proto"},
