@@ -23,11 +23,13 @@ var arrows = map[string][]string{
 		"store", "auditlog", "bundle", "policies", "proto", "internal/keyfile", "internal/pause"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
 	"server/decisionlog": {"server/engine", "server/stored", "server/wire", "server/entityfile", "store", "auditlog", "proto", "internal/keyfile", "internal/pause"},
-	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/keyfile", "sdk/go/egress"},
-	"server/stored":      {"server/engine", "server/offline", "store", "bundle", "proto"},
-	"auditlog":           {"internal/keyfile"},
-	"logformat":          {"auditlog", "proto", "internal/entityuid"},
-	"server/engine":      {},
+	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/keyfile", "internal/pause", "sdk/go/egress"},
+	// A real OpenID provider, for tests.
+	"server/access/issuertest": {},
+	"server/stored":            {"server/engine", "server/offline", "store", "bundle", "proto"},
+	"auditlog":                 {"internal/keyfile"},
+	"logformat":                {"auditlog", "proto", "internal/entityuid"},
+	"server/engine":            {},
 	// These also run without a server and its database.
 	"server/wire":       {"server/engine", "proto"},
 	"server/entityfile": {"proto"},
