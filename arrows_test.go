@@ -44,7 +44,7 @@ var arrows = map[string][]string{
 	"policies":          {},
 	"migrations":        {},
 	"proto":             {},
-	"sdk/go":            {"proto", "internal/entityuid", "internal/keyfile", "internal/serverurl"},
+	"sdk/go":            {"proto", "internal/entityuid", "internal/keyfile", "internal/serverurl", "sdk/go/egress"},
 	// Also for services that use nothing else of the SDK.
 	"sdk/go/egress": {},
 	// The real engine in the process of a test, for users of the SDK.

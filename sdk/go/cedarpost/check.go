@@ -72,9 +72,15 @@ var (
 	// ErrWrongServer: the server at the URL does not know the call. The URL is probably that
 	// of another plane, another path or another service. Asking again does not help.
 	ErrWrongServer = errors.New("cedarpost: this is not the decision plane of a Cedarpost server; is its URL that of another plane, path or service?")
-	// ErrUnauthenticated: the service does not know this client's API key, or the key has no
-	// right to ask.
-	ErrUnauthenticated = errors.New("cedarpost: this client may not ask")
+	// ErrUnauthenticated: the service does not accept this client's API key or access token: it
+	// is unknown, was revoked, or has expired.
+	ErrUnauthenticated = errors.New("cedarpost: the service does not accept this client's API key or access token")
+	// ErrPermissionDenied: the service knows this client, and the client has no right to ask this.
+	// It says nothing about the principal of the check.
+	ErrPermissionDenied = errors.New("cedarpost: this client has no right to ask this; it needs a grant")
+	// ErrNoToken: the client's TokenSource has no token, so nothing was asked. Asking again later
+	// may help.
+	ErrNoToken = errors.New("cedarpost: no token to authenticate with")
 	// ErrClosed: the client was closed.
 	ErrClosed = errors.New("cedarpost: client is closed")
 )

@@ -179,7 +179,7 @@ func (c *Client) leave() { c.open.RUnlock() }
 var keys = sync.Pool{New: func() any { return new(make([]byte, 0, 512)) }}
 
 // Authorize asks one question. The error is one of [ErrUnavailable], [ErrInvalid],
-// [ErrUnknownRevision], [ErrWrongServer], [ErrUnauthenticated] and [ErrClosed], or that of
+// [ErrUnknownRevision], [ErrWrongServer], [ErrUnauthenticated], [ErrPermissionDenied], [ErrNoToken] and [ErrClosed], or that of
 // ctx; each means deny.
 func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
 	if !c.enter() {
@@ -505,8 +505,13 @@ func (c *Client) failed(ctx, bounded context.Context, check *Check, err error) (
 		kind = ErrUnknownRevision
 	case connect.CodeUnimplemented:
 		kind = ErrWrongServer
-	case connect.CodeUnauthenticated, connect.CodePermissionDenied:
+	case connect.CodeUnauthenticated:
 		kind = ErrUnauthenticated
+		if errors.Is(err, ErrNoToken) {
+			kind = ErrNoToken
+		}
+	case connect.CodePermissionDenied:
+		kind = ErrPermissionDenied
 	}
 	if check.FailOpen != "" && away(err) {
 		if !c.failOpen.allow(c.cfg.clock()) {

@@ -42,6 +42,9 @@ type Config struct {
 	// $CEDARPOST_TOKEN_FILE, then $CEDARPOST_TOKEN. White space around a key is ignored;
 	// a key with any character in it that is not visible ASCII is refused.
 	TokenFile, Token string
+	// TokenSource replaces both, for example by access tokens of an issuer. See
+	// [NewClientCredentials].
+	TokenSource TokenSource
 
 	// Timeout bounds one call, all its attempts together. 0: 1 s.
 	Timeout time.Duration
@@ -148,7 +151,10 @@ func (c *Config) setDefaults() error {
 		}
 	}
 	from := "Token"
-	if c.Token == "" && c.TokenFile == "" {
+	switch {
+	case c.TokenSource != nil && c.Token+c.TokenFile != "":
+		return errors.New("cedarpost: TokenSource replaces Token and TokenFile; give one of the three")
+	case c.TokenSource == nil && c.Token == "" && c.TokenFile == "":
 		if c.TokenFile = os.Getenv("CEDARPOST_TOKEN_FILE"); c.TokenFile == "" {
 			c.Token, from = os.Getenv("CEDARPOST_TOKEN"), "$CEDARPOST_TOKEN"
 		}
@@ -266,28 +272,6 @@ func newHTTPClient(transport http.RoundTripper) *http.Client {
 		// Do not follow redirects: the key must not reach another server.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-}
-
-// authenticate makes an interceptor that sends the key with each call.
-func (c *Config) authenticate() (connect.ClientInterceptor, error) {
-	key := func() string { return c.Token }
-	if c.TokenFile != "" {
-		f := &secretFile{name: c.TokenFile, log: c.Log}
-		if err := f.read(); err != nil {
-			return nil, err
-		}
-		key = f.value
-	}
-	return func(next connect.ClientFunc) connect.ClientFunc {
-		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
-			if info, ok := connect.CallInfoForClientContext(ctx); ok {
-				if key := key(); key != "" {
-					info.RequestHeader().Set("Authorization", "Bearer "+key)
-				}
-			}
-			return next(ctx, spec)
-		}
-	}, nil
 }
 
 // maxTraceState bounds the tracestate that is passed on. W3C asks for at least 512

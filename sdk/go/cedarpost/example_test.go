@@ -154,7 +154,7 @@ func ExampleClient_Authorize_errors() {
 			fmt.Println("a mistake in this program:", err)
 		case errors.Is(err, cedarpost.ErrUnknownRevision):
 			fmt.Println("read again, and ask with a new token or without one")
-		case errors.Is(err, cedarpost.ErrUnauthenticated), errors.Is(err, cedarpost.ErrWrongServer):
+		case errors.Is(err, cedarpost.ErrUnauthenticated), errors.Is(err, cedarpost.ErrPermissionDenied), errors.Is(err, cedarpost.ErrWrongServer):
 			fmt.Println("a mistake in the configuration")
 		}
 	}

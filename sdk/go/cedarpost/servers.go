@@ -130,7 +130,7 @@ func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1c
 		} else if answered(attemptErr) {
 			p.untrusted.Store(false)
 		}
-		if exhausted(attemptErr) {
+		if exhausted(attemptErr) || errors.Is(attemptErr, ErrNoToken) {
 			done(errNoVerdict)
 			return fmt.Errorf("%s: %w: %w", p.name, errOwnSide, attemptErr)
 		}

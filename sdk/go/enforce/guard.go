@@ -144,7 +144,8 @@ func (g *Guard) Enforce(ctx context.Context, q Question) (result cedarpost.Resul
 		refused = &Refusal{Kind: Fault, Err: err}
 	}
 	g.counts.refuse(refused)
-	if refused.Kind == Fault || refused.Kind == Unmet || errors.Is(refused.Err, cedarpost.ErrUnauthenticated) {
+	if refused.Kind == Fault || refused.Kind == Unmet ||
+		errors.Is(refused.Err, cedarpost.ErrUnauthenticated) || errors.Is(refused.Err, cedarpost.ErrPermissionDenied) {
 		g.cfg.Log.Error("request refused by a mistake of this program", "route", q.Route, "decision", refused.DecisionID, "err", refused.Err)
 	}
 	return cedarpost.Result{}, refused

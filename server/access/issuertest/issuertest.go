@@ -54,9 +54,9 @@ type Issuer struct {
 	server *httptest.Server
 	store  *storage
 
-	discoveries, fetches atomic.Int64
-	away                 atomic.Bool
-	held                 atomic.Pointer[chan struct{}]
+	discoveries, fetches, tokens atomic.Int64
+	away                         atomic.Bool
+	held                         atomic.Pointer[chan struct{}]
 }
 
 // Start starts a provider whose keys are for RS256 or ES256. It ends with the test.
@@ -73,6 +73,8 @@ func Start(t testing.TB, algorithm jose.SignatureAlgorithm) *Issuer {
 			i.discoveries.Add(1)
 		case "/keys":
 			i.fetches.Add(1)
+		case "/oauth/token":
+			i.tokens.Add(1)
 		}
 		if held := i.held.Load(); held != nil {
 			select {
@@ -115,6 +117,9 @@ func (i *Issuer) Fetches() int64 { return i.fetches.Load() }
 
 // Discoveries returns how often the provider's metadata were asked for.
 func (i *Issuer) Discoveries() int64 { return i.discoveries.Load() }
+
+// Requests returns how often a token was asked for.
+func (i *Issuer) Requests() int64 { return i.tokens.Load() }
 
 // SetAway makes the provider answer each call with 503, or answer again.
 func (i *Issuer) SetAway(away bool) { i.away.Store(away) }
