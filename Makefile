@@ -10,6 +10,9 @@ PROTOC_GEN_GO_VERSION   := v1.36.12
 CONNECT_VERSION         := v2.0.2
 PROTOVALIDATE_VERSION   := v1.2.2
 GOLANGCI_LINT_VERSION   := v2.15.0
+GOVULNCHECK_VERSION     := v1.9.0
+GO_LICENSES_VERSION     := v2.0.1
+CYCLONEDX_GOMOD_VERSION := v1.10.0
 
 BUILD := $(CURDIR)/.build
 BIN   := $(BUILD)/bin
@@ -112,16 +115,35 @@ bench-data: postgres ## Measure decisions, writes and imports with a million ent
 bench-sdk: postgres ## Measure the Go client: hits, hit rate, time until a revoked right is gone
 	CEDARPOST_BENCH=1 go test -v -count 1 -timeout 30m -run TestSDK ./bench
 
+GOLANGCI_LINT := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+
 .PHONY: lint
 lint: ## Run golangci-lint
-	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION) run
+	$(GOLANGCI_LINT) run
 
 .PHONY: check
 check: lint check-generated ## All checks that are not tests
 
+# Not part of the checks of a change: its result depends on a database that changes every day, and that
+# is not reachable from everywhere. scripts/audit.sh has the exit codes.
+.PHONY: audit
+audit: $(BUILD)/govulncheck-$(GOVULNCHECK_VERSION).stamp $(BUILD)/go-licenses-$(GO_LICENSES_VERSION).stamp ## Look for known vulnerabilities, insecure code and licences that are not allowed
+	scripts/audit.sh $(BIN) "$(GOLANGCI_LINT)"
+
+VERSION           ?= devel
+RELEASE_PLATFORMS ?= linux/amd64 linux/arm64
+
+.PHONY: release
+release: $(BUILD)/cyclonedx-gomod-$(CYCLONEDX_GOMOD_VERSION).stamp ## Build the files of a release into dist: binaries, SBOMs and checksums (VERSION=v1.2.3)
+	scripts/release.sh $(BIN) $(VERSION) dist $(RELEASE_PLATFORMS)
+
+.PHONY: check-reproducible
+check-reproducible: $(BUILD)/cyclonedx-gomod-$(CYCLONEDX_GOMOD_VERSION).stamp ## Build a release twice in different folders, and fail if a byte differs
+	scripts/check-reproducible.sh $(BIN) $(VERSION) $(RELEASE_PLATFORMS)
+
 .PHONY: clean
 clean: ## Remove build results; the data of make dev stay
-	rm -rf bin
+	rm -rf bin dist
 	chmod -R u+w $(BUILD) 2>/dev/null || true
 	rm -rf $(BUILD)
 
@@ -138,7 +160,7 @@ GENERATORS          := $(BUF_STAMP) $(PROTOC_GEN_GO_STAMP) $(CONNECT_STAMP) $(PR
 define install
 @mkdir -p $(BIN); rm -f $(BUILD)/$(notdir $(1))-v*.stamp
 @go version -m $(BIN)/$(notdir $(1)) 2>/dev/null | grep -q "^	mod	.*	$(2)	" || { \
-	echo "install $(1)@$(2)"; GOBIN=$(BIN) go install $(1)@$(2); }
+	echo "install $(1)@$(2)"; GOBIN=$(BIN) go install -trimpath $(1)@$(2); }
 @touch $@
 endef
 
@@ -150,6 +172,19 @@ $(PROTOC_GEN_GO_STAMP):
 
 $(CONNECT_STAMP):
 	$(call install,connectrpc.com/connect/v2/cmd/protoc-gen-connect-go,$(CONNECT_VERSION))
+
+$(BUILD)/govulncheck-$(GOVULNCHECK_VERSION).stamp:
+	$(call install,golang.org/x/vuln/cmd/govulncheck,$(GOVULNCHECK_VERSION))
+
+$(BUILD)/cyclonedx-gomod-$(CYCLONEDX_GOMOD_VERSION).stamp:
+	$(call install,github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod,$(CYCLONEDX_GOMOD_VERSION))
+
+# Built from its module: go install would also ask the repository whether the module is deprecated.
+$(BUILD)/go-licenses-$(GO_LICENSES_VERSION).stamp:
+	@mkdir -p $(BIN); rm -f $(BUILD)/go-licenses-v*.stamp; \
+	dir=$$(go mod download -json github.com/google/go-licenses/v2@$(GO_LICENSES_VERSION) | sed -n 's/^.*"Dir": "\(.*\)".*$$/\1/p'); \
+	echo "build go-licenses $(GO_LICENSES_VERSION)"; cd "$$dir"; go build -trimpath -o $(BIN)/go-licenses .; \
+	touch $@
 
 # The definitions of the validation rules come from the module that publishes them.
 $(PROTOVALIDATE_STAMP):

@@ -8,8 +8,16 @@ import (
 	"github.com/cedarpost/cedarpost/server/engine"
 )
 
-// buildVersion returns the version and the commit that Go recorded in this binary.
+// release is the version that scripts/release.sh builds, such as v1.2.3. A release has no record of
+// git, so that its bytes depend on the source alone.
+var release string
+
+// buildVersion returns the version of a release, or else the version and the commit that Go recorded
+// in this binary.
 func buildVersion() (version, commit string) {
+	if release != "" {
+		return release, ""
+	}
 	version = "devel"
 	if info, ok := debug.ReadBuildInfo(); ok {
 		if m := info.Main.Version; m != "" && m != "(devel)" {
