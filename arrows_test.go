@@ -18,11 +18,11 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows lists the rooms that each room may import. A package belongs to the room with the
 // longest name that is a prefix of its folder.
 var arrows = map[string][]string{
-	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/entityuid", "internal/keyfile", "internal/serverurl"},
+	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/entityuid", "internal/keyfile", "internal/secret", "internal/serverurl"},
 	"server": {"server/engine", "server/snapshot", "server/decisionlog", "server/access", "server/stored", "server/wire", "server/entityfile", "server/offline",
-		"store", "auditlog", "bundle", "policies", "proto", "internal/keyfile", "internal/pause"},
+		"store", "auditlog", "bundle", "policies", "proto", "internal/keyfile", "internal/pause", "internal/secret"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
-	"server/decisionlog": {"server/engine", "server/stored", "server/wire", "server/entityfile", "store", "auditlog", "proto", "internal/keyfile", "internal/pause"},
+	"server/decisionlog": {"server/engine", "server/stored", "server/wire", "server/entityfile", "store", "auditlog", "proto", "internal/keyfile", "internal/pause", "internal/secret"},
 	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/keyfile", "internal/pause", "sdk/go/egress"},
 	// A real OpenID provider, for tests.
 	"server/access/issuertest": {},
@@ -36,10 +36,10 @@ var arrows = map[string][]string{
 	"server/offline":    {"server/engine", "server/entityfile", "server/wire", "bundle"},
 	// Reads the reference corpus for tests.
 	"server/corpustest": {},
-	"server/servertest": {"server", "server/access", "server/decisionlog", "server/entityfile", "auditlog", "store", "store/localpg", "store/storetest", "bundle", "policies", "proto", "internal/entityuid"},
-	"store":             {"migrations", "auditlog"},
+	"server/servertest": {"server", "server/access", "server/decisionlog", "server/entityfile", "auditlog", "store", "store/localpg", "store/storetest", "bundle", "policies", "proto", "internal/entityuid", "internal/secret"},
+	"store":             {"migrations", "auditlog", "internal/secret"},
 	"store/localpg":     {},
-	"store/storetest":   {"store", "store/localpg", "migrations"},
+	"store/storetest":   {"store", "store/localpg", "migrations", "internal/secret"},
 	"bundle":            {"internal/entityuid"},
 	"policies":          {},
 	"migrations":        {},
@@ -52,6 +52,7 @@ var arrows = map[string][]string{
 	"examples":             {"sdk/go", "proto"},
 	"internal/entityuid":   {},
 	"internal/keyfile":     {},
+	"internal/secret":      {},
 	"internal/serverurl":   {},
 	"internal/mutant":      {}, // for tests
 	"internal/pause":       {},

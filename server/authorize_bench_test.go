@@ -1,12 +1,14 @@
 package server
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/access"
@@ -73,7 +75,7 @@ func shopService(b testing.TB) *authorizationService {
 	}
 	_, err = db.WriteEntities(ctx, w)
 	must(err)
-	srv, err := New(ctx, Config{DB: db, Name: "bench", MaxStaleness: 1 << 60 /* nobody follows here */, MaskKey: make([]byte, decisionlog.MaskKeyBytes), Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0"})
+	srv, err := New(ctx, Config{DB: db, Name: "bench", MaxStaleness: 1 << 60 /* nobody follows here */, MaskKey: secret.New(strings.Repeat("k", decisionlog.MaskKeyBytes)), Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0"})
 	must(err)
 	b.Cleanup(func() {
 		srv.closeListeners()

@@ -22,6 +22,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -121,7 +122,7 @@ type bench struct {
 
 func benchServer(t *testing.T, url string, cfg Config) *bench {
 	t.Helper()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, Event: decisionlog.ChangeEvents("bench")})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url), Event: decisionlog.ChangeEvents("bench")})
 	if err != nil {
 		t.Fatal(err)
 	}

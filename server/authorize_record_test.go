@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server"
@@ -108,7 +109,7 @@ func maskedRequest(t testing.TB, ssn string, pin string) *cedarpostv1.AuthorizeR
 }
 
 func withMaskKey(key byte) servertest.Option {
-	return func(c *server.Config) { c.MaskKey = bytes.Repeat([]byte{key}, 32) }
+	return func(c *server.Config) { c.MaskKey = secret.New(strings.Repeat(string(rune(key)), 32)) }
 }
 
 // Values of a request that are marked @sensitive are nowhere in the database. A caller that
@@ -186,7 +187,7 @@ func TestMasking(t *testing.T) {
 	if other := servertest.On(t, s.URL, withMaskKey(2)); find(other, "4242424242424") != 0 {
 		t.Error("a server with another key finds it")
 	}
-	if other := servertest.On(t, s.URL, func(c *server.Config) { c.MaskKey = nil }); find(other, "4242424242424") != 0 {
+	if other := servertest.On(t, s.URL, func(c *server.Config) { c.MaskKey = secret.Secret{} }); find(other, "4242424242424") != 0 {
 		t.Error("a server without the key finds it")
 	}
 }
@@ -255,7 +256,7 @@ func TestMaskKeyFile(t *testing.T) {
 	if _, err := decisionlog.ReadMaskKey(filepath.Join(t.TempDir(), "none")); !os.IsNotExist(err) && !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("no file: %v", err)
 	}
-	if _, err := server.New(t.Context(), server.Config{DB: servertest.New(t).DB, MaskKey: []byte("short")}); err == nil || !strings.Contains(err.Error(), "5 bytes") {
+	if _, err := server.New(t.Context(), server.Config{DB: servertest.New(t).DB, MaskKey: secret.New("short")}); err == nil || !strings.Contains(err.Error(), "5 bytes") {
 		t.Errorf("a short key: %v", err)
 	}
 }

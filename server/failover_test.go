@@ -9,6 +9,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
@@ -168,7 +169,7 @@ func TestReadsFromAStandby(t *testing.T) {
 		t.Fatal(err)
 	}
 	standby := storetest.NewStandby(t, primary)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: primary.URL(), ReadURLs: []string{standby.URL()}})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(primary.URL()), ReadURLs: []secret.Secret{secret.New(standby.URL())}})
 	if err != nil {
 		t.Fatal(err)
 	}

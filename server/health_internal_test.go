@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -23,7 +24,7 @@ func TestReadinessMakesPartitions(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(databaseURL)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -116,7 +117,7 @@ func TestBackgroundTasksAreCounted(t *testing.T) {
 	if err := store.Migrate(t.Context(), pg.URL(), nil); err != nil {
 		t.Fatal(err)
 	}
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: pg.URL()})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(pg.URL())})
 	if err != nil {
 		t.Fatal(err)
 	}

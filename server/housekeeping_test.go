@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
@@ -44,7 +45,7 @@ func TestRetention(t *testing.T) {
 	t.Parallel() // it takes long
 	url := storetest.New(t)
 	conn := servertest.Session(t, url)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -72,7 +73,7 @@ func hurriedPlane(t *testing.T, plane string, times timeouts) (s *Server, db *st
 // hurriedOn is hurriedPlane on an existing database. cfg needs no addresses.
 func hurriedOn(t *testing.T, databaseURL, plane string, cfg Config) (s *Server, db *store.DB, clients []*connect.Client, addr, key string) {
 	t.Helper()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL, Event: decisionlog.ChangeEvents("hurried")})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(databaseURL), Event: decisionlog.ChangeEvents("hurried")})
 	if err != nil {
 		t.Fatal(err)
 	}

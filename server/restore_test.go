@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
@@ -101,7 +102,7 @@ func TestCopyIsAnotherDatabase(t *testing.T) {
 			var dbs [2]*store.DB
 			var renewed [2]store.Renewed
 			for i := range dbs {
-				db, err := store.Open(t.Context(), store.Config{DatabaseURL: restored})
+				db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(restored)})
 				if err != nil {
 					t.Fatal(err)
 				}

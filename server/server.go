@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
@@ -75,8 +76,9 @@ type Config struct {
 	RequestBytes int64
 	// MaskKey is the key of the hashes that replace values marked @sensitive in decision
 	// records: 32 random bytes, the same on every server of a database. Without it each
-	// server makes a key of its own at each start.
-	MaskKey []byte
+	// server makes a key of its own at each start. A live secret is read again every ten
+	// seconds, and at [Server.Reload].
+	MaskKey secret.Secret
 	// HistoryRetention is how long earlier states of entities can be read, and who
 	// changed them, if no decision in the log needs them longer: default 90 days, at
 	// least [store.MinHistoryRetention], negative for ever.
@@ -87,6 +89,10 @@ type Config struct {
 	// FirstHousekeeping is how long after its start a server first removes old days of the
 	// log and old history, default 5 minutes. It does so again every hour.
 	FirstHousekeeping time.Duration
+	// SecretFiles are the files that secrets and certificates of this configuration come from.
+	// Metrics have their age, and name those that have not changed for MaxSecretAge; 0 for no limit.
+	SecretFiles  []SecretFile
+	MaxSecretAge time.Duration
 	// Name is the name of this server in the log, default that of the host. [CheckName] says
 	// which names are allowed.
 	Name string
@@ -234,6 +240,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s.noted = decisionlog.NewNoted(s.recorder)
 	registerClock(registry, s.ready.clock)
 	registerStandbys(registry, cfg.DB)
+	registerSecretFiles(registry, cfg.SecretFiles, cfg.MaxSecretAge, time.Now)
 	if s.signer, err = decisionlog.NewSigner(s.recorder, cfg.Signing); err != nil {
 		return nil, err
 	}
@@ -383,6 +390,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cert != nil {
 		wg.Go(func() { s.cert.run(background) })
 	}
+	wg.Go(func() { s.watchSecrets(background) })
 	wg.Go(func() { s.noted.Run(background) })
 	wg.Go(func() { s.frequent.run(background) })
 	wg.Go(func() { s.keepLog(background) })

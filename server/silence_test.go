@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
@@ -65,7 +66,7 @@ func TestStartTriesTheCheckpointFile(t *testing.T) {
 	key, _ := servertest.LogKey(t, "test.example/log")
 	start := func(file string) error {
 		_, err := server.New(t.Context(), server.Config{
-			DB: db, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0", MaskKey: make([]byte, 32),
+			DB: db, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0", MaskKey: secret.New(strings.Repeat("k", 32)),
 			Log: slog.New(slog.DiscardHandler), Signing: decisionlog.Signing{KeyFiles: []string{key}, CheckpointFile: file},
 		})
 		return err

@@ -5,13 +5,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
 // A lead outlives the timeouts of idle transactions, because its session waits in one.
 func TestLeadHasNoTimeout(t *testing.T) {
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: storetest.New(t) + "&idle_in_transaction_session_timeout=100", MaxConns: 2, Event: storetest.Event})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(storetest.New(t) + "&idle_in_transaction_session_timeout=100"), MaxConns: 2, Event: storetest.Event})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -83,7 +84,7 @@ func count(t *testing.T, url, sql string, args ...any) (n int) {
 func TestLostReply(t *testing.T) {
 	_, url := openURL(t)
 	proxied, lose := deafProxy(t, url)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: proxied})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(proxied)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -163,7 +164,7 @@ func mustRaw(t testing.TB, url, sql string, args ...any) {
 func openURL(t testing.TB) (*store.DB, string) {
 	t.Helper()
 	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, MaxConns: 8, Event: storetest.Event})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url), MaxConns: 8, Event: storetest.Event})
 	if err != nil {
 		t.Fatal(err)
 	}

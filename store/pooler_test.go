@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -120,7 +121,7 @@ func TestSharedSessionsAreRefused(t *testing.T) {
 			databaseURL := storetest.Pooler(t, direct, settings...)
 			for what, open := range map[string]func(context.Context) error{
 				"open": func(ctx context.Context) error {
-					db, err := store.Open(ctx, store.Config{DatabaseURL: databaseURL})
+					db, err := store.Open(ctx, store.Config{DatabaseURL: secret.New(databaseURL)})
 					if err == nil {
 						db.Close()
 					}
@@ -146,7 +147,7 @@ func TestSharedSessionsAreRefused(t *testing.T) {
 // Reads do not use a standby behind such a pooler.
 func TestStandbyBehindAPooler(t *testing.T) {
 	direct := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: direct, ReadURLs: []string{storetest.Pooler(t, direct, "pool_mode = transaction")}})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(direct), ReadURLs: []secret.Secret{secret.New(storetest.Pooler(t, direct, "pool_mode = transaction"))}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -58,7 +59,7 @@ func waitForLocks(t *testing.T, url string, n int) {
 
 func openSmall(t *testing.T, url string) *store.DB {
 	t.Helper()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, MaxConns: 2})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url), MaxConns: 2})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/migrations"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -375,7 +376,7 @@ func TestAdviceOnRoles(t *testing.T) {
 	}
 	everythingIsOwned(t, root)
 
-	_, err := store.Open(t.Context(), store.Config{DatabaseURL: serve})
+	_, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(serve)})
 	if sql = advice(t, err); sql != `grant cedarpost_app, cedarpost_writer, cedarpost_auditor to "serve";` {
 		t.Errorf("advice is %s", sql)
 	}
@@ -420,7 +421,7 @@ func TestPrintedRoles(t *testing.T) {
 	if err := store.Migrate(t.Context(), serve, nil); !errors.Is(err, store.ErrRoles) {
 		t.Errorf("the server's login migrates: %v", err)
 	}
-	if _, err := store.Open(t.Context(), store.Config{DatabaseURL: asLogin(t, root, "cedarpost_migrate")}); !errors.Is(err, store.ErrRoles) {
+	if _, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(asLogin(t, root, "cedarpost_migrate"))}); !errors.Is(err, store.ErrRoles) {
 		t.Errorf("the login that migrates serves: %v", err)
 	}
 }
@@ -487,7 +488,7 @@ func TestMigrateAdopts(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustRaw(t, root, "select create_log_partitions(current_date - 1, 3)")
-	if _, err := store.Open(t.Context(), store.Config{DatabaseURL: root}); !errors.Is(err, store.ErrNotMigrated) {
+	if _, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(root)}); !errors.Is(err, store.ErrNotMigrated) {
 		t.Errorf("got %v", err)
 	}
 	if err := store.Migrate(t.Context(), root, nil); err != nil {

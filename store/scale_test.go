@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -125,7 +126,7 @@ func TestQueriesAtScale(t *testing.T) {
 		fmt.Printf("%d decisions over %d days, filled in %v\n\n", rows/scaleDays*scaleDays, scaleDays, time.Since(began).Round(time.Second))
 	}
 
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -382,7 +383,7 @@ func indexCost(t *testing.T) {
 		for _, index := range c.drop {
 			mustRaw(t, url, "drop index "+index)
 		}
-		db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+		db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/cedarpost/cedarpost/internal/secret"
 )
 
 // sessions makes the connections to one database. It does not send settings and role as
@@ -24,7 +26,9 @@ import (
 // That is sound if no other client uses the session of a connection. A pooler that gives
 // a session to several clients is refused with [ErrPooler], see try.
 type sessions struct {
-	tried atomic.Bool // try found nothing
+	url   secret.Secret                  // of the database; empty if its login never changes
+	login atomic.Pointer[pgx.ConnConfig] // the last that url could be read as; nil before the first
+	tried atomic.Bool                    // try found nothing
 }
 
 // nameSetting is a setting with a name that each connection gives its session. If a
@@ -40,8 +44,24 @@ func (s *sessions) connect(ctx context.Context, c *pgx.ConnConfig) (*pgx.Conn, e
 	if err != nil {
 		return nil, err
 	}
+	_ = s.refresh(ctx, c)
 	conn, err := pgx.ConnectConfig(ctx, c)
 	return conn, oneLine(err)
+}
+
+// refresh sets the user and the password that the URL has now, before a connection is made. If
+// the URL cannot be read as one any more, those of the last one that could stay in use.
+func (s *sessions) refresh(_ context.Context, c *pgx.ConnConfig) error {
+	if s.url.IsZero() {
+		return nil
+	}
+	if now, err := pgx.ParseConfig(s.url.Reveal()); err == nil {
+		s.login.Store(now)
+	}
+	if now := s.login.Load(); now != nil {
+		c.User, c.Password = now.User, now.Password
+	}
+	return nil
 }
 
 // connectError is an error of pgx with its text in one line. pgx writes a line for each
@@ -76,6 +96,7 @@ func (s *sessions) pool(ctx context.Context, c *pgxpool.Config, role string) (*p
 	if c.ConnConfig, err = s.prepare(as(c.ConnConfig, role)); err != nil {
 		return nil, err
 	}
+	c.BeforeConnect = s.refresh
 	return pgxpool.NewWithConfig(ctx, c)
 }
 
@@ -104,7 +125,9 @@ func (s *sessions) prepare(c *pgx.ConnConfig) (*pgx.ConnConfig, error) {
 		if s.tried.Load() {
 			return nil
 		}
-		err = try(ctx, conn, name, &bare.Config)
+		other := bare.Copy()
+		_ = s.refresh(ctx, other)
+		err = try(ctx, conn, name, &other.Config)
 		s.tried.Store(err == nil)
 		return err
 	}

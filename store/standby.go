@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/cedarpost/cedarpost/internal/secret"
 )
 
 // How long a decision waits for a standby before it asks the next one. A revision that is
@@ -37,9 +39,9 @@ type standby struct {
 	reads, behind, failed atomic.Int64
 }
 
-func (s *standbys) add(ctx context.Context, rawURL string, maxConns int32) (err error) {
+func (s *standbys) add(ctx context.Context, url secret.Secret, maxConns int32) (err error) {
 	defer wrap(&err, "standby")
-	config, err := pgxpool.ParseConfig(rawURL)
+	config, err := pgxpool.ParseConfig(url.Reveal())
 	if err != nil {
 		return err
 	}
@@ -52,7 +54,7 @@ func (s *standbys) add(ctx context.Context, rawURL string, maxConns int32) (err 
 	if maxConns > 0 {
 		config.MaxConns = maxConns
 	}
-	pool, err := new(sessions).pool(ctx, config, appRole)
+	pool, err := (&sessions{url: url}).pool(ctx, config, appRole)
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/cedarpost/cedarpost/internal/secret"
 )
 
 // The errors that callers distinguish with [errors.Is]. Errors of Postgres are wrapped,
@@ -82,8 +84,9 @@ type Config struct {
 	// connection parameters connect_timeout (default 5 s), application_name (cedarpost),
 	// statement_timeout (30 s), jit (off) and idle_in_transaction_session_timeout (60 s).
 	// Of several hosts, one that accepts writes is chosen. Commits are always
-	// synchronous.
-	DatabaseURL string
+	// synchronous. A live secret is read again for each new connection, and its user and
+	// password are used, if it is still a URL; a change of anything else in it has no effect.
+	DatabaseURL secret.Secret
 	// MaxConns bounds each of the three pools: for decisions, for administration and for
 	// reads of the log. 0 takes pool_max_conns from the URL, or the larger of 4 and the
 	// number of CPUs. Each listener and each log writer has one more connection of its
@@ -92,7 +95,7 @@ type Config struct {
 	// ReadURLs are standbys of the same database, from which the entities of decisions
 	// are read. Each has a pool of MaxConns. If one is behind or does not answer, the
 	// next one is asked, and in the end the primary, so that no answer depends on them.
-	ReadURLs []string
+	ReadURLs []secret.Secret
 	// Server is the name of this server in the log.
 	Server string
 	// Event makes the record of a write, which is committed with the write. It is called
@@ -133,7 +136,7 @@ const vitalConns = 3
 // run first, and [ErrRoles] if the login may not take on the roles that a server needs.
 func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 	defer wrap(&err, "open database")
-	poolConfig, err := pgxpool.ParseConfig(cfg.DatabaseURL)
+	poolConfig, err := pgxpool.ParseConfig(cfg.DatabaseURL.Reveal())
 	if err != nil {
 		return nil, err
 	}
@@ -144,6 +147,7 @@ func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 	vitalConfig := poolConfig.Copy()
 	vitalConfig.MaxConns, vitalConfig.MinConns, vitalConfig.MinIdleConns = vitalConns, 0, 0
 	db := &DB{turn: make(chan struct{}, 1), connConfig: as(poolConfig.ConnConfig, appRole)}
+	db.sessions.url = cfg.DatabaseURL
 	db.changes.makeEvent, db.changes.server, db.changes.writer = cfg.Event, cfg.Server, uuid.New()
 	defer func() {
 		if err != nil {

@@ -9,13 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
 func TestMigrate(t *testing.T) {
 	server := storetest.NewServer(t) // its database is empty
-	if _, err := store.Open(t.Context(), store.Config{DatabaseURL: server.URL()}); !errors.Is(err, store.ErrNotMigrated) {
+	if _, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(server.URL())}); !errors.Is(err, store.ErrNotMigrated) {
 		t.Fatalf("got %v", err)
 	}
 	var group sync.WaitGroup
@@ -27,7 +28,7 @@ func TestMigrate(t *testing.T) {
 		})
 	}
 	group.Wait()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: server.URL()})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(server.URL())})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +69,7 @@ func TestMigrate(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	mustRaw(t, server.URL(), "delete from goose_db_version where version_id > 1")
-	if _, err := store.Open(t.Context(), store.Config{DatabaseURL: server.URL()}); !errors.Is(err, store.ErrNotMigrated) {
+	if _, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(server.URL())}); !errors.Is(err, store.ErrNotMigrated) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -22,7 +23,7 @@ func checkpointNote(c auditlog.Checkpoint) []byte {
 // The login of a server can store only tiles that follow from the batches.
 func TestTreeIsThatOfTheBatches(t *testing.T) {
 	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: storetest.Login(t, url, serving...), MaxConns: 4})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(storetest.Login(t, url, serving...)), MaxConns: 4})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/migrations"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/localpg"
@@ -282,7 +283,7 @@ func TestMigrateFromEarlierSchemas(t *testing.T) {
 			o.migrateAs(t, databaseURL)
 			before := readContents(t, databaseURL, nil)
 			lacks := len(o.files) < len(store.OurMigrations())
-			db, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL})
+			db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(databaseURL)})
 			if err == nil {
 				db.Close()
 			}
@@ -296,7 +297,7 @@ func TestMigrateFromEarlierSchemas(t *testing.T) {
 			}
 			sameContents(t, databaseURL, before)
 			sameLines(t, dumpSchema(t, databaseURL), want)
-			db, err = store.Open(t.Context(), store.Config{DatabaseURL: databaseURL, Event: storetest.Event})
+			db, err = store.Open(t.Context(), store.Config{DatabaseURL: secret.New(databaseURL), Event: storetest.Event})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -357,7 +358,7 @@ func TestSchemaThatCannotBeUpgraded(t *testing.T) {
 				sameLines(t, dumpSchema(t, databaseURL), schema)
 				// A server cannot read the migrations of a database from before roles
 				// existed.
-				_, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL})
+				_, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(databaseURL)})
 				if !errors.Is(err, store.ErrOtherSchema) && !errors.Is(err, store.ErrNotMigrated) {
 					t.Errorf("served: %v", err)
 				}
@@ -379,7 +380,7 @@ func TestSchemaThatCannotBeUpgraded(t *testing.T) {
 			if output, err := move(); err == nil || !strings.Contains(output, "the new database is not empty") {
 				t.Errorf("%v\n%s", err, output)
 			}
-			db, err := store.Open(t.Context(), store.Config{DatabaseURL: moved, Event: storetest.Event})
+			db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(moved), Event: storetest.Event})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -408,7 +409,7 @@ func TestMigrateRefusesOthers(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 			sameLines(t, dumpSchema(t, databaseURL), before)
-			if _, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL}); !errors.Is(err, store.ErrNotMigrated) {
+			if _, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(databaseURL)}); !errors.Is(err, store.ErrNotMigrated) {
 				t.Errorf("served: %v", err)
 			}
 		})

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/migrations"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -156,7 +157,7 @@ func TestMigrateALogWithoutUses(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustRaw(t, url, insert)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url)})
 	if err != nil {
 		t.Fatal(err)
 	}

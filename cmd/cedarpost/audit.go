@@ -18,6 +18,7 @@ type auditCmd struct {
 	Checkpoint checkpointCmd `cmd:"" help:"Print the newest signed checkpoint."`
 	Truncate   truncateCmd   `cmd:"" help:"After a failover or a restore that lost the newest batches, sign a statement of it, so that servers sign the log again."`
 	Keygen     keygenCmd     `cmd:"" help:"Make a key that signs checkpoints."`
+	AgentKeys  agentKeysCmd  `cmd:"" name:"agent-keys" help:"Print the verifier keys of the keys that an ssh-agent has."`
 }
 
 // keyFlags say which keys a checkpoint must be signed with.
@@ -37,6 +38,9 @@ func (f *keyFlags) verifiers() (keys []note.Verifier, err error) {
 	}
 	for _, text := range texts {
 		key, err := note.NewVerifier(text)
+		if err != nil && strings.HasPrefix(text, "PRIVATE+KEY+") {
+			return nil, misuse("a private key is given as a verifier key: give the verifier key, which audit keygen printed")
+		}
 		if err != nil {
 			return nil, misuse("%q is not a verifier key, which looks like name+hash+key", text)
 		}

@@ -7,17 +7,19 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
 
 type truncateCmd struct {
 	databaseFlags
-	AuditKeyFile        []string `help:"Private key of the log, as for serve. While keys rotate, both keys, separated by a space." required:"" env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE"`
-	AuditCheckpointFile string   `help:"Checkpoint file of the server that refuses to sign. The statement is added to it." required:"" env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE"`
-	Operator            string   `help:"Name of the person who makes the statement, for the record: one line." required:"" placeholder:"WHO"`
-	Reason              string   `help:"Why the batches are lost, for the record: one line." required:"" placeholder:"WHY"`
-	Confirm             bool     `help:"Sign the statement. Without this flag, it is only printed."`
+	AuditKeyFile []string `help:"Private key of the log, as for serve. While keys rotate, both keys, separated by a space." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE"`
+	agentFlags
+	AuditCheckpointFile string `help:"Checkpoint file of the server that refuses to sign. The statement is added to it." required:"" env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE"`
+	Operator            string `help:"Name of the person who makes the statement, for the record: one line." required:"" placeholder:"WHO"`
+	Reason              string `help:"Why the batches are lost, for the record: one line." required:"" placeholder:"WHY"`
+	Confirm             bool   `help:"Sign the statement. Without this flag, it is only printed."`
 }
 
 // Help is the long help of truncate.
@@ -29,18 +31,21 @@ The command refuses if nothing is lost, if no signed checkpoint matches the data
 
 // Run prints the statement, and signs it with --confirm.
 func (f *truncateCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
+	if len(f.AuditKeyFile)+len(f.AuditAgentKey) == 0 {
+		return misuse("no key to sign with: give --audit-key-file, or --audit-agent and --audit-agent-key")
+	}
 	url, err := f.required(k)
 	if err != nil {
 		return err
 	}
 	name, _ := os.Hostname()
-	db, err := store.Open(ctx, store.Config{DatabaseURL: url, Server: name})
+	db, err := store.Open(ctx, store.Config{DatabaseURL: secret.New(url), Server: name})
 	if err != nil {
 		return err
 	}
 	defer db.Close()
 	done, err := decisionlog.TruncateLog(ctx, db, decisionlog.Truncation{
-		Signing:  decisionlog.Signing{KeyFiles: f.AuditKeyFile, CheckpointFile: f.AuditCheckpointFile},
+		Signing:  decisionlog.Signing{KeyFiles: f.AuditKeyFile, Agent: f.AuditAgent, AgentKeys: f.AuditAgentKey, CheckpointFile: f.AuditCheckpointFile},
 		Operator: f.Operator, Reason: f.Reason, Server: name, Confirm: f.Confirm,
 	})
 	if err != nil {

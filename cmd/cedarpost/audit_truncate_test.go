@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -120,7 +121,7 @@ func TestRestoreDrill(t *testing.T) {
 // showAgain appends a statement of truncation to a log, as every writer of the log can.
 func showAgain(t *testing.T, database, statement string) {
 	t.Helper()
-	db, err := store.Open(context.Background(), store.Config{DatabaseURL: database})
+	db, err := store.Open(context.Background(), store.Config{DatabaseURL: secret.New(database)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ const (
 // tokenFlags say where the API key is. The key itself is not a flag, because other users of the
 // machine can read the arguments of a process.
 type tokenFlags struct {
-	TokenFile string `help:"File with the API key (default: the key is in $CEDARPOST_TOKEN)." env:"CEDARPOST_TOKEN_FILE" type:"path" placeholder:"FILE" group:"client"`
+	TokenFile string `help:"File with the API key (default: the key is in $CEDARPOST_TOKEN, which is for people at a shell: programs should use a file, because child processes inherit the environment)." env:"CEDARPOST_TOKEN_FILE" type:"path" placeholder:"FILE" group:"client"`
 }
 
 // apiFlags say where the decision plane is.

@@ -130,7 +130,7 @@ func about(flag string, err error) error { return fmt.Errorf("--%s: %w", flag, e
 // configFlags are the flags that set fields of the server's configuration.
 var configFlags = map[string]string{
 	"Listen": "listen", "AdminListen": "admin-listen", "OpsListen": "ops-listen", "TLSCert": "tls-cert", "TLSKey": "tls-key",
-	"Signing.KeyFiles": "audit-key-file", "Signing.CheckpointFile": "audit-checkpoint-file",
+	"Signing.KeyFiles": "audit-key-file", "Signing.Agent": "audit-agent", "Signing.AgentKeys": "audit-agent-key", "Signing.CheckpointFile": "audit-checkpoint-file",
 }
 
 // aboutField adds the flag whose value the server refuses.

@@ -1,28 +1,34 @@
 package main
 
 import (
+	"errors"
+	"log/slog"
+	"net/url"
+	"os"
+	"regexp"
+	"sync"
+
 	"github.com/alecthomas/kong"
+
+	"github.com/cedarpost/cedarpost/internal/secret"
 )
 
 const databaseURLEnv = "CEDARPOST_DATABASE_URL"
 
 // databaseFlags say which database to use.
 type databaseFlags struct {
-	DatabaseURL     string `name:"database-url" help:"Postgres URL. Other users of this machine can see the arguments of a process, so rather use the environment or a file." env:"CEDARPOST_DATABASE_URL" placeholder:"URL" group:"server"`
-	DatabaseURLFile string `name:"database-url-file" help:"File with the Postgres URL." env:"CEDARPOST_DATABASE_URL_FILE" type:"path" placeholder:"FILE" group:"server"`
+	DatabaseURL     secret.Secret `name:"database-url" help:"Postgres URL. Other users of this machine can see the arguments of a process, so rather use the environment or a file." env:"CEDARPOST_DATABASE_URL" placeholder:"URL" group:"server"`
+	DatabaseURLFile string        `name:"database-url-file" help:"File with the Postgres URL." env:"CEDARPOST_DATABASE_URL_FILE" type:"path" placeholder:"FILE" group:"server"`
 }
 
 // url returns the URL of the database, "" if none is given.
 func (f *databaseFlags) url(k *kong.Context) (string, error) {
-	useFile := f.DatabaseURLFile != ""
-	if useFile && f.DatabaseURL != "" {
-		useFile = onCommandLine(k, "database-url-file")
-		if useFile == onCommandLine(k, "database-url") {
-			return "", misuse("both --database-url and --database-url-file are given; give one")
-		}
+	useFile, err := f.useFile(k)
+	if err != nil {
+		return "", err
 	}
 	if !useFile {
-		return f.DatabaseURL, nil
+		return f.DatabaseURL.Reveal(), nil
 	}
 	url, err := readSecret(f.DatabaseURLFile)
 	if err != nil {
@@ -38,4 +44,91 @@ func (f *databaseFlags) required(k *kong.Context) (string, error) {
 		err = misuse("no database: set %s, or give --database-url or --database-url-file", databaseURLEnv)
 	}
 	return url, err
+}
+
+// useFile reports whether the URL is that of --database-url-file.
+func (f *databaseFlags) useFile(k *kong.Context) (bool, error) {
+	if f.DatabaseURLFile == "" || f.DatabaseURL.IsZero() {
+		return f.DatabaseURLFile != "", nil
+	}
+	useFile := onCommandLine(k, "database-url-file")
+	if useFile == onCommandLine(k, "database-url") {
+		return false, misuse("both --database-url and --database-url-file are given; give one")
+	}
+	return useFile, nil
+}
+
+// live returns the URL for a command that runs for long. If it is that of a file, the file is read
+// again for each new connection to the database.
+func (f *databaseFlags) live(k *kong.Context, log *slog.Logger) (secret.Secret, error) {
+	url, err := f.required(k)
+	if err != nil {
+		return secret.Secret{}, err
+	}
+	if useFile, err := f.useFile(k); err != nil || !useFile {
+		return secret.New(url), err
+	}
+	return liveFile("database-url-file", log, url, func() (string, error) { return readSecret(f.DatabaseURLFile) }), nil
+}
+
+// errPasswordInArguments refuses a password that every user of the machine can read.
+var errPasswordInArguments = errors.New("the URL has a password, and other users of this machine can see the arguments of a process: give the URL with --database-url-file, or --development-database, if it is one")
+
+// passwordOutsideOfFile says where a password of the database is that is not in a file with
+// limited rights, or "".
+func (f *databaseFlags) passwordOutsideOfFile(k *kong.Context) string {
+	useFile, err := f.useFile(k)
+	switch {
+	case err != nil:
+		return ""
+	case !useFile && hasPassword(f.DatabaseURL.Reveal()):
+		if onCommandLine(k, "database-url") {
+			return "--database-url"
+		}
+		return databaseURLEnv + " or the file of --config"
+	case os.Getenv("PGPASSWORD") != "":
+		return "PGPASSWORD"
+	}
+	return ""
+}
+
+// passwordParameter matches a password in a connection string of the form key=value.
+var passwordParameter = regexp.MustCompile(`(^|\s)password\s*=`)
+
+// hasPassword reports whether a password is written in a URL or a connection string.
+func hasPassword(text string) bool {
+	if u, err := url.Parse(text); err == nil && u.Scheme != "" {
+		password, set := u.User.Password()
+		return set && password != "" || u.Query().Get("password") != ""
+	}
+	return passwordParameter.MatchString(text)
+}
+
+// liveFile returns a secret that is read again from a file each time that it is revealed. first is
+// what read returned at the start. While read fails, the last content stays in use, and the log has a
+// line for each change of the reason.
+func liveFile(flag string, log *slog.Logger, first string, read func() (string, error)) secret.Secret {
+	var mu sync.Mutex
+	last, trouble := first, ""
+	return secret.Live(func() string {
+		text, err := read()
+		mu.Lock()
+		defer mu.Unlock()
+		now := ""
+		if err != nil {
+			now = err.Error()
+		}
+		if now != trouble {
+			trouble = now
+			if now == "" {
+				log.Info("the file of a secret can be read again", "setting", flag)
+			} else {
+				log.Error("the file of a secret cannot be used, its content from before stays in use", "setting", flag, "err", err)
+			}
+		}
+		if err == nil {
+			last = text
+		}
+		return last
+	})
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -45,7 +46,7 @@ func TestReplay(t *testing.T) {
 	sh.exits(t, 0, says("21 decisions replayed: 21 equal, 0 different, 0 not replayable\n"), "decisions", "replay", "--since=1h")
 	sh.exits(t, 0, says("1 decision replayed: 1 equal"), "decisions", "replay", "--resource=Shop::Order::99", "--concurrency=1")
 
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: value(env, databaseURLEnv)})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(value(env, databaseURLEnv))})
 	if err != nil {
 		t.Fatal(err)
 	}

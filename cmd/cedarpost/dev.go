@@ -17,6 +17,7 @@ import (
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/internal/keyfile"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
@@ -114,7 +115,7 @@ func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, e
 	if err := store.Migrate(ctx, url, log); err != nil {
 		return err
 	}
-	db, err := store.Open(ctx, d.store(url, nil))
+	db, err := store.Open(ctx, d.store(secret.New(url), nil))
 	if err != nil {
 		return err
 	}

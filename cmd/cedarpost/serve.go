@@ -21,14 +21,15 @@ import (
 type serveCmd struct {
 	databaseFlags
 	readFlags
-	listenFlags         `set:"loglevel=info"`
-	TLSCert             string   `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. The server reads it again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
-	TLSKey              string   `name:"tls-key" help:"PEM file with the key of the certificate." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
-	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen; needs --audit-checkpoint-file. While keys rotate, several keys separated by spaces, the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
-	AuditCheckpointFile string   `help:"File outside of the database to which the server appends every checkpoint. The server signs nothing that contradicts it. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
-	BootstrapKeyFile    string   `help:"If the database has no API key, make the first one, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
-	Migrate             bool     `help:"Migrate the database first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
-	Development         bool     `name:"development-database" help:"Serve even if the database can lose committed data, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
+	listenFlags  `set:"loglevel=info"`
+	TLSCert      string   `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. The server reads it again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
+	TLSKey       string   `name:"tls-key" help:"PEM file with the key of the certificate." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
+	AuditKeyFile []string `help:"Private key that signs checkpoints of the log, made by audit keygen; needs --audit-checkpoint-file. While keys rotate, several keys separated by spaces, the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
+	agentFlags
+	AuditCheckpointFile string `help:"File outside of the database to which the server appends every checkpoint. The server signs nothing that contradicts it. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
+	BootstrapKeyFile    string `help:"If the database has no API key, make the first one, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	Migrate             bool   `help:"Migrate the database first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
+	Development         bool   `name:"development-database" help:"Serve even if the database can lose committed data, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
 }
 
 // Help is the long help of serve.
@@ -37,34 +38,39 @@ func (*serveCmd) Help() string {
 
   ready decision=URL admin=URL ops=URL
 
-SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate and its key at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. Everything else is read only at the start.
+SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate and its key, the mask key and the audit keys at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. The file of the database URL is read for each new connection. Everything else is read only at the start.
 
 Files with keys and other secrets are refused if users other than their owner and group have any rights to them.`
 }
 
 // Run serves until ctx ends.
 func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
-	url, err := s.required(k)
+	log := s.logger(c.err)
+	url, err := s.live(k, log)
 	if err != nil {
 		return err
+	}
+	if where := s.passwordOutsideOfFile(k); where == "--database-url" && !s.Development {
+		return misuse("%w", about("database-url", errPasswordInArguments))
+	} else if where != "" {
+		log.Warn("a password of the database is in " + where + ", where it is easily seen: give the URL with --database-url-file, a file that is read again when it changes")
 	}
 	if s.Migrate && !s.Development {
 		return misuse("--migrate needs --development-database, because a login that can migrate can rewrite the log; run cedarpost migrate with a login of its own")
 	}
-	if len(s.AuditKeyFile) > 0 && s.AuditCheckpointFile == "" {
-		return misuse("--audit-key-file needs --audit-checkpoint-file: without that file, an earlier state of the database could be signed although batches are lost")
+	if len(s.AuditKeyFile)+len(s.AuditAgentKey) > 0 && s.AuditCheckpointFile == "" {
+		return misuse("--audit-key-file and --audit-agent-key need --audit-checkpoint-file: without that file, an earlier state of the database could be signed although batches are lost")
 	}
-	log := s.logger(c.err)
 	limitMemory(log)
 	reload := make(chan os.Signal, 1) // from here on SIGHUP does not end the process
 	signal.Notify(reload, syscall.SIGHUP)
 	defer signal.Stop(reload)
 	if s.Migrate {
-		if err := store.Migrate(ctx, url, log); err != nil {
+		if err := store.Migrate(ctx, url.Reveal(), log); err != nil {
 			return err
 		}
 	}
-	standbys, err := s.urls()
+	standbys, err := s.urls(log)
 	if err != nil {
 		return err
 	}
@@ -104,7 +110,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		return err
 	}
 	config.TLSCert, config.TLSKey = s.TLSCert, s.TLSKey
-	config.Signing = decisionlog.Signing{KeyFiles: s.AuditKeyFile, CheckpointFile: s.AuditCheckpointFile}
+	config.Signing, config.SecretFiles = s.signing(), s.secretFiles()
 	srv, err := server.New(ctx, config)
 	if err != nil {
 		return s.explain(err)
@@ -119,10 +125,34 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 				return
 			case <-reload:
 				srv.Reload()
+				srv.ReloadSecrets()
 			}
 		}
 	}()
 	return srv.Run(ctx)
+}
+
+// signing returns how the log is signed.
+func (s *serveCmd) signing() decisionlog.Signing {
+	return decisionlog.Signing{KeyFiles: s.AuditKeyFile, Agent: s.AuditAgent, AgentKeys: s.AuditAgentKey, CheckpointFile: s.AuditCheckpointFile}
+}
+
+// secretFiles lists the files with secrets and certificates that settings name.
+func (s *serveCmd) secretFiles() (list []server.SecretFile) {
+	add := func(setting string, files ...string) {
+		for _, file := range files {
+			if file != "" {
+				list = append(list, server.SecretFile{Setting: setting, Path: file})
+			}
+		}
+	}
+	add("database-url-file", s.DatabaseURLFile)
+	add("read-database-urls-file", s.ReadDatabaseURLsFile)
+	add("tls-cert", s.TLSCert)
+	add("tls-key", s.TLSKey)
+	add("audit-key-file", s.AuditKeyFile...)
+	add("mask-key-file", s.MaskKeyFile)
+	return list
 }
 
 func planeURLs(srv *server.Server, tls bool) string {

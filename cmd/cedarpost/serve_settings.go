@@ -13,6 +13,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/internal/keyfile"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
@@ -35,6 +36,7 @@ type listenFlags struct {
 	PerAddress     int     `name:"max-connections-per-address" help:"Connections of each plane from one address: an IPv4 address or the /64 of an IPv6 address; 0 means half of all (default ${default})." env:"CEDARPOST_MAX_CONNECTIONS_PER_ADDRESS" default:"0" placeholder:"N" group:"server"`
 	RequestMiB     int64   `name:"request-mib" help:"Bytes of messages that the calls of each plane hold at once, in MiB; at least 8. One caller may hold half (default ${default})." env:"CEDARPOST_REQUEST_MIB" default:"32" placeholder:"N" group:"server"`
 	MaskKeyFile    string  `help:"File with the key of the hashes that replace sensitive values in decision records: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	MaxSecretAge   span    `help:"A metric and doctor name files with secrets and certificates that have not changed for this long; 0 means never (default ${default})." env:"CEDARPOST_MAX_SECRET_AGE" default:"365d" placeholder:"DURATION" group:"server"`
 	Name           *string `help:"Name of this server in decision records: one line of at most 255 bytes (default: the host name)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
 	LogFormat      string  `help:"Format of the log on stderr: text or json (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
 	LogLevel       string  `help:"Least level to log: debug, info, warn or error (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
@@ -78,23 +80,29 @@ func (f *listenFlags) name() string {
 	return host
 }
 
-func (f *listenFlags) config(db *store.DB, log *slog.Logger) (_ server.Config, err error) {
-	var maskKey []byte
+func (f *listenFlags) config(db *store.DB, log *slog.Logger) (server.Config, error) {
+	var maskKey secret.Secret
 	if f.MaskKeyFile != "" {
-		if maskKey, err = decisionlog.ReadMaskKey(f.MaskKeyFile); err != nil {
+		read := func() (string, error) {
+			key, err := decisionlog.ReadMaskKey(f.MaskKeyFile)
+			return string(key), err
+		}
+		key, err := read()
+		if err != nil {
 			return server.Config{}, about("mask-key-file", err)
 		}
+		maskKey = liveFile("mask-key-file", log, key, read)
 	}
 	return server.Config{
 		DB: db, MaskKey: maskKey, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
 		AllowPlaintext: f.AllowPlaintext, MaxStaleness: time.Duration(f.MaxStaleness), MaxReuse: neverAtZero(f.MaxReuse), CacheBytes: cacheBytes(f.CacheMiB),
 		Record: auditlog.Mode(f.RecordMode), DecisionRetention: neverAtZero(f.Retention), HistoryRetention: neverAtZero(f.KeepHistory),
-		RateLimit: f.RateLimit, MaxConnections: f.Connections, MaxConnectionsPerAddress: f.PerAddress, RequestBytes: f.RequestMiB << 20, Name: f.name(), Log: log,
+		RateLimit: f.RateLimit, MaxConnections: f.Connections, MaxConnectionsPerAddress: f.PerAddress, RequestBytes: f.RequestMiB << 20, MaxSecretAge: time.Duration(f.MaxSecretAge), Name: f.name(), Log: log,
 	}, nil
 }
 
 // store returns how to open the database. Events in the log have the name of the server.
-func (f *listenFlags) store(url string, standbys []string) store.Config {
+func (f *listenFlags) store(url secret.Secret, standbys []secret.Secret) store.Config {
 	name := f.name()
 	return store.Config{DatabaseURL: url, ReadURLs: standbys, Server: name, Event: decisionlog.ChangeEvents(name)}
 }
@@ -122,23 +130,40 @@ func (f *listenFlags) explain(err error) error {
 
 // readFlags say which standby databases to read from.
 type readFlags struct {
-	ReadDatabaseURLs     []string `name:"read-database-urls" help:"Postgres URLs of standbys to read entities from, separated by spaces. A standby that is behind or does not answer is skipped." env:"CEDARPOST_READ_DATABASE_URLS" sep:" " placeholder:"URL" group:"server"`
-	ReadDatabaseURLsFile string   `name:"read-database-urls-file" help:"File with these URLs, one on each line." env:"CEDARPOST_READ_DATABASE_URLS_FILE" type:"path" placeholder:"FILE" group:"server"`
+	ReadDatabaseURLs     []secret.Secret `name:"read-database-urls" help:"Postgres URLs of standbys to read entities from, separated by spaces. A standby that is behind or does not answer is skipped." env:"CEDARPOST_READ_DATABASE_URLS" sep:" " placeholder:"URL" group:"server"`
+	ReadDatabaseURLsFile string          `name:"read-database-urls-file" help:"File with these URLs, one on each line." env:"CEDARPOST_READ_DATABASE_URLS_FILE" type:"path" placeholder:"FILE" group:"server"`
 }
 
-func (f *readFlags) urls() ([]string, error) {
-	urls := f.ReadDatabaseURLs
-	if f.ReadDatabaseURLsFile != "" {
-		if len(urls) > 0 {
-			return nil, misuse("both --read-database-urls and --read-database-urls-file are given; give one")
-		}
-		text, err := keyfile.Read(f.ReadDatabaseURLsFile)
-		if err != nil {
-			return nil, about("read-database-urls-file", err)
-		}
-		urls = strings.Split(string(text), "\n")
+// urls returns the URLs. Those of a file are read again for each new connection; a change of their
+// number or order has no effect before the next start.
+func (f *readFlags) urls(log *slog.Logger) (urls []secret.Secret, err error) {
+	if f.ReadDatabaseURLsFile == "" {
+		return slices.DeleteFunc(slices.Clone(f.ReadDatabaseURLs), func(u secret.Secret) bool { return strings.TrimSpace(u.Reveal()) == "" }), nil
 	}
-	return slices.DeleteFunc(slices.Clone(urls), func(u string) bool { return strings.TrimSpace(u) == "" }), nil
+	if len(f.ReadDatabaseURLs) > 0 {
+		return nil, misuse("both --read-database-urls and --read-database-urls-file are given; give one")
+	}
+	lines := func() ([]string, error) {
+		text, err := keyfile.Read(f.ReadDatabaseURLsFile)
+		return slices.DeleteFunc(strings.Split(string(text), "\n"), func(u string) bool { return strings.TrimSpace(u) == "" }), err
+	}
+	first, err := lines()
+	if err != nil {
+		return nil, about("read-database-urls-file", err)
+	}
+	for i, url := range first {
+		urls = append(urls, liveFile("read-database-urls-file", log, url, func() (string, error) {
+			now, err := lines()
+			if err == nil && len(now) != len(first) {
+				err = fmt.Errorf("it has %d URLs now, and had %d at the start: restart the server", len(now), len(first))
+			}
+			if err != nil {
+				return "", err
+			}
+			return now[i], nil
+		}))
+	}
+	return urls, nil
 }
 
 // neverAtZero converts a flag for which 0 means never. In the configuration of the server, 0 means

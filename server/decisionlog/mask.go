@@ -12,8 +12,10 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"github.com/cedarpost/cedarpost/internal/keyfile"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 	"github.com/cedarpost/cedarpost/server/stored"
 )
@@ -24,21 +26,45 @@ const MaskKeyBytes = sha256.Size
 // masker makes the hashes that replace, in records, values that the schema marks @sensitive.
 // A hash is an HMAC: without the key, nobody can compute the value or test a guess of it. A
 // server with the key finds the records that have a given value.
-type masker struct{ key []byte }
+type masker struct{ key atomic.Pointer[string] }
 
-// newMasker makes a masker with a key. If key is empty, it makes a key that only this
+// newMasker makes a masker with a key. If there is none, it makes a key that only this
 // process has.
-func newMasker(key []byte, log *slog.Logger) (*masker, error) {
-	switch len(key) {
-	case MaskKeyBytes:
-		return &masker{key}, nil
-	case 0:
+func newMasker(given secret.Secret, log *slog.Logger) (*masker, error) {
+	key := given.Reveal()
+	if key == "" {
 		log.Warn("no mask key: values masked in decision records can be searched for on this server only, and until it stops")
-		key = make([]byte, MaskKeyBytes)
-		_, err := rand.Read(key)
-		return &masker{key}, err
+		made := make([]byte, MaskKeyBytes)
+		if _, err := rand.Read(made); err != nil {
+			return nil, err
+		}
+		key = string(made)
 	}
-	return nil, fmt.Errorf("mask key: %d bytes, want %d", len(key), MaskKeyBytes)
+	m := &masker{}
+	return m, m.use(key)
+}
+
+// use sets the key.
+func (m *masker) use(key string) error {
+	if len(key) != MaskKeyBytes {
+		return fmt.Errorf("mask key: %d bytes, want %d", len(key), MaskKeyBytes)
+	}
+	m.key.Store(&key)
+	return nil
+}
+
+// RereadMaskKey takes up the key that a live [Config.MaskKey] has now. Values that were recorded
+// before cannot be found with the new key.
+func (r *Recorder) RereadMaskKey() error {
+	key := r.cfg.MaskKey.Reveal()
+	if key == "" || key == *r.mask.key.Load() {
+		return nil
+	}
+	if err := r.mask.use(key); err != nil {
+		return err
+	}
+	r.cfg.Log.Info("new mask key taken up: values recorded from here on have other hashes")
+	return nil
 }
 
 // hash returns the HMAC-SHA-256 of the canonical JSON of a value as engine.Plain returns
@@ -48,7 +74,7 @@ func (m *masker) hash(value any) []byte {
 	if err != nil {
 		panic(err) // values of JSON and of Cedar can always be written as JSON
 	}
-	h := hmac.New(sha256.New, m.key)
+	h := hmac.New(sha256.New, []byte(*m.key.Load()))
 	h.Write(text)
 	return h.Sum(nil)
 }

@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
@@ -24,7 +25,7 @@ func TestTasksAreReported(t *testing.T) {
 	if err := store.Migrate(t.Context(), pg.URL(), nil); err != nil {
 		t.Fatal(err)
 	}
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: pg.URL()})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(pg.URL())})
 	if err != nil {
 		t.Fatal(err)
 	}

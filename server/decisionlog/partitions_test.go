@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -26,7 +27,7 @@ func TestPartitionsAreMadeWhenNeeded(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close(context.Background()) })
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: databaseURL})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(databaseURL)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -68,7 +69,7 @@ type Config struct {
 	Log *slog.Logger
 	// MaskKey is the key of the hashes that replace sensitive values in records:
 	// [MaskKeyBytes] bytes. If it is empty, the recorder makes a key that ends with it.
-	MaskKey []byte
+	MaskKey secret.Secret
 	// Heard, if not nil, is called after each commit with the newest revision that the
 	// database reported, and the time at which the statement for it was sent.
 	Heard func(p store.Position, asked time.Time)

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -145,7 +146,7 @@ func TestRecorderTellsAllOfAFailedCommit(t *testing.T) {
 func blocked(t *testing.T) (r *Recorder, conn *pgx.Conn, release func()) {
 	t.Helper()
 	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,8 +37,13 @@ const (
 type Signing struct {
 	// KeyFiles are the names of files with private keys of the note format. All keys must have
 	// the same name, which is the origin of the log. All of them sign each checkpoint: there
-	// is more than one only during a rotation.
+	// is more than one only during a rotation. [Signer.RereadKeys] reads them again.
 	KeyFiles []string
+	// Agent is the name of the socket of an ssh-agent, and AgentKeys are verifier keys of the note
+	// format whose private keys the agent has. They sign as the keys of KeyFiles do. An agent
+	// that is away is an error of signing, and not of the start.
+	Agent     string
+	AgentKeys []string
 	// CheckpointFile is the name of a file outside of the database that gets every
 	// checkpoint. The signer signs nothing that contradicts a checkpoint in it.
 	CheckpointFile string
@@ -58,7 +63,8 @@ type Signer struct {
 	db       *store.DB
 	recorder *Recorder
 	log      *slog.Logger
-	keys     []auditlog.Key
+	cfg      Signing
+	current  atomic.Pointer[[]auditlog.Key]
 	// Origin is the name of the log in its checkpoints: that of the keys, or "" without keys.
 	Origin  string
 	file    string      // of checkpoints
@@ -98,25 +104,21 @@ func NewSigner(r *Recorder, cfg Signing) (*Signer, error) {
 // readSigner makes a signer without a recorder. Its metrics are not registered.
 func readSigner(db *store.DB, log *slog.Logger, cfg Signing) (*Signer, error) {
 	s := &Signer{
-		db: db, log: log, file: cfg.CheckpointFile, overdue: cmp.Or(cfg.Overdue, signingOverdue),
+		db: db, log: log, cfg: cfg, file: cfg.CheckpointFile, overdue: cmp.Or(cfg.Overdue, signingOverdue),
 		interval: cmp.Or(cfg.interval, signInterval), retry: cmp.Or(cfg.retry, refusedRetry),
 	}
 	s.state.Store(&signingState{})
 	s.failures = newSignerMetrics(s, nil)
-	for _, file := range cfg.KeyFiles {
-		key, err := auditlog.ReadKey(file)
-		if err != nil {
-			return nil, &ConfigError{"Signing.KeyFiles", fmt.Errorf("audit key: %w", err)}
-		}
-		if s.Origin = key.Name(); len(s.keys) > 0 && s.keys[0].Name() != s.Origin {
-			return nil, &ConfigError{"Signing.KeyFiles", fmt.Errorf("audit key: %s is named %q and another key %q: the name is that of the log, and must be the same", file, s.Origin, s.keys[0].Name())}
-		}
-		s.keys = append(s.keys, key)
+	keys, origin, err := readKeys(cfg)
+	if err != nil {
+		return nil, err
 	}
-	if len(s.keys) > 0 && s.file == "" {
+	s.Origin = origin
+	s.current.Store(&keys)
+	if len(keys) > 0 && s.file == "" {
 		return nil, errors.New("audit key: without a checkpoint file an earlier state of the database could be signed as if nothing had happened")
 	}
-	if len(s.keys) > 0 {
+	if len(keys) > 0 {
 		if err := auditlog.CheckFile(s.file); err != nil {
 			return nil, &ConfigError{"Signing.CheckpointFile", fmt.Errorf("checkpoint file: %w: without it nothing is signed", err)}
 		}
@@ -124,10 +126,61 @@ func readSigner(db *store.DB, log *slog.Logger, cfg Signing) (*Signer, error) {
 	return s, nil
 }
 
+// readKeys reads the keys of the log, those of files first, and returns their name.
+func readKeys(cfg Signing) (keys []auditlog.Key, origin string, err error) {
+	add := func(field, from string, key auditlog.Key, err error) error {
+		if err == nil && len(keys) > 0 && origin != key.Name() {
+			err = fmt.Errorf("%s is named %q and another key %q: the name is that of the log, and must be the same", from, key.Name(), origin)
+		}
+		if err != nil {
+			return &ConfigError{field, fmt.Errorf("audit key: %w", err)}
+		}
+		keys, origin = append(keys, key), key.Name()
+		return nil
+	}
+	for _, file := range cfg.KeyFiles {
+		key, err := auditlog.ReadKey(file)
+		if err := add("Signing.KeyFiles", file, key, err); err != nil {
+			return nil, "", err
+		}
+	}
+	if (cfg.Agent == "") != (len(cfg.AgentKeys) == 0) {
+		return nil, "", &ConfigError{"Signing.Agent", errors.New("audit key: an ssh-agent needs the verifier keys of its keys, and they need an ssh-agent")}
+	}
+	for _, verifier := range cfg.AgentKeys {
+		key, err := newAgentKey(cfg.Agent, verifier)
+		if err := add("Signing.AgentKeys", verifier, key, err); err != nil {
+			return nil, "", err
+		}
+	}
+	return keys, origin, nil
+}
+
+// keys returns the keys that sign now.
+func (s *Signer) keys() []auditlog.Key { return *s.current.Load() }
+
+// RereadKeys reads the files of the keys again. If their keys changed, the new ones sign from the next
+// checkpoint on. If a file cannot be used, or its key has another name, the keys from before stay.
+func (s *Signer) RereadKeys() error {
+	keys, origin, err := readKeys(s.cfg)
+	if err != nil {
+		return err
+	}
+	if slices.EqualFunc(keys, s.keys(), func(a, b auditlog.Key) bool { return a.Verifier == b.Verifier }) {
+		return nil
+	}
+	if origin != s.Origin {
+		return &ConfigError{"Signing.KeyFiles", fmt.Errorf("audit key: the new key is named %q, and the log %q", origin, s.Origin)}
+	}
+	s.current.Store(&keys)
+	s.log.Info("new audit keys taken up", "keys", s.VerifierKeys())
+	return nil
+}
+
 // Run signs until ctx ends, whenever no other server does. Without keys it logs a warning and
 // returns.
 func (s *Signer) Run(ctx context.Context) {
-	if len(s.keys) == 0 {
+	if len(s.keys()) == 0 {
 		s.log.Warn("no audit key: the log is not signed, so nobody can prove that it is whole")
 		return
 	}
@@ -161,6 +214,7 @@ func (s *Signer) pauseAfter(err error) time.Duration {
 
 // lead signs until something fails. Its caller makes sure that no other server signs.
 func (s *Signer) lead(ctx context.Context, alive func(context.Context) error) error {
+	keys := s.current.Load()
 	if err := s.check(ctx); err != nil {
 		return err
 	}
@@ -169,7 +223,10 @@ func (s *Signer) lead(ctx context.Context, alive func(context.Context) error) er
 		return err
 	}
 	for ctx.Err() == nil {
-		grown, err := s.sign(ctx)
+		if s.current.Load() != keys {
+			return nil // Run begins anew, and announces the new keys
+		}
+		grown, err := s.sign(ctx, *keys)
 		if err != nil {
 			return err
 		}
@@ -324,7 +381,7 @@ func (s *Signer) newestStored(ctx context.Context, read auditlog.Tiles) (none au
 // NewestCheckpoint reads the newest checkpoint that is signed with a key of this server or, on
 // a server without keys, the newest of all. The error is [store.ErrNotFound] if there is none.
 func (s *Signer) NewestCheckpoint(ctx context.Context) (store.Checkpoint, error) {
-	if len(s.keys) == 0 {
+	if len(s.keys()) == 0 {
 		return s.db.LatestCheckpoint(ctx, "")
 	}
 	row, _, _, err := s.newestSigned(ctx)
@@ -481,16 +538,16 @@ func (s *Signer) announce(ctx context.Context) error {
 // VerifierKeys returns the public keys that belong to the keys of this server, in the note
 // format.
 func (s *Signer) VerifierKeys() []string {
-	keys := make([]string, len(s.keys))
-	for i, k := range s.keys {
-		keys[i] = k.Verifier
+	var keys []string
+	for _, k := range s.keys() {
+		keys = append(keys, k.Verifier)
 	}
 	return keys
 }
 
 // sign adds new batches to the tree, signs its root, and stores both. grown is false if there
 // are no new batches.
-func (s *Signer) sign(ctx context.Context) (grown bool, err error) {
+func (s *Signer) sign(ctx context.Context, keys []auditlog.Key) (grown bool, err error) {
 	batches, err := s.db.Batches(ctx, s.base.Size, signLeaves)
 	if err != nil || len(batches) == 0 {
 		return false, err
@@ -506,7 +563,7 @@ func (s *Signer) sign(ctx context.Context) (grown bool, err error) {
 		return false, err
 	}
 	c := auditlog.Checkpoint{Origin: s.Origin, Size: s.base.Size + int64(len(batches)), Root: root, Epoch: s.epoch}
-	signed, err := c.Sign(s.keys...)
+	signed, err := c.Sign(keys...)
 	if err != nil {
 		return false, err
 	}

@@ -27,6 +27,7 @@ const (
 	failedContradiction = "contradiction" // the log contradicts a checkpoint
 	failedFile          = "file"          // the checkpoint file cannot be read or written
 	failedDatabase      = "database"      // any other error
+	failedAgent         = "agent"         // the ssh-agent does not sign
 	failedForeign       = "foreign"       // checkpoints under the log's name without its signature
 )
 
@@ -61,9 +62,9 @@ func newSignerMetrics(s *Signer, r prometheus.Registerer) *prometheus.CounterVec
 			return 0
 		})
 	v := with.NewCounterVec(prometheus.CounterOpts{Name: "cedarpost_checkpoint_failures_total",
-		Help: "Attempts of this server to sign that failed, by cause: contradiction, file, database; and foreign, checkpoints in the database that this log's keys did not sign. Alert on it."},
+		Help: "Attempts of this server to sign that failed, by cause: contradiction, file, agent, database; and foreign, checkpoints in the database that this log's keys did not sign. Alert on it."},
 		[]string{"cause"})
-	for _, cause := range []string{failedContradiction, failedFile, failedDatabase, failedForeign} {
+	for _, cause := range []string{failedContradiction, failedFile, failedAgent, failedDatabase, failedForeign} {
 		v.WithLabelValues(cause)
 	}
 	return v
@@ -79,6 +80,9 @@ func (e *checkpointFileError) Unwrap() error { return e.err }
 func signFailure(err error) string {
 	if _, ok := errors.AsType[*checkpointFileError](err); ok {
 		return failedFile
+	}
+	if _, ok := errors.AsType[*agentError](err); ok {
+		return failedAgent
 	}
 	if errors.Is(err, errContradiction) {
 		return failedContradiction
@@ -142,7 +146,7 @@ func (s *Signer) lookAtLog(ctx context.Context) error {
 }
 
 // signs reports whether the log is signed, by this server or another one.
-func (s *Signer) signs() bool { return len(s.keys) > 0 || !s.state.Load().at.IsZero() }
+func (s *Signer) signs() bool { return len(s.keys()) > 0 || !s.state.Load().at.IsZero() }
 
 // checkpointAge returns the age of the newest checkpoint in seconds, if batches wait for the next
 // one. Without a checkpoint it is the time for which this server has seen them wait.
@@ -173,6 +177,7 @@ func (s *Signer) Warning() string {
 	why := map[string]string{
 		failedContradiction: ": the log contradicts an earlier checkpoint",
 		failedFile:          ": this server cannot read or write the checkpoint file",
+		failedAgent:         ": the ssh-agent of this server is away or refuses to sign",
 		failedDatabase:      ": this server cannot read or store the tree in the database",
 	}
 	cause, _ := s.cause.Load().(string)

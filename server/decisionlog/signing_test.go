@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -18,7 +19,7 @@ func TestSignerIsBackSoon(t *testing.T) {
 	if err := store.Migrate(t.Context(), pg.URL(), nil); err != nil {
 		t.Fatal(err)
 	}
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: pg.URL()})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(pg.URL())})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
@@ -55,7 +56,7 @@ func recordedDrop(t *testing.T, drop *cedarpostv1.RetentionDrop) store.Event {
 func TestVerifyBelievesProvenDropsOnly(t *testing.T) {
 	t.Parallel() // it takes long
 	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +147,7 @@ func TestVerifyBelievesProvenDropsOnly(t *testing.T) {
 func TestVerifyWithoutOldestBatches(t *testing.T) {
 	t.Parallel() // it takes long
 	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url)})
 	if err != nil {
 		t.Fatal(err)
 	}

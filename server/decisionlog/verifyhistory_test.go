@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
@@ -257,7 +258,7 @@ func backdated(t *testing.T, at time.Time) func(context.Context, store.Changed) 
 // openEvents opens a store that makes the events of changes with event.
 func openEvents(t *testing.T, url string, event func(context.Context, store.Changed) (store.Event, error)) *store.DB {
 	t.Helper()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, Server: "test", Event: event, MaxConns: 2})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url), Server: "test", Event: event, MaxConns: 2})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/internal/entityuid"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -61,7 +62,7 @@ func New(t testing.TB, opts ...Option) *Server {
 func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 	t.Helper()
 	ctx := context.Background()
-	db, err := store.Open(ctx, store.Config{DatabaseURL: databaseURL, Server: "test", Event: decisionlog.ChangeEvents("test")})
+	db, err := store.Open(ctx, store.Config{DatabaseURL: secret.New(databaseURL), Server: "test", Event: decisionlog.ChangeEvents("test")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +76,7 @@ func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 	}
 	cfg := server.Config{
 		DB: db, Name: "test", Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", OpsListen: "127.0.0.1:0",
-		MaskKey: make([]byte, 32),
+		MaskKey: secret.New(strings.Repeat("k", 32)),
 		// On a busy machine a decision takes longer than the 2 s that a caller would wait, and a
 		// server can hear nothing of its database for longer than the 5 s of a real one.
 		DecisionTimeout: 10 * time.Second,

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -18,7 +19,7 @@ import (
 // most a hundred times per second more than there are revisions, and follows them all the same.
 func TestAttackNotifyFlood(t *testing.T) {
 	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, Event: storetest.Event})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url), Event: storetest.Event})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/offline"
 	"github.com/cedarpost/cedarpost/server/stored"
@@ -199,7 +200,7 @@ func (w *world) rand(stream int) *rand.Rand { return rand.New(rand.NewPCG(w.Seed
 
 func (w *world) open(databaseURL string) *store.DB {
 	w.t.Helper()
-	db, err := store.Open(w.ctx, store.Config{DatabaseURL: databaseURL, MaxConns: 8})
+	db, err := store.Open(w.ctx, store.Config{DatabaseURL: secret.New(databaseURL), MaxConns: 8})
 	if err != nil {
 		w.t.Fatal(err)
 	}

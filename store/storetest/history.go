@@ -3,6 +3,7 @@ package storetest
 import (
 	"testing"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -11,7 +12,7 @@ import (
 func OldHistory(t testing.TB) (db *store.DB, grow func()) {
 	t.Helper()
 	url := New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, Event: Event})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url), Event: Event})
 	if err != nil {
 		t.Fatalf("storetest: %v", err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/localpg"
 )
@@ -77,7 +78,7 @@ func New(t testing.TB) string {
 // Open opens a store on a new database. The store is closed after the test.
 func Open(t testing.TB) *store.DB {
 	t.Helper()
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: New(t), MaxConns: 8, Event: Event})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(New(t)), MaxConns: 8, Event: Event})
 	if err != nil {
 		t.Fatalf("storetest: %v", err)
 	}
