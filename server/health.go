@@ -179,12 +179,25 @@ func (s *Server) warnings() (list []string) {
 	return slices.DeleteFunc(all, func(w string) bool { return w == "" })
 }
 
-// opsHandler serves /livez and /readyz in plain text, and /metrics for Prometheus. A warning
-// does not make a server unready, because the server still decides, and other servers
-// usually have the same problem.
+// opsHandler serves what the configuration has not switched off of /livez and /readyz in plain
+// text, /metrics for Prometheus, and /debug/pprof/.
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
+	if !s.cfg.NoMetrics {
+		mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
+	}
+	if !s.cfg.NoHealth {
+		s.serveHealth(mux)
+	}
+	if s.cfg.Pprof {
+		servePprof(mux)
+	}
+	return mux
+}
+
+// serveHealth adds /livez and /readyz. A warning does not make a server unready, because the
+// server still decides, and other servers usually have the same problem.
+func (s *Server) serveHealth(mux *http.ServeMux) {
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})
@@ -201,5 +214,4 @@ func (s *Server) opsHandler() http.Handler {
 		w.WriteHeader(status)
 		_, _ = w.Write([]byte(text))
 	})
-	return mux
 }

@@ -48,6 +48,12 @@ type Config struct {
 	// AllowPlaintext is set.
 	TLSCert, TLSKey string
 	AllowPlaintext  bool
+	// CORSOrigins are the origins whose pages may call the decision and the admin plane from a
+	// browser, such as https://console.example.org; default none.
+	CORSOrigins []string
+	// NoMetrics and NoHealth switch off parts of the operations plane, and Pprof switches on its
+	// profiles, if OpsListen is a loopback address. If all are off, there is no such plane.
+	NoMetrics, NoHealth, Pprof bool
 	// MaxStaleness is how old policy and data may be before the server refuses to
 	// decide, default 5 s.
 	MaxStaleness time.Duration
@@ -168,6 +174,12 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := CheckName(cfg.Name); err != nil {
 		return nil, err
 	}
+	if err := checkOrigins(cfg.CORSOrigins); err != nil {
+		return nil, &decisionlog.ConfigError{Field: "CORSOrigins", Err: err}
+	}
+	if cfg.Pprof && !isLoopback(cfg.OpsListen) {
+		return nil, &decisionlog.ConfigError{Field: "Pprof", Err: errPprofExposed}
+	}
 	if err := checkRetention(ctx, cfg.DB, cfg.DecisionRetention); err != nil {
 		return nil, err
 	}
@@ -279,6 +291,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		{"admin", "AdminListen", cfg.AdminListen, s.rpcHandler(admin, limits, adminTimeout, wire.MaxAdminBytes), false},
 		{"ops", "OpsListen", cfg.OpsListen, s.opsHandler(), true},
 	} {
+		if p.name == "ops" && cfg.NoMetrics && cfg.NoHealth && !cfg.Pprof {
+			continue
+		}
 		if s.cert == nil && !p.open && !cfg.AllowPlaintext {
 			if err := checkPlaintext(p.addr); err != nil {
 				return nil, &decisionlog.ConfigError{Field: p.field, Err: err}
@@ -328,7 +343,7 @@ func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limit
 	}
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, cs, wireOptions(maxBytes)...)
-	return http.MaxBytesHandler(withRequest(mux), maxStreamBytes)
+	return withCORS(http.MaxBytesHandler(withRequest(mux), maxStreamBytes), s.cfg.CORSOrigins)
 }
 
 // serviceOf returns the service of a procedure, "/package.Service/Method".

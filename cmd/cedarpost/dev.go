@@ -185,10 +185,11 @@ func (d *devCmd) prepare(ctx context.Context, c *console, srv *server.Server, ur
 	if err != nil {
 		return err
 	}
-	err = writeEnv(envFile, [][2]string{
-		{apiEnv, planeURL(srv, "decision", false)}, {adminEnv, admin.url}, {opsEnv, planeURL(srv, "ops", false)},
-		{tokenEnv, key}, {databaseURLEnv, url},
-	})
+	vars := [][2]string{{apiEnv, planeURL(srv, "decision", false)}, {adminEnv, admin.url}, {tokenEnv, key}, {databaseURLEnv, url}}
+	if srv.Addr("ops") != "" {
+		vars = append(vars, [2]string{opsEnv, planeURL(srv, "ops", false)})
+	}
+	err = writeEnv(envFile, vars)
 	if err != nil {
 		return err
 	}

@@ -156,8 +156,11 @@ func (s *serveCmd) secretFiles() (list []server.SecretFile) {
 }
 
 func planeURLs(srv *server.Server, tls bool) string {
-	return fmt.Sprintf("decision=%s admin=%s ops=%s",
-		planeURL(srv, "decision", tls), planeURL(srv, "admin", tls), planeURL(srv, "ops", false))
+	urls := fmt.Sprintf("decision=%s admin=%s", planeURL(srv, "decision", tls), planeURL(srv, "admin", tls))
+	if srv.Addr("ops") != "" {
+		urls += " ops=" + planeURL(srv, "ops", false)
+	}
+	return urls
 }
 
 // planeURL returns the URL of a plane for clients on this machine.

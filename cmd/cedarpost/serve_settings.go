@@ -21,25 +21,29 @@ import (
 
 // listenFlags are the settings that serve and dev share.
 type listenFlags struct {
-	Listen         string  `help:"Address of the decision plane (default ${default}). Port 0 means any free port." env:"CEDARPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" group:"server"`
-	AdminListen    string  `help:"Address of the admin plane (default ${default})." env:"CEDARPOST_ADMIN_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" group:"server"`
-	OpsListen      string  `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
-	AllowPlaintext bool    `help:"Serve other machines without TLS, because something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
-	MaxStaleness   span    `help:"Refuse to decide if policies or data may be older than this; at least 100ms (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"DURATION" group:"server"`
-	MaxReuse       span    `help:"How long a caller that watches for changes may keep an answer and use it again; 0 means never (default ${default})." env:"CEDARPOST_MAX_REUSE" default:"5m" placeholder:"DURATION" group:"server"`
-	CacheMiB       int64   `name:"cache-mib" help:"Approximate memory of the entity cache, in MiB; 0 means no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
-	RecordMode     string  `help:"strict answers after the decision is in the log, buffered before that (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
-	Retention      span    `name:"decision-retention" help:"Drop a day of the decision log this long after its end; 0 means never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
-	KeepHistory    span    `name:"history-retention" help:"How long earlier states of entities can be read; at least 48h, 0 means forever (default ${default}). States that a recorded decision used are kept as long as its record." env:"CEDARPOST_HISTORY_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
-	RateLimit      float64 `help:"Checks per second that one caller may ask; 0 means no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
-	Connections    int     `name:"max-connections" help:"Connections that each plane has at once (default ${default}). Above that, a new one gets the place of one that has had no call with an API key." env:"CEDARPOST_MAX_CONNECTIONS" default:"2048" placeholder:"N" group:"server"`
-	PerAddress     int     `name:"max-connections-per-address" help:"Connections of each plane from one address: an IPv4 address or the /64 of an IPv6 address; 0 means half of all (default ${default})." env:"CEDARPOST_MAX_CONNECTIONS_PER_ADDRESS" default:"0" placeholder:"N" group:"server"`
-	RequestMiB     int64   `name:"request-mib" help:"Bytes of messages that the calls of each plane hold at once, in MiB; at least 8. One caller may hold half (default ${default})." env:"CEDARPOST_REQUEST_MIB" default:"32" placeholder:"N" group:"server"`
-	MaskKeyFile    string  `help:"File with the key of the hashes that replace sensitive values in decision records: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
-	MaxSecretAge   span    `help:"A metric and doctor name files with secrets and certificates that have not changed for this long; 0 means never (default ${default})." env:"CEDARPOST_MAX_SECRET_AGE" default:"365d" placeholder:"DURATION" group:"server"`
-	Name           *string `help:"Name of this server in decision records: one line of at most 255 bytes (default: the host name)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
-	LogFormat      string  `help:"Format of the log on stderr: text or json (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
-	LogLevel       string  `help:"Least level to log: debug, info, warn or error (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
+	Listen         string   `help:"Address of the decision plane (default ${default}). Port 0 means any free port." env:"CEDARPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"ADDR" group:"server"`
+	AdminListen    string   `help:"Address of the admin plane (default ${default})." env:"CEDARPOST_ADMIN_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" group:"server"`
+	OpsListen      string   `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
+	Metrics        bool     `help:"Serve /metrics on the operations plane (default: yes)." env:"CEDARPOST_METRICS" default:"true" negatable:"" group:"server"`
+	Health         bool     `help:"Serve /livez and /readyz on the operations plane (default: yes)." env:"CEDARPOST_HEALTH" default:"true" negatable:"" group:"server"`
+	Pprof          bool     `help:"Serve profiles (/debug/pprof/) on the operations plane, which then must be on a loopback address." env:"CEDARPOST_PPROF" group:"server"`
+	CORSOrigin     []string `name:"cors-origin" help:"Origin whose pages may call the decision and admin planes from a browser, such as https://console.example.org; several separated by spaces (default: none)." env:"CEDARPOST_CORS_ORIGIN" sep:" " placeholder:"ORIGIN" group:"server"`
+	AllowPlaintext bool     `help:"Serve other machines without TLS, because something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
+	MaxStaleness   span     `help:"Refuse to decide if policies or data may be older than this; at least 100ms (default ${default})." env:"CEDARPOST_MAX_STALENESS" default:"5s" placeholder:"DURATION" group:"server"`
+	MaxReuse       span     `help:"How long a caller that watches for changes may keep an answer and use it again; 0 means never (default ${default})." env:"CEDARPOST_MAX_REUSE" default:"5m" placeholder:"DURATION" group:"server"`
+	CacheMiB       int64    `name:"cache-mib" help:"Approximate memory of the entity cache, in MiB; 0 means no cache (default ${default})." env:"CEDARPOST_CACHE_MIB" default:"64" placeholder:"N" group:"server"`
+	RecordMode     string   `help:"strict answers after the decision is in the log, buffered before that (default ${default})." env:"CEDARPOST_RECORD_MODE" enum:"strict,buffered" default:"strict" placeholder:"MODE" group:"server"`
+	Retention      span     `name:"decision-retention" help:"Drop a day of the decision log this long after its end; 0 means never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
+	KeepHistory    span     `name:"history-retention" help:"How long earlier states of entities can be read; at least 48h, 0 means forever (default ${default}). States that a recorded decision used are kept as long as its record." env:"CEDARPOST_HISTORY_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
+	RateLimit      float64  `help:"Checks per second that one caller may ask; 0 means no limit (default ${default})." env:"CEDARPOST_RATE_LIMIT" default:"0" placeholder:"N" group:"server"`
+	Connections    int      `name:"max-connections" help:"Connections that each plane has at once (default ${default}). Above that, a new one gets the place of one that has had no call with an API key." env:"CEDARPOST_MAX_CONNECTIONS" default:"2048" placeholder:"N" group:"server"`
+	PerAddress     int      `name:"max-connections-per-address" help:"Connections of each plane from one address: an IPv4 address or the /64 of an IPv6 address; 0 means half of all (default ${default})." env:"CEDARPOST_MAX_CONNECTIONS_PER_ADDRESS" default:"0" placeholder:"N" group:"server"`
+	RequestMiB     int64    `name:"request-mib" help:"Bytes of messages that the calls of each plane hold at once, in MiB; at least 8. One caller may hold half (default ${default})." env:"CEDARPOST_REQUEST_MIB" default:"32" placeholder:"N" group:"server"`
+	MaskKeyFile    string   `help:"File with the key of the hashes that replace sensitive values in decision records: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	MaxSecretAge   span     `help:"A metric and doctor name files with secrets and certificates that have not changed for this long; 0 means never (default ${default})." env:"CEDARPOST_MAX_SECRET_AGE" default:"365d" placeholder:"DURATION" group:"server"`
+	Name           *string  `help:"Name of this server in decision records: one line of at most 255 bytes (default: the host name)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
+	LogFormat      string   `help:"Format of the log on stderr: text or json (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
+	LogLevel       string   `help:"Least level to log: debug, info, warn or error (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
 }
 
 // minStaleness is longer than a server takes to ask its database for changes.
@@ -95,6 +99,7 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) (server.Config, err
 	}
 	return server.Config{
 		DB: db, MaskKey: maskKey, Listen: f.Listen, AdminListen: f.AdminListen, OpsListen: f.OpsListen,
+		NoMetrics: !f.Metrics, NoHealth: !f.Health, Pprof: f.Pprof, CORSOrigins: f.CORSOrigin,
 		AllowPlaintext: f.AllowPlaintext, MaxStaleness: time.Duration(f.MaxStaleness), MaxReuse: neverAtZero(f.MaxReuse), CacheBytes: cacheBytes(f.CacheMiB),
 		Record: auditlog.Mode(f.RecordMode), DecisionRetention: neverAtZero(f.Retention), HistoryRetention: neverAtZero(f.KeepHistory),
 		RateLimit: f.RateLimit, MaxConnections: f.Connections, MaxConnectionsPerAddress: f.PerAddress, RequestBytes: f.RequestMiB << 20, MaxSecretAge: time.Duration(f.MaxSecretAge), Name: f.name(), Log: log,
