@@ -32,8 +32,9 @@ func withCORS(h http.Handler, origins []string) http.Handler {
 	}).Handler(h)
 }
 
-// checkOrigins refuses origins that no browser sends, and patterns.
-func checkOrigins(origins []string) error {
+// CheckOrigins returns an error if one of the origins of [Config.CORSOrigins] is one that no browser
+// sends, a pattern, or an origin without TLS of another machine.
+func CheckOrigins(origins []string) error {
 	for _, origin := range origins {
 		u, err := url.Parse(origin)
 		var why error

@@ -174,7 +174,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := CheckName(cfg.Name); err != nil {
 		return nil, err
 	}
-	if err := checkOrigins(cfg.CORSOrigins); err != nil {
+	if err := CheckOrigins(cfg.CORSOrigins); err != nil {
 		return nil, &decisionlog.ConfigError{Field: "CORSOrigins", Err: err}
 	}
 	if cfg.Pprof && !isLoopback(cfg.OpsListen) {

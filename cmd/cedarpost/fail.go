@@ -13,12 +13,13 @@ import (
 
 // The exit codes, which scripts rely on.
 const (
-	codeOK      = 0
-	codeFailed  = 1
-	codeUsage   = 2
-	codeInvalid = 3 // does not compile or validate
-	codeTests   = 4 // tests failed
-	codeDenied  = 5
+	codeOK       = 0
+	codeFailed   = 1
+	codeUsage    = 2
+	codeInvalid  = 3 // does not compile or validate
+	codeTests    = 4 // tests failed
+	codeDenied   = 5
+	codeWarnings = 6 // doctor found warnings, and no failure
 )
 
 // exitError ends the command with a code. Without err, nothing more is printed.

@@ -22,6 +22,7 @@ type cli struct {
 	Dev     devCmd     `cmd:"" group:"run" help:"Try things out: serve from a private Postgres, with the example bundle."`
 	Migrate migrateCmd `cmd:"" group:"run" help:"Update the tables of a database to this version."`
 	Health  healthCmd  `cmd:"" group:"run" help:"Ask a server whether it is ready."`
+	Doctor  doctorCmd  `cmd:"" group:"run" help:"Check the settings of serve, the database, certificates, secrets and the signing of the log."`
 
 	Check   checkCmd   `cmd:"" group:"policy" help:"Check bundle folders and run their tests, without a server."`
 	Apply   applyCmd   `cmd:"" group:"policy" help:"Publish a bundle folder."`
@@ -45,7 +46,7 @@ const description = `Cedarpost decides who may do what, on which object and whic
 
 Settings come from flags, then the environment, then the YAML file of --config. Durations are like 500ms, 90m, 12h, 7d or 1d12h in all three. Commands that call a server send the API key in CEDARPOST_TOKEN or in the file of --token-file.
 
-Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 does not compile or validate, 4 tests failed, 5 denied.`
+Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 does not compile or validate, 4 tests failed, 5 denied, 6 passed with warnings (doctor).`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -50,16 +50,11 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	if where := s.passwordOutsideOfFile(k); where == "--database-url" && !s.Development {
-		return misuse("%w", about("database-url", errPasswordInArguments))
-	} else if where != "" {
+	for _, r := range s.refusals(k) {
+		return misuse("%w", r.err)
+	}
+	if where := s.passwordOutsideOfFile(k); where != "" {
 		log.Warn("a password of the database is in " + where + ", where it is easily seen: give the URL with --database-url-file, a file that is read again when it changes")
-	}
-	if s.Migrate && !s.Development {
-		return misuse("--migrate needs --development-database, because a login that can migrate can rewrite the log; run cedarpost migrate with a login of its own")
-	}
-	if len(s.AuditKeyFile)+len(s.AuditAgentKey) > 0 && s.AuditCheckpointFile == "" {
-		return misuse("--audit-key-file and --audit-agent-key need --audit-checkpoint-file: without that file, an earlier state of the database could be signed although batches are lost")
 	}
 	limitMemory(log)
 	reload := make(chan os.Signal, 1) // from here on SIGHUP does not end the process
@@ -130,6 +125,44 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		}
 	}()
 	return srv.Run(ctx)
+}
+
+// refusal is a reason why serve does not start.
+type refusal struct {
+	setting string
+	err     error
+	mend    string
+}
+
+// refusals returns the combinations of settings that are not safe. docs/deployment.md lists them.
+func (s *serveCmd) refusals(k *kong.Context) (list []refusal) {
+	refuse := func(setting, mend, format string, args ...any) {
+		list = append(list, refusal{setting, fmt.Errorf(format, args...), mend})
+	}
+	if s.passwordOutsideOfFile(k) == "--database-url" && !s.Development {
+		refuse("database-url", "give the URL with --database-url-file", "%w", about("database-url", errPasswordInArguments))
+	}
+	if s.Migrate && !s.Development {
+		refuse("migrate", "run cedarpost migrate with a login of its own",
+			"--migrate needs --development-database, because a login that can migrate can rewrite the log; run cedarpost migrate with a login of its own")
+	}
+	if len(s.AuditKeyFile)+len(s.AuditAgentKey) > 0 && s.AuditCheckpointFile == "" {
+		refuse("audit-checkpoint-file", "name a file on another disk than the database's",
+			"--audit-key-file and --audit-agent-key need --audit-checkpoint-file: without that file, an earlier state of the database could be signed although batches are lost")
+	}
+	if s.Pprof && !onLoopback(s.OpsListen) {
+		refuse("pprof", "serve the operations plane on a loopback address", "--pprof: profiles have no protection of their own, and --ops-listen %s is open to other machines", s.OpsListen)
+	}
+	if err := server.CheckOrigins(s.CORSOrigin); err != nil {
+		refuse("cors-origin", "list each origin", "%w", about("cors-origin", err))
+	}
+	for _, plane := range [][2]string{{"listen", s.Listen}, {"admin-listen", s.AdminListen}} {
+		if _, _, err := net.SplitHostPort(plane[1]); err == nil && s.TLSCert == "" && !s.AllowPlaintext && !onLoopback(plane[1]) {
+			refuse(plane[0], "give --tls-cert and --tls-key",
+				"--%s: %s is open to other machines: give --tls-cert and --tls-key, or --allow-plaintext when something else encrypts", plane[0], plane[1])
+		}
+	}
+	return list
 }
 
 // signing returns how the log is signed.

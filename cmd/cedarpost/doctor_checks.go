@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/keyfile"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+const (
+	doctorTimeout = 30 * time.Second
+	// As in the warnings of a server.
+	certificateSoon = 14 * 24 * time.Hour
+	maxClockSkew    = 2 * time.Second
+	signingOverdue  = time.Minute
+	witnessOverdue  = time.Hour
+)
+
+// checkSettings checks values and combinations of settings.
+func (d *doctorCmd) checkSettings(k *kong.Context) (found []diagnosis) {
+	for _, r := range d.refusals(k) {
+		found = append(found, fail(r.setting, r.mend, r.err))
+	}
+	for _, plane := range [][2]string{{"listen", d.Listen}, {"admin-listen", d.AdminListen}} {
+		setting, addr := plane[0], plane[1]
+		if d.TLSCert == "" && d.AllowPlaintext && !onLoopback(addr) {
+			found = append(found, warn(setting, "give --tls-cert and --tls-key, unless something else encrypts all of the way", "%s is open to other machines without TLS, because of --allow-plaintext", addr))
+		}
+	}
+	if !onLoopback(d.OpsListen) && (d.Health || d.Metrics) {
+		found = append(found, warn("ops-listen", "bind it to a loopback address, or let only the monitoring reach it", "%s is open to other machines, without TLS and without authentication", d.OpsListen))
+	}
+	if d.AllowPlaintext && d.TLSCert != "" {
+		found = append(found, warn("allow-plaintext", "leave it out", "it has no effect, because there is a certificate"))
+	}
+	if d.Pprof {
+		found = append(found, warn("pprof", "leave it out when nobody looks at profiles", "profiles show what is in memory, to all users of this machine"))
+	}
+	if d.RateLimit == 0 {
+		found = append(found, warn("rate-limit", "set the checks per second that one caller needs at most", "no caller is limited"))
+	}
+	if d.RecordMode == string(auditlog.Buffered) {
+		found = append(found, warn("record-mode", "use strict", "a crash loses decisions that were answered"))
+	}
+	if d.Development {
+		found = append(found, warn("development-database", "leave it out in production", "the database is not checked before the server starts"))
+	}
+	if where := d.passwordOutsideOfFile(k); where != "" && where != "--database-url" {
+		found = append(found, warn("database-url", "give the URL with --database-url-file", "a password of the database is in %s", where))
+	}
+	if d.MaskKeyFile == "" {
+		found = append(found, warn("mask-key-file", "make 32 random bytes, the same for every server, for example with: openssl rand -hex 32", "without a key, masked values can be searched for on one server only, until it stops"))
+	}
+	if len(d.AuditKeyFile)+len(d.AuditAgentKey) == 0 {
+		found = append(found, warn("audit-key-file", "make a key with cedarpost audit keygen, or use one of an ssh-agent (--audit-agent)", "this server does not sign the log, so if no other server does, nobody can prove that it is whole"))
+	}
+	return found
+}
+
+// onLoopback reports whether an address is only of this machine.
+func onLoopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return strings.EqualFold(strings.TrimSuffix(host, "."), "localhost") || ip != nil && ip.IsLoopback()
+}
+
+// checkFiles checks the files that settings name: that they can be used, and their age.
+func (d *doctorCmd) checkFiles() (found []diagnosis) {
+	now := time.Now()
+	limit := time.Duration(d.MaxSecretAge)
+	for _, f := range d.secretFiles() {
+		age, err := f.Age(now)
+		if err == nil && f.Setting != "tls-cert" {
+			_, err = keyfile.Read(f.Path)
+		}
+		switch days := int(age.Hours() / 24); {
+		case err != nil:
+			found = append(found, fail(f.Setting, "correct the path, or the rights of the file", err))
+		case limit > 0 && age > limit:
+			found = append(found, warn(f.Setting, "renew it: docs/deployment.md, Files with secrets", "%s is %d days old, older than --max-secret-age of %v", f.Path, days, d.MaxSecretAge))
+		default:
+			found = append(found, pass(f.Setting, "%s, %d days old", f.Path, days))
+		}
+	}
+	if d.MaskKeyFile != "" {
+		if _, err := decisionlog.ReadMaskKey(d.MaskKeyFile); err != nil {
+			found = append(found, fail("mask-key-file", "give a file with 32 bytes in hexadecimal or base64", err))
+		}
+	}
+	if d.TLSCert != "" && d.TLSKey != "" {
+		found = append(found, d.checkCertificate(now))
+	}
+	if len(d.AuditKeyFile)+len(d.AuditAgentKey) > 0 {
+		if err := decisionlog.TryKeys(d.signing()); err != nil {
+			found = append(found, fail("audit keys", "correct the file, or start the ssh-agent and add the key with ssh-add", err))
+		} else {
+			found = append(found, pass("audit keys", "each key signs"))
+		}
+	}
+	if d.AuditCheckpointFile != "" {
+		if err := auditlog.CheckFile(d.AuditCheckpointFile); err != nil {
+			found = append(found, fail("audit-checkpoint-file", "give a file that this user may write", err))
+		}
+	}
+	return found
+}
+
+// checkCertificate checks the certificate of the server as the server does.
+func (d *doctorCmd) checkCertificate(now time.Time) diagnosis {
+	const check = "certificate"
+	pair, err := tls.LoadX509KeyPair(d.TLSCert, d.TLSKey)
+	if err != nil {
+		return fail(check, "give a certificate and its own key", err)
+	}
+	end := pair.Leaf.NotAfter
+	switch {
+	case now.After(end):
+		return fail(check, "renew it", fmt.Errorf("%s has expired at %s", d.TLSCert, end.UTC().Format(time.RFC3339)))
+	case now.Before(pair.Leaf.NotBefore):
+		return fail(check, "wait, or correct the clock", fmt.Errorf("%s is not valid before %s", d.TLSCert, pair.Leaf.NotBefore.UTC().Format(time.RFC3339)))
+	case end.Sub(now) < certificateSoon:
+		return warn(check, "renew it", "%s ends at %s", d.TLSCert, end.UTC().Format(time.RFC3339))
+	}
+	return pass(check, "%s ends at %s", d.TLSCert, end.UTC().Format(time.RFC3339))
+}
+
+// checkDatabase checks the database, and what depends on it.
+func (d *doctorCmd) checkDatabase(ctx context.Context, k *kong.Context) (found []diagnosis) {
+	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
+	defer cancel()
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	url, err := d.live(k, log)
+	if err != nil {
+		return []diagnosis{fail("database-url", "give --database-url-file", err)}
+	}
+	standbys, err := d.urls(log)
+	if err != nil {
+		return []diagnosis{fail("read-database-urls", "correct the setting", err)}
+	}
+	db, err := store.Open(ctx, d.store(url, standbys))
+	if err != nil {
+		return []diagnosis{fail("database", "correct the URL or the rights of the login, or run cedarpost migrate", err)}
+	}
+	defer db.Close()
+	found = append(found, pass("database", "it answers, and its schema fits this version"))
+	found = append(found, d.checkRoles(ctx, db)...)
+	found = append(found, d.checkTime(ctx, db)...)
+	found = append(found, d.checkSigning(ctx, db)...)
+	return append(found, d.checkCallers(ctx, db)...)
+}
+
+// checkRoles checks what the login and other logins of the cluster may do, and the retention.
+func (d *doctorCmd) checkRoles(ctx context.Context, db *store.DB) (found []diagnosis) {
+	const roles, logins, retention = "database-roles", "database-logins", "decision-retention"
+	switch err := db.CheckProduction(ctx); {
+	case errors.Is(err, store.ErrUnsafe) && d.Development:
+		found = append(found, warn(roles, "serve with a login of its own: cedarpost migrate --print-roles", "%v", err))
+	case err != nil:
+		found = append(found, fail(roles, "serve with a login of its own: cedarpost migrate --print-roles", err))
+	default:
+		found = append(found, pass(roles, "the login cannot rewrite the log, and no other login writes"))
+	}
+	switch exposed, err := db.Exposed(ctx); {
+	case err != nil:
+		found = append(found, fail(logins, "look at the database", err))
+	case len(exposed) > 0:
+		found = append(found, warn(logins, "run the statements of: cedarpost migrate --print-roles", "%s", strings.Join(exposed, "; ")))
+	default:
+		found = append(found, pass(logins, "only Cedarpost's logins may connect"))
+	}
+	if keep := time.Duration(d.Retention); keep > 0 {
+		if least, err := db.MinRetention(ctx); err != nil {
+			found = append(found, fail(retention, "look at the database", err))
+		} else if keep < least {
+			found = append(found, fail(retention, "raise it", fmt.Errorf("the log is to be kept for %.4g days, and the database keeps it for %.4g at least", keep.Hours()/24, least.Hours()/24)))
+		}
+	}
+	return found
+}
+
+// checkTime checks the clocks and the partitions of the log.
+func (d *doctorCmd) checkTime(ctx context.Context, db *store.DB) (found []diagnosis) {
+	const clock, partitions = "clock", "partitions"
+	asked := time.Now()
+	ready, now, err := db.PartitionsReady(ctx, asked, asked.UTC().AddDate(0, 0, 1))
+	if err != nil {
+		return []diagnosis{fail(partitions, "look at the database", err)}
+	}
+	unsure := time.Since(asked) / 2
+	if ahead := asked.Add(unsure).Sub(now); ahead.Abs()-unsure > maxClockSkew {
+		found = append(found, warn(clock, "repair the time service of the one that is wrong", "this machine is %+.1f s ahead of the database", ahead.Seconds()))
+	} else {
+		found = append(found, pass(clock, "this machine and the database differ by at most %v", (ahead.Abs()+unsure).Round(time.Millisecond)))
+	}
+	if ready[0] && ready[1] {
+		return append(found, pass(partitions, "the log has partitions for today and tomorrow"))
+	}
+	return append(found, warn(partitions, "start a server, which makes them; if servers run, look at cedarpost_background_failures_total", "the log has no partition for today or tomorrow"))
+}
+
+// checkSigning checks how much of the log is signed, and what the witness has.
+func (d *doctorCmd) checkSigning(ctx context.Context, db *store.DB) (found []diagnosis) {
+	const signing, witness = "log signing", "witness"
+	const mendWitness = "run cedarpost audit witness on another machine, and give doctor its file with --witness-state"
+	newest, err := db.LatestCheckpoint(ctx, "")
+	if errors.Is(err, store.ErrNotFound) {
+		return []diagnosis{
+			warn(signing, "start a server with an audit key", "no checkpoint was signed yet"),
+			warn(witness, mendWitness, "there is no checkpoint that a witness could have"),
+		}
+	}
+	end := int64(0)
+	if err == nil {
+		end, err = db.NextLeaf(ctx)
+	}
+	if err != nil {
+		return []diagnosis{fail(signing, "look at the database", err)}
+	}
+	if age, unsigned := time.Since(newest.At), max(end-newest.Size, 0); unsigned > 0 && age > signingOverdue {
+		found = append(found, fail(signing, "see docs/operations.md, alert log not signed", fmt.Errorf("%d batches wait for a checkpoint, and the newest one is %v old", unsigned, age.Round(time.Second))))
+	} else {
+		found = append(found, pass(signing, "the newest checkpoint covers %d batches, and %d wait for the next one", newest.Size, unsigned))
+	}
+	if d.WitnessState == "" {
+		return append(found, warn(witness, mendWitness, "it is not known whether a witness keeps checkpoints elsewhere"))
+	}
+	info, err := os.Stat(d.WitnessState)
+	if err != nil {
+		return append(found, fail(witness, mendWitness, err))
+	}
+	kept, err := auditlog.LastCheckpoint(d.WitnessState, newest.Origin, func(auditlog.Checkpoint) bool { return true })
+	switch age := time.Since(info.ModTime()).Round(time.Second); {
+	case err != nil:
+		found = append(found, fail(witness, "give the file of audit witness --state", err))
+	case kept.Size == 0:
+		found = append(found, fail(witness, mendWitness, fmt.Errorf("%s has no checkpoint of the log %s", d.WitnessState, newest.Origin)))
+	case kept.Size < newest.Size && age > witnessOverdue:
+		found = append(found, warn(witness, "look whether the witness runs, and copy its file again if this is a copy", "it has %d of %d signed batches, and got its newest checkpoint %v ago", kept.Size, newest.Size, age))
+	default:
+		found = append(found, pass(witness, "it has a checkpoint of %d of %d signed batches", kept.Size, newest.Size))
+	}
+	return found
+}
+
+// checkCallers is the place for checks of who may call: ages of API keys, issuers of tokens, grants. So
+// far, API keys do not end and have no roles, so there is nothing to check.
+func (d *doctorCmd) checkCallers(_ context.Context, _ *store.DB) []diagnosis { return nil }

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+	"reflect"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/cedarpost/cedarpost/internal/secret"
+)
+
+// settingsOf returns the settings of the selected command with their values, whatever they come from:
+// the command line, the environment, the file or the default. It has no secrets: of a URL, only the
+// host, the user and the database.
+func settingsOf(k *kong.Context) map[string]string {
+	list := map[string]string{}
+	for node := k.Selected(); node != nil; node = node.Parent {
+		for _, f := range node.Flags {
+			if len(f.Envs) > 0 && f.Name != "config" && f.Name != "output" {
+				list[f.Name] = settingText(k.FlagValue(f))
+			}
+		}
+	}
+	return list
+}
+
+// settingText returns a value as text, without secrets.
+func settingText(value any) string {
+	switch v := value.(type) {
+	case nil:
+		return ""
+	case secret.Secret:
+		return withoutSecrets(v.Reveal())
+	case []secret.Secret:
+		list := make([]string, len(v))
+		for i, s := range v {
+			list[i] = withoutSecrets(s.Reveal())
+		}
+		return strings.Join(list, " ")
+	case []string:
+		return strings.Join(v, " ")
+	}
+	if v := reflect.ValueOf(value); v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			return ""
+		}
+		return settingText(v.Elem().Interface())
+	}
+	return fmt.Sprint(value)
+}
+
+// withoutSecrets returns what may be shown of the URL of a database: no password, and no parameters,
+// which can have one.
+func withoutSecrets(text string) string {
+	if text == "" {
+		return ""
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.Opaque != "" {
+		return "(a connection string)"
+	}
+	return (&url.URL{Scheme: u.Scheme, User: url.User(u.User.Username()), Host: u.Host, Path: u.Path}).String()
+}
