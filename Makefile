@@ -36,6 +36,10 @@ postgres:
 pgbouncer:
 	@scripts/install-pgbouncer.sh
 
+.PHONY: ssh-agent
+ssh-agent:
+	@scripts/install-ssh-agent.sh
+
 .PHONY: node
 node:
 	@scripts/install-node.sh
@@ -57,7 +61,7 @@ dev: postgres build ## Run a server with a private Postgres and the example bund
 # of make lint, and no test needs debug information (-ldflags=-w), whose linking takes time.
 TEST_PACKAGES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 .PHONY: test
-test: postgres pgbouncer node ## Run all tests, with a real Postgres and the race detector
+test: postgres pgbouncer ssh-agent node ## Run all tests, with a real Postgres and the race detector
 	go test -race -vet off -ldflags=-w -p $(TEST_PACKAGES) -parallel 4 -timeout 60m ./server ./server/decisionlog ./sdk/go/cedarpost ./store ./cmd/cedarpost ./...
 
 # The tests of attacks are part of make test. Here they run one after the other, and print what an

@@ -14,7 +14,7 @@ type agentFlags struct {
 }
 
 type agentKeysCmd struct {
-	AuditAgent string `help:"Socket of the ssh-agent." env:"CEDARPOST_AUDIT_AGENT,SSH_AUTH_SOCK" required:"" type:"path" placeholder:"SOCKET"`
+	AuditAgent string `help:"Socket of the ssh-agent." env:"CEDARPOST_AUDIT_AGENT,SSH_AUTH_SOCK" placeholder:"SOCKET"`
 	Name       string `help:"Name of the log, which is the first line of its checkpoints: a host name and a path, like audit.example.org/cedarpost. A key that replaces another one has the same name." required:"" placeholder:"NAME"`
 }
 
@@ -25,6 +25,9 @@ func (*agentKeysCmd) Help() string {
 
 // Run lists the keys.
 func (a *agentKeysCmd) Run(c *console) error {
+	if a.AuditAgent == "" {
+		return misuse("no ssh-agent: give --audit-agent, or set SSH_AUTH_SOCK")
+	}
 	if err := server.CheckName(a.Name); err != nil {
 		return fmt.Errorf("%q cannot name a log: %w", a.Name, err)
 	}

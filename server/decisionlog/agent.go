@@ -157,12 +157,8 @@ func TryKeys(cfg Signing) error {
 		return err
 	}
 	for _, key := range keys {
-		signature, err := key.Sign(tryText)
-		if err != nil {
+		if _, err := key.Sign(tryText); err != nil {
 			return fmt.Errorf("%s: %w", key.Verifier, err)
-		}
-		if v, err := note.NewVerifier(key.Verifier); err != nil || !v.Verify(tryText, signature) {
-			return fmt.Errorf("%s: its signature cannot be verified", key.Verifier)
 		}
 	}
 	return nil
