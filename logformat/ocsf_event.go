@@ -111,6 +111,12 @@ func ocsfEvent(v *cedarpostv1.EventRecord) object {
 		more := o["unmapped"].(object)
 		more["before"], more["copied"] = r.GetBefore(), r.GetCopied()
 		return o
+	case *cedarpostv1.EventRecord_ServerStarted:
+		r := d.ServerStarted
+		o := managed(activityUpdate, severityInformational, "server", v.GetSubject(), "ServerStarted")
+		more := o["unmapped"].(object)
+		more["version"], more["settings_digest"], more["summary"] = r.GetVersion(), r.GetSettingsDigest(), ServerStartedText(r)
+		return o
 	case *cedarpostv1.EventRecord_LogTruncated:
 		o := managed(activityDelete, severityMedium, "end of the log", v.GetSubject(), "LogTruncated")
 		o["unmapped"].(object)["statement"] = d.LogTruncated.GetStatement()

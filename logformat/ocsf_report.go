@@ -3,6 +3,7 @@ package logformat
 import (
 	"fmt"
 	"math"
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -116,4 +117,19 @@ func plural(n int64, one string) string {
 		return "1 " + one
 	}
 	return fmt.Sprintf("%d %ss", n, one)
+}
+
+// ServerStartedText sums up the start of a server in words, such as: v1.2.0, max-staleness: "5s" -> "1s".
+func ServerStartedText(s *cedarpostv1.ServerStarted) string {
+	text := s.GetVersion()
+	switch {
+	case s.GetPreviousEventId() == "":
+		return text + ", the first start"
+	case len(s.GetDifferences()) == 0:
+		return text + ", nothing changed"
+	}
+	for _, d := range s.GetDifferences() {
+		text += fmt.Sprintf(", %s: %s -> %s", d.GetName(), strconv.Quote(d.GetBefore()), strconv.Quote(d.GetAfter()))
+	}
+	return text
 }

@@ -127,6 +127,11 @@ var entries = []struct {
 		Kind: cedarpostv1.EventRecord_DATABASE_RENEWED, Subject: "b",
 		Detail: &cedarpostv1.EventRecord_DatabaseRenewed{DatabaseRenewed: &cedarpostv1.DatabaseRenewed{Before: "a", After: "b", Copied: true}},
 	}), "3004.3 severity 3"},
+	{"a start of a server", eventEntry(&cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_SERVER_STARTED, Subject: "server 1",
+		Detail: &cedarpostv1.EventRecord_ServerStarted{ServerStarted: &cedarpostv1.ServerStarted{Version: "v1.0.0", SettingsDigest: "00", PreviousEventId: "x",
+			Differences: []*cedarpostv1.ServerStarted_Difference{{Name: "max-staleness", Before: "5s", After: "1s"}}}},
+	}), "3004.3 severity 1"},
 	{"batches lost", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_LOG_TRUNCATED, Subject: "log 7 to 5",
 		Detail: &cedarpostv1.EventRecord_LogTruncated{LogTruncated: &cedarpostv1.LogTruncated{Statement: "cedarpost-truncation-v1\n"}},

@@ -99,6 +99,8 @@ type Config struct {
 	// Metrics have their age, and name those that have not changed for MaxSecretAge; 0 for no limit.
 	SecretFiles  []SecretFile
 	MaxSecretAge time.Duration
+	// Start is what the log records about the start of this server.
+	Start Start
 	// Name is the name of this server in the log, default that of the host. [CheckName] says
 	// which names are allowed.
 	Name string
@@ -302,6 +304,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		if err := s.listen(ctx, p.name, p.addr, p.handler, p.open); err != nil {
 			return nil, &decisionlog.ConfigError{Field: p.field, Err: err}
 		}
+	}
+	if err := s.recordStart(ctx); err != nil {
+		return nil, err
 	}
 	return s, nil
 }

@@ -88,7 +88,7 @@ func (d *devCmd) Run(ctx context.Context, k *kong.Context, c *console) (err erro
 		}()
 		url = pg.URL() + "&" + devMark
 	}
-	return d.serve(ctx, c, log, url, envFile)
+	return d.serve(ctx, k, c, log, url, envFile)
 }
 
 // watch logs an error if the private Postgres ends by itself. The server keeps running, and
@@ -111,7 +111,7 @@ func watch(pg *localpg.Server, log *slog.Logger) chan struct{} {
 }
 
 // serve runs the server on a database, with the keys and the example of dev.
-func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, envFile string) error {
+func (d *devCmd) serve(ctx context.Context, k *kong.Context, c *console, log *slog.Logger, url, envFile string) error {
 	if err := store.Migrate(ctx, url, log); err != nil {
 		return err
 	}
@@ -134,6 +134,7 @@ func (d *devCmd) serve(ctx context.Context, c *console, log *slog.Logger, url, e
 	if err != nil {
 		return err
 	}
+	config.Start = startOf(k)
 	if config.Signing, err = d.signing(); err != nil {
 		return err
 	}

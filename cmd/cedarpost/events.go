@@ -13,7 +13,7 @@ import (
 
 type eventsCmd struct {
 	outputFlags
-	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open, state_root, database_renewed, log_truncated, publish_refused or probing." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root,database_renewed,log_truncated,publish_refused,probing" default:"" placeholder:"KIND"`
+	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open, state_root, database_renewed, log_truncated, publish_refused, probing or server_started." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root,database_renewed,log_truncated,publish_refused,probing,server_started" default:"" placeholder:"KIND"`
 	Caller  string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
 	Subject string `help:"Only events about this entity, bundle, key, procedure, day, report, address or principal." placeholder:"TEXT"`
 	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
@@ -125,6 +125,8 @@ func eventDetail(e *cedarpostv1.EventRecord) string {
 			why = "it is a copy"
 		}
 		return why + "; before " + d.DatabaseRenewed.GetBefore()
+	case *cedarpostv1.EventRecord_ServerStarted:
+		return logformat.ServerStartedText(d.ServerStarted)
 	case *cedarpostv1.EventRecord_LogTruncated:
 		t, err := auditlog.PeekTruncation([]byte(d.LogTruncated.GetStatement()))
 		if err != nil {

@@ -105,7 +105,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		return err
 	}
 	config.TLSCert, config.TLSKey = s.TLSCert, s.TLSKey
-	config.Signing, config.SecretFiles = s.signing(), s.secretFiles()
+	config.Signing, config.SecretFiles, config.Start = s.signing(), s.secretFiles(), startOf(k)
 	srv, err := server.New(ctx, config)
 	if err != nil {
 		return s.explain(err)

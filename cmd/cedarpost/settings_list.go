@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"net/url"
 	"reflect"
+	"runtime"
 	"strings"
 
 	"github.com/alecthomas/kong"
 
 	"github.com/cedarpost/cedarpost/internal/secret"
+	"github.com/cedarpost/cedarpost/server"
 )
 
 // settingsOf returns the settings of the selected command with their values, whatever they come from:
@@ -24,6 +26,12 @@ func settingsOf(k *kong.Context) map[string]string {
 		}
 	}
 	return list
+}
+
+// startOf returns what the log records about the start of a server.
+func startOf(k *kong.Context) server.Start {
+	version, commit := buildVersion()
+	return server.Start{Version: version, Commit: commit, GoVersion: runtime.Version(), Settings: settingsOf(k)}
 }
 
 // settingText returns a value as text, without secrets.
@@ -61,5 +69,9 @@ func withoutSecrets(text string) string {
 	if err != nil || u.Host == "" || u.Opaque != "" {
 		return "(a connection string)"
 	}
-	return (&url.URL{Scheme: u.Scheme, User: url.User(u.User.Username()), Host: u.Host, Path: u.Path}).String()
+	shown := &url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}
+	if name := u.User.Username(); name != "" {
+		shown.User = url.User(name)
+	}
+	return shown.String()
 }

@@ -58,6 +58,8 @@ const (
 	// A caller asked in a way that tries out what is allowed or what the service can
 	// bear: explained decisions, invalid questions, too many or too costly ones.
 	EventRecord_PROBING EventRecord_Kind = 13
+	// A server has started.
+	EventRecord_SERVER_STARTED EventRecord_Kind = 20
 )
 
 // Enum value maps for EventRecord_Kind.
@@ -77,6 +79,7 @@ var (
 		11: "LOG_TRUNCATED",
 		12: "PUBLISH_REFUSED",
 		13: "PROBING",
+		20: "SERVER_STARTED",
 	}
 	EventRecord_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED":       0,
@@ -93,6 +96,7 @@ var (
 		"LOG_TRUNCATED":          11,
 		"PUBLISH_REFUSED":        12,
 		"PROBING":                13,
+		"SERVER_STARTED":         20,
 	}
 )
 
@@ -181,7 +185,7 @@ func (x CountDecisionsRequest_Group) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CountDecisionsRequest_Group.Descriptor instead.
 func (CountDecisionsRequest_Group) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21, 0}
 }
 
 // The outcome of a replay.
@@ -238,7 +242,7 @@ func (x ReplayDecisionResponse_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplayDecisionResponse_Outcome.Descriptor instead.
 func (ReplayDecisionResponse_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25, 0}
 }
 
 // DecisionRecord is the record of one decision in the log. Its serialized bytes are
@@ -573,6 +577,7 @@ type EventRecord struct {
 	//	*EventRecord_LogTruncated
 	//	*EventRecord_PublishRefused
 	//	*EventRecord_Probing
+	//	*EventRecord_ServerStarted
 	Detail isEventRecord_Detail `protobuf_oneof:"detail"`
 	// Never recorded. If it is not empty in an answer, the row in the database is
 	// damaged, and this says how. Then all but event_id and time are left out.
@@ -798,6 +803,15 @@ func (x *EventRecord) GetProbing() *Probing {
 	return nil
 }
 
+func (x *EventRecord) GetServerStarted() *ServerStarted {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_ServerStarted); ok {
+			return x.ServerStarted
+		}
+	}
+	return nil
+}
+
 func (x *EventRecord) GetDamaged() string {
 	if x != nil {
 		return x.Damaged
@@ -874,6 +888,11 @@ type EventRecord_Probing struct {
 	Probing *Probing `protobuf:"bytes,23,opt,name=probing,proto3,oneof"`
 }
 
+type EventRecord_ServerStarted struct {
+	// Of SERVER_STARTED.
+	ServerStarted *ServerStarted `protobuf:"bytes,30,opt,name=server_started,json=serverStarted,proto3,oneof"`
+}
+
 func (*EventRecord_Change) isEventRecord_Detail() {}
 
 func (*EventRecord_AuthenticationFailure) isEventRecord_Detail() {}
@@ -899,6 +918,8 @@ func (*EventRecord_LogTruncated) isEventRecord_Detail() {}
 func (*EventRecord_PublishRefused) isEventRecord_Detail() {}
 
 func (*EventRecord_Probing) isEventRecord_Detail() {}
+
+func (*EventRecord_ServerStarted) isEventRecord_Detail() {}
 
 // Change is a committed write. It is recorded in the transaction of the write.
 type Change struct {
@@ -1719,6 +1740,109 @@ func (x *DatabaseRenewed) GetCopied() bool {
 	return false
 }
 
+// ServerStarted says which version of a server started, with which settings, and what is
+// different from the start before of a server with the same name. It has no secrets.
+type ServerStarted struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version of the binary; "devel" if it is not a release.
+	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The commit that it was built from, if the binary says so.
+	Commit string `protobuf:"bytes,2,opt,name=commit,proto3" json:"commit,omitempty"`
+	// The version of Go that it was built with.
+	GoVersion string `protobuf:"bytes,3,opt,name=go_version,json=goVersion,proto3" json:"go_version,omitempty"`
+	// The settings, by name: those given, and defaults. Of the URL of a database, only the
+	// user, the host and the database.
+	Settings map[string]string `protobuf:"bytes,4,rep,name=settings,proto3" json:"settings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// SHA-256 of the settings in hexadecimal. Two servers with the same settings have the
+	// same digest.
+	SettingsDigest string `protobuf:"bytes,5,opt,name=settings_digest,json=settingsDigest,proto3" json:"settings_digest,omitempty"`
+	// The event of the start before; empty if the log has none.
+	PreviousEventId string `protobuf:"bytes,6,opt,name=previous_event_id,json=previousEventId,proto3" json:"previous_event_id,omitempty"`
+	// What is different from it, by name: settings, and "version", "commit" and "go_version".
+	Differences   []*ServerStarted_Difference `protobuf:"bytes,7,rep,name=differences,proto3" json:"differences,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerStarted) Reset() {
+	*x = ServerStarted{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerStarted) ProtoMessage() {}
+
+func (x *ServerStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerStarted.ProtoReflect.Descriptor instead.
+func (*ServerStarted) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ServerStarted) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *ServerStarted) GetCommit() string {
+	if x != nil {
+		return x.Commit
+	}
+	return ""
+}
+
+func (x *ServerStarted) GetGoVersion() string {
+	if x != nil {
+		return x.GoVersion
+	}
+	return ""
+}
+
+func (x *ServerStarted) GetSettings() map[string]string {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+func (x *ServerStarted) GetSettingsDigest() string {
+	if x != nil {
+		return x.SettingsDigest
+	}
+	return ""
+}
+
+func (x *ServerStarted) GetPreviousEventId() string {
+	if x != nil {
+		return x.PreviousEventId
+	}
+	return ""
+}
+
+func (x *ServerStarted) GetDifferences() []*ServerStarted_Difference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
 // LogTruncated says that signed batches are not in the log any more.
 type LogTruncated struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1730,7 +1854,7 @@ type LogTruncated struct {
 
 func (x *LogTruncated) Reset() {
 	*x = LogTruncated{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1866,7 @@ func (x *LogTruncated) String() string {
 func (*LogTruncated) ProtoMessage() {}
 
 func (x *LogTruncated) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1879,7 @@ func (x *LogTruncated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTruncated.ProtoReflect.Descriptor instead.
 func (*LogTruncated) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LogTruncated) GetStatement() string {
@@ -1783,7 +1907,7 @@ type ReuseReport struct {
 
 func (x *ReuseReport) Reset() {
 	*x = ReuseReport{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +1919,7 @@ func (x *ReuseReport) String() string {
 func (*ReuseReport) ProtoMessage() {}
 
 func (x *ReuseReport) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +1932,7 @@ func (x *ReuseReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReuseReport.ProtoReflect.Descriptor instead.
 func (*ReuseReport) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReuseReport) GetReportId() string {
@@ -1853,7 +1977,7 @@ type FailedOpen struct {
 
 func (x *FailedOpen) Reset() {
 	*x = FailedOpen{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +1989,7 @@ func (x *FailedOpen) String() string {
 func (*FailedOpen) ProtoMessage() {}
 
 func (x *FailedOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +2002,7 @@ func (x *FailedOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailedOpen.ProtoReflect.Descriptor instead.
 func (*FailedOpen) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FailedOpen) GetReportId() string {
@@ -1913,7 +2037,7 @@ type DecisionUses struct {
 
 func (x *DecisionUses) Reset() {
 	*x = DecisionUses{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2049,7 @@ func (x *DecisionUses) String() string {
 func (*DecisionUses) ProtoMessage() {}
 
 func (x *DecisionUses) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2062,7 @@ func (x *DecisionUses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionUses.ProtoReflect.Descriptor instead.
 func (*DecisionUses) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DecisionUses) GetHits() int64 {
@@ -2012,7 +2136,7 @@ type QueryDecisionsRequest struct {
 
 func (x *QueryDecisionsRequest) Reset() {
 	*x = QueryDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2148,7 @@ func (x *QueryDecisionsRequest) String() string {
 func (*QueryDecisionsRequest) ProtoMessage() {}
 
 func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2161,7 @@ func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *QueryDecisionsRequest) GetFrom() *timestamppb.Timestamp {
@@ -2167,7 +2291,7 @@ type QueryDecisionsResponse struct {
 
 func (x *QueryDecisionsResponse) Reset() {
 	*x = QueryDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2303,7 @@ func (x *QueryDecisionsResponse) String() string {
 func (*QueryDecisionsResponse) ProtoMessage() {}
 
 func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2316,7 @@ func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *QueryDecisionsResponse) GetDecisions() []*DecisionRecord {
@@ -2227,7 +2351,7 @@ type GetDecisionRequest struct {
 
 func (x *GetDecisionRequest) Reset() {
 	*x = GetDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2239,7 +2363,7 @@ func (x *GetDecisionRequest) String() string {
 func (*GetDecisionRequest) ProtoMessage() {}
 
 func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2252,7 +2376,7 @@ func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionRequest.ProtoReflect.Descriptor instead.
 func (*GetDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetDecisionRequest) GetDecisionId() string {
@@ -2275,7 +2399,7 @@ type GetDecisionResponse struct {
 
 func (x *GetDecisionResponse) Reset() {
 	*x = GetDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +2411,7 @@ func (x *GetDecisionResponse) String() string {
 func (*GetDecisionResponse) ProtoMessage() {}
 
 func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2424,7 @@ func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionResponse.ProtoReflect.Descriptor instead.
 func (*GetDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetDecisionResponse) GetDecision() *DecisionRecord {
@@ -2332,7 +2456,7 @@ type CountDecisionsRequest struct {
 
 func (x *CountDecisionsRequest) Reset() {
 	*x = CountDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2468,7 @@ func (x *CountDecisionsRequest) String() string {
 func (*CountDecisionsRequest) ProtoMessage() {}
 
 func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2481,7 @@ func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*CountDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CountDecisionsRequest) GetFilter() *QueryDecisionsRequest {
@@ -2394,7 +2518,7 @@ type CountDecisionsResponse struct {
 
 func (x *CountDecisionsResponse) Reset() {
 	*x = CountDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +2530,7 @@ func (x *CountDecisionsResponse) String() string {
 func (*CountDecisionsResponse) ProtoMessage() {}
 
 func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2419,7 +2543,7 @@ func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*CountDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CountDecisionsResponse) GetCounts() []*DecisionCount {
@@ -2452,7 +2576,7 @@ type DecisionCount struct {
 
 func (x *DecisionCount) Reset() {
 	*x = DecisionCount{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +2588,7 @@ func (x *DecisionCount) String() string {
 func (*DecisionCount) ProtoMessage() {}
 
 func (x *DecisionCount) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +2601,7 @@ func (x *DecisionCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionCount.ProtoReflect.Descriptor instead.
 func (*DecisionCount) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DecisionCount) GetGroup() string {
@@ -2512,7 +2636,7 @@ type ReplayDecisionRequest struct {
 
 func (x *ReplayDecisionRequest) Reset() {
 	*x = ReplayDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2648,7 @@ func (x *ReplayDecisionRequest) String() string {
 func (*ReplayDecisionRequest) ProtoMessage() {}
 
 func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2661,7 @@ func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionRequest.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReplayDecisionRequest) GetDecisionId() string {
@@ -2567,7 +2691,7 @@ type ReplayDecisionResponse struct {
 
 func (x *ReplayDecisionResponse) Reset() {
 	*x = ReplayDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2579,7 +2703,7 @@ func (x *ReplayDecisionResponse) String() string {
 func (*ReplayDecisionResponse) ProtoMessage() {}
 
 func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2592,7 +2716,7 @@ func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionResponse.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReplayDecisionResponse) GetOutcome() ReplayDecisionResponse_Outcome {
@@ -2649,7 +2773,7 @@ type ExportDecisionsRequest struct {
 
 func (x *ExportDecisionsRequest) Reset() {
 	*x = ExportDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2785,7 @@ func (x *ExportDecisionsRequest) String() string {
 func (*ExportDecisionsRequest) ProtoMessage() {}
 
 func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2798,7 @@ func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExportDecisionsRequest) GetFromLeaf() int64 {
@@ -2720,7 +2844,7 @@ type ExportDecisionsResponse struct {
 
 func (x *ExportDecisionsResponse) Reset() {
 	*x = ExportDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +2856,7 @@ func (x *ExportDecisionsResponse) String() string {
 func (*ExportDecisionsResponse) ProtoMessage() {}
 
 func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +2869,7 @@ func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExportDecisionsResponse) GetLeaf() int64 {
@@ -2786,7 +2910,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +2922,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +2935,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LogEntry) GetEntry() isLogEntry_Entry {
@@ -2897,7 +3021,7 @@ type QueryEventsRequest struct {
 
 func (x *QueryEventsRequest) Reset() {
 	*x = QueryEventsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2909,7 +3033,7 @@ func (x *QueryEventsRequest) String() string {
 func (*QueryEventsRequest) ProtoMessage() {}
 
 func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2922,7 +3046,7 @@ func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsRequest.ProtoReflect.Descriptor instead.
 func (*QueryEventsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{28}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *QueryEventsRequest) GetFrom() *timestamppb.Timestamp {
@@ -2987,7 +3111,7 @@ type QueryEventsResponse struct {
 
 func (x *QueryEventsResponse) Reset() {
 	*x = QueryEventsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2999,7 +3123,7 @@ func (x *QueryEventsResponse) String() string {
 func (*QueryEventsResponse) ProtoMessage() {}
 
 func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3012,7 +3136,7 @@ func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsResponse.ProtoReflect.Descriptor instead.
 func (*QueryEventsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *QueryEventsResponse) GetEvents() []*EventRecord {
@@ -3040,7 +3164,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3052,7 +3176,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3065,7 +3189,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{30}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetCheckpointRequest) GetSize() int64 {
@@ -3092,7 +3216,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3104,7 +3228,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3117,7 +3241,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{31}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetCheckpointResponse) GetTruncations() []string {
@@ -3154,7 +3278,7 @@ type GetInclusionProofRequest struct {
 
 func (x *GetInclusionProofRequest) Reset() {
 	*x = GetInclusionProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3166,7 +3290,7 @@ func (x *GetInclusionProofRequest) String() string {
 func (*GetInclusionProofRequest) ProtoMessage() {}
 
 func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3179,7 +3303,7 @@ func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofRequest.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{32}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetInclusionProofRequest) GetId() string {
@@ -3220,7 +3344,7 @@ type GetInclusionProofResponse struct {
 
 func (x *GetInclusionProofResponse) Reset() {
 	*x = GetInclusionProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3232,7 +3356,7 @@ func (x *GetInclusionProofResponse) String() string {
 func (*GetInclusionProofResponse) ProtoMessage() {}
 
 func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3245,7 +3369,7 @@ func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofResponse.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{33}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetInclusionProofResponse) GetRecord() []byte {
@@ -3310,7 +3434,7 @@ type GetConsistencyProofRequest struct {
 
 func (x *GetConsistencyProofRequest) Reset() {
 	*x = GetConsistencyProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3322,7 +3446,7 @@ func (x *GetConsistencyProofRequest) String() string {
 func (*GetConsistencyProofRequest) ProtoMessage() {}
 
 func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3335,7 +3459,7 @@ func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{34}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetConsistencyProofRequest) GetFirst() int64 {
@@ -3365,7 +3489,7 @@ type GetConsistencyProofResponse struct {
 
 func (x *GetConsistencyProofResponse) Reset() {
 	*x = GetConsistencyProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3377,7 +3501,7 @@ func (x *GetConsistencyProofResponse) String() string {
 func (*GetConsistencyProofResponse) ProtoMessage() {}
 
 func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3390,7 +3514,7 @@ func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{35}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetConsistencyProofResponse) GetProof() [][]byte {
@@ -3403,6 +3527,70 @@ func (x *GetConsistencyProofResponse) GetProof() [][]byte {
 func (x *GetConsistencyProofResponse) GetCheckpoint() string {
 	if x != nil {
 		return x.Checkpoint
+	}
+	return ""
+}
+
+// Difference is a value that is different from the start before.
+type ServerStarted_Difference struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the setting.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The value before; empty if there was none.
+	Before string `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`
+	// The value now; empty if there is none.
+	After         string `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerStarted_Difference) Reset() {
+	*x = ServerStarted_Difference{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerStarted_Difference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerStarted_Difference) ProtoMessage() {}
+
+func (x *ServerStarted_Difference) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerStarted_Difference.ProtoReflect.Descriptor instead.
+func (*ServerStarted_Difference) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12, 1}
+}
+
+func (x *ServerStarted_Difference) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServerStarted_Difference) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *ServerStarted_Difference) GetAfter() string {
+	if x != nil {
+		return x.After
 	}
 	return ""
 }
@@ -3445,7 +3633,7 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\vmay_be_kept\x18\x1b \x01(\v2\x19.google.protobuf.DurationR\tmayBeKept\x12\x18\n" +
 	"\adamaged\x18\x1c \x01(\tR\adamagedB\f\n" +
 	"\n" +
-	"_denied_at\"\x9d\v\n" +
+	"_denied_at\"\xf7\v\n" +
 	"\vEventRecord\x12\x19\n" +
 	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x122\n" +
@@ -3472,8 +3660,9 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x10database_renewed\x18\x14 \x01(\v2\x1d.cedarpost.v1.DatabaseRenewedH\x00R\x0fdatabaseRenewed\x12A\n" +
 	"\rlog_truncated\x18\x15 \x01(\v2\x1a.cedarpost.v1.LogTruncatedH\x00R\flogTruncated\x12G\n" +
 	"\x0fpublish_refused\x18\x16 \x01(\v2\x1c.cedarpost.v1.PublishRefusedH\x00R\x0epublishRefused\x121\n" +
-	"\aprobing\x18\x17 \x01(\v2\x15.cedarpost.v1.ProbingH\x00R\aprobing\x12\x18\n" +
-	"\adamaged\x18\x13 \x01(\tR\adamaged\"\x84\x02\n" +
+	"\aprobing\x18\x17 \x01(\v2\x15.cedarpost.v1.ProbingH\x00R\aprobing\x12D\n" +
+	"\x0eserver_started\x18\x1e \x01(\v2\x1b.cedarpost.v1.ServerStartedH\x00R\rserverStarted\x12\x18\n" +
+	"\adamaged\x18\x13 \x01(\tR\adamaged\"\x98\x02\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
@@ -3491,7 +3680,8 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x12\x11\n" +
 	"\rLOG_TRUNCATED\x10\v\x12\x13\n" +
 	"\x0fPUBLISH_REFUSED\x10\f\x12\v\n" +
-	"\aPROBING\x10\rB\b\n" +
+	"\aPROBING\x10\r\x12\x12\n" +
+	"\x0eSERVER_STARTED\x10\x14B\b\n" +
 	"\x06detail\"\xde\x01\n" +
 	"\x06Change\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x123\n" +
@@ -3551,7 +3741,24 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x0fDatabaseRenewed\x12\x16\n" +
 	"\x06before\x18\x01 \x01(\tR\x06before\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\tR\x05after\x12\x16\n" +
-	"\x06copied\x18\x03 \x01(\bR\x06copied\",\n" +
+	"\x06copied\x18\x03 \x01(\bR\x06copied\"\xd3\x03\n" +
+	"\rServerStarted\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
+	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x1d\n" +
+	"\n" +
+	"go_version\x18\x03 \x01(\tR\tgoVersion\x12E\n" +
+	"\bsettings\x18\x04 \x03(\v2).cedarpost.v1.ServerStarted.SettingsEntryR\bsettings\x12'\n" +
+	"\x0fsettings_digest\x18\x05 \x01(\tR\x0esettingsDigest\x12*\n" +
+	"\x11previous_event_id\x18\x06 \x01(\tR\x0fpreviousEventId\x12H\n" +
+	"\vdifferences\x18\a \x03(\v2&.cedarpost.v1.ServerStarted.DifferenceR\vdifferences\x1a;\n" +
+	"\rSettingsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aN\n" +
+	"\n" +
+	"Difference\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\tR\x06before\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\",\n" +
 	"\fLogTruncated\x12\x1c\n" +
 	"\tstatement\x18\x01 \x01(\tR\tstatement\"\x85\x01\n" +
 	"\vReuseReport\x12\x1b\n" +
@@ -3720,7 +3927,7 @@ func file_cedarpost_v1_audit_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(EventRecord_Kind)(0),               // 0: cedarpost.v1.EventRecord.Kind
 	(CountDecisionsRequest_Group)(0),    // 1: cedarpost.v1.CountDecisionsRequest.Group
@@ -3737,66 +3944,69 @@ var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(*CheckpointKey)(nil),               // 12: cedarpost.v1.CheckpointKey
 	(*StateRoot)(nil),                   // 13: cedarpost.v1.StateRoot
 	(*DatabaseRenewed)(nil),             // 14: cedarpost.v1.DatabaseRenewed
-	(*LogTruncated)(nil),                // 15: cedarpost.v1.LogTruncated
-	(*ReuseReport)(nil),                 // 16: cedarpost.v1.ReuseReport
-	(*FailedOpen)(nil),                  // 17: cedarpost.v1.FailedOpen
-	(*DecisionUses)(nil),                // 18: cedarpost.v1.DecisionUses
-	(*QueryDecisionsRequest)(nil),       // 19: cedarpost.v1.QueryDecisionsRequest
-	(*QueryDecisionsResponse)(nil),      // 20: cedarpost.v1.QueryDecisionsResponse
-	(*GetDecisionRequest)(nil),          // 21: cedarpost.v1.GetDecisionRequest
-	(*GetDecisionResponse)(nil),         // 22: cedarpost.v1.GetDecisionResponse
-	(*CountDecisionsRequest)(nil),       // 23: cedarpost.v1.CountDecisionsRequest
-	(*CountDecisionsResponse)(nil),      // 24: cedarpost.v1.CountDecisionsResponse
-	(*DecisionCount)(nil),               // 25: cedarpost.v1.DecisionCount
-	(*ReplayDecisionRequest)(nil),       // 26: cedarpost.v1.ReplayDecisionRequest
-	(*ReplayDecisionResponse)(nil),      // 27: cedarpost.v1.ReplayDecisionResponse
-	(*ExportDecisionsRequest)(nil),      // 28: cedarpost.v1.ExportDecisionsRequest
-	(*ExportDecisionsResponse)(nil),     // 29: cedarpost.v1.ExportDecisionsResponse
-	(*LogEntry)(nil),                    // 30: cedarpost.v1.LogEntry
-	(*QueryEventsRequest)(nil),          // 31: cedarpost.v1.QueryEventsRequest
-	(*QueryEventsResponse)(nil),         // 32: cedarpost.v1.QueryEventsResponse
-	(*GetCheckpointRequest)(nil),        // 33: cedarpost.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),       // 34: cedarpost.v1.GetCheckpointResponse
-	(*GetInclusionProofRequest)(nil),    // 35: cedarpost.v1.GetInclusionProofRequest
-	(*GetInclusionProofResponse)(nil),   // 36: cedarpost.v1.GetInclusionProofResponse
-	(*GetConsistencyProofRequest)(nil),  // 37: cedarpost.v1.GetConsistencyProofRequest
-	(*GetConsistencyProofResponse)(nil), // 38: cedarpost.v1.GetConsistencyProofResponse
-	nil,                                 // 39: cedarpost.v1.QueryDecisionsResponse.UsesEntry
-	(*timestamppb.Timestamp)(nil),       // 40: google.protobuf.Timestamp
-	(*EntityUid)(nil),                   // 41: cedarpost.v1.EntityUid
-	(*structpb.Struct)(nil),             // 42: google.protobuf.Struct
-	(*FieldSelection)(nil),              // 43: cedarpost.v1.FieldSelection
-	(*Entity)(nil),                      // 44: cedarpost.v1.Entity
-	(Decision)(0),                       // 45: cedarpost.v1.Decision
-	(DeniedAt)(0),                       // 46: cedarpost.v1.DeniedAt
-	(*Fields)(nil),                      // 47: cedarpost.v1.Fields
-	(*PolicyRef)(nil),                   // 48: cedarpost.v1.PolicyRef
-	(*PolicyError)(nil),                 // 49: cedarpost.v1.PolicyError
-	(*Obligation)(nil),                  // 50: cedarpost.v1.Obligation
-	(*Advice)(nil),                      // 51: cedarpost.v1.Advice
-	(*durationpb.Duration)(nil),         // 52: google.protobuf.Duration
-	(*Reuse)(nil),                       // 53: cedarpost.v1.Reuse
-	(*FailOpen)(nil),                    // 54: cedarpost.v1.FailOpen
+	(*ServerStarted)(nil),               // 15: cedarpost.v1.ServerStarted
+	(*LogTruncated)(nil),                // 16: cedarpost.v1.LogTruncated
+	(*ReuseReport)(nil),                 // 17: cedarpost.v1.ReuseReport
+	(*FailedOpen)(nil),                  // 18: cedarpost.v1.FailedOpen
+	(*DecisionUses)(nil),                // 19: cedarpost.v1.DecisionUses
+	(*QueryDecisionsRequest)(nil),       // 20: cedarpost.v1.QueryDecisionsRequest
+	(*QueryDecisionsResponse)(nil),      // 21: cedarpost.v1.QueryDecisionsResponse
+	(*GetDecisionRequest)(nil),          // 22: cedarpost.v1.GetDecisionRequest
+	(*GetDecisionResponse)(nil),         // 23: cedarpost.v1.GetDecisionResponse
+	(*CountDecisionsRequest)(nil),       // 24: cedarpost.v1.CountDecisionsRequest
+	(*CountDecisionsResponse)(nil),      // 25: cedarpost.v1.CountDecisionsResponse
+	(*DecisionCount)(nil),               // 26: cedarpost.v1.DecisionCount
+	(*ReplayDecisionRequest)(nil),       // 27: cedarpost.v1.ReplayDecisionRequest
+	(*ReplayDecisionResponse)(nil),      // 28: cedarpost.v1.ReplayDecisionResponse
+	(*ExportDecisionsRequest)(nil),      // 29: cedarpost.v1.ExportDecisionsRequest
+	(*ExportDecisionsResponse)(nil),     // 30: cedarpost.v1.ExportDecisionsResponse
+	(*LogEntry)(nil),                    // 31: cedarpost.v1.LogEntry
+	(*QueryEventsRequest)(nil),          // 32: cedarpost.v1.QueryEventsRequest
+	(*QueryEventsResponse)(nil),         // 33: cedarpost.v1.QueryEventsResponse
+	(*GetCheckpointRequest)(nil),        // 34: cedarpost.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 35: cedarpost.v1.GetCheckpointResponse
+	(*GetInclusionProofRequest)(nil),    // 36: cedarpost.v1.GetInclusionProofRequest
+	(*GetInclusionProofResponse)(nil),   // 37: cedarpost.v1.GetInclusionProofResponse
+	(*GetConsistencyProofRequest)(nil),  // 38: cedarpost.v1.GetConsistencyProofRequest
+	(*GetConsistencyProofResponse)(nil), // 39: cedarpost.v1.GetConsistencyProofResponse
+	nil,                                 // 40: cedarpost.v1.ServerStarted.SettingsEntry
+	(*ServerStarted_Difference)(nil),    // 41: cedarpost.v1.ServerStarted.Difference
+	nil,                                 // 42: cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	(*timestamppb.Timestamp)(nil),       // 43: google.protobuf.Timestamp
+	(*EntityUid)(nil),                   // 44: cedarpost.v1.EntityUid
+	(*structpb.Struct)(nil),             // 45: google.protobuf.Struct
+	(*FieldSelection)(nil),              // 46: cedarpost.v1.FieldSelection
+	(*Entity)(nil),                      // 47: cedarpost.v1.Entity
+	(Decision)(0),                       // 48: cedarpost.v1.Decision
+	(DeniedAt)(0),                       // 49: cedarpost.v1.DeniedAt
+	(*Fields)(nil),                      // 50: cedarpost.v1.Fields
+	(*PolicyRef)(nil),                   // 51: cedarpost.v1.PolicyRef
+	(*PolicyError)(nil),                 // 52: cedarpost.v1.PolicyError
+	(*Obligation)(nil),                  // 53: cedarpost.v1.Obligation
+	(*Advice)(nil),                      // 54: cedarpost.v1.Advice
+	(*durationpb.Duration)(nil),         // 55: google.protobuf.Duration
+	(*Reuse)(nil),                       // 56: cedarpost.v1.Reuse
+	(*FailOpen)(nil),                    // 57: cedarpost.v1.FailOpen
 }
 var file_cedarpost_v1_audit_proto_depIdxs = []int32{
-	40, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
-	41, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
-	41, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
-	41, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
-	42, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
-	43, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
-	44, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
-	45, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
-	46, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
-	47, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
-	48, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
-	49, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
-	50, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
-	51, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
-	52, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
-	52, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
-	52, // 16: cedarpost.v1.DecisionRecord.may_be_kept:type_name -> google.protobuf.Duration
-	40, // 17: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
+	43, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
+	44, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
+	44, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
+	44, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
+	45, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
+	46, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
+	47, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
+	48, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
+	49, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
+	50, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
+	51, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
+	52, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
+	53, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
+	54, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
+	55, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
+	55, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
+	55, // 16: cedarpost.v1.DecisionRecord.may_be_kept:type_name -> google.protobuf.Duration
+	43, // 17: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
 	0,  // 18: cedarpost.v1.EventRecord.kind:type_name -> cedarpost.v1.EventRecord.Kind
 	5,  // 19: cedarpost.v1.EventRecord.change:type_name -> cedarpost.v1.Change
 	6,  // 20: cedarpost.v1.EventRecord.authentication_failure:type_name -> cedarpost.v1.AuthenticationFailure
@@ -3804,77 +4014,80 @@ var file_cedarpost_v1_audit_proto_depIdxs = []int32{
 	10, // 22: cedarpost.v1.EventRecord.log_read:type_name -> cedarpost.v1.LogRead
 	11, // 23: cedarpost.v1.EventRecord.retention_drop:type_name -> cedarpost.v1.RetentionDrop
 	12, // 24: cedarpost.v1.EventRecord.checkpoint_key:type_name -> cedarpost.v1.CheckpointKey
-	16, // 25: cedarpost.v1.EventRecord.reuse:type_name -> cedarpost.v1.ReuseReport
-	17, // 26: cedarpost.v1.EventRecord.failed_open:type_name -> cedarpost.v1.FailedOpen
+	17, // 25: cedarpost.v1.EventRecord.reuse:type_name -> cedarpost.v1.ReuseReport
+	18, // 26: cedarpost.v1.EventRecord.failed_open:type_name -> cedarpost.v1.FailedOpen
 	13, // 27: cedarpost.v1.EventRecord.state_root:type_name -> cedarpost.v1.StateRoot
 	14, // 28: cedarpost.v1.EventRecord.database_renewed:type_name -> cedarpost.v1.DatabaseRenewed
-	15, // 29: cedarpost.v1.EventRecord.log_truncated:type_name -> cedarpost.v1.LogTruncated
+	16, // 29: cedarpost.v1.EventRecord.log_truncated:type_name -> cedarpost.v1.LogTruncated
 	7,  // 30: cedarpost.v1.EventRecord.publish_refused:type_name -> cedarpost.v1.PublishRefused
 	8,  // 31: cedarpost.v1.EventRecord.probing:type_name -> cedarpost.v1.Probing
-	41, // 32: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
-	40, // 33: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
-	40, // 34: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
-	40, // 35: cedarpost.v1.PublishRefused.first:type_name -> google.protobuf.Timestamp
-	40, // 36: cedarpost.v1.PublishRefused.last:type_name -> google.protobuf.Timestamp
-	40, // 37: cedarpost.v1.Probing.first:type_name -> google.protobuf.Timestamp
-	40, // 38: cedarpost.v1.Probing.last:type_name -> google.protobuf.Timestamp
-	40, // 39: cedarpost.v1.RefusedRight.first:type_name -> google.protobuf.Timestamp
-	40, // 40: cedarpost.v1.RefusedRight.last:type_name -> google.protobuf.Timestamp
-	53, // 41: cedarpost.v1.ReuseReport.reuses:type_name -> cedarpost.v1.Reuse
-	54, // 42: cedarpost.v1.FailedOpen.fail_opens:type_name -> cedarpost.v1.FailOpen
-	40, // 43: cedarpost.v1.DecisionUses.first:type_name -> google.protobuf.Timestamp
-	40, // 44: cedarpost.v1.DecisionUses.last:type_name -> google.protobuf.Timestamp
-	40, // 45: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	40, // 46: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	41, // 47: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
-	41, // 48: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
-	41, // 49: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
-	45, // 50: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
-	46, // 51: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
-	48, // 52: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
-	3,  // 53: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
-	39, // 54: cedarpost.v1.QueryDecisionsResponse.uses:type_name -> cedarpost.v1.QueryDecisionsResponse.UsesEntry
-	3,  // 55: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
-	18, // 56: cedarpost.v1.GetDecisionResponse.uses:type_name -> cedarpost.v1.DecisionUses
-	19, // 57: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
-	1,  // 58: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
-	25, // 59: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
-	2,  // 60: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
-	3,  // 61: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
-	3,  // 62: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
-	40, // 63: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	40, // 64: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	30, // 65: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
-	3,  // 66: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
-	4,  // 67: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
-	40, // 68: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
-	40, // 69: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
-	0,  // 70: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
-	4,  // 71: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
-	18, // 72: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
-	19, // 73: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
-	23, // 74: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
-	21, // 75: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
-	26, // 76: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
-	28, // 77: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
-	31, // 78: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
-	33, // 79: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
-	35, // 80: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
-	37, // 81: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
-	20, // 82: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
-	24, // 83: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
-	22, // 84: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
-	27, // 85: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
-	29, // 86: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
-	32, // 87: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
-	34, // 88: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
-	36, // 89: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
-	38, // 90: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
-	82, // [82:91] is the sub-list for method output_type
-	73, // [73:82] is the sub-list for method input_type
-	73, // [73:73] is the sub-list for extension type_name
-	73, // [73:73] is the sub-list for extension extendee
-	0,  // [0:73] is the sub-list for field type_name
+	15, // 32: cedarpost.v1.EventRecord.server_started:type_name -> cedarpost.v1.ServerStarted
+	44, // 33: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
+	43, // 34: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
+	43, // 35: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
+	43, // 36: cedarpost.v1.PublishRefused.first:type_name -> google.protobuf.Timestamp
+	43, // 37: cedarpost.v1.PublishRefused.last:type_name -> google.protobuf.Timestamp
+	43, // 38: cedarpost.v1.Probing.first:type_name -> google.protobuf.Timestamp
+	43, // 39: cedarpost.v1.Probing.last:type_name -> google.protobuf.Timestamp
+	43, // 40: cedarpost.v1.RefusedRight.first:type_name -> google.protobuf.Timestamp
+	43, // 41: cedarpost.v1.RefusedRight.last:type_name -> google.protobuf.Timestamp
+	40, // 42: cedarpost.v1.ServerStarted.settings:type_name -> cedarpost.v1.ServerStarted.SettingsEntry
+	41, // 43: cedarpost.v1.ServerStarted.differences:type_name -> cedarpost.v1.ServerStarted.Difference
+	56, // 44: cedarpost.v1.ReuseReport.reuses:type_name -> cedarpost.v1.Reuse
+	57, // 45: cedarpost.v1.FailedOpen.fail_opens:type_name -> cedarpost.v1.FailOpen
+	43, // 46: cedarpost.v1.DecisionUses.first:type_name -> google.protobuf.Timestamp
+	43, // 47: cedarpost.v1.DecisionUses.last:type_name -> google.protobuf.Timestamp
+	43, // 48: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	43, // 49: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	44, // 50: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
+	44, // 51: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
+	44, // 52: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
+	48, // 53: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
+	49, // 54: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
+	51, // 55: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
+	3,  // 56: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
+	42, // 57: cedarpost.v1.QueryDecisionsResponse.uses:type_name -> cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	3,  // 58: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
+	19, // 59: cedarpost.v1.GetDecisionResponse.uses:type_name -> cedarpost.v1.DecisionUses
+	20, // 60: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
+	1,  // 61: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
+	26, // 62: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
+	2,  // 63: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
+	3,  // 64: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
+	3,  // 65: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
+	43, // 66: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	43, // 67: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	31, // 68: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
+	3,  // 69: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
+	4,  // 70: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
+	43, // 71: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
+	43, // 72: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
+	0,  // 73: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
+	4,  // 74: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
+	19, // 75: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
+	20, // 76: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
+	24, // 77: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
+	22, // 78: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
+	27, // 79: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
+	29, // 80: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
+	32, // 81: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
+	34, // 82: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
+	36, // 83: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
+	38, // 84: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
+	21, // 85: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
+	25, // 86: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
+	23, // 87: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
+	28, // 88: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
+	30, // 89: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
+	33, // 90: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
+	35, // 91: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
+	37, // 92: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
+	39, // 93: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
+	85, // [85:94] is the sub-list for method output_type
+	76, // [76:85] is the sub-list for method input_type
+	76, // [76:76] is the sub-list for extension type_name
+	76, // [76:76] is the sub-list for extension extendee
+	0,  // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_audit_proto_init() }
@@ -3899,8 +4112,9 @@ func file_cedarpost_v1_audit_proto_init() {
 		(*EventRecord_LogTruncated)(nil),
 		(*EventRecord_PublishRefused)(nil),
 		(*EventRecord_Probing)(nil),
+		(*EventRecord_ServerStarted)(nil),
 	}
-	file_cedarpost_v1_audit_proto_msgTypes[27].OneofWrappers = []any{
+	file_cedarpost_v1_audit_proto_msgTypes[28].OneofWrappers = []any{
 		(*LogEntry_Decision)(nil),
 		(*LogEntry_Event)(nil),
 		(*LogEntry_Missing)(nil),
@@ -3911,7 +4125,7 @@ func file_cedarpost_v1_audit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_audit_proto_rawDesc), len(file_cedarpost_v1_audit_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   37,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
