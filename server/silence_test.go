@@ -278,7 +278,10 @@ func TestAlertsNameMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	certFile, keyFile := server.WritePair(t, t.TempDir(), "a", time.Now().AddDate(1, 0, 0))
-	s := servertest.New(t, func(c *server.Config) { c.TLSCert, c.TLSKey = certFile, keyFile })
+	s := servertest.New(t, func(c *server.Config) {
+		c.TLSCert, c.TLSKey = certFile, keyFile
+		c.SecretFiles = []server.SecretFile{{Setting: "tls-key", Path: keyFile}}
+	})
 	var exposed string
 	servertest.Eventually(t, "a task has succeeded", func() bool {
 		exposed = servertest.Metrics(t, s)
