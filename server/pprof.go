@@ -4,7 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"net/http/pprof" //nolint:gosec // it also registers with http.DefaultServeMux, which nothing here serves
+	"net/http/pprof" // it also registers with http.DefaultServeMux, which nothing here serves
 	"strings"
 )
 

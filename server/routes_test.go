@@ -11,9 +11,15 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// send makes a request with headers, given as alternating names and values, and returns the answer and
-// its body.
-func send(t *testing.T, method, url string, headers ...string) (*http.Response, string) {
+// reply is the answer to a request.
+type reply struct {
+	code   int
+	header http.Header
+	body   string
+}
+
+// send makes a request with headers, given as alternating names and values.
+func send(t *testing.T, method, url string, headers ...string) reply {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, http.NoBody)
 	if err != nil {
@@ -34,7 +40,7 @@ func send(t *testing.T, method, url string, headers ...string) (*http.Response, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return res, string(body)
+	return reply{res.StatusCode, res.Header, string(body)}
 }
 
 // Each plane answers on its own routes with their own methods. Everything else is 404 or 405, with a
@@ -75,16 +81,16 @@ func TestAttackTryRoutesAndMethods(t *testing.T) {
 			if code, ok := c.methods[method]; ok {
 				want = code
 			}
-			res, body := send(t, method, c.base+c.path, "Origin", "https://evil.example")
+			res := send(t, method, c.base+c.path, "Origin", "https://evil.example")
 			// The path without its dots does not exist either.
-			redirected := want == 404 && res.StatusCode == http.StatusTemporaryRedirect && res.Header.Get("Location") == "/metrics"
-			if res.StatusCode != want && !redirected {
-				t.Errorf("%s %s: %d, want %d: %s", method, c.path, res.StatusCode, want, body)
+			redirected := want == 404 && res.code == http.StatusTemporaryRedirect && res.header.Get("Location") == "/metrics"
+			if res.code != want && !redirected {
+				t.Errorf("%s %s: %d, want %d: %s", method, c.path, res.code, want, res.body)
 			}
-			if res.StatusCode >= 300 && !redirected && (len(body) > 200 || strings.Contains(body, "<")) {
-				t.Errorf("%s %s: the body has %d bytes: %.300s", method, c.path, len(body), body)
+			if res.code >= 300 && !redirected && (len(res.body) > 200 || strings.Contains(res.body, "<")) {
+				t.Errorf("%s %s: the body has %d bytes: %.300s", method, c.path, len(res.body), res.body)
 			}
-			for name := range res.Header {
+			for name := range res.header {
 				if strings.HasPrefix(name, "Access-Control-") {
 					t.Errorf("%s %s: %s without an origin that is listed", method, c.path, name)
 				}
@@ -110,19 +116,19 @@ func TestOpsParts(t *testing.T) {
 	} {
 		s := servertest.New(t, c.set)
 		for path, want := range c.want {
-			if res, body := send(t, http.MethodGet, s.Ops+path); res.StatusCode != want {
-				t.Errorf("%s: GET %s: %d, want %d: %.100s", name, path, res.StatusCode, want, body)
+			if res := send(t, http.MethodGet, s.Ops+path); res.code != want {
+				t.Errorf("%s: GET %s: %d, want %d: %.100s", name, path, res.code, want, res.body)
 			}
 		}
 		if name == "pprof" {
 			for _, method := range []string{"POST", "DELETE"} {
-				if res, _ := send(t, method, s.Ops+"/debug/pprof/heap"); res.StatusCode != http.StatusMethodNotAllowed {
-					t.Errorf("%s of a profile: %d", method, res.StatusCode)
+				if res := send(t, method, s.Ops+"/debug/pprof/heap"); res.code != http.StatusMethodNotAllowed {
+					t.Errorf("%s of a profile: %d", method, res.code)
 				}
 			}
 			// A page whose name was made to resolve to this machine.
-			if res, body := send(t, http.MethodGet, s.Ops+"/debug/pprof/heap", "Host", "rebound.example:80"); res.StatusCode != http.StatusForbidden || len(body) > 100 {
-				t.Errorf("a profile for another host: %d", res.StatusCode)
+			if res := send(t, http.MethodGet, s.Ops+"/debug/pprof/heap", "Host", "rebound.example:80"); res.code != http.StatusForbidden || len(res.body) > 100 {
+				t.Errorf("a profile for another host: %d", res.code)
 			}
 		}
 	}
@@ -150,11 +156,11 @@ func TestAttackCrossOrigin(t *testing.T) {
 	const authorize = "/cedarpost.v1.AuthorizationService/Authorize"
 	preflight := func(base, origin, method, headers string) http.Header {
 		t.Helper()
-		res, body := send(t, http.MethodOptions, base+authorize, "Origin", origin, "Access-Control-Request-Method", method, "Access-Control-Request-Headers", headers)
-		if res.StatusCode != http.StatusNoContent || body != "" {
-			t.Errorf("preflight of %s: %d %s", origin, res.StatusCode, body)
+		res := send(t, http.MethodOptions, base+authorize, "Origin", origin, "Access-Control-Request-Method", method, "Access-Control-Request-Headers", headers)
+		if res.code != http.StatusNoContent || res.body != "" {
+			t.Errorf("preflight of %s: %d %s", origin, res.code, res.body)
 		}
-		return res.Header
+		return res.header
 	}
 	for _, base := range []string{s.API, s.Admin} {
 		for _, origin := range []string{listed, "http://localhost:3000"} {
@@ -181,18 +187,18 @@ func TestAttackCrossOrigin(t *testing.T) {
 		}
 		// A call of such a page is refused without a key as any call; with one, the page cannot read the answer.
 		for _, key := range []string{"", "Bearer " + s.Token} {
-			res, _ := send(t, http.MethodPost, s.API+authorize, "Origin", origin, "Authorization", key, "Content-Type", "application/json")
-			if res.Header.Get("Access-Control-Allow-Origin") != "" {
-				t.Errorf("call of %s: %v", origin, res.Header)
+			res := send(t, http.MethodPost, s.API+authorize, "Origin", origin, "Authorization", key, "Content-Type", "application/json")
+			if res.header.Get("Access-Control-Allow-Origin") != "" {
+				t.Errorf("call of %s: %v", origin, res.header)
 			}
-			if key == "" && res.StatusCode != http.StatusUnauthorized {
-				t.Errorf("call without a key: %d", res.StatusCode)
+			if key == "" && res.code != http.StatusUnauthorized {
+				t.Errorf("call without a key: %d", res.code)
 			}
 		}
 	}
-	res, _ := send(t, http.MethodPost, s.API+authorize, "Origin", listed, "Content-Type", "application/json")
-	if res.StatusCode != http.StatusUnauthorized || res.Header.Get("Access-Control-Allow-Origin") != listed || !strings.Contains(res.Header.Get("Vary"), "Origin") {
-		t.Errorf("a call of a listed origin without a key: %d %v", res.StatusCode, res.Header)
+	res := send(t, http.MethodPost, s.API+authorize, "Origin", listed, "Content-Type", "application/json")
+	if res.code != http.StatusUnauthorized || res.header.Get("Access-Control-Allow-Origin") != listed || !strings.Contains(res.header.Get("Vary"), "Origin") {
+		t.Errorf("a call of a listed origin without a key: %d %v", res.code, res.header)
 	}
 	t.Logf("attack: %d other origins, with and without a key; allowed: 0", len(strangers))
 }

@@ -104,7 +104,7 @@ func TestDoctor(t *testing.T) {
 	eventually(t, "the witness has a checkpoint", func() bool {
 		return client.run(t, "audit", "witness", "--once", "--verifier-key", verifier, "--state", state).code == 0
 	})
-	d.stop(t, syscall.SIGTERM) // so that nothing is waiting for a checkpoint for long
+	d.stop(t, syscall.SIGTERM)                                                        // so that nothing is waiting for a checkpoint for long
 	must("set session_replication_role = replica; update checkpoints set at = now()") // without triggers
 	wants(t, doctor(t, sh, codeWarnings, with("--witness-state", state)...), map[string]string{"certificate": "warn: "})
 	if checks := doctor(t, sh, codeWarnings, with("--witness-state", state)...); !strings.Contains(checks["max-staleness"], "pass: 5s") || !strings.Contains(checks["database-url"], "not set") {

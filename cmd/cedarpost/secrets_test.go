@@ -24,7 +24,7 @@ import (
 func forms(plain []byte) (list []string) {
 	return []string{
 		string(plain), hex.EncodeToString(plain), strings.ToUpper(hex.EncodeToString(plain)), url.QueryEscape(string(plain)),
-		base64.StdEncoding.EncodeToString(plain), base64.RawURLEncoding.EncodeToString(plain), fmt.Sprint(plain),
+		base64.StdEncoding.EncodeToString(plain), base64.RawURLEncoding.EncodeToString(plain), fmt.Sprintf("%d", plain),
 	}
 }
 
@@ -44,7 +44,7 @@ func TestAttackFindSecretsInLogsAndOutputs(t *testing.T) {
 	wrong := *parsed
 	wrong.User = url.UserPassword(parsed.User.Username(), "wrong-password-3141592653")
 
-	urlFile, cert, maskFile, keyFile := write(t, dir, "url", login+"\n"), "", write(t, dir, "mask", hex.EncodeToString(bytes.Repeat([]byte("mask-key"), 4))+"\n"), filepath.Join(dir, "key")
+	urlFile, maskFile, keyFile := write(t, dir, "url", login+"\n"), write(t, dir, "mask", hex.EncodeToString(bytes.Repeat([]byte("mask-key"), 4))+"\n"), filepath.Join(dir, "key")
 	cert, tlsKey := certify(t, dir, "127.0.0.1")
 	auditKey, secondAuditKey := filepath.Join(dir, "audit.key"), filepath.Join(dir, "audit2.key")
 	sh := newShell("SSL_CERT_FILE=" + cert)
@@ -147,6 +147,7 @@ func TestAttackFindSecretsInLogsAndOutputs(t *testing.T) {
 			t.Fatal(err)
 		}
 		body, err := io.ReadAll(res.Body)
+		_ = res.Body.Close()
 		if err != nil {
 			t.Fatal(err)
 		}

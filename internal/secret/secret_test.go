@@ -46,7 +46,7 @@ func shows(text, plain string) bool {
 	quoted := strconv.Quote(plain)
 	for _, form := range []string{
 		plain, quoted[1 : len(quoted)-1], hex.EncodeToString([]byte(plain)), strings.ToUpper(hex.EncodeToString([]byte(plain))),
-		base64.StdEncoding.EncodeToString([]byte(plain)), fmt.Sprint([]byte(plain)), fmt.Sprintf("% x", plain), fmt.Sprintf("%#v", []byte(plain)),
+		base64.StdEncoding.EncodeToString([]byte(plain)), fmt.Sprintf("%d", []byte(plain)), fmt.Sprintf("% x", plain), fmt.Sprintf("%#v", []byte(plain)),
 	} {
 		if strings.Contains(text, form) {
 			return true

@@ -88,7 +88,7 @@ func withAgent(socket string, use func(agent.ExtendedAgent) error) error {
 	if err != nil {
 		return &agentError{err}
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	if err := conn.SetDeadline(time.Now().Add(agentTimeout)); err != nil {
 		return &agentError{err}
 	}
