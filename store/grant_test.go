@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/store"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
@@ -27,7 +28,7 @@ func change(t *testing.T, db *store.DB, c store.AccessChange) (store.Access, sto
 // Grants and keys are stored together, each change once, and can be read back as they were.
 func TestChangeAccess(t *testing.T) {
 	url := storetest.New(t)
-	db, err := store.Open(t.Context(), store.Config{DatabaseURL: url, Event: storetest.Event})
+	db, err := store.Open(t.Context(), store.Config{DatabaseURL: secret.New(url), Event: storetest.Event})
 	if err != nil {
 		t.Fatal(err)
 	}

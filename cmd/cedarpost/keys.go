@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/internal/keyfile"
+	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
@@ -275,7 +276,7 @@ func (k *recoverKeysCmd) Run(ctx context.Context, kc *kong.Context, c *console) 
 	if err := k.check(); err != nil {
 		return err
 	}
-	db, err := store.Open(ctx, store.Config{DatabaseURL: url, Server: "cedarpost keys recover", Event: decisionlog.ChangeEvents("cedarpost keys recover")})
+	db, err := store.Open(ctx, store.Config{DatabaseURL: secret.New(url), Server: "cedarpost keys recover", Event: decisionlog.ChangeEvents("cedarpost keys recover")})
 	if err != nil {
 		return err
 	}
