@@ -30,13 +30,16 @@ func TestWrongValueNamesItsLine(t *testing.T) {
 	defer func() { _ = busy.Close() }()
 	database := storetest.NewServer(t).URL()
 	for text, want := range map[string]string{
-		"listen: 9999":                                   "listen",
-		"admin-listen: 127.0.0.1:x":                      "admin-listen",
-		"ops-listen: " + busy.Addr().String():            "ops-listen",
-		"mask-key-file: none":                            "mask-key-file",
-		"mask-key-file: open":                            "mask-key-file",
-		"tls-cert: none\ntls-key: tls.key":               "tls-cert",
-		"tls-key: open\ntls-cert: tls.crt":               "tls-key",
+		"listen: 9999":                        "listen",
+		"admin-listen: 127.0.0.1:x":           "admin-listen",
+		"ops-listen: " + busy.Addr().String(): "ops-listen",
+		"mask-key-file: none":                 "mask-key-file",
+		"mask-key-file: open":                 "mask-key-file",
+		"tls-cert: none\ntls-key: tls.key":    "tls-cert",
+		"tls-key: open\ntls-cert: tls.crt":    "tls-key",
+		"client-ca: none\ntls-cert: tls.crt\ntls-key: tls.key\nclient-dns-names: true":      "client-ca",
+		"client-ca: tls.crt\ntls-cert: tls.crt\ntls-key: tls.key\nclient-dns-names: true":   "client-ca",
+		"client-trust-domain: A/b\ntls-cert: tls.crt\ntls-key: tls.key\nclient-ca: tls.crt": "client-trust-domain",
 		"bootstrap-key-file: open":                       "bootstrap-key-file",
 		"audit-key-file: none\naudit-checkpoint-file: c": "audit-key-file",
 		"audit-key-file: open\naudit-checkpoint-file: c": "audit-key-file",

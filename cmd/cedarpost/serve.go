@@ -21,9 +21,8 @@ import (
 type serveCmd struct {
 	databaseFlags
 	readFlags
-	listenFlags         `set:"loglevel=info"`
-	TLSCert             string   `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. The server reads it again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
-	TLSKey              string   `name:"tls-key" help:"PEM file with the key of the certificate." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
+	listenFlags `set:"loglevel=info"`
+	tlsFlags
 	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen; needs --audit-checkpoint-file. While keys rotate, several keys separated by spaces, the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
 	AuditCheckpointFile string   `help:"File outside of the database to which the server appends every checkpoint. The server signs nothing that contradicts it. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
 	BootstrapKeyFile    string   `help:"If the database has no API key, make the first one, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
@@ -37,7 +36,7 @@ func (*serveCmd) Help() string {
 
   ready decision=URL admin=URL ops=URL
 
-SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate and its key at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. Everything else is read only at the start.
+SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate, its key and the CAs of clients at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. Everything else is read only at the start.
 
 Files with keys and other secrets are refused if users other than their owner and group have any rights to them.`
 }
@@ -103,7 +102,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	config.TLSCert, config.TLSKey = s.TLSCert, s.TLSKey
+	s.configureTLS(&config)
 	config.Signing = decisionlog.Signing{KeyFiles: s.AuditKeyFile, CheckpointFile: s.AuditCheckpointFile}
 	srv, err := server.New(ctx, config)
 	if err != nil {

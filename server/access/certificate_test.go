@@ -1,9 +1,6 @@
 package access
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -11,7 +8,6 @@ import (
 	"errors"
 	"io"
 	"log"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -21,15 +17,12 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/cedarpost/cedarpost/internal/privateca"
 )
 
 // issuer is a CA of a test.
-type issuer struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-var serials atomic.Int64
+type issuer struct{ pair *privateca.Pair }
 
 // newIssuer makes a root, or with a parent an intermediate CA.
 func newIssuer(t testing.TB, name string, parent *issuer, change func(*x509.Certificate)) *issuer {
@@ -41,31 +34,21 @@ func newIssuer(t testing.TB, name string, parent *issuer, change func(*x509.Cert
 	if change != nil {
 		change(template)
 	}
-	cert, key := sign(t, template, parent)
-	return &issuer{cert, key}
+	return &issuer{parent.issue(t, template)}
 }
 
-// sign makes a certificate, signed by a CA or by itself.
-func sign(t testing.TB, template *x509.Certificate, by *issuer) (*x509.Certificate, *ecdsa.PrivateKey) {
+// issue makes a certificate, signed by the CA or, if it is nil, by itself.
+func (i *issuer) issue(t testing.TB, template *x509.Certificate) *privateca.Pair {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	var ca *privateca.Pair
+	if i != nil {
+		ca = i.pair
+	}
+	pair, err := privateca.Issue(template, ca)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template.SerialNumber = big.NewInt(serials.Add(1))
-	parent, signer := template, key
-	if by != nil {
-		parent, signer = by.cert, by.key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert, key
+	return pair
 }
 
 // leaf makes a client's certificate; change is applied to a valid one with a SPIFFE ID.
@@ -79,8 +62,8 @@ func (i *issuer) leaf(t testing.TB, change func(*x509.Certificate)) tls.Certific
 	if change != nil {
 		change(template)
 	}
-	cert, key := sign(t, template, i)
-	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
+	pair := i.issue(t, template)
+	return tls.Certificate{Certificate: [][]byte{pair.Cert.Raw}, PrivateKey: pair.Key, Leaf: pair.Cert}
 }
 
 func uris(list ...string) (parsed []*url.URL) {
@@ -175,7 +158,7 @@ func newCertificates(t testing.TB, dnsNames bool, cas ...*issuer) (*Certificates
 func trust(c *Certificates, cas ...*issuer) {
 	var list []*x509.Certificate
 	for _, ca := range cas {
-		list = append(list, ca.cert)
+		list = append(list, ca.pair.Cert)
 	}
 	c.SetCAs(list)
 }
@@ -188,7 +171,7 @@ func TestAttackClientCertificates(t *testing.T) {
 	narrow := newIssuer(t, "narrow", root, func(c *x509.Certificate) { c.PermittedURIDomains = []string{"second.test"} })
 	through := func(by *issuer, change func(*x509.Certificate)) tls.Certificate {
 		pair := by.leaf(t, change)
-		pair.Certificate = append(pair.Certificate, by.cert.Raw)
+		pair.Certificate = append(pair.Certificate, by.pair.Cert.Raw)
 		return pair
 	}
 	dns := func(names ...string) func(*x509.Certificate) {
@@ -393,7 +376,7 @@ func pemOf(kind string, der []byte) string {
 
 func TestParseCAs(t *testing.T) {
 	root, next := newIssuer(t, "root", nil, nil), newIssuer(t, "next", nil, nil)
-	one, two := pemOf("CERTIFICATE", root.cert.Raw), pemOf("CERTIFICATE", next.cert.Raw)
+	one, two := pemOf("CERTIFICATE", root.pair.Cert.Raw), pemOf("CERTIFICATE", next.pair.Cert.Raw)
 	broken := strings.Replace(one, "\nM", "\n!", 1)
 	for _, c := range []struct {
 		text string
@@ -421,7 +404,7 @@ func TestParseCAs(t *testing.T) {
 // Text with CAs is read whole or refused.
 func FuzzParseCAs(f *testing.F) {
 	root := newIssuer(f, "root", nil, nil)
-	one := pemOf("CERTIFICATE", root.cert.Raw)
+	one := pemOf("CERTIFICATE", root.pair.Cert.Raw)
 	for _, text := range []string{one, one + one, one[:100], "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n", "x", ""} {
 		f.Add([]byte(text))
 	}
@@ -438,7 +421,7 @@ func FuzzCertificateName(f *testing.F) {
 	root := newIssuer(f, "root", nil, nil)
 	f.Add(root.leaf(f, nil).Leaf.Raw)
 	f.Add(root.leaf(f, func(c *x509.Certificate) { c.URIs, c.DNSNames = nil, []string{"A.example.org"} }).Leaf.Raw)
-	f.Add(root.cert.Raw)
+	f.Add(root.pair.Cert.Raw)
 	certificates, _ := newCertificates(f, true, root)
 	f.Fuzz(func(t *testing.T, der []byte) {
 		cert, err := x509.ParseCertificate(der)
