@@ -52,13 +52,13 @@ func newClientCAs(config ClientCertificates, cert *certificate, log *slog.Logger
 	names := len(config.TrustDomains) > 0 || config.DNSNames
 	switch {
 	case config.CA == "" && (names || config.Required):
-		return nil, &decisionlog.ConfigError{Field: "Clients.CA", Err: errors.New("it is needed to accept client certificates")}
+		return nil, &decisionlog.ConfigError{Field: "Clients.CA", Err: errors.New("client certificates need their CAs in a file")}
 	case config.CA == "":
 		return nil, nil
 	case cert == nil:
-		return nil, &decisionlog.ConfigError{Field: "Clients.CA", Err: errors.New("client certificates need TLS, and the server has no certificate")}
+		return nil, &decisionlog.ConfigError{Field: "Clients.CA", Err: errors.New("client certificates need TLS: give --tls-cert and --tls-key")}
 	case !names && !config.Required:
-		return nil, &decisionlog.ConfigError{Field: "Clients.CA", Err: errors.New("it has no effect: no trust domain is given, DNS names name no callers, and no certificate is required")}
+		return nil, &decisionlog.ConfigError{Field: "Clients.CA", Err: errors.New("it has no effect: give --client-trust-domain, --client-dns-names or --require-client-cert, too")}
 	}
 	c := &clientCAs{file: config.CA, required: config.Required, reloading: reloading{
 		about: "client CAs", files: "client CAs", kept: "those before stay in use", log: log, now: time.Now,

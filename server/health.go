@@ -191,6 +191,9 @@ func (s *Server) warnings() (list []string) {
 	if s.clients != nil {
 		all = append(all, s.clients.warning())
 	}
+	if _, trouble := s.cfg.DB.TLSFiles(); trouble != "" {
+		all = append(all, "database: "+trouble)
+	}
 	return slices.DeleteFunc(all, func(w string) bool { return w == "" })
 }
 

@@ -247,6 +247,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s.noted = decisionlog.NewNoted(s.recorder)
 	registerClock(registry, s.ready.clock)
 	registerStandbys(registry, cfg.DB)
+	registerDatabaseCertificate(registry, cfg.DB)
 	if s.signer, err = decisionlog.NewSigner(s.recorder, cfg.Signing); err != nil {
 		return nil, err
 	}

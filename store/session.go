@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -25,6 +26,9 @@ import (
 // a session to several clients is refused with [ErrPooler], see try.
 type sessions struct {
 	tried atomic.Bool // try found nothing
+
+	files   atomic.Pointer[tls.Config] // CAs and certificate that readTLSAgain read last
+	trouble atomic.Pointer[string]     // why it could not read them, or ""
 }
 
 // nameSetting is a setting with a name that each connection gives its session. If a
@@ -40,6 +44,7 @@ func (s *sessions) connect(ctx context.Context, c *pgx.ConnConfig) (*pgx.Conn, e
 	if err != nil {
 		return nil, err
 	}
+	s.readTLSAgain(c)
 	conn, err := pgx.ConnectConfig(ctx, c)
 	return conn, oneLine(err)
 }
@@ -75,6 +80,10 @@ func (s *sessions) pool(ctx context.Context, c *pgxpool.Config, role string) (*p
 	var err error
 	if c.ConnConfig, err = s.prepare(as(c.ConnConfig, role)); err != nil {
 		return nil, err
+	}
+	c.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
+		s.readTLSAgain(c)
+		return nil
 	}
 	return pgxpool.NewWithConfig(ctx, c)
 }

@@ -79,6 +79,28 @@ func TestRefusedFlags(t *testing.T) {
 	newShell().exits(t, codeUsage, says("no verifier key was given", filepath.Base(kept)), "audit", "verify", "--database-url=postgres://x@127.0.0.1:1/x", "--against="+kept)
 }
 
+// A database on another machine needs sslmode=verify-full in every command that opens it. Nothing is
+// sent before the check.
+func TestDatabaseNeedsTLS(t *testing.T) {
+	const plain, secure = "postgres://u:hidden@192.0.2.1/d", "postgres://u:hidden@127.0.0.1:1/d"
+	for _, command := range []string{"serve", "migrate", "audit verify"} {
+		args := strings.Fields(command)
+		r := newShell(databaseURLEnv+"="+plain).exits(t, 1, says("--database-url: the connection to the database is not safe",
+			"192.0.2.1:5432 may be made without encryption", "set sslmode=verify-full", "--allow-plaintext-database"), args...)
+		if strings.Contains(r.err, "hidden") {
+			t.Error(r.err)
+		}
+		newShell(databaseURLEnv+"="+secure).exits(t, 1, says("connection refused"), args...)
+	}
+	file := write(t, t.TempDir(), "url", plain+"?sslmode=require\n")
+	if err := os.Chmod(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	newShell().exits(t, 1, says("--database-url-file: ", "does not verify"), "serve", "--database-url-file="+file)
+	newShell(databaseURLEnv+"="+secure).exits(t, 1, says("--read-database-urls: ", "192.0.2.1:5432"), "serve", "--read-database-urls="+plain)
+	newShell(databaseURLEnv+"="+plain+"?connect_timeout=1").exits(t, 1, says("open database"), "serve", "--allow-plaintext-database")
+}
+
 // probe answers /readyz with a word.
 func probe(t *testing.T, word string) string {
 	t.Helper()

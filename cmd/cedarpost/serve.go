@@ -53,6 +53,13 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if len(s.AuditKeyFile) > 0 && s.AuditCheckpointFile == "" {
 		return misuse("--audit-key-file needs --audit-checkpoint-file: without that file, an earlier state of the database could be signed although batches are lost")
 	}
+	standbys, err := s.urls()
+	if err != nil {
+		return err
+	}
+	if err := s.checkTransport(s.urlsFlag(), standbys...); err != nil {
+		return err
+	}
 	log := s.logger(c.err)
 	limitMemory(log)
 	reload := make(chan os.Signal, 1) // from here on SIGHUP does not end the process
@@ -62,10 +69,6 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		if err := store.Migrate(ctx, url, log); err != nil {
 			return err
 		}
-	}
-	standbys, err := s.urls()
-	if err != nil {
-		return err
 	}
 	db, err := store.Open(ctx, s.store(url, standbys))
 	if err != nil {

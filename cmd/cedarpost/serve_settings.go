@@ -126,6 +126,14 @@ type readFlags struct {
 	ReadDatabaseURLsFile string   `name:"read-database-urls-file" help:"File with these URLs, one on each line." env:"CEDARPOST_READ_DATABASE_URLS_FILE" type:"path" placeholder:"FILE" group:"server"`
 }
 
+// urlsFlag returns the flag that the URLs are from.
+func (f *readFlags) urlsFlag() string {
+	if f.ReadDatabaseURLsFile != "" {
+		return "read-database-urls-file"
+	}
+	return "read-database-urls"
+}
+
 func (f *readFlags) urls() ([]string, error) {
 	urls := f.ReadDatabaseURLs
 	if f.ReadDatabaseURLsFile != "" {
