@@ -320,6 +320,9 @@ func (l *tlsListener) handshake(raw net.Conn) {
 			l.refused(raw.RemoteAddr().String())
 		}
 		l.log.Printf("http: TLS handshake error from %s: %v", raw.RemoteAddr(), err)
+		if l.config.ClientAuth != tls.NoClientCert {
+			letRead(raw)
+		}
 		_ = raw.Close()
 		return
 	}
@@ -332,6 +335,19 @@ func (l *tlsListener) handshake(raw net.Conn) {
 	case <-l.ctx.Done():
 		_ = c.Close()
 	}
+}
+
+// alertTime is how long a client has to read why its handshake failed.
+const alertTime = time.Second
+
+// letRead waits until a client has read the alert of a failed handshake and has closed the connection.
+// In TLS 1.3 a client sends its first request before the server has looked at its certificate. If the
+// connection were closed before that request is read, the client would often find a broken connection
+// instead of the alert.
+func letRead(c net.Conn) {
+	_ = closeWrite(c)
+	_ = c.SetDeadline(time.Now().Add(alertTime))
+	_, _ = io.CopyN(io.Discard, c, maxReceiveBuffer)
 }
 
 // looksLikeHTTP reports whether the first bytes of a connection are those of a request.
