@@ -22,6 +22,7 @@ type cli struct {
 	Dev     devCmd     `cmd:"" group:"run" help:"Try things out: serve from a private Postgres, with the example bundle."`
 	Migrate migrateCmd `cmd:"" group:"run" help:"Update the tables of a database to this version."`
 	Health  healthCmd  `cmd:"" group:"run" help:"Ask a server whether it is ready."`
+	TLS     tlsCmd     `cmd:"" name:"tls" group:"run" help:"Make certificates to try TLS with."`
 
 	Check   checkCmd   `cmd:"" group:"policy" help:"Check bundle folders and run their tests, without a server."`
 	Apply   applyCmd   `cmd:"" group:"policy" help:"Publish a bundle folder."`
