@@ -24,6 +24,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cedarpost/cedarpost/internal/clienttls"
 	"github.com/cedarpost/cedarpost/internal/privateca"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
@@ -354,6 +355,26 @@ func TestAttackClientCertificateRequired(t *testing.T) {
 		}
 		refused++
 	}
+	// Our own clients can tell that from a server that is away, although they learn of it only after
+	// their handshake.
+	rootFile := filepath.Join(t.TempDir(), "ca.pem")
+	f.write(rootFile, f.servers.CertPEM())
+	unknown := 0
+	for range 60 {
+		transport, err := clienttls.New(clienttls.Files{CA: rootFile}, func(c *tls.Config) *http.Transport {
+			return &http.Transport{TLSClientConfig: c, ForceAttemptHTTP2: true}
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = s.call(t.Context(), &http.Client{Transport: transport})
+		if op, ok := errors.AsType[*net.OpError](err); !errors.Is(err, clienttls.ErrRefused) && (!ok || op.Op != "remote error") {
+			t.Errorf("a client without a certificate gets %v", err)
+			unknown++
+		}
+		transport.CloseIdleConnections()
+	}
+	t.Logf("own clients without a certificate that cannot tell why they are refused: %d of 60", unknown)
 	open := f.httpClient(clientOf(t, ca, time.Time{}), nil)
 	if status, text, err := s.call(t.Context(), open); status != http.StatusOK {
 		t.Errorf("%d %s %v", status, text, err)
