@@ -18,7 +18,7 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows lists the rooms that each room may import. A package belongs to the room with the
 // longest name that is a prefix of its folder.
 var arrows = map[string][]string{
-	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/entityuid", "internal/keyfile", "internal/secret", "internal/serverurl"},
+	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/clienttls", "internal/entityuid", "internal/keyfile", "internal/privateca", "internal/secret", "internal/serverurl"},
 	"server": {"server/engine", "server/snapshot", "server/decisionlog", "server/access", "server/stored", "server/wire", "server/entityfile", "server/offline",
 		"store", "auditlog", "bundle", "policies", "proto", "internal/keyfile", "internal/pause", "internal/secret"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
@@ -44,14 +44,16 @@ var arrows = map[string][]string{
 	"policies":          {},
 	"migrations":        {},
 	"proto":             {},
-	"sdk/go":            {"proto", "internal/entityuid", "internal/keyfile", "internal/serverurl", "sdk/go/egress"},
+	"sdk/go":            {"proto", "internal/clienttls", "internal/entityuid", "internal/keyfile", "internal/serverurl", "sdk/go/egress"},
 	// Also for services that use nothing else of the SDK.
 	"sdk/go/egress": {},
 	// The real engine in the process of a test, for users of the SDK.
 	"sdk/go/cedarposttest": {"sdk/go", "server/engine", "server/entityfile", "server/offline", "server/wire", "bundle", "proto"},
 	"examples":             {"sdk/go", "proto"},
+	"internal/clienttls":   {"internal/keyfile"},
 	"internal/entityuid":   {},
 	"internal/keyfile":     {},
+	"internal/privateca":   {},
 	"internal/secret":      {},
 	"internal/serverurl":   {},
 	"internal/mutant":      {}, // for tests

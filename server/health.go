@@ -45,6 +45,8 @@ type readiness struct {
 	stopping chan struct{}         // closed when the server stops
 	recorder *decisionlog.Recorder // nil until New has made it
 	clock    *skew
+	cert     *certificate // nil: no TLS
+	clients  *clientCAs   // nil: no client certificates
 }
 
 func newReadiness(db *store.DB, f *snapshot.Follower, log *slog.Logger) *readiness {
@@ -89,7 +91,7 @@ func (r *readiness) look(ctx context.Context) {
 // stop makes the server unready for good, and ends all watches.
 func (r *readiness) stop() { close(r.stopping) }
 
-// err returns why the server cannot decide now, or nil.
+// err returns why the server cannot decide now, or why clients cannot reach it, or nil.
 func (r *readiness) err() error {
 	if isClosed(r.stopping) {
 		return errStopping
@@ -102,6 +104,16 @@ func (r *readiness) err() error {
 	}
 	if r.recorder != nil {
 		if err := r.recorder.Outage(); err != nil {
+			return err
+		}
+	}
+	if r.cert != nil {
+		if err := r.cert.err(); err != nil {
+			return err
+		}
+	}
+	if r.clients != nil {
+		if err := r.clients.err(); err != nil && r.clients.required {
 			return err
 		}
 	}
@@ -175,6 +187,12 @@ func (s *Server) warnings() (list []string) {
 	all := []string{s.signer.Warning(), s.ready.clock.warning()}
 	if s.cert != nil {
 		all = append(all, s.cert.warning())
+	}
+	if s.clients != nil {
+		all = append(all, s.clients.warning())
+	}
+	if _, trouble := s.cfg.DB.TLSFiles(); trouble != "" {
+		all = append(all, "database: "+trouble)
 	}
 	return slices.DeleteFunc(all, func(w string) bool { return w == "" })
 }

@@ -101,6 +101,7 @@ type boundedConn struct {
 	net.Conn
 	listener *boundedListener
 	address  netip.Addr
+	since    time.Time
 	known    atomic.Bool  // it is no stranger
 	refusals atomic.Int32 // calls without a valid key since the last one with a valid key
 
@@ -126,7 +127,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 
 // admit gives a connection a place, or returns nil.
 func (l *boundedListener) admit(raw net.Conn) *boundedConn {
-	c := &boundedConn{Conn: raw, listener: l, address: addressOf(raw.RemoteAddr().String())}
+	c := &boundedConn{Conn: raw, listener: l, address: addressOf(raw.RemoteAddr().String()), since: time.Now()}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.places.take(c.address) {
@@ -277,6 +278,7 @@ type tlsListener struct {
 	config  *tls.Config
 	timeout time.Duration // of a handshake
 	log     *log.Logger
+	refused func(peer string) // notes that a client certificate is not accepted
 
 	ctx   context.Context //nolint:containedctx // ends with the listener
 	close context.CancelFunc
@@ -284,8 +286,8 @@ type tlsListener struct {
 	errs  chan error
 }
 
-func newTLSListener(l net.Listener, config *tls.Config, timeout time.Duration, errorLog *log.Logger) *tlsListener {
-	t := &tlsListener{Listener: l, config: config, timeout: timeout, log: errorLog, conns: make(chan net.Conn), errs: make(chan error)}
+func newTLSListener(l net.Listener, config *tls.Config, timeout time.Duration, errorLog *log.Logger, refused func(peer string)) *tlsListener {
+	t := &tlsListener{Listener: l, config: config, timeout: timeout, log: errorLog, refused: refused, conns: make(chan net.Conn), errs: make(chan error)}
 	t.ctx, t.close = context.WithCancel(context.Background())
 	go t.run()
 	return t
@@ -314,7 +316,13 @@ func (l *tlsListener) handshake(raw net.Conn) {
 		if plain, ok := errors.AsType[tls.RecordHeaderError](err); ok && plain.Conn != nil && looksLikeHTTP(plain.RecordHeader) {
 			_, _ = io.WriteString(plain.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
 		}
+		if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+			l.refused(raw.RemoteAddr().String())
+		}
 		l.log.Printf("http: TLS handshake error from %s: %v", raw.RemoteAddr(), err)
+		if l.config.ClientAuth != tls.NoClientCert {
+			letRead(raw)
+		}
 		_ = raw.Close()
 		return
 	}
@@ -327,6 +335,19 @@ func (l *tlsListener) handshake(raw net.Conn) {
 	case <-l.ctx.Done():
 		_ = c.Close()
 	}
+}
+
+// alertTime is how long a client has to read why its handshake failed.
+const alertTime = time.Second
+
+// letRead waits until a client has read the alert of a failed handshake and has closed the connection.
+// In TLS 1.3 a client sends its first request before the server has looked at its certificate. If the
+// connection were closed before that request is read, the client would often find a broken connection
+// instead of the alert.
+func letRead(c net.Conn) {
+	_ = closeWrite(c)
+	_ = c.SetDeadline(time.Now().Add(alertTime))
+	_, _ = io.CopyN(io.Discard, c, maxReceiveBuffer)
 }
 
 // looksLikeHTTP reports whether the first bytes of a connection are those of a request.

@@ -151,15 +151,31 @@ func registerClock(r prometheus.Registerer, clock *skew) {
 		Help: "How far the clock of this server is ahead of that of the database; less than 0: behind. Alert on 2 s either way."}, clock.seconds)
 }
 
-// registerCertificate adds the end of the TLS certificate, and the failures to reload it.
-func registerCertificate(r prometheus.Registerer, c *certificate) {
-	with := promauto.With(r)
-	with.NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_certificate_expiry_timestamp_seconds",
-		Help: "When the TLS certificate that is served ends, or one of its chain if that is earlier, as Unix time."},
-		func() float64 { return float64(chainEnd(c.current.Load()).UnixMilli()) / 1000 })
-	with.NewCounterFunc(prometheus.CounterOpts{Name: "cedarpost_certificate_reload_failures_total",
-		Help: "Attempts to take up a new TLS certificate from its files that failed; one each ten seconds. Alert on it."},
-		func() float64 { return float64(c.failures.Load()) })
+// registerCertificate adds when certificates of one use end, and the failures to reload them.
+func registerCertificate(r prometheus.Registerer, use string, end func() time.Time, files *reloading) {
+	registerExpiry(r, use, end)
+	promauto.With(r).NewCounterFunc(prometheus.CounterOpts{Name: "cedarpost_certificate_reload_failures_total", ConstLabels: prometheus.Labels{"use": use},
+		Help: "Attempts to take up a new certificate from its files that failed, by use; one each ten seconds. Alert on it."},
+		func() float64 { return float64(files.failures.Load()) })
+}
+
+// registerExpiry adds when certificates of one use end.
+func registerExpiry(r prometheus.Registerer, use string, end func() time.Time) {
+	promauto.With(r).NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_certificate_expiry_timestamp_seconds", ConstLabels: prometheus.Labels{"use": use},
+		Help: "When a certificate ends, as Unix time. use=server: the TLS certificate that is served, or one of its chain if that is earlier. use=client_ca: the first of the CAs of clients. use=database: the certificate that this server presents to Postgres."},
+		func() float64 { return float64(end().UnixMilli()) / 1000 })
+}
+
+// registerDatabaseCertificate adds when the certificate ends that this server presents to Postgres,
+// if it has one.
+func registerDatabaseCertificate(r prometheus.Registerer, db *store.DB) {
+	end := func() time.Time {
+		end, _ := db.TLSFiles()
+		return end
+	}
+	if !end().IsZero() {
+		registerExpiry(r, "database", end)
+	}
 }
 
 // registerStandbys adds the reads of each standby, by their result.

@@ -54,6 +54,11 @@ type Config struct {
 	// NoMetrics and NoHealth switch off parts of the operations plane, and Pprof switches on its
 	// profiles, if OpsListen is a loopback address. If all are off, there is no such plane.
 	NoMetrics, NoHealth, Pprof bool
+	// TLSMinVersion is the least version of TLS of the decision and the admin plane, such as
+	// [tls.VersionTLS13]; default TLS 1.2.
+	TLSMinVersion uint16
+	// Clients says which client certificates are accepted on these planes; default none.
+	Clients ClientCertificates
 	// MaxStaleness is how old policy and data may be before the server refuses to
 	// decide, default 5 s.
 	MaxStaleness time.Duration
@@ -153,6 +158,7 @@ type Server struct {
 	noted    *decisionlog.Noted
 	failures access.Failures
 	cert     *certificate // nil: no TLS
+	clients  *clientCAs   // nil: no client certificates
 	registry *prometheus.Registry
 	calls    *callMetrics
 	tasks    *taskMetrics
@@ -236,7 +242,14 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		if s.cert, err = newCertificate(cfg.TLSCert, cfg.TLSKey, cfg.Log); err != nil {
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
-		registerCertificate(registry, s.cert)
+		registerCertificate(registry, "server", s.cert.end, &s.cert.reloading)
+		s.ready.cert = s.cert
+	}
+	if s.clients, err = newClientCAs(cfg.Clients, s.cert, cfg.Log); err != nil {
+		return nil, err
+	} else if s.clients != nil {
+		registerCertificate(registry, "client_ca", s.clients.end, &s.clients.reloading)
+		s.ready.clients = s.clients
 	}
 	s.recorder, err = decisionlog.NewRecorder(decisionlog.Config{
 		DB: cfg.DB, Name: cfg.Name, Mode: cfg.Record, Log: cfg.Log, MaskKey: cfg.MaskKey,
@@ -255,6 +268,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	registerClock(registry, s.ready.clock)
 	registerStandbys(registry, cfg.DB)
 	registerSecretFiles(registry, cfg.SecretFiles, cfg.MaxSecretAge, time.Now)
+	registerDatabaseCertificate(registry, cfg.DB)
 	if s.signer, err = decisionlog.NewSigner(s.recorder, cfg.Signing); err != nil {
 		return nil, err
 	}
@@ -374,7 +388,8 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxReceiveBuffer, MaxReceiveBufferPerStream: maxReceiveBuffer},
 	}
 	if s.cert != nil && !open {
-		srv.TLSConfig = s.cert.config()
+		srv.TLSConfig = tlsConfig(s.cert, s.clients, s.cfg.TLSMinVersion)
+		srv.Handler = s.clients.handler(h)
 	}
 	bounded := newBoundedListener(l, s.cfg.MaxConnections, s.cfg.MaxConnectionsPerAddress)
 	registerConnections(s.registry, name, bounded)
@@ -408,7 +423,10 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.signer.Run(background) })
 	wg.Go(func() { s.signer.WatchLog(background) })
 	if s.cert != nil {
-		wg.Go(func() { s.cert.run(background) })
+		wg.Go(func() { keepLoading(background, s.cert.reload) })
+	}
+	if s.clients != nil {
+		wg.Go(func() { keepLoading(background, s.clients.reload) })
 	}
 	wg.Go(func() { s.watchSecrets(background) })
 	wg.Go(func() { s.noted.Run(background) })
@@ -423,7 +441,9 @@ func (s *Server) Run(ctx context.Context) error {
 		go func() {
 			var l net.Listener = strictListener{p.bounded}
 			if p.http.TLSConfig != nil {
-				l = newTLSListener(p.bounded, p.http.TLSConfig, s.cfg.times.header, p.http.ErrorLog)
+				l = newTLSListener(p.bounded, p.http.TLSConfig, s.cfg.times.header, p.http.ErrorLog, func(peer string) {
+					s.noted.AuthenticationFailure(peer, "", "client certificate refused in the TLS handshake")
+				})
 			}
 			err := p.http.Serve(l)
 			if !errors.Is(err, http.ErrServerClosed) {

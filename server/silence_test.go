@@ -251,7 +251,7 @@ func TestClockSkewIsSeen(t *testing.T) {
 	told(2, 1, "ready\nwarning: clock: this server is +")
 }
 
-// An expired certificate is served, and metrics, readiness and the log show that.
+// An expired certificate is served, the server is not ready, and metrics and the log show that.
 func TestExpiredCertificateIsSeen(t *testing.T) {
 	certFile, keyFile := server.WritePair(t, t.TempDir(), "expired", time.Now().Add(-time.Hour))
 	var log lines
@@ -259,13 +259,13 @@ func TestExpiredCertificateIsSeen(t *testing.T) {
 	if log.count("level=ERROR") == 0 || log.count("has expired at") != 1 {
 		t.Error("not in the log")
 	}
-	if ends := number(t, s, "cedarpost_certificate_expiry_timestamp_seconds") - float64(time.Now().Unix()); ends > -3590 || ends < -4*3600 {
+	if ends := number(t, s, `cedarpost_certificate_expiry_timestamp_seconds{use="server"}`) - float64(time.Now().Unix()); ends > -3590 || ends < -4*3600 {
 		t.Errorf("ends in %v s", ends)
 	}
-	if status, text := readyz(t, s); status != http.StatusOK || !strings.HasPrefix(text, "ready\nwarning: certificate: it has expired at ") {
+	if status, text := readyz(t, s); status != http.StatusServiceUnavailable || !strings.HasPrefix(text, "not ready: the TLS certificate has expired at ") {
 		t.Errorf("%d %q", status, text)
 	}
-	if n := number(t, s, "cedarpost_certificate_reload_failures_total"); n != 0 {
+	if n := number(t, s, `cedarpost_certificate_reload_failures_total{use="server"}`); n != 0 {
 		t.Errorf("%v reload failures", n)
 	}
 }

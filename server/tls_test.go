@@ -96,8 +96,8 @@ func TestCertificateUnderLoad(t *testing.T) {
 	now := time.Now()
 	c.now = func() time.Time { return now }
 	registry := prometheus.NewRegistry()
-	registerCertificate(registry, c)
-	l, err := tls.Listen("tcp", "127.0.0.1:0", c.config())
+	registerCertificate(registry, "server", c.end, &c.reloading)
+	l, err := tls.Listen("tcp", "127.0.0.1:0", tlsConfig(c, nil, 0))
 	if err != nil {
 		t.Fatal(err)
 	}

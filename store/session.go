@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -29,6 +30,9 @@ type sessions struct {
 	url   secret.Secret                  // of the database; empty if its login never changes
 	login atomic.Pointer[pgx.ConnConfig] // the last that url could be read as; nil before the first
 	tried atomic.Bool                    // try found nothing
+
+	files   atomic.Pointer[tls.Config] // CAs and certificate that readTLSAgain read last
+	trouble atomic.Pointer[string]     // why it could not read them, or ""
 }
 
 // nameSetting is a setting with a name that each connection gives its session. If a
@@ -45,6 +49,7 @@ func (s *sessions) connect(ctx context.Context, c *pgx.ConnConfig) (*pgx.Conn, e
 		return nil, err
 	}
 	_ = s.refresh(ctx, c)
+	s.readTLSAgain(c)
 	conn, err := pgx.ConnectConfig(ctx, c)
 	return conn, oneLine(err)
 }
@@ -96,7 +101,10 @@ func (s *sessions) pool(ctx context.Context, c *pgxpool.Config, role string) (*p
 	if c.ConnConfig, err = s.prepare(as(c.ConnConfig, role)); err != nil {
 		return nil, err
 	}
-	c.BeforeConnect = s.refresh
+	c.BeforeConnect = func(ctx context.Context, c *pgx.ConnConfig) error {
+		s.readTLSAgain(c)
+		return s.refresh(ctx, c)
+	}
 	return pgxpool.NewWithConfig(ctx, c)
 }
 

@@ -47,10 +47,15 @@ func makeAuditKey(file, name string) (verifier string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("%q cannot name a log: %w", name, err)
 	}
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	return verifier, writeNew(file, []byte(secret+"\n"), 0o600)
+}
+
+// writeNew writes a file that does not exist yet.
+func writeNew(file string, content []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
 	if err != nil {
-		return "", err
+		return err
 	}
-	_, err = f.WriteString(secret + "\n")
-	return verifier, errors.Join(err, f.Sync(), f.Close())
+	_, err = f.Write(content)
+	return errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
 }

@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"time"
@@ -36,16 +34,23 @@ type tokenFlags struct {
 type apiFlags struct {
 	APIURL string `name:"api-url" help:"URL of the decision plane (default ${default})." env:"CEDARPOST_API_URL" default:"http://127.0.0.1:8080" placeholder:"URL" group:"client"`
 	tokenFlags
+	clientTLSFlags
 }
 
 // adminFlags say where the admin plane is.
 type adminFlags struct {
 	AdminURL string `name:"admin-url" help:"URL of the admin plane (default ${default})." env:"CEDARPOST_ADMIN_URL" default:"http://127.0.0.1:8081" placeholder:"URL" group:"client"`
 	tokenFlags
+	clientTLSFlags
 }
 
-func (f *apiFlags) dial() (*peer, error)   { return dial(f.APIURL, apiEnv, f.TokenFile) }
-func (f *adminFlags) dial() (*peer, error) { return dial(f.AdminURL, adminEnv, f.TokenFile) }
+func (f *apiFlags) dial() (*peer, error) {
+	return dial(f.APIURL, apiEnv, f.TokenFile, f.clientTLSFlags)
+}
+
+func (f *adminFlags) dial() (*peer, error) {
+	return dial(f.AdminURL, adminEnv, f.TokenFile, f.clientTLSFlags)
+}
 
 // peer is a plane of a server, with the texts that help a user when a call fails.
 type peer struct {
@@ -53,14 +58,15 @@ type peer struct {
 	url    string
 	urlEnv string // variable that the URL can be set with
 	keyIn  string // the variable or file of the key; "" if there is none
+	certIn string // the file of the client certificate; "" if there is none
 }
 
-func dial(rawURL, urlEnv, tokenFile string) (*peer, error) {
+func dial(rawURL, urlEnv, tokenFile string, files clientTLSFlags) (*peer, error) {
 	u, err := serverurl.Parse(rawURL)
 	if err != nil {
 		return nil, misuse("the server's URL (%s) %s (see %s)", serverurl.Redacted(rawURL, []string{rawURL}), err, urlEnv)
 	}
-	p := &peer{url: u.String(), urlEnv: urlEnv}
+	p := &peer{url: u.String(), urlEnv: urlEnv, certIn: files.ClientCert}
 	token := os.Getenv(tokenEnv)
 	if token != "" {
 		p.keyIn = tokenEnv
@@ -71,12 +77,16 @@ func dial(rawURL, urlEnv, tokenFile string) (*peer, error) {
 		}
 		p.keyIn = tokenFile
 	}
-	p.connect(token)
+	transport, err := files.transport()
+	if err != nil {
+		return nil, err
+	}
+	p.connect(token, transport)
 	return p, nil
 }
 
 // connect makes the client. It sends nothing.
-func (p *peer) connect(token string) {
+func (p *peer) connect(token string, transport http.RoundTripper) {
 	authenticate := func(next connect.ClientFunc) connect.ClientFunc {
 		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 			if info, ok := connect.CallInfoForClientContext(ctx); ok && token != "" {
@@ -84,12 +94,6 @@ func (p *peer) connect(token string) {
 			}
 			return next(ctx, spec)
 		}
-	}
-	transport := &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		TLSHandshakeTimeout: dialTimeout,
-		ForceAttemptHTTP2:   true,
 	}
 	client := &http.Client{
 		Transport: transport,
@@ -135,6 +139,8 @@ func (p *peer) explain(err error) error {
 	}
 	hint := ""
 	switch {
+	case e.Code() == connect.CodeUnauthenticated && p.keyIn == "" && p.certIn != "":
+		hint = fmt.Sprintf("\nthe client certificate in %s names no caller of %s, and no API key was sent", p.certIn, p.url)
 	case e.Code() == connect.CodeUnauthenticated && p.keyIn == "":
 		hint = fmt.Sprintf("\nno API key was sent: set %s, or give --token-file", tokenEnv)
 	case e.Code() == connect.CodeUnauthenticated:
@@ -144,7 +150,11 @@ func (p *peer) explain(err error) error {
 	case e.Code() == connect.CodeDeadlineExceeded && !e.IsRemote():
 		hint = fmt.Sprintf("\n%s did not answer in time", p.url)
 	case untrusted(err):
-		hint = "\nSSL_CERT_FILE can name a file with the certificates to trust"
+		hint = "\n--ca can name a file with the CAs to trust, and so can SSL_CERT_FILE"
+	case refusesCertificate(err) && p.certIn == "":
+		hint = fmt.Sprintf("\n%s wants a client certificate: give --client-cert and --client-key", p.url)
+	case refusesCertificate(err):
+		hint = fmt.Sprintf("\n%s does not accept the client certificate in %s", p.url, p.certIn)
 	case e.Code() == connect.CodeUnavailable && !e.IsRemote():
 		hint = fmt.Sprintf("\nis the server running at %s? (%s says where)", p.url, p.urlEnv)
 	case e.Code() == connect.CodeUnavailable:
@@ -154,9 +164,4 @@ func (p *peer) explain(err error) error {
 		hint = fmt.Sprintf("\nis %s the right plane of a cedarpost server? (%s says where)", p.url, p.urlEnv)
 	}
 	return fmt.Errorf("%s: %s%s", e.Code(), e.Message(), hint)
-}
-
-func untrusted(err error) bool {
-	_, ok := errors.AsType[*tls.CertificateVerificationError](err)
-	return ok
 }

@@ -25,7 +25,7 @@ func TestServerThatIsNotTheRightOne(t *testing.T) {
 	defer secure.Close()
 	for url, hint := range map[string]string{
 		plain.URL:                          "is " + plain.URL + " the right plane",
-		secure.URL:                         "SSL_CERT_FILE can name",
+		secure.URL:                         "SSL_CERT_FILE",
 		"http" + secure.URL[len("https"):]: "the right plane",
 	} {
 		newShell().exits(t, 1, says(hint), "bundles", "--admin-url", url)

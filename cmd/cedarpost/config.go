@@ -130,6 +130,7 @@ func about(flag string, err error) error { return fmt.Errorf("--%s: %w", flag, e
 // configFlags are the flags that set fields of the server's configuration.
 var configFlags = map[string]string{
 	"Listen": "listen", "AdminListen": "admin-listen", "OpsListen": "ops-listen", "Pprof": "pprof", "CORSOrigins": "cors-origin", "TLSCert": "tls-cert", "TLSKey": "tls-key",
+	"Clients.CA": "client-ca", "Clients.TrustDomains": "client-trust-domain",
 	"Signing.KeyFiles": "audit-key-file", "Signing.Agent": "audit-agent", "Signing.AgentKeys": "audit-agent-key", "Signing.CheckpointFile": "audit-checkpoint-file",
 }
 

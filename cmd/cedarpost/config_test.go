@@ -30,13 +30,16 @@ func TestWrongValueNamesItsLine(t *testing.T) {
 	defer func() { _ = busy.Close() }()
 	database := storetest.NewServer(t).URL()
 	for text, want := range map[string]string{
-		"listen: 9999":                                   "listen",
-		"admin-listen: 127.0.0.1:x":                      "admin-listen",
-		"ops-listen: " + busy.Addr().String():            "ops-listen",
-		"mask-key-file: none":                            "mask-key-file",
-		"mask-key-file: open":                            "mask-key-file",
-		"tls-cert: none\ntls-key: tls.key":               "tls-cert",
-		"tls-key: open\ntls-cert: tls.crt":               "tls-key",
+		"listen: 9999":                        "listen",
+		"admin-listen: 127.0.0.1:x":           "admin-listen",
+		"ops-listen: " + busy.Addr().String(): "ops-listen",
+		"mask-key-file: none":                 "mask-key-file",
+		"mask-key-file: open":                 "mask-key-file",
+		"tls-cert: none\ntls-key: tls.key":    "tls-cert",
+		"tls-key: open\ntls-cert: tls.crt":    "tls-key",
+		"client-ca: none\ntls-cert: tls.crt\ntls-key: tls.key\nclient-dns-names: true":      "client-ca",
+		"client-ca: tls.crt\ntls-cert: tls.crt\ntls-key: tls.key\nclient-dns-names: true":   "client-ca",
+		"client-trust-domain: A/b\ntls-cert: tls.crt\ntls-key: tls.key\nclient-ca: tls.crt": "client-trust-domain",
 		"bootstrap-key-file: open":                       "bootstrap-key-file",
 		"audit-key-file: none\naudit-checkpoint-file: c": "audit-key-file",
 		"audit-key-file: open\naudit-checkpoint-file: c": "audit-key-file",
@@ -74,6 +77,28 @@ func TestRefusedFlags(t *testing.T) {
 	newShell().exits(t, codeUsage, says("--audit-key-file needs --audit-checkpoint-file"), "serve", "--database-url=postgres://x@127.0.0.1:1/x", "--audit-key-file=x")
 	kept := write(t, t.TempDir(), "kept", "cedarpost-truncation-v1\norigin x\n\n— x AAAAAAAA\n\n")
 	newShell().exits(t, codeUsage, says("no verifier key was given", filepath.Base(kept)), "audit", "verify", "--database-url=postgres://x@127.0.0.1:1/x", "--against="+kept)
+}
+
+// A database on another machine needs sslmode=verify-full in every command that opens it. Nothing is
+// sent before the check.
+func TestDatabaseNeedsTLS(t *testing.T) {
+	const plain, secure = "postgres://u:hidden@192.0.2.1/d", "postgres://u:hidden@127.0.0.1:1/d"
+	for _, command := range []string{"serve", "migrate", "audit verify"} {
+		args := strings.Fields(command)
+		r := newShell(databaseURLEnv+"="+plain).exits(t, 1, says("--database-url: the connection to the database is not safe",
+			"192.0.2.1:5432 may be made without encryption", "set sslmode=verify-full", "--allow-plaintext-database"), args...)
+		if strings.Contains(r.err, "hidden") {
+			t.Error(r.err)
+		}
+		newShell(databaseURLEnv+"="+secure).exits(t, 1, says("connection refused"), args...)
+	}
+	file := write(t, t.TempDir(), "url", plain+"?sslmode=require\n")
+	if err := os.Chmod(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	newShell().exits(t, 1, says("--database-url-file: ", "does not verify"), "serve", "--database-url-file="+file)
+	newShell(databaseURLEnv+"="+secure).exits(t, 1, says("--read-database-urls: ", "192.0.2.1:5432"), "serve", "--read-database-urls="+plain)
+	newShell(databaseURLEnv+"="+plain+"?connect_timeout=1").exits(t, 1, says("open database"), "serve", "--allow-plaintext-database")
 }
 
 // probe answers /readyz with a word.

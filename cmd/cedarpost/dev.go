@@ -173,7 +173,7 @@ func (d *devCmd) signing() (decisionlog.Signing, error) {
 
 // prepare loads the example, writes dev.env, and prints the ready line.
 func (d *devCmd) prepare(ctx context.Context, c *console, srv *server.Server, url, keyFile, envFile string) error {
-	admin, err := dial(planeURL(srv, "admin", false), adminEnv, keyFile)
+	admin, err := dial(planeURL(srv, "admin", false), adminEnv, keyFile, clientTLSFlags{})
 	if err != nil {
 		return err
 	}

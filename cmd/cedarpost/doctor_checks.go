@@ -86,7 +86,7 @@ func (d *doctorCmd) checkFiles() (found []diagnosis) {
 	limit := time.Duration(d.MaxSecretAge)
 	for _, f := range d.secretFiles() {
 		age, err := f.Age(now)
-		if err == nil && f.Setting != "tls-cert" {
+		if err == nil && f.Setting != "tls-cert" && f.Setting != "client-ca" { // these are no secrets
 			_, err = keyfile.Read(f.Path)
 		}
 		switch days := int(age.Hours() / 24); {
@@ -150,6 +150,9 @@ func (d *doctorCmd) checkDatabase(ctx context.Context, k *kong.Context) (found [
 		return []diagnosis{fail("database-url", "give --database-url-file", err)}
 	}
 	standbys, err := d.urls(log)
+	if err == nil {
+		err = d.checkTransport(d.urlsFlag(), standbys...)
+	}
 	if err != nil {
 		return []diagnosis{fail("read-database-urls", "correct the setting", err)}
 	}

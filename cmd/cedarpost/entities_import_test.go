@@ -232,7 +232,7 @@ func TestImportGoesOn(t *testing.T) {
 // smallImporter imports NDJSON in this process, so that a test can read its fields.
 func (g *ground) smallImporter(t *testing.T, id, text string) *importer {
 	t.Helper()
-	admin, err := dial(value(g.env, adminEnv), adminEnv, g.key)
+	admin, err := dial(value(g.env, adminEnv), adminEnv, g.key, clientTLSFlags{})
 	if err != nil {
 		t.Fatal(err)
 	}

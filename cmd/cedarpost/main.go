@@ -23,6 +23,7 @@ type cli struct {
 	Migrate migrateCmd `cmd:"" group:"run" help:"Update the tables of a database to this version."`
 	Health  healthCmd  `cmd:"" group:"run" help:"Ask a server whether it is ready."`
 	Doctor  doctorCmd  `cmd:"" group:"run" help:"Check the settings of serve, the database, certificates, secrets and the signing of the log."`
+	TLS     tlsCmd     `cmd:"" name:"tls" group:"run" help:"Make certificates to try TLS with."`
 
 	Check   checkCmd   `cmd:"" group:"policy" help:"Check bundle folders and run their tests, without a server."`
 	Apply   applyCmd   `cmd:"" group:"policy" help:"Publish a bundle folder."`

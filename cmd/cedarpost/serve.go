@@ -21,15 +21,14 @@ import (
 type serveCmd struct {
 	databaseFlags
 	readFlags
-	listenFlags  `set:"loglevel=info"`
-	TLSCert      string   `name:"tls-cert" help:"PEM file with the certificate of the decision and admin planes. The server reads it again when it changes." env:"CEDARPOST_TLS_CERT" type:"path" placeholder:"FILE" group:"server" and:"tls"`
-	TLSKey       string   `name:"tls-key" help:"PEM file with the key of the certificate." env:"CEDARPOST_TLS_KEY" type:"path" placeholder:"FILE" group:"server" and:"tls"`
-	AuditKeyFile []string `help:"Private key that signs checkpoints of the log, made by audit keygen; needs --audit-checkpoint-file. While keys rotate, several keys separated by spaces, the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
+	listenFlags `set:"loglevel=info"`
+	tlsFlags
 	agentFlags
-	AuditCheckpointFile string `help:"File outside of the database to which the server appends every checkpoint. The server signs nothing that contradicts it. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
-	BootstrapKeyFile    string `help:"If the database has no API key, make the first one, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
-	Migrate             bool   `help:"Migrate the database first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
-	Development         bool   `name:"development-database" help:"Serve even if the database can lose committed data, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
+	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen; needs --audit-checkpoint-file. While keys rotate, several keys separated by spaces, the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
+	AuditCheckpointFile string   `help:"File outside of the database to which the server appends every checkpoint. The server signs nothing that contradicts it. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
+	BootstrapKeyFile    string   `help:"If the database has no API key, make the first one, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	Migrate             bool     `help:"Migrate the database first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
+	Development         bool     `name:"development-database" help:"Serve even if the database can lose committed data, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
 }
 
 // Help is the long help of serve.
@@ -38,7 +37,7 @@ func (*serveCmd) Help() string {
 
   ready decision=URL admin=URL ops=URL
 
-SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate and its key, the mask key and the audit keys at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. The file of the database URL is read for each new connection. Everything else is read only at the start.
+SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate, its key and the CAs of clients, the mask key and the audit keys at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. The file of the database URL is read for each new connection. Everything else is read only at the start.
 
 Files with keys and other secrets are refused if users other than their owner and group have any rights to them.`
 }
@@ -56,6 +55,13 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if where := s.passwordOutsideOfFile(k); where != "" {
 		log.Warn("a password of the database is in " + where + ", where it is easily seen: give the URL with --database-url-file, a file that is read again when it changes")
 	}
+	standbys, err := s.urls(log)
+	if err != nil {
+		return err
+	}
+	if err := s.checkTransport(s.urlsFlag(), standbys...); err != nil {
+		return err
+	}
 	limitMemory(log)
 	reload := make(chan os.Signal, 1) // from here on SIGHUP does not end the process
 	signal.Notify(reload, syscall.SIGHUP)
@@ -64,10 +70,6 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		if err := store.Migrate(ctx, url.Reveal(), log); err != nil {
 			return err
 		}
-	}
-	standbys, err := s.urls(log)
-	if err != nil {
-		return err
 	}
 	db, err := store.Open(ctx, s.store(url, standbys))
 	if err != nil {
@@ -104,7 +106,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	config.TLSCert, config.TLSKey = s.TLSCert, s.TLSKey
+	s.configureTLS(&config)
 	config.Signing, config.SecretFiles, config.Start = s.signing(), s.secretFiles(), startOf(k)
 	srv, err := server.New(ctx, config)
 	if err != nil {
@@ -183,6 +185,7 @@ func (s *serveCmd) secretFiles() (list []server.SecretFile) {
 	add("read-database-urls-file", s.ReadDatabaseURLsFile)
 	add("tls-cert", s.TLSCert)
 	add("tls-key", s.TLSKey)
+	add("client-ca", s.ClientCA)
 	add("audit-key-file", s.AuditKeyFile...)
 	add("mask-key-file", s.MaskKeyFile)
 	return list

@@ -139,6 +139,14 @@ type readFlags struct {
 	ReadDatabaseURLsFile string          `name:"read-database-urls-file" help:"File with these URLs, one on each line." env:"CEDARPOST_READ_DATABASE_URLS_FILE" type:"path" placeholder:"FILE" group:"server"`
 }
 
+// urlsFlag returns the flag that the URLs are from.
+func (f *readFlags) urlsFlag() string {
+	if f.ReadDatabaseURLsFile != "" {
+		return "read-database-urls-file"
+	}
+	return "read-database-urls"
+}
+
 // urls returns the URLs. Those of a file are read again for each new connection; a change of their
 // number or order has no effect before the next start.
 func (f *readFlags) urls(log *slog.Logger) (urls []secret.Secret, err error) {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+
+	"github.com/cedarpost/cedarpost/internal/clienttls"
 )
 
 // This file decides which errors mean that the service is away. Only these let a check
@@ -61,7 +63,7 @@ var errOwnSide = errors.New("the cause is on the client's side or is the server'
 // not speak TLS. It also says whether a port of plain http does not speak HTTP/2. An
 // attacker on the network could cause these errors.
 func untrusted(err error) bool {
-	if errors.Is(err, errNotHTTP2) {
+	if errors.Is(err, errNotHTTP2) || errors.Is(err, clienttls.ErrRefused) {
 		return true
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {

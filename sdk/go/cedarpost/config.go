@@ -3,6 +3,7 @@ package cedarpost
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/cedarpost/cedarpost/internal/clienttls"
 	"github.com/cedarpost/cedarpost/internal/keyfile"
 	"github.com/cedarpost/cedarpost/internal/serverurl"
 )
@@ -45,6 +47,14 @@ type Config struct {
 	// TokenSource replaces both, for example by access tokens of an issuer. See
 	// [NewClientCredentials].
 	TokenSource TokenSource
+
+	// CAFile has the CAs to trust in PEM, in place of those of the system.
+	// ClientCertFile and ClientKeyFile have a client certificate, with its intermediate
+	// certificates after it, and its key, which other users may not read. The client reads
+	// the files again when they change, and makes new connections then; if the new ones
+	// cannot be used, the last ones stay in use. None: $CEDARPOST_CA, $CEDARPOST_CLIENT_CERT
+	// and $CEDARPOST_CLIENT_KEY. They cannot be combined with an HTTPClient.
+	CAFile, ClientCertFile, ClientKeyFile string
 
 	// Timeout bounds one call, all its attempts together. 0: 1 s.
 	Timeout time.Duration
@@ -86,8 +96,8 @@ type Config struct {
 	// cannot switch authorization off for good. 0: 10 minutes. An hour: no bound.
 	FailOpenTime time.Duration
 
-	// HTTPClient sends the calls. It must not have a timeout, because the watch is one long
-	// call. Nil: a client that speaks HTTP/2, and HTTP/1.1 with TLS, and notices dead
+	// HTTPClient sends the calls, with TLS of its own. It must not have a timeout, because the watch is one long
+	// call. Nil: a client that speaks HTTP/2, and HTTP/1.1 with TLS 1.3, and notices dead
 	// connections. It also tells a server at plain http that does not speak HTTP/2 from a
 	// broken connection. With another HTTPClient that speaks HTTP/2 alone, checks with
 	// FailOpen take such a server for one that is away.
@@ -199,12 +209,18 @@ func (c *Config) dial() (*servers, error) {
 		}
 		return newServers(names, c.Transports, authenticate, traced), nil
 	}
+	if c.HTTPClient != nil && c.CAFile+c.ClientCertFile+c.ClientKeyFile != "" {
+		return nil, errors.New("cedarpost: CAFile, ClientCertFile and ClientKeyFile have no effect on an HTTPClient; give it CAs and a certificate itself")
+	}
 	if c.HTTPClient != nil && c.HTTPClient.Timeout != 0 {
 		return nil, errors.New("cedarpost: HTTPClient has a timeout, which would cut the watch; use Timeout")
 	}
 	var transports []connect.Transport
 	var names []string
-	secure := newHTTPClient(newTransport(true, !c.noPings))
+	secure, err := c.secureClient()
+	if err != nil {
+		return nil, err
+	}
 	own := []*http.Client{secure}
 	for i, server := range c.Servers {
 		u, err := serverurl.Parse(server)
@@ -215,13 +231,10 @@ func (c *Config) dial() (*servers, error) {
 			return nil, fmt.Errorf("cedarpost: server %s would get the API key in the clear; use https, or set AllowPlaintext", u)
 		}
 		names = append(names, u.String())
-		httpClient := c.HTTPClient
-		if httpClient == nil {
-			httpClient = secure
-			if u.Scheme == "http" {
-				httpClient = newHTTPClient(newPlainTransport(u, !c.noPings))
-				own = append(own, httpClient)
-			}
+		httpClient := secure
+		if c.HTTPClient == nil && u.Scheme == "http" {
+			httpClient = newHTTPClient(newPlainTransport(u, !c.noPings))
+			own = append(own, httpClient)
 		}
 		transports = append(transports, connecthttp.NewTransport(httpClient, u.String(),
 			connecthttp.WithCompressors(), connecthttp.WithReadMaxBytes(maxAnswer)))
@@ -233,6 +246,29 @@ func (c *Config) dial() (*servers, error) {
 		}
 	}
 	return s, nil
+}
+
+// secureClient makes the client for servers with TLS.
+func (c *Config) secureClient() (*http.Client, error) {
+	if c.HTTPClient != nil {
+		return c.HTTPClient, nil
+	}
+	files := clienttls.Files{CA: c.CAFile, Cert: c.ClientCertFile, Key: c.ClientKeyFile}
+	if files.CA == "" {
+		files.CA = os.Getenv("CEDARPOST_CA")
+	}
+	if files.Cert == "" && files.Key == "" {
+		files.Cert, files.Key = os.Getenv("CEDARPOST_CLIENT_CERT"), os.Getenv("CEDARPOST_CLIENT_KEY")
+	}
+	transport, err := clienttls.New(files, func(config *tls.Config) *http.Transport {
+		t := newTransport(true, !c.noPings)
+		t.TLSClientConfig = config
+		return t
+	}, func(err error) { c.Log.Warn("new files of TLS not taken up, the last ones stay in use", "err", err) })
+	if err != nil {
+		return nil, fmt.Errorf("cedarpost: %w", err)
+	}
+	return newHTTPClient(transport), nil
 }
 
 // loopback says whether a host is this machine. Capitals and a final dot make no
