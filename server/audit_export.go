@@ -82,8 +82,10 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 		if isClosed(s.stopping) {
 			return errExportStopped(x.next)
 		}
-		if s.gate != nil && !s.gate.stillMay(ctx, "ExportDecisions") {
-			return errKeyGone
+		if s.gate != nil {
+			if err := s.gate.stillMay(ctx, "ExportDecisions"); err != nil {
+				return err
+			}
 		}
 	}
 }

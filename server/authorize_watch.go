@@ -12,7 +12,7 @@ import (
 
 var (
 	errWatchStopped = connect.NewError(connect.CodeUnavailable, "the server is stopping; watch another one")
-	errKeyGone      = connect.NewError(connect.CodeUnauthenticated, "the API key of this call was revoked")
+	errKeyGone      = connect.NewError(connect.CodeUnauthenticated, "the API key or the certificate of this call was revoked, or has ended")
 )
 
 // Watch implements cedarpost.v1.AuthorizationService. A server whose snapshot is stale goes
@@ -29,11 +29,11 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 	idle := time.NewTimer(s.heartbeat)
 	defer idle.Stop()
 	for {
-		switch {
-		case isClosed(s.stopping):
+		if isClosed(s.stopping) {
 			return errWatchStopped
-		case !s.gate.stillMay(ctx, "Watch"):
-			return errKeyGone
+		}
+		if err := s.gate.stillMay(ctx, "Watch"); err != nil {
+			return err
 		}
 		messages, tooSlow := w.Messages()
 		for _, m := range messages {

@@ -180,9 +180,9 @@ func isHealth(spec connect.Spec) bool {
 // admit authenticates the caller of a request and takes one token of its rate limit. It
 // returns a context with the caller, and with what the log records about the call.
 func (e *edge) admit(ctx context.Context, r *request, procedure string) (context.Context, error) {
-	caller, rights, err := e.gate.authenticate(r.header, r.tls)
-	if unknown, ok := errors.AsType[*access.UnauthenticatedError](err); ok {
-		e.noted.AuthenticationFailure(r.peer, procedure, unknown.Reason)
+	caller, rights, err := e.gate.authenticate(ctx, r.header, r.tls)
+	if reason, ok := unauthenticated(err); ok {
+		e.noted.AuthenticationFailure(r.peer, procedure, reason)
 		if r.conn != nil {
 			r.conn.hasNoKey()
 		}
@@ -211,6 +211,17 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 		return ctx, access.ErrRateLimited
 	}
 	return ctx, mayBegin(rights, procedure)
+}
+
+// unauthenticated returns why a caller is not authenticated, for the log.
+func unauthenticated(err error) (reason string, ok bool) {
+	if e, ok := errors.AsType[*access.UnauthenticatedError](err); ok {
+		return e.Reason, true
+	}
+	if e, ok := errors.AsType[*access.TokenError](err); ok {
+		return "token: " + string(e.Reason), true
+	}
+	return "", false
 }
 
 // logFailure logs the error of a call. e.log samples the lines, because a caller can cause one

@@ -45,7 +45,8 @@ func publicError(procedure string, err error) *connect.Error {
 	var swept *store.SweptError
 	var unknown *access.UnauthenticatedError
 	var refused *refusedError
-	var token *snapshot.TokenError
+	var token *access.TokenError
+	var notToken *snapshot.TokenError
 	var history *snapshot.HistoryError
 	switch {
 	case errors.As(err, &ce):
@@ -59,6 +60,8 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeUnavailable, err.Error())
 	case errors.As(err, &unknown):
 		return connect.NewError(connect.CodeUnauthenticated, unknown.Error())
+	case errors.As(err, &token):
+		return connect.NewError(connect.CodeUnauthenticated, token.Error())
 	case errors.Is(err, access.ErrTooManyFailures):
 		// Not resource_exhausted: a caller whose key was revoked must not take it for overload,
 		// and let checks with FailOpen through.
@@ -67,8 +70,8 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodePermissionDenied, refused.Error())
 	case errors.Is(err, access.ErrRateLimited):
 		return connect.NewError(connect.CodeResourceExhausted, err.Error())
-	case errors.As(err, &token):
-		return connect.NewError(connect.CodeInvalidArgument, token.Error())
+	case errors.As(err, &notToken):
+		return connect.NewError(connect.CodeInvalidArgument, notToken.Error())
 	case errors.As(err, &history):
 		return connect.NewError(connect.CodeAborted, history.Error())
 	case errors.Is(err, snapshot.ErrTooManyWatchers), errors.Is(err, snapshot.ErrTooSlow):

@@ -26,8 +26,10 @@ import (
 
 // gate knows who calls and what it may do.
 type gate struct {
-	follower *snapshot.Follower
-	uses     *keyUses
+	follower     *snapshot.Follower
+	tokens       *access.Tokens       // nil: none is accepted
+	certificates *access.Certificates // nil: none is accepted
+	uses         *keyUses
 
 	mu      sync.Mutex
 	decider *access.Decider
@@ -36,19 +38,27 @@ type gate struct {
 
 // authenticate returns the caller of a request and its rights, at the newest snapshot. It is an
 // error if the snapshot is too old to know them.
-func (g *gate) authenticate(header http.Header, state *tls.ConnectionState) (c access.Caller, r *access.Rights, err error) {
-	var v snapshot.View
+func (g *gate) authenticate(ctx context.Context, header http.Header, state *tls.ConnectionState) (c access.Caller, r *access.Rights, err error) {
 	now := time.Now()
-	c, err = access.Authenticate(header, state, func() (access.Keys, error) {
-		v, err = g.follower.Current()
-		return v.Snapshot, err
-	}, now)
+	c, err = access.Authenticate(ctx, header, state, g.credentials(), now)
+	if err != nil {
+		return access.Caller{}, nil, err
+	}
+	v, err := g.follower.Current()
 	if err != nil {
 		return access.Caller{}, nil, err
 	}
 	g.uses.note(c.KeyID, now)
 	r, err = g.rights(v.Snapshot, c, now)
 	return c, r, err
+}
+
+// credentials returns what callers are authenticated by now.
+func (g *gate) credentials() access.Credentials {
+	return access.Credentials{Tokens: g.tokens, Certificates: g.certificates, Keys: func() (access.Keys, error) {
+		v, err := g.follower.Current()
+		return v.Snapshot, err
+	}}
 }
 
 // rights returns what a caller may do by the grants and policies of a snapshot.
@@ -84,14 +94,25 @@ func (g *gate) deciderOf(s *snapshot.Snapshot) (*access.Decider, error) {
 	return d, nil
 }
 
-// stillMay reports whether the caller of a call that takes long may go on with it.
-func (g *gate) stillMay(ctx context.Context, action string) bool {
+// stillMay returns why the caller of a call that takes long may not go on with it, or nil. A server
+// that has not heard from its database for long goes by what it knows.
+func (g *gate) stillMay(ctx context.Context, action string) error {
 	s, c, now := g.follower.Latest(), access.CallerFrom(ctx), time.Now()
-	if !c.IsLive(s, now) {
-		return false
+	credentials := g.credentials()
+	credentials.Keys = func() (access.Keys, error) { return s, nil }
+	switch {
+	case c.IsLive(credentials, requestFrom(ctx).tls, now):
+	case c.Kind == access.AccessToken:
+		// Tokens end every few minutes. Clients call again with the next one, and go on.
+		return connect.NewError(connect.CodeUnavailable, "the access token of this call has ended; call again with a new one")
+	default:
+		return errKeyGone
 	}
 	r, err := g.rights(s, c, now)
-	return err == nil && r.MaySomewhere(action)
+	if err == nil && !r.MaySomewhere(action) {
+		err = &refusedError{"/" + action, "any bundle"}
+	}
+	return err
 }
 
 // need is one right that a call needs.

@@ -75,6 +75,8 @@ type Config struct {
 	DecisionRetention time.Duration
 	// DecisionTimeout is how long a call of the decision plane may take, default 2 s.
 	DecisionTimeout time.Duration
+	// Tokens verifies access tokens of callers; nil: callers have API keys and certificates.
+	Tokens *access.Tokens
 	// RateLimit is how many checks one caller may ask each second, 0 for no limit.
 	RateLimit float64
 	// MaxConnections is how many connections each plane has at once, default 2048, and
@@ -230,7 +232,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.logRenewed(ctx)
-	s.gate = &gate{follower: s.follower, uses: newKeyUses()}
+	s.gate = &gate{follower: s.follower, tokens: cfg.Tokens, uses: newKeyUses()}
 	s.ready = newReadiness(cfg.DB, s.follower, cfg.Log)
 	s.ready.look(ctx)
 	defer func() {
@@ -248,6 +250,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if s.clients, err = newClientCAs(cfg.Clients, s.cert, cfg.Log); err != nil {
 		return nil, err
 	} else if s.clients != nil {
+		s.gate.certificates = s.clients.certificates
 		registerCertificate(registry, "client_ca", s.clients.end, &s.clients.reloading)
 		s.ready.clients = s.clients
 	}

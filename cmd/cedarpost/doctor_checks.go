@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/internal/keyfile"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -113,6 +113,14 @@ func (d *doctorCmd) checkFiles() (found []diagnosis) {
 			found = append(found, pass("audit keys", "each key signs"))
 		}
 	}
+	if d.IssuersFile != "" {
+		if tokens, err := access.OpenTokens(d.IssuersFile, access.TokensConfig{CheckGrant: access.CheckTokenGrant, Log: slog.New(slog.DiscardHandler)}); err != nil {
+			found = append(found, fail("issuers-file", "correct the file: docs/tokens.md", err))
+		} else {
+			tokens.Close()
+			found = append(found, pass("issuers-file", "%s can be used", d.IssuersFile))
+		}
+	}
 	if d.AuditCheckpointFile != "" {
 		if err := auditlog.CheckFile(d.AuditCheckpointFile); err != nil {
 			found = append(found, fail("audit-checkpoint-file", "give a file that this user may write", err))
@@ -144,7 +152,7 @@ func (d *doctorCmd) checkCertificate(now time.Time) diagnosis {
 func (d *doctorCmd) checkDatabase(ctx context.Context, k *kong.Context) (found []diagnosis) {
 	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
 	defer cancel()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	url, err := d.live(k, log)
 	if err != nil {
 		return []diagnosis{fail("database-url", "give --database-url-file", err)}
@@ -261,6 +269,6 @@ func (d *doctorCmd) checkSigning(ctx context.Context, db *store.DB) (found []dia
 	return found
 }
 
-// checkCallers is the place for checks of who may call: ages of API keys, issuers of tokens, grants. So
-// far, API keys do not end and have no roles, so there is nothing to check.
+// checkCallers is the place for checks of who may call, for which the database is needed: ages and
+// ends of API keys, and grants. There is none yet.
 func (d *doctorCmd) checkCallers(_ context.Context, _ *store.DB) []diagnosis { return nil }

@@ -130,6 +130,9 @@ func TestDoctor(t *testing.T) {
 		"exposed": {1, with("--pprof", "--ops-listen=0.0.0.0:0", "--cors-origin=*", "--decision-retention=1d", "--witness-state", filepath.Join(dir, "none")), map[string]string{
 			"certificate": "warn", "pprof": "fail: ", "ops-listen": "without authentication", "cors-origin": `"*"`, "decision-retention": "fail: the log is to be kept for 1 days", "witness": "fail: ",
 		}},
+		"bad issuers": {1, with("--issuers-file", write(t, dir, "issuers.yaml", "nonsense: true\n"), "--witness-state", state), map[string]string{
+			"certificate": "warn", "issuers-file": "fail: ",
+		}},
 		"no agent": {1, with("--audit-agent", filepath.Join(dir, "no.sock"), "--audit-agent-key", verifier, "--witness-state", state), map[string]string{
 			"certificate": "warn", "audit keys": "ssh-agent",
 		}},

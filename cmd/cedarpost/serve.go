@@ -26,6 +26,7 @@ type serveCmd struct {
 	agentFlags
 	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen; needs --audit-checkpoint-file. While keys rotate, several keys separated by spaces, the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
 	AuditCheckpointFile string   `help:"File outside of the database to which the server appends every checkpoint. The server signs nothing that contradicts it. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
+	IssuersFile         string   `help:"YAML file with the OpenID Connect issuers whose access tokens callers may send. It is read again when it changes." env:"CEDARPOST_ISSUERS_FILE" type:"path" placeholder:"FILE" group:"server"`
 	BootstrapKeyFile    string   `help:"If the database has no API key, make the first one, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
 	Migrate             bool     `help:"Migrate the database first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
 	Development         bool     `name:"development-database" help:"Serve even if the database can lose committed data, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
@@ -108,6 +109,13 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	}
 	s.configureTLS(&config)
 	config.Signing, config.SecretFiles, config.Start = s.signing(), s.secretFiles(), startOf(k)
+	if s.IssuersFile != "" {
+		config.Tokens, err = access.OpenTokens(s.IssuersFile, access.TokensConfig{CheckGrant: access.CheckTokenGrant, Log: log})
+		if err != nil {
+			return about("issuers-file", err)
+		}
+		defer config.Tokens.Close()
+	}
 	srv, err := server.New(ctx, config)
 	if err != nil {
 		return s.explain(err)
@@ -115,6 +123,9 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	fmt.Fprintf(c.out, "ready %s\n", planeURLs(srv, s.TLSCert != ""))
 	running, stop := context.WithCancel(ctx)
 	defer stop()
+	if config.Tokens != nil {
+		go config.Tokens.Follow(running, s.IssuersFile)
+	}
 	go func() {
 		for {
 			select {

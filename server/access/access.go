@@ -18,8 +18,12 @@ import (
 // Kind says how a caller authenticated.
 type Kind string
 
-// APIKey is the kind of a caller that sent an API key.
-const APIKey Kind = "api_key"
+const (
+	// APIKey is the kind of a caller that sent an API key.
+	APIKey Kind = "api_key"
+	// AccessToken is the kind of a caller that sent an access token of a configured issuer.
+	AccessToken Kind = "token"
+)
 
 // A Caller is an authenticated client of Cedarpost. The zero value is no caller.
 type Caller struct {
@@ -31,10 +35,21 @@ type Caller struct {
 	KeyID string
 	// Ends is when the key, the token or the certificate ends; zero: never.
 	Ends time.Time
+
+	token *Token // nil for other kinds
 }
 
-// Grants returns the grants that come with the caller's token, besides the stored ones.
-func (c Caller) Grants() []store.Grant { return nil }
+// Grants returns the grants that come with the caller's token, besides the stored ones. They end
+// with the token.
+func (c Caller) Grants() (list []store.Grant) {
+	if c.token == nil {
+		return nil
+	}
+	for _, g := range c.token.Grants {
+		list = append(list, store.Grant{Caller: c.Name, Role: g.Role, Bundle: g.Bundle, ExpiresAt: &c.token.Expires, GrantedBy: "issuer " + c.token.Issuer})
+	}
+	return list
+}
 
 // Keys are the API keys that are not revoked. It is an interface because package snapshot, which
 // has them, is not imported here.
@@ -45,22 +60,44 @@ type Keys interface {
 	HasCaller(name string, now time.Time) bool
 }
 
-// IsLive reports whether the caller may go on with a call that takes long. A caller with an
-// API key may while it has a live key. A caller of no kind may not.
-func (c Caller) IsLive(keys Keys, now time.Time) bool {
-	return c.Kind == APIKey && keys.HasCaller(c.Name, now)
+// Credentials are what callers are authenticated by.
+type Credentials struct {
+	// Keys returns the API keys that are not revoked now.
+	Keys func() (Keys, error)
+	// Tokens verifies access tokens. Nil: none is accepted.
+	Tokens *Tokens
+	// Certificates verifies client certificates. Nil: none is accepted.
+	Certificates *Certificates
+}
+
+// IsLive reports whether the caller of a call that takes long is still authenticated, over a
+// connection with this TLS state: with an API key, if it has any live key; with a token, until
+// that ends; with a certificate, if the certificate is still valid.
+func (c Caller) IsLive(credentials Credentials, state *tls.ConnectionState, now time.Time) bool {
+	switch c.Kind {
+	case APIKey:
+		keys, err := credentials.Keys()
+		return err == nil && keys.HasCaller(c.Name, now)
+	case AccessToken:
+		return now.Before(c.Ends)
+	case Certificate:
+		same, err := credentials.Certificates.Caller(state)
+		return err == nil && same.Name == c.Name
+	}
+	return false
 }
 
 // UnauthenticatedError is the error of a call whose caller is not authenticated.
 type UnauthenticatedError struct {
-	// Reason is for the log: "no credentials", "unknown key", "truncated key" or "expired key".
+	// Reason is for the log, one of a few: "no credentials", "unknown key", "truncated key",
+	// "expired key", "no issuers", "token: …" or "client certificate: …".
 	Reason string
 }
 
 // Error returns the text for the caller. It is the same for every reason, so that it does
 // not help to guess a key.
 func (e *UnauthenticatedError) Error() string {
-	return `missing or unknown API key; send "Authorization: Bearer <key>"`
+	return `missing or unknown API key, access token or client certificate; send "Authorization: Bearer <key or token>"`
 }
 
 var (
@@ -68,28 +105,33 @@ var (
 	errUnknownKey    = &UnauthenticatedError{"unknown key"}
 	errTruncatedKey  = &UnauthenticatedError{"truncated key"}
 	errExpiredKey    = &UnauthenticatedError{"expired key"}
+	errNoIssuers     = &UnauthenticatedError{"no issuers"}
 )
 
 // Authenticate returns the caller of a call with these headers, over a connection with this
-// TLS state, which is nil without TLS and is not used yet. keys returns the API keys that are not
-// revoked now. The error is an [UnauthenticatedError], or that of keys.
+// TLS state, which is nil without TLS. A client certificate counts only for a call without an
+// Authorization header: a wrong key beside a good certificate is refused. The error is an
+// [UnauthenticatedError], a [TokenError], or that of Credentials.Keys. Only a token of an issuer
+// whose keys are not known yet makes it wait, at most until ctx ends.
 //
 // API keys are random 256-bit values and are looked up by their hash, so the time of the
 // lookup says nothing about them.
-func Authenticate(header http.Header, _ *tls.ConnectionState, keys func() (Keys, error), now time.Time) (c Caller, err error) {
+func Authenticate(ctx context.Context, header http.Header, state *tls.ConnectionState, credentials Credentials, now time.Time) (c Caller, err error) {
 	values := header.Values("Authorization")
 	if len(values) == 0 {
-		return c, errNoCredentials
+		return credentials.Certificates.Caller(state)
 	}
 	scheme, secret, _ := strings.Cut(values[0], " ")
 	secret = strings.TrimSpace(secret)
 	switch {
 	case len(values) > 1 || !strings.EqualFold(scheme, "bearer"):
 		return c, errUnknownKey
+	case LooksLikeToken(secret):
+		return credentials.tokenCaller(ctx, secret, now)
 	case isTruncated(secret):
 		return c, errTruncatedKey
 	}
-	all, err := keys()
+	all, err := credentials.Keys()
 	if err != nil {
 		return c, err
 	}
@@ -105,6 +147,18 @@ func Authenticate(header http.Header, _ *tls.ConnectionState, keys func() (Keys,
 		c.Ends = *key.ExpiresAt
 	}
 	return c, nil
+}
+
+// tokenCaller returns the caller of an access token.
+func (cr Credentials) tokenCaller(ctx context.Context, raw string, now time.Time) (c Caller, err error) {
+	if cr.Tokens == nil {
+		return c, errNoIssuers
+	}
+	token, err := cr.Tokens.Verify(ctx, raw, now)
+	if err != nil {
+		return c, err
+	}
+	return Caller{Name: token.CallerName(), Kind: AccessToken, Ends: token.Expires, token: &token}, nil
 }
 
 type (

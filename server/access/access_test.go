@@ -64,8 +64,9 @@ func TestAuthenticate(t *testing.T) {
 		{[]string{"Bearer " + fresh}, "fresh", ""},
 		{[]string{"Bearer " + fresh[:len(fresh)-1]}, "", "truncated key"},
 		{[]string{"Bearer cdp_"}, "", "truncated key"},
+		{[]string{"Bearer a.b.c"}, "", "no issuers"},
 	} {
-		caller, err := Authenticate(http.Header{"Authorization": c.headers}, nil, func() (Keys, error) { return keys, nil }, now)
+		caller, err := Authenticate(t.Context(), http.Header{"Authorization": c.headers}, nil, Credentials{Keys: func() (Keys, error) { return keys, nil }}, now)
 		var unknown *UnauthenticatedError
 		switch {
 		case c.name != "" && (err != nil || caller.Name != c.name || caller.Kind != APIKey || caller.KeyID == ""):
@@ -74,7 +75,7 @@ func TestAuthenticate(t *testing.T) {
 			t.Errorf("%q: %+v, %v, want %q", c.headers, caller, err, c.reason)
 		}
 	}
-	_, err := Authenticate(http.Header{"Authorization": {"Bearer secret-key"}}, nil, func() (Keys, error) { return nil, stale }, now)
+	_, err := Authenticate(t.Context(), http.Header{"Authorization": {"Bearer secret-key"}}, nil, Credentials{Keys: func() (Keys, error) { return nil, stale }}, now)
 	if !errors.Is(err, stale) {
 		t.Errorf("without current keys: %v", err)
 	}
@@ -86,8 +87,10 @@ func TestIsLive(t *testing.T) {
 	for caller, live := range map[Caller]bool{
 		{Name: "orders", Kind: APIKey}: true, {Name: "billing", Kind: APIKey}: false, {Name: "old", Kind: APIKey}: false,
 		{Name: "orders", Kind: "another kind"}: false, {}: false,
+		{Name: "token:x/a", Kind: AccessToken, Ends: soon}: true, {Name: "token:x/b", Kind: AccessToken, Ends: now}: false,
+		{Name: "spiffe://x/a", Kind: Certificate}: false,
 	} {
-		if caller.IsLive(keys, now) != live {
+		if caller.IsLive(Credentials{Keys: func() (Keys, error) { return keys, nil }}, nil, now) != live {
 			t.Errorf("%+v: want %v", caller, live)
 		}
 	}

@@ -155,5 +155,8 @@ func readKey(file string) (string, error) {
 	if token != "" && len(token) < 32 {
 		return "", fmt.Errorf("%s: a key has at least 32 characters", file)
 	}
+	if LooksLikeToken(token) {
+		return "", fmt.Errorf("%s: a text with two dots is taken for an access token, so it cannot be a key", file)
+	}
 	return token, nil
 }

@@ -3,6 +3,7 @@ package access
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -15,6 +16,9 @@ var ErrRateLimited = errors.New("this caller sends more than its rate limit; slo
 // leastBurst is how many checks a caller may ask at once, however low its rate limit is.
 const leastBurst = 100
 
+// maxBuckets bounds the callers whose buckets are kept.
+const maxBuckets = 65_536
+
 // A Limiter bounds how many checks each caller asks, with a token bucket for each caller. The
 // zero value has no limit. Set PerSecond before the first call of Allow.
 type Limiter struct {
@@ -22,6 +26,7 @@ type Limiter struct {
 	PerSecond float64
 
 	buckets sync.Map // name of a caller → *rate.Limiter
+	count   atomic.Int64
 }
 
 // Allow takes n tokens of the caller's bucket, and reports whether there were enough. Without
@@ -32,6 +37,12 @@ func (l *Limiter) Allow(c Caller, n int) bool {
 	}
 	b, ok := l.buckets.Load(c.Name)
 	if !ok {
+		// Callers with tokens are not bounded by the number of the API keys. Without their
+		// buckets, all begin again with a full one.
+		if l.count.Add(1) > maxBuckets {
+			l.buckets.Clear()
+			l.count.Store(0)
+		}
 		b, _ = l.buckets.LoadOrStore(c.Name, rate.NewLimiter(rate.Limit(l.PerSecond), max(int(l.PerSecond), leastBurst)))
 	}
 	return b.(*rate.Limiter).AllowN(time.Now(), n)

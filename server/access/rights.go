@@ -365,4 +365,9 @@ func CheckGrant(g store.Grant) error {
 	return nil
 }
 
+// CheckTokenGrant returns an error if no token can have a grant.
+func CheckTokenGrant(g TokenGrant) error {
+	return CheckGrant(store.Grant{Caller: "token", Role: g.Role, Bundle: g.Bundle})
+}
+
 var bundleName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)

@@ -99,7 +99,9 @@ func TestAdminLocalJoins(t *testing.T) {
 
 // The last operator counts by what has not ended.
 func TestOperatorsLeft(t *testing.T) {
-	key := func(name string, end *store.Key) store.Key { return store.Key{ID: name, Name: name, ExpiresAt: end.ExpiresAt} }
+	key := func(name string, end *store.Key) store.Key {
+		return store.Key{ID: name, Name: name, ExpiresAt: end.ExpiresAt}
+	}
 	never, young, old := &store.Key{}, &store.Key{ExpiresAt: &soon}, &store.Key{ExpiresAt: &past}
 	op := store.Grant{Caller: "a", Role: Operator, Bundle: AllBundles}
 	brief, other, own := op, op, op
