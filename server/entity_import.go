@@ -129,7 +129,7 @@ func (i *importing) take(ctx context.Context, msg *cedarpostv1.ImportEntitiesReq
 	for n, e := range msg.GetEntities() {
 		number, uid := before+int64(n)+1, stored.FromProto(e.GetUid())
 		if first, twice := i.lot[uid]; twice {
-			return connect.Errorf(connect.CodeInvalidArgument, "entity %d: %s stands twice, it is also entity %d; an import puts each entity once", number, wire.UID(e.GetUid()), first)
+			return connect.Errorf(connect.CodeInvalidArgument, "entity %d: %s is in the import twice, it is also entity %d; an import puts each entity once", number, wire.UID(e.GetUid()), first)
 		}
 		i.lot[uid] = number
 		ops[n] = &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: e}}

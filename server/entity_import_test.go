@@ -142,12 +142,12 @@ func TestImportOfOneEntityTwice(t *testing.T) {
 	twice := people(t, nil, 3, 5)
 	twice.Entities = append(twice.Entities, servertest.DocUser(t, "u3"))
 	_, err := importAll(t, s, people(t, nil, 0, 3), twice)
-	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 6: Doc::User::"u3" stands twice, it is also entity 4; an import puts each entity once; the 3 entities before this chunk are stored`)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 6: Doc::User::"u3" is in the import twice, it is also entity 4; an import puts each entity once; the 3 entities before this chunk are stored`)
 	if n := listed(t, s); n != 3 {
 		t.Errorf("%d users of 3", n)
 	}
 	_, err = importAll(t, s, people(t, &cedarpostv1.ImportOptions{Atomic: true}, 10, 20), people(t, nil, 20, 25), people(t, nil, 19, 20))
-	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 16: Doc::User::"u19" stands twice, it is also entity 10`)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 16: Doc::User::"u19" is in the import twice, it is also entity 10`)
 	if n := listed(t, s); n != 3 {
 		t.Errorf("%d users of 3", n)
 	}

@@ -79,6 +79,7 @@ func (s *policyService) noteRefused(ctx context.Context, header *cedarpostv1.Bun
 	if !ok || ctx.Err() != nil {
 		return
 	}
+	refused = tooLarge(cedarpostv1connect.PolicyServiceApplyBundleProcedure, refused)
 	switch refused.Code() {
 	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeResourceExhausted, connect.CodeDeadlineExceeded:
 		s.noted.PublishRefused(ctx, header.GetName(), header.GetDryRun(), refused.Message(), findingTexts(refused))

@@ -192,6 +192,17 @@ func testBundles(sh *shell) func(*testing.T) {
 		sh.exits(t, 3, says(`"findings":[{"severity":"ERROR","file":"more.cedar"`), "apply", invalid, "-o", "json")
 		sh.exits(t, 4, says("bob sees the order of carol", "refused, nothing changed: 1 of 48 tests failed"),
 			"apply", shopCopy(t, map[string]string{"tests.yaml": failingTest}))
+		var nothing strings.Builder // policies that apply to nothing: a warning for each
+		for i := range 1100 {
+			fmt.Fprintf(&nothing, "@id(\"n%d\") permit (principal, action == Shop::Action::\"ViewOrder\", resource is Shop::User);\n", i)
+		}
+		r := sh.exits(t, 4, says("left out: 2 more warnings", "refused, nothing changed: 1 of 48 tests failed"),
+			"apply", shopCopy(t, map[string]string{"tests.yaml": failingTest, "nothing.cedar": nothing.String()}))
+		if first, rest, _ := strings.Cut(r.err, "\n"); !strings.Contains(first, "bob sees the order of carol") {
+			t.Errorf("the first line is %s", first)
+		} else if strings.Index(rest, "policy n2:") > strings.Index(rest, "policy n10:") {
+			t.Error("warnings are not in the order of their lines")
+		}
 		sh.exits(t, 3, says("bundle.yaml:5:1: error: ", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "color: blue\n"}))
 		sh.exits(t, 3, says("bundle.yaml:5:12: error: approvals are not enforced", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "approvals: 2\n"}))
 		sh.exits(t, 1, says("invalid_argument", "names the bundle"), "apply", more, "--name", "other")

@@ -1,7 +1,7 @@
 package wire
 
 // How many bytes one message to a plane may have. A larger message is refused with
-// resource_exhausted before it is decoded. A message of a stream counts by itself.
+// invalid_argument before it is decoded. A message of a stream counts by itself.
 const (
 	// MaxAuthorizeBytes is for a call of Authorize.
 	MaxAuthorizeBytes = 64 << 10
