@@ -75,7 +75,7 @@ func CheckUntil(b *bundle.Bundle, others []engine.Source, previous *engine.Set, 
 	if b.Entities != nil {
 		for _, m := range set.Mentions(b.Name) {
 			if !pool.Has(m.UID) {
-				r.Findings = append(r.Findings, m.Missing())
+				r.Findings = append(r.Findings, m.Unlisted())
 			}
 		}
 	}
