@@ -128,6 +128,7 @@ func testDecisions(sh *shell) func(*testing.T) {
 				t.Errorf("decisions %s: %d lines\n%s", args, len(rows), r.out)
 			}
 		}
+		sh.exits(t, 2, says("--action has to read all decisions", "give --since"), "decisions", "--since", "2d", "--action", "Shop::Action::ViewOrder")
 		sh.exits(t, 0, says("no decisions"), "decisions", "--since", "2100-01-01T00:00:00Z")
 
 		r = sh.exits(t, 0, nil, "decisions", "--resource=Shop::Order::99", "-o", "json")

@@ -22,6 +22,7 @@ func TestWrongUsageExits2(t *testing.T) {
 		{"authorize --principal A::b --action A::b --resource C::d --require-all", `--require-all needs --fields`},
 		{"authorize --principal A::b --action A::b --resource C::d --fully-consistent --at-least-as-fresh x", `can't be used together`},
 		{"check", `expected "<dir> ..."`},
+		{"check ../../policies/shop/bundle.yaml", `bundle.yaml is a file: give the folder of the bundle, `},
 		{"decisions --since yesterday", `neither a time like`},
 		{"decisions --decision maybe", `must be one of`},
 		{"decisions --policy owner-views", `is not bundle/id`},

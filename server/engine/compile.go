@@ -232,7 +232,11 @@ func (c *compiler) resolveFinding(err error, sources []Source, parsed []*sast.Sc
 			}
 		}
 		if _, err := resolved.Resolve(mergeSchemas(joined)); err != nil {
-			return Finding{Bundle: src.Name, File: src.SchemaFile, Message: err.Error()}
+			f := Finding{Bundle: src.Name, File: src.SchemaFile, Message: err.Error()}
+			if m := undefinedName.FindStringSubmatch(f.Message); m != nil {
+				f.Line, f.Column = firstUse(src.Schema, m[1])
+			}
+			return f
 		}
 	}
 	return Finding{Message: err.Error()}

@@ -323,3 +323,23 @@ func number(word string) bool { return word != "" && strings.Trim(word, "0123456
 func name(word string) bool {
 	return word != "" && wordByte(word[0]) && !number(word[:1])
 }
+
+// undefinedName matches cedar-go's error about a type or an action that a schema names and no
+// schema declares.
+var undefinedName = regexp.MustCompile(`undefined [a-z ]+ "([^"]+)"$`)
+
+// firstUse returns the place of the first use of a name in a schema, from 1, or zeros. A name
+// before a colon is that of an attribute.
+func firstUse(text, name string) (line, column int) {
+	s, parts := scan(text), strings.Split(name, "::")
+	for i := range s.words {
+		end := i + 2*len(parts) - 1
+		if end >= len(s.words) {
+			break
+		}
+		if strings.Join(s.words[i:end], "") == name && !slices.Contains([]string{":", "?", "::"}, s.words[end]) && s.word(i-1) != "::" {
+			return s.lines[i], s.columns[i]
+		}
+	}
+	return 0, 0
+}

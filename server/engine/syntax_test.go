@@ -128,3 +128,18 @@ func TestNestingOfIf(t *testing.T) {
 		t.Errorf("published before: %v", errs)
 	}
 }
+
+// A type that no schema declares is found in the schema.
+func TestUndefinedTypeHasAPlace(t *testing.T) {
+	for text, want := range map[string]string{
+		"namespace A {\n  entity U in [Grp];\n}":                                                 "s:2:16: entity \"A::U\": undefined entity type \"Grp\"",
+		"namespace A {\n  // Grp\n  entity U { Grp: String, g?: Set<Grp> };\n}":                  "s:3:35: ",
+		"namespace A {\n  entity U { Grp: String,\n    g?: Set<Other::Grp> };\n}":                "s:3:13: ",
+		"namespace A {\n  action Read appliesTo { principal: [Nobody], resource: [Nobody] };\n}": "s:2:39: ",
+	} {
+		_, findings := Compile([]Source{{Name: "a", SchemaFile: "s", Schema: text}}, nil)
+		if len(findings) != 1 || !strings.HasPrefix(findings[0].String(), want) {
+			t.Errorf("%s\n%v, want %s", text, findings, want)
+		}
+	}
+}
