@@ -15,6 +15,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -130,10 +131,7 @@ func tooLarge(procedure string, ce *connect.Error) *connect.Error {
 	case cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure:
 		what = "batch"
 	}
-	if m[1] == "" {
-		return connect.Errorf(connect.CodeInvalidArgument, "the %s has more than %s bytes, the limit", what, m[2]).WithCause(ce)
-	}
-	return connect.Errorf(connect.CodeInvalidArgument, "the %s has %s bytes, the limit is %s", what, m[1], m[2]).WithCause(ce)
+	return connect.NewError(connect.CodeInvalidArgument, wire.TooLarge(what, m[1], m[2])).WithCause(ce)
 }
 
 // outdated reports whether the store refused a write, before it wrote anything, because the

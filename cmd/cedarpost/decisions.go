@@ -1,13 +1,11 @@
 package main
 
 import (
-	"errors"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
 
-	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -82,16 +80,12 @@ func (f *filterFlags) request() (*cedarpostv1.QueryDecisionsRequest, error) {
 }
 
 // needsTime matches the server's error about a filter without an index and without a time.
-var needsTime = regexp.MustCompile(`^([a-z_]+): has to read all decisions of a time: .* at most (\d+) hours later`)
+var needsTime = regexp.MustCompile(`^invalid_argument: ([a-z_]+): has to read all decisions of a time: .* at most (\d+) hours later`)
 
-// inFlags turns the server's error about a filter that needs a time into the words of the command
-// line. Other errors it returns as they are.
+// inFlags turns the server's error about a filter that needs a time, as call explains it, into the
+// words of the command line. Other errors it returns as they are.
 func inFlags(err error) error {
-	e, ok := errors.AsType[*connect.Error](err)
-	if !ok || e.Code() != connect.CodeInvalidArgument {
-		return err
-	}
-	m := needsTime.FindStringSubmatch(e.Message())
+	m := needsTime.FindStringSubmatch(err.Error())
 	if m == nil {
 		return err
 	}

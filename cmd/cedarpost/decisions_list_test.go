@@ -17,7 +17,7 @@ import (
 // A filter that needs a time is explained in the flags of the command line.
 func TestErrorsInFlags(t *testing.T) {
 	refused := func(name string) error {
-		return connect.NewError(connect.CodeInvalidArgument, name+": has to read all decisions of a time: give from, and to (absent: now) at most 24 hours later; or principal").WithRemote()
+		return (&peer{}).explain(connect.NewError(connect.CodeInvalidArgument, name+": has to read all decisions of a time: give from, and to (absent: now) at most 24 hours later; or principal").WithRemote())
 	}
 	for name, want := range map[string]string{
 		"action": "--action has to read", "trace_id": "--trace-id has to read", "filter": "this command has to read",
