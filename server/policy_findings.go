@@ -24,8 +24,8 @@ const maxRefusalFindings = 1000
 func refusal(code connect.Code, msg string, findings []*cedarpostv1.Finding) error {
 	slices.SortStableFunc(findings, func(a, b *cedarpostv1.Finding) int { return cmp.Compare(rank(a), rank(b)) })
 	if len(findings) > maxRefusalFindings {
-		kept, rest := findings[:maxRefusalFindings:maxRefusalFindings], findings[maxRefusalFindings:]
-		findings = append(kept, leftOut(rest))
+		rest := leftOut(findings[maxRefusalFindings:])
+		findings = append(findings[:maxRefusalFindings:maxRefusalFindings], rest)
 	}
 	var b strings.Builder
 	b.WriteString(msg)

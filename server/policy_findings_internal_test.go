@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -41,7 +42,10 @@ func TestRefusalHasTheWorstFirst(t *testing.T) {
 		{"many failed tests", offline.Report{Findings: warnings(2), Tests: failed(1001)}, "1001 of 1001 tests failed", "check 0", "left out: 1 more failure of a test, 2 more warnings", 1},
 		{"an error", offline.Report{Findings: append(warnings(1000), broken)}, "the bundle is not valid: z.cedar:1: no such type", "no such type", "left out: 1 more warning", 2},
 	} {
-		err := reportRefusal("doc", &c.report).(*connect.Error)
+		err, ok := errors.AsType[*connect.Error](reportRefusal("doc", &c.report))
+		if !ok {
+			t.Fatal(c.name)
+		}
 		if !strings.HasPrefix(err.Message(), c.text) {
 			t.Errorf("%s: %s", c.name, err.Message())
 		}
