@@ -68,7 +68,7 @@ func ocsfFailedOpen(o object, f *cedarpostv1.FailedOpen) {
 }
 
 // PublishRefusedText sums up refused uploads of a bundle in words: "dry run of shop refused, 3
-// times: the bundle does not check".
+// times: the bundle is not valid".
 func PublishRefusedText(p *cedarpostv1.PublishRefused) string {
 	what := "publish"
 	if p.GetDryRun() {
@@ -77,14 +77,22 @@ func PublishRefusedText(p *cedarpostv1.PublishRefused) string {
 	return fmt.Sprintf("%s of %s refused, %s: %s", what, p.GetBundle(), plural(p.GetCount(), "time"), p.GetReason())
 }
 
-// ProbingText sums up questions of a caller in words: "invalid_question about
-// Shop::User::\"bob\", 3 times".
+// ProbingText sums up questions of a caller in words, with the first of them as an example:
+// "invalid_question about Shop::User::\"bob\", 3 times, such as Shop::Action::\"ViewOrder\" on
+// Shop::Order::\"42\"".
 func ProbingText(p *cedarpostv1.Probing) string {
 	text := p.GetReason()
 	if p.GetPrincipal() != "" {
 		text += " about " + p.GetPrincipal()
 	}
-	return text + ", " + plural(p.GetCount(), "time")
+	text += ", " + plural(p.GetCount(), "time")
+	switch {
+	case p.GetExample() == "":
+		return text
+	case p.GetCount() == 1:
+		return text + ": " + p.GetExample()
+	}
+	return text + ", such as " + p.GetExample()
 }
 
 // ReuseText sums up a report of kept answers in words: "7 uses of 1 decision, 2 lost".

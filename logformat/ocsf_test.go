@@ -93,7 +93,7 @@ var entries = []struct {
 	{"a bundle refused", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_PUBLISH_REFUSED, Caller: "ci", Subject: "shop", TraceId: "t",
 		Detail: &cedarpostv1.EventRecord_PublishRefused{PublishRefused: &cedarpostv1.PublishRefused{
-			Bundle: "shop", DryRun: true, Reason: "the bundle does not check", FindingCount: 7, Findings: []string{"p.cedar:1: no"}, Count: 3, First: at, Last: at}},
+			Bundle: "shop", DryRun: true, Reason: "the bundle is not valid", FindingCount: 7, Findings: []string{"p.cedar:1: no"}, Count: 3, First: at, Last: at}},
 	}), "6003.99 severity 3 denied"},
 	{"invalid questions", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_PROBING, Caller: "shop", Subject: `Shop::User::"bob"`,

@@ -82,7 +82,7 @@ func TestQueriesAreBounded(t *testing.T) {
 		{"a caller's denials", &request{Caller: "shop", Decision: cedarpostv1.Decision_DENY}, "", ""},
 		{"no time at all", &request{From: at(0), To: at(day)}, "from:", "from:"},
 		{"a masked value", &request{MaskedValue: `"x"`}, "masked_value:", "filter:"},
-		{"a masked value with a member twice", &request{MaskedValue: `{"pin":"x","pin":"y"}`, From: at(day)}, `masked_value: member "pin" stands twice`, `masked_value: member "pin" stands twice`},
+		{"a masked value with a member twice", &request{MaskedValue: `{"pin":"x","pin":"y"}`, From: at(day)}, `masked_value: member "pin" is twice`, `masked_value: member "pin" is twice`},
 		{"a masked value in a day", &request{MaskedValue: `"x"`, From: at(day)}, "", ""},
 	} {
 		_, err := s.Audit.QueryDecisions(t.Context(), c.query)

@@ -56,7 +56,7 @@ func (s *authorizationService) Authorize(ctx context.Context, req *cedarpostv1.A
 func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
 	if !s.limits.Allow(access.CallerFrom(ctx), len(req.GetChecks())-1) {
 		s.noted.Probing(ctx, decisionlog.ProbingRateLimited, "", "AuthorizeBatch")
-		return nil, access.ErrRateLimited
+		return nil, s.limits.Refusal()
 	}
 	v, err := s.view(ctx, req.GetConsistency())
 	if err != nil {

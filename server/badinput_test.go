@@ -9,10 +9,13 @@ import (
 	"strings"
 	"testing"
 
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
@@ -85,7 +88,7 @@ func TestBadRequests(t *testing.T) {
 		{"foreign revision", prefix + mfa + `,"consistency":{"atLeastAsFresh":{"token":"AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEAAAAAAAAAAQAAAAAAAAAAAAAAAAAAAAE"}}}`, "aborted", "another database"},
 		{"broken revision", prefix + mfa + `,"consistency":{"atLeastAsFresh":{"token":"zzz"}}}`, "invalid_argument", "not a revision token"},
 		{"deep", prefix + `"context":{"mfa":` + strings.Repeat(`{"a":`, 5000) + "1" + strings.Repeat("}", 5000) + "}}", "invalid_argument", "depth"},
-		{"too large", prefix + mfa + `,"requestId":"` + strings.Repeat("x", 70_000) + `"}`, "resource_exhausted", "larger"},
+		{"too large", prefix + mfa + `,"requestId":"` + strings.Repeat("x", 70_000) + `"}`, "invalid_argument", "the question has more than 65536 bytes, the limit"},
 		{"request id too long", prefix + mfa + `,"requestId":"` + strings.Repeat("x", 200) + `"}`, "invalid_argument", "request_id"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -123,6 +126,22 @@ func TestBadRequests(t *testing.T) {
 				t.Errorf("got %q %q", code, message)
 			}
 		}
+	})
+	t.Run("too large in gRPC", func(t *testing.T) {
+		client := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, s.Token, connecthttp.WithGRPC()))
+		req := servertest.AskShop("bob", "ViewOrder", "42", true)
+		req.RequestId = strings.Repeat("x", 70_000)
+		_, err := client.Authorize(t.Context(), req)
+		servertest.WantCode(t, err, connect.CodeInvalidArgument, "bytes, the limit is 65536")
+	})
+	t.Run("too large a part of a stream", func(t *testing.T) {
+		stream, err := s.Policies.ApplyBundle(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_File{File: &cedarpostv1.FilePart{Path: "p.cedar", Data: make([]byte, 5<<20)}}})
+		_, err = stream.CloseAndReceive()
+		servertest.WantCode(t, err, connect.CodeInvalidArgument, "the limit is 4194304")
 	})
 	t.Run("gzip bomb", func(t *testing.T) {
 		var b bytes.Buffer

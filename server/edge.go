@@ -208,7 +208,7 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 	ctx = decisionlog.WithCall(access.WithRights(access.WithCaller(ctx, caller), rights), call)
 	if !e.limits.Allow(caller, 1) {
 		e.noted.Probing(ctx, decisionlog.ProbingRateLimited, "", procedure)
-		return ctx, access.ErrRateLimited
+		return ctx, e.limits.Refusal()
 	}
 	return ctx, mayBegin(rights, procedure)
 }

@@ -3,7 +3,11 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"regexp"
+	"strconv"
+	"strings"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -46,7 +50,7 @@ func (s *entityService) ImportEntities(ctx context.Context, stream cedarpostv1co
 		return nil, connect.NewError(connect.CodeInvalidArgument, "nothing to import")
 	}
 	if err != nil {
-		return nil, err
+		return nil, nameEntity(ctx, err, -1)
 	}
 	i, err := s.beginImport(ctx, msg.GetOptions())
 	if err != nil {
@@ -70,6 +74,7 @@ func (s *entityService) ImportEntities(ctx context.Context, stream cedarpostv1co
 		if errors.Is(err, io.EOF) {
 			break
 		}
+		err = nameEntity(ctx, err, i.stored+int64(len(i.held)))
 		if err == nil && msg.GetOptions() != nil {
 			err = connect.NewError(connect.CodeInvalidArgument, "options: only the first message of a stream has them")
 		}
@@ -84,6 +89,65 @@ func (s *entityService) ImportEntities(ctx context.Context, stream cedarpostv1co
 		return nil, i.explain(err)
 	}
 	return i.out, nil
+}
+
+// lastMessage is the last message of an import that was received, whether it is valid or not.
+type lastMessage struct {
+	connect.ServerStream
+	msg *cedarpostv1.ImportEntitiesRequest
+}
+
+type lastMessageKey struct{}
+
+func (s *lastMessage) Receive(msg any) error {
+	s.msg, _ = msg.(*cedarpostv1.ImportEntitiesRequest)
+	return s.ServerStream.Receive(msg)
+}
+
+// keepLast keeps the last message of an import, so that an error about an entity in it can name
+// the entity. It stands before the validation, which returns only an error.
+func keepLast(next connect.ServerFunc) connect.ServerFunc {
+	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
+		if spec.Procedure != cedarpostv1connect.EntityServiceImportEntitiesProcedure {
+			return next(ctx, spec, stream)
+		}
+		last := &lastMessage{ServerStream: stream}
+		return next(context.WithValue(ctx, lastMessageKey{}, last), spec, last)
+	}
+}
+
+// ofEntity matches a problem that validation found in an entity of a message. The number counts
+// from 0.
+var ofEntity = regexp.MustCompile(`\bentities\[(\d+)\]\.?([^:]*: )`)
+
+// nameEntity names entities in an error of validation by their numbers in the import, from 1, and
+// by their uids. before is how many entities come before the message; -1 means the first message
+// of a stream, whose options say it.
+func nameEntity(ctx context.Context, err error, before int64) error {
+	last, ok := ctx.Value(lastMessageKey{}).(*lastMessage)
+	invalid, is := errors.AsType[*connect.Error](err)
+	if !ok || !is || invalid.Code() != connect.CodeInvalidArgument || last.msg == nil {
+		return err
+	}
+	if before < 0 {
+		before = last.msg.GetOptions().GetSkip()
+	}
+	text := ofEntity.ReplaceAllStringFunc(invalid.Message(), func(found string) string {
+		m := ofEntity.FindStringSubmatch(found)
+		n, err := strconv.Atoi(m[1])
+		if err != nil || n >= len(last.msg.GetEntities()) {
+			return found
+		}
+		of := fmt.Sprintf("entity %d: ", before+int64(n)+1)
+		if uid := last.msg.GetEntities()[n].GetUid(); uid != nil && !strings.HasPrefix(m[2], "uid") {
+			of += wire.UID(uid).String() + ": "
+		}
+		return of + m[2]
+	})
+	if text == invalid.Message() {
+		return err
+	}
+	return connect.NewError(connect.CodeInvalidArgument, text).WithCause(err)
 }
 
 // beginImport reads the options, and finds the place of an import that goes on.
@@ -129,7 +193,7 @@ func (i *importing) take(ctx context.Context, msg *cedarpostv1.ImportEntitiesReq
 	for n, e := range msg.GetEntities() {
 		number, uid := before+int64(n)+1, stored.FromProto(e.GetUid())
 		if first, twice := i.lot[uid]; twice {
-			return connect.Errorf(connect.CodeInvalidArgument, "entity %d: %s stands twice, it is also entity %d; an import puts each entity once", number, wire.UID(e.GetUid()), first)
+			return connect.Errorf(connect.CodeInvalidArgument, "entity %d: %s is in the import twice, it is also entity %d; an import puts each entity once", number, wire.UID(e.GetUid()), first)
 		}
 		i.lot[uid] = number
 		ops[n] = &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: e}}

@@ -135,6 +135,26 @@ func TestImportGoesOn(t *testing.T) {
 	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "no unfinished import of that id")
 }
 
+// An error of validation names the entity as other errors do: its number in the import, from 1,
+// and its uid.
+func TestImportNamesTheEntity(t *testing.T) {
+	s := docServer(t)
+	many := people(t, nil, 3, 5)
+	for range 1001 {
+		many.Entities[1].Parents = append(many.Entities[1].Parents, servertest.UID(`Doc::Group::"g"`))
+	}
+	const what = `entity %d: Doc::User::"u4": parents: `
+	_, err := importAll(t, s, many)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, fmt.Sprintf(what, 2))
+	_, err = importAll(t, s, people(t, nil, 0, 3), many)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, fmt.Sprintf(what, 5))
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "the 3 entities before this chunk are stored")
+	nameless := people(t, nil, 5, 7)
+	nameless.Entities[1].Uid = nil
+	_, err = importAll(t, s, nameless)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "entity 2: uid: ")
+}
+
 // An entity that occurs twice in one commit is refused: only the author of the file knows which
 // one is right.
 func TestImportOfOneEntityTwice(t *testing.T) {
@@ -142,12 +162,12 @@ func TestImportOfOneEntityTwice(t *testing.T) {
 	twice := people(t, nil, 3, 5)
 	twice.Entities = append(twice.Entities, servertest.DocUser(t, "u3"))
 	_, err := importAll(t, s, people(t, nil, 0, 3), twice)
-	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 6: Doc::User::"u3" stands twice, it is also entity 4; an import puts each entity once; the 3 entities before this chunk are stored`)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 6: Doc::User::"u3" is in the import twice, it is also entity 4; an import puts each entity once; the 3 entities before this chunk are stored`)
 	if n := listed(t, s); n != 3 {
 		t.Errorf("%d users of 3", n)
 	}
 	_, err = importAll(t, s, people(t, &cedarpostv1.ImportOptions{Atomic: true}, 10, 20), people(t, nil, 20, 25), people(t, nil, 19, 20))
-	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 16: Doc::User::"u19" stands twice, it is also entity 10`)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, `entity 16: Doc::User::"u19" is in the import twice, it is also entity 10`)
 	if n := listed(t, s); n != 3 {
 		t.Errorf("%d users of 3", n)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -53,7 +55,7 @@ func publicError(procedure string, err error) *connect.Error {
 		if ce.Code() == connect.CodeUnknown && errors.Is(ce, os.ErrDeadlineExceeded) { // from Connect
 			return connect.NewError(connect.CodeDeadlineExceeded, "the message did not come in time").WithCause(err)
 		}
-		return ce
+		return tooLarge(procedure, ce)
 	case errors.As(err, &bad):
 		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
 	case errors.Is(err, snapshot.ErrStale), errors.Is(err, snapshot.ErrBehind):
@@ -107,6 +109,29 @@ func publicError(procedure string, err error) *connect.Error {
 	// Postgres is away, a commit failed, or a timeout of the server itself ended. If the
 	// call's own context has ended, callerError says so instead.
 	return connect.NewError(connect.CodeUnavailable, couldNot+so).WithCause(err)
+}
+
+// largerThan matches Connect's error of a message that is too large. Of a unary call in Connect's
+// own protocol the size is not known, because the rest of it is not read.
+var largerThan = regexp.MustCompile(`^message (?:size (\d+) )?is larger than configured max (\d+)`)
+
+// tooLarge turns Connect's error of a message that is too large into invalid_argument. Connect's
+// own code is resource_exhausted, which says that the service is overloaded: clients would let
+// checks with FailOpen through, and a user can make a question large. Other errors it returns as
+// they are.
+func tooLarge(procedure string, ce *connect.Error) *connect.Error {
+	m := largerThan.FindStringSubmatch(ce.Message())
+	if m == nil || ce.Code() != connect.CodeResourceExhausted {
+		return ce
+	}
+	what := "message"
+	switch procedure {
+	case cedarpostv1connect.AuthorizationServiceAuthorizeProcedure:
+		what = "question"
+	case cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure:
+		what = "batch"
+	}
+	return connect.NewError(connect.CodeInvalidArgument, wire.TooLarge(what, m[1], m[2])).WithCause(ce)
 }
 
 // outdated reports whether the store refused a write, before it wrote anything, because the

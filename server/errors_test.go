@@ -38,3 +38,21 @@ func TestOutdatedWriteIsAborted(t *testing.T) {
 		}
 	}
 }
+
+// Both texts in which Connect says that a message is too large become invalid_argument.
+func TestTooLargeIsNoOverload(t *testing.T) {
+	for text, want := range map[string]string{
+		"message is larger than configured max 65536":                                        "the question has more than 65536 bytes, the limit",
+		"message size 70000 is larger than configured max 65536":                             "the question has 70000 bytes, the limit is 65536",
+		"message is larger than configured max 65536 - unable to determine message size: no": "the question has more than 65536 bytes, the limit",
+	} {
+		got := publicError(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, connect.NewError(connect.CodeResourceExhausted, text))
+		if got.Code() != connect.CodeInvalidArgument || got.Message() != want {
+			t.Error(got)
+		}
+	}
+	busy := connect.NewError(connect.CodeResourceExhausted, "other bundles are being checked")
+	if got := publicError(cedarpostv1connect.PolicyServiceApplyBundleProcedure, busy); got.Code() != connect.CodeResourceExhausted {
+		t.Error(got)
+	}
+}

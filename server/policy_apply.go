@@ -79,6 +79,7 @@ func (s *policyService) noteRefused(ctx context.Context, header *cedarpostv1.Bun
 	if !ok || ctx.Err() != nil {
 		return
 	}
+	refused = tooLarge(cedarpostv1connect.PolicyServiceApplyBundleProcedure, refused)
 	switch refused.Code() {
 	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeResourceExhausted, connect.CodeDeadlineExceeded:
 		s.noted.PublishRefused(ctx, header.GetName(), header.GetDryRun(), refused.Message(), findingTexts(refused))
@@ -311,11 +312,11 @@ func (s *policyService) mentions(ctx context.Context, v snapshot.View, set *engi
 	}
 	warned := 0
 	for i, m := range mentions {
-		missing := m.Missing()
-		report.Findings = slices.DeleteFunc(report.Findings, func(f engine.Finding) bool { return f == missing })
+		unlisted := m.Unlisted()
+		report.Findings = slices.DeleteFunc(report.Findings, func(f engine.Finding) bool { return f == unlisted })
 		if !present[uids[i]] && warned < maxUnstored {
 			warned++
-			report.Findings = append(report.Findings, missing)
+			report.Findings = append(report.Findings, m.Missing())
 		}
 	}
 	return nil

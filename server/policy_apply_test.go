@@ -62,7 +62,7 @@ func TestBundlesThatAreRefused(t *testing.T) {
 		{"no schema", servertest.Files("p.cedar", servertest.DocPolicies), connect.CodeInvalidArgument, "", "schema"},
 		{"broken schema", with("entity Group", "entty Group"), connect.CodeInvalidArgument, "schema.cedarschema:2:3", ""},
 		{"unknown type", with("readers: Group", "readers: Grp"), connect.CodeInvalidArgument, "", "Grp"},
-		{"broken policy", policy("@id(\"a\")\n" + permit + " when { principal. };"), connect.CodeInvalidArgument, "p.cedar:2:80", "ident"},
+		{"broken policy", policy("@id(\"a\")\n" + permit + " when { principal. };"), connect.CodeInvalidArgument, "p.cedar:2:79", "expected a name"},
 		{"missing semicolon", policy(`@id("a") ` + permit), connect.CodeInvalidArgument, "p.cedar:1", ""},
 		{"no id", policy(permit + ";"), connect.CodeInvalidArgument, "p.cedar:1:1", "@id"},
 		{"same id", policy(`@id("a") ` + permit + ";\n" + `@id("a") ` + permit + ";"), connect.CodeInvalidArgument, "p.cedar:2:1", "used already"},

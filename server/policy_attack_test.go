@@ -100,7 +100,7 @@ func TestAttackRefusedBundles(t *testing.T) {
 	servertest.Eventually(t, "an event", func() bool { return len(events(t, s, "publish_refused")) == 1 })
 	first := events(t, s, "publish_refused")[0]
 	if p := first.GetPublishRefused(); first.GetCaller() != "bootstrap" || first.GetSubject() != "doc" || p.GetBundle() != "doc" || p.GetDryRun() || p.GetCount() != 1 ||
-		p.GetFindingCount() != 1 || len(p.GetFindings()) != 1 || !strings.Contains(p.GetFindings()[0], "typo") || !strings.Contains(p.GetReason(), "does not check") {
+		p.GetFindingCount() != 1 || len(p.GetFindings()) != 1 || !strings.Contains(p.GetFindings()[0], "typo") || !strings.Contains(p.GetReason(), "is not valid") {
 		t.Errorf("%v", first)
 	}
 	for i := range refused - 1 {

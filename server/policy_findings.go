@@ -1,7 +1,9 @@
 package server
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect/v2"
@@ -17,12 +19,13 @@ import (
 const maxRefusalFindings = 1000
 
 // refusal returns an error with findings: in its text for people, and as a detail for
-// programs.
+// programs. Errors are first, then failed tests, then warnings, so that none of the few that a
+// reader sees, or an event records, is a warning while there is something worse.
 func refusal(code connect.Code, msg string, findings []*cedarpostv1.Finding) error {
-	if n := len(findings) - maxRefusalFindings; n > 0 {
-		findings = append(findings[:maxRefusalFindings:maxRefusalFindings], &cedarpostv1.Finding{
-			Severity: cedarpostv1.Finding_ERROR, Message: fmt.Sprintf("there are %d more findings", n),
-		})
+	slices.SortStableFunc(findings, func(a, b *cedarpostv1.Finding) int { return cmp.Compare(rank(a), rank(b)) })
+	if len(findings) > maxRefusalFindings {
+		rest := leftOut(findings[maxRefusalFindings:])
+		findings = append(findings[:maxRefusalFindings:maxRefusalFindings], rest)
 	}
 	var b strings.Builder
 	b.WriteString(msg)
@@ -42,6 +45,38 @@ func refusal(code connect.Code, msg string, findings []*cedarpostv1.Finding) err
 		err = err.WithDetail(d)
 	}
 	return err
+}
+
+// rank orders findings by how much they matter: errors, failed tests, warnings.
+func rank(f *cedarpostv1.Finding) int {
+	switch {
+	case f.GetSeverity() == cedarpostv1.Finding_WARNING:
+		return 2
+	case f.GetTest():
+		return 1
+	}
+	return 0
+}
+
+// leftOut returns a finding that counts findings in place of them. It is as severe as the first
+// one, which is the worst.
+func leftOut(list []*cedarpostv1.Finding) *cedarpostv1.Finding {
+	var n [3]int
+	for _, f := range list {
+		n[rank(f)]++
+	}
+	var parts []string
+	for i, name := range [...][2]string{{"error", "errors"}, {"failure of a test", "failures of tests"}, {"warning", "warnings"}} {
+		if n[i] == 1 {
+			parts = append(parts, "1 more "+name[0])
+		} else if n[i] > 1 {
+			parts = append(parts, fmt.Sprintf("%d more %s", n[i], name[1]))
+		}
+	}
+	return &cedarpostv1.Finding{
+		Severity: list[0].GetSeverity(), Test: list[0].GetTest(),
+		Message: "left out: " + strings.Join(parts, ", "),
+	}
 }
 
 // findingTexts returns the findings in an error that refusal made.
@@ -83,7 +118,7 @@ func reportRefusal(name string, r *offline.Report) error {
 	if r.Valid() {
 		return refusal(connect.CodeInvalidArgument, fmt.Sprintf("%d of %d tests failed", r.Failed(), len(r.Tests)), findings)
 	}
-	return refusal(connect.CodeInvalidArgument, "the bundle does not check", findings)
+	return refusal(connect.CodeInvalidArgument, "the bundle is not valid", findings)
 }
 
 func findingsToProto(name string, list []engine.Finding) []*cedarpostv1.Finding {

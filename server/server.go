@@ -355,7 +355,7 @@ func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limit
 		gate: s.gate, limits: limits, log: slog.New(s.frequent), metric: s.calls, noted: s.noted, failures: &s.failures, timeout: timeout, times: s.cfg.times,
 		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), maxBytes: maxBytes,
 	}
-	cs := connect.NewServer(e.guard, e.rights, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
+	cs := connect.NewServer(e.guard, e.rights, keepLast, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
 	h := newHealth(s.ready)
 	healthv1connect.RegisterHealthHandler(cs, h)

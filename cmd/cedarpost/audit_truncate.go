@@ -51,10 +51,10 @@ func (f *truncateCmd) Run(ctx context.Context, k *kong.Context, c *console) erro
 	if err != nil {
 		return aboutField(err)
 	}
-	fmt.Fprintf(c.out, "signed      %d batches, root %s\n", done.From.Size, done.From.Root)
-	fmt.Fprintf(c.out, "goes on at  %d batches, root %s\n", done.To.Size, done.To.Root)
-	fmt.Fprintf(c.out, "lost        %d signed batches\n", done.Lost())
-	fmt.Fprintf(c.out, "unsigned    %d batches after that, which no checkpoint of this file covers\n", done.Batches-done.To.Size)
+	fmt.Fprintf(c.out, "signed      %s, root %s\n", count(done.From.Size, "batch", "batches"), done.From.Root)
+	fmt.Fprintf(c.out, "goes on at  %s, root %s\n", count(done.To.Size, "batch", "batches"), done.To.Root)
+	fmt.Fprintf(c.out, "lost        %s\n", count(done.Lost(), "signed batch", "signed batches"))
+	fmt.Fprintf(c.out, "unsigned    %s after that, which no checkpoint of this file covers\n", count(done.Batches-done.To.Size, "batch", "batches"))
 	if !f.Confirm {
 		fmt.Fprintln(c.out, "nothing was signed: give --confirm to sign the statement")
 		return nil

@@ -128,7 +128,7 @@ func (v *verifyCmd) Run(ctx context.Context, k *kong.Context, c *console) error 
 		c.pair("batches", fmt.Sprint(done.Batches))
 		unsigned := "none"
 		if done.Unsigned > 0 {
-			unsigned = fmt.Sprintf("%d batches, since %s", done.Unsigned, done.UnsignedSince.Format(time.RFC3339))
+			unsigned = fmt.Sprintf("%s, since %s", count(done.Unsigned, "batch", "batches"), done.UnsignedSince.Format(time.RFC3339))
 			if time.Since(done.UnsignedSince) > unsignedNormal {
 				unsigned += ": the log is NOT being signed"
 			}

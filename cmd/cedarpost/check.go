@@ -150,7 +150,7 @@ func (f *checked) print(c *console) {
 	case !f.Valid:
 		fmt.Fprintf(c.out, "%s: %s\n", clean(f.Name), c.paint(red, "not valid"))
 	case f.failed() > 0:
-		fmt.Fprintf(c.out, "%s: valid, %s\n", clean(f.Name), c.paint(red, fmt.Sprintf("%d of %d tests failed", f.failed(), len(f.Tests))))
+		fmt.Fprintf(c.out, "%s: compiles, but %s\n", clean(f.Name), c.paint(red, fmt.Sprintf("%d of %d tests failed", f.failed(), len(f.Tests))))
 	case len(f.Tests) == 0:
 		fmt.Fprintf(c.out, "%s: %s, no tests\n", clean(f.Name), c.paint(green, "valid"))
 	default:

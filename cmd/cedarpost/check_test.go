@@ -16,7 +16,7 @@ func TestCheck(t *testing.T) {
 
 	sh.exits(t, 0, says("shop: valid, ", " tests passed"), "check", shop)
 	sh.exits(t, 3, says("new.cedar:2:30: error: policy typo: ", "VeiwOrder", "shop: not valid"), "check", invalid)
-	sh.exits(t, 4, says("tests.yaml:", "test failed: bob sees the order of carol", "decision: expected allow, got deny"), "check", failing)
+	sh.exits(t, 4, says("tests.yaml:", "test failed: bob sees the order of carol", "decision: expected allow, got deny", "shop: compiles, but 1 of "), "check", failing)
 	sh.exits(t, 3, says("bundle.yaml:5:1: error: ", "color"), "check", unreadable)
 	sh.exits(t, 1, says("no such file"), "check", filepath.Join(t.TempDir(), "none"))
 	sh.exits(t, 2, says("are both the bundle"), "check", shop, failing)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -76,6 +77,23 @@ func (f *filterFlags) request() (*cedarpostv1.QueryDecisionsRequest, error) {
 		req.MaskedValue = strings.TrimSpace(string(text))
 	}
 	return req, nil
+}
+
+// needsTime matches the server's error about a filter without an index and without a time.
+var needsTime = regexp.MustCompile(`^invalid_argument: ([a-z_]+): has to read all decisions of a time: .* at most (\d+) hours later`)
+
+// inFlags turns the server's error about a filter that needs a time, as call explains it, into the
+// words of the command line. Other errors it returns as they are.
+func inFlags(err error) error {
+	m := needsTime.FindStringSubmatch(err.Error())
+	if m == nil {
+		return err
+	}
+	what := "--" + strings.ReplaceAll(m[1], "_", "-")
+	if m[1] == "filter" {
+		what = "this command"
+	}
+	return misuse("%s has to read all decisions of a time: give --since, and --until (default: now) at most %s hours later; or one of --principal, --resource, --request-id, --denied-at and --decision deny, which have an index", what, m[2])
 }
 
 // matches reports whether a query with these filters would find a decision. It ignores a masked

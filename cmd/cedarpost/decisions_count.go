@@ -51,7 +51,7 @@ func (n *countDecisionsCmd) Run(ctx context.Context, c *console) error {
 		Group: cedarpostv1.CountDecisionsRequest_Group(cedarpostv1.CountDecisionsRequest_Group_value[strings.ToUpper(n.By)]),
 	})
 	if err != nil {
-		return err
+		return inFlags(err)
 	}
 	if n.json() {
 		return c.message(res)

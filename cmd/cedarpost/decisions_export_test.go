@@ -24,7 +24,7 @@ func testLog(sh *shell) func(*testing.T) {
 		sh.exits(t, 0, says("shop/owner-views"), counted("policy", "--decision", "allow")...)
 		sh.exits(t, 0, says("0 decisions since"), counted("action", "--caller", "nobody")...)
 		sh.exits(t, 0, says(`"total":"1"`), counted("action", "--denied-at", "field", "-o", "json")...)
-		sh.exits(t, 1, says("invalid_argument", "filter:"), counted("action", "--since", "48h")...)
+		sh.exits(t, 2, says("this command has to read all decisions", "give --since"), counted("action", "--since", "48h")...)
 		sh.exits(t, 2, nil, counted("weather")...)
 
 		sh.exits(t, 0, says("log_read", "bootstrap", "/cedarpost.v1.AuditService/CountDecisions", "rows"), "events", "--kind", "log_read")
@@ -33,7 +33,7 @@ func testLog(sh *shell) func(*testing.T) {
 			t.Errorf("--limit 3:\n%s", r.out)
 		}
 
-		sh.exits(t, 1, says("invalid_argument", "trace_id:"), "decisions", "--trace-id", "t")
+		sh.exits(t, 2, says("--trace-id has to read all decisions", "give --since"), "decisions", "--trace-id", "t")
 		sh.exits(t, 0, says("no decisions"), "decisions", "--trace-id", "t", "--since", "24h")
 		sh.exits(t, 0, says("no decisions"), "decisions", "--revision", "999999", "--since", "1h")
 		sh.exits(t, 0, says("no decisions"), "decisions", "--masked-value", "@"+write(t, t.TempDir(), "v", `"x"`), "--since", "1h")

@@ -57,7 +57,7 @@ func (l *listDecisionsCmd) Run(ctx context.Context, k *kong.Context, c *console)
 		req.PageSize = pageOf(l.Limit, seen)
 		res, err := call(ctx, admin, admin.audit().QueryDecisions, req)
 		if err != nil {
-			return err
+			return inFlags(err)
 		}
 		for _, d := range res.GetDecisions() {
 			uses := res.GetUses()[d.GetDecisionId()]

@@ -1,16 +1,38 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
+
+// A filter that needs a time is explained in the flags of the command line.
+func TestErrorsInFlags(t *testing.T) {
+	refused := func(name string) error {
+		return (&peer{}).explain(connect.NewError(connect.CodeInvalidArgument, name+": has to read all decisions of a time: give from, and to (absent: now) at most 24 hours later; or principal").WithRemote())
+	}
+	for name, want := range map[string]string{
+		"action": "--action has to read", "trace_id": "--trace-id has to read", "filter": "this command has to read",
+	} {
+		err := inFlags(refused(name))
+		if code, ok := errors.AsType[*exitError](err); !ok || code.code != codeUsage || !strings.HasPrefix(err.Error(), want) ||
+			!strings.Contains(err.Error(), "give --since, and --until (default: now) at most 24 hours later") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	other := connect.NewError(connect.CodeInvalidArgument, "action: no such type")
+	if err := inFlags(other); !errors.Is(err, other) || err.Error() != other.Error() {
+		t.Error(err)
+	}
+}
 
 // The filters of --follow, which the client applies, match as those of a query.
 func TestMatches(t *testing.T) {

@@ -226,7 +226,7 @@ func (r *replayDecisionsCmd) each(ctx context.Context, admin *peer, req *cedarpo
 	for {
 		res, err := call(ctx, admin, admin.audit().QueryDecisions, req)
 		if err != nil {
-			return err
+			return inFlags(err)
 		}
 		for _, d := range res.GetDecisions() {
 			if d.GetDamaged() != "" {

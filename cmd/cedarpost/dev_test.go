@@ -128,6 +128,7 @@ func testDecisions(sh *shell) func(*testing.T) {
 				t.Errorf("decisions %s: %d lines\n%s", args, len(rows), r.out)
 			}
 		}
+		sh.exits(t, 2, says("--action has to read all decisions", "give --since"), "decisions", "--since", "2d", "--action", "Shop::Action::ViewOrder")
 		sh.exits(t, 0, says("no decisions"), "decisions", "--since", "2100-01-01T00:00:00Z")
 
 		r = sh.exits(t, 0, nil, "decisions", "--resource=Shop::Order::99", "-o", "json")
@@ -192,6 +193,17 @@ func testBundles(sh *shell) func(*testing.T) {
 		sh.exits(t, 3, says(`"findings":[{"severity":"ERROR","file":"more.cedar"`), "apply", invalid, "-o", "json")
 		sh.exits(t, 4, says("bob sees the order of carol", "refused, nothing changed: 1 of 48 tests failed"),
 			"apply", shopCopy(t, map[string]string{"tests.yaml": failingTest}))
+		var nothing strings.Builder // policies that apply to nothing: a warning for each
+		for i := range 1100 {
+			fmt.Fprintf(&nothing, "@id(\"n%d\") permit (principal, action == Shop::Action::\"ViewOrder\", resource is Shop::User);\n", i)
+		}
+		r := sh.exits(t, 4, says("left out: 2 more warnings", "refused, nothing changed: 1 of 48 tests failed"),
+			"apply", shopCopy(t, map[string]string{"tests.yaml": failingTest, "nothing.cedar": nothing.String()}))
+		if first, rest, _ := strings.Cut(r.err, "\n"); !strings.Contains(first, "bob sees the order of carol") {
+			t.Errorf("the first line is %s", first)
+		} else if strings.Index(rest, "policy n2:") > strings.Index(rest, "policy n10:") {
+			t.Error("warnings are not in the order of their lines")
+		}
 		sh.exits(t, 3, says("bundle.yaml:5:1: error: ", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "color: blue\n"}))
 		sh.exits(t, 3, says("bundle.yaml:5:12: error: approvals are not enforced", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "approvals: 2\n"}))
 		sh.exits(t, 1, says("invalid_argument", "names the bundle"), "apply", more, "--name", "other")
@@ -202,7 +214,7 @@ func testBundles(sh *shell) func(*testing.T) {
 func testWrongKey(sh *shell, dir string) func(*testing.T) {
 	return func(t *testing.T) {
 		wrong := sh.with("CEDARPOST_TOKEN=not-a-key")
-		wrong.exits(t, 1, says("unauthenticated", "the key from CEDARPOST_TOKEN is not one of http://127.0.0.1:"), "decisions")
+		wrong.exits(t, 1, says("unauthenticated", "the server at http://127.0.0.1:", "does not know the key from CEDARPOST_TOKEN"), "decisions")
 		wrong.exits(t, 0, says("shop"), "bundles", "--token-file", filepath.Join(dir, "bootstrap.key"))
 		sh.with("CEDARPOST_TOKEN=").exits(t, 1, says("unauthenticated", "set CEDARPOST_TOKEN, or give --token-file"), "decisions")
 		sh.exits(t, 1, says("cedarpost"), "bundles", "--admin-url", value(sh.env, "CEDARPOST_API_URL"))

@@ -108,6 +108,9 @@ func severe(list []finding) int {
 
 // readBundle reads a folder. A name replaces the name of the folder, unless it is empty.
 func readBundle(dir, name string) (*bundle.Bundle, error) {
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return nil, misuse("%s is a file: give the folder of the bundle, %s", relative(dir), relative(filepath.Dir(dir)))
+	}
 	if name == "" {
 		return bundle.ReadDir(dir)
 	}

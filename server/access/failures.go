@@ -1,7 +1,7 @@
 package access
 
 import (
-	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 	"time"
@@ -9,7 +9,7 @@ import (
 
 // ErrTooManyFailures is the error of a call whose address has sent too many calls without a
 // valid key. Its text is for the caller.
-var ErrTooManyFailures = errors.New("this address sends many calls without a valid API key; slow down")
+var ErrTooManyFailures = fmt.Errorf("this address sends more than %d calls a second without a valid API key; slow down", failuresPerSecond)
 
 const (
 	failuresPerSecond = 50   // of one address

@@ -2,6 +2,7 @@ package access
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -9,11 +10,11 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// ErrRateLimited is the error of a call that exceeds the rate limit of its caller. Its text is
-// for the caller.
-var ErrRateLimited = errors.New("this caller sends more than its rate limit; slow down")
+// ErrRateLimited is a call that exceeds the rate limit of its caller, see [Limiter.Refusal].
+var ErrRateLimited = errors.New("this caller asks more than its rate limit")
 
-// leastBurst is how many checks a caller may ask at once, however low its rate limit is.
+// leastBurst is how many checks a caller may ask at once, however low its rate limit is: as many
+// as one batch can have.
 const leastBurst = 100
 
 // maxBuckets bounds the callers whose buckets are kept.
@@ -43,7 +44,16 @@ func (l *Limiter) Allow(c Caller, n int) bool {
 			l.buckets.Clear()
 			l.count.Store(0)
 		}
-		b, _ = l.buckets.LoadOrStore(c.Name, rate.NewLimiter(rate.Limit(l.PerSecond), max(int(l.PerSecond), leastBurst)))
+		b, _ = l.buckets.LoadOrStore(c.Name, rate.NewLimiter(rate.Limit(l.PerSecond), l.burst()))
 	}
 	return b.(*rate.Limiter).AllowN(time.Now(), n)
+}
+
+// burst is how many checks a caller may ask at once.
+func (l *Limiter) burst() int { return max(int(l.PerSecond), leastBurst) }
+
+// Refusal returns the error of a call that [Limiter.Allow] refused. It is an [ErrRateLimited], and
+// its text is for the caller.
+func (l *Limiter) Refusal() error {
+	return fmt.Errorf("%w: %v checks a second, and %d at once (--rate-limit); slow down", ErrRateLimited, l.PerSecond, l.burst())
 }

@@ -1,9 +1,20 @@
 package access
 
 import (
+	"errors"
+	"strings"
 	"testing"
 	"time"
 )
+
+// The error of a call over the limit says what the limit is.
+func TestRefusalSaysTheRate(t *testing.T) {
+	for rate, want := range map[float64]string{5: "5 checks a second, and 100 at once", 0.5: "0.5 checks a second, and 100 at once", 250: "250 checks a second, and 250 at once"} {
+		if err := (&Limiter{PerSecond: rate}).Refusal(); !errors.Is(err, ErrRateLimited) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v", rate, err)
+		}
+	}
+}
 
 func TestRateLimitIsPerCaller(t *testing.T) {
 	l := &Limiter{PerSecond: 100}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -70,7 +71,7 @@ func compile(sources []Source, previous *Set, trusted bool, ended func() error) 
 			}
 			return 1
 		}
-		return strings.Compare(a.Bundle+"\x00"+a.File, b.Bundle+"\x00"+b.File)
+		return cmp.Or(strings.Compare(a.Bundle, b.Bundle), strings.Compare(a.File, b.File), a.Line-b.Line, a.Column-b.Column)
 	})
 	if c.failed {
 		return nil, c.findings, nil
@@ -97,15 +98,15 @@ const maxFindings = 1000
 
 func (c *compiler) report(f Finding) {
 	c.failed = c.failed || !f.Warning
-	n := &c.errors
+	n, kind := &c.errors, "errors"
 	if f.Warning {
-		n = &c.warnings
+		n, kind = &c.warnings, "warnings"
 	}
 	switch *n++; {
 	case *n <= maxFindings:
 		c.findings = append(c.findings, f)
 	case *n == maxFindings+1:
-		c.findings = append(c.findings, Finding{Message: fmt.Sprintf("there are more than %d findings; the others are left out", maxFindings), Warning: f.Warning})
+		c.findings = append(c.findings, Finding{Message: fmt.Sprintf("there are more than %d %s; the others are left out", maxFindings, kind), Warning: f.Warning})
 	}
 }
 
@@ -231,7 +232,11 @@ func (c *compiler) resolveFinding(err error, sources []Source, parsed []*sast.Sc
 			}
 		}
 		if _, err := resolved.Resolve(mergeSchemas(joined)); err != nil {
-			return Finding{Bundle: src.Name, File: src.SchemaFile, Message: err.Error()}
+			f := Finding{Bundle: src.Name, File: src.SchemaFile, Message: err.Error()}
+			if m := undefinedName.FindStringSubmatch(f.Message); m != nil {
+				f.Line, f.Column = firstUse(src.Schema, m[1])
+			}
+			return f
 		}
 	}
 	return Finding{Message: err.Error()}

@@ -36,13 +36,19 @@ type Pause func(bundle string, steps int64) error
 // meter counts the work of one decision. A nil meter counts nothing.
 type meter struct {
 	bundle string
-	pool   *Pool
-	left   int64 // of the decision's budget
-	err    error // why the work must end
+	// guardrails names the other bundle whose policies join the decision, if there is one.
+	guardrails string
+
+	pool *Pool
+	left int64 // of the decision's budget
+	err  error // why the work must end
 }
 
 func (sl *Slice) newMeter() *meter {
 	m := &meter{bundle: sl.q.action.bundle, pool: sl.pool, left: MaxDecisionCost}
+	if sl.set.bundles[Guardrails] != nil && m.bundle != Guardrails {
+		m.guardrails = ", those of " + Guardrails
+	}
 	if sl.pool.unbounded {
 		m.left = 1 << 62
 	}
@@ -59,7 +65,8 @@ func (m *meter) spend(steps int64) bool {
 		return false
 	}
 	if m.left -= steps; m.left < 0 {
-		m.err = fmt.Errorf("%w: the policies of bundle %q, with guardrails, and the entities of this question take more than %d steps", ErrTooCostly, m.bundle, MaxDecisionCost)
+		m.err = fmt.Errorf("%w: the policies of bundle %q%s and the entities of this question take more than %s steps; give policies that apply to every question a principal, a resource or a type in their scope",
+			ErrTooCostly, m.bundle, m.guardrails, million(MaxDecisionCost))
 		return false
 	}
 	m.err = m.pool.work(m.bundle, steps)
@@ -320,9 +327,13 @@ func (c *compiler) checkDecisionCost(a *action) {
 	if cost[Guardrails] > cost[bundle] {
 		bundle = Guardrails
 	}
+	guards := ""
+	if n := cost[Guardrails]; n > 0 {
+		guards = fmt.Sprintf(" (%s of %s)", million(n), Guardrails)
+	}
 	f := Finding{
 		Bundle: bundle, Warning: c.published[bundle],
-		Message: fmt.Sprintf("the policies without a principal, a resource or a type in their scope can take %d steps for each decision about %s (%d of guardrails), the limit is %d", all, a.uid, cost[Guardrails], MaxDecisionCost),
+		Message: fmt.Sprintf("the policies without a principal, a resource or a type in their scope can take %s steps for each decision about %s%s, the limit is %s", million(all), a.uid, guards, million(MaxDecisionCost)),
 		Hint:    "give policies a principal, a resource or a type in their scope, so that few of them are evaluated for each decision",
 	}
 	if !slices.ContainsFunc(c.findings, func(g Finding) bool { return g.Bundle == bundle && g.Hint == f.Hint }) {

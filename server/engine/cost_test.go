@@ -217,7 +217,7 @@ func TestCostOfAllPolicies(t *testing.T) {
 		t.Error(msg)
 	}
 	_, msg := compileCosts(t, slices.Repeat([]string{costly}, 300)...)
-	if !strings.Contains(msg, `can take 26755500 steps for each decision about C::Action::"A"`) {
+	if !strings.Contains(msg, `can take 27 million steps for each decision about C::Action::"A"`) {
 		t.Errorf("300 policies: %s", msg)
 	}
 	guard := Source{Name: Guardrails}
@@ -244,6 +244,9 @@ func TestDecisionBudget(t *testing.T) {
 		})
 		if want && err != nil || !want && !errors.Is(err, ErrTooCostly) {
 			t.Errorf("%d policies: %v", n, err)
+		}
+		if !want && (strings.Contains(err.Error(), Guardrails) || !strings.Contains(err.Error(), "20 million steps; give policies")) {
+			t.Error(err)
 		}
 		if most := int64(MaxDecisionCost); steps > most {
 			t.Errorf("%d policies: %d steps, the budget is %d", n, steps, most)

@@ -279,10 +279,18 @@ type Mention struct {
 
 // Missing is the warning that the entity is not stored.
 func (m Mention) Missing() Finding {
+	return m.warning("is not stored", "check its spelling, or write the entity; until then the policy applies to nobody")
+}
+
+// Unlisted is the warning that the entity is not among those for the tests of its bundle.
+func (m Mention) Unlisted() Finding {
+	return m.warning("is not in entities.json", "check its spelling, or add the entity, so that tests can use it")
+}
+
+func (m Mention) warning(what, hint string) Finding {
 	f := m.finding
 	f.Warning = true
-	f.Message = fmt.Sprintf("%s is not stored", m.UID)
-	f.Hint = "check its spelling, or write the entity; until then the policy speaks of nobody"
+	f.Message, f.Hint = fmt.Sprintf("%s %s", m.UID, what), hint
 	return f
 }
 

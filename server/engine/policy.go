@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -126,6 +125,8 @@ func split(src string, trusted bool) ([]statement, []textError) {
 		tooLong    bool // a text, or a chain of attributes
 		outermost  byte // bracket: { is that of a condition
 		chain      int  // attributes in a row, as in a.b.c
+		afterDot   bool // the next word is the name of an attribute
+		branches   ifCounter
 		sets       setCounter
 	)
 	if !utf8.ValidString(src) {
@@ -166,6 +167,7 @@ func split(src string, trusted bool) ([]statement, []textError) {
 			start, sl, sc = i, line, col
 			depth, pre, tooDeep = 0, 0, false
 			sets, chain, tooLong = setCounter{}, 0, false
+			branches, afterDot = ifCounter{}, false
 		}
 		prefix := false
 		switch c {
@@ -180,18 +182,21 @@ func split(src string, trusted bool) ([]statement, []textError) {
 			}
 			if literalBytes(src[literal:min(i, len(src))]) > MaxStringBytes && outermost == '{' && !trusted && !tooLong {
 				tooLong = true
-				errs = append(errs, textError{line, col, fmt.Sprintf("a text of more than %d bytes", MaxStringBytes), "comparing long texts takes long"})
+				errs = append(errs, textError{line, col, fmt.Sprintf("a text of more than %d bytes", MaxStringBytes), longHint})
 			}
 		case '(', '[', '{':
 			if depth++; depth == 1 {
 				outermost = c
 			}
 			sets.open(depth, c)
+			branches.open()
 		case ')', ']', '}':
 			sets.shut(depth)
+			branches.shut()
 			depth--
 		case ',':
 			sets.comma(depth)
+			branches.comma()
 		case '!', '-':
 			prefix = true
 			pre++
@@ -200,17 +205,33 @@ func split(src string, trusted bool) ([]statement, []textError) {
 			pre = 0
 		}
 		switch {
+		case wordByte(c):
+			if i > 0 && wordByte(src[i-1]) {
+				break // inside of a word
+			}
+			if !afterDot {
+				chain = 0
+				if !trusted {
+					branches.word(src[i:])
+				}
+			}
+			afterDot = false
 		case c == '.':
+			afterDot = true
 			if chain++; chain > maxChain && !trusted && !tooLong {
 				tooLong = true
-				errs = append(errs, textError{line, col, fmt.Sprintf("more than %d attributes in a row", maxChain), "split the policy"})
+				errs = append(errs, textError{line, col, fmt.Sprintf("more than %d attributes in a row", maxChain), "store the value nearer"})
 			}
-		case !wordByte(c):
-			chain = 0
+		default:
+			chain, afterDot = 0, false
 		}
-		if depth+pre > MaxNesting && !tooDeep {
+		if depth+pre+branches.depth > MaxNesting && !tooDeep {
 			tooDeep = true
-			errs = append(errs, textError{line, col, fmt.Sprintf("nested deeper than %d", MaxNesting), "split the policy"})
+			hint := "split the policy"
+			if pre > depth+branches.depth {
+				hint = "two of ! or - in a row are as good as none"
+			}
+			errs = append(errs, textError{line, col, fmt.Sprintf("nested deeper than %d", MaxNesting), hint})
 		}
 		if i < len(src) {
 			i = step(i)
@@ -218,7 +239,7 @@ func split(src string, trusted bool) ([]statement, []textError) {
 		if c == ';' {
 			switch {
 			case i-start > MaxPolicyBytes:
-				errs = append(errs, textError{sl, sc, fmt.Sprintf("policy of %d bytes, the limit is %d", i-start, MaxPolicyBytes), "split the policy"})
+				errs = append(errs, textError{sl, sc, fmt.Sprintf("policy of %d bytes, the limit is %d", i-start, MaxPolicyBytes), "put the members of a long list into a group entity, and ask with in; or split the policy"})
 			case sets.pairs > MaxPairs && !trusted:
 				errs = append(errs, textError{sl, sc, fmt.Sprintf("its sets of sets and of records have %d pairs of elements, the limit is %d", sets.pairs, MaxPairs), "compare fewer sets, or store them as entities"})
 			case !tooDeep && !tooLong:
@@ -235,6 +256,60 @@ func split(src string, trusted bool) ([]statement, []textError) {
 		}
 	}
 	return out, errs
+}
+
+// longHint is the hint for a text of more than [MaxStringBytes].
+var longHint = fmt.Sprintf("use at most %d bytes; of a longer text, compare a hash", MaxStringBytes)
+
+// ifCounter counts how deep "if" is nested. An "if" ends where its brackets or its element end, or
+// where the word comes that belongs to an "if" around it.
+type ifCounter struct {
+	stack []byte // the parts that are open: i, t and e of if, then and else; ( is a bracket
+	depth int    // of if
+}
+
+func (n *ifCounter) open() { n.stack = append(n.stack, '(') }
+
+// comma ends an element of a list.
+func (n *ifCounter) comma() {
+	for len(n.stack) > 0 && n.stack[len(n.stack)-1] != '(' {
+		n.pop()
+	}
+}
+
+func (n *ifCounter) shut() {
+	if n.comma(); len(n.stack) > 0 {
+		n.stack = n.stack[:len(n.stack)-1]
+	}
+}
+
+func (n *ifCounter) pop() {
+	n.stack = n.stack[:len(n.stack)-1]
+	n.depth--
+}
+
+// word takes the word at the beginning of a text.
+func (n *ifCounter) word(text string) {
+	for _, w := range [...]struct {
+		word          string
+		after, become byte
+	}{{"if", 0, 'i'}, {"then", 'i', 't'}, {"else", 't', 'e'}} {
+		if !strings.HasPrefix(text, w.word) || len(text) > len(w.word) && wordByte(text[len(w.word)]) {
+			continue
+		}
+		if w.after == 0 {
+			n.stack, n.depth = append(n.stack, w.become), n.depth+1
+			return
+		}
+		// It belongs to the innermost part that waits for it. What is inside of that has ended.
+		for len(n.stack) > 0 && n.stack[len(n.stack)-1] != '(' {
+			if top := len(n.stack) - 1; n.stack[top] == w.after {
+				n.stack[top] = w.become
+				return
+			}
+			n.pop()
+		}
+	}
 }
 
 // literalBytes returns how many bytes the text of a literal has at least: an escape stands for one
@@ -303,34 +378,11 @@ func (s *setCounter) shut(depth int) {
 	}
 }
 
-var parseErrorAt = regexp.MustCompile(`^(?:parser error: )?parse error at [^:]*:(\d+):(\d+) ("(?:[^"\\]|\\.)*"): (.*)$`)
-
 // parsePolicy parses one statement. Each policy must have an @id.
 func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 	list, err := cedar.NewPolicyListFromBytes(file, []byte(st.text))
 	if err != nil {
-		te := &textError{line: st.line, column: st.column, msg: err.Error()}
-		if m := parseErrorAt.FindStringSubmatch(err.Error()); m != nil {
-			l, _ := strconv.Atoi(m[1])
-			c, _ := strconv.Atoi(m[2])
-			te.line = st.line + l - 1
-			te.column = c
-			if l == 1 {
-				te.column = st.column + c - 1
-			}
-			te.msg = m[4]
-			switch {
-			case isSlot(st.text, l, c, m[3]):
-				te.column--
-				te.msg, te.hint = "templates are not supported: ?principal and ?resource have no value", "write a policy for each principal or resource, or use a group"
-			case m[3] != `""`:
-				te.msg += ", at " + m[3]
-			default:
-				te.msg += ", at the end"
-				te.hint = `a policy ends with ";"`
-			}
-		}
-		return nil, te
+		return nil, syntaxError(st, err)
 	}
 	if len(list) != 1 {
 		return nil, &textError{st.line, st.column, fmt.Sprintf("%d policies in one statement", len(list)), ""}
@@ -358,7 +410,7 @@ func parsePolicy(bundle, file string, st statement) (*policy, *textError) {
 		action:     actionScopeOf(tree.Action),
 	}
 	if tooLong(tree) {
-		return nil, &textError{st.line, st.column, fmt.Sprintf("has a text of more than %d bytes", MaxStringBytes), "comparing long texts takes long"}
+		return nil, &textError{st.line, st.column, fmt.Sprintf("has a text of more than %d bytes", MaxStringBytes), longHint}
 	}
 	p.inOrder, p.orderDepth = recordsInOrder(p.compiled)
 	p.walk(tree)

@@ -12,11 +12,11 @@ import (
 )
 
 // ErrTwice is wrapped by errors about a member of a JSON object or an entity of a file
-// that stands twice. To use one of the two could be wrong.
-var ErrTwice = errors.New("stands twice")
+// that is there twice. To use one of the two could be wrong.
+var ErrTwice = errors.New("twice")
 
 // DecodeJSON reads one JSON value like encoding/json, with numbers as [json.Number]. It
-// refuses what readers of JSON read in different ways: a member that stands twice in an
+// refuses what readers of JSON read in different ways: a member that is twice in an
 // object, and escapes that are not valid Unicode.
 func DecodeJSON(text []byte) (any, error) {
 	d := json.NewDecoder(bytes.NewReader(text))
@@ -34,7 +34,7 @@ func DecodeJSON(text []byte) (any, error) {
 	case err == nil:
 		return v, nil
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		return nil, fmt.Errorf("member %.100q %w in an object, at %.200s", grammar.JSONPointer.LastToken(), ErrTwice, grammar.JSONPointer)
+		return nil, fmt.Errorf("member %.100q is %w in an object, at %.200s", grammar.JSONPointer.LastToken(), ErrTwice, grammar.JSONPointer)
 	case grammar != nil:
 		return nil, fmt.Errorf("not valid Unicode, at %.200s", grammar.JSONPointer)
 	}

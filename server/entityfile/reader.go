@@ -25,12 +25,12 @@ const maxEntityText = 4 << 20
 var errEntityText = fmt.Errorf("an entity of more than %d MiB", maxEntityText>>20)
 
 // MaxCompared is the number of entities of a file whose names are stored, as 16 bytes and
-// a line each, to find an entity that stands twice. All later entities are compared with
+// a line each, to find an entity that is twice in it. All later entities are compared with
 // these.
 const MaxCompared = 1_000_000
 
 // Reader reads the entities of a file one by one, so that memory is bounded for a file of
-// any length. It refuses an entity that stands twice with [ErrTwice]. [ReadJSON],
+// any length. It refuses an entity that is twice in it with [ErrTwice]. [ReadJSON],
 // [ReadNDJSON] and [ReadCSV] make one.
 type Reader struct {
 	next func() (*cedarpostv1.Entity, int, error) // and the line where it begins
@@ -64,7 +64,7 @@ func (r *Reader) twice(u *cedarpostv1.EntityUid, line int) error {
 	all := sha256.Sum256(fmt.Appendf(nil, "%d:%s%s", len(u.GetType()), u.GetType(), u.GetId()))
 	key := [16]byte(all[:])
 	if first, ok := r.seen[key]; ok {
-		return fmt.Errorf("line %d: entity %s::%.100q %w, first on line %d", line, u.GetType(), u.GetId(), ErrTwice, first)
+		return fmt.Errorf("line %d: entity %s::%.100q is in the file %w, first on line %d", line, u.GetType(), u.GetId(), ErrTwice, first)
 	}
 	if len(r.seen) < r.most {
 		r.seen[key] = line

@@ -93,12 +93,12 @@ func TestReader(t *testing.T) {
 		{"Latin-1", "json", "[{\"uid\":{\"type\":\"A\",\"id\":\"M\xfcller\"}}]", ``, `entity 1, line 1: not valid UTF-8`},
 		{"a large entity", "json", "[" + a + `,{"uid":"` + strings.Repeat("x", 5<<20) + `"}]`, `A a {} []`, `entity 2, near line 1: an entity of more than 4 MiB`},
 
-		{"a member twice", "json", "[" + a + ",\n" + `{"uid":{"type":"A","id":"b"},"attrs":{"r":[{"s":true,"s":false}]}}]`, `A a {} []`, `entity 2, line 2: member "s" stands twice in an object, at /attrs/r/0/s`},
-		{"a member twice, once by its code", "json", `[{"uid":{"type":"A","id":"a"},"attrs":{"ab":1,"\u0061b":2}}]`, ``, `entity 1, line 1: member "ab" stands twice in an object, at /attrs/ab`},
-		{"attributes twice", "json", `[{"uid":{"type":"A","id":"a"},"attrs":{},"attrs":{}}]`, ``, `entity 1, line 1: member "attrs" stands twice in an object, at /attrs`},
-		{"an id twice", "json", `[{"uid":{"type":"A","id":"a","id":"b"}}]`, ``, `entity 1, line 1: member "id" stands twice in an object, at /uid/id`},
+		{"a member twice", "json", "[" + a + ",\n" + `{"uid":{"type":"A","id":"b"},"attrs":{"r":[{"s":true,"s":false}]}}]`, `A a {} []`, `entity 2, line 2: member "s" is twice in an object, at /attrs/r/0/s`},
+		{"a member twice, once by its code", "json", `[{"uid":{"type":"A","id":"a"},"attrs":{"ab":1,"\u0061b":2}}]`, ``, `entity 1, line 1: member "ab" is twice in an object, at /attrs/ab`},
+		{"attributes twice", "json", `[{"uid":{"type":"A","id":"a"},"attrs":{},"attrs":{}}]`, ``, `entity 1, line 1: member "attrs" is twice in an object, at /attrs`},
+		{"an id twice", "json", `[{"uid":{"type":"A","id":"a","id":"b"}}]`, ``, `entity 1, line 1: member "id" is twice in an object, at /uid/id`},
 		{"half a character", "json", `[{"uid":{"type":"A","id":"\ud800"}}]`, ``, `entity 1, line 1: not valid Unicode, at /uid/id`},
-		{"an entity twice", "json", "[" + a + ",\n" + b + ",\n" + `{"parents":[],"uid":{"__entity":{"id":"a","type":"A"}}}]`, `A a {} []/A b {} []`, `line 3: entity A::"a" stands twice, first on line 1`},
+		{"an entity twice", "json", "[" + a + ",\n" + b + ",\n" + `{"parents":[],"uid":{"__entity":{"id":"a","type":"A"}}}]`, `A a {} []/A b {} []`, `line 3: entity A::"a" is in the file twice, first on line 1`},
 		{"two that only look alike", "json", `[{"uid":{"type":"A","id":"ab"}},{"uid":{"type":"Aa","id":"b"}}]`, `A ab {} []/Aa b {} []`, ``},
 
 		{"no lines", "ndjson", ``, ``, ``},
@@ -107,8 +107,8 @@ func TestReader(t *testing.T) {
 		{"an array", "ndjson", "[" + a + "]", ``, `line 1: not an object`},
 		{"two on a line", "ndjson", a + "\n" + b + " " + a + "\n", `A a {} []`, `line 2: something follows the value`},
 		{"half an entity", "ndjson", a + "\n\n" + `{"uid"`, `A a {} []`, `line 3: unexpected EOF`},
-		{"a member twice", "ndjson", a + "\n" + `{"uid":{"type":"A","id":"b"},"tags":{"t":1,"t":1}}`, `A a {} []`, `line 2: member "t" stands twice in an object, at /tags/t`},
-		{"an entity twice", "ndjson", a + "\n\n" + b + "\n" + a, `A a {} []/A b {} []`, `line 4: entity A::"a" stands twice, first on line 1`},
+		{"a member twice", "ndjson", a + "\n" + `{"uid":{"type":"A","id":"b"},"tags":{"t":1,"t":1}}`, `A a {} []`, `line 2: member "t" is twice in an object, at /tags/t`},
+		{"an entity twice", "ndjson", a + "\n\n" + b + "\n" + a, `A a {} []/A b {} []`, `line 4: entity A::"a" is in the file twice, first on line 1`},
 		{"no name", "ndjson", a + "\n{}", `A a {} []`, `line 2: uid is missing`},
 		{"a large entity", "ndjson", a + "\n" + strings.Repeat("x", 5<<20), `A a {} []`, `line 2: an entity of more than 4 MiB`},
 
@@ -122,7 +122,7 @@ func TestReader(t *testing.T) {
 		{"a column that is not there", "csv", "employee,roles,team,region,lvl,mgr,active,since\n", ``, `line 1: no column "labels", "sizes"; there are ["employee" "roles" "team" "region" "lvl" "mgr" "active" "since"]`},
 		{"a column twice", "csv", "employee," + header, ``, `line 1: two columns "employee"`},
 		{"no id", "csv", header + "e1,,,,,,,,,,\n,,,,,,,,,,\n", `User e1 {} []`, `line 3: column "employee": the id is empty`},
-		{"an entity twice", "csv", header + "\"e\n1\",admin,,,,,,,,,\n\"e\n1\",sales,,,,,,,,,\n", "User e\n1 {} [Role admin]", `line 4: entity User::"e\n1" stands twice, first on line 2`},
+		{"an entity twice", "csv", header + "\"e\n1\",admin,,,,,,,,,\n\"e\n1\",sales,,,,,,,,,\n", "User e\n1 {} [Role admin]", `line 4: entity User::"e\n1" is in the file twice, first on line 2`},
 		{"a word for a number", "csv", header + "\"e\n1\",,,,,,,,,,\ne2,,,,high,,,,,,\n", "User e\n1 {} []", `line 4: column "lvl": "high" is not a whole number of 64 bits`},
 		{"a fraction in a set", "csv", header + "e1,,,,,,,,,1 2.5,\n", ``, `line 2: column "sizes": "2.5" is not a whole number of 64 bits`},
 		{"a strange bool", "csv", header + "e1,,,,,,yes,,,,\n", ``, `line 2: column "active": "yes" is neither true nor false`},
@@ -277,8 +277,8 @@ func TestParseRecord(t *testing.T) {
 		{`null`, `not an object`},
 		{`{"mfa": true} {}`, `something follows the value`},
 		{`{"mfa": `, `unexpected EOF`},
-		{`{"mfa": true, "mfa": false}`, `member "mfa" stands twice in an object, at /mfa`},
-		{`{"a": {"b/c": [{"d": 1, "d": 1}]}}`, `member "d" stands twice in an object, at /a/b~1c/0/d`},
+		{`{"mfa": true, "mfa": false}`, `member "mfa" is twice in an object, at /mfa`},
+		{`{"a": {"b/c": [{"d": 1, "d": 1}]}}`, `member "d" is twice in an object, at /a/b~1c/0/d`},
 		{"{\"a\": \"\xff\"}", `not valid Unicode, at /a`},
 	} {
 		_, err := entityfile.ParseRecord([]byte(c.text))

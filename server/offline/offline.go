@@ -75,7 +75,7 @@ func CheckUntil(b *bundle.Bundle, others []engine.Source, previous *engine.Set, 
 	if b.Entities != nil {
 		for _, m := range set.Mentions(b.Name) {
 			if !pool.Has(m.UID) {
-				r.Findings = append(r.Findings, m.Missing())
+				r.Findings = append(r.Findings, m.Unlisted())
 			}
 		}
 	}
@@ -125,7 +125,7 @@ func Seed(b *bundle.Bundle, set *engine.Set) (*engine.Pool, []engine.Finding) {
 	for _, e := range list {
 		raw := wire.Entity(e)
 		if seen[raw.UID] {
-			refused = append(refused, refuse(fmt.Errorf("entity %s stands twice", raw.UID)))
+			refused = append(refused, refuse(fmt.Errorf("entity %s is in the file twice", raw.UID)))
 			continue
 		}
 		seen[raw.UID] = true

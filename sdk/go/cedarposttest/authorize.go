@@ -3,6 +3,7 @@ package cedarposttest
 import (
 	"context"
 	"errors"
+	"strconv"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -44,22 +45,21 @@ func overTheWire(dst, src any) error {
 	if err != nil {
 		return connect.Errorf(connect.CodeInternal, "marshal message: %s", err.Error())
 	}
-	limit := 0 // 0: none, for an answer
+	limit, what, size := 0, "message", "" // 0: none, for an answer
 	switch in.(type) {
 	case *cedarpostv1.AuthorizeRequest:
-		limit = wire.MaxAuthorizeBytes
+		limit, what = wire.MaxAuthorizeBytes, "question"
 	case *cedarpostv1.AuthorizeBatchRequest:
-		limit = wire.MaxBatchBytes
+		limit, what = wire.MaxBatchBytes, "batch"
 	case *cedarpostv1.ReportReuseRequest:
 		limit = wire.MaxReportBytes
-	case *cedarpostv1.GetRevisionRequest, *cedarpostv1.WatchRequest:
+	case *cedarpostv1.GetRevisionRequest:
 		limit = wire.MaxSmallBytes
-	}
-	if _, streams := in.(*cedarpostv1.WatchRequest); streams && len(b) > limit { // Connect has another text here
-		return connect.Errorf(connect.CodeResourceExhausted, "message size %d is larger than configured max %d", len(b), limit)
+	case *cedarpostv1.WatchRequest:
+		limit, size = wire.MaxSmallBytes, strconv.Itoa(len(b)) // only the size of a stream's message is known
 	}
 	if limit > 0 && len(b) > limit {
-		return connect.Errorf(connect.CodeResourceExhausted, "message is larger than configured max %d", limit)
+		return connect.NewError(connect.CodeInvalidArgument, wire.TooLarge(what, size, strconv.Itoa(limit)))
 	}
 	if err := wire.CheckFields(b, out.ProtoReflect().Descriptor()); err != nil {
 		return connect.Errorf(connect.CodeInvalidArgument, "unmarshal message: %s", err.Error())
