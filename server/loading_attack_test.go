@@ -1,6 +1,8 @@
 package server_test
 
 import (
+	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,7 +22,11 @@ func TestAttackHeavyAncestors(t *testing.T) {
 	s := servertest.New(t)
 	s.MustLoadShop()
 	const users, roles = 4, 210
-	servertest.MustStoreHeavy(t, s, users, roles)
+	earlier, err := s.Authorization.Authorize(t.Context(), servertest.AskShop(fmt.Sprint("deep", users), "ViewOrder", "42", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	servertest.MustStoreHeavy(t, s, users+1, roles)
 	seen := honest(t, func() error {
 		_, err := s.Authorization.Authorize(t.Context(), servertest.AskShop("alice", "ViewOrder", "42", true))
 		return err
@@ -44,7 +50,7 @@ func TestAttackHeavyAncestors(t *testing.T) {
 		})
 	}
 	attackers.Wait()
-	_, err := s.Authorization.Authorize(t.Context(), deep(0))
+	_, err = s.Authorization.Authorize(t.Context(), deep(0))
 	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "weigh more than 8388608 bytes")
 
 	res, err := s.Authorization.AuthorizeBatch(t.Context(), &cedarpostv1.AuthorizeBatchRequest{Checks: []*cedarpostv1.AuthorizeRequest{
@@ -60,6 +66,12 @@ func TestAttackHeavyAncestors(t *testing.T) {
 	}
 	t.Logf("attack: %d questions on %d connections about users with %d MB of parents, %d bytes are allowed: all are failed_precondition, the slowest after %v; %s",
 		callers*each, callers, roles, engine.MaxSliceWeight, time.Duration(slowest.Load()).Round(time.Millisecond), seen())
+
+	// The earlier decision is of the same revision, as if it had been made before there was a bound.
+	again := replay(t, s, earlier.DecisionId)
+	if again.Outcome != notReplayable || !strings.Contains(again.Reason, "its entities weigh more than") {
+		t.Errorf("a replay of a decision about 210 MB: %v, %s", again.Outcome, again.Reason)
+	}
 
 	// What is stored already can be read, whatever it weighs.
 	e, err := s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: servertest.UID(`Shop::Role::"mid1"`)})
