@@ -16,6 +16,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
@@ -71,7 +72,7 @@ func (s *auditService) replay(ctx context.Context, rec *cedarpostv1.DecisionReco
 	case why != "":
 		out.Outcome, out.Reason = cedarpostv1.ReplayDecisionResponse_NOT_REPLAYABLE, why
 		return out, nil
-	case errors.As(err, &bad), errors.As(err, &unfit), errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
+	case errors.As(err, &bad), errors.As(err, &unfit), errors.Is(err, engine.ErrTooManyAncestors):
 		// It was decided before, so the question or the data must have been altered.
 		out.Differences = []string{"decision: recorded " + rec.GetDecision().String() + ", replayed to an error: " + err.Error()}
 	case err != nil:
@@ -237,6 +238,8 @@ func notReplayableReason(err error) string {
 		return "this database has no such revision"
 	case errors.Is(err, stored.ErrCompile):
 		return "the policies of its revision do not compile with " + engine.Version
+	case errors.Is(err, store.ErrTooLarge):
+		return fmt.Sprintf("its entities weigh more than the %d bytes that a replay loads", snapshot.MaxPastWeight)
 	}
 	return ""
 }

@@ -107,14 +107,17 @@ type answer struct {
 
 // decide makes and records the decisions of checks, all at one view. The error that it
 // returns concerns all checks; the error in an answer concerns one.
-func (s *authorizationService) decide(ctx context.Context, v snapshot.View, checks []*cedarpostv1.AuthorizeRequest) ([]answer, error) {
+func (s *authorizationService) decide(ctx context.Context, v snapshot.View, checks []*cedarpostv1.AuthorizeRequest) (_ []answer, err error) {
 	began := time.Now()
 	asks := make([]engine.Ask, len(checks))
 	for i, c := range checks {
 		asks[i] = wire.Ask(c, began.UnixMilli())
 	}
 	work := s.shares.Call(ctx, access.CallerFrom(ctx))
-	defer work.Rest()
+	defer func() {
+		work.Rest()
+		err = work.Outcome(err)
+	}()
 	evaluations, loading, err := v.Prepare(ctx, asks, work.Pause)
 	if err != nil {
 		return nil, err

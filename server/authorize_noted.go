@@ -17,7 +17,7 @@ func (s *authorizationService) noteExplained(ctx context.Context, c *cedarpostv1
 
 // noteUndecided notes a question that was not decided because of what it asks: it has no record.
 func (s *authorizationService) noteUndecided(ctx context.Context, c *cedarpostv1.AuthorizeRequest, err error) {
-	if errors.Is(err, engine.ErrTooCostly) {
+	if errors.Is(err, engine.ErrTooCostly) || errors.Is(err, engine.ErrTooLarge) {
 		s.metric.tooCostly.Inc()
 		s.note(ctx, decisionlog.ProbingCostly, c)
 	} else if _, ok := errors.AsType[*engine.RequestError](err); ok {

@@ -44,6 +44,7 @@ func publicError(procedure string, err error) *connect.Error {
 	so := outcome(procedure)
 	var ce *connect.Error
 	var bad *engine.RequestError
+	var large *engine.TooLargeError
 	var swept *store.SweptError
 	var unknown *access.UnauthenticatedError
 	var refused *refusedError
@@ -84,11 +85,14 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeUnavailable, "the decision log is not available"+so)
 	case errors.Is(err, decisionlog.ErrQueueFull):
 		return connect.NewError(connect.CodeResourceExhausted, "too many decisions are waiting to be recorded; try again later")
-	case errors.Is(err, engine.ErrTooCostly), errors.Is(err, access.ErrBusy), errors.Is(err, access.ErrNoTurn):
+	case errors.Is(err, engine.ErrTooCostly), errors.Is(err, access.ErrBusy), errors.Is(err, access.ErrNoTurn), errors.Is(err, snapshot.ErrLargeLoad):
 		// Not resource_exhausted, which says that the service is overloaded: clients would let
 		// checks with FailOpen through, and a user can choose a costly question.
 		return connect.NewError(connect.CodeFailedPrecondition, err.Error()+so)
-	case errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, store.ErrTooManyAncestors):
+	case errors.As(err, &large):
+		// As for ErrTooCostly: a user whose entities are large must not fail open.
+		return connect.NewError(connect.CodeFailedPrecondition, large.Error()+so).WithCause(large.Cause)
+	case errors.Is(err, engine.ErrTooManyAncestors):
 		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors%s", engine.MaxAncestors, so)
 	case errors.As(err, &swept):
 		return connect.Errorf(connect.CodeOutOfRange, "history begins at revision %d; earlier revisions cannot be read any more", swept.Oldest)

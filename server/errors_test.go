@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -17,6 +19,7 @@ import (
 func TestTooCostlyIsNoOverload(t *testing.T) {
 	for _, err := range []error{
 		fmt.Errorf("%w: the policies of bundle %q take more", engine.ErrTooCostly, "shop"), access.ErrBusy, access.ErrNoTurn,
+		snapshot.ErrLargeLoad, &engine.TooLargeError{Cause: errors.New("names an entity")}, &engine.TooLargeError{Batch: true},
 	} {
 		got := publicError(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure, err)
 		if got.Code() != connect.CodeFailedPrecondition || got.Message() != err.Error()+"; nothing was decided" {

@@ -302,13 +302,13 @@ func (s *policyService) mentions(ctx context.Context, v snapshot.View, set *engi
 	for i, m := range mentions {
 		uids[i] = stored.UID(m.UID)
 	}
-	rows, err := s.db.LoadEntitiesAt(ctx, v.Position, uids)
+	found, err := s.db.StoredAt(ctx, v.Position, uids)
 	if err != nil {
 		return err
 	}
 	present := map[store.UID]bool{}
-	for _, row := range rows {
-		present[row.UID] = true
+	for _, uid := range found {
+		present[uid] = true
 	}
 	warned := 0
 	for i, m := range mentions {

@@ -77,15 +77,54 @@ func scanEntity(row pgx.CollectableRow) (Entity, error) {
 	return r.entity(), err
 }
 
-// maxLoad bounds the ancestors that one call reads.
-const maxLoad = 20_000
+// What entities weigh when they are loaded: about the work that they cause, in bytes.
+const (
+	entityWeight = 256 // besides its attributes, tags and parents
+	parentWeight = 64  // besides its type and id
+	weightUnit   = entityWeight
+)
 
-// selectSlice reads the entities that $2 and $3 name, with their ancestors, at revision
-// $1. It reads at most $4.
+// Weight returns what the entity weighs in a load: the bytes of its attributes and tags as
+// JSON and of the names of its parents, 256 for the entity and 64 for each parent.
+func (e *Entity) Weight() int64 {
+	w := int64(entityWeight + len(e.Attrs) + len(e.Tags))
+	for _, p := range e.Parents {
+		w += int64(parentWeight + len(p.Type) + 1 + len(p.ID))
+	}
+	return w
+}
+
+// TooLargeError refuses a load of entities that weigh more than it may read. It is an
+// [ErrTooLarge].
+type TooLargeError struct {
+	// Most is the most that the load may weigh: see [Entity.Weight].
+	Most int64
+	// Entities and Parents count what was read of it before the load ended.
+	Entities, Parents int
+	// Heaviest is the entity that weighs most of them, and Weight what it weighs.
+	Heaviest UID
+	Weight   int64
+}
+
+// Error says what was read, and which entity weighs most.
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("weigh more than %d bytes: %d entities with %d parents so far, %d bytes of them for %s", e.Most, e.Entities, e.Parents, e.Weight, e.Heaviest)
+}
+
+// Is makes it an [ErrTooLarge].
+func (e *TooLargeError) Is(target error) bool { return target == ErrTooLarge }
+
+// selectSlice reads the entities that $2 and $3 name, with their ancestors, at revision $1.
+// It ends after $4 units of weight.
 //
 // UNION drops what was reached before, so that cycles end. The lateral joins look up one
 // entity at a time by the primary key. Without them the planner would read all entities,
 // because it cannot know how few of them are asked for.
+//
+// Each entity has one row for each unit that it weighs, and only the first is returned. So
+// the limit bounds all that the query does: it fetches an entity before it follows the
+// parents of that entity, and stops when the limit is reached. A limit of entities alone
+// would not bound the parents, which may all be the same few entities.
 const selectSlice = `
 	with recursive reached (type, id) as (
 		select type collate "C", id collate "C"
@@ -101,31 +140,41 @@ const selectSlice = `
 		) e on e.until is null or e.until > $1
 		cross join unnest(e.parents) as parent
 	)
-	select reached.type, reached.id, e.attrs, e.tags, e.parents, e.since
-	from reached
-	join lateral (
-		select attrs, tags, parents, since, until from entities
-		where type = reached.type and id = reached.id and since <= $1
-		order by since desc limit 1
-	) e on e.until is null or e.until > $1
-	limit $4`
+	select type, id, attrs, tags, parents, since
+	from (
+		select reached.type, reached.id, e.attrs, e.tags, e.parents, e.since, unit
+		from reached
+		join lateral (
+			select attrs::text as attrs, tags::text as tags, parents, since, until,
+			       ` + weightOfRow + ` as weight
+			from entities
+			where type = reached.type and id = reached.id and since <= $1
+			order by since desc limit 1
+		) e on e.until is null or e.until > $1
+		cross join lateral generate_series(1, e.weight / ` + weightUnitText + `) as unit
+		limit $4
+	) as units
+	where unit = 1`
+
+// weightOfRow is [Entity.Weight] in SQL, and weightUnitText is weightUnit.
+const (
+	weightUnitText = "256"
+	weightOfRow    = `256 + octet_length(attrs::text) + octet_length(tags::text)
+			       + 64 * cardinality(parents) + octet_length(array_to_string(parents, ''))`
+)
 
 // LoadEntities reads the named entities as they were at the revision, with all their
 // ancestors: each once, in any order, in one round trip. Entities that are not stored are
-// left out. The error is [ErrTooManyAncestors] if there are too many ancestors, and
+// left out. The error is a [TooLargeError] if all together weigh more than most, and
 // [ErrSwept] if history does not go back to the revision.
-func (db *DB) LoadEntities(ctx context.Context, revision int64, uids []UID) (_ []Entity, err error) {
+func (db *DB) LoadEntities(ctx context.Context, revision int64, uids []UID, most int64) (_ []Entity, err error) {
 	defer wrap(&err, "load entities")
-	return loadEntities(ctx, db.pool, revision, uids)
+	return loadEntities(ctx, db.pool, revision, uids, most)
 }
 
-func loadEntities(ctx context.Context, pool *pgxpool.Pool, revision int64, uids []UID) (found []Entity, err error) {
-	args, most := sliceArgs(revision, uids)
+func loadEntities(ctx context.Context, pool *pgxpool.Pool, revision int64, uids []UID, most int64) (found []Entity, err error) {
 	var batch pgx.Batch
-	batch.Queue(selectSlice, args...).Query(func(rows pgx.Rows) (err error) {
-		found, err = collectSlice(rows, most)
-		return err
-	})
+	queueSlice(&batch, revision, uids, most, &found)
 	batch.Queue(selectOldest).QueryRow(func(row pgx.Row) error { return checkSwept(row, revision) })
 	if err := pool.SendBatch(ctx, &batch).Close(); err != nil {
 		return nil, err
@@ -136,51 +185,88 @@ func loadEntities(ctx context.Context, pool *pgxpool.Pool, revision int64, uids 
 // LoadEntitiesAt is LoadEntities at a position. It reads from a standby that has the
 // position, if there is one. The error is [ErrBehind] if the primary does not have it
 // either, as after a failover: the revision is lost, or its number means another content
-// now.
-func (db *DB) LoadEntitiesAt(ctx context.Context, at Position, uids []UID) (_ []Entity, err error) {
+// now. A load that may weigh more than [LargeLoad] has more time on a standby.
+func (db *DB) LoadEntitiesAt(ctx context.Context, at Position, uids []UID, most int64) (_ []Entity, err error) {
 	defer wrap(&err, "load entities")
 	if at.Number == 0 {
 		return nil, nil // before the first write
 	}
 	for _, s := range db.standbys.inTurn() {
-		if found, ok := s.load(ctx, at, uids); ok {
-			return found, nil
+		if found, ok, err := s.load(ctx, at, uids, most); ok {
+			return found, err
 		}
 	}
-	return loadAt(ctx, db.pool, at, uids)
+	return loadAt(ctx, db.pool, at, uids, most)
 }
 
 // loadAt reads a slice in one round trip. It looks for the position in the same round
 // trip, because each connection can lead to another server than the one that the position
 // was read from.
-func loadAt(ctx context.Context, pool *pgxpool.Pool, at Position, uids []UID) (found []Entity, err error) {
-	args, most := sliceArgs(at.Number, uids)
+func loadAt(ctx context.Context, pool *pgxpool.Pool, at Position, uids []UID, most int64) (found []Entity, err error) {
 	var batch pgx.Batch
 	// First the position: what the second statement sees is not older.
 	checkPosition(&batch, at, ErrBehind)
-	batch.Queue(selectSlice, args...).Query(func(rows pgx.Rows) (err error) {
-		found, err = collectSlice(rows, most)
-		return err
-	})
+	queueSlice(&batch, at.Number, uids, most, &found)
 	if err := pool.SendBatch(ctx, &batch).Close(); err != nil {
 		return nil, err
 	}
 	return found, nil
 }
 
-func sliceArgs(revision int64, uids []UID) (args []any, most int) {
+func queueSlice(batch *pgx.Batch, revision int64, uids []UID, most int64, found *[]Entity) {
 	types, ids := split(uids)
-	most = len(uids) + maxLoad
-	return []any{revision, types, ids, most + 1}, most
+	batch.Queue(selectSlice, revision, types, ids, most/weightUnit+1).Query(func(rows pgx.Rows) (err error) {
+		*found, err = collectSlice(rows, most)
+		return err
+	})
 }
 
-func collectSlice(rows pgx.Rows, most int) ([]Entity, error) {
+// collectSlice refuses a part of a slice: a decision on a part of the ancestors could be
+// wrong.
+func collectSlice(rows pgx.Rows, most int64) ([]Entity, error) {
 	found, err := pgx.CollectRows(rows, scanEntity)
-	if err == nil && len(found) > most {
-		// A decision on a part of the ancestors could be wrong.
-		return nil, ErrTooManyAncestors
+	if err != nil {
+		return nil, err
 	}
-	return found, err
+	large := TooLargeError{Most: most, Entities: len(found)}
+	var all int64
+	for i := range found {
+		e := &found[i]
+		w := e.Weight()
+		all += w
+		large.Parents += len(e.Parents)
+		if w > large.Weight {
+			large.Weight, large.Heaviest = w, e.UID
+		}
+	}
+	if all > most { // so it is if the query has reached its limit
+		return nil, &large
+	}
+	return found, nil
+}
+
+// StoredAt returns which of the named entities are stored at a position. The error is
+// [ErrBehind] if the database does not have it.
+func (db *DB) StoredAt(ctx context.Context, at Position, uids []UID) (found []UID, err error) {
+	defer wrap(&err, "look for entities")
+	if at.Number == 0 {
+		return nil, nil // before the first write
+	}
+	types, ids := split(uids)
+	var batch pgx.Batch
+	checkPosition(&batch, at, ErrBehind)
+	batch.Queue(`
+		select named.type, named.id
+		from unnest($2::text[], $3::text[]) as named (type, id)
+		join lateral (
+			select until from entities
+			where type = named.type collate "C" and id = named.id collate "C" and since <= $1
+			order by since desc limit 1
+		) e on e.until is null or e.until > $1`, at.Number, types, ids).Query(func(rows pgx.Rows) (err error) {
+		found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[UID])
+		return err
+	})
+	return found, db.admin.SendBatch(ctx, &batch).Close()
 }
 
 // GetEntity reads one entity as it was at the revision. The error is [ErrNotFound] if it

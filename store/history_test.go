@@ -184,7 +184,7 @@ func compare(rt *rapid.T, t *testing.T, db *store.DB, revision int64, state mode
 		}
 		closure := state.ancestors(name)
 		closure[name] = true
-		loaded, err := db.LoadEntities(t.Context(), revision, uids(name))
+		loaded, err := db.LoadEntities(t.Context(), revision, uids(name), anyWeight)
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -267,11 +267,11 @@ func TestLoadDeepAndCircular(t *testing.T) {
 		select 'G', n::text, '{}', '{}', array['G ' || n + 1], 1 from generate_series(1, $1::int) n`, deep)
 	mustRaw(t, url, `insert into entities (type, id, attrs, tags, parents, since) values
 		('C', 'a', '{}', '{}', '{"C b", "G 1"}', 1), ('C', 'b', '{}', '{}', '{"C a", "C b"}', 1)`)
-	loaded, err := db.LoadEntities(t.Context(), 1, uids("C a", "C a", "C b", "U none"))
+	loaded, err := db.LoadEntities(t.Context(), 1, uids("C a", "C a", "C b", "U none"), anyWeight)
 	if err != nil || len(loaded) != deep+2 {
 		t.Errorf("%d loaded, %v", len(loaded), err)
 	}
-	if loaded, err := db.LoadEntities(t.Context(), 0, uids("C a")); err != nil || len(loaded) != 0 {
+	if loaded, err := db.LoadEntities(t.Context(), 0, uids("C a"), anyWeight); err != nil || len(loaded) != 0 {
 		t.Errorf("%d loaded from before there was anything, %v", len(loaded), err)
 	}
 	// A write below the cycle is accepted. One that joins the cycle is refused.

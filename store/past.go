@@ -66,7 +66,7 @@ func (db *DB) PastBundles(ctx context.Context, revision int64) (_ []Bundle, err 
 }
 
 // PastEntities is [DB.LoadEntities] over the connections of administration.
-func (db *DB) PastEntities(ctx context.Context, revision int64, uids []UID) (_ []Entity, err error) {
+func (db *DB) PastEntities(ctx context.Context, revision int64, uids []UID, most int64) (_ []Entity, err error) {
 	defer wrap(&err, "load entities of the past")
-	return loadEntities(ctx, db.admin, revision, uids)
+	return loadEntities(ctx, db.admin, revision, uids, most)
 }

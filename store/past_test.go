@@ -67,7 +67,7 @@ func TestPast(t *testing.T) {
 	if err != nil || len(bundles) != 2 || bundles[0].Policies[0].Text != "d1" {
 		t.Errorf("%+v %v", bundles, err)
 	}
-	found, err := db.PastEntities(t.Context(), old, uids("User u", "User none"))
+	found, err := db.PastEntities(t.Context(), old, uids("User u", "User none"), anyWeight)
 	if err != nil || len(found) != 2 {
 		t.Fatalf("%v %v", found, err)
 	}
@@ -77,7 +77,7 @@ func TestPast(t *testing.T) {
 		}
 	}
 	mustRaw(t, url, fmt.Sprintf("update history set oldest = %d", old+1))
-	if _, err := db.PastEntities(t.Context(), old, uids("User u")); !errors.Is(err, store.ErrSwept) {
+	if _, err := db.PastEntities(t.Context(), old, uids("User u"), anyWeight); !errors.Is(err, store.ErrSwept) {
 		t.Errorf("a revision that was swept: %v", err)
 	}
 	if named(old) != named(first) {
@@ -95,7 +95,7 @@ func TestPastLeavesDecisionsAlone(t *testing.T) {
 	defer wg.Wait()
 	defer release()
 	for range 5 {
-		wg.Go(func() { _, _ = db.PastEntities(t.Context(), 1, uids("User a")) })
+		wg.Go(func() { _, _ = db.PastEntities(t.Context(), 1, uids("User a"), anyWeight) })
 	}
 	waitForLocks(t, url, 2)
 	within(t, "bundles", func(ctx context.Context) error { _, err := db.Bundles(ctx, 1); return err })
@@ -130,7 +130,7 @@ func reads(db *store.DB) map[string]func(context.Context, int64) (int, error) {
 			return len(list), err
 		},
 		"load": func(ctx context.Context, revision int64) (int, error) {
-			list, err := db.LoadEntities(ctx, revision, uids("U a", "U b"))
+			list, err := db.LoadEntities(ctx, revision, uids("U a", "U b"), anyWeight)
 			return len(list), err
 		},
 		"each": func(ctx context.Context, revision int64) (n int, err error) {

@@ -157,7 +157,7 @@ func TestStandbyBehindAPooler(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if found, err := db.LoadEntitiesAt(t.Context(), at, uids("User a")); err != nil || len(found) != 1 {
+	if found, err := db.LoadEntitiesAt(t.Context(), at, uids("User a"), anyWeight); err != nil || len(found) != 1 {
 		t.Fatalf("%v, %v", found, err)
 	}
 	if s := db.Standbys()[0]; s.Reads != 0 {

@@ -98,7 +98,10 @@ func TestWritersWaitWithoutConnections(t *testing.T) {
 	}
 	waitForLocks(t, url, 1)
 
-	within(t, "load", func(ctx context.Context) error { _, err := db.LoadEntities(ctx, 1, uids("User a")); return err })
+	within(t, "load", func(ctx context.Context) error {
+		_, err := db.LoadEntities(ctx, 1, uids("User a"), anyWeight)
+		return err
+	})
 	within(t, "get", func(ctx context.Context) error { _, err := db.GetEntity(ctx, 1, uid("User a")); return err })
 	within(t, "current", func(ctx context.Context) error { _, err := db.Current(ctx); return err })
 	// A writer whose deadline ends stops waiting.
@@ -134,7 +137,7 @@ func TestPoolsAreApart(t *testing.T) {
 	waitForLocks(t, url, 2)
 	within(t, "policies", func(ctx context.Context) error { _, err := db.PolicyRevision(ctx, 1); return err })
 	for range 5 {
-		wg.Go(func() { _, _ = db.LoadEntities(t.Context(), 1, uids("User a")) })
+		wg.Go(func() { _, _ = db.LoadEntities(t.Context(), 1, uids("User a"), anyWeight) })
 	}
 	waitForLocks(t, url, 4)
 	within(t, "current", func(ctx context.Context) error { _, err := db.Current(ctx); return err })
@@ -149,7 +152,7 @@ func TestLoadEntitiesAt(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, db, put("User a", `{"n": 2}`))
-	found, err := db.LoadEntitiesAt(t.Context(), at, uids("User a", "User none"))
+	found, err := db.LoadEntitiesAt(t.Context(), at, uids("User a", "User none"), anyWeight)
 	if err != nil || len(found) != 2 {
 		t.Fatalf("%v, %v", found, err)
 	}
@@ -164,12 +167,12 @@ func TestLoadEntitiesAt(t *testing.T) {
 	} {
 		elsewhere := at
 		change(&elsewhere)
-		if found, err := db.LoadEntitiesAt(t.Context(), elsewhere, uids("User a")); !errors.Is(err, store.ErrBehind) || found != nil {
+		if found, err := db.LoadEntitiesAt(t.Context(), elsewhere, uids("User a"), anyWeight); !errors.Is(err, store.ErrBehind) || found != nil {
 			t.Errorf("%s: %v, %v", name, found, err)
 		}
 	}
 	// The connection can be used after a refusal.
-	if _, err := db.LoadEntitiesAt(t.Context(), at, nil); err != nil {
+	if _, err := db.LoadEntitiesAt(t.Context(), at, nil, anyWeight); err != nil {
 		t.Error(err)
 	}
 }

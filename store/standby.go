@@ -18,6 +18,7 @@ import (
 // asked for a while.
 const (
 	standbyTimeout = 300 * time.Millisecond // of one read
+	largeTimeout   = time.Second            // of one that may weigh more than LargeLoad
 	behindTries    = 4
 	behindPause    = 5 * time.Millisecond // between them
 	restBehind     = 500 * time.Millisecond
@@ -85,27 +86,38 @@ func (s *standbys) inTurn() []*standby {
 	return awake
 }
 
+// LargeLoad is the most that a load may weigh that any standby answers in time.
+const LargeLoad = 512 << 10
+
 // load reads a slice. ok is false if another standby or the primary has to be asked,
-// whatever the reason: only an error of the primary is an error of the call.
-func (s *standby) load(caller context.Context, at Position, uids []UID) (found []Entity, ok bool) {
-	ctx, cancel := context.WithTimeout(caller, standbyTimeout)
+// whatever the reason: besides a [TooLargeError], only an error of the primary is an error of
+// the call.
+func (s *standby) load(caller context.Context, at Position, uids []UID, most int64) (found []Entity, ok bool, err error) {
+	large := most > LargeLoad
+	timeout := standbyTimeout
+	if large {
+		timeout = largeTimeout
+	}
+	ctx, cancel := context.WithTimeout(caller, timeout)
 	defer cancel()
 	for try := 1; ; try++ {
-		found, err := loadAt(ctx, s.pool, at, uids)
+		found, err := loadAt(ctx, s.pool, at, uids, most)
 		switch {
-		case err == nil:
+		case err == nil, errors.Is(err, ErrTooLarge):
 			s.reads.Add(1)
-			return found, true
-		case errors.Is(err, ErrTooManyAncestors), caller.Err() != nil:
-			return nil, false // not a fault of the standby
+			return found, true, err
+		case caller.Err() != nil:
+			return nil, false, nil // not a fault of the standby
+		case large && ctx.Err() != nil:
+			return nil, false, nil // whoever writes entities must not be able to stop the use of standbys
 		case !errors.Is(err, ErrBehind):
 			s.failed.Add(1)
 			s.rest(restBroken)
-			return nil, false
+			return nil, false, nil
 		case try == behindTries:
 			s.behind.Add(1)
 			s.rest(restBehind)
-			return nil, false
+			return nil, false, nil
 		}
 		select {
 		case <-time.After(behindPause):

@@ -41,8 +41,9 @@ var (
 	ErrCycle = errors.New("would be its own ancestor")
 	// ErrTooManyMembers: a cascade would remove more memberships than maxCascade.
 	ErrTooManyMembers = errors.New("too many members to drop at once")
-	// ErrTooManyAncestors: more ancestors than maxLoad would have to be read.
-	ErrTooManyAncestors = errors.New("too many ancestors")
+	// ErrTooLarge: the entities to load weigh more than the call may read; see
+	// [TooLargeError].
+	ErrTooLarge = errors.New("too large to load")
 	// ErrTooManyGroups: more than [MaxGroups] entities that can have members are below
 	// the ancestor of a listing.
 	ErrTooManyGroups = errors.New("too many groups below")

@@ -104,7 +104,7 @@ func TestSweepOfAnOldDatabase(t *testing.T) {
 	if after, err := db.Current(t.Context()); err != nil || after != before {
 		t.Errorf("%+v, then %+v, %v", before, after, err)
 	}
-	if list, err := db.LoadEntitiesAt(t.Context(), before, uids("U a", "U b")); err != nil || len(list) != 2 {
+	if list, err := db.LoadEntitiesAt(t.Context(), before, uids("U a", "U b"), anyWeight); err != nil || len(list) != 2 {
 		t.Errorf("%v, %v", list, err)
 	}
 	if list := changes(t, db, newest-1, 10); len(list) != 1 {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"time"
 )
 
 // freeSteps is how many steps of the engine a call may take for one of its questions without
@@ -84,6 +85,7 @@ func (t tally) leave(key any) {
 type Work struct {
 	shares *Shares
 	ctx    context.Context // of the call
+	ends   time.Time       // when a costly call is ended; zero: never
 	caller string          // its name
 	bundle string
 	steps  int64 // all of the call
@@ -98,7 +100,13 @@ type Work struct {
 // Call returns the work of one call of a caller. Use [Work.Rest] when the call waits for
 // something else, and when it ends.
 func (s *Shares) Call(ctx context.Context, caller Caller) *Work {
-	return &Work{shares: s, ctx: ctx, caller: caller.Name, free: freeSteps}
+	w := &Work{shares: s, ctx: ctx, caller: caller.Name, free: freeSteps}
+	if end, bounded := ctx.Deadline(); bounded {
+		// The caller has the same deadline. A costly call is ended a little earlier, so that
+		// the caller gets the answer, and does not take the service to be away.
+		w.ends = end.Add(-time.Until(end) / 5)
+	}
+	return w
 }
 
 // Next begins another question of the call.
@@ -108,7 +116,18 @@ func (w *Work) Next() { w.free = w.steps + freeSteps }
 // steps, or else the error of the call's context.
 func (w *Work) Err() error {
 	err := w.ctx.Err()
-	if err != nil && w.costly {
+	if w.costly && (err != nil || w.late()) {
+		return ErrNoTurn
+	}
+	return err
+}
+
+func (w *Work) late() bool { return !w.ends.IsZero() && !time.Now().Before(w.ends) }
+
+// Outcome returns the error of a call. It is [ErrNoTurn] in place of the end of the call's
+// context, wherever that was noticed, if the call took many steps.
+func (w *Work) Outcome(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) && w.costly && w.ctx.Err() != nil {
 		return ErrNoTurn
 	}
 	return err
@@ -156,13 +175,20 @@ func (w *Work) Pause(bundle string, steps int64) error {
 	s.next()
 	s.mu.Unlock()
 
+	var late <-chan time.Time
+	if !w.ends.IsZero() {
+		timer := time.NewTimer(time.Until(w.ends))
+		defer timer.Stop()
+		late = timer.C
+	}
 	select {
 	case <-w.turn:
 		return nil
 	case <-w.ctx.Done():
-		w.Rest()
-		return w.Err()
+	case <-late:
 	}
+	w.Rest()
+	return ErrNoTurn
 }
 
 // Rest gives the place of the call to another one.

@@ -159,3 +159,39 @@ func TestSharesProperty(t *testing.T) {
 		}
 	})
 }
+
+// A costly call is ended while its caller still waits for the answer: otherwise the caller would
+// take the service to be away. A usual call has all of its time.
+func TestCostlyCallsEndBeforeTheirDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewShares(1)
+		first := s.Call(t.Context(), Caller{})
+		if err := first.Pause("x", freeSteps); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		usual, costly := s.Call(ctx, Caller{}), s.Call(ctx, Caller{})
+		if err := costly.Pause("x", freeSteps); !errors.Is(err, ErrNoTurn) || ctx.Err() != nil {
+			t.Errorf("a costly call without a turn: %v; its deadline: %v", err, ctx.Err())
+		}
+		if err := costly.Err(); !errors.Is(err, ErrNoTurn) {
+			t.Errorf("after that: %v", err)
+		}
+		if err := usual.Pause("x", 1); err != nil {
+			t.Errorf("a usual call: %v", err)
+		}
+		<-ctx.Done()
+		late := fmt.Errorf("record: %w", context.DeadlineExceeded)
+		if err := costly.Outcome(late); !errors.Is(err, ErrNoTurn) {
+			t.Errorf("a costly call whose record came too late: %v", err)
+		}
+		if err := usual.Outcome(late); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a usual call whose record came too late: %v", err)
+		}
+		first.Rest()
+		if s.places != 1 || len(s.waiting)+len(s.bundles)+len(s.callers) != 0 {
+			t.Errorf("left over: %+v", s)
+		}
+	})
+}

@@ -220,23 +220,36 @@ func (c *compiler) nested(b *compiledBundle, file string) {
 	}
 }
 
-// resolveFinding finds the bundle that caused an error in the joined schemas: the first
-// bundle that does not resolve when the others are reduced to their names.
+// resolveFinding finds the bundle that caused an error in the joined schemas: the first bundle
+// that does not resolve when the others are reduced to their names. A common type is resolved
+// where it is used, so the error can need two bundles. Then it is the bundle without which the
+// others resolve, one that is not published yet if there are several.
 func (c *compiler) resolveFinding(err error, sources []Source, parsed []*sast.Schema) Finding {
-	for i, src := range sources {
-		joined := make([]*sast.Schema, len(parsed))
-		for j := range parsed {
-			joined[j] = parsed[j]
-			if i != j {
+	// resolve reduces all bundles but one to their names, or that one alone.
+	resolve := func(i int, alone bool) error {
+		joined := slices.Clone(parsed)
+		for j := range joined {
+			if (j == i) == alone {
 				joined[j] = namesOnly(parsed[j])
 			}
 		}
-		if _, err := resolved.Resolve(mergeSchemas(joined)); err != nil {
+		_, err := resolved.Resolve(mergeSchemas(joined))
+		return err
+	}
+	for i, src := range sources {
+		if err := resolve(i, false); err != nil {
 			f := Finding{Bundle: src.Name, File: src.SchemaFile, Message: err.Error()}
 			if m := undefinedName.FindStringSubmatch(f.Message); m != nil {
 				f.Line, f.Column = firstUse(src.Schema, m[1])
 			}
 			return f
+		}
+	}
+	for _, published := range []bool{false, true} {
+		for i, src := range sources {
+			if src.Published == published && resolve(i, true) == nil {
+				return Finding{Bundle: src.Name, File: src.SchemaFile, Message: err.Error()}
+			}
 		}
 	}
 	return Finding{Message: err.Error()}

@@ -345,7 +345,7 @@ func readCorpusEntities(count *tally, c corpustest.Case, set *Set, full cedar.En
 				count.failf("%s: %v", c.Name, err)
 			}
 			count.add("entity refused: " + why.name)
-			store[l.UID] = Entity{l.UID, want.Attributes, want.Tags, slices.Collect(want.Parents.All())}
+			store[l.UID] = Entity{UID: l.UID, Attrs: want.Attributes, Tags: want.Tags, Parents: slices.Collect(want.Parents.All())}
 			continue
 		}
 		got := cedar.Entity{UID: e.UID, Attributes: e.Attrs, Tags: e.Tags, Parents: cedar.NewEntityUIDSet(e.Parents...)}

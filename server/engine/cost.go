@@ -81,15 +81,19 @@ func (m *meter) failed() error {
 	return m.err
 }
 
-// look pauses without any work.
+// look pauses, however little work was done since the last pause.
 func (p *Pool) look(bundle string) error {
 	if p.pause == nil {
 		return nil
 	}
+	if p.worked >= pauseEvery {
+		return p.work(bundle, 0)
+	}
 	return p.pause(bundle, 0)
 }
 
-// count counts steps without a pause: of the walk over entities, which ends when the context does.
+// count counts steps without a pause: of loads, and of the walk over entities, which ends when the
+// context does.
 func (p *Pool) count(steps int64) { p.worked += steps }
 
 // work counts steps of all questions of the pool, and pauses from time to time.

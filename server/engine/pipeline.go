@@ -1,11 +1,16 @@
 package engine
 
-import "github.com/cedar-policy/cedar-go"
+import (
+	"errors"
+
+	"github.com/cedar-policy/cedar-go"
+)
 
 // Loader brings entities that the pool of a question lacks, with all their stored
 // ancestors, and adds them to the pool with [Pool.Add] or [Pool.Put]. The entities that
 // are not stored are added too, as absent: each entity that is asked for must be known
-// afterwards. It is called once for each level of dereference.
+// afterwards. It is called once for each level of dereference. If its error is
+// [ErrTooLarge], it is called again for each question alone.
 type Loader func(missing []cedar.EntityUID) error
 
 // Evaluation is one question that was read, with the entities that it can touch. It is
@@ -14,14 +19,14 @@ type Evaluation struct {
 	// Question is nil if Err says why it was refused.
 	Question *Question
 	Slice    *Slice
-	// Err is a *[RequestError], about this question alone.
+	// Err is a *[RequestError] or wraps [ErrTooLarge], about this question alone.
 	Err error
 
 	set *Set
 }
 
 // Prepare reads one question and loads what it can touch. The error is a
-// *[RequestError] if the question is wrong, or else as that of [Set.PrepareBatch].
+// *[RequestError] if the question is wrong, wraps [ErrTooLarge], or else is as that of [Set.PrepareBatch].
 func (s *Set) Prepare(ask Ask, pool *Pool, load Loader) (*Evaluation, error) {
 	list, err := s.PrepareBatch([]Ask{ask}, pool, load)
 	if err != nil {
@@ -53,11 +58,43 @@ func (s *Set) PrepareBatch(asks []Ask, pool *Pool, load Loader) ([]Evaluation, e
 		if len(missing) == 0 {
 			return list, nil
 		}
-		if err := load(missing); err != nil {
+		err = load(missing)
+		switch {
+		case errors.Is(err, ErrTooLarge) && len(list) == 1:
+			list[0].refuse(err)
+		case errors.Is(err, ErrTooLarge):
+			return list, loadEach(list, pool, load)
+		case err != nil:
 			return nil, err
 		}
 	}
 }
+
+// loadEach completes one slice after another. A question that is too large gets its own error,
+// and the others are decided.
+func loadEach(list []Evaluation, pool *Pool, load Loader) error {
+	for i := range list {
+		one := list[i : i+1]
+		for {
+			missing, err := missingFrom(one, pool)
+			if err != nil {
+				return err
+			}
+			if len(missing) == 0 {
+				break
+			}
+			if err := load(missing); errors.Is(err, ErrTooLarge) {
+				one[0].refuse(err)
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// refuse ends a question with an error about it alone.
+func (e *Evaluation) refuse(err error) { e.Question, e.Slice, e.Err = nil, nil, err }
 
 // missingFrom lists the entities that the slices lack, each once.
 func missingFrom(list []Evaluation, pool *Pool) ([]cedar.EntityUID, error) {
@@ -71,6 +108,10 @@ func missingFrom(list []Evaluation, pool *Pool) ([]cedar.EntityUID, error) {
 			return nil, err
 		}
 		found := list[i].Slice.toLoad()
+		if err := list[i].Slice.err; err != nil {
+			list[i].refuse(err)
+			continue
+		}
 		if len(list) == 1 {
 			return found, nil
 		}

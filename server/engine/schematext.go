@@ -199,23 +199,27 @@ func mergeSchemas(all []*sast.Schema) *sast.Schema {
 	return out
 }
 
-// namesOnly returns a schema that declares the same names and refers to no others.
+// namesOnly returns a schema that declares the same names and refers to no others. Its common
+// types are empty records, which can stand wherever a common type can.
 func namesOnly(sc *sast.Schema) *sast.Schema {
-	strip := func(entities sast.Entities, actions sast.Actions) (sast.Entities, sast.Actions) {
-		e, a := sast.Entities{}, sast.Actions{}
+	strip := func(entities sast.Entities, actions sast.Actions, types sast.CommonTypes) (sast.Entities, sast.Actions, sast.CommonTypes) {
+		e, a, c := sast.Entities{}, sast.Actions{}, sast.CommonTypes{}
 		for name := range entities {
 			e[name] = sast.Entity{}
 		}
 		for name := range actions {
 			a[name] = sast.Action{}
 		}
-		return e, a
+		for name := range types {
+			c[name] = sast.CommonType{Type: sast.RecordType{}}
+		}
+		return e, a, c
 	}
 	out := *sc
-	out.Entities, out.Actions = strip(sc.Entities, sc.Actions)
+	out.Entities, out.Actions, out.CommonTypes = strip(sc.Entities, sc.Actions, sc.CommonTypes)
 	out.Namespaces = sast.Namespaces{}
 	for ns, decl := range sc.Namespaces {
-		decl.Entities, decl.Actions = strip(decl.Entities, decl.Actions)
+		decl.Entities, decl.Actions, decl.CommonTypes = strip(decl.Entities, decl.Actions, decl.CommonTypes)
 		out.Namespaces[ns] = decl
 	}
 	return &out

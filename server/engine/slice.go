@@ -16,11 +16,68 @@ const MaxAncestors = 10_000
 // more than MaxAncestors.
 var ErrTooManyAncestors = errors.New("too many ancestors")
 
+// What the entities of one question may weigh when they are loaded: about the work that they
+// cause, in bytes. An entity weighs what its attributes and tags have as JSON, what the names
+// of its parents have, 256 bytes more, and 64 more for each parent.
+const (
+	// MaxSliceWeight is for the stored entities of one question.
+	MaxSliceWeight = 8 << 20
+	// MaxBatchWeight is for all questions of a batch together. What several of them reach
+	// counts several times, because each of them walks through it.
+	MaxBatchWeight = 128 << 20
+	// LightSliceWeight is what a question may weigh in any case, whatever the other
+	// questions of its batch weigh.
+	LightSliceWeight = 512 << 10
+
+	entityWeight = 256
+	parentWeight = 64
+)
+
+// ErrTooLarge is a question that cannot be decided because its entities, or those of its
+// batch, weigh too much; see [TooLargeError].
+var ErrTooLarge = errors.New("too much data for one call")
+
+// TooLargeError refuses a question. It is an [ErrTooLarge].
+type TooLargeError struct {
+	// Batch says that the question could be decided alone. Otherwise its entities weigh more
+	// than [MaxSliceWeight].
+	Batch bool
+	// Cause names the entity that weighs most, for the log of the service: its callers
+	// need not know the ancestors of an entity.
+	Cause error
+}
+
+// Error is for callers.
+func (e *TooLargeError) Error() string {
+	if e.Batch {
+		return ErrTooLarge.Error() + ": the entities of the checks of this batch before this one weigh too much to load these, too; ask it in another call"
+	}
+	return fmt.Sprintf("%s: the entities that this question can depend on, with their ancestors, weigh more than %d bytes (attributes, tags and names of parents, with %d more for each entity and %d for each parent)",
+		ErrTooLarge, MaxSliceWeight, entityWeight, parentWeight)
+}
+
+// Is makes it an [ErrTooLarge].
+func (e *TooLargeError) Is(target error) bool { return target == ErrTooLarge }
+
+// Unwrap returns Cause.
+func (e *TooLargeError) Unwrap() error { return e.Cause }
+
 // Entity is one entity, from the store or from a request.
 type Entity struct {
 	UID         cedar.EntityUID
 	Attrs, Tags cedar.Record
 	Parents     []cedar.EntityUID
+	// Weight is what the entity weighs when it is loaded, in bytes, see [MaxSliceWeight]. If
+	// it is 0, only the parents count.
+	Weight int64
+}
+
+// weight returns what an entity counts for in a slice.
+func (e *Entity) weight() int64 {
+	if e.Weight > 0 {
+		return e.Weight
+	}
+	return entityWeight + parentWeight*int64(len(e.Parents))
 }
 
 // Pool has the entities of one revision that are known while questions at that revision
@@ -30,7 +87,8 @@ type Pool struct {
 	source    func(cedar.EntityUID) (*Entity, bool)
 	pause     Pause // nil: never
 	worked    int64 // steps since the last pause
-	unbounded bool  // the budget of a decision does not apply
+	weighed   int64 // what the slices of all questions weigh together
+	unbounded bool  // the budgets of a decision and of its entities do not apply
 }
 
 // NewPool returns an empty pool.
@@ -46,8 +104,8 @@ func (p *Pool) SetSource(source func(cedar.EntityUID) (*Entity, bool)) { p.sourc
 // preparation, or the decision.
 func (p *Pool) SetPause(pause Pause) { p.pause = pause }
 
-// SetUnbounded lifts [MaxDecisionCost], for decisions that were made already, perhaps before
-// there was this limit.
+// SetUnbounded lifts [MaxDecisionCost] and [MaxSliceWeight], for decisions that were made
+// already, perhaps before there were these limits.
 func (p *Pool) SetUnbounded() { p.unbounded = true }
 
 // get returns an entity, or nil if it is not stored. known is false if the entity must
@@ -67,6 +125,7 @@ func (p *Pool) get(uid cedar.EntityUID) (e *Entity, known bool) {
 // or is a parent in found, and is not in found is known not to be stored from then on.
 func (p *Pool) Add(asked []cedar.EntityUID, found []Entity) {
 	for i := range found {
+		p.count(found[i].weight() / bytesInStep)
 		p.known[found[i].UID] = &found[i]
 	}
 	absent := func(uid cedar.EntityUID) {
@@ -103,6 +162,8 @@ type Slice struct {
 	missing []cedar.EntityUID           // reached, and not in the pool when they were looked up
 	steps   int                         // edges that the walk has followed
 	closing int64                       // edges that were followed to find all ancestors
+	weight  int64                       // of the stored entities that were reached
+	err     error                       // a TooLargeError: the walk has ended
 }
 
 // reached says how far the walk went from one entity.
@@ -121,7 +182,8 @@ func (s *Set) newSlice(q *Question, pool *Pool) *Slice {
 // loaded and added to the pool before it is called again. It returns nothing once the
 // slice is complete. Each call continues where the last one stopped, so an entity's
 // parents are followed once, and its attributes once for each level of dereference. If
-// each load brings all ancestors, toLoad asks at most once for each level.
+// each load brings all ancestors, toLoad asks at most once for each level. If the slice
+// becomes too large, it returns nothing, and err says so.
 func (sl *Slice) toLoad() []cedar.EntityUID {
 	if sl.q.inapplicable {
 		return nil
@@ -140,11 +202,14 @@ func (sl *Slice) toLoad() []cedar.EntityUID {
 	before := sl.steps
 	defer func() { sl.pool.count(stepsOfEdge * int64(sl.steps-before)) }()
 	sl.todo, sl.missing = append(sl.todo, sl.missing...), nil
-	for len(sl.todo) > 0 {
+	for len(sl.todo) > 0 && sl.err == nil {
 		last := len(sl.todo) - 1
 		uid := sl.todo[last]
 		sl.todo = sl.todo[:last]
 		sl.walk(uid)
+	}
+	if sl.err != nil {
+		return nil
 	}
 	return sl.missing
 }
@@ -186,6 +251,9 @@ func (sl *Slice) walk(uid cedar.EntityUID) {
 		return
 	}
 	if before < 0 {
+		if sl.weigh(e); sl.err != nil {
+			return
+		}
 		for _, p := range e.Parents {
 			sl.reach(p, 0)
 		}
@@ -203,6 +271,25 @@ func (sl *Slice) walk(uid cedar.EntityUID) {
 	}
 	entitiesIn(e.Attrs, follow)
 	entitiesIn(e.Tags, follow)
+}
+
+// weigh adds an entity that was reached to the weight of the slice. So the same question is
+// too large whether its entities are loaded or cached.
+func (sl *Slice) weigh(e *Entity) {
+	w := e.weight()
+	sl.weight += w
+	sl.pool.weighed += w
+	large := sl.weight > MaxSliceWeight
+	if sl.pool.unbounded || !large && (sl.pool.weighed <= MaxBatchWeight || sl.weight <= LightSliceWeight) {
+		return
+	}
+	heaviest := e
+	for uid := range sl.visited {
+		if other, _ := sl.lookup(uid); other != nil && other.weight() > heaviest.weight() {
+			heaviest = other
+		}
+	}
+	sl.err = &TooLargeError{Batch: !large, Cause: fmt.Errorf("%d entities were reached, %d bytes of them are of %s", len(sl.visited), heaviest.weight(), heaviest.UID)}
 }
 
 // Reads yields the entities of the store that a decision on a complete slice depends on,
@@ -238,6 +325,9 @@ func (sl *Slice) lookup(uid cedar.EntityUID) (e *Entity, known bool) {
 func (sl *Slice) entities() (*entities, error) {
 	if m := sl.toLoad(); len(m) > 0 {
 		return nil, fmt.Errorf("engine: slice is not complete, %s is missing", m[0])
+	}
+	if sl.err != nil {
+		return nil, sl.err
 	}
 	for uid := range sl.q.inline {
 		if _, ok := sl.visited[uid]; !ok && !sl.q.inapplicable {

@@ -36,6 +36,7 @@ type loaderMetrics struct {
 	lookups    *prometheus.CounterVec // result
 	loads      prometheus.Counter
 	loadedRows prometheus.Counter
+	large      prometheus.Counter
 }
 
 func newLoaderMetrics(r prometheus.Registerer) *loaderMetrics {
@@ -47,6 +48,8 @@ func newLoaderMetrics(r prometheus.Registerer) *loaderMetrics {
 			Name: "cedarpost_entity_loads_total", Help: "Round trips that loaded entities."}),
 		loadedRows: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_entity_loaded_rows_total", Help: "Entities that those brought."}),
+		large: with.NewCounter(prometheus.CounterOpts{
+			Name: "cedarpost_entity_large_loads_total", Help: "Loads of more than 512 KiB of entities, which wait for each other."}),
 	}
 }
 

@@ -72,7 +72,7 @@ func (w *world) stored(revision int64, set *engine.Set) *engine.Pool {
 			all = append(all, store.UID{Type: typ, ID: id})
 		}
 	}
-	rows, err := w.db.LoadEntities(w.ctx, revision, all)
+	rows, err := w.db.LoadEntities(w.ctx, revision, all, 1<<40)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -20,11 +21,16 @@ import (
 // log, on several connections, seldom needs more at the same time.
 const pastSetsKept = 4
 
+// MaxPastWeight is what the entities of a decision may weigh, in bytes, to be replayed: more than
+// any decision of today has, because earlier ones had no bound. See [store.Entity.Weight].
+const MaxPastWeight = 64 << 20
+
 // Past reads policies and entities as they were at a revision. Its methods may be called by
 // several goroutines.
 type Past struct {
 	follower  *Follower
 	compiling singleflight.Group // by the name of the policies
+	large     chan struct{}      // has room for one: a large load
 
 	mu     sync.Mutex
 	recent []pastSet // the one used last comes first
@@ -37,7 +43,7 @@ type pastSet struct {
 }
 
 // NewPast makes a Past of the database that a follower follows.
-func NewPast(f *Follower) *Past { return &Past{follower: f} }
+func NewPast(f *Follower) *Past { return &Past{follower: f, large: make(chan struct{}, 1)} }
 
 // Policies returns the compiled policies of a revision. It compiles them, once for all calls
 // that wait, unless they are those of the newest snapshot or were used recently. The error is
@@ -119,13 +125,14 @@ func (p *Past) compile(ctx context.Context, name string, revision int64) (set *e
 // entities that it can touch, as they were at the revision. It does not use the cache, which
 // has the newest entities only. The error is a [engine.RequestError], a
 // [stored.UnfitError], that of the database or that of pause. The decision may take any
-// number of steps, because it was made once.
+// number of steps, because it was made once. Its entities may weigh [MaxPastWeight]: with
+// more, the error is [store.ErrTooLarge].
 func (p *Past) Prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask, pause engine.Pause) (*engine.Evaluation, error) {
 	pool := engine.NewPool()
 	pool.SetPause(pause)
 	pool.SetUnbounded()
 	return set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
-		rows, err := p.follower.cfg.DB.PastEntities(ctx, revision, stored.UIDs(missing))
+		rows, err := p.load(ctx, revision, stored.UIDs(missing))
 		if err != nil {
 			return err
 		}
@@ -143,4 +150,21 @@ func (p *Past) Prepare(ctx context.Context, revision int64, set *engine.Set, ask
 		pool.Add(missing, found)
 		return nil
 	})
+}
+
+// load loads entities of the past. One large load runs at a time, so that they leave memory and
+// connections to others.
+func (p *Past) load(ctx context.Context, revision int64, uids []store.UID) ([]store.Entity, error) {
+	db := p.follower.cfg.DB
+	rows, err := db.PastEntities(ctx, revision, uids, store.LargeLoad)
+	if !errors.Is(err, store.ErrTooLarge) {
+		return rows, err
+	}
+	select {
+	case p.large <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-p.large }()
+	return db.PastEntities(ctx, revision, uids, MaxPastWeight)
 }

@@ -121,6 +121,7 @@ func ReadEntity(set *engine.Set, row store.Entity) (*engine.Entity, error) {
 	if err != nil {
 		return nil, &UnfitError{err.Error()}
 	}
+	e.Weight = row.Weight()
 	return e, nil
 }
 

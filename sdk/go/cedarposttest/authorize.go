@@ -176,6 +176,8 @@ func publicError(err error) *connect.Error {
 	switch {
 	case errors.As(err, &bad):
 		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
+	case errors.Is(err, engine.ErrTooCostly), errors.Is(err, engine.ErrTooLarge):
+		return connect.NewError(connect.CodeFailedPrecondition, err.Error()+"; nothing was decided")
 	case errors.Is(err, engine.ErrTooManyAncestors):
 		return connect.Errorf(connect.CodeFailedPrecondition, "an entity has more than %d ancestors; nothing was decided", engine.MaxAncestors)
 	}
