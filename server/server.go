@@ -193,7 +193,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	event := decisionlog.DatabaseEvents(cfg.Name)
 	s.follower = snapshot.NewFollower(snapshot.Config{
 		DB: cfg.DB, Log: cfg.Log, MaxStaleness: cfg.MaxStaleness, CacheBytes: uint64(max(cfg.CacheBytes, 0)), Metrics: registry,
-		MaxWatchers:  cfg.maxWatchers,
+		MaxWatchers:  cfg.maxWatchers, Caller: callerFrom,
 		NotListening: func(err error) { s.tasks.done(taskNotifications, err) },
 		Claim: func(ctx context.Context) (uuid.UUID, error) {
 			renewed, err := cfg.DB.Claim(ctx, event)
