@@ -125,7 +125,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 				e.noted.RefusedRight(ctx, spec.Procedure, refused.about)
 			}
 			if err != nil {
-				err = callerError(ctx, publicError(spec.Procedure, err))
+				err = bodyError(requestFrom(ctx), callerError(ctx, publicError(spec.Procedure, err)))
 			}
 			e.logFailure(ctx, spec, err)
 			e.metric.call(spec, began, err)
