@@ -28,12 +28,11 @@ const (
 // ExportDecisions implements cedarpost.v1.AuditService. Between two reads it holds
 // neither a connection nor a transaction, so a slow caller does not block other calls.
 func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.ExportDecisionsRequest, stream cedarpostv1connect.AuditServiceExportDecisionsServerStream) error {
-	select {
-	case s.exports <- struct{}{}:
-		defer func() { <-s.exports }()
-	default:
-		return connect.Errorf(connect.CodeResourceExhausted, "%d exports are under way already; try again later", maxExports)
+	leave, ok := s.exports.enter(callerFrom(ctx))
+	if !ok {
+		return connect.Errorf(connect.CodeResourceExhausted, "%d exports of this caller, or %d of all, are under way already; try again later", maxExports/2, maxExports)
 	}
+	defer leave()
 	x := &export{db: s.db, next: req.GetFromLeaf(), follow: req.GetFollow(), gone: map[time.Time]bool{}}
 	var err error
 	if x.from, x.to, err = timeRange(req.GetFrom(), req.GetTo()); err != nil {

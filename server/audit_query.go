@@ -27,9 +27,9 @@ import (
 type auditService struct {
 	db       *store.DB
 	recorder *decisionlog.Recorder
-	stopping <-chan struct{} // closed when the server stops
-	exports  chan struct{}   // holds one element for each export
-	reports  int             // how many reports of reuse one page is summed up from, at most
+	stopping <-chan struct{}       // closed when the server stops
+	exports  *sharedPlaces[string] // for exports, by caller
+	reports  int                   // how many reports of reuse one page is summed up from, at most
 	signer   *decisionlog.Signer
 	past     *snapshot.Past
 	shares   *access.Shares
@@ -37,7 +37,7 @@ type auditService struct {
 }
 
 func newAuditService(db *store.DB, recorder *decisionlog.Recorder, stopping <-chan struct{}) *auditService {
-	return &auditService{db: db, recorder: recorder, stopping: stopping, exports: make(chan struct{}, maxExports), reports: maxReports}
+	return &auditService{db: db, recorder: recorder, stopping: stopping, exports: newSharedPlaces[string](maxExports, maxExports/2), reports: maxReports}
 }
 
 const (

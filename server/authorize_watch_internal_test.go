@@ -153,9 +153,9 @@ func changeMany(t *testing.T, conn *pgx.Conn) (number int64) {
 	return number
 }
 
-// The number of watchers is bounded.
+// The number of watches of one caller is bounded.
 func TestTooManyWatchers(t *testing.T) {
-	_, _, clients, _, _ := hurriedOn(t, storetest.New(t), "decision", Config{maxWatchers: 2})
+	_, _, clients, _, _ := hurriedOn(t, storetest.New(t), "decision", Config{maxWatchers: 4})
 	c := cedarpostv1connect.NewAuthorizationServiceClient(clients[2])
 	for n := range 3 {
 		stream, err := c.Watch(t.Context(), &cedarpostv1.WatchRequest{})

@@ -90,8 +90,12 @@ func PatientHealth(c *Config) {
 	c.times.health = 10 * time.Minute
 }
 
+// Watchers is an option of a server that so many may watch at once.
+func Watchers(n int) func(*Config) { return func(c *Config) { c.maxWatchers = n } }
+
 // The bounds on calls without a key.
 const (
 	MaxStrangers = maxStrangers
 	MaxWatches   = maxWatches
+	MaxExports   = maxExports
 )

@@ -193,7 +193,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	event := decisionlog.DatabaseEvents(cfg.Name)
 	s.follower = snapshot.NewFollower(snapshot.Config{
 		DB: cfg.DB, Log: cfg.Log, MaxStaleness: cfg.MaxStaleness, CacheBytes: uint64(max(cfg.CacheBytes, 0)), Metrics: registry,
-		MaxWatchers:  cfg.maxWatchers, Caller: callerFrom,
+		MaxWatchers: cfg.maxWatchers, Caller: callerFrom,
 		NotListening: func(err error) { s.tasks.done(taskNotifications, err) },
 		Claim: func(ctx context.Context) (uuid.UUID, error) {
 			renewed, err := cfg.DB.Claim(ctx, event)
@@ -264,10 +264,12 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		record = func(context.Context, []store.Decision, []store.Event) error { return nil }
 	}
 	history := snapshot.NewPast(s.follower)
+	watchers := cmp.Or(cfg.maxWatchers, snapshot.DefaultWatchers)
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower, gate: s.gate,
 			recorder: s.recorder, record: record, limits: limits, shares: shares, metric: newDecisionMetrics(registry), noted: s.noted,
+			watchers: newSharedPlaces[string](watchers, (watchers+1)/2),
 			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
 	}
