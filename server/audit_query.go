@@ -74,14 +74,20 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 	}
 	size := pageSize(req.GetPageSize())
 	q.Limit = size + 1
+	room, err := roomFor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	q.Room = room.add
 	rows, err := s.db.QueryDecisions(ctx, q)
 	if err != nil {
 		return nil, err
 	}
 	out := &cedarpostv1.QueryDecisionsResponse{}
-	if len(rows) > size {
-		rows = rows[:size]
-		out.NextPageToken = page.next(logEnd{rows[size-1].At, rows[size-1].ID})
+	if len(rows) > size || room.full {
+		rows = rows[:min(size, len(rows))]
+		last := rows[len(rows)-1]
+		out.NextPageToken = page.next(logEnd{last.At, last.ID})
 	}
 	for _, row := range rows {
 		out.Decisions = append(out.Decisions, decisionlog.ReadDecision(row))

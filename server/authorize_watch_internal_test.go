@@ -21,7 +21,7 @@ import (
 func TestSlowWatcher(t *testing.T) {
 	t.Parallel() // it takes long
 	times := defaultTimeouts
-	times.message = 10 * time.Minute // a message that cannot be sent must wait until the watcher reads
+	times.message, times.answer = 10*time.Minute, 10*time.Minute // a message that cannot be sent must wait until the watcher reads
 	database := storetest.New(t)
 	s, _, clients, _, _ := hurriedOn(t, database, "decision", Config{times: times})
 	conn, err := pgx.Connect(t.Context(), database)

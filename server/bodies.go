@@ -17,12 +17,17 @@ const (
 	defaultRequestBytes = 32 << 20
 	minRequestBytes     = 2 * wire.MaxAdminBytes // one caller may hold half, and needs that for one message
 
+	answerBytes = 32 << 20 // of the answers of a plane; one caller may hold half
+	pageBytes   = 2 << 20  // of the rows of one page, which ends early at them
+	rowsStep    = 64 << 10 // bytes that are taken for rows at a time
+
 	bodyWait  = 500 * time.Millisecond // for bytes that other calls hold
 	firstStep = 4 << 10                // bytes that are taken for a body before any of it has come
 )
 
-// bodies bounds how many bytes of messages the calls of a plane hold at the same time, while
-// they read, decode and answer them. One caller may hold half. A decoded message takes several
+// bodies bounds how many bytes of messages the calls of a plane hold at the same time: one for
+// requests, while calls read, decode and answer them, and another for answers, from the reading of
+// their rows until they are sent. One caller may hold half. A decoded message takes several
 // times its encoded bytes.
 type bodies struct {
 	total int64

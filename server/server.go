@@ -103,6 +103,7 @@ type Config struct {
 	times       timeouts // zero: defaultTimeouts
 	unrecorded  bool     // for the benchmark that measures the cost of recording
 	maxWatchers int      // at once; 0: the default
+	answerBytes int64    // of each plane; 0: the default
 }
 
 func (c *Config) setDefaults() {
@@ -118,6 +119,7 @@ func (c *Config) setDefaults() {
 	c.MaxReuse = cmp.Or(c.MaxReuse, 5*time.Minute)
 	c.Log = cmp.Or(c.Log, slog.Default())
 	c.times = cmp.Or(c.times, defaultTimeouts)
+	c.answerBytes = cmp.Or(c.answerBytes, answerBytes)
 	c.RequestBytes = max(cmp.Or(c.RequestBytes, defaultRequestBytes), minRequestBytes)
 	c.MaxConnections = cmp.Or(c.MaxConnections, defaultConnections)
 	c.MaxConnectionsPerAddress = cmp.Or(c.MaxConnectionsPerAddress, (c.MaxConnections+1)/2)
@@ -328,7 +330,7 @@ func (s *Server) logRenewed(ctx context.Context) {
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
 	e := &edge{
 		gate: s.gate, limits: limits, log: slog.New(s.frequent), metric: s.calls, noted: s.noted, failures: &s.failures, timeout: timeout, times: s.cfg.times,
-		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), maxBytes: maxBytes,
+		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), answers: newBodies(s.cfg.answerBytes), maxBytes: maxBytes,
 	}
 	cs := connect.NewServer(e.guard, e.rights, keepLast, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)
