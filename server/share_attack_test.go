@@ -175,7 +175,7 @@ func TestAttackBrokenBodiesFillTheLog(t *testing.T) {
 		}
 		const headers, data, reset, settings, endStream, endHeaders = 1, 0, 3, 4, 1, 4 // RFC 9113, section 6
 		frame := func(kind, flags, stream byte, payload []byte) []byte {
-			return append([]byte{0, 0, byte(len(payload)), kind, flags, 0, 0, 0, stream}, payload...)
+			return append([]byte{0, byte(len(payload) >> 8), byte(len(payload)), kind, flags, 0, 0, 0, stream}, payload...)
 		}
 		_, _ = conn.Write(slices.Concat([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), frame(settings, 0, 0, nil),
 			frame(headers, endHeaders, 1, block), frame(data, endStream, 1, []byte("{}"))))
