@@ -31,14 +31,20 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 	if k := req.GetKind(); k != cedarpostv1.EventRecord_KIND_UNSPECIFIED {
 		q.Kind = decisionlog.EventKind(k)
 	}
+	room, err := roomFor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	q.Room = room.add
 	rows, err := s.db.QueryEvents(ctx, q)
 	if err != nil {
 		return nil, err
 	}
 	out := &cedarpostv1.QueryEventsResponse{}
-	if len(rows) > size {
-		rows = rows[:size]
-		out.NextPageToken = page.next(logEnd{rows[size-1].At, rows[size-1].ID})
+	if len(rows) > size || room.full {
+		rows = rows[:min(size, len(rows))]
+		last := rows[len(rows)-1]
+		out.NextPageToken = page.next(logEnd{last.At, last.ID})
 	}
 	for _, row := range rows {
 		out.Events = append(out.Events, decisionlog.ReadEvent(row))

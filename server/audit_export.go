@@ -18,7 +18,7 @@ const (
 	// One read gets at most so many batches, and at least one, whatever its size.
 	exportBatches = 256
 	exportRows    = 1000
-	exportBytes   = 8 << 20 // of records
+	exportBytes   = 2 << 20 // of records
 	exportPoll    = time.Second
 	// exportLeeway is how long an export that follows waits after its end for batches of
 	// servers that are slow or whose clocks are behind.
@@ -28,13 +28,12 @@ const (
 // ExportDecisions implements cedarpost.v1.AuditService. Between two reads it holds
 // neither a connection nor a transaction, so a slow caller does not block other calls.
 func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.ExportDecisionsRequest, stream cedarpostv1connect.AuditServiceExportDecisionsServerStream) error {
-	select {
-	case s.exports <- struct{}{}:
-		defer func() { <-s.exports }()
-	default:
-		return connect.Errorf(connect.CodeResourceExhausted, "%d exports are under way already; try again later", maxExports)
+	leave, ok := s.exports.enter(callerFrom(ctx))
+	if !ok {
+		return connect.Errorf(connect.CodeResourceExhausted, "%d exports of this caller, or %d of all, are under way already; try again later", maxExports/2, maxExports)
 	}
-	x := &export{db: s.db, next: req.GetFromLeaf(), follow: req.GetFollow(), gone: map[time.Time]bool{}}
+	defer leave()
+	x := &export{db: s.db, next: req.GetFromLeaf(), follow: req.GetFollow(), rows: exportRows / 8, gone: map[time.Time]bool{}}
 	var err error
 	if x.from, x.to, err = timeRange(req.GetFrom(), req.GetTo()); err != nil {
 		return err
@@ -104,6 +103,7 @@ type export struct {
 
 	next  int64 // the leaf to read next
 	end   int64 // the leaf to end before, unless it follows
+	rows  int   // that the next read may have, unless one batch has more
 	begun bool  // a batch with rows from `from` on was read
 	idle  bool  // the last read reached the end of the log
 	ended bool  // nothing remains to be sent
@@ -166,7 +166,7 @@ func (x *export) read(ctx context.Context) ([]store.Batch, error) {
 			}
 			continue
 		}
-		if rows += b.Rows; rows > exportRows && len(some) > 0 {
+		if rows += b.Rows; rows > x.rows && len(some) > 0 {
 			break
 		}
 		x.begun = x.begun || !b.LastAt.Before(x.from)
@@ -184,8 +184,10 @@ func (x *export) read(ctx context.Context) ([]store.Batch, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n < len(some) {
+	x.rows = min(2*x.rows, exportRows)
+	if n < len(some) { // Postgres has read rows that had no room
 		x.ended = false
+		x.rows = max(x.rows/4, 1)
 	}
 	x.next = some[n-1].Leaf + 1
 	return some[:n], nil

@@ -27,9 +27,9 @@ import (
 type auditService struct {
 	db       *store.DB
 	recorder *decisionlog.Recorder
-	stopping <-chan struct{} // closed when the server stops
-	exports  chan struct{}   // holds one element for each export
-	reports  int             // how many reports of reuse one page is summed up from, at most
+	stopping <-chan struct{}       // closed when the server stops
+	exports  *sharedPlaces[string] // for exports, by caller
+	reports  int                   // how many reports of reuse one page is summed up from, at most
 	signer   *decisionlog.Signer
 	past     *snapshot.Past
 	shares   *access.Shares
@@ -37,7 +37,7 @@ type auditService struct {
 }
 
 func newAuditService(db *store.DB, recorder *decisionlog.Recorder, stopping <-chan struct{}) *auditService {
-	return &auditService{db: db, recorder: recorder, stopping: stopping, exports: make(chan struct{}, maxExports), reports: maxReports}
+	return &auditService{db: db, recorder: recorder, stopping: stopping, exports: newSharedPlaces[string](maxExports, maxExports/2), reports: maxReports}
 }
 
 const (
@@ -74,14 +74,20 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 	}
 	size := pageSize(req.GetPageSize())
 	q.Limit = size + 1
+	room, err := roomFor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	q.Room = room.add
 	rows, err := s.db.QueryDecisions(ctx, q)
 	if err != nil {
 		return nil, err
 	}
 	out := &cedarpostv1.QueryDecisionsResponse{}
-	if len(rows) > size {
-		rows = rows[:size]
-		out.NextPageToken = page.next(logEnd{rows[size-1].At, rows[size-1].ID})
+	if len(rows) > size || room.full {
+		rows = rows[:min(size, len(rows))]
+		last := rows[len(rows)-1]
+		out.NextPageToken = page.next(logEnd{last.At, last.ID})
 	}
 	for _, row := range rows {
 		out.Decisions = append(out.Decisions, decisionlog.ReadDecision(row))

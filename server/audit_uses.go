@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"math"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -52,7 +53,7 @@ func (s *auditService) uses(ctx context.Context, decisions []store.Decision) (ma
 			return nil
 		}
 		report := rec.GetReuse()
-		key := reportKey{e.Caller, report.GetReportId()}
+		key := reportKey{e.Caller, strings.ToLower(report.GetReportId())} // older records have it as it came
 		if counted[key] {
 			return nil
 		}

@@ -31,9 +31,10 @@ type authorizationService struct {
 	metric *decisionMetrics
 	noted  *decisionlog.Noted
 
-	maxReuse  time.Duration   // how long callers may keep an answer; 0 or less: not at all
-	heartbeat time.Duration   // between two messages of a watch, if nothing changes
-	stopping  <-chan struct{} // closed when the server stops
+	maxReuse  time.Duration         // how long callers may keep an answer; 0 or less: not at all
+	watchers  *sharedPlaces[string] // for watches, by caller
+	heartbeat time.Duration         // between two messages of a watch, if nothing changes
+	stopping  <-chan struct{}       // closed when the server stops
 }
 
 // Authorize implements cedarpost.v1.AuthorizationService.

@@ -27,12 +27,17 @@ const (
 // ReportReuse implements cedarpost.v1.AuthorizationService. A report that its caller sends
 // again, because the answer was lost, is in the log twice. Reads of the log count it once.
 func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1.ReportReuseRequest) (*cedarpostv1.ReportReuseResponse, error) {
+	id, err := uuid.Parse(req.GetReportId()) // in lower case it is one id, in whatever case it comes
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "report_id: not a UUID")
+	}
+	reportID := id.String()
 	for i, f := range req.GetFailOpens() {
 		if err := checkTimes("fail_opens", i, f.First, f.Last); err != nil {
 			return nil, err
 		}
 	}
-	report := &cedarpostv1.ReuseReport{ReportId: req.GetReportId(), Lost: req.GetLost()}
+	report := &cedarpostv1.ReuseReport{ReportId: reportID, Lost: req.GetLost()}
 	now := time.Now()
 	seen := map[uuid.UUID]bool{}
 	hits := 0.0
@@ -57,7 +62,7 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 	}
 	var events []store.Event
 	add := func(rec *cedarpostv1.EventRecord) error {
-		rec.Subject = req.GetReportId()
+		rec.Subject = reportID
 		e, err := s.recorder.NewEvent(ctx, rec)
 		events = append(events, e)
 		return err
@@ -73,7 +78,7 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 			failed += float64(f.Count)
 		}
 		if err := add(&cedarpostv1.EventRecord{Kind: cedarpostv1.EventRecord_FAILED_OPEN, Detail: &cedarpostv1.EventRecord_FailedOpen{
-			FailedOpen: &cedarpostv1.FailedOpen{ReportId: req.GetReportId(), FailOpens: req.GetFailOpens()}}}); err != nil {
+			FailedOpen: &cedarpostv1.FailedOpen{ReportId: reportID, FailOpens: req.GetFailOpens()}}}); err != nil {
 			return nil, err
 		}
 	}

@@ -18,6 +18,11 @@ var (
 // Watch implements cedarpost.v1.AuthorizationService. A server whose snapshot is stale goes
 // on sending. A watcher calls GetRevision to learn how far the server is behind.
 func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.WatchRequest, stream cedarpostv1connect.AuthorizationServiceWatchServerStream) error {
+	leave, ok := s.watchers.enter(callerFrom(ctx))
+	if !ok {
+		return connect.NewError(connect.CodeResourceExhausted, "this caller watches this server too many times already, or all places are taken; end other watches first")
+	}
+	defer leave()
 	w, first, err := s.follower.Watch(ctx, req.GetAfter())
 	if err != nil {
 		return err

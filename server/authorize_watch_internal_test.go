@@ -21,7 +21,7 @@ import (
 func TestSlowWatcher(t *testing.T) {
 	t.Parallel() // it takes long
 	times := defaultTimeouts
-	times.message = 10 * time.Minute // a message that cannot be sent must wait until the watcher reads
+	times.message, times.answer = 10*time.Minute, 10*time.Minute // a message that cannot be sent must wait until the watcher reads
 	database := storetest.New(t)
 	s, _, clients, _, _ := hurriedOn(t, database, "decision", Config{times: times})
 	conn, err := pgx.Connect(t.Context(), database)
@@ -153,9 +153,9 @@ func changeMany(t *testing.T, conn *pgx.Conn) (number int64) {
 	return number
 }
 
-// The number of watchers is bounded.
+// The number of watches of one caller is bounded.
 func TestTooManyWatchers(t *testing.T) {
-	_, _, clients, _, _ := hurriedOn(t, storetest.New(t), "decision", Config{maxWatchers: 2})
+	_, _, clients, _, _ := hurriedOn(t, storetest.New(t), "decision", Config{maxWatchers: 4})
 	c := cedarpostv1connect.NewAuthorizationServiceClient(clients[2])
 	for n := range 3 {
 		stream, err := c.Watch(t.Context(), &cedarpostv1.WatchRequest{})

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 	"time"
@@ -16,12 +17,17 @@ const (
 	defaultRequestBytes = 32 << 20
 	minRequestBytes     = 2 * wire.MaxAdminBytes // one caller may hold half, and needs that for one message
 
+	answerBytes = 32 << 20 // of the answers of a plane; one caller may hold half
+	pageBytes   = 2 << 20  // of the rows of one page, which ends early at them
+	rowsStep    = 64 << 10 // bytes that are taken for rows at a time
+
 	bodyWait  = 500 * time.Millisecond // for bytes that other calls hold
 	firstStep = 4 << 10                // bytes that are taken for a body before any of it has come
 )
 
-// bodies bounds how many bytes of messages the calls of a plane hold at the same time, while
-// they read, decode and answer them. One caller may hold half. A decoded message takes several
+// bodies bounds how many bytes of messages the calls of a plane hold at the same time: one for
+// requests, while calls read, decode and answer them, and another for answers, from the reading of
+// their rows until they are sent. One caller may hold half. A decoded message takes several
 // times its encoded bytes.
 type bodies struct {
 	total int64
@@ -89,6 +95,8 @@ type body struct {
 	most   int64 // of one message; Connect reads the rest of a larger one, refuses it and keeps nothing
 	held   int64 // bytes taken from the budget
 	used   int64 // bytes read since the last release
+
+	broken bool // it ended before its end, or is not what its headers say
 }
 
 // measure begins to take bytes from the budget, for a caller whose messages have at most so many
@@ -102,7 +110,7 @@ func (b *body) measure(ctx context.Context, budget *bodies, caller string, most 
 
 func (b *body) Read(p []byte) (int, error) {
 	if b.budget == nil {
-		return b.ReadCloser.Read(p)
+		return b.read(p)
 	}
 	if b.used >= b.held && b.held < b.most {
 		step := min(max(b.held, firstStep), b.most-b.held)
@@ -114,10 +122,19 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.held < b.most {
 		p = p[:min(int64(len(p)), b.held-b.used)]
 	}
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.read(p)
 	b.used += int64(n)
 	if err != nil {
 		b.settle()
+	}
+	return n, err
+}
+
+// read reads the body as it comes.
+func (b *body) read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		b.broken = true
 	}
 	return n, err
 }

@@ -44,6 +44,8 @@ type timeouts struct {
 
 	message time.Duration // to receive or send one message of a stream
 	upload  time.Duration // for all that a caller streams in one call
+	answer  time.Duration // that a caller may take to read all messages of a stream, besides a second for each `slowest` bytes
+	slowest int           // bytes of a stream that a caller reads in a second, at least
 	discard time.Duration // to read what a caller still sends after its call has ended
 	health  time.Duration // to receive the message of a call of the health service, which needs no key
 
@@ -54,7 +56,7 @@ type timeouts struct {
 
 var defaultTimeouts = timeouts{
 	header: 5 * time.Second, read: 10 * time.Second, write: 30 * time.Second, idle: time.Minute,
-	message: 30 * time.Second, upload: 15 * time.Minute, discard: 2 * time.Second, health: 2 * time.Second,
+	message: 30 * time.Second, upload: 15 * time.Minute, answer: 30 * time.Second, slowest: 64 << 10, discard: 2 * time.Second, health: 2 * time.Second,
 	heartbeat: 10 * time.Second, check: time.Minute,
 }
 
@@ -70,6 +72,7 @@ type request struct {
 	answer     http.Header  // of the response
 	conn       *boundedConn // nil in tests without a listener
 	body       body
+	reply      reply
 }
 
 type requestKey struct{}
@@ -106,7 +109,8 @@ type edge struct {
 	timeout   time.Duration // of a unary handler
 	times     timeouts
 	strangers waitingRoom
-	bodies    *bodies
+	bodies    *bodies // of requests
+	answers   *bodies
 	maxBytes  int // of a message, for procedures that have no bound of their own
 }
 
@@ -125,13 +129,14 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 				e.noted.RefusedRight(ctx, spec.Procedure, refused.about)
 			}
 			if err != nil {
-				err = callerError(ctx, publicError(spec.Procedure, err))
+				err = bodyError(requestFrom(ctx), callerError(ctx, publicError(spec.Procedure, err)))
 			}
 			e.logFailure(ctx, spec, err)
 			e.metric.call(spec, began, err)
 		}()
 		r := requestFrom(ctx)
 		defer r.body.end()
+		defer r.reply.release()
 		wait := e.times.message
 		if isHealth(spec) {
 			// Load balancers call the health service and have no API key.
@@ -142,6 +147,10 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			// HTTP/1.1 reads some of the body that is left.
 			_ = r.controller.SetReadDeadline(time.Now().Add(e.times.discard))
 			return err
+		}
+		if !isHealth(spec) {
+			r.reply.measure(ctx, e.answers, callerFrom(ctx))
+			stream = countedStream{stream, &r.reply}
 		}
 		streams := spec.StreamType == connect.StreamTypeClient || spec.StreamType == connect.StreamTypeBidi
 		r.body.measure(ctx, e.bodies, callerFrom(ctx), maxMessage(spec.Procedure, e.maxBytes), streams)

@@ -43,14 +43,19 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 	}
 	size := pageSize(req.GetPageSize())
 	q.After, q.Limit = page.End.UID, size+1
+	room, err := roomFor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	q.Room = room.add
 	rows, err := s.db.ListEntities(ctx, number, q)
 	if err != nil {
 		return nil, err
 	}
 	out := &cedarpostv1.ListEntitiesResponse{Revision: snapshot.EncodeRevision(v.Position, number)}
-	if len(rows) > size {
-		rows = rows[:size]
-		out.NextPageToken = page.next(entityEnd{out.Revision.Token, rows[size-1].UID})
+	if len(rows) > size || room.full {
+		rows = rows[:min(size, len(rows))]
+		out.NextPageToken = page.next(entityEnd{out.Revision.Token, rows[len(rows)-1].UID})
 	}
 	for _, row := range rows {
 		e, err := storedToProto(v, row)

@@ -138,6 +138,15 @@ func tooLarge(procedure string, ce *connect.Error) *connect.Error {
 	return connect.NewError(connect.CodeInvalidArgument, wire.TooLarge(what, m[1], m[2])).WithCause(ce)
 }
 
+// bodyError returns the error of a call whose body could not be read, such as one that is shorter
+// than its Content-Length. Connect does not know it, and the caller can cause it with each call.
+func bodyError(r *request, err error) error {
+	if r.body.broken && connect.CodeOf(err) == connect.CodeUnknown {
+		return connect.NewError(connect.CodeInvalidArgument, "the body of the request ends too early, or is not what its headers say").WithCause(err)
+	}
+	return err
+}
+
 // outdated reports whether the store refused a write, before it wrote anything, because the
 // policies or the history that it was checked against have changed. The write may be checked
 // again.

@@ -90,8 +90,16 @@ func PatientHealth(c *Config) {
 	c.times.health = 10 * time.Minute
 }
 
+// Watchers is an option of a server that so many may watch at once.
+func Watchers(n int) func(*Config) { return func(c *Config) { c.maxWatchers = n } }
+
+// AnswerBytes is an option of a server with a budget for the answers of each plane.
+func AnswerBytes(n int64) func(*Config) { return func(c *Config) { c.answerBytes = n } }
+
 // The bounds on calls without a key.
 const (
 	MaxStrangers = maxStrangers
 	MaxWatches   = maxWatches
+	MaxExports   = maxExports
+	PageBytes    = pageBytes
 )

@@ -29,7 +29,7 @@ func TestLogSaysThatTokensAreLost(t *testing.T) {
 		_, _, err := reads(t, s, atLeast(lost), "bob p")
 		servertest.WantCode(t, err, connect.CodeAborted, "another database")
 	}
-	if n := log.count("callers have tokens"); n != 1 {
+	if n := log.count("a caller has a token"); n != 1 {
 		t.Errorf("%d lines about lost tokens", n)
 	}
 	if n := log.count("after=" + renewed.After.String()); n != 1 {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
 )
 
 // pacedStream gives each message of a stream its own deadline, instead of one for the whole
@@ -21,6 +22,9 @@ type pacedStream struct {
 	times timeouts
 	wait  time.Duration // for one message
 	total time.Duration // how long the stream may take, by the server's or the caller's deadline; 0: unbounded
+
+	sent    int64         // bytes of messages
+	reading time.Duration // that the caller took to read them
 }
 
 func (e *edge) pace(ctx context.Context, r *request, stream connect.ServerStream, wait time.Duration) *pacedStream {
@@ -75,10 +79,26 @@ func (s *pacedStream) SendHeaders() error {
 	return s.ServerStream.SendHeaders()
 }
 
+// Send bounds the time for one message, and the time that the caller takes to read all of them by
+// how large they are. Between messages no time of the caller passes, so a watch has no end.
 func (s *pacedStream) Send(msg any) error {
-	s.writeWithin(s.times.message)
+	wait := s.times.message
+	if s.times.answer > 0 {
+		left := s.times.answer + time.Duration(float64(s.sent)/float64(s.times.slowest)*float64(time.Second)) - s.reading
+		if left <= 0 {
+			return connect.Errorf(connect.CodeDeadlineExceeded, "the caller reads less than %d KiB of the stream in a second", s.times.slowest>>10)
+		}
+		wait = min(wait, left)
+	}
+	s.writeWithin(wait)
 	defer s.writeWithin(0)
-	return s.ServerStream.Send(msg)
+	began := time.Now()
+	err := s.ServerStream.Send(msg)
+	s.reading += time.Since(began)
+	if m, ok := msg.(proto.Message); ok {
+		s.sent += int64(proto.Size(m))
+	}
+	return err
 }
 
 // end bounds the time after the handler: HTTP/1.1 reads some of what the caller still sends,

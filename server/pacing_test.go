@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -338,6 +339,45 @@ func TestEndlessUpload(t *testing.T) {
 					t.Errorf("got %v", err)
 				}
 				return
+			}
+		})
+	}
+}
+
+// A caller that reads a bundle slowly is cut off when all messages take too long for their size,
+// even if none of them takes too long.
+func TestAttackSlowReaderOfABundle(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	times := defaultTimeouts
+	times.message, times.answer, times.slowest, times.discard = 10*time.Minute, time.Second, 1<<40, 100*time.Millisecond
+	s, db, clients, _, _ := hurriedPlane(t, "admin", times)
+	publish := store.Publish{Bundle: store.Bundle{Name: "big", Digest: "d", Fields: "[]"}, Files: []store.File{{Path: "a", Content: bytes.Repeat([]byte("x"), 24<<20)}}, Caller: "test"}
+	if _, err := db.PublishBundle(t.Context(), publish); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); len(s.follower.Latest().Bundles) == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the bundle is not there")
+		}
+	}
+	for i, c := range clients {
+		t.Run(wires[i].name, func(t *testing.T) {
+			t.Parallel()
+			stream, err := cedarpostv1connect.NewPolicyServiceClient(c).GetBundle(t.Context(), &cedarpostv1.GetBundleRequest{Name: "big"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			began, received, messages := time.Now(), 0, 0
+			time.Sleep(3 * times.answer)
+			for err == nil {
+				var m *cedarpostv1.GetBundleResponse
+				if m, err = stream.Receive(); err == nil {
+					messages, received = messages+1, received+len(m.GetFile().GetData())
+				}
+			}
+			t.Logf("a caller that does not read for 3 s: cut off after %d messages, %d KiB and %v: %v", messages, received>>10, time.Since(began).Round(time.Second), err)
+			if errors.Is(err, io.EOF) || messages == 0 || received >= 24<<20 {
+				t.Errorf("received %d bytes, then %v", received, err)
 			}
 		})
 	}

@@ -58,18 +58,42 @@ func (s *policyService) GetBundle(ctx context.Context, req *cedarpostv1.GetBundl
 	}
 	err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_Bundle{Bundle: bundleToProto(v, v.Bundles[i])}})
 	for _, f := range files {
-		parts := slices.Collect(slices.Chunk(f.Content, filePart))
-		if len(parts) == 0 {
-			parts = [][]byte{nil}
-		}
-		for _, data := range parts {
-			if err != nil {
-				return err
-			}
-			err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_File{
-				File: &cedarpostv1.FilePart{Path: f.Path, Data: data},
-			}})
+		for from := 0; err == nil && (from < f.Bytes || from == 0); from += filePiece {
+			err = s.sendPiece(ctx, stream, v.Position.Number, req.GetName(), f, from)
 		}
 	}
 	return err
+}
+
+// filePiece is how many bytes of a file are in memory while a bundle is sent. Postgres decompresses
+// the beginning of a file for each piece, so smaller ones cost much more.
+const filePiece = 4 << 20
+
+// sendPiece sends a piece of a file of a bundle. The call holds the bytes of the piece meanwhile,
+// and not those of the whole bundle.
+func (s *policyService) sendPiece(ctx context.Context, stream cedarpostv1connect.PolicyServiceGetBundleServerStream, at int64, name string, f store.FileSize, from int) error {
+	a := replyFrom(ctx)
+	defer a.release()
+	if err := a.take(min(f.Bytes-from, filePiece)); err != nil {
+		return err
+	}
+	// The deadline is for the database: how long the caller may take to read is bounded elsewhere.
+	read, cancel := context.WithTimeout(ctx, adminTimeout)
+	data, err := s.db.ReadBundleFile(read, at, name, f.Path, from, filePiece)
+	cancel()
+	if err != nil {
+		return err
+	}
+	parts := slices.Collect(slices.Chunk(data, filePart))
+	if len(parts) == 0 {
+		parts = [][]byte{nil}
+	}
+	for _, data := range parts {
+		if err := stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_File{
+			File: &cedarpostv1.FilePart{Path: f.Path, Data: data},
+		}}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

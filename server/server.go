@@ -117,6 +117,7 @@ type Config struct {
 	times       timeouts // zero: defaultTimeouts
 	unrecorded  bool     // for the benchmark that measures the cost of recording
 	maxWatchers int      // at once; 0: the default
+	answerBytes int64    // of each plane; 0: the default
 }
 
 func (c *Config) setDefaults() {
@@ -132,6 +133,7 @@ func (c *Config) setDefaults() {
 	c.MaxReuse = cmp.Or(c.MaxReuse, 5*time.Minute)
 	c.Log = cmp.Or(c.Log, slog.Default())
 	c.times = cmp.Or(c.times, defaultTimeouts)
+	c.answerBytes = cmp.Or(c.answerBytes, answerBytes)
 	c.RequestBytes = max(cmp.Or(c.RequestBytes, defaultRequestBytes), minRequestBytes)
 	c.MaxConnections = cmp.Or(c.MaxConnections, defaultConnections)
 	c.MaxConnectionsPerAddress = cmp.Or(c.MaxConnectionsPerAddress, (c.MaxConnections+1)/2)
@@ -213,7 +215,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	event := decisionlog.DatabaseEvents(cfg.Name)
 	s.follower = snapshot.NewFollower(snapshot.Config{
 		DB: cfg.DB, Log: cfg.Log, MaxStaleness: cfg.MaxStaleness, CacheBytes: uint64(max(cfg.CacheBytes, 0)), Metrics: registry,
-		MaxWatchers:  cfg.maxWatchers,
+		MaxWatchers: cfg.maxWatchers, Caller: callerFrom,
 		NotListening: func(err error) { s.tasks.done(taskNotifications, err) },
 		Claim: func(ctx context.Context) (uuid.UUID, error) {
 			renewed, err := cfg.DB.Claim(ctx, event)
@@ -285,10 +287,12 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		record = func(context.Context, []store.Decision, []store.Event) error { return nil }
 	}
 	history := snapshot.NewPast(s.follower)
+	watchers := cmp.Or(cfg.maxWatchers, snapshot.DefaultWatchers)
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower, gate: s.gate,
 			recorder: s.recorder, record: record, limits: limits, shares: shares, metric: newDecisionMetrics(registry), noted: s.noted,
+			watchers: newSharedPlaces[string](watchers, (watchers+1)/2),
 			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
 	}
@@ -353,7 +357,7 @@ func (s *Server) logRenewed(ctx context.Context) {
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
 	e := &edge{
 		gate: s.gate, limits: limits, log: slog.New(s.frequent), metric: s.calls, noted: s.noted, failures: &s.failures, timeout: timeout, times: s.cfg.times,
-		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), maxBytes: maxBytes,
+		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), answers: newBodies(s.cfg.answerBytes), maxBytes: maxBytes,
 	}
 	cs := connect.NewServer(e.guard, e.rights, keepLast, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
 	register(cs)

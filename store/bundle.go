@@ -337,14 +337,31 @@ func readBundles(ctx context.Context, q querier, revision int64) ([]Bundle, erro
 	return bundles, nil
 }
 
-// BundleFiles reads the files of a bundle as they were at the revision, by path. There
-// are none if the bundle was not live at it.
-func (db *DB) BundleFiles(ctx context.Context, revision int64, name string) (_ []File, err error) {
-	defer wrap(&err, "read bundle files")
+// BundleFiles lists the files of a bundle as they were at the revision, by path, with their
+// sizes. There are none if the bundle was not live at it.
+func (db *DB) BundleFiles(ctx context.Context, revision int64, name string) (_ []FileSize, err error) {
+	defer wrap(&err, "list bundle files")
 	rows, _ := db.admin.Query(ctx, `
-		select path, content
+		select path, octet_length(content) as bytes
 		from bundle_files
 		where bundle = $2 and since <= $1 and (until is null or until > $1)
 		order by path`, revision, name)
-	return pgx.CollectRows(rows, pgx.RowToStructByName[File])
+	return pgx.CollectRows(rows, pgx.RowToStructByName[FileSize])
+}
+
+// FileSize is a file of a bundle without its content.
+type FileSize struct {
+	Path  string
+	Bytes int
+}
+
+// ReadBundleFile reads at most n bytes of a file of a bundle, from an offset on, as it was at the
+// revision. The error is [ErrNotFound] if the bundle had no such file.
+func (db *DB) ReadBundleFile(ctx context.Context, revision int64, name, path string, from, n int) (data []byte, err error) {
+	defer wrap(&err, "read bundle file")
+	err = db.admin.QueryRow(ctx, `
+		select substring(content from $4 for $5)
+		from bundle_files
+		where bundle = $2 and path = $3 and since <= $1 and (until is null or until > $1)`, revision, name, path, from+1, n).Scan(&data)
+	return data, notFound(err)
 }

@@ -74,8 +74,15 @@ func TestPublish(t *testing.T) {
 	}
 	for revision, want := range map[int64]string{first: "x", second: "y"} {
 		got, err := db.BundleFiles(t.Context(), revision, "shop")
-		if err != nil || len(got) != 2 || got[0].Path != "empty" || string(got[1].Content) != want {
-			t.Errorf("%+v, %v", got, err)
+		if err != nil || len(got) != 2 || got[0] != (store.FileSize{Path: "empty"}) || got[1].Bytes != len(want) {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		content, err := db.ReadBundleFile(t.Context(), revision, "shop", got[1].Path, 0, 10)
+		if past, _ := db.ReadBundleFile(t.Context(), revision, "shop", got[1].Path, len(want), 10); err != nil || string(content) != want || len(past) != 0 {
+			t.Errorf("%q and then %q, %v", content, past, err)
+		}
+		if _, err := db.ReadBundleFile(t.Context(), revision, "shop", "none", 0, 10); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("a file that is not there: %v", err)
 		}
 	}
 	if err := raw(t, url, "do $$ begin assert (select count(*) from bundle_files) = 3; end $$"); err != nil {

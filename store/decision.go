@@ -123,8 +123,9 @@ type DecisionQuery struct {
 	// BeforeAt and BeforeID are At and ID of the last decision of the page before.
 	BeforeAt time.Time
 	BeforeID uuid.UUID
-	// Limit is the size of a page, or the number of groups.
+	// Limit is the size of a page, or the number of groups. Room bounds the bytes of a page.
 	Limit int
+	Room  Room
 }
 
 // decisionFilter is a condition on rows that are named r. Its parameters are those of
@@ -177,8 +178,8 @@ const queryDecisions = `
 // are in descending order of id.
 func (db *DB) QueryDecisions(ctx context.Context, q DecisionQuery) (_ []Decision, err error) {
 	defer wrap(&err, "query decisions")
-	rows, _ := db.audit.Query(ctx, queryDecisions, q.args()...)
-	return pgx.CollectRows(rows, scanDecision)
+	page, _, err := readPage(ctx, db.audit, "decisions_page", queryDecisions, q.args(), q.Limit, q.Room, scanDecision)
+	return page, err
 }
 
 // orNull turns the zero value into null.

@@ -17,8 +17,9 @@ type EventQuery struct {
 	// BeforeAt and BeforeID are At and ID of the last event of the page before.
 	BeforeAt time.Time
 	BeforeID uuid.UUID
-	// Limit is the size of a page.
+	// Limit is the size of a page. Room bounds its bytes.
 	Limit int
+	Room  Room
 }
 
 // eventRow is a row of events.
@@ -75,8 +76,8 @@ func (q EventQuery) args() []any {
 // descending order of id.
 func (db *DB) QueryEvents(ctx context.Context, q EventQuery) (_ []Event, err error) {
 	defer wrap(&err, "query events")
-	rows, _ := db.audit.Query(ctx, queryEvents, q.args()...)
-	return pgx.CollectRows(rows, scanEvent)
+	page, _, err := readPage(ctx, db.audit, "events_page", queryEvents, q.args(), q.Limit, q.Room, scanEvent)
+	return page, err
 }
 
 // UsesQuery asks for reports about the uses of some decisions.

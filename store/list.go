@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 
 	"github.com/jackc/pgx/v5"
@@ -26,8 +27,9 @@ type EntityQuery struct {
 	// After is the UID of the last entity of the page before. The zero UID is before all
 	// entities.
 	After UID
-	// Limit is the size of a page.
+	// Limit is the size of a page. Room bounds its bytes.
 	Limit int
+	Room  Room
 }
 
 // MaxGroups bounds the groups below an ancestor that a listing looks into.
@@ -49,11 +51,24 @@ func (db *DB) ListEntities(ctx context.Context, revision int64, q EntityQuery) (
 			}
 		}
 		for _, r := range q.ranges() {
-			found, err := l.read(ctx, conn, r, q.Limit-len(page))
+			room := q.Room
+			if room != nil && len(page) > 0 {
+				// The page has an entity already, so it can end before the first one of this range.
+				room = func(bytes int) error {
+					if err := q.Room(bytes); err != nil {
+						return errNoRoom
+					}
+					return nil
+				}
+			}
+			found, cut, err := readPage(ctx, conn, "entities_page", listEntities, l.args(r, q.Limit-len(page)), q.Limit-len(page), room, scanEntity)
+			if errors.Is(err, errNoRoom) {
+				break
+			}
 			if err != nil {
 				return err
 			}
-			if page = append(page, found...); len(page) == q.Limit {
+			if page = append(page, found...); cut || len(page) == q.Limit {
 				break
 			}
 		}
@@ -94,12 +109,13 @@ func groupsBelow(ctx context.Context, q querier, revision int64, ancestor UID, t
 		members := listing{revision: revision, groups: level}
 		level = nil
 		for i := range types {
-			found, err := members.read(ctx, q, listRange{typ: &types[i]}, MaxGroups+1)
+			rows, _ := q.Query(ctx, listUIDs, members.args(listRange{typ: &types[i]}, MaxGroups+1)...)
+			found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[UID])
 			if err != nil {
 				return nil, err
 			}
-			for _, e := range found {
-				if group := e.parent(); !known[group] {
+			for _, uid := range found {
+				if group := uid.parent(); !known[group] {
 					known[group] = true
 					level = append(level, group)
 				}
@@ -120,28 +136,38 @@ type listing struct {
 	whole    []byte   // the attrs for which @> would accept a part of the value
 }
 
-// read reads the first entities of a range.
-func (l *listing) read(ctx context.Context, q querier, r listRange, limit int) ([]Entity, error) {
-	// The statement is planned for the values of each call: then a filter that is not set
-	// costs nothing, and one that is set finds its index if it selects few entities.
-	rows, _ := q.Query(ctx, listEntities, pgx.QueryExecModeCacheDescribe,
-		l.revision, r.typ, r.afterID, r.afterType, l.groups, l.attrs, l.whole, limit)
-	return pgx.CollectRows(rows, scanEntity)
+// errNoRoom ends the read of a range of entities before its first one.
+var errNoRoom = errors.New("no room")
+
+// args returns the arguments of listEntities and listUIDs for the first entities of a range. The
+// statement is planned for the values of each call: then a filter that is not set costs nothing,
+// and one that is set finds its index if it selects few entities.
+func (l *listing) args(r listRange, limit int) []any {
+	return []any{pgx.QueryExecModeCacheDescribe, l.revision, r.typ, r.afterID, r.afterType, l.groups, l.attrs, l.whole, limit}
 }
 
 // The versions that were live at revision $1 are in two places, and each is read:
 // versions that are still live, which have indexes, and versions that ended later, which
-// are few unless the revision is old.
-const listEntities = `
+// are few unless the revision is old. listUIDs reads no more than it needs: groups can be large.
+const (
+	listEntities = `
 	select type, id, attrs, tags, parents, since
 	from (
-		(select type, id, attrs, tags, parents, since
+		(select type, id, attrs, tags, parents, since` + fromLive + `
+		union all
+		(select type, id, attrs, tags, parents, since` + fromEnded
+	listUIDs = `
+	select type, id
+	from (
+		(select type, id` + fromLive + `
+		union all
+		(select type, id` + fromEnded
+	fromLive = `
 		 from entities
 		 where until is null` + isListed + `
 		 order by type, id
-		 limit $8)
-		union all
-		(select type, id, attrs, tags, parents, since
+		 limit $8)`
+	fromEnded = `
 		 from entities
 		 where until > $1` + isListed + `
 		 order by type, id
@@ -149,6 +175,7 @@ const listEntities = `
 	) as live
 	order by type, id
 	limit $8`
+)
 
 // && can use the index on parents, but compares every group with every row, which the
 // planner does not know. With many groups, = any finds each parent by its hash.

@@ -123,7 +123,34 @@ func (p *plan) apply(i int, op Op) error {
 	default:
 		return fmt.Errorf("unknown kind of operation: %d", op.Kind)
 	}
+	// An entity from before there was the bound may stay as it is, and shrink.
+	if size := d.now.size(); size > MaxEntityBytes && size > d.before.size() {
+		return TooLargeError{size}
+	}
 	return nil
+}
+
+// size returns how many bytes an entity has as [MaxEntityBytes] counts them; 0 if it is nil.
+func (e *Entity) size() int {
+	if e == nil {
+		return 0
+	}
+	size := len(e.Attrs) + len(e.Tags)
+	if size > MaxEntityBytes { // Postgres writes JSON with spaces
+		size = compactSize(e.Attrs) + compactSize(e.Tags)
+	}
+	for _, p := range e.Parents {
+		size += len(p.parent())
+	}
+	return size
+}
+
+func compactSize(document []byte) int {
+	var b bytes.Buffer
+	if json.Compact(&b, document) != nil {
+		return len(document)
+	}
+	return b.Len()
 }
 
 // dropMembers removes every membership in the parent that operation i deletes.

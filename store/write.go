@@ -85,11 +85,23 @@ type WriteResult struct {
 // maxCascade bounds the memberships that the deletes of one write may remove.
 const maxCascade = 10_000
 
+// MaxEntityBytes bounds an entity: its attributes and tags as JSON without white space, and the
+// types and ids of its parents.
+const MaxEntityBytes = 256 << 10
+
+// TooLargeError refuses an entity that would have more than [MaxEntityBytes].
+type TooLargeError struct{ Bytes int }
+
+// Error has the size and the limit.
+func (e TooLargeError) Error() string {
+	return fmt.Sprintf("has %d bytes of attributes, tags and parents; the limit is %d", e.Bytes, MaxEntityBytes)
+}
+
 // OpError refuses an operation.
 type OpError struct {
 	Index int   // of the operation, from 0
 	UID   UID   // its entity
-	Err   error // ErrMustExist, ErrMustNotExist, ErrStale, ErrNotFound, ErrCycle, ErrTooManyMembers, HasMembersError, or bad JSON
+	Err   error // ErrMustExist, ErrMustNotExist, ErrStale, ErrNotFound, ErrCycle, ErrTooManyMembers, HasMembersError, TooLargeError, or bad JSON
 }
 
 // Error names the operation, the entity and the reason.

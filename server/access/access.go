@@ -122,7 +122,7 @@ func Authenticate(ctx context.Context, header http.Header, state *tls.Connection
 		return credentials.Certificates.Caller(state)
 	}
 	scheme, secret, _ := strings.Cut(values[0], " ")
-	secret = strings.TrimSpace(secret)
+	secret = strings.Trim(secret, " ")
 	switch {
 	case len(values) > 1 || !strings.EqualFold(scheme, "bearer"):
 		return c, errUnknownKey

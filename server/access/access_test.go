@@ -58,6 +58,8 @@ func TestAuthenticate(t *testing.T) {
 		{[]string{"secret-key"}, "", "unknown key"},
 		{[]string{"Bearer secret-keys"}, "", "unknown key"},
 		{[]string{"Bearer"}, "", "unknown key"},
+		{[]string{"Bearer  secret-key "}, "orders", ""},
+		{[]string{"Bearer \u00a0secret-key"}, "", "unknown key"},
 		{[]string{"Bearer old-key"}, "", "expired key"},
 		{[]string{"Bearer now-key"}, "", "expired key"},
 		{[]string{"Bearer young-key"}, "young", ""},

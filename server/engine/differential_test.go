@@ -183,6 +183,22 @@ func (d *diff) run() error {
 	}
 	src, _ := d.source(numbers)
 	_, findings := Compile([]Source{src}, nil)
+	// While one policy is too costly to check, none is validated, so such policies are left out.
+	costly := func(i int) bool {
+		return slices.ContainsFunc(findings, func(f Finding) bool { return f.File == policyID(i) && strings.Contains(f.Message, "steps to check") })
+	}
+	if slices.ContainsFunc(numbers, costly) {
+		kept := d.c.policies[:0:0]
+		for i, p := range d.c.policies {
+			if costly(i) {
+				d.count.add("policy refused: by a rule of our own alone")
+			} else {
+				kept = append(kept, p)
+			}
+		}
+		d.c.policies = kept
+		return d.run()
+	}
 	var schemaError string
 	errorsOf := map[string][]string{}
 	for _, f := range findings {

@@ -135,8 +135,10 @@ type Config struct {
 	// Claim, if not nil, gives the database an id of its own if it is a copy of another one.
 	// It returns the new id, or the zero UUID if the database keeps its id.
 	Claim func(context.Context) (uuid.UUID, error)
-	// MaxWatchers is how many callers may watch at once; 0 means 10,000.
+	// MaxWatchers is how many callers may watch at once; 0 means [DefaultWatchers].
 	MaxWatchers int
+	// Caller returns the name of the caller of a call, for the log; nil: it is not logged.
+	Caller func(ctx context.Context) string
 	// NotListening, if not nil, is called with the error that ended the connection for
 	// notifications, each time it is lost.
 	NotListening func(error)
@@ -160,7 +162,7 @@ type Follower struct {
 	// claimed is the id that this server gave the database.
 	claimed atomic.Pointer[uuid.UUID]
 
-	lostLogged atomic.Int64 // when a token of another history was last logged, in Unix nanoseconds
+	lost lostLines // about tokens of another history
 
 	mu        sync.Mutex
 	applied   chan struct{} // closed and replaced when snap is
@@ -173,7 +175,7 @@ func NewFollower(c Config) *Follower {
 	cache := newEntityCache(c.CacheBytes)
 	f := &Follower{
 		cfg: c, cache: cache, loader: newLoader(c.DB, cache, c.Metrics),
-		hub: newHub(c.DB, cmp.Or(c.MaxWatchers, maxWatchers), c.Metrics), wakeup: make(chan struct{}, 1), applied: make(chan struct{}),
+		hub: newHub(c.DB, cmp.Or(c.MaxWatchers, DefaultWatchers), c.Metrics), wakeup: make(chan struct{}, 1), applied: make(chan struct{}),
 	}
 	f.metric = newFollowerMetrics(f)
 	return f

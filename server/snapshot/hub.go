@@ -17,7 +17,6 @@ const (
 	hubEvents    = 1024    // that are kept for watchers that resume
 	hubTags      = 200_000 // of all these events
 	maxBehind    = 256     // events that a watcher may be behind
-	maxWatchers  = 10_000  // of one server, by default
 )
 
 // watchEvent says what changed with one swap of snapshots. It is immutable.

@@ -73,7 +73,7 @@ const (
 	// primaryAfter is how long a server waits for a revision before it asks the primary
 	// whether there is such a revision at all.
 	primaryAfter = freshWait / 10
-	// lostEvery is how often the log says at most that callers have tokens of another history.
+	// lostEvery is how often the log says at most that one caller has a token of another history.
 	lostEvery = 10 * time.Second
 )
 
@@ -180,25 +180,51 @@ func (m *marks) ask(ctx context.Context, db *store.DB, p, here store.Position) (
 	return lost, nil
 }
 
-// verify returns an error if a position is not of the history of a snapshot, and logs that,
-// at most once in lostEvery.
+// verify returns an error if a position is not of the history of a snapshot, and logs that, for
+// each caller at most once in lostEvery.
 func (f *Follower) verify(ctx context.Context, snap *Snapshot, p store.Position) error {
 	err := f.compare(ctx, snap, p)
 	var why string
 	switch {
 	case errors.Is(err, errOtherDatabase):
-		why = "given out by another database, or before this one was restored or copied"
+		why = "that another database gave out, or this one before it was restored or copied"
 	case errors.Is(err, errOtherTimeline):
-		why = "given out before a failover"
+		why = "from before a failover"
 	case errors.Is(err, errLost):
-		why = "of revisions that this database does not have: it was restored, or failed over, to an earlier state"
+		why = "of a revision that this database does not have: it was restored, or failed over, to an earlier state, or the caller made the token up"
 	default:
 		return err
 	}
-	if now, last := time.Now().UnixNano(), f.lostLogged.Load(); now-last > int64(lostEvery) && f.lostLogged.CompareAndSwap(last, now) {
-		f.cfg.Log.Warn("callers have tokens that are "+why, "token", p.Number, "newest", snap.Position.Number)
+	caller := ""
+	if f.cfg.Caller != nil {
+		caller = f.cfg.Caller(ctx)
+	}
+	if f.lost.due(caller, time.Now()) {
+		f.cfg.Log.Warn("a caller has a token "+why, "caller", caller, "token", p.Number, "newest", snap.Position.Number)
 	}
 	return err
+}
+
+// lostLines remembers when the log last said that a caller has a token of another history. Each
+// caller has lines of its own, so that one with made-up tokens does not hide those of others.
+// Their number is bounded by that of the callers.
+type lostLines struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+// due reports whether a line about a caller is to be written now.
+func (l *lostLines) due(caller string, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if last, ok := l.last[caller]; ok && now.Sub(last) <= lostEvery {
+		return false
+	}
+	if l.last == nil {
+		l.last = map[string]time.Time{}
+	}
+	l.last[caller] = now
+	return true
 }
 
 // compare returns an error if a position is not of the history of a snapshot. If this

@@ -16,6 +16,9 @@ var (
 	ErrTooSlow = errors.New("this watcher does not keep up with what changes; begin anew")
 )
 
+// DefaultWatchers is how many callers may watch one server at once, if nothing else is set.
+const DefaultWatchers = 10_000
+
 // A Watcher reads what changes, from one revision on, without gaps. It takes one of
 // [Config.MaxWatchers] places until [Watcher.Leave]. Only one goroutine may use it.
 type Watcher struct {
