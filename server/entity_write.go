@@ -178,7 +178,7 @@ func writeError(e edit, err error) error {
 	switch {
 	case errors.As(oe.Err, &members):
 		msg = fmt.Sprintf("%d entities name it as parent; drop those memberships first, or set cascade", members.Count)
-	case errors.As(oe.Err, new(store.TooLargeError)):
+	case errors.As(oe.Err, new(store.EntityTooLargeError)):
 		code, msg = connect.CodeInvalidArgument, "it "+oe.Err.Error()
 	case errors.Is(oe.Err, store.ErrStale):
 		code, msg = connect.CodeAborted, "it changed after that revision; read it again and decide anew"

@@ -125,7 +125,7 @@ func (p *plan) apply(i int, op Op) error {
 	}
 	// An entity from before there was the bound may stay as it is, and shrink.
 	if size := d.now.size(); size > MaxEntityBytes && size > d.before.size() {
-		return TooLargeError{size}
+		return EntityTooLargeError{size}
 	}
 	return nil
 }

@@ -89,11 +89,11 @@ const maxCascade = 10_000
 // types and ids of its parents.
 const MaxEntityBytes = 256 << 10
 
-// TooLargeError refuses an entity that would have more than [MaxEntityBytes].
-type TooLargeError struct{ Bytes int }
+// EntityTooLargeError refuses an entity that would have more than [MaxEntityBytes].
+type EntityTooLargeError struct{ Bytes int }
 
 // Error has the size and the limit.
-func (e TooLargeError) Error() string {
+func (e EntityTooLargeError) Error() string {
 	return fmt.Sprintf("has %d bytes of attributes, tags and parents; the limit is %d", e.Bytes, MaxEntityBytes)
 }
 
@@ -101,7 +101,7 @@ func (e TooLargeError) Error() string {
 type OpError struct {
 	Index int   // of the operation, from 0
 	UID   UID   // its entity
-	Err   error // ErrMustExist, ErrMustNotExist, ErrStale, ErrNotFound, ErrCycle, ErrTooManyMembers, HasMembersError, TooLargeError, or bad JSON
+	Err   error // ErrMustExist, ErrMustNotExist, ErrStale, ErrNotFound, ErrCycle, ErrTooManyMembers, HasMembersError, EntityTooLargeError, or bad JSON
 }
 
 // Error names the operation, the entity and the reason.
