@@ -269,6 +269,45 @@ func (d *doctorCmd) checkSigning(ctx context.Context, db *store.DB) (found []dia
 	return found
 }
 
-// checkCallers is the place for checks of who may call, for which the database is needed: ages and
-// ends of API keys, and grants. There is none yet.
-func (d *doctorCmd) checkCallers(_ context.Context, _ *store.DB) []diagnosis { return nil }
+// checkCallers checks the API keys and the grants: how many operators are left, keys and grants
+// that have ended, and keys that are old.
+func (d *doctorCmd) checkCallers(ctx context.Context, db *store.DB) (found []diagnosis) {
+	const operators, keys = "operators", "API keys"
+	var now store.Access
+	err := db.View(ctx, func(v *store.View) (err error) {
+		if now.Keys, err = v.Keys(ctx); err == nil {
+			now.Grants, err = v.Grants(ctx)
+		}
+		return err
+	})
+	if err != nil {
+		return append(found, fail(keys, "look at the database", err))
+	}
+	at := time.Now()
+	switch access.OperatorsLeft(now.Keys, now.Grants, at) {
+	case 0:
+		found = append(found, warn(operators, "cedarpost keys recover makes a key of an operator", "no API key has the role operator for all bundles"))
+	case 1:
+		found = append(found, warn(operators, "cedarpost keys create or cedarpost grants put, without --expires", "each API key of an operator of all bundles ends at some time"))
+	default:
+		found = append(found, pass(operators, "an API key without an end has the role operator for all bundles"))
+	}
+	var ended, old []string
+	for _, k := range now.Keys {
+		if !k.Live(at) {
+			ended = append(ended, k.ID+" of "+k.Name)
+		} else if limit := time.Duration(d.MaxSecretAge); limit > 0 && at.Sub(k.CreatedAt) > limit {
+			old = append(old, k.ID+" of "+k.Name)
+		}
+	}
+	if len(old) > 0 {
+		found = append(found, warn(keys, "cedarpost keys rotate", "older than %v: %s", d.MaxSecretAge, short(old, "")))
+	}
+	if len(ended) > 0 {
+		found = append(found, warn(keys, "cedarpost keys revoke", "have ended: %s", short(ended, "")))
+	}
+	if len(old)+len(ended) == 0 {
+		found = append(found, pass(keys, "%s, none too old", count(len(now.Keys), "key", "keys")))
+	}
+	return found
+}

@@ -93,7 +93,7 @@ func TestDoctor(t *testing.T) {
 	write(t, dir, "url", login+"\n")
 	must("revoke connect, temporary on database " + pgx.Identifier{admin.Config().Database}.Sanitize() + " from public")
 	must("grant connect on database " + pgx.Identifier{admin.Config().Database}.Sanitize() + " to cedarpost_app")
-	unsigned := map[string]string{"certificate": "warn: ", "log signing": "no checkpoint was signed", "witness": "no checkpoint"}
+	unsigned := map[string]string{"certificate": "warn: ", "log signing": "no checkpoint was signed", "witness": "no checkpoint", "operators": "no API key has the role"}
 	wants(t, doctor(t, sh, codeWarnings, good...), unsigned)
 
 	// A server runs and signs, and a witness has its checkpoints. All checks pass but the one of the
