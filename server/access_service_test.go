@@ -463,3 +463,46 @@ func TestKeyForms(t *testing.T) {
 		})
 	}
 }
+
+// An upload is refused from the message on that comes after its caller has lost the right.
+func TestGrantEndsDuringAnUpload(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
+	for what, end := range map[string]func() error{
+		"the grant": func() error {
+			return second(accessOf(s, s.Token).DeleteGrant(t.Context(), &cedarpostv1.DeleteGrantRequest{Caller: "thegrant", Role: access.DataWriter, Bundle: "doc"}))
+		},
+		"the key": func() error {
+			return second(accessOf(s, s.Token).RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "thekey"}))
+		},
+	} {
+		secret := newCaller(t, s, strings.ReplaceAll(what, " ", ""), grant(access.DataWriter, "doc"))
+		stream, err := cedarpostv1connect.NewEntityServiceClient(s.Client(s.Admin, secret)).ImportEntities(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		send := func(id string) error {
+			return stream.Send(&cedarpostv1.ImportEntitiesRequest{Entities: []*cedarpostv1.Entity{servertest.DocUser(t, id)}})
+		}
+		if err := send("first"); err != nil {
+			t.Fatal(err)
+		}
+		servertest.Eventually(t, "the first message", func() bool {
+			res, err := s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{Type: "Doc::User"})
+			return err == nil && slices.ContainsFunc(res.Entities, func(e *cedarpostv1.StoredEntity) bool { return e.Entity.Uid.Id == "first" })
+		})
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		_ = send("second " + what) // if it is refused, the error is that of the answer
+		_, err = stream.CloseAndReceive()
+		if code := connect.CodeOf(err); code != connect.CodePermissionDenied && code != connect.CodeUnauthenticated {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	res, err := s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{Type: "Doc::User"})
+	if err != nil || len(res.Entities) != 1 {
+		t.Errorf("%v, %v", res, err)
+	}
+}

@@ -97,22 +97,28 @@ func (g *gate) deciderOf(s *snapshot.Snapshot) (*access.Decider, error) {
 // stillMay returns why the caller of a call that takes long may not go on with it, or nil. A server
 // that has not heard from its database for long goes by what it knows.
 func (g *gate) stillMay(ctx context.Context, action string) error {
-	s, c, now := g.follower.Latest(), access.CallerFrom(ctx), time.Now()
+	r, err := g.rightsNow(ctx, g.follower.Latest())
+	if err == nil && !r.MaySomewhere(action) {
+		err = &refusedError{"/" + action, "any bundle"}
+	}
+	return err
+}
+
+// rightsNow returns the rights that the caller of a call that takes long has by now. The error says
+// why it is not authenticated any more.
+func (g *gate) rightsNow(ctx context.Context, s *snapshot.Snapshot) (*access.Rights, error) {
+	c, now := access.CallerFrom(ctx), time.Now()
 	credentials := g.credentials()
 	credentials.Keys = func() (access.Keys, error) { return s, nil }
 	switch {
 	case c.IsLive(credentials, requestFrom(ctx).tls, now):
 	case c.Kind == access.AccessToken:
 		// Tokens end every few minutes. Clients call again with the next one, and go on.
-		return connect.NewError(connect.CodeUnavailable, "the access token of this call has ended; call again with a new one")
+		return nil, connect.NewError(connect.CodeUnavailable, "the access token of this call has ended; call again with a new one")
 	default:
-		return errKeyGone
+		return nil, errKeyGone
 	}
-	r, err := g.rights(s, c, now)
-	if err == nil && !r.MaySomewhere(action) {
-		err = &refusedError{"/" + action, "any bundle"}
-	}
-	return err
+	return g.rights(s, c, now)
 }
 
 // need is one right that a call needs.
@@ -332,27 +338,38 @@ func refusedRight(procedure string, t access.Target) error {
 func (e *edge) rights(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
 		if rule := rules[spec.Procedure]; rule.needs != nil {
-			stream = &rightsStream{stream, e.gate, access.RightsFrom(ctx), spec.Procedure, rule}
+			stream = &rightsStream{ServerStream: stream, ctx: ctx, gate: e.gate, procedure: spec.Procedure, rule: rule}
 		}
 		return next(ctx, spec, stream)
 	}
 }
 
+// rightsStream checks each message. The rights of the first one are those that the call began with.
+// An upload can take long, so those of the next ones are looked up again.
 type rightsStream struct {
 	connect.ServerStream
+	ctx       context.Context //nolint:containedctx // of the call
 	gate      *gate
-	rights    *access.Rights
 	procedure string
 	rule      rule
+	begun     bool
 }
 
 func (s *rightsStream) Receive(msg any) error {
 	if err := s.ServerStream.Receive(msg); err != nil {
 		return err
 	}
-	set := s.gate.follower.Latest().Set
-	for _, n := range s.rule.needs(set, msg) {
-		if err := check(s.rights, s.procedure, n); err != nil {
+	now := s.gate.follower.Latest()
+	rights := access.RightsFrom(s.ctx)
+	if s.begun {
+		var err error
+		if rights, err = s.gate.rightsNow(s.ctx, now); err != nil {
+			return err
+		}
+	}
+	s.begun = true
+	for _, n := range s.rule.needs(now.Set, msg) {
+		if err := check(rights, s.procedure, n); err != nil {
 			return err
 		}
 	}
