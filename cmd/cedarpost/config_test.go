@@ -74,7 +74,7 @@ func TestRefusedFlags(t *testing.T) {
 	newShell().exits(t, codeUsage, says("--cache-mib must not be negative"), "serve", "--cache-mib", "-1")
 	newShell().exits(t, codeUsage, says("--max-reuse must not be negative"), "serve", "--max-reuse", "-1h")
 	newShell().exits(t, codeUsage, says(`"99999999d" is too large`), "serve", "--max-reuse", "99999999d")
-	newShell().exits(t, codeUsage, says("--audit-key-file needs --audit-checkpoint-file"), "serve", "--database-url=postgres://x@127.0.0.1:1/x", "--audit-key-file=x")
+	newShell().exits(t, codeUsage, says("--audit-key-file and --audit-agent-key need --audit-checkpoint-file"), "serve", "--database-url=postgres://x@127.0.0.1:1/x", "--audit-key-file=x")
 	kept := write(t, t.TempDir(), "kept", "cedarpost-truncation-v1\norigin x\n\n— x AAAAAAAA\n\n")
 	newShell().exits(t, codeUsage, says("no verifier key was given", filepath.Base(kept)), "audit", "verify", "--database-url=postgres://x@127.0.0.1:1/x", "--against="+kept)
 }

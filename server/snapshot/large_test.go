@@ -31,9 +31,21 @@ func TestLargeLoadsWait(t *testing.T) {
 		}
 		return list
 	}
-	ops := []store.Op{put("User", "usual", roles(0, 10)...), put("User", "large", roles(0, 600)...), put("User", "other", roles(1000, 600)...)}
+	ops := []store.Op{put("User", "usual", roles(0, 10)...)}
+	// user puts a user who is in groups that are in n roles: one entity may not have so many.
+	user := func(id string, from, n int) {
+		var groups []store.UID
+		for i := 0; i < n; i += 200 {
+			g := store.UID{Type: "Role", ID: fmt.Sprint(id, i)}
+			groups = append(groups, g)
+			ops = append(ops, put(g.Type, g.ID, roles(from+i, min(200, n-i))...))
+		}
+		ops = append(ops, put("User", id, groups...))
+	}
+	user("large", 0, 600)
+	user("other", 1000, 600)
 	for i := range 10 { // together too large
-		ops = append(ops, put("User", fmt.Sprint("many", i), roles(2000+1000*i, 900)...))
+		user(fmt.Sprint("many", i), 2000+1000*i, 900)
 	}
 	if _, err := db.WriteEntities(t.Context(), store.EntityWrite{Caller: "test", Ops: ops}); err != nil {
 		t.Fatal(err)
