@@ -15,9 +15,10 @@ const (
 	reservedNamespace = "Cedarpost"
 	// Guardrails is the reserved bundle of forbids that join every decision.
 	Guardrails = "guardrails"
-	// Admin is the built-in bundle of the service's own rights, and AdminLocal the reserved
-	// bundle of forbids that join its decisions. They are compiled apart from all others.
-	Admin      = "admin"
+	// Admin is the built-in bundle of the service's own rights. It is compiled apart from all
+	// others.
+	Admin = "admin"
+	// AdminLocal is the reserved bundle of forbids that join the decisions of admin.
 	AdminLocal = "admin-local"
 	// maxEnvironments caps the combinations of action, principal type and resource
 	// type of one bundle.
