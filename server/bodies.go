@@ -34,7 +34,7 @@ type bodies struct {
 	all   *semaphore.Weighted
 
 	mu     sync.RWMutex
-	shares map[string]*semaphore.Weighted // of callers, by name; their number is bounded by that of the API keys
+	shares map[string]*semaphore.Weighted // of callers, by name
 }
 
 func newBodies(total int64) *bodies {
@@ -52,9 +52,25 @@ func (b *bodies) of(caller string) *semaphore.Weighted {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.shares[caller] == nil {
+		if len(b.shares) >= maxShares {
+			b.forget()
+		}
 		b.shares[caller] = semaphore.NewWeighted(b.total / 2)
 	}
 	return b.shares[caller]
+}
+
+// maxShares is how many shares are kept while nothing is held of them. Callers with tokens are not
+// bounded by the number of the API keys.
+const maxShares = 4096
+
+// forget drops the shares of which nothing is held. The caller holds mu.
+func (b *bodies) forget() {
+	for caller, share := range b.shares {
+		if share.TryAcquire(b.total / 2) {
+			delete(b.shares, caller)
+		}
+	}
 }
 
 // take takes n bytes of the share of a caller and of the whole. It waits a short time for them,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"testing"
 
@@ -70,5 +71,20 @@ func BenchmarkBody(b *testing.B) {
 			}
 		}
 		in.end()
+	}
+}
+
+// The shares of callers that hold nothing do not pile up, and what is held stays counted.
+func TestSharesAreForgotten(t *testing.T) {
+	budget := newBodies(minRequestBytes)
+	busy := budget.of("busy")
+	if !busy.TryAcquire(1) {
+		t.Fatal("no share")
+	}
+	for i := range 3 * maxShares {
+		budget.of(fmt.Sprint("caller", i))
+	}
+	if n := len(budget.shares); n > maxShares+1 || budget.of("busy") != busy {
+		t.Errorf("%d shares, that of a busy caller is kept: %v", n, budget.of("busy") == busy)
 	}
 }
