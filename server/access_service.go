@@ -28,9 +28,6 @@ type accessService struct {
 // applyBundle is the action that changes policies.
 const applyBundle = "ApplyBundle"
 
-// maxLiveKeys is how many live keys a caller has: the one in use, and the one that replaces it.
-const maxLiveKeys = 2
-
 // WhoAmI implements cedarpost.v1.AccessService.
 func (s *accessService) WhoAmI(ctx context.Context, _ *cedarpostv1.WhoAmIRequest) (*cedarpostv1.WhoAmIResponse, error) {
 	c, r := access.CallerFrom(ctx), access.RightsFrom(ctx)
@@ -131,9 +128,10 @@ func keepsOperator(now store.Access, c store.AccessChange) error {
 }
 
 // governs refuses to manage a caller one of whose grants is for a bundle that the operator does not
-// govern: with a key of that caller it would get these rights.
+// govern: with a key of that caller it would get these rights. A caller without grants is managed by
+// an operator of all bundles only: another one could make a key for it, and wait for its grants.
 func governs(r *access.Rights, action string, grants []store.Grant) error {
-	if !r.MaySomewhere(action) {
+	if len(grants) == 0 && !r.May(action, access.Target{}) || !r.MaySomewhere(action) {
 		return refusedRight("/"+cedarpostv1connect.AccessServiceName+"/"+action, access.Target{})
 	}
 	for _, g := range grants {
@@ -234,9 +232,11 @@ func (s *accessService) addKey(ctx context.Context, action, caller string, end *
 		}
 		others = slices.DeleteFunc(keysOf(now, caller), func(k store.Key) bool { return !k.Live(time.Now()) })
 		switch {
+		case action == "CreateKey" && len(others) > 0:
+			return c, connect.Errorf(connect.CodeAlreadyExists, "caller %q has a live key already, %s; RotateKey makes the one that replaces it", caller, others[0].ID)
 		case action == "RotateKey" && len(others) == 0:
 			return c, connect.Errorf(connect.CodeNotFound, "caller %q has no live key to be replaced", caller)
-		case len(others) >= maxLiveKeys:
+		case len(others) > 1: // the one in use, and the one that replaces it
 			return c, connect.Errorf(connect.CodeAlreadyExists, "caller %q has two live keys, %s and %s; revoke the one that is not used any more", caller, others[0].ID, others[1].ID)
 		}
 		return store.AccessChange{Put: grants, Add: []store.Key{key}}, nil
@@ -251,7 +251,12 @@ func (s *accessService) RevokeKey(ctx context.Context, req *cedarpostv1.RevokeKe
 	}
 	var gone []store.Key
 	_, revision, err := s.change(ctx, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
-		gone = slices.DeleteFunc(slices.Clone(now.Keys), func(k store.Key) bool { return k.Name != req.GetCaller() && k.ID != req.GetId() })
+		gone = slices.DeleteFunc(slices.Clone(now.Keys), func(k store.Key) bool {
+			if req.GetId() != "" {
+				return k.ID != req.GetId()
+			}
+			return k.Name != req.GetCaller()
+		})
 		caller := req.GetCaller()
 		if len(gone) > 0 {
 			caller = gone[0].Name

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net/http"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -67,7 +68,11 @@ func (g *gate) rights(s *snapshot.Snapshot, c access.Caller, now time.Time) (*ac
 	if err != nil {
 		return nil, err
 	}
-	return access.NewRights(c.Name, slices.Concat(s.Grants(c.Name), c.Grants()), d, now), nil
+	grants := s.Grants(c.Name) // of the snapshot, so not to be changed or copied for each call
+	if more := c.Grants(); len(more) > 0 {
+		grants = slices.Concat(grants, more)
+	}
+	return access.NewRights(c.Name, grants, d, now), nil
 }
 
 // deciderOf returns the decider with the admin-local of a snapshot.
@@ -314,8 +319,7 @@ type refusedError struct{ procedure, about string }
 
 // Error returns the text for the caller. It names what the caller sent, and nothing that is stored.
 func (e *refusedError) Error() string {
-	_, method, _ := strings.Cut(strings.TrimPrefix(e.procedure, "/"), "/")
-	return fmt.Sprintf("this caller has no right to %s for %s; `cedarpost whoami` lists its rights, and an operator can grant others", method, e.about)
+	return fmt.Sprintf("this caller has no right to %s for %s; `cedarpost whoami` lists its rights, and an operator can grant others", path.Base(e.procedure), e.about)
 }
 
 func refusedRight(procedure string, t access.Target) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +23,7 @@ import (
 
 type keysCmd struct {
 	List    listKeysCmd    `cmd:"" default:"withargs" help:"List the API keys."`
-	Create  createKeyCmd   `cmd:"" help:"Make a caller with a key, or a second key."`
+	Create  createKeyCmd   `cmd:"" help:"Make a caller with a key."`
 	Rotate  rotateKeyCmd   `cmd:"" help:"Make a second key that replaces the first one."`
 	Revoke  revokeKeyCmd   `cmd:"" help:"End the keys of a caller, or one key."`
 	Recover recoverKeysCmd `cmd:"" help:"Make a key of an operator with the database, when nobody has one any more."`
@@ -114,11 +115,11 @@ func (k keyOutFlag) check() error {
 	if _, err := os.Lstat(k.Out); err == nil {
 		return about("out", fmt.Errorf("%s exists already", k.Out))
 	}
-	probe := k.Out + ".new"
-	if err := keyfile.Write(probe, nil); err != nil {
+	probe, err := os.CreateTemp(filepath.Dir(k.Out), ".key-*")
+	if err != nil {
 		return about("out", err)
 	}
-	return os.Remove(probe)
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
 
 // write writes the key. It must not be lost: the server has only its hash.

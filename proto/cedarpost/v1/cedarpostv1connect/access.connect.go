@@ -106,7 +106,8 @@ type AccessServiceClient interface {
 	// WhoAmI returns the caller, its grants, and what it may do.
 	WhoAmI(context.Context, *v1.WhoAmIRequest) (*v1.WhoAmIResponse, error)
 	// CreateKey makes an API key, and with it the grants of a new caller. The answer is the only
-	// place that ever has the secret. already_exists if the caller has two live keys.
+	// place that ever has the secret. already_exists if the caller has a live key: then RotateKey
+	// makes the next one.
 	CreateKey(context.Context, *v1.CreateKeyRequest) (*v1.CreateKeyResponse, error)
 	// RotateKey makes a second key for a caller, so that its programs can change over without a
 	// break. Revoke the first one afterwards. already_exists if there are two live keys,
@@ -138,7 +139,8 @@ type AccessServiceHandler interface {
 	// WhoAmI returns the caller, its grants, and what it may do.
 	WhoAmI(context.Context, *v1.WhoAmIRequest) (*v1.WhoAmIResponse, error)
 	// CreateKey makes an API key, and with it the grants of a new caller. The answer is the only
-	// place that ever has the secret. already_exists if the caller has two live keys.
+	// place that ever has the secret. already_exists if the caller has a live key: then RotateKey
+	// makes the next one.
 	CreateKey(context.Context, *v1.CreateKeyRequest) (*v1.CreateKeyResponse, error)
 	// RotateKey makes a second key for a caller, so that its programs can change over without a
 	// break. Revoke the first one afterwards. already_exists if there are two live keys,
