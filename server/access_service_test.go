@@ -3,6 +3,8 @@ package server_test
 import (
 	"context"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -499,5 +501,28 @@ func TestGrantEndsDuringAnUpload(t *testing.T) {
 	res, err := s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{Type: "Doc::User"})
 	if err != nil || len(res.Entities) != 1 {
 		t.Errorf("%v, %v", res, err)
+	}
+}
+
+// The first key was revoked, and its file is still there: a server says so, and dev replaces it.
+func TestBootstrapKeyThatWasRevoked(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte(s.Token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	two := accessOf(s, newCaller(t, s, "two", grant(access.Operator, "*")))
+	if _, err := two.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: access.KeyID(s.Token)}); err != nil {
+		t.Fatal(err)
+	}
+	if made, err := access.BootstrapKey(t.Context(), s.DB, file, false); made || err == nil || !strings.Contains(err.Error(), "was revoked") {
+		t.Errorf("%v, %v", made, err)
+	}
+	if made, err := access.BootstrapKey(t.Context(), s.DB, file, true); !made || err != nil {
+		t.Errorf("%v, %v", made, err)
+	}
+	if text, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(text)) == s.Token {
+		t.Errorf("the file has the old key, %v", err)
 	}
 }

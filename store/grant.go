@@ -120,6 +120,8 @@ func (v *View) Grants(ctx context.Context) ([]Grant, error) { return readGrants(
 type Access struct {
 	Keys   []Key
 	Grants []Grant
+	// Revoked are the hashes of the keys that are revoked.
+	Revoked [][]byte
 	// Granted is true if there is or was a grant. A database from before there were grants has none.
 	Granted bool
 }
@@ -194,7 +196,9 @@ func readAccess(ctx context.Context, tx pgx.Tx) (a Access, err error) {
 	if a.Grants, err = readGrants(ctx, tx); err != nil {
 		return a, err
 	}
-	err = tx.QueryRow(ctx, "select exists (select from entities where type = $1)", GrantType).Scan(&a.Granted)
+	err = tx.QueryRow(ctx, `
+		select exists (select from entities where type = $1),
+		       array(select hash from api_keys where revoked_at is not null)`, GrantType).Scan(&a.Granted, &a.Revoked)
 	return a, err
 }
 

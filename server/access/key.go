@@ -20,6 +20,9 @@ import (
 // BootstrapName is the caller that has the first key.
 const BootstrapName = "bootstrap"
 
+// errKeyRevoked says that the key of the file is not valid any more.
+var errKeyRevoked = errors.New("the key in this file was revoked; remove the file, or leave --bootstrap-key-file out")
+
 // errKeyElsewhere says that the database has a bootstrap key, and that the file has another one.
 var errKeyElsewhere = errors.New("the database has a bootstrap key already, and this file does not hold it")
 
@@ -28,11 +31,13 @@ var errKeyElsewhere = errors.New("the database has a bootstrap key already, and 
 //
 //   - If the file has a live key, BootstrapKey does nothing.
 //   - If the database has no key, it stores the key of the file, or a new one if there is none.
+//   - If the key of the file was revoked, it returns an error, or makes a new one in its place if
+//     another is true.
 //   - If the database has a key, but not that of the file, it does nothing if there is no
 //     file, and returns an error if there is one. If another is true, it stores the key of the
 //     file, or a new one, in both cases.
 //
-// Several servers may call it at once: it holds the migration lock.
+// Several servers may call it at once: it holds the lock of the revision.
 func BootstrapKey(ctx context.Context, db *store.DB, file string, another bool) (made bool, err error) {
 	_, err = db.ChangeAccess(ctx, BootstrapName, func(_ context.Context, now store.Access) (c store.AccessChange, err error) {
 		token, err := readKey(file)
@@ -42,6 +47,12 @@ func BootstrapKey(ctx context.Context, db *store.DB, file string, another bool) 
 		hash := sha256.Sum256([]byte(token))
 		if token != "" && slices.ContainsFunc(now.Keys, func(k store.Key) bool { return slices.Equal(k.Hash, hash[:]) }) {
 			return c, nil
+		}
+		if token != "" && slices.ContainsFunc(now.Revoked, func(gone []byte) bool { return slices.Equal(gone, hash[:]) }) {
+			if !another {
+				return c, fmt.Errorf("%s: %w", file, errKeyRevoked)
+			}
+			token = "" // a new one replaces it
 		}
 		if len(now.Keys) > 0 && !another {
 			if token != "" {
