@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/entityfile"
@@ -84,5 +87,40 @@ func shopService(b testing.TB) *authorizationService {
 	return &authorizationService{
 		db: db, follower: srv.follower,
 		recorder: srv.recorder, record: srv.recorder.Record, limits: &access.Limiter{}, shares: access.NewShares(1), metric: newDecisionMetrics(prometheus.NewRegistry()), noted: srv.noted,
+	}
+}
+
+// What the edge does for one question before its message is checked: it authenticates the caller,
+// makes its rights, and looks them up twice.
+func BenchmarkGate(b *testing.B) {
+	service := shopService(b)
+	key, text := access.NewKey("orders", nil)
+	_, err := service.db.ChangeAccess(b.Context(), "bench", func(context.Context, store.Access) (store.AccessChange, error) {
+		return store.AccessChange{Put: access.AllGrants("orders", "bench"), Add: []store.Key{key}}, nil
+	})
+	if err == nil {
+		err = service.follower.CatchUp(b.Context())
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	g := &gate{follower: service.follower, uses: newKeyUses()}
+	header := http.Header{"Authorization": {"Bearer " + text}}
+	ask := &cedarpostv1.AuthorizeRequest{Action: &cedarpostv1.EntityUid{Type: "Shop::Action", Id: "ViewOrder"}}
+	procedure := cedarpostv1connect.AuthorizationServiceAuthorizeProcedure
+	b.ReportAllocs()
+	for b.Loop() {
+		_, r, err := g.authenticate(b.Context(), header, nil)
+		if err == nil {
+			err = mayBegin(r, procedure)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, n := range rules[procedure].needs(service.follower.Latest().Set, ask) {
+			if err := check(r, procedure, n); err != nil {
+				b.Fatal(err)
+			}
+		}
 	}
 }

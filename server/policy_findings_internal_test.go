@@ -14,7 +14,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/offline"
 )
 
-// Whatever the number of warnings, a refusal begins with errors and failed tests, and its last
+// With any number of warnings, a refusal begins with errors and failed tests, and its last
 // finding says what was left out.
 func TestRefusalHasTheWorstFirst(t *testing.T) {
 	warnings := func(n int) (out []engine.Finding) {

@@ -248,7 +248,7 @@ var rules = map[string]rule{
 // questionTarget returns what a question is about. An action of no bundle needs a right to all.
 func questionTarget(set *engine.Set, m *cedarpostv1.AuthorizeRequest) access.Target {
 	uid := wire.UID(m.GetAction())
-	return access.Target{Bundle: owner(set, uid.Type), Action: uid.String()}
+	return access.Target{Bundle: owner(set, uid.Type), Action: uid}
 }
 
 // owner returns the bundle that a type of entities or actions belongs to, or "".
@@ -325,8 +325,8 @@ func (e *refusedError) Error() string {
 func refusedRight(procedure string, t access.Target) error {
 	about := "the service"
 	switch {
-	case t.Action != "":
-		about = t.Action
+	case t.Action != (cedar.EntityUID{}):
+		about = t.Action.String()
 	case t.EntityType == access.AllTypes:
 		about = "entities of all types"
 	case t.EntityType != "":

@@ -69,8 +69,8 @@ func roleOf(name string) roleSet {
 type Target struct {
 	// Bundle is the name of a bundle, or "" for the service itself.
 	Bundle string
-	// Action is the Cedar action of a question, as text; "" if the call has none.
-	Action string
+	// Action is the Cedar action of a question; zero if the call has none.
+	Action cedar.EntityUID
 	// EntityType is the type of an entity that is written or read; "" if there is none, and
 	// AllTypes for entities of any type.
 	EntityType string
@@ -93,7 +93,7 @@ func covers(g *store.Grant, t Target) bool {
 	case g.Bundle != t.Bundle:
 		return false
 	}
-	return (g.Actions == nil || t.Action == "" || slices.Contains(g.Actions, t.Action)) &&
+	return (g.Actions == nil || t.Action == (cedar.EntityUID{}) || slices.Contains(g.Actions, t.Action.String())) &&
 		(g.EntityTypes == nil || t.EntityType == "" || slices.Contains(g.EntityTypes, t.EntityType))
 }
 

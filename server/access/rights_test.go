@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/cedar-policy/cedar-go"
 	"pgregory.net/rapid"
 
 	"github.com/cedarpost/cedarpost/server/engine"
@@ -40,7 +41,7 @@ func TestRightsAreUnions(t *testing.T) {
 		grants := rapid.SliceOfN(grant, 0, 6).Draw(t, "grants")
 		target := Target{
 			Bundle: rapid.SampledFrom(append(bundles[1:], "", "other", engine.Admin)).Draw(t, "of"), Changes: rapid.Bool().Draw(t, "changes"),
-			Action: rapid.SampledFrom([]string{"", `A::Action::"x"`, `A::Action::"y"`}).Draw(t, "action"), EntityType: rapid.SampledFrom([]string{"", "A::T", "A::U", AllTypes}).Draw(t, "type"),
+			Action: rapid.SampledFrom([]cedar.EntityUID{{}, cedar.NewEntityUID("A::Action", "x"), cedar.NewEntityUID("A::Action", "y")}).Draw(t, "action"), EntityType: rapid.SampledFrom([]string{"", "A::T", "A::U", AllTypes}).Draw(t, "type"),
 		}
 		all := NewRights("c", grants, d, now)
 		for _, action := range Actions() {
@@ -163,7 +164,7 @@ func FuzzKeyText(f *testing.F) {
 func BenchmarkRights(b *testing.B) {
 	d := mustDecider(b, "")
 	grants := AllGrants("orders", "x")
-	t := Target{Bundle: "shop", Action: `Shop::Action::"ViewOrder"`}
+	t := Target{Bundle: "shop", Action: cedar.NewEntityUID("Shop::Action", "ViewOrder")}
 	b.ReportAllocs()
 	for b.Loop() {
 		r := NewRights("orders", grants, d, now)

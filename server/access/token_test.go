@@ -439,7 +439,7 @@ func TestLooksLikeToken(t *testing.T) {
 	}
 }
 
-// Whatever comes, only what the issuer signed is accepted, and no error has the token.
+// Only tokens that the issuer signed are accepted, and no error has the text of a token.
 func FuzzVerify(f *testing.F) {
 	i := issuertest.Start(f, jose.ES256)
 	tokens, _ := newTokens(f, settings(f, i, "staff", withGroups))

@@ -199,7 +199,7 @@ func TestIssuersFileIsFollowed(t *testing.T) {
 	wait("none operator")
 }
 
-// Whatever is in the file, its issuers have an audience, safe algorithms and bounds.
+// The issuers of any file that is accepted have an audience, safe algorithms and bounds.
 func FuzzReadIssuers(f *testing.F) {
 	f.Add([]byte("issuers: [{name: a, issuer: https://a.example, audience: cedarpost, groups_claim: g, grants: {g: [{role: r, bundle: '*'}]}}]"))
 	f.Add([]byte("issuers:\n- name: a\n  issuer: http://[::1]:80/x\n  audience: b\n  max_age: 1h\n  leeway: 0s\n  algorithms: [EdDSA]\n  hosts: [a]\n"))

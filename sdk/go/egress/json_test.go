@@ -97,7 +97,7 @@ func TestAttackDeepJSON(t *testing.T) {
 	t.Logf("attack: an answer of JSON that is nested 100,000 deep: refused at depth 17")
 }
 
-// Whatever form an IPv6 address hides an IPv4 address in that is not public, it is refused.
+// An IPv6 address that holds an IPv4 address is refused in each form if the IPv4 address is not public.
 func TestHiddenAddressesAreNotPublic(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		v4 := rapid.SampledFrom([]string{"127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10"}).Draw(rt, "net")
@@ -132,7 +132,7 @@ func TestHiddenAddressesAreNotPublic(t *testing.T) {
 	})
 }
 
-// Whatever a URL looks like, a request passes only for the configured host and port.
+// A request passes only for the configured host and port, for any text of its URL.
 func FuzzRequest(f *testing.F) {
 	for _, u := range []string{
 		"https://example.com", "https://example.com:443/", "https://example.com@evil.test", "https://evil.test#@example.com", "https://example.com\\@evil.test",
@@ -156,7 +156,7 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// Whatever an answer has in it, it is decoded or refused by a rule.
+// Any answer is decoded, or refused by a rule.
 func FuzzDecodeJSON(f *testing.F) {
 	for _, body := range []string{`{}`, `{"name":"a"}`, `[[[[`, `{"friends":[{}]}`, "\xff", `{"name":1}`, `1 2`} {
 		f.Add([]byte(body))
