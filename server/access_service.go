@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"path"
 	"slices"
 	"time"
 
@@ -59,15 +60,16 @@ func (s *accessService) WhoAmI(ctx context.Context, _ *cedarpostv1.WhoAmIRequest
 }
 
 // change commits a change of keys and grants. fn gets the rights of the caller by what is stored
-// now, and returns the change. It is refused if it would take the last operator away.
-func (s *accessService) change(ctx context.Context, fn func(store.Access, *access.Rights) (store.AccessChange, error)) (store.Changes, *cedarpostv1.Revision, error) {
+// now, and returns the change. It is refused if it would take the last operator away. answer makes
+// the answer that is stored for o.
+func change[A proto.Message](ctx context.Context, s *accessService, o *once, answer func(store.Changes, *cedarpostv1.Revision) A, fn func(store.Access, *access.Rights) (store.AccessChange, error)) (out A, err error) {
 	v, err := s.gate.follower.Current()
 	if err != nil {
-		return store.Changes{}, nil, err
+		return out, err
 	}
 	decider, err := s.gate.deciderOf(v.Snapshot)
 	if err != nil {
-		return store.Changes{}, nil, err
+		return out, err
 	}
 	decided := false // fn returned a change
 	made, err := s.db.ChangeAccess(ctx, callerFrom(ctx), func(_ context.Context, now store.Access) (store.AccessChange, error) {
@@ -78,17 +80,18 @@ func (s *accessService) change(ctx context.Context, fn func(store.Access, *acces
 			err = keepsOperator(now, change)
 		}
 		decided = err == nil
+		change.Once = keep(o, func(made store.Changes) proto.Message { return answer(made, written(v, made.Revision, made.Mark)) })
 		return change, err
 	})
 	if err != nil {
 		if decided {
 			err = connect.NewError(connect.CodeUnavailable, outcomeUnknown).WithCause(err)
 		}
-		return store.Changes{}, nil, err
+		return out, err
 	}
 	// It is committed. If this server is late to apply it, the change succeeded nevertheless.
 	_, _ = s.gate.follower.AtLeast(ctx, made.Revision)
-	return made, written(v, made.Revision, made.Mark), nil
+	return answer(made, written(v, made.Revision, made.Mark)), nil
 }
 
 func grantsOf(now store.Access, caller string) (list []store.Grant) {
@@ -198,11 +201,11 @@ func (s *accessService) CreateKey(ctx context.Context, req *cedarpostv1.CreateKe
 		}
 		grants = append(grants, grant)
 	}
-	key, secret, _, revision, err := s.addKey(ctx, "CreateKey", req.GetCaller(), end, grants)
+	made, err := s.addKey(ctx, cedarpostv1connect.AccessServiceCreateKeyProcedure, req, end, grants)
 	if err != nil {
 		return nil, err
 	}
-	return &cedarpostv1.CreateKeyResponse{Key: keyToProto(key, nil), Secret: secret, Revision: revision}, nil
+	return &cedarpostv1.CreateKeyResponse{Key: keyToProto(made.key, nil), Secret: made.secret, Revision: made.revision}, nil
 }
 
 // RotateKey implements cedarpost.v1.AccessService.
@@ -211,37 +214,60 @@ func (s *accessService) RotateKey(ctx context.Context, req *cedarpostv1.RotateKe
 	if err != nil {
 		return nil, err
 	}
-	key, secret, others, revision, err := s.addKey(ctx, "RotateKey", req.GetCaller(), end, nil)
+	made, err := s.addKey(ctx, cedarpostv1connect.AccessServiceRotateKeyProcedure, req, end, nil)
 	if err != nil {
 		return nil, err
 	}
-	out := &cedarpostv1.RotateKeyResponse{Key: keyToProto(key, nil), Secret: secret, Revision: revision}
-	for _, k := range others {
+	out := &cedarpostv1.RotateKeyResponse{Key: keyToProto(made.key, nil), Secret: made.secret, Revision: made.revision}
+	for _, k := range made.others {
 		out.Others = append(out.Others, keyToProto(k, nil))
 	}
 	return out, nil
 }
 
-// addKey adds a key and grants to a caller. others are its live keys from before.
-func (s *accessService) addKey(ctx context.Context, action, caller string, end *time.Time, grants []store.Grant) (key store.Key, secret string, others []store.Key, revision *cedarpostv1.Revision, err error) {
-	key, secret = access.NewKey(caller, end)
-	key.CreatedAt = time.Now()
-	_, revision, err = s.change(ctx, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
-		if err := governs(r, action, slices.Concat(grantsOf(now, caller), grants)); err != nil {
-			return c, err
-		}
-		others = slices.DeleteFunc(keysOf(now, caller), func(k store.Key) bool { return !k.Live(time.Now()) })
-		switch {
-		case action == "CreateKey" && len(others) > 0:
-			return c, connect.Errorf(connect.CodeAlreadyExists, "caller %q has a live key already, %s; RotateKey makes the one that replaces it", caller, others[0].ID)
-		case action == "RotateKey" && len(others) == 0:
-			return c, connect.Errorf(connect.CodeNotFound, "caller %q has no live key to be replaced", caller)
-		case len(others) > 1: // the one in use, and the one that replaces it
-			return c, connect.Errorf(connect.CodeAlreadyExists, "caller %q has two live keys, %s and %s; revoke the one that is not used any more", caller, others[0].ID, others[1].ID)
-		}
-		return store.AccessChange{Put: grants, Add: []store.Key{key}}, nil
+// addedKey is a new key of a caller. others are its live keys from before.
+type addedKey struct {
+	key      store.Key
+	secret   string
+	others   []store.Key
+	revision *cedarpostv1.Revision
+}
+
+// addKey adds a key and grants to a caller.
+func (s *accessService) addKey(ctx context.Context, procedure string, req interface {
+	proto.Message
+	GetCaller() string
+	GetIdempotencyKey() string
+}, end *time.Time, grants []store.Grant) (made addedKey, err error) {
+	caller := req.GetCaller()
+	made.key, made.secret = access.NewKey(caller, end)
+	made.key.CreatedAt = time.Now()
+	answer := func(_ store.Changes, at *cedarpostv1.Revision) *cedarpostv1.Key {
+		made.revision = at
+		return keyToProto(made.key, nil)
+	}
+	first, err := writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.Key{}, func(o *once) (*cedarpostv1.Key, error) {
+		return change(ctx, s, o, answer, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
+			if err := governs(r, path.Base(procedure), slices.Concat(grantsOf(now, caller), grants)); err != nil {
+				return c, err
+			}
+			made.others = slices.DeleteFunc(keysOf(now, caller), func(k store.Key) bool { return !k.Live(time.Now()) })
+			rotates := procedure == cedarpostv1connect.AccessServiceRotateKeyProcedure
+			switch others := made.others; {
+			case !rotates && len(others) > 0:
+				return c, connect.Errorf(connect.CodeAlreadyExists, "caller %q has a live key already, %s; RotateKey makes the one that replaces it", caller, others[0].ID)
+			case rotates && len(others) == 0:
+				return c, connect.Errorf(connect.CodeNotFound, "caller %q has no live key to be replaced", caller)
+			case len(others) > 1: // the one in use, and the one that replaces it
+				return c, connect.Errorf(connect.CodeAlreadyExists, "caller %q has two live keys, %s and %s; revoke the one that is not used any more", caller, others[0].ID, others[1].ID)
+			}
+			return store.AccessChange{Put: grants, Add: []store.Key{made.key}}, nil
+		})
 	})
-	return key, secret, others, revision, err
+	if err == nil && first.GetId() != made.key.ID {
+		err = connect.Errorf(connect.CodeAlreadyExists, "this request has made the key %s already, and nothing has its secret; if you did not get it, revoke that key and make another one", first.GetId())
+	}
+	return made, err
 }
 
 // RevokeKey implements cedarpost.v1.AccessService.
@@ -250,7 +276,14 @@ func (s *accessService) RevokeKey(ctx context.Context, req *cedarpostv1.RevokeKe
 		return nil, connect.NewError(connect.CodeInvalidArgument, "give either the caller, all of whose keys are revoked, or the id of one key")
 	}
 	var gone []store.Key
-	_, revision, err := s.change(ctx, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
+	answer := func(_ store.Changes, at *cedarpostv1.Revision) *cedarpostv1.RevokeKeyResponse {
+		out := &cedarpostv1.RevokeKeyResponse{Revision: at}
+		for _, k := range gone {
+			out.Revoked = append(out.Revoked, keyToProto(k, nil))
+		}
+		return out
+	}
+	revoke := func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
 		gone = slices.DeleteFunc(slices.Clone(now.Keys), func(k store.Key) bool {
 			if req.GetId() != "" {
 				return k.ID != req.GetId()
@@ -268,15 +301,9 @@ func (s *accessService) RevokeKey(ctx context.Context, req *cedarpostv1.RevokeKe
 			return c, connect.NewError(connect.CodeNotFound, "there is no such key, or it is revoked already")
 		}
 		return store.AccessChange{Revoke: gone}, nil
-	})
-	if err != nil {
-		return nil, err
 	}
-	out := &cedarpostv1.RevokeKeyResponse{Revision: revision}
-	for _, k := range gone {
-		out.Revoked = append(out.Revoked, keyToProto(k, nil))
-	}
-	return out, nil
+	return writeOnce(ctx, s.db, cedarpostv1connect.AccessServiceRevokeKeyProcedure, req.GetIdempotencyKey(), req, &cedarpostv1.RevokeKeyResponse{},
+		func(o *once) (*cedarpostv1.RevokeKeyResponse, error) { return change(ctx, s, o, answer, revoke) })
 }
 
 // ListKeys implements cedarpost.v1.AccessService.
@@ -322,7 +349,10 @@ func (s *accessService) PutGrant(ctx context.Context, req *cedarpostv1.PutGrantR
 	if err != nil {
 		return nil, err
 	}
-	made, revision, err := s.change(ctx, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
+	answer := func(made store.Changes, at *cedarpostv1.Revision) *cedarpostv1.PutGrantResponse {
+		return &cedarpostv1.PutGrantResponse{Revision: at, Changed: made.Changed}
+	}
+	put := func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
 		if err := governs(r, "PutGrant", []store.Grant{grant}); err != nil {
 			return c, err
 		}
@@ -335,11 +365,9 @@ func (s *accessService) PutGrant(ctx context.Context, req *cedarpostv1.PutGrantR
 			}
 		}
 		return store.AccessChange{Put: []store.Grant{grant}}, nil
-	})
-	if err != nil {
-		return nil, err
 	}
-	return &cedarpostv1.PutGrantResponse{Revision: revision, Changed: made.Changed}, nil
+	return writeOnce(ctx, s.db, cedarpostv1connect.AccessServicePutGrantProcedure, req.GetIdempotencyKey(), req, &cedarpostv1.PutGrantResponse{},
+		func(o *once) (*cedarpostv1.PutGrantResponse, error) { return change(ctx, s, o, answer, put) })
 }
 
 func sameGrant(a, b store.Grant) bool {
@@ -350,7 +378,10 @@ func sameGrant(a, b store.Grant) bool {
 // DeleteGrant implements cedarpost.v1.AccessService.
 func (s *accessService) DeleteGrant(ctx context.Context, req *cedarpostv1.DeleteGrantRequest) (*cedarpostv1.DeleteGrantResponse, error) {
 	gone := store.GrantKey{Caller: req.GetCaller(), Role: req.GetRole(), Bundle: req.GetBundle()}
-	_, revision, err := s.change(ctx, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
+	answer := func(_ store.Changes, at *cedarpostv1.Revision) *cedarpostv1.DeleteGrantResponse {
+		return &cedarpostv1.DeleteGrantResponse{Revision: at}
+	}
+	remove := func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
 		if err := governs(r, "DeleteGrant", []store.Grant{{Bundle: gone.Bundle}}); err != nil {
 			return c, err
 		}
@@ -358,11 +389,9 @@ func (s *accessService) DeleteGrant(ctx context.Context, req *cedarpostv1.Delete
 			return c, connect.Errorf(connect.CodeNotFound, "caller %q has no grant of the role %s for %s", gone.Caller, gone.Role, gone.Bundle)
 		}
 		return store.AccessChange{Delete: []store.GrantKey{gone}}, nil
-	})
-	if err != nil {
-		return nil, err
 	}
-	return &cedarpostv1.DeleteGrantResponse{Revision: revision}, nil
+	return writeOnce(ctx, s.db, cedarpostv1connect.AccessServiceDeleteGrantProcedure, req.GetIdempotencyKey(), req, &cedarpostv1.DeleteGrantResponse{},
+		func(o *once) (*cedarpostv1.DeleteGrantResponse, error) { return change(ctx, s, o, answer, remove) })
 }
 
 // ListGrants implements cedarpost.v1.AccessService.

@@ -161,7 +161,7 @@ func (b *bench) loadShop(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newPolicyService(b.db, b.server.follower, b.server.noted, defaultTimeouts)
-	if _, err := p.publish(t.Context(), files, false); err != nil {
+	if _, err := p.publish(t.Context(), files, false, nil); err != nil {
 		t.Fatal(err)
 	}
 	list, err := entityfile.Parse(files.Entities)

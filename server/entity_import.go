@@ -157,6 +157,8 @@ func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOp
 	switch {
 	case o.GetAtomic() && (i.place.ID != "" || o.GetSkip() > 0 || o.GetMore()):
 		return nil, connect.NewError(connect.CodeInvalidArgument, "atomic: an atomic import cannot be continued; leave out import_id, skip and more")
+	case !o.GetAtomic() && o.GetIdempotencyKey() != "":
+		return nil, connect.NewError(connect.CodeInvalidArgument, "idempotency_key: only atomic imports take one; give others an import_id, with which they can go on")
 	case i.place.ID == "" && (o.GetSkip() > 0 || o.GetMore()):
 		return nil, connect.NewError(connect.CodeInvalidArgument, "import_id: skip and more need one")
 	case o.GetSkip() == 0:
@@ -199,7 +201,7 @@ func (i *importing) take(ctx context.Context, msg *cedarpostv1.ImportEntitiesReq
 		ops[n] = &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Put{Put: e}}
 	}
 	if !i.options.GetAtomic() {
-		return i.store(ctx, ops)
+		return i.store(ctx, ops, nil)
 	}
 	i.held = append(i.held, ops...)
 	i.heldBytes += proto.Size(msg)
@@ -210,27 +212,32 @@ func (i *importing) take(ctx context.Context, msg *cedarpostv1.ImportEntitiesReq
 }
 
 // store commits entities together with the place of the import.
-func (i *importing) store(ctx context.Context, ops []*cedarpostv1.EntityOperation) error {
-	e := edit{ops: ops, first: i.stored + 1}
+func (i *importing) store(ctx context.Context, ops []*cedarpostv1.EntityOperation, o *once) error {
+	e := edit{ops: ops, first: i.stored + 1, once: o}
 	total := i.stored + int64(len(ops))
 	if i.place.ID != "" {
 		e.step = &store.ImportStep{From: i.place, Entities: total}
 	}
-	res, v, err := i.write(ctx, e)
+	sum := func(res store.WriteResult, at *cedarpostv1.Revision) *cedarpostv1.ImportEntitiesResponse {
+		return &cedarpostv1.ImportEntitiesResponse{Entities: i.out.GetEntities() + int64(len(ops)), Changed: i.out.GetChanged() + int64(res.Changed), Revision: at}
+	}
+	e.answer = func(res store.WriteResult, at *cedarpostv1.Revision) proto.Message { return sum(res, at) }
+	res, at, err := i.write(ctx, e)
 	if err != nil {
 		return err
 	}
-	i.place, i.stored = res.Import, total
-	i.out.Entities += int64(len(ops))
-	i.out.Changed += int64(res.Changed)
-	i.out.Revision = written(v, res.Revision, res.Mark)
+	i.place, i.stored, i.out = res.Import, total, sum(res, at)
 	return nil
 }
 
 // end ends the import, after the last message.
 func (i *importing) end(ctx context.Context) error {
 	if i.options.GetAtomic() {
-		return i.store(ctx, i.held)
+		request := &cedarpostv1.WriteEntitiesRequest{Operations: i.held}
+		out, err := writeOnce(ctx, i.db, cedarpostv1connect.EntityServiceImportEntitiesProcedure, i.options.GetIdempotencyKey(), request, &cedarpostv1.ImportEntitiesResponse{},
+			func(o *once) (*cedarpostv1.ImportEntitiesResponse, error) { return i.out, i.store(ctx, i.held, o) })
+		i.out = out
+		return err
 	}
 	if i.place.ID == "" || i.options.GetMore() {
 		return nil

@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -22,7 +23,7 @@ const (
 	// between its check and its commit.
 	publishRetries = 5
 	// outcomeUnknown is the error of a write whose commit may have happened.
-	outcomeUnknown = "the service could not write, or could not learn whether it did; read before you try again"
+	outcomeUnknown = "the service could not write, or could not learn whether it did; read before you try again, or send it again with the same idempotency_key"
 )
 
 // entityService writes and reads entities. A write is checked against the schema first, and
@@ -36,11 +37,14 @@ type entityService struct {
 
 // WriteEntities implements cedarpost.v1.EntityService.
 func (s *entityService) WriteEntities(ctx context.Context, req *cedarpostv1.WriteEntitiesRequest) (*cedarpostv1.WriteEntitiesResponse, error) {
-	res, v, err := s.write(ctx, edit{ops: req.GetOperations()})
-	if err != nil {
-		return nil, err
+	answer := func(res store.WriteResult, at *cedarpostv1.Revision) *cedarpostv1.WriteEntitiesResponse {
+		return &cedarpostv1.WriteEntitiesResponse{Revision: at, Changed: int32(res.Changed)}
 	}
-	return &cedarpostv1.WriteEntitiesResponse{Revision: written(v, res.Revision, res.Mark), Changed: int32(res.Changed)}, nil
+	return writeOnce(ctx, s.db, cedarpostv1connect.EntityServiceWriteEntitiesProcedure, req.GetIdempotencyKey(), req, answer(store.WriteResult{}, nil),
+		func(o *once) (*cedarpostv1.WriteEntitiesResponse, error) {
+			res, at, err := s.write(ctx, edit{ops: req.GetOperations(), once: o, answer: func(res store.WriteResult, at *cedarpostv1.Revision) proto.Message { return answer(res, at) }})
+			return answer(res, at), err
+		})
 }
 
 // written returns the revision of a write that was checked at a view.
@@ -55,6 +59,9 @@ type edit struct {
 	ops   []*cedarpostv1.EntityOperation
 	first int64             // the number of the first operation in its import; 0: this is no import
 	step  *store.ImportStep // nil unless this is an import that has an id
+
+	once   *once
+	answer func(store.WriteResult, *cedarpostv1.Revision) proto.Message // to be stored for once
 }
 
 // at adds to a message which operation it is about, as the caller counts.
@@ -66,38 +73,39 @@ func (e edit) at(i int, message string) string {
 }
 
 // write checks and commits an edit. It returns after this server has applied it, so that the
-// caller reads its own write from this server.
-func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, snapshot.View, error) {
+// caller reads its own write from this server, and returns the revision of the write.
+func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, *cedarpostv1.Revision, error) {
 	var last error
 	for range publishRetries {
 		v, err := s.follower.Current()
 		if err != nil {
-			return store.WriteResult{}, snapshot.View{}, err
+			return store.WriteResult{}, nil, err
 		}
 		w := store.EntityWrite{Caller: callerFrom(ctx), PolicyRevision: v.PolicyRevision, At: v.Position, Ops: make([]store.Op, len(e.ops)), Import: e.step}
+		w.Once = keep(e.once, func(res store.WriteResult) proto.Message { return e.answer(res, written(v, res.Revision, res.Mark)) })
 		for i, op := range e.ops {
 			if w.Ops[i], err = s.readOperation(ctx, v, op); err != nil {
 				pe := publicError(cedarpostv1connect.EntityServiceWriteEntitiesProcedure, err)
-				return store.WriteResult{}, snapshot.View{}, connect.NewError(pe.Code(), e.at(i, pe.Message())).WithCause(pe.Unwrap())
+				return store.WriteResult{}, nil, connect.NewError(pe.Code(), e.at(i, pe.Message())).WithCause(pe.Unwrap())
 			}
 		}
 		res, err := s.db.WriteEntities(ctx, w)
 		if outdated(err) {
 			last = err
 			if _, err := s.follower.FullyConsistent(ctx); err != nil {
-				return store.WriteResult{}, snapshot.View{}, err
+				return store.WriteResult{}, nil, err
 			}
 			continue
 		}
 		if err != nil {
-			return store.WriteResult{}, snapshot.View{}, writeError(e, err)
+			return store.WriteResult{}, nil, writeError(e, err)
 		}
 		// It is committed. If this server is late to apply it, the write succeeded
 		// nevertheless, and the caller has its revision.
 		_, _ = s.follower.AtLeast(ctx, res.Revision)
-		return res, v, nil
+		return res, written(v, res.Revision, res.Mark), nil
 	}
-	return store.WriteResult{}, snapshot.View{}, last
+	return store.WriteResult{}, nil, last
 }
 
 // readOperation checks one operation against the schema.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -111,22 +112,24 @@ func (s *policyService) apply(ctx context.Context, header *cedarpostv1.BundleHea
 	if b.Name != header.GetName() {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "bundle.yaml names the bundle %q, the upload names it %q", b.Name, header.GetName())
 	}
-	var last error
-	for range publishRetries {
-		out, err := s.publish(ctx, b, header.GetDryRun())
-		if outdated(err) {
-			last = err
-			if _, err := s.follower.FullyConsistent(ctx); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		return out, nil
+	key := header.GetIdempotencyKey()
+	if header.GetDryRun() {
+		key = ""
 	}
-	return nil, last
+	request := &cedarpostv1.Bundle{Name: b.Name, Digest: b.Digest()}
+	return writeOnce(ctx, s.db, cedarpostv1connect.PolicyServiceApplyBundleProcedure, key, request, &cedarpostv1.ApplyBundleResponse{},
+		func(o *once) (out *cedarpostv1.ApplyBundleResponse, err error) {
+			for range publishRetries {
+				out, err = s.publish(ctx, b, header.GetDryRun(), o)
+				if !outdated(err) {
+					return out, err
+				}
+				if _, err := s.follower.FullyConsistent(ctx); err != nil {
+					return nil, err
+				}
+			}
+			return nil, err
+		})
 }
 
 // receiveHeader reads the first message of an upload. The upload has no place until it has come.
@@ -188,7 +191,7 @@ func (s *policyService) receiveFiles(stream cedarpostv1connect.PolicyServiceAppl
 
 // publish checks a bundle against the newest snapshot, and commits it unless another bundle
 // was published meanwhile.
-func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bool) (*cedarpostv1.ApplyBundleResponse, error) {
+func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bool, o *once) (*cedarpostv1.ApplyBundleResponse, error) {
 	v, err := s.follower.Current()
 	if err != nil {
 		return nil, err
@@ -206,7 +209,11 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	}
 	if !dryRun {
 		if i := slices.IndexFunc(v.Bundles, func(o store.Bundle) bool { return o.Name == b.Name }); i >= 0 && v.Bundles[i].Digest == b.Digest() {
-			return applied(v, v.Bundles[i], v.Position.Number, false, report), nil
+			out := applied(v, v.Bundles[i], v.Position.Number, false, report)
+			if o != nil {
+				err = s.db.KeepPublished(ctx, callerFrom(ctx), keep(o, func(store.Published) proto.Message { return out }), store.Published{})
+			}
+			return out, err
 		}
 	}
 	var changed []string // no entity has a type of admin-local
@@ -232,6 +239,15 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	p.Recheck = func(entities []store.Entity) error {
 		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }))
 	}
+	answer := func(made store.Published) *cedarpostv1.ApplyBundleResponse {
+		now := p.Bundle
+		now.Version, now.Since, now.PublishedAt, now.PolicyCount = made.Version, made.Revision, made.At, int32(len(now.Policies))
+		out := applied(v, now, made.Revision, true, report)
+		out.Revision = written(v, made.Revision, made.Mark)
+		out.Bundle.Revision = out.GetRevision()
+		return out
+	}
+	p.Once = keep(o, func(made store.Published) proto.Message { return answer(made) })
 	made, err := s.db.PublishBundle(ctx, p)
 	var refused *connect.Error
 	if err != nil && !errors.As(err, &refused) && !outdated(err) {
@@ -241,18 +257,8 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		return nil, err
 	}
 	// It is committed. If this server is late to apply it, the publish succeeded nevertheless.
-	base := v
-	if now, err := s.follower.AtLeast(ctx, made.Revision); err == nil {
-		v = now
-	}
-	out := applied(v, p.Bundle, made.Revision, true, report)
-	out.Revision = written(base, made.Revision, made.Mark)
-	for _, o := range v.Bundles {
-		if o.Name == b.Name {
-			out.Bundle = bundleToProto(v, o)
-		}
-	}
-	return out, nil
+	_, _ = s.follower.AtLeast(ctx, made.Revision)
+	return answer(made), nil
 }
 
 // besides returns the bundles that a bundle is checked with, and what to take over from. admin-local

@@ -30,17 +30,17 @@ func TestCheckIsBounded(t *testing.T) {
 	}
 	p := newPolicyService(db, s.follower, s.noted, times)
 	for range 2 { // the place of a check is given back
-		if _, err := p.publish(t.Context(), shop, false); connect.CodeOf(err) != connect.CodeResourceExhausted {
+		if _, err := p.publish(t.Context(), shop, false, nil); connect.CodeOf(err) != connect.CodeResourceExhausted {
 			t.Errorf("got %v", err)
 		}
 	}
 	p.times.check = time.Hour
 	gone, leave := context.WithCancel(t.Context())
 	leave()
-	if _, err := p.publish(gone, shop, false); !errors.Is(err, context.Canceled) {
+	if _, err := p.publish(gone, shop, false, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := p.publish(t.Context(), shop, false); err != nil {
+	if _, err := p.publish(t.Context(), shop, false, nil); err != nil {
 		t.Errorf("got %v", err)
 	}
 	rows, err := db.QueryEvents(t.Context(), store.EventQuery{Kind: "change", Limit: 10})

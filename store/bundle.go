@@ -69,6 +69,8 @@ type Publish struct {
 	// EntitiesRevision, under the revision lock: all writers wait for it. Its error
 	// refuses the publish, and is returned wrapped.
 	Recheck func(changed []Entity) error
+	// Once, if not nil, makes the publish happen once.
+	Once *Once[Published]
 }
 
 // Published is the result of a publish.
@@ -76,13 +78,15 @@ type Published struct {
 	// Revision is the revision of the publish, and Mark the mark of the revision.
 	Revision int64
 	Mark     uuid.UUID
-	// Version is the new version of the bundle.
+	// Version is the new version of the bundle, published at At.
 	Version int64
+	At      time.Time
 }
 
 // PublishBundle replaces the live bundle of that name, as one revision. Policies and
 // files that did not change keep their rows. The error is [ErrPolicyChanged] if any
-// bundle was published after BaseRevision.
+// bundle was published after BaseRevision, and [ErrRepeated] if the publish happened before, as its
+// Once says.
 func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err error) {
 	defer wrap(&err, "publish bundle")
 	err = db.inTurn(ctx, func(tx pgx.Tx) error {
@@ -106,7 +110,7 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err
 			return err
 		}
 		var before []byte
-		if made.Version, before, err = insertBundle(ctx, tx, made.Revision, p); err != nil {
+		if before, err = insertBundle(ctx, tx, p, &made); err != nil {
 			return err
 		}
 		if err := writePolicies(ctx, tx, made.Revision, p.Bundle.Name, policies); err != nil {
@@ -122,10 +126,14 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err
 		if err != nil {
 			return err
 		}
-		return db.changes.send(ctx, tx, Changed{
+		err = db.changes.send(ctx, tx, Changed{
 			Revision: made.Revision, Caller: p.Caller, Kind: KindBundle, ID: p.Bundle.Name, Version: made.Version,
 			Before: before, After: []byte(p.Bundle.Digest), Stored: stored.Stored,
 		})
+		if err != nil {
+			return err
+		}
+		return p.Once.keep(ctx, tx, p.Caller, made)
 	})
 	if err != nil {
 		return Published{}, err
@@ -167,24 +175,24 @@ func recheck(ctx context.Context, tx pgx.Tx, p Publish) error {
 // selectNewestPublish reads the revision of the newest change to any bundle.
 const selectNewestPublish = "select coalesce(greatest(max(since), max(until)), 0) from bundles"
 
-// insertBundle ends the live version and inserts the new one. It returns the digest of
+// insertBundle ends the live version and inserts the new one, which it completes made with. It returns the digest of
 // the version that it ended.
-func insertBundle(ctx context.Context, tx pgx.Tx, n int64, p Publish) (version int64, before []byte, err error) {
+func insertBundle(ctx context.Context, tx pgx.Tx, p Publish, made *Published) (before []byte, err error) {
 	b := p.Bundle
 	const closing = "update bundles set until = $1 where name = $2 and until is null returning convert_to(digest, 'UTF8')"
-	err = tx.QueryRow(ctx, closing, n, b.Name).Scan(&before)
+	err = tx.QueryRow(ctx, closing, made.Revision, b.Name).Scan(&before)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return 0, nil, err
+		return nil, err
 	}
 	const query = `
 		insert into bundles (name, version, digest, description, owners, on_forbid_error, namespaces,
 		                     schema, fields, policies, published_by, since)
 		values ($1, (select coalesce(max(version), 0) + 1 from bundles where name = $1),
 		        $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-		returning version`
+		returning version, published_at`
 	err = tx.QueryRow(ctx, query, b.Name, b.Digest, b.Description, orEmpty(b.Owners), b.OnForbidError,
-		orEmpty(b.Namespaces), b.Schema, b.Fields, len(b.Policies), p.Caller, n).Scan(&version)
-	return version, before, err
+		orEmpty(b.Namespaces), b.Schema, b.Fields, len(b.Policies), p.Caller, made.Revision).Scan(&made.Version, &made.At)
+	return before, err
 }
 
 // difference is what a publish changes: the keys of the live rows to end, and the rows to

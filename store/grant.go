@@ -133,6 +133,8 @@ type AccessChange struct {
 	Delete []GrantKey
 	Revoke []Key
 	Add    []Key
+	// Once, if not nil, makes the change happen once, even if it changes nothing.
+	Once *Once[Changes]
 }
 
 // Changes is the result of [DB.ChangeAccess].
@@ -146,7 +148,8 @@ type Changes struct {
 
 // ChangeAccess calls fn with the keys and grants, under the revision lock, and commits what fn
 // returns: one revision for all grants, and one for each key. So fn decides on what is stored when
-// the change is committed. If fn or the commit fails, nothing is stored. caller is recorded.
+// the change is committed. If fn or the commit fails, nothing is stored. caller is recorded. The error
+// is [ErrRepeated] if the change happened before, as its Once says.
 func (db *DB) ChangeAccess(ctx context.Context, caller string, fn func(context.Context, Access) (AccessChange, error)) (made Changes, err error) {
 	defer wrap(&err, "change API keys and grants")
 	err = db.inTurn(ctx, func(tx pgx.Tx) error {
@@ -180,8 +183,10 @@ func (db *DB) ChangeAccess(ctx context.Context, caller string, fn func(context.C
 		if err := tx.QueryRow(ctx, "select n from revision").Scan(&made.Revision); err != nil {
 			return err
 		}
-		made.Mark, err = readMark(ctx, tx, made.Revision)
-		return err
+		if made.Mark, err = readMark(ctx, tx, made.Revision); err != nil {
+			return err
+		}
+		return c.Once.keep(ctx, tx, caller, made)
 	})
 	if err != nil {
 		return Changes{}, err

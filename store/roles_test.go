@@ -104,6 +104,8 @@ func TestWhatRolesMayNotDo(t *testing.T) {
 		{"the writer may not make partitions", writer, "select create_log_partitions('2020-01-01', 1)"},
 		{"the writer may not drop a day", writer, "select drop_log_day('2020-01-01')"},
 
+		{"the writer may not read answers", writer, "select from idempotency_keys"},
+		{"the auditor may not read answers", auditor, "select from idempotency_keys"},
 		{"the auditor may not write a decision", auditor, "insert into decisions default values"},
 		{"the auditor may not write an event", auditor, "insert into events default values"},
 		{"the auditor may not append", auditor, "select log_append(null, null, 0, 0, null, null, null, null)"},

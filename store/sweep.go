@@ -29,7 +29,7 @@ type Swept struct {
 
 // Sweep removes revisions that are older than the retention, except those that decisions
 // in the log were made at. Bundles with their policies and files are never removed. It
-// also removes imports that cannot be continued any more.
+// also removes imports that cannot be continued any more, and idempotency keys of past days.
 //
 // Nothing waits for it, because writers do not touch the rows that it locks and removes.
 // If several processes call it at once, one sweeps. Functions of the database's owner
@@ -73,6 +73,11 @@ func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, retention time.Durati
 	}
 	tag, err := conn.Exec(ctx, "delete from imports where updated_at < now() - $1::interval", importRetention)
 	s.Rows["imports"] = tag.RowsAffected()
+	if err != nil {
+		return err
+	}
+	tag, err = conn.Exec(ctx, "delete from idempotency_keys where at < now() - $1::interval", onceRetention)
+	s.Rows["idempotency_keys"] = tag.RowsAffected()
 	return err
 }
 

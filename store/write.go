@@ -67,6 +67,8 @@ type EntityWrite struct {
 	// Import, if not nil, is the progress of an import, which is stored even if the write
 	// changes nothing.
 	Import *ImportStep
+	// Once, if not nil, makes the write happen once, even if it changes nothing.
+	Once *Once[WriteResult]
 }
 
 // WriteResult is the result of a write.
@@ -124,7 +126,7 @@ var errUnchanged = errors.New("unchanged")
 // WriteEntities applies the operations as one revision. If it returns an error, nothing
 // was written, except that the outcome is unknown if the connection broke during the
 // commit. A refused operation is an [*OpError]. After [ErrPolicyChanged] or
-// [ErrOtherHistory], check the operations again and retry.
+// [ErrOtherHistory], check the operations again and retry. [ErrRepeated] is of Once.
 //
 // An entity that several operations change gets one new version, or none if it is equal
 // to what is stored in the end.
@@ -149,10 +151,10 @@ func (db *DB) WriteEntities(ctx context.Context, w EntityWrite) (result WriteRes
 			if result.Mark, err = readMark(ctx, tx, n-1); err != nil {
 				return err
 			}
-			if w.Import == nil {
+			if w.Import == nil && w.Once == nil {
 				return errUnchanged
 			}
-			// Only the import is committed, so the number is given back.
+			// Only the import or the answer is committed, so the number is given back.
 			if _, err := tx.Exec(ctx, "update revision set n = n - 1"); err != nil {
 				return err
 			}
@@ -163,9 +165,11 @@ func (db *DB) WriteEntities(ctx context.Context, w EntityWrite) (result WriteRes
 			}
 		}
 		if w.Import != nil {
-			result.Import, err = moveImport(ctx, tx, *w.Import, w.Caller, result.Revision)
+			if result.Import, err = moveImport(ctx, tx, *w.Import, w.Caller, result.Revision); err != nil {
+				return err
+			}
 		}
-		return err
+		return w.Once.keep(ctx, tx, w.Caller, result)
 	})
 	if err != nil && !errors.Is(err, errUnchanged) {
 		return WriteResult{}, err

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -99,6 +100,59 @@ func killUnderLoad(t *testing.T, rounds int, mode string) {
 		t.Errorf("the log tells of %d crashes of %d, %v", crashes, rounds, err)
 	}
 	t.Logf("%d kills, %d answered, %d recorded, %d missing", rounds, len(answered), len(recorded), missing)
+	dev.stop(t, syscall.SIGTERM)
+}
+
+// A server is killed after the commit of a write, and before its reply, as far as its caller can tell. The
+// caller sends the same request to the next server, and gets the answer of the first time.
+func TestKilledBeforeItsReply(t *testing.T) {
+	dir := dataDir(t)
+	args := append([]string{"dev", "--data", dir}, anyPort...)
+	const body = `{"idempotencyKey": "one of a kind", "operations": [{
+		"put": {"uid": {"type": "Shop::Role", "id": "new"}}, "precondition": {"mustNotExist": true}}]}`
+	write := func() (status int, answer map[string]any, err error) {
+		env := readEnv(t, filepath.Join(dir, "dev.env"))
+		req, err := http.NewRequest(http.MethodPost, value(env, "CEDARPOST_ADMIN_URL")+"/cedarpost.v1.EntityService/WriteEntities", strings.NewReader(body))
+		if err != nil {
+			return 0, nil, err
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Authorization", "Bearer "+value(env, "CEDARPOST_TOKEN"))
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return 0, nil, err
+		}
+		defer res.Body.Close()
+		return res.StatusCode, answer, json.NewDecoder(res.Body).Decode(&answer)
+	}
+	dev := newShell().start(t, args...)
+	newest := func() (n int64) {
+		conn := servertest.Session(t, value(readEnv(t, filepath.Join(dir, "dev.env")), "CEDARPOST_DATABASE_URL"))
+		if err := conn.QueryRow(t.Context(), "select n from revision").Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := newest()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _, _ = write()
+	}()
+	for newest() == before {
+		time.Sleep(time.Millisecond)
+	}
+	dev.stop(t, syscall.SIGKILL)
+	<-ended
+	dev = newShell().start(t, args...)
+	status, answer, err := write()
+	written, _ := answer["revision"].(map[string]any)
+	if err != nil || status != http.StatusOK || written["number"] != fmt.Sprint(before+1) || answer["changed"] != float64(1) {
+		t.Errorf("%d, %v, %v", status, answer, err)
+	}
+	if now := newest(); now != before+1 {
+		t.Errorf("revision %d, then %d", before, now)
+	}
 	dev.stop(t, syscall.SIGTERM)
 }
 

@@ -419,9 +419,11 @@ type CreateKeyRequest struct {
 	// Grants of the caller, stored with the key. Their callers may be empty, and are this one.
 	Grants []*Grant `protobuf:"bytes,2,rep,name=grants,proto3" json:"grants,omitempty"`
 	// When the key ends; absent: never.
-	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateKeyRequest) Reset() {
@@ -473,6 +475,13 @@ func (x *CreateKeyRequest) GetExpiresAt() *timestamppb.Timestamp {
 		return x.ExpiresAt
 	}
 	return nil
+}
+
+func (x *CreateKeyRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 // CreateKeyResponse has the key.
@@ -545,9 +554,11 @@ type RotateKeyRequest struct {
 	// The caller.
 	Caller string `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
 	// When the new key ends; absent: never.
-	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RotateKeyRequest) Reset() {
@@ -592,6 +603,13 @@ func (x *RotateKeyRequest) GetExpiresAt() *timestamppb.Timestamp {
 		return x.ExpiresAt
 	}
 	return nil
+}
+
+func (x *RotateKeyRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 // RotateKeyResponse has the new key.
@@ -673,9 +691,11 @@ type RevokeKeyRequest struct {
 	// The caller, all of whose keys are revoked; empty if id is given.
 	Caller string `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
 	// The id of one key; empty if caller is given.
-	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RevokeKeyRequest) Reset() {
@@ -718,6 +738,13 @@ func (x *RevokeKeyRequest) GetCaller() string {
 func (x *RevokeKeyRequest) GetId() string {
 	if x != nil {
 		return x.Id
+	}
+	return ""
+}
+
+func (x *RevokeKeyRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
 	}
 	return ""
 }
@@ -900,9 +927,11 @@ func (x *ListKeysResponse) GetNextPageToken() string {
 type PutGrantRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The grant.
-	Grant         *Grant `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Grant *Grant `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PutGrantRequest) Reset() {
@@ -940,6 +969,13 @@ func (x *PutGrantRequest) GetGrant() *Grant {
 		return x.Grant
 	}
 	return nil
+}
+
+func (x *PutGrantRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 // PutGrantResponse says where it is stored.
@@ -1005,9 +1041,11 @@ type DeleteGrantRequest struct {
 	// The role.
 	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	// The bundle, or "*".
-	Bundle        string `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Bundle string `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DeleteGrantRequest) Reset() {
@@ -1057,6 +1095,13 @@ func (x *DeleteGrantRequest) GetRole() string {
 func (x *DeleteGrantRequest) GetBundle() string {
 	if x != nil {
 		return x.Bundle
+	}
+	return ""
+}
+
+func (x *DeleteGrantRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
 	}
 	return ""
 }
@@ -1263,28 +1308,31 @@ const file_cedarpost_v1_access_proto_rawDesc = "" +
 	"\tpermitted\x18\x06 \x03(\v2\x1e.cedarpost.v1.PermittedActionsR\tpermitted\"D\n" +
 	"\x10PermittedActions\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x18\n" +
-	"\aactions\x18\x02 \x03(\tR\aactions\"\xc6\x01\n" +
+	"\aactions\x18\x02 \x03(\tR\aactions\"\xfd\x01\n" +
 	"\x10CreateKeyRequest\x12@\n" +
 	"\x06caller\x18\x01 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$R\x06caller\x125\n" +
 	"\x06grants\x18\x02 \x03(\v2\x13.cedarpost.v1.GrantB\b\xbaH\x05\x92\x01\x02\x10dR\x06grants\x129\n" +
 	"\n" +
-	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\x84\x01\n" +
+	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x125\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x84\x01\n" +
 	"\x11CreateKeyResponse\x12#\n" +
 	"\x03key\x18\x01 \x01(\v2\x11.cedarpost.v1.KeyR\x03key\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\x122\n" +
-	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x8f\x01\n" +
+	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xc6\x01\n" +
 	"\x10RotateKeyRequest\x12@\n" +
 	"\x06caller\x18\x01 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$R\x06caller\x129\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\xaf\x01\n" +
+	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x125\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\xaf\x01\n" +
 	"\x11RotateKeyResponse\x12#\n" +
 	"\x03key\x18\x01 \x01(\v2\x11.cedarpost.v1.KeyR\x03key\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\x12)\n" +
 	"\x06others\x18\x03 \x03(\v2\x11.cedarpost.v1.KeyR\x06others\x122\n" +
-	"\brevision\x18\x04 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"V\n" +
+	"\brevision\x18\x04 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x8d\x01\n" +
 	"\x10RevokeKeyRequest\x12$\n" +
 	"\x06caller\x18\x01 \x01(\tB\f\xbaH\tr\a(\x80\x04\xba\x01\x01\x00R\x06caller\x12\x1c\n" +
-	"\x02id\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x02id\"t\n" +
+	"\x02id\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x02id\x125\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"t\n" +
 	"\x11RevokeKeyResponse\x12+\n" +
 	"\arevoked\x18\x01 \x03(\v2\x11.cedarpost.v1.KeyR\arevoked\x122\n" +
 	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x89\x01\n" +
@@ -1296,16 +1344,18 @@ const file_cedarpost_v1_access_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageToken\"a\n" +
 	"\x10ListKeysResponse\x12%\n" +
 	"\x04keys\x18\x01 \x03(\v2\x11.cedarpost.v1.KeyR\x04keys\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"D\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"{\n" +
 	"\x0fPutGrantRequest\x121\n" +
-	"\x05grant\x18\x01 \x01(\v2\x13.cedarpost.v1.GrantB\x06\xbaH\x03\xc8\x01\x01R\x05grant\"`\n" +
+	"\x05grant\x18\x01 \x01(\v2\x13.cedarpost.v1.GrantB\x06\xbaH\x03\xc8\x01\x01R\x05grant\x125\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"`\n" +
 	"\x10PutGrantResponse\x122\n" +
 	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged\"\xad\x01\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\xe4\x01\n" +
 	"\x12DeleteGrantRequest\x12&\n" +
 	"\x06caller\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x04\xba\x01\x01\x00R\x06caller\x12.\n" +
 	"\x04role\x18\x02 \x01(\tB\x1a\xbaH\x17r\x152\x13^[a-z][a-z-]{0,31}$R\x04role\x12?\n" +
-	"\x06bundle\x18\x03 \x01(\tB'\xbaH$r\"2 ^(\\*|[a-z0-9][a-z0-9._-]{0,63})$R\x06bundle\"I\n" +
+	"\x06bundle\x18\x03 \x01(\tB'\xbaH$r\"2 ^(\\*|[a-z0-9][a-z0-9._-]{0,63})$R\x06bundle\x125\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"I\n" +
 	"\x13DeleteGrantResponse\x122\n" +
 	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x8b\x01\n" +
 	"\x11ListGrantsRequest\x12$\n" +

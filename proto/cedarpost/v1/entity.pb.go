@@ -85,9 +85,11 @@ func (EntityChange_Kind) EnumDescriptor() ([]byte, []int) {
 type WriteEntitiesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 1000 operations.
-	Operations    []*EntityOperation `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Operations []*EntityOperation `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WriteEntitiesRequest) Reset() {
@@ -125,6 +127,13 @@ func (x *WriteEntitiesRequest) GetOperations() []*EntityOperation {
 		return x.Operations
 	}
 	return nil
+}
+
+func (x *WriteEntitiesRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 // EntityOperation is one change to one entity.
@@ -1063,9 +1072,12 @@ type ImportOptions struct {
 	// Another stream will go on with the import, so keep it unfinished when this
 	// stream ends. Without it, a stream that ends cleanly ends the import. A stream is
 	// bounded in bytes and time, an import is not.
-	More          bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	More bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
+	// Makes an atomic import happen once, however often it is sent: see AccessService. Other
+	// imports have an import_id for that.
+	IdempotencyKey string `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ImportOptions) Reset() {
@@ -1124,6 +1136,13 @@ func (x *ImportOptions) GetMore() bool {
 		return x.More
 	}
 	return false
+}
+
+func (x *ImportOptions) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 // ImportEntitiesResponse sums up an import.
@@ -1550,11 +1569,12 @@ var File_cedarpost_v1_entity_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_entity_proto_rawDesc = "" +
 	"\n" +
-	"\x19cedarpost/v1/entity.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"b\n" +
+	"\x19cedarpost/v1/entity.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x01\n" +
 	"\x14WriteEntitiesRequest\x12J\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x1d.cedarpost.v1.EntityOperationB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\n" +
-	"operations\"\x91\x03\n" +
+	"operations\x125\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x91\x03\n" +
 	"\x0fEntityOperation\x12(\n" +
 	"\x03put\x18\x01 \x01(\v2\x14.cedarpost.v1.EntityH\x00R\x03put\x124\n" +
 	"\x06delete\x18\x02 \x01(\v2\x1a.cedarpost.v1.DeleteEntityH\x00R\x06delete\x12>\n" +
@@ -1615,12 +1635,13 @@ const file_cedarpost_v1_entity_proto_rawDesc = "" +
 	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x8b\x01\n" +
 	"\x15ImportEntitiesRequest\x12;\n" +
 	"\bentities\x18\x01 \x03(\v2\x14.cedarpost.v1.EntityB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\bentities\x125\n" +
-	"\aoptions\x18\x02 \x01(\v2\x1b.cedarpost.v1.ImportOptionsR\aoptions\"\x83\x01\n" +
+	"\aoptions\x18\x02 \x01(\v2\x1b.cedarpost.v1.ImportOptionsR\aoptions\"\xba\x01\n" +
 	"\rImportOptions\x12)\n" +
 	"\timport_id\x18\x01 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\bimportId\x12\x1b\n" +
 	"\x04skip\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04skip\x12\x16\n" +
 	"\x06atomic\x18\x03 \x01(\bR\x06atomic\x12\x12\n" +
-	"\x04more\x18\x04 \x01(\bR\x04more\"\x82\x01\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\x125\n" +
+	"\x0fidempotency_key\x18\x05 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x82\x01\n" +
 	"\x16ImportEntitiesResponse\x12\x1a\n" +
 	"\bentities\x18\x01 \x01(\x03R\bentities\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x03R\achanged\x122\n" +

@@ -170,9 +170,12 @@ type BundleHeader struct {
 	// beginning with a letter or a digit.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Only check the bundle, and publish nothing.
-	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Makes the publish happen once, however often it is sent: see AccessService. The request is the
+	// bundle, however it is cut into messages. A dry run ignores it.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *BundleHeader) Reset() {
@@ -217,6 +220,13 @@ func (x *BundleHeader) GetDryRun() bool {
 		return x.DryRun
 	}
 	return false
+}
+
+func (x *BundleHeader) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 // FilePart has a file, whole or in consecutive parts with the same path.
@@ -880,10 +890,11 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x12ApplyBundleRequest\x124\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleHeaderH\x00R\x06header\x12,\n" +
 	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\r\n" +
-	"\x04part\x12\x05\xbaH\x02\b\x01\"_\n" +
+	"\x04part\x12\x05\xbaH\x02\b\x01\"\x96\x01\n" +
 	"\fBundleHeader\x126\n" +
 	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x04name\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"M\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x125\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"M\n" +
 	"\bFilePart\x12\"\n" +
 	"\x04path\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x04path\x12\x1d\n" +
 	"\x04data\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80@R\x04data\"\xc8\x01\n" +

@@ -1,0 +1,67 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// errOtherRequest is the error of an idempotency key that is used for another request.
+var errOtherRequest = connect.NewError(connect.CodeAlreadyExists, "idempotency_key: it was used for another request within a day; make up another one")
+
+// once is the idempotency key of a call, which makes its write happen once. It is nil for calls
+// without a key.
+type once struct {
+	key     string
+	request [sha256.Size]byte
+}
+
+// writeOnce makes a write, unless it has happened: then it returns the answer of the first time. A
+// write without a key is always made. request is all that the caller asks for.
+func writeOnce[A proto.Message](ctx context.Context, db *store.DB, procedure, key string, request proto.Message, answer A, write func(*once) (A, error)) (A, error) {
+	if key == "" {
+		return write(nil)
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(request)
+	if err != nil {
+		return answer, err
+	}
+	o := &once{key, sha256.Sum256(append([]byte(procedure+"\x00"), b...))}
+	if err := o.read(ctx, db, answer); !errors.Is(err, store.ErrNotFound) {
+		return answer, err
+	}
+	made, err := write(o)
+	if err != nil {
+		// Another call with the same key can have been faster, and the commit of this one can have
+		// succeeded without its reply.
+		if again := o.read(ctx, db, answer); again == nil || errors.Is(again, errOtherRequest) {
+			return answer, again
+		}
+	}
+	return made, err
+}
+
+// read reads the answer of the first time.
+func (o *once) read(ctx context.Context, db *store.DB, answer proto.Message) error {
+	request, b, err := db.Answered(ctx, callerFrom(ctx), o.key)
+	if err != nil {
+		return err
+	}
+	if request != o.request {
+		return errOtherRequest
+	}
+	return proto.Unmarshal(b, answer)
+}
+
+// keep returns what the store needs to store the answer together with the write.
+func keep[R any](o *once, answer func(R) proto.Message) *store.Once[R] {
+	if o == nil {
+		return nil
+	}
+	return &store.Once[R]{Key: o.key, Request: o.request, Answer: func(r R) ([]byte, error) { return proto.Marshal(answer(r)) }}
+}
