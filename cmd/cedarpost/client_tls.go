@@ -32,9 +32,10 @@ func (f *clientTLSFlags) transport() (http.RoundTripper, error) {
 	if err == nil {
 		return transport, nil
 	}
-	for flag, file := range map[string]string{"ca": f.CA, "client-cert": f.ClientCert, "client-key": f.ClientKey} {
-		if file != "" && strings.Contains(err.Error(), file) {
-			return nil, about(flag, err)
+	// An error about a pair of files names both. Then it is about the certificate.
+	for _, f := range []struct{ flag, file string }{{"ca", f.CA}, {"client-cert", f.ClientCert}, {"client-key", f.ClientKey}} {
+		if f.file != "" && strings.Contains(err.Error(), f.file) {
+			return nil, about(f.flag, err)
 		}
 	}
 	return nil, err
