@@ -25,7 +25,7 @@ import (
 // Each run draws other policy sets; with CEDARPOST_SEED it draws the same again.
 func TestConformanceOverTheWire(t *testing.T) {
 	t.Parallel() // it takes long
-	conformOverTheWire(t, 2, 3)
+	conformOverTheWire(t, 1, 2)
 }
 
 // TestSoakConformanceOverTheWire is the long form.

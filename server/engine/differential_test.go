@@ -41,7 +41,7 @@ func envUint(t *testing.T, name string, otherwise uint64) uint64 {
 // again, and CEDARPOST_DIFF_CASE one alone.
 func TestDifferential(t *testing.T) {
 	seed := envUint(t, "CEDARPOST_SEED", rand.Uint64())
-	first, last := uint64(0), envUint(t, "CEDARPOST_DIFF_CASES", 150)
+	first, last := uint64(0), envUint(t, "CEDARPOST_DIFF_CASES", 80)
 	if os.Getenv("CEDARPOST_DIFF_CASE") != "" {
 		first = envUint(t, "CEDARPOST_DIFF_CASE", 0)
 		last = first + 1

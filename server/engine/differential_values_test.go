@@ -103,7 +103,7 @@ func quoteCedar(s string) string { return string(cedar.String(s).MarshalCedar())
 // or values to neither. What this engine writes, both read.
 func TestDifferentialValues(t *testing.T) {
 	seed := envUint(t, "CEDARPOST_SEED", rand.Uint64())
-	cases := int(envUint(t, "CEDARPOST_DIFF_CASES", 500))
+	cases := int(envUint(t, "CEDARPOST_DIFF_CASES", 250))
 	t.Logf("CEDARPOST_SEED=%d", seed)
 	r := rand.New(rand.NewPCG(seed, 2))
 	ref := startReference(t, installReference(t))

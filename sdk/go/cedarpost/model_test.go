@@ -347,7 +347,7 @@ func (r *run) between(a, b int) int { return a + r.rand.IntN(b-a+1) }
 
 // TestNoAnswerIsOlderThanTheBound runs the real cache against the model.
 func TestNoAnswerIsOlderThanTheBound(t *testing.T) {
-	runs := 500 // TestSoakSafeguards has more
+	runs := 250 // TestSoakSafeguards has more
 	if n, err := strconv.Atoi(os.Getenv("CEDARPOST_MODEL_RUNS")); err == nil {
 		runs = n
 	}
