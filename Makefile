@@ -59,11 +59,11 @@ dev: postgres build ## Run a server with a private Postgres and the example bund
 # The packages whose tests take longest start first. Many tests wait most of the time, so one
 # package more than there are processors runs at once, and four tests of each. go vet is part
 # of make lint, and no test needs debug information (-ldflags=-w), whose linking takes time. With
-# GOGC=400 compilers take a fifth less time. Tests run with the default, because some measure memory.
+# GOGC=400 compilers take a fifth less time.
 TEST_PACKAGES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 .PHONY: test
 test: postgres pgbouncer ssh-agent node ## Run all tests, with a real Postgres and the race detector
-	GOGC=400 go test -exec 'env GOGC=100' -race -vet off -ldflags=-w -p $(TEST_PACKAGES) -parallel 4 -timeout 60m ./server ./server/decisionlog ./sdk/go/cedarpost ./store ./cmd/cedarpost ./...
+	go test -toolexec 'env GOGC=400' -race -vet off -ldflags=-w -p $(TEST_PACKAGES) -parallel 4 -timeout 60m ./server ./server/decisionlog ./sdk/go/cedarpost ./store ./cmd/cedarpost ./...
 
 # The tests of attacks are part of make test. Here they run one after the other, and print what an
 # attack cost and what an honest caller saw meanwhile.
