@@ -78,7 +78,7 @@ func TestServerSweeps(t *testing.T) {
 		for _, text := range []string{
 			`cedarpost_history_swept_rows_total{table="entities"} 1`, `cedarpost_history_swept_rows_total{table="revisions"} 2`,
 			`cedarpost_history_oldest_revision 3`, `cedarpost_background_failures_total{task="sweep"} 0`,
-			`msg="history swept" oldest=3`, " entities=1 imports=0 revision_entries=2 revisions=2\n",
+			`msg="history swept" oldest=3`, " entities=1 idempotency_keys=0 imports=0 revision_entries=2 revisions=2\n",
 		} {
 			if !strings.Contains(said, text) {
 				missing = text

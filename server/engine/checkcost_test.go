@@ -202,12 +202,12 @@ func TestAttackManyFindings(t *testing.T) {
 		unknown += fmt.Sprintf(" || principal.x%d == 1", i)
 	}
 	b := Source{Name: "b", Schema: hasSchema(10, 1)}
-	for i := range 10 {
+	for i := range 22 {
 		b.Policies = append(b.Policies, PolicyText{Text: fmt.Sprintf(`@id("p%d") permit (principal, action, resource) when { %s };`, i, unknown)})
 	}
 	_, findings := Compile([]Source{b}, nil)
 	if len(findings) > maxFindings+1 || len(findings) < maxFindings {
 		t.Errorf("%d findings", len(findings))
 	}
-	t.Logf("20000 problems: %d findings", len(findings))
+	t.Logf("44000 problems: %d findings", len(findings))
 }
