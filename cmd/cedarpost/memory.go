@@ -11,18 +11,48 @@ import (
 	"strings"
 )
 
-// limitMemory sets the soft memory limit of the Go runtime to nine tenths of what the cgroup of
-// this process may use. Without it the heap may double before the garbage collector runs, and
-// the kernel ends the process. A limit from GOMEMLIMIT stays.
-func limitMemory(log *slog.Logger) {
+// heapGrowth is by how many percent the heap grows before the garbage collector runs. Most of what
+// a decision allocates is garbage a moment later, so with Go's default of 100 a third of the time
+// would go into collecting it.
+const heapGrowth = 400
+
+// tuneMemory lets the heap grow by heapGrowth, and sets the soft memory limit of the Go runtime to
+// nine tenths of what the cgroup of this process may use, or to half of the machine's memory. Above
+// it the collector runs more often. Without it the kernel could end the process. Values from GOGC
+// and GOMEMLIMIT stay.
+func tuneMemory(log *slog.Logger) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(heapGrowth)
+	}
 	if debug.SetMemoryLimit(-1) != math.MaxInt64 {
 		return
 	}
-	if most := cgroupMemory(os.DirFS("/")); most > 0 {
+	root := os.DirFS("/")
+	if most := cgroupMemory(root); most > 0 {
 		limit := most / 10 * 9
 		debug.SetMemoryLimit(limit)
 		log.Info("soft memory limit set, nine tenths of the limit of the cgroup", "bytes", limit)
+	} else if all := machineMemory(root); all > 0 {
+		debug.SetMemoryLimit(all / 2)
+		log.Info("soft memory limit set, half of the memory of this machine", "bytes", all/2)
 	}
+}
+
+// machineMemory returns how much memory the machine has, or 0 if that is not known.
+func machineMemory(root fs.FS) int64 {
+	text, err := fs.ReadFile(root, "proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if amount, ok := strings.CutPrefix(line, "MemTotal:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(amount), "kB")), 10, 64)
+			if err == nil && kib > 0 && kib < 1<<50 {
+				return kib << 10
+			}
+		}
+	}
+	return 0
 }
 
 // cgroupMemory returns the least memory.max of the cgroup of this process (version 2) and of

@@ -36,3 +36,25 @@ func TestMemoryOfTheCgroup(t *testing.T) {
 		}
 	}
 }
+
+func TestMemoryOfTheMachine(t *testing.T) {
+	for text, want := range map[string]int64{
+		"MemTotal:       24732004 kB\nMemFree: 1 kB\n": 24732004 << 10,
+		"MemFree: 1 kB\nMemTotal: 8 kB\n":              8 << 10,
+		"MemTotal: much\n":                             0,
+		"MemTotal: 9999999999999999 kB\n":              0,
+		"":                                             0,
+	} {
+		dir := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(dir, "proc"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, dir, "proc/meminfo", text)
+		if got := machineMemory(os.DirFS(dir)); got != want {
+			t.Errorf("%q: %d, want %d", text, got, want)
+		}
+	}
+	if got := machineMemory(os.DirFS(t.TempDir())); got != 0 {
+		t.Errorf("no such file: %d", got)
+	}
+}

@@ -63,7 +63,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err := s.checkTransport(s.urlsFlag(), standbys...); err != nil {
 		return err
 	}
-	limitMemory(log)
+	tuneMemory(log)
 	reload := make(chan os.Signal, 1) // from here on SIGHUP does not end the process
 	signal.Notify(reload, syscall.SIGHUP)
 	defer signal.Stop(reload)
