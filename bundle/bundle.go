@@ -47,6 +47,8 @@ type Bundle struct {
 	// OnForbidError says what a forbid does that fails to evaluate: Deny (the default) or
 	// Skip, which is the rule of Cedar.
 	OnForbidError string
+	// PrincipalTokens says how access tokens become principals, sorted by issuer.
+	PrincipalTokens []PrincipalToken
 
 	Schema   File
 	Policies []File  // every *.cedar, sorted by path

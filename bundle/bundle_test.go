@@ -122,6 +122,39 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+func TestPrincipalTokens(t *testing.T) {
+	const manifest = `name: shop
+principal_tokens:
+  staff: {type: Shop::User, id: /ids/a~1b, id_prefix: "staff:", audience: shop-api}
+  customers:
+    type: Shop::User
+    id_prefix: "customers:"
+    context:
+      scope: scope
+      acr: acr
+`
+	want := []bundle.PrincipalToken{
+		{Issuer: "customers", Type: "Shop::User", IDClaim: "sub", IDPrefix: "customers:", Context: []bundle.ClaimAttribute{
+			{Name: "acr", Claim: "acr", Line: 9, Column: 7}, {Name: "scope", Claim: "scope", Line: 8, Column: 7}}, Line: 4, Column: 3},
+		{Issuer: "staff", Type: "Shop::User", IDClaim: "/ids/a~1b", IDPrefix: "staff:", Audiences: []string{"shop-api"}, Line: 3, Column: 3},
+	}
+	b := mustRead(t, with(files{"bundle.yaml": manifest}))
+	if !reflect.DeepEqual(b.PrincipalTokens, want) {
+		t.Errorf("%+v\nwant\n%+v", b.PrincipalTokens, want)
+	}
+	// What was published is read the same, whatever else the file has.
+	stored, err := bundle.ReadPrincipalTokens([]byte(manifest + "later: {setting: 1}\n"))
+	if err != nil || !reflect.DeepEqual(stored, want) {
+		t.Errorf("stored: %+v, %v", stored, err)
+	}
+	if stored, err := bundle.ReadPrincipalTokens(nil); err != nil || stored != nil {
+		t.Errorf("no file: %+v, %v", stored, err)
+	}
+	if _, err := bundle.ReadPrincipalTokens([]byte(manifest + "  later: {type: T, rule: x}\n")); err == nil {
+		t.Error("a setting of tokens that this version does not know")
+	}
+}
+
 func TestChecks(t *testing.T) {
 	b := mustRead(t, with(files{"tests.yaml": `checks:
   - name: everything given
@@ -223,6 +256,15 @@ func TestProblems(t *testing.T) {
 			"bundle.yaml:1:12: approvals are not enforced by this version: it publishes a bundle without any",
 			`bundle.yaml:2:1: unknown key "impact"`, `bundle.yaml:3:1: unknown key "freeze"`}},
 		{"approvals in other words", with(files{"bundle.yaml": "approvals: 00\n"}), []string{"bundle.yaml:1:12: approvals are not enforced by this version: it publishes a bundle without any"}},
+		{"tokens that are not valid", with(files{"bundle.yaml": "principal_tokens:\n  a: {type: A, id: '', context: [x]}\n  b: {type: a-b, id: /x~2, id_prefix: \"\\n\", claims: {}}\n  Cc: {type: T, context: {x: 1, '': y}}\n  d: {audience: []}\n  e: x\n  g: {type: G, audience: ['']}\n"}), []string{
+			"bundle.yaml:2:20: id must be a claim, with 1 to 256 bytes", "bundle.yaml:2:33: context must be a mapping, not a list",
+			`bundle.yaml:3:13: "a-b" is not an entity type`, `bundle.yaml:3:22: id: "/x~2" is not a JSON pointer`,
+			"bundle.yaml:3:39: id_prefix must have at most 128 bytes, and only characters that can be seen", `bundle.yaml:3:45: unknown key "claims"`,
+			`bundle.yaml:4:3: "Cc" cannot be the name of an issuer`, "bundle.yaml:4:30: the claim of x must be text, not a number", "bundle.yaml:4:33: the name of an attribute has 1 to 256 bytes",
+			`bundle.yaml:5:3: the tokens of "d" have no type`, "bundle.yaml:5:17: audience must be a text, or a list of 1 to 100 texts", "bundle.yaml:7:26: audience must be a text, or a list of 1 to 100 texts", "bundle.yaml:6:6: the tokens of e must be a mapping, not text"}},
+		{"users of two issuers with one id", with(files{"bundle.yaml": "principal_tokens:\n  a: {type: A}\n  b: {type: B}\n  c: {type: A, id_prefix: 'c:'}\n  d: {type: B, id_prefix: ''}\n  e: {type: C, id_prefix: 'e:'}\n  f: {type: C, id_prefix: 'f:'}\n"}), []string{
+			"bundle.yaml:4:3: a user of the issuer c could get the id of a user of the issuer a: both are of type A",
+			"bundle.yaml:5:3: a user of the issuer d could get the id of a user of the issuer b: both are of type B"}},
 		{"list for a mapping", with(files{"bundle.yaml": "- a\n"}), []string{"bundle.yaml:1:1: bundle.yaml must be a mapping, not a list"}},
 		{"two documents", with(files{"bundle.yaml": "name: a\n---\nname: b\n"}), []string{"bundle.yaml:2:1: holds more than one YAML document"}},
 		{"alias", with(files{"fields.yaml": "A:\n  x: &a [g]\n  y: *a\n"}), []string{

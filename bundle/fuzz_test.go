@@ -52,6 +52,24 @@ func checkSound(t *testing.T, b *bundle.Bundle) {
 			t.Fatalf("%+v", f)
 		}
 	}
+	for i, p := range b.PrincipalTokens {
+		if p.Issuer == "" || p.Type == "" || p.IDClaim == "" || p.Line == 0 {
+			t.Fatalf("%+v", p)
+		}
+		for _, o := range b.PrincipalTokens[:i] {
+			if p.Type == o.Type && (strings.HasPrefix(p.IDPrefix, o.IDPrefix) || strings.HasPrefix(o.IDPrefix, p.IDPrefix)) {
+				t.Fatalf("%+v and %+v", p, o)
+			}
+		}
+	}
+	for _, f := range b.Files {
+		if f.Path != bundle.ManifestName {
+			continue
+		}
+		if list, err := bundle.ReadPrincipalTokens(f.Content); err != nil || !reflect.DeepEqual(list, b.PrincipalTokens) {
+			t.Fatalf("%+v, %v, want %+v", list, err, b.PrincipalTokens)
+		}
+	}
 	for _, c := range b.Tests {
 		if c.Name == "" || c.Principal.Type == "" || c.Action.Type == "" || c.Resource.Type == "" || c.Expect.Decision == "" || c.Line == 0 {
 			t.Fatalf("%+v", c)
@@ -60,7 +78,8 @@ func checkSound(t *testing.T, b *bundle.Bundle) {
 }
 
 func FuzzBundleYAML(f *testing.F) {
-	fuzzFile(f, bundle.ManifestName, "name: shop\ndescription: d\nowners: [a, b]\napprovals: 0\non_forbid_error: deny\n", "name: 1\nname: 2\n", "approvals: 1e3\n")
+	fuzzFile(f, bundle.ManifestName, "name: shop\ndescription: d\nowners: [a, b]\napprovals: 0\non_forbid_error: deny\n", "name: 1\nname: 2\n", "approvals: 1e3\n",
+		"principal_tokens: {a: {type: A::B, id: /a/b~0, id_prefix: 'a:', audience: [x, y], context: {x: y, z: /w}}, b: {type: A::B, id_prefix: 'b:'}}\n", "principal_tokens: {a: b, c: }\n")
 }
 
 func FuzzFields(f *testing.F) {

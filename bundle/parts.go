@@ -66,8 +66,10 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 				return
 			}
 			b.OnForbidError = s
+		case principalTokensKey:
+			b.PrincipalTokens = y.principalTokens(v)
 		default:
-			y.unknown(k, "name", "description", "owners", "on_forbid_error")
+			y.unknown(k, "name", "description", "owners", "on_forbid_error", principalTokensKey)
 		}
 	})
 }

@@ -23,6 +23,7 @@ type Bundle struct {
 	Namespaces    []string
 	Schema        string // Cedar schema text
 	Fields        string // the field catalogue: JSON of []engine.Field, not the text of fields.yaml
+	Manifest      []byte // the file bundle.yaml, nil if there is none; a publish takes it from its Files
 	PolicyCount   int32  `db:"policies"`
 	PublishedBy   string
 	PublishedAt   time.Time // set by the database
@@ -316,11 +317,12 @@ func (db *DB) Bundles(ctx context.Context, revision int64) (_ []Bundle, err erro
 
 func readBundles(ctx context.Context, q querier, revision int64) ([]Bundle, error) {
 	rows, _ := q.Query(ctx, `
-		select name, version, digest, description, owners, on_forbid_error, namespaces, schema, fields, policies,
-		       published_by, published_at, since
-		from bundles
-		where since <= $1 and (until is null or until > $1)
-		order by name`, revision)
+		select b.name, b.version, b.digest, b.description, b.owners, b.on_forbid_error, b.namespaces, b.schema, b.fields,
+		       f.content as manifest, b.policies, b.published_by, b.published_at, b.since
+		from bundles b
+		left join bundle_files f on f.bundle = b.name and f.path = 'bundle.yaml' and f.since <= $1 and (f.until is null or f.until > $1)
+		where b.since <= $1 and (b.until is null or b.until > $1)
+		order by b.name`, revision)
 	bundles, err := pgx.CollectRows(rows, pgx.RowToStructByName[Bundle])
 	if err != nil {
 		return nil, err

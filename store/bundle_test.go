@@ -37,7 +37,7 @@ func TestPublish(t *testing.T) {
 		Namespaces: []string{"Shop", ""}, Schema: "entity User;", Fields: "f: {}",
 		Policies: []store.Policy{policy("b", "permit b", 3), policy("a", "permit a", 1), policy("Z", "permit Z", 5)},
 	}
-	files := []store.File{{Path: "p.cedar", Content: []byte("x")}, {Path: "empty"}}
+	files := []store.File{{Path: "bundle.yaml", Content: []byte("x")}, {Path: "an empty one"}}
 	first, version, err := publishBundle(t, db, store.Publish{Bundle: bundle, Files: files, Caller: "alice"})
 	if err != nil || version != 1 || first != 1 {
 		t.Fatalf("revision %d, version %d, %v", first, version, err)
@@ -56,7 +56,7 @@ func TestPublish(t *testing.T) {
 	// The text of b changes, Z is removed, and c is new. a and the empty file keep their
 	// rows.
 	bundle.Policies = []store.Policy{policy("a", "permit a", 1), policy("b", "permit b2", 3), policy("c", "permit c", 9)}
-	files = []store.File{{Path: "p.cedar", Content: []byte("y")}, {Path: "empty"}}
+	files = []store.File{{Path: "bundle.yaml", Content: []byte("y")}, {Path: "an empty one"}}
 	publish := store.Publish{Bundle: bundle, Files: files, Caller: "bob"}
 	if _, _, err := publishBundle(t, db, publish); !errors.Is(err, store.ErrPolicyChanged) {
 		t.Errorf("published on top of what it had not seen: %v", err)
@@ -74,12 +74,15 @@ func TestPublish(t *testing.T) {
 	}
 	for revision, want := range map[int64]string{first: "x", second: "y"} {
 		got, err := db.BundleFiles(t.Context(), revision, "shop")
-		if err != nil || len(got) != 2 || got[0] != (store.FileSize{Path: "empty"}) || got[1].Bytes != len(want) {
+		if err != nil || len(got) != 2 || got[0] != (store.FileSize{Path: "an empty one"}) || got[1].Bytes != len(want) {
 			t.Fatalf("%+v, %v", got, err)
 		}
 		content, err := db.ReadBundleFile(t.Context(), revision, "shop", got[1].Path, 0, 10)
 		if past, _ := db.ReadBundleFile(t.Context(), revision, "shop", got[1].Path, len(want), 10); err != nil || string(content) != want || len(past) != 0 {
 			t.Errorf("%q and then %q, %v", content, past, err)
+		}
+		if bundles, err := db.Bundles(t.Context(), revision); err != nil || string(bundles[0].Manifest) != want {
+			t.Errorf("bundle.yaml at revision %d: %q, %v, want %q", revision, bundles[0].Manifest, err, want)
 		}
 		if _, err := db.ReadBundleFile(t.Context(), revision, "shop", "none", 0, 10); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("a file that is not there: %v", err)
@@ -100,6 +103,9 @@ func TestPublish(t *testing.T) {
 	other := store.Publish{Bundle: store.Bundle{Name: "org", Policies: []store.Policy{policy("a", "permit", 1)}}, BaseRevision: 3}
 	if _, version, err := publishBundle(t, db, other); err != nil || version != 1 {
 		t.Errorf("version %d, %v", version, err)
+	}
+	if bundles, err := db.Bundles(t.Context(), 4); err != nil || bundles[0].Name != "org" || bundles[0].Manifest != nil {
+		t.Errorf("a bundle without a bundle.yaml: %+v, %v", bundles, err)
 	}
 	if got := policiesAt(t, db, 4); !slices.Equal(got, []string{"a@4", "a@3", "b@2", "c@2"}) {
 		t.Errorf("now %v", got)

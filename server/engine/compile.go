@@ -194,6 +194,9 @@ func (c *compiler) schemas(sources []Source) bool {
 		c.set.readFields(src, func(line, column int, msg, hint string) {
 			c.rule(Finding{Bundle: src.Name, File: src.FieldsFile, Line: line, Column: column, Message: msg, Hint: hint})
 		})
+		c.set.readPrincipalTokens(src, func(line, column int, msg, hint string) {
+			c.rule(Finding{Bundle: src.Name, File: src.ManifestFile, Line: line, Column: column, Message: msg, Hint: hint})
+		})
 	}
 	return !c.failed
 }

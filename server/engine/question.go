@@ -73,7 +73,7 @@ func (q *Question) alwaysAudited() bool {
 func (s *Set) read(a Ask) (*Question, error) {
 	act, ok := s.actions[a.Action]
 	if !ok {
-		return nil, badf("action %s is not declared by any schema", a.Action)
+		return nil, undeclared(a.Action)
 	}
 	if act.fieldOf != nil {
 		return nil, badf("action %s is asked by asking for fields of %s", a.Action, act.fieldOf.uid)
@@ -116,6 +116,10 @@ func (s *Set) read(a Ask) (*Question, error) {
 		s.readPaths(q, a)
 	}
 	return q, nil
+}
+
+func undeclared(uid cedar.EntityUID) error {
+	return badf("action %s is not declared by any schema", uid)
 }
 
 func (s *reading) readContext(q *Question, a Ask) error {

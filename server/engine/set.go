@@ -43,6 +43,7 @@ type compiledBundle struct {
 	namespaces       []string
 	policies         []*policy
 	skipForbidErrors bool
+	principalTokens  []PrincipalToken
 }
 
 // parseKey identifies a parsed policy. Its place in the file is not part of the key, so

@@ -15,6 +15,10 @@ type Source struct {
 	// FieldsFile names the catalogue in findings.
 	FieldsFile string
 	Fields     []Field
+	// ManifestFile names bundle.yaml in findings about PrincipalTokens, which says how access tokens
+	// become principals.
+	ManifestFile    string
+	PrincipalTokens []PrincipalToken
 	// Published says that the bundle was accepted before, perhaps by a version that did
 	// not have all rules for annotations. It is not checked against those rules again
 	// when another bundle is published.

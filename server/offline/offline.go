@@ -95,6 +95,7 @@ func Source(b *bundle.Bundle) engine.Source {
 	src := engine.Source{
 		Name: b.Name, SchemaFile: b.Schema.Path, Schema: string(b.Schema.Content), FieldsFile: bundle.FieldsName,
 		SkipForbidErrors: b.OnForbidError == bundle.Skip,
+		ManifestFile:     bundle.ManifestName, PrincipalTokens: PrincipalTokens(b.PrincipalTokens),
 	}
 	for _, f := range b.Policies {
 		src.Policies = append(src.Policies, engine.PolicyText{File: f.Path, Text: string(f.Content)})
@@ -103,6 +104,18 @@ func Source(b *bundle.Bundle) engine.Source {
 		src.Fields = append(src.Fields, engine.Field{Type: f.Type, Path: f.Path, Groups: f.Groups, Line: f.Line, Column: f.Column})
 	}
 	return src
+}
+
+// PrincipalTokens converts the principal_tokens of a bundle to the types of the engine.
+func PrincipalTokens(list []bundle.PrincipalToken) (out []engine.PrincipalToken) {
+	for _, t := range list {
+		e := engine.PrincipalToken{Issuer: t.Issuer, Type: t.Type, IDClaim: t.IDClaim, IDPrefix: t.IDPrefix, Audiences: t.Audiences, Line: t.Line, Column: t.Column}
+		for _, a := range t.Context {
+			e.Context = append(e.Context, engine.ClaimAttribute(a))
+		}
+		out = append(out, e)
+	}
+	return out
 }
 
 // Seed reads the entities.json of a bundle into a pool, where questions find the

@@ -16,7 +16,8 @@ import (
 var ErrCompile = errors.New("does not compile")
 
 // Source returns a stored bundle in the form that the engine compiles. The store keeps the
-// catalogue of fields as JSON of []engine.Field; the error is that of decoding it.
+// catalogue of fields as JSON of []engine.Field, and bundle.yaml as it was published; the error is that
+// of reading them.
 func Source(b store.Bundle) (engine.Source, error) {
 	src := engine.Source{
 		Name: b.Name, SchemaFile: bundle.SchemaName, Schema: b.Schema, FieldsFile: bundle.FieldsName,
@@ -28,6 +29,11 @@ func Source(b store.Bundle) (engine.Source, error) {
 	if err := json.Unmarshal([]byte(b.Fields), &src.Fields); err != nil {
 		return src, fmt.Errorf("bundle %s: catalogue: %w", b.Name, err)
 	}
+	tokens, err := bundle.ReadPrincipalTokens(b.Manifest)
+	if err != nil {
+		return src, fmt.Errorf("%w: bundle %s: %w", ErrCompile, b.Name, err)
+	}
+	src.ManifestFile, src.PrincipalTokens = bundle.ManifestName, offline.PrincipalTokens(tokens)
 	return src, nil
 }
 
