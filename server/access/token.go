@@ -65,12 +65,13 @@ const (
 	TokenType           TokenReason = "type"           // not the type of an access token
 	TokenAlgorithm      TokenReason = "algorithm"      // not one of the issuer's algorithms
 	TokenUnknownIssuer  TokenReason = "unknown_issuer" // no configured issuer
+	TokenPurpose        TokenReason = "purpose"        // the issuer is not configured for callers, or not for principals
 	TokenUnknownKey     TokenReason = "unknown_key"    // no key of the issuer has signed it
-	TokenNoKeys         TokenReason = "no_keys"        // the keys of the issuer could not be fetched
+	TokenNoKeys         TokenReason = "no_keys"        // the keys of the issuer could not be fetched, or not in time
 	TokenExpired        TokenReason = "expired"        // exp has passed
 	TokenTooOld         TokenReason = "too_old"        // older than the maximum age
 	TokenNotYetValid    TokenReason = "not_yet_valid"  // nbf or iat is in the future
-	TokenWrongAudience  TokenReason = "wrong_audience" // aud does not have the configured audience
+	TokenWrongAudience  TokenReason = "wrong_audience" // aud has no configured audience
 	TokenBound          TokenReason = "bound"          // bound to a key of the client (claim cnf), which is not checked
 	TokenClaimsNotValid TokenReason = "claims"         // a claim is missing, or not of its type
 )
@@ -134,7 +135,21 @@ type Tokens struct {
 
 	replacing sync.Mutex
 	issuers   atomic.Pointer[map[string]*tokenIssuer] // URL → issuer
-	verified  *otter.Cache[[sha256.Size]byte, *verifiedToken]
+	verified  *otter.Cache[verifiedKey, *verifiedToken]
+}
+
+// purpose is what a token is used for.
+type purpose bool
+
+const (
+	forCaller    purpose = false // it authenticates a caller
+	forPrincipal purpose = true  // it names the principal of a question
+)
+
+// verifiedKey has the purpose, too: a token that is good for one is not good for the other.
+type verifiedKey struct {
+	hash [sha256.Size]byte
+	purpose
 }
 
 // tokenIssuer is a configured issuer with its keys.
@@ -147,7 +162,8 @@ type tokenIssuer struct {
 // verifiedToken is a token whose signature and claims were checked. Only what depends on the time
 // and on the issuer's keys is checked again.
 type verifiedToken struct {
-	token  Token
+	token  Token  // of a principal: only Issuer and Expires
+	claims claims // of the token of a principal
 	issuer *tokenIssuer
 	key    *verificationKey
 }
@@ -160,9 +176,9 @@ func NewTokens(c TokensConfig) (*Tokens, error) {
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.issuers.Store(&map[string]*tokenIssuer{})
-	t.verified = otter.Must(&otter.Options[[sha256.Size]byte, *verifiedToken]{
+	t.verified = otter.Must(&otter.Options[verifiedKey, *verifiedToken]{
 		MaximumWeight: cachedTokenBytes,
-		Weigher:       func(_ [sha256.Size]byte, v *verifiedToken) uint32 { return v.weight() },
+		Weigher:       func(_ verifiedKey, v *verifiedToken) uint32 { return v.weight() },
 	})
 	if err := t.Replace(c.Issuers); err != nil {
 		t.Close()
@@ -232,30 +248,39 @@ func (t *Tokens) Close() {
 	}
 }
 
-// Verify returns what a token says, if a configured issuer has signed it for the issuer's audience
-// and it is valid at the time now. The error is a [TokenError].
+// Verify returns what the token of a caller says, if a configured issuer has signed it for the
+// issuer's audience and it is valid at the time now. The error is a [TokenError].
 func (t *Tokens) Verify(ctx context.Context, raw string, now time.Time) (Token, error) {
-	if len(raw) > maxTokenBytes {
-		return Token{}, &TokenError{Reason: TokenTooLarge}
-	}
-	hash := sha256.Sum256([]byte(raw))
-	if v, ok := t.verified.GetIfPresent(hash); ok && (*t.issuers.Load())[v.issuer.URL] == v.issuer && v.issuer.keys.current(now).has(v.key) {
-		if !now.Before(v.token.Expires) {
-			t.verified.Invalidate(hash)
-			return Token{}, &TokenError{TokenExpired, v.issuer.Name}
-		}
-		return v.token, nil
-	}
-	v, err := t.verify(ctx, raw, now)
+	v, err := t.look(ctx, raw, forCaller, now)
 	if err != nil {
 		return Token{}, err
 	}
-	t.verified.Set(hash, v)
 	return v.token, nil
 }
 
+// look verifies a token, or finds that it was verified before and is still valid.
+func (t *Tokens) look(ctx context.Context, raw string, p purpose, now time.Time) (*verifiedToken, error) {
+	if len(raw) > maxTokenBytes {
+		return nil, &TokenError{Reason: TokenTooLarge}
+	}
+	key := verifiedKey{sha256.Sum256([]byte(raw)), p}
+	if v, ok := t.verified.GetIfPresent(key); ok && (*t.issuers.Load())[v.issuer.URL] == v.issuer && v.issuer.keys.current(now).has(v.key) {
+		if !now.Before(v.token.Expires) {
+			t.verified.Invalidate(key)
+			return nil, &TokenError{TokenExpired, v.issuer.Name}
+		}
+		return v, nil
+	}
+	v, err := t.verify(ctx, raw, p, now)
+	if err != nil {
+		return nil, err
+	}
+	t.verified.Set(key, v)
+	return v, nil
+}
+
 // verify reads a token, checks its signature, and then its claims.
-func (t *Tokens) verify(ctx context.Context, raw string, now time.Time) (*verifiedToken, error) {
+func (t *Tokens) verify(ctx context.Context, raw string, p purpose, now time.Time) (*verifiedToken, error) {
 	head, claims, reason := parseToken(raw)
 	if reason != "" {
 		return nil, &TokenError{Reason: reason}
@@ -266,6 +291,9 @@ func (t *Tokens) verify(ctx context.Context, raw string, now time.Time) (*verifi
 		return nil, &TokenError{Reason: TokenUnknownIssuer}
 	}
 	refuse := func(r TokenReason) (*verifiedToken, error) { return nil, &TokenError{r, i.Name} }
+	if len(i.audiences(p)) == 0 {
+		return refuse(TokenPurpose)
+	}
 	if !slices.Contains(i.Algorithms, head.Algorithm) {
 		return refuse(TokenAlgorithm)
 	}
@@ -286,18 +314,24 @@ func (t *Tokens) verify(ctx context.Context, raw string, now time.Time) (*verifi
 	key := set.verify(signed, head.KeyID, head.Algorithm)
 	if key == nil {
 		newer := i.keys.newer(ctx, set, now)
-		if newer == nil && set == nil {
+		if newer == nil && (set == nil || ctx.Err() != nil) { // a fetch may be under way
 			return refuse(TokenNoKeys)
 		}
 		if key = newer.verify(signed, head.KeyID, head.Algorithm); key == nil {
 			return refuse(TokenUnknownKey)
 		}
 	}
-	token, reason := i.read(claims, now)
+	v := &verifiedToken{issuer: i, key: key}
+	if p == forPrincipal {
+		v.token, reason = i.readValid(claims, p, now)
+		v.claims = claims
+	} else {
+		v.token, reason = i.read(claims, now)
+	}
 	if reason != "" {
 		return refuse(reason)
 	}
-	return &verifiedToken{token: token, issuer: i, key: key}, nil
+	return v, nil
 }
 
 // weight is about how many bytes of memory a kept token takes.
@@ -308,6 +342,9 @@ func (v *verifiedToken) weight() uint32 {
 		for _, s := range list {
 			n += each + len(s)
 		}
+	}
+	for name, value := range v.claims {
+		n += 3*each + len(name) + len(value)
 	}
 	return uint32(n)
 }

@@ -60,10 +60,21 @@ func parseToken(raw string) (h tokenHeader, c claims, _ TokenReason) {
 	return h, c, ""
 }
 
-// read checks the claims of a token with a valid signature.
-func (i *Issuer) read(c claims, now time.Time) (t Token, _ TokenReason) {
-	audience, ok := c.texts("aud", false)
-	if !ok || !slices.Contains(audience, i.Audience) {
+// audiences are those of the tokens that are accepted for a purpose.
+func (i *Issuer) audiences(p purpose) []string {
+	switch {
+	case p == forPrincipal:
+		return i.PrincipalAudiences
+	case i.Audience == "":
+		return nil
+	}
+	return []string{i.Audience}
+}
+
+// readValid checks the claims of a token with a valid signature that say for whom and for how long it
+// is. The result has Issuer, Subject and Expires.
+func (i *Issuer) readValid(c claims, p purpose, now time.Time) (t Token, _ TokenReason) {
+	if !c.isFor(i.audiences(p)) {
 		return t, TokenWrongAudience
 	}
 	if c["cnf"] != nil { // RFC 7800; accepted without proof, a stolen token would work
@@ -72,8 +83,8 @@ func (i *Issuer) read(c claims, now time.Time) (t Token, _ TokenReason) {
 	expires, hasExpiry, ok1 := c.time("exp")
 	issued, hasIssued, ok2 := c.time("iat")
 	notBefore, _, ok3 := c.time("nbf")
-	authTime, _, ok4 := c.time("auth_time")
-	if !ok1 || !ok2 || !ok3 || !ok4 || !hasExpiry || !hasIssued {
+	subject, ok4 := c.text("sub")
+	if !ok1 || !ok2 || !ok3 || !ok4 || !hasExpiry || !hasIssued || subject == "" {
 		return t, TokenClaimsNotValid
 	}
 	ends, oldest := expires.Add(i.Leeway), issued.Add(i.MaxAge+i.Leeway)
@@ -85,17 +96,27 @@ func (i *Issuer) read(c claims, now time.Time) (t Token, _ TokenReason) {
 	case !now.Before(oldest):
 		return t, TokenTooOld
 	}
-	t = Token{Issuer: i.Name, Expires: ends}
+	t = Token{Issuer: i.Name, Subject: subject, Expires: ends}
 	if oldest.Before(ends) {
 		t.Expires = oldest
 	}
-	var okSubject, okName, okACR, okAMR, okScope, okClient bool
-	t.Subject, okSubject = c.text("sub")
-	t.Name, okName = c.text(i.CallerClaim)
-	if i.CallerClaim == "email" && string(c["email_verified"]) != "true" {
-		okName = false
+	return t, ""
+}
+
+// isFor reports whether one of the audiences is in the claim aud.
+func (c claims) isFor(audiences []string) bool {
+	list, ok := c.texts("aud", false)
+	return ok && slices.ContainsFunc(list, func(a string) bool { return slices.Contains(audiences, a) })
+}
+
+// read checks the claims of a caller's token with a valid signature.
+func (i *Issuer) read(c claims, now time.Time) (t Token, reason TokenReason) {
+	if t, reason = i.readValid(c, forCaller, now); reason != "" {
+		return t, reason
 	}
-	t.Claims.AuthTime = authTime
+	var okName, okAuthTime, okACR, okAMR, okScope, okClient bool
+	t.Name, okName = c.name(i.CallerClaim)
+	t.Claims.AuthTime, _, okAuthTime = c.time("auth_time")
 	t.Claims.ACR, okACR = c.optionalText("acr")
 	t.Claims.AMR, okAMR = c.texts("amr", false)
 	t.Claims.Scope, okScope = c.texts("scope", true)
@@ -103,7 +124,7 @@ func (i *Issuer) read(c claims, now time.Time) (t Token, _ TokenReason) {
 	if t.Claims.ClientID == "" && okClient {
 		t.Claims.ClientID, okClient = c.optionalText("azp")
 	}
-	if !okSubject || !okName || !okACR || !okAMR || !okScope || !okClient || t.Subject == "" || !goodCallerClaim(t.Name) {
+	if !okName || !okAuthTime || !okACR || !okAMR || !okScope || !okClient || len(t.Name) > maxCallerClaim {
 		return Token{}, TokenClaimsNotValid
 	}
 	if i.GroupsClaim != "" {
@@ -133,10 +154,19 @@ func (i *Issuer) grant(t *Token, groups []string) {
 	}
 }
 
-// goodCallerClaim reports whether a claim can be a part of a caller's name: people read it in the
-// log, so it has no character that cannot be seen.
-func goodCallerClaim(s string) bool {
-	if s == "" || len(s) > maxCallerClaim || strings.TrimSpace(s) != s {
+// name returns a claim that names somebody. With email, the issuer must have verified it.
+func (c claims) name(claim string) (s string, ok bool) {
+	s, ok = c.text(claim)
+	if strings.TrimPrefix(claim, "/") == "email" && string(c["email_verified"]) != "true" {
+		ok = false
+	}
+	return s, ok && goodName(s)
+}
+
+// goodName reports whether a claim can name somebody: people read it in the log, so it has no
+// character that cannot be seen.
+func goodName(s string) bool {
+	if s == "" || strings.TrimSpace(s) != s {
 		return false
 	}
 	for _, r := range s {

@@ -25,8 +25,12 @@ type Issuer struct {
 	Name string
 	// URL is the issuer as it stands in the claim iss, to the letter.
 	URL string
-	// Audience must be in the claim aud.
+	// Audience must be in the claim aud of the token of a caller. Empty: no token of this issuer
+	// authenticates a caller.
 	Audience string
+	// PrincipalAudiences are those of the tokens of end users that name the principal of a question: one
+	// must be in the claim aud. Empty: no token of this issuer does.
+	PrincipalAudiences []string
 	// KeysURL is the URL of the issuer's key set (RFC 7517). Empty: where the issuer's metadata
 	// say, at URL/.well-known/openid-configuration (OpenID Connect Discovery 1.0, section 4).
 	KeysURL string
@@ -68,6 +72,7 @@ const (
 	largestLeeway   = 2 * time.Minute
 	maxIssuers      = 100
 	maxIssuersBytes = 1 << 20
+	maxAudiences    = 100
 )
 
 var (
@@ -84,19 +89,20 @@ var (
 // issuersFile is the file of the issuers.
 type issuersFile struct {
 	Issuers []struct {
-		Name             string                  `yaml:"name"`
-		Issuer           string                  `yaml:"issuer"`
-		Audience         string                  `yaml:"audience"`
-		KeysURL          string                  `yaml:"jwks_uri"`
-		Hosts            []string                `yaml:"hosts"`
-		CAFile           string                  `yaml:"ca_file"`
-		Algorithms       []string                `yaml:"algorithms"`
-		AccessTokensOnly bool                    `yaml:"access_tokens_only"`
-		MaxAge           *time.Duration          `yaml:"max_age"`
-		Leeway           *time.Duration          `yaml:"leeway"`
-		CallerClaim      string                  `yaml:"caller_claim"`
-		GroupsClaim      string                  `yaml:"groups_claim"`
-		Grants           map[string][]TokenGrant `yaml:"grants"`
+		Name               string                  `yaml:"name"`
+		Issuer             string                  `yaml:"issuer"`
+		Audience           string                  `yaml:"audience"`
+		PrincipalAudiences []string                `yaml:"principal_audiences"`
+		KeysURL            string                  `yaml:"jwks_uri"`
+		Hosts              []string                `yaml:"hosts"`
+		CAFile             string                  `yaml:"ca_file"`
+		Algorithms         []string                `yaml:"algorithms"`
+		AccessTokensOnly   bool                    `yaml:"access_tokens_only"`
+		MaxAge             *time.Duration          `yaml:"max_age"`
+		Leeway             *time.Duration          `yaml:"leeway"`
+		CallerClaim        string                  `yaml:"caller_claim"`
+		GroupsClaim        string                  `yaml:"groups_claim"`
+		Grants             map[string][]TokenGrant `yaml:"grants"`
 	} `yaml:"issuers"`
 }
 
@@ -135,7 +141,7 @@ func ReadIssuers(text []byte) ([]Issuer, error) {
 	issuers := make([]Issuer, 0, min(len(file.Issuers), maxIssuers+1))
 	for _, f := range file.Issuers {
 		i := Issuer{
-			Name: f.Name, URL: f.Issuer, Audience: f.Audience, KeysURL: f.KeysURL, Hosts: f.Hosts, CAFile: f.CAFile, Algorithms: f.Algorithms,
+			Name: f.Name, URL: f.Issuer, Audience: f.Audience, PrincipalAudiences: f.PrincipalAudiences, KeysURL: f.KeysURL, Hosts: f.Hosts, CAFile: f.CAFile, Algorithms: f.Algorithms,
 			AccessTokensOnly: f.AccessTokensOnly, MaxAge: defaultMaxAge, Leeway: defaultLeeway,
 			CallerClaim: cmp.Or(f.CallerClaim, "sub"), GroupsClaim: f.GroupsClaim, Grants: f.Grants,
 		}
@@ -180,8 +186,12 @@ func (i *Issuer) check() error {
 	switch {
 	case !issuerName.MatchString(i.Name):
 		return errors.New("name: it must be 1 to 32 of a-z, 0-9 and dash, and start with a letter or digit")
-	case i.Audience == "":
+	case i.Audience == "" && len(i.PrincipalAudiences) == 0:
 		return errors.New("audience is missing; without it, tokens that were issued for other services would be accepted")
+	case i.Audience == "" && (len(i.Grants) > 0 || i.GroupsClaim != ""):
+		return errors.New("audience is missing, and groups_claim and grants are for callers")
+	case len(i.PrincipalAudiences) > maxAudiences || slices.Contains(i.PrincipalAudiences, ""):
+		return fmt.Errorf("principal_audiences: the list has an empty text, or more than %d", maxAudiences)
 	case i.MaxAge <= 0 || i.MaxAge > largestMaxAge:
 		return fmt.Errorf("max_age: it must be more than 0 and at most %v", largestMaxAge)
 	case i.Leeway < 0 || i.Leeway > largestLeeway:

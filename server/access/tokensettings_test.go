@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +39,7 @@ issuers:
     max_age: 10m
     leeway: 0s
     caller_claim: client_id
+  - {name: customers, issuer: https://customers.example.org, principal_audiences: [shop-api, shop-app]}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -49,6 +51,8 @@ issuers:
 			}},
 		{Name: "services", URL: "http://127.0.0.1/tokens", Audience: "https://cedarpost.example.org", KeysURL: "https://keys.example.org:8443/keys?all",
 			Hosts: []string{"cdn.example.org"}, CAFile: "/etc/ca.pem", Algorithms: []string{"ES384"}, AccessTokensOnly: true, MaxAge: 10 * time.Minute, CallerClaim: "client_id"},
+		{Name: "customers", URL: "https://customers.example.org", PrincipalAudiences: []string{"shop-api", "shop-app"}, Algorithms: []string{"RS256", "PS256", "ES256", "EdDSA"},
+			MaxAge: 2 * time.Hour, Leeway: 30 * time.Second, CallerClaim: "sub"},
 	}
 	if !reflect.DeepEqual(issuers, want) {
 		t.Errorf("%+v, want %+v", issuers, want)
@@ -83,6 +87,9 @@ func TestReadIssuersRefuses(t *testing.T) {
 		"issuers: [{name: a, issuer: https://a.example}]":                                                       `issuer 1 ("a"): audience is missing`,
 		"issuers: [{name: a, issuer: https://a.example, audience: ''}]":                                         "audience is missing",
 		"issuers: [{name: a, issuer: https://a.example, audience: }]":                                           "audience is missing",
+		"issuers: [{name: a, issuer: https://a.example, principal_audiences: []}]":                              "audience is missing",
+		"issuers: [{name: a, issuer: https://a.example, principal_audiences: [b, '']}]":                         "principal_audiences",
+		"issuers: [{name: a, issuer: https://a.example, principal_audiences: [b], groups_claim: g}]":            "groups_claim and grants are for callers",
 		"issuers: [{name: a, audience: b}]":                                                                     "issuer: the URL is missing",
 		"issuers: [{name: a, audience: b, issuer: http://a.example}]":                                           "https://",
 		"issuers: [{name: a, audience: b, issuer: http://10.0.0.1}]":                                            "https://",
@@ -203,6 +210,7 @@ func TestIssuersFileIsFollowed(t *testing.T) {
 func FuzzReadIssuers(f *testing.F) {
 	f.Add([]byte("issuers: [{name: a, issuer: https://a.example, audience: cedarpost, groups_claim: g, grants: {g: [{role: r, bundle: '*'}]}}]"))
 	f.Add([]byte("issuers:\n- name: a\n  issuer: http://[::1]:80/x\n  audience: b\n  max_age: 1h\n  leeway: 0s\n  algorithms: [EdDSA]\n  hosts: [a]\n"))
+	f.Add([]byte("issuers: [{name: a, issuer: https://a.example, principal_audiences: [shop]}]"))
 	f.Add([]byte("a: &a [*a]"))
 	f.Add([]byte("issuers: [{audience: !!binary AAAA}]"))
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -211,7 +219,7 @@ func FuzzReadIssuers(f *testing.F) {
 			return
 		}
 		for _, i := range issuers {
-			if i.Audience == "" || !issuerName.MatchString(i.Name) || i.MaxAge <= 0 || i.MaxAge > largestMaxAge || i.Leeway < 0 || i.Leeway > largestLeeway ||
+			if i.Audience == "" && (len(i.PrincipalAudiences) == 0 || len(i.Grants) > 0) || slices.Contains(i.PrincipalAudiences, "") || !issuerName.MatchString(i.Name) || i.MaxAge <= 0 || i.MaxAge > largestMaxAge || i.Leeway < 0 || i.Leeway > largestLeeway ||
 				len(i.Algorithms) == 0 || i.CallerClaim == "" || !strings.HasPrefix(i.URL, "http") {
 				t.Errorf("%q: %+v", text, i)
 			}
