@@ -31,6 +31,7 @@ type authorizationService struct {
 	metric *decisionMetrics
 	noted  *decisionlog.Noted
 
+	keyWait   time.Duration         // for the keys of issuers, in one call
 	maxReuse  time.Duration         // how long callers may keep an answer; 0 or less: not at all
 	watchers  *sharedPlaces[string] // for watches, by caller
 	heartbeat time.Duration         // between two messages of a watch, if nothing changes
@@ -104,15 +105,26 @@ func (s *authorizationService) view(ctx context.Context, c *cedarpostv1.Consiste
 type answer struct {
 	response *cedarpostv1.AuthorizeResponse
 	err      error
+	ends     time.Time // when the token ends that named the principal; zero: none did
 }
 
 // decide makes and records the decisions of checks, all at one view. The error that it
 // returns concerns all checks; the error in an answer concerns one.
 func (s *authorizationService) decide(ctx context.Context, v snapshot.View, checks []*cedarpostv1.AuthorizeRequest) (_ []answer, err error) {
 	began := time.Now()
-	asks := make([]engine.Ask, len(checks))
+	answers := make([]answer, len(checks))
+	if err := s.readTokens(ctx, v.Set, checks, answers, began); err != nil {
+		return nil, err
+	}
+	asks := make([]engine.Ask, 0, len(checks))
+	asked := make([]int, 0, len(checks)) // the checks that are in asks
 	for i, c := range checks {
-		asks[i] = wire.Ask(c, began.UnixMilli())
+		if answers[i].err == nil {
+			asks, asked = append(asks, wire.Ask(c, began.UnixMilli())), append(asked, i)
+		}
+	}
+	if len(asked) == 0 {
+		return answers, nil
 	}
 	work := s.shares.Call(ctx, access.CallerFrom(ctx))
 	defer func() {
@@ -123,10 +135,9 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 	if err != nil {
 		return nil, err
 	}
-	answers := make([]answer, len(checks))
 	rows := make([]store.Decision, 0, len(checks))
-	for i, c := range checks {
-		a, e := &answers[i], &evaluations[i]
+	for n, i := range asked {
+		c, a, e := checks[i], &answers[i], &evaluations[n]
 		if err := work.Err(); err != nil {
 			return nil, err
 		}
@@ -138,7 +149,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		}
 		a.response = wire.Response(res)
 		a.response.Revision = snapshot.EncodeRevision(v.Position, v.Position.Number)
-		a.response.CacheHint = s.hint(v, c, e)
+		a.response.CacheHint = s.hint(v, c, e, a.ends)
 		row, err := s.recorder.NewDecision(ctx, decisionlog.Decision{
 			Request: c, Evaluation: e, Set: v.Set, Position: v.Position, Response: a.response,
 			Loading: loading, Took: time.Since(began),
@@ -164,9 +175,9 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		return nil, err
 	}
 	rights := access.RightsFrom(ctx)
-	for i, a := range answers {
-		if a.response != nil {
-			hidePolicies(a.response, evaluations[i].Question.Bundle(), rights)
+	for n, i := range asked {
+		if a := answers[i]; a.response != nil {
+			hidePolicies(a.response, evaluations[n].Question.Bundle(), rights)
 			s.metric.decision(a.response.Decision == cedarpostv1.Decision_ALLOW, a.response.GetDeniedAt().String())
 		}
 	}
@@ -174,14 +185,18 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 }
 
 // hint says how long the caller may keep an answer, and by what tags. It is nil if the answer
-// must not be kept.
-func (s *authorizationService) hint(v snapshot.View, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation) *cedarpostv1.CacheHint {
-	if !req.WantCacheHint || req.Explain || s.maxReuse <= 0 {
+// must not be kept. ends is when the token of the question ends; zero: it has none.
+func (s *authorizationService) hint(v snapshot.View, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation, ends time.Time) *cedarpostv1.CacheHint {
+	keep := s.maxReuse
+	if !ends.IsZero() {
+		keep = min(keep, time.Until(ends))
+	}
+	if !req.WantCacheHint || req.Explain || keep <= 0 {
 		return nil
 	}
 	tags, ok := v.HintTags(e)
 	if !ok {
 		return nil
 	}
-	return &cedarpostv1.CacheHint{MaxAge: durationpb.New(s.maxReuse), Tags: tags}
+	return &cedarpostv1.CacheHint{MaxAge: durationpb.New(keep), Tags: tags}
 }

@@ -22,12 +22,19 @@ func (s *authorizationService) noteUndecided(ctx context.Context, c *cedarpostv1
 		s.note(ctx, decisionlog.ProbingCostly, c)
 	} else if _, ok := errors.AsType[*engine.RequestError](err); ok {
 		s.note(ctx, decisionlog.ProbingInvalid, c)
+	} else if token, ok := errors.AsType[*principalTokenError](err); ok {
+		s.metric.tokensRefused.WithLabelValues(string(token.reason)).Inc()
+		s.note(ctx, decisionlog.ProbingToken+string(token.reason), c)
 	}
 }
 
 // note notes a question. The example is what was asked and not the error, whose text can have
 // values that the schema marks @sensitive.
 func (s *authorizationService) note(ctx context.Context, reason string, c *cedarpostv1.AuthorizeRequest) {
-	s.noted.Probing(ctx, reason, wire.UID(c.GetPrincipal()).String(),
+	principal := ""
+	if c.GetPrincipal() != nil { // else a token was to name it
+		principal = wire.UID(c.GetPrincipal()).String()
+	}
+	s.noted.Probing(ctx, reason, principal,
 		wire.UID(c.GetAction()).String()+" on "+wire.UID(c.GetResource()).String())
 }

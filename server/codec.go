@@ -59,6 +59,10 @@ func (c strictJSON) UnmarshalRead(ctx context.Context, src io.Reader, msg any) e
 // differs from build to build.
 var protoPrefix = regexp.MustCompile(`^proto:[\s\x{a0}]*`)
 
+// jwt matches what looks like an access token. A caller that sends one in the wrong field gets an error
+// with the text of the field, which is also logged.
+var jwt = regexp.MustCompile(`[\w-]{8,}\.[\w-]{8,}\.[\w-]*`)
+
 // decodeError is the error of a body that does not decode. Its text is for the caller.
 type decodeError struct {
 	msg   string
@@ -73,5 +77,6 @@ func cleanDecodeError(err error) error {
 	if err == nil {
 		return nil
 	}
-	return &decodeError{protoPrefix.ReplaceAllString(err.Error(), ""), err}
+	text := protoPrefix.ReplaceAllString(err.Error(), "")
+	return &decodeError{jwt.ReplaceAllString(text, "(a token)"), err}
 }

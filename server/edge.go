@@ -47,6 +47,7 @@ type timeouts struct {
 	answer  time.Duration // that a caller may take to read all messages of a stream, besides a second for each `slowest` bytes
 	slowest int           // bytes of a stream that a caller reads in a second, at least
 	discard time.Duration // to read what a caller still sends after its call has ended
+	keys    time.Duration // to wait for the keys of issuers in one call, for the tokens of users
 	health  time.Duration // to receive the message of a call of the health service, which needs no key
 
 	heartbeat time.Duration // between two messages of a watch if nothing changes
@@ -56,7 +57,7 @@ type timeouts struct {
 
 var defaultTimeouts = timeouts{
 	header: 5 * time.Second, read: 10 * time.Second, write: 30 * time.Second, idle: time.Minute,
-	message: 30 * time.Second, upload: 15 * time.Minute, answer: 30 * time.Second, slowest: 64 << 10, discard: 2 * time.Second, health: 2 * time.Second,
+	message: 30 * time.Second, upload: 15 * time.Minute, answer: 30 * time.Second, slowest: 64 << 10, discard: 2 * time.Second, keys: time.Second, health: 2 * time.Second,
 	heartbeat: 10 * time.Second, check: time.Minute,
 }
 

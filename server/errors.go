@@ -49,6 +49,7 @@ func publicError(procedure string, err error) *connect.Error {
 	var unknown *access.UnauthenticatedError
 	var refused *refusedError
 	var token *access.TokenError
+	var principalToken *principalTokenError
 	var notToken *snapshot.TokenError
 	var history *snapshot.HistoryError
 	switch {
@@ -65,6 +66,8 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeUnauthenticated, unknown.Error())
 	case errors.As(err, &token):
 		return connect.NewError(connect.CodeUnauthenticated, token.Error())
+	case errors.As(err, &principalToken):
+		return connect.NewError(principalToken.code(), principalToken.Error()+so)
 	case errors.Is(err, access.ErrTooManyFailures):
 		// Not resource_exhausted: a caller whose key was revoked must not take it for overload,
 		// and let checks with FailOpen through.

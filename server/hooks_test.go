@@ -90,6 +90,14 @@ func PatientHealth(c *Config) {
 	c.times.health = 10 * time.Minute
 }
 
+// KeyWait is an option of a server that waits so long for the keys of issuers, for the tokens of users.
+func KeyWait(d time.Duration) func(*Config) {
+	return func(c *Config) {
+		c.times = defaultTimeouts
+		c.times.keys = d
+	}
+}
+
 // Watchers is an option of a server that so many may watch at once.
 func Watchers(n int) func(*Config) { return func(c *Config) { c.maxWatchers = n } }
 

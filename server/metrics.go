@@ -60,6 +60,8 @@ type decisionMetrics struct {
 	failOpens prometheus.Counter
 	reuseLost prometheus.Counter
 	tooCostly prometheus.Counter
+
+	tokensRefused *prometheus.CounterVec // reason
 }
 
 func newDecisionMetrics(r prometheus.Registerer) *decisionMetrics {
@@ -75,6 +77,8 @@ func newDecisionMetrics(r prometheus.Registerer) *decisionMetrics {
 			Name: "cedarpost_reuse_lost_total", Help: "Uses of kept answers that callers lost count of, as they reported."}),
 		tooCostly: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_decisions_too_costly_total", Help: "Questions that were refused because their decision takes more work than one may. Alert on it."}),
+		tokensRefused: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_principal_tokens_refused_total", Help: "Questions whose principal_token was not accepted, by reason."}, []string{"reason"}),
 	}
 }
 

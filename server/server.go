@@ -293,7 +293,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 			db: cfg.DB, follower: s.follower, gate: s.gate,
 			recorder: s.recorder, record: record, limits: limits, shares: shares, metric: newDecisionMetrics(registry), noted: s.noted,
 			watchers: newSharedPlaces[string](watchers, (watchers+1)/2),
-			maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
+			keyWait:  cfg.times.keys, maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})
 	}
 	admin := func(cs *connect.Server) {

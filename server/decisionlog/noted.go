@@ -148,9 +148,12 @@ const (
 	ProbingCostly = "too_costly"
 	// ProbingRateLimited is a call over the caller's rate.
 	ProbingRateLimited = "rate_limited"
+	// ProbingToken begins the reason of a question whose principal_token is not accepted. Why
+	// follows, in the words of docs/tokens.md.
+	ProbingToken = "principal_token: "
 )
 
-// Probing notes a question of the call's caller. reason is one of the constants. principal is
+// Probing notes a question of the call's caller. reason is one of a few, as the constants say. principal is
 // whom the question is about, or "", and example is what it asked or what it was answered. Both
 // are cut.
 func (n *Noted) Probing(ctx context.Context, reason, principal, example string) {

@@ -1232,8 +1232,8 @@ func (x *PublishRefused) GetLast() *timestamppb.Timestamp {
 // AuthenticationFailure counts failures.
 type Probing struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the questions have in common: "explained", "invalid_question", "too_costly" or
-	// "rate_limited".
+	// What the questions have in common: "explained", "invalid_question", "too_costly",
+	// "rate_limited", or "principal_token: " and why the token was not accepted.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The principal that was asked about, as Cedar text, at most 256 bytes; empty if it is
 	// not known; "others" if there were many.

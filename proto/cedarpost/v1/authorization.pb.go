@@ -231,8 +231,20 @@ type AuthorizeRequest struct {
 	// Also say how long the answer may be kept, and which changes make it invalid.
 	// Only for callers that watch, and report their reuse of answers.
 	WantCacheHint bool `protobuf:"varint,10,opt,name=want_cache_hint,json=wantCacheHint,proto3" json:"want_cache_hint,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// In place of principal: the access token of an end user, without "Bearer". It
+	// must be of an issuer, and for an audience, that the server's configuration
+	// opens for principals. principal_tokens in bundle.yaml of the bundle that owns
+	// the action says which principal the token stands for, and which attributes of
+	// the context its claims fill; a context with one of these is a bad request. The
+	// record has the principal and the context that come of it, and never the token.
+	// A hint for the answer ends with the token, at the latest.
+	//
+	// Errors: invalid_argument for a token that is not accepted, failed_precondition
+	// if the keys of its issuer could not be fetched. The message of each error about
+	// the token begins with "principal_token:". At most 16 KiB.
+	PrincipalToken string `protobuf:"bytes,11,opt,name=principal_token,json=principalToken,proto3" json:"principal_token,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *AuthorizeRequest) Reset() {
@@ -333,6 +345,13 @@ func (x *AuthorizeRequest) GetWantCacheHint() bool {
 		return x.WantCacheHint
 	}
 	return false
+}
+
+func (x *AuthorizeRequest) GetPrincipalToken() string {
+	if x != nil {
+		return x.PrincipalToken
+	}
+	return ""
 }
 
 // FieldSelection says which fields of the resource are asked for.
@@ -2015,9 +2034,9 @@ var File_cedarpost_v1_authorization_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\n" +
-	" cedarpost/v1/authorization.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x04\n" +
-	"\x10AuthorizeRequest\x12=\n" +
-	"\tprincipal\x18\x01 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\tprincipal\x127\n" +
+	" cedarpost/v1/authorization.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x04\n" +
+	"\x10AuthorizeRequest\x125\n" +
+	"\tprincipal\x18\x01 \x01(\v2\x17.cedarpost.v1.EntityUidR\tprincipal\x127\n" +
 	"\x06action\x18\x02 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\x06action\x12;\n" +
 	"\bresource\x18\x03 \x01(\v2\x17.cedarpost.v1.EntityUidB\x06\xbaH\x03\xc8\x01\x01R\bresource\x121\n" +
 	"\acontext\x18\x04 \x01(\v2\x17.google.protobuf.StructR\acontext\x124\n" +
@@ -2028,7 +2047,10 @@ const file_cedarpost_v1_authorization_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\t \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\trequestId\x12&\n" +
 	"\x0fwant_cache_hint\x18\n" +
-	" \x01(\bR\rwantCacheHint\"\xd4\x01\n" +
+	" \x01(\bR\rwantCacheHint\x125\n" +
+	"\x0fprincipal_token\x18\v \x01(\tB\f\xbaH\x06r\x04(\x80\x80\x01\x80\x01\x01R\x0eprincipalToken:#\xbaH \"\x1e\n" +
+	"\tprincipal\n" +
+	"\x0fprincipal_token\x10\x01\"\xd4\x01\n" +
 	"\x0eFieldSelection\x12,\n" +
 	"\x05paths\x18\x01 \x03(\tB\x16\xbaH\x13\x92\x01\x10\x10\xe8\a\"\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x05paths\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\x12\x1f\n" +
