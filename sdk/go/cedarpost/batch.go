@@ -1,6 +1,7 @@
 package cedarpost
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -67,7 +68,7 @@ func (c *Client) AuthorizeBatch(ctx context.Context, checks []Check) []Answer {
 	for i := range checks {
 		q := question{check: &checks[i], answer: &answers[i]}
 		key, err := appendKey(nil, q.check)
-		if err == nil && c.cache != nil {
+		if err = cmp.Or(err, q.check.PrincipalToken.check(q.check)); err == nil && c.cache != nil {
 			q.key = string(key)
 			if !fully {
 				var ok bool

@@ -3,9 +3,16 @@ package cedarpost
 import "errors"
 
 // Check is one question: may this principal do this action on this resource, and which
-// fields? Principal, Action and Resource are required.
+// fields? Action and Resource are required, and either Principal or PrincipalToken.
 type Check struct {
 	Principal, Action, Resource EntityUID
+
+	// PrincipalToken is the access token of the user who is the principal. The service verifies it, and
+	// the bundle says which principal it stands for, and which attributes of the context its claims
+	// fill: Context must not have these. The client keeps an answer under a hash of the token, and for
+	// no longer than the token is valid. Such a check cannot have FailOpen. If the token is not
+	// accepted, the error is [ErrPrincipalToken].
+	PrincipalToken PrincipalToken
 
 	// Context has the attributes that the action's context declares. Values are bool,
 	// string, numbers, json.Number, [EntityUID], time.Time (datetime), time.Duration

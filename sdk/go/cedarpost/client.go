@@ -11,6 +11,7 @@
 package cedarpost
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -179,7 +180,7 @@ func (c *Client) leave() { c.open.RUnlock() }
 var keys = sync.Pool{New: func() any { return new(make([]byte, 0, 512)) }}
 
 // Authorize asks one question. The error is one of [ErrUnavailable], [ErrInvalid],
-// [ErrUnknownRevision], [ErrWrongServer], [ErrUnauthenticated], [ErrPermissionDenied], [ErrNoToken] and [ErrClosed], or that of
+// [ErrUnknownRevision], [ErrWrongServer], [ErrUnauthenticated], [ErrPermissionDenied], [ErrPrincipalToken], [ErrNoToken] and [ErrClosed], or that of
 // ctx; each means deny.
 func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
 	if !c.enter() {
@@ -194,7 +195,7 @@ func (c *Client) Authorize(ctx context.Context, check Check) (Result, error) {
 	buf := keys.Get().(*[]byte)
 	defer keys.Put(buf)
 	key, err := appendKey((*buf)[:0], &check)
-	if err != nil {
+	if err = cmp.Or(err, check.PrincipalToken.check(&check)); err != nil {
 		return Result{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	*buf = key[:0]
@@ -513,6 +514,7 @@ func (c *Client) failed(ctx, bounded context.Context, check *Check, err error) (
 	case connect.CodePermissionDenied:
 		kind = ErrPermissionDenied
 	}
+	kind = cmp.Or(check.PrincipalToken.kind(err), kind)
 	if check.FailOpen != "" && away(err) {
 		if !c.failOpen.allow(c.cfg.clock()) {
 			c.counts.failOpenRefused.Add(1)

@@ -38,7 +38,11 @@ func appendKey(b []byte, c *Check) ([]byte, error) {
 	if c.RequireAllFields {
 		flags |= 2
 	}
-	b = append(b, flags)
+	if !c.PrincipalToken.IsZero() {
+		b = c.PrincipalToken.appendHash(append(b, flags|4))
+	} else {
+		b = append(b, flags)
+	}
 	b = binary.AppendUvarint(b, uint64(len(c.Fields)))
 	for _, f := range c.Fields {
 		b = appendText(b, f)

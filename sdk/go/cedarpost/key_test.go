@@ -88,6 +88,12 @@ func drawCheck(t *rapid.T) Check {
 		AllFields: rapid.Bool().Draw(t, "all"), RequireAllFields: rapid.Bool().Draw(t, "require"),
 		RequestID: drawText(t, "request id"),
 	}
+	if text := rapid.SampledFrom([]string{"", "", "", "a.b.c", "a.b.d"}).Draw(t, "token"); text != "" {
+		c.PrincipalToken = NewPrincipalToken(text)
+		if rapid.Bool().Draw(t, "token alone") {
+			c.Principal = EntityUID{}
+		}
+	}
 	for range rapid.IntRange(0, 2).Draw(t, "fields") {
 		c.Fields = append(c.Fields, drawText(t, "field"))
 	}
@@ -148,7 +154,7 @@ func TestKeys(t *testing.T) {
 		a := drawCheck(t)
 		b := a
 		// Another question, or the same one with one part changed.
-		switch other := drawCheck(t); rapid.IntRange(0, 9).Draw(t, "changed") {
+		switch other := drawCheck(t); rapid.IntRange(0, 10).Draw(t, "changed") {
 		case 0:
 			b = other
 		case 1:
@@ -169,6 +175,8 @@ func TestKeys(t *testing.T) {
 			b.Principal, b.Resource = a.Resource, a.Principal
 		case 9:
 			b.Fields, b.RequestID = append([]string{a.Principal.ID}, a.Fields...), other.RequestID
+		case 10:
+			b.PrincipalToken = other.PrincipalToken
 		}
 		judge(t, a, b)
 	})
@@ -184,6 +192,11 @@ func TestKeyIsOfTheQuestion(t *testing.T) {
 	keyB, errB := appendKey(nil, &b)
 	if errA != nil || errB != nil || string(keyA) != string(keyB) {
 		t.Errorf("%q, %v\n%q, %v", keyA, errA, keyB, errB)
+	}
+	// A token is in the key by its hash only.
+	a.Principal, a.PrincipalToken = EntityUID{}, NewPrincipalToken("header.payload.signature")
+	if key, err := appendKey(nil, &a); err != nil || strings.Contains(string(key), "payload") || string(key) == string(keyA) {
+		t.Errorf("%q, %v", key, err)
 	}
 }
 

@@ -26,6 +26,9 @@ func request(c *Check) (*cedarpostv1.AuthorizeRequest, error) {
 		Principal: protoUID(c.Principal), Action: protoUID(c.Action), Resource: protoUID(c.Resource),
 		RequestId: c.RequestID,
 	}
+	if !c.PrincipalToken.IsZero() {
+		req.Principal, req.PrincipalToken = nil, c.PrincipalToken.text()
+	}
 	if len(c.Fields) > 0 || c.AllFields || c.RequireAllFields {
 		req.Fields = &cedarpostv1.FieldSelection{Paths: slices.Clone(c.Fields), All: c.AllFields, RequireAll: c.RequireAllFields}
 	}
@@ -65,14 +68,17 @@ const (
 // FailOpen would then be let through, and a user who chooses an id or a path could cause
 // that. In a batch or a report, the service would refuse all items that are sent with it.
 func sendable(c *Check, req *cedarpostv1.AuthorizeRequest) error {
-	uids := []EntityUID{c.Principal, c.Action, c.Resource}
+	uids := []EntityUID{c.Action, c.Resource}
+	if c.PrincipalToken.IsZero() {
+		uids = append(uids, c.Principal)
+	}
 	for _, e := range c.Entities {
 		uids = append(append(uids, e.UID), e.Parents...)
 		if len(e.Parents) > maxParents {
 			return fmt.Errorf("an entity has %d parents, more than %d", len(e.Parents), maxParents)
 		}
 	}
-	err := sendableText(c.RequestID, 0, maxRequestID)
+	err := cmp.Or(c.PrincipalToken.check(c), sendableText(c.RequestID, 0, maxRequestID))
 	for _, u := range uids {
 		err = cmp.Or(err, sendableText(u.Type, 1, maxType), sendableText(u.ID, 0, MaxIDBytes))
 	}

@@ -137,6 +137,9 @@ func (s handler) GetRevision(context.Context, *cedarpostv1.GetRevisionRequest) (
 
 // decide answers one check and adds it to the decisions. The caller holds mu.
 func (s *Service) decide(req *cedarpostv1.AuthorizeRequest, pool *engine.Pool) (*cedarpostv1.AuthorizeResponse, error) {
+	if err := s.readToken(req); err != nil {
+		return nil, err
+	}
 	evaluation, err := s.set.Prepare(wire.Ask(req, time.Now().UnixMilli()), pool, func(missing []cedar.EntityUID) error {
 		for _, uid := range missing {
 			pool.Put(uid, s.entities[uid])
@@ -173,7 +176,10 @@ func (s *Service) decide(req *cedarpostv1.AuthorizeRequest, pool *engine.Pool) (
 // publicError turns an error into the one that package server sends to a client.
 func publicError(err error) *connect.Error {
 	var bad *engine.RequestError
+	var ce *connect.Error
 	switch {
+	case errors.As(err, &ce):
+		return ce
 	case errors.As(err, &bad):
 		return connect.NewError(connect.CodeInvalidArgument, bad.Message)
 	case errors.Is(err, engine.ErrTooCostly), errors.Is(err, engine.ErrTooLarge):

@@ -52,6 +52,7 @@ type Service struct {
 	failure  error                              // every call returns it; nil: the service works
 	closed   bool
 	clients  []*cedarpost.Client
+	tokens   map[string]meaning // by their text
 
 	log journal
 }

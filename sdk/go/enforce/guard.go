@@ -28,7 +28,7 @@ import (
 // ErrNoPrincipal is returned by [Config].Principal for a request without a principal.
 var ErrNoPrincipal = errors.New("enforce: the request has no principal")
 
-// Config says how a service enforces. Client and Principal are required.
+// Config says how a service enforces. Client is required, and either Principal or PrincipalToken.
 type Config struct {
 	// Client asks the service.
 	Client *cedarpost.Client
@@ -37,6 +37,11 @@ type Config struct {
 	// leaves its result in the context. ErrNoPrincipal, or an empty principal, refuses the
 	// request as unauthenticated. Any other error refuses it as a fault of the program.
 	Principal func(context.Context) (cedarpost.EntityUID, error)
+
+	// PrincipalToken returns the access token of the user of a request, in place of Principal: the
+	// service verifies it. ErrNoPrincipal, no token, or one that the service does not accept, refuses
+	// the request as unauthenticated. Routes cannot have FailOpen then.
+	PrincipalToken func(context.Context) (cedarpost.PrincipalToken, error)
 
 	// Context returns the context of each check, for example whether a second factor was
 	// used. A value that a route adds replaces one of the same name. Nil: none.
@@ -73,8 +78,8 @@ type Guard struct {
 
 // New makes a guard. Errors are mistakes in the configuration.
 func New(cfg Config) (*Guard, error) {
-	if cfg.Client == nil || cfg.Principal == nil {
-		return nil, errors.New("enforce: Config needs a Client and a Principal")
+	if cfg.Client == nil || (cfg.Principal == nil) == (cfg.PrincipalToken == nil) {
+		return nil, errors.New("enforce: Config needs a Client and a Principal, or a PrincipalToken in its place")
 	}
 	for text, meet := range cfg.Obligations {
 		if meet == nil {
@@ -152,8 +157,8 @@ func (g *Guard) Enforce(ctx context.Context, q Question) (result cedarpost.Resul
 }
 
 func (g *Guard) decide(ctx context.Context, q Question) (none cedarpost.Result, _ error) {
-	principal, err := g.cfg.Principal(ctx)
-	if errors.Is(err, ErrNoPrincipal) || err == nil && (principal.Type == "" || principal.ID == "") {
+	principal, token, err := g.principal(ctx)
+	if errors.Is(err, ErrNoPrincipal) || err == nil && token.IsZero() && (principal.Type == "" || principal.ID == "") {
 		return none, &Refusal{Kind: NoPrincipal, Challenge: "Bearer", Err: err}
 	}
 	if err != nil {
@@ -166,12 +171,14 @@ func (g *Guard) decide(ctx context.Context, q Question) (none cedarpost.Result, 
 	if err := askable(&check); err != nil {
 		return none, malformed(err)
 	}
-	check.Principal = principal
+	check.Principal, check.PrincipalToken = principal, token
 	if check.Context, err = g.context(ctx, check.Context); err != nil {
 		return none, err
 	}
 	result, err := g.cfg.Client.Authorize(ctx, check)
 	switch {
+	case errors.Is(err, cedarpost.ErrPrincipalToken): // RFC 6750, section 3.1
+		return none, &Refusal{Kind: NoPrincipal, Challenge: `Bearer error="invalid_token"`, Err: err}
 	case errors.Is(err, cedarpost.ErrInvalid), errors.Is(err, cedarpost.ErrWrongServer):
 		return none, err
 	case errors.Is(err, cedarpost.ErrUnknownRevision):
@@ -182,6 +189,16 @@ func (g *Guard) decide(ctx context.Context, q Question) (none cedarpost.Result, 
 		return none, g.denied(result, check, q.Hide)
 	}
 	return result, g.meet(ctx, result, q.Again)
+}
+
+// principal returns the principal of a request, or the token that names it.
+func (g *Guard) principal(ctx context.Context) (p cedarpost.EntityUID, t cedarpost.PrincipalToken, err error) {
+	if g.cfg.Principal != nil {
+		p, err = g.cfg.Principal(ctx)
+	} else {
+		t, err = g.cfg.PrincipalToken(ctx)
+	}
+	return p, t, err
 }
 
 // maxPathsBytes bounds all paths together: a whole question may have 64 KiB.
