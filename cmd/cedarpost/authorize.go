@@ -8,13 +8,15 @@ import (
 
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/cedarpost/cedarpost/internal/keyfile"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/entityfile"
 )
 
 type authorizeCmd struct {
 	outputFlags
-	Principal       uid      `required:"" help:"The entity that acts: Shop::User::bob, or as Cedar text, 'Shop::User::\"bob\"'." placeholder:"UID"`
+	Principal       uid      `help:"The entity that acts: Shop::User::bob, or as Cedar text, 'Shop::User::\"bob\"'." placeholder:"UID" xor:"principal" required:""`
+	PrincipalToken  string   `name:"principal-token-file" help:"File with the access token of the user who acts, in place of --principal." placeholder:"FILE" type:"path" xor:"principal" required:""`
 	Action          uid      `required:"" help:"The action: Shop::Action::ViewOrder." placeholder:"UID"`
 	Resource        uid      `required:"" help:"The entity that is acted on: Shop::Order::42." placeholder:"UID"`
 	Context         string   `help:"The context as JSON, or @FILE." placeholder:"JSON"`
@@ -75,6 +77,15 @@ func (a *authorizeCmd) request() (*cedarpostv1.AuthorizeRequest, error) {
 		Explain: a.Explain,
 	}
 	var err error
+	if a.PrincipalToken != "" {
+		token, err := keyfile.Read(a.PrincipalToken)
+		if err != nil {
+			return nil, err
+		}
+		if req.PrincipalToken = strings.TrimSpace(string(token)); req.PrincipalToken == "" {
+			return nil, fmt.Errorf("%s: the file is empty", a.PrincipalToken)
+		}
+	}
 	if a.Context != "" {
 		if req.Context, err = parseContext(a.Context); err != nil {
 			return nil, misuse("--context: %w", err)

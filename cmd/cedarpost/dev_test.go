@@ -99,6 +99,15 @@ func testAuthorize(sh *shell) func(*testing.T) {
 		sh.exits(t, 1, says("cedarpost: invalid_argument: "), ask("Fly", "42")...)
 		sh.exits(t, 1, says("cedarpost: invalid_argument: ", "speed"), ask("ViewOrder", "42", `--context={"mfa":true,"speed":1}`)...)
 
+		// dev has no issuers, so it takes no tokens.
+		file := write(t, t.TempDir(), "token", "a.b.c\n")
+		byToken := []string{"authorize", "--principal-token-file", file, "--action=Shop::Action::ViewOrder", "--resource=Shop::Order::42"}
+		sh.exits(t, 1, says("cedarpost: invalid_argument: principal_token: the access token is not accepted"), byToken...)
+		if err := os.Chmod(file, 0o604); err != nil {
+			t.Fatal(err)
+		}
+		sh.exits(t, 1, says("all users of this machine may use it"), byToken...)
+
 		r = sh.exits(t, 5, nil, ask("ViewOrder", "99", "-o", "json")...)
 		var got struct{ Decision, DeniedAt, DecisionID string }
 		if err := json.Unmarshal([]byte(r.out), &got); err != nil || got.Decision != "DENY" || got.DeniedAt != "OBJECT" || len(got.DecisionID) != 36 {

@@ -14,8 +14,9 @@ func TestWrongUsageExits2(t *testing.T) {
 	}{
 		{"", `try: cedarpost --help`},
 		{"bogus", `unexpected argument bogus`},
-		{"authorize", `missing flags: --action=UID, --principal=UID, --resource=UID`},
+		{"authorize", `missing flags: --action=UID, --principal=UID or --principal-token-file=FILE, --resource=UID`},
 		{"authorize --principal bob --action A::b --resource C::d", `"bob" is not an entity`},
+		{"authorize --principal A::b --principal-token-file x --action A::b --resource C::d", `can't be used together`},
 		{"authorize --principal A::b --action A::b --resource C::d --context [1]", `--context: not a JSON object`},
 		{`authorize --principal A::b --action A::b --resource C::d --context {"mfa":false,"mfa":true}`, `--context: not a JSON object like {"mfa": true}: member "mfa" is twice in an object, at /mfa`},
 		{`entities list --type A --attr of={"type":"A","id":"b","id":"c"}`, `--attr of: not a JSON object like {"mfa": true}: member "id" is twice in an object, at /value/id`},
