@@ -44,7 +44,7 @@ func TestFirstHour(t *testing.T) {
 			shell += "cat <<'END'\n" + line + "END\n" + command
 		}
 	}
-	run := exec.CommandContext(t.Context(), "sh", "-c", shell)
+	run := exec.CommandContext(t.Context(), "sh", "-c", shell) //nolint:gosec // the commands of the docs
 	run.Dir = dir
 	run.Env = append(newShell("CEDARPOST_ADMIN_URL="+d.url("admin")).env, "PATH="+dir+":"+os.Getenv("PATH"))
 	out, err := run.CombinedOutput()
