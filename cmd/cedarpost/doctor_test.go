@@ -121,7 +121,7 @@ func TestDoctor(t *testing.T) {
 		args []string
 		want map[string]string
 	}{
-		"plaintext": {1, []string{"--listen=127.0.0.1:0", "--admin-listen=0.0.0.0:0", "--database-url-file", urlFile}, map[string]string{
+		"plaintext": {1, []string{"--listen=127.0.0.1:0", "--admin-listen=0.0.0.0:0", "--rate-limit=0", "--database-url-file", urlFile}, map[string]string{
 			"admin-listen": "fail: --admin-listen: 0.0.0.0:0 is open to other machines", "mask-key-file": "warn", "audit-key-file": "warn", "rate-limit": "warn", "witness": "warn",
 		}},
 		"development": {codeWarnings, with("--development-database", "--pprof", "--record-mode=buffered", "--allow-plaintext", "--witness-state", state), map[string]string{
@@ -161,7 +161,7 @@ func TestDoctor(t *testing.T) {
 		})
 	}
 	wants(t, doctor(t, root, 1, "--witness-state", state), map[string]string{
-		"database-roles": "fail: ", "database-url": "a password of the database is in " + databaseURLEnv, "mask-key-file": "warn", "audit-key-file": "warn", "rate-limit": "warn",
+		"database-roles": "fail: ", "database-url": "a password of the database is in " + databaseURLEnv, "mask-key-file": "warn", "audit-key-file": "warn", "rate-limit": "pass: 10000",
 	})
 
 	// serve refuses what is not safe.
