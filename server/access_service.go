@@ -79,6 +79,9 @@ func change[A proto.Message](ctx context.Context, s *accessService, o *once, ans
 		if err == nil {
 			err = keepsOperator(now, change)
 		}
+		if err == nil {
+			err = checkChange(r, now, change)
+		}
 		decided = err == nil
 		change.Once = keep(o, func(made store.Changes) proto.Message { return answer(made, written(v, made.Revision, made.Mark)) })
 		return change, err
@@ -149,7 +152,7 @@ func governs(r *access.Rights, action string, grants []store.Grant) error {
 func readGrant(ctx context.Context, g *cedarpostv1.Grant, caller string) (store.Grant, error) {
 	out := store.Grant{
 		Caller: cmp.Or(g.GetCaller(), caller), Role: g.GetRole(), Bundle: g.GetBundle(),
-		Actions: g.GetActions(), EntityTypes: g.GetEntityTypes(), GrantedBy: callerFrom(ctx),
+		Actions: g.GetActions(), EntityTypes: g.GetEntityTypes(), GrantedBy: callerFrom(ctx), ChecksPerSecond: g.GetChecksPerSecond(),
 	}
 	if caller != "" && out.Caller != caller {
 		return out, connect.Errorf(connect.CodeInvalidArgument, "grants: one is of caller %q, and the key of %q", out.Caller, caller)
@@ -371,7 +374,7 @@ func (s *accessService) PutGrant(ctx context.Context, req *cedarpostv1.PutGrantR
 }
 
 func sameGrant(a, b store.Grant) bool {
-	return a.Key() == b.Key() && slices.Equal(a.Actions, b.Actions) && slices.Equal(a.EntityTypes, b.EntityTypes) &&
+	return a.Key() == b.Key() && a.ChecksPerSecond == b.ChecksPerSecond && slices.Equal(a.Actions, b.Actions) && slices.Equal(a.EntityTypes, b.EntityTypes) &&
 		(a.ExpiresAt == nil) == (b.ExpiresAt == nil) && (a.ExpiresAt == nil || a.ExpiresAt.Equal(*b.ExpiresAt))
 }
 
@@ -436,7 +439,7 @@ func (s *accessService) recordRead(ctx context.Context, procedure string, req pr
 }
 
 func grantToProto(g store.Grant) *cedarpostv1.Grant {
-	out := &cedarpostv1.Grant{Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: g.Actions, EntityTypes: g.EntityTypes, GrantedBy: g.GrantedBy, Revision: g.Since}
+	out := &cedarpostv1.Grant{Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: g.Actions, EntityTypes: g.EntityTypes, GrantedBy: g.GrantedBy, Revision: g.Since, ChecksPerSecond: g.ChecksPerSecond}
 	if g.ExpiresAt != nil {
 		out.ExpiresAt = timestamppb.New(*g.ExpiresAt)
 	}

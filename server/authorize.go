@@ -56,9 +56,10 @@ func (s *authorizationService) Authorize(ctx context.Context, req *cedarpostv1.A
 
 // AuthorizeBatch implements cedarpost.v1.AuthorizationService.
 func (s *authorizationService) AuthorizeBatch(ctx context.Context, req *cedarpostv1.AuthorizeBatchRequest) (*cedarpostv1.AuthorizeBatchResponse, error) {
-	if !s.limits.Allow(access.CallerFrom(ctx), len(req.GetChecks())-1) {
+	rights := access.RightsFrom(ctx)
+	if !s.limits.Allow(rights, len(req.GetChecks())-1) { // the edge has counted one
 		s.noted.Probing(ctx, decisionlog.ProbingRateLimited, "", "AuthorizeBatch")
-		return nil, s.limits.Refusal()
+		return nil, s.limits.Refusal(rights)
 	}
 	v, err := s.view(ctx, req.GetConsistency())
 	if err != nil {

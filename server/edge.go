@@ -216,9 +216,9 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 		call.TraceID = remote.TraceID().String()
 	}
 	ctx = decisionlog.WithCall(access.WithRights(access.WithCaller(ctx, caller), rights), call)
-	if !e.limits.Allow(caller, 1) {
+	if !e.limits.Allow(rights, 1) {
 		e.noted.Probing(ctx, decisionlog.ProbingRateLimited, "", procedure)
-		return ctx, e.limits.Refusal()
+		return ctx, e.limits.Refusal(rights)
 	}
 	return ctx, mayBegin(rights, procedure)
 }

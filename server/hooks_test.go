@@ -106,8 +106,9 @@ func AnswerBytes(n int64) func(*Config) { return func(c *Config) { c.answerBytes
 
 // The bounds on calls without a key.
 const (
-	MaxStrangers = maxStrangers
-	MaxWatches   = maxWatches
-	MaxExports   = maxExports
-	PageBytes    = pageBytes
+	MaxStrangers    = maxStrangers
+	MaxWatches      = maxWatches
+	MaxExports      = maxExports
+	MaxCallerGrants = maxCallerGrants
+	PageBytes       = pageBytes
 )

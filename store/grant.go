@@ -31,6 +31,9 @@ type Grant struct {
 	Actions []string
 	// EntityTypes narrows the grant to these types; nil: all.
 	EntityTypes []string
+	// ChecksPerSecond is how many checks the caller may ask each server in a second; 0: no number
+	// of its own.
+	ChecksPerSecond int32
 	// ExpiresAt is when the grant ends, to the microsecond; nil: never.
 	ExpiresAt *time.Time
 	// GrantedBy is the caller that stored this state of the grant.
@@ -64,10 +67,11 @@ type grantAttrs struct {
 	EntityTypes []string `json:"entity_types,omitempty"`
 	ExpiresAt   string   `json:"expires_at,omitempty"` // RFC 3339
 	GrantedBy   string   `json:"granted_by"`
+	PerSecond   int32    `json:"checks_per_second,omitempty"`
 }
 
 func (g Grant) entity() (Entity, error) {
-	a := grantAttrs{g.Caller, g.Role, g.Bundle, g.Actions, g.EntityTypes, "", g.GrantedBy}
+	a := grantAttrs{g.Caller, g.Role, g.Bundle, g.Actions, g.EntityTypes, "", g.GrantedBy, g.ChecksPerSecond}
 	if g.ExpiresAt != nil {
 		a.ExpiresAt = g.ExpiresAt.UTC().Format(time.RFC3339Nano)
 	}
@@ -79,7 +83,7 @@ func (g Grant) entity() (Entity, error) {
 func grantOf(e Entity) (Grant, error) {
 	var a grantAttrs
 	err := json.Unmarshal(e.Attrs, &a)
-	g := Grant{Caller: a.Caller, Role: a.Role, Bundle: a.Bundle, Actions: a.Actions, EntityTypes: a.EntityTypes, GrantedBy: a.GrantedBy, Since: e.Since}
+	g := Grant{Caller: a.Caller, Role: a.Role, Bundle: a.Bundle, Actions: a.Actions, EntityTypes: a.EntityTypes, ChecksPerSecond: a.PerSecond, GrantedBy: a.GrantedBy, Since: e.Since}
 	if err == nil && a.ExpiresAt != "" {
 		var at time.Time
 		at, err = time.Parse(time.RFC3339Nano, a.ExpiresAt)

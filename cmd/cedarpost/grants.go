@@ -43,7 +43,7 @@ func (l *listGrantsCmd) Run(ctx context.Context, c *console) error {
 
 // grants prints grants.
 func (c *console) grants(o outputFlags, list []*cedarpostv1.Grant) error {
-	rows := [][]string{{"CALLER", "ROLE", "BUNDLE", "ONLY", "ENDS", "BY"}}
+	rows := [][]string{{"CALLER", "ROLE", "BUNDLE", "ONLY", "RATE", "ENDS", "BY"}}
 	for _, g := range list {
 		if o.json() {
 			if err := c.message(g); err != nil {
@@ -52,7 +52,7 @@ func (c *console) grants(o outputFlags, list []*cedarpostv1.Grant) error {
 			continue
 		}
 		only := short(append(g.GetActions(), g.GetEntityTypes()...), "")
-		rows = append(rows, []string{g.GetCaller(), g.GetRole(), g.GetBundle(), only, dateTime(g.GetExpiresAt(), "never"), g.GetGrantedBy()})
+		rows = append(rows, []string{g.GetCaller(), g.GetRole(), g.GetBundle(), only, rateText(g), dateTime(g.GetExpiresAt(), "never"), g.GetGrantedBy()})
 	}
 	switch {
 	case o.json():
@@ -62,6 +62,14 @@ func (c *console) grants(o outputFlags, list []*cedarpostv1.Grant) error {
 		c.table(rows)
 	}
 	return nil
+}
+
+// rateText returns the rate of a grant, or "" if it has none.
+func rateText(g *cedarpostv1.Grant) string {
+	if g.GetChecksPerSecond() == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d/s", g.GetChecksPerSecond())
 }
 
 // grantArgs identify a grant.
@@ -75,6 +83,7 @@ type putGrantCmd struct {
 	grantArgs
 	Actions []string `name:"action" sep:"none" help:"Only for this action, like 'Shop::Action::\"ViewOrder\"'. For the role enforcer. Can be given several times." placeholder:"ACTION"`
 	Types   []string `name:"entity-type" help:"Only for entities of this type, like Shop::Order. For the role data-writer. Can be given several times." placeholder:"TYPE"`
+	Rate    int32    `help:"Checks that the caller may ask each server in a second, in place of --rate-limit of the server. For the role enforcer; the largest of a caller's grants counts." placeholder:"N"`
 	expiryFlag
 	outputFlags
 	adminFlags
@@ -82,7 +91,7 @@ type putGrantCmd struct {
 
 // Help is the long help of grants put.
 func (*putGrantCmd) Help() string {
-	return `It replaces the grant of the same caller, role and bundle, with its narrowing and its end. Every server applies it within a second. A change of the bundles guardrails and admin-local needs a grant that names them.`
+	return `It replaces the grant of the same caller, role and bundle, with its narrowing, its rate and its end. Every server applies it within a second. A change of the bundles guardrails and admin-local needs a grant that names them.`
 }
 
 // Run stores the grant.
@@ -92,7 +101,7 @@ func (g *putGrantCmd) Run(ctx context.Context, c *console) error {
 		return err
 	}
 	res, err := call(ctx, admin, admin.access().PutGrant, &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{
-		Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: g.Actions, EntityTypes: g.Types, ExpiresAt: g.at(),
+		Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: g.Actions, EntityTypes: g.Types, ExpiresAt: g.at(), ChecksPerSecond: g.Rate,
 	}})
 	if err != nil {
 		return err
@@ -156,6 +165,9 @@ func (w *whoamiCmd) Run(ctx context.Context, c *console) error {
 		text := g.GetRole() + " for " + g.GetBundle()
 		if only := short(append(g.GetActions(), g.GetEntityTypes()...), ""); only != "" {
 			text += ", only " + only
+		}
+		if rate := rateText(g); rate != "" {
+			text += ", " + rate
 		}
 		if g.GetExpiresAt() != nil {
 			text += ", until " + dateTime(g.GetExpiresAt(), "")

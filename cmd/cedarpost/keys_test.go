@@ -44,6 +44,8 @@ func testKeys(sh *shell, dir string) func(*testing.T) {
 		sh.exits(t, 0, says("revoked key"), "keys", "revoke", "orders")
 		orders.exits(t, 1, says("unauthenticated"), "whoami")
 		sh.exits(t, 1, says("the last API key with the role operator"), "keys", "revoke", "bootstrap")
+		sh.exits(t, 0, says("orders has the role enforcer for shop"), "grants", "put", "orders", "enforcer", "--bundle=shop", "--rate=250")
+		sh.exits(t, 0, says("RATE", "250/s"), "grants", "list", "orders")
 		sh.exits(t, 0, says("no more"), "grants", "delete", "orders", "enforcer", "--bundle=shop")
 		sh.exits(t, 1, says("not_found"), "grants", "delete", "orders", "enforcer", "--bundle=shop")
 

@@ -21,22 +21,25 @@ const leastBurst = 100
 const maxBuckets = 65_536
 
 // A Limiter bounds how many checks each caller asks, with a token bucket for each caller. The
-// zero value has no limit. Set PerSecond before the first call of Allow.
+// zero value limits only callers with a rate of their own. Set PerSecond before the first call of
+// Allow.
 type Limiter struct {
-	// PerSecond is how many checks one caller may ask each second; 0 means no limit.
+	// PerSecond is how many checks a caller may ask each second, if no grant of it has another
+	// number; 0 means no limit.
 	PerSecond float64
 
 	buckets sync.Map // name of a caller → *rate.Limiter
 	count   atomic.Int64
 }
 
-// Allow takes n tokens of the caller's bucket, and reports whether there were enough. Without
-// enough it takes none.
-func (l *Limiter) Allow(c Caller, n int) bool {
-	if l.PerSecond <= 0 || n <= 0 {
+// Allow takes n tokens of the bucket of the caller with these rights, and reports whether there
+// were enough. Without enough it takes none.
+func (l *Limiter) Allow(r *Rights, n int) bool {
+	perSecond := l.of(r)
+	if perSecond <= 0 || n <= 0 {
 		return true
 	}
-	b, ok := l.buckets.Load(c.Name)
+	b, ok := l.buckets.Load(r.caller)
 	if !ok {
 		// Callers with tokens are not bounded by the number of the API keys. Without their
 		// buckets, all begin again with a full one.
@@ -44,16 +47,33 @@ func (l *Limiter) Allow(c Caller, n int) bool {
 			l.buckets.Clear()
 			l.count.Store(0)
 		}
-		b, _ = l.buckets.LoadOrStore(c.Name, rate.NewLimiter(rate.Limit(l.PerSecond), l.burst()))
+		b, _ = l.buckets.LoadOrStore(r.caller, rate.NewLimiter(rate.Limit(perSecond), burst(perSecond)))
 	}
-	return b.(*rate.Limiter).AllowN(time.Now(), n)
+	bucket := b.(*rate.Limiter)
+	if bucket.Limit() != rate.Limit(perSecond) { // a grant changed it
+		bucket.SetLimit(rate.Limit(perSecond))
+		bucket.SetBurst(burst(perSecond))
+	}
+	return bucket.AllowN(time.Now(), n)
+}
+
+// of returns the rate limit of a caller; 0 means none.
+func (l *Limiter) of(r *Rights) float64 {
+	if own := r.checksPerSecond(); own > 0 {
+		return float64(own)
+	}
+	return l.PerSecond
 }
 
 // burst is how many checks a caller may ask at once.
-func (l *Limiter) burst() int { return max(int(l.PerSecond), leastBurst) }
+func burst(perSecond float64) int { return max(int(perSecond), leastBurst) }
 
 // Refusal returns the error of a call that [Limiter.Allow] refused. It is an [ErrRateLimited], and
 // its text is for the caller.
-func (l *Limiter) Refusal() error {
-	return fmt.Errorf("%w: %v checks a second, and %d at once (--rate-limit); slow down", ErrRateLimited, l.PerSecond, l.burst())
+func (l *Limiter) Refusal(r *Rights) error {
+	perSecond, by := l.of(r), "--rate-limit"
+	if r.checksPerSecond() > 0 {
+		by = "checks_per_second of a grant"
+	}
+	return fmt.Errorf("%w: %v checks a second, and %d at once (%s); slow down", ErrRateLimited, perSecond, burst(perSecond), by)
 }

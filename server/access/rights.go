@@ -257,6 +257,14 @@ func NewRights(caller string, grants []store.Grant, d *Decider, now time.Time) *
 // Grants returns the grants that count.
 func (r *Rights) Grants() []store.Grant { return r.grants }
 
+// checksPerSecond returns the rate limit of the caller, or 0 if no grant has one.
+func (r *Rights) checksPerSecond() (most int32) {
+	for i := range r.grants {
+		most = max(most, r.grants[i].ChecksPerSecond)
+	}
+	return most
+}
+
 // May reports whether the caller may do an action on a target.
 func (r *Rights) May(action string, t Target) bool {
 	var held roleSet
@@ -359,6 +367,10 @@ func CheckGrant(g store.Grant) error {
 		return fmt.Errorf("only the role %s can be narrowed to actions", Enforcer)
 	case g.EntityTypes != nil && g.Role != DataWriter:
 		return fmt.Errorf("only the role %s can be narrowed to entity types", DataWriter)
+	case g.ChecksPerSecond != 0 && g.Role != Enforcer:
+		return fmt.Errorf("only the role %s can have checks_per_second", Enforcer)
+	case g.ChecksPerSecond < 0:
+		return errors.New("checks_per_second: it must not be negative")
 	case len(g.Actions) > maxNarrowed || len(g.EntityTypes) > maxNarrowed:
 		return fmt.Errorf("a grant can be narrowed to %d actions or entity types at most", maxNarrowed)
 	}

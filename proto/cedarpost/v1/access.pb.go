@@ -44,9 +44,13 @@ type Grant struct {
 	// The caller that gave it. Never read from a request.
 	GrantedBy string `protobuf:"bytes,7,opt,name=granted_by,json=grantedBy,proto3" json:"granted_by,omitempty"`
 	// The revision that stored it; 0 if it comes from a token. Never read from a request.
-	Revision      int64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Revision int64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	// How many checks the caller may ask each server in a second, in place of the setting of the
+	// server; 0: no number of its own. If several grants of a caller have one, the largest counts. For
+	// the role enforcer. Only an operator of all bundles sets or changes it.
+	ChecksPerSecond int32 `protobuf:"varint,9,opt,name=checks_per_second,json=checksPerSecond,proto3" json:"checks_per_second,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
@@ -131,6 +135,13 @@ func (x *Grant) GetGrantedBy() string {
 func (x *Grant) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *Grant) GetChecksPerSecond() int32 {
+	if x != nil {
+		return x.ChecksPerSecond
 	}
 	return 0
 }
@@ -1275,7 +1286,7 @@ var File_cedarpost_v1_access_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x19cedarpost/v1/access.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x03\n" +
+	"\x19cedarpost/v1/access.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x03\n" +
 	"\x05Grant\x12$\n" +
 	"\x06caller\x18\x01 \x01(\tB\f\xbaH\tr\a(\x80\x04\xba\x01\x01\x00R\x06caller\x12.\n" +
 	"\x04role\x18\x02 \x01(\tB\x1a\xbaH\x17r\x152\x13^[a-z][a-z-]{0,31}$R\x04role\x12?\n" +
@@ -1286,7 +1297,8 @@ const file_cedarpost_v1_access_proto_rawDesc = "" +
 	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12'\n" +
 	"\n" +
 	"granted_by\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\tgrantedBy\x12\x1a\n" +
-	"\brevision\x18\b \x01(\x03R\brevision\"\xfb\x01\n" +
+	"\brevision\x18\b \x01(\x03R\brevision\x128\n" +
+	"\x11checks_per_second\x18\t \x01(\x05B\f\xbaH\t\x1a\a\x18\x80\xad\xe2\x04(\x00R\x0fchecksPerSecond\"\xfb\x01\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06caller\x18\x02 \x01(\tR\x06caller\x129\n" +

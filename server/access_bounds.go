@@ -1,0 +1,76 @@
+package server
+
+import (
+	"slices"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// Every server holds all keys and grants in memory, and each change of them reads all under the
+// revision lock. Half of all is for operators of single bundles, so that none of them takes the
+// places that an operator of all bundles needs.
+const (
+	maxCallerGrants = 200    // of one caller, because each call goes through them
+	maxGrants       = 50_000 // in all, ended ones included
+	maxKeys         = 10_000 // in all that are not revoked
+)
+
+// checkChange refuses a change of keys and grants that the caller has no right to because of the
+// rate of a grant, or that would store too many.
+func checkChange(r *access.Rights, now store.Access, c store.AccessChange) error {
+	if changesRate(now, c) && !r.May("PutGrant", access.Target{}) {
+		return &refusedError{cedarpostv1connect.AccessServicePutGrantProcedure, "a grant with checks_per_second, which only an operator of all bundles manages"}
+	}
+	return withinBounds(r, now, c)
+}
+
+// changesRate reports whether a grant that has a rate, or is to have one, is changed or deleted.
+func changesRate(now store.Access, c store.AccessChange) bool {
+	return slices.ContainsFunc(c.Put, func(g store.Grant) bool { return g.ChecksPerSecond != 0 }) ||
+		slices.ContainsFunc(now.Grants, func(g store.Grant) bool {
+			return g.ChecksPerSecond != 0 && (slices.Contains(c.Delete, g.Key()) ||
+				slices.ContainsFunc(c.Put, func(p store.Grant) bool { return p.Key() == g.Key() }))
+		})
+}
+
+// withinBounds refuses a change that adds keys or grants where there are too many already.
+func withinBounds(r *access.Rights, now store.Access, c store.AccessChange) error {
+	grants, keys, whose := maxGrants, maxKeys, ""
+	if !r.May("PutGrant", access.Target{}) {
+		grants, keys, whose = grants/2, keys/2, " by operators of single bundles"
+	}
+	stored := make(map[store.GrantKey]bool, len(now.Grants))
+	of := map[string]int{} // caller → its grants
+	for _, g := range now.Grants {
+		stored[g.Key()] = true
+		of[g.Caller]++
+	}
+	added := 0
+	for _, g := range c.Put {
+		if stored[g.Key()] {
+			continue
+		}
+		added++
+		if of[g.Caller]++; of[g.Caller] > maxCallerGrants {
+			return connect.Errorf(connect.CodeFailedPrecondition, "caller %q has %d grants, which is the limit for one caller; delete those that it does not need, or grant a role for all bundles", g.Caller, maxCallerGrants)
+		}
+	}
+	if added > 0 && len(now.Grants)+added > grants {
+		return connect.Errorf(connect.CodeFailedPrecondition, "there are %d grants, and the limit%s is %d; delete those that have ended", len(now.Grants), whose, grants)
+	}
+	if len(c.Add) > 0 && len(now.Keys)+len(c.Add)-len(c.Revoke) > keys {
+		ended := 0
+		for _, k := range now.Keys {
+			if !k.Live(time.Now()) {
+				ended++
+			}
+		}
+		return connect.Errorf(connect.CodeFailedPrecondition, "there are %d API keys that are not revoked, and the limit%s is %d; revoke those that nobody uses (%d have ended)", len(now.Keys), whose, keys, ended)
+	}
+	return nil
+}
