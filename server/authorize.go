@@ -27,6 +27,7 @@ type authorizationService struct {
 	// record commits rows with the recorder.
 	record func(context.Context, []store.Decision, []store.Event) error
 	limits *access.Limiter
+	places *access.Places // for calls that decide
 	shares *access.Shares
 	metric *decisionMetrics
 	noted  *decisionlog.Noted
@@ -112,6 +113,15 @@ type answer struct {
 // decide makes and records the decisions of checks, all at one view. The error that it
 // returns concerns all checks; the error in an answer concerns one.
 func (s *authorizationService) decide(ctx context.Context, v snapshot.View, checks []*cedarpostv1.AuthorizeRequest) (_ []answer, err error) {
+	work := s.shares.Call(ctx, access.CallerFrom(ctx))
+	defer func() {
+		work.Rest()
+		work.Place.Leave()
+		err = work.Outcome(err)
+	}()
+	if work.Place, err = s.places.Enter(ctx, callerFrom(ctx), len(checks)); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	answers := make([]answer, len(checks))
 	if err := s.readTokens(ctx, v.Set, checks, answers, began); err != nil {
@@ -127,11 +137,6 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 	if len(asked) == 0 {
 		return answers, nil
 	}
-	work := s.shares.Call(ctx, access.CallerFrom(ctx))
-	defer func() {
-		work.Rest()
-		err = work.Outcome(err)
-	}()
 	evaluations, loading, err := v.Prepare(ctx, asks, work.Pause)
 	if err != nil {
 		return nil, err

@@ -86,7 +86,7 @@ func shopService(b testing.TB) *authorizationService {
 	})
 	return &authorizationService{
 		db: db, follower: srv.follower,
-		recorder: srv.recorder, record: srv.recorder.Record, limits: &access.Limiter{}, shares: access.NewShares(1), metric: newDecisionMetrics(prometheus.NewRegistry()), noted: srv.noted,
+		recorder: srv.recorder, record: srv.recorder.Record, limits: &access.Limiter{}, places: access.NewPlaces(1, 0), shares: access.NewShares(1), metric: newDecisionMetrics(prometheus.NewRegistry()), noted: srv.noted,
 	}
 }
 

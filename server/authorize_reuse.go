@@ -82,6 +82,11 @@ func (s *authorizationService) ReportReuse(ctx context.Context, req *cedarpostv1
 			return nil, err
 		}
 	}
+	place, err := s.places.Enter(ctx, callerFrom(ctx), len(req.GetReuses()))
+	if err != nil {
+		return nil, err
+	}
+	defer place.Leave()
 	if err := s.record(ctx, nil, events); err != nil {
 		return nil, err
 	}

@@ -74,7 +74,7 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.NewError(connect.CodeUnauthenticated, err.Error())
 	case errors.As(err, &refused):
 		return connect.NewError(connect.CodePermissionDenied, refused.Error())
-	case errors.Is(err, access.ErrRateLimited):
+	case errors.Is(err, access.ErrRateLimited), errors.Is(err, access.ErrOverloaded):
 		return connect.NewError(connect.CodeResourceExhausted, err.Error())
 	case errors.As(err, &notToken):
 		return connect.NewError(connect.CodeInvalidArgument, notToken.Error())

@@ -198,6 +198,12 @@ func registerStandbys(r prometheus.Registerer, db *store.DB) {
 	}
 }
 
+// registerPlaces adds how many calls wait for places.
+func registerPlaces(r prometheus.Registerer, p *access.Places) {
+	promauto.With(r).NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_decision_calls_waiting",
+		Help: "Calls that wait because the server makes as many decisions at once as it may, in all or for one caller."}, func() float64 { return float64(p.Waiting()) })
+}
+
 // registerShares adds how many costly calls wait for their turn.
 func registerShares(r prometheus.Registerer, s *access.Shares) {
 	promauto.With(r).NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_costly_calls_waiting",

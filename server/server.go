@@ -36,6 +36,9 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
+// DecisionsOfProcessor is how many decisions are made at once for each processor, by default.
+const DecisionsOfProcessor = 128
+
 // Config says how to serve. DB is required; every other zero value works.
 type Config struct {
 	DB *store.DB
@@ -79,6 +82,10 @@ type Config struct {
 	Tokens *access.Tokens
 	// RateLimit is how many checks one caller may ask each second, 0 for no limit.
 	RateLimit float64
+	// MaxDecisions is how many decisions are made at once, default [DecisionsOfProcessor] for each
+	// processor. A caller that is alone may make seven eighths of them, and one of several an eighth.
+	// Eight checks of a batch count as one.
+	MaxDecisions int
 	// MaxConnections is how many connections each plane has at once, default 2048, and
 	// MaxConnectionsPerAddress how many of them from one address, default half of it. Above
 	// that, a new connection gets the place of one that has had no call with an API key.
@@ -127,6 +134,7 @@ func (c *Config) setDefaults() {
 	c.CacheBytes = cmp.Or(c.CacheBytes, 64<<20)
 	c.Record = cmp.Or(c.Record, auditlog.Strict)
 	c.MaxStaleness = cmp.Or(c.MaxStaleness, 5*time.Second)
+	c.MaxDecisions = cmp.Or(c.MaxDecisions, DecisionsOfProcessor*runtime.GOMAXPROCS(0))
 	c.DecisionRetention = cmp.Or(c.DecisionRetention, 90*24*time.Hour)
 	c.HistoryRetention = cmp.Or(c.HistoryRetention, 90*24*time.Hour)
 	c.DecisionTimeout = cmp.Or(c.DecisionTimeout, 2*time.Second)
@@ -282,6 +290,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	shares := access.NewShares(max(runtime.GOMAXPROCS(0)-1, 1))
 	registerShares(registry, shares)
 
+	places := access.NewPlaces(cfg.MaxDecisions, cfg.DecisionTimeout/4)
+	registerPlaces(registry, places)
+
 	record := s.recorder.Record
 	if cfg.unrecorded {
 		record = func(context.Context, []store.Decision, []store.Event) error { return nil }
@@ -291,7 +302,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	decision := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterAuthorizationServiceHandler(cs, &authorizationService{
 			db: cfg.DB, follower: s.follower, gate: s.gate,
-			recorder: s.recorder, record: record, limits: limits, shares: shares, metric: newDecisionMetrics(registry), noted: s.noted,
+			recorder: s.recorder, record: record, limits: limits, places: places, shares: shares, metric: newDecisionMetrics(registry), noted: s.noted,
 			watchers: newSharedPlaces[string](watchers, (watchers+1)/2),
 			keyWait:  cfg.times.keys, maxReuse: cfg.MaxReuse, heartbeat: cfg.times.heartbeat, stopping: s.ready.stopping,
 		})

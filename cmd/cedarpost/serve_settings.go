@@ -36,6 +36,7 @@ type listenFlags struct {
 	Retention      span     `name:"decision-retention" help:"Drop a day of the decision log this long after its end; 0 means never (default ${default})." env:"CEDARPOST_DECISION_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
 	KeepHistory    span     `name:"history-retention" help:"How long earlier states of entities can be read; at least 48h, 0 means forever (default ${default}). States that a recorded decision used are kept as long as its record." env:"CEDARPOST_HISTORY_RETENTION" default:"90d" placeholder:"DURATION" group:"server"`
 	RateLimit      float64  `help:"Checks per second that one caller may ask; 0 means no limit (default ${default}). After a pause a caller may ask as many at once, and at least 100. A grant can give a caller another number (grants put --rate)." env:"CEDARPOST_RATE_LIMIT" default:"10000" placeholder:"N" group:"server"`
+	MaxDecisions   int      `help:"Decisions that are made at once (default: 128 for each processor). A caller that is alone may make seven eighths of them, and one of several an eighth; eight checks of a batch count as one. Above that, calls wait in a short queue." env:"CEDARPOST_MAX_DECISIONS" default:"0" placeholder:"N" group:"server"`
 	Connections    int      `name:"max-connections" help:"Connections that each plane has at once (default ${default}). Above that, a new one gets the place of one that has had no call with an API key." env:"CEDARPOST_MAX_CONNECTIONS" default:"2048" placeholder:"N" group:"server"`
 	PerAddress     int      `name:"max-connections-per-address" help:"Connections of each plane from one address: an IPv4 address or the /64 of an IPv6 address; 0 means half of all (default ${default})." env:"CEDARPOST_MAX_CONNECTIONS_PER_ADDRESS" default:"0" placeholder:"N" group:"server"`
 	RequestMiB     int64    `name:"request-mib" help:"Bytes of messages that the calls of each plane hold at once, in MiB; at least 8. One caller may hold half (default ${default})." env:"CEDARPOST_REQUEST_MIB" default:"32" placeholder:"N" group:"server"`
@@ -62,6 +63,9 @@ func (f *listenFlags) Validate() error {
 	}
 	if f.RateLimit < 0 {
 		return errors.New("--rate-limit must not be negative")
+	}
+	if f.MaxDecisions < 0 || f.MaxDecisions > 0 && f.MaxDecisions < 8 {
+		return errors.New("--max-decisions must be at least 8, or 0 for the default")
 	}
 	if f.Connections < 1 || f.PerAddress < 0 {
 		return errors.New("--max-connections must be at least 1, and --max-connections-per-address not negative")
@@ -102,7 +106,7 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) (server.Config, err
 		NoMetrics: !f.Metrics, NoHealth: !f.Health, Pprof: f.Pprof, CORSOrigins: f.CORSOrigin,
 		AllowPlaintext: f.AllowPlaintext, MaxStaleness: time.Duration(f.MaxStaleness), MaxReuse: neverAtZero(f.MaxReuse), CacheBytes: cacheBytes(f.CacheMiB),
 		Record: auditlog.Mode(f.RecordMode), DecisionRetention: neverAtZero(f.Retention), HistoryRetention: neverAtZero(f.KeepHistory),
-		RateLimit: f.RateLimit, MaxConnections: f.Connections, MaxConnectionsPerAddress: f.PerAddress, RequestBytes: f.RequestMiB << 20, MaxSecretAge: time.Duration(f.MaxSecretAge), Name: f.name(), Log: log,
+		RateLimit: f.RateLimit, MaxDecisions: f.MaxDecisions, MaxConnections: f.Connections, MaxConnectionsPerAddress: f.PerAddress, RequestBytes: f.RequestMiB << 20, MaxSecretAge: time.Duration(f.MaxSecretAge), Name: f.name(), Log: log,
 	}, nil
 }
 

@@ -83,6 +83,10 @@ func (t tally) leave(key any) {
 
 // Work is the work of one call. It is not safe for concurrent use.
 type Work struct {
+	// Place is the place of the call, if it has one. A call that turns out to be costly gives it
+	// back: it would hold it while it waits for its turns.
+	Place Place
+
 	shares *Shares
 	ctx    context.Context // of the call
 	ends   time.Time       // when a costly call is ended; zero: never
@@ -143,6 +147,7 @@ func (w *Work) Pause(bundle string, steps int64) error {
 		return nil
 	}
 	w.costly = true
+	w.Place.Leave()
 	s := w.shares
 	s.mu.Lock()
 	if w.joined && w.bundle != bundle {

@@ -35,6 +35,27 @@ func TestLightCallsTakeNoTurn(t *testing.T) {
 	}
 }
 
+// A costly call gives its place back, so that calls that wait for their turn take none from others.
+func TestCostlyCallsGiveTheirPlaceBack(t *testing.T) {
+	places := NewPlaces(8, time.Minute)
+	w := NewShares(1).Call(t.Context(), Caller{Name: "a"})
+	var err error
+	if w.Place, err = places.Enter(t.Context(), "a", 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Pause("x", freeSteps-1); err != nil || places.free != 7 {
+		t.Errorf("%v, %d places are free", err, places.free)
+	}
+	if err := w.Pause("x", 1); err != nil || places.free != 8 {
+		t.Errorf("%v, %d places are free", err, places.free)
+	}
+	w.Rest()
+	w.Place.Leave()
+	if places.free != 8 {
+		t.Errorf("%d places are free", places.free)
+	}
+}
+
 // Bundles share the places, whatever the number of their calls and callers, and so do the
 // callers of one bundle.
 func TestTurnsAreFair(t *testing.T) {
