@@ -15,6 +15,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
@@ -168,7 +169,9 @@ func (s *entityService) beginImport(ctx context.Context, o *cedarpostv1.ImportOp
 	if err != nil {
 		return nil, err
 	}
-	i.place, err = s.db.ContinueImport(ctx, o.GetImportId(), o.GetSkip())
+	if _, err = s.importFor(ctx, o.GetImportId()); err == nil {
+		i.place, err = s.db.ContinueImport(ctx, o.GetImportId(), o.GetSkip())
+	}
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return nil, connect.NewError(connect.CodeFailedPrecondition, "skip: no unfinished import of that id, so there is nothing to skip")
@@ -257,13 +260,23 @@ func (i *importing) explain(err error) error {
 	return connect.Errorf(pe.Code(), "%s; the %d entities before this chunk are stored", pe.Message(), i.stored).WithCause(pe.Unwrap())
 }
 
+// importFor reads an import if it is for the caller to see: one that it sent itself, or any if it may
+// import entities of all types.
+func (s *entityService) importFor(ctx context.Context, id string) (store.Import, error) {
+	i, err := s.db.GetImport(ctx, id)
+	if err == nil && i.Caller != callerFrom(ctx) && !access.RightsFrom(ctx).MayEverywhere("ImportEntities") {
+		return store.Import{}, store.ErrNotFound
+	}
+	return i, err
+}
+
 // GetImport implements cedarpost.v1.EntityService.
 func (s *entityService) GetImport(ctx context.Context, req *cedarpostv1.GetImportRequest) (*cedarpostv1.GetImportResponse, error) {
 	v, err := s.follower.Current()
 	if err != nil {
 		return nil, err
 	}
-	i, err := s.db.GetImport(ctx, req.GetImportId())
+	i, err := s.importFor(ctx, req.GetImportId())
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, connect.NewError(connect.CodeNotFound, "no unfinished import of that id")
 	}
