@@ -204,6 +204,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	if err != nil {
 		return nil, err
 	}
+	hideFindings(report, b.Name, access.RightsFrom(ctx))
 	if !report.Valid() || report.Failed() > 0 {
 		return nil, reportRefusal(b.Name, report)
 	}

@@ -11,6 +11,7 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
@@ -160,4 +161,29 @@ func TestAttackProbingIsRecorded(t *testing.T) {
 		t.Errorf("%v in %d events, want %v", got, len(list), want)
 	}
 	t.Logf("120 calls: %v in %d events", got, len(list))
+}
+
+// A caller that may check one bundle does not learn by its findings what is in others. One that may
+// read them does.
+func TestAttackFindingsOfOtherBundles(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	s.MustApply("base", "schema.cedarschema", `namespace Base { entity User { secretName: String }; entity Doc; action Read appliesTo { principal: [User], resource: [Doc] }; }`)
+	s.MustApply("other", "schema.cedarschema", `namespace Other { entity Doc; action Read appliesTo { principal: [Base::User], resource: [Doc] }; }`,
+		"policies.cedar", `@id("secret-policy") permit (principal, action == Other::Action::"Read", resource) when { principal.secretName == "x" };`)
+	change := servertest.Files("schema.cedarschema", `namespace Base { entity User { name: String }; entity Doc; action Read appliesTo { principal: [User], resource: [Doc] }; }`)
+	_, err := s.Apply("base", change)
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "it would break bundle other")
+	one := *s
+	one.Policies = cedarpostv1connect.NewPolicyServiceClient(s.Client(s.Admin, newCaller(t, s, "one", grant(access.PolicyPublisher, "base"))))
+	_, err = one.Apply("base", change)
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "it would break another bundle: there are findings about another bundle")
+	told := 0
+	for _, f := range findings(t, err) {
+		if text := f.String() + err.Error(); f.GetBundle() != "" || strings.Contains(text, "secret") {
+			t.Errorf("%v", f)
+			told++
+		}
+	}
+	t.Logf("attack: a publisher of one bundle breaks another: %d of %d findings tell about it", told, len(findings(t, err)))
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/offline"
 )
@@ -98,6 +99,34 @@ func findingText(f *cedarpostv1.Finding) string {
 	}.String()
 }
 
+// hiddenBundle is in findings the name of a bundle that the caller may not read.
+const hiddenBundle = "?"
+
+// hideFindings replaces what a report says about other bundles that the caller may not read: by one
+// finding for errors, and one for warnings, that only say that there are some.
+func hideFindings(r *offline.Report, name string, rights *access.Rights) {
+	var hidden [2]bool
+	r.Findings = slices.DeleteFunc(r.Findings, func(f engine.Finding) bool {
+		if f.Bundle == "" || f.Bundle == name || rights.May("GetBundle", access.Target{Bundle: f.Bundle}) {
+			return false
+		}
+		if f.Warning {
+			hidden[1] = true
+		} else {
+			hidden[0] = true
+		}
+		return true
+	})
+	for i, is := range hidden {
+		if is {
+			r.Findings = append(r.Findings, engine.Finding{
+				Bundle: hiddenBundle, Warning: i == 1, Message: "there are findings about another bundle, which this caller may not read",
+				Hint: "somebody who may read all bundles sees them with a dry run",
+			})
+		}
+	}
+}
+
 // reportRefusal returns the error of a bundle that failed its check. If findings are about
 // another bundle, it says that the bundle would break that one.
 func reportRefusal(name string, r *offline.Report) error {
@@ -111,6 +140,9 @@ func reportRefusal(name string, r *offline.Report) error {
 		}
 	}
 	for _, f := range r.Findings {
+		if !f.Warning && f.Bundle == hiddenBundle {
+			return refusal(connect.CodeFailedPrecondition, "it would break another bundle", findings)
+		}
 		if !f.Warning && f.Bundle != "" && f.Bundle != name {
 			return refusal(connect.CodeFailedPrecondition, fmt.Sprintf("it would break bundle %s", f.Bundle), findings)
 		}
@@ -132,7 +164,7 @@ func findingsToProto(name string, list []engine.Finding) []*cedarpostv1.Finding 
 			Severity: severity, File: f.File, Line: int32(f.Line), Column: int32(f.Column),
 			Policy: f.Policy, Message: f.Message, Hint: f.Hint,
 		}
-		if f.Bundle != name {
+		if f.Bundle != name && f.Bundle != hiddenBundle {
 			pf.Bundle = f.Bundle
 		}
 		out = append(out, pf)
