@@ -46,7 +46,7 @@ func TestFirstHour(t *testing.T) {
 	}
 	run := exec.CommandContext(t.Context(), "sh", "-c", shell) //nolint:gosec // the commands of the docs
 	run.Dir = dir
-	run.Env = append(newShell("CEDARPOST_ADMIN_URL="+d.url("admin")).env, "PATH="+dir+":"+os.Getenv("PATH"))
+	run.Env = newShell("CEDARPOST_ADMIN_URL="+d.url("admin"), "PATH="+dir+":"+os.Getenv("PATH")).env
 	out, err := run.CombinedOutput()
 	if err != nil || commands < 10 {
 		t.Errorf("%d commands: %v\n%s", commands, err, out)
