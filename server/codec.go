@@ -24,19 +24,22 @@ func (c strictBinary) UnmarshalRead(_ context.Context, src io.Reader, msg any) e
 	if !ok {
 		return fmt.Errorf("%T is not a message", msg)
 	}
-	var data []byte
-	if buffer, ok := src.(*bytes.Buffer); ok { // as Connect passes it; the fields of m are copies
-		data = buffer.Bytes()
-	} else {
-		var err error
-		if data, err = io.ReadAll(src); err != nil {
-			return err
-		}
+	data, err := readAll(src)
+	if err != nil {
+		return err
 	}
 	if err := wire.CheckFields(data, m.ProtoReflect().Descriptor()); err != nil {
 		return cleanDecodeError(err)
 	}
 	return cleanDecodeError(c.UnmarshalOptions.Unmarshal(data, m))
+}
+
+// readAll reads a message. What is decoded from it must be copies: Connect uses its buffer again.
+func readAll(src io.Reader) ([]byte, error) {
+	if buffer, ok := src.(*bytes.Buffer); ok {
+		return buffer.Bytes(), nil
+	}
+	return io.ReadAll(src)
 }
 
 // strictJSON refuses unknown fields and deep nesting. It also writes empty lists and false,
@@ -52,7 +55,25 @@ func newStrictJSON() strictJSON {
 
 // UnmarshalRead implements connect.Codec.
 func (c strictJSON) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error {
-	return cleanDecodeError(c.JSONCodec.UnmarshalRead(ctx, src, msg))
+	data, err := readAll(src)
+	if err != nil {
+		return err
+	}
+	if wire.ReadJSON(data, msg) {
+		return nil
+	}
+	return cleanDecodeError(c.JSONCodec.UnmarshalRead(ctx, bytes.NewReader(data), msg))
+}
+
+// MarshalWrite implements connect.Codec.
+func (c strictJSON) MarshalWrite(ctx context.Context, dst io.Writer, msg any) error {
+	if buffer, ok := dst.(*bytes.Buffer); ok {
+		if data, ok := wire.AppendJSON(buffer.AvailableBuffer(), msg); ok {
+			_, err := buffer.Write(data)
+			return err
+		}
+	}
+	return c.JSONCodec.MarshalWrite(ctx, dst, msg)
 }
 
 // protoPrefix matches the prefix of errors of the protobuf module. The kind of space in it
