@@ -151,7 +151,7 @@ func (x *Explanation) addFields(s *Set, q *Question, e *entities) {
 		if !ok {
 			req := q.request
 			req.Action = q.action.field.uid
-			req.Context = withField(q.request.Context, l.uid)
+			req.Context = withField(membersOf(q.request.Context), l.uid)
 			for _, c := range cands {
 				one, ok := s.explainPolicy(q, c, req, e)
 				if !ok {

@@ -311,7 +311,8 @@ func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 	classes := s.classesFor(q, cands)
 	verdicts := map[int]verdict{}
 	var narrowed policies
-	var leads [][]uint64 // of cands
+	var leads [][]uint64        // of cands
+	var members cedar.RecordMap // of the context
 	if classes != nil {
 		byPolicy := f.leads[q.request.Resource.Type]
 		leads = make([][]uint64, len(cands))
@@ -360,7 +361,10 @@ func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 		}
 		req := q.request
 		req.Action = f.uid
-		req.Context = withField(q.request.Context, l.uid)
+		if members == nil {
+			members = membersOf(q.request.Context)
+		}
+		req.Context = withField(members, l.uid)
 		v := s.evaluate(use, req, e)
 		if classes != nil {
 			verdicts[classes[l.index]] = v
@@ -384,11 +388,16 @@ func contextSteps(ctx cedar.Record) int64 {
 	return steps
 }
 
-func withField(ctx cedar.Record, field cedar.EntityUID) cedar.Record {
-	m := ctx.Map()
-	if m == nil {
-		m = cedar.RecordMap{}
+// membersOf returns a copy of the members of a record.
+func membersOf(r cedar.Record) cedar.RecordMap {
+	if m := r.Map(); m != nil {
+		return m
 	}
-	m["field"] = field
-	return cedar.NewRecord(m)
+	return cedar.RecordMap{}
+}
+
+// withField returns the context of a field: these members, and the field.
+func withField(members cedar.RecordMap, field cedar.EntityUID) cedar.Record {
+	members["field"] = field
+	return cedar.NewRecord(members)
 }
