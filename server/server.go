@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"buf.build/go/protovalidate"
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/grpcreflect/v2"
@@ -370,7 +371,7 @@ func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limit
 		gate: s.gate, limits: limits, log: slog.New(s.frequent), metric: s.calls, noted: s.noted, failures: &s.failures, timeout: timeout, times: s.cfg.times,
 		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), answers: newBodies(s.cfg.answerBytes), maxBytes: maxBytes,
 	}
-	cs := connect.NewServer(e.guard, e.rights, keepLast, validate.NewServerInterceptor(validate.WithoutErrorDetails()))
+	cs := connect.NewServer(e.guard, e.rights, keepLast, validate.NewServerInterceptor(validate.WithoutErrorDetails(), validate.WithValidator(validator{protovalidate.GlobalValidator})))
 	register(cs)
 	h := newHealth(s.ready)
 	healthv1connect.RegisterHealthHandler(cs, h)

@@ -191,6 +191,8 @@ func (r *jsonReader) question(m *cedarpostv1.AuthorizeRequest) {
 			m.RequestId = r.text()
 		case "wantCacheHint":
 			m.WantCacheHint = r.boolean()
+		case "principalToken":
+			m.PrincipalToken = r.text()
 		default:
 			r.fail()
 		}

@@ -86,6 +86,9 @@ func drawQuestion(t *rapid.T) *cedarpostv1.AuthorizeRequest {
 		m.Entities = append(m.Entities, &cedarpostv1.Entity{Uid: drawUID(t), Attrs: drawRecord(t, 1), Parents: []*cedarpostv1.EntityUid{{Type: "T", Id: "p"}}})
 	}
 	m.Consistency = drawConsistency(t)
+	if rapid.IntRange(0, 3).Draw(t, "token") == 0 {
+		m.PrincipalToken = words.Draw(t, "principal_token")
+	}
 	return m
 }
 
