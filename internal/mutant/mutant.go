@@ -76,7 +76,7 @@ func (m Mutant) run(t *testing.T, pattern string, extra []string) (output string
 	if err := os.WriteFile(file, list, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	args := append([]string{"test", "-overlay", file, "-count", "1", "-vet=off", "-v", "-run", pattern, "."}, extra...)
+	args := append([]string{"test", "-overlay", file, "-count", "1", "-vet=off", "-ldflags=-w", "-v", "-run", pattern, "."}, extra...)
 	out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput()
 	return string(out), err
 }
