@@ -44,7 +44,7 @@ func TestFirstHour(t *testing.T) {
 			shell += "cat <<'END'\n" + line + "END\n" + command
 		}
 	}
-	run := exec.CommandContext(t.Context(), "sh", "-c", shell) //nolint:gosec // the commands of the docs
+	run := exec.CommandContext(t.Context(), "sh", "-c", shell)
 	run.Dir = dir
 	run.Env = newShell("CEDARPOST_ADMIN_URL="+d.url("admin"), "PATH="+dir+":"+os.Getenv("PATH")).env
 	out, err := run.CombinedOutput()
