@@ -128,7 +128,7 @@ func TestAttackRefusedBundles(t *testing.T) {
 // Questions that try out what is allowed leave events: explained and invalid ones, and those over
 // the rate.
 func TestAttackProbingIsRecorded(t *testing.T) {
-	s := servertest.New(t, func(c *server.Config) { c.RateLimit = 10 })
+	s := servertest.New(t, func(c *server.Config) { c.RateLimit = 0.01 }) // no more than 100 at once, however slow the machine is
 	s.MustLoadShop()
 	_, auth := publisher(t, s, "attacker")
 	want := map[string]int64{}
