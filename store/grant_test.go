@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -92,5 +93,31 @@ func TestKeyUses(t *testing.T) {
 	uses, err := db.KeyUses(t.Context())
 	if err != nil || len(uses) != 2 || !uses["a"].Equal(noon) || !uses["b"].Equal(noon.Add(time.Hour)) {
 		t.Errorf("%v, %v", uses, err)
+	}
+}
+
+// A login with the role of the owner changes keys and grants, and needs no other role. One that
+// serves may not use that way.
+func TestOpenOwner(t *testing.T) {
+	t.Parallel()
+	_, url := openURL(t)
+	config := func(roles ...string) store.Config {
+		return store.Config{DatabaseURL: secret.New(storetest.Login(t, url, roles...)), Server: "test", Event: storetest.Event}
+	}
+	if _, err := store.OpenOwner(t.Context(), config(serving...)); !errors.Is(err, store.ErrRoles) {
+		t.Errorf("a login that serves: %v", err)
+	}
+	db, err := store.OpenOwner(t.Context(), config("cedarpost_owner"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	made, err := db.ChangeAccess(t.Context(), "recover", func(context.Context, store.Access) (c store.AccessChange, err error) {
+		c.Put = []store.Grant{{Caller: "ann", Role: "operator", Bundle: "*", GrantedBy: "recover"}}
+		c.Add = []store.Key{{ID: "k", Name: "ann", Hash: make([]byte, 32)}}
+		return c, nil
+	})
+	if err != nil || !made.Changed || count(t, url, "select count(*) from events where kind = 'change'") != 2 {
+		t.Errorf("%+v, %v", made, err)
 	}
 }

@@ -204,6 +204,33 @@ func OpenAuditor(ctx context.Context, databaseURL string) (_ *DB, err error) {
 	return db, nil
 }
 
+// OpenOwner connects with the role that owns the tables, which the login that migrates has. Only
+// [DB.ChangeAccess] can be called. Of cfg only DatabaseURL, Server and Event count. The error is
+// [ErrRoles] if the login may not take on the role.
+func OpenOwner(ctx context.Context, cfg Config) (_ *DB, err error) {
+	defer wrap(&err, "open database")
+	config, err := pgxpool.ParseConfig(cfg.DatabaseURL.Reveal())
+	if err != nil {
+		return nil, err
+	}
+	setDefaults(config.ConnConfig)
+	config.MaxConns = 1
+	db := &DB{turn: make(chan struct{}, 1)}
+	db.sessions.url = cfg.DatabaseURL
+	db.changes.makeEvent, db.changes.server, db.changes.writer = cfg.Event, cfg.Server, uuid.New()
+	if err := checkRoles(ctx, &db.sessions, config.ConnConfig, ownerRole); err != nil {
+		return nil, err
+	}
+	if db.admin, err = db.sessions.pool(ctx, config, ownerRole); err != nil {
+		return nil, err
+	}
+	if err := checkMigrated(ctx, db.admin); err != nil {
+		db.Close()
+		return nil, err
+	}
+	return db, nil
+}
+
 // setDefaults fills in what the URL does not set: no statement runs for ever, and a
 // writer that hangs does not hold the revision lock for ever.
 func setDefaults(c *pgx.ConnConfig) {

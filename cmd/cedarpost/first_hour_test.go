@@ -21,7 +21,7 @@ func TestFirstHour(t *testing.T) {
 	}
 	dir := t.TempDir()
 	database := storetest.NewServer(t).URL()
-	if err := os.WriteFile(filepath.Join(dir, "owner.url"), []byte(database+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "migrate.url"), []byte(database+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Symlink(binary, filepath.Join(dir, "cedarpost")); err != nil {

@@ -262,7 +262,7 @@ type recoverKeysCmd struct {
 
 // Help is the long help of keys recover.
 func (*recoverKeysCmd) Help() string {
-	return `It needs no server and no key, only the URL of the database with the login of its owner. It makes a key with the role operator for all bundles. The log records that, as a change by the caller "recover".`
+	return `It needs no server and no key, only the URL of the database with the login that migrates. It makes a key with the role operator for all bundles. The log records that, as a change by the caller "recover".`
 }
 
 // Run makes the key.
@@ -277,7 +277,10 @@ func (k *recoverKeysCmd) Run(ctx context.Context, kc *kong.Context, c *console) 
 	if err := k.check(); err != nil {
 		return err
 	}
-	db, err := store.Open(ctx, store.Config{DatabaseURL: secret.New(url), Server: "cedarpost keys recover", Event: decisionlog.ChangeEvents("cedarpost keys recover")})
+	db, err := store.OpenOwner(ctx, store.Config{DatabaseURL: secret.New(url), Server: "cedarpost keys recover", Event: decisionlog.ChangeEvents("cedarpost keys recover")})
+	if errors.Is(err, store.ErrRoles) {
+		return errors.New("a key is recovered with the login that migrates: it has the role cedarpost_owner, and the login of this URL does not")
+	}
 	if err != nil {
 		return err
 	}

@@ -89,6 +89,13 @@ func TestProduction(t *testing.T) {
 	client.exits(t, 0, says("555 entities imported"), "entities", "import", "../../policies/shop/entities.json")
 	client.exits(t, 0, says("ALLOW"), ask("ViewOrder", "42")...)
 	client.exits(t, 0, says("owner-views"), "decisions")
+
+	// The login that migrates recovers an operator. The one that serves does not.
+	recovered := filepath.Join(t.TempDir(), "recovered.key")
+	serve.exits(t, 1, says("with the login that migrates"), "keys", "recover", "--out", recovered)
+	migrate.exits(t, 0, says("of recovered, an operator of all bundles"), "keys", "recover", "--out", recovered)
+	client.exits(t, 0, says("recovered", "operator for *"), "whoami", "--token-file", recovered)
+	root.exits(t, 0, says("API keys"), "audit", "verify", "--history")
 	if code := d.stop(t, syscall.SIGTERM); code != 0 {
 		t.Errorf("exit code %d\n%s", code, d.errs)
 	}
