@@ -40,6 +40,10 @@ pgbouncer:
 ssh-agent:
 	@scripts/install-ssh-agent.sh
 
+.PHONY: h2load
+h2load:
+	@scripts/install-h2load.sh
+
 .PHONY: node
 node:
 	@scripts/install-node.sh
@@ -119,6 +123,11 @@ bench-data: postgres ## Measure decisions, writes and imports with a million ent
 .PHONY: bench-sdk
 bench-sdk: postgres ## Measure the Go client: hits, hit rate, time until a revoked right is gone
 	CEDARPOST_BENCH=1 go test -v -count 1 -timeout 30m -run TestSDK ./bench
+
+# bench/peers has the versions of the other servers, and builds them. PEERS is for its flags.
+.PHONY: bench-peers
+bench-peers: postgres h2load build ## Measure Cedarpost beside OPA, Cerbos and OpenFGA (PEERS='-seconds 10' and other flags; -h lists them)
+	@mkdir -p $(BIN); go build -trimpath -o $(BIN)/bench-peers ./bench/peers; exec $(BIN)/bench-peers $(PEERS)
 
 GOLANGCI_LINT := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
 

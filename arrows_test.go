@@ -59,13 +59,14 @@ var arrows = map[string][]string{
 	"internal/mutant":      {}, // for tests
 	"internal/pause":       {},
 	"bench":                {}, // only tests
+	"bench/peers":          {"policies", "proto", "store/localpg"},
 }
 
 // outside says which modules only some rooms may know.
 var outside = map[string][]string{
 	"github.com/cedar-policy/cedar-go": {"server/engine", "server", "server/access", "server/snapshot", "server/stored", "server/wire", "server/offline", "server/corpustest", "sdk/go/cedarposttest"},
 	"github.com/jackc/pgx":             {"server/servertest", "store", "store/localpg", "store/storetest"},
-	"connectrpc.com":                   {"cmd", "server", "server/servertest", "proto", "sdk/go", "sdk/go/cedarposttest", "examples"},
+	"connectrpc.com":                   {"cmd", "server", "server/servertest", "proto", "sdk/go", "sdk/go/cedarposttest", "examples", "bench/peers"},
 }
 
 func roomOf(folder string) string {
