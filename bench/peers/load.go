@@ -53,7 +53,7 @@ type outcome struct {
 type turn struct {
 	outcome
 	samples  int // answers that were read and compared meanwhile
-	wrong    int // of these
+	bad      int // of these: wrong, or errors
 	cpu      usage[time.Duration]
 	memory   usage[int64] // at the end of the load
 	recorded int64        // records that were written; -1: the server writes none
@@ -80,13 +80,13 @@ func (l *loader) drive(ctx context.Context, p *peer, load load, length time.Dura
 	sampling, stop := context.WithCancel(ctx)
 	sampled := make(chan [2]int)
 	go func() {
-		samples, wrong := sample(sampling, p, load)
-		sampled <- [2]int{samples, wrong}
+		samples, bad := sample(sampling, p, load)
+		sampled <- [2]int{samples, bad}
 	}()
 	t.outcome, err = l.generate(ctx, p, load, length)
 	stop()
 	counts := <-sampled
-	t.samples, t.wrong = counts[0], counts[1]
+	t.samples, t.bad = counts[0], counts[1]
 	if err != nil {
 		return t, fmt.Errorf("%s, %v: %w", p.name, load, err)
 	}
@@ -119,18 +119,18 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // sample asks five times a second over HTTP, and compares the answers, until ctx ends.
-func sample(ctx context.Context, p *peer, load load) (samples, wrong int) {
+func sample(ctx context.Context, p *peer, load load) (samples, bad int) {
 	for pause(ctx, 200*time.Millisecond) == nil {
 		err := p.check(ctx, load.questions())
 		if ctx.Err() != nil {
-			return samples, wrong
+			return samples, bad
 		}
 		if samples++; err != nil {
-			wrong++
-			fmt.Fprintf(os.Stderr, "%s: a wrong answer under load: %v\n", p.name, err)
+			bad++
+			fmt.Fprintf(os.Stderr, "%s: a bad answer under load: %v\n", p.name, err)
 		}
 	}
-	return samples, wrong
+	return samples, bad
 }
 
 // questions are those of one request.

@@ -201,22 +201,15 @@ func (s *starter) start(ctx context.Context, k *kind, shop *shop) (*peer, error)
 	if err := k.start(s, ctx, p, shop); err != nil {
 		return nil, err
 	}
-	if err := s.ready(ctx, p); err != nil {
-		return nil, err
-	}
-	questions := trials
-	if k.constant {
-		questions = trials[:1]
-	}
-	for _, q := range questions {
-		if err := p.check(ctx, []question{q}); err != nil {
+	for _, q := range trials {
+		if k.constant && q != oneQuestion {
+			continue
+		}
+		if err := s.answers(ctx, p, []question{q}); err != nil {
 			return nil, err
 		}
 	}
-	if p.batch.path != "" {
-		return p, p.check(ctx, batchQuestions)
-	}
-	return p, nil
+	return p, s.answers(ctx, p, batchQuestions)
 }
 
 func (s *starter) folder(p *peer) string { return filepath.Join(s.work, p.name) }
@@ -226,14 +219,14 @@ func (s *starter) write(p *peer, name string, content []byte) (path string, err 
 	return path, os.WriteFile(path, content, 0o600)
 }
 
-// ready waits until the server answers the question.
-func (s *starter) ready(ctx context.Context, p *peer) error {
+// answers waits until the server answers the questions. A wrong answer is an error at once.
+func (s *starter) answers(ctx context.Context, p *peer, questions []question) error {
 	last := s.processes[len(s.processes)-1]
 	deadline := time.Now().Add(time.Minute)
 	for {
-		err := p.check(ctx, []question{oneQuestion})
-		if err == nil {
-			return nil
+		err := p.check(ctx, questions)
+		if err == nil || errors.Is(err, errWrong) {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -243,7 +236,7 @@ func (s *starter) ready(ctx context.Context, p *peer) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("it gave no right answer within a minute: %w", err)
+			return fmt.Errorf("no answer within a minute: %w", err)
 		}
 	}
 }
@@ -430,18 +423,7 @@ func (s *starter) opa(ctx context.Context, p *peer, shop *shop) error {
 	if err != nil {
 		return err
 	}
-	visible := map[string][]string{
-		"owner":   {"id", "status", "items", "total", "customer.name", "customer.email", "shipping.address"},
-		"support": {"id", "status", "items", "customer.name", "customer.email", "shipping.address"},
-		"finance": {"id", "status", "items", "total", "internal.margin"},
-		"manager": {"id", "status", "items", "total", "customer.name", "customer.email", "shipping.address", "internal.margin", "internal.notes"},
-	}
-	sets := map[string]map[string]bool{}
-	for role, list := range visible {
-		sets[role] = setOf(list)
-	}
-	data, err := json.Marshal(object{"users": shop.users, "orders": shop.orders, "visible": sets,
-		"personal": setOf([]string{"customer.name", "customer.email", "shipping.address"})})
+	data, err := json.Marshal(object{"users": shop.users, "orders": shop.orders})
 	if err != nil {
 		return err
 	}
@@ -463,14 +445,6 @@ func (s *starter) opa(ctx context.Context, p *peer, shop *shop) error {
 		p.records = countLines(filepath.Join(s.folder(p), "output"), `"type":"openpolicyagent.org/decision_logs"`)
 	}
 	return s.launch(p, program, append(args, dataFile, policyFile)...)
-}
-
-func setOf(list []string) map[string]bool {
-	set := map[string]bool{}
-	for _, e := range list {
-		set[e] = true
-	}
-	return set
 }
 
 func (s *starter) cerbos(ctx context.Context, p *peer, _ *shop) error {

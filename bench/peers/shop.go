@@ -60,16 +60,18 @@ func expected(q question) answer {
 	return answer{} // mallory is suspended, nobody is not stored
 }
 
-// check compares answers with the expected ones.
+var errWrong = errors.New("wrong answer")
+
+// check compares answers with the expected ones. The error is errWrong.
 func check(questions []question, answers []answer, objectOnly bool) error {
 	if len(answers) != len(questions) {
-		return fmt.Errorf("%d answers to %d questions", len(answers), len(questions))
+		return fmt.Errorf("%w: %d answers to %d questions", errWrong, len(answers), len(questions))
 	}
 	for i, q := range questions {
 		want := expected(q)
 		same := objectOnly || slices.Equal(slices.Sorted(slices.Values(answers[i].permitted)), slices.Sorted(slices.Values(want.permitted)))
 		if answers[i].allow != want.allow || !same {
-			return fmt.Errorf("%s views order %s: %v, expected %v", q.principal, q.order, answers[i], want)
+			return fmt.Errorf("%w: %s views order %s: %v, expected %v", errWrong, q.principal, q.order, answers[i], want)
 		}
 	}
 	return nil
@@ -265,13 +267,21 @@ func openfgaBody(questions []question, withFields, batch bool) object {
 func readOpenFGA(body []byte, withFields, batch bool) (answers []answer, err error) {
 	var b struct {
 		Allowed bool
-		Result  map[string]struct{ Allowed bool }
+		Result  map[string]struct {
+			Allowed bool
+			Error   json.RawMessage
+		}
 	}
 	if err := json.Unmarshal(body, &b); err != nil {
 		return nil, err
 	}
 	if !withFields && !batch {
 		return []answer{{allow: b.Allowed}}, nil
+	}
+	for _, r := range b.Result {
+		if r.Error != nil { // such as a check that took too long
+			return nil, fmt.Errorf("a check has no answer: %s", r.Error)
+		}
 	}
 	for i := 0; ; i++ {
 		view, ok := b.Result[fmt.Sprint(i, "-view")]

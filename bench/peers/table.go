@@ -29,11 +29,11 @@ func printHead(o options, peers []*peer) {
 
 // reason says in a cell of a table why a server is not measured.
 func (p *peer) reason() string {
-	return "not measured: " + strings.NewReplacer("\n", " ", "|", "\\|").Replace(p.missing.Error())
+	return fmt.Sprintf("not measured: %.200s", strings.NewReplacer("\n", " ", "|", "\\|").Replace(p.missing.Error()))
 }
 
 func printTableHead() {
-	fmt.Println("| connections | server | req/s | of constant | p50 | p99 | errors | wrong of sampled | CPU µs/req: server | database | of constant | MB: server | database | records/req |")
+	fmt.Println("| connections | server | req/s | of constant | p50 | p99 | errors | bad of sampled | CPU µs/req: server | database | of constant | MB: server | database | records/req |")
 	fmt.Println("|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
 }
 
@@ -42,7 +42,7 @@ type row struct {
 	rate, ratio          float64 // ratio: to the constant answer
 	p50, p99             time.Duration
 	errors               int
-	samples, wrong       int
+	samples, bad         int
 	server, database     float64 // CPU µs a request
 	cpuRatio             float64 // of both together, to the constant answer
 	memServer, memDB     int64
@@ -57,7 +57,7 @@ func sum(turns, constant []turn) row {
 	for _, t := range turns {
 		r.errors += t.errors
 		r.samples += t.samples
-		r.wrong += t.wrong
+		r.bad += t.bad
 		r.requests += int64(t.requests)
 		r.recordsSum += t.recorded
 	}
@@ -121,8 +121,13 @@ func printRows(peers []*peer, load load, turns map[string][]turn) {
 			if r.recordsSum >= 0 {
 				recorded = fmt.Sprintf("%.2f", r.recorded)
 			}
+			if r.requests == 0 {
+				fmt.Printf("| %s | %s | no answer with success | | | | %d | %d of %d | | | | %d | %d | |\n", connections, p.name,
+					r.errors, r.bad, r.samples, r.memServer>>20, r.memDB>>20)
+				continue
+			}
 			fmt.Printf("| %s | %s | %.0f | %.3f | %v | %v | %d | %d of %d | %.0f | %.0f | %.2f | %d | %d | %s |\n", connections, p.name, r.rate, r.ratio,
-				short(r.p50), short(r.p99), r.errors, r.wrong, r.samples, r.server, r.database, r.cpuRatio, r.memServer>>20, r.memDB>>20, recorded)
+				short(r.p50), short(r.p99), r.errors, r.bad, r.samples, r.server, r.database, r.cpuRatio, r.memServer>>20, r.memDB>>20, recorded)
 		}
 	}
 }
