@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net/http"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -35,7 +36,7 @@ func constantAnswer(policy string, fields *cedarpostv1.Fields) *cedarpostv1.Auth
 		Decision:            cedarpostv1.Decision_ALLOW,
 		Fields:              fields,
 		DeterminingPolicies: []*cedarpostv1.PolicyRef{{Bundle: "shop", Id: policy}},
-		Revision:            &cedarpostv1.Revision{Token: "AgGbsyoVAnO_q8ElIIFBdUgAAAABAAAAAAAAAAMAAAAAAAAAAw"},
+		Revision:            &cedarpostv1.Revision{Token: strings.Repeat("A", 71), Number: 3},
 		DecisionId:          "01a1b2c3-d4e5-7f60-8123-456789abcdef",
 	}
 }
