@@ -55,8 +55,9 @@ type turn struct {
 	samples  int // answers that were read and compared meanwhile
 	bad      int // of these: wrong, or errors
 	cpu      usage[time.Duration]
-	memory   usage[int64] // at the end of the load
-	recorded int64        // records that were written; -1: the server writes none
+	late     usage[time.Duration] // of this, after the load
+	memory   usage[int64]         // at the end of the load
+	recorded int64                // records that were written; -1: the server writes none
 }
 
 func (t turn) rate() float64 { return float64(t.requests) / t.took.Seconds() }
@@ -93,6 +94,10 @@ func (l *loader) drive(ctx context.Context, p *peer, load load, length time.Dura
 	if t.memory, err = memory(os.DirFS("/proc"), p.pids); err != nil {
 		return t, fmt.Errorf("%s: %w", p.name, err)
 	}
+	end, err := cpu(os.DirFS("/proc"), p.pids)
+	if err != nil {
+		return t, fmt.Errorf("%s: %w", p.name, err)
+	}
 	if err := pause(ctx, afterwards); err != nil {
 		return t, err
 	}
@@ -101,6 +106,7 @@ func (l *loader) drive(ctx context.Context, p *peer, load load, length time.Dura
 		return t, fmt.Errorf("%s: %w", p.name, err)
 	}
 	t.cpu = usage[time.Duration]{after.server - before.server, after.database - before.database}
+	t.late = usage[time.Duration]{after.server - end.server, after.database - end.database}
 	now, err := p.written(ctx)
 	t.recorded = now - written
 	if now < 0 {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,8 +32,16 @@ func TestH2loadIsRead(t *testing.T) {
 	if _, err := parseH2load("the server refuses connections"); err == nil {
 		t.Error("a text without counts is read")
 	}
-	// The last line has status 503, and does not count.
-	p50, p99, err := parseH2loadLog(strings.NewReader(read(t, "h2load.log")))
+	var log strings.Builder
+	for us := range 1000 {
+		fmt.Fprintf(&log, "1795859289696634\t200\t%d\n", us)
+	}
+	p50, p99, err := parseH2loadLog(strings.NewReader(log.String()))
+	if err != nil || p50 != 500*time.Microsecond || p99 != 990*time.Microsecond {
+		t.Error(p50, p99, err)
+	}
+	// The last line of a recorded log has status 503, and does not count.
+	p50, p99, err = parseH2loadLog(strings.NewReader(read(t, "h2load.log")))
 	if err != nil || p50 != 103*time.Microsecond || p99 != 1533*time.Microsecond {
 		t.Error(p50, p99, err)
 	}
@@ -78,9 +87,9 @@ func TestUsageOfProcesses(t *testing.T) {
 	if want := (usage[time.Duration]{server: 1200 * time.Millisecond, database: 650 * time.Millisecond}); err != nil || used != want {
 		t.Errorf("%+v, %v", used, err)
 	}
-	// Its Postgres beside it.
+	// A Postgres beside its server, with a command that Postgres has started.
 	used, err = cpu(files, []int{900, 800})
-	if want := (usage[time.Duration]{server: 70 * time.Millisecond, database: 110 * time.Millisecond}); err != nil || used != want {
+	if want := (usage[time.Duration]{server: 70 * time.Millisecond, database: 120 * time.Millisecond}); err != nil || used != want {
 		t.Errorf("%+v, %v", used, err)
 	}
 	const pss = 9788 << 10

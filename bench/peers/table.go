@@ -187,7 +187,8 @@ func sustain(ctx context.Context, l *loader, p *peer, load load, length time.Dur
 	}
 	fmt.Printf("| server | %d | %d | %d | %d |\n", start.server>>20, tenth.server>>20, t.memory.server>>20, most.server>>20)
 	fmt.Printf("| database | %d | %d | %d | %d |\n\n", start.database>>20, tenth.database>>20, t.memory.database>>20, most.database>>20)
-	fmt.Printf("CPU time in the second from %v to %v after the load, when all work must be done: server %v, database %v.\n",
-		afterwards, afterwards+time.Second, second.server-first.server, second.database-first.database)
+	fmt.Print("| CPU time after the load | server | database |\n|---|---:|---:|\n")
+	fmt.Printf("| in the first second, which counts | %v | %v |\n", t.late.server, t.late.database)
+	fmt.Printf("| in the next one, when all work must be done | %v | %v |\n", second.server-first.server, second.database-first.database)
 	return nil
 }
