@@ -31,7 +31,8 @@ type Swept struct {
 // in the log were made at. Bundles with their policies and files are never removed. It
 // also removes imports that cannot be continued any more, and idempotency keys of past days.
 //
-// Nothing waits for it, because writers do not touch the rows that it locks and removes.
+// Nothing waits for it, because writers do not touch the rows that it locks and removes. Only a
+// write that uses an old idempotency key again may wait for one of its small transactions.
 // If several processes call it at once, one sweeps. Functions of the database's owner
 // check and remove the rows, because the login of a server may not.
 func (db *DB) Sweep(ctx context.Context, retention time.Duration) (swept Swept, err error) {
@@ -76,9 +77,18 @@ func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, retention time.Durati
 	if err != nil {
 		return err
 	}
-	tag, err = conn.Exec(ctx, "delete from idempotency_keys where at < now() - $1::interval", onceRetention)
-	s.Rows["idempotency_keys"] = tag.RowsAffected()
-	return err
+	for n := int64(sweepRows); n == sweepRows; s.Rows["idempotency_keys"] += n {
+		// A write that uses an old key again holds the revision lock, and need not wait for long.
+		tag, err := conn.Exec(ctx, `
+			delete from idempotency_keys where ctid = any (array(
+				select ctid from idempotency_keys where at < now() - $1::interval limit $2 for update skip locked))`,
+			onceRetention, sweepRows)
+		if err != nil {
+			return err
+		}
+		n = tag.RowsAffected()
+	}
+	return nil
 }
 
 // readDecisionDays makes the database store which revision the decisions of each past day
