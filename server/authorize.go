@@ -195,7 +195,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 func (s *authorizationService) hint(v snapshot.View, req *cedarpostv1.AuthorizeRequest, e *engine.Evaluation, ends time.Time) *cedarpostv1.CacheHint {
 	keep := s.maxReuse
 	if !ends.IsZero() {
-		keep = min(keep, time.Until(ends))
+		keep = min(keep, time.Until(ends).Truncate(time.Millisecond))
 	}
 	if !req.WantCacheHint || req.Explain || keep <= 0 {
 		return nil
