@@ -79,8 +79,9 @@ func TestRateOfAGrant(t *testing.T) {
 	if l.Allow(NewRights("a", []store.Grant{{Role: Enforcer, ChecksPerSecond: more, ExpiresAt: &ended}}, nil, time.Now()), 101) {
 		t.Error("the rate of a grant that has ended counts")
 	}
+	began := time.Now()
 	l.Allow(callerWith("a", 1), 100)
-	if bucket, _ := l.buckets.Load("a"); bucket == nil || l.Allow(callerWith("a", 1), 1) {
+	if l.Allow(callerWith("a", 1), 1) && time.Since(began) < time.Second { // after a second there is one again
 		t.Error("a smaller rate does not count at once")
 	}
 	for deadline := time.Now().Add(time.Minute); !l.Allow(callerWith("a", 1_000_000), 1000); time.Sleep(time.Millisecond) {
