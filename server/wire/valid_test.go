@@ -105,7 +105,7 @@ func TestValid(t *testing.T) {
 			t.Fatalf("protovalidate takes %v", m)
 		}
 	})
-	if t.Logf("%d of %d messages are valid", valid, drawn); valid < drawn/20 || valid > drawn*19/20 {
+	if t.Logf("%d of %d messages are valid", valid, drawn); valid == 0 || valid == drawn {
 		t.Error("too one-sided to tell anything")
 	}
 	if Valid(&cedarpostv1.GetEntityRequest{}) {
