@@ -86,8 +86,8 @@ type Published struct {
 
 // PublishBundle replaces the live bundle of that name, as one revision. Policies and
 // files that did not change keep their rows. The error is [ErrPolicyChanged] if any
-// bundle was published after BaseRevision, and [ErrRepeated] if the publish happened before, as its
-// Once says.
+// bundle was published after BaseRevision, and [ErrRepeated] if there is an answer for the key of
+// Once already.
 func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err error) {
 	defer wrap(&err, "publish bundle")
 	err = db.inTurn(ctx, func(tx pgx.Tx) error {
@@ -176,8 +176,8 @@ func recheck(ctx context.Context, tx pgx.Tx, p Publish) error {
 // selectNewestPublish reads the revision of the newest change to any bundle.
 const selectNewestPublish = "select coalesce(greatest(max(since), max(until)), 0) from bundles"
 
-// insertBundle ends the live version and inserts the new one, which it completes made with. It returns the digest of
-// the version that it ended.
+// insertBundle ends the live version and inserts the new one. It sets the version and the time in
+// made, and returns the digest of the version that it ended.
 func insertBundle(ctx context.Context, tx pgx.Tx, p Publish, made *Published) (before []byte, err error) {
 	b := p.Bundle
 	const closing = "update bundles set until = $1 where name = $2 and until is null returning convert_to(digest, 'UTF8')"

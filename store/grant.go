@@ -153,7 +153,7 @@ type Changes struct {
 // ChangeAccess calls fn with the keys and grants, under the revision lock, and commits what fn
 // returns: one revision for all grants, and one for each key. So fn decides on what is stored when
 // the change is committed. If fn or the commit fails, nothing is stored. caller is recorded. The error
-// is [ErrRepeated] if the change happened before, as its Once says.
+// is [ErrRepeated] if there is an answer for the key of Once already.
 func (db *DB) ChangeAccess(ctx context.Context, caller string, fn func(context.Context, Access) (AccessChange, error)) (made Changes, err error) {
 	defer wrap(&err, "change API keys and grants")
 	err = db.inTurn(ctx, func(tx pgx.Tx) error {

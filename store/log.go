@@ -119,6 +119,9 @@ func (w *LogWriter) Append(ctx context.Context, decisions []Decision, events []E
 		if err == nil || refused {
 			return done, err
 		}
+		// The statement is not canceled in Postgres. A cancel request would also end a commit's wait
+		// for a synchronous standby: find would then see a batch that a failover can lose. What runs
+		// on ends by itself, or at statement_timeout.
 		w.drop()
 		select {
 		case <-ctx.Done():

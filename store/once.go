@@ -12,9 +12,9 @@ import (
 // onceRetention is the time for which a repeated request gets the answer of the first one.
 const onceRetention = 24 * time.Hour
 
-// ErrRepeated refuses a write whose caller has made a write with the same idempotency key before.
-// [DB.Answered] has the answer to it.
-var ErrRepeated = errors.New("a write with this idempotency key has happened")
+// ErrRepeated is the error of a write whose caller has made a write with the same idempotency key
+// within a day. [DB.Answered] returns the answer to that write.
+var ErrRepeated = errors.New("a write with this idempotency key was made before")
 
 // Once makes a write happen once within a day, however often its caller sends the request. R is the
 // result of the write.
@@ -50,7 +50,7 @@ func (o *Once[R]) keep(ctx context.Context, tx pgx.Tx, caller string, result R) 
 }
 
 // Answered reads the answer to a write that a caller has made with an idempotency key, and the
-// SHA-256 of what the write asked for. The error is [ErrNotFound] if there was none within a day.
+// SHA-256 of what the write asked for. The error is [ErrNotFound] if there is none of the last day.
 func (db *DB) Answered(ctx context.Context, caller, key string) (request [sha256.Size]byte, answer []byte, err error) {
 	defer wrap(&err, "read the answer of an idempotency key")
 	var sum []byte
@@ -64,7 +64,8 @@ func (db *DB) Answered(ctx context.Context, caller, key string) (request [sha256
 	return [sha256.Size]byte(sum), answer, nil
 }
 
-// KeepPublished stores the answer to a publish that changed nothing.
+// KeepPublished stores the answer to a publish that changed nothing. The error is [ErrRepeated] as for
+// [DB.PublishBundle].
 func (db *DB) KeepPublished(ctx context.Context, caller string, o *Once[Published], p Published) (err error) {
 	defer wrap(&err, "store the answer of an idempotency key")
 	return pgx.BeginTxFunc(ctx, db.admin, readCommitted, func(tx pgx.Tx) error { return o.keep(ctx, tx, caller, p) })

@@ -126,7 +126,8 @@ var errUnchanged = errors.New("unchanged")
 // WriteEntities applies the operations as one revision. If it returns an error, nothing
 // was written, except that the outcome is unknown if the connection broke during the
 // commit. A refused operation is an [*OpError]. After [ErrPolicyChanged] or
-// [ErrOtherHistory], check the operations again and retry. [ErrRepeated] is of Once.
+// [ErrOtherHistory], check the operations again and retry. The error is [ErrRepeated] if there is an
+// answer for the key of Once already.
 //
 // An entity that several operations change gets one new version, or none if it is equal
 // to what is stored in the end.
