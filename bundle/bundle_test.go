@@ -259,7 +259,7 @@ func TestProblems(t *testing.T) {
 		{"tokens that are not valid", with(files{"bundle.yaml": "principal_tokens:\n  a: {type: A, id: '', context: [x]}\n  b: {type: a-b, id: /x~2, id_prefix: \"\\n\", claims: {}}\n  Cc: {type: T, context: {x: 1, '': y}}\n  d: {audience: []}\n  e: x\n  g: {type: G, audience: ['']}\n"}), []string{
 			"bundle.yaml:2:20: id must be a claim, with 1 to 256 bytes", "bundle.yaml:2:33: context must be a mapping, not a list",
 			`bundle.yaml:3:13: "a-b" is not an entity type`, `bundle.yaml:3:22: id: "/x~2" is not a JSON pointer`,
-			"bundle.yaml:3:39: id_prefix must have at most 128 bytes, and only characters that can be seen", `bundle.yaml:3:45: unknown key "claims"`,
+			"bundle.yaml:3:39: id_prefix must have at most 128 bytes, and only visible characters", `bundle.yaml:3:45: unknown key "claims"`,
 			`bundle.yaml:4:3: "Cc" cannot be the name of an issuer`, "bundle.yaml:4:30: the claim of x must be text, not a number", "bundle.yaml:4:33: the name of an attribute has 1 to 256 bytes",
 			`bundle.yaml:5:3: the tokens of "d" have no type`, "bundle.yaml:5:17: audience must be a text, or a list of 1 to 100 texts", "bundle.yaml:7:26: audience must be a text, or a list of 1 to 100 texts", "bundle.yaml:6:6: the tokens of e must be a mapping, not text"}},
 		{"users of two issuers with one id", with(files{"bundle.yaml": "principal_tokens:\n  a: {type: A}\n  b: {type: B}\n  c: {type: A, id_prefix: 'c:'}\n  d: {type: B, id_prefix: ''}\n  e: {type: C, id_prefix: 'e:'}\n  f: {type: C, id_prefix: 'f:'}\n"}), []string{

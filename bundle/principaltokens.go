@@ -30,8 +30,8 @@ type PrincipalToken struct {
 	// Type is the entity type of the principal, and IDClaim the claim that its id ends with, after
 	// IDPrefix.
 	Type, IDClaim, IDPrefix string
-	// Audiences are those of the tokens that are taken, of those that the server's configuration opens.
-	// Empty: all of them.
+	// Audiences are the audiences whose tokens the bundle takes, among those that the server's
+	// configuration opens. Empty: all of these.
 	Audiences []string
 	// Context are the attributes of the context that claims fill, sorted by name.
 	Context []ClaimAttribute
@@ -60,7 +60,8 @@ const (
 var issuerPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
 
 // ReadPrincipalTokens reads the principal_tokens of a bundle.yaml that was published. It does not look at
-// the other settings. The error is [Problems]: a later version published the file, or somebody altered it.
+// the other settings. The error is [Problems] if a later version of the service published the file, or if
+// somebody altered it.
 func ReadPrincipalTokens(manifest []byte) ([]PrincipalToken, error) {
 	var probs Problems
 	y := yamlFile{path: ManifestName, probs: &probs}
@@ -102,7 +103,7 @@ func (y yamlFile) principalTokens(n *yaml.Node) (list []PrincipalToken) {
 				t.IDClaim = y.claim(v, "id")
 			case "id_prefix":
 				if t.IDPrefix = y.str(v, "id_prefix"); len(t.IDPrefix) > maxPrefixBytes || strings.ContainsFunc(t.IDPrefix, func(r rune) bool { return !unicode.IsPrint(r) }) {
-					y.fail(v, "", "id_prefix must have at most %d bytes, and only characters that can be seen", maxPrefixBytes)
+					y.fail(v, "", "id_prefix must have at most %d bytes, and only visible characters", maxPrefixBytes)
 				}
 			case "audience":
 				if t.Audiences = y.strs(v, "audience"); len(t.Audiences) == 0 || len(t.Audiences) > maxTokenAudiences || slices.Contains(t.Audiences, "") {
@@ -124,8 +125,8 @@ func (y yamlFile) principalTokens(n *yaml.Node) (list []PrincipalToken) {
 	return list
 }
 
-// distinct refuses issuers whose users could get the id of a user of another issuer. Two texts that begin
-// with prefixes of which neither begins with the other are never the same.
+// distinct refuses issuers whose users could get the id of a user of another issuer. Two ids differ for
+// certain if neither of their prefixes begins with the other one.
 func (y yamlFile) distinct(list []PrincipalToken) {
 	for i, t := range list {
 		for _, o := range list[:i] {

@@ -12,16 +12,16 @@ import (
 )
 
 // Every server holds all keys and grants in memory, and each change of them reads all under the
-// revision lock. Half of all is for operators of single bundles, so that none of them takes the
-// places that an operator of all bundles needs.
+// revision lock. Operators of single bundles may fill half of each limit, so that an operator of all
+// bundles always has room.
 const (
 	maxCallerGrants = 200    // of one caller, because each call goes through them
 	maxGrants       = 50_000 // in all, ended ones included
 	maxKeys         = 10_000 // in all that are not revoked
 )
 
-// checkChange refuses a change of keys and grants that the caller has no right to because of the
-// rate of a grant, or that would store too many.
+// checkChange refuses a change of keys and grants that concerns the rate of a grant, if the caller is
+// no operator of all bundles, and one that would store too many.
 func checkChange(r *access.Rights, now store.Access, c store.AccessChange) error {
 	if changesRate(now, c) && !r.May("PutGrant", access.Target{}) {
 		return &refusedError{cedarpostv1connect.AccessServicePutGrantProcedure, "a grant with checks_per_second, which only an operator of all bundles manages"}
@@ -38,11 +38,11 @@ func changesRate(now store.Access, c store.AccessChange) bool {
 		})
 }
 
-// withinBounds refuses a change that adds keys or grants where there are too many already.
+// withinBounds refuses a change that adds keys or grants beyond a limit.
 func withinBounds(r *access.Rights, now store.Access, c store.AccessChange) error {
 	grants, keys, whose := maxGrants, maxKeys, ""
 	if !r.May("PutGrant", access.Target{}) {
-		grants, keys, whose = grants/2, keys/2, " by operators of single bundles"
+		grants, keys, whose = grants/2, keys/2, " for operators of single bundles"
 	}
 	stored := make(map[store.GrantKey]bool, len(now.Grants))
 	of := map[string]int{} // caller → its grants

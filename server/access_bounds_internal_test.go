@@ -46,7 +46,7 @@ func TestBoundsOfKeysAndGrants(t *testing.T) {
 		{"the last grant", all, store.Access{Grants: full.Grants[:maxGrants-1]}, store.AccessChange{Put: newGrant}, ""},
 		{"one grant too many", all, full, store.AccessChange{Put: newGrant}, "the limit is 50000"},
 		{"the last grant of operators of one bundle", one, store.Access{Grants: full.Grants[:maxGrants/2-1]}, store.AccessChange{Put: newGrant}, ""},
-		{"one too many of theirs", one, store.Access{Grants: full.Grants[:maxGrants/2]}, store.AccessChange{Put: newGrant}, "the limit by operators of single bundles is 25000"},
+		{"one too many of theirs", one, store.Access{Grants: full.Grants[:maxGrants/2]}, store.AccessChange{Put: newGrant}, "the limit for operators of single bundles is 25000"},
 		{"a grant that is stored already", one, full, store.AccessChange{Put: full.Grants[:1]}, ""},
 		{"a grant less", one, full, store.AccessChange{Delete: []store.GrantKey{full.Grants[0].Key()}}, ""},
 		{"the last grant of a caller", all, store.Access{Grants: grants(maxCallerGrants - 1)}, store.AccessChange{Put: []store.Grant{{Caller: "c0"}}}, ""},
@@ -55,7 +55,7 @@ func TestBoundsOfKeysAndGrants(t *testing.T) {
 		{"the last key", all, store.Access{Keys: keys(maxKeys - 1)}, store.AccessChange{Add: newKey}, ""},
 		{"one key too many", all, full, store.AccessChange{Add: newKey}, "there are 10000 API keys that are not revoked, and the limit is 10000"},
 		{"the last key of operators of one bundle", one, store.Access{Keys: keys(maxKeys/2 - 1)}, store.AccessChange{Add: newKey}, ""},
-		{"one too many of theirs", one, store.Access{Keys: keys(maxKeys / 2)}, store.AccessChange{Add: newKey}, "the limit by operators of single bundles is 5000"},
+		{"one too many of theirs", one, store.Access{Keys: keys(maxKeys / 2)}, store.AccessChange{Add: newKey}, "the limit for operators of single bundles is 5000"},
 		{"a key less", one, full, store.AccessChange{Revoke: full.Keys[:1]}, ""},
 	} {
 		err := withinBounds(c.rights, c.now, c.change)

@@ -32,7 +32,7 @@ func (s *authorizationService) noteUndecided(ctx context.Context, c *cedarpostv1
 // values that the schema marks @sensitive.
 func (s *authorizationService) note(ctx context.Context, reason string, c *cedarpostv1.AuthorizeRequest) {
 	principal := ""
-	if c.GetPrincipal() != nil { // else a token was to name it
+	if c.GetPrincipal() != nil { // it is nil if a token was not accepted
 		principal = wire.UID(c.GetPrincipal()).String()
 	}
 	s.noted.Probing(ctx, reason, principal,

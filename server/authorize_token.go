@@ -15,8 +15,8 @@ import (
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// principalTokenError is the error of a question whose principal_token is not accepted. It is not that of
-// the token of a caller: the caller of the question is authenticated.
+// principalTokenError is the error of a question whose principal_token is not accepted. It is not an
+// [access.TokenError], which is about the token of a caller: the caller of the question is authenticated.
 type principalTokenError struct{ reason access.TokenReason }
 
 // Error returns the text for the caller. It has nothing of the token.
@@ -35,15 +35,16 @@ func (e *principalTokenError) code() connect.Code {
 	return connect.CodeInvalidArgument
 }
 
-// readTokens rewrites the checks that have a principal_token: into the principal that it stands for, and
-// the attributes of the context that its claims fill. Nothing after it sees the token, so nothing can
-// record it, and a replay needs none. The error of one check is in its answer.
+// readTokens replaces the principal_token of each check that has one by the principal that it stands for
+// and the attributes of the context that its claims fill. Nothing after it sees the token, so nothing can
+// record it, and a replay needs none. The error of one check is in its answer. The error that it returns
+// is that of ctx.
 func (s *authorizationService) readTokens(ctx context.Context, set *engine.Set, checks []*cedarpostv1.AuthorizeRequest, answers []answer, now time.Time) error {
 	byToken := func(c *cedarpostv1.AuthorizeRequest) bool { return c.GetPrincipalToken() != "" }
 	if !slices.ContainsFunc(checks, byToken) {
 		return nil
 	}
-	// The token of one user must not use up the time of all checks.
+	// A token whose keys are not known must not use up the time of all checks.
 	bounded, cancel := context.WithTimeout(ctx, s.keyWait)
 	defer cancel()
 	for i, c := range checks {
@@ -62,7 +63,7 @@ func (s *authorizationService) readTokens(ctx context.Context, set *engine.Set, 
 	return nil
 }
 
-// readToken rewrites one check, and returns when its token ends.
+// readToken replaces the principal_token of one check, and returns when the token ends.
 func (s *authorizationService) readToken(ctx context.Context, set *engine.Set, c *cedarpostv1.AuthorizeRequest, now time.Time) (ends time.Time, err error) {
 	raw := c.GetPrincipalToken()
 	c.PrincipalToken = ""
@@ -93,7 +94,7 @@ func (s *authorizationService) readToken(ctx context.Context, set *engine.Set, c
 		if !declared {
 			continue
 		}
-		// Also if the token does not have the claim: the caller cannot know better.
+		// This is refused even if the token does not have the claim: the caller must not fill it instead.
 		if _, sent := c.GetContext().GetFields()[attr.Name]; sent {
 			return ends, &engine.RequestError{Message: "context." + attr.Name + " is filled from the principal_token and cannot be sent with one"}
 		}
@@ -116,7 +117,7 @@ func (s *authorizationService) readToken(ctx context.Context, set *engine.Set, c
 	return p.Expires, nil
 }
 
-// badToken returns the error of a token that is accepted, and does not fit the bundle.
+// badToken returns the error of a token that is accepted but does not fit the bundle.
 func badToken(err error) error {
 	return &engine.RequestError{Message: "principal_token: " + err.Error()}
 }

@@ -66,9 +66,9 @@ func (b *syncedBuffer) String() string {
 	return b.text.String()
 }
 
-// bank is a server that takes tokens of users of one issuer as principals, beside callers of the same
-// issuer. The issuers partners, late and staff are configured, too: for principals that no bundle maps, and
-// for callers only.
+// bank is a server whose bundle takes tokens of the issuer users, which also has callers. The tokens of
+// partners and of late may name principals, but no bundle takes them. The tokens of staff authenticate
+// callers only. The issuer foreign is not configured.
 type bank struct {
 	*servertest.Server
 	users, partners, late, staff, foreign *issuertest.Issuer

@@ -47,7 +47,7 @@ type timeouts struct {
 	answer  time.Duration // that a caller may take to read all messages of a stream, besides a second for each `slowest` bytes
 	slowest int           // bytes of a stream that a caller reads in a second, at least
 	discard time.Duration // to read what a caller still sends after its call has ended
-	keys    time.Duration // to wait for the keys of issuers in one call, for the tokens of users
+	keys    time.Duration // that one call waits for keys of issuers, to verify tokens of users
 	health  time.Duration // to receive the message of a call of the health service, which needs no key
 
 	heartbeat time.Duration // between two messages of a watch if nothing changes

@@ -24,8 +24,8 @@ const maxBuckets = 65_536
 // zero value limits only callers with a rate of their own. Set PerSecond before the first call of
 // Allow.
 type Limiter struct {
-	// PerSecond is how many checks a caller may ask each second, if no grant of it has another
-	// number; 0 means no limit.
+	// PerSecond is how many checks a caller may ask each second, unless one of its grants has a rate;
+	// 0 means no limit.
 	PerSecond float64
 
 	buckets sync.Map // name of a caller → *rate.Limiter
@@ -68,8 +68,8 @@ func (l *Limiter) of(r *Rights) float64 {
 // burst is how many checks a caller may ask at once.
 func burst(perSecond float64) int { return max(int(perSecond), leastBurst) }
 
-// Refusal returns the error of a call that [Limiter.Allow] refused. It is an [ErrRateLimited], and
-// its text is for the caller.
+// Refusal returns the error of a call of the caller with these rights that [Limiter.Allow] refused. It
+// is an [ErrRateLimited], and its text is for the caller.
 func (l *Limiter) Refusal(r *Rights) error {
 	perSecond, by := l.of(r), "--rate-limit"
 	if r.checksPerSecond() > 0 {

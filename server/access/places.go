@@ -16,23 +16,25 @@ const (
 	maxQueue = 1000 // calls that wait for places
 	maxIdle  = 4096 // callers that are remembered while they have no call
 
-	// othersFor is how long after a call of another caller the places of one caller are few.
+	// othersFor is how long a caller counts as one of several after a call of another caller.
 	othersFor = time.Second
-	// fewPlaces is the part of the places that they are: an eighth.
+	// fewPlaces divides the places: one of several callers may have an eighth of them, and a caller
+	// that is alone leaves an eighth free.
 	fewPlaces = 8
 
-	// checksOfPlace is how many checks of a batch take one place. They share the work around a
-	// call, and most of their policies and entities.
+	// checksOfPlace is how many checks of a batch count as one place. The checks of a batch share the
+	// work around a call, and most of their policies and entities.
 	checksOfPlace = 8
 )
 
-// Places bounds how many decisions are made at once. A caller that is alone may have all places but
-// an eighth, which are for the first calls of others, and one of several an eighth. So many calls in
-// flight of one caller do not delay those of others. Calls that find no place wait a short time in a short queue. The next place is for
-// the caller that has the fewest. It is safe for concurrent use.
+// Places bounds how many decisions are made at once. A caller that is alone may have all places but an
+// eighth, which stays free for the first calls of others. One of several callers may have an eighth. So
+// a caller with many calls in flight does not delay the calls of others. Calls that find no place wait
+// a short time in a short queue. The next place is for the caller that has the fewest. It is safe for
+// concurrent use.
 type Places struct {
 	total int           // places
-	few   int           // places of one of several callers
+	few   int           // places that one of several callers may have
 	wait  time.Duration // of a call, at most
 	queue int           // calls that may wait
 
@@ -41,10 +43,10 @@ type Places struct {
 	callers map[string]*line
 	lines   []*line // with calls that wait
 	queued  int     // calls that wait
-	arrived uint64  // number of the newest of them
+	arrived uint64  // number of the call that joined the queue last
 
-	last    *line     // whose call came last
-	changed time.Time // when that was another caller's than the one before
+	last    *line     // of the caller that called last
+	changed time.Time // when a call came from another caller than the call before
 }
 
 // line is the calls of one caller.
@@ -67,7 +69,7 @@ type Place struct {
 	places int
 }
 
-// NewPlaces returns so many places, at least eight. A call waits for them for that time at most.
+// NewPlaces returns total places, but at least eight. A call waits for places for the time wait at most.
 func NewPlaces(total int, wait time.Duration) *Places {
 	total = max(total, fewPlaces)
 	return &Places{total: total, few: total / fewPlaces, wait: wait, queue: maxQueue, free: total, callers: map[string]*line{}}
@@ -80,9 +82,9 @@ func (p *Places) Waiting() int {
 	return p.queued
 }
 
-// Enter takes places for a call with so many checks, and may wait for them: one for each eight checks,
-// but not more than one of several callers may have. Call [Place.Leave] when the call ends. The error is
-// [ErrOverloaded], or that of ctx.
+// Enter takes places for a call with this number of checks, and may wait for them: one place for each
+// eight checks, but at most as many as one of several callers may have. Call [Place.Leave] when the call
+// ends. The error is [ErrOverloaded], or that of ctx.
 func (p *Places) Enter(ctx context.Context, caller string, checks int) (Place, error) {
 	c, w := p.enter(caller, checks)
 	if w == nil {
@@ -107,8 +109,8 @@ func (p *Places) Enter(ctx context.Context, caller string, checks int) (Place, e
 	return c, nil
 }
 
-// enter takes places for a call. If it has to wait for them, w says for what. If it may not wait, it
-// has no places.
+// enter takes places for a call. If the call has to wait for them, w is not nil. If the queue is full,
+// w is nil and c has no places.
 func (p *Places) enter(caller string, checks int) (c Place, w *waiter) {
 	n := max(1, min((checks+checksOfPlace-1)/checksOfPlace, p.few))
 	p.mu.Lock()
@@ -130,7 +132,7 @@ func (p *Places) enter(caller string, checks int) (c Place, w *waiter) {
 	return Place{p, l, n}, w
 }
 
-// Leave gives the places back. Another call has no effect.
+// Leave gives the places back. Further calls of Leave have no effect.
 func (c *Place) Leave() {
 	if c.places == 0 {
 		return
@@ -164,7 +166,7 @@ func (p *Places) giveUp(l *line, w *waiter, why error) error {
 func (p *Places) lineOf(caller string) *line {
 	l := p.callers[caller]
 	if l == nil {
-		if len(p.callers) >= p.total+maxQueue+maxIdle { // the first two can have calls
+		if len(p.callers) >= p.total+maxQueue+maxIdle { // at most total+maxQueue callers have calls
 			for name, other := range p.callers {
 				if other.held == 0 && len(other.waiting) == 0 {
 					delete(p.callers, name)
@@ -226,8 +228,8 @@ func (p *Places) remove(l *line, i int) {
 	}
 }
 
-// next gives free places to calls that wait. If the first one needs more than are free, the others
-// wait too, so that it gets them.
+// next gives free places to calls that wait. If the first call needs more places than are free, the
+// others wait too, so that it gets them in the end.
 func (p *Places) next() {
 	for {
 		var first *line

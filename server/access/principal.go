@@ -15,8 +15,8 @@ import (
 // maxIDBytes is the limit of the contract for the id of an entity.
 const maxIDBytes = 1024
 
-// Principal is what the access token of an end user says. It is the principal of a question, and no
-// caller.
+// Principal is what the access token of an end user says: who the principal of a question is. It
+// authenticates no caller.
 type Principal struct {
 	// Issuer is the short name of the issuer.
 	Issuer string
@@ -39,12 +39,12 @@ func (t *Tokens) Principal(ctx context.Context, raw string, now time.Time) (Prin
 // IsFor reports whether the token is for one of the audiences.
 func (p Principal) IsFor(audiences []string) bool { return p.claims.isFor(audiences) }
 
-// ID returns prefix and the claim that names the principal. The claim is a text that people can read in
-// the log; with email, the issuer must have verified it.
+// ID returns prefix followed by the claim that names the principal. The claim must be a text that people
+// can read in the log. If it is email, the issuer must have verified it.
 func (p Principal) ID(claim, prefix string) (string, error) {
 	name, ok := p.claims.name(claim)
 	if !ok || len(prefix)+len(name) > maxIDBytes {
-		return "", fmt.Errorf("the claim %q is missing, or cannot name a principal: it must be a text with 1 to %d bytes that can be seen, and an email must be verified", claim, maxIDBytes-len(prefix))
+		return "", fmt.Errorf("the claim %q is missing, or cannot name a principal: it must be a text of visible characters, with 1 to %d bytes, and an email must be verified", claim, maxIDBytes-len(prefix))
 	}
 	return prefix + name, nil
 }
@@ -73,7 +73,7 @@ func (p Principal) Attribute(claim string, as engine.ClaimType) (any, error) {
 	case engine.ClaimStrings:
 		want = "a text or an array of texts"
 		var list []string
-		// These two list texts with spaces between them (RFC 8693, section 4.2).
+		// In these two claims, spaces separate the texts (RFC 8693, section 4.2).
 		if list, ok = p.claims.texts(claim, claim == "scope" || claim == "scp"); ok {
 			all := make([]any, len(list))
 			for i, s := range list {

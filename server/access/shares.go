@@ -83,8 +83,8 @@ func (t tally) leave(key any) {
 
 // Work is the work of one call. It is not safe for concurrent use.
 type Work struct {
-	// Place is the place of the call, if it has one. A call that turns out to be costly gives it
-	// back: it would hold it while it waits for its turns.
+	// Place has the places of the call, if it has any. A call that turns out to be costly gives them
+	// back, so that it does not hold them while it waits for its turns.
 	Place Place
 
 	shares *Shares

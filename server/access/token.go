@@ -146,7 +146,8 @@ const (
 	forPrincipal purpose = true  // it names the principal of a question
 )
 
-// verifiedKey has the purpose, too: a token that is good for one is not good for the other.
+// verifiedKey is the key of a verified token in the cache. It has the purpose, because a token that is
+// accepted for one purpose may not be accepted for the other.
 type verifiedKey struct {
 	hash [sha256.Size]byte
 	purpose

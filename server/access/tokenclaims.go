@@ -60,7 +60,7 @@ func parseToken(raw string) (h tokenHeader, c claims, _ TokenReason) {
 	return h, c, ""
 }
 
-// audiences are those of the tokens that are accepted for a purpose.
+// audiences returns the audiences whose tokens are accepted for a purpose.
 func (i *Issuer) audiences(p purpose) []string {
 	switch {
 	case p == forPrincipal:
@@ -71,8 +71,8 @@ func (i *Issuer) audiences(p purpose) []string {
 	return []string{i.Audience}
 }
 
-// readValid checks the claims of a token with a valid signature that say for whom and for how long it
-// is. The result has Issuer, Subject and Expires.
+// readValid checks those claims of a token with a valid signature that say for which audience and for how
+// long it is valid. The result has Issuer, Subject and Expires.
 func (i *Issuer) readValid(c claims, p purpose, now time.Time) (t Token, _ TokenReason) {
 	if !c.isFor(i.audiences(p)) {
 		return t, TokenWrongAudience

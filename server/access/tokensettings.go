@@ -28,8 +28,8 @@ type Issuer struct {
 	// Audience must be in the claim aud of the token of a caller. Empty: no token of this issuer
 	// authenticates a caller.
 	Audience string
-	// PrincipalAudiences are those of the tokens of end users that name the principal of a question: one
-	// must be in the claim aud. Empty: no token of this issuer does.
+	// PrincipalAudiences are the audiences of end users' tokens that name the principal of a question:
+	// one must be in the claim aud. Empty: no token of this issuer names a principal.
 	PrincipalAudiences []string
 	// KeysURL is the URL of the issuer's key set (RFC 7517). Empty: where the issuer's metadata
 	// say, at URL/.well-known/openid-configuration (OpenID Connect Discovery 1.0, section 4).
@@ -189,9 +189,9 @@ func (i *Issuer) check() error {
 	case i.Audience == "" && len(i.PrincipalAudiences) == 0:
 		return errors.New("audience is missing; without it, tokens that were issued for other services would be accepted")
 	case i.Audience == "" && (len(i.Grants) > 0 || i.GroupsClaim != ""):
-		return errors.New("audience is missing, and groups_claim and grants are for callers")
+		return errors.New("audience is missing: without it no token authenticates a caller, and groups_claim and grants are for callers")
 	case len(i.PrincipalAudiences) > maxAudiences || slices.Contains(i.PrincipalAudiences, ""):
-		return fmt.Errorf("principal_audiences: the list has an empty text, or more than %d", maxAudiences)
+		return fmt.Errorf("principal_audiences: it must be a list of at most %d texts, none of which is empty", maxAudiences)
 	case i.MaxAge <= 0 || i.MaxAge > largestMaxAge:
 		return fmt.Errorf("max_age: it must be more than 0 and at most %v", largestMaxAge)
 	case i.Leeway < 0 || i.Leeway > largestLeeway:

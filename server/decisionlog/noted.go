@@ -148,14 +148,14 @@ const (
 	ProbingCostly = "too_costly"
 	// ProbingRateLimited is a call over the caller's rate.
 	ProbingRateLimited = "rate_limited"
-	// ProbingToken begins the reason of a question whose principal_token is not accepted. Why
-	// follows, in the words of docs/tokens.md.
+	// ProbingToken is the beginning of the reason if a principal_token is not accepted. Why it is not
+	// follows, as one of the words in docs/tokens.md.
 	ProbingToken = "principal_token: "
 )
 
-// Probing notes a question of the call's caller. reason is one of a few, as the constants say. principal is
-// whom the question is about, or "", and example is what it asked or what it was answered. Both
-// are cut.
+// Probing notes a question of the call's caller. reason is one of the constants; a reason why follows
+// [ProbingToken]. principal is whom the question is about, or "", and example is what it asked or what it
+// was answered. Both are cut.
 func (n *Noted) Probing(ctx context.Context, reason, principal, example string) {
 	call := callFrom(ctx)
 	n.note(cedarpostv1.EventRecord_PROBING, call.Caller, reason, about{text: bounded(example, maxNotedText), call: call}, bounded(principal, maxNotedSubject))

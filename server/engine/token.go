@@ -15,8 +15,8 @@ type PrincipalToken struct {
 	Issuer string
 	// Type is the entity type of the principal. Its id is IDPrefix and the claim IDClaim.
 	Type, IDClaim, IDPrefix string
-	// Audiences are those of the tokens that are taken, of those that the server's configuration opens.
-	// Empty: all of them.
+	// Audiences are the audiences whose tokens the bundle takes, among those that the server's
+	// configuration opens. Empty: all of these.
 	Audiences []string
 	// Context are the attributes of the context that claims fill.
 	Context []ClaimAttribute
@@ -30,10 +30,10 @@ type ClaimAttribute struct {
 	Line, Column int
 }
 
-// ClaimType is the type of an attribute that a claim can fill.
+// ClaimType says what kind of claim can fill an attribute.
 type ClaimType uint8
 
-// The types.
+// The kinds, by the Cedar type of the attribute.
 const (
 	ClaimUnfit    ClaimType = iota // a type that no claim can fill
 	ClaimString                    // String
