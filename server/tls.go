@@ -275,12 +275,12 @@ func checkPlaintext(addr string) error {
 }
 
 // Reload reads the TLS certificate, its key and the CAs of clients again and logs the outcome. What
-// does not load stays as it was. Nothing else is read again while the server runs.
+// does not load stays as it was. [Server.ReloadSecrets] does the same for files of keys.
 func (s *Server) Reload() {
 	log := s.cfg.Log
 	quiet := slog.New(slog.DiscardHandler) // the outcome is logged here, each time
 	if s.cert == nil {
-		log.Info("nothing to reload: there is no TLS certificate, and everything else is read only at the start")
+		log.Info("there is no TLS certificate to reload")
 	} else if err := s.cert.look(quiet); err != nil {
 		log.Error("TLS certificate not reloaded, the old one stays in use", "cert", s.cert.certFile, "key", s.cert.keyFile, "err", err)
 	} else {

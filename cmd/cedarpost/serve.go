@@ -38,7 +38,7 @@ func (*serveCmd) Help() string {
 
   ready decision=URL admin=URL ops=URL
 
-SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate, its key and the CAs of clients, the mask key and the audit keys at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. The file of the database URL is read for each new connection. Everything else is read only at the start.
+SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate, its key and the CAs of clients, the mask key and the audit keys at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. The file of the database URL is read for each new connection, and the file of the issuers when it changes. Everything else is read only at the start.
 
 Files with keys and other secrets are refused if users other than their owner and group have any rights to them.`
 }
