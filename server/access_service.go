@@ -61,7 +61,7 @@ func (s *accessService) WhoAmI(ctx context.Context, _ *cedarpostv1.WhoAmIRequest
 
 // change commits a change of keys and grants. fn gets the rights of the caller by what is stored
 // now, and returns the change. It is refused if it would take the last operator away. answer makes
-// the answer that is stored for o.
+// the answer of the call, which is also stored for o if that is not nil.
 func change[A proto.Message](ctx context.Context, s *accessService, o *once, answer func(store.Changes, *cedarpostv1.Revision) A, fn func(store.Access, *access.Rights) (store.AccessChange, error)) (out A, err error) {
 	v, err := s.gate.follower.Current()
 	if err != nil {
@@ -268,7 +268,7 @@ func (s *accessService) addKey(ctx context.Context, procedure string, req interf
 		})
 	})
 	if err == nil && first.GetId() != made.key.ID {
-		err = connect.Errorf(connect.CodeAlreadyExists, "this request has made the key %s already, and nothing has its secret; if you did not get it, revoke that key and make another one", first.GetId())
+		err = connect.Errorf(connect.CodeAlreadyExists, "an earlier call with this idempotency_key has made the key %s, and its secret is not stored; if you did not get it, revoke that key and make another one", first.GetId())
 	}
 	return made, err
 }

@@ -34,7 +34,8 @@ func (c strictBinary) UnmarshalRead(_ context.Context, src io.Reader, msg any) e
 	return cleanDecodeError(c.UnmarshalOptions.Unmarshal(data, m))
 }
 
-// readAll reads a message. What is decoded from it must be copies: Connect uses its buffer again.
+// readAll reads a message. Connect uses the buffer of the message again, so whoever decodes the result
+// must copy from it.
 func readAll(src io.Reader) ([]byte, error) {
 	if buffer, ok := src.(*bytes.Buffer); ok {
 		return buffer.Bytes(), nil
@@ -80,8 +81,8 @@ func (c strictJSON) MarshalWrite(ctx context.Context, dst io.Writer, msg any) er
 // differs from build to build.
 var protoPrefix = regexp.MustCompile(`^proto:[\s\x{a0}]*`)
 
-// jwt matches what looks like an access token. A caller that sends one in the wrong field gets an error
-// with the text of the field, which is also logged.
+// jwt matches what looks like an access token. The error of a value in the wrong place repeats the value,
+// and is logged. A token must not be in it.
 var jwt = regexp.MustCompile(`[\w-]{8,}\.[\w-]{8,}\.[\w-]*`)
 
 // decodeError is the error of a body that does not decode. Its text is for the caller.

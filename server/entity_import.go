@@ -260,8 +260,8 @@ func (i *importing) explain(err error) error {
 	return connect.Errorf(pe.Code(), "%s; the %d entities before this chunk are stored", pe.Message(), i.stored).WithCause(pe.Unwrap())
 }
 
-// importFor reads an import if it is for the caller to see: one that it sent itself, or any if it may
-// import entities of all types.
+// importFor reads an import. A caller sees those that it sent itself, or all if it may import entities
+// of all types. The error is [store.ErrNotFound] if there is none that the caller sees.
 func (s *entityService) importFor(ctx context.Context, id string) (store.Import, error) {
 	i, err := s.db.GetImport(ctx, id)
 	if err == nil && i.Caller != callerFrom(ctx) && !access.RightsFrom(ctx).MayEverywhere("ImportEntities") {

@@ -61,7 +61,7 @@ type edit struct {
 	step  *store.ImportStep // nil unless this is an import that has an id
 
 	once   *once
-	answer func(store.WriteResult, *cedarpostv1.Revision) proto.Message // to be stored for once
+	answer func(store.WriteResult, *cedarpostv1.Revision) proto.Message // makes the answer that is stored for once
 }
 
 // at adds to a message which operation it is about, as the caller counts.

@@ -12,7 +12,7 @@ import (
 )
 
 // errOtherRequest is the error of an idempotency key that is used for another request.
-var errOtherRequest = connect.NewError(connect.CodeAlreadyExists, "idempotency_key: it was used for another request within a day; make up another one")
+var errOtherRequest = connect.NewError(connect.CodeAlreadyExists, "idempotency_key: it was used for another request within the last day; take a new key")
 
 // once is the idempotency key of a call, which makes its write happen once. It is nil for calls
 // without a key.
@@ -21,8 +21,9 @@ type once struct {
 	request [sha256.Size]byte
 }
 
-// writeOnce makes a write, unless it has happened: then it returns the answer of the first time. A
-// write without a key is always made. request is all that the caller asks for.
+// writeOnce calls write, unless the caller has made the same request with the same key before: then it
+// reads the stored answer into answer, which is empty before, and returns it. Without a key it always
+// calls write. request is all that the caller asks for.
 func writeOnce[A proto.Message](ctx context.Context, db *store.DB, procedure, key string, request proto.Message, answer A, write func(*once) (A, error)) (A, error) {
 	if key == "" {
 		return write(nil)
@@ -37,8 +38,8 @@ func writeOnce[A proto.Message](ctx context.Context, db *store.DB, procedure, ke
 	}
 	made, err := write(o)
 	if err != nil {
-		// Another call with the same key can have been faster, and the commit of this one can have
-		// succeeded without its reply.
+		// Another call with the same key may have been faster, or this write was committed and the
+		// reply of the database was lost.
 		if again := o.read(ctx, db, answer); again == nil || errors.Is(again, errOtherRequest) {
 			return answer, again
 		}
@@ -46,7 +47,8 @@ func writeOnce[A proto.Message](ctx context.Context, db *store.DB, procedure, ke
 	return made, err
 }
 
-// read reads the answer of the first time.
+// read reads the answer that is stored for the key. The error is [store.ErrNotFound] if there is none,
+// and errOtherRequest if it is the answer to another request.
 func (o *once) read(ctx context.Context, db *store.DB, answer proto.Message) error {
 	request, b, err := db.Answered(ctx, callerFrom(ctx), o.key)
 	if err != nil {

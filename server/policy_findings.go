@@ -99,13 +99,13 @@ func findingText(f *cedarpostv1.Finding) string {
 	}.String()
 }
 
-// hiddenBundle is in findings the name of a bundle that the caller may not read.
+// hiddenBundle is the bundle of a finding about a bundle that the caller may not read.
 const hiddenBundle = "?"
 
-// hideFindings replaces what a report says about other bundles that the caller may not read: by one
-// finding for errors, and one for warnings, that only say that there are some.
+// hideFindings replaces the findings about other bundles that the caller may not read. One finding
+// stands for all errors among them, and one for all warnings. They do not name a bundle.
 func hideFindings(r *offline.Report, name string, rights *access.Rights) {
-	var hidden [2]bool
+	var hidden [2]bool // an error, a warning
 	r.Findings = slices.DeleteFunc(r.Findings, func(f engine.Finding) bool {
 		if f.Bundle == "" || f.Bundle == name || rights.May("GetBundle", access.Target{Bundle: f.Bundle}) {
 			return false
@@ -117,8 +117,8 @@ func hideFindings(r *offline.Report, name string, rights *access.Rights) {
 		}
 		return true
 	})
-	for i, is := range hidden {
-		if is {
+	for i, found := range hidden {
+		if found {
 			r.Findings = append(r.Findings, engine.Finding{
 				Bundle: hiddenBundle, Warning: i == 1, Message: "there are findings about another bundle, which this caller may not read",
 				Hint: "somebody who may read all bundles sees them with a dry run",

@@ -7,7 +7,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
-// validator is protovalidate, which is not asked about questions that keep all rules.
+// validator is protovalidate, with a quick check before it: most questions need no more than that.
 type validator struct{ protovalidate.Validator }
 
 // Validate implements protovalidate.Validator.

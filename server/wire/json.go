@@ -23,7 +23,7 @@ import (
 const maxQuickDepth = 32
 
 // ReadJSON reads a question or a batch of questions as protojson does. It returns false if data is
-// not a usual message, or not a message at all; then msg is empty.
+// not a usual message, or no message at all; then msg is empty. msg must be empty before.
 func ReadJSON(data []byte, msg any) bool {
 	r := readers.Get().(*jsonReader)
 	defer func() {
@@ -84,6 +84,7 @@ func (r *jsonReader) raw(kind jsontext.Kind) []byte {
 	return v
 }
 
+// text reads a string.
 func (r *jsonReader) text() string {
 	v := r.raw('"')
 	if r.failed {
@@ -99,6 +100,7 @@ func (r *jsonReader) text() string {
 	return string(out)
 }
 
+// boolean reads true or false.
 func (r *jsonReader) boolean() bool {
 	kind := r.dec.PeekKind()
 	if kind != 't' && kind != 'f' {
@@ -133,8 +135,8 @@ func (r *jsonReader) more(end jsontext.Kind) bool {
 	return false
 }
 
-// object reads an object of a message. member reads the value of a name, or fails. The decoder
-// refuses a name that stands twice.
+// object reads an object. member reads the value of a name, or fails. The decoder refuses an object
+// that has a name twice.
 func (r *jsonReader) object(member func(name []byte)) {
 	for r.open('{'); r.more('}'); {
 		name := r.raw('"')
@@ -145,6 +147,7 @@ func (r *jsonReader) object(member func(name []byte)) {
 	}
 }
 
+// list reads a list. element reads one element.
 func (r *jsonReader) list(element func()) {
 	for r.open('['); r.more(']'); {
 		element()
@@ -250,7 +253,7 @@ func (r *jsonReader) fields() *cedarpostv1.FieldSelection {
 	return m
 }
 
-// consistency reads one requirement. Two are an error, which protojson names.
+// consistency reads a requirement. A second one is left to protojson, which refuses it.
 func (r *jsonReader) consistency() *cedarpostv1.Consistency {
 	m := &cedarpostv1.Consistency{}
 	r.object(func(name []byte) {
@@ -290,6 +293,7 @@ func (r *jsonReader) revision() *cedarpostv1.Revision {
 	return m
 }
 
+// record reads a context, attributes or tags.
 func (r *jsonReader) record() *structpb.Struct {
 	m := &structpb.Struct{Fields: map[string]*structpb.Value{}}
 	for r.open('{'); r.more('}'); {
@@ -396,8 +400,8 @@ func (w *jsonWriter) batch(m *cedarpostv1.AuthorizeBatchResponse) {
 
 func (w *jsonWriter) answer(m *cedarpostv1.AuthorizeResponse) {
 	decision, known := cedarpostv1.Decision_name[int32(m.GetDecision())]
-	if m == nil || m.Explanation != nil || !known {
-		w.failed = true // rare
+	if m == nil || m.Explanation != nil || !known { // rare
+		w.failed = true
 		return
 	}
 	w.add(`{"decision":"` + decision + `"`)
@@ -435,7 +439,8 @@ func (w *jsonWriter) answer(m *cedarpostv1.AuthorizeResponse) {
 	w.add(`,"errorsOmitted":` + strconv.Itoa(int(m.ErrorsOmitted)) + "}")
 }
 
-// ofPolicy begins an object about a policy.
+// ofPolicy appends the beginning of an object about a policy: the policy, and one text. The caller
+// closes the object.
 func (w *jsonWriter) ofPolicy(p *cedarpostv1.PolicyRef, name, text string) {
 	w.add("{")
 	if p != nil {
