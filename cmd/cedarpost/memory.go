@@ -12,14 +12,14 @@ import (
 )
 
 // heapGrowth is by how many percent the heap grows before the garbage collector runs. Most of what
-// a decision allocates is garbage a moment later, so with Go's default of 100 a third of the time
-// would go into collecting it.
+// a decision allocates is garbage a moment later. With Go's default of 100, collecting it takes a third
+// of the CPU.
 const heapGrowth = 400
 
 // tuneMemory lets the heap grow by heapGrowth, and sets the soft memory limit of the Go runtime to
 // nine tenths of what the cgroup of this process may use, or to half of the machine's memory. Above
-// it the collector runs more often. Without it the kernel could end the process. Values from GOGC
-// and GOMEMLIMIT stay.
+// the limit the collector runs more often. Without a limit the kernel could end the process. Values
+// from GOGC and GOMEMLIMIT stay.
 func tuneMemory(log *slog.Logger) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(heapGrowth)

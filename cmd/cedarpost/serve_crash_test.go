@@ -103,8 +103,8 @@ func killUnderLoad(t *testing.T, rounds int, mode string) {
 	dev.stop(t, syscall.SIGTERM)
 }
 
-// A server is killed after the commit of a write, and before its reply, as far as its caller can tell. The
-// caller sends the same request to the next server, and gets the answer of the first time.
+// A server is killed right after the commit of a write. Its caller, which did not look at the reply, if there
+// was one, sends the same request to the next server, and gets the answer of the first time.
 func TestKilledBeforeItsReply(t *testing.T) {
 	dir := dataDir(t)
 	args := append([]string{"dev", "--data", dir}, anyPort...)

@@ -9,12 +9,13 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// ErrPrincipalToken says that the access token of the check's user is not accepted. It says nothing about the
-// program that asks. A program answers its user with 401 then, and the user gets a new token.
+// ErrPrincipalToken says that the access token of the check's user is not accepted, or does not fit the
+// bundle. It says nothing about the program that asks. The program answers its user with 401, so that the
+// user gets a new token.
 var ErrPrincipalToken = errors.New("cedarpost: the access token of the user is not accepted")
 
-// PrincipalToken is the access token of an end user. Nothing that prints, logs or encodes values shows it,
-// because its text is behind a function. Make it with [NewPrincipalToken]. The zero value is no token.
+// PrincipalToken is the access token of an end user. Functions that print, log or encode values do not show
+// it, because its text is behind a function. Make it with [NewPrincipalToken]. The zero value is no token.
 type PrincipalToken struct{ text func() string }
 
 // NewPrincipalToken returns a token with the text that a request to your service has after "Bearer". The
@@ -38,8 +39,8 @@ func (t PrincipalToken) appendHash(b []byte) []byte {
 // maxPrincipalToken is the limit of the service.
 const maxPrincipalToken = 16 << 10
 
-// check refuses a token that cannot be sent, or with what cannot be sent with it, also if the answer is
-// kept. No error has its text.
+// check refuses a token that cannot be sent, and a check that cannot have a token. It is called before a kept
+// answer is looked up, too. No error has the text of the token.
 func (t PrincipalToken) check(c *Check) error {
 	if t.IsZero() {
 		return nil
@@ -47,7 +48,7 @@ func (t PrincipalToken) check(c *Check) error {
 	text := t.text()
 	switch {
 	case c.Principal != EntityUID{}:
-		return errors.New("give Principal or PrincipalToken, one of the two")
+		return errors.New("give either Principal or PrincipalToken, not both")
 	case c.FailOpen != "":
 		// The report of such a check names its principal, which only the service knows.
 		return errors.New("a check with a PrincipalToken cannot fail open")

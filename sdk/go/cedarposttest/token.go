@@ -16,9 +16,9 @@ type meaning struct {
 	context   *structpb.Struct // nil: none
 }
 
-// PrincipalToken returns the text of an access token that this service takes for a user: as principal_tokens
-// in bundle.yaml says in production, it stands for a principal, and fills attributes of the context. The
-// service has no issuer, so all other tokens are refused. Values of context are those of
+// PrincipalToken returns the text of an access token that this service accepts: it stands for a principal and
+// fills attributes of the context, as principal_tokens in bundle.yaml says in production. The service has no
+// issuer, so it refuses all other tokens. Values of context are those of
 // [cedarpost.Check].
 func (s *Service) PrincipalToken(principal cedarpost.EntityUID, context map[string]any) string {
 	s.t.Helper()

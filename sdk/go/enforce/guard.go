@@ -79,7 +79,7 @@ type Guard struct {
 // New makes a guard. Errors are mistakes in the configuration.
 func New(cfg Config) (*Guard, error) {
 	if cfg.Client == nil || (cfg.Principal == nil) == (cfg.PrincipalToken == nil) {
-		return nil, errors.New("enforce: Config needs a Client and a Principal, or a PrincipalToken in its place")
+		return nil, errors.New("enforce: Config needs a Client, and either Principal or PrincipalToken")
 	}
 	for text, meet := range cfg.Obligations {
 		if meet == nil {
