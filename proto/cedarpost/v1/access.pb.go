@@ -46,7 +46,7 @@ type Grant struct {
 	// The revision that stored it; 0 if it comes from a token. Never read from a request.
 	Revision int64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
 	// How many checks the caller may ask each server in a second, in place of the setting of the
-	// server; 0: no number of its own. If several grants of a caller have one, the largest counts. For
+	// server; 0: the grant has no number. If several grants of a caller have one, the largest counts. For
 	// the role enforcer. Only an operator of all bundles sets or changes it.
 	ChecksPerSecond int32 `protobuf:"varint,9,opt,name=checks_per_second,json=checksPerSecond,proto3" json:"checks_per_second,omitempty"`
 	unknownFields   protoimpl.UnknownFields

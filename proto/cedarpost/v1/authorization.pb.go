@@ -236,7 +236,7 @@ type AuthorizeRequest struct {
 	// opens for principals. principal_tokens in bundle.yaml of the bundle that owns
 	// the action says which principal the token stands for, and which attributes of
 	// the context its claims fill; a context with one of these is a bad request. The
-	// record has the principal and the context that come of it, and never the token.
+	// record has the principal and the whole context, and never the token.
 	// A hint for the answer ends with the token, at the latest.
 	//
 	// Errors: invalid_argument for a token that is not accepted, failed_precondition

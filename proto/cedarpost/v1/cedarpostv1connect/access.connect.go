@@ -108,11 +108,11 @@ type AccessServiceClient interface {
 	// CreateKey makes an API key, and with it the grants of a new caller. The answer is the only
 	// place that ever has the secret. already_exists if the caller has a live key: then RotateKey
 	// makes the next one. The same idempotency_key again is already_exists with the id of the key that
-	// was made, because nothing has its secret.
+	// was made, because its secret is not stored.
 	CreateKey(context.Context, *v1.CreateKeyRequest) (*v1.CreateKeyResponse, error)
 	// RotateKey makes a second key for a caller, so that its programs can change over without a
 	// break. Revoke the first one afterwards. already_exists if there are two live keys,
-	// not_found if there is none. For idempotency_key it is as CreateKey.
+	// not_found if there is none. A repeated idempotency_key is answered as in CreateKey.
 	RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error)
 	// RevokeKey ends all keys of a caller, or one. Every server refuses it within a second, and
 	// ends the watches of a caller that has no other key. not_found if there is none.
@@ -142,11 +142,11 @@ type AccessServiceHandler interface {
 	// CreateKey makes an API key, and with it the grants of a new caller. The answer is the only
 	// place that ever has the secret. already_exists if the caller has a live key: then RotateKey
 	// makes the next one. The same idempotency_key again is already_exists with the id of the key that
-	// was made, because nothing has its secret.
+	// was made, because its secret is not stored.
 	CreateKey(context.Context, *v1.CreateKeyRequest) (*v1.CreateKeyResponse, error)
 	// RotateKey makes a second key for a caller, so that its programs can change over without a
 	// break. Revoke the first one afterwards. already_exists if there are two live keys,
-	// not_found if there is none. For idempotency_key it is as CreateKey.
+	// not_found if there is none. A repeated idempotency_key is answered as in CreateKey.
 	RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error)
 	// RevokeKey ends all keys of a caller, or one. Every server refuses it within a second, and
 	// ends the watches of a caller that has no other key. not_found if there is none.

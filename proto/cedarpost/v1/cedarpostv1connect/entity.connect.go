@@ -113,8 +113,8 @@ type EntityServiceClient interface {
 	// entities; aborted if another stream continues the import.
 	ImportEntities(context.Context) (EntityServiceImportEntitiesClientStream, error)
 	// GetImport says how far an unfinished import got. not_found if there is no
-	// unfinished import with the id, or if another caller sent it. A caller that may import
-	// entities of all types sees all imports. An import that is not continued for 30 days is
+	// unfinished import with the id, or if another caller sent its last chunk. A caller that
+	// may import entities of all types sees all imports. An import that is not continued for 30 days is
 	// forgotten.
 	GetImport(context.Context, *v1.GetImportRequest) (*v1.GetImportResponse, error)
 	// QueryEntityChanges lists who changed which entity when, newest first, page by
@@ -186,8 +186,8 @@ type EntityServiceHandler interface {
 	// entities; aborted if another stream continues the import.
 	ImportEntities(context.Context, EntityServiceImportEntitiesServerStream) (*v1.ImportEntitiesResponse, error)
 	// GetImport says how far an unfinished import got. not_found if there is no
-	// unfinished import with the id, or if another caller sent it. A caller that may import
-	// entities of all types sees all imports. An import that is not continued for 30 days is
+	// unfinished import with the id, or if another caller sent its last chunk. A caller that
+	// may import entities of all types sees all imports. An import that is not continued for 30 days is
 	// forgotten.
 	GetImport(context.Context, *v1.GetImportRequest) (*v1.GetImportResponse, error)
 	// QueryEntityChanges lists who changed which entity when, newest first, page by
