@@ -74,6 +74,9 @@ func change[A proto.Message](ctx context.Context, s *accessService, o *once, ans
 	decided := false // fn returned a change
 	made, err := s.db.ChangeAccess(ctx, callerFrom(ctx), func(_ context.Context, now store.Access) (store.AccessChange, error) {
 		c := access.CallerFrom(ctx)
+		if c.Kind == access.APIKey && !slices.ContainsFunc(now.Keys, func(k store.Key) bool { return k.ID == c.KeyID && k.Live(time.Now()) }) {
+			return store.AccessChange{}, errKeyGone
+		}
 		r := access.NewRights(c.Name, append(grantsOf(now, c.Name), c.Grants()...), decider, time.Now())
 		change, err := fn(now, r)
 		if err == nil {

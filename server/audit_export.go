@@ -82,7 +82,7 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 			return errExportStopped(x.next)
 		}
 		if s.gate != nil {
-			if err := s.gate.stillMay(ctx, "ExportDecisions"); err != nil {
+			if err := s.gate.stillMay(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure); err != nil {
 				return err
 			}
 		}

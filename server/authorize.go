@@ -113,6 +113,12 @@ type answer struct {
 // decide makes and records the decisions of checks, all at one view. The error that it
 // returns concerns all checks; the error in an answer concerns one.
 func (s *authorizationService) decide(ctx context.Context, v snapshot.View, checks []*cedarpostv1.AuthorizeRequest) (_ []answer, err error) {
+	answers := make([]answer, len(checks))
+	// Before the call has a place: a token whose issuer does not answer makes it wait, and users
+	// choose their tokens.
+	if err := s.readTokens(ctx, v.Set, checks, answers, time.Now()); err != nil {
+		return nil, err
+	}
 	work := s.shares.Call(ctx, access.CallerFrom(ctx))
 	defer func() {
 		work.Rest()
@@ -123,10 +129,6 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		return nil, err
 	}
 	began := time.Now()
-	answers := make([]answer, len(checks))
-	if err := s.readTokens(ctx, v.Set, checks, answers, began); err != nil {
-		return nil, err
-	}
 	asks := make([]engine.Ask, 0, len(checks))
 	asked := make([]int, 0, len(checks)) // the checks that are in asks
 	for i, c := range checks {

@@ -417,6 +417,37 @@ func TestAttackTokenOfAnIssuerThatHangs(t *testing.T) {
 	t.Logf("attack: tokens of an issuer that hangs: another user of the batch was answered after %v", time.Since(began).Round(time.Millisecond))
 }
 
+// Questions whose tokens wait for the keys of an issuer hold no places for decisions.
+func TestAttackTokensHoldNoPlaces(t *testing.T) {
+	t.Parallel()
+	b := startBank(t, server.KeyWait(time.Hour), func(c *server.Config) { c.MaxDecisions = 8 })
+	b.MustApply("bank", "schema.cedarschema", bankSchema, "bank.cedar", bankPolicies, "bundle.yaml", bankManifest+"    audience: [bank-app, bank-api]\n")
+	good := b.token(t, b.users, nil)
+	servertest.Eventually(t, "the keys of the users' issuer are known", func() bool {
+		_, err := b.Authorization.Authorize(t.Context(), b.ask(t, "View", good, nil))
+		return err == nil
+	})
+	b.late.Hold()
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 30 {
+		ask := b.ask(t, "View", b.token(t, b.late, nil), nil)
+		wg.Go(func() { _, _ = b.Authorization.Authorize(ctx, ask) })
+	}
+	answered := 0
+	for range 50 {
+		if _, err := b.Authorization.Authorize(t.Context(), b.ask(t, "View", good, nil)); err != nil {
+			t.Errorf("%v", err)
+			break
+		}
+		answered++
+	}
+	stop()
+	wg.Wait()
+	b.late.Release()
+	t.Logf("30 questions wait for an issuer that hangs, with 8 places: %d of 50 other questions of the same caller are answered", answered)
+}
+
 // post sends a body to Authorize, and returns the answer.
 func (b *bank) post(t *testing.T, body string) string {
 	t.Helper()

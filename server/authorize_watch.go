@@ -37,7 +37,7 @@ func (s *authorizationService) Watch(ctx context.Context, req *cedarpostv1.Watch
 		if isClosed(s.stopping) {
 			return errWatchStopped
 		}
-		if err := s.gate.stillMay(ctx, "Watch"); err != nil {
+		if err := s.gate.stillMay(ctx, cedarpostv1connect.AuthorizationServiceWatchProcedure); err != nil {
 			return err
 		}
 		messages, tooSlow := w.Messages()

@@ -20,6 +20,7 @@ import (
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
+	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
@@ -70,8 +71,10 @@ type request struct {
 	tls        *tls.ConnectionState // nil without TLS
 	peer       string               // address and port
 	controller *http.ResponseController
-	answer     http.Header  // of the response
-	conn       *boundedConn // nil in tests without a listener
+	answer     http.Header        // of the response
+	conn       *boundedConn       // nil in tests without a listener
+	snapshot   *snapshot.Snapshot // that the caller was admitted by, or an older one
+	admitted   time.Time
 	body       body
 	reply      reply
 }
@@ -190,6 +193,7 @@ func isHealth(spec connect.Spec) bool {
 // admit authenticates the caller of a request and takes one token of its rate limit. It
 // returns a context with the caller, and with what the log records about the call.
 func (e *edge) admit(ctx context.Context, r *request, procedure string) (context.Context, error) {
+	r.snapshot, r.admitted = e.gate.follower.Latest(), time.Now()
 	caller, rights, err := e.gate.authenticate(ctx, r.header, r.tls)
 	if reason, ok := unauthenticated(err); ok {
 		e.noted.AuthenticationFailure(r.peer, procedure, reason)

@@ -43,13 +43,14 @@ type policyService struct {
 	db       *store.DB
 	follower *snapshot.Follower
 	noted    *decisionlog.Noted
+	stillMay func(ctx context.Context, procedure string, needs ...need) error
 	times    timeouts
 	// publishes and dryRuns have the places of uploads.
 	publishes, dryRuns *bundlePlaces
 }
 
-func newPolicyService(db *store.DB, f *snapshot.Follower, noted *decisionlog.Noted, times timeouts) *policyService {
-	return &policyService{db: db, follower: f, noted: noted, times: times, publishes: newBundlePlaces(), dryRuns: newBundlePlaces()}
+func newPolicyService(db *store.DB, g *gate, noted *decisionlog.Noted, times timeouts) *policyService {
+	return &policyService{db: db, follower: g.follower, noted: noted, stillMay: g.stillMay, times: times, publishes: newBundlePlaces(), dryRuns: newBundlePlaces()}
 }
 
 // places returns the places for an upload.
@@ -238,6 +239,10 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	p.Bundle.PublishedBy = p.Caller
 	p.BaseRevision, p.EntitiesRevision, p.At = v.PolicyRevision, v.Position.Number, v.Position
 	p.Recheck = func(entities []store.Entity) error {
+		// The check of the bundle may have taken long.
+		if err := s.stillMay(ctx, cedarpostv1connect.PolicyServiceApplyBundleProcedure, need{applyBundle, access.Target{Bundle: b.Name, Changes: true}}); err != nil {
+			return err
+		}
 		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }))
 	}
 	answer := func(made store.Published) *cedarpostv1.ApplyBundleResponse {
@@ -250,8 +255,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	}
 	p.Once = keep(o, func(made store.Published) proto.Message { return answer(made) })
 	made, err := s.db.PublishBundle(ctx, p)
-	var refused *connect.Error
-	if err != nil && !errors.As(err, &refused) && !outdated(err) {
+	if err != nil && !errors.As(err, new(*connect.Error)) && !errors.As(err, new(*refusedError)) && !outdated(err) {
 		err = connect.NewError(connect.CodeUnavailable, outcomeUnknown).WithCause(err)
 	}
 	if err != nil {

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"path"
 	"slices"
@@ -99,12 +101,18 @@ func (g *gate) deciderOf(s *snapshot.Snapshot) (*access.Decider, error) {
 	return d, nil
 }
 
-// stillMay returns why the caller of a call that takes long may not go on with it, or nil. A server
-// that has not heard from its database for long goes by what it knows.
-func (g *gate) stillMay(ctx context.Context, action string) error {
+// stillMay returns why the caller of a call that takes long may not go on with it, or nil. needs are
+// the rights that its messages needed. A server that has not heard from its database for long goes by
+// what it knows.
+func (g *gate) stillMay(ctx context.Context, procedure string, needs ...need) error {
 	r, err := g.rightsNow(ctx, g.follower.Latest())
-	if err == nil && !r.MaySomewhere(action) {
-		err = &refusedError{"/" + action, "any bundle"}
+	if err == nil {
+		err = mayBegin(r, procedure)
+	}
+	for _, n := range needs {
+		if err == nil {
+			err = check(r, procedure, n)
+		}
 	}
 	return err
 }
@@ -341,43 +349,56 @@ func refusedRight(procedure string, t access.Target) error {
 // validated.
 func (e *edge) rights(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
-		if rule := rules[spec.Procedure]; rule.needs != nil {
+		if rule, ok := rules[spec.Procedure]; ok {
 			stream = &rightsStream{ServerStream: stream, ctx: ctx, gate: e.gate, procedure: spec.Procedure, rule: rule}
 		}
 		return next(ctx, spec, stream)
 	}
 }
 
-// rightsStream checks each message. The rights of the first one are those that the call began with.
-// An upload can take long, so those of the next ones are looked up again.
+// atOnce is how long after its admission the rights of a call count, unless the snapshot changes. Keys
+// and grants also end by time.
+const atOnce = 100 * time.Millisecond
+
+// rightsStream checks each message, and the end of an upload. A caller can send a message slowly, and
+// its key or its grant can end meanwhile.
 type rightsStream struct {
 	connect.ServerStream
 	ctx       context.Context //nolint:containedctx // of the call
 	gate      *gate
 	procedure string
 	rule      rule
-	begun     bool
+	needs     []need // of the messages so far
 }
 
 func (s *rightsStream) Receive(msg any) error {
-	if err := s.ServerStream.Receive(msg); err != nil {
-		return err
+	received := s.ServerStream.Receive(msg)
+	if received != nil && !errors.Is(received, io.EOF) {
+		return received
 	}
 	now := s.gate.follower.Latest()
-	rights := access.RightsFrom(s.ctx)
-	if s.begun {
-		var err error
-		if rights, err = s.gate.rightsNow(s.ctx, now); err != nil {
+	var needs []need // of this message, and new
+	if received == nil && s.rule.needs != nil {
+		for _, n := range s.rule.needs(now.Set, msg) {
+			if !slices.Contains(s.needs, n) {
+				needs = append(needs, n)
+			}
+		}
+		s.needs = append(s.needs, needs...)
+	}
+	if r := requestFrom(s.ctx); r.snapshot != now || time.Since(r.admitted) > atOnce {
+		if err := s.gate.stillMay(s.ctx, s.procedure, s.needs...); err != nil {
 			return err
 		}
+		return received
 	}
-	s.begun = true
-	for _, n := range s.rule.needs(now.Set, msg) {
+	rights := access.RightsFrom(s.ctx)
+	for _, n := range needs {
 		if err := check(rights, s.procedure, n); err != nil {
 			return err
 		}
 	}
-	return nil
+	return received
 }
 
 // bundlesFor lists the bundles on which the caller may do an action; all is true if these are all

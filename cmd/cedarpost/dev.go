@@ -88,6 +88,7 @@ func (d *devCmd) Run(ctx context.Context, k *kong.Context, c *console) (err erro
 		}()
 		url = pg.URL() + "&" + devMark
 	}
+	tuneMemory(log)
 	return d.serve(ctx, k, c, log, url, envFile)
 }
 

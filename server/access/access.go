@@ -56,8 +56,9 @@ func (c Caller) Grants() (list []store.Grant) {
 type Keys interface {
 	// Key returns the API key with a hash, which can have expired. hash is the SHA-256 of its text.
 	Key(hash [sha256.Size]byte) (key store.Key, known bool)
-	// HasCaller reports whether a caller of this name has a key that has not ended at a time.
-	HasCaller(name string, now time.Time) bool
+	// HasKey reports whether a caller of this name has the key with this id, and it has not ended at a
+	// time.
+	HasKey(name, id string, now time.Time) bool
 }
 
 // Credentials are what callers are authenticated by.
@@ -71,13 +72,13 @@ type Credentials struct {
 }
 
 // IsLive reports whether the caller of a call that takes long is still authenticated, over a
-// connection with this TLS state: with an API key, if it has any live key; with a token, until
-// that ends; with a certificate, if the certificate is still valid.
+// connection with this TLS state: with an API key, if that key is live, whatever other keys the caller
+// has; with a token, until that ends; with a certificate, if the certificate is still valid.
 func (c Caller) IsLive(credentials Credentials, state *tls.ConnectionState, now time.Time) bool {
 	switch c.Kind {
 	case APIKey:
 		keys, err := credentials.Keys()
-		return err == nil && keys.HasCaller(c.Name, now)
+		return err == nil && keys.HasKey(c.Name, c.KeyID, now)
 	case AccessToken:
 		return now.Before(c.Ends)
 	case Certificate:

@@ -22,9 +22,9 @@ func (k keysOf) Key(hash [sha256.Size]byte) (store.Key, bool) {
 	return store.Key{}, false
 }
 
-func (k keysOf) HasCaller(name string, now time.Time) bool {
+func (k keysOf) HasKey(name, id string, now time.Time) bool {
 	for _, n := range k {
-		if n == name && (store.Key{ExpiresAt: ends[name]}).Live(now) {
+		if n == name && id == "id" && (store.Key{ExpiresAt: ends[name]}).Live(now) {
 			return true
 		}
 	}
@@ -87,7 +87,8 @@ func TestAuthenticate(t *testing.T) {
 func TestIsLive(t *testing.T) {
 	keys := keysOf{"secret-key": "orders", "old-key": "old"}
 	for caller, live := range map[Caller]bool{
-		{Name: "orders", Kind: APIKey}: true, {Name: "billing", Kind: APIKey}: false, {Name: "old", Kind: APIKey}: false,
+		{Name: "orders", Kind: APIKey, KeyID: "id"}: true, {Name: "orders", Kind: APIKey, KeyID: "its key before"}: false,
+		{Name: "billing", Kind: APIKey, KeyID: "id"}: false, {Name: "old", Kind: APIKey, KeyID: "id"}: false,
 		{Name: "orders", Kind: "another kind"}: false, {}: false,
 		{Name: "token:x/a", Kind: AccessToken, Ends: soon}: true, {Name: "token:x/b", Kind: AccessToken, Ends: now}: false,
 		{Name: "spiffe://x/a", Kind: Certificate}: false,

@@ -66,9 +66,10 @@ func (s *Snapshot) Key(hash [sha256.Size]byte) (key store.Key, known bool) {
 	return key, known
 }
 
-// HasCaller reports whether a caller of this name has an API key that has not ended at a time.
-func (s *Snapshot) HasCaller(name string, now time.Time) bool {
-	return slices.ContainsFunc(s.names[name], func(k store.Key) bool { return k.Live(now) })
+// HasKey reports whether a caller of this name has the API key with this id, and it has not ended at a
+// time.
+func (s *Snapshot) HasKey(name, id string, now time.Time) bool {
+	return slices.ContainsFunc(s.names[name], func(k store.Key) bool { return k.ID == id && k.Live(now) })
 }
 
 // Grants returns the grants of a caller, which can have ended. Nobody may change them.

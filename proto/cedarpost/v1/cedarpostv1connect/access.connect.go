@@ -114,8 +114,8 @@ type AccessServiceClient interface {
 	// break. Revoke the first one afterwards. already_exists if there are two live keys,
 	// not_found if there is none. A repeated idempotency_key is answered as in CreateKey.
 	RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error)
-	// RevokeKey ends all keys of a caller, or one. Every server refuses it within a second, and
-	// ends the watches of a caller that has no other key. not_found if there is none.
+	// RevokeKey ends all keys of a caller, or one. Every server refuses it within a second, and ends
+	// the watches, exports and uploads that began with it. not_found if there is none.
 	RevokeKey(context.Context, *v1.RevokeKeyRequest) (*v1.RevokeKeyResponse, error)
 	// ListKeys returns the keys that are not revoked, without their secrets, by caller and age.
 	// It is recorded.
@@ -148,8 +148,8 @@ type AccessServiceHandler interface {
 	// break. Revoke the first one afterwards. already_exists if there are two live keys,
 	// not_found if there is none. A repeated idempotency_key is answered as in CreateKey.
 	RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error)
-	// RevokeKey ends all keys of a caller, or one. Every server refuses it within a second, and
-	// ends the watches of a caller that has no other key. not_found if there is none.
+	// RevokeKey ends all keys of a caller, or one. Every server refuses it within a second, and ends
+	// the watches, exports and uploads that began with it. not_found if there is none.
 	RevokeKey(context.Context, *v1.RevokeKeyRequest) (*v1.RevokeKeyResponse, error)
 	// ListKeys returns the keys that are not revoked, without their secrets, by caller and age.
 	// It is recorded.
