@@ -35,7 +35,7 @@ import (
 // history. The answers are the same.
 func TestOracle(t *testing.T) {
 	t.Parallel() // it takes long
-	consultOracle(t, 3, 200)
+	consultOracle(t, 4, 250)
 }
 
 // TestSoakOracle is the long form.
