@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -138,4 +139,92 @@ func TestAttackIdempotencyKeyOfAnotherCaller(t *testing.T) {
 	_, err = accessOf(s, operator).PutGrant(t.Context(), req)
 	servertest.WantCode(t, err, connect.CodePermissionDenied, "PutGrant")
 	t.Log("the key of another caller: 1 answer of its own, 2 refusals, 0 answers of the first caller")
+}
+
+// Two operators of one bundle each, who distrust each other. Neither gets at the callers of the other
+// one, nor at callers whose grants are still to come, nor learns which bundles there are.
+func TestAttackOperatorTakesCallers(t *testing.T) {
+	t.Parallel()
+	s := docServer(t)
+	root := accessOf(s, s.Token)
+	thief := accessOf(s, newCaller(t, s, "thief", grant(access.Operator, "doc")))
+	bill := accessOf(s, newCaller(t, s, "bill", grant(access.Operator, "bill")))
+	newCaller(t, s, "bare")
+	made, err := bill.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "bill-svc", Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "bill")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	trap, err := thief.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "bill-pipeline", Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "doc")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(by cedarpostv1connect.AccessServiceClient, caller, role, bundle string) error {
+		return second(by.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{Caller: caller, Role: role, Bundle: bundle}}))
+	}
+	attempts := map[string]error{
+		"waits with its key for a grant for bill": put(bill, "bill-pipeline", access.PolicyPublisher, "bill"),
+		"takes a caller without grants":           put(thief, "bare", access.Enforcer, "doc"),
+		"locks the other operator out of its own": put(thief, "bill-svc", access.Auditor, "doc"),
+		"locks the other operator's own key":      put(thief, "bill", access.Enforcer, "doc"),
+		"makes a key of a foreign caller":         second(thief.RotateKey(t.Context(), &cedarpostv1.RotateKeyRequest{Caller: "bill-svc"})),
+		"ends a foreign key":                      second(thief.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "bill-svc"})),
+		"asks for a caller that is not there":     second(thief.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "nobody"})),
+	}
+	for what, err := range attempts {
+		servertest.WantCode(t, err, connect.CodePermissionDenied, "for the service;")
+		if err == nil || strings.Contains(err.Error(), "the bundle") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if me, err := accessOf(s, trap.Secret).WhoAmI(t.Context(), &cedarpostv1.WhoAmIRequest{}); err != nil || len(me.Grants) != 1 {
+		t.Errorf("%v, %v", me, err)
+	}
+	// An operator of all bundles widens a caller. Each operator still ends the grants for its bundle.
+	if err := put(root, "bill-svc", access.Auditor, "doc"); err != nil {
+		t.Fatal(err)
+	}
+	servertest.WantCode(t, second(thief.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: made.Key.Id})), connect.CodePermissionDenied, "for the service;")
+	if _, err := thief.DeleteGrant(t.Context(), &cedarpostv1.DeleteGrantRequest{Caller: "bill-svc", Role: access.Auditor, Bundle: "doc"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := bill.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: made.Key.Id}); err != nil {
+		t.Errorf("the operator of bill ends a key of its caller: %v", err)
+	}
+	t.Logf("attack: an operator of one bundle reaches for callers of another one: %d of %d attempts refused, all alike", len(attempts), len(attempts))
+}
+
+// admin-local forbids every operator to manage keys and grants for one bundle. Neither an operator of
+// all bundles gets around it, nor one of two bundles.
+func TestAttackAroundAdminLocal(t *testing.T) {
+	t.Parallel()
+	s := docServer(t)
+	made, err := accessOf(s, s.Token).CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "docsvc", Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "doc")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	operators := map[string]cedarpostv1connect.AccessServiceClient{
+		"one":  accessOf(s, newCaller(t, s, "one", grant(access.Operator, "doc"))),
+		"both": accessOf(s, newCaller(t, s, "both", grant(access.Operator, "doc"), grant(access.Operator, "bill"))),
+		"all":  accessOf(s, newCaller(t, s, "all", grant(access.Operator, "*"))),
+	}
+	s.MustApply("admin-local", "schema.cedarschema", "", "p.cedar", `
+		@id("keys") forbid (principal, action in [Cedarpost::Action::"CreateKey", Cedarpost::Action::"RotateKey", Cedarpost::Action::"RevokeKey", Cedarpost::Action::"DeleteGrant"], resource == Cedarpost::Bundle::"doc");`)
+	refused := 0
+	for name, op := range operators {
+		for what, err := range map[string]error{
+			"CreateKey":   second(op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "new-" + name, Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "doc")}})),
+			"RotateKey":   second(op.RotateKey(t.Context(), &cedarpostv1.RotateKeyRequest{Caller: "docsvc"})),
+			"RevokeKey":   second(op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: made.Key.Id})),
+			"DeleteGrant": second(op.DeleteGrant(t.Context(), &cedarpostv1.DeleteGrantRequest{Caller: "docsvc", Role: access.Enforcer, Bundle: "doc"})),
+		} {
+			servertest.WantCode(t, err, connect.CodePermissionDenied, what)
+			if err != nil {
+				refused++
+			}
+		}
+	}
+	if _, err := operators["both"].CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "billsvc", Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "bill")}}); err != nil {
+		t.Errorf("a key for the other bundle: %v", err)
+	}
+	t.Logf("attack: 3 operators do what admin-local forbids for one bundle: %d of 12 calls refused", refused)
 }

@@ -111,13 +111,13 @@ func TestAttackOperatorLiftsLimits(t *testing.T) {
 
 	if _, err := s.DB.ChangeAccess(t.Context(), "test", func(context.Context, store.Access) (c store.AccessChange, err error) {
 		for i := range server.MaxCallerGrants {
-			c.Put = append(c.Put, store.Grant{Caller: "full", Role: access.Enforcer, Bundle: fmt.Sprint("b", i)})
+			c.Put = append(c.Put, store.Grant{Caller: "token:corp/full", Role: access.Enforcer, Bundle: fmt.Sprint("b", i)})
 		}
 		return c, nil
 	}); err != nil {
 		t.Fatal(err)
 	}
-	err := put(op, "full", 0)
+	err := put(op, "token:corp/full", 0)
 	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "which is the limit for one caller")
 	t.Logf("attack: an operator of one bundle tries to set, raise, drop and delete a rate: %d of 5 refused; grant %d of a caller is refused", refused, server.MaxCallerGrants+1)
 }

@@ -136,19 +136,44 @@ func keepsOperator(now store.Access, c store.AccessChange) error {
 	return nil
 }
 
-// governs refuses to manage a caller one of whose grants is for a bundle that the operator does not
-// govern: with a key of that caller it would get these rights. A caller without grants is managed by
-// an operator of all bundles only: another one could make a key for it, and wait for its grants.
-func governs(r *access.Rights, action string, grants []store.Grant) error {
-	if len(grants) == 0 && !r.May(action, access.Target{}) || !r.MaySomewhere(action) {
-		return refusedRight("/"+cedarpostv1connect.AccessServiceName+"/"+action, access.Target{})
+// governs refuses an action on a caller that has the stored grants have and is to get the grants
+// asked, if the operator does not govern the bundle of each: with a key of that caller it would get
+// these rights. A caller without grants is managed by an operator of all bundles only: another one
+// could make a key for it, and wait for its grants. The error names bundles of asked only, which are
+// in the request.
+func governs(r *access.Rights, action string, have, asked []store.Grant) error {
+	procedure := "/" + cedarpostv1connect.AccessServiceName + "/" + action
+	if len(have)+len(asked) == 0 && !r.May(action, access.Target{}) {
+		return refusedRight(procedure, access.Target{})
 	}
-	for _, g := range grants {
-		if !r.Governs(g.Bundle) {
-			return refusedRight("/"+cedarpostv1connect.AccessServiceName+"/"+action, access.Target{Bundle: g.Bundle})
+	for _, g := range have {
+		if !r.Governs(action, g.Bundle) {
+			return refusedRight(procedure, access.Target{})
+		}
+	}
+	for _, g := range asked {
+		if !r.Governs(action, g.Bundle) {
+			return refusedRight(procedure, access.Target{Bundle: g.Bundle})
 		}
 	}
 	return nil
+}
+
+// mayGive refuses to give a caller grants or a key unless the operator governs the grants that the
+// caller has, too. Otherwise an operator of one bundle could put a grant on a caller of another one,
+// whose operator would then not manage it any more. A caller with a live key and without grants is
+// for operators of all bundles. A caller that can have no API key, because it comes with a token or
+// a certificate, is of no operator: there is no key to be taken over, and only the grants asked count.
+func mayGive(r *access.Rights, action string, now store.Access, caller string, asked []store.Grant) error {
+	have, keys := grantsOf(now, caller), keysOf(now, caller)
+	live := slices.ContainsFunc(keys, func(k store.Key) bool { return k.Live(time.Now()) })
+	switch {
+	case len(keys) == 0 && access.CheckCallerName(caller) != nil:
+		have = nil
+	case live && len(have) == 0 && !r.May(action, access.Target{}):
+		return refusedRight("/"+cedarpostv1connect.AccessServiceName+"/"+action, access.Target{})
+	}
+	return governs(r, action, have, asked)
 }
 
 // readGrant reads a grant of a request.
@@ -254,7 +279,7 @@ func (s *accessService) addKey(ctx context.Context, procedure string, req interf
 	}
 	first, err := writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.Key{}, func(o *once) (*cedarpostv1.Key, error) {
 		return change(ctx, s, o, answer, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
-			if err := governs(r, path.Base(procedure), slices.Concat(grantsOf(now, caller), grants)); err != nil {
+			if err := mayGive(r, path.Base(procedure), now, caller, grants); err != nil {
 				return c, err
 			}
 			made.others = slices.DeleteFunc(keysOf(now, caller), func(k store.Key) bool { return !k.Live(time.Now()) })
@@ -300,7 +325,7 @@ func (s *accessService) RevokeKey(ctx context.Context, req *cedarpostv1.RevokeKe
 		if len(gone) > 0 {
 			caller = gone[0].Name
 		}
-		if err := governs(r, "RevokeKey", grantsOf(now, caller)); err != nil {
+		if err := governs(r, "RevokeKey", grantsOf(now, caller), nil); err != nil {
 			return c, err
 		}
 		if len(gone) == 0 {
@@ -336,7 +361,7 @@ func (s *accessService) ListKeys(ctx context.Context, req *cedarpostv1.ListKeysR
 	for _, k := range keys {
 		at := [2]string{k.Name, k.ID}
 		switch {
-		case req.GetCaller() != "" && k.Name != req.GetCaller(), governs(r, "ListKeys", v.Grants(k.Name)) != nil,
+		case req.GetCaller() != "" && k.Name != req.GetCaller(), governs(r, "ListKeys", v.Grants(k.Name), nil) != nil,
 			slices.Compare(at[:], p.End[:]) <= 0:
 			continue
 		case len(out.Keys) == pageSize(req.GetPageSize()):
@@ -359,7 +384,7 @@ func (s *accessService) PutGrant(ctx context.Context, req *cedarpostv1.PutGrantR
 		return &cedarpostv1.PutGrantResponse{Revision: at, Changed: made.Changed}
 	}
 	put := func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
-		if err := governs(r, "PutGrant", []store.Grant{grant}); err != nil {
+		if err := mayGive(r, "PutGrant", now, grant.Caller, []store.Grant{grant}); err != nil {
 			return c, err
 		}
 		for _, g := range grantsOf(now, grant.Caller) {
@@ -388,7 +413,7 @@ func (s *accessService) DeleteGrant(ctx context.Context, req *cedarpostv1.Delete
 		return &cedarpostv1.DeleteGrantResponse{Revision: at}
 	}
 	remove := func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
-		if err := governs(r, "DeleteGrant", []store.Grant{{Bundle: gone.Bundle}}); err != nil {
+		if err := governs(r, "DeleteGrant", nil, []store.Grant{{Bundle: gone.Bundle}}); err != nil {
 			return c, err
 		}
 		if !slices.ContainsFunc(now.Grants, func(g store.Grant) bool { return g.Key() == gone }) {

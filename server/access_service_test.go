@@ -139,6 +139,9 @@ func TestOperatorOfOneBundle(t *testing.T) {
 	op := accessOf(s, newCaller(t, s, "op", grant(access.Operator, "doc")))
 	newCaller(t, s, "foreign", grant(access.Enforcer, "other"))
 	newCaller(t, s, "bare")
+	if _, err := accessOf(s, s.Token).PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{Caller: "token:corp/ann", Role: access.Auditor, Bundle: "other"}}); err != nil {
+		t.Fatal(err)
+	}
 	newCaller(t, s, "both", grant(access.Enforcer, "doc"), grant(access.Enforcer, "other"))
 	own, err := op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "own", Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "doc")}})
 	if err != nil {
@@ -151,7 +154,8 @@ func TestOperatorOfOneBundle(t *testing.T) {
 	withCaller := func(name string, g *cedarpostv1.Grant) *cedarpostv1.Grant { g.Caller = name; return g }
 	for what, err := range map[string]error{
 		"a grant for its bundle":            put(withCaller("op", grant(access.PolicyPublisher, "doc"))),
-		"a grant to a foreign caller":       put(withCaller("foreign", grant(access.Auditor, "doc"))),
+		"a grant to a new caller":           put(withCaller("new", grant(access.Auditor, "doc"))),
+		"one to a caller with a token":      put(withCaller("token:corp/ann", grant(access.Auditor, "doc"))),
 		"a key of its caller":               second(op.RotateKey(t.Context(), &cedarpostv1.RotateKeyRequest{Caller: "own"})),
 		"a listing of its keys":             second(op.ListKeys(t.Context(), &cedarpostv1.ListKeysRequest{})),
 		"the end of a grant for its bundle": second(op.DeleteGrant(t.Context(), &cedarpostv1.DeleteGrantRequest{Caller: "both", Role: access.Enforcer, Bundle: "doc"})),
@@ -165,6 +169,11 @@ func TestOperatorOfOneBundle(t *testing.T) {
 		"the end of a key that is not there":  second(op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: "x"})),
 		"a key of a caller without grants":    second(op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "future"})),
 		"the end of the key of such a caller": second(op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "bare"})),
+		"a grant to a foreign caller":         put(withCaller("foreign", grant(access.Auditor, "doc"))),
+		"a grant to one of both":              put(withCaller("both", grant(access.Auditor, "doc"))),
+		"a grant to one without grants":       put(withCaller("bare", grant(access.Enforcer, "doc"))),
+		"a key of one without grants":         second(op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "bare", Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "doc")}})),
+		"the end of the key of one of both":   second(op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "both"})),
 		"a grant for another bundle":          put(withCaller("op", grant(access.Enforcer, "other"))),
 		"a grant for all":                     put(withCaller("op", grant(access.Enforcer, "*"))),
 		"a grant for guardrails":              put(withCaller("op", grant(access.PolicyPublisher, "guardrails"))),
@@ -182,7 +191,7 @@ func TestOperatorOfOneBundle(t *testing.T) {
 		}
 	}
 	list, err := op.ListGrants(t.Context(), &cedarpostv1.ListGrantsRequest{})
-	if err != nil || slices.ContainsFunc(list.Grants, func(g *cedarpostv1.Grant) bool { return g.Bundle != "doc" }) || len(list.Grants) != 4 {
+	if err != nil || slices.ContainsFunc(list.Grants, func(g *cedarpostv1.Grant) bool { return g.Bundle != "doc" }) || len(list.Grants) != 5 {
 		t.Errorf("%v, %v", list, err)
 	}
 	keys, err := op.ListKeys(t.Context(), &cedarpostv1.ListKeysRequest{})

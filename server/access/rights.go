@@ -310,13 +310,15 @@ func (r *Rights) Permitted(t Target) []string {
 	return list
 }
 
-// Governs reports whether the caller may manage a grant of a caller for a bundle, and so its keys:
-// it is an operator of that bundle, or of all.
-func (r *Rights) Governs(bundle string) bool {
+// Governs reports whether the caller may do an action that manages a grant for a bundle, or the keys
+// of a caller that has one: it is an operator of that bundle, or of all, and may do the action there.
+// So forbids about the bundle apply to the action, though never to PutGrant itself.
+func (r *Rights) Governs(action, bundle string) bool {
+	t := Target{Bundle: bundle}
 	if bundle == AllBundles || slices.Contains(reserved, bundle) {
-		return r.May("PutGrant", Target{})
+		t = Target{}
 	}
-	return r.May("PutGrant", Target{Bundle: bundle})
+	return r.May("PutGrant", t) && r.May(action, t)
 }
 
 // OperatorsLeft says whether an API key with the role operator for all bundles is left: 2 if there is
