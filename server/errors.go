@@ -101,6 +101,8 @@ func publicError(procedure string, err error) *connect.Error {
 		return connect.Errorf(connect.CodeOutOfRange, "history begins at revision %d; earlier revisions cannot be read any more", swept.Oldest)
 	case errors.Is(err, store.ErrTooManyGroups):
 		return connect.Errorf(connect.CodeFailedPrecondition, "ancestor: more than %d groups are below it; ask for one of them", store.MaxGroups)
+	case errors.Is(err, store.ErrTooManyKeys):
+		return connect.NewError(connect.CodeResourceExhausted, store.ErrTooManyKeys.Error())
 	case errors.Is(err, store.ErrNotFound):
 		return connect.NewError(connect.CodeNotFound, "not found")
 	case errors.Is(err, store.ErrText):

@@ -98,12 +98,9 @@ func (s *Server) dropLogDays(ctx context.Context) {
 	}
 }
 
-// sweepHistory removes history that is past its retention, each hour until ctx ends. Only one
-// server at a time does that.
+// sweepHistory removes history that is past its retention, and imports and idempotency keys that do
+// not count any more, each hour until ctx ends. Only one server at a time does that.
 func (s *Server) sweepHistory(ctx context.Context) {
-	if s.cfg.HistoryRetention < 0 {
-		return
-	}
 	for wait := s.cfg.FirstHousekeeping; ; wait = housekeepingEvery {
 		if pause.For(ctx, wait); ctx.Err() != nil {
 			return

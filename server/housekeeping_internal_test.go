@@ -99,7 +99,6 @@ func TestHistoryRetention(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "48h") {
 		t.Errorf("47 hours: %v", err)
 	}
-	(&Server{cfg: Config{HistoryRetention: -1}}).sweepHistory(t.Context()) // returns at once
 	// A sweep that fails is counted.
 	registry := prometheus.NewRegistry()
 	s := &Server{cfg: Config{DB: db, HistoryRetention: time.Hour, Log: slog.New(slog.DiscardHandler)}, tasks: newTaskMetrics(registry)}
@@ -107,6 +106,30 @@ func TestHistoryRetention(t *testing.T) {
 	if n := gathered(t, registry, "cedarpost_background_failures_total", taskSweep); n != 1 {
 		t.Errorf("%v failures", n)
 	}
+	// Without a retention, imports and idempotency keys are swept nevertheless.
+	s.cfg.HistoryRetention, s.cfg.FirstHousekeeping = -1, time.Millisecond
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { s.sweepHistory(ctx); close(ended) }()
+	swept := func() bool {
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "cedarpost_background_success_timestamp_seconds" {
+				return true
+			}
+		}
+		return false
+	}
+	for deadline := time.Now().Add(2 * time.Minute); !swept(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing is swept")
+		}
+	}
+	stop()
+	<-ended
 }
 
 // Metrics have the time of the last success of each background task, and the number of its

@@ -36,6 +36,9 @@ func writeOnce[A proto.Message](ctx context.Context, db *store.DB, procedure, ke
 	if err := o.read(ctx, db, answer); !errors.Is(err, store.ErrNotFound) {
 		return answer, err
 	}
+	if err := db.MayKeep(ctx, callerFrom(ctx)); err != nil {
+		return answer, err
+	}
 	made, err := write(o)
 	if err != nil {
 		// Another call with the same key may have been faster, or this write was committed and the

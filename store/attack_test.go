@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -232,4 +233,35 @@ func TestExposed(t *testing.T) {
 		}
 		mustExec(t, admin, c.undo)
 	}
+}
+
+// A caller that makes up a new idempotency key for each write fills the table up to a limit, on each
+// server. Keys of past days do not count.
+func TestAttackManyIdempotencyKeys(t *testing.T) {
+	t.Parallel()
+	db, url := openURL(t)
+	const room, lot = 1500, 500 // more than one step of the count
+	mustRaw(t, url, `insert into idempotency_keys (caller, key, request, answer, at)
+		select 'ann', n::text, $1, '', case when n <= $2::int then now() else now() - interval '25 hours' end from generate_series(1, $2::int + 10) n`,
+		make([]byte, 32), store.MaxOnceKeys-room)
+	made := 0
+	var err error
+	began := time.Now()
+	for ; err == nil && made <= room; made++ {
+		if err = db.MayKeep(t.Context(), "ann"); err == nil && made%lot == lot-1 {
+			mustRaw(t, url, `insert into idempotency_keys (caller, key, request, answer)
+				select 'ann', 'new' || n, $1, '' from generate_series($2::int, $3::int) n`, make([]byte, 32), made+1-lot, made)
+		}
+	}
+	if made--; !errors.Is(err, store.ErrTooManyKeys) || made != room {
+		t.Errorf("%d more writes, want %d, then %v", made, room, err)
+	}
+	took := time.Since(began)
+	if err := db.MayKeep(t.Context(), "ann"); !errors.Is(err, store.ErrTooManyKeys) {
+		t.Errorf("one more: %v", err)
+	}
+	if err := db.MayKeep(t.Context(), "ben"); err != nil {
+		t.Errorf("another caller: %v", err)
+	}
+	t.Logf("attack: a caller makes new idempotency keys without end: refused after %d; counting for %d writes took %v", store.MaxOnceKeys, room, took.Round(time.Millisecond))
 }

@@ -35,8 +35,9 @@ func (db *DB) Explain(ctx context.Context, q DecisionQuery, by Group) (plan []st
 
 // Limits that tests reach.
 const (
-	SweepRows  = sweepRows
-	MaxCascade = maxCascade
+	SweepRows   = sweepRows
+	MaxOnceKeys = maxOnceKeys
+	MaxCascade  = maxCascade
 )
 
 // QueryUses is what EachUse asks.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,6 +17,76 @@ const onceRetention = 24 * time.Hour
 // ErrRepeated is the error of a write whose caller has made a write with the same idempotency key
 // within a day. [DB.Answered] returns the answer to that write.
 var ErrRepeated = errors.New("a write with this idempotency key was made before")
+
+// Each server counts the keys of a caller in the database before its first write with a key, and
+// again after some writes. So the number of keys that are stored exceeds the limit by onceStep at
+// most for each server but one.
+const (
+	maxOnceKeys = 100_000 // of one caller within a day
+	onceStep    = 1000
+	onceWait    = time.Minute // after it the keys of a caller that has too many are counted again
+	maxCounted  = 10_000      // callers whose counts are kept
+)
+
+// ErrTooManyKeys refuses a write with an idempotency key whose caller has made very many of them
+// within a day.
+var ErrTooManyKeys = fmt.Errorf("this caller has made %d writes with an idempotency_key within a day, which is the limit; try again later, or without a key", maxOnceKeys)
+
+// onceCounts bounds the idempotency keys of each caller.
+type onceCounts struct {
+	mu sync.Mutex
+	of map[string]*onceCount // by caller
+}
+
+// onceCount is how many writes with a key a caller may make before its keys are counted again.
+type onceCount struct {
+	mu   sync.Mutex // also while they are counted
+	left int
+	full time.Time // they were counted then, and were too many
+}
+
+func (c *onceCounts) caller(name string) *onceCount {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	one := c.of[name]
+	if one == nil {
+		if c.of == nil || len(c.of) >= maxCounted {
+			c.of = map[string]*onceCount{}
+		}
+		one = &onceCount{}
+		c.of[name] = one
+	}
+	return one
+}
+
+// MayKeep counts a write with an idempotency key before the caller makes it. The error is
+// [ErrTooManyKeys] if the caller has too many keys that count.
+func (db *DB) MayKeep(ctx context.Context, caller string) (err error) {
+	defer wrap(&err, "count idempotency keys")
+	c := db.onces.caller(caller)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.left == 0 {
+		if !c.full.IsZero() && time.Since(c.full) < onceWait {
+			return ErrTooManyKeys
+		}
+		var n int
+		err := db.admin.QueryRow(ctx, `
+			select count(*) from (
+				select from idempotency_keys where caller = $1 and at >= clock_timestamp() - $2::interval limit $3) k`,
+			caller, onceRetention, maxOnceKeys).Scan(&n)
+		if err != nil {
+			return err
+		}
+		c.left, c.full = min(onceStep, maxOnceKeys-n), time.Time{}
+		if c.left == 0 {
+			c.full = time.Now()
+			return ErrTooManyKeys
+		}
+	}
+	c.left--
+	return nil
+}
 
 // Once makes a write happen once within a day, however often its caller sends the request. R is the
 // result of the write.

@@ -83,11 +83,13 @@ func TestOnce(t *testing.T) {
 	if n, request := answered(t, db, "ann", "k"); err != nil || n != again.Revision || request != sha256.Sum256([]byte("d")) {
 		t.Errorf("%+v, %d, %v", again, n, err)
 	}
+	// Keys are swept also if all history is kept.
 	mustRaw(t, url, "update idempotency_keys set at = at - interval '24 hours 1 second' where key = 'same'")
 	mustRaw(t, url, fmt.Sprintf(`insert into idempotency_keys (caller, key, request, answer, at)
 		select 'old', n::text, sha256(''), '', now() - interval '25 hours' from generate_series(1, %d) n`, store.SweepRows))
-	swept, err := db.Sweep(t.Context(), store.MinHistoryRetention)
-	if err != nil || swept.Rows["idempotency_keys"] != store.SweepRows+1 {
+	mustRaw(t, url, "insert into imports (id, entities, revision, caller, updated_at) values ('left', 1, 1, '', now() - interval '31 days')")
+	swept, err := db.Sweep(t.Context(), -1)
+	if err != nil || swept.Rows["idempotency_keys"] != store.SweepRows+1 || swept.Rows["imports"] != 1 || len(swept.Rows) != 2 {
 		t.Errorf("%+v, %v", swept, err)
 	}
 	if n := count(t, url, "select count(*) from idempotency_keys"); n != 2 { // ann's k and ben's

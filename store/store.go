@@ -120,6 +120,7 @@ type DB struct {
 	// turn has room for one: the goroutine that may take the revision lock. The other
 	// writers of this process wait for it without a connection.
 	turn    chan struct{}
+	onces   onceCounts
 	changes changeLog
 	current latest[Position]
 	// sessions makes all connections to the primary. connConfig is the config of

@@ -28,8 +28,9 @@ type Swept struct {
 }
 
 // Sweep removes revisions that are older than the retention, except those that decisions
-// in the log were made at. Bundles with their policies and files are never removed. It
-// also removes imports that cannot be continued any more, and idempotency keys of past days.
+// in the log were made at. Bundles with their policies and files are never removed. A negative
+// retention keeps all revisions. It first removes imports that cannot be continued any more, and
+// idempotency keys that do not count any more, whatever the retention is.
 //
 // Nothing waits for it, because writers do not touch the rows that it locks and removes. Only a
 // write that uses an old idempotency key again may wait for one of its small transactions.
@@ -37,7 +38,7 @@ type Swept struct {
 // check and remove the rows, because the login of a server may not.
 func (db *DB) Sweep(ctx context.Context, retention time.Duration) (swept Swept, err error) {
 	defer wrap(&err, "sweep history")
-	if retention < MinHistoryRetention {
+	if retention >= 0 && retention < MinHistoryRetention {
 		return swept, fmt.Errorf("history of %v is less than the %v that the newest decisions may need", retention, MinHistoryRetention)
 	}
 	led, err := db.Lead(ctx, sweepLock, func(ctx context.Context, alive func(context.Context) error) error {
@@ -53,13 +54,16 @@ func (db *DB) Sweep(ctx context.Context, retention time.Duration) (swept Swept, 
 }
 
 func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, retention time.Duration, alive func(context.Context) error) (err error) {
+	s.Rows = map[string]int64{}
+	if err := s.sweepEnded(ctx, conn, alive); err != nil || retention < 0 {
+		return err
+	}
 	if err := readDecisionDays(ctx, conn); err != nil {
 		return err
 	}
 	if err := conn.QueryRow(ctx, "select raise_oldest($1)", retention).Scan(&s.Oldest); err != nil {
 		return err
 	}
-	s.Rows = map[string]int64{}
 	for _, table := range []string{"entities", "revision_entries", "revisions"} {
 		if err := alive(ctx); err != nil {
 			return err
@@ -72,12 +76,20 @@ func (s *Swept) sweep(ctx context.Context, conn *pgx.Conn, retention time.Durati
 			s.Rows[table] += n
 		}
 	}
+	return nil
+}
+
+// sweepEnded removes imports and idempotency keys that do not count any more.
+func (s *Swept) sweepEnded(ctx context.Context, conn *pgx.Conn, alive func(context.Context) error) error {
 	tag, err := conn.Exec(ctx, "delete from imports where updated_at < now() - $1::interval", importRetention)
 	s.Rows["imports"] = tag.RowsAffected()
 	if err != nil {
 		return err
 	}
 	for n := int64(sweepRows); n == sweepRows; s.Rows["idempotency_keys"] += n {
+		if err := alive(ctx); err != nil {
+			return err
+		}
 		// A write that uses an old key again holds the revision lock, and need not wait for long.
 		tag, err := conn.Exec(ctx, `
 			delete from idempotency_keys where ctid = any (array(
