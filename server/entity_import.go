@@ -219,7 +219,7 @@ func (i *importing) store(ctx context.Context, ops []*cedarpostv1.EntityOperatio
 	e := edit{ops: ops, first: i.stored + 1, once: o}
 	total := i.stored + int64(len(ops))
 	if i.place.ID != "" {
-		e.step = &store.ImportStep{From: i.place, Entities: total}
+		e.step = &store.ImportStep{From: i.place, Entities: total, OfAnyone: access.RightsFrom(ctx).MayEverywhere("ImportEntities")}
 	}
 	sum := func(res store.WriteResult, at *cedarpostv1.Revision) *cedarpostv1.ImportEntitiesResponse {
 		return &cedarpostv1.ImportEntitiesResponse{Entities: i.out.GetEntities() + int64(len(ops)), Changed: i.out.GetChanged() + int64(res.Changed), Revision: at}

@@ -38,6 +38,13 @@ func TestAttackImportOfAnotherCaller(t *testing.T) {
 		}
 		_, err := importAll(t, spy, people(t, &cedarpostv1.ImportOptions{ImportId: "people", Skip: 1}, 1, 2))
 		servertest.WantCode(t, err, connect.CodeFailedPrecondition, "no unfinished import of that id")
+		// Nor does it begin one with the same id, which would replace it.
+		_, err = importAll(t, spy, people(t, &cedarpostv1.ImportOptions{ImportId: "people"}, 100, 101))
+		servertest.WantCode(t, err, connect.CodeAlreadyExists, "import_id: an unfinished import of another caller has this id")
+	}
+	res, err := s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{Type: "Doc::User"})
+	if err != nil || len(res.Entities) != 3 {
+		t.Errorf("%d users are stored, %v", len(res.GetEntities()), err)
 	}
 	for _, may := range []*servertest.Server{owner, s} {
 		if got := unfinished(t, may, "people"); got != 3 {
@@ -48,5 +55,8 @@ func TestAttackImportOfAnotherCaller(t *testing.T) {
 	if _, err := importAll(t, owner, people(t, options, 3, 4)); err != nil {
 		t.Errorf("its own caller goes on: %v", err)
 	}
-	t.Logf("attack: 2 callers ask for an import of another caller, and go on with it: %d of 4 questions answered", seen)
+	if _, err := importAll(t, other, people(t, &cedarpostv1.ImportOptions{ImportId: "people"}, 4, 5)); err != nil {
+		t.Errorf("the id of an import that has ended: %v", err)
+	}
+	t.Logf("attack: 2 callers ask for an import of another caller, go on with it, and replace it: %d of 4 questions answered", seen)
 }

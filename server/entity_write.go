@@ -173,6 +173,9 @@ func (s *entityService) readPrecondition(ctx context.Context, v snapshot.View, p
 
 // writeError returns the error for the caller of a write that failed in the store.
 func writeError(e edit, err error) error {
+	if errors.Is(err, store.ErrImportTaken) {
+		return connect.NewError(connect.CodeAlreadyExists, "import_id: "+store.ErrImportTaken.Error()+"; choose another one")
+	}
 	if errors.Is(err, store.ErrImportMoved) {
 		return connect.NewError(connect.CodeAborted, store.ErrImportMoved.Error())
 	}

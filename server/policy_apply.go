@@ -303,9 +303,19 @@ func (s *policyService) check(ctx context.Context, b *bundle.Bundle, others []en
 }
 
 // mentions warns of entities that the policies name and that are not stored. It replaces the
-// warnings of the check, which are about entities.json.
+// warnings of the check, which are about entities.json. About entities of other bundles that the
+// caller may not read there is no warning: it would say which of them are stored.
 func (s *policyService) mentions(ctx context.Context, v snapshot.View, set *engine.Set, name string, report *offline.Report) error {
-	mentions := set.Mentions(name)
+	mentions, rights := set.Mentions(name), access.RightsFrom(ctx)
+	mentions = slices.DeleteFunc(mentions, func(m engine.Mention) bool {
+		of := owner(set, m.UID.Type)
+		if of == name || rights.May("GetEntity", access.Target{Bundle: of, EntityType: string(m.UID.Type)}) {
+			return false
+		}
+		unlisted := m.Unlisted()
+		report.Findings = slices.DeleteFunc(report.Findings, func(f engine.Finding) bool { return f == unlisted })
+		return true
+	})
 	if len(mentions) > maxMentions {
 		mentions = mentions[:maxMentions]
 	}

@@ -163,6 +163,41 @@ func TestAttackProbingIsRecorded(t *testing.T) {
 	t.Logf("120 calls: %v in %d events", got, len(list))
 }
 
+// A policy author does not learn by dry runs which entities of another bundle are stored. With the
+// right to read them it does, and so about the entities of its own bundle.
+func TestAttackDryRunAsksForEntities(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	s.MustApply("base", "schema.cedarschema", `namespace Base { entity User; entity Doc; action Read appliesTo { principal: [User], resource: [Doc] }; }`)
+	s.MustPut(servertest.Entity(t, `{"uid":{"type":"Base::User","id":"stored"}}`))
+	question := []string{"schema.cedarschema", `namespace Mine { entity Doc; action Read appliesTo { principal: [Base::User], resource: [Doc] }; }`,
+		"policies.cedar", `
+			@id("a") permit (principal == Base::User::"stored", action, resource == Mine::Doc::"mine");
+			@id("b") permit (principal == Base::User::"absent", action, resource == Mine::Doc::"mine");`}
+	warned := func(grants ...*cedarpostv1.Grant) (text string) {
+		one := *s
+		name := fmt.Sprint("author", len(grants))
+		one.Policies = cedarpostv1connect.NewPolicyServiceClient(s.Client(s.Admin, newCaller(t, s, name, grants...)))
+		res, err := applyOnce(t.Context(), &one, &cedarpostv1.BundleHeader{Name: "mine", DryRun: true}, question...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range res.Warnings {
+			text += f.Message + "\n"
+		}
+		return text
+	}
+	author := warned(grant(access.PolicyAuthor, "mine"))
+	if strings.Contains(author, "Base::User") || !strings.Contains(author, `Mine::Doc::"mine" is not stored`) {
+		t.Errorf("an author of one bundle: %s", author)
+	}
+	reader := warned(grant(access.PolicyAuthor, "mine"), grant(access.Auditor, "base"))
+	if strings.Contains(reader, `"stored"`) || !strings.Contains(reader, `Base::User::"absent" is not stored`) || !strings.Contains(reader, `Mine::Doc::"mine" is not stored`) {
+		t.Errorf("one that may read entities of the other: %s", reader)
+	}
+	t.Logf("attack: a dry run asks for 2 entities of another bundle: %d of 2 are told", strings.Count(author, "Base::User"))
+}
+
 // A caller that may check one bundle does not learn by its findings what is in others. One that may
 // read them does.
 func TestAttackFindingsOfOtherBundles(t *testing.T) {

@@ -29,8 +29,10 @@ const importRetention = 30 * 24 * time.Hour
 type ImportStep struct {
 	// From is the import as the caller left it. If somebody else has continued it or
 	// begun it anew since, the write is refused with [ErrImportMoved]. If From has no
-	// Entities, the import begins, and replaces one with the same ID.
-	From Import
+	// Entities, the import begins, and replaces one with the same ID. If that is of another
+	// caller, the write is refused with [ErrImportTaken] unless OfAnyone is set.
+	From     Import
+	OfAnyone bool
 	// Entities is the number of entities that are stored after this write, from the
 	// start.
 	Entities int64
@@ -52,9 +54,14 @@ func moveImport(ctx context.Context, tx pgx.Tx, step ImportStep, caller string, 
 			on conflict (id) do update
 			set entities = excluded.entities, revision = excluded.revision,
 			    caller = excluded.caller, updated_at = excluded.updated_at
+			where imports.caller = excluded.caller or $5
 			returning id, entities, revision, caller, updated_at`,
-			step.From.ID, step.Entities, revision, caller)
-		return scanImport(rows)
+			step.From.ID, step.Entities, revision, caller, step.OfAnyone)
+		begun, err := scanImport(rows)
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = ErrImportTaken
+		}
+		return begun, err
 	}
 	rows, _ := tx.Query(ctx, `
 		update imports

@@ -58,6 +58,8 @@ var (
 	// a failover or a restore lost it, or it is a position of another database. Nothing
 	// was written. A write may be checked again at [DB.Current] and retried.
 	ErrOtherHistory = errors.New("the database has another history")
+	// ErrImportTaken: an unfinished import of another caller has the id.
+	ErrImportTaken = errors.New("an unfinished import of another caller has this id")
 	// ErrImportMoved: another caller has continued the import or begun it anew.
 	ErrImportMoved = errors.New("somebody else continues this import")
 	// ErrNotMigrated: the database's schema is older than this binary needs.

@@ -1059,7 +1059,8 @@ func (x *ImportEntitiesRequest) GetOptions() *ImportOptions {
 type ImportOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// An id of the import, so that it can go on after it was cut off. Empty: it
-	// cannot. An import that begins with an id in use replaces the old import.
+	// cannot. An import that begins with an id in use replaces the old import, if the
+	// caller may see that one: see GetImport. Otherwise it is already_exists.
 	ImportId string `protobuf:"bytes,1,opt,name=import_id,json=importId,proto3" json:"import_id,omitempty"`
 	// How many entities of the import are stored already, as GetImport says. The
 	// stream goes on with the entity after them. Another stream of the import is
