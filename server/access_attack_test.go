@@ -170,11 +170,13 @@ func TestAttackOperatorTakesCallers(t *testing.T) {
 		"ends a foreign key":                      second(thief.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "bill-svc"})),
 		"asks for a caller that is not there":     second(thief.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "nobody"})),
 	}
+	refused := 0
 	for what, err := range attempts {
-		servertest.WantCode(t, err, connect.CodePermissionDenied, "for the service;")
-		if err == nil || strings.Contains(err.Error(), "the bundle") {
+		if connect.CodeOf(err) != connect.CodePermissionDenied || !strings.Contains(err.Error(), "for the service;") {
 			t.Errorf("%s: %v", what, err)
+			continue
 		}
+		refused++
 	}
 	if me, err := accessOf(s, trap.Secret).WhoAmI(t.Context(), &cedarpostv1.WhoAmIRequest{}); err != nil || len(me.Grants) != 1 {
 		t.Errorf("%v, %v", me, err)
@@ -190,7 +192,7 @@ func TestAttackOperatorTakesCallers(t *testing.T) {
 	if _, err := bill.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: made.Key.Id}); err != nil {
 		t.Errorf("the operator of bill ends a key of its caller: %v", err)
 	}
-	t.Logf("attack: an operator of one bundle reaches for callers of another one: %d of %d attempts refused, all alike", len(attempts), len(attempts))
+	t.Logf("attack: an operator of one bundle reaches for callers of another one: %d of %d attempts refused, all alike", refused, len(attempts))
 }
 
 // admin-local forbids every operator to manage keys and grants for one bundle. Neither an operator of
