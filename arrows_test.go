@@ -23,7 +23,7 @@ var arrows = map[string][]string{
 		"store", "auditlog", "bundle", "policies", "proto", "internal/keyfile", "internal/pause", "internal/secret"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
 	"server/decisionlog": {"server/engine", "server/stored", "server/wire", "server/entityfile", "store", "auditlog", "proto", "internal/keyfile", "internal/pause", "internal/secret"},
-	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/keyfile", "internal/pause", "sdk/go/egress"},
+	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/entityuid", "internal/keyfile", "internal/pause", "sdk/go/egress"},
 	// A real OpenID provider, for tests.
 	"server/access/issuertest": {},
 	"server/stored":            {"server/engine", "server/offline", "store", "bundle", "proto"},

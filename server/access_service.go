@@ -180,7 +180,7 @@ func mayGive(r *access.Rights, action string, now store.Access, caller string, a
 func readGrant(ctx context.Context, g *cedarpostv1.Grant, caller string) (store.Grant, error) {
 	out := store.Grant{
 		Caller: cmp.Or(g.GetCaller(), caller), Role: g.GetRole(), Bundle: g.GetBundle(),
-		Actions: g.GetActions(), EntityTypes: g.GetEntityTypes(), GrantedBy: callerFrom(ctx), ChecksPerSecond: g.GetChecksPerSecond(),
+		Actions: canonicalActions(g.GetActions()), EntityTypes: g.GetEntityTypes(), GrantedBy: callerFrom(ctx), ChecksPerSecond: g.GetChecksPerSecond(),
 	}
 	if caller != "" && out.Caller != caller {
 		return out, connect.Errorf(connect.CodeInvalidArgument, "grants: one is of caller %q, and the key of %q", out.Caller, caller)
@@ -236,7 +236,9 @@ func (s *accessService) CreateKey(ctx context.Context, req *cedarpostv1.CreateKe
 	if err != nil {
 		return nil, err
 	}
-	return &cedarpostv1.CreateKeyResponse{Key: keyToProto(made.key, nil), Secret: made.secret, Revision: made.revision}, nil
+	return &cedarpostv1.CreateKeyResponse{
+		Key: keyToProto(made.key, nil), Secret: made.secret, Revision: made.revision, Warnings: grantWarnings(s.gate.follower.Latest(), grants...),
+	}, nil
 }
 
 // RotateKey implements cedarpost.v1.AccessService.
@@ -381,7 +383,7 @@ func (s *accessService) PutGrant(ctx context.Context, req *cedarpostv1.PutGrantR
 		return nil, err
 	}
 	answer := func(made store.Changes, at *cedarpostv1.Revision) *cedarpostv1.PutGrantResponse {
-		return &cedarpostv1.PutGrantResponse{Revision: at, Changed: made.Changed}
+		return &cedarpostv1.PutGrantResponse{Revision: at, Changed: made.Changed, Warnings: grantWarnings(s.gate.follower.Latest(), grant)}
 	}
 	put := func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
 		if err := mayGive(r, "PutGrant", now, grant.Caller, []store.Grant{grant}); err != nil {

@@ -354,6 +354,9 @@ func TestBadGrantsAndKeys(t *testing.T) {
 		"not a time":                {Caller: "a", Role: "enforcer", Bundle: "*", ExpiresAt: &timestamppb.Timestamp{Seconds: -1 << 60}},
 		"at most 100 item":          {Caller: "a", Role: "enforcer", Bundle: "*", Actions: slices.Repeat([]string{"a"}, 101)},
 		"one line of at most 512":   {Caller: "a\nb", Role: "enforcer", Bundle: "*"},
+		"id in quotes is missing":   {Caller: "a", Role: "enforcer", Bundle: "*", Actions: []string{"Shop::Action::ViewOrder"}},
+		"its type is not Action":    {Caller: "a", Role: "enforcer", Bundle: "*", Actions: []string{`Shop::User::"ann"`}},
+		"is not an entity type":     {Caller: "a", Role: "data-writer", Bundle: "*", EntityTypes: []string{"Shop::Ord er"}},
 	} {
 		_, err := op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: g})
 		if connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(strings.ReplaceAll(err.Error(), "no more than", "at most"), text) {
@@ -384,6 +387,49 @@ func TestBadGrantsAndKeys(t *testing.T) {
 		if err != nil || res.Changed != changed {
 			t.Errorf("%d: %v, %v", i, res, err)
 		}
+	}
+}
+
+// A grant may name what is not published yet, and the answer warns of it. An action counts however
+// its text is written.
+func TestGrantWarnings(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	s.MustLoadShop()
+	op := accessOf(s, s.Token)
+	shopAction := []string{`Shop::Action::"ViewOrder"`}
+	for _, c := range []struct {
+		grant *cedarpostv1.Grant
+		want  string // in the only warning; "": none
+	}{
+		{&cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "shop", Actions: shopAction}, ""},
+		{&cedarpostv1.Grant{Caller: "a", Role: "data-writer", Bundle: "*", EntityTypes: []string{"Shop::Order"}}, ""},
+		{&cedarpostv1.Grant{Caller: "token:staff/a b", Role: "auditor", Bundle: "*"}, ""},
+		{&cedarpostv1.Grant{Caller: "nobody here", Role: "auditor", Bundle: "*"}, `no caller can have the name "nobody here"`},
+		{&cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "shpo"}, "no bundle shpo is published"},
+		{&cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "shop", Actions: []string{`Shop::Action::"ViewOrdr"`}}, `no published schema has the action Shop::Action::"ViewOrdr"`},
+		{&cedarpostv1.Grant{Caller: "a", Role: "data-writer", Bundle: "shop", EntityTypes: []string{"Shop::Ordr"}}, "no published schema has the entity type Shop::Ordr"},
+		{&cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "guardrails", Actions: shopAction}, "is of the bundle shop"},
+		{&cedarpostv1.Grant{Caller: "a", Role: "data-writer", Bundle: "guardrails", EntityTypes: []string{"Shop::Order"}}, "is of the bundle shop"},
+	} {
+		res, err := op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: c.grant})
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := slices.DeleteFunc(res.Warnings, func(w string) bool { return w == "no bundle guardrails is published" })
+		if c.want == "" && len(said) > 0 || c.want != "" && (len(said) != 1 || !strings.Contains(said[0], c.want)) {
+			t.Errorf("%v: %q, want %q", c.grant, said, c.want)
+		}
+	}
+	made, err := op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "service", Grants: []*cedarpostv1.Grant{
+		{Role: "enforcer", Bundle: "shop", Actions: []string{`Shop::Action::"\u{56}iewOrder"`}}, {Role: "auditor", Bundle: "shpo"},
+	}})
+	if err != nil || len(made.Warnings) != 1 || !strings.Contains(made.Warnings[0], "no bundle shpo") {
+		t.Fatalf("%v, %v", made, err)
+	}
+	service := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, made.Secret))
+	if _, err := service.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", true)); err != nil {
+		t.Error(err)
 	}
 }
 

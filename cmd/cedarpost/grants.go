@@ -81,7 +81,7 @@ type grantArgs struct {
 
 type putGrantCmd struct {
 	grantArgs
-	Actions []string `name:"action" sep:"none" help:"Only for this action, like 'Shop::Action::\"ViewOrder\"'. For the role enforcer. Can be given several times." placeholder:"ACTION"`
+	Actions []uid    `name:"action" sep:"none" help:"Only for this action, like Shop::Action::ViewOrder or 'Shop::Action::\"ViewOrder\"'. For the role enforcer. Can be given several times." placeholder:"ACTION"`
 	Types   []string `name:"entity-type" help:"Only for entities of this type, like Shop::Order. For the role data-writer. Can be given several times." placeholder:"TYPE"`
 	Rate    int32    `help:"Checks that the caller may ask each server in a second, in place of --rate-limit of the server. For the role enforcer; the largest of a caller's grants counts." placeholder:"N"`
 	expiryFlag
@@ -101,7 +101,7 @@ func (g *putGrantCmd) Run(ctx context.Context, c *console) error {
 		return err
 	}
 	res, err := call(ctx, admin, admin.access().PutGrant, &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{
-		Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: g.Actions, EntityTypes: g.Types, ExpiresAt: g.at(), ChecksPerSecond: g.Rate,
+		Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: actionTexts(g.Actions), EntityTypes: g.Types, ExpiresAt: g.at(), ChecksPerSecond: g.Rate,
 	}})
 	if err != nil {
 		return err
@@ -109,12 +109,29 @@ func (g *putGrantCmd) Run(ctx context.Context, c *console) error {
 	if g.json() {
 		return c.message(res)
 	}
+	c.warnings(res.GetWarnings())
 	if res.GetChanged() {
 		fmt.Fprintf(c.out, "%s has the role %s for %s, since revision %d\n", clean(g.Caller), clean(g.Role), clean(g.Bundle), res.GetRevision().GetNumber())
 	} else {
 		fmt.Fprintln(c.out, "nothing changed")
 	}
 	return nil
+}
+
+// actionTexts returns actions as Cedar text.
+func actionTexts(list []uid) []string {
+	texts := make([]string, len(list))
+	for i, a := range list {
+		texts[i] = uidText(a.EntityUid)
+	}
+	return texts
+}
+
+// warnings prints warnings of the server.
+func (c *console) warnings(list []string) {
+	for _, text := range list {
+		fmt.Fprintf(c.err, "%s: %s\n", c.paint(yellow, "warning"), clean(text))
+	}
 }
 
 type deleteGrantCmd struct {

@@ -170,6 +170,7 @@ func (k *createKeyCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
+	c.warnings(res.GetWarnings())
 	return k.report(c, k.outputFlags, res.GetKey(), res.GetSecret())
 }
 

@@ -25,7 +25,9 @@ func testKeys(sh *shell, dir string) func(*testing.T) {
 		}
 		orders := sh.with("CEDARPOST_TOKEN=" + strings.TrimSpace(string(secret)))
 		orders.exits(t, 0, says("ALLOW"), ask("ViewOrder", "42")...)
-		sh.exits(t, 0, says("orders has the role enforcer for shop"), "grants", "put", "orders", "enforcer", "--bundle=shop", `--action=Shop::Action::"ListOrders"`, "--expires=1h")
+		sh.exits(t, 0, says("orders has the role enforcer for shop"), "grants", "put", "orders", "enforcer", "--bundle=shop", `--action=Shop::Action::ListOrders`, "--expires=1h")
+		sh.exits(t, 0, says("warning: no bundle shpo is published"), "grants", "put", "orders", "auditor", "--bundle=shpo")
+		sh.exits(t, 0, says("no more"), "grants", "delete", "orders", "auditor", "--bundle=shpo")
 		sh.exits(t, 0, says("ENDS", `Shop::Action::"ListOrders"`, "bootstrap"), "grants", "list", "orders")
 		orders.exits(t, 1, says("permission_denied", `Authorize for Shop::Action::"ViewOrder"`, "cedarpost whoami"), ask("ViewOrder", "42")...)
 		orders.exits(t, 1, says("permission_denied", "ListEntities"), "entities", "list")

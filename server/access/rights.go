@@ -12,6 +12,7 @@ import (
 	"github.com/cedar-policy/cedar-go"
 
 	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/internal/entityuid"
 	"github.com/cedarpost/cedarpost/policies"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/offline"
@@ -375,6 +376,21 @@ func CheckGrant(g store.Grant) error {
 		return errors.New("checks_per_second: it must not be negative")
 	case len(g.Actions) > maxNarrowed || len(g.EntityTypes) > maxNarrowed:
 		return fmt.Errorf("a grant can be narrowed to %d actions or entity types at most", maxNarrowed)
+	}
+	for _, action := range g.Actions {
+		typ, _, err := entityuid.Parse(action)
+		if err != nil {
+			return fmt.Errorf(`actions: %q is not an action like Shop::Action::"ViewOrder": %w`, action, err)
+		}
+		// The type of an action has the name Action, in any namespace (https://docs.cedarpolicy.com/schema/human-readable-schema.html).
+		if typ != "Action" && !strings.HasSuffix(typ, "::Action") {
+			return fmt.Errorf(`actions: %s is not an action: its type is not Action, or Action in a namespace, like Shop::Action`, action)
+		}
+	}
+	for _, typ := range g.EntityTypes {
+		if !entityuid.ValidType(typ) {
+			return fmt.Errorf("entity_types: %q is not an entity type like Shop::Order", typ)
+		}
 	}
 	return nil
 }

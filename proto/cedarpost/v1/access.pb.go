@@ -35,7 +35,8 @@ type Grant struct {
 	// The name of a bundle, or "*" for all bundles and the service itself. A change of the
 	// bundles guardrails and admin-local needs a grant that names them.
 	Bundle string `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
-	// Only for these actions, like Shop::Action::"ViewOrder"; empty: all. For the role enforcer.
+	// Only for these actions, as Cedar text like Shop::Action::"ViewOrder"; empty: all. For the role
+	// enforcer.
 	Actions []string `protobuf:"bytes,4,rep,name=actions,proto3" json:"actions,omitempty"`
 	// Only for entities of these types, like Shop::Order; empty: all. For the role data-writer.
 	EntityTypes []string `protobuf:"bytes,5,rep,name=entity_types,json=entityTypes,proto3" json:"entity_types,omitempty"`
@@ -503,7 +504,9 @@ type CreateKeyResponse struct {
 	// The text to send as "Authorization: Bearer …". It is stored nowhere.
 	Secret string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
 	// The revision that added it.
-	Revision      *Revision `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *Revision `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// As in PutGrantResponse, about the grants.
+	Warnings      []string `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -555,6 +558,13 @@ func (x *CreateKeyResponse) GetSecret() string {
 func (x *CreateKeyResponse) GetRevision() *Revision {
 	if x != nil {
 		return x.Revision
+	}
+	return nil
+}
+
+func (x *CreateKeyResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -995,7 +1005,10 @@ type PutGrantResponse struct {
 	// The revision of the change, or the current one if the grant was stored like this already.
 	Revision *Revision `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// False if the grant was stored like this already.
-	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	Changed bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Sentences about what the grant names and nobody has published or can have now: a bundle, an
+	// action, an entity type or a caller. The grant is stored, and counts as soon as there is one.
+	Warnings      []string `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1042,6 +1055,13 @@ func (x *PutGrantResponse) GetChanged() bool {
 		return x.Changed
 	}
 	return false
+}
+
+func (x *PutGrantResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 // DeleteGrantRequest names a grant.
@@ -1326,11 +1346,12 @@ const file_cedarpost_v1_access_proto_rawDesc = "" +
 	"\x06grants\x18\x02 \x03(\v2\x13.cedarpost.v1.GrantB\b\xbaH\x05\x92\x01\x02\x10dR\x06grants\x129\n" +
 	"\n" +
 	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x125\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x84\x01\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\xa0\x01\n" +
 	"\x11CreateKeyResponse\x12#\n" +
 	"\x03key\x18\x01 \x01(\v2\x11.cedarpost.v1.KeyR\x03key\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\x122\n" +
-	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xc6\x01\n" +
+	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x1a\n" +
+	"\bwarnings\x18\x04 \x03(\tR\bwarnings\"\xc6\x01\n" +
 	"\x10RotateKeyRequest\x12@\n" +
 	"\x06caller\x18\x01 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$R\x06caller\x129\n" +
 	"\n" +
@@ -1359,10 +1380,11 @@ const file_cedarpost_v1_access_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"{\n" +
 	"\x0fPutGrantRequest\x121\n" +
 	"\x05grant\x18\x01 \x01(\v2\x13.cedarpost.v1.GrantB\x06\xbaH\x03\xc8\x01\x01R\x05grant\x125\n" +
-	"\x0fidempotency_key\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"`\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"|\n" +
 	"\x10PutGrantResponse\x122\n" +
 	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged\"\xe4\x01\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\xe4\x01\n" +
 	"\x12DeleteGrantRequest\x12&\n" +
 	"\x06caller\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x04\xba\x01\x01\x00R\x06caller\x12.\n" +
 	"\x04role\x18\x02 \x01(\tB\x1a\xbaH\x17r\x152\x13^[a-z][a-z-]{0,31}$R\x04role\x12?\n" +
