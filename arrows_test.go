@@ -18,12 +18,12 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows lists the rooms that each room may import. A package belongs to the room with the
 // longest name that is a prefix of its folder.
 var arrows = map[string][]string{
-	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/clienttls", "internal/entityuid", "internal/keyfile", "internal/privateca", "internal/secret", "internal/serverurl"},
+	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/clienttls", "internal/days", "internal/entityuid", "internal/keyfile", "internal/privateca", "internal/secret", "internal/serverurl"},
 	"server": {"server/engine", "server/snapshot", "server/decisionlog", "server/access", "server/stored", "server/wire", "server/entityfile", "server/offline",
-		"store", "auditlog", "bundle", "policies", "proto", "internal/keyfile", "internal/pause", "internal/secret"},
+		"store", "auditlog", "bundle", "policies", "proto", "internal/entityuid", "internal/keyfile", "internal/pause", "internal/secret"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
 	"server/decisionlog": {"server/engine", "server/stored", "server/wire", "server/entityfile", "store", "auditlog", "proto", "internal/keyfile", "internal/pause", "internal/secret"},
-	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/entityuid", "internal/keyfile", "internal/pause", "sdk/go/egress"},
+	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/days", "internal/entityuid", "internal/keyfile", "internal/pause", "sdk/go/egress"},
 	// A real OpenID provider, for tests.
 	"server/access/issuertest": {},
 	"server/stored":            {"server/engine", "server/offline", "store", "bundle", "proto"},
@@ -51,6 +51,7 @@ var arrows = map[string][]string{
 	"sdk/go/cedarposttest": {"sdk/go", "server/engine", "server/entityfile", "server/offline", "server/wire", "bundle", "proto"},
 	"examples":             {"sdk/go", "proto"},
 	"internal/clienttls":   {"internal/keyfile"},
+	"internal/days":        {},
 	"internal/entityuid":   {},
 	"internal/keyfile":     {},
 	"internal/privateca":   {},

@@ -2,13 +2,11 @@ package main
 
 import (
 	"fmt"
-	"math"
-	"regexp"
-	"strconv"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/cedarpost/cedarpost/internal/days"
 )
 
 // moment is a time on the command line, absolute or relative to now.
@@ -33,30 +31,15 @@ func (m *moment) UnmarshalText(text []byte) (err error) {
 type span time.Duration
 
 // day is the unit d of a span.
-const day = 24 * time.Hour
-
-// durations matches every valid span, also one that is too large.
-var durations = regexp.MustCompile(`^([0-9]+d)?([0-9]+(ns|us|µs|ms|s|m|h))*$`)
+const day = days.Day
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (s *span) UnmarshalText(text []byte) error {
-	days, rest, found := strings.Cut(string(text), "d")
-	if !found {
-		days, rest = "0", string(text)
-	} else if rest == "" {
-		rest = "0"
+	d, err := days.Parse(string(text))
+	if err == nil {
+		*s = span(d)
 	}
-	n, err := strconv.ParseUint(days, 10, 64)
-	d, err2 := time.ParseDuration(rest)
-	signed := strings.ContainsAny(string(text), "+-")
-	if durations.Match(text) && (err != nil || err2 != nil || n > uint64((math.MaxInt64-d)/day)) {
-		return fmt.Errorf("%q is too large: a duration is at most 106751 days", text)
-	}
-	if err != nil || err2 != nil || signed || n > uint64((math.MaxInt64-d)/day) {
-		return fmt.Errorf("%q is not a duration like 500ms, 90m, 12h, 7d or 1d12h", text)
-	}
-	*s = span(time.Duration(n)*day + d)
-	return nil
+	return err
 }
 
 // String implements fmt.Stringer.

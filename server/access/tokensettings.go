@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cedarpost/cedarpost/internal/days"
 )
 
 // An Issuer says whose access tokens are accepted, and what their callers may do. [ReadIssuers]
@@ -88,22 +91,53 @@ var (
 
 // issuersFile is the file of the issuers.
 type issuersFile struct {
-	Issuers []struct {
-		Name               string                  `yaml:"name"`
-		Issuer             string                  `yaml:"issuer"`
-		Audience           string                  `yaml:"audience"`
-		PrincipalAudiences []string                `yaml:"principal_audiences"`
-		KeysURL            string                  `yaml:"jwks_uri"`
-		Hosts              []string                `yaml:"hosts"`
-		CAFile             string                  `yaml:"ca_file"`
-		Algorithms         []string                `yaml:"algorithms"`
-		AccessTokensOnly   bool                    `yaml:"access_tokens_only"`
-		MaxAge             *time.Duration          `yaml:"max_age"`
-		Leeway             *time.Duration          `yaml:"leeway"`
-		CallerClaim        string                  `yaml:"caller_claim"`
-		GroupsClaim        string                  `yaml:"groups_claim"`
-		Grants             map[string][]TokenGrant `yaml:"grants"`
-	} `yaml:"issuers"`
+	Issuers []issuerEntry `yaml:"issuers"`
+}
+
+// issuerEntry is an issuer in the file.
+type issuerEntry struct {
+	Name               string                  `yaml:"name"`
+	Issuer             string                  `yaml:"issuer"`
+	Audience           string                  `yaml:"audience"`
+	PrincipalAudiences []string                `yaml:"principal_audiences"`
+	KeysURL            string                  `yaml:"jwks_uri"`
+	Hosts              []string                `yaml:"hosts"`
+	CAFile             string                  `yaml:"ca_file"`
+	Algorithms         []string                `yaml:"algorithms"`
+	AccessTokensOnly   bool                    `yaml:"access_tokens_only"`
+	MaxAge             *fileDuration           `yaml:"max_age"`
+	Leeway             *fileDuration           `yaml:"leeway"`
+	CallerClaim        string                  `yaml:"caller_claim"`
+	GroupsClaim        string                  `yaml:"groups_claim"`
+	Grants             map[string][]TokenGrant `yaml:"grants"`
+}
+
+// fileDuration is a duration in the file, as in all settings.
+type fileDuration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *fileDuration) UnmarshalText(text []byte) error {
+	parsed, err := days.Parse(string(text))
+	*d = fileDuration(parsed)
+	return err
+}
+
+// unknownKey is what the YAML library says of a key that a struct does not have.
+var unknownKey = regexp.MustCompile(`field (.+) not found in type \S*?\.?(issuersFile|issuerEntry|TokenGrant)\b`)
+
+// readable returns an error of the YAML library without the names of Go types.
+func readable(err error) string {
+	return unknownKey.ReplaceAllStringFunc(err.Error(), func(text string) string {
+		m := unknownKey.FindStringSubmatch(text)
+		t := map[string]reflect.Type{
+			"issuersFile": reflect.TypeFor[issuersFile](), "issuerEntry": reflect.TypeFor[issuerEntry](), "TokenGrant": reflect.TypeFor[TokenGrant](),
+		}[m[2]]
+		var known []string
+		for f := range t.Fields() {
+			known = append(known, f.Tag.Get("yaml"))
+		}
+		return fmt.Sprintf("unknown key %q; known are %s", m[1], strings.Join(known, ", "))
+	})
 }
 
 // ReadIssuers reads a YAML file like
@@ -130,7 +164,7 @@ func ReadIssuers(text []byte) ([]Issuer, error) {
 	if err := loader.Load(&file); errors.Is(err, io.EOF) {
 		return nil, errors.New("the file is empty")
 	} else if err != nil {
-		return nil, fmt.Errorf("not valid: %w", err)
+		return nil, fmt.Errorf("not valid: %s", readable(err))
 	}
 	if err := loader.Load(&yaml.Node{}); !errors.Is(err, io.EOF) {
 		return nil, errors.New("more than one YAML document")
@@ -146,10 +180,10 @@ func ReadIssuers(text []byte) ([]Issuer, error) {
 			CallerClaim: cmp.Or(f.CallerClaim, "sub"), GroupsClaim: f.GroupsClaim, Grants: f.Grants,
 		}
 		if f.MaxAge != nil {
-			i.MaxAge = *f.MaxAge
+			i.MaxAge = time.Duration(*f.MaxAge)
 		}
 		if f.Leeway != nil {
-			i.Leeway = *f.Leeway
+			i.Leeway = time.Duration(*f.Leeway)
 		}
 		if i.Algorithms == nil {
 			i.Algorithms = slices.Clone(defaultAlgorithms)

@@ -36,7 +36,7 @@ issuers:
     ca_file: /etc/ca.pem
     algorithms: [ES384]
     access_tokens_only: true
-    max_age: 10m
+    max_age: 1d
     leeway: 0s
     caller_claim: client_id
   - {name: customers, issuer: https://customers.example.org, principal_audiences: [shop-api, shop-app]}
@@ -50,7 +50,7 @@ issuers:
 				"operators": {{"operator", "*"}}, "shop": {{"policy-author", "shop"}, {"enforcer", "shop"}},
 			}},
 		{Name: "services", URL: "http://127.0.0.1/tokens", Audience: "https://cedarpost.example.org", KeysURL: "https://keys.example.org:8443/keys?all",
-			Hosts: []string{"cdn.example.org"}, CAFile: "/etc/ca.pem", Algorithms: []string{"ES384"}, AccessTokensOnly: true, MaxAge: 10 * time.Minute, CallerClaim: "client_id"},
+			Hosts: []string{"cdn.example.org"}, CAFile: "/etc/ca.pem", Algorithms: []string{"ES384"}, AccessTokensOnly: true, MaxAge: 24 * time.Hour, CallerClaim: "client_id"},
 		{Name: "customers", URL: "https://customers.example.org", PrincipalAudiences: []string{"shop-api", "shop-app"}, Algorithms: []string{"RS256", "PS256", "ES256", "EdDSA"},
 			MaxAge: 2 * time.Hour, Leeway: 30 * time.Second, CallerClaim: "sub"},
 	}
@@ -75,10 +75,10 @@ func TestReadIssuersRefuses(t *testing.T) {
 		"[]":          "not valid",
 		"issuers: 7":  "not valid",
 		"issuers: [}": "not valid",
-		"issuer: []":  "issuer",
+		"issuer: []":  `unknown key "issuer"; known are issuers`,
 		"{issuers: [{name: a, " + issuer + "}], x: 1}":                                                          "x",
 		"issuers: [{name: a, " + issuer + "}]\n---\nissuers: []":                                                "more than one",
-		"issuers: [{name: a, " + issuer + ", audiences: [b]}]":                                                  "audiences",
+		"issuers: [{name: a, " + issuer + ", audiences: [b]}]":                                                  `unknown key "audiences"; known are name, issuer, audience, principal_audiences, jwks_uri,`,
 		"issuers: [{name: a, name: b, " + issuer + "}]":                                                         "name",
 		"issuers: [{" + issuer + "}]":                                                                           "name",
 		"issuers: [{name: a/b, " + issuer + "}]":                                                                `"a/b"): name`,
@@ -104,15 +104,15 @@ func TestReadIssuersRefuses(t *testing.T) {
 		"issuers: [{name: a, " + issuer + ", algorithms: []}]":                                                  "algorithms: the list is empty",
 		"issuers: [{name: a, " + issuer + ", max_age: 0s}]":                                                     "max_age",
 		"issuers: [{name: a, " + issuer + ", max_age: 25h}]":                                                    "max_age",
-		"issuers: [{name: a, " + issuer + ", max_age: -1h}]":                                                    "max_age",
-		"issuers: [{name: a, " + issuer + ", max_age: soon}]":                                                   "not valid",
+		"issuers: [{name: a, " + issuer + ", max_age: -1h}]":                                                    "is not a duration",
+		"issuers: [{name: a, " + issuer + ", max_age: soon}]":                                                   `"soon" is not a duration like`,
 		"issuers: [{name: a, " + issuer + ", leeway: 3m}]":                                                      "leeway",
-		"issuers: [{name: a, " + issuer + ", leeway: -1s}]":                                                     "leeway",
+		"issuers: [{name: a, " + issuer + ", leeway: -1s}]":                                                     "is not a duration",
 		"issuers: [{name: a, " + issuer + ", grants: {g: [{role: r, bundle: b}]}}]":                             "groups_claim is missing",
 		"issuers: [{name: a, " + issuer + ", groups_claim: g, grants: {g: [{role: r}]}}]":                       `group "g": each grant needs`,
 		"issuers: [{name: a, " + issuer + ", groups_claim: g, grants: {g: [{}]}}]":                              `group "g": each grant needs`,
 		"issuers: [{name: a, " + issuer + ", groups_claim: g, grants: {'': []}}]":                               "a group without a name",
-		"issuers: [{name: a, " + issuer + ", groups_claim: g, grants: {g: [{role: r, bundle: b, action: c}]}}]": "action",
+		"issuers: [{name: a, " + issuer + ", groups_claim: g, grants: {g: [{role: r, bundle: b, action: c}]}}]": `unknown key "action"; known are role, bundle`,
 		"issuers: [{name: a, " + issuer + "}, {name: a, issuer: https://b.example, audience: b}]":               "another issuer has this name",
 		"issuers: [{name: a, " + issuer + "}, {name: b, " + issuer + "}]":                                       "another entry has this issuer",
 		"issuers: [" + strings.Repeat("{name: a}, ", maxIssuers) + "{name: b}]":                                 "more than 100",
