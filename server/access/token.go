@@ -85,10 +85,13 @@ type TokenError struct {
 }
 
 // Error returns the text for the caller. It has nothing of the token, and says which check failed
-// only if the token was genuine once.
+// only if the token was genuine once, or if the server could not check anything.
 func (e *TokenError) Error() string {
 	if e.Reason == TokenExpired || e.Reason == TokenTooOld {
 		return "the access token has expired; get a new one"
+	}
+	if e.Reason == TokenNoKeys { // it may be genuine, so it is no use to get another one
+		return "the keys of the issuer of the access token cannot be fetched now, so it cannot be verified; try again in a minute"
 	}
 	return "the access token is not accepted"
 }
