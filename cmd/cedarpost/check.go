@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/offline"
 )
@@ -98,7 +99,8 @@ func readFolders(dirs []string) ([]checked, error) {
 	return list, nil
 }
 
-// checkTogether checks each bundle together with the other ones.
+// checkTogether checks each bundle together with the other ones. As in the server, admin-local is
+// checked with the built-in bundle admin, and no other bundle is checked with it.
 func checkTogether(list []checked) {
 	for i := range list {
 		f := &list[i]
@@ -107,9 +109,12 @@ func checkTogether(list []checked) {
 		}
 		var others []engine.Source
 		for j := range list {
-			if j != i && list[j].bundle != nil {
+			if j != i && list[j].bundle != nil && list[j].Name != engine.AdminLocal {
 				others = append(others, offline.Source(list[j].bundle))
 			}
+		}
+		if f.Name == engine.AdminLocal {
+			others = []engine.Source{access.AdminSource()}
 		}
 		report, _ := offline.Check(f.bundle, others, nil)
 		for _, found := range report.Findings {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -59,6 +60,24 @@ func TestCheckTogether(t *testing.T) {
 	}
 	sh.exits(t, 3, says("Org::User"), "check", app)
 	sh.exits(t, 0, says("app: valid", "org: valid", "policies.cedar: warning: holds no policy"), "check", app, org)
+}
+
+// The rules of an organization are checked against the built-in schema of the callers, and do not join
+// the tests of other bundles.
+func TestCheckAdminLocal(t *testing.T) {
+	sh := newShell()
+	dir := shopless(t, filepath.Join(t.TempDir(), "admin-local"))
+	write(t, dir, "schema.cedarschema", "")
+	write(t, dir, "policies.cedar", `@id("no-publish-by-people")
+forbid (principal, action == Cedarpost::Action::"ApplyBundle", resource)
+unless { principal == Cedarpost::Caller::"shop-pipeline" };`)
+	r := sh.exits(t, 0, says("admin-local: valid"), "check", dir)
+	if strings.Contains(r.out, "warning") {
+		t.Error(r.out)
+	}
+	sh.exits(t, 0, says("admin: valid, 256 tests passed", "admin-local: valid"), "check", "../../policies/admin", dir)
+	write(t, dir, "policies.cedar", `@id("all") permit (principal, action, resource);`)
+	sh.exits(t, 3, says("error"), "check", dir)
 }
 
 func TestCheckForCI(t *testing.T) {

@@ -296,7 +296,8 @@ func (m Mention) warning(what, hint string) Finding {
 
 // Mentions lists the entities that the policies of a bundle name and that may or may not
 // be stored. Actions, fields, groups of fields and values of enumerated types are not
-// among them, since the schema declares those. Each entity is listed once, with the
+// among them, since the schema declares those, nor are the callers, roles and bundles in
+// policies of admin-local, which are never stored. Each entity is listed once, with the
 // first policy that names it.
 func (s *Set) Mentions(bundle string) []Mention {
 	var out []Mention
@@ -305,7 +306,7 @@ func (s *Set) Mentions(bundle string) []Mention {
 		literals(p.tree(), func(uid cedar.EntityUID) {
 			_, static := s.static[uid]
 			_, enum := s.schema.Enums[uid.Type]
-			if seen[uid] || static || enum || s.requestOnly(uid.Type) {
+			if seen[uid] || static || enum || s.requestOnly(uid.Type) || bundle == AdminLocal && s.Owner(uid.Type) == Admin {
 				return
 			}
 			seen[uid] = true
