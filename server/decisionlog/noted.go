@@ -57,7 +57,8 @@ type notedGroup struct {
 	filled time.Time
 }
 
-// notedKey is what is counted together. what has few values.
+// notedKey is what is counted together. what has few values, except of refused rights: it is what the
+// call was about, so that each refused action is in the log.
 type notedKey struct {
 	notedGroupKey
 	subject, what string
@@ -165,7 +166,8 @@ func (n *Noted) Probing(ctx context.Context, reason, principal, example string) 
 // about. It is cut.
 func (n *Noted) RefusedRight(ctx context.Context, procedure, example string) {
 	call := callFrom(ctx)
-	n.note(cedarpostv1.EventRecord_REFUSED_RIGHT, call.Caller, "", about{text: bounded(example, maxNotedText), call: call}, procedure)
+	example = bounded(example, maxNotedText)
+	n.note(cedarpostv1.EventRecord_REFUSED_RIGHT, call.Caller, example, about{text: example, call: call}, procedure)
 }
 
 func bounded(text string, n int) string {
@@ -187,7 +189,9 @@ func (n *Noted) note(kind cedarpostv1.EventRecord_Kind, caller, what string, a a
 		key.subject = subjects[1]
 	}
 	if g.seen[key] == nil && (len(g.seen) >= notedSubjects || !g.mayRecord(now)) {
-		key.subject = others
+		if key.subject = others; kind == cedarpostv1.EventRecord_REFUSED_RIGHT {
+			key.what = "" // it has many values
+		}
 	}
 	c := g.seen[key]
 	if c == nil {
