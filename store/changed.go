@@ -24,6 +24,8 @@ type Changed struct {
 	Entities []UID
 	// ID is the bundle's name or the API key's id.
 	ID string
+	// KeyCaller is the caller that has the API key.
+	KeyCaller string
 	// Version is the new version of the bundle.
 	Version int64
 	// Before and After are digests of the old and the new state: that of the bundle, or

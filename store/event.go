@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -72,11 +73,27 @@ func (q EventQuery) args() []any {
 	}
 }
 
+// queryEventsOfKeys is queryEvents for several subjects. It sorts all events of them, and no caller
+// has many.
+var queryEventsOfKeys = strings.Replace(queryEvents, "($5::text is null or subject = $5)", "subject = any ($5::text[])", 1)
+
 // QueryEvents reads a page of events, the newest first. Those of one millisecond are in
-// descending order of id.
-func (db *DB) QueryEvents(ctx context.Context, q EventQuery) (_ []Event, err error) {
+// descending order of id. A subject that is the caller of API keys stands for the keys too, whose
+// events have the ids of the keys as subjects.
+func (db *DB) QueryEvents(ctx context.Context, q EventQuery) (page []Event, err error) {
 	defer wrap(&err, "query events")
-	page, _, err := readPage(ctx, db.audit, "events_page", queryEvents, q.args(), q.Limit, q.Room, scanEvent)
+	query, args := queryEvents, q.args()
+	if q.Subject != "" {
+		rows, _ := db.audit.Query(ctx, "select id from audited_keys() where name = $1", q.Subject)
+		keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return nil, err
+		}
+		if len(keys) > 0 {
+			query, args[5] = queryEventsOfKeys, append(keys, q.Subject)
+		}
+	}
+	page, _, err = readPage(ctx, db.audit, "events_page", query, args, q.Limit, q.Room, scanEvent)
 	return page, err
 }
 

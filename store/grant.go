@@ -58,6 +58,27 @@ func (k GrantKey) compare(o GrantKey) int {
 // uid returns the entity of a grant. Neither roles nor bundles have a space in their names.
 func (k GrantKey) uid() UID { return UID{GrantType, k.Role + " " + k.Bundle + " " + k.Caller} }
 
+// callerOfGrant returns the caller of the grant with an entity.
+func callerOfGrant(u UID) string {
+	if parts := strings.SplitN(u.ID, " ", 3); u.Type == GrantType && len(parts) == 3 {
+		return parts[2]
+	}
+	return ""
+}
+
+// CallerOfGrants returns the caller whose grants some entities are, or "" if they are not all grants
+// of one caller.
+func CallerOfGrants(list []UID) string {
+	if len(list) == 0 {
+		return ""
+	}
+	caller := callerOfGrant(list[0])
+	if slices.ContainsFunc(list, func(u UID) bool { return callerOfGrant(u) != caller }) {
+		return ""
+	}
+	return caller
+}
+
 // grantAttrs are the attributes of the entity of a grant.
 type grantAttrs struct {
 	Caller      string   `json:"caller"`

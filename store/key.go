@@ -51,7 +51,7 @@ func (db *DB) CreateKey(ctx context.Context, key Key, caller string) (err error)
 // addKey stores a key in the next revision.
 func (db *DB) addKey(ctx context.Context, tx pgx.Tx, key Key, caller string) error {
 	if err := db.changeKey(ctx, tx, caller, func(n int64, digest []byte) Changed {
-		return Changed{Revision: n, Caller: caller, Kind: KindKey, ID: key.ID, After: digest}
+		return Changed{Revision: n, Caller: caller, Kind: KindKey, ID: key.ID, KeyCaller: key.Name, After: digest}
 	}, key); err != nil {
 		return err
 	}
@@ -62,7 +62,7 @@ func (db *DB) addKey(ctx context.Context, tx pgx.Tx, key Key, caller string) err
 // revokeKey ends a key in the next revision.
 func (db *DB) revokeKey(ctx context.Context, tx pgx.Tx, key Key, caller string) error {
 	if err := db.changeKey(ctx, tx, caller, func(n int64, digest []byte) Changed {
-		return Changed{Revision: n, Caller: caller, Kind: KindKey, ID: key.ID, Before: digest}
+		return Changed{Revision: n, Caller: caller, Kind: KindKey, ID: key.ID, KeyCaller: key.Name, Before: digest}
 	}, key); err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ type eventsCmd struct {
 	outputFlags
 	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open, state_root, database_renewed, log_truncated, publish_refused, probing or server_started." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root,database_renewed,log_truncated,publish_refused,probing,server_started" default:"" placeholder:"KIND"`
 	Caller  string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
-	Subject string `help:"Only events about this entity, bundle, key, procedure, day, report, address or principal." placeholder:"TEXT"`
+	Subject string `help:"Only events about this entity, bundle, key, caller whose keys or grants were changed, procedure, day, report, address or principal." placeholder:"TEXT"`
 	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
 	Until   moment `help:"Before this time." placeholder:"TIME"`
 	Limit   int    `help:"At most this many; 0 is all (default ${default})." default:"20" placeholder:"N"`
@@ -95,6 +95,9 @@ func eventDetail(e *cedarpostv1.EventRecord) string {
 		if v := d.Change.GetVersion(); v > 0 {
 			text += fmt.Sprintf(", version %d", v)
 		}
+		if who := d.Change.GetKeyCaller(); who != "" {
+			text += ", a key of " + who
+		}
 		return text
 	case *cedarpostv1.EventRecord_AuthenticationFailure:
 		f := d.AuthenticationFailure
@@ -104,7 +107,7 @@ func eventDetail(e *cedarpostv1.EventRecord) string {
 	case *cedarpostv1.EventRecord_Probing:
 		return logformat.ProbingText(d.Probing)
 	case *cedarpostv1.EventRecord_RefusedRight:
-		return d.RefusedRight.GetReason()
+		return fmt.Sprintf("%s, %s", d.RefusedRight.GetReason(), count(d.RefusedRight.GetCount(), "time", "times"))
 	case *cedarpostv1.EventRecord_LogRead:
 		if d.LogRead.GetRows() < 0 {
 			return "a stream"

@@ -99,7 +99,7 @@ const maxListed = 100
 func changeRecord(ctx context.Context, c store.Changed) *cedarpostv1.EventRecord {
 	change := &cedarpostv1.Change{
 		Operation: operationFrom(ctx, c), EntityCount: int32(len(c.Entities)), Before: c.Before, After: c.After,
-		Version: c.Version, Stored: c.Stored,
+		Version: c.Version, Stored: c.Stored, KeyCaller: c.KeyCaller,
 	}
 	subject := c.ID
 	for _, uid := range c.Entities[:min(len(c.Entities), maxListed)] {
@@ -107,6 +107,8 @@ func changeRecord(ctx context.Context, c store.Changed) *cedarpostv1.EventRecord
 	}
 	if len(c.Entities) == 1 {
 		subject = wire.UID(change.Entities[0]).String()
+	} else if len(c.Entities) > 1 {
+		subject = store.CallerOfGrants(c.Entities) // "" for other entities
 	}
 	return &cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_CHANGE, Caller: c.Caller, Subject: subject, Revision: c.Revision,

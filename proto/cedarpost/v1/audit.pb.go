@@ -552,7 +552,8 @@ type EventRecord struct {
 	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
 	// The server that recorded it.
 	Server string `protobuf:"bytes,5,opt,name=server,proto3" json:"server,omitempty"`
-	// The subject: an entity, a bundle, a key, a procedure, a day.
+	// The subject: an entity, a bundle, a key, a procedure, a day. Of a change of several grants of one
+	// caller: that caller.
 	Subject string `protobuf:"bytes,6,opt,name=subject,proto3" json:"subject,omitempty"`
 	// The caller's request id.
 	RequestId string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -940,7 +941,10 @@ type Change struct {
 	Version int64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
 	// SHA-256 over all that is stored of the bundle after the change. docs/audit.md
 	// says over which bytes.
-	Stored        []byte `protobuf:"bytes,7,opt,name=stored,proto3" json:"stored,omitempty"`
+	Stored []byte `protobuf:"bytes,7,opt,name=stored,proto3" json:"stored,omitempty"`
+	// The caller that has the API key, if the change is about one. Events from before this field have
+	// none; the subject of the event is the id of the key.
+	KeyCaller     string `protobuf:"bytes,8,opt,name=key_caller,json=keyCaller,proto3" json:"key_caller,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1022,6 +1026,13 @@ func (x *Change) GetStored() []byte {
 		return x.Stored
 	}
 	return nil
+}
+
+func (x *Change) GetKeyCaller() string {
+	if x != nil {
+		return x.KeyCaller
+	}
+	return ""
 }
 
 // AuthenticationFailure counts failures of one kind from one address. The first is
@@ -1322,13 +1333,13 @@ func (x *Probing) GetLast() *timestamppb.Timestamp {
 	return nil
 }
 
-// RefusedRight counts calls to one procedure that one caller had no right to, as
+// RefusedRight counts calls to one procedure, about one thing, that one caller had no right to, as
 // AuthenticationFailure counts failures.
 type RefusedRight struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The procedure that was called.
 	Procedure string `protobuf:"bytes,1,opt,name=procedure,proto3" json:"procedure,omitempty"`
-	// What the first call was about: a bundle, or "the service"; the action of a question, or
+	// What the calls were about, or of many the first: a bundle, or "the service"; the action of a question, or
 	// the type of an entity.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// How many calls.
@@ -3009,7 +3020,7 @@ type QueryEventsRequest struct {
 	Kind EventRecord_Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=cedarpost.v1.EventRecord_Kind" json:"kind,omitempty"`
 	// Only this caller.
 	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
-	// Only this subject.
+	// Only this subject. A caller that has or had API keys stands for the events of these keys, too.
 	Subject string `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
 	// At most so many, 1 to 1000; 0: 100.
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -3682,7 +3693,7 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x0fPUBLISH_REFUSED\x10\f\x12\v\n" +
 	"\aPROBING\x10\r\x12\x12\n" +
 	"\x0eSERVER_STARTED\x10\x14B\b\n" +
-	"\x06detail\"\xde\x01\n" +
+	"\x06detail\"\xfd\x01\n" +
 	"\x06Change\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x123\n" +
 	"\bentities\x18\x02 \x03(\v2\x17.cedarpost.v1.EntityUidR\bentities\x12!\n" +
@@ -3690,7 +3701,9 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x06before\x18\x04 \x01(\fR\x06before\x12\x14\n" +
 	"\x05after\x18\x05 \x01(\fR\x05after\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\x03R\aversion\x12\x16\n" +
-	"\x06stored\x18\a \x01(\fR\x06stored\"\xdf\x01\n" +
+	"\x06stored\x18\a \x01(\fR\x06stored\x12\x1d\n" +
+	"\n" +
+	"key_caller\x18\b \x01(\tR\tkeyCaller\"\xdf\x01\n" +
 	"\x15AuthenticationFailure\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1c\n" +
