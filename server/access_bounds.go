@@ -24,7 +24,7 @@ const (
 // no operator of all bundles, and one that would store too many.
 func checkChange(r *access.Rights, now store.Access, c store.AccessChange) error {
 	if changesRate(now, c) && !r.May("PutGrant", access.Target{}) {
-		return &refusedError{cedarpostv1connect.AccessServicePutGrantProcedure, "a grant with checks_per_second, which only an operator of all bundles manages"}
+		return &refusedError{procedure: cedarpostv1connect.AccessServicePutGrantProcedure, about: "a grant with checks_per_second, which only an operator of all bundles manages"}
 	}
 	return withinBounds(r, now, c)
 }

@@ -144,16 +144,16 @@ func keepsOperator(now store.Access, c store.AccessChange) error {
 func governs(r *access.Rights, action string, have, asked []store.Grant) error {
 	procedure := "/" + cedarpostv1connect.AccessServiceName + "/" + action
 	if len(have)+len(asked) == 0 && !r.May(action, access.Target{}) {
-		return refusedRight(procedure, access.Target{})
+		return refusedRight(r, procedure, need{action: action})
 	}
 	for _, g := range have {
 		if !r.Governs(action, g.Bundle) {
-			return refusedRight(procedure, access.Target{})
+			return refusedRight(r, procedure, need{action: action})
 		}
 	}
 	for _, g := range asked {
 		if !r.Governs(action, g.Bundle) {
-			return refusedRight(procedure, access.Target{Bundle: g.Bundle})
+			return refusedRight(r, procedure, need{action, access.Target{Bundle: g.Bundle}})
 		}
 	}
 	return nil
@@ -171,7 +171,7 @@ func mayGive(r *access.Rights, action string, now store.Access, caller string, a
 	case len(keys) == 0 && access.CheckCallerName(caller) != nil:
 		have = nil
 	case live && len(have) == 0 && !r.May(action, access.Target{}):
-		return refusedRight("/"+cedarpostv1connect.AccessServiceName+"/"+action, access.Target{})
+		return refusedRight(r, "/"+cedarpostv1connect.AccessServiceName+"/"+action, need{action: action})
 	}
 	return governs(r, action, have, asked)
 }

@@ -2,6 +2,9 @@ package server_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -253,13 +256,21 @@ func TestAdminLocal(t *testing.T) {
 	servertest.WantCode(t, err, connect.CodeInvalidArgument, "")
 	_, err = s.Apply("admin", servertest.Files("schema.cedarschema", "", "p.cedar", `@id("all") forbid (principal, action, resource);`))
 	servertest.WantCode(t, err, connect.CodePermissionDenied, "admin")
-	s.MustApply("admin-local", "schema.cedarschema", "", "p.cedar", `
+	res, err := s.Apply("admin-local", servertest.Files("schema.cedarschema", "", "p.cedar", `
 		@id("shop") forbid (principal == Cedarpost::Caller::"shop", action == Cedarpost::Action::"WriteEntities", resource);
-		@id("operators") forbid (principal in Cedarpost::Role::"operator", action, resource) unless { action == Cedarpost::Action::"QueryEvents" };`)
-	servertest.WantCode(t, write(shop), connect.CodePermissionDenied, "WriteEntities for any bundle")
+		@id("operators") forbid (principal in Cedarpost::Role::"operator", action, resource) unless { action == Cedarpost::Action::"QueryEvents" };`))
+	if err != nil || len(res.GetWarnings()) > 0 {
+		t.Fatalf("%v, %v", res, err)
+	}
+	servertest.WantCode(t, write(shop), connect.CodePermissionDenied, "WriteEntities for any bundle: forbidden by policy admin-local/shop")
 	op := accessOf(s, s.Token)
 	_, err = op.ListKeys(t.Context(), &cedarpostv1.ListKeysRequest{})
-	servertest.WantCode(t, err, connect.CodePermissionDenied, "")
+	servertest.WantCode(t, err, connect.CodePermissionDenied, "ListKeys for any bundle: forbidden by policy admin-local/operators")
+	if me, err := op.WhoAmI(t.Context(), &cedarpostv1.WhoAmIRequest{}); err != nil || me.Caller != "bootstrap" {
+		t.Errorf("%v, %v", me, err)
+	}
+	_, err = accessOf(s, shop).ListKeys(t.Context(), &cedarpostv1.ListKeysRequest{})
+	servertest.WantCode(t, err, connect.CodePermissionDenied, "an operator can grant others")
 	if _, err := op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{Caller: "shop", Role: access.Enforcer, Bundle: "doc"}}); err != nil {
 		t.Errorf("an operator puts a grant: %v", err)
 	}
@@ -430,6 +441,143 @@ func TestGrantWarnings(t *testing.T) {
 	service := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, made.Secret))
 	if _, err := service.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", true)); err != nil {
 		t.Error(err)
+	}
+}
+
+// Grants are entities, which auditors and operators of all bundles read as the log names them. The
+// read is recorded. Nobody else reads or writes them.
+func TestGrantsAsEntities(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	uid := servertest.UID(`Cedarpost::Grant::"enforcer doc service"`)
+	everything := s.Token
+	secrets := map[string]string{}
+	for _, role := range access.Roles() {
+		secrets[role] = newCaller(t, s, role, grant(role, "*"))
+	}
+	secrets["auditor of doc"] = newCaller(t, s, "auditor-doc", grant(access.Auditor, "doc"))
+	secrets["operator of doc"] = newCaller(t, s, "operator-doc", grant(access.Operator, "doc"))
+	for _, perSecond := range []int32{100, 200} {
+		g := withRate(grant(access.Enforcer, "doc"), perSecond)
+		g.Caller = "service"
+		if _, err := accessOf(s, s.Token).PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: g}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := 0
+	for name, secret := range secrets {
+		s.UseKey(secret)
+		got, err := s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: uid})
+		list, err2 := s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{Type: uid.Type})
+		changes, err3 := s.Entities.QueryEntityChanges(t.Context(), &cedarpostv1.QueryEntityChangesRequest{Uid: uid})
+		ofType, err4 := s.Entities.QueryEntityChanges(t.Context(), &cedarpostv1.QueryEntityChangesRequest{Type: uid.Type})
+		if name != access.Auditor && name != access.Operator {
+			for _, err := range []error{err, err2, err3, err4} {
+				if connect.CodeOf(err) != connect.CodePermissionDenied {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+			continue
+		}
+		read += 4
+		if err := errors.Join(err, err2, err3, err4); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if rate := got.GetEntity().GetEntity().GetAttrs().GetFields()["checks_per_second"].GetNumberValue(); rate != 200 {
+			t.Errorf("%s: %v", name, got)
+		}
+		if len(list.GetEntities()) < len(secrets) || len(changes.GetChanges()) != 2 || len(ofType.GetChanges()) < len(secrets) {
+			t.Errorf("%s: %d, %d, %d", name, len(list.GetEntities()), len(changes.GetChanges()), len(ofType.GetChanges()))
+		}
+	}
+	reads := slices.DeleteFunc(events(t, s, "log_read"), func(e *cedarpostv1.EventRecord) bool { return !strings.Contains(e.Subject, "EntityService") })
+	if len(reads) != read {
+		t.Errorf("%d reads of grants are recorded, want %d", len(reads), read)
+	}
+	s.UseKey(everything)
+	all, err := s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{})
+	if err != nil || len(all.Entities) != 0 {
+		t.Errorf("entities of all types have grants: %v, %v", all, err)
+	}
+	_, err = servertest.Write(t, s, &cedarpostv1.EntityOperation{Operation: &cedarpostv1.EntityOperation_Delete{Delete: &cedarpostv1.DeleteEntity{Uid: uid}}})
+	servertest.WantCode(t, err, connect.CodePermissionDenied, "")
+}
+
+// Events name whose keys and grants were changed, and are found by that name, also when the key is
+// gone.
+func TestEventsOfKeysNameTheCaller(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	newCaller(t, s, "service", grant(access.Enforcer, "doc"), grant(access.Auditor, "doc"))
+	newCaller(t, s, "other", grant(access.Enforcer, "doc"))
+	res, err := accessOf(s, s.Token).RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "service"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, subject := range []string{"service", res.Revoked[0].Id} {
+		list, err := s.Audit.QueryEvents(t.Context(), &cedarpostv1.QueryEventsRequest{Subject: subject})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, e := range list.Events {
+			got = append(got, fmt.Sprintf("%s %d %s", e.GetChange().GetOperation(), e.GetChange().GetEntityCount(), e.GetChange().GetKeyCaller()))
+		}
+		want := []string{"RevokeKey 0 service", "CreateKey 0 service"}
+		if subject == "service" {
+			want = append(want, "CreateKey 2 ")
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", subject, got, want)
+		}
+	}
+}
+
+// Each refused action is in the log with its count.
+func TestRefusalsAreApart(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	service := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, newCaller(t, s, "service", grant(access.Enforcer, "doc"))))
+	for i, action := range []string{"DeleteOrder", "EditOrder", "ListOrders"} {
+		for range i + 1 {
+			_, err := service.Authorize(t.Context(), servertest.AskShop("bob", action, "42", false))
+			servertest.WantCode(t, err, connect.CodePermissionDenied, action)
+		}
+	}
+	s.Stop()
+	counts := map[string]int64{}
+	for _, e := range events(t, s, "refused_right") {
+		counts[e.GetRefusedRight().GetReason()] += e.GetRefusedRight().GetCount()
+	}
+	want := map[string]int64{`Shop::Action::"DeleteOrder"`: 1, `Shop::Action::"EditOrder"`: 2, `Shop::Action::"ListOrders"`: 3}
+	if !maps.Equal(counts, want) {
+		t.Errorf("%v, want %v", counts, want)
+	}
+}
+
+// A question without an action is an invalid one, for a caller that may ask at all.
+func TestQuestionWithoutAnAction(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	s.MustLoadShop()
+	question := servertest.AskShop("bob", "ViewOrder", "42", false)
+	question.Action = nil
+	for secret, want := range map[string]connect.Code{
+		newCaller(t, s, "service", grant(access.Enforcer, "shop")): connect.CodeInvalidArgument,
+		newCaller(t, s, "auditor", grant(access.Auditor, "shop")):  connect.CodePermissionDenied,
+	} {
+		client := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, secret))
+		for _, action := range []*cedarpostv1.EntityUid{nil, {}, {Id: "ViewOrder"}} {
+			question.Action = action
+			_, err := client.Authorize(t.Context(), question)
+			servertest.WantCode(t, err, want, "")
+			if want == connect.CodeInvalidArgument && !strings.Contains(err.Error(), "action") {
+				t.Error(err)
+			}
+			_, err = client.AuthorizeBatch(t.Context(), &cedarpostv1.AuthorizeBatchRequest{Checks: []*cedarpostv1.AuthorizeRequest{servertest.AskShop("bob", "ViewOrder", "42", false), question}})
+			servertest.WantCode(t, err, want, "")
+		}
 	}
 }
 

@@ -1,12 +1,14 @@
 package server
 
 import (
+	"cmp"
 	"context"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/store"
@@ -74,5 +76,6 @@ func (s *entityService) QueryEntityChanges(ctx context.Context, req *cedarpostv1
 			Uid: stored.ToProto(c.UID), Kind: changeKinds[c.Kind],
 		})
 	}
-	return out, nil
+	typ := cmp.Or(req.GetUid().GetType(), req.GetType())
+	return out, s.recordRead(ctx, cedarpostv1connect.EntityServiceQueryEntityChangesProcedure, typ, req, len(out.Changes))
 }

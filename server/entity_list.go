@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
@@ -64,7 +65,7 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 		}
 		out.Entities = append(out.Entities, e)
 	}
-	return out, nil
+	return out, s.recordRead(ctx, cedarpostv1connect.EntityServiceListEntitiesProcedure, req.GetType(), req, len(out.Entities))
 }
 
 // entityQuery reads the filters by the schema of the revision that is listed.

@@ -7,6 +7,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
@@ -28,6 +29,9 @@ func (s *entityService) GetEntity(ctx context.Context, req *cedarpostv1.GetEntit
 	}
 	e, err := storedToProto(v, row)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.recordRead(ctx, cedarpostv1connect.EntityServiceGetEntityProcedure, req.GetUid().GetType(), req, 1); err != nil {
 		return nil, err
 	}
 	return &cedarpostv1.GetEntityResponse{Entity: e, Revision: snapshot.EncodeRevision(v.Position, at)}, nil

@@ -12,6 +12,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
@@ -33,6 +34,16 @@ type entityService struct {
 	follower *snapshot.Follower
 	past     *snapshot.Past
 	atomic   *sharedPlaces[string] // for atomic imports, by caller
+	recorder *decisionlog.Recorder
+}
+
+// recordRead records a read of grants, before they are given out. Reads of other entities are not
+// recorded.
+func (s *entityService) recordRead(ctx context.Context, procedure, typ string, req proto.Message, rows int) error {
+	if typ != store.GrantType {
+		return nil
+	}
+	return s.recorder.RecordLogRead(ctx, procedure, req, rows)
 }
 
 // WriteEntities implements cedarpost.v1.EntityService.

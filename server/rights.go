@@ -169,16 +169,36 @@ func each[M any](action string, targets func(*engine.Set, M) []access.Target) ru
 	}}
 }
 
+// listGrants is the right that a read of entities needs if they are grants.
+const listGrants = "ListGrants"
+
+// entityRead makes the rule of a call that reads entities. Grants are entities of the type
+// [store.GrantType]. They belong to no bundle that a role is for, so a caller who may list all grants
+// may read these entities, and nobody else.
+func entityRead[M any](action string, targets func(*engine.Set, M) []access.Target) rule {
+	r := each(action, targets)
+	needs := r.needs
+	r.actions = append(r.actions, listGrants)
+	r.needs = func(set *engine.Set, msg any) []need {
+		list := needs(set, msg)
+		for i, n := range list {
+			if n.target.EntityType == store.GrantType {
+				list[i] = need{listGrants, access.Target{EntityType: store.GrantType}}
+			}
+		}
+		return list
+	}
+	return r
+}
+
 // rules has the rule of each procedure. A procedure without one is refused.
 var rules = map[string]rule{
 	cedarpostv1connect.AuthorizationServiceAuthorizeProcedure: each("Authorize", func(set *engine.Set, m *cedarpostv1.AuthorizeRequest) []access.Target {
-		return []access.Target{questionTarget(set, m)}
+		return addQuestion(nil, set, m)
 	}),
 	cedarpostv1connect.AuthorizationServiceAuthorizeBatchProcedure: each("AuthorizeBatch", func(set *engine.Set, m *cedarpostv1.AuthorizeBatchRequest) (list []access.Target) {
 		for _, check := range m.GetChecks() {
-			if t := questionTarget(set, check); !slices.Contains(list, t) {
-				list = append(list, t)
-			}
+			list = addQuestion(list, set, check)
 		}
 		return list
 	}),
@@ -199,13 +219,13 @@ var rules = map[string]rule{
 		return list
 	}),
 	cedarpostv1connect.EntityServiceGetImportProcedure: anywhere("GetImport"),
-	cedarpostv1connect.EntityServiceGetEntityProcedure: each("GetEntity", func(set *engine.Set, m *cedarpostv1.GetEntityRequest) []access.Target {
+	cedarpostv1connect.EntityServiceGetEntityProcedure: entityRead("GetEntity", func(set *engine.Set, m *cedarpostv1.GetEntityRequest) []access.Target {
 		return addType(nil, set, m.GetUid().GetType())
 	}),
-	cedarpostv1connect.EntityServiceListEntitiesProcedure: each("ListEntities", func(set *engine.Set, m *cedarpostv1.ListEntitiesRequest) []access.Target {
+	cedarpostv1connect.EntityServiceListEntitiesProcedure: entityRead("ListEntities", func(set *engine.Set, m *cedarpostv1.ListEntitiesRequest) []access.Target {
 		return addType(nil, set, m.GetType())
 	}),
-	cedarpostv1connect.EntityServiceQueryEntityChangesProcedure: each("QueryEntityChanges", func(set *engine.Set, m *cedarpostv1.QueryEntityChangesRequest) []access.Target {
+	cedarpostv1connect.EntityServiceQueryEntityChangesProcedure: entityRead("QueryEntityChanges", func(set *engine.Set, m *cedarpostv1.QueryEntityChangesRequest) []access.Target {
 		list := addType(nil, set, cmp.Or(m.GetUid().GetType(), m.GetType()))
 		if m.GetUid() != nil && m.GetType() != "" {
 			list = addType(list, set, m.GetType())
@@ -253,10 +273,19 @@ var rules = map[string]rule{
 	cedarpostv1connect.AccessServiceListGrantsProcedure:  anywhere("ListGrants"),
 }
 
-// questionTarget returns what a question is about. An action of no bundle needs a right to all.
-func questionTarget(set *engine.Set, m *cedarpostv1.AuthorizeRequest) access.Target {
+// addQuestion adds what a question is about. An action of no bundle needs a right to all. A question
+// without an action needs none, because its validation fails: the caller learns that, if it may ask
+// anything at all.
+func addQuestion(list []access.Target, set *engine.Set, m *cedarpostv1.AuthorizeRequest) []access.Target {
+	if m.GetAction().GetType() == "" {
+		return list
+	}
 	uid := wire.UID(m.GetAction())
-	return access.Target{Bundle: owner(set, uid.Type), Action: uid}
+	t := access.Target{Bundle: owner(set, uid.Type), Action: uid}
+	if slices.Contains(list, t) {
+		return list
+	}
+	return append(list, t)
 }
 
 // owner returns the bundle that a type of entities or actions belongs to, or "".
@@ -304,13 +333,13 @@ func mayBegin(r *access.Rights, procedure string) error {
 	}
 	rule, ok := rules[procedure]
 	if !ok {
-		return refusedRight(procedure, access.Target{})
+		return refusedRight(r, procedure, need{})
 	}
 	if rule.needs == nil && !rule.narrowed {
 		return check(r, procedure, need{action: rule.actions[0]})
 	}
 	if !slices.ContainsFunc(rule.actions, r.MaySomewhere) {
-		return &refusedError{procedure, "any bundle"}
+		return refusedAnywhere(r, procedure, rule.actions...)
 	}
 	return nil
 }
@@ -319,19 +348,39 @@ func check(r *access.Rights, procedure string, n need) error {
 	if r.May(n.action, n.target) {
 		return nil
 	}
-	return refusedRight(procedure, n.target)
+	return refusedRight(r, procedure, n)
 }
 
 // refusedError is the error of a call to which the caller has no right.
-type refusedError struct{ procedure, about string }
+type refusedError struct {
+	procedure, about string
+	forbids          []string // policies of admin-local without which it would be permitted
+}
 
-// Error returns the text for the caller. It names what the caller sent, and nothing that is stored.
+// Error returns the text for the caller. It names what the caller sent, and of what is stored only the
+// policies of admin-local that take a right away which the roles of the caller give.
 func (e *refusedError) Error() string {
+	if len(e.forbids) > 0 {
+		return fmt.Sprintf("this caller has no right to %s for %s: forbidden by policy %s", path.Base(e.procedure), e.about, strings.Join(e.forbids, ", "))
+	}
 	return fmt.Sprintf("this caller has no right to %s for %s; `cedarpost whoami` lists its rights, and an operator can grant others", path.Base(e.procedure), e.about)
 }
 
-func refusedRight(procedure string, t access.Target) error {
-	about := "the service"
+// refusedAnywhere returns the error of a call that needs a right to one of some actions.
+func refusedAnywhere(r *access.Rights, procedure string, actions ...string) error {
+	e := &refusedError{procedure: procedure, about: "any bundle"}
+	for _, action := range actions {
+		for _, name := range r.ForbiddenSomewhere(action) {
+			if !slices.Contains(e.forbids, name) {
+				e.forbids = append(e.forbids, name)
+			}
+		}
+	}
+	return e
+}
+
+func refusedRight(r *access.Rights, procedure string, n need) error {
+	about, t := "the service", n.target
 	switch {
 	case t.Action != (cedar.EntityUID{}):
 		about = t.Action.String()
@@ -342,7 +391,7 @@ func refusedRight(procedure string, t access.Target) error {
 	case t.Bundle != "":
 		about = "the bundle " + t.Bundle
 	}
-	return &refusedError{procedure, about}
+	return &refusedError{procedure, about, r.Forbidden(n.action, t)}
 }
 
 // rights is the interceptor that refuses messages to which the caller has no right, before they are

@@ -309,7 +309,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		})
 	}
 	admin := func(cs *connect.Server) {
-		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{db: cfg.DB, follower: s.follower, past: history, atomic: newSharedPlaces[string](maxAtomicImports, maxAtomicImports/2)})
+		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{db: cfg.DB, follower: s.follower, past: history, atomic: newSharedPlaces[string](maxAtomicImports, maxAtomicImports/2), recorder: s.recorder})
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, newPolicyService(cfg.DB, s.gate, s.noted, cfg.times))
 		cedarpostv1connect.RegisterAccessServiceHandler(cs, &accessService{db: cfg.DB, gate: s.gate, recorder: s.recorder})
 		audit := newAuditService(cfg.DB, s.recorder, s.ready.stopping)

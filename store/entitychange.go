@@ -94,7 +94,7 @@ const selectChanges = `
 		select e.revision, r.at, r.caller, e.type, e.id
 		from revision_entries e
 		join revisions r on r.n = e.revision
-		where e.kind = 'entity' and not starts_with(e.type, '` + OwnNamespace + `::')
+		where e.kind = 'entity' and (starts_with($4, '` + OwnNamespace + `::') or not starts_with(e.type, '` + OwnNamespace + `::'))
 		  and e.revision <= $1 and r.n <= $1 and (e.revision < $1 or (e.type, e.id) > ($2, $3))
 		  and ($4 = '' or e.type = $4)
 		  and ($5::text is null or r.caller = $5)

@@ -181,7 +181,7 @@ const (
 // planner does not know. With many groups, = any finds each parent by its hash.
 const isListed = `
 		 and since <= $1
-		 and not starts_with(type, '` + OwnNamespace + `::')
+		 and (starts_with($2, '` + OwnNamespace + `::') is true or not starts_with(type, '` + OwnNamespace + `::'))
 		 and ($2::text is null or type = $2)
 		 and ($3::text is null or id > $3)
 		 and ($4::text is null or type > $4)

@@ -115,8 +115,14 @@ type memoKey struct {
 	roles          roleSet
 }
 
-// actions are the names of the actions that are permitted.
-type actions map[string]bool
+// actions are the actions that are permitted, and those that policies forbid.
+type actions map[string]verdict
+
+// verdict is the decision on one action.
+type verdict struct {
+	permitted bool
+	forbids   []string // policies of admin-local, as bundle/id
+}
 
 // maxMemo bounds the sets of rights that are kept. Callers with tokens are not bounded.
 const maxMemo = 4096
@@ -157,29 +163,39 @@ func NewDecider(local *engine.Source) (*Decider, error) {
 }
 
 // unforbiddable reports whether policies of admin-local do not count: without this, they could lock
-// all operators out for ever.
+// all operators out for ever. WhoAmI is the call that says what a caller may do.
 func unforbiddable(action string, t Target) bool {
-	return action == "PutGrant" || t.Changes && t.Bundle == engine.AdminLocal
+	return action == "PutGrant" || action == "WhoAmI" || t.Changes && t.Bundle == engine.AdminLocal
 }
 
 // permits reports whether a caller with these roles may do an action.
 func (d *Decider) permits(caller string, roles roleSet, action string, t Target) bool {
+	return d.decide(caller, roles, action, t).permitted
+}
+
+// decide decides whether a caller with these roles may do an action.
+func (d *Decider) decide(caller string, roles roleSet, action string, t Target) verdict {
 	if d == nil {
-		return false
+		return verdict{}
 	}
 	key := memoKey{bundle: t.Bundle, roles: roles}
 	set := d.builtIn
 	if d.local && !unforbiddable(action, t) {
 		key.caller, set = caller, d.set
 		if key.caller == "" {
-			return false // the zero Caller is no caller
+			return verdict{} // the zero Caller is no caller
 		}
 	}
+	return d.lookUp(set, caller, key)[action]
+}
+
+// lookUp returns what a set of policies permits, from the memo if it is there.
+func (d *Decider) lookUp(set *engine.Set, caller string, key memoKey) actions {
 	d.mu.RLock()
 	may, ok := d.memo[key]
 	d.mu.RUnlock()
 	if !ok {
-		may = evaluate(set, caller, roles, t.Bundle)
+		may = evaluate(set, caller, key.roles, key.bundle)
 		d.mu.Lock()
 		if len(d.memo) >= maxMemo {
 			clear(d.memo)
@@ -187,7 +203,7 @@ func (d *Decider) permits(caller string, roles roleSet, action string, t Target)
 		d.memo[key] = may
 		d.mu.Unlock()
 	}
-	return may[action]
+	return may
 }
 
 const ownNamespace = store.OwnNamespace + "::"
@@ -217,9 +233,17 @@ func evaluate(set *engine.Set, caller string, held roleSet, name string) actions
 		if err != nil {
 			continue
 		}
-		if res, err := e.Decide(); err == nil && res.Allowed {
-			may[action] = true
+		res, err := e.Decide()
+		if err != nil {
+			continue
 		}
+		v := verdict{permitted: res.Allowed}
+		for _, p := range res.Policies {
+			if !v.permitted && p.Bundle == engine.AdminLocal { // it has forbids only
+				v.forbids = append(v.forbids, p.Bundle+"/"+p.ID)
+			}
+		}
+		may[action] = v
 	}
 	return may
 }
@@ -268,14 +292,44 @@ func (r *Rights) checksPerSecond() (most int32) {
 
 // May reports whether the caller may do an action on a target.
 func (r *Rights) May(action string, t Target) bool {
-	var held roleSet
+	// Without a role the policies still decide: everyone may ask who they are.
+	return r.decider.permits(r.caller, r.held(t), action, t)
+}
+
+// held returns the roles of the grants that cover a target.
+func (r *Rights) held(t Target) (held roleSet) {
 	for i := range r.grants {
 		if g := &r.grants[i]; covers(g, t) {
 			held |= roleOf(g.Role)
 		}
 	}
-	// Without a role the policies still decide: everyone may ask who they are.
-	return r.decider.permits(r.caller, held, action, t)
+	return held
+}
+
+// Forbidden lists the policies of admin-local that forbid an action on a target, which the roles of
+// the caller permit, as bundle/id.
+func (r *Rights) Forbidden(action string, t Target) []string {
+	held := r.held(t)
+	if r.decider == nil || !r.decider.local || !r.decider.lookUp(r.decider.builtIn, r.caller, memoKey{bundle: t.Bundle, roles: held})[action].permitted {
+		return nil
+	}
+	return r.decider.decide(r.caller, held, action, t).forbids
+}
+
+// ForbiddenSomewhere is Forbidden for the first target on which a policy forbids the action.
+func (r *Rights) ForbiddenSomewhere(action string) []string {
+	if list := r.Forbidden(action, Target{}); list != nil {
+		return list
+	}
+	for _, g := range r.grants {
+		if g.Bundle == AllBundles {
+			continue
+		}
+		if list := r.Forbidden(action, Target{Bundle: g.Bundle, Changes: true}); list != nil {
+			return list
+		}
+	}
+	return nil
 }
 
 // MaySomewhere reports whether the caller may do an action on any target.

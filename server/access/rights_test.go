@@ -1,6 +1,7 @@
 package access
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -72,7 +73,7 @@ func TestAdminLocalJoins(t *testing.T) {
 	d := mustDecider(t, `@id("x") forbid (principal == Cedarpost::Caller::"eve", action, resource);
 		@id("b") forbid (principal, action == Cedarpost::Action::"GetBundle", resource == Cedarpost::Bundle::"a");`)
 	for caller, c := range map[string]struct{ may, not []string }{
-		"eve": {[]string{"PutGrant"}, []string{"WhoAmI", "Authorize", "GetBundle", "ListKeys"}},
+		"eve": {[]string{"PutGrant", "WhoAmI"}, []string{"Authorize", "GetBundle", "ListKeys"}},
 		"ann": {[]string{"PutGrant", "WhoAmI", "Authorize", "ListKeys"}, []string{"GetBundle"}},
 	} {
 		r := NewRights(caller, AllGrants(caller, "x"), d, now)
@@ -88,6 +89,22 @@ func TestAdminLocalJoins(t *testing.T) {
 		}
 		if !r.May("ApplyBundle", Target{Bundle: engine.AdminLocal, Changes: true}) {
 			t.Errorf("%s may not take the rules back", caller)
+		}
+	}
+	// A refusal names the policy, if a role of the caller gives the right.
+	for _, c := range []struct {
+		caller, role, action, bundle, want string
+	}{
+		{"eve", Operator, "ListKeys", "", "[admin-local/x]"},
+		{"ann", Auditor, "GetBundle", "a", "[admin-local/b]"},
+		{"eve", Auditor, "GetBundle", "a", "[admin-local/b admin-local/x]"},
+		{"eve", Auditor, "ListKeys", "", "[]"},
+		{"eve", Operator, "WhoAmI", "", "[]"},
+		{"ann", Operator, "ListKeys", "", "[]"},
+	} {
+		r := NewRights(c.caller, []store.Grant{{Caller: c.caller, Role: c.role, Bundle: AllBundles}}, d, now)
+		if got := fmt.Sprint(r.Forbidden(c.action, Target{Bundle: c.bundle})); got != c.want {
+			t.Errorf("%+v: forbidden by %s", c, got)
 		}
 	}
 	if (&Rights{}).May("WhoAmI", Target{}) {

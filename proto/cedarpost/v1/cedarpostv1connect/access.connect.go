@@ -125,7 +125,8 @@ type AccessServiceClient interface {
 	PutGrant(context.Context, *v1.PutGrantRequest) (*v1.PutGrantResponse, error)
 	// DeleteGrant takes a role from a caller. not_found if there is no such grant.
 	DeleteGrant(context.Context, *v1.DeleteGrantRequest) (*v1.DeleteGrantResponse, error)
-	// ListGrants returns the grants by caller, role and bundle. It is recorded.
+	// ListGrants returns the grants by caller, role and bundle. It is recorded. A caller with this right
+	// for all bundles may also read grants as entities of the type Cedarpost::Grant, with EntityService.
 	ListGrants(context.Context, *v1.ListGrantsRequest) (*v1.ListGrantsResponse, error)
 }
 
@@ -159,7 +160,8 @@ type AccessServiceHandler interface {
 	PutGrant(context.Context, *v1.PutGrantRequest) (*v1.PutGrantResponse, error)
 	// DeleteGrant takes a role from a caller. not_found if there is no such grant.
 	DeleteGrant(context.Context, *v1.DeleteGrantRequest) (*v1.DeleteGrantResponse, error)
-	// ListGrants returns the grants by caller, role and bundle. It is recorded.
+	// ListGrants returns the grants by caller, role and bundle. It is recorded. A caller with this right
+	// for all bundles may also read grants as entities of the type Cedarpost::Grant, with EntityService.
 	ListGrants(context.Context, *v1.ListGrantsRequest) (*v1.ListGrantsResponse, error)
 }
 
