@@ -85,13 +85,39 @@ func logged(t *testing.T, db *store.DB, kind cedarpostv1.EventRecord_Kind) (list
 		for _, row := range rows {
 			e := ReadEvent(row)
 			list = append(list, e)
-			total += e.GetAuthenticationFailure().GetCount() + e.GetPublishRefused().GetCount() + e.GetProbing().GetCount()
+			total += e.GetAuthenticationFailure().GetCount() + e.GetPublishRefused().GetCount() + e.GetProbing().GetCount() + e.GetRefusedRight().GetCount()
 			bytes += int64(len(row.Record))
 			q.BeforeAt, q.BeforeID = row.At, row.ID
 		}
 		if len(rows) < q.Limit {
 			return list, total, bytes
 		}
+	}
+}
+
+// A caller that makes up actions to be refused fills neither the log nor the memory, and each refusal
+// counts.
+func TestAttackMadeUpRefusals(t *testing.T) {
+	t.Parallel()
+	n, db, now := newNoted(t)
+	const calls = 10_000
+	ctx := WithCall(t.Context(), Call{Caller: "mallory", Procedure: "p"})
+	tickOften(t, n, now, 10, func(tick int) {
+		for i := range calls / 10 {
+			n.RefusedRight(ctx, "p", fmt.Sprintf(`Made::Action::"%d-%d"`, tick, i))
+		}
+		for _, g := range n.groups {
+			if len(g.seen) > notedSubjects+1 {
+				t.Fatalf("%d refusals are counted apart", len(g.seen))
+			}
+		}
+	})
+	*now = now.Add(time.Hour)
+	n.record(t.Context(), n.due(true), true)
+	list, total, _ := logged(t, db, cedarpostv1.EventRecord_REFUSED_RIGHT)
+	t.Logf("refusals of made-up actions: %d calls counted in %d events", total, len(list))
+	if total != calls || len(list) > notedBurst+2*notedPerMinute+20 {
+		t.Errorf("%d calls in %d events", total, len(list))
 	}
 }
 
