@@ -140,6 +140,9 @@ func readGrants(ctx context.Context, q querier) ([]Grant, error) {
 // Grants reads the grants of the view, in order of caller, role and bundle. They can have expired.
 func (v *View) Grants(ctx context.Context) ([]Grant, error) { return readGrants(ctx, v.tx) }
 
+// Access reads the API keys and the grants of the view.
+func (v *View) Access(ctx context.Context) (Access, error) { return readAccess(ctx, v.tx) }
+
 // Access is who may call, at one moment: the API keys that are not revoked and the grants. Both
 // can have expired.
 type Access struct {

@@ -275,18 +275,31 @@ func (d *doctorCmd) checkCallers(ctx context.Context, db *store.DB) (found []dia
 	const operators, keys = "operators", "API keys"
 	var now store.Access
 	err := db.View(ctx, func(v *store.View) (err error) {
-		if now.Keys, err = v.Keys(ctx); err == nil {
-			now.Grants, err = v.Grants(ctx)
-		}
+		now, err = v.Access(ctx)
 		return err
 	})
 	if err != nil {
 		return append(found, fail(keys, "look at the database", err))
 	}
+	if d.BootstrapKeyFile != "" {
+		const setting, mend = "bootstrap-key-file", "remove the file, and leave the setting out"
+		switch err := access.CheckBootstrapKey(d.BootstrapKeyFile, now); {
+		case errors.Is(err, access.ErrKeyRevoked) && d.someoneCanSignIn(now.Keys):
+			found = append(found, warn(setting, mend, "%v", err))
+		case errors.Is(err, access.ErrKeyRevoked):
+			found = append(found, fail(setting, mend+", and make a key with cedarpost keys recover", err))
+		case err != nil:
+			found = append(found, fail(setting, "correct the path, or the rights of the file, or leave the setting out", err))
+		}
+	}
 	at := time.Now()
 	switch access.OperatorsLeft(now.Keys, now.Grants, at) {
 	case 0:
-		found = append(found, warn(operators, "cedarpost keys recover makes a key of an operator", "no API key has the role operator for all bundles"))
+		detail := "no API key has the role operator for all bundles"
+		if len(now.Keys) == 0 {
+			detail = "the database has no API key"
+		}
+		found = append(found, warn(operators, d.mendNoKey(len(now.Keys)), "%s", detail))
 	case 1:
 		found = append(found, warn(operators, "cedarpost keys create or cedarpost grants put, without --expires", "each API key of an operator of all bundles ends at some time"))
 	default:

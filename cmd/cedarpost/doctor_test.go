@@ -15,7 +15,7 @@ import (
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
-// doctor runs doctor -o json and returns its checks by name: "STATUS: DETAIL".
+// doctor runs doctor -o json and returns its checks by name: "STATUS: DETAIL; MEND".
 func doctor(t *testing.T, sh *shell, code int, args ...string) map[string]string {
 	t.Helper()
 	r := sh.exits(t, code, nil, append([]string{"doctor", "-o", "json"}, args...)...)
@@ -36,7 +36,7 @@ func doctor(t *testing.T, sh *shell, code int, args ...string) map[string]string
 		}
 		// Of several results of one check the worst counts.
 		if old := checks[c.Check]; old == "" || strings.HasPrefix(old, "pass") {
-			checks[c.Check] = c.Status + ": " + c.Detail
+			checks[c.Check] = c.Status + ": " + c.Detail + "; " + c.Mend
 		}
 	}
 	return checks
@@ -93,8 +93,10 @@ func TestDoctor(t *testing.T) {
 	write(t, dir, "url", login+"\n")
 	must("revoke connect, temporary on database " + pgx.Identifier{admin.Config().Database}.Sanitize() + " from public")
 	must("grant connect on database " + pgx.Identifier{admin.Config().Database}.Sanitize() + " to cedarpost_app")
-	unsigned := map[string]string{"certificate": "warn: ", "log signing": "no checkpoint was signed", "witness": "no checkpoint", "operators": "no API key has the role"}
+	unsigned := map[string]string{"certificate": "warn: ", "log signing": "no checkpoint was signed", "witness": "no checkpoint", "operators": "no API key; start serve with --bootstrap-key-file FILE"}
 	wants(t, doctor(t, sh, codeWarnings, good...), unsigned)
+	unsigned["operators"] = "no API key; start serve, which makes the first key and writes it to " + dir
+	wants(t, doctor(t, sh, codeWarnings, with("--bootstrap-key-file", filepath.Join(dir, "key"))...), unsigned)
 
 	// A server runs and signs, and a witness has its checkpoints. All checks pass but the one of the
 	// certificate, which ends soon.
@@ -104,9 +106,15 @@ func TestDoctor(t *testing.T) {
 	eventually(t, "the witness has a checkpoint", func() bool {
 		return client.run(t, "audit", "witness", "--once", "--verifier-key", verifier, "--state", state).code == 0
 	})
+	// The first key is replaced by that of another operator, and its file is forgotten.
+	client.exits(t, 0, nil, "keys", "create", "ann", "--role=operator", "--bundle=*", "--out", filepath.Join(dir, "ann"))
+	client.with("CEDARPOST_TOKEN_FILE="+filepath.Join(dir, "ann")).exits(t, 0, nil, "keys", "revoke", "bootstrap")
 	d.stop(t, syscall.SIGTERM)                                                        // so that nothing is waiting for a checkpoint for long
 	must("set session_replication_role = replica; update checkpoints set at = now()") // without triggers
 	wants(t, doctor(t, sh, codeWarnings, with("--witness-state", state)...), map[string]string{"certificate": "warn: "})
+	wants(t, doctor(t, sh, codeWarnings, with("--witness-state", state, "--bootstrap-key-file", keyFile)...), map[string]string{
+		"certificate": "warn: ", "bootstrap-key-file": "warn: " + keyFile + ": the key in this file was revoked",
+	})
 	if checks := doctor(t, sh, codeWarnings, with("--witness-state", state)...); !strings.Contains(checks["max-staleness"], "pass: 5s") || !strings.Contains(checks["database-url"], "not set") {
 		t.Errorf("%v", checks)
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
@@ -28,8 +30,13 @@ func TestFirstHour(t *testing.T) {
 		t.Fatal(err)
 	}
 	sh := newShell("CEDARPOST_DATABASE_URL=" + database)
-	sh.start(t, append([]string{"serve", "--migrate", "--development-database", "--bootstrap-key-file", filepath.Join(dir, "bootstrap.key")}, anyPort...)...)
-	d := sh.start(t, append([]string{"serve", "--development-database"}, anyPort...)...)
+	serve := append([]string{"serve", "--development-database"}, anyPort...)
+	sh.exits(t, 1, says("nobody can sign in", "start serve with --bootstrap-key-file"), append(serve, "--migrate", "--mask-key-file", filepath.Join(dir, "none"))...)
+	d := sh.start(t, append(serve, "--bootstrap-key-file", filepath.Join(dir, "bootstrap.key"))...)
+	key, err := os.ReadFile(filepath.Join(dir, "bootstrap.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	shell := "set -e\n" // one shell, so that its variables stay
 	commands := 0
 	for _, block := range regexp.MustCompile("(?s)```console\n(.*?)```").FindAllStringSubmatch(string(doc), -1) {
@@ -55,4 +62,23 @@ func TestFirstHour(t *testing.T) {
 	if regexp.MustCompile(`cdp_[a-z0-9]+_`).Match(out) {
 		t.Error("a key is shown")
 	}
+
+	// A server that still has the file of the revoked key starts, unless nobody could sign in.
+	if _, err := os.Stat(filepath.Join(dir, "bootstrap.key")); !os.IsNotExist(err) {
+		t.Errorf("the file of the revoked key: %v", err)
+	}
+	old := append(serve, "--bootstrap-key-file", write(t, dir, "old.key", string(key)))
+	again := sh.start(t, old...)
+	eventually(t, "the server warns", func() bool {
+		return strings.Contains(again.errs.String(), "was revoked: remove the file, and leave the setting out")
+	})
+	conn, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), "set session_replication_role = replica; update api_keys set expires_at = now() - interval '1 hour'"); err != nil {
+		t.Fatal(err)
+	}
+	sh.exits(t, 1, says("the key in this file was revoked", "cedarpost keys recover makes one"), old...)
 }

@@ -251,6 +251,12 @@ func (k *revokeKeyCmd) Run(ctx context.Context, c *console) error {
 			continue
 		}
 		fmt.Fprintf(c.out, "revoked key %s of %s\n", clean(key.GetId()), clean(key.GetCaller()))
+		if key.GetCaller() == access.BootstrapName {
+			fmt.Fprintln(c.err, "if the file of this key is the one of serve --bootstrap-key-file: remove the file and the setting")
+		}
+	}
+	if k.Caller != "" && !k.json() {
+		fmt.Fprintf(c.err, "the grants of %s stay, for a next key: cedarpost grants %[1]s lists them, cedarpost grants delete ends them\n", clean(k.Caller))
 	}
 	return nil
 }

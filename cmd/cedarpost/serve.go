@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -27,7 +31,7 @@ type serveCmd struct {
 	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen; needs --audit-checkpoint-file. While keys rotate, several keys separated by spaces, the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
 	AuditCheckpointFile string   `help:"File outside of the database to which the server appends every checkpoint. The server signs nothing that contradicts it. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
 	IssuersFile         string   `help:"YAML file with the OpenID Connect issuers whose access tokens callers may send. It is read again when it changes." env:"CEDARPOST_ISSUERS_FILE" type:"path" placeholder:"FILE" group:"server"`
-	BootstrapKeyFile    string   `help:"If the database has no API key, make the first one, and write it to this file (mode 0600)." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	BootstrapKeyFile    string   `help:"If the database has no API key, make the first one, and write it to this file (mode 0600). Leave it out, and remove the file, when other operators have keys." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
 	Migrate             bool     `help:"Migrate the database first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
 	Development         bool     `name:"development-database" help:"Serve even if the database can lose committed data, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
 }
@@ -94,14 +98,8 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		log.Warn("other logins of the database cluster can disturb this service; cedarpost migrate --print-roles has the statements that end it",
 			"found", strings.Join(exposed, "; "))
 	}
-	if s.BootstrapKeyFile != "" {
-		made, err := access.BootstrapKey(ctx, db, s.BootstrapKeyFile, false)
-		if err != nil {
-			return about("bootstrap-key-file", err)
-		}
-		if made {
-			log.Info("first API key made", "file", s.BootstrapKeyFile)
-		}
+	if err := s.firstKey(ctx, db, log); err != nil {
+		return err
 	}
 	config, err := s.config(db, log)
 	if err != nil {
@@ -138,6 +136,57 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		}
 	}()
 	return srv.Run(ctx)
+}
+
+// firstKey makes the first API key, if it is wanted. A file whose key was revoked prevents the start
+// only if nobody could sign in.
+func (s *serveCmd) firstKey(ctx context.Context, db *store.DB, log *slog.Logger) error {
+	var revoked error
+	if file := s.BootstrapKeyFile; file != "" {
+		made, err := access.BootstrapKey(ctx, db, file, false)
+		_, missing := os.Lstat(file)
+		switch {
+		case errors.Is(err, access.ErrKeyRevoked):
+			revoked = about("bootstrap-key-file", err)
+		case err != nil:
+			return about("bootstrap-key-file", err)
+		case made:
+			log.Info("first API key made", "file", file)
+		case errors.Is(missing, fs.ErrNotExist):
+			log.Info("--bootstrap-key-file makes no key, because the database has API keys already", "file", file)
+		}
+	}
+	keys, err := db.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	switch can := s.someoneCanSignIn(keys); {
+	case revoked != nil && !can:
+		return fmt.Errorf("%w\nno other key is left: cedarpost keys recover makes one", revoked)
+	case revoked != nil:
+		log.Warn("the key in the file of --bootstrap-key-file was revoked: remove the file, and leave the setting out", "file", s.BootstrapKeyFile)
+	case !can:
+		log.Warn("nobody can sign in, because the database has no API key that is valid: " + s.mendNoKey(len(keys)))
+	}
+	return nil
+}
+
+// someoneCanSignIn reports whether one of the keys has not ended, or callers need none.
+func (s *serveCmd) someoneCanSignIn(keys []store.Key) bool {
+	now := time.Now()
+	return s.IssuersFile != "" || s.ClientCA != "" || slices.ContainsFunc(keys, func(k store.Key) bool { return k.Live(now) })
+}
+
+// mendNoKey says what to do if no key of an operator is left among so many keys. serve makes a key
+// only if there is none.
+func (s *serveCmd) mendNoKey(keys int) string {
+	switch {
+	case keys > 0:
+		return "cedarpost keys recover makes a key of an operator"
+	case s.BootstrapKeyFile != "":
+		return "start serve, which makes the first key and writes it to " + s.BootstrapKeyFile
+	}
+	return "start serve with --bootstrap-key-file FILE, which makes the first key"
 }
 
 // refusal is a reason why serve does not start.

@@ -20,8 +20,8 @@ import (
 // BootstrapName is the caller that has the first key.
 const BootstrapName = "bootstrap"
 
-// errKeyRevoked says that the key of the file is not valid any more.
-var errKeyRevoked = errors.New("the key in this file was revoked; remove the file, or leave --bootstrap-key-file out")
+// ErrKeyRevoked is the error of [BootstrapKey] for a file with a key that was revoked.
+var ErrKeyRevoked = errors.New("the key in this file was revoked; remove the file, and leave --bootstrap-key-file out")
 
 // errKeyElsewhere says that the database has a bootstrap key, and that the file has another one.
 var errKeyElsewhere = errors.New("the database has a bootstrap key already, and this file does not hold it")
@@ -31,8 +31,8 @@ var errKeyElsewhere = errors.New("the database has a bootstrap key already, and 
 //
 //   - If the file has a live key, BootstrapKey does nothing.
 //   - If the database has no key, it stores the key of the file, or a new one if there is none.
-//   - If the key of the file was revoked, it returns an error, or makes a new one in its place if
-//     another is true.
+//   - If the key of the file was revoked, it returns [ErrKeyRevoked], or makes a new one in its place
+//     if another is true.
 //   - If the database has a key, but not that of the file, it does nothing if there is no
 //     file, and returns an error if there is one. If another is true, it stores the key of the
 //     file, or a new one, in both cases.
@@ -40,24 +40,14 @@ var errKeyElsewhere = errors.New("the database has a bootstrap key already, and 
 // Several servers may call it at once: it holds the lock of the revision.
 func BootstrapKey(ctx context.Context, db *store.DB, file string, another bool) (made bool, err error) {
 	_, err = db.ChangeAccess(ctx, BootstrapName, func(_ context.Context, now store.Access) (c store.AccessChange, err error) {
-		token, err := readKey(file)
-		if err != nil {
-			return c, err
-		}
-		hash := sha256.Sum256([]byte(token))
-		if token != "" && slices.ContainsFunc(now.Keys, func(k store.Key) bool { return slices.Equal(k.Hash, hash[:]) }) {
-			return c, nil
-		}
-		if token != "" && slices.ContainsFunc(now.Revoked, func(gone []byte) bool { return slices.Equal(gone, hash[:]) }) {
-			if !another {
-				return c, fmt.Errorf("%s: %w", file, errKeyRevoked)
-			}
+		token, stored, err := look(file, now)
+		switch revoked := errors.Is(err, ErrKeyRevoked); {
+		case another && revoked:
 			token = "" // a new one replaces it
-		}
-		if len(now.Keys) > 0 && !another {
-			if token != "" {
-				return c, fmt.Errorf("%s: %w", file, errKeyElsewhere)
-			}
+		case another && errors.Is(err, errKeyElsewhere):
+		case err != nil:
+			return c, err
+		case stored, len(now.Keys) > 0 && !another:
 			return c, nil
 		}
 		id := newKeyID()
@@ -66,8 +56,8 @@ func BootstrapKey(ctx context.Context, db *store.DB, file string, another bool) 
 			if err := keyfile.Write(file, []byte(token+"\n")); err != nil {
 				return c, err
 			}
-			hash = sha256.Sum256([]byte(token))
 		}
+		hash := sha256.Sum256([]byte(token))
 		made = true
 		return store.AccessChange{
 			Put: AllGrants(BootstrapName, BootstrapName),
@@ -75,6 +65,32 @@ func BootstrapKey(ctx context.Context, db *store.DB, file string, another bool) 
 		}, nil
 	})
 	return made && err == nil, err
+}
+
+// CheckBootstrapKey returns the error of [BootstrapKey] for a file, and changes nothing. now are the
+// keys of the database.
+func CheckBootstrapKey(file string, now store.Access) error {
+	_, _, err := look(file, now)
+	return err
+}
+
+// look reads the key of a file, which is "" if there is none. stored is true if the database has it.
+// The error is [ErrKeyRevoked], errKeyElsewhere, or that of the file.
+func look(file string, now store.Access) (token string, stored bool, err error) {
+	token, err = readKey(file)
+	if err != nil || token == "" {
+		return token, false, err
+	}
+	hash := sha256.Sum256([]byte(token))
+	switch {
+	case slices.ContainsFunc(now.Keys, func(k store.Key) bool { return slices.Equal(k.Hash, hash[:]) }):
+		return token, true, nil
+	case slices.ContainsFunc(now.Revoked, func(gone []byte) bool { return slices.Equal(gone, hash[:]) }):
+		return token, false, fmt.Errorf("%s: %w", file, ErrKeyRevoked)
+	case len(now.Keys) > 0:
+		return token, false, fmt.Errorf("%s: %w", file, errKeyElsewhere)
+	}
+	return token, false, nil
 }
 
 // GrantToAll gives all roles to each caller with a key, if the database is from before there
