@@ -167,6 +167,9 @@ func indexed(q store.DecisionQuery) bool {
 	return q.Principal != nil || q.Resource != nil || q.RequestID != "" || q.DeniedAt != 0 || q.Allowed != nil && !*q.Allowed
 }
 
+// someBundles stands for the filter by what the caller may read.
+const someBundles = "a caller with a right to some bundles only"
+
 // scanned returns the name of a filter for which all rows of the time have to be read, or "".
 func scanned(q store.DecisionQuery) string {
 	if indexed(q) {
@@ -178,7 +181,7 @@ func scanned(q store.DecisionQuery) string {
 	}{
 		{"action", q.Action != nil}, {"policy", q.Policy != ""}, {"caller", q.Caller != ""}, {"trace_id", q.TraceID != ""},
 		{"revision", q.Revision != 0}, {"field", q.Field != ""}, {"masked_value", q.Masked != nil}, {"decision", q.Allowed != nil},
-		{"a caller who may read some bundles only", q.ActionTypes != nil},
+		{someBundles, q.ActionTypes != nil},
 	} {
 		if f.given {
 			return f.name

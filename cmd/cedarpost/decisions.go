@@ -80,7 +80,7 @@ func (f *filterFlags) request() (*cedarpostv1.QueryDecisionsRequest, error) {
 }
 
 // needsTime matches the server's error about a filter without an index and without a time.
-var needsTime = regexp.MustCompile(`^invalid_argument: ([a-z_]+): has to read all decisions of a time: .* at most (\d+) hours later`)
+var needsTime = regexp.MustCompile(`^invalid_argument: ([a-z_]+|a caller with a right to some bundles only): has to read all decisions of a time: .* at most (\d+) hours later`)
 
 // inFlags turns the server's error about a filter that needs a time, as call explains it, into the
 // words of the command line. Other errors it returns as they are.
@@ -90,8 +90,11 @@ func inFlags(err error) error {
 		return err
 	}
 	what := "--" + strings.ReplaceAll(m[1], "_", "-")
-	if m[1] == "filter" {
+	switch {
+	case m[1] == "filter":
 		what = "this command"
+	case strings.Contains(m[1], " "): // what the caller may read is a filter, too
+		what = m[1]
 	}
 	return misuse("%s has to read all decisions of a time: give --since, and --until (default: now) at most %s hours later; or one of --principal, --resource, --request-id, --denied-at and --decision deny, which have an index", what, m[2])
 }

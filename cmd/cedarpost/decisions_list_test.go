@@ -21,6 +21,7 @@ func TestErrorsInFlags(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"action": "--action has to read", "trace_id": "--trace-id has to read", "filter": "this command has to read",
+		"a caller with a right to some bundles only": "a caller with a right to some bundles only has to read",
 	} {
 		err := inFlags(refused(name))
 		if code, ok := errors.AsType[*exitError](err); !ok || code.code != codeUsage || !strings.HasPrefix(err.Error(), want) ||
