@@ -130,10 +130,15 @@ func keepsOperator(now store.Access, c store.AccessChange) error {
 			after.Grants[i].Role = "" // counts for nothing
 		}
 	}
-	if t := time.Now(); access.OperatorsLeft(after.Keys, after.Grants, t) < access.OperatorsLeft(now.Keys, now.Grants, t) {
-		return connect.NewError(connect.CodeFailedPrecondition, "this would take away the last API key with the role operator for all bundles, or give it an end; make another one first")
+	t := time.Now()
+	switch left := access.OperatorsLeft(after.Keys, after.Grants, t); {
+	case left >= access.OperatorsLeft(now.Keys, now.Grants, t):
+		return nil
+	case left == 1: // those that are left end by themselves
+		return connect.NewError(connect.CodeFailedPrecondition, "this would take away, or give an end to, the last API key without an end that has the role operator for all bundles; make another one without an end first")
+	default:
+		return connect.NewError(connect.CodeFailedPrecondition, "this would take away the last API key with the role operator for all bundles; make another one first")
 	}
-	return nil
 }
 
 // governs refuses an action on a caller that has the stored grants have and is to get the grants
@@ -288,7 +293,7 @@ func (s *accessService) addKey(ctx context.Context, procedure string, req interf
 			rotates := procedure == cedarpostv1connect.AccessServiceRotateKeyProcedure
 			switch others := made.others; {
 			case !rotates && len(others) > 0:
-				return c, connect.Errorf(connect.CodeAlreadyExists, "caller %q has a live key already, %s; RotateKey makes the one that replaces it", caller, others[0].ID)
+				return c, connect.Errorf(connect.CodeAlreadyExists, "caller %q has a live key already, %s; RotateKey (cedarpost keys rotate) makes the one that replaces it", caller, others[0].ID)
 			case rotates && len(others) == 0:
 				return c, connect.Errorf(connect.CodeNotFound, "caller %q has no live key to be replaced", caller)
 			case len(others) > 1: // the one in use, and the one that replaces it

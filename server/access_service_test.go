@@ -220,7 +220,17 @@ func TestLastOperator(t *testing.T) {
 	operator := &cedarpostv1.Grant{Caller: access.BootstrapName, Role: access.Operator, Bundle: "*", ExpiresAt: end}
 	last(second(op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: access.BootstrapName})))
 	last(second(op.DeleteGrant(t.Context(), &cedarpostv1.DeleteGrantRequest{Caller: access.BootstrapName, Role: access.Operator, Bundle: "*"})))
-	last(second(op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: operator})))
+	servertest.WantCode(t, second(op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: operator})), connect.CodeFailedPrecondition, "the last API key without an end")
+
+	// An operator with a key that ends by itself does not replace it.
+	if _, err := op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "guest", ExpiresAt: end, Grants: []*cedarpostv1.Grant{grant(access.Operator, "*")}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: access.BootstrapName})
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "the last API key without an end")
+	if _, err := op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "guest"}); err != nil {
+		t.Fatal(err)
+	}
 
 	// Two operators take each other's grant at the same time: one stays.
 	two := accessOf(s, newCaller(t, s, "two", grant(access.Operator, "*")))

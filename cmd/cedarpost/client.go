@@ -144,7 +144,7 @@ func (p *peer) explain(err error) error {
 	case e.Code() == connect.CodeUnauthenticated && p.keyIn == "":
 		hint = fmt.Sprintf("\nno API key was sent: set %s, or give --token-file", tokenEnv)
 	case e.Code() == connect.CodeUnauthenticated:
-		hint = fmt.Sprintf("\nthe server at %s does not know the key from %s", p.url, p.keyIn)
+		hint = fmt.Sprintf("\nthe server at %s does not accept the key or token from %s", p.url, p.keyIn)
 	case e.Code() == connect.CodeCanceled && !e.IsRemote():
 		return errors.New("interrupted")
 	case e.Code() == connect.CodeDeadlineExceeded && !e.IsRemote():

@@ -223,7 +223,7 @@ func testBundles(sh *shell) func(*testing.T) {
 func testWrongKey(sh *shell, dir string) func(*testing.T) {
 	return func(t *testing.T) {
 		wrong := sh.with("CEDARPOST_TOKEN=not-a-key")
-		wrong.exits(t, 1, says("unauthenticated", "the server at http://127.0.0.1:", "does not know the key from CEDARPOST_TOKEN"), "decisions")
+		wrong.exits(t, 1, says("unauthenticated", "the server at http://127.0.0.1:", "does not accept the key or token from CEDARPOST_TOKEN"), "decisions")
 		wrong.exits(t, 0, says("shop"), "bundles", "--token-file", filepath.Join(dir, "bootstrap.key"))
 		sh.with("CEDARPOST_TOKEN=").exits(t, 1, says("unauthenticated", "set CEDARPOST_TOKEN, or give --token-file"), "decisions")
 		sh.exits(t, 1, says("cedarpost"), "bundles", "--admin-url", value(sh.env, "CEDARPOST_API_URL"))

@@ -96,8 +96,12 @@ type UnauthenticatedError struct {
 }
 
 // Error returns the text for the caller. It is the same for every reason, so that it does
-// not help to guess a key.
+// not help to guess a key, except for an expired key: only a caller that has sent the whole key gets
+// that text.
 func (e *UnauthenticatedError) Error() string {
+	if e == errExpiredKey {
+		return "the API key has expired; an operator makes a new one (cedarpost keys create)"
+	}
 	return `missing or unknown API key, access token or client certificate; send "Authorization: Bearer <key or token>"`
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,7 +43,8 @@ var (
 // A call needs exactly one header with the bearer scheme and a live key.
 func TestAuthenticate(t *testing.T) {
 	_, fresh := NewKey("fresh", nil)
-	keys := keysOf{"secret-key": "orders", "old-key": "old", "now-key": "now", "young-key": "young", fresh: "fresh"}
+	gone, expired := NewKey("old", &past)
+	keys := keysOf{"secret-key": "orders", "old-key": "old", "now-key": "now", "young-key": "young", fresh: "fresh", expired: "old"}
 	stale := errors.New("keys are too old")
 	for _, c := range []struct {
 		headers []string
@@ -62,6 +64,8 @@ func TestAuthenticate(t *testing.T) {
 		{[]string{"Bearer \u00a0secret-key"}, "", "unknown key"},
 		{[]string{"Bearer old-key"}, "", "expired key"},
 		{[]string{"Bearer now-key"}, "", "expired key"},
+		{[]string{"Bearer " + expired}, "", "expired key"},
+		{[]string{"Bearer " + newSecret(gone.ID)}, "", "unknown key"}, // another secret with the id of the expired key
 		{[]string{"Bearer young-key"}, "young", ""},
 		{[]string{"Bearer " + fresh}, "fresh", ""},
 		{[]string{"Bearer " + fresh[:len(fresh)-1]}, "", "truncated key"},
@@ -75,6 +79,9 @@ func TestAuthenticate(t *testing.T) {
 			t.Errorf("%q: %+v, %v", c.headers, caller, err)
 		case c.name == "" && (!errors.As(err, &unknown) || unknown.Reason != c.reason || caller != Caller{}):
 			t.Errorf("%q: %+v, %v, want %q", c.headers, caller, err, c.reason)
+		case c.name == "" && strings.HasPrefix(err.Error(), "the API key has expired") != (c.reason == "expired key"),
+			c.name == "" && strings.HasPrefix(err.Error(), "missing or unknown API key") == (c.reason == "expired key"):
+			t.Errorf("%q: the caller gets %q", c.headers, err)
 		}
 	}
 	_, err := Authenticate(t.Context(), http.Header{"Authorization": {"Bearer secret-key"}}, nil, Credentials{Keys: func() (Keys, error) { return nil, stale }}, now)
