@@ -314,10 +314,10 @@ func (d *doctorCmd) checkCallers(ctx context.Context, db *store.DB) (found []dia
 		}
 	}
 	if len(old) > 0 {
-		found = append(found, warn(keys, "cedarpost keys rotate", "older than %v: %s", d.MaxSecretAge, short(old, "")))
+		found = append(found, warn(keys, "cedarpost keys rotate CALLER --out FILE, for each, and then cedarpost keys revoke --id ID", "older than %v: %s", d.MaxSecretAge, short(old, "")))
 	}
 	if len(ended) > 0 {
-		found = append(found, warn(keys, "cedarpost keys revoke", "have ended: %s", short(ended, "")))
+		found = append(found, warn(keys, "cedarpost keys revoke --id ID, for each", "have ended: %s", short(ended, "")))
 	}
 	if len(old)+len(ended) == 0 {
 		found = append(found, pass(keys, "%s, none too old", count(len(now.Keys), "key", "keys")))

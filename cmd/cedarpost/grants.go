@@ -2,10 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/access"
 )
 
 type grantsCmd struct {
@@ -26,19 +31,30 @@ func (l *listGrantsCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	var list []*cedarpostv1.Grant
-	req := &cedarpostv1.ListGrantsRequest{Caller: l.Caller, PageSize: 1000}
+	list, err := admin.grantsOf(ctx, l.Caller)
+	if err != nil {
+		return err
+	}
+	if l.Caller != "" && len(list) == 0 && !l.json() {
+		fmt.Fprintf(c.out, "no grants of the caller %s\n", clean(l.Caller))
+		return nil
+	}
+	return c.grants(l.outputFlags, list)
+}
+
+// grantsOf reads the grants of a caller, or all.
+func (p *peer) grantsOf(ctx context.Context, caller string) (list []*cedarpostv1.Grant, err error) {
+	req := &cedarpostv1.ListGrantsRequest{Caller: caller, PageSize: 1000}
 	for {
-		res, err := call(ctx, admin, admin.access().ListGrants, req)
+		res, err := call(ctx, p, p.access().ListGrants, req)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		list = append(list, res.GetGrants()...)
 		if req.PageToken = res.GetNextPageToken(); req.PageToken == "" {
-			break
+			return list, nil
 		}
 	}
-	return c.grants(l.outputFlags, list)
 }
 
 // grants prints grants.
@@ -52,7 +68,7 @@ func (c *console) grants(o outputFlags, list []*cedarpostv1.Grant) error {
 			continue
 		}
 		only := short(append(g.GetActions(), g.GetEntityTypes()...), "")
-		rows = append(rows, []string{g.GetCaller(), g.GetRole(), g.GetBundle(), only, rateText(g), dateTime(g.GetExpiresAt(), "never"), g.GetGrantedBy()})
+		rows = append(rows, []string{g.GetCaller(), g.GetRole(), g.GetBundle(), only, rateText(g), ends(g.GetExpiresAt(), hasEnded(g.GetExpiresAt())), g.GetGrantedBy()})
 	}
 	switch {
 	case o.json():
@@ -72,6 +88,31 @@ func rateText(g *cedarpostv1.Grant) string {
 	return fmt.Sprintf("%d/s", g.GetChecksPerSecond())
 }
 
+// hasEnded reports whether an end is past, by the clock of this machine.
+func hasEnded(t *timestamppb.Timestamp) bool { return t != nil && !t.AsTime().After(time.Now()) }
+
+// extent says what a grant is for, its rate and its end, also where it has none.
+func extent(g *cedarpostv1.Grant) string {
+	text := ""
+	switch only := short(append(g.GetActions(), g.GetEntityTypes()...), ""); {
+	case only != "":
+		text = "only " + only + ", "
+	case g.GetRole() == access.Enforcer:
+		text = "all actions, "
+	case g.GetRole() == access.DataWriter:
+		text = "all entity types, "
+	}
+	if rate := rateText(g); rate != "" {
+		text += rate + ", "
+	} else if g.GetRole() == access.Enforcer {
+		text += "no rate of its own, "
+	}
+	if g.GetExpiresAt() == nil {
+		return text + "no end"
+	}
+	return text + "until " + ends(g.GetExpiresAt(), hasEnded(g.GetExpiresAt()))
+}
+
 // grantArgs identify a grant.
 type grantArgs struct {
 	Caller string `arg:"" help:"The caller: the name of an API key's caller, or the name of another kind as cedarpost whoami prints it."`
@@ -83,7 +124,7 @@ type putGrantCmd struct {
 	grantArgs
 	Actions []uid    `name:"action" sep:"none" help:"Only for this action, like Shop::Action::ViewOrder or 'Shop::Action::\"ViewOrder\"'. For the role enforcer. Can be given several times." placeholder:"ACTION"`
 	Types   []string `name:"entity-type" help:"Only for entities of this type, like Shop::Order. For the role data-writer. Can be given several times." placeholder:"TYPE"`
-	Rate    int32    `help:"Checks that the caller may ask each server in a second, in place of --rate-limit of the server. For the role enforcer; the largest of a caller's grants counts." placeholder:"N"`
+	Rate    *int32   `help:"Checks that the caller may ask each server in a second, in place of --rate-limit of the server. For the role enforcer; the largest of a caller's grants counts." placeholder:"N"`
 	expiryFlag
 	outputFlags
 	adminFlags
@@ -91,7 +132,15 @@ type putGrantCmd struct {
 
 // Help is the long help of grants put.
 func (*putGrantCmd) Help() string {
-	return `It replaces the grant of the same caller, role and bundle, with its narrowing, its rate and its end. Every server applies it within a second. A change of the bundles guardrails and admin-local needs a grant that names them.`
+	return `It replaces the grant of the same caller, role and bundle, with its narrowing, its rate and its end, and prints both: what is not given again is dropped. Every server applies it within a second. A change of the bundles guardrails and admin-local needs a grant that names them.`
+}
+
+// Validate refuses a rate that would mean no rate.
+func (g *putGrantCmd) Validate() error {
+	if g.Rate != nil && *g.Rate < 1 {
+		return errors.New("--rate must be at least 1; leave it out for no rate of its own")
+	}
+	return nil
 }
 
 // Run stores the grant.
@@ -100,20 +149,39 @@ func (g *putGrantCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	res, err := call(ctx, admin, admin.access().PutGrant, &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{
-		Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: actionTexts(g.Actions), EntityTypes: g.Types, ExpiresAt: g.at(), ChecksPerSecond: g.Rate,
-	}})
+	grant := &cedarpostv1.Grant{
+		Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: actionTexts(g.Actions), EntityTypes: g.Types, ExpiresAt: g.Expires.timestamp(),
+	}
+	if g.Rate != nil {
+		grant.ChecksPerSecond = *g.Rate
+	}
+	var before []*cedarpostv1.Grant
+	var unread error // why before is not known
+	if !g.json() {
+		before, unread = admin.grantsOf(ctx, g.Caller)
+	}
+	res, err := call(ctx, admin, admin.access().PutGrant, &cedarpostv1.PutGrantRequest{Grant: grant})
 	if err != nil {
 		return err
 	}
-	if g.json() {
-		return c.message(res)
+	if !g.json() {
+		c.warnings(res.GetWarnings())
 	}
-	c.warnings(res.GetWarnings())
-	if res.GetChanged() {
-		fmt.Fprintf(c.out, "%s has the role %s for %s, since revision %d\n", clean(g.Caller), clean(g.Role), clean(g.Bundle), res.GetRevision().GetNumber())
-	} else {
-		fmt.Fprintln(c.out, "nothing changed")
+	switch {
+	case g.json():
+		return c.message(res)
+	case !res.GetChanged():
+		fmt.Fprintf(c.out, "nothing changed: %s has the role %s for %s: %s\n", clean(g.Caller), clean(g.Role), clean(g.Bundle), clean(extent(grant)))
+		return nil
+	}
+	fmt.Fprintf(c.out, "%s has the role %s for %s: %s; since revision %d\n", clean(g.Caller), clean(g.Role), clean(g.Bundle), clean(extent(grant)), res.GetRevision().GetNumber())
+	for _, old := range before {
+		if old.GetRole() == g.Role && old.GetBundle() == g.Bundle {
+			fmt.Fprintf(c.out, "it replaces: %s\n", clean(extent(old)))
+		}
+	}
+	if unread != nil {
+		fmt.Fprintf(c.err, "what it replaces is not known: %s\n", clean(unread.Error()))
 	}
 	return nil
 }

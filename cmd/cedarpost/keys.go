@@ -35,6 +35,11 @@ type listKeysCmd struct {
 	adminFlags
 }
 
+// Help is the long help of keys list.
+func (*listKeysCmd) Help() string {
+	return `LAST USED is the hour of the last use. A use is shown within about a minute.`
+}
+
 // Run lists the keys. As JSON, each key is a line.
 func (l *listKeysCmd) Run(ctx context.Context, c *console) error {
 	admin, err := l.dial()
@@ -61,7 +66,13 @@ func (l *listKeysCmd) Run(ctx context.Context, c *console) error {
 			break
 		}
 	}
-	if !l.json() {
+	switch {
+	case l.json():
+	case len(rows) == 1 && l.Caller != "":
+		fmt.Fprintf(c.out, "no keys of the caller %s\n", clean(l.Caller))
+	case len(rows) == 1:
+		fmt.Fprintln(c.out, "no keys")
+	default:
 		c.table(rows)
 	}
 	return nil
@@ -84,22 +95,7 @@ func ends(t *timestamppb.Timestamp, ended bool) string {
 
 // expiryFlag says when something ends.
 type expiryFlag struct {
-	Expires span `help:"It ends after this time, such as 24h or 90d (default: never)." placeholder:"TIME"`
-}
-
-func (e expiryFlag) at() *timestamppb.Timestamp {
-	if e.Expires == 0 {
-		return nil
-	}
-	return timestamppb.New(time.Now().Add(time.Duration(e.Expires)))
-}
-
-// Validate refuses an end in the past.
-func (e expiryFlag) Validate() error {
-	if e.Expires < 0 {
-		return errors.New("--expires must not be negative")
-	}
-	return nil
+	Expires end `help:"It ends after this time, such as 24h or 90d, or at this time: 2006-01-02T15:04:05Z, or 2006-01-02, when that day begins here (default: never)." placeholder:"TIME"`
 }
 
 // keyOutFlag says where a new key goes.
@@ -162,7 +158,7 @@ func (k *createKeyCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	req := &cedarpostv1.CreateKeyRequest{Caller: k.Caller, ExpiresAt: k.at()}
+	req := &cedarpostv1.CreateKeyRequest{Caller: k.Caller, ExpiresAt: k.Expires.timestamp()}
 	for _, role := range k.Roles {
 		req.Grants = append(req.Grants, &cedarpostv1.Grant{Role: role, Bundle: k.Bundle})
 	}
@@ -210,7 +206,7 @@ func (k *rotateKeyCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	res, err := call(ctx, admin, admin.access().RotateKey, &cedarpostv1.RotateKeyRequest{Caller: k.Caller, ExpiresAt: k.at()})
+	res, err := call(ctx, admin, admin.access().RotateKey, &cedarpostv1.RotateKeyRequest{Caller: k.Caller, ExpiresAt: k.Expires.timestamp()})
 	if err != nil {
 		return err
 	}

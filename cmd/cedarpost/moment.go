@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -26,6 +27,35 @@ func (m *moment) UnmarshalText(text []byte) (err error) {
 	return nil
 }
 
+// end is when something ends, on the command line: a time that is given itself, as a date, or as a
+// duration from now.
+type end struct{ time.Time }
+
+// UnmarshalText implements encoding.TextUnmarshaler. The error names every text that is no time, or
+// a time that is not in the future.
+func (e *end) UnmarshalText(text []byte) error {
+	s, now := string(text), time.Now()
+	at, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		at, err = time.ParseInLocation(time.DateOnly, s, time.Local)
+	}
+	if err != nil {
+		var in span
+		if in.UnmarshalText(text) != nil {
+			return fmt.Errorf("%q is neither a time like 2006-01-02T15:04:05Z, nor a date like 2006-01-02, nor a duration like 12h or 90d", text)
+		}
+		at = now.Add(time.Duration(in))
+	}
+	if !at.After(now) {
+		return fmt.Errorf("%q is not in the future; leave it out for no end", text)
+	}
+	e.Time = at
+	return nil
+}
+
+// timestamp returns nil if no end is given.
+func (e end) timestamp() *timestamppb.Timestamp { return moment(e).timestamp() }
+
 // span is a duration in flags, the environment and the YAML file: in Go's syntax, with days in
 // front.
 type span time.Duration
@@ -42,8 +72,23 @@ func (s *span) UnmarshalText(text []byte) error {
 	return err
 }
 
-// String implements fmt.Stringer.
-func (s span) String() string { return time.Duration(s).String() }
+// String implements fmt.Stringer. It returns the shortest form with days, such as 90d or 1d12h.
+func (s span) String() string {
+	days, rest := time.Duration(s)/day, (time.Duration(s) % day).String()
+	if strings.HasSuffix(rest, "m0s") {
+		rest = strings.TrimSuffix(rest, "0s")
+	}
+	if strings.HasSuffix(rest, "h0m") {
+		rest = strings.TrimSuffix(rest, "0m")
+	}
+	switch {
+	case days == 0:
+		return rest
+	case rest == "0s":
+		return fmt.Sprintf("%dd", days)
+	}
+	return fmt.Sprintf("%dd%s", days, rest)
+}
 
 // timestamp returns nil if the moment is not given.
 func (m moment) timestamp() *timestamppb.Timestamp {

@@ -49,6 +49,18 @@ func TestDurationsHaveOneGrammar(t *testing.T) {
 	newShell().exits(t, 0, says("Durations are like"), "--help")
 }
 
+// A duration is shown in the shortest form that flags take.
+func TestDurationsAreShownWithDays(t *testing.T) {
+	for given, want := range map[string]string{
+		"2160h": "90d", "36h": "1d12h", "24h0m1s": "1d1s", "25h1m": "1d1h1m", "12h": "12h", "90m": "1h30m", "5s": "5s", "10m": "10m", "500ms": "500ms", "0": "0s",
+	} {
+		var s span
+		if err := s.UnmarshalText([]byte(given)); err != nil || s.String() != want {
+			t.Errorf("%s is shown as %v, want %s, %v", given, s, want, err)
+		}
+	}
+}
+
 func FuzzSpan(f *testing.F) {
 	for _, seed := range []string{"90d", "1d12h", "500ms", "0", "-1h", "d", "1.5d", "106751d23h", "1µs", "", "0d0"} {
 		f.Add(seed)
