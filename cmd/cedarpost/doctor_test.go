@@ -108,6 +108,7 @@ func TestDoctor(t *testing.T) {
 	})
 	// The first key is replaced by that of another operator, and its file is forgotten.
 	client.exits(t, 0, nil, "keys", "create", "ann", "--role=operator", "--bundle=*", "--out", filepath.Join(dir, "ann"))
+	client.exits(t, 0, nil, "keys", "create", "guest", "--expires=1h", "--out", filepath.Join(dir, "guest"))
 	client.with("CEDARPOST_TOKEN_FILE="+filepath.Join(dir, "ann")).exits(t, 0, nil, "keys", "revoke", "bootstrap")
 	d.stop(t, syscall.SIGTERM)                                                        // so that nothing is waiting for a checkpoint for long
 	must("set session_replication_role = replica; update checkpoints set at = now()") // without triggers
@@ -115,7 +116,10 @@ func TestDoctor(t *testing.T) {
 	wants(t, doctor(t, sh, codeWarnings, with("--witness-state", state, "--bootstrap-key-file", keyFile)...), map[string]string{
 		"certificate": "warn: ", "bootstrap-key-file": "warn: " + keyFile + ": the key in this file was revoked",
 	})
-	if checks := doctor(t, sh, codeWarnings, with("--witness-state", state)...); !strings.Contains(checks["max-staleness"], "pass: 5s") || !strings.Contains(checks["database-url"], "not set") {
+	must("update api_keys set expires_at = now() where name = 'guest'")
+	wants(t, doctor(t, sh, codeWarnings, with("--witness-state", state)...), map[string]string{"certificate": "warn: ", "API keys": " of guest; cedarpost keys revoke --id ID"})
+	must("update api_keys set expires_at = null where name = 'guest'")
+	if checks := doctor(t, sh, codeWarnings, with("--witness-state", state)...); !strings.Contains(checks["max-staleness"], "pass: 5s") || !strings.Contains(checks["decision-retention"], "pass: 90d;") || !strings.Contains(checks["database-url"], "not set") {
 		t.Errorf("%v", checks)
 	}
 	r := sh.exits(t, codeWarnings, says("pass  partitions", "warn  certificate", "mend: renew it", " 0 failed"), append([]string{"doctor"}, with("--witness-state", state)...)...)
