@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -67,7 +68,7 @@ func TestFirstHour(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "bootstrap.key")); !os.IsNotExist(err) {
 		t.Errorf("the file of the revoked key: %v", err)
 	}
-	old := append(serve, "--bootstrap-key-file", write(t, dir, "old.key", string(key)))
+	old := slices.Concat(serve, []string{"--bootstrap-key-file", write(t, dir, "old.key", string(key))})
 	again := sh.start(t, old...)
 	eventually(t, "the server warns", func() bool {
 		return strings.Contains(again.errs.String(), "was revoked: remove the file, and leave the setting out")
