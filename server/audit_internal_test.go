@@ -130,7 +130,7 @@ func TestManyReports(t *testing.T) {
 	db := storetest.Open(t)
 	r := runRecorder(t, decisionlog.Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler)})
 	s := newAuditService(db, r, nil)
-	reporter := &authorizationService{recorder: r, record: r.Record, metric: newDecisionMetrics(prometheus.NewRegistry())}
+	reporter := &authorizationService{recorder: r, record: r.Record, places: access.NewPlaces(1, 0), metric: newDecisionMetrics(prometheus.NewRegistry())}
 	ctx := access.WithCaller(decisionlog.WithCall(t.Context(), decisionlog.Call{Caller: "shop"}), access.Caller{Name: "shop", Kind: access.APIKey})
 	rows := []store.Decision{newDecision(t, 0), newDecision(t, 0)}
 	if err := r.Record(ctx, rows, nil); err != nil {
