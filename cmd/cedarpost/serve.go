@@ -67,7 +67,6 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err := s.checkTransport(s.urlsFlag(), standbys...); err != nil {
 		return err
 	}
-	tuneMemory(log)
 	reload := make(chan os.Signal, 1) // from here on SIGHUP does not end the process
 	signal.Notify(reload, syscall.SIGHUP)
 	defer signal.Stop(reload)
@@ -81,6 +80,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		return err
 	}
 	defer db.Close()
+	tuneMemory(log)
 	if !s.Development {
 		err := db.CheckProduction(ctx)
 		if errors.Is(err, store.ErrUnsafe) {
