@@ -59,7 +59,6 @@ func edge(t *rapid.T) string {
 // Valid says what protovalidate says, except of the token of a revision with other characters than
 // ASCII: protovalidate counts characters, and decides about it.
 func TestValid(t *testing.T) {
-	t.Parallel()
 	drawn, valid := 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		question := func() *cedarpostv1.AuthorizeRequest {
