@@ -505,7 +505,7 @@ func TestFilterOfWhatFailedOpen(t *testing.T) {
 func TestNewGuard(t *testing.T) {
 	good := enforce.Config{Client: &cedarpost.Client{}, Principal: principal}
 	for want, change := range map[string]func(*enforce.Config){
-		"needs a Client":  func(c *enforce.Config) { c.Client = nil },
+		"needs a Client":                     func(c *enforce.Config) { c.Client = nil },
 		"either Principal or PrincipalToken": func(c *enforce.Config) { c.Principal = nil },
 		"nothing meets": func(c *enforce.Config) {
 			c.Obligations = map[string]func(context.Context, cedarpost.Result) error{"x": nil}
