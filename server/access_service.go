@@ -242,7 +242,7 @@ func (s *accessService) CreateKey(ctx context.Context, req *cedarpostv1.CreateKe
 		return nil, err
 	}
 	return &cedarpostv1.CreateKeyResponse{
-		Key: keyToProto(made.key, nil), Secret: made.secret, Revision: made.revision, Warnings: grantWarnings(s.gate.follower.Latest(), grants...),
+		Key: keyToProto(made.key, nil), Secret: made.secret, Revision: made.revision, Warnings: grantWarnings(s.gate.follower.Latest(), access.RightsFrom(ctx), grants...),
 	}, nil
 }
 
@@ -387,8 +387,9 @@ func (s *accessService) PutGrant(ctx context.Context, req *cedarpostv1.PutGrantR
 	if err != nil {
 		return nil, err
 	}
+	warnings := grantWarnings(s.gate.follower.Latest(), access.RightsFrom(ctx), grant) // once: a repeated call gets the same
 	answer := func(made store.Changes, at *cedarpostv1.Revision) *cedarpostv1.PutGrantResponse {
-		return &cedarpostv1.PutGrantResponse{Revision: at, Changed: made.Changed, Warnings: grantWarnings(s.gate.follower.Latest(), grant)}
+		return &cedarpostv1.PutGrantResponse{Revision: at, Changed: made.Changed, Warnings: warnings}
 	}
 	put := func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
 		if err := mayGive(r, "PutGrant", now, grant.Caller, []store.Grant{grant}); err != nil {

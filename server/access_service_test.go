@@ -428,8 +428,8 @@ func TestGrantWarnings(t *testing.T) {
 		{&cedarpostv1.Grant{Caller: "token:staff/a b", Role: "auditor", Bundle: "*"}, ""},
 		{&cedarpostv1.Grant{Caller: "nobody here", Role: "auditor", Bundle: "*"}, `no caller can have the name "nobody here"`},
 		{&cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "shpo"}, "no bundle shpo is published"},
-		{&cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "shop", Actions: []string{`Shop::Action::"ViewOrdr"`}}, `no published schema has the action Shop::Action::"ViewOrdr"`},
-		{&cedarpostv1.Grant{Caller: "a", Role: "data-writer", Bundle: "shop", EntityTypes: []string{"Shop::Ordr"}}, "no published schema has the entity type Shop::Ordr"},
+		{&cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "shop", Actions: []string{`Shop::Action::"ViewOrdr"`}}, `the bundle shop has no action Shop::Action::"ViewOrdr"`},
+		{&cedarpostv1.Grant{Caller: "a", Role: "data-writer", Bundle: "shop", EntityTypes: []string{"Shop::Ordr"}}, "the bundle shop has no entity type Shop::Ordr"},
 		{&cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "guardrails", Actions: shopAction}, "is of the bundle shop"},
 		{&cedarpostv1.Grant{Caller: "a", Role: "data-writer", Bundle: "guardrails", EntityTypes: []string{"Shop::Order"}}, "is of the bundle shop"},
 	} {
@@ -440,6 +440,15 @@ func TestGrantWarnings(t *testing.T) {
 		said := slices.DeleteFunc(res.Warnings, func(w string) bool { return w == "no bundle guardrails is published" })
 		if c.want == "" && len(said) > 0 || c.want != "" && (len(said) != 1 || !strings.Contains(said[0], c.want)) {
 			t.Errorf("%v: %q, want %q", c.grant, said, c.want)
+		}
+	}
+	// An operator of another bundle does not learn what the shop has.
+	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
+	doc := accessOf(s, newCaller(t, s, "doc-operator", grant(access.Operator, "doc")))
+	for _, name := range []string{"ViewOrder", "Nothing"} {
+		res, err := doc.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{Caller: "doc-app", Role: "enforcer", Bundle: "doc", Actions: []string{`Shop::Action::"` + name + `"`}}})
+		if want := `the bundle doc has no action Shop::Action::"` + name + `", or it is a group of actions`; err != nil || len(res.Warnings) != 1 || res.Warnings[0] != want {
+			t.Errorf("%v, %v, want %q", res.GetWarnings(), err, want)
 		}
 	}
 	made, err := op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "service", Grants: []*cedarpostv1.Grant{

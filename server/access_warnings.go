@@ -30,8 +30,10 @@ func canonicalActions(actions []string) []string {
 }
 
 // grantWarnings returns sentences about what grants name and the snapshot does not have. A grant may
-// be stored before its bundle is published, so these are no errors; often they are misspellings.
-func grantWarnings(s *snapshot.Snapshot, grants ...store.Grant) (list []string) {
+// be stored before its bundle is published, so these are no errors; often they are misspellings. They
+// tell nothing about other bundles than those of the grants, unless the caller may list grants there:
+// what is of another bundle, and what is of none, have the same warning.
+func grantWarnings(s *snapshot.Snapshot, r *access.Rights, grants ...store.Grant) (list []string) {
 	var known []cedar.EntityUID
 	for _, g := range grants {
 		first := len(list)
@@ -52,18 +54,26 @@ func grantWarnings(s *snapshot.Snapshot, grants ...store.Grant) (list []string) 
 		for _, text := range g.Actions {
 			typ, id, _ := entityuid.Parse(text)
 			uid := cedar.NewEntityUID(cedar.EntityType(typ), cedar.String(id))
-			if !slices.Contains(known, uid) {
-				warn("no published schema has the action %s, or it is a group of actions", text)
-			} else if of := s.Set.Owner(uid.Type); g.Bundle != access.AllBundles && of != g.Bundle {
+			switch of, exists := s.Set.Owner(uid.Type), slices.Contains(known, uid); {
+			case exists && (g.Bundle == access.AllBundles || of == g.Bundle):
+			case exists && r.May(listGrants, access.Target{Bundle: of}):
 				warn("the action %s is of the bundle %s, so a grant for %s does not permit it", text, of, g.Bundle)
+			case g.Bundle == access.AllBundles:
+				warn("no published schema has the action %s, or it is a group of actions", text)
+			default:
+				warn("the bundle %s has no action %s, or it is a group of actions", g.Bundle, text)
 			}
 		}
 		for _, typ := range g.EntityTypes {
 			of := s.Set.Owner(cedar.EntityType(typ))
-			if of == engine.Admin || !slices.Contains(s.Set.EntityTypes(of), typ) {
-				warn("no published schema has the entity type %s", typ)
-			} else if g.Bundle != access.AllBundles && of != g.Bundle {
+			switch exists := of != engine.Admin && slices.Contains(s.Set.EntityTypes(of), typ); {
+			case exists && (g.Bundle == access.AllBundles || of == g.Bundle):
+			case exists && r.May(listGrants, access.Target{Bundle: of}):
 				warn("the entity type %s is of the bundle %s, so a grant for %s does not cover it", typ, of, g.Bundle)
+			case g.Bundle == access.AllBundles:
+				warn("no published schema has the entity type %s", typ)
+			default:
+				warn("the bundle %s has no entity type %s", g.Bundle, typ)
 			}
 		}
 	}
