@@ -73,7 +73,7 @@ type request struct {
 	controller *http.ResponseController
 	answer     http.Header        // of the response
 	conn       *boundedConn       // nil in tests without a listener
-	snapshot   *snapshot.Snapshot // that the caller was admitted by, or an older one
+	snapshot   *snapshot.Snapshot // that the caller was admitted by, or an older one; nil after the first message
 	admitted   time.Time
 	body       body
 	reply      reply

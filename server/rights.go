@@ -435,7 +435,10 @@ func (s *rightsStream) Receive(msg any) error {
 		}
 		s.needs = append(s.needs, needs...)
 	}
-	if r := requestFrom(s.ctx); r.snapshot != now || time.Since(r.admitted) > atOnce {
+	r := requestFrom(s.ctx)
+	admitted := r.snapshot
+	r.snapshot = nil // a call that takes long must not hold an old snapshot in memory
+	if admitted != now || time.Since(r.admitted) > atOnce {
 		if err := s.gate.stillMay(s.ctx, s.procedure, s.needs...); err != nil {
 			return err
 		}
