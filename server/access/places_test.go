@@ -36,9 +36,9 @@ func settle(calls []*called) []*called {
 	})
 }
 
-// Whatever calls begin, end and give up, no place is lost or given twice, no caller has more than it
-// may, no call waits while its places are free, and the next places are for the caller with the
-// fewest.
+// Calls begin, end and give up in any order. No place is lost or given twice, and no caller has more
+// than it may. No call waits while its places are free. The caller with the fewest places gets the next
+// ones.
 func TestPlaces(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := NewPlaces(rapid.IntRange(1, 40).Draw(t, "places"), time.Minute)

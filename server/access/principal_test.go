@@ -163,8 +163,8 @@ func TestAttributesFromClaims(t *testing.T) {
 	}
 }
 
-// Whatever claims a token has, each value has the form that the contract has for its type, and an id can
-// be read.
+// A token can have any claims. Each value that comes of them has the form that the contract has for its
+// type, and each id can be read in the log.
 func FuzzClaims(f *testing.F) {
 	f.Add([]byte(`{"sub":"ann","acr":"2","amr":["pwd"],"auth_time":1764300000.25,"scope":"read write","a":{"b":[1]}}`), "scope")
 	f.Add([]byte(`{"n":9007199254740993,"t":253402300799,"x":1e3,"y":-0}`), "/n")
