@@ -449,7 +449,7 @@ func conformUnpublished(count *tally, c corpustest.Case, set *Set) {
 			count.failf("%s: no action %s", at, r.Action)
 			continue
 		}
-		ents := &entities{slice: closed, static: set.static}
+		ents := entitiesOf(set, closed)
 		v := set.evaluate(a.index.candidates(r.Principal, r.Resource, ents), req, ents)
 		var reasons, failed []string
 		for _, p := range v.reasons {

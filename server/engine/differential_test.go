@@ -463,7 +463,7 @@ func (d *diff) evaluateAll(at string, r diffRequest, full cedar.EntityMap, want 
 	if err != nil {
 		return
 	}
-	ents := &entities{slice: full, static: d.all.static}
+	ents := entitiesOf(d.all, full)
 	v := d.all.evaluate(a.index.candidates(req.Principal, req.Resource, ents), req, ents)
 	var reasons, failed []string
 	for _, p := range v.reasons {

@@ -263,12 +263,15 @@ func (s *Set) decideFields(q *Question, e *entities, res *Result) fieldReasons {
 	res.Permitted = make([]string, 0, len(q.leaves))
 	res.Denied = []string{}
 	seen := map[*policy]bool{}
-	failed := map[PolicyRef]bool{}
-	for _, pe := range res.Errors { // a policy can be about the object and its fields
-		failed[pe.Policy] = true
-	}
+	var failed map[PolicyRef]bool
 	s.eachField(q, e, func(l leaf, v verdict) {
 		e.meter.spend(stepsOfReason * int64(len(v.reasons)+len(v.errors)))
+		if len(v.errors) > 0 && failed == nil {
+			failed = map[PolicyRef]bool{}
+			for _, pe := range res.Errors { // a policy can be about the object and its fields
+				failed[pe.Policy] = true
+			}
+		}
 		for _, pe := range v.errors {
 			if !failed[pe.Policy] {
 				failed[pe.Policy] = true

@@ -194,28 +194,44 @@ func (s *Set) readPaths(q *Question, a Ask) {
 		}
 		return
 	}
-	picked := map[int]bool{}
-	unknown := map[string]bool{}
+	var picked []bool // of the leaves
+	if cat != nil {
+		picked = make([]bool, len(cat.leaves))
+		q.leaves = make([]leaf, 0, len(a.Paths))
+	}
 	for _, path := range a.Paths {
 		var below []int
 		if cat != nil {
 			below = cat.below[path]
 		}
 		for _, i := range below {
-			picked[i] = true
+			if !picked[i] {
+				picked[i] = true
+				q.leaves = append(q.leaves, cat.leaves[i])
+			}
 		}
 		if a.RequireAll && len(below) > 0 && cat.leaves[below[0]].path != path {
 			below, path = nil, path+".*"
 		}
-		if len(below) == 0 && !unknown[path] {
-			unknown[path] = true
+		if len(below) == 0 {
 			q.unknownPaths = append(q.unknownPaths, path)
 		}
 	}
-	for i := range picked {
-		q.leaves = append(q.leaves, cat.leaves[i])
-	}
 	slices.SortFunc(q.leaves, func(a, b leaf) int { return a.index - b.index })
+	q.unknownPaths = firstOfEach(q.unknownPaths)
+}
+
+// firstOfEach drops the texts that were there before. It changes the list.
+func firstOfEach(list []string) []string {
+	if len(list) < 2 {
+		return list
+	}
+	seen := make(map[string]bool, len(list))
+	return slices.DeleteFunc(list, func(s string) bool {
+		was := seen[s]
+		seen[s] = true
+		return was
+	})
 }
 
 // allPaths returns every leaf and unknown path asked for.

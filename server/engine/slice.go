@@ -157,25 +157,74 @@ type Slice struct {
 	set     *Set
 	q       *Question
 	pool    *Pool
-	visited map[cedar.EntityUID]reached // nil: the walk has not begun
-	todo    []cedar.EntityUID           // reached, and not yet walked from at their depth
-	missing []cedar.EntityUID           // reached, and not in the pool when they were looked up
-	steps   int                         // edges that the walk has followed
-	closing int64                       // edges that were followed to find all ancestors
-	weight  int64                       // of the stored entities that were reached
-	err     error                       // a TooLargeError: the walk has ended
+	begun   bool
+	visited visits
+	todo    []int            // places in visited: reached, and not yet walked from at their depth
+	missing []int            // places in visited: not in the pool when they were looked up
+	steps   int              // edges that the walk has followed
+	closing int64            // edges that were followed to find all ancestors
+	weight  int64            // of the stored entities that were reached
+	err     error            // a TooLargeError: the walk has ended
+	first   [fewVisits]visit // where visited and todo begin, so that most
+	next    [fewVisits]int   // questions need no further memory
 }
 
-// reached says how far the walk went from one entity.
-type reached struct {
-	depth int // how deep to follow its attributes, 0 for ancestors and plain references
-	done  int // how deep they were followed, -1 before its parents were
+// visit is an entity that the walk has reached, and how far the walk went from it.
+type visit struct {
+	uid    cedar.EntityUID
+	depth  int           // how deep to follow its attributes, 0 for ancestors and plain references
+	done   int           // how deep they were followed, -1 before its parents were
+	entity *Entity       // nil: not stored, or not looked up yet
+	made   *cedar.Entity // for Cedar's evaluation; nil: not yet
+}
+
+// fewVisits is up to how many entities a list is searched faster than a map.
+const fewVisits = 8
+
+// visits are the entities that a walk has reached, each once.
+type visits struct {
+	list  []visit
+	index map[cedar.EntityUID]int // where each is in list; nil while there are few
+}
+
+// find returns where an entity is in the list, or -1.
+func (v *visits) find(uid cedar.EntityUID) int {
+	if v.index != nil {
+		if i, ok := v.index[uid]; ok {
+			return i
+		}
+		return -1
+	}
+	for i := range v.list {
+		if v.list[i].uid == uid {
+			return i
+		}
+	}
+	return -1
+}
+
+// add adds an entity that is not in the list, and returns where it is.
+func (v *visits) add(uid cedar.EntityUID) int {
+	i := len(v.list)
+	v.list = append(v.list, visit{uid: uid, done: -1})
+	switch {
+	case v.index != nil:
+		v.index[uid] = i
+	case len(v.list) > fewVisits:
+		v.index = make(map[cedar.EntityUID]int, 4*fewVisits)
+		for j := range v.list {
+			v.index[v.list[j].uid] = j
+		}
+	}
+	return i
 }
 
 // newSlice makes an empty slice of a question. Several questions at one revision may
 // share the pool.
 func (s *Set) newSlice(q *Question, pool *Pool) *Slice {
-	return &Slice{set: s, q: q, pool: pool}
+	sl := &Slice{set: s, q: q, pool: pool}
+	sl.visited.list, sl.todo = sl.first[:0], sl.next[:0]
+	return sl
 }
 
 // toLoad walks on through the entities of the pool, and returns those that must be
@@ -188,9 +237,8 @@ func (sl *Slice) toLoad() []cedar.EntityUID {
 	if sl.q.inapplicable {
 		return nil
 	}
-	if sl.visited == nil {
-		sl.visited = make(map[cedar.EntityUID]reached, 16)
-		sl.todo = make([]cedar.EntityUID, 0, 16)
+	if !sl.begun {
+		sl.begun = true
 		level := sl.q.action.index.level
 		if sl.q.fieldsAsked {
 			level = max(level, sl.q.action.field.index.level)
@@ -201,17 +249,21 @@ func (sl *Slice) toLoad() []cedar.EntityUID {
 	}
 	before := sl.steps
 	defer func() { sl.pool.count(stepsOfEdge * int64(sl.steps-before)) }()
-	sl.todo, sl.missing = append(sl.todo, sl.missing...), nil
+	sl.todo, sl.missing = append(sl.todo, sl.missing...), sl.missing[:0]
 	for len(sl.todo) > 0 && sl.err == nil {
 		last := len(sl.todo) - 1
-		uid := sl.todo[last]
+		i := sl.todo[last]
 		sl.todo = sl.todo[:last]
-		sl.walk(uid)
+		sl.walk(i)
 	}
-	if sl.err != nil {
+	if sl.err != nil || len(sl.missing) == 0 {
 		return nil
 	}
-	return sl.missing
+	out := make([]cedar.EntityUID, len(sl.missing))
+	for i, m := range sl.missing {
+		out[i] = sl.visited.list[m].uid
+	}
+	return out
 }
 
 // reach notes that the walk must follow the attributes of an entity to this depth.
@@ -220,36 +272,41 @@ func (sl *Slice) reach(uid cedar.EntityUID, depth int) {
 	if _, static := sl.set.static[uid]; static {
 		return
 	}
-	r, seen := sl.visited[uid]
-	switch {
-	case !seen:
-		r.done = -1
-	case r.depth >= depth:
+	i := sl.visited.find(uid)
+	known := true
+	if i < 0 {
+		i = sl.visited.add(uid)
+	} else if v := &sl.visited.list[i]; v.depth >= depth {
 		return
+	} else {
+		known = v.done >= 0
 	}
 	// An entity that was missing before is in todo or missing already.
-	if known := !seen || r.done >= 0; known {
-		sl.todo = append(sl.todo, uid)
+	if known {
+		sl.todo = append(sl.todo, i)
 	}
-	r.depth = depth
-	sl.visited[uid] = r
+	sl.visited.list[i].depth = depth
 }
 
 // walk follows the parents of an entity, and for depth > 1 the entities in its
 // attributes.
-func (sl *Slice) walk(uid cedar.EntityUID) {
-	e, known := sl.lookup(uid)
-	if !known {
-		sl.missing = append(sl.missing, uid)
-		return
+func (sl *Slice) walk(i int) {
+	v := &sl.visited.list[i]
+	before, depth := v.done, v.depth
+	if before < 0 {
+		e, known := sl.lookup(v.uid)
+		if !known {
+			sl.missing = append(sl.missing, i)
+			return
+		}
+		v.entity = e
 	}
-	r := sl.visited[uid]
-	before := r.done
-	r.done = r.depth
-	sl.visited[uid] = r
+	e := v.entity
+	v.done = depth
 	if e == nil {
 		return
 	}
+	// The list can grow from here on, so v is not used any more.
 	if before < 0 {
 		if sl.weigh(e); sl.err != nil {
 			return
@@ -258,10 +315,9 @@ func (sl *Slice) walk(uid cedar.EntityUID) {
 			sl.reach(p, 0)
 		}
 	}
-	if r.depth < 1 || r.depth <= before {
+	if depth < 1 || depth <= before {
 		return
 	}
-	depth := r.depth
 	follow := func(ref cedar.EntityUID) {
 		if depth > 1 {
 			sl.reach(ref, depth-1)
@@ -284,12 +340,12 @@ func (sl *Slice) weigh(e *Entity) {
 		return
 	}
 	heaviest := e
-	for uid := range sl.visited {
-		if other, _ := sl.lookup(uid); other != nil && other.weight() > heaviest.weight() {
-			heaviest = other
+	for _, v := range sl.visited.list {
+		if v.entity != nil && v.entity.weight() > heaviest.weight() {
+			heaviest = v.entity
 		}
 	}
-	sl.err = &TooLargeError{Batch: !large, Cause: fmt.Errorf("%d entities were reached, %d bytes of them are of %s", len(sl.visited), heaviest.weight(), heaviest.UID)}
+	sl.err = &TooLargeError{Batch: !large, Cause: fmt.Errorf("%d entities were reached, %d bytes of them are of %s", len(sl.visited.list), heaviest.weight(), heaviest.UID)}
 }
 
 // Reads yields the entities of the store that a decision on a complete slice depends on,
@@ -297,7 +353,8 @@ func (sl *Slice) weigh(e *Entity) {
 // stored. Entities of the request and those that bundles define are not among them.
 func (sl *Slice) Reads() iter.Seq[cedar.EntityUID] {
 	return func(yield func(cedar.EntityUID) bool) {
-		for uid := range sl.visited {
+		for i := range sl.visited.list {
+			uid := sl.visited.list[i].uid
 			if _, inline := sl.q.inline[uid]; inline || sl.set.requestOnly(uid.Type) {
 				continue
 			}
@@ -330,22 +387,23 @@ func (sl *Slice) entities() (*entities, error) {
 		return nil, sl.err
 	}
 	for uid := range sl.q.inline {
-		if _, ok := sl.visited[uid]; !ok && !sl.q.inapplicable {
+		if sl.visited.find(uid) < 0 && !sl.q.inapplicable {
 			return nil, badf("entity %s came with the request, but nothing in the request refers to it", uid)
 		}
 	}
-	out := &entities{static: sl.set.static, slice: make(map[cedar.EntityUID]cedar.Entity, 4), from: sl, left: maxClosed, meter: sl.newMeter()}
-	for _, uid := range []cedar.EntityUID{sl.q.request.Principal, sl.q.request.Resource} {
-		if sl.visited[uid].depth < 1 {
+	out := &entities{static: sl.set.static, from: sl, left: maxClosed, meter: sl.newMeter()}
+	for _, uid := range [...]cedar.EntityUID{sl.q.request.Principal, sl.q.request.Resource} {
+		i := sl.visited.find(uid)
+		if i < 0 || sl.visited.list[i].depth < 1 {
 			continue // the question is inapplicable, or the entity is static
 		}
-		if e, _ := sl.lookup(uid); e != nil {
-			closed, ok := sl.closure(e, MaxAncestors)
+		if v := &sl.visited.list[i]; v.entity != nil {
+			closed, ok := sl.closure(v.entity, MaxAncestors)
 			if !ok {
-				return nil, fmt.Errorf("%w: %s has more than %d", ErrTooManyAncestors, e.UID, MaxAncestors)
+				return nil, fmt.Errorf("%w: %s has more than %d", ErrTooManyAncestors, uid, MaxAncestors)
 			}
 			out.spendClosure(closed)
-			out.put(e, 1, closed)
+			v.make(closed)
 		}
 	}
 	return out, nil
@@ -385,8 +443,8 @@ func (sl *Slice) closure(e *Entity, limit int) (out []cedar.EntityUID, ok bool) 
 		if len(out) > limit {
 			return nil, false
 		}
-		if parent, _ := sl.lookup(out[i]); parent != nil {
-			add(parent.Parents)
+		if p := sl.visited.find(out[i]); p >= 0 && sl.visited.list[p].entity != nil {
+			add(sl.visited.list[p].entity.Parents)
 		}
 	}
 	return out, true
@@ -405,9 +463,8 @@ const maxClosed = MaxAncestors
 // an entity gets its own parents only, the ancestors are included, and Cedar walks. The
 // answers are the same; then each "in" costs time that is linear in the slice.
 type entities struct {
-	slice  map[cedar.EntityUID]cedar.Entity // made already
 	static map[cedar.EntityUID]cedar.Entity
-	from   *Slice // nil: slice is all there is
+	from   *Slice
 	left   int    // of maxClosed, less than 0 when it is spent
 	meter  *meter // nil: the work is not counted
 }
@@ -421,20 +478,20 @@ func (e *entities) Get(uid cedar.EntityUID) (cedar.Entity, bool) {
 	if ent, ok := e.static[uid]; ok {
 		return ent, true
 	}
-	if ent, ok := e.slice[uid]; ok || e.from == nil {
-		return ent, ok
-	}
-	r, reached := e.from.visited[uid]
-	if !reached || r.depth < 1 && e.left >= 0 {
+	i := e.from.visited.find(uid)
+	if i < 0 {
 		return cedar.Entity{}, false
 	}
-	stored, _ := e.from.lookup(uid)
-	if stored == nil {
+	v := &e.from.visited.list[i]
+	if v.made != nil {
+		return *v.made, true
+	}
+	if v.depth < 1 && e.left >= 0 || v.entity == nil {
 		return cedar.Entity{}, false
 	}
-	parents := stored.Parents
+	parents := v.entity.Parents
 	if e.left >= 0 {
-		closed, ok := e.from.closure(stored, e.left)
+		closed, ok := e.from.closure(v.entity, e.left)
 		if ok {
 			parents = closed
 			e.left -= len(closed)
@@ -443,7 +500,7 @@ func (e *entities) Get(uid cedar.EntityUID) (cedar.Entity, bool) {
 			e.left = -1
 		}
 	}
-	return e.put(stored, r.depth, parents), true
+	return v.make(parents), true
 }
 
 // spendClosure counts the work to find all ancestors of an entity.
@@ -453,35 +510,36 @@ func (e *entities) spendClosure(ancestors []cedar.EntityUID) {
 	e.meter.spend(stepsOfAncestor*int64(len(ancestors)) + stepsOfEdge*edges)
 }
 
-// put makes an entity for Cedar. An entity that is only an ancestor gets no attributes,
+// make makes an entity for Cedar. An entity that is only an ancestor gets no attributes,
 // since no policy can read them.
-func (e *entities) put(stored *Entity, depth int, parents []cedar.EntityUID) cedar.Entity {
-	ent := cedar.Entity{UID: stored.UID}
-	if depth >= 1 {
-		ent.Attributes, ent.Tags = stored.Attrs, stored.Tags
+func (v *visit) make(parents []cedar.EntityUID) cedar.Entity {
+	v.made = &cedar.Entity{UID: v.uid}
+	if v.depth >= 1 {
+		v.made.Attributes, v.made.Tags = v.entity.Attrs, v.entity.Tags
 	}
 	if len(parents) > 0 {
-		ent.Parents = cedar.NewEntityUIDSet(parents...)
+		v.made.Parents = cedar.NewEntityUIDSet(parents...)
 	}
-	e.slice[stored.UID] = ent
-	return ent
+	return *v.made
 }
 
 // spendAncestors counts the work of a loop over [entities.ancestors].
 func (e *entities) spendAncestors(uid cedar.EntityUID) bool {
-	ent, ok := e.static[uid]
-	if !ok {
-		ent = e.slice[uid]
-	}
-	return e.meter.spend(int64(ent.Parents.Len()))
+	return e.meter.spend(int64(e.parents(uid).Len()))
 }
 
 // ancestors yields all ancestors of the principal, the resource, an action or a field.
-// Those entities exist from the start. The function is small enough to be inlined.
+// Those entities exist from the start.
 func (e *entities) ancestors(uid cedar.EntityUID) iter.Seq[cedar.EntityUID] {
-	ent, ok := e.static[uid]
-	if !ok {
-		ent = e.slice[uid]
+	return e.parents(uid).All()
+}
+
+func (e *entities) parents(uid cedar.EntityUID) cedar.EntityUIDSet {
+	if ent, ok := e.static[uid]; ok {
+		return ent.Parents
 	}
-	return ent.Parents.All()
+	if i := e.from.visited.find(uid); i >= 0 && e.from.visited.list[i].made != nil {
+		return e.from.visited.list[i].made.Parents
+	}
+	return cedar.EntityUIDSet{}
 }
