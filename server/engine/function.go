@@ -62,10 +62,10 @@ func (ix *index) permitsFor(principal cedar.EntityUID, e *entities) iter.Seq[*po
 			if len(n.functionPermitsIn) == 0 {
 				continue
 			}
-			if !each(n.functionPermitsIn[principal]) || !e.spendAncestors(principal) {
+			if !each(n.functionPermitsIn[principal]) || !e.meter.spend(int64(e.ancestors(principal).Len())) {
 				return
 			}
-			for a := range e.ancestors(principal) {
+			for a := range e.ancestors(principal).All() {
 				if a != principal && !each(n.functionPermitsIn[a]) {
 					return
 				}

@@ -188,10 +188,10 @@ func (ix *index) candidates(principal, resource cedar.EntityUID, e *entities) po
 			return
 		}
 		keep(n.byResource[resource])
-		if !e.spendAncestors(resource) {
+		if !e.meter.spend(int64(e.ancestors(resource).Len())) {
 			return
 		}
-		for a := range e.ancestors(resource) {
+		for a := range e.ancestors(resource).All() {
 			if a != resource {
 				keep(n.byResource[a])
 			}
@@ -214,10 +214,10 @@ func (ix *part) nodes(principal cedar.EntityUID, e *entities) iter.Seq[*node] {
 		if n := ix.byPrincipal[principal]; n != nil && !yield(n) {
 			return
 		}
-		if !e.spendAncestors(principal) {
+		if !e.meter.spend(int64(e.ancestors(principal).Len())) {
 			return
 		}
-		for a := range e.ancestors(principal) {
+		for a := range e.ancestors(principal).All() {
 			if a == principal {
 				continue
 			}

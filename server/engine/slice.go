@@ -523,18 +523,9 @@ func (v *visit) make(parents []cedar.EntityUID) cedar.Entity {
 	return *v.made
 }
 
-// spendAncestors counts the work of a loop over [entities.ancestors].
-func (e *entities) spendAncestors(uid cedar.EntityUID) bool {
-	return e.meter.spend(int64(e.parents(uid).Len()))
-}
-
-// ancestors yields all ancestors of the principal, the resource, an action or a field.
-// Those entities exist from the start.
-func (e *entities) ancestors(uid cedar.EntityUID) iter.Seq[cedar.EntityUID] {
-	return e.parents(uid).All()
-}
-
-func (e *entities) parents(uid cedar.EntityUID) cedar.EntityUIDSet {
+// ancestors returns all ancestors of the principal, the resource, an action or a field. Those
+// entities exist from the start.
+func (e *entities) ancestors(uid cedar.EntityUID) cedar.EntityUIDSet {
 	if ent, ok := e.static[uid]; ok {
 		return ent.Parents
 	}

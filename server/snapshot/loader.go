@@ -116,7 +116,7 @@ func (l *loader) load(ctx context.Context, snap *Snapshot, pool *engine.Pool, mi
 		// Another call asked for more entities than this one, so perhaps only its were too
 		// large.
 		f := newFlight(large...)
-		go l.run(context.WithoutCancel(ctx), snap, f, store.LargeLoad)
+		go l.run(ctx, snap, f, store.LargeLoad)
 		err := f.wait(ctx)
 		if err == nil {
 			pool.Add(f.asked, f.found)
@@ -158,7 +158,7 @@ func (l *loader) loadLarge(ctx context.Context, snap *Snapshot, pool *engine.Poo
 	f := newFlight(asked...)
 	go func() {
 		defer func() { <-l.large }()
-		l.run(context.WithoutCancel(ctx), snap, f, engine.MaxSliceWeight)
+		l.run(ctx, snap, f, engine.MaxSliceWeight)
 	}()
 	err := f.wait(soon)
 	switch {
@@ -246,14 +246,19 @@ func (l *loader) fly(ctx context.Context, snap *Snapshot, uids []cedar.EntityUID
 	l.metric.lookups.WithLabelValues("shared").Add(float64(len(uids) - len(own.asked)))
 	if len(own.asked) > 0 {
 		// Other calls may wait for the load, so it does not end with this one.
-		go l.run(context.WithoutCancel(ctx), snap, own, store.LargeLoad)
+		go l.run(ctx, snap, own, store.LargeLoad)
 	}
 	return parts
 }
 
-// run does one load of at most some weight, for the calls that wait and for the cache.
-func (l *loader) run(ctx context.Context, snap *Snapshot, f *flight, most int64) {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+// run does one load of at most some weight, for the calls that wait and for the cache. It does not
+// end when the call does, but it may take as long as the call may, if that is more than storeTimeout.
+func (l *loader) run(call context.Context, snap *Snapshot, f *flight, most int64) {
+	end := time.Now().Add(storeTimeout)
+	if last, bounded := call.Deadline(); bounded && last.After(end) {
+		end = last
+	}
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(call), end)
 	defer cancel()
 	func() {
 		defer func() {
