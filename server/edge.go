@@ -214,10 +214,12 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 		r.conn.hasKey(caller.Name)
 	}
 	call := decisionlog.Call{Caller: caller.Name, Procedure: procedure}
-	carrier := propagation.MapCarrier{"traceparent": r.header.Get("Traceparent")}
-	remote := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
-	if remote.HasTraceID() {
-		call.TraceID = remote.TraceID().String()
+	if parent := r.header.Get("Traceparent"); parent != "" {
+		carrier := propagation.MapCarrier{"traceparent": parent}
+		remote := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
+		if remote.HasTraceID() {
+			call.TraceID = remote.TraceID().String()
+		}
 	}
 	ctx = decisionlog.WithCall(access.WithRights(access.WithCaller(ctx, caller), rights), call)
 	if !e.limits.Allow(rights, 1) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -147,7 +148,9 @@ func newSecret(id string) string {
 	return text + "_" + checksum(text)
 }
 
-func checksum(text string) string { return fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(text))) }
+func checksum(text string) string {
+	return hex.EncodeToString(binary.BigEndian.AppendUint32(nil, crc32.ChecksumIEEE([]byte(text))))
+}
 
 // isTruncated reports whether a text has the form of a key, and not the checksum of one. Keys from
 // before there was this form have no checksum.

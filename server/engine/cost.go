@@ -73,6 +73,13 @@ func (m *meter) spend(steps int64) bool {
 	return m.err == nil
 }
 
+// refund takes back steps that were spent, because the same work is counted again.
+func (m *meter) refund(steps int64) {
+	if m != nil {
+		m.left += steps
+	}
+}
+
 // failed returns why the work had to end, or nil.
 func (m *meter) failed() error {
 	if m == nil {

@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"iter"
 	"slices"
 
 	"github.com/cedar-policy/cedar-go"
+	"github.com/cedar-policy/cedar-go/ast"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 )
 
@@ -16,6 +18,10 @@ import (
 // evaluation decides all of them. A policy that does anything else with context.field,
 // or uses the context as a whole, is called opaque. If a candidate policy is opaque,
 // the request is decided field by field.
+//
+// Most policies are a conjunction of parts that consist of probes alone and of parts that do
+// not look at the field. The second parts have the same value for all fields, so they are
+// evaluated once for all classes.
 
 // fieldUse is what a policy does with context.field.
 type fieldUse struct {
@@ -25,6 +31,10 @@ type fieldUse struct {
 	// false, the policy is false and cannot fail: Cedar evaluates conditions in order
 	// and stops at the first false one.
 	lead probeExpr
+	// when is the conjunction of the parts that consist of probes alone; nil: there are none.
+	// apart is the policy without them. It is nil if another part looks at the field.
+	when  probeExpr
+	apart *cedar.Policy
 }
 
 func (u fieldUse) looks() bool { return u.opaque || len(u.probes) > 0 }
@@ -72,6 +82,32 @@ func usesField(tree *xast.Policy) fieldUse {
 		}
 	}
 	return u
+}
+
+// split separates what the policy asks about the field from the rest.
+func (u *fieldUse) split(tree *xast.Policy, compiled *cedar.Policy) {
+	if !u.looks() {
+		u.apart = compiled
+		return
+	}
+	var when allOf
+	var rest []xast.ConditionType
+	for _, c := range tree.Conditions {
+		for _, part := range conjuncts(c.Body, c.Condition == xast.ConditionUnless) {
+			if probes, ok := probesOnly(part); ok {
+				when = append(when, probes)
+				continue
+			}
+			var use fieldUse
+			if use.find(part); use.looks() {
+				return
+			}
+			rest = append(rest, xast.ConditionType{Condition: xast.ConditionWhen, Body: part})
+		}
+	}
+	apart := *tree
+	apart.Annotations, apart.Conditions = nil, rest
+	u.when, u.apart = when, exact(cedar.NewPolicyFromAST((*ast.Policy)(&apart)))
 }
 
 // find walks n and sorts each use of the context into probes and the rest.
@@ -196,7 +232,7 @@ func (s *Set) classify(f *action) {
 		}
 	})
 	f.classes = map[cedar.EntityType][]int{}
-	f.leads = map[cedar.EntityType]map[*policy][]uint64{}
+	f.probed = map[cedar.EntityType]map[*policy]probed{}
 	for _, t := range f.appliesTo.Resources {
 		cat := s.catalogues[t]
 		if cat == nil {
@@ -219,29 +255,41 @@ func (s *Set) classify(f *action) {
 			classes[i] = id
 		}
 		f.classes[t] = classes
-		f.leads[t] = s.leadsByClass(f, cat, classes, len(ids))
+		f.probed[t] = s.probeClasses(f, cat, classes, len(ids))
 	}
 }
 
-// leadsByClass evaluates each policy's first condition once for each class, and keeps
-// one bit for each result.
-func (s *Set) leadsByClass(f *action, cat *catalogue, classes []int, n int) map[*policy][]uint64 {
+// probed says for which classes of fields parts of a policy are true.
+type probed struct{ lead, when classSet }
+
+// classSet is a set of classes, one bit for each; nil: all classes.
+type classSet []uint64
+
+func (l classSet) has(class int) bool { return l == nil || l[class/64]&(1<<(class%64)) != 0 }
+
+// probeClasses evaluates the probes of each policy once for each class.
+func (s *Set) probeClasses(f *action, cat *catalogue, classes []int, n int) map[*policy]probed {
 	one := make([]cedar.Entity, n) // a leaf of each class
 	for i, c := range classes {
 		one[c] = s.static[cat.leaves[i].uid]
 	}
-	out := map[*policy][]uint64{}
-	f.index.each(func(p *policy) {
-		if p.field.lead == nil {
-			return
+	where := func(e probeExpr) classSet {
+		if e == nil {
+			return nil
 		}
-		bits := make([]uint64, (n+63)/64)
+		bits := make(classSet, (n+63)/64)
 		for c, field := range one {
-			if p.field.lead.ask(field) {
+			if e.ask(field) {
 				bits[c/64] |= 1 << (c % 64)
 			}
 		}
-		out[p] = bits
+		return bits
+	}
+	out := map[*policy]probed{}
+	f.index.each(func(p *policy) {
+		if p.field.lead != nil || p.field.when != nil {
+			out[p] = probed{where(p.field.lead), where(p.field.when)}
+		}
 	})
 	return out
 }
@@ -312,26 +360,41 @@ func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 	f := q.action.field
 	cands := f.index.candidates(q.request.Principal, q.request.Resource, e)
 	classes := s.classesFor(q, cands)
-	verdicts := map[int]verdict{}
+	var verdicts map[int]verdict
 	var narrowed policies
-	var leads [][]uint64        // of cands
-	var members cedar.RecordMap // of the context
+	var parts []probed // of cands
 	if classes != nil {
-		byPolicy := f.leads[q.request.Resource.Type]
-		leads = make([][]uint64, len(cands))
+		verdicts = make(map[int]verdict, 8)
+		byPolicy := f.probed[q.request.Resource.Type]
+		parts = make([]probed, len(cands))
 		for i, p := range cands {
-			leads[i] = byPolicy[p]
+			parts[i] = byPolicy[p]
 		}
 	}
-	each := stepsOfField + int64(len(cands))/4 + contextSteps(q.request.Context)
+	members := membersOf(q.request.Context)
+	request := func(l leaf) cedar.Request {
+		req := q.request
+		req.Action, req.Context = f.uid, withField(members, l.uid)
+		return req
+	}
+	var satisfied []bool // of cands, apart from what they ask about the field; nil: not known
+	if several(q.leaves, classes) {
+		satisfied = evaluateApart(cands, request(q.leaves[0]), e)
+	}
+	each := stepsOfField + int64(len(cands))/4
+	if satisfied == nil {
+		each += contextSteps(q.request.Context)
+	}
 	if classes == nil {
 		for _, p := range cands {
 			each += int64(len(p.field.probes)) // of its first condition, at most
 		}
 	}
 	for _, l := range q.leaves {
+		class := 0
 		if classes != nil {
-			if v, ok := verdicts[classes[l.index]]; ok {
+			class = classes[l.index]
+			if v, ok := verdicts[class]; ok {
 				if !e.meter.spend(1) {
 					return
 				}
@@ -342,38 +405,98 @@ func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 		if !e.meter.spend(each) {
 			return
 		}
-		use := cands
-		if !s.plainFields {
+		var v verdict
+		switch {
+		case satisfied != nil:
+			v = together(cands, parts, satisfied, class)
+		case s.plainFields:
+			v = s.evaluate(cands, request(l), e)
+		default:
 			narrowed = narrowed[:0]
 			for i, p := range cands {
-				var pass bool
-				switch {
-				case p.field.lead == nil:
-					pass = true
-				case classes != nil:
-					c := classes[l.index]
-					pass = leads[i][c/64]&(1<<(c%64)) != 0
-				default:
-					pass = p.field.lead.ask(s.static[l.uid])
-				}
-				if pass {
+				if classes != nil && parts[i].lead.has(class) || classes == nil && (p.field.lead == nil || p.field.lead.ask(s.static[l.uid])) {
 					narrowed = append(narrowed, p)
 				}
 			}
-			use = narrowed
+			v = s.evaluate(narrowed, request(l), e)
 		}
-		req := q.request
-		req.Action = f.uid
-		if members == nil {
-			members = membersOf(q.request.Context)
-		}
-		req.Context = withField(members, l.uid)
-		v := s.evaluate(use, req, e)
 		if classes != nil {
-			verdicts[classes[l.index]] = v
+			verdicts[class] = v
 		}
 		fn(l, v)
 	}
+}
+
+// several reports whether leaves are of more than one class.
+func several(leaves []leaf, classes []int) bool {
+	return classes != nil && slices.ContainsFunc(leaves, func(l leaf) bool { return classes[l.index] != classes[leaves[0].index] })
+}
+
+// evaluateApart evaluates candidates without what they ask about the field, and says which of them
+// are satisfied. It returns nil if they cannot be separated. It also returns nil if one of them
+// fails: whether it fails for a field can depend on a probe that comes before.
+func evaluateApart(cands policies, req cedar.Request, e *entities) []bool {
+	if slices.ContainsFunc(cands, func(p *policy) bool { return p.field.apart == nil }) {
+		return nil
+	}
+	satisfied := make([]bool, len(cands))
+	for _, forbid := range [...]bool{false, true} {
+		_, diag := cedar.Authorize(apart{cands, forbid, e.meter}, e, req)
+		if len(diag.Errors) > 0 {
+			for _, p := range cands {
+				if !p.forbid || forbid {
+					e.meter.refund(p.cost) // each class costs it again
+				}
+			}
+			return nil
+		}
+		i := 0
+		for _, r := range diag.Reasons { // in the order of the candidates
+			for cands[i].name != r.PolicyID {
+				i++
+			}
+			satisfied[i] = true
+		}
+	}
+	return satisfied
+}
+
+// apart is the permits or the forbids among policies, without what they ask about the field, as a
+// cedar.PolicyIterator. It ends when the budget of the meter is spent.
+type apart struct {
+	policies
+	forbid bool
+	meter  *meter
+}
+
+// All implements cedar.PolicyIterator.
+func (l apart) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
+	return func(yield func(cedar.PolicyID, *cedar.Policy) bool) {
+		for _, p := range l.policies {
+			if p.forbid == l.forbid && (!l.meter.spend(p.cost) || !yield(p.name, p.field.apart)) {
+				return
+			}
+		}
+	}
+}
+
+// together is the verdict about the fields of a class, as [Set.evaluate] would make it: a candidate is
+// satisfied if what it asks about the field is true, and the rest of it is satisfied.
+func together(cands policies, parts []probed, satisfied []bool, class int) verdict {
+	var permits, forbids []*policy
+	for i, p := range cands {
+		switch {
+		case !satisfied[i] || !parts[i].when.has(class):
+		case p.forbid:
+			forbids = append(forbids, p)
+		default:
+			permits = append(permits, p)
+		}
+	}
+	if len(forbids) > 0 {
+		return verdict{reasons: forbids}
+	}
+	return verdict{allowed: len(permits) > 0, reasons: permits}
 }
 
 // contextSteps is the work of withField: the new record hashes all texts of the context.

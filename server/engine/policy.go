@@ -540,6 +540,7 @@ func actionScopeOf(n xast.IsActionScopeNode) actionScope {
 // walk fills in what is known from the conditions alone.
 func (p *policy) walk(tree *xast.Policy) {
 	p.field = usesField(tree)
+	p.field.split(tree, p.compiled)
 	p.anyResource = !p.resource.hasUID
 	var text strings.Builder
 	for _, c := range tree.Conditions {

@@ -42,8 +42,8 @@ type action struct {
 	index     *index
 	// classes has the class of each leaf, by resource type, for a ".field" action.
 	classes map[cedar.EntityType][]int
-	// leads says for which classes a policy's first condition is true.
-	leads map[cedar.EntityType]map[*policy][]uint64
+	// probed says for which classes parts of a policy are true.
+	probed map[cedar.EntityType]map[*policy]probed
 }
 
 func isActionType(t cedar.EntityType) bool {
