@@ -28,6 +28,8 @@ import (
 const (
 	signInterval = time.Second // between two looks for new batches
 	signLeaves   = 1 << 15     // added to the tree at once
+	// saveTimeout is for a checkpoint that is in the file when the server stops.
+	saveTimeout = 10 * time.Second
 	// refusedRetry is the pause after the log contradicted a checkpoint: only an operator can
 	// mend that. It is also the least time between two log lines about attempts that failed.
 	refusedRetry = 10 * time.Second
@@ -573,7 +575,12 @@ func (s *Signer) sign(ctx context.Context, keys []auditlog.Key) (grown bool, err
 	if err := auditlog.AppendCheckpoint(s.file, signed); err != nil {
 		return false, &checkpointFileError{err}
 	}
-	if err := s.db.SaveTree(ctx, tiles, store.Checkpoint{Origin: c.Origin, Size: c.Size, Note: signed}); err != nil {
+	// A server that stops now still saves it: otherwise the log would be behind the file until the
+	// next start, and a verification in between would fail.
+	saving, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(saveTimeout, cancel) })()
+	if err := s.db.SaveTree(saving, tiles, store.Checkpoint{Origin: c.Origin, Size: c.Size, Note: signed}); err != nil {
 		return false, err
 	}
 	s.base = c
