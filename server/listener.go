@@ -279,6 +279,7 @@ type tlsListener struct {
 	timeout time.Duration // of a handshake
 	log     *log.Logger
 	refused func(peer string) // notes that a client certificate is not accepted
+	shaking sync.WaitGroup    // handshakes, and run
 
 	ctx   context.Context //nolint:containedctx // ends with the listener
 	close context.CancelFunc
@@ -289,7 +290,7 @@ type tlsListener struct {
 func newTLSListener(l net.Listener, config *tls.Config, timeout time.Duration, errorLog *log.Logger, refused func(peer string)) *tlsListener {
 	t := &tlsListener{Listener: l, config: config, timeout: timeout, log: errorLog, refused: refused, conns: make(chan net.Conn), errs: make(chan error)}
 	t.ctx, t.close = context.WithCancel(context.Background())
-	go t.run()
+	t.shaking.Go(t.run)
 	return t
 }
 
@@ -298,6 +299,7 @@ func (l *tlsListener) run() {
 	for l.ctx.Err() == nil {
 		raw, err := l.Listener.Accept()
 		if err == nil {
+			l.shaking.Add(1)
 			go l.handshake(raw)
 			continue
 		}
@@ -312,12 +314,14 @@ func (l *tlsListener) handshake(raw net.Conn) {
 	ctx, cancel := context.WithTimeout(l.ctx, l.timeout)
 	defer cancel()
 	c := tls.Server(raw, l.config)
-	if err := c.HandshakeContext(ctx); err != nil {
+	err := c.HandshakeContext(ctx)
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		l.refused(raw.RemoteAddr().String())
+	}
+	l.shaking.Done()
+	if err != nil {
 		if plain, ok := errors.AsType[tls.RecordHeaderError](err); ok && plain.Conn != nil && looksLikeHTTP(plain.RecordHeader) {
 			_, _ = io.WriteString(plain.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
-		}
-		if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-			l.refused(raw.RemoteAddr().String())
 		}
 		l.log.Printf("http: TLS handshake error from %s: %v", raw.RemoteAddr(), err)
 		if l.config.ClientAuth != tls.NoClientCert {
@@ -366,9 +370,12 @@ func (l *tlsListener) Accept() (net.Conn, error) {
 	}
 }
 
+// Close ends the handshakes. Those that failed before it returns are recorded.
 func (l *tlsListener) Close() error {
 	l.close()
-	return l.Listener.Close()
+	err := l.Listener.Close()
+	l.shaking.Wait()
+	return err
 }
 
 // waitingRoom holds calls without a key whose body the server waits for. When it is full, the
