@@ -98,6 +98,13 @@ fuzz-short: ## Run each fuzz target for 10 s (FUZZTIME=1m for more)
 bench: postgres ## Run the benchmarks
 	go test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
+.PHONY: bench-gate
+bench-gate: postgres ## Fail if a call on the path of a decision allocates a tenth more than bench/gate.txt says
+	@scripts/bench-gate.sh
+
+.PHONY: check
+check: test lint check-generated bench-gate ## Run all that a change has to pass
+
 ROWS ?= 1000000
 
 .PHONY: bench-queries

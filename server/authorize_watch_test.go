@@ -56,6 +56,13 @@ func watch(t testing.TB, s *servertest.Server, after *cedarpostv1.Revision) (*wa
 		t.Fatal(err)
 	}
 	w.last = first.Revision.Number
+	if after == nil { // the server may not have applied all yet
+		p, err := s.DB.Current(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.until(p.Number)
+	}
 	return w, first
 }
 
