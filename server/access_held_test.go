@@ -13,6 +13,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
@@ -44,7 +45,7 @@ func held(t *testing.T, s *servertest.Server, key, method, body string) (finish 
 // their last bytes come: unary calls, an atomic import, a publish.
 func TestAttackCallsHeldOpen(t *testing.T) {
 	t.Parallel()
-	s := docServer(t)
+	s := docServer(t, server.ReadSlowly)
 	root := accessOf(s, s.Token)
 	for name, end := range map[string]func() error{
 		"revoked": func() error {

@@ -54,7 +54,7 @@ func publicError(procedure string, err error) *connect.Error {
 	var history *snapshot.HistoryError
 	switch {
 	case errors.As(err, &ce):
-		if ce.Code() == connect.CodeUnknown && errors.Is(ce, os.ErrDeadlineExceeded) { // from Connect
+		if errors.Is(ce, os.ErrDeadlineExceeded) && strings.HasSuffix(ce.Message(), "i/o timeout") { // from Connect, with addresses
 			return connect.NewError(connect.CodeDeadlineExceeded, "the message did not come in time").WithCause(err)
 		}
 		return tooLarge(procedure, ce)

@@ -112,3 +112,9 @@ const (
 	MaxCallerGrants = maxCallerGrants
 	PageBytes       = pageBytes
 )
+
+// ReadSlowly lets callers take a minute to send a request.
+func ReadSlowly(c *Config) {
+	c.times = defaultTimeouts
+	c.times.header, c.times.read = time.Minute, time.Minute
+}

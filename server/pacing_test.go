@@ -256,6 +256,28 @@ func TestStalledUpload(t *testing.T) {
 	}
 }
 
+// A call whose body stalls gets an error that says so, without addresses.
+func TestStalledCall(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	times := defaultTimeouts
+	times.read = 3 * time.Second
+	_, addr, key := hurried(t, times)
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_, err = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{",
+		cedarpostv1connect.AccessServiceWhoAmIProcedure, addr, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil || !strings.Contains(string(answer), `{"code":"deadline_exceeded","message":"the message did not come in time"}`) {
+		t.Errorf("answered %q, %v", answer, err)
+	}
+}
+
 // stall begins an upload, sends nothing more, and returns the whole answer.
 func stall(t *testing.T, addr, key, upload string) string {
 	t.Helper()
