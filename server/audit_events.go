@@ -8,6 +8,8 @@ import (
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
+	"github.com/cedarpost/cedarpost/server/stored"
+	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -27,6 +29,15 @@ func (s *auditService) QueryEvents(ctx context.Context, req *cedarpostv1.QueryEv
 	q := store.EventQuery{
 		From: from, To: to, Caller: req.GetCaller(), Subject: req.GetSubject(),
 		BeforeAt: page.End.At, BeforeID: page.End.ID, Limit: size + 1,
+	}
+	if q.Subject != "" {
+		keys, grants, err := s.db.AccessOf(ctx, q.Subject)
+		if err != nil {
+			return nil, err
+		}
+		for q.Also = keys; len(grants) > 0; grants = grants[1:] {
+			q.Also = append(q.Also, wire.UID(stored.ToProto(grants[0])).String())
+		}
 	}
 	if k := req.GetKind(); k != cedarpostv1.EventRecord_KIND_UNSPECIFIED {
 		q.Kind = decisionlog.EventKind(k)

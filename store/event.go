@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 type EventQuery struct {
 	From, To              time.Time // from (inclusive), to (exclusive)
 	Kind, Caller, Subject string
+	// Also are further subjects, if Subject is set: an event may be about any of them.
+	Also []string
 
 	// BeforeAt and BeforeID are At and ID of the last event of the page before.
 	BeforeAt time.Time
@@ -73,28 +76,37 @@ func (q EventQuery) args() []any {
 	}
 }
 
-// queryEventsOfKeys is queryEvents for several subjects. It sorts all events of them, and no caller
+// queryEventsOfAny is queryEvents for several subjects. It sorts all events of them, and no caller
 // has many.
-var queryEventsOfKeys = strings.Replace(queryEvents, "($5::text is null or subject = $5)", "subject = any ($5::text[])", 1)
+var queryEventsOfAny = strings.Replace(queryEvents, "($5::text is null or subject = $5)", "subject = any ($5::text[])", 1)
 
 // QueryEvents reads a page of events, the newest first. Those of one millisecond are in
-// descending order of id. A subject that is the caller of API keys stands for the keys too, whose
-// events have the ids of the keys as subjects.
+// descending order of id.
 func (db *DB) QueryEvents(ctx context.Context, q EventQuery) (page []Event, err error) {
 	defer wrap(&err, "query events")
 	query, args := queryEvents, q.args()
-	if q.Subject != "" {
-		rows, _ := db.audit.Query(ctx, "select id from audited_keys() where name = $1", q.Subject)
-		keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil {
-			return nil, err
-		}
-		if len(keys) > 0 {
-			query, args[5] = queryEventsOfKeys, append(keys, q.Subject)
-		}
+	if q.Subject != "" && len(q.Also) > 0 {
+		query, args[5] = queryEventsOfAny, append([]string{q.Subject}, q.Also...)
 	}
 	page, _, err = readPage(ctx, db.audit, "events_page", query, args, q.Limit, q.Room, scanEvent)
 	return page, err
+}
+
+// AccessOf reads the ids of all API keys that a caller has or had, and the entities of its grants, as
+// far back as the history of entities is kept. Events of their changes have them as subjects.
+func (db *DB) AccessOf(ctx context.Context, caller string) (keys []string, grants []UID, err error) {
+	defer wrap(&err, "read the keys and grants of a caller")
+	rows, _ := db.audit.Query(ctx, "select id from audited_keys() where name = $1", caller)
+	if keys, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+		return nil, nil, err
+	}
+	rows, _ = db.audit.Query(ctx, `
+		select distinct type, id
+		from entities
+		where type = $1 and right(id, length($2)) = $2`, GrantType, " "+caller)
+	grants, err = pgx.CollectRows(rows, pgx.RowToStructByPos[UID])
+	// A name can end with another name and a space before it.
+	return keys, slices.DeleteFunc(grants, func(u UID) bool { return callerOfGrant(u) != caller }), err
 }
 
 // UsesQuery asks for reports about the uses of some decisions.

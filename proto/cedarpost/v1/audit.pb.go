@@ -3020,7 +3020,8 @@ type QueryEventsRequest struct {
 	Kind EventRecord_Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=cedarpost.v1.EventRecord_Kind" json:"kind,omitempty"`
 	// Only this caller.
 	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
-	// Only this subject. A caller that has or had API keys stands for the events of these keys, too.
+	// Only this subject. A caller that has or had API keys or grants stands for the events of these, too. Of
+	// a deleted grant it does so as long as the history of entities is kept.
 	Subject string `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
 	// At most so many, 1 to 1000; 0: 100.
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
