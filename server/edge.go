@@ -268,7 +268,7 @@ func (e *edge) logFailure(ctx context.Context, spec connect.Spec, err error) {
 	}
 	var ce *connect.Error
 	if errors.As(err, &ce) && ce.Unwrap() != nil {
-		attrs = append(attrs, "cause", ce.Unwrap())
+		attrs = append(attrs, "cause", cut(ce.Unwrap().Error()))
 	}
 	e.log.Log(ctx, level, message, attrs...)
 }

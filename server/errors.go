@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
@@ -37,10 +38,38 @@ func outcome(procedure string) string {
 // couldNot begins the message of an error of the database or of the log.
 const couldNot = "the service could not read or record"
 
-// publicError is the table from errors inside of the server to codes and messages for
+// maxErrorBytes is the largest text of an error that leaves the server or is logged. A longer one
+// repeats a long text of a request, and is cut.
+const maxErrorBytes = 4 << 10
+
+// cut returns a text of at most maxErrorBytes bytes. Of a longer one it keeps the beginning, which says
+// what is wrong, and the end, which can say what to do. So it stays short when something is added.
+func cut(text string) string {
+	if len(text) <= maxErrorBytes {
+		return text
+	}
+	const head, tail = maxErrorBytes / 4, maxErrorBytes / 8
+	return strings.ToValidUTF8(text[:head], "") + fmt.Sprintf(" … (%d bytes are left out) … ", len(text)-head-tail) + strings.ToValidUTF8(text[len(text)-tail:], "")
+}
+
+// publicError is the error for the caller: that of knownError, with a text that is cut.
+func publicError(procedure string, err error) *connect.Error {
+	e := knownError(procedure, err)
+	text := cut(e.Message())
+	if text == e.Message() {
+		return e
+	}
+	short := connect.NewError(e.Code(), text).WithCause(e.Unwrap())
+	for _, d := range e.Details() {
+		short = short.WithDetail(d)
+	}
+	return short
+}
+
+// knownError is the table from errors inside of the server to codes and messages for
 // its callers. The text of an error that is not in the table does not leave the server:
 // it is the cause, which is logged.
-func publicError(procedure string, err error) *connect.Error {
+func knownError(procedure string, err error) *connect.Error {
 	so := outcome(procedure)
 	var ce *connect.Error
 	var bad *engine.RequestError

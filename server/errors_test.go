@@ -3,10 +3,14 @@ package server
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
 
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/engine"
@@ -57,5 +61,31 @@ func TestTooLargeIsNoOverload(t *testing.T) {
 	busy := connect.NewError(connect.CodeResourceExhausted, "other bundles are being checked")
 	if got := publicError(cedarpostv1connect.PolicyServiceApplyBundleProcedure, busy); got.Code() != connect.CodeResourceExhausted {
 		t.Error(got)
+	}
+}
+
+// The error of a request with a long text keeps its beginning, its end, its findings and its cause.
+func TestLongErrorsAreCut(t *testing.T) {
+	cause := errors.New("a cause")
+	finding, err := connectproto.NewErrorDetail(&cedarpostv1.BundleFindings{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("é", 1<<20)
+	for _, err := range []error{
+		&refusedError{procedure: cedarpostv1connect.EntityServiceWriteEntitiesProcedure, about: long},
+		connect.NewError(connect.CodeInvalidArgument, "this "+long+"others").WithCause(cause).WithDetail(finding),
+	} {
+		got := publicError(cedarpostv1connect.EntityServiceWriteEntitiesProcedure, err)
+		if text := got.Message(); len(text) > maxErrorBytes/2 || !utf8.ValidString(text) || !strings.HasPrefix(text, "this ") || !strings.HasSuffix(text, "others") || !strings.Contains(text, "bytes are left out") {
+			t.Errorf("%d bytes: %s", len(text), text)
+		}
+		if got.Code() == connect.CodeInvalidArgument && (got.Unwrap() != cause || len(got.Details()) != 1) {
+			t.Errorf("%v, %v", got.Unwrap(), got.Details())
+		}
+	}
+	short := strings.Repeat("a", maxErrorBytes)
+	if got := cut(short); got != short {
+		t.Errorf("a text of %d bytes is cut to %d", len(short), len(got))
 	}
 }

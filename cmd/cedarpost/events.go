@@ -24,7 +24,7 @@ type eventsCmd struct {
 
 // Help is the long help of events.
 func (*eventsCmd) Help() string {
-	return `The newest event is first. Only events that match all given filters are listed, and each filter has an index. With -o json, prints each EventRecord of the API as a line. A row that is damaged in the database is shown as DAMAGED, with the damage (in JSON, as damaged).`
+	return `The newest event is first. Only events that match all given filters are listed, and each filter has an index. A long subject or detail is cut. With -o json, prints each EventRecord of the API as a line. A row that is damaged in the database is shown as DAMAGED, with the damage (in JSON, as damaged).`
 }
 
 // Run lists.
@@ -65,7 +65,7 @@ func (l *eventsCmd) Run(ctx context.Context, c *console) error {
 			}
 			rows = append(rows, []string{
 				e.GetTime().AsTime().Local().Format(time.DateTime), strings.ToLower(e.GetKind().String()),
-				e.GetCaller(), e.GetSubject(), eventDetail(e), e.GetEventId(),
+				e.GetCaller(), shortCell(e.GetSubject()), shortCell(eventDetail(e)), e.GetEventId(),
 			})
 		}
 		req.PageToken = res.GetNextPageToken()
@@ -82,6 +82,17 @@ func (l *eventsCmd) Run(ctx context.Context, c *console) error {
 	}
 	c.warnDamaged(damaged)
 	return nil
+}
+
+// maxCell is how many characters of a text that may come from a request a table shows.
+const maxCell = 160
+
+// shortCell cuts a long text, so that one event does not make a table too wide to be read.
+func shortCell(text string) string {
+	if runes := []rune(text); len(runes) > maxCell {
+		return string(runes[:maxCell]) + "…"
+	}
+	return text
 }
 
 // eventDetail returns the part of an event that depends on its kind, in a few words.

@@ -22,6 +22,14 @@ func TestProbingShowsAnExample(t *testing.T) {
 	}
 }
 
+// A long text of a request does not make the table too wide.
+func TestLongCellsAreCut(t *testing.T) {
+	long := strings.Repeat("é", maxCell)
+	if shortCell(long) != long || shortCell(long+"x") != long+"…" {
+		t.Errorf("%q", shortCell(long+"x"))
+	}
+}
+
 // --kind knows each kind of event.
 func TestKindsOfEvents(t *testing.T) {
 	field, _ := reflect.TypeFor[eventsCmd]().FieldByName("Kind")
