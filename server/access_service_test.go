@@ -76,6 +76,8 @@ func TestKeysLive(t *testing.T) {
 	servertest.WantCode(t, err, connect.CodeAlreadyExists, made.Key.Id)
 	_, err = op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "shop"})
 	servertest.WantCode(t, err, connect.CodeAlreadyExists, "has a live key already")
+	_, err = op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "recover", Grants: []*cedarpostv1.Grant{grant(access.Operator, "*")}})
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "take another name")
 	_, err = op.RotateKey(t.Context(), &cedarpostv1.RotateKeyRequest{Caller: "nobody"})
 	servertest.WantCode(t, err, connect.CodeNotFound, "nobody")
 

@@ -42,7 +42,11 @@ func grantWarnings(s *snapshot.Snapshot, r *access.Rights, grants ...store.Grant
 				list = append(list, text)
 			}
 		}
-		if !strings.Contains(g.Caller, ":") && access.CheckCallerName(g.Caller) != nil {
+		switch err := access.CheckCallerName(g.Caller); {
+		case strings.Contains(g.Caller, ":"), err == nil:
+		case g.Caller == access.RecoverName:
+			warn("%v", err)
+		default:
 			warn("no caller can have the name %q: that of an API key has letters, digits, dots, hyphens and underscores, and other names have a colon, as whoami prints them", g.Caller)
 		}
 		if _, ok := s.Bundle(g.Bundle); !ok && g.Bundle != access.AllBundles {

@@ -289,11 +289,11 @@ func (k *recoverKeysCmd) Run(ctx context.Context, kc *kong.Context, c *console) 
 	}
 	defer db.Close()
 	key, secret := access.NewKey(k.Caller, nil)
-	_, err = db.ChangeAccess(ctx, "recover", func(_ context.Context, now store.Access) (change store.AccessChange, err error) {
+	_, err = db.ChangeAccess(ctx, access.RecoverName, func(_ context.Context, now store.Access) (change store.AccessChange, err error) {
 		if n := len(slices.DeleteFunc(slices.Clone(now.Keys), func(o store.Key) bool { return o.Name != k.Caller })); n >= 2 {
 			return change, fmt.Errorf("caller %q has two keys already; give another one with --caller", k.Caller)
 		}
-		change.Put = []store.Grant{{Caller: k.Caller, Role: access.Operator, Bundle: access.AllBundles, GrantedBy: "recover"}}
+		change.Put = []store.Grant{{Caller: k.Caller, Role: access.Operator, Bundle: access.AllBundles, GrantedBy: access.RecoverName}}
 		change.Add = []store.Key{key}
 		return change, nil
 	})

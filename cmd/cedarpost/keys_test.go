@@ -69,6 +69,7 @@ func testKeys(sh *shell, dir string) func(*testing.T) {
 		sh.exits(t, 1, says("cedarpost keys rotate"), "keys", "create", "shop-auditor", "--out="+file("again.key"))
 		sh.exits(t, 1, says("not_found"), "grants", "delete", "orders", "enforcer", "--bundle=shop")
 
+		sh.exits(t, 2, says("--caller: ", "take another name"), "keys", "recover", "--caller=recover", "--out="+file("recovered.key"))
 		sh.exits(t, 0, says("an operator of all bundles"), "keys", "recover", "--out="+file("recovered.key"))
 		sh.exits(t, 0, says("recovered", "operator for *"), "whoami", "--token-file="+file("recovered.key"))
 		sh.exits(t, 0, says("RevokeKey", "recover", "PutGrant"), "events", "--kind=change", "--limit=20")

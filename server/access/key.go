@@ -21,6 +21,10 @@ import (
 // BootstrapName is the caller that has the first key.
 const BootstrapName = "bootstrap"
 
+// RecoverName is the caller of the log in the changes of a recovery. It never has a key, so that the
+// log tells a recovery from a call.
+const RecoverName = "recover"
+
 // ErrKeyRevoked is the error of [BootstrapKey] for a file with a key that was revoked.
 var ErrKeyRevoked = errors.New("the key in this file was revoked; remove the file, and leave --bootstrap-key-file out")
 

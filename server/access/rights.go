@@ -402,7 +402,10 @@ var callerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // CheckCallerName returns an error if a name cannot be that of a caller with an API key.
 func CheckCallerName(name string) error {
-	if !callerName.MatchString(name) {
+	switch {
+	case name == RecoverName:
+		return fmt.Errorf("%q is the name of recoveries in the log (cedarpost keys recover), so no caller has it; take another name", name)
+	case !callerName.MatchString(name):
 		return fmt.Errorf("a caller has a name of at most 64 letters, digits, dots, hyphens and underscores, which begins with a letter or a digit, not %q", name)
 	}
 	return nil
