@@ -46,16 +46,23 @@ type clientCAs struct {
 	content []byte // of the file; guarded by mu
 }
 
-// newClientCAs returns nil if no client certificates are configured. cert is that of the server, or
-// nil.
-func newClientCAs(config ClientCertificates, cert *certificate, log *slog.Logger) (_ *clientCAs, err error) {
+// CheckClientCertificates returns the error with which a server with these settings would not start.
+// serves says that it has a certificate of its own.
+func CheckClientCertificates(config ClientCertificates, serves bool) error {
+	_, err := newClientCAs(config, serves, slog.New(slog.DiscardHandler))
+	return err
+}
+
+// newClientCAs returns nil if no client certificates are configured. serves says that the server has a
+// certificate of its own.
+func newClientCAs(config ClientCertificates, serves bool, log *slog.Logger) (_ *clientCAs, err error) {
 	names := len(config.TrustDomains) > 0 || config.DNSNames
 	switch {
 	case config.CA == "" && (names || config.Required):
 		return nil, &decisionlog.ConfigError{Field: "Clients.CA", Err: errors.New("client certificates need their CAs in a file")}
 	case config.CA == "":
 		return nil, nil
-	case cert == nil:
+	case !serves:
 		return nil, &decisionlog.ConfigError{Field: "Clients.CA", Err: errors.New("client certificates need TLS: give --tls-cert and --tls-key")}
 	case !names && !config.Required:
 		return nil, &decisionlog.ConfigError{Field: "Clients.CA", Err: errors.New("it has no effect: give --client-trust-domain, --client-dns-names or --require-client-cert, too")}

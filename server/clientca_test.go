@@ -477,7 +477,7 @@ func TestClientCAsThatEnd(t *testing.T) {
 	f.writeCAs(newCA(t, "short", now.AddDate(0, 0, 20)), newCA(t, "long", now.AddDate(0, 0, 60)))
 	f.clientCertFiles.Required = true
 	var logged bytes.Buffer
-	c, err := newClientCAs(f.clientCertFiles, cert, slog.New(slog.NewTextHandler(&logged, nil)))
+	c, err := newClientCAs(f.clientCertFiles, cert != nil, slog.New(slog.NewTextHandler(&logged, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -553,7 +553,7 @@ func TestClientCertificatesNeedEachOther(t *testing.T) {
 		{ClientCertificates{CA: f.key, DNSNames: true}, cert, `there is a "PRIVATE KEY"`},
 		{ClientCertificates{CA: f.ca + "x", DNSNames: true}, cert, "no such file"},
 	} {
-		_, err := newClientCAs(c.config, c.cert, slog.New(slog.DiscardHandler))
+		_, err := newClientCAs(c.config, c.cert != nil, slog.New(slog.DiscardHandler))
 		if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%+v: %v, want %q", c.config, err, c.says)
 		}

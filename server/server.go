@@ -258,7 +258,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		registerCertificate(registry, "server", s.cert.end, &s.cert.reloading)
 		s.ready.cert = s.cert
 	}
-	if s.clients, err = newClientCAs(cfg.Clients, s.cert, cfg.Log); err != nil {
+	if s.clients, err = newClientCAs(cfg.Clients, s.cert != nil, cfg.Log); err != nil {
 		return nil, err
 	} else if s.clients != nil {
 		s.gate.certificates = s.clients.certificates

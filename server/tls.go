@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -178,6 +179,9 @@ func (c *certificate) load() error {
 	if err != nil {
 		return &decisionlog.ConfigError{Field: "TLSCert", Err: fmt.Errorf("%s and %s: %w", c.certFile, c.keyFile, err)}
 	}
+	if err := CheckServerUse(loaded.Leaf); err != nil {
+		return &decisionlog.ConfigError{Field: "TLSCert", Err: fmt.Errorf("%s: %w", c.certFile, err)}
+	}
 	pair := newServedPair(&loaded)
 	if problem := pair.problem(c.now()); problem != "" && old != nil && old.problem(c.now()) == "" {
 		return errors.New("the certificate in " + c.certFile + " " + problem)
@@ -185,6 +189,16 @@ func (c *certificate) load() error {
 	c.content = files
 	c.current.Store(pair)
 	return nil
+}
+
+// CheckServerUse returns an error if a certificate says that it is not for servers (extended key usage,
+// RFC 5280, section 4.2.1.12): clients would refuse to connect. One that says nothing is for all uses.
+func CheckServerUse(leaf *x509.Certificate) error {
+	uses := leaf.ExtKeyUsage
+	if len(uses)+len(leaf.UnknownExtKeyUsage) == 0 || slices.Contains(uses, x509.ExtKeyUsageServerAuth) || slices.Contains(uses, x509.ExtKeyUsageAny) {
+		return nil
+	}
+	return errors.New("the certificate is not for servers, so clients that verify it refuse to connect: give one with the extended key usage serverAuth")
 }
 
 func newServedPair(loaded *tls.Certificate) *servedPair {

@@ -20,7 +20,7 @@ type doctorCmd struct {
 func (*doctorCmd) Help() string {
 	return `Takes the settings of serve, in the same flags, variables and file, and checks each one, the database, the certificates, the files with secrets, the clock and the signing of the log. It changes nothing, except that it makes the checkpoint file if it is missing and signs a meaningless text to try the audit keys. Servers may run meanwhile.
 
-Prints for each check pass, warn or fail with the reason and what to do. Exits with 0 if all pass, with 6 if there are warnings, and with 1 if a check fails. serve starts with warnings, and refuses most of what fails.`
+Prints for each check pass, warn or fail with the reason and what to do. Exits with 0 if all pass, with 6 if there are warnings, with 1 if a check fails, and with 2 if a setting has a value that it cannot have. serve starts with warnings, and refuses most of what fails.`
 }
 
 // The results of a check, from the best to the worst.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/internal/keyfile"
+	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
@@ -98,13 +100,25 @@ func (d *doctorCmd) checkFiles() (found []diagnosis) {
 			found = append(found, pass(f.Setting, "%s, %d days old", f.Path, days))
 		}
 	}
-	if d.MaskKeyFile != "" {
+	failed := func(check string) bool {
+		return slices.ContainsFunc(found, func(f diagnosis) bool { return f.Check == check && f.Status == statusFail })
+	}
+	if d.MaskKeyFile != "" && !failed("mask-key-file") {
 		if _, err := decisionlog.ReadMaskKey(d.MaskKeyFile); err != nil {
 			found = append(found, fail("mask-key-file", "give a file with 32 bytes in hexadecimal or base64", err))
 		}
 	}
 	if d.TLSCert != "" && d.TLSKey != "" {
 		found = append(found, d.checkCertificate(now))
+	}
+	var err error
+	if !failed("client-ca") {
+		err = server.CheckClientCertificates(d.clients(), d.TLSCert != "")
+	}
+	if bad, ok := errors.AsType[*decisionlog.ConfigError](err); ok {
+		found = append(found, fail(configFlags[bad.Field], "correct the settings: docs/deployment.md, Client certificates", err))
+	} else if err != nil {
+		found = append(found, fail("client-ca", "correct the file", err))
 	}
 	if len(d.AuditKeyFile)+len(d.AuditAgentKey) > 0 {
 		if err := decisionlog.TryKeys(d.signing()); err != nil {
@@ -137,7 +151,10 @@ func (d *doctorCmd) checkCertificate(now time.Time) diagnosis {
 		return fail(check, "give a certificate and its own key", err)
 	}
 	end := pair.Leaf.NotAfter
+	unfit := server.CheckServerUse(pair.Leaf)
 	switch {
+	case unfit != nil:
+		return fail(check, "give a certificate that is for servers", fmt.Errorf("%s: %w", d.TLSCert, unfit))
 	case now.After(end):
 		return fail(check, "renew it", fmt.Errorf("%s has expired at %s", d.TLSCert, end.UTC().Format(time.RFC3339)))
 	case now.Before(pair.Leaf.NotBefore):

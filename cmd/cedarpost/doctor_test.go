@@ -31,6 +31,9 @@ func doctor(t *testing.T, sh *shell, code int, args ...string) map[string]string
 	}
 	checks := map[string]string{}
 	for _, c := range got.Checks {
+		if c.Status == "fail" && strings.HasPrefix(checks[c.Check], "fail") {
+			t.Errorf("%s fails twice: %s, and %+v", c.Check, checks[c.Check], c)
+		}
 		if (c.Status == "pass") == (c.Mend != "") || c.Detail == "" {
 			t.Errorf("%+v", c)
 		}
@@ -145,6 +148,12 @@ func TestDoctor(t *testing.T) {
 		"bad issuers": {1, with("--issuers-file", write(t, dir, "issuers.yaml", "nonsense: true\n"), "--witness-state", state), map[string]string{
 			"certificate": "warn", "issuers-file": "fail: ",
 		}},
+		"client CA without a use": {1, with("--client-ca", cert, "--witness-state", state), map[string]string{"certificate": "warn", "client-ca": "has no effect"}},
+		"client names without CA": {1, with("--client-trust-domain=example.org", "--witness-state", state), map[string]string{"certificate": "warn", "client-ca": "need their CAs"}},
+		"bad trust domain": {1, with("--client-ca", cert, "--client-trust-domain=Exa", "--witness-state", state), map[string]string{
+			"certificate": "warn", "client-trust-domain": `"Exa" is not a trust domain`,
+		}},
+		"no client CA": {1, with("--client-ca", mask, "--client-dns-names", "--witness-state", state), map[string]string{"certificate": "warn", "client-ca": "fail: " + mask}},
 		"no agent": {1, with("--audit-agent", filepath.Join(dir, "no.sock"), "--audit-agent-key", verifier, "--witness-state", state), map[string]string{
 			"certificate": "warn", "audit keys": "ssh-agent",
 		}},

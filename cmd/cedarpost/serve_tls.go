@@ -23,7 +23,10 @@ func (f *tlsFlags) configureTLS(c *server.Config) {
 	if f.TLSMin == "1.3" {
 		c.TLSMinVersion = tls.VersionTLS13
 	}
-	c.Clients = server.ClientCertificates{
-		CA: f.ClientCA, Required: f.RequireClient, TrustDomains: f.TrustDomains, DNSNames: f.ClientDNSNames,
-	}
+	c.Clients = f.clients()
+}
+
+// clients are the settings of client certificates.
+func (f *tlsFlags) clients() server.ClientCertificates {
+	return server.ClientCertificates{CA: f.ClientCA, Required: f.RequireClient, TrustDomains: f.TrustDomains, DNSNames: f.ClientDNSNames}
 }

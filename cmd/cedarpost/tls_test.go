@@ -144,6 +144,7 @@ func TestTLSInit(t *testing.T) {
 	sh = newShell(d.shell.env...)
 	sh.exits(t, 1, says("--client-ca: ", "give --tls-cert"), append(base, "--client-ca="+at("ca.pem"), "--client-dns-names")...)
 	sh.exits(t, 1, says("--client-ca: ", "has no effect"), append(withTLS, "--client-ca="+at("ca.pem"))...)
+	sh.exits(t, 1, says("--tls-cert: ", "not for servers"), append(base, "--tls-cert="+at("app.pem"), "--tls-key="+at("app.key"))...)
 	sh.exits(t, 1, says("--client-ca: ", "need their CAs"), append(withTLS, "--require-client-cert")...)
 	sh.exits(t, 1, says("--client-trust-domain: ", `"A"`), append(withTLS, "--client-ca="+at("ca.pem"), "--client-trust-domain=A")...)
 	sh.exits(t, codeUsage, says("--tls-min-version"), append(withTLS, "--tls-min-version=1.1")...)
