@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -148,9 +150,45 @@ func TestBadRequests(t *testing.T) {
 		w := gzip.NewWriter(&b)
 		_, _ = w.Write(bytes.Repeat([]byte(" "), 64<<20))
 		_ = w.Close()
-		_, code, _ := post(t, s.API+authorizePath, s.Token, "application/json", b.Bytes(), "Content-Encoding", "gzip")
-		if code != "unimplemented" {
-			t.Errorf("got %q", code)
+		_, code, message := post(t, s.API+authorizePath, s.Token, "application/json", b.Bytes(), "Content-Encoding", "gzip")
+		if code != "unimplemented" || !strings.Contains(message, "without Content-Encoding") {
+			t.Errorf("got %q %q", code, message)
+		}
+	})
+	// A client that sends all before it reads gets the answer, however large its body is.
+	t.Run("much too large, over HTTP/1.1", func(t *testing.T) {
+		for _, size := range []int{5 << 20, 30 << 20} {
+			conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", strings.TrimPrefix(s.API, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", authorizePath, s.Token, size)
+			if _, err := conn.Write(bytes.Repeat([]byte(" "), size)); err != nil {
+				t.Errorf("%d bytes: %v", size, err)
+			}
+			answer, err := io.ReadAll(conn)
+			if err != nil || !strings.Contains(string(answer), "the question has more than 65536 bytes") {
+				t.Errorf("%d bytes: %q, %v", size, answer, err)
+			}
+			_ = conn.Close()
+		}
+	})
+	t.Run("no call of any protocol", func(t *testing.T) {
+		for _, c := range []struct {
+			method, path, contentType string
+			status                    int
+			text                      string
+		}{
+			{http.MethodPost, authorizePath, "", http.StatusUnsupportedMediaType, "Content-Type: application/json"},
+			{http.MethodPost, authorizePath, "text/plain", http.StatusUnsupportedMediaType, "Content-Type: application/json"},
+			{http.MethodGet, authorizePath, "", http.StatusMethodNotAllowed, "a call is a POST"},
+			{http.MethodPost, "/cedarpost.v1.EntityService/ListEntities", "application/json", http.StatusNotFound, "on the admin plane"},
+			{http.MethodPost, "/nothing", "application/json", http.StatusNotFound, "no such route"},
+		} {
+			res := send(t, c.method, s.API+c.path, "Authorization", "Bearer "+s.Token, "Content-Type", c.contentType)
+			if res.code != c.status || !strings.Contains(res.body, c.text) {
+				t.Errorf("%s %s, %q: %d %q", c.method, c.path, c.contentType, res.code, res.body)
+			}
 		}
 	})
 	t.Run("callers", func(t *testing.T) {

@@ -112,6 +112,8 @@ type body struct {
 	held   int64 // bytes taken from the budget
 	used   int64 // bytes read since the last release
 
+	http1  bool
+	ended  bool // all of it was read
 	broken bool // it ended before its end, or is not what its headers say
 }
 
@@ -149,10 +151,20 @@ func (b *body) Read(p []byte) (int, error) {
 // read reads the body as it comes.
 func (b *body) read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		b.broken = true
+	if err != nil {
+		b.ended = errors.Is(err, io.EOF)
+		b.broken = !b.ended
 	}
 	return n, err
+}
+
+// Close leaves a body of HTTP/1.1 open, so that the rest of it can still be read. The server closes it
+// after the handler.
+func (b *body) Close() error {
+	if b.http1 {
+		return nil
+	}
+	return b.ReadCloser.Close()
 }
 
 // settle gives back what was taken and not used.

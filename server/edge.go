@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -30,6 +31,7 @@ const (
 	maxHeaderBytes = 16 << 10  // the headers of a call
 	maxStreamBytes = 300 << 20 // all messages of a call
 	maxNesting     = 100       // of JSON
+	maxRest        = 64 << 20  // bytes of an ended call of HTTP/1.1 that are read and dropped
 
 	maxStreams       = 100       // calls at the same time on one connection of HTTP/2
 	maxReceiveBuffer = 256 << 10 // bytes of bodies that one connection of HTTP/2 sends ahead
@@ -75,22 +77,39 @@ type request struct {
 	conn       *boundedConn       // nil in tests without a listener
 	snapshot   *snapshot.Snapshot // that the caller was admitted by, or an older one; nil after the first message
 	admitted   time.Time
+	known      bool // the caller is authenticated
 	body       body
 	reply      reply
 }
 
 type requestKey struct{}
 
-// withRequest puts each request into its context.
-func withRequest(h http.Handler) http.Handler {
+// withRequest puts each request into its context. discard is how long it reads what a caller still sends
+// after its call has ended.
+func withRequest(h http.Handler, discard time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		in := &request{header: r.Header, tls: r.TLS, peer: r.RemoteAddr, controller: http.NewResponseController(w), answer: w.Header()}
 		in.body.ReadCloser, in.body.announced = r.Body, r.ContentLength
 		in.conn, _ = r.Context().Value(connKey{}).(*boundedConn)
 		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, in))
+		in.body.http1 = r.ProtoMajor == 1
 		r.Body = &in.body
 		h.ServeHTTP(w, r)
+		if in.known && in.body.http1 && r.Header.Get("Expect") == "" {
+			in.readRest(discard)
+		}
 	})
+}
+
+// readRest reads and drops what the caller still sends in HTTP/1.1, for a bounded time. A connection that
+// is closed with bytes that nobody has read is reset, and the caller may then not get the answer
+// (RFC 9112, section 9.6).
+func (r *request) readRest(within time.Duration) {
+	if r.body.ended || r.body.broken || r.body.announced > maxRest || r.controller.Flush() != nil {
+		return
+	}
+	_ = r.controller.SetReadDeadline(time.Now().Add(within))
+	_, _ = io.CopyN(io.Discard, r.body.ReadCloser, maxRest)
 }
 
 // requestFrom returns the request of a context.
@@ -213,6 +232,7 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 	if r.conn != nil {
 		r.conn.hasKey(caller.Name)
 	}
+	r.known = true
 	call := decisionlog.Call{Caller: caller.Name, Procedure: procedure}
 	if parent := r.header.Get("Traceparent"); parent != "" {
 		carrier := propagation.MapCarrier{"traceparent": parent}

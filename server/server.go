@@ -381,7 +381,8 @@ func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limit
 	}
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, cs, wireOptions(maxBytes)...)
-	return withCORS(http.MaxBytesHandler(withRequest(mux), maxStreamBytes), s.cfg.CORSOrigins)
+	mux.HandleFunc("/", noSuchRoute)
+	return withCORS(http.MaxBytesHandler(withRequest(explained(mux), s.cfg.times.discard), maxStreamBytes), s.cfg.CORSOrigins)
 }
 
 // serviceOf returns the service of a procedure, "/package.Service/Method".
