@@ -1,9 +1,14 @@
 package server
 
 import (
+	"errors"
+	"fmt"
+	"strings"
+
 	"buf.build/go/protovalidate"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/wire"
 )
 
@@ -15,5 +20,23 @@ func (v validator) Validate(msg proto.Message, options ...protovalidate.Validati
 	if wire.Valid(msg) {
 		return nil
 	}
-	return v.Validator.Validate(msg, options...)
+	err := v.Validator.Validate(msg, options...)
+	if bad, ok := errors.AsType[*protovalidate.ValidationError](err); ok {
+		for _, violation := range bad.Violations {
+			if violation.Proto.GetRuleId() == "string.pattern" && violation.RuleValue.IsValid() {
+				violation.Proto.SetMessage(fmt.Sprintf("%q is not %s", violation.FieldValue.String(), patterns[violation.RuleValue.String()]))
+			}
+		}
+	}
+	return err
+}
+
+const bundleForm = "the name of a bundle, which has at most 64 lower-case letters, digits, dots, hyphens and underscores, and begins with a letter or a digit"
+
+// patterns says in words what the patterns of the contract demand.
+var patterns = map[string]string{
+	`^[a-z0-9][a-z0-9._-]{0,63}$`:       bundleForm,
+	`^(\*|[a-z0-9][a-z0-9._-]{0,63})$`:  bundleForm + ", or *",
+	`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`: "the name of a caller, which has at most 64 letters, digits, dots, hyphens and underscores, and begins with a letter or a digit",
+	`^[a-z][a-z-]{0,31}$`:               "a role; the roles are " + strings.Join(access.Roles(), ", "),
 }
