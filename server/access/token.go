@@ -87,13 +87,16 @@ type TokenError struct {
 // Error returns the text for the caller. It has nothing of the token, and says which check failed
 // only if the token was genuine once, or if the server could not check anything.
 func (e *TokenError) Error() string {
-	if e.Reason == TokenExpired || e.Reason == TokenTooOld {
+	switch e.Reason {
+	case TokenExpired:
 		return "the access token has expired; get a new one"
-	}
-	if e.Reason == TokenNoKeys { // it may be genuine, so it is no use to get another one
+	case TokenTooOld:
+		return "the access token is older than this server accepts (max_age of the issuer); get a new one"
+	case TokenNoKeys: // it may be genuine, so it is no use to get another one
 		return "the keys of the issuer of the access token cannot be fetched now, so it cannot be verified; try again in a minute"
+	default:
+		return "the access token is not accepted"
 	}
-	return "the access token is not accepted"
 }
 
 const (

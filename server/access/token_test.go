@@ -278,7 +278,7 @@ func hostile(t *testing.T, i *issuertest.Issuer, now time.Time) map[string]struc
 const octKey = "a secret that a provider publishes by mistake"
 
 // Each hostile token is refused for its reason. The caller learns nothing but that the token is
-// not accepted, or has expired, and neither error nor log has the token.
+// not accepted, has expired or is too old, and neither error nor log has the token.
 func TestAttackHostileTokens(t *testing.T) {
 	i := issuertest.Start(t, jose.RS256)
 	i.AddKeys(jose.JSONWebKey{Key: []byte(octKey), KeyID: "oct"})
@@ -298,7 +298,7 @@ func TestAttackHostileTokens(t *testing.T) {
 			t.Errorf("%s: error or log has the token", what)
 		}
 	}
-	if len(texts) != 2 {
+	if len(texts) != 3 || !texts["the access token is older than this server accepts (max_age of the issuer); get a new one"] {
 		t.Errorf("the texts for callers are %v", texts)
 	}
 	if i.Fetches() != 1 {
