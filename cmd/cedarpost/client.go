@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -159,6 +160,8 @@ func (p *peer) explain(err error) error {
 		hint = fmt.Sprintf("\nis the server running at %s? (%s says where)", p.url, p.urlEnv)
 	case e.Code() == connect.CodeUnavailable:
 		hint = "\nask again later; `cedarpost health` says whether the server is ready"
+	case strings.HasPrefix(p.url, "http://") && !e.IsRemote() && strings.Contains(e.Message(), "400 Bad Request"): // the answer of a port with TLS
+		hint = fmt.Sprintf("\nif %s is a port with TLS, give its URL with https:// (%s says where)", p.url, p.urlEnv)
 	case e.Code() == connect.CodeUnimplemented || e.Code() == connect.CodeUnknown,
 		e.Code() == connect.CodeInternal && !e.IsRemote():
 		hint = fmt.Sprintf("\nis %s the right plane of a cedarpost server? (%s says where)", p.url, p.urlEnv)

@@ -129,6 +129,7 @@ func TestTLSInit(t *testing.T) {
 	good.exits(t, 0, nil, "bundles")
 	sh.with(url).exits(t, 1, says("--ca can name a file with the CAs to trust"), "bundles")
 	sh.with(url, "CEDARPOST_CA="+at("ca.pem")).exits(t, 1, says("wants a client certificate: give --client-cert and --client-key"), "bundles")
+	sh.with(strings.Replace(url, "https:", "http:", 1)).exits(t, 1, says("with https://"), "bundles")
 	sh.with(url).exits(t, codeUsage, says("--client-key"), "bundles", "--client-cert="+at("app.pem"))
 	good.exits(t, 1, says("--ca: ", at("server.key")), "bundles", "--ca="+at("server.key"))
 	good.exits(t, 1, says("--client-cert: ", "not for client authentication"), "bundles", "--client-cert="+at("server.pem"), "--client-key="+at("server.key"))
