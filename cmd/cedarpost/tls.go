@@ -135,8 +135,11 @@ func (i *tlsInitCmd) explain(c *console, domain spiffeid.TrustDomain, templates 
 	fmt.Fprintf(c.out, "\nserve with them:\n  cedarpost serve --tls-cert %s --tls-key %s \\\n    --client-ca %s --client-trust-domain %s\n",
 		file("server.pem"), file("server.key"), file("ca.pem"), domain.Name())
 	for _, name := range i.Client {
-		fmt.Fprintf(c.out, "\ncall as %s:\n  cedarpost bundles --admin-url https://localhost:8081 \\\n    --ca %s --client-cert %s --client-key %s\n",
+		fmt.Fprintf(c.out, "\ncall as %s:\n  cedarpost whoami --admin-url https://localhost:8081 \\\n    --ca %s --client-cert %s --client-key %s\n",
 			domain.IDString()+"/"+name, file("ca.pem"), file(name+".pem"), file(name+".key"))
+	}
+	if len(i.Client) > 0 {
+		fmt.Fprintf(c.out, "\nit has no rights until an operator gives it a role, for example:\n  cedarpost grants put %s enforcer --bundle NAME\n", domain.IDString()+"/"+i.Client[0])
 	}
 }
 

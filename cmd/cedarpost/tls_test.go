@@ -110,7 +110,7 @@ func TestTLSInit(t *testing.T) {
 	}
 
 	list := commands(made.out)
-	if len(list) != 2 || list[0][0] != "serve" || list[1][0] != "bundles" {
+	if len(list) != 3 || list[0][0] != "serve" || list[1][0] != "whoami" || list[2][0] != "grants" {
 		t.Fatalf("it prints\n%s", made.out)
 	}
 	keyFile := filepath.Join(t.TempDir(), "key")
@@ -122,6 +122,7 @@ func TestTLSInit(t *testing.T) {
 	call[i] = strings.Replace(d.url("admin"), "127.0.0.1", "localhost", 1)
 	sh = newShell("CEDARPOST_TOKEN_FILE=" + keyFile)
 	sh.exits(t, 0, nil, call...)
+	newShell().exits(t, 0, says("spiffe://example.org/app"), call...) // without a key and without a role
 
 	// The environment, and what is said about wrong files.
 	url := "CEDARPOST_ADMIN_URL=" + call[i]
