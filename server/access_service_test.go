@@ -16,6 +16,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -492,23 +493,28 @@ func TestGrantsAsEntities(t *testing.T) {
 		list, err2 := s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{Type: uid.Type})
 		changes, err3 := s.Entities.QueryEntityChanges(t.Context(), &cedarpostv1.QueryEntityChangesRequest{Uid: uid})
 		ofType, err4 := s.Entities.QueryEntityChanges(t.Context(), &cedarpostv1.QueryEntityChangesRequest{Type: uid.Type})
+		some, err5 := s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{Type: uid.Type, Attributes: []*cedarpostv1.AttributeEquals{
+			{Name: "caller", Value: structpb.NewStringValue("service")}, {Name: "checks_per_second", Value: structpb.NewNumberValue(200)},
+		}})
 		if name != access.Auditor && name != access.Operator {
-			for _, err := range []error{err, err2, err3, err4} {
+			for _, err := range []error{err, err2, err3, err4, err5} {
 				if connect.CodeOf(err) != connect.CodePermissionDenied {
 					t.Errorf("%s: %v", name, err)
 				}
 			}
 			continue
 		}
-		read += 4
-		if err := errors.Join(err, err2, err3, err4); err != nil {
+		read += 5
+		_, none := s.Entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{Type: uid.Type, Attributes: []*cedarpostv1.AttributeEquals{{Name: "color", Value: structpb.NewStringValue("red")}}})
+		servertest.WantCode(t, none, connect.CodeInvalidArgument, "it has caller, role")
+		if err := errors.Join(err, err2, err3, err4, err5); err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
 		if rate := got.GetEntity().GetEntity().GetAttrs().GetFields()["checks_per_second"].GetNumberValue(); rate != 200 {
 			t.Errorf("%s: %v", name, got)
 		}
-		if len(list.GetEntities()) < len(secrets) || len(changes.GetChanges()) != 2 || len(ofType.GetChanges()) < len(secrets) {
+		if len(some.GetEntities()) != 1 || len(list.GetEntities()) < len(secrets) || len(changes.GetChanges()) != 2 || len(ofType.GetChanges()) < len(secrets) {
 			t.Errorf("%s: %d, %d, %d", name, len(list.GetEntities()), len(changes.GetChanges()), len(ofType.GetChanges()))
 		}
 	}

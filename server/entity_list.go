@@ -2,6 +2,9 @@ package server
 
 import (
 	"context"
+	"encoding/json"
+	"slices"
+	"strings"
 
 	"connectrpc.com/connect/v2"
 	"github.com/cedar-policy/cedar-go"
@@ -98,6 +101,9 @@ func readAttributes(set *engine.Set, typ string, asked []*cedarpostv1.AttributeE
 	if typ == "" {
 		return nil, connect.NewError(connect.CodeInvalidArgument, "attributes: needs type as well, whose schema says how to read them")
 	}
+	if typ == store.GrantType {
+		return grantAttributes(asked)
+	}
 	values := cedar.RecordMap{}
 	for _, a := range asked {
 		name := cedar.String(a.GetName())
@@ -111,4 +117,19 @@ func readAttributes(set *engine.Set, typ string, asked []*cedarpostv1.AttributeE
 		values[name] = value
 	}
 	return stored.RecordJSON(cedar.NewRecord(values))
+}
+
+// grantAttributes is readAttributes for grants, which no schema declares.
+func grantAttributes(asked []*cedarpostv1.AttributeEquals) ([]byte, error) {
+	values := map[string]any{}
+	for _, a := range asked {
+		if _, twice := values[a.GetName()]; twice {
+			return nil, connect.Errorf(connect.CodeInvalidArgument, "attributes: %q is given twice", a.GetName())
+		}
+		if known := store.GrantAttributes(); !slices.Contains(known, a.GetName()) {
+			return nil, connect.Errorf(connect.CodeInvalidArgument, "attributes: a grant has no attribute %q; it has %s", a.GetName(), strings.Join(known, ", "))
+		}
+		values[a.GetName()] = a.GetValue().AsInterface()
+	}
+	return json.Marshal(values)
 }

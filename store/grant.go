@@ -91,6 +91,11 @@ type grantAttrs struct {
 	PerSecond   int32    `json:"checks_per_second,omitempty"`
 }
 
+// GrantAttributes are the names of the attributes of the entity of a grant.
+func GrantAttributes() []string {
+	return []string{"caller", "role", "bundle", "actions", "entity_types", "expires_at", "granted_by", "checks_per_second"}
+}
+
 func (g Grant) entity() (Entity, error) {
 	a := grantAttrs{g.Caller, g.Role, g.Bundle, g.Actions, g.EntityTypes, "", g.GrantedBy, g.ChecksPerSecond}
 	if g.ExpiresAt != nil {
