@@ -48,7 +48,9 @@ func (s *accessService) WhoAmI(ctx context.Context, _ *cedarpostv1.WhoAmIRequest
 	slices.Sort(bundles)
 	for _, name := range slices.Compact(bundles) {
 		actions := r.Permitted(access.Target{Bundle: name})
-		actions = slices.DeleteFunc(actions, func(a string) bool { return a == applyBundle || slices.Contains(everywhere, a) })
+		actions = slices.DeleteFunc(actions, func(a string) bool {
+			return a == applyBundle || forWholeService(a) || slices.Contains(everywhere, a)
+		})
 		if r.May(applyBundle, access.Target{Bundle: name, Changes: true}) {
 			actions = append(actions, applyBundle)
 		}

@@ -320,6 +320,11 @@ func TestAnswersAreCut(t *testing.T) {
 	if !strings.Contains(whole["Doc"].String(), "hidden") {
 		t.Fatalf("the guardrail did not join: %v", whole["Doc"])
 	}
+	// Nor are the calls that a grant for one bundle never permits.
+	me, err := accessOf(s, secret).WhoAmI(t.Context(), &cedarpostv1.WhoAmIRequest{})
+	if may := fmt.Sprint(me.GetPermitted()); err != nil || !strings.Contains(may, "QueryDecisions") || strings.Contains(may, "QueryEvents") || strings.Contains(may, "ExportDecisions") || strings.Contains(may, "Proof") {
+		t.Errorf("%v, %v", may, err)
+	}
 	s.UseKey(secret)
 	res, err := s.Authorization.Authorize(t.Context(), ask("Doc"))
 	if err != nil || strings.Contains(res.String(), "hidden") || strings.Contains(res.String(), "guardrails") {

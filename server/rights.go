@@ -191,6 +191,17 @@ func entityRead[M any](action string, targets func(*engine.Set, M) []access.Targ
 	return r
 }
 
+// forWholeService reports whether calls that need an action are about all bundles, so that a grant for one
+// bundle never permits them.
+func forWholeService(action string) bool {
+	for _, rule := range rules {
+		if slices.Contains(rule.actions, action) {
+			return rule.needs == nil && !rule.narrowed
+		}
+	}
+	return false
+}
+
 // rules has the rule of each procedure. A procedure without one is refused.
 var rules = map[string]rule{
 	cedarpostv1connect.AuthorizationServiceAuthorizeProcedure: each("Authorize", func(set *engine.Set, m *cedarpostv1.AuthorizeRequest) []access.Target {
