@@ -172,7 +172,7 @@ func TestAttackOperatorTakesCallers(t *testing.T) {
 	}
 	refused := 0
 	for what, err := range attempts {
-		if connect.CodeOf(err) != connect.CodePermissionDenied || !strings.Contains(err.Error(), "for the service;") {
+		if connect.CodeOf(err) != connect.CodePermissionDenied || !strings.Contains(err.Error(), "for a caller that is not its own (") {
 			t.Errorf("%s: %v", what, err)
 			continue
 		}
@@ -185,7 +185,7 @@ func TestAttackOperatorTakesCallers(t *testing.T) {
 	if err := put(root, "bill-svc", access.Auditor, "doc"); err != nil {
 		t.Fatal(err)
 	}
-	servertest.WantCode(t, second(thief.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: made.Key.Id})), connect.CodePermissionDenied, "for the service;")
+	servertest.WantCode(t, second(thief.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: made.Key.Id})), connect.CodePermissionDenied, "for a caller that is not its own (")
 	if _, err := thief.DeleteGrant(t.Context(), &cedarpostv1.DeleteGrantRequest{Caller: "bill-svc", Role: access.Auditor, Bundle: "doc"}); err != nil {
 		t.Error(err)
 	}

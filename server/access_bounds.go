@@ -6,7 +6,6 @@ import (
 
 	"connectrpc.com/connect/v2"
 
-	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -20,11 +19,11 @@ const (
 	maxKeys         = 10_000 // in all that are not revoked
 )
 
-// checkChange refuses a change of keys and grants that concerns the rate of a grant, if the caller is
+// checkChange refuses a call of a procedure that makes a change of keys and grants that concerns the rate of a grant, if the caller is
 // no operator of all bundles, and one that would store too many.
-func checkChange(r *access.Rights, now store.Access, c store.AccessChange) error {
+func checkChange(procedure string, r *access.Rights, now store.Access, c store.AccessChange) error {
 	if changesRate(now, c) && !r.May("PutGrant", access.Target{}) {
-		return &refusedError{procedure: cedarpostv1connect.AccessServicePutGrantProcedure, about: "a grant with checks_per_second, which only an operator of all bundles manages"}
+		return &refusedError{procedure: procedure, about: "a grant with a rate (--rate, checks_per_second), which only an operator of all bundles manages"}
 	}
 	return withinBounds(r, now, c)
 }

@@ -61,7 +61,7 @@ func (s *accessService) WhoAmI(ctx context.Context, _ *cedarpostv1.WhoAmIRequest
 	return out, nil
 }
 
-// change commits a change of keys and grants. fn gets the rights of the caller by what is stored
+// change commits a change of keys and grants, for a call of a procedure. fn gets the rights of the caller by what is stored
 // now, and returns the change. It is refused if it would take the last operator away. answer makes
 // the answer of the call, which is also stored for o if that is not nil.
 func change[A proto.Message](ctx context.Context, s *accessService, o *once, answer func(store.Changes, *cedarpostv1.Revision) A, fn func(store.Access, *access.Rights) (store.AccessChange, error)) (out A, err error) {
@@ -85,7 +85,7 @@ func change[A proto.Message](ctx context.Context, s *accessService, o *once, ans
 			err = keepsOperator(now, change)
 		}
 		if err == nil {
-			err = checkChange(r, now, change)
+			err = checkChange(procedure, r, now, change)
 		}
 		decided = err == nil
 		change.Once = keep(o, func(made store.Changes) proto.Message { return answer(made, written(v, made.Revision, made.Mark)) })
@@ -151,11 +151,11 @@ func keepsOperator(now store.Access, c store.AccessChange) error {
 func governs(r *access.Rights, action string, have, asked []store.Grant) error {
 	procedure := "/" + cedarpostv1connect.AccessServiceName + "/" + action
 	if len(have)+len(asked) == 0 && !r.May(action, access.Target{}) {
-		return refusedRight(r, procedure, need{action: action})
+		return notItsOwn(r, procedure)
 	}
 	for _, g := range have {
 		if !r.Governs(action, g.Bundle) {
-			return refusedRight(r, procedure, need{action: action})
+			return notItsOwn(r, procedure)
 		}
 	}
 	for _, g := range asked {
@@ -164,6 +164,16 @@ func governs(r *access.Rights, action string, have, asked []store.Grant) error {
 		}
 	}
 	return nil
+}
+
+// notItsOwn returns the error of a call about a caller that an operator does not manage. Its text is the
+// same whatever grants and keys the caller has, also if there is no such caller or key.
+func notItsOwn(r *access.Rights, procedure string) error {
+	e := refusedRight(r, procedure, need{action: path.Base(procedure)})
+	if len(e.forbids) == 0 && !r.May("PutGrant", access.Target{}) {
+		e.about = "a caller that is not its own (an operator of single bundles manages callers whose grants are all for these bundles)"
+	}
+	return e
 }
 
 // mayGive refuses to give a caller grants or a key unless the operator governs the grants that the
@@ -178,7 +188,7 @@ func mayGive(r *access.Rights, action string, now store.Access, caller string, a
 	case len(keys) == 0 && access.CheckCallerName(caller) != nil:
 		have = nil
 	case live && len(have) == 0 && !r.May(action, access.Target{}):
-		return refusedRight(r, "/"+cedarpostv1connect.AccessServiceName+"/"+action, need{action: action})
+		return notItsOwn(r, "/"+cedarpostv1connect.AccessServiceName+"/"+action)
 	}
 	return governs(r, action, have, asked)
 }
@@ -287,7 +297,7 @@ func (s *accessService) addKey(ctx context.Context, procedure string, req interf
 		return keyToProto(made.key, nil)
 	}
 	first, err := writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.Key{}, func(o *once) (*cedarpostv1.Key, error) {
-		return change(ctx, s, o, answer, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
+		return change(ctx, s, procedure, o, answer, func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
 			if err := mayGive(r, path.Base(procedure), now, caller, grants); err != nil {
 				return c, err
 			}
@@ -343,7 +353,9 @@ func (s *accessService) RevokeKey(ctx context.Context, req *cedarpostv1.RevokeKe
 		return store.AccessChange{Revoke: gone}, nil
 	}
 	return writeOnce(ctx, s.db, cedarpostv1connect.AccessServiceRevokeKeyProcedure, req.GetIdempotencyKey(), req, &cedarpostv1.RevokeKeyResponse{},
-		func(o *once) (*cedarpostv1.RevokeKeyResponse, error) { return change(ctx, s, o, answer, revoke) })
+		func(o *once) (*cedarpostv1.RevokeKeyResponse, error) {
+			return change(ctx, s, cedarpostv1connect.AccessServiceRevokeKeyProcedure, o, answer, revoke)
+		})
 }
 
 // ListKeys implements cedarpost.v1.AccessService.
@@ -408,7 +420,9 @@ func (s *accessService) PutGrant(ctx context.Context, req *cedarpostv1.PutGrantR
 		return store.AccessChange{Put: []store.Grant{grant}}, nil
 	}
 	return writeOnce(ctx, s.db, cedarpostv1connect.AccessServicePutGrantProcedure, req.GetIdempotencyKey(), req, &cedarpostv1.PutGrantResponse{},
-		func(o *once) (*cedarpostv1.PutGrantResponse, error) { return change(ctx, s, o, answer, put) })
+		func(o *once) (*cedarpostv1.PutGrantResponse, error) {
+			return change(ctx, s, cedarpostv1connect.AccessServicePutGrantProcedure, o, answer, put)
+		})
 }
 
 func sameGrant(a, b store.Grant) bool {
@@ -432,7 +446,9 @@ func (s *accessService) DeleteGrant(ctx context.Context, req *cedarpostv1.Delete
 		return store.AccessChange{Delete: []store.GrantKey{gone}}, nil
 	}
 	return writeOnce(ctx, s.db, cedarpostv1connect.AccessServiceDeleteGrantProcedure, req.GetIdempotencyKey(), req, &cedarpostv1.DeleteGrantResponse{},
-		func(o *once) (*cedarpostv1.DeleteGrantResponse, error) { return change(ctx, s, o, answer, remove) })
+		func(o *once) (*cedarpostv1.DeleteGrantResponse, error) {
+			return change(ctx, s, cedarpostv1connect.AccessServiceDeleteGrantProcedure, o, answer, remove)
+		})
 }
 
 // ListGrants implements cedarpost.v1.AccessService.

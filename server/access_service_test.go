@@ -287,6 +287,13 @@ func TestAdminLocal(t *testing.T) {
 	if _, err := op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{Caller: "shop", Role: access.Enforcer, Bundle: "doc"}}); err != nil {
 		t.Errorf("an operator puts a grant: %v", err)
 	}
+	_, err = op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{Caller: "shop", Role: access.PolicyPublisher, Bundle: "admin"}})
+	servertest.WantCode(t, err, connect.CodePermissionDenied, "for the bundle admin, which is built in")
+	servertest.Eventually(t, "an event that names the policy", func() bool {
+		return slices.ContainsFunc(events(t, s, "refused_right"), func(e *cedarpostv1.EventRecord) bool {
+			return strings.HasSuffix(e.GetRefusedRight().GetReason(), ": forbidden by policy admin-local/shop")
+		})
+	})
 	// A publisher of all bundles does not change those that join the decisions of others.
 	s.UseKey(shop)
 	for _, name := range []string{"admin-local", "guardrails"} {

@@ -149,7 +149,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 				err = connect.NewError(connect.CodeInternal, "internal error")
 			}
 			if refused, ok := errors.AsType[*refusedError](err); ok {
-				e.noted.RefusedRight(ctx, spec.Procedure, refused.about)
+				e.noted.RefusedRight(ctx, spec.Procedure, refused.reason())
 			}
 			if err != nil {
 				err = bodyError(requestFrom(ctx), callerError(ctx, publicError(spec.Procedure, err)))

@@ -368,11 +368,19 @@ type refusedError struct {
 	forbids          []string // policies of admin-local without which it would be permitted
 }
 
+// reason returns what the call was about, and the policies that forbid it, for the log.
+func (e *refusedError) reason() string {
+	if len(e.forbids) > 0 {
+		return e.about + ": forbidden by policy " + strings.Join(e.forbids, ", ")
+	}
+	return e.about
+}
+
 // Error returns the text for the caller. It names what the caller sent, and of what is stored only the
 // policies of admin-local that take a right away which the roles of the caller give.
 func (e *refusedError) Error() string {
 	if len(e.forbids) > 0 {
-		return fmt.Sprintf("this caller has no right to %s for %s: forbidden by policy %s", path.Base(e.procedure), e.about, strings.Join(e.forbids, ", "))
+		return fmt.Sprintf("this caller has no right to %s for %s", path.Base(e.procedure), e.reason())
 	}
 	return fmt.Sprintf("this caller has no right to %s for %s; `cedarpost whoami` lists its rights, and an operator can grant others", path.Base(e.procedure), e.about)
 }
@@ -390,7 +398,7 @@ func refusedAnywhere(r *access.Rights, procedure string, actions ...string) erro
 	return e
 }
 
-func refusedRight(r *access.Rights, procedure string, n need) error {
+func refusedRight(r *access.Rights, procedure string, n need) *refusedError {
 	about, t := "the service", n.target
 	switch {
 	case t.Action != (cedar.EntityUID{}):
@@ -401,6 +409,9 @@ func refusedRight(r *access.Rights, procedure string, n need) error {
 		about = "entities of type " + t.EntityType
 	case t.Bundle != "":
 		about = "the bundle " + t.Bundle
+	}
+	if t.Bundle == engine.Admin && t.EntityType == "" {
+		about += ", which is built in: no role is for it, and admin-local is for rules of your own"
 	}
 	return &refusedError{procedure, about, r.Forbidden(n.action, t)}
 }
