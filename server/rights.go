@@ -219,7 +219,9 @@ var rules = map[string]rule{
 
 	cedarpostv1connect.EntityServiceWriteEntitiesProcedure: each("WriteEntities", func(set *engine.Set, m *cedarpostv1.WriteEntitiesRequest) (list []access.Target) {
 		for _, op := range m.GetOperations() {
-			list = addType(list, set, typeOf(op))
+			if op.GetOperation() != nil { // its validation fails: it changes nothing
+				list = addType(list, set, typeOf(op))
+			}
 		}
 		return list
 	}),
