@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"path"
 	"slices"
 	"time"
@@ -64,7 +65,7 @@ func (s *accessService) WhoAmI(ctx context.Context, _ *cedarpostv1.WhoAmIRequest
 // change commits a change of keys and grants, for a call of a procedure. fn gets the rights of the caller by what is stored
 // now, and returns the change. It is refused if it would take the last operator away. answer makes
 // the answer of the call, which is also stored for o if that is not nil.
-func change[A proto.Message](ctx context.Context, s *accessService, o *once, answer func(store.Changes, *cedarpostv1.Revision) A, fn func(store.Access, *access.Rights) (store.AccessChange, error)) (out A, err error) {
+func change[A proto.Message](ctx context.Context, s *accessService, procedure string, o *once, answer func(store.Changes, *cedarpostv1.Revision) A, fn func(store.Access, *access.Rights) (store.AccessChange, error)) (out A, err error) {
 	v, err := s.gate.follower.Current()
 	if err != nil {
 		return out, err
@@ -253,9 +254,8 @@ func (s *accessService) CreateKey(ctx context.Context, req *cedarpostv1.CreateKe
 	if err != nil {
 		return nil, err
 	}
-	return &cedarpostv1.CreateKeyResponse{
-		Key: keyToProto(made.key, nil), Secret: made.secret, Revision: made.revision, Warnings: grantWarnings(s.gate.follower.Latest(), access.RightsFrom(ctx), grants...),
-	}, nil
+	warnings := append(keyWarnings(made.had, grants, req.GetCaller()), grantWarnings(s.gate.follower.Latest(), access.RightsFrom(ctx), grants...)...)
+	return &cedarpostv1.CreateKeyResponse{Key: keyToProto(made.key, nil), Secret: made.secret, Revision: made.revision, Warnings: warnings}, nil
 }
 
 // RotateKey implements cedarpost.v1.AccessService.
@@ -280,6 +280,7 @@ type addedKey struct {
 	key      store.Key
 	secret   string
 	others   []store.Key
+	had      []store.Grant // grants of the caller before
 	revision *cedarpostv1.Revision
 }
 
@@ -291,9 +292,8 @@ func (s *accessService) addKey(ctx context.Context, procedure string, req interf
 }, end *time.Time, grants []store.Grant) (made addedKey, err error) {
 	caller := req.GetCaller()
 	made.key, made.secret = access.NewKey(caller, end)
-	made.key.CreatedAt = time.Now()
-	answer := func(_ store.Changes, at *cedarpostv1.Revision) *cedarpostv1.Key {
-		made.revision = at
+	answer := func(done store.Changes, at *cedarpostv1.Revision) *cedarpostv1.Key {
+		made.revision, made.key = at, done.Added[0]
 		return keyToProto(made.key, nil)
 	}
 	first, err := writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.Key{}, func(o *once) (*cedarpostv1.Key, error) {
@@ -301,13 +301,14 @@ func (s *accessService) addKey(ctx context.Context, procedure string, req interf
 			if err := mayGive(r, path.Base(procedure), now, caller, grants); err != nil {
 				return c, err
 			}
+			made.had = grantsOf(now, caller)
 			made.others = slices.DeleteFunc(keysOf(now, caller), func(k store.Key) bool { return !k.Live(time.Now()) })
 			rotates := procedure == cedarpostv1connect.AccessServiceRotateKeyProcedure
 			switch others := made.others; {
 			case !rotates && len(others) > 0:
 				return c, connect.Errorf(connect.CodeAlreadyExists, "caller %q has a live key already, %s; RotateKey (cedarpost keys rotate) makes the one that replaces it", caller, others[0].ID)
 			case rotates && len(others) == 0:
-				return c, connect.Errorf(connect.CodeNotFound, "caller %q has no live key to be replaced", caller)
+				return c, connect.Errorf(connect.CodeNotFound, "caller %q has no live key to be replaced; CreateKey (cedarpost keys create) makes another one", caller)
 			case len(others) > 1: // the one in use, and the one that replaces it
 				return c, connect.Errorf(connect.CodeAlreadyExists, "caller %q has two live keys, %s and %s; revoke the one that is not used any more", caller, others[0].ID, others[1].ID)
 			}
@@ -348,7 +349,10 @@ func (s *accessService) RevokeKey(ctx context.Context, req *cedarpostv1.RevokeKe
 			return c, err
 		}
 		if len(gone) == 0 {
-			return c, connect.NewError(connect.CodeNotFound, "there is no such key, or it is revoked already")
+			if req.GetId() != "" {
+				return c, connect.Errorf(connect.CodeNotFound, "there is no API key with the id %q, or it is revoked already", req.GetId())
+			}
+			return c, connect.Errorf(connect.CodeNotFound, "no caller %q has an API key; to revoke one key by its id, give the id (cedarpost keys revoke --id)", req.GetCaller())
 		}
 		return store.AccessChange{Revoke: gone}, nil
 	}
@@ -402,8 +406,10 @@ func (s *accessService) PutGrant(ctx context.Context, req *cedarpostv1.PutGrantR
 		return nil, err
 	}
 	warnings := grantWarnings(s.gate.follower.Latest(), access.RightsFrom(ctx), grant) // once: a repeated call gets the same
+	var replaced *cedarpostv1.Grant
+	var unknown []string // a warning about the caller
 	answer := func(made store.Changes, at *cedarpostv1.Revision) *cedarpostv1.PutGrantResponse {
-		return &cedarpostv1.PutGrantResponse{Revision: at, Changed: made.Changed, Warnings: warnings}
+		return &cedarpostv1.PutGrantResponse{Revision: at, Changed: made.Changed, Warnings: append(unknown, warnings...), Replaced: replaced}
 	}
 	put := func(now store.Access, r *access.Rights) (c store.AccessChange, err error) {
 		if err := mayGive(r, "PutGrant", now, grant.Caller, []store.Grant{grant}); err != nil {
@@ -415,7 +421,11 @@ func (s *accessService) PutGrant(ctx context.Context, req *cedarpostv1.PutGrantR
 				if sameGrant(same, grant) {
 					return c, nil
 				}
+				replaced = grantToProto(g)
 			}
+		}
+		if access.CheckCallerName(grant.Caller) == nil && len(keysOf(now, grant.Caller))+len(grantsOf(now, grant.Caller)) == 0 {
+			unknown = []string{fmt.Sprintf("the caller %s has no API key and had no grant until now; cedarpost keys create makes a key, if the name is right", grant.Caller)}
 		}
 		return store.AccessChange{Put: []store.Grant{grant}}, nil
 	}
@@ -493,7 +503,7 @@ func (s *accessService) recordRead(ctx context.Context, procedure string, req pr
 }
 
 func grantToProto(g store.Grant) *cedarpostv1.Grant {
-	out := &cedarpostv1.Grant{Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: g.Actions, EntityTypes: g.EntityTypes, GrantedBy: g.GrantedBy, Revision: g.Since, ChecksPerSecond: g.ChecksPerSecond}
+	out := &cedarpostv1.Grant{Caller: g.Caller, Role: g.Role, Bundle: g.Bundle, Actions: g.Actions, EntityTypes: g.EntityTypes, GrantedBy: g.GrantedBy, Revision: g.Since, ChecksPerSecond: g.ChecksPerSecond, Expired: !g.Live(time.Now())}
 	if g.ExpiresAt != nil {
 		out.ExpiresAt = timestamppb.New(*g.ExpiresAt)
 	}

@@ -80,8 +80,14 @@ func TestKeysLive(t *testing.T) {
 	_, err = op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "recover", Grants: []*cedarpostv1.Grant{grant(access.Operator, "*")}})
 	servertest.WantCode(t, err, connect.CodeInvalidArgument, "take another name")
 	_, err = op.RotateKey(t.Context(), &cedarpostv1.RotateKeyRequest{Caller: "nobody"})
-	servertest.WantCode(t, err, connect.CodeNotFound, "nobody")
+	servertest.WantCode(t, err, connect.CodeNotFound, "keys create")
 
+	whole, err := op.ListKeys(t.Context(), &cedarpostv1.ListKeysRequest{Caller: "shop"})
+	if err != nil || !slices.ContainsFunc(whole.Keys, func(k *cedarpostv1.Key) bool {
+		return k.Id == next.Key.Id && proto.Equal(k.CreatedAt, next.Key.CreatedAt)
+	}) {
+		t.Errorf("%v, %v, want the time of %v", whole, err, next.Key)
+	}
 	list, err := op.ListKeys(t.Context(), &cedarpostv1.ListKeysRequest{PageSize: 1})
 	if err != nil || len(list.Keys) != 1 || list.NextPageToken == "" {
 		t.Fatalf("%v, %v", list, err)
@@ -125,7 +131,9 @@ func TestKeysLive(t *testing.T) {
 		}
 	}
 	_, err = op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Id: made.Key.Id})
-	servertest.WantCode(t, err, connect.CodeNotFound, "")
+	servertest.WantCode(t, err, connect.CodeNotFound, "the id \""+made.Key.Id)
+	_, err = op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: made.Key.Id})
+	servertest.WantCode(t, err, connect.CodeNotFound, "keys revoke --id")
 
 	if _, err := decisionlog.VerifyLog(t.Context(), s.DB, decisionlog.Verification{History: true}); err != nil {
 		t.Error(err)
@@ -434,6 +442,8 @@ func TestGrantWarnings(t *testing.T) {
 	s.MustLoadShop()
 	op := accessOf(s, s.Token)
 	shopAction := []string{`Shop::Action::"ViewOrder"`}
+	newCaller(t, s, "a")
+	newCaller(t, s, "doc-app", grant(access.Auditor, "doc"))
 	for _, c := range []struct {
 		grant *cedarpostv1.Grant
 		want  string // in the only warning; "": none
@@ -441,7 +451,15 @@ func TestGrantWarnings(t *testing.T) {
 		{&cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "shop", Actions: shopAction}, ""},
 		{&cedarpostv1.Grant{Caller: "a", Role: "data-writer", Bundle: "*", EntityTypes: []string{"Shop::Order"}}, ""},
 		{&cedarpostv1.Grant{Caller: "token:staff/a b", Role: "auditor", Bundle: "*"}, ""},
-		{&cedarpostv1.Grant{Caller: "nobody here", Role: "auditor", Bundle: "*"}, `no caller can have the name "nobody here"`},
+		{&cedarpostv1.Grant{Caller: "nobody here", Role: "auditor", Bundle: "*"}, `no caller can have this name: a caller has a name of`},
+		{&cedarpostv1.Grant{Caller: "recover", Role: "auditor", Bundle: "*"}, "no caller can have this name"},
+		{&cedarpostv1.Grant{Caller: "a-misspelt", Role: "auditor", Bundle: "*"}, "the caller a-misspelt has no API key"},
+		{&cedarpostv1.Grant{Caller: "tokn:staff/x", Role: "auditor", Bundle: "*"}, "begins with none of token:"},
+		{&cedarpostv1.Grant{Caller: "token:staff", Role: "auditor", Bundle: "*"}, "is not token:<issuer>/<subject>"},
+		{&cedarpostv1.Grant{Caller: "certificate:*.example.org", Role: "auditor", Bundle: "*"}, "without a wildcard"},
+		{&cedarpostv1.Grant{Caller: "certificate:a.example.org", Role: "auditor", Bundle: "*"}, ""},
+		{&cedarpostv1.Grant{Caller: "spiffe://Example.org/x", Role: "auditor", Bundle: "*"}, "is not a SPIFFE ID"},
+		{&cedarpostv1.Grant{Caller: "spiffe://example.org/x", Role: "auditor", Bundle: "*"}, ""},
 		{&cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "shpo"}, "no bundle shpo is published"},
 		{&cedarpostv1.Grant{Caller: "a", Role: "enforcer", Bundle: "shop", Actions: []string{`Shop::Action::"ViewOrdr"`}}, `the bundle shop has no action Shop::Action::"ViewOrdr"`},
 		{&cedarpostv1.Grant{Caller: "a", Role: "data-writer", Bundle: "shop", EntityTypes: []string{"Shop::Ordr"}}, "the bundle shop has no entity type Shop::Ordr"},
@@ -475,6 +493,21 @@ func TestGrantWarnings(t *testing.T) {
 	service := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, made.Secret))
 	if _, err := service.Authorize(t.Context(), servertest.AskShop("bob", "ViewOrder", "42", true)); err != nil {
 		t.Error(err)
+	}
+	// A key without rights, and one that gets the rights that its caller had before.
+	for _, c := range []struct {
+		caller string
+		grants []*cedarpostv1.Grant
+		want   string
+	}{
+		{"bare", nil, "the caller bare has no grants"},
+		{"service", []*cedarpostv1.Grant{{Role: "auditor", Bundle: "shop"}}, "had other grants before, and this key has their rights, too: auditor for shpo, enforcer for shop"},
+	} {
+		_, _ = op.RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: c.caller})
+		made, err := op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: c.caller, Grants: c.grants})
+		if err != nil || len(made.Warnings) != 1 || !strings.Contains(made.Warnings[0], c.want) {
+			t.Errorf("%v, %v, want %q", made.GetWarnings(), err, c.want)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cedar-policy/cedar-go"
 
@@ -29,6 +30,26 @@ func canonicalActions(actions []string) []string {
 	return out
 }
 
+// keyWarnings returns sentences about the rights that a new key has besides those of the call: from the
+// live grants that its caller had. given are the grants of the call.
+func keyWarnings(had, given []store.Grant, caller string) []string {
+	var rights []string
+	for _, g := range had {
+		if g.Live(time.Now()) && !slices.ContainsFunc(given, func(o store.Grant) bool { return o.Key() == g.Key() }) {
+			rights = append(rights, g.Role+" for "+g.Bundle)
+		}
+	}
+	switch more := len(rights) - maxGrantWarnings; {
+	case len(rights) == 0 && len(given) == 0:
+		return []string{fmt.Sprintf("the caller %s has no grants, so its key has no rights yet", caller)}
+	case len(rights) == 0:
+		return nil
+	case more > 0:
+		rights = append(rights[:maxGrantWarnings], fmt.Sprintf("and %d more", more))
+	}
+	return []string{fmt.Sprintf("the caller %s had other grants before, and this key has their rights, too: %s", caller, strings.Join(rights, ", "))}
+}
+
 // grantWarnings returns sentences about what grants name and the snapshot does not have. A grant may
 // be stored before its bundle is published, so these are no errors; often they are misspellings. They
 // tell nothing about other bundles than those of the grants, unless the caller may list grants there:
@@ -42,12 +63,8 @@ func grantWarnings(s *snapshot.Snapshot, r *access.Rights, grants ...store.Grant
 				list = append(list, text)
 			}
 		}
-		switch err := access.CheckCallerName(g.Caller); {
-		case strings.Contains(g.Caller, ":"), err == nil:
-		case g.Caller == access.RecoverName:
-			warn("%v", err)
-		default:
-			warn("no caller can have the name %q: that of an API key has letters, digits, dots, hyphens and underscores, and other names have a colon, as whoami prints them", g.Caller)
+		if err := access.CheckAnyCallerName(g.Caller); err != nil {
+			warn("no caller can have this name: %v", err)
 		}
 		if _, ok := s.Bundle(g.Bundle); !ok && g.Bundle != access.AllBundles {
 			warn("no bundle %s is published", g.Bundle)

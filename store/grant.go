@@ -177,6 +177,8 @@ type Changes struct {
 	Mark     uuid.UUID
 	// Changed is false if everything was as the change says already.
 	Changed bool
+	// Added are the keys that were added, as they are stored.
+	Added []Key
 }
 
 // ChangeAccess calls fn with the keys and grants, under the revision lock, and commits what fn
@@ -207,8 +209,9 @@ func (db *DB) ChangeAccess(ctx context.Context, caller string, fn func(context.C
 				return err
 			}
 		}
-		for _, k := range c.Add {
-			if err := db.addKey(ctx, tx, k, caller); err != nil {
+		made.Added = slices.Clone(c.Add)
+		for i := range made.Added {
+			if err := db.addKey(ctx, tx, &made.Added[i], caller); err != nil {
 				return err
 			}
 		}

@@ -45,18 +45,20 @@ func (db *DB) Keys(ctx context.Context) (_ []Key, err error) {
 // CreateKey stores a key in a revision of its own.
 func (db *DB) CreateKey(ctx context.Context, key Key, caller string) (err error) {
 	defer wrap(&err, "create API key")
-	return db.inTurn(ctx, func(tx pgx.Tx) error { return db.addKey(ctx, tx, key, caller) })
+	return db.inTurn(ctx, func(tx pgx.Tx) error { return db.addKey(ctx, tx, &key, caller) })
 }
 
-// addKey stores a key in the next revision.
-func (db *DB) addKey(ctx context.Context, tx pgx.Tx, key Key, caller string) error {
+// addKey stores a key in the next revision, and sets its CreatedAt.
+func (db *DB) addKey(ctx context.Context, tx pgx.Tx, key *Key, caller string) error {
 	if err := db.changeKey(ctx, tx, caller, func(n int64, digest []byte) Changed {
 		return Changed{Revision: n, Caller: caller, Kind: KindKey, ID: key.ID, KeyCaller: key.Name, After: digest}
-	}, key); err != nil {
+	}, *key); err != nil {
 		return err
 	}
-	_, err := tx.Exec(ctx, "select add_api_key($1, $2, $3, $4, (select n from revision))", key.ID, key.Name, key.Hash, key.ExpiresAt)
-	return err
+	if _, err := tx.Exec(ctx, "select add_api_key($1, $2, $3, $4, (select n from revision))", key.ID, key.Name, key.Hash, key.ExpiresAt); err != nil {
+		return err
+	}
+	return tx.QueryRow(ctx, "select created_at from api_keys where id = $1", key.ID).Scan(&key.CreatedAt)
 }
 
 // revokeKey ends a key in the next revision.

@@ -155,11 +155,6 @@ func (g *putGrantCmd) Run(ctx context.Context, c *console) error {
 	if g.Rate != nil {
 		grant.ChecksPerSecond = *g.Rate
 	}
-	var before []*cedarpostv1.Grant
-	var unread error // why before is not known
-	if !g.json() {
-		before, unread = admin.grantsOf(ctx, g.Caller)
-	}
 	res, err := call(ctx, admin, admin.access().PutGrant, &cedarpostv1.PutGrantRequest{Grant: grant})
 	if err != nil {
 		return err
@@ -175,13 +170,8 @@ func (g *putGrantCmd) Run(ctx context.Context, c *console) error {
 		return nil
 	}
 	fmt.Fprintf(c.out, "%s has the role %s for %s: %s; since revision %d\n", clean(g.Caller), clean(g.Role), clean(g.Bundle), clean(extent(grant)), res.GetRevision().GetNumber())
-	for _, old := range before {
-		if old.GetRole() == g.Role && old.GetBundle() == g.Bundle {
-			fmt.Fprintf(c.out, "it replaces: %s\n", clean(extent(old)))
-		}
-	}
-	if unread != nil {
-		fmt.Fprintf(c.err, "what it replaces is not known: %s\n", clean(unread.Error()))
+	if old := res.GetReplaced(); old != nil {
+		fmt.Fprintf(c.out, "it replaces: %s\n", clean(extent(old)))
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cedar-policy/cedar-go"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/internal/entityuid"
@@ -407,6 +408,30 @@ func CheckCallerName(name string) error {
 		return fmt.Errorf("%q is the name of recoveries in the log (cedarpost keys recover), so no caller has it; take another name", name)
 	case !callerName.MatchString(name):
 		return fmt.Errorf("a caller has a name of at most 64 letters, digits, dots, hyphens and underscores, which begins with a letter or a digit, not %q", name)
+	}
+	return nil
+}
+
+// CheckAnyCallerName returns an error if a name cannot be that of a caller of any kind.
+func CheckAnyCallerName(name string) error {
+	kind, rest, other := strings.Cut(name, ":")
+	switch {
+	case !other:
+		return CheckCallerName(name)
+	case kind == "token":
+		if issuer, subject, ok := strings.Cut(rest, "/"); !ok || subject == "" || !issuerName.MatchString(issuer) {
+			return fmt.Errorf("%q is not token:<issuer>/<subject>, with the short name of an issuer", name)
+		}
+	case kind+":" == certificatePrefix:
+		if !isHostName(rest) {
+			return fmt.Errorf("%q is not certificate:<DNS name>, in lower case and without a wildcard", name)
+		}
+	case kind == "spiffe":
+		if id, err := spiffeid.FromString(name); err != nil || id.Path() == "" {
+			return fmt.Errorf("%q is not a SPIFFE ID like spiffe://example.org/orders, with a trust domain in lower case", name)
+		}
+	default:
+		return fmt.Errorf("%q begins with none of token:, certificate: and spiffe:, and the name of an API key's caller has no colon", name)
 	}
 	return nil
 }

@@ -50,8 +50,10 @@ type Grant struct {
 	// server; 0: the grant has no number. If several grants of a caller have one, the largest counts. For
 	// the role enforcer. Only an operator of all bundles sets or changes it.
 	ChecksPerSecond int32 `protobuf:"varint,9,opt,name=checks_per_second,json=checksPerSecond,proto3" json:"checks_per_second,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// It has ended. Never read from a request.
+	Expired       bool `protobuf:"varint,10,opt,name=expired,proto3" json:"expired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
@@ -145,6 +147,13 @@ func (x *Grant) GetChecksPerSecond() int32 {
 		return x.ChecksPerSecond
 	}
 	return 0
+}
+
+func (x *Grant) GetExpired() bool {
+	if x != nil {
+		return x.Expired
+	}
+	return false
 }
 
 // Key describes an API key without its secret.
@@ -505,7 +514,8 @@ type CreateKeyResponse struct {
 	Secret string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
 	// The revision that added it.
 	Revision *Revision `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
-	// As in PutGrantResponse, about the grants.
+	// As in PutGrantResponse, about the grants. A caller that had other grants before gets their rights
+	// with the key, and one without any grant gets none: both are said, too.
 	Warnings      []string `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1008,7 +1018,9 @@ type PutGrantResponse struct {
 	Changed bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	// Sentences about what the grant names and nobody has published or can have now: a bundle, an
 	// action, an entity type or a caller. The grant is stored, and counts as soon as there is one.
-	Warnings      []string `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings []string `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// The grant that was replaced, as it was before; absent: there was none, or nothing changed.
+	Replaced      *Grant `protobuf:"bytes,4,opt,name=replaced,proto3" json:"replaced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1060,6 +1072,13 @@ func (x *PutGrantResponse) GetChanged() bool {
 func (x *PutGrantResponse) GetWarnings() []string {
 	if x != nil {
 		return x.Warnings
+	}
+	return nil
+}
+
+func (x *PutGrantResponse) GetReplaced() *Grant {
+	if x != nil {
+		return x.Replaced
 	}
 	return nil
 }
@@ -1306,7 +1325,7 @@ var File_cedarpost_v1_access_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x19cedarpost/v1/access.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x03\n" +
+	"\x19cedarpost/v1/access.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdd\x03\n" +
 	"\x05Grant\x12$\n" +
 	"\x06caller\x18\x01 \x01(\tB\f\xbaH\tr\a(\x80\x04\xba\x01\x01\x00R\x06caller\x12.\n" +
 	"\x04role\x18\x02 \x01(\tB\x1a\xbaH\x17r\x152\x13^[a-z][a-z-]{0,31}$R\x04role\x12?\n" +
@@ -1318,7 +1337,9 @@ const file_cedarpost_v1_access_proto_rawDesc = "" +
 	"\n" +
 	"granted_by\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\tgrantedBy\x12\x1a\n" +
 	"\brevision\x18\b \x01(\x03R\brevision\x128\n" +
-	"\x11checks_per_second\x18\t \x01(\x05B\f\xbaH\t\x1a\a\x18\x80\xad\xe2\x04(\x00R\x0fchecksPerSecond\"\xfb\x01\n" +
+	"\x11checks_per_second\x18\t \x01(\x05B\f\xbaH\t\x1a\a\x18\x80\xad\xe2\x04(\x00R\x0fchecksPerSecond\x12\x18\n" +
+	"\aexpired\x18\n" +
+	" \x01(\bR\aexpired\"\xfb\x01\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06caller\x18\x02 \x01(\tR\x06caller\x129\n" +
@@ -1380,11 +1401,12 @@ const file_cedarpost_v1_access_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"{\n" +
 	"\x0fPutGrantRequest\x121\n" +
 	"\x05grant\x18\x01 \x01(\v2\x13.cedarpost.v1.GrantB\x06\xbaH\x03\xc8\x01\x01R\x05grant\x125\n" +
-	"\x0fidempotency_key\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"|\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\xad\x01\n" +
 	"\x10PutGrantResponse\x122\n" +
 	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\bR\achanged\x12\x1a\n" +
-	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\xe4\x01\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\x12/\n" +
+	"\breplaced\x18\x04 \x01(\v2\x13.cedarpost.v1.GrantR\breplaced\"\xe4\x01\n" +
 	"\x12DeleteGrantRequest\x12&\n" +
 	"\x06caller\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x04\xba\x01\x01\x00R\x06caller\x12.\n" +
 	"\x04role\x18\x02 \x01(\tB\x1a\xbaH\x17r\x152\x13^[a-z][a-z-]{0,31}$R\x04role\x12?\n" +
@@ -1469,29 +1491,30 @@ var file_cedarpost_v1_access_proto_depIdxs = []int32{
 	1,  // 17: cedarpost.v1.ListKeysResponse.keys:type_name -> cedarpost.v1.Key
 	0,  // 18: cedarpost.v1.PutGrantRequest.grant:type_name -> cedarpost.v1.Grant
 	20, // 19: cedarpost.v1.PutGrantResponse.revision:type_name -> cedarpost.v1.Revision
-	20, // 20: cedarpost.v1.DeleteGrantResponse.revision:type_name -> cedarpost.v1.Revision
-	0,  // 21: cedarpost.v1.ListGrantsResponse.grants:type_name -> cedarpost.v1.Grant
-	2,  // 22: cedarpost.v1.AccessService.WhoAmI:input_type -> cedarpost.v1.WhoAmIRequest
-	5,  // 23: cedarpost.v1.AccessService.CreateKey:input_type -> cedarpost.v1.CreateKeyRequest
-	7,  // 24: cedarpost.v1.AccessService.RotateKey:input_type -> cedarpost.v1.RotateKeyRequest
-	9,  // 25: cedarpost.v1.AccessService.RevokeKey:input_type -> cedarpost.v1.RevokeKeyRequest
-	11, // 26: cedarpost.v1.AccessService.ListKeys:input_type -> cedarpost.v1.ListKeysRequest
-	13, // 27: cedarpost.v1.AccessService.PutGrant:input_type -> cedarpost.v1.PutGrantRequest
-	15, // 28: cedarpost.v1.AccessService.DeleteGrant:input_type -> cedarpost.v1.DeleteGrantRequest
-	17, // 29: cedarpost.v1.AccessService.ListGrants:input_type -> cedarpost.v1.ListGrantsRequest
-	3,  // 30: cedarpost.v1.AccessService.WhoAmI:output_type -> cedarpost.v1.WhoAmIResponse
-	6,  // 31: cedarpost.v1.AccessService.CreateKey:output_type -> cedarpost.v1.CreateKeyResponse
-	8,  // 32: cedarpost.v1.AccessService.RotateKey:output_type -> cedarpost.v1.RotateKeyResponse
-	10, // 33: cedarpost.v1.AccessService.RevokeKey:output_type -> cedarpost.v1.RevokeKeyResponse
-	12, // 34: cedarpost.v1.AccessService.ListKeys:output_type -> cedarpost.v1.ListKeysResponse
-	14, // 35: cedarpost.v1.AccessService.PutGrant:output_type -> cedarpost.v1.PutGrantResponse
-	16, // 36: cedarpost.v1.AccessService.DeleteGrant:output_type -> cedarpost.v1.DeleteGrantResponse
-	18, // 37: cedarpost.v1.AccessService.ListGrants:output_type -> cedarpost.v1.ListGrantsResponse
-	30, // [30:38] is the sub-list for method output_type
-	22, // [22:30] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	0,  // 20: cedarpost.v1.PutGrantResponse.replaced:type_name -> cedarpost.v1.Grant
+	20, // 21: cedarpost.v1.DeleteGrantResponse.revision:type_name -> cedarpost.v1.Revision
+	0,  // 22: cedarpost.v1.ListGrantsResponse.grants:type_name -> cedarpost.v1.Grant
+	2,  // 23: cedarpost.v1.AccessService.WhoAmI:input_type -> cedarpost.v1.WhoAmIRequest
+	5,  // 24: cedarpost.v1.AccessService.CreateKey:input_type -> cedarpost.v1.CreateKeyRequest
+	7,  // 25: cedarpost.v1.AccessService.RotateKey:input_type -> cedarpost.v1.RotateKeyRequest
+	9,  // 26: cedarpost.v1.AccessService.RevokeKey:input_type -> cedarpost.v1.RevokeKeyRequest
+	11, // 27: cedarpost.v1.AccessService.ListKeys:input_type -> cedarpost.v1.ListKeysRequest
+	13, // 28: cedarpost.v1.AccessService.PutGrant:input_type -> cedarpost.v1.PutGrantRequest
+	15, // 29: cedarpost.v1.AccessService.DeleteGrant:input_type -> cedarpost.v1.DeleteGrantRequest
+	17, // 30: cedarpost.v1.AccessService.ListGrants:input_type -> cedarpost.v1.ListGrantsRequest
+	3,  // 31: cedarpost.v1.AccessService.WhoAmI:output_type -> cedarpost.v1.WhoAmIResponse
+	6,  // 32: cedarpost.v1.AccessService.CreateKey:output_type -> cedarpost.v1.CreateKeyResponse
+	8,  // 33: cedarpost.v1.AccessService.RotateKey:output_type -> cedarpost.v1.RotateKeyResponse
+	10, // 34: cedarpost.v1.AccessService.RevokeKey:output_type -> cedarpost.v1.RevokeKeyResponse
+	12, // 35: cedarpost.v1.AccessService.ListKeys:output_type -> cedarpost.v1.ListKeysResponse
+	14, // 36: cedarpost.v1.AccessService.PutGrant:output_type -> cedarpost.v1.PutGrantResponse
+	16, // 37: cedarpost.v1.AccessService.DeleteGrant:output_type -> cedarpost.v1.DeleteGrantResponse
+	18, // 38: cedarpost.v1.AccessService.ListGrants:output_type -> cedarpost.v1.ListGrantsResponse
+	31, // [31:39] is the sub-list for method output_type
+	23, // [23:31] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_access_proto_init() }
