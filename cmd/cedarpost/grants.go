@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -26,7 +27,7 @@ type listGrantsCmd struct {
 }
 
 // Run lists the grants. As JSON, each grant is a line.
-func (l *listGrantsCmd) Run(ctx context.Context, c *console) error {
+func (l *listGrantsCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	admin, err := l.dial()
 	if err != nil {
 		return err
@@ -34,6 +35,9 @@ func (l *listGrantsCmd) Run(ctx context.Context, c *console) error {
 	list, err := admin.grantsOf(ctx, l.Caller)
 	if err != nil {
 		return err
+	}
+	if len(list) == 0 && l.Caller != "" && isGuess(k, l.Caller) {
+		return misuse("no caller %q has grants, and there is no such command; the commands of grants are list, put and delete", l.Caller)
 	}
 	if l.Caller != "" && len(list) == 0 && !l.json() {
 		fmt.Fprintf(c.out, "no grants of the caller %s\n", clean(l.Caller))

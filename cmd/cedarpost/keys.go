@@ -41,18 +41,20 @@ func (*listKeysCmd) Help() string {
 }
 
 // Run lists the keys. As JSON, each key is a line.
-func (l *listKeysCmd) Run(ctx context.Context, c *console) error {
+func (l *listKeysCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	admin, err := l.dial()
 	if err != nil {
 		return err
 	}
 	rows := [][]string{{"CALLER", "ID", "MADE", "ENDS", "LAST USED"}}
 	req := &cedarpostv1.ListKeysRequest{Caller: l.Caller, PageSize: 1000}
+	found := 0
 	for {
 		res, err := call(ctx, admin, admin.access().ListKeys, req)
 		if err != nil {
 			return err
 		}
+		found += len(res.GetKeys())
 		for _, k := range res.GetKeys() {
 			if l.json() {
 				if err := c.message(k); err != nil {
@@ -67,6 +69,8 @@ func (l *listKeysCmd) Run(ctx context.Context, c *console) error {
 		}
 	}
 	switch {
+	case found == 0 && l.Caller != "" && isGuess(k, l.Caller):
+		return misuse("no caller %q has keys, and there is no such command; the commands of keys are list, create, rotate, revoke and recover", l.Caller)
 	case l.json():
 	case len(rows) == 1 && l.Caller != "":
 		fmt.Fprintf(c.out, "no keys of the caller %s\n", clean(l.Caller))
@@ -76,6 +80,12 @@ func (l *listKeysCmd) Run(ctx context.Context, c *console) error {
 		c.table(rows)
 	}
 	return nil
+}
+
+// isGuess reports whether a word is taken for the name of a caller only because no command has this name:
+// the command line has no "list" before it.
+func isGuess(k *kong.Context, word string) bool {
+	return k != nil && slices.Index(k.Args, "list") < 0 && slices.Contains(k.Args, word)
 }
 
 func dateTime(t *timestamppb.Timestamp, none string) string {

@@ -52,7 +52,8 @@ func testKeys(sh *shell, dir string) func(*testing.T) {
 		}
 		sh.exits(t, 0, says("revoked key", "the grants of orders stay"), "keys", "revoke", "orders")
 		sh.exits(t, 0, says("no keys of the caller orders\n"), "keys", "list", "orders")
-		sh.exits(t, 0, says("no keys of the caller craete\n"), "keys", "craete")
+		sh.exits(t, codeUsage, says(`no caller "craete" has keys`, "list, create, rotate"), "keys", "craete")
+		sh.exits(t, codeUsage, says(`no caller "add" has grants`, "list, put and delete"), "grants", "add")
 		orders.exits(t, 1, says("unauthenticated"), "whoami")
 		sh.exits(t, 1, says("the last API key with the role operator"), "keys", "revoke", "bootstrap")
 		sh.exits(t, 0, says("orders has the role enforcer for shop: all actions, 250/s, no end; since", `it replaces: only Shop::Action::"ListOrders", no rate of its own, until 2099-01-01`),
