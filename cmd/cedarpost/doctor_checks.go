@@ -322,6 +322,9 @@ func (d *doctorCmd) checkCallers(ctx context.Context, db *store.DB) (found []dia
 	default:
 		found = append(found, pass(operators, "an API key without an end has the role operator for all bundles"))
 	}
+	if access.NeedlessBootstrap(now.Keys, now.Grants, at) {
+		found = append(found, warn("first key", "cedarpost keys revoke bootstrap --grants, and remove its file and --bootstrap-key-file", "the key of bootstrap, which has all roles, still lives although another operator has a key"))
+	}
 	var ended, old []string
 	for _, k := range now.Keys {
 		if !k.Live(at) {

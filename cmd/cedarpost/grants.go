@@ -208,6 +208,10 @@ func (g *deleteGrantCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
+	return g.delete(ctx, c, admin)
+}
+
+func (g *deleteGrantCmd) delete(ctx context.Context, c *console, admin *peer) error {
 	res, err := call(ctx, admin, admin.access().DeleteGrant, &cedarpostv1.DeleteGrantRequest{Caller: g.Caller, Role: g.Role, Bundle: g.Bundle})
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -122,6 +123,9 @@ func (k keyOutFlag) check() error {
 		return about("out", fmt.Errorf("%s exists already", k.Out))
 	}
 	probe, err := os.CreateTemp(filepath.Dir(k.Out), ".key-*")
+	if bad, ok := errors.AsType[*fs.PathError](err); ok { // its path is that of the probe
+		err = fmt.Errorf("no file can be made in %s: %w", filepath.Dir(k.Out), bad.Err)
+	}
 	if err != nil {
 		return about("out", err)
 	}
@@ -182,6 +186,9 @@ func (k *createKeyCmd) Run(ctx context.Context, c *console) error {
 
 // report writes the key and says where it is.
 func (k keyOutFlag) report(c *console, o outputFlags, key *cedarpostv1.Key, secret string) error {
+	if k.Out == "-" && o.json() { // one object
+		return c.message(&cedarpostv1.CreateKeyResponse{Key: key, Secret: secret})
+	}
 	if err := k.write(c, secret); err != nil {
 		return fmt.Errorf("the key %s of %s was made, and its text is lost (revoke it with: cedarpost keys revoke --id %s): %w", key.GetId(), key.GetCaller(), key.GetId(), err)
 	}
@@ -232,6 +239,7 @@ func (k *rotateKeyCmd) Run(ctx context.Context, c *console) error {
 type revokeKeyCmd struct {
 	Caller string `arg:"" optional:"" help:"The caller, all of whose keys end."`
 	ID     string `help:"Only the key with this id." placeholder:"ID"`
+	Grants bool   `help:"Delete the grants of the caller, too, so that a later key of this name has no rights from before."`
 	outputFlags
 	adminFlags
 }
@@ -240,6 +248,9 @@ type revokeKeyCmd struct {
 func (k *revokeKeyCmd) Run(ctx context.Context, c *console) error {
 	if (k.Caller == "") == (k.ID == "") {
 		return misuse("give either the caller, all of whose keys end, or --id")
+	}
+	if k.Grants && k.Caller == "" {
+		return misuse("--grants needs the caller, because grants belong to a caller and not to a key")
 	}
 	admin, err := k.dial()
 	if err != nil {
@@ -261,8 +272,27 @@ func (k *revokeKeyCmd) Run(ctx context.Context, c *console) error {
 			fmt.Fprintln(c.err, "if the file of this key is the one of serve --bootstrap-key-file: remove the file and the setting")
 		}
 	}
+	if k.Grants {
+		return k.deleteGrants(ctx, c, admin)
+	}
 	if k.Caller != "" && !k.json() {
 		fmt.Fprintf(c.err, "the grants of %s stay, for a next key: cedarpost grants %[1]s lists them, cedarpost grants delete ends them\n", clean(k.Caller))
+	}
+	return nil
+}
+
+// deleteGrants deletes the grants of the caller, each in a revision of its own.
+func (k *revokeKeyCmd) deleteGrants(ctx context.Context, c *console, admin *peer) error {
+	grants, err := admin.grantsOf(ctx, k.Caller)
+	for _, g := range grants {
+		if err != nil {
+			break
+		}
+		one := deleteGrantCmd{grantArgs: grantArgs{Caller: g.GetCaller(), Role: g.GetRole(), Bundle: g.GetBundle()}, outputFlags: k.outputFlags}
+		err = one.delete(ctx, c, admin)
+	}
+	if err != nil {
+		return fmt.Errorf("the keys are revoked, and not all grants are deleted: %w", err)
 	}
 	return nil
 }
@@ -299,7 +329,9 @@ func (k *recoverKeysCmd) Run(ctx context.Context, kc *kong.Context, c *console) 
 	}
 	defer db.Close()
 	key, secret := access.NewKey(k.Caller, nil)
+	others := false // there is another operator
 	_, err = db.ChangeAccess(ctx, access.RecoverName, func(_ context.Context, now store.Access) (change store.AccessChange, err error) {
+		others = access.OperatorsLeft(now.Keys, now.Grants, time.Now()) > 0
 		if n := len(slices.DeleteFunc(slices.Clone(now.Keys), func(o store.Key) bool { return o.Name != k.Caller })); n >= 2 {
 			return change, fmt.Errorf("caller %q has two keys already; give another one with --caller", k.Caller)
 		}
@@ -315,6 +347,9 @@ func (k *recoverKeysCmd) Run(ctx context.Context, kc *kong.Context, c *console) 
 	}
 	if k.Out != "-" {
 		fmt.Fprintf(c.out, "key %s of %s, an operator of all bundles, is in %s\n", key.ID, k.Caller, clean(relative(k.Out)))
+	}
+	if others {
+		fmt.Fprintf(c.err, "%s: other operators of all bundles have keys; if this one is not needed: cedarpost keys revoke %s --grants\n", c.paint(yellow, "warning"), k.Caller)
 	}
 	return nil
 }

@@ -51,6 +51,17 @@ func testKeys(sh *shell, dir string) func(*testing.T) {
 			t.Errorf("%d keys", len(got))
 		}
 		sh.exits(t, 0, says("revoked key", "the grants of orders stay"), "keys", "revoke", "orders")
+		var shown struct {
+			Key    struct{ Caller string }
+			Secret string
+		}
+		if err := json.Unmarshal([]byte(sh.exits(t, 0, says("has no grants"), "keys", "create", "bare", "--out=-", "-o", "json").out), &shown); err != nil || shown.Key.Caller != "bare" || shown.Secret == "" {
+			t.Errorf("%+v, %v", shown.Key, err)
+		}
+		sh.exits(t, 1, says("no file can be made in /nonexistent: "), "keys", "create", "orders", "--out=/nonexistent/x.key")
+		sh.exits(t, codeUsage, says("--grants needs the caller"), "keys", "revoke", "--id=x", "--grants")
+		sh.exits(t, 0, nil, "grants", "put", "bare", "auditor", "--bundle=shop")
+		sh.exits(t, 0, says("revoked key", "bare has the role auditor for shop no more"), "keys", "revoke", "bare", "--grants")
 		sh.exits(t, 0, says("no keys of the caller orders\n"), "keys", "list", "orders")
 		sh.exits(t, codeUsage, says(`no caller "craete" has keys`, "list, create, rotate"), "keys", "craete")
 		sh.exits(t, codeUsage, says(`no caller "add" has grants`, "list, put and delete"), "grants", "add")
@@ -71,7 +82,7 @@ func testKeys(sh *shell, dir string) func(*testing.T) {
 		sh.exits(t, 1, says("not_found"), "grants", "delete", "orders", "enforcer", "--bundle=shop")
 
 		sh.exits(t, 2, says("--caller: ", "take another name"), "keys", "recover", "--caller=recover", "--out="+file("recovered.key"))
-		sh.exits(t, 0, says("an operator of all bundles"), "keys", "recover", "--out="+file("recovered.key"))
+		sh.exits(t, 0, says("an operator of all bundles", "other operators of all bundles have keys"), "keys", "recover", "--out="+file("recovered.key"))
 		sh.exits(t, 0, says("recovered", "operator for *"), "whoami", "--token-file="+file("recovered.key"))
 		sh.exits(t, 0, says("RevokeKey", "recover", "PutGrant"), "events", "--kind=change", "--limit=20")
 		sh.exits(t, 0, says("/cedarpost.v1.EntityService/ListEntities"), "events", "--kind=refused_right")

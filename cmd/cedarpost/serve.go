@@ -156,10 +156,17 @@ func (s *serveCmd) firstKey(ctx context.Context, db *store.DB, log *slog.Logger)
 			log.Info("--bootstrap-key-file makes no key, because the database has API keys already", "file", file)
 		}
 	}
-	keys, err := db.Keys(ctx)
-	if err != nil {
+	var now store.Access
+	if err := db.View(ctx, func(v *store.View) (err error) {
+		now, err = v.Access(ctx)
+		return err
+	}); err != nil {
 		return err
 	}
+	if access.NeedlessBootstrap(now.Keys, now.Grants, time.Now()) {
+		log.Warn("the key of bootstrap, which has all roles, still lives although another operator has a key: cedarpost keys revoke bootstrap --grants ends it")
+	}
+	keys := now.Keys
 	switch can := s.someoneCanSignIn(keys); {
 	case revoked != nil && !can:
 		return fmt.Errorf("%w\nno other key is left: cedarpost keys recover makes one", revoked)

@@ -397,6 +397,13 @@ func OperatorsLeft(keys []store.Key, grants []store.Grant, now time.Time) (level
 	return level
 }
 
+// NeedlessBootstrap reports whether the first key still lives although another operator of all bundles
+// has a key without an end.
+func NeedlessBootstrap(keys []store.Key, grants []store.Grant, now time.Time) bool {
+	first := func(k store.Key) bool { return k.Name == BootstrapName && k.Live(now) }
+	return slices.ContainsFunc(keys, first) && OperatorsLeft(slices.DeleteFunc(slices.Clone(keys), first), grants, now) == 2
+}
+
 // callerName is the form of the name of a caller with an API key. Names of other kinds of callers
 // have a colon.
 var callerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
