@@ -453,7 +453,7 @@ func TestGrantWarnings(t *testing.T) {
 		{&cedarpostv1.Grant{Caller: "token:staff/a b", Role: "auditor", Bundle: "*"}, ""},
 		{&cedarpostv1.Grant{Caller: "nobody here", Role: "auditor", Bundle: "*"}, `no caller can have this name: a caller has a name of`},
 		{&cedarpostv1.Grant{Caller: "recover", Role: "auditor", Bundle: "*"}, "no caller can have this name"},
-		{&cedarpostv1.Grant{Caller: "a-misspelt", Role: "auditor", Bundle: "*"}, "the caller a-misspelt has no API key"},
+		{&cedarpostv1.Grant{Caller: "a-misspelled", Role: "auditor", Bundle: "*"}, "the caller a-misspelled has no API key"},
 		{&cedarpostv1.Grant{Caller: "tokn:staff/x", Role: "auditor", Bundle: "*"}, "begins with none of token:"},
 		{&cedarpostv1.Grant{Caller: "token:staff", Role: "auditor", Bundle: "*"}, "is not token:<issuer>/<subject>"},
 		{&cedarpostv1.Grant{Caller: "certificate:*.example.org", Role: "auditor", Bundle: "*"}, "without a wildcard"},
