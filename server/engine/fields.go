@@ -429,7 +429,11 @@ func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 
 // several reports whether leaves are of more than one class.
 func several(leaves []leaf, classes []int) bool {
-	return classes != nil && slices.ContainsFunc(leaves, func(l leaf) bool { return classes[l.index] != classes[leaves[0].index] })
+	if classes == nil || len(leaves) == 0 {
+		return false
+	}
+	first := classes[leaves[0].index]
+	return slices.ContainsFunc(leaves, func(l leaf) bool { return classes[l.index] != first })
 }
 
 // evaluateApart evaluates candidates without what they ask about the field, and says which of them
