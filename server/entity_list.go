@@ -35,6 +35,10 @@ func (s *entityService) ListEntities(ctx context.Context, req *cedarpostv1.ListE
 	}
 	at := req.GetAt()
 	if req.GetPageToken() != "" {
+		// Callers can write tokens themselves. The rights were checked for the type of the request.
+		if req.GetType() != "" && page.End.UID.Type != req.GetType() {
+			return nil, errPageToken
+		}
 		at = &cedarpostv1.Revision{Token: page.End.Token}
 	}
 	v, number, err := s.readAt(ctx, at)

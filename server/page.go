@@ -15,7 +15,8 @@ const defaultPage = 100
 var errPageToken = connect.NewError(connect.CodeInvalidArgument, "page_token: not one of this query; start again without it")
 
 // page is the content of a page token: a hash of the query, and the place of the last row of
-// the page before. A token works only for its own query: for another one it would skip rows.
+// the page before. A token works only for its own query: for another one it would skip rows. Callers
+// can write tokens themselves, so a place only skips rows of the query, and never selects others.
 type page[T any] struct {
 	Filters []byte
 	End     T

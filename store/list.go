@@ -25,7 +25,7 @@ type EntityQuery struct {
 	Attrs []byte
 
 	// After is the UID of the last entity of the page before. The zero UID is before all
-	// entities.
+	// entities. If Type is set, only its ID counts.
 	After UID
 	// Limit is the size of a page. Room bounds its bytes.
 	Limit int
@@ -93,11 +93,10 @@ func (q *EntityQuery) ranges() []listRange {
 	if q.After == (UID{}) {
 		return []listRange{all}
 	}
-	rest := []listRange{{typ: &q.After.Type, afterID: &q.After.ID}}
-	if q.Type == "" {
-		rest = append(rest, listRange{afterType: &q.After.Type})
+	if q.Type != "" { // callers send After back to us, so it never widens the query
+		return []listRange{{typ: &q.Type, afterID: &q.After.ID}}
 	}
-	return rest
+	return []listRange{{typ: &q.After.Type, afterID: &q.After.ID}, {afterType: &q.After.Type}}
 }
 
 // groupsBelow finds the ancestor and all entities of the types below it, one level at a
