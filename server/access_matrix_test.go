@@ -112,6 +112,7 @@ func TestAccessMatrix(t *testing.T) {
 		ns := strings.ToUpper(name[:1]) + name[1:]
 		s.MustApply(name, "schema.cedarschema", strings.ReplaceAll(servertest.DocSchema, "namespace Doc", "namespace "+ns), "policies.cedar", strings.ReplaceAll(servertest.DocPolicies, "Doc::", ns+"::"))
 	}
+	s.MustApply("flat", "schema.cedarschema", flatSchema, "policies.cedar", flatPolicies) // it has no namespace
 	soon := time.Now().Add(time.Hour)
 	var c store.AccessChange
 	secrets := map[string]string{}
@@ -133,6 +134,7 @@ func TestAccessMatrix(t *testing.T) {
 		}
 		caller(role+".all", store.Grant{Role: role, Bundle: "*"})
 		caller(role+".own", store.Grant{Role: role, Bundle: "doc", ExpiresAt: &soon})
+		caller(role+".flat", store.Grant{Role: role, Bundle: "flat"})
 		caller(role+".ended", store.Grant{Role: role, Bundle: "*", ExpiresAt: &ended}, store.Grant{Role: role, Bundle: "doc", ExpiresAt: &ended})
 	}
 	caller("enforcer.narrowed", store.Grant{Role: access.Enforcer, Bundle: "doc", Actions: []string{`Doc::Action::"write"`}})
@@ -210,6 +212,19 @@ func TestAccessMatrix(t *testing.T) {
 			t.Errorf("%s by %s: %v", rpc, narrowed, err)
 		}
 		checks++
+	}
+	// About entities of all types: only by a grant for all bundles, and not by that of the bundle
+	// without a namespace.
+	for rpc, msg := range map[string]proto.Message{"ListEntities": &cedarpostv1.ListEntitiesRequest{PageSize: -1}, "QueryEntityChanges": &cedarpostv1.QueryEntityChangesRequest{PageSize: -1}, "WriteEntities": &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{{}}}} {
+		for _, role := range access.Roles() {
+			for _, kind := range []string{".all", ".own", ".flat", ".ended"} {
+				_, err := call(t, s, "EntityService", rpc, msg, secrets[role+kind])
+				if may, want := connect.CodeOf(err) != connect.CodePermissionDenied, kind == ".all" && slices.Contains(expected[rpc].roles, role); may != want {
+					t.Errorf("%s of all types by %s%s: %v, want permitted %v", rpc, role, kind, err, want)
+				}
+				checks++
+			}
+		}
 	}
 	t.Logf("%d calls", checks)
 	if os.Getenv("CEDARPOST_ACCESS_MATRIX") != "" {

@@ -67,3 +67,35 @@ func TestAttackForgedPageToken(t *testing.T) {
 	}
 	t.Log("attack: a page token that says that the page before ended within another type: 8 of 8 refused")
 }
+
+// A bundle without a namespace.
+const (
+	flatSchema   = `entity Person; entity Thing; action See appliesTo { principal: [Person], resource: [Thing] };`
+	flatPolicies = `@id("all") permit (principal, action == Action::"See", resource);`
+)
+
+// A bundle without a namespace owns no more than its own types: a call about entities of all types
+// needs a right to all bundles.
+func TestAttackEmptyNamespace(t *testing.T) {
+	t.Parallel()
+	s := docServer(t)
+	s.MustApply("flat", "schema.cedarschema", flatSchema, "policies.cedar", flatPolicies)
+	s.MustPut(servertest.DocUser(t, "ann"), servertest.Entity(t, `{"uid":{"type":"Person","id":"bob"}}`))
+	secret := newCaller(t, s, "flat-data", grant(access.DataWriter, "flat"), grant(access.Enforcer, "flat"))
+	entities := entitiesOf(s, secret)
+	for what, err := range map[string]error{
+		"list":    second(entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{})),
+		"changes": second(entities.QueryEntityChanges(t.Context(), &cedarpostv1.QueryEntityChangesRequest{})),
+		"write":   second(entities.WriteEntities(t.Context(), &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{{}}})),
+	} {
+		if err == nil {
+			t.Errorf("%s: permitted", what)
+		}
+		servertest.WantCode(t, err, connect.CodePermissionDenied, "entities of all types")
+	}
+	page, err := entities.ListEntities(t.Context(), &cedarpostv1.ListEntitiesRequest{Type: "Person"})
+	if err != nil || len(page.Entities) != 1 {
+		t.Errorf("its own type: %v, %v", page, err)
+	}
+	t.Log("attack: the owner of the bundle without a namespace asks for entities of all types: 3 of 3 calls refused")
+}

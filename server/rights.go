@@ -312,7 +312,10 @@ func owner(set *engine.Set, typ cedar.EntityType) string {
 // addType adds what the entities of a type are about. Without a type, or for one of no bundle, a
 // right to all is needed.
 func addType(list []access.Target, set *engine.Set, typ string) []access.Target {
-	t := access.Target{Bundle: owner(set, cedar.EntityType(typ)), EntityType: cmp.Or(typ, access.AllTypes)}
+	t := access.Target{EntityType: access.AllTypes}
+	if typ != "" { // the namespace of "" would be the empty one, which a bundle can own
+		t = access.Target{Bundle: owner(set, cedar.EntityType(typ)), EntityType: typ}
+	}
 	if slices.Contains(list, t) {
 		return list
 	}
