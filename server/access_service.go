@@ -77,8 +77,12 @@ func change[A proto.Message](ctx context.Context, s *accessService, procedure st
 	decided := false // fn returned a change
 	made, err := s.db.ChangeAccess(ctx, callerFrom(ctx), func(_ context.Context, now store.Access) (store.AccessChange, error) {
 		c := access.CallerFrom(ctx)
-		if c.Kind == access.APIKey && !slices.ContainsFunc(now.Keys, func(k store.Key) bool { return k.ID == c.KeyID && k.Live(time.Now()) }) {
-			return store.AccessChange{}, errKeyGone
+		live := c.IsLive(s.gate.credentials(), requestFrom(ctx).tls, time.Now())
+		if c.Kind == access.APIKey { // by what is stored, which the snapshot may not have yet
+			live = slices.ContainsFunc(now.Keys, func(k store.Key) bool { return k.ID == c.KeyID && k.Live(time.Now()) })
+		}
+		if !live {
+			return store.AccessChange{}, errGone(c)
 		}
 		r := access.NewRights(c.Name, append(grantsOf(now, c.Name), c.Grants()...), decider, time.Now())
 		change, err := fn(now, r)

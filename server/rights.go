@@ -123,15 +123,19 @@ func (g *gate) rightsNow(ctx context.Context, s *snapshot.Snapshot) (*access.Rig
 	c, now := access.CallerFrom(ctx), time.Now()
 	credentials := g.credentials()
 	credentials.Keys = func() (access.Keys, error) { return s, nil }
-	switch {
-	case c.IsLive(credentials, requestFrom(ctx).tls, now):
-	case c.Kind == access.AccessToken:
-		// Tokens end every few minutes. Clients call again with the next one, and go on.
-		return nil, connect.NewError(connect.CodeUnavailable, "the access token of this call has ended; call again with a new one")
-	default:
-		return nil, errKeyGone
+	if !c.IsLive(credentials, requestFrom(ctx).tls, now) {
+		return nil, errGone(c)
 	}
 	return g.rights(s, c, now)
+}
+
+// errGone is the error of a call whose caller is not authenticated any more.
+func errGone(c access.Caller) error {
+	if c.Kind == access.AccessToken {
+		// Tokens end every few minutes. Clients call again with the next one, and go on.
+		return connect.NewError(connect.CodeUnavailable, "the access token of this call has ended, or its issuer is not trusted any more; call again with a new one")
+	}
+	return errKeyGone
 }
 
 // need is one right that a call needs.

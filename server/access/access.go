@@ -36,7 +36,7 @@ type Caller struct {
 	// Ends is when the key, the token or the certificate ends; zero: never.
 	Ends time.Time
 
-	token *Token // nil for other kinds
+	token *verifiedToken // nil for other kinds
 }
 
 // Grants returns the grants that come with the caller's token, besides the stored ones. They end
@@ -45,8 +45,9 @@ func (c Caller) Grants() (list []store.Grant) {
 	if c.token == nil {
 		return nil
 	}
-	for _, g := range c.token.Grants {
-		list = append(list, store.Grant{Caller: c.Name, Role: g.Role, Bundle: g.Bundle, ExpiresAt: &c.token.Expires, GrantedBy: "issuer " + c.token.Issuer})
+	token := &c.token.token
+	for _, g := range token.Grants {
+		list = append(list, store.Grant{Caller: c.Name, Role: g.Role, Bundle: g.Bundle, ExpiresAt: &token.Expires, GrantedBy: "issuer " + token.Issuer})
 	}
 	return list
 }
@@ -73,14 +74,15 @@ type Credentials struct {
 
 // IsLive reports whether the caller of a call that takes long is still authenticated, over a
 // connection with this TLS state: with an API key, if that key is live, whatever other keys the caller
-// has; with a token, until that ends; with a certificate, if the certificate is still valid.
+// has; with a token, until that ends, or its issuer is removed or changed, or the issuer withdraws the
+// key that signed it; with a certificate, if the certificate is still valid.
 func (c Caller) IsLive(credentials Credentials, state *tls.ConnectionState, now time.Time) bool {
 	switch c.Kind {
 	case APIKey:
 		keys, err := credentials.Keys()
 		return err == nil && keys.HasKey(c.Name, c.KeyID, now)
 	case AccessToken:
-		return now.Before(c.Ends)
+		return credentials.Tokens.accepts(c.token, now)
 	case Certificate:
 		same, err := credentials.Certificates.Caller(state)
 		return err == nil && same.Name == c.Name
@@ -159,11 +161,11 @@ func (cr Credentials) tokenCaller(ctx context.Context, raw string, now time.Time
 	if cr.Tokens == nil {
 		return c, errNoIssuers
 	}
-	token, err := cr.Tokens.Verify(ctx, raw, now)
+	v, err := cr.Tokens.look(ctx, raw, forCaller, now)
 	if err != nil {
 		return c, err
 	}
-	return Caller{Name: token.CallerName(), Kind: AccessToken, Ends: token.Expires, token: &token}, nil
+	return Caller{Name: v.token.CallerName(), Kind: AccessToken, Ends: v.token.Expires, token: v}, nil
 }
 
 type (

@@ -97,8 +97,8 @@ func TestIsLive(t *testing.T) {
 		{Name: "orders", Kind: APIKey, KeyID: "id"}: true, {Name: "orders", Kind: APIKey, KeyID: "its key before"}: false,
 		{Name: "billing", Kind: APIKey, KeyID: "id"}: false, {Name: "old", Kind: APIKey, KeyID: "id"}: false,
 		{Name: "orders", Kind: "another kind"}: false, {}: false,
-		{Name: "token:x/a", Kind: AccessToken, Ends: soon}: true, {Name: "token:x/b", Kind: AccessToken, Ends: now}: false,
-		{Name: "spiffe://x/a", Kind: Certificate}: false,
+		{Name: "token:x/a", Kind: AccessToken, Ends: soon}: false, // nothing verified it
+		{Name: "spiffe://x/a", Kind: Certificate}:          false,
 	} {
 		if caller.IsLive(Credentials{Keys: func() (Keys, error) { return keys, nil }}, nil, now) != live {
 			t.Errorf("%+v: want %v", caller, live)

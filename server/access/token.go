@@ -271,7 +271,7 @@ func (t *Tokens) look(ctx context.Context, raw string, p purpose, now time.Time)
 		return nil, &TokenError{Reason: TokenTooLarge}
 	}
 	key := verifiedKey{sha256.Sum256([]byte(raw)), p}
-	if v, ok := t.verified.GetIfPresent(key); ok && (*t.issuers.Load())[v.issuer.URL] == v.issuer && v.issuer.keys.current(now).has(v.key) {
+	if v, ok := t.verified.GetIfPresent(key); ok && t.trusts(v, now) {
 		if !now.Before(v.token.Expires) {
 			t.verified.Invalidate(key)
 			return nil, &TokenError{TokenExpired, v.issuer.Name}
@@ -284,6 +284,17 @@ func (t *Tokens) look(ctx context.Context, raw string, p purpose, now time.Time)
 	}
 	t.verified.Set(key, v)
 	return v, nil
+}
+
+// trusts reports whether the issuer of a token is still configured as it was, and still publishes the
+// key that signed the token.
+func (t *Tokens) trusts(v *verifiedToken, now time.Time) bool {
+	return (*t.issuers.Load())[v.issuer.URL] == v.issuer && v.issuer.keys.current(now).has(v.key)
+}
+
+// accepts reports whether a token that was verified is still valid. A nil Tokens accepts none.
+func (t *Tokens) accepts(v *verifiedToken, now time.Time) bool {
+	return t != nil && v != nil && now.Before(v.token.Expires) && t.trusts(v, now)
 }
 
 // verify reads a token, checks its signature, and then its claims.

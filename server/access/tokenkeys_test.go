@@ -288,3 +288,49 @@ func TestAttackHostileIssuer(t *testing.T) {
 	}
 	t.Logf("attack: an issuer with hostile metadata and key sets: %d of %d without effect, 0 calls to other hosts", len(cases), len(cases))
 }
+
+// A call that takes long ends with what its token was accepted by: the time, the key that signed it,
+// the settings of the issuer, and the issuer itself.
+func TestAttackTokenOutlivesItsIssuer(t *testing.T) {
+	i := issuertest.Start(t, jose.ES256)
+	as := func(change ...func(*Issuer)) Issuer { return settings(t, i, "staff", change...) }
+	start := time.Now()
+	ended := 0
+	for what, end := range map[string]func(*Tokens) (after time.Duration){
+		"the token expires": func(*Tokens) time.Duration { return time.Hour + as().Leeway },
+		"the issuer withdraws the key": func(tokens *Tokens) time.Duration {
+			i.NewKey(t)
+			_, err := tokens.Verify(t.Context(), i.Sign(t, nil, i.Claims(t, start, nil)), start.Add(fetchInterval))
+			if err != nil {
+				t.Error(err)
+			}
+			return fetchInterval
+		},
+		"the issuer is removed": func(tokens *Tokens) time.Duration {
+			if err := tokens.Replace(nil); err != nil {
+				t.Error(err)
+			}
+			return 0
+		},
+		"the grants of its groups change": func(tokens *Tokens) time.Duration {
+			if err := tokens.Replace([]Issuer{as(withGroups)}); err != nil {
+				t.Error(err)
+			}
+			return 0
+		},
+	} {
+		tokens, _ := newTokens(t, as())
+		raw := i.Sign(t, nil, i.Claims(t, start, map[string]any{"exp": start.Add(time.Hour).Unix()}))
+		credentials := Credentials{Tokens: tokens}
+		c, err := credentials.tokenCaller(t.Context(), raw, start)
+		if err != nil || !c.IsLive(credentials, nil, start) {
+			t.Fatalf("%s: %+v, %v", what, c, err)
+		}
+		if c.IsLive(credentials, nil, start.Add(end(tokens))) {
+			t.Errorf("%s: the caller is live", what)
+			continue
+		}
+		ended++
+	}
+	t.Logf("attack: a call goes on after its token is not accepted any more: %d of 4 ends noticed", ended)
+}
