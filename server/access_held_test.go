@@ -2,12 +2,14 @@ package server_test
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect/v2"
 
@@ -18,9 +20,21 @@ import (
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
 
-// held is a call whose last byte is not sent yet. finish sends it, and returns the status and the body
-// of the answer.
+// held is a call that was admitted, and whose last byte is not sent yet. finish sends it, and returns the
+// status and the body of the answer.
 func held(t *testing.T, s *servertest.Server, key, method, body string) (finish func() (int, string)) {
+	t.Helper()
+	return heldAs(t, s, key, method, "application/json", body)
+}
+
+// heldStream is held for a stream with one message.
+func heldStream(t *testing.T, s *servertest.Server, key, method, message string) (finish func() (int, string)) {
+	t.Helper()
+	envelope := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))
+	return heldAs(t, s, key, method, "application/connect+json", string(envelope)+message)
+}
+
+func heldAs(t *testing.T, s *servertest.Server, key, method, contentType, body string) (finish func() (int, string)) {
 	t.Helper()
 	c, err := net.Dial("tcp", strings.TrimPrefix(s.Admin, "http://"))
 	if err != nil {
@@ -28,10 +42,16 @@ func held(t *testing.T, s *servertest.Server, key, method, body string) (finish 
 	}
 	t.Cleanup(func() { _ = c.Close() })
 	last := len(body) - 1
-	fmt.Fprintf(c, "POST /cedarpost.v1.%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", method, key, len(body), body[:last])
+	answers := bufio.NewReader(c)
+	fmt.Fprintf(c, "POST /cedarpost.v1.%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: %s\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", method, key, contentType, len(body))
+	// The server asks for the body after it has admitted the caller.
+	if res, err := http.ReadResponse(answers, nil); err != nil || res.StatusCode != http.StatusContinue {
+		t.Fatalf("%s: %v, %v", method, res, err)
+	}
+	fmt.Fprint(c, body[:last])
 	return func() (int, string) {
 		fmt.Fprint(c, body[last:])
-		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		res, err := http.ReadResponse(answers, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,4 +206,77 @@ func TestAttackStreamsAfterTheirRight(t *testing.T) {
 	}
 	ended(export, connect.CodePermissionDenied, "ExportDecisions")
 	t.Log("2 exports and 1 import of a right that had ended: all ended")
+}
+
+// Two bundles, doc and other, alike but for their namespaces.
+func twoBundles(t *testing.T) *servertest.Server {
+	t.Helper()
+	s := docServer(t)
+	s.MustApply("other", "schema.cedarschema", strings.ReplaceAll(servertest.DocSchema, "namespace Doc", "namespace Other"), "policies.cedar", strings.ReplaceAll(servertest.DocPolicies, "Doc::", "Other::"))
+	return s
+}
+
+// askIn asks a question about an action of a namespace, and returns the id of the decision.
+func askIn(t *testing.T, s *servertest.Server, ns string) string {
+	t.Helper()
+	res, err := s.Authorization.Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{Principal: servertest.UID(ns + `::User::"eve"`), Action: servertest.UID(ns + `::Action::"Read"`), Resource: servertest.UID(ns + `::Paper::"p"`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.DecisionId
+}
+
+// Grants for all bundles are replaced by grants for one bundle while the last bytes of calls are held
+// back. The answers show that bundle only.
+func TestAttackHeldCallsKeepWideRights(t *testing.T) {
+	t.Parallel()
+	s := twoBundles(t)
+	root := accessOf(s, s.Token)
+	newCaller(t, s, "foreign", grant(access.Enforcer, "other"))
+	for _, ns := range []string{"Doc", "Other"} {
+		askIn(t, s, ns)
+	}
+	wide := newCaller(t, s, "wide", grant(access.Auditor, "*"), grant(access.Operator, "*"), grant(access.DataWriter, "*"))
+	from := `"from": "` + time.Now().Add(-time.Hour).UTC().Format(time.RFC3339) + `"`
+	calls := map[string]func() (int, string){}
+	for method, body := range map[string]string{
+		"AuditService/QueryDecisions": `{` + from + `}`,
+		"AuditService/CountDecisions": `{"group": "ACTION", "filter": {` + from + `}}`,
+		"PolicyService/ListBundles":   `{} `,
+		"AccessService/ListGrants":    `{} `,
+		"AccessService/ListKeys":      `{} `,
+	} {
+		calls[method] = held(t, s, wide, method, body)
+	}
+	// An import of another caller, which the wide right lets others take over.
+	first := func(ns string) string {
+		return `{"options": {"importId": "weekly", "more": true}, "entities": [{"uid": {"type": "` + ns + `::User", "id": "ann"}, "attrs": {"level": 1}}]}`
+	}
+	const imports = "EntityService/ImportEntities"
+	if _, text := heldStream(t, s, newCaller(t, s, "victim", grant(access.DataWriter, "other")), imports, first("Other"))(); strings.Contains(text, "error") {
+		t.Fatal(text)
+	}
+	takeover := heldStream(t, s, wide, imports, first("Doc"))
+	for _, role := range []string{access.Auditor, access.Operator, access.DataWriter} {
+		if _, err := root.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: &cedarpostv1.Grant{Caller: "wide", Role: role, Bundle: "doc"}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := root.DeleteGrant(t.Context(), &cedarpostv1.DeleteGrantRequest{Caller: "wide", Role: role, Bundle: "*"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cut := 0
+	for method, finish := range calls {
+		status, text := finish()
+		told := strings.Contains(text, "Other::Action") || strings.Contains(text, `"other"`) || strings.Contains(text, `"foreign"`)
+		if status != http.StatusOK || told {
+			t.Errorf("%s: %d %s", method, status, text)
+			continue
+		}
+		cut++
+	}
+	if _, text := takeover(); !strings.Contains(text, "already_exists") {
+		t.Errorf("takeover: %s", text)
+	}
+	t.Logf("attack: calls that are held open until their wide grants are cut to one bundle: %d of %d answers show that bundle only, the takeover of an import is refused", cut, len(calls))
 }

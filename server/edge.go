@@ -77,7 +77,8 @@ type request struct {
 	conn       *boundedConn       // nil in tests without a listener
 	snapshot   *snapshot.Snapshot // that the caller was admitted by, or an older one; nil after the first message
 	admitted   time.Time
-	known      bool // the caller is authenticated
+	known      bool              // the caller is authenticated
+	rights     access.HeldRights // of the caller
 	body       body
 	reply      reply
 }
@@ -241,7 +242,8 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 			call.TraceID = remote.TraceID().String()
 		}
 	}
-	ctx = decisionlog.WithCall(access.WithRights(access.WithCaller(ctx, caller), rights), call)
+	r.rights.Set(rights)
+	ctx = decisionlog.WithCall(access.WithRights(access.WithCaller(ctx, caller), &r.rights), call)
 	if !e.limits.Allow(rights, 1) {
 		e.noted.Probing(ctx, decisionlog.ProbingRateLimited, "", procedure)
 		return ctx, e.limits.Refusal(rights)

@@ -205,6 +205,14 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	if err != nil {
 		return nil, err
 	}
+	// The check may have taken long.
+	still := need{applyBundle, access.Target{Bundle: b.Name, Changes: true}}
+	if dryRun {
+		still = need{"CheckBundle", access.Target{Bundle: b.Name}}
+	}
+	if err := s.stillMay(ctx, cedarpostv1connect.PolicyServiceApplyBundleProcedure, still); err != nil {
+		return nil, err
+	}
 	hideFindings(report, b.Name, access.RightsFrom(ctx))
 	if !report.Valid() || report.Failed() > 0 {
 		return nil, reportRefusal(b.Name, report)
@@ -239,8 +247,8 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	p.Bundle.PublishedBy = p.Caller
 	p.BaseRevision, p.EntitiesRevision, p.At = v.PolicyRevision, v.Position.Number, v.Position
 	p.Recheck = func(entities []store.Entity) error {
-		// The check of the bundle may have taken long.
-		if err := s.stillMay(ctx, cedarpostv1connect.PolicyServiceApplyBundleProcedure, need{applyBundle, access.Target{Bundle: b.Name, Changes: true}}); err != nil {
+		// The wait for the lock may have taken long, too.
+		if err := s.stillMay(ctx, cedarpostv1connect.PolicyServiceApplyBundleProcedure, still); err != nil {
 			return err
 		}
 		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }))

@@ -102,11 +102,12 @@ func (g *gate) deciderOf(s *snapshot.Snapshot) (*access.Decider, error) {
 }
 
 // stillMay returns why the caller of a call that takes long may not go on with it, or nil. needs are
-// the rights that its messages needed. A server that has not heard from its database for long goes by
-// what it knows.
+// the rights that its messages needed. Its handler answers by the rights of now afterwards. A server
+// that has not heard from its database for long goes by what it knows.
 func (g *gate) stillMay(ctx context.Context, procedure string, needs ...need) error {
 	r, err := g.rightsNow(ctx, g.follower.Latest())
 	if err == nil {
+		requestFrom(ctx).rights.Set(r)
 		err = mayBegin(r, procedure)
 	}
 	for _, n := range needs {

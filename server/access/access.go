@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cedarpost/cedarpost/store"
@@ -173,15 +174,24 @@ type (
 	rightsKey struct{}
 )
 
-// WithRights returns a context for a call of a caller with these rights.
-func WithRights(ctx context.Context, r *Rights) context.Context {
-	return context.WithValue(ctx, rightsKey{}, r)
+// HeldRights are the rights of the caller of one call. A call that takes long replaces them by those
+// that the caller has by then. It is safe for concurrent use.
+type HeldRights struct{ now atomic.Pointer[Rights] }
+
+// Set replaces the rights.
+func (h *HeldRights) Set(r *Rights) { h.now.Store(r) }
+
+// WithRights returns a context for a call of a caller with the rights that h holds, now and later.
+func WithRights(ctx context.Context, h *HeldRights) context.Context {
+	return context.WithValue(ctx, rightsKey{}, h)
 }
 
-// RightsFrom returns the rights of a context, or those of nobody.
+// RightsFrom returns the newest rights of a context, or those of nobody.
 func RightsFrom(ctx context.Context) *Rights {
-	if r, ok := ctx.Value(rightsKey{}).(*Rights); ok {
-		return r
+	if h, ok := ctx.Value(rightsKey{}).(*HeldRights); ok {
+		if r := h.now.Load(); r != nil {
+			return r
+		}
 	}
 	return &Rights{decider: nobody}
 }
