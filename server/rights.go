@@ -366,7 +366,7 @@ func mayBegin(r *access.Rights, procedure string) error {
 }
 
 func check(r *access.Rights, procedure string, n need) error {
-	if r.May(n.action, n.target) {
+	if r.MayAll(n.action, n.target) {
 		return nil
 	}
 	return refusedRight(r, procedure, n)

@@ -83,6 +83,12 @@ type Target struct {
 // AllTypes is the EntityType of a [Target] for which a grant must not be narrowed to types.
 const AllTypes = "*"
 
+// aboutAll reports whether a call about the target is about all bundles, and not about an action or a
+// type of none.
+func (t Target) aboutAll() bool {
+	return t.Bundle == "" && t.Action == (cedar.EntityUID{}) && (t.EntityType == "" || t.EntityType == AllTypes || t.EntityType == store.GrantType)
+}
+
 // covers reports whether a grant is for a target. No grant is for the bundle admin, which is built in.
 func covers(g *store.Grant, t Target) bool {
 	switch {
@@ -105,6 +111,9 @@ type Decider struct {
 	builtIn *engine.Set // without admin-local
 	set     *engine.Set
 	local   bool // there is an admin-local
+	// apart are the bundles that the policies of admin-local can tell apart: each that they name, and
+	// one that stands for all others. Bundles have no attributes and no parents.
+	apart []string
 
 	mu   sync.RWMutex
 	memo map[memoKey]actions
@@ -157,10 +166,36 @@ func NewDecider(local *engine.Source) (*Decider, error) {
 	if d.builtIn, err = compile(AdminSource()); err != nil {
 		return nil, err
 	}
-	if d.set = d.builtIn; local != nil {
-		d.set, err = compile(AdminSource(), *local)
+	if d.set = d.builtIn; local == nil {
+		return d, nil
 	}
-	return d, err
+	if d.set, err = compile(AdminSource(), *local); err != nil {
+		return nil, err
+	}
+	d.apart = []string{anyOther}
+	for _, uid := range d.set.Literals(engine.AdminLocal) {
+		if uid.Type == ownNamespace+"Bundle" && uid.ID != "" && string(uid.ID) != engine.Admin {
+			d.apart = append(d.apart, string(uid.ID))
+		}
+	}
+	return d, nil
+}
+
+// anyOther stands for the bundles that no policy of admin-local names. No bundle has this name.
+const anyOther = "?"
+
+// everywhere reports whether a caller with these roles may do an action on the service and on each
+// bundle: a forbid about one bundle is also about calls that are about all.
+func (d *Decider) everywhere(caller string, roles roleSet, action string) bool {
+	if !d.permits(caller, roles, action, Target{}) {
+		return false
+	}
+	for _, name := range d.apart {
+		if !d.permits(caller, roles, action, Target{Bundle: name}) {
+			return false
+		}
+	}
+	return true
 }
 
 // unforbiddable reports whether policies of admin-local do not count: without this, they could lock
@@ -291,10 +326,20 @@ func (r *Rights) checksPerSecond() (most int32) {
 	return most
 }
 
-// May reports whether the caller may do an action on a target.
+// May reports whether the caller may do an action on a target. On the service itself, it says nothing
+// about single bundles, see [Rights.MayAll].
 func (r *Rights) May(action string, t Target) bool {
 	// Without a role the policies still decide: everyone may ask who they are.
 	return r.decider.permits(r.caller, r.held(t), action, t)
+}
+
+// MayAll is May, but if a call about the target is about all bundles, the caller must be permitted the
+// action on each of them, too.
+func (r *Rights) MayAll(action string, t Target) bool {
+	if !t.aboutAll() {
+		return r.May(action, t)
+	}
+	return r.decider.everywhere(r.caller, r.held(t), action)
 }
 
 // held returns the roles of the grants that cover a target.
@@ -308,13 +353,22 @@ func (r *Rights) held(t Target) (held roleSet) {
 }
 
 // Forbidden lists the policies of admin-local that forbid an action on a target, which the roles of
-// the caller permit, as bundle/id.
+// the caller permit, as bundle/id. If the target is all bundles, these are the policies for the first
+// one that they forbid.
 func (r *Rights) Forbidden(action string, t Target) []string {
 	held := r.held(t)
 	if r.decider == nil || !r.decider.local || !r.decider.lookUp(r.decider.builtIn, r.caller, memoKey{bundle: t.Bundle, roles: held})[action].permitted {
 		return nil
 	}
-	return r.decider.decide(r.caller, held, action, t).forbids
+	list := r.decider.decide(r.caller, held, action, t).forbids
+	if t.aboutAll() {
+		for _, name := range r.decider.apart {
+			if len(list) == 0 {
+				list = r.decider.decide(r.caller, held, action, Target{Bundle: name}).forbids
+			}
+		}
+	}
+	return list
 }
 
 // ForbiddenSomewhere is Forbidden for the first target on which a policy forbids the action.
@@ -343,8 +397,8 @@ func (r *Rights) MaySomewhere(action string) bool {
 	})
 }
 
-// MayEverywhere reports whether the caller may do an action on the service itself, and so on every
-// bundle, without a grant that is narrowed.
+// MayEverywhere reports whether the caller may do an action on the service itself and on every bundle,
+// without a grant that is narrowed.
 func (r *Rights) MayEverywhere(action string) bool {
 	var held roleSet
 	for i := range r.grants {
@@ -352,7 +406,7 @@ func (r *Rights) MayEverywhere(action string) bool {
 			held |= roleOf(g.Role)
 		}
 	}
-	return r.decider.permits(r.caller, held, action, Target{})
+	return r.decider.everywhere(r.caller, held, action)
 }
 
 // Permitted lists the actions that the caller may do on a target, sorted.
@@ -368,8 +422,12 @@ func (r *Rights) Permitted(t Target) []string {
 
 // Governs reports whether the caller may do an action that manages a grant for a bundle, or the keys
 // of a caller that has one: it is an operator of that bundle, or of all, and may do the action there.
-// So forbids about the bundle apply to the action, though never to PutGrant itself.
+// So forbids about the bundle apply to the action, though never to PutGrant itself. A key of a caller
+// with a grant for all bundles is about each of them.
 func (r *Rights) Governs(action, bundle string) bool {
+	if bundle == AllBundles && (action == "CreateKey" || action == "RotateKey") {
+		return r.May("PutGrant", Target{}) && r.MayAll(action, Target{})
+	}
 	t := Target{Bundle: bundle}
 	if bundle == AllBundles || slices.Contains(reserved, bundle) {
 		t = Target{}

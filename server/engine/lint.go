@@ -294,6 +294,19 @@ func (m Mention) warning(what, hint string) Finding {
 	return f
 }
 
+// Literals lists the entities that the policies of a bundle name, each once.
+func (s *Set) Literals(bundle string) []cedar.EntityUID {
+	var list []cedar.EntityUID
+	for _, p := range s.bundles[bundle].policies {
+		literals(p.tree(), func(uid cedar.EntityUID) {
+			if !slices.Contains(list, uid) {
+				list = append(list, uid)
+			}
+		})
+	}
+	return list
+}
+
 // Mentions lists the entities that the policies of a bundle name and that may or may not
 // be stored. Actions, fields, groups of fields and values of enumerated types are not
 // among them, since the schema declares those, nor are the callers, roles and bundles in
