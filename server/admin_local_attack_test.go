@@ -38,13 +38,13 @@ func TestAttackAroundAForbidOfOneBundle(t *testing.T) {
 	}
 	refused := 0
 	for what, err := range map[string]error{
-		"entities of all types":     list(""),
-		"changes of all entities":   second(s.Entities.QueryEntityChanges(t.Context(), &cedarpostv1.QueryEntityChangesRequest{})),
-		"grants as entities":        list("Cedarpost::Grant"),
-		"export of the log":         export(),
-		"events":                    second(s.Audit.QueryEvents(t.Context(), &cedarpostv1.QueryEventsRequest{})),
-		"a key for all bundles":     second(accessOf(s, secret).CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "x", Grants: []*cedarpostv1.Grant{grant(access.Auditor, "*")}})),
-		"entities of the bundle":    list("Other::User"),
+		"entities of all types":   list(""),
+		"changes of all entities": second(s.Entities.QueryEntityChanges(t.Context(), &cedarpostv1.QueryEntityChangesRequest{})),
+		"grants as entities":      list("Cedarpost::Grant"),
+		"export of the log":       export(),
+		"events":                  second(s.Audit.QueryEvents(t.Context(), &cedarpostv1.QueryEventsRequest{})),
+		"a key for all bundles":   second(accessOf(s, secret).CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "x", Grants: []*cedarpostv1.Grant{grant(access.Auditor, "*")}})),
+		"entities of the bundle":  list("Other::User"),
 	} {
 		if connect.CodeOf(err) != connect.CodePermissionDenied || err == nil || !strings.Contains(err.Error(), "admin-local/") {
 			t.Errorf("%s: %v", what, err)

@@ -85,6 +85,7 @@ func TestAttackCallsOfARemovedIssuer(t *testing.T) {
 	if err := tokens.Replace(nil); err != nil { // what the follower of the file does
 		t.Fatal(err)
 	}
+	time.Sleep(atOnce) // until then, the rights of the admission count
 	refused := 0
 	for procedure, finish := range calls {
 		if text := finish(); !strings.HasPrefix(text, "401") && !strings.HasPrefix(text, "503") {
