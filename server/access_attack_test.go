@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -229,4 +230,44 @@ func TestAttackAroundAdminLocal(t *testing.T) {
 		t.Errorf("a key for the other bundle: %v", err)
 	}
 	t.Logf("attack: 3 operators do what admin-local forbids for one bundle: %d of 12 calls refused", refused)
+}
+
+// An operator whose grant ends makes keys and grants that do not.
+func TestAttackOperatorOutlivesItsEnd(t *testing.T) {
+	t.Parallel()
+	s := docServer(t)
+	end := time.Now().Add(time.Hour).Truncate(time.Second)
+	until := func(role, bundle string, at time.Time) *cedarpostv1.Grant {
+		g := grant(role, bundle)
+		g.ExpiresAt = timestamppb.New(at)
+		return g
+	}
+	for _, bundle := range []string{"doc", "*"} {
+		name := map[string]string{"doc": "temp-doc", "*": "temp-all"}[bundle]
+		op := accessOf(s, newCaller(t, s, name, until(access.Operator, bundle, end)))
+		put := func(caller string, g *cedarpostv1.Grant) error {
+			g.Caller = caller
+			return second(op.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: g}))
+		}
+		refused := 0
+		attempts := map[string]error{
+			"its own grant without an end":  put(name, grant(access.Operator, bundle)),
+			"its own grant with a late end": put(name, until(access.Operator, bundle, end.Add(time.Second))),
+			"a grant of another caller":     put("x-"+name, grant(access.Enforcer, "doc")),
+			"its own key without an end":    second(op.RotateKey(t.Context(), &cedarpostv1.RotateKeyRequest{Caller: name})),
+			"a key of another caller":       second(op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "y-" + name, Grants: []*cedarpostv1.Grant{until(access.Enforcer, "doc", end)}})),
+			"a grant with a key":            second(op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "z-" + name, ExpiresAt: timestamppb.New(end), Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "doc")}})),
+		}
+		for what, err := range attempts {
+			if connect.CodeOf(err) != connect.CodePermissionDenied || err == nil || !strings.Contains(err.Error(), "ends at "+end.UTC().Format(time.RFC3339)) {
+				t.Errorf("%s: %s: %v", name, what, err)
+				continue
+			}
+			refused++
+		}
+		if _, err := op.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: "ok-" + name, ExpiresAt: timestamppb.New(end), Grants: []*cedarpostv1.Grant{until(access.Enforcer, "doc", end)}}); err != nil {
+			t.Errorf("a key and a grant that end in time: %v", err)
+		}
+		t.Logf("attack: the operator %s, whose grant ends, outlives its end: %d of %d attempts refused", name, refused, len(attempts))
+	}
 }

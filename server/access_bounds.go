@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -19,13 +20,47 @@ const (
 	maxKeys         = 10_000 // in all that are not revoked
 )
 
-// checkChange refuses a call of a procedure that makes a change of keys and grants that concerns the rate of a grant, if the caller is
-// no operator of all bundles, and one that would store too many.
+// checkChange refuses a call of a procedure that makes a change of keys and grants that concerns the rate
+// of a grant, if the caller is no operator of all bundles, one that lasts longer than the caller's own
+// right to it, and one that would store too many.
 func checkChange(procedure string, r *access.Rights, now store.Access, c store.AccessChange) error {
 	if changesRate(now, c) && !r.May("PutGrant", access.Target{}) {
 		return &refusedError{procedure: procedure, about: "a grant with a rate (--rate, checks_per_second), which only an operator of all bundles manages"}
 	}
+	if err := withinEnds(procedure, r, now, c); err != nil {
+		return err
+	}
 	return withinBounds(r, now, c)
+}
+
+// withinEnds refuses grants and keys that end later than the grants by which the caller gives them.
+// Otherwise an operator with an end could give itself, or another caller that it has the key of, the
+// same right without one.
+func withinEnds(procedure string, r *access.Rights, now store.Access, c store.AccessChange) error {
+	refuse := func(what string, end time.Time) error {
+		return &refusedError{procedure: procedure, about: fmt.Sprintf("a %s that ends later than this caller's own right to give it, which ends at %s (--expires, expires_at)", what, end.UTC().Format(time.RFC3339))}
+	}
+	later := func(end, limit *time.Time) bool { return limit != nil && (end == nil || end.After(*limit)) }
+	for _, g := range c.Put {
+		if limit := r.GivesUntil("PutGrant", access.GrantTarget(g.Bundle), g.Caller == r.Caller()); later(g.ExpiresAt, limit) {
+			return refuse("grant", *limit)
+		}
+	}
+	for _, k := range c.Add {
+		about := []access.Target{{}} // what the key can be used for
+		if grants := append(grantsOf(now, k.Name), c.Put...); len(grants) > 0 {
+			about = about[:0]
+			for _, g := range grants {
+				about = append(about, access.GrantTarget(g.Bundle))
+			}
+		}
+		for _, t := range about {
+			if limit := r.GivesUntil("PutGrant", t, k.Name == r.Caller()); later(k.ExpiresAt, limit) {
+				return refuse("key", *limit)
+			}
+		}
+	}
+	return nil
 }
 
 // changesRate reports whether a grant that has a rate, or is to have one, is changed or deleted.

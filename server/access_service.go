@@ -16,7 +16,6 @@ import (
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
-	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -165,7 +164,11 @@ func governs(r *access.Rights, action string, have, asked []store.Grant) error {
 	}
 	for _, g := range asked {
 		if !r.Governs(action, g.Bundle) {
-			return refusedRight(r, procedure, need{action, access.Target{Bundle: g.Bundle}})
+			t := access.Target{Bundle: g.Bundle}
+			if g.Bundle == access.AllBundles {
+				t = access.Target{}
+			}
+			return refusedRight(r, procedure, need{action, t})
 		}
 	}
 	return nil
@@ -494,11 +497,7 @@ func (s *accessService) ListGrants(ctx context.Context, req *cedarpostv1.ListGra
 
 // mayList reports whether a caller may see a grant.
 func mayList(r *access.Rights, g store.Grant) bool {
-	t := access.Target{Bundle: g.Bundle}
-	if g.Bundle == access.AllBundles || g.Bundle == engine.Guardrails || g.Bundle == engine.AdminLocal {
-		t = access.Target{}
-	}
-	return r.May("ListGrants", t)
+	return r.May("ListGrants", access.GrantTarget(g.Bundle))
 }
 
 // recordRead records that keys or grants were read, before they are given out.

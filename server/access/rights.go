@@ -315,6 +315,9 @@ func NewRights(caller string, grants []store.Grant, d *Decider, now time.Time) *
 	return r
 }
 
+// Caller returns the name of the caller.
+func (r *Rights) Caller() string { return r.caller }
+
 // Grants returns the grants that count.
 func (r *Rights) Grants() []store.Grant { return r.grants }
 
@@ -428,11 +431,36 @@ func (r *Rights) Governs(action, bundle string) bool {
 	if bundle == AllBundles && (action == "CreateKey" || action == "RotateKey") {
 		return r.May("PutGrant", Target{}) && r.MayAll(action, Target{})
 	}
-	t := Target{Bundle: bundle}
-	if bundle == AllBundles || slices.Contains(reserved, bundle) {
-		t = Target{}
-	}
+	t := GrantTarget(bundle)
 	return r.May("PutGrant", t) && r.May(action, t)
+}
+
+// GrantTarget returns what calls about grants for a bundle are about: that bundle, or the service itself
+// for all bundles and for those that join the decisions about others.
+func GrantTarget(bundle string) Target {
+	if bundle == AllBundles || slices.Contains(reserved, bundle) {
+		return Target{}
+	}
+	return Target{Bundle: bundle}
+}
+
+// GivesUntil returns when the grants end by which the caller may do an action on a target; nil: never.
+// What the caller gives by them must not last longer. A grant that comes with a token ends with the
+// token only for what the caller gives itself: the issuer gives it again with the next token.
+func (r *Rights) GivesUntil(action string, t Target, itself bool) (end *time.Time) {
+	for i := range r.grants {
+		g := &r.grants[i]
+		if !covers(g, t) || !r.decider.permits(r.caller, roleOf(g.Role), action, t) {
+			continue
+		}
+		if stored := g.Since > 0; g.ExpiresAt == nil || !stored && !itself {
+			return nil
+		}
+		if end == nil || g.ExpiresAt.After(*end) {
+			end = g.ExpiresAt
+		}
+	}
+	return end
 }
 
 // OperatorsLeft says whether an API key with the role operator for all bundles is left: 2 if there is
