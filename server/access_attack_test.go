@@ -14,6 +14,7 @@ import (
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
 )
 
 // Grants are given and taken while their caller calls. A call that lies between two changes has the
@@ -270,4 +271,41 @@ func TestAttackOperatorOutlivesItsEnd(t *testing.T) {
 		}
 		t.Logf("attack: the operator %s, whose grant ends, outlives its end: %d of %d attempts refused", name, refused, len(attempts))
 	}
+}
+
+// An operator of one bundle makes a caller with the name that a recovery will use, and waits. It gets no
+// caller of such a name, and a recovery takes no caller that is there already.
+func TestAttackPrepareTheNextRecovery(t *testing.T) {
+	t.Parallel()
+	s := docServer(t)
+	thief := accessOf(s, newCaller(t, s, "thief", grant(access.Operator, "doc")))
+	names := []string{"recovered", "Recovered", "bootstrap", "Bootstrap", "RECOVER"}
+	refused := 0
+	for _, name := range names {
+		_, key := thief.CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: name, Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "doc")}})
+		g := grant(access.Enforcer, "doc")
+		g.Caller = name
+		_, put := thief.PutGrant(t.Context(), &cedarpostv1.PutGrantRequest{Grant: g})
+		if connect.CodeOf(key) != connect.CodePermissionDenied || connect.CodeOf(put) != connect.CodePermissionDenied || key == nil || put == nil {
+			t.Errorf("%s: %v, %v", name, key, put)
+			continue
+		}
+		refused++
+	}
+	key, _ := access.NewKey("k", nil)
+	end := time.Now().Add(-time.Hour)
+	for what, now := range map[string]store.Access{
+		"a live key":             {Keys: []store.Key{{Name: "recovered", ID: key.ID}}},
+		"a key that has ended":   {Keys: []store.Key{{Name: "recovered", ID: key.ID, ExpiresAt: &end}}},
+		"a grant and no key":     {Grants: []store.Grant{{Caller: "recovered", Role: access.Enforcer, Bundle: "doc"}}},
+		"a grant that has ended": {Grants: []store.Grant{{Caller: "recovered", Role: access.Enforcer, Bundle: "doc", ExpiresAt: &end}}},
+	} {
+		if c, _, err := access.Recovery(now, "recovered"); err == nil || len(c.Put)+len(c.Add) > 0 {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if c, secret, err := access.Recovery(store.Access{Keys: []store.Key{{Name: "other"}}}, "recovered"); err != nil || len(c.Put) != 1 || len(c.Add) != 1 || secret == "" {
+		t.Errorf("a new caller: %+v, %v", c, err)
+	}
+	t.Logf("attack: an operator of one bundle prepares the caller of the next recovery: %d of %d names refused; 4 of 4 callers that are there already are not recovered", refused, len(names))
 }

@@ -187,12 +187,14 @@ func notItsOwn(r *access.Rights, procedure string) error {
 // mayGive refuses to give a caller grants or a key unless the operator governs the grants that the
 // caller has, too. Otherwise an operator of one bundle could put a grant on a caller of another one,
 // whose operator would then not manage it any more. A caller with a live key and without grants is
-// for operators of all bundles. A caller that can have no API key, because it comes with a token or
+// for operators of all bundles, and so are the names that the service itself gives callers. A caller that can have no API key, because it comes with a token or
 // a certificate, is of no operator: there is no key to be taken over, and only the grants asked count.
 func mayGive(r *access.Rights, action string, now store.Access, caller string, asked []store.Grant) error {
 	have, keys := grantsOf(now, caller), keysOf(now, caller)
 	live := slices.ContainsFunc(keys, func(k store.Key) bool { return k.Live(time.Now()) })
 	switch {
+	case access.IsReservedName(caller) && !r.May(action, access.Target{}):
+		return refusedRight(r, "/"+cedarpostv1connect.AccessServiceName+"/"+action, need{action: action})
 	case len(keys) == 0 && access.CheckCallerName(caller) != nil:
 		have = nil
 	case live && len(have) == 0 && !r.May(action, access.Target{}):

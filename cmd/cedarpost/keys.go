@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -305,7 +304,7 @@ type recoverKeysCmd struct {
 
 // Help is the long help of keys recover.
 func (*recoverKeysCmd) Help() string {
-	return `It needs no server and no key, only the URL of the database with the login that migrates. It makes a key with the role operator for all bundles. The log records that, as a change by the caller "recover".`
+	return `It needs no server and no key, only the URL of the database with the login that migrates. It makes a key with the role operator for all bundles, of a caller that has no key and no grant yet. The log records that, as a change by the caller "recover".`
 }
 
 // Run makes the key.
@@ -328,16 +327,14 @@ func (k *recoverKeysCmd) Run(ctx context.Context, kc *kong.Context, c *console) 
 		return err
 	}
 	defer db.Close()
-	key, secret := access.NewKey(k.Caller, nil)
+	var id, secret string
 	others := false // there is another operator
 	_, err = db.ChangeAccess(ctx, access.RecoverName, func(_ context.Context, now store.Access) (change store.AccessChange, err error) {
 		others = access.OperatorsLeft(now.Keys, now.Grants, time.Now()) > 0
-		if n := len(slices.DeleteFunc(slices.Clone(now.Keys), func(o store.Key) bool { return o.Name != k.Caller })); n >= 2 {
-			return change, fmt.Errorf("caller %q has two keys already; give another one with --caller", k.Caller)
+		if change, secret, err = access.Recovery(now, k.Caller); err == nil {
+			id = change.Add[0].ID
 		}
-		change.Put = []store.Grant{{Caller: k.Caller, Role: access.Operator, Bundle: access.AllBundles, GrantedBy: access.RecoverName}}
-		change.Add = []store.Key{key}
-		return change, nil
+		return change, err
 	})
 	if err != nil {
 		return err
@@ -346,7 +343,7 @@ func (k *recoverKeysCmd) Run(ctx context.Context, kc *kong.Context, c *console) 
 		return err
 	}
 	if k.Out != "-" {
-		fmt.Fprintf(c.out, "key %s of %s, an operator of all bundles, is in %s\n", key.ID, k.Caller, clean(relative(k.Out)))
+		fmt.Fprintf(c.out, "key %s of %s, an operator of all bundles, is in %s\n", id, k.Caller, clean(relative(k.Out)))
 	}
 	if others {
 		fmt.Fprintf(c.err, "%s: other operators of all bundles have keys; if this one is not needed: cedarpost keys revoke %s --grants\n", c.paint(yellow, "warning"), k.Caller)

@@ -84,6 +84,7 @@ func testKeys(sh *shell, dir string) func(*testing.T) {
 		sh.exits(t, 2, says("--caller: ", "take another name"), "keys", "recover", "--caller=recover", "--out="+file("recovered.key"))
 		sh.exits(t, 0, says("an operator of all bundles", "other operators of all bundles have keys"), "keys", "recover", "--out="+file("recovered.key"))
 		sh.exits(t, 0, says("recovered", "operator for *"), "whoami", "--token-file="+file("recovered.key"))
+		sh.exits(t, 1, says(`"recovered" has keys or grants already`, "another name with --caller"), "keys", "recover", "--out="+file("again.key"))
 		sh.exits(t, 0, says("RevokeKey", "recover", "PutGrant"), "events", "--kind=change", "--limit=20")
 		sh.exits(t, 0, says("/cedarpost.v1.EntityService/ListEntities"), "events", "--kind=refused_right")
 	}

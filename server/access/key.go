@@ -25,6 +25,31 @@ const BootstrapName = "bootstrap"
 // log tells a recovery from a call.
 const RecoverName = "recover"
 
+// RecoveredName is the caller that gets the key of a recovery, unless another one is asked for.
+const RecoveredName = "recovered"
+
+// IsReservedName reports whether a name, in any case of letters, is one that the service itself gives a
+// caller, or its log a change. Only operators of all bundles may give keys and grants to callers of these
+// names: another operator could prepare a caller that becomes an operator of all bundles.
+func IsReservedName(name string) bool {
+	return slices.ContainsFunc([]string{BootstrapName, RecoveredName, RecoverName}, func(reserved string) bool { return strings.EqualFold(name, reserved) })
+}
+
+// Recovery returns the change that makes a caller with a new key an operator of all bundles. It
+// is an error if the caller is there already: somebody else could have one of its keys, or get one, and
+// with it the same right.
+func Recovery(now store.Access, caller string) (c store.AccessChange, secret string, err error) {
+	if slices.ContainsFunc(now.Keys, func(k store.Key) bool { return k.Name == caller }) ||
+		slices.ContainsFunc(now.Grants, func(g store.Grant) bool { return g.Caller == caller }) {
+		return c, "", fmt.Errorf("caller %q has keys or grants already, and others may have its keys; give another name with --caller", caller)
+	}
+	key, secret := NewKey(caller, nil)
+	return store.AccessChange{
+		Put: []store.Grant{{Caller: caller, Role: Operator, Bundle: AllBundles, GrantedBy: RecoverName}},
+		Add: []store.Key{key},
+	}, secret, nil
+}
+
 // ErrKeyRevoked is the error of [BootstrapKey] for a file with a key that was revoked.
 var ErrKeyRevoked = errors.New("the key in this file was revoked; remove the file, and leave --bootstrap-key-file out")
 
