@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/store"
 )
 
 // held is a call that was admitted, and whose last byte is not sent yet. finish sends it, and returns the
@@ -279,4 +281,43 @@ func TestAttackHeldCallsKeepWideRights(t *testing.T) {
 		t.Errorf("takeover: %s", text)
 	}
 	t.Logf("attack: calls that are held open until their wide grants are cut to one bundle: %d of %d answers show that bundle only, the takeover of an import is refused", cut, len(calls))
+}
+
+// The key of a caller that reads a bundle slowly is revoked. The server sends no more of the bundle
+// than what was under way.
+func TestAttackSlowReaderOfABundle(t *testing.T) {
+	t.Parallel()
+	s := docServer(t)
+	const size = 24 << 20
+	base, err := s.DB.PolicyRevision(t.Context(), 1<<40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.DB.PublishBundle(t.Context(), store.Publish{
+		Bundle: store.Bundle{Name: "large", Digest: "d", Fields: "[]"}, Files: []store.File{{Path: "a", Content: bytes.Repeat([]byte("x"), size)}}, Caller: "test", BaseRevision: base,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	secret := newCaller(t, s, "reader", grant(access.Auditor, "large"))
+	c, err := net.Dial("tcp", strings.TrimPrefix(s.Admin, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_ = c.(*net.TCPConn).SetReadBuffer(8 << 10)
+	message := `{"name": "large"}`
+	envelope := string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))) + message
+	fmt.Fprintf(c, "POST /cedarpost.v1.PolicyService/GetBundle HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer %s\r\nContent-Type: application/connect+json\r\nContent-Length: %d\r\n\r\n%s", secret, len(envelope), envelope)
+	head := make([]byte, 1024)
+	if n, err := io.ReadFull(c, head); err != nil {
+		t.Fatalf("%q, %v", head[:n], err)
+	}
+	if _, err := accessOf(s, s.Token).RevokeKey(t.Context(), &cedarpostv1.RevokeKeyRequest{Caller: "reader"}); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(c)
+	if err != nil || !strings.Contains(string(rest[max(0, len(rest)-500):]), "unauthenticated") || len(rest) > size {
+		t.Errorf("%d bytes, %q, %v", len(rest), rest[max(0, len(rest)-200):], err)
+	}
+	t.Logf("attack: a caller reads a bundle of %d MiB slowly, and its key is revoked: %.1f MiB more were sent", size>>20, float64(len(rest))/(1<<20))
 }

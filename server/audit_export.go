@@ -59,6 +59,9 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 			if isClosed(s.stopping) {
 				return errExportStopped(b.Leaf)
 			}
+			if err := s.stillExports(ctx); err != nil {
+				return err
+			}
 			msg, err := x.message(ctx, b)
 			if err != nil {
 				return err
@@ -81,12 +84,18 @@ func (s *auditService) ExportDecisions(ctx context.Context, req *cedarpostv1.Exp
 		if isClosed(s.stopping) {
 			return errExportStopped(x.next)
 		}
-		if s.gate != nil {
-			if err := s.gate.stillMay(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure); err != nil {
-				return err
-			}
+		if err := s.stillExports(ctx); err != nil {
+			return err
 		}
 	}
+}
+
+// stillExports returns why the caller may not go on with its export, or nil. It can read slowly.
+func (s *auditService) stillExports(ctx context.Context) error {
+	if s.gate == nil {
+		return nil
+	}
+	return s.gate.stillMay(ctx, cedarpostv1connect.AuditServiceExportDecisionsProcedure)
 }
 
 // errExportStopped ends an export when the server stops. nil would mean that everything was

@@ -9,6 +9,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -89,6 +90,10 @@ func (s *policyService) sendPiece(ctx context.Context, stream cedarpostv1connect
 		parts = [][]byte{nil}
 	}
 	for _, data := range parts {
+		// The caller can read slowly, and its key or its grant can end meanwhile.
+		if err := s.stillMay(ctx, cedarpostv1connect.PolicyServiceGetBundleProcedure, need{"GetBundle", access.Target{Bundle: name}}); err != nil {
+			return err
+		}
 		if err := stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_File{
 			File: &cedarpostv1.FilePart{Path: f.Path, Data: data},
 		}}); err != nil {
