@@ -172,6 +172,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 			if err != nil {
 				return nil, err
 			}
+			hideValues(x, v.Set, e.Question.Bundle(), access.RightsFrom(ctx))
 			a.response.Explanation = wire.Explanation(x)
 		}
 	}
@@ -185,7 +186,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 	rights := access.RightsFrom(ctx)
 	for n, i := range asked {
 		if a := answers[i]; a.response != nil {
-			hidePolicies(a.response, evaluations[n].Question.Bundle(), rights)
+			hidePolicies(a.response, v.Set, evaluations[n].Question.Bundle(), rights)
 			s.metric.decision(a.response.Decision == cedarpostv1.Decision_ALLOW, a.response.GetDeniedAt().String())
 		}
 	}

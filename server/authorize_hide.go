@@ -1,22 +1,74 @@
 package server
 
 import (
+	"regexp"
 	"slices"
+	"strings"
+
+	"github.com/cedar-policy/cedar-go"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/access"
+	"github.com/cedarpost/cedarpost/server/engine"
 )
 
+// withheldEntity stands for a value of an entity that the caller may not read, and for an error about it.
+const withheldEntity = "(withheld: about an entity of another bundle, which this caller may not read)"
+
+// foreign returns a function that reports whether entities of a type are of another bundle than the
+// question, and the caller may not read them.
+func foreign(set *engine.Set, bundle string, r *access.Rights) func(cedar.EntityType) bool {
+	return func(typ cedar.EntityType) bool {
+		of := owner(set, typ)
+		return of != bundle && !r.May("GetEntity", access.Target{Bundle: of, EntityType: string(typ)})
+	}
+}
+
+// inText matches the type of an entity in an error of an evaluation.
+var inText = regexp.MustCompile(`((?:[A-Za-z_][A-Za-z0-9_]*::)+)"`)
+
+// withoutEntities returns an error of an evaluation, or what stands for it if it names an entity that
+// the caller may not read.
+func withoutEntities(text string, hidden func(cedar.EntityType) bool) string {
+	for _, m := range inText.FindAllStringSubmatch(text, -1) {
+		if hidden(cedar.EntityType(strings.TrimSuffix(m[1], "::"))) {
+			return withheldEntity
+		}
+	}
+	return text
+}
+
+// hideValues removes from an explanation the values of entities of other bundles that the caller may not
+// read, and the errors about them. What a policy of one bundle reads of another one still decides.
+func hideValues(x *engine.Explanation, set *engine.Set, bundle string, r *access.Rights) {
+	hidden := foreign(set, bundle, r)
+	for i := range x.Policies {
+		p := &x.Policies[i]
+		reads := false
+		for j := range p.Values {
+			if v := &p.Values[j]; slices.ContainsFunc(v.Reads, hidden) {
+				v.Value, reads = withheldEntity, true
+			}
+		}
+		if p.Outcome == engine.Failed && (reads || withoutEntities(p.Reason, hidden) != p.Reason) {
+			p.Reason = "its condition cannot be evaluated: " + withheldEntity
+		}
+	}
+}
+
 // hidePolicies removes from an answer which policies of other bundles, such as guardrails, joined the
-// decision, unless the caller may read these bundles. What they oblige and advise stays. The record
-// has everything.
-func hidePolicies(out *cedarpostv1.AuthorizeResponse, bundle string, r *access.Rights) {
+// decision, unless the caller may read these bundles. What they oblige and advise stays. Errors about
+// entities of other bundles that the caller may not read lose their text. The record has everything.
+func hidePolicies(out *cedarpostv1.AuthorizeResponse, set *engine.Set, bundle string, r *access.Rights) {
 	hidden := func(p *cedarpostv1.PolicyRef) bool {
 		return p.GetBundle() != bundle && !r.May("GetBundle", access.Target{Bundle: p.GetBundle()})
 	}
 	decided := slices.ContainsFunc(out.DeterminingPolicies, hidden)
 	out.DeterminingPolicies = slices.DeleteFunc(out.DeterminingPolicies, hidden)
 	out.Errors = slices.DeleteFunc(out.Errors, func(e *cedarpostv1.PolicyError) bool { return hidden(e.GetPolicy()) })
+	for _, e := range out.Errors {
+		e.Message = withoutEntities(e.Message, foreign(set, bundle, r))
+	}
 	for _, o := range out.Obligations {
 		if hidden(o.GetPolicy()) {
 			o.Policy = nil

@@ -60,6 +60,8 @@ type PolicyExplanation struct {
 // ExplainedValue is an expression and its value, both as Cedar text.
 type ExplainedValue struct {
 	Expression, Value string
+	// Reads are the types of the entities whose attributes the expression reads.
+	Reads []cedar.EntityType
 }
 
 // explain says why a question was decided as it was. It looks at every policy of
@@ -271,7 +273,7 @@ func (s *Set) values(q *Question, n xast.IsNode, env eval.Env) []ExplainedValue 
 				value = shorten(cedarValue(v))
 			}
 		}
-		out = append(out, ExplainedValue{text, value})
+		out = append(out, ExplainedValue{text, value, s.typesRead(q, n)})
 		return false
 	})
 	return out
@@ -324,6 +326,22 @@ func (s *Set) pathType(q *Question, n xast.IsNode) (t resolved.IsType, sensitive
 		return attr.Type, sensitive || marked, true
 	}
 	return nil, false, false
+}
+
+// typesRead lists the types of the entities whose attributes a path reads.
+func (s *Set) typesRead(q *Question, n xast.IsNode) (list []cedar.EntityType) {
+	for {
+		access, ok := n.(xast.NodeTypeAccess)
+		if !ok {
+			return list
+		}
+		n = access.Arg
+		if t, _, _ := s.pathType(q, n); t != nil {
+			if typ, ok := t.(resolved.EntityType); ok {
+				list = append(list, cedar.EntityType(typ))
+			}
+		}
+	}
 }
 
 // holdsSensitive says whether a record has an attribute marked @sensitive.

@@ -1,0 +1,48 @@
+package server_test
+
+import (
+	"strings"
+	"testing"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
+	"github.com/cedarpost/cedarpost/server/servertest"
+)
+
+// Policies of one bundle read entities of another one, and an enforcer of the first asks for
+// explanations. They show no attribute of these entities, and no error names them.
+func TestAttackExplainForeignEntities(t *testing.T) {
+	t.Parallel()
+	s := docServer(t)
+	s.MustPut(servertest.DocUser(t, "ann"))
+	s.MustApply("spy", "schema.cedarschema", `namespace Spy { entity Door { owner: Doc::User }; action Open appliesTo { principal: [Doc::User], resource: [Door] }; }`,
+		"policies.cedar", `
+		@id("level") permit (principal, action == Spy::Action::"Open", resource) when { principal.level == 4711 };
+		@id("owner") permit (principal, action == Spy::Action::"Open", resource) when { resource.owner.level == 4711 };
+		@id("level2") permit (principal, action == Spy::Action::"Open", resource) when { principal.level - 9223372036854775807 - 9 == 3 };`)
+	s.MustPut(servertest.Entity(t, `{"uid":{"type":"Spy::Door","id":"d"},"attrs":{"owner":{"type":"Doc::User","id":"ann"}}}`))
+	ask := func(principal, secret string) string {
+		res, err := cedarpostv1connect.NewAuthorizationServiceClient(s.Client(s.API, secret)).Authorize(t.Context(), &cedarpostv1.AuthorizeRequest{
+			Principal: servertest.UID(`Doc::User::"` + principal + `"`), Action: servertest.UID(`Spy::Action::"Open"`), Resource: servertest.UID(`Spy::Door::"d"`), Explain: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.String()
+	}
+	spy := newCaller(t, s, "spy", grant(access.Enforcer, "spy"))
+	reader := newCaller(t, s, "reader", grant(access.Enforcer, "spy"), grant(access.Auditor, "doc"))
+	const value, withheld = `value:"1"`, "withheld: about an entity of another bundle"
+	if text := ask("ann", spy); strings.Contains(text, value) || strings.Count(text, withheld) < 3 {
+		t.Errorf("%s", text)
+	}
+	if text := ask("ann", reader); strings.Contains(text, withheld) || strings.Count(text, value) < 2 {
+		t.Errorf("a reader of both: %s", text)
+	}
+	// An entity that is not stored: the errors of its evaluation name it.
+	text := ask("nobody", spy)
+	if errors := text[strings.Index(text, "errors:"):]; !strings.Contains(text, "errors:") || !strings.Contains(errors, withheld) || strings.Contains(errors, "entity `Doc::User") {
+		t.Errorf("%s", text)
+	}
+	t.Log("attack: explanations of policies that read entities of another bundle: 3 of 3 values and 2 of 2 errors are withheld")
+}
