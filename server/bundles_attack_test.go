@@ -4,11 +4,28 @@ import (
 	"strings"
 	"testing"
 
+	"connectrpc.com/connect/v2"
+
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
+
+// applyAs uploads a bundle with a key.
+func applyAs(t *testing.T, s *servertest.Server, secret string, dryRun bool, name string, pathsAndContents ...string) (*cedarpostv1.ApplyBundleResponse, error) {
+	t.Helper()
+	stream, err := cedarpostv1connect.NewPolicyServiceClient(s.Client(s.Admin, secret)).ApplyBundle(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// If the server refuses in mid-stream, the error is that of the answer.
+	_ = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{Header: &cedarpostv1.BundleHeader{Name: name, DryRun: dryRun}}})
+	for _, f := range servertest.Files(pathsAndContents...) {
+		_ = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_File{File: &cedarpostv1.FilePart{Path: f.Path, Data: f.Content}}})
+	}
+	return stream.CloseAndReceive()
+}
 
 // Policies of one bundle read entities of another one, and an enforcer of the first asks for
 // explanations. They show no attribute of these entities, and no error names them.
@@ -45,4 +62,23 @@ func TestAttackExplainForeignEntities(t *testing.T) {
 		t.Errorf("%s", text)
 	}
 	t.Log("attack: explanations of policies that read entities of another bundle: 3 of 3 values and 2 of 2 errors are withheld")
+}
+
+// Whoever may check a bundle and not read entities learns neither which stored entities do not fit a
+// schema, nor how many.
+func TestAttackFindEntitiesByDryRuns(t *testing.T) {
+	t.Parallel()
+	s := docServer(t)
+	s.MustPut(servertest.DocUser(t, "ann"), servertest.DocUser(t, "bob"))
+	changed := []string{"schema.cedarschema", strings.Replace(servertest.DocSchema, "level: Long", "level: String", 1), "policies.cedar", servertest.DocPolicies}
+	for _, dryRun := range []bool{true, false} {
+		_, err := applyAs(t, s, newCaller(t, s, map[bool]string{true: "author", false: "publisher"}[dryRun], grant(access.PolicyPublisher, "doc")), dryRun, "doc", changed...)
+		servertest.WantCode(t, err, connect.CodeFailedPrecondition, "that this caller may not read")
+		if text := err.Error(); strings.Contains(text, "ann") || strings.Contains(text, "2 ") {
+			t.Errorf("%s", text)
+		}
+	}
+	_, err := applyAs(t, s, newCaller(t, s, "both", grant(access.PolicyAuthor, "doc"), grant(access.Auditor, "doc")), true, "doc", changed...)
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "2 stored entities do not fit the new schema")
+	t.Log("attack: a policy author without a right to read entities looks for them with dry runs: 0 of 2 found")
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"github.com/cedar-policy/cedar-go"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/bundle"
@@ -230,7 +231,11 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	if b.Name != engine.AdminLocal {
 		changed = set.ChangedTypes(v.Set)
 	}
-	if err := s.checkStored(ctx, v, set, changed); err != nil {
+	// Whoever may publish may not always read entities. Those that do not fit are named to readers only.
+	readable := func(typ string) bool {
+		return access.RightsFrom(ctx).May("GetEntity", access.Target{Bundle: owner(v.Set, cedar.EntityType(typ)), EntityType: typ})
+	}
+	if err := s.checkStored(ctx, v, set, changed, readable); err != nil {
 		return nil, err
 	}
 	if err := s.mentions(ctx, v, set, b.Name, report); err != nil {
@@ -251,7 +256,7 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 		if err := s.stillMay(ctx, cedarpostv1connect.PolicyServiceApplyBundleProcedure, still); err != nil {
 			return err
 		}
-		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }))
+		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }), readable)
 	}
 	answer := func(made store.Published) *cedarpostv1.ApplyBundleResponse {
 		now := p.Bundle
@@ -352,11 +357,11 @@ func (s *policyService) mentions(ctx context.Context, v snapshot.View, set *engi
 }
 
 // checkStored checks that the stored entities of types that changed fit the new schema.
-func (s *policyService) checkStored(ctx context.Context, v snapshot.View, set *engine.Set, types []string) error {
+func (s *policyService) checkStored(ctx context.Context, v snapshot.View, set *engine.Set, types []string, readable func(typ string) bool) error {
 	if len(types) == 0 {
 		return nil
 	}
-	var bad misfitList
+	bad := misfitList{readable: readable}
 	err := s.db.EachEntity(ctx, v.Position.Number, types, func(e store.Entity) error {
 		bad.check(set, e)
 		return nil
@@ -365,22 +370,29 @@ func (s *policyService) checkStored(ctx context.Context, v snapshot.View, set *e
 }
 
 // misfits returns an error if entities do not fit the schema of a set.
-func misfits(set *engine.Set, entities []store.Entity) error {
-	var bad misfitList
+func misfits(set *engine.Set, entities []store.Entity, readable func(typ string) bool) error {
+	bad := misfitList{readable: readable}
 	for _, e := range entities {
 		bad.check(set, e)
 	}
 	return bad.err()
 }
 
-// misfitList collects stored entities that do not fit a new schema.
+// misfitList collects stored entities that do not fit a new schema. It neither names nor counts those
+// that the caller may not read.
 type misfitList struct {
-	count int
-	named []*cedarpostv1.Finding
+	readable func(typ string) bool
+	count    int
+	hidden   bool
+	named    []*cedarpostv1.Finding
 }
 
 func (m *misfitList) check(set *engine.Set, e store.Entity) {
 	if _, err := stored.ReadEntity(set, e); err != nil {
+		if !m.readable(e.Type) {
+			m.hidden = true
+			return
+		}
 		if m.count++; len(m.named) < maxMisfits {
 			m.named = append(m.named, &cedarpostv1.Finding{
 				Severity: cedarpostv1.Finding_ERROR, File: bundle.SchemaName, Message: err.Error(),
@@ -391,6 +403,13 @@ func (m *misfitList) check(set *engine.Set, e store.Entity) {
 }
 
 func (m *misfitList) err() error {
+	if m.hidden {
+		m.named = append(m.named, &cedarpostv1.Finding{
+			Severity: cedarpostv1.Finding_ERROR, File: bundle.SchemaName, Message: "there are stored entities that do not fit it, and that this caller may not read",
+			Hint: "somebody who may read these entities, too, sees them with a dry run",
+		})
+		return refusal(connect.CodeFailedPrecondition, "stored entities do not fit the new schema", m.named)
+	}
 	if m.count == 0 {
 		return nil
 	}
