@@ -82,3 +82,25 @@ func TestAttackFindEntitiesByDryRuns(t *testing.T) {
 	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "2 stored entities do not fit the new schema")
 	t.Log("attack: a policy author without a right to read entities looks for them with dry runs: 0 of 2 found")
 }
+
+// A data-writer deletes an entity with cascade, whose members are of types that it may not write.
+func TestAttackCascadeIntoOtherTypes(t *testing.T) {
+	t.Parallel()
+	s := docServer(t)
+	s.MustPut(docGroup(t, "team", "all"), docGroup(t, "all", "world"), servertest.DocUser(t, "ann", "team"))
+	narrowed := &cedarpostv1.Grant{Role: access.DataWriter, Bundle: "doc", EntityTypes: []string{"Doc::Group"}}
+	entities := entitiesOf(s, newCaller(t, s, "groups", narrowed))
+	remove := func(id string) error {
+		return second(entities.WriteEntities(t.Context(), &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{{
+			Operation: &cedarpostv1.EntityOperation_Delete{Delete: &cedarpostv1.DeleteEntity{Uid: &cedarpostv1.EntityUid{Type: "Doc::Group", Id: id}, Cascade: true}}}}}))
+	}
+	servertest.WantCode(t, remove("team"), connect.CodePermissionDenied, "all members of an entity that is deleted with cascade")
+	if err := remove("all"); err != nil { // its member is a group
+		t.Error(err)
+	}
+	got, err := s.Entities.GetEntity(t.Context(), &cedarpostv1.GetEntityRequest{Uid: servertest.UID(`Doc::User::"ann"`)})
+	if err != nil || len(got.GetEntity().GetEntity().GetParents()) != 1 {
+		t.Errorf("%v, %v", got, err)
+	}
+	t.Log("attack: a cascade that changes members of a type of no right: 1 of 1 refused")
+}

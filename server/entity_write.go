@@ -7,12 +7,15 @@ import (
 	"strings"
 
 	"connectrpc.com/connect/v2"
+	"github.com/cedar-policy/cedar-go"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
+	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
@@ -100,6 +103,7 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, *
 				return store.WriteResult{}, nil, connect.NewError(pe.Code(), e.at(i, pe.Message())).WithCause(pe.Unwrap())
 			}
 		}
+		w.MayDrop = func(types []string) error { return mayDrop(ctx, v.Set, types) }
 		res, err := s.db.WriteEntities(ctx, w)
 		if outdated(err) {
 			last = err
@@ -117,6 +121,18 @@ func (s *entityService) write(ctx context.Context, e edit) (store.WriteResult, *
 		return res, written(v, res.Revision, res.Mark), nil
 	}
 	return store.WriteResult{}, nil, last
+}
+
+// mayDrop refuses a cascade that changes entities of types that the caller may not write. The error
+// does not name them.
+func mayDrop(ctx context.Context, set *engine.Set, types []string) error {
+	r := access.RightsFrom(ctx)
+	for _, typ := range types {
+		if !r.May("WriteEntities", access.Target{Bundle: owner(set, cedar.EntityType(typ)), EntityType: typ}) {
+			return &refusedError{procedure: cedarpostv1connect.EntityServiceWriteEntitiesProcedure, about: "all members of an entity that is deleted with cascade"}
+		}
+	}
+	return nil
 }
 
 // readOperation checks one operation against the schema.
@@ -189,6 +205,9 @@ func writeError(e edit, err error) error {
 	}
 	if errors.Is(err, store.ErrImportMoved) {
 		return connect.NewError(connect.CodeAborted, store.ErrImportMoved.Error())
+	}
+	if refused, ok := errors.AsType[*refusedError](err); ok {
+		return refused
 	}
 	var oe *store.OpError
 	if !errors.As(err, &oe) {

@@ -164,6 +164,16 @@ func (p *plan) dropMembers(i int, parent UID) {
 	}
 }
 
+// memberTypes lists the types of the entities that only a cascade changes, each once.
+func (p *plan) memberTypes() (types []string) {
+	for _, d := range p.order[p.named:] {
+		if !sameEntity(d.before, d.now) && !slices.Contains(types, d.uid.Type) {
+			types = append(types, d.uid.Type)
+		}
+	}
+	return types
+}
+
 // changed lists the drafts that differ from what is stored.
 func (p *plan) changed() []*draft {
 	var list []*draft

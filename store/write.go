@@ -67,6 +67,9 @@ type EntityWrite struct {
 	// Import, if not nil, is the progress of an import, which is stored even if the write
 	// changes nothing.
 	Import *ImportStep
+	// MayDrop, if not nil, is called with the types of the stored entities that no operation names, and
+	// whose memberships a cascade removes. Its error refuses the write, and is returned wrapped.
+	MayDrop func(types []string) error
 	// Once, if not nil, makes the write happen once, even if it changes nothing.
 	Once *Once[WriteResult]
 }
@@ -141,6 +144,11 @@ func (db *DB) WriteEntities(ctx context.Context, w EntityWrite) (result WriteRes
 		for i, op := range w.Ops {
 			if err := p.apply(i, op); err != nil {
 				return &OpError{i, op.Entity.UID, err}
+			}
+		}
+		if types := p.memberTypes(); w.MayDrop != nil && len(types) > 0 {
+			if err := w.MayDrop(types); err != nil {
+				return err
 			}
 		}
 		if err := checkMemberships(ctx, tx, p); err != nil {
