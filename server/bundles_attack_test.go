@@ -27,6 +27,14 @@ func applyAs(t *testing.T, s *servertest.Server, secret string, dryRun bool, nam
 	return stream.CloseAndReceive()
 }
 
+// bundleOf returns the files of a small bundle that owns a namespace.
+func bundleOf(ns string) []string {
+	return []string{
+		"schema.cedarschema", "namespace " + ns + " { entity Door; action Open appliesTo { principal: [Door], resource: [Door] }; }",
+		"policies.cedar", `@id("all") permit (principal, action == ` + ns + `::Action::"Open", resource);`,
+	}
+}
+
 // Policies of one bundle read entities of another one, and an enforcer of the first asks for
 // explanations. They show no attribute of these entities, and no error names them.
 func TestAttackExplainForeignEntities(t *testing.T) {
@@ -81,6 +89,28 @@ func TestAttackFindEntitiesByDryRuns(t *testing.T) {
 	_, err := applyAs(t, s, newCaller(t, s, "both", grant(access.PolicyAuthor, "doc"), grant(access.Auditor, "doc")), true, "doc", changed...)
 	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "2 stored entities do not fit the new schema")
 	t.Log("attack: a policy author without a right to read entities looks for them with dry runs: 0 of 2 found")
+}
+
+// A policy author looks for other bundles by their namespaces: with its own dry runs, it does not learn
+// their names.
+func TestAttackFindBundlesByDryRuns(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	s.MustApply("hidden", bundleOf("Hidden::Deep")...)
+	author := newCaller(t, s, "author", grant(access.PolicyAuthor, "aaa"), grant(access.PolicyAuthor, "zzz"))
+	tries := 0
+	for _, name := range []string{"aaa", "zzz"} { // before and after it in the order of names
+		for _, ns := range []string{"Hidden::Deep", "Hidden", "Hidden::Deep::Deeper"} {
+			_, err := applyAs(t, s, author, true, name, bundleOf(ns)...)
+			if err == nil || strings.Contains(err.Error(), "bundle hidden") || ns == "Hidden" && strings.Contains(err.Error(), "Hidden::Deep") {
+				t.Errorf("%s of %s: %v", ns, name, err)
+			}
+			tries++
+		}
+	}
+	_, err := applyAs(t, s, newCaller(t, s, "reader", grant(access.PolicyAuthor, "*")), true, "zzz", bundleOf("Hidden")...)
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "around namespace Hidden::Deep, which is owned by bundle hidden")
+	t.Logf("attack: an author of one bundle looks for others by their namespaces: 0 of %d dry runs name one", tries)
 }
 
 // A data-writer deletes an entity with cascade, whose members are of types that it may not write.

@@ -103,11 +103,15 @@ func findingText(f *cedarpostv1.Finding) string {
 const hiddenBundle = "?"
 
 // hideFindings replaces the findings about other bundles that the caller may not read. One finding
-// stands for all errors among them, and one for all warnings. They do not name a bundle.
+// stands for all errors among them, and one for all warnings. They do not name a bundle. Findings about
+// the bundle itself do not name such a bundle either.
 func hideFindings(r *offline.Report, name string, rights *access.Rights) {
 	var hidden [2]bool // an error, a warning
+	readable := func(bundle string) bool {
+		return bundle == "" || bundle == name || rights.May("GetBundle", access.Target{Bundle: bundle})
+	}
 	r.Findings = slices.DeleteFunc(r.Findings, func(f engine.Finding) bool {
-		if f.Bundle == "" || f.Bundle == name || rights.May("GetBundle", access.Target{Bundle: f.Bundle}) {
+		if readable(f.Bundle) {
 			return false
 		}
 		if f.Warning {
@@ -117,6 +121,11 @@ func hideFindings(r *offline.Report, name string, rights *access.Rights) {
 		}
 		return true
 	})
+	for i := range r.Findings {
+		if f := &r.Findings[i]; !readable(f.Other) {
+			f.Message = f.Without
+		}
+	}
 	for i, found := range hidden {
 		if found {
 			r.Findings = append(r.Findings, engine.Finding{

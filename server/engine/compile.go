@@ -149,7 +149,8 @@ func (c *compiler) schemas(sources []Source) bool {
 				c.report(Finding{Bundle: src.Name, File: src.SchemaFile, Message: fmt.Sprintf("namespace %s belongs to the service itself", ns)})
 			}
 			if other, taken := c.set.owners[ns]; taken {
-				c.report(Finding{Bundle: src.Name, File: src.SchemaFile, Message: fmt.Sprintf("namespace %q is owned by bundle %s", ns, other), Hint: "a namespace has one owner"})
+				c.report(Finding{Bundle: src.Name, File: src.SchemaFile, Message: fmt.Sprintf("namespace %q is owned by bundle %s", ns, other), Hint: "a namespace has one owner",
+					Other: other, Without: fmt.Sprintf("namespace %q is owned by another bundle", ns)})
 			}
 			c.set.owners[ns] = src.Name
 		}
@@ -212,9 +213,11 @@ func (c *compiler) nested(b *compiledBundle, file string) {
 			}
 			kept := c.previous != nil && c.previous.owners[ns] == b.name && c.previous.owners[other] == owner
 			f := Finding{Bundle: b.name, File: file, Message: fmt.Sprintf("namespace %s is inside of namespace %s, which is owned by bundle %s", ns, other, owner),
-				Hint: "a namespace and those inside of it have one owner", Warning: kept}
+				Hint: "a namespace and those inside of it have one owner", Warning: kept,
+				Other: owner, Without: fmt.Sprintf("namespace %s is inside of a namespace that is owned by another bundle", ns)}
 			if len(other) > len(ns) {
 				f.Message = fmt.Sprintf("namespace %s is around namespace %s, which is owned by bundle %s", ns, other, owner)
+				f.Without = fmt.Sprintf("namespace %s is around a namespace that is owned by another bundle", ns)
 			}
 			if !c.trusted {
 				c.report(f)

@@ -54,6 +54,9 @@ type Finding struct {
 	Message      string
 	Hint         string
 	Warning      bool
+	// Other is another bundle that Message names, or whose namespace it names; "" if there is none.
+	// Without is the message that names neither.
+	Other, Without string
 }
 
 // String returns "file:line:column: message".
