@@ -113,6 +113,41 @@ func TestAttackFindBundlesByDryRuns(t *testing.T) {
 	t.Logf("attack: an author of one bundle looks for others by their namespaces: 0 of %d dry runs name one", tries)
 }
 
+// A publisher takes a namespace over that another bundle gave up, and with it the history of its
+// entities and decisions. It also takes the namespace without a name, which blocks names of others.
+func TestAttackTakeANamespaceOver(t *testing.T) {
+	t.Parallel()
+	s := servertest.New(t)
+	s.MustApply("old", bundleOf("Shared")...)
+	s.MustApply("old", bundleOf("Other")...)
+	own := newCaller(t, s, "own", grant(access.PolicyPublisher, "new"))
+	both := newCaller(t, s, "both", grant(access.PolicyPublisher, "new"), grant(access.PolicyPublisher, "old"))
+	flat := []string{"schema.cedarschema", flatSchema, "policies.cedar", flatPolicies}
+	refused := 0
+	for _, dryRun := range []bool{true, false} {
+		_, shared := applyAs(t, s, own, dryRun, "new", bundleOf("Shared")...)
+		servertest.WantCode(t, shared, connect.CodePermissionDenied, "a namespace that another bundle had before")
+		_, unnamed := applyAs(t, s, both, dryRun, "new", flat...)
+		servertest.WantCode(t, unnamed, connect.CodePermissionDenied, "types and actions without a namespace")
+		if shared != nil && unnamed != nil {
+			refused += 2
+		}
+	}
+	for what, err := range map[string]error{
+		"a new namespace":            second(applyAs(t, s, own, false, "new", bundleOf("Fresh")...)),
+		"the same namespace again":   second(applyAs(t, s, own, false, "new", bundleOf("Fresh")...)),
+		"by a publisher of both":     second(applyAs(t, s, both, false, "new", bundleOf("Shared")...)),
+		"a namespace that it owns":   second(applyAs(t, s, own, false, "new", append(bundleOf("Shared"), "bundle.yaml", "name: new\ndescription: x\n")...)),
+		"no namespace, by root":      second(s.Apply("flat", servertest.Files(flat...))),
+		"no namespace, by its owner": second(applyAs(t, s, newCaller(t, s, "flat", grant(access.PolicyPublisher, "flat")), false, "flat", append(flat, "bundle.yaml", "name: flat\ndescription: x\n")...)),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	t.Logf("attack: a publisher of one bundle takes a namespace of another one, and the one without a name: %d of 4 refused", refused)
+}
+
 // A data-writer deletes an entity with cascade, whose members are of types that it may not write.
 func TestAttackCascadeIntoOtherTypes(t *testing.T) {
 	t.Parallel()

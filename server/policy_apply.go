@@ -218,6 +218,9 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	if !report.Valid() || report.Failed() > 0 {
 		return nil, reportRefusal(b.Name, report)
 	}
+	if err := s.mayOwn(ctx, v, set, b.Name, still); err != nil {
+		return nil, err
+	}
 	if !dryRun {
 		if i := slices.IndexFunc(v.Bundles, func(o store.Bundle) bool { return o.Name == b.Name }); i >= 0 && v.Bundles[i].Digest == b.Digest() {
 			out := applied(v, v.Bundles[i], v.Position.Number, false, report)
@@ -277,6 +280,35 @@ func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bo
 	// It is committed. If this server is late to apply it, the publish succeeded nevertheless.
 	_, _ = s.follower.AtLeast(ctx, made.Revision)
 	return answer(made), nil
+}
+
+// mayOwn refuses a bundle that takes a namespace over, unless the caller may publish the bundles that
+// had it, too, or check them, if it is a dry run: with the namespace come the decisions on its actions
+// and the history of its entities. The empty namespace is for publishers of all bundles, because its
+// names can hide those of others.
+func (s *policyService) mayOwn(ctx context.Context, v snapshot.View, set *engine.Set, name string, still need) error {
+	if name == engine.AdminLocal {
+		return nil
+	}
+	taken := slices.DeleteFunc(slices.Clone(set.Namespaces(name)), func(ns string) bool { return v.Set.OwnerOf(ns) == name })
+	if len(taken) == 0 {
+		return nil
+	}
+	r := access.RightsFrom(ctx)
+	if slices.Contains(taken, "") && !r.MayAll(still.action, access.Target{}) {
+		return &refusedError{procedure: cedarpostv1connect.PolicyServiceApplyBundleProcedure, about: "types and actions without a namespace, which takes a right to all bundles"}
+	}
+	before, err := s.db.OwnersOf(ctx, taken)
+	if err != nil {
+		return err
+	}
+	for _, other := range before {
+		t := still.target
+		if t.Bundle = other; other != name && !r.May(still.action, t) {
+			return &refusedError{procedure: cedarpostv1connect.PolicyServiceApplyBundleProcedure, about: "a namespace that another bundle had before, whose history comes with it"}
+		}
+	}
+	return nil
 }
 
 // besides returns the bundles that a bundle is checked with, and what to take over from. admin-local

@@ -375,3 +375,11 @@ func (db *DB) ReadBundleFile(ctx context.Context, revision int64, name, path str
 		where bundle = $2 and path = $3 and since <= $1 and (until is null or until > $1)`, revision, name, path, from+1, n).Scan(&data)
 	return data, notFound(err)
 }
+
+// OwnersOf lists the names of the bundles that had one of some namespaces at any revision of the
+// history, sorted.
+func (db *DB) OwnersOf(ctx context.Context, namespaces []string) (_ []string, err error) {
+	defer wrap(&err, "read who had namespaces")
+	rows, _ := db.admin.Query(ctx, "select distinct name from bundles where namespaces && $1 order by name", namespaces)
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}

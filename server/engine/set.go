@@ -128,6 +128,9 @@ func (s *Set) Actions() []cedar.EntityUID {
 // Owner returns the bundle whose namespace has a type of entities or actions, or "".
 func (s *Set) Owner(t cedar.EntityType) string { return s.owners[namespaceOf(t)] }
 
+// OwnerOf returns the bundle that owns a namespace, or "".
+func (s *Set) OwnerOf(namespace string) string { return s.owners[namespace] }
+
 // decides reports whether the policies of a bundle can decide the actions of another one.
 func decides(bundle, actions string) bool {
 	switch bundle {
