@@ -202,7 +202,11 @@ func (s *Server) warnings() (list []string) {
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	if !s.cfg.NoMetrics {
-		mux.Handle("GET /metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
+		h := promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{})
+		if isLoopback(s.cfg.OpsListen) { // else the scraper may use any name of the machine
+			h = onlyForLoopback(h)
+		}
+		mux.Handle("GET /metrics", h)
 	}
 	if !s.cfg.NoHealth {
 		s.serveHealth(mux)

@@ -120,6 +120,10 @@ func TestOpsParts(t *testing.T) {
 				t.Errorf("%s: GET %s: %d, want %d: %.100s", name, path, res.code, want, res.body)
 			}
 		}
+		// A page whose name was made to resolve to this machine.
+		if res := send(t, http.MethodGet, s.Ops+"/metrics", "Host", "rebound.example:80"); name == "default" && (res.code != http.StatusForbidden || len(res.body) > 100) {
+			t.Errorf("metrics for another host: %d", res.code)
+		}
 		if name == "pprof" {
 			for _, method := range []string{"POST", "DELETE"} {
 				if res := send(t, method, s.Ops+"/debug/pprof/heap"); res.code != http.StatusMethodNotAllowed {
