@@ -285,7 +285,7 @@ func TestAttackHeldCallsKeepWideRights(t *testing.T) {
 
 // The key of a caller that reads a bundle slowly is revoked. The server sends no more of the bundle
 // than what was under way.
-func TestAttackSlowReaderOfABundle(t *testing.T) {
+func TestAttackReaderOfABundleWithoutItsKey(t *testing.T) {
 	t.Parallel()
 	s := docServer(t)
 	const size = 24 << 20
