@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/cedar-policy/cedar-go"
 	"pgregory.net/rapid"
@@ -201,5 +202,39 @@ func TestRolesHavePolicies(t *testing.T) {
 	}
 	if got := NewRights("c", []store.Grant{{Caller: "c", Role: "root", Bundle: AllBundles}}, d, now).Permitted(Target{}); len(got) != 1 {
 		t.Errorf("an unknown role may %v", got)
+	}
+}
+
+// What a caller gives by its grants lasts as long as the last of them that gives the right.
+func TestGivesUntil(t *testing.T) {
+	d, err := NewDecider(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	in := func(hours time.Duration) *time.Time { at := now.Add(hours * time.Hour); return &at }
+	stored := func(role, bundle string, end *time.Time) store.Grant {
+		return store.Grant{Caller: "c", Role: role, Bundle: bundle, ExpiresAt: end, Since: 7}
+	}
+	token := store.Grant{Caller: "c", Role: Operator, Bundle: AllBundles, ExpiresAt: in(1)} // no revision has stored it
+	for name, c := range map[string]struct {
+		grants         []store.Grant
+		others, itself *time.Time
+	}{
+		"without an end":               {[]store.Grant{stored(Operator, "doc", nil)}, nil, nil},
+		"with an end":                  {[]store.Grant{stored(Operator, "doc", in(2))}, in(2), in(2)},
+		"with two ends":                {[]store.Grant{stored(Operator, "doc", in(2)), stored(Operator, "*", in(3))}, in(3), in(3)},
+		"an end, and none for all":     {[]store.Grant{stored(Operator, "doc", in(2)), stored(Operator, "*", nil)}, nil, nil},
+		"none, of another role":        {[]store.Grant{stored(Operator, "doc", in(2)), stored(Auditor, "doc", nil)}, in(2), in(2)},
+		"none, for another bundle":     {[]store.Grant{stored(Operator, "doc", in(2)), stored(Operator, "other", nil)}, in(2), in(2)},
+		"of a token":                   {[]store.Grant{token}, nil, in(1)},
+		"of a token, and stored later": {[]store.Grant{token, stored(Operator, "doc", in(2))}, nil, in(2)},
+	} {
+		r := NewRights("c", c.grants, d, now)
+		for itself, want := range map[bool]*time.Time{false: c.others, true: c.itself} {
+			if got := r.GivesUntil("PutGrant", Target{Bundle: "doc"}, itself); (got == nil) != (want == nil) || got != nil && !got.Equal(*want) {
+				t.Errorf("%s, for itself %v: %v, want %v", name, itself, got, want)
+			}
+		}
 	}
 }
