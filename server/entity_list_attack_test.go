@@ -99,3 +99,28 @@ func TestAttackEmptyNamespace(t *testing.T) {
 	}
 	t.Log("attack: the owner of the bundle without a namespace asks for entities of all types: 3 of 3 calls refused")
 }
+
+// A data-writer makes an entity of its own bundle a member of a group of another one, and asks below which
+// groups it is: how the other bundle nests its groups.
+func TestAttackListBelowForeignGroups(t *testing.T) {
+	t.Parallel()
+	s := docServer(t)
+	s.MustPut(docGroup(t, "team", "secret"))
+	s.MustApply("spy", "schema.cedarschema", `namespace Spy { entity Probe in [Doc::Group]; action See appliesTo { principal: [Probe], resource: [Probe] }; }`,
+		"policies.cedar", `@id("all") permit (principal, action == Spy::Action::"See", resource);`)
+	secret := newCaller(t, s, "spy", grant(access.DataWriter, "spy"))
+	probe := servertest.Entity(t, `{"uid":{"type":"Spy::Probe","id":"p"},"parents":[{"type":"Doc::Group","id":"team"}]}`)
+	if _, err := entitiesOf(s, secret).WriteEntities(t.Context(), &cedarpostv1.WriteEntitiesRequest{Operations: []*cedarpostv1.EntityOperation{put(probe)}}); err != nil {
+		t.Fatal(err)
+	}
+	req := &cedarpostv1.ListEntitiesRequest{Type: "Spy::Probe", Ancestor: servertest.UID(`Doc::Group::"secret"`)}
+	page, err := entitiesOf(s, secret).ListEntities(t.Context(), req)
+	servertest.WantCode(t, err, connect.CodePermissionDenied, "entities of type Doc::Group")
+	if len(page.GetEntities()) > 0 {
+		t.Errorf("%v", page)
+	}
+	if page, err := s.Entities.ListEntities(t.Context(), req); err != nil || len(page.Entities) != 1 {
+		t.Errorf("a reader of both: %v, %v", page, err)
+	}
+	t.Log("attack: listing below a group of another bundle: 1 of 1 refused")
+}

@@ -241,7 +241,12 @@ var rules = map[string]rule{
 		return addType(nil, set, m.GetUid().GetType())
 	}),
 	cedarpostv1connect.EntityServiceListEntitiesProcedure: entityRead("ListEntities", func(set *engine.Set, m *cedarpostv1.ListEntitiesRequest) []access.Target {
-		return addType(nil, set, m.GetType())
+		list := addType(nil, set, m.GetType())
+		// The answer says which entities are below the ancestor, and so how groups of its bundle nest.
+		if typ := m.GetAncestor().GetType(); typ != "" && list[0].Bundle != owner(set, cedar.EntityType(typ)) {
+			list = addType(list, set, typ)
+		}
+		return list
 	}),
 	cedarpostv1connect.EntityServiceQueryEntityChangesProcedure: entityRead("QueryEntityChanges", func(set *engine.Set, m *cedarpostv1.QueryEntityChangesRequest) []access.Target {
 		list := addType(nil, set, cmp.Or(m.GetUid().GetType(), m.GetType()))
