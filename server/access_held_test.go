@@ -47,9 +47,11 @@ func heldAs(t *testing.T, s *servertest.Server, key, method, contentType, body s
 	answers := bufio.NewReader(c)
 	fmt.Fprintf(c, "POST /cedarpost.v1.%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: %s\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", method, key, contentType, len(body))
 	// The server asks for the body after it has admitted the caller.
-	if res, err := http.ReadResponse(answers, nil); err != nil || res.StatusCode != http.StatusContinue {
+	res, err := http.ReadResponse(answers, nil)
+	if err != nil || res.StatusCode != http.StatusContinue {
 		t.Fatalf("%s: %v, %v", method, res, err)
 	}
+	_ = res.Body.Close()
 	fmt.Fprint(c, body[:last])
 	return func() (int, string) {
 		fmt.Fprint(c, body[last:])
@@ -288,7 +290,7 @@ func TestAttackHeldCallsKeepWideRights(t *testing.T) {
 func TestAttackReaderOfABundleWithoutItsKey(t *testing.T) {
 	t.Parallel()
 	s := docServer(t)
-	const size = 24 << 20
+	const size = 16 << 20
 	base, err := s.DB.PolicyRevision(t.Context(), 1<<40)
 	if err != nil {
 		t.Fatal(err)
@@ -304,7 +306,7 @@ func TestAttackReaderOfABundleWithoutItsKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	_ = c.(*net.TCPConn).SetReadBuffer(8 << 10)
+	_ = c.(*net.TCPConn).SetReadBuffer(256 << 10)
 	message := `{"name": "large"}`
 	envelope := string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))) + message
 	fmt.Fprintf(c, "POST /cedarpost.v1.PolicyService/GetBundle HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer %s\r\nContent-Type: application/connect+json\r\nContent-Length: %d\r\n\r\n%s", secret, len(envelope), envelope)
