@@ -408,11 +408,11 @@ func TestBadGrantsAndKeys(t *testing.T) {
 		}
 	}
 	for text, req := range map[string]*cedarpostv1.CreateKeyRequest{
-		"caller":       {Caller: "token:a/b"},
-		"pattern":      {Caller: "-a"},
-		"stands twice": {Caller: "a", Grants: []*cedarpostv1.Grant{grant("enforcer", "*"), grant("enforcer", "*")}},
-		"one is of":    {Caller: "a", Grants: []*cedarpostv1.Grant{{Caller: "b", Role: "enforcer", Bundle: "*"}}},
-		"in the past":  {Caller: "a", ExpiresAt: past},
+		"caller":        {Caller: "token:a/b"},
+		"begins with a": {Caller: "-a"},
+		"stands twice":  {Caller: "a", Grants: []*cedarpostv1.Grant{grant("enforcer", "*"), grant("enforcer", "*")}},
+		"one is of":     {Caller: "a", Grants: []*cedarpostv1.Grant{{Caller: "b", Role: "enforcer", Bundle: "*"}}},
+		"in the past":   {Caller: "a", ExpiresAt: past},
 	} {
 		_, err := op.CreateKey(t.Context(), req)
 		servertest.WantCode(t, err, connect.CodeInvalidArgument, text)
