@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -129,6 +130,18 @@ func uuidBytes(ids []uuid.UUID) [][]byte {
 		out[i] = ids[i][:]
 	}
 	return out
+}
+
+func binaryInt32(n int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(n)) }
+
+func binaryInt64(n int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(n)) }
+
+// binaryTime and binaryDate are a time and its UTC day as Postgres sends them.
+func binaryTime(t time.Time) []byte { return binaryInt64(t.UnixMicro() - postgresEpoch) }
+
+func binaryDate(t time.Time) []byte {
+	const microsPerDay = 24 * 3600 * 1_000_000
+	return binaryInt32(int(t.Unix()/(24*3600) - postgresEpoch/microsPerDay))
 }
 
 func appendInt32(b []byte, n int) []byte { return appendLen(appendLen(b, 4), n) }

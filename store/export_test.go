@@ -20,7 +20,7 @@ func (db *DB) Explain(ctx context.Context, q DecisionQuery, by Group) (plan []st
 	if by != 0 {
 		sql = by.query()
 	}
-	err = pgx.BeginFunc(ctx, db.admin, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, db.audit, func(tx pgx.Tx) error {
 		if by != 0 {
 			if _, err := tx.Exec(ctx, "set local work_mem = '"+countMemory+"'"); err != nil {
 				return err

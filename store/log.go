@@ -4,10 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/hex"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -149,7 +148,7 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 		// The earlier attempt succeeded in the meantime.
 		done.Leaf, err = w.find(ctx, b)
 		return done, false, err
-	case pgErr.Code == "CP001": // of log_guard
+	case pgErr.Code == "CP001": // of append_batch
 		err = fmt.Errorf("%w: %w", ErrBehind, err)
 	case pgErr.Code == "23505" && (strings.HasPrefix(pgErr.TableName, "decisions_") || strings.HasPrefix(pgErr.TableName, "events_")):
 		err = fmt.Errorf("%w: %w", ErrRecorded, err)
@@ -161,6 +160,15 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 	}
 	// SQLSTATE class 57: the commit may have happened, so this is not a refusal.
 	return done, pgErr.Code[:2] != "57", err
+}
+
+// MergeLogKeys merges what appends have added to the index of decisions by principal and resource
+// since the last merge. It does not stop appends. Without it, an append does it now and then, which
+// takes up to seconds.
+func (db *DB) MergeLogKeys(ctx context.Context) (err error) {
+	defer wrap(&err, "merge the index of decisions")
+	_, err = db.admin.Exec(ctx, "select merge_log_keys()")
+	return err
 }
 
 // probeRows and probeRecord are the rows of a probe, and the bytes of the record of each.
@@ -211,7 +219,7 @@ func IsReadOnly(err error) bool { return sqlState(err) == "25006" }
 // now.
 func (w *LogWriter) Trouble() bool { return w.trouble.Load() }
 
-// sealedBatch holds the arguments of log_append.
+// sealedBatch holds the arguments of append_batch.
 type sealedBatch struct {
 	id            uuid.UUID
 	seq           int64
@@ -221,9 +229,13 @@ type sealedBatch struct {
 	unclean       []auditlog.Unclean
 }
 
+// newBatchID makes the id of a batch. Ids of one time are close together in the index of the ids,
+// so a commit changes no page of it that was not used for long.
+func newBatchID() uuid.UUID { return uuid.Must(uuid.NewV7()) }
+
 // sealBatch hashes the rows, and makes the header that commits to them.
 func sealBatch(h auditlog.Header, decisions []Decision, events []Event) sealedBatch {
-	b := sealedBatch{id: uuid.New(), seq: h.WriterSeq, rows: len(decisions) + len(events), unclean: h.Unclean}
+	b := sealedBatch{id: newBatchID(), seq: h.WriterSeq, rows: len(decisions) + len(events), unclean: h.Unclean}
 	leaves := make([]tlog.Hash, 0, b.rows)
 	add := func(id uuid.UUID, record []byte) {
 		at := idTime(id)
@@ -247,16 +259,20 @@ func sealBatch(h auditlog.Header, decisions []Decision, events []Event) sealedBa
 	return b
 }
 
-// call returns the arguments of log_append as SQL. It has numbers, UUIDs, times and hex
-// digits only, so nothing in it needs quoting.
-func (b sealedBatch) call(writer uuid.UUID) string {
-	day, first, latest := time.Now().UTC(), "null", "null"
+// args returns the arguments of append_batch, in binary. d is the decision whose revision the
+// database must have, or nil.
+func (b sealedBatch) args(writer uuid.UUID, d *Decision) [][]byte {
+	day, first, latest := time.Now(), []byte(nil), []byte(nil)
 	if b.rows > 0 {
-		day = b.first
-		first, latest = "'"+b.first.Format(time.RFC3339Nano)+"'", "'"+b.latest.Format(time.RFC3339Nano)+"'"
+		day, first, latest = b.first, binaryTime(b.first), binaryTime(b.latest)
 	}
-	return fmt.Sprintf(`('%s', '%s', %d, %d, '\x%s', '%s', %s, %s)`,
-		b.id, writer, b.seq, b.rows, hex.EncodeToString(b.header), day.Format(time.DateOnly), first, latest)
+	var revision, mark []byte
+	if d != nil {
+		revision, mark = binaryInt64(d.Revision), d.Mark[:]
+	}
+	return [][]byte{
+		b.id[:], writer[:], binaryInt64(b.seq), binaryInt32(b.rows), b.header, binaryDate(day), first, latest, revision, mark,
+	}
 }
 
 // connect connects if there is no connection, and registers the writer in the database.
@@ -281,12 +297,18 @@ func (w *LogWriter) connect(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	// PREPARE as SQL: a pooler that keeps prepared statements for clients that share sessions does not
+	// notice these.
 	for _, sql := range []string{
-		"prepare log_append(uuid, uuid, bigint, int, bytea, date, timestamptz, timestamptz) as select log_append($1, $2, $3, $4, $5, $6, $7, $8)",
-		"prepare log_guard(bigint, uuid) as select log_guard($1, $2)",
-		"prepare log_position as " + selectPosition,
+		"prepare append_batch(uuid, uuid, bigint, int, bytea, date, timestamptz, timestamptz, bigint, uuid) as " + appendBatch,
+		"prepare writers_ended(uuid[]) as update audit_writers set ended = true where writer = any($1)",
 	} {
 		if _, err := conn.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+			return err
+		}
+	}
+	for name, sql := range map[string]string{"decisions": copyDecisions, "events": copyEvents} {
+		if _, err := conn.Prepare(ctx, name, sql); err != nil { // PREPARE takes no COPY
 			return err
 		}
 	}
@@ -346,54 +368,29 @@ func (w *LogWriter) find(ctx context.Context, b sealedBatch) (leaf int64, err er
 	return leaf, err
 }
 
-// send writes the batch in one round trip: a simple query of several statements, which is
-// one transaction, followed by the rows. The position is read in that transaction, so it
-// is not newer than the commit.
+const appendBatch = `
+	select leaf, database, timeline, newest, newest_mark
+	from append_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`
+
+// send writes the batch in one round trip: statements up to a Sync are one transaction, and the
+// rows follow their statement. The position is read in that
+// transaction, so it is not newer than the commit.
 func (w *LogWriter) send(ctx context.Context, b sealedBatch, decisions []Decision, events []Event) (leaf int64, p Position, err error) {
 	conn := w.conn.PgConn()
 	deadline, _ := ctx.Deadline()
 	if err := conn.Conn().SetDeadline(deadline); err != nil {
 		return 0, p, err
 	}
-	var sql strings.Builder
-	// In the transaction too, and not only in the session: an answered decision must be
-	// on disk.
-	sql.WriteString(durableCommit + ";")
-	front := conn.Frontend()
-	w.buf = w.buf[:0]
 	defer func() {
 		if cap(w.buf) > keptBuffer {
 			w.buf = nil
 		}
 	}()
-	if len(decisions) > 0 {
-		sql.WriteString(copyDecisions + ";")
-		w.buf = appendDecisions(w.buf, b.id, decisions)
+	if w.buf, err = w.request(w.buf[:0], b, decisions, events); err != nil {
+		return 0, p, err
 	}
-	cut := len(w.buf)
-	if len(events) > 0 {
-		sql.WriteString(copyEvents + ";")
-		w.buf = appendEvents(w.buf, b.id, events, len(decisions))
-	}
-	if i := newest(decisions); i >= 0 {
-		fmt.Fprintf(&sql, "execute log_guard(%d, '%s');", decisions[i].Revision, decisions[i].Mark)
-	}
-	for _, u := range b.unclean {
-		fmt.Fprintf(&sql, "update audit_writers set ended = true where writer = '%s';", u.Writer)
-	}
-	sql.WriteString("execute log_append" + b.call(w.id) + ";execute log_position")
-	front.SendQuery(&pgproto3.Query{String: sql.String()})
-	for _, part := range [][]byte{w.buf[:cut], w.buf[cut:]} {
-		for chunk := part; len(chunk) > 0; {
-			n := min(len(chunk), 1<<16)
-			front.Send(&pgproto3.CopyData{Data: chunk[:n]})
-			chunk = chunk[n:]
-		}
-		if len(part) > 0 {
-			front.Send(&pgproto3.CopyDone{})
-		}
-	}
-	if err := front.Flush(); err != nil {
+	// Past the buffer of pgx, which would copy all rows once more. pgx sends nothing meanwhile.
+	if _, err := conn.Conn().Write(w.buf); err != nil {
 		return 0, p, err
 	}
 	if leaf, p, err = receive(conn); err != nil {
@@ -402,6 +399,63 @@ func (w *LogWriter) send(ctx context.Context, b sealedBatch, decisions []Decisio
 	_ = conn.Conn().SetDeadline(time.Time{}) // fails only on a broken connection, which the next use finds out
 	return leaf, p, nil
 }
+
+// request appends the messages of a commit to buf. The error is that one of them is too long for
+// the protocol.
+func (w *LogWriter) request(buf []byte, b sealedBatch, decisions []Decision, events []Event) (_ []byte, err error) {
+	if len(decisions) > 0 {
+		buf, err = appendCopy(buf, "decisions", func(buf []byte) []byte { return appendDecisions(buf, b.id, decisions) })
+	}
+	if err == nil && len(events) > 0 {
+		buf, err = appendCopy(buf, "events", func(buf []byte) []byte { return appendEvents(buf, b.id, events, len(decisions)) })
+	}
+	if err == nil && len(b.unclean) > 0 {
+		ended := make([][]byte, len(b.unclean))
+		for i := range b.unclean {
+			ended[i] = b.unclean[i].Writer[:]
+		}
+		buf, err = appendExecute(buf, "writers_ended", appendArray(nil, uuidOID, ended)[4:]) // without the length
+	}
+	if err == nil {
+		var guarded *Decision
+		if i := newest(decisions); i >= 0 {
+			guarded = &decisions[i]
+		}
+		buf, err = appendExecute(buf, "append_batch", b.args(w.id, guarded)...)
+	}
+	if err != nil {
+		return buf, err
+	}
+	return (&pgproto3.Sync{}).Encode(buf)
+}
+
+// appendExecute appends the messages that run a prepared statement. Arguments and results are
+// binary.
+func appendExecute(buf []byte, statement string, args ...[]byte) (_ []byte, err error) {
+	bind := pgproto3.Bind{PreparedStatement: statement, ParameterFormatCodes: []int16{pgx.BinaryFormatCode}, Parameters: args, ResultFormatCodes: []int16{pgx.BinaryFormatCode}}
+	if buf, err = bind.Encode(buf); err != nil {
+		return buf, err
+	}
+	return (&pgproto3.Execute{}).Encode(buf)
+}
+
+// appendCopy appends the messages of a prepared COPY. rows appends its data, which are one message.
+func appendCopy(buf []byte, statement string, rows func([]byte) []byte) (_ []byte, err error) {
+	if buf, err = appendExecute(buf, statement); err != nil {
+		return buf, err
+	}
+	length := len(buf) + 1
+	buf = rows(append(buf, 'd', 0, 0, 0, 0))
+	size := len(buf) - length
+	if size > maxMessage {
+		return buf, fmt.Errorf("the rows have %d bytes, more than one message can have", size)
+	}
+	binary.BigEndian.PutUint32(buf[length:], uint32(size))
+	return (&pgproto3.CopyDone{}).Encode(buf)
+}
+
+// maxMessage is the largest message that Postgres takes.
+const maxMessage = 1<<30 - 1
 
 // newest returns the index of the decision with a mark that has the newest revision, or
 // -1. A database with that revision has the earlier ones too.
@@ -415,9 +469,9 @@ func newest(decisions []Decision) int {
 	return found
 }
 
-// receive reads the reply to send: a row of log_append, and one of log_position.
+// receive reads the reply to send, which has one row: that of append_batch.
 func receive(conn *pgconn.PgConn) (leaf int64, p Position, err error) {
-	var rows [][]string
+	rows := 0
 	for {
 		msg, receiveErr := conn.ReceiveMessage(context.Background())
 		if receiveErr != nil {
@@ -427,36 +481,28 @@ func receive(conn *pgconn.PgConn) (leaf int64, p Position, err error) {
 		case *pgproto3.ErrorResponse:
 			err = pgconn.ErrorResponseToPgError(msg)
 		case *pgproto3.DataRow:
-			row := make([]string, len(msg.Values))
-			for i, v := range msg.Values {
-				row[i] = string(v)
-			}
-			rows = append(rows, row)
+			rows++
+			leaf, p, err = readAppended(msg.Values)
 		case *pgproto3.ReadyForQuery:
-			if err != nil {
-				return 0, p, err
+			if err == nil && rows != 1 {
+				err = errNotAppended
 			}
-			return readAppended(rows)
+			return leaf, p, err
 		}
 	}
 }
 
-func readAppended(rows [][]string) (leaf int64, p Position, err error) {
-	// The row of log_guard is the first, if it was called.
-	if len(rows) == 3 {
-		rows = rows[1:]
+var errNotAppended = errors.New("the server's answer is not that of append_batch")
+
+func readAppended(row [][]byte) (leaf int64, p Position, err error) {
+	if len(row) != 5 || len(row[0]) != 8 || len(row[1]) != 16 || len(row[2]) != 8 || len(row[3]) != 8 || len(row[4]) != 16 {
+		return 0, p, errNotAppended
 	}
-	if len(rows) != 2 || len(rows[0]) != 1 || len(rows[1]) != 4 {
-		return 0, p, errors.New("the server's answer is not that of log_append")
+	p = Position{
+		Database: uuid.UUID(row[1]), Timeline: uint32(binary.BigEndian.Uint64(row[2])),
+		Number: int64(binary.BigEndian.Uint64(row[3])), Mark: uuid.UUID(row[4]),
 	}
-	var errs [5]error
-	leaf, errs[0] = strconv.ParseInt(rows[0][0], 10, 64)
-	p.Database, errs[1] = uuid.Parse(rows[1][0])
-	timeline, err := strconv.ParseUint(rows[1][1], 10, 32)
-	p.Timeline, errs[2] = uint32(timeline), err
-	p.Number, errs[3] = strconv.ParseInt(rows[1][2], 10, 64)
-	p.Mark, errs[4] = uuid.Parse(rows[1][3])
-	return leaf, p, errors.Join(errs[:]...)
+	return int64(binary.BigEndian.Uint64(row[0])), p, nil
 }
 
 // Close waits for the append in progress, and marks the writer as ended. A writer that is

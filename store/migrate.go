@@ -74,11 +74,17 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 	if err != nil {
 		return err
 	}
-	if _, err := missingMigrations(applied); err != nil {
+	missing, err := missingMigrations(applied)
+	if err != nil {
 		return err
 	}
 	if have, want := slices.Max(append(applied, 0)), slices.Max(ourMigrations()); have > want {
 		return fmt.Errorf("%w (its version is %d, ours %d)", ErrTooNew, have, want)
+	}
+	if slices.Contains(missing, keysMigration) {
+		if err := indexKeys(ctx, conn, log); err != nil {
+			return err
+		}
 	}
 	results, err := provider.Up(ctx)
 	if err != nil {
@@ -91,6 +97,48 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) (err err
 		return err
 	}
 	return checkSchema(ctx, conn)
+}
+
+// keysMigration makes the index decisions_keys.
+const keysMigration = 15
+
+// indexKeys makes the index decisions_keys of each partition that the log has, one by one and
+// without a lock that stops writers: the log may be large. The migration then finds these
+// indexes, and makes none itself. An index that an interrupted call left is made again.
+func indexKeys(ctx context.Context, conn *pgx.Conn, log *slog.Logger) error {
+	rows, _ := conn.Query(ctx, `
+		select part.relname::text as name, exists (
+			select from pg_index join pg_class named on named.oid = indexrelid
+			where indrelid = part.oid and indisvalid and named.relname = part.relname || '_keys') as indexed
+		from pg_inherits join pg_class part on part.oid = inhrelid
+		where inhparent = to_regclass('decisions')
+		order by part.relname`)
+	type partition struct {
+		Name    string
+		Indexed bool
+	}
+	partitions, err := pgx.CollectRows(rows, pgx.RowToStructByName[partition])
+	if err != nil {
+		return err
+	}
+	for _, p := range partitions {
+		if p.Indexed {
+			continue
+		}
+		table, index := pgx.Identifier{p.Name}.Sanitize(), pgx.Identifier{p.Name + "_keys"}.Sanitize()
+		began := time.Now()
+		for _, sql := range []string{
+			"drop index if exists " + index,
+			"create index concurrently " + index + " on " + table + " using gin ((" + decisionKeys + ")) with (gin_pending_list_limit = 32768)",
+			"analyze " + table, // nothing else does it on a day that is over, and the index is of an expression
+		} {
+			if _, err := conn.Exec(ctx, sql); err != nil {
+				return fmt.Errorf("index %s by principal and resource: %w", p.Name, err)
+			}
+		}
+		log.InfoContext(ctx, "decisions indexed by principal and resource", "partition", p.Name, "took", time.Since(began))
+	}
+	return nil
 }
 
 // lockMigration waits until no other process migrates the database. The lock is held until

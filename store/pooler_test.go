@@ -96,7 +96,7 @@ func TestSessionsAreWhatTheyShouldBe(t *testing.T) {
 					role = "cedarpost_app"
 				}
 				if s["role"] != role || s["synchronous_commit"] != "on" || s["statement_timeout"] != "30s" ||
-					s["jit"] != "off" || s["idle_in_transaction_session_timeout"] != "1min" {
+					s["jit"] != "off" || s["cursor_tuple_fraction"] != "1" || s["idle_in_transaction_session_timeout"] != "1min" {
 					t.Errorf("%s: %v", part, s)
 				}
 				if strings.Contains(databaseURL, "search_path") && s["search_path"] != "public,pg_temp" {
@@ -166,7 +166,8 @@ func TestStandbyBehindAPooler(t *testing.T) {
 }
 
 // A commit waits for the disk even if the session lost its settings: the configuration of
-// a pooler can change while a server runs.
+// a pooler can change while a server runs. The triggers are deferred, so they see the setting that
+// the commit has.
 func TestEachCommitIsSynchronous(t *testing.T) {
 	databaseURL := storetest.New(t)
 	mustRaw(t, databaseURL, `
@@ -174,8 +175,8 @@ func TestEachCommitIsSynchronous(t *testing.T) {
 		grant insert on seen to public;
 		create function see() returns trigger language plpgsql as
 			$$ begin insert into seen values (current_setting('synchronous_commit')); return null; end $$;
-		create trigger see after insert on revisions for each row execute function see();
-		create trigger see after insert on decisions for each row execute function see()`)
+		create constraint trigger see after insert on revisions deferrable initially deferred for each row execute function see();
+		create constraint trigger see after insert on decisions deferrable initially deferred for each row execute function see()`)
 	db := openSmall(t, databaseURL)
 	w := db.NewLogWriter("s1", auditlog.Strict, 0)
 	t.Cleanup(w.Close)

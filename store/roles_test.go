@@ -109,6 +109,10 @@ func TestWhatRolesMayNotDo(t *testing.T) {
 		{"the auditor may not write a decision", auditor, "insert into decisions default values"},
 		{"the auditor may not write an event", auditor, "insert into events default values"},
 		{"the auditor may not append", auditor, "select log_append(null, null, 0, 0, null, null, null, null)"},
+		{"the auditor may not append in one call", auditor, "select append_batch(null, null, 0, 0, null, null, null, null, null, null)"},
+		{"the application may not append decisions", app, "select append_batch(null, null, 0, 0, null, null, null, null, null, null)"},
+		{"the writer may not merge", writer, "select merge_log_keys()"},
+		{"the auditor may not merge", auditor, "select merge_log_keys()"},
 		{"the auditor may not read keys", auditor, "select from api_keys"},
 		{"the auditor may not write an entity", auditor, "delete from entities"},
 		{"the auditor may not drop a day", auditor, "select drop_log_day('2020-01-01')"},
@@ -306,14 +310,15 @@ func TestFunctionsOfTheOwnerIgnoreTemporaryTables(t *testing.T) {
 		"create temp table audit_batches (like public.audit_batches)", "create temp table pg_inherits (inhparent oid, inhrelid oid)",
 		"create temp table decisions (at timestamptz) partition by range (at)",
 		"select log_append(gen_random_uuid(), gen_random_uuid(), 0, 0, 'header', '2020-01-01', null, null)",
-		"select create_log_partitions('2020-01-01', 1)",
+		"select append_batch(gen_random_uuid(), gen_random_uuid(), 0, 0, 'header', '2020-01-01', null, null, null, null)",
+		"select create_log_partitions('2020-01-01', 1)", "select merge_log_keys()",
 	} {
 		if _, err := conn.Exec(t.Context(), sql); err != nil {
 			t.Fatalf("%s: %v", sql, err)
 		}
 	}
 	mustRaw(t, url, `do $$ begin
-		assert (select count(*) = 1 from public.audit_batches);
+		assert (select count(*) = 2 from public.audit_batches);
 		assert (select count(*) = 1 from pg_inherits where inhparent = 'public.decisions'::regclass and inhrelid = 'public.decisions_20200101'::regclass);
 	end $$`)
 }

@@ -85,7 +85,8 @@ var (
 type Config struct {
 	// DatabaseURL is a Postgres URL or a key=value connection string. It can set the
 	// connection parameters connect_timeout (default 5 s), application_name (cedarpost),
-	// statement_timeout (30 s), jit (off) and idle_in_transaction_session_timeout (60 s).
+	// statement_timeout (30 s), jit (off), cursor_tuple_fraction (1) and
+	// idle_in_transaction_session_timeout (60 s).
 	// Of several hosts, one that accepts writes is chosen. Commits are always
 	// synchronous. A live secret is read again for each new connection, and its user and
 	// password are used, if it is still a URL; a change of anything else in it has no effect.
@@ -254,6 +255,9 @@ func setDefaults(c *pgx.ConnConfig) {
 		// Postgres would compile recursive queries and queries over many partitions,
 		// which takes longer than they run.
 		"jit": "off",
+		// A page is a whole query with a limit. By default the planner expects that only a tenth of it
+		// is read, and prefers to read all rows in their order.
+		"cursor_tuple_fraction": "1",
 	} {
 		if _, ok := c.RuntimeParams[name]; !ok {
 			c.RuntimeParams[name] = value

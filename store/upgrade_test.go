@@ -276,6 +276,7 @@ func TestMigrateFromEarlierSchemas(t *testing.T) {
 		{"reuse", []string{"1", "2", "3", "4", "5", "6", "7", "8"}},
 		{"proofs", []string{"1", "2", "3", "4", "5", "6", "7", "8", "9"}},
 		{"stored history", []string{"1", "2", "3", "4", "5", "6", "7", "8", "9", "10"}},
+		{"idempotency keys", []string{"1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14"}},
 	} {
 		t.Run(o.name, func(t *testing.T) {
 			t.Parallel()
