@@ -121,7 +121,7 @@ func newTaskMetrics(r prometheus.Registerer) *taskMetrics {
 	}
 	for _, task := range []string{
 		taskStateRoot, taskRetention, taskSweep, taskNotifications,
-		decisionlog.TaskPartitions, decisionlog.TaskNoted, decisionlog.TaskWatchLog,
+		decisionlog.TaskPartitions, decisionlog.TaskNoted, decisionlog.TaskMergeKeys, decisionlog.TaskWatchLog,
 	} {
 		m.failures.WithLabelValues(task)
 	}

@@ -32,7 +32,7 @@ func TestTasksAreReported(t *testing.T) {
 	t.Cleanup(db.Close)
 	outcomes := make(chan error, 1)
 	var task string
-	r := startRecorder(t, Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler), Task: func(name string, err error) {
+	r := startRecorder(t, Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler), mergeEvery: time.Hour, Task: func(name string, err error) {
 		if name == task {
 			outcomes <- err
 		}
@@ -46,6 +46,10 @@ func TestTasksAreReported(t *testing.T) {
 		TaskNoted: func() {
 			noted.AuthenticationFailure("10.0.0.1:1", "p", "no key")
 			noted.record(t.Context(), noted.due(true), true)
+		},
+		TaskMergeKeys: func() {
+			r.unmerged.Store(true) // as after a commit
+			r.mergeOnce(t.Context())
 		},
 		TaskWatchLog: func() {
 			ctx, cancel := context.WithCancel(t.Context())

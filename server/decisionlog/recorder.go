@@ -40,6 +40,8 @@ const (
 	TaskPartitions = "partitions"
 	// TaskNoted records what a [Noted] has counted.
 	TaskNoted = "noted"
+	// TaskMergeKeys merges what commits have added to the index of principals and resources.
+	TaskMergeKeys = "merge_keys"
 	// TaskWatchLog looks up how much of the log is signed.
 	TaskWatchLog = "watch_log"
 )
@@ -78,6 +80,8 @@ type Config struct {
 	// Task, if not nil, is called after each run of a background task with its name and
 	// its error, or nil.
 	Task func(name string, err error)
+
+	mergeEvery time.Duration // between two merges of the index; 0: mergeEvery
 }
 
 // Recorder commits records in batches. One commit is in flight at a time, and the records
@@ -92,11 +96,14 @@ type Recorder struct {
 	partitions *partitions
 
 	queue  chan *pendingRecord
-	stop   chan struct{}          // Close closes it, to end run
+	stop   chan struct{}          // Close closes it, to end run and mergeKeys
 	done   chan struct{}          // run closes it when it ends
+	merged chan struct{}          // mergeKeys closes it when it ends
 	down   atomic.Bool            // the last commit failed
 	outage atomic.Pointer[outage] // nil: none; only run changes it
 	atRisk atomic.Int64           // decisions that are answered and not yet committed
+
+	unmerged atomic.Bool // decisions were committed since the last merge
 }
 
 // pendingRecord is the rows of one call that wait for a commit.
@@ -154,6 +161,9 @@ func NewRecorder(cfg Config) (*Recorder, error) {
 	if cfg.Mode == auditlog.Buffered {
 		bound = bufferBound
 	}
+	if cfg.mergeEvery == 0 {
+		cfg.mergeEvery = mergeEvery
+	}
 	if cfg.Task == nil {
 		cfg.Task = func(string, error) {}
 	}
@@ -169,10 +179,12 @@ func NewRecorder(cfg Config) (*Recorder, error) {
 		queue:      make(chan *pendingRecord, recordQueue),
 		stop:       make(chan struct{}),
 		done:       make(chan struct{}),
+		merged:     make(chan struct{}),
 	}
 	r.metric = newRecorderMetrics(r)
 	r.ids = newIDs(cfg.Log, r.metric.clockStep)
 	go r.run()
+	go r.mergeKeys()
 	return r, nil
 }
 
@@ -419,9 +431,11 @@ func (r *Recorder) fill(first *pendingRecord) (batch []*pendingRecord, over *pen
 
 // commit writes a batch and reports the outcome to all calls in it.
 func (r *Recorder) commit(batch []*pendingRecord) {
-	var decisions []store.Decision
-	var events []store.Event
-	risked := 0
+	risked, nDecisions, nEvents := 0, 0, 0
+	for _, p := range batch {
+		nDecisions, nEvents = nDecisions+len(p.decisions), nEvents+len(p.events)
+	}
+	decisions, events := make([]store.Decision, 0, nDecisions), make([]store.Event, 0, nEvents)
 	for _, p := range batch {
 		decisions = append(decisions, p.decisions...)
 		events = append(events, p.events...)
@@ -481,6 +495,9 @@ func (r *Recorder) write(rows dayRows) error {
 		r.cfg.Log.Error("not recorded", "decisions", len(rows.decisions), "events", len(rows.events), "err", err)
 		return err
 	}
+	if len(rows.decisions) > 0 {
+		r.unmerged.Store(true)
+	}
 	if r.cfg.Heard != nil && !done.Asked.IsZero() {
 		r.cfg.Heard(done.Position, done.Asked)
 	}
@@ -508,6 +525,11 @@ func (d dayRows) day() time.Time {
 // midnight.
 func splitDays(decisions []store.Decision, events []store.Event) []dayRows {
 	day := func(at time.Time) int64 { return at.Unix() / (24 * 3600) }
+	first := day(dayRows{decisions, events}.day())
+	if !slices.ContainsFunc(decisions, func(d store.Decision) bool { return day(d.At) != first }) &&
+		!slices.ContainsFunc(events, func(e store.Event) bool { return day(e.At) != first }) {
+		return []dayRows{{decisions, events}} // nearly always
+	}
 	byDay := map[int64]*dayRows{}
 	of := func(at time.Time) *dayRows {
 		if byDay[day(at)] == nil {
@@ -522,9 +544,6 @@ func splitDays(decisions []store.Decision, events []store.Event) []dayRows {
 	for _, e := range events {
 		rows := of(e.At)
 		rows.events = append(rows.events, e)
-	}
-	if len(byDay) < 2 {
-		return []dayRows{{decisions, events}} // nearly always
 	}
 	var days []dayRows
 	for _, d := range slices.Sorted(maps.Keys(byDay)) {
@@ -547,4 +566,5 @@ func (r *Recorder) stopping() bool {
 func (r *Recorder) Close() {
 	close(r.stop)
 	<-r.done
+	<-r.merged
 }

@@ -235,3 +235,40 @@ func TestGivenUpCallsAreNotRecorded(t *testing.T) {
 		t.Errorf("recorded %v, %v; %v was given up", recorded, err, given.ID)
 	}
 }
+
+// A recorder merges the index of decisions after it has committed decisions, once, and again after the
+// next ones.
+func TestRecorderMergesAfterDecisions(t *testing.T) {
+	db := storetest.Open(t)
+	if err := db.EnsurePartitions(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	merges := 0
+	r := startRecorder(t, Config{DB: db, Name: "s", Mode: auditlog.Strict, Log: slog.New(slog.DiscardHandler), mergeEvery: time.Hour, Task: func(name string, err error) {
+		if name != TaskMergeKeys {
+			return
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		merges++
+	}})
+	for want := range 3 {
+		for range 2 {
+			r.mergeOnce(t.Context())
+			if merges != want {
+				t.Fatalf("%d merges, want %d", merges, want)
+			}
+		}
+		if err := r.RecordLogRead(t.Context(), "p", nil, 0); err != nil { // an event, which is not in the index
+			t.Fatal(err)
+		}
+		r.mergeOnce(t.Context())
+		if merges != want {
+			t.Fatalf("%d merges after an event, want %d", merges, want)
+		}
+		if err := r.Record(t.Context(), []store.Decision{aDecision(t)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
