@@ -47,6 +47,8 @@ type Bundle struct {
 	// OnForbidError says what a forbid does that fails to evaluate: Deny (the default) or
 	// Skip, which is the rule of Cedar.
 	OnForbidError string
+	// Approvals is how many callers must approve a change of the bundle before it is published.
+	Approvals int
 	// PrincipalTokens says how access tokens become principals, sorted by issuer.
 	PrincipalTokens []PrincipalToken
 
@@ -115,7 +117,11 @@ type Expect struct {
 
 // Digest is the SHA-256, in hex, over path and content of every file, each after its
 // length. It does not cover a name that was taken from the folder.
-func (b *Bundle) Digest() string {
+func (b *Bundle) Digest() string { return Digest(b.Files) }
+
+// Digest is [Bundle.Digest] of files that may not be a valid bundle. They are those that a bundle has,
+// in order of path.
+func Digest(files []File) string {
 	h := sha256.New()
 	part := func(p []byte) {
 		var n [8]byte
@@ -123,7 +129,7 @@ func (b *Bundle) Digest() string {
 		h.Write(n[:])
 		h.Write(p)
 	}
-	for _, f := range b.Files {
+	for _, f := range files {
 		part([]byte(f.Path))
 		part(f.Content)
 	}

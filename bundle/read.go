@@ -253,8 +253,7 @@ func fromFiles(name string, files []File, probs Problems) (*Bundle, error) {
 	}
 	for _, f := range files {
 		if !validFilePath(f.Path) {
-			probs.add(Problem{File: fmt.Sprintf("%.100q", f.Path), Message: "is not a path inside a bundle",
-				Hint: "relative, with forward slashes, without .. and ."})
+			probs.add(*notAPath(f.Path))
 			continue
 		}
 		if seen[f.Path] {
@@ -344,6 +343,21 @@ func classify(name string) (kind, *Problem) {
 		}
 	}
 	return kindIgnored, nil
+}
+
+// CheckPath reports whether a file is part of a bundle, from its path alone. It returns a problem for
+// a path that no file of a bundle may have, and for a file that would be ignored although its author
+// probably wants it to be read.
+func CheckPath(name string) (part bool, problem *Problem) {
+	if !validFilePath(name) {
+		return false, notAPath(name)
+	}
+	kind, problem := classify(name)
+	return kind != kindIgnored, problem
+}
+
+func notAPath(name string) *Problem {
+	return &Problem{File: fmt.Sprintf("%.100q", name), Message: "is not a path inside a bundle", Hint: "relative, with forward slashes, without .. and ."}
 }
 
 // known are the names of files at the top of a bundle, except policies.
