@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,6 +55,12 @@ var expected = map[string]struct {
 	"ApplyBundle dry run": {ofBundle, []string{access.PolicyAuthor, access.PolicyPublisher}},
 	"ListBundles":         {somewhere, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor, access.Operator}},
 	"GetBundle":           {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
+	"ListVersions":        {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
+	"GetVersion":          {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
+	"DiffVersions":        {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
+	"RollbackVersion":     {ofBundle, []string{access.PolicyPublisher}},
+	"FreezeBundle":        {ofBundle, []string{access.PolicyPublisher}},
+	"UnfreezeBundle":      {ofBundle, []string{access.PolicyPublisher}},
 	"QueryDecisions":      {somewhere, []string{access.Auditor}},
 	"CountDecisions":      {somewhere, []string{access.Auditor}},
 	"GetDecision":         {somewhere, []string{access.Auditor}},
@@ -98,6 +105,18 @@ func message(rpc, bundle string) proto.Message {
 		return &cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{Header: &cedarpostv1.BundleHeader{Name: bundle, DryRun: rpc != "ApplyBundle"}}}
 	case "GetBundle":
 		return &cedarpostv1.GetBundleRequest{Name: bundle}
+	case "ListVersions":
+		return &cedarpostv1.ListVersionsRequest{Bundle: bundle, PageSize: -1}
+	case "GetVersion":
+		return &cedarpostv1.GetVersionRequest{Bundle: bundle}
+	case "DiffVersions":
+		return &cedarpostv1.DiffVersionsRequest{Bundle: bundle}
+	case "RollbackVersion":
+		return &cedarpostv1.RollbackVersionRequest{Bundle: bundle}
+	case "FreezeBundle":
+		return &cedarpostv1.FreezeBundleRequest{Bundle: bundle, Reason: strings.Repeat("x", 5000)}
+	case "UnfreezeBundle":
+		return &cedarpostv1.UnfreezeBundleRequest{Bundle: bundle, Reason: strings.Repeat("x", 5000)}
 	}
 	return nil
 }
@@ -245,6 +264,18 @@ func serviceOf(rpc string) string {
 	return "AuthorizationService"
 }
 
+// clients has one client for each key, because a server bounds its connections.
+var clients sync.Map
+
+func clientOf(s *servertest.Server, url, secret string) *connect.Client {
+	type key struct{ url, secret string }
+	if c, ok := clients.Load(key{url, secret}); ok {
+		return c.(*connect.Client)
+	}
+	c, _ := clients.LoadOrStore(key{url, secret}, s.Client(url, secret))
+	return c.(*connect.Client)
+}
+
 // call calls an RPC with a first message, which may be nil, and returns the first answer.
 func call(t *testing.T, s *servertest.Server, service, rpc string, msg proto.Message, secret string) (proto.Message, error) {
 	t.Helper()
@@ -270,7 +301,7 @@ func call(t *testing.T, s *servertest.Server, service, rpc string, msg proto.Mes
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	client, spec := s.Client(url, secret), connect.Spec{Procedure: "/cedarpost.v1." + service + "/" + rpc, Schema: m}
+	client, spec := clientOf(s, url, secret), connect.Spec{Procedure: "/cedarpost.v1." + service + "/" + rpc, Schema: m}
 	var stream connect.ClientStream
 	switch {
 	case m.IsStreamingClient():

@@ -26,8 +26,12 @@ type accessService struct {
 	recorder *decisionlog.Recorder
 }
 
-// applyBundle is the action that changes policies.
+// applyBundle is the action that publishes a whole bundle.
 const applyBundle = "ApplyBundle"
+
+// changing are the actions whose targets say that the call changes what a bundle decides, or the rules
+// for that: see [access.Target].
+var changing = []string{applyBundle, "FreezeBundle", "RollbackVersion", "UnfreezeBundle"}
 
 // WhoAmI implements cedarpost.v1.AccessService.
 func (s *accessService) WhoAmI(ctx context.Context, _ *cedarpostv1.WhoAmIRequest) (*cedarpostv1.WhoAmIResponse, error) {
@@ -49,10 +53,12 @@ func (s *accessService) WhoAmI(ctx context.Context, _ *cedarpostv1.WhoAmIRequest
 	for _, name := range slices.Compact(bundles) {
 		actions := r.Permitted(access.Target{Bundle: name})
 		actions = slices.DeleteFunc(actions, func(a string) bool {
-			return a == applyBundle || forWholeService(a) || slices.Contains(everywhere, a)
+			return slices.Contains(changing, a) || forWholeService(a) || slices.Contains(everywhere, a)
 		})
-		if r.May(applyBundle, access.Target{Bundle: name, Changes: true}) {
-			actions = append(actions, applyBundle)
+		for _, a := range changing {
+			if r.May(a, access.Target{Bundle: name, Changes: true}) {
+				actions = append(actions, a)
+			}
 		}
 		if len(actions) > 0 {
 			out.Permitted = append(out.Permitted, &cedarpostv1.PermittedActions{Bundle: name, Actions: actions})

@@ -162,7 +162,7 @@ func (b *bench) loadShop(t *testing.T) {
 	}
 	p := newPolicyService(b.db, b.server.gate, b.server.noted, defaultTimeouts)
 	p.stillMay = anybodyMay
-	if _, err := p.publish(t.Context(), files, false, nil); err != nil {
+	if _, err := p.publish(t.Context(), plainPublication(files, false), nil); err != nil {
 		t.Fatal(err)
 	}
 	list, err := entityfile.Parse(files.Entities)

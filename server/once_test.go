@@ -35,7 +35,8 @@ func TestWritesTakeIdempotencyKeys(t *testing.T) {
 			for j := range methods.Len() {
 				m := methods.Get(j)
 				name := string(m.Name())
-				if name == "WhoAmI" || strings.HasPrefix(name, "Get") || strings.HasPrefix(name, "List") || strings.HasPrefix(name, "Query") {
+				if name == "WhoAmI" || strings.HasPrefix(name, "Get") || strings.HasPrefix(name, "List") || strings.HasPrefix(name, "Query") ||
+					strings.HasPrefix(name, "Diff") || strings.HasPrefix(name, "Check") {
 					continue
 				}
 				if writes++; !has(m.Input(), 1) {
@@ -89,6 +90,15 @@ func repeatables(t *testing.T) []repeatable {
 		{"ApplyBundle of what is published", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
 			return applyOnce(t.Context(), s, &cedarpostv1.BundleHeader{Name: "doc", IdempotencyKey: key},
 				"schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies+pick(other, "// one", "// two"))
+		}},
+		{"FreezeBundle", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
+			return s.Policies.FreezeBundle(t.Context(), &cedarpostv1.FreezeBundleRequest{Bundle: "doc", Reason: pick(other, "holidays", "audit"), IdempotencyKey: key})
+		}},
+		{"RollbackVersion", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
+			return s.Policies.RollbackVersion(t.Context(), &cedarpostv1.RollbackVersionRequest{Bundle: "doc", Version: 1, Reason: pick(other, "too open", "too closed"), IdempotencyKey: key})
+		}},
+		{"UnfreezeBundle", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
+			return s.Policies.UnfreezeBundle(t.Context(), &cedarpostv1.UnfreezeBundleRequest{Bundle: "doc", Reason: pick(other, "mended", "wrong"), IdempotencyKey: key})
 		}},
 		{"CreateKey", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
 			return accessOf(s, s.Token).CreateKey(t.Context(), &cedarpostv1.CreateKeyRequest{Caller: pick(other, "shop", "till"), IdempotencyKey: key, Grants: []*cedarpostv1.Grant{grant(access.Enforcer, "doc")}})
@@ -193,7 +203,7 @@ func TestRepeatedWrites(t *testing.T) {
 	_, err = applyOnce(t.Context(), a, &cedarpostv1.BundleHeader{Name: "doc", IdempotencyKey: "refused"}, "schema.cedarschema", "nonsense")
 	servertest.WantCode(t, err, connect.CodeInvalidArgument, "")
 	mended, err := applyOnce(t.Context(), a, &cedarpostv1.BundleHeader{Name: "doc", IdempotencyKey: "refused"},
-		"schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
+		"schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies+"// mended")
 	if err != nil || !mended.Published {
 		t.Errorf("%v, %v", mended, err)
 	}

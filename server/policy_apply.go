@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"github.com/cedar-policy/cedar-go"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/bundle"
@@ -103,35 +102,39 @@ func (s *policyService) apply(ctx context.Context, header *cedarpostv1.BundleHea
 	if err != nil {
 		return nil, err
 	}
-	b, err := bundle.FromFiles(header.GetName(), files)
-	var problems bundle.Problems
-	if errors.As(err, &problems) {
-		return nil, refusal(connect.CodeInvalidArgument, "the bundle cannot be read", problemsToProto(problems))
-	}
+	b, err := readFiles(header.GetName(), files)
 	if err != nil {
 		return nil, err
-	}
-	if b.Name != header.GetName() {
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "bundle.yaml names the bundle %q, the upload names it %q", b.Name, header.GetName())
 	}
 	key := header.GetIdempotencyKey()
 	if header.GetDryRun() {
 		key = ""
 	}
-	request := &cedarpostv1.Bundle{Name: b.Name, Digest: b.Digest()}
-	return writeOnce(ctx, s.db, cedarpostv1connect.PolicyServiceApplyBundleProcedure, key, request, &cedarpostv1.ApplyBundleResponse{},
-		func(o *once) (out *cedarpostv1.ApplyBundleResponse, err error) {
-			for range publishRetries {
-				out, err = s.publish(ctx, b, header.GetDryRun(), o)
-				if !outdated(err) {
-					return out, err
-				}
-				if _, err := s.follower.FullyConsistent(ctx); err != nil {
-					return nil, err
-				}
-			}
-			return nil, err
-		})
+	still := need{applyBundle, access.Target{Bundle: b.Name, Changes: true}}
+	if header.GetDryRun() {
+		still = need{"CheckBundle", access.Target{Bundle: b.Name}}
+	}
+	p := &publication{
+		bundle: b, procedure: cedarpostv1connect.PolicyServiceApplyBundleProcedure, need: still,
+		dryRun: header.GetDryRun(), message: header.GetMessage(), rules: applyRules(header, b),
+		respond: func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return out },
+	}
+	request := &cedarpostv1.Bundle{Name: b.Name, Digest: b.Digest(), Message: header.GetMessage()}
+	if header.ExpectVersion != nil {
+		request.Version = header.GetExpectVersion() + 1
+	}
+	return writeOnce(ctx, s.db, p.procedure, key, request, &cedarpostv1.ApplyBundleResponse{},
+		func(o *once) (*cedarpostv1.ApplyBundleResponse, error) { return s.publish(ctx, p, o) })
+}
+
+// applyRules returns the rules for ApplyBundle.
+func applyRules(h *cedarpostv1.BundleHeader, b *bundle.Bundle) publishRules {
+	return func(live store.Bundle, now store.PolicyState) (w store.PolicyWrite, err error) {
+		if h.ExpectVersion != nil && h.GetExpectVersion() != live.Version {
+			return w, connect.Errorf(connect.CodeAborted, "version %d of the bundle %s is live, not %d; look at what was published since, and try again", live.Version, b.Name, h.GetExpectVersion())
+		}
+		return w, refuseFrozen(b.Name, now)
+	}
 }
 
 // receiveHeader reads the first message of an upload. The upload has no place until it has come.
@@ -191,102 +194,11 @@ func (s *policyService) receiveFiles(stream cedarpostv1connect.PolicyServiceAppl
 	}
 }
 
-// publish checks a bundle against the newest snapshot, and commits it unless another bundle
-// was published meanwhile.
-func (s *policyService) publish(ctx context.Context, b *bundle.Bundle, dryRun bool, o *once) (*cedarpostv1.ApplyBundleResponse, error) {
-	v, err := s.follower.Current()
-	if err != nil {
-		return nil, err
-	}
-	others, previous, err := besides(v, b.Name)
-	if err != nil {
-		return nil, err
-	}
-	report, set, err := s.check(ctx, b, others, previous, dryRun)
-	if err != nil {
-		return nil, err
-	}
-	// The check may have taken long.
-	still := need{applyBundle, access.Target{Bundle: b.Name, Changes: true}}
-	if dryRun {
-		still = need{"CheckBundle", access.Target{Bundle: b.Name}}
-	}
-	if err := s.stillMay(ctx, cedarpostv1connect.PolicyServiceApplyBundleProcedure, still); err != nil {
-		return nil, err
-	}
-	hideFindings(report, b.Name, access.RightsFrom(ctx))
-	if !report.Valid() || report.Failed() > 0 {
-		return nil, reportRefusal(b.Name, report)
-	}
-	if err := s.mayOwn(ctx, v, set, b.Name, still); err != nil {
-		return nil, err
-	}
-	if !dryRun {
-		if i := slices.IndexFunc(v.Bundles, func(o store.Bundle) bool { return o.Name == b.Name }); i >= 0 && v.Bundles[i].Digest == b.Digest() {
-			out := applied(v, v.Bundles[i], v.Position.Number, false, report)
-			if o != nil {
-				err = s.db.KeepPublished(ctx, callerFrom(ctx), keep(o, func(store.Published) proto.Message { return out }), store.Published{})
-			}
-			return out, err
-		}
-	}
-	var changed []string // no entity has a type of admin-local
-	if b.Name != engine.AdminLocal {
-		changed = set.ChangedTypes(v.Set)
-	}
-	// Whoever may publish may not always read entities. Those that do not fit are named to readers only.
-	readable := func(typ string) bool {
-		return access.RightsFrom(ctx).May("GetEntity", access.Target{Bundle: owner(v.Set, cedar.EntityType(typ)), EntityType: typ})
-	}
-	if err := s.checkStored(ctx, v, set, changed, readable); err != nil {
-		return nil, err
-	}
-	if err := s.mentions(ctx, v, set, b.Name, report); err != nil {
-		return nil, err
-	}
-	p, err := stored.Publication(b, set)
-	if err != nil {
-		return nil, err
-	}
-	if dryRun {
-		return applied(v, p.Bundle, v.Position.Number, false, report), nil
-	}
-	p.Caller = callerFrom(ctx)
-	p.Bundle.PublishedBy = p.Caller
-	p.BaseRevision, p.EntitiesRevision, p.At = v.PolicyRevision, v.Position.Number, v.Position
-	p.Recheck = func(entities []store.Entity) error {
-		// The wait for the lock may have taken long, too.
-		if err := s.stillMay(ctx, cedarpostv1connect.PolicyServiceApplyBundleProcedure, still); err != nil {
-			return err
-		}
-		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }), readable)
-	}
-	answer := func(made store.Published) *cedarpostv1.ApplyBundleResponse {
-		now := p.Bundle
-		now.Version, now.Since, now.PublishedAt, now.PolicyCount = made.Version, made.Revision, made.At, int32(len(now.Policies))
-		out := applied(v, now, made.Revision, true, report)
-		out.Revision = written(v, made.Revision, made.Mark)
-		out.Bundle.Revision = out.GetRevision()
-		return out
-	}
-	p.Once = keep(o, func(made store.Published) proto.Message { return answer(made) })
-	made, err := s.db.PublishBundle(ctx, p)
-	if err != nil && !errors.As(err, new(*connect.Error)) && !errors.As(err, new(*refusedError)) && !outdated(err) {
-		err = connect.NewError(connect.CodeUnavailable, outcomeUnknown).WithCause(err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	// It is committed. If this server is late to apply it, the publish succeeded nevertheless.
-	_, _ = s.follower.AtLeast(ctx, made.Revision)
-	return answer(made), nil
-}
-
 // mayOwn refuses a bundle that takes a namespace over, unless the caller may publish the bundles that
 // had it, too, or check them, if it is a dry run: with the namespace come the decisions on its actions
 // and the history of its entities. The empty namespace is for publishers of all bundles, because its
 // names can hide those of others.
-func (s *policyService) mayOwn(ctx context.Context, v snapshot.View, set *engine.Set, name string, still need) error {
+func (s *policyService) mayOwn(ctx context.Context, v snapshot.View, set *engine.Set, name, procedure string, still need) error {
 	if name == engine.AdminLocal {
 		return nil
 	}
@@ -296,7 +208,7 @@ func (s *policyService) mayOwn(ctx context.Context, v snapshot.View, set *engine
 	}
 	r := access.RightsFrom(ctx)
 	if slices.Contains(taken, "") && !r.MayAll(still.action, access.Target{}) {
-		return &refusedError{procedure: cedarpostv1connect.PolicyServiceApplyBundleProcedure, about: "types and actions without a namespace, which takes a right to all bundles"}
+		return &refusedError{procedure: procedure, about: "types and actions without a namespace, which takes a right to all bundles"}
 	}
 	before, err := s.db.OwnersOf(ctx, taken)
 	if err != nil {
@@ -305,7 +217,7 @@ func (s *policyService) mayOwn(ctx context.Context, v snapshot.View, set *engine
 	for _, other := range before {
 		t := still.target
 		if t.Bundle = other; other != name && !r.May(still.action, t) {
-			return &refusedError{procedure: cedarpostv1connect.PolicyServiceApplyBundleProcedure, about: "a namespace that another bundle had before, whose history comes with it"}
+			return &refusedError{procedure: procedure, about: "a namespace that another bundle had before, whose history comes with it"}
 		}
 	}
 	return nil

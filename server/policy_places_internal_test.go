@@ -13,6 +13,8 @@ import (
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/policies"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/store"
@@ -31,17 +33,17 @@ func TestCheckIsBounded(t *testing.T) {
 	p := newPolicyService(db, s.gate, s.noted, times)
 	p.stillMay = anybodyMay
 	for range 2 { // the place of a check is given back
-		if _, err := p.publish(t.Context(), shop, false, nil); connect.CodeOf(err) != connect.CodeResourceExhausted {
+		if _, err := p.publish(t.Context(), plainPublication(shop, false), nil); connect.CodeOf(err) != connect.CodeResourceExhausted {
 			t.Errorf("got %v", err)
 		}
 	}
 	p.times.check = time.Hour
 	gone, leave := context.WithCancel(t.Context())
 	leave()
-	if _, err := p.publish(gone, shop, false, nil); !errors.Is(err, context.Canceled) {
+	if _, err := p.publish(gone, plainPublication(shop, false), nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := p.publish(t.Context(), shop, false, nil); err != nil {
+	if _, err := p.publish(t.Context(), plainPublication(shop, false), nil); err != nil {
 		t.Errorf("got %v", err)
 	}
 	rows, err := db.QueryEvents(t.Context(), store.EventQuery{Kind: "change", Limit: 10})
@@ -117,3 +119,9 @@ func TestBundlePlaces(t *testing.T) {
 
 // anybodyMay is for calls without a caller.
 func anybodyMay(context.Context, string, ...need) error { return nil }
+
+// plainPublication is that of ApplyBundle without rules.
+func plainPublication(b *bundle.Bundle, dryRun bool) *publication {
+	return &publication{bundle: b, procedure: cedarpostv1connect.PolicyServiceApplyBundleProcedure, need: need{applyBundle, access.Target{Bundle: b.Name, Changes: true}}, dryRun: dryRun,
+		rules: func(store.Bundle, store.PolicyState) (w store.PolicyWrite, err error) { return w, nil }}
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 
-	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -18,6 +17,7 @@ func bundleToProto(v snapshot.View, b store.Bundle) *cedarpostv1.Bundle {
 	out := &cedarpostv1.Bundle{
 		Name: b.Name, Version: b.Version, Digest: b.Digest, Description: b.Description, Owners: b.Owners,
 		Namespaces: b.Namespaces, Policies: b.PolicyCount, OnForbidError: b.OnForbidError, PublishedBy: b.PublishedBy,
+		Message: b.Message, Change: b.Change, RollbackOf: b.RollbackOf, Approvals: b.Approvals,
 	}
 	if b.Since > 0 {
 		out.Revision = snapshot.EncodeRevision(v.Position, b.Since)
@@ -34,11 +34,19 @@ func (s *policyService) ListBundles(ctx context.Context, _ *cedarpostv1.ListBund
 	}
 	out := &cedarpostv1.ListBundlesResponse{Revision: snapshot.EncodeRevision(v.Position, v.Position.Number)}
 	names, all := bundlesFor(ctx, v.Snapshot, "ListBundles")
+	freezes, err := s.db.BundleFreezes(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for _, b := range v.Bundles {
 		if !all && !slices.Contains(names, b.Name) {
 			continue
 		}
-		out.Bundles = append(out.Bundles, bundleToProto(v, b))
+		one := bundleToProto(v, b)
+		if f, ok := freezes[b.Name]; ok {
+			one.Freeze = freezeToProto(f)
+		}
+		out.Bundles = append(out.Bundles, one)
 	}
 	return out, nil
 }
@@ -49,18 +57,41 @@ func (s *policyService) GetBundle(ctx context.Context, req *cedarpostv1.GetBundl
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(v.Bundles, func(b store.Bundle) bool { return b.Name == req.GetName() })
-	if i < 0 {
-		return connect.Errorf(connect.CodeNotFound, "there is no bundle %q", req.GetName())
+	b, ok := v.Bundle(req.GetName())
+	if !ok {
+		return noBundle(req.GetName())
 	}
-	files, err := s.db.BundleFiles(ctx, v.Position.Number, req.GetName())
+	one := bundleToProto(v, b)
+	read, cancel := context.WithTimeout(ctx, adminTimeout)
+	now, err := s.db.PolicyState(read, b.Name, "")
+	cancel()
 	if err != nil {
 		return err
 	}
-	err = stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_Bundle{Bundle: bundleToProto(v, v.Bundles[i])}})
+	if now.Freeze != nil {
+		one.Freeze = freezeToProto(*now.Freeze)
+	}
+	if err := stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_Bundle{Bundle: one}}); err != nil {
+		return err
+	}
+	still := need{"GetBundle", access.Target{Bundle: b.Name}}
+	return s.sendFiles(ctx, v.Position.Number, b.Name, func(part *cedarpostv1.FilePart) error {
+		// The caller can read slowly, and its key or its grant can end meanwhile.
+		if err := s.stillMay(ctx, cedarpostv1connect.PolicyServiceGetBundleProcedure, still); err != nil {
+			return err
+		}
+		return stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_File{File: part}})
+	})
+}
+
+// sendFiles sends the files of a bundle as they were at a revision, in parts.
+func (s *policyService) sendFiles(ctx context.Context, at int64, name string, send func(*cedarpostv1.FilePart) error) error {
+	read, cancel := context.WithTimeout(ctx, adminTimeout)
+	files, err := s.db.BundleFiles(read, at, name)
+	cancel()
 	for _, f := range files {
 		for from := 0; err == nil && (from < f.Bytes || from == 0); from += filePiece {
-			err = s.sendPiece(ctx, stream, v.Position.Number, req.GetName(), f, from)
+			err = s.sendPiece(ctx, send, at, name, f, from)
 		}
 	}
 	return err
@@ -72,7 +103,7 @@ const filePiece = 4 << 20
 
 // sendPiece sends a piece of a file of a bundle. The call holds the bytes of the piece meanwhile,
 // and not those of the whole bundle.
-func (s *policyService) sendPiece(ctx context.Context, stream cedarpostv1connect.PolicyServiceGetBundleServerStream, at int64, name string, f store.FileSize, from int) error {
+func (s *policyService) sendPiece(ctx context.Context, send func(*cedarpostv1.FilePart) error, at int64, name string, f store.FileSize, from int) error {
 	a := replyFrom(ctx)
 	defer a.release()
 	if err := a.take(min(f.Bytes-from, filePiece)); err != nil {
@@ -90,13 +121,7 @@ func (s *policyService) sendPiece(ctx context.Context, stream cedarpostv1connect
 		parts = [][]byte{nil}
 	}
 	for _, data := range parts {
-		// The caller can read slowly, and its key or its grant can end meanwhile.
-		if err := s.stillMay(ctx, cedarpostv1connect.PolicyServiceGetBundleProcedure, need{"GetBundle", access.Target{Bundle: name}}); err != nil {
-			return err
-		}
-		if err := stream.Send(&cedarpostv1.GetBundleResponse{Part: &cedarpostv1.GetBundleResponse_File{
-			File: &cedarpostv1.FilePart{Path: f.Path, Data: data},
-		}}); err != nil {
+		if err := send(&cedarpostv1.FilePart{Path: f.Path, Data: data}); err != nil {
 			return err
 		}
 	}

@@ -174,6 +174,14 @@ func each[M any](action string, targets func(*engine.Set, M) []access.Target) ru
 	}}
 }
 
+// ofBundle makes the rule of a call about one bundle, which it names. changes says that the call changes
+// what the bundle decides, or the rules for that.
+func ofBundle[M interface{ GetBundle() string }](action string, changes bool) rule {
+	return each(action, func(_ *engine.Set, m M) []access.Target {
+		return []access.Target{{Bundle: m.GetBundle(), Changes: changes}}
+	})
+}
+
 // listGrants is the right that a read of entities needs if they are grants.
 const listGrants = "ListGrants"
 
@@ -273,6 +281,12 @@ var rules = map[string]rule{
 	cedarpostv1connect.PolicyServiceGetBundleProcedure: each("GetBundle", func(_ *engine.Set, m *cedarpostv1.GetBundleRequest) []access.Target {
 		return []access.Target{{Bundle: m.GetName()}}
 	}),
+	cedarpostv1connect.PolicyServiceListVersionsProcedure:    ofBundle[*cedarpostv1.ListVersionsRequest]("ListVersions", false),
+	cedarpostv1connect.PolicyServiceGetVersionProcedure:      ofBundle[*cedarpostv1.GetVersionRequest]("GetVersion", false),
+	cedarpostv1connect.PolicyServiceDiffVersionsProcedure:    ofBundle[*cedarpostv1.DiffVersionsRequest]("DiffVersions", false),
+	cedarpostv1connect.PolicyServiceRollbackVersionProcedure: ofBundle[*cedarpostv1.RollbackVersionRequest]("RollbackVersion", true),
+	cedarpostv1connect.PolicyServiceFreezeBundleProcedure:    ofBundle[*cedarpostv1.FreezeBundleRequest]("FreezeBundle", true),
+	cedarpostv1connect.PolicyServiceUnfreezeBundleProcedure:  ofBundle[*cedarpostv1.UnfreezeBundleRequest]("UnfreezeBundle", true),
 
 	cedarpostv1connect.AuditServiceQueryDecisionsProcedure: anywhere("QueryDecisions"),
 	cedarpostv1connect.AuditServiceCountDecisionsProcedure: anywhere("CountDecisions"),

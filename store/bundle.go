@@ -27,6 +27,14 @@ type Bundle struct {
 	PolicyCount   int32  `db:"policies"`
 	PublishedBy   string
 	PublishedAt   time.Time // set by the database
+	// Message is what its publisher said about it.
+	Message string
+	// Change is the id of the change that it was published from; "": none.
+	Change string
+	// RollbackOf is the version that it restores; 0: it is no rollback.
+	RollbackOf int64
+	// Approvals is how many approvals the next change of the bundle needs.
+	Approvals int32
 	// Since is the revision that published this version.
 	Since int64
 	// Policies are in order of id.
@@ -70,6 +78,10 @@ type Publish struct {
 	// EntitiesRevision, under the revision lock: all writers wait for it. Its error
 	// refuses the publish, and is returned wrapped.
 	Recheck func(changed []Entity) error
+	// Rules, if not nil, is called under the revision lock with the state of the bundle and of the
+	// change that Bundle.Change names. What it returns is written as the revision after that of the
+	// publish; the store fills in the version of the change. Its error refuses the publish.
+	Rules func(PolicyState) (PolicyWrite, error)
 	// Once, if not nil, makes the publish happen once.
 	Once *Once[Published]
 }
@@ -110,6 +122,16 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err
 		if err := recheck(ctx, tx, p); err != nil {
 			return err
 		}
+		var besides PolicyWrite
+		if p.Rules != nil {
+			state, err := readPolicyState(ctx, tx, p.Bundle.Name, p.Bundle.Change)
+			if err != nil {
+				return err
+			}
+			if besides, err = p.Rules(state); err != nil {
+				return err
+			}
+		}
 		var before []byte
 		if before, err = insertBundle(ctx, tx, p, &made); err != nil {
 			return err
@@ -129,9 +151,15 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err
 		}
 		err = db.changes.send(ctx, tx, Changed{
 			Revision: made.Revision, Caller: p.Caller, Kind: KindBundle, ID: p.Bundle.Name, Version: made.Version,
-			Before: before, After: []byte(p.Bundle.Digest), Stored: stored.Stored,
+			Before: before, After: []byte(p.Bundle.Digest), Stored: stored.Stored, Reason: p.Bundle.Message,
 		})
 		if err != nil {
+			return err
+		}
+		if besides.Change != nil {
+			besides.Change.Version = made.Version
+		}
+		if _, err := db.writePolicyState(ctx, tx, p.Caller, p.Bundle.Name, besides); err != nil {
 			return err
 		}
 		return p.Once.keep(ctx, tx, p.Caller, made)
@@ -187,12 +215,13 @@ func insertBundle(ctx context.Context, tx pgx.Tx, p Publish, made *Published) (b
 	}
 	const query = `
 		insert into bundles (name, version, digest, description, owners, on_forbid_error, namespaces,
-		                     schema, fields, policies, published_by, since)
+		                     schema, fields, policies, published_by, since, message, change, rollback_of, approvals)
 		values ($1, (select coalesce(max(version), 0) + 1 from bundles where name = $1),
-		        $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+		        $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 		returning version, published_at`
 	err = tx.QueryRow(ctx, query, b.Name, b.Digest, b.Description, orEmpty(b.Owners), b.OnForbidError,
-		orEmpty(b.Namespaces), b.Schema, b.Fields, len(b.Policies), p.Caller, made.Revision).Scan(&made.Version, &made.At)
+		orEmpty(b.Namespaces), b.Schema, b.Fields, len(b.Policies), p.Caller, made.Revision,
+		b.Message, b.Change, b.RollbackOf, b.Approvals).Scan(&made.Version, &made.At)
 	return before, err
 }
 
@@ -318,7 +347,7 @@ func (db *DB) Bundles(ctx context.Context, revision int64) (_ []Bundle, err erro
 func readBundles(ctx context.Context, q querier, revision int64) ([]Bundle, error) {
 	rows, _ := q.Query(ctx, `
 		select b.name, b.version, b.digest, b.description, b.owners, b.on_forbid_error, b.namespaces, b.schema, b.fields,
-		       f.content as manifest, b.policies, b.published_by, b.published_at, b.since
+		       f.content as manifest, b.policies, b.published_by, b.published_at, b.since, b.message, b.change, b.rollback_of, b.approvals
 		from bundles b
 		left join bundle_files f on f.bundle = b.name and f.path = 'bundle.yaml' and f.since <= $1 and (f.until is null or f.until > $1)
 		where b.since <= $1 and (b.until is null or b.until > $1)

@@ -33,6 +33,8 @@ type Changed struct {
 	Before, After []byte
 	// Stored is the digest over all that is stored of the bundle.
 	Stored []byte
+	// Reason is what the caller said about the change.
+	Reason string
 }
 
 // changeLog puts the event of each write into the log, in the transaction of the write,

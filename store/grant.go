@@ -257,10 +257,16 @@ func (db *DB) writeGrants(ctx context.Context, tx pgx.Tx, caller string, c Acces
 	for _, k := range c.Delete {
 		w.Ops = append(w.Ops, Op{Kind: Delete, Entity: Entity{UID: k.uid()}})
 	}
+	return db.writeOwn(ctx, tx, w)
+}
+
+// writeOwn writes entities of the service's own types as the next revision, unless they are stored like
+// that already. The transaction holds the revision lock.
+func (db *DB) writeOwn(ctx context.Context, tx pgx.Tx, w EntityWrite) (changed bool, err error) {
 	if len(w.Ops) == 0 {
 		return false, nil
 	}
-	if err := tx.QueryRow(ctx, selectNewestPublish).Scan(&w.PolicyRevision); err != nil { // grants depend on no policy
+	if err := tx.QueryRow(ctx, selectNewestPublish).Scan(&w.PolicyRevision); err != nil { // own types depend on no policy
 		return false, err
 	}
 	n, p, err := lockAndRead(ctx, tx, w)

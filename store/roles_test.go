@@ -104,6 +104,9 @@ func TestWhatRolesMayNotDo(t *testing.T) {
 		{"the writer may not make partitions", writer, "select create_log_partitions('2020-01-01', 1)"},
 		{"the writer may not drop a day", writer, "select drop_log_day('2020-01-01')"},
 
+		{"the writer may not read the edits of changes", writer, "select from change_edits"},
+		{"the auditor may not edit a change", auditor, "update change_edits set content = ''"},
+		{"the application may not change why a bundle was published", app, "update bundles set message = ''"},
 		{"the writer may not read answers", writer, "select from idempotency_keys"},
 		{"the auditor may not read answers", auditor, "select from idempotency_keys"},
 		{"the auditor may not write a decision", auditor, "insert into decisions default values"},

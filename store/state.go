@@ -187,19 +187,26 @@ type StoredBundle struct {
 func readStoredBundle(ctx context.Context, tx pgx.Tx, name string, revision int64) (b StoredBundle, err error) {
 	var description, onForbidError, schema, fields, publishedBy string
 	var owners, namespaces []string
-	var policies int32
+	var policies, approvals int32
+	var message, change string
+	var rollbackOf int64
 	err = tx.QueryRow(ctx, `
-		select since, version, digest, description, owners, on_forbid_error, namespaces, schema, fields, policies, published_by
+		select since, version, digest, description, owners, on_forbid_error, namespaces, schema, fields, policies, published_by,
+		       message, change, rollback_of, approvals
 		from bundles
 		where name = $1 and since <= $2 and (until is null or until > $2)
 		order by since desc limit 1`, name, revision).Scan(
-		&b.Since, &b.Version, &b.Digest, &description, &owners, &onForbidError, &namespaces, &schema, &fields, &policies, &publishedBy)
+		&b.Since, &b.Version, &b.Digest, &description, &owners, &onForbidError, &namespaces, &schema, &fields, &policies, &publishedBy,
+		&message, &change, &rollbackOf, &approvals)
 	if err != nil {
 		return b, notFound(err)
 	}
 	sum := sha256.New()
 	add := func(values ...any) { sum.Write(jsonLine(values...)) }
 	add("bundle", name, b.Version, b.Digest, description, orEmpty(owners), onForbidError, orEmpty(namespaces), schema, fields, policies, publishedBy)
+	if message != "" || change != "" || rollbackOf != 0 || approvals != 0 { // events from before there were these have no such line
+		add("published", message, change, rollbackOf, approvals)
+	}
 	rows, _ := tx.Query(ctx, `
 		select id, file, line, text
 		from policies

@@ -57,6 +57,8 @@ type EntityWrite struct {
 	Ops []Op
 	// Caller is stored in the history.
 	Caller string
+	// Reason is what the caller said; it is recorded.
+	Reason string
 	// PolicyRevision is the [DB.PolicyRevision] that the operations were checked against:
 	// 0 if there was no bundle.
 	PolicyRevision int64
@@ -414,6 +416,7 @@ func (db *DB) writeVersions(ctx context.Context, tx pgx.Tx, n int64, w EntityWri
 		if err != nil {
 			return mark, err
 		}
+		c.Reason = w.Reason
 		if err := db.changes.record(ctx, &batch, c); err != nil {
 			return mark, err
 		}

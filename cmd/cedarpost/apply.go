@@ -8,24 +8,23 @@ import (
 	"slices"
 	"strings"
 
-	"connectrpc.com/connect/v2"
-	"connectrpc.com/connect/v2/connectproto"
-
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
 
 type applyCmd struct {
 	outputFlags
-	Dir    string `arg:"" help:"Bundle folder." type:"path"`
-	Name   string `help:"Name of the bundle, if bundle.yaml does not give it (default: the name of the folder)." placeholder:"NAME"`
-	DryRun bool   `help:"Check the bundle against the bundles and the data of the server, and publish nothing."`
+	Dir           string `arg:"" help:"Bundle folder." type:"path"`
+	Name          string `help:"Name of the bundle, if bundle.yaml does not give it (default: the name of the folder)." placeholder:"NAME"`
+	DryRun        bool   `help:"Check the bundle against the bundles and the data of the server, and publish nothing."`
+	Message       string `help:"Why it is published, for the list of versions." placeholder:"TEXT"`
+	ExpectVersion *int64 `help:"Publish only if this version is live; 0: only if the bundle is new." placeholder:"N"`
 	adminFlags
 }
 
 // Help is the long help of apply.
 func (*applyCmd) Help() string {
-	return `Publishes the folder in place of the bundle of the same name. Other bundles and all entities stay as they are. If a check fails, nothing is published, and the findings are on stderr.
+	return `Publishes the folder in place of the bundle of the same name. Other bundles and all entities stay as they are. If a check fails, nothing is published, and the findings are on stderr. A bundle that is frozen is not published.
 
 Exits with 3 if the bundle does not compile or validate, would break another bundle, or does not fit the stored entities, and with 4 if only tests failed.`
 }
@@ -48,9 +47,12 @@ func (a *applyCmd) Run(ctx context.Context, c *console) error {
 	if a.Name != "" {
 		name = a.Name
 	}
-	res, err := upload(ctx, admin, name, a.DryRun, b.Files)
+	if a.ExpectVersion != nil && *a.ExpectVersion < 0 {
+		return misuse("--expect-version must not be negative")
+	}
+	res, err := upload(ctx, admin, &cedarpostv1.BundleHeader{Name: name, DryRun: a.DryRun, Message: a.Message, ExpectVersion: a.ExpectVersion}, b.Files)
 	if err != nil {
-		return a.refused(c, admin, err)
+		return c.refusedPublish(admin, err, relative(a.Dir), a.json())
 	}
 	if a.json() {
 		return c.message(res)
@@ -73,41 +75,19 @@ func (a *applyCmd) Run(ctx context.Context, c *console) error {
 	return nil
 }
 
-// refused explains an error of an upload. If it has findings, they are printed.
-func (a *applyCmd) refused(c *console, admin *peer, err error) error {
-	var e *connect.Error
-	if !errors.As(err, &e) {
-		return admin.explain(err)
-	}
-	for _, d := range e.Details() {
-		m, derr := connectproto.UnmarshalErrorDetail(d)
-		details, ok := m.(*cedarpostv1.BundleFindings)
-		if derr != nil || !ok || len(details.GetFindings()) == 0 {
-			continue
-		}
-		if a.json() {
-			if err := c.message(details); err != nil {
-				return err
-			}
-		}
-		found := findingsFromProto(details.GetFindings())
-		c.printFindings(c.err, relative(a.Dir), found)
-		// The message repeats some of the findings after its first words.
-		headline, _, _ := strings.Cut(e.Message(), ": ")
-		return &exitError{max(severe(found), codeInvalid), fmt.Errorf("refused, nothing changed: %s", headline)}
-	}
-	return admin.explain(err)
+// headline is the first part of the message of a refusal, which repeats some of the findings after it.
+func headline(message string) string {
+	first, _, _ := strings.Cut(message, ": ")
+	return first
 }
 
 // upload sends a bundle's files. Its error is as the server sent it.
-func upload(ctx context.Context, admin *peer, name string, dryRun bool, files []bundle.File) (*cedarpostv1.ApplyBundleResponse, error) {
+func upload(ctx context.Context, admin *peer, header *cedarpostv1.BundleHeader, files []bundle.File) (*cedarpostv1.ApplyBundleResponse, error) {
 	stream, err := admin.policies().ApplyBundle(ctx)
 	if err != nil {
 		return nil, err
 	}
-	err = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{
-		Header: &cedarpostv1.BundleHeader{Name: name, DryRun: dryRun},
-	}})
+	err = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{Header: header}})
 	for _, f := range files {
 		parts := slices.Collect(slices.Chunk(f.Content, filePart))
 		if len(parts) == 0 {

@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"strings"
-	"time"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -34,7 +31,7 @@ func (l *listBundlesCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	rows := [][]string{{"BUNDLE", "VERSION", "POLICIES", "NAMESPACES", "PUBLISHED", "BY", "REVISION"}}
+	rows := [][]string{{"BUNDLE", "VERSION", "POLICIES", "NAMESPACES", "PUBLISHED", "BY", "REVISION", ""}}
 	for _, b := range res.GetBundles() {
 		if l.json() {
 			if err := c.message(b); err != nil {
@@ -42,9 +39,13 @@ func (l *listBundlesCmd) Run(ctx context.Context, c *console) error {
 			}
 			continue
 		}
+		frozen := ""
+		if b.GetFreeze() != nil {
+			frozen = "frozen"
+		}
 		rows = append(rows, []string{
 			b.GetName(), fmt.Sprint(b.GetVersion()), fmt.Sprint(b.GetPolicies()), strings.Join(b.GetNamespaces(), ", "),
-			b.GetPublishedAt().AsTime().Local().Format(time.DateTime), b.GetPublishedBy(), fmt.Sprint(b.GetRevision().GetNumber()),
+			localTime(b.GetPublishedAt()), b.GetPublishedBy(), fmt.Sprint(b.GetRevision().GetNumber()), frozen,
 		})
 	}
 	if !l.json() {
@@ -66,33 +67,9 @@ func (g *getBundleCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	stream, err := admin.policies().GetBundle(ctx, &cedarpostv1.GetBundleRequest{Name: g.Name})
+	about, files, err := liveBundle(ctx, admin, g.Name)
 	if err != nil {
 		return admin.explain(err)
-	}
-	defer func() { _ = stream.Close() }()
-	var about *cedarpostv1.Bundle
-	var files []bundle.File
-	for {
-		res, err := stream.Receive()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return admin.explain(err)
-		}
-		if b := res.GetBundle(); b != nil {
-			about = b
-		}
-		part := res.GetFile()
-		if part == nil {
-			continue
-		}
-		if n := len(files); n > 0 && files[n-1].Path == part.GetPath() {
-			files[n-1].Content = append(files[n-1].Content, part.GetData()...)
-		} else {
-			files = append(files, bundle.File{Path: part.GetPath(), Content: part.GetData()})
-		}
 	}
 	if err := bundle.WriteDir(g.Dir, files); err != nil {
 		return err

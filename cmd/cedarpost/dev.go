@@ -213,7 +213,7 @@ func loadExample(ctx context.Context, admin *peer) error {
 	}
 	switch bundles := live.GetBundles(); {
 	case len(bundles) == 0:
-		if _, err := upload(ctx, admin, b.Name, false, b.Files); err != nil {
+		if _, err := upload(ctx, admin, &cedarpostv1.BundleHeader{Name: b.Name}, b.Files); err != nil {
 			return admin.explain(err)
 		}
 	case len(bundles) > 1 || bundles[0].GetName() != b.Name:

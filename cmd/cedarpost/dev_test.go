@@ -51,6 +51,7 @@ func TestDev(t *testing.T) {
 	t.Run("import", testImport(sh))
 	t.Run("history of entities", testEntityHistory(sh))
 	t.Run("bundles", testBundles(sh))
+	t.Run("versions", testVersions(sh))
 	t.Run("log", testLog(sh))
 	t.Run("uses", testUses(sh))
 	t.Run("keys and grants", testKeys(sh, dir))

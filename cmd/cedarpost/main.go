@@ -25,9 +25,15 @@ type cli struct {
 	Doctor  doctorCmd  `cmd:"" group:"run" help:"Check the settings of serve, the database, certificates, secrets and the signing of the log."`
 	TLS     tlsCmd     `cmd:"" name:"tls" group:"run" help:"Make certificates to try TLS with."`
 
-	Check   checkCmd   `cmd:"" group:"policy" help:"Check bundle folders and run their tests, without a server."`
-	Apply   applyCmd   `cmd:"" group:"policy" help:"Publish a bundle folder."`
-	Bundles bundlesCmd `cmd:"" group:"policy" help:"List the published bundles, or fetch one."`
+	Check    checkCmd    `cmd:"" group:"policy" help:"Check bundle folders and run their tests, without a server."`
+	Apply    applyCmd    `cmd:"" group:"policy" help:"Publish a bundle folder."`
+	Bundles  bundlesCmd  `cmd:"" group:"policy" help:"List the published bundles, or fetch one."`
+	Versions versionsCmd `cmd:"" group:"policy" help:"List the versions of a bundle: who published them, when and why."`
+	Diff     diffCmd     `cmd:"" group:"policy" help:"Compare the live version with a folder, or two versions."`
+	Pull     pullCmd     `cmd:"" group:"policy" help:"Fetch a version of a bundle into a folder."`
+	Rollback rollbackCmd `cmd:"" group:"policy" help:"Publish an earlier version again, and freeze the bundle."`
+	Freeze   freezeCmd   `cmd:"" group:"policy" help:"Keep a bundle as it is."`
+	Unfreeze unfreezeCmd `cmd:"" group:"policy" help:"End the freeze of a bundle."`
 
 	Authorize authorizeCmd `cmd:"" group:"ask" help:"Ask for one decision."`
 	Entities  entitiesCmd  `cmd:"" group:"ask" help:"Import and read principals and resources."`

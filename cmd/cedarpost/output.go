@@ -64,6 +64,14 @@ func (c *console) message(m proto.Message) error {
 	return err
 }
 
+// orMessage returns the error of a call, or prints its answer as JSON.
+func orMessage(c *console, m proto.Message, err error) error {
+	if err != nil {
+		return err
+	}
+	return c.message(m)
+}
+
 // object prints a Go value as JSON, on one line.
 func (c *console) object(v any) error {
 	e := json.NewEncoder(c.out)

@@ -99,7 +99,7 @@ const maxListed = 100
 func changeRecord(ctx context.Context, c store.Changed) *cedarpostv1.EventRecord {
 	change := &cedarpostv1.Change{
 		Operation: operationFrom(ctx, c), EntityCount: int32(len(c.Entities)), Before: c.Before, After: c.After,
-		Version: c.Version, Stored: c.Stored, KeyCaller: c.KeyCaller,
+		Version: c.Version, Stored: c.Stored, KeyCaller: c.KeyCaller, Reason: c.Reason,
 	}
 	subject := c.ID
 	for _, uid := range c.Entities[:min(len(c.Entities), maxListed)] {

@@ -944,7 +944,9 @@ type Change struct {
 	Stored []byte `protobuf:"bytes,7,opt,name=stored,proto3" json:"stored,omitempty"`
 	// The caller that has the API key, if the change is about one. Events from before this field have
 	// none; the subject of the event is the id of the key.
-	KeyCaller     string `protobuf:"bytes,8,opt,name=key_caller,json=keyCaller,proto3" json:"key_caller,omitempty"`
+	KeyCaller string `protobuf:"bytes,8,opt,name=key_caller,json=keyCaller,proto3" json:"key_caller,omitempty"`
+	// What the caller said about the change: the message of a publish, the reason of a rollback or a freeze.
+	Reason        string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1031,6 +1033,13 @@ func (x *Change) GetStored() []byte {
 func (x *Change) GetKeyCaller() string {
 	if x != nil {
 		return x.KeyCaller
+	}
+	return ""
+}
+
+func (x *Change) GetReason() string {
+	if x != nil {
+		return x.Reason
 	}
 	return ""
 }
@@ -3694,7 +3703,7 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x0fPUBLISH_REFUSED\x10\f\x12\v\n" +
 	"\aPROBING\x10\r\x12\x12\n" +
 	"\x0eSERVER_STARTED\x10\x14B\b\n" +
-	"\x06detail\"\xfd\x01\n" +
+	"\x06detail\"\x95\x02\n" +
 	"\x06Change\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x123\n" +
 	"\bentities\x18\x02 \x03(\v2\x17.cedarpost.v1.EntityUidR\bentities\x12!\n" +
@@ -3704,7 +3713,8 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\aversion\x18\x06 \x01(\x03R\aversion\x12\x16\n" +
 	"\x06stored\x18\a \x01(\fR\x06stored\x12\x1d\n" +
 	"\n" +
-	"key_caller\x18\b \x01(\tR\tkeyCaller\"\xdf\x01\n" +
+	"key_caller\x18\b \x01(\tR\tkeyCaller\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\"\xdf\x01\n" +
 	"\x15AuthenticationFailure\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1c\n" +

@@ -73,7 +73,64 @@ func (x Finding_Severity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Finding_Severity.Descriptor instead.
 func (Finding_Severity) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{6, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{7, 0}
+}
+
+// What happened to a file.
+type FileDiff_Kind int32
+
+const (
+	// Never sent.
+	FileDiff_KIND_UNSPECIFIED FileDiff_Kind = 0
+	// Only the second state has it.
+	FileDiff_ADDED FileDiff_Kind = 1
+	// Only the first state has it.
+	FileDiff_REMOVED FileDiff_Kind = 2
+	// Both have it, with other contents.
+	FileDiff_CHANGED FileDiff_Kind = 3
+)
+
+// Enum value maps for FileDiff_Kind.
+var (
+	FileDiff_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "ADDED",
+		2: "REMOVED",
+		3: "CHANGED",
+	}
+	FileDiff_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"ADDED":            1,
+		"REMOVED":          2,
+		"CHANGED":          3,
+	}
+)
+
+func (x FileDiff_Kind) Enum() *FileDiff_Kind {
+	p := new(FileDiff_Kind)
+	*p = x
+	return p
+}
+
+func (x FileDiff_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FileDiff_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_cedarpost_v1_policy_proto_enumTypes[1].Descriptor()
+}
+
+func (FileDiff_Kind) Type() protoreflect.EnumType {
+	return &file_cedarpost_v1_policy_proto_enumTypes[1]
+}
+
+func (x FileDiff_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FileDiff_Kind.Descriptor instead.
+func (FileDiff_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{20, 0}
 }
 
 // ApplyBundleRequest is one part of an upload.
@@ -174,8 +231,13 @@ type BundleHeader struct {
 	// Makes the publish happen once, however often it is sent: see AccessService. The request is the
 	// bundle, however it is cut into messages. A dry run ignores it.
 	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Why it is published, for those who read the versions later.
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// Publish only if this version is live; 0: only if there is none. Absent: publish in any case. The
+	// error is aborted.
+	ExpectVersion *int64 `protobuf:"varint,5,opt,name=expect_version,json=expectVersion,proto3,oneof" json:"expect_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BundleHeader) Reset() {
@@ -227,6 +289,20 @@ func (x *BundleHeader) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *BundleHeader) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *BundleHeader) GetExpectVersion() int64 {
+	if x != nil && x.ExpectVersion != nil {
+		return *x.ExpectVersion
+	}
+	return 0
 }
 
 // FilePart has a file, whole or in consecutive parts with the same path.
@@ -381,7 +457,18 @@ type Bundle struct {
 	// When it was published.
 	PublishedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
 	// The caller that published it.
-	PublishedBy   string `protobuf:"bytes,11,opt,name=published_by,json=publishedBy,proto3" json:"published_by,omitempty"`
+	PublishedBy string `protobuf:"bytes,11,opt,name=published_by,json=publishedBy,proto3" json:"published_by,omitempty"`
+	// What the caller said about it: the message of ApplyBundle, the title of a change, the reason of a
+	// rollback.
+	Message string `protobuf:"bytes,12,opt,name=message,proto3" json:"message,omitempty"`
+	// The change that it was published from; empty: none.
+	Change string `protobuf:"bytes,13,opt,name=change,proto3" json:"change,omitempty"`
+	// The version that it restores; 0: it is no rollback.
+	RollbackOf int64 `protobuf:"varint,14,opt,name=rollback_of,json=rollbackOf,proto3" json:"rollback_of,omitempty"`
+	// How many approvals the next change of the bundle needs.
+	Approvals int32 `protobuf:"varint,15,opt,name=approvals,proto3" json:"approvals,omitempty"`
+	// The freeze of the bundle; absent: it is not frozen. Only in ListBundles and GetBundle.
+	Freeze        *BundleFreeze `protobuf:"bytes,16,opt,name=freeze,proto3" json:"freeze,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -493,6 +580,105 @@ func (x *Bundle) GetPublishedBy() string {
 	return ""
 }
 
+func (x *Bundle) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Bundle) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
+func (x *Bundle) GetRollbackOf() int64 {
+	if x != nil {
+		return x.RollbackOf
+	}
+	return 0
+}
+
+func (x *Bundle) GetApprovals() int32 {
+	if x != nil {
+		return x.Approvals
+	}
+	return 0
+}
+
+func (x *Bundle) GetFreeze() *BundleFreeze {
+	if x != nil {
+		return x.Freeze
+	}
+	return nil
+}
+
+// BundleFreeze says who keeps a bundle as it is.
+type BundleFreeze struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The caller that froze it.
+	Caller string `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
+	// Why.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When.
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleFreeze) Reset() {
+	*x = BundleFreeze{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleFreeze) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleFreeze) ProtoMessage() {}
+
+func (x *BundleFreeze) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleFreeze.ProtoReflect.Descriptor instead.
+func (*BundleFreeze) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BundleFreeze) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *BundleFreeze) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BundleFreeze) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 // BundleFindings is the error detail of a bundle that was refused.
 type BundleFindings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -504,7 +690,7 @@ type BundleFindings struct {
 
 func (x *BundleFindings) Reset() {
 	*x = BundleFindings{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[5]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -516,7 +702,7 @@ func (x *BundleFindings) String() string {
 func (*BundleFindings) ProtoMessage() {}
 
 func (x *BundleFindings) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[5]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -529,7 +715,7 @@ func (x *BundleFindings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleFindings.ProtoReflect.Descriptor instead.
 func (*BundleFindings) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{5}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *BundleFindings) GetFindings() []*Finding {
@@ -566,7 +752,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[6]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -578,7 +764,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[6]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -591,7 +777,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{6}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Finding) GetSeverity() Finding_Severity {
@@ -666,7 +852,7 @@ type ListBundlesRequest struct {
 
 func (x *ListBundlesRequest) Reset() {
 	*x = ListBundlesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +864,7 @@ func (x *ListBundlesRequest) String() string {
 func (*ListBundlesRequest) ProtoMessage() {}
 
 func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +877,7 @@ func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesRequest.ProtoReflect.Descriptor instead.
 func (*ListBundlesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{7}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{8}
 }
 
 // ListBundlesResponse has the live bundles.
@@ -707,7 +893,7 @@ type ListBundlesResponse struct {
 
 func (x *ListBundlesResponse) Reset() {
 	*x = ListBundlesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +905,7 @@ func (x *ListBundlesResponse) String() string {
 func (*ListBundlesResponse) ProtoMessage() {}
 
 func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +918,7 @@ func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesResponse.ProtoReflect.Descriptor instead.
 func (*ListBundlesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{8}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListBundlesResponse) GetBundles() []*Bundle {
@@ -760,7 +946,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +958,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -785,7 +971,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{9}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetBundleRequest) GetName() string {
@@ -811,7 +997,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +1009,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +1022,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{10}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetBundleResponse) GetPart() isGetBundleResponse_Part {
@@ -882,6 +1068,962 @@ func (*GetBundleResponse_Bundle) isGetBundleResponse_Part() {}
 
 func (*GetBundleResponse_File) isGetBundleResponse_Part() {}
 
+// BundleVersion is a published version of a bundle.
+type BundleVersion struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The bundle as it was published.
+	Bundle *Bundle `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// True if it is the one that decides.
+	Live bool `protobuf:"varint,2,opt,name=live,proto3" json:"live,omitempty"`
+	// Who approved the change that it was published from.
+	ApprovedBy    []*Verdict `protobuf:"bytes,3,rep,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleVersion) Reset() {
+	*x = BundleVersion{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleVersion) ProtoMessage() {}
+
+func (x *BundleVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleVersion.ProtoReflect.Descriptor instead.
+func (*BundleVersion) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *BundleVersion) GetBundle() *Bundle {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *BundleVersion) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+func (x *BundleVersion) GetApprovedBy() []*Verdict {
+	if x != nil {
+		return x.ApprovedBy
+	}
+	return nil
+}
+
+// Verdict is what a caller decided about a change.
+type Verdict struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The caller.
+	Caller string `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
+	// What the caller said.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When.
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verdict) Reset() {
+	*x = Verdict{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verdict) ProtoMessage() {}
+
+func (x *Verdict) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
+func (*Verdict) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Verdict) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *Verdict) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Verdict) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+// ListVersionsRequest names a bundle.
+type ListVersionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// At most so many, 1 to 1000; 0: 100.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Where the last page ended, from next_page_token, with the same bundle.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVersionsRequest) Reset() {
+	*x = ListVersionsRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVersionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVersionsRequest) ProtoMessage() {}
+
+func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVersionsRequest.ProtoReflect.Descriptor instead.
+func (*ListVersionsRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListVersionsRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *ListVersionsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListVersionsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListVersionsResponse is a page.
+type ListVersionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The versions, the newest first.
+	Versions []*BundleVersion `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVersionsResponse) Reset() {
+	*x = ListVersionsResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVersionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVersionsResponse) ProtoMessage() {}
+
+func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVersionsResponse.ProtoReflect.Descriptor instead.
+func (*ListVersionsResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListVersionsResponse) GetVersions() []*BundleVersion {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+func (x *ListVersionsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// GetVersionRequest names a version.
+type GetVersionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the bundle.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The number of the version.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetVersionRequest) Reset() {
+	*x = GetVersionRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetVersionRequest) ProtoMessage() {}
+
+func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
+func (*GetVersionRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GetVersionRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *GetVersionRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+// GetVersionResponse is one part of a version.
+type GetVersionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version first, then its files by path.
+	//
+	// Types that are valid to be assigned to Part:
+	//
+	//	*GetVersionResponse_Version
+	//	*GetVersionResponse_File
+	Part          isGetVersionResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetVersionResponse) Reset() {
+	*x = GetVersionResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetVersionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetVersionResponse) ProtoMessage() {}
+
+func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
+func (*GetVersionResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GetVersionResponse) GetPart() isGetVersionResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *GetVersionResponse) GetVersion() *BundleVersion {
+	if x != nil {
+		if x, ok := x.Part.(*GetVersionResponse_Version); ok {
+			return x.Version
+		}
+	}
+	return nil
+}
+
+func (x *GetVersionResponse) GetFile() *FilePart {
+	if x != nil {
+		if x, ok := x.Part.(*GetVersionResponse_File); ok {
+			return x.File
+		}
+	}
+	return nil
+}
+
+type isGetVersionResponse_Part interface {
+	isGetVersionResponse_Part()
+}
+
+type GetVersionResponse_Version struct {
+	// The version, without its files.
+	Version *BundleVersion `protobuf:"bytes,1,opt,name=version,proto3,oneof"`
+}
+
+type GetVersionResponse_File struct {
+	// A file, or the next part of the file in the message before.
+	File *FilePart `protobuf:"bytes,2,opt,name=file,proto3,oneof"`
+}
+
+func (*GetVersionResponse_Version) isGetVersionResponse_Part() {}
+
+func (*GetVersionResponse_File) isGetVersionResponse_Part() {}
+
+// DiffVersionsRequest names two versions of a bundle.
+type DiffVersionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the bundle.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The number of the one version.
+	From int64 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
+	// The number of the other version.
+	To            int64 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffVersionsRequest) Reset() {
+	*x = DiffVersionsRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffVersionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffVersionsRequest) ProtoMessage() {}
+
+func (x *DiffVersionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffVersionsRequest.ProtoReflect.Descriptor instead.
+func (*DiffVersionsRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DiffVersionsRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *DiffVersionsRequest) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *DiffVersionsRequest) GetTo() int64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+// DiffVersionsResponse is the difference.
+type DiffVersionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The files that differ, by path.
+	Files         []*FileDiff `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffVersionsResponse) Reset() {
+	*x = DiffVersionsResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffVersionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffVersionsResponse) ProtoMessage() {}
+
+func (x *DiffVersionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffVersionsResponse.ProtoReflect.Descriptor instead.
+func (*DiffVersionsResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *DiffVersionsResponse) GetFiles() []*FileDiff {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// FileDiff is a file that differs between two states of a bundle.
+type FileDiff struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The path.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// What happened to it.
+	Kind FileDiff_Kind `protobuf:"varint,2,opt,name=kind,proto3,enum=cedarpost.v1.FileDiff_Kind" json:"kind,omitempty"`
+	// The difference in the unified format, with three lines of context.
+	Text string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	// There is no text, because it would be too large: of a file over 1 MiB, or past 4 MiB in all.
+	Omitted       bool `protobuf:"varint,4,opt,name=omitted,proto3" json:"omitted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileDiff) Reset() {
+	*x = FileDiff{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileDiff) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileDiff) ProtoMessage() {}
+
+func (x *FileDiff) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileDiff.ProtoReflect.Descriptor instead.
+func (*FileDiff) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *FileDiff) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *FileDiff) GetKind() FileDiff_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return FileDiff_KIND_UNSPECIFIED
+}
+
+func (x *FileDiff) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *FileDiff) GetOmitted() bool {
+	if x != nil {
+		return x.Omitted
+	}
+	return false
+}
+
+// RollbackVersionRequest names an earlier version.
+type RollbackVersionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the bundle.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The number of the version whose files are published again.
+	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// Why, for the log and the versions.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the rollback happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RollbackVersionRequest) Reset() {
+	*x = RollbackVersionRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackVersionRequest) ProtoMessage() {}
+
+func (x *RollbackVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackVersionRequest.ProtoReflect.Descriptor instead.
+func (*RollbackVersionRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RollbackVersionRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *RollbackVersionRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *RollbackVersionRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RollbackVersionRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// RollbackVersionResponse says what was published.
+type RollbackVersionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The bundle as it is now.
+	Bundle *Bundle `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The revision of the publish.
+	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Warnings.
+	Warnings      []*Finding `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackVersionResponse) Reset() {
+	*x = RollbackVersionResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackVersionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackVersionResponse) ProtoMessage() {}
+
+func (x *RollbackVersionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackVersionResponse.ProtoReflect.Descriptor instead.
+func (*RollbackVersionResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RollbackVersionResponse) GetBundle() *Bundle {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *RollbackVersionResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+func (x *RollbackVersionResponse) GetWarnings() []*Finding {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+// FreezeBundleRequest names a bundle.
+type FreezeBundleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// Why; publishers read it in the error that refuses their publish.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *FreezeBundleRequest) Reset() {
+	*x = FreezeBundleRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeBundleRequest) ProtoMessage() {}
+
+func (x *FreezeBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeBundleRequest.ProtoReflect.Descriptor instead.
+func (*FreezeBundleRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *FreezeBundleRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *FreezeBundleRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *FreezeBundleRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// FreezeBundleResponse says how the bundle is frozen.
+type FreezeBundleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The freeze. If the bundle was frozen before, it is that freeze, and nothing changed.
+	Freeze *BundleFreeze `protobuf:"bytes,1,opt,name=freeze,proto3" json:"freeze,omitempty"`
+	// The revision of the freeze, or the current one.
+	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// False if it was frozen before.
+	Changed       bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeBundleResponse) Reset() {
+	*x = FreezeBundleResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeBundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeBundleResponse) ProtoMessage() {}
+
+func (x *FreezeBundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeBundleResponse.ProtoReflect.Descriptor instead.
+func (*FreezeBundleResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *FreezeBundleResponse) GetFreeze() *BundleFreeze {
+	if x != nil {
+		return x.Freeze
+	}
+	return nil
+}
+
+func (x *FreezeBundleResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+func (x *FreezeBundleResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+// UnfreezeBundleRequest names a bundle.
+type UnfreezeBundleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// Why, for the log.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *UnfreezeBundleRequest) Reset() {
+	*x = UnfreezeBundleRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnfreezeBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnfreezeBundleRequest) ProtoMessage() {}
+
+func (x *UnfreezeBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnfreezeBundleRequest.ProtoReflect.Descriptor instead.
+func (*UnfreezeBundleRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *UnfreezeBundleRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *UnfreezeBundleRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *UnfreezeBundleRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// UnfreezeBundleResponse says what changed.
+type UnfreezeBundleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revision of the change, or the current one.
+	Revision *Revision `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// False if it was not frozen.
+	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnfreezeBundleResponse) Reset() {
+	*x = UnfreezeBundleResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnfreezeBundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnfreezeBundleResponse) ProtoMessage() {}
+
+func (x *UnfreezeBundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnfreezeBundleResponse.ProtoReflect.Descriptor instead.
+func (*UnfreezeBundleResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *UnfreezeBundleResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+func (x *UnfreezeBundleResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
 var File_cedarpost_v1_policy_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_policy_proto_rawDesc = "" +
@@ -890,11 +2032,14 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x12ApplyBundleRequest\x124\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleHeaderH\x00R\x06header\x12,\n" +
 	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\r\n" +
-	"\x04part\x12\x05\xbaH\x02\b\x01\"\x96\x01\n" +
+	"\x04part\x12\x05\xbaH\x02\b\x01\"\x86\x02\n" +
 	"\fBundleHeader\x126\n" +
 	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x04name\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x125\n" +
-	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"M\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\x12&\n" +
+	"\amessage\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\amessage\x123\n" +
+	"\x0eexpect_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\rexpectVersion\x88\x01\x01B\x11\n" +
+	"\x0f_expect_version\"M\n" +
 	"\bFilePart\x12\"\n" +
 	"\x04path\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x04path\x12\x1d\n" +
 	"\x04data\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80@R\x04data\"\xc8\x01\n" +
@@ -902,7 +2047,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleR\x06bundle\x122\n" +
 	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x1c\n" +
 	"\tpublished\x18\x03 \x01(\bR\tpublished\x121\n" +
-	"\bwarnings\x18\x04 \x03(\v2\x15.cedarpost.v1.FindingR\bwarnings\"\x82\x03\n" +
+	"\bwarnings\x18\x04 \x03(\v2\x15.cedarpost.v1.FindingR\bwarnings\"\xa7\x04\n" +
 	"\x06Bundle\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12\x16\n" +
@@ -917,7 +2062,17 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\brevision\x18\t \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12=\n" +
 	"\fpublished_at\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\vpublishedAt\x12!\n" +
-	"\fpublished_by\x18\v \x01(\tR\vpublishedBy\"C\n" +
+	"\fpublished_by\x18\v \x01(\tR\vpublishedBy\x12\x18\n" +
+	"\amessage\x18\f \x01(\tR\amessage\x12\x16\n" +
+	"\x06change\x18\r \x01(\tR\x06change\x12\x1f\n" +
+	"\vrollback_of\x18\x0e \x01(\x03R\n" +
+	"rollbackOf\x12\x1c\n" +
+	"\tapprovals\x18\x0f \x01(\x05R\tapprovals\x122\n" +
+	"\x06freeze\x18\x10 \x01(\v2\x1a.cedarpost.v1.BundleFreezeR\x06freeze\"j\n" +
+	"\fBundleFreeze\x12\x16\n" +
+	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"C\n" +
 	"\x0eBundleFindings\x121\n" +
 	"\bfindings\x18\x01 \x03(\v2\x15.cedarpost.v1.FindingR\bfindings\"\xb5\x02\n" +
 	"\aFinding\x12:\n" +
@@ -944,11 +2099,83 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x11GetBundleResponse\x12.\n" +
 	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleH\x00R\x06bundle\x12,\n" +
 	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\x06\n" +
-	"\x04part2\x89\x02\n" +
+	"\x04part\"\x89\x01\n" +
+	"\rBundleVersion\x12,\n" +
+	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleR\x06bundle\x12\x12\n" +
+	"\x04live\x18\x02 \x01(\bR\x04live\x126\n" +
+	"\vapproved_by\x18\x03 \x03(\v2\x15.cedarpost.v1.VerdictR\n" +
+	"approvedBy\"e\n" +
+	"\aVerdict\x12\x16\n" +
+	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xa3\x01\n" +
+	"\x13ListVersionsRequest\x12:\n" +
+	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12'\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageToken\"w\n" +
+	"\x14ListVersionsResponse\x127\n" +
+	"\bversions\x18\x01 \x03(\v2\x1b.cedarpost.v1.BundleVersionR\bversions\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"r\n" +
+	"\x11GetVersionRequest\x12:\n" +
+	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12!\n" +
+	"\aversion\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\aversion\"\x83\x01\n" +
+	"\x12GetVersionResponse\x127\n" +
+	"\aversion\x18\x01 \x01(\v2\x1b.cedarpost.v1.BundleVersionH\x00R\aversion\x12,\n" +
+	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\x06\n" +
+	"\x04part\"\x87\x01\n" +
+	"\x13DiffVersionsRequest\x12:\n" +
+	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12\x1b\n" +
+	"\x04from\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x04from\x12\x17\n" +
+	"\x02to\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x02to\"D\n" +
+	"\x14DiffVersionsResponse\x12,\n" +
+	"\x05files\x18\x01 \x03(\v2\x16.cedarpost.v1.FileDiffR\x05files\"\xc0\x01\n" +
+	"\bFileDiff\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12/\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1b.cedarpost.v1.FileDiff.KindR\x04kind\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12\x18\n" +
+	"\aomitted\x18\x04 \x01(\bR\aomitted\"A\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05ADDED\x10\x01\x12\v\n" +
+	"\aREMOVED\x10\x02\x12\v\n" +
+	"\aCHANGED\x10\x03\"\xd6\x01\n" +
+	"\x16RollbackVersionRequest\x12:\n" +
+	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12!\n" +
+	"\aversion\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\aversion\x12&\n" +
+	"\x06reason\x18\x03 \x01(\tB\x0e\xbaH\vr\t \x01(\x80 \xba\x01\x01\x00R\x06reason\x125\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\xae\x01\n" +
+	"\x17RollbackVersionResponse\x12,\n" +
+	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleR\x06bundle\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x121\n" +
+	"\bwarnings\x18\x03 \x03(\v2\x15.cedarpost.v1.FindingR\bwarnings\"\xae\x01\n" +
+	"\x13FreezeBundleRequest\x12:\n" +
+	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12$\n" +
+	"\x06reason\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\x06reason\x125\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x98\x01\n" +
+	"\x14FreezeBundleResponse\x122\n" +
+	"\x06freeze\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleFreezeR\x06freeze\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x18\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\"\xb0\x01\n" +
+	"\x15UnfreezeBundleRequest\x12:\n" +
+	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12$\n" +
+	"\x06reason\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\x06reason\x125\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"f\n" +
+	"\x16UnfreezeBundleResponse\x122\n" +
+	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged2\x9e\x06\n" +
 	"\rPolicyService\x12T\n" +
 	"\vApplyBundle\x12 .cedarpost.v1.ApplyBundleRequest\x1a!.cedarpost.v1.ApplyBundleResponse(\x01\x12R\n" +
 	"\vListBundles\x12 .cedarpost.v1.ListBundlesRequest\x1a!.cedarpost.v1.ListBundlesResponse\x12N\n" +
-	"\tGetBundle\x12\x1e.cedarpost.v1.GetBundleRequest\x1a\x1f.cedarpost.v1.GetBundleResponse0\x01B?Z=github.com/cedarpost/cedarpost/proto/cedarpost/v1;cedarpostv1b\x06proto3"
+	"\tGetBundle\x12\x1e.cedarpost.v1.GetBundleRequest\x1a\x1f.cedarpost.v1.GetBundleResponse0\x01\x12U\n" +
+	"\fListVersions\x12!.cedarpost.v1.ListVersionsRequest\x1a\".cedarpost.v1.ListVersionsResponse\x12Q\n" +
+	"\n" +
+	"GetVersion\x12\x1f.cedarpost.v1.GetVersionRequest\x1a .cedarpost.v1.GetVersionResponse0\x01\x12U\n" +
+	"\fDiffVersions\x12!.cedarpost.v1.DiffVersionsRequest\x1a\".cedarpost.v1.DiffVersionsResponse\x12^\n" +
+	"\x0fRollbackVersion\x12$.cedarpost.v1.RollbackVersionRequest\x1a%.cedarpost.v1.RollbackVersionResponse\x12U\n" +
+	"\fFreezeBundle\x12!.cedarpost.v1.FreezeBundleRequest\x1a\".cedarpost.v1.FreezeBundleResponse\x12[\n" +
+	"\x0eUnfreezeBundle\x12#.cedarpost.v1.UnfreezeBundleRequest\x1a$.cedarpost.v1.UnfreezeBundleResponseB?Z=github.com/cedarpost/cedarpost/proto/cedarpost/v1;cedarpostv1b\x06proto3"
 
 var (
 	file_cedarpost_v1_policy_proto_rawDescOnce sync.Once
@@ -962,49 +2189,94 @@ func file_cedarpost_v1_policy_proto_rawDescGZIP() []byte {
 	return file_cedarpost_v1_policy_proto_rawDescData
 }
 
-var file_cedarpost_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_cedarpost_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_cedarpost_v1_policy_proto_goTypes = []any{
-	(Finding_Severity)(0),         // 0: cedarpost.v1.Finding.Severity
-	(*ApplyBundleRequest)(nil),    // 1: cedarpost.v1.ApplyBundleRequest
-	(*BundleHeader)(nil),          // 2: cedarpost.v1.BundleHeader
-	(*FilePart)(nil),              // 3: cedarpost.v1.FilePart
-	(*ApplyBundleResponse)(nil),   // 4: cedarpost.v1.ApplyBundleResponse
-	(*Bundle)(nil),                // 5: cedarpost.v1.Bundle
-	(*BundleFindings)(nil),        // 6: cedarpost.v1.BundleFindings
-	(*Finding)(nil),               // 7: cedarpost.v1.Finding
-	(*ListBundlesRequest)(nil),    // 8: cedarpost.v1.ListBundlesRequest
-	(*ListBundlesResponse)(nil),   // 9: cedarpost.v1.ListBundlesResponse
-	(*GetBundleRequest)(nil),      // 10: cedarpost.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),     // 11: cedarpost.v1.GetBundleResponse
-	(*Revision)(nil),              // 12: cedarpost.v1.Revision
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(Finding_Severity)(0),           // 0: cedarpost.v1.Finding.Severity
+	(FileDiff_Kind)(0),              // 1: cedarpost.v1.FileDiff.Kind
+	(*ApplyBundleRequest)(nil),      // 2: cedarpost.v1.ApplyBundleRequest
+	(*BundleHeader)(nil),            // 3: cedarpost.v1.BundleHeader
+	(*FilePart)(nil),                // 4: cedarpost.v1.FilePart
+	(*ApplyBundleResponse)(nil),     // 5: cedarpost.v1.ApplyBundleResponse
+	(*Bundle)(nil),                  // 6: cedarpost.v1.Bundle
+	(*BundleFreeze)(nil),            // 7: cedarpost.v1.BundleFreeze
+	(*BundleFindings)(nil),          // 8: cedarpost.v1.BundleFindings
+	(*Finding)(nil),                 // 9: cedarpost.v1.Finding
+	(*ListBundlesRequest)(nil),      // 10: cedarpost.v1.ListBundlesRequest
+	(*ListBundlesResponse)(nil),     // 11: cedarpost.v1.ListBundlesResponse
+	(*GetBundleRequest)(nil),        // 12: cedarpost.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),       // 13: cedarpost.v1.GetBundleResponse
+	(*BundleVersion)(nil),           // 14: cedarpost.v1.BundleVersion
+	(*Verdict)(nil),                 // 15: cedarpost.v1.Verdict
+	(*ListVersionsRequest)(nil),     // 16: cedarpost.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),    // 17: cedarpost.v1.ListVersionsResponse
+	(*GetVersionRequest)(nil),       // 18: cedarpost.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 19: cedarpost.v1.GetVersionResponse
+	(*DiffVersionsRequest)(nil),     // 20: cedarpost.v1.DiffVersionsRequest
+	(*DiffVersionsResponse)(nil),    // 21: cedarpost.v1.DiffVersionsResponse
+	(*FileDiff)(nil),                // 22: cedarpost.v1.FileDiff
+	(*RollbackVersionRequest)(nil),  // 23: cedarpost.v1.RollbackVersionRequest
+	(*RollbackVersionResponse)(nil), // 24: cedarpost.v1.RollbackVersionResponse
+	(*FreezeBundleRequest)(nil),     // 25: cedarpost.v1.FreezeBundleRequest
+	(*FreezeBundleResponse)(nil),    // 26: cedarpost.v1.FreezeBundleResponse
+	(*UnfreezeBundleRequest)(nil),   // 27: cedarpost.v1.UnfreezeBundleRequest
+	(*UnfreezeBundleResponse)(nil),  // 28: cedarpost.v1.UnfreezeBundleResponse
+	(*Revision)(nil),                // 29: cedarpost.v1.Revision
+	(*timestamppb.Timestamp)(nil),   // 30: google.protobuf.Timestamp
 }
 var file_cedarpost_v1_policy_proto_depIdxs = []int32{
-	2,  // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
-	3,  // 1: cedarpost.v1.ApplyBundleRequest.file:type_name -> cedarpost.v1.FilePart
-	5,  // 2: cedarpost.v1.ApplyBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	12, // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	7,  // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
-	12, // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
-	13, // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
-	7,  // 7: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
-	0,  // 8: cedarpost.v1.Finding.severity:type_name -> cedarpost.v1.Finding.Severity
-	5,  // 9: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
-	12, // 10: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
-	5,  // 11: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	3,  // 12: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
-	1,  // 13: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
-	8,  // 14: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
-	10, // 15: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
-	4,  // 16: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
-	9,  // 17: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
-	11, // 18: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
-	16, // [16:19] is the sub-list for method output_type
-	13, // [13:16] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	3,  // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
+	4,  // 1: cedarpost.v1.ApplyBundleRequest.file:type_name -> cedarpost.v1.FilePart
+	6,  // 2: cedarpost.v1.ApplyBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
+	29, // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	9,  // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
+	29, // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
+	30, // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
+	7,  // 7: cedarpost.v1.Bundle.freeze:type_name -> cedarpost.v1.BundleFreeze
+	30, // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
+	9,  // 9: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
+	0,  // 10: cedarpost.v1.Finding.severity:type_name -> cedarpost.v1.Finding.Severity
+	6,  // 11: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
+	29, // 12: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
+	6,  // 13: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
+	4,  // 14: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
+	6,  // 15: cedarpost.v1.BundleVersion.bundle:type_name -> cedarpost.v1.Bundle
+	15, // 16: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
+	30, // 17: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	14, // 18: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
+	14, // 19: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
+	4,  // 20: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
+	22, // 21: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
+	1,  // 22: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
+	6,  // 23: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
+	29, // 24: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
+	9,  // 25: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
+	7,  // 26: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
+	29, // 27: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	29, // 28: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	2,  // 29: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
+	10, // 30: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
+	12, // 31: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
+	16, // 32: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
+	18, // 33: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
+	20, // 34: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
+	23, // 35: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
+	25, // 36: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
+	27, // 37: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
+	5,  // 38: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
+	11, // 39: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
+	13, // 40: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
+	17, // 41: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
+	19, // 42: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
+	21, // 43: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
+	24, // 44: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
+	26, // 45: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
+	28, // 46: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
+	38, // [38:47] is the sub-list for method output_type
+	29, // [29:38] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_policy_proto_init() }
@@ -1017,17 +2289,22 @@ func file_cedarpost_v1_policy_proto_init() {
 		(*ApplyBundleRequest_Header)(nil),
 		(*ApplyBundleRequest_File)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[10].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[1].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[11].OneofWrappers = []any{
 		(*GetBundleResponse_Bundle)(nil),
 		(*GetBundleResponse_File)(nil),
+	}
+	file_cedarpost_v1_policy_proto_msgTypes[17].OneofWrappers = []any{
+		(*GetVersionResponse_Version)(nil),
+		(*GetVersionResponse_File)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_policy_proto_rawDesc), len(file_cedarpost_v1_policy_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   11,
+			NumEnums:      2,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

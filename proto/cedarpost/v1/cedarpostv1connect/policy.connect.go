@@ -30,6 +30,20 @@ const (
 	PolicyServiceListBundlesProcedure = "/cedarpost.v1.PolicyService/ListBundles"
 	// PolicyServiceGetBundleProcedure is the procedure name of the PolicyService's GetBundle RPC.
 	PolicyServiceGetBundleProcedure = "/cedarpost.v1.PolicyService/GetBundle"
+	// PolicyServiceListVersionsProcedure is the procedure name of the PolicyService's ListVersions RPC.
+	PolicyServiceListVersionsProcedure = "/cedarpost.v1.PolicyService/ListVersions"
+	// PolicyServiceGetVersionProcedure is the procedure name of the PolicyService's GetVersion RPC.
+	PolicyServiceGetVersionProcedure = "/cedarpost.v1.PolicyService/GetVersion"
+	// PolicyServiceDiffVersionsProcedure is the procedure name of the PolicyService's DiffVersions RPC.
+	PolicyServiceDiffVersionsProcedure = "/cedarpost.v1.PolicyService/DiffVersions"
+	// PolicyServiceRollbackVersionProcedure is the procedure name of the PolicyService's
+	// RollbackVersion RPC.
+	PolicyServiceRollbackVersionProcedure = "/cedarpost.v1.PolicyService/RollbackVersion"
+	// PolicyServiceFreezeBundleProcedure is the procedure name of the PolicyService's FreezeBundle RPC.
+	PolicyServiceFreezeBundleProcedure = "/cedarpost.v1.PolicyService/FreezeBundle"
+	// PolicyServiceUnfreezeBundleProcedure is the procedure name of the PolicyService's UnfreezeBundle
+	// RPC.
+	PolicyServiceUnfreezeBundleProcedure = "/cedarpost.v1.PolicyService/UnfreezeBundle"
 )
 
 var (
@@ -54,6 +68,48 @@ var (
 			Procedure:  PolicyServiceGetBundleProcedure,
 		}
 	})
+	policyServiceListVersionsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("ListVersions"),
+			Procedure:  PolicyServiceListVersionsProcedure,
+		}
+	})
+	policyServiceGetVersionSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("GetVersion"),
+			Procedure:  PolicyServiceGetVersionProcedure,
+		}
+	})
+	policyServiceDiffVersionsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("DiffVersions"),
+			Procedure:  PolicyServiceDiffVersionsProcedure,
+		}
+	})
+	policyServiceRollbackVersionSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("RollbackVersion"),
+			Procedure:  PolicyServiceRollbackVersionProcedure,
+		}
+	})
+	policyServiceFreezeBundleSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("FreezeBundle"),
+			Procedure:  PolicyServiceFreezeBundleProcedure,
+		}
+	})
+	policyServiceUnfreezeBundleSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("UnfreezeBundle"),
+			Procedure:  PolicyServiceUnfreezeBundleProcedure,
+		}
+	})
 )
 
 // PolicyServiceClient is a client for the cedarpost.v1.PolicyService service.
@@ -65,13 +121,31 @@ type PolicyServiceClient interface {
 	// Errors: invalid_argument if the bundle fails its checks (the findings are an
 	// error detail of type BundleFindings), failed_precondition if it would break
 	// another bundle or stored entities do not fit it, aborted if another publish was
-	// committed meanwhile. In each case nothing is changed.
+	// committed meanwhile. In each case nothing is changed. failed_precondition also if the bundle is
+	// frozen, or if its live version needs approvals: then only PublishChange publishes it.
 	ApplyBundle(context.Context) (PolicyServiceApplyBundleClientStream, error)
 	// ListBundles returns the live bundles by name, without their files.
 	ListBundles(context.Context, *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error)
 	// GetBundle returns a live bundle: first the bundle, then its files as they
 	// were uploaded.
 	GetBundle(context.Context, *v1.GetBundleRequest) (PolicyServiceGetBundleClientStream, error)
+	// ListVersions returns the published versions of a bundle, the newest first. Versions are never
+	// removed, and their numbers never begin again.
+	ListVersions(context.Context, *v1.ListVersionsRequest) (*v1.ListVersionsResponse, error)
+	// GetVersion returns a published version: first the version, then its files as they were uploaded.
+	GetVersion(context.Context, *v1.GetVersionRequest) (PolicyServiceGetVersionClientStream, error)
+	// DiffVersions compares two versions of a bundle.
+	DiffVersions(context.Context, *v1.DiffVersionsRequest) (*v1.DiffVersionsResponse, error)
+	// RollbackVersion publishes the files of an earlier version as a new version, and freezes the bundle,
+	// so that a pipeline cannot publish the fault again. It needs no approvals, and the next change needs
+	// as many as before.
+	//
+	// Errors as for ApplyBundle: failed_precondition if stored entities do not fit the earlier version.
+	RollbackVersion(context.Context, *v1.RollbackVersionRequest) (*v1.RollbackVersionResponse, error)
+	// FreezeBundle keeps a bundle as it is, until UnfreezeBundle. Only RollbackVersion publishes it.
+	FreezeBundle(context.Context, *v1.FreezeBundleRequest) (*v1.FreezeBundleResponse, error)
+	// UnfreezeBundle ends the freeze of a bundle.
+	UnfreezeBundle(context.Context, *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error)
 }
 
 // NewPolicyServiceClient constructs a client for the cedarpost.v1.PolicyService service. Multiple
@@ -130,6 +204,26 @@ func (s PolicyServiceGetBundleClientStream) Close() error {
 	return s.stream.Close()
 }
 
+// PolicyServiceGetVersionClientStream is the client stream for the PolicyService's GetVersion RPC.
+type PolicyServiceGetVersionClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s PolicyServiceGetVersionClientStream) Receive() (*v1.GetVersionResponse, error) {
+	var res v1.GetVersionResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s PolicyServiceGetVersionClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // PolicyServiceHandler is an implementation of the cedarpost.v1.PolicyService service.
 type PolicyServiceHandler interface {
 	// ApplyBundle checks a whole bundle and publishes it as one revision. It replaces
@@ -139,13 +233,31 @@ type PolicyServiceHandler interface {
 	// Errors: invalid_argument if the bundle fails its checks (the findings are an
 	// error detail of type BundleFindings), failed_precondition if it would break
 	// another bundle or stored entities do not fit it, aborted if another publish was
-	// committed meanwhile. In each case nothing is changed.
+	// committed meanwhile. In each case nothing is changed. failed_precondition also if the bundle is
+	// frozen, or if its live version needs approvals: then only PublishChange publishes it.
 	ApplyBundle(context.Context, PolicyServiceApplyBundleServerStream) (*v1.ApplyBundleResponse, error)
 	// ListBundles returns the live bundles by name, without their files.
 	ListBundles(context.Context, *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error)
 	// GetBundle returns a live bundle: first the bundle, then its files as they
 	// were uploaded.
 	GetBundle(context.Context, *v1.GetBundleRequest, PolicyServiceGetBundleServerStream) error
+	// ListVersions returns the published versions of a bundle, the newest first. Versions are never
+	// removed, and their numbers never begin again.
+	ListVersions(context.Context, *v1.ListVersionsRequest) (*v1.ListVersionsResponse, error)
+	// GetVersion returns a published version: first the version, then its files as they were uploaded.
+	GetVersion(context.Context, *v1.GetVersionRequest, PolicyServiceGetVersionServerStream) error
+	// DiffVersions compares two versions of a bundle.
+	DiffVersions(context.Context, *v1.DiffVersionsRequest) (*v1.DiffVersionsResponse, error)
+	// RollbackVersion publishes the files of an earlier version as a new version, and freezes the bundle,
+	// so that a pipeline cannot publish the fault again. It needs no approvals, and the next change needs
+	// as many as before.
+	//
+	// Errors as for ApplyBundle: failed_precondition if stored entities do not fit the earlier version.
+	RollbackVersion(context.Context, *v1.RollbackVersionRequest) (*v1.RollbackVersionResponse, error)
+	// FreezeBundle keeps a bundle as it is, until UnfreezeBundle. Only RollbackVersion publishes it.
+	FreezeBundle(context.Context, *v1.FreezeBundleRequest) (*v1.FreezeBundleResponse, error)
+	// UnfreezeBundle ends the freeze of a bundle.
+	UnfreezeBundle(context.Context, *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error)
 }
 
 // RegisterPolicyServiceHandler registers svc as the cedarpost.v1.PolicyService implementation on
@@ -156,6 +268,12 @@ func RegisterPolicyServiceHandler(server *connect.Server, svc PolicyServiceHandl
 		connect.Method{Spec: policyServiceApplyBundleSpec(), Handler: adapter.applyBundle},
 		connect.Method{Spec: policyServiceListBundlesSpec(), Handler: adapter.listBundles},
 		connect.Method{Spec: policyServiceGetBundleSpec(), Handler: adapter.getBundle},
+		connect.Method{Spec: policyServiceListVersionsSpec(), Handler: adapter.listVersions},
+		connect.Method{Spec: policyServiceGetVersionSpec(), Handler: adapter.getVersion},
+		connect.Method{Spec: policyServiceDiffVersionsSpec(), Handler: adapter.diffVersions},
+		connect.Method{Spec: policyServiceRollbackVersionSpec(), Handler: adapter.rollbackVersion},
+		connect.Method{Spec: policyServiceFreezeBundleSpec(), Handler: adapter.freezeBundle},
+		connect.Method{Spec: policyServiceUnfreezeBundleSpec(), Handler: adapter.unfreezeBundle},
 	)
 }
 
@@ -189,6 +307,21 @@ func (s PolicyServiceGetBundleServerStream) Send(res *v1.GetBundleResponse) erro
 	return s.stream.Send(res)
 }
 
+// PolicyServiceGetVersionServerStream is the server stream for the PolicyService's GetVersion RPC.
+type PolicyServiceGetVersionServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s PolicyServiceGetVersionServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s PolicyServiceGetVersionServerStream) Send(res *v1.GetVersionResponse) error {
+	return s.stream.Send(res)
+}
+
 // UnimplementedPolicyServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedPolicyServiceHandler struct{}
 
@@ -202,6 +335,30 @@ func (UnimplementedPolicyServiceHandler) ListBundles(context.Context, *v1.ListBu
 
 func (UnimplementedPolicyServiceHandler) GetBundle(context.Context, *v1.GetBundleRequest, PolicyServiceGetBundleServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.GetBundle is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) ListVersions(context.Context, *v1.ListVersionsRequest) (*v1.ListVersionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.ListVersions is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) GetVersion(context.Context, *v1.GetVersionRequest, PolicyServiceGetVersionServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.GetVersion is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) DiffVersions(context.Context, *v1.DiffVersionsRequest) (*v1.DiffVersionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.DiffVersions is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) RollbackVersion(context.Context, *v1.RollbackVersionRequest) (*v1.RollbackVersionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.RollbackVersion is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) FreezeBundle(context.Context, *v1.FreezeBundleRequest) (*v1.FreezeBundleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.FreezeBundle is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) UnfreezeBundle(context.Context, *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.UnfreezeBundle is not implemented")
 }
 
 type policyServiceClient struct {
@@ -232,6 +389,54 @@ func (c *policyServiceClient) GetBundle(ctx context.Context, req *v1.GetBundleRe
 	return PolicyServiceGetBundleClientStream{stream: stream}, nil
 }
 
+func (c *policyServiceClient) ListVersions(ctx context.Context, req *v1.ListVersionsRequest) (*v1.ListVersionsResponse, error) {
+	var res v1.ListVersionsResponse
+	if err := c.client.CallUnary(ctx, policyServiceListVersionsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) GetVersion(ctx context.Context, req *v1.GetVersionRequest) (PolicyServiceGetVersionClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, policyServiceGetVersionSpec(), req)
+	if err != nil {
+		return PolicyServiceGetVersionClientStream{}, err
+	}
+	return PolicyServiceGetVersionClientStream{stream: stream}, nil
+}
+
+func (c *policyServiceClient) DiffVersions(ctx context.Context, req *v1.DiffVersionsRequest) (*v1.DiffVersionsResponse, error) {
+	var res v1.DiffVersionsResponse
+	if err := c.client.CallUnary(ctx, policyServiceDiffVersionsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) RollbackVersion(ctx context.Context, req *v1.RollbackVersionRequest) (*v1.RollbackVersionResponse, error) {
+	var res v1.RollbackVersionResponse
+	if err := c.client.CallUnary(ctx, policyServiceRollbackVersionSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) FreezeBundle(ctx context.Context, req *v1.FreezeBundleRequest) (*v1.FreezeBundleResponse, error) {
+	var res v1.FreezeBundleResponse
+	if err := c.client.CallUnary(ctx, policyServiceFreezeBundleSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) UnfreezeBundle(ctx context.Context, req *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error) {
+	var res v1.UnfreezeBundleResponse
+	if err := c.client.CallUnary(ctx, policyServiceUnfreezeBundleSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
 type policyServiceHandler struct{ svc PolicyServiceHandler }
 
 func (h policyServiceHandler) applyBundle(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
@@ -260,4 +465,72 @@ func (h policyServiceHandler) getBundle(ctx context.Context, _ connect.Spec, str
 		return err
 	}
 	return h.svc.GetBundle(ctx, &req, PolicyServiceGetBundleServerStream{stream: stream})
+}
+
+func (h policyServiceHandler) listVersions(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListVersionsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListVersions(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) getVersion(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetVersionRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.GetVersion(ctx, &req, PolicyServiceGetVersionServerStream{stream: stream})
+}
+
+func (h policyServiceHandler) diffVersions(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DiffVersionsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DiffVersions(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) rollbackVersion(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.RollbackVersionRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RollbackVersion(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) freezeBundle(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.FreezeBundleRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.FreezeBundle(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) unfreezeBundle(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.UnfreezeBundleRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.UnfreezeBundle(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
 }

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// notes is a small bundle, whose policy has a name.
+func notes(t *testing.T, policy string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "notes")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "schema.cedarschema", "namespace Notes { entity User; entity Note { owner: User };\n  action Read appliesTo { principal: [User], resource: [Note] };\n}\n")
+	write(t, dir, "read.cedar", "@id(\""+policy+"\")\npermit (principal, action == Notes::Action::\"Read\", resource)\nwhen { resource.owner == principal };\n")
+	write(t, dir, "README.md", "for people\n")
+	return dir
+}
+
+// testVersions publishes a few versions, and takes the last one back.
+func testVersions(sh *shell) func(*testing.T) {
+	return func(t *testing.T) {
+		one, two := notes(t, "owners"), notes(t, "people")
+		sh.exits(t, 0, says("version      1"), "apply", one, "--message", "the first one", "--expect-version", "0")
+		sh.exits(t, 1, says("aborted", "version 1 of the bundle notes is live, not 0"), "apply", two, "--expect-version", "0")
+		sh.exits(t, 0, says("--- a/read.cedar\n+++ b/read.cedar\n", "-@id(\"owners\")\n", "+@id(\"people\")\n"), "diff", two)
+		sh.exits(t, 1, says("+@id"), "diff", two, "--exit-code")
+		sh.exits(t, 0, says("version      2"), "apply", two, "--message", "other words")
+		if r := sh.exits(t, 0, nil, "diff", two, "--exit-code"); r.out != "" {
+			t.Errorf("a difference to what was published: %s", r.out)
+		}
+		sh.exits(t, 0, says(`{"path":"read.cedar","kind":"CHANGED","text":"--- a/read.cedar`), "diff", "notes", "1", "2", "-o", "json")
+		sh.exits(t, 2, says("is not the number of a version"), "diff", "notes", "1", "two")
+		sh.exits(t, 2, says("give a folder"), "diff", "notes", "1")
+		sh.exits(t, 1, says("not_found", "version 7"), "diff", "notes", "1", "7")
+
+		sh.exits(t, 0, says("VERSION", "2 live", "other words", "the first one"), "versions", "notes")
+		r := sh.exits(t, 0, nil, "versions", "notes", "-o", "json")
+		var list []map[string]any
+		for line := range strings.Lines(r.out) {
+			var v map[string]any
+			if err := json.Unmarshal([]byte(line), &v); err != nil {
+				t.Fatalf("%v: %s", err, line)
+			}
+			list = append(list, v)
+		}
+		if len(list) != 2 || list[0]["live"] != true || list[1]["bundle"].(map[string]any)["message"] != "the first one" {
+			t.Errorf("%v", list)
+		}
+		if r := sh.exits(t, 0, nil, "versions", "notes", "--limit=1", "-o", "json"); strings.Count(r.out, "\n") != 1 {
+			t.Errorf("%s", r.out)
+		}
+
+		copied := filepath.Join(t.TempDir(), "notes")
+		sh.exits(t, 0, says("notes: version 2, 2 files in", "2 written"), "pull", "notes", copied)
+		sh.exits(t, 0, says("2 files in", "0 written"), "pull", "notes", copied)
+		write(t, copied, "more.cedar", "not ours")
+		write(t, copied, "notes.txt", "not of a bundle")
+		sh.exits(t, 1, says("has other files than the bundle, such as more.cedar", "--force"), "pull", "notes", copied, "--version=1")
+		sh.exits(t, 0, says("version 1", "2 written"), "pull", "notes", copied, "--version=1", "--force")
+		for name, want := range map[string]string{"more.cedar": "", "notes.txt": "not of a bundle", "read.cedar": file(t, one, "read.cedar"), "schema.cedarschema": file(t, one, "schema.cedarschema")} {
+			if got := file(t, copied, name); got != want {
+				t.Errorf("%s is %q, want %q", name, got, want)
+			}
+		}
+
+		sh.exits(t, 2, says("--reason"), "rollback", "notes", "1")
+		sh.exits(t, 0, says("notes: published version 3 with the files of version 1, and frozen"), "rollback", "notes", "1", "--reason", "too many words")
+		sh.exits(t, 1, says("failed_precondition", "the bundle notes is frozen", "too many words", "cedarpost unfreeze notes"), "apply", two)
+		sh.exits(t, 0, says("it cannot be published now: the bundle notes is frozen", "dry run"), "apply", two, "--dry-run")
+		sh.exits(t, 0, says("rollback to 1: too many words"), "versions", "notes")
+		sh.exits(t, 0, says("frozen"), "bundles")
+		sh.exits(t, 0, says("not frozen any more"), "unfreeze", "notes")
+		sh.exits(t, 0, says("was not frozen"), "unfreeze", "notes")
+		sh.exits(t, 0, says("notes: frozen", "holidays"), "freeze", "notes", "--reason", "holidays")
+		sh.exits(t, 0, says("notes: was frozen already", "holidays"), "freeze", "notes", "--reason", "other holidays")
+		sh.exits(t, 0, says(`"changed":true`), "unfreeze", "notes", "-o", "json")
+		sh.exits(t, 0, says("RollbackVersion"), "events", "--kind", "change", "--subject", "notes", "-o", "json")
+	}
+}
+
+// file reads a file of a folder, "" if there is none.
+func file(t *testing.T, dir, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return string(b)
+}

@@ -1,0 +1,184 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/cedar-policy/cedar-go"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/access"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/offline"
+	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/stored"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// publication is one publish of a bundle, whichever call makes it.
+type publication struct {
+	bundle    *bundle.Bundle
+	procedure string
+	need      need // the right that is checked again after the check, and when the publish is committed
+	dryRun    bool // only check it
+	message   string
+	change    string // the id of the change that is published; "": none
+	// rollbackOf is the version that is restored; 0: none.
+	rollbackOf int64
+	rules      publishRules
+	// respond makes the answer of the call.
+	respond func(*cedarpostv1.ApplyBundleResponse) proto.Message
+	// report is that of the last check.
+	report *offline.Report
+}
+
+// publishRules decides whether a bundle may be published. live is its live version; its version is 0 if
+// there is none. The rules are asked before the bundle is checked, to fail fast, and then with what is
+// stored when the publish is committed, as which they return what else is written.
+type publishRules func(live store.Bundle, now store.PolicyState) (store.PolicyWrite, error)
+
+// refuseFrozen refuses to publish a bundle that is frozen.
+func refuseFrozen(name string, now store.PolicyState) error {
+	f := now.Freeze
+	if f == nil {
+		return nil
+	}
+	reason := ""
+	if f.Reason != "" {
+		reason = ": " + f.Reason
+	}
+	return connect.Errorf(connect.CodeFailedPrecondition, "the bundle %s is frozen, since %s by %s%s; `cedarpost unfreeze %s` ends that", name, f.At.UTC().Format(time.RFC3339), f.Caller, reason, name)
+}
+
+// publish checks a bundle, and commits it unless it is a dry run. If another bundle is published
+// meanwhile, it is checked again.
+func (s *policyService) publish(ctx context.Context, p *publication, o *once) (out *cedarpostv1.ApplyBundleResponse, err error) {
+	for range publishRetries {
+		out, err = s.publishOnce(ctx, p, o)
+		if !outdated(err) {
+			return out, err
+		}
+		if _, err := s.follower.FullyConsistent(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return nil, err
+}
+
+// publishOnce checks a bundle against the newest snapshot, and commits it unless another bundle
+// was published meanwhile.
+func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once) (*cedarpostv1.ApplyBundleResponse, error) {
+	v, err := s.follower.Current()
+	if err != nil {
+		return nil, err
+	}
+	b := p.bundle
+	live, _ := v.Bundle(b.Name)
+	blocked, err := s.early(ctx, p, live)
+	if err != nil {
+		return nil, err
+	}
+	others, previous, err := besides(v, b.Name)
+	if err != nil {
+		return nil, err
+	}
+	report, set, err := s.check(ctx, b, others, previous, p.dryRun)
+	if err != nil {
+		return nil, err
+	}
+	// The check may have taken long.
+	if err := s.stillMay(ctx, p.procedure, p.need); err != nil {
+		return nil, err
+	}
+	p.report = report
+	hideFindings(report, b.Name, access.RightsFrom(ctx))
+	if !report.Valid() || report.Failed() > 0 {
+		return nil, reportRefusal(b.Name, report)
+	}
+	if err := s.mayOwn(ctx, v, set, b.Name, p.procedure, p.need); err != nil {
+		return nil, err
+	}
+	if !p.dryRun && live.Version > 0 && live.Digest == b.Digest() {
+		return s.unchanged(ctx, p, o, v, live)
+	}
+	var changed []string // no entity has a type of admin-local
+	if b.Name != engine.AdminLocal {
+		changed = set.ChangedTypes(v.Set)
+	}
+	// Whoever may publish may not always read entities. Those that do not fit are named to readers only.
+	readable := func(typ string) bool {
+		return access.RightsFrom(ctx).May("GetEntity", access.Target{Bundle: owner(v.Set, cedar.EntityType(typ)), EntityType: typ})
+	}
+	if err := s.checkStored(ctx, v, set, changed, readable); err != nil {
+		return nil, err
+	}
+	if err := s.mentions(ctx, v, set, b.Name, report); err != nil {
+		return nil, err
+	}
+	w, err := stored.Publication(b, set)
+	if err != nil {
+		return nil, err
+	}
+	if p.dryRun {
+		report.Findings = append(report.Findings, blocked...)
+		return applied(v, w.Bundle, v.Position.Number, false, report), nil
+	}
+	w.Caller = callerFrom(ctx)
+	w.Bundle.PublishedBy, w.Bundle.Message, w.Bundle.Change, w.Bundle.RollbackOf = w.Caller, p.message, p.change, p.rollbackOf
+	w.BaseRevision, w.EntitiesRevision, w.At = v.PolicyRevision, v.Position.Number, v.Position
+	w.Recheck = func(entities []store.Entity) error {
+		// The wait for the lock may have taken long, too.
+		if err := s.stillMay(ctx, p.procedure, p.need); err != nil {
+			return err
+		}
+		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }), readable)
+	}
+	// No bundle was published since the snapshot if this is called, so live is still live.
+	w.Rules = func(now store.PolicyState) (store.PolicyWrite, error) { return p.rules(live, now) }
+	answer := func(made store.Published) *cedarpostv1.ApplyBundleResponse {
+		now := w.Bundle
+		now.Version, now.Since, now.PublishedAt, now.PolicyCount = made.Version, made.Revision, made.At, int32(len(now.Policies))
+		out := applied(v, now, made.Revision, true, report)
+		out.Revision = written(v, made.Revision, made.Mark)
+		out.Bundle.Revision = out.GetRevision()
+		return out
+	}
+	w.Once = keep(o, func(made store.Published) proto.Message { return p.respond(answer(made)) })
+	made, err := s.db.PublishBundle(ctx, w)
+	if err != nil && !errors.As(err, new(*connect.Error)) && !errors.As(err, new(*refusedError)) && !outdated(err) {
+		err = connect.NewError(connect.CodeUnavailable, outcomeUnknown).WithCause(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// It is committed. If this server is late to apply it, the publish succeeded nevertheless.
+	_, _ = s.follower.AtLeast(ctx, made.Revision)
+	return answer(made), nil
+}
+
+// early asks the rules before the bundle is checked. Of a dry run their error becomes a warning.
+func (s *policyService) early(ctx context.Context, p *publication, live store.Bundle) (blocked []engine.Finding, err error) {
+	now, err := s.db.PolicyState(ctx, p.bundle.Name, p.change)
+	if err != nil {
+		return nil, err
+	}
+	_, err = p.rules(live, now)
+	if refused, ok := errors.AsType[*connect.Error](err); ok && p.dryRun {
+		return []engine.Finding{{Bundle: p.bundle.Name, Message: "it cannot be published now: " + refused.Message(), Warning: true}}, nil
+	}
+	return nil, err
+}
+
+// unchanged answers a publish of what is published already.
+func (s *policyService) unchanged(ctx context.Context, p *publication, o *once, v snapshot.View, live store.Bundle) (*cedarpostv1.ApplyBundleResponse, error) {
+	out := applied(v, live, v.Position.Number, false, p.report)
+	if o == nil {
+		return out, nil
+	}
+	return out, s.db.KeepPublished(ctx, callerFrom(ctx), keep(o, func(store.Published) proto.Message { return p.respond(out) }), store.Published{})
+}
