@@ -71,7 +71,7 @@ func TestWholeBundle(t *testing.T) {
 		"notes.txt":             "for people\n",
 		".github/workflow.yaml": "not ours\n",
 		"entities.json":         "[]\n",
-		"bundle.yaml":           "name: web-shop\ndescription: The shop.\nowners: [ann, ben]\napprovals: 0\non_forbid_error: skip\n",
+		"bundle.yaml":           "name: web-shop\ndescription: The shop.\nowners: [ann, ben]\napprovals: 2\non_forbid_error: skip\n",
 		"fields.yaml": `
 Shop::Order:
   total: money
@@ -81,7 +81,7 @@ Shop::FieldGroup:
   pii: [personal]
 `,
 	})
-	if b.Name != "web-shop" || b.Description != "The shop." || b.OnForbidError != bundle.Skip ||
+	if b.Name != "web-shop" || b.Description != "The shop." || b.OnForbidError != bundle.Skip || b.Approvals != 2 ||
 		!slices.Equal(b.Owners, []string{"ann", "ben"}) {
 		t.Errorf("manifest: %+v", b)
 	}
@@ -248,14 +248,16 @@ func TestProblems(t *testing.T) {
 		{"bad name", with(files{"bundle.yaml": "name: Shop\n"}), []string{`bundle.yaml:1:7: "Shop" cannot be a bundle's name`}},
 		{"number for a name", with(files{"bundle.yaml": "name: 12\n"}), []string{`bundle.yaml:1:7: name must be text, not a number`}},
 		{"bad values", with(files{"bundle.yaml": "approvals: -1\non_forbid_error: maybe\nowners: {a: b}\ndescription: [x]\n"}), []string{
-			"bundle.yaml:1:12: approvals are not enforced by this version: it publishes a bundle without any",
+			"bundle.yaml:1:12: approvals must be a whole number from 0 to 100",
 			"bundle.yaml:2:18: on_forbid_error must be deny or skip",
 			"bundle.yaml:3:9: owners must be a list of texts, not a mapping",
 			"bundle.yaml:4:14: description must be text, not a list"}},
 		{"rules for publishing that are not enforced", with(files{"bundle.yaml": "approvals: 2\nimpact: required\nfreeze: []\n"}), []string{
-			"bundle.yaml:1:12: approvals are not enforced by this version: it publishes a bundle without any",
 			`bundle.yaml:2:1: unknown key "impact"`, `bundle.yaml:3:1: unknown key "freeze"`}},
-		{"approvals in other words", with(files{"bundle.yaml": "approvals: 00\n"}), []string{"bundle.yaml:1:12: approvals are not enforced by this version: it publishes a bundle without any"}},
+		{"approvals in other words", with(files{"bundle.yaml": "approvals: 00\n"}), []string{"bundle.yaml:1:12: approvals must be a whole number from 0 to 100"}},
+		{"approvals as text", with(files{"bundle.yaml": "approvals: '2'\n"}), []string{"bundle.yaml:1:12: approvals must be a whole number from 0 to 100"}},
+		{"very many approvals", with(files{"bundle.yaml": "approvals: 101\n"}), []string{"bundle.yaml:1:12: approvals must be a whole number from 0 to 100"}},
+		{"approvals as a fraction", with(files{"bundle.yaml": "approvals: 1e1\n"}), []string{"bundle.yaml:1:12: approvals must be a whole number from 0 to 100"}},
 		{"tokens that are not valid", with(files{"bundle.yaml": "principal_tokens:\n  a: {type: A, id: '', context: [x]}\n  b: {type: a-b, id: /x~2, id_prefix: \"\\n\", claims: {}}\n  Cc: {type: T, context: {x: 1, '': y}}\n  d: {audience: []}\n  e: x\n  g: {type: G, audience: ['']}\n"}), []string{
 			"bundle.yaml:2:20: id must be a claim, with 1 to 256 bytes", "bundle.yaml:2:33: context must be a mapping, not a list",
 			`bundle.yaml:3:13: "a-b" is not an entity type`, `bundle.yaml:3:22: id: "/x~2" is not a JSON pointer`,
@@ -477,4 +479,16 @@ func TestDigestIsStable(t *testing.T) {
 			rt.Fatal("the order of an upload shows")
 		}
 	})
+}
+
+// The approvals of a published bundle.yaml are read alone. What was not understood when it was published
+// still asks for an approval.
+func TestReadApprovals(t *testing.T) {
+	for manifest, want := range map[string]int{
+		"": 0, "name: a\n": 0, "approvals: 0": 0, "approvals: 3\nlater: true\n": 3, "approvals: two": 1, "approvals: 1e3": 1, "approvals: '0'": 1, "approvals: [": 0,
+	} {
+		if got := bundle.ReadApprovals([]byte(manifest)); got != want {
+			t.Errorf("%q: %d, want %d", manifest, got, want)
+		}
+	}
 }

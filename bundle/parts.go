@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -53,12 +54,8 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 			b.Description = y.str(v, "description")
 		case "owners":
 			b.Owners = y.strs(v, "owners")
-		case "approvals":
-			// Approvals are not supported, so only 0 is true.
-			if v.Kind != yaml.ScalarNode || isText(v) || v.Value != "0" {
-				y.fail(v, "remove the line, and have changes approved before they are published",
-					"approvals are not enforced by this version: it publishes a bundle without any")
-			}
+		case approvalsKey:
+			b.Approvals = y.approvals(v)
 		case "on_forbid_error":
 			s := y.str(v, "on_forbid_error")
 			if isText(v) && s != Deny && s != Skip {
@@ -69,9 +66,46 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 		case principalTokensKey:
 			b.PrincipalTokens = y.principalTokens(v)
 		default:
-			y.unknown(k, "name", "description", "owners", "on_forbid_error", principalTokensKey)
+			y.unknown(k, "name", "description", "owners", approvalsKey, "on_forbid_error", principalTokensKey)
 		}
 	})
+}
+
+const (
+	approvalsKey = "approvals"
+	maxApprovals = 100
+)
+
+// approvals reads how many approvals a change needs.
+func (y yamlFile) approvals(n *yaml.Node) int {
+	// Only plain decimal: YAML has other ways to write a number, and a reader must not misread this one.
+	if n.Kind == yaml.ScalarNode && !isText(n) && decimal.MatchString(n.Value) {
+		if v, err := strconv.Atoi(n.Value); err == nil && v >= 0 && v <= maxApprovals {
+			return v
+		}
+	}
+	y.fail(n, "", "approvals must be a whole number from 0 to %d", maxApprovals)
+	return 0
+}
+
+// ReadApprovals reads the approvals of a bundle.yaml that was published. It does not look at the other
+// settings. A number that it cannot read counts as 1, because the file asks for approvals: an earlier
+// version of the service did not read it.
+func ReadApprovals(manifest []byte) (approvals int) {
+	var probs Problems
+	y := yamlFile{path: ManifestName, probs: &probs}
+	if root := y.load(manifest); root != nil {
+		y.each(root, ManifestName, func(k, v *yaml.Node) {
+			if k.Value != approvalsKey {
+				return
+			}
+			before := len(probs)
+			if approvals = y.approvals(v); len(probs) > before {
+				approvals = 1
+			}
+		})
+	}
+	return approvals
 }
 
 // readFields reads the field catalogue: entity type → path → groups.

@@ -61,6 +61,15 @@ var expected = map[string]struct {
 	"RollbackVersion":     {ofBundle, []string{access.PolicyPublisher}},
 	"FreezeBundle":        {ofBundle, []string{access.PolicyPublisher}},
 	"UnfreezeBundle":      {ofBundle, []string{access.PolicyPublisher}},
+	"CreateChange":        {ofBundle, []string{access.PolicyAuthor}},
+	"UpdateChange":        {ofBundle, []string{access.PolicyAuthor}},
+	"GetChange":           {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
+	"ListChanges":         {somewhere, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
+	"CheckChange":         {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher}},
+	"DiscardChange":       {ofBundle, []string{access.PolicyAuthor}},
+	"PublishChange":       {ofBundle, []string{access.PolicyPublisher}},
+	"ApproveChange":       {ofBundle, []string{access.PolicyApprover}},
+	"DeclineChange":       {ofBundle, []string{access.PolicyApprover}},
 	"QueryDecisions":      {somewhere, []string{access.Auditor}},
 	"CountDecisions":      {somewhere, []string{access.Auditor}},
 	"GetDecision":         {somewhere, []string{access.Auditor}},
@@ -105,6 +114,22 @@ func message(rpc, bundle string) proto.Message {
 		return &cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{Header: &cedarpostv1.BundleHeader{Name: bundle, DryRun: rpc != "ApplyBundle"}}}
 	case "GetBundle":
 		return &cedarpostv1.GetBundleRequest{Name: bundle}
+	case "CreateChange":
+		return &cedarpostv1.CreateChangeRequest{Bundle: bundle}
+	case "UpdateChange":
+		return &cedarpostv1.UpdateChangeRequest{Id: bundle + "-9"}
+	case "GetChange":
+		return &cedarpostv1.GetChangeRequest{Id: bundle + "-9"}
+	case "CheckChange":
+		return &cedarpostv1.CheckChangeRequest{Id: bundle + "-9"}
+	case "ApproveChange":
+		return &cedarpostv1.ApproveChangeRequest{Id: bundle + "-9"}
+	case "DeclineChange":
+		return &cedarpostv1.DeclineChangeRequest{Id: bundle + "-9"}
+	case "PublishChange":
+		return &cedarpostv1.PublishChangeRequest{Id: bundle + "-9"}
+	case "DiscardChange":
+		return &cedarpostv1.DiscardChangeRequest{Id: bundle + "-9"}
 	case "ListVersions":
 		return &cedarpostv1.ListVersionsRequest{Bundle: bundle, PageSize: -1}
 	case "GetVersion":

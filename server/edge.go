@@ -46,7 +46,7 @@ type timeouts struct {
 	header, read, write, idle time.Duration // of a connection, as in http.Server
 
 	message time.Duration // to receive or send one message of a stream
-	upload  time.Duration // for all that a caller streams in one call
+	upload  time.Duration // for all that a caller streams in one call, and for a call that handles a whole bundle
 	answer  time.Duration // that a caller may take to read all messages of a stream, besides a second for each `slowest` bytes
 	slowest int           // bytes of a stream that a caller reads in a second, at least
 	discard time.Duration // to read what a caller still sends after its call has ended
@@ -178,13 +178,14 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 		}
 		streams := spec.StreamType == connect.StreamTypeClient || spec.StreamType == connect.StreamTypeBidi
 		r.body.measure(ctx, e.bodies, callerFrom(ctx), maxMessage(spec.Procedure, e.maxBytes), streams)
-		if spec.StreamType == connect.StreamTypeUnary && !isHealth(spec) {
+		long := handlesBundle(spec.Procedure)
+		if spec.StreamType == connect.StreamTypeUnary && !isHealth(spec) && !long {
 			ctx, cancel := context.WithTimeout(ctx, e.timeout)
 			defer cancel()
 			return next(ctx, spec, stream)
 		}
 		bounded := ctx // callerError needs ctx, which is without the server's own deadline
-		if spec.StreamType == connect.StreamTypeClient {
+		if spec.StreamType == connect.StreamTypeClient || long {
 			var cancel context.CancelFunc
 			bounded, cancel = context.WithTimeout(ctx, e.times.upload)
 			defer cancel()
@@ -193,6 +194,17 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 		defer paced.end()
 		return next(bounded, spec, paced)
 	}
+}
+
+// handlesBundle reports whether a unary call reads or checks a whole bundle, and so may take as long as an
+// upload.
+func handlesBundle(procedure string) bool {
+	switch procedure {
+	case cedarpostv1connect.PolicyServiceRollbackVersionProcedure, cedarpostv1connect.PolicyServiceCreateChangeProcedure, cedarpostv1connect.PolicyServiceUpdateChangeProcedure,
+		cedarpostv1connect.PolicyServiceCheckChangeProcedure, cedarpostv1connect.PolicyServicePublishChangeProcedure:
+		return true
+	}
+	return false
 }
 
 // strangerStream leaves the waiting room when its message has come.

@@ -91,6 +91,32 @@ func repeatables(t *testing.T) []repeatable {
 			return applyOnce(t.Context(), s, &cedarpostv1.BundleHeader{Name: "doc", IdempotencyKey: key},
 				"schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies+pick(other, "// one", "// two"))
 		}},
+		{"CreateChange", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
+			return s.Policies.CreateChange(t.Context(), &cedarpostv1.CreateChangeRequest{Bundle: "doc", Title: pick(other, "one", "two"), Edits: []*cedarpostv1.FileEdit{extra(1)}, IdempotencyKey: key})
+		}},
+		{"UpdateChange", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
+			return s.Policies.UpdateChange(t.Context(), &cedarpostv1.UpdateChangeRequest{Id: "doc-1", Edits: []*cedarpostv1.FileEdit{extra(map[bool]int{true: 3, false: 2}[other])}, IdempotencyKey: key})
+		}},
+		{"DeclineChange", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
+			res, err := s.Policies.GetChange(t.Context(), &cedarpostv1.GetChangeRequest{Id: "doc-1"})
+			if err != nil {
+				return nil, err
+			}
+			return s.Policies.DeclineChange(t.Context(), &cedarpostv1.DeclineChangeRequest{Id: "doc-1", Digest: res.Change.Digest, Reason: pick(other, "one", "two"), IdempotencyKey: key})
+		}},
+		{"DiscardChange", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
+			return s.Policies.DiscardChange(t.Context(), &cedarpostv1.DiscardChangeRequest{Id: "doc-1", Reason: pick(other, "one", "two"), IdempotencyKey: key})
+		}},
+		{"CreateChange of a change to publish", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
+			return s.Policies.CreateChange(t.Context(), &cedarpostv1.CreateChangeRequest{Bundle: "doc", Title: pick(other, "one", "two"), Edits: []*cedarpostv1.FileEdit{extra(4)}, IdempotencyKey: key})
+		}},
+		{"PublishChange", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
+			res, err := s.Policies.GetChange(t.Context(), &cedarpostv1.GetChangeRequest{Id: "doc-2"})
+			if err != nil {
+				return nil, err
+			}
+			return s.Policies.PublishChange(t.Context(), &cedarpostv1.PublishChangeRequest{Id: pick(other, "doc-2", "doc-1"), Digest: res.Change.Digest, IdempotencyKey: key})
+		}},
 		{"FreezeBundle", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
 			return s.Policies.FreezeBundle(t.Context(), &cedarpostv1.FreezeBundleRequest{Bundle: "doc", Reason: pick(other, "holidays", "audit"), IdempotencyKey: key})
 		}},

@@ -69,22 +69,22 @@ func (s *policyService) ApplyBundle(ctx context.Context, stream cedarpostv1conne
 	}
 	out, err := s.apply(ctx, header, stream)
 	if err != nil {
-		s.noteRefused(ctx, header, err)
+		s.noteRefused(ctx, cedarpostv1connect.PolicyServiceApplyBundleProcedure, header.GetName(), header.GetDryRun(), err)
 	}
 	return out, err
 }
 
-// noteRefused notes an upload that was refused for what it holds, or for how it was sent. Other
-// errors say nothing about the upload.
-func (s *policyService) noteRefused(ctx context.Context, header *cedarpostv1.BundleHeader, err error) {
+// noteRefused notes a publish that was refused for what it holds, or for how it was sent. Other
+// errors say nothing about the bundle.
+func (s *policyService) noteRefused(ctx context.Context, procedure, name string, dryRun bool, err error) {
 	refused, ok := errors.AsType[*connect.Error](err)
 	if !ok || ctx.Err() != nil {
 		return
 	}
-	refused = tooLarge(cedarpostv1connect.PolicyServiceApplyBundleProcedure, refused)
+	refused = tooLarge(procedure, refused)
 	switch refused.Code() {
 	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeResourceExhausted, connect.CodeDeadlineExceeded:
-		s.noted.PublishRefused(ctx, header.GetName(), header.GetDryRun(), refused.Message(), findingTexts(refused))
+		s.noted.PublishRefused(ctx, name, dryRun, refused.Message(), findingTexts(refused))
 	default:
 	}
 }
@@ -117,7 +117,8 @@ func (s *policyService) apply(ctx context.Context, header *cedarpostv1.BundleHea
 	p := &publication{
 		bundle: b, procedure: cedarpostv1connect.PolicyServiceApplyBundleProcedure, need: still,
 		dryRun: header.GetDryRun(), message: header.GetMessage(), rules: applyRules(header, b),
-		respond: func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return out },
+		approvals: func(store.Bundle) int { return b.Approvals },
+		respond:   func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return out },
 	}
 	request := &cedarpostv1.Bundle{Name: b.Name, Digest: b.Digest(), Message: header.GetMessage()}
 	if header.ExpectVersion != nil {
@@ -133,7 +134,13 @@ func applyRules(h *cedarpostv1.BundleHeader, b *bundle.Bundle) publishRules {
 		if h.ExpectVersion != nil && h.GetExpectVersion() != live.Version {
 			return w, connect.Errorf(connect.CodeAborted, "version %d of the bundle %s is live, not %d; look at what was published since, and try again", live.Version, b.Name, h.GetExpectVersion())
 		}
-		return w, refuseFrozen(b.Name, now)
+		if err := refuseFrozen(b.Name, now); err != nil {
+			return w, err
+		}
+		if n := approvalsNeeded(live); n > 0 && live.Digest != b.Digest() {
+			return w, connect.Errorf(connect.CodeFailedPrecondition, "changes of the bundle %s need %s, so it is published from a change: `cedarpost change create DIR --title TEXT` makes one, others approve it (`cedarpost change approve ID`), and `cedarpost change publish ID` publishes it", b.Name, countOf(n, "approval"))
+		}
+		return w, nil
 	}
 }
 

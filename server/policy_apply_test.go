@@ -80,7 +80,7 @@ func TestBundlesThatAreRefused(t *testing.T) {
 		{"types in a circle", servertest.Files("schema.cedarschema", "namespace A { type T = { a: U }; type U = { b: T }; entity E { t: T }; }"), connect.CodeInvalidArgument, "schema.cedarschema", ""},
 		{"too many combinations", servertest.Files("schema.cedarschema", combinations(150)), connect.CodeInvalidArgument, "schema.cedarschema", "limit is 20000"},
 		{"reserved namespace", servertest.Files("schema.cedarschema", "namespace Cedarpost { entity X; }"), connect.CodeInvalidArgument, "", "belongs to the service"},
-		{"approvals", policy(servertest.DocPolicies, "bundle.yaml", "name: doc\napprovals: 2\n"), connect.CodeInvalidArgument, "bundle.yaml:2:12", "not enforced"},
+		{"approvals", policy(servertest.DocPolicies, "bundle.yaml", "name: doc\napprovals: two\n"), connect.CodeInvalidArgument, "bundle.yaml:2:12", "whole number"},
 		{"hidden policy", policy(servertest.DocPolicies, ".old/f.cedar", "forbid (principal, action, resource);"), connect.CodeInvalidArgument, ".old/f.cedar", "would not be read"},
 		{"annotation that is not enforced", with("level: Long", `@velocity("attempts") level: Long`), connect.CodeInvalidArgument, "schema.cedarschema", "@velocity is not enforced"},
 		{"annotation at the wrong place", policy(`@id("a") @sensitive ` + permit + ";"), connect.CodeInvalidArgument, "p.cedar:1:1", "@sensitive has no effect at a policy"},
@@ -338,7 +338,7 @@ func TestBundleOfAnEarlierVersion(t *testing.T) {
 	}
 	s.MustApply("other", "schema.cedarschema", `namespace Other { entity X; action A appliesTo { principal: [X], resource: [X] }; }`,
 		"p.cedar", `@id("p") permit (principal, action, resource) when { principal == resource };`)
-	_, err := s.Apply("doc", servertest.Files("schema.cedarschema", servertest.DocSchema, "p.cedar", servertest.DocPolicies, "bundle.yaml", "approvals: 2"))
-	servertest.WantCode(t, err, connect.CodeInvalidArgument, "not enforced")
-	s.MustApply("doc", "schema.cedarschema", servertest.DocSchema, "p.cedar", servertest.DocPolicies)
+	// The rule that it has is enforced from now on.
+	_, err := s.Apply("doc", servertest.Files("schema.cedarschema", servertest.DocSchema, "p.cedar", servertest.DocPolicies))
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "changes of the bundle doc need 2 approvals")
 }

@@ -92,11 +92,19 @@ func (s *policyService) RollbackVersion(ctx context.Context, req *cedarpostv1.Ro
 	if err != nil {
 		return nil, err
 	}
-	b, leave, err := s.storedBundle(ctx, s.publishes, old.Bundle)
+	held, err := hold(ctx, s.publishes)
 	if err != nil {
 		return nil, err
 	}
-	defer leave()
+	defer held.leave()
+	files, err := s.storedFiles(ctx, held, old.Name, old.Since)
+	if err != nil {
+		return nil, err
+	}
+	b, err := readFiles(old.Name, files)
+	if err != nil {
+		return nil, err
+	}
 	respond := func(out *cedarpostv1.ApplyBundleResponse) *cedarpostv1.RollbackVersionResponse {
 		return &cedarpostv1.RollbackVersionResponse{Bundle: out.GetBundle(), Revision: out.GetRevision(), Warnings: out.GetWarnings()}
 	}
@@ -104,7 +112,9 @@ func (s *policyService) RollbackVersion(ctx context.Context, req *cedarpostv1.Ro
 	p := &publication{
 		bundle: b, procedure: cedarpostv1connect.PolicyServiceRollbackVersionProcedure, need: need{"RollbackVersion", access.Target{Bundle: b.Name, Changes: true}},
 		message: req.GetReason(), rollbackOf: req.GetVersion(),
-		respond: func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return respond(out) },
+		// The rule of the live version stays: it must not be shed by a rollback to a time before it.
+		approvals: func(live store.Bundle) int { return max(approvalsNeeded(live), b.Approvals) },
+		respond:   func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return respond(out) },
 		rules: func(live store.Bundle, _ store.PolicyState) (w store.PolicyWrite, err error) {
 			if live.Digest == old.Digest {
 				return w, connect.Errorf(connect.CodeFailedPrecondition, "the live version %d of the bundle %s has the same files as version %d; FreezeBundle (cedarpost freeze) keeps it as it is", live.Version, b.Name, old.Version)
@@ -115,55 +125,59 @@ func (s *policyService) RollbackVersion(ctx context.Context, req *cedarpostv1.Ro
 	return writeOnce(ctx, s.db, p.procedure, req.GetIdempotencyKey(), req, &cedarpostv1.RollbackVersionResponse{},
 		func(o *once) (*cedarpostv1.RollbackVersionResponse, error) {
 			out, err := s.publish(ctx, p, o)
+			if err != nil {
+				s.noteRefused(ctx, p.procedure, b.Name, false, err)
+			}
 			return respond(out), err
 		})
 }
 
-// storedBundle reads a version of a bundle with its files, which takes the place of an upload. leave
-// gives the place back.
-func (s *policyService) storedBundle(ctx context.Context, places *bundlePlaces, old store.Bundle) (b *bundle.Bundle, leave func(), err error) {
-	files, leave, err := s.storedFiles(ctx, places, old.Name, old.Since)
-	if err != nil {
-		return nil, nil, err
-	}
-	if b, err = readFiles(old.Name, files); err != nil {
-		leave()
-		return nil, nil, err
-	}
-	return b, leave, nil
+// heldFiles are files in memory that take the place of an upload.
+type heldFiles struct {
+	places *bundlePlaces
+	size   int64
+	away   func()
 }
 
-// storedFiles reads the files of a bundle as they were at a revision.
-func (s *policyService) storedFiles(ctx context.Context, places *bundlePlaces, name string, at int64) (files []bundle.File, leave func(), err error) {
+// hold waits for the place of an upload.
+func hold(ctx context.Context, places *bundlePlaces) (*heldFiles, error) {
 	away, err := places.upload(ctx, callerFrom(ctx))
-	if err != nil {
-		return nil, nil, err
+	return &heldFiles{places: places, away: away}, err
+}
+
+// leave gives the place back.
+func (h *heldFiles) leave() {
+	h.places.bytes.Add(-h.size)
+	h.away()
+}
+
+// add counts bytes that are about to be in memory.
+func (h *heldFiles) add(n int) error {
+	h.size += int64(n)
+	if h.places.bytes.Add(int64(n)) > maxUploaded {
+		return connect.NewError(connect.CodeResourceExhausted, "other large bundles are being uploaded; try again in a moment")
 	}
-	size := int64(0)
-	leave = func() {
-		places.bytes.Add(-size)
-		away()
-	}
-	defer func() {
-		if err != nil {
-			leave()
-		}
-	}()
+	return nil
+}
+
+// storedFiles reads the files of a bundle as they were at a revision, by path.
+func (s *policyService) storedFiles(ctx context.Context, h *heldFiles, name string, at int64) (files []bundle.File, err error) {
 	sizes, err := s.db.BundleFiles(ctx, at, name)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	size := 0
 	for _, f := range sizes {
-		size += int64(f.Bytes)
+		size += f.Bytes
 	}
-	if places.bytes.Add(size) > maxUploaded {
-		return nil, nil, connect.NewError(connect.CodeResourceExhausted, "other large bundles are being uploaded; try again in a moment")
+	if err := h.add(size); err != nil {
+		return nil, err
 	}
 	list, err := s.db.ReadBundleFiles(ctx, at, name)
 	for _, f := range list {
 		files = append(files, bundle.File{Path: f.Path, Content: f.Content})
 	}
-	return files, leave, err
+	return files, err
 }
 
 // readFiles makes a bundle of files. The error of files that are not a bundle has findings.

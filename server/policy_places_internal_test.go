@@ -123,5 +123,6 @@ func anybodyMay(context.Context, string, ...need) error { return nil }
 // plainPublication is that of ApplyBundle without rules.
 func plainPublication(b *bundle.Bundle, dryRun bool) *publication {
 	return &publication{bundle: b, procedure: cedarpostv1connect.PolicyServiceApplyBundleProcedure, need: need{applyBundle, access.Target{Bundle: b.Name, Changes: true}}, dryRun: dryRun,
-		rules: func(store.Bundle, store.PolicyState) (w store.PolicyWrite, err error) { return w, nil }}
+		approvals: func(store.Bundle) int { return 0 },
+		rules:     func(store.Bundle, store.PolicyState) (w store.PolicyWrite, err error) { return w, nil }}
 }

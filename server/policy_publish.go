@@ -30,11 +30,14 @@ type publication struct {
 	change    string // the id of the change that is published; "": none
 	// rollbackOf is the version that is restored; 0: none.
 	rollbackOf int64
-	rules      publishRules
+	// approvals returns how many approvals the change after it needs.
+	approvals func(live store.Bundle) int
+	rules     publishRules
 	// respond makes the answer of the call.
 	respond func(*cedarpostv1.ApplyBundleResponse) proto.Message
-	// report is that of the last check.
+	// report and set are those of the last check; set is nil if the bundle is not valid.
 	report *offline.Report
+	set    *engine.Set
 }
 
 // publishRules decides whether a bundle may be published. live is its live version; its version is 0 if
@@ -53,6 +56,12 @@ func refuseFrozen(name string, now store.PolicyState) error {
 		reason = ": " + f.Reason
 	}
 	return connect.Errorf(connect.CodeFailedPrecondition, "the bundle %s is frozen, since %s by %s%s; `cedarpost unfreeze %s` ends that", name, f.At.UTC().Format(time.RFC3339), f.Caller, reason, name)
+}
+
+// approvalsNeeded returns how many approvals a change of a bundle needs. A rollback keeps a number that is
+// larger than that of bundle.yaml.
+func approvalsNeeded(live store.Bundle) int {
+	return max(int(live.Approvals), bundle.ReadApprovals(live.Manifest))
 }
 
 // publish checks a bundle, and commits it unless it is a dry run. If another bundle is published
@@ -95,7 +104,7 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 	if err := s.stillMay(ctx, p.procedure, p.need); err != nil {
 		return nil, err
 	}
-	p.report = report
+	p.report, p.set = report, set
 	hideFindings(report, b.Name, access.RightsFrom(ctx))
 	if !report.Valid() || report.Failed() > 0 {
 		return nil, reportRefusal(b.Name, report)
@@ -130,6 +139,7 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 	}
 	w.Caller = callerFrom(ctx)
 	w.Bundle.PublishedBy, w.Bundle.Message, w.Bundle.Change, w.Bundle.RollbackOf = w.Caller, p.message, p.change, p.rollbackOf
+	w.Bundle.Approvals = int32(p.approvals(live))
 	w.BaseRevision, w.EntitiesRevision, w.At = v.PolicyRevision, v.Position.Number, v.Position
 	w.Recheck = func(entities []store.Entity) error {
 		// The wait for the lock may have taken long, too.

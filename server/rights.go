@@ -182,6 +182,18 @@ func ofBundle[M interface{ GetBundle() string }](action string, changes bool) ru
 	})
 }
 
+// ofChange makes the rule of a call about one change of a bundle. The id of the change names the bundle.
+func ofChange[M interface{ GetId() string }](action string, changes bool) rule {
+	return each(action, func(_ *engine.Set, m M) []access.Target {
+		return []access.Target{{Bundle: bundleOfChange(m.GetId()), Changes: changes}}
+	})
+}
+
+// bundleOfChange returns the bundle of the change with an id; "" if it is not the id of a change.
+func bundleOfChange(id string) string {
+	return id[:max(strings.LastIndexByte(id, '-'), 0)]
+}
+
 // listGrants is the right that a read of entities needs if they are grants.
 const listGrants = "ListGrants"
 
@@ -287,6 +299,16 @@ var rules = map[string]rule{
 	cedarpostv1connect.PolicyServiceRollbackVersionProcedure: ofBundle[*cedarpostv1.RollbackVersionRequest]("RollbackVersion", true),
 	cedarpostv1connect.PolicyServiceFreezeBundleProcedure:    ofBundle[*cedarpostv1.FreezeBundleRequest]("FreezeBundle", true),
 	cedarpostv1connect.PolicyServiceUnfreezeBundleProcedure:  ofBundle[*cedarpostv1.UnfreezeBundleRequest]("UnfreezeBundle", true),
+
+	cedarpostv1connect.PolicyServiceCreateChangeProcedure:  ofBundle[*cedarpostv1.CreateChangeRequest]("CreateChange", false),
+	cedarpostv1connect.PolicyServiceUpdateChangeProcedure:  ofChange[*cedarpostv1.UpdateChangeRequest]("UpdateChange", false),
+	cedarpostv1connect.PolicyServiceGetChangeProcedure:     ofChange[*cedarpostv1.GetChangeRequest]("GetChange", false),
+	cedarpostv1connect.PolicyServiceListChangesProcedure:   anywhere("ListChanges"),
+	cedarpostv1connect.PolicyServiceCheckChangeProcedure:   ofChange[*cedarpostv1.CheckChangeRequest]("CheckChange", false),
+	cedarpostv1connect.PolicyServiceApproveChangeProcedure: ofChange[*cedarpostv1.ApproveChangeRequest]("ApproveChange", true),
+	cedarpostv1connect.PolicyServiceDeclineChangeProcedure: ofChange[*cedarpostv1.DeclineChangeRequest]("DeclineChange", true),
+	cedarpostv1connect.PolicyServicePublishChangeProcedure: ofChange[*cedarpostv1.PublishChangeRequest]("PublishChange", true),
+	cedarpostv1connect.PolicyServiceDiscardChangeProcedure: ofChange[*cedarpostv1.DiscardChangeRequest]("DiscardChange", false),
 
 	cedarpostv1connect.AuditServiceQueryDecisionsProcedure: anywhere("QueryDecisions"),
 	cedarpostv1connect.AuditServiceCountDecisionsProcedure: anywhere("CountDecisions"),

@@ -41,7 +41,7 @@ type BundleChange struct {
 	Authors   []string  `json:"authors"`
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
-	// Approvals and Declines are about Digest. An edit removes them.
+	// Approvals and Declines count for the digest that they name. An edit removes the approvals.
 	Approvals []Verdict `json:"approvals,omitempty"`
 	Declines  []Verdict `json:"declines,omitempty"`
 	// Version is the version that it was published as; 0: none.
@@ -53,6 +53,7 @@ type BundleChange struct {
 // Verdict is what a caller decided about a change.
 type Verdict struct {
 	Caller string    `json:"caller"`
+	Digest string    `json:"digest"` // of the change as the caller has seen it
 	Reason string    `json:"reason,omitempty"`
 	At     time.Time `json:"at"`
 }
@@ -236,35 +237,29 @@ func (db *DB) BundleChange(ctx context.Context, id string) (_ BundleChange, err 
 	return readChange(ctx, db.admin, id)
 }
 
-// ChangeEdits reads the edits of a change by path, and the change in the same snapshot. The error is
-// [ErrNotFound] if there is no change with the id.
-func (db *DB) ChangeEdits(ctx context.Context, id string) (c BundleChange, edits []ChangeEdit, err error) {
+// StoredEdit is an edit of a change as it is stored. Content is nil for a file that is left out.
+type StoredEdit struct {
+	ChangeEdit
+	Bytes int // of the content, also if that is left out
+}
+
+// ChangeEdits reads a change and, in the same snapshot, its edits by path. It leaves out the contents of
+// files over each bytes, and after total bytes. The error is [ErrNotFound] if there is no change with the
+// id.
+func (db *DB) ChangeEdits(ctx context.Context, id string, each, total int) (c BundleChange, edits []StoredEdit, err error) {
 	defer wrap(&err, "read the edits of a change")
 	err = pgx.BeginTxFunc(ctx, db.admin, oneSnapshot, func(tx pgx.Tx) error {
 		if c, err = readChange(ctx, tx, id); err != nil {
 			return err
 		}
-		rows, _ := tx.Query(ctx, "select path, content is null as removed, content from change_edits where change = $1 order by path", id)
-		edits, err = pgx.CollectRows(rows, pgx.RowToStructByName[ChangeEdit])
+		rows, _ := tx.Query(ctx, `
+			select path, content is null as removed, coalesce(octet_length(content), 0) as bytes,
+			       case when octet_length(content) <= $2 and sum(octet_length(content)) over (order by path) <= $3 then content end as content
+			from change_edits where change = $1 order by path`, id, each, total)
+		edits, err = pgx.CollectRows(rows, pgx.RowToStructByName[StoredEdit])
 		return err
 	})
 	return c, edits, err
-}
-
-// EditSize is an edit of a change without its content.
-type EditSize struct {
-	Path    string
-	Removed bool
-	Bytes   int
-}
-
-// EditSizes lists the edits of a change by path, without their contents.
-func (db *DB) EditSizes(ctx context.Context, id string) (_ []EditSize, err error) {
-	defer wrap(&err, "list the edits of a change")
-	rows, _ := db.admin.Query(ctx, `
-		select path, content is null as removed, coalesce(octet_length(content), 0) as bytes
-		from change_edits where change = $1 order by path`, id)
-	return pgx.CollectRows(rows, pgx.RowToStructByName[EditSize])
 }
 
 // BundleChangeQuery says which changes to list. The zero value of a field does not filter.

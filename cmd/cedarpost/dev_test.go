@@ -52,6 +52,7 @@ func TestDev(t *testing.T) {
 	t.Run("history of entities", testEntityHistory(sh))
 	t.Run("bundles", testBundles(sh))
 	t.Run("versions", testVersions(sh))
+	t.Run("change", testChange(sh))
 	t.Run("log", testLog(sh))
 	t.Run("uses", testUses(sh))
 	t.Run("keys and grants", testKeys(sh, dir))
@@ -215,7 +216,7 @@ func testBundles(sh *shell) func(*testing.T) {
 			t.Error("warnings are not in the order of their lines")
 		}
 		sh.exits(t, 3, says("bundle.yaml:5:1: error: ", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "color: blue\n"}))
-		sh.exits(t, 3, says("bundle.yaml:5:12: error: approvals are not enforced", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "approvals: 2\n"}))
+		sh.exits(t, 3, says("bundle.yaml:5:12: error: approvals must be a whole number", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "approvals: two\n"}))
 		sh.exits(t, 1, says("invalid_argument", "names the bundle"), "apply", more, "--name", "other")
 		sh.exits(t, 0, says("shop"), "bundles")
 	}

@@ -92,3 +92,57 @@ func file(t *testing.T, dir, name string) string {
 	}
 	return string(b)
 }
+
+// testChange proposes a change, and has it declined, edited, approved and published.
+func testChange(sh *shell) func(*testing.T) {
+	return func(t *testing.T) {
+		key := func(name, role string) *shell {
+			file := filepath.Join(t.TempDir(), name+".key")
+			sh.exits(t, 0, nil, "keys", "create", name, "--role", role, "--bundle", "notes", "--out", file)
+			return sh.with("CEDARPOST_TOKEN=", "CEDARPOST_TOKEN_FILE="+file)
+		}
+		author, approver := key("change-author", "policy-author"), key("change-approver", "policy-approver")
+		strict, edited := notes(t, "owners"), notes(t, "people")
+		for _, dir := range []string{strict, edited} {
+			write(t, dir, "bundle.yaml", "name: notes\napprovals: 1\n")
+		}
+		sh.exits(t, 0, says("published"), "apply", strict)
+		sh.exits(t, 0, says("nothing changed"), "apply", strict)
+		sh.exits(t, 1, says("failed_precondition", "changes of the bundle notes need 1 approval", "cedarpost change create DIR"), "apply", edited)
+
+		author.exits(t, 1, says("there is nothing to change"), "change", "create", strict, "--title", "nothing")
+		r := author.exits(t, 0, nil, "change", "create", edited, "--title", "people is a better word", "--reason", "they are", "-o", "json")
+		var made struct{ ID, Digest string }
+		if err := json.Unmarshal([]byte(r.out), &made); err != nil || made.ID != "notes-1" {
+			t.Fatalf("%v: %s", err, r.out)
+		}
+		id := made.ID
+		approver.exits(t, 0, says("notes-1: open, people is a better word", "authors      change-author", "reason       they are", "needs        1 approval", "blocked      the change notes-1 needs 1 approval and has 0", `+@id("people")`), "change", "show", id)
+		approver.exits(t, 0, says("notes-1: valid", "tests        0, 0 failed", "added        people (permit)", "removed      owners (permit)"), "change", "check", id)
+		approver.exits(t, 0, says("declined     change-approver", "write a sentence"), "change", "decline", id, "--reason", "write a sentence")
+		sh.exits(t, 1, says("was declined by change-approver: write a sentence"), "change", "publish", id)
+		write(t, edited, "read.cedar", file(t, edited, "read.cedar")+"// People read their own notes.\n")
+		author.exits(t, 0, says("notes-1: open"), "change", "edit", id, edited)
+		approver.exits(t, 1, says("aborted", "was edited"), "change", "approve", id, "--digest", made.Digest)
+		author.exits(t, 1, says("permission_denied"), "change", "approve", id)
+		sh.exits(t, 1, says("needs 1 approval and has 0"), "change", "publish", id)
+		approver.exits(t, 0, says("approved     change-approver"), "change", "approve", id)
+		author.exits(t, 0, says("notes-1  open   ", "change-approver"), "change", "list")
+		author.exits(t, 1, says("permission_denied"), "change", "publish", id)
+		sh.exits(t, 0, says("notes: published", "version"), "change", "publish", id)
+		sh.exits(t, 0, says("change-approver", "notes-1: people is a better word"), "versions", "notes")
+		sh.exits(t, 1, says("was published as version"), "change", "discard", id)
+
+		// A change that is not valid, whose base moves, and which is discarded.
+		broken := notes(t, "broken")
+		write(t, broken, "read.cedar", "@id(\"broken\")\npermit (principal, action == Notes::Action::\"Wirte\", resource);\n")
+		author.exits(t, 0, says("notes-2: open"), "change", "create", broken, "--title", "broken")
+		author.exits(t, 3, says("read.cedar:2", "Wirte", "notes-2: not valid"), "change", "check", "notes-2")
+		author.exits(t, 2, says("give a folder"), "change", "edit", "notes-2")
+		author.exits(t, 0, says("notes-2: open, better"), "change", "edit", "notes-2", "--title", "better", "--revert", "read.cedar", "--rebase")
+		author.exits(t, 0, says("notes-2: valid", "blocked      the change notes-2 needs 1 approval"), "change", "check", "notes-2")
+		author.exits(t, 0, says("notes-2: discarded"), "change", "discard", "notes-2", "--reason", "a mistake")
+		author.exits(t, 0, says("notes-2", "notes-1"), "change", "list", "--state", "all", "--bundle", "notes", "-o", "json")
+		sh.exits(t, 0, says("DiscardChange", "a mistake"), "events", "--kind", "change", "--subject", `Cedarpost::Change::"notes-2"`, "-o", "json")
+	}
+}

@@ -27,6 +27,7 @@ type cli struct {
 
 	Check    checkCmd    `cmd:"" group:"policy" help:"Check bundle folders and run their tests, without a server."`
 	Apply    applyCmd    `cmd:"" group:"policy" help:"Publish a bundle folder."`
+	Change   changeCmd   `cmd:"" group:"policy" help:"Propose a change of a bundle, check it, approve it and publish it."`
 	Bundles  bundlesCmd  `cmd:"" group:"policy" help:"List the published bundles, or fetch one."`
 	Versions versionsCmd `cmd:"" group:"policy" help:"List the versions of a bundle: who published them, when and why."`
 	Diff     diffCmd     `cmd:"" group:"policy" help:"Compare the live version with a folder, or two versions."`

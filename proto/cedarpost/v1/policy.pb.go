@@ -133,6 +133,120 @@ func (FileDiff_Kind) EnumDescriptor() ([]byte, []int) {
 	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{20, 0}
 }
 
+// What became of a change.
+type BundleChange_State int32
+
+const (
+	// Never sent.
+	BundleChange_STATE_UNSPECIFIED BundleChange_State = 0
+	// It can be edited and published.
+	BundleChange_OPEN BundleChange_State = 1
+	// It is a version of the bundle.
+	BundleChange_PUBLISHED BundleChange_State = 2
+	// It will not be published.
+	BundleChange_DISCARDED BundleChange_State = 3
+)
+
+// Enum value maps for BundleChange_State.
+var (
+	BundleChange_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "OPEN",
+		2: "PUBLISHED",
+		3: "DISCARDED",
+	}
+	BundleChange_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"OPEN":              1,
+		"PUBLISHED":         2,
+		"DISCARDED":         3,
+	}
+)
+
+func (x BundleChange_State) Enum() *BundleChange_State {
+	p := new(BundleChange_State)
+	*p = x
+	return p
+}
+
+func (x BundleChange_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BundleChange_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_cedarpost_v1_policy_proto_enumTypes[2].Descriptor()
+}
+
+func (BundleChange_State) Type() protoreflect.EnumType {
+	return &file_cedarpost_v1_policy_proto_enumTypes[2]
+}
+
+func (x BundleChange_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BundleChange_State.Descriptor instead.
+func (BundleChange_State) EnumDescriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{27, 0}
+}
+
+// What happened to a policy.
+type PolicyDiff_Kind int32
+
+const (
+	// Never sent.
+	PolicyDiff_KIND_UNSPECIFIED PolicyDiff_Kind = 0
+	// It is new.
+	PolicyDiff_ADDED PolicyDiff_Kind = 1
+	// It is gone.
+	PolicyDiff_REMOVED PolicyDiff_Kind = 2
+	// It is another one.
+	PolicyDiff_CHANGED PolicyDiff_Kind = 3
+)
+
+// Enum value maps for PolicyDiff_Kind.
+var (
+	PolicyDiff_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "ADDED",
+		2: "REMOVED",
+		3: "CHANGED",
+	}
+	PolicyDiff_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"ADDED":            1,
+		"REMOVED":          2,
+		"CHANGED":          3,
+	}
+)
+
+func (x PolicyDiff_Kind) Enum() *PolicyDiff_Kind {
+	p := new(PolicyDiff_Kind)
+	*p = x
+	return p
+}
+
+func (x PolicyDiff_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PolicyDiff_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_cedarpost_v1_policy_proto_enumTypes[3].Descriptor()
+}
+
+func (PolicyDiff_Kind) Type() protoreflect.EnumType {
+	return &file_cedarpost_v1_policy_proto_enumTypes[3]
+}
+
+func (x PolicyDiff_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PolicyDiff_Kind.Descriptor instead.
+func (PolicyDiff_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40, 0}
+}
+
 // ApplyBundleRequest is one part of an upload.
 type ApplyBundleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2024,6 +2138,1649 @@ func (x *UnfreezeBundleResponse) GetChanged() bool {
 	return false
 }
 
+// BundleChange is a proposed new state of a bundle.
+type BundleChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id: the name of the bundle, a hyphen and a number.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The name of the bundle.
+	Bundle string `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// What it is for, in one line.
+	Title string `protobuf:"bytes,3,opt,name=title,proto3" json:"title,omitempty"`
+	// Why.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What became of it.
+	State BundleChange_State `protobuf:"varint,5,opt,name=state,proto3,enum=cedarpost.v1.BundleChange_State" json:"state,omitempty"`
+	// The version that the edits apply to; 0: the bundle is new.
+	BaseVersion int64 `protobuf:"varint,6,opt,name=base_version,json=baseVersion,proto3" json:"base_version,omitempty"`
+	// SHA-256 over the files of the bundle with the edits, in hexadecimal. Approvals name it.
+	Digest string `protobuf:"bytes,7,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The callers that made or edited it, the first one first.
+	Authors []string `protobuf:"bytes,8,rep,name=authors,proto3" json:"authors,omitempty"`
+	// When it was made.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// When it was changed last.
+	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Who approved it in this state.
+	Approvals []*Verdict `protobuf:"bytes,11,rep,name=approvals,proto3" json:"approvals,omitempty"`
+	// Who declined it in this state.
+	Declines []*Verdict `protobuf:"bytes,12,rep,name=declines,proto3" json:"declines,omitempty"`
+	// The version that it was published as; 0: none.
+	Version       int64 `protobuf:"varint,13,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleChange) Reset() {
+	*x = BundleChange{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleChange) ProtoMessage() {}
+
+func (x *BundleChange) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleChange.ProtoReflect.Descriptor instead.
+func (*BundleChange) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *BundleChange) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *BundleChange) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *BundleChange) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *BundleChange) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BundleChange) GetState() BundleChange_State {
+	if x != nil {
+		return x.State
+	}
+	return BundleChange_STATE_UNSPECIFIED
+}
+
+func (x *BundleChange) GetBaseVersion() int64 {
+	if x != nil {
+		return x.BaseVersion
+	}
+	return 0
+}
+
+func (x *BundleChange) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *BundleChange) GetAuthors() []string {
+	if x != nil {
+		return x.Authors
+	}
+	return nil
+}
+
+func (x *BundleChange) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *BundleChange) GetUpdatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return nil
+}
+
+func (x *BundleChange) GetApprovals() []*Verdict {
+	if x != nil {
+		return x.Approvals
+	}
+	return nil
+}
+
+func (x *BundleChange) GetDeclines() []*Verdict {
+	if x != nil {
+		return x.Declines
+	}
+	return nil
+}
+
+func (x *BundleChange) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+// FileEdit puts or removes one file.
+type FileEdit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The path in the bundle's folder.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// What becomes of the file.
+	//
+	// Types that are valid to be assigned to Edit:
+	//
+	//	*FileEdit_Content
+	//	*FileEdit_Append
+	//	*FileEdit_Removed
+	Edit          isFileEdit_Edit `protobuf_oneof:"edit"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileEdit) Reset() {
+	*x = FileEdit{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileEdit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileEdit) ProtoMessage() {}
+
+func (x *FileEdit) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileEdit.ProtoReflect.Descriptor instead.
+func (*FileEdit) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *FileEdit) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *FileEdit) GetEdit() isFileEdit_Edit {
+	if x != nil {
+		return x.Edit
+	}
+	return nil
+}
+
+func (x *FileEdit) GetContent() []byte {
+	if x != nil {
+		if x, ok := x.Edit.(*FileEdit_Content); ok {
+			return x.Content
+		}
+	}
+	return nil
+}
+
+func (x *FileEdit) GetAppend() []byte {
+	if x != nil {
+		if x, ok := x.Edit.(*FileEdit_Append); ok {
+			return x.Append
+		}
+	}
+	return nil
+}
+
+func (x *FileEdit) GetRemoved() bool {
+	if x != nil {
+		if x, ok := x.Edit.(*FileEdit_Removed); ok {
+			return x.Removed
+		}
+	}
+	return false
+}
+
+type isFileEdit_Edit interface {
+	isFileEdit_Edit()
+}
+
+type FileEdit_Content struct {
+	// The file has this content.
+	Content []byte `protobuf:"bytes,2,opt,name=content,proto3,oneof"`
+}
+
+type FileEdit_Append struct {
+	// The content is added to that which the change, or an earlier edit of the same call, puts at the
+	// path: a message has at most 4 MiB.
+	Append []byte `protobuf:"bytes,3,opt,name=append,proto3,oneof"`
+}
+
+type FileEdit_Removed struct {
+	// The bundle does not have the file.
+	Removed bool `protobuf:"varint,4,opt,name=removed,proto3,oneof"`
+}
+
+func (*FileEdit_Content) isFileEdit_Edit() {}
+
+func (*FileEdit_Append) isFileEdit_Edit() {}
+
+func (*FileEdit_Removed) isFileEdit_Edit() {}
+
+// CreateChangeRequest is a new change.
+type CreateChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the bundle. It need not be published yet.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// What the change is for, in one line.
+	Title string `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
+	// Why.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The version that the edits apply to; 0: the bundle is new. Absent: the live version.
+	BaseVersion *int64 `protobuf:"varint,4,opt,name=base_version,json=baseVersion,proto3,oneof" json:"base_version,omitempty"`
+	// The edits.
+	Edits []*FileEdit `protobuf:"bytes,5,rep,name=edits,proto3" json:"edits,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,6,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CreateChangeRequest) Reset() {
+	*x = CreateChangeRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateChangeRequest) ProtoMessage() {}
+
+func (x *CreateChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateChangeRequest.ProtoReflect.Descriptor instead.
+func (*CreateChangeRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *CreateChangeRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *CreateChangeRequest) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *CreateChangeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CreateChangeRequest) GetBaseVersion() int64 {
+	if x != nil && x.BaseVersion != nil {
+		return *x.BaseVersion
+	}
+	return 0
+}
+
+func (x *CreateChangeRequest) GetEdits() []*FileEdit {
+	if x != nil {
+		return x.Edits
+	}
+	return nil
+}
+
+func (x *CreateChangeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// CreateChangeResponse has the change.
+type CreateChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The change.
+	Change *BundleChange `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	// The revision that it was stored in.
+	Revision      *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateChangeResponse) Reset() {
+	*x = CreateChangeResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateChangeResponse) ProtoMessage() {}
+
+func (x *CreateChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateChangeResponse.ProtoReflect.Descriptor instead.
+func (*CreateChangeResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *CreateChangeResponse) GetChange() *BundleChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *CreateChangeResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// UpdateChangeRequest edits a change. What is absent stays as it is.
+type UpdateChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Edit only if the change has this digest; empty: in any case. The error is aborted.
+	IfDigest string `protobuf:"bytes,2,opt,name=if_digest,json=ifDigest,proto3" json:"if_digest,omitempty"`
+	// What it is for.
+	Title *string `protobuf:"bytes,3,opt,name=title,proto3,oneof" json:"title,omitempty"`
+	// Why.
+	Reason *string `protobuf:"bytes,4,opt,name=reason,proto3,oneof" json:"reason,omitempty"`
+	// Edits, besides those that the change has, or in place of those of the same paths.
+	Edits []*FileEdit `protobuf:"bytes,5,rep,name=edits,proto3" json:"edits,omitempty"`
+	// Paths whose edits are taken back: the files are those of the base again.
+	Revert []string `protobuf:"bytes,6,rep,name=revert,proto3" json:"revert,omitempty"`
+	// Make the live version the base. It is a conflict if the change and a version since its base both
+	// change a file, unless this call has an edit of the file, or reverts it.
+	Rebase bool `protobuf:"varint,7,opt,name=rebase,proto3" json:"rebase,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,8,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *UpdateChangeRequest) Reset() {
+	*x = UpdateChangeRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateChangeRequest) ProtoMessage() {}
+
+func (x *UpdateChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateChangeRequest.ProtoReflect.Descriptor instead.
+func (*UpdateChangeRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *UpdateChangeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UpdateChangeRequest) GetIfDigest() string {
+	if x != nil {
+		return x.IfDigest
+	}
+	return ""
+}
+
+func (x *UpdateChangeRequest) GetTitle() string {
+	if x != nil && x.Title != nil {
+		return *x.Title
+	}
+	return ""
+}
+
+func (x *UpdateChangeRequest) GetReason() string {
+	if x != nil && x.Reason != nil {
+		return *x.Reason
+	}
+	return ""
+}
+
+func (x *UpdateChangeRequest) GetEdits() []*FileEdit {
+	if x != nil {
+		return x.Edits
+	}
+	return nil
+}
+
+func (x *UpdateChangeRequest) GetRevert() []string {
+	if x != nil {
+		return x.Revert
+	}
+	return nil
+}
+
+func (x *UpdateChangeRequest) GetRebase() bool {
+	if x != nil {
+		return x.Rebase
+	}
+	return false
+}
+
+func (x *UpdateChangeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// UpdateChangeResponse has the change.
+type UpdateChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The change as it is now.
+	Change *BundleChange `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	// The revision that it was stored in, or the current one if nothing changed.
+	Revision      *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateChangeResponse) Reset() {
+	*x = UpdateChangeResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateChangeResponse) ProtoMessage() {}
+
+func (x *UpdateChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateChangeResponse.ProtoReflect.Descriptor instead.
+func (*UpdateChangeResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *UpdateChangeResponse) GetChange() *BundleChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *UpdateChangeResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// GetChangeRequest names a change.
+type GetChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetChangeRequest) Reset() {
+	*x = GetChangeRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetChangeRequest) ProtoMessage() {}
+
+func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetChangeRequest.ProtoReflect.Descriptor instead.
+func (*GetChangeRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *GetChangeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// GetChangeResponse has the change.
+type GetChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The change.
+	Change *BundleChange `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	// What the edits do to the files of the base.
+	Files []*FileDiff `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"`
+	// How many approvals it needs: those of the live version.
+	ApprovalsNeeded int32 `protobuf:"varint,3,opt,name=approvals_needed,json=approvalsNeeded,proto3" json:"approvals_needed,omitempty"`
+	// The live version of the bundle; 0: none.
+	LiveVersion int64 `protobuf:"varint,4,opt,name=live_version,json=liveVersion,proto3" json:"live_version,omitempty"`
+	// What keeps it from being published, in words. CheckChange says whether the bundle is valid.
+	BlockedBy     []string `protobuf:"bytes,5,rep,name=blocked_by,json=blockedBy,proto3" json:"blocked_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetChangeResponse) Reset() {
+	*x = GetChangeResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetChangeResponse) ProtoMessage() {}
+
+func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetChangeResponse.ProtoReflect.Descriptor instead.
+func (*GetChangeResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *GetChangeResponse) GetChange() *BundleChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *GetChangeResponse) GetFiles() []*FileDiff {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *GetChangeResponse) GetApprovalsNeeded() int32 {
+	if x != nil {
+		return x.ApprovalsNeeded
+	}
+	return 0
+}
+
+func (x *GetChangeResponse) GetLiveVersion() int64 {
+	if x != nil {
+		return x.LiveVersion
+	}
+	return 0
+}
+
+func (x *GetChangeResponse) GetBlockedBy() []string {
+	if x != nil {
+		return x.BlockedBy
+	}
+	return nil
+}
+
+// ListChangesRequest filters changes. All filters given must match.
+type ListChangesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only of this bundle.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// Only in this state.
+	State BundleChange_State `protobuf:"varint,2,opt,name=state,proto3,enum=cedarpost.v1.BundleChange_State" json:"state,omitempty"`
+	// At most so many, 1 to 1000; 0: 100.
+	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Where the last page ended, from next_page_token, with the same filters.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListChangesRequest) Reset() {
+	*x = ListChangesRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListChangesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListChangesRequest) ProtoMessage() {}
+
+func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
+func (*ListChangesRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ListChangesRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *ListChangesRequest) GetState() BundleChange_State {
+	if x != nil {
+		return x.State
+	}
+	return BundleChange_STATE_UNSPECIFIED
+}
+
+func (x *ListChangesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListChangesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListChangesResponse is a page.
+type ListChangesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The changes.
+	Changes []*BundleChange `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListChangesResponse) Reset() {
+	*x = ListChangesResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListChangesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListChangesResponse) ProtoMessage() {}
+
+func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
+func (*ListChangesResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ListChangesResponse) GetChanges() []*BundleChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *ListChangesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// CheckChangeRequest names a change.
+type CheckChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckChangeRequest) Reset() {
+	*x = CheckChangeRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckChangeRequest) ProtoMessage() {}
+
+func (x *CheckChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckChangeRequest.ProtoReflect.Descriptor instead.
+func (*CheckChangeRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *CheckChangeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// CheckChangeResponse is the result of a check.
+type CheckChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The change that was checked.
+	Change *BundleChange `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	// True if the bundle is valid, its tests pass, no other bundle breaks and stored entities fit.
+	Ok bool `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
+	// Every finding, the worst first.
+	Findings []*Finding `protobuf:"bytes,3,rep,name=findings,proto3" json:"findings,omitempty"`
+	// The results of its tests. There are none if the bundle is not valid.
+	Tests []*TestResult `protobuf:"bytes,4,rep,name=tests,proto3" json:"tests,omitempty"`
+	// What keeps it from being published besides, in words.
+	BlockedBy []string `protobuf:"bytes,5,rep,name=blocked_by,json=blockedBy,proto3" json:"blocked_by,omitempty"`
+	// What it does to the policies of the live version, by id.
+	Policies []*PolicyDiff `protobuf:"bytes,6,rep,name=policies,proto3" json:"policies,omitempty"`
+	// The fields that it adds to the catalogue, as "Shop::Order total".
+	FieldsAdded []string `protobuf:"bytes,7,rep,name=fields_added,json=fieldsAdded,proto3" json:"fields_added,omitempty"`
+	// The fields that it takes from the catalogue.
+	FieldsRemoved []string `protobuf:"bytes,8,rep,name=fields_removed,json=fieldsRemoved,proto3" json:"fields_removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckChangeResponse) Reset() {
+	*x = CheckChangeResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckChangeResponse) ProtoMessage() {}
+
+func (x *CheckChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckChangeResponse.ProtoReflect.Descriptor instead.
+func (*CheckChangeResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *CheckChangeResponse) GetChange() *BundleChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *CheckChangeResponse) GetOk() bool {
+	if x != nil {
+		return x.Ok
+	}
+	return false
+}
+
+func (x *CheckChangeResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+func (x *CheckChangeResponse) GetTests() []*TestResult {
+	if x != nil {
+		return x.Tests
+	}
+	return nil
+}
+
+func (x *CheckChangeResponse) GetBlockedBy() []string {
+	if x != nil {
+		return x.BlockedBy
+	}
+	return nil
+}
+
+func (x *CheckChangeResponse) GetPolicies() []*PolicyDiff {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *CheckChangeResponse) GetFieldsAdded() []string {
+	if x != nil {
+		return x.FieldsAdded
+	}
+	return nil
+}
+
+func (x *CheckChangeResponse) GetFieldsRemoved() []string {
+	if x != nil {
+		return x.FieldsRemoved
+	}
+	return nil
+}
+
+// TestResult is the result of a check in tests.yaml.
+type TestResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its line.
+	Line int32 `protobuf:"varint,2,opt,name=line,proto3" json:"line,omitempty"`
+	// What was not as expected. Empty: it passed.
+	Failures      []string `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestResult) Reset() {
+	*x = TestResult{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestResult) ProtoMessage() {}
+
+func (x *TestResult) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestResult.ProtoReflect.Descriptor instead.
+func (*TestResult) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *TestResult) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TestResult) GetLine() int32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *TestResult) GetFailures() []string {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
+// PolicyDiff is what a change does to one policy.
+type PolicyDiff struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its @id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What happened to it.
+	Kind PolicyDiff_Kind `protobuf:"varint,2,opt,name=kind,proto3,enum=cedarpost.v1.PolicyDiff_Kind" json:"kind,omitempty"`
+	// Which parts of it changed: "effect", "principal", "action", "resource", "conditions", "annotations".
+	// Empty for a changed policy: only its place, comments or spaces changed.
+	Parts []string `protobuf:"bytes,3,rep,name=parts,proto3" json:"parts,omitempty"`
+	// The effect, permit or forbid; of the new one, if it changed.
+	Effect        string `protobuf:"bytes,4,opt,name=effect,proto3" json:"effect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyDiff) Reset() {
+	*x = PolicyDiff{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyDiff) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyDiff) ProtoMessage() {}
+
+func (x *PolicyDiff) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyDiff.ProtoReflect.Descriptor instead.
+func (*PolicyDiff) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *PolicyDiff) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PolicyDiff) GetKind() PolicyDiff_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return PolicyDiff_KIND_UNSPECIFIED
+}
+
+func (x *PolicyDiff) GetParts() []string {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *PolicyDiff) GetEffect() string {
+	if x != nil {
+		return x.Effect
+	}
+	return ""
+}
+
+// ApproveChangeRequest approves a change.
+type ApproveChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The digest of the change that the caller has seen. If the change has another one, the error is
+	// aborted.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// What the caller says about it.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ApproveChangeRequest) Reset() {
+	*x = ApproveChangeRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveChangeRequest) ProtoMessage() {}
+
+func (x *ApproveChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveChangeRequest.ProtoReflect.Descriptor instead.
+func (*ApproveChangeRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ApproveChangeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ApproveChangeRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ApproveChangeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ApproveChangeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// ApproveChangeResponse has the change.
+type ApproveChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The change as it is now.
+	Change *BundleChange `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	// The revision that it was stored in.
+	Revision      *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApproveChangeResponse) Reset() {
+	*x = ApproveChangeResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApproveChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApproveChangeResponse) ProtoMessage() {}
+
+func (x *ApproveChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApproveChangeResponse.ProtoReflect.Descriptor instead.
+func (*ApproveChangeResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ApproveChangeResponse) GetChange() *BundleChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *ApproveChangeResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// DeclineChangeRequest declines a change.
+type DeclineChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The digest of the change that the caller has seen. If the change has another one, the error is
+	// aborted.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Why.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DeclineChangeRequest) Reset() {
+	*x = DeclineChangeRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeclineChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeclineChangeRequest) ProtoMessage() {}
+
+func (x *DeclineChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeclineChangeRequest.ProtoReflect.Descriptor instead.
+func (*DeclineChangeRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *DeclineChangeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DeclineChangeRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *DeclineChangeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeclineChangeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// DeclineChangeResponse has the change.
+type DeclineChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The change as it is now.
+	Change *BundleChange `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	// The revision that it was stored in.
+	Revision      *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeclineChangeResponse) Reset() {
+	*x = DeclineChangeResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeclineChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeclineChangeResponse) ProtoMessage() {}
+
+func (x *DeclineChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeclineChangeResponse.ProtoReflect.Descriptor instead.
+func (*DeclineChangeResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *DeclineChangeResponse) GetChange() *BundleChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *DeclineChangeResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// PublishChangeRequest publishes a change.
+type PublishChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The digest of the change that the caller has seen. If the change has another one, the error is
+	// aborted.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Makes the publish happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PublishChangeRequest) Reset() {
+	*x = PublishChangeRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishChangeRequest) ProtoMessage() {}
+
+func (x *PublishChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishChangeRequest.ProtoReflect.Descriptor instead.
+func (*PublishChangeRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *PublishChangeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PublishChangeRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *PublishChangeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// PublishChangeResponse says what was published.
+type PublishChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The change as it is now.
+	Change *BundleChange `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	// The bundle as it is now.
+	Bundle *Bundle `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The revision of the publish.
+	Revision *Revision `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Warnings.
+	Warnings      []*Finding `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishChangeResponse) Reset() {
+	*x = PublishChangeResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishChangeResponse) ProtoMessage() {}
+
+func (x *PublishChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishChangeResponse.ProtoReflect.Descriptor instead.
+func (*PublishChangeResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *PublishChangeResponse) GetChange() *BundleChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *PublishChangeResponse) GetBundle() *Bundle {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *PublishChangeResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+func (x *PublishChangeResponse) GetWarnings() []*Finding {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+// DiscardChangeRequest ends a change.
+type DiscardChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Why, for the log.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DiscardChangeRequest) Reset() {
+	*x = DiscardChangeRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiscardChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiscardChangeRequest) ProtoMessage() {}
+
+func (x *DiscardChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiscardChangeRequest.ProtoReflect.Descriptor instead.
+func (*DiscardChangeRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *DiscardChangeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DiscardChangeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DiscardChangeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// DiscardChangeResponse has the change.
+type DiscardChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The change as it is now.
+	Change *BundleChange `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	// The revision that it was stored in.
+	Revision      *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiscardChangeResponse) Reset() {
+	*x = DiscardChangeResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiscardChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiscardChangeResponse) ProtoMessage() {}
+
+func (x *DiscardChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiscardChangeResponse.ProtoReflect.Descriptor instead.
+func (*DiscardChangeResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *DiscardChangeResponse) GetChange() *BundleChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *DiscardChangeResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
 var File_cedarpost_v1_policy_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_policy_proto_rawDesc = "" +
@@ -2164,7 +3921,140 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"f\n" +
 	"\x16UnfreezeBundleResponse\x122\n" +
 	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged2\x9e\x06\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\xb1\x04\n" +
+	"\fBundleChange\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x14\n" +
+	"\x05title\x18\x03 \x01(\tR\x05title\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x126\n" +
+	"\x05state\x18\x05 \x01(\x0e2 .cedarpost.v1.BundleChange.StateR\x05state\x12!\n" +
+	"\fbase_version\x18\x06 \x01(\x03R\vbaseVersion\x12\x16\n" +
+	"\x06digest\x18\a \x01(\tR\x06digest\x12\x18\n" +
+	"\aauthors\x18\b \x03(\tR\aauthors\x129\n" +
+	"\n" +
+	"created_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
+	"\n" +
+	"updated_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x123\n" +
+	"\tapprovals\x18\v \x03(\v2\x15.cedarpost.v1.VerdictR\tapprovals\x121\n" +
+	"\bdeclines\x18\f \x03(\v2\x15.cedarpost.v1.VerdictR\bdeclines\x12\x18\n" +
+	"\aversion\x18\r \x01(\x03R\aversion\"F\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\b\n" +
+	"\x04OPEN\x10\x01\x12\r\n" +
+	"\tPUBLISHED\x10\x02\x12\r\n" +
+	"\tDISCARDED\x10\x03\"\x98\x01\n" +
+	"\bFileEdit\x12\"\n" +
+	"\x04path\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x04path\x12\x1a\n" +
+	"\acontent\x18\x02 \x01(\fH\x00R\acontent\x12\x18\n" +
+	"\x06append\x18\x03 \x01(\fH\x00R\x06append\x12#\n" +
+	"\aremoved\x18\x04 \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\aremovedB\r\n" +
+	"\x04edit\x12\x05\xbaH\x02\b\x01\"\xcf\x02\n" +
+	"\x13CreateChangeRequest\x12:\n" +
+	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12$\n" +
+	"\x05title\x18\x02 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\xc8\x01\xba\x01\x01\x00R\x05title\x12$\n" +
+	"\x06reason\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\x06reason\x12/\n" +
+	"\fbase_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\vbaseVersion\x88\x01\x01\x127\n" +
+	"\x05edits\x18\x05 \x03(\v2\x16.cedarpost.v1.FileEditB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x05edits\x125\n" +
+	"\x0fidempotency_key\x18\x06 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKeyB\x0f\n" +
+	"\r_base_version\"~\n" +
+	"\x14CreateChangeResponse\x122\n" +
+	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xae\x03\n" +
+	"\x13UpdateChangeRequest\x12C\n" +
+	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\x125\n" +
+	"\tif_digest\x18\x02 \x01(\tB\x18\xbaH\x15r\x132\x11^([0-9a-f]{64})?$R\bifDigest\x12)\n" +
+	"\x05title\x18\x03 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\xc8\x01\xba\x01\x01\x00H\x00R\x05title\x88\x01\x01\x12)\n" +
+	"\x06reason\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00H\x01R\x06reason\x88\x01\x01\x127\n" +
+	"\x05edits\x18\x05 \x03(\v2\x16.cedarpost.v1.FileEditB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x05edits\x12(\n" +
+	"\x06revert\x18\x06 \x03(\tB\x10\xbaH\r\x92\x01\n" +
+	"\x10\x90N\"\x05r\x03(\x80\x02R\x06revert\x12\x16\n" +
+	"\x06rebase\x18\a \x01(\bR\x06rebase\x125\n" +
+	"\x0fidempotency_key\x18\b \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKeyB\b\n" +
+	"\x06_titleB\t\n" +
+	"\a_reason\"~\n" +
+	"\x14UpdateChangeResponse\x122\n" +
+	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"W\n" +
+	"\x10GetChangeRequest\x12C\n" +
+	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\"\xe2\x01\n" +
+	"\x11GetChangeResponse\x122\n" +
+	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x12,\n" +
+	"\x05files\x18\x02 \x03(\v2\x16.cedarpost.v1.FileDiffR\x05files\x12)\n" +
+	"\x10approvals_needed\x18\x03 \x01(\x05R\x0fapprovalsNeeded\x12!\n" +
+	"\flive_version\x18\x04 \x01(\x03R\vliveVersion\x12\x1d\n" +
+	"\n" +
+	"blocked_by\x18\x05 \x03(\tR\tblockedBy\"\xe7\x01\n" +
+	"\x12ListChangesRequest\x12=\n" +
+	"\x06bundle\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,63})?$R\x06bundle\x12@\n" +
+	"\x05state\x18\x02 \x01(\x0e2 .cedarpost.v1.BundleChange.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\x12'\n" +
+	"\tpage_size\x18\x03 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageToken\"s\n" +
+	"\x13ListChangesResponse\x124\n" +
+	"\achanges\x18\x01 \x03(\v2\x1a.cedarpost.v1.BundleChangeR\achanges\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"Y\n" +
+	"\x12CheckChangeRequest\x12C\n" +
+	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\"\xdb\x02\n" +
+	"\x13CheckChangeResponse\x122\n" +
+	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x12\x0e\n" +
+	"\x02ok\x18\x02 \x01(\bR\x02ok\x121\n" +
+	"\bfindings\x18\x03 \x03(\v2\x15.cedarpost.v1.FindingR\bfindings\x12.\n" +
+	"\x05tests\x18\x04 \x03(\v2\x18.cedarpost.v1.TestResultR\x05tests\x12\x1d\n" +
+	"\n" +
+	"blocked_by\x18\x05 \x03(\tR\tblockedBy\x124\n" +
+	"\bpolicies\x18\x06 \x03(\v2\x18.cedarpost.v1.PolicyDiffR\bpolicies\x12!\n" +
+	"\ffields_added\x18\a \x03(\tR\vfieldsAdded\x12%\n" +
+	"\x0efields_removed\x18\b \x03(\tR\rfieldsRemoved\"P\n" +
+	"\n" +
+	"TestResult\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04line\x18\x02 \x01(\x05R\x04line\x12\x1a\n" +
+	"\bfailures\x18\x03 \x03(\tR\bfailures\"\xc0\x01\n" +
+	"\n" +
+	"PolicyDiff\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x121\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1d.cedarpost.v1.PolicyDiff.KindR\x04kind\x12\x14\n" +
+	"\x05parts\x18\x03 \x03(\tR\x05parts\x12\x16\n" +
+	"\x06effect\x18\x04 \x01(\tR\x06effect\"A\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05ADDED\x10\x01\x12\v\n" +
+	"\aREMOVED\x10\x02\x12\v\n" +
+	"\aCHANGED\x10\x03\"\xe7\x01\n" +
+	"\x14ApproveChangeRequest\x12C\n" +
+	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\x12-\n" +
+	"\x06digest\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{64}$R\x06digest\x12$\n" +
+	"\x06reason\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\x06reason\x125\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x7f\n" +
+	"\x15ApproveChangeResponse\x122\n" +
+	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xe7\x01\n" +
+	"\x14DeclineChangeRequest\x12C\n" +
+	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\x12-\n" +
+	"\x06digest\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{64}$R\x06digest\x12$\n" +
+	"\x06reason\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\x06reason\x125\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x7f\n" +
+	"\x15DeclineChangeResponse\x122\n" +
+	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xc1\x01\n" +
+	"\x14PublishChangeRequest\x12C\n" +
+	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\x12-\n" +
+	"\x06digest\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{64}$R\x06digest\x125\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\xe0\x01\n" +
+	"\x15PublishChangeResponse\x122\n" +
+	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x12,\n" +
+	"\x06bundle\x18\x02 \x01(\v2\x14.cedarpost.v1.BundleR\x06bundle\x122\n" +
+	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x121\n" +
+	"\bwarnings\x18\x04 \x03(\v2\x15.cedarpost.v1.FindingR\bwarnings\"\xb8\x01\n" +
+	"\x14DiscardChangeRequest\x12C\n" +
+	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\x12$\n" +
+	"\x06reason\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\x06reason\x125\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x7f\n" +
+	"\x15DiscardChangeResponse\x122\n" +
+	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision2\xaa\f\n" +
 	"\rPolicyService\x12T\n" +
 	"\vApplyBundle\x12 .cedarpost.v1.ApplyBundleRequest\x1a!.cedarpost.v1.ApplyBundleResponse(\x01\x12R\n" +
 	"\vListBundles\x12 .cedarpost.v1.ListBundlesRequest\x1a!.cedarpost.v1.ListBundlesResponse\x12N\n" +
@@ -2175,7 +4065,16 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\fDiffVersions\x12!.cedarpost.v1.DiffVersionsRequest\x1a\".cedarpost.v1.DiffVersionsResponse\x12^\n" +
 	"\x0fRollbackVersion\x12$.cedarpost.v1.RollbackVersionRequest\x1a%.cedarpost.v1.RollbackVersionResponse\x12U\n" +
 	"\fFreezeBundle\x12!.cedarpost.v1.FreezeBundleRequest\x1a\".cedarpost.v1.FreezeBundleResponse\x12[\n" +
-	"\x0eUnfreezeBundle\x12#.cedarpost.v1.UnfreezeBundleRequest\x1a$.cedarpost.v1.UnfreezeBundleResponseB?Z=github.com/cedarpost/cedarpost/proto/cedarpost/v1;cedarpostv1b\x06proto3"
+	"\x0eUnfreezeBundle\x12#.cedarpost.v1.UnfreezeBundleRequest\x1a$.cedarpost.v1.UnfreezeBundleResponse\x12U\n" +
+	"\fCreateChange\x12!.cedarpost.v1.CreateChangeRequest\x1a\".cedarpost.v1.CreateChangeResponse\x12U\n" +
+	"\fUpdateChange\x12!.cedarpost.v1.UpdateChangeRequest\x1a\".cedarpost.v1.UpdateChangeResponse\x12L\n" +
+	"\tGetChange\x12\x1e.cedarpost.v1.GetChangeRequest\x1a\x1f.cedarpost.v1.GetChangeResponse\x12R\n" +
+	"\vListChanges\x12 .cedarpost.v1.ListChangesRequest\x1a!.cedarpost.v1.ListChangesResponse\x12R\n" +
+	"\vCheckChange\x12 .cedarpost.v1.CheckChangeRequest\x1a!.cedarpost.v1.CheckChangeResponse\x12X\n" +
+	"\rApproveChange\x12\".cedarpost.v1.ApproveChangeRequest\x1a#.cedarpost.v1.ApproveChangeResponse\x12X\n" +
+	"\rDeclineChange\x12\".cedarpost.v1.DeclineChangeRequest\x1a#.cedarpost.v1.DeclineChangeResponse\x12X\n" +
+	"\rPublishChange\x12\".cedarpost.v1.PublishChangeRequest\x1a#.cedarpost.v1.PublishChangeResponse\x12X\n" +
+	"\rDiscardChange\x12\".cedarpost.v1.DiscardChangeRequest\x1a#.cedarpost.v1.DiscardChangeResponseB?Z=github.com/cedarpost/cedarpost/proto/cedarpost/v1;cedarpostv1b\x06proto3"
 
 var (
 	file_cedarpost_v1_policy_proto_rawDescOnce sync.Once
@@ -2189,94 +4088,166 @@ func file_cedarpost_v1_policy_proto_rawDescGZIP() []byte {
 	return file_cedarpost_v1_policy_proto_rawDescData
 }
 
-var file_cedarpost_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_cedarpost_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(Finding_Severity)(0),           // 0: cedarpost.v1.Finding.Severity
 	(FileDiff_Kind)(0),              // 1: cedarpost.v1.FileDiff.Kind
-	(*ApplyBundleRequest)(nil),      // 2: cedarpost.v1.ApplyBundleRequest
-	(*BundleHeader)(nil),            // 3: cedarpost.v1.BundleHeader
-	(*FilePart)(nil),                // 4: cedarpost.v1.FilePart
-	(*ApplyBundleResponse)(nil),     // 5: cedarpost.v1.ApplyBundleResponse
-	(*Bundle)(nil),                  // 6: cedarpost.v1.Bundle
-	(*BundleFreeze)(nil),            // 7: cedarpost.v1.BundleFreeze
-	(*BundleFindings)(nil),          // 8: cedarpost.v1.BundleFindings
-	(*Finding)(nil),                 // 9: cedarpost.v1.Finding
-	(*ListBundlesRequest)(nil),      // 10: cedarpost.v1.ListBundlesRequest
-	(*ListBundlesResponse)(nil),     // 11: cedarpost.v1.ListBundlesResponse
-	(*GetBundleRequest)(nil),        // 12: cedarpost.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),       // 13: cedarpost.v1.GetBundleResponse
-	(*BundleVersion)(nil),           // 14: cedarpost.v1.BundleVersion
-	(*Verdict)(nil),                 // 15: cedarpost.v1.Verdict
-	(*ListVersionsRequest)(nil),     // 16: cedarpost.v1.ListVersionsRequest
-	(*ListVersionsResponse)(nil),    // 17: cedarpost.v1.ListVersionsResponse
-	(*GetVersionRequest)(nil),       // 18: cedarpost.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),      // 19: cedarpost.v1.GetVersionResponse
-	(*DiffVersionsRequest)(nil),     // 20: cedarpost.v1.DiffVersionsRequest
-	(*DiffVersionsResponse)(nil),    // 21: cedarpost.v1.DiffVersionsResponse
-	(*FileDiff)(nil),                // 22: cedarpost.v1.FileDiff
-	(*RollbackVersionRequest)(nil),  // 23: cedarpost.v1.RollbackVersionRequest
-	(*RollbackVersionResponse)(nil), // 24: cedarpost.v1.RollbackVersionResponse
-	(*FreezeBundleRequest)(nil),     // 25: cedarpost.v1.FreezeBundleRequest
-	(*FreezeBundleResponse)(nil),    // 26: cedarpost.v1.FreezeBundleResponse
-	(*UnfreezeBundleRequest)(nil),   // 27: cedarpost.v1.UnfreezeBundleRequest
-	(*UnfreezeBundleResponse)(nil),  // 28: cedarpost.v1.UnfreezeBundleResponse
-	(*Revision)(nil),                // 29: cedarpost.v1.Revision
-	(*timestamppb.Timestamp)(nil),   // 30: google.protobuf.Timestamp
+	(BundleChange_State)(0),         // 2: cedarpost.v1.BundleChange.State
+	(PolicyDiff_Kind)(0),            // 3: cedarpost.v1.PolicyDiff.Kind
+	(*ApplyBundleRequest)(nil),      // 4: cedarpost.v1.ApplyBundleRequest
+	(*BundleHeader)(nil),            // 5: cedarpost.v1.BundleHeader
+	(*FilePart)(nil),                // 6: cedarpost.v1.FilePart
+	(*ApplyBundleResponse)(nil),     // 7: cedarpost.v1.ApplyBundleResponse
+	(*Bundle)(nil),                  // 8: cedarpost.v1.Bundle
+	(*BundleFreeze)(nil),            // 9: cedarpost.v1.BundleFreeze
+	(*BundleFindings)(nil),          // 10: cedarpost.v1.BundleFindings
+	(*Finding)(nil),                 // 11: cedarpost.v1.Finding
+	(*ListBundlesRequest)(nil),      // 12: cedarpost.v1.ListBundlesRequest
+	(*ListBundlesResponse)(nil),     // 13: cedarpost.v1.ListBundlesResponse
+	(*GetBundleRequest)(nil),        // 14: cedarpost.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),       // 15: cedarpost.v1.GetBundleResponse
+	(*BundleVersion)(nil),           // 16: cedarpost.v1.BundleVersion
+	(*Verdict)(nil),                 // 17: cedarpost.v1.Verdict
+	(*ListVersionsRequest)(nil),     // 18: cedarpost.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),    // 19: cedarpost.v1.ListVersionsResponse
+	(*GetVersionRequest)(nil),       // 20: cedarpost.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 21: cedarpost.v1.GetVersionResponse
+	(*DiffVersionsRequest)(nil),     // 22: cedarpost.v1.DiffVersionsRequest
+	(*DiffVersionsResponse)(nil),    // 23: cedarpost.v1.DiffVersionsResponse
+	(*FileDiff)(nil),                // 24: cedarpost.v1.FileDiff
+	(*RollbackVersionRequest)(nil),  // 25: cedarpost.v1.RollbackVersionRequest
+	(*RollbackVersionResponse)(nil), // 26: cedarpost.v1.RollbackVersionResponse
+	(*FreezeBundleRequest)(nil),     // 27: cedarpost.v1.FreezeBundleRequest
+	(*FreezeBundleResponse)(nil),    // 28: cedarpost.v1.FreezeBundleResponse
+	(*UnfreezeBundleRequest)(nil),   // 29: cedarpost.v1.UnfreezeBundleRequest
+	(*UnfreezeBundleResponse)(nil),  // 30: cedarpost.v1.UnfreezeBundleResponse
+	(*BundleChange)(nil),            // 31: cedarpost.v1.BundleChange
+	(*FileEdit)(nil),                // 32: cedarpost.v1.FileEdit
+	(*CreateChangeRequest)(nil),     // 33: cedarpost.v1.CreateChangeRequest
+	(*CreateChangeResponse)(nil),    // 34: cedarpost.v1.CreateChangeResponse
+	(*UpdateChangeRequest)(nil),     // 35: cedarpost.v1.UpdateChangeRequest
+	(*UpdateChangeResponse)(nil),    // 36: cedarpost.v1.UpdateChangeResponse
+	(*GetChangeRequest)(nil),        // 37: cedarpost.v1.GetChangeRequest
+	(*GetChangeResponse)(nil),       // 38: cedarpost.v1.GetChangeResponse
+	(*ListChangesRequest)(nil),      // 39: cedarpost.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),     // 40: cedarpost.v1.ListChangesResponse
+	(*CheckChangeRequest)(nil),      // 41: cedarpost.v1.CheckChangeRequest
+	(*CheckChangeResponse)(nil),     // 42: cedarpost.v1.CheckChangeResponse
+	(*TestResult)(nil),              // 43: cedarpost.v1.TestResult
+	(*PolicyDiff)(nil),              // 44: cedarpost.v1.PolicyDiff
+	(*ApproveChangeRequest)(nil),    // 45: cedarpost.v1.ApproveChangeRequest
+	(*ApproveChangeResponse)(nil),   // 46: cedarpost.v1.ApproveChangeResponse
+	(*DeclineChangeRequest)(nil),    // 47: cedarpost.v1.DeclineChangeRequest
+	(*DeclineChangeResponse)(nil),   // 48: cedarpost.v1.DeclineChangeResponse
+	(*PublishChangeRequest)(nil),    // 49: cedarpost.v1.PublishChangeRequest
+	(*PublishChangeResponse)(nil),   // 50: cedarpost.v1.PublishChangeResponse
+	(*DiscardChangeRequest)(nil),    // 51: cedarpost.v1.DiscardChangeRequest
+	(*DiscardChangeResponse)(nil),   // 52: cedarpost.v1.DiscardChangeResponse
+	(*Revision)(nil),                // 53: cedarpost.v1.Revision
+	(*timestamppb.Timestamp)(nil),   // 54: google.protobuf.Timestamp
 }
 var file_cedarpost_v1_policy_proto_depIdxs = []int32{
-	3,  // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
-	4,  // 1: cedarpost.v1.ApplyBundleRequest.file:type_name -> cedarpost.v1.FilePart
-	6,  // 2: cedarpost.v1.ApplyBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	29, // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	9,  // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
-	29, // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
-	30, // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
-	7,  // 7: cedarpost.v1.Bundle.freeze:type_name -> cedarpost.v1.BundleFreeze
-	30, // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
-	9,  // 9: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
+	5,  // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
+	6,  // 1: cedarpost.v1.ApplyBundleRequest.file:type_name -> cedarpost.v1.FilePart
+	8,  // 2: cedarpost.v1.ApplyBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
+	53, // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	11, // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
+	53, // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
+	54, // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
+	9,  // 7: cedarpost.v1.Bundle.freeze:type_name -> cedarpost.v1.BundleFreeze
+	54, // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
+	11, // 9: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
 	0,  // 10: cedarpost.v1.Finding.severity:type_name -> cedarpost.v1.Finding.Severity
-	6,  // 11: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
-	29, // 12: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
-	6,  // 13: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	4,  // 14: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
-	6,  // 15: cedarpost.v1.BundleVersion.bundle:type_name -> cedarpost.v1.Bundle
-	15, // 16: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
-	30, // 17: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
-	14, // 18: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
-	14, // 19: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
-	4,  // 20: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
-	22, // 21: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
+	8,  // 11: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
+	53, // 12: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
+	8,  // 13: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
+	6,  // 14: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
+	8,  // 15: cedarpost.v1.BundleVersion.bundle:type_name -> cedarpost.v1.Bundle
+	17, // 16: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
+	54, // 17: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	16, // 18: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
+	16, // 19: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
+	6,  // 20: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
+	24, // 21: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
 	1,  // 22: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
-	6,  // 23: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
-	29, // 24: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
-	9,  // 25: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
-	7,  // 26: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
-	29, // 27: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	29, // 28: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	2,  // 29: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
-	10, // 30: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
-	12, // 31: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
-	16, // 32: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
-	18, // 33: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
-	20, // 34: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
-	23, // 35: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
-	25, // 36: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
-	27, // 37: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
-	5,  // 38: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
-	11, // 39: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
-	13, // 40: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
-	17, // 41: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
-	19, // 42: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
-	21, // 43: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
-	24, // 44: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
-	26, // 45: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
-	28, // 46: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
-	38, // [38:47] is the sub-list for method output_type
-	29, // [29:38] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	8,  // 23: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
+	53, // 24: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
+	11, // 25: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
+	9,  // 26: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
+	53, // 27: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	53, // 28: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	2,  // 29: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
+	54, // 30: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
+	54, // 31: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
+	17, // 32: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
+	17, // 33: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
+	32, // 34: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	31, // 35: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	53, // 36: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	32, // 37: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	31, // 38: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	53, // 39: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31, // 40: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	24, // 41: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
+	2,  // 42: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
+	31, // 43: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
+	31, // 44: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	11, // 45: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
+	43, // 46: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
+	44, // 47: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
+	3,  // 48: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
+	31, // 49: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	53, // 50: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31, // 51: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	53, // 52: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31, // 53: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	8,  // 54: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
+	53, // 55: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	11, // 56: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
+	31, // 57: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	53, // 58: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	4,  // 59: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
+	12, // 60: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
+	14, // 61: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
+	18, // 62: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
+	20, // 63: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
+	22, // 64: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
+	25, // 65: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
+	27, // 66: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
+	29, // 67: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
+	33, // 68: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
+	35, // 69: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
+	37, // 70: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
+	39, // 71: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
+	41, // 72: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
+	45, // 73: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
+	47, // 74: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
+	49, // 75: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
+	51, // 76: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
+	7,  // 77: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
+	13, // 78: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
+	15, // 79: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
+	19, // 80: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
+	21, // 81: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
+	23, // 82: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
+	26, // 83: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
+	28, // 84: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
+	30, // 85: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
+	34, // 86: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
+	36, // 87: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
+	38, // 88: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
+	40, // 89: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
+	42, // 90: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
+	46, // 91: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
+	48, // 92: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
+	50, // 93: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
+	52, // 94: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
+	77, // [77:95] is the sub-list for method output_type
+	59, // [59:77] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_policy_proto_init() }
@@ -2298,13 +4269,20 @@ func file_cedarpost_v1_policy_proto_init() {
 		(*GetVersionResponse_Version)(nil),
 		(*GetVersionResponse_File)(nil),
 	}
+	file_cedarpost_v1_policy_proto_msgTypes[28].OneofWrappers = []any{
+		(*FileEdit_Content)(nil),
+		(*FileEdit_Append)(nil),
+		(*FileEdit_Removed)(nil),
+	}
+	file_cedarpost_v1_policy_proto_msgTypes[29].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[31].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_policy_proto_rawDesc), len(file_cedarpost_v1_policy_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   27,
+			NumEnums:      4,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,6 +44,28 @@ const (
 	// PolicyServiceUnfreezeBundleProcedure is the procedure name of the PolicyService's UnfreezeBundle
 	// RPC.
 	PolicyServiceUnfreezeBundleProcedure = "/cedarpost.v1.PolicyService/UnfreezeBundle"
+	// PolicyServiceCreateChangeProcedure is the procedure name of the PolicyService's CreateChange RPC.
+	PolicyServiceCreateChangeProcedure = "/cedarpost.v1.PolicyService/CreateChange"
+	// PolicyServiceUpdateChangeProcedure is the procedure name of the PolicyService's UpdateChange RPC.
+	PolicyServiceUpdateChangeProcedure = "/cedarpost.v1.PolicyService/UpdateChange"
+	// PolicyServiceGetChangeProcedure is the procedure name of the PolicyService's GetChange RPC.
+	PolicyServiceGetChangeProcedure = "/cedarpost.v1.PolicyService/GetChange"
+	// PolicyServiceListChangesProcedure is the procedure name of the PolicyService's ListChanges RPC.
+	PolicyServiceListChangesProcedure = "/cedarpost.v1.PolicyService/ListChanges"
+	// PolicyServiceCheckChangeProcedure is the procedure name of the PolicyService's CheckChange RPC.
+	PolicyServiceCheckChangeProcedure = "/cedarpost.v1.PolicyService/CheckChange"
+	// PolicyServiceApproveChangeProcedure is the procedure name of the PolicyService's ApproveChange
+	// RPC.
+	PolicyServiceApproveChangeProcedure = "/cedarpost.v1.PolicyService/ApproveChange"
+	// PolicyServiceDeclineChangeProcedure is the procedure name of the PolicyService's DeclineChange
+	// RPC.
+	PolicyServiceDeclineChangeProcedure = "/cedarpost.v1.PolicyService/DeclineChange"
+	// PolicyServicePublishChangeProcedure is the procedure name of the PolicyService's PublishChange
+	// RPC.
+	PolicyServicePublishChangeProcedure = "/cedarpost.v1.PolicyService/PublishChange"
+	// PolicyServiceDiscardChangeProcedure is the procedure name of the PolicyService's DiscardChange
+	// RPC.
+	PolicyServiceDiscardChangeProcedure = "/cedarpost.v1.PolicyService/DiscardChange"
 )
 
 var (
@@ -110,6 +132,69 @@ var (
 			Procedure:  PolicyServiceUnfreezeBundleProcedure,
 		}
 	})
+	policyServiceCreateChangeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("CreateChange"),
+			Procedure:  PolicyServiceCreateChangeProcedure,
+		}
+	})
+	policyServiceUpdateChangeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("UpdateChange"),
+			Procedure:  PolicyServiceUpdateChangeProcedure,
+		}
+	})
+	policyServiceGetChangeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("GetChange"),
+			Procedure:  PolicyServiceGetChangeProcedure,
+		}
+	})
+	policyServiceListChangesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("ListChanges"),
+			Procedure:  PolicyServiceListChangesProcedure,
+		}
+	})
+	policyServiceCheckChangeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("CheckChange"),
+			Procedure:  PolicyServiceCheckChangeProcedure,
+		}
+	})
+	policyServiceApproveChangeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("ApproveChange"),
+			Procedure:  PolicyServiceApproveChangeProcedure,
+		}
+	})
+	policyServiceDeclineChangeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("DeclineChange"),
+			Procedure:  PolicyServiceDeclineChangeProcedure,
+		}
+	})
+	policyServicePublishChangeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("PublishChange"),
+			Procedure:  PolicyServicePublishChangeProcedure,
+		}
+	})
+	policyServiceDiscardChangeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("DiscardChange"),
+			Procedure:  PolicyServiceDiscardChangeProcedure,
+		}
+	})
 )
 
 // PolicyServiceClient is a client for the cedarpost.v1.PolicyService service.
@@ -146,6 +231,34 @@ type PolicyServiceClient interface {
 	FreezeBundle(context.Context, *v1.FreezeBundleRequest) (*v1.FreezeBundleResponse, error)
 	// UnfreezeBundle ends the freeze of a bundle.
 	UnfreezeBundle(context.Context, *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error)
+	// CreateChange makes a change: a proposed new state of a bundle, as edits of the files of a published
+	// version. It need not be a valid bundle yet.
+	CreateChange(context.Context, *v1.CreateChangeRequest) (*v1.CreateChangeResponse, error)
+	// UpdateChange edits an open change. Approvals of the state before do not count any more.
+	//
+	// Errors: aborted if the change was edited meanwhile, failed_precondition if it is not open, or if a
+	// rebase has conflicts, which it names.
+	UpdateChange(context.Context, *v1.UpdateChangeRequest) (*v1.UpdateChangeResponse, error)
+	// GetChange returns a change with its edits, and says what keeps it from being published.
+	GetChange(context.Context, *v1.GetChangeRequest) (*v1.GetChangeResponse, error)
+	// ListChanges returns changes by bundle, the newest first.
+	ListChanges(context.Context, *v1.ListChangesRequest) (*v1.ListChangesResponse, error)
+	// CheckChange checks the bundle of a change as a publish would, with every finding and the results of
+	// its tests, and says what the change does to policies and fields.
+	CheckChange(context.Context, *v1.CheckChangeRequest) (*v1.CheckChangeResponse, error)
+	// ApproveChange says that the caller has seen the change in this state, and agrees. An author of the
+	// change cannot approve it.
+	ApproveChange(context.Context, *v1.ApproveChangeRequest) (*v1.ApproveChangeResponse, error)
+	// DeclineChange says that the caller has seen the change in this state, and does not agree. It is not
+	// published in this state.
+	DeclineChange(context.Context, *v1.DeclineChangeRequest) (*v1.DeclineChangeResponse, error)
+	// PublishChange publishes the bundle of a change as one revision.
+	//
+	// Errors as for ApplyBundle; also failed_precondition if approvals are missing, if somebody declined
+	// it, or if another version was published since its base, and aborted if it was edited since.
+	PublishChange(context.Context, *v1.PublishChangeRequest) (*v1.PublishChangeResponse, error)
+	// DiscardChange ends a change that is not to be published.
+	DiscardChange(context.Context, *v1.DiscardChangeRequest) (*v1.DiscardChangeResponse, error)
 }
 
 // NewPolicyServiceClient constructs a client for the cedarpost.v1.PolicyService service. Multiple
@@ -258,6 +371,34 @@ type PolicyServiceHandler interface {
 	FreezeBundle(context.Context, *v1.FreezeBundleRequest) (*v1.FreezeBundleResponse, error)
 	// UnfreezeBundle ends the freeze of a bundle.
 	UnfreezeBundle(context.Context, *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error)
+	// CreateChange makes a change: a proposed new state of a bundle, as edits of the files of a published
+	// version. It need not be a valid bundle yet.
+	CreateChange(context.Context, *v1.CreateChangeRequest) (*v1.CreateChangeResponse, error)
+	// UpdateChange edits an open change. Approvals of the state before do not count any more.
+	//
+	// Errors: aborted if the change was edited meanwhile, failed_precondition if it is not open, or if a
+	// rebase has conflicts, which it names.
+	UpdateChange(context.Context, *v1.UpdateChangeRequest) (*v1.UpdateChangeResponse, error)
+	// GetChange returns a change with its edits, and says what keeps it from being published.
+	GetChange(context.Context, *v1.GetChangeRequest) (*v1.GetChangeResponse, error)
+	// ListChanges returns changes by bundle, the newest first.
+	ListChanges(context.Context, *v1.ListChangesRequest) (*v1.ListChangesResponse, error)
+	// CheckChange checks the bundle of a change as a publish would, with every finding and the results of
+	// its tests, and says what the change does to policies and fields.
+	CheckChange(context.Context, *v1.CheckChangeRequest) (*v1.CheckChangeResponse, error)
+	// ApproveChange says that the caller has seen the change in this state, and agrees. An author of the
+	// change cannot approve it.
+	ApproveChange(context.Context, *v1.ApproveChangeRequest) (*v1.ApproveChangeResponse, error)
+	// DeclineChange says that the caller has seen the change in this state, and does not agree. It is not
+	// published in this state.
+	DeclineChange(context.Context, *v1.DeclineChangeRequest) (*v1.DeclineChangeResponse, error)
+	// PublishChange publishes the bundle of a change as one revision.
+	//
+	// Errors as for ApplyBundle; also failed_precondition if approvals are missing, if somebody declined
+	// it, or if another version was published since its base, and aborted if it was edited since.
+	PublishChange(context.Context, *v1.PublishChangeRequest) (*v1.PublishChangeResponse, error)
+	// DiscardChange ends a change that is not to be published.
+	DiscardChange(context.Context, *v1.DiscardChangeRequest) (*v1.DiscardChangeResponse, error)
 }
 
 // RegisterPolicyServiceHandler registers svc as the cedarpost.v1.PolicyService implementation on
@@ -274,6 +415,15 @@ func RegisterPolicyServiceHandler(server *connect.Server, svc PolicyServiceHandl
 		connect.Method{Spec: policyServiceRollbackVersionSpec(), Handler: adapter.rollbackVersion},
 		connect.Method{Spec: policyServiceFreezeBundleSpec(), Handler: adapter.freezeBundle},
 		connect.Method{Spec: policyServiceUnfreezeBundleSpec(), Handler: adapter.unfreezeBundle},
+		connect.Method{Spec: policyServiceCreateChangeSpec(), Handler: adapter.createChange},
+		connect.Method{Spec: policyServiceUpdateChangeSpec(), Handler: adapter.updateChange},
+		connect.Method{Spec: policyServiceGetChangeSpec(), Handler: adapter.getChange},
+		connect.Method{Spec: policyServiceListChangesSpec(), Handler: adapter.listChanges},
+		connect.Method{Spec: policyServiceCheckChangeSpec(), Handler: adapter.checkChange},
+		connect.Method{Spec: policyServiceApproveChangeSpec(), Handler: adapter.approveChange},
+		connect.Method{Spec: policyServiceDeclineChangeSpec(), Handler: adapter.declineChange},
+		connect.Method{Spec: policyServicePublishChangeSpec(), Handler: adapter.publishChange},
+		connect.Method{Spec: policyServiceDiscardChangeSpec(), Handler: adapter.discardChange},
 	)
 }
 
@@ -361,6 +511,42 @@ func (UnimplementedPolicyServiceHandler) UnfreezeBundle(context.Context, *v1.Unf
 	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.UnfreezeBundle is not implemented")
 }
 
+func (UnimplementedPolicyServiceHandler) CreateChange(context.Context, *v1.CreateChangeRequest) (*v1.CreateChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.CreateChange is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) UpdateChange(context.Context, *v1.UpdateChangeRequest) (*v1.UpdateChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.UpdateChange is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) GetChange(context.Context, *v1.GetChangeRequest) (*v1.GetChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.GetChange is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) ListChanges(context.Context, *v1.ListChangesRequest) (*v1.ListChangesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.ListChanges is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) CheckChange(context.Context, *v1.CheckChangeRequest) (*v1.CheckChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.CheckChange is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) ApproveChange(context.Context, *v1.ApproveChangeRequest) (*v1.ApproveChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.ApproveChange is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) DeclineChange(context.Context, *v1.DeclineChangeRequest) (*v1.DeclineChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.DeclineChange is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) PublishChange(context.Context, *v1.PublishChangeRequest) (*v1.PublishChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.PublishChange is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) DiscardChange(context.Context, *v1.DiscardChangeRequest) (*v1.DiscardChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.DiscardChange is not implemented")
+}
+
 type policyServiceClient struct {
 	client *connect.Client
 }
@@ -432,6 +618,78 @@ func (c *policyServiceClient) FreezeBundle(ctx context.Context, req *v1.FreezeBu
 func (c *policyServiceClient) UnfreezeBundle(ctx context.Context, req *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error) {
 	var res v1.UnfreezeBundleResponse
 	if err := c.client.CallUnary(ctx, policyServiceUnfreezeBundleSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) CreateChange(ctx context.Context, req *v1.CreateChangeRequest) (*v1.CreateChangeResponse, error) {
+	var res v1.CreateChangeResponse
+	if err := c.client.CallUnary(ctx, policyServiceCreateChangeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) UpdateChange(ctx context.Context, req *v1.UpdateChangeRequest) (*v1.UpdateChangeResponse, error) {
+	var res v1.UpdateChangeResponse
+	if err := c.client.CallUnary(ctx, policyServiceUpdateChangeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) GetChange(ctx context.Context, req *v1.GetChangeRequest) (*v1.GetChangeResponse, error) {
+	var res v1.GetChangeResponse
+	if err := c.client.CallUnary(ctx, policyServiceGetChangeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) ListChanges(ctx context.Context, req *v1.ListChangesRequest) (*v1.ListChangesResponse, error) {
+	var res v1.ListChangesResponse
+	if err := c.client.CallUnary(ctx, policyServiceListChangesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) CheckChange(ctx context.Context, req *v1.CheckChangeRequest) (*v1.CheckChangeResponse, error) {
+	var res v1.CheckChangeResponse
+	if err := c.client.CallUnary(ctx, policyServiceCheckChangeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) ApproveChange(ctx context.Context, req *v1.ApproveChangeRequest) (*v1.ApproveChangeResponse, error) {
+	var res v1.ApproveChangeResponse
+	if err := c.client.CallUnary(ctx, policyServiceApproveChangeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) DeclineChange(ctx context.Context, req *v1.DeclineChangeRequest) (*v1.DeclineChangeResponse, error) {
+	var res v1.DeclineChangeResponse
+	if err := c.client.CallUnary(ctx, policyServiceDeclineChangeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) PublishChange(ctx context.Context, req *v1.PublishChangeRequest) (*v1.PublishChangeResponse, error) {
+	var res v1.PublishChangeResponse
+	if err := c.client.CallUnary(ctx, policyServicePublishChangeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) DiscardChange(ctx context.Context, req *v1.DiscardChangeRequest) (*v1.DiscardChangeResponse, error) {
+	var res v1.DiscardChangeResponse
+	if err := c.client.CallUnary(ctx, policyServiceDiscardChangeSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -529,6 +787,114 @@ func (h policyServiceHandler) unfreezeBundle(ctx context.Context, _ connect.Spec
 		return err
 	}
 	res, err := h.svc.UnfreezeBundle(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) createChange(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CreateChangeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CreateChange(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) updateChange(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.UpdateChangeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.UpdateChange(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) getChange(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetChangeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetChange(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) listChanges(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListChangesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListChanges(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) checkChange(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CheckChangeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CheckChange(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) approveChange(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ApproveChangeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ApproveChange(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) declineChange(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DeclineChangeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DeclineChange(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) publishChange(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.PublishChangeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.PublishChange(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) discardChange(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DiscardChangeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DiscardChange(ctx, &req)
 	if err != nil {
 		return err
 	}

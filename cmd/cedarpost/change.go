@@ -1,0 +1,523 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+)
+
+type changeCmd struct {
+	Create  createChangeCmd  `cmd:"" help:"Propose a bundle folder as the next version."`
+	List    listChangesCmd   `cmd:"" help:"List changes."`
+	Show    showChangeCmd    `cmd:"" help:"Show a change, and what keeps it from being published."`
+	Check   checkChangeCmd   `cmd:"" help:"Check the bundle of a change and run its tests, on the server."`
+	Edit    editChangeCmd    `cmd:"" help:"Edit a change."`
+	Approve approveChangeCmd `cmd:"" help:"Agree with a change."`
+	Decline declineChangeCmd `cmd:"" help:"Disagree with a change: it is not published before its next edit."`
+	Publish publishChangeCmd `cmd:"" help:"Publish a change."`
+	Discard discardChangeCmd `cmd:"" help:"End a change that is not to be published."`
+}
+
+// editBytes is how many bytes of files are sent in one message, which may have 4 MiB.
+const editBytes = 3 << 20
+
+// bundleFolder is a bundle folder whose files are the new state of a bundle.
+type bundleFolder struct {
+	dir, name string
+}
+
+// edits returns the edits that make the folder of a version, and that version: 0 if there is none. live
+// reads it.
+func (f bundleFolder) edits(c *console, admin *peer, live func(name string) (int64, []bundle.File, error)) (name string, version int64, edits []bundle.Edit, err error) {
+	b, err := readBundle(f.dir, f.name)
+	if found := findingsFromError(err); len(found) > 0 {
+		c.printFindings(c.err, relative(f.dir), found)
+		return "", 0, nil, &exitError{codeInvalid, errors.New("the folder cannot be read as a bundle; nothing was sent")}
+	}
+	if err != nil {
+		return "", 0, nil, err
+	}
+	version, files, err := live(b.Name)
+	if err != nil {
+		return "", 0, nil, admin.explain(err)
+	}
+	return b.Name, version, bundle.Edits(files, b.Files), nil
+}
+
+// liveFiles returns the live version of a bundle and its files; 0 if the bundle is not published.
+func liveFiles(ctx context.Context, admin *peer) func(name string) (int64, []bundle.File, error) {
+	return func(name string) (int64, []bundle.File, error) {
+		about, files, err := liveBundle(ctx, admin, name)
+		if connect.CodeOf(err) == connect.CodeNotFound && err != nil {
+			return 0, nil, nil
+		}
+		return about.GetVersion(), files, err
+	}
+}
+
+// messages cuts edits into the parts of several calls.
+func messages(edits []bundle.Edit) (parts [][]*cedarpostv1.FileEdit) {
+	parts = [][]*cedarpostv1.FileEdit{nil}
+	size := 0
+	add := func(e *cedarpostv1.FileEdit, n int) {
+		if n += len(e.GetPath()) + 16; size > 0 && size+n > editBytes {
+			parts, size = append(parts, nil), 0
+		}
+		size += n
+		parts[len(parts)-1] = append(parts[len(parts)-1], e)
+	}
+	for _, e := range edits {
+		if e.Removed {
+			add(&cedarpostv1.FileEdit{Path: e.Path, Edit: &cedarpostv1.FileEdit_Removed{Removed: true}}, 0)
+			continue
+		}
+		first := e.Content[:min(len(e.Content), editBytes)]
+		add(&cedarpostv1.FileEdit{Path: e.Path, Edit: &cedarpostv1.FileEdit_Content{Content: first}}, len(first))
+		for rest := e.Content[len(first):]; len(rest) > 0; {
+			more := rest[:min(len(rest), editBytes)]
+			add(&cedarpostv1.FileEdit{Path: e.Path, Edit: &cedarpostv1.FileEdit_Append{Append: more}}, len(more))
+			rest = rest[len(more):]
+		}
+	}
+	return parts
+}
+
+// send sends the parts of edits after the first one to a change.
+func send(ctx context.Context, admin *peer, change *cedarpostv1.BundleChange, parts [][]*cedarpostv1.FileEdit) (*cedarpostv1.BundleChange, error) {
+	for i, part := range parts {
+		res, err := admin.policies().UpdateChange(ctx, &cedarpostv1.UpdateChangeRequest{Id: change.GetId(), IfDigest: change.GetDigest(), Edits: part})
+		if err != nil {
+			return nil, fmt.Errorf("the change %s has only some of the edits, %d of %d parts of the rest are missing; discard it: %w", change.GetId(), len(parts)-i, len(parts), admin.explain(err))
+		}
+		change = res.GetChange()
+	}
+	return change, nil
+}
+
+type createChangeCmd struct {
+	outputFlags
+	Dir    string `arg:"" help:"Bundle folder." type:"path"`
+	Title  string `required:"" help:"What the change is for, in one line." placeholder:"TEXT"`
+	Reason string `help:"Why." placeholder:"TEXT"`
+	Name   string `help:"Name of the bundle, if bundle.yaml does not give it (default: the name of the folder)." placeholder:"NAME"`
+	adminFlags
+}
+
+// Help is the long help of change create.
+func (*createChangeCmd) Help() string {
+	return `Makes a change: the edits between the live version of the bundle and the folder. Nothing is published. "cedarpost change publish" publishes it, as soon as it has the approvals that bundle.yaml of the live version asks for.`
+}
+
+// Run makes the change.
+func (n *createChangeCmd) Run(ctx context.Context, c *console) error {
+	admin, err := n.dial()
+	if err != nil {
+		return err
+	}
+	name, base, edits, err := bundleFolder{n.Dir, n.Name}.edits(c, admin, liveFiles(ctx, admin))
+	if err != nil {
+		return err
+	}
+	if len(edits) == 0 {
+		return fmt.Errorf("the folder has the same files as version %d of %s; there is nothing to change", base, name)
+	}
+	parts := messages(edits)
+	res, err := admin.policies().CreateChange(ctx, &cedarpostv1.CreateChangeRequest{Bundle: name, Title: n.Title, Reason: n.Reason, BaseVersion: &base, Edits: parts[0]})
+	if err != nil {
+		return admin.explain(err)
+	}
+	change, err := send(ctx, admin, res.GetChange(), parts[1:])
+	if err != nil {
+		return err
+	}
+	return c.printChange(change, n.json())
+}
+
+func (c *console) printChange(change *cedarpostv1.BundleChange, asJSON bool) error {
+	if asJSON {
+		return c.message(change)
+	}
+	fmt.Fprintf(c.out, "%s: %s, %s\n", clean(change.GetId()), strings.ToLower(change.GetState().String()), clean(change.GetTitle()))
+	c.pair("base", fmt.Sprintf("version %d", change.GetBaseVersion()))
+	if change.GetVersion() > 0 {
+		c.pair("published", fmt.Sprintf("version %d", change.GetVersion()))
+	}
+	c.pair("authors", strings.Join(change.GetAuthors(), ", "))
+	c.pair("reason", change.GetReason())
+	c.printVerdicts("approved", change.GetApprovals())
+	c.printVerdicts("declined", change.GetDeclines())
+	c.pair("digest", change.GetDigest())
+	return nil
+}
+
+func (c *console) printVerdicts(label string, list []*cedarpostv1.Verdict) {
+	for _, v := range list {
+		text := v.GetCaller() + ", " + localTime(v.GetAt())
+		if v.GetReason() != "" {
+			text += ": " + v.GetReason()
+		}
+		c.pair(label, text)
+	}
+}
+
+type listChangesCmd struct {
+	outputFlags
+	Bundle string `help:"Only changes of this bundle." placeholder:"NAME"`
+	State  string `help:"Only changes in this state: open, published, discarded, or all (default ${default})." enum:"open,published,discarded,all" default:"open"`
+	Limit  int    `help:"At most so many (default ${default}; 0: all)." default:"100" placeholder:"N"`
+	adminFlags
+}
+
+// Run lists changes. As JSON, each change is a line.
+func (l *listChangesCmd) Run(ctx context.Context, c *console) error {
+	if l.Limit < 0 {
+		return misuse("--limit must not be negative")
+	}
+	admin, err := l.dial()
+	if err != nil {
+		return err
+	}
+	rows := [][]string{{"CHANGE", "STATE", "BASE", "CHANGED", "AUTHORS", "APPROVED BY", "TITLE"}}
+	req := &cedarpostv1.ListChangesRequest{Bundle: l.Bundle, State: cedarpostv1.BundleChange_State(cedarpostv1.BundleChange_State_value[strings.ToUpper(l.State)])}
+	for left := l.Limit; ; {
+		if l.Limit > 0 {
+			req.PageSize = int32(min(left, 1000))
+		}
+		res, err := call(ctx, admin, admin.policies().ListChanges, req)
+		if err != nil {
+			return err
+		}
+		for _, one := range res.GetChanges() {
+			if l.json() {
+				if err := c.message(one); err != nil {
+					return err
+				}
+				continue
+			}
+			state := strings.ToLower(one.GetState().String())
+			if len(one.GetDeclines()) > 0 {
+				state += ", declined"
+			}
+			rows = append(rows, []string{one.GetId(), state, fmt.Sprint(one.GetBaseVersion()), localTime(one.GetUpdatedAt()), strings.Join(one.GetAuthors(), ", "), callersOf(one.GetApprovals()), one.GetTitle()})
+		}
+		left -= len(res.GetChanges())
+		if req.PageToken = res.GetNextPageToken(); req.PageToken == "" || l.Limit > 0 && left <= 0 {
+			break
+		}
+	}
+	if !l.json() {
+		c.table(rows)
+	}
+	return nil
+}
+
+// changeArgs name a change.
+type changeArgs struct {
+	outputFlags
+	ID string `arg:"" name:"id" help:"Id of the change, such as shop-12."`
+	adminFlags
+}
+
+type showChangeCmd struct{ changeArgs }
+
+// Run shows the change. As JSON, it is one object.
+func (s *showChangeCmd) Run(ctx context.Context, c *console) error {
+	admin, err := s.dial()
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, admin, admin.policies().GetChange, &cedarpostv1.GetChangeRequest{Id: s.ID})
+	if err != nil || s.json() {
+		return orMessage(c, res, err)
+	}
+	if err := c.printChange(res.GetChange(), false); err != nil {
+		return err
+	}
+	if n := res.GetApprovalsNeeded(); n > 0 {
+		c.pair("needs", count(n, "approval", "approvals"))
+	}
+	for _, b := range res.GetBlockedBy() {
+		c.pair("blocked", b)
+	}
+	return c.printDiff(res.GetFiles(), false)
+}
+
+type checkChangeCmd struct{ changeArgs }
+
+// Help is the long help of change check.
+func (*checkChangeCmd) Help() string {
+	return `Checks the bundle of a change as a publish would: schema, policies, catalogue, tests, other bundles, stored entities.
+
+Exits with 3 if the bundle does not compile or validate, would break another bundle, or does not fit the stored entities, and with 4 if only tests failed.`
+}
+
+// Run checks the change. As JSON, the result is one object.
+func (k *checkChangeCmd) Run(ctx context.Context, c *console) error {
+	admin, err := k.dial()
+	if err != nil {
+		return err
+	}
+	res, err := admin.policies().CheckChange(ctx, &cedarpostv1.CheckChangeRequest{Id: k.ID})
+	if err != nil {
+		return admin.explain(err)
+	}
+	found := findingsFromProto(res.GetFindings())
+	if k.json() {
+		err = c.message(res)
+	} else {
+		c.printFindings(c.out, k.ID, found)
+		c.printMeaning(res)
+	}
+	if err == nil && !res.GetOk() {
+		err = exitWith(max(severe(found), codeInvalid))
+	}
+	return err
+}
+
+func (c *console) printMeaning(res *cedarpostv1.CheckChangeResponse) {
+	outcome := c.paint(green, "valid")
+	if !res.GetOk() {
+		outcome = c.paint(red, "not valid")
+	}
+	fmt.Fprintf(c.out, "%s: %s\n", clean(res.GetChange().GetId()), outcome)
+	failed := 0
+	for _, t := range res.GetTests() {
+		if len(t.GetFailures()) > 0 {
+			failed++
+		}
+	}
+	c.pair("tests", fmt.Sprintf("%d, %d failed", len(res.GetTests()), failed))
+	for _, p := range res.GetPolicies() {
+		text := p.GetId() + " (" + p.GetEffect() + ")"
+		switch {
+		case len(p.GetParts()) > 0:
+			text += ": " + strings.Join(p.GetParts(), ", ")
+		case p.GetKind() == cedarpostv1.PolicyDiff_CHANGED:
+			text += ": only its place or its form"
+		}
+		c.pair(strings.ToLower(p.GetKind().String()), text)
+	}
+	for _, f := range res.GetFieldsAdded() {
+		c.pair("field added", f)
+	}
+	for _, f := range res.GetFieldsRemoved() {
+		c.pair("field gone", f)
+	}
+	for _, b := range res.GetBlockedBy() {
+		c.pair("blocked", b)
+	}
+}
+
+type editChangeCmd struct {
+	changeArgs
+	Dir    string   `arg:"" optional:"" help:"Bundle folder: the change becomes the edits between its base and this folder." type:"path"`
+	Title  *string  `help:"Another title." placeholder:"TEXT"`
+	Reason *string  `help:"Another reason." placeholder:"TEXT"`
+	Revert []string `help:"Take back the edit of this file; can be given several times." placeholder:"PATH" sep:"none"`
+	Rebase bool     `help:"Make the live version the base. Without a folder, it is a conflict if the change and a later version both change a file."`
+}
+
+// Help is the long help of change edit.
+func (*editChangeCmd) Help() string {
+	return `Edits an open change. If that changes the resulting bundle, approvals do not count any more.`
+}
+
+// Run edits the change.
+func (e *editChangeCmd) Run(ctx context.Context, c *console) error {
+	if e.Dir == "" && e.Title == nil && e.Reason == nil && len(e.Revert) == 0 && !e.Rebase {
+		return misuse("give a folder, --title, --reason, --revert or --rebase")
+	}
+	if e.Dir != "" && len(e.Revert) > 0 {
+		return misuse("give either a folder or --revert")
+	}
+	admin, err := e.dial()
+	if err != nil {
+		return err
+	}
+	req := &cedarpostv1.UpdateChangeRequest{Id: e.ID, Title: e.Title, Reason: e.Reason, Revert: e.Revert, Rebase: e.Rebase}
+	var rest [][]*cedarpostv1.FileEdit
+	if e.Dir != "" {
+		if rest, err = e.folder(ctx, c, admin, req); err != nil {
+			return err
+		}
+	}
+	res, err := admin.policies().UpdateChange(ctx, req)
+	if err != nil {
+		return c.refusedPublish(admin, err, e.ID, e.json())
+	}
+	change, err := send(ctx, admin, res.GetChange(), rest)
+	if err != nil {
+		return err
+	}
+	return c.printChange(change, e.json())
+}
+
+// folder adds the edits of a folder to a request, in place of those that the change has. It returns those
+// that do not fit into the request.
+func (e *editChangeCmd) folder(ctx context.Context, c *console, admin *peer, req *cedarpostv1.UpdateChangeRequest) ([][]*cedarpostv1.FileEdit, error) {
+	now, err := call(ctx, admin, admin.policies().GetChange, &cedarpostv1.GetChangeRequest{Id: e.ID})
+	if err != nil {
+		return nil, err
+	}
+	change := now.GetChange()
+	base := liveFiles(ctx, admin)
+	if !e.Rebase && change.GetBaseVersion() != now.GetLiveVersion() {
+		base = func(name string) (int64, []bundle.File, error) {
+			if change.GetBaseVersion() == 0 {
+				return 0, nil, nil
+			}
+			stream, err := admin.policies().GetVersion(ctx, &cedarpostv1.GetVersionRequest{Bundle: name, Version: change.GetBaseVersion()})
+			if err != nil {
+				return 0, nil, err
+			}
+			files, err := receiveBundle(stream, func(*cedarpostv1.GetVersionResponse) {})
+			return change.GetBaseVersion(), files, err
+		}
+	}
+	name, _, edits, err := bundleFolder{e.Dir, change.GetBundle()}.edits(c, admin, base)
+	if err != nil {
+		return nil, err
+	}
+	if name != change.GetBundle() {
+		return nil, fmt.Errorf("the folder has the bundle %s, and the change is of %s", name, change.GetBundle())
+	}
+	edited := map[string]bool{}
+	for _, one := range edits {
+		edited[one.Path] = true
+	}
+	for _, f := range now.GetFiles() {
+		if !edited[f.GetPath()] {
+			req.Revert = append(req.Revert, f.GetPath())
+		}
+	}
+	req.IfDigest = change.GetDigest()
+	parts := messages(edits)
+	req.Edits = parts[0]
+	return parts[1:], nil
+}
+
+// seen returns the digest of a change that the caller has seen: the one given, or the one of now, which is
+// printed.
+func seen(ctx context.Context, admin *peer, id, digest string) (string, error) {
+	if digest != "" {
+		return digest, nil
+	}
+	res, err := call(ctx, admin, admin.policies().GetChange, &cedarpostv1.GetChangeRequest{Id: id})
+	return res.GetChange().GetDigest(), err
+}
+
+// digestFlag is the state of a change that a call is about.
+type digestFlag struct {
+	Digest string `help:"The digest of the change that you have seen (default: the one that it has now). If it was edited since, nothing happens." placeholder:"SHA256"`
+}
+
+type approveChangeCmd struct {
+	changeArgs
+	digestFlag
+	Reason string `help:"What you say about it." placeholder:"TEXT"`
+}
+
+// Help is the long help of change approve.
+func (*approveChangeCmd) Help() string {
+	return `Says that you have seen the change, and agree. An author of the change cannot approve it. In a script, give --digest: it is the one that "change show" printed.`
+}
+
+// Run approves.
+func (a *approveChangeCmd) Run(ctx context.Context, c *console) error {
+	admin, err := a.dial()
+	if err != nil {
+		return err
+	}
+	digest, err := seen(ctx, admin, a.ID, a.Digest)
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, admin, admin.policies().ApproveChange, &cedarpostv1.ApproveChangeRequest{Id: a.ID, Digest: digest, Reason: a.Reason})
+	if err != nil {
+		return err
+	}
+	return c.printChange(res.GetChange(), a.json())
+}
+
+type declineChangeCmd struct {
+	changeArgs
+	digestFlag
+	Reason string `help:"Why." placeholder:"TEXT"`
+}
+
+// Run declines.
+func (d *declineChangeCmd) Run(ctx context.Context, c *console) error {
+	admin, err := d.dial()
+	if err != nil {
+		return err
+	}
+	digest, err := seen(ctx, admin, d.ID, d.Digest)
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, admin, admin.policies().DeclineChange, &cedarpostv1.DeclineChangeRequest{Id: d.ID, Digest: digest, Reason: d.Reason})
+	if err != nil {
+		return err
+	}
+	return c.printChange(res.GetChange(), d.json())
+}
+
+type publishChangeCmd struct {
+	changeArgs
+	digestFlag
+}
+
+// Help is the long help of change publish.
+func (*publishChangeCmd) Help() string {
+	return `Publishes the bundle of a change as one revision. If a check fails, nothing is published, and the findings are on stderr. Exit codes as for apply.`
+}
+
+// Run publishes.
+func (p *publishChangeCmd) Run(ctx context.Context, c *console) error {
+	admin, err := p.dial()
+	if err != nil {
+		return err
+	}
+	digest, err := seen(ctx, admin, p.ID, p.Digest)
+	if err != nil {
+		return err
+	}
+	res, err := admin.policies().PublishChange(ctx, &cedarpostv1.PublishChangeRequest{Id: p.ID, Digest: digest})
+	if err != nil {
+		return c.refusedPublish(admin, err, p.ID, p.json())
+	}
+	if p.json() {
+		return c.message(res)
+	}
+	c.printFindings(c.out, p.ID, findingsFromProto(res.GetWarnings()))
+	fmt.Fprintf(c.out, "%s: %s\n", clean(res.GetBundle().GetName()), c.paint(green, "published"))
+	c.pair("version", fmt.Sprint(res.GetBundle().GetVersion()))
+	c.pair("policies", fmt.Sprint(res.GetBundle().GetPolicies()))
+	c.pair("digest", res.GetBundle().GetDigest())
+	c.printRevision(res.GetRevision())
+	return nil
+}
+
+type discardChangeCmd struct {
+	changeArgs
+	Reason string `help:"Why, for the log." placeholder:"TEXT"`
+}
+
+// Run discards.
+func (d *discardChangeCmd) Run(ctx context.Context, c *console) error {
+	admin, err := d.dial()
+	if err != nil {
+		return err
+	}
+	res, err := call(ctx, admin, admin.policies().DiscardChange, &cedarpostv1.DiscardChangeRequest{Id: d.ID, Reason: d.Reason})
+	if err != nil {
+		return err
+	}
+	return c.printChange(res.GetChange(), d.json())
+}

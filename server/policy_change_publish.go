@@ -1,0 +1,302 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// blocks lists what keeps an open change from being published, apart from what its check finds.
+func blocks(c store.BundleChange, live store.Bundle, now store.PolicyState) (list []error) {
+	refuse := func(format string, args ...any) {
+		list = append(list, connect.Errorf(connect.CodeFailedPrecondition, format, args...))
+	}
+	if err := refuseFrozen(c.Bundle, now); err != nil {
+		list = append(list, err)
+	}
+	switch {
+	case c.BaseVersion != live.Version:
+		refuse("the change %s is of version %d of the bundle %s, and version %d is live; `cedarpost change edit %s --rebase` makes that its base", c.ID, c.BaseVersion, c.Bundle, live.Version, c.ID)
+	case live.Version > 0 && live.Digest == c.Digest:
+		refuse("the change %s changes nothing", c.ID)
+	}
+	for _, v := range declinesOf(c) {
+		reason := ""
+		if v.Reason != "" {
+			reason = ": " + v.Reason
+		}
+		refuse("the change %s was declined by %s%s; it can be published after its next edit", c.ID, v.Caller, reason)
+	}
+	if has, needs := len(approvalsOf(c)), approvalsNeeded(live); has < needs {
+		refuse("the change %s needs %s and has %d; callers who did not edit it approve it with `cedarpost change approve %s`", c.ID, countOf(needs, "approval"), has, c.ID)
+	}
+	return list
+}
+
+// GetChange implements cedarpost.v1.PolicyService.
+func (s *policyService) GetChange(ctx context.Context, req *cedarpostv1.GetChangeRequest) (*cedarpostv1.GetChangeResponse, error) {
+	if err := replyFrom(ctx).take(maxShownEdits + bundle.MaxDiffFile + bundle.MaxDiffText); err != nil {
+		return nil, err
+	}
+	c, edits, err := s.db.ChangeEdits(ctx, req.GetId(), bundle.MaxDiffFile, maxShownEdits)
+	if isNotFound(err) {
+		return nil, noChange(req.GetId())
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := &cedarpostv1.GetChangeResponse{Change: changeToProto(c)}
+	live, blocked, err := s.blockedBy(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	out.LiveVersion, out.ApprovalsNeeded, out.BlockedBy = live.Version, int32(approvalsNeeded(live)), blocked
+	var base store.BundleVersion
+	if c.BaseVersion > 0 {
+		if base, err = s.version(ctx, c.Bundle, c.BaseVersion); err != nil {
+			return nil, err
+		}
+	}
+	sizes, err := s.db.BundleFiles(ctx, base.Since, c.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	had := map[string]*int{}
+	for i := range sizes {
+		had[sizes[i].Path] = &sizes[i].Bytes
+	}
+	var d bundle.Differ
+	for _, e := range edits {
+		before, err := s.side(ctx, base.Bundle, e.Path, had[e.Path])
+		if err != nil {
+			return nil, err
+		}
+		after, leftOut := e.Content, !e.Removed && e.Content == nil
+		if leftOut {
+			after = []byte{}
+		}
+		out.Files = append(out.Files, diffToProto(d.Diff(e.Path, before, after, large(had[e.Path]) || leftOut)))
+	}
+	return out, nil
+}
+
+// blockedBy says in words what keeps a change from being published now.
+func (s *policyService) blockedBy(ctx context.Context, c store.BundleChange) (live store.Bundle, list []string, err error) {
+	v, err := s.follower.FullyConsistent(ctx)
+	if err != nil {
+		return live, nil, err
+	}
+	live, _ = v.Bundle(c.Bundle)
+	if ended, ok := errors.AsType[*connect.Error](refuseEnded(c)); ok {
+		return live, []string{ended.Message()}, nil
+	}
+	now, err := s.db.PolicyState(ctx, c.Bundle, "")
+	if err != nil {
+		return live, nil, err
+	}
+	for _, err := range blocks(c, live, now) {
+		if e, ok := errors.AsType[*connect.Error](err); ok {
+			list = append(list, e.Message())
+		}
+	}
+	return live, list, nil
+}
+
+// CheckChange implements cedarpost.v1.PolicyService.
+func (s *policyService) CheckChange(ctx context.Context, req *cedarpostv1.CheckChangeRequest) (*cedarpostv1.CheckChangeResponse, error) {
+	held, err := hold(ctx, s.dryRuns)
+	if err != nil {
+		return nil, err
+	}
+	defer held.leave()
+	d, err := s.draft(ctx, held, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	out := &cedarpostv1.CheckChangeResponse{Change: changeToProto(d.change)}
+	live, blocked, err := s.blockedBy(ctx, d.change)
+	if err != nil {
+		return nil, err
+	}
+	out.BlockedBy = blocked
+	b, err := readFiles(d.change.Bundle, d.files())
+	if err != nil {
+		return out, collect(out, err)
+	}
+	p := &publication{
+		bundle: b, procedure: cedarpostv1connect.PolicyServiceCheckChangeProcedure, need: need{"CheckChange", access.Target{Bundle: b.Name}}, dryRun: true,
+		rules: func(store.Bundle, store.PolicyState) (w store.PolicyWrite, err error) { return w, nil },
+	}
+	res, err := s.publish(ctx, p, nil)
+	out.Ok, out.Findings = err == nil, res.GetWarnings()
+	if p.report != nil {
+		for _, t := range p.report.Tests {
+			out.Tests = append(out.Tests, &cedarpostv1.TestResult{Name: t.Name, Line: int32(t.Line), Failures: t.Failures})
+		}
+	}
+	if p.set != nil {
+		out.Policies = policyDiffs(live.Policies, p.set.Policies(b.Name))
+		var ferr error
+		if out.FieldsAdded, out.FieldsRemoved, ferr = fieldDiffs(live, b); ferr != nil {
+			return nil, ferr
+		}
+	}
+	return out, collect(out, err)
+}
+
+// collect moves the findings in the error of a refused bundle to the answer. It returns other errors.
+func collect(out *cedarpostv1.CheckChangeResponse, err error) error {
+	refused, ok := errors.AsType[*connect.Error](err)
+	if !ok {
+		return err
+	}
+	for _, d := range refused.Details() {
+		if m, derr := connectproto.UnmarshalErrorDetail(d); derr == nil {
+			if list, ok := m.(*cedarpostv1.BundleFindings); ok {
+				out.Findings = list.GetFindings()
+				return nil
+			}
+		}
+	}
+	if code := refused.Code(); code == connect.CodeInvalidArgument || code == connect.CodeFailedPrecondition {
+		out.Findings = []*cedarpostv1.Finding{{Severity: cedarpostv1.Finding_ERROR, Message: refused.Message()}}
+		return nil
+	}
+	return err
+}
+
+// ApproveChange implements cedarpost.v1.PolicyService.
+func (s *policyService) ApproveChange(ctx context.Context, req *cedarpostv1.ApproveChangeRequest) (*cedarpostv1.ApproveChangeResponse, error) {
+	return verdict(ctx, s, cedarpostv1connect.PolicyServiceApproveChangeProcedure, req, &cedarpostv1.ApproveChangeResponse{},
+		func(c *cedarpostv1.BundleChange, at *cedarpostv1.Revision) *cedarpostv1.ApproveChangeResponse {
+			return &cedarpostv1.ApproveChangeResponse{Change: c, Revision: at}
+		},
+		func(c *store.BundleChange) (*[]store.Verdict, error) {
+			if slices.Contains(c.Authors, callerFrom(ctx)) {
+				return nil, connect.Errorf(connect.CodeFailedPrecondition, "%s edited the change %s, and its authors cannot approve it", callerFrom(ctx), c.ID)
+			}
+			return &c.Approvals, nil
+		})
+}
+
+// DeclineChange implements cedarpost.v1.PolicyService.
+func (s *policyService) DeclineChange(ctx context.Context, req *cedarpostv1.DeclineChangeRequest) (*cedarpostv1.DeclineChangeResponse, error) {
+	return verdict(ctx, s, cedarpostv1connect.PolicyServiceDeclineChangeProcedure, req, &cedarpostv1.DeclineChangeResponse{},
+		func(c *cedarpostv1.BundleChange, at *cedarpostv1.Revision) *cedarpostv1.DeclineChangeResponse {
+			return &cedarpostv1.DeclineChangeResponse{Change: c, Revision: at}
+		},
+		func(c *store.BundleChange) (*[]store.Verdict, error) { return &c.Declines, nil })
+}
+
+// verdict adds what the caller decided to a list of a change.
+func verdict[A proto.Message](ctx context.Context, s *policyService, procedure string, req interface {
+	proto.Message
+	GetId() string
+	GetDigest() string
+	GetReason() string
+	GetIdempotencyKey() string
+}, empty A, respond func(*cedarpostv1.BundleChange, *cedarpostv1.Revision) A, list func(*store.BundleChange) (*[]store.Verdict, error)) (A, error) {
+	var c store.BundleChange
+	answer := func(_ store.Changes, at *cedarpostv1.Revision) A { return respond(changeToProto(c), at) }
+	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, empty, func(o *once) (A, error) {
+		return changeState(ctx, s, o, bundleOfChange(req.GetId()), req.GetId(), answer, func(now store.PolicyState) (w store.PolicyWrite, err error) {
+			if c, err = openChange(req.GetId(), now); err != nil {
+				return w, err
+			}
+			if err := refuseOther(c, req.GetDigest()); err != nil {
+				return w, err
+			}
+			verdicts, err := list(&c)
+			if err != nil {
+				return w, err
+			}
+			mine := func(v store.Verdict) bool { return v.Caller == callerFrom(ctx) && v.Digest == c.Digest }
+			if slices.ContainsFunc(*verdicts, mine) {
+				return w, nil // it is said already
+			}
+			if len(*verdicts) >= maxVerdicts {
+				return w, connect.Errorf(connect.CodeFailedPrecondition, "the change %s has %d of them already, which is the limit", c.ID, maxVerdicts)
+			}
+			*verdicts = append(slices.Clone(*verdicts), store.Verdict{Caller: callerFrom(ctx), Digest: c.Digest, Reason: req.GetReason(), At: time.Now().UTC().Truncate(time.Microsecond)})
+			return store.PolicyWrite{Change: &c, Reason: req.GetReason()}, nil
+		})
+	})
+}
+
+// PublishChange implements cedarpost.v1.PolicyService.
+func (s *policyService) PublishChange(ctx context.Context, req *cedarpostv1.PublishChangeRequest) (*cedarpostv1.PublishChangeResponse, error) {
+	const procedure = cedarpostv1connect.PolicyServicePublishChangeProcedure
+	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.PublishChangeResponse{},
+		func(o *once) (*cedarpostv1.PublishChangeResponse, error) {
+			out, err := s.publishChange(ctx, procedure, req, o)
+			if err != nil {
+				s.noteRefused(ctx, procedure, bundleOfChange(req.GetId()), false, err)
+			}
+			return out, err
+		})
+}
+
+func (s *policyService) publishChange(ctx context.Context, procedure string, req *cedarpostv1.PublishChangeRequest, o *once) (*cedarpostv1.PublishChangeResponse, error) {
+	held, err := hold(ctx, s.publishes)
+	if err != nil {
+		return nil, err
+	}
+	defer held.leave()
+	d, err := s.draft(ctx, held, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if err := refuseEnded(d.change); err != nil {
+		return nil, err
+	}
+	if err := refuseOther(d.change, req.GetDigest()); err != nil {
+		return nil, err
+	}
+	b, err := readFiles(d.change.Bundle, d.files())
+	if err != nil {
+		return nil, err
+	}
+	if b.Digest() != d.change.Digest { // somebody altered the tables
+		return nil, fmt.Errorf("the files of the change %s are not those of its digest", d.change.ID)
+	}
+	var made store.BundleChange
+	respond := func(out *cedarpostv1.ApplyBundleResponse) *cedarpostv1.PublishChangeResponse {
+		return &cedarpostv1.PublishChangeResponse{Change: changeToProto(made), Bundle: out.GetBundle(), Revision: out.GetRevision(), Warnings: out.GetWarnings()}
+	}
+	p := &publication{
+		bundle: b, procedure: procedure, need: need{"PublishChange", access.Target{Bundle: b.Name, Changes: true}},
+		message: d.change.Title, change: d.change.ID,
+		approvals: func(store.Bundle) int { return b.Approvals },
+		respond:   func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return respond(out) },
+		rules: func(live store.Bundle, now store.PolicyState) (w store.PolicyWrite, err error) {
+			if made, err = openChange(req.GetId(), now); err != nil {
+				return w, err
+			}
+			if err := refuseOther(made, req.GetDigest()); err != nil {
+				return w, err
+			}
+			if list := blocks(made, live, now); len(list) > 0 {
+				return w, list[0]
+			}
+			made.State, made.UpdatedAt = store.ChangePublished, time.Now().UTC().Truncate(time.Microsecond)
+			return store.PolicyWrite{Change: &made, Reason: made.Title}, nil
+		},
+	}
+	out, err := s.publish(ctx, p, o)
+	if err != nil {
+		return nil, err
+	}
+	return respond(out), nil
+}
