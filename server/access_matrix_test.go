@@ -70,6 +70,8 @@ var expected = map[string]struct {
 	"PublishChange":       {ofBundle, []string{access.PolicyPublisher}},
 	"ApproveChange":       {ofBundle, []string{access.PolicyApprover}},
 	"DeclineChange":       {ofBundle, []string{access.PolicyApprover}},
+	"ListPolicies":        {somewhere, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
+	"GetPolicy":           {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
 	"QueryDecisions":      {somewhere, []string{access.Auditor}},
 	"CountDecisions":      {somewhere, []string{access.Auditor}},
 	"GetDecision":         {somewhere, []string{access.Auditor}},
@@ -130,6 +132,8 @@ func message(rpc, bundle string) proto.Message {
 		return &cedarpostv1.PublishChangeRequest{Id: bundle + "-9"}
 	case "DiscardChange":
 		return &cedarpostv1.DiscardChangeRequest{Id: bundle + "-9"}
+	case "GetPolicy":
+		return &cedarpostv1.GetPolicyRequest{Bundle: bundle}
 	case "ListVersions":
 		return &cedarpostv1.ListVersionsRequest{Bundle: bundle, PageSize: -1}
 	case "GetVersion":

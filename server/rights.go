@@ -293,6 +293,8 @@ var rules = map[string]rule{
 	cedarpostv1connect.PolicyServiceGetBundleProcedure: each("GetBundle", func(_ *engine.Set, m *cedarpostv1.GetBundleRequest) []access.Target {
 		return []access.Target{{Bundle: m.GetName()}}
 	}),
+	cedarpostv1connect.PolicyServiceListPoliciesProcedure:    anywhere("ListPolicies"),
+	cedarpostv1connect.PolicyServiceGetPolicyProcedure:       ofBundle[*cedarpostv1.GetPolicyRequest]("GetPolicy", false),
 	cedarpostv1connect.PolicyServiceListVersionsProcedure:    ofBundle[*cedarpostv1.ListVersionsRequest]("ListVersions", false),
 	cedarpostv1connect.PolicyServiceGetVersionProcedure:      ofBundle[*cedarpostv1.GetVersionRequest]("GetVersion", false),
 	cedarpostv1connect.PolicyServiceDiffVersionsProcedure:    ofBundle[*cedarpostv1.DiffVersionsRequest]("DiffVersions", false),

@@ -53,6 +53,7 @@ func TestDev(t *testing.T) {
 	t.Run("bundles", testBundles(sh))
 	t.Run("versions", testVersions(sh))
 	t.Run("change", testChange(sh))
+	t.Run("policies", testPolicies(sh))
 	t.Run("log", testLog(sh))
 	t.Run("uses", testUses(sh))
 	t.Run("keys and grants", testKeys(sh, dir))

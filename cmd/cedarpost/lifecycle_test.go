@@ -93,6 +93,19 @@ func file(t *testing.T, dir, name string) string {
 	return string(b)
 }
 
+// testPolicies lists and shows policies.
+func testPolicies(sh *shell) func(*testing.T) {
+	return func(t *testing.T) {
+		sh.exits(t, 0, says("POLICY", "shop/support-fields", `in Shop::Role::"support"`, `== Shop::Action::"ViewOrder.field"`, "is Shop::Order", "when", "view.cedar:"), "policies", "--principal", "Shop::Role::support")
+		if r := sh.exits(t, 0, nil, "policies", "list", "--effect", "forbid", "--action", "Shop::Action::ViewOrder.field", "--annotation", "advice=step_up_mfa", "-o", "json"); strings.Count(r.out, "\n") != 1 || !strings.Contains(r.out, `"id":"pii-needs-mfa"`) {
+			t.Errorf("%s", r.out)
+		}
+		sh.exits(t, 0, says("shop/pii-needs-mfa: forbid", "file         view.cedar:", "since        revision ", "unless { context.mfa"), "policies", "show", "shop/pii-needs-mfa")
+		sh.exits(t, 1, says("not_found"), "policies", "show", "shop/none")
+		sh.exits(t, 2, says("name it as BUNDLE/ID"), "policies", "show", "none")
+	}
+}
+
 // testChange proposes a change, and has it declined, edited, approved and published.
 func testChange(sh *shell) func(*testing.T) {
 	return func(t *testing.T) {

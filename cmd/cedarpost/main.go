@@ -29,6 +29,7 @@ type cli struct {
 	Apply    applyCmd    `cmd:"" group:"policy" help:"Publish a bundle folder."`
 	Change   changeCmd   `cmd:"" group:"policy" help:"Propose a change of a bundle, check it, approve it and publish it."`
 	Bundles  bundlesCmd  `cmd:"" group:"policy" help:"List the published bundles, or fetch one."`
+	Policies policiesCmd `cmd:"" group:"policy" help:"List the live policies, or show one."`
 	Versions versionsCmd `cmd:"" group:"policy" help:"List the versions of a bundle: who published them, when and why."`
 	Diff     diffCmd     `cmd:"" group:"policy" help:"Compare the live version with a folder, or two versions."`
 	Pull     pullCmd     `cmd:"" group:"policy" help:"Fetch a version of a bundle into a folder."`

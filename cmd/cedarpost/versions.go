@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -360,17 +359,36 @@ func (c *console) printDiff(files []*cedarpostv1.FileDiff, asJSON bool) error {
 }
 
 func (c *console) printUnified(text string) {
-	for line := range bytes.Lines([]byte(text)) {
-		shown := clean(strings.TrimSuffix(string(line), "\n"))
-		shown = strings.ReplaceAll(shown, `\u{9}`, "\t")
+	for line := range strings.Lines(text) {
+		color := ""
 		switch {
-		case strings.HasPrefix(shown, "--- "), strings.HasPrefix(shown, "+++ "), strings.HasPrefix(shown, "@@"):
-			shown = c.paint(bold, shown)
-		case strings.HasPrefix(shown, "+"):
-			shown = c.paint(green, shown)
-		case strings.HasPrefix(shown, "-"):
-			shown = c.paint(red, shown)
+		case strings.HasPrefix(line, "--- "), strings.HasPrefix(line, "+++ "), strings.HasPrefix(line, "@@"):
+			color = bold
+		case strings.HasPrefix(line, "+"):
+			color = green
+		case strings.HasPrefix(line, "-"):
+			color = red
+		}
+		shown := cleanLine(line)
+		if color != "" {
+			shown = c.paint(color, shown)
 		}
 		fmt.Fprintln(c.out, shown)
 	}
+}
+
+// printText prints a text of several lines.
+func (c *console) printText(text string) {
+	for line := range strings.Lines(text) {
+		fmt.Fprintln(c.out, cleanLine(line))
+	}
+}
+
+// cleanLine escapes the control characters of a line, except tabs, and drops its end.
+func cleanLine(line string) string {
+	parts := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+	for i, part := range parts {
+		parts[i] = clean(part)
+	}
+	return strings.Join(parts, "\t")
 }

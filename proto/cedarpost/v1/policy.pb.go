@@ -3781,6 +3781,437 @@ func (x *DiscardChangeResponse) GetRevision() *Revision {
 	return nil
 }
 
+// Policy is a policy of a live bundle.
+type Policy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The bundle.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The @id.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The effect: "permit" or "forbid".
+	Effect string `protobuf:"bytes,3,opt,name=effect,proto3" json:"effect,omitempty"`
+	// The scope of the principal, as Cedar text: "principal in Shop::Role::\"support\"".
+	Principal string `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
+	// The scope of the action.
+	Action string `protobuf:"bytes,5,opt,name=action,proto3" json:"action,omitempty"`
+	// The scope of the resource.
+	Resource string `protobuf:"bytes,6,opt,name=resource,proto3" json:"resource,omitempty"`
+	// True if it has a when or an unless.
+	Conditional bool `protobuf:"varint,7,opt,name=conditional,proto3" json:"conditional,omitempty"`
+	// The annotations; one without a value has the empty text.
+	Annotations map[string]string `protobuf:"bytes,8,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The file in the bundle's folder.
+	File string `protobuf:"bytes,9,opt,name=file,proto3" json:"file,omitempty"`
+	// The line where it begins, from 1.
+	Line int32 `protobuf:"varint,10,opt,name=line,proto3" json:"line,omitempty"`
+	// The text.
+	Text string `protobuf:"bytes,11,opt,name=text,proto3" json:"text,omitempty"`
+	// The revision that wrote this text. It may be older than the live version of the bundle.
+	Revision      int64 `protobuf:"varint,12,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Policy) Reset() {
+	*x = Policy{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policy) ProtoMessage() {}
+
+func (x *Policy) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policy.ProtoReflect.Descriptor instead.
+func (*Policy) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *Policy) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *Policy) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Policy) GetEffect() string {
+	if x != nil {
+		return x.Effect
+	}
+	return ""
+}
+
+func (x *Policy) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *Policy) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *Policy) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *Policy) GetConditional() bool {
+	if x != nil {
+		return x.Conditional
+	}
+	return false
+}
+
+func (x *Policy) GetAnnotations() map[string]string {
+	if x != nil {
+		return x.Annotations
+	}
+	return nil
+}
+
+func (x *Policy) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *Policy) GetLine() int32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *Policy) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Policy) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// ListPoliciesRequest filters policies. All filters given must match. A scope matches an action, a
+// principal or a resource if the policy can concern it, so a policy without a scope matches all.
+type ListPoliciesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only of this bundle.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// Only with this effect: "permit" or "forbid".
+	Effect string `protobuf:"bytes,2,opt,name=effect,proto3" json:"effect,omitempty"`
+	// Only those that can concern this action: it, or a group of actions that it is in.
+	Action *EntityUid `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
+	// Only those that can concern this principal, which may be a group, such as a role: it, its type, or a
+	// group that it is in. A caller that may read the entity learns of the groups that it is in now. For
+	// another caller, these are all groups that the schema allows.
+	Principal *EntityUid `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
+	// Only those that can concern this resource, as for principal.
+	Resource *EntityUid `protobuf:"bytes,5,opt,name=resource,proto3" json:"resource,omitempty"`
+	// Only those with this annotation.
+	Annotation string `protobuf:"bytes,6,opt,name=annotation,proto3" json:"annotation,omitempty"`
+	// Only those whose annotation has this value.
+	AnnotationValue *string `protobuf:"bytes,7,opt,name=annotation_value,json=annotationValue,proto3,oneof" json:"annotation_value,omitempty"`
+	// At most so many, 1 to 1000; 0: 100.
+	PageSize int32 `protobuf:"varint,8,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Where the last page ended, from next_page_token, with the same filters.
+	PageToken     string `protobuf:"bytes,9,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoliciesRequest) Reset() {
+	*x = ListPoliciesRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoliciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoliciesRequest) ProtoMessage() {}
+
+func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
+func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *ListPoliciesRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *ListPoliciesRequest) GetEffect() string {
+	if x != nil {
+		return x.Effect
+	}
+	return ""
+}
+
+func (x *ListPoliciesRequest) GetAction() *EntityUid {
+	if x != nil {
+		return x.Action
+	}
+	return nil
+}
+
+func (x *ListPoliciesRequest) GetPrincipal() *EntityUid {
+	if x != nil {
+		return x.Principal
+	}
+	return nil
+}
+
+func (x *ListPoliciesRequest) GetResource() *EntityUid {
+	if x != nil {
+		return x.Resource
+	}
+	return nil
+}
+
+func (x *ListPoliciesRequest) GetAnnotation() string {
+	if x != nil {
+		return x.Annotation
+	}
+	return ""
+}
+
+func (x *ListPoliciesRequest) GetAnnotationValue() string {
+	if x != nil && x.AnnotationValue != nil {
+		return *x.AnnotationValue
+	}
+	return ""
+}
+
+func (x *ListPoliciesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListPoliciesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListPoliciesResponse is a page.
+type ListPoliciesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policies, by bundle and id.
+	Policies []*Policy `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// The revision they were read at.
+	Revision      *Revision `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoliciesResponse) Reset() {
+	*x = ListPoliciesResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoliciesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoliciesResponse) ProtoMessage() {}
+
+func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
+func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ListPoliciesResponse) GetPolicies() []*Policy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *ListPoliciesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListPoliciesResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// GetPolicyRequest names a policy.
+type GetPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the bundle.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The @id.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPolicyRequest) Reset() {
+	*x = GetPolicyRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPolicyRequest) ProtoMessage() {}
+
+func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
+func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *GetPolicyRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *GetPolicyRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// GetPolicyResponse has the policy.
+type GetPolicyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policy.
+	Policy        *Policy `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPolicyResponse) Reset() {
+	*x = GetPolicyResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPolicyResponse) ProtoMessage() {}
+
+func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
+func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *GetPolicyResponse) GetPolicy() *Policy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
 var File_cedarpost_v1_policy_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_policy_proto_rawDesc = "" +
@@ -4054,10 +4485,53 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x7f\n" +
 	"\x15DiscardChangeResponse\x122\n" +
 	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision2\xaa\f\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x9d\x03\n" +
+	"\x06Policy\x12\x16\n" +
+	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n" +
+	"\x06effect\x18\x03 \x01(\tR\x06effect\x12\x1c\n" +
+	"\tprincipal\x18\x04 \x01(\tR\tprincipal\x12\x16\n" +
+	"\x06action\x18\x05 \x01(\tR\x06action\x12\x1a\n" +
+	"\bresource\x18\x06 \x01(\tR\bresource\x12 \n" +
+	"\vconditional\x18\a \x01(\bR\vconditional\x12G\n" +
+	"\vannotations\x18\b \x03(\v2%.cedarpost.v1.Policy.AnnotationsEntryR\vannotations\x12\x12\n" +
+	"\x04file\x18\t \x01(\tR\x04file\x12\x12\n" +
+	"\x04line\x18\n" +
+	" \x01(\x05R\x04line\x12\x12\n" +
+	"\x04text\x18\v \x01(\tR\x04text\x12\x1a\n" +
+	"\brevision\x18\f \x01(\x03R\brevision\x1a>\n" +
+	"\x10AnnotationsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf5\x03\n" +
+	"\x13ListPoliciesRequest\x12=\n" +
+	"\x06bundle\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,63})?$R\x06bundle\x12/\n" +
+	"\x06effect\x18\x02 \x01(\tB\x17\xbaH\x14r\x12R\x00R\x06permitR\x06forbidR\x06effect\x12/\n" +
+	"\x06action\x18\x03 \x01(\v2\x17.cedarpost.v1.EntityUidR\x06action\x125\n" +
+	"\tprincipal\x18\x04 \x01(\v2\x17.cedarpost.v1.EntityUidR\tprincipal\x123\n" +
+	"\bresource\x18\x05 \x01(\v2\x17.cedarpost.v1.EntityUidR\bresource\x12,\n" +
+	"\n" +
+	"annotation\x18\x06 \x01(\tB\f\xbaH\tr\a(\x80\x02\xba\x01\x01\x00R\n" +
+	"annotation\x12<\n" +
+	"\x10annotation_value\x18\a \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00H\x00R\x0fannotationValue\x88\x01\x01\x12'\n" +
+	"\tpage_size\x18\b \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\t \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageTokenB\x13\n" +
+	"\x11_annotation_value\"\xa4\x01\n" +
+	"\x14ListPoliciesResponse\x120\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x14.cedarpost.v1.PolicyR\bpolicies\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x122\n" +
+	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"n\n" +
+	"\x10GetPolicyRequest\x12:\n" +
+	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12\x1e\n" +
+	"\x02id\x18\x02 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x02id\"A\n" +
+	"\x11GetPolicyResponse\x12,\n" +
+	"\x06policy\x18\x01 \x01(\v2\x14.cedarpost.v1.PolicyR\x06policy2\xcf\r\n" +
 	"\rPolicyService\x12T\n" +
 	"\vApplyBundle\x12 .cedarpost.v1.ApplyBundleRequest\x1a!.cedarpost.v1.ApplyBundleResponse(\x01\x12R\n" +
-	"\vListBundles\x12 .cedarpost.v1.ListBundlesRequest\x1a!.cedarpost.v1.ListBundlesResponse\x12N\n" +
+	"\vListBundles\x12 .cedarpost.v1.ListBundlesRequest\x1a!.cedarpost.v1.ListBundlesResponse\x12U\n" +
+	"\fListPolicies\x12!.cedarpost.v1.ListPoliciesRequest\x1a\".cedarpost.v1.ListPoliciesResponse\x12L\n" +
+	"\tGetPolicy\x12\x1e.cedarpost.v1.GetPolicyRequest\x1a\x1f.cedarpost.v1.GetPolicyResponse\x12N\n" +
 	"\tGetBundle\x12\x1e.cedarpost.v1.GetBundleRequest\x1a\x1f.cedarpost.v1.GetBundleResponse0\x01\x12U\n" +
 	"\fListVersions\x12!.cedarpost.v1.ListVersionsRequest\x1a\".cedarpost.v1.ListVersionsResponse\x12Q\n" +
 	"\n" +
@@ -4089,7 +4563,7 @@ func file_cedarpost_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(Finding_Severity)(0),           // 0: cedarpost.v1.Finding.Severity
 	(FileDiff_Kind)(0),              // 1: cedarpost.v1.FileDiff.Kind
@@ -4144,50 +4618,57 @@ var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(*PublishChangeResponse)(nil),   // 50: cedarpost.v1.PublishChangeResponse
 	(*DiscardChangeRequest)(nil),    // 51: cedarpost.v1.DiscardChangeRequest
 	(*DiscardChangeResponse)(nil),   // 52: cedarpost.v1.DiscardChangeResponse
-	(*Revision)(nil),                // 53: cedarpost.v1.Revision
-	(*timestamppb.Timestamp)(nil),   // 54: google.protobuf.Timestamp
+	(*Policy)(nil),                  // 53: cedarpost.v1.Policy
+	(*ListPoliciesRequest)(nil),     // 54: cedarpost.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),    // 55: cedarpost.v1.ListPoliciesResponse
+	(*GetPolicyRequest)(nil),        // 56: cedarpost.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),       // 57: cedarpost.v1.GetPolicyResponse
+	nil,                             // 58: cedarpost.v1.Policy.AnnotationsEntry
+	(*Revision)(nil),                // 59: cedarpost.v1.Revision
+	(*timestamppb.Timestamp)(nil),   // 60: google.protobuf.Timestamp
+	(*EntityUid)(nil),               // 61: cedarpost.v1.EntityUid
 }
 var file_cedarpost_v1_policy_proto_depIdxs = []int32{
 	5,  // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
 	6,  // 1: cedarpost.v1.ApplyBundleRequest.file:type_name -> cedarpost.v1.FilePart
 	8,  // 2: cedarpost.v1.ApplyBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	53, // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	59, // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
 	11, // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
-	53, // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
-	54, // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
+	59, // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
+	60, // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: cedarpost.v1.Bundle.freeze:type_name -> cedarpost.v1.BundleFreeze
-	54, // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
+	60, // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
 	11, // 9: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
 	0,  // 10: cedarpost.v1.Finding.severity:type_name -> cedarpost.v1.Finding.Severity
 	8,  // 11: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
-	53, // 12: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
+	59, // 12: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
 	8,  // 13: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
 	6,  // 14: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
 	8,  // 15: cedarpost.v1.BundleVersion.bundle:type_name -> cedarpost.v1.Bundle
 	17, // 16: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
-	54, // 17: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	60, // 17: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
 	16, // 18: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
 	16, // 19: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
 	6,  // 20: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
 	24, // 21: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
 	1,  // 22: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
 	8,  // 23: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
-	53, // 24: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
+	59, // 24: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
 	11, // 25: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
 	9,  // 26: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
-	53, // 27: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	53, // 28: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	59, // 27: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	59, // 28: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
 	2,  // 29: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
-	54, // 30: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
-	54, // 31: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
+	60, // 30: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
+	60, // 31: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
 	17, // 32: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
 	17, // 33: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
 	32, // 34: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
 	31, // 35: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	53, // 36: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	59, // 36: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
 	32, // 37: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
 	31, // 38: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	53, // 39: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	59, // 39: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
 	31, // 40: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
 	24, // 41: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
 	2,  // 42: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
@@ -4198,56 +4679,67 @@ var file_cedarpost_v1_policy_proto_depIdxs = []int32{
 	44, // 47: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
 	3,  // 48: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
 	31, // 49: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	53, // 50: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	59, // 50: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
 	31, // 51: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	53, // 52: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	59, // 52: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
 	31, // 53: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
 	8,  // 54: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
-	53, // 55: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	59, // 55: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
 	11, // 56: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
 	31, // 57: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	53, // 58: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	4,  // 59: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
-	12, // 60: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
-	14, // 61: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
-	18, // 62: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
-	20, // 63: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
-	22, // 64: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
-	25, // 65: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
-	27, // 66: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
-	29, // 67: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
-	33, // 68: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
-	35, // 69: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
-	37, // 70: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
-	39, // 71: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
-	41, // 72: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
-	45, // 73: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
-	47, // 74: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
-	49, // 75: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
-	51, // 76: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
-	7,  // 77: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
-	13, // 78: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
-	15, // 79: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
-	19, // 80: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
-	21, // 81: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
-	23, // 82: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
-	26, // 83: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
-	28, // 84: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
-	30, // 85: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
-	34, // 86: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
-	36, // 87: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
-	38, // 88: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
-	40, // 89: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
-	42, // 90: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
-	46, // 91: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
-	48, // 92: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
-	50, // 93: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
-	52, // 94: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
-	77, // [77:95] is the sub-list for method output_type
-	59, // [59:77] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	59, // 58: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	58, // 59: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
+	61, // 60: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
+	61, // 61: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
+	61, // 62: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
+	53, // 63: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
+	59, // 64: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
+	53, // 65: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
+	4,  // 66: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
+	12, // 67: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
+	54, // 68: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
+	56, // 69: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
+	14, // 70: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
+	18, // 71: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
+	20, // 72: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
+	22, // 73: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
+	25, // 74: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
+	27, // 75: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
+	29, // 76: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
+	33, // 77: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
+	35, // 78: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
+	37, // 79: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
+	39, // 80: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
+	41, // 81: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
+	45, // 82: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
+	47, // 83: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
+	49, // 84: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
+	51, // 85: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
+	7,  // 86: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
+	13, // 87: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
+	55, // 88: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
+	57, // 89: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
+	15, // 90: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
+	19, // 91: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
+	21, // 92: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
+	23, // 93: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
+	26, // 94: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
+	28, // 95: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
+	30, // 96: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
+	34, // 97: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
+	36, // 98: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
+	38, // 99: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
+	40, // 100: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
+	42, // 101: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
+	46, // 102: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
+	48, // 103: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
+	50, // 104: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
+	52, // 105: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
+	86, // [86:106] is the sub-list for method output_type
+	66, // [66:86] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_policy_proto_init() }
@@ -4276,13 +4768,14 @@ func file_cedarpost_v1_policy_proto_init() {
 	}
 	file_cedarpost_v1_policy_proto_msgTypes[29].OneofWrappers = []any{}
 	file_cedarpost_v1_policy_proto_msgTypes[31].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[50].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_policy_proto_rawDesc), len(file_cedarpost_v1_policy_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   49,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,10 @@ const (
 	PolicyServiceApplyBundleProcedure = "/cedarpost.v1.PolicyService/ApplyBundle"
 	// PolicyServiceListBundlesProcedure is the procedure name of the PolicyService's ListBundles RPC.
 	PolicyServiceListBundlesProcedure = "/cedarpost.v1.PolicyService/ListBundles"
+	// PolicyServiceListPoliciesProcedure is the procedure name of the PolicyService's ListPolicies RPC.
+	PolicyServiceListPoliciesProcedure = "/cedarpost.v1.PolicyService/ListPolicies"
+	// PolicyServiceGetPolicyProcedure is the procedure name of the PolicyService's GetPolicy RPC.
+	PolicyServiceGetPolicyProcedure = "/cedarpost.v1.PolicyService/GetPolicy"
 	// PolicyServiceGetBundleProcedure is the procedure name of the PolicyService's GetBundle RPC.
 	PolicyServiceGetBundleProcedure = "/cedarpost.v1.PolicyService/GetBundle"
 	// PolicyServiceListVersionsProcedure is the procedure name of the PolicyService's ListVersions RPC.
@@ -81,6 +85,20 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("ListBundles"),
 			Procedure:  PolicyServiceListBundlesProcedure,
+		}
+	})
+	policyServiceListPoliciesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("ListPolicies"),
+			Procedure:  PolicyServiceListPoliciesProcedure,
+		}
+	})
+	policyServiceGetPolicySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("GetPolicy"),
+			Procedure:  PolicyServiceGetPolicyProcedure,
 		}
 	})
 	policyServiceGetBundleSpec = sync.OnceValue(func() connect.Spec {
@@ -211,6 +229,10 @@ type PolicyServiceClient interface {
 	ApplyBundle(context.Context) (PolicyServiceApplyBundleClientStream, error)
 	// ListBundles returns the live bundles by name, without their files.
 	ListBundles(context.Context, *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error)
+	// ListPolicies returns the policies of the live bundles, by bundle and id.
+	ListPolicies(context.Context, *v1.ListPoliciesRequest) (*v1.ListPoliciesResponse, error)
+	// GetPolicy returns a policy of a live bundle.
+	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
 	// GetBundle returns a live bundle: first the bundle, then its files as they
 	// were uploaded.
 	GetBundle(context.Context, *v1.GetBundleRequest) (PolicyServiceGetBundleClientStream, error)
@@ -351,6 +373,10 @@ type PolicyServiceHandler interface {
 	ApplyBundle(context.Context, PolicyServiceApplyBundleServerStream) (*v1.ApplyBundleResponse, error)
 	// ListBundles returns the live bundles by name, without their files.
 	ListBundles(context.Context, *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error)
+	// ListPolicies returns the policies of the live bundles, by bundle and id.
+	ListPolicies(context.Context, *v1.ListPoliciesRequest) (*v1.ListPoliciesResponse, error)
+	// GetPolicy returns a policy of a live bundle.
+	GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error)
 	// GetBundle returns a live bundle: first the bundle, then its files as they
 	// were uploaded.
 	GetBundle(context.Context, *v1.GetBundleRequest, PolicyServiceGetBundleServerStream) error
@@ -408,6 +434,8 @@ func RegisterPolicyServiceHandler(server *connect.Server, svc PolicyServiceHandl
 	server.Register(
 		connect.Method{Spec: policyServiceApplyBundleSpec(), Handler: adapter.applyBundle},
 		connect.Method{Spec: policyServiceListBundlesSpec(), Handler: adapter.listBundles},
+		connect.Method{Spec: policyServiceListPoliciesSpec(), Handler: adapter.listPolicies},
+		connect.Method{Spec: policyServiceGetPolicySpec(), Handler: adapter.getPolicy},
 		connect.Method{Spec: policyServiceGetBundleSpec(), Handler: adapter.getBundle},
 		connect.Method{Spec: policyServiceListVersionsSpec(), Handler: adapter.listVersions},
 		connect.Method{Spec: policyServiceGetVersionSpec(), Handler: adapter.getVersion},
@@ -481,6 +509,14 @@ func (UnimplementedPolicyServiceHandler) ApplyBundle(context.Context, PolicyServ
 
 func (UnimplementedPolicyServiceHandler) ListBundles(context.Context, *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.ListBundles is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) ListPolicies(context.Context, *v1.ListPoliciesRequest) (*v1.ListPoliciesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.ListPolicies is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.GetPolicy is not implemented")
 }
 
 func (UnimplementedPolicyServiceHandler) GetBundle(context.Context, *v1.GetBundleRequest, PolicyServiceGetBundleServerStream) error {
@@ -562,6 +598,22 @@ func (c *policyServiceClient) ApplyBundle(ctx context.Context) (PolicyServiceApp
 func (c *policyServiceClient) ListBundles(ctx context.Context, req *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error) {
 	var res v1.ListBundlesResponse
 	if err := c.client.CallUnary(ctx, policyServiceListBundlesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) ListPolicies(ctx context.Context, req *v1.ListPoliciesRequest) (*v1.ListPoliciesResponse, error) {
+	var res v1.ListPoliciesResponse
+	if err := c.client.CallUnary(ctx, policyServiceListPoliciesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) GetPolicy(ctx context.Context, req *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error) {
+	var res v1.GetPolicyResponse
+	if err := c.client.CallUnary(ctx, policyServiceGetPolicySpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -711,6 +763,30 @@ func (h policyServiceHandler) listBundles(ctx context.Context, _ connect.Spec, s
 		return err
 	}
 	res, err := h.svc.ListBundles(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) listPolicies(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListPoliciesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListPolicies(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) getPolicy(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetPolicyRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetPolicy(ctx, &req)
 	if err != nil {
 		return err
 	}

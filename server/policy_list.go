@@ -1,0 +1,327 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+	"github.com/cedar-policy/cedar-go"
+	"github.com/cedar-policy/cedar-go/x/exp/schema"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/access"
+	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/server/stored"
+	"github.com/cedarpost/cedarpost/server/wire"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// parsedPolicy is a policy in Cedar's JSON format (https://docs.cedarpolicy.com/policies/json-format.html).
+type parsedPolicy struct {
+	Effect      string            `json:"effect"`
+	Principal   scope             `json:"principal"`
+	Action      scope             `json:"action"`
+	Resource    scope             `json:"resource"`
+	Conditions  []json.RawMessage `json:"conditions"`
+	Annotations map[string]string `json:"annotations"`
+}
+
+// scope is the constraint of a policy on one of its variables.
+type scope struct {
+	Op         string       `json:"op"`
+	Entity     *scopeEntity `json:"entity"`
+	Entities   []scopeEntity
+	EntityType string `json:"entity_type"`
+	In         *struct {
+		Entity scopeEntity `json:"entity"`
+	} `json:"in"`
+}
+
+type scopeEntity struct{ Type, ID string }
+
+func (e scopeEntity) uid() cedar.EntityUID {
+	return cedar.NewEntityUID(cedar.EntityType(e.Type), cedar.String(e.ID))
+}
+
+func parsePolicy(text string) (p parsedPolicy, err error) {
+	var c cedar.Policy
+	if err := c.UnmarshalCedar([]byte(text)); err != nil {
+		return p, err
+	}
+	b, err := c.MarshalJSON()
+	if err == nil {
+		err = json.Unmarshal(b, &p)
+	}
+	return p, err
+}
+
+// text returns the scope as Cedar text.
+func (s scope) text(variable string) string {
+	switch {
+	case s.Op == "==" && s.Entity != nil:
+		return variable + " == " + s.Entity.uid().String()
+	case s.Op == "in" && s.Entity != nil:
+		return variable + " in " + s.Entity.uid().String()
+	case s.Op == "in":
+		names := make([]string, len(s.Entities))
+		for i, e := range s.Entities {
+			names[i] = e.uid().String()
+		}
+		return variable + " in [" + strings.Join(names, ", ") + "]"
+	case s.Op == "is" && s.In != nil:
+		return variable + " is " + s.EntityType + " in " + s.In.Entity.uid().String()
+	case s.Op == "is":
+		return variable + " is " + s.EntityType
+	}
+	return variable
+}
+
+// concerned is what a scope is compared with: an entity, and the groups that it is or can be in.
+type concerned struct {
+	uid    cedar.EntityUID
+	within func(group cedar.EntityUID) bool
+}
+
+// concerns reports whether the scope can hold for an entity. A nil entity is any.
+func (s scope) concerns(c *concerned) bool {
+	if c == nil {
+		return true
+	}
+	in := func(e scopeEntity) bool { return e.uid() == c.uid || c.within(e.uid()) }
+	switch {
+	case s.Op == "==" && s.Entity != nil:
+		return s.Entity.uid() == c.uid
+	case s.Op == "in" && s.Entity != nil:
+		return in(*s.Entity)
+	case s.Op == "in":
+		return slices.ContainsFunc(s.Entities, in)
+	case s.Op == "is":
+		return s.EntityType == string(c.uid.Type) && (s.In == nil || in(s.In.Entity))
+	}
+	return true
+}
+
+// policyToProto converts a policy of a published bundle. One that does not parse, because another version
+// of the service published it, has only its text.
+func policyToProto(p store.Policy) (*cedarpostv1.Policy, parsedPolicy, error) {
+	out := &cedarpostv1.Policy{Bundle: p.Bundle, Id: p.ID, File: p.File, Line: int32(p.Line), Text: p.Text, Revision: p.Since}
+	parsed, err := parsePolicy(p.Text)
+	if err == nil {
+		out.Effect, out.Conditional, out.Annotations = parsed.Effect, len(parsed.Conditions) > 0, parsed.Annotations
+		out.Principal, out.Action, out.Resource = parsed.Principal.text("principal"), parsed.Action.text("action"), parsed.Resource.text("resource")
+	}
+	return out, parsed, err
+}
+
+// GetPolicy implements cedarpost.v1.PolicyService.
+func (s *policyService) GetPolicy(_ context.Context, req *cedarpostv1.GetPolicyRequest) (*cedarpostv1.GetPolicyResponse, error) {
+	v, err := s.follower.Current()
+	if err != nil {
+		return nil, err
+	}
+	b, ok := v.Bundle(req.GetBundle())
+	if !ok {
+		return nil, noBundle(req.GetBundle())
+	}
+	i, ok := slices.BinarySearchFunc(b.Policies, req.GetId(), func(p store.Policy, id string) int { return strings.Compare(p.ID, id) })
+	if !ok {
+		return nil, connect.Errorf(connect.CodeNotFound, "the bundle %s has no policy %q", b.Name, req.GetId())
+	}
+	p, _, _ := policyToProto(b.Policies[i])
+	return &cedarpostv1.GetPolicyResponse{Policy: p}, nil
+}
+
+// ListPolicies implements cedarpost.v1.PolicyService.
+func (s *policyService) ListPolicies(ctx context.Context, req *cedarpostv1.ListPoliciesRequest) (*cedarpostv1.ListPoliciesResponse, error) {
+	if req.AnnotationValue != nil && req.GetAnnotation() == "" {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "annotation_value: name the annotation, too")
+	}
+	filters := &cedarpostv1.ListPoliciesRequest{
+		Bundle: req.GetBundle(), Effect: req.GetEffect(), Action: req.GetAction(), Principal: req.GetPrincipal(), Resource: req.GetResource(),
+		Annotation: req.GetAnnotation(), AnnotationValue: req.AnnotationValue,
+	}
+	p, err := readPage[[2]string](filters, req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.follower.Current()
+	if err != nil {
+		return nil, err
+	}
+	matches, err := s.policyFilter(ctx, v, req)
+	if err != nil {
+		return nil, err
+	}
+	room, err := roomFor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &cedarpostv1.ListPoliciesResponse{Revision: snapshot.EncodeRevision(v.Position, v.Position.Number)}
+	names, all := bundlesFor(ctx, v.Snapshot, "ListPolicies")
+	for _, b := range v.Bundles { // by name
+		if req.GetBundle() != "" && b.Name != req.GetBundle() || b.Name < p.End[0] || !all && !slices.Contains(names, b.Name) {
+			continue
+		}
+		for _, one := range b.Policies { // by id
+			if b.Name == p.End[0] && one.ID <= p.End[1] {
+				continue
+			}
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			policy, parsed, err := policyToProto(one)
+			if err != nil || !matches(parsed) {
+				continue
+			}
+			err = room.add(len(one.Text))
+			if len(out.Policies) == pageSize(req.GetPageSize()) || errors.Is(err, errPageFull) {
+				last := out.Policies[len(out.Policies)-1]
+				out.NextPageToken = p.next([2]string{last.Bundle, last.Id})
+				return out, nil
+			}
+			if err != nil {
+				return nil, err
+			}
+			out.Policies = append(out.Policies, policy)
+		}
+	}
+	return out, nil
+}
+
+// policyFilter returns the filter of a request.
+func (s *policyService) policyFilter(ctx context.Context, v snapshot.View, req *cedarpostv1.ListPoliciesRequest) (func(parsedPolicy) bool, error) {
+	principal, err := s.concerned(ctx, v, req.GetPrincipal())
+	if err != nil {
+		return nil, err
+	}
+	resource, err := s.concerned(ctx, v, req.GetResource())
+	if err != nil {
+		return nil, err
+	}
+	var action *concerned
+	if req.GetAction() != nil {
+		uid := wire.UID(req.GetAction())
+		groups := groupsOfAction(v.Bundles, uid)
+		action = &concerned{uid, func(group cedar.EntityUID) bool { return groups[group] }}
+	}
+	return func(p parsedPolicy) bool {
+		value, annotated := p.Annotations[req.GetAnnotation()]
+		return (req.GetEffect() == "" || p.Effect == req.GetEffect()) && p.Principal.concerns(principal) && p.Action.concerns(action) && p.Resource.concerns(resource) &&
+			(req.GetAnnotation() == "" || annotated && (req.AnnotationValue == nil || value == req.GetAnnotationValue()))
+	}, nil
+}
+
+// concerned returns an entity with its groups. A caller that may read the entity gets those that it is in
+// now, and another caller those that it can be in: otherwise it would learn what is stored.
+func (s *policyService) concerned(ctx context.Context, v snapshot.View, asked *cedarpostv1.EntityUid) (*concerned, error) {
+	if asked == nil {
+		return nil, nil //nolint:nilnil // any
+	}
+	uid := wire.UID(asked)
+	may := access.RightsFrom(ctx).May("GetEntity", access.Target{Bundle: owner(v.Set, uid.Type), EntityType: string(uid.Type)})
+	if !may {
+		can := typesAbove(v.Bundles, uid.Type)
+		return &concerned{uid, func(group cedar.EntityUID) bool { return can[string(group.Type)] }}, nil
+	}
+	found, err := s.db.PastEntities(ctx, v.Position.Number, []store.UID{stored.UID(uid)}, maxGroupsWeight)
+	if errors.Is(err, store.ErrTooLarge) {
+		return nil, connect.Errorf(connect.CodeFailedPrecondition, "%s is in too many groups to look at", uid)
+	}
+	if err != nil {
+		return nil, err
+	}
+	groups := map[cedar.EntityUID]bool{}
+	for _, e := range found {
+		for _, parent := range e.Parents {
+			groups[cedar.NewEntityUID(cedar.EntityType(parent.Type), cedar.String(parent.ID))] = true
+		}
+	}
+	return &concerned{uid, func(group cedar.EntityUID) bool { return groups[group] }}, nil
+}
+
+// maxGroupsWeight bounds the groups of an entity in a filter: see [store.Entity.Weight].
+const maxGroupsWeight = 512 << 10
+
+// schemaJSON is the part of Cedar's JSON format of schemas that says what can be in what
+// (https://docs.cedarpolicy.com/schema/json-schema.html).
+type schemaJSON map[string]struct {
+	EntityTypes map[string]struct {
+		MemberOfTypes []string `json:"memberOfTypes"`
+	} `json:"entityTypes"`
+	Actions map[string]struct {
+		MemberOf []scopeEntity `json:"memberOf"`
+	} `json:"actions"`
+}
+
+// readSchema reads the schema of a published bundle. It was checked when it was published; one that this
+// version cannot read says nothing.
+func readSchema(b store.Bundle) (out schemaJSON) {
+	var s schema.Schema
+	if s.UnmarshalCedar([]byte(b.Schema)) != nil {
+		return nil
+	}
+	if text, err := s.MarshalJSON(); err != nil || json.Unmarshal(text, &out) != nil {
+		return nil
+	}
+	return out
+}
+
+func inNamespace(namespace, name string) string {
+	if namespace == "" || strings.Contains(name, "::") {
+		return name
+	}
+	return namespace + "::" + name
+}
+
+// groupsOfAction returns the groups that an action is in, at any depth.
+func groupsOfAction(bundles []store.Bundle, uid cedar.EntityUID) map[cedar.EntityUID]bool {
+	parents := map[cedar.EntityUID][]cedar.EntityUID{}
+	for _, b := range bundles {
+		for namespace, content := range readSchema(b) {
+			own := inNamespace(namespace, "Action")
+			for id, a := range content.Actions {
+				child := cedar.NewEntityUID(cedar.EntityType(own), cedar.String(id))
+				for _, group := range a.MemberOf {
+					if group.Type == "" {
+						group.Type = own
+					}
+					parents[child] = append(parents[child], scopeEntity{inNamespace(namespace, group.Type), group.ID}.uid())
+				}
+			}
+		}
+	}
+	groups := map[cedar.EntityUID]bool{}
+	for todo := parents[uid]; len(todo) > 0; todo = todo[1:] {
+		if group := todo[0]; !groups[group] {
+			groups[group] = true
+			todo = append(todo, parents[group]...)
+		}
+	}
+	return groups
+}
+
+// typesAbove returns the types whose entities the schemas allow an entity of a type to be in, at any depth.
+func typesAbove(bundles []store.Bundle, typ cedar.EntityType) map[string]bool {
+	parents := map[string][]string{}
+	for _, b := range bundles {
+		for namespace, content := range readSchema(b) {
+			for name, t := range content.EntityTypes {
+				child := inNamespace(namespace, name)
+				for _, parent := range t.MemberOfTypes {
+					parents[child] = append(parents[child], inNamespace(namespace, parent))
+				}
+			}
+		}
+	}
+	above := map[string]bool{}
+	for todo := parents[string(typ)]; len(todo) > 0; todo = todo[1:] {
+		if !above[todo[0]] {
+			above[todo[0]] = true
+			todo = append(todo, parents[todo[0]]...)
+		}
+	}
+	return above
+}
