@@ -47,14 +47,18 @@ func blocks(c store.BundleChange, live store.Bundle, now store.PolicyState) (lis
 
 // GetChange implements cedarpost.v1.PolicyService.
 func (s *policyService) GetChange(ctx context.Context, req *cedarpostv1.GetChangeRequest) (*cedarpostv1.GetChangeResponse, error) {
-	if err := replyFrom(ctx).take(maxShownEdits + bundle.MaxDiffFile + bundle.MaxDiffText); err != nil {
-		return nil, err
-	}
 	c, edits, err := s.db.ChangeEdits(ctx, req.GetId(), bundle.MaxDiffFile, maxShownEdits)
 	if isNotFound(err) {
 		return nil, noChange(req.GetId())
 	}
 	if err != nil {
+		return nil, err
+	}
+	size := 0
+	for _, e := range edits {
+		size += len(e.Content)
+	}
+	if err := replyFrom(ctx).take(2*size + bundle.MaxDiffFile); err != nil { // and the text of the difference, and a file of the base
 		return nil, err
 	}
 	out := &cedarpostv1.GetChangeResponse{Change: changeToProto(c)}

@@ -89,13 +89,13 @@ func (h *house) get(id string) *cedarpostv1.GetChangeResponse {
 	return res
 }
 
-func (h *house) live() *cedarpostv1.Bundle {
+func (h *house) live() *cedarpostv1.BundleVersion {
 	h.t.Helper()
 	list, err := h.Policies.ListVersions(h.t.Context(), &cedarpostv1.ListVersionsRequest{Bundle: "doc", PageSize: 1})
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return list.Versions[0].Bundle
+	return list.Versions[0]
 }
 
 // A change is made, edited, checked, approved by two others and published. Each step is in the log with
@@ -257,7 +257,7 @@ func TestChangeEdits(t *testing.T) {
 	if err := publish(t, fresh, res.Change); err != nil {
 		t.Error(err)
 	}
-	if v, files := version(t, h.Server, "new", 1); len(files[0].Content) < 5<<20 || v.Bundle.Change != "new-1" {
+	if v, files := version(t, h.Server, "new", 1); len(files[0].Content) < 5<<20 || v.Change != "new-1" {
 		t.Errorf("%v", v)
 	}
 

@@ -45,7 +45,7 @@ func changeState[A proto.Message](ctx context.Context, s *policyService, o *once
 
 // FreezeBundle implements cedarpost.v1.PolicyService.
 func (s *policyService) FreezeBundle(ctx context.Context, req *cedarpostv1.FreezeBundleRequest) (*cedarpostv1.FreezeBundleResponse, error) {
-	v, err := s.follower.Current()
+	v, err := s.follower.FullyConsistent(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -67,6 +67,10 @@ func approvalsNeeded(live store.Bundle) int {
 // publish checks a bundle, and commits it unless it is a dry run. If another bundle is published
 // meanwhile, it is checked again.
 func (s *policyService) publish(ctx context.Context, p *publication, o *once) (out *cedarpostv1.ApplyBundleResponse, err error) {
+	// The rules are about versions that another server may have published a moment ago.
+	if _, err := s.follower.FullyConsistent(ctx); err != nil {
+		return nil, err
+	}
 	for range publishRetries {
 		out, err = s.publishOnce(ctx, p, o)
 		if !outdated(err) {

@@ -60,7 +60,11 @@ func (s *policyService) versionsToProto(ctx context.Context, v snapshot.View, li
 		}
 	}
 	for _, b := range list {
-		out = append(out, &cedarpostv1.BundleVersion{Bundle: bundleToProto(v, b.Bundle), Live: b.Live, ApprovedBy: verdictsToProto(changes[b.Change].Approvals)})
+		out = append(out, &cedarpostv1.BundleVersion{
+			Bundle: b.Name, Version: b.Version, Live: b.Live, Digest: b.Digest, PublishedAt: timestamppb.New(b.PublishedAt), PublishedBy: b.PublishedBy,
+			Message: b.Message, Change: b.Change, ApprovedBy: verdictsToProto(approvalsOf(changes[b.Change])), RollbackOf: b.RollbackOf, Approvals: b.Approvals,
+			Policies: b.PolicyCount, Revision: snapshot.EncodeRevision(v.Position, b.Since),
+		})
 	}
 	return out, nil
 }
@@ -125,7 +129,15 @@ func (s *policyService) DiffVersions(ctx context.Context, req *cedarpostv1.DiffV
 		return nil, err
 	}
 	// Two files and the text of the difference are in memory.
-	if err := replyFrom(ctx).take(2*bundle.MaxDiffFile + bundle.MaxDiffText); err != nil {
+	size := 0
+	for _, f := range files {
+		for _, bytes := range []*int{f.Before, f.After} {
+			if bytes != nil && !large(bytes) {
+				size += *bytes
+			}
+		}
+	}
+	if err := replyFrom(ctx).take(min(2*size, 2*bundle.MaxDiffFile+bundle.MaxDiffText)); err != nil {
 		return nil, err
 	}
 	out := &cedarpostv1.DiffVersionsResponse{}

@@ -101,16 +101,16 @@ func TestVersions(t *testing.T) {
 		}
 	}
 	for i, v := range got {
-		b := v.Bundle
+		b := v
 		if n := int64(4 - i); b.Version != n || v.Live != (i == 0) || b.PublishedBy != "bootstrap" || b.PublishedAt == nil || b.Message != fmt.Sprint("reason ", n) || b.Revision == nil {
 			t.Errorf("%v", v)
 		}
 	}
-	if len(got) != 4 || got[0].Bundle.Digest != got[3].Bundle.Digest {
+	if len(got) != 4 || got[0].Digest != got[3].Digest {
 		t.Errorf("%d versions", len(got))
 	}
 	v, files := version(t, s, "doc", 2)
-	if v.Bundle.Version != 2 || len(files) != 2 || string(files[0].Content) != texts[1] || bundle.Digest(files) != v.Bundle.Digest {
+	if v.Version != 2 || len(files) != 2 || string(files[0].Content) != texts[1] || bundle.Digest(files) != v.Digest {
 		t.Errorf("%v with %d files", v, len(files))
 	}
 	diff := func(from, to int64) string {
@@ -191,7 +191,7 @@ func TestRollback(t *testing.T) {
 	}
 	v1, files1 := version(t, s, "doc", 1)
 	v3, files3 := version(t, s, "doc", 3)
-	if v1.Bundle.Digest != v3.Bundle.Digest || bundle.Digest(files1) != bundle.Digest(files3) || !v3.Live || v1.Live {
+	if v1.Digest != v3.Digest || bundle.Digest(files1) != bundle.Digest(files3) || !v3.Live || v1.Live {
 		t.Errorf("%v, %v", v1, v3)
 	}
 	log := events(t, s, "change")
@@ -307,8 +307,8 @@ func TestAttackPublishRacesFreeze(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if list.Versions[0].Bundle.Revision.Number > frozen.Revision.Number {
-			t.Errorf("version %d was published at revision %d, after the freeze at %d", list.Versions[0].Bundle.Version, list.Versions[0].Bundle.Revision.Number, frozen.Revision.Number)
+		if list.Versions[0].Revision.Number > frozen.Revision.Number {
+			t.Errorf("version %d was published at revision %d, after the freeze at %d", list.Versions[0].Version, list.Versions[0].Revision.Number, frozen.Revision.Number)
 		}
 		published, refused = len(list.Versions), refused+1
 		if _, err := s.Policies.UnfreezeBundle(t.Context(), &cedarpostv1.UnfreezeBundleRequest{Bundle: "doc"}); err != nil {

@@ -164,7 +164,7 @@ func readPolicyState(ctx context.Context, tx pgx.Tx, bundle, change string) (s P
 	err = tx.QueryRow(ctx, `
 		select coalesce(max((attrs ->> 'number')::bigint), 0) + 1, count(*) filter (where attrs ->> 'state' = 'open')
 		from entities
-		where type = $1 and until is null and attrs ->> 'bundle' = $2`, ChangeType, bundle).Scan(&s.NextChange, &s.OpenChanges)
+		where type = '`+ChangeType+`' and until is null and attrs ->> 'bundle' = $1`, bundle).Scan(&s.NextChange, &s.OpenChanges)
 	return s, err
 }
 

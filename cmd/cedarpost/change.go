@@ -54,8 +54,8 @@ func (f bundleFolder) edits(c *console, admin *peer, live func(name string) (int
 func liveFiles(ctx context.Context, admin *peer) func(name string) (int64, []bundle.File, error) {
 	return func(name string) (int64, []bundle.File, error) {
 		about, files, err := liveBundle(ctx, admin, name)
-		if connect.CodeOf(err) == connect.CodeNotFound && err != nil {
-			return 0, nil, nil
+		if connect.CodeOf(err) == connect.CodeNotFound {
+			err = nil
 		}
 		return about.GetVersion(), files, err
 	}

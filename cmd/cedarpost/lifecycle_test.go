@@ -48,7 +48,7 @@ func testVersions(sh *shell) func(*testing.T) {
 			}
 			list = append(list, v)
 		}
-		if len(list) != 2 || list[0]["live"] != true || list[1]["bundle"].(map[string]any)["message"] != "the first one" {
+		if len(list) != 2 || list[0]["live"] != true || list[0]["version"] != "2" || list[1]["message"] != "the first one" {
 			t.Errorf("%v", list)
 		}
 		if r := sh.exits(t, 0, nil, "versions", "notes", "--limit=1", "-o", "json"); strings.Count(r.out, "\n") != 1 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -64,19 +65,18 @@ func (v *versionsCmd) Run(ctx context.Context, c *console) error {
 }
 
 func versionRow(v *cedarpostv1.BundleVersion) []string {
-	b := v.GetBundle()
-	number := fmt.Sprint(b.GetVersion())
+	number := fmt.Sprint(v.GetVersion())
 	if v.GetLive() {
 		number += " live"
 	}
-	why := b.GetMessage()
-	if b.GetChange() != "" {
-		why = b.GetChange() + ": " + why
+	why := v.GetMessage()
+	if v.GetChange() != "" {
+		why = v.GetChange() + ": " + why
 	}
-	if b.GetRollbackOf() > 0 {
-		why = fmt.Sprintf("rollback to %d: %s", b.GetRollbackOf(), why)
+	if v.GetRollbackOf() > 0 {
+		why = fmt.Sprintf("rollback to %d: %s", v.GetRollbackOf(), why)
 	}
-	return []string{number, localTime(b.GetPublishedAt()), b.GetPublishedBy(), fmt.Sprint(b.GetPolicies()), callersOf(v.GetApprovedBy()), why}
+	return []string{number, localTime(v.GetPublishedAt()), v.GetPublishedBy(), fmt.Sprint(v.GetPolicies()), callersOf(v.GetApprovedBy()), why}
 }
 
 func localTime(at *timestamppb.Timestamp) string { return at.AsTime().Local().Format(time.DateTime) }
@@ -164,19 +164,24 @@ func (p *pullCmd) Run(ctx context.Context, c *console) error {
 		return c.message(about)
 	}
 	fmt.Fprintf(c.out, "%s: version %d, %s in %s, %d written\n",
-		clean(about.GetName()), about.GetVersion(), count(len(files), "file", "files"), clean(relative(p.Dir)), written)
+		clean(about.GetBundle()), about.GetVersion(), count(len(files), "file", "files"), clean(relative(p.Dir)), written)
 	return nil
 }
 
-func (p *pullCmd) fetch(ctx context.Context, admin *peer) (about *cedarpostv1.Bundle, files []bundle.File, err error) {
-	if p.Version == 0 {
-		return liveBundle(ctx, admin, p.Bundle)
+func (p *pullCmd) fetch(ctx context.Context, admin *peer) (about *cedarpostv1.BundleVersion, files []bundle.File, err error) {
+	n := p.Version
+	if n == 0 {
+		list, err := admin.policies().ListVersions(ctx, &cedarpostv1.ListVersionsRequest{Bundle: p.Bundle, PageSize: 1})
+		if err != nil {
+			return nil, nil, err
+		}
+		n = list.GetVersions()[0].GetVersion()
 	}
-	stream, err := admin.policies().GetVersion(ctx, &cedarpostv1.GetVersionRequest{Bundle: p.Bundle, Version: p.Version})
+	stream, err := admin.policies().GetVersion(ctx, &cedarpostv1.GetVersionRequest{Bundle: p.Bundle, Version: n})
 	if err != nil {
 		return nil, nil, err
 	}
-	files, err = receiveBundle(stream, func(res *cedarpostv1.GetVersionResponse) { about = res.GetVersion().GetBundle() })
+	files, err = receiveBundle(stream, func(res *cedarpostv1.GetVersionResponse) { about = res.GetVersion() })
 	return about, files, err
 }
 
@@ -219,34 +224,33 @@ func (p *pullCmd) write(files []bundle.File) (written int, err error) {
 
 // partsOf reads the files in a folder that are part of a bundle, whether or not they are a valid one.
 func partsOf(dir string) (files []bundle.File, err error) {
-	err = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if errors.Is(err, os.ErrNotExist) && path == dir {
-			return filepath.SkipAll
-		}
-		if err != nil {
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
 			return err
-		}
-		if path != dir && strings.HasPrefix(d.Name(), ".") {
+		case name != "." && strings.HasPrefix(d.Name(), "."):
 			if d.IsDir() {
-				return filepath.SkipDir
+				return fs.SkipDir
 			}
 			return nil
+		case d.IsDir():
+			return nil
 		}
-		name, err := filepath.Rel(dir, path)
-		if err != nil || d.IsDir() {
-			return err
-		}
-		name = filepath.ToSlash(name)
 		if part, _ := bundle.CheckPath(name); !part {
 			return nil
 		}
 		if !d.Type().IsRegular() {
-			return fmt.Errorf("%s is not a regular file; fetch into another folder", relative(path))
+			return fmt.Errorf("%s is not a regular file; fetch into another folder", name)
 		}
-		content, err := os.ReadFile(path)
-		if len(content) == 0 {
-			content = []byte{}
-		}
+		content, err := root.ReadFile(name)
 		files = append(files, bundle.File{Path: name, Content: content})
 		return err
 	})

@@ -1185,12 +1185,33 @@ func (*GetBundleResponse_File) isGetBundleResponse_Part() {}
 // BundleVersion is a published version of a bundle.
 type BundleVersion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The bundle as it was published.
-	Bundle *Bundle `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The name of the bundle.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The number of the version.
+	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	// True if it is the one that decides.
-	Live bool `protobuf:"varint,2,opt,name=live,proto3" json:"live,omitempty"`
-	// Who approved the change that it was published from.
-	ApprovedBy    []*Verdict `protobuf:"bytes,3,rep,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"`
+	Live bool `protobuf:"varint,3,opt,name=live,proto3" json:"live,omitempty"`
+	// SHA-256 over its files, in hexadecimal.
+	Digest string `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	// When it was published.
+	PublishedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
+	// The caller that published it.
+	PublishedBy string `protobuf:"bytes,6,opt,name=published_by,json=publishedBy,proto3" json:"published_by,omitempty"`
+	// What the caller said about it: the message of ApplyBundle, the title of a change, the reason of a
+	// rollback.
+	Message string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	// The change that it was published from; empty: none.
+	Change string `protobuf:"bytes,8,opt,name=change,proto3" json:"change,omitempty"`
+	// Who approved that change.
+	ApprovedBy []*Verdict `protobuf:"bytes,9,rep,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"`
+	// The version that it restores; 0: it is no rollback.
+	RollbackOf int64 `protobuf:"varint,10,opt,name=rollback_of,json=rollbackOf,proto3" json:"rollback_of,omitempty"`
+	// How many approvals the next change of the bundle needs.
+	Approvals int32 `protobuf:"varint,11,opt,name=approvals,proto3" json:"approvals,omitempty"`
+	// How many policies it has.
+	Policies int32 `protobuf:"varint,12,opt,name=policies,proto3" json:"policies,omitempty"`
+	// The revision that published it.
+	Revision      *Revision `protobuf:"bytes,13,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1225,11 +1246,18 @@ func (*BundleVersion) Descriptor() ([]byte, []int) {
 	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{12}
 }
 
-func (x *BundleVersion) GetBundle() *Bundle {
+func (x *BundleVersion) GetBundle() string {
 	if x != nil {
 		return x.Bundle
 	}
-	return nil
+	return ""
+}
+
+func (x *BundleVersion) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 func (x *BundleVersion) GetLive() bool {
@@ -1239,9 +1267,72 @@ func (x *BundleVersion) GetLive() bool {
 	return false
 }
 
+func (x *BundleVersion) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *BundleVersion) GetPublishedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PublishedAt
+	}
+	return nil
+}
+
+func (x *BundleVersion) GetPublishedBy() string {
+	if x != nil {
+		return x.PublishedBy
+	}
+	return ""
+}
+
+func (x *BundleVersion) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *BundleVersion) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
 func (x *BundleVersion) GetApprovedBy() []*Verdict {
 	if x != nil {
 		return x.ApprovedBy
+	}
+	return nil
+}
+
+func (x *BundleVersion) GetRollbackOf() int64 {
+	if x != nil {
+		return x.RollbackOf
+	}
+	return 0
+}
+
+func (x *BundleVersion) GetApprovals() int32 {
+	if x != nil {
+		return x.Approvals
+	}
+	return 0
+}
+
+func (x *BundleVersion) GetPolicies() int32 {
+	if x != nil {
+		return x.Policies
+	}
+	return 0
+}
+
+func (x *BundleVersion) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
 	}
 	return nil
 }
@@ -4287,12 +4378,24 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x11GetBundleResponse\x12.\n" +
 	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleH\x00R\x06bundle\x12,\n" +
 	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\x06\n" +
-	"\x04part\"\x89\x01\n" +
-	"\rBundleVersion\x12,\n" +
-	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleR\x06bundle\x12\x12\n" +
-	"\x04live\x18\x02 \x01(\bR\x04live\x126\n" +
-	"\vapproved_by\x18\x03 \x03(\v2\x15.cedarpost.v1.VerdictR\n" +
-	"approvedBy\"e\n" +
+	"\x04part\"\xc8\x03\n" +
+	"\rBundleVersion\x12\x16\n" +
+	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\x12\x12\n" +
+	"\x04live\x18\x03 \x01(\bR\x04live\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\x12=\n" +
+	"\fpublished_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vpublishedAt\x12!\n" +
+	"\fpublished_by\x18\x06 \x01(\tR\vpublishedBy\x12\x18\n" +
+	"\amessage\x18\a \x01(\tR\amessage\x12\x16\n" +
+	"\x06change\x18\b \x01(\tR\x06change\x126\n" +
+	"\vapproved_by\x18\t \x03(\v2\x15.cedarpost.v1.VerdictR\n" +
+	"approvedBy\x12\x1f\n" +
+	"\vrollback_of\x18\n" +
+	" \x01(\x03R\n" +
+	"rollbackOf\x12\x1c\n" +
+	"\tapprovals\x18\v \x01(\x05R\tapprovals\x12\x1a\n" +
+	"\bpolicies\x18\f \x01(\x05R\bpolicies\x122\n" +
+	"\brevision\x18\r \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"e\n" +
 	"\aVerdict\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12*\n" +
@@ -4644,102 +4747,103 @@ var file_cedarpost_v1_policy_proto_depIdxs = []int32{
 	59, // 12: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
 	8,  // 13: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
 	6,  // 14: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
-	8,  // 15: cedarpost.v1.BundleVersion.bundle:type_name -> cedarpost.v1.Bundle
+	60, // 15: cedarpost.v1.BundleVersion.published_at:type_name -> google.protobuf.Timestamp
 	17, // 16: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
-	60, // 17: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
-	16, // 18: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
-	16, // 19: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
-	6,  // 20: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
-	24, // 21: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
-	1,  // 22: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
-	8,  // 23: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
-	59, // 24: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
-	11, // 25: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
-	9,  // 26: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
-	59, // 27: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	59, // 28: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	2,  // 29: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
-	60, // 30: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
-	60, // 31: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
-	17, // 32: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
-	17, // 33: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
-	32, // 34: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	31, // 35: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	59, // 36: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	32, // 37: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	31, // 38: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	59, // 39: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31, // 40: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	24, // 41: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
-	2,  // 42: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
-	31, // 43: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
-	31, // 44: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	11, // 45: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
-	43, // 46: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
-	44, // 47: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
-	3,  // 48: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
-	31, // 49: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	59, // 50: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31, // 51: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	59, // 52: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31, // 53: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	8,  // 54: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
-	59, // 55: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	11, // 56: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
-	31, // 57: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	59, // 58: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	58, // 59: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
-	61, // 60: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
-	61, // 61: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
-	61, // 62: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
-	53, // 63: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
-	59, // 64: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
-	53, // 65: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
-	4,  // 66: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
-	12, // 67: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
-	54, // 68: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
-	56, // 69: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
-	14, // 70: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
-	18, // 71: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
-	20, // 72: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
-	22, // 73: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
-	25, // 74: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
-	27, // 75: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
-	29, // 76: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
-	33, // 77: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
-	35, // 78: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
-	37, // 79: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
-	39, // 80: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
-	41, // 81: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
-	45, // 82: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
-	47, // 83: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
-	49, // 84: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
-	51, // 85: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
-	7,  // 86: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
-	13, // 87: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
-	55, // 88: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
-	57, // 89: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
-	15, // 90: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
-	19, // 91: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
-	21, // 92: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
-	23, // 93: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
-	26, // 94: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
-	28, // 95: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
-	30, // 96: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
-	34, // 97: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
-	36, // 98: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
-	38, // 99: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
-	40, // 100: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
-	42, // 101: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
-	46, // 102: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
-	48, // 103: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
-	50, // 104: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
-	52, // 105: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
-	86, // [86:106] is the sub-list for method output_type
-	66, // [66:86] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	59, // 17: cedarpost.v1.BundleVersion.revision:type_name -> cedarpost.v1.Revision
+	60, // 18: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	16, // 19: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
+	16, // 20: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
+	6,  // 21: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
+	24, // 22: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
+	1,  // 23: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
+	8,  // 24: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
+	59, // 25: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
+	11, // 26: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
+	9,  // 27: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
+	59, // 28: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	59, // 29: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	2,  // 30: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
+	60, // 31: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
+	60, // 32: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
+	17, // 33: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
+	17, // 34: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
+	32, // 35: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	31, // 36: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	59, // 37: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	32, // 38: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	31, // 39: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	59, // 40: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31, // 41: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	24, // 42: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
+	2,  // 43: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
+	31, // 44: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
+	31, // 45: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	11, // 46: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
+	43, // 47: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
+	44, // 48: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
+	3,  // 49: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
+	31, // 50: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	59, // 51: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31, // 52: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	59, // 53: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31, // 54: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	8,  // 55: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
+	59, // 56: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	11, // 57: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
+	31, // 58: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	59, // 59: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	58, // 60: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
+	61, // 61: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
+	61, // 62: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
+	61, // 63: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
+	53, // 64: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
+	59, // 65: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
+	53, // 66: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
+	4,  // 67: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
+	12, // 68: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
+	54, // 69: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
+	56, // 70: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
+	14, // 71: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
+	18, // 72: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
+	20, // 73: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
+	22, // 74: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
+	25, // 75: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
+	27, // 76: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
+	29, // 77: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
+	33, // 78: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
+	35, // 79: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
+	37, // 80: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
+	39, // 81: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
+	41, // 82: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
+	45, // 83: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
+	47, // 84: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
+	49, // 85: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
+	51, // 86: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
+	7,  // 87: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
+	13, // 88: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
+	55, // 89: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
+	57, // 90: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
+	15, // 91: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
+	19, // 92: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
+	21, // 93: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
+	23, // 94: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
+	26, // 95: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
+	28, // 96: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
+	30, // 97: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
+	34, // 98: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
+	36, // 99: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
+	38, // 100: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
+	40, // 101: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
+	42, // 102: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
+	46, // 103: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
+	48, // 104: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
+	50, // 105: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
+	52, // 106: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
+	87, // [87:107] is the sub-list for method output_type
+	67, // [67:87] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_policy_proto_init() }
