@@ -195,11 +195,10 @@ func editFiles(edits []bundle.Edit, asked []*cedarpostv1.FileEdit, reverted []st
 
 // CreateChange implements cedarpost.v1.PolicyService.
 func (s *policyService) CreateChange(ctx context.Context, req *cedarpostv1.CreateChangeRequest) (*cedarpostv1.CreateChangeResponse, error) {
-	v, err := s.follower.FullyConsistent(ctx)
+	live, err := s.live(ctx, req.GetBundle())
 	if err != nil {
 		return nil, err
 	}
-	live, _ := v.Bundle(req.GetBundle())
 	d := draft{change: store.BundleChange{
 		Bundle: req.GetBundle(), Title: req.GetTitle(), Reason: req.GetReason(), State: store.ChangeOpen, BaseVersion: live.Version, Authors: []string{callerFrom(ctx)},
 	}}
@@ -309,11 +308,10 @@ func (s *policyService) update(ctx context.Context, req *cedarpostv1.UpdateChang
 
 // rebase makes the live version the base of a change.
 func (s *policyService) rebase(ctx context.Context, h *heldFiles, req *cedarpostv1.UpdateChangeRequest, d *draft) error {
-	v, err := s.follower.FullyConsistent(ctx)
+	live, err := s.live(ctx, d.change.Bundle)
 	if err != nil {
 		return err
 	}
-	live, _ := v.Bundle(d.change.Bundle)
 	if live.Version == d.change.BaseVersion {
 		return nil
 	}

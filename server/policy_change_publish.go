@@ -98,11 +98,9 @@ func (s *policyService) GetChange(ctx context.Context, req *cedarpostv1.GetChang
 
 // blockedBy says in words what keeps a change from being published now.
 func (s *policyService) blockedBy(ctx context.Context, c store.BundleChange) (live store.Bundle, list []string, err error) {
-	v, err := s.follower.FullyConsistent(ctx)
-	if err != nil {
+	if live, err = s.live(ctx, c.Bundle); err != nil {
 		return live, nil, err
 	}
-	live, _ = v.Bundle(c.Bundle)
 	if ended, ok := errors.AsType[*connect.Error](refuseEnded(c)); ok {
 		return live, []string{ended.Message()}, nil
 	}
@@ -130,11 +128,9 @@ func (s *policyService) CheckChange(ctx context.Context, req *cedarpostv1.CheckC
 		return nil, err
 	}
 	out := &cedarpostv1.CheckChangeResponse{Change: changeToProto(d.change)}
-	live, blocked, err := s.blockedBy(ctx, d.change)
-	if err != nil {
+	if _, out.BlockedBy, err = s.blockedBy(ctx, d.change); err != nil {
 		return nil, err
 	}
-	out.BlockedBy = blocked
 	b, err := readFiles(d.change.Bundle, d.files())
 	if err != nil {
 		return out, collect(out, err)
@@ -151,9 +147,9 @@ func (s *policyService) CheckChange(ctx context.Context, req *cedarpostv1.CheckC
 		}
 	}
 	if p.set != nil {
-		out.Policies = policyDiffs(live.Policies, p.set.Policies(b.Name))
+		out.Policies = policyDiffs(p.live.Policies, p.set.Policies(b.Name))
 		var ferr error
-		if out.FieldsAdded, out.FieldsRemoved, ferr = fieldDiffs(live, b); ferr != nil {
+		if out.FieldsAdded, out.FieldsRemoved, ferr = fieldDiffs(p.live, b); ferr != nil {
 			return nil, ferr
 		}
 	}

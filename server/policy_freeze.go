@@ -45,11 +45,9 @@ func changeState[A proto.Message](ctx context.Context, s *policyService, o *once
 
 // FreezeBundle implements cedarpost.v1.PolicyService.
 func (s *policyService) FreezeBundle(ctx context.Context, req *cedarpostv1.FreezeBundleRequest) (*cedarpostv1.FreezeBundleResponse, error) {
-	v, err := s.follower.FullyConsistent(ctx)
-	if err != nil {
+	if live, err := s.live(ctx, req.GetBundle()); err != nil {
 		return nil, err
-	}
-	if _, ok := v.Bundle(req.GetBundle()); !ok {
+	} else if live.Version == 0 {
 		return nil, noBundle(req.GetBundle())
 	}
 	freeze := newFreeze(ctx, req.GetReason())

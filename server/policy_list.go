@@ -9,6 +9,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"github.com/cedar-policy/cedar-go"
+	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 	"github.com/cedar-policy/cedar-go/x/exp/schema"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -19,101 +20,80 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// parsedPolicy is a policy in Cedar's JSON format (https://docs.cedarpolicy.com/policies/json-format.html).
-type parsedPolicy struct {
-	Effect      string            `json:"effect"`
-	Principal   scope             `json:"principal"`
-	Action      scope             `json:"action"`
-	Resource    scope             `json:"resource"`
-	Conditions  []json.RawMessage `json:"conditions"`
-	Annotations map[string]string `json:"annotations"`
-}
-
-// scope is the constraint of a policy on one of its variables.
-type scope struct {
-	Op         string       `json:"op"`
-	Entity     *scopeEntity `json:"entity"`
-	Entities   []scopeEntity
-	EntityType string `json:"entity_type"`
-	In         *struct {
-		Entity scopeEntity `json:"entity"`
-	} `json:"in"`
-}
-
-type scopeEntity struct{ Type, ID string }
-
-func (e scopeEntity) uid() cedar.EntityUID {
-	return cedar.NewEntityUID(cedar.EntityType(e.Type), cedar.String(e.ID))
-}
-
-func parsePolicy(text string) (p parsedPolicy, err error) {
-	var c cedar.Policy
-	if err := c.UnmarshalCedar([]byte(text)); err != nil {
-		return p, err
-	}
-	b, err := c.MarshalJSON()
-	if err == nil {
-		err = json.Unmarshal(b, &p)
-	}
-	return p, err
-}
-
-// text returns the scope as Cedar text.
-func (s scope) text(variable string) string {
-	switch {
-	case s.Op == "==" && s.Entity != nil:
-		return variable + " == " + s.Entity.uid().String()
-	case s.Op == "in" && s.Entity != nil:
-		return variable + " in " + s.Entity.uid().String()
-	case s.Op == "in":
-		names := make([]string, len(s.Entities))
-		for i, e := range s.Entities {
-			names[i] = e.uid().String()
-		}
-		return variable + " in [" + strings.Join(names, ", ") + "]"
-	case s.Op == "is" && s.In != nil:
-		return variable + " is " + s.EntityType + " in " + s.In.Entity.uid().String()
-	case s.Op == "is":
-		return variable + " is " + s.EntityType
-	}
-	return variable
-}
-
 // concerned is what a scope is compared with: an entity, and the groups that it is or can be in.
 type concerned struct {
 	uid    cedar.EntityUID
 	within func(group cedar.EntityUID) bool
 }
 
-// concerns reports whether the scope can hold for an entity. A nil entity is any.
-func (s scope) concerns(c *concerned) bool {
+// by reports whether the scope of a variable can hold for an entity. A nil entity is any.
+func (c *concerned) by(scope any) bool {
 	if c == nil {
 		return true
 	}
-	in := func(e scopeEntity) bool { return e.uid() == c.uid || c.within(e.uid()) }
-	switch {
-	case s.Op == "==" && s.Entity != nil:
-		return s.Entity.uid() == c.uid
-	case s.Op == "in" && s.Entity != nil:
-		return in(*s.Entity)
-	case s.Op == "in":
+	in := func(uid cedar.EntityUID) bool { return uid == c.uid || c.within(uid) }
+	switch s := scope.(type) {
+	case xast.ScopeTypeEq:
+		return s.Entity == c.uid
+	case xast.ScopeTypeIn:
+		return in(s.Entity)
+	case xast.ScopeTypeInSet:
 		return slices.ContainsFunc(s.Entities, in)
-	case s.Op == "is":
-		return s.EntityType == string(c.uid.Type) && (s.In == nil || in(s.In.Entity))
+	case xast.ScopeTypeIs:
+		return s.Type == c.uid.Type
+	case xast.ScopeTypeIsIn:
+		return s.Type == c.uid.Type && in(s.Entity)
 	}
 	return true
 }
 
-// policyToProto converts a policy of a published bundle. One that does not parse, because another version
-// of the service published it, has only its text.
-func policyToProto(p store.Policy) (*cedarpostv1.Policy, parsedPolicy, error) {
-	out := &cedarpostv1.Policy{Bundle: p.Bundle, Id: p.ID, File: p.File, Line: int32(p.Line), Text: p.Text, Revision: p.Since}
-	parsed, err := parsePolicy(p.Text)
-	if err == nil {
-		out.Effect, out.Conditional, out.Annotations = parsed.Effect, len(parsed.Conditions) > 0, parsed.Annotations
-		out.Principal, out.Action, out.Resource = parsed.Principal.text("principal"), parsed.Action.text("action"), parsed.Resource.text("resource")
+// scopeText returns the scope of a variable as Cedar text.
+func scopeText(variable string, scope any) string {
+	switch s := scope.(type) {
+	case xast.ScopeTypeEq:
+		return variable + " == " + s.Entity.String()
+	case xast.ScopeTypeIn:
+		return variable + " in " + s.Entity.String()
+	case xast.ScopeTypeInSet:
+		names := make([]string, len(s.Entities))
+		for i, e := range s.Entities {
+			names[i] = e.String()
+		}
+		return variable + " in [" + strings.Join(names, ", ") + "]"
+	case xast.ScopeTypeIs:
+		return variable + " is " + string(s.Type)
+	case xast.ScopeTypeIsIn:
+		return variable + " is " + string(s.Type) + " in " + s.Entity.String()
 	}
-	return out, parsed, err
+	return variable
+}
+
+// parsePolicy parses a policy of a published bundle. It is nil for one that does not parse, because another
+// version of the service published it.
+func parsePolicy(text string) *xast.Policy {
+	var p cedar.Policy
+	if p.UnmarshalCedar([]byte(text)) != nil {
+		return nil
+	}
+	return (*xast.Policy)(p.AST())
+}
+
+// policyToProto converts a policy of a published bundle. A nil parsed leaves all but the text out.
+func policyToProto(p store.Policy, parsed *xast.Policy) *cedarpostv1.Policy {
+	out := &cedarpostv1.Policy{Bundle: p.Bundle, Id: p.ID, File: p.File, Line: int32(p.Line), Text: p.Text, Revision: p.Since}
+	if parsed == nil {
+		return out
+	}
+	out.Effect, out.Conditional = "forbid", len(parsed.Conditions) > 0
+	if parsed.Effect == xast.EffectPermit {
+		out.Effect = "permit"
+	}
+	out.Principal, out.Action, out.Resource = scopeText("principal", parsed.Principal), scopeText("action", parsed.Action), scopeText("resource", parsed.Resource)
+	out.Annotations = make(map[string]string, len(parsed.Annotations))
+	for _, a := range parsed.Annotations {
+		out.Annotations[string(a.Key)] = string(a.Value)
+	}
+	return out
 }
 
 // GetPolicy implements cedarpost.v1.PolicyService.
@@ -130,8 +110,7 @@ func (s *policyService) GetPolicy(_ context.Context, req *cedarpostv1.GetPolicyR
 	if !ok {
 		return nil, connect.Errorf(connect.CodeNotFound, "the bundle %s has no policy %q", b.Name, req.GetId())
 	}
-	p, _, _ := policyToProto(b.Policies[i])
-	return &cedarpostv1.GetPolicyResponse{Policy: p}, nil
+	return &cedarpostv1.GetPolicyResponse{Policy: policyToProto(b.Policies[i], parsePolicy(b.Policies[i].Text))}, nil
 }
 
 // ListPolicies implements cedarpost.v1.PolicyService.
@@ -172,11 +151,11 @@ func (s *policyService) ListPolicies(ctx context.Context, req *cedarpostv1.ListP
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			policy, parsed, err := policyToProto(one)
-			if err != nil || !matches(parsed) {
+			parsed := parsePolicy(one.Text)
+			if parsed == nil || !matches(parsed) {
 				continue
 			}
-			err = room.add(len(one.Text))
+			err := room.add(len(one.Text))
 			if len(out.Policies) == pageSize(req.GetPageSize()) || errors.Is(err, errPageFull) {
 				last := out.Policies[len(out.Policies)-1]
 				out.NextPageToken = p.next([2]string{last.Bundle, last.Id})
@@ -185,14 +164,14 @@ func (s *policyService) ListPolicies(ctx context.Context, req *cedarpostv1.ListP
 			if err != nil {
 				return nil, err
 			}
-			out.Policies = append(out.Policies, policy)
+			out.Policies = append(out.Policies, policyToProto(one, parsed))
 		}
 	}
 	return out, nil
 }
 
 // policyFilter returns the filter of a request.
-func (s *policyService) policyFilter(ctx context.Context, v snapshot.View, req *cedarpostv1.ListPoliciesRequest) (func(parsedPolicy) bool, error) {
+func (s *policyService) policyFilter(ctx context.Context, v snapshot.View, req *cedarpostv1.ListPoliciesRequest) (func(*xast.Policy) bool, error) {
 	principal, err := s.concerned(ctx, v, req.GetPrincipal())
 	if err != nil {
 		return nil, err
@@ -207,10 +186,14 @@ func (s *policyService) policyFilter(ctx context.Context, v snapshot.View, req *
 		groups := groupsOfAction(v.Bundles, uid)
 		action = &concerned{uid, func(group cedar.EntityUID) bool { return groups[group] }}
 	}
-	return func(p parsedPolicy) bool {
-		value, annotated := p.Annotations[req.GetAnnotation()]
-		return (req.GetEffect() == "" || p.Effect == req.GetEffect()) && p.Principal.concerns(principal) && p.Action.concerns(action) && p.Resource.concerns(resource) &&
-			(req.GetAnnotation() == "" || annotated && (req.AnnotationValue == nil || value == req.GetAnnotationValue()))
+	return func(p *xast.Policy) bool {
+		if req.GetEffect() != "" && (p.Effect == xast.EffectPermit) != (req.GetEffect() == "permit") ||
+			!principal.by(p.Principal) || !action.by(p.Action) || !resource.by(p.Resource) {
+			return false
+		}
+		return req.GetAnnotation() == "" || slices.ContainsFunc(p.Annotations, func(a xast.AnnotationType) bool {
+			return string(a.Key) == req.GetAnnotation() && (req.AnnotationValue == nil || string(a.Value) == req.GetAnnotationValue())
+		})
 	}, nil
 }
 
@@ -252,7 +235,7 @@ type schemaJSON map[string]struct {
 		MemberOfTypes []string `json:"memberOfTypes"`
 	} `json:"entityTypes"`
 	Actions map[string]struct {
-		MemberOf []scopeEntity `json:"memberOf"`
+		MemberOf []struct{ Type, ID string } `json:"memberOf"`
 	} `json:"actions"`
 }
 
@@ -288,7 +271,7 @@ func groupsOfAction(bundles []store.Bundle, uid cedar.EntityUID) map[cedar.Entit
 					if group.Type == "" {
 						group.Type = own
 					}
-					parents[child] = append(parents[child], scopeEntity{inNamespace(namespace, group.Type), group.ID}.uid())
+					parents[child] = append(parents[child], cedar.NewEntityUID(cedar.EntityType(inNamespace(namespace, group.Type)), cedar.String(group.ID)))
 				}
 			}
 		}

@@ -35,9 +35,11 @@ type publication struct {
 	rules     publishRules
 	// respond makes the answer of the call.
 	respond func(*cedarpostv1.ApplyBundleResponse) proto.Message
-	// report and set are those of the last check; set is nil if the bundle is not valid.
+	// report and set are those of the last check, beside the live version; set is nil if the bundle is not
+	// valid.
 	report *offline.Report
 	set    *engine.Set
+	live   store.Bundle
 }
 
 // publishRules decides whether a bundle may be published. live is its live version; its version is 0 if
@@ -68,7 +70,7 @@ func approvalsNeeded(live store.Bundle) int {
 // meanwhile, it is checked again.
 func (s *policyService) publish(ctx context.Context, p *publication, o *once) (out *cedarpostv1.ApplyBundleResponse, err error) {
 	// The rules are about versions that another server may have published a moment ago.
-	if _, err := s.follower.FullyConsistent(ctx); err != nil {
+	if err := s.caughtUp(ctx); err != nil {
 		return nil, err
 	}
 	for range publishRetries {
@@ -76,11 +78,21 @@ func (s *policyService) publish(ctx context.Context, p *publication, o *once) (o
 		if !outdated(err) {
 			return out, err
 		}
-		if _, err := s.follower.FullyConsistent(ctx); err != nil {
+		if err := s.caughtUp(ctx); err != nil {
 			return nil, err
 		}
 	}
 	return nil, err
+}
+
+// caughtUp waits until the server has applied all that is committed now. It takes seconds to compile a
+// large bundle.
+func (s *policyService) caughtUp(ctx context.Context) (err error) {
+	for until := time.Now().Add(s.times.check); ; {
+		if _, err = s.follower.FullyConsistent(ctx); !errors.Is(err, snapshot.ErrBehind) || time.Now().After(until) {
+			return err
+		}
+	}
 }
 
 // publishOnce checks a bundle against the newest snapshot, and commits it unless another bundle
@@ -108,7 +120,7 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 	if err := s.stillMay(ctx, p.procedure, p.need); err != nil {
 		return nil, err
 	}
-	p.report, p.set = report, set
+	p.report, p.set, p.live = report, set, live
 	hideFindings(report, b.Name, access.RightsFrom(ctx))
 	if !report.Valid() || report.Failed() > 0 {
 		return nil, reportRefusal(b.Name, report)

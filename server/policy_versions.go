@@ -85,6 +85,21 @@ func (s *policyService) version(ctx context.Context, name string, n int64) (stor
 	return b, err
 }
 
+// live reads the live version of a bundle with its bundle.yaml, and without its policies. Unlike that of
+// the snapshot, it is the newest one also while this server compiles it. Its version is 0 if there is none.
+func (s *policyService) live(ctx context.Context, name string) (b store.Bundle, err error) {
+	list, err := s.db.BundleVersions(ctx, name, 0, 1)
+	if err != nil || len(list) == 0 || !list[0].Live {
+		return b, err
+	}
+	b = list[0].Bundle
+	b.Manifest, err = s.db.ReadBundleFile(ctx, b.Since, name, bundle.ManifestName, 0, bundle.MaxYAMLBytes)
+	if isNotFound(err) {
+		err = nil
+	}
+	return b, err
+}
+
 // GetVersion implements cedarpost.v1.PolicyService.
 func (s *policyService) GetVersion(ctx context.Context, req *cedarpostv1.GetVersionRequest, stream cedarpostv1connect.PolicyServiceGetVersionServerStream) error {
 	v, err := s.follower.Current()

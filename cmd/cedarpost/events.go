@@ -109,6 +109,9 @@ func eventDetail(e *cedarpostv1.EventRecord) string {
 		if who := d.Change.GetKeyCaller(); who != "" {
 			text += ", a key of " + who
 		}
+		if why := d.Change.GetReason(); why != "" {
+			text += ": " + why
+		}
 		return text
 	case *cedarpostv1.EventRecord_AuthenticationFailure:
 		f := d.AuthenticationFailure

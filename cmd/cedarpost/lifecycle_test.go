@@ -79,7 +79,7 @@ func testVersions(sh *shell) func(*testing.T) {
 		sh.exits(t, 0, says("notes: frozen", "holidays"), "freeze", "notes", "--reason", "holidays")
 		sh.exits(t, 0, says("notes: was frozen already", "holidays"), "freeze", "notes", "--reason", "other holidays")
 		sh.exits(t, 0, says(`"changed":true`), "unfreeze", "notes", "-o", "json")
-		sh.exits(t, 0, says("RollbackVersion"), "events", "--kind", "change", "--subject", "notes", "-o", "json")
+		sh.exits(t, 0, says("RollbackVersion, version 3: too many words", "ApplyBundle, version 2: other words"), "events", "--kind", "change", "--subject", "notes")
 	}
 }
 
