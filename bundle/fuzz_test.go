@@ -69,6 +69,9 @@ func checkSound(t *testing.T, b *bundle.Bundle) {
 		if list, err := bundle.ReadPrincipalTokens(f.Content); err != nil || !reflect.DeepEqual(list, b.PrincipalTokens) {
 			t.Fatalf("%+v, %v, want %+v", list, err, b.PrincipalTokens)
 		}
+		if n := bundle.ReadApprovals(f.Content); n != b.Approvals || n < 0 || n > 100 {
+			t.Fatalf("%d approvals, want %d", n, b.Approvals)
+		}
 	}
 	for _, c := range b.Tests {
 		if c.Name == "" || c.Principal.Type == "" || c.Action.Type == "" || c.Resource.Type == "" || c.Expect.Decision == "" || c.Line == 0 {
@@ -78,7 +81,7 @@ func checkSound(t *testing.T, b *bundle.Bundle) {
 }
 
 func FuzzBundleYAML(f *testing.F) {
-	fuzzFile(f, bundle.ManifestName, "name: shop\ndescription: d\nowners: [a, b]\napprovals: 0\non_forbid_error: deny\n", "name: 1\nname: 2\n", "approvals: 1e3\n",
+	fuzzFile(f, bundle.ManifestName, "name: shop\ndescription: d\nowners: [a, b]\napprovals: 0\non_forbid_error: deny\n", "name: 1\nname: 2\n", "approvals: 1e3\n", "approvals: 100\n", "approvals: -0\n",
 		"principal_tokens: {a: {type: A::B, id: /a/b~0, id_prefix: 'a:', audience: [x, y], context: {x: y, z: /w}}, b: {type: A::B, id_prefix: 'b:'}}\n", "principal_tokens: {a: b, c: }\n")
 }
 
