@@ -98,6 +98,15 @@ func (h *house) live() *cedarpostv1.BundleVersion {
 	return list.Versions[0]
 }
 
+// dawdle makes some calls that change nothing, so that the next call meets another one at different moments.
+func (h *house) dawdle(c *cedarpostv1.BundleChange, calls int) {
+	for range calls {
+		if _, err := h.second.GetChange(h.t.Context(), &cedarpostv1.GetChangeRequest{Id: c.Id}); err != nil {
+			h.t.Error(err)
+		}
+	}
+}
+
 // A change is made, edited, checked, approved by two others and published. Each step is in the log with
 // the digests of the states before and after.
 func TestChange(t *testing.T) {
@@ -502,7 +511,10 @@ func TestAttackApproveRacesEdit(t *testing.T) {
 		var wg sync.WaitGroup
 		var approval, edit error
 		var edited *cedarpostv1.UpdateChangeResponse
-		wg.Go(func() { approval = approve(t, h.approver, c) })
+		wg.Go(func() {
+			h.dawdle(c, round)
+			approval = approve(t, h.approver, c)
+		})
 		wg.Go(func() {
 			edited, edit = h.author.UpdateChange(t.Context(), &cedarpostv1.UpdateChangeRequest{Id: c.Id, Edits: []*cedarpostv1.FileEdit{extra(100 + round)}})
 		})
@@ -535,6 +547,7 @@ func TestAttackDeclineRacesPublish(t *testing.T) {
 		var wg sync.WaitGroup
 		var decline, publication error
 		wg.Go(func() {
+			h.dawdle(c, round)
 			decline = second(h.second.DeclineChange(t.Context(), &cedarpostv1.DeclineChangeRequest{Id: c.Id, Digest: c.Digest, Reason: "no"}))
 		})
 		wg.Go(func() { publication = publish(t, h.publisher, c) })
