@@ -21,7 +21,7 @@ type rollbackCmd struct {
 
 // Help is the long help of rollback.
 func (*rollbackCmd) Help() string {
-	return `Publishes the files of an earlier version as a new version, and freezes the bundle: until "cedarpost unfreeze", no apply and no change is published, so that a pipeline cannot publish the fault again. Nothing is published if stored entities do not fit the schema of the earlier version; then they are named.`
+	return `Publishes the files of an earlier version as a new version, and freezes the bundle: until "cedarpost unfreeze", no apply and no change is published, so that a pipeline cannot publish the fault again. Nothing is published if stored entities do not fit the schema of the earlier version; then they are named, if you may read them.`
 }
 
 // Run rolls back.
