@@ -75,7 +75,7 @@ unless { principal == Cedarpost::Caller::"shop-pipeline" };`)
 	if strings.Contains(r.out, "warning") {
 		t.Error(r.out)
 	}
-	sh.exits(t, 0, says("admin: valid, 256 tests passed", "admin-local: valid"), "check", "../../policies/admin", dir)
+	sh.exits(t, 0, says("admin: valid, ", " tests passed", "admin-local: valid"), "check", "../../policies/admin", dir)
 	write(t, dir, "policies.cedar", `@id("all") permit (principal, action, resource);`)
 	sh.exits(t, 3, says("error"), "check", dir)
 }

@@ -26,7 +26,7 @@ func TestServerThatIsNotTheRightOne(t *testing.T) {
 	for url, hint := range map[string]string{
 		plain.URL:                          "is " + plain.URL + " the right plane",
 		secure.URL:                         "SSL_CERT_FILE",
-		"http" + secure.URL[len("https"):]: "the right plane",
+		"http" + secure.URL[len("https"):]: "give its URL with https://",
 	} {
 		newShell().exits(t, 1, says(hint), "bundles", "--admin-url", url)
 	}
