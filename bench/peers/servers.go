@@ -51,7 +51,7 @@ var cedarpostCalls = [2]call{
 
 func (s *starter) cedarpost(ctx context.Context, p *peer, _ *shop) error {
 	// The database is in the data folder, with the settings of cedarpost dev.
-	err := s.launch(p, s.options.cedarpost, "dev", "--data", s.folder(p), "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0")
+	err := s.launch(p, s.options.cedarpost, "dev", "--data", s.folder(p), "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--rate-limit", "0")
 	if err != nil {
 		return err
 	}
