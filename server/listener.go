@@ -315,6 +315,9 @@ func (l *tlsListener) handshake(raw net.Conn) {
 	defer cancel()
 	c := tls.Server(raw, l.config)
 	err := c.HandshakeContext(ctx)
+	if ctx.Err() != nil {
+		err = c.Handshake() // the error that it had before ctx ended; it does not begin anew
+	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		l.refused(raw.RemoteAddr().String())
 	}
