@@ -316,7 +316,7 @@ func (l *tlsListener) handshake(raw net.Conn) {
 	c := tls.Server(raw, l.config)
 	err := c.HandshakeContext(ctx)
 	if ctx.Err() != nil {
-		err = c.Handshake() // the error that it had before ctx ended; it does not begin anew
+		err = c.HandshakeContext(context.Background()) // the error that it had before ctx ended; it does not begin anew
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		l.refused(raw.RemoteAddr().String())
