@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
@@ -10,7 +9,6 @@ import (
 	"connectrpc.com/connect/v2"
 	"github.com/cedar-policy/cedar-go"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
-	"github.com/cedar-policy/cedar-go/x/exp/schema"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/server/access"
@@ -68,14 +66,17 @@ func scopeText(variable string, scope any) string {
 	return variable
 }
 
-// parsePolicy parses a policy of a published bundle. It is nil for one that does not parse, because another
-// version of the service published it.
-func parsePolicy(text string) *xast.Policy {
-	var p cedar.Policy
-	if p.UnmarshalCedar([]byte(text)) != nil {
+// parsePolicy returns the syntax tree of a policy of a published bundle. It is nil for one that does not
+// parse, because another version of the service published it.
+func parsePolicy(v snapshot.View, p store.Policy) *xast.Policy {
+	if tree := v.Set.PolicyTree(p.Bundle, p.Text); tree != nil {
+		return tree
+	}
+	var one cedar.Policy // of admin-local, which is not in the set
+	if one.UnmarshalCedar([]byte(p.Text)) != nil {
 		return nil
 	}
-	return (*xast.Policy)(p.AST())
+	return (*xast.Policy)(one.AST())
 }
 
 // policyToProto converts a policy of a published bundle. A nil parsed leaves all but the text out.
@@ -110,7 +111,7 @@ func (s *policyService) GetPolicy(_ context.Context, req *cedarpostv1.GetPolicyR
 	if !ok {
 		return nil, connect.Errorf(connect.CodeNotFound, "the bundle %s has no policy %q", b.Name, req.GetId())
 	}
-	return &cedarpostv1.GetPolicyResponse{Policy: policyToProto(b.Policies[i], parsePolicy(b.Policies[i].Text))}, nil
+	return &cedarpostv1.GetPolicyResponse{Policy: policyToProto(b.Policies[i], parsePolicy(v, b.Policies[i]))}, nil
 }
 
 // ListPolicies implements cedarpost.v1.PolicyService.
@@ -151,7 +152,7 @@ func (s *policyService) ListPolicies(ctx context.Context, req *cedarpostv1.ListP
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			parsed := parsePolicy(one.Text)
+			parsed := parsePolicy(v, one)
 			if parsed == nil || !matches(parsed) {
 				continue
 			}
@@ -183,8 +184,7 @@ func (s *policyService) policyFilter(ctx context.Context, v snapshot.View, req *
 	var action *concerned
 	if req.GetAction() != nil {
 		uid := wire.UID(req.GetAction())
-		groups := groupsOfAction(v.Bundles, uid)
-		action = &concerned{uid, func(group cedar.EntityUID) bool { return groups[group] }}
+		action = &concerned{uid, v.Set.ActionGroups(uid).Contains}
 	}
 	return func(p *xast.Policy) bool {
 		if req.GetEffect() != "" && (p.Effect == xast.EffectPermit) != (req.GetEffect() == "permit") ||
@@ -206,8 +206,8 @@ func (s *policyService) concerned(ctx context.Context, v snapshot.View, asked *c
 	uid := wire.UID(asked)
 	may := access.RightsFrom(ctx).May("GetEntity", access.Target{Bundle: owner(v.Set, uid.Type), EntityType: string(uid.Type)})
 	if !may {
-		can := typesAbove(v.Bundles, uid.Type)
-		return &concerned{uid, func(group cedar.EntityUID) bool { return can[string(group.Type)] }}, nil
+		above := v.Set.TypesAbove(uid.Type)
+		return &concerned{uid, func(group cedar.EntityUID) bool { return above[group.Type] }}, nil
 	}
 	found, err := s.db.PastEntities(ctx, v.Position.Number, []store.UID{stored.UID(uid)}, maxGroupsWeight)
 	if errors.Is(err, store.ErrTooLarge) {
@@ -227,84 +227,3 @@ func (s *policyService) concerned(ctx context.Context, v snapshot.View, asked *c
 
 // maxGroupsWeight bounds the groups of an entity in a filter: see [store.Entity.Weight].
 const maxGroupsWeight = 512 << 10
-
-// schemaJSON is the part of Cedar's JSON format of schemas that says what can be in what
-// (https://docs.cedarpolicy.com/schema/json-schema.html).
-type schemaJSON map[string]struct {
-	EntityTypes map[string]struct {
-		MemberOfTypes []string `json:"memberOfTypes"`
-	} `json:"entityTypes"`
-	Actions map[string]struct {
-		MemberOf []struct{ Type, ID string } `json:"memberOf"`
-	} `json:"actions"`
-}
-
-// readSchema reads the schema of a published bundle. It was checked when it was published; one that this
-// version cannot read says nothing.
-func readSchema(b store.Bundle) (out schemaJSON) {
-	var s schema.Schema
-	if s.UnmarshalCedar([]byte(b.Schema)) != nil {
-		return nil
-	}
-	if text, err := s.MarshalJSON(); err != nil || json.Unmarshal(text, &out) != nil {
-		return nil
-	}
-	return out
-}
-
-func inNamespace(namespace, name string) string {
-	if namespace == "" || strings.Contains(name, "::") {
-		return name
-	}
-	return namespace + "::" + name
-}
-
-// groupsOfAction returns the groups that an action is in, at any depth.
-func groupsOfAction(bundles []store.Bundle, uid cedar.EntityUID) map[cedar.EntityUID]bool {
-	parents := map[cedar.EntityUID][]cedar.EntityUID{}
-	for _, b := range bundles {
-		for namespace, content := range readSchema(b) {
-			own := inNamespace(namespace, "Action")
-			for id, a := range content.Actions {
-				child := cedar.NewEntityUID(cedar.EntityType(own), cedar.String(id))
-				for _, group := range a.MemberOf {
-					if group.Type == "" {
-						group.Type = own
-					}
-					parents[child] = append(parents[child], cedar.NewEntityUID(cedar.EntityType(inNamespace(namespace, group.Type)), cedar.String(group.ID)))
-				}
-			}
-		}
-	}
-	groups := map[cedar.EntityUID]bool{}
-	for todo := parents[uid]; len(todo) > 0; todo = todo[1:] {
-		if group := todo[0]; !groups[group] {
-			groups[group] = true
-			todo = append(todo, parents[group]...)
-		}
-	}
-	return groups
-}
-
-// typesAbove returns the types whose entities the schemas allow an entity of a type to be in, at any depth.
-func typesAbove(bundles []store.Bundle, typ cedar.EntityType) map[string]bool {
-	parents := map[string][]string{}
-	for _, b := range bundles {
-		for namespace, content := range readSchema(b) {
-			for name, t := range content.EntityTypes {
-				child := inNamespace(namespace, name)
-				for _, parent := range t.MemberOfTypes {
-					parents[child] = append(parents[child], inNamespace(namespace, parent))
-				}
-			}
-		}
-	}
-	above := map[string]bool{}
-	for todo := parents[string(typ)]; len(todo) > 0; todo = todo[1:] {
-		if !above[todo[0]] {
-			above[todo[0]] = true
-			todo = append(todo, parents[todo[0]]...)
-		}
-	}
-	return above
-}

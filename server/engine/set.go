@@ -8,6 +8,7 @@ import (
 	"sort"
 
 	"github.com/cedar-policy/cedar-go"
+	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 	"github.com/cedar-policy/cedar-go/x/exp/schema/resolved"
 )
 
@@ -62,6 +63,36 @@ func (s *Set) Policies(bundle string) []PolicyInfo {
 		out = append(out, PolicyInfo{p.ref.ID, p.file, p.line, p.text})
 	}
 	return out
+}
+
+// PolicyTree returns the syntax tree of a policy of a bundle with a text, or nil if the set has none. It
+// must not be changed.
+func (s *Set) PolicyTree(bundle, text string) *xast.Policy {
+	if p := s.parsed[parseKey{bundle, text}]; p != nil {
+		return p.source
+	}
+	return nil
+}
+
+// ActionGroups returns the groups that an action is in, at any depth.
+func (s *Set) ActionGroups(uid cedar.EntityUID) cedar.EntityUIDSet { return s.static[uid].Parents }
+
+// TypesAbove returns the types whose entities an entity of a type can be in, at any depth.
+func (s *Set) TypesAbove(typ cedar.EntityType) map[cedar.EntityType]bool {
+	above := map[cedar.EntityType]bool{}
+	todo := []cedar.EntityType{typ}
+	for len(todo) > 0 {
+		last := len(todo) - 1
+		t := todo[last]
+		todo = todo[:last]
+		for _, parent := range s.schema.Entities[t].ParentTypes {
+			if !above[parent] {
+				above[parent] = true
+				todo = append(todo, parent)
+			}
+		}
+	}
+	return above
 }
 
 // EntityTypes returns the entity types of one bundle's namespaces that can be stored,
