@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -119,7 +120,7 @@ func (d *draft) settle() error {
 // draft reads a change with its edits and the files of its base.
 func (s *policyService) draft(ctx context.Context, h *heldFiles, id string) (d draft, err error) {
 	c, edits, err := s.db.ChangeEdits(ctx, id, math.MaxInt32, maxBundleBytes)
-	if isNotFound(err) {
+	if errors.Is(err, store.ErrNotFound) {
 		return d, noChange(id)
 	}
 	if err != nil {
@@ -134,10 +135,6 @@ func (s *policyService) draft(ctx context.Context, h *heldFiles, id string) (d d
 	}
 	d.base, err = s.versionFiles(ctx, h, c.Bundle, c.BaseVersion)
 	return d, err
-}
-
-func isNotFound(err error) bool {
-	return err != nil && connect.CodeOf(publicError("", err)) == connect.CodeNotFound
 }
 
 // versionFiles reads the files of a version. Version 0 has none.
@@ -227,9 +224,10 @@ func (s *policyService) CreateChange(ctx context.Context, req *cedarpostv1.Creat
 	answer := func(_ store.Changes, at *cedarpostv1.Revision) *cedarpostv1.CreateChangeResponse {
 		return &cedarpostv1.CreateChangeResponse{Change: changeToProto(*c), Revision: at}
 	}
-	return writeOnce(ctx, s.db, cedarpostv1connect.PolicyServiceCreateChangeProcedure, req.GetIdempotencyKey(), req, &cedarpostv1.CreateChangeResponse{},
+	const procedure = cedarpostv1connect.PolicyServiceCreateChangeProcedure
+	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.CreateChangeResponse{},
 		func(o *once) (*cedarpostv1.CreateChangeResponse, error) {
-			return changeState(ctx, s, o, c.Bundle, "", answer, func(now store.PolicyState) (w store.PolicyWrite, err error) {
+			return changeState(ctx, s, procedure, req, o, c.Bundle, "", answer, func(now store.PolicyState) (w store.PolicyWrite, err error) {
 				if now.OpenChanges >= maxOpenChanges {
 					return w, connect.Errorf(connect.CodeFailedPrecondition, "the bundle %s has %d open changes, which is the limit; publish or discard some", c.Bundle, now.OpenChanges)
 				}
@@ -253,13 +251,14 @@ func (s *policyService) UpdateChange(ctx context.Context, req *cedarpostv1.Updat
 	answer := func(_ store.Changes, at *cedarpostv1.Revision) *cedarpostv1.UpdateChangeResponse {
 		return &cedarpostv1.UpdateChangeResponse{Change: changeToProto(out), Revision: at}
 	}
-	return writeOnce(ctx, s.db, cedarpostv1connect.PolicyServiceUpdateChangeProcedure, req.GetIdempotencyKey(), req, &cedarpostv1.UpdateChangeResponse{},
+	const procedure = cedarpostv1connect.PolicyServiceUpdateChangeProcedure
+	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.UpdateChangeResponse{},
 		func(o *once) (*cedarpostv1.UpdateChangeResponse, error) {
 			before, after, err := s.update(ctx, req)
 			if err != nil {
 				return nil, err
 			}
-			return changeState(ctx, s, o, before.change.Bundle, req.GetId(), answer, func(now store.PolicyState) (w store.PolicyWrite, err error) {
+			return changeState(ctx, s, procedure, req, o, before.change.Bundle, req.GetId(), answer, func(now store.PolicyState) (w store.PolicyWrite, err error) {
 				c, err := openChange(req.GetId(), now)
 				if err != nil {
 					return w, err
@@ -391,9 +390,10 @@ func (s *policyService) DiscardChange(ctx context.Context, req *cedarpostv1.Disc
 	answer := func(_ store.Changes, at *cedarpostv1.Revision) *cedarpostv1.DiscardChangeResponse {
 		return &cedarpostv1.DiscardChangeResponse{Change: changeToProto(c), Revision: at}
 	}
-	return writeOnce(ctx, s.db, cedarpostv1connect.PolicyServiceDiscardChangeProcedure, req.GetIdempotencyKey(), req, &cedarpostv1.DiscardChangeResponse{},
+	const procedure = cedarpostv1connect.PolicyServiceDiscardChangeProcedure
+	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.DiscardChangeResponse{},
 		func(o *once) (*cedarpostv1.DiscardChangeResponse, error) {
-			return changeState(ctx, s, o, bundleOfChange(req.GetId()), req.GetId(), answer, func(now store.PolicyState) (w store.PolicyWrite, err error) {
+			return changeState(ctx, s, procedure, req, o, bundleOfChange(req.GetId()), req.GetId(), answer, func(now store.PolicyState) (w store.PolicyWrite, err error) {
 				if c, err = openChange(req.GetId(), now); err != nil {
 					return w, err
 				}
@@ -419,10 +419,10 @@ func (s *policyService) ListChanges(ctx context.Context, req *cedarpostv1.ListCh
 			q.State = name
 		}
 	}
-	if r := access.RightsFrom(ctx); !r.MayEverywhere("ListChanges") {
-		// Changes of a bundle that is not published yet count, too.
-		q.Among = []string{}
-		for _, g := range r.Grants() {
+	if names, all := bundlesFor(ctx, s.follower.Latest(), "ListChanges"); !all {
+		q.Among = append([]string{}, names...)
+		r := access.RightsFrom(ctx)
+		for _, g := range r.Grants() { // a bundle that is not published yet can have changes
 			if g.Bundle != access.AllBundles && r.May("ListChanges", access.Target{Bundle: g.Bundle}) {
 				q.Among = append(q.Among, g.Bundle)
 			}

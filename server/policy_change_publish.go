@@ -48,7 +48,7 @@ func blocks(c store.BundleChange, live store.Bundle, now store.PolicyState) (lis
 // GetChange implements cedarpost.v1.PolicyService.
 func (s *policyService) GetChange(ctx context.Context, req *cedarpostv1.GetChangeRequest) (*cedarpostv1.GetChangeResponse, error) {
 	c, edits, err := s.db.ChangeEdits(ctx, req.GetId(), bundle.MaxDiffFile, maxShownEdits)
-	if isNotFound(err) {
+	if errors.Is(err, store.ErrNotFound) {
 		return nil, noChange(req.GetId())
 	}
 	if err != nil {
@@ -211,7 +211,7 @@ func verdict[A proto.Message](ctx context.Context, s *policyService, procedure s
 	var c store.BundleChange
 	answer := func(_ store.Changes, at *cedarpostv1.Revision) A { return respond(changeToProto(c), at) }
 	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, empty, func(o *once) (A, error) {
-		return changeState(ctx, s, o, bundleOfChange(req.GetId()), req.GetId(), answer, func(now store.PolicyState) (w store.PolicyWrite, err error) {
+		return changeState(ctx, s, procedure, req, o, bundleOfChange(req.GetId()), req.GetId(), answer, func(now store.PolicyState) (w store.PolicyWrite, err error) {
 			if c, err = openChange(req.GetId(), now); err != nil {
 				return w, err
 			}

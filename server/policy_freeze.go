@@ -20,15 +20,20 @@ func freezeToProto(f store.BundleFreeze) *cedarpostv1.BundleFreeze {
 	return &cedarpostv1.BundleFreeze{Caller: f.Caller, Reason: f.Reason, At: timestamppb.New(f.At)}
 }
 
-// changeState commits a write of freezes and changes. fn decides on what is stored when it is committed.
-// answer makes the answer of the call, which is also stored for o if that is not nil.
-func changeState[A proto.Message](ctx context.Context, s *policyService, o *once, name, change string, answer func(store.Changes, *cedarpostv1.Revision) A, fn func(store.PolicyState) (store.PolicyWrite, error)) (out A, err error) {
+// changeState commits a write of freezes and changes, for a call with a request. fn decides on what is
+// stored when it is committed; the caller needs its rights until then. answer makes the answer of the
+// call, which is also stored for o if that is not nil.
+func changeState[A proto.Message](ctx context.Context, s *policyService, procedure string, req proto.Message, o *once, name, change string, answer func(store.Changes, *cedarpostv1.Revision) A, fn func(store.PolicyState) (store.PolicyWrite, error)) (out A, err error) {
 	v, err := s.follower.Current()
 	if err != nil {
 		return out, err
 	}
 	decided := false // fn returned a write
 	made, err := s.db.ChangePolicies(ctx, callerFrom(ctx), name, change, func(now store.PolicyState) (store.PolicyWrite, error) {
+		// The wait for the lock may have taken long.
+		if err := s.stillMay(ctx, procedure, rules[procedure].needs(v.Set, req)...); err != nil {
+			return store.PolicyWrite{}, err
+		}
 		w, err := fn(now)
 		decided = err == nil
 		w.Once = keep(o, func(made store.Changes) proto.Message { return answer(made, written(v, made.Revision, made.Mark)) })
@@ -54,9 +59,10 @@ func (s *policyService) FreezeBundle(ctx context.Context, req *cedarpostv1.Freez
 	answer := func(made store.Changes, at *cedarpostv1.Revision) *cedarpostv1.FreezeBundleResponse {
 		return &cedarpostv1.FreezeBundleResponse{Freeze: freezeToProto(freeze), Revision: at, Changed: made.Changed}
 	}
-	return writeOnce(ctx, s.db, cedarpostv1connect.PolicyServiceFreezeBundleProcedure, req.GetIdempotencyKey(), req, &cedarpostv1.FreezeBundleResponse{},
+	const procedure = cedarpostv1connect.PolicyServiceFreezeBundleProcedure
+	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.FreezeBundleResponse{},
 		func(o *once) (*cedarpostv1.FreezeBundleResponse, error) {
-			return changeState(ctx, s, o, req.GetBundle(), "", answer, func(now store.PolicyState) (store.PolicyWrite, error) {
+			return changeState(ctx, s, procedure, req, o, req.GetBundle(), "", answer, func(now store.PolicyState) (store.PolicyWrite, error) {
 				if now.Freeze != nil {
 					freeze = *now.Freeze
 					return store.PolicyWrite{}, nil
@@ -76,9 +82,10 @@ func (s *policyService) UnfreezeBundle(ctx context.Context, req *cedarpostv1.Unf
 	answer := func(made store.Changes, at *cedarpostv1.Revision) *cedarpostv1.UnfreezeBundleResponse {
 		return &cedarpostv1.UnfreezeBundleResponse{Revision: at, Changed: made.Changed}
 	}
-	return writeOnce(ctx, s.db, cedarpostv1connect.PolicyServiceUnfreezeBundleProcedure, req.GetIdempotencyKey(), req, &cedarpostv1.UnfreezeBundleResponse{},
+	const procedure = cedarpostv1connect.PolicyServiceUnfreezeBundleProcedure
+	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.UnfreezeBundleResponse{},
 		func(o *once) (*cedarpostv1.UnfreezeBundleResponse, error) {
-			return changeState(ctx, s, o, req.GetBundle(), "", answer, func(now store.PolicyState) (store.PolicyWrite, error) {
+			return changeState(ctx, s, procedure, req, o, req.GetBundle(), "", answer, func(now store.PolicyState) (store.PolicyWrite, error) {
 				return store.PolicyWrite{Unfreeze: now.Freeze != nil, Reason: req.GetReason()}, nil
 			})
 		})

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -79,7 +80,7 @@ func verdictsToProto(list []store.Verdict) (out []*cedarpostv1.Verdict) {
 // version reads a version of a bundle.
 func (s *policyService) version(ctx context.Context, name string, n int64) (store.BundleVersion, error) {
 	b, err := s.db.BundleVersion(ctx, name, n)
-	if connect.CodeOf(publicError("", err)) == connect.CodeNotFound {
+	if errors.Is(err, store.ErrNotFound) {
 		err = connect.Errorf(connect.CodeNotFound, "there is no version %d of a bundle %q", n, name)
 	}
 	return b, err
@@ -94,7 +95,7 @@ func (s *policyService) live(ctx context.Context, name string) (b store.Bundle, 
 	}
 	b = list[0].Bundle
 	b.Manifest, err = s.db.ReadBundleFile(ctx, b.Since, name, bundle.ManifestName, 0, bundle.MaxYAMLBytes)
-	if isNotFound(err) {
+	if errors.Is(err, store.ErrNotFound) {
 		err = nil
 	}
 	return b, err
