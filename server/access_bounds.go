@@ -20,9 +20,9 @@ const (
 	maxKeys         = 10_000 // in all that are not revoked
 )
 
-// checkChange refuses a call of a procedure that makes a change of keys and grants that concerns the rate
-// of a grant, if the caller is no operator of all bundles, one that lasts longer than the caller's own
-// right to it, and one that would store too many.
+// checkChange refuses changes of keys and grants: of the rate of a grant, by a caller that is no operator
+// of all bundles; those that last longer than the caller's own right to make them; and those that would
+// store too many. The error names procedure.
 func checkChange(procedure string, r *access.Rights, now store.Access, c store.AccessChange) error {
 	if changesRate(now, c) && !r.May("PutGrant", access.Target{}) {
 		return &refusedError{procedure: procedure, about: "a grant with a rate (--rate, checks_per_second), which only an operator of all bundles manages"}

@@ -67,9 +67,9 @@ func (s *accessService) WhoAmI(ctx context.Context, _ *cedarpostv1.WhoAmIRequest
 	return out, nil
 }
 
-// change commits a change of keys and grants, for a call of a procedure. fn gets the rights of the caller by what is stored
-// now, and returns the change. It is refused if it would take the last operator away. answer makes
-// the answer of the call, which is also stored for o if that is not nil.
+// change commits a change of keys and grants, for a call of a procedure. fn gets the rights of the caller
+// by what is stored now, and returns the change. It is refused if it would take the last operator away.
+// answer makes the answer of the call, which is also stored for o if that is not nil.
 func change[A proto.Message](ctx context.Context, s *accessService, procedure string, o *once, answer func(store.Changes, *cedarpostv1.Revision) A, fn func(store.Access, *access.Rights) (store.AccessChange, error)) (out A, err error) {
 	v, err := s.gate.follower.Current()
 	if err != nil {

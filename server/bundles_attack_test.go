@@ -72,7 +72,7 @@ func TestAttackExplainForeignEntities(t *testing.T) {
 	t.Log("attack: explanations of policies that read entities of another bundle: 3 of 3 values and 2 of 2 errors are withheld")
 }
 
-// Whoever may check a bundle and not read entities learns neither which stored entities do not fit a
+// A caller that may check a bundle, and may not read entities, learns neither which stored entities do not fit a
 // schema, nor how many.
 func TestAttackFindEntitiesByDryRuns(t *testing.T) {
 	t.Parallel()

@@ -135,7 +135,7 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 	if b.Name != engine.AdminLocal {
 		changed = set.ChangedTypes(v.Set)
 	}
-	// Whoever may publish may not always read entities. Those that do not fit are named to readers only.
+	// A publisher may have no right to read entities. Entities that do not fit are named to readers only.
 	readable := func(typ string) bool {
 		return access.RightsFrom(ctx).May("GetEntity", access.Target{Bundle: owner(v.Set, cedar.EntityType(typ)), EntityType: typ})
 	}
