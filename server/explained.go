@@ -22,7 +22,10 @@ var contentTypes = map[string]bool{
 // of its protocols.
 func explained(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+		kind := r.Header.Get("Content-Type")
+		if !contentTypes[kind] { // nearly no call has parameters
+			kind, _, _ = mime.ParseMediaType(kind)
+		}
 		switch encoding := r.Header.Get("Content-Encoding"); {
 		case r.Method != http.MethodPost || !contentTypes[kind]:
 			w = &explaining{w}
