@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/server/wire"
 	"github.com/cedarpost/cedarpost/store"
@@ -128,7 +129,7 @@ func collectMasked(v *structpb.Value, into *[][]byte) {
 		collectMasked(e, into)
 	}
 	fields := v.GetStructValue().GetFields()
-	if hash, err := hex.DecodeString(fields["__masked"].GetStringValue()); err == nil && len(fields) == 1 && len(hash) > 0 {
+	if hash, err := hex.DecodeString(fields[engine.MaskedKey].GetStringValue()); err == nil && len(fields) == 1 && len(hash) > 0 {
 		*into = append(*into, hash)
 		return
 	}

@@ -65,7 +65,7 @@ func (r *Recorder) NewDecision(ctx context.Context, d Decision) (row store.Decis
 	mask := func(path string, value any) any {
 		hash := r.mask.hash(value)
 		rec.Masked = append(rec.Masked, path)
-		return map[string]any{"__masked": hex.EncodeToString(hash)}
+		return map[string]any{engine.MaskedKey: hex.EncodeToString(hash)}
 	}
 	if rec.Context, err = structpb.NewStruct(d.Set.MaskContext(d.Evaluation.Question, mask)); err != nil {
 		return row, fmt.Errorf("record context: %w", err)

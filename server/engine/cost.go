@@ -80,6 +80,13 @@ func (m *meter) refund(steps int64) {
 	}
 }
 
+// fail ends the work with an error.
+func (m *meter) fail(err error) {
+	if m != nil && m.err == nil {
+		m.err = err
+	}
+}
+
 // failed returns why the work had to end, or nil.
 func (m *meter) failed() error {
 	if m == nil {

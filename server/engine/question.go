@@ -25,7 +25,8 @@ type Ask struct {
 	// whose context declares "now: datetime".
 	NowMillis int64
 	// Recorded says that the question comes from a record: Context already has the
-	// attributes that the server fills in.
+	// attributes that the server fills in. Values in it that are masked are left out: if a policy that
+	// could apply reads one, the question has no decision, and the error is [ErrMasked].
 	Recorded bool
 }
 
@@ -44,6 +45,7 @@ type Question struct {
 	inapplicable bool
 	inline       map[cedar.EntityUID]*Entity
 	usesNow      bool
+	masked       *masked // nil: nothing is masked
 
 	fieldsAsked  bool
 	requireAll   bool
@@ -101,6 +103,8 @@ func (s *Set) read(a Ask) (*Question, error) {
 	r := s.newReading()
 	if a.Recorded {
 		r.pairs = math.MaxInt // it was accepted once
+		a, q.masked = withoutMasked(a)
+		r.masked = q.masked
 	}
 	if err := r.readContext(q, a); err != nil {
 		return nil, err
@@ -258,7 +262,7 @@ func (s *Set) ReadStored(r RawEntity) (*Entity, error) {
 	if err := s.checkStorable(r.UID); err != nil {
 		return nil, err
 	}
-	return (&reading{s, math.MaxInt}).readEntity(r)
+	return (&reading{Set: s, pairs: math.MaxInt}).readEntity(r)
 }
 
 // ReadAttributes reads single attributes that are to be set on a stored entity,

@@ -42,9 +42,11 @@ const MaxPairs = 10_000
 type reading struct {
 	*Set
 	pairs int // that its sets may still have
+	// masked says which attributes may be missing; nil: none.
+	masked *masked
 }
 
-func (s *Set) newReading() *reading { return &reading{s, MaxPairs} }
+func (s *Set) newReading() *reading { return &reading{Set: s, pairs: MaxPairs} }
 
 // project reads a decoded JSON value as the declared type t, the way Cedar reads
 // JSON with a schema (https://docs.cedarpolicy.com/auth/entities-syntax.html).
@@ -130,7 +132,7 @@ func (s *reading) projectRecord(t resolved.RecordType, m map[string]any, at stri
 		out[cedar.String(name)] = val
 	}
 	for name, attr := range t {
-		if _, ok := out[name]; !ok && !attr.Optional {
+		if _, ok := out[name]; !ok && !attr.Optional && !s.masked.has(name) {
 			return cedar.Record{}, badf("%s: required attribute %s is missing", at, quote(string(name)))
 		}
 	}
