@@ -131,6 +131,12 @@ bench-data: postgres ## Measure decisions, writes and imports with a million ent
 bench-sdk: postgres ## Measure the Go client: hits, hit rate, time until a revoked right is gone
 	CEDARPOST_BENCH=1 go test -v -count 1 -timeout 30m -run TestSDK ./bench
 
+DECISIONS ?= 1000000
+
+.PHONY: bench-impact
+bench-impact: postgres ## Measure the impact of a change on DECISIONS recorded decisions, and what callers notice of it
+	CEDARPOST_BENCH=1 DECISIONS=$(DECISIONS) go test -v -count 1 -timeout 1h -run TestImpact ./bench
+
 # bench/peers has the versions of the other servers, and builds them. PEERS is for its flags.
 .PHONY: bench-peers
 bench-peers: postgres h2load build ## Measure Cedarpost beside OPA, Cerbos and OpenFGA (PEERS='-seconds 10' and other flags; -h lists them)

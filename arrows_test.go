@@ -19,10 +19,11 @@ const module = "github.com/cedarpost/cedarpost/"
 // longest name that is a prefix of its folder.
 var arrows = map[string][]string{
 	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/clienttls", "internal/days", "internal/entityuid", "internal/keyfile", "internal/privateca", "internal/secret", "internal/serverurl"},
-	"server": {"server/engine", "server/snapshot", "server/decisionlog", "server/access", "server/stored", "server/wire", "server/entityfile", "server/offline",
+	"server": {"server/engine", "server/snapshot", "server/decisionlog", "server/impact", "server/access", "server/stored", "server/wire", "server/entityfile", "server/offline",
 		"store", "auditlog", "bundle", "policies", "proto", "internal/entityuid", "internal/keyfile", "internal/pause", "internal/secret"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
 	"server/decisionlog": {"server/engine", "server/stored", "server/wire", "server/entityfile", "store", "auditlog", "proto", "internal/keyfile", "internal/pause", "internal/secret"},
+	"server/impact":      {"server/engine", "server/snapshot", "server/decisionlog", "server/access", "server/stored", "server/wire", "store", "proto"},
 	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/days", "internal/entityuid", "internal/keyfile", "internal/pause", "sdk/go/egress"},
 	// A real OpenID provider, for tests.
 	"server/access/issuertest": {},

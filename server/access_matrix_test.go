@@ -66,6 +66,8 @@ var expected = map[string]struct {
 	"GetChange":           {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
 	"ListChanges":         {somewhere, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
 	"CheckChange":         {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher}},
+	"AnalyzeChange":       {ofBundle, []string{access.Auditor}}, // others need this role besides theirs
+	"GetImpactReport":     {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
 	"DiscardChange":       {ofBundle, []string{access.PolicyAuthor}},
 	"PublishChange":       {ofBundle, []string{access.PolicyPublisher}},
 	"ApproveChange":       {ofBundle, []string{access.PolicyApprover}},
@@ -122,6 +124,10 @@ func message(rpc, bundle string) proto.Message {
 		return &cedarpostv1.UpdateChangeRequest{Id: bundle + "-9"}
 	case "GetChange":
 		return &cedarpostv1.GetChangeRequest{Id: bundle + "-9"}
+	case "AnalyzeChange":
+		return &cedarpostv1.AnalyzeChangeRequest{Candidate: &cedarpostv1.AnalyzeChangeRequest_Change{Change: bundle + "-9"}, Sample: 2}
+	case "GetImpactReport":
+		return &cedarpostv1.GetImpactReportRequest{Id: bundle + "-r9"}
 	case "CheckChange":
 		return &cedarpostv1.CheckChangeRequest{Id: bundle + "-9"}
 	case "ApproveChange":

@@ -47,6 +47,7 @@ type policyService struct {
 	times    timeouts
 	// publishes and dryRuns have the places of uploads.
 	publishes, dryRuns *bundlePlaces
+	impacts            *impacts
 }
 
 func newPolicyService(db *store.DB, g *gate, noted *decisionlog.Noted, times timeouts) *policyService {

@@ -302,15 +302,22 @@ var rules = map[string]rule{
 	cedarpostv1connect.PolicyServiceFreezeBundleProcedure:    ofBundle[*cedarpostv1.FreezeBundleRequest]("FreezeBundle", true),
 	cedarpostv1connect.PolicyServiceUnfreezeBundleProcedure:  ofBundle[*cedarpostv1.UnfreezeBundleRequest]("UnfreezeBundle", true),
 
-	cedarpostv1connect.PolicyServiceCreateChangeProcedure:  ofBundle[*cedarpostv1.CreateChangeRequest]("CreateChange", false),
-	cedarpostv1connect.PolicyServiceUpdateChangeProcedure:  ofChange[*cedarpostv1.UpdateChangeRequest]("UpdateChange", false),
-	cedarpostv1connect.PolicyServiceGetChangeProcedure:     ofChange[*cedarpostv1.GetChangeRequest]("GetChange", false),
-	cedarpostv1connect.PolicyServiceListChangesProcedure:   anywhere("ListChanges"),
-	cedarpostv1connect.PolicyServiceCheckChangeProcedure:   ofChange[*cedarpostv1.CheckChangeRequest]("CheckChange", false),
-	cedarpostv1connect.PolicyServiceApproveChangeProcedure: ofChange[*cedarpostv1.ApproveChangeRequest]("ApproveChange", true),
-	cedarpostv1connect.PolicyServiceDeclineChangeProcedure: ofChange[*cedarpostv1.DeclineChangeRequest]("DeclineChange", true),
-	cedarpostv1connect.PolicyServicePublishChangeProcedure: ofChange[*cedarpostv1.PublishChangeRequest]("PublishChange", true),
-	cedarpostv1connect.PolicyServiceDiscardChangeProcedure: ofChange[*cedarpostv1.DiscardChangeRequest]("DiscardChange", false),
+	cedarpostv1connect.PolicyServiceCreateChangeProcedure: ofBundle[*cedarpostv1.CreateChangeRequest]("CreateChange", false),
+	cedarpostv1connect.PolicyServiceUpdateChangeProcedure: ofChange[*cedarpostv1.UpdateChangeRequest]("UpdateChange", false),
+	cedarpostv1connect.PolicyServiceGetChangeProcedure:    ofChange[*cedarpostv1.GetChangeRequest]("GetChange", false),
+	cedarpostv1connect.PolicyServiceListChangesProcedure:  anywhere("ListChanges"),
+	cedarpostv1connect.PolicyServiceCheckChangeProcedure:  ofChange[*cedarpostv1.CheckChangeRequest]("CheckChange", false),
+	// The policies of a change can be made to find out what decisions depended on.
+	cedarpostv1connect.PolicyServiceAnalyzeChangeProcedure: {actions: []string{"AnalyzeChange"}, needs: func(_ *engine.Set, msg any) []need {
+		m, _ := msg.(*cedarpostv1.AnalyzeChangeRequest)
+		name := m.GetEdits().GetBundle() + bundleOfChange(m.GetChange()+m.GetReport()) // one of the three is given
+		return []need{{"AnalyzeChange", access.Target{Bundle: name}}, {readDecisions, decisionsOf(name)}}
+	}},
+	cedarpostv1connect.PolicyServiceGetImpactReportProcedure: ofChange[*cedarpostv1.GetImpactReportRequest]("GetImpactReport", false),
+	cedarpostv1connect.PolicyServiceApproveChangeProcedure:   ofChange[*cedarpostv1.ApproveChangeRequest]("ApproveChange", true),
+	cedarpostv1connect.PolicyServiceDeclineChangeProcedure:   ofChange[*cedarpostv1.DeclineChangeRequest]("DeclineChange", true),
+	cedarpostv1connect.PolicyServicePublishChangeProcedure:   ofChange[*cedarpostv1.PublishChangeRequest]("PublishChange", true),
+	cedarpostv1connect.PolicyServiceDiscardChangeProcedure:   ofChange[*cedarpostv1.DiscardChangeRequest]("DiscardChange", false),
 
 	cedarpostv1connect.AuditServiceQueryDecisionsProcedure: anywhere("QueryDecisions"),
 	cedarpostv1connect.AuditServiceCountDecisionsProcedure: anywhere("CountDecisions"),
@@ -552,13 +559,18 @@ func (g *gate) actionTypesFor(ctx context.Context, action string) (types []strin
 		if name == engine.AdminLocal {
 			continue
 		}
-		for _, ns := range s.Set.Namespaces(name) {
-			if ns == "" {
-				types = append(types, "Action")
-			} else {
-				types = append(types, ns+"::Action")
-			}
-		}
+		types = append(types, actionTypesOf(s.Set, name)...)
 	}
 	return types, all
+}
+
+// actionTypesOf returns the types of the actions of a bundle.
+func actionTypesOf(set *engine.Set, name string) (types []string) {
+	for _, ns := range set.Namespaces(name) {
+		if ns != "" {
+			ns += "::"
+		}
+		types = append(types, ns+"Action")
+	}
+	return types
 }

@@ -119,6 +119,8 @@ type DecisionQuery struct {
 	Field                       string   // a leaf path that was permitted or denied
 	Masked                      []byte   // a keyed hash in the record
 	ActionTypes                 []string // nil: all
+	// Sample is how many of 65,536 decisions are selected, by random bits of their ids; 0: all.
+	Sample int
 
 	// BeforeAt and BeforeID are At and ID of the last decision of the page before.
 	BeforeAt time.Time
@@ -162,11 +164,12 @@ const decisionFilter = `
 		  and ($16::text is null or fields && array['+' || $16, '-' || $16])
 		  and ($17::bytea is null or masked @> array[$17])
 		  and ($21::text[] is null or action_type = any($21))
+		  and ($22::integer is null or get_byte(uuid_send(decision_id), 14) * 256 + get_byte(uuid_send(decision_id), 15) < $22)
 		  and ($18::timestamptz is null or at <= $18)
 		  and ($18::timestamptz is null or (at, decision_id) < ($18, $19))
 		  and ` + ofBatch
 
-// args returns the arguments of decisionFilter, and before the last one the limit, $20. The first one makes
+// args returns the arguments of decisionFilter, and before the last two the limit, $20. The first one makes
 // Postgres plan the statement anew for the values of each call: then a filter that is not
 // set costs nothing, and one that is set finds its index.
 func (q DecisionQuery) args() []any {
@@ -179,7 +182,7 @@ func (q DecisionQuery) args() []any {
 		principalType, principalID, actionType, actionID, resourceType, resourceID,
 		q.Allowed, orNull(q.DeniedAt), orNull(q.Policy), orNull(q.Caller), orNull(q.RequestID), orNull(q.TraceID),
 		orNull(q.Revision), orNull(q.Field), q.Masked,
-		orNull(q.BeforeAt), q.BeforeID, q.Limit, q.ActionTypes,
+		orNull(q.BeforeAt), q.BeforeID, q.Limit, q.ActionTypes, orNull(q.Sample),
 	}
 }
 

@@ -44,6 +44,8 @@ type BundleChange struct {
 	// Approvals and Declines count for the digest that they name. An edit removes the approvals.
 	Approvals []Verdict `json:"approvals,omitempty"`
 	Declines  []Verdict `json:"declines,omitempty"`
+	// Reports are the complete reports of its impact, the newest last.
+	Reports []ReportRef `json:"reports,omitempty"`
 	// Version is the version that it was published as; 0: none.
 	Version int64 `json:"version,omitempty"`
 	// Since is the revision that stored this state; set by the store.
@@ -56,6 +58,26 @@ type Verdict struct {
 	Digest string    `json:"digest"` // of the change as the caller has seen it
 	Reason string    `json:"reason,omitempty"`
 	At     time.Time `json:"at"`
+}
+
+// ReportRef names a complete report of the impact of a change, and says what the rules for publishing
+// depend on.
+type ReportRef struct {
+	ID     string `json:"id"`
+	SHA256 string `json:"sha256"` // of the report as it is stored, in hexadecimal
+	Digest string `json:"digest"` // of the change that was analyzed
+	// LiveVersion is the version that it was compared with.
+	LiveVersion int64     `json:"live_version"`
+	Caller      string    `json:"caller"`
+	At          time.Time `json:"at"`
+	// From and To are the time that was analyzed, and Sample is the share of its decisions.
+	From   time.Time `json:"from"`
+	To     time.Time `json:"to"`
+	Sample float64   `json:"sample"`
+	// Narrowed says that a filter left out decisions.
+	Narrowed  bool  `json:"narrowed,omitempty"`
+	Decisions int32 `json:"decisions"`
+	Unknown   int32 `json:"unknown"`
 }
 
 // ChangeEdit is a file that a change puts or removes.

@@ -152,6 +152,11 @@ func (c *console) printChange(change *cedarpostv1.BundleChange, asJSON bool) err
 	c.pair("reason", change.GetReason())
 	c.printVerdicts("approved", change.GetApprovals())
 	c.printVerdicts("declined", change.GetDeclines())
+	for _, r := range change.GetReports() {
+		if r.GetDigest() == change.GetDigest() {
+			c.pair("impact", fmt.Sprintf("%s, %s by %s: %s, %d unknown", r.GetId(), localTime(r.GetAt()), r.GetCaller(), count(r.GetDecisions(), "decision", "decisions"), r.GetUnknown()))
+		}
+	}
 	c.pair("digest", change.GetDigest())
 	return nil
 }

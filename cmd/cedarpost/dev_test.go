@@ -52,6 +52,7 @@ func TestDev(t *testing.T) {
 	t.Run("history of entities", testEntityHistory(sh))
 	t.Run("bundles", testBundles(sh))
 	t.Run("versions", testVersions(sh))
+	t.Run("impact", testImpact(sh))
 	t.Run("change", testChange(sh))
 	t.Run("policies", testPolicies(sh))
 	t.Run("log", testLog(sh))

@@ -28,6 +28,7 @@ type cli struct {
 	Check    checkCmd    `cmd:"" group:"policy" help:"Check bundle folders and run their tests, without a server."`
 	Apply    applyCmd    `cmd:"" group:"policy" help:"Publish a bundle folder."`
 	Change   changeCmd   `cmd:"" group:"policy" help:"Propose a change of a bundle, check it, approve it and publish it."`
+	Impact   impactCmd   `cmd:"" group:"policy" help:"Say what a change would have done to recorded decisions."`
 	Bundles  bundlesCmd  `cmd:"" group:"policy" help:"List the published bundles, or fetch one."`
 	Policies policiesCmd `cmd:"" group:"policy" help:"List the live policies, or show one."`
 	Versions versionsCmd `cmd:"" group:"policy" help:"List the versions of a bundle: who published them, when and why."`

@@ -44,6 +44,7 @@ type Places struct {
 	lines   []*line // with calls that wait
 	queued  int     // calls that wait
 	arrived uint64  // number of the call that joined the queue last
+	entered uint64  // calls that asked for places
 
 	last    *line     // of the caller that called last
 	changed time.Time // when a call came from another caller than the call before
@@ -82,6 +83,13 @@ func (p *Places) Waiting() int {
 	return p.queued
 }
 
+// Entered returns how many calls asked for places so far.
+func (p *Places) Entered() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.entered
+}
+
 // Enter takes places for a call with this number of checks, and may wait for them: one place for each
 // eight checks, but at most as many as one of several callers may have. Call [Place.Leave] when the call
 // ends. The error is [ErrOverloaded], or that of ctx.
@@ -115,6 +123,7 @@ func (p *Places) enter(caller string, checks int) (c Place, w *waiter) {
 	n := max(1, min((checks+checksOfPlace-1)/checksOfPlace, p.few))
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.entered++
 	l := p.lineOf(caller)
 	if l != p.last {
 		if p.last != nil {

@@ -10,6 +10,7 @@ import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -244,7 +245,7 @@ func (x PolicyDiff_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PolicyDiff_Kind.Descriptor instead.
 func (PolicyDiff_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41, 0}
 }
 
 // ApplyBundleRequest is one part of an upload.
@@ -2257,7 +2258,9 @@ type BundleChange struct {
 	// Who declined it in this state.
 	Declines []*Verdict `protobuf:"bytes,12,rep,name=declines,proto3" json:"declines,omitempty"`
 	// The version that it was published as; 0: none.
-	Version       int64 `protobuf:"varint,13,opt,name=version,proto3" json:"version,omitempty"`
+	Version int64 `protobuf:"varint,13,opt,name=version,proto3" json:"version,omitempty"`
+	// The complete reports of its impact, the newest last. GetImpactReport returns them.
+	Reports       []*ChangeReport `protobuf:"bytes,20,rep,name=reports,proto3" json:"reports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2383,6 +2386,159 @@ func (x *BundleChange) GetVersion() int64 {
 	return 0
 }
 
+func (x *BundleChange) GetReports() []*ChangeReport {
+	if x != nil {
+		return x.Reports
+	}
+	return nil
+}
+
+// ChangeReport names a report of the impact of a change.
+type ChangeReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// SHA-256 of the report as it is stored, in hexadecimal. The log has it, so nobody can change the report
+	// unnoticed.
+	Sha256 string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// The digest of the change that was analyzed.
+	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The version that it was compared with.
+	LiveVersion int64 `protobuf:"varint,4,opt,name=live_version,json=liveVersion,proto3" json:"live_version,omitempty"`
+	// Who asked for it.
+	Caller string `protobuf:"bytes,5,opt,name=caller,proto3" json:"caller,omitempty"`
+	// When it was complete.
+	At *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=at,proto3" json:"at,omitempty"`
+	// The time whose decisions were compared.
+	From *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=from,proto3" json:"from,omitempty"`
+	// Only decisions before this time.
+	To *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=to,proto3" json:"to,omitempty"`
+	// The share of the decisions that was compared, 1 for all.
+	Sample float64 `protobuf:"fixed64,9,opt,name=sample,proto3" json:"sample,omitempty"`
+	// True if a filter left out decisions.
+	Narrowed bool `protobuf:"varint,10,opt,name=narrowed,proto3" json:"narrowed,omitempty"`
+	// How many decisions were looked at.
+	Decisions int32 `protobuf:"varint,11,opt,name=decisions,proto3" json:"decisions,omitempty"`
+	// How many of them are unknown.
+	Unknown       int32 `protobuf:"varint,12,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeReport) Reset() {
+	*x = ChangeReport{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeReport) ProtoMessage() {}
+
+func (x *ChangeReport) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeReport.ProtoReflect.Descriptor instead.
+func (*ChangeReport) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ChangeReport) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ChangeReport) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *ChangeReport) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ChangeReport) GetLiveVersion() int64 {
+	if x != nil {
+		return x.LiveVersion
+	}
+	return 0
+}
+
+func (x *ChangeReport) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *ChangeReport) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *ChangeReport) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *ChangeReport) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *ChangeReport) GetSample() float64 {
+	if x != nil {
+		return x.Sample
+	}
+	return 0
+}
+
+func (x *ChangeReport) GetNarrowed() bool {
+	if x != nil {
+		return x.Narrowed
+	}
+	return false
+}
+
+func (x *ChangeReport) GetDecisions() int32 {
+	if x != nil {
+		return x.Decisions
+	}
+	return 0
+}
+
+func (x *ChangeReport) GetUnknown() int32 {
+	if x != nil {
+		return x.Unknown
+	}
+	return 0
+}
+
 // FileEdit puts or removes one file.
 type FileEdit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2402,7 +2558,7 @@ type FileEdit struct {
 
 func (x *FileEdit) Reset() {
 	*x = FileEdit{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2414,7 +2570,7 @@ func (x *FileEdit) String() string {
 func (*FileEdit) ProtoMessage() {}
 
 func (x *FileEdit) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2427,7 +2583,7 @@ func (x *FileEdit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEdit.ProtoReflect.Descriptor instead.
 func (*FileEdit) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{28}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FileEdit) GetPath() string {
@@ -2518,7 +2674,7 @@ type CreateChangeRequest struct {
 
 func (x *CreateChangeRequest) Reset() {
 	*x = CreateChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2530,7 +2686,7 @@ func (x *CreateChangeRequest) String() string {
 func (*CreateChangeRequest) ProtoMessage() {}
 
 func (x *CreateChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2543,7 +2699,7 @@ func (x *CreateChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateChangeRequest.ProtoReflect.Descriptor instead.
 func (*CreateChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CreateChangeRequest) GetBundle() string {
@@ -2601,7 +2757,7 @@ type CreateChangeResponse struct {
 
 func (x *CreateChangeResponse) Reset() {
 	*x = CreateChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2769,7 @@ func (x *CreateChangeResponse) String() string {
 func (*CreateChangeResponse) ProtoMessage() {}
 
 func (x *CreateChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2626,7 +2782,7 @@ func (x *CreateChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateChangeResponse.ProtoReflect.Descriptor instead.
 func (*CreateChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{30}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateChangeResponse) GetChange() *BundleChange {
@@ -2669,7 +2825,7 @@ type UpdateChangeRequest struct {
 
 func (x *UpdateChangeRequest) Reset() {
 	*x = UpdateChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2837,7 @@ func (x *UpdateChangeRequest) String() string {
 func (*UpdateChangeRequest) ProtoMessage() {}
 
 func (x *UpdateChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +2850,7 @@ func (x *UpdateChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateChangeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{31}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UpdateChangeRequest) GetId() string {
@@ -2766,7 +2922,7 @@ type UpdateChangeResponse struct {
 
 func (x *UpdateChangeResponse) Reset() {
 	*x = UpdateChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2778,7 +2934,7 @@ func (x *UpdateChangeResponse) String() string {
 func (*UpdateChangeResponse) ProtoMessage() {}
 
 func (x *UpdateChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2791,7 +2947,7 @@ func (x *UpdateChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateChangeResponse.ProtoReflect.Descriptor instead.
 func (*UpdateChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{32}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UpdateChangeResponse) GetChange() *BundleChange {
@@ -2819,7 +2975,7 @@ type GetChangeRequest struct {
 
 func (x *GetChangeRequest) Reset() {
 	*x = GetChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2831,7 +2987,7 @@ func (x *GetChangeRequest) String() string {
 func (*GetChangeRequest) ProtoMessage() {}
 
 func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2844,7 +3000,7 @@ func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeRequest.ProtoReflect.Descriptor instead.
 func (*GetChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetChangeRequest) GetId() string {
@@ -2873,7 +3029,7 @@ type GetChangeResponse struct {
 
 func (x *GetChangeResponse) Reset() {
 	*x = GetChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2885,7 +3041,7 @@ func (x *GetChangeResponse) String() string {
 func (*GetChangeResponse) ProtoMessage() {}
 
 func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2898,7 +3054,7 @@ func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeResponse.ProtoReflect.Descriptor instead.
 func (*GetChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetChangeResponse) GetChange() *BundleChange {
@@ -2953,7 +3109,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2965,7 +3121,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2978,7 +3134,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{35}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListChangesRequest) GetBundle() string {
@@ -3022,7 +3178,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3034,7 +3190,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3047,7 +3203,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{36}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListChangesResponse) GetChanges() []*BundleChange {
@@ -3075,7 +3231,7 @@ type CheckChangeRequest struct {
 
 func (x *CheckChangeRequest) Reset() {
 	*x = CheckChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3087,7 +3243,7 @@ func (x *CheckChangeRequest) String() string {
 func (*CheckChangeRequest) ProtoMessage() {}
 
 func (x *CheckChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3100,7 +3256,7 @@ func (x *CheckChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckChangeRequest.ProtoReflect.Descriptor instead.
 func (*CheckChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{37}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CheckChangeRequest) GetId() string {
@@ -3135,7 +3291,7 @@ type CheckChangeResponse struct {
 
 func (x *CheckChangeResponse) Reset() {
 	*x = CheckChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3147,7 +3303,7 @@ func (x *CheckChangeResponse) String() string {
 func (*CheckChangeResponse) ProtoMessage() {}
 
 func (x *CheckChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3160,7 +3316,7 @@ func (x *CheckChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckChangeResponse.ProtoReflect.Descriptor instead.
 func (*CheckChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{38}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CheckChangeResponse) GetChange() *BundleChange {
@@ -3234,7 +3390,7 @@ type TestResult struct {
 
 func (x *TestResult) Reset() {
 	*x = TestResult{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3246,7 +3402,7 @@ func (x *TestResult) String() string {
 func (*TestResult) ProtoMessage() {}
 
 func (x *TestResult) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3259,7 +3415,7 @@ func (x *TestResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestResult.ProtoReflect.Descriptor instead.
 func (*TestResult) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{39}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TestResult) GetName() string {
@@ -3301,7 +3457,7 @@ type PolicyDiff struct {
 
 func (x *PolicyDiff) Reset() {
 	*x = PolicyDiff{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3313,7 +3469,7 @@ func (x *PolicyDiff) String() string {
 func (*PolicyDiff) ProtoMessage() {}
 
 func (x *PolicyDiff) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3326,7 +3482,7 @@ func (x *PolicyDiff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyDiff.ProtoReflect.Descriptor instead.
 func (*PolicyDiff) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PolicyDiff) GetId() string {
@@ -3357,6 +3513,341 @@ func (x *PolicyDiff) GetEffect() string {
 	return ""
 }
 
+// AnalyzeChangeRequest says what is compared with the live policies, and on which decisions.
+type AnalyzeChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is compared.
+	//
+	// Types that are valid to be assigned to Candidate:
+	//
+	//	*AnalyzeChangeRequest_Change
+	//	*AnalyzeChangeRequest_Edits
+	//	*AnalyzeChangeRequest_Report
+	Candidate isAnalyzeChangeRequest_Candidate `protobuf_oneof:"candidate"`
+	// The digest of the change that the caller has seen; empty: as it is. If the change has another one,
+	// the error is aborted.
+	Digest string `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Only decisions from this time on; absent: the last 24 hours.
+	From *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=from,proto3" json:"from,omitempty"`
+	// Only decisions before this time; absent: now.
+	To *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=to,proto3" json:"to,omitempty"`
+	// Only decisions about this principal.
+	Principal *EntityUid `protobuf:"bytes,7,opt,name=principal,proto3" json:"principal,omitempty"`
+	// Only decisions about this action.
+	Action *EntityUid `protobuf:"bytes,8,opt,name=action,proto3" json:"action,omitempty"`
+	// Only decisions about this resource.
+	Resource *EntityUid `protobuf:"bytes,9,opt,name=resource,proto3" json:"resource,omitempty"`
+	// Only decisions that this caller asked for.
+	Caller string `protobuf:"bytes,10,opt,name=caller,proto3" json:"caller,omitempty"`
+	// Which share of the decisions is compared, drawn at random, more than 0 and at most 1; 0: all.
+	Sample float64 `protobuf:"fixed64,11,opt,name=sample,proto3" json:"sample,omitempty"`
+	// Which entities are decided with.
+	Data ImpactData `protobuf:"varint,12,opt,name=data,proto3,enum=cedarpost.v1.ImpactData" json:"data,omitempty"`
+	// How long it may take, at most 1 hour; absent: 5 minutes. Then the report is kept as it is, and can be
+	// gone on with.
+	Budget        *durationpb.Duration `protobuf:"bytes,13,opt,name=budget,proto3" json:"budget,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnalyzeChangeRequest) Reset() {
+	*x = AnalyzeChangeRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnalyzeChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnalyzeChangeRequest) ProtoMessage() {}
+
+func (x *AnalyzeChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnalyzeChangeRequest.ProtoReflect.Descriptor instead.
+func (*AnalyzeChangeRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *AnalyzeChangeRequest) GetCandidate() isAnalyzeChangeRequest_Candidate {
+	if x != nil {
+		return x.Candidate
+	}
+	return nil
+}
+
+func (x *AnalyzeChangeRequest) GetChange() string {
+	if x != nil {
+		if x, ok := x.Candidate.(*AnalyzeChangeRequest_Change); ok {
+			return x.Change
+		}
+	}
+	return ""
+}
+
+func (x *AnalyzeChangeRequest) GetEdits() *AnalyzeChangeRequest_ProposedEdits {
+	if x != nil {
+		if x, ok := x.Candidate.(*AnalyzeChangeRequest_Edits); ok {
+			return x.Edits
+		}
+	}
+	return nil
+}
+
+func (x *AnalyzeChangeRequest) GetReport() string {
+	if x != nil {
+		if x, ok := x.Candidate.(*AnalyzeChangeRequest_Report); ok {
+			return x.Report
+		}
+	}
+	return ""
+}
+
+func (x *AnalyzeChangeRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *AnalyzeChangeRequest) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *AnalyzeChangeRequest) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *AnalyzeChangeRequest) GetPrincipal() *EntityUid {
+	if x != nil {
+		return x.Principal
+	}
+	return nil
+}
+
+func (x *AnalyzeChangeRequest) GetAction() *EntityUid {
+	if x != nil {
+		return x.Action
+	}
+	return nil
+}
+
+func (x *AnalyzeChangeRequest) GetResource() *EntityUid {
+	if x != nil {
+		return x.Resource
+	}
+	return nil
+}
+
+func (x *AnalyzeChangeRequest) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *AnalyzeChangeRequest) GetSample() float64 {
+	if x != nil {
+		return x.Sample
+	}
+	return 0
+}
+
+func (x *AnalyzeChangeRequest) GetData() ImpactData {
+	if x != nil {
+		return x.Data
+	}
+	return ImpactData_IMPACT_DATA_CURRENT
+}
+
+func (x *AnalyzeChangeRequest) GetBudget() *durationpb.Duration {
+	if x != nil {
+		return x.Budget
+	}
+	return nil
+}
+
+type isAnalyzeChangeRequest_Candidate interface {
+	isAnalyzeChangeRequest_Candidate()
+}
+
+type AnalyzeChangeRequest_Change struct {
+	// The id of a change.
+	Change string `protobuf:"bytes,1,opt,name=change,proto3,oneof"`
+}
+
+type AnalyzeChangeRequest_Edits struct {
+	// Edits that are in no change.
+	Edits *AnalyzeChangeRequest_ProposedEdits `protobuf:"bytes,2,opt,name=edits,proto3,oneof"`
+}
+
+type AnalyzeChangeRequest_Report struct {
+	// The id of a report that is not complete. The analysis goes on where it stopped; the other fields
+	// except budget are ignored.
+	Report string `protobuf:"bytes,3,opt,name=report,proto3,oneof"`
+}
+
+func (*AnalyzeChangeRequest_Change) isAnalyzeChangeRequest_Candidate() {}
+
+func (*AnalyzeChangeRequest_Edits) isAnalyzeChangeRequest_Candidate() {}
+
+func (*AnalyzeChangeRequest_Report) isAnalyzeChangeRequest_Candidate() {}
+
+// AnalyzeChangeResponse has the report so far.
+type AnalyzeChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The report. Only the last message has its groups and samples.
+	Report        *ImpactReport `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnalyzeChangeResponse) Reset() {
+	*x = AnalyzeChangeResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnalyzeChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnalyzeChangeResponse) ProtoMessage() {}
+
+func (x *AnalyzeChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnalyzeChangeResponse.ProtoReflect.Descriptor instead.
+func (*AnalyzeChangeResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *AnalyzeChangeResponse) GetReport() *ImpactReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+// GetImpactReportRequest names a report.
+type GetImpactReportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImpactReportRequest) Reset() {
+	*x = GetImpactReportRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImpactReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImpactReportRequest) ProtoMessage() {}
+
+func (x *GetImpactReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImpactReportRequest.ProtoReflect.Descriptor instead.
+func (*GetImpactReportRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *GetImpactReportRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// GetImpactReportResponse has the report.
+type GetImpactReportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The report.
+	Report        *ImpactReport `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImpactReportResponse) Reset() {
+	*x = GetImpactReportResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImpactReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImpactReportResponse) ProtoMessage() {}
+
+func (x *GetImpactReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImpactReportResponse.ProtoReflect.Descriptor instead.
+func (*GetImpactReportResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *GetImpactReportResponse) GetReport() *ImpactReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
 // ApproveChangeRequest approves a change.
 type ApproveChangeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3375,7 +3866,7 @@ type ApproveChangeRequest struct {
 
 func (x *ApproveChangeRequest) Reset() {
 	*x = ApproveChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3387,7 +3878,7 @@ func (x *ApproveChangeRequest) String() string {
 func (*ApproveChangeRequest) ProtoMessage() {}
 
 func (x *ApproveChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3400,7 +3891,7 @@ func (x *ApproveChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveChangeRequest.ProtoReflect.Descriptor instead.
 func (*ApproveChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ApproveChangeRequest) GetId() string {
@@ -3444,7 +3935,7 @@ type ApproveChangeResponse struct {
 
 func (x *ApproveChangeResponse) Reset() {
 	*x = ApproveChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3456,7 +3947,7 @@ func (x *ApproveChangeResponse) String() string {
 func (*ApproveChangeResponse) ProtoMessage() {}
 
 func (x *ApproveChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3469,7 +3960,7 @@ func (x *ApproveChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveChangeResponse.ProtoReflect.Descriptor instead.
 func (*ApproveChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ApproveChangeResponse) GetChange() *BundleChange {
@@ -3504,7 +3995,7 @@ type DeclineChangeRequest struct {
 
 func (x *DeclineChangeRequest) Reset() {
 	*x = DeclineChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3516,7 +4007,7 @@ func (x *DeclineChangeRequest) String() string {
 func (*DeclineChangeRequest) ProtoMessage() {}
 
 func (x *DeclineChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3529,7 +4020,7 @@ func (x *DeclineChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclineChangeRequest.ProtoReflect.Descriptor instead.
 func (*DeclineChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DeclineChangeRequest) GetId() string {
@@ -3573,7 +4064,7 @@ type DeclineChangeResponse struct {
 
 func (x *DeclineChangeResponse) Reset() {
 	*x = DeclineChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3585,7 +4076,7 @@ func (x *DeclineChangeResponse) String() string {
 func (*DeclineChangeResponse) ProtoMessage() {}
 
 func (x *DeclineChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3598,7 +4089,7 @@ func (x *DeclineChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclineChangeResponse.ProtoReflect.Descriptor instead.
 func (*DeclineChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeclineChangeResponse) GetChange() *BundleChange {
@@ -3631,7 +4122,7 @@ type PublishChangeRequest struct {
 
 func (x *PublishChangeRequest) Reset() {
 	*x = PublishChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3643,7 +4134,7 @@ func (x *PublishChangeRequest) String() string {
 func (*PublishChangeRequest) ProtoMessage() {}
 
 func (x *PublishChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3656,7 +4147,7 @@ func (x *PublishChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishChangeRequest.ProtoReflect.Descriptor instead.
 func (*PublishChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PublishChangeRequest) GetId() string {
@@ -3697,7 +4188,7 @@ type PublishChangeResponse struct {
 
 func (x *PublishChangeResponse) Reset() {
 	*x = PublishChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +4200,7 @@ func (x *PublishChangeResponse) String() string {
 func (*PublishChangeResponse) ProtoMessage() {}
 
 func (x *PublishChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3722,7 +4213,7 @@ func (x *PublishChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishChangeResponse.ProtoReflect.Descriptor instead.
 func (*PublishChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{46}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PublishChangeResponse) GetChange() *BundleChange {
@@ -3768,7 +4259,7 @@ type DiscardChangeRequest struct {
 
 func (x *DiscardChangeRequest) Reset() {
 	*x = DiscardChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +4271,7 @@ func (x *DiscardChangeRequest) String() string {
 func (*DiscardChangeRequest) ProtoMessage() {}
 
 func (x *DiscardChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +4284,7 @@ func (x *DiscardChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardChangeRequest.ProtoReflect.Descriptor instead.
 func (*DiscardChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{47}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DiscardChangeRequest) GetId() string {
@@ -3830,7 +4321,7 @@ type DiscardChangeResponse struct {
 
 func (x *DiscardChangeResponse) Reset() {
 	*x = DiscardChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3842,7 +4333,7 @@ func (x *DiscardChangeResponse) String() string {
 func (*DiscardChangeResponse) ProtoMessage() {}
 
 func (x *DiscardChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3855,7 +4346,7 @@ func (x *DiscardChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardChangeResponse.ProtoReflect.Descriptor instead.
 func (*DiscardChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DiscardChangeResponse) GetChange() *BundleChange {
@@ -3905,7 +4396,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3917,7 +4408,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3930,7 +4421,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Policy) GetBundle() string {
@@ -4047,7 +4538,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4059,7 +4550,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4072,7 +4563,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListPoliciesRequest) GetBundle() string {
@@ -4153,7 +4644,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4165,7 +4656,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4178,7 +4669,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{51}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -4215,7 +4706,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4718,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4731,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{52}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetPolicyRequest) GetBundle() string {
@@ -4268,7 +4759,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4280,7 +4771,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4293,7 +4784,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{53}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetPolicyResponse) GetPolicy() *Policy {
@@ -4303,11 +4794,75 @@ func (x *GetPolicyResponse) GetPolicy() *Policy {
 	return nil
 }
 
+// ProposedEdits are edits of the live version of a bundle that are in no change.
+type AnalyzeChangeRequest_ProposedEdits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the bundle.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The version that they apply to. If another one is live, the error is aborted. 0: the bundle is new.
+	BaseVersion int64 `protobuf:"varint,2,opt,name=base_version,json=baseVersion,proto3" json:"base_version,omitempty"`
+	// The edits.
+	Edits         []*FileEdit `protobuf:"bytes,3,rep,name=edits,proto3" json:"edits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnalyzeChangeRequest_ProposedEdits) Reset() {
+	*x = AnalyzeChangeRequest_ProposedEdits{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnalyzeChangeRequest_ProposedEdits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnalyzeChangeRequest_ProposedEdits) ProtoMessage() {}
+
+func (x *AnalyzeChangeRequest_ProposedEdits) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnalyzeChangeRequest_ProposedEdits.ProtoReflect.Descriptor instead.
+func (*AnalyzeChangeRequest_ProposedEdits) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42, 0}
+}
+
+func (x *AnalyzeChangeRequest_ProposedEdits) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *AnalyzeChangeRequest_ProposedEdits) GetBaseVersion() int64 {
+	if x != nil {
+		return x.BaseVersion
+	}
+	return 0
+}
+
+func (x *AnalyzeChangeRequest_ProposedEdits) GetEdits() []*FileEdit {
+	if x != nil {
+		return x.Edits
+	}
+	return nil
+}
+
 var File_cedarpost_v1_policy_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x19cedarpost/v1/policy.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x01\n" +
+	"\x19cedarpost/v1/policy.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x19cedarpost/v1/impact.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x01\n" +
 	"\x12ApplyBundleRequest\x124\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleHeaderH\x00R\x06header\x12,\n" +
 	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\r\n" +
@@ -4455,7 +5010,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"f\n" +
 	"\x16UnfreezeBundleResponse\x122\n" +
 	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged\"\xb1\x04\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\xe7\x04\n" +
 	"\fBundleChange\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x14\n" +
@@ -4472,12 +5027,27 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x123\n" +
 	"\tapprovals\x18\v \x03(\v2\x15.cedarpost.v1.VerdictR\tapprovals\x121\n" +
 	"\bdeclines\x18\f \x03(\v2\x15.cedarpost.v1.VerdictR\bdeclines\x12\x18\n" +
-	"\aversion\x18\r \x01(\x03R\aversion\"F\n" +
+	"\aversion\x18\r \x01(\x03R\aversion\x124\n" +
+	"\areports\x18\x14 \x03(\v2\x1a.cedarpost.v1.ChangeReportR\areports\"F\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\b\n" +
 	"\x04OPEN\x10\x01\x12\r\n" +
 	"\tPUBLISHED\x10\x02\x12\r\n" +
-	"\tDISCARDED\x10\x03\"\x98\x01\n" +
+	"\tDISCARDED\x10\x03\"\xfd\x02\n" +
+	"\fChangeReport\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12!\n" +
+	"\flive_version\x18\x04 \x01(\x03R\vliveVersion\x12\x16\n" +
+	"\x06caller\x18\x05 \x01(\tR\x06caller\x12*\n" +
+	"\x02at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12.\n" +
+	"\x04from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12\x16\n" +
+	"\x06sample\x18\t \x01(\x01R\x06sample\x12\x1a\n" +
+	"\bnarrowed\x18\n" +
+	" \x01(\bR\bnarrowed\x12\x1c\n" +
+	"\tdecisions\x18\v \x01(\x05R\tdecisions\x12\x18\n" +
+	"\aunknown\x18\f \x01(\x05R\aunknown\"\x98\x01\n" +
 	"\bFileEdit\x12\"\n" +
 	"\x04path\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x04path\x12\x1a\n" +
 	"\acontent\x18\x02 \x01(\fH\x00R\acontent\x12\x18\n" +
@@ -4556,7 +5126,34 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05ADDED\x10\x01\x12\v\n" +
 	"\aREMOVED\x10\x02\x12\v\n" +
-	"\aCHANGED\x10\x03\"\xe7\x01\n" +
+	"\aCHANGED\x10\x03\"\xbe\a\n" +
+	"\x14AnalyzeChangeRequest\x12M\n" +
+	"\x06change\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$H\x00R\x06change\x12H\n" +
+	"\x05edits\x18\x02 \x01(\v20.cedarpost.v1.AnalyzeChangeRequest.ProposedEditsH\x00R\x05edits\x12J\n" +
+	"\x06report\x18\x03 \x01(\tB0\xbaH-r+2)^[a-z0-9][a-z0-9._-]{0,63}-r[0-9a-f]{16}$H\x00R\x06report\x120\n" +
+	"\x06digest\x18\x04 \x01(\tB\x18\xbaH\x15r\x132\x11^([0-9a-f]{64})?$R\x06digest\x12.\n" +
+	"\x04from\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x125\n" +
+	"\tprincipal\x18\a \x01(\v2\x17.cedarpost.v1.EntityUidR\tprincipal\x12/\n" +
+	"\x06action\x18\b \x01(\v2\x17.cedarpost.v1.EntityUidR\x06action\x123\n" +
+	"\bresource\x18\t \x01(\v2\x17.cedarpost.v1.EntityUidR\bresource\x12$\n" +
+	"\x06caller\x18\n" +
+	" \x01(\tB\f\xbaH\tr\a(\x80\b\xba\x01\x01\x00R\x06caller\x12/\n" +
+	"\x06sample\x18\v \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\x06sample\x126\n" +
+	"\x04data\x18\f \x01(\x0e2\x18.cedarpost.v1.ImpactDataB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04data\x12@\n" +
+	"\x06budget\x18\r \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c*\x00R\x06budget\x1a\xb0\x01\n" +
+	"\rProposedEdits\x12:\n" +
+	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12*\n" +
+	"\fbase_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\vbaseVersion\x127\n" +
+	"\x05edits\x18\x03 \x03(\v2\x16.cedarpost.v1.FileEditB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x05editsB\x12\n" +
+	"\tcandidate\x12\x05\xbaH\x02\b\x01\"K\n" +
+	"\x15AnalyzeChangeResponse\x122\n" +
+	"\x06report\x18\x01 \x01(\v2\x1a.cedarpost.v1.ImpactReportR\x06report\"Z\n" +
+	"\x16GetImpactReportRequest\x12@\n" +
+	"\x02id\x18\x01 \x01(\tB0\xbaH-r+2)^[a-z0-9][a-z0-9._-]{0,63}-r[0-9a-f]{16}$R\x02id\"M\n" +
+	"\x17GetImpactReportResponse\x122\n" +
+	"\x06report\x18\x01 \x01(\v2\x1a.cedarpost.v1.ImpactReportR\x06report\"\xe7\x01\n" +
 	"\x14ApproveChangeRequest\x12C\n" +
 	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\x12-\n" +
 	"\x06digest\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{64}$R\x06digest\x12$\n" +
@@ -4629,7 +5226,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12\x1e\n" +
 	"\x02id\x18\x02 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x02id\"A\n" +
 	"\x11GetPolicyResponse\x12,\n" +
-	"\x06policy\x18\x01 \x01(\v2\x14.cedarpost.v1.PolicyR\x06policy2\xcf\r\n" +
+	"\x06policy\x18\x01 \x01(\v2\x14.cedarpost.v1.PolicyR\x06policy2\x8b\x0f\n" +
 	"\rPolicyService\x12T\n" +
 	"\vApplyBundle\x12 .cedarpost.v1.ApplyBundleRequest\x1a!.cedarpost.v1.ApplyBundleResponse(\x01\x12R\n" +
 	"\vListBundles\x12 .cedarpost.v1.ListBundlesRequest\x1a!.cedarpost.v1.ListBundlesResponse\x12U\n" +
@@ -4647,7 +5244,9 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\fUpdateChange\x12!.cedarpost.v1.UpdateChangeRequest\x1a\".cedarpost.v1.UpdateChangeResponse\x12L\n" +
 	"\tGetChange\x12\x1e.cedarpost.v1.GetChangeRequest\x1a\x1f.cedarpost.v1.GetChangeResponse\x12R\n" +
 	"\vListChanges\x12 .cedarpost.v1.ListChangesRequest\x1a!.cedarpost.v1.ListChangesResponse\x12R\n" +
-	"\vCheckChange\x12 .cedarpost.v1.CheckChangeRequest\x1a!.cedarpost.v1.CheckChangeResponse\x12X\n" +
+	"\vCheckChange\x12 .cedarpost.v1.CheckChangeRequest\x1a!.cedarpost.v1.CheckChangeResponse\x12Z\n" +
+	"\rAnalyzeChange\x12\".cedarpost.v1.AnalyzeChangeRequest\x1a#.cedarpost.v1.AnalyzeChangeResponse0\x01\x12^\n" +
+	"\x0fGetImpactReport\x12$.cedarpost.v1.GetImpactReportRequest\x1a%.cedarpost.v1.GetImpactReportResponse\x12X\n" +
 	"\rApproveChange\x12\".cedarpost.v1.ApproveChangeRequest\x1a#.cedarpost.v1.ApproveChangeResponse\x12X\n" +
 	"\rDeclineChange\x12\".cedarpost.v1.DeclineChangeRequest\x1a#.cedarpost.v1.DeclineChangeResponse\x12X\n" +
 	"\rPublishChange\x12\".cedarpost.v1.PublishChangeRequest\x1a#.cedarpost.v1.PublishChangeResponse\x12X\n" +
@@ -4666,184 +5265,212 @@ func file_cedarpost_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_cedarpost_v1_policy_proto_goTypes = []any{
-	(Finding_Severity)(0),           // 0: cedarpost.v1.Finding.Severity
-	(FileDiff_Kind)(0),              // 1: cedarpost.v1.FileDiff.Kind
-	(BundleChange_State)(0),         // 2: cedarpost.v1.BundleChange.State
-	(PolicyDiff_Kind)(0),            // 3: cedarpost.v1.PolicyDiff.Kind
-	(*ApplyBundleRequest)(nil),      // 4: cedarpost.v1.ApplyBundleRequest
-	(*BundleHeader)(nil),            // 5: cedarpost.v1.BundleHeader
-	(*FilePart)(nil),                // 6: cedarpost.v1.FilePart
-	(*ApplyBundleResponse)(nil),     // 7: cedarpost.v1.ApplyBundleResponse
-	(*Bundle)(nil),                  // 8: cedarpost.v1.Bundle
-	(*BundleFreeze)(nil),            // 9: cedarpost.v1.BundleFreeze
-	(*BundleFindings)(nil),          // 10: cedarpost.v1.BundleFindings
-	(*Finding)(nil),                 // 11: cedarpost.v1.Finding
-	(*ListBundlesRequest)(nil),      // 12: cedarpost.v1.ListBundlesRequest
-	(*ListBundlesResponse)(nil),     // 13: cedarpost.v1.ListBundlesResponse
-	(*GetBundleRequest)(nil),        // 14: cedarpost.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),       // 15: cedarpost.v1.GetBundleResponse
-	(*BundleVersion)(nil),           // 16: cedarpost.v1.BundleVersion
-	(*Verdict)(nil),                 // 17: cedarpost.v1.Verdict
-	(*ListVersionsRequest)(nil),     // 18: cedarpost.v1.ListVersionsRequest
-	(*ListVersionsResponse)(nil),    // 19: cedarpost.v1.ListVersionsResponse
-	(*GetVersionRequest)(nil),       // 20: cedarpost.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),      // 21: cedarpost.v1.GetVersionResponse
-	(*DiffVersionsRequest)(nil),     // 22: cedarpost.v1.DiffVersionsRequest
-	(*DiffVersionsResponse)(nil),    // 23: cedarpost.v1.DiffVersionsResponse
-	(*FileDiff)(nil),                // 24: cedarpost.v1.FileDiff
-	(*RollbackVersionRequest)(nil),  // 25: cedarpost.v1.RollbackVersionRequest
-	(*RollbackVersionResponse)(nil), // 26: cedarpost.v1.RollbackVersionResponse
-	(*FreezeBundleRequest)(nil),     // 27: cedarpost.v1.FreezeBundleRequest
-	(*FreezeBundleResponse)(nil),    // 28: cedarpost.v1.FreezeBundleResponse
-	(*UnfreezeBundleRequest)(nil),   // 29: cedarpost.v1.UnfreezeBundleRequest
-	(*UnfreezeBundleResponse)(nil),  // 30: cedarpost.v1.UnfreezeBundleResponse
-	(*BundleChange)(nil),            // 31: cedarpost.v1.BundleChange
-	(*FileEdit)(nil),                // 32: cedarpost.v1.FileEdit
-	(*CreateChangeRequest)(nil),     // 33: cedarpost.v1.CreateChangeRequest
-	(*CreateChangeResponse)(nil),    // 34: cedarpost.v1.CreateChangeResponse
-	(*UpdateChangeRequest)(nil),     // 35: cedarpost.v1.UpdateChangeRequest
-	(*UpdateChangeResponse)(nil),    // 36: cedarpost.v1.UpdateChangeResponse
-	(*GetChangeRequest)(nil),        // 37: cedarpost.v1.GetChangeRequest
-	(*GetChangeResponse)(nil),       // 38: cedarpost.v1.GetChangeResponse
-	(*ListChangesRequest)(nil),      // 39: cedarpost.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),     // 40: cedarpost.v1.ListChangesResponse
-	(*CheckChangeRequest)(nil),      // 41: cedarpost.v1.CheckChangeRequest
-	(*CheckChangeResponse)(nil),     // 42: cedarpost.v1.CheckChangeResponse
-	(*TestResult)(nil),              // 43: cedarpost.v1.TestResult
-	(*PolicyDiff)(nil),              // 44: cedarpost.v1.PolicyDiff
-	(*ApproveChangeRequest)(nil),    // 45: cedarpost.v1.ApproveChangeRequest
-	(*ApproveChangeResponse)(nil),   // 46: cedarpost.v1.ApproveChangeResponse
-	(*DeclineChangeRequest)(nil),    // 47: cedarpost.v1.DeclineChangeRequest
-	(*DeclineChangeResponse)(nil),   // 48: cedarpost.v1.DeclineChangeResponse
-	(*PublishChangeRequest)(nil),    // 49: cedarpost.v1.PublishChangeRequest
-	(*PublishChangeResponse)(nil),   // 50: cedarpost.v1.PublishChangeResponse
-	(*DiscardChangeRequest)(nil),    // 51: cedarpost.v1.DiscardChangeRequest
-	(*DiscardChangeResponse)(nil),   // 52: cedarpost.v1.DiscardChangeResponse
-	(*Policy)(nil),                  // 53: cedarpost.v1.Policy
-	(*ListPoliciesRequest)(nil),     // 54: cedarpost.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),    // 55: cedarpost.v1.ListPoliciesResponse
-	(*GetPolicyRequest)(nil),        // 56: cedarpost.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),       // 57: cedarpost.v1.GetPolicyResponse
-	nil,                             // 58: cedarpost.v1.Policy.AnnotationsEntry
-	(*Revision)(nil),                // 59: cedarpost.v1.Revision
-	(*timestamppb.Timestamp)(nil),   // 60: google.protobuf.Timestamp
-	(*EntityUid)(nil),               // 61: cedarpost.v1.EntityUid
+	(Finding_Severity)(0),                      // 0: cedarpost.v1.Finding.Severity
+	(FileDiff_Kind)(0),                         // 1: cedarpost.v1.FileDiff.Kind
+	(BundleChange_State)(0),                    // 2: cedarpost.v1.BundleChange.State
+	(PolicyDiff_Kind)(0),                       // 3: cedarpost.v1.PolicyDiff.Kind
+	(*ApplyBundleRequest)(nil),                 // 4: cedarpost.v1.ApplyBundleRequest
+	(*BundleHeader)(nil),                       // 5: cedarpost.v1.BundleHeader
+	(*FilePart)(nil),                           // 6: cedarpost.v1.FilePart
+	(*ApplyBundleResponse)(nil),                // 7: cedarpost.v1.ApplyBundleResponse
+	(*Bundle)(nil),                             // 8: cedarpost.v1.Bundle
+	(*BundleFreeze)(nil),                       // 9: cedarpost.v1.BundleFreeze
+	(*BundleFindings)(nil),                     // 10: cedarpost.v1.BundleFindings
+	(*Finding)(nil),                            // 11: cedarpost.v1.Finding
+	(*ListBundlesRequest)(nil),                 // 12: cedarpost.v1.ListBundlesRequest
+	(*ListBundlesResponse)(nil),                // 13: cedarpost.v1.ListBundlesResponse
+	(*GetBundleRequest)(nil),                   // 14: cedarpost.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),                  // 15: cedarpost.v1.GetBundleResponse
+	(*BundleVersion)(nil),                      // 16: cedarpost.v1.BundleVersion
+	(*Verdict)(nil),                            // 17: cedarpost.v1.Verdict
+	(*ListVersionsRequest)(nil),                // 18: cedarpost.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),               // 19: cedarpost.v1.ListVersionsResponse
+	(*GetVersionRequest)(nil),                  // 20: cedarpost.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),                 // 21: cedarpost.v1.GetVersionResponse
+	(*DiffVersionsRequest)(nil),                // 22: cedarpost.v1.DiffVersionsRequest
+	(*DiffVersionsResponse)(nil),               // 23: cedarpost.v1.DiffVersionsResponse
+	(*FileDiff)(nil),                           // 24: cedarpost.v1.FileDiff
+	(*RollbackVersionRequest)(nil),             // 25: cedarpost.v1.RollbackVersionRequest
+	(*RollbackVersionResponse)(nil),            // 26: cedarpost.v1.RollbackVersionResponse
+	(*FreezeBundleRequest)(nil),                // 27: cedarpost.v1.FreezeBundleRequest
+	(*FreezeBundleResponse)(nil),               // 28: cedarpost.v1.FreezeBundleResponse
+	(*UnfreezeBundleRequest)(nil),              // 29: cedarpost.v1.UnfreezeBundleRequest
+	(*UnfreezeBundleResponse)(nil),             // 30: cedarpost.v1.UnfreezeBundleResponse
+	(*BundleChange)(nil),                       // 31: cedarpost.v1.BundleChange
+	(*ChangeReport)(nil),                       // 32: cedarpost.v1.ChangeReport
+	(*FileEdit)(nil),                           // 33: cedarpost.v1.FileEdit
+	(*CreateChangeRequest)(nil),                // 34: cedarpost.v1.CreateChangeRequest
+	(*CreateChangeResponse)(nil),               // 35: cedarpost.v1.CreateChangeResponse
+	(*UpdateChangeRequest)(nil),                // 36: cedarpost.v1.UpdateChangeRequest
+	(*UpdateChangeResponse)(nil),               // 37: cedarpost.v1.UpdateChangeResponse
+	(*GetChangeRequest)(nil),                   // 38: cedarpost.v1.GetChangeRequest
+	(*GetChangeResponse)(nil),                  // 39: cedarpost.v1.GetChangeResponse
+	(*ListChangesRequest)(nil),                 // 40: cedarpost.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),                // 41: cedarpost.v1.ListChangesResponse
+	(*CheckChangeRequest)(nil),                 // 42: cedarpost.v1.CheckChangeRequest
+	(*CheckChangeResponse)(nil),                // 43: cedarpost.v1.CheckChangeResponse
+	(*TestResult)(nil),                         // 44: cedarpost.v1.TestResult
+	(*PolicyDiff)(nil),                         // 45: cedarpost.v1.PolicyDiff
+	(*AnalyzeChangeRequest)(nil),               // 46: cedarpost.v1.AnalyzeChangeRequest
+	(*AnalyzeChangeResponse)(nil),              // 47: cedarpost.v1.AnalyzeChangeResponse
+	(*GetImpactReportRequest)(nil),             // 48: cedarpost.v1.GetImpactReportRequest
+	(*GetImpactReportResponse)(nil),            // 49: cedarpost.v1.GetImpactReportResponse
+	(*ApproveChangeRequest)(nil),               // 50: cedarpost.v1.ApproveChangeRequest
+	(*ApproveChangeResponse)(nil),              // 51: cedarpost.v1.ApproveChangeResponse
+	(*DeclineChangeRequest)(nil),               // 52: cedarpost.v1.DeclineChangeRequest
+	(*DeclineChangeResponse)(nil),              // 53: cedarpost.v1.DeclineChangeResponse
+	(*PublishChangeRequest)(nil),               // 54: cedarpost.v1.PublishChangeRequest
+	(*PublishChangeResponse)(nil),              // 55: cedarpost.v1.PublishChangeResponse
+	(*DiscardChangeRequest)(nil),               // 56: cedarpost.v1.DiscardChangeRequest
+	(*DiscardChangeResponse)(nil),              // 57: cedarpost.v1.DiscardChangeResponse
+	(*Policy)(nil),                             // 58: cedarpost.v1.Policy
+	(*ListPoliciesRequest)(nil),                // 59: cedarpost.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),               // 60: cedarpost.v1.ListPoliciesResponse
+	(*GetPolicyRequest)(nil),                   // 61: cedarpost.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),                  // 62: cedarpost.v1.GetPolicyResponse
+	(*AnalyzeChangeRequest_ProposedEdits)(nil), // 63: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
+	nil,                           // 64: cedarpost.v1.Policy.AnnotationsEntry
+	(*Revision)(nil),              // 65: cedarpost.v1.Revision
+	(*timestamppb.Timestamp)(nil), // 66: google.protobuf.Timestamp
+	(*EntityUid)(nil),             // 67: cedarpost.v1.EntityUid
+	(ImpactData)(0),               // 68: cedarpost.v1.ImpactData
+	(*durationpb.Duration)(nil),   // 69: google.protobuf.Duration
+	(*ImpactReport)(nil),          // 70: cedarpost.v1.ImpactReport
 }
 var file_cedarpost_v1_policy_proto_depIdxs = []int32{
-	5,  // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
-	6,  // 1: cedarpost.v1.ApplyBundleRequest.file:type_name -> cedarpost.v1.FilePart
-	8,  // 2: cedarpost.v1.ApplyBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	59, // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	11, // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
-	59, // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
-	60, // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
-	9,  // 7: cedarpost.v1.Bundle.freeze:type_name -> cedarpost.v1.BundleFreeze
-	60, // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
-	11, // 9: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
-	0,  // 10: cedarpost.v1.Finding.severity:type_name -> cedarpost.v1.Finding.Severity
-	8,  // 11: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
-	59, // 12: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
-	8,  // 13: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	6,  // 14: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
-	60, // 15: cedarpost.v1.BundleVersion.published_at:type_name -> google.protobuf.Timestamp
-	17, // 16: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
-	59, // 17: cedarpost.v1.BundleVersion.revision:type_name -> cedarpost.v1.Revision
-	60, // 18: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
-	16, // 19: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
-	16, // 20: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
-	6,  // 21: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
-	24, // 22: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
-	1,  // 23: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
-	8,  // 24: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
-	59, // 25: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
-	11, // 26: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
-	9,  // 27: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
-	59, // 28: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	59, // 29: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	2,  // 30: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
-	60, // 31: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
-	60, // 32: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
-	17, // 33: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
-	17, // 34: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
-	32, // 35: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	31, // 36: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	59, // 37: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	32, // 38: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	31, // 39: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	59, // 40: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31, // 41: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	24, // 42: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
-	2,  // 43: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
-	31, // 44: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
-	31, // 45: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	11, // 46: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
-	43, // 47: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
-	44, // 48: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
-	3,  // 49: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
-	31, // 50: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	59, // 51: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31, // 52: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	59, // 53: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31, // 54: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	8,  // 55: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
-	59, // 56: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	11, // 57: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
-	31, // 58: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	59, // 59: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	58, // 60: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
-	61, // 61: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
-	61, // 62: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
-	61, // 63: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
-	53, // 64: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
-	59, // 65: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
-	53, // 66: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
-	4,  // 67: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
-	12, // 68: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
-	54, // 69: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
-	56, // 70: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
-	14, // 71: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
-	18, // 72: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
-	20, // 73: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
-	22, // 74: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
-	25, // 75: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
-	27, // 76: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
-	29, // 77: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
-	33, // 78: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
-	35, // 79: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
-	37, // 80: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
-	39, // 81: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
-	41, // 82: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
-	45, // 83: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
-	47, // 84: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
-	49, // 85: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
-	51, // 86: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
-	7,  // 87: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
-	13, // 88: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
-	55, // 89: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
-	57, // 90: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
-	15, // 91: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
-	19, // 92: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
-	21, // 93: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
-	23, // 94: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
-	26, // 95: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
-	28, // 96: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
-	30, // 97: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
-	34, // 98: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
-	36, // 99: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
-	38, // 100: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
-	40, // 101: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
-	42, // 102: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
-	46, // 103: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
-	48, // 104: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
-	50, // 105: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
-	52, // 106: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
-	87, // [87:107] is the sub-list for method output_type
-	67, // [67:87] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	5,   // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
+	6,   // 1: cedarpost.v1.ApplyBundleRequest.file:type_name -> cedarpost.v1.FilePart
+	8,   // 2: cedarpost.v1.ApplyBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
+	65,  // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	11,  // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
+	65,  // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
+	66,  // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
+	9,   // 7: cedarpost.v1.Bundle.freeze:type_name -> cedarpost.v1.BundleFreeze
+	66,  // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
+	11,  // 9: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
+	0,   // 10: cedarpost.v1.Finding.severity:type_name -> cedarpost.v1.Finding.Severity
+	8,   // 11: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
+	65,  // 12: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
+	8,   // 13: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
+	6,   // 14: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
+	66,  // 15: cedarpost.v1.BundleVersion.published_at:type_name -> google.protobuf.Timestamp
+	17,  // 16: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
+	65,  // 17: cedarpost.v1.BundleVersion.revision:type_name -> cedarpost.v1.Revision
+	66,  // 18: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	16,  // 19: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
+	16,  // 20: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
+	6,   // 21: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
+	24,  // 22: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
+	1,   // 23: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
+	8,   // 24: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
+	65,  // 25: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
+	11,  // 26: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
+	9,   // 27: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
+	65,  // 28: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	65,  // 29: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	2,   // 30: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
+	66,  // 31: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
+	66,  // 32: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
+	17,  // 33: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
+	17,  // 34: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
+	32,  // 35: cedarpost.v1.BundleChange.reports:type_name -> cedarpost.v1.ChangeReport
+	66,  // 36: cedarpost.v1.ChangeReport.at:type_name -> google.protobuf.Timestamp
+	66,  // 37: cedarpost.v1.ChangeReport.from:type_name -> google.protobuf.Timestamp
+	66,  // 38: cedarpost.v1.ChangeReport.to:type_name -> google.protobuf.Timestamp
+	33,  // 39: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	31,  // 40: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	65,  // 41: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	33,  // 42: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	31,  // 43: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	65,  // 44: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31,  // 45: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	24,  // 46: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
+	2,   // 47: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
+	31,  // 48: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
+	31,  // 49: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	11,  // 50: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
+	44,  // 51: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
+	45,  // 52: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
+	3,   // 53: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
+	63,  // 54: cedarpost.v1.AnalyzeChangeRequest.edits:type_name -> cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
+	66,  // 55: cedarpost.v1.AnalyzeChangeRequest.from:type_name -> google.protobuf.Timestamp
+	66,  // 56: cedarpost.v1.AnalyzeChangeRequest.to:type_name -> google.protobuf.Timestamp
+	67,  // 57: cedarpost.v1.AnalyzeChangeRequest.principal:type_name -> cedarpost.v1.EntityUid
+	67,  // 58: cedarpost.v1.AnalyzeChangeRequest.action:type_name -> cedarpost.v1.EntityUid
+	67,  // 59: cedarpost.v1.AnalyzeChangeRequest.resource:type_name -> cedarpost.v1.EntityUid
+	68,  // 60: cedarpost.v1.AnalyzeChangeRequest.data:type_name -> cedarpost.v1.ImpactData
+	69,  // 61: cedarpost.v1.AnalyzeChangeRequest.budget:type_name -> google.protobuf.Duration
+	70,  // 62: cedarpost.v1.AnalyzeChangeResponse.report:type_name -> cedarpost.v1.ImpactReport
+	70,  // 63: cedarpost.v1.GetImpactReportResponse.report:type_name -> cedarpost.v1.ImpactReport
+	31,  // 64: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	65,  // 65: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31,  // 66: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	65,  // 67: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31,  // 68: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	8,   // 69: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
+	65,  // 70: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	11,  // 71: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
+	31,  // 72: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	65,  // 73: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	64,  // 74: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
+	67,  // 75: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
+	67,  // 76: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
+	67,  // 77: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
+	58,  // 78: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
+	65,  // 79: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
+	58,  // 80: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
+	33,  // 81: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
+	4,   // 82: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
+	12,  // 83: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
+	59,  // 84: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
+	61,  // 85: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
+	14,  // 86: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
+	18,  // 87: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
+	20,  // 88: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
+	22,  // 89: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
+	25,  // 90: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
+	27,  // 91: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
+	29,  // 92: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
+	34,  // 93: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
+	36,  // 94: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
+	38,  // 95: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
+	40,  // 96: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
+	42,  // 97: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
+	46,  // 98: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
+	48,  // 99: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
+	50,  // 100: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
+	52,  // 101: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
+	54,  // 102: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
+	56,  // 103: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
+	7,   // 104: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
+	13,  // 105: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
+	60,  // 106: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
+	62,  // 107: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
+	15,  // 108: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
+	19,  // 109: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
+	21,  // 110: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
+	23,  // 111: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
+	26,  // 112: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
+	28,  // 113: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
+	30,  // 114: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
+	35,  // 115: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
+	37,  // 116: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
+	39,  // 117: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
+	41,  // 118: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
+	43,  // 119: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
+	47,  // 120: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
+	49,  // 121: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
+	51,  // 122: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
+	53,  // 123: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
+	55,  // 124: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
+	57,  // 125: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
+	104, // [104:126] is the sub-list for method output_type
+	82,  // [82:104] is the sub-list for method input_type
+	82,  // [82:82] is the sub-list for extension type_name
+	82,  // [82:82] is the sub-list for extension extendee
+	0,   // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_policy_proto_init() }
@@ -4852,6 +5479,7 @@ func file_cedarpost_v1_policy_proto_init() {
 		return
 	}
 	file_cedarpost_v1_cedar_proto_init()
+	file_cedarpost_v1_impact_proto_init()
 	file_cedarpost_v1_policy_proto_msgTypes[0].OneofWrappers = []any{
 		(*ApplyBundleRequest_Header)(nil),
 		(*ApplyBundleRequest_File)(nil),
@@ -4865,21 +5493,26 @@ func file_cedarpost_v1_policy_proto_init() {
 		(*GetVersionResponse_Version)(nil),
 		(*GetVersionResponse_File)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[28].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[29].OneofWrappers = []any{
 		(*FileEdit_Content)(nil),
 		(*FileEdit_Append)(nil),
 		(*FileEdit_Removed)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[29].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[31].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[50].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[30].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[32].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[42].OneofWrappers = []any{
+		(*AnalyzeChangeRequest_Change)(nil),
+		(*AnalyzeChangeRequest_Edits)(nil),
+		(*AnalyzeChangeRequest_Report)(nil),
+	}
+	file_cedarpost_v1_policy_proto_msgTypes[55].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_policy_proto_rawDesc), len(file_cedarpost_v1_policy_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   55,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -58,6 +58,12 @@ const (
 	PolicyServiceListChangesProcedure = "/cedarpost.v1.PolicyService/ListChanges"
 	// PolicyServiceCheckChangeProcedure is the procedure name of the PolicyService's CheckChange RPC.
 	PolicyServiceCheckChangeProcedure = "/cedarpost.v1.PolicyService/CheckChange"
+	// PolicyServiceAnalyzeChangeProcedure is the procedure name of the PolicyService's AnalyzeChange
+	// RPC.
+	PolicyServiceAnalyzeChangeProcedure = "/cedarpost.v1.PolicyService/AnalyzeChange"
+	// PolicyServiceGetImpactReportProcedure is the procedure name of the PolicyService's
+	// GetImpactReport RPC.
+	PolicyServiceGetImpactReportProcedure = "/cedarpost.v1.PolicyService/GetImpactReport"
 	// PolicyServiceApproveChangeProcedure is the procedure name of the PolicyService's ApproveChange
 	// RPC.
 	PolicyServiceApproveChangeProcedure = "/cedarpost.v1.PolicyService/ApproveChange"
@@ -185,6 +191,20 @@ var (
 			Procedure:  PolicyServiceCheckChangeProcedure,
 		}
 	})
+	policyServiceAnalyzeChangeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("AnalyzeChange"),
+			Procedure:  PolicyServiceAnalyzeChangeProcedure,
+		}
+	})
+	policyServiceGetImpactReportSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("GetImpactReport"),
+			Procedure:  PolicyServiceGetImpactReportProcedure,
+		}
+	})
 	policyServiceApproveChangeSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -268,6 +288,21 @@ type PolicyServiceClient interface {
 	// CheckChange checks the bundle of a change as a publish would, with every finding and the results of
 	// its tests, and says what the change does to policies and fields.
 	CheckChange(context.Context, *v1.CheckChangeRequest) (*v1.CheckChangeResponse, error)
+	// AnalyzeChange decides recorded questions again, by the live policies and by those of a change, and
+	// compares the two outcomes. It reports its progress about every second, and its last message has the
+	// whole report, which is kept. It records no decision, and works slower while the server decides
+	// others.
+	//
+	// It needs the right to read the decisions of the bundle, besides the right to analyze its changes:
+	// the policies of a change can be made to find out what decisions depended on.
+	//
+	// Errors: invalid_argument if the bundle fails its checks (the findings are an error detail of type
+	// BundleFindings), aborted if the change was edited or policies were published meanwhile,
+	// resource_exhausted if other analyses are under way on this server.
+	AnalyzeChange(context.Context, *v1.AnalyzeChangeRequest) (PolicyServiceAnalyzeChangeClientStream, error)
+	// GetImpactReport returns a report that is kept. Callers without the right to read the decisions of
+	// the bundle get it without samples and without names of callers.
+	GetImpactReport(context.Context, *v1.GetImpactReportRequest) (*v1.GetImpactReportResponse, error)
 	// ApproveChange says that the caller has seen the change in this state, and agrees. An author of the
 	// change cannot approve it.
 	ApproveChange(context.Context, *v1.ApproveChangeRequest) (*v1.ApproveChangeResponse, error)
@@ -359,6 +394,27 @@ func (s PolicyServiceGetVersionClientStream) Close() error {
 	return s.stream.Close()
 }
 
+// PolicyServiceAnalyzeChangeClientStream is the client stream for the PolicyService's AnalyzeChange
+// RPC.
+type PolicyServiceAnalyzeChangeClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s PolicyServiceAnalyzeChangeClientStream) Receive() (*v1.AnalyzeChangeResponse, error) {
+	var res v1.AnalyzeChangeResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s PolicyServiceAnalyzeChangeClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // PolicyServiceHandler is an implementation of the cedarpost.v1.PolicyService service.
 type PolicyServiceHandler interface {
 	// ApplyBundle checks a whole bundle and publishes it as one revision. It replaces
@@ -412,6 +468,21 @@ type PolicyServiceHandler interface {
 	// CheckChange checks the bundle of a change as a publish would, with every finding and the results of
 	// its tests, and says what the change does to policies and fields.
 	CheckChange(context.Context, *v1.CheckChangeRequest) (*v1.CheckChangeResponse, error)
+	// AnalyzeChange decides recorded questions again, by the live policies and by those of a change, and
+	// compares the two outcomes. It reports its progress about every second, and its last message has the
+	// whole report, which is kept. It records no decision, and works slower while the server decides
+	// others.
+	//
+	// It needs the right to read the decisions of the bundle, besides the right to analyze its changes:
+	// the policies of a change can be made to find out what decisions depended on.
+	//
+	// Errors: invalid_argument if the bundle fails its checks (the findings are an error detail of type
+	// BundleFindings), aborted if the change was edited or policies were published meanwhile,
+	// resource_exhausted if other analyses are under way on this server.
+	AnalyzeChange(context.Context, *v1.AnalyzeChangeRequest, PolicyServiceAnalyzeChangeServerStream) error
+	// GetImpactReport returns a report that is kept. Callers without the right to read the decisions of
+	// the bundle get it without samples and without names of callers.
+	GetImpactReport(context.Context, *v1.GetImpactReportRequest) (*v1.GetImpactReportResponse, error)
 	// ApproveChange says that the caller has seen the change in this state, and agrees. An author of the
 	// change cannot approve it.
 	ApproveChange(context.Context, *v1.ApproveChangeRequest) (*v1.ApproveChangeResponse, error)
@@ -448,6 +519,8 @@ func RegisterPolicyServiceHandler(server *connect.Server, svc PolicyServiceHandl
 		connect.Method{Spec: policyServiceGetChangeSpec(), Handler: adapter.getChange},
 		connect.Method{Spec: policyServiceListChangesSpec(), Handler: adapter.listChanges},
 		connect.Method{Spec: policyServiceCheckChangeSpec(), Handler: adapter.checkChange},
+		connect.Method{Spec: policyServiceAnalyzeChangeSpec(), Handler: adapter.analyzeChange},
+		connect.Method{Spec: policyServiceGetImpactReportSpec(), Handler: adapter.getImpactReport},
 		connect.Method{Spec: policyServiceApproveChangeSpec(), Handler: adapter.approveChange},
 		connect.Method{Spec: policyServiceDeclineChangeSpec(), Handler: adapter.declineChange},
 		connect.Method{Spec: policyServicePublishChangeSpec(), Handler: adapter.publishChange},
@@ -497,6 +570,22 @@ func (s PolicyServiceGetVersionServerStream) SendHeaders() error {
 
 // Send sends a response message to the client.
 func (s PolicyServiceGetVersionServerStream) Send(res *v1.GetVersionResponse) error {
+	return s.stream.Send(res)
+}
+
+// PolicyServiceAnalyzeChangeServerStream is the server stream for the PolicyService's AnalyzeChange
+// RPC.
+type PolicyServiceAnalyzeChangeServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s PolicyServiceAnalyzeChangeServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s PolicyServiceAnalyzeChangeServerStream) Send(res *v1.AnalyzeChangeResponse) error {
 	return s.stream.Send(res)
 }
 
@@ -565,6 +654,14 @@ func (UnimplementedPolicyServiceHandler) ListChanges(context.Context, *v1.ListCh
 
 func (UnimplementedPolicyServiceHandler) CheckChange(context.Context, *v1.CheckChangeRequest) (*v1.CheckChangeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.CheckChange is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) AnalyzeChange(context.Context, *v1.AnalyzeChangeRequest, PolicyServiceAnalyzeChangeServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.AnalyzeChange is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) GetImpactReport(context.Context, *v1.GetImpactReportRequest) (*v1.GetImpactReportResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.GetImpactReport is not implemented")
 }
 
 func (UnimplementedPolicyServiceHandler) ApproveChange(context.Context, *v1.ApproveChangeRequest) (*v1.ApproveChangeResponse, error) {
@@ -710,6 +807,22 @@ func (c *policyServiceClient) ListChanges(ctx context.Context, req *v1.ListChang
 func (c *policyServiceClient) CheckChange(ctx context.Context, req *v1.CheckChangeRequest) (*v1.CheckChangeResponse, error) {
 	var res v1.CheckChangeResponse
 	if err := c.client.CallUnary(ctx, policyServiceCheckChangeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) AnalyzeChange(ctx context.Context, req *v1.AnalyzeChangeRequest) (PolicyServiceAnalyzeChangeClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, policyServiceAnalyzeChangeSpec(), req)
+	if err != nil {
+		return PolicyServiceAnalyzeChangeClientStream{}, err
+	}
+	return PolicyServiceAnalyzeChangeClientStream{stream: stream}, nil
+}
+
+func (c *policyServiceClient) GetImpactReport(ctx context.Context, req *v1.GetImpactReportRequest) (*v1.GetImpactReportResponse, error) {
+	var res v1.GetImpactReportResponse
+	if err := c.client.CallUnary(ctx, policyServiceGetImpactReportSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -923,6 +1036,26 @@ func (h policyServiceHandler) checkChange(ctx context.Context, _ connect.Spec, s
 		return err
 	}
 	res, err := h.svc.CheckChange(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) analyzeChange(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.AnalyzeChangeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.AnalyzeChange(ctx, &req, PolicyServiceAnalyzeChangeServerStream{stream: stream})
+}
+
+func (h policyServiceHandler) getImpactReport(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetImpactReportRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetImpactReport(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,299 @@
+package impact
+
+import (
+	"cmp"
+	"errors"
+	"maps"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/stored"
+	"github.com/cedarpost/cedarpost/server/wire"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+const (
+	maxSamples  = 10     // of each kind
+	maxGroups   = 100    // that a report has, of each sort
+	maxCounted  = 10_000 // groups of each sort that are counted apart
+	otherGroups = "(others)"
+)
+
+// counts counts how outcomes differ.
+type counts struct {
+	total   cedarpostv1.ImpactReport // its counts
+	reasons map[string]int32
+	groups  [4]map[string]*cedarpostv1.ImpactGroup // as in groupsOf
+	samples map[cedarpostv1.ImpactSample_Kind][]*cedarpostv1.ImpactSample
+}
+
+// The sorts of groups.
+const (
+	byAction = iota
+	byPolicy
+	byCaller
+	byField
+)
+
+func groupsOf(r *cedarpostv1.ImpactReport) [4]*[]*cedarpostv1.ImpactGroup {
+	return [4]*[]*cedarpostv1.ImpactGroup{&r.ByAction, &r.ByPolicy, &r.ByCaller, &r.ByField}
+}
+
+// load takes up the counts of a stored report.
+func (c *counts) load(r *cedarpostv1.ImpactReport) {
+	copyCounts(&c.total, r)
+	c.reasons = map[string]int32{}
+	for _, u := range r.GetUnknownReasons() {
+		c.reasons[u.GetReason()] = u.GetDecisions()
+	}
+	for sort, list := range groupsOf(r) {
+		c.groups[sort] = map[string]*cedarpostv1.ImpactGroup{}
+		for _, g := range *list {
+			c.groups[sort][g.GetName()] = g
+		}
+	}
+	c.samples = map[cedarpostv1.ImpactSample_Kind][]*cedarpostv1.ImpactSample{}
+	for _, s := range r.GetSamples() {
+		c.samples[s.GetKind()] = append(c.samples[s.GetKind()], s)
+	}
+}
+
+func copyCounts(to, from *cedarpostv1.ImpactReport) {
+	to.Decisions, to.AllowToDeny, to.DenyToAllow, to.FieldsGained, to.FieldsLost = from.GetDecisions(), from.GetAllowToDeny(), from.GetDenyToAllow(), from.GetFieldsGained(), from.GetFieldsLost()
+	to.NewErrors, to.OtherChanges, to.Unchanged, to.Unknown = from.GetNewErrors(), from.GetOtherChanges(), from.GetUnchanged(), from.GetUnknown()
+}
+
+// save writes the counts into a report, and the groups and samples if it is full.
+func (c *counts) save(r *cedarpostv1.ImpactReport, full bool) {
+	copyCounts(r, &c.total)
+	r.UnknownReasons, r.Samples = nil, nil
+	for _, reason := range slices.Sorted(maps.Keys(c.reasons)) {
+		r.UnknownReasons = append(r.UnknownReasons, &cedarpostv1.ImpactReason{Reason: reason, Decisions: c.reasons[reason]})
+	}
+	size := func(g *cedarpostv1.ImpactGroup) int32 {
+		return g.GetAllowToDeny() + g.GetDenyToAllow() + g.GetFieldsGained() + g.GetFieldsLost() + g.GetNewErrors()
+	}
+	for sort, into := range groupsOf(r) {
+		*into = nil
+		if !full {
+			continue
+		}
+		list := slices.SortedFunc(maps.Values(c.groups[sort]), func(a, b *cedarpostv1.ImpactGroup) int {
+			return cmp.Or(cmp.Compare(size(b), size(a)), cmp.Compare(a.GetName(), b.GetName()))
+		})
+		for _, g := range list[:min(len(list), maxGroups)] {
+			*into = append(*into, proto.CloneOf(g))
+		}
+	}
+	if !full {
+		return
+	}
+	for _, kind := range slices.Sorted(maps.Keys(c.samples)) {
+		r.Samples = append(r.Samples, c.samples[kind]...)
+	}
+}
+
+// unknown counts a decision that cannot be compared.
+func (c *counts) unknown(reason string) {
+	c.total.Decisions++
+	c.total.Unknown++
+	c.reasons[reason]++
+}
+
+// unknownReason says why the live side of a question has no outcome.
+func unknownReason(err error) string {
+	_, bad := errors.AsType[*engine.RequestError](err)
+	_, unfit := errors.AsType[*stored.UnfitError](err)
+	switch {
+	case errors.Is(err, engine.ErrMasked):
+		return engine.ErrMasked.Error()
+	case errors.Is(err, store.ErrSwept):
+		return "history no longer goes back to its revision"
+	case bad:
+		return "the live schema does not understand the question any more"
+	case unfit:
+		return "a stored entity does not fit the schema"
+	}
+	return "its entities or its policies take more work than a decision may"
+}
+
+// add compares the outcomes of a decision by the live policies and by the candidate.
+func (c *counts) add(rec *cedarpostv1.DecisionRecord, live, candidate outcome) {
+	switch {
+	case live.err != nil:
+		c.unknown(unknownReason(live.err))
+		return
+	case errors.Is(candidate.err, engine.ErrMasked), errors.Is(candidate.err, store.ErrSwept):
+		c.unknown(unknownReason(candidate.err))
+		return
+	}
+	c.total.Decisions++
+	d := c.differences(rec, live.res, candidate)
+	if len(d) == 0 {
+		if otherwise(live, candidate) {
+			c.total.OtherChanges++
+			c.sample(cedarpostv1.ImpactSample_OTHER_CHANGES, rec, difference{}, live.res, candidate)
+			return
+		}
+		c.total.Unchanged++
+	}
+	for kind, one := range d {
+		*countOfKind(&c.total, kind)++
+		c.sample(kind, rec, one, live.res, candidate)
+		action, policies := wire.UID(rec.GetAction()).String(), names(one.policies)
+		c.group(byAction, kind, action)
+		c.group(byPolicy, kind, policies...)
+		c.group(byCaller, kind, rec.GetCaller())
+		c.group(byField, kind, one.fields...)
+	}
+}
+
+// difference is one kind of difference of a decision.
+type difference struct {
+	policies []engine.PolicyRef // that decide it
+	fields   []string
+}
+
+// differences returns the differences of a decision by kind.
+func (c *counts) differences(rec *cedarpostv1.DecisionRecord, live *engine.Result, candidate outcome) map[cedarpostv1.ImpactSample_Kind]difference {
+	d := map[cedarpostv1.ImpactSample_Kind]difference{}
+	if candidate.err != nil {
+		d[cedarpostv1.ImpactSample_NEW_ERRORS] = difference{}
+		return d
+	}
+	is := candidate.res
+	switch {
+	case live.Allowed && !is.Allowed:
+		by := is.Policies // the forbids, or none
+		if len(by) == 0 {
+			by = live.Policies // the permits that are gone
+		}
+		d[cedarpostv1.ImpactSample_ALLOW_TO_DENY] = difference{policies: by}
+	case !live.Allowed && is.Allowed:
+		d[cedarpostv1.ImpactSample_DENY_TO_ALLOW] = difference{policies: is.Policies}
+	case live.Allowed:
+		if gained := without(is.Permitted, live.Permitted); len(gained) > 0 {
+			d[cedarpostv1.ImpactSample_FIELDS_GAINED] = difference{except(is.Policies, live.Policies), gained}
+		}
+		if lost := without(live.Permitted, is.Permitted); len(lost) > 0 {
+			d[cedarpostv1.ImpactSample_FIELDS_LOST] = difference{except(live.Policies, is.Policies), lost}
+		}
+	}
+	var failing []engine.PolicyRef
+	for _, e := range is.Errors {
+		if !slices.ContainsFunc(live.Errors, func(l engine.PolicyError) bool { return l.Policy == e.Policy }) {
+			failing = append(failing, e.Policy)
+		}
+	}
+	if len(failing) > 0 {
+		d[cedarpostv1.ImpactSample_NEW_ERRORS] = difference{policies: failing}
+	}
+	return d
+}
+
+// otherwise reports whether outcomes with the same decision and fields differ in what the caller sees.
+func otherwise(live, candidate outcome) bool {
+	a, b := live.res, candidate.res
+	return a.DeniedAt != b.DeniedAt && !live.masked && !candidate.masked || len(a.Errors) != len(b.Errors) ||
+		!slices.EqualFunc(a.Obligations, b.Obligations, func(a, b engine.Obligation) bool { return a.Text == b.Text }) ||
+		!slices.EqualFunc(a.Advice, b.Advice, func(a, b engine.Advice) bool { return a.Text == b.Text && slices.Equal(a.Paths, b.Paths) })
+}
+
+func countOfKind(r *cedarpostv1.ImpactReport, kind cedarpostv1.ImpactSample_Kind) *int32 {
+	switch kind {
+	case cedarpostv1.ImpactSample_ALLOW_TO_DENY:
+		return &r.AllowToDeny
+	case cedarpostv1.ImpactSample_DENY_TO_ALLOW:
+		return &r.DenyToAllow
+	case cedarpostv1.ImpactSample_FIELDS_GAINED:
+		return &r.FieldsGained
+	case cedarpostv1.ImpactSample_FIELDS_LOST:
+		return &r.FieldsLost
+	case cedarpostv1.ImpactSample_NEW_ERRORS:
+		return &r.NewErrors
+	default:
+		return &r.OtherChanges
+	}
+}
+
+// group counts a kind of difference in groups of a sort.
+func (c *counts) group(sort int, kind cedarpostv1.ImpactSample_Kind, list ...string) {
+	for _, name := range list {
+		g := c.groups[sort][name]
+		if g == nil && len(c.groups[sort]) >= maxCounted {
+			name = otherGroups
+			g = c.groups[sort][name]
+		}
+		if g == nil {
+			g = &cedarpostv1.ImpactGroup{Name: name}
+			c.groups[sort][name] = g
+		}
+		switch kind {
+		case cedarpostv1.ImpactSample_ALLOW_TO_DENY:
+			g.AllowToDeny++
+		case cedarpostv1.ImpactSample_DENY_TO_ALLOW:
+			g.DenyToAllow++
+		case cedarpostv1.ImpactSample_FIELDS_GAINED:
+			g.FieldsGained++
+		case cedarpostv1.ImpactSample_FIELDS_LOST:
+			g.FieldsLost++
+		default:
+			g.NewErrors++
+		}
+	}
+}
+
+// sample keeps a decision as an example of a kind of difference.
+func (c *counts) sample(kind cedarpostv1.ImpactSample_Kind, rec *cedarpostv1.DecisionRecord, d difference, live *engine.Result, candidate outcome) {
+	if len(c.samples[kind]) >= maxSamples {
+		return
+	}
+	s := &cedarpostv1.ImpactSample{
+		Kind: kind, DecisionId: rec.GetDecisionId(), Time: timestamppb.New(rec.GetTime().AsTime()), Caller: rec.GetCaller(),
+		Principal: rec.GetPrincipal(), Action: rec.GetAction(), Resource: rec.GetResource(), LivePolicies: names(live.Policies),
+	}
+	if candidate.err != nil {
+		s.Error = candidate.err.Error()
+	} else {
+		s.CandidatePolicies = names(candidate.res.Policies)
+		s.Gained, s.Lost = without(candidate.res.Permitted, live.Permitted), without(live.Permitted, candidate.res.Permitted)
+		if kind == cedarpostv1.ImpactSample_NEW_ERRORS {
+			for _, e := range candidate.res.Errors {
+				if slices.Contains(d.policies, e.Policy) {
+					s.Error = e.Policy.String() + ": " + e.Message
+					break
+				}
+			}
+		}
+	}
+	c.samples[kind] = append(c.samples[kind], s)
+}
+
+func names(refs []engine.PolicyRef) (list []string) {
+	for _, r := range refs {
+		list = append(list, r.String())
+	}
+	return list
+}
+
+func except(list, other []engine.PolicyRef) []engine.PolicyRef {
+	return slices.DeleteFunc(slices.Clone(list), func(r engine.PolicyRef) bool { return slices.Contains(other, r) })
+}
+
+// without returns the elements of a list that are not in another one.
+func without(list, other []string) (out []string) {
+	in := make(map[string]bool, len(other))
+	for _, s := range other {
+		in[s] = true
+	}
+	for _, s := range list {
+		if !in[s] {
+			out = append(out, s)
+		}
+	}
+	return out
+}

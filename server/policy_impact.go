@@ -1,0 +1,369 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/cedarpost/cedarpost/bundle"
+	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server/access"
+	"github.com/cedarpost/cedarpost/server/decisionlog"
+	"github.com/cedarpost/cedarpost/server/engine"
+	"github.com/cedarpost/cedarpost/server/impact"
+	"github.com/cedarpost/cedarpost/server/snapshot"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+const (
+	maxAnalyses     = 1               // at once
+	analysisWindow  = 24 * time.Hour  // if the request gives no time
+	analysisBudget  = 5 * time.Minute // if the request gives none
+	progressEvery   = time.Second
+	saveEvery       = 10 * time.Second // until when at most a stopped analysis has to do its work again
+	maxNamedReports = 20               // that a change names
+	readDecisions   = "QueryDecisions" // the right to read recorded decisions
+)
+
+// impacts compares recorded questions by the live policies and by those of a proposed state of a bundle.
+type impacts struct {
+	past     *snapshot.Past
+	recorder *decisionlog.Recorder
+	shares   *access.Shares
+	places   *access.Places // of the decisions that must not be slowed down
+	stopping <-chan struct{}
+	running  chan struct{} // has a place for each analysis
+}
+
+// candidate is a proposed state of a bundle.
+type candidate struct {
+	change store.BundleChange // its ID is "" if the edits are in no change
+	bundle *bundle.Bundle
+	set    *engine.Set
+}
+
+// AnalyzeChange implements cedarpost.v1.PolicyService.
+func (s *policyService) AnalyzeChange(ctx context.Context, req *cedarpostv1.AnalyzeChangeRequest, stream cedarpostv1connect.PolicyServiceAnalyzeChangeServerStream) error {
+	select {
+	case s.impacts.running <- struct{}{}:
+		defer func() { <-s.impacts.running }()
+	default:
+		return connect.Errorf(connect.CodeResourceExhausted, "another analysis is under way on this server; try again later")
+	}
+	a, err := s.beginAnalysis(ctx, req)
+	if err != nil {
+		return err
+	}
+	const procedure = cedarpostv1connect.PolicyServiceAnalyzeChangeProcedure
+	if err := s.impacts.recorder.RecordLogRead(ctx, procedure, shownAnalysis(req), -1); err != nil {
+		return err
+	}
+	v, err := s.follower.Current()
+	if err != nil {
+		return err
+	}
+	needs := rules[procedure].needs(v.Set, req)
+	send := func(full bool) error {
+		if err := s.stillMay(ctx, procedure, needs...); err != nil {
+			return err
+		}
+		return stream.Send(&cedarpostv1.AnalyzeChangeResponse{Report: a.Report(full)})
+	}
+	budget := analysisBudget
+	if req.GetBudget() != nil {
+		budget = req.GetBudget().AsDuration()
+	}
+	end := time.Now().Add(budget)
+	sent, saved := time.Now(), time.Now()
+	for {
+		if err := a.Next(ctx); err != nil {
+			return analysisError(err, a)
+		}
+		now := time.Now()
+		switch {
+		case a.Done() || now.After(end):
+			if err := s.saveReport(ctx, a); err != nil {
+				return err
+			}
+			return send(true)
+		case isClosed(s.impacts.stopping):
+			if err := s.saveReport(ctx, a); err != nil {
+				return err
+			}
+			return connect.Errorf(connect.CodeUnavailable, "the server is stopping; go on with the report %s", a.Report(false).GetId())
+		case now.Sub(saved) > saveEvery:
+			if err := s.saveReport(ctx, a); err != nil {
+				return err
+			}
+			saved = now
+		}
+		if now.Sub(sent) > progressEvery {
+			if err := send(false); err != nil {
+				return err
+			}
+			sent = now
+		}
+	}
+}
+
+// analysisError is the error of an analysis that cannot go on.
+func analysisError(err error, a *impact.Analysis) error {
+	if errors.Is(err, store.ErrSwept) {
+		return connect.Errorf(connect.CodeFailedPrecondition, "history no longer goes back to the revision of the report %s; begin a new one", a.Report(false).GetId())
+	}
+	return err
+}
+
+// beginAnalysis reads what a request is about, and makes a report of it or reads the one to go on with.
+func (s *policyService) beginAnalysis(ctx context.Context, req *cedarpostv1.AnalyzeChangeRequest) (*impact.Analysis, error) {
+	if err := s.caughtUp(ctx); err != nil {
+		return nil, err
+	}
+	v, err := s.follower.Current()
+	if err != nil {
+		return nil, err
+	}
+	report, cursor, err := s.reportOf(ctx, req, v)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.candidate(ctx, req, report, v)
+	if err != nil {
+		return nil, err
+	}
+	live, _ := v.Bundle(report.GetBundle())
+	if report.GetDigest() == "" {
+		report.Digest, report.LiveVersion = c.bundle.Digest(), live.Version
+	} else if report.GetDigest() != c.bundle.Digest() || report.GetLiveVersion() != live.Version || report.GetPolicyRevision() != v.PolicyRevision {
+		return nil, connect.Errorf(connect.CodeAborted, "policies were published or the change was edited since the report %s was begun; begin a new one", report.GetId())
+	}
+	at, err := v.DecodeRevision(ctx, report.GetRevision())
+	if err != nil {
+		return nil, err
+	}
+	var types []string // of all bundles
+	if report.GetBundle() != engine.Guardrails {
+		types = []string{}
+		if live.Version > 0 {
+			types = append(types, actionTypesOf(v.Set, report.GetBundle())...)
+		}
+	}
+	return impact.New(impact.Config{
+		DB: s.db, Past: s.impacts.past, Places: s.impacts.places, Work: s.impacts.shares.Call(ctx, access.CallerFrom(ctx)),
+		Report: report, Cursor: cursor, Live: v.Set, Proposed: c.set, ActionTypes: types, Revision: at,
+	}), nil
+}
+
+// reportOf returns a new report for a request, or the stored one that it names.
+func (s *policyService) reportOf(ctx context.Context, req *cedarpostv1.AnalyzeChangeRequest, v snapshot.View) (report *cedarpostv1.ImpactReport, kept store.ImpactReport, err error) {
+	if id := req.GetReport(); id != "" {
+		if kept, report, err = s.report(ctx, id); err != nil {
+			return nil, kept, err
+		}
+		if report.GetComplete() {
+			return nil, kept, connect.Errorf(connect.CodeFailedPrecondition, "the report %s is complete", id)
+		}
+		if report.GetChange() == "" {
+			return nil, kept, connect.Errorf(connect.CodeFailedPrecondition, "the report %s is about edits that are in no change, and these are not stored; begin a new one", id)
+		}
+		return report, kept, nil
+	}
+	name := req.GetEdits().GetBundle()
+	if req.GetChange() != "" {
+		name = bundleOfChange(req.GetChange())
+	}
+	id := make([]byte, 8)
+	if _, err := rand.Read(id); err != nil {
+		return nil, kept, err
+	}
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	report = &cedarpostv1.ImpactReport{
+		Id: name + "-r" + hex.EncodeToString(id), Bundle: name, Change: req.GetChange(), Caller: callerFrom(ctx),
+		CreatedAt: timestamppb.New(now), UpdatedAt: timestamppb.New(now), Revision: snapshot.EncodeRevision(v.Position, v.Position.Number), PolicyRevision: v.PolicyRevision,
+		Principal: req.GetPrincipal(), Action: req.GetAction(), Resource: req.GetResource(), AskedBy: req.GetCaller(),
+		Sample: req.GetSample(), Data: req.GetData(),
+	}
+	if report.GetSample() == 0 {
+		report.Sample = 1
+	}
+	from, to, err := timeRange(req.GetFrom(), req.GetTo())
+	if err != nil {
+		return nil, kept, err
+	}
+	if to.IsZero() {
+		to = now
+	}
+	if from.IsZero() {
+		from = to.Add(-analysisWindow)
+	}
+	report.From, report.To = timestamppb.New(from), timestamppb.New(to)
+	return report, kept, nil
+}
+
+// report reads a stored report.
+func (s *policyService) report(ctx context.Context, id string) (kept store.ImpactReport, report *cedarpostv1.ImpactReport, err error) {
+	kept, err = s.db.ImpactReport(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return kept, nil, connect.Errorf(connect.CodeNotFound, "there is no report %q", id)
+	}
+	if err != nil {
+		return kept, nil, err
+	}
+	report = &cedarpostv1.ImpactReport{}
+	return kept, report, proto.Unmarshal(kept.Report, report)
+}
+
+// candidate reads the proposed state of a request, checks it, and compiles it.
+func (s *policyService) candidate(ctx context.Context, req *cedarpostv1.AnalyzeChangeRequest, report *cedarpostv1.ImpactReport, v snapshot.View) (c candidate, err error) {
+	if report.GetBundle() == engine.AdminLocal {
+		return c, connect.Errorf(connect.CodeFailedPrecondition, "no decision is recorded about the rights that %s is about", engine.AdminLocal)
+	}
+	held, err := hold(ctx, s.dryRuns)
+	if err != nil {
+		return c, err
+	}
+	defer held.leave()
+	var d draft
+	if report.GetChange() != "" {
+		if d, err = s.draft(ctx, held, report.GetChange()); err != nil {
+			return c, err
+		}
+		if err := refuseEnded(d.change); err != nil {
+			return c, err
+		}
+		if req.GetDigest() != "" {
+			if err := refuseOther(d.change, req.GetDigest()); err != nil {
+				return c, err
+			}
+		}
+	} else if d, err = s.unstored(ctx, held, req.GetEdits()); err != nil {
+		return c, err
+	}
+	c.change = d.change
+	if c.bundle, err = readFiles(report.GetBundle(), d.files()); err != nil {
+		return c, err
+	}
+	others, previous, err := besides(v, c.bundle.Name)
+	if err != nil {
+		return c, err
+	}
+	checked, set, err := s.check(ctx, c.bundle, others, previous, true)
+	if err != nil {
+		return c, err
+	}
+	// Its tests may fail: the report says why that matters.
+	if hideFindings(checked, c.bundle.Name, access.RightsFrom(ctx)); !checked.Valid() {
+		return c, reportRefusal(c.bundle.Name, checked)
+	}
+	c.set = set
+	return c, s.mayOwn(ctx, v, set, c.bundle.Name, cedarpostv1connect.PolicyServiceAnalyzeChangeProcedure, need{"AnalyzeChange", access.Target{Bundle: c.bundle.Name}})
+}
+
+// unstored makes a draft of edits that are in no change.
+func (s *policyService) unstored(ctx context.Context, held *heldFiles, p *cedarpostv1.AnalyzeChangeRequest_ProposedEdits) (d draft, err error) {
+	live, err := s.live(ctx, p.GetBundle())
+	if err != nil {
+		return d, err
+	}
+	if live.Version != p.GetBaseVersion() {
+		return d, connect.Errorf(connect.CodeAborted, "version %d of the bundle %s is live, not %d; look at what was published since, and try again", live.Version, p.GetBundle(), p.GetBaseVersion())
+	}
+	d.change = store.BundleChange{Bundle: p.GetBundle(), BaseVersion: live.Version}
+	if d.base, err = s.versionFiles(ctx, held, p.GetBundle(), live.Version); err != nil {
+		return d, err
+	}
+	if d.edits, err = editFiles(nil, p.GetEdits(), nil); err != nil {
+		return d, err
+	}
+	return d, d.settle()
+}
+
+// saveReport stores a report. A complete one is named by its change, if that is still open and was not
+// edited.
+func (s *policyService) saveReport(ctx context.Context, a *impact.Analysis) error {
+	message := a.Report(true)
+	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(message)
+	if err != nil {
+		return err
+	}
+	r := a.Cursor()
+	r.ID, r.Bundle, r.Change, r.Complete, r.Report = message.GetId(), message.GetBundle(), message.GetChange(), message.GetComplete(), bytes
+	r.CreatedAt = message.GetCreatedAt().AsTime()
+	if err := s.db.PutImpactReport(ctx, r); err != nil || !r.Complete || r.Change == "" {
+		return err
+	}
+	sum := sha256.Sum256(bytes)
+	ref := store.ReportRef{
+		ID: r.ID, SHA256: hex.EncodeToString(sum[:]), Digest: message.GetDigest(), LiveVersion: message.GetLiveVersion(), Caller: message.GetCaller(),
+		At: time.Now().UTC().Truncate(time.Microsecond), From: message.GetFrom().AsTime(), To: message.GetTo().AsTime(), Sample: message.GetSample(),
+		Narrowed: a.Narrowed(), Decisions: message.GetDecisions(), Unknown: message.GetUnknown(),
+	}
+	_, err = s.db.ChangePolicies(ctx, callerFrom(ctx), r.Bundle, r.Change, func(now store.PolicyState) (w store.PolicyWrite, err error) {
+		c, err := openChange(r.Change, now)
+		if err != nil || c.Digest != ref.Digest {
+			return w, nil // the report stays what it is, about a state that is not proposed any more
+		}
+		c.Reports = append(c.Reports[:len(c.Reports):len(c.Reports)], ref)
+		c.Reports = c.Reports[max(len(c.Reports)-maxNamedReports, 0):]
+		return store.PolicyWrite{Change: &c, Reason: fmt.Sprintf("report %s", r.ID)}, nil
+	})
+	return err
+}
+
+func reportsToProto(list []store.ReportRef) (out []*cedarpostv1.ChangeReport) {
+	for _, r := range list {
+		out = append(out, &cedarpostv1.ChangeReport{
+			Id: r.ID, Sha256: r.SHA256, Digest: r.Digest, LiveVersion: r.LiveVersion, Caller: r.Caller, At: timestamppb.New(r.At),
+			From: timestamppb.New(r.From), To: timestamppb.New(r.To), Sample: r.Sample, Narrowed: r.Narrowed, Decisions: r.Decisions, Unknown: r.Unknown,
+		})
+	}
+	return out
+}
+
+// GetImpactReport implements cedarpost.v1.PolicyService.
+func (s *policyService) GetImpactReport(ctx context.Context, req *cedarpostv1.GetImpactReportRequest) (*cedarpostv1.GetImpactReportResponse, error) {
+	_, report, err := s.report(ctx, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if !access.RightsFrom(ctx).MayAll(readDecisions, decisionsOf(report.GetBundle())) {
+		report.Samples, report.ByCaller, report.Hidden = nil, nil, true
+		report.Principal, report.Resource, report.AskedBy = nil, nil, ""
+	}
+	if !report.GetHidden() {
+		if err := s.impacts.recorder.RecordLogRead(ctx, cedarpostv1connect.PolicyServiceGetImpactReportProcedure, req, len(report.GetSamples())); err != nil {
+			return nil, err
+		}
+	}
+	return &cedarpostv1.GetImpactReportResponse{Report: report}, nil
+}
+
+// decisionsOf returns what the recorded decisions are about that the policies of a bundle decide. Those of
+// guardrails decide all.
+func decisionsOf(name string) access.Target {
+	if name == engine.Guardrails {
+		return access.Target{}
+	}
+	return access.Target{Bundle: name}
+}
+
+// shownAnalysis returns a request in the form that is recorded: without the contents of files.
+func shownAnalysis(req *cedarpostv1.AnalyzeChangeRequest) proto.Message {
+	if req.GetEdits() == nil {
+		return req
+	}
+	shown := proto.CloneOf(req)
+	for _, e := range shown.GetEdits().GetEdits() {
+		e.Edit = nil
+	}
+	return shown
+}

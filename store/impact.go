@@ -1,0 +1,54 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// maxLooseReports is how many reports of a bundle are kept that belong to no change, or are not complete.
+const maxLooseReports = 50
+
+// ImpactReport is a report of what a change of a bundle would have done to recorded decisions.
+type ImpactReport struct {
+	ID, Bundle string
+	Change     string // "" if it is about edits that are in no change
+	Complete   bool
+	CreatedAt  time.Time
+	// CursorAt and CursorID are At and ID of the last decision that was looked at; zero: none.
+	CursorAt time.Time
+	CursorID uuid.UUID
+	Report   []byte
+}
+
+// PutImpactReport stores a report in place of the one with its id. Of the reports of the bundle that belong
+// to no change or are not complete, it removes the oldest.
+func (db *DB) PutImpactReport(ctx context.Context, r ImpactReport) (err error) {
+	defer wrap(&err, "store a report")
+	_, err = db.admin.Exec(ctx, `
+		with put as (
+			insert into impact_reports (id, bundle, change, complete, created_at, cursor_at, cursor_id, report)
+			values ($1, $2, $3, $4, $5, $6, $7, $8)
+			on conflict (id) do update set complete = excluded.complete, cursor_at = excluded.cursor_at, cursor_id = excluded.cursor_id, report = excluded.report
+		)
+		delete from impact_reports
+		where id in (
+			select id from impact_reports
+			where bundle = $2 and (change = '' or not complete) and id <> $1
+			order by created_at desc
+			offset $9)`,
+		r.ID, r.Bundle, r.Change, r.Complete, r.CreatedAt, orNull(r.CursorAt), orNull(r.CursorID), r.Report, maxLooseReports-1)
+	return err
+}
+
+// ImpactReport reads a report. The error is [ErrNotFound] if there is none with the id.
+func (db *DB) ImpactReport(ctx context.Context, id string) (r ImpactReport, err error) {
+	defer wrap(&err, "read a report")
+	var at *time.Time
+	var last *uuid.UUID
+	err = db.admin.QueryRow(ctx, "select id, bundle, change, complete, created_at, cursor_at, cursor_id, report from impact_reports where id = $1", id).
+		Scan(&r.ID, &r.Bundle, &r.Change, &r.Complete, &r.CreatedAt, &at, &last, &r.Report)
+	r.CursorAt, r.CursorID = orZero(at), orZero(last)
+	return r, notFound(err)
+}
