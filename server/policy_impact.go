@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"github.com/cedar-policy/cedar-go"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -91,6 +92,11 @@ func (s *policyService) AnalyzeChange(ctx context.Context, req *cedarpostv1.Anal
 		now := time.Now()
 		switch {
 		case a.Done() || now.After(end):
+			if a.Done() && len(req.GetWho()) > 0 {
+				if err := s.who(ctx, a, req); err != nil {
+					return err
+				}
+			}
 			if err := s.saveReport(ctx, a); err != nil {
 				return err
 			}
@@ -113,6 +119,14 @@ func (s *policyService) AnalyzeChange(ctx context.Context, req *cedarpostv1.Anal
 			sent = now
 		}
 	}
+}
+
+// who asks for which stored principals the outcome of actions changes.
+func (s *policyService) who(ctx context.Context, a *impact.Analysis, req *cedarpostv1.AnalyzeChangeRequest) error {
+	set, rights := s.follower.Latest().Set, access.RightsFrom(ctx)
+	return a.Who(ctx, req.GetWho(), req.GetWhoContext().AsMap(), func(typ cedar.EntityType) bool {
+		return rights.May("ListEntities", access.Target{Bundle: owner(set, typ), EntityType: string(typ)})
+	})
 }
 
 // analysisError is the error of an analysis that cannot go on.
@@ -336,7 +350,7 @@ func (s *policyService) GetImpactReport(ctx context.Context, req *cedarpostv1.Ge
 		return nil, err
 	}
 	if !access.RightsFrom(ctx).MayAll(readDecisions, decisionsOf(report.GetBundle())) {
-		report.Samples, report.ByCaller, report.Hidden = nil, nil, true
+		report.Samples, report.ByCaller, report.Who, report.Hidden = nil, nil, nil, true
 		report.Principal, report.Resource, report.AskedBy = nil, nil, ""
 	}
 	if !report.GetHidden() {

@@ -356,3 +356,82 @@ func TestAttackAnalyzeWithoutReadingDecisions(t *testing.T) {
 	servertest.WantCode(t, err, connect.CodePermissionDenied, "")
 	t.Logf("%d of 8 analyses by callers who may not read decisions are refused", refused)
 }
+
+// Who gains and who loses is what all pairs of stored principals and resources would say, asked before and
+// after the publish.
+func TestAnalyzeChangeWhoGains(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, noRule)
+	rnd := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
+	const users, papers, groups = 12, 9, 4
+	group := func() string { return fmt.Sprintf("g%d", rnd.IntN(groups)) }
+	var list []*cedarpostv1.Entity
+	for i := range groups - 1 {
+		list = append(list, servertest.Entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::Group","id":"g%d"},"attrs":{},"parents":[{"type":"Doc::Group","id":"g%d"}]}`, i, i+1)))
+	}
+	for i := range users {
+		list = append(list, servertest.Entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::User","id":"u%d"},"attrs":{"level":%d},"parents":[{"type":"Doc::Group","id":%q}]}`, i, rnd.IntN(5), group())))
+	}
+	for i := range papers {
+		list = append(list, servertest.Entity(t, fmt.Sprintf(`{"uid":{"type":"Doc::Paper","id":"p%d"},"attrs":{"readers":{"type":"Doc::Group","id":%q}},"parents":[]}`, i, group())))
+	}
+	h.MustPut(list...)
+	outcome := func() (allowed map[string]bool) {
+		allowed = map[string]bool{}
+		for u := range users {
+			for p := range papers {
+				q := askDoc(fmt.Sprint("u", u), fmt.Sprint("p", p))
+				allowed[q.Principal.Id+q.Resource.Id] = authorize(t, h.Server, q).Decision == cedarpostv1.Decision_ALLOW
+			}
+		}
+		return allowed
+	}
+	before := outcome()
+	c := h.create(putFile("more/extra.cedar", `
+@id("one") forbid (principal in Doc::Group::"g1", action == Doc::Action::"Read", resource) when { principal.level > 2 };
+@id("two") permit (principal, action == Doc::Action::"Read", resource == Doc::Paper::"p3") when { principal in Doc::Group::"g3" };
+@id("three") forbid (principal == Doc::User::"u0", action, resource);
+@id("new") permit (principal, action == Doc::Action::"Publish", resource);
+`))
+	req := ofChange(c.Id)
+	req.Who = []*cedarpostv1.EntityUid{servertest.UID(`Doc::Action::"Read"`)}
+	report := mustAnalyze(t, h.Policies, req)
+	publishChange(t, h.publisher, c)
+	type change struct{ gained, lost int32 }
+	want := map[string]change{}
+	for pair, is := range outcome() {
+		user := pair[:strings.IndexByte(pair, 'p')]
+		w := want[user]
+		if is && !before[pair] {
+			w.gained++
+		}
+		if !is && before[pair] {
+			w.lost++
+		}
+		if w != (change{}) {
+			want[user] = w
+		}
+	}
+	got := map[string]change{}
+	for _, w := range report.Who {
+		got[w.Principal.Id] = change{w.Gained, w.Lost}
+		if int(w.Gained) < len(w.GainedResources) || w.Lost > 0 && len(w.LostResources) == 0 {
+			t.Errorf("%v", w)
+		}
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) || len(report.WhoLeftOut) > 0 {
+		t.Errorf("reported %v, happened %v; not tried: %v", got, want, report.WhoLeftOut)
+	}
+	if report.WhoPairs > users*papers {
+		t.Errorf("%d pairs tried, there are %d", report.WhoPairs, users*papers)
+	}
+	t.Logf("%d of %d pairs tried, %d principals", report.WhoPairs, users*papers, len(got))
+
+	// A pair of which nothing differs is not tried.
+	narrow := h.create(putFile("more/extra.cedar", "@id(\"two\") permit (principal == Doc::User::\"u5\", action == Doc::Action::\"Read\", resource == Doc::Paper::\"p3\");\n"), putFile("policies.cedar", servertest.DocPolicies))
+	req = ofChange(narrow.Id)
+	req.Who = []*cedarpostv1.EntityUid{servertest.UID(`Doc::Action::"Publish"`), servertest.UID(`Doc::Action::"Gone"`)}
+	if report = mustAnalyze(t, h.Policies, req); report.WhoPairs != 0 || len(report.WhoLeftOut) != 3 || !strings.Contains(strings.Join(report.WhoLeftOut, "|"), "does not declare the action|policy doc/new: resources of the type Doc::Draft, which are never stored") {
+		t.Errorf("%d pairs, %v", report.WhoPairs, report.WhoLeftOut)
+	}
+}

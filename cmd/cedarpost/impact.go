@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,8 @@ type impactCmd struct {
 	Caller    string  `help:"Only decisions that this caller asked for." placeholder:"NAME"`
 	Sample    float64 `help:"Compare only this share of the decisions, drawn at random: 0.1 is a tenth (default: all)." placeholder:"SHARE"`
 	Recorded  bool    `name:"recorded-data" help:"Decide with entities as they were at each decision, in place of those of now. That is slower."`
+	Who       []uid   `help:"An action for which stored principals and resources are tried, too: who gains, who loses. Can be repeated." placeholder:"ACTION"`
+	Context   string  `help:"The context of the questions of --who, as JSON, or @FILE." placeholder:"JSON"`
 	Budget    span    `help:"How long it may take, at most 1h (default ${default}). Then --report goes on." default:"5m" placeholder:"DURATION"`
 	ExitCode  bool    `help:"Exit with 1 if any decision differs."`
 	adminFlags
@@ -68,6 +71,14 @@ func (n *impactCmd) Run(ctx context.Context, c *console) error {
 	}
 	if n.Recorded {
 		req.Data = cedarpostv1.ImpactData_IMPACT_DATA_RECORDED
+	}
+	for _, action := range n.Who {
+		req.Who = append(req.Who, action.EntityUid)
+	}
+	if n.Context != "" {
+		if req.WhoContext, err = parseContext(n.Context); err != nil {
+			return misuse("--context: %w", err)
+		}
 	}
 	switch {
 	case n.Report != "":
@@ -214,6 +225,7 @@ func (c *console) printImpact(r *cedarpostv1.ImpactReport) {
 		}
 		c.table(rows)
 	}
+	c.printWho(r)
 	if r.GetHidden() {
 		fmt.Fprintln(c.out, "\nsamples and callers are shown to auditors of the bundle only")
 	}
@@ -221,6 +233,25 @@ func (c *console) printImpact(r *cedarpostv1.ImpactReport) {
 	c.pair("report", r.GetId())
 	if !r.GetComplete() && r.GetChange() != "" {
 		fmt.Fprintf(c.out, "  the time was over before all decisions were compared; `cedarpost impact --report %s` goes on\n", clean(r.GetId()))
+	}
+}
+
+// printWho prints for which stored principals the outcome changes.
+func (c *console) printWho(r *cedarpostv1.ImpactReport) {
+	if r.GetWhoPairs() == 0 && len(r.GetWhoLeftOut()) == 0 {
+		return
+	}
+	fmt.Fprintf(c.out, "\n%s of stored principals and resources tried: %s with another outcome\n", count(r.GetWhoPairs(), "pair", "pairs"), count(len(r.GetWho()), "principal", "principals"))
+	if len(r.GetWho()) > 0 {
+		rows := [][]string{{"PRINCIPAL", "ACTION", "GAINS", "LOSES", "RESOURCES", "FIELDS GAINED", "FIELDS LOST"}}
+		for _, w := range r.GetWho() {
+			rows = append(rows, []string{uidText(w.GetPrincipal()), uidText(w.GetAction()), fmt.Sprint(w.GetGained()), fmt.Sprint(w.GetLost()),
+				uidTexts(slices.Concat(w.GetGainedResources(), w.GetLostResources())), strings.Join(w.GetFieldsGained(), ", "), strings.Join(w.GetFieldsLost(), ", ")})
+		}
+		c.table(rows)
+	}
+	for _, text := range r.GetWhoLeftOut() {
+		fmt.Fprintf(c.out, "  not tried: %s\n", clean(text))
 	}
 }
 

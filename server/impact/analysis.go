@@ -196,10 +196,16 @@ func (a *Analysis) outcomes(ctx context.Context, by side, records []*cedarpostv1
 		}
 		return out, nil
 	}
+	return a.outcomesNow(ctx, by, asks)
+}
+
+// outcomesNow decides questions by the policies of one side, with the entities of the analysis.
+func (a *Analysis) outcomesNow(ctx context.Context, by side, asks []engine.Ask) ([]outcome, error) {
+	out := make([]outcome, len(asks))
 	list, err := by.at.Prepare(ctx, asks, a.cfg.Work.Pause)
 	if _, unfit := errors.AsType[*stored.UnfitError](err); unfit && len(asks) > 1 {
 		for i := range asks { // one of them is about an entity that does not fit
-			one, err := a.outcomes(ctx, by, records[i:i+1], asks[i:i+1])
+			one, err := a.outcomesNow(ctx, by, asks[i:i+1])
 			if err != nil {
 				return nil, err
 			}

@@ -137,7 +137,7 @@ func (x ImpactSample_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ImpactSample_Kind.Descriptor instead.
 func (ImpactSample_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_impact_proto_rawDescGZIP(), []int{3, 0}
+	return file_cedarpost_v1_impact_proto_rawDescGZIP(), []int{4, 0}
 }
 
 // ImpactReport says how the outcomes of recorded questions by a proposed state of a bundle differ from
@@ -220,8 +220,14 @@ type ImpactReport struct {
 	Hidden bool `protobuf:"varint,35,opt,name=hidden,proto3" json:"hidden,omitempty"`
 	// The number of the revision that published policies last.
 	PolicyRevision int64 `protobuf:"varint,36,opt,name=policy_revision,json=policyRevision,proto3" json:"policy_revision,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Stored principals whose outcome for an action changes, those with the most resources first. At most 100.
+	Who []*ImpactWho `protobuf:"bytes,37,rep,name=who,proto3" json:"who,omitempty"`
+	// How many pairs of a principal and a resource were tried.
+	WhoPairs int32 `protobuf:"varint,38,opt,name=who_pairs,json=whoPairs,proto3" json:"who_pairs,omitempty"`
+	// What was not tried, in words. Empty: everything that the policies that differ can concern.
+	WhoLeftOut    []string `protobuf:"bytes,39,rep,name=who_left_out,json=whoLeftOut,proto3" json:"who_left_out,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ImpactReport) Reset() {
@@ -506,6 +512,145 @@ func (x *ImpactReport) GetPolicyRevision() int64 {
 	return 0
 }
 
+func (x *ImpactReport) GetWho() []*ImpactWho {
+	if x != nil {
+		return x.Who
+	}
+	return nil
+}
+
+func (x *ImpactReport) GetWhoPairs() int32 {
+	if x != nil {
+		return x.WhoPairs
+	}
+	return 0
+}
+
+func (x *ImpactReport) GetWhoLeftOut() []string {
+	if x != nil {
+		return x.WhoLeftOut
+	}
+	return nil
+}
+
+// ImpactWho is a stored principal whose outcome changes.
+type ImpactWho struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The principal.
+	Principal *EntityUid `protobuf:"bytes,1,opt,name=principal,proto3" json:"principal,omitempty"`
+	// The action.
+	Action *EntityUid `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
+	// For how many resources it is denied by the live policies, and allowed by the candidate.
+	Gained int32 `protobuf:"varint,3,opt,name=gained,proto3" json:"gained,omitempty"`
+	// For how many resources it is allowed by the live policies, and denied by the candidate.
+	Lost int32 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	// For how many resources it is allowed by both, with other fields.
+	FieldsChanged int32 `protobuf:"varint,5,opt,name=fields_changed,json=fieldsChanged,proto3" json:"fields_changed,omitempty"`
+	// Some resources that it gains.
+	GainedResources []*EntityUid `protobuf:"bytes,6,rep,name=gained_resources,json=gainedResources,proto3" json:"gained_resources,omitempty"`
+	// Some resources that it loses.
+	LostResources []*EntityUid `protobuf:"bytes,7,rep,name=lost_resources,json=lostResources,proto3" json:"lost_resources,omitempty"`
+	// The fields that it gains for any resource.
+	FieldsGained []string `protobuf:"bytes,8,rep,name=fields_gained,json=fieldsGained,proto3" json:"fields_gained,omitempty"`
+	// The fields that it loses for any resource.
+	FieldsLost    []string `protobuf:"bytes,9,rep,name=fields_lost,json=fieldsLost,proto3" json:"fields_lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImpactWho) Reset() {
+	*x = ImpactWho{}
+	mi := &file_cedarpost_v1_impact_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImpactWho) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImpactWho) ProtoMessage() {}
+
+func (x *ImpactWho) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_impact_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImpactWho.ProtoReflect.Descriptor instead.
+func (*ImpactWho) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_impact_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ImpactWho) GetPrincipal() *EntityUid {
+	if x != nil {
+		return x.Principal
+	}
+	return nil
+}
+
+func (x *ImpactWho) GetAction() *EntityUid {
+	if x != nil {
+		return x.Action
+	}
+	return nil
+}
+
+func (x *ImpactWho) GetGained() int32 {
+	if x != nil {
+		return x.Gained
+	}
+	return 0
+}
+
+func (x *ImpactWho) GetLost() int32 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *ImpactWho) GetFieldsChanged() int32 {
+	if x != nil {
+		return x.FieldsChanged
+	}
+	return 0
+}
+
+func (x *ImpactWho) GetGainedResources() []*EntityUid {
+	if x != nil {
+		return x.GainedResources
+	}
+	return nil
+}
+
+func (x *ImpactWho) GetLostResources() []*EntityUid {
+	if x != nil {
+		return x.LostResources
+	}
+	return nil
+}
+
+func (x *ImpactWho) GetFieldsGained() []string {
+	if x != nil {
+		return x.FieldsGained
+	}
+	return nil
+}
+
+func (x *ImpactWho) GetFieldsLost() []string {
+	if x != nil {
+		return x.FieldsLost
+	}
+	return nil
+}
+
 // ImpactReason counts decisions that cannot be compared.
 type ImpactReason struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -519,7 +664,7 @@ type ImpactReason struct {
 
 func (x *ImpactReason) Reset() {
 	*x = ImpactReason{}
-	mi := &file_cedarpost_v1_impact_proto_msgTypes[1]
+	mi := &file_cedarpost_v1_impact_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +676,7 @@ func (x *ImpactReason) String() string {
 func (*ImpactReason) ProtoMessage() {}
 
 func (x *ImpactReason) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_impact_proto_msgTypes[1]
+	mi := &file_cedarpost_v1_impact_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +689,7 @@ func (x *ImpactReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImpactReason.ProtoReflect.Descriptor instead.
 func (*ImpactReason) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_impact_proto_rawDescGZIP(), []int{1}
+	return file_cedarpost_v1_impact_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ImpactReason) GetReason() string {
@@ -582,7 +727,7 @@ type ImpactGroup struct {
 
 func (x *ImpactGroup) Reset() {
 	*x = ImpactGroup{}
-	mi := &file_cedarpost_v1_impact_proto_msgTypes[2]
+	mi := &file_cedarpost_v1_impact_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +739,7 @@ func (x *ImpactGroup) String() string {
 func (*ImpactGroup) ProtoMessage() {}
 
 func (x *ImpactGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_impact_proto_msgTypes[2]
+	mi := &file_cedarpost_v1_impact_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +752,7 @@ func (x *ImpactGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImpactGroup.ProtoReflect.Descriptor instead.
 func (*ImpactGroup) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_impact_proto_rawDescGZIP(), []int{2}
+	return file_cedarpost_v1_impact_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ImpactGroup) GetName() string {
@@ -685,7 +830,7 @@ type ImpactSample struct {
 
 func (x *ImpactSample) Reset() {
 	*x = ImpactSample{}
-	mi := &file_cedarpost_v1_impact_proto_msgTypes[3]
+	mi := &file_cedarpost_v1_impact_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +842,7 @@ func (x *ImpactSample) String() string {
 func (*ImpactSample) ProtoMessage() {}
 
 func (x *ImpactSample) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_impact_proto_msgTypes[3]
+	mi := &file_cedarpost_v1_impact_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +855,7 @@ func (x *ImpactSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImpactSample.ProtoReflect.Descriptor instead.
 func (*ImpactSample) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_impact_proto_rawDescGZIP(), []int{3}
+	return file_cedarpost_v1_impact_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ImpactSample) GetKind() ImpactSample_Kind {
@@ -801,7 +946,7 @@ var File_cedarpost_v1_impact_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_impact_proto_rawDesc = "" +
 	"\n" +
-	"\x19cedarpost/v1/impact.proto\x12\fcedarpost.v1\x1a\x18cedarpost/v1/cedar.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\v\n" +
+	"\x19cedarpost/v1/impact.proto\x12\fcedarpost.v1\x1a\x18cedarpost/v1/cedar.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\f\n" +
 	"\fImpactReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x16\n" +
@@ -843,7 +988,22 @@ const file_cedarpost_v1_impact_proto_rawDesc = "" +
 	"\bby_field\x18! \x03(\v2\x19.cedarpost.v1.ImpactGroupR\abyField\x124\n" +
 	"\asamples\x18\" \x03(\v2\x1a.cedarpost.v1.ImpactSampleR\asamples\x12\x16\n" +
 	"\x06hidden\x18# \x01(\bR\x06hidden\x12'\n" +
-	"\x0fpolicy_revision\x18$ \x01(\x03R\x0epolicyRevision\"D\n" +
+	"\x0fpolicy_revision\x18$ \x01(\x03R\x0epolicyRevision\x12)\n" +
+	"\x03who\x18% \x03(\v2\x17.cedarpost.v1.ImpactWhoR\x03who\x12\x1b\n" +
+	"\twho_pairs\x18& \x01(\x05R\bwhoPairs\x12 \n" +
+	"\fwho_left_out\x18' \x03(\tR\n" +
+	"whoLeftOut\"\x90\x03\n" +
+	"\tImpactWho\x125\n" +
+	"\tprincipal\x18\x01 \x01(\v2\x17.cedarpost.v1.EntityUidR\tprincipal\x12/\n" +
+	"\x06action\x18\x02 \x01(\v2\x17.cedarpost.v1.EntityUidR\x06action\x12\x16\n" +
+	"\x06gained\x18\x03 \x01(\x05R\x06gained\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\x05R\x04lost\x12%\n" +
+	"\x0efields_changed\x18\x05 \x01(\x05R\rfieldsChanged\x12B\n" +
+	"\x10gained_resources\x18\x06 \x03(\v2\x17.cedarpost.v1.EntityUidR\x0fgainedResources\x12>\n" +
+	"\x0elost_resources\x18\a \x03(\v2\x17.cedarpost.v1.EntityUidR\rlostResources\x12#\n" +
+	"\rfields_gained\x18\b \x03(\tR\ffieldsGained\x12\x1f\n" +
+	"\vfields_lost\x18\t \x03(\tR\n" +
+	"fieldsLost\"D\n" +
 	"\fImpactReason\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1c\n" +
 	"\tdecisions\x18\x02 \x01(\x05R\tdecisions\"\xce\x01\n" +
@@ -898,45 +1058,51 @@ func file_cedarpost_v1_impact_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_impact_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cedarpost_v1_impact_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_cedarpost_v1_impact_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_cedarpost_v1_impact_proto_goTypes = []any{
 	(ImpactData)(0),               // 0: cedarpost.v1.ImpactData
 	(ImpactSample_Kind)(0),        // 1: cedarpost.v1.ImpactSample.Kind
 	(*ImpactReport)(nil),          // 2: cedarpost.v1.ImpactReport
-	(*ImpactReason)(nil),          // 3: cedarpost.v1.ImpactReason
-	(*ImpactGroup)(nil),           // 4: cedarpost.v1.ImpactGroup
-	(*ImpactSample)(nil),          // 5: cedarpost.v1.ImpactSample
-	(*Revision)(nil),              // 6: cedarpost.v1.Revision
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
-	(*EntityUid)(nil),             // 8: cedarpost.v1.EntityUid
+	(*ImpactWho)(nil),             // 3: cedarpost.v1.ImpactWho
+	(*ImpactReason)(nil),          // 4: cedarpost.v1.ImpactReason
+	(*ImpactGroup)(nil),           // 5: cedarpost.v1.ImpactGroup
+	(*ImpactSample)(nil),          // 6: cedarpost.v1.ImpactSample
+	(*Revision)(nil),              // 7: cedarpost.v1.Revision
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*EntityUid)(nil),             // 9: cedarpost.v1.EntityUid
 }
 var file_cedarpost_v1_impact_proto_depIdxs = []int32{
-	6,  // 0: cedarpost.v1.ImpactReport.revision:type_name -> cedarpost.v1.Revision
-	7,  // 1: cedarpost.v1.ImpactReport.created_at:type_name -> google.protobuf.Timestamp
-	7,  // 2: cedarpost.v1.ImpactReport.updated_at:type_name -> google.protobuf.Timestamp
-	7,  // 3: cedarpost.v1.ImpactReport.from:type_name -> google.protobuf.Timestamp
-	7,  // 4: cedarpost.v1.ImpactReport.to:type_name -> google.protobuf.Timestamp
-	8,  // 5: cedarpost.v1.ImpactReport.principal:type_name -> cedarpost.v1.EntityUid
-	8,  // 6: cedarpost.v1.ImpactReport.action:type_name -> cedarpost.v1.EntityUid
-	8,  // 7: cedarpost.v1.ImpactReport.resource:type_name -> cedarpost.v1.EntityUid
+	7,  // 0: cedarpost.v1.ImpactReport.revision:type_name -> cedarpost.v1.Revision
+	8,  // 1: cedarpost.v1.ImpactReport.created_at:type_name -> google.protobuf.Timestamp
+	8,  // 2: cedarpost.v1.ImpactReport.updated_at:type_name -> google.protobuf.Timestamp
+	8,  // 3: cedarpost.v1.ImpactReport.from:type_name -> google.protobuf.Timestamp
+	8,  // 4: cedarpost.v1.ImpactReport.to:type_name -> google.protobuf.Timestamp
+	9,  // 5: cedarpost.v1.ImpactReport.principal:type_name -> cedarpost.v1.EntityUid
+	9,  // 6: cedarpost.v1.ImpactReport.action:type_name -> cedarpost.v1.EntityUid
+	9,  // 7: cedarpost.v1.ImpactReport.resource:type_name -> cedarpost.v1.EntityUid
 	0,  // 8: cedarpost.v1.ImpactReport.data:type_name -> cedarpost.v1.ImpactData
-	7,  // 9: cedarpost.v1.ImpactReport.reached:type_name -> google.protobuf.Timestamp
-	3,  // 10: cedarpost.v1.ImpactReport.unknown_reasons:type_name -> cedarpost.v1.ImpactReason
-	4,  // 11: cedarpost.v1.ImpactReport.by_action:type_name -> cedarpost.v1.ImpactGroup
-	4,  // 12: cedarpost.v1.ImpactReport.by_policy:type_name -> cedarpost.v1.ImpactGroup
-	4,  // 13: cedarpost.v1.ImpactReport.by_caller:type_name -> cedarpost.v1.ImpactGroup
-	4,  // 14: cedarpost.v1.ImpactReport.by_field:type_name -> cedarpost.v1.ImpactGroup
-	5,  // 15: cedarpost.v1.ImpactReport.samples:type_name -> cedarpost.v1.ImpactSample
-	1,  // 16: cedarpost.v1.ImpactSample.kind:type_name -> cedarpost.v1.ImpactSample.Kind
-	7,  // 17: cedarpost.v1.ImpactSample.time:type_name -> google.protobuf.Timestamp
-	8,  // 18: cedarpost.v1.ImpactSample.principal:type_name -> cedarpost.v1.EntityUid
-	8,  // 19: cedarpost.v1.ImpactSample.action:type_name -> cedarpost.v1.EntityUid
-	8,  // 20: cedarpost.v1.ImpactSample.resource:type_name -> cedarpost.v1.EntityUid
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	8,  // 9: cedarpost.v1.ImpactReport.reached:type_name -> google.protobuf.Timestamp
+	4,  // 10: cedarpost.v1.ImpactReport.unknown_reasons:type_name -> cedarpost.v1.ImpactReason
+	5,  // 11: cedarpost.v1.ImpactReport.by_action:type_name -> cedarpost.v1.ImpactGroup
+	5,  // 12: cedarpost.v1.ImpactReport.by_policy:type_name -> cedarpost.v1.ImpactGroup
+	5,  // 13: cedarpost.v1.ImpactReport.by_caller:type_name -> cedarpost.v1.ImpactGroup
+	5,  // 14: cedarpost.v1.ImpactReport.by_field:type_name -> cedarpost.v1.ImpactGroup
+	6,  // 15: cedarpost.v1.ImpactReport.samples:type_name -> cedarpost.v1.ImpactSample
+	3,  // 16: cedarpost.v1.ImpactReport.who:type_name -> cedarpost.v1.ImpactWho
+	9,  // 17: cedarpost.v1.ImpactWho.principal:type_name -> cedarpost.v1.EntityUid
+	9,  // 18: cedarpost.v1.ImpactWho.action:type_name -> cedarpost.v1.EntityUid
+	9,  // 19: cedarpost.v1.ImpactWho.gained_resources:type_name -> cedarpost.v1.EntityUid
+	9,  // 20: cedarpost.v1.ImpactWho.lost_resources:type_name -> cedarpost.v1.EntityUid
+	1,  // 21: cedarpost.v1.ImpactSample.kind:type_name -> cedarpost.v1.ImpactSample.Kind
+	8,  // 22: cedarpost.v1.ImpactSample.time:type_name -> google.protobuf.Timestamp
+	9,  // 23: cedarpost.v1.ImpactSample.principal:type_name -> cedarpost.v1.EntityUid
+	9,  // 24: cedarpost.v1.ImpactSample.action:type_name -> cedarpost.v1.EntityUid
+	9,  // 25: cedarpost.v1.ImpactSample.resource:type_name -> cedarpost.v1.EntityUid
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_impact_proto_init() }
@@ -951,7 +1117,7 @@ func file_cedarpost_v1_impact_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_impact_proto_rawDesc), len(file_cedarpost_v1_impact_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -11,6 +11,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -3545,7 +3546,13 @@ type AnalyzeChangeRequest struct {
 	Data ImpactData `protobuf:"varint,12,opt,name=data,proto3,enum=cedarpost.v1.ImpactData" json:"data,omitempty"`
 	// How long it may take, at most 1 hour; absent: 5 minutes. Then the report is kept as it is, and can be
 	// gone on with.
-	Budget        *durationpb.Duration `protobuf:"bytes,13,opt,name=budget,proto3" json:"budget,omitempty"`
+	Budget *durationpb.Duration `protobuf:"bytes,13,opt,name=budget,proto3" json:"budget,omitempty"`
+	// Actions for which stored principals and resources are tried, too: who gains, who loses. It is done when
+	// all decisions are compared. Only those that
+	// the policies that differ can concern are tried, and only entities that the caller may list.
+	Who []*EntityUid `protobuf:"bytes,14,rep,name=who,proto3" json:"who,omitempty"`
+	// The context of these questions.
+	WhoContext    *structpb.Struct `protobuf:"bytes,15,opt,name=who_context,json=whoContext,proto3" json:"who_context,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3684,6 +3691,20 @@ func (x *AnalyzeChangeRequest) GetBudget() *durationpb.Duration {
 	return nil
 }
 
+func (x *AnalyzeChangeRequest) GetWho() []*EntityUid {
+	if x != nil {
+		return x.Who
+	}
+	return nil
+}
+
+func (x *AnalyzeChangeRequest) GetWhoContext() *structpb.Struct {
+	if x != nil {
+		return x.WhoContext
+	}
+	return nil
+}
+
 type isAnalyzeChangeRequest_Candidate interface {
 	isAnalyzeChangeRequest_Candidate()
 }
@@ -3700,7 +3721,7 @@ type AnalyzeChangeRequest_Edits struct {
 
 type AnalyzeChangeRequest_Report struct {
 	// The id of a report that is not complete. The analysis goes on where it stopped; the other fields
-	// except budget are ignored.
+	// except budget, who and who_context are ignored.
 	Report string `protobuf:"bytes,3,opt,name=report,proto3,oneof"`
 }
 
@@ -4862,7 +4883,7 @@ var File_cedarpost_v1_policy_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x19cedarpost/v1/policy.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x19cedarpost/v1/impact.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x01\n" +
+	"\x19cedarpost/v1/policy.proto\x12\fcedarpost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18cedarpost/v1/cedar.proto\x1a\x19cedarpost/v1/impact.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x01\n" +
 	"\x12ApplyBundleRequest\x124\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleHeaderH\x00R\x06header\x12,\n" +
 	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\r\n" +
@@ -5126,7 +5147,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05ADDED\x10\x01\x12\v\n" +
 	"\aREMOVED\x10\x02\x12\v\n" +
-	"\aCHANGED\x10\x03\"\xbe\a\n" +
+	"\aCHANGED\x10\x03\"\xad\b\n" +
 	"\x14AnalyzeChangeRequest\x12M\n" +
 	"\x06change\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$H\x00R\x06change\x12H\n" +
 	"\x05edits\x18\x02 \x01(\v20.cedarpost.v1.AnalyzeChangeRequest.ProposedEditsH\x00R\x05edits\x12J\n" +
@@ -5142,7 +5163,10 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x06sample\x18\v \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\x06sample\x126\n" +
 	"\x04data\x18\f \x01(\x0e2\x18.cedarpost.v1.ImpactDataB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04data\x12@\n" +
 	"\x06budget\x18\r \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c*\x00R\x06budget\x1a\xb0\x01\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c*\x00R\x06budget\x123\n" +
+	"\x03who\x18\x0e \x03(\v2\x17.cedarpost.v1.EntityUidB\b\xbaH\x05\x92\x01\x02\x10\x14R\x03who\x128\n" +
+	"\vwho_context\x18\x0f \x01(\v2\x17.google.protobuf.StructR\n" +
+	"whoContext\x1a\xb0\x01\n" +
 	"\rProposedEdits\x12:\n" +
 	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12*\n" +
 	"\fbase_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\vbaseVersion\x127\n" +
@@ -5337,7 +5361,8 @@ var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(*EntityUid)(nil),             // 67: cedarpost.v1.EntityUid
 	(ImpactData)(0),               // 68: cedarpost.v1.ImpactData
 	(*durationpb.Duration)(nil),   // 69: google.protobuf.Duration
-	(*ImpactReport)(nil),          // 70: cedarpost.v1.ImpactReport
+	(*structpb.Struct)(nil),       // 70: google.protobuf.Struct
+	(*ImpactReport)(nil),          // 71: cedarpost.v1.ImpactReport
 }
 var file_cedarpost_v1_policy_proto_depIdxs = []int32{
 	5,   // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
@@ -5402,75 +5427,77 @@ var file_cedarpost_v1_policy_proto_depIdxs = []int32{
 	67,  // 59: cedarpost.v1.AnalyzeChangeRequest.resource:type_name -> cedarpost.v1.EntityUid
 	68,  // 60: cedarpost.v1.AnalyzeChangeRequest.data:type_name -> cedarpost.v1.ImpactData
 	69,  // 61: cedarpost.v1.AnalyzeChangeRequest.budget:type_name -> google.protobuf.Duration
-	70,  // 62: cedarpost.v1.AnalyzeChangeResponse.report:type_name -> cedarpost.v1.ImpactReport
-	70,  // 63: cedarpost.v1.GetImpactReportResponse.report:type_name -> cedarpost.v1.ImpactReport
-	31,  // 64: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	65,  // 65: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31,  // 66: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	65,  // 67: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31,  // 68: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	8,   // 69: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
-	65,  // 70: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	11,  // 71: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
-	31,  // 72: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	65,  // 73: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	64,  // 74: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
-	67,  // 75: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
-	67,  // 76: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
-	67,  // 77: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
-	58,  // 78: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
-	65,  // 79: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
-	58,  // 80: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
-	33,  // 81: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
-	4,   // 82: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
-	12,  // 83: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
-	59,  // 84: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
-	61,  // 85: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
-	14,  // 86: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
-	18,  // 87: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
-	20,  // 88: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
-	22,  // 89: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
-	25,  // 90: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
-	27,  // 91: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
-	29,  // 92: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
-	34,  // 93: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
-	36,  // 94: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
-	38,  // 95: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
-	40,  // 96: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
-	42,  // 97: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
-	46,  // 98: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
-	48,  // 99: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
-	50,  // 100: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
-	52,  // 101: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
-	54,  // 102: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
-	56,  // 103: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
-	7,   // 104: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
-	13,  // 105: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
-	60,  // 106: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
-	62,  // 107: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
-	15,  // 108: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
-	19,  // 109: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
-	21,  // 110: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
-	23,  // 111: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
-	26,  // 112: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
-	28,  // 113: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
-	30,  // 114: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
-	35,  // 115: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
-	37,  // 116: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
-	39,  // 117: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
-	41,  // 118: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
-	43,  // 119: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
-	47,  // 120: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
-	49,  // 121: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
-	51,  // 122: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
-	53,  // 123: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
-	55,  // 124: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
-	57,  // 125: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
-	104, // [104:126] is the sub-list for method output_type
-	82,  // [82:104] is the sub-list for method input_type
-	82,  // [82:82] is the sub-list for extension type_name
-	82,  // [82:82] is the sub-list for extension extendee
-	0,   // [0:82] is the sub-list for field type_name
+	67,  // 62: cedarpost.v1.AnalyzeChangeRequest.who:type_name -> cedarpost.v1.EntityUid
+	70,  // 63: cedarpost.v1.AnalyzeChangeRequest.who_context:type_name -> google.protobuf.Struct
+	71,  // 64: cedarpost.v1.AnalyzeChangeResponse.report:type_name -> cedarpost.v1.ImpactReport
+	71,  // 65: cedarpost.v1.GetImpactReportResponse.report:type_name -> cedarpost.v1.ImpactReport
+	31,  // 66: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	65,  // 67: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31,  // 68: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	65,  // 69: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31,  // 70: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	8,   // 71: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
+	65,  // 72: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	11,  // 73: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
+	31,  // 74: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	65,  // 75: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	64,  // 76: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
+	67,  // 77: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
+	67,  // 78: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
+	67,  // 79: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
+	58,  // 80: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
+	65,  // 81: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
+	58,  // 82: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
+	33,  // 83: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
+	4,   // 84: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
+	12,  // 85: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
+	59,  // 86: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
+	61,  // 87: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
+	14,  // 88: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
+	18,  // 89: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
+	20,  // 90: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
+	22,  // 91: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
+	25,  // 92: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
+	27,  // 93: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
+	29,  // 94: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
+	34,  // 95: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
+	36,  // 96: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
+	38,  // 97: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
+	40,  // 98: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
+	42,  // 99: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
+	46,  // 100: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
+	48,  // 101: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
+	50,  // 102: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
+	52,  // 103: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
+	54,  // 104: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
+	56,  // 105: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
+	7,   // 106: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
+	13,  // 107: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
+	60,  // 108: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
+	62,  // 109: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
+	15,  // 110: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
+	19,  // 111: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
+	21,  // 112: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
+	23,  // 113: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
+	26,  // 114: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
+	28,  // 115: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
+	30,  // 116: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
+	35,  // 117: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
+	37,  // 118: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
+	39,  // 119: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
+	41,  // 120: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
+	43,  // 121: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
+	47,  // 122: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
+	49,  // 123: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
+	51,  // 124: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
+	53,  // 125: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
+	55,  // 126: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
+	57,  // 127: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
+	106, // [106:128] is the sub-list for method output_type
+	84,  // [84:106] is the sub-list for method input_type
+	84,  // [84:84] is the sub-list for extension type_name
+	84,  // [84:84] is the sub-list for extension extendee
+	0,   // [0:84] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_policy_proto_init() }
