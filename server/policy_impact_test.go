@@ -435,3 +435,43 @@ func TestAnalyzeChangeWhoGains(t *testing.T) {
 		t.Errorf("%d pairs, %v", report.WhoPairs, report.WhoLeftOut)
 	}
 }
+
+// An analysis says what it cannot compare, and why: decisions whose revision was swept, and a damaged row. A candidate whose policies fail for every question gives new errors only.
+func TestAnalyzeChangeCountsWhatIsUnknown(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, noRule)
+	h.putPapers(3)
+	for i := range 6 {
+		authorize(t, h.Server, askDoc("ann", fmt.Sprint(i%3)))
+	}
+	c := h.create(putFile("policies.cedar", servertest.DocPolicies+"\n@id(\"fails\") forbid (principal, action == Doc::Action::\"Read\", resource) when { principal.level + 9223372036854775807 > 0 };\n"))
+	if r := mustAnalyze(t, h.Policies, ofChange(c.Id)); r.NewErrors != 6 || r.AllowToDeny != 6 || r.Unchanged != 0 || len(r.Samples) != 12 || r.Samples[11].Error == "" || r.ByPolicy[0].Name != "doc/fails" {
+		t.Errorf("%v", r)
+	}
+	h.update(c, putFile("schema.cedarschema", strings.Replace(servertest.DocSchema, "action Read appliesTo { principal: [User], resource: [Paper], context: {} }", "action Read appliesTo { principal: [User], resource: [Paper], context: { why: String } }", 1)),
+		putFile("policies.cedar", servertest.DocPolicies))
+	if r := mustAnalyze(t, h.Policies, ofChange(c.Id)); r.NewErrors != 6 || r.AllowToDeny != 0 || !strings.Contains(r.Samples[0].Error, `required attribute "why" is missing`) {
+		t.Errorf("%v", r)
+	}
+	recorded := ofChange(h.create(extra(7)).Id)
+	recorded.Data = cedarpostv1.ImpactData_IMPACT_DATA_RECORDED
+	if r := mustAnalyze(t, h.Policies, recorded); r.Unchanged+r.OtherChanges+r.DenyToAllow != 6 {
+		t.Errorf("%v", r)
+	}
+	// Now all decisions are older than history, and one of them is damaged.
+	conn := servertest.Session(t, h.URL)
+	var revision int64
+	if err := conn.QueryRow(t.Context(), "select max(revision) from decisions").Scan(&revision); err != nil {
+		t.Fatal(err)
+	}
+	servertest.MustExec(t, conn, fmt.Sprintf("update history set oldest = %d", revision+1))
+	servertest.Tamper(t, h.URL, "update decisions set caller = 'somebody' where decision_id = (select max(decision_id::text)::uuid from decisions)")
+	r := mustAnalyze(t, h.Policies, recorded)
+	var reasons []string
+	for _, u := range r.UnknownReasons {
+		reasons = append(reasons, fmt.Sprint(u.Decisions, " ", u.Reason))
+	}
+	if r.Unknown != 6 || strings.Join(reasons, "|") != "5 history no longer goes back to its revision|1 the row is damaged; verify the log (cedarpost audit verify)" {
+		t.Errorf("%v", reasons)
+	}
+}

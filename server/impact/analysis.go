@@ -189,6 +189,10 @@ func (a *Analysis) outcomes(ctx context.Context, by side, records []*cedarpostv1
 	out := make([]outcome, len(asks))
 	if a.cfg.Report.GetData() == cedarpostv1.ImpactData_IMPACT_DATA_RECORDED {
 		for i, ask := range asks {
+			if records[i].GetRevision() > a.cfg.Revision { // it was lost in a failover
+				out[i].err = errNoRevision
+				continue
+			}
 			e, err := a.cfg.Past.Prepare(ctx, records[i].GetRevision(), by.set, ask, a.cfg.Work.Pause)
 			if out[i], err = outcomeOf(e, err); err != nil {
 				return nil, err
@@ -225,6 +229,9 @@ func (a *Analysis) outcomesNow(ctx context.Context, by side, asks []engine.Ask) 
 	}
 	return out, nil
 }
+
+// errNoRevision is a recorded question whose revision the database does not have.
+var errNoRevision = errors.New("this database has no such revision")
 
 // outcome is how a question was decided, or why it was not.
 type outcome struct {

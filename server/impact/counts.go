@@ -111,6 +111,8 @@ func unknownReason(err error) string {
 	switch {
 	case errors.Is(err, engine.ErrMasked):
 		return engine.ErrMasked.Error()
+	case errors.Is(err, errNoRevision):
+		return errNoRevision.Error()
 	case errors.Is(err, store.ErrSwept):
 		return "history no longer goes back to its revision"
 	case bad:
