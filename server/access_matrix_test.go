@@ -67,6 +67,7 @@ var expected = map[string]struct {
 	"ListChanges":         {somewhere, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
 	"CheckChange":         {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher}},
 	"AnalyzeChange":       {ofBundle, []string{access.Auditor}}, // others need this role besides theirs
+	"ShadowChange":        {ofBundle, []string{access.Auditor}}, // as AnalyzeChange
 	"GetImpactReport":     {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
 	"DiscardChange":       {ofBundle, []string{access.PolicyAuthor}},
 	"PublishChange":       {ofBundle, []string{access.PolicyPublisher}},
@@ -126,6 +127,8 @@ func message(rpc, bundle string) proto.Message {
 		return &cedarpostv1.GetChangeRequest{Id: bundle + "-9"}
 	case "AnalyzeChange":
 		return &cedarpostv1.AnalyzeChangeRequest{Candidate: &cedarpostv1.AnalyzeChangeRequest_Change{Change: bundle + "-9"}, Sample: 2}
+	case "ShadowChange":
+		return &cedarpostv1.ShadowChangeRequest{Id: bundle + "-9"}
 	case "GetImpactReport":
 		return &cedarpostv1.GetImpactReportRequest{Id: bundle + "-r9"}
 	case "CheckChange":

@@ -56,12 +56,17 @@ type timeouts struct {
 	heartbeat time.Duration // between two messages of a watch if nothing changes
 
 	check time.Duration // to check a bundle, and to wait for other checks
+
+	shadow time.Duration // between two looks for changes in shadow
+	// late is how old decisions are when they are compared with those by a change in shadow: those that
+	// were recorded late are in the log by then.
+	late time.Duration
 }
 
 var defaultTimeouts = timeouts{
 	header: 5 * time.Second, read: 10 * time.Second, write: 30 * time.Second, idle: time.Minute,
 	message: 30 * time.Second, upload: 15 * time.Minute, answer: 30 * time.Second, slowest: 64 << 10, discard: 2 * time.Second, keys: time.Second, health: 2 * time.Second,
-	heartbeat: 10 * time.Second, check: time.Minute,
+	heartbeat: 10 * time.Second, check: time.Minute, shadow: 10 * time.Second, late: 2 * decisionlog.RecordTimeout,
 }
 
 // callerFrom returns the name of the authenticated caller of a call.

@@ -118,3 +118,18 @@ func ReadSlowly(c *Config) {
 	c.times = defaultTimeouts
 	c.times.header, c.times.read = time.Minute, time.Minute
 }
+
+// ShadowNow returns an option and a function: a server with the option compares new decisions with those by
+// changes in shadow when the function is called, and only then.
+func ShadowNow() (option func(*Config), now func()) {
+	looks := make(chan chan struct{})
+	return func(c *Config) {
+			c.shadowNow = looks
+			c.times = defaultTimeouts
+			c.times.shadow, c.times.late = time.Hour, 0
+		}, func() {
+			done := make(chan struct{})
+			looks <- done
+			<-done
+		}
+}

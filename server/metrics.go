@@ -96,6 +96,7 @@ const (
 	taskStateRoot     = "state_root"    // records the daily state root
 	taskRetention     = "retention"     // drops old days of the log
 	taskSweep         = "sweep"         // removes old history
+	taskShadow        = "shadow"        // compares new decisions with those by changes in shadow
 	taskNotifications = "notifications" // listens for new revisions; while it fails, the server polls
 )
 
@@ -120,7 +121,7 @@ func newTaskMetrics(r prometheus.Registerer) *taskMetrics {
 			Name: "cedarpost_history_swept_rows_total", Help: "Rows of history that this server removed."}, []string{"table"}),
 	}
 	for _, task := range []string{
-		taskStateRoot, taskRetention, taskSweep, taskNotifications,
+		taskStateRoot, taskRetention, taskSweep, taskShadow, taskNotifications,
 		decisionlog.TaskPartitions, decisionlog.TaskNoted, decisionlog.TaskMergeKeys, decisionlog.TaskWatchLog,
 	} {
 		m.failures.WithLabelValues(task)

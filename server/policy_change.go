@@ -37,7 +37,7 @@ func changeToProto(c store.BundleChange) *cedarpostv1.BundleChange {
 		Id: c.ID, Bundle: c.Bundle, Title: c.Title, Reason: c.Reason, State: changeStates[c.State], BaseVersion: c.BaseVersion, Digest: c.Digest,
 		Authors: c.Authors, CreatedAt: timestamppb.New(c.CreatedAt), UpdatedAt: timestamppb.New(c.UpdatedAt), Version: c.Version,
 		Approvals: verdictsToProto(approvalsOf(c)), Declines: verdictsToProto(declinesOf(c)),
-		Reports: reportsToProto(c.Reports),
+		Reports: reportsToProto(c.Reports), Shadow: shadowToProto(c.Shadow),
 	}
 }
 

@@ -29,7 +29,12 @@ const noRule, twoRule = "name: doc\n", "name: doc\napprovals: 2\n"
 
 func newHouse(t *testing.T, manifest string) *house {
 	t.Helper()
-	h := &house{Server: servertest.New(t), t: t}
+	return newHouseOn(t, servertest.New(t), manifest)
+}
+
+func newHouseOn(t *testing.T, s *servertest.Server, manifest string) *house {
+	t.Helper()
+	h := &house{Server: s, t: t}
 	h.MustApply("doc", "bundle.yaml", manifest, "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies, "more/extra.cedar", "// nothing yet\n")
 	h.author = policiesOf(t, h.Server, "author", grant(access.PolicyAuthor, "doc"), grant(access.PolicyApprover, "doc"))
 	h.other = policiesOf(t, h.Server, "other", grant(access.PolicyAuthor, "doc"), grant(access.PolicyPublisher, "doc"))

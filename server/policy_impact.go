@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -21,6 +20,7 @@ import (
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/engine"
 	"github.com/cedarpost/cedarpost/server/impact"
+	"github.com/cedarpost/cedarpost/server/offline"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/store"
 )
@@ -43,6 +43,7 @@ type impacts struct {
 	places   *access.Places // of the decisions that must not be slowed down
 	stopping <-chan struct{}
 	running  chan struct{} // has a place for each analysis
+	shadowed shadowed      // used by the task that compares changes in shadow alone
 }
 
 // candidate is a proposed state of a bundle.
@@ -164,16 +165,9 @@ func (s *policyService) beginAnalysis(ctx context.Context, req *cedarpostv1.Anal
 	if err != nil {
 		return nil, err
 	}
-	var types []string // of all bundles
-	if report.GetBundle() != engine.Guardrails {
-		types = []string{}
-		if live.Version > 0 {
-			types = append(types, actionTypesOf(v.Set, report.GetBundle())...)
-		}
-	}
 	return impact.New(impact.Config{
 		DB: s.db, Past: s.impacts.past, Places: s.impacts.places, Work: s.impacts.shares.Call(ctx, access.CallerFrom(ctx)),
-		Report: report, Cursor: cursor, Live: v.Set, Proposed: c.set, ActionTypes: types, Revision: at,
+		Report: report, Cursor: cursor, Live: v.Set, Proposed: c.set, ActionTypes: s.actionTypes(v, report.GetBundle(), live), Revision: at,
 	}), nil
 }
 
@@ -183,8 +177,8 @@ func (s *policyService) reportOf(ctx context.Context, req *cedarpostv1.AnalyzeCh
 		if kept, report, err = s.report(ctx, id); err != nil {
 			return nil, kept, err
 		}
-		if report.GetComplete() {
-			return nil, kept, connect.Errorf(connect.CodeFailedPrecondition, "the report %s is complete", id)
+		if report.GetComplete() || report.GetShadow() {
+			return nil, kept, connect.Errorf(connect.CodeFailedPrecondition, "the report %s is complete, or of a shadow, which goes on by itself", id)
 		}
 		if report.GetChange() == "" {
 			return nil, kept, connect.Errorf(connect.CodeFailedPrecondition, "the report %s is about edits that are in no change, and these are not stored; begin a new one", id)
@@ -195,19 +189,13 @@ func (s *policyService) reportOf(ctx context.Context, req *cedarpostv1.AnalyzeCh
 	if req.GetChange() != "" {
 		name = bundleOfChange(req.GetChange())
 	}
-	id := make([]byte, 8)
-	if _, err := rand.Read(id); err != nil {
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	if report, err = newReport(ctx, v, name, req.GetChange(), now); err != nil {
 		return nil, kept, err
 	}
-	now := time.Now().UTC().Truncate(time.Microsecond)
-	report = &cedarpostv1.ImpactReport{
-		Id: name + "-r" + hex.EncodeToString(id), Bundle: name, Change: req.GetChange(), Caller: callerFrom(ctx),
-		CreatedAt: timestamppb.New(now), UpdatedAt: timestamppb.New(now), Revision: snapshot.EncodeRevision(v.Position, v.Position.Number), PolicyRevision: v.PolicyRevision,
-		Principal: req.GetPrincipal(), Action: req.GetAction(), Resource: req.GetResource(), AskedBy: req.GetCaller(),
-		Sample: req.GetSample(), Data: req.GetData(),
-	}
-	if report.GetSample() == 0 {
-		report.Sample = 1
+	report.Principal, report.Action, report.Resource, report.AskedBy, report.Data = req.GetPrincipal(), req.GetAction(), req.GetResource(), req.GetCaller(), req.GetData()
+	if req.GetSample() > 0 {
+		report.Sample = req.GetSample()
 	}
 	from, to, err := timeRange(req.GetFrom(), req.GetTo())
 	if err != nil {
@@ -266,11 +254,7 @@ func (s *policyService) candidate(ctx context.Context, req *cedarpostv1.AnalyzeC
 	if c.bundle, err = readFiles(report.GetBundle(), d.files()); err != nil {
 		return c, err
 	}
-	others, previous, err := besides(v, c.bundle.Name)
-	if err != nil {
-		return c, err
-	}
-	checked, set, err := s.check(ctx, c.bundle, others, previous, true)
+	checked, set, err := s.compileBeside(ctx, c.bundle, v)
 	if err != nil {
 		return c, err
 	}
@@ -280,6 +264,38 @@ func (s *policyService) candidate(ctx context.Context, req *cedarpostv1.AnalyzeC
 	}
 	c.set = set
 	return c, s.mayOwn(ctx, v, set, c.bundle.Name, cedarpostv1connect.PolicyServiceAnalyzeChangeProcedure, need{"AnalyzeChange", access.Target{Bundle: c.bundle.Name}})
+}
+
+// compileBeside checks and compiles a bundle with the others of a snapshot.
+func (s *policyService) compileBeside(ctx context.Context, b *bundle.Bundle, v snapshot.View) (*offline.Report, *engine.Set, error) {
+	others, previous, err := besides(v, b.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s.check(ctx, b, others, previous, true)
+}
+
+// actionTypes returns the types of the actions whose decisions an analysis of a bundle compares; nil: all.
+func (s *policyService) actionTypes(v snapshot.View, name string, live store.Bundle) []string {
+	switch {
+	case name == engine.Guardrails:
+		return nil
+	case live.Version == 0:
+		return []string{}
+	}
+	return actionTypesOf(v.Set, name)
+}
+
+// newReport begins a report of the caller.
+func newReport(ctx context.Context, v snapshot.View, name, change string, now time.Time) (*cedarpostv1.ImpactReport, error) {
+	id := make([]byte, 8)
+	if _, err := rand.Read(id); err != nil {
+		return nil, err
+	}
+	return &cedarpostv1.ImpactReport{
+		Id: name + "-r" + hex.EncodeToString(id), Bundle: name, Change: change, Caller: callerFrom(ctx), Sample: 1,
+		CreatedAt: timestamppb.New(now), UpdatedAt: timestamppb.New(now), Revision: snapshot.EncodeRevision(v.Position, v.Position.Number), PolicyRevision: v.PolicyRevision,
+	}, nil
 }
 
 // unstored makes a draft of edits that are in no change.
@@ -305,32 +321,38 @@ func (s *policyService) unstored(ctx context.Context, held *heldFiles, p *cedarp
 // edited.
 func (s *policyService) saveReport(ctx context.Context, a *impact.Analysis) error {
 	message := a.Report(true)
-	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(message)
-	if err != nil {
-		return err
-	}
-	r := a.Cursor()
-	r.ID, r.Bundle, r.Change, r.Complete, r.Report = message.GetId(), message.GetBundle(), message.GetChange(), message.GetComplete(), bytes
-	r.CreatedAt = message.GetCreatedAt().AsTime()
-	if err := s.db.PutImpactReport(ctx, r); err != nil || !r.Complete || r.Change == "" {
+	bytes, err := s.putReport(ctx, message, a.Cursor())
+	if err != nil || !message.GetComplete() || message.GetChange() == "" {
 		return err
 	}
 	sum := sha256.Sum256(bytes)
 	ref := store.ReportRef{
-		ID: r.ID, SHA256: hex.EncodeToString(sum[:]), Digest: message.GetDigest(), LiveVersion: message.GetLiveVersion(), Caller: message.GetCaller(),
+		ID: message.GetId(), SHA256: hex.EncodeToString(sum[:]), Digest: message.GetDigest(), LiveVersion: message.GetLiveVersion(), Caller: message.GetCaller(),
 		At: time.Now().UTC().Truncate(time.Microsecond), From: message.GetFrom().AsTime(), To: message.GetTo().AsTime(), Sample: message.GetSample(),
 		Narrowed: a.Narrowed(), Decisions: message.GetDecisions(), Unknown: message.GetUnknown(),
 	}
-	_, err = s.db.ChangePolicies(ctx, callerFrom(ctx), r.Bundle, r.Change, func(now store.PolicyState) (w store.PolicyWrite, err error) {
-		c, err := openChange(r.Change, now)
+	_, err = s.db.ChangePolicies(ctx, callerFrom(ctx), message.GetBundle(), message.GetChange(), func(now store.PolicyState) (w store.PolicyWrite, err error) {
+		c, err := openChange(message.GetChange(), now)
 		if err != nil || c.Digest != ref.Digest {
 			return w, nil // the report stays what it is, about a state that is not proposed any more
 		}
 		c.Reports = append(c.Reports[:len(c.Reports):len(c.Reports)], ref)
 		c.Reports = c.Reports[max(len(c.Reports)-maxNamedReports, 0):]
-		return store.PolicyWrite{Change: &c, Reason: fmt.Sprintf("report %s", r.ID)}, nil
+		return store.PolicyWrite{Change: &c, Reason: "report " + message.GetId()}, nil
 	})
 	return err
+}
+
+// putReport stores a report, and returns the bytes that it is stored as.
+func (s *policyService) putReport(ctx context.Context, report *cedarpostv1.ImpactReport, cursor store.ImpactReport) ([]byte, error) {
+	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(report)
+	if err != nil {
+		return nil, err
+	}
+	r := cursor
+	r.ID, r.Bundle, r.Change, r.Complete, r.Shadow, r.Report = report.GetId(), report.GetBundle(), report.GetChange(), report.GetComplete(), report.GetShadow(), bytes
+	r.CreatedAt = report.GetCreatedAt().AsTime()
+	return bytes, s.db.PutImpactReport(ctx, r)
 }
 
 func reportsToProto(list []store.ReportRef) (out []*cedarpostv1.ChangeReport) {

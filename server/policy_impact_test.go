@@ -16,6 +16,7 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
+	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/servertest"
 )
@@ -474,4 +475,76 @@ func TestAnalyzeChangeCountsWhatIsUnknown(t *testing.T) {
 	if r.Unknown != 6 || strings.Join(reasons, "|") != "5 history no longer goes back to its revision|1 the row is damaged; verify the log (cedarpost audit verify)" {
 		t.Errorf("%v", reasons)
 	}
+}
+
+// A change in shadow is compared with the decisions that are made after it was asked for, and with no others.
+// Answers stay as they are. The shadow ends with an edit, when its time is over, and when another version
+// is published.
+func TestShadowChange(t *testing.T) {
+	t.Parallel()
+	option, look := server.ShadowNow()
+	h := newHouseOn(t, servertest.New(t, option), noRule)
+	h.putPapers(4)
+	ask := func(n int) {
+		for i := range n {
+			if r := authorize(t, h.Server, askDoc("ann", fmt.Sprint(i%4))); r.Decision != cedarpostv1.Decision_ALLOW {
+				t.Fatal(r)
+			}
+		}
+		look()
+	}
+	get := func(id string) *cedarpostv1.ImpactReport {
+		res, err := h.Policies.GetImpactReport(t.Context(), &cedarpostv1.GetImpactReportRequest{Id: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.Report
+	}
+	shadow := func(c *cedarpostv1.BundleChange, d *durationpb.Duration) *cedarpostv1.BundleChange {
+		res, err := h.Policies.ShadowChange(t.Context(), &cedarpostv1.ShadowChangeRequest{Id: c.Id, Digest: c.Digest, Duration: d})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.Change
+	}
+	ask(5)
+	c := h.create(putFile("policies.cedar", servertest.DocPolicies+"\n@id(\"no\") forbid (principal, action == Doc::Action::\"Read\", resource == Doc::Paper::\"3\");\n"))
+	c = shadow(c, durationpb.New(time.Hour))
+	id := c.Shadow.Report
+	ask(4)
+	ask(8)
+	if r := get(id); r.Decisions != 12 || r.AllowToDeny != 3 || r.Unchanged != 9 || len(r.Samples) != 3 || r.Complete || !r.Shadow {
+		t.Errorf("%v", r)
+	}
+	if again := shadow(c, durationpb.New(2*time.Hour)); again.Shadow.Report != id {
+		t.Errorf("a shadow that goes on has another report: %v", again)
+	}
+	_, err := analyze(t, h.Policies, &cedarpostv1.AnalyzeChangeRequest{Candidate: &cedarpostv1.AnalyzeChangeRequest_Report{Report: id}})
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "of a shadow, which goes on by itself")
+	_, err = h.Policies.ShadowChange(t.Context(), &cedarpostv1.ShadowChangeRequest{Id: c.Id, Digest: strings.Repeat("0", 64), Duration: durationpb.New(time.Hour)})
+	servertest.WantCode(t, err, connect.CodeAborted, "was edited")
+	_, err = h.author.ShadowChange(t.Context(), &cedarpostv1.ShadowChangeRequest{Id: c.Id, Digest: c.Digest, Duration: durationpb.New(time.Hour)})
+	servertest.WantCode(t, err, connect.CodePermissionDenied, "")
+
+	c = h.update(c, extra(4))
+	ask(4)
+	if r := get(id); r.Decisions != 12 || !r.Complete {
+		t.Errorf("after an edit: %v", r)
+	}
+	c = shadow(c, durationpb.New(time.Hour))
+	ask(4)
+	shadow(c, nil)
+	ask(4)
+	if r := get(c.Shadow.Report); r.Decisions != 4 || !r.Complete || c.Shadow.Report == id {
+		t.Errorf("after its end: %v", r)
+	}
+	c = shadow(c, durationpb.New(time.Hour))
+	publishChange(t, h.publisher, h.create(extra(9)))
+	ask(4)
+	if r := get(c.Shadow.Report); r.Decisions != 0 || !r.Complete {
+		t.Errorf("after another version was published: %v", r)
+	}
+	_, err = h.Policies.ShadowChange(t.Context(), &cedarpostv1.ShadowChangeRequest{Id: c.Id, Digest: c.Digest, Duration: durationpb.New(time.Hour)})
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "--rebase")
+	publishChange(t, h.publisher, h.create(extra(1)))
 }

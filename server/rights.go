@@ -313,6 +313,11 @@ var rules = map[string]rule{
 		name := m.GetEdits().GetBundle() + bundleOfChange(m.GetChange()+m.GetReport()) // one of the three is given
 		return []need{{"AnalyzeChange", access.Target{Bundle: name}}, {readDecisions, decisionsOf(name)}}
 	}},
+	cedarpostv1connect.PolicyServiceShadowChangeProcedure: {actions: []string{"ShadowChange"}, needs: func(_ *engine.Set, msg any) []need {
+		m, _ := msg.(*cedarpostv1.ShadowChangeRequest)
+		name := bundleOfChange(m.GetId())
+		return []need{{"ShadowChange", access.Target{Bundle: name}}, {readDecisions, decisionsOf(name)}}
+	}},
 	cedarpostv1connect.PolicyServiceGetImpactReportProcedure: ofChange[*cedarpostv1.GetImpactReportRequest]("GetImpactReport", false),
 	cedarpostv1connect.PolicyServiceApproveChangeProcedure:   ofChange[*cedarpostv1.ApproveChangeRequest]("ApproveChange", true),
 	cedarpostv1connect.PolicyServiceDeclineChangeProcedure:   ofChange[*cedarpostv1.DeclineChangeRequest]("DeclineChange", true),

@@ -126,6 +126,8 @@ type Config struct {
 	unrecorded  bool     // for the benchmark that measures the cost of recording
 	maxWatchers int      // at once; 0: the default
 	answerBytes int64    // of each plane; 0: the default
+	// shadowNow makes the server look for changes in shadow, and close the channel that it got, for tests.
+	shadowNow chan chan struct{}
 }
 
 func (c *Config) setDefaults() {
@@ -169,6 +171,7 @@ type Server struct {
 	signer   *decisionlog.Signer
 	// noted records failed authentication, refused bundles and probing.
 	noted    *decisionlog.Noted
+	policies *policyService
 	failures access.Failures
 	cert     *certificate // nil: no TLS
 	clients  *clientCAs   // nil: no client certificates
@@ -310,9 +313,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{db: cfg.DB, follower: s.follower, past: history, atomic: newSharedPlaces[string](maxAtomicImports, maxAtomicImports/2), recorder: s.recorder})
-		policies := newPolicyService(cfg.DB, s.gate, s.noted, cfg.times)
-		policies.impacts = &impacts{past: history, recorder: s.recorder, shares: shares, places: places, stopping: s.ready.stopping, running: make(chan struct{}, maxAnalyses)}
-		cedarpostv1connect.RegisterPolicyServiceHandler(cs, policies)
+		s.policies = newPolicyService(cfg.DB, s.gate, s.noted, cfg.times)
+		s.policies.impacts = &impacts{past: history, recorder: s.recorder, shares: shares, places: places, stopping: s.ready.stopping, running: make(chan struct{}, maxAnalyses)}
+		cedarpostv1connect.RegisterPolicyServiceHandler(cs, s.policies)
 		cedarpostv1connect.RegisterAccessServiceHandler(cs, &accessService{db: cfg.DB, gate: s.gate, recorder: s.recorder})
 		audit := newAuditService(cfg.DB, s.recorder, s.ready.stopping)
 		audit.signer, audit.past, audit.shares = s.signer, history, shares
@@ -455,6 +458,7 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.frequent.run(background) })
 	wg.Go(func() { s.keepLog(background) })
 	wg.Go(func() { s.sweepHistory(background) })
+	wg.Go(func() { s.keepShadows(background) })
 	wg.Go(func() { s.storeKeyUses(background) })
 
 	failed := make(chan error, len(s.planes))

@@ -15,6 +15,7 @@ type ImpactReport struct {
 	ID, Bundle string
 	Change     string // "" if it is about edits that are in no change
 	Complete   bool
+	Shadow     bool // it grows while the change is evaluated beside the live bundle
 	CreatedAt  time.Time
 	// CursorAt and CursorID are At and ID of the last decision that was looked at; zero: none.
 	CursorAt time.Time
@@ -28,17 +29,17 @@ func (db *DB) PutImpactReport(ctx context.Context, r ImpactReport) (err error) {
 	defer wrap(&err, "store a report")
 	_, err = db.admin.Exec(ctx, `
 		with put as (
-			insert into impact_reports (id, bundle, change, complete, created_at, cursor_at, cursor_id, report)
-			values ($1, $2, $3, $4, $5, $6, $7, $8)
+			insert into impact_reports (id, bundle, change, complete, created_at, cursor_at, cursor_id, report, shadow)
+			values ($1, $2, $3, $4, $5, $6, $7, $8, $10)
 			on conflict (id) do update set complete = excluded.complete, cursor_at = excluded.cursor_at, cursor_id = excluded.cursor_id, report = excluded.report
 		)
 		delete from impact_reports
 		where id in (
 			select id from impact_reports
-			where bundle = $2 and (change = '' or not complete) and id <> $1
+			where bundle = $2 and (change = '' or not complete and not shadow) and id <> $1
 			order by created_at desc
 			offset $9)`,
-		r.ID, r.Bundle, r.Change, r.Complete, r.CreatedAt, orNull(r.CursorAt), orNull(r.CursorID), r.Report, maxLooseReports-1)
+		r.ID, r.Bundle, r.Change, r.Complete, r.CreatedAt, orNull(r.CursorAt), orNull(r.CursorID), r.Report, maxLooseReports-1, r.Shadow)
 	return err
 }
 
@@ -47,8 +48,8 @@ func (db *DB) ImpactReport(ctx context.Context, id string) (r ImpactReport, err 
 	defer wrap(&err, "read a report")
 	var at *time.Time
 	var last *uuid.UUID
-	err = db.admin.QueryRow(ctx, "select id, bundle, change, complete, created_at, cursor_at, cursor_id, report from impact_reports where id = $1", id).
-		Scan(&r.ID, &r.Bundle, &r.Change, &r.Complete, &r.CreatedAt, &at, &last, &r.Report)
+	err = db.admin.QueryRow(ctx, "select id, bundle, change, complete, shadow, created_at, cursor_at, cursor_id, report from impact_reports where id = $1", id).
+		Scan(&r.ID, &r.Bundle, &r.Change, &r.Complete, &r.Shadow, &r.CreatedAt, &at, &last, &r.Report)
 	r.CursorAt, r.CursorID = orZero(at), orZero(last)
 	return r, notFound(err)
 }

@@ -14,6 +14,7 @@ const (
 	sweepLock     = "sweep_lock"
 	stateRootLock = "state_root_lock"
 	retentionLock = "retention_lock"
+	ShadowLock    = "shadow_lock"
 	migrationLock = "migration_lock"
 )
 

@@ -46,6 +46,8 @@ type BundleChange struct {
 	Declines  []Verdict `json:"declines,omitempty"`
 	// Reports are the complete reports of its impact, the newest last.
 	Reports []ReportRef `json:"reports,omitempty"`
+	// Shadow says how it is evaluated beside the live bundle; nil: it is not.
+	Shadow *Shadow `json:"shadow,omitempty"`
 	// Version is the version that it was published as; 0: none.
 	Version int64 `json:"version,omitempty"`
 	// Since is the revision that stored this state; set by the store.
@@ -78,6 +80,14 @@ type ReportRef struct {
 	Narrowed  bool  `json:"narrowed,omitempty"`
 	Decisions int32 `json:"decisions"`
 	Unknown   int32 `json:"unknown"`
+}
+
+// Shadow is the evaluation of a change beside the live bundle.
+type Shadow struct {
+	Report string    `json:"report"` // its id
+	Digest string    `json:"digest"` // of the change that is evaluated
+	Caller string    `json:"caller"`
+	Until  time.Time `json:"until"`
 }
 
 // ChangeEdit is a file that a change puts or removes.
@@ -325,6 +335,18 @@ func (db *DB) BundleChangesByID(ctx context.Context, ids []string) (found map[st
 		found[c.ID] = c
 	}
 	return found, err
+}
+
+// Shadows reads the changes with a shadow whose report is not complete.
+func (db *DB) Shadows(ctx context.Context) (_ []BundleChange, err error) {
+	defer wrap(&err, "list shadows")
+	rows, _ := db.admin.Query(ctx, `
+		select e.id, e.attrs, e.since
+		from impact_reports r
+		join entities e on e.type = '`+ChangeType+`' and e.id = r.change and e.until is null and e.attrs -> 'shadow' ->> 'report' = r.id
+		where not r.complete and r.shadow
+		order by e.id`)
+	return pgx.CollectRows(rows, scanBundleChange)
 }
 
 // BundleFreezes reads the freezes by the name of the bundle.

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -18,6 +20,7 @@ type changeCmd struct {
 	Show    showChangeCmd    `cmd:"" help:"Show a change, and what keeps it from being published."`
 	Check   checkChangeCmd   `cmd:"" help:"Check the bundle of a change and run its tests, on the server."`
 	Edit    editChangeCmd    `cmd:"" help:"Edit a change."`
+	Shadow  shadowChangeCmd  `cmd:"" help:"Evaluate a change beside the live bundle for some time."`
 	Approve approveChangeCmd `cmd:"" help:"Agree with a change."`
 	Decline declineChangeCmd `cmd:"" help:"Disagree with a change: it is not published before its next edit."`
 	Publish publishChangeCmd `cmd:"" help:"Publish a change."`
@@ -156,6 +159,9 @@ func (c *console) printChange(change *cedarpostv1.BundleChange, asJSON bool) err
 		if r.GetDigest() == change.GetDigest() {
 			c.pair("impact", fmt.Sprintf("%s, %s by %s: %s, %d unknown", r.GetId(), localTime(r.GetAt()), r.GetCaller(), count(r.GetDecisions(), "decision", "decisions"), r.GetUnknown()))
 		}
+	}
+	if s := change.GetShadow(); s != nil && s.GetDigest() == change.GetDigest() {
+		c.pair("shadow", fmt.Sprintf("%s, until %s by %s", s.GetReport(), localTime(s.GetUntil()), s.GetCaller()))
 	}
 	c.pair("digest", change.GetDigest())
 	return nil
@@ -420,6 +426,42 @@ func seen(ctx context.Context, admin *peer, id, digest string) (string, error) {
 // digestFlag is the state of a change that a call is about.
 type digestFlag struct {
 	Digest string `help:"The digest of the change that you have seen (default: the one that it has now). If it was edited since, nothing happens." placeholder:"SHA256"`
+}
+
+type shadowChangeCmd struct {
+	changeArgs
+	digestFlag
+	For span `help:"For how long, at most 31d (default ${default})." default:"24h" placeholder:"DURATION"`
+	End bool `help:"End it now."`
+}
+
+// Help is the long help of change shadow.
+func (*shadowChangeCmd) Help() string {
+	return `New questions are decided by the change, too, some seconds after they were answered, and the differences are counted. Answers stay as they are. "cedarpost impact --report ID" shows the report, whose id is printed. It ends when the change is edited or published, or another version is published.`
+}
+
+// Run begins or ends a shadow.
+func (s *shadowChangeCmd) Run(ctx context.Context, c *console) error {
+	admin, err := s.dial()
+	if err != nil {
+		return err
+	}
+	digest, err := seen(ctx, admin, s.ID, s.Digest)
+	if err != nil {
+		return err
+	}
+	req := &cedarpostv1.ShadowChangeRequest{Id: s.ID, Digest: digest}
+	if !s.End {
+		if s.For <= 0 {
+			return misuse("--for must be more than 0; --end ends a shadow")
+		}
+		req.Duration = durationpb.New(time.Duration(s.For))
+	}
+	res, err := call(ctx, admin, admin.policies().ShadowChange, req)
+	if err != nil {
+		return err
+	}
+	return c.printChange(res.GetChange(), s.json())
 }
 
 type approveChangeCmd struct {

@@ -86,7 +86,7 @@ func (n *impactCmd) Run(ctx context.Context, c *console) error {
 		if err != nil {
 			return err
 		}
-		if res.GetReport().GetComplete() {
+		if res.GetReport().GetComplete() || res.GetReport().GetShadow() {
 			return n.print(c, res.GetReport())
 		}
 		req.Candidate = &cedarpostv1.AnalyzeChangeRequest_Report{Report: n.Report}
@@ -185,7 +185,9 @@ func impactTitle(r *cedarpostv1.ImpactReport) string {
 	if r.GetSample() < 1 {
 		text += fmt.Sprintf(", a share of %g", r.GetSample())
 	}
-	if !r.GetComplete() {
+	if r.GetShadow() {
+		text += map[bool]string{true: ", in shadow", false: ", in shadow, which goes on"}[r.GetComplete()]
+	} else if !r.GetComplete() {
 		text += fmt.Sprintf("; stopped at %s", localTime(r.GetReached()))
 	}
 	return text
@@ -231,7 +233,7 @@ func (c *console) printImpact(r *cedarpostv1.ImpactReport) {
 	}
 	fmt.Fprintln(c.out)
 	c.pair("report", r.GetId())
-	if !r.GetComplete() && r.GetChange() != "" {
+	if !r.GetComplete() && !r.GetShadow() && r.GetChange() != "" {
 		fmt.Fprintf(c.out, "  the time was over before all decisions were compared; `cedarpost impact --report %s` goes on\n", clean(r.GetId()))
 	}
 }
@@ -303,7 +305,7 @@ func printImpactMarkdown(w io.Writer, r *cedarpostv1.ImpactReport) {
 		}
 		fmt.Fprint(w, "\n</details>\n")
 	}
-	if !r.GetComplete() {
+	if !r.GetComplete() && !r.GetShadow() {
 		fmt.Fprintf(w, "\nThe time was over before all decisions were compared.\n")
 	}
 }

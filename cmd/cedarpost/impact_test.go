@@ -45,6 +45,13 @@ func testImpact(sh *shell) func(*testing.T) {
 		}
 		sh.exits(t, 0, says("the change "+made.ID+" against version", "shop/night"), "impact", "--report", kept.ID)
 		sh.exits(t, 0, says("impact       "+kept.ID), "change", "show", made.ID)
+		r = sh.exits(t, 0, nil, "change", "shadow", made.ID, "--for", "1h", "-o", "json")
+		var shadowed struct{ Shadow struct{ Report string } }
+		if err := json.Unmarshal([]byte(r.out), &shadowed); err != nil {
+			t.Fatal(err)
+		}
+		sh.exits(t, 0, says("in shadow, which goes on"), "impact", "--report", shadowed.Shadow.Report)
+		sh.exits(t, 0, says("shadow       "+shadowed.Shadow.Report), "change", "shadow", made.ID, "--end")
 		sh.exits(t, 0, nil, "change", "discard", made.ID)
 		sh.exits(t, 2, says("give one of a bundle folder, --change and --report"), "impact")
 		sh.exits(t, 2, says("--sample"), "impact", dir, "--sample", "2")

@@ -43,6 +43,8 @@ type Config struct {
 	ActionTypes    []string
 	// Revision is that of the entities.
 	Revision int64
+	// From and To are the time whose decisions are looked at; zero: that of the report.
+	From, To time.Time
 }
 
 // Analysis is an analysis under way. It is not safe for concurrent use.
@@ -66,6 +68,9 @@ func New(cfg Config) *Analysis {
 	live := cfg.Past.At(cfg.Revision, cfg.Live)
 	a := &Analysis{cfg: cfg, sides: [2]side{{cfg.Live, live}, {cfg.Proposed, live.With(cfg.Proposed)}}, query: filters(cfg.Report)}
 	a.query.ActionTypes, a.query.Limit = cfg.ActionTypes, pageRows
+	if !cfg.To.IsZero() {
+		a.query.From, a.query.To = cfg.From, cfg.To
+	}
 	a.query.BeforeAt, a.query.BeforeID = cfg.Cursor.CursorAt, cfg.Cursor.CursorID
 	a.counts.load(cfg.Report)
 	return a

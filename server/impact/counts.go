@@ -83,10 +83,21 @@ func (c *counts) save(r *cedarpostv1.ImpactReport, full bool) {
 			continue
 		}
 		list := slices.SortedFunc(maps.Values(c.groups[sort]), func(a, b *cedarpostv1.ImpactGroup) int {
-			return cmp.Or(cmp.Compare(size(b), size(a)), cmp.Compare(a.GetName(), b.GetName()))
+			// What is left of other groups comes last, so that it is counted together with those that are left now.
+			left := func(g *cedarpostv1.ImpactGroup) int { return map[bool]int{true: 1}[g.GetName() == otherGroups] }
+			return cmp.Or(cmp.Compare(left(a), left(b)), cmp.Compare(size(b), size(a)), cmp.Compare(a.GetName(), b.GetName()))
 		})
 		for _, g := range list[:min(len(list), maxGroups)] {
 			*into = append(*into, proto.CloneOf(g))
+		}
+		if len(list) > maxGroups {
+			rest := &cedarpostv1.ImpactGroup{Name: otherGroups}
+			for _, g := range list[maxGroups:] {
+				rest.AllowToDeny, rest.DenyToAllow = rest.GetAllowToDeny()+g.GetAllowToDeny(), rest.GetDenyToAllow()+g.GetDenyToAllow()
+				rest.FieldsGained, rest.FieldsLost = rest.GetFieldsGained()+g.GetFieldsGained(), rest.GetFieldsLost()+g.GetFieldsLost()
+				rest.NewErrors = rest.GetNewErrors() + g.GetNewErrors()
+			}
+			*into = append(*into, rest)
 		}
 	}
 	if !full {

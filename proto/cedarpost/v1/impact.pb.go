@@ -225,7 +225,10 @@ type ImpactReport struct {
 	// How many pairs of a principal and a resource were tried.
 	WhoPairs int32 `protobuf:"varint,38,opt,name=who_pairs,json=whoPairs,proto3" json:"who_pairs,omitempty"`
 	// What was not tried, in words. Empty: everything that the policies that differ can concern.
-	WhoLeftOut    []string `protobuf:"bytes,39,rep,name=who_left_out,json=whoLeftOut,proto3" json:"who_left_out,omitempty"`
+	WhoLeftOut []string `protobuf:"bytes,39,rep,name=who_left_out,json=whoLeftOut,proto3" json:"who_left_out,omitempty"`
+	// True if the report is of a change that is evaluated beside the live bundle. It has the decisions from
+	// `from` on and before `to`, which moves forward; complete says that the shadow has ended.
+	Shadow        bool `protobuf:"varint,40,opt,name=shadow,proto3" json:"shadow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -531,6 +534,13 @@ func (x *ImpactReport) GetWhoLeftOut() []string {
 		return x.WhoLeftOut
 	}
 	return nil
+}
+
+func (x *ImpactReport) GetShadow() bool {
+	if x != nil {
+		return x.Shadow
+	}
+	return false
 }
 
 // ImpactWho is a stored principal whose outcome changes.
@@ -946,7 +956,7 @@ var File_cedarpost_v1_impact_proto protoreflect.FileDescriptor
 
 const file_cedarpost_v1_impact_proto_rawDesc = "" +
 	"\n" +
-	"\x19cedarpost/v1/impact.proto\x12\fcedarpost.v1\x1a\x18cedarpost/v1/cedar.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\f\n" +
+	"\x19cedarpost/v1/impact.proto\x12\fcedarpost.v1\x1a\x18cedarpost/v1/cedar.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\f\n" +
 	"\fImpactReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x16\n" +
@@ -992,7 +1002,8 @@ const file_cedarpost_v1_impact_proto_rawDesc = "" +
 	"\x03who\x18% \x03(\v2\x17.cedarpost.v1.ImpactWhoR\x03who\x12\x1b\n" +
 	"\twho_pairs\x18& \x01(\x05R\bwhoPairs\x12 \n" +
 	"\fwho_left_out\x18' \x03(\tR\n" +
-	"whoLeftOut\"\x90\x03\n" +
+	"whoLeftOut\x12\x16\n" +
+	"\x06shadow\x18( \x01(\bR\x06shadow\"\x90\x03\n" +
 	"\tImpactWho\x125\n" +
 	"\tprincipal\x18\x01 \x01(\v2\x17.cedarpost.v1.EntityUidR\tprincipal\x12/\n" +
 	"\x06action\x18\x02 \x01(\v2\x17.cedarpost.v1.EntityUidR\x06action\x12\x16\n" +

@@ -246,7 +246,7 @@ func (x PolicyDiff_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PolicyDiff_Kind.Descriptor instead.
 func (PolicyDiff_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42, 0}
 }
 
 // ApplyBundleRequest is one part of an upload.
@@ -2261,7 +2261,9 @@ type BundleChange struct {
 	// The version that it was published as; 0: none.
 	Version int64 `protobuf:"varint,13,opt,name=version,proto3" json:"version,omitempty"`
 	// The complete reports of its impact, the newest last. GetImpactReport returns them.
-	Reports       []*ChangeReport `protobuf:"bytes,20,rep,name=reports,proto3" json:"reports,omitempty"`
+	Reports []*ChangeReport `protobuf:"bytes,20,rep,name=reports,proto3" json:"reports,omitempty"`
+	// How it is evaluated beside the live bundle; absent: it is not.
+	Shadow        *ChangeShadow `protobuf:"bytes,21,opt,name=shadow,proto3" json:"shadow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2394,6 +2396,86 @@ func (x *BundleChange) GetReports() []*ChangeReport {
 	return nil
 }
 
+func (x *BundleChange) GetShadow() *ChangeShadow {
+	if x != nil {
+		return x.Shadow
+	}
+	return nil
+}
+
+// ChangeShadow says how a change is evaluated beside the live bundle.
+type ChangeShadow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The report, for GetImpactReport. It grows until the shadow ends, and stays then.
+	Report string `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	// The digest of the change that is evaluated. If the change has another one, the shadow has ended.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Who asked for it.
+	Caller string `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
+	// When it ends.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeShadow) Reset() {
+	*x = ChangeShadow{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeShadow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeShadow) ProtoMessage() {}
+
+func (x *ChangeShadow) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeShadow.ProtoReflect.Descriptor instead.
+func (*ChangeShadow) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ChangeShadow) GetReport() string {
+	if x != nil {
+		return x.Report
+	}
+	return ""
+}
+
+func (x *ChangeShadow) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ChangeShadow) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *ChangeShadow) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 // ChangeReport names a report of the impact of a change.
 type ChangeReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2428,7 +2510,7 @@ type ChangeReport struct {
 
 func (x *ChangeReport) Reset() {
 	*x = ChangeReport{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2440,7 +2522,7 @@ func (x *ChangeReport) String() string {
 func (*ChangeReport) ProtoMessage() {}
 
 func (x *ChangeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2453,7 +2535,7 @@ func (x *ChangeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReport.ProtoReflect.Descriptor instead.
 func (*ChangeReport) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{28}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ChangeReport) GetId() string {
@@ -2559,7 +2641,7 @@ type FileEdit struct {
 
 func (x *FileEdit) Reset() {
 	*x = FileEdit{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2571,7 +2653,7 @@ func (x *FileEdit) String() string {
 func (*FileEdit) ProtoMessage() {}
 
 func (x *FileEdit) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2584,7 +2666,7 @@ func (x *FileEdit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEdit.ProtoReflect.Descriptor instead.
 func (*FileEdit) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FileEdit) GetPath() string {
@@ -2675,7 +2757,7 @@ type CreateChangeRequest struct {
 
 func (x *CreateChangeRequest) Reset() {
 	*x = CreateChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2687,7 +2769,7 @@ func (x *CreateChangeRequest) String() string {
 func (*CreateChangeRequest) ProtoMessage() {}
 
 func (x *CreateChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2700,7 +2782,7 @@ func (x *CreateChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateChangeRequest.ProtoReflect.Descriptor instead.
 func (*CreateChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{30}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateChangeRequest) GetBundle() string {
@@ -2758,7 +2840,7 @@ type CreateChangeResponse struct {
 
 func (x *CreateChangeResponse) Reset() {
 	*x = CreateChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +2852,7 @@ func (x *CreateChangeResponse) String() string {
 func (*CreateChangeResponse) ProtoMessage() {}
 
 func (x *CreateChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +2865,7 @@ func (x *CreateChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateChangeResponse.ProtoReflect.Descriptor instead.
 func (*CreateChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{31}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateChangeResponse) GetChange() *BundleChange {
@@ -2826,7 +2908,7 @@ type UpdateChangeRequest struct {
 
 func (x *UpdateChangeRequest) Reset() {
 	*x = UpdateChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2838,7 +2920,7 @@ func (x *UpdateChangeRequest) String() string {
 func (*UpdateChangeRequest) ProtoMessage() {}
 
 func (x *UpdateChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2851,7 +2933,7 @@ func (x *UpdateChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateChangeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{32}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UpdateChangeRequest) GetId() string {
@@ -2923,7 +3005,7 @@ type UpdateChangeResponse struct {
 
 func (x *UpdateChangeResponse) Reset() {
 	*x = UpdateChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3017,7 @@ func (x *UpdateChangeResponse) String() string {
 func (*UpdateChangeResponse) ProtoMessage() {}
 
 func (x *UpdateChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3030,7 @@ func (x *UpdateChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateChangeResponse.ProtoReflect.Descriptor instead.
 func (*UpdateChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UpdateChangeResponse) GetChange() *BundleChange {
@@ -2976,7 +3058,7 @@ type GetChangeRequest struct {
 
 func (x *GetChangeRequest) Reset() {
 	*x = GetChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2988,7 +3070,7 @@ func (x *GetChangeRequest) String() string {
 func (*GetChangeRequest) ProtoMessage() {}
 
 func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3001,7 +3083,7 @@ func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeRequest.ProtoReflect.Descriptor instead.
 func (*GetChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetChangeRequest) GetId() string {
@@ -3030,7 +3112,7 @@ type GetChangeResponse struct {
 
 func (x *GetChangeResponse) Reset() {
 	*x = GetChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3124,7 @@ func (x *GetChangeResponse) String() string {
 func (*GetChangeResponse) ProtoMessage() {}
 
 func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3137,7 @@ func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeResponse.ProtoReflect.Descriptor instead.
 func (*GetChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{35}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetChangeResponse) GetChange() *BundleChange {
@@ -3110,7 +3192,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3122,7 +3204,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3135,7 +3217,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{36}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListChangesRequest) GetBundle() string {
@@ -3179,7 +3261,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3191,7 +3273,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3204,7 +3286,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{37}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListChangesResponse) GetChanges() []*BundleChange {
@@ -3232,7 +3314,7 @@ type CheckChangeRequest struct {
 
 func (x *CheckChangeRequest) Reset() {
 	*x = CheckChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3244,7 +3326,7 @@ func (x *CheckChangeRequest) String() string {
 func (*CheckChangeRequest) ProtoMessage() {}
 
 func (x *CheckChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3257,7 +3339,7 @@ func (x *CheckChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckChangeRequest.ProtoReflect.Descriptor instead.
 func (*CheckChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{38}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CheckChangeRequest) GetId() string {
@@ -3292,7 +3374,7 @@ type CheckChangeResponse struct {
 
 func (x *CheckChangeResponse) Reset() {
 	*x = CheckChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3304,7 +3386,7 @@ func (x *CheckChangeResponse) String() string {
 func (*CheckChangeResponse) ProtoMessage() {}
 
 func (x *CheckChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3317,7 +3399,7 @@ func (x *CheckChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckChangeResponse.ProtoReflect.Descriptor instead.
 func (*CheckChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{39}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CheckChangeResponse) GetChange() *BundleChange {
@@ -3391,7 +3473,7 @@ type TestResult struct {
 
 func (x *TestResult) Reset() {
 	*x = TestResult{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3403,7 +3485,7 @@ func (x *TestResult) String() string {
 func (*TestResult) ProtoMessage() {}
 
 func (x *TestResult) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3416,7 +3498,7 @@ func (x *TestResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestResult.ProtoReflect.Descriptor instead.
 func (*TestResult) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TestResult) GetName() string {
@@ -3458,7 +3540,7 @@ type PolicyDiff struct {
 
 func (x *PolicyDiff) Reset() {
 	*x = PolicyDiff{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3470,7 +3552,7 @@ func (x *PolicyDiff) String() string {
 func (*PolicyDiff) ProtoMessage() {}
 
 func (x *PolicyDiff) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3483,7 +3565,7 @@ func (x *PolicyDiff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyDiff.ProtoReflect.Descriptor instead.
 func (*PolicyDiff) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PolicyDiff) GetId() string {
@@ -3559,7 +3641,7 @@ type AnalyzeChangeRequest struct {
 
 func (x *AnalyzeChangeRequest) Reset() {
 	*x = AnalyzeChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3571,7 +3653,7 @@ func (x *AnalyzeChangeRequest) String() string {
 func (*AnalyzeChangeRequest) ProtoMessage() {}
 
 func (x *AnalyzeChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3584,7 +3666,7 @@ func (x *AnalyzeChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnalyzeChangeRequest.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AnalyzeChangeRequest) GetCandidate() isAnalyzeChangeRequest_Candidate {
@@ -3742,7 +3824,7 @@ type AnalyzeChangeResponse struct {
 
 func (x *AnalyzeChangeResponse) Reset() {
 	*x = AnalyzeChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3754,7 +3836,7 @@ func (x *AnalyzeChangeResponse) String() string {
 func (*AnalyzeChangeResponse) ProtoMessage() {}
 
 func (x *AnalyzeChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3767,7 +3849,7 @@ func (x *AnalyzeChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnalyzeChangeResponse.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AnalyzeChangeResponse) GetReport() *ImpactReport {
@@ -3788,7 +3870,7 @@ type GetImpactReportRequest struct {
 
 func (x *GetImpactReportRequest) Reset() {
 	*x = GetImpactReportRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3800,7 +3882,7 @@ func (x *GetImpactReportRequest) String() string {
 func (*GetImpactReportRequest) ProtoMessage() {}
 
 func (x *GetImpactReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3813,7 +3895,7 @@ func (x *GetImpactReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImpactReportRequest.ProtoReflect.Descriptor instead.
 func (*GetImpactReportRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetImpactReportRequest) GetId() string {
@@ -3834,7 +3916,7 @@ type GetImpactReportResponse struct {
 
 func (x *GetImpactReportResponse) Reset() {
 	*x = GetImpactReportResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3846,7 +3928,7 @@ func (x *GetImpactReportResponse) String() string {
 func (*GetImpactReportResponse) ProtoMessage() {}
 
 func (x *GetImpactReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3859,12 +3941,142 @@ func (x *GetImpactReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImpactReportResponse.ProtoReflect.Descriptor instead.
 func (*GetImpactReportResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetImpactReportResponse) GetReport() *ImpactReport {
 	if x != nil {
 		return x.Report
+	}
+	return nil
+}
+
+// ShadowChangeRequest names a change to evaluate beside the live bundle.
+type ShadowChangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The digest of the change that the caller has seen. If the change has another one, the error is
+	// aborted.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// For how long, at most 31 days. Absent: the shadow ends now. A shadow of the same digest goes on with its
+	// report.
+	Duration *durationpb.Duration `protobuf:"bytes,3,opt,name=duration,proto3" json:"duration,omitempty"`
+	// Makes the call happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ShadowChangeRequest) Reset() {
+	*x = ShadowChangeRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShadowChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShadowChangeRequest) ProtoMessage() {}
+
+func (x *ShadowChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShadowChangeRequest.ProtoReflect.Descriptor instead.
+func (*ShadowChangeRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *ShadowChangeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ShadowChangeRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ShadowChangeRequest) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *ShadowChangeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// ShadowChangeResponse has the change.
+type ShadowChangeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The change as it is now.
+	Change *BundleChange `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	// The revision that it was stored in.
+	Revision      *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShadowChangeResponse) Reset() {
+	*x = ShadowChangeResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShadowChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShadowChangeResponse) ProtoMessage() {}
+
+func (x *ShadowChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShadowChangeResponse.ProtoReflect.Descriptor instead.
+func (*ShadowChangeResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ShadowChangeResponse) GetChange() *BundleChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *ShadowChangeResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
 	}
 	return nil
 }
@@ -3887,7 +4099,7 @@ type ApproveChangeRequest struct {
 
 func (x *ApproveChangeRequest) Reset() {
 	*x = ApproveChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3899,7 +4111,7 @@ func (x *ApproveChangeRequest) String() string {
 func (*ApproveChangeRequest) ProtoMessage() {}
 
 func (x *ApproveChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3912,7 +4124,7 @@ func (x *ApproveChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveChangeRequest.ProtoReflect.Descriptor instead.
 func (*ApproveChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{46}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ApproveChangeRequest) GetId() string {
@@ -3956,7 +4168,7 @@ type ApproveChangeResponse struct {
 
 func (x *ApproveChangeResponse) Reset() {
 	*x = ApproveChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4180,7 @@ func (x *ApproveChangeResponse) String() string {
 func (*ApproveChangeResponse) ProtoMessage() {}
 
 func (x *ApproveChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4193,7 @@ func (x *ApproveChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveChangeResponse.ProtoReflect.Descriptor instead.
 func (*ApproveChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{47}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ApproveChangeResponse) GetChange() *BundleChange {
@@ -4016,7 +4228,7 @@ type DeclineChangeRequest struct {
 
 func (x *DeclineChangeRequest) Reset() {
 	*x = DeclineChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4028,7 +4240,7 @@ func (x *DeclineChangeRequest) String() string {
 func (*DeclineChangeRequest) ProtoMessage() {}
 
 func (x *DeclineChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4041,7 +4253,7 @@ func (x *DeclineChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclineChangeRequest.ProtoReflect.Descriptor instead.
 func (*DeclineChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DeclineChangeRequest) GetId() string {
@@ -4085,7 +4297,7 @@ type DeclineChangeResponse struct {
 
 func (x *DeclineChangeResponse) Reset() {
 	*x = DeclineChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4097,7 +4309,7 @@ func (x *DeclineChangeResponse) String() string {
 func (*DeclineChangeResponse) ProtoMessage() {}
 
 func (x *DeclineChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4110,7 +4322,7 @@ func (x *DeclineChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclineChangeResponse.ProtoReflect.Descriptor instead.
 func (*DeclineChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DeclineChangeResponse) GetChange() *BundleChange {
@@ -4143,7 +4355,7 @@ type PublishChangeRequest struct {
 
 func (x *PublishChangeRequest) Reset() {
 	*x = PublishChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4155,7 +4367,7 @@ func (x *PublishChangeRequest) String() string {
 func (*PublishChangeRequest) ProtoMessage() {}
 
 func (x *PublishChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4168,7 +4380,7 @@ func (x *PublishChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishChangeRequest.ProtoReflect.Descriptor instead.
 func (*PublishChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PublishChangeRequest) GetId() string {
@@ -4209,7 +4421,7 @@ type PublishChangeResponse struct {
 
 func (x *PublishChangeResponse) Reset() {
 	*x = PublishChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4221,7 +4433,7 @@ func (x *PublishChangeResponse) String() string {
 func (*PublishChangeResponse) ProtoMessage() {}
 
 func (x *PublishChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4234,7 +4446,7 @@ func (x *PublishChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishChangeResponse.ProtoReflect.Descriptor instead.
 func (*PublishChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{51}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PublishChangeResponse) GetChange() *BundleChange {
@@ -4280,7 +4492,7 @@ type DiscardChangeRequest struct {
 
 func (x *DiscardChangeRequest) Reset() {
 	*x = DiscardChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4292,7 +4504,7 @@ func (x *DiscardChangeRequest) String() string {
 func (*DiscardChangeRequest) ProtoMessage() {}
 
 func (x *DiscardChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4305,7 +4517,7 @@ func (x *DiscardChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardChangeRequest.ProtoReflect.Descriptor instead.
 func (*DiscardChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{52}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DiscardChangeRequest) GetId() string {
@@ -4342,7 +4554,7 @@ type DiscardChangeResponse struct {
 
 func (x *DiscardChangeResponse) Reset() {
 	*x = DiscardChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4354,7 +4566,7 @@ func (x *DiscardChangeResponse) String() string {
 func (*DiscardChangeResponse) ProtoMessage() {}
 
 func (x *DiscardChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4367,7 +4579,7 @@ func (x *DiscardChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardChangeResponse.ProtoReflect.Descriptor instead.
 func (*DiscardChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{53}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DiscardChangeResponse) GetChange() *BundleChange {
@@ -4417,7 +4629,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4429,7 +4641,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4442,7 +4654,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{54}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Policy) GetBundle() string {
@@ -4559,7 +4771,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4571,7 +4783,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4584,7 +4796,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{55}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListPoliciesRequest) GetBundle() string {
@@ -4665,7 +4877,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4677,7 +4889,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4690,7 +4902,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{56}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -4727,7 +4939,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4739,7 +4951,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4752,7 +4964,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{57}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetPolicyRequest) GetBundle() string {
@@ -4780,7 +4992,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4792,7 +5004,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4805,7 +5017,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{58}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetPolicyResponse) GetPolicy() *Policy {
@@ -4830,7 +5042,7 @@ type AnalyzeChangeRequest_ProposedEdits struct {
 
 func (x *AnalyzeChangeRequest_ProposedEdits) Reset() {
 	*x = AnalyzeChangeRequest_ProposedEdits{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4842,7 +5054,7 @@ func (x *AnalyzeChangeRequest_ProposedEdits) String() string {
 func (*AnalyzeChangeRequest_ProposedEdits) ProtoMessage() {}
 
 func (x *AnalyzeChangeRequest_ProposedEdits) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4855,7 +5067,7 @@ func (x *AnalyzeChangeRequest_ProposedEdits) ProtoReflect() protoreflect.Message
 
 // Deprecated: Use AnalyzeChangeRequest_ProposedEdits.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeRequest_ProposedEdits) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43, 0}
 }
 
 func (x *AnalyzeChangeRequest_ProposedEdits) GetBundle() string {
@@ -5031,7 +5243,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"f\n" +
 	"\x16UnfreezeBundleResponse\x122\n" +
 	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged\"\xe7\x04\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\x9b\x05\n" +
 	"\fBundleChange\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x14\n" +
@@ -5049,12 +5261,18 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\tapprovals\x18\v \x03(\v2\x15.cedarpost.v1.VerdictR\tapprovals\x121\n" +
 	"\bdeclines\x18\f \x03(\v2\x15.cedarpost.v1.VerdictR\bdeclines\x12\x18\n" +
 	"\aversion\x18\r \x01(\x03R\aversion\x124\n" +
-	"\areports\x18\x14 \x03(\v2\x1a.cedarpost.v1.ChangeReportR\areports\"F\n" +
+	"\areports\x18\x14 \x03(\v2\x1a.cedarpost.v1.ChangeReportR\areports\x122\n" +
+	"\x06shadow\x18\x15 \x01(\v2\x1a.cedarpost.v1.ChangeShadowR\x06shadow\"F\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\b\n" +
 	"\x04OPEN\x10\x01\x12\r\n" +
 	"\tPUBLISHED\x10\x02\x12\r\n" +
-	"\tDISCARDED\x10\x03\"\xfd\x02\n" +
+	"\tDISCARDED\x10\x03\"\x88\x01\n" +
+	"\fChangeShadow\x12\x16\n" +
+	"\x06report\x18\x01 \x01(\tR\x06report\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
+	"\x06caller\x18\x03 \x01(\tR\x06caller\x120\n" +
+	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xfd\x02\n" +
 	"\fChangeReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x16\n" +
@@ -5177,7 +5395,15 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x16GetImpactReportRequest\x12@\n" +
 	"\x02id\x18\x01 \x01(\tB0\xbaH-r+2)^[a-z0-9][a-z0-9._-]{0,63}-r[0-9a-f]{16}$R\x02id\"M\n" +
 	"\x17GetImpactReportResponse\x122\n" +
-	"\x06report\x18\x01 \x01(\v2\x1a.cedarpost.v1.ImpactReportR\x06report\"\xe7\x01\n" +
+	"\x06report\x18\x01 \x01(\v2\x1a.cedarpost.v1.ImpactReportR\x06report\"\x88\x02\n" +
+	"\x13ShadowChangeRequest\x12C\n" +
+	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\x12-\n" +
+	"\x06digest\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{64}$R\x06digest\x12F\n" +
+	"\bduration\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xbd\xa3\x01*\x00R\bduration\x125\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"~\n" +
+	"\x14ShadowChangeResponse\x122\n" +
+	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xe7\x01\n" +
 	"\x14ApproveChangeRequest\x12C\n" +
 	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\x12-\n" +
 	"\x06digest\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{64}$R\x06digest\x12$\n" +
@@ -5250,7 +5476,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12\x1e\n" +
 	"\x02id\x18\x02 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x02id\"A\n" +
 	"\x11GetPolicyResponse\x12,\n" +
-	"\x06policy\x18\x01 \x01(\v2\x14.cedarpost.v1.PolicyR\x06policy2\x8b\x0f\n" +
+	"\x06policy\x18\x01 \x01(\v2\x14.cedarpost.v1.PolicyR\x06policy2\xe2\x0f\n" +
 	"\rPolicyService\x12T\n" +
 	"\vApplyBundle\x12 .cedarpost.v1.ApplyBundleRequest\x1a!.cedarpost.v1.ApplyBundleResponse(\x01\x12R\n" +
 	"\vListBundles\x12 .cedarpost.v1.ListBundlesRequest\x1a!.cedarpost.v1.ListBundlesResponse\x12U\n" +
@@ -5270,7 +5496,8 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\vListChanges\x12 .cedarpost.v1.ListChangesRequest\x1a!.cedarpost.v1.ListChangesResponse\x12R\n" +
 	"\vCheckChange\x12 .cedarpost.v1.CheckChangeRequest\x1a!.cedarpost.v1.CheckChangeResponse\x12Z\n" +
 	"\rAnalyzeChange\x12\".cedarpost.v1.AnalyzeChangeRequest\x1a#.cedarpost.v1.AnalyzeChangeResponse0\x01\x12^\n" +
-	"\x0fGetImpactReport\x12$.cedarpost.v1.GetImpactReportRequest\x1a%.cedarpost.v1.GetImpactReportResponse\x12X\n" +
+	"\x0fGetImpactReport\x12$.cedarpost.v1.GetImpactReportRequest\x1a%.cedarpost.v1.GetImpactReportResponse\x12U\n" +
+	"\fShadowChange\x12!.cedarpost.v1.ShadowChangeRequest\x1a\".cedarpost.v1.ShadowChangeResponse\x12X\n" +
 	"\rApproveChange\x12\".cedarpost.v1.ApproveChangeRequest\x1a#.cedarpost.v1.ApproveChangeResponse\x12X\n" +
 	"\rDeclineChange\x12\".cedarpost.v1.DeclineChangeRequest\x1a#.cedarpost.v1.DeclineChangeResponse\x12X\n" +
 	"\rPublishChange\x12\".cedarpost.v1.PublishChangeRequest\x1a#.cedarpost.v1.PublishChangeResponse\x12X\n" +
@@ -5289,7 +5516,7 @@ func file_cedarpost_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(Finding_Severity)(0),                      // 0: cedarpost.v1.Finding.Severity
 	(FileDiff_Kind)(0),                         // 1: cedarpost.v1.FileDiff.Kind
@@ -5323,181 +5550,191 @@ var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(*UnfreezeBundleRequest)(nil),              // 29: cedarpost.v1.UnfreezeBundleRequest
 	(*UnfreezeBundleResponse)(nil),             // 30: cedarpost.v1.UnfreezeBundleResponse
 	(*BundleChange)(nil),                       // 31: cedarpost.v1.BundleChange
-	(*ChangeReport)(nil),                       // 32: cedarpost.v1.ChangeReport
-	(*FileEdit)(nil),                           // 33: cedarpost.v1.FileEdit
-	(*CreateChangeRequest)(nil),                // 34: cedarpost.v1.CreateChangeRequest
-	(*CreateChangeResponse)(nil),               // 35: cedarpost.v1.CreateChangeResponse
-	(*UpdateChangeRequest)(nil),                // 36: cedarpost.v1.UpdateChangeRequest
-	(*UpdateChangeResponse)(nil),               // 37: cedarpost.v1.UpdateChangeResponse
-	(*GetChangeRequest)(nil),                   // 38: cedarpost.v1.GetChangeRequest
-	(*GetChangeResponse)(nil),                  // 39: cedarpost.v1.GetChangeResponse
-	(*ListChangesRequest)(nil),                 // 40: cedarpost.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),                // 41: cedarpost.v1.ListChangesResponse
-	(*CheckChangeRequest)(nil),                 // 42: cedarpost.v1.CheckChangeRequest
-	(*CheckChangeResponse)(nil),                // 43: cedarpost.v1.CheckChangeResponse
-	(*TestResult)(nil),                         // 44: cedarpost.v1.TestResult
-	(*PolicyDiff)(nil),                         // 45: cedarpost.v1.PolicyDiff
-	(*AnalyzeChangeRequest)(nil),               // 46: cedarpost.v1.AnalyzeChangeRequest
-	(*AnalyzeChangeResponse)(nil),              // 47: cedarpost.v1.AnalyzeChangeResponse
-	(*GetImpactReportRequest)(nil),             // 48: cedarpost.v1.GetImpactReportRequest
-	(*GetImpactReportResponse)(nil),            // 49: cedarpost.v1.GetImpactReportResponse
-	(*ApproveChangeRequest)(nil),               // 50: cedarpost.v1.ApproveChangeRequest
-	(*ApproveChangeResponse)(nil),              // 51: cedarpost.v1.ApproveChangeResponse
-	(*DeclineChangeRequest)(nil),               // 52: cedarpost.v1.DeclineChangeRequest
-	(*DeclineChangeResponse)(nil),              // 53: cedarpost.v1.DeclineChangeResponse
-	(*PublishChangeRequest)(nil),               // 54: cedarpost.v1.PublishChangeRequest
-	(*PublishChangeResponse)(nil),              // 55: cedarpost.v1.PublishChangeResponse
-	(*DiscardChangeRequest)(nil),               // 56: cedarpost.v1.DiscardChangeRequest
-	(*DiscardChangeResponse)(nil),              // 57: cedarpost.v1.DiscardChangeResponse
-	(*Policy)(nil),                             // 58: cedarpost.v1.Policy
-	(*ListPoliciesRequest)(nil),                // 59: cedarpost.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),               // 60: cedarpost.v1.ListPoliciesResponse
-	(*GetPolicyRequest)(nil),                   // 61: cedarpost.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),                  // 62: cedarpost.v1.GetPolicyResponse
-	(*AnalyzeChangeRequest_ProposedEdits)(nil), // 63: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
-	nil,                           // 64: cedarpost.v1.Policy.AnnotationsEntry
-	(*Revision)(nil),              // 65: cedarpost.v1.Revision
-	(*timestamppb.Timestamp)(nil), // 66: google.protobuf.Timestamp
-	(*EntityUid)(nil),             // 67: cedarpost.v1.EntityUid
-	(ImpactData)(0),               // 68: cedarpost.v1.ImpactData
-	(*durationpb.Duration)(nil),   // 69: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 70: google.protobuf.Struct
-	(*ImpactReport)(nil),          // 71: cedarpost.v1.ImpactReport
+	(*ChangeShadow)(nil),                       // 32: cedarpost.v1.ChangeShadow
+	(*ChangeReport)(nil),                       // 33: cedarpost.v1.ChangeReport
+	(*FileEdit)(nil),                           // 34: cedarpost.v1.FileEdit
+	(*CreateChangeRequest)(nil),                // 35: cedarpost.v1.CreateChangeRequest
+	(*CreateChangeResponse)(nil),               // 36: cedarpost.v1.CreateChangeResponse
+	(*UpdateChangeRequest)(nil),                // 37: cedarpost.v1.UpdateChangeRequest
+	(*UpdateChangeResponse)(nil),               // 38: cedarpost.v1.UpdateChangeResponse
+	(*GetChangeRequest)(nil),                   // 39: cedarpost.v1.GetChangeRequest
+	(*GetChangeResponse)(nil),                  // 40: cedarpost.v1.GetChangeResponse
+	(*ListChangesRequest)(nil),                 // 41: cedarpost.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),                // 42: cedarpost.v1.ListChangesResponse
+	(*CheckChangeRequest)(nil),                 // 43: cedarpost.v1.CheckChangeRequest
+	(*CheckChangeResponse)(nil),                // 44: cedarpost.v1.CheckChangeResponse
+	(*TestResult)(nil),                         // 45: cedarpost.v1.TestResult
+	(*PolicyDiff)(nil),                         // 46: cedarpost.v1.PolicyDiff
+	(*AnalyzeChangeRequest)(nil),               // 47: cedarpost.v1.AnalyzeChangeRequest
+	(*AnalyzeChangeResponse)(nil),              // 48: cedarpost.v1.AnalyzeChangeResponse
+	(*GetImpactReportRequest)(nil),             // 49: cedarpost.v1.GetImpactReportRequest
+	(*GetImpactReportResponse)(nil),            // 50: cedarpost.v1.GetImpactReportResponse
+	(*ShadowChangeRequest)(nil),                // 51: cedarpost.v1.ShadowChangeRequest
+	(*ShadowChangeResponse)(nil),               // 52: cedarpost.v1.ShadowChangeResponse
+	(*ApproveChangeRequest)(nil),               // 53: cedarpost.v1.ApproveChangeRequest
+	(*ApproveChangeResponse)(nil),              // 54: cedarpost.v1.ApproveChangeResponse
+	(*DeclineChangeRequest)(nil),               // 55: cedarpost.v1.DeclineChangeRequest
+	(*DeclineChangeResponse)(nil),              // 56: cedarpost.v1.DeclineChangeResponse
+	(*PublishChangeRequest)(nil),               // 57: cedarpost.v1.PublishChangeRequest
+	(*PublishChangeResponse)(nil),              // 58: cedarpost.v1.PublishChangeResponse
+	(*DiscardChangeRequest)(nil),               // 59: cedarpost.v1.DiscardChangeRequest
+	(*DiscardChangeResponse)(nil),              // 60: cedarpost.v1.DiscardChangeResponse
+	(*Policy)(nil),                             // 61: cedarpost.v1.Policy
+	(*ListPoliciesRequest)(nil),                // 62: cedarpost.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),               // 63: cedarpost.v1.ListPoliciesResponse
+	(*GetPolicyRequest)(nil),                   // 64: cedarpost.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),                  // 65: cedarpost.v1.GetPolicyResponse
+	(*AnalyzeChangeRequest_ProposedEdits)(nil), // 66: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
+	nil,                           // 67: cedarpost.v1.Policy.AnnotationsEntry
+	(*Revision)(nil),              // 68: cedarpost.v1.Revision
+	(*timestamppb.Timestamp)(nil), // 69: google.protobuf.Timestamp
+	(*EntityUid)(nil),             // 70: cedarpost.v1.EntityUid
+	(ImpactData)(0),               // 71: cedarpost.v1.ImpactData
+	(*durationpb.Duration)(nil),   // 72: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 73: google.protobuf.Struct
+	(*ImpactReport)(nil),          // 74: cedarpost.v1.ImpactReport
 }
 var file_cedarpost_v1_policy_proto_depIdxs = []int32{
 	5,   // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
 	6,   // 1: cedarpost.v1.ApplyBundleRequest.file:type_name -> cedarpost.v1.FilePart
 	8,   // 2: cedarpost.v1.ApplyBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	65,  // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	68,  // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
 	11,  // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
-	65,  // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
-	66,  // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
+	68,  // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
+	69,  // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
 	9,   // 7: cedarpost.v1.Bundle.freeze:type_name -> cedarpost.v1.BundleFreeze
-	66,  // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
+	69,  // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
 	11,  // 9: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
 	0,   // 10: cedarpost.v1.Finding.severity:type_name -> cedarpost.v1.Finding.Severity
 	8,   // 11: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
-	65,  // 12: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
+	68,  // 12: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
 	8,   // 13: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
 	6,   // 14: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
-	66,  // 15: cedarpost.v1.BundleVersion.published_at:type_name -> google.protobuf.Timestamp
+	69,  // 15: cedarpost.v1.BundleVersion.published_at:type_name -> google.protobuf.Timestamp
 	17,  // 16: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
-	65,  // 17: cedarpost.v1.BundleVersion.revision:type_name -> cedarpost.v1.Revision
-	66,  // 18: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	68,  // 17: cedarpost.v1.BundleVersion.revision:type_name -> cedarpost.v1.Revision
+	69,  // 18: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
 	16,  // 19: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
 	16,  // 20: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
 	6,   // 21: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
 	24,  // 22: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
 	1,   // 23: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
 	8,   // 24: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
-	65,  // 25: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
+	68,  // 25: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
 	11,  // 26: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
 	9,   // 27: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
-	65,  // 28: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	65,  // 29: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	68,  // 28: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	68,  // 29: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
 	2,   // 30: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
-	66,  // 31: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
-	66,  // 32: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
+	69,  // 31: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
+	69,  // 32: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
 	17,  // 33: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
 	17,  // 34: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
-	32,  // 35: cedarpost.v1.BundleChange.reports:type_name -> cedarpost.v1.ChangeReport
-	66,  // 36: cedarpost.v1.ChangeReport.at:type_name -> google.protobuf.Timestamp
-	66,  // 37: cedarpost.v1.ChangeReport.from:type_name -> google.protobuf.Timestamp
-	66,  // 38: cedarpost.v1.ChangeReport.to:type_name -> google.protobuf.Timestamp
-	33,  // 39: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	31,  // 40: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	65,  // 41: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	33,  // 42: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	31,  // 43: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	65,  // 44: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31,  // 45: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	24,  // 46: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
-	2,   // 47: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
-	31,  // 48: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
-	31,  // 49: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	11,  // 50: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
-	44,  // 51: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
-	45,  // 52: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
-	3,   // 53: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
-	63,  // 54: cedarpost.v1.AnalyzeChangeRequest.edits:type_name -> cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
-	66,  // 55: cedarpost.v1.AnalyzeChangeRequest.from:type_name -> google.protobuf.Timestamp
-	66,  // 56: cedarpost.v1.AnalyzeChangeRequest.to:type_name -> google.protobuf.Timestamp
-	67,  // 57: cedarpost.v1.AnalyzeChangeRequest.principal:type_name -> cedarpost.v1.EntityUid
-	67,  // 58: cedarpost.v1.AnalyzeChangeRequest.action:type_name -> cedarpost.v1.EntityUid
-	67,  // 59: cedarpost.v1.AnalyzeChangeRequest.resource:type_name -> cedarpost.v1.EntityUid
-	68,  // 60: cedarpost.v1.AnalyzeChangeRequest.data:type_name -> cedarpost.v1.ImpactData
-	69,  // 61: cedarpost.v1.AnalyzeChangeRequest.budget:type_name -> google.protobuf.Duration
-	67,  // 62: cedarpost.v1.AnalyzeChangeRequest.who:type_name -> cedarpost.v1.EntityUid
-	70,  // 63: cedarpost.v1.AnalyzeChangeRequest.who_context:type_name -> google.protobuf.Struct
-	71,  // 64: cedarpost.v1.AnalyzeChangeResponse.report:type_name -> cedarpost.v1.ImpactReport
-	71,  // 65: cedarpost.v1.GetImpactReportResponse.report:type_name -> cedarpost.v1.ImpactReport
-	31,  // 66: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	65,  // 67: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31,  // 68: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	65,  // 69: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31,  // 70: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	8,   // 71: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
-	65,  // 72: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	11,  // 73: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
-	31,  // 74: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	65,  // 75: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	64,  // 76: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
-	67,  // 77: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
-	67,  // 78: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
-	67,  // 79: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
-	58,  // 80: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
-	65,  // 81: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
-	58,  // 82: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
-	33,  // 83: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
-	4,   // 84: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
-	12,  // 85: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
-	59,  // 86: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
-	61,  // 87: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
-	14,  // 88: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
-	18,  // 89: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
-	20,  // 90: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
-	22,  // 91: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
-	25,  // 92: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
-	27,  // 93: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
-	29,  // 94: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
-	34,  // 95: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
-	36,  // 96: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
-	38,  // 97: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
-	40,  // 98: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
-	42,  // 99: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
-	46,  // 100: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
-	48,  // 101: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
-	50,  // 102: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
-	52,  // 103: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
-	54,  // 104: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
-	56,  // 105: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
-	7,   // 106: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
-	13,  // 107: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
-	60,  // 108: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
-	62,  // 109: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
-	15,  // 110: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
-	19,  // 111: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
-	21,  // 112: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
-	23,  // 113: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
-	26,  // 114: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
-	28,  // 115: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
-	30,  // 116: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
-	35,  // 117: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
-	37,  // 118: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
-	39,  // 119: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
-	41,  // 120: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
-	43,  // 121: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
-	47,  // 122: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
-	49,  // 123: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
-	51,  // 124: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
-	53,  // 125: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
-	55,  // 126: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
-	57,  // 127: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
-	106, // [106:128] is the sub-list for method output_type
-	84,  // [84:106] is the sub-list for method input_type
-	84,  // [84:84] is the sub-list for extension type_name
-	84,  // [84:84] is the sub-list for extension extendee
-	0,   // [0:84] is the sub-list for field type_name
+	33,  // 35: cedarpost.v1.BundleChange.reports:type_name -> cedarpost.v1.ChangeReport
+	32,  // 36: cedarpost.v1.BundleChange.shadow:type_name -> cedarpost.v1.ChangeShadow
+	69,  // 37: cedarpost.v1.ChangeShadow.until:type_name -> google.protobuf.Timestamp
+	69,  // 38: cedarpost.v1.ChangeReport.at:type_name -> google.protobuf.Timestamp
+	69,  // 39: cedarpost.v1.ChangeReport.from:type_name -> google.protobuf.Timestamp
+	69,  // 40: cedarpost.v1.ChangeReport.to:type_name -> google.protobuf.Timestamp
+	34,  // 41: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	31,  // 42: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	68,  // 43: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	34,  // 44: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	31,  // 45: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	68,  // 46: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31,  // 47: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	24,  // 48: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
+	2,   // 49: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
+	31,  // 50: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
+	31,  // 51: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	11,  // 52: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
+	45,  // 53: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
+	46,  // 54: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
+	3,   // 55: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
+	66,  // 56: cedarpost.v1.AnalyzeChangeRequest.edits:type_name -> cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
+	69,  // 57: cedarpost.v1.AnalyzeChangeRequest.from:type_name -> google.protobuf.Timestamp
+	69,  // 58: cedarpost.v1.AnalyzeChangeRequest.to:type_name -> google.protobuf.Timestamp
+	70,  // 59: cedarpost.v1.AnalyzeChangeRequest.principal:type_name -> cedarpost.v1.EntityUid
+	70,  // 60: cedarpost.v1.AnalyzeChangeRequest.action:type_name -> cedarpost.v1.EntityUid
+	70,  // 61: cedarpost.v1.AnalyzeChangeRequest.resource:type_name -> cedarpost.v1.EntityUid
+	71,  // 62: cedarpost.v1.AnalyzeChangeRequest.data:type_name -> cedarpost.v1.ImpactData
+	72,  // 63: cedarpost.v1.AnalyzeChangeRequest.budget:type_name -> google.protobuf.Duration
+	70,  // 64: cedarpost.v1.AnalyzeChangeRequest.who:type_name -> cedarpost.v1.EntityUid
+	73,  // 65: cedarpost.v1.AnalyzeChangeRequest.who_context:type_name -> google.protobuf.Struct
+	74,  // 66: cedarpost.v1.AnalyzeChangeResponse.report:type_name -> cedarpost.v1.ImpactReport
+	74,  // 67: cedarpost.v1.GetImpactReportResponse.report:type_name -> cedarpost.v1.ImpactReport
+	72,  // 68: cedarpost.v1.ShadowChangeRequest.duration:type_name -> google.protobuf.Duration
+	31,  // 69: cedarpost.v1.ShadowChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	68,  // 70: cedarpost.v1.ShadowChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31,  // 71: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	68,  // 72: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31,  // 73: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	68,  // 74: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	31,  // 75: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	8,   // 76: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
+	68,  // 77: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	11,  // 78: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
+	31,  // 79: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	68,  // 80: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	67,  // 81: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
+	70,  // 82: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
+	70,  // 83: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
+	70,  // 84: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
+	61,  // 85: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
+	68,  // 86: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
+	61,  // 87: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
+	34,  // 88: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
+	4,   // 89: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
+	12,  // 90: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
+	62,  // 91: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
+	64,  // 92: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
+	14,  // 93: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
+	18,  // 94: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
+	20,  // 95: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
+	22,  // 96: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
+	25,  // 97: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
+	27,  // 98: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
+	29,  // 99: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
+	35,  // 100: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
+	37,  // 101: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
+	39,  // 102: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
+	41,  // 103: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
+	43,  // 104: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
+	47,  // 105: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
+	49,  // 106: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
+	51,  // 107: cedarpost.v1.PolicyService.ShadowChange:input_type -> cedarpost.v1.ShadowChangeRequest
+	53,  // 108: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
+	55,  // 109: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
+	57,  // 110: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
+	59,  // 111: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
+	7,   // 112: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
+	13,  // 113: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
+	63,  // 114: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
+	65,  // 115: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
+	15,  // 116: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
+	19,  // 117: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
+	21,  // 118: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
+	23,  // 119: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
+	26,  // 120: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
+	28,  // 121: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
+	30,  // 122: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
+	36,  // 123: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
+	38,  // 124: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
+	40,  // 125: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
+	42,  // 126: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
+	44,  // 127: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
+	48,  // 128: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
+	50,  // 129: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
+	52,  // 130: cedarpost.v1.PolicyService.ShadowChange:output_type -> cedarpost.v1.ShadowChangeResponse
+	54,  // 131: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
+	56,  // 132: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
+	58,  // 133: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
+	60,  // 134: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
+	112, // [112:135] is the sub-list for method output_type
+	89,  // [89:112] is the sub-list for method input_type
+	89,  // [89:89] is the sub-list for extension type_name
+	89,  // [89:89] is the sub-list for extension extendee
+	0,   // [0:89] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_policy_proto_init() }
@@ -5520,26 +5757,26 @@ func file_cedarpost_v1_policy_proto_init() {
 		(*GetVersionResponse_Version)(nil),
 		(*GetVersionResponse_File)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[29].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[30].OneofWrappers = []any{
 		(*FileEdit_Content)(nil),
 		(*FileEdit_Append)(nil),
 		(*FileEdit_Removed)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[30].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[32].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[42].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[31].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[33].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[43].OneofWrappers = []any{
 		(*AnalyzeChangeRequest_Change)(nil),
 		(*AnalyzeChangeRequest_Edits)(nil),
 		(*AnalyzeChangeRequest_Report)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[55].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[58].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_policy_proto_rawDesc), len(file_cedarpost_v1_policy_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   61,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -64,6 +64,8 @@ const (
 	// PolicyServiceGetImpactReportProcedure is the procedure name of the PolicyService's
 	// GetImpactReport RPC.
 	PolicyServiceGetImpactReportProcedure = "/cedarpost.v1.PolicyService/GetImpactReport"
+	// PolicyServiceShadowChangeProcedure is the procedure name of the PolicyService's ShadowChange RPC.
+	PolicyServiceShadowChangeProcedure = "/cedarpost.v1.PolicyService/ShadowChange"
 	// PolicyServiceApproveChangeProcedure is the procedure name of the PolicyService's ApproveChange
 	// RPC.
 	PolicyServiceApproveChangeProcedure = "/cedarpost.v1.PolicyService/ApproveChange"
@@ -205,6 +207,13 @@ var (
 			Procedure:  PolicyServiceGetImpactReportProcedure,
 		}
 	})
+	policyServiceShadowChangeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("ShadowChange"),
+			Procedure:  PolicyServiceShadowChangeProcedure,
+		}
+	})
 	policyServiceApproveChangeSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -303,6 +312,11 @@ type PolicyServiceClient interface {
 	// GetImpactReport returns a report that is kept. Callers without the right to read the decisions of
 	// the bundle get it without samples and without names of callers.
 	GetImpactReport(context.Context, *v1.GetImpactReportRequest) (*v1.GetImpactReportResponse, error)
+	// ShadowChange evaluates a change beside the live bundle for some time: the service decides new questions
+	// by it, too, some seconds after they were answered, and keeps a report of the differences. Answers stay
+	// as they are. It ends when the change is edited or published, or another version is published.
+	// It needs the rights of AnalyzeChange.
+	ShadowChange(context.Context, *v1.ShadowChangeRequest) (*v1.ShadowChangeResponse, error)
 	// ApproveChange says that the caller has seen the change in this state, and agrees. An author of the
 	// change cannot approve it.
 	ApproveChange(context.Context, *v1.ApproveChangeRequest) (*v1.ApproveChangeResponse, error)
@@ -483,6 +497,11 @@ type PolicyServiceHandler interface {
 	// GetImpactReport returns a report that is kept. Callers without the right to read the decisions of
 	// the bundle get it without samples and without names of callers.
 	GetImpactReport(context.Context, *v1.GetImpactReportRequest) (*v1.GetImpactReportResponse, error)
+	// ShadowChange evaluates a change beside the live bundle for some time: the service decides new questions
+	// by it, too, some seconds after they were answered, and keeps a report of the differences. Answers stay
+	// as they are. It ends when the change is edited or published, or another version is published.
+	// It needs the rights of AnalyzeChange.
+	ShadowChange(context.Context, *v1.ShadowChangeRequest) (*v1.ShadowChangeResponse, error)
 	// ApproveChange says that the caller has seen the change in this state, and agrees. An author of the
 	// change cannot approve it.
 	ApproveChange(context.Context, *v1.ApproveChangeRequest) (*v1.ApproveChangeResponse, error)
@@ -521,6 +540,7 @@ func RegisterPolicyServiceHandler(server *connect.Server, svc PolicyServiceHandl
 		connect.Method{Spec: policyServiceCheckChangeSpec(), Handler: adapter.checkChange},
 		connect.Method{Spec: policyServiceAnalyzeChangeSpec(), Handler: adapter.analyzeChange},
 		connect.Method{Spec: policyServiceGetImpactReportSpec(), Handler: adapter.getImpactReport},
+		connect.Method{Spec: policyServiceShadowChangeSpec(), Handler: adapter.shadowChange},
 		connect.Method{Spec: policyServiceApproveChangeSpec(), Handler: adapter.approveChange},
 		connect.Method{Spec: policyServiceDeclineChangeSpec(), Handler: adapter.declineChange},
 		connect.Method{Spec: policyServicePublishChangeSpec(), Handler: adapter.publishChange},
@@ -662,6 +682,10 @@ func (UnimplementedPolicyServiceHandler) AnalyzeChange(context.Context, *v1.Anal
 
 func (UnimplementedPolicyServiceHandler) GetImpactReport(context.Context, *v1.GetImpactReportRequest) (*v1.GetImpactReportResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.GetImpactReport is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) ShadowChange(context.Context, *v1.ShadowChangeRequest) (*v1.ShadowChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.ShadowChange is not implemented")
 }
 
 func (UnimplementedPolicyServiceHandler) ApproveChange(context.Context, *v1.ApproveChangeRequest) (*v1.ApproveChangeResponse, error) {
@@ -823,6 +847,14 @@ func (c *policyServiceClient) AnalyzeChange(ctx context.Context, req *v1.Analyze
 func (c *policyServiceClient) GetImpactReport(ctx context.Context, req *v1.GetImpactReportRequest) (*v1.GetImpactReportResponse, error) {
 	var res v1.GetImpactReportResponse
 	if err := c.client.CallUnary(ctx, policyServiceGetImpactReportSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) ShadowChange(ctx context.Context, req *v1.ShadowChangeRequest) (*v1.ShadowChangeResponse, error) {
+	var res v1.ShadowChangeResponse
+	if err := c.client.CallUnary(ctx, policyServiceShadowChangeSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -1056,6 +1088,18 @@ func (h policyServiceHandler) getImpactReport(ctx context.Context, _ connect.Spe
 		return err
 	}
 	res, err := h.svc.GetImpactReport(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) shadowChange(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ShadowChangeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ShadowChange(ctx, &req)
 	if err != nil {
 		return err
 	}
