@@ -107,6 +107,10 @@ check: test lint check-generated bench-gate ## Run all that a change has to pass
 
 ROWS ?= 1000000
 
+.PHONY: transcript
+transcript: postgres ## Run the commands of docs/lifecycle-transcript.md, and write that page
+	go test -count 1 -run TestLifecycleTranscript ./cmd/cedarpost -update-transcript
+
 .PHONY: bench-queries
 bench-queries: postgres ## Fill a decision log with ROWS decisions, and print how long each query takes
 	CEDARPOST_QUERY_ROWS=$(ROWS) go test -count 1 -timeout 4h -run TestQueriesAtScale -v ./store

@@ -478,6 +478,9 @@ func refusedRight(r *access.Rights, procedure string, n need) *refusedError {
 	if t.Bundle == engine.Admin && t.EntityType == "" {
 		about += ", which is built in: no role is for it, and admin-local is for rules of your own"
 	}
+	if n.action == readDecisions && procedure != cedarpostv1connect.AuditServiceQueryDecisionsProcedure {
+		about += ", because it has no right to read the decisions (QueryDecisions)"
+	}
 	return &refusedError{procedure, about, r.Forbidden(n.action, t)}
 }
 

@@ -6,8 +6,10 @@ package impact
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
+	"github.com/cedar-policy/cedar-go"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -73,7 +75,25 @@ func New(cfg Config) *Analysis {
 	}
 	a.query.BeforeAt, a.query.BeforeID = cfg.Cursor.CursorAt, cfg.Cursor.CursorID
 	a.counts.load(cfg.Report)
+	a.counts.changed = changedPolicies(cfg.Live, cfg.Proposed)
 	return a
+}
+
+// changedPolicies returns a function that lists the policies about an action that only one set has.
+func changedPolicies(live, proposed *engine.Set) func(cedar.EntityUID) []engine.PolicyRef {
+	known := map[cedar.EntityUID][]engine.PolicyRef{}
+	return func(action cedar.EntityUID) []engine.PolicyRef {
+		list, ok := known[action]
+		if !ok {
+			for _, r := range proposed.Differences(live, action) {
+				if r.Policy != (engine.PolicyRef{}) && !slices.Contains(list, r.Policy) {
+					list = append(list, r.Policy)
+				}
+			}
+			known[action] = list
+		}
+		return list
+	}
 }
 
 // Done reports whether all decisions were looked at.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/cedar-policy/cedar-go"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -29,6 +30,8 @@ type counts struct {
 	reasons map[string]int32
 	groups  [4]map[string]*cedarpostv1.ImpactGroup // as in groupsOf
 	samples map[cedarpostv1.ImpactSample_Kind][]*cedarpostv1.ImpactSample
+	// changed returns the policies about an action that only one side has.
+	changed func(cedar.EntityUID) []engine.PolicyRef
 }
 
 // The sorts of groups.
@@ -157,9 +160,12 @@ func (c *counts) add(rec *cedarpostv1.DecisionRecord, live, candidate outcome) {
 	for kind, one := range d {
 		*countOfKind(&c.total, kind)++
 		c.sample(kind, rec, one, live.res, candidate)
-		action, policies := wire.UID(rec.GetAction()).String(), names(one.policies)
-		c.group(byAction, kind, action)
-		c.group(byPolicy, kind, policies...)
+		c.group(byAction, kind, wire.UID(rec.GetAction()).String())
+		if len(one.policies) == 0 && candidate.err == nil {
+			// Nothing names what denied a field before, so the policies that differ are named.
+			one.policies = c.changed(wire.UID(rec.GetAction()))
+		}
+		c.group(byPolicy, kind, names(one.policies)...)
 		c.group(byCaller, kind, rec.GetCaller())
 		c.group(byField, kind, one.fields...)
 	}
