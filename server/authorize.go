@@ -160,7 +160,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		a.response.CacheHint = s.hint(v, c, e, a.ends)
 		row, err := s.recorder.NewDecision(ctx, decisionlog.Decision{
 			Request: c, Evaluation: e, Set: v.Set, Position: v.Position, Response: a.response,
-			Loading: loading, Took: time.Since(began),
+			FieldForbids: res.FieldForbids, Loading: loading, Took: time.Since(began),
 		})
 		if err != nil {
 			return nil, err

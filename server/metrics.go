@@ -122,7 +122,7 @@ func newTaskMetrics(r prometheus.Registerer) *taskMetrics {
 	}
 	for _, task := range []string{
 		taskStateRoot, taskRetention, taskSweep, taskShadow, taskNotifications,
-		decisionlog.TaskPartitions, decisionlog.TaskNoted, decisionlog.TaskMergeKeys, decisionlog.TaskWatchLog,
+		decisionlog.TaskPartitions, decisionlog.TaskNoted, decisionlog.TaskMergeKeys, decisionlog.TaskPolicyUses, decisionlog.TaskWatchLog,
 	} {
 		m.failures.WithLabelValues(task)
 	}

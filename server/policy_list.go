@@ -98,7 +98,7 @@ func policyToProto(p store.Policy, parsed *xast.Policy) *cedarpostv1.Policy {
 }
 
 // GetPolicy implements cedarpost.v1.PolicyService.
-func (s *policyService) GetPolicy(_ context.Context, req *cedarpostv1.GetPolicyRequest) (*cedarpostv1.GetPolicyResponse, error) {
+func (s *policyService) GetPolicy(ctx context.Context, req *cedarpostv1.GetPolicyRequest) (*cedarpostv1.GetPolicyResponse, error) {
 	v, err := s.follower.Current()
 	if err != nil {
 		return nil, err
@@ -111,7 +111,11 @@ func (s *policyService) GetPolicy(_ context.Context, req *cedarpostv1.GetPolicyR
 	if !ok {
 		return nil, connect.Errorf(connect.CodeNotFound, "the bundle %s has no policy %q", b.Name, req.GetId())
 	}
-	return &cedarpostv1.GetPolicyResponse{Policy: policyToProto(b.Policies[i], parsePolicy(v, b.Policies[i]))}, nil
+	found := policyToProto(b.Policies[i], parsePolicy(v, b.Policies[i]))
+	if err := s.addUses(ctx, []*cedarpostv1.Policy{found}); err != nil {
+		return nil, err
+	}
+	return &cedarpostv1.GetPolicyResponse{Policy: found}, nil
 }
 
 // ListPolicies implements cedarpost.v1.PolicyService.
@@ -119,9 +123,12 @@ func (s *policyService) ListPolicies(ctx context.Context, req *cedarpostv1.ListP
 	if req.AnnotationValue != nil && req.GetAnnotation() == "" {
 		return nil, connect.NewError(connect.CodeInvalidArgument, "annotation_value: name the annotation, too")
 	}
+	if t := req.GetUnusedSince(); t != nil && t.CheckValid() != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "unused_since: not a time")
+	}
 	filters := &cedarpostv1.ListPoliciesRequest{
 		Bundle: req.GetBundle(), Effect: req.GetEffect(), Action: req.GetAction(), Principal: req.GetPrincipal(), Resource: req.GetResource(),
-		Annotation: req.GetAnnotation(), AnnotationValue: req.AnnotationValue,
+		Annotation: req.GetAnnotation(), AnnotationValue: req.AnnotationValue, UnusedSince: req.GetUnusedSince(),
 	}
 	p, err := readPage[[2]string](filters, req.GetPageToken())
 	if err != nil {
@@ -141,33 +148,69 @@ func (s *policyService) ListPolicies(ctx context.Context, req *cedarpostv1.ListP
 	}
 	out := &cedarpostv1.ListPoliciesResponse{Revision: snapshot.EncodeRevision(v.Position, v.Position.Number)}
 	names, all := bundlesFor(ctx, v.Snapshot, "ListPolicies")
-	for _, b := range v.Bundles { // by name
-		if req.GetBundle() != "" && b.Name != req.GetBundle() || b.Name < p.End[0] || !all && !slices.Contains(names, b.Name) {
-			continue
-		}
-		for _, one := range b.Policies { // by id
-			if b.Name == p.End[0] && one.ID <= p.End[1] {
+	live := func(yield func(store.Policy) bool) {
+		for _, b := range v.Bundles { // by name
+			if req.GetBundle() != "" && b.Name != req.GetBundle() || b.Name < p.End[0] || !all && !slices.Contains(names, b.Name) {
 				continue
 			}
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
+			for _, one := range b.Policies { // by id
+				if (b.Name != p.End[0] || one.ID > p.End[1]) && !yield(one) {
+					return
+				}
 			}
-			parsed := parsePolicy(v, one)
-			if parsed == nil || !matches(parsed) {
+		}
+	}
+	var found []*cedarpostv1.Policy // that match, and are not in out yet
+	tooNew := int32(0)              // of those after the last one in out
+	// add adds what is found to the page, and reports whether the page is full.
+	add := func() (full bool, err error) {
+		if err := s.addUses(ctx, found); err != nil {
+			return false, err
+		}
+		for _, one := range found {
+			if unused, known := unusedSince(ctx, one, req.GetUnusedSince()); !known {
+				tooNew++
+				continue
+			} else if !unused {
 				continue
 			}
 			err := room.add(len(one.Text))
 			if len(out.Policies) == pageSize(req.GetPageSize()) || errors.Is(err, errPageFull) {
 				last := out.Policies[len(out.Policies)-1]
 				out.NextPageToken = p.next([2]string{last.Bundle, last.Id})
-				return out, nil
+				return true, nil
 			}
 			if err != nil {
-				return nil, err
+				return false, err
 			}
-			out.Policies = append(out.Policies, policyToProto(one, parsed))
+			out.Policies, out.TooNew, tooNew = append(out.Policies, one), out.TooNew+tooNew, 0
+		}
+		found = found[:0]
+		return false, nil
+	}
+	atOnce := pageSize(req.GetPageSize()) + 1 // one more, to know whether there is another page
+	if req.GetUnusedSince() != nil {
+		atOnce = 1000
+	}
+	for one := range live {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		parsed := parsePolicy(v, one)
+		if parsed == nil || !matches(parsed) {
+			continue
+		}
+		if found = append(found, policyToProto(one, parsed)); len(found) < atOnce {
+			continue
+		}
+		if full, err := add(); full || err != nil {
+			return out, err
 		}
 	}
+	if full, err := add(); full || err != nil {
+		return out, err
+	}
+	out.TooNew += tooNew
 	return out, nil
 }
 

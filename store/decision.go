@@ -20,7 +20,13 @@ type Decision struct {
 	Revision int64
 	// Mark is the mark of the revision. If it is set, a write makes sure that the
 	// database has that revision. It is neither stored nor read.
-	Mark      uuid.UUID
+	Mark uuid.UUID
+	// FieldForbids are policies, as "bundle/id", that denied fields and did not determine the decision.
+	// Explained says that somebody tried the question out. Both are neither stored nor read: they say
+	// which policies count as used.
+	FieldForbids []string
+	Explained    bool
+
 	Caller    string
 	Server    string
 	Principal UID

@@ -21,13 +21,16 @@ type listPoliciesCmd struct {
 	Principal  uid    `help:"Only policies that can concern this principal, or this group of principals." placeholder:"UID"`
 	Resource   uid    `help:"Only policies that can concern this resource, or this group of resources." placeholder:"UID"`
 	Annotation string `help:"Only policies with this annotation, or with this value of it." placeholder:"NAME[=VALUE]"`
+	Unused     moment `name:"unused-since" help:"Only policies that have determined no decision since this time: 2006-01-02T15:04:05Z, or 12h, 30d ago." placeholder:"TIME"`
 	Limit      int    `help:"At most so many (default ${default}; 0: all)." default:"0" placeholder:"N"`
 	adminFlags
 }
 
 // Help is the long help of policies list.
 func (*listPoliciesCmd) Help() string {
-	return `Lists the policies of the live bundles. A policy can concern a principal if its scope names it, its type, or a group that it is in, or if it has no scope. If you may not read the entity, all groups that the schema allows count.`
+	return `Lists the policies of the live bundles. A policy can concern a principal if its scope names it, its type, or a group that it is in, or if it has no scope. If you may not read the entity, all groups that the schema allows count.
+
+LAST says when a policy last determined a decision, or, as a forbid, denied fields of one. "not since" means that it has not done so since decisions are counted for it. If you may not list decisions, you see the day in UTC. --unused-since leaves out policies that have been counted for a shorter time, and says how many.`
 }
 
 // Run lists policies. As JSON, each policy is a line.
@@ -41,11 +44,13 @@ func (l *listPoliciesCmd) Run(ctx context.Context, c *console) error {
 	} else {
 		req.Annotation = l.Annotation
 	}
+	req.UnusedSince = l.Unused.timestamp()
 	admin, err := l.dial()
 	if err != nil {
 		return err
 	}
-	rows := [][]string{{"POLICY", "EFFECT", "PRINCIPAL", "ACTION", "RESOURCE", "WHEN", "FILE"}}
+	rows := [][]string{{"POLICY", "EFFECT", "PRINCIPAL", "ACTION", "RESOURCE", "WHEN", "LAST", "FILE"}}
+	tooNew := 0
 	for left := l.Limit; ; {
 		if l.Limit > 0 {
 			req.PageSize = int32(min(left, 1000))
@@ -65,9 +70,10 @@ func (l *listPoliciesCmd) Run(ctx context.Context, c *console) error {
 			if p.GetConditional() {
 				when = "when"
 			}
-			rows = append(rows, []string{p.GetBundle() + "/" + p.GetId(), p.GetEffect(), scopeText(p.GetPrincipal()), scopeText(p.GetAction()), scopeText(p.GetResource()), when, fmt.Sprintf("%s:%d", p.GetFile(), p.GetLine())})
+			rows = append(rows, []string{p.GetBundle() + "/" + p.GetId(), p.GetEffect(), scopeText(p.GetPrincipal()), scopeText(p.GetAction()), scopeText(p.GetResource()), when, lastDetermined(p), fmt.Sprintf("%s:%d", p.GetFile(), p.GetLine())})
 		}
 		left -= len(res.GetPolicies())
+		tooNew += int(res.GetTooNew())
 		if req.PageToken = res.GetNextPageToken(); req.PageToken == "" || l.Limit > 0 && left <= 0 {
 			break
 		}
@@ -75,7 +81,21 @@ func (l *listPoliciesCmd) Run(ctx context.Context, c *console) error {
 	if !l.json() {
 		c.table(rows)
 	}
+	if tooNew > 0 {
+		fmt.Fprintf(c.err, "not listed: %s that decisions have been counted for since a later time\n", count(tooNew, "policy", "policies"))
+	}
 	return nil
+}
+
+// lastDetermined says when a policy last determined a decision.
+func lastDetermined(p *cedarpostv1.Policy) string {
+	switch {
+	case p.GetCountedSince() == nil:
+		return "not counted"
+	case p.GetLastDetermined() == nil:
+		return "not since " + p.GetCountedSince().AsTime().Format("2006-01-02 15:04Z")
+	}
+	return p.GetLastDetermined().AsTime().Format("2006-01-02 15:04Z")
 }
 
 // scopeText is a scope without the name of its variable; "any" if it has no constraint.
@@ -113,6 +133,7 @@ func (s *showPolicyCmd) Run(ctx context.Context, c *console) error {
 	fmt.Fprintf(c.out, "%s/%s: %s\n", clean(p.GetBundle()), clean(p.GetId()), p.GetEffect())
 	c.pair("file", fmt.Sprintf("%s:%d", p.GetFile(), p.GetLine()))
 	c.pair("since", fmt.Sprintf("revision %d", p.GetRevision()))
+	c.pair("decided", lastDetermined(p))
 	fmt.Fprintln(c.out)
 	c.printText(p.GetText())
 	return nil

@@ -35,6 +35,8 @@ type Decision struct {
 	Position store.Position
 	// Response is the answer. [Recorder.NewDecision] sets its DecisionId.
 	Response *cedarpostv1.AuthorizeResponse
+	// FieldForbids are those of the result. They are not recorded, and count as used.
+	FieldForbids []string
 	// Took is how long the decision took, and Loading how much of that the loading of
 	// entities took.
 	Loading, Took time.Duration
@@ -78,7 +80,7 @@ func (r *Recorder) NewDecision(ctx context.Context, d Decision) (row store.Decis
 		return row, fmt.Errorf("record: %w", err)
 	}
 	row, err = DecisionRow(rec, record)
-	row.Mark = d.Position.Mark
+	row.Mark, row.FieldForbids, row.Explained = d.Position.Mark, d.FieldForbids, req.Explain
 	return row, err
 }
 

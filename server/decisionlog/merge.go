@@ -11,7 +11,7 @@ const (
 )
 
 // mergeKeys merges the index of principals and resources every mergeEvery until the recorder is
-// closed, so that no commit has to do it.
+// closed, so that no commit has to do it. It also stores when policies were used.
 func (r *Recorder) mergeKeys() {
 	defer close(r.merged)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -26,6 +26,7 @@ func (r *Recorder) mergeKeys() {
 		select {
 		case <-tick.C:
 			r.mergeOnce(ctx)
+			r.storeUses(ctx)
 		case <-ctx.Done():
 			return
 		}

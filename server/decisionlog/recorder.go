@@ -42,6 +42,8 @@ const (
 	TaskNoted = "noted"
 	// TaskMergeKeys merges what commits have added to the index of principals and resources.
 	TaskMergeKeys = "merge_keys"
+	// TaskPolicyUses stores when policies last determined a decision.
+	TaskPolicyUses = "policy_uses"
 	// TaskWatchLog looks up how much of the log is signed.
 	TaskWatchLog = "watch_log"
 )
@@ -104,6 +106,7 @@ type Recorder struct {
 	atRisk atomic.Int64           // decisions that are answered and not yet committed
 
 	unmerged atomic.Bool // decisions were committed since the last merge
+	uses     policyUses
 }
 
 // pendingRecord is the rows of one call that wait for a commit.
@@ -497,6 +500,7 @@ func (r *Recorder) write(rows dayRows) error {
 	}
 	if len(rows.decisions) > 0 {
 		r.unmerged.Store(true)
+		r.uses.note(rows.decisions)
 	}
 	if r.cfg.Heard != nil && !done.Asked.IsZero() {
 		r.cfg.Heard(done.Position, done.Asked)
@@ -567,4 +571,7 @@ func (r *Recorder) Close() {
 	close(r.stop)
 	<-r.done
 	<-r.merged
+	ctx, cancel := context.WithTimeout(context.Background(), RecordTimeout)
+	defer cancel()
+	r.storeUses(ctx)
 }

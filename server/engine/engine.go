@@ -82,6 +82,10 @@ type Result struct {
 	Obligations []Obligation
 	Advice      []Advice
 
+	// FieldForbids are the forbids, as "bundle/id" and in no order, that denied fields of an allowed
+	// decision. They are not among Policies, because the decision does not depend on them.
+	FieldForbids []string
+
 	adviceAt map[PolicyRef]int // where the advice of a policy is
 }
 
@@ -159,7 +163,7 @@ func (s *Set) judge(q *Question, entities *entities) *Result {
 			both = append(both, p)
 		}
 	}
-	res.Policies = refs(both)
+	res.Policies, res.FieldForbids = refs(both), fields.denied
 	for _, p := range both {
 		if p.obligation != "" {
 			res.Obligations = append(res.Obligations, Obligation{p.ref, p.obligation})

@@ -294,9 +294,11 @@ func (s *Set) probeClasses(f *action, cat *catalogue, classes []int, n int) map[
 	return out
 }
 
-// fieldReasons are the policies behind the fields of one decision, each once.
+// fieldReasons are the policies behind the fields of one decision, each once. The forbids are in denied
+// if the decision does not depend on them, because not all fields are required.
 type fieldReasons struct {
 	permits, forbids []*policy
+	denied           []string // "bundle/id"
 }
 
 // decideFields evaluates the ".field" action once for each class of the leaves asked
@@ -335,10 +337,15 @@ func (s *Set) decideFields(q *Question, e *entities, res *Result) fieldReasons {
 			res.advise(v.advising(), l.path)
 		}
 		for _, p := range v.reasons {
-			if !seen[p] {
-				seen[p] = true
+			switch {
+			case seen[p]:
+				continue
+			case v.allowed || q.requireAll:
 				*list = append(*list, p)
+			default:
+				out.denied = append(out.denied, string(p.name))
 			}
+			seen[p] = true
 		}
 	})
 	res.Denied = append(res.Denied, q.unknownPaths...)

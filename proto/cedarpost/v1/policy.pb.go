@@ -4622,7 +4622,16 @@ type Policy struct {
 	// The text.
 	Text string `protobuf:"bytes,11,opt,name=text,proto3" json:"text,omitempty"`
 	// The revision that wrote this text. It may be older than the live version of the bundle.
-	Revision      int64 `protobuf:"varint,12,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,12,opt,name=revision,proto3" json:"revision,omitempty"`
+	// When a policy with this id last determined a recorded decision, or, as a forbid, denied fields of
+	// one. It is at most about a minute too early, and never too late. A caller that may not list decisions
+	// of the bundle gets the UTC day. Questions that were explained, and replays, do not count. Absent: it
+	// has determined no decision since counted_since.
+	LastDetermined *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=last_determined,json=lastDetermined,proto3" json:"last_determined,omitempty"`
+	// Since when decisions are counted for the policy: since it was first published, and since the database
+	// counts at all. Absent: they are not counted, as for admin-local, whose policies decide about calls of
+	// the service itself.
+	CountedSince  *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=counted_since,json=countedSince,proto3" json:"counted_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4741,6 +4750,20 @@ func (x *Policy) GetRevision() int64 {
 	return 0
 }
 
+func (x *Policy) GetLastDetermined() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastDetermined
+	}
+	return nil
+}
+
+func (x *Policy) GetCountedSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CountedSince
+	}
+	return nil
+}
+
 // ListPoliciesRequest filters policies. All filters given must match. A scope matches an action, a
 // principal or a resource if the policy can concern it, so a policy without a scope matches all.
 type ListPoliciesRequest struct {
@@ -4764,7 +4787,10 @@ type ListPoliciesRequest struct {
 	// At most so many, 1 to 1000; 0: 100.
 	PageSize int32 `protobuf:"varint,8,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// Where the last page ended, from next_page_token, with the same filters.
-	PageToken     string `protobuf:"bytes,9,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,9,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only those that have determined no decision since then, and have been counted since then or longer:
+	// see Policy.last_determined. For a caller that gets days, it is the beginning of its UTC day.
+	UnusedSince   *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=unused_since,json=unusedSince,proto3" json:"unused_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4862,6 +4888,13 @@ func (x *ListPoliciesRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListPoliciesRequest) GetUnusedSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UnusedSince
+	}
+	return nil
+}
+
 // ListPoliciesResponse is a page.
 type ListPoliciesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4870,7 +4903,10 @@ type ListPoliciesResponse struct {
 	// For the next page; empty on the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// The revision they were read at.
-	Revision      *Revision `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *Revision `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// With unused_since: how many policies of this page are left out because they have been counted for a
+	// shorter time, so that nothing is known about them.
+	TooNew        int32 `protobuf:"varint,4,opt,name=too_new,json=tooNew,proto3" json:"too_new,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4924,6 +4960,13 @@ func (x *ListPoliciesResponse) GetRevision() *Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *ListPoliciesResponse) GetTooNew() int32 {
+	if x != nil {
+		return x.TooNew
+	}
+	return 0
 }
 
 // GetPolicyRequest names a policy.
@@ -5435,7 +5478,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x7f\n" +
 	"\x15DiscardChangeResponse\x122\n" +
 	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x9d\x03\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xa3\x04\n" +
 	"\x06Policy\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x16\n" +
@@ -5449,10 +5492,12 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x04line\x18\n" +
 	" \x01(\x05R\x04line\x12\x12\n" +
 	"\x04text\x18\v \x01(\tR\x04text\x12\x1a\n" +
-	"\brevision\x18\f \x01(\x03R\brevision\x1a>\n" +
+	"\brevision\x18\f \x01(\x03R\brevision\x12C\n" +
+	"\x0flast_determined\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0elastDetermined\x12?\n" +
+	"\rcounted_since\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\fcountedSince\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf5\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x04\n" +
 	"\x13ListPoliciesRequest\x12=\n" +
 	"\x06bundle\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,63})?$R\x06bundle\x12/\n" +
 	"\x06effect\x18\x02 \x01(\tB\x17\xbaH\x14r\x12R\x00R\x06permitR\x06forbidR\x06effect\x12/\n" +
@@ -5466,12 +5511,15 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\tpage_size\x18\b \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\t \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageTokenB\x13\n" +
-	"\x11_annotation_value\"\xa4\x01\n" +
+	"page_token\x18\t \x01(\tB\b\xbaH\x05r\x03(\x80 R\tpageToken\x12=\n" +
+	"\funused_since\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vunusedSinceB\x13\n" +
+	"\x11_annotation_value\"\xbd\x01\n" +
 	"\x14ListPoliciesResponse\x120\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x14.cedarpost.v1.PolicyR\bpolicies\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x122\n" +
-	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"n\n" +
+	"\brevision\x18\x03 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x17\n" +
+	"\atoo_new\x18\x04 \x01(\x05R\x06tooNew\"n\n" +
 	"\x10GetPolicyRequest\x12:\n" +
 	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12\x1e\n" +
 	"\x02id\x18\x02 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x02id\"A\n" +
@@ -5677,64 +5725,67 @@ var file_cedarpost_v1_policy_proto_depIdxs = []int32{
 	31,  // 79: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
 	68,  // 80: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
 	67,  // 81: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
-	70,  // 82: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
-	70,  // 83: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
-	70,  // 84: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
-	61,  // 85: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
-	68,  // 86: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
-	61,  // 87: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
-	34,  // 88: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
-	4,   // 89: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
-	12,  // 90: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
-	62,  // 91: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
-	64,  // 92: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
-	14,  // 93: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
-	18,  // 94: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
-	20,  // 95: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
-	22,  // 96: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
-	25,  // 97: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
-	27,  // 98: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
-	29,  // 99: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
-	35,  // 100: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
-	37,  // 101: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
-	39,  // 102: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
-	41,  // 103: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
-	43,  // 104: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
-	47,  // 105: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
-	49,  // 106: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
-	51,  // 107: cedarpost.v1.PolicyService.ShadowChange:input_type -> cedarpost.v1.ShadowChangeRequest
-	53,  // 108: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
-	55,  // 109: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
-	57,  // 110: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
-	59,  // 111: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
-	7,   // 112: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
-	13,  // 113: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
-	63,  // 114: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
-	65,  // 115: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
-	15,  // 116: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
-	19,  // 117: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
-	21,  // 118: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
-	23,  // 119: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
-	26,  // 120: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
-	28,  // 121: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
-	30,  // 122: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
-	36,  // 123: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
-	38,  // 124: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
-	40,  // 125: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
-	42,  // 126: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
-	44,  // 127: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
-	48,  // 128: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
-	50,  // 129: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
-	52,  // 130: cedarpost.v1.PolicyService.ShadowChange:output_type -> cedarpost.v1.ShadowChangeResponse
-	54,  // 131: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
-	56,  // 132: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
-	58,  // 133: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
-	60,  // 134: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
-	112, // [112:135] is the sub-list for method output_type
-	89,  // [89:112] is the sub-list for method input_type
-	89,  // [89:89] is the sub-list for extension type_name
-	89,  // [89:89] is the sub-list for extension extendee
-	0,   // [0:89] is the sub-list for field type_name
+	69,  // 82: cedarpost.v1.Policy.last_determined:type_name -> google.protobuf.Timestamp
+	69,  // 83: cedarpost.v1.Policy.counted_since:type_name -> google.protobuf.Timestamp
+	70,  // 84: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
+	70,  // 85: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
+	70,  // 86: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
+	69,  // 87: cedarpost.v1.ListPoliciesRequest.unused_since:type_name -> google.protobuf.Timestamp
+	61,  // 88: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
+	68,  // 89: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
+	61,  // 90: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
+	34,  // 91: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
+	4,   // 92: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
+	12,  // 93: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
+	62,  // 94: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
+	64,  // 95: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
+	14,  // 96: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
+	18,  // 97: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
+	20,  // 98: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
+	22,  // 99: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
+	25,  // 100: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
+	27,  // 101: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
+	29,  // 102: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
+	35,  // 103: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
+	37,  // 104: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
+	39,  // 105: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
+	41,  // 106: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
+	43,  // 107: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
+	47,  // 108: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
+	49,  // 109: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
+	51,  // 110: cedarpost.v1.PolicyService.ShadowChange:input_type -> cedarpost.v1.ShadowChangeRequest
+	53,  // 111: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
+	55,  // 112: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
+	57,  // 113: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
+	59,  // 114: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
+	7,   // 115: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
+	13,  // 116: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
+	63,  // 117: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
+	65,  // 118: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
+	15,  // 119: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
+	19,  // 120: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
+	21,  // 121: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
+	23,  // 122: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
+	26,  // 123: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
+	28,  // 124: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
+	30,  // 125: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
+	36,  // 126: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
+	38,  // 127: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
+	40,  // 128: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
+	42,  // 129: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
+	44,  // 130: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
+	48,  // 131: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
+	50,  // 132: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
+	52,  // 133: cedarpost.v1.PolicyService.ShadowChange:output_type -> cedarpost.v1.ShadowChangeResponse
+	54,  // 134: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
+	56,  // 135: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
+	58,  // 136: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
+	60,  // 137: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
+	115, // [115:138] is the sub-list for method output_type
+	92,  // [92:115] is the sub-list for method input_type
+	92,  // [92:92] is the sub-list for extension type_name
+	92,  // [92:92] is the sub-list for extension extendee
+	0,   // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_policy_proto_init() }
