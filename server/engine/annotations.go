@@ -28,6 +28,7 @@ var annotated = map[types.AnnotationKey]struct {
 	"id":         {atPolicy, true},
 	"obligation": {atPolicy, true},
 	"advice":     {atPolicy, true},
+	lintIgnore:   {atPolicy, true},
 	"source":     {atEntity, true},
 	"audit":      {atAction, true},
 	"sensitive":  {atAttribute, false},
