@@ -51,6 +51,8 @@ type Bundle struct {
 	Approvals int
 	// PrincipalTokens says how access tokens become principals, sorted by issuer.
 	PrincipalTokens []PrincipalToken
+	// LintDisabled are ids of rules of lint that are switched off. There may be no such rule.
+	LintDisabled []string
 
 	Schema   File
 	Policies []File  // every *.cedar, sorted by path

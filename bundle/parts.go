@@ -65,8 +65,10 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 			b.OnForbidError = s
 		case principalTokensKey:
 			b.PrincipalTokens = y.principalTokens(v)
+		case lintKey:
+			b.LintDisabled = y.lint(v)
 		default:
-			y.unknown(k, "name", "description", "owners", approvalsKey, "on_forbid_error", principalTokensKey)
+			y.unknown(k, "name", "description", "owners", approvalsKey, "on_forbid_error", principalTokensKey, lintKey)
 		}
 	})
 }
@@ -75,6 +77,29 @@ const (
 	approvalsKey = "approvals"
 	maxApprovals = 100
 )
+
+const lintKey = "lint"
+
+// rulePattern is the form of the id of a rule of lint. Which ids there are depends on the version.
+var rulePattern = regexp.MustCompile(`^[a-z][a-z-]{0,63}$`)
+
+// lint reads which rules of lint are switched off.
+func (y yamlFile) lint(n *yaml.Node) (disabled []string) {
+	y.each(n, lintKey, func(k, v *yaml.Node) {
+		if k.Value != "disable" {
+			y.unknown(k, "disable")
+			return
+		}
+		for _, id := range y.strs(v, "disable") {
+			if !rulePattern.MatchString(id) {
+				y.fail(v, "such as unused-type", "%.100q is not the id of a rule", id)
+				continue
+			}
+			disabled = append(disabled, id)
+		}
+	})
+	return disabled
+}
 
 // approvals reads how many approvals a change needs.
 func (y yamlFile) approvals(n *yaml.Node) int {

@@ -107,16 +107,7 @@ func checkTogether(list []checked) {
 		if f.bundle == nil {
 			continue
 		}
-		var others []engine.Source
-		for j := range list {
-			if j != i && list[j].bundle != nil && list[j].Name != engine.AdminLocal {
-				others = append(others, offline.Source(list[j].bundle))
-			}
-		}
-		if f.Name == engine.AdminLocal {
-			others = []engine.Source{access.AdminSource()}
-		}
-		report, _ := offline.Check(f.bundle, others, nil)
+		report, _ := offline.Check(f.bundle, besides(list, i), nil)
 		for _, found := range report.Findings {
 			// The check of another bundle reports its own findings.
 			if found.Bundle == "" || found.Bundle == f.Name {
@@ -127,6 +118,19 @@ func checkTogether(list []checked) {
 			f.Tests = append(f.Tests, testOutcome{t.Name, t.Line, len(t.Failures) == 0, t.Failures})
 		}
 	}
+}
+
+// besides returns the sources that a bundle of the list is compiled with.
+func besides(list []checked, i int) (others []engine.Source) {
+	if list[i].Name == engine.AdminLocal {
+		return []engine.Source{access.AdminSource()}
+	}
+	for j := range list {
+		if j != i && list[j].bundle != nil && list[j].Name != engine.AdminLocal {
+			others = append(others, offline.Source(list[j].bundle))
+		}
+	}
+	return others
 }
 
 func (f *checked) failed() int {

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 
 	"github.com/cedarpost/cedarpost/bundle"
+	"github.com/cedarpost/cedarpost/server/engine"
 )
 
 // CI systems read test results as JUnit XML. Each folder is a suite, with a case for each test and
@@ -28,6 +30,7 @@ type (
 		File     string         `xml:"file,attr"`
 		Line     int            `xml:"line,attr,omitempty"`
 		Failures []junitFailure `xml:"failure"`
+		Skipped  *junitFailure  `xml:"skipped"`
 	}
 	junitFailure struct {
 		Message string `xml:"message,attr"`
@@ -53,14 +56,50 @@ func writeJUnit(w io.Writer, list []checked) error {
 			}
 			suite.Cases = append(suite.Cases, one)
 		}
-		for _, k := range suite.Cases {
-			suite.Tests++
-			if len(k.Failures) > 0 {
-				suite.Failures++
+		out.add(suite)
+	}
+	return out.write(w)
+}
+
+// writeLintJUnit prints the results of lint as JUnit XML, with a case for each rule and one for the findings
+// of a folder that is not valid. Findings for information are no failures.
+func writeLintJUnit(w io.Writer, list []linted) error {
+	var out junitSuites
+	for _, r := range list {
+		cases := []junitCase{{Name: "compiles and validates", Class: r.Name, File: r.dir}}
+		for _, rule := range engine.LintRules() {
+			cases = append(cases, junitCase{Name: rule.ID, Class: r.Name, File: r.dir})
+		}
+		for _, f := range r.Findings {
+			i := max(slices.IndexFunc(cases, func(k junitCase) bool { return k.Name == f.Rule }), 0)
+			if f.Severity != severityInfo {
+				cases[i].Failures = append(cases[i].Failures, junitFailure{fmt.Sprintf("%s:%d:%d: %s", f.File, f.Line, f.Column, f.Message)})
 			}
 		}
-		out.Suites = append(out.Suites, suite)
+		for i := range cases {
+			for _, s := range r.Skipped {
+				if s.Rule == cases[i].Name && cases[i].Failures == nil {
+					cases[i].Skipped = &junitFailure{s.Reason}
+				}
+			}
+		}
+		out.add(junitSuite{Name: r.Name, Cases: cases})
 	}
+	return out.write(w)
+}
+
+// add adds a suite, and counts its cases.
+func (out *junitSuites) add(suite junitSuite) {
+	for _, k := range suite.Cases {
+		suite.Tests++
+		if len(k.Failures) > 0 {
+			suite.Failures++
+		}
+	}
+	out.Suites = append(out.Suites, suite)
+}
+
+func (out *junitSuites) write(w io.Writer) error {
 	if _, err := io.WriteString(w, xml.Header); err != nil {
 		return err
 	}

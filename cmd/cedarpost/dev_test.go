@@ -55,6 +55,7 @@ func TestDev(t *testing.T) {
 	t.Run("impact", testImpact(sh))
 	t.Run("change", testChange(sh))
 	t.Run("policies", testPolicies(sh))
+	t.Run("lint", testLint(sh))
 	t.Run("log", testLog(sh))
 	t.Run("uses", testUses(sh))
 	t.Run("keys and grants", testKeys(sh, dir))

@@ -19,7 +19,7 @@ const (
 	codeInvalid  = 3 // does not compile or validate
 	codeTests    = 4 // tests failed
 	codeDenied   = 5
-	codeWarnings = 6 // doctor found warnings, and no failure
+	codeWarnings = 6 // doctor or lint found warnings, and no failure
 )
 
 // exitError ends the command with a code. Without err, nothing more is printed.

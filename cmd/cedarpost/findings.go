@@ -22,16 +22,18 @@ type finding struct {
 	Message  string `json:"message"`
 	Hint     string `json:"hint,omitempty"`
 	Bundle   string `json:"bundle,omitempty"` // if the finding is in another bundle
+	Rule     string `json:"rule,omitempty"`   // of lint
 	test     bool   // a failed test
 }
 
 const (
 	severityError   = "error"
 	severityWarning = "warning"
+	severityInfo    = "info"
 )
 
 func findingFromEngine(f engine.Finding) finding {
-	out := finding{severityError, f.File, f.Line, f.Column, f.Policy, f.Message, f.Hint, "", false}
+	out := finding{Severity: severityError, File: f.File, Line: f.Line, Column: f.Column, Policy: f.Policy, Message: f.Message, Hint: f.Hint}
 	if f.Warning {
 		out.Severity = severityWarning
 	}
@@ -42,8 +44,8 @@ func findingsFromProto(list []*cedarpostv1.Finding) []finding {
 	out := make([]finding, len(list))
 	for i, f := range list {
 		out[i] = finding{
-			severityError, f.GetFile(), int(f.GetLine()), int(f.GetColumn()),
-			f.GetPolicy(), f.GetMessage(), f.GetHint(), f.GetBundle(), f.GetTest(),
+			Severity: severityError, File: f.GetFile(), Line: int(f.GetLine()), Column: int(f.GetColumn()),
+			Policy: f.GetPolicy(), Message: f.GetMessage(), Hint: f.GetHint(), Bundle: f.GetBundle(), test: f.GetTest(),
 		}
 		if f.GetSeverity() == cedarpostv1.Finding_WARNING {
 			out[i].Severity = severityWarning
@@ -58,7 +60,7 @@ func findingsFromError(err error) []finding {
 	var out []finding
 	problems, _ := errors.AsType[bundle.Problems](err)
 	for _, p := range problems {
-		out = append(out, finding{severityError, p.File, p.Line, p.Column, "", p.Message, p.Hint, "", false})
+		out = append(out, finding{Severity: severityError, File: p.File, Line: p.Line, Column: p.Column, Message: p.Message, Hint: p.Hint})
 	}
 	return out
 }
@@ -77,14 +79,21 @@ func (c *console) printFindings(w io.Writer, dir string, list []finding) {
 			}
 		}
 		severity := c.paint(red, f.Severity)
-		if f.Severity == severityWarning {
+		switch f.Severity {
+		case severityWarning:
 			severity = c.paint(yellow, f.Severity)
+		case severityInfo:
+			severity = f.Severity
 		}
 		policy := ""
 		if f.Policy != "" {
 			policy = "policy " + f.Policy + ": "
 		}
-		fmt.Fprintf(w, "%s: %s: %s\n", clean(where), severity, clean(policy+f.Message))
+		rule := ""
+		if f.Rule != "" {
+			rule = " [" + f.Rule + "]"
+		}
+		fmt.Fprintf(w, "%s: %s: %s\n", clean(where), severity, clean(policy+f.Message+rule))
 		if f.Hint != "" {
 			fmt.Fprintf(w, "  hint: %s\n", clean(f.Hint))
 		}

@@ -100,6 +100,10 @@ func testPolicies(sh *shell) func(*testing.T) {
 		if r := sh.exits(t, 0, nil, "policies", "list", "--effect", "forbid", "--action", "Shop::Action::ViewOrder.field", "--annotation", "advice=step_up_mfa", "-o", "json"); strings.Count(r.out, "\n") != 1 || !strings.Contains(r.out, `"id":"pii-needs-mfa"`) {
 			t.Errorf("%s", r.out)
 		}
+		sh.exits(t, 0, says("LAST", "not since 20"), "policies", "list", "--bundle", "shop")
+		if r := sh.exits(t, 0, says("not listed: ", "counted for since a later time"), "policies", "list", "--bundle", "shop", "--unused-since", "30d"); strings.Contains(r.out, "shop/") {
+			t.Errorf("%s", r.out)
+		}
 		sh.exits(t, 0, says("shop/pii-needs-mfa: forbid", "file         view.cedar:", "since        revision ", "unless { context.mfa"), "policies", "show", "shop/pii-needs-mfa")
 		sh.exits(t, 1, says("not_found"), "policies", "show", "shop/none")
 		sh.exits(t, 2, says("name it as BUNDLE/ID"), "policies", "show", "none")

@@ -26,6 +26,7 @@ type cli struct {
 	TLS     tlsCmd     `cmd:"" name:"tls" group:"run" help:"Make certificates to try TLS with."`
 
 	Check    checkCmd    `cmd:"" group:"policy" help:"Check bundle folders and run their tests, without a server."`
+	Lint     lintCmd     `cmd:"" group:"policy" help:"Look for policies and fields that are probably a mistake."`
 	Apply    applyCmd    `cmd:"" group:"policy" help:"Publish a bundle folder."`
 	Change   changeCmd   `cmd:"" group:"policy" help:"Propose a change of a bundle, check it, approve it and publish it."`
 	Impact   impactCmd   `cmd:"" group:"policy" help:"Say what a change would have done to recorded decisions."`
@@ -56,7 +57,7 @@ const description = `Cedarpost decides who may do what, on which object and whic
 
 Settings come from flags, then the environment, then the YAML file of --config. Durations are like 500ms, 90m, 12h, 7d or 1d12h in all three. Commands that call a server send the API key in CEDARPOST_TOKEN or in the file of --token-file.
 
-Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 does not compile or validate, 4 tests failed, 5 denied, 6 passed with warnings (doctor).`
+Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 does not compile or validate, 4 tests failed, 5 denied, 6 passed with warnings (doctor, lint).`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

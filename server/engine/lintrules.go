@@ -346,6 +346,29 @@ func (s *Set) GroupMentions(bundle string) []Mention {
 	return slices.DeleteFunc(s.Mentions(bundle), func(m Mention) bool { return !groups[m.UID] })
 }
 
+// TypesBelow lists the types whose entities can be in an entity of a type, at any depth, sorted.
+func (s *Set) TypesBelow(typ cedar.EntityType) (list []string) {
+	for _, t := range sortedKeys(s.schema.Entities) {
+		if s.TypesAbove(t)[typ] {
+			list = append(list, string(t))
+		}
+	}
+	return list
+}
+
+// Unused is the finding that a policy has determined no decision since a time, and false if the bundle has
+// no such policy with this text.
+func (s *Set) Unused(bundle, id, text, since string) (LintFinding, bool) {
+	for _, p := range s.bundles[bundle].policies {
+		if p.ref.ID == id && p.text == text {
+			f := finding(p, "has determined no decision since "+since, "find out whether it is needed, and remove it if not")
+			f.Warning = true
+			return LintFinding{RuleUnusedPolicy, f}, true
+		}
+	}
+	return LintFinding{}, false
+}
+
 // Empty is the finding that nobody is in the group.
 func (m Mention) Empty() LintFinding {
 	return LintFinding{RuleEmptyGroup, m.warning("has no members", "check its spelling, or add members; until then this part of the policy matches nothing else")}
