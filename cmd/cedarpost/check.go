@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -14,15 +15,19 @@ import (
 type checkCmd struct {
 	Output string   `short:"o" help:"text for people, json for programs, junit for CI (default ${default})." env:"CEDARPOST_OUTPUT" enum:"text,json,junit" default:"text" placeholder:"FORMAT"`
 	Dirs   []string `arg:"" name:"dir" help:"Bundle folders. They are checked together, as bundles of one server." type:"path"`
+	proveFlags
+	adminFlags
 }
 
 // Help is the long help of check.
 func (*checkCmd) Help() string {
-	return `Compiles and validates each folder as apply does on the server, and runs its tests.yaml on its entities.json. Needs no server and no database.
+	return `Compiles and validates each folder as apply does on the server, and runs its tests.yaml on its entities.json. Needs no server and no database, except --prove.
+
+--prove compares with the live version, or with the folder of --against, and proves that nobody can do more. If each permit was there before and each forbid stays, the policies show it. Otherwise the analysis of Cedar's own command line decides (--cedar), and gives an example where somebody can do more. docs/lint.md says what is proven.
 
 With -o json, prints a line for each folder: {"bundle", "valid", "findings": [{"severity", "file", "line", "column", "policy", "message", "hint"}], "tests": [{"name", "line", "passed", "failures"}]}. valid depends on the findings alone. With -o junit, prints JUnit XML with a suite for each folder.
 
-Exits with 3 if a folder does not compile or validate, otherwise with 4 if a test failed.`
+Exits with 3 if a folder does not compile or validate, otherwise with 4 if a test failed, otherwise with --prove with 7 if somebody can do more, otherwise with 8 if that is not known.`
 }
 
 // checked is the result for one folder.
@@ -33,6 +38,7 @@ type checked struct {
 	Valid    bool           `json:"valid"`
 	Findings []finding      `json:"findings"`
 	Tests    []testOutcome  `json:"tests"`
+	Proof    *proof         `json:"proof,omitempty"`
 }
 
 type testOutcome struct {
@@ -43,21 +49,32 @@ type testOutcome struct {
 }
 
 // Run checks and prints.
-func (k *checkCmd) Run(c *console) error {
+func (k *checkCmd) Run(ctx context.Context, c *console) error {
 	list, err := readFolders(k.Dirs)
 	if err != nil {
 		return err
 	}
 	checkTogether(list)
+	if k.Prove {
+		if err := k.prove(ctx, list); err != nil {
+			return err
+		}
+	} else if k.Against != "" {
+		return misuse("--against needs --prove")
+	}
 	code := codeOK
 	for i := range list {
 		f := &list[i]
 		f.Valid = severe(f.Findings) == codeOK
+		worst := f.Proof.code()
 		switch {
 		case !f.Valid:
-			code = codeInvalid
-		case f.failed() > 0 && code == codeOK:
-			code = codeTests
+			worst = codeInvalid
+		case f.failed() > 0:
+			worst = codeTests
+		}
+		if code == codeOK || worst != codeOK && worst < code {
+			code = worst
 		}
 		switch k.Output {
 		case "json":
@@ -165,6 +182,7 @@ func (f *checked) print(c *console) {
 	default:
 		fmt.Fprintf(c.out, "%s: %s, %s passed\n", clean(f.Name), c.paint(green, "valid"), count(len(f.Tests), "test", "tests"))
 	}
+	f.Proof.print(c, f.Name)
 }
 
 // relative returns the path relative to the current folder, if it is inside of that folder.

@@ -56,6 +56,16 @@ func writeJUnit(w io.Writer, list []checked) error {
 			}
 			suite.Cases = append(suite.Cases, one)
 		}
+		if p := f.Proof; p != nil {
+			one := junitCase{Name: "nobody can do more", Class: f.Name, File: f.dir}
+			if p.Reason != "" {
+				one.Failures = append(one.Failures, junitFailure{"not proven: " + p.Reason})
+			}
+			for _, k := range p.Cases {
+				one.Failures = append(one.Failures, junitFailure{fmt.Sprintf("%s on %s by %s: %s %s%s", k.Action, k.Resource, k.Principal, k.Outcome, k.Counterexample, k.Reason)})
+			}
+			suite.Cases = append(suite.Cases, one)
+		}
 		out.add(suite)
 	}
 	return out.write(w)

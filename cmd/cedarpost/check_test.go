@@ -96,3 +96,18 @@ func shopless(t *testing.T, dir string) string {
 	}
 	return dir
 }
+
+// A proof needs no tools where each permit was there before. Otherwise it says that they are missing.
+func TestCheckProve(t *testing.T) {
+	sh := newShell("CEDARPOST_CEDAR=" + filepath.Join(t.TempDir(), "cedar"))
+	shop := "../../policies/shop"
+	less := shopCopy(t, map[string]string{"less.cedar": `@id("less") forbid (principal, action == Shop::Action::"ViewOrder", resource) when { context.mfa };`, "bundle.yaml": "\n"})
+	more := shopCopy(t, map[string]string{"more.cedar": `@id("more") permit (principal in Shop::Role::"support", action == Shop::Action::"DeleteOrder", resource);`})
+	sh.exits(t, 0, says("shop: proven that nobody can do more"), "check", "--prove", "--against", shop, shopCopy(t, nil))
+	sh.exits(t, 4, says("shop: proven that nobody can do more"), "check", "--prove", "--against", shop, less) // its tests fail
+	sh.exits(t, 8, says(`shop: Shop::Action::"DeleteOrder" on Shop::Order by Shop::User: not proven: the command line of Cedar is not installed`), "check", "--prove", "--against", shop, more)
+	sh.exits(t, 8, says(`"proof":{"outcome":"unknown","cases":[{"action":"Shop::Action::\"DeleteOrder\""`), "check", "--prove", "-o", "json", "--against", shop, more)
+	sh.exits(t, 8, says(`<testcase name="nobody can do more"`, "is not installed"), "check", "--prove", "-o", "junit", "--against", shop, more)
+	sh.exits(t, 2, says("--against needs --prove"), "check", "--against", shop, more)
+	sh.exits(t, 2, says(`--against has the bundle "admin"`), "check", "--prove", "--against", "../../policies/admin", more)
+}

@@ -13,13 +13,15 @@ import (
 
 // The exit codes, which scripts rely on.
 const (
-	codeOK       = 0
-	codeFailed   = 1
-	codeUsage    = 2
-	codeInvalid  = 3 // does not compile or validate
-	codeTests    = 4 // tests failed
-	codeDenied   = 5
-	codeWarnings = 6 // doctor or lint found warnings, and no failure
+	codeOK        = 0
+	codeFailed    = 1
+	codeUsage     = 2
+	codeInvalid   = 3 // does not compile or validate
+	codeTests     = 4 // tests failed
+	codeDenied    = 5
+	codeWarnings  = 6 // doctor or lint found warnings, and no failure
+	codeMore      = 7 // somebody can do more than before
+	codeNotProven = 8 // it is not known whether somebody can do more
 )
 
 // exitError ends the command with a code. Without err, nothing more is printed.
