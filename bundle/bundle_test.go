@@ -245,7 +245,7 @@ func TestProblems(t *testing.T) {
 		{"byte order mark", with(files{"a.cedar": "\ufeffpermit"}), []string{"a.cedar:1:1: starts with a byte order mark"}},
 
 		{"rules of lint", with(files{"bundle.yaml": "name: a\nlint: {disable: [unused-type, Shadowed], enable: x}\n"}), []string{
-			`bundle.yaml:2:17: "Shadowed" is not the id of a rule`, `bundle.yaml:2:43: unknown key "enable"`}},
+			`bundle.yaml:2:17: "Shadowed" is not the id of a rule`, `bundle.yaml:2:42: unknown key "enable"`}},
 		{"unknown key", with(files{"bundle.yaml": "name: a\nowner: b\n"}), []string{`bundle.yaml:2:1: unknown key "owner"`}},
 		{"bad name", with(files{"bundle.yaml": "name: Shop\n"}), []string{`bundle.yaml:1:7: "Shop" cannot be a bundle's name`}},
 		{"number for a name", with(files{"bundle.yaml": "name: 12\n"}), []string{`bundle.yaml:1:7: name must be text, not a number`}},

@@ -67,7 +67,7 @@ func TestLintRulesAreDocumented(t *testing.T) {
 func testLint(sh *shell) func(*testing.T) {
 	return func(t *testing.T) {
 		dir := shopCopy(t, map[string]string{"more.cedar": "@id(\"more\") permit (principal in Shop::Role::\"nobody\", action == Shop::Action::\"ViewOrder\", resource);\n"})
-		r := sh.exits(t, 6, says(`more.cedar:1:32: warning: policy more: Shop::Role::"nobody" has no members [empty-group]`, "skipped unused-policy: decisions have been counted for ", "shop: 1 warning"), "lint", "--server", dir)
+		r := sh.exits(t, 6, says(`more.cedar:1:34: warning: policy more: Shop::Role::"nobody" has no members [empty-group]`, "skipped unused-policy: decisions have been counted for ", "shop: 1 warning"), "lint", "--server", dir)
 		if strings.Contains(r.out, "skipped empty-group") {
 			t.Errorf("%s", r.out)
 		}
