@@ -115,6 +115,10 @@ transcript: postgres ## Run the commands of docs/lifecycle-transcript.md, and wr
 bench-queries: postgres ## Fill a decision log with ROWS decisions, and print how long each query takes
 	CEDARPOST_QUERY_ROWS=$(ROWS) go test -count 1 -timeout 4h -run TestQueriesAtScale -v ./store
 
+.PHONY: prove
+prove: ## Build Cedar's analysis, which takes some minutes, and test check --prove with it
+	env $$(scripts/install-cedar-analysis.sh) CEDARPOST_TEST_PROVE=1 go test -count 1 -run TestCheckProveByTools -v ./cmd/cedarpost
+
 .PHONY: conformance
 conformance: postgres node ## Run the reference corpus, a sample of it over the network, and CASES random sets of policies and data against the reference implementation
 	CEDARPOST_SOAK=1 CEDARPOST_DIFF_CASES=$(CASES) go test -count 1 -timeout 4h -run 'Conformance|Differential' -v ./server/engine ./server

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -195,9 +196,39 @@ func (k *checkCmd) runCedar(ctx context.Context, args []string) (outcome, counte
 		return proven, "", ""
 	case strings.Contains(text, ": DOES NOT HOLD"):
 		_, example, _ := strings.Cut(text, "Counterexample found:\n")
-		return allowMore, strings.TrimSpace(example), ""
+		return allowMore, inWords(strings.TrimSpace(example)), ""
 	}
 	return notProven, "", fmt.Sprintf("%s answered neither yes nor no: %s", k.Cedar, firstLines(text, 4))
+}
+
+var exampleQuestion = regexp.MustCompile(`^principal: (.*), action: (.*), resource: (.*)\ncontext: (.*)(?:\nentities: \[\n((?s:.*)))?$`)
+
+// inWords rewrites a counterexample of Cedar's command line, and leaves out actions and entities without
+// attributes and groups, which say nothing. A text of another form stays as it is.
+func inWords(example string) string {
+	m := exampleQuestion.FindStringSubmatch(example)
+	if m == nil {
+		return example
+	}
+	out := fmt.Sprintf("%s may do %s on %s with the context %s", m[1], m[2], m[3], m[4])
+	var entities []string
+	item := ""
+	for line := range strings.Lines(m[5]) {
+		item += line
+		if !strings.HasPrefix(line, "  ") || strings.HasPrefix(line, "   ") || !strings.HasSuffix(line, ",\n") {
+			continue // an entity is indented by two, its attributes by four
+		}
+		name, _, _ := strings.Cut(strings.TrimSpace(item), `::"`)
+		if name != "Action" && !strings.HasSuffix(name, "::Action") && (strings.Contains(item, " in [") || strings.Contains(item, " {\n")) {
+			entities = append(entities, strings.TrimSuffix(item, ",\n"))
+		}
+		item = ""
+	}
+	slices.Sort(entities)
+	if len(entities) > 0 {
+		out += ", if these are stored:\n" + strings.Join(entities, "\n")
+	}
+	return out
 }
 
 // firstLines returns the first lines of a text that are not empty, on one line.

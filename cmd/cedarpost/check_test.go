@@ -111,3 +111,33 @@ func TestCheckProve(t *testing.T) {
 	sh.exits(t, 2, says("--against needs --prove"), "check", "--against", shop, more)
 	sh.exits(t, 2, says(`--against has the bundle "admin"`), "check", "--prove", "--against", "../../policies/admin", more)
 }
+
+// With Cedar's tools: changes whose policies do not show it are proven, or have an example. `make prove` builds
+// the tools, which takes minutes, and runs this test.
+func TestCheckProveByTools(t *testing.T) {
+	if os.Getenv("CEDARPOST_TEST_PROVE") == "" {
+		t.Skip("make prove builds the tools and runs this test")
+	}
+	sh := newShell("CEDARPOST_CEDAR="+os.Getenv("CEDARPOST_CEDAR"), "CVC5="+os.Getenv("CVC5"))
+	shop := "../../policies/shop"
+	edit := func(old, text string) string {
+		dir := shopCopy(t, nil)
+		before := file(t, dir, "view.cedar")
+		if !strings.Contains(before, old) {
+			t.Fatalf("view.cedar has no %s", old)
+		}
+		write(t, dir, "view.cedar", strings.Replace(before, old, text, 1))
+		return dir
+	}
+	const pii, mfa = `context.field in Shop::FieldGroup::"pii" };`, `unless { context.mfa || resource.owner == principal };`
+	prove := func(code int, words []string, dir string) {
+		t.Helper()
+		sh.exits(t, code, words, "check", "--prove", "--against", shop, dir)
+	}
+	prove(0, says("shop: proven that nobody can do more"), edit(pii, `context.field in Shop::FieldGroup::"pii" || context.field in Shop::FieldGroup::"Order.basic" };`))
+	prove(0, says("shop: proven that nobody can do more"), edit(mfa, `unless { context.mfa } unless { principal == resource.owner };`))
+	prove(7, says(`Shop::Action::"ViewOrder.field" on Shop::Order by Shop::User: allows more than before, for example:`, `may do Shop::Action::"ViewOrder.field" on Shop::Order::`,
+		"mfa: false}, if these are stored:", "total: "), edit(mfa, `unless { context.mfa || resource.owner == principal || resource.total < 100 };`))
+	sh = sh.with("CVC5=" + filepath.Join(t.TempDir(), "cvc5"))
+	prove(8, says("not proven: ", "CVC5 solver not found"), edit(mfa, `unless { context.mfa } unless { principal == resource.owner };`))
+}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"github.com/cedar-policy/cedar-go"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -194,7 +193,7 @@ func emptyGroups(ctx context.Context, admin *peer, set *engine.Set, name string)
 			if reads++; reads > maxGroupReads {
 				return found, fmt.Sprintf("the last %d of %d groups are not looked at: that would take more than %d reads", len(groups)-i, len(groups), maxGroupReads), nil
 			}
-			some, err := hasMembers(ctx, admin, group.UID, typ)
+			some, err := hasMembers(ctx, admin, group, typ)
 			if err != nil {
 				return found, "", err
 			}
@@ -209,11 +208,11 @@ func emptyGroups(ctx context.Context, admin *peer, set *engine.Set, name string)
 	return found, "", nil
 }
 
-func hasMembers(ctx context.Context, admin *peer, group cedar.EntityUID, typ string) (bool, error) {
+func hasMembers(ctx context.Context, admin *peer, group engine.Mention, typ string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	res, err := admin.entities().ListEntities(ctx, &cedarpostv1.ListEntitiesRequest{
-		Type: typ, Ancestor: &cedarpostv1.EntityUid{Type: string(group.Type), Id: string(group.ID)}, PageSize: 1,
+		Type: typ, Ancestor: &cedarpostv1.EntityUid{Type: string(group.UID.Type), Id: string(group.UID.ID)}, PageSize: 1,
 	})
 	return len(res.GetEntities()) > 0, err
 }

@@ -63,7 +63,8 @@ func TestLintRulesAreDocumented(t *testing.T) {
 	}
 }
 
-// testLint lints with what the server has stored: with all rights, and with few.
+// testLint lints with what the server has stored: with all rights, and with few. It also proves against the
+// live version.
 func testLint(sh *shell) func(*testing.T) {
 	return func(t *testing.T) {
 		dir := shopCopy(t, map[string]string{"more.cedar": "@id(\"more\") permit (principal in Shop::Role::\"nobody\", action == Shop::Action::\"ViewOrder\", resource);\n"})
@@ -72,6 +73,10 @@ func testLint(sh *shell) func(*testing.T) {
 			t.Errorf("%s", r.out)
 		}
 		sh.exits(t, 6, says("policy manager-deletes: has determined no decision since 20", "[unused-policy]"), "lint", "--server", "--unused-since", "1ms", dir)
+		sh.exits(t, 0, says("shop: proven that nobody can do more"), "check", "--prove", "../../policies/shop")
+		fresh := notes(t, "fresh")
+		write(t, fresh, "bundle.yaml", "name: fresh\n")
+		sh.exits(t, 8, says("fresh: not proven: no version is live"), "check", "--prove", fresh)
 		file := filepath.Join(t.TempDir(), "author.key")
 		sh.exits(t, 0, nil, "keys", "create", "lint-author", "--role", "policy-author", "--bundle", "shop", "--out", file)
 		r = sh.with("CEDARPOST_TOKEN=", "CEDARPOST_TOKEN_FILE="+file).exits(t, 0, says("skipped empty-group: ", "shop: no warnings"), "lint", "--server", dir)
