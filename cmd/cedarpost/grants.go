@@ -120,7 +120,7 @@ func extent(g *cedarpostv1.Grant) string {
 // grantArgs identify a grant.
 type grantArgs struct {
 	Caller string `arg:"" help:"The caller: the name of an API key's caller, or the name of another kind as cedarpost whoami prints it."`
-	Role   string `arg:"" help:"enforcer, data-writer, policy-author, policy-approver, policy-publisher, auditor or operator."`
+	Role   string `arg:"" help:"enforcer, data-writer, policy-author, policy-approver, policy-publisher, auditor, operator or break-glass."`
 	Bundle string `required:"" help:"A bundle, or '*' for all bundles and the service itself." placeholder:"BUNDLE"`
 }
 

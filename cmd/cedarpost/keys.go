@@ -143,7 +143,7 @@ func (k keyOutFlag) write(c *console, secret string) error {
 
 type createKeyCmd struct {
 	Caller string   `arg:"" help:"Name of the caller: letters, digits, dots, hyphens and underscores."`
-	Roles  []string `name:"role" help:"A role of the caller: enforcer, data-writer, policy-author, policy-approver, policy-publisher, auditor or operator. Can be given several times." placeholder:"ROLE"`
+	Roles  []string `name:"role" help:"A role of the caller: enforcer, data-writer, policy-author, policy-approver, policy-publisher, auditor, operator or break-glass. Can be given several times." placeholder:"ROLE"`
 	Bundle string   `help:"The bundle that the roles are for, or '*' for all bundles and the service itself." placeholder:"BUNDLE"`
 	keyOutFlag
 	expiryFlag

@@ -29,12 +29,13 @@ const (
 	PolicyPublisher = "policy-publisher"
 	Auditor         = "auditor"
 	Operator        = "operator"
+	BreakGlass      = "break-glass"
 )
 
 // Roles lists the roles.
 func Roles() []string { return slices.Clone(roles) }
 
-var roles = []string{Enforcer, DataWriter, PolicyAuthor, PolicyApprover, PolicyPublisher, Auditor, Operator}
+var roles = []string{Enforcer, DataWriter, PolicyAuthor, PolicyApprover, PolicyPublisher, Auditor, Operator, BreakGlass}
 
 // AllBundles is the bundle of a grant that is for all bundles and for the service itself.
 const AllBundles = "*"
@@ -51,7 +52,9 @@ func AllGrants(caller, by string) []store.Grant {
 		list = append(list, store.Grant{Caller: caller, Role: role, Bundle: AllBundles, GrantedBy: by})
 	}
 	for _, b := range reserved {
-		list = append(list, store.Grant{Caller: caller, Role: PolicyPublisher, Bundle: b, GrantedBy: by})
+		for _, role := range []string{PolicyPublisher, BreakGlass} {
+			list = append(list, store.Grant{Caller: caller, Role: role, Bundle: b, GrantedBy: by})
+		}
 	}
 	return list
 }
@@ -284,7 +287,8 @@ func evaluate(set *engine.Set, caller string, held roleSet, name string) actions
 	return may
 }
 
-// Actions lists the actions of the admin bundle by name: one for each RPC, and CheckBundle.
+// Actions lists the actions of the admin bundle by name: one for each RPC, CheckBundle
+// and BreakGlass.
 func Actions() []string { return slices.Clone(adminActions()) }
 
 var adminActions = sync.OnceValue(func() []string {

@@ -30,7 +30,7 @@ type Grant struct {
 	Caller string `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
 	// The role: "enforcer" (asks), "data-writer" (entities), "policy-author" (checks bundles),
 	// "policy-approver", "policy-publisher" (publishes bundles), "auditor" (the log), "operator"
-	// (keys and grants).
+	// (keys and grants), "break-glass" (publishes past rules, where the caller may publish).
 	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	// The name of a bundle, or "*" for all bundles and the service itself. A change of the
 	// bundles guardrails and admin-local needs a grant that names them.
