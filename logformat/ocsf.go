@@ -46,6 +46,7 @@ const (
 	severityInformational = 1
 	severityLow           = 2
 	severityMedium        = 3
+	severityHigh          = 4
 
 	typeOther = 99
 )
@@ -56,7 +57,7 @@ var (
 		authentication:   {activityLogon: "Logon"},
 		entityManagement: {activityCreate: "Create", activityUpdate: "Update", activityDelete: "Delete"},
 	}
-	ocsfSeverities = map[int]string{severityInformational: "Informational", severityLow: "Low", severityMedium: "Medium"}
+	ocsfSeverities = map[int]string{severityInformational: "Informational", severityLow: "Low", severityMedium: "Medium", severityHigh: "High"}
 )
 
 // OCSF returns a row of a batch as a line of JSON: an event of OCSF 1.6.0. A decision, a read

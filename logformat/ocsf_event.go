@@ -78,6 +78,13 @@ func ocsfEvent(v *cedarpostv1.EventRecord) object {
 		more := o["unmapped"].(object)
 		more["reason"], more["principal"], more["example"] = p.GetReason(), p.GetPrincipal(), p.GetExample()
 		return o
+	case *cedarpostv1.EventRecord_BreakGlass:
+		g := d.BreakGlass
+		o := managed(activityUpdate, severityHigh, "bundle", v.GetSubject(), "BreakGlass")
+		o["status_detail"] = BreakGlassText(g)
+		more := o["unmapped"].(object)
+		more["version"], more["change"], more["reason"], more["rules"] = g.GetVersion(), g.GetChange(), g.GetReason(), append([]string{}, g.GetRules()...)
+		return o
 	case *cedarpostv1.EventRecord_RefusedRight:
 		o := call(activityOther, severityMedium, d.RefusedRight.GetProcedure(), d.RefusedRight.GetReason())
 		controlled(o, false)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -75,6 +76,12 @@ func PublishRefusedText(p *cedarpostv1.PublishRefused) string {
 		what = "dry run"
 	}
 	return fmt.Sprintf("%s of %s refused, %s: %s", what, p.GetBundle(), plural(p.GetCount(), "time"), p.GetReason())
+}
+
+// BreakGlassText sums up a publish past rules in words: "version 8: production is down; past: the bundle
+// shop is frozen".
+func BreakGlassText(g *cedarpostv1.BreakGlass) string {
+	return fmt.Sprintf("version %d: %s; past: %s", g.GetVersion(), g.GetReason(), strings.Join(g.GetRules(), "; "))
 }
 
 // ProbingText sums up questions of a caller in words, with the first of them as an example:

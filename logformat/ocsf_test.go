@@ -132,6 +132,10 @@ var entries = []struct {
 		Detail: &cedarpostv1.EventRecord_ServerStarted{ServerStarted: &cedarpostv1.ServerStarted{Version: "v1.0.0", SettingsDigest: "00", PreviousEventId: "x",
 			Differences: []*cedarpostv1.ServerStarted_Difference{{Name: "max-staleness", Before: "5s", After: "1s"}}}},
 	}), "3004.3 severity 1"},
+	{"a publish past rules", eventEntry(&cedarpostv1.EventRecord{
+		Kind: cedarpostv1.EventRecord_BREAK_GLASS, Caller: "ann", Subject: "shop", Revision: 9,
+		Detail: &cedarpostv1.EventRecord_BreakGlass{BreakGlass: &cedarpostv1.BreakGlass{Bundle: "shop", Version: 8, Change: "shop-3", Reason: "production is down", Rules: []string{"the bundle shop is frozen"}}},
+	}), "3004.3 severity 4"},
 	{"batches lost", eventEntry(&cedarpostv1.EventRecord{
 		Kind: cedarpostv1.EventRecord_LOG_TRUNCATED, Subject: "log 7 to 5",
 		Detail: &cedarpostv1.EventRecord_LogTruncated{LogTruncated: &cedarpostv1.LogTruncated{Statement: "cedarpost-truncation-v1\n"}},

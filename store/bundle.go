@@ -35,6 +35,12 @@ type Bundle struct {
 	RollbackOf int64
 	// Approvals is how many approvals the next change of the bundle needs.
 	Approvals int32
+	// Rules are those that the next publish meets besides those of Manifest, as JSON; "": none. The store
+	// does not read them.
+	Rules string
+	// BreakGlass is why it was published past rules; "": it was not. A publish takes it from what its Rules
+	// return.
+	BreakGlass string
 	// Since is the revision that published this version.
 	Since int64
 	// Policies are in order of id.
@@ -132,6 +138,10 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err
 				return err
 			}
 		}
+		p.Bundle.BreakGlass = ""
+		if besides.BreakGlass != nil {
+			p.Bundle.BreakGlass = besides.BreakGlass.Reason
+		}
 		var before []byte
 		if before, err = insertBundle(ctx, tx, p, &made); err != nil {
 			return err
@@ -155,6 +165,15 @@ func (db *DB) PublishBundle(ctx context.Context, p Publish) (made Published, err
 		})
 		if err != nil {
 			return err
+		}
+		if besides.BreakGlass != nil {
+			err := db.changes.send(ctx, tx, Changed{
+				Revision: made.Revision, Caller: p.Caller, Kind: KindBreakGlass, ID: p.Bundle.Name, Version: made.Version,
+				Reason: besides.BreakGlass.Reason, Rules: besides.BreakGlass.Rules, OfChange: p.Bundle.Change,
+			})
+			if err != nil {
+				return err
+			}
 		}
 		if besides.Change != nil {
 			besides.Change.Version = made.Version
@@ -215,13 +234,14 @@ func insertBundle(ctx context.Context, tx pgx.Tx, p Publish, made *Published) (b
 	}
 	const query = `
 		insert into bundles (name, version, digest, description, owners, on_forbid_error, namespaces,
-		                     schema, fields, policies, published_by, since, message, change, rollback_of, approvals)
+		                     schema, fields, policies, published_by, since, message, change, rollback_of, approvals,
+		                     rules, break_glass, ruled)
 		values ($1, (select coalesce(max(version), 0) + 1 from bundles where name = $1),
-		        $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+		        $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
 		returning version, published_at`
 	err = tx.QueryRow(ctx, query, b.Name, b.Digest, b.Description, orEmpty(b.Owners), b.OnForbidError,
 		orEmpty(b.Namespaces), b.Schema, b.Fields, len(b.Policies), p.Caller, made.Revision,
-		b.Message, b.Change, b.RollbackOf, b.Approvals).Scan(&made.Version, &made.At)
+		b.Message, b.Change, b.RollbackOf, b.Approvals, b.Rules, b.BreakGlass, p.Rules != nil).Scan(&made.Version, &made.At)
 	return before, err
 }
 
@@ -347,7 +367,8 @@ func (db *DB) Bundles(ctx context.Context, revision int64) (_ []Bundle, err erro
 func readBundles(ctx context.Context, q querier, revision int64) ([]Bundle, error) {
 	rows, _ := q.Query(ctx, `
 		select b.name, b.version, b.digest, b.description, b.owners, b.on_forbid_error, b.namespaces, b.schema, b.fields,
-		       f.content as manifest, b.policies, b.published_by, b.published_at, b.since, b.message, b.change, b.rollback_of, b.approvals
+		       f.content as manifest, b.policies, b.published_by, b.published_at, b.since, b.message, b.change, b.rollback_of, b.approvals,
+		       b.rules, b.break_glass
 		from bundles b
 		left join bundle_files f on f.bundle = b.name and f.path = 'bundle.yaml' and f.since <= $1 and (f.until is null or f.until > $1)
 		where b.since <= $1 and (b.until is null or b.until > $1)

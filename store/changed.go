@@ -18,7 +18,7 @@ import (
 // revision.
 type Changed struct {
 	Revision int64
-	// Caller writes it. Kind is the kind of the [Change].
+	// Caller writes it. Kind is the kind of the [Change], or [KindBreakGlass].
 	Caller, Kind string
 	// Entities are those that get a new version or are deleted, by type and id.
 	Entities []UID
@@ -35,7 +35,15 @@ type Changed struct {
 	Stored []byte
 	// Reason is what the caller said about the change.
 	Reason string
+	// OfChange and Rules are those of a [BreakGlass]: the change that is published, "" if there is none, and
+	// the rules.
+	OfChange string
+	Rules    []string
 }
+
+// KindBreakGlass is the kind of a [Changed] about a publish past rules. That of the publish itself comes
+// before it.
+const KindBreakGlass = "break_glass"
 
 // changeLog puts the event of each write into the log, in the transaction of the write,
 // so that no change is without a record. Each batch has one event.

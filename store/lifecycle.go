@@ -50,6 +50,10 @@ type BundleChange struct {
 	Shadow *Shadow `json:"shadow,omitempty"`
 	// Version is the version that it was published as; 0: none.
 	Version int64 `json:"version,omitempty"`
+	// Rules are those of bundle.yaml with the edits, as JSON; nil: none. The store does not read them.
+	Rules json.RawMessage `json:"rules,omitempty"`
+	// Source is where its author says that the files come from.
+	Source string `json:"source,omitempty"`
 	// Since is the revision that stored this state; set by the store.
 	Since int64 `json:"-"`
 }
@@ -120,10 +124,18 @@ type PolicyWrite struct {
 	Unedited []string
 	Freeze   *BundleFreeze // freezes the bundle, or replaces its freeze
 	Unfreeze bool
+	// BreakGlass says that a publish is made past rules; nil: it is not.
+	BreakGlass *BreakGlass
 	// Reason is what the caller said; it is recorded.
 	Reason string
 	// Once, if not nil, makes the write happen once. A publish has its own.
 	Once *Once[Changes]
+}
+
+// BreakGlass is a publish past rules.
+type BreakGlass struct {
+	Reason string   // as its caller said
+	Rules  []string // that were in the way, in words
 }
 
 func (c BundleChange) entity() (Entity, error) {

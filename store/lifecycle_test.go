@@ -13,13 +13,14 @@ import (
 func TestPublishWithoutRules(t *testing.T) {
 	db, _ := openURL(t)
 	version := int64(0)
+	var rules func(store.PolicyState) (store.PolicyWrite, error)
 	publish := func(b store.Bundle) error {
 		b.Name = "shop"
 		base, err := db.PolicyRevision(t.Context(), 1<<40)
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, n, err := publishBundle(t, db, store.Publish{Bundle: b, Caller: "ann", BaseRevision: base})
+		_, n, err := publishBundle(t, db, store.Publish{Bundle: b, Caller: "ann", BaseRevision: base, Rules: rules})
 		if err == nil {
 			version = n
 		}
@@ -47,13 +48,20 @@ func TestPublishWithoutRules(t *testing.T) {
 	write(store.PolicyWrite{Freeze: &store.BundleFreeze{Caller: "ann", Reason: "r", At: time.Now()}})
 	refused("a frozen bundle", publish(store.Bundle{Digest: "2"}))
 	refused("a change of a frozen bundle", publish(store.Bundle{Digest: "2", Change: "shop-1"}))
+	refused("break-glass that no rule knows of", publish(store.Bundle{Digest: "2", BreakGlass: "now"}))
 	allowed("a rollback of a frozen bundle", publish(store.Bundle{Digest: "2", RollbackOf: 1, Approvals: 2}))
 	write(store.PolicyWrite{Unfreeze: true})
 	refused("no change, and approvals are needed", publish(store.Bundle{Digest: "3"}))
 	allowed("a change", publish(store.Bundle{Digest: "3", Change: "shop-1"}))
 	allowed("no approvals are needed any more", publish(store.Bundle{Digest: "4"}))
-	if version != 4 {
-		t.Errorf("version %d", version)
+	// A server that knows the rules has asked them.
+	write(store.PolicyWrite{Freeze: &store.BundleFreeze{Caller: "ann", Reason: "r", At: time.Now()}})
+	rules = func(store.PolicyState) (store.PolicyWrite, error) {
+		return store.PolicyWrite{BreakGlass: &store.BreakGlass{Reason: "now", Rules: []string{"it is frozen"}}}, nil
+	}
+	allowed("break-glass", publish(store.Bundle{Digest: "5"}))
+	if v, err := db.BundleVersion(t.Context(), "shop", 5); err != nil || version != 5 || v.BreakGlass != "now" {
+		t.Errorf("version %d, %+v, %v", version, v, err)
 	}
 }
 

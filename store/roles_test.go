@@ -110,6 +110,7 @@ func TestWhatRolesMayNotDo(t *testing.T) {
 		{"the writer may not say that a policy was used", writer, "insert into policy_uses (policy) values ('b/p')"},
 		{"the auditor may not say that a policy was used", auditor, "update policy_uses set at = now()"},
 		{"the application may not choose since when uses are counted", app, "update history set policy_uses_since = '2000-01-01'"},
+		{"the application may not hide that a bundle was published past rules", app, "update bundles set break_glass = ''"},
 		{"the writer may not read answers", writer, "select from idempotency_keys"},
 		{"the auditor may not read answers", auditor, "select from idempotency_keys"},
 		{"the auditor may not write a decision", auditor, "insert into decisions default values"},

@@ -188,16 +188,16 @@ func readStoredBundle(ctx context.Context, tx pgx.Tx, name string, revision int6
 	var description, onForbidError, schema, fields, publishedBy string
 	var owners, namespaces []string
 	var policies, approvals int32
-	var message, change string
+	var message, change, rules, breakGlass string
 	var rollbackOf int64
 	err = tx.QueryRow(ctx, `
 		select since, version, digest, description, owners, on_forbid_error, namespaces, schema, fields, policies, published_by,
-		       message, change, rollback_of, approvals
+		       message, change, rollback_of, approvals, rules, break_glass
 		from bundles
 		where name = $1 and since <= $2 and (until is null or until > $2)
 		order by since desc limit 1`, name, revision).Scan(
 		&b.Since, &b.Version, &b.Digest, &description, &owners, &onForbidError, &namespaces, &schema, &fields, &policies, &publishedBy,
-		&message, &change, &rollbackOf, &approvals)
+		&message, &change, &rollbackOf, &approvals, &rules, &breakGlass)
 	if err != nil {
 		return b, notFound(err)
 	}
@@ -206,6 +206,9 @@ func readStoredBundle(ctx context.Context, tx pgx.Tx, name string, revision int6
 	add("bundle", name, b.Version, b.Digest, description, orEmpty(owners), onForbidError, orEmpty(namespaces), schema, fields, policies, publishedBy)
 	if message != "" || change != "" || rollbackOf != 0 || approvals != 0 { // events from before there were these have no such line
 		add("published", message, change, rollbackOf, approvals)
+	}
+	if rules != "" || breakGlass != "" { // as above
+		add("rules", rules, breakGlass)
 	}
 	rows, _ := tx.Query(ctx, `
 		select id, file, line, text

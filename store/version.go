@@ -19,7 +19,7 @@ func (db *DB) BundleVersions(ctx context.Context, name string, before int64, lim
 	defer wrap(&err, "list versions of a bundle")
 	rows, _ := db.admin.Query(ctx, `
 		select name, version, digest, description, owners, on_forbid_error, namespaces, policies, published_by, published_at,
-		       message, change, rollback_of, approvals, since, until is null as live
+		       message, change, rollback_of, approvals, rules, break_glass, since, until is null as live
 		from bundles
 		where name = $1 and ($2 = 0 or version < $2)
 		order by version desc

@@ -13,7 +13,7 @@ import (
 
 type eventsCmd struct {
 	outputFlags
-	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open, state_root, database_renewed, log_truncated, publish_refused, probing or server_started." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root,database_renewed,log_truncated,publish_refused,probing,server_started" default:"" placeholder:"KIND"`
+	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open, state_root, database_renewed, log_truncated, publish_refused, probing, break_glass or server_started." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root,database_renewed,log_truncated,publish_refused,probing,break_glass,server_started" default:"" placeholder:"KIND"`
 	Caller  string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
 	Subject string `help:"Only events about this entity, bundle, key, caller whose keys or grants were changed, procedure, day, report, address or principal." placeholder:"TEXT"`
 	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
@@ -120,6 +120,8 @@ func eventDetail(e *cedarpostv1.EventRecord) string {
 		return logformat.PublishRefusedText(d.PublishRefused)
 	case *cedarpostv1.EventRecord_Probing:
 		return logformat.ProbingText(d.Probing)
+	case *cedarpostv1.EventRecord_BreakGlass:
+		return logformat.BreakGlassText(d.BreakGlass)
 	case *cedarpostv1.EventRecord_RefusedRight:
 		return fmt.Sprintf("%s, %s", d.RefusedRight.GetReason(), count(d.RefusedRight.GetCount(), "time", "times"))
 	case *cedarpostv1.EventRecord_LogRead:

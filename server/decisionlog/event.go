@@ -97,6 +97,14 @@ func ChangeEvents(server string) func(context.Context, store.Changed) (store.Eve
 const maxListed = 100
 
 func changeRecord(ctx context.Context, c store.Changed) *cedarpostv1.EventRecord {
+	if c.Kind == store.KindBreakGlass {
+		return &cedarpostv1.EventRecord{
+			Kind: cedarpostv1.EventRecord_BREAK_GLASS, Caller: c.Caller, Subject: c.ID, Revision: c.Revision,
+			Detail: &cedarpostv1.EventRecord_BreakGlass{BreakGlass: &cedarpostv1.BreakGlass{
+				Bundle: c.ID, Version: c.Version, Change: c.OfChange, Reason: c.Reason, Rules: c.Rules,
+			}},
+		}
+	}
 	change := &cedarpostv1.Change{
 		Operation: operationFrom(ctx, c), EntityCount: int32(len(c.Entities)), Before: c.Before, After: c.After,
 		Version: c.Version, Stored: c.Stored, KeyCaller: c.KeyCaller, Reason: c.Reason,

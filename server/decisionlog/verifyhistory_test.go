@@ -92,6 +92,7 @@ var storedTables = []string{"entities", "bundles", "policies", "bundle_files", "
 var notProven = map[string]string{
 	"bundles.published_at": "when the database stored the version; shown, and nothing else",
 	"api_keys.created_at":  "when the database stored the key; shown, and nothing else",
+	"bundles.ruled":        "says at the insert that the server asked the rules; nothing reads it later",
 }
 
 const day = 24 * time.Hour

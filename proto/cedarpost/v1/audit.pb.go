@@ -58,6 +58,8 @@ const (
 	// A caller asked in a way that tries out what is allowed or what the service can
 	// bear: explained decisions, invalid questions, too many or too costly ones.
 	EventRecord_PROBING EventRecord_Kind = 13
+	// A bundle was published past the rules for it.
+	EventRecord_BREAK_GLASS EventRecord_Kind = 14
 	// A server has started.
 	EventRecord_SERVER_STARTED EventRecord_Kind = 20
 )
@@ -79,6 +81,7 @@ var (
 		11: "LOG_TRUNCATED",
 		12: "PUBLISH_REFUSED",
 		13: "PROBING",
+		14: "BREAK_GLASS",
 		20: "SERVER_STARTED",
 	}
 	EventRecord_Kind_value = map[string]int32{
@@ -96,6 +99,7 @@ var (
 		"LOG_TRUNCATED":          11,
 		"PUBLISH_REFUSED":        12,
 		"PROBING":                13,
+		"BREAK_GLASS":            14,
 		"SERVER_STARTED":         20,
 	}
 )
@@ -185,7 +189,7 @@ func (x CountDecisionsRequest_Group) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CountDecisionsRequest_Group.Descriptor instead.
 func (CountDecisionsRequest_Group) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22, 0}
 }
 
 // The outcome of a replay.
@@ -242,7 +246,7 @@ func (x ReplayDecisionResponse_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplayDecisionResponse_Outcome.Descriptor instead.
 func (ReplayDecisionResponse_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25, 0}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26, 0}
 }
 
 // DecisionRecord is the record of one decision in the log. Its serialized bytes are
@@ -578,6 +582,7 @@ type EventRecord struct {
 	//	*EventRecord_LogTruncated
 	//	*EventRecord_PublishRefused
 	//	*EventRecord_Probing
+	//	*EventRecord_BreakGlass
 	//	*EventRecord_ServerStarted
 	Detail isEventRecord_Detail `protobuf_oneof:"detail"`
 	// Never recorded. If it is not empty in an answer, the row in the database is
@@ -804,6 +809,15 @@ func (x *EventRecord) GetProbing() *Probing {
 	return nil
 }
 
+func (x *EventRecord) GetBreakGlass() *BreakGlass {
+	if x != nil {
+		if x, ok := x.Detail.(*EventRecord_BreakGlass); ok {
+			return x.BreakGlass
+		}
+	}
+	return nil
+}
+
 func (x *EventRecord) GetServerStarted() *ServerStarted {
 	if x != nil {
 		if x, ok := x.Detail.(*EventRecord_ServerStarted); ok {
@@ -889,6 +903,11 @@ type EventRecord_Probing struct {
 	Probing *Probing `protobuf:"bytes,23,opt,name=probing,proto3,oneof"`
 }
 
+type EventRecord_BreakGlass struct {
+	// Of BREAK_GLASS.
+	BreakGlass *BreakGlass `protobuf:"bytes,24,opt,name=break_glass,json=breakGlass,proto3,oneof"`
+}
+
 type EventRecord_ServerStarted struct {
 	// Of SERVER_STARTED.
 	ServerStarted *ServerStarted `protobuf:"bytes,30,opt,name=server_started,json=serverStarted,proto3,oneof"`
@@ -919,6 +938,8 @@ func (*EventRecord_LogTruncated) isEventRecord_Detail() {}
 func (*EventRecord_PublishRefused) isEventRecord_Detail() {}
 
 func (*EventRecord_Probing) isEventRecord_Detail() {}
+
+func (*EventRecord_BreakGlass) isEventRecord_Detail() {}
 
 func (*EventRecord_ServerStarted) isEventRecord_Detail() {}
 
@@ -1044,6 +1065,88 @@ func (x *Change) GetReason() string {
 	return ""
 }
 
+// BreakGlass says that a bundle was published past rules. It is recorded in the transaction of the publish.
+type BreakGlass struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the bundle.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The new version.
+	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// The change that it was published from; empty: none.
+	Change string `protobuf:"bytes,3,opt,name=change,proto3" json:"change,omitempty"`
+	// Why, as the caller said.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Each rule that was in the way, in words.
+	Rules         []string `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakGlass) Reset() {
+	*x = BreakGlass{}
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakGlass) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakGlass) ProtoMessage() {}
+
+func (x *BreakGlass) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakGlass.ProtoReflect.Descriptor instead.
+func (*BreakGlass) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *BreakGlass) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *BreakGlass) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *BreakGlass) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
+func (x *BreakGlass) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BreakGlass) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
 // AuthenticationFailure counts failures of one kind from one address. The first is
 // recorded at once. Further ones are recorded together, the first time after ten
 // seconds, and at least once a minute while there are any.
@@ -1068,7 +1171,7 @@ type AuthenticationFailure struct {
 
 func (x *AuthenticationFailure) Reset() {
 	*x = AuthenticationFailure{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[3]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1183,7 @@ func (x *AuthenticationFailure) String() string {
 func (*AuthenticationFailure) ProtoMessage() {}
 
 func (x *AuthenticationFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[3]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1196,7 @@ func (x *AuthenticationFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthenticationFailure.ProtoReflect.Descriptor instead.
 func (*AuthenticationFailure) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{3}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AuthenticationFailure) GetReason() string {
@@ -1164,7 +1267,7 @@ type PublishRefused struct {
 
 func (x *PublishRefused) Reset() {
 	*x = PublishRefused{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1279,7 @@ func (x *PublishRefused) String() string {
 func (*PublishRefused) ProtoMessage() {}
 
 func (x *PublishRefused) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[4]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1292,7 @@ func (x *PublishRefused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRefused.ProtoReflect.Descriptor instead.
 func (*PublishRefused) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{4}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PublishRefused) GetBundle() string {
@@ -1272,7 +1375,7 @@ type Probing struct {
 
 func (x *Probing) Reset() {
 	*x = Probing{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[5]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1387,7 @@ func (x *Probing) String() string {
 func (*Probing) ProtoMessage() {}
 
 func (x *Probing) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[5]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1400,7 @@ func (x *Probing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probing.ProtoReflect.Descriptor instead.
 func (*Probing) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{5}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Probing) GetReason() string {
@@ -1363,7 +1466,7 @@ type RefusedRight struct {
 
 func (x *RefusedRight) Reset() {
 	*x = RefusedRight{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[6]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1478,7 @@ func (x *RefusedRight) String() string {
 func (*RefusedRight) ProtoMessage() {}
 
 func (x *RefusedRight) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[6]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1491,7 @@ func (x *RefusedRight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedRight.ProtoReflect.Descriptor instead.
 func (*RefusedRight) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{6}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RefusedRight) GetProcedure() string {
@@ -1441,7 +1544,7 @@ type LogRead struct {
 
 func (x *LogRead) Reset() {
 	*x = LogRead{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1556,7 @@ func (x *LogRead) String() string {
 func (*LogRead) ProtoMessage() {}
 
 func (x *LogRead) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1569,7 @@ func (x *LogRead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRead.ProtoReflect.Descriptor instead.
 func (*LogRead) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{7}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LogRead) GetProcedure() string {
@@ -1509,7 +1612,7 @@ type RetentionDrop struct {
 
 func (x *RetentionDrop) Reset() {
 	*x = RetentionDrop{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1624,7 @@ func (x *RetentionDrop) String() string {
 func (*RetentionDrop) ProtoMessage() {}
 
 func (x *RetentionDrop) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1637,7 @@ func (x *RetentionDrop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionDrop.ProtoReflect.Descriptor instead.
 func (*RetentionDrop) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{8}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RetentionDrop) GetDay() string {
@@ -1576,7 +1679,7 @@ type CheckpointKey struct {
 
 func (x *CheckpointKey) Reset() {
 	*x = CheckpointKey{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1691,7 @@ func (x *CheckpointKey) String() string {
 func (*CheckpointKey) ProtoMessage() {}
 
 func (x *CheckpointKey) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1704,7 @@ func (x *CheckpointKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointKey.ProtoReflect.Descriptor instead.
 func (*CheckpointKey) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{9}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CheckpointKey) GetVerifierKey() string {
@@ -1631,7 +1734,7 @@ type StateRoot struct {
 
 func (x *StateRoot) Reset() {
 	*x = StateRoot{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1746,7 @@ func (x *StateRoot) String() string {
 func (*StateRoot) ProtoMessage() {}
 
 func (x *StateRoot) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1759,7 @@ func (x *StateRoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRoot.ProtoReflect.Descriptor instead.
 func (*StateRoot) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{10}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StateRoot) GetRevision() int64 {
@@ -1711,7 +1814,7 @@ type DatabaseRenewed struct {
 
 func (x *DatabaseRenewed) Reset() {
 	*x = DatabaseRenewed{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +1826,7 @@ func (x *DatabaseRenewed) String() string {
 func (*DatabaseRenewed) ProtoMessage() {}
 
 func (x *DatabaseRenewed) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +1839,7 @@ func (x *DatabaseRenewed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DatabaseRenewed.ProtoReflect.Descriptor instead.
 func (*DatabaseRenewed) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{11}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DatabaseRenewed) GetBefore() string {
@@ -1786,7 +1889,7 @@ type ServerStarted struct {
 
 func (x *ServerStarted) Reset() {
 	*x = ServerStarted{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +1901,7 @@ func (x *ServerStarted) String() string {
 func (*ServerStarted) ProtoMessage() {}
 
 func (x *ServerStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1914,7 @@ func (x *ServerStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStarted.ProtoReflect.Descriptor instead.
 func (*ServerStarted) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ServerStarted) GetVersion() string {
@@ -1874,7 +1977,7 @@ type LogTruncated struct {
 
 func (x *LogTruncated) Reset() {
 	*x = LogTruncated{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +1989,7 @@ func (x *LogTruncated) String() string {
 func (*LogTruncated) ProtoMessage() {}
 
 func (x *LogTruncated) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +2002,7 @@ func (x *LogTruncated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTruncated.ProtoReflect.Descriptor instead.
 func (*LogTruncated) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LogTruncated) GetStatement() string {
@@ -1927,7 +2030,7 @@ type ReuseReport struct {
 
 func (x *ReuseReport) Reset() {
 	*x = ReuseReport{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2042,7 @@ func (x *ReuseReport) String() string {
 func (*ReuseReport) ProtoMessage() {}
 
 func (x *ReuseReport) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2055,7 @@ func (x *ReuseReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReuseReport.ProtoReflect.Descriptor instead.
 func (*ReuseReport) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{14}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReuseReport) GetReportId() string {
@@ -1997,7 +2100,7 @@ type FailedOpen struct {
 
 func (x *FailedOpen) Reset() {
 	*x = FailedOpen{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2112,7 @@ func (x *FailedOpen) String() string {
 func (*FailedOpen) ProtoMessage() {}
 
 func (x *FailedOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2125,7 @@ func (x *FailedOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailedOpen.ProtoReflect.Descriptor instead.
 func (*FailedOpen) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{15}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FailedOpen) GetReportId() string {
@@ -2057,7 +2160,7 @@ type DecisionUses struct {
 
 func (x *DecisionUses) Reset() {
 	*x = DecisionUses{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2172,7 @@ func (x *DecisionUses) String() string {
 func (*DecisionUses) ProtoMessage() {}
 
 func (x *DecisionUses) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2185,7 @@ func (x *DecisionUses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionUses.ProtoReflect.Descriptor instead.
 func (*DecisionUses) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{16}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DecisionUses) GetHits() int64 {
@@ -2156,7 +2259,7 @@ type QueryDecisionsRequest struct {
 
 func (x *QueryDecisionsRequest) Reset() {
 	*x = QueryDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2168,7 +2271,7 @@ func (x *QueryDecisionsRequest) String() string {
 func (*QueryDecisionsRequest) ProtoMessage() {}
 
 func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2181,7 +2284,7 @@ func (x *QueryDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{17}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *QueryDecisionsRequest) GetFrom() *timestamppb.Timestamp {
@@ -2311,7 +2414,7 @@ type QueryDecisionsResponse struct {
 
 func (x *QueryDecisionsResponse) Reset() {
 	*x = QueryDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2426,7 @@ func (x *QueryDecisionsResponse) String() string {
 func (*QueryDecisionsResponse) ProtoMessage() {}
 
 func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2439,7 @@ func (x *QueryDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*QueryDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{18}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *QueryDecisionsResponse) GetDecisions() []*DecisionRecord {
@@ -2371,7 +2474,7 @@ type GetDecisionRequest struct {
 
 func (x *GetDecisionRequest) Reset() {
 	*x = GetDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2486,7 @@ func (x *GetDecisionRequest) String() string {
 func (*GetDecisionRequest) ProtoMessage() {}
 
 func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2499,7 @@ func (x *GetDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionRequest.ProtoReflect.Descriptor instead.
 func (*GetDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{19}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetDecisionRequest) GetDecisionId() string {
@@ -2419,7 +2522,7 @@ type GetDecisionResponse struct {
 
 func (x *GetDecisionResponse) Reset() {
 	*x = GetDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2534,7 @@ func (x *GetDecisionResponse) String() string {
 func (*GetDecisionResponse) ProtoMessage() {}
 
 func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2547,7 @@ func (x *GetDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDecisionResponse.ProtoReflect.Descriptor instead.
 func (*GetDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{20}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetDecisionResponse) GetDecision() *DecisionRecord {
@@ -2476,7 +2579,7 @@ type CountDecisionsRequest struct {
 
 func (x *CountDecisionsRequest) Reset() {
 	*x = CountDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2591,7 @@ func (x *CountDecisionsRequest) String() string {
 func (*CountDecisionsRequest) ProtoMessage() {}
 
 func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2604,7 @@ func (x *CountDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*CountDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{21}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CountDecisionsRequest) GetFilter() *QueryDecisionsRequest {
@@ -2538,7 +2641,7 @@ type CountDecisionsResponse struct {
 
 func (x *CountDecisionsResponse) Reset() {
 	*x = CountDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2550,7 +2653,7 @@ func (x *CountDecisionsResponse) String() string {
 func (*CountDecisionsResponse) ProtoMessage() {}
 
 func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2563,7 +2666,7 @@ func (x *CountDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*CountDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{22}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CountDecisionsResponse) GetCounts() []*DecisionCount {
@@ -2596,7 +2699,7 @@ type DecisionCount struct {
 
 func (x *DecisionCount) Reset() {
 	*x = DecisionCount{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2608,7 +2711,7 @@ func (x *DecisionCount) String() string {
 func (*DecisionCount) ProtoMessage() {}
 
 func (x *DecisionCount) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2621,7 +2724,7 @@ func (x *DecisionCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionCount.ProtoReflect.Descriptor instead.
 func (*DecisionCount) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{23}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DecisionCount) GetGroup() string {
@@ -2656,7 +2759,7 @@ type ReplayDecisionRequest struct {
 
 func (x *ReplayDecisionRequest) Reset() {
 	*x = ReplayDecisionRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2668,7 +2771,7 @@ func (x *ReplayDecisionRequest) String() string {
 func (*ReplayDecisionRequest) ProtoMessage() {}
 
 func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2681,7 +2784,7 @@ func (x *ReplayDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionRequest.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{24}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReplayDecisionRequest) GetDecisionId() string {
@@ -2711,7 +2814,7 @@ type ReplayDecisionResponse struct {
 
 func (x *ReplayDecisionResponse) Reset() {
 	*x = ReplayDecisionResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +2826,7 @@ func (x *ReplayDecisionResponse) String() string {
 func (*ReplayDecisionResponse) ProtoMessage() {}
 
 func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2736,7 +2839,7 @@ func (x *ReplayDecisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayDecisionResponse.ProtoReflect.Descriptor instead.
 func (*ReplayDecisionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{25}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReplayDecisionResponse) GetOutcome() ReplayDecisionResponse_Outcome {
@@ -2793,7 +2896,7 @@ type ExportDecisionsRequest struct {
 
 func (x *ExportDecisionsRequest) Reset() {
 	*x = ExportDecisionsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +2908,7 @@ func (x *ExportDecisionsRequest) String() string {
 func (*ExportDecisionsRequest) ProtoMessage() {}
 
 func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +2921,7 @@ func (x *ExportDecisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsRequest.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{26}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExportDecisionsRequest) GetFromLeaf() int64 {
@@ -2864,7 +2967,7 @@ type ExportDecisionsResponse struct {
 
 func (x *ExportDecisionsResponse) Reset() {
 	*x = ExportDecisionsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +2979,7 @@ func (x *ExportDecisionsResponse) String() string {
 func (*ExportDecisionsResponse) ProtoMessage() {}
 
 func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +2992,7 @@ func (x *ExportDecisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportDecisionsResponse.ProtoReflect.Descriptor instead.
 func (*ExportDecisionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{27}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ExportDecisionsResponse) GetLeaf() int64 {
@@ -2930,7 +3033,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2942,7 +3045,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2955,7 +3058,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{28}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LogEntry) GetEntry() isLogEntry_Entry {
@@ -3042,7 +3145,7 @@ type QueryEventsRequest struct {
 
 func (x *QueryEventsRequest) Reset() {
 	*x = QueryEventsRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3054,7 +3157,7 @@ func (x *QueryEventsRequest) String() string {
 func (*QueryEventsRequest) ProtoMessage() {}
 
 func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3067,7 +3170,7 @@ func (x *QueryEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsRequest.ProtoReflect.Descriptor instead.
 func (*QueryEventsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{29}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *QueryEventsRequest) GetFrom() *timestamppb.Timestamp {
@@ -3132,7 +3235,7 @@ type QueryEventsResponse struct {
 
 func (x *QueryEventsResponse) Reset() {
 	*x = QueryEventsResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3144,7 +3247,7 @@ func (x *QueryEventsResponse) String() string {
 func (*QueryEventsResponse) ProtoMessage() {}
 
 func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3157,7 +3260,7 @@ func (x *QueryEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEventsResponse.ProtoReflect.Descriptor instead.
 func (*QueryEventsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{30}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *QueryEventsResponse) GetEvents() []*EventRecord {
@@ -3185,7 +3288,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3197,7 +3300,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3210,7 +3313,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{31}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetCheckpointRequest) GetSize() int64 {
@@ -3237,7 +3340,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3249,7 +3352,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3262,7 +3365,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{32}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetCheckpointResponse) GetTruncations() []string {
@@ -3299,7 +3402,7 @@ type GetInclusionProofRequest struct {
 
 func (x *GetInclusionProofRequest) Reset() {
 	*x = GetInclusionProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3311,7 +3414,7 @@ func (x *GetInclusionProofRequest) String() string {
 func (*GetInclusionProofRequest) ProtoMessage() {}
 
 func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3324,7 +3427,7 @@ func (x *GetInclusionProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofRequest.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{33}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetInclusionProofRequest) GetId() string {
@@ -3365,7 +3468,7 @@ type GetInclusionProofResponse struct {
 
 func (x *GetInclusionProofResponse) Reset() {
 	*x = GetInclusionProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3377,7 +3480,7 @@ func (x *GetInclusionProofResponse) String() string {
 func (*GetInclusionProofResponse) ProtoMessage() {}
 
 func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3390,7 +3493,7 @@ func (x *GetInclusionProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInclusionProofResponse.ProtoReflect.Descriptor instead.
 func (*GetInclusionProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{34}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetInclusionProofResponse) GetRecord() []byte {
@@ -3455,7 +3558,7 @@ type GetConsistencyProofRequest struct {
 
 func (x *GetConsistencyProofRequest) Reset() {
 	*x = GetConsistencyProofRequest{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3467,7 +3570,7 @@ func (x *GetConsistencyProofRequest) String() string {
 func (*GetConsistencyProofRequest) ProtoMessage() {}
 
 func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3480,7 +3583,7 @@ func (x *GetConsistencyProofRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofRequest.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{35}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetConsistencyProofRequest) GetFirst() int64 {
@@ -3510,7 +3613,7 @@ type GetConsistencyProofResponse struct {
 
 func (x *GetConsistencyProofResponse) Reset() {
 	*x = GetConsistencyProofResponse{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3522,7 +3625,7 @@ func (x *GetConsistencyProofResponse) String() string {
 func (*GetConsistencyProofResponse) ProtoMessage() {}
 
 func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3535,7 +3638,7 @@ func (x *GetConsistencyProofResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConsistencyProofResponse.ProtoReflect.Descriptor instead.
 func (*GetConsistencyProofResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{36}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetConsistencyProofResponse) GetProof() [][]byte {
@@ -3567,7 +3670,7 @@ type ServerStarted_Difference struct {
 
 func (x *ServerStarted_Difference) Reset() {
 	*x = ServerStarted_Difference{}
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3579,7 +3682,7 @@ func (x *ServerStarted_Difference) String() string {
 func (*ServerStarted_Difference) ProtoMessage() {}
 
 func (x *ServerStarted_Difference) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_audit_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_audit_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3592,7 +3695,7 @@ func (x *ServerStarted_Difference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerStarted_Difference.ProtoReflect.Descriptor instead.
 func (*ServerStarted_Difference) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{12, 1}
+	return file_cedarpost_v1_audit_proto_rawDescGZIP(), []int{13, 1}
 }
 
 func (x *ServerStarted_Difference) GetName() string {
@@ -3654,7 +3757,7 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\vmay_be_kept\x18\x1b \x01(\v2\x19.google.protobuf.DurationR\tmayBeKept\x12\x18\n" +
 	"\adamaged\x18\x1c \x01(\tR\adamagedB\f\n" +
 	"\n" +
-	"_denied_at\"\xf7\v\n" +
+	"_denied_at\"\xc5\f\n" +
 	"\vEventRecord\x12\x19\n" +
 	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x122\n" +
@@ -3681,9 +3784,11 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x10database_renewed\x18\x14 \x01(\v2\x1d.cedarpost.v1.DatabaseRenewedH\x00R\x0fdatabaseRenewed\x12A\n" +
 	"\rlog_truncated\x18\x15 \x01(\v2\x1a.cedarpost.v1.LogTruncatedH\x00R\flogTruncated\x12G\n" +
 	"\x0fpublish_refused\x18\x16 \x01(\v2\x1c.cedarpost.v1.PublishRefusedH\x00R\x0epublishRefused\x121\n" +
-	"\aprobing\x18\x17 \x01(\v2\x15.cedarpost.v1.ProbingH\x00R\aprobing\x12D\n" +
+	"\aprobing\x18\x17 \x01(\v2\x15.cedarpost.v1.ProbingH\x00R\aprobing\x12;\n" +
+	"\vbreak_glass\x18\x18 \x01(\v2\x18.cedarpost.v1.BreakGlassH\x00R\n" +
+	"breakGlass\x12D\n" +
 	"\x0eserver_started\x18\x1e \x01(\v2\x1b.cedarpost.v1.ServerStartedH\x00R\rserverStarted\x12\x18\n" +
-	"\adamaged\x18\x13 \x01(\tR\adamaged\"\x98\x02\n" +
+	"\adamaged\x18\x13 \x01(\tR\adamaged\"\xa9\x02\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
@@ -3701,7 +3806,8 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x12\x11\n" +
 	"\rLOG_TRUNCATED\x10\v\x12\x13\n" +
 	"\x0fPUBLISH_REFUSED\x10\f\x12\v\n" +
-	"\aPROBING\x10\r\x12\x12\n" +
+	"\aPROBING\x10\r\x12\x0f\n" +
+	"\vBREAK_GLASS\x10\x0e\x12\x12\n" +
 	"\x0eSERVER_STARTED\x10\x14B\b\n" +
 	"\x06detail\"\x95\x02\n" +
 	"\x06Change\x12\x1c\n" +
@@ -3714,7 +3820,14 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x06stored\x18\a \x01(\fR\x06stored\x12\x1d\n" +
 	"\n" +
 	"key_caller\x18\b \x01(\tR\tkeyCaller\x12\x16\n" +
-	"\x06reason\x18\t \x01(\tR\x06reason\"\xdf\x01\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\"\x84\x01\n" +
+	"\n" +
+	"BreakGlass\x12\x16\n" +
+	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\x12\x16\n" +
+	"\x06change\x18\x03 \x01(\tR\x06change\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05rules\x18\x05 \x03(\tR\x05rules\"\xdf\x01\n" +
 	"\x15AuthenticationFailure\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1c\n" +
@@ -3951,7 +4064,7 @@ func file_cedarpost_v1_audit_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_cedarpost_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(EventRecord_Kind)(0),               // 0: cedarpost.v1.EventRecord.Kind
 	(CountDecisionsRequest_Group)(0),    // 1: cedarpost.v1.CountDecisionsRequest.Group
@@ -3959,159 +4072,161 @@ var file_cedarpost_v1_audit_proto_goTypes = []any{
 	(*DecisionRecord)(nil),              // 3: cedarpost.v1.DecisionRecord
 	(*EventRecord)(nil),                 // 4: cedarpost.v1.EventRecord
 	(*Change)(nil),                      // 5: cedarpost.v1.Change
-	(*AuthenticationFailure)(nil),       // 6: cedarpost.v1.AuthenticationFailure
-	(*PublishRefused)(nil),              // 7: cedarpost.v1.PublishRefused
-	(*Probing)(nil),                     // 8: cedarpost.v1.Probing
-	(*RefusedRight)(nil),                // 9: cedarpost.v1.RefusedRight
-	(*LogRead)(nil),                     // 10: cedarpost.v1.LogRead
-	(*RetentionDrop)(nil),               // 11: cedarpost.v1.RetentionDrop
-	(*CheckpointKey)(nil),               // 12: cedarpost.v1.CheckpointKey
-	(*StateRoot)(nil),                   // 13: cedarpost.v1.StateRoot
-	(*DatabaseRenewed)(nil),             // 14: cedarpost.v1.DatabaseRenewed
-	(*ServerStarted)(nil),               // 15: cedarpost.v1.ServerStarted
-	(*LogTruncated)(nil),                // 16: cedarpost.v1.LogTruncated
-	(*ReuseReport)(nil),                 // 17: cedarpost.v1.ReuseReport
-	(*FailedOpen)(nil),                  // 18: cedarpost.v1.FailedOpen
-	(*DecisionUses)(nil),                // 19: cedarpost.v1.DecisionUses
-	(*QueryDecisionsRequest)(nil),       // 20: cedarpost.v1.QueryDecisionsRequest
-	(*QueryDecisionsResponse)(nil),      // 21: cedarpost.v1.QueryDecisionsResponse
-	(*GetDecisionRequest)(nil),          // 22: cedarpost.v1.GetDecisionRequest
-	(*GetDecisionResponse)(nil),         // 23: cedarpost.v1.GetDecisionResponse
-	(*CountDecisionsRequest)(nil),       // 24: cedarpost.v1.CountDecisionsRequest
-	(*CountDecisionsResponse)(nil),      // 25: cedarpost.v1.CountDecisionsResponse
-	(*DecisionCount)(nil),               // 26: cedarpost.v1.DecisionCount
-	(*ReplayDecisionRequest)(nil),       // 27: cedarpost.v1.ReplayDecisionRequest
-	(*ReplayDecisionResponse)(nil),      // 28: cedarpost.v1.ReplayDecisionResponse
-	(*ExportDecisionsRequest)(nil),      // 29: cedarpost.v1.ExportDecisionsRequest
-	(*ExportDecisionsResponse)(nil),     // 30: cedarpost.v1.ExportDecisionsResponse
-	(*LogEntry)(nil),                    // 31: cedarpost.v1.LogEntry
-	(*QueryEventsRequest)(nil),          // 32: cedarpost.v1.QueryEventsRequest
-	(*QueryEventsResponse)(nil),         // 33: cedarpost.v1.QueryEventsResponse
-	(*GetCheckpointRequest)(nil),        // 34: cedarpost.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),       // 35: cedarpost.v1.GetCheckpointResponse
-	(*GetInclusionProofRequest)(nil),    // 36: cedarpost.v1.GetInclusionProofRequest
-	(*GetInclusionProofResponse)(nil),   // 37: cedarpost.v1.GetInclusionProofResponse
-	(*GetConsistencyProofRequest)(nil),  // 38: cedarpost.v1.GetConsistencyProofRequest
-	(*GetConsistencyProofResponse)(nil), // 39: cedarpost.v1.GetConsistencyProofResponse
-	nil,                                 // 40: cedarpost.v1.ServerStarted.SettingsEntry
-	(*ServerStarted_Difference)(nil),    // 41: cedarpost.v1.ServerStarted.Difference
-	nil,                                 // 42: cedarpost.v1.QueryDecisionsResponse.UsesEntry
-	(*timestamppb.Timestamp)(nil),       // 43: google.protobuf.Timestamp
-	(*EntityUid)(nil),                   // 44: cedarpost.v1.EntityUid
-	(*structpb.Struct)(nil),             // 45: google.protobuf.Struct
-	(*FieldSelection)(nil),              // 46: cedarpost.v1.FieldSelection
-	(*Entity)(nil),                      // 47: cedarpost.v1.Entity
-	(Decision)(0),                       // 48: cedarpost.v1.Decision
-	(DeniedAt)(0),                       // 49: cedarpost.v1.DeniedAt
-	(*Fields)(nil),                      // 50: cedarpost.v1.Fields
-	(*PolicyRef)(nil),                   // 51: cedarpost.v1.PolicyRef
-	(*PolicyError)(nil),                 // 52: cedarpost.v1.PolicyError
-	(*Obligation)(nil),                  // 53: cedarpost.v1.Obligation
-	(*Advice)(nil),                      // 54: cedarpost.v1.Advice
-	(*durationpb.Duration)(nil),         // 55: google.protobuf.Duration
-	(*Reuse)(nil),                       // 56: cedarpost.v1.Reuse
-	(*FailOpen)(nil),                    // 57: cedarpost.v1.FailOpen
+	(*BreakGlass)(nil),                  // 6: cedarpost.v1.BreakGlass
+	(*AuthenticationFailure)(nil),       // 7: cedarpost.v1.AuthenticationFailure
+	(*PublishRefused)(nil),              // 8: cedarpost.v1.PublishRefused
+	(*Probing)(nil),                     // 9: cedarpost.v1.Probing
+	(*RefusedRight)(nil),                // 10: cedarpost.v1.RefusedRight
+	(*LogRead)(nil),                     // 11: cedarpost.v1.LogRead
+	(*RetentionDrop)(nil),               // 12: cedarpost.v1.RetentionDrop
+	(*CheckpointKey)(nil),               // 13: cedarpost.v1.CheckpointKey
+	(*StateRoot)(nil),                   // 14: cedarpost.v1.StateRoot
+	(*DatabaseRenewed)(nil),             // 15: cedarpost.v1.DatabaseRenewed
+	(*ServerStarted)(nil),               // 16: cedarpost.v1.ServerStarted
+	(*LogTruncated)(nil),                // 17: cedarpost.v1.LogTruncated
+	(*ReuseReport)(nil),                 // 18: cedarpost.v1.ReuseReport
+	(*FailedOpen)(nil),                  // 19: cedarpost.v1.FailedOpen
+	(*DecisionUses)(nil),                // 20: cedarpost.v1.DecisionUses
+	(*QueryDecisionsRequest)(nil),       // 21: cedarpost.v1.QueryDecisionsRequest
+	(*QueryDecisionsResponse)(nil),      // 22: cedarpost.v1.QueryDecisionsResponse
+	(*GetDecisionRequest)(nil),          // 23: cedarpost.v1.GetDecisionRequest
+	(*GetDecisionResponse)(nil),         // 24: cedarpost.v1.GetDecisionResponse
+	(*CountDecisionsRequest)(nil),       // 25: cedarpost.v1.CountDecisionsRequest
+	(*CountDecisionsResponse)(nil),      // 26: cedarpost.v1.CountDecisionsResponse
+	(*DecisionCount)(nil),               // 27: cedarpost.v1.DecisionCount
+	(*ReplayDecisionRequest)(nil),       // 28: cedarpost.v1.ReplayDecisionRequest
+	(*ReplayDecisionResponse)(nil),      // 29: cedarpost.v1.ReplayDecisionResponse
+	(*ExportDecisionsRequest)(nil),      // 30: cedarpost.v1.ExportDecisionsRequest
+	(*ExportDecisionsResponse)(nil),     // 31: cedarpost.v1.ExportDecisionsResponse
+	(*LogEntry)(nil),                    // 32: cedarpost.v1.LogEntry
+	(*QueryEventsRequest)(nil),          // 33: cedarpost.v1.QueryEventsRequest
+	(*QueryEventsResponse)(nil),         // 34: cedarpost.v1.QueryEventsResponse
+	(*GetCheckpointRequest)(nil),        // 35: cedarpost.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),       // 36: cedarpost.v1.GetCheckpointResponse
+	(*GetInclusionProofRequest)(nil),    // 37: cedarpost.v1.GetInclusionProofRequest
+	(*GetInclusionProofResponse)(nil),   // 38: cedarpost.v1.GetInclusionProofResponse
+	(*GetConsistencyProofRequest)(nil),  // 39: cedarpost.v1.GetConsistencyProofRequest
+	(*GetConsistencyProofResponse)(nil), // 40: cedarpost.v1.GetConsistencyProofResponse
+	nil,                                 // 41: cedarpost.v1.ServerStarted.SettingsEntry
+	(*ServerStarted_Difference)(nil),    // 42: cedarpost.v1.ServerStarted.Difference
+	nil,                                 // 43: cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	(*timestamppb.Timestamp)(nil),       // 44: google.protobuf.Timestamp
+	(*EntityUid)(nil),                   // 45: cedarpost.v1.EntityUid
+	(*structpb.Struct)(nil),             // 46: google.protobuf.Struct
+	(*FieldSelection)(nil),              // 47: cedarpost.v1.FieldSelection
+	(*Entity)(nil),                      // 48: cedarpost.v1.Entity
+	(Decision)(0),                       // 49: cedarpost.v1.Decision
+	(DeniedAt)(0),                       // 50: cedarpost.v1.DeniedAt
+	(*Fields)(nil),                      // 51: cedarpost.v1.Fields
+	(*PolicyRef)(nil),                   // 52: cedarpost.v1.PolicyRef
+	(*PolicyError)(nil),                 // 53: cedarpost.v1.PolicyError
+	(*Obligation)(nil),                  // 54: cedarpost.v1.Obligation
+	(*Advice)(nil),                      // 55: cedarpost.v1.Advice
+	(*durationpb.Duration)(nil),         // 56: google.protobuf.Duration
+	(*Reuse)(nil),                       // 57: cedarpost.v1.Reuse
+	(*FailOpen)(nil),                    // 58: cedarpost.v1.FailOpen
 }
 var file_cedarpost_v1_audit_proto_depIdxs = []int32{
-	43, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
-	44, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
-	44, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
-	44, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
-	45, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
-	46, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
-	47, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
-	48, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
-	49, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
-	50, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
-	51, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
-	52, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
-	53, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
-	54, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
-	55, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
-	55, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
-	55, // 16: cedarpost.v1.DecisionRecord.may_be_kept:type_name -> google.protobuf.Duration
-	43, // 17: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
+	44, // 0: cedarpost.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
+	45, // 1: cedarpost.v1.DecisionRecord.principal:type_name -> cedarpost.v1.EntityUid
+	45, // 2: cedarpost.v1.DecisionRecord.action:type_name -> cedarpost.v1.EntityUid
+	45, // 3: cedarpost.v1.DecisionRecord.resource:type_name -> cedarpost.v1.EntityUid
+	46, // 4: cedarpost.v1.DecisionRecord.context:type_name -> google.protobuf.Struct
+	47, // 5: cedarpost.v1.DecisionRecord.fields_asked:type_name -> cedarpost.v1.FieldSelection
+	48, // 6: cedarpost.v1.DecisionRecord.entities:type_name -> cedarpost.v1.Entity
+	49, // 7: cedarpost.v1.DecisionRecord.decision:type_name -> cedarpost.v1.Decision
+	50, // 8: cedarpost.v1.DecisionRecord.denied_at:type_name -> cedarpost.v1.DeniedAt
+	51, // 9: cedarpost.v1.DecisionRecord.fields:type_name -> cedarpost.v1.Fields
+	52, // 10: cedarpost.v1.DecisionRecord.determining_policies:type_name -> cedarpost.v1.PolicyRef
+	53, // 11: cedarpost.v1.DecisionRecord.errors:type_name -> cedarpost.v1.PolicyError
+	54, // 12: cedarpost.v1.DecisionRecord.obligations:type_name -> cedarpost.v1.Obligation
+	55, // 13: cedarpost.v1.DecisionRecord.advice:type_name -> cedarpost.v1.Advice
+	56, // 14: cedarpost.v1.DecisionRecord.evaluation_time:type_name -> google.protobuf.Duration
+	56, // 15: cedarpost.v1.DecisionRecord.load_time:type_name -> google.protobuf.Duration
+	56, // 16: cedarpost.v1.DecisionRecord.may_be_kept:type_name -> google.protobuf.Duration
+	44, // 17: cedarpost.v1.EventRecord.time:type_name -> google.protobuf.Timestamp
 	0,  // 18: cedarpost.v1.EventRecord.kind:type_name -> cedarpost.v1.EventRecord.Kind
 	5,  // 19: cedarpost.v1.EventRecord.change:type_name -> cedarpost.v1.Change
-	6,  // 20: cedarpost.v1.EventRecord.authentication_failure:type_name -> cedarpost.v1.AuthenticationFailure
-	9,  // 21: cedarpost.v1.EventRecord.refused_right:type_name -> cedarpost.v1.RefusedRight
-	10, // 22: cedarpost.v1.EventRecord.log_read:type_name -> cedarpost.v1.LogRead
-	11, // 23: cedarpost.v1.EventRecord.retention_drop:type_name -> cedarpost.v1.RetentionDrop
-	12, // 24: cedarpost.v1.EventRecord.checkpoint_key:type_name -> cedarpost.v1.CheckpointKey
-	17, // 25: cedarpost.v1.EventRecord.reuse:type_name -> cedarpost.v1.ReuseReport
-	18, // 26: cedarpost.v1.EventRecord.failed_open:type_name -> cedarpost.v1.FailedOpen
-	13, // 27: cedarpost.v1.EventRecord.state_root:type_name -> cedarpost.v1.StateRoot
-	14, // 28: cedarpost.v1.EventRecord.database_renewed:type_name -> cedarpost.v1.DatabaseRenewed
-	16, // 29: cedarpost.v1.EventRecord.log_truncated:type_name -> cedarpost.v1.LogTruncated
-	7,  // 30: cedarpost.v1.EventRecord.publish_refused:type_name -> cedarpost.v1.PublishRefused
-	8,  // 31: cedarpost.v1.EventRecord.probing:type_name -> cedarpost.v1.Probing
-	15, // 32: cedarpost.v1.EventRecord.server_started:type_name -> cedarpost.v1.ServerStarted
-	44, // 33: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
-	43, // 34: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
-	43, // 35: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
-	43, // 36: cedarpost.v1.PublishRefused.first:type_name -> google.protobuf.Timestamp
-	43, // 37: cedarpost.v1.PublishRefused.last:type_name -> google.protobuf.Timestamp
-	43, // 38: cedarpost.v1.Probing.first:type_name -> google.protobuf.Timestamp
-	43, // 39: cedarpost.v1.Probing.last:type_name -> google.protobuf.Timestamp
-	43, // 40: cedarpost.v1.RefusedRight.first:type_name -> google.protobuf.Timestamp
-	43, // 41: cedarpost.v1.RefusedRight.last:type_name -> google.protobuf.Timestamp
-	40, // 42: cedarpost.v1.ServerStarted.settings:type_name -> cedarpost.v1.ServerStarted.SettingsEntry
-	41, // 43: cedarpost.v1.ServerStarted.differences:type_name -> cedarpost.v1.ServerStarted.Difference
-	56, // 44: cedarpost.v1.ReuseReport.reuses:type_name -> cedarpost.v1.Reuse
-	57, // 45: cedarpost.v1.FailedOpen.fail_opens:type_name -> cedarpost.v1.FailOpen
-	43, // 46: cedarpost.v1.DecisionUses.first:type_name -> google.protobuf.Timestamp
-	43, // 47: cedarpost.v1.DecisionUses.last:type_name -> google.protobuf.Timestamp
-	43, // 48: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	43, // 49: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	44, // 50: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
-	44, // 51: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
-	44, // 52: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
-	48, // 53: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
-	49, // 54: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
-	51, // 55: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
-	3,  // 56: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
-	42, // 57: cedarpost.v1.QueryDecisionsResponse.uses:type_name -> cedarpost.v1.QueryDecisionsResponse.UsesEntry
-	3,  // 58: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
-	19, // 59: cedarpost.v1.GetDecisionResponse.uses:type_name -> cedarpost.v1.DecisionUses
-	20, // 60: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
-	1,  // 61: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
-	26, // 62: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
-	2,  // 63: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
-	3,  // 64: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
-	3,  // 65: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
-	43, // 66: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
-	43, // 67: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
-	31, // 68: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
-	3,  // 69: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
-	4,  // 70: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
-	43, // 71: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
-	43, // 72: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
-	0,  // 73: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
-	4,  // 74: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
-	19, // 75: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
-	20, // 76: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
-	24, // 77: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
-	22, // 78: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
-	27, // 79: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
-	29, // 80: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
-	32, // 81: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
-	34, // 82: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
-	36, // 83: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
-	38, // 84: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
-	21, // 85: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
-	25, // 86: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
-	23, // 87: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
-	28, // 88: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
-	30, // 89: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
-	33, // 90: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
-	35, // 91: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
-	37, // 92: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
-	39, // 93: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
-	85, // [85:94] is the sub-list for method output_type
-	76, // [76:85] is the sub-list for method input_type
-	76, // [76:76] is the sub-list for extension type_name
-	76, // [76:76] is the sub-list for extension extendee
-	0,  // [0:76] is the sub-list for field type_name
+	7,  // 20: cedarpost.v1.EventRecord.authentication_failure:type_name -> cedarpost.v1.AuthenticationFailure
+	10, // 21: cedarpost.v1.EventRecord.refused_right:type_name -> cedarpost.v1.RefusedRight
+	11, // 22: cedarpost.v1.EventRecord.log_read:type_name -> cedarpost.v1.LogRead
+	12, // 23: cedarpost.v1.EventRecord.retention_drop:type_name -> cedarpost.v1.RetentionDrop
+	13, // 24: cedarpost.v1.EventRecord.checkpoint_key:type_name -> cedarpost.v1.CheckpointKey
+	18, // 25: cedarpost.v1.EventRecord.reuse:type_name -> cedarpost.v1.ReuseReport
+	19, // 26: cedarpost.v1.EventRecord.failed_open:type_name -> cedarpost.v1.FailedOpen
+	14, // 27: cedarpost.v1.EventRecord.state_root:type_name -> cedarpost.v1.StateRoot
+	15, // 28: cedarpost.v1.EventRecord.database_renewed:type_name -> cedarpost.v1.DatabaseRenewed
+	17, // 29: cedarpost.v1.EventRecord.log_truncated:type_name -> cedarpost.v1.LogTruncated
+	8,  // 30: cedarpost.v1.EventRecord.publish_refused:type_name -> cedarpost.v1.PublishRefused
+	9,  // 31: cedarpost.v1.EventRecord.probing:type_name -> cedarpost.v1.Probing
+	6,  // 32: cedarpost.v1.EventRecord.break_glass:type_name -> cedarpost.v1.BreakGlass
+	16, // 33: cedarpost.v1.EventRecord.server_started:type_name -> cedarpost.v1.ServerStarted
+	45, // 34: cedarpost.v1.Change.entities:type_name -> cedarpost.v1.EntityUid
+	44, // 35: cedarpost.v1.AuthenticationFailure.first:type_name -> google.protobuf.Timestamp
+	44, // 36: cedarpost.v1.AuthenticationFailure.last:type_name -> google.protobuf.Timestamp
+	44, // 37: cedarpost.v1.PublishRefused.first:type_name -> google.protobuf.Timestamp
+	44, // 38: cedarpost.v1.PublishRefused.last:type_name -> google.protobuf.Timestamp
+	44, // 39: cedarpost.v1.Probing.first:type_name -> google.protobuf.Timestamp
+	44, // 40: cedarpost.v1.Probing.last:type_name -> google.protobuf.Timestamp
+	44, // 41: cedarpost.v1.RefusedRight.first:type_name -> google.protobuf.Timestamp
+	44, // 42: cedarpost.v1.RefusedRight.last:type_name -> google.protobuf.Timestamp
+	41, // 43: cedarpost.v1.ServerStarted.settings:type_name -> cedarpost.v1.ServerStarted.SettingsEntry
+	42, // 44: cedarpost.v1.ServerStarted.differences:type_name -> cedarpost.v1.ServerStarted.Difference
+	57, // 45: cedarpost.v1.ReuseReport.reuses:type_name -> cedarpost.v1.Reuse
+	58, // 46: cedarpost.v1.FailedOpen.fail_opens:type_name -> cedarpost.v1.FailOpen
+	44, // 47: cedarpost.v1.DecisionUses.first:type_name -> google.protobuf.Timestamp
+	44, // 48: cedarpost.v1.DecisionUses.last:type_name -> google.protobuf.Timestamp
+	44, // 49: cedarpost.v1.QueryDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	44, // 50: cedarpost.v1.QueryDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	45, // 51: cedarpost.v1.QueryDecisionsRequest.principal:type_name -> cedarpost.v1.EntityUid
+	45, // 52: cedarpost.v1.QueryDecisionsRequest.action:type_name -> cedarpost.v1.EntityUid
+	45, // 53: cedarpost.v1.QueryDecisionsRequest.resource:type_name -> cedarpost.v1.EntityUid
+	49, // 54: cedarpost.v1.QueryDecisionsRequest.decision:type_name -> cedarpost.v1.Decision
+	50, // 55: cedarpost.v1.QueryDecisionsRequest.denied_at:type_name -> cedarpost.v1.DeniedAt
+	52, // 56: cedarpost.v1.QueryDecisionsRequest.policy:type_name -> cedarpost.v1.PolicyRef
+	3,  // 57: cedarpost.v1.QueryDecisionsResponse.decisions:type_name -> cedarpost.v1.DecisionRecord
+	43, // 58: cedarpost.v1.QueryDecisionsResponse.uses:type_name -> cedarpost.v1.QueryDecisionsResponse.UsesEntry
+	3,  // 59: cedarpost.v1.GetDecisionResponse.decision:type_name -> cedarpost.v1.DecisionRecord
+	20, // 60: cedarpost.v1.GetDecisionResponse.uses:type_name -> cedarpost.v1.DecisionUses
+	21, // 61: cedarpost.v1.CountDecisionsRequest.filter:type_name -> cedarpost.v1.QueryDecisionsRequest
+	1,  // 62: cedarpost.v1.CountDecisionsRequest.group:type_name -> cedarpost.v1.CountDecisionsRequest.Group
+	27, // 63: cedarpost.v1.CountDecisionsResponse.counts:type_name -> cedarpost.v1.DecisionCount
+	2,  // 64: cedarpost.v1.ReplayDecisionResponse.outcome:type_name -> cedarpost.v1.ReplayDecisionResponse.Outcome
+	3,  // 65: cedarpost.v1.ReplayDecisionResponse.recorded:type_name -> cedarpost.v1.DecisionRecord
+	3,  // 66: cedarpost.v1.ReplayDecisionResponse.replayed:type_name -> cedarpost.v1.DecisionRecord
+	44, // 67: cedarpost.v1.ExportDecisionsRequest.from:type_name -> google.protobuf.Timestamp
+	44, // 68: cedarpost.v1.ExportDecisionsRequest.to:type_name -> google.protobuf.Timestamp
+	32, // 69: cedarpost.v1.ExportDecisionsResponse.entries:type_name -> cedarpost.v1.LogEntry
+	3,  // 70: cedarpost.v1.LogEntry.decision:type_name -> cedarpost.v1.DecisionRecord
+	4,  // 71: cedarpost.v1.LogEntry.event:type_name -> cedarpost.v1.EventRecord
+	44, // 72: cedarpost.v1.QueryEventsRequest.from:type_name -> google.protobuf.Timestamp
+	44, // 73: cedarpost.v1.QueryEventsRequest.to:type_name -> google.protobuf.Timestamp
+	0,  // 74: cedarpost.v1.QueryEventsRequest.kind:type_name -> cedarpost.v1.EventRecord.Kind
+	4,  // 75: cedarpost.v1.QueryEventsResponse.events:type_name -> cedarpost.v1.EventRecord
+	20, // 76: cedarpost.v1.QueryDecisionsResponse.UsesEntry.value:type_name -> cedarpost.v1.DecisionUses
+	21, // 77: cedarpost.v1.AuditService.QueryDecisions:input_type -> cedarpost.v1.QueryDecisionsRequest
+	25, // 78: cedarpost.v1.AuditService.CountDecisions:input_type -> cedarpost.v1.CountDecisionsRequest
+	23, // 79: cedarpost.v1.AuditService.GetDecision:input_type -> cedarpost.v1.GetDecisionRequest
+	28, // 80: cedarpost.v1.AuditService.ReplayDecision:input_type -> cedarpost.v1.ReplayDecisionRequest
+	30, // 81: cedarpost.v1.AuditService.ExportDecisions:input_type -> cedarpost.v1.ExportDecisionsRequest
+	33, // 82: cedarpost.v1.AuditService.QueryEvents:input_type -> cedarpost.v1.QueryEventsRequest
+	35, // 83: cedarpost.v1.AuditService.GetCheckpoint:input_type -> cedarpost.v1.GetCheckpointRequest
+	37, // 84: cedarpost.v1.AuditService.GetInclusionProof:input_type -> cedarpost.v1.GetInclusionProofRequest
+	39, // 85: cedarpost.v1.AuditService.GetConsistencyProof:input_type -> cedarpost.v1.GetConsistencyProofRequest
+	22, // 86: cedarpost.v1.AuditService.QueryDecisions:output_type -> cedarpost.v1.QueryDecisionsResponse
+	26, // 87: cedarpost.v1.AuditService.CountDecisions:output_type -> cedarpost.v1.CountDecisionsResponse
+	24, // 88: cedarpost.v1.AuditService.GetDecision:output_type -> cedarpost.v1.GetDecisionResponse
+	29, // 89: cedarpost.v1.AuditService.ReplayDecision:output_type -> cedarpost.v1.ReplayDecisionResponse
+	31, // 90: cedarpost.v1.AuditService.ExportDecisions:output_type -> cedarpost.v1.ExportDecisionsResponse
+	34, // 91: cedarpost.v1.AuditService.QueryEvents:output_type -> cedarpost.v1.QueryEventsResponse
+	36, // 92: cedarpost.v1.AuditService.GetCheckpoint:output_type -> cedarpost.v1.GetCheckpointResponse
+	38, // 93: cedarpost.v1.AuditService.GetInclusionProof:output_type -> cedarpost.v1.GetInclusionProofResponse
+	40, // 94: cedarpost.v1.AuditService.GetConsistencyProof:output_type -> cedarpost.v1.GetConsistencyProofResponse
+	86, // [86:95] is the sub-list for method output_type
+	77, // [77:86] is the sub-list for method input_type
+	77, // [77:77] is the sub-list for extension type_name
+	77, // [77:77] is the sub-list for extension extendee
+	0,  // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_audit_proto_init() }
@@ -4136,9 +4251,10 @@ func file_cedarpost_v1_audit_proto_init() {
 		(*EventRecord_LogTruncated)(nil),
 		(*EventRecord_PublishRefused)(nil),
 		(*EventRecord_Probing)(nil),
+		(*EventRecord_BreakGlass)(nil),
 		(*EventRecord_ServerStarted)(nil),
 	}
-	file_cedarpost_v1_audit_proto_msgTypes[28].OneofWrappers = []any{
+	file_cedarpost_v1_audit_proto_msgTypes[29].OneofWrappers = []any{
 		(*LogEntry_Decision)(nil),
 		(*LogEntry_Event)(nil),
 		(*LogEntry_Missing)(nil),
@@ -4149,7 +4265,7 @@ func file_cedarpost_v1_audit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_audit_proto_rawDesc), len(file_cedarpost_v1_audit_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

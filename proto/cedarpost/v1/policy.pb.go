@@ -75,7 +75,7 @@ func (x Finding_Severity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Finding_Severity.Descriptor instead.
 func (Finding_Severity) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{7, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{9, 0}
 }
 
 // What happened to a file.
@@ -132,7 +132,7 @@ func (x FileDiff_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FileDiff_Kind.Descriptor instead.
 func (FileDiff_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{20, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{22, 0}
 }
 
 // What became of a change.
@@ -189,7 +189,7 @@ func (x BundleChange_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BundleChange_State.Descriptor instead.
 func (BundleChange_State) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{27, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29, 0}
 }
 
 // What happened to a policy.
@@ -246,7 +246,7 @@ func (x PolicyDiff_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PolicyDiff_Kind.Descriptor instead.
 func (PolicyDiff_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44, 0}
 }
 
 // ApplyBundleRequest is one part of an upload.
@@ -352,6 +352,10 @@ type BundleHeader struct {
 	// Publish only if this version is live; 0: only if there is none. Absent: publish in any case. The
 	// error is aborted.
 	ExpectVersion *int64 `protobuf:"varint,5,opt,name=expect_version,json=expectVersion,proto3,oneof" json:"expect_version,omitempty"`
+	// Why the bundle is published past a freeze, windows of a freeze and missing approvals. The caller needs
+	// the right to BreakGlass, too. Checks and tests must pass nevertheless. If no rule keeps the bundle from
+	// being published, this has no effect. A dry run ignores it.
+	BreakGlass    *string `protobuf:"bytes,6,opt,name=break_glass,json=breakGlass,proto3,oneof" json:"break_glass,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -419,6 +423,13 @@ func (x *BundleHeader) GetExpectVersion() int64 {
 		return *x.ExpectVersion
 	}
 	return 0
+}
+
+func (x *BundleHeader) GetBreakGlass() string {
+	if x != nil && x.BreakGlass != nil {
+		return *x.BreakGlass
+	}
+	return ""
 }
 
 // FilePart has a file, whole or in consecutive parts with the same path.
@@ -584,7 +595,9 @@ type Bundle struct {
 	// How many approvals the next change of the bundle needs.
 	Approvals int32 `protobuf:"varint,15,opt,name=approvals,proto3" json:"approvals,omitempty"`
 	// The freeze of the bundle; absent: it is not frozen. Only in ListBundles and GetBundle.
-	Freeze        *BundleFreeze `protobuf:"bytes,16,opt,name=freeze,proto3" json:"freeze,omitempty"`
+	Freeze *BundleFreeze `protobuf:"bytes,16,opt,name=freeze,proto3" json:"freeze,omitempty"`
+	// Why it was published past rules by break-glass; empty: it was not.
+	BreakGlass    string `protobuf:"bytes,17,opt,name=break_glass,json=breakGlass,proto3" json:"break_glass,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -731,6 +744,13 @@ func (x *Bundle) GetFreeze() *BundleFreeze {
 	return nil
 }
 
+func (x *Bundle) GetBreakGlass() string {
+	if x != nil {
+		return x.BreakGlass
+	}
+	return ""
+}
+
 // BundleFreeze says who keeps a bundle as it is.
 type BundleFreeze struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -841,6 +861,117 @@ func (x *BundleFindings) GetFindings() []*Finding {
 	return nil
 }
 
+// PublishBlocked is the error detail of a publish that rules keep from happening.
+type PublishBlocked struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Each rule that does.
+	Blocks        []*PublishBlock `protobuf:"bytes,1,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishBlocked) Reset() {
+	*x = PublishBlocked{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishBlocked) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishBlocked) ProtoMessage() {}
+
+func (x *PublishBlocked) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishBlocked.ProtoReflect.Descriptor instead.
+func (*PublishBlocked) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PublishBlocked) GetBlocks() []*PublishBlock {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+// PublishBlock is a rule that keeps a bundle from being published.
+type PublishBlock struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rule: "frozen", "freeze_window", "approvals", "declined", "unread" (the live bundle.yaml has rules
+	// that the server cannot read), "base" (the change is of another version) or "unchanged".
+	Rule string `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	// What is in the way, in words.
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// Whether break-glass publishes past it.
+	BreakGlass    bool `protobuf:"varint,3,opt,name=break_glass,json=breakGlass,proto3" json:"break_glass,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishBlock) Reset() {
+	*x = PublishBlock{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishBlock) ProtoMessage() {}
+
+func (x *PublishBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishBlock.ProtoReflect.Descriptor instead.
+func (*PublishBlock) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *PublishBlock) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *PublishBlock) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *PublishBlock) GetBreakGlass() bool {
+	if x != nil {
+		return x.BreakGlass
+	}
+	return false
+}
+
 // Finding is one problem of a bundle.
 type Finding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -868,7 +999,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +1011,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[7]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +1024,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{7}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Finding) GetSeverity() Finding_Severity {
@@ -968,7 +1099,7 @@ type ListBundlesRequest struct {
 
 func (x *ListBundlesRequest) Reset() {
 	*x = ListBundlesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1111,7 @@ func (x *ListBundlesRequest) String() string {
 func (*ListBundlesRequest) ProtoMessage() {}
 
 func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[8]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1124,7 @@ func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesRequest.ProtoReflect.Descriptor instead.
 func (*ListBundlesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{8}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{10}
 }
 
 // ListBundlesResponse has the live bundles.
@@ -1009,7 +1140,7 @@ type ListBundlesResponse struct {
 
 func (x *ListBundlesResponse) Reset() {
 	*x = ListBundlesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1152,7 @@ func (x *ListBundlesResponse) String() string {
 func (*ListBundlesResponse) ProtoMessage() {}
 
 func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[9]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1165,7 @@ func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBundlesResponse.ProtoReflect.Descriptor instead.
 func (*ListBundlesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{9}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListBundlesResponse) GetBundles() []*Bundle {
@@ -1062,7 +1193,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1205,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[10]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1218,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{10}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetBundleRequest) GetName() string {
@@ -1113,7 +1244,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1256,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[11]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1269,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{11}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetBundleResponse) GetPart() isGetBundleResponse_Part {
@@ -1213,14 +1344,16 @@ type BundleVersion struct {
 	// How many policies it has.
 	Policies int32 `protobuf:"varint,12,opt,name=policies,proto3" json:"policies,omitempty"`
 	// The revision that published it.
-	Revision      *Revision `protobuf:"bytes,13,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *Revision `protobuf:"bytes,13,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Why it was published past rules by break-glass; empty: it was not.
+	BreakGlass    string `protobuf:"bytes,14,opt,name=break_glass,json=breakGlass,proto3" json:"break_glass,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BundleVersion) Reset() {
 	*x = BundleVersion{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1365,7 @@ func (x *BundleVersion) String() string {
 func (*BundleVersion) ProtoMessage() {}
 
 func (x *BundleVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[12]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1378,7 @@ func (x *BundleVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleVersion.ProtoReflect.Descriptor instead.
 func (*BundleVersion) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{12}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BundleVersion) GetBundle() string {
@@ -1339,6 +1472,13 @@ func (x *BundleVersion) GetRevision() *Revision {
 	return nil
 }
 
+func (x *BundleVersion) GetBreakGlass() string {
+	if x != nil {
+		return x.BreakGlass
+	}
+	return ""
+}
+
 // Verdict is what a caller decided about a change.
 type Verdict struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1347,14 +1487,18 @@ type Verdict struct {
 	// What the caller said.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// When.
-	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	At *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	// From when on it does not count any more. Only of an approval of an open change.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// True if it does not count any more.
+	Expired       bool `protobuf:"varint,5,opt,name=expired,proto3" json:"expired,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1510,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[13]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1523,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{13}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Verdict) GetCaller() string {
@@ -1403,6 +1547,20 @@ func (x *Verdict) GetAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Verdict) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Verdict) GetExpired() bool {
+	if x != nil {
+		return x.Expired
+	}
+	return false
+}
+
 // ListVersionsRequest names a bundle.
 type ListVersionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1418,7 +1576,7 @@ type ListVersionsRequest struct {
 
 func (x *ListVersionsRequest) Reset() {
 	*x = ListVersionsRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1588,7 @@ func (x *ListVersionsRequest) String() string {
 func (*ListVersionsRequest) ProtoMessage() {}
 
 func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[14]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1601,7 @@ func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsRequest.ProtoReflect.Descriptor instead.
 func (*ListVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{14}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListVersionsRequest) GetBundle() string {
@@ -1480,7 +1638,7 @@ type ListVersionsResponse struct {
 
 func (x *ListVersionsResponse) Reset() {
 	*x = ListVersionsResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1650,7 @@ func (x *ListVersionsResponse) String() string {
 func (*ListVersionsResponse) ProtoMessage() {}
 
 func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1663,7 @@ func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsResponse.ProtoReflect.Descriptor instead.
 func (*ListVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{15}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListVersionsResponse) GetVersions() []*BundleVersion {
@@ -1535,7 +1693,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1705,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1718,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{16}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetVersionRequest) GetBundle() string {
@@ -1593,7 +1751,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1763,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1776,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{17}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetVersionResponse) GetPart() isGetVersionResponse_Part {
@@ -1679,7 +1837,7 @@ type DiffVersionsRequest struct {
 
 func (x *DiffVersionsRequest) Reset() {
 	*x = DiffVersionsRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1849,7 @@ func (x *DiffVersionsRequest) String() string {
 func (*DiffVersionsRequest) ProtoMessage() {}
 
 func (x *DiffVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1862,7 @@ func (x *DiffVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffVersionsRequest.ProtoReflect.Descriptor instead.
 func (*DiffVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{18}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DiffVersionsRequest) GetBundle() string {
@@ -1739,7 +1897,7 @@ type DiffVersionsResponse struct {
 
 func (x *DiffVersionsResponse) Reset() {
 	*x = DiffVersionsResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +1909,7 @@ func (x *DiffVersionsResponse) String() string {
 func (*DiffVersionsResponse) ProtoMessage() {}
 
 func (x *DiffVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +1922,7 @@ func (x *DiffVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffVersionsResponse.ProtoReflect.Descriptor instead.
 func (*DiffVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{19}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DiffVersionsResponse) GetFiles() []*FileDiff {
@@ -1791,7 +1949,7 @@ type FileDiff struct {
 
 func (x *FileDiff) Reset() {
 	*x = FileDiff{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +1961,7 @@ func (x *FileDiff) String() string {
 func (*FileDiff) ProtoMessage() {}
 
 func (x *FileDiff) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +1974,7 @@ func (x *FileDiff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileDiff.ProtoReflect.Descriptor instead.
 func (*FileDiff) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{20}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FileDiff) GetPath() string {
@@ -1864,7 +2022,7 @@ type RollbackVersionRequest struct {
 
 func (x *RollbackVersionRequest) Reset() {
 	*x = RollbackVersionRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2034,7 @@ func (x *RollbackVersionRequest) String() string {
 func (*RollbackVersionRequest) ProtoMessage() {}
 
 func (x *RollbackVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2047,7 @@ func (x *RollbackVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVersionRequest.ProtoReflect.Descriptor instead.
 func (*RollbackVersionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{21}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RollbackVersionRequest) GetBundle() string {
@@ -1935,7 +2093,7 @@ type RollbackVersionResponse struct {
 
 func (x *RollbackVersionResponse) Reset() {
 	*x = RollbackVersionResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2105,7 @@ func (x *RollbackVersionResponse) String() string {
 func (*RollbackVersionResponse) ProtoMessage() {}
 
 func (x *RollbackVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2118,7 @@ func (x *RollbackVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVersionResponse.ProtoReflect.Descriptor instead.
 func (*RollbackVersionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{22}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RollbackVersionResponse) GetBundle() *Bundle {
@@ -1999,7 +2157,7 @@ type FreezeBundleRequest struct {
 
 func (x *FreezeBundleRequest) Reset() {
 	*x = FreezeBundleRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2169,7 @@ func (x *FreezeBundleRequest) String() string {
 func (*FreezeBundleRequest) ProtoMessage() {}
 
 func (x *FreezeBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2182,7 @@ func (x *FreezeBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeBundleRequest.ProtoReflect.Descriptor instead.
 func (*FreezeBundleRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{23}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FreezeBundleRequest) GetBundle() string {
@@ -2063,7 +2221,7 @@ type FreezeBundleResponse struct {
 
 func (x *FreezeBundleResponse) Reset() {
 	*x = FreezeBundleResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2075,7 +2233,7 @@ func (x *FreezeBundleResponse) String() string {
 func (*FreezeBundleResponse) ProtoMessage() {}
 
 func (x *FreezeBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2088,7 +2246,7 @@ func (x *FreezeBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeBundleResponse.ProtoReflect.Descriptor instead.
 func (*FreezeBundleResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{24}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FreezeBundleResponse) GetFreeze() *BundleFreeze {
@@ -2127,7 +2285,7 @@ type UnfreezeBundleRequest struct {
 
 func (x *UnfreezeBundleRequest) Reset() {
 	*x = UnfreezeBundleRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2297,7 @@ func (x *UnfreezeBundleRequest) String() string {
 func (*UnfreezeBundleRequest) ProtoMessage() {}
 
 func (x *UnfreezeBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2310,7 @@ func (x *UnfreezeBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnfreezeBundleRequest.ProtoReflect.Descriptor instead.
 func (*UnfreezeBundleRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{25}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UnfreezeBundleRequest) GetBundle() string {
@@ -2189,7 +2347,7 @@ type UnfreezeBundleResponse struct {
 
 func (x *UnfreezeBundleResponse) Reset() {
 	*x = UnfreezeBundleResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2359,7 @@ func (x *UnfreezeBundleResponse) String() string {
 func (*UnfreezeBundleResponse) ProtoMessage() {}
 
 func (x *UnfreezeBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2372,7 @@ func (x *UnfreezeBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnfreezeBundleResponse.ProtoReflect.Descriptor instead.
 func (*UnfreezeBundleResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{26}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UnfreezeBundleResponse) GetRevision() *Revision {
@@ -2254,12 +2412,17 @@ type BundleChange struct {
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// When it was changed last.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Who approved it in this state.
+	// Who approved it in this state. Of an open change also approvals that have expired; of a published one
+	// those that counted.
 	Approvals []*Verdict `protobuf:"bytes,11,rep,name=approvals,proto3" json:"approvals,omitempty"`
 	// Who declined it in this state.
 	Declines []*Verdict `protobuf:"bytes,12,rep,name=declines,proto3" json:"declines,omitempty"`
 	// The version that it was published as; 0: none.
 	Version int64 `protobuf:"varint,13,opt,name=version,proto3" json:"version,omitempty"`
+	// How many approvals it needs, by the stricter of the live version and the change. Only of an open change.
+	ApprovalsNeeded int32 `protobuf:"varint,14,opt,name=approvals_needed,json=approvalsNeeded,proto3" json:"approvals_needed,omitempty"`
+	// Where its files come from, as CreateChange was told.
+	Source string `protobuf:"bytes,15,opt,name=source,proto3" json:"source,omitempty"`
 	// The complete reports of its impact, the newest last. GetImpactReport returns them.
 	Reports []*ChangeReport `protobuf:"bytes,20,rep,name=reports,proto3" json:"reports,omitempty"`
 	// How it is evaluated beside the live bundle; absent: it is not.
@@ -2270,7 +2433,7 @@ type BundleChange struct {
 
 func (x *BundleChange) Reset() {
 	*x = BundleChange{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2445,7 @@ func (x *BundleChange) String() string {
 func (*BundleChange) ProtoMessage() {}
 
 func (x *BundleChange) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2458,7 @@ func (x *BundleChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleChange.ProtoReflect.Descriptor instead.
 func (*BundleChange) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{27}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *BundleChange) GetId() string {
@@ -2389,6 +2552,20 @@ func (x *BundleChange) GetVersion() int64 {
 	return 0
 }
 
+func (x *BundleChange) GetApprovalsNeeded() int32 {
+	if x != nil {
+		return x.ApprovalsNeeded
+	}
+	return 0
+}
+
+func (x *BundleChange) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
 func (x *BundleChange) GetReports() []*ChangeReport {
 	if x != nil {
 		return x.Reports
@@ -2420,7 +2597,7 @@ type ChangeShadow struct {
 
 func (x *ChangeShadow) Reset() {
 	*x = ChangeShadow{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2609,7 @@ func (x *ChangeShadow) String() string {
 func (*ChangeShadow) ProtoMessage() {}
 
 func (x *ChangeShadow) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2622,7 @@ func (x *ChangeShadow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeShadow.ProtoReflect.Descriptor instead.
 func (*ChangeShadow) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{28}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ChangeShadow) GetReport() string {
@@ -2510,7 +2687,7 @@ type ChangeReport struct {
 
 func (x *ChangeReport) Reset() {
 	*x = ChangeReport{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2699,7 @@ func (x *ChangeReport) String() string {
 func (*ChangeReport) ProtoMessage() {}
 
 func (x *ChangeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2712,7 @@ func (x *ChangeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReport.ProtoReflect.Descriptor instead.
 func (*ChangeReport) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ChangeReport) GetId() string {
@@ -2641,7 +2818,7 @@ type FileEdit struct {
 
 func (x *FileEdit) Reset() {
 	*x = FileEdit{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2653,7 +2830,7 @@ func (x *FileEdit) String() string {
 func (*FileEdit) ProtoMessage() {}
 
 func (x *FileEdit) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2666,7 +2843,7 @@ func (x *FileEdit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEdit.ProtoReflect.Descriptor instead.
 func (*FileEdit) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{30}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FileEdit) GetPath() string {
@@ -2751,13 +2928,16 @@ type CreateChangeRequest struct {
 	Edits []*FileEdit `protobuf:"bytes,5,rep,name=edits,proto3" json:"edits,omitempty"`
 	// Makes the call happen once, however often it is sent: see AccessService.
 	IdempotencyKey string `protobuf:"bytes,6,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Where the files come from, such as a folder. The service does not look at it: a pipeline that runs
+	// again finds its own change by it.
+	Source        string `protobuf:"bytes,7,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateChangeRequest) Reset() {
 	*x = CreateChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2769,7 +2949,7 @@ func (x *CreateChangeRequest) String() string {
 func (*CreateChangeRequest) ProtoMessage() {}
 
 func (x *CreateChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2782,7 +2962,7 @@ func (x *CreateChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateChangeRequest.ProtoReflect.Descriptor instead.
 func (*CreateChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{31}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CreateChangeRequest) GetBundle() string {
@@ -2827,6 +3007,13 @@ func (x *CreateChangeRequest) GetIdempotencyKey() string {
 	return ""
 }
 
+func (x *CreateChangeRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
 // CreateChangeResponse has the change.
 type CreateChangeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2840,7 +3027,7 @@ type CreateChangeResponse struct {
 
 func (x *CreateChangeResponse) Reset() {
 	*x = CreateChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2852,7 +3039,7 @@ func (x *CreateChangeResponse) String() string {
 func (*CreateChangeResponse) ProtoMessage() {}
 
 func (x *CreateChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2865,7 +3052,7 @@ func (x *CreateChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateChangeResponse.ProtoReflect.Descriptor instead.
 func (*CreateChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{32}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CreateChangeResponse) GetChange() *BundleChange {
@@ -2908,7 +3095,7 @@ type UpdateChangeRequest struct {
 
 func (x *UpdateChangeRequest) Reset() {
 	*x = UpdateChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3107,7 @@ func (x *UpdateChangeRequest) String() string {
 func (*UpdateChangeRequest) ProtoMessage() {}
 
 func (x *UpdateChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3120,7 @@ func (x *UpdateChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateChangeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UpdateChangeRequest) GetId() string {
@@ -3005,7 +3192,7 @@ type UpdateChangeResponse struct {
 
 func (x *UpdateChangeResponse) Reset() {
 	*x = UpdateChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3017,7 +3204,7 @@ func (x *UpdateChangeResponse) String() string {
 func (*UpdateChangeResponse) ProtoMessage() {}
 
 func (x *UpdateChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3030,7 +3217,7 @@ func (x *UpdateChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateChangeResponse.ProtoReflect.Descriptor instead.
 func (*UpdateChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *UpdateChangeResponse) GetChange() *BundleChange {
@@ -3058,7 +3245,7 @@ type GetChangeRequest struct {
 
 func (x *GetChangeRequest) Reset() {
 	*x = GetChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +3257,7 @@ func (x *GetChangeRequest) String() string {
 func (*GetChangeRequest) ProtoMessage() {}
 
 func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3083,7 +3270,7 @@ func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeRequest.ProtoReflect.Descriptor instead.
 func (*GetChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{35}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetChangeRequest) GetId() string {
@@ -3100,7 +3287,7 @@ type GetChangeResponse struct {
 	Change *BundleChange `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
 	// What the edits do to the files of the base.
 	Files []*FileDiff `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"`
-	// How many approvals it needs: those of the live version.
+	// How many approvals it needs, by the stricter of the live version and the change.
 	ApprovalsNeeded int32 `protobuf:"varint,3,opt,name=approvals_needed,json=approvalsNeeded,proto3" json:"approvals_needed,omitempty"`
 	// The live version of the bundle; 0: none.
 	LiveVersion int64 `protobuf:"varint,4,opt,name=live_version,json=liveVersion,proto3" json:"live_version,omitempty"`
@@ -3112,7 +3299,7 @@ type GetChangeResponse struct {
 
 func (x *GetChangeResponse) Reset() {
 	*x = GetChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3124,7 +3311,7 @@ func (x *GetChangeResponse) String() string {
 func (*GetChangeResponse) ProtoMessage() {}
 
 func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3137,7 +3324,7 @@ func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeResponse.ProtoReflect.Descriptor instead.
 func (*GetChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{36}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetChangeResponse) GetChange() *BundleChange {
@@ -3192,7 +3379,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3204,7 +3391,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3217,7 +3404,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{37}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListChangesRequest) GetBundle() string {
@@ -3261,7 +3448,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3273,7 +3460,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3286,7 +3473,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{38}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListChangesResponse) GetChanges() []*BundleChange {
@@ -3314,7 +3501,7 @@ type CheckChangeRequest struct {
 
 func (x *CheckChangeRequest) Reset() {
 	*x = CheckChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3326,7 +3513,7 @@ func (x *CheckChangeRequest) String() string {
 func (*CheckChangeRequest) ProtoMessage() {}
 
 func (x *CheckChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3339,7 +3526,7 @@ func (x *CheckChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckChangeRequest.ProtoReflect.Descriptor instead.
 func (*CheckChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{39}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CheckChangeRequest) GetId() string {
@@ -3374,7 +3561,7 @@ type CheckChangeResponse struct {
 
 func (x *CheckChangeResponse) Reset() {
 	*x = CheckChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3573,7 @@ func (x *CheckChangeResponse) String() string {
 func (*CheckChangeResponse) ProtoMessage() {}
 
 func (x *CheckChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3586,7 @@ func (x *CheckChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckChangeResponse.ProtoReflect.Descriptor instead.
 func (*CheckChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CheckChangeResponse) GetChange() *BundleChange {
@@ -3473,7 +3660,7 @@ type TestResult struct {
 
 func (x *TestResult) Reset() {
 	*x = TestResult{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3485,7 +3672,7 @@ func (x *TestResult) String() string {
 func (*TestResult) ProtoMessage() {}
 
 func (x *TestResult) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3498,7 +3685,7 @@ func (x *TestResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestResult.ProtoReflect.Descriptor instead.
 func (*TestResult) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TestResult) GetName() string {
@@ -3540,7 +3727,7 @@ type PolicyDiff struct {
 
 func (x *PolicyDiff) Reset() {
 	*x = PolicyDiff{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3552,7 +3739,7 @@ func (x *PolicyDiff) String() string {
 func (*PolicyDiff) ProtoMessage() {}
 
 func (x *PolicyDiff) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3565,7 +3752,7 @@ func (x *PolicyDiff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyDiff.ProtoReflect.Descriptor instead.
 func (*PolicyDiff) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PolicyDiff) GetId() string {
@@ -3641,7 +3828,7 @@ type AnalyzeChangeRequest struct {
 
 func (x *AnalyzeChangeRequest) Reset() {
 	*x = AnalyzeChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3653,7 +3840,7 @@ func (x *AnalyzeChangeRequest) String() string {
 func (*AnalyzeChangeRequest) ProtoMessage() {}
 
 func (x *AnalyzeChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3666,7 +3853,7 @@ func (x *AnalyzeChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnalyzeChangeRequest.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AnalyzeChangeRequest) GetCandidate() isAnalyzeChangeRequest_Candidate {
@@ -3824,7 +4011,7 @@ type AnalyzeChangeResponse struct {
 
 func (x *AnalyzeChangeResponse) Reset() {
 	*x = AnalyzeChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3836,7 +4023,7 @@ func (x *AnalyzeChangeResponse) String() string {
 func (*AnalyzeChangeResponse) ProtoMessage() {}
 
 func (x *AnalyzeChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3849,7 +4036,7 @@ func (x *AnalyzeChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnalyzeChangeResponse.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AnalyzeChangeResponse) GetReport() *ImpactReport {
@@ -3870,7 +4057,7 @@ type GetImpactReportRequest struct {
 
 func (x *GetImpactReportRequest) Reset() {
 	*x = GetImpactReportRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3882,7 +4069,7 @@ func (x *GetImpactReportRequest) String() string {
 func (*GetImpactReportRequest) ProtoMessage() {}
 
 func (x *GetImpactReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3895,7 +4082,7 @@ func (x *GetImpactReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImpactReportRequest.ProtoReflect.Descriptor instead.
 func (*GetImpactReportRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GetImpactReportRequest) GetId() string {
@@ -3916,7 +4103,7 @@ type GetImpactReportResponse struct {
 
 func (x *GetImpactReportResponse) Reset() {
 	*x = GetImpactReportResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3928,7 +4115,7 @@ func (x *GetImpactReportResponse) String() string {
 func (*GetImpactReportResponse) ProtoMessage() {}
 
 func (x *GetImpactReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3941,7 +4128,7 @@ func (x *GetImpactReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImpactReportResponse.ProtoReflect.Descriptor instead.
 func (*GetImpactReportResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{46}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetImpactReportResponse) GetReport() *ImpactReport {
@@ -3970,7 +4157,7 @@ type ShadowChangeRequest struct {
 
 func (x *ShadowChangeRequest) Reset() {
 	*x = ShadowChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3982,7 +4169,7 @@ func (x *ShadowChangeRequest) String() string {
 func (*ShadowChangeRequest) ProtoMessage() {}
 
 func (x *ShadowChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3995,7 +4182,7 @@ func (x *ShadowChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShadowChangeRequest.ProtoReflect.Descriptor instead.
 func (*ShadowChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{47}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ShadowChangeRequest) GetId() string {
@@ -4039,7 +4226,7 @@ type ShadowChangeResponse struct {
 
 func (x *ShadowChangeResponse) Reset() {
 	*x = ShadowChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4051,7 +4238,7 @@ func (x *ShadowChangeResponse) String() string {
 func (*ShadowChangeResponse) ProtoMessage() {}
 
 func (x *ShadowChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4064,7 +4251,7 @@ func (x *ShadowChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShadowChangeResponse.ProtoReflect.Descriptor instead.
 func (*ShadowChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ShadowChangeResponse) GetChange() *BundleChange {
@@ -4099,7 +4286,7 @@ type ApproveChangeRequest struct {
 
 func (x *ApproveChangeRequest) Reset() {
 	*x = ApproveChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4111,7 +4298,7 @@ func (x *ApproveChangeRequest) String() string {
 func (*ApproveChangeRequest) ProtoMessage() {}
 
 func (x *ApproveChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4124,7 +4311,7 @@ func (x *ApproveChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveChangeRequest.ProtoReflect.Descriptor instead.
 func (*ApproveChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ApproveChangeRequest) GetId() string {
@@ -4168,7 +4355,7 @@ type ApproveChangeResponse struct {
 
 func (x *ApproveChangeResponse) Reset() {
 	*x = ApproveChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4180,7 +4367,7 @@ func (x *ApproveChangeResponse) String() string {
 func (*ApproveChangeResponse) ProtoMessage() {}
 
 func (x *ApproveChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4193,7 +4380,7 @@ func (x *ApproveChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveChangeResponse.ProtoReflect.Descriptor instead.
 func (*ApproveChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ApproveChangeResponse) GetChange() *BundleChange {
@@ -4228,7 +4415,7 @@ type DeclineChangeRequest struct {
 
 func (x *DeclineChangeRequest) Reset() {
 	*x = DeclineChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4240,7 +4427,7 @@ func (x *DeclineChangeRequest) String() string {
 func (*DeclineChangeRequest) ProtoMessage() {}
 
 func (x *DeclineChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4253,7 +4440,7 @@ func (x *DeclineChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclineChangeRequest.ProtoReflect.Descriptor instead.
 func (*DeclineChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{51}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DeclineChangeRequest) GetId() string {
@@ -4297,7 +4484,7 @@ type DeclineChangeResponse struct {
 
 func (x *DeclineChangeResponse) Reset() {
 	*x = DeclineChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4309,7 +4496,7 @@ func (x *DeclineChangeResponse) String() string {
 func (*DeclineChangeResponse) ProtoMessage() {}
 
 func (x *DeclineChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4322,7 +4509,7 @@ func (x *DeclineChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclineChangeResponse.ProtoReflect.Descriptor instead.
 func (*DeclineChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{52}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DeclineChangeResponse) GetChange() *BundleChange {
@@ -4349,13 +4536,16 @@ type PublishChangeRequest struct {
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	// Makes the publish happen once, however often it is sent: see AccessService.
 	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Why the change is published past a freeze, windows of a freeze, declines and missing approvals, as in
+	// BundleHeader.
+	BreakGlass    *string `protobuf:"bytes,4,opt,name=break_glass,json=breakGlass,proto3,oneof" json:"break_glass,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PublishChangeRequest) Reset() {
 	*x = PublishChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4367,7 +4557,7 @@ func (x *PublishChangeRequest) String() string {
 func (*PublishChangeRequest) ProtoMessage() {}
 
 func (x *PublishChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4380,7 +4570,7 @@ func (x *PublishChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishChangeRequest.ProtoReflect.Descriptor instead.
 func (*PublishChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{53}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *PublishChangeRequest) GetId() string {
@@ -4404,6 +4594,13 @@ func (x *PublishChangeRequest) GetIdempotencyKey() string {
 	return ""
 }
 
+func (x *PublishChangeRequest) GetBreakGlass() string {
+	if x != nil && x.BreakGlass != nil {
+		return *x.BreakGlass
+	}
+	return ""
+}
+
 // PublishChangeResponse says what was published.
 type PublishChangeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4421,7 +4618,7 @@ type PublishChangeResponse struct {
 
 func (x *PublishChangeResponse) Reset() {
 	*x = PublishChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4433,7 +4630,7 @@ func (x *PublishChangeResponse) String() string {
 func (*PublishChangeResponse) ProtoMessage() {}
 
 func (x *PublishChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4446,7 +4643,7 @@ func (x *PublishChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishChangeResponse.ProtoReflect.Descriptor instead.
 func (*PublishChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{54}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PublishChangeResponse) GetChange() *BundleChange {
@@ -4492,7 +4689,7 @@ type DiscardChangeRequest struct {
 
 func (x *DiscardChangeRequest) Reset() {
 	*x = DiscardChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4504,7 +4701,7 @@ func (x *DiscardChangeRequest) String() string {
 func (*DiscardChangeRequest) ProtoMessage() {}
 
 func (x *DiscardChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4517,7 +4714,7 @@ func (x *DiscardChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardChangeRequest.ProtoReflect.Descriptor instead.
 func (*DiscardChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{55}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DiscardChangeRequest) GetId() string {
@@ -4554,7 +4751,7 @@ type DiscardChangeResponse struct {
 
 func (x *DiscardChangeResponse) Reset() {
 	*x = DiscardChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4566,7 +4763,7 @@ func (x *DiscardChangeResponse) String() string {
 func (*DiscardChangeResponse) ProtoMessage() {}
 
 func (x *DiscardChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4579,7 +4776,7 @@ func (x *DiscardChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardChangeResponse.ProtoReflect.Descriptor instead.
 func (*DiscardChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{56}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DiscardChangeResponse) GetChange() *BundleChange {
@@ -4638,7 +4835,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4650,7 +4847,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4663,7 +4860,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{57}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Policy) GetBundle() string {
@@ -4797,7 +4994,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4809,7 +5006,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4822,7 +5019,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{58}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListPoliciesRequest) GetBundle() string {
@@ -4913,7 +5110,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4925,7 +5122,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4938,7 +5135,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{59}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -4982,7 +5179,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4994,7 +5191,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5007,7 +5204,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{60}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GetPolicyRequest) GetBundle() string {
@@ -5035,7 +5232,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5047,7 +5244,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5060,7 +5257,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{61}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetPolicyResponse) GetPolicy() *Policy {
@@ -5085,7 +5282,7 @@ type AnalyzeChangeRequest_ProposedEdits struct {
 
 func (x *AnalyzeChangeRequest_ProposedEdits) Reset() {
 	*x = AnalyzeChangeRequest_ProposedEdits{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5097,7 +5294,7 @@ func (x *AnalyzeChangeRequest_ProposedEdits) String() string {
 func (*AnalyzeChangeRequest_ProposedEdits) ProtoMessage() {}
 
 func (x *AnalyzeChangeRequest_ProposedEdits) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5110,7 +5307,7 @@ func (x *AnalyzeChangeRequest_ProposedEdits) ProtoReflect() protoreflect.Message
 
 // Deprecated: Use AnalyzeChangeRequest_ProposedEdits.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeRequest_ProposedEdits) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45, 0}
 }
 
 func (x *AnalyzeChangeRequest_ProposedEdits) GetBundle() string {
@@ -5142,14 +5339,17 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x12ApplyBundleRequest\x124\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleHeaderH\x00R\x06header\x12,\n" +
 	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\r\n" +
-	"\x04part\x12\x05\xbaH\x02\b\x01\"\x86\x02\n" +
+	"\x04part\x12\x05\xbaH\x02\b\x01\"\xcc\x02\n" +
 	"\fBundleHeader\x126\n" +
 	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x04name\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x125\n" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\x12&\n" +
 	"\amessage\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\amessage\x123\n" +
-	"\x0eexpect_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\rexpectVersion\x88\x01\x01B\x11\n" +
-	"\x0f_expect_version\"M\n" +
+	"\x0eexpect_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\rexpectVersion\x88\x01\x01\x124\n" +
+	"\vbreak_glass\x18\x06 \x01(\tB\x0e\xbaH\vr\t \x01(\x80 \xba\x01\x01\x00H\x01R\n" +
+	"breakGlass\x88\x01\x01B\x11\n" +
+	"\x0f_expect_versionB\x0e\n" +
+	"\f_break_glass\"M\n" +
 	"\bFilePart\x12\"\n" +
 	"\x04path\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x04path\x12\x1d\n" +
 	"\x04data\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80@R\x04data\"\xc8\x01\n" +
@@ -5157,7 +5357,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleR\x06bundle\x122\n" +
 	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x1c\n" +
 	"\tpublished\x18\x03 \x01(\bR\tpublished\x121\n" +
-	"\bwarnings\x18\x04 \x03(\v2\x15.cedarpost.v1.FindingR\bwarnings\"\xa7\x04\n" +
+	"\bwarnings\x18\x04 \x03(\v2\x15.cedarpost.v1.FindingR\bwarnings\"\xc8\x04\n" +
 	"\x06Bundle\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12\x16\n" +
@@ -5178,13 +5378,22 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\vrollback_of\x18\x0e \x01(\x03R\n" +
 	"rollbackOf\x12\x1c\n" +
 	"\tapprovals\x18\x0f \x01(\x05R\tapprovals\x122\n" +
-	"\x06freeze\x18\x10 \x01(\v2\x1a.cedarpost.v1.BundleFreezeR\x06freeze\"j\n" +
+	"\x06freeze\x18\x10 \x01(\v2\x1a.cedarpost.v1.BundleFreezeR\x06freeze\x12\x1f\n" +
+	"\vbreak_glass\x18\x11 \x01(\tR\n" +
+	"breakGlass\"j\n" +
 	"\fBundleFreeze\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12*\n" +
 	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"C\n" +
 	"\x0eBundleFindings\x121\n" +
-	"\bfindings\x18\x01 \x03(\v2\x15.cedarpost.v1.FindingR\bfindings\"\xb5\x02\n" +
+	"\bfindings\x18\x01 \x03(\v2\x15.cedarpost.v1.FindingR\bfindings\"D\n" +
+	"\x0ePublishBlocked\x122\n" +
+	"\x06blocks\x18\x01 \x03(\v2\x1a.cedarpost.v1.PublishBlockR\x06blocks\"]\n" +
+	"\fPublishBlock\x12\x12\n" +
+	"\x04rule\x18\x01 \x01(\tR\x04rule\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1f\n" +
+	"\vbreak_glass\x18\x03 \x01(\bR\n" +
+	"breakGlass\"\xb5\x02\n" +
 	"\aFinding\x12:\n" +
 	"\bseverity\x18\x01 \x01(\x0e2\x1e.cedarpost.v1.Finding.SeverityR\bseverity\x12\x12\n" +
 	"\x04file\x18\x02 \x01(\tR\x04file\x12\x12\n" +
@@ -5209,7 +5418,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x11GetBundleResponse\x12.\n" +
 	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleH\x00R\x06bundle\x12,\n" +
 	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\x06\n" +
-	"\x04part\"\xc8\x03\n" +
+	"\x04part\"\xe9\x03\n" +
 	"\rBundleVersion\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12\x12\n" +
@@ -5226,11 +5435,16 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"rollbackOf\x12\x1c\n" +
 	"\tapprovals\x18\v \x01(\x05R\tapprovals\x12\x1a\n" +
 	"\bpolicies\x18\f \x01(\x05R\bpolicies\x122\n" +
-	"\brevision\x18\r \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"e\n" +
+	"\brevision\x18\r \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x1f\n" +
+	"\vbreak_glass\x18\x0e \x01(\tR\n" +
+	"breakGlass\"\xba\x01\n" +
 	"\aVerdict\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12*\n" +
-	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xa3\x01\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x129\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x18\n" +
+	"\aexpired\x18\x05 \x01(\bR\aexpired\"\xa3\x01\n" +
 	"\x13ListVersionsRequest\x12:\n" +
 	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
@@ -5286,7 +5500,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"f\n" +
 	"\x16UnfreezeBundleResponse\x122\n" +
 	"\brevision\x18\x01 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged\"\x9b\x05\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\xde\x05\n" +
 	"\fBundleChange\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x14\n" +
@@ -5303,7 +5517,9 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x123\n" +
 	"\tapprovals\x18\v \x03(\v2\x15.cedarpost.v1.VerdictR\tapprovals\x121\n" +
 	"\bdeclines\x18\f \x03(\v2\x15.cedarpost.v1.VerdictR\bdeclines\x12\x18\n" +
-	"\aversion\x18\r \x01(\x03R\aversion\x124\n" +
+	"\aversion\x18\r \x01(\x03R\aversion\x12)\n" +
+	"\x10approvals_needed\x18\x0e \x01(\x05R\x0fapprovalsNeeded\x12\x16\n" +
+	"\x06source\x18\x0f \x01(\tR\x06source\x124\n" +
 	"\areports\x18\x14 \x03(\v2\x1a.cedarpost.v1.ChangeReportR\areports\x122\n" +
 	"\x06shadow\x18\x15 \x01(\v2\x1a.cedarpost.v1.ChangeShadowR\x06shadow\"F\n" +
 	"\x05State\x12\x15\n" +
@@ -5335,14 +5551,15 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\acontent\x18\x02 \x01(\fH\x00R\acontent\x12\x18\n" +
 	"\x06append\x18\x03 \x01(\fH\x00R\x06append\x12#\n" +
 	"\aremoved\x18\x04 \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\aremovedB\r\n" +
-	"\x04edit\x12\x05\xbaH\x02\b\x01\"\xcf\x02\n" +
+	"\x04edit\x12\x05\xbaH\x02\b\x01\"\xf5\x02\n" +
 	"\x13CreateChangeRequest\x12:\n" +
 	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12$\n" +
 	"\x05title\x18\x02 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\xc8\x01\xba\x01\x01\x00R\x05title\x12$\n" +
 	"\x06reason\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\x06reason\x12/\n" +
 	"\fbase_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\vbaseVersion\x88\x01\x01\x127\n" +
 	"\x05edits\x18\x05 \x03(\v2\x16.cedarpost.v1.FileEditB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x05edits\x125\n" +
-	"\x0fidempotency_key\x18\x06 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKeyB\x0f\n" +
+	"\x0fidempotency_key\x18\x06 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\x12$\n" +
+	"\x06source\x18\a \x01(\tB\f\xbaH\tr\a(\x80\x02\xba\x01\x01\x00R\x06sourceB\x0f\n" +
 	"\r_base_version\"~\n" +
 	"\x14CreateChangeResponse\x122\n" +
 	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
@@ -5462,11 +5679,14 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x7f\n" +
 	"\x15DeclineChangeResponse\x122\n" +
 	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xc1\x01\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x87\x02\n" +
 	"\x14PublishChangeRequest\x12C\n" +
 	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\x12-\n" +
 	"\x06digest\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{64}$R\x06digest\x125\n" +
-	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\xe0\x01\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\x124\n" +
+	"\vbreak_glass\x18\x04 \x01(\tB\x0e\xbaH\vr\t \x01(\x80 \xba\x01\x01\x00H\x00R\n" +
+	"breakGlass\x88\x01\x01B\x0e\n" +
+	"\f_break_glass\"\xe0\x01\n" +
 	"\x15PublishChangeResponse\x122\n" +
 	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x12,\n" +
 	"\x06bundle\x18\x02 \x01(\v2\x14.cedarpost.v1.BundleR\x06bundle\x122\n" +
@@ -5564,7 +5784,7 @@ func file_cedarpost_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
+var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(Finding_Severity)(0),                      // 0: cedarpost.v1.Finding.Severity
 	(FileDiff_Kind)(0),                         // 1: cedarpost.v1.FileDiff.Kind
@@ -5577,215 +5797,219 @@ var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(*Bundle)(nil),                             // 8: cedarpost.v1.Bundle
 	(*BundleFreeze)(nil),                       // 9: cedarpost.v1.BundleFreeze
 	(*BundleFindings)(nil),                     // 10: cedarpost.v1.BundleFindings
-	(*Finding)(nil),                            // 11: cedarpost.v1.Finding
-	(*ListBundlesRequest)(nil),                 // 12: cedarpost.v1.ListBundlesRequest
-	(*ListBundlesResponse)(nil),                // 13: cedarpost.v1.ListBundlesResponse
-	(*GetBundleRequest)(nil),                   // 14: cedarpost.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),                  // 15: cedarpost.v1.GetBundleResponse
-	(*BundleVersion)(nil),                      // 16: cedarpost.v1.BundleVersion
-	(*Verdict)(nil),                            // 17: cedarpost.v1.Verdict
-	(*ListVersionsRequest)(nil),                // 18: cedarpost.v1.ListVersionsRequest
-	(*ListVersionsResponse)(nil),               // 19: cedarpost.v1.ListVersionsResponse
-	(*GetVersionRequest)(nil),                  // 20: cedarpost.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),                 // 21: cedarpost.v1.GetVersionResponse
-	(*DiffVersionsRequest)(nil),                // 22: cedarpost.v1.DiffVersionsRequest
-	(*DiffVersionsResponse)(nil),               // 23: cedarpost.v1.DiffVersionsResponse
-	(*FileDiff)(nil),                           // 24: cedarpost.v1.FileDiff
-	(*RollbackVersionRequest)(nil),             // 25: cedarpost.v1.RollbackVersionRequest
-	(*RollbackVersionResponse)(nil),            // 26: cedarpost.v1.RollbackVersionResponse
-	(*FreezeBundleRequest)(nil),                // 27: cedarpost.v1.FreezeBundleRequest
-	(*FreezeBundleResponse)(nil),               // 28: cedarpost.v1.FreezeBundleResponse
-	(*UnfreezeBundleRequest)(nil),              // 29: cedarpost.v1.UnfreezeBundleRequest
-	(*UnfreezeBundleResponse)(nil),             // 30: cedarpost.v1.UnfreezeBundleResponse
-	(*BundleChange)(nil),                       // 31: cedarpost.v1.BundleChange
-	(*ChangeShadow)(nil),                       // 32: cedarpost.v1.ChangeShadow
-	(*ChangeReport)(nil),                       // 33: cedarpost.v1.ChangeReport
-	(*FileEdit)(nil),                           // 34: cedarpost.v1.FileEdit
-	(*CreateChangeRequest)(nil),                // 35: cedarpost.v1.CreateChangeRequest
-	(*CreateChangeResponse)(nil),               // 36: cedarpost.v1.CreateChangeResponse
-	(*UpdateChangeRequest)(nil),                // 37: cedarpost.v1.UpdateChangeRequest
-	(*UpdateChangeResponse)(nil),               // 38: cedarpost.v1.UpdateChangeResponse
-	(*GetChangeRequest)(nil),                   // 39: cedarpost.v1.GetChangeRequest
-	(*GetChangeResponse)(nil),                  // 40: cedarpost.v1.GetChangeResponse
-	(*ListChangesRequest)(nil),                 // 41: cedarpost.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),                // 42: cedarpost.v1.ListChangesResponse
-	(*CheckChangeRequest)(nil),                 // 43: cedarpost.v1.CheckChangeRequest
-	(*CheckChangeResponse)(nil),                // 44: cedarpost.v1.CheckChangeResponse
-	(*TestResult)(nil),                         // 45: cedarpost.v1.TestResult
-	(*PolicyDiff)(nil),                         // 46: cedarpost.v1.PolicyDiff
-	(*AnalyzeChangeRequest)(nil),               // 47: cedarpost.v1.AnalyzeChangeRequest
-	(*AnalyzeChangeResponse)(nil),              // 48: cedarpost.v1.AnalyzeChangeResponse
-	(*GetImpactReportRequest)(nil),             // 49: cedarpost.v1.GetImpactReportRequest
-	(*GetImpactReportResponse)(nil),            // 50: cedarpost.v1.GetImpactReportResponse
-	(*ShadowChangeRequest)(nil),                // 51: cedarpost.v1.ShadowChangeRequest
-	(*ShadowChangeResponse)(nil),               // 52: cedarpost.v1.ShadowChangeResponse
-	(*ApproveChangeRequest)(nil),               // 53: cedarpost.v1.ApproveChangeRequest
-	(*ApproveChangeResponse)(nil),              // 54: cedarpost.v1.ApproveChangeResponse
-	(*DeclineChangeRequest)(nil),               // 55: cedarpost.v1.DeclineChangeRequest
-	(*DeclineChangeResponse)(nil),              // 56: cedarpost.v1.DeclineChangeResponse
-	(*PublishChangeRequest)(nil),               // 57: cedarpost.v1.PublishChangeRequest
-	(*PublishChangeResponse)(nil),              // 58: cedarpost.v1.PublishChangeResponse
-	(*DiscardChangeRequest)(nil),               // 59: cedarpost.v1.DiscardChangeRequest
-	(*DiscardChangeResponse)(nil),              // 60: cedarpost.v1.DiscardChangeResponse
-	(*Policy)(nil),                             // 61: cedarpost.v1.Policy
-	(*ListPoliciesRequest)(nil),                // 62: cedarpost.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),               // 63: cedarpost.v1.ListPoliciesResponse
-	(*GetPolicyRequest)(nil),                   // 64: cedarpost.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),                  // 65: cedarpost.v1.GetPolicyResponse
-	(*AnalyzeChangeRequest_ProposedEdits)(nil), // 66: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
-	nil,                           // 67: cedarpost.v1.Policy.AnnotationsEntry
-	(*Revision)(nil),              // 68: cedarpost.v1.Revision
-	(*timestamppb.Timestamp)(nil), // 69: google.protobuf.Timestamp
-	(*EntityUid)(nil),             // 70: cedarpost.v1.EntityUid
-	(ImpactData)(0),               // 71: cedarpost.v1.ImpactData
-	(*durationpb.Duration)(nil),   // 72: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 73: google.protobuf.Struct
-	(*ImpactReport)(nil),          // 74: cedarpost.v1.ImpactReport
+	(*PublishBlocked)(nil),                     // 11: cedarpost.v1.PublishBlocked
+	(*PublishBlock)(nil),                       // 12: cedarpost.v1.PublishBlock
+	(*Finding)(nil),                            // 13: cedarpost.v1.Finding
+	(*ListBundlesRequest)(nil),                 // 14: cedarpost.v1.ListBundlesRequest
+	(*ListBundlesResponse)(nil),                // 15: cedarpost.v1.ListBundlesResponse
+	(*GetBundleRequest)(nil),                   // 16: cedarpost.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),                  // 17: cedarpost.v1.GetBundleResponse
+	(*BundleVersion)(nil),                      // 18: cedarpost.v1.BundleVersion
+	(*Verdict)(nil),                            // 19: cedarpost.v1.Verdict
+	(*ListVersionsRequest)(nil),                // 20: cedarpost.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),               // 21: cedarpost.v1.ListVersionsResponse
+	(*GetVersionRequest)(nil),                  // 22: cedarpost.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),                 // 23: cedarpost.v1.GetVersionResponse
+	(*DiffVersionsRequest)(nil),                // 24: cedarpost.v1.DiffVersionsRequest
+	(*DiffVersionsResponse)(nil),               // 25: cedarpost.v1.DiffVersionsResponse
+	(*FileDiff)(nil),                           // 26: cedarpost.v1.FileDiff
+	(*RollbackVersionRequest)(nil),             // 27: cedarpost.v1.RollbackVersionRequest
+	(*RollbackVersionResponse)(nil),            // 28: cedarpost.v1.RollbackVersionResponse
+	(*FreezeBundleRequest)(nil),                // 29: cedarpost.v1.FreezeBundleRequest
+	(*FreezeBundleResponse)(nil),               // 30: cedarpost.v1.FreezeBundleResponse
+	(*UnfreezeBundleRequest)(nil),              // 31: cedarpost.v1.UnfreezeBundleRequest
+	(*UnfreezeBundleResponse)(nil),             // 32: cedarpost.v1.UnfreezeBundleResponse
+	(*BundleChange)(nil),                       // 33: cedarpost.v1.BundleChange
+	(*ChangeShadow)(nil),                       // 34: cedarpost.v1.ChangeShadow
+	(*ChangeReport)(nil),                       // 35: cedarpost.v1.ChangeReport
+	(*FileEdit)(nil),                           // 36: cedarpost.v1.FileEdit
+	(*CreateChangeRequest)(nil),                // 37: cedarpost.v1.CreateChangeRequest
+	(*CreateChangeResponse)(nil),               // 38: cedarpost.v1.CreateChangeResponse
+	(*UpdateChangeRequest)(nil),                // 39: cedarpost.v1.UpdateChangeRequest
+	(*UpdateChangeResponse)(nil),               // 40: cedarpost.v1.UpdateChangeResponse
+	(*GetChangeRequest)(nil),                   // 41: cedarpost.v1.GetChangeRequest
+	(*GetChangeResponse)(nil),                  // 42: cedarpost.v1.GetChangeResponse
+	(*ListChangesRequest)(nil),                 // 43: cedarpost.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),                // 44: cedarpost.v1.ListChangesResponse
+	(*CheckChangeRequest)(nil),                 // 45: cedarpost.v1.CheckChangeRequest
+	(*CheckChangeResponse)(nil),                // 46: cedarpost.v1.CheckChangeResponse
+	(*TestResult)(nil),                         // 47: cedarpost.v1.TestResult
+	(*PolicyDiff)(nil),                         // 48: cedarpost.v1.PolicyDiff
+	(*AnalyzeChangeRequest)(nil),               // 49: cedarpost.v1.AnalyzeChangeRequest
+	(*AnalyzeChangeResponse)(nil),              // 50: cedarpost.v1.AnalyzeChangeResponse
+	(*GetImpactReportRequest)(nil),             // 51: cedarpost.v1.GetImpactReportRequest
+	(*GetImpactReportResponse)(nil),            // 52: cedarpost.v1.GetImpactReportResponse
+	(*ShadowChangeRequest)(nil),                // 53: cedarpost.v1.ShadowChangeRequest
+	(*ShadowChangeResponse)(nil),               // 54: cedarpost.v1.ShadowChangeResponse
+	(*ApproveChangeRequest)(nil),               // 55: cedarpost.v1.ApproveChangeRequest
+	(*ApproveChangeResponse)(nil),              // 56: cedarpost.v1.ApproveChangeResponse
+	(*DeclineChangeRequest)(nil),               // 57: cedarpost.v1.DeclineChangeRequest
+	(*DeclineChangeResponse)(nil),              // 58: cedarpost.v1.DeclineChangeResponse
+	(*PublishChangeRequest)(nil),               // 59: cedarpost.v1.PublishChangeRequest
+	(*PublishChangeResponse)(nil),              // 60: cedarpost.v1.PublishChangeResponse
+	(*DiscardChangeRequest)(nil),               // 61: cedarpost.v1.DiscardChangeRequest
+	(*DiscardChangeResponse)(nil),              // 62: cedarpost.v1.DiscardChangeResponse
+	(*Policy)(nil),                             // 63: cedarpost.v1.Policy
+	(*ListPoliciesRequest)(nil),                // 64: cedarpost.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),               // 65: cedarpost.v1.ListPoliciesResponse
+	(*GetPolicyRequest)(nil),                   // 66: cedarpost.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),                  // 67: cedarpost.v1.GetPolicyResponse
+	(*AnalyzeChangeRequest_ProposedEdits)(nil), // 68: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
+	nil,                           // 69: cedarpost.v1.Policy.AnnotationsEntry
+	(*Revision)(nil),              // 70: cedarpost.v1.Revision
+	(*timestamppb.Timestamp)(nil), // 71: google.protobuf.Timestamp
+	(*EntityUid)(nil),             // 72: cedarpost.v1.EntityUid
+	(ImpactData)(0),               // 73: cedarpost.v1.ImpactData
+	(*durationpb.Duration)(nil),   // 74: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 75: google.protobuf.Struct
+	(*ImpactReport)(nil),          // 76: cedarpost.v1.ImpactReport
 }
 var file_cedarpost_v1_policy_proto_depIdxs = []int32{
 	5,   // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
 	6,   // 1: cedarpost.v1.ApplyBundleRequest.file:type_name -> cedarpost.v1.FilePart
 	8,   // 2: cedarpost.v1.ApplyBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	68,  // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	11,  // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
-	68,  // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
-	69,  // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
+	70,  // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	13,  // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
+	70,  // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
+	71,  // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
 	9,   // 7: cedarpost.v1.Bundle.freeze:type_name -> cedarpost.v1.BundleFreeze
-	69,  // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
-	11,  // 9: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
-	0,   // 10: cedarpost.v1.Finding.severity:type_name -> cedarpost.v1.Finding.Severity
-	8,   // 11: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
-	68,  // 12: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
-	8,   // 13: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	6,   // 14: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
-	69,  // 15: cedarpost.v1.BundleVersion.published_at:type_name -> google.protobuf.Timestamp
-	17,  // 16: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
-	68,  // 17: cedarpost.v1.BundleVersion.revision:type_name -> cedarpost.v1.Revision
-	69,  // 18: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
-	16,  // 19: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
-	16,  // 20: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
-	6,   // 21: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
-	24,  // 22: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
-	1,   // 23: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
-	8,   // 24: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
-	68,  // 25: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
-	11,  // 26: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
-	9,   // 27: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
-	68,  // 28: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	68,  // 29: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	2,   // 30: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
-	69,  // 31: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
-	69,  // 32: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
-	17,  // 33: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
-	17,  // 34: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
-	33,  // 35: cedarpost.v1.BundleChange.reports:type_name -> cedarpost.v1.ChangeReport
-	32,  // 36: cedarpost.v1.BundleChange.shadow:type_name -> cedarpost.v1.ChangeShadow
-	69,  // 37: cedarpost.v1.ChangeShadow.until:type_name -> google.protobuf.Timestamp
-	69,  // 38: cedarpost.v1.ChangeReport.at:type_name -> google.protobuf.Timestamp
-	69,  // 39: cedarpost.v1.ChangeReport.from:type_name -> google.protobuf.Timestamp
-	69,  // 40: cedarpost.v1.ChangeReport.to:type_name -> google.protobuf.Timestamp
-	34,  // 41: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	31,  // 42: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	68,  // 43: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	34,  // 44: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	31,  // 45: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	68,  // 46: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31,  // 47: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	24,  // 48: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
-	2,   // 49: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
-	31,  // 50: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
-	31,  // 51: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	11,  // 52: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
-	45,  // 53: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
-	46,  // 54: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
-	3,   // 55: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
-	66,  // 56: cedarpost.v1.AnalyzeChangeRequest.edits:type_name -> cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
-	69,  // 57: cedarpost.v1.AnalyzeChangeRequest.from:type_name -> google.protobuf.Timestamp
-	69,  // 58: cedarpost.v1.AnalyzeChangeRequest.to:type_name -> google.protobuf.Timestamp
-	70,  // 59: cedarpost.v1.AnalyzeChangeRequest.principal:type_name -> cedarpost.v1.EntityUid
-	70,  // 60: cedarpost.v1.AnalyzeChangeRequest.action:type_name -> cedarpost.v1.EntityUid
-	70,  // 61: cedarpost.v1.AnalyzeChangeRequest.resource:type_name -> cedarpost.v1.EntityUid
-	71,  // 62: cedarpost.v1.AnalyzeChangeRequest.data:type_name -> cedarpost.v1.ImpactData
-	72,  // 63: cedarpost.v1.AnalyzeChangeRequest.budget:type_name -> google.protobuf.Duration
-	70,  // 64: cedarpost.v1.AnalyzeChangeRequest.who:type_name -> cedarpost.v1.EntityUid
-	73,  // 65: cedarpost.v1.AnalyzeChangeRequest.who_context:type_name -> google.protobuf.Struct
-	74,  // 66: cedarpost.v1.AnalyzeChangeResponse.report:type_name -> cedarpost.v1.ImpactReport
-	74,  // 67: cedarpost.v1.GetImpactReportResponse.report:type_name -> cedarpost.v1.ImpactReport
-	72,  // 68: cedarpost.v1.ShadowChangeRequest.duration:type_name -> google.protobuf.Duration
-	31,  // 69: cedarpost.v1.ShadowChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	68,  // 70: cedarpost.v1.ShadowChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31,  // 71: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	68,  // 72: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31,  // 73: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	68,  // 74: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	31,  // 75: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	8,   // 76: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
-	68,  // 77: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	11,  // 78: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
-	31,  // 79: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	68,  // 80: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	67,  // 81: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
-	69,  // 82: cedarpost.v1.Policy.last_determined:type_name -> google.protobuf.Timestamp
-	69,  // 83: cedarpost.v1.Policy.counted_since:type_name -> google.protobuf.Timestamp
-	70,  // 84: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
-	70,  // 85: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
-	70,  // 86: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
-	69,  // 87: cedarpost.v1.ListPoliciesRequest.unused_since:type_name -> google.protobuf.Timestamp
-	61,  // 88: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
-	68,  // 89: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
-	61,  // 90: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
-	34,  // 91: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
-	4,   // 92: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
-	12,  // 93: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
-	62,  // 94: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
-	64,  // 95: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
-	14,  // 96: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
-	18,  // 97: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
-	20,  // 98: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
-	22,  // 99: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
-	25,  // 100: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
-	27,  // 101: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
-	29,  // 102: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
-	35,  // 103: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
-	37,  // 104: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
-	39,  // 105: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
-	41,  // 106: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
-	43,  // 107: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
-	47,  // 108: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
-	49,  // 109: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
-	51,  // 110: cedarpost.v1.PolicyService.ShadowChange:input_type -> cedarpost.v1.ShadowChangeRequest
-	53,  // 111: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
-	55,  // 112: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
-	57,  // 113: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
-	59,  // 114: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
-	7,   // 115: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
-	13,  // 116: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
-	63,  // 117: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
-	65,  // 118: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
-	15,  // 119: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
-	19,  // 120: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
-	21,  // 121: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
-	23,  // 122: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
-	26,  // 123: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
-	28,  // 124: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
-	30,  // 125: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
-	36,  // 126: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
-	38,  // 127: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
-	40,  // 128: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
-	42,  // 129: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
-	44,  // 130: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
-	48,  // 131: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
-	50,  // 132: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
-	52,  // 133: cedarpost.v1.PolicyService.ShadowChange:output_type -> cedarpost.v1.ShadowChangeResponse
-	54,  // 134: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
-	56,  // 135: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
-	58,  // 136: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
-	60,  // 137: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
-	115, // [115:138] is the sub-list for method output_type
-	92,  // [92:115] is the sub-list for method input_type
-	92,  // [92:92] is the sub-list for extension type_name
-	92,  // [92:92] is the sub-list for extension extendee
-	0,   // [0:92] is the sub-list for field type_name
+	71,  // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
+	13,  // 9: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
+	12,  // 10: cedarpost.v1.PublishBlocked.blocks:type_name -> cedarpost.v1.PublishBlock
+	0,   // 11: cedarpost.v1.Finding.severity:type_name -> cedarpost.v1.Finding.Severity
+	8,   // 12: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
+	70,  // 13: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
+	8,   // 14: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
+	6,   // 15: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
+	71,  // 16: cedarpost.v1.BundleVersion.published_at:type_name -> google.protobuf.Timestamp
+	19,  // 17: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
+	70,  // 18: cedarpost.v1.BundleVersion.revision:type_name -> cedarpost.v1.Revision
+	71,  // 19: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	71,  // 20: cedarpost.v1.Verdict.expires_at:type_name -> google.protobuf.Timestamp
+	18,  // 21: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
+	18,  // 22: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
+	6,   // 23: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
+	26,  // 24: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
+	1,   // 25: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
+	8,   // 26: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
+	70,  // 27: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
+	13,  // 28: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
+	9,   // 29: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
+	70,  // 30: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	70,  // 31: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	2,   // 32: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
+	71,  // 33: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
+	71,  // 34: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
+	19,  // 35: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
+	19,  // 36: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
+	35,  // 37: cedarpost.v1.BundleChange.reports:type_name -> cedarpost.v1.ChangeReport
+	34,  // 38: cedarpost.v1.BundleChange.shadow:type_name -> cedarpost.v1.ChangeShadow
+	71,  // 39: cedarpost.v1.ChangeShadow.until:type_name -> google.protobuf.Timestamp
+	71,  // 40: cedarpost.v1.ChangeReport.at:type_name -> google.protobuf.Timestamp
+	71,  // 41: cedarpost.v1.ChangeReport.from:type_name -> google.protobuf.Timestamp
+	71,  // 42: cedarpost.v1.ChangeReport.to:type_name -> google.protobuf.Timestamp
+	36,  // 43: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	33,  // 44: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	70,  // 45: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	36,  // 46: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	33,  // 47: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	70,  // 48: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	33,  // 49: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	26,  // 50: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
+	2,   // 51: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
+	33,  // 52: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
+	33,  // 53: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	13,  // 54: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
+	47,  // 55: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
+	48,  // 56: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
+	3,   // 57: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
+	68,  // 58: cedarpost.v1.AnalyzeChangeRequest.edits:type_name -> cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
+	71,  // 59: cedarpost.v1.AnalyzeChangeRequest.from:type_name -> google.protobuf.Timestamp
+	71,  // 60: cedarpost.v1.AnalyzeChangeRequest.to:type_name -> google.protobuf.Timestamp
+	72,  // 61: cedarpost.v1.AnalyzeChangeRequest.principal:type_name -> cedarpost.v1.EntityUid
+	72,  // 62: cedarpost.v1.AnalyzeChangeRequest.action:type_name -> cedarpost.v1.EntityUid
+	72,  // 63: cedarpost.v1.AnalyzeChangeRequest.resource:type_name -> cedarpost.v1.EntityUid
+	73,  // 64: cedarpost.v1.AnalyzeChangeRequest.data:type_name -> cedarpost.v1.ImpactData
+	74,  // 65: cedarpost.v1.AnalyzeChangeRequest.budget:type_name -> google.protobuf.Duration
+	72,  // 66: cedarpost.v1.AnalyzeChangeRequest.who:type_name -> cedarpost.v1.EntityUid
+	75,  // 67: cedarpost.v1.AnalyzeChangeRequest.who_context:type_name -> google.protobuf.Struct
+	76,  // 68: cedarpost.v1.AnalyzeChangeResponse.report:type_name -> cedarpost.v1.ImpactReport
+	76,  // 69: cedarpost.v1.GetImpactReportResponse.report:type_name -> cedarpost.v1.ImpactReport
+	74,  // 70: cedarpost.v1.ShadowChangeRequest.duration:type_name -> google.protobuf.Duration
+	33,  // 71: cedarpost.v1.ShadowChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	70,  // 72: cedarpost.v1.ShadowChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	33,  // 73: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	70,  // 74: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	33,  // 75: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	70,  // 76: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	33,  // 77: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	8,   // 78: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
+	70,  // 79: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	13,  // 80: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
+	33,  // 81: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	70,  // 82: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	69,  // 83: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
+	71,  // 84: cedarpost.v1.Policy.last_determined:type_name -> google.protobuf.Timestamp
+	71,  // 85: cedarpost.v1.Policy.counted_since:type_name -> google.protobuf.Timestamp
+	72,  // 86: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
+	72,  // 87: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
+	72,  // 88: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
+	71,  // 89: cedarpost.v1.ListPoliciesRequest.unused_since:type_name -> google.protobuf.Timestamp
+	63,  // 90: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
+	70,  // 91: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
+	63,  // 92: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
+	36,  // 93: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
+	4,   // 94: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
+	14,  // 95: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
+	64,  // 96: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
+	66,  // 97: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
+	16,  // 98: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
+	20,  // 99: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
+	22,  // 100: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
+	24,  // 101: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
+	27,  // 102: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
+	29,  // 103: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
+	31,  // 104: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
+	37,  // 105: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
+	39,  // 106: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
+	41,  // 107: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
+	43,  // 108: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
+	45,  // 109: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
+	49,  // 110: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
+	51,  // 111: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
+	53,  // 112: cedarpost.v1.PolicyService.ShadowChange:input_type -> cedarpost.v1.ShadowChangeRequest
+	55,  // 113: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
+	57,  // 114: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
+	59,  // 115: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
+	61,  // 116: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
+	7,   // 117: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
+	15,  // 118: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
+	65,  // 119: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
+	67,  // 120: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
+	17,  // 121: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
+	21,  // 122: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
+	23,  // 123: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
+	25,  // 124: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
+	28,  // 125: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
+	30,  // 126: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
+	32,  // 127: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
+	38,  // 128: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
+	40,  // 129: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
+	42,  // 130: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
+	44,  // 131: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
+	46,  // 132: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
+	50,  // 133: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
+	52,  // 134: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
+	54,  // 135: cedarpost.v1.PolicyService.ShadowChange:output_type -> cedarpost.v1.ShadowChangeResponse
+	56,  // 136: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
+	58,  // 137: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
+	60,  // 138: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
+	62,  // 139: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
+	117, // [117:140] is the sub-list for method output_type
+	94,  // [94:117] is the sub-list for method input_type
+	94,  // [94:94] is the sub-list for extension type_name
+	94,  // [94:94] is the sub-list for extension extendee
+	0,   // [0:94] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_policy_proto_init() }
@@ -5800,34 +6024,35 @@ func file_cedarpost_v1_policy_proto_init() {
 		(*ApplyBundleRequest_File)(nil),
 	}
 	file_cedarpost_v1_policy_proto_msgTypes[1].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[11].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[13].OneofWrappers = []any{
 		(*GetBundleResponse_Bundle)(nil),
 		(*GetBundleResponse_File)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[17].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[19].OneofWrappers = []any{
 		(*GetVersionResponse_Version)(nil),
 		(*GetVersionResponse_File)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[30].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[32].OneofWrappers = []any{
 		(*FileEdit_Content)(nil),
 		(*FileEdit_Append)(nil),
 		(*FileEdit_Removed)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[31].OneofWrappers = []any{}
 	file_cedarpost_v1_policy_proto_msgTypes[33].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[43].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[35].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[45].OneofWrappers = []any{
 		(*AnalyzeChangeRequest_Change)(nil),
 		(*AnalyzeChangeRequest_Edits)(nil),
 		(*AnalyzeChangeRequest_Report)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[58].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[55].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[60].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_policy_proto_rawDesc), len(file_cedarpost_v1_policy_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   64,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

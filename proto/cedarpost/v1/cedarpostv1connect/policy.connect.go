@@ -254,7 +254,7 @@ type PolicyServiceClient interface {
 	// error detail of type BundleFindings), failed_precondition if it would break
 	// another bundle or stored entities do not fit it, aborted if another publish was
 	// committed meanwhile. In each case nothing is changed. failed_precondition also if the bundle is
-	// frozen, or if its live version needs approvals: then only PublishChange publishes it.
+	// frozen, in a window of its freeze, or if it needs approvals: then only PublishChange publishes it.
 	ApplyBundle(context.Context) (PolicyServiceApplyBundleClientStream, error)
 	// ListBundles returns the live bundles by name, without their files.
 	ListBundles(context.Context, *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error)
@@ -273,8 +273,8 @@ type PolicyServiceClient interface {
 	// DiffVersions compares two versions of a bundle.
 	DiffVersions(context.Context, *v1.DiffVersionsRequest) (*v1.DiffVersionsResponse, error)
 	// RollbackVersion publishes the files of an earlier version as a new version, and freezes the bundle,
-	// so that a pipeline cannot publish the fault again. It needs no approvals, and the next change needs
-	// as many as before.
+	// so that a pipeline cannot publish the fault again. It needs no approvals and is possible in a window of
+	// a freeze, and the rules for the next publish are as strict as before.
 	//
 	// Errors as for ApplyBundle: failed_precondition if stored entities do not fit the earlier version.
 	RollbackVersion(context.Context, *v1.RollbackVersionRequest) (*v1.RollbackVersionResponse, error)
@@ -325,8 +325,9 @@ type PolicyServiceClient interface {
 	DeclineChange(context.Context, *v1.DeclineChangeRequest) (*v1.DeclineChangeResponse, error)
 	// PublishChange publishes the bundle of a change as one revision.
 	//
-	// Errors as for ApplyBundle; also failed_precondition if approvals are missing, if somebody declined
-	// it, or if another version was published since its base, and aborted if it was edited since.
+	// Errors as for ApplyBundle; also failed_precondition if approvals are missing or have expired, if
+	// somebody declined it, or if another version was published since its base, and aborted if it was edited
+	// since.
 	PublishChange(context.Context, *v1.PublishChangeRequest) (*v1.PublishChangeResponse, error)
 	// DiscardChange ends a change that is not to be published.
 	DiscardChange(context.Context, *v1.DiscardChangeRequest) (*v1.DiscardChangeResponse, error)
@@ -439,7 +440,7 @@ type PolicyServiceHandler interface {
 	// error detail of type BundleFindings), failed_precondition if it would break
 	// another bundle or stored entities do not fit it, aborted if another publish was
 	// committed meanwhile. In each case nothing is changed. failed_precondition also if the bundle is
-	// frozen, or if its live version needs approvals: then only PublishChange publishes it.
+	// frozen, in a window of its freeze, or if it needs approvals: then only PublishChange publishes it.
 	ApplyBundle(context.Context, PolicyServiceApplyBundleServerStream) (*v1.ApplyBundleResponse, error)
 	// ListBundles returns the live bundles by name, without their files.
 	ListBundles(context.Context, *v1.ListBundlesRequest) (*v1.ListBundlesResponse, error)
@@ -458,8 +459,8 @@ type PolicyServiceHandler interface {
 	// DiffVersions compares two versions of a bundle.
 	DiffVersions(context.Context, *v1.DiffVersionsRequest) (*v1.DiffVersionsResponse, error)
 	// RollbackVersion publishes the files of an earlier version as a new version, and freezes the bundle,
-	// so that a pipeline cannot publish the fault again. It needs no approvals, and the next change needs
-	// as many as before.
+	// so that a pipeline cannot publish the fault again. It needs no approvals and is possible in a window of
+	// a freeze, and the rules for the next publish are as strict as before.
 	//
 	// Errors as for ApplyBundle: failed_precondition if stored entities do not fit the earlier version.
 	RollbackVersion(context.Context, *v1.RollbackVersionRequest) (*v1.RollbackVersionResponse, error)
@@ -510,8 +511,9 @@ type PolicyServiceHandler interface {
 	DeclineChange(context.Context, *v1.DeclineChangeRequest) (*v1.DeclineChangeResponse, error)
 	// PublishChange publishes the bundle of a change as one revision.
 	//
-	// Errors as for ApplyBundle; also failed_precondition if approvals are missing, if somebody declined
-	// it, or if another version was published since its base, and aborted if it was edited since.
+	// Errors as for ApplyBundle; also failed_precondition if approvals are missing or have expired, if
+	// somebody declined it, or if another version was published since its base, and aborted if it was edited
+	// since.
 	PublishChange(context.Context, *v1.PublishChangeRequest) (*v1.PublishChangeResponse, error)
 	// DiscardChange ends a change that is not to be published.
 	DiscardChange(context.Context, *v1.DiscardChangeRequest) (*v1.DiscardChangeResponse, error)
