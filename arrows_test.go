@@ -41,7 +41,7 @@ var arrows = map[string][]string{
 	"store":             {"migrations", "auditlog", "internal/secret"},
 	"store/localpg":     {},
 	"store/storetest":   {"store", "store/localpg", "migrations", "internal/secret"},
-	"bundle":            {"internal/entityuid"},
+	"bundle":            {"internal/days", "internal/entityuid"},
 	"policies":          {},
 	"migrations":        {},
 	"proto":             {},

@@ -47,8 +47,8 @@ type Bundle struct {
 	// OnForbidError says what a forbid does that fails to evaluate: Deny (the default) or
 	// Skip, which is the rule of Cedar.
 	OnForbidError string
-	// Approvals is how many callers must approve a change of the bundle before it is published.
-	Approvals int
+	// Rules are what it asks for before it is published.
+	Rules
 	// PrincipalTokens says how access tokens become principals, sorted by issuer.
 	PrincipalTokens []PrincipalToken
 	// LintDisabled are ids of rules of lint that are switched off. There may be no such rule.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"pgregory.net/rapid"
@@ -254,8 +255,21 @@ func TestProblems(t *testing.T) {
 			"bundle.yaml:2:18: on_forbid_error must be deny or skip",
 			"bundle.yaml:3:9: owners must be a list of texts, not a mapping",
 			"bundle.yaml:4:14: description must be text, not a list"}},
-		{"rules for publishing that are not enforced", with(files{"bundle.yaml": "approvals: 2\nimpact: required\nfreeze: []\n"}), []string{
-			`bundle.yaml:2:1: unknown key "impact"`, `bundle.yaml:3:1: unknown key "freeze"`}},
+		{"rules for publishing that are not enforced", with(files{"bundle.yaml": "approvals: 2\nimpact: required\n"}), []string{`bundle.yaml:2:1: unknown key "impact"`}},
+		{"windows of a freeze", with(files{"bundle.yaml": "freeze:\n  - {at: 0 18 * * FRI, for: 62h, zone: Mars/Phobos}\n  - {at: 0 18 * *, for: 1s}\n  - {at: 0 0 30 2 *, for: 91d, zone: Local, reason: [x]}\n  - {at: '@daily', from: 3}\n  - {for: 90s}\n  - 0 18 * * FRI\n  - {at: TZ=UTC * * * * *, for: 1h}\n  - {at: 0 18 * * H, for: 1h, zone: ''}\n  - {at: 0 18 L * FOO, for: 4}\n"}), []string{
+			`bundle.yaml:2:40: zone: there is no time zone "Mars/Phobos"`,
+			`bundle.yaml:3:10: at: "0 18 * *" does not have five fields`, "bundle.yaml:3:25: for must be a duration from 1m to 90d, such as 4h or 7d",
+			`bundle.yaml:4:10: at: "0 0 30 2 *" never comes`, "bundle.yaml:4:27: for must be a duration from 1m to 90d, such as 4h or 7d", `bundle.yaml:4:38: zone: there is no time zone "Local"`, "bundle.yaml:4:53: reason must be text, not a list",
+			`bundle.yaml:5:10: at: "@daily" does not have five fields`, `bundle.yaml:5:20: unknown key "from"`,
+			"bundle.yaml:6:11: for must be in whole minutes",
+			"bundle.yaml:7:5: a window of freeze must be a mapping, not text",
+			`bundle.yaml:8:10: at: "TZ=UTC * * * * *" does not have five fields`,
+			`bundle.yaml:9:10: at: "H" is neither a month nor a day of the week`, `bundle.yaml:9:37: zone: there is no time zone ""`,
+			`bundle.yaml:10:10: at: "L" is neither a month nor a day of the week`, "bundle.yaml:10:29: for must be a duration from 1m to 90d, such as 4h or 7d"}},
+		{"a freeze without windows, and too short a time for approvals", with(files{"bundle.yaml": "freeze: {at: 0 18 * * FRI}\napprovals_expire: 59m\n"}), []string{
+			"bundle.yaml:1:9: freeze must be a list, not a mapping", "bundle.yaml:2:19: approvals_expire must be a duration from 1h to 365d, such as 4h or 7d"}},
+		{"an incomplete window", with(files{"bundle.yaml": "freeze: [{at: 0 18 * * FRI}]\n"}), []string{"bundle.yaml:1:10: a window of freeze needs at and for"}},
+		{"very many windows", with(files{"bundle.yaml": "freeze: [" + strings.Repeat("{at: 0 18 * * FRI, for: 1h}, ", 21) + "]\n"}), []string{"bundle.yaml:1:9: freeze must have at most 20 windows"}},
 		{"approvals in other words", with(files{"bundle.yaml": "approvals: 00\n"}), []string{"bundle.yaml:1:12: approvals must be a whole number from 0 to 100"}},
 		{"approvals as text", with(files{"bundle.yaml": "approvals: '2'\n"}), []string{"bundle.yaml:1:12: approvals must be a whole number from 0 to 100"}},
 		{"very many approvals", with(files{"bundle.yaml": "approvals: 101\n"}), []string{"bundle.yaml:1:12: approvals must be a whole number from 0 to 100"}},
@@ -483,14 +497,49 @@ func TestDigestIsStable(t *testing.T) {
 	})
 }
 
-// The approvals of a published bundle.yaml are read alone. What was not understood when it was published
-// still asks for an approval.
-func TestReadApprovals(t *testing.T) {
-	for manifest, want := range map[string]int{
-		"": 0, "name: a\n": 0, "approvals: 0": 0, "approvals: 3\nlater: true\n": 3, "approvals: two": 1, "approvals: 1e3": 1, "approvals: '0'": 1, "approvals: [": 0,
+// The rules of a published bundle.yaml are read alone. What was not understood when it was published still
+// asks for an approval, and other rules that cannot be read are named.
+func TestReadRules(t *testing.T) {
+	for manifest, want := range map[string]bundle.Rules{
+		"": {}, "name: a\n": {}, "[1]": {}, "approvals: 0": {}, "approvals: [": {},
+		"approvals: 3\nlater: true\n": {Approvals: 3}, "approvals: two": {Approvals: 1}, "approvals: 1e3": {Approvals: 1}, "approvals: '0'": {Approvals: 1},
+		"approvals_expire: 7d": {ApprovalsExpire: 7 * 24 * time.Hour},
+		"approvals_expire: 7":  {Unread: "bundle.yaml:1:19: approvals_expire must be a duration from 1h to 365d, such as 4h or 7d"},
+		"freeze: [{at: ' 0  18 * * FRI', for: 62h, zone: Europe/Berlin, reason: weekend}]": {Freeze: []bundle.FreezeWindow{{At: "0 18 * * FRI", For: 62 * time.Hour, Zone: "Europe/Berlin", Reason: "weekend"}}},
+		"freeze: later\n": {Unread: "bundle.yaml:1:9: freeze must be a list, not text"},
 	} {
-		if got := bundle.ReadApprovals([]byte(manifest)); got != want {
-			t.Errorf("%q: %d, want %d", manifest, got, want)
+		if got := bundle.ReadRules([]byte(manifest)); !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %+v, want %+v", manifest, got, want)
 		}
 	}
+}
+
+// The stricter one of two sets of rules is at least as strict as each of them, whatever the order is.
+func TestStricter(t *testing.T) {
+	window := func(at string) bundle.FreezeWindow { return bundle.FreezeWindow{At: at, For: time.Hour} }
+	draw := rapid.Custom(func(rt *rapid.T) (r bundle.Rules) {
+		r.Approvals = rapid.IntRange(0, 3).Draw(rt, "approvals")
+		r.ApprovalsExpire = time.Duration(rapid.SampledFrom([]int{0, 1, 24 * 30, 24 * 90}).Draw(rt, "hours")) * time.Hour
+		for _, hour := range rapid.SliceOfDistinct(rapid.IntRange(1, 4), rapid.ID[int]).Draw(rt, "windows") {
+			r.Freeze = append(r.Freeze, window(fmt.Sprintf("0 %d * * *", hour)))
+		}
+		return r
+	})
+	rapid.Check(t, func(rt *rapid.T) {
+		a, b := draw.Draw(rt, "a"), draw.Draw(rt, "b")
+		both, other := a.Stricter(b), b.Stricter(a)
+		for _, r := range []bundle.Rules{a, b} {
+			if both.Approvals < r.Approvals || both.Expire() > r.Expire() {
+				rt.Fatalf("%+v is laxer than %+v", both, r)
+			}
+			for _, w := range r.Freeze {
+				if !slices.Contains(both.Freeze, w) || !slices.Contains(other.Freeze, w) {
+					rt.Fatalf("%+v leaves out %+v", both, w)
+				}
+			}
+		}
+		if both.Approvals != other.Approvals || both.Expire() != other.Expire() || len(both.Freeze) != len(other.Freeze) || len(both.Freeze) > len(a.Freeze)+len(b.Freeze) {
+			rt.Fatalf("%+v, the other way round %+v", both, other)
+		}
+	})
 }

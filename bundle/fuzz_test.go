@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cedarpost/cedarpost/bundle"
 )
@@ -69,8 +70,15 @@ func checkSound(t *testing.T, b *bundle.Bundle) {
 		if list, err := bundle.ReadPrincipalTokens(f.Content); err != nil || !reflect.DeepEqual(list, b.PrincipalTokens) {
 			t.Fatalf("%+v, %v, want %+v", list, err, b.PrincipalTokens)
 		}
-		if n := bundle.ReadApprovals(f.Content); n != b.Approvals || n < 0 || n > 100 {
-			t.Fatalf("%d approvals, want %d", n, b.Approvals)
+		if r := bundle.ReadRules(f.Content); !reflect.DeepEqual(r, b.Rules) || r.Approvals < 0 || r.Approvals > 100 || r.Expire() <= 0 || r.Unread != "" {
+			t.Fatalf("%+v, want %+v", r, b.Rules)
+		}
+		for _, w := range b.Freeze {
+			for _, at := range []time.Time{time.Date(2026, 3, 29, 1, 30, 0, 0, time.UTC), time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2400, 2, 29, 0, 0, 0, 0, time.UTC)} {
+				if in, end, open, err := w.Holds(at); err != nil || in != end.After(at) || open && !in {
+					t.Fatalf("%+v at %v: %v %v %v %v", w, at, in, end, open, err)
+				}
+			}
 		}
 	}
 	for _, c := range b.Tests {
@@ -82,7 +90,9 @@ func checkSound(t *testing.T, b *bundle.Bundle) {
 
 func FuzzBundleYAML(f *testing.F) {
 	fuzzFile(f, bundle.ManifestName, "name: shop\ndescription: d\nowners: [a, b]\napprovals: 0\non_forbid_error: deny\n", "name: 1\nname: 2\n", "approvals: 1e3\n", "approvals: 100\n", "approvals: -0\n",
-		"principal_tokens: {a: {type: A::B, id: /a/b~0, id_prefix: 'a:', audience: [x, y], context: {x: y, z: /w}}, b: {type: A::B, id_prefix: 'b:'}}\n", "principal_tokens: {a: b, c: }\n")
+		"principal_tokens: {a: {type: A::B, id: /a/b~0, id_prefix: 'a:', audience: [x, y], context: {x: y, z: /w}}, b: {type: A::B, id_prefix: 'b:'}}\n", "principal_tokens: {a: b, c: }\n",
+		"approvals: 2\napprovals_expire: 7d\nfreeze:\n  - {at: 0 18 * * FRI, for: 62h, zone: Europe/Berlin, reason: weekend}\n  - {at: '*/7 0-23/2 1,15 feb-NOV 7', for: 90d}\n  - {at: 0 0 29 2 *, for: 1m, zone: Pacific/Apia}\n",
+		"freeze: [{at: '* * * * *', for: 90d}]\n", "freeze: [{at: 59-1 23 31 12 SUN-MON, for: 1m}]\n")
 }
 
 func FuzzFields(f *testing.F) {

@@ -54,8 +54,6 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 			b.Description = y.str(v, "description")
 		case "owners":
 			b.Owners = y.strs(v, "owners")
-		case approvalsKey:
-			b.Approvals = y.approvals(v)
 		case "on_forbid_error":
 			s := y.str(v, "on_forbid_error")
 			if isText(v) && s != Deny && s != Skip {
@@ -68,15 +66,12 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 		case lintKey:
 			b.LintDisabled = y.lint(v)
 		default:
-			y.unknown(k, "name", "description", "owners", approvalsKey, "on_forbid_error", principalTokensKey, lintKey)
+			if !y.rule(&b.Rules, k.Value, v) {
+				y.unknown(k, "name", "description", "owners", approvalsKey, approvalsExpireKey, freezeKey, "on_forbid_error", principalTokensKey, lintKey)
+			}
 		}
 	})
 }
-
-const (
-	approvalsKey = "approvals"
-	maxApprovals = 100
-)
 
 const lintKey = "lint"
 
@@ -111,26 +106,6 @@ func (y yamlFile) approvals(n *yaml.Node) int {
 	}
 	y.fail(n, "", "approvals must be a whole number from 0 to %d", maxApprovals)
 	return 0
-}
-
-// ReadApprovals reads the approvals of a bundle.yaml that was published. It does not look at the other
-// settings. A number that it cannot read counts as 1, because the file asks for approvals: an earlier
-// version of the service did not read it.
-func ReadApprovals(manifest []byte) (approvals int) {
-	var probs Problems
-	y := yamlFile{path: ManifestName, probs: &probs}
-	if root := y.load(manifest); root != nil {
-		y.each(root, ManifestName, func(k, v *yaml.Node) {
-			if k.Value != approvalsKey {
-				return
-			}
-			before := len(probs)
-			if approvals = y.approvals(v); len(probs) > before {
-				approvals = 1
-			}
-		})
-	}
-	return approvals
 }
 
 // readFields reads the field catalogue: entity type → path → groups.

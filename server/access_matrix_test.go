@@ -92,6 +92,10 @@ var expected = map[string]struct {
 	"PutGrant":            {somewhere, []string{access.Operator}},
 	"DeleteGrant":         {somewhere, []string{access.Operator}},
 	"ListGrants":          {somewhere, []string{access.Operator, access.Auditor}},
+
+	// They take the role break-glass, too, so no single role is enough.
+	"ApplyBundle break-glass":   {ofBundle, nil},
+	"PublishChange break-glass": {ofBundle, nil},
 }
 
 // message returns the first message of a call that is about the entities, the actions or the name of
@@ -117,6 +121,10 @@ func message(rpc, bundle string) proto.Message {
 		return &cedarpostv1.QueryEntityChangesRequest{Uid: user, PageSize: -1}
 	case "ApplyBundle", "ApplyBundle dry run":
 		return &cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{Header: &cedarpostv1.BundleHeader{Name: bundle, DryRun: rpc != "ApplyBundle"}}}
+	case "ApplyBundle break-glass":
+		return &cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{Header: &cedarpostv1.BundleHeader{Name: bundle, BreakGlass: new("")}}}
+	case "PublishChange break-glass":
+		return &cedarpostv1.PublishChangeRequest{Id: bundle + "-9", BreakGlass: new("")}
 	case "GetBundle":
 		return &cedarpostv1.GetBundleRequest{Name: bundle}
 	case "CreateChange":
@@ -230,6 +238,9 @@ func TestAccessMatrix(t *testing.T) {
 				rpcs := []string{method}
 				if method == "ApplyBundle" {
 					rpcs = append(rpcs, method+" dry run")
+				}
+				if method == "ApplyBundle" || method == "PublishChange" {
+					rpcs = append(rpcs, method+" break-glass")
 				}
 				for _, rpc := range rpcs {
 					want, ok := expected[rpc]

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -45,13 +46,17 @@ type policyService struct {
 	noted    *decisionlog.Noted
 	stillMay func(ctx context.Context, procedure string, needs ...need) error
 	times    timeouts
+	log      *slog.Logger
+	metric   *policyMetrics
+	// noApprovals switches approvals off: a bundle is published whatever it says about them.
+	noApprovals bool
 	// publishes and dryRuns have the places of uploads.
 	publishes, dryRuns *bundlePlaces
 	impacts            *impacts
 }
 
 func newPolicyService(db *store.DB, g *gate, noted *decisionlog.Noted, times timeouts) *policyService {
-	return &policyService{db: db, follower: g.follower, noted: noted, stillMay: g.stillMay, times: times, publishes: newBundlePlaces(), dryRuns: newBundlePlaces()}
+	return &policyService{db: db, follower: g.follower, noted: noted, stillMay: g.stillMay, times: times, log: slog.New(slog.DiscardHandler), metric: newPolicyMetrics(nil), publishes: newBundlePlaces(), dryRuns: newBundlePlaces()}
 }
 
 // places returns the places for an upload.
@@ -117,11 +122,16 @@ func (s *policyService) apply(ctx context.Context, header *cedarpostv1.BundleHea
 	}
 	p := &publication{
 		bundle: b, procedure: cedarpostv1connect.PolicyServiceApplyBundleProcedure, need: still,
-		dryRun: header.GetDryRun(), message: header.GetMessage(), rules: applyRules(header, b),
+		dryRun: header.GetDryRun(), message: header.GetMessage(), rules: s.applyRules(header, b),
 		approvals: func(store.Bundle) int { return b.Approvals },
 		respond:   func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return out },
 	}
-	request := &cedarpostv1.Bundle{Name: b.Name, Digest: b.Digest(), Message: header.GetMessage()}
+	if !header.GetDryRun() {
+		if err := p.breakGlassBy(header.BreakGlass); err != nil {
+			return nil, err
+		}
+	}
+	request := &cedarpostv1.Bundle{Name: b.Name, Digest: b.Digest(), Message: header.GetMessage(), BreakGlass: header.GetBreakGlass()}
 	if header.ExpectVersion != nil {
 		request.Version = header.GetExpectVersion() + 1
 	}
@@ -130,18 +140,12 @@ func (s *policyService) apply(ctx context.Context, header *cedarpostv1.BundleHea
 }
 
 // applyRules returns the rules for ApplyBundle.
-func applyRules(h *cedarpostv1.BundleHeader, b *bundle.Bundle) publishRules {
-	return func(live store.Bundle, now store.PolicyState) (w store.PolicyWrite, err error) {
+func (s *policyService) applyRules(h *cedarpostv1.BundleHeader, b *bundle.Bundle) publishRules {
+	return func(live store.Bundle, now store.PolicyState) (w store.PolicyWrite, blocked []block, err error) {
 		if h.ExpectVersion != nil && h.GetExpectVersion() != live.Version {
-			return w, connect.Errorf(connect.CodeAborted, "version %d of the bundle %s is live, not %d; look at what was published since, and try again", live.Version, b.Name, h.GetExpectVersion())
+			return w, nil, connect.Errorf(connect.CodeAborted, "version %d of the bundle %s is live, not %d; look at what was published since, and try again", live.Version, b.Name, h.GetExpectVersion())
 		}
-		if err := refuseFrozen(b.Name, now); err != nil {
-			return w, err
-		}
-		if n := approvalsNeeded(live); n > 0 && live.Digest != b.Digest() {
-			return w, connect.Errorf(connect.CodeFailedPrecondition, "changes of the bundle %s need %s, so it is published from a change: `cedarpost change create DIR --title TEXT` makes one, others approve it (`cedarpost change approve ID`), and `cedarpost change publish ID` publishes it", b.Name, countOf(n, "approval"))
-		}
-		return w, nil
+		return w, s.blocks(proposal{bundle: b.Name, digest: b.Digest(), rules: b.Rules}, live, now, time.Now()), nil
 	}
 }
 

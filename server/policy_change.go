@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -29,36 +28,6 @@ const (
 
 var changeStates = map[string]cedarpostv1.BundleChange_State{
 	store.ChangeOpen: cedarpostv1.BundleChange_OPEN, store.ChangePublished: cedarpostv1.BundleChange_PUBLISHED, store.ChangeDiscarded: cedarpostv1.BundleChange_DISCARDED,
-}
-
-// changeToProto converts a change, with the approvals and declines that count.
-func changeToProto(c store.BundleChange) *cedarpostv1.BundleChange {
-	return &cedarpostv1.BundleChange{
-		Id: c.ID, Bundle: c.Bundle, Title: c.Title, Reason: c.Reason, State: changeStates[c.State], BaseVersion: c.BaseVersion, Digest: c.Digest,
-		Authors: c.Authors, CreatedAt: timestamppb.New(c.CreatedAt), UpdatedAt: timestamppb.New(c.UpdatedAt), Version: c.Version,
-		Approvals: verdictsToProto(approvalsOf(c)), Declines: verdictsToProto(declinesOf(c)),
-		Reports: reportsToProto(c.Reports), Shadow: shadowToProto(c.Shadow),
-	}
-}
-
-// approvalsOf returns the approvals of the change as it is. That of an author does not count.
-func approvalsOf(c store.BundleChange) (list []store.Verdict) {
-	for _, v := range c.Approvals {
-		if v.Digest == c.Digest && !slices.Contains(c.Authors, v.Caller) {
-			list = append(list, v)
-		}
-	}
-	return list
-}
-
-// declinesOf returns the declines of the change as it is.
-func declinesOf(c store.BundleChange) (list []store.Verdict) {
-	for _, v := range c.Declines {
-		if v.Digest == c.Digest {
-			list = append(list, v)
-		}
-	}
-	return list
 }
 
 func noChange(id string) error {
@@ -101,7 +70,7 @@ type draft struct {
 // files returns the files of the bundle with the edits.
 func (d *draft) files() []bundle.File { return bundle.Apply(d.base, d.edits) }
 
-// settle leaves out edits that do nothing, and sets the digest of the change.
+// settle leaves out edits that do nothing, and sets the digest and the rules of the change.
 func (d *draft) settle() error {
 	files := d.files()
 	size := 0
@@ -115,6 +84,7 @@ func (d *draft) settle() error {
 		return connect.Errorf(connect.CodeInvalidArgument, "the bundle is larger than %d bytes", maxBundleBytes)
 	}
 	d.edits, d.change.Digest = bundle.Edits(d.base, files), bundle.Digest(files)
+	d.change.Rules = encodeRules(candidateRules(files))
 	return nil
 }
 
@@ -198,7 +168,7 @@ func (s *policyService) CreateChange(ctx context.Context, req *cedarpostv1.Creat
 		return nil, err
 	}
 	d := draft{change: store.BundleChange{
-		Bundle: req.GetBundle(), Title: req.GetTitle(), Reason: req.GetReason(), State: store.ChangeOpen, BaseVersion: live.Version, Authors: []string{callerFrom(ctx)},
+		Bundle: req.GetBundle(), Title: req.GetTitle(), Reason: req.GetReason(), State: store.ChangeOpen, BaseVersion: live.Version, Authors: []string{callerFrom(ctx)}, Source: req.GetSource(),
 	}}
 	if req.BaseVersion != nil {
 		if d.change.BaseVersion = req.GetBaseVersion(); d.change.BaseVersion == 0 && live.Version > 0 {
@@ -223,7 +193,7 @@ func (s *policyService) CreateChange(ctx context.Context, req *cedarpostv1.Creat
 	c.CreatedAt = time.Now().UTC().Truncate(time.Microsecond)
 	c.UpdatedAt = c.CreatedAt
 	answer := func(_ store.Changes, at *cedarpostv1.Revision) *cedarpostv1.CreateChangeResponse {
-		return &cedarpostv1.CreateChangeResponse{Change: changeToProto(*c), Revision: at}
+		return &cedarpostv1.CreateChangeResponse{Change: s.shown(*c), Revision: at}
 	}
 	const procedure = cedarpostv1connect.PolicyServiceCreateChangeProcedure
 	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.CreateChangeResponse{},
@@ -250,7 +220,7 @@ func storedEdits(list []bundle.Edit) (out []store.ChangeEdit) {
 func (s *policyService) UpdateChange(ctx context.Context, req *cedarpostv1.UpdateChangeRequest) (*cedarpostv1.UpdateChangeResponse, error) {
 	var out store.BundleChange
 	answer := func(_ store.Changes, at *cedarpostv1.Revision) *cedarpostv1.UpdateChangeResponse {
-		return &cedarpostv1.UpdateChangeResponse{Change: changeToProto(out), Revision: at}
+		return &cedarpostv1.UpdateChangeResponse{Change: s.shown(out), Revision: at}
 	}
 	const procedure = cedarpostv1connect.PolicyServiceUpdateChangeProcedure
 	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.UpdateChangeResponse{},
@@ -346,7 +316,7 @@ func updated(ctx context.Context, req *cedarpostv1.UpdateChangeRequest, c store.
 	if req.Reason != nil {
 		c.Reason = req.GetReason()
 	}
-	c.BaseVersion, c.Digest = after.change.BaseVersion, after.change.Digest
+	c.BaseVersion, c.Digest, c.Rules = after.change.BaseVersion, after.change.Digest, after.change.Rules
 	stored := map[string]bundle.Edit{}
 	for _, e := range before.edits {
 		stored[e.Path] = e
@@ -389,7 +359,7 @@ func countOf(n int, what string) string {
 func (s *policyService) DiscardChange(ctx context.Context, req *cedarpostv1.DiscardChangeRequest) (*cedarpostv1.DiscardChangeResponse, error) {
 	var c store.BundleChange
 	answer := func(_ store.Changes, at *cedarpostv1.Revision) *cedarpostv1.DiscardChangeResponse {
-		return &cedarpostv1.DiscardChangeResponse{Change: changeToProto(c), Revision: at}
+		return &cedarpostv1.DiscardChangeResponse{Change: s.shown(c), Revision: at}
 	}
 	const procedure = cedarpostv1connect.PolicyServiceDiscardChangeProcedure
 	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.DiscardChangeResponse{},
@@ -439,8 +409,14 @@ func (s *policyService) ListChanges(ctx context.Context, req *cedarpostv1.ListCh
 		last := list[len(list)-1]
 		out.NextPageToken = p.next(place{last.Bundle, last.Number})
 	}
+	snapshot, now := s.follower.Latest(), time.Now()
+	live := map[string]*bundle.Rules{}
 	for _, c := range list {
-		out.Changes = append(out.Changes, changeToProto(c))
+		if b, published := snapshot.Bundle(c.Bundle); published && live[c.Bundle] == nil {
+			r := liveRules(b)
+			live[c.Bundle] = &r
+		}
+		out.Changes = append(out.Changes, changeToProto(c, s.stricter(live[c.Bundle], decodeRules(c.Rules)), now))
 	}
 	return out, nil
 }

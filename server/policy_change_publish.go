@@ -18,33 +18,6 @@ import (
 	"github.com/cedarpost/cedarpost/store"
 )
 
-// blocks lists what keeps an open change from being published, apart from what its check finds.
-func blocks(c store.BundleChange, live store.Bundle, now store.PolicyState) (list []error) {
-	refuse := func(format string, args ...any) {
-		list = append(list, connect.Errorf(connect.CodeFailedPrecondition, format, args...))
-	}
-	if err := refuseFrozen(c.Bundle, now); err != nil {
-		list = append(list, err)
-	}
-	switch {
-	case c.BaseVersion != live.Version:
-		refuse("the change %s is of version %d of the bundle %s, and version %d is live; `cedarpost change edit %s --rebase` makes that its base", c.ID, c.BaseVersion, c.Bundle, live.Version, c.ID)
-	case live.Version > 0 && live.Digest == c.Digest:
-		refuse("the change %s changes nothing", c.ID)
-	}
-	for _, v := range declinesOf(c) {
-		reason := ""
-		if v.Reason != "" {
-			reason = ": " + v.Reason
-		}
-		refuse("the change %s was declined by %s%s; it can be published after its next edit", c.ID, v.Caller, reason)
-	}
-	if has, needs := len(approvalsOf(c)), approvalsNeeded(live); has < needs {
-		refuse("the change %s needs %s and has %d; callers who did not edit it approve it with `cedarpost change approve %s`", c.ID, countOf(needs, "approval"), has, c.ID)
-	}
-	return list
-}
-
 // GetChange implements cedarpost.v1.PolicyService.
 func (s *policyService) GetChange(ctx context.Context, req *cedarpostv1.GetChangeRequest) (*cedarpostv1.GetChangeResponse, error) {
 	c, edits, err := s.db.ChangeEdits(ctx, req.GetId(), bundle.MaxDiffFile, maxShownEdits)
@@ -61,12 +34,11 @@ func (s *policyService) GetChange(ctx context.Context, req *cedarpostv1.GetChang
 	if err := replyFrom(ctx).take(2*size + bundle.MaxDiffFile); err != nil { // and the text of the difference, and a file of the base
 		return nil, err
 	}
-	out := &cedarpostv1.GetChangeResponse{Change: changeToProto(c)}
-	live, blocked, err := s.blockedBy(ctx, c)
+	now, err := s.stateOf(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	out.LiveVersion, out.ApprovalsNeeded, out.BlockedBy = live.Version, int32(approvalsNeeded(live)), blocked
+	out := &cedarpostv1.GetChangeResponse{Change: now.change, ApprovalsNeeded: now.change.GetApprovalsNeeded(), LiveVersion: now.live.Version, BlockedBy: now.blockedBy}
 	var base store.BundleVersion
 	if c.BaseVersion > 0 {
 		if base, err = s.version(ctx, c.Bundle, c.BaseVersion); err != nil {
@@ -96,24 +68,27 @@ func (s *policyService) GetChange(ctx context.Context, req *cedarpostv1.GetChang
 	return out, nil
 }
 
-// blockedBy says in words what keeps a change from being published now.
-func (s *policyService) blockedBy(ctx context.Context, c store.BundleChange) (live store.Bundle, list []string, err error) {
-	if live, err = s.live(ctx, c.Bundle); err != nil {
-		return live, nil, err
+// changeNow is a change with what its bundle is now.
+type changeNow struct {
+	live      store.Bundle
+	change    *cedarpostv1.BundleChange
+	blockedBy []string // what keeps it from being published, in words
+}
+
+// stateOf reads the live version and the state of the bundle of a change.
+func (s *policyService) stateOf(ctx context.Context, c store.BundleChange) (out changeNow, err error) {
+	if out.live, err = s.live(ctx, c.Bundle); err != nil {
+		return out, err
 	}
+	at := time.Now()
+	out.change = changeToProto(c, s.rulesOf(out.live, decodeRules(c.Rules)), at)
 	if ended, ok := errors.AsType[*connect.Error](refuseEnded(c)); ok {
-		return live, []string{ended.Message()}, nil
+		out.blockedBy = []string{ended.Message()}
+		return out, nil
 	}
 	now, err := s.db.PolicyState(ctx, c.Bundle, "")
-	if err != nil {
-		return live, nil, err
-	}
-	for _, err := range blocks(c, live, now) {
-		if e, ok := errors.AsType[*connect.Error](err); ok {
-			list = append(list, e.Message())
-		}
-	}
-	return live, list, nil
+	out.blockedBy = messagesOf(s.blocks(proposalOf(&c), out.live, now, at))
+	return out, err
 }
 
 // CheckChange implements cedarpost.v1.PolicyService.
@@ -127,17 +102,20 @@ func (s *policyService) CheckChange(ctx context.Context, req *cedarpostv1.CheckC
 	if err != nil {
 		return nil, err
 	}
-	out := &cedarpostv1.CheckChangeResponse{Change: changeToProto(d.change)}
-	if _, out.BlockedBy, err = s.blockedBy(ctx, d.change); err != nil {
+	now, err := s.stateOf(ctx, d.change)
+	if err != nil {
 		return nil, err
 	}
+	out := &cedarpostv1.CheckChangeResponse{Change: now.change, BlockedBy: now.blockedBy}
 	b, err := readFiles(d.change.Bundle, d.files())
 	if err != nil {
 		return out, collect(out, err)
 	}
 	p := &publication{
 		bundle: b, procedure: cedarpostv1connect.PolicyServiceCheckChangeProcedure, need: need{"CheckChange", access.Target{Bundle: b.Name}}, dryRun: true,
-		rules: func(store.Bundle, store.PolicyState) (w store.PolicyWrite, err error) { return w, nil },
+		rules: func(store.Bundle, store.PolicyState) (w store.PolicyWrite, blocked []block, err error) {
+			return w, nil, nil
+		},
 	}
 	res, err := s.publish(ctx, p, nil)
 	out.Ok, out.Findings = err == nil, res.GetWarnings()
@@ -187,6 +165,11 @@ func (s *policyService) ApproveChange(ctx context.Context, req *cedarpostv1.Appr
 			if slices.Contains(c.Authors, callerFrom(ctx)) {
 				return nil, connect.Errorf(connect.CodeFailedPrecondition, "%s edited the change %s, and its authors cannot approve it", callerFrom(ctx), c.ID)
 			}
+			// A new approval takes the place of one that has expired.
+			_, expired := countedApprovals(*c, s.rulesNow(*c), time.Now())
+			c.Approvals = slices.DeleteFunc(slices.Clone(c.Approvals), func(v store.Verdict) bool {
+				return v.Caller == callerFrom(ctx) && slices.Contains(expired, v)
+			})
 			return &c.Approvals, nil
 		})
 }
@@ -209,7 +192,7 @@ func verdict[A proto.Message](ctx context.Context, s *policyService, procedure s
 	GetIdempotencyKey() string
 }, empty A, respond func(*cedarpostv1.BundleChange, *cedarpostv1.Revision) A, list func(*store.BundleChange) (*[]store.Verdict, error)) (A, error) {
 	var c store.BundleChange
-	answer := func(_ store.Changes, at *cedarpostv1.Revision) A { return respond(changeToProto(c), at) }
+	answer := func(_ store.Changes, at *cedarpostv1.Revision) A { return respond(s.shown(c), at) }
 	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, empty, func(o *once) (A, error) {
 		return changeState(ctx, s, procedure, req, o, bundleOfChange(req.GetId()), req.GetId(), answer, func(now store.PolicyState) (w store.PolicyWrite, err error) {
 			if c, err = openChange(req.GetId(), now); err != nil {
@@ -273,26 +256,29 @@ func (s *policyService) publishChange(ctx context.Context, procedure string, req
 	}
 	var made store.BundleChange
 	respond := func(out *cedarpostv1.ApplyBundleResponse) *cedarpostv1.PublishChangeResponse {
-		return &cedarpostv1.PublishChangeResponse{Change: changeToProto(made), Bundle: out.GetBundle(), Revision: out.GetRevision(), Warnings: out.GetWarnings()}
+		return &cedarpostv1.PublishChangeResponse{Change: s.shown(made), Bundle: out.GetBundle(), Revision: out.GetRevision(), Warnings: out.GetWarnings()}
 	}
 	p := &publication{
 		bundle: b, procedure: procedure, need: need{"PublishChange", access.Target{Bundle: b.Name, Changes: true}},
 		message: d.change.Title, change: d.change.ID,
 		approvals: func(store.Bundle) int { return b.Approvals },
 		respond:   func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return respond(out) },
-		rules: func(live store.Bundle, now store.PolicyState) (w store.PolicyWrite, err error) {
+		rules: func(live store.Bundle, now store.PolicyState) (w store.PolicyWrite, blocked []block, err error) {
 			if made, err = openChange(req.GetId(), now); err != nil {
-				return w, err
+				return w, nil, err
 			}
 			if err := refuseOther(made, req.GetDigest()); err != nil {
-				return w, err
+				return w, nil, err
 			}
-			if list := blocks(made, live, now); len(list) > 0 {
-				return w, list[0]
-			}
-			made.State, made.UpdatedAt = store.ChangePublished, time.Now().UTC().Truncate(time.Microsecond)
-			return store.PolicyWrite{Change: &made, Reason: made.Title}, nil
+			at := time.Now()
+			blocked = s.blocks(proposal{bundle: b.Name, digest: b.Digest(), rules: b.Rules, change: &made}, live, now, at)
+			made.Approvals, _ = countedApprovals(made, s.rulesOf(live, b.Rules), at)
+			made.State, made.UpdatedAt = store.ChangePublished, at.UTC().Truncate(time.Microsecond)
+			return store.PolicyWrite{Change: &made, Reason: made.Title}, blocked, nil
 		},
+	}
+	if err := p.breakGlassBy(req.BreakGlass); err != nil {
+		return nil, err
 	}
 	out, err := s.publish(ctx, p, o)
 	if err != nil {

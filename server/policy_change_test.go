@@ -35,7 +35,7 @@ func newHouse(t *testing.T, manifest string) *house {
 func newHouseOn(t *testing.T, s *servertest.Server, manifest string) *house {
 	t.Helper()
 	h := &house{Server: s, t: t}
-	h.MustApply("doc", "bundle.yaml", manifest, "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies, "more/extra.cedar", "// nothing yet\n")
+	breakIn(t, h.Server, "doc", "bundle.yaml", manifest, "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies, "more/extra.cedar", "// nothing yet\n")
 	h.author = policiesOf(t, h.Server, "author", grant(access.PolicyAuthor, "doc"), grant(access.PolicyApprover, "doc"))
 	h.other = policiesOf(t, h.Server, "other", grant(access.PolicyAuthor, "doc"), grant(access.PolicyPublisher, "doc"))
 	h.approver = policiesOf(t, h.Server, "approver", grant(access.PolicyApprover, "doc"), grant(access.PolicyAuthor, "doc"))
@@ -409,7 +409,7 @@ func TestVerdictsAreAboutADigest(t *testing.T) {
 func TestAttackShedApprovals(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, noRule)
-	h.MustApply("doc", "bundle.yaml", twoRule, "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
+	breakIn(t, h.Server, "doc", "bundle.yaml", twoRule, "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
 	mallory := policiesOf(t, h.Server, "mallory", grant(access.PolicyAuthor, "doc"), grant(access.PolicyPublisher, "doc"), grant(access.PolicyApprover, "doc"))
 	alone := *h.Server
 	alone.Policies = mallory
@@ -589,7 +589,7 @@ func TestStepsHappenWholeOrNot(t *testing.T) {
 	state := func() string {
 		var text string
 		err := servertest.Session(t, h.URL).QueryRow(t.Context(), `
-			select concat_ws(' ', (select n from revision), (select count(*) from bundles), (select count(*) from entities), (select count(*) from events where kind = 'change'),
+			select concat_ws(' ', (select n from revision), (select count(*) from bundles), (select count(*) from entities), (select count(*) from events where kind in ('change', 'break_glass')),
 				(select string_agg(change || path || encode(content, 'hex'), ',' order by change, path) from change_edits))`).Scan(&text)
 		if err != nil {
 			t.Fatal(err)
@@ -610,6 +610,10 @@ func TestStepsHappenWholeOrNot(t *testing.T) {
 		{"publish", "entities", func() error { return publish(t, h.publisher, c) }},
 		{"rollback", "entities", func() error {
 			return second(h.publisher.RollbackVersion(context.Background(), &cedarpostv1.RollbackVersionRequest{Bundle: "doc", Version: 1, Reason: "r"}))
+		}},
+		{"break-glass", "events", func() error {
+			why := "r"
+			return second(applyOnce(context.Background(), h.Server, &cedarpostv1.BundleHeader{Name: "doc", BreakGlass: &why}, "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies))
 		}},
 		{"unfreeze", "revision_entries", func() error {
 			return second(h.publisher.UnfreezeBundle(context.Background(), &cedarpostv1.UnfreezeBundleRequest{Bundle: "doc"}))

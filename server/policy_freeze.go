@@ -120,11 +120,9 @@ func (s *policyService) RollbackVersion(ctx context.Context, req *cedarpostv1.Ro
 		// The rule of the live version stays: it must not be shed by a rollback to a time before it.
 		approvals: func(live store.Bundle) int { return max(approvalsNeeded(live), b.Approvals) },
 		respond:   func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return respond(out) },
-		rules: func(live store.Bundle, _ store.PolicyState) (w store.PolicyWrite, err error) {
-			if live.Digest == old.Digest {
-				return w, connect.Errorf(connect.CodeFailedPrecondition, "the live version %d of the bundle %s has the same files as version %d; FreezeBundle (cedarpost freeze) keeps it as it is", live.Version, b.Name, old.Version)
-			}
-			return store.PolicyWrite{Freeze: &freeze, Reason: freeze.Reason}, nil
+		rules: func(live store.Bundle, now store.PolicyState) (store.PolicyWrite, []block, error) {
+			blocked := s.blocks(proposal{bundle: b.Name, digest: old.Digest, rules: b.Rules, rollbackOf: old.Version}, live, now, time.Now())
+			return store.PolicyWrite{Freeze: &freeze, Reason: freeze.Reason}, blocked, nil
 		},
 	}
 	return writeOnce(ctx, s.db, p.procedure, req.GetIdempotencyKey(), req, &cedarpostv1.RollbackVersionResponse{},

@@ -124,5 +124,7 @@ func anybodyMay(context.Context, string, ...need) error { return nil }
 func plainPublication(b *bundle.Bundle, dryRun bool) *publication {
 	return &publication{bundle: b, procedure: cedarpostv1connect.PolicyServiceApplyBundleProcedure, need: need{applyBundle, access.Target{Bundle: b.Name, Changes: true}}, dryRun: dryRun,
 		approvals: func(store.Bundle) int { return 0 },
-		rules:     func(store.Bundle, store.PolicyState) (w store.PolicyWrite, err error) { return w, nil }}
+		rules: func(store.Bundle, store.PolicyState) (w store.PolicyWrite, blocked []block, err error) {
+			return w, nil, nil
+		}}
 }

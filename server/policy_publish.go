@@ -28,6 +28,9 @@ type publication struct {
 	dryRun    bool // only check it
 	message   string
 	change    string // the id of the change that is published; "": none
+	// breakGlass is why it is published past rules; "": it is not. also are the rights for that.
+	breakGlass string
+	also       []need
 	// rollbackOf is the version that is restored; 0: none.
 	rollbackOf int64
 	// approvals returns how many approvals the change after it needs.
@@ -42,10 +45,11 @@ type publication struct {
 	live   store.Bundle
 }
 
-// publishRules decides whether a bundle may be published. live is its live version; its version is 0 if
-// there is none. The rules are asked before the bundle is checked, to fail fast, and then with what is
-// stored when the publish is committed, as which they return what else is written.
-type publishRules func(live store.Bundle, now store.PolicyState) (store.PolicyWrite, error)
+// publishRules says what keeps a bundle from being published: what policyService.blocks lists, or an error
+// if it is not what the caller has seen. live is its live version; its version is 0 if there is none. The
+// rules are asked before the bundle is checked, to fail fast, and then with what is stored when the publish
+// is committed, as which they return what else is written.
+type publishRules func(live store.Bundle, now store.PolicyState) (store.PolicyWrite, []block, error)
 
 // refuseFrozen refuses to publish a bundle that is frozen.
 func refuseFrozen(name string, now store.PolicyState) error {
@@ -58,12 +62,6 @@ func refuseFrozen(name string, now store.PolicyState) error {
 		reason = ": " + f.Reason
 	}
 	return connect.Errorf(connect.CodeFailedPrecondition, "the bundle %s is frozen, since %s by %s%s; `cedarpost unfreeze %s` ends that", name, f.At.UTC().Format(time.RFC3339), f.Caller, reason, name)
-}
-
-// approvalsNeeded returns how many approvals a change of a bundle needs. A rollback keeps a number that is
-// larger than that of bundle.yaml.
-func approvalsNeeded(live store.Bundle) int {
-	return max(int(live.Approvals), bundle.ReadApprovals(live.Manifest))
 }
 
 // publish checks a bundle, and commits it unless it is a dry run. If another bundle is published
@@ -104,6 +102,7 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 	}
 	b := p.bundle
 	live, _ := v.Bundle(b.Name)
+	needs := append([]need{p.need}, p.also...)
 	blocked, err := s.early(ctx, p, live)
 	if err != nil {
 		return nil, err
@@ -117,7 +116,7 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 		return nil, err
 	}
 	// The check may have taken long.
-	if err := s.stillMay(ctx, p.procedure, p.need); err != nil {
+	if err := s.stillMay(ctx, p.procedure, needs...); err != nil {
 		return nil, err
 	}
 	p.report, p.set, p.live = report, set, live
@@ -156,19 +155,30 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 	w.Caller = callerFrom(ctx)
 	w.Bundle.PublishedBy, w.Bundle.Message, w.Bundle.Change, w.Bundle.RollbackOf = w.Caller, p.message, p.change, p.rollbackOf
 	w.Bundle.Approvals = int32(p.approvals(live))
+	if p.rollbackOf > 0 {
+		w.Bundle.Rules = keptRules(live, b.Rules)
+	}
 	w.BaseRevision, w.EntitiesRevision, w.At = v.PolicyRevision, v.Position.Number, v.Position
 	w.Recheck = func(entities []store.Entity) error {
 		// The wait for the lock may have taken long, too.
-		if err := s.stillMay(ctx, p.procedure, p.need); err != nil {
+		if err := s.stillMay(ctx, p.procedure, needs...); err != nil {
 			return err
 		}
 		return misfits(set, slices.DeleteFunc(entities, func(e store.Entity) bool { return !slices.Contains(changed, e.Type) }), readable)
 	}
 	// No bundle was published since the snapshot if this is called, so live is still live.
-	w.Rules = func(now store.PolicyState) (store.PolicyWrite, error) { return p.rules(live, now) }
+	var glass *store.BreakGlass
+	w.Rules = func(now store.PolicyState) (store.PolicyWrite, error) {
+		besides, _, err := p.ask(live, now)
+		glass = besides.BreakGlass
+		return besides, err
+	}
 	answer := func(made store.Published) *cedarpostv1.ApplyBundleResponse {
 		now := w.Bundle
 		now.Version, now.Since, now.PublishedAt, now.PolicyCount = made.Version, made.Revision, made.At, int32(len(now.Policies))
+		if glass != nil {
+			now.BreakGlass = glass.Reason
+		}
 		out := applied(v, now, made.Revision, true, report)
 		out.Revision = written(v, made.Revision, made.Mark)
 		out.Bundle.Revision = out.GetRevision()
@@ -182,22 +192,26 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 	if err != nil {
 		return nil, err
 	}
+	if glass != nil {
+		s.metric.breakGlass.Inc()
+		s.log.Warn("a bundle was published past its rules by break-glass", "bundle", b.Name, "version", made.Version, "caller", w.Caller, "reason", glass.Reason, "rules", glass.Rules)
+	}
 	// It is committed. If this server is late to apply it, the publish succeeded nevertheless.
 	_, _ = s.follower.AtLeast(ctx, made.Revision)
 	return answer(made), nil
 }
 
-// early asks the rules before the bundle is checked. Of a dry run their error becomes a warning.
+// early asks the rules before the bundle is checked. In a dry run, what is in the way becomes warnings.
 func (s *policyService) early(ctx context.Context, p *publication, live store.Bundle) (blocked []engine.Finding, err error) {
 	now, err := s.db.PolicyState(ctx, p.bundle.Name, p.change)
 	if err != nil {
 		return nil, err
 	}
-	_, err = p.rules(live, now)
+	_, list, err := p.ask(live, now)
 	if refused, ok := errors.AsType[*connect.Error](err); ok && p.dryRun {
-		return []engine.Finding{{Bundle: p.bundle.Name, Message: "it cannot be published now: " + refused.Message(), Warning: true}}, nil
+		list, err = append(list, block{message: refused.Message()}), nil
 	}
-	return nil, err
+	return warnings(p.bundle.Name, list), err
 }
 
 // unchanged answers a publish of what is published already.

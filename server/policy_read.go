@@ -17,7 +17,7 @@ func bundleToProto(v snapshot.View, b store.Bundle) *cedarpostv1.Bundle {
 	out := &cedarpostv1.Bundle{
 		Name: b.Name, Version: b.Version, Digest: b.Digest, Description: b.Description, Owners: b.Owners,
 		Namespaces: b.Namespaces, Policies: b.PolicyCount, OnForbidError: b.OnForbidError, PublishedBy: b.PublishedBy,
-		Message: b.Message, Change: b.Change, RollbackOf: b.RollbackOf, Approvals: b.Approvals,
+		Message: b.Message, Change: b.Change, RollbackOf: b.RollbackOf, Approvals: b.Approvals, BreakGlass: b.BreakGlass,
 	}
 	if b.Since > 0 {
 		out.Revision = snapshot.EncodeRevision(v.Position, b.Since)

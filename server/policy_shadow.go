@@ -50,7 +50,7 @@ func (s *policyService) ShadowChange(ctx context.Context, req *cedarpostv1.Shado
 	report.From, report.To, report.Shadow, report.Digest, report.LiveVersion = from, from, true, req.GetDigest(), live.Version
 	var c store.BundleChange
 	answer := func(_ store.Changes, at *cedarpostv1.Revision) *cedarpostv1.ShadowChangeResponse {
-		return &cedarpostv1.ShadowChangeResponse{Change: changeToProto(c), Revision: at}
+		return &cedarpostv1.ShadowChangeResponse{Change: s.shown(c), Revision: at}
 	}
 	const procedure = cedarpostv1connect.PolicyServiceShadowChangeProcedure
 	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.ShadowChangeResponse{},

@@ -63,7 +63,7 @@ func (s *policyService) versionsToProto(ctx context.Context, v snapshot.View, li
 	for _, b := range list {
 		out = append(out, &cedarpostv1.BundleVersion{
 			Bundle: b.Name, Version: b.Version, Live: b.Live, Digest: b.Digest, PublishedAt: timestamppb.New(b.PublishedAt), PublishedBy: b.PublishedBy,
-			Message: b.Message, Change: b.Change, ApprovedBy: verdictsToProto(approvalsOf(changes[b.Change])), RollbackOf: b.RollbackOf, Approvals: b.Approvals,
+			Message: b.Message, Change: b.Change, ApprovedBy: verdictsToProto(approvalsOf(changes[b.Change])), RollbackOf: b.RollbackOf, Approvals: b.Approvals, BreakGlass: b.BreakGlass,
 			Policies: b.PolicyCount, Revision: snapshot.EncodeRevision(v.Position, b.Since),
 		})
 	}

@@ -189,6 +189,23 @@ func ofChange[M interface{ GetId() string }](action string, changes bool) rule {
 	})
 }
 
+// publishChangeRule is the rule of PublishChange.
+var publishChangeRule = rule{actions: []string{"PublishChange"}, needs: func(_ *engine.Set, msg any) []need {
+	m, ok := msg.(*cedarpostv1.PublishChangeRequest)
+	if !ok {
+		return []need{{action: "PublishChange"}}
+	}
+	return withBreakGlass(need{"PublishChange", access.Target{Bundle: bundleOfChange(m.GetId()), Changes: true}}, m.BreakGlass)
+}}
+
+// withBreakGlass adds to the right to publish that to go past rules, if the caller asks for it.
+func withBreakGlass(publish need, reason *string) []need {
+	if reason == nil {
+		return []need{publish}
+	}
+	return []need{publish, {breakGlass, publish.target}}
+}
+
 // bundleOfChange returns the bundle of the change with an id; "" if it is not the id of a change.
 func bundleOfChange(id string) string {
 	return id[:max(strings.LastIndexByte(id, '-'), 0)]
@@ -286,7 +303,7 @@ var rules = map[string]rule{
 		case h.GetDryRun():
 			return []need{{"CheckBundle", access.Target{Bundle: h.GetName()}}}
 		default:
-			return []need{{"ApplyBundle", access.Target{Bundle: h.GetName(), Changes: true}}}
+			return withBreakGlass(need{"ApplyBundle", access.Target{Bundle: h.GetName(), Changes: true}}, h.BreakGlass)
 		}
 	}},
 	cedarpostv1connect.PolicyServiceListBundlesProcedure: anywhere("ListBundles"),
@@ -321,7 +338,7 @@ var rules = map[string]rule{
 	cedarpostv1connect.PolicyServiceGetImpactReportProcedure: ofChange[*cedarpostv1.GetImpactReportRequest]("GetImpactReport", false),
 	cedarpostv1connect.PolicyServiceApproveChangeProcedure:   ofChange[*cedarpostv1.ApproveChangeRequest]("ApproveChange", true),
 	cedarpostv1connect.PolicyServiceDeclineChangeProcedure:   ofChange[*cedarpostv1.DeclineChangeRequest]("DeclineChange", true),
-	cedarpostv1connect.PolicyServicePublishChangeProcedure:   ofChange[*cedarpostv1.PublishChangeRequest]("PublishChange", true),
+	cedarpostv1connect.PolicyServicePublishChangeProcedure:   publishChangeRule,
 	cedarpostv1connect.PolicyServiceDiscardChangeProcedure:   ofChange[*cedarpostv1.DiscardChangeRequest]("DiscardChange", false),
 
 	cedarpostv1connect.AuditServiceQueryDecisionsProcedure: anywhere("QueryDecisions"),

@@ -69,6 +69,9 @@ type Config struct {
 	// CacheBytes is about how many bytes cached entities may take; default 64 MiB, negative
 	// for no cache.
 	CacheBytes int64
+	// NoApprovals lets bundles be published without the approvals that their bundle.yaml asks for. It is
+	// for development.
+	NoApprovals bool
 	// Record says when decisions are answered: auditlog.Strict, the default, after
 	// their commit to the log, or auditlog.Buffered, before it.
 	Record auditlog.Mode
@@ -315,6 +318,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{db: cfg.DB, follower: s.follower, past: history, atomic: newSharedPlaces[string](maxAtomicImports, maxAtomicImports/2), recorder: s.recorder})
 		s.policies = newPolicyService(cfg.DB, s.gate, s.noted, cfg.times)
 		s.policies.impacts = &impacts{past: history, recorder: s.recorder, shares: shares, places: places, stopping: s.ready.stopping, running: make(chan struct{}, maxAnalyses)}
+		s.policies.log, s.policies.metric, s.policies.noApprovals = cfg.Log, newPolicyMetrics(registry), cfg.NoApprovals
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, s.policies)
 		cedarpostv1connect.RegisterAccessServiceHandler(cs, &accessService{db: cfg.DB, gate: s.gate, recorder: s.recorder})
 		audit := newAuditService(cfg.DB, s.recorder, s.ready.stopping)
