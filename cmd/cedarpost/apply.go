@@ -19,12 +19,16 @@ type applyCmd struct {
 	DryRun        bool   `help:"Check the bundle against the bundles and the data of the server, and publish nothing."`
 	Message       string `help:"Why it is published, for the list of versions." placeholder:"TEXT"`
 	ExpectVersion *int64 `help:"Publish only if this version is live; 0: only if the bundle is new." placeholder:"N"`
+	NoChange      bool   `help:"Open no change if the bundle needs approvals."`
+	breakGlassFlag
 	adminFlags
 }
 
 // Help is the long help of apply.
 func (*applyCmd) Help() string {
-	return `Publishes the folder in place of the bundle of the same name. Other bundles and all entities stay as they are. If a check fails, nothing is published, and the findings are on stderr. A bundle that is frozen is not published.
+	return `Publishes the folder in place of the bundle of the same name. Other bundles and all entities stay as they are. If a check fails, nothing is published, and the findings are on stderr. A bundle that is frozen, or in a window of its freeze, is not published.
+
+If the bundle needs approvals, nothing is published, and a change is opened with the files of the folder, as "cedarpost change create" does. An open change that you made of the same folder and the same live version becomes the files of the folder, so that a pipeline that runs again opens no second one; its approvals stay if the files are the same. Then the exit code is 9, and -o json prints the change. Others approve it, and "cedarpost change publish" publishes it. This takes the role policy-author, too. With --no-change, the exit code is 1, and no change is opened.
 
 Exits with 3 if the bundle does not compile or validate, would break another bundle, or does not fit the stored entities, and with 4 if only tests failed.`
 }
@@ -50,7 +54,13 @@ func (a *applyCmd) Run(ctx context.Context, c *console) error {
 	if a.ExpectVersion != nil && *a.ExpectVersion < 0 {
 		return misuse("--expect-version must not be negative")
 	}
-	res, err := upload(ctx, admin, &cedarpostv1.BundleHeader{Name: name, DryRun: a.DryRun, Message: a.Message, ExpectVersion: a.ExpectVersion}, b.Files)
+	if err := a.check(); err != nil {
+		return err
+	}
+	res, err := upload(ctx, admin, &cedarpostv1.BundleHeader{Name: name, DryRun: a.DryRun, Message: a.Message, ExpectVersion: a.ExpectVersion, BreakGlass: a.BreakGlass}, b.Files)
+	if err != nil && !a.NoChange && needsChange(err) {
+		return a.propose(ctx, c, admin, name, b)
+	}
 	if err != nil {
 		return c.refusedPublish(admin, err, relative(a.Dir), a.json())
 	}
@@ -69,6 +79,7 @@ func (a *applyCmd) Run(ctx context.Context, c *console) error {
 	if !a.DryRun {
 		c.pair("version", fmt.Sprint(res.GetBundle().GetVersion()))
 	}
+	c.pair("break-glass", res.GetBundle().GetBreakGlass())
 	c.pair("policies", fmt.Sprint(res.GetBundle().GetPolicies()))
 	c.pair("digest", res.GetBundle().GetDigest())
 	c.printRevision(res.GetRevision())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -114,7 +115,7 @@ type createChangeCmd struct {
 
 // Help is the long help of change create.
 func (*createChangeCmd) Help() string {
-	return `Makes a change: the edits between the live version of the bundle and the folder. Nothing is published. "cedarpost change publish" publishes it, as soon as it has the approvals that bundle.yaml of the live version asks for.`
+	return `Makes a change: the edits between the live version of the bundle and the folder. Nothing is published. "cedarpost change publish" publishes it, as soon as it has the approvals that bundle.yaml asks for, that of the live version or that of the folder, whichever is more.`
 }
 
 // Run makes the change.
@@ -170,6 +171,9 @@ func (c *console) printChange(change *cedarpostv1.BundleChange, asJSON bool) err
 func (c *console) printVerdicts(label string, list []*cedarpostv1.Verdict) {
 	for _, v := range list {
 		text := v.GetCaller() + ", " + localTime(v.GetAt())
+		if v.GetExpired() {
+			text += ", expired " + localTime(v.GetExpiresAt())
+		}
 		if v.GetReason() != "" {
 			text += ": " + v.GetReason()
 		}
@@ -215,7 +219,7 @@ func (l *listChangesCmd) Run(ctx context.Context, c *console) error {
 			if len(one.GetDeclines()) > 0 {
 				state += ", declined"
 			}
-			rows = append(rows, []string{one.GetId(), state, fmt.Sprint(one.GetBaseVersion()), localTime(one.GetUpdatedAt()), strings.Join(one.GetAuthors(), ", "), callersOf(one.GetApprovals()), one.GetTitle()})
+			rows = append(rows, []string{one.GetId(), state, fmt.Sprint(one.GetBaseVersion()), localTime(one.GetUpdatedAt()), strings.Join(one.GetAuthors(), ", "), approvedBy(one), one.GetTitle()})
 		}
 		left -= len(res.GetChanges())
 		if req.PageToken = res.GetNextPageToken(); req.PageToken == "" || l.Limit > 0 && left <= 0 {
@@ -226,6 +230,16 @@ func (l *listChangesCmd) Run(ctx context.Context, c *console) error {
 		c.table(rows)
 	}
 	return nil
+}
+
+// approvedBy lists who approved a change, and how many must.
+func approvedBy(one *cedarpostv1.BundleChange) string {
+	counts := slices.DeleteFunc(slices.Clone(one.GetApprovals()), (*cedarpostv1.Verdict).GetExpired)
+	names := callersOf(counts)
+	if n := one.GetApprovalsNeeded(); n > 0 {
+		names = strings.TrimSpace(fmt.Sprintf("%d of %d %s", len(counts), n, names))
+	}
+	return names
 }
 
 // changeArgs name a change.
@@ -518,6 +532,7 @@ func (d *declineChangeCmd) Run(ctx context.Context, c *console) error {
 type publishChangeCmd struct {
 	changeArgs
 	digestFlag
+	breakGlassFlag
 }
 
 // Help is the long help of change publish.
@@ -531,11 +546,14 @@ func (p *publishChangeCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
+	if err := p.check(); err != nil {
+		return err
+	}
 	digest, err := seen(ctx, admin, p.ID, p.Digest)
 	if err != nil {
 		return err
 	}
-	res, err := admin.policies().PublishChange(ctx, &cedarpostv1.PublishChangeRequest{Id: p.ID, Digest: digest})
+	res, err := admin.policies().PublishChange(ctx, &cedarpostv1.PublishChangeRequest{Id: p.ID, Digest: digest, BreakGlass: p.BreakGlass})
 	if err != nil {
 		return c.refusedPublish(admin, err, p.ID, p.json())
 	}
@@ -545,6 +563,7 @@ func (p *publishChangeCmd) Run(ctx context.Context, c *console) error {
 	c.printFindings(c.out, p.ID, findingsFromProto(res.GetWarnings()))
 	fmt.Fprintf(c.out, "%s: %s\n", clean(res.GetBundle().GetName()), c.paint(green, "published"))
 	c.pair("version", fmt.Sprint(res.GetBundle().GetVersion()))
+	c.pair("break-glass", res.GetBundle().GetBreakGlass())
 	c.pair("policies", fmt.Sprint(res.GetBundle().GetPolicies()))
 	c.pair("digest", res.GetBundle().GetDigest())
 	c.printRevision(res.GetRevision())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/server/access"
@@ -131,6 +132,7 @@ func checkTogether(list []checked) {
 				f.Findings = append(f.Findings, findingFromEngine(found))
 			}
 		}
+		f.Findings = append(f.Findings, freezeWarnings(f.bundle, time.Now())...)
 		for _, t := range report.Tests {
 			f.Tests = append(f.Tests, testOutcome{t.Name, t.Line, len(t.Failures) == 0, t.Failures})
 		}
@@ -148,6 +150,16 @@ func besides(list []checked, i int) (others []engine.Source) {
 		}
 	}
 	return others
+}
+
+// freezeWarnings warns of freeze windows of a bundle that hold at a moment: an apply would be refused.
+func freezeWarnings(b *bundle.Bundle, at time.Time) (found []finding) {
+	for _, w := range b.Freeze {
+		if in, end, _, err := w.Holds(at); err == nil && in {
+			found = append(found, finding{Severity: severityWarning, File: bundle.ManifestName, Message: fmt.Sprintf("it is not published in its freeze window %s, which is now and until %s", w.Text(), end.Format(time.RFC3339))})
+		}
+	}
+	return found
 }
 
 func (f *checked) failed() int {

@@ -22,6 +22,9 @@ func TestCheck(t *testing.T) {
 	sh.exits(t, 1, says("no such file"), "check", filepath.Join(t.TempDir(), "none"))
 	sh.exits(t, 2, says("are both the bundle"), "check", shop, failing)
 
+	sh.exits(t, 0, says("bundle.yaml: warning: it is not published in its freeze window * * * * * for 1h, UTC (holidays), which is now and until ", "shop: valid, "), "check",
+		shopCopy(t, map[string]string{"bundle.yaml": "freeze: [{at: '* * * * *', for: 1h, reason: holidays}]\n"}))
+
 	for code, dir := range map[int]string{0: shop, 3: invalid, 4: failing} {
 		r := sh.exits(t, code, nil, "check", "-o", "json", dir)
 		var got struct {

@@ -34,6 +34,8 @@ const devMark = "application_name=cedarpost-dev"
 type devCmd struct {
 	Data  string `help:"Folder for the database, the keys and dev.env (default ${default})." env:"CEDARPOST_DATA" type:"path" default:".cedarpost" placeholder:"DIR"`
 	Empty bool   `help:"Do not load the example bundle." env:"CEDARPOST_EMPTY"`
+	// Alone at a shell, nobody else could approve.
+	Approvals bool `help:"Ask for the approvals that bundle.yaml names (default: no, bundles are published without)." env:"CEDARPOST_APPROVALS" negatable:""`
 	databaseFlags
 	listenFlags `set:"loglevel=warn"`
 }
@@ -135,6 +137,7 @@ func (d *devCmd) serve(ctx context.Context, k *kong.Context, c *console, log *sl
 	if err != nil {
 		return err
 	}
+	config.NoApprovals = !d.Approvals
 	config.Start = startOf(k)
 	if config.Signing, err = d.signing(); err != nil {
 		return err
@@ -194,6 +197,9 @@ func (d *devCmd) prepare(ctx context.Context, c *console, srv *server.Server, ur
 	err = writeEnv(envFile, vars)
 	if err != nil {
 		return err
+	}
+	if !d.Approvals {
+		fmt.Fprintln(c.err, "Bundles are published without the approvals that their bundle.yaml asks for (--no-approvals is the default of dev); --approvals enforces them.")
 	}
 	fmt.Fprintf(c.err, "In another shell: . %s\n", quoteShell(envFile))
 	fmt.Fprintf(c.out, "ready %s env=%s\n", planeURLs(srv, false), envFile)

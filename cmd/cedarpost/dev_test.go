@@ -28,7 +28,7 @@ func TestDev(t *testing.T) {
 	dir := dataDir(t)
 	// The URL of an old dev.env in the environment does not prevent dev from starting a Postgres.
 	outer := newShell("CEDARPOST_DATABASE_URL=postgres://x@127.0.0.1:1/x?" + devMark)
-	dev := outer.start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
+	dev := outer.start(t, append([]string{"dev", "--approvals", "--data", dir}, anyPort...)...)
 	envFile := filepath.Join(dir, "dev.env")
 	for _, name := range []string{"dev.env", "bootstrap.key"} {
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != 0o600 {
@@ -54,6 +54,7 @@ func TestDev(t *testing.T) {
 	t.Run("versions", testVersions(sh))
 	t.Run("impact", testImpact(sh))
 	t.Run("change", testChange(sh))
+	t.Run("apply that needs approvals", testApplyOpensChange(sh))
 	t.Run("policies", testPolicies(sh))
 	t.Run("lint", testLint(sh))
 	t.Run("log", testLog(sh))
@@ -273,6 +274,15 @@ func TestDevSurvivesKill(t *testing.T) {
 	sh.exits(t, 0, says("eu"), "entities", "get", "Shop::User::new")
 	sh.exits(t, 0, says("owner-views"), "decisions")
 	sh.exits(t, 0, says("ALLOW"), ask("ViewOrder", "42")...)
+	// Alone with a dev, nobody else could approve.
+	if !strings.Contains(dev.errs.String(), "--no-approvals is the default of dev") {
+		t.Errorf("dev does not say that it asks for no approvals: %s", dev.errs)
+	}
+	strict := notes(t, "owners")
+	write(t, strict, "bundle.yaml", "name: notes\napprovals: 2\n")
+	sh.exits(t, 0, says("version      1"), "apply", strict)
+	write(t, strict, "bundle.yaml", "name: notes\napprovals: 3\n")
+	sh.exits(t, 0, says("version      2"), "apply", strict)
 	if code := dev.stop(t, syscall.SIGINT); code != 0 {
 		t.Errorf("exit code %d\n%s", code, dev.errs)
 	}

@@ -22,6 +22,7 @@ const (
 	codeWarnings  = 6 // doctor or lint found warnings, and no failure
 	codeMore      = 7 // somebody can do more than before
 	codeNotProven = 8 // it is not known whether somebody can do more
+	codeChange    = 9 // apply opened a change, because the bundle needs approvals
 )
 
 // exitError ends the command with a code. Without err, nothing more is printed.

@@ -123,9 +123,12 @@ func testChange(sh *shell) func(*testing.T) {
 		for _, dir := range []string{strict, edited} {
 			write(t, dir, "bundle.yaml", "name: notes\napprovals: 1\n")
 		}
-		sh.exits(t, 0, says("published"), "apply", strict)
+		sh.exits(t, 2, says("--break-glass needs a reason"), "apply", strict, "--break-glass", " ")
+		sh.exits(t, 0, says("published", "break-glass  nobody else is here"), "apply", strict, "--break-glass", "nobody else is here")
+		sh.exits(t, 0, says("BREAK-GLASS: nobody else is here\n"), "versions", "notes")
+		sh.exits(t, 0, says("break_glass", "nobody else is here; past: changes of the bundle notes need 1 approval"), "events", "--kind", "break_glass")
 		sh.exits(t, 0, says("nothing changed"), "apply", strict)
-		sh.exits(t, 1, says("failed_precondition", "changes of the bundle notes need 1 approval", "cedarpost change create DIR"), "apply", edited)
+		sh.exits(t, 1, says("failed_precondition", "changes of the bundle notes need 1 approval", "cedarpost change create DIR"), "apply", edited, "--no-change")
 
 		author.exits(t, 1, says("there is nothing to change"), "change", "create", strict, "--title", "nothing")
 		r := author.exits(t, 0, nil, "change", "create", edited, "--title", "people is a better word", "--reason", "they are", "-o", "json")
@@ -161,5 +164,64 @@ func testChange(sh *shell) func(*testing.T) {
 		author.exits(t, 0, says("notes-2: discarded"), "change", "discard", "notes-2", "--reason", "a mistake")
 		author.exits(t, 0, says("notes-2", "notes-1"), "change", "list", "--state", "all", "--bundle", "notes", "-o", "json")
 		sh.exits(t, 0, says("DiscardChange", "a mistake"), "events", "--kind", "change", "--subject", `Cedarpost::Change::"notes-2"`, "-o", "json")
+	}
+}
+
+// testApplyOpensChange applies a folder of a bundle that needs approvals: each run of a pipeline is about
+// the same change.
+func testApplyOpensChange(sh *shell) func(*testing.T) {
+	return func(t *testing.T) {
+		key := func(name string, roles ...string) *shell {
+			file := filepath.Join(t.TempDir(), name+".key")
+			args := []string{"keys", "create", name, "--bundle", "notes", "--out", file}
+			for _, role := range roles {
+				args = append(args, "--role", role)
+			}
+			sh.exits(t, 0, nil, args...)
+			return sh.with("CEDARPOST_TOKEN=", "CEDARPOST_TOKEN_FILE="+file)
+		}
+		pipeline, publisher, approver := key("pipeline", "policy-author", "policy-publisher"), key("pipeline-publisher", "policy-publisher"), key("pipeline-approver", "policy-approver")
+		dir := notes(t, "pipeline")
+		write(t, dir, "bundle.yaml", "name: notes\napprovals: 1\n")
+		change := func(by *shell, args ...string) (made struct {
+			ID, Digest, Title, Source string
+			Approvals                 []any
+		}) {
+			t.Helper()
+			r := by.exits(t, 9, says("nothing is published yet: the bundle notes needs 1 approval"), append([]string{"apply", dir, "-o", "json"}, args...)...)
+			if err := json.Unmarshal([]byte(r.out), &made); err != nil {
+				t.Fatalf("%v: %s", err, r.out)
+			}
+			return made
+		}
+		first := change(pipeline, "--message", "a pipeline\nof mine")
+		if first.Title != "a pipeline" || !strings.HasPrefix(first.Source, "apply ") {
+			t.Errorf("%+v", first)
+		}
+		approver.exits(t, 0, nil, "change", "approve", first.ID)
+		if again := change(pipeline); again.ID != first.ID || again.Digest != first.Digest || len(again.Approvals) != 1 {
+			t.Errorf("the same folder again: %+v", again)
+		}
+		write(t, dir, "read.cedar", file(t, dir, "read.cedar")+"// More words.\n")
+		edited := change(pipeline)
+		if edited.ID != first.ID || edited.Digest == first.Digest || len(edited.Approvals) != 0 {
+			t.Errorf("an edited folder: %+v", edited)
+		}
+		if other := change(sh); other.ID == first.ID || other.Digest != edited.Digest {
+			t.Errorf("another caller: %+v", other)
+		}
+		write(t, dir, "read.cedar", file(t, dir, "read.cedar")+"permit (nobody);\n")
+		pipeline.exits(t, 3, says("read.cedar:"), "apply", dir)
+		write(t, dir, "read.cedar", strings.TrimSuffix(file(t, dir, "read.cedar"), "permit (nobody);\n"))
+		publisher.exits(t, 1, says("permission_denied", "needs approvals, so a change of it has to be opened"), "apply", dir)
+		pipeline.exits(t, 1, says("failed_precondition"), "apply", dir, "--no-change")
+		sh.exits(t, 0, nil, "freeze", "notes", "--reason", "holidays")
+		pipeline.exits(t, 1, says("the bundle notes is frozen", "holidays"), "apply", dir)
+		sh.exits(t, 0, nil, "unfreeze", "notes")
+
+		approver.exits(t, 0, nil, "change", "approve", first.ID)
+		pipeline.exits(t, 0, says("1 of 1 pipeline-approver"), "change", "list")
+		pipeline.exits(t, 0, says("notes: published"), "change", "publish", first.ID)
+		pipeline.exits(t, 0, says("nothing changed"), "apply", dir)
 	}
 }

@@ -76,6 +76,9 @@ func versionRow(v *cedarpostv1.BundleVersion) []string {
 	if v.GetRollbackOf() > 0 {
 		why = fmt.Sprintf("rollback to %d: %s", v.GetRollbackOf(), why)
 	}
+	if v.GetBreakGlass() != "" {
+		why = strings.TrimSuffix("BREAK-GLASS: "+v.GetBreakGlass()+"; "+why, "; ")
+	}
 	return []string{number, localTime(v.GetPublishedAt()), v.GetPublishedBy(), fmt.Sprint(v.GetPolicies()), callersOf(v.GetApprovedBy()), why}
 }
 
