@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -79,11 +80,10 @@ func Sample(t testing.TB, oneIn, from int) []Case {
 }
 
 func load(ctx context.Context, oneIn, from int) ([]Case, error) {
-	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/cedar-policy/cedar-go").Output()
+	dir, err := moduleDir(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("go list: %w", err)
+		return nil, err
 	}
-	dir := strings.TrimSpace(string(out))
 	files, err := untar(filepath.Join(dir, "corpus-tests.tar.gz"))
 	if err != nil {
 		return nil, err
@@ -131,6 +131,15 @@ func load(ctx context.Context, oneIn, from int) ([]Case, error) {
 	return cases, nil
 }
 
+// moduleDir returns the folder of the module of cedar-go.
+func moduleDir(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/cedar-policy/cedar-go").Output()
+	if err != nil {
+		return "", fmt.Errorf("go list: %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
 func untar(name string) (map[string][]byte, error) {
 	data, err := os.ReadFile(name)
 	if err != nil {
@@ -157,4 +166,44 @@ func untar(name string) (map[string][]byte, error) {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
+}
+
+// Form is a policy set or a schema of the corpus, as text and as the reference writes it in JSON.
+type Form struct {
+	Name, Text, JSON string
+}
+
+// Forms returns one in so many of the policy sets and schemas of the corpus, by name, beginning with those
+// at from.
+func Forms(t testing.TB, oneIn, from int) (policies, schemas []Form) {
+	t.Helper()
+	dir, err := moduleDir(t.Context())
+	if err != nil {
+		t.Fatalf("the reference corpus: %v", err)
+	}
+	texts, err := untar(filepath.Join(dir, "corpus-tests.tar.gz"))
+	if err != nil {
+		t.Fatalf("the reference corpus: %v", err)
+	}
+	byName := make(map[string][]byte, len(texts))
+	for name, content := range texts {
+		byName[path.Base(name)] = content
+	}
+	read := func(archive string) (list []Form) {
+		files, err := untar(filepath.Join(dir, archive))
+		if err != nil {
+			t.Fatalf("the reference corpus: %v", err)
+		}
+		names := slices.DeleteFunc(slices.Sorted(maps.Keys(files)), func(name string) bool { return strings.HasPrefix(path.Base(name), "._") }) // attributes of files
+		for i := from; i < len(names); i += oneIn {
+			base := strings.TrimSuffix(path.Base(names[i]), ".json")
+			text, ok := byName[base]
+			if !ok {
+				t.Fatalf("the reference corpus has no text for %s", names[i])
+			}
+			list = append(list, Form{Name: base, Text: string(text), JSON: string(files[names[i]])})
+		}
+		return list
+	}
+	return read("corpus-tests-json-policies.tar.gz"), read("corpus-tests-json-schemas.tar.gz")
 }

@@ -132,31 +132,36 @@ func (c *compiler) rule(f Finding) {
 func (c *compiler) schemas(sources []Source) bool {
 	h := sha256.New()
 	var all []*sast.Schema
-	files := map[string]string{}
-	for _, src := range sources {
-		files[src.Name] = src.SchemaFile
+	bySource := map[string]*Source{}
+	for i := range sources {
+		src := &sources[i]
+		bySource[src.Name] = src
 		c.published[src.Name] = src.Published
+		if !c.joinSchema(src) {
+			continue
+		}
 		_ = json.NewEncoder(h).Encode([]any{src.Name, src.Schema, src.Fields})
 		sc, terr := parseSchema(src.Schema)
 		if terr != nil {
 			c.report(Finding{Bundle: src.Name, File: src.SchemaFile, Line: terr.line, Column: terr.column, Message: terr.msg, Hint: terr.hint})
 			continue
 		}
-		b := &compiledBundle{name: src.Name, namespaces: namespacesOf(sc), skipForbidErrors: src.SkipForbidErrors}
+		b := &compiledBundle{name: src.Name, namespaces: namespacesOf(sc), skipForbidErrors: src.SkipForbidErrors,
+			schema: Source{SchemaFile: src.SchemaFile, declared: src.declared}}
 		c.set.bundles[src.Name] = b
 		for _, ns := range b.namespaces {
 			if src.Name != Admin && (ns == reservedNamespace || strings.HasPrefix(ns, reservedNamespace+"::")) {
-				c.report(Finding{Bundle: src.Name, File: src.SchemaFile, Message: fmt.Sprintf("namespace %s belongs to the service itself", ns)})
+				c.report(Finding{Bundle: src.Name, File: src.schemaFile("namespace " + ns), Message: fmt.Sprintf("namespace %s belongs to the service itself", ns)})
 			}
 			if other, taken := c.set.owners[ns]; taken {
-				c.report(Finding{Bundle: src.Name, File: src.SchemaFile, Message: fmt.Sprintf("namespace %q is owned by bundle %s", ns, other), Hint: "a namespace has one owner",
+				c.report(Finding{Bundle: src.Name, File: src.schemaFile("namespace " + ns), Message: fmt.Sprintf("namespace %q is owned by bundle %s", ns, other), Hint: "a namespace has one owner",
 					Other: other, Without: fmt.Sprintf("namespace %q is owned by another bundle", ns)})
 			}
 			c.set.owners[ns] = src.Name
 		}
 		if !src.Published {
 			annotationProblems(sc, func(msg, hint string) {
-				c.rule(Finding{Bundle: src.Name, File: src.SchemaFile, Message: msg, Hint: hint})
+				c.rule(Finding{Bundle: src.Name, File: src.schemaFile(msg), Message: msg, Hint: hint})
 			})
 		}
 		for _, name := range declaredBuiltins(sc) {
@@ -165,9 +170,10 @@ func (c *compiler) schemas(sources []Source) bool {
 		all = append(all, sc)
 	}
 	h.Sum(c.set.digest[:0])
-	for _, src := range sources {
+	for i := range sources {
+		src := &sources[i]
 		if b := c.set.bundles[src.Name]; b != nil && !src.Published {
-			c.nested(b, src.SchemaFile)
+			c.nested(b, src)
 		}
 	}
 	if c.failed {
@@ -189,7 +195,11 @@ func (c *compiler) schemas(sources []Source) bool {
 		}
 	}
 	c.set.readSchema(func(bundle, msg, hint string) {
-		c.rule(Finding{Bundle: bundle, File: files[bundle], Message: msg, Hint: hint})
+		f := Finding{Bundle: bundle, Message: msg, Hint: hint}
+		if src := bySource[bundle]; src != nil {
+			f.File = src.schemaFile(msg)
+		}
+		c.rule(f)
 	})
 	for _, src := range sources {
 		c.set.readFields(src, func(line, column int, msg, hint string) {
@@ -204,7 +214,7 @@ func (c *compiler) schemas(sources []Source) bool {
 
 // nested refuses a namespace inside of another bundle's namespace, and one around it: people take
 // Shop::Sub for a part of Shop. Bundles that have such namespaces already may keep them.
-func (c *compiler) nested(b *compiledBundle, file string) {
+func (c *compiler) nested(b *compiledBundle, src *Source) {
 	for _, ns := range b.namespaces {
 		for _, other := range sortedKeys(c.set.owners) {
 			owner := c.set.owners[other]
@@ -212,7 +222,7 @@ func (c *compiler) nested(b *compiledBundle, file string) {
 				continue
 			}
 			kept := c.previous != nil && c.previous.owners[ns] == b.name && c.previous.owners[other] == owner
-			f := Finding{Bundle: b.name, File: file, Message: fmt.Sprintf("namespace %s is inside of namespace %s, which is owned by bundle %s", ns, other, owner),
+			f := Finding{Bundle: b.name, File: src.schemaFile("namespace " + ns), Message: fmt.Sprintf("namespace %s is inside of namespace %s, which is owned by bundle %s", ns, other, owner),
 				Hint: "a namespace and those inside of it have one owner", Warning: kept,
 				Other: owner, Without: fmt.Sprintf("namespace %s is inside of a namespace that is owned by another bundle", ns)}
 			if len(other) > len(ns) {
@@ -246,7 +256,7 @@ func (c *compiler) resolveFinding(err error, sources []Source, parsed []*sast.Sc
 		if err := resolve(i, false); err != nil {
 			f := Finding{Bundle: src.Name, File: src.SchemaFile, Message: err.Error()}
 			if m := undefinedName.FindStringSubmatch(f.Message); m != nil {
-				f.Line, f.Column = firstUse(src.Schema, m[1])
+				f.File, f.Line, f.Column = src.firstUse(m[1])
 			}
 			return f
 		}
@@ -268,7 +278,13 @@ func (c *compiler) policies(src Source) {
 	var taken room
 	for _, text := range src.Policies {
 		first := max(text.Line, 1)
-		statements, errs := split(text.Text, c.trusted || src.Published)
+		var statements []statement
+		var errs []textError
+		if text.JSON {
+			statements, errs = splitJSON(text.Text, c.stopped)
+		} else {
+			statements, errs = split(text.Text, c.trusted || src.Published)
+		}
 		if len(statements)+len(errs) == 0 && !src.Published {
 			c.rule(Finding{Bundle: src.Name, File: text.File, Message: "holds no policy", Hint: "remove the file, or what comments its policies out", Warning: true})
 		}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -72,6 +73,9 @@ func skeleton(name string) string {
 	}, name)
 }
 
+// fileSuffix is the end of the names of files of policies and schemas.
+var fileSuffix = regexp.MustCompile(`\.cedar(schema)?(\.json)?$`)
+
 // looks reports what the texts and names of a bundle hide.
 func (c *compiler) looks(src Source, b *compiledBundle) {
 	report := func(f Finding, warning bool) {
@@ -98,15 +102,24 @@ func (c *compiler) looks(src Source, b *compiledBundle) {
 			f.Message = fmt.Sprintf("%s %+q has a character that changes the order in which text is shown", what, name)
 		case strings.ContainsFunc(name, isInvisible):
 			f.Message = fmt.Sprintf("%s %+q has an invisible character", what, name)
-		case slices.ContainsFunc(strings.Split(strings.TrimSuffix(name, ".cedar"), "/"), mixesScripts):
+		case slices.ContainsFunc(strings.Split(fileSuffix.ReplaceAllString(name, ""), "/"), mixesScripts):
 			f.Message = fmt.Sprintf("%s %+q mixes Latin with Cyrillic or Greek letters, many of which look alike", what, name)
 		default:
 			return
 		}
 		report(f, !(hasBidi && refuse))
 	}
-	text(src.SchemaFile, src.Schema, 1)
 	files := map[string]bool{}
+	for _, f := range src.Schemas {
+		text(f.File, f.Text, 1)
+		if !files[f.File] {
+			files[f.File] = true
+			name(Finding{}, "the name of the file", f.File, true)
+		}
+	}
+	if len(src.Schemas) == 0 {
+		text(src.SchemaFile, src.Schema, 1)
+	}
 	for _, t := range src.Policies {
 		text(t.File, t.Text, max(t.Line, 1))
 		if !files[t.File] {

@@ -45,6 +45,7 @@ type compiledBundle struct {
 	policies         []*policy
 	skipForbidErrors bool
 	principalTokens  []PrincipalToken
+	schema           Source // only what schemaFile reads
 }
 
 // parseKey identifies a parsed policy. Its place in the file is not part of the key, so
@@ -55,6 +56,15 @@ type parseKey struct {
 
 // Namespaces returns the namespaces a bundle owns, sorted.
 func (s *Set) Namespaces(bundle string) []string { return s.bundles[bundle].namespaces }
+
+// SchemaFile returns the schema file that declares an entity type, "" if no bundle owns its namespace.
+func (s *Set) SchemaFile(typ cedar.EntityType) string {
+	b := s.bundles[s.owners[namespaceOf(typ)]]
+	if b == nil {
+		return ""
+	}
+	return b.schema.schemaFile("entity " + string(typ))
+}
 
 // Policies returns the policies of a bundle by id.
 func (s *Set) Policies(bundle string) []PolicyInfo {

@@ -11,7 +11,9 @@ type Source struct {
 	// SchemaFile names the schema in findings; Schema is its text in Cedar's
 	// schema syntax.
 	SchemaFile, Schema string
-	Policies           []PolicyText
+	// Schemas, if there are any, are the files that make the schema, in place of SchemaFile and Schema.
+	Schemas  []SchemaText
+	Policies []PolicyText
 	// FieldsFile names the catalogue in findings.
 	FieldsFile string
 	Fields     []Field
@@ -26,6 +28,9 @@ type Source struct {
 	// SkipForbidErrors applies Cedar's own rule, that a policy that fails is ignored,
 	// to forbids too.
 	SkipForbidErrors bool
+
+	// declared has the file of each declaration, if Schemas are given: see declarations.
+	declared map[string]SchemaText
 }
 
 // PolicyText is a text of one or more policies. Line is where it begins in its
@@ -34,6 +39,8 @@ type PolicyText struct {
 	File string
 	Line int
 	Text string
+	// JSON says that the text is in Cedar's JSON format: a policy, or a policy set.
+	JSON bool
 }
 
 // Field is one catalogued path of an entity type with the groups it is in; for
