@@ -14,8 +14,9 @@ import (
 	"github.com/cedarpost/cedarpost/internal/entityuid"
 )
 
-// Names of the known files at the top level of a bundle. All other files of a bundle are
-// policies: they end in .cedar, at any depth.
+// Names of the known files at the top level of a bundle. All other files of a bundle are policies, which end
+// in .cedar or .cedar.json, and parts of its schema, which end in .cedarschema or .cedarschema.json, both at
+// any depth. SchemaName is the usual name of a schema that is one file.
 const (
 	ManifestName = "bundle.yaml"
 	SchemaName   = "schema.cedarschema"
@@ -36,6 +37,9 @@ type File struct {
 	Content []byte
 }
 
+// JSON reports whether a policy or a schema is in Cedar's JSON format, and not in its own syntax.
+func (f File) JSON() bool { return strings.HasSuffix(f.Path, ".json") }
+
 // A Bundle is the schema, policies, field catalogue and tests of one application, as they
 // are in the folder. It shares the contents of files with its maker, and they must not be
 // changed.
@@ -54,12 +58,15 @@ type Bundle struct {
 	// LintDisabled are ids of rules of lint that are switched off. There may be no such rule.
 	LintDisabled []string
 
-	Schema   File
-	Policies []File  // every *.cedar, sorted by path
+	Schemas  []File  // every *.cedarschema and *.cedarschema.json, sorted by path; at least one
+	Policies []File  // every *.cedar and *.cedar.json, sorted by path
 	Fields   []Field // sorted by type, then path
 	Entities []byte  // the content of entities.json, nil if there is none
 	Tests    []Test  // in the order of tests.yaml
 	Files    []File  // every known file, sorted by path
+	// Ignored are the paths in the folder, or in the upload, that are not part of the bundle, sorted; that
+	// of a folder that was left out as a whole ends with a slash.
+	Ignored []string
 }
 
 // A Field is an entry of the field catalogue: a path of an entity type and the groups

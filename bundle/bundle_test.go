@@ -111,8 +111,11 @@ Shop::FieldGroup:
 	if !b.Fields[0].IsGroup() || b.Fields[1].IsGroup() {
 		t.Error("only FieldGroup entries nest groups")
 	}
-	if string(b.Entities) != "[]\n" || b.Schema.Path != "schema.cedarschema" {
-		t.Errorf("entities %q, schema %q", b.Entities, b.Schema.Path)
+	if string(b.Entities) != "[]\n" || len(b.Schemas) != 1 || b.Schemas[0].Path != "schema.cedarschema" {
+		t.Errorf("entities %q, schemas %v", b.Entities, b.Schemas)
+	}
+	if want := []string{".github/workflow.yaml", "README.md", "notes.txt"}; !slices.Equal(b.Ignored, want) {
+		t.Errorf("ignored %q, want %q", b.Ignored, want)
 	}
 }
 
@@ -227,7 +230,6 @@ func TestProblems(t *testing.T) {
 		want []string
 	}{
 		{"no schema", files{"a.cedar": "x"}, []string{"schema.cedarschema: is missing"}},
-		{"two schemas", with(files{"other.cedarschema": ""}), []string{"other.cedarschema: a bundle has one schema, schema.cedarschema"}},
 		{"typo in a name", with(files{"field.yaml": ""}), []string{"field.yaml: a bundle knows no file of this name"}},
 		{"yml", with(files{"fields.yml": ""}), []string{"fields.yml: a bundle knows no file of this name"}},
 		{"unknown json", with(files{"data.json": ""}), []string{"data.json: a bundle knows no file of this name"}},
@@ -240,7 +242,15 @@ func TestProblems(t *testing.T) {
 		{"names that differ in case", with(files{"a/B.cedar": "x", "A/b.cedar": "x"}), []string{"a/B.cedar: differs from A/b.cedar in upper and lower case only"}},
 		{"a folder in the place of a file", with(files{"a.Cedar/b.cedar": "x", "fields.yaml/x.txt": ""}), []string{
 			"a.Cedar: is a folder, and its name is that of a file", "fields.yaml: is a folder, and its name is that of a file"}},
-		{"policy in JSON", with(files{"sub/a.cedar.json": ""}), []string{"sub/a.cedar.json: policies and schema are read in Cedar's own syntax, not in JSON"}},
+		{"policy in JSON in other letters", with(files{"sub/a.cedar.JSON": "", "b.Cedar.json": ""}), []string{"sub/a.cedar.JSON: would not be read", "b.Cedar.json: would not be read"}},
+		{"policies and schemas with something behind", with(files{"a.cedar.txt": "", "sub/a.cedar.bak": "", "a.cedar~": "", "#a.cedar#": "", "a.cedar_old": "", "s.cedarschema.orig": "", "s.CEDARSCHEMA": "", "s.cedarschema.json.1": ""}), []string{
+			"a.cedar.txt: would not be read", "sub/a.cedar.bak: would not be read", "a.cedar~: would not be read", "#a.cedar#: would not be read", "a.cedar_old: would not be read",
+			"s.cedarschema.orig: would not be read", "s.CEDARSCHEMA: would not be read", "s.cedarschema.json.1: would not be read"}},
+		{"policies and schemas in other formats", with(files{"policies.json": "", "sub/Policy.json": "", "schema.json": "", "sub/schema.yaml": "", "policy-set.json": "", "cedar_policies.txt": "", "template-links.json": ""}), []string{
+			"policies.json: would not be read", "sub/Policy.json: would not be read", "schema.json: would not be read", "sub/schema.yaml: would not be read", "policy-set.json: would not be read",
+			"cedar_policies.txt: would not be read", "template-links.json: would not be read"}},
+		{"a hidden policy in JSON", with(files{".a.cedar.json": ""}), []string{".a.cedar.json: would not be read"}},
+		{"an empty policy in JSON", with(files{"a.cedar.json": "\n"}), []string{"a.cedar.json: is empty"}},
 		{"not UTF-8", with(files{"a.cedar": "x\ny\xffz"}), []string{"a.cedar:2:2: is not UTF-8"}},
 		{"NUL", with(files{"bundle.yaml": "name: a\x00"}), []string{"bundle.yaml:1:8: holds a NUL byte"}},
 		{"byte order mark", with(files{"a.cedar": "\ufeffpermit"}), []string{"a.cedar:1:1: starts with a byte order mark"}},

@@ -45,7 +45,7 @@ func fuzzFile(f *testing.F, name string, seeds ...string) {
 
 // checkSound checks the properties of a bundle that was read without problems.
 func checkSound(t *testing.T, b *bundle.Bundle) {
-	if b.Name == "" || b.Schema.Path == "" || b.OnForbidError != bundle.Deny && b.OnForbidError != bundle.Skip {
+	if b.Name == "" || len(b.Schemas) == 0 || b.OnForbidError != bundle.Deny && b.OnForbidError != bundle.Skip {
 		t.Fatalf("%+v", b)
 	}
 	for _, f := range b.Fields {

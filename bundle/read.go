@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -47,8 +48,8 @@ func ReadDir(dir string) (*Bundle, error) {
 }
 
 // Read reads the bundle at the root of a file system. It leaves out names that start with
-// a dot, README files and files of unknown types, but a file that looks like a misspelled
-// part of a bundle is a problem.
+// a dot, README files and files of unknown types, and lists them as [Bundle.Ignored], but a
+// file that people could take for a part of the bundle is a problem.
 //
 // A symbolic link must lead to a file in the file system, or to a folder below a name
 // that starts with a dot, which is read under the name of the link: a mounted ConfigMap
@@ -60,7 +61,7 @@ func Read(fsys fs.FS, defaultName string) (*Bundle, error) {
 	if err := w.folder(".", "."); err != nil && !errors.Is(err, errStop) {
 		return nil, fmt.Errorf("read bundle: %w", err)
 	}
-	return fromFiles(defaultName, w.files, w.probs)
+	return fromFiles(defaultName, w.files, w.ignored, w.probs)
 }
 
 // errStop ends a walk after its problem was added.
@@ -70,6 +71,7 @@ type walker struct {
 	fsys    fs.FS
 	folders map[string]string // folders that were read: path without links → name in the bundle
 	files   []File
+	ignored []string
 	probs   Problems
 	seen    int
 	bytes   int
@@ -93,6 +95,7 @@ func (w *walker) folder(name, actual string) error {
 	}
 	for _, d := range entries {
 		if strings.HasPrefix(d.Name(), ".") {
+			w.hide(path.Join(name, d.Name()), d)
 			continue
 		}
 		if w.seen++; w.seen > maxEntries {
@@ -105,6 +108,18 @@ func (w *walker) folder(name, actual string) error {
 		}
 	}
 	return nil
+}
+
+// hide notes a name that starts with a dot. The names with two dots in a mounted ConfigMap are read by
+// links.
+func (w *walker) hide(name string, d fs.DirEntry) {
+	if strings.HasPrefix(d.Name(), "..") || len(w.ignored) > maxEntries {
+		return
+	}
+	if d.IsDir() {
+		name += "/"
+	}
+	w.ignored = append(w.ignored, name)
 }
 
 // entry reads one entry of a folder.
@@ -190,6 +205,7 @@ func (w *walker) file(name, actual string, mode fs.FileMode) error {
 		w.probs.add(*prob)
 		return nil
 	case kind == kindIgnored:
+		w.ignored = append(w.ignored, name)
 		return nil
 	case !mode.IsRegular():
 		w.probs.add(Problem{File: name, Message: "is not a regular file"})
@@ -236,11 +252,11 @@ func tooBig() Problem {
 // FromFiles makes a bundle of uploaded files. Every path must be relative and clean, with
 // forward slashes, and given once.
 func FromFiles(name string, files []File) (*Bundle, error) {
-	return fromFiles(name, files, nil)
+	return fromFiles(name, files, nil, nil)
 }
 
-// fromFiles is FromFiles with the problems that were found before.
-func fromFiles(name string, files []File, probs Problems) (*Bundle, error) {
+// fromFiles is FromFiles with the paths that were ignored and the problems that were found before.
+func fromFiles(name string, files []File, ignored []string, probs Problems) (*Bundle, error) {
 	var (
 		kept  []File
 		total int
@@ -266,6 +282,7 @@ func fromFiles(name string, files []File, probs Problems) (*Bundle, error) {
 			probs.add(*prob)
 		}
 		if kind == kindIgnored {
+			ignored = append(ignored, f.Path)
 			continue
 		}
 		folded := strings.ToLower(f.Path)
@@ -280,7 +297,12 @@ func fromFiles(name string, files []File, probs Problems) (*Bundle, error) {
 		}
 		kept = append(kept, f)
 	}
-	return build(name, kept, probs)
+	b, err := build(name, kept, probs)
+	if b != nil {
+		slices.Sort(ignored)
+		b.Ignored = ignored
+	}
+	return b, err
 }
 
 // validFilePath reports whether p is a path in a bundle on every system.
@@ -295,7 +317,20 @@ const (
 	kindIgnored kind = iota
 	kindKnown
 	kindPolicy
+	kindSchema
 )
+
+var (
+	policyPattern = regexp.MustCompile(`[^/]\.cedar(\.json)?$`)
+	schemaPattern = regexp.MustCompile(`[^/]\.cedarschema(\.json)?$`)
+	// cedarPattern matches names of policies and schemas in other letters or with something behind, as
+	// "A.CEDAR", "a.cedar.bak" and "a.cedar~".
+	cedarPattern = regexp.MustCompile(`(?is)\.cedar(schema)?([^a-z0-9].*)?$`)
+	// otherPattern matches names that people give to policies and schemas in other formats.
+	otherPattern = regexp.MustCompile(`(?i)^(cedar[-_.]?)?(policy|policies|policy[-_.]?sets?|schemas?|templates?|template[-_.]?links?)\.(json|ya?ml|txt)$`)
+)
+
+const formsHint = "policies end in .cedar or .cedar.json, schemas in .cedarschema or .cedarschema.json, in small letters; rename it, or begin its name with a dot to keep it out"
 
 // classify returns the kind of a file from its path alone. It returns a problem for a
 // file that would be ignored although its author probably wants it to be read: to ignore
@@ -313,30 +348,23 @@ func classify(name string) (kind, *Problem) {
 			return kindIgnored, p
 		}
 	}
-	if isPolicyName(base) {
-		if path.Ext(base) != ".cedar" {
-			return kindIgnored, &Problem{File: name, Message: "would not be read", Hint: "policy files end in .cedar, in small letters"}
-		}
-		return kindPolicy, nil
-	}
-	if strings.HasPrefix(strings.ToUpper(base), "README") {
-		return kindIgnored, nil
-	}
 	top := base == name
-	if slices.Contains(known, base) {
-		if top {
-			return kindKnown, nil
-		}
+	switch {
+	case policyPattern.MatchString(base):
+		return kindPolicy, nil
+	case schemaPattern.MatchString(base):
+		return kindSchema, nil
+	case cedarPattern.MatchString(base) || otherPattern.MatchString(base):
+		return kindIgnored, &Problem{File: name, Message: "would not be read", Hint: formsHint}
+	case strings.HasPrefix(strings.ToUpper(base), "README"):
+		return kindIgnored, nil
+	case slices.Contains(known, base) && top:
+		return kindKnown, nil
+	case slices.Contains(known, base):
 		return kindIgnored, &Problem{File: name, Message: base + " belongs at the top of the bundle"}
 	}
 	switch strings.ToLower(path.Ext(base)) {
-	case ".cedarschema":
-		return kindIgnored, &Problem{File: name, Message: "a bundle has one schema, " + SchemaName}
 	case ".yaml", ".yml", ".json":
-		lower := strings.ToLower(base)
-		if strings.HasSuffix(lower, ".cedar.json") || strings.HasSuffix(lower, ".cedarschema.json") {
-			return kindIgnored, &Problem{File: name, Message: "policies and schema are read in Cedar's own syntax, not in JSON"}
-		}
 		if top {
 			return kindIgnored, &Problem{File: name, Message: "a bundle knows no file of this name",
 				Hint: "known are " + strings.Join(known, ", ")}
@@ -360,8 +388,8 @@ func notAPath(name string) *Problem {
 	return &Problem{File: fmt.Sprintf("%.100q", name), Message: "is not a path inside a bundle", Hint: "relative, with forward slashes, without .. and ."}
 }
 
-// known are the names of files at the top of a bundle, except policies.
-var known = []string{ManifestName, SchemaName, FieldsName, EntitiesName, TestsName}
+// known are the names of files at the top of a bundle, except policies and schemas.
+var known = []string{ManifestName, FieldsName, EntitiesName, TestsName}
 
 // hidden reports whether a name in the path starts with a dot.
 func hidden(name string) bool {
@@ -371,13 +399,13 @@ func hidden(name string) bool {
 // isPolicyName reports whether a name is that of a policy file or looks like one:
 // "A.CEDAR", or a name with a space or a dot at its end, which not every system shows.
 func isPolicyName(base string) bool {
-	return strings.HasSuffix(strings.ToLower(strings.TrimRight(base, ". \t\r\n")), ".cedar")
+	return strings.HasSuffix(strings.TrimSuffix(strings.ToLower(strings.TrimRight(base, ". \t\r\n")), ".json"), ".cedar")
 }
 
 // folderProblem refuses a folder with the name of a file. Container engines make such a
 // folder if a file to mount does not exist.
 func folderProblem(name string) *Problem {
-	if base := path.Base(name); isPolicyName(base) || slices.Contains(known, name) {
+	if base := path.Base(name); isPolicyName(base) || slices.Contains(known, name) || name == SchemaName {
 		return &Problem{File: name, Message: "is a folder, and its name is that of a file", Hint: "was a file to be mounted here that does not exist?"}
 	}
 	return nil
@@ -390,22 +418,23 @@ func build(name string, files []File, probs Problems) (*Bundle, error) {
 	b := &Bundle{Name: name, OnForbidError: Deny, Files: files}
 	var hasSchema bool
 	for _, f := range files {
+		kind, _ := classify(f.Path)
+		hasSchema = hasSchema || kind == kindSchema
 		if p := checkText(f); p != nil {
 			probs.add(*p)
-			hasSchema = hasSchema || f.Path == SchemaName
 			continue
 		}
-		switch f.Path {
-		case ManifestName:
+		switch {
+		case f.Path == ManifestName:
 			readManifest(f, b, &probs)
-		case SchemaName:
-			b.Schema, hasSchema = f, true
-		case FieldsName:
+		case f.Path == FieldsName:
 			b.Fields = readFields(f, &probs)
-		case EntitiesName:
+		case f.Path == EntitiesName:
 			b.Entities = f.Content
-		case TestsName:
+		case f.Path == TestsName:
 			b.Tests = readTests(f, &probs)
+		case kind == kindSchema:
+			b.Schemas = append(b.Schemas, f)
 		default:
 			if len(bytes.TrimSpace(f.Content)) == 0 {
 				probs.add(Problem{File: f.Path, Message: "is empty", Hint: "remove the file if it is to have no policies"})
@@ -414,7 +443,7 @@ func build(name string, files []File, probs Problems) (*Bundle, error) {
 		}
 	}
 	if !hasSchema {
-		probs.add(Problem{File: SchemaName, Message: "is missing", Hint: "a bundle has one schema, at its top"})
+		probs.add(Problem{File: SchemaName, Message: "is missing", Hint: "a bundle has a schema: a file that ends in .cedarschema or .cedarschema.json"})
 	}
 	if b.Name == name && !validName(name) {
 		probs.add(Problem{File: ManifestName, Message: fmt.Sprintf("%.100q cannot be a bundle's name: %s", name, nameRule),

@@ -59,7 +59,7 @@ func loadShop(t *testing.T) *shop {
 	s := &shop{bundle: b, entities: types.EntityMap{}}
 
 	var sch schema.Schema
-	if err := sch.UnmarshalCedar(b.Schema.Content); err != nil {
+	if err := sch.UnmarshalCedar(b.Schemas[0].Content); err != nil {
 		t.Fatal(err)
 	}
 	if s.schema, err = sch.Resolve(); err != nil {

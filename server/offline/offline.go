@@ -93,12 +93,19 @@ func CheckUntil(b *bundle.Bundle, others []engine.Source, previous *engine.Set, 
 // Source makes the source that the engine compiles from a bundle.
 func Source(b *bundle.Bundle) engine.Source {
 	src := engine.Source{
-		Name: b.Name, SchemaFile: b.Schema.Path, Schema: string(b.Schema.Content), FieldsFile: bundle.FieldsName,
+		Name: b.Name, FieldsFile: bundle.FieldsName,
 		SkipForbidErrors: b.OnForbidError == bundle.Skip,
 		ManifestFile:     bundle.ManifestName, PrincipalTokens: PrincipalTokens(b.PrincipalTokens),
 	}
+	if one := b.Schemas[0]; len(b.Schemas) == 1 && !one.JSON() {
+		src.SchemaFile, src.Schema = one.Path, string(one.Content)
+	} else {
+		for _, f := range b.Schemas {
+			src.Schemas = append(src.Schemas, engine.SchemaText{File: f.Path, Text: string(f.Content), JSON: f.JSON()})
+		}
+	}
 	for _, f := range b.Policies {
-		src.Policies = append(src.Policies, engine.PolicyText{File: f.Path, Text: string(f.Content)})
+		src.Policies = append(src.Policies, engine.PolicyText{File: f.Path, Text: string(f.Content), JSON: f.JSON()})
 	}
 	for _, f := range b.Fields {
 		src.Fields = append(src.Fields, engine.Field{Type: f.Type, Path: f.Path, Groups: f.Groups, Line: f.Line, Column: f.Column})

@@ -59,11 +59,18 @@ func Compile(bundles []store.Bundle, previous *engine.Set) (_ *engine.Set, err e
 	return set, nil
 }
 
-// Publication returns a checked bundle in the form that the store publishes. set is the
+// Publication returns a checked bundle in the form that the store publishes: its schema as one text in
+// Cedar's schema syntax, its policies as Cedar text, and its files as they are. set is the
 // compiled set with the bundle. The caller of Publication adds the fields Caller, At,
 // BaseRevision, EntitiesRevision and Recheck.
 func Publication(b *bundle.Bundle, set *engine.Set) (store.Publish, error) {
 	src := offline.Source(b)
+	if len(src.Schemas) > 0 {
+		var findings []engine.Finding
+		if src.Schema, findings = engine.JoinSchemas(src.Schemas); len(findings) > 0 {
+			return store.Publish{}, errors.New(findings[0].String()) // the bundle was checked, so there are none
+		}
+	}
 	fields, err := json.Marshal(src.Fields)
 	if err != nil {
 		return store.Publish{}, err
