@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"github.com/cedar-policy/cedar-go"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cedarpost/cedarpost/bundle"
@@ -351,7 +352,7 @@ func (m *misfitList) check(set *engine.Set, e store.Entity) {
 		}
 		if m.count++; len(m.named) < maxMisfits {
 			m.named = append(m.named, &cedarpostv1.Finding{
-				Severity: cedarpostv1.Finding_ERROR, File: bundle.SchemaName, Message: err.Error(),
+				Severity: cedarpostv1.Finding_ERROR, File: set.SchemaFile(cedar.EntityType(e.Type)), Message: err.Error(),
 				Hint: "change or delete the entity first",
 			})
 		}
@@ -361,7 +362,7 @@ func (m *misfitList) check(set *engine.Set, e store.Entity) {
 func (m *misfitList) err() error {
 	if m.hidden {
 		m.named = append(m.named, &cedarpostv1.Finding{
-			Severity: cedarpostv1.Finding_ERROR, File: bundle.SchemaName, Message: "there are stored entities that do not fit it, and that this caller may not read",
+			Severity: cedarpostv1.Finding_ERROR, Message: "there are stored entities that do not fit the schema, and that this caller may not read",
 			Hint: "somebody who may read these entities, too, sees them with a dry run",
 		})
 		return refusal(connect.CodeFailedPrecondition, "stored entities do not fit the new schema", m.named)

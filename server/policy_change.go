@@ -135,7 +135,7 @@ func editFiles(edits []bundle.Edit, asked []*cedarpostv1.FileEdit, reverted []st
 			return nil, connect.Errorf(connect.CodeInvalidArgument, "edits: %s", problem)
 		}
 		if !part {
-			return nil, connect.Errorf(connect.CodeInvalidArgument, "edits: %q is not part of a bundle: it has a schema, policies in files that end in .cedar, and some files with fixed names", a.GetPath())
+			return nil, connect.Errorf(connect.CodeInvalidArgument, "edits: %q is not part of a bundle: it has policies in files that end in .cedar or .cedar.json, a schema in files that end in .cedarschema or .cedarschema.json, and some files with fixed names", a.GetPath())
 		}
 		i, there := at[a.GetPath()]
 		e := bundle.Edit{Path: a.GetPath(), Removed: a.GetRemoved(), Content: a.GetContent()}

@@ -119,6 +119,9 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 	if err := s.stillMay(ctx, p.procedure, needs...); err != nil {
 		return nil, err
 	}
+	for _, path := range b.Ignored {
+		report.Findings = append(report.Findings, engine.Finding{Bundle: b.Name, File: path, Message: "is not part of a bundle, and is left out", Warning: true})
+	}
 	p.report, p.set, p.live = report, set, live
 	hideFindings(report, b.Name, access.RightsFrom(ctx))
 	if !report.Valid() || report.Failed() > 0 {
