@@ -68,6 +68,7 @@ func (a *applyCmd) Run(ctx context.Context, c *console) error {
 		return c.message(res)
 	}
 	c.printFindings(c.out, relative(a.Dir), findingsFromProto(res.GetWarnings()))
+	c.printIgnored(name, b.Ignored)
 	outcome := c.paint(green, "published")
 	switch {
 	case a.DryRun:

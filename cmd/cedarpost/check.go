@@ -26,7 +26,7 @@ func (*checkCmd) Help() string {
 
 --prove compares with the live version, or with the folder of --against, and proves that nobody can do more. If each permit was there before and each forbid stays, the policies show it. Otherwise the analysis of Cedar's own command line decides (--cedar), and gives an example where somebody can do more. docs/lint.md says what is proven.
 
-With -o json, prints a line for each folder: {"bundle", "valid", "findings": [{"severity", "file", "line", "column", "policy", "message", "hint"}], "tests": [{"name", "line", "passed", "failures"}]}. valid depends on the findings alone. With -o junit, prints JUnit XML with a suite for each folder.
+With -o json, prints a line for each folder: {"bundle", "valid", "findings": [{"severity", "file", "line", "column", "policy", "message", "hint"}], "tests": [{"name", "line", "passed", "failures"}], "ignored": [paths that are not part of the bundle]}. valid depends on the findings alone. With -o junit, prints JUnit XML with a suite for each folder.
 
 Exits with 3 if a folder does not compile or validate, otherwise with 4 if a test failed, otherwise with --prove with 7 if somebody can do more, otherwise with 8 if that is not known.`
 }
@@ -40,6 +40,7 @@ type checked struct {
 	Findings []finding      `json:"findings"`
 	Tests    []testOutcome  `json:"tests"`
 	Proof    *proof         `json:"proof,omitempty"`
+	Ignored  []string       `json:"ignored"`
 }
 
 type testOutcome struct {
@@ -101,13 +102,13 @@ func (k *checkCmd) Run(ctx context.Context, c *console) error {
 func readFolders(dirs []string) ([]checked, error) {
 	var list []checked
 	for _, dir := range dirs {
-		f := checked{dir: relative(dir), Name: filepath.Base(dir), Findings: []finding{}, Tests: []testOutcome{}}
+		f := checked{dir: relative(dir), Name: filepath.Base(dir), Findings: []finding{}, Tests: []testOutcome{}, Ignored: []string{}}
 		b, err := readBundle(dir, "")
 		if f.Findings = append(f.Findings, findingsFromError(err)...); err != nil && len(f.Findings) == 0 {
 			return nil, err
 		}
 		if b != nil {
-			f.Name, f.bundle = b.Name, b
+			f.Name, f.bundle, f.Ignored = b.Name, b, append(f.Ignored, b.Ignored...)
 			if i := slices.IndexFunc(list, func(o checked) bool { return o.bundle != nil && o.Name == b.Name }); i >= 0 {
 				return nil, misuse("%s and %s are both the bundle %q", list[i].dir, f.dir, b.Name)
 			}
@@ -174,6 +175,7 @@ func (f *checked) failed() int {
 
 func (f *checked) print(c *console) {
 	c.printFindings(c.out, f.dir, f.Findings)
+	c.printIgnored(f.Name, f.Ignored)
 	tests := filepath.Join(f.dir, bundle.TestsName)
 	for _, t := range f.Tests {
 		if t.Passed {

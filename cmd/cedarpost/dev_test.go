@@ -55,6 +55,7 @@ func TestDev(t *testing.T) {
 	t.Run("impact", testImpact(sh))
 	t.Run("change", testChange(sh))
 	t.Run("apply that needs approvals", testApplyOpensChange(sh))
+	t.Run("forms", testForms(sh))
 	t.Run("policies", testPolicies(sh))
 	t.Run("lint", testLint(sh))
 	t.Run("log", testLog(sh))

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -98,6 +99,21 @@ func (c *console) printFindings(w io.Writer, dir string, list []finding) {
 			fmt.Fprintf(w, "  hint: %s\n", clean(f.Hint))
 		}
 	}
+}
+
+// maxIgnored bounds the paths that a line names.
+const maxIgnored = 10
+
+// printIgnored names the paths in a folder that are not part of the bundle.
+func (c *console) printIgnored(name string, paths []string) {
+	if len(paths) == 0 {
+		return
+	}
+	more := ""
+	if n := len(paths) - maxIgnored; n > 0 {
+		paths, more = paths[:maxIgnored], fmt.Sprintf(" and %d more", n)
+	}
+	fmt.Fprintf(c.out, "%s: not part of the bundle: %s%s\n", clean(name), clean(strings.Join(paths, ", ")), more)
 }
 
 // severe returns the exit code for findings. It is codeOK if all are warnings.
