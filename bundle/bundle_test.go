@@ -119,6 +119,14 @@ Shop::FieldGroup:
 	}
 }
 
+// Digests are in approvals and in the log, so that of a bundle never changes, whatever else is in the folder.
+func TestDigestStays(t *testing.T) {
+	b := mustRead(t, with(files{"b/a.cedar": "permit (principal, action, resource);\n", "bundle.yaml": "name: shop\n", "LICENSE": "x", "sub/x.yaml": "y", "sub/z.json": "{}", "notes.txt": "z"}))
+	if want := "a5dcc81ff93620038d1cd46ce80a9266275c79e413942236716255f8a7c7b828"; b.Digest() != want {
+		t.Errorf("digest %s, want %s", b.Digest(), want)
+	}
+}
+
 func TestDefaults(t *testing.T) {
 	b := mustRead(t, with(files{"bundle.yaml": "# nothing yet\n", "fields.yaml": "", "tests.yaml": "---\n"}))
 	if b.Name != "shop" || b.OnForbidError != bundle.Deny || b.Entities != nil || b.Fields != nil || b.Tests != nil {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -361,18 +362,21 @@ func orderOp(names string) string {
 func explainJSON(src string, err error) *jsonError {
 	msg := strings.TrimPrefix(err.Error(), "error unmarshalling json: ")
 	e := &jsonError{}
-	path := ""
-	if m := inNamespace.FindStringSubmatch(msg); m != nil { // of a schema: the path begins in the namespace
+	path, shown := "", ""                                   // the JSON pointer of the value at fault, and as it is shown
+	if m := inNamespace.FindStringSubmatch(msg); m != nil { // of a schema: the pointer begins in the namespace
 		if name, err := strconv.Unquote(m[1]); err == nil {
-			path, msg = "/"+pointerEscape.Replace(name), strings.TrimPrefix(msg, m[0])
+			path, shown, msg = "/"+pointerEscape.Replace(name), "/"+strings.Trim(m[1], `"`), strings.TrimPrefix(msg, m[0])
 		}
 	}
 	if m := withinPath.FindStringSubmatch(msg); m != nil {
-		path, msg = path+m[1], strings.Replace(msg, m[0], "", 1)
+		if pointer, err := strconv.Unquote(m[1]); err == nil {
+			path += pointer
+		}
+		shown, msg = shown+strings.Trim(m[1], `"`), strings.Replace(msg, m[0], "", 1)
 	}
-	if path != "" {
+	if shown != "" {
 		e.at = jsonPlace(src, path)
-		path += ": "
+		shown += ": "
 	}
 	msg = afterOffset.ReplaceAllString(msg, "")
 	if _, inner, ok := strings.Cut(msg, "error decoding json: "); ok {
@@ -380,13 +384,13 @@ func explainJSON(src string, err error) *jsonError {
 	}
 	if m := goType.FindStringSubmatch(msg); m != nil {
 		if msg = m[2]; msg == "" {
-			msg = "unexpected " + m[1]
+			msg = "unexpected " + cmp.Or(m[1], "value")
 		}
 	}
 	msg = strings.TrimPrefix(strings.TrimPrefix(msg, "jsontext: "), "json: ")
 	msg, _, _ = strings.Cut(msg, ": jsontext.")
 	msg = strings.NewReplacer("object member name", "member", "object member", "member", "`", "").Replace(msg)
-	e.msg = shorten(path + msg)
+	e.msg = shorten(shown + msg)
 	if strings.Contains(strings.ToLower(e.msg), "slot") {
 		e.hint = "a policy with a slot is a template, and templates are not supported"
 	}
@@ -395,9 +399,10 @@ func explainJSON(src string, err error) *jsonError {
 
 var (
 	inNamespace = regexp.MustCompile(`^namespace ("(?:[^"\\]|\\.)*"): `)
-	withinPath  = regexp.MustCompile(` within "((?:[^"\\]|\\.)*)"`)
+	withinPath  = regexp.MustCompile(` within ("(?:[^"\\]|\\.)*")`)
 	afterOffset = regexp.MustCompile(` after offset [0-9]+`)
-	goType      = regexp.MustCompile(`^json: cannot unmarshal ?((?:JSON [a-z]+)?).*?(?:into|from) Go [^ :]+:? ?(.*)$`)
+	// goType matches errors that name a type of Go. The library says "cannot" in one process and "unable to" in another.
+	goType = regexp.MustCompile(`^json: (?:cannot|unable to) unmarshal ?((?:JSON [a-z]+)?).*?(?:into|from) Go [^ :]+:? ?(.*)$`)
 )
 
 // checkJSON refuses text that is not one JSON value, and one that is nested too deep.
