@@ -31,6 +31,7 @@ type impactCmd struct {
 	Who       []uid   `help:"An action for which stored principals and resources are tried, too: who gains, who loses. Can be repeated." placeholder:"ACTION"`
 	Context   string  `help:"The context of the questions of --who, as JSON, or @FILE." placeholder:"JSON"`
 	Budget    span    `help:"How long it may take, at most 1h (default ${default}). Then --report goes on." default:"5m" placeholder:"DURATION"`
+	NoSamples bool    `help:"Leave out the samples and the principals of --who: not everybody who reads a comment may know users and objects."`
 	ExitCode  bool    `help:"Exit with 1 if any decision differs."`
 	adminFlags
 }
@@ -144,6 +145,9 @@ func differing(r *cedarpostv1.ImpactReport) int32 {
 }
 
 func (n *impactCmd) print(c *console, r *cedarpostv1.ImpactReport) (err error) {
+	if n.NoSamples {
+		r.Samples, r.Who = nil, nil
+	}
 	switch n.Output {
 	case "json":
 		err = c.message(r)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/cedarpost/cedarpost/policies"
@@ -32,7 +33,10 @@ func testImpact(sh *shell) func(*testing.T) {
 			t.Errorf("%v: %s", err, r.out)
 		}
 		sh.exits(t, 0, says("ACTION", `Shop::Action::"ViewOrder"`, "shop/night", "report       shop-r"), "impact", dir)
-		sh.exits(t, 0, says("### Impact on recorded decisions", "| allow to deny |", "| `shop/night` |"), "impact", dir, "-o", "markdown")
+		sh.exits(t, 0, says("### Impact on recorded decisions", "| allow to deny |", "| `shop/night` |", "<details>"), "impact", dir, "-o", "markdown")
+		if r := sh.exits(t, 0, says("| allow to deny |", "| `shop/night` |"), "impact", dir, "-o", "markdown", "--no-samples"); strings.Contains(r.out, "bob") {
+			t.Error(r.out)
+		}
 		c := sh.exits(t, 0, nil, "change", "create", dir, "--title", "night", "-o", "json")
 		var made struct{ ID string }
 		if err := json.Unmarshal([]byte(c.out), &made); err != nil {
