@@ -21,7 +21,7 @@ func testImpact(sh *shell) func(*testing.T) {
 			t.Error("no report")
 		}
 		for range 2 {
-			sh.exits(t, 0, says("ALLOW"), "authorize", "--principal", "Shop::User::bob", "--action", "Shop::Action::ViewOrder", "--resource", "Shop::Order::42")
+			sh.exits(t, 0, says("ALLOW"), "authorize", "--principal", "Shop::User::bob", "--action", "Shop::Action::ViewOrder", "--resource", "Shop::Order::42", "--context", `{"mfa": false}`)
 		}
 		write(t, dir, "night.cedar", "@id(\"night\")\nforbid (principal, action == Shop::Action::\"ViewOrder\", resource == Shop::Order::\"42\");\n")
 		r := sh.exits(t, 1, nil, "impact", dir, "--principal", "Shop::User::bob", "--resource", "Shop::Order::42", "--exit-code", "-o", "json")
