@@ -57,6 +57,8 @@ type Bundle struct {
 	PrincipalTokens []PrincipalToken
 	// LintDisabled are ids of rules of lint that are switched off. There may be no such rule.
 	LintDisabled []string
+	// Exports are the entity types that other bundles may use, in the order of bundle.yaml.
+	Exports []Export
 
 	Schemas  []File  // every *.cedarschema and *.cedarschema.json, sorted by path; at least one
 	Policies []File  // every *.cedar and *.cedar.json, sorted by path

@@ -65,10 +65,13 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 			b.PrincipalTokens = y.principalTokens(v)
 		case lintKey:
 			b.LintDisabled = y.lint(v)
+		case exportsKey:
+			b.Exports = y.exports(v)
 		default:
 			if !y.rule(&b.Rules, k.Value, v) {
 				y.unknown(k, "name", "description", "owners", approvalsKey, approvalsExpireKey, freezeKey, "on_forbid_error", principalTokensKey, lintKey)
 			}
+			y.unknown(k, "name", "description", "owners", approvalsKey, "on_forbid_error", principalTokensKey, lintKey, exportsKey)
 		}
 	})
 }

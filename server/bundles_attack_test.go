@@ -40,6 +40,7 @@ func bundleOf(ns string) []string {
 func TestAttackExplainForeignEntities(t *testing.T) {
 	t.Parallel()
 	s := docServer(t)
+	s.MustApply("doc", "bundle.yaml", "exports: [User]", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
 	s.MustPut(servertest.DocUser(t, "ann"))
 	s.MustApply("spy", "schema.cedarschema", `namespace Spy { entity Door { owner: Doc::User }; action Open appliesTo { principal: [Doc::User], resource: [Door] }; }`,
 		"policies.cedar", `

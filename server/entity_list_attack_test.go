@@ -104,6 +104,7 @@ func TestAttackEmptyNamespace(t *testing.T) {
 func TestAttackListBelowForeignGroups(t *testing.T) {
 	t.Parallel()
 	s := docServer(t)
+	s.MustApply("doc", "bundle.yaml", "exports: [Group]", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies)
 	s.MustPut(docGroup(t, "team", "secret"))
 	s.MustApply("spy", "schema.cedarschema", `namespace Spy { entity Probe in [Doc::Group]; action See appliesTo { principal: [Probe], resource: [Probe] }; }`,
 		"policies.cedar", `@id("all") permit (principal, action == Spy::Action::"See", resource);`)

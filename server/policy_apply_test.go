@@ -168,7 +168,7 @@ func TestRequireAllWithoutCatalogue(t *testing.T) {
 // Each bundle decides only actions of its own namespaces, and guardrails apply to all bundles.
 func TestSeveralBundles(t *testing.T) {
 	s := docServer(t)
-	s.MustApply("org", "schema.cedarschema", `namespace Org { entity User { blocked: Bool }; action Enter appliesTo { principal: [User], resource: [User] }; }`,
+	s.MustApply("org", "bundle.yaml", "exports: [User]", "schema.cedarschema", `namespace Org { entity User { blocked: Bool }; action Enter appliesTo { principal: [User], resource: [User] }; }`,
 		"p.cedar", `@id("all") permit (principal, action, resource);`)
 	s.MustApply("wiki", "schema.cedarschema", `namespace Wiki { entity Page; action Edit appliesTo { principal: [Org::User], resource: [Page] }; }`,
 		"p.cedar", `@id("none") forbid (principal, action, resource) when { false };`)

@@ -168,7 +168,7 @@ func TestAttackProbingIsRecorded(t *testing.T) {
 func TestAttackDryRunAsksForEntities(t *testing.T) {
 	t.Parallel()
 	s := servertest.New(t)
-	s.MustApply("base", "schema.cedarschema", `namespace Base { entity User; entity Doc; action Read appliesTo { principal: [User], resource: [Doc] }; }`)
+	s.MustApply("base", "bundle.yaml", "exports: [User]", "schema.cedarschema", `namespace Base { entity User; entity Doc; action Read appliesTo { principal: [User], resource: [Doc] }; }`)
 	s.MustPut(servertest.Entity(t, `{"uid":{"type":"Base::User","id":"stored"}}`))
 	question := []string{"schema.cedarschema", `namespace Mine { entity Doc; action Read appliesTo { principal: [Base::User], resource: [Doc] }; }`,
 		"policies.cedar", `
@@ -203,10 +203,10 @@ func TestAttackDryRunAsksForEntities(t *testing.T) {
 func TestAttackFindingsOfOtherBundles(t *testing.T) {
 	t.Parallel()
 	s := servertest.New(t)
-	s.MustApply("base", "schema.cedarschema", `namespace Base { entity User { secretName: String }; entity Doc; action Read appliesTo { principal: [User], resource: [Doc] }; }`)
+	s.MustApply("base", "bundle.yaml", "exports: [User]", "schema.cedarschema", `namespace Base { entity User { secretName: String }; entity Doc; action Read appliesTo { principal: [User], resource: [Doc] }; }`)
 	s.MustApply("other", "schema.cedarschema", `namespace Other { entity Doc; action Read appliesTo { principal: [Base::User], resource: [Doc] }; }`,
 		"policies.cedar", `@id("secret-policy") permit (principal, action == Other::Action::"Read", resource) when { principal.secretName == "x" };`)
-	change := servertest.Files("schema.cedarschema", `namespace Base { entity User { name: String }; entity Doc; action Read appliesTo { principal: [User], resource: [Doc] }; }`)
+	change := servertest.Files("bundle.yaml", "exports: [User]", "schema.cedarschema", `namespace Base { entity User { name: String }; entity Doc; action Read appliesTo { principal: [User], resource: [Doc] }; }`)
 	_, err := s.Apply("base", change)
 	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "it would break bundle other")
 	one := *s

@@ -103,10 +103,11 @@ func findingText(f *cedarpostv1.Finding) string {
 const hiddenBundle = "?"
 
 // hideFindings replaces the findings about other bundles that the caller may not read. One finding
-// stands for all errors among them, and one for all warnings. They do not name a bundle. Findings about
-// the bundle itself do not name such a bundle either.
+// stands for all errors among them, and one for all warnings, except for those that have a text for such a
+// caller. They do not name a bundle. Findings about the bundle itself do not name such a bundle either.
 func hideFindings(r *offline.Report, name string, rights *access.Rights) {
 	var hidden [2]bool // an error, a warning
+	var nameless []engine.Finding
 	readable := func(bundle string) bool {
 		return bundle == "" || bundle == name || rights.May("GetBundle", access.Target{Bundle: bundle})
 	}
@@ -114,9 +115,12 @@ func hideFindings(r *offline.Report, name string, rights *access.Rights) {
 		if readable(f.Bundle) {
 			return false
 		}
-		if f.Warning {
+		switch {
+		case f.Without != "":
+			nameless = append(nameless, engine.Finding{Bundle: hiddenBundle, Warning: f.Warning, Message: f.Without, Hint: f.Hint})
+		case f.Warning:
 			hidden[1] = true
-		} else {
+		default:
 			hidden[0] = true
 		}
 		return true
@@ -126,6 +130,7 @@ func hideFindings(r *offline.Report, name string, rights *access.Rights) {
 			f.Message = f.Without
 		}
 	}
+	r.Findings = append(r.Findings, nameless...)
 	for i, found := range hidden {
 		if found {
 			r.Findings = append(r.Findings, engine.Finding{

@@ -62,6 +62,10 @@ func TestCheckTogether(t *testing.T) {
 		write(t, dir, "policies.cedar", files[1])
 	}
 	sh.exits(t, 3, says("Org::User"), "check", app)
+	sh.exits(t, 3, says("schema.cedarschema:1:", "uses the type Org::User of the bundle org, which does not export it: its bundle.yaml needs exports: [User]", "app: not valid", "org: valid"), "check", app, org)
+	write(t, org, "bundle.yaml", "exports: [Usr]\n")
+	sh.exits(t, 3, says("bundle.yaml:1:11: error: exports Usr", "did you mean User?", "org: not valid"), "check", app, org)
+	write(t, org, "bundle.yaml", "exports: [User]\n")
 	sh.exits(t, 0, says("app: valid", "org: valid", "policies.cedar: warning: holds no policy"), "check", app, org)
 }
 

@@ -36,7 +36,7 @@ func Load(sources []Source, previous *Set) (*Set, []Finding) {
 }
 
 func compile(sources []Source, previous *Set, trusted bool, ended func() error) (*Set, []Finding, error) {
-	c := &compiler{previous: previous, trusted: trusted, ended: ended, published: map[string]bool{}, set: &Set{
+	c := &compiler{previous: previous, trusted: trusted, ended: ended, published: map[string]bool{}, manifests: map[string]string{}, set: &Set{
 		bundles:      map[string]*compiledBundle{},
 		owners:       map[string]string{},
 		actions:      map[cedar.EntityUID]*action{},
@@ -56,6 +56,9 @@ func compile(sources []Source, previous *Set, trusted bool, ended func() error) 
 	if c.schemas(sources) {
 		for _, src := range sources {
 			c.policies(src)
+		}
+		if !c.trusted && !c.stopped() {
+			c.checkExports(sources)
 		}
 		if !c.failed && !c.stopped() {
 			c.index()
@@ -88,9 +91,10 @@ type compiler struct {
 	// errors and warnings count the findings that were reported.
 	errors, warnings int
 
-	published map[string]bool // bundles that were accepted before
-	ended     func() error    // nil: never
-	stop      error           // the error of ended
+	published map[string]bool   // bundles that were accepted before
+	manifests map[string]string // the names of the files bundle.yaml
+	ended     func() error      // nil: never
+	stop      error             // the error of ended
 }
 
 // maxFindings bounds the errors of a compilation, and the warnings. One policy can have thousands.
@@ -140,6 +144,7 @@ func (c *compiler) schemas(sources []Source) bool {
 		if !c.joinSchema(src) {
 			continue
 		}
+		c.manifests[src.Name] = src.ManifestFile
 		_ = json.NewEncoder(h).Encode([]any{src.Name, src.Schema, src.Fields})
 		sc, terr := parseSchema(src.Schema)
 		if terr != nil {
@@ -207,6 +212,11 @@ func (c *compiler) schemas(sources []Source) bool {
 		})
 		c.set.readPrincipalTokens(src, func(line, column int, msg, hint string) {
 			c.rule(Finding{Bundle: src.Name, File: src.ManifestFile, Line: line, Column: column, Message: msg, Hint: hint})
+		})
+		c.set.readExports(src, func(e Export, msg, hint string) {
+			if !src.Published {
+				c.rule(Finding{Bundle: src.Name, File: src.ManifestFile, Line: e.Line, Column: e.Column, Message: msg, Hint: hint})
+			}
 		})
 	}
 	return !c.failed

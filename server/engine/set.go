@@ -46,6 +46,7 @@ type compiledBundle struct {
 	skipForbidErrors bool
 	principalTokens  []PrincipalToken
 	schema           Source // only what schemaFile reads
+	exports          exports
 }
 
 // parseKey identifies a parsed policy. Its place in the file is not part of the key, so

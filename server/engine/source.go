@@ -18,9 +18,11 @@ type Source struct {
 	FieldsFile string
 	Fields     []Field
 	// ManifestFile names bundle.yaml in findings about PrincipalTokens, which says how access tokens
-	// become principals.
+	// become principals, and about Exports.
 	ManifestFile    string
 	PrincipalTokens []PrincipalToken
+	// Exports are the entity types that other bundles may use.
+	Exports []Export
 	// Published says that the bundle was accepted before, perhaps by a version that did
 	// not have all rules for annotations. It is not checked against those rules again
 	// when another bundle is published.

@@ -43,7 +43,7 @@ func TestPrincipalTokensAreChecked(t *testing.T) {
 		{"Shop::User", "owner", `bundle.yaml:4:5: no claim can fill the attribute "owner" of the context of Shop::Action::"View"`},
 		{"Shop::User", "late", `bundle.yaml:4:5: no claim can fill the attribute "late" of the context of Shop::Action::"Edit"`},
 	} {
-		src := Source{Name: "shop", Schema: tokenSchema, ManifestFile: "bundle.yaml", PrincipalTokens: []PrincipalToken{
+		src := Source{Name: "shop", Schema: tokenSchema, ManifestFile: "bundle.yaml", Exports: []Export{{Type: "User"}}, PrincipalTokens: []PrincipalToken{
 			{Issuer: "users", Type: c.typ, IDClaim: "sub", Line: 2, Column: 3, Context: []ClaimAttribute{{Name: c.attribute, Claim: "c", Line: 4, Column: 5}}}}}
 		set, findings := Compile([]Source{src, other}, nil)
 		var got []string
@@ -64,7 +64,7 @@ func TestPrincipalTokensAreChecked(t *testing.T) {
 func TestPrincipalTokenOfAnAction(t *testing.T) {
 	mapping := []PrincipalToken{{Issuer: "users", Type: "Shop::User", IDClaim: "sub"}}
 	other := Source{Name: "other", Schema: `namespace Other { action Go appliesTo { principal: [Shop::User], resource: [Shop::User] }; }`}
-	set, findings := Compile([]Source{{Name: "shop", Schema: tokenSchema, PrincipalTokens: mapping}, other}, nil)
+	set, findings := Compile([]Source{{Name: "shop", Schema: tokenSchema, PrincipalTokens: mapping, Exports: []Export{{Type: "*"}}}, other}, nil)
 	if set == nil {
 		t.Fatal(findings)
 	}

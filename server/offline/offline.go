@@ -104,6 +104,7 @@ func Source(b *bundle.Bundle) engine.Source {
 			src.Schemas = append(src.Schemas, engine.SchemaText{File: f.Path, Text: string(f.Content), JSON: f.JSON()})
 		}
 	}
+	src.Exports = Exports(b.Exports)
 	for _, f := range b.Policies {
 		src.Policies = append(src.Policies, engine.PolicyText{File: f.Path, Text: string(f.Content), JSON: f.JSON()})
 	}
@@ -121,6 +122,14 @@ func PrincipalTokens(list []bundle.PrincipalToken) (out []engine.PrincipalToken)
 			e.Context = append(e.Context, engine.ClaimAttribute(a))
 		}
 		out = append(out, e)
+	}
+	return out
+}
+
+// Exports converts the exports of a bundle to the types of the engine.
+func Exports(list []bundle.Export) (out []engine.Export) {
+	for _, e := range list {
+		out = append(out, engine.Export(e))
 	}
 	return out
 }

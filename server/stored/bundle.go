@@ -34,6 +34,7 @@ func Source(b store.Bundle) (engine.Source, error) {
 		return src, fmt.Errorf("%w: bundle %s: %w", ErrCompile, b.Name, err)
 	}
 	src.ManifestFile, src.PrincipalTokens = bundle.ManifestName, offline.PrincipalTokens(tokens)
+	src.Exports = offline.Exports(bundle.ReadExports(b.Manifest))
 	return src, nil
 }
 

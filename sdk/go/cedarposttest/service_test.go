@@ -187,7 +187,7 @@ func TestMistakes(t *testing.T) {
 func TestBundles(t *testing.T) {
 	file := func(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
 	org := fstest.MapFS{
-		"bundle.yaml":        file("name: org"),
+		"bundle.yaml":        file("name: org\nexports: [Team, User]"),
 		"schema.cedarschema": file("namespace Org { entity Team; entity User in [Team]; }"),
 		"entities.json":      file(`[{"uid":{"type":"Org::User","id":"u"},"attrs":{},"parents":[{"type":"Org::Team","id":"t"}]}]`),
 	}
