@@ -59,6 +59,7 @@ var expected = map[string]struct {
 	"GetVersion":          {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
 	"DiffVersions":        {ofBundle, []string{access.PolicyAuthor, access.PolicyApprover, access.PolicyPublisher, access.Auditor}},
 	"RollbackVersion":     {ofBundle, []string{access.PolicyPublisher}},
+	"DeleteBundle":        {ofBundle, []string{access.PolicyPublisher}},
 	"FreezeBundle":        {ofBundle, []string{access.PolicyPublisher}},
 	"UnfreezeBundle":      {ofBundle, []string{access.PolicyPublisher}},
 	"CreateChange":        {ofBundle, []string{access.PolicyAuthor}},
@@ -159,6 +160,8 @@ func message(rpc, bundle string) proto.Message {
 		return &cedarpostv1.DiffVersionsRequest{Bundle: bundle}
 	case "RollbackVersion":
 		return &cedarpostv1.RollbackVersionRequest{Bundle: bundle}
+	case "DeleteBundle":
+		return &cedarpostv1.DeleteBundleRequest{Bundle: bundle, LeaveTypes: []string{""}}
 	case "FreezeBundle":
 		return &cedarpostv1.FreezeBundleRequest{Bundle: bundle, Reason: strings.Repeat("x", 5000)}
 	case "UnfreezeBundle":

@@ -31,7 +31,7 @@ const applyBundle = "ApplyBundle"
 
 // changing are the actions whose targets say that the call changes what a bundle decides, or the rules
 // for that: see [access.Target].
-var changing = []string{applyBundle, "ApproveChange", "DeclineChange", "FreezeBundle", "PublishChange", "RollbackVersion", "UnfreezeBundle"}
+var changing = []string{applyBundle, "ApproveChange", "DeclineChange", deleteBundle, "FreezeBundle", "PublishChange", "RollbackVersion", "UnfreezeBundle"}
 
 // WhoAmI implements cedarpost.v1.AccessService.
 func (s *accessService) WhoAmI(ctx context.Context, _ *cedarpostv1.WhoAmIRequest) (*cedarpostv1.WhoAmIResponse, error) {

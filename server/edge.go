@@ -205,7 +205,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 // upload.
 func handlesBundle(procedure string) bool {
 	switch procedure {
-	case cedarpostv1connect.PolicyServiceRollbackVersionProcedure, cedarpostv1connect.PolicyServiceCreateChangeProcedure, cedarpostv1connect.PolicyServiceUpdateChangeProcedure,
+	case cedarpostv1connect.PolicyServiceDeleteBundleProcedure, cedarpostv1connect.PolicyServiceRollbackVersionProcedure, cedarpostv1connect.PolicyServiceCreateChangeProcedure, cedarpostv1connect.PolicyServiceUpdateChangeProcedure,
 		cedarpostv1connect.PolicyServiceCheckChangeProcedure, cedarpostv1connect.PolicyServicePublishChangeProcedure:
 		return true
 	}

@@ -120,6 +120,12 @@ func repeatables(t *testing.T) []repeatable {
 		{"FreezeBundle", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
 			return s.Policies.FreezeBundle(t.Context(), &cedarpostv1.FreezeBundleRequest{Bundle: "doc", Reason: pick(other, "holidays", "audit"), IdempotencyKey: key})
 		}},
+		{"ApplyBundle of a bundle to delete", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
+			return applyOnce(t.Context(), s, &cedarpostv1.BundleHeader{Name: "gone", Message: pick(other, "one", "two"), IdempotencyKey: key}, bundleOf("Gone")...)
+		}},
+		{"DeleteBundle", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
+			return s.Policies.DeleteBundle(t.Context(), &cedarpostv1.DeleteBundleRequest{Bundle: "gone", Reason: pick(other, "one", "two"), IdempotencyKey: key})
+		}},
 		{"RollbackVersion", func(s *servertest.Server, key string, other bool) (proto.Message, error) {
 			return s.Policies.RollbackVersion(t.Context(), &cedarpostv1.RollbackVersionRequest{Bundle: "doc", Version: 1, Reason: pick(other, "too open", "too closed"), IdempotencyKey: key})
 		}},

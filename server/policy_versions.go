@@ -61,11 +61,15 @@ func (s *policyService) versionsToProto(ctx context.Context, v snapshot.View, li
 		}
 	}
 	for _, b := range list {
-		out = append(out, &cedarpostv1.BundleVersion{
+		one := &cedarpostv1.BundleVersion{
 			Bundle: b.Name, Version: b.Version, Live: b.Live, Digest: b.Digest, PublishedAt: timestamppb.New(b.PublishedAt), PublishedBy: b.PublishedBy,
 			Message: b.Message, Change: b.Change, ApprovedBy: verdictsToProto(approvalsOf(changes[b.Change])), RollbackOf: b.RollbackOf, Approvals: b.Approvals, BreakGlass: b.BreakGlass,
 			Policies: b.PolicyCount, Revision: snapshot.EncodeRevision(v.Position, b.Since),
-		})
+		}
+		if b.DeletedAt != nil && b.DeletedBy != nil {
+			one.DeletedAt, one.DeletedBy = timestamppb.New(*b.DeletedAt), *b.DeletedBy
+		}
+		out = append(out, one)
 	}
 	return out, nil
 }
@@ -87,17 +91,18 @@ func (s *policyService) version(ctx context.Context, name string, n int64) (stor
 }
 
 // live reads the live version of a bundle with its bundle.yaml, and without its policies. Unlike that of
-// the snapshot, it is the newest one also while this server compiles it. Its version is 0 if there is none.
+// the snapshot, it is the newest one also while this server compiles it. Its version is 0 if there is none;
+// of a bundle that was deleted, it has the rules that stay.
 func (s *policyService) live(ctx context.Context, name string) (b store.Bundle, err error) {
 	list, err := s.db.BundleVersions(ctx, name, 0, 1)
-	if err != nil || len(list) == 0 || !list[0].Live {
+	if err != nil || len(list) == 0 {
 		return b, err
 	}
-	b = list[0].Bundle
-	b.Manifest, err = s.db.ReadBundleFile(ctx, b.Since, name, bundle.ManifestName, 0, bundle.MaxYAMLBytes)
-	if errors.Is(err, store.ErrNotFound) {
-		err = nil
+	if !list[0].Live {
+		return s.departed(ctx, name)
 	}
+	b = list[0].Bundle
+	b.Manifest, err = s.manifest(ctx, b)
 	return b, err
 }
 

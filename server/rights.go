@@ -316,6 +316,7 @@ var rules = map[string]rule{
 	cedarpostv1connect.PolicyServiceGetVersionProcedure:      ofBundle[*cedarpostv1.GetVersionRequest]("GetVersion", false),
 	cedarpostv1connect.PolicyServiceDiffVersionsProcedure:    ofBundle[*cedarpostv1.DiffVersionsRequest]("DiffVersions", false),
 	cedarpostv1connect.PolicyServiceRollbackVersionProcedure: ofBundle[*cedarpostv1.RollbackVersionRequest]("RollbackVersion", true),
+	cedarpostv1connect.PolicyServiceDeleteBundleProcedure:    ofBundle[*cedarpostv1.DeleteBundleRequest](deleteBundle, true),
 	cedarpostv1connect.PolicyServiceFreezeBundleProcedure:    ofBundle[*cedarpostv1.FreezeBundleRequest]("FreezeBundle", true),
 	cedarpostv1connect.PolicyServiceUnfreezeBundleProcedure:  ofBundle[*cedarpostv1.UnfreezeBundleRequest]("UnfreezeBundle", true),
 

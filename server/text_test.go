@@ -47,6 +47,7 @@ var goodRequests = map[string]string{
 	"PolicyService/ListVersions":       `{"bundle":"doc"}`,
 	"PolicyService/DiffVersions":       `{"bundle":"doc","from":"1","to":"1"}`,
 	"PolicyService/RollbackVersion":    `{"bundle":"doc","version":"1","reason":"r"}`,
+	"PolicyService/DeleteBundle":       `{"bundle":"doc","reason":"r","expectVersion":"99","leaveTypes":["Doc::User"]}`,
 	"PolicyService/FreezeBundle":       `{"bundle":"doc","reason":"r"}`,
 	"PolicyService/UnfreezeBundle":     `{"bundle":"doc","reason":"r"}`,
 	"PolicyService/CreateChange":       `{"bundle":"doc","title":"t","edits":[{"path":"a.cedar","content":"eA=="}]}`,

@@ -26,7 +26,7 @@ type Changed struct {
 	ID string
 	// KeyCaller is the caller that has the API key.
 	KeyCaller string
-	// Version is the new version of the bundle.
+	// Version is the new version of the bundle, or the one that ended if there is no After.
 	Version int64
 	// Before and After are digests of the old and the new state: that of the bundle, or
 	// one over all the entities or the key (see docs/audit.md). Nil stands for no state.

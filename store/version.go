@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -11,6 +12,9 @@ type BundleVersion struct {
 	Bundle
 	// Live says that no later version replaced it.
 	Live bool
+	// DeletedAt and DeletedBy are not nil if it ended because the bundle was deleted.
+	DeletedAt *time.Time
+	DeletedBy *string
 }
 
 // BundleVersions reads a page of the versions of a bundle, the newest first: those before a version,
@@ -20,7 +24,10 @@ func (db *DB) BundleVersions(ctx context.Context, name string, before int64, lim
 	rows, _ := db.admin.Query(ctx, `
 		select name, version, digest, description, owners, on_forbid_error, namespaces, policies, published_by, published_at,
 		       message, change, rollback_of, approvals, rules, break_glass, since, until is null as live
+		       message, change, rollback_of, approvals, since, until is null as live, deleted.at as deleted_at, deleted.caller as deleted_by
 		from bundles
+		left join revisions deleted on deleted.n = bundles.until and not exists (
+			select from bundles next where next.name = bundles.name and next.since = bundles.until)
 		where name = $1 and ($2 = 0 or version < $2)
 		order by version desc
 		limit $3`, name, before, limit)

@@ -14,6 +14,8 @@ const filePart = 1 << 20 // bytes of a file in one message
 type bundlesCmd struct {
 	List listBundlesCmd `cmd:"" default:"withargs" help:"List the published bundles."`
 	Get  getBundleCmd   `cmd:"" help:"Fetch a published bundle into a folder."`
+
+	Delete deleteBundleCmd `cmd:"" help:"Delete a bundle; its versions stay."`
 }
 
 type listBundlesCmd struct {

@@ -56,6 +56,7 @@ func TestDev(t *testing.T) {
 	t.Run("change", testChange(sh))
 	t.Run("apply that needs approvals", testApplyOpensChange(sh))
 	t.Run("forms", testForms(sh))
+	t.Run("delete a bundle", testDeleteBundle(sh))
 	t.Run("policies", testPolicies(sh))
 	t.Run("lint", testLint(sh))
 	t.Run("log", testLog(sh))

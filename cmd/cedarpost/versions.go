@@ -69,6 +69,9 @@ func versionRow(v *cedarpostv1.BundleVersion) []string {
 	if v.GetLive() {
 		number += " live"
 	}
+	if v.GetDeletedBy() != "" {
+		number += " deleted"
+	}
 	why := v.GetMessage()
 	if v.GetChange() != "" {
 		why = v.GetChange() + ": " + why

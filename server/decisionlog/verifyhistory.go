@@ -227,7 +227,8 @@ func (c *historyCheck) entities(rec *cedarpostv1.EventRecord, d *cedarpostv1.Cha
 	}
 }
 
-// bundle compares a stored version of a bundle with the event that published it.
+// bundle compares a stored version of a bundle with the event that published it, or with the one that
+// ended it.
 func (c *historyCheck) bundle(ctx context.Context, rec *cedarpostv1.EventRecord, d *cedarpostv1.Change) error {
 	c.done.Bundles++
 	b, err := c.h.Bundle(ctx, rec.Subject, rec.Revision)
@@ -238,7 +239,10 @@ func (c *historyCheck) bundle(ctx context.Context, rec *cedarpostv1.EventRecord,
 	if beforeErr != nil {
 		return beforeErr
 	}
-	switch {
+	switch deleted := len(d.After) == 0; {
+	case deleted && (err == nil || before != string(d.Before)):
+		c.fault("revision %d: bundle %s: its deletion is not stored as the log says", rec.Revision, rec.Subject)
+	case deleted:
 	case err != nil || b.Since != rec.Revision:
 		c.fault("revision %d: bundle %s: version %d is not stored", rec.Revision, rec.Subject, d.Version)
 	case b.Version != d.Version || b.Digest != string(d.After) || len(d.Stored) > 0 && !bytes.Equal(b.Stored, d.Stored):

@@ -1,6 +1,7 @@
 package decisionlog_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -65,7 +66,7 @@ func verifyHistoryOfAnything(t *testing.T, cases int) {
 func drawHistory(rt *rapid.T, t *testing.T, db *store.DB, conn *pgx.Conn) {
 	keys, policies := 0, int64(0)
 	for range rapid.IntRange(1, 12).Draw(rt, "writes") {
-		switch rapid.SampledFrom([]string{"entities", "entities", "entities", "bundle", "key", "root", "sweep"}).Draw(rt, "write") {
+		switch rapid.SampledFrom([]string{"entities", "entities", "entities", "bundle", "no bundle", "key", "root", "sweep"}).Draw(rt, "write") {
 		case "entities":
 			var ops []store.Op
 			for range rapid.IntRange(1, 4).Draw(rt, "operations") {
@@ -92,6 +93,15 @@ func drawHistory(rt *rapid.T, t *testing.T, db *store.DB, conn *pgx.Conn) {
 				rt.Fatal(err)
 			}
 			policies = made.Revision
+		case "no bundle":
+			made, err := db.DeleteBundle(t.Context(), store.BundleDeletion{
+				Name: rapid.SampledFrom([]string{"b", "c"}).Draw(rt, "bundle"), Caller: "test", BaseRevision: policies, Rules: func(store.PolicyState) error { return nil },
+			})
+			if err == nil {
+				policies = made.Revision
+			} else if !errors.Is(err, store.ErrNotFound) {
+				rt.Fatal(err)
+			}
 		case "key":
 			keys++
 			mustKey(t, db, fmt.Sprint("key", keys))

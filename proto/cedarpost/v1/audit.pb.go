@@ -956,9 +956,9 @@ type Change struct {
 	// The state before: SHA-256 over the entities or the key, or the bundle's digest.
 	// Empty: nothing was stored. docs/audit.md says over which bytes.
 	Before []byte `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"`
-	// The state after.
+	// The state after. Empty: nothing is stored any more, as after DeleteBundle.
 	After []byte `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
-	// The bundle's new version.
+	// The bundle's new version; if it was deleted, the version that ended.
 	Version int64 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
 	// SHA-256 over all that is stored of the bundle after the change. docs/audit.md
 	// says over which bytes.

@@ -189,7 +189,7 @@ func (x BundleChange_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BundleChange_State.Descriptor instead.
 func (BundleChange_State) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33, 0}
 }
 
 // What happened to a policy.
@@ -246,7 +246,7 @@ func (x PolicyDiff_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PolicyDiff_Kind.Descriptor instead.
 func (PolicyDiff_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48, 0}
 }
 
 // ApplyBundleRequest is one part of an upload.
@@ -1346,7 +1346,11 @@ type BundleVersion struct {
 	// The revision that published it.
 	Revision *Revision `protobuf:"bytes,13,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Why it was published past rules by break-glass; empty: it was not.
-	BreakGlass    string `protobuf:"bytes,14,opt,name=break_glass,json=breakGlass,proto3" json:"break_glass,omitempty"`
+	BreakGlass string `protobuf:"bytes,14,opt,name=break_glass,json=breakGlass,proto3" json:"break_glass,omitempty"`
+	// When the bundle was deleted, if that ended this version.
+	DeletedAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=deleted_at,json=deletedAt,proto3" json:"deleted_at,omitempty"`
+	// The caller that deleted it.
+	DeletedBy     string `protobuf:"bytes,17,opt,name=deleted_by,json=deletedBy,proto3" json:"deleted_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1475,6 +1479,20 @@ func (x *BundleVersion) GetRevision() *Revision {
 func (x *BundleVersion) GetBreakGlass() string {
 	if x != nil {
 		return x.BreakGlass
+	}
+	return ""
+}
+
+func (x *BundleVersion) GetDeletedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeletedAt
+	}
+	return nil
+}
+
+func (x *BundleVersion) GetDeletedBy() string {
+	if x != nil {
+		return x.DeletedBy
 	}
 	return ""
 }
@@ -2142,6 +2160,255 @@ func (x *RollbackVersionResponse) GetWarnings() []*Finding {
 	return nil
 }
 
+// DeleteBundleRequest names a bundle.
+type DeleteBundleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// Why, for the log.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Makes the deletion happen once, however often it is sent: see AccessService.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// Delete only if this version is live. Absent: delete in any case. The error is aborted.
+	ExpectVersion *int64 `protobuf:"varint,4,opt,name=expect_version,json=expectVersion,proto3,oneof" json:"expect_version,omitempty"`
+	// Entity types of the bundle whose stored entities are left behind. They stay stored, with their history,
+	// and nobody can read or write them until a bundle declares their types again. If entities of another
+	// type are stored, nothing is deleted.
+	LeaveTypes    []string `protobuf:"bytes,5,rep,name=leave_types,json=leaveTypes,proto3" json:"leave_types,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteBundleRequest) Reset() {
+	*x = DeleteBundleRequest{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteBundleRequest) ProtoMessage() {}
+
+func (x *DeleteBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteBundleRequest.ProtoReflect.Descriptor instead.
+func (*DeleteBundleRequest) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DeleteBundleRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *DeleteBundleRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeleteBundleRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *DeleteBundleRequest) GetExpectVersion() int64 {
+	if x != nil && x.ExpectVersion != nil {
+		return *x.ExpectVersion
+	}
+	return 0
+}
+
+func (x *DeleteBundleRequest) GetLeaveTypes() []string {
+	if x != nil {
+		return x.LeaveTypes
+	}
+	return nil
+}
+
+// DeleteBundleResponse says what was deleted.
+type DeleteBundleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version that ended.
+	Version int64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The revision of the deletion.
+	Revision *Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The types whose entities are left behind.
+	Left          []*StoredType `protobuf:"bytes,3,rep,name=left,proto3" json:"left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteBundleResponse) Reset() {
+	*x = DeleteBundleResponse{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteBundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteBundleResponse) ProtoMessage() {}
+
+func (x *DeleteBundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteBundleResponse.ProtoReflect.Descriptor instead.
+func (*DeleteBundleResponse) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *DeleteBundleResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *DeleteBundleResponse) GetRevision() *Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+func (x *DeleteBundleResponse) GetLeft() []*StoredType {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+// StoredEntities is the detail of an error that refuses to delete a bundle.
+type StoredEntities struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The types that have stored entities.
+	Types         []*StoredType `protobuf:"bytes,1,rep,name=types,proto3" json:"types,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredEntities) Reset() {
+	*x = StoredEntities{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredEntities) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredEntities) ProtoMessage() {}
+
+func (x *StoredEntities) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredEntities.ProtoReflect.Descriptor instead.
+func (*StoredEntities) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *StoredEntities) GetTypes() []*StoredType {
+	if x != nil {
+		return x.Types
+	}
+	return nil
+}
+
+// StoredType is an entity type that has stored entities.
+type StoredType struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The type.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// How many there are, at most 100,000: then there may be more. 0 if the caller may not read them.
+	Entities      int64 `protobuf:"varint,2,opt,name=entities,proto3" json:"entities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredType) Reset() {
+	*x = StoredType{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredType) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredType) ProtoMessage() {}
+
+func (x *StoredType) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredType.ProtoReflect.Descriptor instead.
+func (*StoredType) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *StoredType) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *StoredType) GetEntities() int64 {
+	if x != nil {
+		return x.Entities
+	}
+	return 0
+}
+
 // FreezeBundleRequest names a bundle.
 type FreezeBundleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2157,7 +2424,7 @@ type FreezeBundleRequest struct {
 
 func (x *FreezeBundleRequest) Reset() {
 	*x = FreezeBundleRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2169,7 +2436,7 @@ func (x *FreezeBundleRequest) String() string {
 func (*FreezeBundleRequest) ProtoMessage() {}
 
 func (x *FreezeBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2182,7 +2449,7 @@ func (x *FreezeBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeBundleRequest.ProtoReflect.Descriptor instead.
 func (*FreezeBundleRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{25}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FreezeBundleRequest) GetBundle() string {
@@ -2221,7 +2488,7 @@ type FreezeBundleResponse struct {
 
 func (x *FreezeBundleResponse) Reset() {
 	*x = FreezeBundleResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2233,7 +2500,7 @@ func (x *FreezeBundleResponse) String() string {
 func (*FreezeBundleResponse) ProtoMessage() {}
 
 func (x *FreezeBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2246,7 +2513,7 @@ func (x *FreezeBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeBundleResponse.ProtoReflect.Descriptor instead.
 func (*FreezeBundleResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{26}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FreezeBundleResponse) GetFreeze() *BundleFreeze {
@@ -2285,7 +2552,7 @@ type UnfreezeBundleRequest struct {
 
 func (x *UnfreezeBundleRequest) Reset() {
 	*x = UnfreezeBundleRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2564,7 @@ func (x *UnfreezeBundleRequest) String() string {
 func (*UnfreezeBundleRequest) ProtoMessage() {}
 
 func (x *UnfreezeBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2577,7 @@ func (x *UnfreezeBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnfreezeBundleRequest.ProtoReflect.Descriptor instead.
 func (*UnfreezeBundleRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{27}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UnfreezeBundleRequest) GetBundle() string {
@@ -2347,7 +2614,7 @@ type UnfreezeBundleResponse struct {
 
 func (x *UnfreezeBundleResponse) Reset() {
 	*x = UnfreezeBundleResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2626,7 @@ func (x *UnfreezeBundleResponse) String() string {
 func (*UnfreezeBundleResponse) ProtoMessage() {}
 
 func (x *UnfreezeBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2639,7 @@ func (x *UnfreezeBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnfreezeBundleResponse.ProtoReflect.Descriptor instead.
 func (*UnfreezeBundleResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{28}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UnfreezeBundleResponse) GetRevision() *Revision {
@@ -2433,7 +2700,7 @@ type BundleChange struct {
 
 func (x *BundleChange) Reset() {
 	*x = BundleChange{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2445,7 +2712,7 @@ func (x *BundleChange) String() string {
 func (*BundleChange) ProtoMessage() {}
 
 func (x *BundleChange) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2458,7 +2725,7 @@ func (x *BundleChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleChange.ProtoReflect.Descriptor instead.
 func (*BundleChange) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *BundleChange) GetId() string {
@@ -2597,7 +2864,7 @@ type ChangeShadow struct {
 
 func (x *ChangeShadow) Reset() {
 	*x = ChangeShadow{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2609,7 +2876,7 @@ func (x *ChangeShadow) String() string {
 func (*ChangeShadow) ProtoMessage() {}
 
 func (x *ChangeShadow) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2622,7 +2889,7 @@ func (x *ChangeShadow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeShadow.ProtoReflect.Descriptor instead.
 func (*ChangeShadow) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{30}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ChangeShadow) GetReport() string {
@@ -2687,7 +2954,7 @@ type ChangeReport struct {
 
 func (x *ChangeReport) Reset() {
 	*x = ChangeReport{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2966,7 @@ func (x *ChangeReport) String() string {
 func (*ChangeReport) ProtoMessage() {}
 
 func (x *ChangeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2979,7 @@ func (x *ChangeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReport.ProtoReflect.Descriptor instead.
 func (*ChangeReport) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{31}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ChangeReport) GetId() string {
@@ -2818,7 +3085,7 @@ type FileEdit struct {
 
 func (x *FileEdit) Reset() {
 	*x = FileEdit{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +3097,7 @@ func (x *FileEdit) String() string {
 func (*FileEdit) ProtoMessage() {}
 
 func (x *FileEdit) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2843,7 +3110,7 @@ func (x *FileEdit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEdit.ProtoReflect.Descriptor instead.
 func (*FileEdit) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{32}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FileEdit) GetPath() string {
@@ -2937,7 +3204,7 @@ type CreateChangeRequest struct {
 
 func (x *CreateChangeRequest) Reset() {
 	*x = CreateChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2949,7 +3216,7 @@ func (x *CreateChangeRequest) String() string {
 func (*CreateChangeRequest) ProtoMessage() {}
 
 func (x *CreateChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2962,7 +3229,7 @@ func (x *CreateChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateChangeRequest.ProtoReflect.Descriptor instead.
 func (*CreateChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateChangeRequest) GetBundle() string {
@@ -3027,7 +3294,7 @@ type CreateChangeResponse struct {
 
 func (x *CreateChangeResponse) Reset() {
 	*x = CreateChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3039,7 +3306,7 @@ func (x *CreateChangeResponse) String() string {
 func (*CreateChangeResponse) ProtoMessage() {}
 
 func (x *CreateChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3052,7 +3319,7 @@ func (x *CreateChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateChangeResponse.ProtoReflect.Descriptor instead.
 func (*CreateChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreateChangeResponse) GetChange() *BundleChange {
@@ -3095,7 +3362,7 @@ type UpdateChangeRequest struct {
 
 func (x *UpdateChangeRequest) Reset() {
 	*x = UpdateChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3107,7 +3374,7 @@ func (x *UpdateChangeRequest) String() string {
 func (*UpdateChangeRequest) ProtoMessage() {}
 
 func (x *UpdateChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3120,7 +3387,7 @@ func (x *UpdateChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateChangeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{35}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UpdateChangeRequest) GetId() string {
@@ -3192,7 +3459,7 @@ type UpdateChangeResponse struct {
 
 func (x *UpdateChangeResponse) Reset() {
 	*x = UpdateChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3204,7 +3471,7 @@ func (x *UpdateChangeResponse) String() string {
 func (*UpdateChangeResponse) ProtoMessage() {}
 
 func (x *UpdateChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3217,7 +3484,7 @@ func (x *UpdateChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateChangeResponse.ProtoReflect.Descriptor instead.
 func (*UpdateChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{36}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UpdateChangeResponse) GetChange() *BundleChange {
@@ -3245,7 +3512,7 @@ type GetChangeRequest struct {
 
 func (x *GetChangeRequest) Reset() {
 	*x = GetChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3257,7 +3524,7 @@ func (x *GetChangeRequest) String() string {
 func (*GetChangeRequest) ProtoMessage() {}
 
 func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3270,7 +3537,7 @@ func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeRequest.ProtoReflect.Descriptor instead.
 func (*GetChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{37}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetChangeRequest) GetId() string {
@@ -3299,7 +3566,7 @@ type GetChangeResponse struct {
 
 func (x *GetChangeResponse) Reset() {
 	*x = GetChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3311,7 +3578,7 @@ func (x *GetChangeResponse) String() string {
 func (*GetChangeResponse) ProtoMessage() {}
 
 func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3324,7 +3591,7 @@ func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeResponse.ProtoReflect.Descriptor instead.
 func (*GetChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{38}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetChangeResponse) GetChange() *BundleChange {
@@ -3379,7 +3646,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3391,7 +3658,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3404,7 +3671,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{39}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListChangesRequest) GetBundle() string {
@@ -3448,7 +3715,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3460,7 +3727,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3473,7 +3740,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListChangesResponse) GetChanges() []*BundleChange {
@@ -3501,7 +3768,7 @@ type CheckChangeRequest struct {
 
 func (x *CheckChangeRequest) Reset() {
 	*x = CheckChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3513,7 +3780,7 @@ func (x *CheckChangeRequest) String() string {
 func (*CheckChangeRequest) ProtoMessage() {}
 
 func (x *CheckChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3526,7 +3793,7 @@ func (x *CheckChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckChangeRequest.ProtoReflect.Descriptor instead.
 func (*CheckChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CheckChangeRequest) GetId() string {
@@ -3561,7 +3828,7 @@ type CheckChangeResponse struct {
 
 func (x *CheckChangeResponse) Reset() {
 	*x = CheckChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3573,7 +3840,7 @@ func (x *CheckChangeResponse) String() string {
 func (*CheckChangeResponse) ProtoMessage() {}
 
 func (x *CheckChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3586,7 +3853,7 @@ func (x *CheckChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckChangeResponse.ProtoReflect.Descriptor instead.
 func (*CheckChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CheckChangeResponse) GetChange() *BundleChange {
@@ -3660,7 +3927,7 @@ type TestResult struct {
 
 func (x *TestResult) Reset() {
 	*x = TestResult{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3672,7 +3939,7 @@ func (x *TestResult) String() string {
 func (*TestResult) ProtoMessage() {}
 
 func (x *TestResult) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3685,7 +3952,7 @@ func (x *TestResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestResult.ProtoReflect.Descriptor instead.
 func (*TestResult) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TestResult) GetName() string {
@@ -3727,7 +3994,7 @@ type PolicyDiff struct {
 
 func (x *PolicyDiff) Reset() {
 	*x = PolicyDiff{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3739,7 +4006,7 @@ func (x *PolicyDiff) String() string {
 func (*PolicyDiff) ProtoMessage() {}
 
 func (x *PolicyDiff) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3752,7 +4019,7 @@ func (x *PolicyDiff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyDiff.ProtoReflect.Descriptor instead.
 func (*PolicyDiff) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PolicyDiff) GetId() string {
@@ -3828,7 +4095,7 @@ type AnalyzeChangeRequest struct {
 
 func (x *AnalyzeChangeRequest) Reset() {
 	*x = AnalyzeChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3840,7 +4107,7 @@ func (x *AnalyzeChangeRequest) String() string {
 func (*AnalyzeChangeRequest) ProtoMessage() {}
 
 func (x *AnalyzeChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3853,7 +4120,7 @@ func (x *AnalyzeChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnalyzeChangeRequest.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AnalyzeChangeRequest) GetCandidate() isAnalyzeChangeRequest_Candidate {
@@ -4011,7 +4278,7 @@ type AnalyzeChangeResponse struct {
 
 func (x *AnalyzeChangeResponse) Reset() {
 	*x = AnalyzeChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4023,7 +4290,7 @@ func (x *AnalyzeChangeResponse) String() string {
 func (*AnalyzeChangeResponse) ProtoMessage() {}
 
 func (x *AnalyzeChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4036,7 +4303,7 @@ func (x *AnalyzeChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnalyzeChangeResponse.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{46}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *AnalyzeChangeResponse) GetReport() *ImpactReport {
@@ -4057,7 +4324,7 @@ type GetImpactReportRequest struct {
 
 func (x *GetImpactReportRequest) Reset() {
 	*x = GetImpactReportRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4069,7 +4336,7 @@ func (x *GetImpactReportRequest) String() string {
 func (*GetImpactReportRequest) ProtoMessage() {}
 
 func (x *GetImpactReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4082,7 +4349,7 @@ func (x *GetImpactReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImpactReportRequest.ProtoReflect.Descriptor instead.
 func (*GetImpactReportRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{47}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetImpactReportRequest) GetId() string {
@@ -4103,7 +4370,7 @@ type GetImpactReportResponse struct {
 
 func (x *GetImpactReportResponse) Reset() {
 	*x = GetImpactReportResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4115,7 +4382,7 @@ func (x *GetImpactReportResponse) String() string {
 func (*GetImpactReportResponse) ProtoMessage() {}
 
 func (x *GetImpactReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4128,7 +4395,7 @@ func (x *GetImpactReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImpactReportResponse.ProtoReflect.Descriptor instead.
 func (*GetImpactReportResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetImpactReportResponse) GetReport() *ImpactReport {
@@ -4157,7 +4424,7 @@ type ShadowChangeRequest struct {
 
 func (x *ShadowChangeRequest) Reset() {
 	*x = ShadowChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4169,7 +4436,7 @@ func (x *ShadowChangeRequest) String() string {
 func (*ShadowChangeRequest) ProtoMessage() {}
 
 func (x *ShadowChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4182,7 +4449,7 @@ func (x *ShadowChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShadowChangeRequest.ProtoReflect.Descriptor instead.
 func (*ShadowChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ShadowChangeRequest) GetId() string {
@@ -4226,7 +4493,7 @@ type ShadowChangeResponse struct {
 
 func (x *ShadowChangeResponse) Reset() {
 	*x = ShadowChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4238,7 +4505,7 @@ func (x *ShadowChangeResponse) String() string {
 func (*ShadowChangeResponse) ProtoMessage() {}
 
 func (x *ShadowChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4251,7 +4518,7 @@ func (x *ShadowChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShadowChangeResponse.ProtoReflect.Descriptor instead.
 func (*ShadowChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ShadowChangeResponse) GetChange() *BundleChange {
@@ -4286,7 +4553,7 @@ type ApproveChangeRequest struct {
 
 func (x *ApproveChangeRequest) Reset() {
 	*x = ApproveChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4298,7 +4565,7 @@ func (x *ApproveChangeRequest) String() string {
 func (*ApproveChangeRequest) ProtoMessage() {}
 
 func (x *ApproveChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4311,7 +4578,7 @@ func (x *ApproveChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveChangeRequest.ProtoReflect.Descriptor instead.
 func (*ApproveChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{51}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ApproveChangeRequest) GetId() string {
@@ -4355,7 +4622,7 @@ type ApproveChangeResponse struct {
 
 func (x *ApproveChangeResponse) Reset() {
 	*x = ApproveChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4367,7 +4634,7 @@ func (x *ApproveChangeResponse) String() string {
 func (*ApproveChangeResponse) ProtoMessage() {}
 
 func (x *ApproveChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4380,7 +4647,7 @@ func (x *ApproveChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveChangeResponse.ProtoReflect.Descriptor instead.
 func (*ApproveChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{52}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ApproveChangeResponse) GetChange() *BundleChange {
@@ -4415,7 +4682,7 @@ type DeclineChangeRequest struct {
 
 func (x *DeclineChangeRequest) Reset() {
 	*x = DeclineChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4427,7 +4694,7 @@ func (x *DeclineChangeRequest) String() string {
 func (*DeclineChangeRequest) ProtoMessage() {}
 
 func (x *DeclineChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4440,7 +4707,7 @@ func (x *DeclineChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclineChangeRequest.ProtoReflect.Descriptor instead.
 func (*DeclineChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{53}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DeclineChangeRequest) GetId() string {
@@ -4484,7 +4751,7 @@ type DeclineChangeResponse struct {
 
 func (x *DeclineChangeResponse) Reset() {
 	*x = DeclineChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4496,7 +4763,7 @@ func (x *DeclineChangeResponse) String() string {
 func (*DeclineChangeResponse) ProtoMessage() {}
 
 func (x *DeclineChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4509,7 +4776,7 @@ func (x *DeclineChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclineChangeResponse.ProtoReflect.Descriptor instead.
 func (*DeclineChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{54}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DeclineChangeResponse) GetChange() *BundleChange {
@@ -4545,7 +4812,7 @@ type PublishChangeRequest struct {
 
 func (x *PublishChangeRequest) Reset() {
 	*x = PublishChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4557,7 +4824,7 @@ func (x *PublishChangeRequest) String() string {
 func (*PublishChangeRequest) ProtoMessage() {}
 
 func (x *PublishChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4570,7 +4837,7 @@ func (x *PublishChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishChangeRequest.ProtoReflect.Descriptor instead.
 func (*PublishChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{55}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PublishChangeRequest) GetId() string {
@@ -4618,7 +4885,7 @@ type PublishChangeResponse struct {
 
 func (x *PublishChangeResponse) Reset() {
 	*x = PublishChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4630,7 +4897,7 @@ func (x *PublishChangeResponse) String() string {
 func (*PublishChangeResponse) ProtoMessage() {}
 
 func (x *PublishChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4643,7 +4910,7 @@ func (x *PublishChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishChangeResponse.ProtoReflect.Descriptor instead.
 func (*PublishChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{56}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PublishChangeResponse) GetChange() *BundleChange {
@@ -4689,7 +4956,7 @@ type DiscardChangeRequest struct {
 
 func (x *DiscardChangeRequest) Reset() {
 	*x = DiscardChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4701,7 +4968,7 @@ func (x *DiscardChangeRequest) String() string {
 func (*DiscardChangeRequest) ProtoMessage() {}
 
 func (x *DiscardChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4714,7 +4981,7 @@ func (x *DiscardChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardChangeRequest.ProtoReflect.Descriptor instead.
 func (*DiscardChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{57}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DiscardChangeRequest) GetId() string {
@@ -4751,7 +5018,7 @@ type DiscardChangeResponse struct {
 
 func (x *DiscardChangeResponse) Reset() {
 	*x = DiscardChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4763,7 +5030,7 @@ func (x *DiscardChangeResponse) String() string {
 func (*DiscardChangeResponse) ProtoMessage() {}
 
 func (x *DiscardChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4776,7 +5043,7 @@ func (x *DiscardChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardChangeResponse.ProtoReflect.Descriptor instead.
 func (*DiscardChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{58}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DiscardChangeResponse) GetChange() *BundleChange {
@@ -4835,7 +5102,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4847,7 +5114,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4860,7 +5127,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{59}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Policy) GetBundle() string {
@@ -4994,7 +5261,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5006,7 +5273,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5019,7 +5286,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{60}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListPoliciesRequest) GetBundle() string {
@@ -5110,7 +5377,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5122,7 +5389,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5135,7 +5402,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{61}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -5179,7 +5446,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5191,7 +5458,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5204,7 +5471,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{62}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetPolicyRequest) GetBundle() string {
@@ -5232,7 +5499,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[63]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5244,7 +5511,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[63]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5257,7 +5524,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{63}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetPolicyResponse) GetPolicy() *Policy {
@@ -5282,7 +5549,7 @@ type AnalyzeChangeRequest_ProposedEdits struct {
 
 func (x *AnalyzeChangeRequest_ProposedEdits) Reset() {
 	*x = AnalyzeChangeRequest_ProposedEdits{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[64]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5294,7 +5561,7 @@ func (x *AnalyzeChangeRequest_ProposedEdits) String() string {
 func (*AnalyzeChangeRequest_ProposedEdits) ProtoMessage() {}
 
 func (x *AnalyzeChangeRequest_ProposedEdits) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[64]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5307,7 +5574,7 @@ func (x *AnalyzeChangeRequest_ProposedEdits) ProtoReflect() protoreflect.Message
 
 // Deprecated: Use AnalyzeChangeRequest_ProposedEdits.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeRequest_ProposedEdits) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49, 0}
 }
 
 func (x *AnalyzeChangeRequest_ProposedEdits) GetBundle() string {
@@ -5418,7 +5685,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x11GetBundleResponse\x12.\n" +
 	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleH\x00R\x06bundle\x12,\n" +
 	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\x06\n" +
-	"\x04part\"\xe9\x03\n" +
+	"\x04part\"\xc3\x04\n" +
 	"\rBundleVersion\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12\x12\n" +
@@ -5437,7 +5704,11 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\bpolicies\x18\f \x01(\x05R\bpolicies\x122\n" +
 	"\brevision\x18\r \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12\x1f\n" +
 	"\vbreak_glass\x18\x0e \x01(\tR\n" +
-	"breakGlass\"\xba\x01\n" +
+	"breakGlass\x129\n" +
+	"\n" +
+	"deleted_at\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tdeletedAt\x12\x1d\n" +
+	"\n" +
+	"deleted_by\x18\x11 \x01(\tR\tdeletedBy\"\xba\x01\n" +
 	"\aVerdict\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12*\n" +
@@ -5485,7 +5756,25 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x17RollbackVersionResponse\x12,\n" +
 	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleR\x06bundle\x122\n" +
 	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x121\n" +
-	"\bwarnings\x18\x03 \x03(\v2\x15.cedarpost.v1.FindingR\bwarnings\"\xae\x01\n" +
+	"\bwarnings\x18\x03 \x03(\v2\x15.cedarpost.v1.FindingR\bwarnings\"\xaf\x02\n" +
+	"\x13DeleteBundleRequest\x12:\n" +
+	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12$\n" +
+	"\x06reason\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\x06reason\x125\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\x123\n" +
+	"\x0eexpect_version\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x01H\x00R\rexpectVersion\x88\x01\x01\x127\n" +
+	"\vleave_types\x18\x05 \x03(\tB\x16\xbaH\x13\x92\x01\x10\x10\x90N\"\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\n" +
+	"leaveTypesB\x11\n" +
+	"\x0f_expect_version\"\x92\x01\n" +
+	"\x14DeleteBundleResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x03R\aversion\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x12,\n" +
+	"\x04left\x18\x03 \x03(\v2\x18.cedarpost.v1.StoredTypeR\x04left\"@\n" +
+	"\x0eStoredEntities\x12.\n" +
+	"\x05types\x18\x01 \x03(\v2\x18.cedarpost.v1.StoredTypeR\x05types\"<\n" +
+	"\n" +
+	"StoredType\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x1a\n" +
+	"\bentities\x18\x02 \x01(\x03R\bentities\"\xae\x01\n" +
 	"\x13FreezeBundleRequest\x12:\n" +
 	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12$\n" +
 	"\x06reason\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\x06reason\x125\n" +
@@ -5744,7 +6033,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12\x1e\n" +
 	"\x02id\x18\x02 \x01(\tB\x0e\xbaH\vr\t\x10\x01(\x80\x02\xba\x01\x01\x00R\x02id\"A\n" +
 	"\x11GetPolicyResponse\x12,\n" +
-	"\x06policy\x18\x01 \x01(\v2\x14.cedarpost.v1.PolicyR\x06policy2\xe2\x0f\n" +
+	"\x06policy\x18\x01 \x01(\v2\x14.cedarpost.v1.PolicyR\x06policy2\xb9\x10\n" +
 	"\rPolicyService\x12T\n" +
 	"\vApplyBundle\x12 .cedarpost.v1.ApplyBundleRequest\x1a!.cedarpost.v1.ApplyBundleResponse(\x01\x12R\n" +
 	"\vListBundles\x12 .cedarpost.v1.ListBundlesRequest\x1a!.cedarpost.v1.ListBundlesResponse\x12U\n" +
@@ -5758,6 +6047,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x0fRollbackVersion\x12$.cedarpost.v1.RollbackVersionRequest\x1a%.cedarpost.v1.RollbackVersionResponse\x12U\n" +
 	"\fFreezeBundle\x12!.cedarpost.v1.FreezeBundleRequest\x1a\".cedarpost.v1.FreezeBundleResponse\x12[\n" +
 	"\x0eUnfreezeBundle\x12#.cedarpost.v1.UnfreezeBundleRequest\x1a$.cedarpost.v1.UnfreezeBundleResponse\x12U\n" +
+	"\fDeleteBundle\x12!.cedarpost.v1.DeleteBundleRequest\x1a\".cedarpost.v1.DeleteBundleResponse\x12U\n" +
 	"\fCreateChange\x12!.cedarpost.v1.CreateChangeRequest\x1a\".cedarpost.v1.CreateChangeResponse\x12U\n" +
 	"\fUpdateChange\x12!.cedarpost.v1.UpdateChangeRequest\x1a\".cedarpost.v1.UpdateChangeResponse\x12L\n" +
 	"\tGetChange\x12\x1e.cedarpost.v1.GetChangeRequest\x1a\x1f.cedarpost.v1.GetChangeResponse\x12R\n" +
@@ -5784,7 +6074,7 @@ func file_cedarpost_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
 var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(Finding_Severity)(0),                      // 0: cedarpost.v1.Finding.Severity
 	(FileDiff_Kind)(0),                         // 1: cedarpost.v1.FileDiff.Kind
@@ -5815,201 +6105,211 @@ var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(*FileDiff)(nil),                           // 26: cedarpost.v1.FileDiff
 	(*RollbackVersionRequest)(nil),             // 27: cedarpost.v1.RollbackVersionRequest
 	(*RollbackVersionResponse)(nil),            // 28: cedarpost.v1.RollbackVersionResponse
-	(*FreezeBundleRequest)(nil),                // 29: cedarpost.v1.FreezeBundleRequest
-	(*FreezeBundleResponse)(nil),               // 30: cedarpost.v1.FreezeBundleResponse
-	(*UnfreezeBundleRequest)(nil),              // 31: cedarpost.v1.UnfreezeBundleRequest
-	(*UnfreezeBundleResponse)(nil),             // 32: cedarpost.v1.UnfreezeBundleResponse
-	(*BundleChange)(nil),                       // 33: cedarpost.v1.BundleChange
-	(*ChangeShadow)(nil),                       // 34: cedarpost.v1.ChangeShadow
-	(*ChangeReport)(nil),                       // 35: cedarpost.v1.ChangeReport
-	(*FileEdit)(nil),                           // 36: cedarpost.v1.FileEdit
-	(*CreateChangeRequest)(nil),                // 37: cedarpost.v1.CreateChangeRequest
-	(*CreateChangeResponse)(nil),               // 38: cedarpost.v1.CreateChangeResponse
-	(*UpdateChangeRequest)(nil),                // 39: cedarpost.v1.UpdateChangeRequest
-	(*UpdateChangeResponse)(nil),               // 40: cedarpost.v1.UpdateChangeResponse
-	(*GetChangeRequest)(nil),                   // 41: cedarpost.v1.GetChangeRequest
-	(*GetChangeResponse)(nil),                  // 42: cedarpost.v1.GetChangeResponse
-	(*ListChangesRequest)(nil),                 // 43: cedarpost.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),                // 44: cedarpost.v1.ListChangesResponse
-	(*CheckChangeRequest)(nil),                 // 45: cedarpost.v1.CheckChangeRequest
-	(*CheckChangeResponse)(nil),                // 46: cedarpost.v1.CheckChangeResponse
-	(*TestResult)(nil),                         // 47: cedarpost.v1.TestResult
-	(*PolicyDiff)(nil),                         // 48: cedarpost.v1.PolicyDiff
-	(*AnalyzeChangeRequest)(nil),               // 49: cedarpost.v1.AnalyzeChangeRequest
-	(*AnalyzeChangeResponse)(nil),              // 50: cedarpost.v1.AnalyzeChangeResponse
-	(*GetImpactReportRequest)(nil),             // 51: cedarpost.v1.GetImpactReportRequest
-	(*GetImpactReportResponse)(nil),            // 52: cedarpost.v1.GetImpactReportResponse
-	(*ShadowChangeRequest)(nil),                // 53: cedarpost.v1.ShadowChangeRequest
-	(*ShadowChangeResponse)(nil),               // 54: cedarpost.v1.ShadowChangeResponse
-	(*ApproveChangeRequest)(nil),               // 55: cedarpost.v1.ApproveChangeRequest
-	(*ApproveChangeResponse)(nil),              // 56: cedarpost.v1.ApproveChangeResponse
-	(*DeclineChangeRequest)(nil),               // 57: cedarpost.v1.DeclineChangeRequest
-	(*DeclineChangeResponse)(nil),              // 58: cedarpost.v1.DeclineChangeResponse
-	(*PublishChangeRequest)(nil),               // 59: cedarpost.v1.PublishChangeRequest
-	(*PublishChangeResponse)(nil),              // 60: cedarpost.v1.PublishChangeResponse
-	(*DiscardChangeRequest)(nil),               // 61: cedarpost.v1.DiscardChangeRequest
-	(*DiscardChangeResponse)(nil),              // 62: cedarpost.v1.DiscardChangeResponse
-	(*Policy)(nil),                             // 63: cedarpost.v1.Policy
-	(*ListPoliciesRequest)(nil),                // 64: cedarpost.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),               // 65: cedarpost.v1.ListPoliciesResponse
-	(*GetPolicyRequest)(nil),                   // 66: cedarpost.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),                  // 67: cedarpost.v1.GetPolicyResponse
-	(*AnalyzeChangeRequest_ProposedEdits)(nil), // 68: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
-	nil,                           // 69: cedarpost.v1.Policy.AnnotationsEntry
-	(*Revision)(nil),              // 70: cedarpost.v1.Revision
-	(*timestamppb.Timestamp)(nil), // 71: google.protobuf.Timestamp
-	(*EntityUid)(nil),             // 72: cedarpost.v1.EntityUid
-	(ImpactData)(0),               // 73: cedarpost.v1.ImpactData
-	(*durationpb.Duration)(nil),   // 74: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 75: google.protobuf.Struct
-	(*ImpactReport)(nil),          // 76: cedarpost.v1.ImpactReport
+	(*DeleteBundleRequest)(nil),                // 29: cedarpost.v1.DeleteBundleRequest
+	(*DeleteBundleResponse)(nil),               // 30: cedarpost.v1.DeleteBundleResponse
+	(*StoredEntities)(nil),                     // 31: cedarpost.v1.StoredEntities
+	(*StoredType)(nil),                         // 32: cedarpost.v1.StoredType
+	(*FreezeBundleRequest)(nil),                // 33: cedarpost.v1.FreezeBundleRequest
+	(*FreezeBundleResponse)(nil),               // 34: cedarpost.v1.FreezeBundleResponse
+	(*UnfreezeBundleRequest)(nil),              // 35: cedarpost.v1.UnfreezeBundleRequest
+	(*UnfreezeBundleResponse)(nil),             // 36: cedarpost.v1.UnfreezeBundleResponse
+	(*BundleChange)(nil),                       // 37: cedarpost.v1.BundleChange
+	(*ChangeShadow)(nil),                       // 38: cedarpost.v1.ChangeShadow
+	(*ChangeReport)(nil),                       // 39: cedarpost.v1.ChangeReport
+	(*FileEdit)(nil),                           // 40: cedarpost.v1.FileEdit
+	(*CreateChangeRequest)(nil),                // 41: cedarpost.v1.CreateChangeRequest
+	(*CreateChangeResponse)(nil),               // 42: cedarpost.v1.CreateChangeResponse
+	(*UpdateChangeRequest)(nil),                // 43: cedarpost.v1.UpdateChangeRequest
+	(*UpdateChangeResponse)(nil),               // 44: cedarpost.v1.UpdateChangeResponse
+	(*GetChangeRequest)(nil),                   // 45: cedarpost.v1.GetChangeRequest
+	(*GetChangeResponse)(nil),                  // 46: cedarpost.v1.GetChangeResponse
+	(*ListChangesRequest)(nil),                 // 47: cedarpost.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),                // 48: cedarpost.v1.ListChangesResponse
+	(*CheckChangeRequest)(nil),                 // 49: cedarpost.v1.CheckChangeRequest
+	(*CheckChangeResponse)(nil),                // 50: cedarpost.v1.CheckChangeResponse
+	(*TestResult)(nil),                         // 51: cedarpost.v1.TestResult
+	(*PolicyDiff)(nil),                         // 52: cedarpost.v1.PolicyDiff
+	(*AnalyzeChangeRequest)(nil),               // 53: cedarpost.v1.AnalyzeChangeRequest
+	(*AnalyzeChangeResponse)(nil),              // 54: cedarpost.v1.AnalyzeChangeResponse
+	(*GetImpactReportRequest)(nil),             // 55: cedarpost.v1.GetImpactReportRequest
+	(*GetImpactReportResponse)(nil),            // 56: cedarpost.v1.GetImpactReportResponse
+	(*ShadowChangeRequest)(nil),                // 57: cedarpost.v1.ShadowChangeRequest
+	(*ShadowChangeResponse)(nil),               // 58: cedarpost.v1.ShadowChangeResponse
+	(*ApproveChangeRequest)(nil),               // 59: cedarpost.v1.ApproveChangeRequest
+	(*ApproveChangeResponse)(nil),              // 60: cedarpost.v1.ApproveChangeResponse
+	(*DeclineChangeRequest)(nil),               // 61: cedarpost.v1.DeclineChangeRequest
+	(*DeclineChangeResponse)(nil),              // 62: cedarpost.v1.DeclineChangeResponse
+	(*PublishChangeRequest)(nil),               // 63: cedarpost.v1.PublishChangeRequest
+	(*PublishChangeResponse)(nil),              // 64: cedarpost.v1.PublishChangeResponse
+	(*DiscardChangeRequest)(nil),               // 65: cedarpost.v1.DiscardChangeRequest
+	(*DiscardChangeResponse)(nil),              // 66: cedarpost.v1.DiscardChangeResponse
+	(*Policy)(nil),                             // 67: cedarpost.v1.Policy
+	(*ListPoliciesRequest)(nil),                // 68: cedarpost.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),               // 69: cedarpost.v1.ListPoliciesResponse
+	(*GetPolicyRequest)(nil),                   // 70: cedarpost.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),                  // 71: cedarpost.v1.GetPolicyResponse
+	(*AnalyzeChangeRequest_ProposedEdits)(nil), // 72: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
+	nil,                           // 73: cedarpost.v1.Policy.AnnotationsEntry
+	(*Revision)(nil),              // 74: cedarpost.v1.Revision
+	(*timestamppb.Timestamp)(nil), // 75: google.protobuf.Timestamp
+	(*EntityUid)(nil),             // 76: cedarpost.v1.EntityUid
+	(ImpactData)(0),               // 77: cedarpost.v1.ImpactData
+	(*durationpb.Duration)(nil),   // 78: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 79: google.protobuf.Struct
+	(*ImpactReport)(nil),          // 80: cedarpost.v1.ImpactReport
 }
 var file_cedarpost_v1_policy_proto_depIdxs = []int32{
 	5,   // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
 	6,   // 1: cedarpost.v1.ApplyBundleRequest.file:type_name -> cedarpost.v1.FilePart
 	8,   // 2: cedarpost.v1.ApplyBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	70,  // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	74,  // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
 	13,  // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
-	70,  // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
-	71,  // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
+	74,  // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
+	75,  // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
 	9,   // 7: cedarpost.v1.Bundle.freeze:type_name -> cedarpost.v1.BundleFreeze
-	71,  // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
+	75,  // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
 	13,  // 9: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
 	12,  // 10: cedarpost.v1.PublishBlocked.blocks:type_name -> cedarpost.v1.PublishBlock
 	0,   // 11: cedarpost.v1.Finding.severity:type_name -> cedarpost.v1.Finding.Severity
 	8,   // 12: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
-	70,  // 13: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
+	74,  // 13: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
 	8,   // 14: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
 	6,   // 15: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
-	71,  // 16: cedarpost.v1.BundleVersion.published_at:type_name -> google.protobuf.Timestamp
+	75,  // 16: cedarpost.v1.BundleVersion.published_at:type_name -> google.protobuf.Timestamp
 	19,  // 17: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
-	70,  // 18: cedarpost.v1.BundleVersion.revision:type_name -> cedarpost.v1.Revision
-	71,  // 19: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
-	71,  // 20: cedarpost.v1.Verdict.expires_at:type_name -> google.protobuf.Timestamp
-	18,  // 21: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
-	18,  // 22: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
-	6,   // 23: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
-	26,  // 24: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
-	1,   // 25: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
-	8,   // 26: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
-	70,  // 27: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
-	13,  // 28: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
-	9,   // 29: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
-	70,  // 30: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	70,  // 31: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	2,   // 32: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
-	71,  // 33: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
-	71,  // 34: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
-	19,  // 35: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
-	19,  // 36: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
-	35,  // 37: cedarpost.v1.BundleChange.reports:type_name -> cedarpost.v1.ChangeReport
-	34,  // 38: cedarpost.v1.BundleChange.shadow:type_name -> cedarpost.v1.ChangeShadow
-	71,  // 39: cedarpost.v1.ChangeShadow.until:type_name -> google.protobuf.Timestamp
-	71,  // 40: cedarpost.v1.ChangeReport.at:type_name -> google.protobuf.Timestamp
-	71,  // 41: cedarpost.v1.ChangeReport.from:type_name -> google.protobuf.Timestamp
-	71,  // 42: cedarpost.v1.ChangeReport.to:type_name -> google.protobuf.Timestamp
-	36,  // 43: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	33,  // 44: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	70,  // 45: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	36,  // 46: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	33,  // 47: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	70,  // 48: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	33,  // 49: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	26,  // 50: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
-	2,   // 51: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
-	33,  // 52: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
-	33,  // 53: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	13,  // 54: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
-	47,  // 55: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
-	48,  // 56: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
-	3,   // 57: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
-	68,  // 58: cedarpost.v1.AnalyzeChangeRequest.edits:type_name -> cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
-	71,  // 59: cedarpost.v1.AnalyzeChangeRequest.from:type_name -> google.protobuf.Timestamp
-	71,  // 60: cedarpost.v1.AnalyzeChangeRequest.to:type_name -> google.protobuf.Timestamp
-	72,  // 61: cedarpost.v1.AnalyzeChangeRequest.principal:type_name -> cedarpost.v1.EntityUid
-	72,  // 62: cedarpost.v1.AnalyzeChangeRequest.action:type_name -> cedarpost.v1.EntityUid
-	72,  // 63: cedarpost.v1.AnalyzeChangeRequest.resource:type_name -> cedarpost.v1.EntityUid
-	73,  // 64: cedarpost.v1.AnalyzeChangeRequest.data:type_name -> cedarpost.v1.ImpactData
-	74,  // 65: cedarpost.v1.AnalyzeChangeRequest.budget:type_name -> google.protobuf.Duration
-	72,  // 66: cedarpost.v1.AnalyzeChangeRequest.who:type_name -> cedarpost.v1.EntityUid
-	75,  // 67: cedarpost.v1.AnalyzeChangeRequest.who_context:type_name -> google.protobuf.Struct
-	76,  // 68: cedarpost.v1.AnalyzeChangeResponse.report:type_name -> cedarpost.v1.ImpactReport
-	76,  // 69: cedarpost.v1.GetImpactReportResponse.report:type_name -> cedarpost.v1.ImpactReport
-	74,  // 70: cedarpost.v1.ShadowChangeRequest.duration:type_name -> google.protobuf.Duration
-	33,  // 71: cedarpost.v1.ShadowChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	70,  // 72: cedarpost.v1.ShadowChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	33,  // 73: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	70,  // 74: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	33,  // 75: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	70,  // 76: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	33,  // 77: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	8,   // 78: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
-	70,  // 79: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	13,  // 80: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
-	33,  // 81: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	70,  // 82: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	69,  // 83: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
-	71,  // 84: cedarpost.v1.Policy.last_determined:type_name -> google.protobuf.Timestamp
-	71,  // 85: cedarpost.v1.Policy.counted_since:type_name -> google.protobuf.Timestamp
-	72,  // 86: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
-	72,  // 87: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
-	72,  // 88: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
-	71,  // 89: cedarpost.v1.ListPoliciesRequest.unused_since:type_name -> google.protobuf.Timestamp
-	63,  // 90: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
-	70,  // 91: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
-	63,  // 92: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
-	36,  // 93: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
-	4,   // 94: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
-	14,  // 95: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
-	64,  // 96: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
-	66,  // 97: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
-	16,  // 98: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
-	20,  // 99: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
-	22,  // 100: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
-	24,  // 101: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
-	27,  // 102: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
-	29,  // 103: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
-	31,  // 104: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
-	37,  // 105: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
-	39,  // 106: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
-	41,  // 107: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
-	43,  // 108: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
-	45,  // 109: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
-	49,  // 110: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
-	51,  // 111: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
-	53,  // 112: cedarpost.v1.PolicyService.ShadowChange:input_type -> cedarpost.v1.ShadowChangeRequest
-	55,  // 113: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
-	57,  // 114: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
-	59,  // 115: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
-	61,  // 116: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
-	7,   // 117: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
-	15,  // 118: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
-	65,  // 119: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
-	67,  // 120: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
-	17,  // 121: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
-	21,  // 122: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
-	23,  // 123: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
-	25,  // 124: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
-	28,  // 125: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
-	30,  // 126: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
-	32,  // 127: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
-	38,  // 128: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
-	40,  // 129: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
-	42,  // 130: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
-	44,  // 131: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
-	46,  // 132: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
-	50,  // 133: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
-	52,  // 134: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
-	54,  // 135: cedarpost.v1.PolicyService.ShadowChange:output_type -> cedarpost.v1.ShadowChangeResponse
-	56,  // 136: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
-	58,  // 137: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
-	60,  // 138: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
-	62,  // 139: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
-	117, // [117:140] is the sub-list for method output_type
-	94,  // [94:117] is the sub-list for method input_type
-	94,  // [94:94] is the sub-list for extension type_name
-	94,  // [94:94] is the sub-list for extension extendee
-	0,   // [0:94] is the sub-list for field type_name
+	74,  // 18: cedarpost.v1.BundleVersion.revision:type_name -> cedarpost.v1.Revision
+	75,  // 19: cedarpost.v1.BundleVersion.deleted_at:type_name -> google.protobuf.Timestamp
+	75,  // 20: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	75,  // 21: cedarpost.v1.Verdict.expires_at:type_name -> google.protobuf.Timestamp
+	18,  // 22: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
+	18,  // 23: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
+	6,   // 24: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
+	26,  // 25: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
+	1,   // 26: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
+	8,   // 27: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
+	74,  // 28: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
+	13,  // 29: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
+	74,  // 30: cedarpost.v1.DeleteBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	32,  // 31: cedarpost.v1.DeleteBundleResponse.left:type_name -> cedarpost.v1.StoredType
+	32,  // 32: cedarpost.v1.StoredEntities.types:type_name -> cedarpost.v1.StoredType
+	9,   // 33: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
+	74,  // 34: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	74,  // 35: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	2,   // 36: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
+	75,  // 37: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
+	75,  // 38: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
+	19,  // 39: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
+	19,  // 40: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
+	39,  // 41: cedarpost.v1.BundleChange.reports:type_name -> cedarpost.v1.ChangeReport
+	38,  // 42: cedarpost.v1.BundleChange.shadow:type_name -> cedarpost.v1.ChangeShadow
+	75,  // 43: cedarpost.v1.ChangeShadow.until:type_name -> google.protobuf.Timestamp
+	75,  // 44: cedarpost.v1.ChangeReport.at:type_name -> google.protobuf.Timestamp
+	75,  // 45: cedarpost.v1.ChangeReport.from:type_name -> google.protobuf.Timestamp
+	75,  // 46: cedarpost.v1.ChangeReport.to:type_name -> google.protobuf.Timestamp
+	40,  // 47: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	37,  // 48: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	74,  // 49: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	40,  // 50: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	37,  // 51: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	74,  // 52: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	37,  // 53: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	26,  // 54: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
+	2,   // 55: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
+	37,  // 56: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
+	37,  // 57: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	13,  // 58: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
+	51,  // 59: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
+	52,  // 60: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
+	3,   // 61: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
+	72,  // 62: cedarpost.v1.AnalyzeChangeRequest.edits:type_name -> cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
+	75,  // 63: cedarpost.v1.AnalyzeChangeRequest.from:type_name -> google.protobuf.Timestamp
+	75,  // 64: cedarpost.v1.AnalyzeChangeRequest.to:type_name -> google.protobuf.Timestamp
+	76,  // 65: cedarpost.v1.AnalyzeChangeRequest.principal:type_name -> cedarpost.v1.EntityUid
+	76,  // 66: cedarpost.v1.AnalyzeChangeRequest.action:type_name -> cedarpost.v1.EntityUid
+	76,  // 67: cedarpost.v1.AnalyzeChangeRequest.resource:type_name -> cedarpost.v1.EntityUid
+	77,  // 68: cedarpost.v1.AnalyzeChangeRequest.data:type_name -> cedarpost.v1.ImpactData
+	78,  // 69: cedarpost.v1.AnalyzeChangeRequest.budget:type_name -> google.protobuf.Duration
+	76,  // 70: cedarpost.v1.AnalyzeChangeRequest.who:type_name -> cedarpost.v1.EntityUid
+	79,  // 71: cedarpost.v1.AnalyzeChangeRequest.who_context:type_name -> google.protobuf.Struct
+	80,  // 72: cedarpost.v1.AnalyzeChangeResponse.report:type_name -> cedarpost.v1.ImpactReport
+	80,  // 73: cedarpost.v1.GetImpactReportResponse.report:type_name -> cedarpost.v1.ImpactReport
+	78,  // 74: cedarpost.v1.ShadowChangeRequest.duration:type_name -> google.protobuf.Duration
+	37,  // 75: cedarpost.v1.ShadowChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	74,  // 76: cedarpost.v1.ShadowChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	37,  // 77: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	74,  // 78: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	37,  // 79: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	74,  // 80: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	37,  // 81: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	8,   // 82: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
+	74,  // 83: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	13,  // 84: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
+	37,  // 85: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	74,  // 86: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	73,  // 87: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
+	75,  // 88: cedarpost.v1.Policy.last_determined:type_name -> google.protobuf.Timestamp
+	75,  // 89: cedarpost.v1.Policy.counted_since:type_name -> google.protobuf.Timestamp
+	76,  // 90: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
+	76,  // 91: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
+	76,  // 92: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
+	75,  // 93: cedarpost.v1.ListPoliciesRequest.unused_since:type_name -> google.protobuf.Timestamp
+	67,  // 94: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
+	74,  // 95: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
+	67,  // 96: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
+	40,  // 97: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
+	4,   // 98: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
+	14,  // 99: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
+	68,  // 100: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
+	70,  // 101: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
+	16,  // 102: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
+	20,  // 103: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
+	22,  // 104: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
+	24,  // 105: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
+	27,  // 106: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
+	33,  // 107: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
+	35,  // 108: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
+	29,  // 109: cedarpost.v1.PolicyService.DeleteBundle:input_type -> cedarpost.v1.DeleteBundleRequest
+	41,  // 110: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
+	43,  // 111: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
+	45,  // 112: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
+	47,  // 113: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
+	49,  // 114: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
+	53,  // 115: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
+	55,  // 116: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
+	57,  // 117: cedarpost.v1.PolicyService.ShadowChange:input_type -> cedarpost.v1.ShadowChangeRequest
+	59,  // 118: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
+	61,  // 119: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
+	63,  // 120: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
+	65,  // 121: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
+	7,   // 122: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
+	15,  // 123: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
+	69,  // 124: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
+	71,  // 125: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
+	17,  // 126: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
+	21,  // 127: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
+	23,  // 128: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
+	25,  // 129: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
+	28,  // 130: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
+	34,  // 131: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
+	36,  // 132: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
+	30,  // 133: cedarpost.v1.PolicyService.DeleteBundle:output_type -> cedarpost.v1.DeleteBundleResponse
+	42,  // 134: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
+	44,  // 135: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
+	46,  // 136: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
+	48,  // 137: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
+	50,  // 138: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
+	54,  // 139: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
+	56,  // 140: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
+	58,  // 141: cedarpost.v1.PolicyService.ShadowChange:output_type -> cedarpost.v1.ShadowChangeResponse
+	60,  // 142: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
+	62,  // 143: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
+	64,  // 144: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
+	66,  // 145: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
+	122, // [122:146] is the sub-list for method output_type
+	98,  // [98:122] is the sub-list for method input_type
+	98,  // [98:98] is the sub-list for extension type_name
+	98,  // [98:98] is the sub-list for extension extendee
+	0,   // [0:98] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_policy_proto_init() }
@@ -6032,27 +6332,28 @@ func file_cedarpost_v1_policy_proto_init() {
 		(*GetVersionResponse_Version)(nil),
 		(*GetVersionResponse_File)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[32].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[25].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[36].OneofWrappers = []any{
 		(*FileEdit_Content)(nil),
 		(*FileEdit_Append)(nil),
 		(*FileEdit_Removed)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[33].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[35].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[45].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[37].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[39].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[49].OneofWrappers = []any{
 		(*AnalyzeChangeRequest_Change)(nil),
 		(*AnalyzeChangeRequest_Edits)(nil),
 		(*AnalyzeChangeRequest_Report)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[55].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[60].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[59].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[64].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_policy_proto_rawDesc), len(file_cedarpost_v1_policy_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   66,
+			NumMessages:   70,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -48,6 +48,8 @@ const (
 	// PolicyServiceUnfreezeBundleProcedure is the procedure name of the PolicyService's UnfreezeBundle
 	// RPC.
 	PolicyServiceUnfreezeBundleProcedure = "/cedarpost.v1.PolicyService/UnfreezeBundle"
+	// PolicyServiceDeleteBundleProcedure is the procedure name of the PolicyService's DeleteBundle RPC.
+	PolicyServiceDeleteBundleProcedure = "/cedarpost.v1.PolicyService/DeleteBundle"
 	// PolicyServiceCreateChangeProcedure is the procedure name of the PolicyService's CreateChange RPC.
 	PolicyServiceCreateChangeProcedure = "/cedarpost.v1.PolicyService/CreateChange"
 	// PolicyServiceUpdateChangeProcedure is the procedure name of the PolicyService's UpdateChange RPC.
@@ -156,6 +158,13 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("UnfreezeBundle"),
 			Procedure:  PolicyServiceUnfreezeBundleProcedure,
+		}
+	})
+	policyServiceDeleteBundleSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_cedarpost_v1_policy_proto.Services().ByName("PolicyService").Methods().ByName("DeleteBundle"),
+			Procedure:  PolicyServiceDeleteBundleProcedure,
 		}
 	})
 	policyServiceCreateChangeSpec = sync.OnceValue(func() connect.Spec {
@@ -282,6 +291,14 @@ type PolicyServiceClient interface {
 	FreezeBundle(context.Context, *v1.FreezeBundleRequest) (*v1.FreezeBundleResponse, error)
 	// UnfreezeBundle ends the freeze of a bundle.
 	UnfreezeBundle(context.Context, *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error)
+	// DeleteBundle ends the live version of a bundle: its actions can no longer be asked about, and its
+	// entities can no longer be read or written. The name keeps its versions and the rules of the last one:
+	// RollbackVersion brings a version back, and the numbers of versions go on.
+	//
+	// Errors: failed_precondition if another bundle refers to its types, if it is frozen, if its live version
+	// needs approvals, or if entities of its types are stored (the error detail StoredEntities lists the
+	// types), and aborted if another version is live than expected.
+	DeleteBundle(context.Context, *v1.DeleteBundleRequest) (*v1.DeleteBundleResponse, error)
 	// CreateChange makes a change: a proposed new state of a bundle, as edits of the files of a published
 	// version. It need not be a valid bundle yet.
 	CreateChange(context.Context, *v1.CreateChangeRequest) (*v1.CreateChangeResponse, error)
@@ -468,6 +485,14 @@ type PolicyServiceHandler interface {
 	FreezeBundle(context.Context, *v1.FreezeBundleRequest) (*v1.FreezeBundleResponse, error)
 	// UnfreezeBundle ends the freeze of a bundle.
 	UnfreezeBundle(context.Context, *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error)
+	// DeleteBundle ends the live version of a bundle: its actions can no longer be asked about, and its
+	// entities can no longer be read or written. The name keeps its versions and the rules of the last one:
+	// RollbackVersion brings a version back, and the numbers of versions go on.
+	//
+	// Errors: failed_precondition if another bundle refers to its types, if it is frozen, if its live version
+	// needs approvals, or if entities of its types are stored (the error detail StoredEntities lists the
+	// types), and aborted if another version is live than expected.
+	DeleteBundle(context.Context, *v1.DeleteBundleRequest) (*v1.DeleteBundleResponse, error)
 	// CreateChange makes a change: a proposed new state of a bundle, as edits of the files of a published
 	// version. It need not be a valid bundle yet.
 	CreateChange(context.Context, *v1.CreateChangeRequest) (*v1.CreateChangeResponse, error)
@@ -535,6 +560,7 @@ func RegisterPolicyServiceHandler(server *connect.Server, svc PolicyServiceHandl
 		connect.Method{Spec: policyServiceRollbackVersionSpec(), Handler: adapter.rollbackVersion},
 		connect.Method{Spec: policyServiceFreezeBundleSpec(), Handler: adapter.freezeBundle},
 		connect.Method{Spec: policyServiceUnfreezeBundleSpec(), Handler: adapter.unfreezeBundle},
+		connect.Method{Spec: policyServiceDeleteBundleSpec(), Handler: adapter.deleteBundle},
 		connect.Method{Spec: policyServiceCreateChangeSpec(), Handler: adapter.createChange},
 		connect.Method{Spec: policyServiceUpdateChangeSpec(), Handler: adapter.updateChange},
 		connect.Method{Spec: policyServiceGetChangeSpec(), Handler: adapter.getChange},
@@ -656,6 +682,10 @@ func (UnimplementedPolicyServiceHandler) FreezeBundle(context.Context, *v1.Freez
 
 func (UnimplementedPolicyServiceHandler) UnfreezeBundle(context.Context, *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.UnfreezeBundle is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) DeleteBundle(context.Context, *v1.DeleteBundleRequest) (*v1.DeleteBundleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "cedarpost.v1.PolicyService.DeleteBundle is not implemented")
 }
 
 func (UnimplementedPolicyServiceHandler) CreateChange(context.Context, *v1.CreateChangeRequest) (*v1.CreateChangeResponse, error) {
@@ -793,6 +823,14 @@ func (c *policyServiceClient) FreezeBundle(ctx context.Context, req *v1.FreezeBu
 func (c *policyServiceClient) UnfreezeBundle(ctx context.Context, req *v1.UnfreezeBundleRequest) (*v1.UnfreezeBundleResponse, error) {
 	var res v1.UnfreezeBundleResponse
 	if err := c.client.CallUnary(ctx, policyServiceUnfreezeBundleSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) DeleteBundle(ctx context.Context, req *v1.DeleteBundleRequest) (*v1.DeleteBundleResponse, error) {
+	var res v1.DeleteBundleResponse
+	if err := c.client.CallUnary(ctx, policyServiceDeleteBundleSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -1010,6 +1048,18 @@ func (h policyServiceHandler) unfreezeBundle(ctx context.Context, _ connect.Spec
 		return err
 	}
 	res, err := h.svc.UnfreezeBundle(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) deleteBundle(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DeleteBundleRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DeleteBundle(ctx, &req)
 	if err != nil {
 		return err
 	}
