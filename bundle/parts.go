@@ -69,9 +69,8 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 			b.Exports = y.exports(v)
 		default:
 			if !y.rule(&b.Rules, k.Value, v) {
-				y.unknown(k, "name", "description", "owners", approvalsKey, approvalsExpireKey, freezeKey, "on_forbid_error", principalTokensKey, lintKey)
+				y.unknown(k, "name", "description", "owners", approvalsKey, approvalsExpireKey, freezeKey, "on_forbid_error", principalTokensKey, lintKey, exportsKey)
 			}
-			y.unknown(k, "name", "description", "owners", approvalsKey, "on_forbid_error", principalTokensKey, lintKey, exportsKey)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
@@ -68,7 +69,7 @@ func (s *policyService) deleteOnce(ctx context.Context, procedure string, req *c
 		if err := s.stillMay(ctx, procedure, still); err != nil {
 			return err
 		}
-		return deletionRules(req, live, now)
+		return s.deletionRules(req, live, now)
 	}
 	now, err := s.db.PolicyState(ctx, name, "")
 	if err != nil {
@@ -104,16 +105,20 @@ func (s *policyService) deleteOnce(ctx context.Context, procedure string, req *c
 	return answer(made), nil
 }
 
-// deletionRules refuses to delete a bundle that is frozen, or whose changes need approvals: nobody has
-// approved that it goes.
-func deletionRules(req *cedarpostv1.DeleteBundleRequest, live store.Bundle, now store.PolicyState) error {
+// deletionRules refuses to delete a bundle that is frozen or in a freeze window, or whose changes need
+// approvals: nobody has approved that it goes.
+func (s *policyService) deletionRules(req *cedarpostv1.DeleteBundleRequest, live store.Bundle, now store.PolicyState) error {
 	if req.ExpectVersion != nil && req.GetExpectVersion() != live.Version {
 		return connect.Errorf(connect.CodeAborted, "version %d of the bundle %s is live, not %d; look at what was published since, and try again", live.Version, live.Name, req.GetExpectVersion())
 	}
 	if err := refuseFrozen(live.Name, now); err != nil {
 		return err
 	}
-	if n := approvalsNeeded(live); n > 0 {
+	rules := s.rulesOf(live, bundle.Rules{})
+	if list := windows(live.Name, rules, time.Now()); len(list) > 0 {
+		return refuse(list)
+	}
+	if n := rules.Approvals; n > 0 {
 		return connect.Errorf(connect.CodeFailedPrecondition, "changes of the bundle %s need %s, so it cannot be deleted; first publish a change, with these approvals, whose bundle.yaml says approvals: 0", live.Name, countOf(n, "approval"))
 	}
 	return nil
@@ -217,7 +222,7 @@ func (s *policyService) departed(ctx context.Context, name string) (b store.Bund
 	if err != nil || len(list) == 0 || list[0].Live {
 		return b, err
 	}
-	b = store.Bundle{Name: name, Approvals: list[0].Approvals}
+	b = store.Bundle{Name: name, Approvals: list[0].Approvals, Rules: list[0].Rules}
 	b.Manifest, err = s.manifest(ctx, list[0].Bundle)
 	return b, err
 }

@@ -50,10 +50,6 @@ type publication struct {
 // rules are asked before the bundle is checked, to fail fast, and then with what is stored when the publish
 // is committed, as which they return what else is written.
 type publishRules func(live store.Bundle, now store.PolicyState) (store.PolicyWrite, []block, error)
-// publishRules decides whether a bundle may be published. live is its live version; its version is 0 if
-// there is none, and it has the rules that stay if the bundle was deleted. The rules are asked before the bundle is checked, to fail fast, and then with what is
-// stored when the publish is committed, as which they return what else is written.
-type publishRules func(live store.Bundle, now store.PolicyState) (store.PolicyWrite, error)
 
 // refuseFrozen refuses to publish a bundle that is frozen.
 func refuseFrozen(name string, now store.PolicyState) error {
@@ -105,7 +101,6 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 		return nil, err
 	}
 	b := p.bundle
-	live, _ := v.Bundle(b.Name)
 	needs := append([]need{p.need}, p.also...)
 	live, published := v.Bundle(b.Name)
 	if !published {

@@ -67,16 +67,7 @@ func (s *policyService) blocks(p proposal, live store.Bundle, now store.PolicySt
 	if rules.Unread != "" {
 		add(ruleUnread, "version %d of the bundle %s has rules for publishing that this server cannot read: %s; upgrade the server", live.Version, p.bundle, rules.Unread)
 	}
-	for _, w := range rules.Freeze {
-		switch in, end, open, err := w.Holds(at); {
-		case err != nil:
-			add(ruleUnread, "a freeze window of the bundle %s cannot be understood: %s: %v", p.bundle, w.Text(), err)
-		case open:
-			add(ruleWindow, "the bundle %s is not published in its freeze window %s; the window does not end before %s", p.bundle, w.Text(), end.Format(time.RFC3339))
-		case in:
-			add(ruleWindow, "the bundle %s is not published in its freeze window %s; the window ends at %s", p.bundle, w.Text(), end.Format(time.RFC3339))
-		}
-	}
+	list = append(list, windows(p.bundle, rules, at)...)
 	if c == nil {
 		if rules.Approvals > 0 {
 			add(ruleApprovals, "changes of the bundle %s need %s, so it is published from a change: `cedarpost change create DIR --title TEXT` makes one, others approve it (`cedarpost change approve ID`), and `cedarpost change publish ID` publishes it", p.bundle, countOf(rules.Approvals, "approval"))
@@ -102,6 +93,21 @@ func (s *policyService) blocks(p proposal, live store.Bundle, now store.PolicySt
 			also = ", and " + countOf(len(expired), "approval") + " that expired after " + bundle.DurationText(rules.Expire())
 		}
 		add(ruleApprovals, "the change %s needs %s and has %d%s; callers who did not edit it approve it with `cedarpost change approve %s`", c.ID, countOf(rules.Approvals, "approval"), len(counts), also, c.ID)
+	}
+	return list
+}
+
+// windows lists the freeze windows of a bundle that are open at a moment.
+func windows(name string, rules bundle.Rules, at time.Time) (list []block) {
+	for _, w := range rules.Freeze {
+		switch in, end, open, err := w.Holds(at); {
+		case err != nil:
+			list = append(list, block{ruleUnread, fmt.Sprintf("a freeze window of the bundle %s cannot be understood: %s: %v", name, w.Text(), err)})
+		case open:
+			list = append(list, block{ruleWindow, fmt.Sprintf("the bundle %s is not published in its freeze window %s; the window does not end before %s", name, w.Text(), end.Format(time.RFC3339))})
+		case in:
+			list = append(list, block{ruleWindow, fmt.Sprintf("the bundle %s is not published in its freeze window %s; the window ends at %s", name, w.Text(), end.Format(time.RFC3339))})
+		}
 	}
 	return list
 }
@@ -156,10 +162,11 @@ func (p *publication) ask(live store.Bundle, now store.PolicyState) (w store.Pol
 	return w, nil, nil
 }
 
-// rulesOf returns the rules for publishing something over a live version: the stricter ones of both.
+// rulesOf returns the rules for publishing something over a live version: the stricter ones of both. A name
+// keeps the rules of its last version after its bundle was deleted; see departed.
 func (s *policyService) rulesOf(live store.Bundle, candidate bundle.Rules) bundle.Rules {
 	var over *bundle.Rules
-	if live.Version > 0 {
+	if live.Name != "" {
 		r := liveRules(live)
 		over = &r
 	}

@@ -23,8 +23,7 @@ func (db *DB) BundleVersions(ctx context.Context, name string, before int64, lim
 	defer wrap(&err, "list versions of a bundle")
 	rows, _ := db.admin.Query(ctx, `
 		select name, version, digest, description, owners, on_forbid_error, namespaces, policies, published_by, published_at,
-		       message, change, rollback_of, approvals, rules, break_glass, since, until is null as live
-		       message, change, rollback_of, approvals, since, until is null as live, deleted.at as deleted_at, deleted.caller as deleted_by
+		       message, change, rollback_of, approvals, rules, break_glass, since, until is null as live, deleted.at as deleted_at, deleted.caller as deleted_by
 		from bundles
 		left join revisions deleted on deleted.n = bundles.until and not exists (
 			select from bundles next where next.name = bundles.name and next.since = bundles.until)
