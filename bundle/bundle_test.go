@@ -288,8 +288,6 @@ func TestProblems(t *testing.T) {
 			"bundle.yaml:1:9: freeze must be a list, not a mapping", "bundle.yaml:2:19: approvals_expire must be a duration from 1h to 365d, such as 4h or 7d"}},
 		{"an incomplete window", with(files{"bundle.yaml": "freeze: [{at: 0 18 * * FRI}]\n"}), []string{"bundle.yaml:1:10: a window of freeze needs at and for"}},
 		{"very many windows", with(files{"bundle.yaml": "freeze: [" + strings.Repeat("{at: 0 18 * * FRI, for: 1h}, ", 21) + "]\n"}), []string{"bundle.yaml:1:9: freeze must have at most 20 windows"}},
-		{"rules for publishing that are not enforced", with(files{"bundle.yaml": "approvals: 2\nimpact: required\nfreeze: []\n"}), []string{
-			`bundle.yaml:2:1: unknown key "impact"`, `bundle.yaml:3:1: unknown key "freeze"`}},
 		{"exports that are not types", with(files{"bundle.yaml": "exports: [User, 'a b', User, 1, '*']\n"}), []string{
 			`bundle.yaml:1:17: "a b" is not an entity type`, `bundle.yaml:1:24: "User" is listed twice`,
 			"bundle.yaml:1:30: each of exports must be text, not a number", `bundle.yaml:1:33: "*" exports all types`}},

@@ -55,6 +55,8 @@ var goodRequests = map[string]string{
 	"PolicyService/GetChange":          `{"id":"doc-1"}`,
 	"PolicyService/ListChanges":        `{"bundle":"doc"}`,
 	"PolicyService/CheckChange":        `{"id":"doc-1"}`,
+	"PolicyService/ShadowChange":       `{"id":"doc-1","digest":"` + strings.Repeat("0", 64) + `"}`,
+	"PolicyService/GetImpactReport":    `{"id":"doc-r0000000000000000"}`,
 	"PolicyService/ApproveChange":      `{"id":"doc-1","digest":"` + strings.Repeat("0", 64) + `"}`,
 	"PolicyService/DeclineChange":      `{"id":"doc-1","digest":"` + strings.Repeat("0", 64) + `"}`,
 	"PolicyService/PublishChange":      `{"id":"doc-1","digest":"` + strings.Repeat("0", 64) + `"}`,
