@@ -54,10 +54,6 @@ const modelTest = "^TestNoAnswerIsOlderThanTheBound$"
 // The edits of all mutants fit the code.
 func TestMutantsFit(t *testing.T) { mutant.Check(t, mutants) }
 
-// An answer can arrive after a change of what it was made from. Without the rule about
-// such answers the model finds an old one.
-func TestLateAnswersMatter(t *testing.T) { mutant.Test(t, modelTest, mutants[1:2]) }
-
 // Without any one of its safeguards the cache fails the model test.
 func TestSoakSafeguards(t *testing.T) {
 	if os.Getenv("CEDARPOST_SOAK") == "" {
