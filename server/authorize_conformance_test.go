@@ -25,18 +25,21 @@ import (
 // Each run draws other policy sets; with CEDARPOST_SEED it draws the same again.
 func TestConformanceOverTheWire(t *testing.T) {
 	t.Parallel() // it takes long
-	conformOverTheWire(t, 1, 2)
+	r := rand.New(rand.NewPCG(conformanceSeed(t), 0))
+	names := []string{casesWithData[r.IntN(len(casesWithData))]}
+	for _, i := range r.Perm(len(casesWithErrors))[:2] {
+		names = append(names, casesWithErrors[i])
+	}
+	conformOverTheWire(t, corpustest.ByName(t, names...), 1, 2)
 }
 
 // TestSoakConformanceOverTheWire is the long form.
 func TestSoakConformanceOverTheWire(t *testing.T) {
 	servertest.Soak(t)
-	conformOverTheWire(t, 10, 16)
+	conformOverTheWire(t, corpustest.Load(t), len(casesWithData), len(casesWithErrors))
 }
 
-// conformOverTheWire serves policy sets of the corpus: some of the few in which stored entities
-// make a difference, and some in which only policies fail.
-func conformOverTheWire(t *testing.T, dataSample, failSample int) {
+func conformanceSeed(t *testing.T) uint64 {
 	t.Helper()
 	seed := rand.Uint64()
 	if text := os.Getenv("CEDARPOST_SEED"); text != "" {
@@ -46,15 +49,16 @@ func conformOverTheWire(t *testing.T, dataSample, failSample int) {
 		}
 	}
 	t.Logf("CEDARPOST_SEED=%d", seed)
-	cases := corpustest.Load(t)
-	r := rand.New(rand.NewPCG(seed, 0))
-	r.Shuffle(len(cases), func(i, j int) { cases[i], cases[j] = cases[j], cases[i] })
-	wanted := [2]int{dataSample, failSample}
+	return seed
+}
+
+// conformOverTheWire serves those policy sets of the corpus in which stored entities make a
+// difference, and those in which only policies fail. It fails unless there are so many of each.
+func conformOverTheWire(t *testing.T, cases []corpustest.Case, withData, withErrors int) {
+	t.Helper()
+	wanted := [2]int{withData, withErrors}
 	var served, unpublishable, unstorable, requests, refused int
 	for _, c := range cases {
-		if wanted == [2]int{} {
-			break
-		}
 		policies, err := c.Named()
 		if err != nil {
 			t.Fatal(err)
@@ -71,7 +75,7 @@ func conformOverTheWire(t *testing.T, dataSample, failSample int) {
 			return len(e.Attrs.GetFields())+len(e.Tags.GetFields())+len(e.Parents) > 0
 		})
 		hasErrors := slices.ContainsFunc(c.Requests, func(r corpustest.Request) bool { return len(r.Errors) > 0 })
-		if (!hasData || wanted[0] == 0) && (!hasErrors || wanted[1] == 0) {
+		if !hasData && !hasErrors {
 			continue
 		}
 		set, _ := engine.Compile([]engine.Source{{Name: "corpus", SkipForbidErrors: true, Schema: c.Schema, Policies: []engine.PolicyText{{Text: policies}}}}, nil)
@@ -88,7 +92,7 @@ func conformOverTheWire(t *testing.T, dataSample, failSample int) {
 		if slices.ContainsFunc(c.Requests, func(r corpustest.Request) bool { return !answersWithout(t, set, r) }) {
 			kind = 0
 		}
-		if wanted[kind] == 0 || kind == 1 && !hasErrors {
+		if kind == 1 && !hasErrors {
 			continue
 		}
 		wanted[kind]--
@@ -108,7 +112,7 @@ func conformOverTheWire(t *testing.T, dataSample, failSample int) {
 		})
 	}
 	if wanted != [2]int{} || requests == refused {
-		t.Errorf("only %d policy sets served, %d requests of which %d refused", served, requests, refused)
+		t.Errorf("%d policy sets served, %d and %d too few of the two kinds, %d requests of which %d refused", served, wanted[0], wanted[1], requests, refused)
 	}
 	t.Logf("%d policy sets served (%d passed over as not publishable, %d as not storable), %d requests, %d refused for a NUL, the others agree",
 		served, unpublishable, unstorable, requests, refused)

@@ -72,7 +72,7 @@ func Load(t testing.TB) []Case {
 // The others are not parsed.
 func Sample(t testing.TB, oneIn, from int) []Case {
 	t.Helper()
-	cases, err := load(t.Context(), oneIn, from)
+	cases, err := load(t.Context(), func(string) bool { return true }, oneIn, from)
 	if err != nil {
 		t.Fatalf("the reference corpus: %v", err)
 	}
@@ -81,14 +81,32 @@ func Sample(t testing.TB, oneIn, from int) []Case {
 
 func load(ctx context.Context, oneIn, from int) ([]Case, error) {
 	dir, err := moduleDir(ctx)
+// ByName returns the cases with these names.
+func ByName(t testing.TB, names ...string) []Case {
+	t.Helper()
+	cases, err := load(t.Context(), func(name string) bool { return slices.Contains(names, name) }, 1, 0)
+	if err != nil {
+		t.Fatalf("the reference corpus: %v", err)
+	}
+	if len(cases) != len(names) {
+		t.Fatalf("the reference corpus has %d of the cases %v", len(cases), names)
+	}
+	return cases
+}
+
+// load returns one in so many of the cases whose name is wanted.
+func load(ctx context.Context, wanted func(name string) bool, oneIn, from int) ([]Case, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/cedar-policy/cedar-go").Output()
 	if err != nil {
 		return nil, err
 	}
 	files, err := untar(filepath.Join(dir, "corpus-tests.tar.gz"))
+	dir := strings.TrimSpace(string(out))
+	files, err := untar(filepath.Join(dir, "corpus-tests.tar.gz"), wanted)
 	if err != nil {
 		return nil, err
 	}
-	verdicts, err := untar(filepath.Join(dir, "corpus-tests-validation.tar.gz"))
+	verdicts, err := untar(filepath.Join(dir, "corpus-tests-validation.tar.gz"), wanted)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +159,8 @@ func moduleDir(ctx context.Context) (string, error) {
 }
 
 func untar(name string) (map[string][]byte, error) {
+// untar returns the files of the wanted cases.
+func untar(name string, wanted func(name string) bool) (map[string][]byte, error) {
 	data, err := os.ReadFile(name)
 	if err != nil {
 		return nil, err
@@ -159,7 +179,7 @@ func untar(name string) (map[string][]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		if h.Typeflag != tar.TypeReg {
+		if base, _, _ := strings.Cut(path.Base(h.Name), "."); h.Typeflag != tar.TypeReg || !wanted(base) {
 			continue
 		}
 		if out[h.Name], err = io.ReadAll(tr); err != nil {
