@@ -85,10 +85,13 @@ func WantCode(t testing.TB, err error, code connect.Code, text string) {
 // Eventually waits for what must come, for longer than any machine takes.
 func Eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	// The longer it takes, the less often it looks: most looks are calls of a server.
+	pause := 20 * time.Millisecond
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(pause) {
 		if ok() {
 			return
 		}
+		pause = min(pause*5/4, 200*time.Millisecond)
 	}
 	t.Fatalf("never happened: %s", what)
 }
