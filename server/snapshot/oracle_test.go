@@ -312,8 +312,14 @@ func (w *world) hinder(r *replica) {
 func (w *world) read(r *replica, rnd *rand.Rand) {
 	var newest int64
 	slow := r.follower.Latest()
-	for !w.over.Load() && !w.t.Failed() {
+	for turns := int64(0); !w.over.Load() && !w.t.Failed(); {
 		time.Sleep(rand.N(time.Millisecond)) // so that other goroutines run
+		// At most one turn for each revision. Otherwise readers take all of the processors, writers
+		// wait for them, and a busy machine asks many more questions about the same writes.
+		if turns > w.acked.Load() {
+			continue
+		}
+		turns++
 		told, _, _ := r.follower.hub.newest()
 		snap := r.follower.Latest()
 		if told.Number > snap.Position.Number {
