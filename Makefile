@@ -77,7 +77,7 @@ WITHOUT_RACE := . ./auditlog ./bundle ./internal/entityuid ./internal/keyfile ./
 test: postgres pgbouncer ssh-agent node ## Run all tests, with a real Postgres and the race detector
 	$(TEST) $(WITHOUT_RACE)
 	rest=$$(go list ./... | grep -vxF "$$(go list $(WITHOUT_RACE))"); \
-	$(TEST) -race ./server ./server/decisionlog ./sdk/go/cedarpost ./store ./cmd/cedarpost $$rest
+	$(TEST) -race ./server ./cmd/cedarpost ./sdk/go/cedarpost ./store ./server/decisionlog $$rest
 
 # The tests of attacks are part of make test. Here they run one after the other, and print what an
 # attack cost and what an honest caller saw meanwhile.

@@ -17,6 +17,7 @@ import (
 // TestAudit does the work of an auditor: keys, proofs, a witness, verifications, and an owner of the
 // database who alters the log.
 func TestAudit(t *testing.T) {
+	t.Parallel() // it takes long
 	dir := dataDir(t)
 	dev := newShell().start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
 	env := readEnv(t, filepath.Join(dir, "dev.env"))

@@ -23,6 +23,7 @@ import (
 // revisions are refused, the operator states the truncation, servers sign again with the same key,
 // and the witness continues.
 func TestRestoreDrill(t *testing.T) {
+	t.Parallel() // it takes long
 	dir := dataDir(t)
 	dev := newShell().start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
 	env := readEnv(t, filepath.Join(dir, "dev.env"))

@@ -17,6 +17,7 @@ import (
 // An error that occurs only when the server opens a file or listens also names the line of the
 // YAML file, also for a relative path.
 func TestWrongValueNamesItsLine(t *testing.T) {
+	t.Parallel() // it takes long
 	dir := t.TempDir()
 	certify(t, dir, "a")
 	open := write(t, dir, "open", strings.Repeat("0", 64)+"\n")

@@ -20,6 +20,7 @@ import (
 )
 
 func TestReplay(t *testing.T) {
+	t.Parallel() // it takes long
 	dir := dataDir(t)
 	dev := newShell().start(t, append([]string{"dev", "--data", dir}, anyPort...)...)
 	env := readEnv(t, filepath.Join(dir, "dev.env"))

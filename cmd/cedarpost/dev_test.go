@@ -25,6 +25,7 @@ func ask(action, order string, more ...string) []string {
 }
 
 func TestDev(t *testing.T) {
+	t.Parallel() // it takes long
 	dir := dataDir(t)
 	// The URL of an old dev.env in the environment does not prevent dev from starting a Postgres.
 	outer := newShell("CEDARPOST_DATABASE_URL=postgres://x@127.0.0.1:1/x?" + devMark)

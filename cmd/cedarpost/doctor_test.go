@@ -64,6 +64,7 @@ func wants(t *testing.T, checks map[string]string, want map[string]string) {
 // doctor checks each setting of serve and what belongs to it. Everything passes in a production
 // that is set up as the documents say, and each thing that is broken is named, with its own exit code.
 func TestDoctor(t *testing.T) {
+	t.Parallel() // it takes long
 	pg := storetest.NewServer(t)
 	admin, err := pgx.Connect(t.Context(), pg.URL())
 	if err != nil {

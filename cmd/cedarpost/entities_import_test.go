@@ -183,6 +183,7 @@ func (g *ground) background(t *testing.T, args ...string) (cmd *exec.Cmd, out *s
 // An import survives the end of its server: it continues by itself, and does not undo changes made
 // meanwhile. An interrupted import continues with --resume.
 func TestImportGoesOn(t *testing.T) {
+	t.Parallel() // it takes long
 	g := newGround(t)
 	file := write(t, t.TempDir(), "users.ndjson", users(0, 4000))
 	revoked := write(t, t.TempDir(), "revoked.json", `[{"uid": {"type": "Shop::User", "id": "n0"}, "attrs": {"region": "eu", "suspended": true}}]`)

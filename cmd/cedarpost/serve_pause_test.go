@@ -156,6 +156,7 @@ func replicaPaused(t *testing.T, bound, pause time.Duration) {
 // TestReplicaPausedBeforeItsAnswer stops the server after it has decided, while it waits for the
 // commit. When it continues, its data is older than its bound.
 func TestReplicaPausedBeforeItsAnswer(t *testing.T) {
+	t.Parallel() // it takes long
 	const bound = 1200 * time.Millisecond
 	r := newReplicas(t, bound)
 	conn, err := pgx.Connect(t.Context(), r.pg.URL())

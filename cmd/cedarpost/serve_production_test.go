@@ -28,6 +28,7 @@ func statements(sql string) (list []string) {
 // TestProduction does the steps of docker-compose.yml: an administrator makes the roles, one login
 // migrates, and another one serves. Each login is refused the work of the other one.
 func TestProduction(t *testing.T) {
+	t.Parallel() // it takes long
 	pg := storetest.NewServer(t)
 	admin, err := pgx.Connect(t.Context(), pg.URL())
 	if err != nil {

@@ -25,6 +25,7 @@ import (
 
 // Flags, the environment and the file accept the same durations.
 func TestDurationsHaveOneGrammar(t *testing.T) {
+	t.Parallel() // it takes long
 	for _, name := range []string{"max-staleness", "max-reuse", "decision-retention", "history-retention"} {
 		for given, ok := range map[string]bool{
 			"90d": true, "2160h": true, "100d12h": true, "5000000s": true,

@@ -16,6 +16,7 @@ import (
 )
 
 func TestServe(t *testing.T) {
+	t.Parallel() // it takes long
 	pg := storetest.NewServer(t)
 	dir := t.TempDir()
 	urlFile := write(t, dir, "url", pg.URL()+"\n")
