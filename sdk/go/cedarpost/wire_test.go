@@ -264,7 +264,7 @@ func TestEveryAnswerIsAccountedFor(t *testing.T) {
 		for g := range 8 {
 			all.Go(func() {
 				r := rand.New(rand.NewPCG(uint64(i), uint64(g)))
-				for range 300 {
+				for range 150 {
 					if r.IntN(10) == 0 {
 						for _, a := range c.AuthorizeBatch(t.Context(), []cedarpost.Check{view("alice", "42"), view("carol", fmt.Sprint(r.IntN(20)))}) {
 							if a.Err == nil {
