@@ -15,7 +15,7 @@ import (
 // A server signs with a key of OpenSSH's agent, which agent-keys prints the verifier key of, and the
 // log is verified with that.
 func TestAuditAgent(t *testing.T) {
-	t.Parallel() // it takes long
+	t.Parallel()                          // it takes long
 	dir, err := os.MkdirTemp("", "agent") // the path of a socket is short
 	if err != nil {
 		t.Fatal(err)
