@@ -72,15 +72,15 @@ func Load(t testing.TB) []Case {
 // The others are not parsed.
 func Sample(t testing.TB, oneIn, from int) []Case {
 	t.Helper()
-	cases, err := load(t.Context(), func(string) bool { return true }, oneIn, from)
+	cases, err := load(t.Context(), all, oneIn, from)
 	if err != nil {
 		t.Fatalf("the reference corpus: %v", err)
 	}
 	return cases
 }
 
-func load(ctx context.Context, oneIn, from int) ([]Case, error) {
-	dir, err := moduleDir(ctx)
+func all(string) bool { return true }
+
 // ByName returns the cases with these names.
 func ByName(t testing.TB, names ...string) []Case {
 	t.Helper()
@@ -96,12 +96,10 @@ func ByName(t testing.TB, names ...string) []Case {
 
 // load returns one in so many of the cases whose name is wanted.
 func load(ctx context.Context, wanted func(name string) bool, oneIn, from int) ([]Case, error) {
-	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/cedar-policy/cedar-go").Output()
+	dir, err := moduleDir(ctx)
 	if err != nil {
 		return nil, err
 	}
-	files, err := untar(filepath.Join(dir, "corpus-tests.tar.gz"))
-	dir := strings.TrimSpace(string(out))
 	files, err := untar(filepath.Join(dir, "corpus-tests.tar.gz"), wanted)
 	if err != nil {
 		return nil, err
@@ -158,7 +156,6 @@ func moduleDir(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-func untar(name string) (map[string][]byte, error) {
 // untar returns the files of the wanted cases.
 func untar(name string, wanted func(name string) bool) (map[string][]byte, error) {
 	data, err := os.ReadFile(name)
@@ -201,7 +198,7 @@ func Forms(t testing.TB, oneIn, from int) (policies, schemas []Form) {
 	if err != nil {
 		t.Fatalf("the reference corpus: %v", err)
 	}
-	texts, err := untar(filepath.Join(dir, "corpus-tests.tar.gz"))
+	texts, err := untar(filepath.Join(dir, "corpus-tests.tar.gz"), all)
 	if err != nil {
 		t.Fatalf("the reference corpus: %v", err)
 	}
@@ -210,7 +207,7 @@ func Forms(t testing.TB, oneIn, from int) (policies, schemas []Form) {
 		byName[path.Base(name)] = content
 	}
 	read := func(archive string) (list []Form) {
-		files, err := untar(filepath.Join(dir, archive))
+		files, err := untar(filepath.Join(dir, archive), all)
 		if err != nil {
 			t.Fatalf("the reference corpus: %v", err)
 		}
