@@ -160,7 +160,7 @@ func (b *bench) loadShop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPolicyService(b.db, b.server.gate, b.server.noted, defaultTimeouts)
+	p := newPolicyService(b.db, b.server.gate, b.server.recorder, b.server.noted, defaultTimeouts)
 	p.stillMay = anybodyMay
 	if _, err := p.publish(t.Context(), plainPublication(files, false), nil); err != nil {
 		t.Fatal(err)

@@ -20,7 +20,7 @@ func applyAs(t *testing.T, s *servertest.Server, secret string, dryRun bool, nam
 		t.Fatal(err)
 	}
 	// If the server refuses in mid-stream, the error is that of the answer.
-	_ = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{Header: &cedarpostv1.BundleHeader{Name: name, DryRun: dryRun}}})
+	_ = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_Header{Header: &cedarpostv1.BundleHeader{Name: name, DryRun: dryRun, AllowBreaking: true}}})
 	for _, f := range servertest.Files(pathsAndContents...) {
 		_ = stream.Send(&cedarpostv1.ApplyBundleRequest{Part: &cedarpostv1.ApplyBundleRequest_File{File: &cedarpostv1.FilePart{Path: f.Path, Data: f.Content}}})
 	}

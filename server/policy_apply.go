@@ -44,6 +44,7 @@ const (
 type policyService struct {
 	db       *store.DB
 	follower *snapshot.Follower
+	recorder *decisionlog.Recorder
 	noted    *decisionlog.Noted
 	stillMay func(ctx context.Context, procedure string, needs ...need) error
 	times    timeouts
@@ -56,8 +57,8 @@ type policyService struct {
 	impacts            *impacts
 }
 
-func newPolicyService(db *store.DB, g *gate, noted *decisionlog.Noted, times timeouts) *policyService {
-	return &policyService{db: db, follower: g.follower, noted: noted, stillMay: g.stillMay, times: times, log: slog.New(slog.DiscardHandler), metric: newPolicyMetrics(nil), publishes: newBundlePlaces(), dryRuns: newBundlePlaces()}
+func newPolicyService(db *store.DB, g *gate, recorder *decisionlog.Recorder, noted *decisionlog.Noted, times timeouts) *policyService {
+	return &policyService{db: db, follower: g.follower, recorder: recorder, noted: noted, stillMay: g.stillMay, times: times, log: slog.New(slog.DiscardHandler), metric: newPolicyMetrics(nil), publishes: newBundlePlaces(), dryRuns: newBundlePlaces()}
 }
 
 // places returns the places for an upload.
@@ -123,7 +124,7 @@ func (s *policyService) apply(ctx context.Context, header *cedarpostv1.BundleHea
 	}
 	p := &publication{
 		bundle: b, procedure: cedarpostv1connect.PolicyServiceApplyBundleProcedure, need: still,
-		dryRun: header.GetDryRun(), message: header.GetMessage(), rules: s.applyRules(header, b),
+		dryRun: header.GetDryRun(), message: header.GetMessage(), rules: s.applyRules(header, b), allowBreaking: header.GetAllowBreaking(),
 		approvals: func(store.Bundle) int { return b.Approvals },
 		respond:   func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return out },
 	}

@@ -39,6 +39,15 @@ func (s *policyService) GetChange(ctx context.Context, req *cedarpostv1.GetChang
 		return nil, err
 	}
 	out := &cedarpostv1.GetChangeResponse{Change: now.change, ApprovalsNeeded: now.change.GetApprovalsNeeded(), LiveVersion: now.live.Version, BlockedBy: now.blockedBy}
+	if c.Version > 0 {
+		as, err := s.version(ctx, c.Bundle, c.Version)
+		if err != nil {
+			return nil, err
+		}
+		if out.Servers, err = s.serversAt(ctx, as.Since); err != nil {
+			return nil, err
+		}
+	}
 	var base store.BundleVersion
 	if c.BaseVersion > 0 {
 		if base, err = s.version(ctx, c.Bundle, c.BaseVersion); err != nil {
@@ -260,7 +269,7 @@ func (s *policyService) publishChange(ctx context.Context, procedure string, req
 	}
 	p := &publication{
 		bundle: b, procedure: procedure, need: need{"PublishChange", access.Target{Bundle: b.Name, Changes: true}},
-		message: d.change.Title, change: d.change.ID,
+		message: d.change.Title, change: d.change.ID, allowBreaking: req.GetAllowBreaking(),
 		approvals: func(store.Bundle) int { return b.Approvals },
 		respond:   func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return respond(out) },
 		rules: func(live store.Bundle, now store.PolicyState) (w store.PolicyWrite, blocked []block, err error) {

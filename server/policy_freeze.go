@@ -116,7 +116,7 @@ func (s *policyService) RollbackVersion(ctx context.Context, req *cedarpostv1.Ro
 	freeze := newFreeze(ctx, req.GetReason())
 	p := &publication{
 		bundle: b, procedure: cedarpostv1connect.PolicyServiceRollbackVersionProcedure, need: need{"RollbackVersion", access.Target{Bundle: b.Name, Changes: true}},
-		message: req.GetReason(), rollbackOf: req.GetVersion(),
+		message: req.GetReason(), rollbackOf: req.GetVersion(), allowBreaking: req.GetAllowBreaking(),
 		// The rule of the live version stays: it must not be shed by a rollback to a time before it.
 		approvals: func(live store.Bundle) int { return max(approvalsNeeded(live), b.Approvals) },
 		respond:   func(out *cedarpostv1.ApplyBundleResponse) proto.Message { return respond(out) },

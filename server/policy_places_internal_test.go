@@ -30,7 +30,7 @@ func TestCheckIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPolicyService(db, s.gate, s.noted, times)
+	p := newPolicyService(db, s.gate, s.recorder, s.noted, times)
 	p.stillMay = anybodyMay
 	for range 2 { // the place of a check is given back
 		if _, err := p.publish(t.Context(), plainPublication(shop, false), nil); connect.CodeOf(err) != connect.CodeResourceExhausted {

@@ -26,7 +26,9 @@ type publication struct {
 	procedure string
 	need      need // the right that is checked again after the check, and when the publish is committed
 	dryRun    bool // only check it
-	message   string
+	// allowBreaking says that callers may break.
+	allowBreaking bool
+	message       string
 	change    string // the id of the change that is published; "": none
 	// breakGlass is why it is published past rules; "": it is not. also are the rights for that.
 	breakGlass string
@@ -129,6 +131,15 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 	}
 	p.report, p.set, p.live = report, set, live
 	hideFindings(report, b.Name, access.RightsFrom(ctx))
+	broken := breaksOf(v, set, b.Name)
+	if p.dryRun || p.allowBreaking {
+		var asked *whoAsked
+		if p.dryRun && len(broken) > 0 {
+			asked = s.whoAsked(ctx, p, broken)
+		}
+		report.Findings = append(report.Findings, breakFindings(ctx, b.Name, broken, asked, true)...)
+		broken = nil
+	}
 	if !report.Valid() || report.Failed() > 0 {
 		return nil, reportRefusal(b.Name, report)
 	}
@@ -151,6 +162,9 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 	}
 	if err := s.mentions(ctx, v, set, b.Name, report); err != nil {
 		return nil, err
+	}
+	if len(broken) > 0 {
+		return nil, s.refuseBreaking(ctx, p, v, broken)
 	}
 	w, err := stored.Publication(b, set)
 	if err != nil {

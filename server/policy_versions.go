@@ -38,7 +38,14 @@ func (s *policyService) ListVersions(ctx context.Context, req *cedarpostv1.ListV
 		list = list[:most]
 		out.NextPageToken = p.next(list[most-1].Version)
 	}
-	out.Versions, err = s.versionsToProto(ctx, v, list)
+	if out.Versions, err = s.versionsToProto(ctx, v, list); err != nil {
+		return nil, err
+	}
+	for i, b := range list {
+		if b.Live {
+			out.Versions[i].Servers, err = s.serversAt(ctx, b.Since)
+		}
+	}
 	return out, err
 }
 
@@ -120,6 +127,9 @@ func (s *policyService) GetVersion(ctx context.Context, req *cedarpostv1.GetVers
 	}
 	versions, err := s.versionsToProto(read, v, []store.BundleVersion{b})
 	if err != nil {
+		return err
+	}
+	if versions[0].Servers, err = s.serversAt(read, b.Since); err != nil {
 		return err
 	}
 	err = stream.Send(&cedarpostv1.GetVersionResponse{Part: &cedarpostv1.GetVersionResponse_Version{Version: versions[0]}})

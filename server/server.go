@@ -167,6 +167,7 @@ const (
 // Server serves one database. Make it with [New], run it once with [Server.Run].
 type Server struct {
 	cfg      Config
+	id       uuid.UUID // in the list of live servers
 	follower *snapshot.Follower
 	gate     *gate
 	ready    *readiness
@@ -215,7 +216,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	registry := newRegistry()
 	s := &Server{
-		cfg: cfg, registry: registry, calls: newCallMetrics(registry), tasks: newTaskMetrics(registry),
+		cfg: cfg, id: uuid.New(), registry: registry, calls: newCallMetrics(registry), tasks: newTaskMetrics(registry),
 		frequent: newSampler(cfg.Log.Handler()),
 	}
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
@@ -316,7 +317,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{db: cfg.DB, follower: s.follower, past: history, atomic: newSharedPlaces[string](maxAtomicImports, maxAtomicImports/2), recorder: s.recorder})
-		s.policies = newPolicyService(cfg.DB, s.gate, s.noted, cfg.times)
+		s.policies = newPolicyService(cfg.DB, s.gate, s.recorder, s.noted, cfg.times)
 		s.policies.impacts = &impacts{past: history, recorder: s.recorder, shares: shares, places: places, stopping: s.ready.stopping, running: make(chan struct{}, maxAnalyses)}
 		s.policies.log, s.policies.metric, s.policies.noApprovals = cfg.Log, newPolicyMetrics(registry), cfg.NoApprovals
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, s.policies)
@@ -348,6 +349,10 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		}
 	}
 	if err := s.recordStart(ctx); err != nil {
+		return nil, err
+	}
+	// Before it serves, so that it is in the list that it gives out.
+	if _, err := s.present(ctx); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -464,6 +469,7 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.sweepHistory(background) })
 	wg.Go(func() { s.keepShadows(background) })
 	wg.Go(func() { s.storeKeyUses(background) })
+	wg.Go(func() { s.keepPresent(background) })
 
 	failed := make(chan error, len(s.planes))
 	for _, p := range s.planes {

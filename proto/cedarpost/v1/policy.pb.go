@@ -132,7 +132,7 @@ func (x FileDiff_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FileDiff_Kind.Descriptor instead.
 func (FileDiff_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{22, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{23, 0}
 }
 
 // What became of a change.
@@ -189,7 +189,7 @@ func (x BundleChange_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BundleChange_State.Descriptor instead.
 func (BundleChange_State) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34, 0}
 }
 
 // What happened to a policy.
@@ -246,7 +246,7 @@ func (x PolicyDiff_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PolicyDiff_Kind.Descriptor instead.
 func (PolicyDiff_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49, 0}
 }
 
 // ApplyBundleRequest is one part of an upload.
@@ -355,7 +355,9 @@ type BundleHeader struct {
 	// Why the bundle is published past a freeze, windows of a freeze and missing approvals. The caller needs
 	// the right to BreakGlass, too. Checks and tests must pass nevertheless. If no rule keeps the bundle from
 	// being published, this has no effect. A dry run ignores it.
-	BreakGlass    *string `protobuf:"bytes,6,opt,name=break_glass,json=breakGlass,proto3,oneof" json:"break_glass,omitempty"`
+	BreakGlass *string `protobuf:"bytes,6,opt,name=break_glass,json=breakGlass,proto3,oneof" json:"break_glass,omitempty"`
+	// Publish also if callers that ask as before would break: see PolicyService.
+	AllowBreaking bool `protobuf:"varint,10,opt,name=allow_breaking,json=allowBreaking,proto3" json:"allow_breaking,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -430,6 +432,13 @@ func (x *BundleHeader) GetBreakGlass() string {
 		return *x.BreakGlass
 	}
 	return ""
+}
+
+func (x *BundleHeader) GetAllowBreaking() bool {
+	if x != nil {
+		return x.AllowBreaking
+	}
+	return false
 }
 
 // FilePart has a file, whole or in consecutive parts with the same path.
@@ -1350,7 +1359,10 @@ type BundleVersion struct {
 	// When the bundle was deleted, if that ended this version.
 	DeletedAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=deleted_at,json=deletedAt,proto3" json:"deleted_at,omitempty"`
 	// The caller that deleted it.
-	DeletedBy     string `protobuf:"bytes,17,opt,name=deleted_by,json=deletedBy,proto3" json:"deleted_by,omitempty"`
+	DeletedBy string `protobuf:"bytes,17,opt,name=deleted_by,json=deletedBy,proto3" json:"deleted_by,omitempty"`
+	// The live servers, by name, and which of them decide by this version or by a later one. In
+	// ListVersions only the live version has them.
+	Servers       []*LiveServer `protobuf:"bytes,20,rep,name=servers,proto3" json:"servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1497,6 +1509,105 @@ func (x *BundleVersion) GetDeletedBy() string {
 	return ""
 }
 
+func (x *BundleVersion) GetServers() []*LiveServer {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+// LiveServer is a server of this database that runs. A server that has ended without notice stays
+// listed until it cannot decide any more: for its --max-staleness and half a minute.
+type LiveServer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name in the log. Several servers can have the same name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// An id that it made at its start, a UUID.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The version of the program; empty if it is not known.
+	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	// True if it has applied the version that is asked about, or a later one.
+	Applied bool `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`
+	// The number of the newest revision that it has applied. 0: none of this history.
+	Revision int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	// When it last said so, by the clock of the database.
+	SeenAt        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=seen_at,json=seenAt,proto3" json:"seen_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiveServer) Reset() {
+	*x = LiveServer{}
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveServer) ProtoMessage() {}
+
+func (x *LiveServer) ProtoReflect() protoreflect.Message {
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveServer.ProtoReflect.Descriptor instead.
+func (*LiveServer) Descriptor() ([]byte, []int) {
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *LiveServer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LiveServer) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LiveServer) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *LiveServer) GetApplied() bool {
+	if x != nil {
+		return x.Applied
+	}
+	return false
+}
+
+func (x *LiveServer) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *LiveServer) GetSeenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SeenAt
+	}
+	return nil
+}
+
 // Verdict is what a caller decided about a change.
 type Verdict struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1516,7 +1627,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1639,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[15]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1652,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{15}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Verdict) GetCaller() string {
@@ -1594,7 +1705,7 @@ type ListVersionsRequest struct {
 
 func (x *ListVersionsRequest) Reset() {
 	*x = ListVersionsRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1717,7 @@ func (x *ListVersionsRequest) String() string {
 func (*ListVersionsRequest) ProtoMessage() {}
 
 func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[16]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1730,7 @@ func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsRequest.ProtoReflect.Descriptor instead.
 func (*ListVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{16}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListVersionsRequest) GetBundle() string {
@@ -1656,7 +1767,7 @@ type ListVersionsResponse struct {
 
 func (x *ListVersionsResponse) Reset() {
 	*x = ListVersionsResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +1779,7 @@ func (x *ListVersionsResponse) String() string {
 func (*ListVersionsResponse) ProtoMessage() {}
 
 func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[17]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +1792,7 @@ func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsResponse.ProtoReflect.Descriptor instead.
 func (*ListVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{17}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListVersionsResponse) GetVersions() []*BundleVersion {
@@ -1711,7 +1822,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +1834,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[18]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +1847,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{18}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetVersionRequest) GetBundle() string {
@@ -1769,7 +1880,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1892,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[19]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1905,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{19}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetVersionResponse) GetPart() isGetVersionResponse_Part {
@@ -1855,7 +1966,7 @@ type DiffVersionsRequest struct {
 
 func (x *DiffVersionsRequest) Reset() {
 	*x = DiffVersionsRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +1978,7 @@ func (x *DiffVersionsRequest) String() string {
 func (*DiffVersionsRequest) ProtoMessage() {}
 
 func (x *DiffVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[20]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +1991,7 @@ func (x *DiffVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffVersionsRequest.ProtoReflect.Descriptor instead.
 func (*DiffVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{20}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DiffVersionsRequest) GetBundle() string {
@@ -1915,7 +2026,7 @@ type DiffVersionsResponse struct {
 
 func (x *DiffVersionsResponse) Reset() {
 	*x = DiffVersionsResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2038,7 @@ func (x *DiffVersionsResponse) String() string {
 func (*DiffVersionsResponse) ProtoMessage() {}
 
 func (x *DiffVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[21]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2051,7 @@ func (x *DiffVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffVersionsResponse.ProtoReflect.Descriptor instead.
 func (*DiffVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{21}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DiffVersionsResponse) GetFiles() []*FileDiff {
@@ -1967,7 +2078,7 @@ type FileDiff struct {
 
 func (x *FileDiff) Reset() {
 	*x = FileDiff{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2090,7 @@ func (x *FileDiff) String() string {
 func (*FileDiff) ProtoMessage() {}
 
 func (x *FileDiff) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[22]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2103,7 @@ func (x *FileDiff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileDiff.ProtoReflect.Descriptor instead.
 func (*FileDiff) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{22}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FileDiff) GetPath() string {
@@ -2034,13 +2145,15 @@ type RollbackVersionRequest struct {
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Makes the rollback happen once, however often it is sent: see AccessService.
 	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Publish also if callers that ask as before would break: see PolicyService.
+	AllowBreaking bool `protobuf:"varint,10,opt,name=allow_breaking,json=allowBreaking,proto3" json:"allow_breaking,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RollbackVersionRequest) Reset() {
 	*x = RollbackVersionRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2165,7 @@ func (x *RollbackVersionRequest) String() string {
 func (*RollbackVersionRequest) ProtoMessage() {}
 
 func (x *RollbackVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[23]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2178,7 @@ func (x *RollbackVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVersionRequest.ProtoReflect.Descriptor instead.
 func (*RollbackVersionRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{23}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RollbackVersionRequest) GetBundle() string {
@@ -2096,6 +2209,13 @@ func (x *RollbackVersionRequest) GetIdempotencyKey() string {
 	return ""
 }
 
+func (x *RollbackVersionRequest) GetAllowBreaking() bool {
+	if x != nil {
+		return x.AllowBreaking
+	}
+	return false
+}
+
 // RollbackVersionResponse says what was published.
 type RollbackVersionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2111,7 +2231,7 @@ type RollbackVersionResponse struct {
 
 func (x *RollbackVersionResponse) Reset() {
 	*x = RollbackVersionResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2123,7 +2243,7 @@ func (x *RollbackVersionResponse) String() string {
 func (*RollbackVersionResponse) ProtoMessage() {}
 
 func (x *RollbackVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[24]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2136,7 +2256,7 @@ func (x *RollbackVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVersionResponse.ProtoReflect.Descriptor instead.
 func (*RollbackVersionResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{24}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RollbackVersionResponse) GetBundle() *Bundle {
@@ -2181,7 +2301,7 @@ type DeleteBundleRequest struct {
 
 func (x *DeleteBundleRequest) Reset() {
 	*x = DeleteBundleRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2193,7 +2313,7 @@ func (x *DeleteBundleRequest) String() string {
 func (*DeleteBundleRequest) ProtoMessage() {}
 
 func (x *DeleteBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[25]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2206,7 +2326,7 @@ func (x *DeleteBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteBundleRequest.ProtoReflect.Descriptor instead.
 func (*DeleteBundleRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{25}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteBundleRequest) GetBundle() string {
@@ -2259,7 +2379,7 @@ type DeleteBundleResponse struct {
 
 func (x *DeleteBundleResponse) Reset() {
 	*x = DeleteBundleResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +2391,7 @@ func (x *DeleteBundleResponse) String() string {
 func (*DeleteBundleResponse) ProtoMessage() {}
 
 func (x *DeleteBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[26]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +2404,7 @@ func (x *DeleteBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteBundleResponse.ProtoReflect.Descriptor instead.
 func (*DeleteBundleResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{26}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteBundleResponse) GetVersion() int64 {
@@ -2319,7 +2439,7 @@ type StoredEntities struct {
 
 func (x *StoredEntities) Reset() {
 	*x = StoredEntities{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2331,7 +2451,7 @@ func (x *StoredEntities) String() string {
 func (*StoredEntities) ProtoMessage() {}
 
 func (x *StoredEntities) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[27]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2344,7 +2464,7 @@ func (x *StoredEntities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredEntities.ProtoReflect.Descriptor instead.
 func (*StoredEntities) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{27}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StoredEntities) GetTypes() []*StoredType {
@@ -2367,7 +2487,7 @@ type StoredType struct {
 
 func (x *StoredType) Reset() {
 	*x = StoredType{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2499,7 @@ func (x *StoredType) String() string {
 func (*StoredType) ProtoMessage() {}
 
 func (x *StoredType) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[28]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2512,7 @@ func (x *StoredType) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredType.ProtoReflect.Descriptor instead.
 func (*StoredType) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{28}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StoredType) GetType() string {
@@ -2424,7 +2544,7 @@ type FreezeBundleRequest struct {
 
 func (x *FreezeBundleRequest) Reset() {
 	*x = FreezeBundleRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2436,7 +2556,7 @@ func (x *FreezeBundleRequest) String() string {
 func (*FreezeBundleRequest) ProtoMessage() {}
 
 func (x *FreezeBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[29]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2449,7 +2569,7 @@ func (x *FreezeBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeBundleRequest.ProtoReflect.Descriptor instead.
 func (*FreezeBundleRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{29}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FreezeBundleRequest) GetBundle() string {
@@ -2488,7 +2608,7 @@ type FreezeBundleResponse struct {
 
 func (x *FreezeBundleResponse) Reset() {
 	*x = FreezeBundleResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2620,7 @@ func (x *FreezeBundleResponse) String() string {
 func (*FreezeBundleResponse) ProtoMessage() {}
 
 func (x *FreezeBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[30]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2633,7 @@ func (x *FreezeBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeBundleResponse.ProtoReflect.Descriptor instead.
 func (*FreezeBundleResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{30}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FreezeBundleResponse) GetFreeze() *BundleFreeze {
@@ -2552,7 +2672,7 @@ type UnfreezeBundleRequest struct {
 
 func (x *UnfreezeBundleRequest) Reset() {
 	*x = UnfreezeBundleRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2564,7 +2684,7 @@ func (x *UnfreezeBundleRequest) String() string {
 func (*UnfreezeBundleRequest) ProtoMessage() {}
 
 func (x *UnfreezeBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[31]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2577,7 +2697,7 @@ func (x *UnfreezeBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnfreezeBundleRequest.ProtoReflect.Descriptor instead.
 func (*UnfreezeBundleRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{31}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UnfreezeBundleRequest) GetBundle() string {
@@ -2614,7 +2734,7 @@ type UnfreezeBundleResponse struct {
 
 func (x *UnfreezeBundleResponse) Reset() {
 	*x = UnfreezeBundleResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2626,7 +2746,7 @@ func (x *UnfreezeBundleResponse) String() string {
 func (*UnfreezeBundleResponse) ProtoMessage() {}
 
 func (x *UnfreezeBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[32]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2639,7 +2759,7 @@ func (x *UnfreezeBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnfreezeBundleResponse.ProtoReflect.Descriptor instead.
 func (*UnfreezeBundleResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{32}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UnfreezeBundleResponse) GetRevision() *Revision {
@@ -2700,7 +2820,7 @@ type BundleChange struct {
 
 func (x *BundleChange) Reset() {
 	*x = BundleChange{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2712,7 +2832,7 @@ func (x *BundleChange) String() string {
 func (*BundleChange) ProtoMessage() {}
 
 func (x *BundleChange) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[33]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2725,7 +2845,7 @@ func (x *BundleChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleChange.ProtoReflect.Descriptor instead.
 func (*BundleChange) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{33}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *BundleChange) GetId() string {
@@ -2864,7 +2984,7 @@ type ChangeShadow struct {
 
 func (x *ChangeShadow) Reset() {
 	*x = ChangeShadow{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +2996,7 @@ func (x *ChangeShadow) String() string {
 func (*ChangeShadow) ProtoMessage() {}
 
 func (x *ChangeShadow) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[34]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +3009,7 @@ func (x *ChangeShadow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeShadow.ProtoReflect.Descriptor instead.
 func (*ChangeShadow) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{34}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ChangeShadow) GetReport() string {
@@ -2954,7 +3074,7 @@ type ChangeReport struct {
 
 func (x *ChangeReport) Reset() {
 	*x = ChangeReport{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2966,7 +3086,7 @@ func (x *ChangeReport) String() string {
 func (*ChangeReport) ProtoMessage() {}
 
 func (x *ChangeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[35]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2979,7 +3099,7 @@ func (x *ChangeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReport.ProtoReflect.Descriptor instead.
 func (*ChangeReport) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{35}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ChangeReport) GetId() string {
@@ -3085,7 +3205,7 @@ type FileEdit struct {
 
 func (x *FileEdit) Reset() {
 	*x = FileEdit{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3217,7 @@ func (x *FileEdit) String() string {
 func (*FileEdit) ProtoMessage() {}
 
 func (x *FileEdit) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[36]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3230,7 @@ func (x *FileEdit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEdit.ProtoReflect.Descriptor instead.
 func (*FileEdit) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{36}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FileEdit) GetPath() string {
@@ -3204,7 +3324,7 @@ type CreateChangeRequest struct {
 
 func (x *CreateChangeRequest) Reset() {
 	*x = CreateChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3216,7 +3336,7 @@ func (x *CreateChangeRequest) String() string {
 func (*CreateChangeRequest) ProtoMessage() {}
 
 func (x *CreateChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[37]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3229,7 +3349,7 @@ func (x *CreateChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateChangeRequest.ProtoReflect.Descriptor instead.
 func (*CreateChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{37}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreateChangeRequest) GetBundle() string {
@@ -3294,7 +3414,7 @@ type CreateChangeResponse struct {
 
 func (x *CreateChangeResponse) Reset() {
 	*x = CreateChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3306,7 +3426,7 @@ func (x *CreateChangeResponse) String() string {
 func (*CreateChangeResponse) ProtoMessage() {}
 
 func (x *CreateChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[38]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3319,7 +3439,7 @@ func (x *CreateChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateChangeResponse.ProtoReflect.Descriptor instead.
 func (*CreateChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{38}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateChangeResponse) GetChange() *BundleChange {
@@ -3362,7 +3482,7 @@ type UpdateChangeRequest struct {
 
 func (x *UpdateChangeRequest) Reset() {
 	*x = UpdateChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3374,7 +3494,7 @@ func (x *UpdateChangeRequest) String() string {
 func (*UpdateChangeRequest) ProtoMessage() {}
 
 func (x *UpdateChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[39]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3387,7 +3507,7 @@ func (x *UpdateChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateChangeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{39}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UpdateChangeRequest) GetId() string {
@@ -3459,7 +3579,7 @@ type UpdateChangeResponse struct {
 
 func (x *UpdateChangeResponse) Reset() {
 	*x = UpdateChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +3591,7 @@ func (x *UpdateChangeResponse) String() string {
 func (*UpdateChangeResponse) ProtoMessage() {}
 
 func (x *UpdateChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[40]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +3604,7 @@ func (x *UpdateChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateChangeResponse.ProtoReflect.Descriptor instead.
 func (*UpdateChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{40}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *UpdateChangeResponse) GetChange() *BundleChange {
@@ -3512,7 +3632,7 @@ type GetChangeRequest struct {
 
 func (x *GetChangeRequest) Reset() {
 	*x = GetChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3524,7 +3644,7 @@ func (x *GetChangeRequest) String() string {
 func (*GetChangeRequest) ProtoMessage() {}
 
 func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[41]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3537,7 +3657,7 @@ func (x *GetChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeRequest.ProtoReflect.Descriptor instead.
 func (*GetChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{41}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetChangeRequest) GetId() string {
@@ -3559,14 +3679,17 @@ type GetChangeResponse struct {
 	// The live version of the bundle; 0: none.
 	LiveVersion int64 `protobuf:"varint,4,opt,name=live_version,json=liveVersion,proto3" json:"live_version,omitempty"`
 	// What keeps it from being published, in words. CheckChange says whether the bundle is valid.
-	BlockedBy     []string `protobuf:"bytes,5,rep,name=blocked_by,json=blockedBy,proto3" json:"blocked_by,omitempty"`
+	BlockedBy []string `protobuf:"bytes,5,rep,name=blocked_by,json=blockedBy,proto3" json:"blocked_by,omitempty"`
+	// The live servers, by name, and which of them decide by the version that it was published as, or by a
+	// later one. Empty if it was not published.
+	Servers       []*LiveServer `protobuf:"bytes,10,rep,name=servers,proto3" json:"servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetChangeResponse) Reset() {
 	*x = GetChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3578,7 +3701,7 @@ func (x *GetChangeResponse) String() string {
 func (*GetChangeResponse) ProtoMessage() {}
 
 func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[42]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3591,7 +3714,7 @@ func (x *GetChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangeResponse.ProtoReflect.Descriptor instead.
 func (*GetChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{42}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetChangeResponse) GetChange() *BundleChange {
@@ -3629,6 +3752,13 @@ func (x *GetChangeResponse) GetBlockedBy() []string {
 	return nil
 }
 
+func (x *GetChangeResponse) GetServers() []*LiveServer {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
 // ListChangesRequest filters changes. All filters given must match.
 type ListChangesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3646,7 +3776,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3658,7 +3788,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[43]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3671,7 +3801,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{43}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListChangesRequest) GetBundle() string {
@@ -3715,7 +3845,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3727,7 +3857,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[44]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3740,7 +3870,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{44}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListChangesResponse) GetChanges() []*BundleChange {
@@ -3768,7 +3898,7 @@ type CheckChangeRequest struct {
 
 func (x *CheckChangeRequest) Reset() {
 	*x = CheckChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +3910,7 @@ func (x *CheckChangeRequest) String() string {
 func (*CheckChangeRequest) ProtoMessage() {}
 
 func (x *CheckChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[45]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +3923,7 @@ func (x *CheckChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckChangeRequest.ProtoReflect.Descriptor instead.
 func (*CheckChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{45}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CheckChangeRequest) GetId() string {
@@ -3828,7 +3958,7 @@ type CheckChangeResponse struct {
 
 func (x *CheckChangeResponse) Reset() {
 	*x = CheckChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3840,7 +3970,7 @@ func (x *CheckChangeResponse) String() string {
 func (*CheckChangeResponse) ProtoMessage() {}
 
 func (x *CheckChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[46]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3853,7 +3983,7 @@ func (x *CheckChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckChangeResponse.ProtoReflect.Descriptor instead.
 func (*CheckChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{46}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CheckChangeResponse) GetChange() *BundleChange {
@@ -3927,7 +4057,7 @@ type TestResult struct {
 
 func (x *TestResult) Reset() {
 	*x = TestResult{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3939,7 +4069,7 @@ func (x *TestResult) String() string {
 func (*TestResult) ProtoMessage() {}
 
 func (x *TestResult) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[47]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3952,7 +4082,7 @@ func (x *TestResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestResult.ProtoReflect.Descriptor instead.
 func (*TestResult) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{47}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TestResult) GetName() string {
@@ -3994,7 +4124,7 @@ type PolicyDiff struct {
 
 func (x *PolicyDiff) Reset() {
 	*x = PolicyDiff{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4006,7 +4136,7 @@ func (x *PolicyDiff) String() string {
 func (*PolicyDiff) ProtoMessage() {}
 
 func (x *PolicyDiff) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[48]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4019,7 +4149,7 @@ func (x *PolicyDiff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyDiff.ProtoReflect.Descriptor instead.
 func (*PolicyDiff) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{48}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PolicyDiff) GetId() string {
@@ -4095,7 +4225,7 @@ type AnalyzeChangeRequest struct {
 
 func (x *AnalyzeChangeRequest) Reset() {
 	*x = AnalyzeChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4107,7 +4237,7 @@ func (x *AnalyzeChangeRequest) String() string {
 func (*AnalyzeChangeRequest) ProtoMessage() {}
 
 func (x *AnalyzeChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[49]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4120,7 +4250,7 @@ func (x *AnalyzeChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnalyzeChangeRequest.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *AnalyzeChangeRequest) GetCandidate() isAnalyzeChangeRequest_Candidate {
@@ -4278,7 +4408,7 @@ type AnalyzeChangeResponse struct {
 
 func (x *AnalyzeChangeResponse) Reset() {
 	*x = AnalyzeChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4290,7 +4420,7 @@ func (x *AnalyzeChangeResponse) String() string {
 func (*AnalyzeChangeResponse) ProtoMessage() {}
 
 func (x *AnalyzeChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[50]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4303,7 +4433,7 @@ func (x *AnalyzeChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnalyzeChangeResponse.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *AnalyzeChangeResponse) GetReport() *ImpactReport {
@@ -4324,7 +4454,7 @@ type GetImpactReportRequest struct {
 
 func (x *GetImpactReportRequest) Reset() {
 	*x = GetImpactReportRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4336,7 +4466,7 @@ func (x *GetImpactReportRequest) String() string {
 func (*GetImpactReportRequest) ProtoMessage() {}
 
 func (x *GetImpactReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[51]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4349,7 +4479,7 @@ func (x *GetImpactReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImpactReportRequest.ProtoReflect.Descriptor instead.
 func (*GetImpactReportRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{51}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetImpactReportRequest) GetId() string {
@@ -4370,7 +4500,7 @@ type GetImpactReportResponse struct {
 
 func (x *GetImpactReportResponse) Reset() {
 	*x = GetImpactReportResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4382,7 +4512,7 @@ func (x *GetImpactReportResponse) String() string {
 func (*GetImpactReportResponse) ProtoMessage() {}
 
 func (x *GetImpactReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[52]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4395,7 +4525,7 @@ func (x *GetImpactReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImpactReportResponse.ProtoReflect.Descriptor instead.
 func (*GetImpactReportResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{52}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetImpactReportResponse) GetReport() *ImpactReport {
@@ -4424,7 +4554,7 @@ type ShadowChangeRequest struct {
 
 func (x *ShadowChangeRequest) Reset() {
 	*x = ShadowChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4436,7 +4566,7 @@ func (x *ShadowChangeRequest) String() string {
 func (*ShadowChangeRequest) ProtoMessage() {}
 
 func (x *ShadowChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[53]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4449,7 +4579,7 @@ func (x *ShadowChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShadowChangeRequest.ProtoReflect.Descriptor instead.
 func (*ShadowChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{53}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ShadowChangeRequest) GetId() string {
@@ -4493,7 +4623,7 @@ type ShadowChangeResponse struct {
 
 func (x *ShadowChangeResponse) Reset() {
 	*x = ShadowChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4505,7 +4635,7 @@ func (x *ShadowChangeResponse) String() string {
 func (*ShadowChangeResponse) ProtoMessage() {}
 
 func (x *ShadowChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[54]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4518,7 +4648,7 @@ func (x *ShadowChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShadowChangeResponse.ProtoReflect.Descriptor instead.
 func (*ShadowChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{54}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ShadowChangeResponse) GetChange() *BundleChange {
@@ -4553,7 +4683,7 @@ type ApproveChangeRequest struct {
 
 func (x *ApproveChangeRequest) Reset() {
 	*x = ApproveChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4565,7 +4695,7 @@ func (x *ApproveChangeRequest) String() string {
 func (*ApproveChangeRequest) ProtoMessage() {}
 
 func (x *ApproveChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[55]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4578,7 +4708,7 @@ func (x *ApproveChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveChangeRequest.ProtoReflect.Descriptor instead.
 func (*ApproveChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{55}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ApproveChangeRequest) GetId() string {
@@ -4622,7 +4752,7 @@ type ApproveChangeResponse struct {
 
 func (x *ApproveChangeResponse) Reset() {
 	*x = ApproveChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4634,7 +4764,7 @@ func (x *ApproveChangeResponse) String() string {
 func (*ApproveChangeResponse) ProtoMessage() {}
 
 func (x *ApproveChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[56]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4647,7 +4777,7 @@ func (x *ApproveChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveChangeResponse.ProtoReflect.Descriptor instead.
 func (*ApproveChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{56}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ApproveChangeResponse) GetChange() *BundleChange {
@@ -4682,7 +4812,7 @@ type DeclineChangeRequest struct {
 
 func (x *DeclineChangeRequest) Reset() {
 	*x = DeclineChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4694,7 +4824,7 @@ func (x *DeclineChangeRequest) String() string {
 func (*DeclineChangeRequest) ProtoMessage() {}
 
 func (x *DeclineChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[57]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4707,7 +4837,7 @@ func (x *DeclineChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclineChangeRequest.ProtoReflect.Descriptor instead.
 func (*DeclineChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{57}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DeclineChangeRequest) GetId() string {
@@ -4751,7 +4881,7 @@ type DeclineChangeResponse struct {
 
 func (x *DeclineChangeResponse) Reset() {
 	*x = DeclineChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4763,7 +4893,7 @@ func (x *DeclineChangeResponse) String() string {
 func (*DeclineChangeResponse) ProtoMessage() {}
 
 func (x *DeclineChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[58]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4776,7 +4906,7 @@ func (x *DeclineChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclineChangeResponse.ProtoReflect.Descriptor instead.
 func (*DeclineChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{58}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DeclineChangeResponse) GetChange() *BundleChange {
@@ -4805,14 +4935,16 @@ type PublishChangeRequest struct {
 	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	// Why the change is published past a freeze, windows of a freeze, declines and missing approvals, as in
 	// BundleHeader.
-	BreakGlass    *string `protobuf:"bytes,4,opt,name=break_glass,json=breakGlass,proto3,oneof" json:"break_glass,omitempty"`
+	BreakGlass *string `protobuf:"bytes,4,opt,name=break_glass,json=breakGlass,proto3,oneof" json:"break_glass,omitempty"`
+	// Publish also if callers that ask as before would break: see PolicyService.
+	AllowBreaking bool `protobuf:"varint,10,opt,name=allow_breaking,json=allowBreaking,proto3" json:"allow_breaking,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PublishChangeRequest) Reset() {
 	*x = PublishChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4824,7 +4956,7 @@ func (x *PublishChangeRequest) String() string {
 func (*PublishChangeRequest) ProtoMessage() {}
 
 func (x *PublishChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[59]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4837,7 +4969,7 @@ func (x *PublishChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishChangeRequest.ProtoReflect.Descriptor instead.
 func (*PublishChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{59}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PublishChangeRequest) GetId() string {
@@ -4868,6 +5000,13 @@ func (x *PublishChangeRequest) GetBreakGlass() string {
 	return ""
 }
 
+func (x *PublishChangeRequest) GetAllowBreaking() bool {
+	if x != nil {
+		return x.AllowBreaking
+	}
+	return false
+}
+
 // PublishChangeResponse says what was published.
 type PublishChangeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4885,7 +5024,7 @@ type PublishChangeResponse struct {
 
 func (x *PublishChangeResponse) Reset() {
 	*x = PublishChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4897,7 +5036,7 @@ func (x *PublishChangeResponse) String() string {
 func (*PublishChangeResponse) ProtoMessage() {}
 
 func (x *PublishChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[60]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4910,7 +5049,7 @@ func (x *PublishChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishChangeResponse.ProtoReflect.Descriptor instead.
 func (*PublishChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{60}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PublishChangeResponse) GetChange() *BundleChange {
@@ -4956,7 +5095,7 @@ type DiscardChangeRequest struct {
 
 func (x *DiscardChangeRequest) Reset() {
 	*x = DiscardChangeRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4968,7 +5107,7 @@ func (x *DiscardChangeRequest) String() string {
 func (*DiscardChangeRequest) ProtoMessage() {}
 
 func (x *DiscardChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[61]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4981,7 +5120,7 @@ func (x *DiscardChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardChangeRequest.ProtoReflect.Descriptor instead.
 func (*DiscardChangeRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{61}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DiscardChangeRequest) GetId() string {
@@ -5018,7 +5157,7 @@ type DiscardChangeResponse struct {
 
 func (x *DiscardChangeResponse) Reset() {
 	*x = DiscardChangeResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5030,7 +5169,7 @@ func (x *DiscardChangeResponse) String() string {
 func (*DiscardChangeResponse) ProtoMessage() {}
 
 func (x *DiscardChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[62]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5043,7 +5182,7 @@ func (x *DiscardChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardChangeResponse.ProtoReflect.Descriptor instead.
 func (*DiscardChangeResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{62}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DiscardChangeResponse) GetChange() *BundleChange {
@@ -5102,7 +5241,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[63]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5114,7 +5253,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[63]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5127,7 +5266,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{63}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Policy) GetBundle() string {
@@ -5261,7 +5400,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[64]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5273,7 +5412,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[64]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5286,7 +5425,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{64}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListPoliciesRequest) GetBundle() string {
@@ -5377,7 +5516,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[65]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5389,7 +5528,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[65]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5402,7 +5541,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{65}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*Policy {
@@ -5446,7 +5585,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[66]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5458,7 +5597,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[66]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5471,7 +5610,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{66}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetPolicyRequest) GetBundle() string {
@@ -5499,7 +5638,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[67]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5511,7 +5650,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[67]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5524,7 +5663,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{67}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetPolicyResponse) GetPolicy() *Policy {
@@ -5549,7 +5688,7 @@ type AnalyzeChangeRequest_ProposedEdits struct {
 
 func (x *AnalyzeChangeRequest_ProposedEdits) Reset() {
 	*x = AnalyzeChangeRequest_ProposedEdits{}
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[68]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5561,7 +5700,7 @@ func (x *AnalyzeChangeRequest_ProposedEdits) String() string {
 func (*AnalyzeChangeRequest_ProposedEdits) ProtoMessage() {}
 
 func (x *AnalyzeChangeRequest_ProposedEdits) ProtoReflect() protoreflect.Message {
-	mi := &file_cedarpost_v1_policy_proto_msgTypes[68]
+	mi := &file_cedarpost_v1_policy_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5574,7 +5713,7 @@ func (x *AnalyzeChangeRequest_ProposedEdits) ProtoReflect() protoreflect.Message
 
 // Deprecated: Use AnalyzeChangeRequest_ProposedEdits.ProtoReflect.Descriptor instead.
 func (*AnalyzeChangeRequest_ProposedEdits) Descriptor() ([]byte, []int) {
-	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{49, 0}
+	return file_cedarpost_v1_policy_proto_rawDescGZIP(), []int{50, 0}
 }
 
 func (x *AnalyzeChangeRequest_ProposedEdits) GetBundle() string {
@@ -5606,7 +5745,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x12ApplyBundleRequest\x124\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleHeaderH\x00R\x06header\x12,\n" +
 	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\r\n" +
-	"\x04part\x12\x05\xbaH\x02\b\x01\"\xcc\x02\n" +
+	"\x04part\x12\x05\xbaH\x02\b\x01\"\xf3\x02\n" +
 	"\fBundleHeader\x126\n" +
 	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x04name\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x125\n" +
@@ -5614,7 +5753,9 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\amessage\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\amessage\x123\n" +
 	"\x0eexpect_version\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\rexpectVersion\x88\x01\x01\x124\n" +
 	"\vbreak_glass\x18\x06 \x01(\tB\x0e\xbaH\vr\t \x01(\x80 \xba\x01\x01\x00H\x01R\n" +
-	"breakGlass\x88\x01\x01B\x11\n" +
+	"breakGlass\x88\x01\x01\x12%\n" +
+	"\x0eallow_breaking\x18\n" +
+	" \x01(\bR\rallowBreakingB\x11\n" +
 	"\x0f_expect_versionB\x0e\n" +
 	"\f_break_glass\"M\n" +
 	"\bFilePart\x12\"\n" +
@@ -5685,7 +5826,7 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x11GetBundleResponse\x12.\n" +
 	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleH\x00R\x06bundle\x12,\n" +
 	"\x04file\x18\x02 \x01(\v2\x16.cedarpost.v1.FilePartH\x00R\x04fileB\x06\n" +
-	"\x04part\"\xc3\x04\n" +
+	"\x04part\"\xf7\x04\n" +
 	"\rBundleVersion\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12\x12\n" +
@@ -5708,7 +5849,16 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\n" +
 	"deleted_at\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tdeletedAt\x12\x1d\n" +
 	"\n" +
-	"deleted_by\x18\x11 \x01(\tR\tdeletedBy\"\xba\x01\n" +
+	"deleted_by\x18\x11 \x01(\tR\tdeletedBy\x122\n" +
+	"\aservers\x18\x14 \x03(\v2\x18.cedarpost.v1.LiveServerR\aservers\"\xb5\x01\n" +
+	"\n" +
+	"LiveServer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x18\n" +
+	"\aapplied\x18\x04 \x01(\bR\aapplied\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\x123\n" +
+	"\aseen_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06seenAt\"\xba\x01\n" +
 	"\aVerdict\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12*\n" +
@@ -5747,12 +5897,14 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05ADDED\x10\x01\x12\v\n" +
 	"\aREMOVED\x10\x02\x12\v\n" +
-	"\aCHANGED\x10\x03\"\xd6\x01\n" +
+	"\aCHANGED\x10\x03\"\xfd\x01\n" +
 	"\x16RollbackVersionRequest\x12:\n" +
 	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12!\n" +
 	"\aversion\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\aversion\x12&\n" +
 	"\x06reason\x18\x03 \x01(\tB\x0e\xbaH\vr\t \x01(\x80 \xba\x01\x01\x00R\x06reason\x125\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\xae\x01\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\x12%\n" +
+	"\x0eallow_breaking\x18\n" +
+	" \x01(\bR\rallowBreaking\"\xae\x01\n" +
 	"\x17RollbackVersionResponse\x12,\n" +
 	"\x06bundle\x18\x01 \x01(\v2\x14.cedarpost.v1.BundleR\x06bundle\x122\n" +
 	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\x121\n" +
@@ -5869,14 +6021,16 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
 	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"W\n" +
 	"\x10GetChangeRequest\x12C\n" +
-	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\"\xe2\x01\n" +
+	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\"\x96\x02\n" +
 	"\x11GetChangeResponse\x122\n" +
 	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x12,\n" +
 	"\x05files\x18\x02 \x03(\v2\x16.cedarpost.v1.FileDiffR\x05files\x12)\n" +
 	"\x10approvals_needed\x18\x03 \x01(\x05R\x0fapprovalsNeeded\x12!\n" +
 	"\flive_version\x18\x04 \x01(\x03R\vliveVersion\x12\x1d\n" +
 	"\n" +
-	"blocked_by\x18\x05 \x03(\tR\tblockedBy\"\xe7\x01\n" +
+	"blocked_by\x18\x05 \x03(\tR\tblockedBy\x122\n" +
+	"\aservers\x18\n" +
+	" \x03(\v2\x18.cedarpost.v1.LiveServerR\aservers\"\xe7\x01\n" +
 	"\x12ListChangesRequest\x12=\n" +
 	"\x06bundle\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^([a-z0-9][a-z0-9._-]{0,63})?$R\x06bundle\x12@\n" +
 	"\x05state\x18\x02 \x01(\x0e2 .cedarpost.v1.BundleChange.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\x12'\n" +
@@ -5968,13 +6122,15 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x7f\n" +
 	"\x15DeclineChangeResponse\x122\n" +
 	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\x87\x02\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xae\x02\n" +
 	"\x14PublishChangeRequest\x12C\n" +
 	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\x12-\n" +
 	"\x06digest\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{64}$R\x06digest\x125\n" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\x124\n" +
 	"\vbreak_glass\x18\x04 \x01(\tB\x0e\xbaH\vr\t \x01(\x80 \xba\x01\x01\x00H\x00R\n" +
-	"breakGlass\x88\x01\x01B\x0e\n" +
+	"breakGlass\x88\x01\x01\x12%\n" +
+	"\x0eallow_breaking\x18\n" +
+	" \x01(\bR\rallowBreakingB\x0e\n" +
 	"\f_break_glass\"\xe0\x01\n" +
 	"\x15PublishChangeResponse\x122\n" +
 	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x12,\n" +
@@ -6074,7 +6230,7 @@ func file_cedarpost_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_cedarpost_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
+var file_cedarpost_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
 var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(Finding_Severity)(0),                      // 0: cedarpost.v1.Finding.Severity
 	(FileDiff_Kind)(0),                         // 1: cedarpost.v1.FileDiff.Kind
@@ -6095,221 +6251,225 @@ var file_cedarpost_v1_policy_proto_goTypes = []any{
 	(*GetBundleRequest)(nil),                   // 16: cedarpost.v1.GetBundleRequest
 	(*GetBundleResponse)(nil),                  // 17: cedarpost.v1.GetBundleResponse
 	(*BundleVersion)(nil),                      // 18: cedarpost.v1.BundleVersion
-	(*Verdict)(nil),                            // 19: cedarpost.v1.Verdict
-	(*ListVersionsRequest)(nil),                // 20: cedarpost.v1.ListVersionsRequest
-	(*ListVersionsResponse)(nil),               // 21: cedarpost.v1.ListVersionsResponse
-	(*GetVersionRequest)(nil),                  // 22: cedarpost.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),                 // 23: cedarpost.v1.GetVersionResponse
-	(*DiffVersionsRequest)(nil),                // 24: cedarpost.v1.DiffVersionsRequest
-	(*DiffVersionsResponse)(nil),               // 25: cedarpost.v1.DiffVersionsResponse
-	(*FileDiff)(nil),                           // 26: cedarpost.v1.FileDiff
-	(*RollbackVersionRequest)(nil),             // 27: cedarpost.v1.RollbackVersionRequest
-	(*RollbackVersionResponse)(nil),            // 28: cedarpost.v1.RollbackVersionResponse
-	(*DeleteBundleRequest)(nil),                // 29: cedarpost.v1.DeleteBundleRequest
-	(*DeleteBundleResponse)(nil),               // 30: cedarpost.v1.DeleteBundleResponse
-	(*StoredEntities)(nil),                     // 31: cedarpost.v1.StoredEntities
-	(*StoredType)(nil),                         // 32: cedarpost.v1.StoredType
-	(*FreezeBundleRequest)(nil),                // 33: cedarpost.v1.FreezeBundleRequest
-	(*FreezeBundleResponse)(nil),               // 34: cedarpost.v1.FreezeBundleResponse
-	(*UnfreezeBundleRequest)(nil),              // 35: cedarpost.v1.UnfreezeBundleRequest
-	(*UnfreezeBundleResponse)(nil),             // 36: cedarpost.v1.UnfreezeBundleResponse
-	(*BundleChange)(nil),                       // 37: cedarpost.v1.BundleChange
-	(*ChangeShadow)(nil),                       // 38: cedarpost.v1.ChangeShadow
-	(*ChangeReport)(nil),                       // 39: cedarpost.v1.ChangeReport
-	(*FileEdit)(nil),                           // 40: cedarpost.v1.FileEdit
-	(*CreateChangeRequest)(nil),                // 41: cedarpost.v1.CreateChangeRequest
-	(*CreateChangeResponse)(nil),               // 42: cedarpost.v1.CreateChangeResponse
-	(*UpdateChangeRequest)(nil),                // 43: cedarpost.v1.UpdateChangeRequest
-	(*UpdateChangeResponse)(nil),               // 44: cedarpost.v1.UpdateChangeResponse
-	(*GetChangeRequest)(nil),                   // 45: cedarpost.v1.GetChangeRequest
-	(*GetChangeResponse)(nil),                  // 46: cedarpost.v1.GetChangeResponse
-	(*ListChangesRequest)(nil),                 // 47: cedarpost.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),                // 48: cedarpost.v1.ListChangesResponse
-	(*CheckChangeRequest)(nil),                 // 49: cedarpost.v1.CheckChangeRequest
-	(*CheckChangeResponse)(nil),                // 50: cedarpost.v1.CheckChangeResponse
-	(*TestResult)(nil),                         // 51: cedarpost.v1.TestResult
-	(*PolicyDiff)(nil),                         // 52: cedarpost.v1.PolicyDiff
-	(*AnalyzeChangeRequest)(nil),               // 53: cedarpost.v1.AnalyzeChangeRequest
-	(*AnalyzeChangeResponse)(nil),              // 54: cedarpost.v1.AnalyzeChangeResponse
-	(*GetImpactReportRequest)(nil),             // 55: cedarpost.v1.GetImpactReportRequest
-	(*GetImpactReportResponse)(nil),            // 56: cedarpost.v1.GetImpactReportResponse
-	(*ShadowChangeRequest)(nil),                // 57: cedarpost.v1.ShadowChangeRequest
-	(*ShadowChangeResponse)(nil),               // 58: cedarpost.v1.ShadowChangeResponse
-	(*ApproveChangeRequest)(nil),               // 59: cedarpost.v1.ApproveChangeRequest
-	(*ApproveChangeResponse)(nil),              // 60: cedarpost.v1.ApproveChangeResponse
-	(*DeclineChangeRequest)(nil),               // 61: cedarpost.v1.DeclineChangeRequest
-	(*DeclineChangeResponse)(nil),              // 62: cedarpost.v1.DeclineChangeResponse
-	(*PublishChangeRequest)(nil),               // 63: cedarpost.v1.PublishChangeRequest
-	(*PublishChangeResponse)(nil),              // 64: cedarpost.v1.PublishChangeResponse
-	(*DiscardChangeRequest)(nil),               // 65: cedarpost.v1.DiscardChangeRequest
-	(*DiscardChangeResponse)(nil),              // 66: cedarpost.v1.DiscardChangeResponse
-	(*Policy)(nil),                             // 67: cedarpost.v1.Policy
-	(*ListPoliciesRequest)(nil),                // 68: cedarpost.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),               // 69: cedarpost.v1.ListPoliciesResponse
-	(*GetPolicyRequest)(nil),                   // 70: cedarpost.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),                  // 71: cedarpost.v1.GetPolicyResponse
-	(*AnalyzeChangeRequest_ProposedEdits)(nil), // 72: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
-	nil,                           // 73: cedarpost.v1.Policy.AnnotationsEntry
-	(*Revision)(nil),              // 74: cedarpost.v1.Revision
-	(*timestamppb.Timestamp)(nil), // 75: google.protobuf.Timestamp
-	(*EntityUid)(nil),             // 76: cedarpost.v1.EntityUid
-	(ImpactData)(0),               // 77: cedarpost.v1.ImpactData
-	(*durationpb.Duration)(nil),   // 78: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 79: google.protobuf.Struct
-	(*ImpactReport)(nil),          // 80: cedarpost.v1.ImpactReport
+	(*LiveServer)(nil),                         // 19: cedarpost.v1.LiveServer
+	(*Verdict)(nil),                            // 20: cedarpost.v1.Verdict
+	(*ListVersionsRequest)(nil),                // 21: cedarpost.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),               // 22: cedarpost.v1.ListVersionsResponse
+	(*GetVersionRequest)(nil),                  // 23: cedarpost.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),                 // 24: cedarpost.v1.GetVersionResponse
+	(*DiffVersionsRequest)(nil),                // 25: cedarpost.v1.DiffVersionsRequest
+	(*DiffVersionsResponse)(nil),               // 26: cedarpost.v1.DiffVersionsResponse
+	(*FileDiff)(nil),                           // 27: cedarpost.v1.FileDiff
+	(*RollbackVersionRequest)(nil),             // 28: cedarpost.v1.RollbackVersionRequest
+	(*RollbackVersionResponse)(nil),            // 29: cedarpost.v1.RollbackVersionResponse
+	(*DeleteBundleRequest)(nil),                // 30: cedarpost.v1.DeleteBundleRequest
+	(*DeleteBundleResponse)(nil),               // 31: cedarpost.v1.DeleteBundleResponse
+	(*StoredEntities)(nil),                     // 32: cedarpost.v1.StoredEntities
+	(*StoredType)(nil),                         // 33: cedarpost.v1.StoredType
+	(*FreezeBundleRequest)(nil),                // 34: cedarpost.v1.FreezeBundleRequest
+	(*FreezeBundleResponse)(nil),               // 35: cedarpost.v1.FreezeBundleResponse
+	(*UnfreezeBundleRequest)(nil),              // 36: cedarpost.v1.UnfreezeBundleRequest
+	(*UnfreezeBundleResponse)(nil),             // 37: cedarpost.v1.UnfreezeBundleResponse
+	(*BundleChange)(nil),                       // 38: cedarpost.v1.BundleChange
+	(*ChangeShadow)(nil),                       // 39: cedarpost.v1.ChangeShadow
+	(*ChangeReport)(nil),                       // 40: cedarpost.v1.ChangeReport
+	(*FileEdit)(nil),                           // 41: cedarpost.v1.FileEdit
+	(*CreateChangeRequest)(nil),                // 42: cedarpost.v1.CreateChangeRequest
+	(*CreateChangeResponse)(nil),               // 43: cedarpost.v1.CreateChangeResponse
+	(*UpdateChangeRequest)(nil),                // 44: cedarpost.v1.UpdateChangeRequest
+	(*UpdateChangeResponse)(nil),               // 45: cedarpost.v1.UpdateChangeResponse
+	(*GetChangeRequest)(nil),                   // 46: cedarpost.v1.GetChangeRequest
+	(*GetChangeResponse)(nil),                  // 47: cedarpost.v1.GetChangeResponse
+	(*ListChangesRequest)(nil),                 // 48: cedarpost.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),                // 49: cedarpost.v1.ListChangesResponse
+	(*CheckChangeRequest)(nil),                 // 50: cedarpost.v1.CheckChangeRequest
+	(*CheckChangeResponse)(nil),                // 51: cedarpost.v1.CheckChangeResponse
+	(*TestResult)(nil),                         // 52: cedarpost.v1.TestResult
+	(*PolicyDiff)(nil),                         // 53: cedarpost.v1.PolicyDiff
+	(*AnalyzeChangeRequest)(nil),               // 54: cedarpost.v1.AnalyzeChangeRequest
+	(*AnalyzeChangeResponse)(nil),              // 55: cedarpost.v1.AnalyzeChangeResponse
+	(*GetImpactReportRequest)(nil),             // 56: cedarpost.v1.GetImpactReportRequest
+	(*GetImpactReportResponse)(nil),            // 57: cedarpost.v1.GetImpactReportResponse
+	(*ShadowChangeRequest)(nil),                // 58: cedarpost.v1.ShadowChangeRequest
+	(*ShadowChangeResponse)(nil),               // 59: cedarpost.v1.ShadowChangeResponse
+	(*ApproveChangeRequest)(nil),               // 60: cedarpost.v1.ApproveChangeRequest
+	(*ApproveChangeResponse)(nil),              // 61: cedarpost.v1.ApproveChangeResponse
+	(*DeclineChangeRequest)(nil),               // 62: cedarpost.v1.DeclineChangeRequest
+	(*DeclineChangeResponse)(nil),              // 63: cedarpost.v1.DeclineChangeResponse
+	(*PublishChangeRequest)(nil),               // 64: cedarpost.v1.PublishChangeRequest
+	(*PublishChangeResponse)(nil),              // 65: cedarpost.v1.PublishChangeResponse
+	(*DiscardChangeRequest)(nil),               // 66: cedarpost.v1.DiscardChangeRequest
+	(*DiscardChangeResponse)(nil),              // 67: cedarpost.v1.DiscardChangeResponse
+	(*Policy)(nil),                             // 68: cedarpost.v1.Policy
+	(*ListPoliciesRequest)(nil),                // 69: cedarpost.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),               // 70: cedarpost.v1.ListPoliciesResponse
+	(*GetPolicyRequest)(nil),                   // 71: cedarpost.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),                  // 72: cedarpost.v1.GetPolicyResponse
+	(*AnalyzeChangeRequest_ProposedEdits)(nil), // 73: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
+	nil,                           // 74: cedarpost.v1.Policy.AnnotationsEntry
+	(*Revision)(nil),              // 75: cedarpost.v1.Revision
+	(*timestamppb.Timestamp)(nil), // 76: google.protobuf.Timestamp
+	(*EntityUid)(nil),             // 77: cedarpost.v1.EntityUid
+	(ImpactData)(0),               // 78: cedarpost.v1.ImpactData
+	(*durationpb.Duration)(nil),   // 79: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 80: google.protobuf.Struct
+	(*ImpactReport)(nil),          // 81: cedarpost.v1.ImpactReport
 }
 var file_cedarpost_v1_policy_proto_depIdxs = []int32{
 	5,   // 0: cedarpost.v1.ApplyBundleRequest.header:type_name -> cedarpost.v1.BundleHeader
 	6,   // 1: cedarpost.v1.ApplyBundleRequest.file:type_name -> cedarpost.v1.FilePart
 	8,   // 2: cedarpost.v1.ApplyBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
-	74,  // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	75,  // 3: cedarpost.v1.ApplyBundleResponse.revision:type_name -> cedarpost.v1.Revision
 	13,  // 4: cedarpost.v1.ApplyBundleResponse.warnings:type_name -> cedarpost.v1.Finding
-	74,  // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
-	75,  // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
+	75,  // 5: cedarpost.v1.Bundle.revision:type_name -> cedarpost.v1.Revision
+	76,  // 6: cedarpost.v1.Bundle.published_at:type_name -> google.protobuf.Timestamp
 	9,   // 7: cedarpost.v1.Bundle.freeze:type_name -> cedarpost.v1.BundleFreeze
-	75,  // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
+	76,  // 8: cedarpost.v1.BundleFreeze.at:type_name -> google.protobuf.Timestamp
 	13,  // 9: cedarpost.v1.BundleFindings.findings:type_name -> cedarpost.v1.Finding
 	12,  // 10: cedarpost.v1.PublishBlocked.blocks:type_name -> cedarpost.v1.PublishBlock
 	0,   // 11: cedarpost.v1.Finding.severity:type_name -> cedarpost.v1.Finding.Severity
 	8,   // 12: cedarpost.v1.ListBundlesResponse.bundles:type_name -> cedarpost.v1.Bundle
-	74,  // 13: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
+	75,  // 13: cedarpost.v1.ListBundlesResponse.revision:type_name -> cedarpost.v1.Revision
 	8,   // 14: cedarpost.v1.GetBundleResponse.bundle:type_name -> cedarpost.v1.Bundle
 	6,   // 15: cedarpost.v1.GetBundleResponse.file:type_name -> cedarpost.v1.FilePart
-	75,  // 16: cedarpost.v1.BundleVersion.published_at:type_name -> google.protobuf.Timestamp
-	19,  // 17: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
-	74,  // 18: cedarpost.v1.BundleVersion.revision:type_name -> cedarpost.v1.Revision
-	75,  // 19: cedarpost.v1.BundleVersion.deleted_at:type_name -> google.protobuf.Timestamp
-	75,  // 20: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
-	75,  // 21: cedarpost.v1.Verdict.expires_at:type_name -> google.protobuf.Timestamp
-	18,  // 22: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
-	18,  // 23: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
-	6,   // 24: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
-	26,  // 25: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
-	1,   // 26: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
-	8,   // 27: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
-	74,  // 28: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
-	13,  // 29: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
-	74,  // 30: cedarpost.v1.DeleteBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	32,  // 31: cedarpost.v1.DeleteBundleResponse.left:type_name -> cedarpost.v1.StoredType
-	32,  // 32: cedarpost.v1.StoredEntities.types:type_name -> cedarpost.v1.StoredType
-	9,   // 33: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
-	74,  // 34: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	74,  // 35: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
-	2,   // 36: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
-	75,  // 37: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
-	75,  // 38: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
-	19,  // 39: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
-	19,  // 40: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
-	39,  // 41: cedarpost.v1.BundleChange.reports:type_name -> cedarpost.v1.ChangeReport
-	38,  // 42: cedarpost.v1.BundleChange.shadow:type_name -> cedarpost.v1.ChangeShadow
-	75,  // 43: cedarpost.v1.ChangeShadow.until:type_name -> google.protobuf.Timestamp
-	75,  // 44: cedarpost.v1.ChangeReport.at:type_name -> google.protobuf.Timestamp
-	75,  // 45: cedarpost.v1.ChangeReport.from:type_name -> google.protobuf.Timestamp
-	75,  // 46: cedarpost.v1.ChangeReport.to:type_name -> google.protobuf.Timestamp
-	40,  // 47: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	37,  // 48: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	74,  // 49: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	40,  // 50: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
-	37,  // 51: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	74,  // 52: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	37,  // 53: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	26,  // 54: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
-	2,   // 55: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
-	37,  // 56: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
-	37,  // 57: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	13,  // 58: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
-	51,  // 59: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
-	52,  // 60: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
-	3,   // 61: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
-	72,  // 62: cedarpost.v1.AnalyzeChangeRequest.edits:type_name -> cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
-	75,  // 63: cedarpost.v1.AnalyzeChangeRequest.from:type_name -> google.protobuf.Timestamp
-	75,  // 64: cedarpost.v1.AnalyzeChangeRequest.to:type_name -> google.protobuf.Timestamp
-	76,  // 65: cedarpost.v1.AnalyzeChangeRequest.principal:type_name -> cedarpost.v1.EntityUid
-	76,  // 66: cedarpost.v1.AnalyzeChangeRequest.action:type_name -> cedarpost.v1.EntityUid
-	76,  // 67: cedarpost.v1.AnalyzeChangeRequest.resource:type_name -> cedarpost.v1.EntityUid
-	77,  // 68: cedarpost.v1.AnalyzeChangeRequest.data:type_name -> cedarpost.v1.ImpactData
-	78,  // 69: cedarpost.v1.AnalyzeChangeRequest.budget:type_name -> google.protobuf.Duration
-	76,  // 70: cedarpost.v1.AnalyzeChangeRequest.who:type_name -> cedarpost.v1.EntityUid
-	79,  // 71: cedarpost.v1.AnalyzeChangeRequest.who_context:type_name -> google.protobuf.Struct
-	80,  // 72: cedarpost.v1.AnalyzeChangeResponse.report:type_name -> cedarpost.v1.ImpactReport
-	80,  // 73: cedarpost.v1.GetImpactReportResponse.report:type_name -> cedarpost.v1.ImpactReport
-	78,  // 74: cedarpost.v1.ShadowChangeRequest.duration:type_name -> google.protobuf.Duration
-	37,  // 75: cedarpost.v1.ShadowChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	74,  // 76: cedarpost.v1.ShadowChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	37,  // 77: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	74,  // 78: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	37,  // 79: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	74,  // 80: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	37,  // 81: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	8,   // 82: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
-	74,  // 83: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	13,  // 84: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
-	37,  // 85: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
-	74,  // 86: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
-	73,  // 87: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
-	75,  // 88: cedarpost.v1.Policy.last_determined:type_name -> google.protobuf.Timestamp
-	75,  // 89: cedarpost.v1.Policy.counted_since:type_name -> google.protobuf.Timestamp
-	76,  // 90: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
-	76,  // 91: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
-	76,  // 92: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
-	75,  // 93: cedarpost.v1.ListPoliciesRequest.unused_since:type_name -> google.protobuf.Timestamp
-	67,  // 94: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
-	74,  // 95: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
-	67,  // 96: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
-	40,  // 97: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
-	4,   // 98: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
-	14,  // 99: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
-	68,  // 100: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
-	70,  // 101: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
-	16,  // 102: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
-	20,  // 103: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
-	22,  // 104: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
-	24,  // 105: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
-	27,  // 106: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
-	33,  // 107: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
-	35,  // 108: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
-	29,  // 109: cedarpost.v1.PolicyService.DeleteBundle:input_type -> cedarpost.v1.DeleteBundleRequest
-	41,  // 110: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
-	43,  // 111: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
-	45,  // 112: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
-	47,  // 113: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
-	49,  // 114: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
-	53,  // 115: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
-	55,  // 116: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
-	57,  // 117: cedarpost.v1.PolicyService.ShadowChange:input_type -> cedarpost.v1.ShadowChangeRequest
-	59,  // 118: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
-	61,  // 119: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
-	63,  // 120: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
-	65,  // 121: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
-	7,   // 122: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
-	15,  // 123: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
-	69,  // 124: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
-	71,  // 125: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
-	17,  // 126: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
-	21,  // 127: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
-	23,  // 128: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
-	25,  // 129: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
-	28,  // 130: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
-	34,  // 131: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
-	36,  // 132: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
-	30,  // 133: cedarpost.v1.PolicyService.DeleteBundle:output_type -> cedarpost.v1.DeleteBundleResponse
-	42,  // 134: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
-	44,  // 135: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
-	46,  // 136: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
-	48,  // 137: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
-	50,  // 138: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
-	54,  // 139: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
-	56,  // 140: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
-	58,  // 141: cedarpost.v1.PolicyService.ShadowChange:output_type -> cedarpost.v1.ShadowChangeResponse
-	60,  // 142: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
-	62,  // 143: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
-	64,  // 144: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
-	66,  // 145: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
-	122, // [122:146] is the sub-list for method output_type
-	98,  // [98:122] is the sub-list for method input_type
-	98,  // [98:98] is the sub-list for extension type_name
-	98,  // [98:98] is the sub-list for extension extendee
-	0,   // [0:98] is the sub-list for field type_name
+	76,  // 16: cedarpost.v1.BundleVersion.published_at:type_name -> google.protobuf.Timestamp
+	20,  // 17: cedarpost.v1.BundleVersion.approved_by:type_name -> cedarpost.v1.Verdict
+	75,  // 18: cedarpost.v1.BundleVersion.revision:type_name -> cedarpost.v1.Revision
+	76,  // 19: cedarpost.v1.BundleVersion.deleted_at:type_name -> google.protobuf.Timestamp
+	19,  // 20: cedarpost.v1.BundleVersion.servers:type_name -> cedarpost.v1.LiveServer
+	76,  // 21: cedarpost.v1.LiveServer.seen_at:type_name -> google.protobuf.Timestamp
+	76,  // 22: cedarpost.v1.Verdict.at:type_name -> google.protobuf.Timestamp
+	76,  // 23: cedarpost.v1.Verdict.expires_at:type_name -> google.protobuf.Timestamp
+	18,  // 24: cedarpost.v1.ListVersionsResponse.versions:type_name -> cedarpost.v1.BundleVersion
+	18,  // 25: cedarpost.v1.GetVersionResponse.version:type_name -> cedarpost.v1.BundleVersion
+	6,   // 26: cedarpost.v1.GetVersionResponse.file:type_name -> cedarpost.v1.FilePart
+	27,  // 27: cedarpost.v1.DiffVersionsResponse.files:type_name -> cedarpost.v1.FileDiff
+	1,   // 28: cedarpost.v1.FileDiff.kind:type_name -> cedarpost.v1.FileDiff.Kind
+	8,   // 29: cedarpost.v1.RollbackVersionResponse.bundle:type_name -> cedarpost.v1.Bundle
+	75,  // 30: cedarpost.v1.RollbackVersionResponse.revision:type_name -> cedarpost.v1.Revision
+	13,  // 31: cedarpost.v1.RollbackVersionResponse.warnings:type_name -> cedarpost.v1.Finding
+	75,  // 32: cedarpost.v1.DeleteBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	33,  // 33: cedarpost.v1.DeleteBundleResponse.left:type_name -> cedarpost.v1.StoredType
+	33,  // 34: cedarpost.v1.StoredEntities.types:type_name -> cedarpost.v1.StoredType
+	9,   // 35: cedarpost.v1.FreezeBundleResponse.freeze:type_name -> cedarpost.v1.BundleFreeze
+	75,  // 36: cedarpost.v1.FreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	75,  // 37: cedarpost.v1.UnfreezeBundleResponse.revision:type_name -> cedarpost.v1.Revision
+	2,   // 38: cedarpost.v1.BundleChange.state:type_name -> cedarpost.v1.BundleChange.State
+	76,  // 39: cedarpost.v1.BundleChange.created_at:type_name -> google.protobuf.Timestamp
+	76,  // 40: cedarpost.v1.BundleChange.updated_at:type_name -> google.protobuf.Timestamp
+	20,  // 41: cedarpost.v1.BundleChange.approvals:type_name -> cedarpost.v1.Verdict
+	20,  // 42: cedarpost.v1.BundleChange.declines:type_name -> cedarpost.v1.Verdict
+	40,  // 43: cedarpost.v1.BundleChange.reports:type_name -> cedarpost.v1.ChangeReport
+	39,  // 44: cedarpost.v1.BundleChange.shadow:type_name -> cedarpost.v1.ChangeShadow
+	76,  // 45: cedarpost.v1.ChangeShadow.until:type_name -> google.protobuf.Timestamp
+	76,  // 46: cedarpost.v1.ChangeReport.at:type_name -> google.protobuf.Timestamp
+	76,  // 47: cedarpost.v1.ChangeReport.from:type_name -> google.protobuf.Timestamp
+	76,  // 48: cedarpost.v1.ChangeReport.to:type_name -> google.protobuf.Timestamp
+	41,  // 49: cedarpost.v1.CreateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	38,  // 50: cedarpost.v1.CreateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	75,  // 51: cedarpost.v1.CreateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	41,  // 52: cedarpost.v1.UpdateChangeRequest.edits:type_name -> cedarpost.v1.FileEdit
+	38,  // 53: cedarpost.v1.UpdateChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	75,  // 54: cedarpost.v1.UpdateChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	38,  // 55: cedarpost.v1.GetChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	27,  // 56: cedarpost.v1.GetChangeResponse.files:type_name -> cedarpost.v1.FileDiff
+	19,  // 57: cedarpost.v1.GetChangeResponse.servers:type_name -> cedarpost.v1.LiveServer
+	2,   // 58: cedarpost.v1.ListChangesRequest.state:type_name -> cedarpost.v1.BundleChange.State
+	38,  // 59: cedarpost.v1.ListChangesResponse.changes:type_name -> cedarpost.v1.BundleChange
+	38,  // 60: cedarpost.v1.CheckChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	13,  // 61: cedarpost.v1.CheckChangeResponse.findings:type_name -> cedarpost.v1.Finding
+	52,  // 62: cedarpost.v1.CheckChangeResponse.tests:type_name -> cedarpost.v1.TestResult
+	53,  // 63: cedarpost.v1.CheckChangeResponse.policies:type_name -> cedarpost.v1.PolicyDiff
+	3,   // 64: cedarpost.v1.PolicyDiff.kind:type_name -> cedarpost.v1.PolicyDiff.Kind
+	73,  // 65: cedarpost.v1.AnalyzeChangeRequest.edits:type_name -> cedarpost.v1.AnalyzeChangeRequest.ProposedEdits
+	76,  // 66: cedarpost.v1.AnalyzeChangeRequest.from:type_name -> google.protobuf.Timestamp
+	76,  // 67: cedarpost.v1.AnalyzeChangeRequest.to:type_name -> google.protobuf.Timestamp
+	77,  // 68: cedarpost.v1.AnalyzeChangeRequest.principal:type_name -> cedarpost.v1.EntityUid
+	77,  // 69: cedarpost.v1.AnalyzeChangeRequest.action:type_name -> cedarpost.v1.EntityUid
+	77,  // 70: cedarpost.v1.AnalyzeChangeRequest.resource:type_name -> cedarpost.v1.EntityUid
+	78,  // 71: cedarpost.v1.AnalyzeChangeRequest.data:type_name -> cedarpost.v1.ImpactData
+	79,  // 72: cedarpost.v1.AnalyzeChangeRequest.budget:type_name -> google.protobuf.Duration
+	77,  // 73: cedarpost.v1.AnalyzeChangeRequest.who:type_name -> cedarpost.v1.EntityUid
+	80,  // 74: cedarpost.v1.AnalyzeChangeRequest.who_context:type_name -> google.protobuf.Struct
+	81,  // 75: cedarpost.v1.AnalyzeChangeResponse.report:type_name -> cedarpost.v1.ImpactReport
+	81,  // 76: cedarpost.v1.GetImpactReportResponse.report:type_name -> cedarpost.v1.ImpactReport
+	79,  // 77: cedarpost.v1.ShadowChangeRequest.duration:type_name -> google.protobuf.Duration
+	38,  // 78: cedarpost.v1.ShadowChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	75,  // 79: cedarpost.v1.ShadowChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	38,  // 80: cedarpost.v1.ApproveChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	75,  // 81: cedarpost.v1.ApproveChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	38,  // 82: cedarpost.v1.DeclineChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	75,  // 83: cedarpost.v1.DeclineChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	38,  // 84: cedarpost.v1.PublishChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	8,   // 85: cedarpost.v1.PublishChangeResponse.bundle:type_name -> cedarpost.v1.Bundle
+	75,  // 86: cedarpost.v1.PublishChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	13,  // 87: cedarpost.v1.PublishChangeResponse.warnings:type_name -> cedarpost.v1.Finding
+	38,  // 88: cedarpost.v1.DiscardChangeResponse.change:type_name -> cedarpost.v1.BundleChange
+	75,  // 89: cedarpost.v1.DiscardChangeResponse.revision:type_name -> cedarpost.v1.Revision
+	74,  // 90: cedarpost.v1.Policy.annotations:type_name -> cedarpost.v1.Policy.AnnotationsEntry
+	76,  // 91: cedarpost.v1.Policy.last_determined:type_name -> google.protobuf.Timestamp
+	76,  // 92: cedarpost.v1.Policy.counted_since:type_name -> google.protobuf.Timestamp
+	77,  // 93: cedarpost.v1.ListPoliciesRequest.action:type_name -> cedarpost.v1.EntityUid
+	77,  // 94: cedarpost.v1.ListPoliciesRequest.principal:type_name -> cedarpost.v1.EntityUid
+	77,  // 95: cedarpost.v1.ListPoliciesRequest.resource:type_name -> cedarpost.v1.EntityUid
+	76,  // 96: cedarpost.v1.ListPoliciesRequest.unused_since:type_name -> google.protobuf.Timestamp
+	68,  // 97: cedarpost.v1.ListPoliciesResponse.policies:type_name -> cedarpost.v1.Policy
+	75,  // 98: cedarpost.v1.ListPoliciesResponse.revision:type_name -> cedarpost.v1.Revision
+	68,  // 99: cedarpost.v1.GetPolicyResponse.policy:type_name -> cedarpost.v1.Policy
+	41,  // 100: cedarpost.v1.AnalyzeChangeRequest.ProposedEdits.edits:type_name -> cedarpost.v1.FileEdit
+	4,   // 101: cedarpost.v1.PolicyService.ApplyBundle:input_type -> cedarpost.v1.ApplyBundleRequest
+	14,  // 102: cedarpost.v1.PolicyService.ListBundles:input_type -> cedarpost.v1.ListBundlesRequest
+	69,  // 103: cedarpost.v1.PolicyService.ListPolicies:input_type -> cedarpost.v1.ListPoliciesRequest
+	71,  // 104: cedarpost.v1.PolicyService.GetPolicy:input_type -> cedarpost.v1.GetPolicyRequest
+	16,  // 105: cedarpost.v1.PolicyService.GetBundle:input_type -> cedarpost.v1.GetBundleRequest
+	21,  // 106: cedarpost.v1.PolicyService.ListVersions:input_type -> cedarpost.v1.ListVersionsRequest
+	23,  // 107: cedarpost.v1.PolicyService.GetVersion:input_type -> cedarpost.v1.GetVersionRequest
+	25,  // 108: cedarpost.v1.PolicyService.DiffVersions:input_type -> cedarpost.v1.DiffVersionsRequest
+	28,  // 109: cedarpost.v1.PolicyService.RollbackVersion:input_type -> cedarpost.v1.RollbackVersionRequest
+	34,  // 110: cedarpost.v1.PolicyService.FreezeBundle:input_type -> cedarpost.v1.FreezeBundleRequest
+	36,  // 111: cedarpost.v1.PolicyService.UnfreezeBundle:input_type -> cedarpost.v1.UnfreezeBundleRequest
+	30,  // 112: cedarpost.v1.PolicyService.DeleteBundle:input_type -> cedarpost.v1.DeleteBundleRequest
+	42,  // 113: cedarpost.v1.PolicyService.CreateChange:input_type -> cedarpost.v1.CreateChangeRequest
+	44,  // 114: cedarpost.v1.PolicyService.UpdateChange:input_type -> cedarpost.v1.UpdateChangeRequest
+	46,  // 115: cedarpost.v1.PolicyService.GetChange:input_type -> cedarpost.v1.GetChangeRequest
+	48,  // 116: cedarpost.v1.PolicyService.ListChanges:input_type -> cedarpost.v1.ListChangesRequest
+	50,  // 117: cedarpost.v1.PolicyService.CheckChange:input_type -> cedarpost.v1.CheckChangeRequest
+	54,  // 118: cedarpost.v1.PolicyService.AnalyzeChange:input_type -> cedarpost.v1.AnalyzeChangeRequest
+	56,  // 119: cedarpost.v1.PolicyService.GetImpactReport:input_type -> cedarpost.v1.GetImpactReportRequest
+	58,  // 120: cedarpost.v1.PolicyService.ShadowChange:input_type -> cedarpost.v1.ShadowChangeRequest
+	60,  // 121: cedarpost.v1.PolicyService.ApproveChange:input_type -> cedarpost.v1.ApproveChangeRequest
+	62,  // 122: cedarpost.v1.PolicyService.DeclineChange:input_type -> cedarpost.v1.DeclineChangeRequest
+	64,  // 123: cedarpost.v1.PolicyService.PublishChange:input_type -> cedarpost.v1.PublishChangeRequest
+	66,  // 124: cedarpost.v1.PolicyService.DiscardChange:input_type -> cedarpost.v1.DiscardChangeRequest
+	7,   // 125: cedarpost.v1.PolicyService.ApplyBundle:output_type -> cedarpost.v1.ApplyBundleResponse
+	15,  // 126: cedarpost.v1.PolicyService.ListBundles:output_type -> cedarpost.v1.ListBundlesResponse
+	70,  // 127: cedarpost.v1.PolicyService.ListPolicies:output_type -> cedarpost.v1.ListPoliciesResponse
+	72,  // 128: cedarpost.v1.PolicyService.GetPolicy:output_type -> cedarpost.v1.GetPolicyResponse
+	17,  // 129: cedarpost.v1.PolicyService.GetBundle:output_type -> cedarpost.v1.GetBundleResponse
+	22,  // 130: cedarpost.v1.PolicyService.ListVersions:output_type -> cedarpost.v1.ListVersionsResponse
+	24,  // 131: cedarpost.v1.PolicyService.GetVersion:output_type -> cedarpost.v1.GetVersionResponse
+	26,  // 132: cedarpost.v1.PolicyService.DiffVersions:output_type -> cedarpost.v1.DiffVersionsResponse
+	29,  // 133: cedarpost.v1.PolicyService.RollbackVersion:output_type -> cedarpost.v1.RollbackVersionResponse
+	35,  // 134: cedarpost.v1.PolicyService.FreezeBundle:output_type -> cedarpost.v1.FreezeBundleResponse
+	37,  // 135: cedarpost.v1.PolicyService.UnfreezeBundle:output_type -> cedarpost.v1.UnfreezeBundleResponse
+	31,  // 136: cedarpost.v1.PolicyService.DeleteBundle:output_type -> cedarpost.v1.DeleteBundleResponse
+	43,  // 137: cedarpost.v1.PolicyService.CreateChange:output_type -> cedarpost.v1.CreateChangeResponse
+	45,  // 138: cedarpost.v1.PolicyService.UpdateChange:output_type -> cedarpost.v1.UpdateChangeResponse
+	47,  // 139: cedarpost.v1.PolicyService.GetChange:output_type -> cedarpost.v1.GetChangeResponse
+	49,  // 140: cedarpost.v1.PolicyService.ListChanges:output_type -> cedarpost.v1.ListChangesResponse
+	51,  // 141: cedarpost.v1.PolicyService.CheckChange:output_type -> cedarpost.v1.CheckChangeResponse
+	55,  // 142: cedarpost.v1.PolicyService.AnalyzeChange:output_type -> cedarpost.v1.AnalyzeChangeResponse
+	57,  // 143: cedarpost.v1.PolicyService.GetImpactReport:output_type -> cedarpost.v1.GetImpactReportResponse
+	59,  // 144: cedarpost.v1.PolicyService.ShadowChange:output_type -> cedarpost.v1.ShadowChangeResponse
+	61,  // 145: cedarpost.v1.PolicyService.ApproveChange:output_type -> cedarpost.v1.ApproveChangeResponse
+	63,  // 146: cedarpost.v1.PolicyService.DeclineChange:output_type -> cedarpost.v1.DeclineChangeResponse
+	65,  // 147: cedarpost.v1.PolicyService.PublishChange:output_type -> cedarpost.v1.PublishChangeResponse
+	67,  // 148: cedarpost.v1.PolicyService.DiscardChange:output_type -> cedarpost.v1.DiscardChangeResponse
+	125, // [125:149] is the sub-list for method output_type
+	101, // [101:125] is the sub-list for method input_type
+	101, // [101:101] is the sub-list for extension type_name
+	101, // [101:101] is the sub-list for extension extendee
+	0,   // [0:101] is the sub-list for field type_name
 }
 
 func init() { file_cedarpost_v1_policy_proto_init() }
@@ -6328,32 +6488,32 @@ func file_cedarpost_v1_policy_proto_init() {
 		(*GetBundleResponse_Bundle)(nil),
 		(*GetBundleResponse_File)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[19].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[20].OneofWrappers = []any{
 		(*GetVersionResponse_Version)(nil),
 		(*GetVersionResponse_File)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[25].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[36].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[26].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[37].OneofWrappers = []any{
 		(*FileEdit_Content)(nil),
 		(*FileEdit_Append)(nil),
 		(*FileEdit_Removed)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[37].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[39].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[49].OneofWrappers = []any{
+	file_cedarpost_v1_policy_proto_msgTypes[38].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[40].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[50].OneofWrappers = []any{
 		(*AnalyzeChangeRequest_Change)(nil),
 		(*AnalyzeChangeRequest_Edits)(nil),
 		(*AnalyzeChangeRequest_Report)(nil),
 	}
-	file_cedarpost_v1_policy_proto_msgTypes[59].OneofWrappers = []any{}
-	file_cedarpost_v1_policy_proto_msgTypes[64].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[60].OneofWrappers = []any{}
+	file_cedarpost_v1_policy_proto_msgTypes[65].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cedarpost_v1_policy_proto_rawDesc), len(file_cedarpost_v1_policy_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   70,
+			NumMessages:   71,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
