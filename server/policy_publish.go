@@ -29,7 +29,7 @@ type publication struct {
 	// allowBreaking says that callers may break.
 	allowBreaking bool
 	message       string
-	change    string // the id of the change that is published; "": none
+	change        string // the id of the change that is published; "": none
 	// breakGlass is why it is published past rules; "": it is not. also are the rights for that.
 	breakGlass string
 	also       []need

@@ -48,7 +48,7 @@ func (s *Server) keepPresent(ctx context.Context) {
 			}
 		}
 	}
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), presentTimeout)
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	if err := s.cfg.DB.ForgetServer(bounded, s.id); err != nil {
 		s.cfg.Log.Warn("this server stays listed as live for a while", "err", err)

@@ -21,16 +21,18 @@ type applyCmd struct {
 	ExpectVersion *int64 `help:"Publish only if this version is live; 0: only if the bundle is new." placeholder:"N"`
 	NoChange      bool   `help:"Open no change if the bundle needs approvals."`
 	breakGlassFlag
+	AllowBreaking bool `help:"Publish also if callers who ask as before would break."`
+	waitFlags
 	adminFlags
 }
 
 // Help is the long help of apply.
 func (*applyCmd) Help() string {
-	return `Publishes the folder in place of the bundle of the same name. Other bundles and all entities stay as they are. If a check fails, nothing is published, and the findings are on stderr. A bundle that is frozen, or in a window of its freeze, is not published.
+	return `Publishes the folder in place of the bundle of the same name. Other bundles and all entities stay as they are. If a check fails, nothing is published, and the findings are on stderr. A bundle that is frozen, or in a window of its freeze, is not published, nor, without --allow-breaking, one that breaks callers who ask as before: the findings name what breaks and, if you may read the log of the bundle, who asked lately.
 
 If the bundle needs approvals, nothing is published, and a change is opened with the files of the folder, as "cedarpost change create" does. An open change that you made of the same folder and the same live version becomes the files of the folder, so that a pipeline that runs again opens no second one; its approvals stay if the files are the same. Then the exit code is 9, and -o json prints the change. Others approve it, and "cedarpost change publish" publishes it. This takes the role policy-author, too. With --no-change, the exit code is 1, and no change is opened.
 
-Exits with 3 if the bundle does not compile or validate, would break another bundle, or does not fit the stored entities, and with 4 if only tests failed.`
+Exits with 3 if the bundle does not compile or validate, would break another bundle or callers, or does not fit the stored entities, and with 4 if only tests failed.`
 }
 
 // Run publishes.
@@ -57,7 +59,7 @@ func (a *applyCmd) Run(ctx context.Context, c *console) error {
 	if err := a.check(); err != nil {
 		return err
 	}
-	res, err := upload(ctx, admin, &cedarpostv1.BundleHeader{Name: name, DryRun: a.DryRun, Message: a.Message, ExpectVersion: a.ExpectVersion, BreakGlass: a.BreakGlass}, b.Files)
+	res, err := upload(ctx, admin, &cedarpostv1.BundleHeader{Name: name, DryRun: a.DryRun, Message: a.Message, ExpectVersion: a.ExpectVersion, BreakGlass: a.BreakGlass, AllowBreaking: a.AllowBreaking}, b.Files)
 	if err != nil && !a.NoChange && needsChange(err) {
 		return a.propose(ctx, c, admin, name, b)
 	}
@@ -65,7 +67,10 @@ func (a *applyCmd) Run(ctx context.Context, c *console) error {
 		return c.refusedPublish(admin, err, relative(a.Dir), a.json())
 	}
 	if a.json() {
-		return c.message(res)
+		if err := c.message(res); err != nil {
+			return err
+		}
+		return a.wait(ctx, c, admin, res)
 	}
 	c.printFindings(c.out, relative(a.Dir), findingsFromProto(res.GetWarnings()))
 	c.printIgnored(name, b.Ignored)
@@ -84,7 +89,15 @@ func (a *applyCmd) Run(ctx context.Context, c *console) error {
 	c.pair("policies", fmt.Sprint(res.GetBundle().GetPolicies()))
 	c.pair("digest", res.GetBundle().GetDigest())
 	c.printRevision(res.GetRevision())
-	return nil
+	return a.wait(ctx, c, admin, res)
+}
+
+// wait waits for the servers if it is asked for, also if the same was published already.
+func (a *applyCmd) wait(ctx context.Context, c *console, admin *peer, res *cedarpostv1.ApplyBundleResponse) error {
+	if a.DryRun {
+		return nil
+	}
+	return a.forServers(ctx, c, admin, res.GetBundle().GetName(), res.GetBundle().GetVersion())
 }
 
 // headline is the first part of the message of a refusal, which repeats some of the findings after it.

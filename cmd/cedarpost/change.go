@@ -264,6 +264,7 @@ func (s *showChangeCmd) Run(ctx context.Context, c *console) error {
 	if err := c.printChange(res.GetChange(), false); err != nil {
 		return err
 	}
+	c.printApplied(res.GetServers())
 	if n := res.GetApprovalsNeeded(); n > 0 {
 		c.pair("needs", count(n, "approval", "approvals"))
 	}
@@ -533,6 +534,8 @@ type publishChangeCmd struct {
 	changeArgs
 	digestFlag
 	breakGlassFlag
+	AllowBreaking bool `help:"Publish also if callers who ask as before would break."`
+	waitFlags
 }
 
 // Help is the long help of change publish.
@@ -553,12 +556,18 @@ func (p *publishChangeCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	res, err := admin.policies().PublishChange(ctx, &cedarpostv1.PublishChangeRequest{Id: p.ID, Digest: digest, BreakGlass: p.BreakGlass})
+	res, err := admin.policies().PublishChange(ctx, &cedarpostv1.PublishChangeRequest{Id: p.ID, Digest: digest, BreakGlass: p.BreakGlass, AllowBreaking: p.AllowBreaking})
 	if err != nil {
 		return c.refusedPublish(admin, err, p.ID, p.json())
 	}
+	wait := func() error {
+		return p.forServers(ctx, c, admin, res.GetBundle().GetName(), res.GetBundle().GetVersion())
+	}
 	if p.json() {
-		return c.message(res)
+		if err := c.message(res); err != nil {
+			return err
+		}
+		return wait()
 	}
 	c.printFindings(c.out, p.ID, findingsFromProto(res.GetWarnings()))
 	fmt.Fprintf(c.out, "%s: %s\n", clean(res.GetBundle().GetName()), c.paint(green, "published"))
@@ -567,7 +576,7 @@ func (p *publishChangeCmd) Run(ctx context.Context, c *console) error {
 	c.pair("policies", fmt.Sprint(res.GetBundle().GetPolicies()))
 	c.pair("digest", res.GetBundle().GetDigest())
 	c.printRevision(res.GetRevision())
-	return nil
+	return wait()
 }
 
 type discardChangeCmd struct {

@@ -15,6 +15,7 @@ import (
 
 type checkCmd struct {
 	Output string   `short:"o" help:"text for people, json for programs, junit for CI (default ${default})." env:"CEDARPOST_OUTPUT" enum:"text,json,junit" default:"text" placeholder:"FORMAT"`
+	Before []string `help:"A bundle folder as it was before, such as that of the main branch: what breaks callers since then is a warning; can be given several times." placeholder:"DIR" type:"path" sep:"none"`
 	Dirs   []string `arg:"" name:"dir" help:"Bundle folders. They are checked together, as bundles of one server." type:"path"`
 	proveFlags
 	adminFlags
@@ -56,7 +57,20 @@ func (k *checkCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	checkTogether(list)
+	before, err := readFolders(k.Before)
+	if err != nil {
+		return err
+	}
+	for _, f := range before {
+		if f.bundle == nil {
+			f.print(c)
+			return fmt.Errorf("--before %s cannot be read as a bundle", f.dir)
+		}
+		if !slices.ContainsFunc(list, func(o checked) bool { return o.Name == f.Name }) {
+			return misuse("--before %s is the bundle %q, and no folder that is checked is", f.dir, f.Name)
+		}
+	}
+	checkTogether(list, before)
 	if k.Prove {
 		if err := k.prove(ctx, list); err != nil {
 			return err
@@ -119,14 +133,16 @@ func readFolders(dirs []string) ([]checked, error) {
 }
 
 // checkTogether checks each bundle together with the other ones. As in the server, admin-local is
-// checked with the built-in bundle admin, and no other bundle is checked with it.
-func checkTogether(list []checked) {
+// checked with the built-in bundle admin, and no other bundle is checked with it. before has earlier states
+// of some of them.
+func checkTogether(list, before []checked) {
 	for i := range list {
 		f := &list[i]
 		if f.bundle == nil {
 			continue
 		}
-		report, _ := offline.Check(f.bundle, besides(list, i), nil)
+		others := besides(list, i)
+		report, set := offline.Check(f.bundle, others, nil)
 		for _, found := range report.Findings {
 			// The check of another bundle reports its own findings.
 			if found.Bundle == "" || found.Bundle == f.Name {
@@ -134,6 +150,9 @@ func checkTogether(list []checked) {
 			}
 		}
 		f.Findings = append(f.Findings, freezeWarnings(f.bundle, time.Now())...)
+		if i := slices.IndexFunc(before, func(o checked) bool { return o.Name == f.Name }); i >= 0 && set != nil {
+			f.Findings = append(f.Findings, breaking(set, before[i], others)...)
+		}
 		for _, t := range report.Tests {
 			f.Tests = append(f.Tests, testOutcome{t.Name, t.Line, len(t.Failures) == 0, t.Failures})
 		}
@@ -161,6 +180,23 @@ func freezeWarnings(b *bundle.Bundle, at time.Time) (found []finding) {
 		}
 	}
 	return found
+}
+
+// breaking returns a warning for each part of a compiled bundle that breaks callers who ask as they did
+// before.
+func breaking(set *engine.Set, before checked, others []engine.Source) (list []finding) {
+	old, found := engine.Compile(append(slices.Clone(others), offline.Source(before.bundle)), nil)
+	if old == nil {
+		return []finding{findingFromEngine(engine.Finding{Warning: true, Message: fmt.Sprintf("what breaks callers is not known: the bundle in %s is not valid: %s", before.dir, found[0])})}
+	}
+	for _, b := range set.Breaks(old) {
+		f := engine.Finding{Warning: true, File: bundle.SchemaName, Message: "breaks callers: " + b.Message, Hint: b.Hint}
+		if b.Field {
+			f.File = bundle.FieldsName
+		}
+		list = append(list, findingFromEngine(f))
+	}
+	return list
 }
 
 func (f *checked) failed() int {

@@ -24,6 +24,15 @@ func TestCheck(t *testing.T) {
 
 	sh.exits(t, 0, says("bundle.yaml: warning: it is not published in its freeze window * * * * * for 1h, UTC (holidays), which is now and until ", "shop: valid, "), "check",
 		shopCopy(t, map[string]string{"bundle.yaml": "freeze: [{at: '* * * * *', for: 1h, reason: holidays}]\n"}))
+	before, now := notes(t, "p"), notes(t, "p")
+	write(t, before, "schema.cedarschema", strings.Replace(file(t, now, "schema.cedarschema"), "action Read", "action Gone, Read", 1))
+	sh.exits(t, 0, says(`schema.cedarschema: warning: breaks callers: action Notes::Action::"Gone": it is removed`, "notes: valid"), "check", now, "--before", before)
+	if r := sh.exits(t, 0, says("notes: valid"), "check", before, "--before", now); strings.Contains(r.out, "breaks") {
+		t.Errorf("more actions: %s", r.out)
+	}
+	sh.exits(t, 0, says("warning: what breaks callers is not known: the bundle in ", "VeiwOrder"), "check", shop, "--before", invalid)
+	sh.exits(t, 1, says("color", "cannot be read as a bundle"), "check", shop, "--before", unreadable)
+	sh.exits(t, 2, says(`is the bundle "notes", and no folder that is checked is`), "check", shop, "--before", now)
 
 	for code, dir := range map[int]string{0: shop, 3: invalid, 4: failing} {
 		r := sh.exits(t, code, nil, "check", "-o", "json", dir)

@@ -38,7 +38,7 @@ func testVersions(sh *shell) func(*testing.T) {
 		sh.exits(t, 2, says("give a folder"), "diff", "notes", "1")
 		sh.exits(t, 1, says("not_found", "version 7"), "diff", "notes", "1", "7")
 
-		sh.exits(t, 0, says("VERSION", "2 live", "other words", "the first one"), "versions", "notes")
+		sh.exits(t, 0, says("VERSION", "2 live", "1 of 1 server", "other words", "the first one"), "versions", "notes")
 		r := sh.exits(t, 0, nil, "versions", "notes", "-o", "json")
 		var list []map[string]any
 		for line := range strings.Lines(r.out) {
@@ -54,6 +54,11 @@ func testVersions(sh *shell) func(*testing.T) {
 		if r := sh.exits(t, 0, nil, "versions", "notes", "--limit=1", "-o", "json"); strings.Count(r.out, "\n") != 1 {
 			t.Errorf("%s", r.out)
 		}
+
+		narrow := notes(t, "people")
+		write(t, narrow, "schema.cedarschema", strings.Replace(file(t, two, "schema.cedarschema"), "resource: [Note] }", "resource: [Note], context: { mfa: Bool } }", 1))
+		sh.exits(t, 3, says("refused, nothing changed: it breaks callers", `schema.cedarschema: error: action Notes::Action::"Read": the context requires the attribute "mfa" now`, "nobody asked in the last 7 days", "--allow-breaking"), "apply", narrow)
+		sh.exits(t, 0, says("warning: breaks callers: action Notes", "dry run"), "apply", narrow, "--dry-run")
 
 		copied := filepath.Join(t.TempDir(), "notes")
 		sh.exits(t, 0, says("notes: version 2, 2 files in", "2 written"), "pull", "notes", copied)
@@ -149,7 +154,9 @@ func testChange(sh *shell) func(*testing.T) {
 		approver.exits(t, 0, says("approved     change-approver"), "change", "approve", id)
 		author.exits(t, 0, says("notes-1  open   ", "change-approver"), "change", "list")
 		author.exits(t, 1, says("permission_denied"), "change", "publish", id)
-		sh.exits(t, 0, says("notes: published", "version"), "change", "publish", id)
+		sh.exits(t, 0, says("notes: published", "version", "applied by 1 of 1 server"), "change", "publish", id, "--wait")
+		author.exits(t, 0, says("  applied by 1 of 1 server\n"), "change", "show", id)
+		author.exits(t, 0, says(`"servers":[{"name":`, `"applied":true`), "change", "show", id, "-o", "json")
 		sh.exits(t, 0, says("change-approver", "notes-1: people is a better word"), "versions", "notes")
 		sh.exits(t, 1, says("was published as version"), "change", "discard", id)
 

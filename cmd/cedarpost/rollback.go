@@ -16,6 +16,9 @@ type rollbackCmd struct {
 	Bundle  string `arg:"" help:"Name of the bundle."`
 	Version int64  `arg:"" help:"Number of the version whose files are published again (cedarpost versions lists them)."`
 	Reason  string `required:"" help:"Why, for the log and the list of versions." placeholder:"TEXT"`
+
+	AllowBreaking bool `help:"Publish also if callers who ask as before would break."`
+	waitFlags
 	adminFlags
 }
 
@@ -34,19 +37,22 @@ func (r *rollbackCmd) Run(ctx context.Context, c *console) error {
 		return misuse("%d is not the number of a version", r.Version)
 	}
 	// Checking a bundle may take longer than other calls.
-	res, err := admin.policies().RollbackVersion(ctx, &cedarpostv1.RollbackVersionRequest{Bundle: r.Bundle, Version: r.Version, Reason: r.Reason})
+	res, err := admin.policies().RollbackVersion(ctx, &cedarpostv1.RollbackVersionRequest{Bundle: r.Bundle, Version: r.Version, Reason: r.Reason, AllowBreaking: r.AllowBreaking})
 	if err != nil {
 		return c.refusedPublish(admin, err, r.Bundle, r.json())
 	}
 	if r.json() {
-		return c.message(res)
+		if err := c.message(res); err != nil {
+			return err
+		}
+		return r.forServers(ctx, c, admin, r.Bundle, res.GetBundle().GetVersion())
 	}
 	c.printFindings(c.out, r.Bundle, findingsFromProto(res.GetWarnings()))
 	fmt.Fprintf(c.out, "%s: %s with the files of version %d, and frozen; `cedarpost unfreeze %s` ends that\n",
 		clean(r.Bundle), c.paint(green, fmt.Sprintf("published version %d", res.GetBundle().GetVersion())), r.Version, clean(r.Bundle))
 	c.pair("digest", res.GetBundle().GetDigest())
 	c.printRevision(res.GetRevision())
-	return nil
+	return r.forServers(ctx, c, admin, r.Bundle, res.GetBundle().GetVersion())
 }
 
 // refusedPublish explains an error of a publish. If it has findings, they are printed; place is where

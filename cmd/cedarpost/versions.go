@@ -34,7 +34,7 @@ func (v *versionsCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	rows := [][]string{{"VERSION", "PUBLISHED", "BY", "POLICIES", "APPROVED BY", "WHY"}}
+	rows := [][]string{{"VERSION", "PUBLISHED", "BY", "POLICIES", "APPROVED BY", "APPLIED BY", "WHY"}}
 	req := &cedarpostv1.ListVersionsRequest{Bundle: v.Bundle}
 	for left := v.Limit; ; {
 		if v.Limit > 0 {
@@ -82,7 +82,7 @@ func versionRow(v *cedarpostv1.BundleVersion) []string {
 	if v.GetBreakGlass() != "" {
 		why = strings.TrimSuffix("BREAK-GLASS: "+v.GetBreakGlass()+"; "+why, "; ")
 	}
-	return []string{number, localTime(v.GetPublishedAt()), v.GetPublishedBy(), fmt.Sprint(v.GetPolicies()), callersOf(v.GetApprovedBy()), why}
+	return []string{number, localTime(v.GetPublishedAt()), v.GetPublishedBy(), fmt.Sprint(v.GetPolicies()), callersOf(v.GetApprovedBy()), strings.TrimPrefix(appliedBy(v.GetServers()), "applied by "), why}
 }
 
 func localTime(at *timestamppb.Timestamp) string { return at.AsTime().Local().Format(time.DateTime) }

@@ -3938,7 +3938,8 @@ type CheckChangeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The change that was checked.
 	Change *BundleChange `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
-	// True if the bundle is valid, its tests pass, no other bundle breaks and stored entities fit.
+	// True if the bundle is valid, its tests pass, no other bundle breaks and stored entities fit. What
+	// breaks callers is among the findings, as warnings.
 	Ok bool `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
 	// Every finding, the worst first.
 	Findings []*Finding `protobuf:"bytes,3,rep,name=findings,proto3" json:"findings,omitempty"`
