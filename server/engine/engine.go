@@ -133,7 +133,9 @@ func (s *Set) judge(q *Question, entities *entities) *Result {
 		return res
 	}
 
-	object := s.evaluate(q.action.index.candidates(q.request.Principal, q.request.Resource, entities), q.request, entities)
+	cands := q.action.index.candidates(q.request.Principal, q.request.Resource, entities)
+	q.masked.guard(cands, entities.meter)
+	object := s.evaluate(cands, q.request, entities)
 	res.Errors = object.errors
 	if !object.allowed {
 		res.DeniedAt = AtObject

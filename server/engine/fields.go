@@ -366,6 +366,7 @@ func (s *Set) classesFor(q *Question, cands policies) []int {
 func (s *Set) eachField(q *Question, e *entities, fn func(leaf, verdict)) {
 	f := q.action.field
 	cands := f.index.candidates(q.request.Principal, q.request.Resource, e)
+	q.masked.guard(cands, e.meter)
 	classes := s.classesFor(q, cands)
 	var verdicts map[int]verdict
 	var narrowed policies

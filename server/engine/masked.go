@@ -79,6 +79,13 @@ func hasMasked(v any) bool {
 	return false
 }
 
+// guard ends the work if a candidate reads something that is masked.
+func (m *masked) guard(candidates policies, work *meter) {
+	if m != nil && slices.ContainsFunc(candidates, m.readBy) {
+		work.fail(ErrMasked)
+	}
+}
+
 // readBy reports whether a condition of a policy reads something that is masked. It compares names alone,
 // so it can be true for an attribute of the same name.
 func (m *masked) readBy(p *policy) bool {
