@@ -104,7 +104,7 @@ func world(t *rapid.T) *Set {
 	for i := range rapid.IntRange(1, 12).Draw(t, "policies") {
 		texts = append(texts, worldPolicy(t, i))
 	}
-	src := Source{Name: "w", Schema: worldSchema, Fields: worldFields, SkipForbidErrors: rapid.Bool().Draw(t, "skip")}
+	src := Source{Name: "w", Schema: worldSchema, Fields: worldFields, SkipForbidErrors: rapid.Bool().Draw(t, "skip"), Exports: []Export{{Type: "*"}}}
 	// Guardrails join; a neighbour's permits must not.
 	rails := Source{Name: Guardrails, Policies: []PolicyText{{Text: `@id("calm") forbid (principal, action, resource);`}}}
 	if rapid.Bool().Draw(t, "calm") {
