@@ -69,7 +69,7 @@ func readManifest(f File, b *Bundle, probs *Problems) {
 			b.Exports = y.exports(v)
 		default:
 			if !y.rule(&b.Rules, k.Value, v) {
-				y.unknown(k, "name", "description", "owners", approvalsKey, approvalsExpireKey, freezeKey, "on_forbid_error", principalTokensKey, lintKey, exportsKey)
+				y.unknown(k, "name", "description", "owners", approvalsKey, approvalsExpireKey, impactKey, freezeKey, "on_forbid_error", principalTokensKey, lintKey, exportsKey)
 			}
 		}
 	})

@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v4"
@@ -16,6 +17,8 @@ type Rules struct {
 	Approvals int
 	// ApprovalsExpire is how long an approval counts; 0: [DefaultApprovalsExpire].
 	ApprovalsExpire time.Duration
+	// Impact asks for a report of the impact of a change, and for approvals that name one.
+	Impact bool
 	// Freeze are windows of time in which the bundle is not published.
 	Freeze []FreezeWindow
 	// Unread says what cannot be read of a bundle.yaml that was published; "": nothing. It is set by
@@ -26,10 +29,14 @@ type Rules struct {
 const (
 	approvalsKey       = "approvals"
 	approvalsExpireKey = "approvals_expire"
+	impactKey          = "impact"
 	freezeKey          = "freeze"
 
 	maxApprovals = 100
 )
+
+// impactRequired is the only value of impact.
+const impactRequired = "required"
 
 // DefaultApprovalsExpire is how long an approval counts if bundle.yaml does not say it.
 const DefaultApprovalsExpire = 30 * days.Day
@@ -51,7 +58,7 @@ func (r Rules) Expire() time.Duration {
 // Stricter returns the rules that are as strict as both: the larger number of approvals, the shorter time
 // that they count, the windows of both.
 func (r Rules) Stricter(o Rules) Rules {
-	out := Rules{Approvals: max(r.Approvals, o.Approvals), ApprovalsExpire: min(r.Expire(), o.Expire()), Unread: r.Unread}
+	out := Rules{Approvals: max(r.Approvals, o.Approvals), ApprovalsExpire: min(r.Expire(), o.Expire()), Impact: r.Impact || o.Impact, Unread: r.Unread}
 	if out.Unread == "" {
 		out.Unread = o.Unread
 	}
@@ -70,6 +77,8 @@ func (y yamlFile) rule(r *Rules, key string, v *yaml.Node) (known bool) {
 		r.Approvals = y.approvals(v)
 	case approvalsExpireKey:
 		r.ApprovalsExpire = y.duration(v, approvalsExpireKey, minApprovalsExpire, maxApprovalsExpire)
+	case impactKey:
+		r.Impact = y.oneOf(v, impactKey, strings.ToLower, impactRequired) == impactRequired
 	case freezeKey:
 		r.Freeze = y.freezeWindows(v)
 	default:

@@ -50,7 +50,8 @@ type policyService struct {
 	times    timeouts
 	log      *slog.Logger
 	metric   *policyMetrics
-	// noApprovals switches approvals off: a bundle is published whatever it says about them.
+	// noApprovals switches approvals and reports of the impact off: a bundle is published whatever it says
+	// about them.
 	noApprovals bool
 	// publishes and dryRuns have the places of uploads.
 	publishes, dryRuns *bundlePlaces

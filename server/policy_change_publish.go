@@ -174,11 +174,14 @@ func (s *policyService) ApproveChange(ctx context.Context, req *cedarpostv1.Appr
 			if slices.Contains(c.Authors, callerFrom(ctx)) {
 				return nil, connect.Errorf(connect.CodeFailedPrecondition, "%s edited the change %s, and its authors cannot approve it", callerFrom(ctx), c.ID)
 			}
-			// A new approval takes the place of one that has expired.
+			// A new approval takes the place of one that has expired, or that names another report.
 			_, expired := countedApprovals(*c, s.rulesNow(*c), time.Now())
 			c.Approvals = slices.DeleteFunc(slices.Clone(c.Approvals), func(v store.Verdict) bool {
-				return v.Caller == callerFrom(ctx) && slices.Contains(expired, v)
+				return v.Caller == callerFrom(ctx) && (slices.Contains(expired, v) || req.GetReport() != "" && v.Report != req.GetReport())
 			})
+			if id := req.GetReport(); id != "" && !slices.ContainsFunc(c.Reports, func(r store.ReportRef) bool { return r.ID == id && r.Digest == c.Digest }) {
+				return nil, connect.Errorf(connect.CodeFailedPrecondition, "the change %s names no report %s of its present state", c.ID, id)
+			}
 			return &c.Approvals, nil
 		})
 }
@@ -221,7 +224,11 @@ func verdict[A proto.Message](ctx context.Context, s *policyService, procedure s
 			if len(*verdicts) >= maxVerdicts {
 				return w, connect.Errorf(connect.CodeFailedPrecondition, "the change %s has %d of them already, which is the limit", c.ID, maxVerdicts)
 			}
-			*verdicts = append(slices.Clone(*verdicts), store.Verdict{Caller: callerFrom(ctx), Digest: c.Digest, Reason: req.GetReason(), At: time.Now().UTC().Truncate(time.Microsecond)})
+			report := ""
+			if approval, ok := any(req).(*cedarpostv1.ApproveChangeRequest); ok {
+				report = approval.GetReport()
+			}
+			*verdicts = append(slices.Clone(*verdicts), store.Verdict{Caller: callerFrom(ctx), Digest: c.Digest, Reason: req.GetReason(), At: time.Now().UTC().Truncate(time.Microsecond), Report: report})
 			return store.PolicyWrite{Change: &c, Reason: req.GetReason()}, nil
 		})
 	})

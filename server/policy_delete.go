@@ -118,6 +118,9 @@ func (s *policyService) deletionRules(req *cedarpostv1.DeleteBundleRequest, live
 	if list := windows(live.Name, rules, time.Now()); len(list) > 0 {
 		return refuse(list)
 	}
+	if rules.Impact {
+		return connect.Errorf(connect.CodeFailedPrecondition, "changes of the bundle %s need a report of their impact, so it cannot be deleted; first publish a change whose bundle.yaml does not say impact: required", live.Name)
+	}
 	if n := rules.Approvals; n > 0 {
 		return connect.Errorf(connect.CodeFailedPrecondition, "changes of the bundle %s need %s, so it cannot be deleted; first publish a change, with these approvals, whose bundle.yaml says approvals: 0", live.Name, countOf(n, "approval"))
 	}

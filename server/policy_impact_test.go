@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -547,4 +548,68 @@ func TestShadowChange(t *testing.T) {
 	_, err = h.Policies.ShadowChange(t.Context(), &cedarpostv1.ShadowChangeRequest{Id: c.Id, Digest: c.Digest, Duration: durationpb.New(time.Hour)})
 	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "--rebase")
 	publishChange(t, h.publisher, h.create(extra(1)))
+}
+
+// Where bundle.yaml asks for it, a change is published only with a report of its present state against the
+// live version, and an approval counts only if it names one.
+func TestImpactRequired(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, noRule)
+	h.putPapers(2)
+	for range 3 {
+		authorize(t, h.Server, askDoc("ann", "1"))
+	}
+	c := h.create(putFile("bundle.yaml", "name: doc\napprovals: 1\nimpact: required\n"), extra(1))
+	approveWith := func(report string) error {
+		return second(h.second.ApproveChange(t.Context(), &cedarpostv1.ApproveChangeRequest{Id: c.Id, Digest: c.Digest, Report: report}))
+	}
+	blocked := func(words ...string) {
+		t.Helper()
+		err := publish(t, h.publisher, c)
+		for _, w := range words {
+			servertest.WantCode(t, err, connect.CodeFailedPrecondition, w)
+		}
+	}
+	blocked("needs a report of its impact", "needs 1 approval and has 0")
+	servertest.WantCode(t, approveWith("doc-r0000000000000000"), connect.CodeFailedPrecondition, "names no report")
+	if err := approveWith(""); err != nil {
+		t.Fatal(err)
+	}
+	narrow := ofChange(c.Id)
+	narrow.Caller = "bootstrap"
+	mustAnalyze(t, h.Policies, narrow)
+	short := ofChange(c.Id)
+	short.From = timestamppb.New(time.Now().Add(-time.Hour))
+	mustAnalyze(t, h.Policies, short)
+	blocked("needs a report of its impact", "1 approval that names no sufficient report")
+	report := mustAnalyze(t, h.Policies, ofChange(c.Id))
+	blocked("1 approval that names no sufficient report")
+	if err := approveWith(report.Id); err != nil {
+		t.Fatal(err)
+	}
+	old := c
+	c = h.update(c, extra(2))
+	blocked("needs a report of its impact")
+	servertest.WantCode(t, approveWith(report.Id), connect.CodeFailedPrecondition, "names no report")
+	c = h.update(c, extra(1))
+	if c.Digest != old.Digest {
+		t.Fatal("the edit was not taken back")
+	}
+	if err := approveWith(report.Id); err != nil {
+		t.Fatal(err)
+	}
+	publishChange(t, h.publisher, c)
+	if v := h.live(); len(v.ApprovedBy) != 1 || v.ApprovedBy[0].Report != report.Id {
+		t.Errorf("%v", v.ApprovedBy)
+	}
+	_, err := h.Apply("doc", servertest.Files("bundle.yaml", "name: doc\n", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies))
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "need a report of their impact")
+	_, err = h.Policies.DeleteBundle(t.Context(), &cedarpostv1.DeleteBundleRequest{Bundle: "doc"})
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "need a report of their impact")
+	// The next change of the rule needs a report, too.
+	c = h.create(putFile("bundle.yaml", "name: doc\n"))
+	if err := approveWith(""); err != nil {
+		t.Fatal(err)
+	}
+	blocked("needs a report of its impact")
 }

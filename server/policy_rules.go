@@ -25,6 +25,7 @@ const (
 	ruleWindow    = "freeze_window"
 	ruleUnread    = "unread"
 	ruleApprovals = "approvals"
+	ruleImpact    = "impact"
 	ruleDeclined  = "declined"
 	ruleBase      = "base"
 	ruleUnchanged = "unchanged"
@@ -72,6 +73,9 @@ func (s *policyService) blocks(p proposal, live store.Bundle, now store.PolicySt
 		if rules.Approvals > 0 {
 			add(ruleApprovals, "changes of the bundle %s need %s, so it is published from a change: `cedarpost change create DIR --title TEXT` makes one, others approve it (`cedarpost change approve ID`), and `cedarpost change publish ID` publishes it", p.bundle, countOf(rules.Approvals, "approval"))
 		}
+		if rules.Impact {
+			add(ruleImpact, "changes of the bundle %s need a report of their impact, so it is published from a change (`cedarpost change create DIR --title TEXT`)", p.bundle)
+		}
 		return list
 	}
 	switch {
@@ -87,10 +91,16 @@ func (s *policyService) blocks(p proposal, live store.Bundle, now store.PolicySt
 		}
 		add(ruleDeclined, "the change %s was declined by %s%s; it can be published after its next edit", c.ID, v.Caller, reason)
 	}
+	if rules.Impact && len(sufficientReports(*c)) == 0 {
+		add(ruleImpact, "the change %s needs a report of its impact: of its present state, against version %d, of the decisions of %d hours or more, without filters, and with at most %d %% unknown; `cedarpost impact --change %s` makes one", c.ID, c.BaseVersion, int(minImpactWindow.Hours()), maxUnknownPercent, c.ID)
+	}
 	if counts, expired := countedApprovals(*c, rules, at); len(counts) < rules.Approvals {
 		also := ""
+		if blind := len(approvalsOf(*c)) - len(counts) - len(expired); blind > 0 {
+			also = ", and " + countOf(blind, "approval") + " that names no sufficient report of the impact (`cedarpost change approve --report ID`)"
+		}
 		if len(expired) > 0 {
-			also = ", and " + countOf(len(expired), "approval") + " that expired after " + bundle.DurationText(rules.Expire())
+			also += ", and " + countOf(len(expired), "approval") + " that expired after " + bundle.DurationText(rules.Expire())
 		}
 		add(ruleApprovals, "the change %s needs %s and has %d%s; callers who did not edit it approve it with `cedarpost change approve %s`", c.ID, countOf(rules.Approvals, "approval"), len(counts), also, c.ID)
 	}
@@ -179,7 +189,7 @@ func (s *policyService) stricter(live *bundle.Rules, candidate bundle.Rules) bun
 		candidate = live.Stricter(candidate)
 	}
 	if s.noApprovals {
-		candidate.Approvals = 0
+		candidate.Approvals, candidate.Impact = 0, false
 	}
 	return candidate
 }
@@ -215,6 +225,7 @@ func keptRules(live store.Bundle, restored bundle.Rules) string {
 type storedRules struct {
 	Approvals     int            `json:"approvals,omitempty"`
 	ExpireSeconds int64          `json:"approvals_expire_seconds,omitempty"`
+	Impact        bool           `json:"impact,omitempty"`
 	Freeze        []storedWindow `json:"freeze,omitempty"`
 	Unread        string         `json:"unread,omitempty"`
 }
@@ -231,7 +242,7 @@ func encodeRules(r bundle.Rules) json.RawMessage {
 	if reflect.DeepEqual(r, bundle.Rules{}) {
 		return nil
 	}
-	out := storedRules{Approvals: r.Approvals, ExpireSeconds: int64(r.ApprovalsExpire / time.Second), Unread: r.Unread}
+	out := storedRules{Approvals: r.Approvals, ExpireSeconds: int64(r.ApprovalsExpire / time.Second), Impact: r.Impact, Unread: r.Unread}
 	for _, w := range r.Freeze {
 		out.Freeze = append(out.Freeze, storedWindow{w.At, int64(w.For / time.Second), w.Zone, w.Reason})
 	}
@@ -251,7 +262,7 @@ func decodeRules(text []byte) (r bundle.Rules) {
 	if err := json.Unmarshal(text, &in); err != nil {
 		return bundle.Rules{Unread: "the stored rules are damaged"}
 	}
-	r.Approvals, r.ApprovalsExpire, r.Unread = in.Approvals, time.Duration(in.ExpireSeconds)*time.Second, in.Unread
+	r.Approvals, r.ApprovalsExpire, r.Impact, r.Unread = in.Approvals, time.Duration(in.ExpireSeconds)*time.Second, in.Impact, in.Unread
 	for _, w := range in.Freeze {
 		r.Freeze = append(r.Freeze, bundle.FreezeWindow{At: w.At, For: time.Duration(w.Seconds) * time.Second, Zone: w.Zone, Reason: w.Reason})
 	}
@@ -296,16 +307,36 @@ func declinesOf(c store.BundleChange) (list []store.Verdict) {
 	return list
 }
 
-// countedApprovals returns the approvals of a change that count at a moment, and those that have expired.
+// countedApprovals returns the approvals of a change that count at a moment, and those that have expired. Where
+// the impact is required, an approval counts only if it names a sufficient report.
 func countedApprovals(c store.BundleChange, rules bundle.Rules, at time.Time) (counts, expired []store.Verdict) {
+	reports := sufficientReports(c)
 	for _, v := range approvalsOf(c) {
-		if at.Before(v.At.Add(rules.Expire())) {
-			counts = append(counts, v)
-		} else {
+		switch {
+		case !at.Before(v.At.Add(rules.Expire())):
 			expired = append(expired, v)
+		case !rules.Impact || slices.Contains(reports, v.Report):
+			counts = append(counts, v)
 		}
 	}
 	return counts, expired
+}
+
+const (
+	// minImpactWindow is the time whose decisions a report must have, at least.
+	minImpactWindow = 24 * time.Hour
+	// maxUnknownPercent is how many of the decisions of a report may be unknown.
+	maxUnknownPercent = 5
+)
+
+// sufficientReports returns the ids of the reports of a change that count where its impact is required.
+func sufficientReports(c store.BundleChange) (ids []string) {
+	for _, r := range c.Reports {
+		if r.Digest == c.Digest && r.LiveVersion == c.BaseVersion && !r.Narrowed && r.To.Sub(r.From) >= minImpactWindow && int64(r.Unknown)*100 <= int64(r.Decisions)*maxUnknownPercent {
+			ids = append(ids, r.ID)
+		}
+	}
+	return ids
 }
 
 // changeToProto converts a change, with the approvals and declines of the state in which it is, at a moment.

@@ -83,7 +83,7 @@ func (s *policyService) versionsToProto(ctx context.Context, v snapshot.View, li
 
 func verdictsToProto(list []store.Verdict) (out []*cedarpostv1.Verdict) {
 	for _, d := range list {
-		out = append(out, &cedarpostv1.Verdict{Caller: d.Caller, Reason: d.Reason, At: timestamppb.New(d.At)})
+		out = append(out, &cedarpostv1.Verdict{Caller: d.Caller, Reason: d.Reason, At: timestamppb.New(d.At), Report: d.Report})
 	}
 	return out
 }

@@ -64,6 +64,8 @@ type Verdict struct {
 	Digest string    `json:"digest"` // of the change as the caller has seen it
 	Reason string    `json:"reason,omitempty"`
 	At     time.Time `json:"at"`
+	// Report is the id of the report of the impact that the caller has seen; "": none.
+	Report string `json:"report,omitempty"`
 }
 
 // ReportRef names a complete report of the impact of a change, and says what the rules for publishing

@@ -27,8 +27,8 @@ func (f breakGlassFlag) check() error {
 	return nil
 }
 
-// needsChange reports whether a publish failed because of missing approvals, and could be approved as a
-// change: a frozen bundle is not to be published at all.
+// needsChange reports whether a publish failed because of missing approvals or a missing report of
+// its impact, which a change can have: a frozen bundle is not to be published at all.
 func needsChange(err error) (needs bool) {
 	var e *connect.Error
 	if !errors.As(err, &e) {
@@ -42,7 +42,7 @@ func needsChange(err error) (needs bool) {
 		}
 		for _, b := range blocked.GetBlocks() {
 			switch b.GetRule() {
-			case "approvals":
+			case "approvals", "impact":
 				needs = true
 			case "freeze_window": // it may have ended when the change is approved
 			default:
@@ -86,8 +86,8 @@ func (a *applyCmd) propose(ctx context.Context, c *console, admin *peer, name st
 	if err := c.printChange(change, a.json()); err != nil {
 		return err
 	}
-	return &exitError{codeChange, fmt.Errorf("nothing is published yet: the bundle %s needs %s, so the change %s %s; others approve it with `cedarpost change approve %s`, and `cedarpost change publish %s` publishes it",
-		name, count(change.GetApprovalsNeeded(), "approval", "approvals"), change.GetId(), done, change.GetId(), change.GetId())}
+	return &exitError{codeChange, fmt.Errorf("nothing is published yet: changes of the bundle %s need approvals or a report of their impact, so the change %s %s; `cedarpost change show %s` says what is missing, and `cedarpost change publish %s` publishes it",
+		name, change.GetId(), done, change.GetId(), change.GetId())}
 }
 
 // sourceOf is how a change says that it was made of a folder. Pipelines call it by the same name, wherever

@@ -482,6 +482,7 @@ func (s *shadowChangeCmd) Run(ctx context.Context, c *console) error {
 type approveChangeCmd struct {
 	changeArgs
 	digestFlag
+	Report string `help:"The report of the impact that you have seen: \"change show\" prints its id. A bundle with impact: required counts only approvals that name one." placeholder:"ID"`
 	Reason string `help:"What you say about it." placeholder:"TEXT"`
 }
 
@@ -500,7 +501,7 @@ func (a *approveChangeCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	res, err := call(ctx, admin, admin.policies().ApproveChange, &cedarpostv1.ApproveChangeRequest{Id: a.ID, Digest: digest, Reason: a.Reason})
+	res, err := call(ctx, admin, admin.policies().ApproveChange, &cedarpostv1.ApproveChangeRequest{Id: a.ID, Digest: digest, Reason: a.Reason, Report: a.Report})
 	if err != nil {
 		return err
 	}

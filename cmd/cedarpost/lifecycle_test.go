@@ -195,7 +195,7 @@ func testApplyOpensChange(sh *shell) func(*testing.T) {
 			Approvals                 []any
 		}) {
 			t.Helper()
-			r := by.exits(t, 9, says("nothing is published yet: the bundle notes needs 1 approval"), append([]string{"apply", dir, "-o", "json"}, args...)...)
+			r := by.exits(t, 9, says("nothing is published yet: changes of the bundle notes need approvals"), append([]string{"apply", dir, "-o", "json"}, args...)...)
 			if err := json.Unmarshal([]byte(r.out), &made); err != nil {
 				t.Fatalf("%v: %s", err, r.out)
 			}

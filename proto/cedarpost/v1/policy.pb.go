@@ -1620,7 +1620,9 @@ type Verdict struct {
 	// From when on it does not count any more. Only of an approval of an open change.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// True if it does not count any more.
-	Expired       bool `protobuf:"varint,5,opt,name=expired,proto3" json:"expired,omitempty"`
+	Expired bool `protobuf:"varint,5,opt,name=expired,proto3" json:"expired,omitempty"`
+	// The report of the impact that the caller has seen; empty: none. Only of an approval.
+	Report        string `protobuf:"bytes,6,opt,name=report,proto3" json:"report,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1688,6 +1690,13 @@ func (x *Verdict) GetExpired() bool {
 		return x.Expired
 	}
 	return false
+}
+
+func (x *Verdict) GetReport() string {
+	if x != nil {
+		return x.Report
+	}
+	return ""
 }
 
 // ListVersionsRequest names a bundle.
@@ -4678,8 +4687,11 @@ type ApproveChangeRequest struct {
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Makes the call happen once, however often it is sent: see AccessService.
 	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The id of the report of the impact that the caller has seen, one of those that the change names for this
+	// digest; empty: none. A bundle with impact: required counts only approvals that name a report.
+	Report        string `protobuf:"bytes,5,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApproveChangeRequest) Reset() {
@@ -4736,6 +4748,13 @@ func (x *ApproveChangeRequest) GetReason() string {
 func (x *ApproveChangeRequest) GetIdempotencyKey() string {
 	if x != nil {
 		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ApproveChangeRequest) GetReport() string {
+	if x != nil {
+		return x.Report
 	}
 	return ""
 }
@@ -5859,14 +5878,15 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x18\n" +
 	"\aapplied\x18\x04 \x01(\bR\aapplied\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x03R\brevision\x123\n" +
-	"\aseen_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06seenAt\"\xba\x01\n" +
+	"\aseen_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06seenAt\"\xd2\x01\n" +
 	"\aVerdict\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12*\n" +
 	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x129\n" +
 	"\n" +
 	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x18\n" +
-	"\aexpired\x18\x05 \x01(\bR\aexpired\"\xa3\x01\n" +
+	"\aexpired\x18\x05 \x01(\bR\aexpired\x12\x16\n" +
+	"\x06report\x18\x06 \x01(\tR\x06report\"\xa3\x01\n" +
 	"\x13ListVersionsRequest\x12:\n" +
 	"\x06bundle\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^[a-z0-9][a-z0-9._-]{0,63}$R\x06bundle\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
@@ -6107,12 +6127,13 @@ const file_cedarpost_v1_policy_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"~\n" +
 	"\x14ShadowChangeResponse\x122\n" +
 	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xe7\x01\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xb4\x02\n" +
 	"\x14ApproveChangeRequest\x12C\n" +
 	"\x02id\x18\x01 \x01(\tB3\xbaH0r.2,^[a-z0-9][a-z0-9._-]{0,63}-[1-9][0-9]{0,17}$R\x02id\x12-\n" +
 	"\x06digest\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{64}$R\x06digest\x12$\n" +
 	"\x06reason\x18\x03 \x01(\tB\f\xbaH\tr\a(\x80 \xba\x01\x01\x00R\x06reason\x125\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\"\x7f\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tB\f\xbaH\tr\a(\x80\x01\xba\x01\x01\x00R\x0eidempotencyKey\x12K\n" +
+	"\x06report\x18\x05 \x01(\tB3\xbaH0r.2,^([a-z0-9][a-z0-9._-]{0,63}-r[0-9a-f]{16})?$R\x06report\"\x7f\n" +
 	"\x15ApproveChangeResponse\x122\n" +
 	"\x06change\x18\x01 \x01(\v2\x1a.cedarpost.v1.BundleChangeR\x06change\x122\n" +
 	"\brevision\x18\x02 \x01(\v2\x16.cedarpost.v1.RevisionR\brevision\"\xe7\x01\n" +
