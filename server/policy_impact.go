@@ -332,10 +332,10 @@ func (s *policyService) saveReport(ctx context.Context, a *impact.Analysis) erro
 		Narrowed: a.Narrowed(), Decisions: message.GetDecisions(), Unknown: message.GetUnknown(),
 	}
 	_, err = s.db.ChangePolicies(ctx, callerFrom(ctx), message.GetBundle(), message.GetChange(), func(now store.PolicyState) (w store.PolicyWrite, err error) {
-		c, err := openChange(message.GetChange(), now)
-		if err != nil || c.Digest != ref.Digest {
+		if now.Change == nil || now.Change.State != store.ChangeOpen || now.Change.Digest != ref.Digest {
 			return w, nil // the report stays what it is, about a state that is not proposed any more
 		}
+		c := *now.Change
 		c.Reports = append(c.Reports[:len(c.Reports):len(c.Reports)], ref)
 		c.Reports = c.Reports[max(len(c.Reports)-maxNamedReports, 0):]
 		return store.PolicyWrite{Change: &c, Reason: "report " + message.GetId()}, nil

@@ -150,7 +150,7 @@ func (w *who) pairs(ctx context.Context, action cedar.EntityUID, reach engine.Re
 	for _, p := range principals {
 		among[uidOf(p.UID)] = true
 	}
-	any := reach.Principal == engine.ReachOf{}
+	anybody := reach.Principal == engine.ReachOf{}
 	var chunk []pair
 	flush := func() error {
 		err := w.try(ctx, chunk)
@@ -178,7 +178,7 @@ func (w *who) pairs(ctx context.Context, action cedar.EntityUID, reach engine.Re
 		}
 		for _, v := range e.Attrs.All() {
 			uid, is := v.(cedar.EntityUID)
-			if is && slices.Contains(types, uid.Type) && w.readable(uid.Type) && (any || among[uid]) {
+			if is && slices.Contains(types, uid.Type) && w.readable(uid.Type) && (anybody || among[uid]) {
 				if err := add(pair{uid, action, uidOf(res.UID)}); err != nil {
 					return err
 				}
