@@ -96,7 +96,7 @@ func TestThreeKindsOfCallers(t *testing.T) {
 	}
 
 	plain := f.httpClient(nil, nil)
-	if me := s.whoami(t, plain, s.key); me.Caller != "bootstrap" || me.Kind != "api_key" || len(me.Grants) != 9 {
+	if me := s.whoami(t, plain, s.key); me.Caller != "bootstrap" || me.Kind != "api_key" || len(me.Grants) != 12 {
 		t.Errorf("the key: %+v", me)
 	}
 	// A token whose subject is the name of a caller with a key is another caller.

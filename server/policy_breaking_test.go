@@ -173,7 +173,7 @@ func TestAttackBreakCallersOfAnotherBundle(t *testing.T) {
 	t.Parallel()
 	s := servertest.New(t)
 	base := func(attributes string) []string {
-		return []string{"schema.cedarschema", "namespace Base { type Ctx = { " + attributes + " }; entity User; action Own appliesTo { principal: [User], resource: [User] }; }"}
+		return []string{"bundle.yaml", "name: base\nexports: [User]\n", "schema.cedarschema", "namespace Base { type Ctx = { " + attributes + " }; entity User; action Own appliesTo { principal: [User], resource: [User] }; }"}
 	}
 	s.MustApply("base", base("mfa?: Bool")...)
 	s.MustApply("secret", "schema.cedarschema", `namespace Secret { action Open appliesTo { principal: [Base::User], resource: [Base::User], context: Base::Ctx }; }`)
