@@ -56,10 +56,16 @@ type policyService struct {
 	// publishes and dryRuns have the places of uploads.
 	publishes, dryRuns *bundlePlaces
 	impacts            *impacts
+	// rightsOf returns the rights that a caller has by its stored grants.
+	rightsOf func(caller string) (*access.Rights, error)
 }
 
 func newPolicyService(db *store.DB, g *gate, recorder *decisionlog.Recorder, noted *decisionlog.Noted, times timeouts) *policyService {
-	return &policyService{db: db, follower: g.follower, recorder: recorder, noted: noted, stillMay: g.stillMay, times: times, log: slog.New(slog.DiscardHandler), metric: newPolicyMetrics(nil), publishes: newBundlePlaces(), dryRuns: newBundlePlaces()}
+	return &policyService{db: db, follower: g.follower, recorder: recorder, noted: noted, stillMay: g.stillMay, times: times, log: slog.New(slog.DiscardHandler), metric: newPolicyMetrics(nil), publishes: newBundlePlaces(), dryRuns: newBundlePlaces(),
+		rightsOf: func(caller string) (*access.Rights, error) {
+			return g.rights(g.follower.Latest(), access.Caller{Name: caller}, time.Now())
+		},
+	}
 }
 
 // places returns the places for an upload.

@@ -115,8 +115,11 @@ func (s *policyService) deletionRules(req *cedarpostv1.DeleteBundleRequest, live
 		return err
 	}
 	rules := s.rulesOf(live, bundle.Rules{})
-	if list := windows(live.Name, rules, time.Now()); len(list) > 0 {
-		return refuse(list)
+	if rules.Unread != "" {
+		return connect.Errorf(connect.CodeFailedPrecondition, "version %d of the bundle %s has rules for publishing that this server cannot read: %s; upgrade the server", live.Version, live.Name, rules.Unread)
+	}
+	if list := windows(live.Name, rules, time.Now()); len(list) > 0 { // break-glass does not delete
+		return connect.NewError(connect.CodeFailedPrecondition, strings.Join(messagesOf(list), "; also: "))
 	}
 	if rules.Impact {
 		return connect.Errorf(connect.CodeFailedPrecondition, "changes of the bundle %s need a report of their impact, so it cannot be deleted; first publish a change whose bundle.yaml does not say impact: required", live.Name)

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -43,7 +44,8 @@ type impacts struct {
 	places   *access.Places // of the decisions that must not be slowed down
 	stopping <-chan struct{}
 	running  chan struct{} // has a place for each analysis
-	shadowed shadowed      // used by the task that compares changes in shadow alone
+	// shadowed has the compiled changes in shadow, by id, for the task that compares them.
+	shadowed map[string]shadowed
 }
 
 // candidate is a proposed state of a bundle.
@@ -93,23 +95,36 @@ func (s *policyService) AnalyzeChange(ctx context.Context, req *cedarpostv1.Anal
 		now := time.Now()
 		switch {
 		case a.Done() || now.After(end):
-			if a.Done() && len(req.GetWho()) > 0 {
-				if err := s.who(ctx, a, req); err != nil {
-					return err
+			switch {
+			case len(req.GetWho()) == 0:
+			case !a.Done():
+				a.LeftOut("who gains and who loses: the time was over before; ask again when the analysis goes on")
+			default:
+				goOn := func() error {
+					if time.Now().After(end) || isClosed(s.impacts.stopping) {
+						return impact.ErrEnd
+					}
+					return s.stillMay(ctx, procedure, needs...)
+				}
+				if err := s.who(ctx, a, req, goOn); err != nil {
+					return analysisError(err, a)
 				}
 			}
-			if err := s.saveReport(ctx, a); err != nil {
+			if err := s.stillMay(ctx, procedure, needs...); err != nil {
 				return err
+			}
+			if err := s.saveReport(ctx, a); err != nil {
+				return analysisError(err, a)
 			}
 			return send(true)
 		case isClosed(s.impacts.stopping):
 			if err := s.saveReport(ctx, a); err != nil {
-				return err
+				return analysisError(err, a)
 			}
 			return connect.Errorf(connect.CodeUnavailable, "the server is stopping; go on with the report %s", a.Report(false).GetId())
 		case now.Sub(saved) > saveEvery:
 			if err := s.saveReport(ctx, a); err != nil {
-				return err
+				return analysisError(err, a)
 			}
 			saved = now
 		}
@@ -123,15 +138,18 @@ func (s *policyService) AnalyzeChange(ctx context.Context, req *cedarpostv1.Anal
 }
 
 // who asks for which stored principals the outcome of actions changes.
-func (s *policyService) who(ctx context.Context, a *impact.Analysis, req *cedarpostv1.AnalyzeChangeRequest) error {
+func (s *policyService) who(ctx context.Context, a *impact.Analysis, req *cedarpostv1.AnalyzeChangeRequest, goOn func() error) error {
 	set, rights := s.follower.Latest().Set, access.RightsFrom(ctx)
-	return a.Who(ctx, req.GetWho(), req.GetWhoContext().AsMap(), func(typ cedar.EntityType) bool {
+	return a.Who(ctx, req.GetWho(), req.GetWhoContext().AsMap(), goOn, func(typ cedar.EntityType) bool {
 		return rights.May("ListEntities", access.Target{Bundle: owner(set, typ), EntityType: string(typ)})
 	})
 }
 
 // analysisError is the error of an analysis that cannot go on.
 func analysisError(err error, a *impact.Analysis) error {
+	if errors.Is(err, store.ErrReportComplete) {
+		return connect.Errorf(connect.CodeAborted, "another server has completed the report %s", a.Report(false).GetId())
+	}
 	if errors.Is(err, store.ErrSwept) {
 		return connect.Errorf(connect.CodeFailedPrecondition, "history no longer goes back to the revision of the report %s; begin a new one", a.Report(false).GetId())
 	}
@@ -201,11 +219,14 @@ func (s *policyService) reportOf(ctx context.Context, req *cedarpostv1.AnalyzeCh
 	if err != nil {
 		return nil, kept, err
 	}
-	if to.IsZero() {
+	if to.IsZero() || to.After(now) {
 		to = now
 	}
 	if from.IsZero() {
 		from = to.Add(-analysisWindow)
+	}
+	if !from.Before(to) {
+		return nil, kept, connect.NewError(connect.CodeInvalidArgument, "from: not before now")
 	}
 	report.From, report.To = timestamppb.New(from), timestamppb.New(to)
 	return report, kept, nil
@@ -283,7 +304,7 @@ func (s *policyService) actionTypes(v snapshot.View, name string, live store.Bun
 	case live.Version == 0:
 		return []string{}
 	}
-	return actionTypesOf(v.Set, name)
+	return append([]string{}, actionTypesOf(v.Set, name)...) // nil would be all, and a bundle can have no namespace
 }
 
 // newReport begins a report of the caller.
@@ -337,7 +358,14 @@ func (s *policyService) saveReport(ctx context.Context, a *impact.Analysis) erro
 		}
 		c := *now.Change
 		c.Reports = append(c.Reports[:len(c.Reports):len(c.Reports)], ref)
-		c.Reports = c.Reports[max(len(c.Reports)-maxNamedReports, 0):]
+		for i := 0; len(c.Reports) > maxNamedReports && i < len(c.Reports); {
+			named := slices.ContainsFunc(c.Approvals, func(v store.Verdict) bool { return v.Report == c.Reports[i].ID })
+			if named { // an approval counts by it
+				i++
+				continue
+			}
+			c.Reports = slices.Delete(c.Reports, i, i+1)
+		}
 		return store.PolicyWrite{Change: &c, Reason: "report " + message.GetId()}, nil
 	})
 	return err
@@ -367,12 +395,16 @@ func reportsToProto(list []store.ReportRef) (out []*cedarpostv1.ChangeReport) {
 
 // GetImpactReport implements cedarpost.v1.PolicyService.
 func (s *policyService) GetImpactReport(ctx context.Context, req *cedarpostv1.GetImpactReportRequest) (*cedarpostv1.GetImpactReportResponse, error) {
-	_, report, err := s.report(ctx, req.GetId())
+	kept, report, err := s.report(ctx, req.GetId())
 	if err != nil {
 		return nil, err
 	}
+	if err := s.checkReport(ctx, kept); err != nil {
+		return nil, err
+	}
+	s.hideWho(ctx, report)
 	if !access.RightsFrom(ctx).MayAll(readDecisions, decisionsOf(report.GetBundle())) {
-		report.Samples, report.ByCaller, report.Who, report.Hidden = nil, nil, nil, true
+		report.Samples, report.ByCaller, report.Who, report.WhoLeftOut, report.Hidden = nil, nil, nil, nil, true
 		report.Principal, report.Resource, report.AskedBy = nil, nil, ""
 	}
 	if !report.GetHidden() {
@@ -381,6 +413,38 @@ func (s *policyService) GetImpactReport(ctx context.Context, req *cedarpostv1.Ge
 		}
 	}
 	return &cedarpostv1.GetImpactReportResponse{Report: report}, nil
+}
+
+// hideWho removes from a report the principals and resources that the caller may not list. Another caller
+// may have asked for it.
+func (s *policyService) hideWho(ctx context.Context, report *cedarpostv1.ImpactReport) {
+	set, rights := s.follower.Latest().Set, access.RightsFrom(ctx)
+	hidden := func(uid *cedarpostv1.EntityUid) bool {
+		typ := cedar.EntityType(uid.GetType())
+		return !rights.May("ListEntities", access.Target{Bundle: owner(set, typ), EntityType: string(typ)})
+	}
+	report.Who = slices.DeleteFunc(report.GetWho(), func(w *cedarpostv1.ImpactWho) bool { return hidden(w.GetPrincipal()) })
+	for _, w := range report.GetWho() {
+		w.GainedResources, w.LostResources = slices.DeleteFunc(w.GetGainedResources(), hidden), slices.DeleteFunc(w.GetLostResources(), hidden)
+	}
+}
+
+// checkReport refuses a report that is not the one that its change names.
+func (s *policyService) checkReport(ctx context.Context, kept store.ImpactReport) error {
+	if kept.Change == "" || !kept.Complete {
+		return nil
+	}
+	c, err := s.db.BundleChange(ctx, kept.Change)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(kept.Report)
+	for _, r := range c.Reports {
+		if r.ID == kept.ID && r.SHA256 != hex.EncodeToString(sum[:]) {
+			return connect.Errorf(connect.CodeDataLoss, "the report %s is not the one that the change %s names: its SHA-256 is another one", kept.ID, c.ID)
+		}
+	}
+	return nil
 }
 
 // decisionsOf returns what the recorded decisions are about that the policies of a bundle decide. Those of
@@ -392,12 +456,11 @@ func decisionsOf(name string) access.Target {
 	return access.Target{Bundle: name}
 }
 
-// shownAnalysis returns a request in the form that is recorded: without the contents of files.
+// shownAnalysis returns a request in the form that is recorded: without the contents of files and
+// the context.
 func shownAnalysis(req *cedarpostv1.AnalyzeChangeRequest) proto.Message {
-	if req.GetEdits() == nil {
-		return req
-	}
 	shown := proto.CloneOf(req)
+	shown.WhoContext = nil // it can have values that the schema marks @sensitive
 	for _, e := range shown.GetEdits().GetEdits() {
 		e.Edit = nil
 	}

@@ -581,6 +581,12 @@ func TestImpactRequired(t *testing.T) {
 	short := ofChange(c.Id)
 	short.From = timestamppb.New(time.Now().Add(-time.Hour))
 	mustAnalyze(t, h.Policies, short)
+	past := ofChange(c.Id) // nobody asked then
+	past.From, past.To = timestamppb.New(time.Now().Add(-60*time.Hour)), timestamppb.New(time.Now().Add(-30*time.Hour))
+	mustAnalyze(t, h.Policies, past)
+	few := ofChange(c.Id)
+	few.Sample = 0.0001
+	mustAnalyze(t, h.Policies, few)
 	blocked("needs a report of its impact", "1 approval that names no sufficient report")
 	report := mustAnalyze(t, h.Policies, ofChange(c.Id))
 	blocked("1 approval that names no sufficient report")
@@ -612,4 +618,53 @@ func TestImpactRequired(t *testing.T) {
 		t.Fatal(err)
 	}
 	blocked("needs a report of its impact")
+}
+
+// A bundle without a namespace decides nothing, so its auditor learns nothing of the decisions of others.
+// A change of admin-local has no impact and no shadow: no decision is about rights. No rule is shed by
+// break-glass.
+func TestAttackAnalyzeOthers(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, noRule)
+	h.putPapers(1)
+	authorize(t, h.Server, askDoc("ann", "0"))
+	h.MustApply("flat", "schema.cedarschema", "// nothing\n")
+	both := policiesOf(t, h.Server, "both", grant(access.Auditor, "flat"), grant(access.PolicyAuthor, "flat"))
+	made, err := both.CreateChange(t.Context(), &cedarpostv1.CreateChangeRequest{Bundle: "flat", Title: "t", Edits: []*cedarpostv1.FileEdit{putFile("tests.yaml", "checks: []\n")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := mustAnalyze(t, both, ofChange(made.Change.Id)); r.Decisions != 0 || r.Reached != nil {
+		t.Errorf("%v", r)
+	}
+	h.MustApply("admin-local", "schema.cedarschema", "// none\n", "policies.cedar", "@id(\"no\") forbid (principal, action == Cedarpost::Action::\"ExportDecisions\", resource);\n")
+	author := policiesOf(t, h.Server, "wide", grant(access.Auditor, "*"), grant(access.PolicyAuthor, "*"))
+	local, err := author.CreateChange(t.Context(), &cedarpostv1.CreateChangeRequest{Bundle: "admin-local", Title: "t", Edits: []*cedarpostv1.FileEdit{putFile("more.cedar", "@id(\"yes\") forbid (principal, action == Cedarpost::Action::\"QueryEvents\", resource);\n")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = analyze(t, author, ofChange(local.Change.Id))
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "no decision is recorded about the rights")
+	shadow := func(by cedarpostv1connect.PolicyServiceClient, c *cedarpostv1.BundleChange) error {
+		return second(by.ShadowChange(t.Context(), &cedarpostv1.ShadowChangeRequest{Id: c.Id, Digest: c.Digest, Duration: durationpb.New(time.Hour)}))
+	}
+	servertest.WantCode(t, shadow(author, local.Change), connect.CodeFailedPrecondition, "no decision is recorded about the rights")
+	one, two := h.create(extra(1)), h.create(extra(2))
+	if err := shadow(author, one); err != nil {
+		t.Fatal(err)
+	}
+	servertest.WantCode(t, shadow(author, two), connect.CodeFailedPrecondition, "is in shadow; end that first")
+	broken := h.create(putFile("policies.cedar", "permit ("))
+	servertest.WantCode(t, shadow(author, broken), connect.CodeFailedPrecondition, "in shadow")
+	_, err = analyze(t, h.Policies, &cedarpostv1.AnalyzeChangeRequest{Candidate: ofChange(two.Id).Candidate, From: timestamppb.New(time.Now().Add(time.Hour))})
+	servertest.WantCode(t, err, connect.CodeInvalidArgument, "not before now")
+
+	strict := []string{"bundle.yaml", "name: doc\napprovals: 1\nimpact: required\n", "schema.cedarschema", servertest.DocSchema, "policies.cedar", servertest.DocPolicies}
+	breakIn(t, h.Server, "doc", strict...)
+	strict[1] = "name: doc\n"
+	breakIn(t, h.Server, "doc", strict...)
+	_, err = h.Apply("doc", servertest.Files(append(strict, "more.cedar", "// more\n")...))
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "need 1 approval")
+	servertest.WantCode(t, err, connect.CodeFailedPrecondition, "need a report of their impact")
+	t.Log("attack: 0 decisions of others counted; 3 of 3 shadows refused; 2 of 2 rules kept after break-glass")
 }

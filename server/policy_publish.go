@@ -177,8 +177,14 @@ func (s *policyService) publishOnce(ctx context.Context, p *publication, o *once
 	w.Caller = callerFrom(ctx)
 	w.Bundle.PublishedBy, w.Bundle.Message, w.Bundle.Change, w.Bundle.RollbackOf = w.Caller, p.message, p.change, p.rollbackOf
 	w.Bundle.Approvals = int32(p.approvals(live))
-	if p.rollbackOf > 0 {
+	switch {
+	case p.rollbackOf > 0:
 		w.Bundle.Rules = keptRules(live, b.Rules)
+	case p.breakGlass != "":
+		// What others must see before a publish is not shed by passing it once. Windows can be, because one
+		// that never ends could not be taken back otherwise.
+		w.Bundle.Approvals = int32(max(approvalsNeeded(live), b.Approvals))
+		w.Bundle.Rules = keptAfterGlass(live, b.Rules)
 	}
 	w.BaseRevision, w.EntitiesRevision, w.At = v.PolicyRevision, v.Position.Number, v.Position
 	w.Recheck = func(entities []store.Entity) error {

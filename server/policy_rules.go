@@ -91,8 +91,8 @@ func (s *policyService) blocks(p proposal, live store.Bundle, now store.PolicySt
 		}
 		add(ruleDeclined, "the change %s was declined by %s%s; it can be published after its next edit", c.ID, v.Caller, reason)
 	}
-	if rules.Impact && len(sufficientReports(*c)) == 0 {
-		add(ruleImpact, "the change %s needs a report of its impact: of its present state, against version %d, of the decisions of %d hours or more, without filters, and with at most %d %% unknown; `cedarpost impact --change %s` makes one", c.ID, c.BaseVersion, int(minImpactWindow.Hours()), maxUnknownPercent, c.ID)
+	if rules.Impact && len(sufficientReports(*c, rules, at)) == 0 {
+		add(ruleImpact, "the change %s needs a report of its impact: of its present state, against version %d, of the decisions of the last %d hours or more, without filters, of all or of %d, and with at most %d %% unknown; `cedarpost impact --change %s` makes one", c.ID, c.BaseVersion, int(minImpactWindow.Hours()), minSampled, maxUnknownPercent, c.ID)
 	}
 	if counts, expired := countedApprovals(*c, rules, at); len(counts) < rules.Approvals {
 		also := ""
@@ -221,6 +221,16 @@ func keptRules(live store.Bundle, restored bundle.Rules) string {
 	return string(encodeRules(kept))
 }
 
+// keptAfterGlass returns what a publish past rules keeps of the live ones besides the number of approvals: that
+// the impact is required, and how long approvals count.
+func keptAfterGlass(live store.Bundle, published bundle.Rules) string {
+	r := liveRules(live)
+	if !r.Impact || published.Impact {
+		return ""
+	}
+	return string(encodeRules(bundle.Rules{Impact: true, ApprovalsExpire: r.Expire()}))
+}
+
 // storedRules are rules as they are stored. The names of the members must not be changed.
 type storedRules struct {
 	Approvals     int            `json:"approvals,omitempty"`
@@ -310,7 +320,7 @@ func declinesOf(c store.BundleChange) (list []store.Verdict) {
 // countedApprovals returns the approvals of a change that count at a moment, and those that have expired. Where
 // the impact is required, an approval counts only if it names a sufficient report.
 func countedApprovals(c store.BundleChange, rules bundle.Rules, at time.Time) (counts, expired []store.Verdict) {
-	reports := sufficientReports(c)
+	reports := sufficientReports(c, rules, at)
 	for _, v := range approvalsOf(c) {
 		switch {
 		case !at.Before(v.At.Add(rules.Expire())):
@@ -325,14 +335,22 @@ func countedApprovals(c store.BundleChange, rules bundle.Rules, at time.Time) (c
 const (
 	// minImpactWindow is the time whose decisions a report must have, at least.
 	minImpactWindow = 24 * time.Hour
+	// maxImpactAge is how long before a report the last of its decisions may have been made: the author must
+	// not choose a time in which nobody asked.
+	maxImpactAge = 24 * time.Hour
+	// minSampled is how many decisions a report of a share of them must have, at least.
+	minSampled = 1000
 	// maxUnknownPercent is how many of the decisions of a report may be unknown.
 	maxUnknownPercent = 5
 )
 
-// sufficientReports returns the ids of the reports of a change that count where its impact is required.
-func sufficientReports(c store.BundleChange) (ids []string) {
+// sufficientReports returns the ids of the reports of a change that count where its impact is required. A
+// report counts as long as an approval.
+func sufficientReports(c store.BundleChange, rules bundle.Rules, at time.Time) (ids []string) {
 	for _, r := range c.Reports {
-		if r.Digest == c.Digest && r.LiveVersion == c.BaseVersion && !r.Narrowed && r.To.Sub(r.From) >= minImpactWindow && int64(r.Unknown)*100 <= int64(r.Decisions)*maxUnknownPercent {
+		fits := r.Digest == c.Digest && r.LiveVersion == c.BaseVersion && at.Before(r.At.Add(rules.Expire()))
+		broad := !r.Narrowed && r.To.Sub(r.From) >= minImpactWindow && !r.To.After(r.At) && r.At.Sub(r.To) <= maxImpactAge && (r.Sample == 1 || r.Decisions >= minSampled)
+		if fits && broad && int64(r.Unknown)*100 <= int64(r.Decisions)*maxUnknownPercent {
 			ids = append(ids, r.ID)
 		}
 	}

@@ -3,6 +3,10 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"runtime/debug"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -59,11 +63,11 @@ func (s *policyService) ShadowChange(ctx context.Context, req *cedarpostv1.Shado
 				if err := s.impacts.recorder.RecordLogRead(ctx, procedure, req, -1); err != nil {
 					return nil, err
 				}
-				if _, err := s.putReport(ctx, report, store.ImpactReport{}); err != nil {
+				if err := s.mayShadow(ctx, req, report, v); err != nil {
 					return nil, err
 				}
 			}
-			return changeState(ctx, s, procedure, req, o, name, req.GetId(), answer, func(state store.PolicyState) (w store.PolicyWrite, err error) {
+			out, err := changeState(ctx, s, procedure, req, o, name, req.GetId(), answer, func(state store.PolicyState) (w store.PolicyWrite, err error) {
 				if c, err = openChange(req.GetId(), state); err != nil {
 					return w, err
 				}
@@ -89,7 +93,42 @@ func (s *policyService) ShadowChange(ctx context.Context, req *cedarpostv1.Shado
 				}
 				return store.PolicyWrite{Change: &c, Reason: "shadow"}, nil
 			})
+			if err == nil && c.Shadow != nil && c.Shadow.Report == report.GetId() {
+				// Without it, nothing is compared.
+				_, err = s.putReport(ctx, report, store.ImpactReport{})
+			}
+			return out, err
 		})
+}
+
+// maxShadows is how many changes can be in shadow at once; one of each bundle.
+const maxShadows = 10
+
+// mayShadow refuses a shadow of a change that does not compile, one more than there may be, and one of a
+// caller whose right does not come from a stored grant: it is looked at as long as the shadow runs.
+func (s *policyService) mayShadow(ctx context.Context, req *cedarpostv1.ShadowChangeRequest, report *cedarpostv1.ImpactReport, v snapshot.View) error {
+	list, err := s.db.Shadows(ctx)
+	if err != nil {
+		return err
+	}
+	list = slices.DeleteFunc(list, func(c store.BundleChange) bool { return c.ID == req.GetId() || !runs(c, time.Now()) })
+	if i := slices.IndexFunc(list, func(c store.BundleChange) bool { return c.Bundle == report.GetBundle() }); i >= 0 {
+		return connect.Errorf(connect.CodeFailedPrecondition, "the change %s of the bundle is in shadow; end that first (cedarpost change shadow %s --end)", list[i].ID, list[i].ID)
+	}
+	if len(list) >= maxShadows {
+		return connect.Errorf(connect.CodeResourceExhausted, "%d changes are in shadow, which is the limit", maxShadows)
+	}
+	if !s.granted(callerFrom(ctx), report.GetBundle()) {
+		return connect.Errorf(connect.CodeFailedPrecondition, "the right to a shadow must come from a stored grant (cedarpost grants put), because it is looked at as long as the shadow runs")
+	}
+	_, err = s.candidate(ctx, &cedarpostv1.AnalyzeChangeRequest{Digest: req.GetDigest()}, report, v)
+	return err
+}
+
+// granted reports whether a caller may have a change of a bundle in shadow, by its stored grants.
+func (s *policyService) granted(caller, name string) bool {
+	rights, err := s.rightsOf(caller)
+	return err == nil && rights.MayAll("ShadowChange", access.Target{Bundle: name}) && rights.MayAll(readDecisions, decisionsOf(name))
 }
 
 // runs reports whether a change is evaluated beside the live bundle at a time.
@@ -131,6 +170,9 @@ func (s *policyService) shadows(ctx context.Context) (led bool, err error) {
 		return err == nil, err
 	}
 	return s.db.Lead(ctx, store.ShadowLock, func(ctx context.Context, alive func(context.Context) error) (err error) {
+		maps.DeleteFunc(s.impacts.shadowed, func(id string, _ shadowed) bool {
+			return !slices.ContainsFunc(list, func(c store.BundleChange) bool { return c.ID == id })
+		})
 		for _, c := range list {
 			err = errors.Join(err, s.shadow(ctx, c, alive))
 		}
@@ -139,7 +181,12 @@ func (s *policyService) shadows(ctx context.Context) (led bool, err error) {
 }
 
 // shadow compares the decisions that are new since the last time.
-func (s *policyService) shadow(ctx context.Context, c store.BundleChange, alive func(context.Context) error) error {
+func (s *policyService) shadow(ctx context.Context, c store.BundleChange, alive func(context.Context) error) (err error) {
+	defer func() { // a candidate must not end the server
+		if r := recover(); r != nil {
+			err = fmt.Errorf("compare by the change %s: panic: %v\n%s", c.ID, r, debug.Stack())
+		}
+	}()
 	_, report, err := s.report(ctx, c.Shadow.Report)
 	if err != nil {
 		return err
@@ -149,7 +196,7 @@ func (s *policyService) shadow(ctx context.Context, c store.BundleChange, alive 
 		return err
 	}
 	live, _ := v.Bundle(c.Bundle)
-	active := c.State == store.ChangeOpen && c.Shadow.Digest == c.Digest && live.Version == report.GetLiveVersion()
+	active := s.granted(c.Shadow.Caller, c.Bundle) && c.State == store.ChangeOpen && c.Shadow.Digest == c.Digest && live.Version == report.GetLiveVersion()
 	end := time.Now().Add(-s.times.late).Truncate(time.Millisecond)
 	if c.Shadow.Until.Before(end) {
 		end = c.Shadow.Until
@@ -160,7 +207,18 @@ func (s *policyService) shadow(ctx context.Context, c store.BundleChange, alive 
 			return err
 		}
 		if proposed == nil {
-			if proposed, err = s.shadowSet(ctx, v, c); err != nil {
+			proposed, err = s.shadowSet(ctx, v, c)
+			if invalid := connect.CodeOf(err); invalid == connect.CodeInvalidArgument || invalid == connect.CodeFailedPrecondition {
+				report.Complete = true // it does not fit the other bundles any more
+				_, err = s.putReport(ctx, report, store.ImpactReport{})
+				return err
+			}
+			if err != nil && time.Now().After(c.Shadow.Until) { // it takes too long to compile, and is over
+				report.Complete = true
+				_, err = s.putReport(ctx, report, store.ImpactReport{})
+				return err
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -188,10 +246,9 @@ func (s *policyService) shadow(ctx context.Context, c store.BundleChange, alive 
 	return err
 }
 
-// shadowSet compiles the bundle of a change with the others that are live, unless it is the one that was
-// compiled last.
+// shadowSet compiles the bundle of a change with the others that are live, unless that was done before.
 func (s *policyService) shadowSet(ctx context.Context, v snapshot.View, c store.BundleChange) (*engine.Set, error) {
-	if last := s.impacts.shadowed; last.change == c.ID && last.digest == c.Digest && last.revision == v.PolicyRevision {
+	if last := s.impacts.shadowed[c.ID]; last.digest == c.Digest && last.revision == v.PolicyRevision {
 		return last.set, nil
 	}
 	held, err := hold(ctx, s.dryRuns)
@@ -212,14 +269,14 @@ func (s *policyService) shadowSet(ctx context.Context, v snapshot.View, c store.
 		err = reportRefusal(b.Name, checked)
 	}
 	if err == nil {
-		s.impacts.shadowed = shadowed{c.ID, c.Digest, v.PolicyRevision, set}
+		s.impacts.shadowed[c.ID] = shadowed{c.Digest, v.PolicyRevision, set}
 	}
 	return set, err
 }
 
-// shadowed is the bundle in shadow that was compiled last.
+// shadowed is a change in shadow that was compiled.
 type shadowed struct {
-	change, digest string
-	revision       int64
-	set            *engine.Set
+	digest   string
+	revision int64
+	set      *engine.Set
 }

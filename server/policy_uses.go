@@ -51,7 +51,7 @@ func (s *policyService) addUses(ctx context.Context, list []*cedarpostv1.Policy)
 }
 
 func seesTimes(ctx context.Context, bundle string) bool {
-	return access.RightsFrom(ctx).May("QueryDecisions", access.Target{Bundle: bundle})
+	return access.RightsFrom(ctx).MayAll(readDecisions, decisionsOf(bundle))
 }
 
 // unusedSince reports whether a policy, with its uses, has determined no decision since a time; without

@@ -318,7 +318,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	admin := func(cs *connect.Server) {
 		cedarpostv1connect.RegisterEntityServiceHandler(cs, &entityService{db: cfg.DB, follower: s.follower, past: history, atomic: newSharedPlaces[string](maxAtomicImports, maxAtomicImports/2), recorder: s.recorder})
 		s.policies = newPolicyService(cfg.DB, s.gate, s.recorder, s.noted, cfg.times)
-		s.policies.impacts = &impacts{past: history, recorder: s.recorder, shares: shares, places: places, stopping: s.ready.stopping, running: make(chan struct{}, maxAnalyses)}
+		s.policies.impacts = &impacts{past: history, recorder: s.recorder, shares: shares, places: places, stopping: s.ready.stopping, running: make(chan struct{}, maxAnalyses), shadowed: map[string]shadowed{}}
 		s.policies.log, s.policies.metric, s.policies.noApprovals = cfg.Log, newPolicyMetrics(registry), cfg.NoApprovals
 		cedarpostv1connect.RegisterPolicyServiceHandler(cs, s.policies)
 		cedarpostv1connect.RegisterAccessServiceHandler(cs, &accessService{db: cfg.DB, gate: s.gate, recorder: s.recorder})

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/google/uuid"
@@ -23,23 +24,33 @@ type ImpactReport struct {
 	Report   []byte
 }
 
-// PutImpactReport stores a report in place of the one with its id. Of the reports of the bundle that belong
+// ErrReportComplete says that the stored report is complete, so nothing replaces it.
+var ErrReportComplete = errors.New("the report is complete")
+
+// PutImpactReport stores a report in place of the one with its id. The error is [ErrReportComplete] if that
+// one is complete. Of the reports of the bundle that belong
 // to no change or are not complete, it removes the oldest.
 func (db *DB) PutImpactReport(ctx context.Context, r ImpactReport) (err error) {
 	defer wrap(&err, "store a report")
+	put, err := db.admin.Exec(ctx, `
+		insert into impact_reports (id, bundle, change, complete, created_at, cursor_at, cursor_id, report, shadow)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+		on conflict (id) do update set complete = excluded.complete, cursor_at = excluded.cursor_at, cursor_id = excluded.cursor_id, report = excluded.report
+		where not impact_reports.complete`,
+		r.ID, r.Bundle, r.Change, r.Complete, r.CreatedAt, orNull(r.CursorAt), orNull(r.CursorID), r.Report, r.Shadow)
+	if err == nil && put.RowsAffected() == 0 {
+		err = ErrReportComplete
+	}
+	if err != nil {
+		return err
+	}
 	_, err = db.admin.Exec(ctx, `
-		with put as (
-			insert into impact_reports (id, bundle, change, complete, created_at, cursor_at, cursor_id, report, shadow)
-			values ($1, $2, $3, $4, $5, $6, $7, $8, $10)
-			on conflict (id) do update set complete = excluded.complete, cursor_at = excluded.cursor_at, cursor_id = excluded.cursor_id, report = excluded.report
-		)
 		delete from impact_reports
 		where id in (
 			select id from impact_reports
-			where bundle = $2 and (change = '' or not complete and not shadow) and id <> $1
+			where bundle = $1 and (change = '' or not complete and not shadow) and id <> $2
 			order by created_at desc
-			offset $9)`,
-		r.ID, r.Bundle, r.Change, r.Complete, r.CreatedAt, orNull(r.CursorAt), orNull(r.CursorID), r.Report, maxLooseReports-1, r.Shadow)
+			offset $3)`, r.Bundle, r.ID, maxLooseReports-1)
 	return err
 }
 

@@ -20,7 +20,7 @@ type impactCmd struct {
 	Change    string  `help:"The id of a change, in place of a folder. Its report is kept for those who approve it." placeholder:"ID"`
 	Report    string  `help:"The id of a report to show again, or to go on with." placeholder:"ID"`
 	Name      string  `help:"Name of the bundle, if bundle.yaml does not give it (default: the name of the folder)." placeholder:"NAME"`
-	Since     moment  `help:"Only decisions from this time on: RFC 3339, or a duration like 90m, 12h or 7d (default ${default})." default:"24h" placeholder:"TIME"`
+	Since     moment  `help:"Only decisions from this time on: RFC 3339, or a duration like 90m, 12h or 7d (default: the last 24 hours)." placeholder:"TIME"`
 	Until     moment  `help:"Only decisions before this time." placeholder:"TIME"`
 	Principal uid     `help:"Only decisions about this principal." placeholder:"UID"`
 	Action    uid     `help:"Only decisions about this action." placeholder:"UID"`
@@ -32,7 +32,7 @@ type impactCmd struct {
 	Context   string  `help:"The context of the questions of --who, as JSON, or @FILE." placeholder:"JSON"`
 	Budget    span    `help:"How long it may take, at most 1h (default ${default}). Then --report goes on." default:"5m" placeholder:"DURATION"`
 	NoSamples bool    `help:"Leave out the samples and the principals of --who: not everybody who reads a comment may know users and objects."`
-	ExitCode  bool    `help:"Exit with 1 if any decision differs."`
+	ExitCode  bool    `help:"Exit with 1 if any decision differs, and if not all decisions asked for were compared, or none could be."`
 	adminFlags
 }
 
@@ -156,7 +156,7 @@ func (n *impactCmd) print(c *console, r *cedarpostv1.ImpactReport) (err error) {
 	default:
 		c.printImpact(r)
 	}
-	if err == nil && n.ExitCode && differing(r) > 0 {
+	if err == nil && n.ExitCode && (differing(r) > 0 || !r.GetComplete() || r.GetUnknown() == r.GetDecisions() && r.GetDecisions() > 0) {
 		return exitWith(codeFailed)
 	}
 	return err
@@ -244,10 +244,10 @@ func (c *console) printImpact(r *cedarpostv1.ImpactReport) {
 
 // printWho prints for which stored principals the outcome changes.
 func (c *console) printWho(r *cedarpostv1.ImpactReport) {
-	if r.GetWhoPairs() == 0 && len(r.GetWhoLeftOut()) == 0 {
+	if r.GetHidden() || r.GetWhoPairs() == 0 && len(r.GetWhoLeftOut()) == 0 {
 		return
 	}
-	fmt.Fprintf(c.out, "\n%s of stored principals and resources tried: %s with another outcome\n", count(r.GetWhoPairs(), "pair", "pairs"), count(len(r.GetWho()), "principal", "principals"))
+	fmt.Fprintf(c.out, "\n%s of stored principals and resources tried: %s with another outcome\n", count(r.GetWhoPairs(), "pair", "pairs"), count(len(r.GetWho()), "principal and action", "principals and actions"))
 	if len(r.GetWho()) > 0 {
 		rows := [][]string{{"PRINCIPAL", "ACTION", "GAINS", "LOSES", "RESOURCES", "FIELDS GAINED", "FIELDS LOST"}}
 		for _, w := range r.GetWho() {

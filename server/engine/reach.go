@@ -71,6 +71,9 @@ func sameRules(s, other *Set, a, b *action) bool {
 	if s.digest != other.digest && (len(s.ChangedTypes(other)) > 0 || !reflect.DeepEqual(a.appliesTo, b.appliesTo) || !reflect.DeepEqual(s.catalogues, other.catalogues)) {
 		return false
 	}
+	if !reflect.DeepEqual(s.static[a.uid].Parents, other.static[b.uid].Parents) || (a.field == nil) != (b.field == nil) || a.field != nil && !reflect.DeepEqual(a.field.appliesTo, b.field.appliesTo) {
+		return false
+	}
 	skips := func(s *Set, bundle string) bool { c := s.bundles[bundle]; return c != nil && c.skipForbidErrors }
 	return skips(s, a.bundle) == skips(other, b.bundle) && skips(s, Guardrails) == skips(other, Guardrails)
 }

@@ -56,7 +56,12 @@ type parseKey struct {
 }
 
 // Namespaces returns the namespaces a bundle owns, sorted.
-func (s *Set) Namespaces(bundle string) []string { return s.bundles[bundle].namespaces }
+func (s *Set) Namespaces(bundle string) []string {
+	if b := s.bundles[bundle]; b != nil {
+		return b.namespaces
+	}
+	return nil
+}
 
 // SchemaFile returns the schema file that declares an entity type, "" if no bundle owns its namespace.
 func (s *Set) SchemaFile(typ cedar.EntityType) string {

@@ -134,6 +134,11 @@ func (a *Analysis) Report(full bool) *cedarpostv1.ImpactReport {
 	return out
 }
 
+// LeftOut notes in the report that who gains and who loses was not asked.
+func (a *Analysis) LeftOut(why string) {
+	a.cfg.Report.WhoLeftOut = append(a.cfg.Report.GetWhoLeftOut(), why)
+}
+
 // Cursor returns where the analysis goes on.
 func (a *Analysis) Cursor() store.ImpactReport {
 	return store.ImpactReport{CursorAt: a.query.BeforeAt, CursorID: a.query.BeforeID}
@@ -218,7 +223,7 @@ func (a *Analysis) outcomes(ctx context.Context, by side, records []*cedarpostv1
 				out[i].err = errNoRevision
 				continue
 			}
-			e, err := a.cfg.Past.Prepare(ctx, records[i].GetRevision(), by.set, ask, a.cfg.Work.Pause)
+			e, err := a.cfg.Past.PrepareAnew(ctx, records[i].GetRevision(), by.set, ask, a.cfg.Work.Pause)
 			if out[i], err = outcomeOf(e, err); err != nil {
 				return nil, err
 			}

@@ -277,6 +277,9 @@ func (c *counts) sample(kind cedarpostv1.ImpactSample_Kind, rec *cedarpostv1.Dec
 	}
 	if candidate.err != nil {
 		s.Error = candidate.err.Error()
+		if _, unfit := errors.AsType[*stored.UnfitError](candidate.err); unfit { // its text names what is stored
+			s.Error = unknownReason(candidate.err)
+		}
 	} else {
 		s.CandidatePolicies = names(candidate.res.Policies)
 		s.Gained, s.Lost = without(candidate.res.Permitted, live.Permitted), without(live.Permitted, candidate.res.Permitted)

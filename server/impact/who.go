@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cedar-policy/cedar-go"
@@ -27,10 +28,17 @@ const (
 
 // Who asks for which stored principals the outcome of actions changes. readable says whether the caller may
 // list the entities of a type.
-func (a *Analysis) Who(ctx context.Context, actions []*cedarpostv1.EntityUid, context map[string]any, readable func(cedar.EntityType) bool) error {
-	w := &who{Analysis: a, context: context, readable: readable, found: map[[2]cedar.EntityUID]*cedarpostv1.ImpactWho{}, left: map[string]bool{}}
+//
+// goOn is called between pieces of work. If its error is [ErrEnd], the rest is left out.
+func (a *Analysis) Who(ctx context.Context, actions []*cedarpostv1.EntityUid, context map[string]any, goOn func() error, readable func(cedar.EntityType) bool) error {
+	w := &who{Analysis: a, context: context, goOn: goOn, readable: readable, found: map[[2]cedar.EntityUID]*cedarpostv1.ImpactWho{}, left: map[string]bool{}}
 	for _, uid := range actions {
-		if err := w.action(ctx, wire.UID(uid)); err != nil {
+		err := w.action(ctx, wire.UID(uid))
+		if errors.Is(err, ErrEnd) {
+			w.leave("who gains and who loses: the time was over before everything was tried")
+			break
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -47,10 +55,17 @@ func (a *Analysis) Who(ctx context.Context, actions []*cedarpostv1.EntityUid, co
 	return nil
 }
 
+// ErrEnd ends a search for those who gain and lose before everything was tried.
+var ErrEnd = errors.New("the time is over")
+
+// errPairs ends a search that has tried enough.
+var errPairs = errors.New("enough pairs were tried")
+
 // who is the search for principals.
 type who struct {
 	*Analysis
 	context  map[string]any
+	goOn     func() error
 	readable func(cedar.EntityType) bool
 	tried    map[pair]bool
 	found    map[[2]cedar.EntityUID]*cedarpostv1.ImpactWho // by principal and action
@@ -64,10 +79,17 @@ func (w *who) action(ctx context.Context, action cedar.EntityUID) error {
 	live, proposed := w.sides[0].set, w.sides[1].set
 	principals, resources := live.Types(action)
 	if len(principals) == 0 {
-		w.left[fmt.Sprintf("%s: the live schema does not declare the action", action)] = true
+		w.leave(fmt.Sprintf("%s: the live schema does not declare the action", action))
 		return nil
 	}
 	for _, reach := range proposed.Differences(live, action) {
+		if err := cmp.Or(w.goOn(), ctx.Err()); err != nil {
+			return err
+		}
+		if len(w.tried) >= maxWhoPairs {
+			w.leave(fmt.Sprintf("%s: pairs beyond the first %d", action, maxWhoPairs))
+			return nil
+		}
 		ps, err := w.entities(ctx, reach.Policy, "principals", reach.Principal, principals)
 		if err != nil {
 			return err
@@ -76,7 +98,7 @@ func (w *who) action(ctx context.Context, action cedar.EntityUID) error {
 		if err != nil {
 			return err
 		}
-		if err := w.pairs(ctx, action, reach, ps, rs, principals); err != nil {
+		if err := w.pairs(ctx, action, reach, ps, rs, principals); err != nil && !errors.Is(err, errPairs) {
 			return err
 		}
 	}
@@ -94,11 +116,11 @@ func (w *who) entities(ctx context.Context, policy engine.PolicyRef, what string
 			continue
 		}
 		if !w.readable(typ) {
-			w.left[fmt.Sprintf("%s of the type %s, which the caller may not list", what, typ)] = true
+			w.leave(fmt.Sprintf("%s of the type %s, which the caller may not list", what, typ))
 			continue
 		}
 		if w.sides[0].set.CheckStorable(cedar.NewEntityUID(typ, "")) != nil {
-			w.left[fmt.Sprintf("%s: %s of the type %s, which are never stored", about, what, typ)] = true
+			w.leave(fmt.Sprintf("%s: %s of the type %s, which are never stored", about, what, typ))
 			continue
 		}
 		if r.UID.Type != "" && !r.In {
@@ -116,7 +138,10 @@ func (w *who) entities(ctx context.Context, policy engine.PolicyRef, what string
 			}
 			return list, nil
 		}
-		q := store.EntityQuery{Type: string(typ), Limit: maxWhoEntities - len(list) + 1}
+		if r.UID.Type == typ { // a group is in itself
+			list = append(list, store.Entity{UID: store.UID{Type: string(r.UID.Type), ID: string(r.UID.ID)}})
+		}
+		q := store.EntityQuery{Type: string(typ), Room: room(), Limit: maxWhoEntities - len(list) + 1}
 		if r.UID.Type != "" {
 			if q.ParentTypes, err = w.sides[0].set.GroupTypes(r.UID); err != nil {
 				q.ParentTypes = nil // the live schema does not know the group
@@ -124,8 +149,12 @@ func (w *who) entities(ctx context.Context, policy engine.PolicyRef, what string
 			q.Ancestor = &store.UID{Type: string(r.UID.Type), ID: string(r.UID.ID)}
 		}
 		rows, err := w.cfg.DB.ListEntities(ctx, w.cfg.Revision, q)
+		if errors.Is(err, store.ErrTooLarge) {
+			w.leave(fmt.Sprintf("%s: %s, which are too large together", about, what))
+			continue
+		}
 		if errors.Is(err, store.ErrTooManyGroups) {
-			w.left[fmt.Sprintf("%s: %s in %s, which has more than %d groups", about, what, r.UID, store.MaxGroups)] = true
+			w.leave(fmt.Sprintf("%s: %s in %s, which has more than %d groups", about, what, r.UID, store.MaxGroups))
 			continue
 		}
 		if err != nil {
@@ -133,7 +162,7 @@ func (w *who) entities(ctx context.Context, policy engine.PolicyRef, what string
 		}
 		list = append(list, rows...)
 		if len(list) > maxWhoEntities {
-			w.left[fmt.Sprintf("%s: more than the first %d %s", about, maxWhoEntities, what)] = true
+			w.leave(fmt.Sprintf("%s: more than the first %d %s", about, maxWhoEntities, what))
 			return list[:maxWhoEntities], nil
 		}
 	}
@@ -145,6 +174,10 @@ func (w *who) entities(ctx context.Context, policy engine.PolicyRef, what string
 func (w *who) pairs(ctx context.Context, action cedar.EntityUID, reach engine.Reach, principals, resources []store.Entity, types []cedar.EntityType) error {
 	if w.tried == nil {
 		w.tried = map[pair]bool{}
+	}
+	if len(w.tried) >= maxWhoPairs && len(principals) > 0 && len(resources) > 0 {
+		w.leave(fmt.Sprintf("%s: pairs beyond the first %d", action, maxWhoPairs))
+		return nil
 	}
 	among := map[cedar.EntityUID]bool{}
 	for _, p := range principals {
@@ -162,8 +195,8 @@ func (w *who) pairs(ctx context.Context, action cedar.EntityUID, reach engine.Re
 			return nil
 		}
 		if len(w.tried) >= maxWhoPairs {
-			w.left[fmt.Sprintf("%s: pairs beyond the first %d", action, maxWhoPairs)] = true
-			return nil
+			w.leave(fmt.Sprintf("%s: pairs beyond the first %d", action, maxWhoPairs))
+			return errPairs
 		}
 		w.tried[p] = true
 		if chunk = append(chunk, p); len(chunk) == chunkRows {
@@ -195,6 +228,20 @@ func (w *who) pairs(ctx context.Context, action cedar.EntityUID, reach engine.Re
 	return flush()
 }
 
+// maxWhoBytes bounds the entities that are read for one part of a policy.
+const maxWhoBytes = 16 << 20
+
+// room returns a bound of the bytes of a list.
+func room() store.Room {
+	left := maxWhoBytes
+	return func(bytes int) error {
+		if left -= bytes; left < 0 {
+			return store.ErrTooLarge
+		}
+		return nil
+	}
+}
+
 func uidOf(u store.UID) cedar.EntityUID {
 	return cedar.NewEntityUID(cedar.EntityType(u.Type), cedar.String(u.ID))
 }
@@ -203,6 +250,9 @@ func uidOf(u store.UID) cedar.EntityUID {
 func (w *who) try(ctx context.Context, pairs []pair) error {
 	if len(pairs) == 0 {
 		return nil
+	}
+	if err := cmp.Or(w.goOn(), ctx.Err()); err != nil {
+		return err
 	}
 	began := time.Now()
 	asks := make([]engine.Ask, len(pairs))
@@ -223,11 +273,27 @@ func (w *who) try(ctx context.Context, pairs []pair) error {
 	return w.rest(ctx, time.Since(began))
 }
 
+// whyUntried says why a pair has no outcome. The text names no entity.
+func whyUntried(err error) string {
+	if bad, ok := errors.AsType[*engine.RequestError](err); ok && strings.HasPrefix(bad.Error(), "context") {
+		return bad.Error() // of the context that the caller gave
+	}
+	return unknownReason(err)
+}
+
+// leave notes what is left out. What would make the list too long is not named.
+func (w *who) leave(text string) {
+	if len(w.left) >= maxWho {
+		text = "more than is listed here"
+	}
+	w.left[text] = true
+}
+
 // add notes how the outcome of a pair changes.
 func (w *who) add(p pair, live, proposed outcome) {
 	for _, o := range []outcome{live, proposed} {
 		if o.err != nil {
-			w.left[fmt.Sprintf("%s: %s", p.action, o.err)] = true
+			w.leave(fmt.Sprintf("%s: %s", p.action, whyUntried(o.err)))
 			return
 		}
 	}

@@ -129,8 +129,18 @@ func (p *Past) compile(ctx context.Context, name string, revision int64) (set *e
 // more, the error is [store.ErrTooLarge].
 func (p *Past) Prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask, pause engine.Pause) (*engine.Evaluation, error) {
 	pool := engine.NewPool()
-	pool.SetPause(pause)
 	pool.SetUnbounded()
+	return p.prepare(ctx, revision, set, ask, pool, pause)
+}
+
+// PrepareAnew is Prepare for other policies than those that made the decision: it has the budgets of a new
+// one.
+func (p *Past) PrepareAnew(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask, pause engine.Pause) (*engine.Evaluation, error) {
+	return p.prepare(ctx, revision, set, ask, engine.NewPool(), pause)
+}
+
+func (p *Past) prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask, pool *engine.Pool, pause engine.Pause) (*engine.Evaluation, error) {
+	pool.SetPause(pause)
 	return set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
 		rows, err := p.load(ctx, revision, stored.UIDs(missing))
 		if err != nil {

@@ -158,15 +158,15 @@ type ImpactReport struct {
 	Revision *Revision `protobuf:"bytes,6,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Who asked for it.
 	Caller string `protobuf:"bytes,7,opt,name=caller,proto3" json:"caller,omitempty"`
-	// When it was begun, and when it was changed last.
+	// When the analysis began.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// When it was changed last.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// What was asked for: only decisions from this time on, and before the next one.
+	// Only decisions from this time on.
 	From *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=from,proto3" json:"from,omitempty"`
 	// Only decisions before this time.
 	To *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=to,proto3" json:"to,omitempty"`
-	// The filters.
+	// Only decisions about this principal.
 	Principal *EntityUid `protobuf:"bytes,12,opt,name=principal,proto3" json:"principal,omitempty"`
 	// Only decisions about this action.
 	Action *EntityUid `protobuf:"bytes,13,opt,name=action,proto3" json:"action,omitempty"`
@@ -205,16 +205,16 @@ type ImpactReport struct {
 	Unknown int32 `protobuf:"varint,28,opt,name=unknown,proto3" json:"unknown,omitempty"`
 	// Why decisions are unknown.
 	UnknownReasons []*ImpactReason `protobuf:"bytes,29,rep,name=unknown_reasons,json=unknownReasons,proto3" json:"unknown_reasons,omitempty"`
-	// The differences by action, by determining policy of the side that decides the difference, by caller
-	// and by field, the most first. At most 100 each.
+	// The differences by action, the largest groups first. At most 100 groups; the others are summed up in one
+	// with the name "(others)".
 	ByAction []*ImpactGroup `protobuf:"bytes,30,rep,name=by_action,json=byAction,proto3" json:"by_action,omitempty"`
-	// By policy.
+	// By the policies that decide the difference.
 	ByPolicy []*ImpactGroup `protobuf:"bytes,31,rep,name=by_policy,json=byPolicy,proto3" json:"by_policy,omitempty"`
 	// By the caller that asked.
 	ByCaller []*ImpactGroup `protobuf:"bytes,32,rep,name=by_caller,json=byCaller,proto3" json:"by_caller,omitempty"`
 	// By field.
 	ByField []*ImpactGroup `protobuf:"bytes,33,rep,name=by_field,json=byField,proto3" json:"by_field,omitempty"`
-	// Some decisions of each kind of difference, the newest first.
+	// Some decisions of each kind of difference.
 	Samples []*ImpactSample `protobuf:"bytes,34,rep,name=samples,proto3" json:"samples,omitempty"`
 	// True if samples and callers are left out, because the caller may not read decisions.
 	Hidden bool `protobuf:"varint,35,opt,name=hidden,proto3" json:"hidden,omitempty"`
@@ -224,7 +224,8 @@ type ImpactReport struct {
 	Who []*ImpactWho `protobuf:"bytes,37,rep,name=who,proto3" json:"who,omitempty"`
 	// How many pairs of a principal and a resource were tried.
 	WhoPairs int32 `protobuf:"varint,38,opt,name=who_pairs,json=whoPairs,proto3" json:"who_pairs,omitempty"`
-	// What was not tried, in words. Empty: everything that the policies that differ can concern.
+	// What was not tried, in words. Empty: every stored pair that the policies that differ can concern by their
+	// scopes was tried.
 	WhoLeftOut []string `protobuf:"bytes,39,rep,name=who_left_out,json=whoLeftOut,proto3" json:"who_left_out,omitempty"`
 	// True if the report is of a change that is evaluated beside the live bundle. It has the decisions from
 	// `from` on and before `to`, which moves forward; complete says that the shadow has ended.

@@ -3054,8 +3054,8 @@ type ChangeReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// SHA-256 of the report as it is stored, in hexadecimal. The log has it, so nobody can change the report
-	// unnoticed.
+	// SHA-256 of the report as it is stored, in hexadecimal. The log has it, and GetImpactReport refuses a report
+	// that has another one.
 	Sha256 string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	// The digest of the change that was analyzed.
 	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
