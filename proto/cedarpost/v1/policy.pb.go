@@ -352,7 +352,7 @@ type BundleHeader struct {
 	// Publish only if this version is live; 0: only if there is none. Absent: publish in any case. The
 	// error is aborted.
 	ExpectVersion *int64 `protobuf:"varint,5,opt,name=expect_version,json=expectVersion,proto3,oneof" json:"expect_version,omitempty"`
-	// Why the bundle is published past a freeze, windows of a freeze and missing approvals. The caller needs
+	// Why the bundle is published past a freeze, windows of a freeze, missing approvals and a missing report. The caller needs
 	// the right to BreakGlass, too. Checks and tests must pass nevertheless. If no rule keeps the bundle from
 	// being published, this has no effect. A dry run ignores it.
 	BreakGlass *string `protobuf:"bytes,6,opt,name=break_glass,json=breakGlass,proto3,oneof" json:"break_glass,omitempty"`
@@ -919,7 +919,7 @@ func (x *PublishBlocked) GetBlocks() []*PublishBlock {
 // PublishBlock is a rule that keeps a bundle from being published.
 type PublishBlock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The rule: "frozen", "freeze_window", "approvals", "declined", "unread" (the live bundle.yaml has rules
+	// The rule: "frozen", "freeze_window", "approvals", "impact", "declined", "unread" (the live bundle.yaml has rules
 	// that the server cannot read), "base" (the change is of another version) or "unchanged".
 	Rule string `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
 	// What is in the way, in words.
@@ -4953,7 +4953,7 @@ type PublishChangeRequest struct {
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	// Makes the publish happen once, however often it is sent: see AccessService.
 	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	// Why the change is published past a freeze, windows of a freeze, declines and missing approvals, as in
+	// Why the change is published past a freeze, windows of a freeze, declines, missing approvals and a missing report, as in
 	// BundleHeader.
 	BreakGlass *string `protobuf:"bytes,4,opt,name=break_glass,json=breakGlass,proto3,oneof" json:"break_glass,omitempty"`
 	// Publish also if callers that ask as before would break: see PolicyService.
