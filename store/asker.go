@@ -72,11 +72,13 @@ func (db *DB) Askers(ctx context.Context, actions []UID, from, to time.Time, wit
 			rows, _ := tx.Query(ctx, selectAskers, pgx.QueryExecModeCacheDescribe, begin, found.Since, types, ids, maxAskerGroups)
 			var typ, id, caller string
 			var n int64
+			groups := 0
 			_, err := pgx.ForEachRow(rows, []any{&typ, &id, &caller, &n}, func() error {
 				counts[key{UID{typ, id}, caller}] += n
+				groups++
 				return nil
 			})
-			if err != nil {
+			if err != nil || groups == maxAskerGroups { // then there may be more, and this part was not counted whole
 				return err
 			}
 			found.Since = begin

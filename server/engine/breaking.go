@@ -212,7 +212,9 @@ func typeText(t resolved.IsType) string {
 
 // catalogues compares the fields that can be asked for by some actions.
 func (b *breaks) catalogues(actions []cedar.EntityUID) {
-	asked := map[cedar.EntityType][]cedar.EntityUID{} // by which the fields of a type could be asked for, and still can
+	// asked has the actions by which the fields of a type could be asked for, and still can, by the bundle of the
+	// actions: who may know who asked depends on it.
+	asked := map[cedar.EntityType]map[string][]cedar.EntityUID{}
 	for _, uid := range actions {
 		old, now := b.old.actions[uid], b.now.actions[uid]
 		if old.field == nil || now == nil || now.field == nil {
@@ -220,28 +222,30 @@ func (b *breaks) catalogues(actions []cedar.EntityUID) {
 		}
 		for _, t := range sortedTypes(old.appliesTo.Resources) {
 			if slices.Contains(now.appliesTo.Resources, t) {
-				asked[t] = append(asked[t], uid)
+				if asked[t] == nil {
+					asked[t] = map[string][]cedar.EntityUID{}
+				}
+				asked[t][old.bundle] = append(asked[t][old.bundle], uid)
 			}
 		}
 	}
 	for _, t := range sortedKeys(b.old.catalogues) {
-		by := asked[t]
-		if len(by) == 0 {
-			continue
-		}
 		known := map[string][]int{}
 		if now := b.now.catalogues[t]; now != nil {
 			known = now.below
 		}
-		names := make([]string, len(by))
-		for i, uid := range by {
-			names[i] = uid.String()
-		}
-		for _, l := range b.old.catalogues[t].leaves {
-			if _, ok := known[l.path]; !ok && !b.full() {
-				b.list = append(b.list, Break{Bundle: b.old.actions[by[0]].bundle, Actions: by, Field: true,
-					Message: fmt.Sprintf("the field %s of %s is not in the catalogue any more, for %s", quote(l.path), t, shortList(names)),
-					Hint:    "keep it until no caller asks for it"})
+		for _, of := range slices.Sorted(maps.Keys(asked[t])) {
+			by := asked[t][of]
+			names := make([]string, len(by))
+			for i, uid := range by {
+				names[i] = uid.String()
+			}
+			for _, l := range b.old.catalogues[t].leaves {
+				if _, ok := known[l.path]; !ok && !b.full() {
+					b.list = append(b.list, Break{Bundle: of, Actions: by, Field: true,
+						Message: fmt.Sprintf("the field %s of %s is not in the catalogue any more, for %s", quote(l.path), t, shortList(names)),
+						Hint:    "keep it until no caller asks for it"})
+				}
 			}
 		}
 	}
