@@ -29,7 +29,8 @@ var ErrReportComplete = errors.New("the report is complete")
 
 // PutImpactReport stores a report in place of the one with its id. The error is [ErrReportComplete] if that
 // one is complete. Of the reports of the bundle that belong
-// to no change or are not complete, it removes the oldest.
+// to no change or are not complete, it removes the oldest, and of the others those that are a day old and that
+// no change names.
 func (db *DB) PutImpactReport(ctx context.Context, r ImpactReport) (err error) {
 	defer wrap(&err, "store a report")
 	put, err := db.admin.Exec(ctx, `
@@ -50,7 +51,12 @@ func (db *DB) PutImpactReport(ctx context.Context, r ImpactReport) (err error) {
 			select id from impact_reports
 			where bundle = $1 and (change = '' or not complete and not shadow) and id <> $2
 			order by created_at desc
-			offset $3)`, r.Bundle, r.ID, maxLooseReports-1)
+			offset $3)
+		or bundle = $1 and change <> '' and (complete or shadow) and id <> $2 and created_at < now() - interval '1 day' and not exists (
+			select from entities e
+			where e.type = '`+ChangeType+`' and e.id = impact_reports.change and e.until is null
+			  and (e.attrs -> 'reports' @> jsonb_build_array(jsonb_build_object('id', impact_reports.id)) or e.attrs -> 'shadow' ->> 'report' = impact_reports.id))`,
+		r.Bundle, r.ID, maxLooseReports-1)
 	return err
 }
 
