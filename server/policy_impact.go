@@ -48,13 +48,6 @@ type impacts struct {
 	shadowed map[string]shadowed
 }
 
-// candidate is a proposed state of a bundle.
-type candidate struct {
-	change store.BundleChange // its ID is "" if the edits are in no change
-	bundle *bundle.Bundle
-	set    *engine.Set
-}
-
 // AnalyzeChange implements cedarpost.v1.PolicyService.
 func (s *policyService) AnalyzeChange(ctx context.Context, req *cedarpostv1.AnalyzeChangeRequest, stream cedarpostv1connect.PolicyServiceAnalyzeChangeServerStream) error {
 	select {
@@ -75,9 +68,9 @@ func (s *policyService) AnalyzeChange(ctx context.Context, req *cedarpostv1.Anal
 	if err != nil {
 		return err
 	}
-	needs := rules[procedure].needs(v.Set, req)
+	may := func() error { return s.stillMay(ctx, procedure, rules[procedure].needs(v.Set, req)...) }
 	send := func(full bool) error {
-		if err := s.stillMay(ctx, procedure, needs...); err != nil {
+		if err := may(); err != nil {
 			return err
 		}
 		return stream.Send(&cedarpostv1.AnalyzeChangeResponse{Report: a.Report(full)})
@@ -93,42 +86,24 @@ func (s *policyService) AnalyzeChange(ctx context.Context, req *cedarpostv1.Anal
 			return analysisError(err, a)
 		}
 		now := time.Now()
-		switch {
-		case a.Done() || now.After(end):
-			switch {
-			case len(req.GetWho()) == 0:
-			case !a.Done():
-				a.LeftOut("who gains and who loses: the time was over before; ask again when the analysis goes on")
-			default:
-				goOn := func() error {
-					if time.Now().After(end) || isClosed(s.impacts.stopping) {
-						return impact.ErrEnd
-					}
-					return s.stillMay(ctx, procedure, needs...)
-				}
-				if err := s.who(ctx, a, req, goOn); err != nil {
-					return analysisError(err, a)
-				}
-			}
-			if err := s.stillMay(ctx, procedure, needs...); err != nil {
-				return err
-			}
-			if err := s.saveReport(ctx, a); err != nil {
+		over, stopping := a.Done() || now.After(end), isClosed(s.impacts.stopping)
+		if over && len(req.GetWho()) > 0 {
+			if err := s.who(ctx, a, req, end, may); err != nil {
 				return analysisError(err, a)
 			}
-			return send(true)
-		case isClosed(s.impacts.stopping):
-			if err := s.saveReport(ctx, a); err != nil {
-				return analysisError(err, a)
-			}
-			return connect.Errorf(connect.CodeUnavailable, "the server is stopping; go on with the report %s", a.Report(false).GetId())
-		case now.Sub(saved) > saveEvery:
-			if err := s.saveReport(ctx, a); err != nil {
+		}
+		if over || stopping || now.Sub(saved) > saveEvery {
+			if err := s.saveReport(ctx, a, may); err != nil {
 				return analysisError(err, a)
 			}
 			saved = now
 		}
-		if now.Sub(sent) > progressEvery {
+		switch {
+		case over:
+			return send(true)
+		case stopping:
+			return connect.Errorf(connect.CodeUnavailable, "the server is stopping; go on with the report %s", a.Report(false).GetId())
+		case now.Sub(sent) > progressEvery:
 			if err := send(false); err != nil {
 				return err
 			}
@@ -137,12 +112,25 @@ func (s *policyService) AnalyzeChange(ctx context.Context, req *cedarpostv1.Anal
 	}
 }
 
-// who asks for which stored principals the outcome of actions changes.
-func (s *policyService) who(ctx context.Context, a *impact.Analysis, req *cedarpostv1.AnalyzeChangeRequest, goOn func() error) error {
-	set, rights := s.follower.Latest().Set, access.RightsFrom(ctx)
-	return a.Who(ctx, req.GetWho(), req.GetWhoContext().AsMap(), goOn, func(typ cedar.EntityType) bool {
-		return rights.May("ListEntities", access.Target{Bundle: owner(set, typ), EntityType: string(typ)})
-	})
+// who asks for which stored principals the outcome of actions changes. It comes after all decisions, and has
+// the rest of the time.
+func (s *policyService) who(ctx context.Context, a *impact.Analysis, req *cedarpostv1.AnalyzeChangeRequest, end time.Time, may func() error) error {
+	if !a.Done() {
+		a.LeftOut("who gains and who loses: the time was over before; ask again when the analysis goes on")
+		return nil
+	}
+	goOn := func() error {
+		if time.Now().After(end) || isClosed(s.impacts.stopping) {
+			return impact.ErrEnd
+		}
+		return may()
+	}
+	return a.Who(ctx, req.GetWho(), req.GetWhoContext().AsMap(), goOn, func(typ cedar.EntityType) bool { return s.mayList(ctx, typ) })
+}
+
+// mayList reports whether the caller may list the entities of a type now.
+func (s *policyService) mayList(ctx context.Context, typ cedar.EntityType) bool {
+	return access.RightsFrom(ctx).May("ListEntities", access.Target{Bundle: owner(s.follower.Latest().Set, typ), EntityType: string(typ)})
 }
 
 // analysisError is the error of an analysis that cannot go on.
@@ -169,14 +157,14 @@ func (s *policyService) beginAnalysis(ctx context.Context, req *cedarpostv1.Anal
 	if err != nil {
 		return nil, err
 	}
-	c, err := s.candidate(ctx, req, report, v)
+	b, set, err := s.candidate(ctx, req, report, v)
 	if err != nil {
 		return nil, err
 	}
 	live, _ := v.Bundle(report.GetBundle())
 	if report.GetDigest() == "" {
-		report.Digest, report.LiveVersion = c.bundle.Digest(), live.Version
-	} else if report.GetDigest() != c.bundle.Digest() || report.GetLiveVersion() != live.Version || report.GetPolicyRevision() != v.PolicyRevision {
+		report.Digest, report.LiveVersion = b.Digest(), live.Version
+	} else if report.GetDigest() != b.Digest() || report.GetLiveVersion() != live.Version || report.GetPolicyRevision() != v.PolicyRevision {
 		return nil, connect.Errorf(connect.CodeAborted, "policies were published or the change was edited since the report %s was begun; begin a new one", report.GetId())
 	}
 	at, err := v.DecodeRevision(ctx, report.GetRevision())
@@ -185,23 +173,24 @@ func (s *policyService) beginAnalysis(ctx context.Context, req *cedarpostv1.Anal
 	}
 	return impact.New(impact.Config{
 		DB: s.db, Past: s.impacts.past, Places: s.impacts.places, Work: s.impacts.shares.Call(ctx, access.CallerFrom(ctx)),
-		Report: report, Cursor: cursor, Live: v.Set, Proposed: c.set, ActionTypes: s.actionTypes(v, report.GetBundle(), live), Revision: at,
+		Report: report, Cursor: cursor, Live: v.Set, Proposed: set, ActionTypes: s.actionTypes(v, report.GetBundle(), live), Revision: at,
 	}), nil
 }
 
-// reportOf returns a new report for a request, or the stored one that it names.
-func (s *policyService) reportOf(ctx context.Context, req *cedarpostv1.AnalyzeChangeRequest, v snapshot.View) (report *cedarpostv1.ImpactReport, kept store.ImpactReport, err error) {
+// reportOf returns a new report for a request, or the stored one that it names with where it goes on.
+func (s *policyService) reportOf(ctx context.Context, req *cedarpostv1.AnalyzeChangeRequest, v snapshot.View) (report *cedarpostv1.ImpactReport, at store.DecisionCursor, err error) {
 	if id := req.GetReport(); id != "" {
-		if kept, report, err = s.report(ctx, id); err != nil {
-			return nil, kept, err
+		kept, report, err := s.report(ctx, id)
+		if err != nil {
+			return nil, at, err
 		}
 		if report.GetComplete() || report.GetShadow() {
-			return nil, kept, connect.Errorf(connect.CodeFailedPrecondition, "the report %s is complete, or of a shadow, which goes on by itself", id)
+			return nil, at, connect.Errorf(connect.CodeFailedPrecondition, "the report %s is complete, or of a shadow, which goes on by itself", id)
 		}
 		if report.GetChange() == "" {
-			return nil, kept, connect.Errorf(connect.CodeFailedPrecondition, "the report %s is about edits that are in no change, and these are not stored; begin a new one", id)
+			return nil, at, connect.Errorf(connect.CodeFailedPrecondition, "the report %s is about edits that are in no change, and these are not stored; begin a new one", id)
 		}
-		return report, kept, nil
+		return report, kept.Cursor, nil
 	}
 	name := req.GetEdits().GetBundle()
 	if req.GetChange() != "" {
@@ -209,7 +198,7 @@ func (s *policyService) reportOf(ctx context.Context, req *cedarpostv1.AnalyzeCh
 	}
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	if report, err = newReport(ctx, v, name, req.GetChange(), now); err != nil {
-		return nil, kept, err
+		return nil, at, err
 	}
 	report.Principal, report.Action, report.Resource, report.AskedBy, report.Data = req.GetPrincipal(), req.GetAction(), req.GetResource(), req.GetCaller(), req.GetData()
 	if req.GetSample() > 0 {
@@ -217,7 +206,7 @@ func (s *policyService) reportOf(ctx context.Context, req *cedarpostv1.AnalyzeCh
 	}
 	from, to, err := timeRange(req.GetFrom(), req.GetTo())
 	if err != nil {
-		return nil, kept, err
+		return nil, at, err
 	}
 	if to.IsZero() || to.After(now) {
 		to = now
@@ -226,10 +215,10 @@ func (s *policyService) reportOf(ctx context.Context, req *cedarpostv1.AnalyzeCh
 		from = to.Add(-analysisWindow)
 	}
 	if !from.Before(to) {
-		return nil, kept, connect.NewError(connect.CodeInvalidArgument, "from: not before now")
+		return nil, at, connect.NewError(connect.CodeInvalidArgument, "from: not before now")
 	}
 	report.From, report.To = timestamppb.New(from), timestamppb.New(to)
-	return report, kept, nil
+	return report, at, nil
 }
 
 // report reads a stored report.
@@ -246,54 +235,53 @@ func (s *policyService) report(ctx context.Context, id string) (kept store.Impac
 }
 
 // candidate reads the proposed state of a request, checks it, and compiles it.
-func (s *policyService) candidate(ctx context.Context, req *cedarpostv1.AnalyzeChangeRequest, report *cedarpostv1.ImpactReport, v snapshot.View) (c candidate, err error) {
+func (s *policyService) candidate(ctx context.Context, req *cedarpostv1.AnalyzeChangeRequest, report *cedarpostv1.ImpactReport, v snapshot.View) (*bundle.Bundle, *engine.Set, error) {
 	if report.GetBundle() == engine.AdminLocal {
-		return c, connect.Errorf(connect.CodeFailedPrecondition, "no decision is recorded about the rights that %s is about", engine.AdminLocal)
+		return nil, nil, connect.Errorf(connect.CodeFailedPrecondition, "no decision is recorded about the rights that %s is about", engine.AdminLocal)
 	}
 	held, err := hold(ctx, s.dryRuns)
 	if err != nil {
-		return c, err
+		return nil, nil, err
 	}
 	defer held.leave()
 	var d draft
 	if report.GetChange() != "" {
-		if d, err = s.draft(ctx, held, report.GetChange()); err != nil {
-			return c, err
+		if d, err = s.draft(ctx, held, report.GetChange()); err == nil {
+			err = refuseEnded(d.change)
 		}
-		if err := refuseEnded(d.change); err != nil {
-			return c, err
+		if err == nil && req.GetDigest() != "" {
+			err = refuseOther(d.change, req.GetDigest())
 		}
-		if req.GetDigest() != "" {
-			if err := refuseOther(d.change, req.GetDigest()); err != nil {
-				return c, err
-			}
-		}
-	} else if d, err = s.unstored(ctx, held, req.GetEdits()); err != nil {
-		return c, err
+	} else {
+		d, err = s.unstored(ctx, held, req.GetEdits())
 	}
-	c.change = d.change
-	if c.bundle, err = readFiles(report.GetBundle(), d.files()); err != nil {
-		return c, err
-	}
-	checked, set, err := s.compileBeside(ctx, c.bundle, v)
-	if err != nil {
-		return c, err
-	}
-	// Its tests may fail: the report says why that matters.
-	if hideFindings(checked, c.bundle.Name, access.RightsFrom(ctx)); !checked.Valid() {
-		return c, reportRefusal(c.bundle.Name, checked)
-	}
-	c.set = set
-	return c, s.mayOwn(ctx, v, set, c.bundle.Name, cedarpostv1connect.PolicyServiceAnalyzeChangeProcedure, need{"AnalyzeChange", access.Target{Bundle: c.bundle.Name}})
-}
-
-// compileBeside checks and compiles a bundle with the others of a snapshot.
-func (s *policyService) compileBeside(ctx context.Context, b *bundle.Bundle, v snapshot.View) (*offline.Report, *engine.Set, error) {
-	others, previous, err := besides(v, b.Name)
 	if err != nil {
 		return nil, nil, err
 	}
-	return s.check(ctx, b, others, previous, true)
+	b, checked, set, err := s.compileDraft(ctx, d, v)
+	if err != nil {
+		return nil, nil, err
+	}
+	if hideFindings(checked, b.Name, access.RightsFrom(ctx)); set == nil {
+		return nil, nil, reportRefusal(b.Name, checked)
+	}
+	return b, set, s.mayOwn(ctx, v, set, b.Name, cedarpostv1connect.PolicyServiceAnalyzeChangeProcedure, need{"AnalyzeChange", access.Target{Bundle: b.Name}})
+}
+
+// compileDraft compiles the bundle of a draft with the others of a snapshot. set is nil if it is not valid;
+// its tests may fail, because the impact says why that matters.
+func (s *policyService) compileDraft(ctx context.Context, d draft, v snapshot.View) (b *bundle.Bundle, checked *offline.Report, set *engine.Set, err error) {
+	if b, err = readFiles(d.change.Bundle, d.files()); err != nil {
+		return nil, nil, nil, err
+	}
+	others, previous, err := besides(v, b.Name)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if checked, set, err = s.check(ctx, b, others, previous, true); err == nil && !checked.Valid() {
+		set = nil
+	}
+	return b, checked, set, err
 }
 
 // actionTypes returns the types of the actions whose decisions an analysis of a bundle compares; nil: all.
@@ -339,8 +327,8 @@ func (s *policyService) unstored(ctx context.Context, held *heldFiles, p *cedarp
 }
 
 // saveReport stores a report. A complete one is named by its change, if that is still open and was not
-// edited.
-func (s *policyService) saveReport(ctx context.Context, a *impact.Analysis) error {
+// edited, and if the caller may still do that.
+func (s *policyService) saveReport(ctx context.Context, a *impact.Analysis, may func() error) error {
 	message := a.Report(true)
 	bytes, err := s.putReport(ctx, message, a.Cursor())
 	if err != nil || !message.GetComplete() || message.GetChange() == "" {
@@ -353,34 +341,42 @@ func (s *policyService) saveReport(ctx context.Context, a *impact.Analysis) erro
 		Narrowed: a.Narrowed(), Decisions: message.GetDecisions(), Unknown: message.GetUnknown(),
 	}
 	_, err = s.db.ChangePolicies(ctx, callerFrom(ctx), message.GetBundle(), message.GetChange(), func(now store.PolicyState) (w store.PolicyWrite, err error) {
+		if err := may(); err != nil { // the wait for the lock may have taken long
+			return w, err
+		}
 		if now.Change == nil || now.Change.State != store.ChangeOpen || now.Change.Digest != ref.Digest {
 			return w, nil // the report stays what it is, about a state that is not proposed any more
 		}
 		c := *now.Change
-		c.Reports = append(c.Reports[:len(c.Reports):len(c.Reports)], ref)
-		for i := 0; len(c.Reports) > maxNamedReports && i < len(c.Reports); {
-			named := slices.ContainsFunc(c.Approvals, func(v store.Verdict) bool { return v.Report == c.Reports[i].ID })
-			if named { // an approval counts by it
-				i++
-				continue
-			}
-			c.Reports = slices.Delete(c.Reports, i, i+1)
-		}
+		c.Reports = namedReports(append(slices.Clone(c.Reports), ref), c.Approvals)
 		return store.PolicyWrite{Change: &c, Reason: "report " + message.GetId()}, nil
 	})
 	return err
 }
 
+// namedReports drops the oldest reports that a change has room for no more, but none that an approval names:
+// the approval counts by it.
+func namedReports(list []store.ReportRef, approvals []store.Verdict) []store.ReportRef {
+	over := len(list) - maxNamedReports
+	return slices.DeleteFunc(list, func(r store.ReportRef) bool {
+		if over <= 0 || slices.ContainsFunc(approvals, func(v store.Verdict) bool { return v.Report == r.ID }) {
+			return false
+		}
+		over--
+		return true
+	})
+}
+
 // putReport stores a report, and returns the bytes that it is stored as.
-func (s *policyService) putReport(ctx context.Context, report *cedarpostv1.ImpactReport, cursor store.ImpactReport) ([]byte, error) {
+func (s *policyService) putReport(ctx context.Context, report *cedarpostv1.ImpactReport, at store.DecisionCursor) ([]byte, error) {
 	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(report)
 	if err != nil {
 		return nil, err
 	}
-	r := cursor
-	r.ID, r.Bundle, r.Change, r.Complete, r.Shadow, r.Report = report.GetId(), report.GetBundle(), report.GetChange(), report.GetComplete(), report.GetShadow(), bytes
-	r.CreatedAt = report.GetCreatedAt().AsTime()
-	return bytes, s.db.PutImpactReport(ctx, r)
+	return bytes, s.db.PutImpactReport(ctx, store.ImpactReport{
+		ID: report.GetId(), Bundle: report.GetBundle(), Change: report.GetChange(), Complete: report.GetComplete(), Shadow: report.GetShadow(),
+		CreatedAt: report.GetCreatedAt().AsTime(), Cursor: at, Report: bytes,
+	})
 }
 
 func reportsToProto(list []store.ReportRef) (out []*cedarpostv1.ChangeReport) {
@@ -418,11 +414,7 @@ func (s *policyService) GetImpactReport(ctx context.Context, req *cedarpostv1.Ge
 // hideWho removes from a report the principals and resources that the caller may not list. Another caller
 // may have asked for it.
 func (s *policyService) hideWho(ctx context.Context, report *cedarpostv1.ImpactReport) {
-	set, rights := s.follower.Latest().Set, access.RightsFrom(ctx)
-	hidden := func(uid *cedarpostv1.EntityUid) bool {
-		typ := cedar.EntityType(uid.GetType())
-		return !rights.May("ListEntities", access.Target{Bundle: owner(set, typ), EntityType: string(typ)})
-	}
+	hidden := func(uid *cedarpostv1.EntityUid) bool { return !s.mayList(ctx, cedar.EntityType(uid.GetType())) }
 	report.Who = slices.DeleteFunc(report.GetWho(), func(w *cedarpostv1.ImpactWho) bool { return hidden(w.GetPrincipal()) })
 	for _, w := range report.GetWho() {
 		w.GainedResources, w.LostResources = slices.DeleteFunc(w.GetGainedResources(), hidden), slices.DeleteFunc(w.GetLostResources(), hidden)

@@ -59,6 +59,7 @@ func (s *policyService) ShadowChange(ctx context.Context, req *cedarpostv1.Shado
 	const procedure = cedarpostv1connect.PolicyServiceShadowChangeProcedure
 	return writeOnce(ctx, s.db, procedure, req.GetIdempotencyKey(), req, &cedarpostv1.ShadowChangeResponse{},
 		func(o *once) (*cedarpostv1.ShadowChangeResponse, error) {
+			goesOn := ""
 			if req.GetDuration() != nil {
 				if err := s.impacts.recorder.RecordLogRead(ctx, procedure, req, -1); err != nil {
 					return nil, err
@@ -66,8 +67,17 @@ func (s *policyService) ShadowChange(ctx context.Context, req *cedarpostv1.Shado
 				if err := s.mayShadow(ctx, req, report, v); err != nil {
 					return nil, err
 				}
+				// The report is stored first: without it, nothing is compared. If the change does not name it in the
+				// end, it is removed later.
+				if _, err := s.putReport(ctx, report, store.DecisionCursor{}); err != nil {
+					return nil, err
+				}
+				var err error
+				if goesOn, err = s.growing(ctx, req.GetId(), live.Version); err != nil {
+					return nil, err
+				}
 			}
-			out, err := changeState(ctx, s, procedure, req, o, name, req.GetId(), answer, func(state store.PolicyState) (w store.PolicyWrite, err error) {
+			return changeState(ctx, s, procedure, req, o, name, req.GetId(), answer, func(state store.PolicyState) (w store.PolicyWrite, err error) {
 				if c, err = openChange(req.GetId(), state); err != nil {
 					return w, err
 				}
@@ -80,8 +90,8 @@ func (s *policyService) ShadowChange(ctx context.Context, req *cedarpostv1.Shado
 				switch {
 				case req.GetDuration() != nil:
 					shadow := &store.Shadow{Report: report.GetId(), Digest: c.Digest, Caller: callerFrom(ctx), Until: now.Add(req.GetDuration().AsDuration())}
-					if runs(c, now) {
-						shadow.Report = c.Shadow.Report
+					if runs(c, now) && c.Shadow.Report == goesOn {
+						shadow.Report = goesOn
 					}
 					c.Shadow = shadow
 				case c.Shadow == nil || !c.Shadow.Until.After(now):
@@ -93,12 +103,24 @@ func (s *policyService) ShadowChange(ctx context.Context, req *cedarpostv1.Shado
 				}
 				return store.PolicyWrite{Change: &c, Reason: "shadow"}, nil
 			})
-			if err == nil && c.Shadow != nil && c.Shadow.Report == report.GetId() {
-				// Without it, nothing is compared.
-				_, err = s.putReport(ctx, report, store.ImpactReport{})
-			}
-			return out, err
 		})
+}
+
+// growing returns the report of the shadow of a change if it still grows, beside a live version; "" if it does
+// not.
+func (s *policyService) growing(ctx context.Context, id string, live int64) (string, error) {
+	c, err := s.db.BundleChange(ctx, id)
+	if errors.Is(err, store.ErrNotFound) || err == nil && c.Shadow == nil {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	_, report, err := s.report(ctx, c.Shadow.Report)
+	if err != nil || report.GetComplete() || report.GetLiveVersion() != live {
+		return "", err
+	}
+	return c.Shadow.Report, nil
 }
 
 // maxShadows is how many changes can be in shadow at once; one of each bundle.
@@ -121,7 +143,7 @@ func (s *policyService) mayShadow(ctx context.Context, req *cedarpostv1.ShadowCh
 	if !s.granted(callerFrom(ctx), report.GetBundle()) {
 		return connect.Errorf(connect.CodeFailedPrecondition, "the right to a shadow must come from a stored grant (cedarpost grants put), because it is looked at as long as the shadow runs")
 	}
-	_, err = s.candidate(ctx, &cedarpostv1.AnalyzeChangeRequest{Digest: req.GetDigest()}, report, v)
+	_, _, err = s.candidate(ctx, &cedarpostv1.AnalyzeChangeRequest{Digest: req.GetDigest()}, report, v)
 	return err
 }
 
@@ -202,25 +224,17 @@ func (s *policyService) shadow(ctx context.Context, c store.BundleChange, alive 
 		end = c.Shadow.Until
 	}
 	var proposed *engine.Set
+	if active && report.GetTo().AsTime().Before(end) {
+		proposed, err = s.shadowSet(ctx, v, c)
+		refused := connect.CodeOf(err) == connect.CodeInvalidArgument || connect.CodeOf(err) == connect.CodeFailedPrecondition
+		if err != nil && !refused && time.Now().Before(c.Shadow.Until) {
+			return err
+		}
+		active = err == nil // else it does not fit the other bundles any more, or takes too long until its end
+	}
 	for from := report.GetTo().AsTime(); active && from.Before(end); {
 		if err := alive(ctx); err != nil {
 			return err
-		}
-		if proposed == nil {
-			proposed, err = s.shadowSet(ctx, v, c)
-			if invalid := connect.CodeOf(err); invalid == connect.CodeInvalidArgument || invalid == connect.CodeFailedPrecondition {
-				report.Complete = true // it does not fit the other bundles any more
-				_, err = s.putReport(ctx, report, store.ImpactReport{})
-				return err
-			}
-			if err != nil && time.Now().After(c.Shadow.Until) { // it takes too long to compile, and is over
-				report.Complete = true
-				_, err = s.putReport(ctx, report, store.ImpactReport{})
-				return err
-			}
-			if err != nil {
-				return err
-			}
 		}
 		to := from.Add(min(end.Sub(from), shadowWindow))
 		a := impact.New(impact.Config{
@@ -234,15 +248,16 @@ func (s *policyService) shadow(ctx context.Context, c store.BundleChange, alive 
 		}
 		report = a.Report(true)
 		report.To, report.Reached, report.Complete = timestamppb.New(to), nil, false
-		if _, err := s.putReport(ctx, report, store.ImpactReport{}); err != nil {
+		if _, err := s.putReport(ctx, report, store.DecisionCursor{}); err != nil {
 			return err
 		}
 		from = to
 	}
-	if !active || !report.GetTo().AsTime().Before(c.Shadow.Until) {
-		report.Complete = true
-		_, err = s.putReport(ctx, report, store.ImpactReport{})
+	if active && report.GetTo().AsTime().Before(c.Shadow.Until) {
+		return nil
 	}
+	report.Complete = true
+	_, err = s.putReport(ctx, report, store.DecisionCursor{})
 	return err
 }
 
@@ -260,12 +275,8 @@ func (s *policyService) shadowSet(ctx context.Context, v snapshot.View, c store.
 	if err != nil {
 		return nil, err
 	}
-	b, err := readFiles(c.Bundle, d.files())
-	if err != nil {
-		return nil, err
-	}
-	checked, set, err := s.compileBeside(ctx, b, v)
-	if err == nil && !checked.Valid() {
+	b, checked, set, err := s.compileDraft(ctx, d, v)
+	if err == nil && set == nil {
 		err = reportRefusal(b.Name, checked)
 	}
 	if err == nil {

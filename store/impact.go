@@ -18,19 +18,23 @@ type ImpactReport struct {
 	Complete   bool
 	Shadow     bool // it grows while the change is evaluated beside the live bundle
 	CreatedAt  time.Time
-	// CursorAt and CursorID are At and ID of the last decision that was looked at; zero: none.
-	CursorAt time.Time
-	CursorID uuid.UUID
-	Report   []byte
+	// Cursor is where the analysis goes on.
+	Cursor DecisionCursor
+	Report []byte
+}
+
+// DecisionCursor has At and ID of the last decision that was looked at. The zero value is before all.
+type DecisionCursor struct {
+	At time.Time
+	ID uuid.UUID
 }
 
 // ErrReportComplete says that the stored report is complete, so nothing replaces it.
 var ErrReportComplete = errors.New("the report is complete")
 
 // PutImpactReport stores a report in place of the one with its id. The error is [ErrReportComplete] if that
-// one is complete. Of the reports of the bundle that belong
-// to no change or are not complete, it removes the oldest, and of the others those that are a day old and that
-// no change names.
+// one is complete. It removes the oldest reports of the bundle that belong to no change or are not complete,
+// and those of changes and shadows that are a day old and that no change names.
 func (db *DB) PutImpactReport(ctx context.Context, r ImpactReport) (err error) {
 	defer wrap(&err, "store a report")
 	put, err := db.admin.Exec(ctx, `
@@ -38,7 +42,7 @@ func (db *DB) PutImpactReport(ctx context.Context, r ImpactReport) (err error) {
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 		on conflict (id) do update set complete = excluded.complete, cursor_at = excluded.cursor_at, cursor_id = excluded.cursor_id, report = excluded.report
 		where not impact_reports.complete`,
-		r.ID, r.Bundle, r.Change, r.Complete, r.CreatedAt, orNull(r.CursorAt), orNull(r.CursorID), r.Report, r.Shadow)
+		r.ID, r.Bundle, r.Change, r.Complete, r.CreatedAt, orNull(r.Cursor.At), orNull(r.Cursor.ID), r.Report, r.Shadow)
 	if err == nil && put.RowsAffected() == 0 {
 		err = ErrReportComplete
 	}
@@ -67,6 +71,6 @@ func (db *DB) ImpactReport(ctx context.Context, id string) (r ImpactReport, err 
 	var last *uuid.UUID
 	err = db.admin.QueryRow(ctx, "select id, bundle, change, complete, shadow, created_at, cursor_at, cursor_id, report from impact_reports where id = $1", id).
 		Scan(&r.ID, &r.Bundle, &r.Change, &r.Complete, &r.Shadow, &r.CreatedAt, &at, &last, &r.Report)
-	r.CursorAt, r.CursorID = orZero(at), orZero(last)
+	r.Cursor = DecisionCursor{orZero(at), orZero(last)}
 	return r, notFound(err)
 }

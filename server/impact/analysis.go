@@ -24,8 +24,9 @@ import (
 )
 
 const (
-	pageRows  = 500 // decisions that are read together
-	chunkRows = 32  // decisions that are compared together
+	pageRows     = 500 // decisions that are read together
+	recordedRows = 50  // the same, if each loads its own entities
+	chunkRows    = 32  // decisions that are compared together
 )
 
 // Config has what an [Analysis] needs.
@@ -38,7 +39,7 @@ type Config struct {
 	Work   *access.Work
 	// Report says what to analyze, and has what was found so far. Cursor is where its analysis goes on.
 	Report *cedarpostv1.ImpactReport
-	Cursor store.ImpactReport
+	Cursor store.DecisionCursor
 	// Live and Proposed are the policies, and ActionTypes are the types of the actions whose decisions are
 	// compared; nil: all.
 	Live, Proposed *engine.Set
@@ -70,10 +71,13 @@ func New(cfg Config) *Analysis {
 	live := cfg.Past.At(cfg.Revision, cfg.Live)
 	a := &Analysis{cfg: cfg, sides: [2]side{{cfg.Live, live}, {cfg.Proposed, live.With(cfg.Proposed)}}, query: filters(cfg.Report)}
 	a.query.ActionTypes, a.query.Limit = cfg.ActionTypes, pageRows
+	if cfg.Report.GetData() == cedarpostv1.ImpactData_IMPACT_DATA_RECORDED {
+		a.query.Limit = recordedRows
+	}
 	if !cfg.To.IsZero() {
 		a.query.From, a.query.To = cfg.From, cfg.To
 	}
-	a.query.BeforeAt, a.query.BeforeID = cfg.Cursor.CursorAt, cfg.Cursor.CursorID
+	a.query.BeforeAt, a.query.BeforeID = cfg.Cursor.At, cfg.Cursor.ID
 	a.counts.load(cfg.Report)
 	a.counts.changed = changedPolicies(cfg.Live, cfg.Proposed)
 	return a
@@ -140,13 +144,14 @@ func (a *Analysis) LeftOut(why string) {
 }
 
 // Cursor returns where the analysis goes on.
-func (a *Analysis) Cursor() store.ImpactReport {
-	return store.ImpactReport{CursorAt: a.query.BeforeAt, CursorID: a.query.BeforeID}
+func (a *Analysis) Cursor() store.DecisionCursor {
+	return store.DecisionCursor{At: a.query.BeforeAt, ID: a.query.BeforeID}
 }
 
 // Next reads and compares the next page of decisions. The error is [store.ErrSwept] if history does not go
 // back to the revision of the entities any more.
 func (a *Analysis) Next(ctx context.Context) error {
+	began := time.Now()
 	rows, err := a.cfg.DB.QueryDecisions(ctx, a.query)
 	if err != nil {
 		return err
@@ -154,7 +159,6 @@ func (a *Analysis) Next(ctx context.Context) error {
 	a.done = len(rows) < a.query.Limit
 	for len(rows) > 0 {
 		n := min(len(rows), chunkRows)
-		began := time.Now()
 		if err := a.compare(ctx, rows[:n]); err != nil {
 			return err
 		}
@@ -163,6 +167,7 @@ func (a *Analysis) Next(ctx context.Context) error {
 		if err := a.rest(ctx, time.Since(began)); err != nil {
 			return err
 		}
+		began = time.Now()
 	}
 	return nil
 }
@@ -276,17 +281,29 @@ func outcomeOf(e *engine.Evaluation, err error) (o outcome, _ error) {
 		o.masked = e.Question.Masked()
 		o.res, err = e.Decide()
 	}
-	if err == nil {
-		return o, nil
+	if err != nil && undecided(err) == "" {
+		return o, err
 	}
+	o.err = err
+	return o, nil
+}
+
+// undecided says in words why a question has no outcome. It is "" for an error that is not about the question,
+// such as that of the database. The text names no entity.
+func undecided(err error) string {
 	_, bad := errors.AsType[*engine.RequestError](err)
 	_, unfit := errors.AsType[*stored.UnfitError](err)
-	o.err = err
-	for _, one := range []error{engine.ErrMasked, engine.ErrTooCostly, engine.ErrTooManyAncestors, engine.ErrTooLarge, store.ErrTooLarge, store.ErrSwept} {
-		bad = bad || errors.Is(err, one)
+	switch {
+	case errors.Is(err, engine.ErrMasked), errors.Is(err, errNoRevision):
+		return err.Error()
+	case errors.Is(err, store.ErrSwept):
+		return "history no longer goes back to its revision"
+	case bad:
+		return "the schema does not understand the question"
+	case unfit:
+		return "a stored entity does not fit the schema"
+	case errors.Is(err, engine.ErrTooCostly), errors.Is(err, engine.ErrTooManyAncestors), errors.Is(err, engine.ErrTooLarge), errors.Is(err, store.ErrTooLarge):
+		return "its entities or its policies take more work than a decision may"
 	}
-	if bad || unfit {
-		return o, nil
-	}
-	return o, err
+	return ""
 }

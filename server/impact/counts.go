@@ -118,33 +118,14 @@ func (c *counts) unknown(reason string) {
 	c.reasons[reason]++
 }
 
-// unknownReason says why the live side of a question has no outcome.
-func unknownReason(err error) string {
-	_, bad := errors.AsType[*engine.RequestError](err)
-	_, unfit := errors.AsType[*stored.UnfitError](err)
-	switch {
-	case errors.Is(err, engine.ErrMasked):
-		return engine.ErrMasked.Error()
-	case errors.Is(err, errNoRevision):
-		return errNoRevision.Error()
-	case errors.Is(err, store.ErrSwept):
-		return "history no longer goes back to its revision"
-	case bad:
-		return "the live schema does not understand the question any more"
-	case unfit:
-		return "a stored entity does not fit the schema"
-	}
-	return "its entities or its policies take more work than a decision may"
-}
-
 // add compares the outcomes of a decision by the live policies and by the candidate.
 func (c *counts) add(rec *cedarpostv1.DecisionRecord, live, candidate outcome) {
 	switch {
 	case live.err != nil:
-		c.unknown(unknownReason(live.err))
+		c.unknown(undecided(live.err))
 		return
 	case errors.Is(candidate.err, engine.ErrMasked), errors.Is(candidate.err, store.ErrSwept):
-		c.unknown(unknownReason(candidate.err))
+		c.unknown(undecided(candidate.err))
 		return
 	}
 	c.total.Decisions++
@@ -196,10 +177,10 @@ func (c *counts) differences(rec *cedarpostv1.DecisionRecord, live *engine.Resul
 		d[cedarpostv1.ImpactSample_DENY_TO_ALLOW] = difference{policies: is.Policies}
 	case live.Allowed:
 		if gained := without(is.Permitted, live.Permitted); len(gained) > 0 {
-			d[cedarpostv1.ImpactSample_FIELDS_GAINED] = difference{except(is.Policies, live.Policies), gained}
+			d[cedarpostv1.ImpactSample_FIELDS_GAINED] = difference{without(is.Policies, live.Policies), gained}
 		}
 		if lost := without(live.Permitted, is.Permitted); len(lost) > 0 {
-			d[cedarpostv1.ImpactSample_FIELDS_LOST] = difference{except(live.Policies, is.Policies), lost}
+			d[cedarpostv1.ImpactSample_FIELDS_LOST] = difference{without(live.Policies, is.Policies), lost}
 		}
 	}
 	var failing []engine.PolicyRef
@@ -278,7 +259,7 @@ func (c *counts) sample(kind cedarpostv1.ImpactSample_Kind, rec *cedarpostv1.Dec
 	if candidate.err != nil {
 		s.Error = candidate.err.Error()
 		if _, unfit := errors.AsType[*stored.UnfitError](candidate.err); unfit { // its text names what is stored
-			s.Error = unknownReason(candidate.err)
+			s.Error = undecided(candidate.err)
 		}
 	} else {
 		s.CandidatePolicies = names(candidate.res.Policies)
@@ -302,19 +283,15 @@ func names(refs []engine.PolicyRef) (list []string) {
 	return list
 }
 
-func except(list, other []engine.PolicyRef) []engine.PolicyRef {
-	return slices.DeleteFunc(slices.Clone(list), func(r engine.PolicyRef) bool { return slices.Contains(other, r) })
-}
-
 // without returns the elements of a list that are not in another one.
-func without(list, other []string) (out []string) {
-	in := make(map[string]bool, len(other))
-	for _, s := range other {
-		in[s] = true
+func without[T comparable](list, other []T) (out []T) {
+	in := make(map[T]bool, len(other))
+	for _, e := range other {
+		in[e] = true
 	}
-	for _, s := range list {
-		if !in[s] {
-			out = append(out, s)
+	for _, e := range list {
+		if !in[e] {
+			out = append(out, e)
 		}
 	}
 	return out

@@ -26,12 +26,15 @@ const (
 	maxWhoNamed    = 5      // resources of a principal in a report
 )
 
+// mostPairs is maxWhoPairs, or fewer in a test.
+var mostPairs = maxWhoPairs
+
 // Who asks for which stored principals the outcome of actions changes. readable says whether the caller may
 // list the entities of a type.
 //
 // goOn is called between pieces of work. If its error is [ErrEnd], the rest is left out.
 func (a *Analysis) Who(ctx context.Context, actions []*cedarpostv1.EntityUid, context map[string]any, goOn func() error, readable func(cedar.EntityType) bool) error {
-	w := &who{Analysis: a, context: context, goOn: goOn, readable: readable, found: map[[2]cedar.EntityUID]*cedarpostv1.ImpactWho{}, left: map[string]bool{}}
+	w := &who{Analysis: a, context: context, goOn: goOn, readable: readable, tried: map[pair]bool{}, found: map[[2]cedar.EntityUID]*cedarpostv1.ImpactWho{}, left: map[string]bool{}}
 	for _, uid := range actions {
 		err := w.action(ctx, wire.UID(uid))
 		if errors.Is(err, ErrEnd) {
@@ -86,10 +89,6 @@ func (w *who) action(ctx context.Context, action cedar.EntityUID) error {
 		if err := cmp.Or(w.goOn(), ctx.Err()); err != nil {
 			return err
 		}
-		if len(w.tried) >= maxWhoPairs {
-			w.leave(fmt.Sprintf("%s: pairs beyond the first %d", action, maxWhoPairs))
-			return nil
-		}
 		ps, err := w.entities(ctx, reach.Policy, "principals", reach.Principal, principals)
 		if err != nil {
 			return err
@@ -98,7 +97,12 @@ func (w *who) action(ctx context.Context, action cedar.EntityUID) error {
 		if err != nil {
 			return err
 		}
-		if err := w.pairs(ctx, action, reach, ps, rs, principals); err != nil && !errors.Is(err, errPairs) {
+		err = w.pairs(ctx, action, reach, ps, rs, principals)
+		if errors.Is(err, errPairs) {
+			w.leave(fmt.Sprintf("%s: pairs beyond the first %d of all", action, mostPairs))
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -124,29 +128,30 @@ func (w *who) entities(ctx context.Context, policy engine.PolicyRef, what string
 			continue
 		}
 		if r.UID.Type != "" && !r.In {
-			rows, err := w.cfg.DB.PastEntities(ctx, w.cfg.Revision, []store.UID{{Type: string(r.UID.Type), ID: string(r.UID.ID)}}, store.LargeLoad)
+			rows, err := w.cfg.DB.PastEntities(ctx, w.cfg.Revision, []store.UID{stored.UID(r.UID)}, store.LargeLoad)
 			if err != nil && !errors.Is(err, store.ErrTooLarge) {
 				return nil, err
 			}
 			for _, row := range rows { // with its ancestors
-				if row.Type == string(r.UID.Type) && row.ID == string(r.UID.ID) {
+				if row.UID == stored.UID(r.UID) {
 					list = append(list, row)
 				}
 			}
 			if len(list) == 0 { // it is not stored, and can be asked about all the same
-				list = append(list, store.Entity{UID: store.UID{Type: string(r.UID.Type), ID: string(r.UID.ID)}})
+				list = append(list, store.Entity{UID: stored.UID(r.UID)})
 			}
 			return list, nil
 		}
 		if r.UID.Type == typ { // a group is in itself
-			list = append(list, store.Entity{UID: store.UID{Type: string(r.UID.Type), ID: string(r.UID.ID)}})
+			list = append(list, store.Entity{UID: stored.UID(r.UID)})
 		}
 		q := store.EntityQuery{Type: string(typ), Room: room(), Limit: maxWhoEntities - len(list) + 1}
 		if r.UID.Type != "" {
 			if q.ParentTypes, err = w.sides[0].set.GroupTypes(r.UID); err != nil {
 				q.ParentTypes = nil // the live schema does not know the group
 			}
-			q.Ancestor = &store.UID{Type: string(r.UID.Type), ID: string(r.UID.ID)}
+			group := stored.UID(r.UID)
+			q.Ancestor = &group
 		}
 		rows, err := w.cfg.DB.ListEntities(ctx, w.cfg.Revision, q)
 		if errors.Is(err, store.ErrTooLarge) {
@@ -170,15 +175,9 @@ func (w *who) entities(ctx context.Context, policy engine.PolicyRef, what string
 }
 
 // pairs tries principals with resources. Where there are too many pairs, those come first whose resource
-// refers to the principal, because policies often compare them.
+// refers to the principal, because policies often compare them. The error is errPairs if there is no room for
+// all.
 func (w *who) pairs(ctx context.Context, action cedar.EntityUID, reach engine.Reach, principals, resources []store.Entity, types []cedar.EntityType) error {
-	if w.tried == nil {
-		w.tried = map[pair]bool{}
-	}
-	if len(w.tried) >= maxWhoPairs && len(principals) > 0 && len(resources) > 0 {
-		w.leave(fmt.Sprintf("%s: pairs beyond the first %d", action, maxWhoPairs))
-		return nil
-	}
 	among := map[cedar.EntityUID]bool{}
 	for _, p := range principals {
 		among[uidOf(p.UID)] = true
@@ -194,9 +193,8 @@ func (w *who) pairs(ctx context.Context, action cedar.EntityUID, reach engine.Re
 		if w.tried[p] {
 			return nil
 		}
-		if len(w.tried) >= maxWhoPairs {
-			w.leave(fmt.Sprintf("%s: pairs beyond the first %d", action, maxWhoPairs))
-			return errPairs
+		if len(w.tried) == mostPairs {
+			return cmp.Or(flush(), errPairs)
 		}
 		w.tried[p] = true
 		if chunk = append(chunk, p); len(chunk) == chunkRows {
@@ -278,7 +276,7 @@ func whyUntried(err error) string {
 	if bad, ok := errors.AsType[*engine.RequestError](err); ok && strings.HasPrefix(bad.Error(), "context") {
 		return bad.Error() // of the context that the caller gave
 	}
-	return unknownReason(err)
+	return undecided(err)
 }
 
 // leave notes what is left out. What would make the list too long is not named.
@@ -305,12 +303,12 @@ func (w *who) add(p pair, live, proposed outcome) {
 	key := [2]cedar.EntityUID{p.principal, p.action}
 	one := w.found[key]
 	if one == nil {
-		one = &cedarpostv1.ImpactWho{Principal: toProto(p.principal), Action: toProto(p.action)}
+		one = &cedarpostv1.ImpactWho{Principal: stored.ToProto(stored.UID(p.principal)), Action: stored.ToProto(stored.UID(p.action))}
 		w.found[key] = one
 	}
 	name := func(list *[]*cedarpostv1.EntityUid) {
 		if len(*list) < maxWhoNamed {
-			*list = append(*list, toProto(p.resource))
+			*list = append(*list, stored.ToProto(stored.UID(p.resource)))
 		}
 	}
 	switch {
@@ -325,8 +323,4 @@ func (w *who) add(p pair, live, proposed outcome) {
 	}
 	one.FieldsGained = append(one.GetFieldsGained(), without(gained, one.GetFieldsGained())...)
 	one.FieldsLost = append(one.GetFieldsLost(), without(lost, one.GetFieldsLost())...)
-}
-
-func toProto(u cedar.EntityUID) *cedarpostv1.EntityUid {
-	return &cedarpostv1.EntityUid{Type: string(u.Type), Id: string(u.ID)}
 }

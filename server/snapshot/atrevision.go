@@ -6,7 +6,6 @@ import (
 	"github.com/cedar-policy/cedar-go"
 
 	"github.com/cedarpost/cedarpost/server/engine"
-	"github.com/cedarpost/cedarpost/server/stored"
 )
 
 // maxKeptWeight is what the entities that an [AtRevision] keeps may weigh, in bytes. See
@@ -56,22 +55,10 @@ func (a *AtRevision) Prepare(ctx context.Context, asks []engine.Ask, pause engin
 	})
 	defer pool.SetSource(nil)
 	return a.set.PrepareBatch(asks, pool, func(missing []cedar.EntityUID) error {
-		rows, err := a.past.load(ctx, a.revision, stored.UIDs(missing))
+		found, err := a.past.loadInto(ctx, a.revision, a.set, pool, missing)
 		if err != nil {
 			return err
 		}
-		found := make([]engine.Entity, len(rows))
-		for i, row := range rows {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			e, err := stored.ReadEntity(a.set, row)
-			if err != nil {
-				return err
-			}
-			found[i] = *e
-		}
-		pool.Add(missing, found)
 		a.kept.add(missing, found)
 		return nil
 	})

@@ -142,24 +142,30 @@ func (p *Past) PrepareAnew(ctx context.Context, revision int64, set *engine.Set,
 func (p *Past) prepare(ctx context.Context, revision int64, set *engine.Set, ask engine.Ask, pool *engine.Pool, pause engine.Pause) (*engine.Evaluation, error) {
 	pool.SetPause(pause)
 	return set.Prepare(ask, pool, func(missing []cedar.EntityUID) error {
-		rows, err := p.load(ctx, revision, stored.UIDs(missing))
-		if err != nil {
-			return err
-		}
-		found := make([]engine.Entity, len(rows))
-		for i, row := range rows {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			e, err := stored.ReadEntity(set, row)
-			if err != nil {
-				return err
-			}
-			found[i] = *e
-		}
-		pool.Add(missing, found)
-		return nil
+		_, err := p.loadInto(ctx, revision, set, pool, missing)
+		return err
 	})
+}
+
+// loadInto loads entities of a revision into a pool, as a set reads them. found are those that are stored.
+func (p *Past) loadInto(ctx context.Context, revision int64, set *engine.Set, pool *engine.Pool, missing []cedar.EntityUID) (found []engine.Entity, err error) {
+	rows, err := p.load(ctx, revision, stored.UIDs(missing))
+	if err != nil {
+		return nil, err
+	}
+	found = make([]engine.Entity, len(rows))
+	for i, row := range rows {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		e, err := stored.ReadEntity(set, row)
+		if err != nil {
+			return nil, err
+		}
+		found[i] = *e
+	}
+	pool.Add(missing, found)
+	return found, nil
 }
 
 // load loads entities of the past. One large load runs at a time, so that they leave memory and

@@ -1,0 +1,4 @@
+package impact
+
+// SetMostPairs bounds the pairs that are tried.
+func SetMostPairs(n int) { mostPairs = n }
