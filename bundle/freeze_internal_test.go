@@ -18,8 +18,8 @@ func (c *counted) Next(t time.Time) time.Time {
 	return c.Schedule.Next(t)
 }
 
-// Whatever an expression says, it is refused, or few steps find its last begin, which is not after the
-// moment and comes again.
+// An expression is refused, or few steps find the last moment at which a window begins. That moment is not
+// later than the one that was asked about, and a later window begins at another one.
 func FuzzFreezeWindow(f *testing.F) {
 	for _, at := range []string{"0 18 * * FRI", "* * * * *", "*/7 0-23/2 1,15 feb-NOV 7", "0 0 30 2 *", "0 0 29 2 *", "TZ=UTC * * * * *", "@every 1s", "H H * * *", "0 0 L * 5#3", "1-0 * * * *", "*/0 * * * *", "0 0 1 1 */7", "99999999999999999999 * * * *", "? ? ? ? ?", "-1 * * * *", "1--2 * * * *", "\x00 * * * *"} {
 		for _, zone := range []string{"", "Europe/Berlin", "Pacific/Apia", "Local", "../../etc/passwd", "Etc/GMT+12", "posixrules"} {

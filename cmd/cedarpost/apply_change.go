@@ -2,14 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"connectrpc.com/connect/v2"
-	"connectrpc.com/connect/v2/connectproto"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -17,7 +15,7 @@ import (
 
 // breakGlassFlag is the flag of commands that can publish past rules.
 type breakGlassFlag struct {
-	BreakGlass *string `help:"Publish past a freeze, windows of a freeze, declines and missing approvals, for this reason. It takes the role break-glass, too, and is recorded as an event of its own kind." placeholder:"REASON"`
+	BreakGlass *string `help:"Publish past a freeze, windows of a freeze, declines, missing approvals and missing reports, for this reason. It takes the role break-glass, too, and is recorded as an event of its own kind." placeholder:"REASON"`
 }
 
 func (f breakGlassFlag) check() error {
@@ -30,24 +28,14 @@ func (f breakGlassFlag) check() error {
 // needsChange reports whether a publish failed because of missing approvals or a missing report of
 // its impact, which a change can have: a frozen bundle is not to be published at all.
 func needsChange(err error) (needs bool) {
-	var e *connect.Error
-	if !errors.As(err, &e) {
-		return false
-	}
-	for _, d := range e.Details() {
-		m, derr := connectproto.UnmarshalErrorDetail(d)
-		blocked, ok := m.(*cedarpostv1.PublishBlocked)
-		if derr != nil || !ok {
-			continue
-		}
-		for _, b := range blocked.GetBlocks() {
-			switch b.GetRule() {
-			case "approvals", "impact":
-				needs = true
-			case "freeze_window": // it may have ended when the change is approved
-			default:
-				return false
-			}
+	blocked, _ := detailOf[*cedarpostv1.PublishBlocked](err)
+	for _, b := range blocked.GetBlocks() {
+		switch b.GetRule() {
+		case "approvals", "impact":
+			needs = true
+		case "freeze_window": // it may have ended when the change is approved
+		default:
+			return false
 		}
 	}
 	return needs

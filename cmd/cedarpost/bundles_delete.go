@@ -2,11 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-
-	"connectrpc.com/connect/v2"
-	"connectrpc.com/connect/v2/connectproto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
@@ -44,9 +40,9 @@ func (d *deleteBundleCmd) Run(ctx context.Context, c *console) error {
 	}
 	// Checking the other bundles may take longer than other calls.
 	res, err := admin.policies().DeleteBundle(ctx, req)
-	if left := storedIn(err); d.Force && len(left) > 0 {
+	if stored, ok := detailOf[*cedarpostv1.StoredEntities](err); d.Force && ok {
 		// The types that were found now are named, so entities of others are never left behind.
-		for _, t := range left {
+		for _, t := range stored.GetTypes() {
 			req.LeaveTypes = append(req.LeaveTypes, t.GetType())
 		}
 		res, err = admin.policies().DeleteBundle(ctx, req)
@@ -66,21 +62,5 @@ func (d *deleteBundleCmd) Run(ctx context.Context, c *console) error {
 		c.pair("left behind", fmt.Sprintf("%s of the type %s", entities, t.GetType()))
 	}
 	c.printRevision(res.GetRevision())
-	return nil
-}
-
-// storedIn returns the types in an error that refuses to delete a bundle because entities are stored.
-func storedIn(err error) []*cedarpostv1.StoredType {
-	e, ok := errors.AsType[*connect.Error](err)
-	if !ok {
-		return nil
-	}
-	for _, d := range e.Details() {
-		if m, derr := connectproto.UnmarshalErrorDetail(d); derr == nil {
-			if stored, ok := m.(*cedarpostv1.StoredEntities); ok {
-				return stored.GetTypes()
-			}
-		}
-	}
 	return nil
 }

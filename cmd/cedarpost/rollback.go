@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/protobuf/proto"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
@@ -58,26 +59,34 @@ func (r *rollbackCmd) Run(ctx context.Context, c *console) error {
 // refusedPublish explains an error of a publish. If it has findings, they are printed; place is where
 // they are.
 func (c *console) refusedPublish(admin *peer, err error, place string, asJSON bool) error {
-	var e *connect.Error
-	if !errors.As(err, &e) {
+	details, _ := detailOf[*cedarpostv1.BundleFindings](err)
+	e, _ := errors.AsType[*connect.Error](err)
+	if len(details.GetFindings()) == 0 {
 		return admin.explain(err)
+	}
+	if asJSON {
+		if err := c.message(details); err != nil {
+			return err
+		}
+	}
+	found := findingsFromProto(details.GetFindings())
+	c.printFindings(c.err, place, found)
+	return &exitError{max(severe(found), codeInvalid), fmt.Errorf("refused, nothing changed: %s", headline(e.Message()))}
+}
+
+// detailOf returns the detail of a type that an error of a call has.
+func detailOf[T proto.Message](err error) (detail T, ok bool) {
+	e, _ := errors.AsType[*connect.Error](err)
+	if e == nil {
+		return detail, false
 	}
 	for _, d := range e.Details() {
 		m, derr := connectproto.UnmarshalErrorDetail(d)
-		details, ok := m.(*cedarpostv1.BundleFindings)
-		if derr != nil || !ok || len(details.GetFindings()) == 0 {
-			continue
+		if detail, ok = m.(T); derr == nil && ok {
+			return detail, true
 		}
-		if asJSON {
-			if err := c.message(details); err != nil {
-				return err
-			}
-		}
-		found := findingsFromProto(details.GetFindings())
-		c.printFindings(c.err, place, found)
-		return &exitError{max(severe(found), codeInvalid), fmt.Errorf("refused, nothing changed: %s", headline(e.Message()))}
 	}
-	return admin.explain(err)
+	return detail, false
 }
 
 type freezeCmd struct {

@@ -14,8 +14,8 @@ const waitEvery = 300 * time.Millisecond
 
 // waitFlags let a publish wait for the servers.
 type waitFlags struct {
-	Wait        bool          `help:"Wait until all live servers have applied it, and fail if they do not in time. It stays published."`
-	WaitTimeout time.Duration `help:"How long to wait (default ${default})." default:"1m" placeholder:"DURATION"`
+	Wait        bool `help:"Wait until all live servers have applied it, and fail if they do not in time. It stays published."`
+	WaitTimeout span `help:"How long to wait (default ${default})." default:"1m" placeholder:"DURATION"`
 }
 
 // forServers waits until all live servers have applied a version of a bundle, if --wait is given. It
@@ -26,8 +26,8 @@ func (w waitFlags) forServers(ctx context.Context, c *console, admin *peer, bund
 	}
 	var last string
 	var behind []string
-	for until := time.Now().Add(w.WaitTimeout); ; {
-		// Who has applied the newest version has applied those before.
+	for until := time.Now().Add(time.Duration(w.WaitTimeout)); ; {
+		// A server that has applied the newest version has applied the earlier ones, too.
 		res, err := call(ctx, admin, admin.policies().ListVersions, &cedarpostv1.ListVersionsRequest{Bundle: bundle, PageSize: 1})
 		if ctx.Err() != nil {
 			return err
@@ -49,7 +49,7 @@ func (w waitFlags) forServers(ctx context.Context, c *console, admin *peer, bund
 			if err != nil {
 				return fmt.Errorf("%s: version %d was published, and it is not known which servers have applied it: %w", bundle, version, err)
 			}
-			return fmt.Errorf("%s: version %d was published, and not all servers have applied it within %v: %s", bundle, version, w.WaitTimeout, strings.Join(behind, ", "))
+			return fmt.Errorf("%s: version %d was published, and not all servers have applied it within %v: %s", bundle, version, time.Duration(w.WaitTimeout), strings.Join(behind, ", "))
 		}
 		select {
 		case <-ctx.Done():

@@ -156,7 +156,7 @@ type ImpactReport struct {
 	LiveVersion int64 `protobuf:"varint,5,opt,name=live_version,json=liveVersion,proto3" json:"live_version,omitempty"`
 	// The revision that policies and entities were read at.
 	Revision *Revision `protobuf:"bytes,6,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Who asked for it.
+	// The caller that asked for it.
 	Caller string `protobuf:"bytes,7,opt,name=caller,proto3" json:"caller,omitempty"`
 	// When the analysis began.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
@@ -817,7 +817,7 @@ type ImpactSample struct {
 	DecisionId string `protobuf:"bytes,2,opt,name=decision_id,json=decisionId,proto3" json:"decision_id,omitempty"`
 	// When it was made.
 	Time *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
-	// Who asked.
+	// The caller that asked.
 	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
 	// The principal.
 	Principal *EntityUid `protobuf:"bytes,5,opt,name=principal,proto3" json:"principal,omitempty"`

@@ -2808,10 +2808,10 @@ type BundleChange struct {
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// When it was changed last.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Who approved it in this state. Of an open change also approvals that have expired; of a published one
-	// those that counted.
+	// The callers that approved it in this state. An open change also has approvals that have expired; a published
+	// one has those that counted.
 	Approvals []*Verdict `protobuf:"bytes,11,rep,name=approvals,proto3" json:"approvals,omitempty"`
-	// Who declined it in this state.
+	// The callers that declined it in this state.
 	Declines []*Verdict `protobuf:"bytes,12,rep,name=declines,proto3" json:"declines,omitempty"`
 	// The version that it was published as; 0: none.
 	Version int64 `protobuf:"varint,13,opt,name=version,proto3" json:"version,omitempty"`
@@ -2983,7 +2983,7 @@ type ChangeShadow struct {
 	Report string `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
 	// The digest of the change that is evaluated. If the change has another one, the shadow has ended.
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
-	// Who asked for it.
+	// The caller that asked for it.
 	Caller string `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
 	// When it ends.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
@@ -3061,7 +3061,7 @@ type ChangeReport struct {
 	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
 	// The version that it was compared with.
 	LiveVersion int64 `protobuf:"varint,4,opt,name=live_version,json=liveVersion,proto3" json:"live_version,omitempty"`
-	// Who asked for it.
+	// The caller that asked for it.
 	Caller string `protobuf:"bytes,5,opt,name=caller,proto3" json:"caller,omitempty"`
 	// When it was complete.
 	At *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=at,proto3" json:"at,omitempty"`
