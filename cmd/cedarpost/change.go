@@ -310,6 +310,9 @@ func (c *console) printMeaning(res *cedarpostv1.CheckChangeResponse) {
 	outcome := c.paint(green, "valid")
 	if !res.GetOk() {
 		outcome = c.paint(red, "not valid")
+		if severe(findingsFromProto(res.GetFindings())) == codeTests {
+			outcome = c.paint(red, "valid, but tests fail")
+		}
 	}
 	fmt.Fprintf(c.out, "%s: %s\n", clean(res.GetChange().GetId()), outcome)
 	failed := 0

@@ -40,7 +40,7 @@ type impactCmd struct {
 func (*impactCmd) Help() string {
 	return `Decides recorded questions again, by the live policies and by the proposed ones, on the same entities, and says how the outcomes differ: what was allowed and would be denied, what was denied and would be allowed, which fields are gained and lost, and which errors are new. Nothing is published, and no decision is recorded.
 
-A decision is unknown if a value that a policy reads is masked in its record, or if the live schema does not understand it any more.
+A decision is unknown if a value that a policy reads is masked in its record, or if the live schema does not understand its question any more.
 
 With -o json, prints the ImpactReport of the API, with the counts allowToDeny, denyToAllow, fieldsGained, fieldsLost, newErrors, otherChanges, unchanged and unknown, and with samples.`
 }
@@ -249,9 +249,9 @@ func (c *console) printWho(r *cedarpostv1.ImpactReport) {
 	}
 	fmt.Fprintf(c.out, "\n%s of stored principals and resources tried: %s with another outcome\n", count(r.GetWhoPairs(), "pair", "pairs"), count(len(r.GetWho()), "principal and action", "principals and actions"))
 	if len(r.GetWho()) > 0 {
-		rows := [][]string{{"PRINCIPAL", "ACTION", "GAINS", "LOSES", "RESOURCES", "FIELDS GAINED", "FIELDS LOST"}}
+		rows := [][]string{{"PRINCIPAL", "ACTION", "GAINS", "LOSES", "OTHER FIELDS", "RESOURCES", "FIELDS GAINED", "FIELDS LOST"}}
 		for _, w := range r.GetWho() {
-			rows = append(rows, []string{uidText(w.GetPrincipal()), uidText(w.GetAction()), fmt.Sprint(w.GetGained()), fmt.Sprint(w.GetLost()),
+			rows = append(rows, []string{uidText(w.GetPrincipal()), uidText(w.GetAction()), fmt.Sprint(w.GetGained()), fmt.Sprint(w.GetLost()), fmt.Sprint(w.GetFieldsChanged()),
 				uidTexts(slices.Concat(w.GetGainedResources(), w.GetLostResources())), strings.Join(w.GetFieldsGained(), ", "), strings.Join(w.GetFieldsLost(), ", ")})
 		}
 		c.table(rows)

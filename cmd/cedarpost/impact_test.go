@@ -37,6 +37,7 @@ func testImpact(sh *shell) func(*testing.T) {
 		if r := sh.exits(t, 0, says("| allow to deny |", "| `shop/night` |"), "impact", dir, "-o", "markdown", "--no-samples"); strings.Contains(r.out, "bob") {
 			t.Error(r.out)
 		}
+		sh.exits(t, 0, says("PRINCIPAL", "LOSES", "pairs of stored principals and resources tried", `Shop::User::"bob"`), "impact", dir, "--who", "Shop::Action::ViewOrder", "--context", `{"mfa": true}`)
 		c := sh.exits(t, 0, nil, "change", "create", dir, "--title", "night", "-o", "json")
 		var made struct{ ID string }
 		if err := json.Unmarshal([]byte(c.out), &made); err != nil {
@@ -48,6 +49,7 @@ func testImpact(sh *shell) func(*testing.T) {
 			t.Fatal(err)
 		}
 		sh.exits(t, 0, says("the change "+made.ID+" against version", "shop/night"), "impact", "--report", kept.ID)
+		sh.exits(t, 4, says(made.ID+": valid, but tests fail"), "change", "check", made.ID)
 		sh.exits(t, 0, says("impact       "+kept.ID), "change", "show", made.ID)
 		r = sh.exits(t, 0, nil, "change", "shadow", made.ID, "--for", "1h", "-o", "json")
 		var shadowed struct{ Shadow struct{ Report string } }

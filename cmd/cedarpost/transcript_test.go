@@ -131,7 +131,7 @@ func TestLifecycleTranscript(t *testing.T) {
 
 	s.say("Support asks for addresses without a second factor. Ann changes the policy, proposes it, and looks at its impact.")
 	s.run("ann", ann, 0, says("shop-2: open"), "change", "create", shop, "--title", "support sees addresses without a second factor", "--reason", "ticket 4711")
-	s.run("ann", ann, 0, says("shop-2: valid", "changed      pii-needs-mfa"), "change", "check", "shop-2")
+	s.run("ann", ann, 0, says("shop-2: valid\n", "changed      pii-needs-mfa"), "change", "check", "shop-2")
 	report := s.run("ann", ann, 0, says("shop/pii-needs-mfa", "customer.email", "allow to deny        0"), "impact", "--change", "shop-2", "--since", "24h")
 	if regexp.MustCompile(`fields gained  +0\n`).MatchString(report) {
 		t.Errorf("support gains nothing:\n%s", report)
