@@ -3,6 +3,7 @@ package impact
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -20,6 +21,7 @@ import (
 const (
 	maxSamples  = 10     // of each kind
 	maxGroups   = 100    // that a report has, of each sort
+	maxNamed    = 20     // policies that a sample names
 	maxCounted  = 10_000 // groups of each sort that are counted apart
 	otherGroups = "(others)"
 )
@@ -254,7 +256,7 @@ func (c *counts) sample(kind cedarpostv1.ImpactSample_Kind, rec *cedarpostv1.Dec
 	}
 	s := &cedarpostv1.ImpactSample{
 		Kind: kind, DecisionId: rec.GetDecisionId(), Time: timestamppb.New(rec.GetTime().AsTime()), Caller: rec.GetCaller(),
-		Principal: rec.GetPrincipal(), Action: rec.GetAction(), Resource: rec.GetResource(), LivePolicies: names(live.Policies),
+		Principal: rec.GetPrincipal(), Action: rec.GetAction(), Resource: rec.GetResource(), LivePolicies: fewNames(live.Policies),
 	}
 	if candidate.err != nil {
 		s.Error = candidate.err.Error()
@@ -262,7 +264,7 @@ func (c *counts) sample(kind cedarpostv1.ImpactSample_Kind, rec *cedarpostv1.Dec
 			s.Error = undecided(candidate.err)
 		}
 	} else {
-		s.CandidatePolicies = names(candidate.res.Policies)
+		s.CandidatePolicies = fewNames(candidate.res.Policies)
 		s.Gained, s.Lost = without(candidate.res.Permitted, live.Permitted), without(live.Permitted, candidate.res.Permitted)
 		if kind == cedarpostv1.ImpactSample_NEW_ERRORS {
 			for _, e := range candidate.res.Errors {
@@ -281,6 +283,14 @@ func names(refs []engine.PolicyRef) (list []string) {
 		list = append(list, r.String())
 	}
 	return list
+}
+
+// fewNames is names for a sample: thousands of policies can determine one decision.
+func fewNames(refs []engine.PolicyRef) []string {
+	if n := len(refs); n > maxNamed {
+		return append(names(refs[:maxNamed]), fmt.Sprintf("and %d more", n-maxNamed))
+	}
+	return names(refs)
 }
 
 // without returns the elements of a list that are not in another one.

@@ -825,7 +825,7 @@ type ImpactSample struct {
 	Action *EntityUid `protobuf:"bytes,6,opt,name=action,proto3" json:"action,omitempty"`
 	// The resource.
 	Resource *EntityUid `protobuf:"bytes,7,opt,name=resource,proto3" json:"resource,omitempty"`
-	// The determining policies by the live policies, as "bundle/policy".
+	// The determining policies by the live policies, as "bundle/policy"; after 20 of them "and N more".
 	LivePolicies []string `protobuf:"bytes,8,rep,name=live_policies,json=livePolicies,proto3" json:"live_policies,omitempty"`
 	// The determining policies by the candidate.
 	CandidatePolicies []string `protobuf:"bytes,9,rep,name=candidate_policies,json=candidatePolicies,proto3" json:"candidate_policies,omitempty"`
