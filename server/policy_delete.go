@@ -105,29 +105,13 @@ func (s *policyService) deleteOnce(ctx context.Context, procedure string, req *c
 	return answer(made), nil
 }
 
-// deletionRules refuses to delete a bundle that is frozen or in a freeze window, or whose changes need
-// approvals: nobody has approved that it goes.
+// deletionRules refuses to delete another version than the caller expects, and what the rules of the bundle keep
+// from being deleted: nobody has approved that it goes.
 func (s *policyService) deletionRules(req *cedarpostv1.DeleteBundleRequest, live store.Bundle, now store.PolicyState) error {
 	if req.ExpectVersion != nil && req.GetExpectVersion() != live.Version {
 		return connect.Errorf(connect.CodeAborted, "version %d of the bundle %s is live, not %d; look at what was published since, and try again", live.Version, live.Name, req.GetExpectVersion())
 	}
-	if err := refuseFrozen(live.Name, now); err != nil {
-		return err
-	}
-	rules := s.rulesOf(live, bundle.Rules{})
-	if rules.Unread != "" {
-		return connect.Errorf(connect.CodeFailedPrecondition, "version %d of the bundle %s has rules for publishing that this server cannot read: %s; upgrade the server", live.Version, live.Name, rules.Unread)
-	}
-	if list := windows(live.Name, rules, time.Now()); len(list) > 0 { // break-glass does not delete
-		return connect.NewError(connect.CodeFailedPrecondition, strings.Join(messagesOf(list), "; also: "))
-	}
-	if rules.Impact {
-		return connect.Errorf(connect.CodeFailedPrecondition, "changes of the bundle %s need a report of their impact, so it cannot be deleted; first publish a change whose bundle.yaml does not say impact: required", live.Name)
-	}
-	if n := rules.Approvals; n > 0 {
-		return connect.Errorf(connect.CodeFailedPrecondition, "changes of the bundle %s need %s, so it cannot be deleted; first publish a change, with these approvals, whose bundle.yaml says approvals: 0", live.Name, countOf(n, "approval"))
-	}
-	return nil
+	return refuse(s.blocks(proposal{bundle: live.Name, deletion: true}, live, now, time.Now()))
 }
 
 // checkWithout refuses to delete a bundle whose types other bundles use: they would not compile.

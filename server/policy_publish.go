@@ -47,10 +47,9 @@ type publication struct {
 	live   store.Bundle
 }
 
-// publishRules says what keeps a bundle from being published: what policyService.blocks lists, or an error
-// if it is not what the caller has seen. live is its live version; its version is 0 if there is none. The
-// rules are asked before the bundle is checked, to fail fast, and then with what is stored when the publish
-// is committed, as which they return what else is written.
+// publishRules returns what keeps a bundle from being published over its live version, whose version is 0 if
+// there is none, and what else the publish writes. It is called twice: before the bundle is checked, to fail
+// early, and under the revision lock, with the state that is stored then.
 type publishRules func(live store.Bundle, now store.PolicyState) (store.PolicyWrite, []block, error)
 
 // refuseFrozen refuses to publish a bundle that is frozen.

@@ -31,28 +31,33 @@ const (
 	ruleUnchanged = "unchanged"
 )
 
-// block is a rule that keeps a bundle from being published, in words.
-type block struct{ rule, message string }
+// block is a rule that keeps a bundle from being published or deleted, in words.
+type block struct {
+	rule, message string
+	firm          bool // it is about a deletion
+}
 
-// glass reports whether break-glass publishes past the rule. What is published past the other ones would
-// undo a version that somebody published meanwhile, or would be no new version.
-func (b block) glass() bool { return b.rule != ruleBase && b.rule != ruleUnchanged }
+// glass reports whether break-glass publishes past the rule. It does not override base and unchanged: past the
+// first, it would undo a version that somebody published meanwhile; past the second, it would publish no new
+// version. It deletes nothing.
+func (b block) glass() bool { return !b.firm && b.rule != ruleBase && b.rule != ruleUnchanged }
 
-// proposal is what is about to be published, as the rules look at it.
+// proposal is what is about to be published or deleted, as the rules look at it.
 type proposal struct {
 	bundle, digest string
 	rules          bundle.Rules        // of its bundle.yaml
 	change         *store.BundleChange // that it is published from; nil: none
 	rollbackOf     int64               // the version that it restores; 0: it is no rollback
+	deletion       bool                // the bundle is to be deleted
 }
 
-// blocks lists what keeps a proposal from being published at a moment, apart from what its check finds.
-// Every way to publish asks it, and nothing else has rules for that.
+// blocks lists what keeps a proposal from being published, or a bundle from being deleted, at a moment, apart
+// from what its check finds. Every way to publish asks it, and nothing else has rules for that.
 func (s *policyService) blocks(p proposal, live store.Bundle, now store.PolicyState, at time.Time) (list []block) {
 	add := func(rule, format string, args ...any) {
-		list = append(list, block{rule, fmt.Sprintf(format, args...)})
+		list = append(list, block{rule: rule, message: fmt.Sprintf(format, args...)})
 	}
-	if p.rollbackOf > 0 { // it takes a fault back, and meets none of the rules below
+	if p.rollbackOf > 0 { // a rollback is exempt from the rules below
 		if live.Digest == p.digest {
 			add(ruleUnchanged, "the live version %d of the bundle %s has the same files as version %d; FreezeBundle (cedarpost freeze) keeps it as it is", live.Version, p.bundle, p.rollbackOf)
 		}
@@ -69,6 +74,18 @@ func (s *policyService) blocks(p proposal, live store.Bundle, now store.PolicySt
 		add(ruleUnread, "version %d of the bundle %s has rules for publishing that this server cannot read: %s; upgrade the server", live.Version, p.bundle, rules.Unread)
 	}
 	list = append(list, windows(p.bundle, rules, at)...)
+	if p.deletion {
+		if rules.Impact {
+			add(ruleImpact, "changes of the bundle %s need a report of their impact, so it cannot be deleted; first publish a change whose bundle.yaml does not say impact: required", p.bundle)
+		}
+		if rules.Approvals > 0 {
+			add(ruleApprovals, "changes of the bundle %s need %s, so it cannot be deleted; first publish a change, with these approvals, whose bundle.yaml says approvals: 0", p.bundle, countOf(rules.Approvals, "approval"))
+		}
+		for i := range list {
+			list[i].firm = true
+		}
+		return list
+	}
 	if c == nil {
 		if rules.Approvals > 0 {
 			add(ruleApprovals, "changes of the bundle %s need %s, so it is published from a change: `cedarpost change create DIR --title TEXT` makes one, others approve it (`cedarpost change approve ID`), and `cedarpost change publish ID` publishes it", p.bundle, countOf(rules.Approvals, "approval"))
@@ -112,11 +129,11 @@ func windows(name string, rules bundle.Rules, at time.Time) (list []block) {
 	for _, w := range rules.Freeze {
 		switch in, end, open, err := w.Holds(at); {
 		case err != nil:
-			list = append(list, block{ruleUnread, fmt.Sprintf("a freeze window of the bundle %s cannot be understood: %s: %v", name, w.Text(), err)})
+			list = append(list, block{rule: ruleUnread, message: fmt.Sprintf("a freeze window of the bundle %s cannot be understood: %s: %v", name, w.Text(), err)})
 		case open:
-			list = append(list, block{ruleWindow, fmt.Sprintf("the bundle %s is not published in its freeze window %s; the window does not end before %s", name, w.Text(), end.Format(time.RFC3339))})
+			list = append(list, block{rule: ruleWindow, message: fmt.Sprintf("the bundle %s is not published in its freeze window %s; the window does not end before %s", name, w.Text(), end.Format(time.RFC3339))})
 		case in:
-			list = append(list, block{ruleWindow, fmt.Sprintf("the bundle %s is not published in its freeze window %s; the window ends at %s", name, w.Text(), end.Format(time.RFC3339))})
+			list = append(list, block{rule: ruleWindow, message: fmt.Sprintf("the bundle %s is not published in its freeze window %s; the window ends at %s", name, w.Text(), end.Format(time.RFC3339))})
 		}
 	}
 	return list
