@@ -155,6 +155,12 @@ DECISIONS ?= 1000000
 bench-impact: postgres ## Measure the impact of a change on DECISIONS recorded decisions, and what callers notice of it
 	CEDARPOST_BENCH=1 DECISIONS=$(DECISIONS) go test -v -count 1 -timeout 1h -run TestImpact ./bench
 
+POLICIES ?= 100000
+
+.PHONY: bench-policies
+bench-policies: postgres ## Measure listing, checking and publishing in a bundle with POLICIES policies
+	CEDARPOST_BENCH=1 POLICIES=$(POLICIES) go test -v -count 1 -timeout 1h -run TestPolicies ./bench
+
 # bench/peers has the versions of the other servers, and builds them. PEERS is for its flags.
 .PHONY: bench-peers
 bench-peers: postgres h2load build ## Measure Cedarpost beside OPA, Cerbos and OpenFGA (PEERS='-seconds 10' and other flags; -h lists them)

@@ -51,12 +51,16 @@ type policyUseRow struct {
 func (db *DB) PolicyUses(ctx context.Context, bundle string, ids []string) (_ map[string]PolicyUse, err error) {
 	defer wrap(&err, "read the uses of policies")
 	rows, _ := db.admin.Query(ctx, `
-		select p.id, u.at, greatest(min(b.published_at), h.policy_uses_since) as since
-		from policies p join bundles b on b.name = p.bundle and b.since = p.since
-		left join policy_uses u on u.policy = p.bundle || '/' || p.id
+		select asked.id, u.at, greatest(first.published_at, h.policy_uses_since) as since
+		from unnest($2::text[]) as asked (id)
+		cross join lateral ( -- looks up each policy, where a join would read all of the bundle
+			select min(b.published_at) as published_at
+			from policies p join bundles b on b.name = p.bundle and b.since = p.since
+			where p.bundle = $1 and p.id = asked.id
+		) first
+		left join policy_uses u on u.policy = $1 || '/' || asked.id
 		cross join history h
-		where p.bundle = $1 and p.id = any($2)
-		group by p.id, u.at, h.policy_uses_since`, bundle, ids)
+		where first.published_at is not null`, bundle, ids)
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByName[policyUseRow])
 	uses := make(map[string]PolicyUse, len(list))
 	for _, r := range list {

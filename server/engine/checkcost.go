@@ -27,7 +27,7 @@ const (
 
 	// What a server keeps in memory of the policies of a bundle grows with these. A policy whose
 	// text is a few kilobytes can have thousands of nodes, and each takes some hundred bytes.
-	maxBundlePolicies    = 50_000
+	maxBundlePolicies    = 100_000
 	maxBundlePolicyBytes = 16 << 20
 	maxBundleNodes       = 2_000_000
 )

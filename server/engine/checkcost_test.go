@@ -153,7 +153,7 @@ func TestAttackRoomOfABundle(t *testing.T) {
 		want  string
 	}{
 		{room{maxBundlePolicies, maxBundlePolicyBytes, maxBundleNodes}, ""},
-		{room{policies: maxBundlePolicies + 1}, "has more than 50000 policies"},
+		{room{policies: maxBundlePolicies + 1}, "has more than 100000 policies"},
 		{room{bytes: maxBundlePolicyBytes + 1}, "has policies of more than 16777216 bytes"},
 		{room{nodes: maxBundleNodes + 1}, "has policies with more than 2000000 expressions"},
 	} {

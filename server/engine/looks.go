@@ -30,6 +30,17 @@ func isInvisibleInText(r rune) bool {
 // isBidi reports whether a character changes the order in which text is shown.
 func isBidi(r rune) bool { return unicode.Is(unicode.Bidi_Control, r) }
 
+// isASCII reports whether a text has ASCII characters only. None of them is looked for here, and most
+// texts of a large bundle have no others.
+func isASCII(text string) bool {
+	for i := range len(text) {
+		if text[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
+}
+
 // mixesScripts reports whether a name has letters of alphabets that share the shapes of many
 // letters: Latin, and Greek or Cyrillic.
 func mixesScripts(name string) bool {
@@ -84,6 +95,9 @@ func (c *compiler) looks(src Source, b *compiledBundle) {
 	}
 	// text reports the first character of each kind in a text, which begins at a line of a file.
 	text := func(file, text string, line int) {
+		if isASCII(text) {
+			return
+		}
 		if i, r := firstRune(text, isBidi); i >= 0 {
 			f := Finding{File: file, Message: fmt.Sprintf("has the character %U, which changes the order in which text is shown", r), Hint: fmt.Sprintf(`people would read something else than the policy says; in a string, write \u{%X}`, r)}
 			f.Line, f.Column = place(text, i, line)
@@ -96,6 +110,9 @@ func (c *compiler) looks(src Source, b *compiledBundle) {
 		}
 	}
 	name := func(f Finding, what, name string, refuse bool) {
+		if isASCII(name) {
+			return
+		}
 		hasBidi := strings.ContainsFunc(name, isBidi)
 		switch {
 		case hasBidi:
@@ -138,7 +155,7 @@ func (c *compiler) looks(src Source, b *compiledBundle) {
 			alike[s] = p
 		}
 		literals(p.tree(), func(uid cedar.EntityUID) {
-			if !named[uid] {
+			if !isASCII(string(uid.ID)) && !named[uid] {
 				named[uid] = true
 				name(finding(p, "", ""), fmt.Sprintf("the id of the %s", uid.Type), string(uid.ID), false)
 			}
