@@ -60,6 +60,13 @@ func blockedBy(t *testing.T, err error) (rules []string) {
 
 const alwaysFrozen = "freeze: [{at: '* * * * *', for: 1h, reason: holidays}]\n"
 
+// windowEnd is the end of a freeze window in a refusal. It moves with the clock if the window never ends.
+var windowEnd = regexp.MustCompile(`does not end before [^\]]*`)
+
+func withoutEnds(blockedBy []string) string {
+	return windowEnd.ReplaceAllString(fmt.Sprint(blockedBy), "")
+}
+
 // Each way to publish meets each rule: of the live version, of the new one, and of what callers said.
 func TestEachWayMeetsEachRule(t *testing.T) {
 	t.Parallel()
@@ -144,7 +151,7 @@ func TestEachWayMeetsEachRule(t *testing.T) {
 				shown, gerr := author.GetChange(t.Context(), &cedarpostv1.GetChangeRequest{Id: c.Id})
 				checked, kerr := author.CheckChange(t.Context(), &cedarpostv1.CheckChangeRequest{Id: c.Id})
 				listed, lerr := author.ListChanges(t.Context(), &cedarpostv1.ListChangesRequest{Bundle: name})
-				if gerr != nil || kerr != nil || lerr != nil || fmt.Sprint(shown.BlockedBy) != fmt.Sprint(checked.BlockedBy) {
+				if gerr != nil || kerr != nil || lerr != nil || withoutEnds(shown.BlockedBy) != withoutEnds(checked.BlockedBy) {
 					t.Fatal(gerr, kerr, lerr, shown.BlockedBy, checked.BlockedBy)
 				}
 				needs := int32(0)
