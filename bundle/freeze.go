@@ -109,7 +109,7 @@ func (y yamlFile) freezeWindow(n *yaml.Node) (w FreezeWindow) {
 	return w
 }
 
-// duration reads a duration such as 90m, 4h, 7d or 1d12h.
+// duration reads a duration such as 90m, 4h, 7d, 1d12h or 2w.
 func (y yamlFile) duration(n *yaml.Node, what string, least, most time.Duration) time.Duration {
 	if isText(n) {
 		if d, err := days.Parse(n.Value); err == nil && d >= least && d <= most {

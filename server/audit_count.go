@@ -41,7 +41,7 @@ func (s *auditService) CountDecisions(ctx context.Context, req *cedarpostv1.Coun
 // groupText returns the name of a group in the form that the contract says.
 func groupText(by cedarpostv1.CountDecisionsRequest_Group, n store.DecisionCount) string {
 	switch by {
-	case cedarpostv1.CountDecisionsRequest_POLICY:
+	case cedarpostv1.CountDecisionsRequest_POLICY, cedarpostv1.CountDecisionsRequest_FIELD:
 		return n.ID
 	case cedarpostv1.CountDecisionsRequest_OUTCOME:
 		if n.DeniedAt == 0 {

@@ -107,7 +107,7 @@ func (s *auditService) QueryDecisions(ctx context.Context, req *cedarpostv1.Quer
 func (s *auditService) filter(ctx context.Context, req *cedarpostv1.QueryDecisionsRequest, action string) (q store.DecisionQuery, shown *cedarpostv1.QueryDecisionsRequest, err error) {
 	q = store.DecisionQuery{
 		DeniedAt: int16(req.GetDeniedAt()), Caller: req.GetCaller(), RequestID: req.GetRequestId(), TraceID: req.GetTraceId(),
-		Revision: req.GetRevision(), Field: req.GetField(),
+		Revision: req.GetRevision(), Field: req.GetField(), PermittedField: req.GetPermittedField(), DeniedField: req.GetDeniedField(),
 	}
 	if types, all := s.readable(ctx, action); !all {
 		q.ActionTypes = append([]string{}, types...)
@@ -180,7 +180,7 @@ func scanned(q store.DecisionQuery) string {
 		given bool
 	}{
 		{"action", q.Action != nil}, {"policy", q.Policy != ""}, {"caller", q.Caller != ""}, {"trace_id", q.TraceID != ""},
-		{"revision", q.Revision != 0}, {"field", q.Field != ""}, {"masked_value", q.Masked != nil}, {"decision", q.Allowed != nil},
+		{"revision", q.Revision != 0}, {"field", q.Field != ""}, {"permitted_field", q.PermittedField != ""}, {"denied_field", q.DeniedField != ""}, {"masked_value", q.Masked != nil}, {"decision", q.Allowed != nil},
 		{someBundles, q.ActionTypes != nil},
 	} {
 		if f.given {

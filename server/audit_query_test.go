@@ -73,6 +73,8 @@ func TestQueriesAreBounded(t *testing.T) {
 		{"a trace", &request{TraceId: "t"}, "trace_id:", "filter:"},
 		{"a revision", &request{Revision: 3}, "revision:", "filter:"},
 		{"a field", &request{Field: "total"}, "field:", "filter:"},
+		{"who saw a field", &request{PermittedField: "total"}, "permitted_field:", "filter:"},
+		{"who did not", &request{DeniedField: "total"}, "denied_field:", "filter:"},
 		{"what was allowed", &request{Decision: cedarpostv1.Decision_ALLOW}, "decision:", "filter:"},
 		{"a caller in a day", &request{Caller: "shop", From: at(day)}, "", ""},
 		{"a caller in a day of last week", &request{Caller: "shop", From: at(8 * day), To: at(7 * day)}, "", ""},
@@ -119,6 +121,8 @@ func TestQueryFilters(t *testing.T) {
 		"one ":  {Revision: 7},
 		"two":   {Field: "total"},
 		"two ":  {Field: "id"},
+		" two":  {PermittedField: "id"},
+		" two ": {DeniedField: "total"},
 		"three": {DeniedAt: cedarpostv1.DeniedAt_OBJECT},
 	} {
 		q.From = timestamppb.New(now.Add(-time.Hour))

@@ -17,12 +17,16 @@ const (
 	// ByPolicy counts a decision once for each policy that determined it.
 	ByPolicy
 	ByOutcome
+	ByResource
+	// ByField counts a decision once for each field that it permitted or denied: then it is the field
+	// that was allowed or denied.
+	ByField
 )
 
 // DecisionCount counts the decisions of one group.
 type DecisionCount struct {
-	// Type and ID are those of the principal or the action. ID is "bundle/id" for a
-	// policy.
+	// Type and ID are those of the principal, the action or the resource. ID is "bundle/id" for a
+	// policy, and the path of a field.
 	Type, ID string
 	// DeniedAt is the outcome: 0 if allowed.
 	DeniedAt        int16
@@ -62,12 +66,31 @@ const countByPolicy = `
 		order by sum(allowed + denied) desc, policy
 		limit $20`
 
+// countByField first counts the lists of fields, of which there are few.
+const countByField = `
+		with lists as (
+			select fields, count(*) as decisions
+			from decisions r` + decisionFilter + `
+			group by fields)
+		select '' as type, substr(field, 2) as id, 0::smallint as denied_at,
+		       coalesce(sum(decisions) filter (where field like '+%'), 0)::bigint as allowed,
+		       coalesce(sum(decisions) filter (where field like '-%'), 0)::bigint as denied,
+		       (select coalesce(sum(decisions), 0)::bigint from lists where fields <> '{}') as total
+		from lists cross join lateral unnest(fields) as field
+		group by substr(field, 2)
+		order by sum(decisions) desc, id
+		limit $20`
+
 func (g Group) query() string {
 	switch g {
 	case ByPrincipal:
 		return fmt.Sprintf(countDecisions, "principal_type as type, principal_id as id, 0::smallint as denied_at")
 	case ByAction:
 		return fmt.Sprintf(countDecisions, "action_type as type, action_id as id, 0::smallint as denied_at")
+	case ByResource:
+		return fmt.Sprintf(countDecisions, "resource_type as type, resource_id as id, 0::smallint as denied_at")
+	case ByField:
+		return countByField
 	case ByPolicy:
 		return countByPolicy
 	case ByOutcome:

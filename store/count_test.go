@@ -26,6 +26,12 @@ func TestCountDecisions(t *testing.T) {
 			d.Principal, d.Action, d.Policies = uid(principal), uid(action), strings.Fields(policies)
 			d.DeniedAt = int16(slices.Index([]string{"allow", "function", "object", "field"}, outcome))
 			d.Allowed = outcome == "allow"
+			d.Resource, d.Fields = uid("Order "+outcome), nil
+			if d.Allowed {
+				d.Fields = []string{"+id", "-total"}
+			} else if outcome == "field" {
+				d.Fields = []string{"-id"}
+			}
 			rows = append(rows, d)
 		}
 	}
@@ -49,6 +55,10 @@ func TestCountDecisions(t *testing.T) {
 		{store.ByAction, store.DecisionQuery{}, "of 8: Action view 3+3, Action delete 0+1, Action edit 0+1"},
 		{store.ByAction, store.DecisionQuery{Principal: &alice, From: now.Add(-4500 * time.Millisecond)}, "of 4: Action view 3+1"},
 		{store.ByPolicy, store.DecisionQuery{}, "of 5: shop/own 3+1, shop/own-fields 3+0, rails/stop 0+1"},
+		{store.ByResource, store.DecisionQuery{}, "of 8: Order allow 3+0, Order object 0+3, Order field 0+1, Order function 0+1"},
+		{store.ByField, store.DecisionQuery{}, "of 4: id 3+1, total 0+3"},
+		{store.ByField, store.DecisionQuery{PermittedField: "id"}, "of 3: id 3+0, total 0+3"},
+		{store.ByField, store.DecisionQuery{DeniedField: "other"}, ""},
 		{store.ByOutcome, store.DecisionQuery{}, "of 8: at 0 3+0, at 2 0+3, at 1 0+1, at 3 0+1"},
 		{store.ByOutcome, store.DecisionQuery{Caller: "nobody"}, ""},
 	} {

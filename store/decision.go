@@ -123,6 +123,8 @@ type DecisionQuery struct {
 	Caller, RequestID, TraceID  string
 	Revision                    int64
 	Field                       string   // a leaf path that was permitted or denied
+	PermittedField              string   // a leaf path that was permitted
+	DeniedField                 string   // a leaf path that was denied
 	Masked                      []byte   // a keyed hash in the record
 	ActionTypes                 []string // nil: all
 	// Sample is how many of 65,536 decisions are selected, by random bits of their ids; 0: all.
@@ -171,6 +173,8 @@ const decisionFilter = `
 		  and ($17::bytea is null or masked @> array[$17])
 		  and ($21::text[] is null or action_type = any($21))
 		  and ($22::integer is null or get_byte(uuid_send(decision_id), 14) * 256 + get_byte(uuid_send(decision_id), 15) < $22)
+		  and ($23::text is null or fields @> array['+' || $23])
+		  and ($24::text is null or fields @> array['-' || $24])
 		  and ($18::timestamptz is null or at <= $18)
 		  and ($18::timestamptz is null or (at, decision_id) < ($18, $19))
 		  and ` + ofBatch
@@ -189,6 +193,7 @@ func (q DecisionQuery) args() []any {
 		q.Allowed, orNull(q.DeniedAt), orNull(q.Policy), orNull(q.Caller), orNull(q.RequestID), orNull(q.TraceID),
 		orNull(q.Revision), orNull(q.Field), q.Masked,
 		orNull(q.BeforeAt), q.BeforeID, q.Limit, q.ActionTypes, orNull(q.Sample),
+		orNull(q.PermittedField), orNull(q.DeniedField),
 	}
 }
 

@@ -184,8 +184,9 @@ func (c *console) printVerdicts(label string, list []*cedarpostv1.Verdict) {
 type listChangesCmd struct {
 	outputFlags
 	Bundle string `help:"Only changes of this bundle." placeholder:"NAME"`
-	State  string `help:"Only changes in this state: open, published, discarded, or all (default ${default})." enum:"open,published,discarded,all" default:"open"`
+	State  string `help:"Only changes in this state: open, published, discarded, or all (default ${default})." type:"word" enum:"open,published,discarded,all" default:"open"`
 	Limit  int    `help:"At most so many (default ${default}; 0: all)." default:"100" placeholder:"N"`
+	After  string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
 	adminFlags
 }
 
@@ -200,6 +201,7 @@ func (l *listChangesCmd) Run(ctx context.Context, c *console) error {
 	}
 	rows := [][]string{{"CHANGE", "STATE", "BASE", "CHANGED", "AUTHORS", "APPROVED BY", "TITLE"}}
 	req := &cedarpostv1.ListChangesRequest{Bundle: l.Bundle, State: cedarpostv1.BundleChange_State(cedarpostv1.BundleChange_State_value[strings.ToUpper(l.State)])}
+	req.PageToken = l.After
 	for left := l.Limit; ; {
 		if l.Limit > 0 {
 			req.PageSize = int32(min(left, 1000))
@@ -229,6 +231,7 @@ func (l *listChangesCmd) Run(ctx context.Context, c *console) error {
 	if !l.json() {
 		c.table(rows)
 	}
+	c.more(req.GetPageToken())
 	return nil
 }
 

@@ -140,6 +140,8 @@ func (p *peer) explain(err error) error {
 	}
 	hint := ""
 	switch {
+	case e.Code() == connect.CodeInvalidArgument && strings.HasPrefix(e.Message(), "page_token: "):
+		return misuse("--after: no such token of a list with these filters; leave it out to begin the list again")
 	case e.Code() == connect.CodeUnauthenticated && p.keyIn == "" && p.certIn != "":
 		hint = fmt.Sprintf("\nthe client certificate in %s names no caller of %s, and no API key was sent", p.certIn, p.url)
 	case e.Code() == connect.CodeUnauthenticated && p.keyIn == "":

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/cedarpost/cedarpost/logformat"
 )
@@ -12,7 +11,7 @@ import (
 func damagedRow(d *logformat.Damage, columns int) []string {
 	row := []string{"-", "DAMAGED"}
 	if d.Time != nil {
-		row[0] = d.Time.AsTime().Local().Format(time.DateTime)
+		row[0] = localTime(d.Time)
 	}
 	if d.Kind == "missing" {
 		row[1] = "MISSING"

@@ -29,16 +29,18 @@ type filterFlags struct {
 	Principal   *uid   `help:"Only this principal: Shop::User::bob." placeholder:"UID"`
 	Action      *uid   `help:"Only this action." placeholder:"UID"`
 	Resource    *uid   `help:"Only this resource." placeholder:"UID"`
-	Decision    string `help:"Only allow, or only deny." enum:",allow,deny" default:"" placeholder:"WORD"`
-	DeniedAt    string `help:"Only denials at function, object or field." enum:",function,object,field" default:"" placeholder:"CHECK"`
+	Decision    string `help:"Only allow, or only deny." type:"word" enum:",allow,deny" default:"" placeholder:"WORD"`
+	DeniedAt    string `help:"Only denials at function, object or field." type:"word" enum:",function,object,field" default:"" placeholder:"CHECK"`
 	Policy      string `help:"Only decisions that this policy determined." placeholder:"BUNDLE/ID"`
 	Caller      string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
 	RequestID   string `name:"request-id" help:"Only this request id." placeholder:"ID"`
 	TraceID     string `name:"trace-id" help:"Only this W3C trace id." placeholder:"ID"`
 	Revision    int64  `help:"Only decisions at this revision." placeholder:"N"`
 	Field       string `help:"Only decisions about this field, permitted or denied: customer.email." placeholder:"PATH"`
+	Permitted   string `name:"permitted-field" help:"Only decisions that permitted this field: who saw it." placeholder:"PATH"`
+	Denied      string `name:"denied-field" help:"Only decisions that denied this field, of allowed actions too." placeholder:"PATH"`
 	MaskedValue string `name:"masked-value" help:"Only decisions whose record has this value in masked form, as JSON or @FILE. Other users of this machine can read the arguments of a process, so rather use a file." placeholder:"JSON"`
-	Since       moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
+	Since       moment `help:"Not before this time: 2006-01-02T15:04:05Z, 2006-01-02, 15:04 today, or 90m, 12h, 7d, 2w ago." placeholder:"TIME"`
 	Until       moment `help:"Before this time." placeholder:"TIME"`
 }
 
@@ -49,7 +51,7 @@ const filterHelp = `Only decisions that match all given filters are selected. Pr
 func (f *filterFlags) request() (*cedarpostv1.QueryDecisionsRequest, error) {
 	req := &cedarpostv1.QueryDecisionsRequest{
 		From: f.Since.timestamp(), To: f.Until.timestamp(), Caller: f.Caller, RequestId: f.RequestID,
-		TraceId: f.TraceID, Revision: f.Revision, Field: f.Field,
+		TraceId: f.TraceID, Revision: f.Revision, Field: f.Field, PermittedField: f.Permitted, DeniedField: f.Denied,
 		Decision: cedarpostv1.Decision(cedarpostv1.Decision_value[strings.ToUpper(f.Decision)]),
 		DeniedAt: cedarpostv1.DeniedAt(cedarpostv1.DeniedAt_value[strings.ToUpper(f.DeniedAt)]),
 	}
@@ -118,6 +120,8 @@ func matches(req *cedarpostv1.QueryDecisionsRequest, d *cedarpostv1.DecisionReco
 		{req.TraceId != "", req.GetTraceId() == d.GetTraceId()},
 		{req.Revision != 0, req.GetRevision() == d.GetRevision()},
 		{req.Field != "", slices.Contains(fields, req.GetField())},
+		{req.PermittedField != "", slices.Contains(d.GetFields().GetPermitted(), req.GetPermittedField())},
+		{req.DeniedField != "", slices.Contains(d.GetFields().GetDenied(), req.GetDeniedField())},
 	} {
 		if f.given && !f.holds {
 			return false

@@ -13,7 +13,7 @@ import (
 
 type countDecisionsCmd struct {
 	outputFlags
-	By string `required:"" help:"What to count by: principal, action, policy or outcome." enum:"principal,action,policy,outcome" placeholder:"WORD"`
+	By string `required:"" help:"What to count by: principal, action, resource, field, policy or outcome." type:"word" enum:"principal,action,resource,field,policy,outcome" placeholder:"WORD"`
 	filterFlags
 	Limit int `help:"At most this many groups, the largest first (default ${default})." default:"20" placeholder:"N"`
 	adminFlags
@@ -23,7 +23,7 @@ type countDecisionsCmd struct {
 func (*countDecisionsCmd) Help() string {
 	return filterHelp + ` Without --since, counts the day before --until, or the last 24 hours.
 
-By policy, a decision counts once for each policy that determined it. A decision that no policy determined does not count. With -o json, prints the CountDecisionsResponse of the API.`
+By policy, a decision counts once for each policy that determined it. A decision that no policy determined does not count. By field, a decision counts once for each field that it permitted (allowed) or denied. With -o json, prints the CountDecisionsResponse of the API.`
 }
 
 // Run counts.
@@ -63,6 +63,6 @@ func (n *countDecisionsCmd) Run(ctx context.Context, c *console) error {
 	if len(rows) > 1 {
 		c.table(rows)
 	}
-	fmt.Fprintf(c.out, "%s since %s\n", count(res.GetTotal(), "decision", "decisions"), filter.GetFrom().AsTime().Local().Format(time.DateTime))
+	fmt.Fprintf(c.out, "%s since %s\n", count(res.GetTotal(), "decision", "decisions"), localTime(filter.GetFrom()))
 	return nil
 }

@@ -25,6 +25,8 @@ func testLog(sh *shell) func(*testing.T) {
 		sh.exits(t, 0, says("0 decisions since"), counted("action", "--caller", "nobody")...)
 		sh.exits(t, 0, says(`"total":"1"`), counted("action", "--denied-at", "field", "-o", "json")...)
 		sh.exits(t, 2, says("this command has to read all decisions", "give --since"), counted("action", "--since", "48h")...)
+		sh.exits(t, 0, says("FIELD", "customer.email"), counted("field")...)
+		sh.exits(t, 0, says("RESOURCE", `Shop::Order::"42"`), counted("Resource")...)
 		sh.exits(t, 2, nil, counted("weather")...)
 
 		sh.exits(t, 0, says("log_read", "bootstrap", "/cedarpost.v1.AuditService/CountDecisions", "rows"), "events", "--kind", "log_read")
@@ -37,6 +39,7 @@ func testLog(sh *shell) func(*testing.T) {
 		sh.exits(t, 0, says("no decisions"), "decisions", "--trace-id", "t", "--since", "24h")
 		sh.exits(t, 0, says("no decisions"), "decisions", "--revision", "999999", "--since", "1h")
 		sh.exits(t, 0, says("no decisions"), "decisions", "--masked-value", "@"+write(t, t.TempDir(), "v", `"x"`), "--since", "1h")
+		testListGoesOn(t, sh)
 		sh.exits(t, 2, says("--follow"), "decisions", "--masked-value", "1", "--follow")
 
 		for format, want := range map[string]string{

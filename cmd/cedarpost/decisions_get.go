@@ -43,7 +43,7 @@ func (g *getDecisionCmd) Run(ctx context.Context, c *console) error {
 	}
 	c.pair("fields asked", askedText(d.GetFieldsAsked()))
 	c.printReasons(d)
-	c.pair("time", d.GetTime().AsTime().Local().Format("2006-01-02 15:04:05.000 -07:00"))
+	c.pair("time", d.GetTime().AsTime().Local().Format("2006-01-02T15:04:05.000Z07:00"))
 	c.pair("masked", strings.Join(d.GetMasked(), ", "))
 	c.pair("took", fmt.Sprintf("%v, of which loading %v", d.GetEvaluationTime().AsDuration(), d.GetLoadTime().AsDuration()))
 	c.pair("mode", d.GetMode())

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/alecthomas/kong"
 	"google.golang.org/protobuf/proto"
@@ -18,8 +17,9 @@ import (
 type listDecisionsCmd struct {
 	outputFlags
 	filterFlags
-	Limit  int  `help:"At most this many; 0 is all (default ${default}). Not with --follow." default:"20" placeholder:"N"`
-	Follow bool `help:"Show decisions as they are recorded, until interrupted."`
+	Limit  int    `help:"At most this many; 0 is all (default ${default}). Not with --follow." default:"20" placeholder:"N"`
+	After  string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
+	Follow bool   `help:"Show decisions as they are recorded, until interrupted."`
 	adminFlags
 }
 
@@ -41,6 +41,9 @@ func (l *listDecisionsCmd) Run(ctx context.Context, k *kong.Context, c *console)
 	if l.Limit < 0 {
 		return misuse("--limit must not be negative")
 	}
+	if l.Follow && l.After != "" {
+		return misuse("--after cannot be given with --follow: --since begins at a time")
+	}
 	if l.Follow && onCommandLine(k, "limit") {
 		return misuse("--limit cannot be given with --follow, which shows decisions until it is interrupted")
 	}
@@ -53,6 +56,7 @@ func (l *listDecisionsCmd) Run(ctx context.Context, k *kong.Context, c *console)
 	}
 	rows := [][]string{slices.Insert(slices.Clone(listColumns), len(listColumns)-1, "REUSED")}
 	damaged := 0
+	req.PageToken = l.After
 	for seen := 0; ; {
 		req.PageSize = pageOf(l.Limit, seen)
 		res, err := call(ctx, admin, admin.audit().QueryDecisions, req)
@@ -86,6 +90,7 @@ func (l *listDecisionsCmd) Run(ctx context.Context, k *kong.Context, c *console)
 		c.table(rows)
 	}
 	c.warnDamaged(damaged)
+	c.more(req.GetPageToken(), "--since", l.Since.exact(), "--until", l.Until.exact())
 	return nil
 }
 
@@ -136,7 +141,25 @@ func (l *listDecisionsCmd) follow(ctx context.Context, c *console, admin *peer, 
 }
 
 // listColumns are the columns of both. The list has REUSED as well.
-var listColumns = []string{"TIME", "DECISION", "PRINCIPAL", "ACTION", "RESOURCE", "DENIED AT", "POLICIES", "ID"}
+var listColumns = []string{"TIME", "DECISION", "PRINCIPAL", "ACTION", "RESOURCE", "DENIED AT", "FIELDS", "POLICIES", "ID"}
+
+// fieldsText says which fields a decision denied of those asked for; "-" if none were asked for.
+func fieldsText(f *cedarpostv1.Fields) string {
+	permitted, denied := len(f.GetPermitted()), f.GetDenied()
+	switch {
+	case permitted+len(denied) == 0:
+		return "-"
+	case len(denied) == 0:
+		return fmt.Sprintf("all %d", permitted)
+	case permitted == 0:
+		return fmt.Sprintf("none of %d", len(denied))
+	}
+	text := fmt.Sprintf("%d of %d, not %s", permitted, permitted+len(denied), strings.Join(denied[:min(len(denied), 2)], ", "))
+	if len(denied) > 2 {
+		text += fmt.Sprintf(" and %d more", len(denied)-2)
+	}
+	return text
+}
 
 func decisionRow(d *cedarpostv1.DecisionRecord) []string {
 	if bad := logformat.DamageOf(&cedarpostv1.LogEntry{Entry: &cedarpostv1.LogEntry_Decision{Decision: d}}); bad != nil {
@@ -150,7 +173,7 @@ func decisionRow(d *cedarpostv1.DecisionRecord) []string {
 		policies = "-"
 	}
 	return []string{
-		d.GetTime().AsTime().Local().Format(time.DateTime), d.GetDecision().String(),
-		uidText(d.GetPrincipal()), uidText(d.GetAction()), uidText(d.GetResource()), at, policies, d.GetDecisionId(),
+		localTime(d.GetTime()), d.GetDecision().String(),
+		uidText(d.GetPrincipal()), uidText(d.GetAction()), uidText(d.GetResource()), at, fieldsText(d.GetFields()), policies, d.GetDecisionId(),
 	}
 }

@@ -62,6 +62,8 @@ func TestMatches(t *testing.T) {
 		"trace":     {&request{TraceId: "4bf92f3577b34da6a3ce929d0e0e4736"}, &request{TraceId: "4"}},
 		"revision":  {&request{Revision: 7}, &request{Revision: 8}},
 		"field":     {&request{Field: "internal.notes"}, &request{Field: "internal"}},
+		"permitted": {&request{PermittedField: "id"}, &request{PermittedField: "internal.notes"}},
+		"denied":    {&request{DeniedField: "internal.notes"}, &request{DeniedField: "id"}},
 		"both":      {&request{Caller: "shop", Field: "id"}, &request{Caller: "shop", Field: "total"}},
 	} {
 		if !matches(c.yes, decision) || matches(c.no, decision) {
@@ -94,4 +96,25 @@ func testListFollow(sh *shell) func(*testing.T) {
 			t.Errorf("%v\n%s", err, text)
 		}
 	}
+}
+
+// testListGoesOn: a list that ends before its end says how to go on, and the parts are the whole.
+func testListGoesOn(t *testing.T, sh *shell) {
+	t.Helper()
+	list := func(args ...string) result {
+		return sh.exits(t, 0, nil, append([]string{"decisions", "list", "--decision", "ALLOW", "-o", "json"}, args...)...)
+	}
+	first := list("--since", "12h", "--limit", "2")
+	_, hint, ok := strings.Cut(first.err, "lists all, and ")
+	again, _, more := strings.Cut(hint, " goes on here")
+	if !ok || !more || len(lines(first.out)) != 2 {
+		t.Fatalf("%s\n%s", first.out, first.err)
+	}
+	rest := list(append(strings.Fields(again), "--limit", "0")...)
+	all := list("--limit", "0", "--since", strings.Fields(again)[3])
+	if first.out+rest.out != all.out || rest.err != "" || len(lines(rest.out)) < 2 {
+		t.Errorf("%s and then\n%s of\n%s\n%s", first.out, rest.out, all.out, rest.err)
+	}
+	sh.exits(t, 2, says("--after cannot be given with --follow"), "decisions", "--follow", "--after", "x")
+	sh.exits(t, 2, says("--after: no such token"), "decisions", "--after", "no token", "--since", "1h")
 }

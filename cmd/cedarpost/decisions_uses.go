@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/cedarpost/cedarpost/logformat"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -47,7 +46,7 @@ func usesText(u *cedarpostv1.DecisionUses) string {
 		text += " or more"
 	}
 	if u.GetFirst() != nil {
-		text += fmt.Sprintf(", %s to %s", u.GetFirst().AsTime().Local().Format(time.DateTime), u.GetLast().AsTime().Local().Format(time.DateTime))
+		text += fmt.Sprintf(", %s to %s", localTime(u.GetFirst()), localTime(u.GetLast()))
 	}
 	return text
 }

@@ -132,7 +132,7 @@ func testDecisions(sh *shell) func(*testing.T) {
 			t.Errorf("%d lines\n%s", len(rows), r.out)
 		}
 		for args, want := range map[string]string{
-			"--request-id req-1":                                   `ALLOW     Shop::User::"bob"  Shop::Action::"ViewOrder"  Shop::Order::"42"             shop/owner-views, shop/owner-fields  `,
+			"--request-id req-1":                                   `ALLOW     Shop::User::"bob"  Shop::Action::"ViewOrder"  Shop::Order::"42"             7 of 9, not internal.margin, internal.notes  shop/owner-views, shop/owner-fields  `,
 			"--denied-at function":                                 `Shop::Action::"DeleteOrder"`,
 			"--principal Shop::User::alice":                        "shop/support-fields",
 			"--policy shop/finance-refunds --since 1h":             "RefundOrder",

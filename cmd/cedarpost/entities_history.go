@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
@@ -14,9 +13,10 @@ type entityHistoryCmd struct {
 	UID   *uid   `arg:"" optional:"" name:"uid" help:"Only changes of this entity: Shop::User::bob."`
 	Type  string `help:"Only changes of entities of this type." placeholder:"TYPE"`
 	By    string `help:"Only changes that this caller of Cedarpost made." placeholder:"NAME"`
-	Since moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
+	Since moment `help:"Not before this time: 2006-01-02T15:04:05Z, 2006-01-02, 15:04 today, or 90m, 12h, 7d, 2w ago." placeholder:"TIME"`
 	Until moment `help:"Before this time." placeholder:"TIME"`
 	Limit int    `help:"At most this many; 0 is all (default ${default})." default:"20" placeholder:"N"`
+	After string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
 	adminFlags
 }
 
@@ -50,6 +50,7 @@ func (h *entityHistoryCmd) Run(ctx context.Context, c *console) error {
 		req.Uid = h.UID.EntityUid
 	}
 	rows := [][]string{{"TIME", "CHANGE", "ENTITY", "BY", "REVISION", "TOKEN"}}
+	req.PageToken = h.After
 	for seen := 0; ; {
 		req.PageSize = pageOf(h.Limit, seen)
 		res, err := call(ctx, admin, admin.entities().QueryEntityChanges, req)
@@ -64,7 +65,7 @@ func (h *entityHistoryCmd) Run(ctx context.Context, c *console) error {
 				continue
 			}
 			rows = append(rows, []string{
-				e.GetTime().AsTime().Local().Format(time.DateTime), strings.ToLower(e.GetKind().String()), uidText(e.GetUid()),
+				localTime(e.GetTime()), strings.ToLower(e.GetKind().String()), uidText(e.GetUid()),
 				e.GetCaller(), fmt.Sprint(e.GetRevision().GetNumber()), e.GetRevision().GetToken(),
 			})
 		}
@@ -80,5 +81,6 @@ func (h *entityHistoryCmd) Run(ctx context.Context, c *console) error {
 	default:
 		c.table(rows)
 	}
+	c.more(req.GetPageToken(), "--since", h.Since.exact(), "--until", h.Until.exact())
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/logformat"
@@ -13,12 +12,13 @@ import (
 
 type eventsCmd struct {
 	outputFlags
-	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open, state_root, database_renewed, log_truncated, publish_refused, probing, break_glass or server_started." enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root,database_renewed,log_truncated,publish_refused,probing,break_glass,server_started" default:"" placeholder:"KIND"`
+	Kind    string `help:"Only change, authentication_failure, refused_right, log_read, retention_drop, checkpoint_key, reuse, failed_open, state_root, database_renewed, log_truncated, publish_refused, probing, break_glass or server_started." type:"word" enum:",change,authentication_failure,refused_right,log_read,retention_drop,checkpoint_key,reuse,failed_open,state_root,database_renewed,log_truncated,publish_refused,probing,break_glass,server_started" default:"" placeholder:"KIND"`
 	Caller  string `help:"Only this caller of Cedarpost." placeholder:"NAME"`
 	Subject string `help:"Only events about this entity, bundle, key, caller whose keys or grants were changed, procedure, day, report, address or principal." placeholder:"TEXT"`
-	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, or 90m, 12h, 7d ago." placeholder:"TIME"`
+	Since   moment `help:"Not before this time: 2006-01-02T15:04:05Z, 2006-01-02, 15:04 today, or 90m, 12h, 7d, 2w ago." placeholder:"TIME"`
 	Until   moment `help:"Before this time." placeholder:"TIME"`
 	Limit   int    `help:"At most this many; 0 is all (default ${default})." default:"20" placeholder:"N"`
+	After   string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
 	adminFlags
 }
 
@@ -42,6 +42,7 @@ func (l *eventsCmd) Run(ctx context.Context, c *console) error {
 	}
 	damaged := 0
 	rows := [][]string{{"TIME", "KIND", "CALLER", "SUBJECT", "DETAIL", "ID"}}
+	req.PageToken = l.After
 	for seen := 0; ; {
 		req.PageSize = pageOf(l.Limit, seen)
 		res, err := call(ctx, admin, admin.audit().QueryEvents, req)
@@ -64,7 +65,7 @@ func (l *eventsCmd) Run(ctx context.Context, c *console) error {
 				continue
 			}
 			rows = append(rows, []string{
-				e.GetTime().AsTime().Local().Format(time.DateTime), strings.ToLower(e.GetKind().String()),
+				localTime(e.GetTime()), strings.ToLower(e.GetKind().String()),
 				e.GetCaller(), shortCell(e.GetSubject()), shortCell(eventDetail(e)), e.GetEventId(),
 			})
 		}
@@ -81,6 +82,7 @@ func (l *eventsCmd) Run(ctx context.Context, c *console) error {
 		c.table(rows)
 	}
 	c.warnDamaged(damaged)
+	c.more(req.GetPageToken(), "--since", l.Since.exact(), "--until", l.Until.exact())
 	return nil
 }
 

@@ -93,7 +93,7 @@ func dateTime(t *timestamppb.Timestamp, none string) string {
 	if t == nil {
 		return none
 	}
-	return t.AsTime().Local().Format(time.DateTime)
+	return localTime(t)
 }
 
 func ends(t *timestamppb.Timestamp, ended bool) string {

@@ -31,7 +31,7 @@ func testKeys(sh *shell, dir string) func(*testing.T) {
 		}
 		orders := sh.with("CEDARPOST_TOKEN=" + strings.TrimSpace(string(secret)))
 		orders.exits(t, 0, says("ALLOW"), ask("ViewOrder", "42")...)
-		sh.exits(t, 0, says(`orders has the role enforcer for shop: only Shop::Action::"ListOrders", no rate of its own, until 2099-01-01 00:00:00; since`, "it replaces: all actions, no rate of its own, no end\n"),
+		sh.exits(t, 0, says(`orders has the role enforcer for shop: only Shop::Action::"ListOrders", no rate of its own, until 2099-01-01T00:00:00`, "it replaces: all actions, no rate of its own, no end\n"),
 			"grants", "put", "orders", "enforcer", "--bundle=shop", "--action=Shop::Action::ListOrders", "--expires=2099-01-01")
 		sh.exits(t, 0, says("warning: no bundle shpo is published"), "grants", "put", "orders", "auditor", "--bundle=shpo")
 		sh.exits(t, 0, says("no more"), "grants", "delete", "orders", "auditor", "--bundle=shpo")

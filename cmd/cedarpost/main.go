@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"reflect"
 	"strings"
 	"syscall"
 
@@ -55,7 +56,7 @@ type cli struct {
 
 const description = `Cedarpost decides who may do what, on which object and which of its fields, and records every decision.
 
-Settings come from flags, then the environment, then the YAML file of --config. Durations are like 500ms, 90m, 12h, 7d or 1d12h in all three. Commands that call a server send the API key in CEDARPOST_TOKEN or in the file of --token-file.
+Settings come from flags, then the environment, then the YAML file of --config. Durations are like 500ms, 90m, 12h, 7d, 1d12h or 2w in all three. Commands that call a server send the API key in CEDARPOST_TOKEN or in the file of --token-file.
 
 Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 does not compile or validate, 4 tests failed, 5 denied, 6 passed with warnings (doctor, lint), 7 allows more than before (check --prove), 8 not proven (check --prove), 9 not published yet, because it needs approvals (apply).`
 
@@ -103,6 +104,7 @@ func newParser(ctx context.Context, c *console, file settings) *kong.Kong {
 			{Key: "server", Title: "Server"},
 			{Key: "client", Title: "Connection"},
 		}),
+		kong.NamedMapper("word", kong.MapperFunc(word)),
 		kong.WithBeforeResolve(file.load),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
@@ -128,4 +130,14 @@ func dropEmptySettings() {
 			_ = os.Unsetenv(name)
 		}
 	}
+}
+
+// word reads one of some words, in any case, into a string.
+func word(ctx *kong.DecodeContext, target reflect.Value) error {
+	var given string
+	if err := ctx.Scan.PopValueInto("word", &given); err != nil {
+		return err
+	}
+	target.SetString(strings.ToLower(given))
+	return nil
 }

@@ -10,8 +10,18 @@ import (
 	"github.com/cedarpost/cedarpost/internal/days"
 )
 
+// timeForm is the form in which commands print times, in the time zone of this machine. Flags accept it.
+const timeForm = time.RFC3339
+
+// localTime returns a time as commands print it.
+func localTime(t *timestamppb.Timestamp) string { return t.AsTime().Local().Format(timeForm) }
+
 // moment is a time on the command line, absolute or relative to now.
 type moment struct{ time.Time }
+
+// localForms are the forms of times that mean the time zone of this machine. A time without a date is of
+// today.
+var localForms = []string{"2006-01-02T15:04:05", time.DateTime, "2006-01-02T15:04", "2006-01-02 15:04", time.DateOnly}
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (m *moment) UnmarshalText(text []byte) (err error) {
@@ -19,9 +29,21 @@ func (m *moment) UnmarshalText(text []byte) (err error) {
 	if m.Time, err = time.Parse(time.RFC3339, s); err == nil {
 		return nil
 	}
+	for _, form := range localForms {
+		if m.Time, err = time.ParseInLocation(form, s, time.Local); err == nil {
+			return nil
+		}
+	}
+	for _, form := range []string{"15:04", time.TimeOnly} {
+		if clock, err := time.Parse(form, s); err == nil {
+			y, month, d := time.Now().Date()
+			m.Time = time.Date(y, month, d, clock.Hour(), clock.Minute(), clock.Second(), 0, time.Local)
+			return nil
+		}
+	}
 	var ago span
 	if err := ago.UnmarshalText(text); err != nil {
-		return fmt.Errorf("%q is neither a time like 2006-01-02T15:04:05Z nor a duration like 90m, 12h or 7d", text)
+		return fmt.Errorf("%q is neither a time like 2006-01-02T15:04:05Z, 2006-01-02 or 15:04, nor a duration like 90m, 12h, 7d or 2w", text)
 	}
 	m.Time = time.Now().Add(-time.Duration(ago))
 	return nil
@@ -88,6 +110,14 @@ func (s span) String() string {
 		return fmt.Sprintf("%dd", days)
 	}
 	return fmt.Sprintf("%dd%s", days, rest)
+}
+
+// exact returns the moment with all its digits, or "" if it is not given.
+func (m moment) exact() string {
+	if m.IsZero() {
+		return ""
+	}
+	return m.Format(time.RFC3339Nano)
 }
 
 // timestamp returns nil if the moment is not given.

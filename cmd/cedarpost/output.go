@@ -112,6 +112,21 @@ func (c *console) table(rows [][]string) {
 	}
 }
 
+// more says on the error output that a list ended before its end, and how to go on. token is that of the
+// next page; none: there is no more. times are the filters by time, in pairs of flag and value.
+func (c *console) more(token string, times ...string) {
+	if token == "" {
+		return
+	}
+	again := "--after " + token
+	for i := 0; i+1 < len(times); i += 2 {
+		if times[i+1] != "" {
+			again += " " + times[i] + " " + times[i+1]
+		}
+	}
+	fmt.Fprintf(c.err, "there are more: --limit 0 lists all, and %s goes on here\n", again)
+}
+
 // pair prints a label and a value, aligned with other pairs. It prints nothing if the value is
 // empty.
 func (c *console) pair(label, value string) {

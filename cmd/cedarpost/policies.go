@@ -16,13 +16,14 @@ type policiesCmd struct {
 type listPoliciesCmd struct {
 	outputFlags
 	Bundle     string `help:"Only policies of this bundle." placeholder:"NAME"`
-	Effect     string `help:"Only permit, or only forbid." enum:",permit,forbid" default:"" placeholder:"EFFECT"`
+	Effect     string `help:"Only permit, or only forbid." type:"word" enum:",permit,forbid" default:"" placeholder:"EFFECT"`
 	Action     uid    `help:"Only policies that can concern this action, such as Shop::Action::ViewOrder." placeholder:"UID"`
 	Principal  uid    `help:"Only policies that can concern this principal, or this group of principals." placeholder:"UID"`
 	Resource   uid    `help:"Only policies that can concern this resource, or this group of resources." placeholder:"UID"`
 	Annotation string `help:"Only policies with this annotation, or with this value of it." placeholder:"NAME[=VALUE]"`
 	Unused     moment `name:"unused-since" help:"Only policies that have determined no decision since this time: 2006-01-02T15:04:05Z, or 12h, 30d ago." placeholder:"TIME"`
 	Limit      int    `help:"At most so many (default ${default}; 0: all)." default:"0" placeholder:"N"`
+	After      string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
 	adminFlags
 }
 
@@ -51,6 +52,7 @@ func (l *listPoliciesCmd) Run(ctx context.Context, c *console) error {
 	}
 	rows := [][]string{{"POLICY", "EFFECT", "PRINCIPAL", "ACTION", "RESOURCE", "WHEN", "LAST", "FILE"}}
 	tooNew := 0
+	req.PageToken = l.After
 	for left := l.Limit; ; {
 		if l.Limit > 0 {
 			req.PageSize = int32(min(left, 1000))
@@ -84,6 +86,7 @@ func (l *listPoliciesCmd) Run(ctx context.Context, c *console) error {
 	if tooNew > 0 {
 		fmt.Fprintf(c.err, "not listed: %s that decisions have been counted for since a later time\n", count(tooNew, "policy", "policies"))
 	}
+	c.more(req.GetPageToken())
 	return nil
 }
 

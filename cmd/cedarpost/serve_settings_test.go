@@ -33,7 +33,7 @@ func TestDurationsHaveOneGrammar(t *testing.T) {
 		} {
 			want := "no database"
 			if !ok {
-				want = "is not a duration like 500ms, 90m, 12h, 7d or 1d12h"
+				want = "is not a duration like 500ms, 90m, 12h, 7d, 1d12h or 2w"
 			}
 			if given == "106752d" || given == "9999999h" {
 				want = "is too large"

@@ -10,9 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
-
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -22,6 +19,7 @@ type versionsCmd struct {
 	outputFlags
 	Bundle string `arg:"" help:"Name of the bundle."`
 	Limit  int    `help:"At most so many (default ${default}; 0: all)." default:"100" placeholder:"N"`
+	After  string `help:"Go on where a list ended: the token that it printed, with the same filters." placeholder:"TOKEN"`
 	adminFlags
 }
 
@@ -36,6 +34,7 @@ func (v *versionsCmd) Run(ctx context.Context, c *console) error {
 	}
 	rows := [][]string{{"VERSION", "PUBLISHED", "BY", "POLICIES", "APPROVED BY", "APPLIED BY", "WHY"}}
 	req := &cedarpostv1.ListVersionsRequest{Bundle: v.Bundle}
+	req.PageToken = v.After
 	for left := v.Limit; ; {
 		if v.Limit > 0 {
 			req.PageSize = int32(min(left, 1000))
@@ -61,6 +60,7 @@ func (v *versionsCmd) Run(ctx context.Context, c *console) error {
 	if !v.json() {
 		c.table(rows)
 	}
+	c.more(req.GetPageToken())
 	return nil
 }
 
@@ -84,8 +84,6 @@ func versionRow(v *cedarpostv1.BundleVersion) []string {
 	}
 	return []string{number, localTime(v.GetPublishedAt()), v.GetPublishedBy(), fmt.Sprint(v.GetPolicies()), callersOf(v.GetApprovedBy()), strings.TrimPrefix(appliedBy(v.GetServers()), "applied by "), why}
 }
-
-func localTime(at *timestamppb.Timestamp) string { return at.AsTime().Local().Format(time.DateTime) }
 
 func callersOf(list []*cedarpostv1.Verdict) string {
 	names := make([]string, len(list))

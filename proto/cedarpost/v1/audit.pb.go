@@ -145,6 +145,11 @@ const (
 	CountDecisionsRequest_POLICY CountDecisionsRequest_Group = 3
 	// Allowed, or the check that denied.
 	CountDecisionsRequest_OUTCOME CountDecisionsRequest_Group = 4
+	// The resource.
+	CountDecisionsRequest_RESOURCE CountDecisionsRequest_Group = 5
+	// The leaf paths of fields; a decision with two counts for both. Then allowed and denied count decisions
+	// that permitted and that denied the field, whatever they said about the action.
+	CountDecisionsRequest_FIELD CountDecisionsRequest_Group = 6
 )
 
 // Enum value maps for CountDecisionsRequest_Group.
@@ -155,6 +160,8 @@ var (
 		2: "ACTION",
 		3: "POLICY",
 		4: "OUTCOME",
+		5: "RESOURCE",
+		6: "FIELD",
 	}
 	CountDecisionsRequest_Group_value = map[string]int32{
 		"GROUP_UNSPECIFIED": 0,
@@ -162,6 +169,8 @@ var (
 		"ACTION":            2,
 		"POLICY":            3,
 		"OUTCOME":           4,
+		"RESOURCE":          5,
+		"FIELD":             6,
 	}
 )
 
@@ -2252,7 +2261,11 @@ type QueryDecisionsRequest struct {
 	// Only decisions whose record has this value masked. It is the value before
 	// masking, as JSON text. The service hashes it with its key, and does not record
 	// the value.
-	MaskedValue   string `protobuf:"bytes,16,opt,name=masked_value,json=maskedValue,proto3" json:"masked_value,omitempty"`
+	MaskedValue string `protobuf:"bytes,16,opt,name=masked_value,json=maskedValue,proto3" json:"masked_value,omitempty"`
+	// Only decisions that permitted this leaf path of the fields: who saw it.
+	PermittedField string `protobuf:"bytes,17,opt,name=permitted_field,json=permittedField,proto3" json:"permitted_field,omitempty"`
+	// Only decisions that denied this leaf path of the fields. The decision itself can be ALLOW.
+	DeniedField   string `protobuf:"bytes,18,opt,name=denied_field,json=deniedField,proto3" json:"denied_field,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2395,6 +2408,20 @@ func (x *QueryDecisionsRequest) GetField() string {
 func (x *QueryDecisionsRequest) GetMaskedValue() string {
 	if x != nil {
 		return x.MaskedValue
+	}
+	return ""
+}
+
+func (x *QueryDecisionsRequest) GetPermittedField() string {
+	if x != nil {
+		return x.PermittedField
+	}
+	return ""
+}
+
+func (x *QueryDecisionsRequest) GetDeniedField() string {
+	if x != nil {
+		return x.DeniedField
 	}
 	return ""
 }
@@ -2686,8 +2713,8 @@ func (x *CountDecisionsResponse) GetTotal() int64 {
 // DecisionCount is the size of one group.
 type DecisionCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The group: a principal or an action as Cedar text, a policy as "bundle/id",
-	// "ALLOW", or "DENY at OBJECT".
+	// The group: a principal, an action or a resource as Cedar text, a policy as "bundle/id",
+	// the path of a field, "ALLOW", or "DENY at OBJECT".
 	Group string `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	// How many were allowed.
 	Allowed int64 `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
@@ -3914,7 +3941,7 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x04last\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12\x1e\n" +
 	"\n" +
 	"incomplete\x18\x04 \x01(\bR\n" +
-	"incomplete\"\x81\x06\n" +
+	"incomplete\"\xe9\x06\n" +
 	"\x15QueryDecisionsRequest\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
 	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x125\n" +
@@ -3935,7 +3962,9 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\btrace_id\x18\r \x01(\tB\v\xbaH\br\x06( \xba\x01\x01\x00R\atraceId\x12#\n" +
 	"\brevision\x18\x0e \x01(\x03B\a\xbaH\x04\"\x02(\x00R\brevision\x12\"\n" +
 	"\x05field\x18\x0f \x01(\tB\f\xbaH\tr\a(\x80\x02\xba\x01\x01\x00R\x05field\x12+\n" +
-	"\fmasked_value\x18\x10 \x01(\tB\b\xbaH\x05r\x03(\x80 R\vmaskedValue\"\x95\x02\n" +
+	"\fmasked_value\x18\x10 \x01(\tB\b\xbaH\x05r\x03(\x80 R\vmaskedValue\x125\n" +
+	"\x0fpermitted_field\x18\x11 \x01(\tB\f\xbaH\tr\a(\x80\x02\xba\x01\x01\x00R\x0epermittedField\x12/\n" +
+	"\fdenied_field\x18\x12 \x01(\tB\f\xbaH\tr\a(\x80\x02\xba\x01\x01\x00R\vdeniedField\"\x95\x02\n" +
 	"\x16QueryDecisionsResponse\x12:\n" +
 	"\tdecisions\x18\x01 \x03(\v2\x1c.cedarpost.v1.DecisionRecordR\tdecisions\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12B\n" +
@@ -3948,13 +3977,13 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"decisionId\"\x7f\n" +
 	"\x13GetDecisionResponse\x128\n" +
 	"\bdecision\x18\x01 \x01(\v2\x1c.cedarpost.v1.DecisionRecordR\bdecision\x12.\n" +
-	"\x04uses\x18\x02 \x01(\v2\x1a.cedarpost.v1.DecisionUsesR\x04uses\"\x97\x02\n" +
+	"\x04uses\x18\x02 \x01(\v2\x1a.cedarpost.v1.DecisionUsesR\x04uses\"\xb0\x02\n" +
 	"\x15CountDecisionsRequest\x12;\n" +
 	"\x06filter\x18\x01 \x01(\v2#.cedarpost.v1.QueryDecisionsRequestR\x06filter\x12K\n" +
 	"\x05group\x18\x02 \x01(\x0e2).cedarpost.v1.CountDecisionsRequest.GroupB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x05group\x12 \n" +
 	"\x05limit\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\x05limit\"R\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\x05limit\"k\n" +
 	"\x05Group\x12\x15\n" +
 	"\x11GROUP_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tPRINCIPAL\x10\x01\x12\n" +
@@ -3962,7 +3991,9 @@ const file_cedarpost_v1_audit_proto_rawDesc = "" +
 	"\x06ACTION\x10\x02\x12\n" +
 	"\n" +
 	"\x06POLICY\x10\x03\x12\v\n" +
-	"\aOUTCOME\x10\x04\"c\n" +
+	"\aOUTCOME\x10\x04\x12\f\n" +
+	"\bRESOURCE\x10\x05\x12\t\n" +
+	"\x05FIELD\x10\x06\"c\n" +
 	"\x16CountDecisionsResponse\x123\n" +
 	"\x06counts\x18\x01 \x03(\v2\x1b.cedarpost.v1.DecisionCountR\x06counts\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x03R\x05total\"W\n" +
