@@ -49,6 +49,7 @@ func TestDev(t *testing.T) {
 	t.Run("authorize", testAuthorize(sh))
 	t.Run("decisions", testDecisions(sh))
 	t.Run("entities", testEntities(sh))
+	t.Run("writes of entities", testEntityWrites(sh))
 	t.Run("import", testImport(sh))
 	t.Run("history of entities", testEntityHistory(sh))
 	t.Run("bundles", testBundles(sh))

@@ -9,6 +9,10 @@ import (
 type entitiesCmd struct {
 	Import  importCmd        `cmd:"" help:"Create or replace entities from a file."`
 	Get     getEntityCmd     `cmd:"" help:"Print one entity."`
+	Put     putEntityCmd     `cmd:"" help:"Create or replace one entity."`
+	Set     setEntityCmd     `cmd:"" help:"Set and remove attributes of an entity."`
+	Move    moveEntityCmd    `cmd:"" help:"Change which groups an entity is in."`
+	Delete  deleteEntityCmd  `cmd:"" help:"Delete entities."`
 	List    listEntitiesCmd  `cmd:"" help:"List entities by type and id."`
 	History entityHistoryCmd `cmd:"" help:"List which entities changed, when, and by which caller, newest first."`
 }

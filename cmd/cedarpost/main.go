@@ -41,7 +41,7 @@ type cli struct {
 	Unfreeze unfreezeCmd `cmd:"" group:"policy" help:"End the freeze of a bundle."`
 
 	Authorize authorizeCmd `cmd:"" group:"ask" help:"Ask for one decision."`
-	Entities  entitiesCmd  `cmd:"" group:"ask" help:"Import and read principals and resources."`
+	Entities  entitiesCmd  `cmd:"" group:"ask" help:"Read and change principals and resources."`
 	Decisions decisionsCmd `cmd:"" group:"ask" help:"Read the decision log."`
 	Audit     auditCmd     `cmd:"" group:"ask" help:"Prove and verify the log."`
 	Events    eventsCmd    `cmd:"" group:"ask" help:"List the other entries of the log: changes, failed authentication, reads."`
