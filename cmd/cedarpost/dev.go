@@ -32,8 +32,10 @@ import (
 const devMark = "application_name=cedarpost-dev"
 
 type devCmd struct {
-	Data  string `help:"Folder for the database, the keys and dev.env (default ${default})." env:"CEDARPOST_DATA" type:"path" default:".cedarpost" placeholder:"DIR"`
-	Empty bool   `help:"Do not load the example bundle." env:"CEDARPOST_EMPTY"`
+	Data  string   `help:"Folder for the database, the keys and dev.env (default ${default})." env:"CEDARPOST_DATA" type:"path" default:".cedarpost" placeholder:"DIR"`
+	Dirs  []string `arg:"" optional:"" name:"dir" help:"Bundle folders to publish in place of the example." type:"path"`
+	Watch bool     `help:"Publish the folders again whenever a file in them changes."`
+	Empty bool     `help:"Do not load the example bundle." env:"CEDARPOST_EMPTY"`
 	// Alone at a shell, nobody else could approve.
 	Approvals bool `help:"Ask for the approvals that bundle.yaml names (default: no, bundles are published without)." env:"CEDARPOST_APPROVALS" negatable:""`
 	databaseFlags
@@ -42,7 +44,9 @@ type devCmd struct {
 
 // Help is the long help of dev.
 func (*devCmd) Help() string {
-	return `Starts a private Postgres in the data folder, or uses the one of --database-url, migrates it, and serves. If the database has no bundle, dev loads the example bundle and its entities. It then writes dev.env into the folder, for other shells and programs,
+	return `Starts a private Postgres in the data folder, or uses the one of --database-url, migrates it, and serves. If the database has no bundle, dev loads the example bundle and its entities. With folders, it publishes these instead, and imports the entities.json of a bundle that is new; with --watch it does so again for what you save, and shows what is wrong on stderr. Callers who ask as before may then break, and no approvals are needed.
+
+It then writes dev.env into the folder, for other shells and programs,
 
   . .cedarpost/dev.env
   cedarpost authorize --principal Shop::User::bob --action Shop::Action::ViewOrder --resource Shop::Order::42 --context '{"mfa":false}' --fields all
@@ -181,10 +185,22 @@ func (d *devCmd) prepare(ctx context.Context, c *console, srv *server.Server, ur
 	if err != nil {
 		return err
 	}
-	if !d.Empty {
+	if d.Watch && len(d.Dirs) == 0 {
+		return misuse("--watch needs the folders to watch")
+	}
+	folders := &devFolders{dirs: d.Dirs, admin: admin, console: c, entities: map[string][]byte{}}
+	switch {
+	case len(d.Dirs) > 0:
+		if err := folders.publish(ctx); err != nil && !d.Watch {
+			return err
+		}
+	case !d.Empty:
 		if err := loadExample(ctx, admin); err != nil {
 			return fmt.Errorf("load the example: %w", err)
 		}
+	}
+	if d.Watch {
+		go folders.watch(ctx)
 	}
 	key, err := readSecret(keyFile)
 	if err != nil {

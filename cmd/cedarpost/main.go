@@ -26,6 +26,7 @@ type cli struct {
 	Doctor  doctorCmd  `cmd:"" group:"run" help:"Check the settings of serve, the database, certificates, secrets and the signing of the log."`
 	TLS     tlsCmd     `cmd:"" name:"tls" group:"run" help:"Make certificates to try TLS with."`
 
+	Init     initCmd     `cmd:"" group:"policy" help:"Write a small bundle to begin with."`
 	Check    checkCmd    `cmd:"" group:"policy" help:"Check bundle folders and run their tests, without a server."`
 	Lint     lintCmd     `cmd:"" group:"policy" help:"Look for policies and fields that are probably a mistake."`
 	Apply    applyCmd    `cmd:"" group:"policy" help:"Publish a bundle folder."`
@@ -69,6 +70,9 @@ func main() {
 func run(ctx context.Context, args []string, c *console) int {
 	dropEmptySettings()
 	file := settings{}
+	if len(args) == 1 && args[0] == "--version" { // a flag of other commands has this name, too
+		args = []string{"version"}
+	}
 	parser := newParser(ctx, c, file)
 	k, err := parser.Parse(args)
 	if err == nil {
