@@ -51,7 +51,8 @@ type shell struct {
 }
 
 func newShell(env ...string) *shell {
-	s := &shell{log: &strings.Builder{}}
+	// No test but those of a rolling upgrade waits until clients have gone elsewhere.
+	s := &shell{env: []string{"CEDARPOST_DRAIN_DELAY=0s"}, log: &strings.Builder{}}
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "CEDARPOST_") || strings.HasPrefix(kv, "CEDARPOST_POSTGRES_BIN=") {
 			s.env = append(s.env, kv)

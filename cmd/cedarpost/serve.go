@@ -25,7 +25,7 @@ import (
 type serveCmd struct {
 	databaseFlags
 	readFlags
-	listenFlags `set:"loglevel=info"`
+	listenFlags `set:"loglevel=info" set:"draindelay=5s"`
 	tlsFlags
 	agentFlags
 	AuditKeyFile        []string `help:"Private key that signs checkpoints of the log, made by audit keygen; needs --audit-checkpoint-file. While keys rotate, several keys separated by spaces, the new one first." env:"CEDARPOST_AUDIT_KEY_FILE" sep:" " placeholder:"FILE" group:"server"`
@@ -42,7 +42,7 @@ func (*serveCmd) Help() string {
 
   ready decision=URL admin=URL ops=URL
 
-SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate, its key and the CAs of clients, the mask key and the audit keys at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. The file of the database URL is read for each new connection, and the file of the issuers when it changes. Everything else is read only at the start.
+SIGTERM and Ctrl-C stop the server: for --drain-delay it is not ready and serves on, so that load balancers and clients go elsewhere. Then it accepts no connections, finishes the calls in flight for up to 10 s, and writes what it has to record. A second signal ends it at once. On SIGHUP the server reads the TLS certificate, its key and the CAs of clients, the mask key and the audit keys at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. The file of the database URL is read for each new connection, and the file of the issuers when it changes. Everything else is read only at the start.
 
 Files with keys and other secrets are refused if users other than their owner and group have any rights to them.`
 }
