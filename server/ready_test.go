@@ -190,6 +190,17 @@ func TestDrainDelay(t *testing.T) {
 	for _, c := range []cedarpostv1connect.AuthorizationServiceClient{one, two} {
 		before := dials.Load()
 		asks(c) // on the connection from before
+		for range 3 {
+			stream, err := c.Watch(t.Context(), &cedarpostv1.WatchRequest{})
+			if err == nil {
+				_, err = stream.Receive()
+				_ = stream.Close()
+			}
+			if connect.CodeOf(err) != connect.CodeUnavailable {
+				t.Errorf("a watch begins: %v", err)
+			}
+		}
+		t.Logf("%d connections for a call and three watches", dials.Load()-before)
 		servertest.Eventually(t, "calls use new connections", func() bool { asks(c); return dials.Load() > before+1 || t.Failed() })
 	}
 }
