@@ -320,6 +320,12 @@ func (f *fleet) finish() {
 	if missing > 0 || len(recorded) != len(f.answered) {
 		f.t.Errorf("the log has %d decisions, %d were answered, %d of these are missing", len(recorded), len(f.answered), missing)
 	}
+	var gap float64
+	if err := servertest.Session(f.t, f.database).QueryRow(f.t.Context(), `
+		select extract(epoch from max(d))::float8 from (select at - lag(at) over (order by at) as d from checkpoints) as gaps`).Scan(&gap); err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Logf("longest time between two checkpoints: %.1f s", gap)
 	r := newShell(databaseURLEnv+"="+f.database).run(f.t, "audit", "verify")
 	f.t.Logf("audit verify: %s%s", r.out, r.err)
 	if r.code != 0 {
