@@ -80,7 +80,7 @@ const unknownRevision = -1
 // pace is the time between two calls of one worker. The machine does other things, too.
 const pace = 2 * time.Millisecond
 
-// newFleet starts two servers of a binary on a database that is migrated, and the load.
+// newFleet starts two servers of a binary on a database that is migrated. load starts the load.
 func newFleet(t *testing.T, databaseURL string, sh *shell) *fleet {
 	t.Helper()
 	dir := t.TempDir()
@@ -109,7 +109,6 @@ func newFleet(t *testing.T, databaseURL string, sh *shell) *fleet {
 	admin := f.shell.with("CEDARPOST_ADMIN_URL=" + f.admin.url())
 	admin.exits(t, 0, nil, "apply", "../../policies/shop")
 	admin.exits(t, 0, nil, "entities", "import", "../../policies/shop/entities.json")
-	f.load()
 	return f
 }
 
@@ -120,7 +119,12 @@ func (f *fleet) client(url string, opts ...connecthttp.Option) *connect.Client {
 	protocols.SetUnencryptedHTTP2(true)
 	transport := &http.Transport{Protocols: protocols}
 	f.t.Cleanup(transport.CloseIdleConnections)
-	return connect.NewClient(connecthttp.NewTransport(&http.Client{Transport: transport}, url, opts...), func(next connect.ClientFunc) connect.ClientFunc {
+	return f.plain(&http.Client{Transport: transport}, url, opts...)
+}
+
+// plain returns a client that sends the key.
+func (f *fleet) plain(h *http.Client, url string, opts ...connecthttp.Option) *connect.Client {
+	return connect.NewClient(connecthttp.NewTransport(h, url, opts...), func(next connect.ClientFunc) connect.ClientFunc {
 		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 			if info, ok := connect.CallInfoForClientContext(ctx); ok {
 				info.RequestHeader().Set("Authorization", "Bearer "+f.key)
@@ -223,13 +227,27 @@ func (f *fleet) sdk(cacheBytes int64, servers ...string) func(context.Context, *
 
 // grpc returns questions by a client of gRPC.
 func (f *fleet) grpc() func(context.Context, *freshness, int) (string, bool, int64, error) {
-	client := cedarpostv1connect.NewAuthorizationServiceClient(f.client(f.decision.url(), connecthttp.WithGRPC()))
+	return f.questions(cedarpostv1connect.NewAuthorizationServiceClient(f.client(f.decision.url(), connecthttp.WithGRPC())))
+}
+
+// questions returns questions by a client without retries.
+func (f *fleet) questions(client cedarpostv1connect.AuthorizationServiceClient) func(context.Context, *freshness, int) (string, bool, int64, error) {
 	return func(ctx context.Context, fresh *freshness, _ int) (string, bool, int64, error) {
 		req := servertest.AskShop("dave", "ViewOrder", "42", true)
 		req.Consistency = &cedarpostv1.Consistency{Requirement: &cedarpostv1.Consistency_AtLeastAsFresh{AtLeastAsFresh: &cedarpostv1.Revision{Token: fresh.token}}}
 		r, err := client.Authorize(ctx, req)
 		return r.GetDecisionId(), r.GetDecision() == cedarpostv1.Decision_ALLOW, r.GetRevision().GetNumber(), err
 	}
+}
+
+// http1 returns questions over HTTP/1.1, by a client that never sends a call again. A server that stops
+// has no way to refuse a call on such a connection that it closes while the call arrives.
+func (f *fleet) http1() func(context.Context, *freshness, int) (string, bool, int64, error) {
+	f.t.Helper()
+	transport := &http.Transport{MaxIdleConnsPerHost: 8}
+	f.t.Cleanup(transport.CloseIdleConnections)
+	client := cedarpostv1connect.NewAuthorizationServiceClient(f.plain(&http.Client{Transport: transport}, f.decision.url()))
+	return f.questions(client)
 }
 
 // write gives dave the role of a manager, or takes it away.
@@ -286,7 +304,7 @@ func (f *fleet) finish() {
 	close(f.ended)
 	f.running.Wait()
 	for _, c := range append(slices.Clone(f.callers), &f.writes) {
-		f.t.Logf("%-26s %7d calls, %d failed, %d stale", c.name, c.calls.Load(), c.failed.Load(), c.stale.Load())
+		f.t.Logf("%-28s %7d calls, %d failed, %d stale", c.name, c.calls.Load(), c.failed.Load(), c.stale.Load())
 		if c.failed.Load() > 0 {
 			f.t.Errorf("%s: %d of %d calls failed", c.name, c.failed.Load(), c.calls.Load())
 		}
@@ -340,6 +358,8 @@ func TestRollingReplacement(t *testing.T) {
 	sh := newShell()
 	sh.with(databaseURLEnv+"="+pg.URL()).exits(t, 0, nil, "migrate")
 	f := newFleet(t, pg.URL(), sh)
+	f.callers = append(f.callers, &loadCaller{name: "HTTP/1.1 behind the balancer", ask: f.http1()})
+	f.load()
 	f.goesOn(50)
 	for range 2 {
 		for i := range f.places {
@@ -361,6 +381,8 @@ func TestUpgradeFromPreviousRelease(t *testing.T) {
 	sh := newShell().of(old)
 	sh.with(databaseURLEnv+"="+pg.URL()).exits(t, 0, nil, "migrate")
 	f := newFleet(t, pg.URL(), sh)
+	// No HTTP/1.1: the previous release has no --drain-delay.
+	f.load()
 	oldShell, newShell := f.shell, f.shell.of(binary)
 	f.goesOn(50)
 	for n, step := range stepsOf(t, pg.URL()) {
