@@ -21,29 +21,36 @@ var contract = regexp.MustCompile(`(?m)^-- contract: since \S+ nothing (reads|wr
 // the tables that migrations since that release have made: it does not know them.
 func breaks(statement string, made map[string]bool) (list []string) {
 	s := strings.ToLower(strings.Join(strings.Fields(statement), " "))
-	if m := createTable.FindStringSubmatch(s); m != nil {
+	// known returns the table of a match, if the previous release knows it.
+	known := func(re *regexp.Regexp) string {
+		if m := re.FindStringSubmatch(s); len(m) > 1 && !made[m[1]] {
+			return m[1]
+		}
+		return ""
+	}
+	if m := createTable.FindStringSubmatch(s); len(m) > 1 {
 		made[m[1]] = true
 		return nil
 	}
 	for what, re := range dropsOf {
-		if m := re.FindStringSubmatch(s); m != nil && !made[m[1]] {
-			list = append(list, what+" "+m[1])
+		if table := known(re); table != "" {
+			list = append(list, what+" "+table)
 		}
 	}
-	if m := uniqueIndex.FindStringSubmatch(s); m != nil && !made[m[1]] {
-		list = append(list, "a new unique index on "+m[1])
+	if table := known(uniqueIndex); table != "" {
+		list = append(list, "a new unique index on "+table)
 	}
-	if m := notConcurrently.FindStringSubmatch(s); m != nil && slices.Contains(large, m[1]) {
-		list = append(list, "an index on the large table "+m[1]+", which stops its writers while it is made")
+	if table := known(notConcurrently); slices.Contains(large, table) {
+		list = append(list, "an index on the large table "+table+", which stops its writers while it is made")
 	}
-	if m := newTrigger.FindStringSubmatch(s); m != nil && !made[m[1]] {
-		list = append(list, "a new trigger on "+m[1])
+	if table := known(newTrigger); table != "" {
+		list = append(list, "a new trigger on "+table)
 	}
-	m := alterTable.FindStringSubmatch(s)
-	if m == nil || made[m[1]] {
+	table := known(alterTable)
+	if table == "" {
 		return list
 	}
-	for _, action := range actionsOf(m[2]) {
+	for _, action := range actionsOf(alterTable.FindStringSubmatch(s)[2]) {
 		switch {
 		case strings.HasPrefix(action, "add column"), strings.HasPrefix(action, "add ") && !tableConstraint.MatchString(action):
 			if strings.Contains(action, " not null") && !strings.Contains(action, " default ") && !strings.Contains(action, " generated ") {
@@ -57,7 +64,7 @@ func breaks(statement string, made map[string]bool) (list []string) {
 		case strings.HasPrefix(action, "alter column") && (strings.Contains(action, " set default ") || strings.Contains(action, " drop not null") || strings.Contains(action, " set statistics ") || strings.Contains(action, " set storage ")):
 		case strings.HasPrefix(action, "set ("), strings.HasPrefix(action, "owner to "), strings.HasPrefix(action, "enable always trigger"):
 		default: // drop, rename, type, set not null, attach and what nobody has thought of
-			list = append(list, m[1]+": "+action)
+			list = append(list, table+": "+action)
 		}
 	}
 	return list

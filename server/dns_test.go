@@ -39,8 +39,11 @@ func newNameServer(t *testing.T) *nameServer {
 		}
 		_ = w.WriteMsg(m)
 	})}
-	running := make(chan error, 1)
-	go func() { running <- s.ActivateAndServe() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = s.ActivateAndServe() // it ends with Shutdown
+	}()
 	before := net.DefaultResolver
 	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "udp", socket.LocalAddr().String())
@@ -48,7 +51,7 @@ func newNameServer(t *testing.T) *nameServer {
 	t.Cleanup(func() {
 		net.DefaultResolver = before
 		_ = s.Shutdown()
-		<-running
+		<-ended
 	})
 	return n
 }

@@ -116,27 +116,31 @@ func (b *balancer) candidates() (list []*daemon) {
 	return list
 }
 
-// connect carries one connection.
+// connect carries one connection to the first server that takes it.
 func (b *balancer) connect(client net.Conn) {
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	for _, d := range b.candidates() {
 		server, err := net.Dial("tcp", strings.TrimPrefix(d.url(b.plane), "http://"))
-		if err != nil {
-			continue
+		if err == nil {
+			b.carry(client, server)
+			return
 		}
-		defer server.Close()
-		defer context.AfterFunc(b.ended, func() {
-			_ = client.Close()
-			_ = server.Close()
-		})()
-		var both sync.WaitGroup
-		for _, way := range [][2]net.Conn{{server, client}, {client, server}} {
-			both.Go(func() {
-				_, _ = io.Copy(way[0], way[1])
-				_ = way[0].(*net.TCPConn).CloseWrite()
-			})
-		}
-		both.Wait()
-		return
 	}
+}
+
+// carry carries what both sides send, until both have ended or the balancer ends.
+func (b *balancer) carry(client, server net.Conn) {
+	defer func() { _ = server.Close() }()
+	defer context.AfterFunc(b.ended, func() {
+		_ = client.Close()
+		_ = server.Close()
+	})()
+	var both sync.WaitGroup
+	for _, way := range [][2]net.Conn{{server, client}, {client, server}} {
+		both.Go(func() {
+			_, _ = io.Copy(way[0], way[1])
+			_ = way[0].(*net.TCPConn).CloseWrite()
+		})
+	}
+	both.Wait()
 }

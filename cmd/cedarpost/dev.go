@@ -37,7 +37,7 @@ type devCmd struct {
 	// Alone at a shell, nobody else could approve.
 	Approvals bool `help:"Ask for the approvals that bundle.yaml names (default: no, bundles are published without)." env:"CEDARPOST_APPROVALS" negatable:""`
 	databaseFlags
-	listenFlags `set:"loglevel=warn" set:"draindelay=0s"`
+	listenFlags `set:"loglevel=warn"`
 }
 
 // Help is the long help of dev.

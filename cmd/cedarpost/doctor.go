@@ -11,7 +11,7 @@ import (
 )
 
 type doctorCmd struct {
-	serveCmd     `set:"loglevel=info" set:"draindelay=5s"`
+	serveCmd     `set:"loglevel=info"`
 	WitnessState string `help:"File of audit witness --state, or a copy of it: doctor compares its newest checkpoint with the log." env:"CEDARPOST_WITNESS_STATE" type:"path" placeholder:"FILE"`
 	outputFlags
 }

@@ -43,7 +43,6 @@ type listenFlags struct {
 	RequestMiB     int64    `name:"request-mib" help:"Bytes of messages that the calls of each plane hold at once, in MiB; at least 8. One caller may hold half (default ${default})." env:"CEDARPOST_REQUEST_MIB" default:"32" placeholder:"N" group:"server"`
 	MaskKeyFile    string   `help:"File with the key of the hashes that replace sensitive values in decision records: 32 random bytes in hexadecimal or base64, the same on every server." env:"CEDARPOST_MASK_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
 	MaxSecretAge   span     `help:"A metric and doctor name files with secrets and certificates that have not changed for this long; 0 means never (default ${default})." env:"CEDARPOST_MAX_SECRET_AGE" default:"365d" placeholder:"DURATION" group:"server"`
-	DrainDelay     span     `help:"How long a server that is told to stop goes on to serve while it is not ready, so that load balancers and clients go elsewhere first; longer than they need to notice (default ${default})." env:"CEDARPOST_DRAIN_DELAY" default:"${draindelay}" placeholder:"DURATION" group:"server"`
 	Name           *string  `help:"Name of this server in decision records: one line of at most 255 bytes (default: the host name)." env:"CEDARPOST_NAME" placeholder:"NAME" group:"server"`
 	LogFormat      string   `help:"Format of the log on stderr: text or json (default ${default})." env:"CEDARPOST_LOG_FORMAT" enum:"text,json" default:"text" placeholder:"FORMAT" group:"server"`
 	LogLevel       string   `help:"Least level to log: debug, info, warn or error (default ${default})." env:"CEDARPOST_LOG_LEVEL" enum:"debug,info,warn,error" default:"${loglevel}" placeholder:"LEVEL" group:"server"`
@@ -51,9 +50,6 @@ type listenFlags struct {
 
 // minStaleness is longer than a server takes to ask its database for changes.
 const minStaleness = span(100 * time.Millisecond)
-
-// maxDrainDelay is longer than any load balancer takes to notice that a server is not ready.
-const maxDrainDelay = span(10 * time.Minute)
 
 // Validate refuses values that the server would silently replace by its defaults.
 func (f *listenFlags) Validate() error {
@@ -77,9 +73,6 @@ func (f *listenFlags) Validate() error {
 	}
 	if f.RequestMiB < 8 {
 		return errors.New("--request-mib must be at least 8, because one caller may hold half, and a message may have 4 MiB")
-	}
-	if f.DrainDelay < 0 || f.DrainDelay > maxDrainDelay {
-		return fmt.Errorf("--drain-delay must be between 0 and %v", time.Duration(maxDrainDelay))
 	}
 	if err := server.CheckName(f.name()); err != nil {
 		return fmt.Errorf("--name: %w", err)
@@ -114,7 +107,7 @@ func (f *listenFlags) config(db *store.DB, log *slog.Logger) (server.Config, err
 		NoMetrics: !f.Metrics, NoHealth: !f.Health, Pprof: f.Pprof, CORSOrigins: f.CORSOrigin,
 		AllowPlaintext: f.AllowPlaintext, MaxStaleness: time.Duration(f.MaxStaleness), MaxReuse: neverAtZero(f.MaxReuse), CacheBytes: cacheBytes(f.CacheMiB),
 		Record: auditlog.Mode(f.RecordMode), DecisionRetention: neverAtZero(f.Retention), HistoryRetention: neverAtZero(f.KeepHistory),
-		RateLimit: f.RateLimit, MaxDecisions: f.MaxDecisions, MaxConnections: f.Connections, MaxConnectionsPerAddress: f.PerAddress, RequestBytes: f.RequestMiB << 20, MaxSecretAge: time.Duration(f.MaxSecretAge), DrainDelay: time.Duration(f.DrainDelay), Name: f.name(), Log: log,
+		RateLimit: f.RateLimit, MaxDecisions: f.MaxDecisions, MaxConnections: f.Connections, MaxConnectionsPerAddress: f.PerAddress, RequestBytes: f.RequestMiB << 20, MaxSecretAge: time.Duration(f.MaxSecretAge), Name: f.name(), Log: log,
 	}, nil
 }
 

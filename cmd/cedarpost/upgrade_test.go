@@ -400,7 +400,7 @@ func TestUpgradeFromPreviousRelease(t *testing.T) {
 		for i := range f.places {
 			t.Logf("server %d becomes one of %s", i, to.name)
 			f.replace(i, to.shell)
-			publish(t, to.shell.with("CEDARPOST_ADMIN_URL="+f.admin.url()), 100+i)
+			publish(t, to.with("CEDARPOST_ADMIN_URL="+f.admin.url()), 100+i)
 		}
 	}
 	f.finish()
