@@ -129,6 +129,11 @@ func TestOpsParts(t *testing.T) {
 		if res := send(t, http.MethodGet, s.Ops+"/metrics", "Host", "rebound.example:80"); name == "default" && (res.code != http.StatusForbidden || len(res.body) > 100) {
 			t.Errorf("metrics for another host: %d", res.code)
 		}
+		for _, path := range []string{"start", "errors", "goroutines"} {
+			if res := send(t, http.MethodGet, s.Ops+"/debug/"+path, "Host", "rebound.example:80"); res.code != http.StatusForbidden {
+				t.Errorf("%s: %s for another host: %d", name, path, res.code)
+			}
+		}
 		if name == "pprof" {
 			for _, method := range []string{"POST", "DELETE"} {
 				if res := send(t, method, s.Ops+"/debug/pprof/heap"); res.code != http.StatusMethodNotAllowed {
