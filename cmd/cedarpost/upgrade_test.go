@@ -106,7 +106,8 @@ func newFleet(t *testing.T, databaseURL string, sh *shell) *fleet {
 	f.key = strings.TrimSpace(string(key))
 	f.decision = newBalancer(t, "decision", f.places[0].daemon, f.places[1].daemon)
 	f.admin = newBalancer(t, "admin", f.places[0].daemon, f.places[1].daemon)
-	admin := f.shell.with("CEDARPOST_ADMIN_URL=" + f.admin.url())
+	// One after the other at one server: the other one may not have applied the schema yet.
+	admin := f.shell.with("CEDARPOST_ADMIN_URL=" + f.places[0].daemon.url("admin"))
 	admin.exits(t, 0, nil, "apply", "../../policies/shop")
 	admin.exits(t, 0, nil, "entities", "import", "../../policies/shop/entities.json")
 	return f
@@ -144,9 +145,7 @@ func (f *fleet) load() {
 	)
 	writer := cedarpostv1connect.NewEntityServiceClient(f.client(f.admin.url(), connecthttp.WithGRPC()))
 	f.writes.name = "writes behind the balancer"
-	if err := f.write(writer, true); err != nil {
-		f.t.Fatal(err)
-	}
+	eventually(f.t, "the server of the writer has applied the schema", func() bool { return f.write(writer, true) == nil })
 	for _, c := range f.callers {
 		for worker := range 3 {
 			f.running.Go(func() {
