@@ -95,6 +95,12 @@ access-matrix: postgres ## Call each RPC as each role, and print who may do what
 soak: postgres ## Run the tests that take minutes
 	CEDARPOST_SOAK=1 go test -race -count 1 -timeout 60m -run Soak ./...
 
+# Not part of make test: a shallow clone has no previous release. TestRollingReplacement, which is, does the
+# same with servers of this tree only.
+.PHONY: upgrade
+upgrade: postgres ## Replace servers of the previous release by those of this tree under load, with migrations, and back
+	@scripts/upgrade.sh
+
 .PHONY: fuzz-short
 fuzz-short: ## Run each fuzz target for 10 s (FUZZTIME=1m for more)
 	@for package in $$(go list ./...); do \

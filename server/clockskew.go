@@ -12,6 +12,12 @@ import (
 // warning. The clocks of servers that synchronize them differ by milliseconds.
 const maxSkew = 2 * time.Second
 
+// farSkew is the difference from which on a server is not ready. It is the bound of Kerberos. Beyond it
+// the server would accept tokens and keys that have ended for minutes, or refuse valid ones, and its
+// records would be of another time. It is far above maxSkew because servers that compare themselves
+// with a database whose own clock is wrong become unready together.
+const farSkew = 5 * time.Minute
+
 // skew is the difference between the clocks of this server and of the database. It is
 // measured with a query that readiness sends each second.
 type skew struct {
@@ -21,6 +27,7 @@ type skew struct {
 	known bool
 	ahead time.Duration // of this server
 	large bool          // more than maxSkew, as was logged
+	far   bool          // more than farSkew
 }
 
 // note measures the difference. asked and answered are when this server sent a query and got
@@ -37,6 +44,7 @@ func (s *skew) note(asked, answered, database time.Time) {
 		return
 	}
 	s.known, s.ahead = true, ahead
+	s.far = ahead.Abs()-unsure > farSkew
 	if large == s.large {
 		return
 	}
@@ -63,8 +71,23 @@ func (s *skew) seconds() float64 {
 func (s *skew) warning() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.large {
+	if !s.large || s.far {
 		return ""
 	}
-	return fmt.Sprintf("clock: this server is %+.1f s ahead of the database", s.ahead.Seconds())
+	return "clock: " + s.text()
+}
+
+// problem returns why the clock makes the server unready, or "".
+func (s *skew) problem() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.far {
+		return ""
+	}
+	return s.text() + ", so one of the two clocks is wrong"
+}
+
+// text says how far the clocks differ. The caller holds mu.
+func (s *skew) text() string {
+	return fmt.Sprintf("this server is %+.1f s ahead of the database", s.ahead.Seconds())
 }

@@ -2,12 +2,9 @@ package server
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -19,7 +16,6 @@ import (
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
-	"github.com/cedarpost/cedarpost/server/stored"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -29,21 +25,16 @@ const (
 	maxWatches    = 64 // of health, open at once on one plane; half of them from one address
 )
 
-var (
-	errStopping  = errors.New("the server is stopping")
-	errStuck     = errors.New("a published bundle does not compile on this server, its log says why")
-	errNotLooked = errors.New("the server has not looked at its database yet")
-)
-
 // readiness says whether the server can decide now. One loop asks the database, and calls of
 // the health service read its result, so that callers without an API key cannot load the
 // database.
 type readiness struct {
 	db       *store.DB
 	follower *snapshot.Follower
-	found    atomic.Pointer[error] // the result of the last look at the database; never a nil pointer
-	stopping chan struct{}         // closed when the server stops
-	recorder *decisionlog.Recorder // nil until New has made it
+	found    atomic.Pointer[[]reason] // the result of the last look at the database; never a nil pointer
+	started  atomic.Bool              // the server was ready once
+	stopping chan struct{}            // closed when the server stops
+	recorder *decisionlog.Recorder    // nil until New has made it
 	clock    *skew
 	cert     *certificate // nil: no TLS
 	clients  *clientCAs   // nil: no client certificates
@@ -51,7 +42,7 @@ type readiness struct {
 
 func newReadiness(db *store.DB, f *snapshot.Follower, log *slog.Logger) *readiness {
 	r := &readiness{db: db, follower: f, stopping: make(chan struct{}), clock: &skew{log: log}}
-	r.found.Store(&errNotLooked)
+	r.found.Store(&[]reason{{reasonDatabase, "the server has not looked at its database yet"}})
 	return r
 }
 
@@ -59,6 +50,9 @@ func newReadiness(db *store.DB, f *snapshot.Follower, log *slog.Logger) *readine
 func (r *readiness) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		r.look(ctx)
+		if r.ready() {
+			r.started.Store(true)
+		}
 		pause.For(ctx, readyInterval)
 	}
 }
@@ -73,16 +67,15 @@ func (r *readiness) look(ctx context.Context) {
 	asked := time.Now()
 	days := []time.Time{asked.UTC(), asked.UTC().AddDate(0, 0, 1)}
 	ready, clock, err := r.db.PartitionsReady(ctx, days...)
-	var found error
+	var found []reason
 	if err != nil {
-		found = errors.New("the database does not answer")
+		found = append(found, reason{reasonDatabase, "the database does not answer"})
 	} else {
 		r.clock.note(asked, time.Now(), clock)
 	}
 	for i, ok := range ready {
 		if !ok && (r.recorder == nil || !r.recorder.EnsurePartition(ctx, days[i])) {
-			found = errors.New("the decision log has no partition for " + days[i].Format(time.DateOnly))
-			break
+			found = append(found, reason{reasonPartition, "the decision log has no partition for " + days[i].Format(time.DateOnly)})
 		}
 	}
 	r.found.Store(&found)
@@ -91,34 +84,8 @@ func (r *readiness) look(ctx context.Context) {
 // stop makes the server unready for good, and ends all watches.
 func (r *readiness) stop() { close(r.stopping) }
 
-// err returns why the server cannot decide now, or why clients cannot reach it, or nil.
-func (r *readiness) err() error {
-	if isClosed(r.stopping) {
-		return errStopping
-	}
-	if _, err := r.follower.Current(); err != nil {
-		if errors.Is(r.follower.Trouble(), stored.ErrCompile) {
-			return fmt.Errorf("%w: %w", snapshot.ErrStale, errStuck)
-		}
-		return err
-	}
-	if r.recorder != nil {
-		if err := r.recorder.Outage(); err != nil {
-			return err
-		}
-	}
-	if r.cert != nil {
-		if err := r.cert.err(); err != nil {
-			return err
-		}
-	}
-	if r.clients != nil {
-		if err := r.clients.err(); err != nil && r.clients.required {
-			return err
-		}
-	}
-	return *r.found.Load()
-}
+// ready reports whether the server can decide now.
+func (r *readiness) ready() bool { return len(r.reasons()) == 0 }
 
 // health is the health service of one plane. A service is serving if the server can decide.
 type health struct {
@@ -144,7 +111,7 @@ func (h *health) status(service string) healthv1.HealthCheckResponse_ServingStat
 	switch {
 	case service != "" && !h.services[service]:
 		return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
-	case h.ready.err() != nil:
+	case !h.ready.ready():
 		return healthv1.HealthCheckResponse_NOT_SERVING
 	}
 	return healthv1.HealthCheckResponse_SERVING
@@ -181,24 +148,9 @@ func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, st
 	}
 }
 
-// warnings lists problems that need an operator although the server decides. Each begins
-// with what it is about, like "signing: ".
-func (s *Server) warnings() (list []string) {
-	all := []string{s.signer.Warning(), s.ready.clock.warning()}
-	if s.cert != nil {
-		all = append(all, s.cert.warning())
-	}
-	if s.clients != nil {
-		all = append(all, s.clients.warning())
-	}
-	if _, trouble := s.cfg.DB.TLSFiles(); trouble != "" {
-		all = append(all, "database: "+trouble)
-	}
-	return slices.DeleteFunc(all, func(w string) bool { return w == "" })
-}
-
-// opsHandler serves what the configuration has not switched off of /livez and /readyz in plain
-// text, /metrics for Prometheus, and /debug/pprof/.
+// opsHandler serves what the configuration has not switched off of /livez, /readyz and /startupz,
+// /metrics for Prometheus, and /debug/pprof/. On a loopback address it also serves what a support
+// bundle has.
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	if !s.cfg.NoMetrics {
@@ -214,26 +166,8 @@ func (s *Server) opsHandler() http.Handler {
 	if s.cfg.Pprof {
 		servePprof(mux)
 	}
+	if isLoopback(s.cfg.OpsListen) {
+		s.serveSupport(mux)
+	}
 	return mux
-}
-
-// serveHealth adds /livez and /readyz. A warning does not make a server unready, because the
-// server still decides, and other servers usually have the same problem.
-func (s *Server) serveHealth(mux *http.ServeMux) {
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte("ok\n"))
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		text, status := "ready\n", http.StatusOK
-		if err := s.ready.err(); err != nil {
-			text, status = "not ready: "+err.Error()+"\n", http.StatusServiceUnavailable
-		}
-		for _, warning := range s.warnings() {
-			text += "warning: " + warning + "\n"
-		}
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		w.WriteHeader(status)
-		_, _ = w.Write([]byte(text))
-	})
 }

@@ -37,7 +37,7 @@ func TestReadinessMakesPartitions(t *testing.T) {
 	ready := newReadiness(db, nil, slog.New(slog.DiscardHandler))
 	ready.recorder = r
 	ready.look(t.Context())
-	if err := *ready.found.Load(); err != nil {
-		t.Error(err)
+	if found := *ready.found.Load(); len(found) > 0 {
+		t.Error(found)
 	}
 }

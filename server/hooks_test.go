@@ -133,3 +133,11 @@ func ShadowNow() (option func(*Config), now func()) {
 			<-done
 		}
 }
+
+// ReasonNames are the names of the reasons why a server is not ready.
+var ReasonNames = reasonNames
+
+// DrainUntil makes a server that stops serve on until a channel is closed.
+func DrainUntil(over <-chan struct{}) func(*Config) {
+	return func(c *Config) { c.DrainDelay, c.drained = time.Hour, over }
+}

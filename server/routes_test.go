@@ -58,6 +58,10 @@ func TestAttackTryRoutesAndMethods(t *testing.T) {
 		{s.Ops, "/metrics", map[string]int{"GET": 200, "HEAD": 200}, 405},
 		{s.Ops, "/livez", map[string]int{"GET": 200, "HEAD": 200}, 405},
 		{s.Ops, "/readyz", map[string]int{"GET": 200, "HEAD": 200}, 405},
+		{s.Ops, "/startupz", map[string]int{"GET": 200, "HEAD": 200}, 405},
+		{s.Ops, "/debug/start", map[string]int{"GET": 200, "HEAD": 200}, 405},
+		{s.Ops, "/debug/errors", map[string]int{"GET": 200, "HEAD": 200}, 405},
+		{s.Ops, "/debug/goroutines", map[string]int{"GET": 200, "HEAD": 200}, 405},
 		{s.Ops, "/", nil, 404},
 		{s.Ops, "/debug/pprof/", nil, 404},
 		{s.Ops, "/debug/pprof/heap", nil, 404},
@@ -73,6 +77,7 @@ func TestAttackTryRoutesAndMethods(t *testing.T) {
 		{s.Admin, apply, map[string]int{"POST": 415}, 405},
 		{s.Admin, authorize, nil, 404},
 		{s.Admin, "/readyz", nil, 404},
+		{s.Admin, "/debug/errors", nil, 404},
 		{s.Admin, "/console/", nil, 404},
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} {
@@ -123,6 +128,11 @@ func TestOpsParts(t *testing.T) {
 		// A page whose name was made to resolve to this machine.
 		if res := send(t, http.MethodGet, s.Ops+"/metrics", "Host", "rebound.example:80"); name == "default" && (res.code != http.StatusForbidden || len(res.body) > 100) {
 			t.Errorf("metrics for another host: %d", res.code)
+		}
+		for _, path := range []string{"start", "errors", "goroutines"} {
+			if res := send(t, http.MethodGet, s.Ops+"/debug/"+path, "Host", "rebound.example:80"); res.code != http.StatusForbidden {
+				t.Errorf("%s: %s for another host: %d", name, path, res.code)
+			}
 		}
 		if name == "pprof" {
 			for _, method := range []string{"POST", "DELETE"} {

@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/auditlog"
+	"github.com/cedarpost/cedarpost/internal/recentlog"
 	"github.com/cedarpost/cedarpost/internal/secret"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -110,6 +111,9 @@ type Config struct {
 	// MaxReuse is how long callers that watch what changes may keep an answer, default 5
 	// minutes, negative for not at all.
 	MaxReuse time.Duration
+	// DrainDelay is how long a server that stops goes on to serve while it is not ready, so that load
+	// balancers and clients go elsewhere before its listeners close; default 0.
+	DrainDelay time.Duration
 	// FirstHousekeeping is how long after its start a server first removes old days of the
 	// log and old history, default 5 minutes. It does so again every hour.
 	FirstHousekeeping time.Duration
@@ -131,6 +135,7 @@ type Config struct {
 	answerBytes int64    // of each plane; 0: the default
 	// shadowNow makes the server look for changes in shadow, and close the channel that it got, for tests.
 	shadowNow chan chan struct{}
+	drained   <-chan struct{} // closed when DrainDelay is over early, for tests
 }
 
 func (c *Config) setDefaults() {
@@ -145,7 +150,7 @@ func (c *Config) setDefaults() {
 	c.HistoryRetention = cmp.Or(c.HistoryRetention, 90*24*time.Hour)
 	c.DecisionTimeout = cmp.Or(c.DecisionTimeout, 2*time.Second)
 	c.MaxReuse = cmp.Or(c.MaxReuse, 5*time.Minute)
-	c.Log = cmp.Or(c.Log, slog.Default())
+	c.Log = slog.New(recentlog.Wrap(cmp.Or(c.Log, slog.Default()).Handler()))
 	c.times = cmp.Or(c.times, defaultTimeouts)
 	c.answerBytes = cmp.Or(c.answerBytes, answerBytes)
 	c.RequestBytes = max(cmp.Or(c.RequestBytes, defaultRequestBytes), minRequestBytes)
@@ -286,6 +291,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}()
 	s.ready.recorder = s.recorder
 	s.noted = decisionlog.NewNoted(s.recorder)
+	registerReady(registry, s.ready)
 	registerClock(registry, s.ready.clock)
 	registerStandbys(registry, cfg.DB)
 	registerSecretFiles(registry, cfg.SecretFiles, cfg.MaxSecretAge, time.Now)
@@ -415,7 +421,7 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{
-		Handler: h, Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
+		Handler: lastCalls(h, s.ready.stopping), Protocols: protocols, MaxHeaderBytes: maxHeaderBytes,
 		ReadHeaderTimeout: s.cfg.times.header, ReadTimeout: s.cfg.times.read,
 		WriteTimeout: s.cfg.times.write, IdleTimeout: s.cfg.times.idle,
 		ErrorLog: httpLog(s.frequent), ConnContext: withConn,
@@ -423,7 +429,7 @@ func (s *Server) listen(ctx context.Context, name, addr string, h http.Handler, 
 	}
 	if s.cert != nil && !open {
 		srv.TLSConfig = tlsConfig(s.cert, s.clients, s.cfg.TLSMinVersion)
-		srv.Handler = s.clients.handler(h)
+		srv.Handler = s.clients.handler(srv.Handler)
 	}
 	bounded := newBoundedListener(l, s.cfg.MaxConnections, s.cfg.MaxConnectionsPerAddress)
 	registerConnections(s.registry, name, bounded)
@@ -447,8 +453,10 @@ func (s *Server) Addr(plane string) string {
 	return ""
 }
 
-// Run serves until ctx ends or a listener fails. Then it lets calls in flight finish and
-// commits what is queued. It returns nil if ctx ended, and else the error of the listener.
+// Run serves until ctx ends or a listener fails. It returns nil if ctx ended, and else the error of the
+// listener. A server that stops first says so, for [Config.DrainDelay], to those who ask whether it is
+// ready, ends all watches, and asks the caller of each call to use another connection. Then it closes its
+// listeners, lets calls in flight finish, commits what is queued, and gives up its locks of the database.
 func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
@@ -493,8 +501,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case err = <-failed:
 	}
 
-	s.ready.stop()
-	s.drain(context.WithoutCancel(ctx))
+	err = s.leave(context.WithoutCancel(ctx), err, failed)
 	stop()
 	wg.Wait()
 	// Handlers of connections that drain closed may still record. After Close the recorder
@@ -502,21 +509,4 @@ func (s *Server) Run(ctx context.Context) error {
 	s.recorder.Close()
 	s.frequent.sum()
 	return err
-}
-
-// drain closes all planes at the same time, and lets the calls in flight finish for up to
-// drainTimeout.
-func (s *Server) drain(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
-	defer cancel()
-	var wg sync.WaitGroup
-	for _, p := range s.planes {
-		wg.Go(func() {
-			if err := p.http.Shutdown(ctx); err != nil {
-				s.cfg.Log.Warn("calls cut off", "plane", p.name, "err", err)
-				_ = p.http.Close()
-			}
-		})
-	}
-	wg.Wait()
 }

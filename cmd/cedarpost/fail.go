@@ -19,7 +19,7 @@ const (
 	codeInvalid   = 3 // does not compile or validate
 	codeTests     = 4 // tests failed
 	codeDenied    = 5
-	codeWarnings  = 6 // doctor or lint found warnings, and no failure
+	codeWarnings  = 6 // doctor or lint found warnings, and no failure, or support-bundle lacks something
 	codeMore      = 7 // somebody can do more than before
 	codeNotProven = 8 // it is not known whether somebody can do more
 	codeChange    = 9 // apply opened a change, because the bundle needs approvals

@@ -24,6 +24,7 @@ type cli struct {
 	Migrate migrateCmd `cmd:"" group:"run" help:"Update the tables of a database to this version."`
 	Health  healthCmd  `cmd:"" group:"run" help:"Ask a server whether it is ready."`
 	Doctor  doctorCmd  `cmd:"" group:"run" help:"Check the settings of serve, the database, certificates, secrets and the signing of the log."`
+	Support supportCmd `cmd:"" name:"support-bundle" group:"run" help:"Write one archive for a bug report about a running server."`
 	TLS     tlsCmd     `cmd:"" name:"tls" group:"run" help:"Make certificates to try TLS with."`
 
 	Init     initCmd     `cmd:"" group:"policy" help:"Write a small bundle to begin with."`
@@ -59,7 +60,7 @@ const description = `Cedarpost decides who may do what, on which object and whic
 
 Settings come from flags, then the environment, then the YAML file of --config. Durations are like 500ms, 90m, 12h, 7d, 1d12h or 2w in all three. Commands that call a server send the API key in CEDARPOST_TOKEN or in the file of --token-file.
 
-Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 does not compile or validate, 4 tests failed, 5 denied, 6 passed with warnings (doctor, lint), 7 allows more than before (check --prove), 8 not proven (check --prove), 9 not published yet, because it needs approvals (apply).`
+Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 does not compile or validate, 4 tests failed, 5 denied, 6 passed with warnings (doctor, lint), or something is missing (support-bundle), 7 allows more than before (check --prove), 8 not proven (check --prove), 9 not published yet, because it needs approvals (apply).`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

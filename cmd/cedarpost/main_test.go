@@ -46,12 +46,14 @@ type result struct {
 
 // shell runs commands with an environment of its own, and keeps all output.
 type shell struct {
-	env []string
-	log *strings.Builder
+	binary string
+	env    []string
+	log    *strings.Builder
 }
 
 func newShell(env ...string) *shell {
-	s := &shell{log: &strings.Builder{}}
+	// No test but those of a rolling upgrade waits until clients have gone elsewhere.
+	s := &shell{binary: binary, env: []string{"CEDARPOST_DRAIN_DELAY=0s"}, log: &strings.Builder{}}
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "CEDARPOST_") || strings.HasPrefix(kv, "CEDARPOST_POSTGRES_BIN=") {
 			s.env = append(s.env, kv)
@@ -62,12 +64,15 @@ func newShell(env ...string) *shell {
 }
 
 func (s *shell) with(env ...string) *shell {
-	return &shell{append(append([]string{}, s.env...), env...), s.log}
+	return &shell{s.binary, append(append([]string{}, s.env...), env...), s.log}
 }
+
+// of returns a shell that runs another binary.
+func (s *shell) of(binary string) *shell { return &shell{binary, s.env, s.log} }
 
 func (s *shell) run(t *testing.T, args ...string) result {
 	t.Helper()
-	cmd := exec.Command(binary, args...)
+	cmd := exec.Command(s.binary, args...)
 	var out, errs bytes.Buffer
 	cmd.Env, cmd.Stdout, cmd.Stderr = s.env, &out, &errs
 	err := cmd.Run()
@@ -126,7 +131,7 @@ func (b *syncBuffer) String() string {
 // start runs a server until the test ends, and waits until it is ready.
 func (s *shell) start(t *testing.T, args ...string) *daemon {
 	t.Helper()
-	d := &daemon{cmd: exec.Command(binary, args...), shell: s, errs: &syncBuffer{}, dead: make(chan struct{})}
+	d := &daemon{cmd: exec.Command(s.binary, args...), shell: s, errs: &syncBuffer{}, dead: make(chan struct{})}
 	d.cmd.Env, d.cmd.Stderr = s.env, d.errs
 	out, err := d.cmd.StdoutPipe()
 	if err != nil {

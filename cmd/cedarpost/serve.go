@@ -32,9 +32,13 @@ type serveCmd struct {
 	AuditCheckpointFile string   `help:"File outside of the database to which the server appends every checkpoint. The server signs nothing that contradicts it. It must be writable at the start." env:"CEDARPOST_AUDIT_CHECKPOINT_FILE" type:"path" placeholder:"FILE" group:"server"`
 	IssuersFile         string   `help:"YAML file with the OpenID Connect issuers whose access tokens callers may send. It is read again when it changes." env:"CEDARPOST_ISSUERS_FILE" type:"path" placeholder:"FILE" group:"server"`
 	BootstrapKeyFile    string   `help:"If the database has no API key, make the first one, and write it to this file (mode 0600). Leave it out, and remove the file, when other operators have keys." env:"CEDARPOST_BOOTSTRAP_KEY_FILE" type:"path" placeholder:"FILE" group:"server"`
+	DrainDelay          span     `help:"How long a server that is told to stop goes on to serve while it is not ready, so that load balancers and clients go elsewhere first; longer than they need to notice (default ${default})." env:"CEDARPOST_DRAIN_DELAY" default:"5s" placeholder:"DURATION" group:"server"`
 	Migrate             bool     `help:"Migrate the database first; needs --development-database." env:"CEDARPOST_MIGRATE" group:"server"`
 	Development         bool     `name:"development-database" help:"Serve even if the database can lose committed data, or the login can rewrite the log." env:"CEDARPOST_DEVELOPMENT_DATABASE" group:"server"`
 }
+
+// maxDrainDelay is longer than any load balancer takes to notice that a server is not ready.
+const maxDrainDelay = span(10 * time.Minute)
 
 // Help is the long help of serve.
 func (*serveCmd) Help() string {
@@ -42,7 +46,7 @@ func (*serveCmd) Help() string {
 
   ready decision=URL admin=URL ops=URL
 
-SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate, its key and the CAs of clients, the mask key and the audit keys at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. The file of the database URL is read for each new connection, and the file of the issuers when it changes. Everything else is read only at the start.
+SIGTERM and Ctrl-C stop the server: for --drain-delay it is not ready and serves on, so that load balancers and clients go elsewhere. Then it accepts no connections, finishes the calls in flight for up to 10 s, and writes what it has to record. A second signal ends it at once. On SIGHUP the server reads the TLS certificate, its key and the CAs of clients, the mask key and the audit keys at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. The file of the database URL is read for each new connection, and the file of the issuers when it changes. Everything else is read only at the start.
 
 Files with keys and other secrets are refused if users other than their owner and group have any rights to them.`
 }
@@ -106,7 +110,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 		return err
 	}
 	s.configureTLS(&config)
-	config.Signing, config.SecretFiles, config.Start = s.signing(), s.secretFiles(), startOf(k)
+	config.Signing, config.SecretFiles, config.Start, config.DrainDelay = s.signing(), s.secretFiles(), startOf(k), time.Duration(s.DrainDelay)
 	if s.IssuersFile != "" {
 		config.Tokens, err = access.OpenTokens(s.IssuersFile, access.TokensConfig{CheckGrant: access.CheckTokenGrant, Log: log})
 		if err != nil {
@@ -218,6 +222,9 @@ func (s *serveCmd) refusals(k *kong.Context) (list []refusal) {
 	if len(s.AuditKeyFile)+len(s.AuditAgentKey) > 0 && s.AuditCheckpointFile == "" {
 		refuse("audit-checkpoint-file", "name a file on another disk than the database's",
 			"--audit-key-file and --audit-agent-key need --audit-checkpoint-file: without that file, an earlier state of the database could be signed although batches are lost")
+	}
+	if s.DrainDelay > maxDrainDelay {
+		refuse("drain-delay", "give a few seconds more than the load balancer takes to notice", "--drain-delay must be at most %v", maxDrainDelay)
 	}
 	if s.Pprof && !onLoopback(s.OpsListen) {
 		refuse("pprof", "serve the operations plane on a loopback address", "--pprof: profiles have no protection of their own, and --ops-listen %s is open to other machines", s.OpsListen)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/internal/keyfile"
+	"github.com/cedarpost/cedarpost/internal/recentlog"
 	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
@@ -25,7 +26,7 @@ type listenFlags struct {
 	AdminListen    string   `help:"Address of the admin plane (default ${default})." env:"CEDARPOST_ADMIN_LISTEN" default:"127.0.0.1:8081" placeholder:"ADDR" group:"server"`
 	OpsListen      string   `help:"Address of the operations plane, with health (default ${default})." env:"CEDARPOST_OPS_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" group:"server"`
 	Metrics        bool     `help:"Serve /metrics on the operations plane (default: yes)." env:"CEDARPOST_METRICS" default:"true" negatable:"" group:"server"`
-	Health         bool     `help:"Serve /livez and /readyz on the operations plane (default: yes)." env:"CEDARPOST_HEALTH" default:"true" negatable:"" group:"server"`
+	Health         bool     `help:"Serve /livez, /readyz and /startupz on the operations plane (default: yes)." env:"CEDARPOST_HEALTH" default:"true" negatable:"" group:"server"`
 	Pprof          bool     `help:"Serve profiles (/debug/pprof/) on the operations plane, which then must be on a loopback address." env:"CEDARPOST_PPROF" group:"server"`
 	CORSOrigin     []string `name:"cors-origin" help:"Origin whose pages may call the decision and admin planes from a browser, such as https://console.example.org; several separated by spaces (default: none)." env:"CEDARPOST_CORS_ORIGIN" sep:" " placeholder:"ORIGIN" group:"server"`
 	AllowPlaintext bool     `help:"Serve other machines without TLS, because something else encrypts." env:"CEDARPOST_ALLOW_PLAINTEXT" group:"server"`
@@ -122,10 +123,12 @@ func newLogger(w io.Writer, format, level string) *slog.Logger {
 	var l slog.Level
 	_ = l.UnmarshalText([]byte(level)) // kong accepts only these levels
 	options := &slog.HandlerOptions{Level: l}
+	var h slog.Handler = slog.NewTextHandler(w, options)
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(w, options))
+		h = slog.NewJSONHandler(w, options)
 	}
-	return slog.New(slog.NewTextHandler(w, options))
+	// The server gives the newest warnings and errors to support-bundle, also those from before it was made.
+	return slog.New(recentlog.Wrap(h))
 }
 
 // explain adds the flag to change if the server cannot listen at an address.

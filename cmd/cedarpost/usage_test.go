@@ -33,6 +33,7 @@ func TestWrongUsageExits2(t *testing.T) {
 		{"serve", `no database: set CEDARPOST_DATABASE_URL`},
 		{"serve --database-url a --database-url-file b", `give one`},
 		{"serve --tls-cert x", `--tls-key`},
+		{"serve --database-url postgres://localhost/x --drain-delay 1h", `--drain-delay must be at most 10m`},
 		{"dev --max-staleness 0s", `--max-staleness must be at least 100ms`},
 		{"bundles --admin-url localhost:8081", `is not a URL like`},
 		{"bundles --admin-url http://bob:hunter2@localhost:8081", `(not shown, as it may have a password) has a user or a password`},

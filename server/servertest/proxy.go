@@ -35,11 +35,17 @@ type link struct {
 // NewProxy starts a proxy in front of the host of a database's URL.
 func NewProxy(t testing.TB, databaseURL string) *Proxy {
 	t.Helper()
+	return NewProxyAt(t, "127.0.0.1:0", databaseURL)
+}
+
+// NewProxyAt is NewProxy at an address.
+func NewProxyAt(t testing.TB, address, databaseURL string) *Proxy {
+	t.Helper()
 	u, err := url.Parse(databaseURL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -290,7 +290,7 @@ func TestWhatFailsOpenOverTheWire(t *testing.T) {
 					}
 				}
 				if c.within != nil && errors.Is(c.kind, context.DeadlineExceeded) {
-					if p, _ := client.servers.pick(); p == nil {
+					if p, _ := client.servers.pick(nil); p == nil {
 						t.Error("callers without time opened the breaker")
 					}
 				}

@@ -140,7 +140,7 @@ func TestBreaker(t *testing.T) {
 		done(connect.NewError(connect.CodeUnavailable, "away"))
 	}
 	for range 10 {
-		if p, _ := s.pick(); p == a {
+		if p, _ := s.pick(nil); p == a {
 			t.Error("it is asked")
 		}
 	}
@@ -153,8 +153,32 @@ func TestBreaker(t *testing.T) {
 		}
 		done(connect.NewError(connect.CodeInvalidArgument, "no such action"))
 	}
-	if p, _ := s.pick(); p != b {
+	if p, _ := s.pick(nil); p != b {
 		t.Error("it is left alone for the questions it was asked")
+	}
+}
+
+// A question that failed at one server is asked again at another one, wherever other questions have moved
+// the counter, and at the same one only if the others are not asked.
+func TestAgainAtAnotherServer(t *testing.T) {
+	s := newServers([]string{"a", "b"}, []connect.Transport{nowhere, nowhere})
+	a, b := s.list[0], s.list[1]
+	for range 10 {
+		p, done := s.pick([]*peer{a})
+		if p != b {
+			t.Fatal("asked at the server that failed")
+		}
+		done(nil)
+	}
+	for range breakAfter {
+		done, err := b.breaker.Allow()
+		if err != nil {
+			t.Fatal(err)
+		}
+		done(connect.NewError(connect.CodeUnavailable, "away"))
+	}
+	if p, _ := s.pick([]*peer{a}); p != a {
+		t.Error("asked nowhere")
 	}
 }
 
@@ -171,7 +195,7 @@ func TestGivingUpIsNoFailure(t *testing.T) {
 			t.Fatal("an answer out of nowhere")
 		}
 	}
-	if p, _ := c.servers.pick(); p == nil {
+	if p, _ := c.servers.pick(nil); p == nil {
 		t.Error("the server is left alone")
 	}
 	if err := c.Close(t.Context()); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -112,8 +113,9 @@ func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1c
 	end, bounded := ctx.Deadline()
 	hurried := bounded && time.Until(end) < s.patience
 	var err error
+	var tried []*peer
 	for attempt := range maxAttempts {
-		p, done := s.pick()
+		p, done := s.pick(tried)
 		if p == nil && err == nil {
 			return s.allOpen()
 		}
@@ -147,6 +149,7 @@ func (s *servers) ask(ctx context.Context, fn func(context.Context, cedarpostv1c
 			return nil
 		}
 		err = fmt.Errorf("%s: %w", p.name, attemptErr)
+		tried = append(tried, p)
 		if !again(attemptErr) || attempt == maxAttempts-1 || !s.spend() {
 			return err
 		}
@@ -187,14 +190,20 @@ func again(err error) bool {
 	return false
 }
 
-// pick returns the next server whose breaker lets a question through. The caller passes the
-// outcome to done.
-func (s *servers) pick() (p *peer, done func(error)) {
+// pick returns the next server whose breaker lets a question through. Servers where this question was
+// tried already come last: other questions move the counter too, so it can lead an attempt to the server
+// that has just failed. The caller passes the outcome to done.
+func (s *servers) pick(tried []*peer) (p *peer, done func(error)) {
 	from := int(s.next.Add(1) % uint32(len(s.list)))
-	for i := range s.list {
-		p := s.list[(from+i)%len(s.list)]
-		if done, err := p.breaker.Allow(); err == nil {
-			return p, done
+	for _, again := range []bool{false, true} {
+		for i := range s.list {
+			p := s.list[(from+i)%len(s.list)]
+			if slices.Contains(tried, p) != again {
+				continue
+			}
+			if done, err := p.breaker.Allow(); err == nil {
+				return p, done
+			}
 		}
 	}
 	return nil, nil
