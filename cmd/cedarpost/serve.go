@@ -44,12 +44,19 @@ func (*serveCmd) Help() string {
 
 SIGTERM and Ctrl-C stop the server after the calls in flight; a second signal stops it at once. On SIGHUP the server reads the TLS certificate, its key and the CAs of clients, the mask key and the audit keys at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. The file of the database URL is read for each new connection, and the file of the issuers when it changes. Everything else is read only at the start.
 
-Files with keys and other secrets are refused if users other than their owner and group have any rights to them.`
+Files with keys and other secrets are refused if users other than their owner and group have any rights to them.
+
+` + telemetryHelp
 }
 
 // Run serves until ctx ends.
 func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
-	log := s.logger(c.err)
+	telemetry, err := s.observe(ctx, c.err)
+	if err != nil {
+		return err
+	}
+	defer telemetry.Close()
+	log := telemetry.log
 	url, err := s.live(k, log)
 	if err != nil {
 		return err
@@ -75,7 +82,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 			return err
 		}
 	}
-	db, err := store.Open(ctx, s.store(url, standbys))
+	db, err := telemetry.open(ctx, s.store(url, standbys))
 	if err != nil {
 		return err
 	}
@@ -105,6 +112,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err != nil {
 		return err
 	}
+	telemetry.configure(&config)
 	s.configureTLS(&config)
 	config.Signing, config.SecretFiles, config.Start = s.signing(), s.secretFiles(), startOf(k)
 	if s.IssuersFile != "" {
@@ -118,6 +126,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err != nil {
 		return s.explain(err)
 	}
+	telemetry.SendMetrics(srv.Gatherer())
 	fmt.Fprintf(c.out, "ready %s\n", planeURLs(srv, s.TLSCert != ""))
 	running, stop := context.WithCancel(ctx)
 	defer stop()
