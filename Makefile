@@ -13,6 +13,7 @@ GOLANGCI_LINT_VERSION   := v2.15.0
 GOVULNCHECK_VERSION     := v1.9.0
 GO_LICENSES_VERSION     := v2.0.1
 CYCLONEDX_GOMOD_VERSION := v1.10.0
+OTELCOL_VERSION         := v0.165.0
 
 BUILD := $(CURDIR)/.build
 BIN   := $(BUILD)/bin
@@ -89,6 +90,10 @@ attack: postgres ## Attack a server over loopback, and print what an honest call
 .PHONY: access-matrix
 access-matrix: postgres ## Call each RPC as each role, and print who may do what
 	@CEDARPOST_ACCESS_MATRIX=1 go test -count 1 -timeout 10m -v -run '^TestAccessMatrix$$' ./server | grep -v '^=== \|level='
+
+.PHONY: telemetry
+telemetry: postgres $(BUILD)/otelcol-$(OTELCOL_VERSION).stamp ## Send telemetry to a real collector of OpenTelemetry, and print a trace of one decision
+	CEDARPOST_OTELCOL=$(BUILD)/otelcol/otelcol go test -count 1 -timeout 10m -v -run '^TestRealCollector$$' ./server
 
 # Tests that take minutes are named TestSoak..., and run only if CEDARPOST_SOAK is set.
 .PHONY: soak
@@ -236,6 +241,13 @@ $(BUILD)/govulncheck-$(GOVULNCHECK_VERSION).stamp:
 $(BUILD)/cyclonedx-gomod-$(CYCLONEDX_GOMOD_VERSION).stamp:
 	$(call install,github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod,$(CYCLONEDX_GOMOD_VERSION))
 
+$(BUILD)/otelcol-$(OTELCOL_VERSION).stamp: scripts/otelcol.yaml
+	@mkdir -p $(BIN); rm -f $(BUILD)/otelcol-v*.stamp; \
+	echo "build a collector of OpenTelemetry $(OTELCOL_VERSION)"; \
+	GOBIN=$(BIN) go install go.opentelemetry.io/collector/cmd/builder@$(OTELCOL_VERSION); \
+	$(BIN)/builder --config scripts/otelcol.yaml >$(BUILD)/otelcol.log 2>&1 || { tail $(BUILD)/otelcol.log >&2; exit 1; }
+	@touch $@
+
 # Built from its module: go install would also ask the repository whether the module is deprecated.
 $(BUILD)/go-licenses-$(GO_LICENSES_VERSION).stamp:
 	@mkdir -p $(BIN); rm -f $(BUILD)/go-licenses-v*.stamp; \
@@ -252,10 +264,14 @@ $(PROTOVALIDATE_STAMP):
 	chmod -R u+w $(BUILD)/protovalidate; \
 	touch $@
 
+# The messages of the health service are those of grpc-go: see the go_package of their file.
+NOT_OURS := proto/grpc/health/v1/health.pb.go
+
 .PHONY: generate
 generate: $(GENERATORS) ## Generate the code
 	$(BIN)/buf lint
 	$(BIN)/buf generate
+	rm -f $(NOT_OURS)
 	go generate ./...
 
 .PHONY: check-generated
@@ -264,5 +280,5 @@ check-generated: $(GENERATORS) ## Fail if the committed code differs from the ge
 	cp -r proto buf.yaml buf.gen.yaml "$$copy/"; \
 	mkdir "$$copy/.build"; cp -r $(BUILD)/protovalidate "$$copy/.build/"; ln -s $(BIN) "$$copy/.build/bin"; \
 	find "$$copy/proto" -name '*.go' -exec grep -l '^// Code generated' {} + | xargs rm -f; \
-	(cd "$$copy" && $(BIN)/buf lint && $(BIN)/buf generate); \
+	(cd "$$copy" && $(BIN)/buf lint && $(BIN)/buf generate && rm -f $(NOT_OURS)); \
 	diff -r proto "$$copy/proto" || { echo "generated code is stale: run make generate" >&2; exit 1; }

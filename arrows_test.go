@@ -18,13 +18,17 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows lists the rooms that each room may import. A package belongs to the room with the
 // longest name that is a prefix of its folder.
 var arrows = map[string][]string{
-	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/clienttls", "internal/days", "internal/entityuid", "internal/keyfile", "internal/privateca", "internal/recentlog", "internal/secret", "internal/serverurl"},
+	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "server/telemetry", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/clienttls", "internal/days", "internal/entityuid", "internal/keyfile", "internal/privateca", "internal/recentlog", "internal/secret", "internal/serverurl"},
 	"server": {"server/engine", "server/snapshot", "server/decisionlog", "server/impact", "server/access", "server/stored", "server/wire", "server/entityfile", "server/offline",
 		"store", "auditlog", "bundle", "policies", "proto", "internal/entityuid", "internal/keyfile", "internal/pause", "internal/recentlog", "internal/secret"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},
 	"server/decisionlog": {"server/engine", "server/stored", "server/wire", "server/entityfile", "store", "auditlog", "proto", "internal/keyfile", "internal/pause", "internal/secret"},
 	"server/impact":      {"server/engine", "server/snapshot", "server/decisionlog", "server/access", "server/stored", "server/wire", "store", "proto"},
 	"server/access":      {"server/engine", "server/offline", "store", "bundle", "policies", "internal/days", "internal/entityuid", "internal/keyfile", "internal/pause", "sdk/go/egress"},
+	// It knows the libraries that send, and nothing of Cedarpost.
+	"server/telemetry": {},
+	// A receiver of OTLP, for tests.
+	"server/telemetry/telemetrytest": {},
 	// A real OpenID provider, for tests.
 	"server/access/issuertest": {},
 	"server/stored":            {"server/engine", "server/offline", "store", "bundle", "proto"},
@@ -67,9 +71,11 @@ var arrows = map[string][]string{
 
 // outside says which modules only some rooms may know.
 var outside = map[string][]string{
-	"github.com/cedar-policy/cedar-go": {"server/engine", "server", "server/impact", "server/access", "server/snapshot", "server/stored", "server/wire", "server/offline", "server/corpustest", "sdk/go/cedarposttest"},
-	"github.com/jackc/pgx":             {"server/servertest", "store", "store/localpg", "store/storetest"},
-	"connectrpc.com":                   {"cmd", "server", "server/servertest", "proto", "sdk/go", "sdk/go/cedarposttest", "examples", "bench/peers"},
+	"github.com/cedar-policy/cedar-go":   {"server/engine", "server", "server/impact", "server/access", "server/snapshot", "server/stored", "server/wire", "server/offline", "server/corpustest", "sdk/go/cedarposttest"},
+	"github.com/jackc/pgx":               {"server/servertest", "store", "store/localpg", "store/storetest"},
+	"go.opentelemetry.io/otel/sdk":       {"server/telemetry"},
+	"go.opentelemetry.io/otel/exporters": {"server/telemetry"},
+	"connectrpc.com":                     {"cmd", "server", "server/servertest", "proto", "sdk/go", "sdk/go/cedarposttest", "examples", "bench/peers"},
 }
 
 func roomOf(folder string) string {

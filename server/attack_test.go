@@ -23,11 +23,11 @@ import (
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
-	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store/storetest"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // asks returns a call of the decision plane that needs no data.

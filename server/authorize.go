@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
@@ -139,13 +140,59 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 	if len(asked) == 0 {
 		return answers, nil
 	}
-	evaluations, loading, err := v.Prepare(ctx, asks, work.Pause)
+	loadCtx, load := s.metric.load.begin(ctx)
+	evaluations, loading, err := v.Prepare(loadCtx, asks, work.Pause)
+	load.end(err)
 	if err != nil {
 		return nil, err
 	}
-	rows := make([]store.Decision, 0, len(checks))
+	batch := deciding{view: v, checks: checks, answers: answers, asked: asked, evaluations: evaluations, loading: loading, began: began}
+	decideCtx, decide := s.metric.decide.begin(ctx)
+	if decide.span != nil {
+		decide.span.SetAttributes(attribute.Int("cedarpost.checks", len(checks)))
+	}
+	rows, err := s.decideAll(decideCtx, &batch, work)
+	decide.end(err)
+	if err != nil {
+		return nil, err
+	}
+	work.Rest()
+	recordCtx, record := s.metric.record.begin(ctx)
+	err = s.record(recordCtx, rows, nil)
+	record.end(err)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.Answerable(); err != nil {
+		return nil, err
+	}
+	rights := access.RightsFrom(ctx)
 	for n, i := range asked {
-		c, a, e := checks[i], &answers[i], &evaluations[n]
+		if a := answers[i]; a.response != nil {
+			hidePolicies(a.response, v.Set, evaluations[n].Question.Bundle(), rights)
+			s.metric.decisions.count(checks[i].GetAction(), a.response.Decision == cedarpostv1.Decision_ALLOW, a.response.GetDeniedAt())
+		}
+	}
+	return answers, nil
+}
+
+// deciding is what the decisions of one call are made from.
+type deciding struct {
+	view        snapshot.View
+	checks      []*cedarpostv1.AuthorizeRequest
+	answers     []answer
+	asked       []int // the checks that have evaluations
+	evaluations []engine.Evaluation
+	loading     time.Duration
+	began       time.Time
+}
+
+// decideAll makes the decisions of a call. It fills in the answers, and returns the rows to record.
+func (s *authorizationService) decideAll(ctx context.Context, d *deciding, work *access.Work) ([]store.Decision, error) {
+	v := d.view
+	rows := make([]store.Decision, 0, len(d.checks))
+	for n, i := range d.asked {
+		c, a, e := d.checks[i], &d.answers[i], &d.evaluations[n]
 		if err := work.Err(); err != nil {
 			return nil, err
 		}
@@ -160,7 +207,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 		a.response.CacheHint = s.hint(v, c, e, a.ends)
 		row, err := s.recorder.NewDecision(ctx, decisionlog.Decision{
 			Request: c, Evaluation: e, Set: v.Set, Position: v.Position, Response: a.response,
-			FieldForbids: res.FieldForbids, Loading: loading, Took: time.Since(began),
+			FieldForbids: res.FieldForbids, Loading: d.loading, Took: time.Since(d.began),
 		})
 		if err != nil {
 			return nil, err
@@ -176,21 +223,7 @@ func (s *authorizationService) decide(ctx context.Context, v snapshot.View, chec
 			a.response.Explanation = wire.Explanation(x)
 		}
 	}
-	work.Rest()
-	if err := s.record(ctx, rows, nil); err != nil {
-		return nil, err
-	}
-	if err := v.Answerable(); err != nil {
-		return nil, err
-	}
-	rights := access.RightsFrom(ctx)
-	for n, i := range asked {
-		if a := answers[i]; a.response != nil {
-			hidePolicies(a.response, v.Set, evaluations[n].Question.Bundle(), rights)
-			s.metric.decision(a.response.Decision == cedarpostv1.Decision_ALLOW, a.response.GetDeniedAt().String())
-		}
-	}
-	return answers, nil
+	return rows, nil
 }
 
 // hint says how long the caller may keep an answer, and by what tags. It is nil if the answer

@@ -14,7 +14,6 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/connect/v2/connectproto"
-	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
@@ -83,6 +82,7 @@ type request struct {
 	snapshot   *snapshot.Snapshot // that the caller was admitted by, or an older one; nil after the first message
 	admitted   time.Time
 	known      bool              // the caller is authenticated
+	span       trace.Span        // of the call; nil: it is not sampled
 	rights     access.HeldRights // of the caller
 	body       body
 	reply      reply
@@ -133,6 +133,7 @@ type edge struct {
 	limits    *access.Limiter
 	log       *slog.Logger // a sampler
 	metric    *callMetrics
+	tracing   *tracing // nil: none
 	noted     *decisionlog.Noted
 	failures  *access.Failures
 	timeout   time.Duration // of a unary handler
@@ -155,13 +156,16 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 				err = connect.NewError(connect.CodeInternal, "internal error")
 			}
 			if refused, ok := errors.AsType[*refusedError](err); ok {
+				e.metric.refused.WithLabelValues(procedureLabel(spec)).Inc()
 				e.noted.RefusedRight(ctx, spec.Procedure, refused.reason())
 			}
 			if err != nil {
 				err = bodyError(requestFrom(ctx), callerError(ctx, publicError(spec.Procedure, err)))
 			}
 			e.logFailure(ctx, spec, err)
-			e.metric.call(spec, began, err)
+			span := requestFrom(ctx).span
+			e.metric.call(spec, began, span, err)
+			endCall(span, requestFrom(ctx).header, err)
 		}()
 		r := requestFrom(ctx)
 		defer r.body.end()
@@ -172,7 +176,7 @@ func (e *edge) guard(next connect.ServerFunc) connect.ServerFunc {
 			leave := e.strangers.enter(r.controller)
 			defer leave()
 			stream, wait = strangerStream{stream, leave}, e.times.health
-		} else if ctx, err = e.admit(ctx, r, spec.Procedure); err != nil {
+		} else if ctx, err = e.admit(ctx, r, spec, began); err != nil {
 			// HTTP/1.1 reads some of the body that is left.
 			_ = r.controller.SetReadDeadline(time.Now().Add(e.times.discard))
 			return err
@@ -228,11 +232,14 @@ func isHealth(spec connect.Spec) bool {
 }
 
 // admit authenticates the caller of a request and takes one token of its rate limit. It
-// returns a context with the caller, and with what the log records about the call.
-func (e *edge) admit(ctx context.Context, r *request, procedure string) (context.Context, error) {
+// returns a context with the caller, and with what the log records about the call. The span of the call
+// begins here, because a stranger must not make the server trace anything.
+func (e *edge) admit(ctx context.Context, r *request, spec connect.Spec, began time.Time) (context.Context, error) {
+	procedure := spec.Procedure
 	r.snapshot, r.admitted = e.gate.follower.Latest(), time.Now()
 	caller, rights, err := e.gate.authenticate(ctx, r.header, r.tls)
 	if reason, ok := unauthenticated(err); ok {
+		e.metric.unauthenticated.WithLabelValues(reason).Inc()
 		e.noted.AuthenticationFailure(r.peer, procedure, reason)
 		if r.conn != nil {
 			r.conn.hasNoKey()
@@ -252,12 +259,9 @@ func (e *edge) admit(ctx context.Context, r *request, procedure string) (context
 	}
 	r.known = true
 	call := decisionlog.Call{Caller: caller.Name, Procedure: procedure}
-	if parent := r.header.Get("Traceparent"); parent != "" {
-		carrier := propagation.MapCarrier{"traceparent": parent}
-		remote := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(ctx, carrier))
-		if remote.HasTraceID() {
-			call.TraceID = remote.TraceID().String()
-		}
+	var traceID trace.TraceID
+	if ctx, r.span, traceID = e.tracing.begin(ctx, r.header, spec, began, caller.Name); traceID.IsValid() {
+		call.TraceID = traceID.String()
 	}
 	r.rights.Set(rights)
 	ctx = decisionlog.WithCall(access.WithRights(access.WithCaller(ctx, caller), &r.rights), call)

@@ -12,11 +12,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/cedarpost/cedarpost/internal/pause"
-	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
 	"github.com/cedarpost/cedarpost/proto/grpc/health/v1/healthv1connect"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/snapshot"
 	"github.com/cedarpost/cedarpost/store"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 const (
@@ -154,7 +154,8 @@ func (h *health) Watch(ctx context.Context, req *healthv1.HealthCheckRequest, st
 func (s *Server) opsHandler() http.Handler {
 	mux := http.NewServeMux()
 	if !s.cfg.NoMetrics {
-		h := promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{})
+		// OpenMetrics, which has exemplars, is for scrapers that ask for it.
+		h := promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{EnableOpenMetrics: true})
 		if isLoopback(s.cfg.OpsListen) { // else the scraper may use any name of the machine
 			h = onlyForLoopback(h)
 		}

@@ -8,7 +8,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"go.opentelemetry.io/otel/trace"
 
+	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/store"
@@ -26,36 +28,56 @@ func newRegistry() *prometheus.Registry {
 type callMetrics struct {
 	calls   *prometheus.CounterVec   // procedure, code
 	seconds *prometheus.HistogramVec // procedure
+
+	unauthenticated *prometheus.CounterVec // reason
+	refused         *prometheus.CounterVec // procedure
 }
 
 func newCallMetrics(r prometheus.Registerer) *callMetrics {
 	with := promauto.With(r)
-	return &callMetrics{
+	m := &callMetrics{
 		calls: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_calls_total", Help: "Calls by procedure and Connect code."}, []string{"procedure", "code"}),
 		seconds: with.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "cedarpost_call_seconds", Help: "Time from authentication to answer, recording included.",
 			Buckets: prometheus.ExponentialBuckets(0.0002, 2, 14)}, []string{"procedure"}),
-	}
+		unauthenticated: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_authentication_failures_total", Help: "Calls and TLS handshakes whose caller could not be authenticated, by reason."}, []string{"reason"}),
+		refused: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_rights_refused_total", Help: "Calls to which the caller has no right, by procedure."}, []string{"procedure"}),
+	} // So that they are there from the start.
+	m.unauthenticated.WithLabelValues("unknown key")
+	m.seconds.WithLabelValues(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure)
+	m.refused.WithLabelValues(cedarpostv1connect.AuthorizationServiceAuthorizeProcedure)
+	return m
 }
 
-func (m *callMetrics) call(spec connect.Spec, began time.Time, err error) {
+// procedureLabel returns the procedure of a call. The caller chooses the name of one that is not
+// registered.
+func procedureLabel(spec connect.Spec) string {
+	if spec.Schema == nil {
+		return "unknown"
+	}
+	return spec.Procedure
+}
+
+// call counts a call. span is its span, or nil.
+func (m *callMetrics) call(spec connect.Spec, began time.Time, span trace.Span, err error) {
 	code := "ok"
 	if err != nil {
 		code = connect.CodeOf(err).String()
 	}
-	// The caller chooses the name of a procedure that is not registered.
-	procedure := spec.Procedure
-	if spec.Schema == nil {
-		procedure = "unknown"
-	}
+	procedure := procedureLabel(spec)
 	m.calls.WithLabelValues(procedure, code).Inc()
-	m.seconds.WithLabelValues(procedure).Observe(time.Since(began).Seconds())
+	observe(m.seconds.WithLabelValues(procedure), time.Since(began), span)
 }
 
 // decisionMetrics counts decisions, and what callers report about their kept answers.
 type decisionMetrics struct {
-	decisions *prometheus.CounterVec // decision, denied_at
+	decisions *decisionCounter
+	load      stage // entities of the questions are found
+	decide    stage // policies are evaluated, and the record is made
+	record    stage // the record waits for its commit
 	reuses    prometheus.Counter
 	failOpens prometheus.Counter
 	reuseLost prometheus.Counter
@@ -66,9 +88,15 @@ type decisionMetrics struct {
 
 func newDecisionMetrics(r prometheus.Registerer) *decisionMetrics {
 	with := promauto.With(r)
+	stages := with.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "cedarpost_stage_seconds", Help: "Time of the stages of calls that decide: load, decide, and record, which waits for the commit.",
+		Buckets: prometheus.ExponentialBuckets(0.00001, 2, 20)}, []string{"stage"})
 	return &decisionMetrics{
-		decisions: with.NewCounterVec(prometheus.CounterOpts{
-			Name: "cedarpost_decisions_total", Help: "Recorded decisions by outcome and by the check that denied."}, []string{"decision", "denied_at"}),
+		decisions: newDecisionCounter(with.NewCounterVec(prometheus.CounterOpts{
+			Name: "cedarpost_decisions_total", Help: "Recorded decisions by action, by outcome and by the check that denied. Of more than 256 actions since the start, the later ones are other."}, []string{"action", "decision", "denied_at"})),
+		load:   stage{"load", stages.WithLabelValues("load")},
+		decide: stage{"decide", stages.WithLabelValues("decide")},
+		record: stage{"record", stages.WithLabelValues("record")},
 		reuses: with.NewCounter(prometheus.CounterOpts{
 			Name: "cedarpost_reuse_reported_total", Help: "Uses of kept answers that callers reported; what they report again counts again."}),
 		failOpens: with.NewCounter(prometheus.CounterOpts{
@@ -79,14 +107,6 @@ func newDecisionMetrics(r prometheus.Registerer) *decisionMetrics {
 			Name: "cedarpost_decisions_too_costly_total", Help: "Questions that were refused because their decision takes more work than one may. Alert on it."}),
 		tokensRefused: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "cedarpost_principal_tokens_refused_total", Help: "Questions whose principal_token was not accepted, by reason."}, []string{"reason"}),
-	}
-}
-
-func (m *decisionMetrics) decision(allowed bool, deniedAt string) {
-	if allowed {
-		m.decisions.WithLabelValues("allow", "").Inc()
-	} else {
-		m.decisions.WithLabelValues("deny", deniedAt).Inc()
 	}
 }
 

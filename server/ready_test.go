@@ -14,10 +14,10 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 	"github.com/cedarpost/cedarpost/proto/cedarpost/v1/cedarpostv1connect"
-	healthv1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/servertest"
 	"github.com/cedarpost/cedarpost/store/storetest"

@@ -24,6 +24,7 @@ import (
 	"connectrpc.com/validate"
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/internal/recentlog"
@@ -128,6 +129,10 @@ type Config struct {
 	Name string
 	// Log gets the log lines of the server; default slog.Default.
 	Log *slog.Logger
+	// TracerProvider makes spans of calls, as children of the callers' spans; nil: none.
+	TracerProvider trace.TracerProvider
+	// Collectors are served on /metrics beside the metrics of the server.
+	Collectors []prometheus.Collector
 
 	times       timeouts // zero: defaultTimeouts
 	unrecorded  bool     // for the benchmark that measures the cost of recording
@@ -186,6 +191,7 @@ type Server struct {
 	clients  *clientCAs   // nil: no client certificates
 	registry *prometheus.Registry
 	calls    *callMetrics
+	tracing  *tracing // nil: none
 	tasks    *taskMetrics
 	planes   []*plane
 	frequent *sampler // the log for lines that a caller can cause with each call
@@ -220,9 +226,14 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, fmt.Errorf("history retention of %v: the decisions of today and yesterday may need %v", keep, store.MinHistoryRetention)
 	}
 	registry := newRegistry()
+	for _, c := range cfg.Collectors {
+		if err := registry.Register(c); err != nil {
+			return nil, err
+		}
+	}
 	s := &Server{
 		cfg: cfg, id: uuid.New(), registry: registry, calls: newCallMetrics(registry), tasks: newTaskMetrics(registry),
-		frequent: newSampler(cfg.Log.Handler()),
+		tracing: newTracing(cfg.TracerProvider), frequent: newSampler(cfg.Log.Handler()),
 	}
 	if err := cfg.DB.EnsurePartitions(ctx, time.Now()); err != nil {
 		return nil, err
@@ -388,7 +399,7 @@ func (s *Server) logRenewed(ctx context.Context) {
 // reflection, in Connect, gRPC and gRPC-Web.
 func (s *Server) rpcHandler(register func(*connect.Server), limits *access.Limiter, timeout time.Duration, maxBytes int) http.Handler {
 	e := &edge{
-		gate: s.gate, limits: limits, log: slog.New(s.frequent), metric: s.calls, noted: s.noted, failures: &s.failures, timeout: timeout, times: s.cfg.times,
+		gate: s.gate, limits: limits, log: slog.New(s.frequent), metric: s.calls, tracing: s.tracing, noted: s.noted, failures: &s.failures, timeout: timeout, times: s.cfg.times,
 		strangers: waitingRoom{most: maxStrangers}, bodies: newBodies(s.cfg.RequestBytes), answers: newBodies(s.cfg.answerBytes), maxBytes: maxBytes,
 	}
 	cs := connect.NewServer(e.guard, e.rights, keepLast, validate.NewServerInterceptor(validate.WithoutErrorDetails(), validate.WithValidator(validator{protovalidate.GlobalValidator})))
@@ -453,6 +464,9 @@ func (s *Server) Addr(plane string) string {
 	return ""
 }
 
+// Gatherer returns what /metrics serves.
+func (s *Server) Gatherer() prometheus.Gatherer { return s.registry }
+
 // Run serves until ctx ends or a listener fails. It returns nil if ctx ended, and else the error of the
 // listener. A server that stops first says so, for [Config.DrainDelay], to those who ask whether it is
 // ready, ends all watches, and asks the caller of each call to use another connection. Then it closes its
@@ -486,7 +500,9 @@ func (s *Server) Run(ctx context.Context) error {
 			var l net.Listener = strictListener{p.bounded}
 			if p.http.TLSConfig != nil {
 				l = newTLSListener(p.bounded, p.http.TLSConfig, s.cfg.times.header, p.http.ErrorLog, func(peer string) {
-					s.noted.AuthenticationFailure(peer, "", "client certificate refused in the TLS handshake")
+					const reason = "client certificate refused in the TLS handshake"
+					s.calls.unauthenticated.WithLabelValues(reason).Inc()
+					s.noted.AuthenticationFailure(peer, "", reason)
 				})
 			}
 			err := p.http.Serve(l)

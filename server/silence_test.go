@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -21,6 +22,7 @@ import (
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
+	"github.com/cedarpost/cedarpost/server/telemetry"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
@@ -285,9 +287,15 @@ func TestAlertsNameMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	certFile, keyFile := server.WritePair(t, t.TempDir(), "a", time.Now().AddDate(1, 0, 0))
+	tel, err := telemetry.Open(t.Context(), telemetry.Config{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tel.Close()
 	s := servertest.New(t, func(c *server.Config) {
 		c.TLSCert, c.TLSKey = certFile, keyFile
 		c.SecretFiles = []server.SecretFile{{Setting: "tls-key", Path: keyFile}}
+		c.Collectors = append(c.Collectors, tel.Failures(), telemetry.NewLines(io.Discard).Lost())
 	})
 	var exposed string
 	servertest.Eventually(t, "a task has succeeded", func() bool {

@@ -139,7 +139,9 @@ func (w *LogWriter) try(ctx context.Context, b sealedBatch, again bool, decision
 		}
 	}
 	done.Asked = time.Now()
+	span := traceAppend(ctx)
 	done.Leaf, done.Position, err = w.send(ctx, b, decisions, events)
+	endAppend(span, err)
 	var pgErr *pgconn.PgError
 	switch {
 	case !errors.As(err, &pgErr):

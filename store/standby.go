@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cedarpost/cedarpost/internal/secret"
@@ -40,7 +41,7 @@ type standby struct {
 	reads, behind, failed atomic.Int64
 }
 
-func (s *standbys) add(ctx context.Context, url secret.Secret, maxConns int32) (err error) {
+func (s *standbys) add(ctx context.Context, url secret.Secret, maxConns int32, tracer pgx.QueryTracer) (err error) {
 	defer wrap(&err, "standby")
 	config, err := pgxpool.ParseConfig(url.Reveal())
 	if err != nil {
@@ -51,6 +52,7 @@ func (s *standbys) add(ctx context.Context, url secret.Secret, maxConns int32) (
 		c.ConnectTimeout = time.Second
 	}
 	setDefaults(c)
+	c.Tracer = tracer
 	c.ValidateConnect = nil // any of several hosts will do
 	if maxConns > 0 {
 		config.MaxConns = maxConns

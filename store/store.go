@@ -22,6 +22,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cedarpost/cedarpost/internal/secret"
 )
@@ -100,6 +101,9 @@ type Config struct {
 	// are read. Each has a pool of MaxConns. If one is behind or does not answer, the
 	// next one is asked, and in the end the primary, so that no answer depends on them.
 	ReadURLs []secret.Secret
+	// TracerProvider makes spans of the statements of calls that are sampled; nil: none. Spans have
+	// the SQL text, and no parameters.
+	TracerProvider trace.TracerProvider
 	// Server is the name of this server in the log.
 	Server string
 	// Event makes the record of a write, which is committed with the write. It is called
@@ -146,6 +150,7 @@ func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 		return nil, err
 	}
 	setDefaults(poolConfig.ConnConfig)
+	poolConfig.ConnConfig.Tracer = newQueryTracer(cfg.TracerProvider)
 	if cfg.MaxConns > 0 {
 		poolConfig.MaxConns = cfg.MaxConns
 	}
@@ -178,7 +183,7 @@ func Open(ctx context.Context, cfg Config) (_ *DB, err error) {
 		return nil, err
 	}
 	for _, url := range cfg.ReadURLs {
-		if err := db.standbys.add(ctx, url, cfg.MaxConns); err != nil {
+		if err := db.standbys.add(ctx, url, cfg.MaxConns, poolConfig.ConnConfig.Tracer); err != nil {
 			return nil, err
 		}
 	}

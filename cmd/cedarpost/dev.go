@@ -77,7 +77,12 @@ func (d *devCmd) Run(ctx context.Context, k *kong.Context, c *console) (err erro
 		return err
 	}
 
-	log := d.logger(c.err)
+	telemetry, err := d.observe(ctx, c.err)
+	if err != nil {
+		return err
+	}
+	defer telemetry.Close()
+	log := telemetry.log
 	url := given
 	if url == "" {
 		pg, err := localpg.Start(ctx, localpg.Config{Dir: d.Data, Durable: true})
@@ -95,7 +100,7 @@ func (d *devCmd) Run(ctx context.Context, k *kong.Context, c *console) (err erro
 		url = pg.URL() + "&" + devMark
 	}
 	tuneMemory(log)
-	return d.serve(ctx, k, c, log, url, envFile)
+	return d.serve(ctx, k, c, telemetry, url, envFile)
 }
 
 // watch logs an error if the private Postgres ends by itself. The server keeps running, and
@@ -118,11 +123,12 @@ func watch(pg *localpg.Server, log *slog.Logger) chan struct{} {
 }
 
 // serve runs the server on a database, with the keys and the example of dev.
-func (d *devCmd) serve(ctx context.Context, k *kong.Context, c *console, log *slog.Logger, url, envFile string) error {
+func (d *devCmd) serve(ctx context.Context, k *kong.Context, c *console, telemetry *observed, url, envFile string) error {
+	log := telemetry.log
 	if err := store.Migrate(ctx, url, log); err != nil {
 		return err
 	}
-	db, err := store.Open(ctx, d.store(secret.New(url), nil))
+	db, err := telemetry.open(ctx, d.store(secret.New(url), nil))
 	if err != nil {
 		return err
 	}
@@ -141,6 +147,7 @@ func (d *devCmd) serve(ctx context.Context, k *kong.Context, c *console, log *sl
 	if err != nil {
 		return err
 	}
+	telemetry.configure(&config)
 	config.NoApprovals = !d.Approvals
 	config.Start = startOf(k)
 	if config.Signing, err = d.signing(); err != nil {
@@ -150,6 +157,7 @@ func (d *devCmd) serve(ctx context.Context, k *kong.Context, c *console, log *sl
 	if err != nil {
 		return d.explain(err)
 	}
+	telemetry.SendMetrics(srv.Gatherer())
 
 	serving, stop := context.WithCancel(ctx)
 	defer stop()

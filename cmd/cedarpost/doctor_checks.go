@@ -19,6 +19,7 @@ import (
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/access"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
+	"github.com/cedarpost/cedarpost/server/telemetry"
 	"github.com/cedarpost/cedarpost/store"
 )
 
@@ -62,6 +63,9 @@ func (d *doctorCmd) checkSettings(k *kong.Context) (found []diagnosis) {
 	}
 	if where := d.passwordOutsideOfFile(k); where != "" && where != "--database-url" {
 		found = append(found, warn("database-url", "give the URL with --database-url-file", "a password of the database is in %s", where))
+	}
+	if bad, ok := errors.AsType[*telemetry.VariableError](telemetry.Check()); ok {
+		found = append(found, fail(bad.Name, "correct the variable, or leave it out: docs/operations.md, Telemetry", bad))
 	}
 	if d.MaskKeyFile == "" {
 		found = append(found, warn("mask-key-file", "make 32 random bytes, the same for every server, for example with: openssl rand -hex 32", "without a key, masked values can be searched for on one server only, until it stops"))

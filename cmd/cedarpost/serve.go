@@ -48,12 +48,19 @@ func (*serveCmd) Help() string {
 
 SIGTERM and Ctrl-C stop the server: for --drain-delay it is not ready and serves on, so that load balancers and clients go elsewhere. Then it accepts no connections, finishes the calls in flight for up to 10 s, and writes what it has to record. A second signal ends it at once. On SIGHUP the server reads the TLS certificate, its key and the CAs of clients, the mask key and the audit keys at once, and logs the outcome. Without SIGHUP it uses changed files within ten seconds. The file of the database URL is read for each new connection, and the file of the issuers when it changes. Everything else is read only at the start.
 
-Files with keys and other secrets are refused if users other than their owner and group have any rights to them.`
+Files with keys and other secrets are refused if users other than their owner and group have any rights to them.
+
+` + telemetryHelp
 }
 
 // Run serves until ctx ends.
 func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
-	log := s.logger(c.err)
+	telemetry, err := s.observe(ctx, c.err)
+	if err != nil {
+		return err
+	}
+	defer telemetry.Close()
+	log := telemetry.log
 	url, err := s.live(k, log)
 	if err != nil {
 		return err
@@ -79,7 +86,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 			return err
 		}
 	}
-	db, err := store.Open(ctx, s.store(url, standbys))
+	db, err := telemetry.open(ctx, s.store(url, standbys))
 	if err != nil {
 		return err
 	}
@@ -109,6 +116,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err != nil {
 		return err
 	}
+	telemetry.configure(&config)
 	s.configureTLS(&config)
 	config.Signing, config.SecretFiles, config.Start, config.DrainDelay = s.signing(), s.secretFiles(), startOf(k), time.Duration(s.DrainDelay)
 	if s.IssuersFile != "" {
@@ -122,6 +130,7 @@ func (s *serveCmd) Run(ctx context.Context, k *kong.Context, c *console) error {
 	if err != nil {
 		return s.explain(err)
 	}
+	telemetry.SendMetrics(srv.Gatherer())
 	fmt.Fprintf(c.out, "ready %s\n", planeURLs(srv, s.TLSCert != ""))
 	running, stop := context.WithCancel(ctx)
 	defer stop()

@@ -119,9 +119,15 @@ func (f *listenFlags) store(url secret.Secret, standbys []secret.Secret) store.C
 
 func (f *listenFlags) logger(w io.Writer) *slog.Logger { return newLogger(w, f.LogFormat, f.LogLevel) }
 
-func newLogger(w io.Writer, format, level string) *slog.Logger {
-	var l slog.Level
+func (f *listenFlags) level() slog.Level { return levelOf(f.LogLevel) }
+
+func levelOf(level string) (l slog.Level) {
 	_ = l.UnmarshalText([]byte(level)) // kong accepts only these levels
+	return l
+}
+
+func newLogger(w io.Writer, format, level string) *slog.Logger {
+	l := levelOf(level)
 	options := &slog.HandlerOptions{Level: l}
 	var h slog.Handler = slog.NewTextHandler(w, options)
 	if format == "json" {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/internal/secret"
@@ -112,6 +113,7 @@ type Recorder struct {
 // pendingRecord is the rows of one call that wait for a commit.
 type pendingRecord struct {
 	ctx       context.Context // of the call; nil if it does not wait for the commit
+	span      trace.Span      // of the call, if it is sampled; else nil
 	decisions []store.Decision
 	events    []store.Event
 	bytes     int        // of their records
@@ -120,6 +122,9 @@ type pendingRecord struct {
 
 func newPending(ctx context.Context, decisions []store.Decision, events []store.Event) *pendingRecord {
 	p := &pendingRecord{ctx: ctx, decisions: decisions, events: events, err: make(chan error, 1)}
+	if span := trace.SpanFromContext(ctx); span.IsRecording() {
+		p.span = span
+	}
 	for i := range decisions {
 		p.bytes += len(decisions[i].Record)
 	}
@@ -257,14 +262,14 @@ func (r *Recorder) note(err error) {
 func (r *Recorder) probe() {
 	o := r.outage.Load()
 	if o == nil || !store.IsDiskFull(o.err) {
-		_ = r.write(dayRows{}) // write logs its error
+		_ = r.write(context.Background(), dayRows{}) // write logs its error
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), RecordTimeout)
 	defer cancel()
 	err := r.writer.Probe(ctx)
 	if err == nil {
-		_ = r.write(dayRows{})
+		_ = r.write(context.Background(), dayRows{})
 		return
 	}
 	r.metric.commitFails.Inc()
@@ -446,9 +451,10 @@ func (r *Recorder) commit(batch []*pendingRecord) {
 			risked += len(p.decisions)
 		}
 	}
+	ctx, span := traceCommit(batch, len(decisions), len(events))
 	var err error
 	for _, d := range splitDays(decisions, events) {
-		err = r.write(d)
+		err = r.write(ctx, d)
 		// Some decisions are answered already, so try until they are committed. Meanwhile
 		// down is set, so no other decision is answered.
 		for err != nil && risked > 0 && !r.stopping() {
@@ -461,12 +467,13 @@ func (r *Recorder) commit(batch []*pendingRecord) {
 			} else {
 				time.Sleep(recordWait)
 			}
-			err = r.write(d)
+			err = r.write(ctx, d)
 		}
 		if err != nil {
 			break
 		}
 	}
+	endCommit(span, err)
 	if err != nil && risked > 0 {
 		r.cfg.Log.Error("answered decisions lost: the server stops and the log is not available", "decisions", risked)
 		r.metric.lost.Add(float64(risked))
@@ -478,8 +485,8 @@ func (r *Recorder) commit(batch []*pendingRecord) {
 }
 
 // write is one attempt at a commit.
-func (r *Recorder) write(rows dayRows) error {
-	ctx, cancel := context.WithTimeout(context.Background(), RecordTimeout)
+func (r *Recorder) write(ctx context.Context, rows dayRows) error {
+	ctx, cancel := context.WithTimeout(ctx, RecordTimeout)
 	defer cancel()
 	began := time.Now()
 	done, err := r.writer.Append(ctx, rows.decisions, rows.events)
@@ -498,6 +505,7 @@ func (r *Recorder) write(rows dayRows) error {
 		r.cfg.Log.Error("not recorded", "decisions", len(rows.decisions), "events", len(rows.events), "err", err)
 		return err
 	}
+	noteLeaf(ctx, done.Leaf)
 	if len(rows.decisions) > 0 {
 		r.unmerged.Store(true)
 		r.uses.note(rows.decisions)

@@ -18,6 +18,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cedarpost/cedarpost/bundle"
 	"github.com/cedarpost/cedarpost/internal/entityuid"
@@ -41,6 +42,7 @@ type Server struct {
 
 	API, Admin, Ops string // base URLs of the planes
 	Token           string
+	Metrics         prometheus.Gatherer
 
 	Authorization cedarpostv1connect.AuthorizationServiceClient
 	Entities      cedarpostv1connect.EntityServiceClient
@@ -102,7 +104,7 @@ func On(t testing.TB, databaseURL string, opts ...Option) *Server {
 	done := make(chan error, 1)
 	go func() { done <- srv.Run(running) }()
 	s := &Server{
-		t: t, DB: db, URL: databaseURL, Token: strings.TrimSpace(string(key)),
+		t: t, DB: db, Metrics: srv.Gatherer(), URL: databaseURL, Token: strings.TrimSpace(string(key)),
 		API: "http://" + srv.Addr("decision"), Admin: "http://" + srv.Addr("admin"), Ops: "http://" + srv.Addr("ops"),
 	}
 	var once sync.Once

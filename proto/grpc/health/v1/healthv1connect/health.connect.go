@@ -10,7 +10,7 @@ package healthv1connect
 import (
 	connect "connectrpc.com/connect/v2"
 	context "context"
-	v1 "github.com/cedarpost/cedarpost/proto/grpc/health/v1"
+	grpc_health_v1 "google.golang.org/grpc/health/grpc_health_v1"
 	sync "sync"
 )
 
@@ -37,14 +37,14 @@ var (
 	healthCheckSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
-			Schema:     v1.File_grpc_health_v1_health_proto.Services().ByName("Health").Methods().ByName("Check"),
+			Schema:     grpc_health_v1.File_grpc_health_v1_health_proto.Services().ByName("Health").Methods().ByName("Check"),
 			Procedure:  HealthCheckProcedure,
 		}
 	})
 	healthWatchSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeServer,
-			Schema:     v1.File_grpc_health_v1_health_proto.Services().ByName("Health").Methods().ByName("Watch"),
+			Schema:     grpc_health_v1.File_grpc_health_v1_health_proto.Services().ByName("Health").Methods().ByName("Watch"),
 			Procedure:  HealthWatchProcedure,
 		}
 	})
@@ -53,9 +53,9 @@ var (
 // HealthClient is a client for the grpc.health.v1.Health service.
 type HealthClient interface {
 	// Check returns the status now.
-	Check(context.Context, *v1.HealthCheckRequest) (*v1.HealthCheckResponse, error)
+	Check(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error)
 	// Watch returns the status now and at each change.
-	Watch(context.Context, *v1.HealthCheckRequest) (HealthWatchClientStream, error)
+	Watch(context.Context, *grpc_health_v1.HealthCheckRequest) (HealthWatchClientStream, error)
 }
 
 // NewHealthClient constructs a client for the grpc.health.v1.Health service. Multiple service
@@ -70,8 +70,8 @@ type HealthWatchClientStream struct {
 }
 
 // Receive returns the next response message from the server.
-func (s HealthWatchClientStream) Receive() (*v1.HealthCheckResponse, error) {
-	var res v1.HealthCheckResponse
+func (s HealthWatchClientStream) Receive() (*grpc_health_v1.HealthCheckResponse, error) {
+	var res grpc_health_v1.HealthCheckResponse
 	if err := s.stream.Receive(&res); err != nil {
 		return nil, err
 	}
@@ -87,9 +87,9 @@ func (s HealthWatchClientStream) Close() error {
 // HealthHandler is an implementation of the grpc.health.v1.Health service.
 type HealthHandler interface {
 	// Check returns the status now.
-	Check(context.Context, *v1.HealthCheckRequest) (*v1.HealthCheckResponse, error)
+	Check(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error)
 	// Watch returns the status now and at each change.
-	Watch(context.Context, *v1.HealthCheckRequest, HealthWatchServerStream) error
+	Watch(context.Context, *grpc_health_v1.HealthCheckRequest, HealthWatchServerStream) error
 }
 
 // RegisterHealthHandler registers svc as the grpc.health.v1.Health implementation on server.
@@ -112,18 +112,18 @@ func (s HealthWatchServerStream) SendHeaders() error {
 }
 
 // Send sends a response message to the client.
-func (s HealthWatchServerStream) Send(res *v1.HealthCheckResponse) error {
+func (s HealthWatchServerStream) Send(res *grpc_health_v1.HealthCheckResponse) error {
 	return s.stream.Send(res)
 }
 
 // UnimplementedHealthHandler returns CodeUnimplemented from all methods.
 type UnimplementedHealthHandler struct{}
 
-func (UnimplementedHealthHandler) Check(context.Context, *v1.HealthCheckRequest) (*v1.HealthCheckResponse, error) {
+func (UnimplementedHealthHandler) Check(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "grpc.health.v1.Health.Check is not implemented")
 }
 
-func (UnimplementedHealthHandler) Watch(context.Context, *v1.HealthCheckRequest, HealthWatchServerStream) error {
+func (UnimplementedHealthHandler) Watch(context.Context, *grpc_health_v1.HealthCheckRequest, HealthWatchServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "grpc.health.v1.Health.Watch is not implemented")
 }
 
@@ -131,15 +131,15 @@ type healthClient struct {
 	client *connect.Client
 }
 
-func (c *healthClient) Check(ctx context.Context, req *v1.HealthCheckRequest) (*v1.HealthCheckResponse, error) {
-	var res v1.HealthCheckResponse
+func (c *healthClient) Check(ctx context.Context, req *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+	var res grpc_health_v1.HealthCheckResponse
 	if err := c.client.CallUnary(ctx, healthCheckSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
 }
 
-func (c *healthClient) Watch(ctx context.Context, req *v1.HealthCheckRequest) (HealthWatchClientStream, error) {
+func (c *healthClient) Watch(ctx context.Context, req *grpc_health_v1.HealthCheckRequest) (HealthWatchClientStream, error) {
 	stream, err := c.client.CallServerStream(ctx, healthWatchSpec(), req)
 	if err != nil {
 		return HealthWatchClientStream{}, err
@@ -150,7 +150,7 @@ func (c *healthClient) Watch(ctx context.Context, req *v1.HealthCheckRequest) (H
 type healthHandler struct{ svc HealthHandler }
 
 func (h healthHandler) check(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
-	var req v1.HealthCheckRequest
+	var req grpc_health_v1.HealthCheckRequest
 	if err := stream.Receive(&req); err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (h healthHandler) check(ctx context.Context, _ connect.Spec, stream connect
 }
 
 func (h healthHandler) watch(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
-	var req v1.HealthCheckRequest
+	var req grpc_health_v1.HealthCheckRequest
 	if err := stream.Receive(&req); err != nil {
 		return err
 	}

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/cedarpost/cedarpost/server"
+	"github.com/cedarpost/cedarpost/server/telemetry"
+	"github.com/cedarpost/cedarpost/store"
+)
+
+// telemetryHelp is the part about telemetry in the long help of serve.
+const telemetryHelp = `Traces, metrics and log lines go to a collector of OpenTelemetry if the standard variables ask for it: OTEL_EXPORTER_OTLP_ENDPOINT for all three, OTEL_TRACES_SAMPLER for how many calls are traced. docs/operations.md, section Telemetry, has all of them.`
+
+// surviveClosedPipe makes writes to a stdout or stderr that nobody reads any more fail. Without it
+// such a write ends the process.
+func surviveClosedPipe() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
+
+// observed is the telemetry of a serving process.
+type observed struct {
+	*telemetry.Telemetry
+	log   *slog.Logger
+	lines *telemetry.Lines
+}
+
+// observe begins the log of the process, and the telemetry that the environment asks for. The caller
+// closes it.
+func (f *listenFlags) observe(ctx context.Context, stderr io.Writer) (*observed, error) {
+	surviveClosedPipe()
+	o := &observed{lines: telemetry.NewLines(stderr)}
+	local := f.logger(o.lines)
+	version, _ := buildVersion()
+	var err error
+	o.Telemetry, err = telemetry.Open(ctx, telemetry.Config{Version: version, Name: f.name(), Log: local, Level: f.level()})
+	if err != nil {
+		return nil, misuse("%w", err)
+	}
+	o.log = o.Logger(local.Handler())
+	return o, nil
+}
+
+// open opens a database whose statements are traced.
+func (o *observed) open(ctx context.Context, c store.Config) (*store.DB, error) {
+	c.TracerProvider = o.Tracing()
+	return store.Open(ctx, c)
+}
+
+// configure gives a server what it reports with.
+func (o *observed) configure(c *server.Config) {
+	c.TracerProvider = o.Tracing()
+	c.Collectors = append(c.Collectors, o.Failures(), o.lines.Lost())
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cedarpost/cedarpost/server/telemetry/telemetrytest"
+	"github.com/cedarpost/cedarpost/store/storetest"
+)
+
+func TestBadTelemetryVariables(t *testing.T) {
+	t.Parallel()
+	sh := newShell("OTEL_TRACES_SAMPLER=sometimes")
+	serve := append([]string{"serve", "--development-database", "--database-url", "postgres://localhost:1/none"}, anyPort...)
+	sh.exits(t, codeUsage, says("OTEL_TRACES_SAMPLER", "must be always_on"), serve...)
+	sh.exits(t, codeFailed, says("OTEL_TRACES_SAMPLER", "must be always_on"), "doctor", "--database-url", "postgres://localhost:1/none")
+	r := newShell("OTEL_EXPORTER_OTLP_HEADERS=swordfish").exits(t, codeUsage, says("OTEL_EXPORTER_OTLP_HEADERS"), serve...)
+	if strings.Contains(r.out+r.err, "swordfish") {
+		t.Errorf("the header is shown: %s", r.err)
+	}
+}
+
+// The built program sends all three signals, goes on when the reader of its log is gone, and ends in time.
+func TestServeSendsTelemetry(t *testing.T) {
+	t.Parallel() // it takes long
+	out := telemetrytest.New(t)
+	dir := t.TempDir()
+	keyFile := dir + "/key"
+	sh := newShell("OTEL_EXPORTER_OTLP_ENDPOINT="+out.URL, "OTEL_EXPORTER_OTLP_HEADERS=x-key=swordfish", "OTEL_SERVICE_NAME=my-pdp",
+		"OTEL_BSP_SCHEDULE_DELAY=20", "OTEL_BLRP_SCHEDULE_DELAY=20", "OTEL_METRIC_EXPORT_INTERVAL=100")
+	args := append([]string{"serve", "--development-database", "--bootstrap-key-file", keyFile, "--database-url-file", write(t, dir, "url", storetest.New(t)+"\n")}, anyPort...)
+	cmd := exec.Command(binary, args...)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Env, cmd.Stderr = sh.env, w
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill() }()
+	_ = w.Close()
+	buf := make([]byte, 4096)
+	n, err := stdout.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{ready: string(buf[:n])}
+	_ = r.Close() // from here on nobody reads the log
+
+	client := newShell("CEDARPOST_TOKEN_FILE="+keyFile, "CEDARPOST_ADMIN_URL="+d.url("admin"), "CEDARPOST_API_URL="+d.url("decision"))
+	stranger := newShell("CEDARPOST_TOKEN=nonsense", "CEDARPOST_API_URL="+d.url("decision"))
+	lost := regexp.MustCompile(`cedarpost_log_lines_lost_total [1-9]`)
+	for deadline := time.Now().Add(2 * time.Minute); !lost.MatchString(scrape(t, d.url("ops")+"/metrics")); {
+		stranger.exits(t, codeFailed, says("unauthenticated"), ask("ViewOrder", "42")...)
+		if time.Now().After(deadline) {
+			t.Fatal("no line is lost")
+		}
+	}
+	client.exits(t, 0, says("shop: published"), "apply", "../../policies/shop")
+	client.exits(t, 0, nil, "entities", "import", "../../policies/shop/entities.json")
+	client.exits(t, 0, says("ALLOW"), ask("ViewOrder", "42")...)
+	metrics := scrape(t, d.url("ops")+"/metrics")
+	for _, want := range []string{`cedarpost_authentication_failures_total{reason="unknown key"}`, `cedarpost_telemetry_failures_total{signal="traces"} 0`} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("no %s in /metrics", want)
+		}
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("ended with %v", err)
+	}
+	found := map[string]bool{}
+	for _, s := range out.Spans() {
+		found[s.Name] = true
+	}
+	for _, want := range []string{"cedarpost.v1.AuthorizationService/Authorize", "load", "decide", "record", "commit", "append_batch"} {
+		if !found[want] {
+			t.Errorf("no span %s", want)
+		}
+	}
+	if got := out.About("service.name"); got != "my-pdp" {
+		t.Errorf("service %q", got)
+	}
+	if out.Metrics()["cedarpost_decisions_total"] == nil {
+		t.Error("no metric was sent")
+	}
+	lines := ""
+	for _, l := range out.Lines() {
+		lines += l.Body.GetStringValue() + "\n"
+	}
+	if !strings.Contains(lines, "call refused without a key") {
+		t.Errorf("the log lines that were sent: %s", lines)
+	}
+	key, err := os.ReadFile(keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{strings.TrimSpace(string(key)), "swordfish"} {
+		if strings.Contains(string(out.Raw()), secret) {
+			t.Errorf("%s was sent", secret)
+		}
+	}
+}
+
+func scrape(t *testing.T, url string) string {
+	t.Helper()
+	res, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}

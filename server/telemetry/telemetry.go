@@ -1,0 +1,269 @@
+// Package telemetry sends traces, metrics and log lines of one server to a collector of
+// OpenTelemetry. It exists so that one package reads the standard OTEL_* variables, bounds
+// what a collector that is away can cost, and closes everything within a bounded time. The
+// other rooms know only the API of OpenTelemetry, and Prometheus.
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/contrib/bridges/otelslog"
+	"go.opentelemetry.io/otel"
+	sdklog "go.opentelemetry.io/otel/sdk/log"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.40.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// How long [Telemetry.Close] sends what is left: less while the collector is away.
+const (
+	closeTimeout     = 5 * time.Second
+	closeTimeoutAway = time.Second
+)
+
+// Config says what the telemetry of a process is about. Log is required.
+type Config struct {
+	// Version is the version of the program, and Name the name of the server.
+	Version, Name string
+	// Log gets a line when telemetry cannot be sent. Its lines must not be sent as telemetry.
+	Log *slog.Logger
+	// Level is the least level of the log lines that are sent.
+	Level slog.Leveler
+}
+
+// Telemetry is what the environment asks for. Signals that it does not ask for are off, and cost
+// nothing. It is safe for concurrent use.
+type Telemetry struct {
+	cfg      Config
+	env      environment
+	resource *resource.Resource
+	failures *prometheus.CounterVec // signal
+	senders  []*sender
+	// sending ends when Close has waited long enough. It ends attempts that are under way.
+	sending context.Context
+	stop    context.CancelFunc
+
+	traces  *sdktrace.TracerProvider // nil: off
+	logs    *sdklog.LoggerProvider   // nil: off
+	metrics *sdkmetric.MeterProvider // nil: off, or [Telemetry.SendMetrics] was not called
+	points  sdkmetric.Exporter       // of the metrics; nil: off
+	closed  sync.Once
+}
+
+// Open reads the OTEL_* variables and makes what they ask for. The error names the variable with a
+// value that is not valid. Nothing has to listen at the collector's address. Of errors that
+// libraries of OpenTelemetry report for the whole process, the log gets a few.
+func Open(ctx context.Context, cfg Config) (_ *Telemetry, err error) {
+	t := &Telemetry{cfg: cfg, failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "cedarpost_telemetry_failures_total", Help: "Attempts to send telemetry to a collector of OpenTelemetry that failed, by signal: traces, metrics or logs."}, []string{"signal"})}
+	for s := range signals {
+		t.failures.WithLabelValues(s.String())
+	}
+	if t.env, err = readEnvironment(); err != nil {
+		return nil, err
+	}
+	t.sending, t.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if !t.env.on() {
+		return t, nil
+	}
+	if t.resource, err = newResource(ctx, cfg); err != nil {
+		return nil, err
+	}
+	library := &sender{t: t, what: "telemetry"}
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { library.note(err) }))
+	otel.SetLogger(logr.FromSlogHandler(atLeast{cfg.Log.Handler(), slog.LevelWarn}))
+	for _, open := range []struct {
+		signal signal
+		open   func(context.Context) error
+	}{{traces, t.openTraces}, {metrics, t.openMetrics}, {logs, t.openLogs}} {
+		if !t.env.signals[open.signal].on {
+			continue
+		}
+		if err := open.open(ctx); err != nil {
+			t.Close()
+			return nil, err
+		}
+	}
+	for _, name := range t.env.exposed {
+		cfg.Log.Warn("telemetry is sent to another machine without TLS, together with the headers that "+name+" sets: use a URL with https", "variable", name)
+	}
+	return t, nil
+}
+
+// newResource says what the telemetry is about. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES have
+// the last word.
+func newResource(ctx context.Context, cfg Config) (*resource.Resource, error) {
+	return resource.New(ctx,
+		resource.WithTelemetrySDK(),
+		resource.WithAttributes(semconv.ServiceName("cedarpost"), semconv.ServiceVersion(cfg.Version), semconv.ServiceInstanceID(cfg.Name)),
+		resource.WithFromEnv(),
+	)
+}
+
+func (t *Telemetry) openTraces(ctx context.Context) error {
+	out, err := t.env.newSpanExporter(ctx)
+	if err != nil {
+		return err
+	}
+	// The sampler and the bounds of spans and of the queue are those of the environment. A span that
+	// finds the queue full is dropped.
+	t.traces = sdktrace.NewTracerProvider(sdktrace.WithResource(t.resource), sdktrace.WithBatcher(spanSender{out, t.newSender(traces)}))
+	return nil
+}
+
+func (t *Telemetry) openMetrics(ctx context.Context) error {
+	out, err := t.env.newMetricExporter(ctx)
+	if err != nil {
+		return err
+	}
+	t.points = metricSender{out, t.newSender(metrics)}
+	return nil
+}
+
+func (t *Telemetry) openLogs(ctx context.Context) error {
+	out, err := t.env.newLogExporter(ctx)
+	if err != nil {
+		return err
+	}
+	t.logs = sdklog.NewLoggerProvider(sdklog.WithResource(t.resource), sdklog.WithProcessor(sdklog.NewBatchProcessor(logSender{out, t.newSender(logs)})))
+	return nil
+}
+
+func (t *Telemetry) newSender(s signal) *sender {
+	out := &sender{t: t, what: s.String(), failures: t.failures.WithLabelValues(s.String())}
+	t.senders = append(t.senders, out)
+	return out
+}
+
+// Tracing returns what spans are made with, or nil if traces are off.
+func (t *Telemetry) Tracing() trace.TracerProvider {
+	if t.traces == nil {
+		return nil
+	}
+	return t.traces
+}
+
+// Logger returns a logger that gives each line to local, and also sends it if logs are on. If
+// traces are on, local gets the ids of the trace with the lines of a call that is sampled.
+func (t *Telemetry) Logger(local slog.Handler) *slog.Logger {
+	if t.traces != nil {
+		local = withTrace{local}
+	}
+	if t.logs == nil {
+		return slog.New(local)
+	}
+	sent := otelslog.NewHandler("cedarpost", otelslog.WithLoggerProvider(t.logs))
+	return slog.New(slog.NewMultiHandler(local, atLeast{sent, t.cfg.Level}))
+}
+
+// SendMetrics begins to send what g gathers, under the same names, if metrics are on. It must be
+// called at most once.
+func (t *Telemetry) SendMetrics(g prometheus.Gatherer) {
+	if t.points == nil {
+		return
+	}
+	reader := sdkmetric.NewPeriodicReader(t.points, sdkmetric.WithProducer(newProducer(g)))
+	t.metrics = sdkmetric.NewMeterProvider(sdkmetric.WithResource(t.resource), sdkmetric.WithReader(reader))
+}
+
+// Failures returns the metric that counts what could not be sent.
+func (t *Telemetry) Failures() prometheus.Collector { return t.failures }
+
+// Close sends what is left, for at most five seconds, or one if the last attempt failed. What is not
+// sent by then is dropped.
+func (t *Telemetry) Close() {
+	t.closed.Do(func() {
+		limit := closeTimeout
+		for _, s := range t.senders {
+			if s.failing() {
+				limit = closeTimeoutAway
+			}
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		defer cancel()
+		var wg sync.WaitGroup
+		if t.traces != nil {
+			wg.Go(func() { t.closeOne(ctx, traces, t.traces.Shutdown) })
+		}
+		if t.metrics != nil {
+			wg.Go(func() { t.closeOne(ctx, metrics, t.metrics.Shutdown) })
+		}
+		if t.logs != nil {
+			wg.Go(func() { t.closeOne(ctx, logs, t.logs.Shutdown) })
+		}
+		wg.Wait()
+		t.stop()
+	})
+}
+
+func (t *Telemetry) closeOne(ctx context.Context, s signal, shutdown func(context.Context) error) {
+	ended := make(chan error, 1)
+	go func() { ended <- shutdown(ctx) }()
+	var err error
+	select {
+	case err = <-ended:
+	case <-ctx.Done(): // also if the library does not look at ctx
+		err = ctx.Err()
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		t.cfg.Log.Warn("telemetry that was left at the end is dropped, because it could not be sent in time", "signal", s.String())
+	}
+}
+
+// atLeast drops lines below a level.
+type atLeast struct {
+	slog.Handler
+	level slog.Leveler
+}
+
+// Enabled implements slog.Handler.
+func (h atLeast) Enabled(ctx context.Context, l slog.Level) bool {
+	return (h.level == nil || l >= h.level.Level()) && h.Handler.Enabled(ctx, l)
+}
+
+// WithAttrs implements slog.Handler.
+func (h atLeast) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return atLeast{h.Handler.WithAttrs(attrs), h.level}
+}
+
+// WithGroup implements slog.Handler.
+func (h atLeast) WithGroup(name string) slog.Handler {
+	return atLeast{h.Handler.WithGroup(name), h.level}
+}
+
+// withTrace adds the ids of a sampled trace to lines.
+type withTrace struct{ slog.Handler }
+
+// Handle implements slog.Handler.
+func (h withTrace) Handle(ctx context.Context, r slog.Record) error {
+	if sc := trace.SpanContextFromContext(ctx); sc.IsSampled() {
+		r = r.Clone()
+		r.AddAttrs(slog.String("trace_id", sc.TraceID().String()), slog.String("span_id", sc.SpanID().String()))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (h withTrace) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return withTrace{h.Handler.WithAttrs(attrs)}
+}
+
+// WithGroup implements slog.Handler.
+func (h withTrace) WithGroup(name string) slog.Handler { return withTrace{h.Handler.WithGroup(name)} }
+
+// otherMachine reports whether a URL leads out of this machine.
+func otherMachine(u *url.URL) bool {
+	host := u.Hostname()
+	ip := net.ParseIP(host)
+	return host != "localhost" && (ip == nil || !ip.IsLoopback())
+}

@@ -1,0 +1,174 @@
+package store
+
+import (
+	"context"
+	"errors"
+
+	"github.com/exaring/otelpgx"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/codes"
+	noopmetric "go.opentelemetry.io/otel/metric/noop"
+	semconv "go.opentelemetry.io/otel/semconv/v1.40.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// queryTracer makes spans of the statements of calls that are sampled: with the SQL text, and
+// without parameters. It gives everything else to nobody, because otelpgx takes memory for each
+// statement of a call that is not sampled, too.
+type queryTracer struct{ spans *otelpgx.Tracer }
+
+// newQueryTracer returns a tracer for connections, or nil if there is no provider.
+func newQueryTracer(p trace.TracerProvider) pgx.QueryTracer {
+	if p == nil {
+		return nil
+	}
+	return queryTracer{otelpgx.NewTracer(
+		otelpgx.WithTracerProvider(p), otelpgx.WithMeterProvider(noopmetric.NewMeterProvider()), otelpgx.WithDisableConnectionDetailsInAttributes())}
+}
+
+func sampled(ctx context.Context) bool { return trace.SpanFromContext(ctx).IsRecording() }
+
+// errorClass returns an error with no other text than its class, because the text of Postgres can have
+// values of the statement.
+func errorClass(err error) error {
+	var state *pgconn.PgError
+	switch {
+	case err == nil, errors.Is(err, pgx.ErrNoRows), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errors.As(err, &state):
+		return &pgconn.PgError{Severity: state.Severity, Code: state.Code, Message: "the statement failed"}
+	}
+	return errConnection
+}
+
+var errConnection = errors.New("the statement or its connection failed")
+
+// TraceQueryStart implements pgx.QueryTracer.
+func (t queryTracer) TraceQueryStart(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
+	if !sampled(ctx) {
+		return ctx
+	}
+	return t.spans.TraceQueryStart(ctx, c, d)
+}
+
+// TraceQueryEnd implements pgx.QueryTracer.
+func (t queryTracer) TraceQueryEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryEndData) {
+	if sampled(ctx) {
+		d.Err = errorClass(d.Err)
+		t.spans.TraceQueryEnd(ctx, c, d)
+	}
+}
+
+// TraceBatchStart implements pgx.BatchTracer.
+func (t queryTracer) TraceBatchStart(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchStartData) context.Context {
+	if !sampled(ctx) {
+		return ctx
+	}
+	return t.spans.TraceBatchStart(ctx, c, d)
+}
+
+// TraceBatchQuery implements pgx.BatchTracer.
+func (t queryTracer) TraceBatchQuery(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchQueryData) {
+	if sampled(ctx) {
+		d.Err = errorClass(d.Err)
+		t.spans.TraceBatchQuery(ctx, c, d)
+	}
+}
+
+// TraceBatchEnd implements pgx.BatchTracer.
+func (t queryTracer) TraceBatchEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchEndData) {
+	if sampled(ctx) {
+		d.Err = errorClass(d.Err)
+		t.spans.TraceBatchEnd(ctx, c, d)
+	}
+}
+
+// TraceCopyFromStart implements pgx.CopyFromTracer.
+func (t queryTracer) TraceCopyFromStart(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromStartData) context.Context {
+	if !sampled(ctx) {
+		return ctx
+	}
+	return t.spans.TraceCopyFromStart(ctx, c, d)
+}
+
+// TraceCopyFromEnd implements pgx.CopyFromTracer.
+func (t queryTracer) TraceCopyFromEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromEndData) {
+	if sampled(ctx) {
+		d.Err = errorClass(d.Err)
+		t.spans.TraceCopyFromEnd(ctx, c, d)
+	}
+}
+
+// TracePrepareStart implements pgx.PrepareTracer.
+func (t queryTracer) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareStartData) context.Context {
+	if !sampled(ctx) {
+		return ctx
+	}
+	return t.spans.TracePrepareStart(ctx, c, d)
+}
+
+// TracePrepareEnd implements pgx.PrepareTracer.
+func (t queryTracer) TracePrepareEnd(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareEndData) {
+	if sampled(ctx) {
+		d.Err = errorClass(d.Err)
+		t.spans.TracePrepareEnd(ctx, c, d)
+	}
+}
+
+// TraceConnectStart implements pgx.ConnectTracer.
+func (t queryTracer) TraceConnectStart(ctx context.Context, d pgx.TraceConnectStartData) context.Context {
+	if !sampled(ctx) {
+		return ctx
+	}
+	return t.spans.TraceConnectStart(ctx, d)
+}
+
+// TraceConnectEnd implements pgx.ConnectTracer.
+func (t queryTracer) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
+	if sampled(ctx) {
+		d.Err = errorClass(d.Err)
+		t.spans.TraceConnectEnd(ctx, d)
+	}
+}
+
+// TraceAcquireStart implements pgxpool.AcquireTracer.
+func (t queryTracer) TraceAcquireStart(ctx context.Context, p *pgxpool.Pool, d pgxpool.TraceAcquireStartData) context.Context {
+	if !sampled(ctx) {
+		return ctx
+	}
+	return t.spans.TraceAcquireStart(ctx, p, d)
+}
+
+// TraceAcquireEnd implements pgxpool.AcquireTracer.
+func (t queryTracer) TraceAcquireEnd(ctx context.Context, p *pgxpool.Pool, d pgxpool.TraceAcquireEndData) {
+	if sampled(ctx) {
+		d.Err = errorClass(d.Err)
+		t.spans.TraceAcquireEnd(ctx, p, d)
+	}
+}
+
+// traceAppend begins the span of a commit to the log, which goes past the statements of pgx. It is nil
+// if no call of the batch is sampled.
+func traceAppend(ctx context.Context) trace.Span {
+	parent := trace.SpanFromContext(ctx)
+	if !parent.IsRecording() {
+		return nil
+	}
+	_, span := parent.TracerProvider().Tracer("github.com/cedarpost/cedarpost/store").Start(ctx, "append_batch", trace.WithSpanKind(trace.SpanKindClient),
+		trace.WithAttributes(semconv.DBSystemNamePostgreSQL, semconv.DBOperationName("append_batch"), semconv.DBQueryText(appendBatch)))
+	return span
+}
+
+// endAppend ends it.
+func endAppend(span trace.Span, err error) {
+	if span == nil {
+		return
+	}
+	if err = errorClass(err); err != nil {
+		span.RecordError(err)
+		span.SetStatus(codes.Error, err.Error())
+	}
+	span.End()
+}
