@@ -76,6 +76,7 @@ func TestDev(t *testing.T) {
 		}
 		sh.exits(t, 0, says("ready"), "health")
 	})
+	t.Run("documented commands", testDocumentedCommands(sh))
 	t.Run("clean stop", func(t *testing.T) {
 		if code := dev.stop(t, syscall.SIGTERM); code != 0 {
 			t.Errorf("exit code %d\n%s", code, dev.errs)
