@@ -273,7 +273,7 @@ func TestProblems(t *testing.T) {
 			"bundle.yaml:2:18: on_forbid_error must be deny or skip",
 			"bundle.yaml:3:9: owners must be a list of texts, not a mapping",
 			"bundle.yaml:4:14: description must be text, not a list"}},
-		{"an impact in other words", with(files{"bundle.yaml": "approvals: 2\nimpact: maybe\n"}), []string{"bundle.yaml:2:9: impact must be one of required"}},
+		{"an impact in other words", with(files{"bundle.yaml": "approvals: 2\nimpact: maybe\n"}), []string{"bundle.yaml:2:9: impact must be required, or left out"}},
 		{"windows of a freeze", with(files{"bundle.yaml": "freeze:\n  - {at: 0 18 * * FRI, for: 62h, zone: Mars/Phobos}\n  - {at: 0 18 * *, for: 1s}\n  - {at: 0 0 30 2 *, for: 91d, zone: Local, reason: [x]}\n  - {at: '@daily', from: 3}\n  - {for: 90s}\n  - 0 18 * * FRI\n  - {at: TZ=UTC * * * * *, for: 1h}\n  - {at: 0 18 * * H, for: 1h, zone: ''}\n  - {at: 0 18 L * FOO, for: 4}\n"}), []string{
 			`bundle.yaml:2:40: zone: there is no time zone "Mars/Phobos"`,
 			`bundle.yaml:3:10: at: "0 18 * *" does not have five fields`, "bundle.yaml:3:25: for must be a duration from 1m to 90d, such as 4h or 7d",

@@ -399,6 +399,10 @@ func (y yamlFile) oneOf(n *yaml.Node, what string, fold func(string) string, wor
 	if w := fold(n.Value); slices.Contains(words, w) {
 		return w
 	}
+	if len(words) == 1 {
+		y.fail(n, "", "%s must be %s, or left out", what, words[0])
+		return ""
+	}
 	y.fail(n, "", "%s must be one of %s", what, strings.Join(words, ", "))
 	return ""
 }

@@ -38,21 +38,14 @@ Exits with 3 if the bundle does not compile or validate, would break another bun
 // Run publishes.
 func (a *applyCmd) Run(ctx context.Context, c *console) error {
 	b, err := readBundle(a.Dir, a.Name)
-	if found := findingsFromError(err); len(found) > 0 {
-		c.printFindings(c.err, relative(a.Dir), found)
-		return &exitError{codeInvalid, errors.New("the folder cannot be read as a bundle; nothing was sent")}
-	}
 	if err != nil {
-		return err
+		return c.refusedFolder(a.Dir, err, a.json())
 	}
 	admin, err := a.dial()
 	if err != nil {
 		return err
 	}
 	name := b.Name
-	if a.Name != "" {
-		name = a.Name
-	}
 	if a.ExpectVersion != nil && *a.ExpectVersion < 0 {
 		return misuse("--expect-version must not be negative")
 	}

@@ -48,7 +48,7 @@ func (a *applyCmd) propose(ctx context.Context, c *console, admin *peer, name st
 	if _, err := upload(ctx, admin, &cedarpostv1.BundleHeader{Name: name, DryRun: true}, b.Files); err != nil {
 		return c.refusedPublish(admin, err, relative(a.Dir), a.json())
 	}
-	folder := bundleFolder{a.Dir, name}
+	folder := bundleFolder{a.Dir, a.Name, a.json()}
 	_, base, edits, err := folder.edits(c, admin, liveFiles(ctx, admin))
 	if err != nil {
 		return err
@@ -127,7 +127,7 @@ func (a *applyCmd) create(ctx context.Context, admin *peer, name string, base in
 }
 
 func (a *applyCmd) update(ctx context.Context, c *console, admin *peer, change *cedarpostv1.BundleChange) (*cedarpostv1.BundleChange, error) {
-	edit := &editChangeCmd{changeArgs: changeArgs{ID: change.GetId()}, Dir: a.Dir}
+	edit := &editChangeCmd{changeArgs: changeArgs{ID: change.GetId()}, Dir: a.Dir, Name: a.Name}
 	req := &cedarpostv1.UpdateChangeRequest{Id: change.GetId()}
 	rest, err := edit.folder(ctx, c, admin, req)
 	if err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -34,18 +33,15 @@ const editBytes = 3 << 20
 // bundleFolder is a bundle folder whose files are the new state of a bundle.
 type bundleFolder struct {
 	dir, name string
+	json      bool // findings are printed as JSON, too
 }
 
 // edits returns the edits that make the folder of a version, and that version: 0 if there is none. live
 // reads it.
 func (f bundleFolder) edits(c *console, admin *peer, live func(name string) (int64, []bundle.File, error)) (name string, version int64, edits []bundle.Edit, err error) {
 	b, err := readBundle(f.dir, f.name)
-	if found := findingsFromError(err); len(found) > 0 {
-		c.printFindings(c.err, relative(f.dir), found)
-		return "", 0, nil, &exitError{codeInvalid, errors.New("the folder cannot be read as a bundle; nothing was sent")}
-	}
 	if err != nil {
-		return "", 0, nil, err
+		return "", 0, nil, c.refusedFolder(f.dir, err, f.json)
 	}
 	version, files, err := live(b.Name)
 	if err != nil {
@@ -120,11 +116,14 @@ func (*createChangeCmd) Help() string {
 
 // Run makes the change.
 func (n *createChangeCmd) Run(ctx context.Context, c *console) error {
+	if strings.TrimSpace(n.Title) == "" {
+		return misuse("--title must say what the change is for")
+	}
 	admin, err := n.dial()
 	if err != nil {
 		return err
 	}
-	name, base, edits, err := bundleFolder{n.Dir, n.Name}.edits(c, admin, liveFiles(ctx, admin))
+	name, base, edits, err := bundleFolder{n.Dir, n.Name, n.json()}.edits(c, admin, liveFiles(ctx, admin))
 	if err != nil {
 		return err
 	}
@@ -174,6 +173,9 @@ func (c *console) printVerdicts(label string, list []*cedarpostv1.Verdict) {
 		if v.GetExpired() {
 			text += ", expired " + localTime(v.GetExpiresAt())
 		}
+		if v.GetReport() != "" {
+			text += ", has seen " + v.GetReport()
+		}
 		if v.GetReason() != "" {
 			text += ": " + v.GetReason()
 		}
@@ -202,6 +204,7 @@ func (l *listChangesCmd) Run(ctx context.Context, c *console) error {
 	rows := [][]string{{"CHANGE", "STATE", "BASE", "CHANGED", "AUTHORS", "APPROVED BY", "TITLE"}}
 	req := &cedarpostv1.ListChangesRequest{Bundle: l.Bundle, State: cedarpostv1.BundleChange_State(cedarpostv1.BundleChange_State_value[strings.ToUpper(l.State)])}
 	req.PageToken = l.After
+	listed := 0
 	for left := l.Limit; ; {
 		if l.Limit > 0 {
 			req.PageSize = int32(min(left, 1000))
@@ -223,9 +226,19 @@ func (l *listChangesCmd) Run(ctx context.Context, c *console) error {
 			}
 			rows = append(rows, []string{one.GetId(), state, fmt.Sprint(one.GetBaseVersion()), localTime(one.GetUpdatedAt()), strings.Join(one.GetAuthors(), ", "), approvedBy(one), one.GetTitle()})
 		}
+		listed += len(res.GetChanges())
 		left -= len(res.GetChanges())
 		if req.PageToken = res.GetNextPageToken(); req.PageToken == "" || l.Limit > 0 && left <= 0 {
 			break
+		}
+	}
+	if l.Bundle != "" && listed == 0 {
+		res, err := call(ctx, admin, admin.policies().ListChanges, &cedarpostv1.ListChangesRequest{Bundle: l.Bundle, PageSize: 1})
+		if err == nil && len(res.GetChanges()) == 0 {
+			err = admin.knows(ctx, l.Bundle)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	if !l.json() {
@@ -346,94 +359,6 @@ func (c *console) printMeaning(res *cedarpostv1.CheckChangeResponse) {
 	}
 }
 
-type editChangeCmd struct {
-	changeArgs
-	Dir    string   `arg:"" optional:"" help:"Bundle folder: the change becomes the edits between its base and this folder." type:"path"`
-	Title  *string  `help:"Another title." placeholder:"TEXT"`
-	Reason *string  `help:"Another reason." placeholder:"TEXT"`
-	Revert []string `help:"Take back the edit of this file; can be given several times." placeholder:"PATH" sep:"none"`
-	Rebase bool     `help:"Make the live version the base. Without a folder, it is a conflict if the change and a later version both change a file."`
-}
-
-// Help is the long help of change edit.
-func (*editChangeCmd) Help() string {
-	return `Edits an open change. If that changes the resulting bundle, approvals do not count any more.`
-}
-
-// Run edits the change.
-func (e *editChangeCmd) Run(ctx context.Context, c *console) error {
-	if e.Dir == "" && e.Title == nil && e.Reason == nil && len(e.Revert) == 0 && !e.Rebase {
-		return misuse("give a folder, --title, --reason, --revert or --rebase")
-	}
-	if e.Dir != "" && len(e.Revert) > 0 {
-		return misuse("give either a folder or --revert")
-	}
-	admin, err := e.dial()
-	if err != nil {
-		return err
-	}
-	req := &cedarpostv1.UpdateChangeRequest{Id: e.ID, Title: e.Title, Reason: e.Reason, Revert: e.Revert, Rebase: e.Rebase}
-	var rest [][]*cedarpostv1.FileEdit
-	if e.Dir != "" {
-		if rest, err = e.folder(ctx, c, admin, req); err != nil {
-			return err
-		}
-	}
-	res, err := admin.policies().UpdateChange(ctx, req)
-	if err != nil {
-		return c.refusedPublish(admin, err, e.ID, e.json())
-	}
-	change, err := send(ctx, admin, res.GetChange(), rest)
-	if err != nil {
-		return err
-	}
-	return c.printChange(change, e.json())
-}
-
-// folder adds the edits of a folder to a request, in place of those that the change has. It returns those
-// that do not fit into the request.
-func (e *editChangeCmd) folder(ctx context.Context, c *console, admin *peer, req *cedarpostv1.UpdateChangeRequest) ([][]*cedarpostv1.FileEdit, error) {
-	now, err := call(ctx, admin, admin.policies().GetChange, &cedarpostv1.GetChangeRequest{Id: e.ID})
-	if err != nil {
-		return nil, err
-	}
-	change := now.GetChange()
-	base := liveFiles(ctx, admin)
-	if !e.Rebase && change.GetBaseVersion() != now.GetLiveVersion() {
-		base = func(name string) (int64, []bundle.File, error) {
-			if change.GetBaseVersion() == 0 {
-				return 0, nil, nil
-			}
-			stream, err := admin.policies().GetVersion(ctx, &cedarpostv1.GetVersionRequest{Bundle: name, Version: change.GetBaseVersion()})
-			if err != nil {
-				return 0, nil, err
-			}
-			files, err := receiveBundle(stream, func(*cedarpostv1.GetVersionResponse) {})
-			return change.GetBaseVersion(), files, err
-		}
-	}
-	name, _, edits, err := bundleFolder{e.Dir, change.GetBundle()}.edits(c, admin, base)
-	if err != nil {
-		return nil, err
-	}
-	if name != change.GetBundle() {
-		return nil, fmt.Errorf("the folder has the bundle %s, and the change is of %s", name, change.GetBundle())
-	}
-	edited := map[string]bool{}
-	for _, one := range edits {
-		edited[one.Path] = true
-	}
-	for _, f := range now.GetFiles() {
-		if !edited[f.GetPath()] {
-			req.Revert = append(req.Revert, f.GetPath())
-		}
-	}
-	req.IfDigest = change.GetDigest()
-	parts := messages(edits)
-	req.Edits = parts[0]
-	return parts[1:], nil
-}
-
 // seen returns the digest of a change that the caller has seen: the one given, or the one of now, which is
 // printed.
 func seen(ctx context.Context, admin *peer, id, digest string) (string, error) {
@@ -494,7 +419,7 @@ type approveChangeCmd struct {
 
 // Help is the long help of change approve.
 func (*approveChangeCmd) Help() string {
-	return `Says that you have seen the change, and agree. An author of the change cannot approve it. In a script, give --digest: it is the one that "change show" printed.`
+	return `Says that you have seen the change, and agree. An author of the change cannot approve it. What still keeps the change from being published is printed, also that an approval does not count because it names no report. In a script, give --digest: it is the one that "change show" printed.`
 }
 
 // Run approves.
@@ -511,7 +436,15 @@ func (a *approveChangeCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	return c.printChange(res.GetChange(), a.json())
+	if err := c.printChange(res.GetChange(), a.json()); err != nil || a.json() {
+		return err
+	}
+	// The approval may not count, such as one without a report.
+	now, err := call(ctx, admin, admin.policies().GetChange, &cedarpostv1.GetChangeRequest{Id: a.ID})
+	for _, b := range now.GetBlockedBy() {
+		c.pair("blocked", b)
+	}
+	return err
 }
 
 type declineChangeCmd struct {

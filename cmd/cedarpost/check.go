@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"time"
 
@@ -27,7 +28,7 @@ func (*checkCmd) Help() string {
 
 --prove compares with the live version, or with the folder of --against, and proves that nobody can do more. If each permit was there before and each forbid stays, the policies show it. Otherwise the analysis of Cedar's own command line decides (--cedar), and gives an example where somebody can do more. docs/lint.md says what is proven.
 
-With -o json, prints a line for each folder: {"bundle", "valid", "findings": [{"severity", "file", "line", "column", "policy", "message", "hint"}], "tests": [{"name", "line", "passed", "failures"}], "ignored": [paths that are not part of the bundle]}. valid depends on the findings alone. With -o junit, prints JUnit XML with a suite for each folder.
+With -o json, prints a line for each folder: {"bundle", "valid", "findings": [{"severity", "file", "line", "column", "policy", "message", "hint"}], "tests": [{"name", "line", "passed", "failures"}], "testsNotRun": their number, "ignored": [paths that are not part of the bundle]}. valid depends on the findings of the folder alone. No test is run if this folder, or one that is checked together with it, is not valid. With -o junit, prints JUnit XML with a suite for each folder.
 
 Exits with 3 if a folder does not compile or validate, otherwise with 4 if a test failed, otherwise with --prove with 7 if somebody can do more, otherwise with 8 if that is not known.`
 }
@@ -40,8 +41,10 @@ type checked struct {
 	Valid    bool           `json:"valid"`
 	Findings []finding      `json:"findings"`
 	Tests    []testOutcome  `json:"tests"`
+	NotRun   int            `json:"testsNotRun,omitempty"` // tests of a bundle that does not compile, or not with the others
 	Proof    *proof         `json:"proof,omitempty"`
 	Ignored  []string       `json:"ignored"`
+	compiled bool
 }
 
 type testOutcome struct {
@@ -146,9 +149,12 @@ func checkTogether(list, before []checked) {
 		for _, found := range report.Findings {
 			// The check of another bundle reports its own findings.
 			if found.Bundle == "" || found.Bundle == f.Name {
-				f.Findings = append(f.Findings, findingFromEngine(found))
+				f.Findings = append(f.Findings, elsewhere(list, findingFromEngine(found)))
 			}
 		}
+		f.Findings = distinct(f.Findings)
+		f.compiled = set != nil
+		f.NotRun = len(f.bundle.Tests) - len(report.Tests)
 		f.Findings = append(f.Findings, freezeWarnings(f.bundle, time.Now())...)
 		if i := slices.IndexFunc(before, func(o checked) bool { return o.Name == f.Name }); i >= 0 && set != nil {
 			f.Findings = append(f.Findings, breaking(set, before[i], others)...)
@@ -157,6 +163,28 @@ func checkTogether(list, before []checked) {
 			f.Tests = append(f.Tests, testOutcome{t.Name, t.Line, len(t.Failures) == 0, t.Failures})
 		}
 	}
+}
+
+// undeclared matches a finding about an entity type that no schema declares, with its namespace.
+var undeclared = regexp.MustCompile("(?:undefined (?:entity )?type \"|unrecognized entity type `)(" + namespaced + ")::[A-Za-z_0-9]+[\"`]")
+
+const namespaced = `[A-Za-z_0-9]+(?:::[A-Za-z_0-9]+)*`
+
+// elsewhere adds to a finding about a type of a namespace that none of the folders has that another folder may
+// declare it.
+func elsewhere(list []checked, f finding) finding {
+	m := undeclared.FindStringSubmatch(f.Message)
+	if m == nil {
+		return f
+	}
+	own := regexp.MustCompile(`(?:\bnamespace\s+|")` + regexp.QuoteMeta(m[1]) + `\b`)
+	for i := range list {
+		if b := list[i].bundle; b != nil && slices.ContainsFunc(b.Schemas, func(s bundle.File) bool { return own.Match(s.Content) }) {
+			return f
+		}
+	}
+	f.Hint = fmt.Sprintf("if another bundle has the namespace %s, check its folder together with this one: cedarpost check DIR DIR", m[1])
+	return f
 }
 
 // besides returns the sources that a bundle of the list is compiled with.
@@ -209,6 +237,14 @@ func (f *checked) failed() int {
 	return n
 }
 
+// notRun says what was left out because the bundle does not compile with the others.
+func (f *checked) notRun() string {
+	if f.NotRun == 0 {
+		return "not checked to the end"
+	}
+	return count(f.NotRun, "test", "tests") + " not run"
+}
+
 func (f *checked) print(c *console) {
 	c.printFindings(c.out, f.dir, f.Findings)
 	c.printIgnored(f.Name, f.Ignored)
@@ -227,6 +263,8 @@ func (f *checked) print(c *console) {
 		fmt.Fprintf(c.out, "%s: %s\n", clean(f.Name), c.paint(red, "not valid"))
 	case f.failed() > 0:
 		fmt.Fprintf(c.out, "%s: compiles, but %s\n", clean(f.Name), c.paint(red, fmt.Sprintf("%d of %d tests failed", f.failed(), len(f.Tests))))
+	case f.bundle != nil && !f.compiled:
+		fmt.Fprintf(c.out, "%s: valid, %s, because a folder that it is checked together with is not valid\n", clean(f.Name), c.paint(yellow, f.notRun()))
 	case len(f.Tests) == 0:
 		fmt.Fprintf(c.out, "%s: %s, no tests\n", clean(f.Name), c.paint(green, "valid"))
 	default:

@@ -56,6 +56,12 @@ func writeJUnit(w io.Writer, list []checked) error {
 			}
 			suite.Cases = append(suite.Cases, one)
 		}
+		if f.NotRun > 0 {
+			for _, t := range f.bundle.Tests {
+				suite.Cases = append(suite.Cases, junitCase{Name: t.Name, Class: f.Name, File: filepath.Join(f.dir, bundle.TestsName), Line: t.Line,
+					Skipped: &junitFailure{"not run: this folder, or one that is checked together with it, is not valid"}})
+			}
+		}
 		if p := f.Proof; p != nil {
 			one := junitCase{Name: "nobody can do more", Class: f.Name, File: f.dir}
 			if p.Reason != "" {

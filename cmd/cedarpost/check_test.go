@@ -70,12 +70,35 @@ func TestCheckTogether(t *testing.T) {
 		write(t, dir, "schema.cedarschema", files[0])
 		write(t, dir, "policies.cedar", files[1])
 	}
-	sh.exits(t, 3, says("Org::User"), "check", app)
+	sh.exits(t, 3, says("Org::User", "hint: if another bundle has the namespace Org, check its folder together with this one"), "check", app)
 	sh.exits(t, 3, says("schema.cedarschema:1:", "uses the type Org::User of the bundle org, which does not export it: its bundle.yaml needs exports: [User]", "app: not valid", "org: valid"), "check", app, org)
 	write(t, org, "bundle.yaml", "exports: [Usr]\n")
 	sh.exits(t, 3, says("bundle.yaml:1:11: error: exports Usr", "did you mean User?", "org: not valid"), "check", app, org)
 	write(t, org, "bundle.yaml", "exports: [User]\n")
 	sh.exits(t, 0, says("app: valid", "org: valid", "policies.cedar: warning: holds no policy"), "check", app, org)
+}
+
+// Tests that are not run, because another folder is not valid, are not taken for tests that there are not.
+func TestCheckTogetherWithInvalid(t *testing.T) {
+	sh := newShell()
+	shop := shopCopy(t, map[string]string{"tests.yaml": failingTest})
+	other := shopless(t, filepath.Join(t.TempDir(), "app"))
+	// The policy uses a type twice, which is one finding.
+	write(t, other, "schema.cedarschema", `namespace App { entity Doc { a: Shop::User, b: Shop::User }; action A, B appliesTo { principal: [Shop::User], resource: [Doc] }; }`)
+	r := sh.exits(t, 3, says("tests not run, because a folder that it is checked together with is not valid", "app: not valid"), "check", other, shop)
+	seen := map[string]bool{}
+	for line := range strings.Lines(r.out) {
+		if seen[line] && !strings.HasPrefix(line, "  hint") {
+			t.Errorf("twice: %s", line)
+		}
+		seen[line] = true
+	}
+	sh.exits(t, 3, says(`"valid":true`, `"tests":[],"testsNotRun":`), "check", "-o", "json", other, shop)
+	sh.exits(t, 3, says(`<testcase name="bob sees the order of carol" classname="shop"`, `<skipped message="not run: `), "check", "-o", "junit", other, shop)
+	write(t, other, "schema.cedarschema", `namespace App { entity Doc { a: Shop::Usr }; }`)
+	if r := sh.exits(t, 3, says("Shop::Usr"), "check", other, shop); strings.Contains(r.out, "check its folder") {
+		t.Errorf("the folder of the namespace is there: %s", r.out)
+	}
 }
 
 // The rules of an organization are checked against the built-in schema of the callers, and do not join

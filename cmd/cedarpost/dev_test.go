@@ -59,6 +59,7 @@ func TestDev(t *testing.T) {
 	t.Run("apply that needs approvals", testApplyOpensChange(sh))
 	t.Run("forms", testForms(sh))
 	t.Run("delete a bundle", testDeleteBundle(sh))
+	t.Run("mistakes", testMistakes(sh))
 	t.Run("policies", testPolicies(sh))
 	t.Run("lint", testLint(sh))
 	t.Run("log", testLog(sh))
@@ -76,6 +77,7 @@ func TestDev(t *testing.T) {
 		}
 		sh.exits(t, 0, says("ready"), "health")
 	})
+	t.Run("documented commands", testDocumentedCommands(sh))
 	t.Run("clean stop", func(t *testing.T) {
 		if code := dev.stop(t, syscall.SIGTERM); code != 0 {
 			t.Errorf("exit code %d\n%s", code, dev.errs)
@@ -225,7 +227,7 @@ func testBundles(sh *shell) func(*testing.T) {
 		}
 		sh.exits(t, 3, says("bundle.yaml:5:1: error: ", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "color: blue\n"}))
 		sh.exits(t, 3, says("bundle.yaml:5:12: error: approvals must be a whole number", "nothing was sent"), "apply", shopCopy(t, map[string]string{"bundle.yaml": "approvals: two\n"}))
-		sh.exits(t, 1, says("invalid_argument", "names the bundle"), "apply", more, "--name", "other")
+		sh.exits(t, 1, says("bundle.yaml names the bundle shop, and --name says other"), "apply", more, "--name", "other")
 		sh.exits(t, 0, says("shop"), "bundles")
 	}
 }

@@ -56,13 +56,25 @@ func usageError(err error) error {
 	if m := negative.FindStringSubmatch(err.Error()); m != nil {
 		err = wrongFlag{err, m[1] + " must not be negative"}
 	}
-	command := ""
+	var command *kong.Node
 	if parse, ok := errors.AsType[*kong.ParseError](err); ok && parse.Context != nil {
-		if node := parse.Context.Selected(); node != nil {
-			command = " " + node.Path()
-		}
+		command = parse.Context.Selected()
 	}
-	return misuse("%w\ntry: cedarpost%s --help", err, command)
+	return withHelp(misuse("%w", err), command)
+}
+
+// withHelp adds to an error of wrong usage where the help of the command is. Other errors, and errors that
+// say it already, stay as they are.
+func withHelp(err error, command *kong.Node) error {
+	usage, ok := errors.AsType[*exitError](err)
+	if !ok || usage.code != codeUsage || usage.err == nil || strings.Contains(usage.err.Error(), "\ntry: cedarpost") {
+		return err
+	}
+	path := ""
+	if command != nil {
+		path = " " + command.Path()
+	}
+	return misuse("%w\ntry: cedarpost%s --help", usage.err, path)
 }
 
 // negative matches kong's error about a flag whose value begins with a dash, as in --flag -1.

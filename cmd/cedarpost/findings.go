@@ -66,12 +66,26 @@ func findingsFromError(err error) []finding {
 	return out
 }
 
+// distinct leaves out findings that are the same in all parts, such as those of a type that a declaration
+// uses twice.
+func distinct(list []finding) []finding {
+	seen := map[finding]bool{}
+	out := []finding{}
+	for _, f := range list {
+		if !seen[f] {
+			seen[f] = true
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
 // printFindings prints findings in the form of compiler errors, whose paths editors can open.
 func (c *console) printFindings(w io.Writer, dir string, list []finding) {
-	for _, f := range list {
+	for _, f := range distinct(list) {
 		where := filepath.Join(dir, f.File)
 		if f.Bundle != "" {
-			where = "bundle " + f.Bundle + ": " + f.File
+			where = strings.TrimSuffix("bundle "+f.Bundle+": "+f.File, ": ")
 		}
 		if f.Line > 0 {
 			where += fmt.Sprintf(":%d", f.Line)
@@ -131,7 +145,28 @@ func severe(list []finding) int {
 	return code
 }
 
-// readBundle reads a folder. A name replaces the name of the folder, unless it is empty.
+// refusedFolder returns the error of a command whose folder cannot be read. What is wrong in its files is
+// printed, as JSON also on stdout, in the form of a refusal by the server.
+func (c *console) refusedFolder(dir string, err error, asJSON bool) error {
+	found := findingsFromError(err)
+	if len(found) == 0 {
+		return err
+	}
+	if asJSON {
+		refused := &cedarpostv1.BundleFindings{}
+		for _, f := range found {
+			refused.Findings = append(refused.Findings, &cedarpostv1.Finding{Severity: cedarpostv1.Finding_ERROR, File: f.File, Line: int32(f.Line), Column: int32(f.Column), Message: f.Message, Hint: f.Hint})
+		}
+		if err := c.message(refused); err != nil {
+			return err
+		}
+	}
+	c.printFindings(c.err, relative(dir), found)
+	return &exitError{codeInvalid, errors.New("the folder cannot be read as a bundle; nothing was sent")}
+}
+
+// readBundle reads a folder. A name replaces the name of the folder, unless it is empty. It is an error if
+// bundle.yaml has another name.
 func readBundle(dir, name string) (*bundle.Bundle, error) {
 	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
 		return nil, misuse("%s is a file: give the folder of the bundle, %s", relative(dir), relative(filepath.Dir(dir)))
@@ -144,5 +179,9 @@ func readBundle(dir, name string) (*bundle.Bundle, error) {
 		return nil, fmt.Errorf("read bundle: %w", err)
 	}
 	defer root.Close()
-	return bundle.Read(root.FS(), name)
+	b, err := bundle.Read(root.FS(), name)
+	if err == nil && b.Name != name {
+		return nil, fmt.Errorf("%s names the bundle %s, and --name says %s", filepath.Join(relative(dir), bundle.ManifestName), b.Name, name)
+	}
+	return b, err
 }

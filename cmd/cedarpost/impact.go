@@ -42,7 +42,9 @@ func (*impactCmd) Help() string {
 
 A decision is unknown if a value that a policy reads is masked in its record, or if the live schema does not understand its question any more.
 
-With -o json, prints the ImpactReport of the API, with the counts allowToDeny, denyToAllow, fieldsGained, fieldsLost, newErrors, otherChanges, unchanged and unknown, and with samples.`
+With -o json, prints the ImpactReport of the API, with the counts allowToDeny, denyToAllow, fieldsGained, fieldsLost, newErrors, otherChanges, unchanged and unknown, and with samples.
+
+Exits with 3 if the bundle does not compile or validate, or would break another bundle: then -o json prints {"findings": […]}. With --exit-code, exits with 1 as that flag says.`
 }
 
 // Run makes the report.
@@ -94,7 +96,7 @@ func (n *impactCmd) Run(ctx context.Context, c *console) error {
 	case n.Change != "":
 		req.Candidate = &cedarpostv1.AnalyzeChangeRequest_Change{Change: n.Change}
 	default:
-		name, base, edits, err := bundleFolder{n.Dir, n.Name}.edits(c, admin, liveFiles(ctx, admin))
+		name, base, edits, err := bundleFolder{n.Dir, n.Name, n.Output == "json"}.edits(c, admin, liveFiles(ctx, admin))
 		if err != nil {
 			return err
 		}
@@ -115,7 +117,7 @@ func (n *impactCmd) Run(ctx context.Context, c *console) error {
 func (n *impactCmd) analyze(ctx context.Context, c *console, admin *peer, req *cedarpostv1.AnalyzeChangeRequest) (report *cedarpostv1.ImpactReport, err error) {
 	stream, err := admin.policies().AnalyzeChange(ctx, req)
 	if err != nil {
-		return nil, c.refusedPublish(admin, err, relative(n.Dir), false)
+		return nil, c.refusedPublish(admin, err, relative(n.Dir), n.Output == "json")
 	}
 	defer func() { _ = stream.Close() }()
 	for {
@@ -124,7 +126,7 @@ func (n *impactCmd) analyze(ctx context.Context, c *console, admin *peer, req *c
 			break
 		}
 		if err != nil {
-			return nil, c.refusedPublish(admin, err, relative(n.Dir), false)
+			return nil, c.refusedPublish(admin, err, relative(n.Dir), n.Output == "json")
 		}
 		report = res.GetReport()
 		if c.live {

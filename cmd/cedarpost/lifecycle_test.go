@@ -66,7 +66,7 @@ func testVersions(sh *shell) func(*testing.T) {
 		write(t, copied, "more.cedar", "not ours")
 		write(t, copied, "notes.txt", "not of a bundle")
 		sh.exits(t, 1, says("has other files than the bundle, such as more.cedar", "--force"), "pull", "notes", copied, "--version=1")
-		sh.exits(t, 0, says("version 1", "2 written"), "pull", "notes", copied, "--version=1", "--force")
+		sh.exits(t, 0, says("version 1", "1 written, 1 removed", "removed "+filepath.Join(copied, "more.cedar")), "pull", "notes", copied, "--version=1", "--force")
 		for name, want := range map[string]string{"more.cedar": "", "notes.txt": "not of a bundle", "read.cedar": file(t, one, "read.cedar"), "schema.cedarschema": file(t, one, "schema.cedarschema")} {
 			if got := file(t, copied, name); got != want {
 				t.Errorf("%s is %q, want %q", name, got, want)

@@ -114,7 +114,7 @@ func (l *lintCmd) lint(ctx context.Context, admin *peer, list []checked, i int) 
 	if set == nil {
 		for _, one := range found {
 			if !one.Warning && (one.Bundle == "" || one.Bundle == f.Name) {
-				r.Findings = append(r.Findings, findingFromEngine(one))
+				r.Findings = append(r.Findings, elsewhere(list, findingFromEngine(one)))
 			}
 		}
 		if len(r.Findings) == 0 {

@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string, c *console) int {
 	parser := newParser(ctx, c, file)
 	k, err := parser.Parse(args)
 	if err == nil {
-		err = k.Run(c)
+		err = withHelp(k.Run(c), k.Selected())
 	} else {
 		err = usageError(err)
 	}

@@ -51,7 +51,7 @@ func (l *listPoliciesCmd) Run(ctx context.Context, c *console) error {
 		return err
 	}
 	rows := [][]string{{"POLICY", "EFFECT", "PRINCIPAL", "ACTION", "RESOURCE", "WHEN", "LAST", "FILE"}}
-	tooNew := 0
+	tooNew, listed := 0, 0
 	req.PageToken = l.After
 	for left := l.Limit; ; {
 		if l.Limit > 0 {
@@ -74,10 +74,16 @@ func (l *listPoliciesCmd) Run(ctx context.Context, c *console) error {
 			}
 			rows = append(rows, []string{p.GetBundle() + "/" + p.GetId(), p.GetEffect(), scopeText(p.GetPrincipal()), scopeText(p.GetAction()), scopeText(p.GetResource()), when, lastDetermined(p), fmt.Sprintf("%s:%d", p.GetFile(), p.GetLine())})
 		}
+		listed += len(res.GetPolicies())
 		left -= len(res.GetPolicies())
 		tooNew += int(res.GetTooNew())
 		if req.PageToken = res.GetNextPageToken(); req.PageToken == "" || l.Limit > 0 && left <= 0 {
 			break
+		}
+	}
+	if l.Bundle != "" && listed == 0 {
+		if err := admin.knows(ctx, l.Bundle); err != nil {
+			return err
 		}
 	}
 	if !l.json() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
@@ -30,12 +31,15 @@ func (*rollbackCmd) Help() string {
 
 // Run rolls back.
 func (r *rollbackCmd) Run(ctx context.Context, c *console) error {
+	if r.Version < 1 {
+		return misuse("%d is not the number of a version", r.Version)
+	}
+	if strings.TrimSpace(r.Reason) == "" {
+		return misuse("--reason must say why")
+	}
 	admin, err := r.dial()
 	if err != nil {
 		return err
-	}
-	if r.Version < 1 {
-		return misuse("%d is not the number of a version", r.Version)
 	}
 	// Checking a bundle may take longer than other calls.
 	res, err := admin.policies().RollbackVersion(ctx, &cedarpostv1.RollbackVersionRequest{Bundle: r.Bundle, Version: r.Version, Reason: r.Reason, AllowBreaking: r.AllowBreaking})
@@ -141,6 +145,9 @@ func (u *unfreezeCmd) Run(ctx context.Context, c *console) error {
 		return err
 	}
 	res, err := call(ctx, admin, admin.policies().UnfreezeBundle, &cedarpostv1.UnfreezeBundleRequest{Bundle: u.Bundle, Reason: u.Reason})
+	if err == nil && !res.GetChanged() {
+		err = admin.knows(ctx, u.Bundle)
+	}
 	if err != nil || u.json() {
 		return orMessage(c, res, err)
 	}

@@ -14,6 +14,10 @@ func TestWrongUsageExits2(t *testing.T) {
 	}{
 		{"", `try: cedarpost --help`},
 		{"bogus", `unexpected argument bogus`},
+		{"impact a --sample 2", `try: cedarpost impact --help`},
+		{"impact", `try: cedarpost impact --help`},
+		{"check ../../policies/shop/bundle.yaml", `try: cedarpost check --help`},
+		{"bundles --admin-url localhost:8081", `try: cedarpost bundles list --help`},
 		{"authorize", `missing flags: --action=UID, --principal=UID or --principal-token-file=FILE, --resource=UID`},
 		{"authorize --principal bob --action A::b --resource C::d", `"bob" is not an entity`},
 		{"authorize --principal A::b --principal-token-file x --action A::b --resource C::d", `can't be used together`},

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 
+	"connectrpc.com/connect/v2"
+
 	"github.com/cedarpost/cedarpost/bundle"
 	cedarpostv1 "github.com/cedarpost/cedarpost/proto/cedarpost/v1"
 )
@@ -93,6 +95,15 @@ func callersOf(list []*cedarpostv1.Verdict) string {
 	return strings.Join(names, ", ")
 }
 
+// knows returns an error if there is no bundle of a name, and never was.
+func (p *peer) knows(ctx context.Context, name string) error {
+	_, err := p.policies().ListVersions(ctx, &cedarpostv1.ListVersionsRequest{Bundle: name, PageSize: 1})
+	if connect.CodeOf(err) != connect.CodeNotFound {
+		return nil // it exists, or the caller may not know
+	}
+	return p.explain(err)
+}
+
 // filesStream receives a bundle and its files.
 type filesStream[R any] interface {
 	Receive() (R, error)
@@ -138,7 +149,7 @@ type pullCmd struct {
 	Bundle  string `arg:"" help:"Name of the bundle."`
 	Dir     string `arg:"" help:"Folder to write." type:"path"`
 	Version int64  `help:"This version (default: the live one)." placeholder:"N"`
-	Force   bool   `help:"Also write into a folder with other files: those of the bundle are replaced, and files of a bundle that the version does not have are removed."`
+	Force   bool   `help:"Also write into a folder with other files: those of the bundle are replaced, and files of a bundle that the version does not have are removed, and named on stderr."`
 	adminFlags
 }
 
@@ -160,15 +171,22 @@ func (p *pullCmd) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return admin.explain(err)
 	}
-	written, err := p.write(files)
+	written, removed, err := p.write(files)
+	for _, name := range removed {
+		fmt.Fprintf(c.err, "removed %s\n", clean(filepath.Join(relative(p.Dir), name)))
+	}
 	if err != nil {
 		return err
 	}
 	if p.json() {
 		return c.message(about)
 	}
-	fmt.Fprintf(c.out, "%s: version %d, %s in %s, %d written\n",
-		clean(about.GetBundle()), about.GetVersion(), count(len(files), "file", "files"), clean(relative(p.Dir)), written)
+	also := ""
+	if len(removed) > 0 {
+		also = fmt.Sprintf(", %d removed", len(removed))
+	}
+	fmt.Fprintf(c.out, "%s: version %d, %s in %s, %d written%s\n",
+		clean(about.GetBundle()), about.GetVersion(), count(len(files), "file", "files"), clean(relative(p.Dir)), written, also)
 	return nil
 }
 
@@ -179,7 +197,10 @@ func (p *pullCmd) fetch(ctx context.Context, admin *peer) (about *cedarpostv1.Bu
 		if err != nil {
 			return nil, nil, err
 		}
-		n = list.GetVersions()[0].GetVersion()
+		last := list.GetVersions()[0]
+		if n = last.GetVersion(); last.GetDeletedBy() != "" {
+			return nil, nil, connect.Errorf(connect.CodeNotFound, "the bundle %s is deleted, so no version is live; --version %d is its last one", p.Bundle, n)
+		}
 	}
 	stream, err := admin.policies().GetVersion(ctx, &cedarpostv1.GetVersionRequest{Bundle: p.Bundle, Version: n})
 	if err != nil {
@@ -189,28 +210,28 @@ func (p *pullCmd) fetch(ctx context.Context, admin *peer) (about *cedarpostv1.Bu
 	return about, files, err
 }
 
-// write makes the files of a bundle in the folder those that were fetched, and returns how many it
-// changed.
-func (p *pullCmd) write(files []bundle.File) (written int, err error) {
+// write makes the files of a bundle in the folder those that were fetched, and returns how many it wrote, and
+// which it removed.
+func (p *pullCmd) write(files []bundle.File) (written int, removed []string, err error) {
 	before, err := partsOf(p.Dir)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	if entries, err := os.ReadDir(p.Dir); errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0 {
-		return len(files), bundle.WriteDir(p.Dir, files)
+		return len(files), nil, bundle.WriteDir(p.Dir, files)
 	}
 	edits := bundle.Edits(before, files)
 	if len(edits) > 0 && !p.Force {
-		return 0, fmt.Errorf("%s has other files than the bundle, such as %s; --force replaces them", relative(p.Dir), edits[0].Path)
+		return 0, nil, fmt.Errorf("%s has other files than the bundle, such as %s; --force replaces them", relative(p.Dir), edits[0].Path)
 	}
 	root, err := os.OpenRoot(p.Dir)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	defer root.Close()
 	for _, e := range edits {
 		if part, problem := bundle.CheckPath(e.Path); !part || problem != nil {
-			return written, fmt.Errorf("%q is not a path inside a bundle", e.Path)
+			return written, removed, fmt.Errorf("%q is not a path inside a bundle", e.Path)
 		}
 		path := filepath.FromSlash(e.Path)
 		if e.Removed {
@@ -219,11 +240,15 @@ func (p *pullCmd) write(files []bundle.File) (written int, err error) {
 			err = root.WriteFile(path, e.Content, 0o644)
 		}
 		if err != nil {
-			return written, err
+			return written, removed, err
 		}
-		written++
+		if e.Removed {
+			removed = append(removed, e.Path)
+		} else {
+			written++
+		}
 	}
-	return written, nil
+	return written, removed, nil
 }
 
 // partsOf reads the files in a folder that are part of a bundle, whether or not they are a valid one.
@@ -317,12 +342,8 @@ func (d *diffCmd) versions(ctx context.Context) ([]*cedarpostv1.FileDiff, error)
 
 func (d *diffCmd) folder(ctx context.Context, c *console) ([]*cedarpostv1.FileDiff, error) {
 	b, err := readBundle(d.Args[0], d.Name)
-	if found := findingsFromError(err); len(found) > 0 {
-		c.printFindings(c.err, relative(d.Args[0]), found)
-		return nil, &exitError{codeInvalid, errors.New("the folder cannot be read as a bundle")}
-	}
 	if err != nil {
-		return nil, err
+		return nil, c.refusedFolder(d.Args[0], err, d.json())
 	}
 	admin, err := d.dial()
 	if err != nil {
