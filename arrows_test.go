@@ -18,7 +18,7 @@ const module = "github.com/cedarpost/cedarpost/"
 // arrows lists the rooms that each room may import. A package belongs to the room with the
 // longest name that is a prefix of its folder.
 var arrows = map[string][]string{
-	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "server/telemetry", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/clienttls", "internal/days", "internal/entityuid", "internal/keyfile", "internal/privateca", "internal/recentlog", "internal/secret", "internal/serverurl"},
+	"cmd": {"server", "server/access", "server/decisionlog", "server/engine", "server/entityfile", "server/offline", "server/telemetry", "store", "store/localpg", "auditlog", "logformat", "bundle", "policies", "proto", "sdk/go", "internal/clienttls", "internal/days", "internal/entityuid", "internal/keyfile", "internal/pause", "internal/privateca", "internal/recentlog", "internal/secret", "internal/serverurl"},
 	"server": {"server/engine", "server/snapshot", "server/decisionlog", "server/impact", "server/access", "server/stored", "server/wire", "server/entityfile", "server/offline",
 		"store", "auditlog", "bundle", "policies", "proto", "internal/entityuid", "internal/keyfile", "internal/pause", "internal/recentlog", "internal/secret"},
 	"server/snapshot":    {"server/engine", "server/stored", "server/wire", "store", "proto", "internal/pause"},

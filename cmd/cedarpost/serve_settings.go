@@ -13,7 +13,6 @@ import (
 
 	"github.com/cedarpost/cedarpost/auditlog"
 	"github.com/cedarpost/cedarpost/internal/keyfile"
-	"github.com/cedarpost/cedarpost/internal/recentlog"
 	"github.com/cedarpost/cedarpost/internal/secret"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
@@ -133,8 +132,7 @@ func newLogger(w io.Writer, format, level string) *slog.Logger {
 	if format == "json" {
 		h = slog.NewJSONHandler(w, options)
 	}
-	// The server gives the newest warnings and errors to support-bundle, also those from before it was made.
-	return slog.New(recentlog.Wrap(h))
+	return slog.New(h)
 }
 
 // explain adds the flag to change if the server cannot listen at an address.

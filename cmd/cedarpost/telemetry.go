@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/cedarpost/cedarpost/internal/recentlog"
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/telemetry"
 	"github.com/cedarpost/cedarpost/store"
@@ -39,7 +40,8 @@ func (f *listenFlags) observe(ctx context.Context, stderr io.Writer) (*observed,
 	if err != nil {
 		return nil, misuse("%w", err)
 	}
-	o.log = o.Logger(local.Handler())
+	// The server gives the newest warnings and errors to support-bundle, also those from before it was made.
+	o.log = slog.New(recentlog.Wrap(o.Logger(local.Handler()).Handler()))
 	return o, nil
 }
 

@@ -62,8 +62,10 @@ func TestServeSendsTelemetry(t *testing.T) {
 	client := newShell("CEDARPOST_TOKEN_FILE="+keyFile, "CEDARPOST_ADMIN_URL="+d.url("admin"), "CEDARPOST_API_URL="+d.url("decision"))
 	stranger := newShell("CEDARPOST_TOKEN=nonsense", "CEDARPOST_API_URL="+d.url("decision"))
 	lost := regexp.MustCompile(`cedarpost_log_lines_lost_total [1-9]`)
+	refused := func() { stranger.exits(t, codeFailed, says("unauthenticated"), ask("ViewOrder", "42")...) }
+	refused()
 	for deadline := time.Now().Add(2 * time.Minute); !lost.MatchString(scrape(t, d.url("ops")+"/metrics")); {
-		stranger.exits(t, codeFailed, says("unauthenticated"), ask("ViewOrder", "42")...)
+		refused()
 		if time.Now().After(deadline) {
 			t.Fatal("no line is lost")
 		}
