@@ -150,6 +150,17 @@ func registerConnections(r prometheus.Registerer, plane string, l *boundedListen
 	}
 }
 
+// registerReady adds whether the server decides, as /readyz says it.
+func registerReady(r prometheus.Registerer, ready *readiness) {
+	promauto.With(r).NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_ready",
+		Help: "1 if the server would decide and record a question now, as /readyz says it, else 0. Alert on it."}, func() float64 {
+		if ready.err() != nil {
+			return 0
+		}
+		return 1
+	})
+}
+
 // registerClock adds the difference of the clocks.
 func registerClock(r prometheus.Registerer, clock *skew) {
 	promauto.With(r).NewGaugeFunc(prometheus.GaugeOpts{Name: "cedarpost_clock_skew_seconds",

@@ -286,6 +286,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}()
 	s.ready.recorder = s.recorder
 	s.noted = decisionlog.NewNoted(s.recorder)
+	registerReady(registry, s.ready)
 	registerClock(registry, s.ready.clock)
 	registerStandbys(registry, cfg.DB)
 	registerSecretFiles(registry, cfg.SecretFiles, cfg.MaxSecretAge, time.Now)
