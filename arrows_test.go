@@ -61,6 +61,7 @@ var arrows = map[string][]string{
 	"internal/mutant":      {}, // for tests
 	"internal/pause":       {},
 	"bench":                {}, // only tests
+	"deploy":               {}, // only tests
 	"bench/peers":          {"policies", "proto", "store/localpg"},
 }
 
