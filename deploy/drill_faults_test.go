@@ -244,7 +244,7 @@ func (d *drill) signingFaults() map[string]fault {
 		},
 		"CedarpostLogContradicted": {
 			what: "Both servers are stopped, a checkpoint of a longer log, signed with the key of the log, is added to the checkpoint file of server one, as after a restore of an older backup, and server one is started again.",
-			done: "An operator states what was lost (`cedarpost audit truncate --confirm`), and server two is started again.", on: "one",
+			done: "An operator states what was lost (`cedarpost audit truncate --confirm`), and server one is started again, because server two may sign now.", on: "one",
 			make: func() {
 				d.stop(w.two)
 				d.stop(w.one)
@@ -256,6 +256,8 @@ func (d *drill) signingFaults() map[string]fault {
 					"--operator", "Ann Smith", "--reason", "restore of last night's backup", "--confirm")
 				d.results["CedarpostLogContradicted"].looked += "$ cedarpost audit truncate … --confirm\n" + w.scrub(out)
 				w.start(w.two)
+				d.stop(w.one)
+				w.start(w.one)
 			},
 		},
 		"CedarpostForeignCheckpoints": {

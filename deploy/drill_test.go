@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,7 +30,7 @@ import (
 const (
 	faster      = 60
 	leastWindow = 10 * time.Second
-	patience    = 4 * time.Minute // for an alert to fire or to end, on a busy machine
+	patience    = 150 * time.Second // for an alert to fire or to end, on a busy machine
 )
 
 // The fault of each alert is made for real, with two servers, Postgres, a standby and Prometheus. The alert fires, the
@@ -110,8 +111,8 @@ type drill struct {
 	log     func(format string, args ...any)
 }
 
-// alerts lists the firing alerts of a name.
-func (d *drill) alerts(name string) (list []firing) {
+// alerts lists the alerts of a name that fire, or that fire or are pending.
+func (d *drill) alerts(name string, states ...string) (list []firing) {
 	var answer struct{ Data struct{ Alerts []firing } }
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -125,7 +126,7 @@ func (d *drill) alerts(name string) (list []firing) {
 		return nil
 	}
 	for _, a := range answer.Data.Alerts {
-		if a.Labels["alertname"] == name && a.State == "firing" {
+		if a.Labels["alertname"] == name && slices.Contains(states, a.State) {
 			list = append(list, a)
 		}
 	}
@@ -137,7 +138,7 @@ func (d *drill) begin(s section, f fault) {
 	if f.make == nil {
 		return
 	}
-	for end := time.Now().Add(patience); len(d.alerts(s.name)) > 0 && time.Now().Before(end); {
+	for end := time.Now().Add(patience); len(d.alerts(s.name, "firing", "pending")) > 0 && time.Now().Before(end); {
 		time.Sleep(time.Second) // an earlier fault caused it, too
 	}
 	d.log("%s: %s", s.name, f.what)
@@ -153,7 +154,7 @@ func (d *drill) end(s section, f fault) {
 		return
 	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(500 * time.Millisecond) {
-		if list := d.alerts(s.name); len(list) > 0 {
+		if list := d.alerts(s.name, "firing"); len(list) > 0 {
 			// Of several servers, the one that the fault is on.
 			i := max(slices.IndexFunc(list, func(a firing) bool { return a.Labels["instance"] == f.on }), 0)
 			r.alert, r.fired = list[i], time.Since(r.began)
@@ -178,7 +179,7 @@ func (d *drill) await(name string, f fault) {
 	d.t.Helper()
 	r := d.results[name]
 	for deadline := time.Now().Add(patience); r.over == 0; time.Sleep(500 * time.Millisecond) {
-		if len(d.alerts(name)) == 0 {
+		if len(d.alerts(name, "firing")) == 0 {
 			r.over = time.Since(r.done)
 		} else if time.Now().After(deadline) {
 			d.t.Errorf("%s is not over", name)
@@ -212,7 +213,7 @@ func (d *drill) look(s section, on string) string {
 	var out strings.Builder
 	for line := range strings.Lines(block[1]) {
 		ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-		cmd := exec.CommandContext(ctx, "bash", "-c", "server_log() { cat \"$LOG\"; }\n"+line)
+		cmd := exec.CommandContext(ctx, "bash", "-c", "server_log() { cat \"$LOG\"; }\n"+strings.ReplaceAll(line, ":8080", ":"+port(d.world.server(on).decision)))
 		cmd.Env = d.world.env(on)
 		text, _ := cmd.CombinedOutput() // a command may fail because of the fault
 		cancel()
@@ -315,6 +316,17 @@ func (d *drill) startPrometheus() {
 		}
 		defer res.Body.Close()
 		return res.StatusCode == http.StatusOK
+	})
+	// increase() counts from the first scrape on.
+	query := d.url + "/api/v1/query?query=" + url.QueryEscape(`count(count_over_time(cedarpost_ready[1m]) >= 3) == 2`)
+	waitFor(t, "three scrapes of both servers", func() bool {
+		res, err := http.Get(query)
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		text, _ := io.ReadAll(res.Body)
+		return strings.Contains(string(text), `"value"`)
 	})
 }
 
