@@ -1,3 +1,5 @@
+// Package deploy has no code of its own: it is what an installation needs besides the program. Its tests keep the alert
+// rules, the dashboard, the runbook and the metrics of a real server together.
 package deploy
 
 import (
@@ -77,7 +79,7 @@ var (
 
 func (m metrics) add(text string) {
 	for line := range strings.Lines(text) {
-		if h := exposedHelp.FindStringSubmatch(line); h != nil && m[h[1]] == nil {
+		if h := exposedHelp.FindStringSubmatch(line); len(h) > 0 && m[h[1]] == nil {
 			m[h[1]] = map[string][]string{}
 		}
 		s := exposedSample.FindStringSubmatch(line)

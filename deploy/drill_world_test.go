@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -48,7 +47,6 @@ type world struct {
 	ca       *privateca.Pair
 	client   *http.Client
 	token    string // of the operator
-	busy     sync.WaitGroup
 }
 
 func (w *world) file(name string) string { return filepath.Join(w.dir, name) }
@@ -84,8 +82,13 @@ func newWorld(t *testing.T, dir string) *world {
 // build makes the program. Its clock can be set, and the work of each hour is done each minute.
 func (w *world) build() {
 	w.t.Helper()
-	clock := filepath.Join(runtime.GOROOT(), "src", "time", "time.go")
-	replace := map[string]string{filepath.Join(runtime.GOROOT(), "src", "time", "drill.go"): absolute(w.t, "testdata/drill/time.txt")}
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	library := filepath.Join(strings.TrimSpace(string(root)), "src", "time")
+	clock := filepath.Join(library, "time.go")
+	replace := map[string]string{filepath.Join(library, "drill.go"): absolute(w.t, "testdata/drill/time.txt")}
 	for file, edits := range map[string][]string{
 		clock: {"	sec, nsec, mono := runtimeNow()\n", "	sec, nsec, mono := runtimeNow()\n	sec += drillOffset.Load()\n"},
 		absolute(w.t, "../server/housekeeping.go"): {"= 5 * time.Minute", "= 5 * time.Second", "= time.Hour", "= time.Hour / " + fmt.Sprint(faster)},
