@@ -261,9 +261,9 @@ func (d *drill) signingFaults() map[string]fault {
 			},
 		},
 		"CedarpostForeignCheckpoints": {
-			what: "A checkpoint by another key is put into the database, and server one and two are started again one after the other.", done: "Nothing: it is over by itself. In earnest, the password of the login is changed.", on: "one",
+			what: "A checkpoint of a longer log, by another key, is put into the database, and server one and two are started again one after the other.", done: "Nothing: it is over by itself. In earnest, the password of the login is changed.", on: "one",
 			make: func() {
-				w.sql("insert into checkpoints (origin, size, note) select 'audit.example.org/cedarpost', max(size) + 1, 'by another key' from checkpoints")
+				w.sql("insert into checkpoints (origin, size, note) select 'audit.example.org/cedarpost', max(size) + 1000000, 'by another key' from checkpoints")
 				d.stop(w.one)
 				w.start(w.one)
 				d.stop(w.two) // server one takes over the signing
