@@ -206,7 +206,7 @@ func (d *drill) logFaults() map[string]fault {
 			on: "one", make: lock, undo: unlock,
 		},
 		"CedarpostDecisionsAtRisk": {
-			what: "The same, and callers ask server two, which is in buffered mode.", done: "The session is ended.", on: "two", make: lock, undo: unlock,
+			what: "The table `decisions` is locked again, and callers ask server two, which is in buffered mode.", done: "The session is ended.", on: "two", make: lock, undo: unlock,
 		},
 		"CedarpostReuseLost": {
 			what: "A caller reports that it lost count of three uses.", done: "Nothing: it is over by itself.", on: "two",
@@ -239,7 +239,7 @@ func (d *drill) signingFaults() map[string]fault {
 			make: func() { away(true) }, undo: func() { away(false) },
 		},
 		"CedarpostSigningFails": {
-			what: "The same.", done: "The folders are moved back.", on: "one",
+			what: "As for CedarpostLogNotSigned, the folders with the checkpoint files are moved away.", done: "The folders are moved back.", on: "one",
 			make: func() { away(true) }, undo: func() { away(false) },
 		},
 		"CedarpostLogContradicted": {
@@ -363,7 +363,7 @@ func (d *drill) upkeepFaults() map[string]fault {
 			make: func() { w.sql("alter function raise_oldest(interval) rename to raise_oldest_away") }, undo: func() {},
 		},
 		"CedarpostBackgroundStalls": {
-			what: "The same.", done: "The function gets its name back.", on: "one",
+			what: "As for CedarpostBackgroundFails, a function that the sweep of history needs has another name.", done: "The function gets its name back.", on: "one",
 			make: func() {}, undo: func() { w.sql("alter function raise_oldest_away(interval) rename to raise_oldest") },
 		},
 	}

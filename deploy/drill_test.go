@@ -97,6 +97,7 @@ type result struct {
 type firing struct {
 	Labels, Annotations map[string]string
 	State               string
+	ActiveAt            time.Time
 }
 
 type drill struct {
@@ -156,6 +157,9 @@ func (d *drill) end(s section, f fault) {
 			// Of several servers, the one that the fault is on.
 			i := max(slices.IndexFunc(list, func(a firing) bool { return a.Labels["instance"] == f.on }), 0)
 			r.alert, r.fired = list[i], time.Since(r.began)
+			if !strings.Contains(d.rules[s.name], " for ") { // it may have fired while others were tried
+				r.fired = max(list[i].ActiveAt.Sub(r.began), time.Millisecond)
+			}
 			break
 		}
 		if time.Now().After(deadline) {
