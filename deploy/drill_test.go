@@ -91,6 +91,7 @@ type result struct {
 	alert       firing
 	looked      string
 	began, done time.Time
+	later       bool // looked whether it is over only when all others had been tried
 }
 
 // firing is an alert as Prometheus lists it.
@@ -197,6 +198,7 @@ func (d *drill) await(name string, f fault) {
 func (d *drill) awaitAll() {
 	for name, r := range d.results {
 		if r.over == 0 && r.fired > 0 {
+			r.later = true
 			d.await(name, fault{})
 		}
 	}
@@ -249,7 +251,11 @@ build of the servers also takes the offset of its clock from a file. All else is
 			continue
 		}
 		fmt.Fprintf(&out, "**Fires** after %v, `severity=%s`: %s\n\n", r.fired.Round(time.Second), r.alert.Labels["severity"], strings.TrimSpace(d.world.scrub(r.alert.Annotations["summary"])))
-		fmt.Fprintf(&out, "```console\n%s```\n\n**Done.** %s **Over** after %v.\n", r.looked, f.done, r.over.Round(time.Second))
+		over := "**Over** after"
+		if r.later {
+			over = "**Over** when it was looked at again, after"
+		}
+		fmt.Fprintf(&out, "```console\n%s```\n\n**Done.** %s %s %v.\n", r.looked, f.done, over, r.over.Round(time.Second))
 	}
 	return out.String()
 }
