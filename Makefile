@@ -14,6 +14,7 @@ GOVULNCHECK_VERSION     := v1.9.0
 GO_LICENSES_VERSION     := v2.0.1
 CYCLONEDX_GOMOD_VERSION := v1.10.0
 OTELCOL_VERSION         := v0.165.0
+PROMETHEUS_VERSION      := v0.313.5
 
 BUILD := $(CURDIR)/.build
 BIN   := $(BUILD)/bin
@@ -186,6 +187,21 @@ lint: ## Run golangci-lint
 .PHONY: check
 check: lint check-generated ## All checks that are not tests
 
+PROMTOOL_STAMP   := $(BUILD)/promtool-$(PROMETHEUS_VERSION).stamp
+PROMETHEUS_STAMP := $(BUILD)/prometheus-$(PROMETHEUS_VERSION).stamp
+
+# Not part of make test, because promtool takes minutes to build. The tests of deploy look at the names in
+# the rules and in the dashboard.
+.PHONY: alerts
+alerts: $(PROMTOOL_STAMP) ## Check the alert rules and the queries of the dashboard, and run the unit tests of the rules
+	$(BIN)/promtool check rules --lint=all --lint-fatal deploy/prometheus/cedarpost.rules.yaml
+	$(BIN)/promtool test rules deploy/prometheus/cedarpost.rules.test.yaml
+	CEDARPOST_PROMTOOL=$(BIN)/promtool go test -count 1 -run '^TestQueriesOfDashboard$$' -v ./deploy
+
+.PHONY: drill-alerts
+drill-alerts: postgres $(PROMETHEUS_STAMP) ## Make the fault of each alert for real, see it fire and end, and write docs/alerts-transcript.md
+	CEDARPOST_DRILL_ALERTS=1 CEDARPOST_PROMETHEUS=$(BIN)/prometheus go test -count 1 -timeout 60m -run '^TestDrillAlerts$$' -v ./deploy
+
 # Not part of the checks of a change: its result depends on a database that changes every day, and that
 # is not reachable from everywhere. scripts/audit.sh has the exit codes.
 .PHONY: audit
@@ -254,6 +270,21 @@ $(BUILD)/go-licenses-$(GO_LICENSES_VERSION).stamp:
 	dir=$$(go mod download -json github.com/google/go-licenses/v2@$(GO_LICENSES_VERSION) | sed -n 's/^.*"Dir": "\(.*\)".*$$/\1/p'); \
 	echo "build go-licenses $(GO_LICENSES_VERSION)"; cd "$$dir"; go build -trimpath -o $(BIN)/go-licenses .; \
 	touch $@
+
+# Built from their module, because it replaces another one, which go install refuses. The module has a file of a
+# workspace without the workspace, so GOWORK=off.
+define prometheus
+@mkdir -p $(BIN); rm -f $(BUILD)/$(1)-v*.stamp; \
+	dir=$$(go mod download -json github.com/prometheus/prometheus@$(PROMETHEUS_VERSION) | sed -n 's/^.*"Dir": "\(.*\)".*$$/\1/p'); \
+	echo "build $(1) $(PROMETHEUS_VERSION)"; cd "$$dir"; GOWORK=off go build -trimpath -tags remove_all_sd -o $(BIN)/$(1) ./cmd/$(1); \
+	touch $@
+endef
+
+$(PROMTOOL_STAMP):
+	$(call prometheus,promtool)
+
+$(PROMETHEUS_STAMP):
+	$(call prometheus,prometheus)
 
 # The definitions of the validation rules come from the module that publishes them.
 $(PROTOVALIDATE_STAMP):

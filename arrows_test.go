@@ -66,6 +66,7 @@ var arrows = map[string][]string{
 	"internal/pause":       {},
 	"internal/recentlog":   {},
 	"bench":                {}, // only tests
+	"deploy":               {}, // only tests
 	"bench/peers":          {"policies", "proto", "store/localpg"},
 }
 

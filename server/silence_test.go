@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,7 +20,6 @@ import (
 	"github.com/cedarpost/cedarpost/server"
 	"github.com/cedarpost/cedarpost/server/decisionlog"
 	"github.com/cedarpost/cedarpost/server/servertest"
-	"github.com/cedarpost/cedarpost/server/telemetry"
 	"github.com/cedarpost/cedarpost/store/storetest"
 )
 
@@ -276,48 +273,5 @@ func TestExpiredCertificateIsSeen(t *testing.T) {
 	}
 	if n := number(t, s, `cedarpost_certificate_reload_failures_total{use="server"}`); n != 0 {
 		t.Errorf("%v reload failures", n)
-	}
-}
-
-// Every metric in docs/operations.md exists, and the page has every metric whose help says to
-// alert on it.
-func TestAlertsNameMetrics(t *testing.T) {
-	text, err := os.ReadFile("../docs/operations.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	certFile, keyFile := server.WritePair(t, t.TempDir(), "a", time.Now().AddDate(1, 0, 0))
-	tel, err := telemetry.Open(t.Context(), telemetry.Config{Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tel.Close()
-	s := servertest.New(t, func(c *server.Config) {
-		c.TLSCert, c.TLSKey = certFile, keyFile
-		c.SecretFiles = []server.SecretFile{{Setting: "tls-key", Path: keyFile}}
-		c.Collectors = append(c.Collectors, tel.Failures(), telemetry.NewLines(io.Discard).Lost())
-	})
-	var exposed string
-	servertest.Eventually(t, "a task has succeeded", func() bool {
-		exposed = servertest.Metrics(t, s)
-		return strings.Contains(exposed, "\ncedarpost_background_success_timestamp_seconds{")
-	})
-	for _, name := range regexp.MustCompile(`cedarpost_[a-z_]+[a-z]`).FindAllString(string(text), -1) {
-		if strings.HasPrefix(name, "cedarpost_new") || name == "cedarpost_migrate" || name == "cedarpost_serve" {
-			continue // names of databases and logins
-		}
-		if !strings.Contains(exposed, "\n# TYPE "+name+" ") {
-			t.Errorf("there is no metric %s", name)
-		}
-	}
-	for _, m := range regexp.MustCompile(`(?m)^# HELP (\S+) .*Alert on`).FindAllStringSubmatch(exposed, -1) {
-		if !strings.Contains(string(text), m[1]) {
-			t.Errorf("docs/operations.md does not name %s", m[1])
-		}
-	}
-	for _, task := range regexp.MustCompile(`cedarpost_background_failures_total\{task="(\w+)"}`).FindAllStringSubmatch(exposed, -1) {
-		if !strings.Contains(string(text), "| `"+task[1]+"` |") {
-			t.Errorf("docs/operations.md does not name the task %s", task[1])
-		}
 	}
 }

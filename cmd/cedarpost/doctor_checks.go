@@ -265,7 +265,7 @@ func (d *doctorCmd) checkSigning(ctx context.Context, db *store.DB) (found []dia
 		return []diagnosis{fail(signing, "look at the database", err)}
 	}
 	if age, unsigned := time.Since(newest.At), max(end-newest.Size, 0); unsigned > 0 && age > signingOverdue {
-		found = append(found, fail(signing, "see docs/operations.md, alert log not signed", fmt.Errorf("%d batches wait for a checkpoint, and the newest one is %v old", unsigned, age.Round(time.Second))))
+		found = append(found, fail(signing, "see docs/runbook.md, CedarpostLogNotSigned", fmt.Errorf("%d batches wait for a checkpoint, and the newest one is %v old", unsigned, age.Round(time.Second))))
 	} else {
 		found = append(found, pass(signing, "the newest checkpoint covers %d batches, and %d wait for the next one", newest.Size, unsigned))
 	}
